@@ -1,0 +1,174 @@
+"""Terminal tables that fit: 80 columns in a log, the whole terminal otherwise, with or without colour, Unicode or a TTY.
+
+A table that is too wide is made narrower in an order that loses least: (1) columns whose value is the same in every row move to one line
+above the table, (2) text is shortened with an ellipsis, (3) the least important columns go, and a line below names them. Numbers are
+never shortened: half a number is a wrong number. Wrapping cells was rejected: a row that spans lines cannot be scanned or grepped.
+
+    show(rows, [Column("precision"), Column("output_tok_s", "output", unit="tok/s", kind="number")])
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from rich import box
+from rich.cells import cell_len
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from trtllm_dashboards.numbers import ABSENT, decimals, number, percent
+
+Row = Mapping[str, object]
+Kind = Literal["text", "number", "percent", "verdict"]
+MIN_TEXT = 8
+"""Text is never shortened below this many characters."""
+GAP = 3
+"""Cells between two columns, in either box style."""
+
+VERDICT_STYLES: Mapping[str, str] = {
+    "faster": "green",
+    "better": "green",
+    "pass": "green",
+    "ok": "green",
+    "slower": "bold red",
+    "worse": "bold red",
+    "fail": "bold red",
+    "failed": "bold red",
+    "error": "bold red",
+    "inconclusive": "yellow",
+    "same": "dim",
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column. `priority` 0 always stays; higher goes first when the table is too wide. `hoist`: may move above when constant."""
+
+    key: str
+    title: str = ""
+    unit: str = ""
+    kind: Kind = "text"
+    priority: int = 0
+    places: int | None = None
+    hoist: bool = True
+
+    @property
+    def header(self) -> str:
+        return self.title or self.key.replace("_", " ")
+
+    @property
+    def rightward(self) -> bool:
+        return self.kind in ("number", "percent")
+
+
+def show(rows: Sequence[Row], columns: Sequence[Column], *, title: str = "", console: Console | None = None) -> None:
+    """Print the table to `console` (standard output by default) in the width it has; 80 where there is no terminal."""
+    console = console or Console()
+    console.print(table(rows, columns, title=title, width=console.width, ascii_only=console.options.ascii_only))
+
+
+def to_text(rows: Sequence[Row], columns: Sequence[Column], *, title: str = "", width: int = 80, ascii_only: bool = False) -> str:
+    """The table as plain text without colour codes, for logs, reports and tests."""
+    stream = io.StringIO()
+    console = Console(file=stream, width=width, color_system=None, force_terminal=False, legacy_windows=False)
+    console.print(table(rows, columns, title=title, width=width, ascii_only=ascii_only))
+    return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
+
+
+def table(rows: Sequence[Row], columns: Sequence[Column], *, title: str = "", width: int = 80, ascii_only: bool = False) -> Group:
+    """A rich renderable no wider than `width` cells (unless one number alone is wider)."""
+    cells = {c.key: _column_cells(c, rows, ascii_only) for c in columns}
+    shown, constant = _hoist(columns, cells, rows)
+    shown, dropped, limits = _fit(shown, cells, width)
+
+    grid = Table(box=box.ASCII if ascii_only else box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1), header_style="bold")
+    for column in shown:
+        header = f"{column.header}\n{column.unit}" if column.unit else column.header
+        grid.add_column(header, justify="right" if column.rightward else "left", no_wrap=True, overflow="crop", vertical="bottom")
+    for index in range(len(rows)):
+        grid.add_row(*(_styled(c, _shorten(cells[c.key][index], limits.get(c.key), ascii_only)) for c in shown))
+
+    parts: list[Text | Table] = []
+    if title:
+        parts.append(Text(title, style="bold"))
+    if constant:
+        parts.append(Text("all rows: " + ", ".join(constant), style="dim"))
+    parts.append(grid if rows else Text("no rows"))
+    if dropped:
+        parts.append(Text(f"not shown, too wide for {width} columns: " + ", ".join(c.header for c in dropped), style="dim"))
+    return Group(*parts)
+
+
+def _column_cells(column: Column, rows: Sequence[Row], ascii_only: bool) -> list[str]:
+    values = [row.get(column.key) for row in rows]
+    if column.kind == "number":
+        places = column.places if column.places is not None else decimals(values)
+        return [number(v, places) for v in values]
+    if column.kind == "percent":
+        return [percent(v) for v in values]
+    plain = [ABSENT if v is None or v == "" else " ".join(str(v).split()) for v in values]
+    return [p.encode("ascii", "replace").decode() for p in plain] if ascii_only else plain
+
+
+def _hoist(columns: Sequence[Column], cells: Mapping[str, list[str]], rows: Sequence[Row]) -> tuple[list[Column], list[str]]:
+    """Split off the text columns whose value is the same in all of several rows."""
+    shown, constant = [], []
+    for column in columns:
+        values = cells[column.key]
+        if column.kind == "text" and column.hoist and len(rows) > 1 and len(set(values)) == 1:
+            if values[0] != ABSENT:
+                constant.append(f"{column.header} {values[0]}" + (f" {column.unit}" if column.unit else ""))
+        else:
+            shown.append(column)
+    return (shown, constant) if shown else (list(columns), [])
+
+
+def _natural(column: Column, cells: Mapping[str, list[str]]) -> int:
+    return max([cell_len(column.header), cell_len(column.unit), *(cell_len(c) for c in cells[column.key])])
+
+
+def _fit(columns: list[Column], cells: Mapping[str, list[str]], width: int) -> tuple[list[Column], list[Column], dict[str, int]]:
+    """Columns that stay, columns that go, and the width limits of shortened text columns."""
+    shown: list[Column] = list(columns)
+    dropped: list[Column] = []
+    while True:
+        widths = {c.key: _natural(c, cells) for c in shown}
+        excess = sum(widths.values()) + GAP * (len(shown) - 1) - width
+        if excess <= 0:
+            return shown, dropped, {}
+        limits: dict[str, int] = {}
+        for column in sorted((c for c in shown if c.kind == "text"), key=lambda c: -widths[c.key]):
+            floor = max(MIN_TEXT, cell_len(column.header), cell_len(column.unit))
+            cut = min(excess, widths[column.key] - floor)
+            if cut > 0:
+                limits[column.key] = widths[column.key] - cut
+                excess -= cut
+        if excess <= 0:
+            return shown, dropped, limits
+        candidates = [c for c in shown if c.priority > 0]
+        if not candidates:
+            return shown, dropped, limits
+        victim = max(reversed(candidates), key=lambda c: c.priority)
+        shown.remove(victim)
+        dropped.append(victim)
+
+
+def _shorten(cell: str, limit: int | None, ascii_only: bool) -> str:
+    if limit is None or cell_len(cell) <= limit:
+        return cell
+    mark = "~" if ascii_only else "…"
+    while cell_len(cell) + 1 > limit:
+        cell = cell[:-1]
+    return cell + mark
+
+
+def _styled(column: Column, cell: str) -> Text:
+    if column.kind == "verdict":
+        return Text(cell, style=VERDICT_STYLES.get(cell.split()[0].lower() if cell.split() else "", ""))
+    if column.kind == "percent":
+        return Text(cell)
+    return Text(cell, style="dim" if cell == ABSENT else "")
