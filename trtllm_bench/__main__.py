@@ -1,0 +1,66 @@
+"""Entry point: runs the command line and turns every error into one sentence on stderr and an exit code (`errors.py`).
+
+Usage mistakes end in 3, not click's 2, since 2 means "inconclusive" for gates. `--debug` is taken out of the arguments here, wherever it
+stands, because it must work even when parsing is what failed.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+
+from trtllm_bench.errors import FAILURE, INTERRUPTED, USAGE, sentence_for, user_errors
+
+
+def _say(message: str) -> None:
+    print(f"trtllm-bench: {message}", file=sys.stderr)
+
+
+def _explain(error: Exception) -> int:
+    """Prints the error as one sentence; returns the exit code."""
+    if hasattr(error, "format_message"):  # click's own errors, whichever click typer brings
+        command = getattr(getattr(error, "ctx", None), "command_path", "trtllm-bench")
+        if not error.format_message():
+            error.show()  # type: ignore[attr-defined]
+            return USAGE
+        _say(f"{error.format_message()}\nSee: {command} --help")
+        return USAGE if error.exit_code == 2 else int(error.exit_code)  # type: ignore[attr-defined]
+    if isinstance(error, user_errors()):
+        _say(" ".join(str(error).split()))
+        return int(getattr(error, "exit_code", USAGE))
+    if isinstance(error, OSError):
+        _say(sentence_for(error))
+        return FAILURE
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        _say(f"out of memory ({' '.join(str(error).split())[:200]}); try a smaller --max-batch-size, --max-seq-len or model")
+        return FAILURE
+    _say(f"unexpected {type(error).__name__}: {' '.join(str(error).split())[:400]} (this is a bug; --debug shows where)")
+    return FAILURE
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns its exit code."""
+    from trtllm_bench.app import app
+
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    try:
+        result = app([argument for argument in given if argument != "--debug"], prog_name="trtllm-bench", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except KeyboardInterrupt:
+        _say("interrupted")
+        return INTERRUPTED
+    except Exception as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            error.show()  # type: ignore[attr-defined]
+            return USAGE
+        if type(error).__name__ == "Abort":
+            return INTERRUPTED
+        if debug:
+            traceback.print_exc()
+        return _explain(error)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,134 @@
+"""The command line's shape: a folder of commands, imported one at a time.
+
+`commands/` *is* the registry: a file `commands/prepare_dataset.py` is the command `prepare-dataset`. It defines either `command` (a typed
+function; its docstring is the help) or `app` (a `typer.Typer` with sub-commands), and imports what it works with inside the function,
+so that `--help` loads neither torch nor pandas. Rejected: a table of names and summaries beside the files, since the two drift apart.
+
+`-` and `_` are the same in every option and command (NVIDIA's tool spells `--num_requests`), and NVIDIA's habit of giving `--model` before
+the command works: it becomes the default of the command's own `--model`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Iterator, MutableMapping
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+from typer.main import get_command
+
+from trtllm_bench import commands
+
+PANELS = {
+    "Measure": ("sweep", "throughput", "latency", "search", "profile", "kernels", "ceilings"),
+    "Engines": ("build", "inspect", "refit", "quantize", "fetch", "generate", "serve"),
+    "Workloads": ("prepare-dataset", "trace"),
+    "Results": ("results", "compare", "gate", "plot", "dashboard", "explain"),
+    "Machine": ("doctor",),
+}
+
+
+class CommandFolder(MutableMapping[str, Any]):
+    """The files of `commands/` as click commands, each imported when first looked up."""
+
+    def __init__(self) -> None:
+        known = [name for names in PANELS.values() for name in names]
+        found = {module.name.replace("_", "-") for module in pkgutil.iter_modules(commands.__path__) if not module.name.startswith("_")}
+        self._names = [name for name in known if name in found] + sorted(found.difference(known))
+        self._loaded: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._names:
+            raise KeyError(name)
+        if name not in self._loaded:
+            self._loaded[name] = self._load(name)
+        return self._loaded[name]
+
+    def _load(self, name: str) -> Any:
+        module = importlib.import_module(f"{commands.__name__}.{name.replace('-', '_')}")
+        sub_app = getattr(module, "app", None)
+        if sub_app is None:
+            sub_app = typer.Typer(add_completion=False)
+            sub_app.command(name)(module.command)
+        command = get_command(sub_app)
+        command.name = name
+        _without_boxes(command)
+        return command
+
+    def __setitem__(self, name: str, command: Any) -> None:
+        self._names.append(name)
+        self._loaded[name] = command
+
+    def __delitem__(self, name: str) -> None:
+        self._names.remove(name)
+        self._loaded.pop(name, None)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def _without_boxes(command: Any) -> None:
+    """Plain help everywhere: half the start-up time of rich help, and readable in a log."""
+    command.rich_markup_mode = None
+    for child in getattr(command, "commands", {}).values():
+        _without_boxes(child)
+
+
+class LazyGroup(TyperGroup):
+    """A group whose commands are those of `commands/`, listed by what they are for."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.commands = CommandFolder()
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        width = max(len(name) for name in self.commands)
+        listed = {name for names in PANELS.values() for name in names}
+        others = tuple(name for name in self.commands if name not in listed)
+        for panel, names in {**PANELS, "Other": others}.items():
+            present = [(name.ljust(width), self.commands[name].get_short_help_str(76 - width)) for name in names if name in self.commands]
+            if present:
+                with formatter.section(panel):
+                    formatter.write_dl(present)
+
+
+def _hyphens(token: str) -> str:
+    return token.replace("_", "-")
+
+
+app = typer.Typer(
+    cls=LazyGroup,
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"token_normalize_func": _hyphens, "help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"trtllm-bench {version('trtllm-bench')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    context: typer.Context,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Default of the command's own --model.")] = None,
+    version: Annotated[bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error (accepted anywhere).")] = False,
+) -> None:
+    """Benchmark LLM inference on NVIDIA GPUs, with an ahead-of-time engine of its own.
+
+    Start with `trtllm-bench doctor`, then `trtllm-bench sweep`.
+    """
+    if model is not None:
+        context.default_map = dict.fromkeys(context.command.commands, {"model": model})  # type: ignore[attr-defined]

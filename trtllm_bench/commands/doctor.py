@@ -1,0 +1,51 @@
+"""`doctor`: what this machine is, what will and will not work on it, each with the fix. Exit 1 when the main job cannot run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from trtllm_bench.errors import FAILURE
+
+if TYPE_CHECKING:
+    from trtllm_bench.machine import Check
+
+
+def command(
+    out: Annotated[Path, typer.Option("--out", help="Folder results would be written to.")] = Path("runs"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print the checks as JSON.")] = False,
+) -> None:
+    """Say what works on this machine, and how to mend what does not."""
+    from trtllm_bench import machine
+
+    found = list(machine.checks(out))
+    stopped = [check for check in found if check.state == "stop"]
+    if as_json:
+        import json
+
+        typer.echo(json.dumps({"ok": not stopped, "checks": machine.as_rows(found)}, indent=2))
+    else:
+        _print(found)
+        if stopped:
+            typer.echo(f"\n{len(stopped)} problem(s) stop the main job; mend them as said above.")
+        else:
+            limits = sum(check.state == "limit" for check in found)
+            typer.echo("\nReady: trtllm-bench sweep" + (f" ({limits} limit(s) above)" if limits else ""))
+    if stopped:
+        raise typer.Exit(FAILURE)
+
+
+def _print(found: list[Check]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    marks = {"ok": ("ok", "green"), "limit": ("limit", "yellow"), "stop": ("STOP", "bold red")}
+    grid = Table.grid(padding=(0, 2))
+    for check in found:
+        grid.add_row(Text(*marks[check.state]), check.what, Text(check.found))
+        if check.fix:
+            grid.add_row("", "", Text(f"-> {check.fix}", style="dim"))
+    Console(highlight=False).print(grid)

@@ -1,0 +1,235 @@
+"""What this machine is and what of the bench will work on it, found without importing torch where that can be avoided.
+
+`doctor` prints the checks; commands ask `has_gpu()` to choose their defaults. A check is data: what was looked at, what was found, whether
+that is fine, limits something, or stops the main job, and what mends it.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+from typing import Any, Literal
+
+State = Literal["ok", "limit", "stop"]
+MIN_CUDA13_DRIVER = 580
+"""First driver branch that runs what CUDA 13 compiles (CUDA 13.0 release notes, table of minimum drivers)."""
+MIN_FREE_GIB = 5
+"""The largest default engine keeps no weights on disk; this covers wheels' caches, engines of small models and results."""
+
+
+@dataclass(frozen=True)
+class Check:
+    what: str
+    state: State
+    found: str
+    fix: str = ""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    name: str
+    memory_gib: float
+    compute_capability: tuple[int, int]
+    driver: str
+    cuda_driver: str
+    power_limit_w: float | None
+
+    @property
+    def arch(self) -> str:
+        return f"sm_{self.compute_capability[0]}{self.compute_capability[1]}"
+
+
+def gpus() -> list[Gpu]:
+    """The NVIDIA GPUs the driver shows to this process; an empty list without a driver or a GPU."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+    except Exception:  # the module or the driver is missing, which is the answer
+        return []
+    try:
+        return [_describe(pynvml, pynvml.nvmlDeviceGetHandleByIndex(index)) for index in _visible(pynvml.nvmlDeviceGetCount())]
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def has_gpu() -> bool:
+    return bool(gpus())
+
+
+def _visible(count: int) -> list[int]:
+    """Indices `CUDA_VISIBLE_DEVICES` leaves visible; names of the form GPU-... are taken as visible."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is None:
+        return list(range(count))
+    names = [name.strip() for name in chosen.split(",") if name.strip()]
+    if any(not name.lstrip("-").isdigit() for name in names):
+        return list(range(count))[: len(names)]
+    return [int(name) for name in names if 0 <= int(name) < count]
+
+
+def _describe(nvml: Any, handle: Any) -> Gpu:
+    def text(value: Any) -> str:
+        return value.decode() if isinstance(value, bytes) else str(value)
+
+    cuda = nvml.nvmlSystemGetCudaDriverVersion()
+    try:
+        power: float | None = nvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000
+    except nvml.NVMLError:
+        power = None
+    return Gpu(
+        name=text(nvml.nvmlDeviceGetName(handle)),
+        memory_gib=nvml.nvmlDeviceGetMemoryInfo(handle).total / 2**30,
+        compute_capability=tuple(nvml.nvmlDeviceGetCudaComputeCapability(handle)),
+        driver=text(nvml.nvmlSystemGetDriverVersion()),
+        cuda_driver=f"{cuda // 1000}.{cuda % 1000 // 10}",
+        power_limit_w=power,
+    )
+
+
+def checks(folder: Path) -> Iterator[Check]:
+    """Every check of `doctor`, in the order to read them. `folder`: where results would be written."""
+    yield _python()
+    yield from _packages()
+    found = gpus()
+    yield from _gpu_checks(found)
+    yield _compiler()
+    yield from _precisions(found)
+    yield _disk(folder)
+    yield _memory()
+    yield from _profilers()
+
+
+def _python() -> Check:
+    found = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    if not (3, 11) <= sys.version_info[:2] <= (3, 12):
+        return Check("Python", "stop", found, "use Python 3.11 or 3.12")
+    if platform.system() != "Linux":
+        return Check("Python", "limit", found, "kernels compile and run on Linux only; CPU engines work here")
+    return Check("Python", "ok", found)
+
+
+def _packages() -> Iterator[Check]:
+    from packaging.requirements import Requirement
+
+    try:
+        declared = [Requirement(line) for line in requires("trtllm-bench") or []]
+    except PackageNotFoundError:
+        yield Check("packages", "stop", "trtllm-bench itself is not installed", "python3 -m pip install -e . in the repository")
+        return
+    wrong, shown = [], []
+    for requirement in declared:
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            have = version(requirement.name)
+        except PackageNotFoundError:
+            wrong.append(f"{requirement.name} is missing")
+            continue
+        if not requirement.specifier.contains(have, prereleases=True):
+            wrong.append(f"{requirement.name} {have} is not {requirement.specifier}")
+        if requirement.name in ("torch", "triton"):
+            shown.append(f"{requirement.name} {have}")
+    if wrong:
+        yield Check("packages", "stop", "; ".join(wrong), "python3 -m pip install -U trtllm-bench (or -e . in the repository)")
+    else:
+        yield Check("packages", "ok", f"{len(declared)} dependencies in range, " + ", ".join(shown))
+
+
+def _gpu_checks(found: list[Gpu]) -> Iterator[Check]:
+    if not found:
+        yield Check("GPU", "limit", _why_no_gpu(), "engines run on the CPU; engines for GPUs can still be built with build --arch")
+        return
+    for index, gpu in enumerate(found):
+        power = f", {gpu.power_limit_w:.0f} W" if gpu.power_limit_w else ""
+        yield Check(f"GPU {index}", "ok", f"{gpu.name}, {gpu.arch}, {gpu.memory_gib:.0f} GiB{power}")
+    driver = f"{found[0].driver} (CUDA {found[0].cuda_driver})"
+    if int(found[0].driver.split(".")[0]) < MIN_CUDA13_DRIVER:
+        yield Check("driver", "stop", driver, f"install driver {MIN_CUDA13_DRIVER} or newer: engines hold CUDA 13 kernels")
+    else:
+        yield Check("driver", "ok", driver)
+    if found[0].compute_capability < (8, 0):
+        yield Check("architecture", "stop", found[0].arch, "engines need sm_80 (A100) or newer; use --device cpu")
+    yield _torch_cuda()
+
+
+def _why_no_gpu() -> str:
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "unset").strip() in ("", "-1"):
+        return "hidden by CUDA_VISIBLE_DEVICES"
+    return "none found (no NVIDIA driver answers)"
+
+
+def _torch_cuda() -> Check:
+    import torch
+
+    if torch.version.cuda is None:
+        return Check(
+            "torch",
+            "stop",
+            f"{torch.__version__} has no CUDA",
+            "python3 -m pip install --force-reinstall torch from PyPI (not a +cpu wheel)",
+        )
+    if not torch.cuda.is_available():
+        return Check("torch", "stop", f"{torch.__version__} cannot open the GPU", "check nvidia-smi, permissions of /dev/nvidia*, MIG mode")
+    return Check("torch", "ok", f"{torch.__version__} opens the GPU (CUDA {torch.version.cuda})")
+
+
+def _compiler() -> Check:
+    try:
+        from importlib.util import find_spec
+
+        location = find_spec("triton")
+    except ImportError:
+        location = None
+    if location is None or location.origin is None:
+        return Check("kernel compiler", "limit", "Triton is missing", "python3 -m pip install triton; built engines run without it")
+    ptxas = Path(location.origin).parent / "backends" / "nvidia" / "bin" / "ptxas"
+    if not ptxas.exists():
+        return Check("kernel compiler", "limit", "Triton has no ptxas", "reinstall triton from PyPI; built engines run without it")
+    return Check("kernel compiler", "ok", f"Triton {version('triton')}: builds engines for any GPU here")
+
+
+def _precisions(found: list[Gpu]) -> Iterator[Check]:
+    if not found:
+        yield Check("precisions", "ok", "fp32, bf16, fp16 on the CPU (reference speed: figures say nothing of a GPU)")
+    else:
+        yield Check("precisions", "ok", f"fp32, fp16, bf16 on {found[0].arch}")
+
+
+def _disk(folder: Path) -> Check:
+    existing = next(path for path in (folder, *folder.resolve().parents) if path.exists())
+    if not os.access(existing, os.W_OK):
+        return Check("disk", "stop", f"{existing} is not writable", "run elsewhere, or give --out")
+    free = shutil.disk_usage(existing).free / 2**30
+    if free < MIN_FREE_GIB:
+        return Check("disk", "limit", f"{free:.1f} GiB free at {existing}", f"free at least {MIN_FREE_GIB} GiB, or give --out elsewhere")
+    return Check("disk", "ok", f"{free:.0f} GiB free at {existing}")
+
+
+def _memory() -> Check:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    except (ValueError, OSError, AttributeError):
+        return Check("CPU", "ok", f"{cores} cores")
+    found = f"{cores} cores, {total:.0f} GiB memory"
+    return Check("CPU", "ok", found) if total >= 4 else Check("CPU", "limit", found, "tiny-llama fits; larger models on the CPU will not")
+
+
+def _profilers() -> Iterator[Check]:
+    for tool, name in (("nsys", "Nsight Systems"), ("ncu", "Nsight Compute")):
+        path = shutil.which(tool)
+        if path:
+            yield Check(name, "ok", path)
+        else:
+            yield Check(name, "limit", "not installed", f"optional: install {name} to profile with {tool}")
+
+
+def as_rows(found: list[Check]) -> list[dict[str, str]]:
+    return [asdict(check) for check in found]
