@@ -1,0 +1,111 @@
+"""Every figure a row may carry: its unit, which way is better, and its one definition in words.
+
+`metrics.py` computes them; the tables, plots, comparison and gate take units and direction from here. `docs/schema.md` is printed from
+this file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Figure:
+    unit: str
+    better: Literal["higher", "lower", ""]
+    meaning: str
+
+
+PERCENTILES = (50, 90, 95, 99)
+LATENCIES: Mapping[str, str] = {
+    "ttft": "time to first token: first token received - intended arrival",
+    "tpot": "time per output token after the first: (E2E - TTFT) / (N - 1), one value a request, requests with N >= 2",
+    "itl": "inter-token latency: gap between consecutive tokens of a request, pooled over all tokens of all requests",
+    "e2e": "end to end: last token received - intended arrival",
+    "queue": "queue time: start of the request's first step - intended arrival, where the target reports it",
+}
+
+
+def _latencies() -> dict[str, Figure]:
+    figures = {}
+    for name, meaning in LATENCIES.items():
+        figures[f"{name}_mean_ms"] = Figure("ms", "lower", f"mean of {meaning}")
+        for percent in PERCENTILES:
+            figures[f"{name}_p{percent}_ms"] = Figure("ms", "lower", f"{percent}th percentile (linear interpolation) of {meaning}")
+        figures[f"{name}_max_ms"] = Figure("ms", "lower", f"largest {meaning}")
+    return figures
+
+
+_RATES: dict[str, Figure] = {
+    "output_tokens_per_s": Figure("tok/s", "higher", "output tokens of completed requests / duration_s, summed over GPUs"),
+    "total_tokens_per_s": Figure("tok/s", "higher", "input + output tokens of completed requests / duration_s"),
+    "output_tokens_per_s_per_gpu": Figure("tok/s/GPU", "higher", "output_tokens_per_s / (tp * pp)"),
+    "output_tokens_per_s_per_user": Figure("tok/s/user", "higher", "mean over requests with N >= 2 of 1 / TPOT"),
+    "requests_per_s": Figure("req/s", "higher", "completed requests / duration_s"),
+    "goodput_requests_per_s": Figure("req/s", "higher", "completed requests that met every limit of the SLO / duration_s"),
+    "goodput_ratio": Figure("", "higher", "requests that met every limit of the SLO / all requests, failed ones included"),
+}
+
+_COUNTS: dict[str, Figure] = {
+    "duration_s": Figure("s", "", "last token received - first intended arrival, over the measured requests"),
+    "completed_requests": Figure("", "", "requests that finished"),
+    "failed_requests": Figure("", "lower", "requests that did not finish"),
+    "input_tokens": Figure("tok", "", "prompt tokens of completed requests"),
+    "output_tokens": Figure("tok", "", "tokens produced by completed requests"),
+    "output_length_ratio": Figure("", "", "output tokens produced / output tokens asked for; below 1 the outputs were cut short"),
+    "input_length_mean": Figure("tok", "", "mean prompt length"),
+    "output_length_mean": Figure("tok", "", "mean output length"),
+    "lag_p50_ms": Figure("ms", "lower", "median of sent - intended arrival: the driver's own lateness"),
+    "lag_p99_ms": Figure("ms", "lower", "99th percentile of sent - intended arrival"),
+    "lag_max_ms": Figure("ms", "lower", "largest sent - intended arrival"),
+    "steady_start_s": Figure("s", "", "start of the steady window, from the first intended arrival"),
+    "steady_end_s": Figure("s", "", "end of the steady window, from the first intended arrival"),
+}
+
+_DEVICE: dict[str, Figure] = {
+    "energy_j": Figure("J", "lower", "energy of all GPUs of the cell over duration_s, from the driver's counter"),
+    "energy_per_output_token_j": Figure("J/tok", "lower", "energy_j / output_tokens"),
+    "power_mean_w": Figure("W", "", "mean board power of all GPUs over duration_s"),
+    "power_max_w": Figure("W", "", "largest board power sample, summed over GPUs"),
+    "sm_clock_mean_mhz": Figure("MHz", "", "mean SM clock over duration_s"),
+    "sm_clock_min_mhz": Figure("MHz", "", "smallest SM clock sample"),
+    "memory_clock_mean_mhz": Figure("MHz", "", "mean memory clock over duration_s"),
+    "temperature_max_c": Figure("C", "", "hottest GPU temperature sample"),
+    "throttled_ratio": Figure("", "lower", "share of samples in which the driver reported a thermal or hardware slow-down"),
+    "power_capped_ratio": Figure("", "", "share of samples in which the software power cap limited the clocks"),
+    "gpu_utilization_mean": Figure("", "", "mean of the driver's busy share"),
+    "mfu": Figure("", "higher", "model FLOP of the work done / (duration_s * measured peak FLOP/s of the compute dtype)"),
+    "mbu": Figure("", "higher", "bytes the work must move / (duration_s * measured memory bandwidth)"),
+    "mfu_prefill": Figure("", "higher", "mfu over steps that hold context tokens only"),
+    "mbu_prefill": Figure("", "higher", "mbu over steps that hold context tokens only"),
+    "mfu_decode": Figure("", "higher", "mfu over steps that hold decode tokens only"),
+    "mbu_decode": Figure("", "higher", "mbu over steps that hold decode tokens only"),
+    "memory_peak_gib": Figure("GiB", "lower", "largest device memory in use on one GPU"),
+    "kv_used_peak_ratio": Figure("", "", "largest share of KV cache pages in use"),
+    "kv_used_mean_ratio": Figure("", "", "mean over steps of the share of KV cache pages in use"),
+    "prefix_hit_ratio": Figure("", "higher", "prompt tokens served from the prefix cache / prompt tokens"),
+    "preemptions": Figure("", "lower", "sequences evicted and recomputed"),
+    "steps": Figure("", "", "engine steps run"),
+    "step_mean_ms": Figure("ms", "lower", "duration_s / steps"),
+    "batch_mean": Figure("seq", "", "mean number of sequences in a step"),
+    "decode_tokens_per_step_mean": Figure("tok", "", "mean number of decode tokens in a step"),
+    "context_tokens_per_step_mean": Figure("tok", "", "mean number of context tokens in a step"),
+    "load_s": Figure("s", "lower", "engine load to ready"),
+    "build_s": Figure("s", "lower", "engine build"),
+}
+
+
+def _steady(base: Mapping[str, Figure]) -> dict[str, Figure]:
+    names = [name for name in base if name.endswith(("_p50_ms", "_p99_ms", "tokens_per_s", "requests_per_s", "_per_gpu", "_per_user"))]
+    return {
+        f"steady_{name}": Figure(base[name].unit, base[name].better, f"within the steady window: {base[name].meaning}")
+        for name in names
+        if not name.startswith(("goodput", "queue"))
+    }
+
+
+_BASE: dict[str, Figure] = {**_RATES, **_latencies()}
+FIGURES: Mapping[str, Figure] = {**_BASE, **_COUNTS, **_DEVICE, **_steady(_BASE)}
+HEADLINE = "output_tokens_per_s"
