@@ -71,8 +71,8 @@ def test_has_counts_only_ok_rows_and_a_rerun_replaces_a_failed_one(tmp_path: Pat
 
 @pytest.mark.parametrize("change", [{"driver": "581"}, {"power_limit_w": 500.0}, {"source_hash": "x"}, {"torch": "2.12.0"}])
 def test_key_changes_with_what_can_change_the_result(change: dict[str, object]) -> None:
-    assert cell_key(row().cell, Environment(**{"gpu": "H100", "driver": "580.1", "torch": "2.13.0"} | change)) != row().key  # type:
-    ignore[arg - type]
+    values: dict[str, object] = {"gpu": "H100", "driver": "580.1", "torch": "2.13.0"}
+    assert cell_key(row().cell, Environment(**(values | change))) != row().key  # type: ignore[arg-type]
 
 
 def test_key_ignores_momentary_readings() -> None:
