@@ -1,0 +1,6 @@
+"""The dialect. Importing this package registers every op under `torch.ops.trtllm`; `OPS` lists them."""
+
+from trtllm_kernels.ops import attention, elementwise, gather, linear, norm, rope
+from trtllm_kernels.ops.registry import NAMESPACE, OPS, OpDef
+
+__all__ = ["NAMESPACE", "OPS", "OpDef", "attention", "elementwise", "gather", "linear", "norm", "rope"]

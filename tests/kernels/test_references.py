@@ -1,0 +1,213 @@
+"""The dialect's references against formulas written independently: torch.nn.functional, transformers, and loops over sequences."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+import trtllm_kernels.ops
+
+OPS = torch.ops.trtllm
+ALL_OPS = """add add_layer_norm add_rms_norm attention embedding gather_rows gelu layer_norm linear paged_attention prepare_step rms_norm
+rope rope_kv_write silu_mul silu_mul_packed split"""
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+def randn(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(*shape).to(dtype)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def test_dialect_is_the_documented_table() -> None:
+    assert sorted(trtllm_kernels.ops.OPS) == ALL_OPS.split()
+    assert trtllm_kernels.ops.OPS["rope_kv_write"].mutates == ("kv_cache",)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_norms_round_a_double_precision_result_once(dtype: torch.dtype) -> None:
+    x, w, b = randn(5, 96, dtype=dtype), randn(96, dtype=dtype), randn(96, dtype=dtype)
+    expected = functional.rms_norm(x.double(), (96,), w.double(), 1e-5)
+    torch.testing.assert_close(OPS.rms_norm(x, w, 1e-5), expected.to(dtype))
+    grouped = functional.rms_norm(x.double().view(5, 3, 32), (32,), w[:32].double(), 1e-5).view(5, 96)
+    torch.testing.assert_close(OPS.rms_norm(x, w[:32], 1e-5), grouped.to(dtype))
+    torch.testing.assert_close(
+        OPS.layer_norm(x, w, b, 1e-5), functional.layer_norm(x.double(), (96,), w.double(), b.double(), 1e-5).to(dtype)
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_fused_add_norms_are_bitwise_the_two_ops(dtype: torch.dtype) -> None:
+    x, r, w, b = (randn(*s, dtype=dtype) for s in ((7, 64), (7, 64), (64,), (64,)))
+    total = OPS.add(x, r)
+    for fused, normed in ((OPS.add_rms_norm(x, r, w, 1e-6), OPS.rms_norm(total, w, 1e-6)),
+                          (OPS.add_layer_norm(x, r, w, b, 1e-6), OPS.layer_norm(total, w, b, 1e-6))):  # fmt: skip
+        assert torch.equal(fused[0], normed)
+        assert torch.equal(fused[1], total)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_activations(dtype: torch.dtype) -> None:
+    gate_up = randn(3, 40, dtype=dtype) * 4
+    gate, up = gate_up[:, :20], gate_up[:, 20:]
+    expected = (gate.double() / (1 + torch.exp(-gate.double())) * up.double()).to(dtype)
+    torch.testing.assert_close(OPS.silu_mul(gate.contiguous(), up.contiguous()), expected)
+    torch.testing.assert_close(OPS.silu_mul_packed(gate_up), expected)
+    x = gate_up.double()
+    tanh_form = 0.5 * x * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3)))
+    torch.testing.assert_close(OPS.gelu(gate_up), tanh_form.to(dtype))
+
+
+def test_linear_split_and_gathers() -> None:
+    x, w, b = randn(4, 8), randn(12, 8), randn(12)
+    torch.testing.assert_close(OPS.linear(x, w), x @ w.T)
+    torch.testing.assert_close(OPS.linear(x, w, b), x @ w.T + b)
+    parts = OPS.split(x, [2, 5, 1])
+    assert torch.equal(torch.cat(parts, 1), x)
+    assert all(p.is_contiguous() for p in parts)
+    whole = OPS.split(x, [8])[0]
+    assert whole.data_ptr() != x.data_ptr()
+    ids = torch.tensor([3, 0, 3], dtype=torch.int32)
+    assert torch.equal(OPS.embedding(ids, w), torch.stack([w[3], w[0], w[3]]))
+    assert torch.equal(OPS.gather_rows(w, ids), torch.stack([w[3], w[0], w[3]]))
+
+
+def cos_sin_table(positions: int, rotary_dim: int, theta: float = 10000.0) -> torch.Tensor:
+    inverse = theta ** -(torch.arange(0, rotary_dim, 2, dtype=torch.float64) / rotary_dim)
+    angles = torch.arange(positions, dtype=torch.float64)[:, None] * inverse
+    return torch.cat((angles.cos(), angles.sin()), -1).float()
+
+
+def test_rope_half_split_is_transformers_llama() -> None:
+    from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+    table, positions = cos_sin_table(50, 16), torch.tensor([0, 7, 49, 7], dtype=torch.int32)
+    q, k = randn(4, 3 * 16), randn(4, 2 * 16)
+    cos, sin = (torch.cat((half, half), -1)[None] for half in table[positions].chunk(2, -1))
+    expected_q, expected_k = apply_rotary_pos_emb(q.view(1, 4, 3, 16).transpose(1, 2), k.view(1, 4, 2, 16).transpose(1, 2), cos, sin)
+    torch.testing.assert_close(OPS.rope(q, positions, table, 16, False), expected_q.transpose(1, 2).reshape(4, 48))
+    torch.testing.assert_close(OPS.rope(k, positions, table, 16, False), expected_k.transpose(1, 2).reshape(4, 32))
+
+
+def test_rope_interleaved_partial_is_transformers_gptj() -> None:
+    from transformers.models.gptj.modeling_gptj import apply_rotary_pos_emb
+
+    table, positions = cos_sin_table(50, 8), torch.tensor([0, 7, 49], dtype=torch.int32)
+    x = randn(3, 2 * 32).view(1, 3, 2, 32)
+    cos, sin = table[positions][None].chunk(2, -1)
+    expected = torch.cat((apply_rotary_pos_emb(x[..., :8], sin, cos), x[..., 8:]), -1)
+    torch.testing.assert_close(OPS.rope(x.reshape(3, 64), positions, table, 32, True), expected.reshape(3, 64))
+
+
+def test_attention_is_sdpa_of_each_sequence() -> None:
+    q, k, v = randn(9, 4 * 8), randn(9, 2 * 8), randn(9, 2 * 8)
+    out = OPS.attention(q, k, v, torch.tensor([0, 4, 4, 9], dtype=torch.int32), 4, 2, 0.3)
+    for begin, end in ((0, 4), (4, 9)):
+        n = end - begin
+        heads = [t[begin:end].view(n, -1, 8).transpose(0, 1).repeat_interleave(r, 0) for t, r in ((q, 1), (k, 2), (v, 2))]
+        expected = functional.scaled_dot_product_attention(*heads, is_causal=True, scale=0.3)
+        torch.testing.assert_close(out[begin:end], expected.transpose(0, 1).reshape(n, 32))
+
+
+def test_prepare_step_follows_its_definition() -> None:
+    query_lens, kv_lens, slots = [1, 1, 3, 5], [9, 4, 3, 12], [2, 0, 3, 1]
+    block_table = torch.randint(1, 40, (5, 4), dtype=torch.int32)
+    last = torch.tensor([100, 101, 102, 103, 0], dtype=torch.int32)
+    start = torch.tensor([0, 1, 2, 5, 10], dtype=torch.int32)
+    context = torch.tensor([-1, -1, 11, 12, 13, 21, 22, 23, 24, 25, 77, -1], dtype=torch.int32)
+    as_int = lambda values: torch.tensor(values, dtype=torch.int32)  # noqa: E731
+    ids, positions, kv_slots = OPS.prepare_step(context, as_int(slots), start, as_int(kv_lens), last, block_table, 4)
+    token = 0
+    for r in range(4):
+        for i in range(query_lens[r]):
+            position = kv_lens[r] - query_lens[r] + i
+            assert positions[token] == position
+            assert ids[token] == (context[token] if context[token] >= 0 else last[slots[r]])
+            assert kv_slots[token] == block_table[slots[r], position // 4] * 4 + position % 4
+            token += 1
+    for tensor in (ids, positions, kv_slots):
+        assert tensor.dtype == torch.int32
+        assert tensor[10:].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("qk_norm", [False, True])
+@pytest.mark.parametrize(("interleaved", "rotary_dim"), [(False, 16), (True, 8)])
+def test_rope_kv_write_is_norm_rope_and_scatter(qk_norm: bool, interleaved: bool, rotary_dim: int) -> None:
+    tokens, heads, kv_heads, dim, page = 6, 4, 2, 16, 4
+    qkv, table = randn(tokens, (heads + 2 * kv_heads) * dim), cos_sin_table(30, rotary_dim)
+    positions = torch.tensor([5, 0, 1, 2, 3, 29], dtype=torch.int32)
+    slots = torch.tensor([13, 4, 5, 6, 7, 8], dtype=torch.int32)
+    norms = (randn(dim), randn(dim)) if qk_norm else (None, None)
+    cache = randn(2, 5, 2, kv_heads, page, dim)
+    before = cache.clone()
+    q = OPS.rope_kv_write(qkv, positions, table, cache, slots, *norms, 1, heads, kv_heads, dim, interleaved, 1e-6)
+    parts = OPS.split(qkv, [heads * dim, kv_heads * dim, kv_heads * dim])
+    if qk_norm:
+        parts = [OPS.rms_norm(parts[0], norms[0], 1e-6), OPS.rms_norm(parts[1], norms[1], 1e-6), parts[2]]
+    torch.testing.assert_close(q, OPS.rope(parts[0], positions, table, dim, interleaved))
+    keys = OPS.rope(parts[1], positions, table, dim, interleaved)
+    for t, slot in enumerate(slots.tolist()):
+        before[1, slot // page, 0, :, slot % page] = keys[t].view(kv_heads, dim)
+        before[1, slot // page, 1, :, slot % page] = parts[2][t].view(kv_heads, dim)
+    torch.testing.assert_close(cache, before)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2)])
+def test_paged_attention_is_attention_over_the_gathered_history(dtype: torch.dtype, heads: int, kv_heads: int) -> None:
+    dim, page, scale = 16, 4, 0.25
+    kv_lens, query_lens = [1, 4, 5, 13, 7, 6, 9], [1, 1, 1, 1, 7, 2, 1]
+    history = [randn(n, 2, kv_heads, dim, dtype=dtype) for n in kv_lens]
+    slots = torch.randperm(9)[: len(kv_lens)].int()
+    table = torch.full((9, 4), 10**6, dtype=torch.int32)
+    free = iter((torch.randperm(40) + 1).tolist())
+    cache = torch.full((2, 41, 2, kv_heads, page, dim), torch.nan, dtype=dtype)
+    for slot, kv in zip(slots.tolist(), history, strict=True):
+        for start in range(0, len(kv), page):
+            table[slot, start // page] = number = next(free)
+            part = kv[start : start + page]
+            cache[1, number, :, :, : len(part)] = part.permute(1, 2, 0, 3)
+    starts = torch.tensor([0, *torch.tensor(query_lens).cumsum(0).tolist()], dtype=torch.int32)
+    q = randn(int(starts[-1]), heads * dim, dtype=dtype)
+    out = OPS.paged_attention(q, cache, table, slots, starts, torch.tensor(kv_lens, dtype=torch.int32), 1, heads, kv_heads, scale)
+    for r, kv in enumerate(history):
+        rows = slice(int(starts[r]), int(starts[r + 1]))
+        keys, values = (kv[:, i].double().transpose(0, 1).repeat_interleave(heads // kv_heads, 0) for i in (0, 1))
+        queries = q[rows].double().view(-1, heads, dim).transpose(0, 1)
+        mask = torch.ones(query_lens[r], kv_lens[r]).tril(kv_lens[r] - query_lens[r]).bool()
+        expected = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scale)
+        torch.testing.assert_close(out[rows], expected.transpose(0, 1).reshape(-1, heads * dim).to(dtype))
+
+
+def test_fakes_agree_with_references() -> None:
+    """torch's own checks: schema truth (mutation, aliasing) and fake against real shapes."""
+    x, w, b = randn(4, 32), randn(32), randn(32)
+    positions, table = torch.arange(4, dtype=torch.int32), cos_sin_table(8, 8)
+    cache, block_table = randn(2, 5, 2, 1, 4, 8), torch.ones(3, 2, dtype=torch.int32)
+    start, two = torch.tensor([0, 1, 4], dtype=torch.int32), torch.tensor([1, 2], dtype=torch.int32)
+    lens = torch.tensor([3, 3], dtype=torch.int32)
+    calls = {
+        "embedding": (positions, w.view(8, 4)),
+        "rms_norm": (x, w, 1e-5),
+        "layer_norm": (x, w, b, 1e-5),
+        "linear": (x, randn(6, 32), randn(6)),
+        "split": (x, [16, 8, 8]),
+        "rope": (x, positions, table, 8, False),
+        "attention": (x, x, x, start, 4, 4, 1.0),
+        "silu_mul": (x, x.clone()),
+        "silu_mul_packed": (x,),
+        "gelu": (x,),
+        "add": (x, x.clone()),
+        "gather_rows": (x, two),
+        "add_rms_norm": (x, x.clone(), w, 1e-5),
+        "add_layer_norm": (x, x.clone(), w, b, 1e-5),
+        "prepare_step": (positions, two, start, lens, positions, block_table, 4),
+        "rope_kv_write": (x, positions, table, cache, positions + 4, None, None, 1, 2, 1, 8, True, 1e-5),
+        "paged_attention": (x[:, :16].contiguous(), cache, block_table, two, start, lens, 1, 2, 1, 1.0),
+    }
+    assert calls.keys() == trtllm_kernels.ops.OPS.keys()
+    for name, arguments in calls.items():
+        overload = trtllm_kernels.ops.OPS[name].overload
+        torch.library.opcheck(overload, arguments, test_utils=("test_schema", "test_faketensor"))
