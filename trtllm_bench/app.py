@@ -131,4 +131,4 @@ def _root(
     Start with `trtllm-bench doctor`, then `trtllm-bench sweep`.
     """
     if model is not None:
-        context.default_map = dict.fromkeys(context.command.commands, {"model": model})  # type: ignore[attr-defined]
+        context.default_map = {name: {"model": model} for name in context.command.commands}  # type: ignore[attr-defined]

@@ -1,6 +1,6 @@
 """The bench's own errors, and what exit code an error of any component means.
 
-One rule for the whole command line: 0 done, 1 it was tried and failed, 2 inconclusive (gates only), 3 usage or bad input. Each package has one
+One rule for the whole command line: 0 done, 1 tried and failed, 2 inconclusive (gates only), 3 usage or bad input. Each package has one
 base class for errors a user can cause (`XError(ValueError)`); those carry one sentence and end in 3, unless the class says otherwise
 through an `exit_code` attribute. Everything else that is raised is either the machine's fault (disk, permissions, memory: 1, one sentence)
 or ours (1, one sentence that asks for `--debug`).

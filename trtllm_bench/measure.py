@@ -1,0 +1,69 @@
+"""One measurement: what a target made ready (`Session`) is asked, and what comes back (`Measurement`).
+
+`throughput`, `latency` and `sweep` all measure through this seam, and so does the scripted session of the tests. A session outlives a cell,
+because loading an engine costs more than many cells do; after a cell has failed it is told to `recover`, since a device that ran out of
+memory is not to be trusted with the next one before it was emptied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from trtllm_results.metrics import RequestLog
+from trtllm_workloads.request import Workload
+
+OnRequests = Callable[[int], None]
+"""Called with the number of requests finished so far."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What serves, as far as it can change a result; known before anything is measured."""
+
+    target: str
+    target_version: str = ""
+    engine_fingerprint: str = ""
+    weights_hash: str = ""
+    kv_dtype: str = ""
+    gpus: int = 0
+    """GPUs that serve one request; 0 on a CPU."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Load:
+    """How requests are sent: at most `concurrency` in flight (0: no bound), at the workload's own arrival times when `open_loop`."""
+
+    concurrency: int = 0
+    open_loop: bool = False
+    warmup: int = 2
+    slo_ms: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    figures: Mapping[str, float]
+    log: RequestLog
+    steps: Mapping[str, Any] = field(default_factory=dict)
+    """Columns, one entry an engine step, where the target knows its steps."""
+    samples: Mapping[str, Any] = field(default_factory=dict)
+    """Columns of telemetry samples, where there is telemetry."""
+    warnings: tuple[str, ...] = ()
+    void: str = ""
+    """Why the figures must not be used, one sentence; empty when they may."""
+
+
+class Session(Protocol):
+    """A target, ready for any cell whose precision it was opened with."""
+
+    def identity(self) -> Identity:
+        """Builds what has to be built. Raises the components' user errors."""
+
+    def measure(self, workload: Workload, load: Load, on_requests: OnRequests) -> Measurement: ...
+
+    def recover(self) -> None:
+        """Give everything back after a failed measurement; the next one starts afresh."""
+
+    def close(self) -> None: ...

@@ -1,0 +1,137 @@
+"""What a running sweep shows: a line for each finished cell, and on a terminal a live line below with the time left.
+
+Lines scroll, so that a log keeps them and nothing flickers; only the last line is redrawn. The estimate scales the seconds per unit of
+work seen so far (`spec.work_of`) to the work left, the latest cells counting most, since early cells of a new precision tell little.
+"""
+
+from __future__ import annotations
+
+import time
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from trtllm_bench.sweep.spec import Case, SweepSpec, work_of
+from trtllm_results.record import Row
+
+RECENT = 0.5
+"""Weight of the newest cell in the running estimate of seconds per unit of work."""
+
+
+class Estimate:
+    """Seconds left, from the work done so far."""
+
+    def __init__(self, total_work: float) -> None:
+        self.left = total_work
+        self._rate: float | None = None
+
+    def done(self, work: float, seconds: float | None) -> None:
+        """`seconds` None: the work was skipped or failed, and says nothing of the speed."""
+        self.left = max(0.0, self.left - work)
+        if seconds is not None and work > 0:
+            rate = seconds / work
+            self._rate = rate if self._rate is None else RECENT * rate + (1 - RECENT) * self._rate
+
+    @property
+    def seconds(self) -> float | None:
+        return None if self._rate is None else self._rate * self.left
+
+
+class SweepView:
+    """A `runner.Watcher` that writes to a terminal or a log. Use as a context manager."""
+
+    def __init__(self, spec: SweepSpec, console: Console) -> None:
+        self._spec, self._console = spec, console
+        cases = list(spec.cases())
+        self._total = len(cases) * spec.repeats
+        self._label_width = max(len(case.label) for case in cases)
+        self._estimate = Estimate(spec.repeats * sum(work_of(case, spec.requests_of(case)) for case in cases))
+        self._count = 0
+        self._now = ""
+        self._requests = 0
+        self._began = time.perf_counter()
+        self._live = Live(get_renderable=self._line, console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
+
+    def __enter__(self) -> SweepView:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def preparing(self, precision: str) -> None:
+        self._now, self._requests = f"{precision}: making the engine ready", 0
+        if self._live is None:
+            self._print(Text(f"{precision}: making the engine ready"))
+
+    def started(self, case: Case, repeat: int, requests: int) -> None:
+        self._now, self._requests, self._done = self._title(case, repeat), requests, 0
+
+    def requests_done(self, done: int) -> None:
+        self._done = done
+
+    def finished(self, case: Case, row: Row, seconds: float) -> None:
+        self._count += 1
+        self._estimate.done(work_of(case, self._spec.requests_of(case)), seconds if row.status == "ok" else None)
+        head = f"{self._counter()} {self._title(case, row.repeat)}  "
+        if row.status == "ok":
+            self._print(Text(head + _headline(row) + self._tail(seconds)))
+        else:
+            self._print(Text(head) + Text(f"{row.status}: {row.reason}", style="yellow" if row.status == "void" else "red"))
+        for warning in row.warnings:
+            self._print(Text(f"{' ' * (2 * len(str(self._total)) + 4)}{warning}", style="yellow"))
+
+    def skipped(self, case: Case, repeat: int) -> None:
+        self._count += 1
+        self._estimate.done(work_of(case, self._spec.requests_of(case)), None)
+        self._print(Text(f"{self._counter()} {self._title(case, repeat)}  measured before", style="dim"))
+
+    def _title(self, case: Case, repeat: int) -> str:
+        suffix = f" #{repeat + 1}" if self._spec.repeats > 1 else ""
+        return case.label.ljust(self._label_width) + suffix
+
+    def _counter(self) -> str:
+        width = len(str(self._total))
+        return f"[{self._count:>{width}}/{self._total}]"
+
+    def _tail(self, seconds: float) -> str:
+        """`(4.1 s)`, and in a log also the time left."""
+        left = self._estimate.seconds
+        if self._live is not None or left is None or self._count == self._total:
+            return f"  ({seconds:.1f} s)"
+        return f"  ({seconds:.1f} s, {duration(left)} left)"
+
+    def _line(self) -> Text:
+        left = self._estimate.seconds
+        parts = [self._counter(), self._now]
+        if self._requests:
+            parts.append(f"{self._done}/{self._requests} requests")
+        parts.append(f"{duration(time.perf_counter() - self._began)} so far")
+        parts.append("estimating time left" if left is None else f"about {duration(left)} left")
+        line = Text("  ".join(parts), style="bold")
+        line.truncate(self._console.width, overflow="ellipsis")
+        return line
+
+    def _print(self, line: Text) -> None:
+        self._console.print(line, soft_wrap=self._live is None, highlight=False)
+
+
+def _headline(row: Row) -> str:
+    figures = row.figures
+    parts = [f"{figures.get('output_tokens_per_s', 0):>9,.1f} tok/s"]
+    if "ttft_p50_ms" in figures:
+        parts.append(f"TTFT {figures['ttft_p50_ms']:,.1f} ms")
+    return "  ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """`8 s`, `3 min 20 s`, `2 h 05 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

@@ -1,0 +1,165 @@
+"""What a sweep is to measure: a grid, written as flags, as a `sweep.toml`, or both (flags win).
+
+Validation happens here and once. Everything that the grid crosses is a tuple; everything else holds for all cells. The folder of a sweep
+keeps its specification (`sweep.json`), so that resuming needs nothing but the folder.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from trtllm_bench.errors import BenchError
+
+Positive = Annotated[int, Field(ge=1)]
+Grid = Annotated[tuple[Positive, ...], Field(min_length=1)]
+SPEC_FILE = "sweep.json"
+MIN_REQUESTS, WAVES = 8, 4
+
+
+@dataclass(frozen=True)
+class Case:
+    """One point of the grid. `batch`: sequences in flight; `request_rate`: requests/s of an open loop, 0 for a closed one."""
+
+    precision: str
+    batch: int
+    isl: int
+    osl: int
+    request_rate: float = 0.0
+
+    @property
+    def label(self) -> str:
+        rate = f" {self.request_rate:g}/s" if self.request_rate else ""
+        return f"{self.precision} b{self.batch} {self.isl}/{self.osl}{rate}"
+
+
+class SweepSpec(BaseModel):
+    """A sweep's specification. Names are those of the flags, with `_` for `-`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str
+    precision: Annotated[tuple[str, ...], Field(min_length=1)]
+    batch_size: Grid = (1, 8)
+    isl: Grid = (128,)
+    osl: Grid = (128,)
+    request_rate: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    burstiness: Annotated[float, Field(gt=0)] = 1.0
+    dataset: str | None = None
+    """A dataset file, trace or workload specification instead of fixed `isl` x `osl`."""
+    target: Literal["native", "null", "fake"] = "native"
+    repeats: Positive = 1
+    num_requests: Positive | None = None
+    warmup: Annotated[int, Field(ge=0)] = 2
+    weights: str = "dummy"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    policy: Literal["guaranteed_no_evict", "max_utilization", "static_batch"] = "guaranteed_no_evict"
+    max_num_tokens: Positive | None = None
+    kv_cache_fraction: Annotated[float, Field(gt=0, le=1)] = 0.9
+    seed: int = 0
+
+    @field_validator("precision", "batch_size", "isl", "osl", "request_rate", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        """`8`, `"1,8,64"` and `[1, 8, 64]` are all lists."""
+        if isinstance(value, str):
+            return [part.strip() for part in value.split(",") if part.strip()]
+        return [value] if isinstance(value, int | float) else value
+
+    @field_validator("precision", "batch_size", "isl", "osl", "request_rate")
+    @classmethod
+    def _distinct(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(dict.fromkeys(value))
+
+    @model_validator(mode="after")
+    def _one_source_of_lengths(self) -> Self:
+        if self.dataset is not None and {"isl", "osl"} & self.model_fields_set:
+            raise ValueError("dataset and isl/osl are two sources of lengths; give one of them")
+        return self
+
+    def cases(self) -> Iterator[Case]:
+        """The grid, precision outermost (one engine each), then shape, then load."""
+        rates = self.request_rate or (0.0,)
+        for precision, isl, osl, batch, rate in itertools.product(self.precision, self.isl, self.osl, self.batch_size, rates):
+            yield Case(precision, batch, isl, osl, rate)
+
+    def requests_of(self, case: Case) -> int:
+        """Requests measured in one repeat: as asked, else several full batches so that ramp-up and tail do not dominate."""
+        return self.num_requests or max(MIN_REQUESTS, WAVES * case.batch)
+
+    @property
+    def max_seq_len(self) -> int:
+        """Longest sequence of the grid (fixed lengths)."""
+        return max(self.isl) + max(self.osl)
+
+    def save(self, folder: Path) -> None:
+        (folder / SPEC_FILE).write_text(json.dumps(self.model_dump(exclude_unset=True), indent=1) + "\n")
+
+
+def work_of(case: Case, requests: int) -> float:
+    """Relative cost of a case, for the estimate of time left: decode steps, with context tokens as a small share of a step each."""
+    return math.ceil(requests / case.batch) * case.osl * (1 + case.batch / 256) + requests * case.isl / 256
+
+
+def load_spec(
+    flags: Mapping[str, Any], toml: Path | None = None, folder: Path | None = None, defaults: Mapping[str, Any] | None = None
+) -> SweepSpec:
+    """The specification from a resumed sweep's folder or a TOML file, with flags that were given (not None) laid over it.
+
+    Raises `BenchError` naming the field, and the file where one was read.
+    """
+    content: dict[str, Any] = dict(defaults or {})
+    source = ""
+    if folder is not None:
+        content |= json.loads((folder / SPEC_FILE).read_text())
+    if toml is not None:
+        source = f"{toml}: "
+        content |= _read_toml(toml)
+    given = {name: value for name, value in flags.items() if value is not None}
+    if "dataset" in given:
+        content = {name: value for name, value in content.items() if name not in ("isl", "osl")}
+    content |= given
+    try:
+        return SweepSpec.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise BenchError(source + _sentence(first, content, is_toml=toml is not None)) from error
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        content = tomllib.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise BenchError(f"no sweep specification at {path}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BenchError(f"{path} is not valid TOML: {error}") from error
+    return {name.replace("-", "_"): value for name, value in content.items()}
+
+
+def _sentence(problem: Mapping[str, Any], content: Mapping[str, Any], is_toml: bool) -> str:
+    """Pydantic's first complaint in the words of the flags."""
+    where = problem["loc"]
+    if not where:
+        return str(problem["msg"]).removeprefix("Value error, ")
+    field = str(where[0])
+    name = field if is_toml else "--" + field.replace("_", "-")
+    value = problem.get("input")
+    if problem["type"] == "extra_forbidden":
+        return f"unknown field {field}; known are {', '.join(sorted(SweepSpec.model_fields))}"
+    if problem["type"] == "missing":
+        return f"{name} is missing"
+    if problem["type"] == "greater_than_equal":
+        return f"{name} must be at least {problem['ctx']['ge']}, not {value}"
+    if problem["type"] in ("too_short", "tuple_type"):
+        return f"{name} needs at least one value"
+    if problem["type"].startswith("int_"):
+        return f"{name} takes whole numbers separated by commas, not {content.get(field)!r}"
+    return f"{name}: {problem['msg'].removeprefix('Value error, ')}, not {value!r}"

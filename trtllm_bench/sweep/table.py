@@ -1,0 +1,75 @@
+"""The table at a sweep's end: one line a cell, repeats as mean and spread."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich.console import Console
+
+from trtllm_dashboards.tables import Column, show
+from trtllm_results.record import Cell, Row
+
+COLUMNS = (
+    Column("precision"),
+    Column("batch", kind="number", hoist=False),
+    Column("rate", unit="req/s", kind="number"),
+    Column("isl", "ISL", kind="number"),
+    Column("osl", "OSL", kind="number"),
+    Column("output_tokens_per_s", "output", unit="tok/s", kind="number"),
+    Column("spread", unit="+-%", kind="number", places=1, priority=3),
+    Column("ttft_p50_ms", "TTFT p50", unit="ms", kind="number", priority=1),
+    Column("tpot_p50_ms", "TPOT p50", unit="ms", kind="number", priority=1),
+    Column("e2e_p99_ms", "E2E p99", unit="ms", kind="number", priority=4),
+    Column("power_mean_w", "power", unit="W", kind="number", priority=5),
+    Column("status", kind="verdict"),
+)
+
+
+def summarise(rows: Iterable[Row]) -> list[dict[str, Any]]:
+    """One mapping a cell, in order of first appearance: means over `ok` repeats, and the output rate's sample deviation in percent."""
+    by_cell: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        by_cell.setdefault(_place(row.cell), []).append(row)
+    return [_line(repeats) for repeats in by_cell.values()]
+
+
+def _place(cell: Cell) -> tuple[Any, ...]:
+    return (*cell.align, cell.target, cell.engine_fingerprint)
+
+
+def _line(repeats: Sequence[Row]) -> dict[str, Any]:
+    cell = repeats[0].cell
+    good = [row for row in repeats if row.status == "ok"]
+    bad = [row for row in repeats if row.status != "ok"]
+    line: dict[str, Any] = {"precision": cell.precision, "batch": cell.batch, "isl": cell.isl, "osl": cell.osl}
+    line["rate"] = cell.request_rate or None
+    line["status"] = bad[0].status if bad else "suspect" if any(row.warnings for row in good) else "ok"
+    for column in COLUMNS:
+        values = [row.figures[column.key] for row in good if column.key in row.figures]
+        if values:
+            line[column.key] = statistics.fmean(values)
+    rates = [row.figures["output_tokens_per_s"] for row in good if "output_tokens_per_s" in row.figures]
+    if len(rates) > 1:
+        line["spread"] = 100 * statistics.stdev(rates) / statistics.fmean(rates)
+    return line
+
+
+def print_table(rows: Sequence[Row], console: Console) -> None:
+    """The sweep's result and, below it, why cells failed."""
+    lines = summarise(rows)
+    used = [column for column in COLUMNS if column.kind != "number" or any(line.get(column.key) is not None for line in lines)]
+    cell = rows[0].cell
+    device = rows[0].environment.gpu or rows[0].environment.cpu or "this machine"
+    show(lines, used, title=f"{cell.model} on {device}, target {cell.target}", console=console)
+    reasons: dict[str, list[str]] = {}
+    for row in rows:
+        for reason in ([row.reason] if row.status != "ok" else []) + list(row.warnings):
+            where = f"{row.cell.precision} b{row.cell.batch} {row.cell.isl}/{row.cell.osl}"
+            reasons.setdefault(reason, [])
+            if where not in reasons[reason]:
+                reasons[reason].append(where)
+    for reason, where in reasons.items():
+        more = f" and {len(where) - 2} more" if len(where) > 2 else ""
+        console.print(f"{', '.join(where[:2])}{more}: {reason}", highlight=False, style="yellow", soft_wrap=True)
