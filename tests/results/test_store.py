@@ -15,6 +15,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
 from trtllm_results.environment import Environment
 from trtllm_results.errors import ResultsError
 from trtllm_results.record import Cell, Row, cell_key

@@ -1,0 +1,245 @@
+"""Statistics of benchmark runs as small pure functions over NumPy arrays.
+
+The unit of evidence is the *run*, never the request: requests of one run share its clocks, its memory layout and its neighbours, so ten
+thousand of them are one observation of those. Speeds are compared as ln(B/A): symmetric in the two sides, additive over steps, and its
+noise is nearer normal than that of a ratio.
+
+Tests are one-sided against a margin (non-inferiority), since the question of a gate is "did it get worse by more than I tolerate?", not
+"did anything change?": with enough repeats something always did.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from trtllm_results.errors import ResultsError
+
+FloatArray = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate and its two-sided confidence interval; `df` degrees of freedom (0 where the notion does not apply)."""
+
+    low: float
+    estimate: float
+    high: float
+    confidence: float
+    df: float = 0.0
+
+    @property
+    def half_width(self) -> float:
+        return (self.high - self.low) / 2
+
+    def as_ratio(self) -> Interval:
+        """exp of a log-ratio interval, minus one: a relative change."""
+        return Interval(math.expm1(self.low), math.expm1(self.estimate), math.expm1(self.high), self.confidence, self.df)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Mean of a quantity with its standard error and degrees of freedom: all a t test needs."""
+
+    mean: float
+    error: float
+    df: float
+
+    def interval(self, confidence: float = 0.95) -> Interval:
+        from scipy.stats import t
+
+        reach = float(t.ppf(0.5 + confidence / 2, self.df)) * self.error if self.error > 0 else 0.0
+        return Interval(self.mean - reach, self.mean, self.mean + reach, confidence, self.df)
+
+    def p_below(self, bound: float) -> float:
+        """One-sided p value for the claim "the mean lies below `bound`" (null: it does not)."""
+        from scipy.stats import t
+
+        if self.error == 0:
+            return 0.0 if self.mean < bound else 1.0
+        return float(t.cdf((self.mean - bound) / self.error, self.df))
+
+    def p_above(self, bound: float) -> float:
+        """One-sided p value for the claim "the mean lies above `bound`"."""
+        from scipy.stats import t
+
+        if self.error == 0:
+            return 0.0 if self.mean > bound else 1.0
+        return float(t.sf((self.mean - bound) / self.error, self.df))
+
+    def widened(self, sd: float) -> Evidence:
+        """With an independent error of standard deviation `sd` added (the calibrated noise between sessions)."""
+        return Evidence(self.mean, math.hypot(self.error, sd), self.df)
+
+
+def paired(differences: npt.ArrayLike) -> Evidence:
+    """Mean of n >= 2 differences, one a block."""
+    values = np.asarray(differences, dtype=float)
+    if len(values) < 2:
+        raise ResultsError(f"An interval needs at least 2 blocks; there is {len(values)}.")
+    return Evidence(float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values))), len(values) - 1)
+
+
+def log_ratio(a: npt.ArrayLike, b: npt.ArrayLike) -> Evidence:
+    """ln(B/A) of two independent samples of positive values, n >= 2 each, with unequal variances (Welch, Biometrika 1947)."""
+    first, second = np.log(_positive(a)), np.log(_positive(b))
+    if min(len(first), len(second)) < 2:
+        raise ResultsError(f"An interval needs at least 2 repeats on each side; there are {len(first)} and {len(second)}.")
+    va, vb = first.var(ddof=1) / len(first), second.var(ddof=1) / len(second)
+    total = va + vb
+    df = total**2 / (va**2 / (len(first) - 1) + vb**2 / (len(second) - 1)) if total > 0 else len(first) + len(second) - 2
+    return Evidence(float(second.mean() - first.mean()), math.sqrt(total), float(df))
+
+
+def _positive(values: npt.ArrayLike) -> FloatArray:
+    array = np.asarray(values, dtype=float)
+    if not np.all(np.isfinite(array)) or np.any(array <= 0):
+        raise ResultsError("A figure to compare is zero, negative or not a number; a ratio needs positive values.")
+    return array
+
+
+def bootstrap(
+    values: npt.ArrayLike,
+    statistic: Callable[..., npt.NDArray[np.float64]] = np.mean,
+    confidence: float = 0.95,
+    resamples: int = 4000,
+    seed: int = 0,
+) -> Interval:
+    """Percentile bootstrap (Efron 1979) of `statistic(samples, axis=1)` over n values."""
+    array = np.asarray(values, dtype=float)
+    draws = np.random.default_rng(seed).integers(0, len(array), (resamples, len(array)))
+    outcomes = statistic(array[draws], axis=1)
+    low, high = np.quantile(outcomes, [0.5 - confidence / 2, 0.5 + confidence / 2])
+    return Interval(float(low), float(statistic(array[None, :], axis=1)[0]), float(high), confidence)
+
+
+def mann_whitney(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
+    """Two-sided p value that A and B are drawn from one distribution (Mann and Whitney 1947)."""
+    from scipy.stats import mannwhitneyu
+
+    return float(mannwhitneyu(np.asarray(a, dtype=float), np.asarray(b, dtype=float), alternative="two-sided").pvalue)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjusted p values (Holm 1979): rejecting those at or below alpha keeps the chance of any false rejection at or below alpha."""
+    adjusted = [0.0] * len(p_values)
+    running = 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        running = max(running, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = running
+    return adjusted
+
+
+def power_of(shift: float, sd: float, n: int, alpha: float = 0.05) -> float:
+    """Chance that a one-sided t test at `alpha` over n differences with deviation `sd` finds a true mean `shift` beyond its bound."""
+    from scipy.stats import nct, t
+
+    if n < 2:
+        return 0.0
+    if sd <= 0:
+        return 1.0 if shift > 0 else 0.0
+    return float(nct.sf(t.ppf(1 - alpha, n - 1), n - 1, shift / sd * math.sqrt(n)))
+
+
+def minimum_detectable_effect(sd: float, n: int, alpha: float = 0.05, power: float = 0.8) -> float:
+    """Smallest shift beyond the bound that is found with probability `power`; infinite for n < 2. In the units of `sd`."""
+    if n < 2:
+        return math.inf
+    if sd <= 0:
+        return 0.0
+    low, high = 0.0, sd
+    while power_of(high, sd, n, alpha) < power:
+        high *= 2
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if power_of(middle, sd, n, alpha) < power else (low, middle)
+    return high
+
+
+def blocks_to_decide(evidence: Evidence, bound: float, alpha: float = 0.05, limit: int = 10_000) -> int | None:
+    """Total number of blocks at which the present estimate and spread would clear `bound` on the side it is on; None if over `limit`.
+
+    A projection, not a promise: it holds the estimate and the standard deviation where they are now.
+    """
+    from scipy.stats import t
+
+    n_now = round(evidence.df) + 1
+    sd, gap = evidence.error * math.sqrt(n_now), abs(evidence.mean - bound)
+    if gap == 0:
+        return None
+    n = max(2, math.ceil((1.6449 * sd / gap) ** 2) if sd > 0 else 2)
+    while n <= limit:
+        if float(t.ppf(1 - alpha, n - 1)) * sd / math.sqrt(n) < gap:
+            return n
+        n += 1 if n < 200 else n // 50
+    return None
+
+
+def alpha_spending(looks: Sequence[float], alpha: float = 0.05, shape: str = "pocock") -> list[float]:
+    """Significance level to use at each of several looks (information fractions rising to 1) so that the total stays within `alpha`.
+
+    Spending functions of Lan and DeMets (Biometrika 1983): `pocock` alpha ln(1 + (e - 1) t), `obrien_fleming` 2 - 2 Phi(z / sqrt t). Each
+    look uses its own increment, which bounds the total by the union bound: a little stricter than integrating the joint distribution, and
+    valid whatever the dependence between looks.
+    """
+    from scipy.stats import norm
+
+    fractions = list(looks)
+    if not fractions or sorted(fractions) != fractions or fractions[0] <= 0 or abs(fractions[-1] - 1) > 1e-9:
+        raise ResultsError("Looks must be rising fractions that end at 1.")
+    if shape == "pocock":
+        spent = [alpha * math.log(1 + (math.e - 1) * t) for t in fractions]
+    elif shape == "obrien_fleming":
+        z = float(norm.ppf(1 - alpha / 2))
+        spent = [2 - 2 * float(norm.cdf(z / math.sqrt(t))) for t in fractions]
+    else:
+        raise ResultsError(f"Spending shape '{shape}' is not known; use pocock or obrien_fleming.")
+    return [now - before for now, before in zip(spent, [0.0, *spent[:-1]], strict=True)]
+
+
+def change_points(series: npt.ArrayLike, penalty: float = 3.0, minimum: int = 2) -> list[int]:
+    """Indices at which the mean of `series` shifts: least squares over all segmentations (optimal partitioning, Jackson et al. 2005).
+
+    A further shift costs `penalty * ln(n) * variance`, the noise variance taken robustly from neighbouring differences, so that the shifts
+    themselves do not inflate it. Segments hold at least `minimum` points.
+    """
+    values = np.asarray(series, dtype=float)
+    n = len(values)
+    if n < 2 * minimum:
+        return []
+    steps = np.abs(np.diff(values))
+    sigma = float(np.median(steps)) / (0.6744898 * math.sqrt(2))
+    cost_of_shift = penalty * math.log(n) * max(sigma**2, 1e-18)
+    sums, squares = np.concatenate([[0.0], np.cumsum(values)]), np.concatenate([[0.0], np.cumsum(values**2)])
+    best, previous = np.full(n + 1, math.inf), np.zeros(n + 1, dtype=int)
+    best[0] = -cost_of_shift
+    for end in range(minimum, n + 1):
+        starts = np.arange(0, end - minimum + 1)
+        lengths = end - starts
+        cost = squares[end] - squares[starts] - (sums[end] - sums[starts]) ** 2 / lengths
+        totals = best[starts] + cost + cost_of_shift
+        choice = int(np.argmin(totals))
+        best[end], previous[end] = totals[choice], starts[choice]
+    found, end = [], n
+    while end > 0:
+        end = int(previous[end])
+        if end > 0:
+            found.append(end)
+    return found[::-1]
+
+
+def trend(series: npt.ArrayLike) -> tuple[float, float]:
+    """Total rise of the least-squares line over `series`, and the two-sided p value of Mann and Kendall's test that there is none."""
+    from scipy.stats import kendalltau
+
+    values = np.asarray(series, dtype=float)
+    if len(values) < 3:
+        return 0.0, 1.0
+    index = np.arange(len(values))
+    slope = float(np.polyfit(index, values, 1)[0])
+    p = float(kendalltau(index, values).pvalue)
+    return slope * (len(values) - 1), 1.0 if math.isnan(p) else p

@@ -1,0 +1,157 @@
+"""Metric definitions against hand-made logs, a slow per-request reference, and other tools' rules."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trtllm_results import definitions, metrics
+from trtllm_results.errors import ResultsError
+from trtllm_results.figures import FIGURES
+from trtllm_results.metrics import RequestLog
+
+
+def make(requests: list[tuple[float, float, list[float]]], **more: Any) -> RequestLog:
+    """Requests as (intended, sent, token times)."""
+    times = [r[2] for r in requests]
+    return RequestLog(
+        intended_s=np.array([r[0] for r in requests]),
+        sent_s=np.array([r[1] for r in requests]),
+        first_token_s=np.array([t[0] if t else np.nan for t in times]),
+        end_s=np.array([t[-1] if t else np.nan for t in times]),
+        input_tokens=np.full(len(requests), 10),
+        output_tokens=np.array([len(t) for t in times]),
+        ok=np.array([bool(t) for t in times]),
+        token_times_s=np.array([x for t in times for x in t]),
+        token_offsets=np.concatenate([[0], np.cumsum([len(t) for t in times])]).astype(int),
+        **more,
+    )
+
+
+LOG = make([(0.0, 0.1, [1.0, 1.5, 2.5]), (1.0, 1.0, [2.0, 2.25]), (2.0, 2.0, [4.0])])
+
+
+def test_definitions_by_hand() -> None:
+    assert metrics.ttft(LOG).tolist() == [1.0, 1.0, 2.0]
+    assert metrics.e2e(LOG).tolist() == [2.5, 1.25, 2.0]
+    np.testing.assert_array_equal(metrics.tpot(LOG), [0.75, 0.25, np.nan])
+    assert metrics.itl(LOG).tolist() == [0.5, 1.0, 0.25]
+    found = metrics.figures(LOG)
+    assert found["duration_s"] == 4.0
+    assert found["output_tokens_per_s"] == pytest.approx(6 / 4)
+    assert found["total_tokens_per_s"] == pytest.approx(36 / 4)
+    assert found["requests_per_s"] == pytest.approx(3 / 4)
+    assert found["output_tokens_per_s_per_user"] == pytest.approx((1 / 0.75 + 1 / 0.25) / 2)
+    assert found["ttft_p50_ms"] == 1000.0
+    assert found["lag_max_ms"] == pytest.approx(100.0)
+
+
+def test_latency_counts_from_the_intended_arrival_and_not_from_the_late_send() -> None:
+    late = make([(0.0, 5.0, [6.0, 7.0])])
+    assert metrics.figures(late)["ttft_p50_ms"] == 6000.0
+    assert definitions.figures(late, "vllm")["ttft_p50_ms"] == 1000.0
+
+
+def test_failed_requests_count_and_do_not_contribute() -> None:
+    log = make([(0.0, 0.0, [1.0, 2.0]), (0.0, 0.0, [])])
+    found = metrics.figures(log, slo={"ttft": 1000.0})
+    assert (found["completed_requests"], found["failed_requests"]) == (1, 1)
+    assert found["goodput_ratio"] == 0.5
+    assert found["output_tokens"] == 2
+    assert metrics.figures(make([(0.0, 0.0, [])]))["completed_requests"] == 0
+
+
+def test_goodput_needs_every_limit() -> None:
+    assert metrics.goodput_mask(LOG, {"ttft": 1500, "tpot": 500}).tolist() == [False, True, False]
+    assert metrics.goodput_mask(LOG, {"tpot": 800}).tolist() == [True, True, True], "one-token answers have no TPOT to miss"
+    assert metrics.parse_slo("ttft:200, tpot:50,e2e:5000") == {"ttft": 200.0, "tpot": 50.0, "e2e": 5000.0}
+    for bad in ("ttft", "ttft:x", "p99:5", "ttft:-1", "ttft:nan", ""):
+        with pytest.raises(ResultsError, match="is not understood"):
+            metrics.parse_slo(bad)
+
+
+def test_short_outputs_show() -> None:
+    found = metrics.figures(make([(0.0, 0.0, [1.0, 2.0])], requested_tokens=np.array([8])))
+    assert found["output_length_ratio"] == 0.25
+
+
+def test_log_of_unequal_lengths_is_refused() -> None:
+    with pytest.raises(ResultsError, match="sent_s has 1 entries for 2"):
+        RequestLog(np.zeros(2), np.zeros(1), np.zeros(2), np.zeros(2), np.ones(2, int), np.ones(2, int), np.ones(2, bool))
+
+
+def test_steady_window_counts_only_what_lies_inside() -> None:
+    requests = [(float(i), float(i), [i + 0.5, i + 1.0]) for i in range(10)]
+    found = metrics.figures(make(requests), window=(2.0, 7.0))
+    assert found["steady_output_tokens_per_s"] == pytest.approx(10 / 5)
+    assert found["steady_requests_per_s"] == pytest.approx(1.0)
+    assert found["steady_ttft_p50_ms"] == 500.0
+    assert (found["steady_start_s"], found["steady_end_s"]) == (2.0, 7.0)
+    unknown = make(requests)
+    spread = RequestLog(**{**unknown.__dict__, "token_times_s": None, "token_offsets": None})
+    assert metrics.steady(spread, (2.0, 7.0))["steady_output_tokens_per_s"] == pytest.approx(2.0, rel=0.1)
+
+
+REQUESTS = st.lists(
+    st.tuples(st.floats(0, 100), st.floats(0, 1), st.lists(st.floats(0.001, 2), min_size=1, max_size=6)),
+    min_size=1,
+    max_size=12,
+)
+
+
+@given(REQUESTS)
+@settings(max_examples=60, deadline=None)
+def test_vectorised_definitions_equal_a_plain_loop(raw: list[tuple[float, float, list[float]]]) -> None:
+    requests = [(t, t + late, (t + late + np.cumsum(gaps)).tolist()) for t, late, gaps in raw]
+    log = make(requests)
+    found = metrics.figures(log)
+    gaps = [b - a for _, _, times in requests for a, b in itertools.pairwise(times)]
+    tpots = [(times[-1] - times[0]) / (len(times) - 1) for _, _, times in requests if len(times) > 1]
+    seconds = max(times[-1] for *_, times in requests) - min(t for t, *_ in requests)
+    assert metrics.itl(log).tolist() == pytest.approx(gaps)
+    assert found["output_tokens_per_s"] == pytest.approx(sum(len(times) for *_, times in requests) / seconds)
+    if tpots:
+        assert found["tpot_p99_ms"] == pytest.approx(float(np.percentile(tpots, 99)) * 1e3)
+        assert found["itl_mean_ms"] == pytest.approx(float(np.mean(gaps)) * 1e3)
+    else:
+        assert "tpot_p50_ms" not in found
+    assert found["ttft_p50_ms"] <= found["ttft_p90_ms"] <= found["ttft_p99_ms"] <= found["ttft_max_ms"] + 1e-9
+    assert set(found) <= set(FIGURES)
+
+
+@given(REQUESTS, st.data())
+@settings(max_examples=40, deadline=None)
+def test_select_keeps_each_request_with_its_own_tokens(raw: list[tuple[float, float, list[float]]], data: st.DataObject) -> None:
+    requests = [(t, t + late, (t + late + np.cumsum(gaps)).tolist()) for t, late, gaps in raw]
+    keep = np.array(data.draw(st.lists(st.booleans(), min_size=len(requests), max_size=len(requests))))
+    chosen, expected = make(requests).select(keep), [r for r, k in zip(requests, keep, strict=True) if k]
+    np.testing.assert_array_equal(metrics.itl(chosen), metrics.itl(make(expected)) if expected else np.empty(0))
+
+
+def test_other_tools_definitions() -> None:
+    log = make([(0.0, 0.5, [1.0, 1.5, 2.5]), (0.0, 0.0, [2.0]), (0.0, 0.0, [1.0, 1.2])])
+    guide = definitions.figures(log, "guidellm")
+    assert guide["tpot_max_ms"] == pytest.approx(2000.0), "E2E / N, first token included"
+    assert guide["itl_max_ms"] == pytest.approx(750.0), "one mean gap a request"
+    nvidia = definitions.figures(log, "nvidia")
+    assert nvidia["tpot_mean_ms"] == pytest.approx((750 + 0 + 200) / 3), "a one-token answer counts as 0"
+    assert nvidia["output_tokens_per_s_per_user"] == pytest.approx((3 / 2 + 1 / 2 + 2 / 1.2) / 3)
+    aiperf = definitions.figures(log, "aiperf")
+    assert aiperf["itl_p50_ms"] == pytest.approx((750 + 200) / 2)
+    vllm = definitions.figures(log, "vllm")
+    assert vllm["itl_mean_ms"] == pytest.approx((500 + 1000 + 200) / 3)
+    with pytest.raises(ResultsError, match="No definitions named"):
+        definitions.figures(log, "sglang")
+
+
+def test_percentile_rules_differ_as_stated() -> None:
+    values = np.arange(1.0, 11.0)
+    assert definitions.percentile_linear(values, 50) == 5.5
+    assert definitions.percentile_index(values, 50) == 6.0
+    assert definitions.percentile_cumulative(values, 50) == 5.0
+    assert definitions.percentile_index(values, 99) == 10.0

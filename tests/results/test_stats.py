@@ -1,0 +1,120 @@
+"""The statistics against closed forms, scipy's own answers and simulation."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats as reference
+
+from trtllm_results import stats
+from trtllm_results.errors import ResultsError
+
+POSITIVE = st.lists(st.floats(0.1, 1e6), min_size=2, max_size=8)
+
+
+@given(POSITIVE, POSITIVE)
+@settings(max_examples=50, deadline=None)
+def test_log_ratio_is_welch_and_antisymmetric(a: list[float], b: list[float]) -> None:
+    forward, backward = stats.log_ratio(a, b), stats.log_ratio(b, a)
+    assert forward.mean == pytest.approx(-backward.mean)
+    assert forward.error == pytest.approx(backward.error)
+    if forward.error > 1e-6:
+        p = reference.ttest_ind(np.log(b), np.log(a), equal_var=False, alternative="less").pvalue
+        assert forward.p_below(0.0) == pytest.approx(p, abs=1e-9)
+
+
+def test_paired_interval_is_the_t_interval() -> None:
+    values = [0.01, -0.02, 0.015, 0.0, 0.03]
+    low, high = reference.t.interval(0.9, 4, np.mean(values), reference.sem(values))
+    found = stats.paired(values).interval(0.9)
+    assert (found.low, found.high) == pytest.approx((low, high))
+
+
+def test_too_little_or_bad_data_is_refused() -> None:
+    with pytest.raises(ResultsError, match="at least 2 blocks"):
+        stats.paired([0.1])
+    with pytest.raises(ResultsError, match="at least 2 repeats"):
+        stats.log_ratio([1.0], [1.0, 2.0])
+    for bad in (0.0, -1.0, math.nan):
+        with pytest.raises(ResultsError, match="zero, negative or not a number"):
+            stats.log_ratio([1.0, bad], [1.0, 2.0])
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=10))
+def test_holm_lies_between_raw_and_bonferroni_and_keeps_order(p: list[float]) -> None:
+    adjusted = stats.holm(p)
+    assert all(raw <= new <= min(1.0, raw * len(p)) + 1e-12 for raw, new in zip(p, adjusted, strict=True))
+    order = sorted(range(len(p)), key=lambda i: p[i])
+    assert [adjusted[i] for i in order] == sorted(adjusted)
+
+
+def test_holm_known_answer() -> None:
+    assert stats.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+
+
+def test_power_and_detectable_effect_agree_with_simulation() -> None:
+    rng = np.random.default_rng(1)
+    effect = stats.minimum_detectable_effect(sd=0.01, n=6, alpha=0.05, power=0.8)
+    samples = rng.normal(effect, 0.01, (20_000, 6))
+    t = samples.mean(1) / (samples.std(1, ddof=1) / math.sqrt(6))
+    assert (t > reference.t.ppf(0.95, 5)).mean() == pytest.approx(0.8, abs=0.015)
+    assert stats.minimum_detectable_effect(0.01, 1) == math.inf
+
+
+def test_blocks_to_decide_is_the_least_number_that_clears() -> None:
+    evidence = stats.Evidence(mean=-0.01, error=0.01 / math.sqrt(5), df=4)
+    needed = stats.blocks_to_decide(evidence, bound=-0.015)
+    assert needed is not None
+    reach = [float(reference.t.ppf(0.95, n - 1)) * 0.01 / math.sqrt(n) for n in (needed - 1, needed)]
+    assert reach[1] < 0.005 <= reach[0]
+    assert stats.blocks_to_decide(evidence, bound=-0.01) is None
+
+
+@given(st.integers(1, 6), st.sampled_from(["pocock", "obrien_fleming"]), st.floats(0.01, 0.2))
+def test_alpha_spending_spends_exactly_alpha(looks: int, shape: str, alpha: float) -> None:
+    levels = stats.alpha_spending([(i + 1) / looks for i in range(looks)], alpha, shape)
+    assert sum(levels) == pytest.approx(alpha)
+    assert all(level >= 0 for level in levels)
+
+
+def test_alpha_spending_refuses_nonsense() -> None:
+    for looks in ([], [0.5], [0.7, 0.5, 1.0]):
+        with pytest.raises(ResultsError, match="rising fractions"):
+            stats.alpha_spending(looks)
+    with pytest.raises(ResultsError, match="not known"):
+        stats.alpha_spending([1.0], shape="haybittle")
+
+
+def test_change_points_finds_planted_shifts_and_none_in_noise() -> None:
+    rng = np.random.default_rng(3)
+    series = np.concatenate([rng.normal(0, 0.01, 20), rng.normal(-0.05, 0.01, 15), rng.normal(0.02, 0.01, 10)])
+    assert stats.change_points(series) == [20, 35]
+    false = sum(bool(stats.change_points(rng.normal(0, 0.01, 30))) for _ in range(100))
+    assert false <= 15
+    assert stats.change_points([1.0, 2.0]) == []
+
+
+def test_trend_sees_a_slow_slide_and_not_noise() -> None:
+    rng = np.random.default_rng(5)
+    slide, p = stats.trend(np.linspace(0, -0.05, 12) + rng.normal(0, 0.003, 12))
+    assert slide == pytest.approx(-0.05, abs=0.01)
+    assert p < 0.001
+    assert stats.trend(rng.normal(0, 0.003, 12))[1] > 0.05
+
+
+def test_bootstrap_covers_the_mean() -> None:
+    rng = np.random.default_rng(2)
+    hits = 0
+    for seed in range(200):
+        found = stats.bootstrap(rng.exponential(1.0, 40), confidence=0.9, resamples=400, seed=seed)
+        hits += found.low <= 1.0 <= found.high
+    assert 0.8 <= hits / 200 <= 0.95
+
+
+def test_mann_whitney_separates_and_does_not() -> None:
+    assert stats.mann_whitney(range(10), range(20, 30)) < 0.001
+    assert stats.mann_whitney(range(10), range(10)) > 0.9
