@@ -1,0 +1,135 @@
+"""`prepare-dataset`: write a workload as JSON lines in NVIDIA's format.
+
+Sub-command and flag names are those of NVIDIA's tool where it has them.
+
+NVIDIA's options come before the sub-command (`prepare-dataset --output F token-norm-dist ...`); so do ours. Equal options give equal bytes.
+Here a prompt is token ids drawn from the vocabulary's size, so no tokenizer is needed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from trtllm_workloads import Workload
+    from trtllm_workloads.lengths import Lengths
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="Write a workload as JSON lines in NVIDIA's dataset format.")
+
+NumRequests = Annotated[int, typer.Option("--num-requests", help="Requests to write.")]
+
+
+@app.callback()
+def _options(
+    context: typer.Context,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write (default: standard output).")] = None,
+    stdout: Annotated[bool, typer.Option("--stdout", help="Write to standard output even when --output is given.")] = False,
+    seed: Annotated[int, typer.Option("--random-seed", "--seed", help="Equal seeds give equal bytes.")] = 420,
+    vocab_size: Annotated[int, typer.Option("--vocab-size", help="Token ids are drawn below this.")] = 32_000,
+    request_rate: Annotated[
+        float | None, typer.Option("--request-rate", help="Write Poisson arrival times at this rate (requests/s).")
+    ] = None,
+    burstiness: Annotated[float, typer.Option("--burstiness", help="Shape of gamma gaps; 1 is Poisson, below 1 burstier.")] = 1.0,
+    lora: Annotated[int, typer.Option("--num-loras", help="Spread requests over this many LoRA ids.")] = 0,
+    lora_pick: Annotated[str, typer.Option("--lora-pick", help="How: uniform, round-robin or zipf.")] = "uniform",
+) -> None:
+    context.obj = {
+        "output": None if stdout else output,
+        "seed": seed,
+        "vocab_size": vocab_size,
+        "request_rate": request_rate,
+        "burstiness": burstiness,
+        "lora": lora,
+        "lora_pick": lora_pick,
+    }
+
+
+@app.command("token-norm-dist")
+def token_norm_dist(
+    context: typer.Context,
+    num_requests: NumRequests,
+    input_mean: Annotated[float, typer.Option("--input-mean", help="Mean prompt length, tokens.")],
+    input_stdev: Annotated[float, typer.Option("--input-stdev", help="Its standard deviation, before clamping to at least 1.")],
+    output_mean: Annotated[float, typer.Option("--output-mean", help="Mean output length, tokens.")],
+    output_stdev: Annotated[float, typer.Option("--output-stdev", help="Its standard deviation.")],
+) -> None:
+    """Normally distributed lengths; a standard deviation of 0 makes them fixed."""
+    from trtllm_workloads.lengths import Normal
+
+    _write_synthetic(context, num_requests, Normal(input_mean, input_stdev), Normal(output_mean, output_stdev))
+
+
+@app.command("token-unif-dist")
+def token_unif_dist(
+    context: typer.Context,
+    num_requests: NumRequests,
+    input_min: Annotated[int, typer.Option("--input-min", help="Shortest prompt, tokens.")],
+    input_max: Annotated[int, typer.Option("--input-max", help="Longest prompt.")],
+    output_min: Annotated[int, typer.Option("--output-min", help="Shortest output.")],
+    output_max: Annotated[int, typer.Option("--output-max", help="Longest output.")],
+) -> None:
+    """Uniformly distributed lengths, both ends included."""
+    from trtllm_workloads.lengths import Uniform
+
+    _write_synthetic(context, num_requests, Uniform(input_min, input_max), Uniform(output_min, output_max))
+
+
+@app.command("random")
+def random_lengths(
+    context: typer.Context,
+    num_requests: NumRequests,
+    isl: Annotated[str, typer.Option("--isl", help="Prompt lengths: 128, or uniform:64,256, lognormal:1155,1000, zipf:1.1,1,4096, ...")],
+    osl: Annotated[str, typer.Option("--osl", help="Output lengths, written the same way.")],
+    range_ratio: Annotated[
+        float, typer.Option("--random-range-ratio", help="Spread whole-number lengths L over [L(1-r), L(1+r)], as vLLM does.")
+    ] = 0.0,
+    correlation: Annotated[float, typer.Option("--correlation", help="Gaussian-copula correlation of the two lengths.")] = 0.0,
+) -> None:
+    """Any length distribution the tool knows, by its short form."""
+    from trtllm_workloads.lengths import Fixed, around, parse
+
+    def lengths(text: str) -> Lengths:
+        parsed = parse(text)
+        return around(parsed.tokens, range_ratio) if isinstance(parsed, Fixed) else parsed
+
+    _write_synthetic(context, num_requests, lengths(isl), lengths(osl), correlation)
+
+
+def _write_synthetic(context: typer.Context, num_requests: int, isl: Lengths, osl: Lengths, correlation: float = 0.0) -> None:
+    from trtllm_workloads.arrivals import from_flags
+    from trtllm_workloads.lengths import Correlated
+    from trtllm_workloads.synthetic import synthetic
+    from trtllm_workloads.tokens import Vocabulary
+
+    options: dict[str, Any] = context.obj
+    arrivals = from_flags(options["request_rate"], options["burstiness"]) if options["request_rate"] is not None else None
+    vocabulary = Vocabulary(options["vocab_size"])
+    _write(
+        context, synthetic(num_requests, Correlated(isl, osl, correlation), arrivals=arrivals, vocabulary=vocabulary, seed=options["seed"])
+    )
+
+
+def _write(context: typer.Context, workload: Workload) -> None:
+    import sys
+
+    from trtllm_workloads import dataset
+    from trtllm_workloads.structure import with_adapters
+    from trtllm_workloads.synthetic import generator
+
+    options: dict[str, Any] = context.obj
+    if options["lora"]:
+        workload = with_adapters(workload, options["lora"], options["lora_pick"], generator(options["seed"], "lora"))
+    if options["output"] is None:
+        dataset.write(workload, sys.stdout)
+        return
+    with options["output"].open("w", encoding="utf-8", newline="\n") as stream:
+        dataset.write(workload, stream)
+    inputs, outputs = workload.input_tokens, workload.output_tokens
+    typer.echo(
+        f"{options['output']}: {len(workload)} requests, prompts {inputs.mean():.1f} tokens on average ({inputs.min()}..{inputs.max()}), "
+        f"outputs {outputs.mean():.1f} ({outputs.min()}..{outputs.max()}), workload {workload.content_hash}",
+        err=True,
+    )

@@ -1,0 +1,213 @@
+"""When requests arrive: exact point processes, as seconds from the start of the run.
+
+Every process is drawn from its own definition and left as drawn: a Poisson process of n requests ends when it ends, it is not
+stretched to a chosen length (some load generators rescale the last arrival to n / rate, which removes the count's variance and is
+no longer Poisson). Rates that change over time are unit-rate Poisson processes through the inverse of the cumulative rate
+(Cinlar, "Introduction to Stochastic Processes", 1975, section 4.7), which is exact too, not thinned.
+
+The first n times of a longer draw with the same seed are the same times, so adding requests does not change those before.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from trtllm_workloads.errors import WorkloadError
+
+Float64Array = npt.NDArray[np.float64]
+
+
+class Arrivals(Protocol):
+    """An arrival process."""
+
+    def times(self, n: int, rng: np.random.Generator) -> Float64Array:
+        """The first n arrivals, seconds, non-decreasing, none below 0."""
+
+
+def _need_rate(kind: str, name: str, value: float) -> None:
+    if not (value > 0 and np.isfinite(value)):
+        raise WorkloadError(f"{kind} arrivals: {name} is {value:g}; it must be above 0")
+
+
+def _exponentials(n: int, rng: np.random.Generator) -> Float64Array:
+    return -np.log1p(-rng.random(n))
+
+
+@dataclass(frozen=True)
+class AtOnce:
+    """Everything at time 0."""
+
+    def times(self, n: int, rng: np.random.Generator) -> Float64Array:
+        return np.zeros(n)
+
+
+@dataclass(frozen=True)
+class Constant:
+    """Request k at k / rate."""
+
+    rate: float
+
+    def __post_init__(self) -> None:
+        _need_rate("constant", "rate", self.rate)
+
+    def times(self, n: int, rng: np.random.Generator) -> Float64Array:
+        return np.arange(n, dtype=np.float64) / self.rate
+
+
+@dataclass(frozen=True)
+class Poisson:
+    """Independent exponential gaps with mean 1 / rate; the first arrival is one gap after the start."""
+
+    rate: float
+
+    def __post_init__(self) -> None:
+        _need_rate("poisson", "rate", self.rate)
+
+    def times(self, n: int, rng: np.random.Generator) -> Float64Array:
+        return np.cumsum(_exponentials(n, rng)) / self.rate
+
+
+@dataclass(frozen=True)
+class Gamma:
+    """Independent gamma gaps, shape `burstiness`, mean 1 / rate: gap CV = burstiness ** -0.5.
+
+    `burstiness` as in vLLM: 1 is Poisson, below 1 burstier, above 1 more regular.
+    """
+
+    rate: float
+    burstiness: float = 1.0
+
+    def __post_init__(self) -> None:
+        _need_rate("gamma", "rate", self.rate)
+        _need_rate("gamma", "burstiness", self.burstiness)
+
+    def times(self, n: int, rng: np.random.Generator) -> Float64Array:
+        from scipy.special import gammaincinv
+
+        gaps = np.asarray(gammaincinv(self.burstiness, rng.random(n)), dtype=np.float64)
+        return np.cumsum(gaps) / (self.burstiness * self.rate)
+
+
+@dataclass(frozen=True)
+class LinearRamp:
+    """Poisson whose rate goes linearly from `start` to `end` requests/s over `duration_s`, then stays at `end`."""
+
+    start: float
+    end: float
+    duration_s: float
+
+    def __post_init__(self) -> None:
+        if self.start < 0:
+            raise WorkloadError(f"linear ramp: the starting rate is {self.start:g}; it cannot be negative")
+        _need_rate("linear ramp", "end", self.end)
+        _need_rate("linear ramp", "duration_s", self.duration_s)
+
+    def times(self, n: int, rng: np.random.Generator) -> Float64Array:
+        unit = np.cumsum(_exponentials(n, rng))
+        slope = (self.end - self.start) / self.duration_s
+        during = self.duration_s * (self.start + self.end) / 2
+        left = np.minimum(unit, during)
+        # start * t + slope * t^2 / 2 = left, in the form that does not cancel when the slope is near 0
+        root = np.sqrt(np.maximum(self.start**2 + 2 * slope * left, 0.0))
+        inside = np.divide(2 * left, self.start + root, out=np.zeros(n), where=left > 0)
+        return np.asarray(np.where(unit <= during, inside, self.duration_s + (unit - during) / self.end), dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class ExponentialRamp:
+    """Poisson whose rate goes geometrically from `start` to `end` requests/s over `duration_s`, then stays at `end`."""
+
+    start: float
+    end: float
+    duration_s: float
+
+    def __post_init__(self) -> None:
+        for name in ("start", "end", "duration_s"):
+            _need_rate("exponential ramp", name, getattr(self, name))
+
+    def times(self, n: int, rng: np.random.Generator) -> Float64Array:
+        growth = np.log(self.end / self.start) / self.duration_s
+        if abs(growth) * self.duration_s < 1e-9:
+            return Poisson(self.end).times(n, rng)
+        unit = np.cumsum(_exponentials(n, rng))
+        during = (self.end - self.start) / growth
+        inside = np.log1p(np.minimum(unit, during) * growth / self.start) / growth
+        return np.asarray(np.where(unit <= during, inside, self.duration_s + (unit - during) / self.end), dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class RateSeries:
+    """Poisson with rate rates[k] from k * step_s to (k + 1) * step_s, the series repeating."""
+
+    rates: tuple[float, ...]
+    step_s: float
+
+    def __post_init__(self) -> None:
+        _need_rate("rate series", "step_s", self.step_s)
+        if not self.rates or min(self.rates) < 0 or sum(self.rates) <= 0:
+            raise WorkloadError("rate series: give rates of at least 0, one of them above 0")
+
+    def times(self, n: int, rng: np.random.Generator) -> Float64Array:
+        unit = np.cumsum(_exponentials(n, rng))
+        cumulative = np.concatenate([[0.0], np.cumsum(self.rates)]) * self.step_s
+        period, left = np.divmod(unit, cumulative[-1])
+        # side="right" passes over silent steps, whose cumulative rate does not grow: k is a step with a rate above 0
+        k = np.searchsorted(cumulative, left, side="right") - 1
+        return np.asarray(
+            (period * len(self.rates) + k) * self.step_s + (left - cumulative[k]) / np.asarray(self.rates)[k], dtype=np.float64
+        )
+
+
+@dataclass(frozen=True)
+class OnOff:
+    """Poisson bursts: `rate` requests/s for `on_s` seconds, `off_rate` for `off_s`, over and over."""
+
+    rate: float
+    on_s: float
+    off_s: float
+    off_rate: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("rate", "on_s", "off_s"):
+            _need_rate("on/off", name, getattr(self, name))
+        if self.off_rate < 0:
+            raise WorkloadError(f"on/off arrivals: off_rate is {self.off_rate:g}; it cannot be negative")
+
+    def times(self, n: int, rng: np.random.Generator) -> Float64Array:
+        unit = np.cumsum(_exponentials(n, rng))
+        on, off = self.rate * self.on_s, self.off_rate * self.off_s
+        period, left = np.divmod(unit, on + off)
+        in_off = self.on_s + np.divide(left - on, self.off_rate, out=np.zeros(n), where=self.off_rate > 0)
+        return period * (self.on_s + self.off_s) + np.where(left < on, left / self.rate, in_off)
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """Times of a trace, from its first arrival on, multiplied by `time_scale` (0.5 replays twice as fast)."""
+
+    recorded_s: Float64Array
+    time_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        _need_rate("recorded", "time scale", self.time_scale)
+        if len(self.recorded_s) == 0:
+            raise WorkloadError("recorded arrivals: the trace has no timestamps")
+
+    def times(self, n: int, rng: np.random.Generator) -> Float64Array:
+        if n > len(self.recorded_s):
+            raise WorkloadError(
+                f"{n} requests asked for, but the trace has {len(self.recorded_s)}; ask for fewer, or use a synthetic arrival process"
+            )
+        ordered = np.sort(np.asarray(self.recorded_s[:n], dtype=np.float64))
+        return np.asarray((ordered - ordered[0]) * self.time_scale, dtype=np.float64)
+
+
+def from_flags(request_rate: float | None, burstiness: float = 1.0) -> Arrivals:
+    """Open-loop flags as vLLM's users know them: no or infinite `--request-rate` is all at once, `--burstiness` shapes the gaps."""
+    if request_rate is None or np.isinf(request_rate):
+        return AtOnce()
+    return Poisson(request_rate) if burstiness == 1.0 else Gamma(request_rate, burstiness)

@@ -1,0 +1,7 @@
+"""The one error a user of workloads can cause: a distribution, trace, dataset or specification that cannot be used."""
+
+from __future__ import annotations
+
+
+class WorkloadError(ValueError):
+    """One clear sentence: what was wrong, where, and what to do."""
