@@ -1,0 +1,71 @@
+"""Every task of the project: `nox -s sweep | tests | lint | types | gpu`.
+
+All but `lint` share one environment, `.nox/main`, made here because nox gives each session its own: torch takes longer to install than most
+of them take to run, and several gigabytes on a GPU machine.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import nox
+
+nox.options.default_venv_backend = "venv"
+nox.options.reuse_venv = "yes"
+nox.options.sessions = ["tests", "lint", "types"]
+
+PROJECT = nox.project.load_toml("pyproject.toml")
+MAIN = Path(".nox/main").absolute()
+BIN = MAIN / ("Scripts" if sys.platform == "win32" else "bin")
+
+
+def groups(*names: str) -> list[str]:
+    return [line for name in names for line in nox.project.dependency_groups(PROJECT, name)]
+
+
+def install(session: nox.Session, *names: str) -> None:
+    """The project, editable, and dependency groups in the shared environment."""
+    if not (BIN / "pip").exists():
+        session.run(sys.executable, "-m", "venv", str(MAIN), external=True)
+    run(session, "python", "-m", "pip", "install", "--quiet", "-e", ".", *groups(*names))
+
+
+def run(session: nox.Session, program: str, *arguments: str) -> None:
+    session.run(str(BIN / program), *arguments, external=True)
+
+
+@nox.session(venv_backend="none")
+def sweep(session: nox.Session) -> None:
+    """The main job: a sweep of llama-3.1-8b bf16 on a GPU, of tiny-llama fp32 on a machine without one."""
+    install(session)
+    run(session, "trtllm-bench", "sweep", *session.posargs)
+
+
+@nox.session(venv_backend="none")
+def tests(session: nox.Session) -> None:
+    """Every test that needs no GPU."""
+    install(session, "test")
+    run(session, "pytest", "-m", "not gpu", *session.posargs)
+
+
+@nox.session(venv_backend="none")
+def gpu(session: nox.Session) -> None:
+    """The tests that need a GPU; fails on a machine without one."""
+    install(session, "test")
+    run(session, "pytest", "-m", "gpu", "tests/gpu", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Format and lint, as CI demands them."""
+    session.install(*groups("lint"))
+    session.run("ruff", "format", "--check", ".")
+    session.run("ruff", "check", ".")
+
+
+@nox.session(venv_backend="none")
+def types(session: nox.Session) -> None:
+    """mypy --strict over every package."""
+    install(session, "types")
+    run(session, "mypy")

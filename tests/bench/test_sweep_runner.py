@@ -1,0 +1,216 @@
+"""The sweep against a scripted session: what is measured, what is skipped, what a failure does, and that nothing finished is lost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from trtllm_bench.measure import Identity, Load, Measurement, OnRequests
+from trtllm_bench.sweep.runner import Sweep, reason_of
+from trtllm_bench.sweep.spec import Case, SweepSpec
+from trtllm_results.environment import Environment
+from trtllm_results.metrics import RequestLog, figures
+from trtllm_results.record import Row
+from trtllm_results.store import Store
+from trtllm_workloads.request import Workload
+from trtllm_workloads.tokens import TokenPrompts
+
+HERE = Environment(cpu="test")
+
+
+class OutOfMemoryError(RuntimeError):
+    """Named as torch names its own."""
+
+
+def log_of(requests: int, osl: int) -> RequestLog:
+    start = np.arange(requests, dtype=float)
+    tokens = np.full(requests, osl)
+    return RequestLog(start, start, start + 0.1, start + 0.1 * osl, tokens, tokens, np.ones(requests, dtype=bool))
+
+
+@dataclass
+class Scripted:
+    """Measures at once; fails where told to. `calls` holds every (workload name, concurrency)."""
+
+    fingerprint: str = "f0"
+    failures: dict[tuple[int, int], BaseException] = field(default_factory=dict)
+    void: str = ""
+    calls: list[tuple[int, int, int]] = field(default_factory=list)
+    recovered: int = 0
+    closed: int = 0
+
+    def identity(self) -> Identity:
+        return Identity(target="scripted", engine_fingerprint=self.fingerprint, settings={"policy": "x"})
+
+    def measure(self, workload: Workload, load: Load, on_requests: OnRequests) -> Measurement:
+        osl = int(workload.output_tokens[0])
+        self.calls.append((load.concurrency, osl, len(workload)))
+        failure = self.failures.get((load.concurrency, osl))
+        if failure is not None:
+            raise failure
+        on_requests(len(workload))
+        log = log_of(len(workload), osl)
+        return Measurement(figures(log), log, void=self.void)
+
+    def recover(self) -> None:
+        self.recovered += 1
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+@dataclass
+class Watching:
+    events: list[str] = field(default_factory=list)
+
+    def preparing(self, precision: str) -> None:
+        self.events.append(f"prepare {precision}")
+
+    def started(self, case: Case, repeat: int, requests: int) -> None:
+        self.events.append(f"start {case.label} {repeat}")
+
+    def requests_done(self, done: int) -> None:
+        pass
+
+    def finished(self, case: Case, row: Row, seconds: float) -> None:
+        self.events.append(f"{row.status} {case.label} {row.repeat}")
+
+    def skipped(self, case: Case, repeat: int) -> None:
+        self.events.append(f"skip {case.label} {repeat}")
+
+
+def workload(case: Case, requests: int) -> Workload:
+    prompts = TokenPrompts.of([np.full(case.isl, 7)] * requests)
+    return Workload("fixed", prompts, np.full(requests, case.isl, np.int32), np.full(requests, case.osl, np.int32))
+
+
+def sweep(folder: Path, session: Scripted, **grid: object) -> tuple[Sweep, Watching]:
+    spec = SweepSpec.model_validate({"model": "m", "precision": "fp32", "batch_size": "1,2", "isl": 4, "osl": "2,3", **grid})
+    watching = Watching()
+    return Sweep(spec, Store(folder), lambda _: session, workload, watching, HERE), watching
+
+
+def test_every_cell_and_repeat_is_measured_and_stored(tmp_path: Path) -> None:
+    session = Scripted()
+    run, _ = sweep(tmp_path, session, repeats=2, precision="fp32,bf16")
+    rows = run.run()
+    assert len(rows) == 16
+    assert {(r.cell.precision, r.cell.batch, r.cell.osl, r.repeat) for r in Store(tmp_path).rows()} == {
+        (p, b, o, n) for p in ("fp32", "bf16") for b in (1, 2) for o in (2, 3) for n in (0, 1)
+    }
+    assert session.closed == 2
+    assert session.calls[0] == (1, 2, 8)
+    assert session.calls[1] == (2, 2, 8)
+
+
+def test_repeats_are_spread_over_the_cells(tmp_path: Path) -> None:
+    run, watching = sweep(tmp_path, Scripted(), repeats=2, osl=2)
+    run.run()
+    starts = [event for event in watching.events if event.startswith("start")]
+    assert starts == ["start fp32 b1 4/2 0", "start fp32 b2 4/2 0", "start fp32 b1 4/2 1", "start fp32 b2 4/2 1"]
+
+
+def test_a_row_is_on_disk_before_the_next_cell_starts(tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    class Counting(Scripted):
+        def measure(self, workload: Workload, load: Load, on_requests: OnRequests) -> Measurement:
+            seen.append(len(Store(tmp_path).rows()))
+            return super().measure(workload, load, on_requests)
+
+    sweep(tmp_path, Counting())[0].run()
+    assert seen == [0, 1, 2, 3]
+
+
+def test_out_of_memory_and_errors_are_rows_and_the_sweep_goes_on(tmp_path: Path) -> None:
+    session = Scripted(failures={(2, 2): OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB"), (1, 3): RuntimeError("broken")})
+    rows = sweep(tmp_path, session)[0].run()
+    assert [(r.cell.batch, r.cell.osl, r.status) for r in rows] == [(1, 2, "ok"), (2, 2, "oom"), (1, 3, "failed"), (2, 3, "ok")]
+    assert rows[1].reason == "OutOfMemoryError: CUDA out of memory. Tried to allocate 3 GiB"
+    assert rows[2].reason == "RuntimeError: broken"
+    assert session.recovered == 2
+
+
+def test_a_precision_whose_engine_cannot_be_made_fails_alone(tmp_path: Path) -> None:
+    spec = SweepSpec.model_validate({"model": "m", "precision": "bad,good", "batch_size": 1, "isl": 4, "osl": 2, "repeats": 2})
+
+    def open_session(precision: str) -> Scripted:
+        if precision == "bad":
+            raise ValueError("cannot build")
+        return Scripted()
+
+    rows = Sweep(spec, Store(tmp_path), open_session, workload, Watching(), HERE).run()
+    assert [(r.cell.precision, r.status) for r in rows] == [("bad", "failed")] * 2 + [("good", "ok")] * 2
+    assert len(Store(tmp_path).rows()) == 4
+
+
+def test_resume_measures_only_what_is_missing(tmp_path: Path) -> None:
+    first = Scripted(failures={(2, 3): KeyboardInterrupt()})
+    run, _ = sweep(tmp_path, first)
+    with pytest.raises(KeyboardInterrupt):
+        run.run()
+    assert len(Store(tmp_path).rows()) == 3
+    assert first.closed == 1
+
+    second = Scripted()
+    run, watching = sweep(tmp_path, second)
+    rows = run.run()
+    assert second.calls == [(2, 3, 8)]
+    assert [event.split()[0] for event in watching.events] == ["prepare", "skip", "skip", "skip", "start", "ok"]
+    assert len(rows) == len(Store(tmp_path).rows()) == 4
+
+
+def test_resume_tries_failed_cells_again_and_replaces_their_rows(tmp_path: Path) -> None:
+    sweep(tmp_path, Scripted(failures={(1, 2): RuntimeError("once")}))[0].run()
+    second = Scripted()
+    sweep(tmp_path, second)[0].run()
+    assert second.calls == [(1, 2, 8)]
+    assert [row.status for row in Store(tmp_path).rows()] == ["ok"] * 4
+
+
+@pytest.mark.parametrize(
+    ("change", "grid"),
+    [("fingerprint", {}), ("", {"warmup": 5}), ("", {"num_requests": 9})],
+    ids=["another engine", "other settings", "other workload"],
+)
+def test_what_can_change_a_result_makes_finished_cells_stale(tmp_path: Path, change: str, grid: dict[str, object]) -> None:
+    sweep(tmp_path, Scripted())[0].run()
+    again = Scripted(fingerprint="f1" if change else "f0")
+    sweep(tmp_path, again, **grid)[0].run()
+    assert len(again.calls) == 4
+
+
+def test_another_machine_makes_finished_cells_stale(tmp_path: Path) -> None:
+    sweep(tmp_path, Scripted())[0].run()
+    again = Scripted()
+    run, _ = sweep(tmp_path, again)
+    run.environment = Environment(cpu="test", gpu="H100")
+    run.run()
+    assert len(again.calls) == 4
+
+
+def test_a_void_measurement_is_kept_but_measured_again(tmp_path: Path) -> None:
+    rows = sweep(tmp_path, Scripted(void="the driver was late"), osl=2, batch_size=1)[0].run()
+    assert (rows[0].status, rows[0].reason) == ("void", "the driver was late")
+    again = Scripted()
+    sweep(tmp_path, again, osl=2, batch_size=1)[0].run()
+    assert len(again.calls) == 1
+
+
+def test_requests_of_each_cell_are_kept_beside_the_rows(tmp_path: Path) -> None:
+    rows = sweep(tmp_path, Scripted())[0].run()
+    table = Store(tmp_path).read_side("requests", rows[0])
+    assert table is not None
+    assert table.num_rows == 8
+    assert table.column("output_tokens").to_pylist() == [2] * 8
+
+
+def test_reasons_name_foreign_errors_by_type_and_ours_by_their_sentence() -> None:
+    from trtllm_bench.errors import BenchError
+
+    assert reason_of(BenchError("too long")) == "too long"
+    assert reason_of(KeyError("x")) == "KeyError: 'x'"
+    assert len(reason_of(RuntimeError("a" * 1000))) < 350
