@@ -64,8 +64,8 @@ class Store:
         try:
             with self._locked():
                 merged = _merge(self._read_rows(), checked)
-                self._replace(_TABLE, lambda target: _write_parquet(merged, target))
-                self._replace(_JSON, lambda target: _write_json(merged, target))
+                self._replace(_TABLE, lambda target: write_parquet(merged, target))
+                self._replace(_JSON, lambda target: write_json(merged, target))
         except OSError as error:
             raise ResultsError(f"Cannot write results to {self.path}: {error.strerror}.") from error
 
@@ -220,20 +220,17 @@ def to_table(rows: list[Row]) -> pa.Table:
 
 
 def _empty_frame() -> pd.DataFrame:
-    return to_table([]).to_pandas()
+    frame: pd.DataFrame = to_table([]).to_pandas()
+    return frame
 
 
-def _write_parquet(rows: list[Row], target: Path) -> None:
+def write_parquet(rows: list[Row], target: Path) -> None:
     import pyarrow.parquet as pq
 
     pq.write_table(to_table(rows), target, compression="zstd")
 
 
 def write_json(rows: list[Row], target: Path) -> None:
-    _write_json(rows, target)
-
-
-def _write_json(rows: list[Row], target: Path) -> None:
     flats = [{name: value for name, value in row.to_flat().items() if value not in ("", None)} for row in rows]
     lines = ",\n ".join(json.dumps(flat) for flat in flats)
     target.write_text(f'{{"schema_version": {SCHEMA_VERSION}, "rows": [\n {lines}\n]}}\n')

@@ -1,0 +1,117 @@
+"""A comparison as records, Markdown, CSV or JSON. Terminal tables are drawn by the command line from the same records."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from trtllm_results.compare import Change, Comparison
+from trtllm_results.published import Beside, gpu_class
+
+
+def records(comparison: Comparison) -> list[dict[str, Any]]:
+    """One flat record a change; `change`, `low` and `high` are relative (0.031 for +3.1%)."""
+    return [_record(change) for change in comparison.changes]
+
+
+def _record(change: Change) -> dict[str, Any]:
+    return {
+        **change.cell,
+        "label": change.label,
+        "figure": change.figure,
+        "unit": change.unit,
+        "base": change.base,
+        "other": change.other,
+        "base_value": change.base_value,
+        "other_value": change.other_value,
+        "base_repeats": change.base_repeats,
+        "other_repeats": change.other_repeats,
+        "change": change.change,
+        "low": None if change.interval is None else change.interval.low,
+        "high": None if change.interval is None else change.interval.high,
+        "p_value": change.p_value,
+        "verdict": change.verdict,
+        "warnings": "; ".join(change.warnings),
+    }
+
+
+def beside_records(found: Sequence[Beside]) -> list[dict[str, Any]]:
+    """One flat record a published figure."""
+    return [
+        {
+            "model": one.ours.cell.model,
+            "precision": one.ours.cell.precision,
+            "isl": one.ours.cell.isl,
+            "osl": one.ours.cell.osl,
+            "tp": one.ours.cell.tp,
+            "gpu": gpu_class(one.ours.environment.device),
+            "ours": one.ours_tokens_per_s,
+            "repeats": one.repeats,
+            "source": one.theirs.source,
+            "their_gpu": gpu_class(one.theirs.gpu),
+            "theirs": one.theirs.output_tokens_per_s,
+            "ratio": one.ratio,
+            "same_gpu": one.same_gpu,
+            "differs": one.differs,
+        }
+        for one in found
+    ]
+
+
+def to_json(comparison: Comparison) -> str:
+    content = {"sets": comparison.sets, "changes": records(comparison), "left_out": comparison.left_out, "notes": comparison.notes}
+    return json.dumps(content, indent=1)
+
+
+def to_csv(rows: Sequence[dict[str, Any]]) -> str:
+    """Records as CSV with a header; empty when there are none."""
+    if not rows:
+        return ""
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return stream.getvalue()
+
+
+def percent(value: float | None) -> str:
+    return "" if value is None else f"{value * 100:+.1f}%"
+
+
+def interval_text(low: float | None, high: float | None) -> str:
+    return "one repeat" if low is None or high is None else f"{percent(low)} to {percent(high)}"
+
+
+def to_markdown(comparison: Comparison) -> str:
+    """A table a pull request can hold."""
+    lines = ["| cell | figure | base | other | change | 95% interval | verdict |", "|---|---|--:|--:|--:|---|---|"]
+    for one in records(comparison):
+        figure = f"{one['figure']} ({one['unit']})" if one["unit"] else one["figure"]
+        lines.append(
+            f"| {one['label']} | {figure} | {one['base_value']:,.4g} | {one['other_value']:,.4g} | {percent(one['change'])} "
+            f"| {interval_text(one['low'], one['high'])} | {one['verdict']} |"
+        )
+    head = f"Base **{comparison.sets[0]}**, against {', '.join(f'**{name}**' for name in comparison.sets[1:])}.\n\n"
+    tail = "".join(f"\n- left out: {label} ({why})" for label, why in comparison.left_out) + "".join(
+        f"\n- {note}" for note in comparison.notes
+    )
+    return head + "\n".join(lines) + "\n" + (tail + "\n" if tail else "")
+
+
+def beside_markdown(found: Sequence[Beside]) -> str:
+    lines = [
+        "| model | precision | ISL/OSL | TP | ours, tok/s | source | GPU there | theirs, tok/s | ours / theirs |",
+        "|---|---|---|--:|--:|---|---|--:|--:|",
+    ]
+    for one in beside_records(found):
+        lines.append(
+            f"| {one['model']} | {one['precision']} | {one['isl']}/{one['osl']} | {one['tp']} | {one['ours']:,.0f} | {one['source']} "
+            f"| {one['their_gpu']} | {one['theirs']:,.0f} | {one['ratio']:.2f} |"
+        )
+    notes = dict.fromkeys(
+        f"{one['source']} on {one['their_gpu']}, {one['isl']}/{one['osl']}: {one['differs']}" for one in beside_records(found)
+    )
+    return "\n".join(lines) + "\n\nWhat differs:\n\n" + "".join(f"- {note}\n" for note in notes)

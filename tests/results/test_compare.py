@@ -1,0 +1,176 @@
+"""Comparison: alignment, intervals, verdict words, bad input, the Pareto front, and ours beside published figures."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trtllm_results import compare_text, published, selection
+from trtllm_results.compare import compare, pareto
+from trtllm_results.environment import Environment
+from trtllm_results.errors import ResultsError
+from trtllm_results.record import Cell, Row
+from trtllm_results.selection import ResultSet
+
+H100 = Environment(gpu="NVIDIA H100 80GB HBM3", driver="580.1")
+
+
+def rows(
+    rate: float | list[float], batch: int = 64, environment: Environment = H100, figure: str = "output_tokens_per_s", **cell: object
+) -> list[Row]:
+    settings = {"model": "llama-3.1-8b", "precision": "fp8", "kv_dtype": "fp8", "isl": 128, "osl": 128, "batch": batch} | cell
+    rates = rate if isinstance(rate, list) else [rate]
+    return [
+        Row(cell=Cell(**settings), environment=environment, repeat=i, figures={figure: value})  # type: ignore[arg-type]
+        for i, value in enumerate(rates)
+    ]
+
+
+def sets(a: list[Row], b: list[Row]) -> list[ResultSet]:
+    return [ResultSet("before", tuple(a)), ResultSet("after", tuple(b))]
+
+
+BASE = [100.0, 100.4, 99.8, 100.1]
+
+
+def test_a_real_change_is_named_with_its_interval() -> None:
+    (change,) = compare(sets(rows(BASE), rows([x * 0.97 for x in BASE]))).changes
+    assert change.verdict == "slower"
+    assert change.change == pytest.approx(-0.03)
+    assert change.interval is not None
+    assert change.interval.low < -0.03 < change.interval.high < 0
+    (latency,) = compare(
+        sets(rows(BASE, figure="ttft_p50_ms"), rows([x * 0.97 for x in BASE], figure="ttft_p50_ms")), ["ttft_p50_ms"]
+    ).changes
+    assert latency.verdict == "faster", "less time is faster"
+
+
+def test_no_change_is_same_and_noise_is_inconclusive() -> None:
+    assert compare(sets(rows(BASE), rows(BASE[::-1]))).changes[0].verdict == "same"
+    noisy = [100.0, 120.0, 80.0, 101.0]
+    assert compare(sets(rows(noisy), rows([90.0, 115.0, 84.0, 99.0]))).changes[0].verdict == "inconclusive"
+
+
+def test_one_repeat_gives_a_change_and_no_verdict() -> None:
+    (change,) = compare(sets(rows(100.0), rows(50.0))).changes
+    assert (change.verdict, change.interval) == ("inconclusive", None)
+    assert change.change == pytest.approx(-0.5)
+    assert "one repeat" in compare_text.to_markdown(compare(sets(rows(100.0), rows(50.0))))
+
+
+def test_holm_keeps_accidents_quiet() -> None:
+    rng = np.random.default_rng(4)
+    words = 0
+    for _ in range(60):
+        a = [r for batch in range(1, 21) for r in rows(rng.normal(100, 2, 4).tolist(), batch)]
+        b = [r for batch in range(1, 21) for r in rows(rng.normal(100, 2, 4).tolist(), batch)]
+        words += any(change.verdict in ("faster", "slower") for change in compare(sets(a, b)).changes)
+    assert words / 60 <= 0.12
+
+
+def test_cells_align_by_what_was_asked_and_the_rest_is_listed() -> None:
+    failed = Row(cell=rows(1.0, 512)[0].cell, environment=H100, status="oom", reason="out of memory")
+    found = compare(sets(rows(BASE, 1) + rows(BASE, 8) + rows(BASE, 512), rows(BASE, 1) + rows(BASE, 64) + [failed]))
+    assert [change.cell["batch"] for change in found.changes] == [1]
+    assert [why for _, why in found.left_out] == ["only in before", "only in after", "oom in after: out of memory"]
+
+
+def test_bad_input_is_one_sentence_each() -> None:
+    with pytest.raises(ResultsError, match=r"no cell in common \(they differ in isl\)"):
+        compare(sets(rows(BASE), rows(BASE, isl=2048)))
+    with pytest.raises(ResultsError, match="say --across-gpus"):
+        compare(sets(rows(BASE), rows(BASE, environment=Environment(gpu="A100"))))
+    for bad in (0.0, -5.0, math.nan):
+        with pytest.raises(ResultsError, match="cannot be compared"):
+            compare(sets(rows(BASE), rows([100.0, bad])))
+    with pytest.raises(ResultsError, match="two result sets"):
+        compare(sets(rows(BASE), rows(BASE))[:1])
+    with pytest.raises(ResultsError, match="no figure 'speed'"):
+        compare(sets(rows(BASE), rows(BASE)), ["speed"])
+    with pytest.raises(ResultsError, match="not a field cells are aligned by"):
+        compare(sets(rows(BASE), rows(BASE)), ignore=["colour"])
+
+
+def test_across_gpus_notes_what_differs() -> None:
+    found = compare(sets(rows(BASE), rows(BASE, environment=Environment(gpu="A100", driver="580.1"))), across_gpus=True)
+    assert found.notes == ("gpu differs: before NVIDIA H100 80GB HBM3; after A100",)
+
+
+def test_one_store_split_by_precision() -> None:
+    mixed = rows(BASE) + rows([x / 1.6 for x in BASE], precision="bf16", kv_dtype="bf16")
+    found = compare(selection.split_by(mixed, "precision"), ignore=["precision", "kv_dtype"])
+    assert (found.sets, found.changes[0].verdict) == (("fp8", "bf16"), "slower")
+    with pytest.raises(ResultsError, match="nothing to compare by model"):
+        selection.split_by(mixed, "model")
+
+
+def test_outputs_agree_with_each_other() -> None:
+    found = compare(sets(rows(BASE, 1) + rows(BASE, 8), rows(BASE, 1) + rows([x * 2 for x in BASE], 8)))
+    from_json = json.loads(compare_text.to_json(found))["changes"]
+    assert [one["verdict"] for one in from_json] == ["same", "faster"]
+    assert compare_text.to_csv(compare_text.records(found)).splitlines()[2].split(",")[-2] == "faster"
+    assert "| +100.0% |" in compare_text.to_markdown(found)
+
+
+def test_filters() -> None:
+    mixed = rows(100.0, 1) + rows(200.0, 64) + rows(300.0, 64, precision="bf16")
+    assert [r.figures["output_tokens_per_s"] for r in selection.keep(mixed, ["batch>=64", "precision!=bf16"])] == [200.0]
+    assert len(selection.keep(mixed, ["output_tokens_per_s > 150"])) == 2
+    assert len(selection.keep(mixed, ["gpu=NVIDIA H100 80GB HBM3", "env_driver=580.1"])) == 3
+    assert selection.keep(mixed, ["ttft_p50_ms<5"]) == []
+    for bad, message in (("batch", "not understood"), ("colour=red", "no field 'colour'"), ("batch>many", "'many' is not")):
+        with pytest.raises(ResultsError, match=message):
+            selection.keep(mixed, [bad])
+
+
+@given(st.lists(st.tuples(st.floats(1, 1e3), st.floats(1, 1e3)), max_size=30))
+@settings(max_examples=60, deadline=None)
+def test_pareto_front_is_exactly_the_unbeaten_rows(points: list[tuple[float, float]]) -> None:
+    def row(speed: float, throughput: float) -> Row:
+        figures = {"output_tokens_per_s_per_user": speed, "output_tokens_per_s_per_gpu": throughput}
+        return Row(cell=Cell("m", "fp8", 1, 1, 1), environment=H100, figures=figures)
+
+    front = {
+        (r.figures["output_tokens_per_s_per_user"], r.figures["output_tokens_per_s_per_gpu"]) for r in pareto([row(*p) for p in points])
+    }
+    beaten = {p for p in points for q in points if q[0] >= p[0] and q[1] >= p[1] and q != p}
+    assert front == set(points) - beaten
+
+
+def test_ours_beside_published() -> None:
+    found = published.beside(rows(33_000.0, 2048, num_requests=8192) + rows(20_000.0, 64, num_requests=512))
+    sources = {(one.theirs.source, published.gpu_class(one.theirs.gpu)): one for one in found}
+    nvidia = sources[("TensorRT-LLM perf-overview v0.17", "H100")]
+    assert nvidia.ours_tokens_per_s == 33_000.0, "the fastest cell stands for ours"
+    assert nvidia.ratio == pytest.approx(33_000 / nvidia.theirs.output_tokens_per_s)
+    brief = [one for one in found if one.theirs.source == "project brief"]
+    assert {published.gpu_class(one.theirs.gpu) for one in brief} == {"H100", "A100", "L40S"}
+    assert "llama-3-8b there (same shapes)" in brief[0].differs
+    assert any("A100 has no FP8" in one.differs for one in brief)
+    assert found[0].same_gpu
+    vllm = [one for one in found if one.theirs.measured]
+    assert {one.theirs.requests for one in vllm} == {4096, 8192}
+    assert "ours / theirs" in compare_text.beside_markdown(found)
+
+
+def test_published_fixed_batches_match_only_the_same_batch() -> None:
+    found = published.beside(rows(240.0, 1, osl=256, num_requests=1) + rows(11_000.0, 64, osl=256, num_requests=64))
+    assert {(one.ours.cell.batch, one.theirs.requests) for one in found} == {(1, 1), (64, 64)}
+
+
+def test_published_near_lengths_match_and_say_so() -> None:
+    found = published.beside(rows(2_000.0, isl=1920, model="gptj-6b"))
+    assert any("ISL 2048 there, 1920 here" in one.differs for one in found)
+    with pytest.raises(ResultsError, match="published counterpart"):
+        published.beside(rows(10.0, model="tiny-llama"))
+
+
+def test_every_published_figure_has_a_source_and_a_method() -> None:
+    assert len(published.load()) == 268 + 21
+    assert all(one.source and one.method and one.output_tokens_per_s > 0 and one.tp >= 1 for one in published.load())
+    assert len({one.as_row().row_id for one in published.load() if not one.measured}) > 200
