@@ -1,0 +1,94 @@
+"""Time as the driver sees it: now, and wait until a moment or an outcome, whichever comes first.
+
+The one seam between the driver and real time. `FakeClock` runs the same driver in virtual time, where a test can assert that a request was
+sent at exactly the intended instant; a scripted target puts its answers on the clock as events.
+"""
+
+from __future__ import annotations
+
+import heapq
+import queue
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+from trtllm_bench.load.target import Outcome
+
+
+class Clock(Protocol):
+    def now(self) -> float:
+        """Seconds, monotonic."""
+
+    def deliver(self, outcome: Outcome) -> None:
+        """Thread-safe; ends a `wait`."""
+
+    def wait(self, until: float) -> Outcome | None:
+        """The next outcome, or None once `until` has passed without one."""
+
+    def poll(self) -> Outcome | None:
+        """An outcome already there, or None."""
+
+
+class RealClock:
+    """`time.perf_counter`, and a queue that wakes the driver. Sleeps in the kernel: spinning would take a core from the target."""
+
+    def __init__(self) -> None:
+        self._inbox: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
+        self.now = time.perf_counter
+        self.deliver = self._inbox.put
+
+    def wait(self, until: float) -> Outcome | None:
+        left = until - time.perf_counter()
+        if left <= 0:
+            return self.poll()
+        try:
+            return self._inbox.get(timeout=min(left, 3600.0))
+        except queue.Empty:
+            return None
+
+    def poll(self) -> Outcome | None:
+        try:
+            return self._inbox.get_nowait()
+        except queue.Empty:
+            return None
+
+
+class FakeClock:
+    """Virtual time: advances only in `wait`, from event to event. `at(t, event)` schedules what a scripted target does later."""
+
+    def __init__(self, start: float = 1000.0, send_cost_s: float = 0.0) -> None:
+        self._now = start
+        self._send_cost_s = send_cost_s
+        self._events: list[tuple[float, int, Callable[[], None]]] = []
+        self._inbox: deque[Outcome] = deque()
+        self._order = 0
+
+    def now(self) -> float:
+        return self._now
+
+    def spend(self) -> None:
+        """A submit was made: virtual time a slow driver would have lost on it."""
+        self._now += self._send_cost_s
+
+    def at(self, when: float, event: Callable[[], None]) -> None:
+        self._order += 1
+        heapq.heappush(self._events, (when, self._order, event))
+
+    def deliver(self, outcome: Outcome) -> None:
+        self._inbox.append(outcome)
+
+    def wait(self, until: float) -> Outcome | None:
+        while not self._inbox and self._events and self._events[0][0] <= until:
+            when, _, event = heapq.heappop(self._events)
+            self._now = max(self._now, when)
+            event()
+        if self._inbox:
+            return self._inbox.popleft()
+        self._now = max(self._now, until)
+        return None
+
+    def poll(self) -> Outcome | None:
+        while self._events and self._events[0][0] <= self._now:
+            heapq.heappop(self._events)[2]()
+        return self._inbox.popleft() if self._inbox else None

@@ -1,0 +1,226 @@
+"""The driver: one thread that sends each request when it is due and gathers outcomes.
+
+Open loop means the next send never depends on an answer: the loop waits for the earlier of the next due time and the next outcome, sends
+everything that is due, takes in everything that has ended. Latency counts from the intended time, so a driver that is late shows as
+latency and not as a better target; its lag (sent - due) is recorded for every request.
+
+Garbage collection is off while requests are timed, as a collection over a large heap stops the thread for milliseconds; and the
+interpreter's switch interval is lowered, since an engine in the same process may hold the GIL for the 5 ms default while a
+request is due. Rejected: one coroutine a request (at 10,000 requests/s the event loop itself is late), and spinning for
+precision (takes a core from the target).
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from trtllm_bench.load.clock import Clock, RealClock
+from trtllm_bench.load.pacing import Pacer
+from trtllm_bench.load.target import Outcome, Target
+from trtllm_results.metrics import FloatArray, RequestLog
+from trtllm_workloads.request import RequestSpec
+
+SWITCH_INTERVAL_S = 0.0005
+START_DELAY_S = 0.01
+PROGRESS_S = 0.1
+
+
+@dataclass(frozen=True)
+class Drive:
+    """How to send. `concurrency` 0: no bound. `open_loop`: at the requests' arrival times."""
+
+    concurrency: int = 0
+    open_loop: bool = False
+    stall_s: float = 600.0
+    """Give up when nothing has been sent or has ended for this long while requests are in flight."""
+    warmup_requests: int = 0
+    """The first requests of the run, kept out of the figures."""
+    warmup_s: float = 0.0
+    """Requests intended in the run's first seconds, kept out of the figures."""
+
+
+@dataclass(frozen=True)
+class LoadResult:
+    """What came back. Times are on the driver's clock."""
+
+    log: RequestLog
+    """All requests, in workload order, warm-up included; `columns` has due_s, warmup, session, turn, priority, lora_id, preemptions."""
+    start_s: float
+    failures: tuple[tuple[int, str], ...]
+    """(request, reason) of those that failed, in workload order."""
+    stalled: bool
+
+    @property
+    def measured(self) -> RequestLog:
+        """The log without warm-up."""
+        warmup = self.log.columns["warmup"]
+        return self.log.select(~warmup) if warmup.any() else self.log
+
+    @property
+    def lag_s(self) -> FloatArray:
+        """[sent requests] sent - due."""
+        lag = self.log.sent_s - self.log.columns["due_s"]
+        return np.asarray(lag[np.isfinite(lag)], dtype=np.float64)
+
+
+def run_load(
+    requests: Sequence[RequestSpec],
+    target: Target,
+    drive: Drive,
+    clock: Clock | None = None,
+    on_requests: Callable[[int], None] | None = None,
+    gpus: int = 1,
+) -> LoadResult:
+    """Sends every request and waits for every outcome. `on_requests` is told the number ended, at most ten times a second.
+
+    An exception of the target's `submit` fails that request; KeyboardInterrupt stops the target and passes on.
+    """
+    run = _Run(requests, target, drive, clock or RealClock(), on_requests)
+    with _undisturbed():
+        target.start(run.clock.deliver)
+        try:
+            run.loop()
+        finally:
+            target.stop()
+    return run.result(gpus)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    collecting, interval = gc.isenabled(), sys.getswitchinterval()
+    gc.collect()
+    gc.disable()
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(interval)
+        if collecting:
+            gc.enable()
+
+
+class _Run:
+    def __init__(
+        self, requests: Sequence[RequestSpec], target: Target, drive: Drive, clock: Clock, on_requests: Callable[[int], None] | None
+    ) -> None:
+        self.requests, self.target, self.drive, self.clock = requests, target, drive, clock
+        self._on_requests = on_requests
+        n = len(requests)
+        self._place = {request.id: place for place, request in enumerate(requests)}
+        self._due: list[float] = [float("nan")] * n
+        self._intended: list[float] = [float("nan")] * n
+        self._sent: list[float] = [float("nan")] * n
+        self._outcomes: list[Outcome | None] = [None] * n
+        self._ended = self._in_flight = 0
+        self._stalled = False
+        self._told_s = 0.0
+        self.start_s = clock.now() + START_DELAY_S
+        self._pacer = Pacer(requests, self.start_s, drive.concurrency, drive.open_loop)
+
+    def loop(self) -> None:
+        clock, pacer = self.clock, self._pacer
+        n = len(self.requests)
+        moved_s = clock.now()
+        while self._ended < n:
+            now = clock.now()
+            due = pacer.next_due()
+            if due <= now:
+                self._send()
+                moved_s = now
+                # Outcomes between two sends, so that a burst does not starve them, but never waiting for one.
+                outcome = clock.poll()
+            else:
+                outcome = clock.wait(min(due, moved_s + self.drive.stall_s) if self._in_flight else due)
+            while outcome is not None:
+                self._end(outcome)
+                moved_s = clock.now()
+                outcome = clock.poll() if pacer.next_due() > moved_s else None
+            if self._in_flight and clock.now() - moved_s >= self.drive.stall_s:
+                self._give_up()
+            self._tell()
+        self._tell(last=True)
+
+    def _send(self) -> None:
+        due = self._pacer.take()
+        request = self.requests[due.id]
+        self._due[due.id], self._intended[due.id] = due.due_s, due.intended_s
+        self._sent[due.id] = self.clock.now()
+        self._in_flight += 1
+        try:
+            self.target.submit(request, due.intended_s)
+        except Exception as error:
+            self._end(Outcome(request.id, self.clock.now(), 0, error=f"{type(error).__name__}: {error}"))
+
+    def _end(self, outcome: Outcome) -> None:
+        place = self._place.get(outcome.id, -1)
+        if place < 0 or self._outcomes[place] is not None:
+            return
+        self._outcomes[place] = outcome
+        self._ended += 1
+        self._in_flight -= 1
+        for lost in self._pacer.ended(place, outcome.end_s, not outcome.error):
+            self._outcomes[lost] = Outcome(self.requests[lost].id, float("nan"), 0, error="not sent: an earlier turn of its session failed")
+            self._ended += 1
+
+    def _give_up(self) -> None:
+        self._stalled = True
+        for place, outcome in enumerate(self._outcomes):
+            if outcome is None:
+                sent = self._sent[place] == self._sent[place]
+                why = f"no answer: nothing moved for {self.drive.stall_s:g} s" if sent else "not sent: the run stalled"
+                self._outcomes[place] = Outcome(self.requests[place].id, float("nan"), 0, error=why)
+                self._ended += 1
+
+    def _tell(self, last: bool = False) -> None:
+        if self._on_requests is not None and (last or self.clock.now() - self._told_s >= PROGRESS_S):
+            self._told_s = self.clock.now()
+            self._on_requests(self._ended)
+
+    def result(self, gpus: int) -> LoadResult:
+        outcomes = [outcome for outcome in self._outcomes if outcome is not None]
+        assert len(outcomes) == len(self.requests)
+        ok = np.asarray([not outcome.error for outcome in outcomes])
+        counts = [len(outcome.token_times_s) for outcome in outcomes]
+        times = np.concatenate([outcome.token_times_s for outcome in outcomes]) if sum(counts) else np.empty(0)
+        first = [float(outcome.token_times_s[0]) if len(outcome.token_times_s) else float("nan") for outcome in outcomes]
+        intended = np.asarray(self._intended)
+        warmup = np.arange(len(outcomes)) < self.drive.warmup_requests
+        if self.drive.warmup_s > 0:
+            warmup |= intended < self.start_s + self.drive.warmup_s
+        columns = {
+            "due_s": np.asarray(self._due),
+            "warmup": warmup,
+            "preemptions": np.asarray([outcome.preemptions for outcome in outcomes]),
+            **{
+                name: np.asarray([getattr(request, name) for request in self.requests])
+                for name in ("session", "turn", "priority", "lora_id")
+            },
+        }
+        inputs = [outcome.input_tokens if outcome.input_tokens >= 0 else request.input_tokens for outcome, request in self._pairs(outcomes)]
+        # An unsent request has no intended time in a closed loop; it did not happen at the start of the run.
+        log = RequestLog(
+            intended_s=np.where(np.isnan(intended), self.clock.now(), intended),
+            sent_s=np.asarray(self._sent),
+            first_token_s=np.asarray(first),
+            end_s=np.asarray([outcome.end_s for outcome in outcomes]),
+            input_tokens=np.asarray(inputs, dtype=np.int64),
+            output_tokens=np.asarray([outcome.output_tokens for outcome in outcomes], dtype=np.int64),
+            ok=ok,
+            requested_tokens=np.asarray([request.output_tokens for request in self.requests], dtype=np.int64),
+            scheduled_s=np.asarray([outcome.scheduled_s for outcome in outcomes]),
+            token_times_s=times,
+            token_offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+            gpus=gpus,
+            columns=columns,
+        )
+        failures = tuple((request.id, outcome.error) for outcome, request in self._pairs(outcomes) if outcome.error)
+        return LoadResult(log, self.start_s, failures, self._stalled)
+
+    def _pairs(self, outcomes: list[Outcome]) -> Iterator[tuple[Outcome, RequestSpec]]:
+        return zip(outcomes, self.requests, strict=True)

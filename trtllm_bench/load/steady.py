@@ -1,0 +1,109 @@
+"""When a run was steady: two stated rules, so that a reader can see whether they agree.
+
+*Concurrency*: the longest span in which the number of requests in flight stays at or above `ratio` of its peak (SGLang's rule). Right for
+a closed loop and for a batch; under Poisson load the count fluctuates and the span is short, which is an honest answer.
+
+*Slope*: the run is cut into equal bins; the steady span is the longest run of bins over which a least-squares line through the number in
+flight changes by no more than `tolerance` of its mean. Right for open loops; a queue that grows to the end of the run has no such span.
+
+Both look at requests in flight and not at throughput, because a prefill-only start has full throughput but no steady mix.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from trtllm_results.metrics import FloatArray, RequestLog
+
+CONCURRENCY_RATIO = 0.9
+SLOPE_BINS, SLOPE_TOLERANCE, SLOPE_MIN_SHARE = 40, 0.2, 0.25
+Rule = Literal["concurrency", "slope"]
+
+
+@dataclass(frozen=True)
+class Span:
+    """Seconds on the log's clock; `share` of the whole run."""
+
+    start_s: float
+    end_s: float
+    share: float
+    rule: Rule
+
+
+def in_flight(log: RequestLog) -> tuple[FloatArray, FloatArray]:
+    """(times, requests in flight from that time on): a step function over requests that were sent and ended."""
+    known = np.isfinite(log.sent_s) & np.isfinite(log.end_s)
+    times = np.concatenate([log.sent_s[known], log.end_s[known]])
+    change = np.concatenate([np.ones(int(known.sum())), -np.ones(int(known.sum()))])
+    order = np.lexsort((change, times))
+    return times[order], np.cumsum(change[order])
+
+
+def by_concurrency(log: RequestLog, ratio: float = CONCURRENCY_RATIO) -> Span | None:
+    """Longest span with at least `ratio` of the peak in flight. A place refilled within the same instant does not break it."""
+    times, count = in_flight(log)
+    if len(times) == 0:
+        return None
+    last = np.concatenate([times[1:] > times[:-1], [True]])
+    times, count = times[last], count[last]
+    high = count >= ratio * count.max()
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], high, [False]]).astype(np.int8)))
+    starts, ends = times[edges[::2]], times[np.minimum(edges[1::2], len(times) - 1)]
+    longest = int(np.argmax(ends - starts))
+    return _span(log, float(starts[longest]), float(ends[longest]), "concurrency")
+
+
+def by_slope(log: RequestLog, bins: int = SLOPE_BINS, tolerance: float = SLOPE_TOLERANCE) -> Span | None:
+    """Longest run of bins (at least a quarter of the run) whose fitted line is flat to `tolerance`; None when there is none."""
+    times, count = in_flight(log)
+    if len(times) < 2 or times[-1] <= times[0]:
+        return None
+    edges = np.linspace(times[0], times[-1], bins + 1)
+    level = _bin_means(times, count, edges)
+    for length in range(bins, max(3, int(bins * SLOPE_MIN_SHARE)) - 1, -1):
+        flat = [(drift, first) for first in range(bins - length + 1) if (drift := _drift(level[first : first + length])) <= tolerance]
+        if flat:
+            first = min(flat)[1]
+            return _span(log, float(edges[first]), float(edges[first + length]), "slope")
+    return None
+
+
+def _drift(level: FloatArray) -> float:
+    """Change along the fitted line, or of an outer tenth's mean from the whole's if that is more, as a share of the mean level."""
+    mean = float(level.mean())
+    if mean <= 0:
+        return float("inf")
+    x = np.arange(len(level)) - (len(level) - 1) / 2
+    fitted = abs(float((x * level).sum() / (x * x).sum())) * len(level)
+    tenth = max(1, len(level) // 10)
+    ends = max(abs(float(level[:tenth].mean()) - mean), abs(float(level[-tenth:].mean()) - mean))
+    return max(fitted, ends) / mean
+
+
+def _bin_means(times: FloatArray, count: FloatArray, edges: FloatArray) -> FloatArray:
+    """Time-weighted mean of the step function in each bin."""
+    area = np.concatenate([[0.0], np.cumsum(count[:-1] * np.diff(times))])
+    return np.asarray(np.diff(np.interp(edges, times, area)) / np.diff(edges), dtype=np.float64)
+
+
+def grows(log: RequestLog, arrivals_end_s: float) -> bool:
+    """Whether the number in flight still grew when arrivals ended: its mean over their last quarter is well above that of the quarter
+    before, which an open loop shows exactly when it asks for more than the target can serve."""
+    times, count = in_flight(log)
+    known = np.isfinite(log.sent_s)
+    if known.sum() < 20:
+        return False
+    begin = float(log.sent_s[known].min())
+    edges = np.linspace(begin, arrivals_end_s, 5)
+    if edges[-1] <= edges[0]:
+        return False
+    level = _bin_means(times, count, edges)
+    return bool(level[3] > 1.25 * level[2] and level[2] > 1.25 * level[1] and level[3] > 4)
+
+
+def _span(log: RequestLog, start_s: float, end_s: float, rule: Rule) -> Span:
+    whole = float(np.nanmax(log.end_s) - np.nanmin(log.sent_s))
+    return Span(start_s, end_s, (end_s - start_s) / whole if whole > 0 else 0.0, rule)
