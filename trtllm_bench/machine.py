@@ -10,11 +10,13 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any, Literal
+
+from trtllm_results.environment import read_gpu
 
 State = Literal["ok", "limit", "stop"]
 MIN_CUDA13_DRIVER = 580
@@ -31,32 +33,11 @@ class Check:
     fix: str = ""
 
 
-@dataclass(frozen=True)
-class Gpu:
-    name: str
-    memory_gib: float
-    compute_capability: tuple[int, int]
-    driver: str
-    cuda_driver: str
-    power_limit_w: float | None
-
-    @property
-    def arch(self) -> str:
-        return f"sm_{self.compute_capability[0]}{self.compute_capability[1]}"
-
-
-def gpus() -> list[Gpu]:
-    """The NVIDIA GPUs the driver shows to this process; an empty list without a driver or a GPU."""
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-    except Exception:  # the module or the driver is missing, which is the answer
-        return []
-    try:
-        return [_describe(pynvml, pynvml.nvmlDeviceGetHandleByIndex(index)) for index in _visible(pynvml.nvmlDeviceGetCount())]
-    finally:
-        pynvml.nvmlShutdown()
+def gpus() -> list[dict[str, Any]]:
+    """The NVIDIA GPUs visible to this process, as `read_gpu` describes them; empty without a driver or a GPU."""
+    first = read_gpu(0)
+    count = int(first.get("gpu_count", 0))
+    return [first if index == 0 else read_gpu(index) for index in _visible(count)]
 
 
 def has_gpu() -> bool:
@@ -64,7 +45,7 @@ def has_gpu() -> bool:
 
 
 def _visible(count: int) -> list[int]:
-    """Indices `CUDA_VISIBLE_DEVICES` leaves visible; names of the form GPU-... are taken as visible."""
+    """Indices that `CUDA_VISIBLE_DEVICES` leaves of `count` GPUs, which NVML ignores; names (GPU-...) only say how many."""
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is None:
         return list(range(count))
@@ -74,23 +55,9 @@ def _visible(count: int) -> list[int]:
     return [int(name) for name in names if 0 <= int(name) < count]
 
 
-def _describe(nvml: Any, handle: Any) -> Gpu:
-    def text(value: Any) -> str:
-        return value.decode() if isinstance(value, bytes) else str(value)
-
-    cuda = nvml.nvmlSystemGetCudaDriverVersion()
-    try:
-        power: float | None = nvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000
-    except nvml.NVMLError:
-        power = None
-    return Gpu(
-        name=text(nvml.nvmlDeviceGetName(handle)),
-        memory_gib=nvml.nvmlDeviceGetMemoryInfo(handle).total / 2**30,
-        compute_capability=tuple(nvml.nvmlDeviceGetCudaComputeCapability(handle)),
-        driver=text(nvml.nvmlSystemGetDriverVersion()),
-        cuda_driver=f"{cuda // 1000}.{cuda % 1000 // 10}",
-        power_limit_w=power,
-    )
+def arch_of(gpu: Mapping[str, Any]) -> str:
+    """`sm_90` for compute capability 9.0."""
+    return "sm_" + str(gpu["compute_capability"]).replace(".", "")
 
 
 def checks(folder: Path) -> Iterator[Check]:
@@ -142,20 +109,20 @@ def _packages() -> Iterator[Check]:
         yield Check("packages", "ok", f"{len(declared)} dependencies in range, " + ", ".join(shown))
 
 
-def _gpu_checks(found: list[Gpu]) -> Iterator[Check]:
+def _gpu_checks(found: list[dict[str, Any]]) -> Iterator[Check]:
     if not found:
         yield Check("GPU", "limit", _why_no_gpu(), "engines run on the CPU; engines for GPUs can still be built with build --arch")
         return
     for index, gpu in enumerate(found):
-        power = f", {gpu.power_limit_w:.0f} W" if gpu.power_limit_w else ""
-        yield Check(f"GPU {index}", "ok", f"{gpu.name}, {gpu.arch}, {gpu.memory_gib:.0f} GiB{power}")
-    driver = f"{found[0].driver} (CUDA {found[0].cuda_driver})"
-    if int(found[0].driver.split(".")[0]) < MIN_CUDA13_DRIVER:
+        power = f", {gpu['power_limit_w']:.0f} W" if gpu.get("power_limit_w") else ""
+        yield Check(f"GPU {index}", "ok", f"{gpu['gpu']}, {arch_of(gpu)}, {gpu.get('gpu_memory_gib', 0):.0f} GiB{power}")
+    driver = f"{found[0]['driver']} (CUDA {found[0].get('cuda', 'unknown')})"
+    if int(found[0]["driver"].split(".")[0]) < MIN_CUDA13_DRIVER:
         yield Check("driver", "stop", driver, f"install driver {MIN_CUDA13_DRIVER} or newer: engines hold CUDA 13 kernels")
     else:
         yield Check("driver", "ok", driver)
-    if found[0].compute_capability < (8, 0):
-        yield Check("architecture", "stop", found[0].arch, "engines need sm_80 (A100) or newer; use --device cpu")
+    if float(found[0]["compute_capability"]) < 8.0:
+        yield Check("architecture", "stop", arch_of(found[0]), "engines need sm_80 (A100) or newer; use --device cpu")
     yield _torch_cuda()
 
 
@@ -195,11 +162,11 @@ def _compiler() -> Check:
     return Check("kernel compiler", "ok", f"Triton {version('triton')}: builds engines for any GPU here")
 
 
-def _precisions(found: list[Gpu]) -> Iterator[Check]:
+def _precisions(found: list[dict[str, Any]]) -> Iterator[Check]:
     if not found:
         yield Check("precisions", "ok", "fp32, bf16, fp16 on the CPU (reference speed: figures say nothing of a GPU)")
     else:
-        yield Check("precisions", "ok", f"fp32, fp16, bf16 on {found[0].arch}")
+        yield Check("precisions", "ok", f"fp32, fp16, bf16 on {arch_of(found[0])}")
 
 
 def _disk(folder: Path) -> Check:

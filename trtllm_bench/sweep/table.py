@@ -70,6 +70,6 @@ def print_table(rows: Sequence[Row], console: Console) -> None:
             reasons.setdefault(reason, [])
             if where not in reasons[reason]:
                 reasons[reason].append(where)
-    for reason, where in reasons.items():
-        more = f" and {len(where) - 2} more" if len(where) > 2 else ""
-        console.print(f"{', '.join(where[:2])}{more}: {reason}", highlight=False, style="yellow", soft_wrap=True)
+    for reason, places in reasons.items():
+        more = f" and {len(places) - 2} more" if len(places) > 2 else ""
+        console.print(f"{', '.join(places[:2])}{more}: {reason}", highlight=False, style="yellow", soft_wrap=True)

@@ -1,0 +1,107 @@
+"""`sweep`: measure a grid of cells, keep each as it ends, and print the table.
+
+Flags and `sweep.toml` say the same things; `sweep/spec.py` has the fields. Defaults depend on the machine: the 8-billion-parameter Llama in
+bf16 on a GPU, the built-in tiny model in fp32 on a CPU, where the figures test the tool and not a GPU.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from trtllm_bench import options
+from trtllm_bench.errors import FAILURE, INTERRUPTED, BenchError
+
+Text = str | None
+Whole = int | None
+
+DEFAULTS_GPU = {"model": "llama-3.1-8b", "precision": "bf16", "batch_size": (1, 8, 64), "isl": (128, 2048), "osl": (128,)}
+DEFAULTS_CPU = {"model": "tiny-llama", "precision": "fp32", "batch_size": (1, 8), "isl": (32, 128), "osl": (32,)}
+
+
+def command(
+    spec: Annotated[Path | None, typer.Argument(metavar="[SWEEP.TOML]", help="Specification; flags win over it.")] = None,
+    model: options.Model = None,
+    precision: Annotated[Text, typer.Option("--precision", help="List, such as fp32,bf16.")] = None,
+    batch_size: Annotated[Text, typer.Option("--batch-size", "--concurrency", help="List: sequences in flight.")] = None,
+    isl: Annotated[Text, typer.Option("--isl", help="List: input lengths, tokens.")] = None,
+    osl: Annotated[Text, typer.Option("--osl", help="List: output lengths, tokens.")] = None,
+    request_rate: Annotated[Text, typer.Option("--request-rate", help="List: requests/s of an open loop (Poisson).")] = None,
+    burstiness: Annotated[float | None, typer.Option("--burstiness", help="Shape of gamma gaps; 1 is Poisson.")] = None,
+    dataset: Annotated[Text, typer.Option("--dataset", help="Dataset, trace or workload .toml, instead of --isl/--osl.")] = None,
+    target: Annotated[Text, typer.Option("--target", help="native (our engine), null or fake.")] = None,
+    repeats: Annotated[Whole, typer.Option("--repeats", help="Measurements of each cell (default 1).")] = None,
+    num_requests: Annotated[Whole, typer.Option("--num-requests", help="Requests a measurement (default: 4 full batches).")] = None,
+    warmup: Annotated[Whole, typer.Option("--warmup", help="Requests run before each measurement (default 2).")] = None,
+    weights: options.Weights = None,
+    device: Annotated[Text, typer.Option("--device", help="auto, cpu or cuda.")] = None,
+    policy: Annotated[Text, typer.Option("--scheduler-policy", help="guaranteed_no_evict, max_utilization, static_batch.")] = None,
+    max_num_tokens: Annotated[Whole, typer.Option("--max-num-tokens", help="Most tokens in a step.")] = None,
+    kv_cache_fraction: Annotated[
+        float | None, typer.Option("--kv-cache-free-gpu-mem-fraction", help="KV cache share of free memory.")
+    ] = None,
+    seed: Annotated[Whole, typer.Option("--seed", help="Seed of prompts, arrivals and dummy weights.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for the results (default: runs/<time>).")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the sweep in --out; finished cells are not measured again.")] = False,
+) -> None:
+    """Measure a grid of precision x batch x lengths; resumable; table, Parquet and JSON."""
+    given = dict(locals())
+    flags = {name: value for name, value in given.items() if name not in ("spec", "out", "resume")}
+    _run(spec, flags, out, resume)
+
+
+def _run(toml: Path | None, flags: dict[str, Any], out: Path | None, resume: bool) -> None:
+    import time
+
+    from rich.console import Console
+
+    from trtllm_bench.machine import has_gpu
+    from trtllm_bench.sweep.progress import SweepView
+    from trtllm_bench.sweep.runner import Sweep
+    from trtllm_bench.sweep.spec import SPEC_FILE, load_spec
+    from trtllm_bench.sweep.table import print_table
+    from trtllm_bench.target import SessionMaker
+    from trtllm_results.environment import Environment
+    from trtllm_results.store import Store
+
+    if resume and out is None:
+        raise BenchError("--resume needs --out: the folder of the sweep to go on with")
+    folder = out or Path("runs") / time.strftime("%Y%m%d-%H%M%S")
+    known = resume and (folder / SPEC_FILE).exists()
+    if resume and not folder.is_dir():
+        raise BenchError(f"no sweep to resume in {folder}: the folder does not exist")
+    if not resume and (folder / SPEC_FILE).exists():
+        raise BenchError(f"{folder} already holds a sweep; add --resume to go on with it, or choose another --out")
+    use_gpu = flags["device"] != "cpu" and has_gpu()
+    spec = load_spec(flags, toml, folder if known else None, DEFAULTS_GPU if use_gpu else DEFAULTS_CPU)
+
+    maker = SessionMaker(spec)
+    maker.check()
+    store = Store(folder)
+    spec.save(folder)
+    console = Console(highlight=False)
+    environment = Environment.capture(use_gpu=maker.on_gpu)
+    console.print(f"{spec.model} on {environment.device or 'this machine'}: {_count(spec)}; results in {folder}", soft_wrap=True)
+    command_line = " ".join(["trtllm-bench", *sys.argv[1:]])
+    try:
+        with SweepView(spec, console) as view:
+            sweep = Sweep(spec, store, maker.open, maker.workload, view, environment, command_line)
+            rows = sweep.run()
+    except KeyboardInterrupt:
+        done = [row for row in store.rows() if row.status == "ok"]
+        print(f"\nstopped; {len(done)} finished measurements are kept", file=sys.stderr)
+        print(f"go on with: trtllm-bench sweep --resume --out {folder}", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
+    console.print()
+    print_table(rows, console)
+    console.print(f"\nresults: {folder / 'results.parquet'}, {folder / 'results.json'}", soft_wrap=True)
+    if not any(row.status == "ok" for row in rows):
+        raise typer.Exit(FAILURE)
+
+
+def _count(spec: Any) -> str:
+    cells = len(list(spec.cases()))
+    return f"{cells} cell{'s' * (cells != 1)}" + (f" x {spec.repeats} repeats" if spec.repeats > 1 else "")

@@ -1,0 +1,33 @@
+"""Flags that several commands share, each defined once, under NVIDIA's name where its tool has one (`_` and `-` are the same)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Model = Annotated[str | None, typer.Option("--model", "-m", help="Preset name, or folder with config.json (and weights).")]
+EngineDir = Annotated[Path | None, typer.Option("--engine-dir", help="Engine folder made by build, instead of --model.")]
+Weights = Annotated[
+    str | None, typer.Option("--weights", help="dummy, or a folder or .gguf file (default: the model folder's own; dummy for presets).")
+]
+Precision = Annotated[str | None, typer.Option("--precision", help="fp32, fp16 or bf16 (default: bf16 on a GPU, fp32 on a CPU).")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
+MaxBatchSize = Annotated[int | None, typer.Option("--max-batch-size", min=1, help="Most sequences in a step.")]
+MaxNumTokens = Annotated[int | None, typer.Option("--max-num-tokens", min=1, help="Most tokens in a step.")]
+MaxSeqLen = Annotated[int | None, typer.Option("--max-seq-len", min=1, help="Longest sequence, prompt and output together.")]
+KvFraction = Annotated[
+    float, typer.Option("--kv-cache-free-gpu-mem-fraction", min=0.01, max=1.0, help="Share of free memory given to the KV cache.")
+]
+Policy = Annotated[str, typer.Option("--scheduler-policy", help="guaranteed_no_evict, max_utilization or static_batch.")]
+Target = Annotated[str, typer.Option("--target", help="native (our engine), null or fake (no model; they test the driver).")]
+Dataset = Annotated[Path | None, typer.Option("--dataset", help="JSON lines in NVIDIA's format, a trace, or a workload .toml.")]
+Isl = Annotated[int | None, typer.Option("--isl", min=1, help="Input sequence length, tokens (default 128).")]
+Osl = Annotated[int | None, typer.Option("--osl", min=1, help="Output sequence length, tokens (default 128).")]
+RequestRate = Annotated[float | None, typer.Option("--request-rate", help="Requests/s of an open loop (Poisson).")]
+Burstiness = Annotated[float, typer.Option("--burstiness", help="Shape of gamma gaps; 1 is Poisson, below 1 burstier.")]
+Warmup = Annotated[int, typer.Option("--warmup", min=0, help="Requests run before measuring.")]
+Goodput = Annotated[str | None, typer.Option("--goodput", help="Limits in ms, such as ttft:200,tpot:50,e2e:5000.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of prompts, arrivals and dummy weights.")]
+ReportJson = Annotated[Path | None, typer.Option("--report-json", help="Write the report here, with NVIDIA's field names.")]
