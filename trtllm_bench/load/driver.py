@@ -81,10 +81,11 @@ def run_load(
 
     An exception of the target's `submit` fails that request; KeyboardInterrupt stops the target and passes on.
     """
-    run = _Run(requests, target, drive, clock or RealClock(), on_requests)
+    clock = clock or RealClock()
     with _undisturbed():
-        target.start(run.clock.deliver)
+        target.start(clock.deliver)
         try:
+            run = _Run(requests, target, drive, clock, on_requests)
             run.loop()
         finally:
             target.stop()
