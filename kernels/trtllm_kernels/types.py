@@ -59,7 +59,8 @@ class KernelSpec:
 class Arg:
     """One launch argument.
 
-    kind `tensor`: `value` names a value, weight or workspace of the op (pointer to its first byte).
+    kind `tensor`: `value` names a value, weight or workspace of the op: a pointer to its first byte, or, with `index`, to that of its
+    `index`-th slice along dimension 0 (a layer of the KV cache, whose number of pages only the runtime knows).
     kind `tma`: as `tensor`, passed as a host-made 2-D TMA descriptor with `box` (rows, columns).
     kind `i32`, `i64`, `fp32`: `value` is a number or, for integers, an expression over symbols.
     """
@@ -67,12 +68,14 @@ class Arg:
     kind: Literal["tensor", "tma", "i32", "i64", "fp32"]
     value: str | int | float
     box: tuple[int, int] | None = None
+    index: int | None = None
 
 
 @dataclass(frozen=True)
 class Launch:
-    """A kernel launch, or (when `library` is set) a call of a routine the runtime takes from torch, such as `matmul`.
+    """A kernel launch, or (when `library` is set) a call of a routine the runtime takes from torch.
 
+    library `matmul`: args are x, weight, bias (optional) and y; grid is (rows, N, K); y[:rows] = x[:rows] @ weight.T + bias.
     Skipped at run time when any grid dimension evaluates to zero or less.
     """
 

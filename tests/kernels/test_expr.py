@@ -34,7 +34,8 @@ def test_value_is_pythons(text: str, T: int, R: int, D: int, S: int) -> None:
 @pytest.mark.parametrize(
     "text",
     ["", "T +", "X", "T / 2", "T ** 2", "1.5", "True", "'a'", "f(T)", "__import__('os')", "T.real", "[T]", "T if R else D", "min(T)",
-     "min(*T)",      "ceil_div(T, 1, 2)", "ceil_div(T)", "max(a=1, b=2)", "T < R", "(lambda: 1)()", "T; R", "T\nR", "(" * 300 + "T" + ")" * 300],
+     "min(*T)", "ceil_div(T, 1, 2)", "ceil_div(T)", "max(a=1, b=2)", "T < R",
+     "(lambda: 1)()", "T; R", "T\nR", "(" * 300 + "T" + ")" * 300],
 )  # fmt: skip
 def test_anything_else_is_refused_by_one_sentence(text: str) -> None:
     with pytest.raises(KernelError, match="expression"):

@@ -1,0 +1,132 @@
+"""KernelSpec to machine code, ahead of time, on a machine with or without a GPU.
+
+Triton's compiler is called on the source of the kernel directly (no launcher, no driver, no torch), with every pointer promised to be
+16-byte aligned: without that promise no load is 128 bits wide. Results are cached on disk by the specification, the architecture, the
+Triton version and the hash of all kernel sources, so that a changed helper function is never served stale code. Registers and spills are
+read back from the cubin by `cuobjdump`, which Triton's wheel carries.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import os
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from trtllm_kernels.cubin import Cubin, CubinInfo
+from trtllm_kernels.errors import KernelError
+from trtllm_kernels.lowering.call import capability
+from trtllm_kernels.types import KernelSpec
+
+SOURCES = Path(__file__).resolve().parent / "triton_kernels"
+
+
+@lru_cache(maxsize=1)
+def source_hashes() -> Mapping[str, str]:
+    """sha256 of each kernel source file: provenance of an engine, and part of the cache key."""
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(SOURCES.glob("*.py"))}
+
+
+def cache_folder(arch: str) -> Path:
+    """Where compiled kernels are kept (`TRTLLM_BENCH_CACHE`, else the user's cache folder)."""
+    import triton
+
+    users = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    root = os.environ.get("TRTLLM_BENCH_CACHE") or os.path.join(users, "trtllm-bench")
+    sources = hashlib.sha256("".join(source_hashes().values()).encode()).hexdigest()[:16]
+    return Path(root) / "cubins" / f"triton-{triton.__version__}-{sources}" / arch
+
+
+def compile_kernel(spec: KernelSpec, arch: str, *, cache: bool = True) -> Cubin:
+    """Compile one kernel for `arch`, or take it from the cache. Raises KernelError if it does not compile."""
+    folder = cache_folder(arch) if cache else None
+    if folder is not None and (folder / f"{spec.key}.json").is_file():
+        try:
+            return Cubin.load(folder, spec.key)
+        except KernelError:
+            pass  # a damaged cache entry is rebuilt below
+    cubin = _compile(spec, arch)
+    if folder is not None:
+        with contextlib.suppress(OSError):  # a cache that cannot be written costs time, nothing else
+            cubin.save(folder, spec.key)
+    return cubin
+
+
+def compile_all(specs: Iterable[KernelSpec], arch: str, progress: Callable[[str, int, int], None] | None = None) -> dict[str, Cubin]:
+    """Every distinct kernel of `specs`, by key. `progress(key, done, total)` is called after each."""
+    distinct = {spec.key: spec for spec in specs}
+    compiled: dict[str, Cubin] = {}
+    for key, spec in distinct.items():
+        compiled[key] = compile_kernel(spec, arch)
+        if progress is not None:
+            progress(key, len(compiled), len(distinct))
+    return compiled
+
+
+def load_function(spec: KernelSpec) -> Any:
+    """The `@triton.jit` function a specification names."""
+    try:
+        return getattr(importlib.import_module(spec.module), spec.function)
+    except (ImportError, AttributeError) as error:
+        raise KernelError(f"kernel {spec.module}.{spec.function} cannot be imported: {error}") from error
+
+
+def _compile(spec: KernelSpec, arch: str) -> Cubin:
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    function = load_function(spec)
+    if not hasattr(function, "arg_names") or os.environ.get("TRITON_INTERPRET") == "1":
+        raise KernelError("kernels cannot be compiled under TRITON_INTERPRET=1; unset it")
+    known = {*spec.signature, *spec.constexprs}
+    if set(function.arg_names) != known:
+        raise KernelError(f"kernel {spec.function} takes {list(function.arg_names)}, the specification gives {sorted(known)}")
+    signature = {name: spec.signature.get(name, "constexpr") for name in function.arg_names}
+    attrs = {(function.arg_names.index(name),): [["tt.divisibility", 16]] for name in spec.aligned}
+    source = ASTSource(fn=function, signature=signature, constexprs=dict(spec.constexprs), attrs=attrs)
+    try:
+        compiled = triton.compile(
+            source,
+            target=GPUTarget("cuda", capability(arch), 32),
+            options={"num_warps": spec.num_warps, "num_stages": spec.num_stages},
+        )
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        raise KernelError(f"kernel {spec.function} does not compile for {arch} with {dict(spec.constexprs)}: {reason}") from error
+    metadata = compiled.metadata
+    code: bytes = compiled.asm["cubin"]
+    registers, spill_bytes = resource_usage(code)
+    return Cubin(
+        CubinInfo(
+            entry=metadata.name,
+            arch=arch,
+            num_warps=metadata.num_warps,
+            shared_bytes=metadata.shared,
+            registers=registers,
+            spill_bytes=spill_bytes,
+            tensordesc=tuple(dict(d) for d in getattr(metadata, "tensordesc_meta", None) or ()),
+        ),
+        code,
+    )
+
+
+def resource_usage(code: bytes) -> tuple[int, int]:
+    """(registers, stack + local bytes) a thread, as `cuobjdump --dump-resource-usage` states them."""
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(code)
+        file.flush()
+        run = subprocess.run([tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=False)
+    usage = dict(item.split(":", 1) for item in run.stdout.rsplit("Function", 1)[-1].split() if ":" in item)
+    if run.returncode or "REG" not in usage:
+        raise KernelError(f"cuobjdump could not read a compiled kernel: {(run.stderr or run.stdout).strip()}")
+    return int(usage["REG"]), int(usage["STACK"]) + int(usage["LOCAL"])

@@ -1,0 +1,93 @@
+"""From an op to launches: `lower` is all the compiler needs of the kernels. Pure data in and out; no GPU, no Triton.
+
+    lower("rms_norm", [x_spec, weight_spec], [y_spec], {"eps": 1e-5}, "sm_90", input_names=["x.3", "norm.weight"], output_names=["y.3"])
+
+Leading dimensions may be symbols (`T`, `S`); everything else must be a number. Names default to the op's argument names and `out0`, `out1`.
+Without a `tactic`, the one recorded for the architecture's GPU is used if there is one, else the stated default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from trtllm_kernels import tactics
+from trtllm_kernels.errors import KernelError
+from trtllm_kernels.lowering import attention, rows
+from trtllm_kernels.lowering.call import OpCall, Operand
+from trtllm_kernels.types import Attr, Lowered, TensorSpec
+
+ARGUMENTS: Mapping[str, tuple[str, ...]] = {
+    "embedding": ("ids", "weight"),
+    "rms_norm": ("x", "weight"),
+    "layer_norm": ("x", "weight", "bias"),
+    "linear": ("x", "weight", "bias"),
+    "split": ("x",),
+    "rope": ("x", "positions", "cos_sin"),
+    "silu_mul": ("gate", "up"),
+    "silu_mul_packed": ("gate_up",),
+    "gelu": ("x",),
+    "add": ("a", "b"),
+    "gather_rows": ("x", "rows"),
+    "add_rms_norm": ("x", "residual", "weight"),
+    "add_layer_norm": ("x", "residual", "weight", "bias"),
+    "prepare_step": ("context_tokens", "seq_slots", "query_start", "kv_lens", "last_tokens", "block_table"),
+    "rope_kv_write": ("qkv", "positions", "cos_sin", "kv_cache", "kv_slots", "q_norm", "k_norm"),
+    "paged_attention": ("q", "kv_cache", "block_table", "seq_slots", "query_start", "kv_lens"),
+}
+"""Tensor arguments of each op that lowers, in schema order (here, so that lowering needs no torch; a test compares)"""
+
+_LOWERINGS: Mapping[str, Callable[[OpCall], Lowered]] = {
+    "embedding": rows.gather,
+    "rms_norm": rows.norm,
+    "layer_norm": rows.norm,
+    "linear": rows.linear,
+    "split": rows.split,
+    "rope": attention.rope,
+    "silu_mul": rows.silu_mul,
+    "silu_mul_packed": rows.silu_mul,
+    "gelu": rows.gelu,
+    "add": rows.add,
+    "gather_rows": rows.gather,
+    "add_rms_norm": rows.norm,
+    "add_layer_norm": rows.norm,
+    "prepare_step": rows.prepare_step,
+    "rope_kv_write": attention.rope_kv_write,
+    "paged_attention": attention.paged_attention,
+}
+
+
+def lower(
+    op: str,
+    inputs: Sequence[TensorSpec | None],
+    outputs: Sequence[TensorSpec],
+    attrs: Mapping[str, Attr],
+    arch: str,
+    *,
+    tactic: Mapping[str, int] | None = None,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
+) -> Lowered:
+    """How `op` runs on `arch` (`sm_80`, `sm_89`, `sm_90`...). `inputs` in schema order, None for an absent optional."""
+    if op not in _LOWERINGS:
+        raise KernelError(f"op {op!r} has no GPU lowering; those that have: {', '.join(_LOWERINGS)}")
+    arguments = ARGUMENTS[op]
+    if len(inputs) > len(arguments):
+        raise KernelError(f"op {op} takes {len(arguments)} tensors ({', '.join(arguments)}), got {len(inputs)}")
+    names = list(input_names) if input_names is not None else list(arguments)
+    results = list(output_names) if output_names is not None else [f"out{i}" for i in range(len(outputs))]
+    operands = {
+        argument: None if spec is None else Operand(name, spec)
+        for argument, spec, name in zip(arguments, inputs, names, strict=False)
+    }  # fmt: skip
+    if tactic is None:
+        tactic = tactics.recorded(arch, op, inputs, attrs)
+    return _LOWERINGS[op](
+        OpCall(
+            op=op,
+            inputs=operands,
+            outputs=tuple(Operand(name, spec) for name, spec in zip(results, outputs, strict=True)),
+            attrs=attrs,
+            arch=arch,
+            tactic=tactic or {},
+        )
+    )

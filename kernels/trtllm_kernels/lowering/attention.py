@@ -1,0 +1,234 @@
+"""Lowerings of rope (alone and with the KV write) and of paged attention.
+
+Paged attention is up to four launches over disjoint rows: decode sequences without and with a split of the KV axis (exactly one of the two
+has a grid that is not empty, chosen by an expression over D, so a captured graph holds the right one), the merge of the split, and
+context chunks. Which rows are decode rows is the batch's order: sequences [0, D) decode.
+"""
+
+from __future__ import annotations
+
+import math
+
+from trtllm_kernels.errors import KernelError
+from trtllm_kernels.expr import ceil_div, product
+from trtllm_kernels.lowering.call import F32, FLOATS, I32, Builder, OpCall, Operand, next_power_of_2
+from trtllm_kernels.types import Dim, Lowered
+
+_MIN_SPLIT_TOKENS = 128
+_MAX_SPLITS = 64
+
+
+def _power_of_2(name: str, value: int, least: int, most: int) -> int:
+    if value != next_power_of_2(value) or not least <= value <= most:
+        raise KernelError(f"{name} must be a power of two from {least} to {most} for the GPU kernels, got {value}")
+    return value
+
+
+def _rotary_half(call: OpCall, head_dim: int) -> int:
+    rotary_dim = call["cos_sin"].size(1)
+    if rotary_dim > head_dim:
+        raise KernelError(f"rotary dimension {rotary_dim} is larger than the head dimension {head_dim}")
+    return _power_of_2("rotary dimension", rotary_dim, 4, 256) // 2
+
+
+def rope(call: OpCall) -> Lowered:
+    x, head_dim = call["x"], call.integer("head_dim")
+    _power_of_2("head dimension", head_dim, 16, 256)
+    heads = x.size(1) // head_dim
+    tuned = call.tuned(block_h=min(8, next_power_of_2(heads)), warps=2)
+    builder = Builder(call)
+    builder.launch(
+        "rope.rope",
+        {"X": x, "Positions": call["positions"], "CosSin": call["cos_sin"], "Y": call.outputs[0]},
+        grid=(x.shape[0], ceil_div(heads, tuned["block_h"])),
+        constexprs={
+            "HEADS": heads,
+            "D": head_dim,
+            "HALF": _rotary_half(call, head_dim),
+            "INTERLEAVED": bool(call.attrs["interleaved"]),
+            "BLOCK_H": tuned["block_h"],
+        },
+        warps=tuned["warps"],
+    )
+    return builder.finish()
+
+
+def rope_kv_write(call: OpCall) -> Lowered:
+    qkv, cache = call["qkv"], call["kv_cache"]
+    heads, kv_heads, head_dim = call.integer("num_heads"), call.integer("num_kv_heads"), call.integer("head_dim")
+    _power_of_2("head dimension", head_dim, 16, 256)
+    half = _rotary_half(call, head_dim)
+    q_norm, k_norm = call.inputs.get("q_norm"), call.inputs.get("k_norm")
+    if q_norm is not None and 2 * half != head_dim:
+        raise KernelError("QK norm with partial rotary embedding is not supported by the GPU kernels")
+    all_heads = heads + 2 * kv_heads
+    tuned = call.tuned(block_h=min(8, next_power_of_2(all_heads)), warps=2 if head_dim <= 128 else 4)
+    builder = Builder(call)
+    builder.launch(
+        "rope.rope_kv_write",
+        {
+            "QKV": qkv,
+            "Positions": call["positions"],
+            "CosSin": call["cos_sin"],
+            "Cache": _layer(call, cache),
+            "KvSlots": call["kv_slots"],
+            "QNorm": q_norm or qkv,
+            "KNorm": k_norm or qkv,
+            "Q": call.outputs[0],
+            "eps": F32(call.number("eps")),
+        },
+        grid=(qkv.shape[0], ceil_div(all_heads, tuned["block_h"])),
+        constexprs={
+            "HQ": heads,
+            "HKV": kv_heads,
+            "D": head_dim,
+            "HALF": half,
+            "PAGE": cache.size(4),
+            "INTERLEAVED": bool(call.attrs["interleaved"]),
+            "QK_NORM": q_norm is not None,
+            "BLOCK_H": tuned["block_h"],
+        },
+        warps=tuned["warps"],
+    )
+    return builder.finish()
+
+
+def _layer(call: OpCall, cache: Operand) -> Operand:
+    return Operand(cache.name, cache.spec, call.integer("layer"))
+
+
+def paged_attention(call: OpCall) -> Lowered:
+    q, cache = call["q"], call["kv_cache"]
+    heads, kv_heads = call.integer("num_heads"), call.integer("num_kv_heads")
+    head_dim, page = cache.size(5), cache.size(4)
+    _power_of_2("head dimension", head_dim, 16, 256)
+    _power_of_2("page size", page, 16, 128)
+    if heads % kv_heads or heads // kv_heads > 64:
+        raise KernelError(f"{heads} query heads cannot be grouped over {kv_heads} KV heads (a whole number of at most 64 each)")
+    if q.dtype not in FLOATS:
+        raise KernelError(f"attention computes in {', '.join(FLOATS)}, not {q.dtype}")
+    block_m, block_n, warps, stages = _context_tile(call, q.dtype, head_dim, heads // kv_heads)
+    tuned = call.tuned(
+        decode_warps=_decode_warps(q.dtype, heads // kv_heads, page * head_dim),
+        decode_stages=3,
+        split_target=4 * _sm_count(call),
+        context_block_m=block_m,
+        context_block_n=block_n,
+        context_warps=warps,
+        context_stages=stages,
+    )
+    builder = Builder(call)
+    _decode(builder, tuned)
+    _context(builder, tuned)
+    return builder.finish()
+
+
+def _decode_warps(dtype: str, group: int, tile: int) -> int:
+    """As few as hold a page's tile without spilling: on an H100 one or two warps a program stream the cache fastest."""
+    warps = max(1, tile // 4096) * (4 if dtype == "fp32" else 1)
+    return min(8, warps if group > 1 else 2 * warps)
+
+
+def _sm_count(call: OpCall) -> int:
+    """SMs of the data-centre part of the architecture (A100, L40S, H100): how many programs fill it."""
+    return {80: 108, 89: 142, 90: 132}.get(call.capability, 128)
+
+
+def _context_tile(call: OpCall, dtype: str, head_dim: int, group: int) -> tuple[int, int, int, int]:
+    """(rows, keys, warps, stages) that need neither spilled registers nor more shared memory than the architecture has."""
+    least = next_power_of_2(group)
+    if dtype == "fp32":
+        return max(32 if head_dim <= 128 else 16, least), 32 if head_dim <= 64 else 16, 8, 1
+    if call.capability >= 90:
+        return max(128, least), 64 if head_dim <= 128 else 32, 8, 2
+    if head_dim <= 128:
+        return max(128, least), 32, 4 if head_dim <= 64 else 8, 2
+    return max(64, least), 32, 8, 2
+
+
+def _decode(builder: Builder, tuned: dict[str, int]) -> None:
+    call = builder.call
+    q, cache, table, out = call["q"], call["kv_cache"], call["block_table"], call.outputs[0]
+    heads, kv_heads = call.integer("num_heads"), call.integer("num_kv_heads")
+    group, head_dim, page = heads // kv_heads, cache.size(5), cache.size(4)
+    most = min(_MAX_SPLITS, ceil_div(table.size(1) * page, _MIN_SPLIT_TOKENS))
+    wanted = max(1, tuned["split_target"] // kv_heads)
+    splits: Dim = 1 if most == 1 else f"max(1, min({most}, {wanted} // max(1, D)))"
+    partials = out
+    stats = out
+    if most > 1:
+        rows = f"min({wanted}, {most} * D)"
+        partials = builder.workspace("partials", (product(rows, heads), head_dim))
+        stats = builder.workspace("stats", (product(rows, heads), 2))
+
+    constexprs = {"HKV": kv_heads, "D": head_dim, "PAGE": page}
+    if group > 1:
+        constexprs |= {"G": group, "GP": max(16, next_power_of_2(group))}
+    for split in (False, True) if most > 1 else (False,):
+        one = f"max(0, 2 - {splits})" if most > 1 else 1
+        many = f"min(1, {splits} - 1)"
+        builder.launch(
+            "decode_attention.decode_grouped" if group > 1 else "decode_attention.decode_single",
+            {
+                "Q": q,
+                "Cache": _layer(call, cache),
+                "BlockTable": table,
+                "Slots": call["seq_slots"],
+                "KvLens": call["kv_lens"],
+                "Out": out,
+                "Acc": partials if split else out,
+                "Stats": stats if split else out,
+                "scale_log2": F32(call.number("scale") * math.log2(math.e)),
+                "table_stride": I32(table.size(1)),
+                "num_splits": I32(splits if split else 1),
+            },
+            grid=(kv_heads, product("D", many if split else one), splits if split else 1),
+            constexprs={**constexprs, "SPLIT": split},
+            warps=tuned["decode_warps"],
+            stages=tuned["decode_stages"],
+        )
+    if most > 1:
+        builder.launch(
+            "decode_attention.reduce_splits",
+            {"Acc": partials, "Stats": stats, "Out": out, "num_splits": I32(splits)},
+            grid=(product("D", many, heads),),
+            constexprs={"D": head_dim, "MAX_SPLITS": next_power_of_2(most)},
+            warps=4,
+        )
+
+
+def _context(builder: Builder, tuned: dict[str, int]) -> None:
+    call = builder.call
+    q, cache, table = call["q"], call["kv_cache"], call["block_table"]
+    slots = call["seq_slots"]
+    kv_heads = call.integer("num_kv_heads")
+    group = call.integer("num_heads") // kv_heads
+    block_q = tuned["context_block_m"] // group
+    tiles = f"({q.shape[0]} - D) // {block_q} + {slots.shape[0]} - D"
+    builder.launch(
+        "context_attention.context_attention",
+        {
+            "Q": q,
+            "Cache": _layer(call, cache),
+            "BlockTable": table,
+            "Slots": slots,
+            "QueryStart": call["query_start"],
+            "KvLens": call["kv_lens"],
+            "Out": call.outputs[0],
+            "scale_log2": F32(call.number("scale") * math.log2(math.e)),
+            "table_stride": I32(table.size(1)),
+            "num_decodes": I32("D"),
+            "num_seqs": I32(slots.shape[0]),
+        },
+        grid=(tiles, kv_heads),
+        constexprs={
+            "HKV": kv_heads,
+            "G": group,
+            "D": cache.size(5),
+            "PAGE": cache.size(4),
+            "BLOCK_M": tuned["context_block_m"],
+            "BLOCK_N": tuned["context_block_n"],
+        },
+        warps=tuned["context_warps"],
+        stages=tuned["context_stages"],
+    )

@@ -1,0 +1,179 @@
+"""What a lowering sees of an op, and how it writes a launch down.
+
+A lowering is a pure function of an `OpCall`; it reads shapes, chooses tiles, and states launches. `Builder` turns "these parameters, this
+grid" into the `KernelSpec` and `Launch` pair, so that the order, the types and the alignment of the two cannot disagree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from trtllm_kernels.errors import KernelError
+from trtllm_kernels.types import Arg, Attr, Dim, KernelSpec, Launch, Lowered, TensorSpec
+
+_POINTERS = {
+    "fp32": "*fp32",
+    "fp16": "*fp16",
+    "bf16": "*bf16",
+    "fp8": "*fp8e4nv",
+    "int8": "*i8",
+    "int32": "*i32",
+    "uint8": "*u8",
+}
+FLOATS = ("fp32", "fp16", "bf16")
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A tensor of the op: its specification and the name launches know it by."""
+
+    name: str
+    spec: TensorSpec
+    index: int | None = None
+
+    @property
+    def shape(self) -> tuple[Dim, ...]:
+        return self.spec.shape
+
+    @property
+    def dtype(self) -> str:
+        return self.spec.dtype
+
+    def size(self, dim: int) -> int:
+        """A dimension that must be known when the engine is built."""
+        size = self.spec.shape[dim]
+        if not isinstance(size, int):
+            raise KernelError(f"dimension {dim} of {self.name!r} must be a number at build time, got {size!r}")
+        return size
+
+
+@dataclass(frozen=True)
+class I32:
+    value: Dim
+
+
+@dataclass(frozen=True)
+class F32:
+    value: float
+
+
+Parameter = Operand | I32 | F32
+
+
+@dataclass(frozen=True)
+class OpCall:
+    op: str
+    inputs: Mapping[str, Operand | None]
+    outputs: tuple[Operand, ...]
+    attrs: Mapping[str, Attr]
+    arch: str
+    tactic: Mapping[str, int]
+
+    def __getitem__(self, name: str) -> Operand:
+        operand = self.inputs.get(name)
+        if operand is None:
+            raise KernelError(f"op {self.op} needs its argument {name!r}")
+        return operand
+
+    def integer(self, name: str) -> int:
+        value = self.attrs.get(name)
+        if not isinstance(value, int):
+            raise KernelError(f"op {self.op}: attribute {name!r} must be an integer, got {value!r}")
+        return int(value)
+
+    def number(self, name: str) -> float:
+        value = self.attrs.get(name)
+        if not isinstance(value, int | float):
+            raise KernelError(f"op {self.op}: attribute {name!r} must be a number, got {value!r}")
+        return float(value)
+
+    def tuned(self, **defaults: int) -> dict[str, int]:
+        """The tile configuration: the tactic's values over the defaults; an unknown key in a tactic is an error."""
+        unknown = self.tactic.keys() - defaults.keys()
+        if unknown:
+            raise KernelError(f"tactic of {self.op} sets {sorted(unknown)}, which it does not have; it has {sorted(defaults)}")
+        return {**defaults, **self.tactic}
+
+    @property
+    def capability(self) -> int:
+        return capability(self.arch)
+
+    @property
+    def shared_bytes(self) -> int:
+        """Shared memory a block may use (CUDA C++ programming guide, table of compute capabilities)."""
+        return 227 * 1024 if self.capability in (90, 100, 103) else 163 * 1024 if self.capability in (80, 87) else 99 * 1024
+
+
+def capability(arch: str) -> int:
+    """`sm_90` -> 90."""
+    digits = arch.removeprefix("sm_").rstrip("a")
+    if not arch.startswith("sm_") or not digits.isdigit() or int(digits) < 80:
+        raise KernelError(f"unknown architecture {arch!r}; use sm_80 or later, such as sm_80, sm_89 or sm_90")
+    return int(digits)
+
+
+def next_power_of_2(n: int) -> int:
+    return 1 << max(0, n - 1).bit_length()
+
+
+@dataclass
+class Builder:
+    """Collects the launches of one op."""
+
+    call: OpCall
+    launches: list[Launch] = field(default_factory=list)
+    kernels: dict[str, KernelSpec] = field(default_factory=dict)
+    workspaces: dict[str, TensorSpec] = field(default_factory=dict)
+
+    def workspace(self, suffix: str, shape: tuple[Dim, ...], dtype: str = "fp32") -> Operand:
+        """Scratch memory, named after the op's first result so that names stay unique in an engine."""
+        operand = Operand(f"{self.call.outputs[0].name}.{suffix}", TensorSpec(shape, dtype))
+        self.workspaces[operand.name] = operand.spec
+        return operand
+
+    def launch(
+        self,
+        kernel: str,
+        parameters: Mapping[str, Parameter],
+        *,
+        grid: tuple[Dim, ...],
+        constexprs: Mapping[str, Any],
+        warps: int,
+        stages: int = 3,
+    ) -> None:
+        """`kernel` is `module.function` under `trtllm_kernels.triton_kernels`; parameters in the kernel's order."""
+        module, function = kernel.split(".")
+        signature: dict[str, str] = {}
+        aligned: list[str] = []
+        arguments: list[Arg] = []
+        for name, parameter in parameters.items():
+            match parameter:
+                case Operand():
+                    signature[name] = _POINTERS[parameter.dtype]
+                    aligned.append(name)
+                    arguments.append(Arg("tensor", parameter.name, index=parameter.index))
+                case I32(value):
+                    signature[name] = "i32"
+                    if isinstance(value, int) and value % 16 == 0:
+                        aligned.append(name)
+                    arguments.append(Arg("i32", value))
+                case F32(value):
+                    signature[name] = "fp32"
+                    arguments.append(Arg("fp32", value))
+        spec = KernelSpec(
+            module=f"trtllm_kernels.triton_kernels.{module}",
+            function=function,
+            signature=signature,
+            constexprs=dict(constexprs),
+            aligned=tuple(aligned),
+            num_warps=warps,
+            num_stages=stages,
+        )
+        self.kernels[spec.key] = spec
+        x, y, z = (*grid, 1, 1)[:3]
+        self.launches.append(Launch(kernel=spec.key, grid=(x, y, z), args=tuple(arguments)))
+
+    def finish(self) -> Lowered:
+        return Lowered(tuple(self.launches), tuple(self.kernels.values()), dict(self.workspaces))

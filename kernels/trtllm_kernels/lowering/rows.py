@@ -1,0 +1,132 @@
+"""Lowerings of everything that works row by row: norms, activations, gathers, slices, and the matrix product (left to cuBLASLt)."""
+
+from __future__ import annotations
+
+from trtllm_kernels.errors import KernelError
+from trtllm_kernels.expr import ceil_div, product
+from trtllm_kernels.lowering.call import F32, I32, Builder, OpCall, Operand, next_power_of_2
+from trtllm_kernels.types import Arg, Launch, Lowered
+
+_LONGEST_ROW = 1 << 16
+
+
+def norm(call: OpCall) -> Lowered:
+    """rms_norm, layer_norm, add_rms_norm, add_layer_norm: one program a row (or a group of a row)."""
+    x, weight, y = call["x"], call["weight"], call.outputs[0]
+    n = weight.size(0)
+    if n > _LONGEST_ROW:
+        raise KernelError(f"op {call.op}: rows of {n} are longer than the {_LONGEST_ROW} one program can hold")
+    block = next_power_of_2(n)
+    tuned = call.tuned(warps=max(1, min(16, block // 512)))
+    parameters: dict[str, Operand | F32 | I32] = {"X": x}
+    if call.op.startswith("add_"):
+        parameters["Residual"] = call["residual"]
+    parameters["W"] = weight
+    if call.op.endswith("layer_norm"):
+        parameters["B"] = call["bias"]
+    parameters["Y"] = y
+    if call.op.startswith("add_"):
+        parameters["Total"] = call.outputs[1]
+    parameters["eps"] = F32(call.number("eps"))
+    builder = Builder(call)
+    rows = product(x.shape[0], x.size(1) // n)
+    builder.launch(f"norm.{call.op}", parameters, grid=(rows,), constexprs={"N": n, "BLOCK": block}, warps=tuned["warps"])
+    return builder.finish()
+
+
+def _columns(n: int, call: OpCall) -> tuple[int, int, int]:
+    """(block, blocks a row, warps) of a kernel over blocks of columns: 8 elements a thread."""
+    tuned = call.tuned(block=min(1024, next_power_of_2(n)), warps=0)
+    block = tuned["block"]
+    return block, ceil_div(n, block), tuned["warps"] or max(1, min(8, block // 256))
+
+
+def silu_mul(call: OpCall) -> Lowered:
+    y = call.outputs[0]
+    n = y.size(1)
+    block, blocks, warps = _columns(n, call)
+    packed = call.op == "silu_mul_packed"
+    gate, up = (call["gate_up"], call["gate_up"]) if packed else (call["gate"], call["up"])
+    builder = Builder(call)
+    constexprs = {"N": n, "STRIDE": 2 * n if packed else n, "UP_OFFSET": n if packed else 0, "BLOCK": block}
+    builder.launch("elementwise.silu_mul", {"Gate": gate, "Up": up, "Y": y}, grid=(y.shape[0], blocks), constexprs=constexprs, warps=warps)
+    return builder.finish()
+
+
+def gelu(call: OpCall) -> Lowered:
+    x = call["x"]
+    block, blocks, warps = _columns(x.size(1), call)
+    builder = Builder(call)
+    constexprs = {"N": x.size(1), "BLOCK": block}
+    builder.launch("elementwise.gelu", {"X": x, "Y": call.outputs[0]}, grid=(x.shape[0], blocks), constexprs=constexprs, warps=warps)
+    return builder.finish()
+
+
+def add(call: OpCall) -> Lowered:
+    a = call["a"]
+    block, blocks, warps = _columns(a.size(1), call)
+    builder = Builder(call)
+    parameters = {"A": a, "B": call["b"], "Y": call.outputs[0]}
+    builder.launch("elementwise.add", parameters, grid=(a.shape[0], blocks), constexprs={"N": a.size(1), "BLOCK": block}, warps=warps)
+    return builder.finish()
+
+
+def gather(call: OpCall) -> Lowered:
+    """embedding and gather_rows."""
+    source, rows = (call["weight"], call["ids"]) if call.op == "embedding" else (call["x"], call["rows"])
+    n = source.size(1)
+    block, blocks, warps = _columns(n, call)
+    builder = Builder(call)
+    parameters = {"X": source, "Rows": rows, "Y": call.outputs[0]}
+    builder.launch("gather.gather_rows", parameters, grid=(rows.shape[0], blocks), constexprs={"N": n, "BLOCK": block}, warps=warps)
+    return builder.finish()
+
+
+def split(call: OpCall) -> Lowered:
+    x = call["x"]
+    builder = Builder(call)
+    first = 0
+    for y in call.outputs:
+        n = y.size(1)
+        block, blocks, warps = _columns(n, call)
+        constexprs = {"STRIDE": x.size(1), "FIRST": first, "N": n, "BLOCK": block}
+        builder.launch("gather.slice_columns", {"X": x, "Y": y}, grid=(x.shape[0], blocks), constexprs=constexprs, warps=warps)
+        first += n
+    return builder.finish()
+
+
+def linear(call: OpCall) -> Lowered:
+    """cuBLASLt through torch: no kernel of ours is faster at these shapes in 16 bits."""
+    call.tuned()
+    x, weight, bias = call["x"], call["weight"], call.inputs.get("bias")
+    operands = (x, weight, *([bias] if bias else []), call.outputs[0])
+    grid = (x.shape[0], weight.size(0), weight.size(1))
+    return Lowered((Launch(library="matmul", grid=grid, args=tuple(Arg("tensor", o.name) for o in operands)),))
+
+
+def prepare_step(call: OpCall) -> Lowered:
+    tokens, slots, table = call["context_tokens"], call["seq_slots"], call["block_table"]
+    tuned = call.tuned(block=128, warps=4)
+    ids, positions, kv_slots = call.outputs
+    builder = Builder(call)
+    builder.launch(
+        "gather.prepare_step",
+        {
+            "ContextTokens": tokens,
+            "Slots": slots,
+            "QueryStart": call["query_start"],
+            "KvLens": call["kv_lens"],
+            "LastTokens": call["last_tokens"],
+            "BlockTable": table,
+            "Ids": ids,
+            "Positions": positions,
+            "KvSlots": kv_slots,
+            "num_tokens": I32(tokens.shape[0]),
+            "num_seqs": I32(slots.shape[0]),
+            "table_stride": I32(table.size(1)),
+        },
+        grid=(f"ceil_div({tokens.shape[0]}, {tuned['block']})",),
+        constexprs={"PAGE": call.integer("page_size"), "STEPS": table.size(0).bit_length(), "BLOCK": tuned["block"]},
+        warps=tuned["warps"],
+    )
+    return builder.finish()

@@ -1,0 +1,89 @@
+"""Paged causal attention of context chunks: a ragged batch of sequences, each with many queries ending at its cache's last row.
+
+A program is one tile of queries of one KV head; the group's heads are folded into the tile's rows (row = token * G + head in group), so a
+key tile is read once a group and short prompts still fill the tile. Tiles are found on the device: sequence s owns tiles from
+`start(s) // BLOCK_Q + s`, an upper bound on what came before that needs no prefix sum, so the grid is an expression over symbols and a few
+programs find nothing to do. Late tiles (the longest) start first. Tiles wholly below the diagonal skip the mask.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _visit(
+    acc, m, total, q, position, start, length, kv_head, table, Cache, scale_log2,
+    HKV: tl.constexpr, D: tl.constexpr, PAGE: tl.constexpr, BLOCK_N: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """Fold keys [start, start + BLOCK_N) into the running softmax (Milakov and Gimelshein 2018)."""
+    n = start + tl.arange(0, BLOCK_N)
+    d = tl.arange(0, D)
+    if MASKED:
+        present = n < length
+        page = tl.load(table + n // PAGE, mask=present, other=0).to(tl.int64)
+    else:
+        page = tl.load(table + n // PAGE).to(tl.int64)
+    keys = (page * (2 * HKV) + kv_head) * (PAGE * D) + (n % PAGE) * D
+    at = Cache + keys[:, None] + d[None, :]
+    if MASKED:
+        k = tl.load(at, mask=present[:, None], other=0.0).to(q.dtype)
+        v = tl.load(at + HKV * PAGE * D, mask=present[:, None], other=0.0).to(q.dtype)
+    else:
+        k = tl.load(at).to(q.dtype)
+        v = tl.load(at + HKV * PAGE * D).to(q.dtype)
+    x = tl.dot(q, tl.trans(k), input_precision="ieee") * scale_log2
+    if MASKED:
+        x = tl.where(n[None, :] <= position[:, None], x, float("-inf"))
+    highest = tl.maximum(m, tl.max(x, 1))
+    p = tl.exp2(x - highest[:, None])
+    shrink = tl.exp2(m - highest)
+    total = total * shrink + tl.sum(p, 1)
+    acc = tl.dot(p.to(q.dtype), v, acc * shrink[:, None], input_precision="ieee")
+    return acc, highest, total
+
+
+@triton.jit
+def context_attention(
+    Q, Cache, BlockTable, Slots, QueryStart, KvLens, Out, scale_log2, table_stride, num_decodes, num_seqs,
+    HKV: tl.constexpr, G: tl.constexpr, D: tl.constexpr, PAGE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Cache: one layer, [pages, 2, HKV, PAGE, D]. Sequences [num_decodes, num_seqs); decode tokens precede theirs."""
+    BLOCK_Q: tl.constexpr = BLOCK_M // G
+    tile = tl.num_programs(0) - 1 - tl.program_id(0)
+    kv_head = tl.program_id(1)
+    low = num_decodes
+    high = num_seqs
+    while high - low > 1:
+        middle = (low + high) // 2
+        if (tl.load(QueryStart + middle) - num_decodes) // BLOCK_Q + (middle - num_decodes) <= tile:
+            low = middle
+        else:
+            high = middle
+    seq = low
+    begin = tl.load(QueryStart + seq)
+    queries = tl.load(QueryStart + seq + 1) - begin
+    first = (tile - ((begin - num_decodes) // BLOCK_Q + (seq - num_decodes))) * BLOCK_Q
+    if first >= queries:
+        return
+    length = tl.load(KvLens + seq)
+    table = BlockTable + tl.load(Slots + seq).to(tl.int64) * table_stride
+
+    row = tl.arange(0, BLOCK_M)
+    d = tl.arange(0, D)
+    token = first + row // G
+    live = (token < queries) & (row < BLOCK_Q * G)
+    position = length - queries + token
+    head_row = (begin + token).to(tl.int64) * (HKV * G) + kv_head * G + row % G
+    q = tl.load(Q + head_row[:, None] * D + d[None, :], mask=live[:, None], other=0.0)
+
+    m = tl.full((BLOCK_M,), -1e30, tl.float32)
+    total = tl.zeros((BLOCK_M,), tl.float32)
+    acc = tl.zeros((BLOCK_M, D), tl.float32)
+    seen_by_all = (length - queries + first + 1) // BLOCK_N * BLOCK_N
+    seen_by_any = length - queries + tl.minimum(first + BLOCK_Q, queries)
+    for start in range(0, seen_by_all, BLOCK_N):
+        acc, m, total = _visit(acc, m, total, q, position, start, length, kv_head, table, Cache, scale_log2, HKV, D, PAGE, BLOCK_N, False)
+    for start in range(seen_by_all, seen_by_any, BLOCK_N):
+        acc, m, total = _visit(acc, m, total, q, position, start, length, kv_head, table, Cache, scale_log2, HKV, D, PAGE, BLOCK_N, True)
+    out = acc / tl.where(total > 0, total, 1.0)[:, None]
+    tl.store(Out + head_row[:, None] * D + d[None, :], out.to(Out.dtype.element_ty), mask=live[:, None])

@@ -1,0 +1,65 @@
+"""RMS and layer norm, alone and after a residual addition: one row a program, the whole row in registers.
+
+The row length is a compile-time constant (an engine knows it), so loads are 128-bit without run-time checks. The sum is rounded to the
+residual's dtype before it is normalised, as the reference has it.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def rms_norm(X, W, Y, eps, N: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    cols = tl.arange(0, BLOCK)
+    mask = cols < N
+    x = tl.load(X + row * N + cols, mask=mask, other=0.0).to(tl.float32)
+    w = tl.load(W + cols, mask=mask, other=0.0).to(tl.float32)
+    scale = tl.rsqrt(tl.sum(x * x, 0) / N + eps)
+    tl.store(Y + row * N + cols, (x * scale * w).to(Y.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def add_rms_norm(X, Residual, W, Y, Total, eps, N: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    cols = tl.arange(0, BLOCK)
+    mask = cols < N
+    x = tl.load(X + row * N + cols, mask=mask, other=0.0).to(tl.float32)
+    x += tl.load(Residual + row * N + cols, mask=mask, other=0.0).to(tl.float32)
+    w = tl.load(W + cols, mask=mask, other=0.0).to(tl.float32)
+    total = x.to(Total.dtype.element_ty)
+    tl.store(Total + row * N + cols, total, mask=mask)
+    x = total.to(tl.float32)
+    scale = tl.rsqrt(tl.sum(x * x, 0) / N + eps)
+    tl.store(Y + row * N + cols, (x * scale * w).to(Y.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _layer_normalize(x, mask, W, B, cols, eps, N: tl.constexpr):
+    w = tl.load(W + cols, mask=mask, other=0.0).to(tl.float32)
+    b = tl.load(B + cols, mask=mask, other=0.0).to(tl.float32)
+    centred = tl.where(mask, x - tl.sum(x, 0) / N, 0.0)
+    return centred * tl.rsqrt(tl.sum(centred * centred, 0) / N + eps) * w + b
+
+
+@triton.jit
+def layer_norm(X, W, B, Y, eps, N: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    cols = tl.arange(0, BLOCK)
+    mask = cols < N
+    x = tl.load(X + row * N + cols, mask=mask, other=0.0).to(tl.float32)
+    y = _layer_normalize(x, mask, W, B, cols, eps, N)
+    tl.store(Y + row * N + cols, y.to(Y.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def add_layer_norm(X, Residual, W, B, Y, Total, eps, N: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    cols = tl.arange(0, BLOCK)
+    mask = cols < N
+    x = tl.load(X + row * N + cols, mask=mask, other=0.0).to(tl.float32)
+    x += tl.load(Residual + row * N + cols, mask=mask, other=0.0).to(tl.float32)
+    total = x.to(Total.dtype.element_ty)
+    tl.store(Total + row * N + cols, total, mask=mask)
+    y = _layer_normalize(total.to(tl.float32), mask, W, B, cols, eps, N)
+    tl.store(Y + row * N + cols, y.to(Y.dtype.element_ty), mask=mask)

@@ -1,0 +1,103 @@
+"""Rotary embedding, and its fusion with QK norm and the write of keys and values into the paged cache.
+
+A program is BLOCK_H heads of one token. A head is handled as the two halves that rotate into each other (registers only, no partner
+re-read) and the rest that passes through. Query, key and value heads share one grid: what a head is follows from its index.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _load_pair(X, heads, mask, D: tl.constexpr, HALF: tl.constexpr, INTERLEAVED: tl.constexpr, BLOCK_H: tl.constexpr):
+    """First and second rotary halves of `heads`, fp32 [BLOCK_H, HALF]."""
+    if INTERLEAVED:
+        pair = tl.arange(0, 2 * HALF)
+        x = tl.load(X + heads[:, None] * D + pair[None, :], mask=mask[:, None], other=0.0).to(tl.float32)
+        first, second = tl.split(tl.reshape(x, (BLOCK_H, HALF, 2)))
+    else:
+        i = tl.arange(0, HALF)
+        first = tl.load(X + heads[:, None] * D + i[None, :], mask=mask[:, None], other=0.0).to(tl.float32)
+        second = tl.load(X + heads[:, None] * D + HALF + i[None, :], mask=mask[:, None], other=0.0).to(tl.float32)
+    return first, second
+
+
+@triton.jit
+def _store_pair(Y, offsets, first, second, mask, HALF: tl.constexpr, INTERLEAVED: tl.constexpr, BLOCK_H: tl.constexpr):
+    """Store both halves at Y + offsets[head]."""
+    if INTERLEAVED:
+        pair = tl.arange(0, 2 * HALF)
+        x = tl.reshape(tl.join(first, second), (BLOCK_H, 2 * HALF))
+        tl.store(Y + offsets[:, None] + pair[None, :], x.to(Y.dtype.element_ty), mask=mask[:, None])
+    else:
+        i = tl.arange(0, HALF)
+        tl.store(Y + offsets[:, None] + i[None, :], first.to(Y.dtype.element_ty), mask=mask[:, None])
+        tl.store(Y + offsets[:, None] + HALF + i[None, :], second.to(Y.dtype.element_ty), mask=mask[:, None])
+
+
+@triton.jit
+def rope(
+    X, Positions, CosSin, Y, HEADS: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, INTERLEAVED: tl.constexpr, BLOCK_H: tl.constexpr
+):
+    token = tl.program_id(0).to(tl.int64)
+    heads = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
+    mask = heads < HEADS
+    i = tl.arange(0, HALF)
+    row = tl.load(Positions + token).to(tl.int64) * (2 * HALF)
+    cos = tl.load(CosSin + row + i)[None, :]
+    sin = tl.load(CosSin + row + HALF + i)[None, :]
+    X += token * (HEADS * D)
+    Y += token * (HEADS * D)
+    first, second = _load_pair(X, heads, mask, D, HALF, INTERLEAVED, BLOCK_H)
+    _store_pair(Y, heads * D, first * cos - second * sin, second * cos + first * sin, mask, HALF, INTERLEAVED, BLOCK_H)
+    if 2 * HALF < D:
+        d = tl.arange(0, D)[None, :]
+        rest = mask[:, None] & (d >= 2 * HALF)
+        at = heads[:, None] * D + d
+        tl.store(Y + at, tl.load(X + at, mask=rest, other=0.0), mask=rest)
+
+
+@triton.jit
+def rope_kv_write(
+    QKV, Positions, CosSin, Cache, KvSlots, QNorm, KNorm, Q, eps,
+    HQ: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, PAGE: tl.constexpr,
+    INTERLEAVED: tl.constexpr, QK_NORM: tl.constexpr, BLOCK_H: tl.constexpr,
+):  # fmt: skip
+    """Cache is one layer, [pages, 2, HKV, PAGE, D]. QK_NORM requires the whole head to be rotary (2 * HALF == D)."""
+    token = tl.program_id(0).to(tl.int64)
+    heads = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
+    is_q = heads < HQ
+    is_k = (heads >= HQ) & (heads < HQ + HKV)
+    is_v = (heads >= HQ + HKV) & (heads < HQ + 2 * HKV)
+    slot = tl.load(KvSlots + token).to(tl.int64)
+    key_or_value = tl.where(is_v, 1, 0).to(tl.int64)
+    kv_head = heads - HQ - tl.where(is_v, HKV, 0)
+    cached = (((slot // PAGE) * 2 + key_or_value) * HKV + kv_head) * (PAGE * D) + (slot % PAGE) * D
+    QKV += token * ((HQ + 2 * HKV) * D)
+    Q += token * (HQ * D)
+
+    i = tl.arange(0, HALF)
+    row = tl.load(Positions + token).to(tl.int64) * (2 * HALF)
+    cos = tl.load(CosSin + row + i)[None, :]
+    sin = tl.load(CosSin + row + HALF + i)[None, :]
+    cos = tl.where(is_v[:, None], 1.0, cos)
+    sin = tl.where(is_v[:, None], 0.0, sin)
+    first, second = _load_pair(QKV, heads, is_q | is_k | is_v, D, HALF, INTERLEAVED, BLOCK_H)
+    if QK_NORM:
+        square = tl.sum(first * first, 1) + tl.sum(second * second, 1)
+        scale = tl.where(is_v, 1.0, tl.rsqrt(square / D + eps))[:, None]
+        at = i * 2 if INTERLEAVED else i
+        other = i * 2 + 1 if INTERLEAVED else i + HALF
+        wq1, wk1 = tl.load(QNorm + at).to(tl.float32)[None, :], tl.load(KNorm + at).to(tl.float32)[None, :]
+        wq2, wk2 = tl.load(QNorm + other).to(tl.float32)[None, :], tl.load(KNorm + other).to(tl.float32)[None, :]
+        first *= scale * tl.where(is_v[:, None], 1.0, tl.where(is_q[:, None], wq1, wk1))
+        second *= scale * tl.where(is_v[:, None], 1.0, tl.where(is_q[:, None], wq2, wk2))
+    turned_first, turned_second = first * cos - second * sin, second * cos + first * sin
+    _store_pair(Q, heads * D, turned_first, turned_second, is_q, HALF, INTERLEAVED, BLOCK_H)
+    _store_pair(Cache, cached, turned_first, turned_second, is_k | is_v, HALF, INTERLEAVED, BLOCK_H)
+    if 2 * HALF < D:
+        d = tl.arange(0, D)[None, :]
+        rest = d >= 2 * HALF
+        x = tl.load(QKV + heads[:, None] * D + d, mask=(is_q | is_k | is_v)[:, None] & rest, other=0.0).to(tl.float32)
+        tl.store(Q + heads[:, None] * D + d, x.to(Q.dtype.element_ty), mask=is_q[:, None] & rest)
+        tl.store(Cache + cached[:, None] + d, x.to(Cache.dtype.element_ty), mask=(is_k | is_v)[:, None] & rest)
