@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from trtllm_results.errors import ResultsError
 
-class DashboardError(ValueError):
-    """One sentence: what was wrong, where, what to do."""
+
+class DashboardError(ResultsError):
+    """One sentence: what was wrong, where, what to do. A result error, since every figure and page is drawn from results."""
+
+
+class OutputError(DashboardError):
+    """The figure or page could be drawn but not written as asked."""

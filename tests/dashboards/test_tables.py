@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
+
 from trtllm_dashboards.numbers import compact, decimals, number, percent, with_error
 from trtllm_dashboards.tables import Column, show, to_text
 

@@ -1,0 +1,59 @@
+"""End-to-end latency against throughput as the load grows: the knee is where more load buys latency and no throughput.
+
+The line is the median; the band above it reaches the 99th percentile, so that a tail that grows before the median does is seen.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from trtllm_dashboards.errors import DashboardError
+from trtllm_dashboards.plots import Material, style
+from trtllm_dashboards.points import Point, axis_label, grouped, having, points, varying
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+X = "output_tokens_per_s_per_gpu"
+MEDIAN, TAIL = "e2e_p50_ms", "e2e_p99_ms"
+
+
+def load(point: Point) -> float:
+    """What grows along a curve: request rate in an open loop, sequences in flight in a closed one."""
+    return point.cell.request_rate or point.cell.batch
+
+
+def draw(material: Material) -> Figure:
+    found = having(points(material.sets), X, MEDIAN)
+    if not found:
+        raise DashboardError(f"No row carries both {X} and {MEDIAN}, which the latency plot needs.")
+    sheet = style.Sheet("Latency against throughput", "")
+    panel_by = [d for d in ("model", "shape") if d in varying(found)]
+    groups = style.limited(grouped(found, panel_by), sheet)
+    shown = [p for members in groups.values() for p in members]
+    sheet.subtitle = style.subtitle(shown)
+    series_by = varying(shown, [*panel_by, "batch", "request_rate"])
+    legend = style.looks(grouped(shown, series_by))
+    drawing, axes = sheet.panels(list(groups))
+    drawn = []
+    for ax, members in zip(axes, groups.values(), strict=True):
+        for index, (label, line) in enumerate(grouped(members, series_by).items()):
+            line.sort(key=load)
+            xs = [e.mean for p in line if (e := p.get(X))]
+            estimates = [e for p in line if (e := p.get(MEDIAN))]
+            tails = [e.mean / 1e3 if (e := p.get(TAIL)) else median.mean / 1e3 for p, median in zip(line, estimates, strict=True)]
+            ax.fill_between(xs, [e.mean / 1e3 for e in estimates], tails, color=legend[label].color, alpha=0.13, linewidth=0)
+            style.errorbars(ax, xs, estimates, legend[label], scale=1e-3)
+            drawn += estimates
+            if index == 0:
+                for point, x, estimate in zip(line, xs, estimates, strict=True):
+                    ax.annotate(
+                        f"{load(point):g}", (x, estimate.mean / 1e3), (4, -9), textcoords="offset points", fontsize=7, color=style.SOFT
+                    )
+        style.compact_axis(ax, "x")
+        style.log_axis(ax, "y", [e.mean / 1e3 for p in members for f in (MEDIAN, TAIL) if (e := p.get(f))])
+        ax.set_xlabel(axis_label(X, "output throughput"))
+        ax.set_ylabel("end-to-end latency (s)")
+    unit = "request rate (req/s)" if any(p.cell.request_rate for p in shown) else "batch size"
+    sheet.notes.append(f"Line: median; band: up to the 99th percentile; small figures: {unit}. " + style.uncertainty_note(drawn))
+    return sheet.finish(drawing, legend)

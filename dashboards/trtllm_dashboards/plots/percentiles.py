@@ -1,0 +1,52 @@
+"""TTFT and TPOT percentiles against load: one row of panels a setting, median to 99th percentile as darkening lines.
+
+The scale of each metric is the same in all its panels, so that settings compare across rows.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from trtllm_dashboards.errors import DashboardError
+from trtllm_dashboards.plots import Material, style
+from trtllm_dashboards.plots.latency import load
+from trtllm_dashboards.points import grouped, having, points, varying
+from trtllm_results.figures import PERCENTILES
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+METRICS = {"ttft": "time to first token (ms)", "tpot": "time per output token (ms)"}
+SHADES = ("#56B4E9", "#2F8AC7", "#0B5E9B", "#07315A")
+MOST_ROWS = 4
+
+
+def draw(material: Material) -> Figure:
+    found = having(points(material.sets), "ttft_p50_ms")
+    if not found:
+        raise DashboardError("No row carries ttft_p50_ms, which the percentiles plot needs; measure with --streaming.")
+    sheet = style.Sheet("Latency percentiles against load", style.subtitle(found))
+    rate = any(p.cell.request_rate for p in found)
+    metrics = [m for m in METRICS if having(found, f"{m}_p50_ms")]
+    groups = style.limited(grouped(found, varying(found, ("batch", "request_rate"))), sheet, MOST_ROWS, "settings")
+    names = {"ttft": "TTFT", "tpot": "TPOT"}
+    titles = [f"{names[m]}, {label}" if label else names[m] for label in groups for m in metrics]
+    drawing, axes = sheet.panels(titles, columns=len(metrics), height=2.6)
+    legend = {f"p{p}": style.Look(SHADES[i], style.MARKERS[i], "-") for i, p in enumerate(PERCENTILES)}
+    drawn = []
+    for row, members in enumerate(groups.values()):
+        for column, metric in enumerate(metrics):
+            ax = axes[row * len(metrics) + column]
+            for percent, look in zip(PERCENTILES, legend.values(), strict=True):
+                line = sorted(having(members, f"{metric}_p{percent}_ms"), key=load)
+                estimates = [e for p in line if (e := p.get(f"{metric}_p{percent}_ms"))]
+                style.errorbars(ax, [load(p) for p in line], estimates, look)
+                drawn += estimates
+            style.log_axis(ax, "x", [load(p) for p in members if load(p) > 0], every=True)
+            every = [e.mean for p in found for q in PERCENTILES if (e := p.get(f"{metric}_p{q}_ms"))]
+            ax.set_ylim(min(every) / 1.3, max(every) * 1.3)
+            style.log_axis(ax, "y", every)
+            ax.set_xlabel("load (requests/s)" if rate else "load (sequences in flight)")
+            ax.set_ylabel(METRICS[metric])
+    sheet.notes.append(style.uncertainty_note(drawn))
+    return sheet.finish(drawing, legend)

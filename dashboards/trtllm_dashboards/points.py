@@ -1,0 +1,185 @@
+"""Rows become points: the repeats of one cell as one estimate, with names for the ways cells differ.
+
+The run is the sample, so an estimate is over repeats: 95% t interval from three on, the two values themselves for two, and for one repeat
+no interval at all (drawn hollow). Requests within a run are not independent and are never used as a sample size.
+
+Rows are grouped by content hash. Where a store holds several versions of one case (before and after a change of code),
+curves take the newest: averaging across versions would show a speed that no version has. `history` shows them all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from trtllm_results.environment import Environment
+from trtllm_results.figures import FIGURES
+from trtllm_results.record import Cell, Row
+
+CONFIDENCE = 0.95
+RowSets = Mapping[str, Sequence[Row]]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Mean of n repeats with its interval; `low == high == mean` when n is 1, where the spread is unknown and not zero."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Point:
+    """The `ok` repeats of one cell, from one result set."""
+
+    source: str
+    cell: Cell
+    environment: Environment
+    rows: tuple[Row, ...]
+
+    def get(self, figure: str) -> Estimate | None:
+        """The estimate of `figure`, or None when no repeat carries it."""
+        return estimate([row.figures[figure] for row in self.rows if figure in row.figures])
+
+    @cached_property
+    def names(self) -> Mapping[str, str]:
+        """What this point is called along each dimension."""
+        return {name: label(self) for name, label in DIMENSIONS.items()}
+
+
+def _target(point: Point) -> str:
+    return " ".join(part for part in (point.cell.target, point.cell.target_version) if part)
+
+
+DIMENSIONS: Mapping[str, Callable[[Point], str]] = {
+    "source": lambda p: p.source,
+    "device": lambda p: short_device(p.environment.device),
+    "target": _target,
+    "model": lambda p: p.cell.model,
+    "precision": lambda p: p.cell.precision,
+    "kv_dtype": lambda p: f"kv {p.cell.kv_dtype}" if p.cell.kv_dtype else "",
+    "tp": lambda p: f"tp {p.cell.tp}",
+    "pp": lambda p: f"pp {p.cell.pp}",
+    "shape": lambda p: f"{p.cell.isl}/{p.cell.osl}",
+    "workload": lambda p: p.cell.workload,
+    "request_rate": lambda p: f"{p.cell.request_rate:g} req/s" if p.cell.request_rate else "",
+    "batch": lambda p: f"batch {p.cell.batch}" if p.cell.batch else "unbounded batch",
+}
+"""Ways cells differ, most telling first."""
+
+
+def short_device(device: str) -> str:
+    """`NVIDIA H100 80GB HBM3` as `H100 80GB HBM3`."""
+    return device.removeprefix("NVIDIA ").strip() or "unknown device"
+
+
+def estimate(values: Sequence[float]) -> Estimate | None:
+    """Mean and interval of repeated measurements."""
+    numbers = [v for v in values if math.isfinite(v)]
+    if not numbers:
+        return None
+    n = len(numbers)
+    mean = sum(numbers) / n
+    if n < 3:
+        return Estimate(mean, min(numbers), max(numbers), n)
+    spread = math.sqrt(sum((v - mean) ** 2 for v in numbers) / (n - 1))
+    half = t_quantile(n - 1) * spread / math.sqrt(n)
+    return Estimate(mean, mean - half, mean + half, n)
+
+
+def ratio(above: Sequence[float], below: Sequence[float]) -> Estimate | None:
+    """`above / below` of two independent sets of repeats: ratio of geometric means, Welch's t interval on the log scale.
+
+    `n` is the smaller count; 1 where either side has a single run and the interval is therefore unknown.
+    """
+    above, below = ([v for v in side if v > 0 and math.isfinite(v)] for side in (above, below))
+    if not above or not below:
+        return None
+    n = min(len(above), len(below))
+    if n < 2:
+        middle = math.exp(sum(map(math.log, above)) / len(above) - sum(map(math.log, below)) / len(below))
+        return Estimate(middle, middle, middle, 1)
+    from trtllm_results.stats import log_ratio
+
+    logs = log_ratio(below, above).interval(CONFIDENCE)
+    return Estimate(math.exp(logs.estimate), math.exp(logs.low), math.exp(logs.high), n)
+
+
+_T: dict[int, float] = {}
+
+
+def t_quantile(degrees: int) -> float:
+    """Two-sided 95% quantile of Student's t."""
+    if degrees not in _T:
+        from scipy import stats
+
+        _T[degrees] = float(stats.t.ppf(0.5 + CONFIDENCE / 2, degrees))
+    return _T[degrees]
+
+
+def as_sets(rows: Sequence[Row] | RowSets) -> RowSets:
+    return rows if isinstance(rows, Mapping) else {"": rows}
+
+
+def points(rows: Sequence[Row] | RowSets, *, every_version: bool = False) -> list[Point]:
+    """One point a measured cell, newest version of each unless `every_version`, in the order first seen."""
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for source, members in as_sets(rows).items():
+        for row in members:
+            if row.status == "ok":
+                groups.setdefault((source, row.key), []).append(row)
+    found = [Point(source, group[0].cell, group[0].environment, tuple(group)) for (source, _), group in groups.items()]
+    return found if every_version else newest(found)
+
+
+def newest(found: Iterable[Point]) -> list[Point]:
+    """Of points that differ in version only (not in anything a reader names), the one measured last."""
+    latest: dict[tuple[object, ...], Point] = {}
+    for point in found:
+        case = (point.source, point.cell.align, point.cell.target, point.cell.target_version, point.environment.device)
+        if case not in latest or started(point) > started(latest[case]):
+            latest[case] = point
+    return list(latest.values())
+
+
+def started(point: Point) -> str:
+    return max(row.started_at for row in point.rows)
+
+
+def having(found: Iterable[Point], *figures: str) -> list[Point]:
+    """Points that carry all of these figures."""
+    return [p for p in found if all(p.get(f) is not None for f in figures)]
+
+
+def varying(found: Sequence[Point], ignore: Iterable[str] = ()) -> list[str]:
+    """Dimensions along which these points differ."""
+    skipped = set(ignore)
+    return [name for name in DIMENSIONS if name not in skipped and len({p.names[name] for p in found}) > 1]
+
+
+def common(found: Sequence[Point], ignore: Iterable[str] = ()) -> str:
+    """What all the points share, as one line."""
+    if not found:
+        return ""
+    skipped = {"batch", "request_rate", *varying(found), *ignore}
+    shown = [found[0].names[name] for name in DIMENSIONS if name not in skipped]
+    return ", ".join(name for name in shown if name and name not in ("tp 1", "pp 1", "fixed", "native"))
+
+
+def grouped(found: Sequence[Point], dimensions: Sequence[str]) -> dict[str, list[Point]]:
+    """Points by their names along `dimensions`, in order of first appearance; the key is what a legend prints."""
+    groups: dict[str, list[Point]] = {}
+    for point in found:
+        key = ", ".join(point.names[d] for d in dimensions if point.names[d])
+        groups.setdefault(key, []).append(point)
+    return groups
+
+
+def axis_label(figure: str, text: str = "") -> str:
+    """Name and unit of a figure, from the registry."""
+    unit = FIGURES[figure].unit
+    return f"{text or figure.replace('_', ' ')}" + (f" ({unit})" if unit else "")

@@ -1,0 +1,49 @@
+"""Result sets as the command line names them: `PATH` or `NAME=PATH`, filtered, with a way back to each row's per-request table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trtllm_dashboards.errors import DashboardError
+from trtllm_results.record import Row
+from trtllm_results.selection import keep, load_set
+from trtllm_results.store import Store
+
+if TYPE_CHECKING:
+    from pyarrow import Table
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Result sets by name, and the stores among them."""
+
+    sets: dict[str, list[Row]]
+    stores: tuple[Store, ...]
+
+    def requests(self, row: Row) -> Table | None:
+        """The per-request table of `row`, from whichever store holds it."""
+        for store in self.stores:
+            table = store.read_side("requests", row)
+            if table is not None:
+                return table
+        return None
+
+
+def load(specs: Sequence[str], filters: Sequence[str] = ()) -> Sources:
+    """Read the sets. Raises `ResultsError` for what cannot be read, for two sets of one name, and when the filters leave nothing."""
+    sets: dict[str, list[Row]] = {}
+    stores = []
+    for spec in specs:
+        found = load_set(spec)
+        if found.name in sets:
+            raise DashboardError(f"Two result sets are called '{found.name}'; name them, such as before={spec.split('=')[-1]}.")
+        sets[found.name] = keep(found.rows, filters)
+        path = Path(spec.partition("=")[2] or spec)
+        if path.is_dir():
+            stores.append(Store(path, create=False))
+    if not any(sets.values()):
+        raise DashboardError(f"No row passes {' and '.join(filters)}.")
+    return Sources(sets if len(sets) > 1 else {"": next(iter(sets.values()))}, tuple(stores))

@@ -1,0 +1,199 @@
+"""Figures: every kind is drawn from rows, carries units and uncertainty, is the same each time, and says what it lacks."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from matplotlib.figure import Figure
+
+from trtllm_dashboards.errors import DashboardError
+from trtllm_dashboards.plots import KINDS, Material, figure, render
+from trtllm_dashboards.plots.pareto import front
+from trtllm_dashboards.plots.scaling import best_by_count, gpus
+from trtllm_dashboards.plots.style import PALETTE, look
+from trtllm_dashboards.plots.timeline import phases
+from trtllm_dashboards.points import estimate, grouped, points, ratio, varying
+from trtllm_results.published import Published
+from trtllm_results.record import Row
+
+FROM_SWEEP = ("throughput", "latency", "pareto", "percentiles", "precision", "roofline", "energy")
+UNIT = re.compile(r"\((tok/s|tok/s/GPU|tok/s/user|s|ms|W|J|ratio|count|sequences in flight|requests/s|tp x pp)\)|by arrival|oldest first")
+
+
+def texts(drawn: Figure) -> str:
+    found = [t.get_text() for t in drawn.texts]
+    for ax in drawn.axes:
+        found += [ax.get_title(loc="left"), ax.get_xlabel(), ax.get_ylabel(), *(t.get_text() for t in ax.texts)]
+    return "\n".join(found)
+
+
+@pytest.mark.parametrize("kind", FROM_SWEEP)
+def test_every_axis_has_a_unit_and_the_footer_says_what_the_bars_are(kind: str, sweep_rows: list[Row]) -> None:
+    drawn = figure(kind, Material({"": sweep_rows}))
+    for ax in drawn.axes:
+        assert UNIT.search(ax.get_xlabel()), ax.get_xlabel()
+        assert UNIT.search(ax.get_ylabel()), ax.get_ylabel()
+    assert "95% t interval" in texts(drawn)
+
+
+def test_png_and_svg_are_written_and_byte_identical_for_equal_rows(tmp_path: Path, sweep_rows: list[Row]) -> None:
+    first = render("throughput", sweep_rows, tmp_path / "a")
+    second = render("throughput", sweep_rows, tmp_path / "b")
+    assert [p.suffix for p in first] == [".png", ".svg"]
+    assert first[0].read_bytes().startswith(b"\x89PNG")
+    assert [p.read_bytes() for p in first] == [p.read_bytes() for p in second]
+
+
+def test_throughput_bars_are_the_interval_of_the_repeats(make_rows: Callable[..., list[Row]], make_grid: Callable[..., Any]) -> None:
+    rows = make_rows(make_grid(precisions=("fp8",), shapes=((128, 128),), batches=(8,)), repeats=4)
+    drawn = figure("throughput", Material({"": rows}))
+    values = [r.figures["output_tokens_per_s"] for r in rows]
+    half = 3.1824463 * np.std(values, ddof=1) / 2
+    bar = drawn.axes[0].containers[0].lines[2][0].get_segments()[0]
+    assert bar[:, 1] == pytest.approx([np.mean(values) - half, np.mean(values) + half])
+
+
+def test_a_single_run_is_hollow_and_said_to_be_of_unknown_spread(
+    make_rows: Callable[..., list[Row]], make_grid: Callable[..., Any]
+) -> None:
+    drawn = figure("throughput", Material({"": make_rows(make_grid(), repeats=1)}))
+    assert "spread unknown" in texts(drawn)
+    markers = [c.lines[0].get_markerfacecolor() for c in drawn.axes[0].containers]
+    assert set(markers) == {"white"}
+
+
+def test_failed_cells_are_not_drawn(sweep_rows: list[Row]) -> None:
+    drawn = figure("throughput", Material({"": sweep_rows}))
+    assert max(max(line.get_xdata(), default=0) for ax in drawn.axes for line in ax.lines) == 1024
+
+
+def test_scaling_takes_the_best_batch_and_names_the_share_of_perfect(
+    make_rows: Callable[..., list[Row]], make_grid: Callable[..., Any]
+) -> None:
+    rows = make_rows(make_grid(precisions=("fp8",), shapes=((128, 128),), batches=(16, 256), tps=(1, 2, 4)))
+    best = best_by_count(points(rows))
+    assert [gpus(p) for p in best] == [1, 2, 4]
+    assert {p.cell.batch for p in best} == {256}
+    share = float(np.mean([r.figures["output_tokens_per_s"] for r in best[2].rows]))
+    share /= 4 * float(np.mean([r.figures["output_tokens_per_s"] for r in best[0].rows]))
+    assert f"{share:.0%}" in texts(figure("scaling", Material({"": rows})))
+
+
+def test_history_marks_a_planted_step_and_its_size(make_rows: Callable[..., list[Row]], make_grid: Callable[..., Any]) -> None:
+    rows = []
+    for version in range(16):
+        for row in make_rows(make_grid(precisions=("fp8",), shapes=((128, 128),), batches=(64,)), seed=version):
+            environment = dataclasses.replace(row.environment, source_hash=f"{version:016x}")
+            figures = {**row.figures, "output_tokens_per_s": row.figures["output_tokens_per_s"] * (1.2 if version >= 9 else 1.0)}
+            day = f"2026-03-{version + 1:02d}T00:00:00.000+00:00"
+            rows.append(dataclasses.replace(row, environment=environment, figures=figures, started_at=day))
+    drawn = figure("history", Material({"": rows}))
+    lines = [line.get_xdata()[0] for line in drawn.axes[0].lines if len(set(line.get_xdata())) == 1 and len(line.get_xdata()) == 2]
+    assert 8.5 in lines
+    assert re.search(r"\+(19|20|21)\.\d%|\+20%", texts(drawn))
+
+
+def test_published_puts_ours_first_with_the_ratio_to_each(make_rows: Callable[..., list[Row]], make_grid: Callable[..., Any]) -> None:
+    rows = make_rows(make_grid(models=("llama-3.1-8b",), precisions=("fp8",), shapes=((128, 128),), batches=(64,)))
+    ours = float(np.mean([r.figures["output_tokens_per_s"] for r in rows]))
+    theirs = Published("Peer v1", "A100-80GB", "llama-3.1-8b", "fp8", "fp8", 128, 128, 1, ours / 2, "all at once")
+    drawn = figure("published", Material({"": rows}, published=[theirs]))
+    assert [t.get_text() for t in drawn.axes[0].get_yticklabels()] == ["ours, NVIDIA Synthetic 80GB", "Peer v1, A100"]
+    assert "ours 2.00 x" in texts(drawn)
+
+
+def test_timeline_splits_each_request_into_wait_prefill_and_decode(sweep_rows: list[Row]) -> None:
+    n = 300
+    arrival = np.arange(n) * 0.01
+    table = {
+        "intended_s": 5 + arrival,
+        "scheduled_s": 5.1 + arrival,
+        "first_token_s": 5.3 + arrival,
+        "end_s": 6.0 + arrival,
+        "ok": np.arange(n) != 3,
+    }
+    waited, first, end, at = phases(dict(table))
+    assert len(at) == n - 1
+    assert (waited - at) == pytest.approx(np.full(n - 1, 0.1))
+    assert (first - waited) == pytest.approx(np.full(n - 1, 0.2))
+    assert (end - first) == pytest.approx(np.full(n - 1, 0.7))
+    drawn = figure("timeline", Material({"": sweep_rows}, requests=lambda row: pa.table(table)))
+    assert "160 of 299 requests drawn" in texts(drawn)
+    assert "1 requests that failed" in texts(drawn)
+
+
+@pytest.mark.parametrize("kind", [k for k in KINDS if k != "throughput"])
+def test_each_kind_says_in_one_sentence_what_it_lacks(
+    kind: str, make_rows: Callable[..., list[Row]], make_grid: Callable[..., Any]
+) -> None:
+    rows = [
+        dataclasses.replace(row, figures={"output_tokens_per_s": row.figures["output_tokens_per_s"]})
+        for row in make_rows(make_grid(precisions=("fp8",)))
+    ]
+    with pytest.raises(ValueError, match=r"needs|counterpart|was measured") as caught:
+        figure(kind, Material({"": rows}))
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_kind_format_and_empty_rows_are_refused(tmp_path: Path, sweep_rows: list[Row]) -> None:
+    with pytest.raises(DashboardError, match="There is no plot 'pie'"):
+        render("pie", sweep_rows, tmp_path)
+    with pytest.raises(DashboardError, match="no rows"):
+        render("throughput", [], tmp_path)
+    with pytest.raises(DashboardError, match="as 'bmp'"):
+        render("throughput", sweep_rows, tmp_path, formats=["bmp"])
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DashboardError, match="Cannot write"):
+        render("throughput", sweep_rows, tmp_path / "file")
+
+
+def test_two_result_sets_become_two_series(make_rows: Callable[..., list[Row]], make_grid: Callable[..., Any]) -> None:
+    cells = make_grid(precisions=("fp8",), shapes=((128, 128),))
+    found = points({"before": make_rows(cells), "after": make_rows(cells, seed=9)})
+    assert varying(found, ("batch",)) == ["source"]
+    assert list(grouped(found, ["source"])) == ["before", "after"]
+
+
+def test_the_newest_version_of_a_cell_is_drawn(make_rows: Callable[..., list[Row]], make_grid: Callable[..., Any]) -> None:
+    cells = make_grid(precisions=("fp8",), shapes=((128, 128),), batches=(8,))
+    old = make_rows(cells)
+    new = [
+        dataclasses.replace(r, environment=dataclasses.replace(r.environment, driver="999"), started_at="2027-01-01T00:00:00.000+00:00")
+        for r in make_rows(cells, seed=1)
+    ]
+    assert [p.environment.driver for p in points(old + new)] == ["999"]
+    assert len(points(old + new, every_version=True)) == 2
+
+
+def test_estimates() -> None:
+    assert estimate([]) is None
+    two = estimate([1.0, 3.0])
+    assert two is not None
+    assert (two.mean, two.low, two.high, two.n) == (2, 1, 3, 2)
+    five = estimate([1, 2, 3, 4, 5])
+    assert five is not None
+    assert five.high - five.mean == pytest.approx(2.7764451 * np.sqrt(2.5 / 5))
+    gain = ratio([2.0, 2.2, 2.1], [1.0, 1.1, 1.05])
+    assert gain is not None
+    assert gain.mean == pytest.approx(2.0)
+    assert gain.low < 2 < gain.high
+    assert ratio([2.0], [1.0]).n == 1  # type: ignore[union-attr]
+    assert ratio([0.0], [1.0]) is None
+
+
+def test_pareto_front_keeps_what_nothing_beats() -> None:
+    assert front([(1, 10), (2, 8), (2, 9), (3, 1), (0.5, 10), (2.5, 0.5)]) == [(3, 1), (2, 9), (1, 10)]
+
+
+def test_series_differ_in_marker_as_well_as_colour_and_precisions_keep_theirs() -> None:
+    looks = [look(f"s{i}", i) for i in range(16)]
+    assert len({(s.color, s.marker, s.line) for s in looks}) == 16
+    assert look("bf16", 0) == look("bf16", 5)
+    assert look("fp8", 3).color == PALETTE[0]
