@@ -14,7 +14,22 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from trtllm_engines.sampling import SamplingParams
+
 IntArray = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class SlotStart:
+    """A sequence takes a slot in this step: what the sampler must know of it. `output` is not empty when it resumes after preemption."""
+
+    slot: int
+    prompt: IntArray
+    output: IntArray
+    sampling: SamplingParams
+    seed: int
+    stop_ids: tuple[int, ...]
+    """Tokens that end it, forbidden before `sampling.min_tokens`."""
 
 
 @dataclass(frozen=True)
@@ -34,14 +49,24 @@ class StepBatch:
     """[R] whether this sequence's last token yields a sample (decode, or the last chunk of a prompt)."""
     page_updates: IntArray
     """[U, 3] (slot, index in the slot's block table, page) entries that became valid since the last step."""
+    starts: tuple[SlotStart, ...] = ()
+    """Sequences that take their slot in this step; applied before it runs."""
 
     @property
     def num_tokens(self) -> int:
-        return int(self.query_lens.sum())
+        return self.num_decodes + len(self.context_tokens)
 
     @property
     def num_seqs(self) -> int:
         return len(self.slots)
+
+
+@dataclass(frozen=True)
+class TokenLogprobs:
+    """Of the raw distribution (before penalties, temperature and filters): the chosen token's, and the most likely tokens', best first."""
+
+    chosen: float
+    top: dict[int, float]
 
 
 @dataclass(frozen=True)
@@ -50,7 +75,7 @@ class StepOutput:
 
     tokens: IntArray
     """[S]"""
-    logprobs: Sequence[dict[int, float] | None] | None = None
+    logprobs: Sequence[TokenLogprobs | None] | None = None
 
 
 class StepHandle(Protocol):

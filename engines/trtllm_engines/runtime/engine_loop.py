@@ -1,0 +1,315 @@
+"""The loop that turns requests into tokens: schedule, launch, take the previous step's tokens in, finish what ended.
+
+With overlap one step is always in flight while the next is being scheduled, so the device never waits for Python; a step's tokens are read
+while its successor runs. `add_request` and `cancel` may be called from any thread; everything else belongs to the thread that calls `step`.
+A request that cannot run (too long, unknown token, failing callback) is finished with an error sentence of its own; the batch goes on. Only
+the runner's failure ends all, and says so to each.
+"""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from trtllm_engines.errors import EngineError
+from trtllm_engines.runtime.batch import IntArray, StepBatch, StepHandle, StepOutput, StepRunner
+from trtllm_engines.runtime.request import EMPTY, FinishReason, OnFinish, OnToken, Request
+from trtllm_engines.runtime.scheduler import Received, Scheduler, SchedulerConfig
+from trtllm_engines.runtime.step_log import StepLog
+from trtllm_engines.sampling import SamplingParams
+
+
+class Detokenizer(Protocol):
+    """Text of one request's tokens as they come."""
+
+    def push(self, token: int) -> str: ...
+
+
+@dataclass(frozen=True)
+class Flight:
+    step: int
+    batch: StepBatch
+    handle: StepHandle
+
+
+class EngineLoop:
+    def __init__(
+        self,
+        runner: StepRunner,
+        config: SchedulerConfig,
+        *,
+        vocab_size: int,
+        eos_ids: Sequence[int] = (),
+        overlap: bool = True,
+        detokenizer: Callable[[], Detokenizer] | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.scheduler = Scheduler(config)
+        self.log = StepLog()
+        self._runner = runner
+        self._vocab_size = vocab_size
+        self._eos_ids = tuple(eos_ids)
+        self._depth = 1 if overlap else 0
+        self._detokenizer = detokenizer
+        self._detokenizers: dict[int, Detokenizer] = {}
+        self._clock = clock
+        self._ids = itertools.count()
+        self._incoming: deque[Request] = deque()
+        self._cancelled: deque[Request] = deque()
+        self._wake = threading.Event()
+        self._flights: deque[Flight] = deque()
+        self._step = 0
+        self._finished: list[Request] = []
+        self._broken: str | None = None
+
+    # --- from any thread ---
+
+    def add_request(
+        self,
+        prompt: Sequence[int] | IntArray,
+        sampling: SamplingParams | None = None,
+        *,
+        arrival_s: float | None = None,
+        on_token: OnToken | None = None,
+        on_finish: OnFinish | None = None,
+    ) -> Request:
+        """Queues a request of token ids. One that cannot run comes back finished, with `error` set. `arrival_s`: its intended arrival."""
+        sampling = sampling or SamplingParams()
+        tokens = np.asarray(prompt)
+        stop_ids = sampling.stop_token_ids if sampling.ignore_eos else (*self._eos_ids, *sampling.stop_token_ids)
+        request = Request(
+            request_id=next(self._ids),
+            prompt=EMPTY,
+            sampling=sampling,
+            seed=secrets.randbits(63) if sampling.seed is None else sampling.seed,
+            stop_ids=stop_ids,
+            max_new=sampling.max_tokens,
+            arrival_s=self._clock() if arrival_s is None else arrival_s,
+            on_token=on_token,
+            on_finish=on_finish,
+        )
+        error = self._broken or self._refusal(tokens, sampling)
+        if error is not None:
+            self._close(request, "error", error)
+            return request
+        request.prompt = tokens.astype(np.int32)
+        self._incoming.append(request)
+        self._wake.set()
+        return request
+
+    def cancel(self, request: Request) -> None:
+        """Ends a request soon; it keeps the tokens it has."""
+        self._cancelled.append(request)
+        self._wake.set()
+
+    def _refusal(self, tokens: npt.NDArray[np.generic], sampling: SamplingParams) -> str | None:
+        config = self.scheduler.config
+        if tokens.ndim != 1 or len(tokens) == 0:
+            return "The prompt is empty: at least one token is needed."
+        if not np.issubdtype(tokens.dtype, np.integer):
+            return f"The prompt must be a flat list of token ids (integers), not {tokens.dtype}."
+        low, high = int(tokens.min()), int(tokens.max())
+        if low < 0 or high >= self._vocab_size:
+            bad = low if low < 0 else high
+            return f"Token id {bad} of the prompt is outside the vocabulary (0..{self._vocab_size - 1})."
+        if max(sampling.stop_token_ids, default=0) >= self._vocab_size:
+            return f"Stop token id {max(sampling.stop_token_ids)} is outside the vocabulary (0..{self._vocab_size - 1})."
+        if len(tokens) + sampling.max_tokens > config.max_seq_len:
+            return (
+                f"The prompt has {len(tokens)} tokens and max_tokens is {sampling.max_tokens}, together more than the engine's max_seq_len "
+                f"{config.max_seq_len}: shorten the request or build with a larger --max-seq-len."
+            )
+        pages = self.scheduler.pages_for(len(tokens) + sampling.max_tokens - 1)
+        if pages > self.scheduler.pool.capacity:
+            return (
+                f"The request needs {pages} KV cache pages of {config.page_size} tokens and the whole cache has "
+                f"{self.scheduler.pool.capacity}: give the cache more memory or shorten the request."
+            )
+        if sampling.stop and self._detokenizer is None:
+            return "Stop strings need a tokenizer and this engine has none: use stop_token_ids."
+        return None
+
+    # --- the loop's thread ---
+
+    @property
+    def idle(self) -> bool:
+        return not (self._incoming or self._cancelled or self._flights) and self.scheduler.idle
+
+    def step(self) -> list[Request]:
+        """Launches one step and takes in the one before (without overlap: the same); returns the requests that finished."""
+        self._finished = []
+        self._take_in()
+        try:
+            launched = self._launch()
+            if self._flights and (len(self._flights) > self._depth or not launched):
+                flight = self._flights.popleft()
+                self._receive(flight, flight.handle.result())
+        except Exception as exc:
+            self._break(exc)
+            raise
+        return self._finished
+
+    def run(self) -> None:
+        """Steps until every request is finished."""
+        while not self.idle:
+            self.step()
+
+    def serve(self, stop: threading.Event) -> None:
+        """Steps until `stop` is set (then call `wake`), sleeping while there is nothing to do."""
+        while not stop.is_set():
+            if self.idle:
+                self._wake.wait(timeout=1.0)
+                self._wake.clear()
+            else:
+                self.step()
+
+    def wake(self) -> None:
+        self._wake.set()
+
+    def _take_in(self) -> None:
+        while self._incoming:
+            self.scheduler.enqueue(self._incoming.popleft())
+        while self._cancelled:
+            self._end(self._cancelled.popleft(), "cancelled", None)
+
+    def _launch(self) -> bool:
+        begin = self._clock()
+        scheduler = self.scheduler
+        batch = scheduler.schedule(self._step)
+        if batch is None:
+            return False
+        now = self._clock()
+        for start in batch.starts:
+            request = scheduler.slots.requests[start.slot]
+            assert request is not None
+            request.scheduled_s = now if request.scheduled_s is None else request.scheduled_s
+        step = self.log.append(
+            launched_s=now,
+            schedule_us=(now - begin) * 1e6,
+            decode_tokens=batch.num_decodes,
+            context_tokens=len(batch.context_tokens),
+            context_seqs=batch.num_seqs - batch.num_decodes,
+            running=scheduler.num_running,
+            waiting=scheduler.num_waiting,
+            kv_pages_used=scheduler.pool.used,
+            preemptions=scheduler.preemptions,
+        )
+        self._step = step + 1
+        self._flights.append(Flight(step, batch, self._runner.launch(batch)))
+        return True
+
+    def _receive(self, flight: Flight, output: StepOutput) -> None:
+        now = self._clock()
+        self.log.finish(flight.step, now)
+        slots = self.scheduler.slots
+        received = self.scheduler.receive(flight.step, flight.batch, output.tokens)
+        if slots.watched.any():
+            self._watch(received, np.flatnonzero(slots.watched[received.slots]), output, now)
+        for slot in received.stopped.tolist():
+            self._end(slots.requests[slot], "stop", None)
+        for slot in received.exhausted.tolist():
+            self._end(slots.requests[slot], "length", None)
+        self.scheduler.release(flight.step)
+
+    def _watch(self, received: Received, watched: npt.NDArray[np.intp], output: StepOutput, now: float) -> None:
+        """Token by token work, only for the requests that asked for some."""
+        slots = self.scheduler.slots
+        for index in watched.tolist():
+            slot, token = int(received.slots[index]), int(received.tokens[index])
+            request = slots.requests[slot]
+            assert request is not None
+            if request.sampling.logprobs is not None and output.logprobs is not None:
+                entry = output.logprobs[int(received.rows[index])]
+                assert entry is not None
+                request.logprobs.append(entry)
+            try:
+                if request.on_token is not None:
+                    request.on_token(request, token, now)
+                stop = self._stop_string(request, token, int(slots.received[slot])) if request.sampling.stop else None
+            except Exception as exc:
+                self._end(request, "error", f"A callback failed while the request ran: {type(exc).__name__}: {exc}")
+                continue
+            if stop is not None:
+                request.stop_string = stop
+                self._end(request, "stop", None)
+
+    def _stop_string(self, request: Request, token: int, count: int) -> str | None:
+        assert self._detokenizer is not None
+        detokenizer = self._detokenizers.get(request.request_id)
+        if detokenizer is None:
+            detokenizer = self._detokenizers[request.request_id] = self._detokenizer()
+        request.text_tail += detokenizer.push(token)
+        if count < request.sampling.min_tokens:
+            return None
+        found = [(at, stop) for stop in request.sampling.stop if (at := request.text_tail.find(stop)) >= 0]
+        longest = max(len(stop) for stop in request.sampling.stop)
+        request.text_tail = request.text_tail[-longest:] if not found else request.text_tail
+        return min(found)[1] if found else None
+
+    def _end(self, request: Request | None, reason: FinishReason, error: str | None) -> None:
+        """Finishes a request wherever it is: waiting, running or preempted. A no-op when it has finished already."""
+        assert request is not None
+        if request.finished:
+            return
+        running = request.slot >= 0
+        if running:
+            self.scheduler.retire(request.slot)
+        self._close(request, reason, error)
+        if not running:
+            self.scheduler.forget(request)
+        self._finished.append(request)
+
+    def _close(self, request: Request, reason: FinishReason, error: str | None) -> None:
+        request.finish_reason, request.error = reason, error
+        request.finished_s = self._clock()
+        request.token_times_s = self.log.times_of(request.output_steps)
+        self._detokenizers.pop(request.request_id, None)
+        if request.on_finish is not None:
+            try:
+                request.on_finish(request)
+            except Exception as exc:
+                request.finish_reason, request.error = "error", f"The finish callback failed: {type(exc).__name__}: {exc}"
+
+    def _break(self, exc: Exception) -> None:
+        """The runner failed: nothing it holds can be trusted, so every request ends and none is taken any more."""
+        self._broken = f"The engine stopped: {type(exc).__name__}: {exc}"
+        self._flights.clear()
+        while self._incoming:
+            self.scheduler.enqueue(self._incoming.popleft())
+        for request in self.scheduler.unfinished():
+            self._end(request, "error", self._broken)
+        self.scheduler.release(self._step)
+
+
+class EngineThread:
+    """The loop on a thread of its own, for callers that wait elsewhere (streaming, load drivers, servers)."""
+
+    def __init__(self, loop: EngineLoop) -> None:
+        self.loop = loop
+        self._stop = threading.Event()
+        self.failure: Exception | None = None
+        self._thread = threading.Thread(target=self._run, name="engine-loop", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self.loop.serve(self._stop)
+        except Exception as exc:
+            self.failure = exc
+
+    def close(self) -> None:
+        """Stops after the current step; requests still running are left unfinished."""
+        self._stop.set()
+        self.loop.wake()
+        self._thread.join()
+        if self.failure is not None:
+            raise EngineError(f"The engine's thread failed: {type(self.failure).__name__}: {self.failure}") from self.failure
