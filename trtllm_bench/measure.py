@@ -27,8 +27,9 @@ class Identity:
     engine_fingerprint: str = ""
     weights_hash: str = ""
     kv_dtype: str = ""
-    gpus: int = 0
-    """GPUs that serve one request; 0 on a CPU."""
+    model: str = ""
+    precision: str = ""
+    """What the engine says it is; empty where the target does not know."""
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -30,4 +30,6 @@ Burstiness = Annotated[float, typer.Option("--burstiness", help="Shape of gamma 
 Warmup = Annotated[int, typer.Option("--warmup", min=0, help="Requests run before measuring.")]
 Goodput = Annotated[str | None, typer.Option("--goodput", help="Limits in ms, such as ttft:200,tpot:50,e2e:5000.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of prompts, arrivals and dummy weights.")]
+NumRequests = Annotated[int | None, typer.Option("--num-requests", min=1, help="Requests to send (default: the whole dataset).")]
+Out = Annotated[Path | None, typer.Option("--out", help="Also append the result to the store in this folder.")]
 ReportJson = Annotated[Path | None, typer.Option("--report-json", help="Write the report here, with NVIDIA's field names.")]

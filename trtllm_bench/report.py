@@ -128,7 +128,7 @@ def write_json(report: Mapping[str, Any], path: Path) -> None:
 LATENCY_ROWS = (("ttft", "TTFT"), ("tpot", "TPOT"), ("itl", "ITL"), ("e2e", "E2E"))
 
 
-def print_report(row: Row, console: Console, latencies: bool = True) -> None:
+def print_report(row: Row, console: Console) -> None:
     """The measurement for people: what was run, rates, latencies, and anything that makes it suspect first."""
     from trtllm_dashboards.tables import Column, show
 
@@ -145,10 +145,8 @@ def print_report(row: Row, console: Console, latencies: bool = True) -> None:
         highlight=False,
     )
     for name, label, unit in RATES:
-        if name in figures:
+        if name in figures and (row.environment.gpu or name != "output_tokens_per_s_per_gpu"):
             console.print(f"  {label:<26}{figures[name]:>14,.2f} {unit}", highlight=False)
-    if not latencies:
-        return
     lines = []
     for name, label in LATENCY_ROWS:
         if f"{name}_p50_ms" in figures:

@@ -1,6 +1,6 @@
 """Sessions over the load driver: any target it can drive, made ready, measured, given back.
 
-What every target shares is here: warm-up as a run of its own (so that nothing of it is in the log), figures from the log, and the reasons to
+What every target shares is here: warm-up as a run of its own (nothing of it is in the log), figures from the log, and the reasons to
 distrust them. What only our engine has (building, loading, step records) is in `native.py`.
 """
 
@@ -14,6 +14,7 @@ from typing import Any
 from trtllm_bench.errors import RunFailure
 from trtllm_bench.load.driver import Drive, LoadResult, run_load
 from trtllm_bench.load.scripted import NullTarget, Script, ScriptedTarget
+from trtllm_bench.load.steady import by_concurrency, by_slope
 from trtllm_bench.load.target import Target
 from trtllm_bench.measure import Identity, Load, Measurement, OnRequests
 from trtllm_results.metrics import figures
@@ -63,7 +64,8 @@ def drive(target: Target, workload: Workload, load: Load, on_requests: OnRequest
     log = result.measured
     if not log.ok.any():
         raise RunFailure(f"every request failed: {_first_failure(result)}")
-    found = figures(log, load.slo_ms or None)
+    span = by_slope(log) if load.open_loop else by_concurrency(log)
+    found = figures(log, load.slo_ms or None, window=(span.start_s, span.end_s) if span is not None else None)
     return Measurement(found, log, warnings=tuple(_warnings(result, found)))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,14 +10,15 @@ import numpy as np
 import pytest
 
 from trtllm_bench.measure import Identity, Load, Measurement, OnRequests
-from trtllm_bench.sweep.runner import Sweep, reason_of
+from trtllm_bench.rows import reason_of
+from trtllm_bench.sweep.runner import Sweep
 from trtllm_bench.sweep.spec import Case, SweepSpec
+from trtllm_bench.wish import make_workload
 from trtllm_results.environment import Environment
 from trtllm_results.metrics import RequestLog, figures
 from trtllm_results.record import Row
 from trtllm_results.store import Store
 from trtllm_workloads.request import Workload
-from trtllm_workloads.tokens import TokenPrompts
 
 HERE = Environment(cpu="test")
 
@@ -82,15 +84,17 @@ class Watching:
         self.events.append(f"skip {case.label} {repeat}")
 
 
-def workload(case: Case, requests: int) -> Workload:
-    prompts = TokenPrompts.of([np.full(case.isl, 7)] * requests)
-    return Workload("fixed", prompts, np.full(requests, case.isl, np.int32), np.full(requests, case.osl, np.int32))
+def spec_of(**grid: object) -> SweepSpec:
+    return SweepSpec.model_validate({"model": "m", "precision": "fp32", "batch_size": "1,2", "isl": 4, "osl": "2,3", **grid})
+
+
+def workloads(spec: SweepSpec) -> Callable[[Case], Workload]:
+    return lambda case: make_workload(spec.workload_wish(case), vocabulary=100)
 
 
 def sweep(folder: Path, session: Scripted, **grid: object) -> tuple[Sweep, Watching]:
-    spec = SweepSpec.model_validate({"model": "m", "precision": "fp32", "batch_size": "1,2", "isl": 4, "osl": "2,3", **grid})
-    watching = Watching()
-    return Sweep(spec, Store(folder), lambda _: session, workload, watching, HERE), watching
+    spec, watching = spec_of(**grid), Watching()
+    return Sweep(spec, Store(folder), lambda _: session, workloads(spec), watching, HERE), watching
 
 
 def test_every_cell_and_repeat_is_measured_and_stored(tmp_path: Path) -> None:
@@ -135,14 +139,14 @@ def test_out_of_memory_and_errors_are_rows_and_the_sweep_goes_on(tmp_path: Path)
 
 
 def test_a_precision_whose_engine_cannot_be_made_fails_alone(tmp_path: Path) -> None:
-    spec = SweepSpec.model_validate({"model": "m", "precision": "bad,good", "batch_size": 1, "isl": 4, "osl": 2, "repeats": 2})
+    spec = spec_of(precision="bad,good", batch_size=1, osl=2, repeats=2)
 
     def open_session(precision: str) -> Scripted:
         if precision == "bad":
             raise ValueError("cannot build")
         return Scripted()
 
-    rows = Sweep(spec, Store(tmp_path), open_session, workload, Watching(), HERE).run()
+    rows = Sweep(spec, Store(tmp_path), open_session, workloads(spec), Watching(), HERE).run()
     assert [(r.cell.precision, r.status) for r in rows] == [("bad", "failed")] * 2 + [("good", "ok")] * 2
     assert len(Store(tmp_path).rows()) == 4
 

@@ -63,7 +63,7 @@ def _run(toml: Path | None, flags: dict[str, Any], out: Path | None, resume: boo
     from trtllm_bench.sweep.runner import Sweep
     from trtllm_bench.sweep.spec import SPEC_FILE, load_spec
     from trtllm_bench.sweep.table import print_table
-    from trtllm_bench.target import SessionMaker
+    from trtllm_bench.wish import check_target, load_dataset, longest, make_workload, open_session, runs_on_gpu, vocabulary_of
     from trtllm_results.environment import Environment
     from trtllm_results.store import Store
 
@@ -78,18 +78,29 @@ def _run(toml: Path | None, flags: dict[str, Any], out: Path | None, resume: boo
     use_gpu = flags["device"] != "cpu" and has_gpu()
     spec = load_spec(flags, toml, folder if known else None, DEFAULTS_GPU if use_gpu else DEFAULTS_CPU)
 
-    maker = SessionMaker(spec)
-    maker.check()
+    dataset = load_dataset(Path(spec.dataset)) if spec.dataset is not None else None
+    max_seq_len = longest(dataset) if dataset is not None else max(spec.isl) + max(spec.osl)
+    wishes = {precision: spec.engine_wish(precision, max_seq_len) for precision in spec.precision}
+    for wish in wishes.values():
+        check_target(spec.target, wish)
+    vocabulary = vocabulary_of(spec.target, wish)
     store = Store(folder)
     spec.save(folder)
     console = Console(highlight=False)
-    environment = Environment.capture(use_gpu=maker.on_gpu)
+    environment = Environment.capture(use_gpu=runs_on_gpu(spec.target, spec.device))
     console.print(f"{spec.model} on {environment.device or 'this machine'}: {_count(spec)}; results in {folder}", soft_wrap=True)
     command_line = " ".join(["trtllm-bench", *sys.argv[1:]])
     try:
         with SweepView(spec, console) as view:
-            sweep = Sweep(spec, store, maker.open, maker.workload, view, environment, command_line)
-            rows = sweep.run()
+            rows = Sweep(
+                spec=spec,
+                store=store,
+                open_session=lambda precision: open_session(spec.target, wishes[precision]),
+                make_workload=lambda case: make_workload(spec.workload_wish(case), vocabulary, dataset),
+                watcher=view,
+                environment=environment,
+                command=command_line,
+            ).run()
     except KeyboardInterrupt:
         done = [row for row in store.rows() if row.status == "ok"]
         print(f"\nstopped; {len(done)} finished measurements are kept", file=sys.stderr)

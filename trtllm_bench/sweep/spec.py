@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from trtllm_bench.errors import BenchError
+from trtllm_bench.wish import EngineWish, WorkloadWish
 
 Positive = Annotated[int, Field(ge=1)]
 Grid = Annotated[tuple[Positive, ...], Field(min_length=1)]
@@ -59,7 +60,8 @@ class SweepSpec(BaseModel):
     repeats: Positive = 1
     num_requests: Positive | None = None
     warmup: Annotated[int, Field(ge=0)] = 2
-    weights: str = "dummy"
+    weights: str | None = None
+    """`dummy`, a path, or None for the model's own (dummy for presets)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     policy: Literal["guaranteed_no_evict", "max_utilization", "static_batch"] = "guaranteed_no_evict"
     max_num_tokens: Positive | None = None
@@ -95,10 +97,25 @@ class SweepSpec(BaseModel):
         """Requests measured in one repeat: as asked, else several full batches so that ramp-up and tail do not dominate."""
         return self.num_requests or max(MIN_REQUESTS, WAVES * case.batch)
 
-    @property
-    def max_seq_len(self) -> int:
-        """Longest sequence of the grid (fixed lengths)."""
-        return max(self.isl) + max(self.osl)
+    def engine_wish(self, precision: str, max_seq_len: int) -> EngineWish:
+        """One engine for all cells of a precision: its ranges cover the grid."""
+        return EngineWish(
+            model=self.model,
+            precision=precision,
+            weights=self.weights,
+            device=self.device,
+            max_batch_size=max(self.batch_size),
+            max_num_tokens=self.max_num_tokens,
+            max_seq_len=max_seq_len,
+            kv_cache_fraction=self.kv_cache_fraction,
+            policy=self.policy,
+            seed=self.seed,
+        )
+
+    def workload_wish(self, case: Case) -> WorkloadWish:
+        dataset = Path(self.dataset) if self.dataset is not None else None
+        requests = self.num_requests if dataset is not None else self.requests_of(case)
+        return WorkloadWish(requests, case.isl, case.osl, dataset, case.request_rate, self.burstiness, self.seed)
 
     def save(self, folder: Path) -> None:
         (folder / SPEC_FILE).write_text(json.dumps(self.model_dump(exclude_unset=True), indent=1) + "\n")

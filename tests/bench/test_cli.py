@@ -1,0 +1,192 @@
+"""The command line's manners: names, exit codes, one sentence for every mistake, no traceback."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from trtllm_bench.__main__ import main
+from trtllm_results.store import Store
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    """Exit code, standard output, standard error."""
+    code = main([str(argument) for argument in arguments])
+    said = capsys.readouterr()
+    assert "Traceback" not in said.err
+    return code, said.out, said.err
+
+
+def test_help_lists_every_command_once(capsys: pytest.CaptureFixture[str]) -> None:
+    from trtllm_bench.app import CommandFolder
+
+    code, out, _ = run(capsys, "--help")
+    listed = [line.split()[0] for line in out.splitlines() if line.startswith("  ") and line.split() and line.split()[0] in CommandFolder()]
+    assert code == 0
+    assert sorted(listed) == sorted(CommandFolder())
+    assert {"sweep", "throughput", "latency", "build", "generate", "inspect", "doctor", "fetch", "refit"} <= set(listed)
+    assert max(map(len, out.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "Usage"),
+        (["nonsense"], "No such command 'nonsense'"),
+        (["swep"], "Did you mean 'sweep'"),
+        (["sweep", "--nonsense"], "No such option"),
+        (["sweep", "--repeats", "many"], "--repeats"),
+        (["throughput", "--isl", "0"], "--isl"),
+        (["throughput", "--osl", "-3"], "--osl"),
+    ],
+)
+def test_usage_mistakes_end_in_3_with_a_sentence(capsys: pytest.CaptureFixture[str], arguments: list[str], says: str) -> None:
+    code, out, err = run(capsys, *arguments)
+    assert code == 3
+    assert says in out + err
+
+
+def test_underscores_and_hyphens_are_the_same(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    grid = ["--target", "null", "--isl", 4, "--osl", 2, "--out"]
+    assert run(capsys, "sweep", *grid, tmp_path / "a", "--batch-size", 2, "--num-requests", 3)[0] == 0
+    assert run(capsys, "sweep", *grid, tmp_path / "b", "--batch_size", 2, "--num_requests", 3)[0] == 0
+    cells = [Store(tmp_path / name).rows()[0].cell for name in "ab"]
+    assert cells[0] == cells[1]
+    assert (cells[0].batch, cells[0].num_requests) == (2, 3)
+
+
+def test_the_model_may_stand_before_the_command_as_in_nvidias_tool(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    common = ["sweep", "--target", "null", "--batch-size", 1, "--isl", 4, "--osl", 2, "--out"]
+    assert run(capsys, "--model", "first", *common, tmp_path / "a")[0] == 0
+    assert run(capsys, "--model", "first", *common, tmp_path / "b", "--model", "second")[0] == 0
+    assert [Store(tmp_path / name).rows()[0].cell.model for name in "ab"] == ["first", "second"]
+
+
+def test_doctor_says_what_it_found_as_text_and_json(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "doctor")
+    assert max(map(len, out.splitlines())) <= 80
+    assert "Python" in out
+    json_code, out, _ = run(capsys, "doctor", "--json")
+    report = json.loads(out)
+    assert json_code == code == (0 if report["ok"] else 1)
+    assert all(check["fix"] for check in report["checks"] if check["state"] != "ok")
+    assert {"Python", "packages", "disk", "kernel compiler"} <= {check["what"] for check in report["checks"]}
+
+
+def test_doctor_stops_when_a_dependency_is_out_of_range(monkeypatch: pytest.MonkeyPatch) -> None:
+    from trtllm_bench import machine
+
+    monkeypatch.setattr(machine, "requires", lambda _: ["numpy>=1", "rich>=99", "no-such-package-here"])
+    check = next(machine._packages())
+    assert check.state == "stop"
+    assert "rich" in check.found
+    assert "no-such-package-here is missing" in check.found
+    assert "numpy" not in check.found
+
+
+def test_hidden_gpus_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    from trtllm_bench import machine
+
+    for chosen, visible in (("", []), ("-1", []), ("1", [1]), ("0,3", [0, 3]), ("GPU-abc", [0]), ("7", [])):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen)
+        assert machine._visible(4) == visible
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert machine._visible(2) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("capability", "driver", "stops"), [("9.0", "580.82", set()), ("9.0", "550.1", {"driver"}), ("7.5", "580.1", {"architecture"})]
+)
+def test_doctor_judges_the_gpu(monkeypatch: pytest.MonkeyPatch, capability: str, driver: str, stops: set[str]) -> None:
+    from trtllm_bench import machine
+
+    found = [{"gpu": "X", "compute_capability": capability, "driver": driver, "cuda": "13.0", "gpu_memory_gib": 80.0}]
+    checks = [check for check in machine._gpu_checks(found) if check.what != "torch"]
+    assert {check.what for check in checks if check.state == "stop"} == stops
+    assert all(check.fix for check in checks if check.state == "stop")
+
+
+def test_an_unexpected_error_is_one_sentence_and_debug_shows_where(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trtllm_bench import machine
+
+    def broken(_: Path) -> list[object]:
+        raise RuntimeError("boom")
+
+    monkeypatch.setattr(machine, "checks", broken)
+    code, _, err = run(capsys, "doctor")
+    assert code == 1
+    assert "boom" in err
+    assert len(err.splitlines()) == 1
+    assert main(["doctor", "--debug"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--batch-size", "0"], "--batch-size must be at least 1, not 0"),
+        (["--isl", "-5"], "--isl must be at least 1, not -5"),
+        (["--osl", "1,x"], "--osl takes whole numbers separated by commas"),
+        (["--isl", ","], "--isl needs at least one value"),
+        (["--target", "vlm"], "--target"),
+        (["--dataset", "none.jsonl"], "none.jsonl"),
+        (["--resume"], "--resume needs --out"),
+        (["--resume", "--out", "nowhere"], "no sweep to resume in nowhere"),
+        (["missing.toml"], "no sweep specification at missing.toml"),
+        (["--request-rate", "0"], "--request-rate"),
+        (["--dataset", "a", "--isl", "3"], "two sources of lengths"),
+    ],
+)
+def test_a_bad_sweep_is_refused_before_anything_is_written(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], says: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run(capsys, "sweep", "--target", "null", *arguments)
+    assert code == 3
+    assert says in err
+    assert len(err.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sweep_toml_is_read_and_flags_win(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "s.toml").write_text('model = "m"\ntarget = "null"\nbatch-size = [1, 2]\nisl = 4\nosl = [2, 3]\nrepeats = 2\n')
+    assert run(capsys, "sweep", tmp_path / "s.toml", "--repeats", 1, "--out", tmp_path / "out")[0] == 0
+    rows = Store(tmp_path / "out").rows()
+    assert [(row.cell.batch, row.cell.osl, row.repeat) for row in rows] == [(1, 2, 0), (2, 2, 0), (1, 3, 0), (2, 3, 0)]
+
+
+@pytest.mark.parametrize(
+    ("toml", "says"),
+    [("isl = ", "not valid TOML"), ("wat = 1", "unknown field wat"), ("isl = 0", "isl must be at least 1"), ("repeats = 'x'", "repeats")],
+)
+def test_a_bad_sweep_toml_names_the_file_and_the_field(capsys: pytest.CaptureFixture[str], tmp_path: Path, toml: str, says: str) -> None:
+    (tmp_path / "s.toml").write_text(toml)
+    code, _, err = run(capsys, "sweep", tmp_path / "s.toml", "--target", "null", "--out", tmp_path / "out")
+    assert code == 3
+    assert says in err
+    assert "s.toml" in err
+
+
+def test_a_second_sweep_into_the_same_folder_is_refused_without_resume(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    arguments = ["sweep", "--target", "null", "--batch-size", 1, "--isl", 4, "--osl", 2, "--out", tmp_path]
+    assert run(capsys, *arguments)[0] == 0
+    code, _, err = run(capsys, *arguments)
+    assert code == 3
+    assert "--resume" in err
+    code, out, _ = run(capsys, "sweep", "--resume", "--out", tmp_path)
+    assert code == 0
+    assert "measured before" in out
+
+
+def test_sweep_output_fits_a_log(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    grid = ["--batch-size", "1,512", "--isl", "128,2048", "--osl", 8, "--num-requests", 4, "--repeats", 2]
+    code, out, _ = run(capsys, "sweep", "--target", "null", *grid, "--out", "o")
+    assert code == 0
+    assert "\x1b" not in out
+    assert max(map(len, out.splitlines())) <= 80

@@ -1,0 +1,66 @@
+"""`throughput`: one measurement under load. All requests at once unless `--concurrency` bounds them or `--request-rate` spaces them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from trtllm_bench import options
+from trtllm_bench.errors import FAILURE, BenchError
+
+
+def command(
+    model: options.Model = None,
+    engine_dir: options.EngineDir = None,
+    precision: options.Precision = None,
+    weights: options.Weights = None,
+    dataset: options.Dataset = None,
+    isl: options.Isl = None,
+    osl: options.Osl = None,
+    num_requests: options.NumRequests = None,
+    concurrency: Annotated[int, typer.Option("--concurrency", help="Most requests in flight; 0 or less: no bound.")] = -1,
+    request_rate: options.RequestRate = None,
+    burstiness: options.Burstiness = 1.0,
+    streaming: Annotated[bool, typer.Option("--streaming", help="Report token timings (TTFT, TPOT) in the JSON too.")] = False,
+    warmup: options.Warmup = 2,
+    goodput: options.Goodput = None,
+    target: options.Target = "native",
+    device: options.Device = "auto",
+    max_batch_size: options.MaxBatchSize = None,
+    max_num_tokens: options.MaxNumTokens = None,
+    max_seq_len: options.MaxSeqLen = None,
+    kv_cache_fraction: options.KvFraction = 0.9,
+    policy: options.Policy = "guaranteed_no_evict",
+    seed: options.Seed = 0,
+    report_json: options.ReportJson = None,
+    out: options.Out = None,
+) -> None:
+    """Measure tokens/s of one engine under load."""
+    from trtllm_bench.measure import Load
+    from trtllm_bench.single import Single, case_of, run
+    from trtllm_bench.wish import EngineWish, WorkloadWish, default_model
+    from trtllm_results.metrics import parse_slo
+
+    if request_rate is not None and request_rate <= 0:
+        raise BenchError(f"--request-rate must be above 0, not {request_rate:g}")
+    lengths = case_of(isl, osl, dataset)
+    bound = max(concurrency, 0)
+    requests = num_requests or (None if dataset is not None else max(32, 4 * bound))
+    batch = max_batch_size or bound or min(requests or 256, 256)
+    name, kind = default_model(model, precision, engine_dir, target, device)
+    engine = EngineWish(name, kind, engine_dir, weights, device, batch, max_num_tokens, max_seq_len, kv_cache_fraction, policy, seed)
+    rate = request_rate or 0.0
+    row = run(
+        Single(
+            target=target,
+            engine=engine,
+            workload=WorkloadWish(requests, *lengths, dataset, rate, burstiness, seed),
+            load=Load(bound, open_loop=rate > 0, warmup=warmup, slo_ms=parse_slo(goodput) if goodput else {}),
+            streaming=streaming,
+            report_json=report_json,
+            out=out,
+        )
+    )
+    if row.status != "ok":
+        raise typer.Exit(FAILURE)

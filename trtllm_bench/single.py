@@ -1,0 +1,116 @@
+"""`throughput` and `latency`: one cell, measured once, reported at length instead of in a table.
+
+The two differ in how requests are sent (all at once or bounded, against one at a time) and in what is printed; everything else is here.
+"""
+
+from __future__ import annotations
+
+import sys
+import uuid
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from trtllm_bench.errors import BenchError
+from trtllm_bench.measure import Identity, Load, Measurement, OnRequests
+from trtllm_bench.report import nvidia_report, print_report, write_json
+from trtllm_bench.rows import RowMaker, cell_of, keep
+from trtllm_bench.wish import (
+    EngineWish,
+    WorkloadWish,
+    check_target,
+    load_dataset,
+    longest,
+    make_workload,
+    open_session,
+    runs_on_gpu,
+    vocabulary_of,
+)
+from trtllm_results.environment import Environment
+from trtllm_results.record import Row
+from trtllm_results.store import Store
+
+
+@dataclass(frozen=True)
+class Single:
+    """One measurement to make. `batch` is what the row calls the batch: the bound on requests in flight, 0 for none."""
+
+    target: str
+    engine: EngineWish
+    workload: WorkloadWish
+    load: Load
+    streaming: bool
+    report_json: Path | None = None
+    out: Path | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+def run(single: Single) -> Row:
+    """Measures, prints, and writes what was asked for. Raises the components' errors."""
+    from dataclasses import replace
+
+    console = Console(highlight=False)
+    dataset = load_dataset(single.workload.dataset) if single.workload.dataset is not None else None
+    wish = single.engine
+    if wish.max_seq_len is None and wish.engine_dir is None:
+        wish = replace(wish, max_seq_len=longest(dataset) if dataset is not None else single.workload.isl + single.workload.osl)
+    check_target(single.target, wish)
+    workload = make_workload(single.workload, vocabulary_of(single.target, wish), dataset)
+    session = open_session(single.target, wish)
+    try:
+        if single.target == "native":
+            console.print("making the engine ready", style="dim")
+        identity = session.identity()
+        measurement = session.measure(workload, single.load, _counter(console, len(workload)))
+    finally:
+        session.close()
+    mean = [round(float(column.mean())) for column in (workload.input_tokens, workload.output_tokens)]
+    cell = cell_of(
+        identity.model or wish.model or "",
+        identity.precision or wish.precision or "",
+        identity,
+        workload,
+        batch=single.load.concurrency,
+        isl=mean[0],
+        osl=mean[1],
+        request_rate=single.workload.request_rate,
+        settings={"warmup": single.load.warmup, **single.settings},
+    )
+    environment = Environment.capture(use_gpu=runs_on_gpu(single.target, wish.device))
+    maker = RowMaker(environment, uuid.uuid4().hex[:12], " ".join(["trtllm-bench", *sys.argv[1:]]))
+    row = maker.measured(cell, 0, measurement)
+    print_report(row, console)
+    _write(single, row, measurement, identity, wish, console)
+    return row
+
+
+def _write(single: Single, row: Row, measurement: Measurement, identity: Identity, wish: EngineWish, console: Console) -> None:
+    if single.report_json is not None:
+        engine = {**asdict(wish), **identity.settings, "model_path": wish.model}
+        engine["engine_dir"] = str(wish.engine_dir) if wish.engine_dir is not None else None
+        write_json(nvidia_report(row, measurement.log, engine, single.streaming), single.report_json)
+        console.print(f"\nreport: {single.report_json}", soft_wrap=True)
+    if single.out is not None:
+        store = Store(single.out)
+        keep(store, row, measurement)
+        console.print(f"results: {single.out}", soft_wrap=True)
+
+
+def _counter(console: Console, total: int) -> OnRequests:
+    """Requests done, on one line that is redrawn; nothing in a log."""
+    if not console.is_terminal:
+        return lambda done: None
+
+    def show(done: int) -> None:
+        console.print(f"{done}/{total} requests", end="\r" if done < total else " " * 20 + "\r", style="dim")
+
+    return show
+
+
+def case_of(isl: int | None, osl: int | None, dataset: Path | None) -> tuple[int, int]:
+    """Lengths, 128/128 unless given. Raises `BenchError` when a dataset gives them too."""
+    if dataset is not None and (isl is not None or osl is not None):
+        raise BenchError("--dataset and --isl/--osl are two sources of lengths; give one of them")
+    return isl or 128, osl or 128

@@ -1,0 +1,128 @@
+"""What a command asks of a target and of a workload, before either exists: the flags of several commands in one shape.
+
+A wish is resolved here into a session (`open_session`) and a workload (`make_workload`); this is the only module that knows which targets
+there are. It imports neither torch nor the engine until one is wanted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from trtllm_bench.errors import BenchError
+from trtllm_bench.measure import Session
+from trtllm_workloads.request import Workload
+
+DEFAULT_VOCABULARY = 32_000
+TARGETS = ("native", "null", "fake")
+
+
+@dataclass(frozen=True)
+class EngineWish:
+    """An engine to be had: from `engine_dir` as it is, or built of `model` for at least these ranges. None leaves a choice open."""
+
+    model: str | None
+    precision: str | None
+    engine_dir: Path | None = None
+    weights: str | None = None
+    """`dummy`, a path, or None for the model's own (dummy for presets)."""
+    device: str = "auto"
+    max_batch_size: int | None = None
+    max_num_tokens: int | None = None
+    max_seq_len: int | None = None
+    kv_cache_fraction: float = 0.9
+    policy: str = "guaranteed_no_evict"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class WorkloadWish:
+    """Requests to be sent: a dataset's, or random prompts of fixed lengths. `request_rate` 0: no arrival times."""
+
+    requests: int | None
+    isl: int
+    osl: int
+    dataset: Path | None = None
+    request_rate: float = 0.0
+    burstiness: float = 1.0
+    seed: int = 0
+
+
+def default_model(
+    model: str | None, precision: str | None, engine_dir: Path | None, target: str, device: str
+) -> tuple[str | None, str | None]:
+    """Model and precision where none was named: nothing beside an engine folder, else what suits the device. Raises `BenchError`."""
+    if engine_dir is not None:
+        if model is not None or precision is not None:
+            raise BenchError("--engine-dir already says model and precision; give either it or --model and --precision")
+        return None, None
+    gpu = runs_on_gpu(target, device)
+    return model or ("llama-3.1-8b" if gpu else "tiny-llama"), precision or ("bf16" if gpu else "fp32")
+
+
+def check_target(target: str, wish: EngineWish) -> None:
+    """Finds bad input before anything is built or measured. Raises `BenchError` or the engine's errors."""
+    if target not in TARGETS:
+        raise BenchError(f"unknown target '{target}'; choose from {', '.join(TARGETS)}")
+    if target == "native":
+        from trtllm_bench import native
+
+        native.check(wish)
+
+
+def runs_on_gpu(target: str, device: str) -> bool:
+    if target != "native":
+        return False
+    from trtllm_bench import native
+
+    return native.device_of(device) == "cuda"
+
+
+def open_session(target: str, wish: EngineWish) -> Session:
+    """A session; nothing is built or loaded until it is asked for its identity or a measurement."""
+    if target == "native":
+        from trtllm_bench import native
+
+        return native.NativeSession(wish)
+    from trtllm_bench.session import scripted_session
+
+    return scripted_session(target, wish.max_batch_size or 1)
+
+
+def vocabulary_of(target: str, wish: EngineWish) -> int:
+    """Token ids that prompts may be drawn from."""
+    if target != "native":
+        return DEFAULT_VOCABULARY
+    from trtllm_bench import native
+
+    return native.vocabulary_of(wish)
+
+
+def load_dataset(path: Path) -> Workload:
+    """A dataset in NVIDIA's JSON lines. Raises `BenchError` or `WorkloadError` naming the line."""
+    from trtllm_workloads.dataset import read
+
+    if not path.exists():
+        raise BenchError(f"no dataset at {path}")
+    return read(path)[0]
+
+
+def make_workload(wish: WorkloadWish, vocabulary: int, dataset: Workload | None = None) -> Workload:
+    """The requests; `dataset` saves reading the file again."""
+    from trtllm_workloads.arrivals import from_flags
+    from trtllm_workloads.synthetic import fixed, generator
+
+    if wish.dataset is not None:
+        whole = dataset if dataset is not None else load_dataset(wish.dataset)
+        made = whole.head(wish.requests or len(whole))
+    else:
+        made = replace(fixed(wish.requests or 1, wish.isl, wish.osl, vocab_size=vocabulary, seed=wish.seed), name="fixed")
+    if not wish.request_rate:
+        return made
+    arrivals = from_flags(wish.request_rate, wish.burstiness)
+    return made.with_arrivals(arrivals.times(made.num_arrivals, generator(wish.seed, "arrivals")))
+
+
+def longest(workload: Workload) -> int:
+    """Tokens of the longest sequence a workload asks for."""
+    return int((workload.input_tokens.astype(int) + workload.output_tokens).max())
