@@ -1,0 +1,77 @@
+"""CUDA implementations of the dialect in torch: lower, compile (cached), bind and launch, exactly as an engine does.
+
+For tests and for running a graph op by op; an engine binds once and does none of this in a step. `attention` (no cache) is not run by any
+engine, so its reference serves on every device.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from trtllm_kernels.expr import evaluate
+from trtllm_kernels.lowering import ARGUMENTS, lower
+from trtllm_kernels.ops.registry import LIBRARY, OPS, OpDef
+from trtllm_kernels.specs import DTYPES, spec_of
+from trtllm_kernels.types import Attr, Lowered, TensorSpec
+
+
+def bound_arguments(op: OpDef, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Every argument of the op by name, defaults included."""
+    arguments = op.overload._schema.arguments
+    named = {a.name: a.default_value for a in arguments if a.has_default_value()}
+    named.update(zip((a.name for a in arguments), args, strict=False))
+    named.update(kwargs)
+    return named
+
+
+def num_decodes(query_start: torch.Tensor) -> int:
+    """Leading sequences of one token: what the batch's order makes decode rows."""
+    many = torch.nonzero(query_start.diff() != 1)
+    return int(many[0]) if len(many) else len(query_start) - 1
+
+
+def lower_call(op: OpDef, named: dict[str, Any], outputs: list[torch.Tensor], arch: str) -> Lowered:
+    inputs: list[TensorSpec | None] = [None if named[name] is None else spec_of(named[name]) for name in op.tensors]
+    attrs: dict[str, Attr] = {name: list(v) if isinstance(v := named[name], tuple | list) else v for name in op.attrs}
+    return lower(op.name, inputs, [spec_of(y) for y in outputs], attrs, arch)
+
+
+def as_list(result: Any) -> list[torch.Tensor]:
+    return list(result) if isinstance(result, tuple | list) else [result]
+
+
+def _run(op: OpDef, *args: Any, **kwargs: Any) -> Any:
+    from trtllm_kernels.aot import compile_all
+    from trtllm_kernels.driver import BoundProgram
+
+    named = bound_arguments(op, args, kwargs)
+    result = op.fake(*(named[a.name] for a in op.overload._schema.arguments))
+    outputs = as_list(result)
+    major, minor = torch.cuda.get_device_capability(outputs[0].device)
+    arch = f"sm_{major}{minor}"
+    lowered = lower_call(op, named, outputs, arch)
+    tensors: dict[str, torch.Tensor] = {name: named[name] for name in op.tensors if named[name] is not None}
+    for name, tensor in tensors.items():
+        if name not in op.mutates:
+            tensors[name] = tensor.contiguous() if tensor.data_ptr() % 16 == 0 else tensor.clone(memory_format=torch.contiguous_format)
+    tensors.update({f"out{i}": y for i, y in enumerate(outputs)})
+    decodes = num_decodes(named["query_start"]) if "query_start" in named else 0
+    for name, spec in lowered.workspaces.items():
+        shape = [max(1, evaluate(dim, {"D": decodes})) for dim in spec.shape]
+        tensors[name] = torch.empty(shape, dtype=DTYPES[spec.dtype], device=outputs[0].device)
+    with torch.cuda.device(outputs[0].device):
+        program = BoundProgram([lowered], tensors.__getitem__, compile_all(lowered.kernels, arch))
+        program.set_symbols(T=0, R=0, D=decodes, S=0)
+        program.run()
+    return result
+
+
+def register() -> None:
+    """Give every op of the dialect its CUDA implementation."""
+    for name, op in OPS.items():
+        if name in ARGUMENTS:
+            LIBRARY.impl(name, lambda *args, _op=op, **kwargs: _run(_op, *args, **kwargs), "CUDA")  # type: ignore[no-untyped-call]
+        else:
+            LIBRARY.impl(name, op.reference, "CUDA")  # type: ignore[no-untyped-call]

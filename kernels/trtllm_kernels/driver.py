@@ -1,0 +1,239 @@
+"""Carries out launches: cubins through the CUDA driver, matrix products through torch.
+
+An engine's launches never change, only the sizes of the step do, so everything is bound once. Each launch has a prebuilt array of pointers
+to its parameters; tensors' addresses are fixed, and an integer that depends on the step is one shared ctypes object, rewritten once a step
+for every launch that uses it. What is left of a launch in Python is one call of `cuLaunchKernel` (measured on an H100: 4.6-4.8 us).
+Launches go to torch's current stream, so they order with torch's work and are captured by `torch.cuda.graph`. Triton is not imported.
+
+Triton's ABI, which this must match: parameters in the signature's order; a TMA descriptor is the 128-byte map, then its two sizes as i32
+and two strides as i64; two scratch pointers (unused here) come last.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from cuda.bindings import driver as cuda
+
+from trtllm_kernels.cubin import Cubin
+from trtllm_kernels.errors import KernelError
+from trtllm_kernels.expr import StepFunction, compile_all
+from trtllm_kernels.types import Arg, Dim, Launch, Lowered
+
+Resolve = Callable[[str], torch.Tensor]
+"""Name of a value, weight or workspace -> its tensor, at the profile's maximum size. Bound programs keep the tensors alive."""
+
+_SUCCESS = cuda.CUresult.CUDA_SUCCESS
+_DEFAULT_SHARED_BYTES = 48 * 1024
+_HOST_ELEMENT_TYPE = {8: 10, 9: 8, 10: 9}
+"""Triton's device numbering of TMA element types that differs from the driver's."""
+
+_functions: dict[tuple[int, bytes], tuple[Any, Any]] = {}
+
+
+def _check(result: tuple[Any, ...], doing: str) -> Any:
+    if result[0] != _SUCCESS:
+        raise KernelError(f"the CUDA driver refused to {doing}: {result[0].name}")
+    return result[1] if len(result) > 1 else None
+
+
+def load_function(cubin: Cubin) -> Any:
+    """The launchable function of a cubin in the current device's context (loaded once a process)."""
+    device = torch.cuda.current_device()
+    key = (device, hashlib.sha256(cubin.code).digest())
+    if key not in _functions:
+        torch.cuda.current_stream().synchronize()  # makes torch create the primary context and bind it to this thread
+        name = f"load kernel {cubin.info.entry} ({cubin.info.arch})"
+        module = _check(cuda.cuModuleLoadData(cubin.code), name)
+        function = _check(cuda.cuModuleGetFunction(module, cubin.info.entry.encode()), name)
+        if cubin.info.shared_bytes > _DEFAULT_SHARED_BYTES:
+            attribute = cuda.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+            _check(cuda.cuFuncSetAttribute(function, attribute, cubin.info.shared_bytes), f"{name} with {cubin.info.shared_bytes} B shared")
+        _functions[key] = (module, function)
+    return _functions[key][1]
+
+
+class _Symbolic:
+    """The distinct expressions of a program and their current values; integers used as parameters have one ctypes object each."""
+
+    def __init__(self) -> None:
+        self._index: dict[str, int] = {}
+        self._parameters: dict[tuple[str, int], Any] = {}
+        self._function: StepFunction | None = None
+        self.values: tuple[int, ...] = ()
+
+    def index(self, dim: Dim) -> int:
+        return self._index.setdefault(str(dim), len(self._index))
+
+    def parameter(self, kind: str, dim: Dim) -> Any:
+        key = (kind, self.index(dim))
+        if key not in self._parameters:
+            self._parameters[key] = ctypes.c_int32() if kind == "i32" else ctypes.c_int64()
+        return self._parameters[key]
+
+    def update(self, T: int, R: int, D: int, S: int) -> None:
+        if self._function is None:
+            self._function = compile_all(list(self._index))
+        self.values = self._function(T, R, D, S)
+        for (_, index), parameter in self._parameters.items():
+            parameter.value = self.values[index]
+
+
+class _Kernel:
+    """One bound launch of a cubin."""
+
+    def __init__(self, launch: Launch, cubin: Cubin, resolve: Resolve, symbolic: _Symbolic) -> None:
+        self.function = load_function(cubin)
+        self.name = launch.kernel
+        self.threads = 32 * cubin.info.num_warps
+        self.shared_bytes = cubin.info.shared_bytes
+        self.grid = tuple(symbolic.index(dim) for dim in launch.grid)
+        self._keep: list[Any] = []
+        descriptions = iter(cubin.info.tensordesc)
+        addresses: list[int] = []
+        for arg in launch.args:
+            addresses += self._bind(arg, resolve, symbolic, descriptions)
+        for _ in range(2):
+            addresses.append(self._hold(ctypes.c_void_p(0)))
+        array = (ctypes.c_void_p * len(addresses))(*addresses)
+        self.parameters = self._hold(array)
+
+    def _hold(self, value: Any) -> int:
+        self._keep.append(value)
+        return ctypes.addressof(value)
+
+    def _bind(self, arg: Arg, resolve: Resolve, symbolic: _Symbolic, descriptions: Any) -> list[int]:
+        if arg.kind in ("i32", "i64"):
+            if isinstance(arg.value, float):
+                raise KernelError(f"launch of {self.name}: integer argument is {arg.value!r}")
+            return [self._hold(symbolic.parameter(arg.kind, arg.value))]
+        if arg.kind == "fp32":
+            return [self._hold(ctypes.c_float(float(arg.value)))]
+        tensor = resolve(str(arg.value))
+        if arg.index is not None:
+            tensor = tensor[arg.index]
+        if not tensor.is_cuda or not tensor.is_contiguous() or tensor.data_ptr() % 16:
+            raise KernelError(f"launch of {self.name}: {arg.value!r} must be a contiguous CUDA tensor at an address divisible by 16")
+        self._keep.append(tensor)
+        if arg.kind == "tensor":
+            return [self._hold(ctypes.c_void_p(tensor.data_ptr()))]
+        rows, columns = tensor.shape
+        sizes = (ctypes.c_int32(rows), ctypes.c_int32(columns), ctypes.c_int64(columns), ctypes.c_int64(1))
+        return [self._tensor_map(tensor, next(descriptions)), *(self._hold(size) for size in sizes)]
+
+    def _tensor_map(self, tensor: torch.Tensor, description: Mapping[str, Any]) -> int:
+        """Address of a 64-byte aligned copy of the TMA descriptor of a row-major matrix (CUDA driver API, cuTensorMapEncodeTiled)."""
+        rows, columns = tensor.shape
+        kind = description["elem_type"]
+        box_rows, box_columns = description["block_size"]
+        encoded = _check(
+            cuda.cuTensorMapEncodeTiled(
+                cuda.CUtensorMapDataType(_HOST_ELEMENT_TYPE.get(kind, kind)),
+                2,
+                tensor.data_ptr(),
+                [cuda.cuuint64_t(columns), cuda.cuuint64_t(rows)],
+                [cuda.cuuint64_t(columns * tensor.element_size())],
+                [cuda.cuuint32_t(box_columns), cuda.cuuint32_t(box_rows)],
+                [cuda.cuuint32_t(1)] * 2,
+                cuda.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
+                cuda.CUtensorMapSwizzle(description["swizzle"]),
+                cuda.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
+                cuda.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+            ),
+            f"describe a {rows} x {columns} matrix to TMA for {self.name}",
+        )
+        storage = ctypes.create_string_buffer(128 + 64)
+        address = (self._hold(storage) + 63) // 64 * 64
+        ctypes.memmove(address, encoded.getPtr(), 128)
+        return address
+
+
+class _Matmul:
+    """y[:rows] = x[:rows] @ weight.T (+ bias) by torch, on views made once a step."""
+
+    def __init__(self, launch: Launch, resolve: Resolve, symbolic: _Symbolic) -> None:
+        x, weight, *bias, y = (resolve(str(arg.value)) for arg in launch.args)
+        self.x, self.y = x, y
+        self.weight = weight.t()
+        self.bias = bias[0] if bias else None
+        self.rows = symbolic.index(launch.grid[0])
+        self.x_rows, self.y_rows = x, y
+
+    def resize(self, rows: int, views: dict[tuple[int, tuple[int, ...]], torch.Tensor]) -> None:
+        self.x_rows = _rows(self.x, rows, views)
+        self.y_rows = _rows(self.y, rows, views)
+
+    def run(self) -> None:
+        if self.bias is None:
+            torch.mm(self.x_rows, self.weight, out=self.y_rows)
+        else:
+            torch.addmm(self.bias, self.x_rows, self.weight, out=self.y_rows)
+
+
+def _rows(tensor: torch.Tensor, rows: int, views: dict[tuple[int, tuple[int, ...]], torch.Tensor]) -> torch.Tensor:
+    """First rows of a tensor; layers share buffers, so most views are made once."""
+    key = (tensor.data_ptr(), tuple(tensor.shape))
+    if key not in views:
+        views[key] = tensor[:rows]
+    return views[key]
+
+
+_LIBRARY: Mapping[str, Callable[[Launch, Resolve, _Symbolic], _Matmul]] = {"matmul": _Matmul}
+
+
+class BoundProgram:
+    """Launches bound to memory. `set_symbols` for the step's sizes, then `run` as often as wanted on torch's current stream."""
+
+    def __init__(self, lowered: Iterable[Lowered], resolve: Resolve, cubins: Mapping[str, Cubin]) -> None:
+        """`cubins` by kernel key. Raises KernelError for a kernel that is missing or cannot be loaded, or memory that cannot be bound."""
+        self._symbolic = _Symbolic()
+        self._steps: list[_Kernel | _Matmul] = []
+        for launch in (launch for one in lowered for launch in one.launches):
+            if launch.library:
+                if launch.library not in _LIBRARY:
+                    raise KernelError(f"unknown library routine {launch.library!r} in the plan; known: {', '.join(_LIBRARY)}")
+                self._steps.append(_LIBRARY[launch.library](launch, resolve, self._symbolic))
+            elif launch.kernel not in cubins:
+                raise KernelError(f"the plan launches kernel {launch.kernel}, which was not compiled; rebuild the engine")
+            else:
+                self._steps.append(_Kernel(launch, cubins[launch.kernel], resolve, self._symbolic))
+        self._symbols: tuple[int, int, int, int] | None = None
+        self._active: list[_Matmul | tuple[Any, ...]] = []
+
+    def set_symbols(self, *, T: int, R: int, D: int, S: int) -> None:
+        """Sizes of the next step: tokens, sequences, decode sequences, rows whose logits are wanted."""
+        if self._symbols == (T, R, D, S):
+            return
+        self._symbolic.update(T, R, D, S)
+        values = self._symbolic.values
+        by_rows: dict[int, dict[tuple[int, tuple[int, ...]], torch.Tensor]] = {}
+        self._active = []
+        for step in self._steps:
+            if isinstance(step, _Matmul):
+                rows = values[step.rows]
+                if rows > 0:
+                    step.resize(rows, by_rows.setdefault(rows, {}))
+                    self._active.append(step)
+            else:
+                x, y, z = (values[index] for index in step.grid)
+                if x > 0 and y > 0 and z > 0:
+                    self._active.append((step.function, x, y, z, step.threads, step.shared_bytes, step.parameters, step.name))
+        self._symbols = (T, R, D, S)
+
+    def run(self) -> None:
+        if self._symbols is None:
+            raise KernelError("set_symbols must be called before run")
+        stream = torch.cuda.current_stream().cuda_stream
+        launch = cuda.cuLaunchKernel
+        for step in self._active:
+            if isinstance(step, _Matmul):
+                step.run()
+                continue
+            function, x, y, z, threads, shared_bytes, parameters, name = step
+            (error,) = launch(function, x, y, z, threads, 1, 1, shared_bytes, stream, parameters, 0)
+            if error != _SUCCESS:
+                raise KernelError(f"the CUDA driver refused to launch {name} on grid ({x}, {y}, {z}): {error.name}")
