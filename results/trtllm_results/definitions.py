@@ -8,11 +8,12 @@ What differs, read from the tools' own sources and documents (2026-07):
 | vllm | send | same | same | - | linear |
 | aiperf | send | = its ITL | (E2E - TTFT)/(N - 1), one a request | mean 1/ITL | linear |
 | nvidia (trtllm-bench) | submission | same, but 0 for N = 1 and counted | - | mean N/E2E | sorted[int(n p)] |
-| guidellm | send | E2E/N, first token included | (E2E - TTFT)/(N - 1), one a request | - | least value whose cumulative share >= p |
+| guidellm | send | E2E/N, first token included, weighted by N | (E2E - TTFT)/(N - 1), weighted by N - 1 | - | least value of cumulative
+share >= p |
 
 Sources: vLLM `vllm/benchmarks/serve.py` (`calculate_metrics`); AIPerf "Metrics Reference" (docs.nvidia.com/aiperf); TensorRT-LLM
-`tensorrt_llm/bench/dataclasses/{statistics,reporting}.py`; GuideLLM `src/guidellm/schemas/{request_stats,statistics}.py`.
-Rates divide by last completion - first send in all four, and a failed request is never good in any.
+`tensorrt_llm/bench/dataclasses/{statistics,reporting}.py`; GuideLLM `schemas/base/{request_stats,statistics}.py` and
+`benchmark/schemas/metrics.py` (0.8). Rates divide by last completion - first send in all four, and a failed request is never good in any.
 """
 
 from __future__ import annotations
@@ -64,7 +65,11 @@ def _tpot_or_zero(log: RequestLog) -> FloatArray:
 
 
 def _time_per_token(log: RequestLog) -> FloatArray:
-    return metrics.e2e(log) / np.maximum(log.output_tokens, 1)
+    return np.repeat(metrics.e2e(log) / np.maximum(log.output_tokens, 1), log.output_tokens)
+
+
+def _mean_gap_by_token(log: RequestLog) -> FloatArray:
+    return np.repeat(metrics.tpot(log), np.maximum(log.output_tokens - 1, 0))
 
 
 def _speed(log: RequestLog) -> FloatArray:
@@ -81,7 +86,7 @@ DEFINITIONS: Mapping[str, Definitions] = {
     "vllm": Definitions(percentile_linear, metrics.tpot, metrics.itl, _none),
     "aiperf": Definitions(percentile_linear, metrics.tpot, metrics.tpot, _speed),
     "nvidia": Definitions(percentile_index, _tpot_or_zero, _none, _whole_speed),
-    "guidellm": Definitions(percentile_cumulative, _time_per_token, metrics.tpot, _none),
+    "guidellm": Definitions(percentile_cumulative, _time_per_token, _mean_gap_by_token, _none),
 }
 
 

@@ -137,7 +137,8 @@ def test_other_tools_definitions() -> None:
     log = make([(0.0, 0.5, [1.0, 1.5, 2.5]), (0.0, 0.0, [2.0]), (0.0, 0.0, [1.0, 1.2])])
     guide = definitions.figures(log, "guidellm")
     assert guide["tpot_max_ms"] == pytest.approx(2000.0), "E2E / N, first token included"
-    assert guide["itl_max_ms"] == pytest.approx(750.0), "one mean gap a request"
+    assert guide["itl_mean_ms"] == pytest.approx((2 * 750 + 200) / 3), "a request's mean gap, weighted by its gaps"
+    assert guide["tpot_mean_ms"] == pytest.approx((2000 + 2000 + 1200) / 6), "weighted by tokens"
     nvidia = definitions.figures(log, "nvidia")
     assert nvidia["tpot_mean_ms"] == pytest.approx((750 + 0 + 200) / 3), "a one-token answer counts as 0"
     assert nvidia["output_tokens_per_s_per_user"] == pytest.approx((3 / 2 + 1 / 2 + 2 / 1.2) / 3)
