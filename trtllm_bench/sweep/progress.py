@@ -33,9 +33,11 @@ class Estimate:
             rate = seconds / work
             self._rate = rate if self._rate is None else RECENT * rate + (1 - RECENT) * self._rate
 
-    @property
-    def seconds(self) -> float | None:
-        return None if self._rate is None else self._rate * self.left
+    def seconds(self, elapsed: float = 0.0, work_done: float = 0.0) -> float | None:
+        """`elapsed` seconds into a cell of which `work_done` is done; None while nothing is known."""
+        if self._rate is not None:
+            return max(0.0, self._rate * self.left - elapsed)
+        return elapsed / work_done * (self.left - work_done) if work_done > 0 else None
 
 
 class SweepView:
@@ -49,8 +51,9 @@ class SweepView:
         self._estimate = Estimate(spec.repeats * sum(work_of(case, spec.requests_of(case)) for case in cases))
         self._count = 0
         self._now = ""
-        self._requests = 0
-        self._began = time.perf_counter()
+        self._requests = self._done = 0
+        self._work = 0.0
+        self._began = self._cell_began = time.perf_counter()
         self._live = Live(get_renderable=self._line, console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
 
     def __enter__(self) -> SweepView:
@@ -69,16 +72,20 @@ class SweepView:
 
     def started(self, case: Case, repeat: int, requests: int) -> None:
         self._now, self._requests, self._done = self._title(case, repeat), requests, 0
+        self._work, self._cell_began = work_of(case, self._spec.requests_of(case)), time.perf_counter()
 
     def requests_done(self, done: int) -> None:
         self._done = done
 
     def finished(self, case: Case, row: Row, seconds: float) -> None:
         self._count += 1
+        self._requests = 0
         self._estimate.done(work_of(case, self._spec.requests_of(case)), seconds if row.status == "ok" else None)
         head = f"{self._counter()} {self._title(case, row.repeat)}  "
         if row.status == "ok":
-            self._print(Text(head + _headline(row) + self._tail(seconds)))
+            line = head + _headline(row) + self._tail(seconds)
+            fits = len(line) <= self._console.width
+            self._print(Text(line if fits else head + _headline(row, brief=True) + self._tail(seconds)))
         else:
             self._print(Text(head) + Text(f"{row.status}: {row.reason}", style="yellow" if row.status == "void" else "red"))
         for warning in row.warnings:
@@ -99,17 +106,19 @@ class SweepView:
 
     def _tail(self, seconds: float) -> str:
         """`(4.1 s)`, and in a log also the time left."""
-        left = self._estimate.seconds
+        left = self._estimate.seconds()
         if self._live is not None or left is None or self._count == self._total:
             return f"  ({seconds:.1f} s)"
         return f"  ({seconds:.1f} s, {duration(left)} left)"
 
     def _line(self) -> Text:
-        left = self._estimate.seconds
+        now = time.perf_counter()
+        left = self._estimate.seconds()
         parts = [self._counter(), self._now]
         if self._requests:
+            left = self._estimate.seconds(now - self._cell_began, self._work * self._done / self._requests)
             parts.append(f"{self._done}/{self._requests} requests")
-        parts.append(f"{duration(time.perf_counter() - self._began)} so far")
+        parts.append(f"{duration(now - self._began)} so far")
         parts.append("estimating time left" if left is None else f"about {duration(left)} left")
         line = Text("  ".join(parts), style="bold")
         line.truncate(self._console.width, overflow="ellipsis")
@@ -119,10 +128,10 @@ class SweepView:
         self._console.print(line, soft_wrap=self._live is None, highlight=False)
 
 
-def _headline(row: Row) -> str:
+def _headline(row: Row, brief: bool = False) -> str:
     figures = row.figures
     parts = [f"{figures.get('output_tokens_per_s', 0):>9,.1f} tok/s"]
-    if "ttft_p50_ms" in figures:
+    if "ttft_p50_ms" in figures and not brief:
         parts.append(f"TTFT {figures['ttft_p50_ms']:,.1f} ms")
     return "  ".join(parts)
 

@@ -1,0 +1,133 @@
+"""The sweep's terminal output: the estimate, the lines of a log, the live line of a terminal, the table."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from trtllm_bench.sweep.progress import Estimate, SweepView, duration
+from trtllm_bench.sweep.spec import Case, SweepSpec, work_of
+from trtllm_bench.sweep.table import print_table, summarise
+from trtllm_results.environment import Environment
+from trtllm_results.record import Cell, Row
+
+SPEC = SweepSpec(model="llama-3.1-8b", precision=("bf16",), batch_size=(1, 512), isl=(2048,), osl=(128,), repeats=2)
+CASES = list(SPEC.cases())
+ROW = Row(
+    cell=Cell("llama-3.1-8b", "bf16", 1, 2048, 128),
+    environment=Environment(gpu="NVIDIA H100 80GB HBM3"),
+    figures={"output_tokens_per_s": 100.0, "ttft_p50_ms": 20.0, "tpot_p50_ms": 8.5, "e2e_p99_ms": 1200.0, "power_mean_w": 400.0},
+)
+
+
+def console(terminal: bool) -> tuple[Console, io.StringIO]:
+    stream = io.StringIO()
+    return Console(file=stream, width=80, force_terminal=terminal, color_system=None, highlight=False), stream
+
+
+def test_the_estimate_scales_with_the_work_left() -> None:
+    estimate = Estimate(100)
+    assert estimate.seconds() is None
+    assert estimate.seconds(elapsed=2, work_done=10) == pytest.approx(18)
+    estimate.done(10, 5.0)
+    assert estimate.seconds() == pytest.approx(45)
+    assert estimate.seconds(elapsed=5) == pytest.approx(40)
+    estimate.done(40, None)
+    assert estimate.seconds() == pytest.approx(25)
+    assert estimate.seconds(elapsed=1000) == 0
+
+
+def test_the_estimate_follows_recent_cells() -> None:
+    estimate = Estimate(1000)
+    estimate.done(10, 10.0)
+    for _ in range(10):
+        estimate.done(10, 1.0)
+    left = estimate.seconds()
+    assert left is not None
+    assert left == pytest.approx(0.1 * 890, rel=0.02)
+
+
+def test_more_work_is_estimated_for_more_tokens() -> None:
+    small, long, wide = Case("fp32", 1, 8, 8), Case("fp32", 1, 8, 64), Case("fp32", 64, 8, 8)
+    assert work_of(small, 8) < work_of(long, 8)
+    assert work_of(wide, 64) > work_of(wide, 32)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0 s"), (59.4, "59 s"), (61, "1 min 01 s"), (3599, "59 min 59 s"), (7500, "2 h 05 min")]
+)
+def test_durations_read_as_people_say_them(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_a_log_gets_one_line_a_cell_and_the_time_left() -> None:
+    out, stream = console(terminal=False)
+    with SweepView(SPEC, out) as view:
+        view.preparing("bf16")
+        view.started(CASES[0], 0, 8)
+        view.finished(CASES[0], ROW, 4.0)
+        view.skipped(CASES[1], 0)
+        view.finished(CASES[0], replace(ROW, repeat=1, status="oom", reason="CUDA out of memory"), 0.0)
+        view.finished(CASES[1], replace(ROW, repeat=1, warnings=("the GPU was throttled",)), 9.0)
+    lines = stream.getvalue().splitlines()
+    assert "\x1b" not in stream.getvalue()
+    assert lines[1].startswith("[1/4] bf16 b1 2048/128   #1      100.0 tok/s  (4.0 s, ")
+    assert lines[1].endswith(" left)")
+    assert lines[2] == "[2/4] bf16 b512 2048/128 #1  measured before"
+    assert lines[3] == "[3/4] bf16 b1 2048/128   #2  oom: CUDA out of memory"
+    assert lines[4] == "[4/4] bf16 b512 2048/128 #2      100.0 tok/s  TTFT 20.0 ms  (9.0 s)"
+    assert lines[5].strip() == "the GPU was throttled"
+    assert max(map(len, lines)) <= 80
+
+
+def test_a_terminal_gets_a_live_line_that_fits() -> None:
+    out, _ = console(terminal=True)
+    with SweepView(SPEC, out) as view:
+        view.started(CASES[1], 1, 2048)
+        view.requests_done(1024)
+        line = view._line()
+    assert line.cell_len <= 80
+    assert "1024/2048 requests" in line.plain
+    assert "left" in line.plain
+
+
+def rows() -> list[Row]:
+    other = replace(ROW, cell=replace(ROW.cell, batch=512))
+    return [
+        ROW,
+        replace(ROW, repeat=1, figures={**ROW.figures, "output_tokens_per_s": 110.0}),
+        replace(other, figures={}, status="oom", reason="CUDA out of memory"),
+        replace(other, repeat=1, figures={"output_tokens_per_s": 5000.0}, warnings=("the GPU was throttled",)),
+    ]
+
+
+def test_the_table_has_a_line_a_cell_with_mean_and_spread() -> None:
+    first, second = summarise(rows())
+    assert (first["output_tokens_per_s"], first["status"]) == (105.0, "ok")
+    assert first["spread"] == pytest.approx(100 * 7.0711 / 105, rel=1e-3)
+    assert (second["output_tokens_per_s"], second["status"]) == (5000.0, "oom")
+    assert "spread" not in second
+
+
+def test_the_table_fits_80_columns_and_says_why_cells_failed() -> None:
+    out, stream = console(terminal=False)
+    print_table(rows(), out)
+    text = stream.getvalue()
+    assert "llama-3.1-8b on NVIDIA H100 80GB HBM3" in text
+    assert "bf16 b512 2048/128: CUDA out of memory" in text
+    assert "bf16 b512 2048/128: the GPU was throttled" in text
+    assert max(len(line.rstrip()) for line in text.splitlines()) <= 80
+
+
+def test_power_and_rate_columns_appear_only_where_they_say_something() -> None:
+    out, stream = console(terminal=False)
+    print_table([ROW], out)
+    assert "power" in stream.getvalue()
+    assert "rate" not in stream.getvalue()
+    out, stream = console(terminal=False)
+    print_table([replace(ROW, cell=replace(ROW.cell, request_rate=3.5), figures={"output_tokens_per_s": 1.0})], out)
+    assert "power" not in stream.getvalue()
+    assert "3.5" in stream.getvalue()
