@@ -1,0 +1,120 @@
+"""Workload files: the shipped ones, and what a wrong one is told."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from trtllm_workloads import WorkloadError
+from trtllm_workloads.opening import data_folder, open_workload, shipped
+
+GOOD = 'requests = 20\ninput = { kind = "fixed", tokens = 8 }\noutput = { kind = "uniform", low = 2, high = 4 }\n'
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "mine.toml"
+    path.write_text(text)
+    return path
+
+
+def test_the_promised_workloads_ship() -> None:
+    assert {"chat", "summarization", "code", "long-context", "agentic", "offline-batch"} <= set(shipped())
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_a_shipped_workload_opens_reproducibly_and_justifies_itself(name: str) -> None:
+    first, second = (open_workload(name, requests=50) for _ in range(2))
+    assert len(first) == 50
+    assert first.content_hash == second.content_hash
+    assert (data_folder("specs") / f"{name}.toml").read_text().startswith("# ")
+
+
+@pytest.mark.parametrize(
+    ("name", "isl", "osl"), [("chat", 1155, 211), ("summarization", 2443, 79), ("code", 2048, 28), ("offline-batch", 2340, 439)]
+)
+def test_shipped_lengths_have_the_means_their_comment_claims(name: str, isl: float, osl: float) -> None:
+    spec = tomllib.loads((data_folder("specs") / f"{name}.toml").read_text())
+    assert spec["name"] == name
+    workload = open_workload(name, requests=20_000)
+    assert workload.input_tokens.mean() == pytest.approx(isl, rel=0.12)
+    assert workload.output_tokens.mean() == pytest.approx(osl, rel=0.12)
+
+
+def test_agentic_prompts_grow_within_sessions() -> None:
+    workload = open_workload("agentic", requests=4000)
+    assert workload.input_tokens.mean() == pytest.approx(8383, rel=0.05)
+    assert workload.input_tokens.max() <= 32768
+    assert workload.turn is not None
+    assert workload.turn.max() > 4
+
+
+def test_every_table_reaches_the_workload(tmp_path: Path) -> None:
+    extra = (
+        'arrivals = { kind = "poisson", rate = 5.0 }\npriorities = [1, 1]\nlora = { count = 2 }\nslo = { ttft_ms = 100 }\n'
+        "prefixes = { levels = [[1, 4]] }\nvocab_size = 500\nseed = 3\n"
+    )
+    workload = open_workload(written(tmp_path, GOOD + extra))
+    assert workload.name == "mine"
+    assert len(workload.arrival_s) == 20
+    assert workload.priority is not None
+    assert workload.lora_id is not None
+    assert set(workload.lora_id.tolist()) == {0, 1}
+    assert workload.slo_ms is not None
+    requests = workload.requests()
+    assert len({tuple(r.prompt[:4]) for r in requests}) == 1
+    assert max(r.prompt.max() for r in requests) < 500
+
+
+def test_flags_replace_the_files_values(tmp_path: Path) -> None:
+    path = written(tmp_path, GOOD)
+    assert len(open_workload(path, requests=5)) == 5
+    assert open_workload(path, seed=1).content_hash != open_workload(path).content_hash
+
+
+def test_a_trace_with_its_filters(tmp_path: Path) -> None:
+    sample = data_folder("samples") / "azure_conversation_400.csv"
+    text = f'[trace]\npath = "{sample}"\nwindow_s = [10, 60]\nmax_total = 1000\ntime_scale = 0.5\n'
+    workload = open_workload(written(tmp_path, text))
+    assert (workload.input_tokens + workload.output_tokens).max() <= 1000
+    assert workload.arrival_s.max() <= 25
+    assert 20 < len(workload) < 300
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("requests = [", "not valid TOML"),
+        (GOOD + "sead = 3", "sead is no setting"),
+        (GOOD.replace("requests = 20", ""), "requests is missing"),
+        ("requests = 3", r"either \[trace\], or \[input\] and \[output\]"),
+        ('requests = 3\ninput = { kind = "fixed", tokens = 8 }', "one is missing"),
+        (GOOD + "requests_per_s = 4", "requests_per_s is no setting"),
+        (GOOD.replace("tokens = 8", "mean = 8"), "fixed lengths take tokens; given: mean"),
+        (GOOD.replace("low = 2", "low = 0"), "at least 1"),
+        (GOOD + 'arrivals = { kind = "poisson" }', "poisson arrivals take rate"),
+        (GOOD + 'arrivals = { kind = "poisson", rate = -1 }', "rate is -1"),
+        (GOOD + 'trace = { path = "x.csv" }', "either"),
+        ('trace = { path = "x.csv" }', "cannot read trace"),
+        (GOOD.replace("requests = 20", "requests = 0"), "requests: "),
+        (GOOD + "prefixes = { levels = [[1, 4]] }\nconversations = { turns = { kind = 'fixed', tokens = 2 } }", "cannot be combined"),
+    ],
+)
+def test_a_wrong_file_is_refused_with_its_name_and_the_field(text: str, complaint: str, tmp_path: Path) -> None:
+    with pytest.raises(WorkloadError, match=complaint):
+        open_workload(written(tmp_path, text))
+
+
+def test_open_takes_datasets_traces_and_names(tmp_path: Path) -> None:
+    assert len(open_workload(data_folder("samples") / "mooncake_conversation_200.jsonl", requests=7)) == 7
+    data = tmp_path / "d.jsonl"
+    data.write_text(
+        '{"task_id":0,"input_ids":[1,2],"output_tokens":3,"arrival_s":1.0}\n{"input_ids":[1],"output_tokens":1,"arrival_s":4.0}\n'
+    )
+    np.testing.assert_allclose(open_workload(data, time_scale=0.5).arrival_s, [0.5, 2.0])
+    with pytest.raises(WorkloadError, match="no shipped workload of that name"):
+        open_workload("chats")
+    with pytest.raises(WorkloadError, match="is a folder"):
+        open_workload(tmp_path)

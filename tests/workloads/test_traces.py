@@ -1,0 +1,317 @@
+"""Trace formats, filters and figures: on the shipped samples, on small written files, and on damaged ones."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trtllm_workloads import WorkloadError
+from trtllm_workloads.opening import data_folder
+from trtllm_workloads.tokens import Vocabulary
+from trtllm_workloads.traces import Trace, filters, iter_trace, read_trace
+from trtllm_workloads.traces.info import bars, info, prefix_hits
+
+SAMPLES = data_folder("samples")
+AZURE = SAMPLES / "azure_conversation_400.csv"
+MOONCAKE = SAMPLES / "mooncake_conversation_200.jsonl"
+
+
+def written(folder: Path, text: str, name: str = "trace.csv") -> Path:
+    path = folder / name
+    path.write_bytes(text.encode())
+    return path
+
+
+def test_azure_2023_sample() -> None:
+    trace = read_trace(AZURE)
+    assert len(trace) == 400
+    assert (trace.input_tokens[:2].tolist(), trace.output_tokens[:2].tolist()) == ([374, 396], [44, 109])
+    assert trace.arrival_s[:2] == pytest.approx([0.0, 4.314579])
+
+
+def test_azure_2024_has_a_zone_and_the_last_line_may_lack_its_end(tmp_path: Path) -> None:
+    text = "TIMESTAMP,ContextTokens,GeneratedTokens\r\n2024-05-10 00:00:00.009930+00:00,2162,5\r\n2024-05-10 00:00:00.017335+00:00,2399,6"
+    trace = read_trace(written(tmp_path, text))
+    assert trace.arrival_s == pytest.approx([0.0, 0.007405])
+    assert trace.output_tokens.tolist() == [5, 6]
+
+
+def test_burstgpt_columns_are_found_by_name_in_any_version(tmp_path: Path) -> None:
+    first = (
+        "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
+        "5,ChatGPT,472,18,490,Conversation log\n45,GPT-4,1087,230,1317,API log\n"
+    )
+    later = (
+        "Timestamp,Session ID,Elapsed time,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
+        "0.5,a,1.2,ChatGPT,10,20,30,Conversation log\n1.5,b,1,ChatGPT,11,21,32,Conversation log\n9.5,a,1,GPT-4,12,22,34,Conversation log\n"
+    )
+    trace = read_trace(written(tmp_path, first))
+    assert (trace.arrival_s.tolist(), trace.input_tokens.tolist()) == ([0.0, 40.0], [472, 1087])
+    trace = read_trace(written(tmp_path, later))
+    assert trace.session is not None
+    assert trace.turn is not None
+    assert (trace.session.tolist(), trace.turn.tolist()) == ([0, 1, 0], [0, 0, 1])
+
+
+def test_mooncake_prompts_really_share_the_recorded_prefixes() -> None:
+    trace = read_trace(MOONCAKE)
+    requests = trace.to_workload(seed=3).requests()
+    rows = [json.loads(line) for line in MOONCAKE.read_text().splitlines()]
+    assert [r.input_tokens for r in requests] == [row["input_length"] for row in rows]
+    for a in range(0, 60, 7):
+        for b in range(a + 1, 60):
+            ids_a, ids_b = rows[a]["hash_ids"], rows[b]["hash_ids"]
+            same = next((k for k, (x, y) in enumerate(zip(ids_a, ids_b, strict=False)) if x != y), min(len(ids_a), len(ids_b)))
+            m = min(len(requests[a].prompt), len(requests[b].prompt))
+            differ = np.flatnonzero(requests[a].prompt[:m] != requests[b].prompt[:m])
+            shared = int(differ[0]) if len(differ) else m
+            assert shared == min(same * 512, m)
+
+
+def test_qwen_turns_belong_to_their_sessions(tmp_path: Path) -> None:
+    rows = [
+        {
+            "chat_id": 1,
+            "parent_chat_id": -1,
+            "timestamp": 1.5,
+            "input_length": 33,
+            "output_length": 4,
+            "type": "text",
+            "turn": 1,
+            "hash_ids": [7, 8, 9],
+        },
+        {
+            "chat_id": 2,
+            "parent_chat_id": -1,
+            "timestamp": 2.0,
+            "input_length": 16,
+            "output_length": 4,
+            "type": "text",
+            "turn": 1,
+            "hash_ids": [5],
+        },
+        {
+            "chat_id": 3,
+            "parent_chat_id": 1,
+            "timestamp": 4.0,
+            "input_length": 50,
+            "output_length": 4,
+            "type": "text",
+            "turn": 2,
+            "hash_ids": [7, 8, 10],
+        },
+    ]
+    trace = read_trace(written(tmp_path, "".join(json.dumps(row) + "\n" for row in rows), "q.jsonl"))
+    assert trace.session is not None
+    assert trace.turn is not None
+    assert (trace.session.tolist(), trace.turn.tolist()) == ([1, 2, 1], [0, 0, 1])
+    first, _, third = (r.prompt for r in trace.to_workload().requests())
+    assert (first[:32] == third[:32]).all()
+    assert len(third) == 50  # two tokens more than the blocks cover: its own
+    assert prefix_hits(trace)[0] == pytest.approx(2 / 7)
+
+
+def test_sharegpt_json_streams_and_counts_the_history_into_each_prompt(tmp_path: Path) -> None:
+    talk = {
+        "id": "x",
+        "conversations": [{"from": who, "value": "w" * n} for who, n in (("human", 40), ("gpt", 80), ("human", 8), ("gpt", 4))],
+    }
+    path = written(
+        tmp_path, json.dumps([talk, {"id": "y", "conversations": [{"from": "gpt", "value": "no question"}]}, talk]), "share.json"
+    )
+    trace = read_trace(path)
+    assert trace.input_tokens.tolist() == [10, 32, 10, 32]
+    assert trace.output_tokens.tolist() == [20, 1, 20, 1]
+    assert not trace.timed
+    bad = written(tmp_path, json.dumps([talk, {"id": "z"}, talk]), "bad.json")
+    with pytest.raises(WorkloadError, match="conversation 2: there is no list"):
+        read_trace(bad)
+    skipped = read_trace(bad, skip_bad_rows=True)
+    assert (len(skipped), skipped.skipped) == (4, 1)
+    with pytest.raises(WorkloadError, match="ends in the middle"):
+        read_trace(written(tmp_path, json.dumps([talk])[:-9], "cut.json"))
+
+
+def test_sharegpt_lengths_and_nvidia_lines(tmp_path: Path) -> None:
+    trace = read_trace(SAMPLES / "sharegpt_lengths_500.csv")
+    assert (len(trace), trace.timed) == (500, False)
+    assert (trace.input_tokens[1], trace.output_tokens[1]) == (290, 905)
+    lines = read_trace(written(tmp_path, '{"task_id":0,"input_ids":[1,2,3],"output_tokens":7}\n', "d.jsonl"))
+    assert (lines.input_tokens.tolist(), lines.output_tokens.tolist()) == ([3], [7])
+
+
+BAD_AZURE = [
+    ("2023-11-16 18:15:46.68,12", "2 fields where the header has 3"),
+    ("2023-11-16 18:15:46.68,12,3,4", "4 fields"),
+    ("yesterday,12,3", "TIMESTAMP is 'yesterday'"),
+    (",12,3", "TIMESTAMP is"),
+    ("2023-11-16 18:15:46.68,twelve,3", "ContextTokens is 'twelve', not a whole number"),
+    ("2023-11-16 18:15:46.68,12,0", "GeneratedTokens is 0; it must be at least 1"),
+    ("2023-11-16 18:15:46.68,-5,3", "ContextTokens is -5"),
+    ("2023-11-16 18:15:46.68,1.5,3", "not a whole number"),
+]
+
+
+@pytest.mark.parametrize(("line", "complaint"), BAD_AZURE)
+def test_a_bad_row_names_its_line_and_can_be_skipped(line: str, complaint: str, tmp_path: Path) -> None:
+    lines = AZURE.read_text().splitlines()
+    path = written(tmp_path, "\n".join([*lines[:200], line, *lines[200:300], line, *lines[300:]]))
+    with pytest.raises(WorkloadError, match=rf"trace\.csv, line 201: .*{complaint}"):
+        read_trace(path)
+    trace = read_trace(path, skip_bad_rows=True)
+    assert (len(trace), trace.skipped) == (400, 2)
+    np.testing.assert_array_equal(trace.input_tokens, read_trace(AZURE).input_tokens)
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ('{"timestamp": 0, "input_length": 5', "not JSON"),
+        ("[1]", "one JSON object a line"),
+        ('{"timestamp": 0, "input_length": 5, "hash_ids": []}', "there is no output_length"),
+        ('{"timestamp": "x", "input_length": 5, "output_length": 1, "hash_ids": []}', "timestamp is 'x'"),
+        ('{"timestamp": 0, "input_length": 5, "output_length": 1, "hash_ids": 3}', "hash_ids is not a list"),
+        ('{"timestamp": 0, "input_length": 5, "output_length": 1, "hash_ids": ["a"]}', "whole numbers"),
+        ('{"timestamp": 0, "input_length": 5, "output_length": 1, "hash_ids": []}, {"timestamp": 1}', "one JSON object a line"),
+    ],
+)
+def test_a_bad_json_line_names_its_line(line: str, complaint: str, tmp_path: Path) -> None:
+    lines = MOONCAKE.read_text().splitlines()
+    path = written(tmp_path, "\n".join([*lines[:50], "", line, *lines[50:]]), "m.jsonl")
+    with pytest.raises(WorkloadError, match=rf"m\.jsonl, line 52: .*{complaint}"):
+        read_trace(path)
+    assert read_trace(path, skip_bad_rows=True).skipped == 1
+
+
+def test_files_that_are_no_trace_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(WorkloadError, match="cannot read trace"):
+        read_trace(tmp_path / "none.csv")
+    with pytest.raises(WorkloadError, match="in no trace format known here; there are azure"):
+        read_trace(written(tmp_path, "a,b,c\n1,2,3\n"))
+    with pytest.raises(WorkloadError, match="holds no request"):
+        read_trace(written(tmp_path, "TIMESTAMP,ContextTokens,GeneratedTokens\n"))
+    with pytest.raises(WorkloadError, match="line 1: there is no column ContextTokens"):
+        read_trace(written(tmp_path, "TIMESTAMP,Tokens,GeneratedTokens\n"), format="azure")
+    with pytest.raises(WorkloadError, match="'csv' is no trace format"):
+        read_trace(AZURE, format="csv")
+
+
+@given(cut=st.integers(0, 14_900))
+@settings(max_examples=40, deadline=None)
+def test_a_trace_cut_anywhere_is_read_or_refused_with_a_sentence(cut: int, tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.mktemp("cut") / "t.csv"
+    path.write_bytes(AZURE.read_bytes()[:cut])
+    try:
+        rows = len(read_trace(path))
+    except WorkloadError as error:
+        assert "t.csv" in str(error)  # noqa: PT017
+    else:
+        assert 0 < rows <= 400
+
+
+def test_long_traces_stream_in_blocks(tmp_path: Path) -> None:
+    row = "{},ChatGPT,472,18,490,Conversation log\n"
+    path = tmp_path / "long.csv"
+    with path.open("w") as stream:
+        stream.write("Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n")
+        for begin in range(0, 200_000, 10_000):
+            stream.write("".join(row.format(k) for k in range(begin, begin + 10_000)))
+    assert len(next(iter_trace(path))) == 65_536
+    rows = sum(len(part) for part in iter_trace(path))
+    assert rows == 200_000
+
+
+def make(arrivals: list[float], isl: list[int] | None = None) -> Trace:
+    n = len(arrivals)
+    return Trace("t", np.asarray(isl or [10] * n, np.int32), np.full(n, 5, np.int32), np.asarray(arrivals, float))
+
+
+def test_window_is_relative_to_the_first_arrival_and_half_open() -> None:
+    trace = filters.window(make([100, 101, 102, 103], [1, 2, 3, 4]), 1, 3)
+    assert (trace.input_tokens.tolist(), trace.arrival_s.tolist()) == ([2, 3], [0, 1])
+
+
+def test_sampling_keeps_the_share_and_stays_poisson_like() -> None:
+    rng = np.random.default_rng(0)
+    trace = filters.sample(make(np.cumsum(rng.exponential(1.0, 20_000)).tolist()), 0.3, rng)
+    assert len(trace) / 20_000 == pytest.approx(0.3, abs=0.015)
+    assert info(trace).gap_cv == pytest.approx(1.0, abs=0.04)
+
+
+def test_too_long_rows_are_left_out_whole() -> None:
+    trace = make([0, 1, 2], [5, 50, 500])
+    assert filters.shorter_than(trace, max_input=50).input_tokens.tolist() == [5, 50]
+    assert filters.shorter_than(trace, max_total=54).input_tokens.tolist() == [5]
+    assert len(filters.shorter_than(trace, max_output=4)) == 0
+    with pytest.raises(WorkloadError, match="no row is left"):
+        filters.shorter_than(trace, max_output=4).to_workload()
+
+
+def test_jitter_spreads_each_instant_up_to_the_next() -> None:
+    trace = filters.jitter(make([0.0] * 500 + [3.0] * 500 + [6.0]), np.random.default_rng(0))
+    assert trace.arrival_s.max() < 9.1
+    assert len(np.unique(trace.arrival_s)) == 1001
+    assert np.histogram(trace.arrival_s, bins=[0, 1.5, 3, 4.5, 6])[0] == pytest.approx([250] * 4, abs=45)
+
+
+def test_filters_that_need_times_say_so() -> None:
+    untimed = Trace("t", np.ones(2, np.int32), np.ones(2, np.int32), np.empty(0))
+    for call in (
+        lambda: filters.window(untimed),
+        lambda: filters.jitter(untimed, np.random.default_rng(0)),
+        lambda: filters.time_scale(untimed, 2),
+    ):
+        with pytest.raises(WorkloadError, match="has no timestamps"):
+            call()
+
+
+def test_taking_rows_takes_their_blocks() -> None:
+    trace = read_trace(MOONCAKE)
+    part = trace.take(np.array([7, 3, 3]))
+    assert part.block_offsets is not None
+    assert part.block_ids is not None
+    rows = [json.loads(line)["hash_ids"] for line in MOONCAKE.read_text().splitlines()]
+    assert part.block_ids.tolist() == rows[7] + rows[3] + rows[3]
+    assert np.diff(part.block_offsets).tolist() == [len(rows[7]), len(rows[3]), len(rows[3])]
+
+
+def test_figures_of_the_samples() -> None:
+    figures = info(read_trace(AZURE))
+    assert (figures.requests, figures.distinct_times) == (400, 400)
+    assert figures.input_tokens["mean"] == pytest.approx(927.615)
+    assert figures.rate_per_s == pytest.approx(399 / figures.duration_s)
+    assert len(figures.rate_series) == 60
+    assert sum(figures.rate_series) * figures.duration_s / 60 == pytest.approx(400)
+    assert np.isnan(figures.prefix_hit_blocks)
+
+
+def test_prefix_hit_bound_counts_leading_whole_blocks_only() -> None:
+    trace = Trace(
+        "t",
+        np.array([8, 8, 6], np.int32),
+        np.ones(3, np.int32),
+        np.arange(3.0),
+        block_offsets=np.array([0, 2, 4, 6]),
+        block_ids=np.array([1, 2, 1, 2, 9, 2]),
+        block_tokens=4,
+    )
+    by_block, by_token = prefix_hits(trace)
+    assert by_block == pytest.approx(3 / 6)
+    assert by_token == pytest.approx(8 / 22)  # the third row's second block was seen, but not behind its first
+
+
+def test_replay_keeps_lengths_times_and_order() -> None:
+    workload = read_trace(AZURE).to_workload(Vocabulary(1000), seed=1)
+    assert (np.diff(workload.arrival_s) >= 0).all()
+    assert workload.arrival_s[0] == 0
+    assert [len(r.prompt) for r in workload.requests()] == workload.input_tokens.tolist()
+
+
+def test_bars_scale_to_the_largest() -> None:
+    assert bars([0, 1, 8]) == " ▁█"
+    assert bars([0.0, 0.0]) == ""

@@ -1,0 +1,74 @@
+"""One door for whatever a user names as a workload: a shipped specification, a TOML file, a dataset, or a trace in any known format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from trtllm_workloads import dataset
+from trtllm_workloads.errors import WorkloadError
+from trtllm_workloads.request import Workload
+from trtllm_workloads.spec import read_spec
+from trtllm_workloads.tokens import Vocabulary
+from trtllm_workloads.traces import filters, reading
+
+
+def data_folder(name: str) -> Path:
+    """`specs` or `samples`: beside this package's folder in a source tree, inside the package in an installed wheel."""
+    here = Path(__file__).parent
+    inside = here / name
+    return inside if inside.is_dir() else here.parent / name
+
+
+def shipped() -> list[str]:
+    """Names of the workloads that come with the package."""
+    return sorted(path.stem for path in data_folder("specs").glob("*.toml"))
+
+
+def open_workload(
+    source: str | Path,
+    *,
+    requests: int | None = None,
+    vocab_size: int | None = None,
+    seed: int | None = None,
+    time_scale: float = 1.0,
+    skip_bad_rows: bool = False,
+) -> Workload:
+    """The workload `source` names, its first `requests` requests when given. Raises `WorkloadError`."""
+    path = Path(source)
+    if not path.exists():
+        known = data_folder("specs") / f"{source}.toml"
+        if not known.is_file():
+            raise WorkloadError(f"no file at {source}, and no shipped workload of that name (there are {', '.join(shipped())})")
+        path = known
+    if path.is_dir():
+        raise WorkloadError(f"{path} is a folder; name a dataset, a trace or a workload .toml")
+    if path.suffix == ".toml":
+        workload = read_spec(path).build(path.parent, requests=requests, vocab_size=vocab_size, seed=seed)
+        return _scaled(workload, time_scale)
+    if _format(path) in ("nvidia", ""):
+        workload, _ = dataset.read(path, skip_bad_rows=skip_bad_rows)
+        return _scaled(workload if requests is None else workload.head(requests), time_scale)
+    trace = reading.read_trace(path, skip_bad_rows=skip_bad_rows, limit=requests)
+    if time_scale != 1:
+        trace = filters.time_scale(trace, time_scale)
+    return trace.to_workload(Vocabulary(vocab_size) if vocab_size else None, seed or 0)
+
+
+def _scaled(workload: Workload, factor: float) -> Workload:
+    if factor == 1:
+        return workload
+    if not len(workload.arrival_s):
+        raise WorkloadError(f"workload {workload.name} has no arrival times, so a time scale has no meaning")
+    if not 0 < factor < float("inf"):
+        raise WorkloadError(f"the time scale is {factor:g}; it must be above 0")
+    return workload.with_arrivals(workload.arrival_s[workload.arrival_s == workload.arrival_s] * factor)
+
+
+def _format(path: Path) -> str:
+    try:
+        with path.open(encoding="utf-8-sig") as stream:
+            return reading.detect(stream.readline())
+    except OSError as error:
+        raise WorkloadError(f"cannot read {path}: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        return ""

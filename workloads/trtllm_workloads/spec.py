@@ -1,0 +1,238 @@
+"""A workload as a TOML file: what is asked, how long, when, and what requests share. Checked once, here.
+
+Either `[input]` and `[output]` give distributions, or `[trace]` names a recorded trace (path relative to the file), whose lengths, prefixes
+and times are used as they are after its filters. Everything else adds to it. Unknown keys are errors: a misspelt setting must not
+silently measure something else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from trtllm_workloads import arrivals as processes
+from trtllm_workloads import lengths as distributions
+from trtllm_workloads.errors import WorkloadError
+from trtllm_workloads.request import Workload
+from trtllm_workloads.structure import Conversations, Pick, PrefixTree, with_adapters, with_priorities, with_slo
+from trtllm_workloads.synthetic import generator, synthetic
+from trtllm_workloads.tokens import Vocabulary
+from trtllm_workloads.traces import filters, read_trace
+
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def _wrong_settings(what: str, cls: type, given: dict[str, Any]) -> WorkloadError:
+    names = ", ".join(field.name for field in dataclasses.fields(cls))
+    return WorkloadError(f"{what} take {names or 'nothing more'}; given: {', '.join(given) or 'nothing'}")
+
+
+class LengthTable(_Table):
+    """One of the kinds of `lengths.KINDS`, or `histogram`, or `mixture` of others."""
+
+    kind: Literal["fixed", "uniform", "normal", "lognormal", "exponential", "zipf", "histogram", "mixture"]
+    tokens: int | None = None
+    low: int | None = None
+    high: int | None = None
+    mean: float | None = None
+    stdev: float | None = None
+    alpha: float | None = None
+    edges: tuple[int, ...] | None = None
+    counts: tuple[float, ...] | None = None
+    components: tuple[LengthTable, ...] | None = None
+    weights: tuple[float, ...] | None = None
+
+    def build(self) -> distributions.Lengths:
+        given = {name: value for name, value in self.model_dump(exclude={"kind", "components"}).items() if value is not None}
+        if self.components is not None:
+            given["components"] = tuple(component.build() for component in self.components)
+        cls = {"histogram": distributions.Histogram, "mixture": distributions.Mixture}.get(self.kind) or distributions.KINDS[self.kind][0]
+        try:
+            return cls(**given)  # type: ignore[no-any-return]
+        except TypeError:
+            raise _wrong_settings(f"{self.kind} lengths", cls, given) from None
+
+
+class ArrivalTable(_Table):
+    kind: Literal["at-once", "constant", "poisson", "gamma", "linear-ramp", "exponential-ramp", "on-off", "rate-series"]
+    rate: float | None = None
+    burstiness: float | None = None
+    start: float | None = None
+    end: float | None = None
+    duration_s: float | None = None
+    on_s: float | None = None
+    off_s: float | None = None
+    off_rate: float | None = None
+    rates: tuple[float, ...] | None = None
+    step_s: float | None = None
+
+    def build(self) -> processes.Arrivals:
+        given = {name: value for name, value in self.model_dump(exclude={"kind"}).items() if value is not None}
+        cls: type = {
+            "at-once": processes.AtOnce,
+            "constant": processes.Constant,
+            "poisson": processes.Poisson,
+            "gamma": processes.Gamma,
+            "linear-ramp": processes.LinearRamp,
+            "exponential-ramp": processes.ExponentialRamp,
+            "on-off": processes.OnOff,
+            "rate-series": processes.RateSeries,
+        }[self.kind]
+        try:
+            return cls(**given)  # type: ignore[no-any-return]
+        except TypeError:
+            raise _wrong_settings(f"{self.kind} arrivals", cls, given) from None
+
+
+class PrefixTable(_Table):
+    levels: Annotated[tuple[tuple[Count, Count], ...], Field(min_length=1)]
+    pick: Pick = "uniform"
+    alpha: float = 1.0
+
+
+class ConversationTable(_Table):
+    turns: LengthTable
+    think_mean_s: Annotated[float, Field(ge=0)] = 0.0
+    system_tokens: Annotated[int, Field(ge=0)] = 0
+    max_tokens: Annotated[int, Field(ge=0)] = 0
+
+
+class LoraTable(_Table):
+    count: Count
+    pick: Pick = "uniform"
+    alpha: float = 1.0
+    share: Annotated[float, Field(ge=0, le=1)] = 1.0
+
+
+class SloTable(_Table):
+    ttft_ms: Positive | None = None
+    tpot_ms: Positive | None = None
+    e2e_ms: Positive | None = None
+
+
+class TraceTable(_Table):
+    path: Path
+    format: str | None = None
+    skip_bad_rows: bool = False
+    window_s: tuple[float, float] | None = None
+    max_input: Count | None = None
+    max_output: Count | None = None
+    max_total: Count | None = None
+    sample: Annotated[float, Field(gt=0, le=1)] = 1.0
+    jitter: bool = False
+    time_scale: Positive = 1.0
+
+
+class WorkloadSpec(_Table):
+    """The file's top level. `requests` may be left out for a trace (then all its rows)."""
+
+    name: str
+    requests: Count | None = None
+    seed: Annotated[int, Field(ge=0)] = 0
+    vocab_size: Annotated[int, Field(ge=2)] = 32_000
+    correlation: Annotated[float, Field(ge=-1, le=1)] = 0.0
+    input: LengthTable | None = None
+    output: LengthTable | None = None
+    trace: TraceTable | None = None
+    arrivals: ArrivalTable | None = None
+    prefixes: PrefixTable | None = None
+    conversations: ConversationTable | None = None
+    lora: LoraTable | None = None
+    priorities: Annotated[tuple[float, ...], Field(min_length=1)] | None = None
+    slo: SloTable | None = None
+
+    @model_validator(mode="after")
+    def _one_source_of_lengths(self) -> Self:
+        if (self.trace is None) == (self.input is None and self.output is None):
+            raise ValueError("give either [trace], or [input] and [output]")
+        if self.trace is None and (self.input is None or self.output is None):
+            raise ValueError("[input] and [output] go together; one is missing")
+        if self.trace is None and self.requests is None:
+            raise ValueError("requests is missing: how many requests to make")
+        if self.trace is not None and (self.prefixes or self.conversations or self.correlation):
+            raise ValueError("prefixes, conversations and correlation are the trace's own; leave them out beside [trace]")
+        return self
+
+    def build(self, folder: Path, *, requests: int | None = None, vocab_size: int | None = None, seed: int | None = None) -> Workload:
+        """The workload; the keywords replace the file's values. `folder` is what a trace's relative path starts from."""
+        number, seed = requests or self.requests, self.seed if seed is None else seed
+        vocabulary = Vocabulary(vocab_size or self.vocab_size)
+        if self.trace is not None:
+            workload = self._from_trace(self.trace, folder, number, vocabulary, seed)
+        else:
+            workload = self._synthetic(number, vocabulary, seed)
+        if self.lora is not None:
+            workload = with_adapters(workload, self.lora.count, self.lora.pick, generator(seed, "lora"), self.lora.alpha, self.lora.share)
+        if self.priorities is not None:
+            workload = with_priorities(workload, self.priorities, generator(seed, "priorities"))
+        if self.slo is not None:
+            workload = with_slo(workload, self.slo.ttft_ms, self.slo.tpot_ms, self.slo.e2e_ms)
+        return workload
+
+    def _synthetic(self, number: int | None, vocabulary: Vocabulary, seed: int) -> Workload:
+        assert self.input is not None
+        assert self.output is not None
+        assert number is not None
+        talk, tree = self.conversations, self.prefixes
+        return synthetic(
+            number,
+            distributions.Correlated(self.input.build(), self.output.build(), self.correlation),
+            name=self.name,
+            arrivals=self.arrivals.build() if self.arrivals else None,
+            prefixes=PrefixTree(tree.levels, tree.pick, tree.alpha) if tree else None,
+            conversations=Conversations(talk.turns.build(), talk.think_mean_s, talk.system_tokens, talk.max_tokens) if talk else None,
+            vocabulary=vocabulary,
+            seed=seed,
+        )
+
+    def _from_trace(self, table: TraceTable, folder: Path, number: int | None, vocabulary: Vocabulary, seed: int) -> Workload:
+        import numpy as np
+
+        trace = read_trace(folder / table.path, format=table.format, skip_bad_rows=table.skip_bad_rows)
+        if table.jitter:
+            trace = filters.jitter(trace, generator(seed, "jitter"))
+        if table.window_s is not None:
+            trace = filters.window(trace, *table.window_s)
+        trace = filters.shorter_than(trace, table.max_input, table.max_output, table.max_total)
+        if table.sample < 1:
+            trace = filters.sample(trace, table.sample, generator(seed, "sample"))
+        if table.time_scale != 1:
+            trace = filters.time_scale(trace, table.time_scale)
+        if number is not None:
+            trace = trace.in_order().take(np.arange(min(number, len(trace))))
+        workload = trace.to_workload(vocabulary, seed)
+        if self.arrivals is not None:
+            times = self.arrivals.build().times(len(workload), generator(seed, "arrivals"))
+            return workload.with_arrivals(times)
+        return workload
+
+
+def read_spec(path: Path) -> WorkloadSpec:
+    """The specification in a TOML file. Raises `WorkloadError` naming file and field."""
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise WorkloadError(f"cannot read workload {path}: {error.strerror or error}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise WorkloadError(f"{path} is not valid TOML: {error}") from None
+    try:
+        return WorkloadSpec.model_validate({"name": path.stem, **content})
+    except ValidationError as error:
+        raise WorkloadError(f"{path}: {_sentence(error.errors()[0])}") from None
+
+
+def _sentence(problem: Any) -> str:
+    where = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return f"{where} is no setting of a workload; check its spelling"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{where}: {message}" if where else str(message)

@@ -1,0 +1,70 @@
+"""Conversions the formats share: CSV by column name, strings to checked numbers. Each raises ValueError with what is wrong."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from trtllm_workloads.tokens import Int32Array
+
+Float64Array = npt.NDArray[np.float64]
+MAX_TOKENS = 2**31 - 1
+
+
+class Csv:
+    """CSV whose columns are found by name, whatever their order and whatever else there is."""
+
+    header_lines = 1
+
+    def __init__(self, header: str, wanted: Sequence[str], optional: Sequence[str] = ()) -> None:
+        names = [name.strip().lower() for name in next(csv.reader([header]))]
+        missing = [name for name in wanted if name.lower() not in names]
+        if missing:
+            raise ValueError(f"there is no column {', '.join(missing)}; the columns are {header.strip()}")
+        self._width = len(names)
+        self._places = {name: names.index(name.lower()) for name in (*wanted, *optional) if name.lower() in names}
+
+    def columns(self, lines: Sequence[str]) -> dict[str, tuple[str, ...]]:
+        rows = list(csv.reader(lines))
+        widths = set(map(len, rows))
+        if widths != {self._width}:
+            odd = next(width for width in widths if width != self._width)
+            raise ValueError(f"{odd} fields where the header has {self._width}")
+        columns = list(zip(*rows, strict=True))
+        return {name: columns[place] for name, place in self._places.items()}
+
+
+def counts(values: Sequence[str] | Sequence[int], what: str) -> Int32Array:
+    """Token counts, whole numbers of at least 1."""
+    try:
+        array = np.asarray(values).astype(np.int64)
+    except (ValueError, TypeError, OverflowError):
+        try:
+            exact = np.asarray(values).astype(np.float64)
+            if not (exact == np.floor(exact)).all():
+                raise ValueError
+            array = exact.astype(np.int64)
+        except (ValueError, TypeError, OverflowError):
+            raise ValueError(f"{what} is {_example(values)}, not a whole number") from None
+    if len(array) and (array.min() < 1 or array.max() > MAX_TOKENS):
+        bad = int(array[(array < 1) | (array > MAX_TOKENS)][0])
+        raise ValueError(f"{what} is {bad}; it must be at least 1" if bad < 1 else f"{what} is {bad}, beyond any sequence length")
+    return array.astype(np.int32)
+
+
+def seconds(values: Sequence[str] | Sequence[float], what: str) -> Float64Array:
+    """Finite numbers."""
+    try:
+        array = np.asarray(values).astype(np.float64)
+    except (ValueError, TypeError):
+        raise ValueError(f"{what} is {_example(values)}, not a number") from None
+    if not np.isfinite(array).all():
+        raise ValueError(f"{what} is not a finite number")
+    return array
+
+
+def _example(values: Sequence[object]) -> str:
+    return repr(values[0]) if len(values) == 1 else "in some row"

@@ -1,0 +1,28 @@
+"""NVIDIA's dataset lines seen as a trace: their lengths (and `arrival_s`, where written). To run such a file use it as a dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from trtllm_workloads.traces.columns import counts, seconds
+from trtllm_workloads.traces.jsonlines import objects
+from trtllm_workloads.traces.trace import Trace
+
+
+class NvidiaLines:
+    header_lines = 0
+
+    def __init__(self, first_line: str) -> None:
+        pass
+
+    def parse(self, lines: Sequence[str]) -> Trace:
+        rows = objects(lines, ("output_tokens",))
+        if not all(type(row.get("input_ids")) is list for row in rows):
+            raise ValueError("there is no input_ids; the length of a text prompt is not known without a tokenizer")
+        arrival = np.empty(0)
+        if all("arrival_s" in row for row in rows):
+            arrival = seconds([row["arrival_s"] for row in rows], "arrival_s")
+        inputs = counts([len(row["input_ids"]) for row in rows], "the number of input_ids")
+        return Trace("nvidia", inputs, counts([row["output_tokens"] for row in rows], "output_tokens"), arrival)

@@ -1,0 +1,102 @@
+"""ShareGPT: the JSON array of conversations, and the CSV of its token counts that Sarathi-Serve published. Neither has timestamps.
+
+Every human turn that is answered is a request; its prompt is the whole conversation up to it. A text's token count needs its model's
+tokenizer; without one it is taken as a quarter of its characters, rounded up (stated, because figures depend on it).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trtllm_workloads.errors import WorkloadError
+from trtllm_workloads.traces.columns import Csv, counts
+from trtllm_workloads.traces.trace import Trace
+
+ASKED, ANSWERED = {"human", "user"}, {"gpt", "chatgpt", "bard", "bing", "assistant"}
+_READ_CHARACTERS = 1 << 20
+
+
+class ShareGPTLengths(Csv):
+    """`num_prefill_tokens,num_decode_tokens,...` (microsoft/sarathi-serve, Apache-2.0)."""
+
+    def __init__(self, header: str) -> None:
+        super().__init__(header, ("num_prefill_tokens", "num_decode_tokens"))
+
+    def parse(self, lines: Sequence[str]) -> Trace:
+        columns = self.columns(lines)
+        inputs = counts(columns["num_prefill_tokens"], "num_prefill_tokens")
+        return Trace("sharegpt", inputs, counts(columns["num_decode_tokens"], "num_decode_tokens"), np.empty(0))
+
+
+def quarter_of_characters(text: str) -> int:
+    return max(1, -(-len(text) // 4))
+
+
+def read_json(path: Path, skip_bad_rows: bool, count: Callable[[str], int] = quarter_of_characters, batch: int = 4096) -> Iterator[Trace]:
+    """Requests of a ShareGPT file, some thousand conversations at a time, without holding the whole file."""
+    rows: list[tuple[int, int, int, int]] = []
+    skipped = 0
+    for number, item in enumerate(_items(path), start=1):
+        try:
+            rows += [(number - 1, *request) for request in _requests(item, count)]
+        except ValueError as error:
+            if not skip_bad_rows:
+                raise WorkloadError(f"{path}, conversation {number}: {error}") from None
+            skipped += 1
+        if len(rows) >= batch:
+            yield _trace(rows, skipped)
+            rows, skipped = [], 0
+    if rows or skipped:
+        yield _trace(rows, skipped)
+
+
+def _requests(item: Any, count: Callable[[str], int]) -> Iterator[tuple[int, int, int]]:
+    """(turn, prompt tokens, answer tokens) of a conversation."""
+    turns = item.get("conversations", item.get("conversation")) if isinstance(item, dict) else None
+    if not isinstance(turns, list):
+        raise ValueError("there is no list of conversations")
+    held, turn = 0, 0
+    for place, said in enumerate(turns):
+        if not isinstance(said, dict) or not isinstance(said.get("value"), str):
+            raise ValueError(f"turn {place + 1} has no text in 'value'")
+        length = count(said["value"])
+        before = turns[place - 1].get("from") if place else None
+        if said.get("from") in ANSWERED and before in ASKED:
+            yield turn, held, length
+            turn += 1
+        held += length
+
+
+def _trace(rows: list[tuple[int, int, int, int]], skipped: int) -> Trace:
+    table = np.asarray(rows, dtype=np.int64).reshape(-1, 4)
+    inputs, outputs = table[:, 2].astype(np.int32), table[:, 3].astype(np.int32)
+    return Trace("sharegpt", inputs, outputs, np.empty(0), session=table[:, 0], turn=table[:, 1].astype(np.int32), skipped=skipped)
+
+
+def _items(path: Path) -> Iterator[Any]:
+    """Elements of a JSON array too large to load, one after another."""
+    decoder = json.JSONDecoder()
+    with path.open(encoding="utf-8-sig") as stream:
+        buffer = stream.read(_READ_CHARACTERS).lstrip()
+        if not buffer.startswith("["):
+            raise WorkloadError(f"{path} is no JSON array of conversations")
+        buffer = buffer[1:]
+        while True:
+            buffer = buffer.lstrip().removeprefix(",").lstrip()
+            if buffer.startswith("]"):
+                return
+            try:
+                item, end = decoder.raw_decode(buffer)
+            except ValueError as error:
+                more = stream.read(max(_READ_CHARACTERS, len(buffer)))
+                if not more:
+                    raise WorkloadError(f"{path} ends in the middle of a conversation, or is not JSON ({error})") from None
+                buffer += more
+                continue
+            yield item
+            buffer = buffer[end:]
