@@ -11,7 +11,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from trtllm_kernels.types import Attr, Lowered, TensorSpec
+from trtllm_engines.config import ModelConfig
+from trtllm_engines.errors import EngineError
+from trtllm_kernels.types import Arg, Attr, KernelSpec, Launch, Lowered, TensorSpec
 
 FORMAT_VERSION = 1
 KERNEL_ABI = 1
@@ -29,6 +31,22 @@ STEP_INPUTS: Mapping[str, str] = {
 }
 
 
+def step_input_specs(config: ModelConfig, profile: Profile, kv_dtype: str) -> Mapping[str, TensorSpec]:
+    """Shape and dtype of each of `STEP_INPUTS`; the cache's number of pages, known only at run time, is the symbol P."""
+    slots = profile.max_batch_size + 1
+    cache = (config.num_layers, "P", 2, config.num_kv_heads, profile.page_size, config.head_dim)
+    return {
+        "context_tokens": TensorSpec(("T",), "int32"),
+        "seq_slots": TensorSpec(("R",), "int32"),
+        "query_start": TensorSpec(("R + 1",), "int32"),
+        "kv_lens": TensorSpec(("R",), "int32"),
+        "logit_rows": TensorSpec(("S",), "int32"),
+        "last_tokens": TensorSpec((slots,), "int32"),
+        "block_table": TensorSpec((slots, profile.max_pages_per_seq), "int32"),
+        "kv_cache": TensorSpec(cache, kv_dtype),
+    }
+
+
 @dataclass(frozen=True)
 class Profile:
     """The ranges an engine was built for."""
@@ -37,6 +55,18 @@ class Profile:
     max_num_tokens: int
     max_seq_len: int
     page_size: int = 32
+
+    def __post_init__(self) -> None:
+        for name in ("max_batch_size", "max_num_tokens", "max_seq_len"):
+            if getattr(self, name) < 1:
+                raise EngineError(f"{name} is {getattr(self, name)} but must be at least 1")
+        if self.page_size < 16 or self.page_size & (self.page_size - 1):
+            raise EngineError(f"page_size is {self.page_size} but must be a power of two of at least 16")
+        if self.max_num_tokens < self.max_batch_size:
+            raise EngineError(
+                f"max_num_tokens {self.max_num_tokens} cannot hold one token of each of max_batch_size {self.max_batch_size} sequences; "
+                f"raise the first or lower the second"
+            )
 
     @property
     def max_pages_per_seq(self) -> int:
@@ -90,6 +120,10 @@ class Plan:
     parallel: ParallelLayout
     fingerprint: Fingerprint
     weights: Mapping[str, TensorSpec]
+    weight_parts: Mapping[str, tuple[tuple[str, tuple[int, ...]], ...]]
+    """Weight -> the checkpoint tensors (name, shape) it stacks along its first dimension. What `refit` and the generator read."""
+    constants: Mapping[str, TensorSpec]
+    """Tables the compiler computed (the rotary one), stored in `constants.safetensors`; named in `Op.inputs` like weights."""
     weights_source: Mapping[str, Any]
     """`{"kind": "safetensors"}`, or `{"kind": "dummy", "seed": n}`: drawn on the device at load."""
     values: Mapping[str, TensorSpec]
@@ -99,5 +133,63 @@ class Plan:
     outputs: tuple[str, ...]
     """`("logits",)` plus what `--mark-output` added."""
 
+    @property
+    def config(self) -> ModelConfig:
+        return ModelConfig.from_dict(self.model)
+
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """Inverse of `to_json`. Raises KeyError, TypeError or ValueError when the text is no plan of this format version."""
+        data = json.loads(text)
+        fingerprint = data["fingerprint"]
+        return cls(
+            model=data["model"],
+            precision=data["precision"],
+            kv_dtype=data["kv_dtype"],
+            profile=Profile(**data["profile"]),
+            parallel=ParallelLayout(**data["parallel"]),
+            fingerprint=Fingerprint(**{**fingerprint, "arches": tuple(fingerprint["arches"])}),
+            weights=_specs(data["weights"]),
+            weight_parts={name: tuple((n, tuple(shape)) for n, shape in parts) for name, parts in data["weight_parts"].items()},
+            constants=_specs(data["constants"]),
+            weights_source=data["weights_source"],
+            values=_specs(data["values"]),
+            buffers={name: Buffer(**buffer) for name, buffer in data["buffers"].items()},
+            arena_bytes=data["arena_bytes"],
+            ops=tuple(_op(op) for op in data["ops"]),
+            outputs=tuple(data["outputs"]),
+        )
+
+
+def _specs(data: Mapping[str, Any]) -> dict[str, TensorSpec]:
+    return {name: TensorSpec(tuple(spec["shape"]), spec["dtype"]) for name, spec in data.items()}
+
+
+def _op(data: Mapping[str, Any]) -> Op:
+    return Op(
+        name=data["name"],
+        op=data["op"],
+        inputs=tuple(data["inputs"]),
+        outputs=tuple(data["outputs"]),
+        attrs=data["attrs"],
+        tactics={arch: _lowered(lowered) for arch, lowered in data["tactics"].items()},
+    )
+
+
+def _lowered(data: Mapping[str, Any]) -> Lowered:
+    return Lowered(
+        launches=tuple(_launch(launch) for launch in data["launches"]),
+        kernels=tuple(KernelSpec(**{**kernel, "aligned": tuple(kernel["aligned"])}) for kernel in data["kernels"]),
+        workspaces=_specs(data["workspaces"]),
+    )
+
+
+def _launch(data: Mapping[str, Any]) -> Launch:
+    args = tuple(
+        Arg(arg["kind"], arg["value"], None if arg["box"] is None else (arg["box"][0], arg["box"][1]), arg["index"]) for arg in data["args"]
+    )
+    grid = data["grid"]
+    return Launch(data["kernel"], (grid[0], grid[1], grid[2]), args, data["library"])

@@ -1,0 +1,31 @@
+"""The compiler's middle: an ordered list of passes, each one file, with the verifier between every two.
+
+Order matters and is this: sharding sees single projections, so it comes before merging; quantization comes after merging, so that a
+merged product is quantized once, and before fusing, so that fusion can take the quantization in. Both will be entries of `PASSES`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from trtllm_engines.graph import ModelGraph
+from trtllm_engines.passes import fuse_add_norm, fuse_silu_mul, merge_gate_up, merge_qkv, page_attention
+from trtllm_engines.passes.verify import verify
+
+Pass = Callable[[ModelGraph], None]
+
+PASSES: Mapping[str, Pass] = {
+    "merge_qkv": merge_qkv.apply,
+    "merge_gate_up": merge_gate_up.apply,
+    "page_attention": page_attention.apply,
+    "fuse_add_norm": fuse_add_norm.apply,
+    "fuse_silu_mul": fuse_silu_mul.apply,
+}
+
+
+def run_passes(graph: ModelGraph, passes: Mapping[str, Pass] = PASSES) -> None:
+    """Applies the passes in order, verifying the traced graph and after each."""
+    verify(graph, "trace")
+    for name, apply in passes.items():
+        apply(graph)
+        verify(graph, name)

@@ -1,0 +1,121 @@
+"""Model to plan: trace, run the passes, name every value, choose tactics, plan memory. No weights and no GPU are needed."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from torch import Tensor, fx
+
+from trtllm_engines.config import ModelConfig
+from trtllm_engines.errors import EngineError
+from trtllm_engines.fingerprint import make_fingerprint
+from trtllm_engines.graph import ModelGraph, op_name, trace
+from trtllm_engines.passes import run_passes
+from trtllm_engines.passes.plan_memory import lifetimes, place
+from trtllm_engines.passes.select_tactics import select_tactics
+from trtllm_engines.plan import STEP_INPUTS, Op, ParallelLayout, Plan, Profile
+from trtllm_kernels.ops import OPS
+from trtllm_kernels.types import TensorSpec
+
+PRECISIONS = ("fp32", "fp16", "bf16")
+LOGITS = "logits"
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A plan and the tables it names."""
+
+    plan: Plan
+    constants: Mapping[str, Tensor]
+
+
+def compile_model(
+    config: ModelConfig,
+    precision: str,
+    profile: Profile,
+    *,
+    arches: Sequence[str] = ("cpu",),
+    weights_source: Mapping[str, Any],
+    mark_outputs: Sequence[str] = (),
+) -> Compiled:
+    """Raises `EngineError` for an unknown precision or marked node, and for sequences the model cannot express."""
+    if precision not in PRECISIONS:
+        raise EngineError(f"unknown precision {precision!r}; supported are {', '.join(PRECISIONS)}")
+    config.check_sequence_length(profile.max_seq_len)
+    graph = trace(config, precision, profile)
+    run_passes(graph)
+    ops, values = export(graph)
+    outputs = (LOGITS, *_marked(mark_outputs, values))
+    step_specs = {**graph.inputs, **graph.weights, **values}
+    constants = {name: TensorSpec(tuple(tensor.shape), "fp32") for name, tensor in graph.constants.items()}
+    ops = select_tactics(ops, {**step_specs, **constants}, arches)
+    buffers, arena_bytes = place(lifetimes(ops, values, outputs, profile))
+    plan = Plan(
+        model=config.to_dict(),
+        precision=precision,
+        kv_dtype=precision,
+        profile=profile,
+        parallel=ParallelLayout(),
+        fingerprint=make_fingerprint(arches),
+        weights=graph.weights,
+        weight_parts={name: graph.parts(name) for name in graph.weights},
+        constants=constants,
+        weights_source=weights_source,
+        values=values,
+        buffers=buffers,
+        arena_bytes=arena_bytes,
+        ops=ops,
+        outputs=outputs,
+    )
+    return Compiled(plan, graph.constants)
+
+
+def export(graph: ModelGraph) -> tuple[tuple[Op, ...], dict[str, TensorSpec]]:
+    """The graph as plan ops over named values. A value is named by its node's label; the model's result is `logits`."""
+    result = next(node for node in graph.fx.nodes if node.op == "output").args[0]
+    names: dict[fx.Node, str] = {}
+    values: dict[str, TensorSpec] = {}
+    ops: list[Op] = []
+    for node in graph.fx.nodes:
+        if node.op in ("placeholder", "get_attr"):
+            names[node] = str(node.target)
+        op = op_name(node)
+        if not op:
+            continue
+        specs = node.meta["spec"]
+        outputs = _result_nodes(node) if isinstance(specs, tuple) else [node]
+        output_names = []
+        for index, output in enumerate(outputs):
+            name = LOGITS if output is result else str(output.meta["label"]) if output is not None else f"{node.meta['label']}.{index}"
+            if output is not None:
+                names[output] = name
+            values[name] = specs[index] if isinstance(specs, tuple) else specs
+            output_names.append(name)
+        definition = OPS[op]
+        tensors, attrs = node.args[: len(definition.tensors)], node.args[len(definition.tensors) :]
+        inputs = tuple("" if argument is None else names[argument] for argument in tensors)
+        ops.append(Op(str(node.meta["label"]), op, inputs, tuple(output_names), dict(zip(definition.attrs, attrs, strict=True))))
+    return tuple(ops), values
+
+
+def _result_nodes(node: fx.Node) -> list[fx.Node | None]:
+    """The getitem node of each result of an op with several; None for one nobody reads."""
+    found: list[fx.Node | None] = [None] * len(node.meta["spec"])
+    for user in node.users:
+        if user.target is operator.getitem:
+            found[int(user.args[1])] = user  # type: ignore[arg-type]
+    return found
+
+
+def _marked(names: Sequence[str], values: Mapping[str, TensorSpec]) -> list[str]:
+    for name in names:
+        if name in STEP_INPUTS or name not in values:
+            near = get_close_matches(name, values, n=3, cutoff=0.3)
+            raise EngineError(
+                f"cannot mark {name!r} as an output: the compiled graph has no such value; near it are {', '.join(near) or 'none'}"
+            )
+    return [name for name in dict.fromkeys(names) if name != LOGITS]

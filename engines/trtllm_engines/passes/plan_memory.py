@@ -1,0 +1,75 @@
+"""Where each value lives: offsets in one arena, sized for the profile's largest step.
+
+Liveness is read off the op order; a value occupies its bytes from the op that writes it to the last that reads it, both included (a
+kernel must never write over what it is still reading). Placement is greedy by size: the largest value first, each at the lowest offset
+where it meets no value alive with it (Pisarchyk and Lee 2020, "greedy by size for offset calculation"). On a decoder the peak is one
+feed-forward, whatever the depth.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from trtllm_engines.plan import Buffer, Op, Profile
+from trtllm_kernels.expr import evaluate
+from trtllm_kernels.specs import DTYPES
+from trtllm_kernels.types import TensorSpec
+
+ALIGNMENT = 256
+"""Bytes. TMA wants 128; a cache line pair costs nothing."""
+
+
+@dataclass(frozen=True)
+class Lifetime:
+    """`name` needs `nbytes` from op `first` to op `last`, inclusive."""
+
+    name: str
+    nbytes: int
+    first: int
+    last: int
+
+    def meets(self, other: Lifetime) -> bool:
+        return self.first <= other.last and other.first <= self.last
+
+
+def place(lifetimes: Iterable[Lifetime]) -> tuple[dict[str, Buffer], int]:
+    """Buffers such that no two values alive together overlap, and the arena's size in bytes."""
+    placed: list[tuple[Lifetime, Buffer]] = []
+    for value in sorted(lifetimes, key=lambda v: (-v.nbytes, v.first, v.name)):
+        size = -(-value.nbytes // ALIGNMENT) * ALIGNMENT
+        offset = 0
+        for buffer in sorted((b for other, b in placed if value.meets(other)), key=lambda b: b.offset):
+            if buffer.offset >= offset + size:
+                break
+            offset = max(offset, -(-(buffer.offset + buffer.nbytes) // ALIGNMENT) * ALIGNMENT)
+        placed.append((value, Buffer(offset, value.nbytes)))
+    end = max((buffer.offset + buffer.nbytes for _, buffer in placed), default=0)
+    return {value.name: buffer for value, buffer in placed}, -(-end // ALIGNMENT) * ALIGNMENT
+
+
+def largest_bytes(spec: TensorSpec, profile: Profile) -> int:
+    """Size of a value in the largest step the profile allows."""
+    symbols = {"T": profile.max_num_tokens, "R": profile.max_batch_size, "D": profile.max_batch_size, "S": profile.max_batch_size}
+    return math.prod(evaluate(dim, symbols) for dim in spec.shape) * DTYPES[spec.dtype].itemsize
+
+
+def lifetimes(ops: Sequence[Op], values: Mapping[str, TensorSpec], outputs: Sequence[str], profile: Profile) -> list[Lifetime]:
+    """Of every value of the ops (outputs live to the end) and of every workspace of their tactics (alive during its op alone)."""
+    first: dict[str, int] = {}
+    last: dict[str, int] = {}
+    scratch: dict[str, Lifetime] = {}
+    for index, op in enumerate(ops):
+        for name in op.outputs:
+            first[name] = last[name] = index
+        for name in op.inputs:
+            if name in first:
+                last[name] = index
+        for lowered in op.tactics.values():
+            for name, spec in lowered.workspaces.items():
+                largest = max(largest_bytes(spec, profile), scratch[name].nbytes if name in scratch else 0)
+                scratch[name] = Lifetime(name, largest, index, index)
+    for name in outputs:
+        last[name] = len(ops)
+    return [Lifetime(name, largest_bytes(values[name], profile), first[name], last[name]) for name in first] + list(scratch.values())

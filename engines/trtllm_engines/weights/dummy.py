@@ -1,0 +1,83 @@
+"""Weights drawn from a seed: element i of a tensor is a function of hash(seed, name) and i alone.
+
+So a tensor is the same whichever machine draws it (CPU and CUDA bit for bit), in whatever chunks or merged layout, and an engine with
+dummy weights stores none: they are drawn on the device at load. Everything is 32-bit integer arithmetic plus one multiplication, which
+every device rounds alike; a Gaussian by logarithm and cosine would differ in the last bit. The bits are mixed by a multiply-xorshift hash
+(the shape of Murmur3's finaliser, constants from Wellons' search), keyed before and between the rounds so that two names are not shifts
+of one stream. The sum of its four bytes is bell-shaped with 1,021 levels, about what bf16 resolves, so that GEMM inputs toggle bits as
+real ones do: a kernel's power draw, and so its clock, depends on that.
+
+Scale: matrices have standard deviation 1 / sqrt(fan in), so that normalised inputs give outputs near 1 at any width; norms are 1 + 0.1 z;
+biases 0.02 z.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trtllm_engines.errors import EngineError
+
+_MULTIPLIERS = (0x7FEB352D, 0x846CA68B - (1 << 32))
+_BYTE_SUM_MEAN = 510
+_BYTE_SUM_STD = math.sqrt(4 * (256**2 - 1) / 12)
+_CHUNK = {"cpu": 1 << 18, "cuda": 1 << 22}
+"""Elements at a time: temporaries stay in the last-level cache (50 MB on an H100)."""
+
+
+@dataclass(frozen=True)
+class DummyWeights:
+    seed: int = 0
+
+    @property
+    def description(self) -> Mapping[str, Any]:
+        return {"kind": "dummy", "seed": self.seed}
+
+    def read(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+        out = torch.empty(shape, dtype=dtype, device=device)
+        draw(out, name, self.seed)
+        return out
+
+
+def draw(out: Tensor, name: str, seed: int) -> None:
+    """Fills contiguous `out` in place."""
+    if out.numel() >= 1 << 31:
+        raise EngineError(f"weight {name} has {out.numel()} elements; the generator counts to 2^31")
+    mean, std = _moments(name, tuple(out.shape))
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    before, between = (int.from_bytes(digest[i : i + 4], "little", signed=True) for i in (0, 4))
+    flat = out.view(-1)
+    chunk = _CHUNK.get(out.device.type, _CHUNK["cpu"])
+    for start in range(0, flat.numel(), chunk):
+        end = min(start + chunk, flat.numel())
+        z = _byte_sums(torch.arange(start, end, dtype=torch.int32, device=out.device), before, between).float()
+        flat[start:end] = z.mul_(std / _BYTE_SUM_STD).add_(mean)
+
+
+def _moments(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
+    if len(shape) == 1:
+        return (0.0, 0.02) if name.endswith("bias") else (1.0, 0.1)
+    return 0.0, 1.0 / math.sqrt(shape[1])
+
+
+def _byte_sums(x: Tensor, before: int, between: int) -> Tensor:
+    """int32 counters -> centred sum of the four bytes of their hash, in [-510, 510]. Works in place; wraps modulo 2^32."""
+    x.bitwise_xor_(before)
+    _xorshift(x, 16)
+    x.mul_(_MULTIPLIERS[0]).add_(between)
+    _xorshift(x, 15)
+    x.mul_(_MULTIPLIERS[1])
+    _xorshift(x, 16)
+    pairs = (x & 0x00FF00FF).add_((x >> 8).bitwise_and_(0x00FF00FF))
+    return (pairs & 0xFFFF).add_(pairs >> 16).sub_(_BYTE_SUM_MEAN)
+
+
+def _xorshift(x: Tensor, bits: int) -> None:
+    """x ^= x >> bits, unsigned."""
+    x.bitwise_xor_((x >> bits).bitwise_and_((1 << (32 - bits)) - 1))
