@@ -42,14 +42,13 @@ def as_list(result: Any) -> list[torch.Tensor]:
     return list(result) if isinstance(result, tuple | list) else [result]
 
 
-def _run(op: OpDef, *args: Any, **kwargs: Any) -> Any:
+def execute(op: OpDef, named: dict[str, Any], outputs: list[torch.Tensor]) -> None:
+    """Launch `op` on CUDA tensors, writing `outputs`."""
     from trtllm_kernels.aot import compile_all
     from trtllm_kernels.driver import BoundProgram
 
-    named = bound_arguments(op, args, kwargs)
-    result = op.fake(*(named[a.name] for a in op.overload._schema.arguments))
-    outputs = as_list(result)
-    major, minor = torch.cuda.get_device_capability(outputs[0].device)
+    device = outputs[0].device
+    major, minor = torch.cuda.get_device_capability(device)
     arch = f"sm_{major}{minor}"
     lowered = lower_call(op, named, outputs, arch)
     tensors: dict[str, torch.Tensor] = {name: named[name] for name in op.tensors if named[name] is not None}
@@ -60,11 +59,17 @@ def _run(op: OpDef, *args: Any, **kwargs: Any) -> Any:
     decodes = num_decodes(named["query_start"]) if "query_start" in named else 0
     for name, spec in lowered.workspaces.items():
         shape = [max(1, evaluate(dim, {"D": decodes})) for dim in spec.shape]
-        tensors[name] = torch.empty(shape, dtype=DTYPES[spec.dtype], device=outputs[0].device)
-    with torch.cuda.device(outputs[0].device):
+        tensors[name] = torch.empty(shape, dtype=DTYPES[spec.dtype], device=device)
+    with torch.cuda.device(device):
         program = BoundProgram([lowered], tensors.__getitem__, compile_all(lowered.kernels, arch))
         program.set_symbols(T=0, R=0, D=decodes, S=0)
         program.run()
+
+
+def _run(op: OpDef, *args: Any, **kwargs: Any) -> Any:
+    named = bound_arguments(op, args, kwargs)
+    result = op.fake(*(named[a.name] for a in op.overload._schema.arguments))
+    execute(op, named, as_list(result))
     return result
 
 

@@ -1,0 +1,142 @@
+"""Random but valid arguments for every op, at any model's and batch's shape: what tests compare on and micro-benchmarks time.
+
+Memory that an op must not read is poisoned with NaN (cache rows past a sequence's end, pages of nobody) or with page numbers that do not
+exist (block-table entries past a sequence's last page), so that reading it shows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from trtllm_kernels.specs import DTYPES
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    hidden: int = 64
+    intermediate: int = 96
+    heads: int = 4
+    kv_heads: int = 2
+    head_dim: int = 16
+    rotary_dim: int = 16
+    interleaved: bool = False
+    qk_norm: bool = False
+    vocab: int = 50
+    page_size: int = 32
+    layers: int = 2
+
+
+@dataclass(frozen=True)
+class BatchShape:
+    """`query_lens[r]` new tokens of sequence r, which then has `kv_lens[r]` in the cache. Decode sequences (one token) come first."""
+
+    query_lens: tuple[int, ...]
+    kv_lens: tuple[int, ...]
+    max_pages: int = 8
+
+    @property
+    def tokens(self) -> int:
+        return sum(self.query_lens)
+
+
+def _int32(values: Any) -> torch.Tensor:
+    return torch.as_tensor(values, dtype=torch.int32)
+
+
+def rope_table(positions: int, rotary_dim: int, theta: float = 10000.0) -> torch.Tensor:
+    """fp32 [positions, rotary_dim]: cosines, then sines (Su et al. 2021, section 3.2.2)."""
+    frequencies = theta ** -(torch.arange(0, rotary_dim, 2, dtype=torch.float64) / rotary_dim)
+    angles = torch.arange(positions, dtype=torch.float64)[:, None] * frequencies
+    return torch.cat((angles.cos(), angles.sin()), dim=-1).float()
+
+
+def paged_cache(
+    model: ModelShape, batch: BatchShape, dtype: torch.dtype, poison: bool = True
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(kv_cache, block_table, seq_slots) with pages in random order and slots in random order."""
+    sequences = len(batch.kv_lens)
+    pages = [-(-length // model.page_size) for length in batch.kv_lens]
+    shape = (model.layers, sum(pages) + 2, 2, model.kv_heads, model.page_size, model.head_dim)
+    cache = torch.randn(shape).to(dtype)
+    free = iter((torch.randperm(sum(pages)) + 1).tolist())
+    table = torch.full((sequences + 2, batch.max_pages), 1 << 24 if poison else 0, dtype=torch.int32)
+    slots = torch.randperm(sequences + 2)[:sequences].int()
+    owned = torch.zeros(shape[1], model.page_size, dtype=torch.bool)
+    for slot, length, count in zip(slots.tolist(), batch.kv_lens, pages, strict=True):
+        for i in range(count):
+            number = next(free)
+            table[slot, i] = number
+            owned[number, : length - i * model.page_size] = True
+    if poison:
+        cache.masked_fill_(~owned[None, :, None, None, :, None], torch.nan)
+    return cache, table, slots
+
+
+def sample(op: str, model: ModelShape, batch: BatchShape, dtype: str, seed: int = 0, poison: bool = True) -> dict[str, Any]:
+    """Arguments of `op` by name, on the CPU."""
+    torch.manual_seed(seed)
+    t, h, d = batch.tokens, model.hidden, model.head_dim
+    kind = DTYPES[dtype]
+    scale = d**-0.5
+
+    def randn(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape).to(kind)
+
+    starts = _int32([0, *torch.tensor(batch.query_lens).cumsum(0).tolist()])
+    positions = torch.cat([torch.arange(n - q, n) for q, n in zip(batch.query_lens, batch.kv_lens, strict=True)]).int()
+    table = rope_table(max(batch.kv_lens, default=1) + 1, model.rotary_dim)
+    qkv_width = (model.heads + 2 * model.kv_heads) * d
+    grouping = {"num_heads": model.heads, "num_kv_heads": model.kv_heads}
+    match op:
+        case "embedding":
+            return {"ids": torch.randint(0, model.vocab, (t,)).int(), "weight": randn(model.vocab, h)}
+        case "gather_rows":
+            return {"x": randn(t, h), "rows": (starts[1:] - 1).clamp_min(0)}
+        case "rms_norm":
+            return {"x": randn(t, h), "weight": randn(h), "eps": 1e-5}
+        case "layer_norm":
+            return {"x": randn(t, h), "weight": randn(h), "bias": randn(h), "eps": 1e-5}
+        case "add_rms_norm":
+            return {"x": randn(t, h), "residual": randn(t, h), "weight": randn(h), "eps": 1e-5}
+        case "add_layer_norm":
+            return {"x": randn(t, h), "residual": randn(t, h), "weight": randn(h), "bias": randn(h), "eps": 1e-5}
+        case "linear":
+            return {"x": randn(t, h), "weight": randn(model.intermediate, h) / h**0.5, "bias": randn(model.intermediate)}
+        case "split":
+            return {"x": randn(t, qkv_width), "sizes": [model.heads * d, model.kv_heads * d, model.kv_heads * d]}
+        case "silu_mul":
+            return {"gate": 3 * randn(t, model.intermediate), "up": randn(t, model.intermediate)}
+        case "silu_mul_packed":
+            return {"gate_up": 3 * randn(t, 2 * model.intermediate)}
+        case "gelu":
+            return {"x": 3 * randn(t, model.intermediate)}
+        case "add":
+            return {"a": randn(t, h), "b": randn(t, h)}
+        case "rope":
+            x = randn(t, model.heads * d)
+            return {"x": x, "positions": positions, "cos_sin": table, "head_dim": d, "interleaved": model.interleaved}
+        case "attention":
+            q, k, v = randn(t, model.heads * d), randn(t, model.kv_heads * d), randn(t, model.kv_heads * d)
+            return {"q": q, "k": k, "v": v, "query_start": starts, **grouping, "scale": scale}
+    cache, block_table, slots = paged_cache(model, batch, kind, poison)
+    kv_lens = _int32(batch.kv_lens)
+    context = torch.randint(0, model.vocab, (t,)).int()
+    context[: sum(1 for q in batch.query_lens if q == 1)] = -1
+    last_tokens = torch.randint(0, model.vocab, (block_table.shape[0],)).int()
+    prepare = {"context_tokens": context, "seq_slots": slots, "query_start": starts, "kv_lens": kv_lens}
+    prepare |= {"last_tokens": last_tokens, "block_table": block_table}
+    match op:
+        case "prepare_step":
+            return {**prepare, "page_size": model.page_size}
+        case "rope_kv_write":
+            kv_slots = torch.ops.trtllm.prepare_step(*prepare.values(), model.page_size)[2]
+            norms = {"q_norm": randn(d), "k_norm": randn(d)} if model.qk_norm else {"q_norm": None, "k_norm": None}
+            caches = {"qkv": randn(t, qkv_width), "positions": positions, "cos_sin": table, "kv_cache": cache, "kv_slots": kv_slots}
+            return {**caches, **norms, "layer": 1, **grouping, "head_dim": d, "interleaved": model.interleaved, "eps": 1e-6}
+        case "paged_attention":
+            lists = {"block_table": block_table, "seq_slots": slots, "query_start": starts, "kv_lens": kv_lens}
+            return {"q": randn(t, model.heads * d), "kv_cache": cache, **lists, "layer": 1, **grouping, "scale": scale}
+    raise KeyError(op)

@@ -1,0 +1,247 @@
+"""Every kernel on the GPU against the reference on the CPU, through the launches engines run. Results are poisoned with NaN beforehand."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import trtllm_kernels.ops
+from trtllm_kernels.aot import compile_all
+from trtllm_kernels.cuda_ops import as_list, execute
+from trtllm_kernels.driver import BoundProgram
+from trtllm_kernels.errors import KernelError
+from trtllm_kernels.expr import evaluate
+from trtllm_kernels.lowering import lower
+from trtllm_kernels.ops import OPS
+from trtllm_kernels.samples import BatchShape, ModelShape, sample
+from trtllm_kernels.specs import DTYPES
+from trtllm_kernels.types import Arg, KernelSpec, Launch, Lowered, TensorSpec
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
+
+MODELS = {
+    "llama-8b": ModelShape(4096, 14336, 32, 8, 128, 128),
+    "llama-2": ModelShape(1024, 2816, 8, 8, 128, 128),
+    "gptj": ModelShape(1024, 4096, 4, 4, 256, 64, interleaved=True),
+    "smollm2": ModelShape(576, 1536, 9, 3, 64, 64, page_size=64),
+    "qwen2.5": ModelShape(3584, 2368, 28, 4, 128, 128),
+    "qwen3": ModelShape(2560, 1216, 16, 8, 128, 128, qk_norm=True),
+    "tiny": ModelShape(64, 96, 4, 2, 16, 16),
+}
+_LENGTHS = torch.Generator().manual_seed(7)
+
+
+def _lengths(n: int, low: int, high: int) -> tuple[int, ...]:
+    return tuple(torch.randint(low, high + 1, (n,), generator=_LENGTHS).tolist())
+
+
+BATCHES = {
+    "one": BatchShape((1,), (1,), 4),
+    "page-boundaries": BatchShape((1,) * 6, (31, 32, 33, 63, 64, 65), 4),
+    "decode-ragged": BatchShape((1,) * 67, _lengths(67, 1, 500), 16),
+    "decode-long": BatchShape((1, 1, 1), (5000, 4097, 1), 160),
+    "prefill": BatchShape((200, 1, 33, 128), (200, 1, 33, 128), 8),
+    "chunked": BatchShape((129, 64, 7), (1000, 64, 135), 40),
+    "mixed": BatchShape((1, 1, 1, 65, 1, 257), (70, 1, 300, 65, 90, 300), 12),
+}
+BATCHED = ("prepare_step", "rope", "rope_kv_write", "paged_attention", "attention")
+ROWS = tuple(name for name in OPS if name not in BATCHED)
+
+
+def tolerance(op: str, dtype: str) -> dict[str, float]:
+    if dtype == "fp32":
+        return {"rtol": 2e-5, "atol": 1e-4 if op == "linear" else 1e-5}
+    if op == "linear":
+        return {"rtol": 2e-2, "atol": 1e-2}
+    return {"rtol": 2e-2, "atol": 4e-3} if "attention" in op else {"rtol": 1.6e-2, "atol": 1e-4}
+
+
+def on_gpu(named: dict) -> dict:
+    return {k: v.cuda() if isinstance(v, torch.Tensor) else v for k, v in named.items()}
+
+
+def compare(op_name: str, model: str, batch: str, dtype: str) -> None:
+    op = OPS[op_name]
+    named = sample(op_name, MODELS[model], BATCHES[batch], dtype)
+    device = on_gpu(named)
+    expected = as_list(op.reference(**named)) + [named[name] for name in op.mutates]
+    outputs = as_list(op.fake(*(device[a.name] for a in op.overload._schema.arguments)))
+    for y in outputs:
+        y.fill_(torch.nan if y.is_floating_point() else -(1 << 30))
+    execute(op, device, outputs)
+    actual = outputs + [device[name] for name in op.mutates]
+    for want, got in zip(expected, actual, strict=True):
+        torch.testing.assert_close(got.cpu(), want, equal_nan=True, **tolerance(op_name, dtype))
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("batch", ["one", "prefill"])
+@pytest.mark.parametrize("op", ROWS)
+def test_row_ops(op: str, batch: str, dtype: str) -> None:
+    for model in ("llama-8b", "smollm2", "tiny", "qwen2.5"):
+        compare(op, model, batch, dtype)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("op", ["rope", "rope_kv_write", "paged_attention"])
+def test_attention_ops(op: str, model: str, batch: str, dtype: str) -> None:
+    compare(op, model, batch, dtype)
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("model", ["llama-8b", "smollm2"])
+def test_prepare_step(model: str, batch: str) -> None:
+    compare("prepare_step", model, batch, "bf16")
+
+
+def test_torch_ops_on_cuda_tensors_run_the_kernels() -> None:
+    for name in OPS:
+        named = sample(name, MODELS["smollm2"], BATCHES["mixed"], "bf16")
+        device = on_gpu(named)
+        actual = as_list(OPS[name].overload(*(device[a.name] for a in OPS[name].overload._schema.arguments)))
+        for want, got in zip(as_list(OPS[name].reference(**named)), actual, strict=True):
+            torch.testing.assert_close(got.cpu(), want, equal_nan=True, **tolerance(name, "bf16"))
+
+
+def arch() -> str:
+    major, minor = torch.cuda.get_device_capability()
+    return f"sm_{major}{minor}"
+
+
+def symbolic_program(tensors: dict[str, torch.Tensor]) -> BoundProgram:
+    """add_rms_norm then linear with bias over up to 64 tokens, then gather of S rows: sizes known only at the step."""
+    h, n = 256, 512
+    specs = {
+        "x": TensorSpec(("T", h), "bf16"),
+        "w": TensorSpec((h,), "bf16"),
+        "y": TensorSpec(("T", n), "bf16"),
+        "rows": TensorSpec(("S",), "int32"),
+        "out": TensorSpec(("S", n), "bf16"),
+    }
+    matrix, bias = TensorSpec((n, h), "bf16"), TensorSpec((n,), "bf16")
+    x, w = specs["x"], specs["w"]
+    lowered = [
+        lower("add_rms_norm", [x, x, w], [x, x], {"eps": 1e-5}, arch(), input_names=["x", "r", "w"], output_names=["normed", "total"]),
+        lower("linear", [x, matrix, bias], [specs["y"]], {}, arch(), input_names=["normed", "matrix", "bias"], output_names=["y"]),
+        lower("gather_rows", [specs["y"], specs["rows"]], [specs["out"]], {}, arch(), input_names=["y", "rows"], output_names=["out"]),
+    ]
+    shapes = {"x": (64, h), "r": (64, h), "w": (h,), "normed": (64, h), "total": (64, h), "matrix": (n, h), "bias": (n,), "y": (64, n)}
+    for name, shape in {**shapes, "out": (64, n)}.items():
+        tensors[name] = torch.randn(shape, device="cuda").bfloat16()
+    tensors["rows"] = torch.zeros(64, dtype=torch.int32, device="cuda")
+    return BoundProgram(lowered, tensors.__getitem__, compile_all((k for one in lowered for k in one.kernels), arch()))
+
+
+def check_program(tensors: dict[str, torch.Tensor], tokens: int, rows: list[int]) -> None:
+    total = (tensors["x"].float() + tensors["r"].float()).bfloat16()
+    normed = torch.nn.functional.rms_norm(total.float(), (256,), tensors["w"].float(), 1e-5).bfloat16()
+    y = torch.nn.functional.linear(normed.float(), tensors["matrix"].float(), tensors["bias"].float())
+    torch.testing.assert_close(tensors["out"][: len(rows)].float(), y[rows], rtol=2e-2, atol=0.15)
+    assert tensors["total"][tokens:].isnan().all()
+    assert tensors["y"][tokens:].isnan().all()
+    assert tensors["out"][len(rows) :].isnan().all()
+
+
+def test_program_follows_its_symbols_and_touches_no_row_beyond() -> None:
+    tensors: dict[str, torch.Tensor] = {}
+    program = symbolic_program(tensors)
+    with pytest.raises(KernelError, match="set_symbols"):
+        program.run()
+    for tokens, rows in ((1, [0]), (64, [63, 0, 5]), (17, [16]), (64, list(range(64)))):
+        for name in ("normed", "total", "y", "out"):
+            tensors[name].fill_(torch.nan)
+        tensors["rows"][: len(rows)] = torch.tensor(rows, dtype=torch.int32, device="cuda")
+        program.set_symbols(T=tokens, R=1, D=0, S=len(rows))
+        program.run()
+        check_program(tensors, tokens, rows)
+    program.set_symbols(T=0, R=0, D=0, S=0)
+    program.run()
+
+
+def test_captured_graph_replays_with_new_contents() -> None:
+    tensors: dict[str, torch.Tensor] = {}
+    program = symbolic_program(tensors)
+    program.set_symbols(T=32, R=1, D=0, S=2)
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        program.run()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        program.run()
+    program.set_symbols(T=5, R=1, D=0, S=1)
+    for name in ("normed", "total", "y", "out"):
+        tensors[name].fill_(torch.nan)
+    tensors["x"].normal_()
+    tensors["rows"][:2] = torch.tensor([31, 7], dtype=torch.int32, device="cuda")
+    graph.replay()
+    torch.cuda.synchronize()
+    check_program(tensors, 32, [31, 7])
+
+
+def test_one_attention_program_serves_every_batch() -> None:
+    """Symbols decide between split and unsplit decode and the context grid; one binding at the profile's size serves them all."""
+    model = MODELS["qwen3"]
+    width = model.heads * model.head_dim
+    for batch in BATCHES.values():
+        named = sample("paged_attention", model, batch, "bf16")
+        device = on_gpu(named)
+        specs = [TensorSpec(("T", width), "bf16"), TensorSpec(tuple(named["kv_cache"].shape), "bf16")]
+        specs += [TensorSpec(tuple(named["block_table"].shape), "int32"), TensorSpec(("R",), "int32")]
+        specs += [TensorSpec(("R + 1",), "int32"), TensorSpec(("R",), "int32")]
+        attrs = {k: v for k, v in named.items() if not isinstance(v, torch.Tensor)}
+        lowered = lower("paged_attention", specs, [TensorSpec(("T", width), "bf16")], attrs, arch())
+        decodes = next((i for i, q in enumerate(batch.query_lens) if q != 1), len(batch.query_lens))
+        symbols = {"T": batch.tokens, "R": len(batch.kv_lens), "D": decodes, "S": len(batch.kv_lens)}
+        device["out0"] = torch.full_like(device["q"], torch.nan)
+        for name, spec in lowered.workspaces.items():
+            device[name] = torch.full(
+                [max(1, evaluate(d, symbols)) for d in spec.shape], torch.nan, dtype=DTYPES[spec.dtype], device="cuda"
+            )
+        program = BoundProgram([lowered], device.__getitem__, compile_all(lowered.kernels, arch()))
+        program.set_symbols(**symbols)
+        program.run()
+        torch.testing.assert_close(
+            device["out0"].cpu(), OPS["paged_attention"].reference(**named), **tolerance("paged_attention", "bf16")
+        )  # fmt: skip
+
+
+def test_tma_descriptors_made_on_the_host() -> None:
+    if torch.cuda.get_device_capability()[0] < 9:
+        pytest.skip("TMA needs sm_90")
+    sys.path.insert(0, str(Path(__file__).parent))
+    descriptor = "tensordesc<bf16[{},{}]>".format
+    spec = KernelSpec(
+        "tma_kernel",
+        "tma_matmul",
+        {"A": descriptor(64, 64), "B": descriptor(128, 64), "C": descriptor(64, 128), "k_size": "i32"},
+        {"BM": 64, "BN": 128, "BK": 64},
+    )
+    m, n, k = 192, 256, 320
+    a, b = torch.randn(m, k, device="cuda").bfloat16(), torch.randn(n, k, device="cuda").bfloat16()
+    tensors = {"a": a, "b": b, "c": torch.full((m, n), torch.nan, device="cuda", dtype=torch.bfloat16)}
+    args = (Arg("tma", "a", (64, 64)), Arg("tma", "b", (128, 64)), Arg("tma", "c", (64, 128)), Arg("i32", k))
+    lowered = Lowered((Launch(spec.key, (m // 64, n // 128, 1), args),), (spec,))
+    program = BoundProgram([lowered], tensors.__getitem__, compile_all([spec], arch()))
+    program.set_symbols(T=0, R=0, D=0, S=0)
+    program.run()
+    torch.testing.assert_close(tensors["c"].float(), a.float() @ b.float().T, rtol=2e-2, atol=0.1)
+
+
+def test_refusals() -> None:
+    lowered = lower("gelu", [TensorSpec(("T", 64), "bf16")], [TensorSpec(("T", 64), "bf16")], {}, arch())
+    cubins = compile_all(lowered.kernels, arch())
+    y = torch.zeros(8, 64, dtype=torch.bfloat16, device="cuda")
+    with pytest.raises(KernelError, match="was not compiled"):
+        BoundProgram([lowered], lambda _: y, {})
+    misaligned = torch.zeros(8 * 64 + 1, dtype=torch.bfloat16, device="cuda")[1:].view(8, 64)
+    with pytest.raises(KernelError, match="divisible by 16"):
+        BoundProgram([lowered], lambda _: misaligned, cubins)
+    with pytest.raises(KernelError, match="contiguous CUDA tensor"):
+        BoundProgram([lowered], lambda _: torch.zeros(8, 64), cubins)
+    with pytest.raises(KernelError, match="unknown library routine"):
+        BoundProgram([Lowered((Launch(library="fft"),))], lambda _: y, cubins)
+    assert trtllm_kernels.ops is not None

@@ -1,0 +1,136 @@
+"""Every kernel compiles ahead of time, on a machine without a GPU, for three architectures, and needs no more than they have."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from trtllm_kernels import aot, tactics
+from trtllm_kernels.catalogue import MODELS, kernels_of, ops_of
+from trtllm_kernels.cubin import Cubin
+from trtllm_kernels.errors import KernelError
+from trtllm_kernels.lowering import lower
+from trtllm_kernels.types import KernelSpec
+
+_SHARED_LIMIT = {"sm_80": 163 * 1024, "sm_89": 99 * 1024, "sm_90": 227 * 1024}
+
+
+def representative(arch: str) -> list[KernelSpec]:
+    """Each kernel function once at the 8B's shapes, and the attention family at the other head sizes and groupings."""
+    specs = {}
+    for spec in kernels_of("llama-3.1-8b", "bf16", arch).values():
+        specs.setdefault((spec.function, spec.constexprs.get("SPLIT")), spec)
+    chosen = list(specs.values())
+    for name, dtype in (("gptj-6b", "bf16"), ("smollm2-135m", "fp16"), ("qwen3-8b", "bf16")):
+        rest = kernels_of(name, dtype, arch, page_size=64).values()
+        chosen += [
+            s for s in rest if s.function in ("rope_kv_write", "context_attention", "decode_single") and not s.constexprs.get("SPLIT")
+        ]
+    return list({s.key: s for s in chosen}.values())
+
+
+@pytest.mark.parametrize("arch", _SHARED_LIMIT)
+def test_kernels_compile_without_spills_within_limits(arch: str) -> None:
+    specs = representative(arch)
+    assert len({s.function for s in specs}) == 16
+    for spec in specs:
+        info = aot.compile_kernel(spec, arch).info
+        assert info.spill_bytes == 0, (spec.function, spec.constexprs, info)
+        assert info.shared_bytes <= _SHARED_LIMIT[arch], (spec.function, spec.constexprs, info)
+        assert 0 < info.registers <= 255
+        assert info.registers * info.num_warps * 32 <= 65536
+
+
+def _gelu(arch: str = "sm_90") -> KernelSpec:
+    shape = next(o for o in ops_of(replace(MODELS["smollm2-135m"], intermediate=512), "bf16") if o.op == "gelu")
+    return shape.kernels(arch)[0]
+
+
+def test_loads_are_128_bits_wide() -> None:
+    import tempfile
+
+    import triton
+
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(aot.compile_kernel(_gelu(), "sm_90").code)
+        file.flush()
+        tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+        sass = subprocess.run([tool, "-sass", file.name], capture_output=True, text=True, check=True).stdout
+    assert "LDG.E.128" in sass
+
+
+def test_cache_serves_what_was_compiled_and_mends_what_was_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRTLLM_BENCH_CACHE", str(tmp_path))
+    spec = _gelu()
+    first = aot.compile_kernel(spec, "sm_90")
+    monkeypatch.setattr(aot, "_compile", lambda *_: pytest.fail("compiled again"))
+    assert aot.compile_all([spec, spec], "sm_90") == {spec.key: first}
+    monkeypatch.undo()
+    monkeypatch.setenv("TRTLLM_BENCH_CACHE", str(tmp_path))
+    (aot.cache_folder("sm_90") / f"{spec.key}.json").write_text("{")
+    assert aot.compile_kernel(spec, "sm_90") == first
+    assert Cubin.load(aot.cache_folder("sm_90"), spec.key) == first
+    with pytest.raises(KernelError, match="cannot be read from"):
+        Cubin.load(tmp_path, spec.key)
+
+
+def test_key_changes_with_everything_that_changes_the_code() -> None:
+    spec = _gelu()
+    variants = [
+        spec,
+        replace(spec, num_warps=8),
+        replace(spec, num_stages=5),
+        replace(spec, aligned=()),
+        replace(spec, signature={**spec.signature, "X": "*fp16"}),
+        replace(spec, constexprs={**spec.constexprs, "BLOCK": 256}),
+    ]
+    assert len({s.key for s in variants}) == len(variants)
+
+
+def test_compile_errors_are_one_sentence() -> None:
+    spec = _gelu()
+    with pytest.raises(KernelError, match="cannot be imported"):
+        aot.compile_kernel(replace(spec, function="nothing"), "sm_90", cache=False)
+    with pytest.raises(KernelError, match="takes"):
+        aot.compile_kernel(replace(spec, constexprs={}), "sm_90", cache=False)
+    with pytest.raises(KernelError, match="unknown architecture"):
+        aot.compile_kernel(spec, "sm_7", cache=False)
+    with pytest.raises(KernelError, match="does not compile") as caught:
+        aot.compile_kernel(replace(spec, constexprs={"N": 512, "BLOCK": 500}), "sm_90", cache=False)
+    assert "\n" not in str(caught.value)
+
+
+def test_driver_and_lowering_need_no_triton() -> None:
+    code = (
+        "import sys\n"
+        "class Hidden:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] == 'triton': raise ModuleNotFoundError(name)\n"
+        "sys.meta_path.insert(0, Hidden())\n"
+        "import trtllm_kernels.driver, trtllm_kernels.ops, trtllm_kernels.lowering, trtllm_kernels.cubin\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_lowering_needs_no_torch() -> None:
+    code = "import sys, trtllm_kernels.lowering, trtllm_kernels.cubin, trtllm_kernels.expr; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_recorded_tactic_overrides_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = next(o for o in ops_of(MODELS["llama-3.1-8b"], "bf16") if o.op == "paged_attention")
+    key = tactics.key(shape.op, shape.inputs, shape.attrs)
+    assert key == "paged_attention bf16 num_heads=32 num_kv_heads=8 head_dim=128 page_size=32"
+    monkeypatch.setattr(tactics, "folder", lambda: tmp_path)
+    default = shape.kernels("sm_90")[0].num_warps
+    (tmp_path / "h100.json").write_text(json.dumps({"gpu": "test", "tactics": {key: {"decode_warps": default * 2}}}))
+    assert shape.kernels("sm_90")[0].num_warps == default * 2
+    assert lower(shape.op, shape.inputs, shape.outputs, shape.attrs, "sm_90", tactic={}).kernels[0].num_warps == default
+    tactics._load.cache_clear()
+    (tmp_path / "h100.json").write_text("[]")
+    with pytest.raises(KernelError, match=r"h100\.json is not readable"):
+        shape.kernels("sm_90")
+    tactics._load.cache_clear()

@@ -1,0 +1,116 @@
+"""Lowerings as data: grids cover what they must, names and schemas agree, and what cannot be lowered is refused by one sentence."""
+
+import json
+from dataclasses import asdict
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import trtllm_kernels.ops
+from trtllm_kernels.catalogue import MODELS, ops_of
+from trtllm_kernels.errors import KernelError
+from trtllm_kernels.expr import evaluate
+from trtllm_kernels.lowering import ARGUMENTS, lower
+from trtllm_kernels.samples import ModelShape
+from trtllm_kernels.types import Lowered, TensorSpec
+
+
+def attention(model: ModelShape, max_seq_len: int = 4096, **tactic: int) -> Lowered:
+    shape = next(o for o in ops_of(model, "bf16", max_seq_len=max_seq_len) if o.op == "paged_attention")
+    return lower(shape.op, shape.inputs, shape.outputs, shape.attrs, "sm_90", tactic=tactic)
+
+
+def test_argument_names_are_the_schemas() -> None:
+    assert {name: op.tensors for name, op in trtllm_kernels.ops.OPS.items() if name != "attention"} == dict(ARGUMENTS)
+
+
+def test_catalogue_covers_the_dialect() -> None:
+    covered = {op.op for op in ops_of(MODELS["llama-3.1-8b"], "bf16")}
+    assert covered | {"linear", "attention"} == set(trtllm_kernels.ops.OPS)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_launches_are_json_and_match_their_kernels(model: str) -> None:
+    for op in ops_of(MODELS[model], "bf16"):
+        lowered = lower(op.op, op.inputs, op.outputs, op.attrs, "sm_90", output_names=[f"{op.op}.{i}" for i in range(len(op.outputs))])
+        json.dumps(asdict(lowered))
+        kernels = {spec.key: spec for spec in lowered.kernels}
+        names = {*ARGUMENTS[op.op], *(f"{op.op}.{i}" for i in range(len(op.outputs))), *lowered.workspaces}
+        for launch in lowered.launches:
+            assert len(launch.args) == len(kernels[launch.kernel].signature)
+            assert {arg.value for arg in launch.args if arg.kind == "tensor"} <= names
+        assert all(name.startswith(f"{op.op}.0.") for name in lowered.workspaces)
+
+
+@given(
+    decodes=st.integers(0, 5000),
+    kv_heads=st.sampled_from([1, 2, 3, 8, 32]),
+    group=st.sampled_from([1, 4]),
+    max_seq_len=st.integers(32, 140_000),
+)
+def test_decode_runs_once_and_its_scratch_is_large_enough(decodes: int, kv_heads: int, group: int, max_seq_len: int) -> None:
+    lowered = attention(ModelShape(heads=kv_heads * group, kv_heads=kv_heads), max_seq_len)
+    symbols = {"T": decodes, "R": decodes, "D": decodes, "S": decodes}
+    grids = [tuple(evaluate(dim, symbols) for dim in launch.grid) for launch in lowered.launches]
+    running = [i for i, grid in enumerate(grids[:-1]) if min(grid) > 0]
+    assert min(grids[-1]) <= 0
+    assert running in ([], [0], [1, 2])
+    assert bool(running) == (decodes > 0)
+    if running == [1, 2]:
+        splits = grids[1][2]
+        assert splits > 1
+        assert grids[2][0] == decodes * kv_heads * group
+        for workspace in lowered.workspaces.values():
+            assert evaluate(workspace.shape[0], symbols) >= decodes * kv_heads * group * splits
+    for workspace in lowered.workspaces.values():
+        sizes = [evaluate(workspace.shape[0], {"D": d}) for d in range(0, decodes + 1, max(1, decodes // 7))]
+        assert sizes == sorted(sizes)
+
+
+@given(st.integers(0, 40), st.lists(st.integers(1, 300), max_size=20), st.sampled_from([1, 3, 4, 7]))
+def test_context_tiles_cover_every_query_once(decodes: int, query_lens: list[int], group: int) -> None:
+    lowered = attention(ModelShape(heads=2 * group, kv_heads=2))
+    starts = [0]
+    for n in [*([1] * decodes), *query_lens]:
+        starts.append(starts[-1] + n)
+    tokens, sequences = starts[-1], len(starts) - 1
+    grid = [evaluate(dim, {"T": tokens, "R": sequences, "D": decodes, "S": 0}) for dim in lowered.launches[-1].grid]
+    block_q = 128 // group
+    seen: list[tuple[int, int]] = []
+    for tile in range(max(0, grid[0])):
+        owner = max(s for s in range(decodes, sequences) if (starts[s] - decodes) // block_q + s - decodes <= tile)
+        first = (tile - ((starts[owner] - decodes) // block_q + owner - decodes)) * block_q
+        seen += [(owner, q) for q in range(first, min(first + block_q, starts[owner + 1] - starts[owner]))]
+    assert sorted(seen) == [(decodes + i, q) for i, n in enumerate(query_lens) for q in range(n)]
+
+
+def test_refusals_name_the_matter() -> None:
+    x, w = TensorSpec(("T", 48), "bf16"), TensorSpec((48,), "bf16")
+    with pytest.raises(KernelError, match="no GPU lowering"):
+        lower("attention", [x], [x], {}, "sm_90")
+    with pytest.raises(KernelError, match="unknown architecture 'sm_75'"):
+        attention_on("sm_75")
+    with pytest.raises(KernelError, match="must be a number at build time"):
+        lower("rms_norm", [x, TensorSpec(("T",), "bf16")], [x], {"eps": 1e-5}, "sm_90")
+    with pytest.raises(KernelError, match="'eps' must be a number"):
+        lower("rms_norm", [x, w], [x], {}, "sm_90")
+    with pytest.raises(KernelError, match="needs its argument 'weight'"):
+        lower("rms_norm", [x, None], [x], {"eps": 1e-5}, "sm_90")
+    with pytest.raises(KernelError, match="tactic of rms_norm sets \\['wraps'\\]"):
+        lower("rms_norm", [x, w], [x], {"eps": 1e-5}, "sm_90", tactic={"wraps": 4})
+    with pytest.raises(KernelError, match="head dimension must be a power of two"):
+        attention(ModelShape(head_dim=80))
+    with pytest.raises(KernelError, match="cannot be grouped"):
+        attention(ModelShape(heads=5, kv_heads=2))
+
+
+def attention_on(arch: str) -> Lowered:
+    shape = next(o for o in ops_of(ModelShape(), "bf16") if o.op == "paged_attention")
+    return lower(shape.op, shape.inputs, shape.outputs, shape.attrs, arch)
+
+
+def test_linear_is_a_library_call_with_rows_in_its_grid() -> None:
+    x, w, y = TensorSpec(("S", 64), "bf16"), TensorSpec((96, 64), "bf16"), TensorSpec(("S", 96), "bf16")
+    (launch,) = lower("linear", [x, w, None], [y], {}, "sm_90", input_names=["a", "b", ""], output_names=["c"]).launches
+    assert (launch.library, launch.grid, [arg.value for arg in launch.args]) == ("matmul", ("S", 96, 64), ["a", "b", "c"])
