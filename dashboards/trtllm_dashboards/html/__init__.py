@@ -1,0 +1,71 @@
+"""The dashboard: one HTML file that holds everything it shows and asks the network for nothing.
+
+`render(stores, out)` writes it; `serve.py` shows the same page live. The plotting library (plotly.js, 4.8 MB) and the data travel gzipped in
+base64 and are unpacked by the browser's own `DecompressionStream`: a third of the size, and the summary and the table are on screen before
+the library is parsed. A content-security policy in the page forbids every outside request, so that a report from an air-gapped machine behaves
+the same anywhere, and a mistake in the page cannot leak the results in it.
+
+Rejected: a plotly figure's `to_html` a chart (each carries its own data, no shared filters), a bundler (a build step for 900 lines of script).
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from trtllm_dashboards.errors import OutputError
+from trtllm_dashboards.html.payload import build
+from trtllm_dashboards.sources import load
+
+SCRIPTS = ("data.js", "filters.js", "summary.js", "charts.js", "table.js", "detail.js", "main.js")
+"""In this order; each defines functions the later ones use."""
+STYLES = ("style.css",)
+
+
+def render(stores: str | Path | Sequence[str | Path], out: str | Path, *, where: Sequence[str] = (), title: str = "") -> Path:
+    """Write the dashboard of one or more result sets (`PATH` or `NAME=PATH`) to `out`. Returns its path.
+
+    Raises `ResultsError` for sets that cannot be read or are empty and `OutputError` when `out` cannot be written.
+    """
+    specs = [str(s) for s in ([stores] if isinstance(stores, str | Path) else stores)]
+    sources = load(specs, where)
+    text = page(build(sources.sets, title or ", ".join(spec.partition("=")[0] if "=" in spec else Path(spec).name for spec in specs)))
+    target = Path(out)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"Cannot write {target}: {error.strerror}.") from error
+    return target
+
+
+def page(payload: dict[str, Any], *, live: bool = False) -> str:
+    """The HTML text; with `live`, a page that asks its own server for newer data."""
+    from plotly.offline import get_plotlyjs
+
+    parts = {
+        "policy": "connect-src 'self'" if live else "connect-src 'none'",
+        "live": "true" if live else "false",
+        "style": "\n".join(asset(name) for name in STYLES),
+        "script": "\n".join(asset(name) for name in SCRIPTS),
+        "data": packed(json.dumps(payload, separators=(",", ":"), allow_nan=False)),
+        "plotly": packed(get_plotlyjs()),
+    }
+    text = asset("page.html")
+    for name, value in parts.items():
+        text = text.replace(f"{{{{{name}}}}}", value, 1)
+    return text
+
+
+def asset(name: str) -> str:
+    return resources.files(__name__).joinpath("assets", name).read_text(encoding="utf-8")
+
+
+def packed(text: str) -> str:
+    """Gzip in base64; `mtime=0` so that equal pages are equal bytes."""
+    return base64.b64encode(gzip.compress(text.encode(), 6, mtime=0)).decode()
