@@ -31,7 +31,7 @@ from trtllm_engines.sampling import SamplingParams
 class Detokenizer(Protocol):
     """Text of one request's tokens as they come."""
 
-    def push(self, token: int) -> str: ...
+    def add(self, ids: Sequence[int]) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -247,7 +247,7 @@ class EngineLoop:
         detokenizer = self._detokenizers.get(request.request_id)
         if detokenizer is None:
             detokenizer = self._detokenizers[request.request_id] = self._detokenizer()
-        request.text_tail += detokenizer.push(token)
+        request.text_tail += detokenizer.add([token])
         if count < request.sampling.min_tokens:
             return None
         found = [(at, stop) for stop in request.sampling.stop if (at := request.text_tail.find(stop)) >= 0]

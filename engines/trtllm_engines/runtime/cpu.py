@@ -1,0 +1,99 @@
+"""The CPU executor: runs a plan's ops, in order, through the dialect's references. Slow and exact: the definition the GPU is held to.
+
+Launching computes at once, so a handle is done when made; the loop around it behaves as on a device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from trtllm_engines.plan import Op, Plan
+from trtllm_engines.runtime.batch import StepBatch, StepOutput
+from trtllm_engines.runtime.device_state import DeviceState, SamplingPlan
+from trtllm_engines.runtime.inputs import StepSizes
+from trtllm_engines.runtime.sampler import LOGPROBS, collect_logprobs
+from trtllm_kernels.ops import OPS
+
+
+@dataclass(frozen=True)
+class CpuHandle:
+    output: StepOutput
+
+    def done(self) -> bool:
+        return True
+
+    def result(self) -> StepOutput:
+        return self.output
+
+
+class CpuRunner:
+    """`tensors` holds the plan's weights and constants. `outputs` are the last step's results by name: logits and marked values."""
+
+    def __init__(self, plan: Plan, tensors: Mapping[str, torch.Tensor], num_pages: int) -> None:
+        self.plan = plan
+        self.num_pages = num_pages
+        self.state = DeviceState(plan, num_pages, "cpu")
+        self.outputs: dict[str, torch.Tensor] = {}
+        self._tensors = tensors
+        self._calls = [(op, OPS[op.op].overload, dict(op.attrs)) for op in plan.ops]
+        self._last_use = _last_uses(plan)
+
+    @torch.inference_mode()
+    def launch(self, batch: StepBatch) -> CpuHandle:
+        state = self.state
+        sizes = state.load(batch)
+        self.outputs = self.forward(sizes)
+        if sizes.num_samples == 0:
+            return CpuHandle(StepOutput(torch.empty(0, dtype=torch.int32).numpy()))
+        plan = SamplingPlan(state.sampler, batch)
+        sampled = state.sample(plan.flags, self.outputs["logits"], sizes, plan.num_logprobs)
+        tokens = sampled.tokens.numpy()
+        if not plan.flags & LOGPROBS:
+            return CpuHandle(StepOutput(tokens))
+        assert sampled.chosen is not None
+        assert sampled.top is not None
+        assert sampled.top_ids is not None
+        logprobs = collect_logprobs(tokens, plan.wanted, sampled.chosen.numpy(), sampled.top.numpy(), sampled.top_ids.numpy())
+        return CpuHandle(StepOutput(tokens, logprobs))
+
+    def forward(self, sizes: StepSizes) -> dict[str, torch.Tensor]:
+        """Runs the plan on the inputs loaded; returns its outputs."""
+        values: dict[str, torch.Tensor] = {**self._tensors, **self.state.tensors}
+        for name, length in _lengths(sizes).items():
+            values[name] = values[name][:length]
+        for index, (op, call, attrs) in enumerate(self._calls):
+            result: Any = call(*(values[name] if name else None for name in op.inputs), **attrs)
+            results = [result] if isinstance(result, torch.Tensor) else list(result)
+            values.update(zip(op.outputs, results, strict=True))
+            for name in self._last_use[index]:
+                del values[name]
+        return {name: values[name] for name in self.plan.outputs}
+
+
+def _lengths(sizes: StepSizes) -> dict[str, int]:
+    seqs = sizes.num_seqs
+    return {
+        "context_tokens": sizes.num_tokens,
+        "seq_slots": seqs,
+        "query_start": seqs + 1,
+        "kv_lens": seqs,
+        "logit_rows": sizes.num_samples,
+    }
+
+
+def _last_uses(plan: Plan) -> list[tuple[str, ...]]:
+    """Values that nothing after each op reads."""
+
+    def touched(op: Op) -> set[str]:
+        return {*op.inputs, *op.outputs} & plan.values.keys()
+
+    last = {name: index for index, op in enumerate(plan.ops) for name in touched(op)}
+    ends: list[list[str]] = [[] for _ in plan.ops]
+    for name, index in last.items():
+        if name not in plan.outputs:
+            ends[index].append(name)
+    return [tuple(names) for names in ends]

@@ -1,0 +1,85 @@
+"""What stays on the device between steps: KV cache, block table, last token of each slot, sampling parameters, and where inputs land.
+
+The CPU and the CUDA runner share it, so the path from a `StepBatch` to the tensors a plan's ops read is tested on every machine.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from trtllm_engines.errors import EngineError
+from trtllm_engines.plan import Plan
+from trtllm_engines.runtime.batch import StepBatch
+from trtllm_engines.runtime.inputs import StepInputs, StepSizes
+from trtllm_engines.runtime.pages import RESERVED_PAGES
+from trtllm_engines.runtime.sampler import LOGPROBS, Sampled, Sampler
+from trtllm_kernels.specs import DTYPES
+
+
+def page_bytes(plan: Plan) -> int:
+    """Memory of one page across all layers."""
+    config = plan.config
+    per_token = config.num_layers * 2 * config.num_kv_heads * config.head_dim
+    return per_token * plan.profile.page_size * DTYPES[plan.kv_dtype].itemsize
+
+
+def pages_within(plan: Plan, nbytes: int) -> int:
+    """Pages to allocate: as many as fit `nbytes`, no more than the profile can use. Raises `EngineError` when not one sequence fits."""
+    profile = plan.profile
+    useful = profile.max_batch_size * profile.max_pages_per_seq + RESERVED_PAGES
+    count = min(useful, nbytes // page_bytes(plan))
+    if count < RESERVED_PAGES + 1:
+        raise EngineError(
+            f"No room for the KV cache: {max(nbytes, 0) / 2**30:.2f} GiB are left and one page of {profile.page_size} tokens takes "
+            f"{page_bytes(plan) / 2**20:.1f} MiB; free device memory, or build for fewer tokens or a smaller batch."
+        )
+    return int(count)
+
+
+class DeviceState:
+    def __init__(self, plan: Plan, num_pages: int, device: torch.device | str) -> None:
+        profile, config = plan.profile, plan.config
+        self.device = torch.device(device)
+        slots = profile.max_batch_size + 1
+        cache = (config.num_layers, num_pages, 2, config.num_kv_heads, profile.page_size, config.head_dim)
+        self.kv_cache = torch.zeros(cache, dtype=DTYPES[plan.kv_dtype], device=self.device)
+        self.block_table = torch.zeros((slots, profile.max_pages_per_seq), dtype=torch.int32, device=self.device)
+        self.last_tokens = torch.zeros(slots, dtype=torch.int32, device=self.device)
+        self.inputs = StepInputs(profile, self.device)
+        self.sampler = Sampler(slots, profile.max_seq_len, self.device)
+        self.tensors = {
+            "kv_cache": self.kv_cache,
+            "block_table": self.block_table,
+            "last_tokens": self.last_tokens,
+            **{name: self.inputs.tensors[name] for name in ("context_tokens", "seq_slots", "query_start", "kv_lens", "logit_rows")},
+        }
+        """Every step input of the plan, at full capacity."""
+
+    def load(self, batch: StepBatch, padded_seqs: int | None = None) -> StepSizes:
+        """Brings a step's inputs to the device and applies what changed since the last one."""
+        self.sampler.start(batch.starts)
+        sizes = self.inputs.upload(batch, padded_seqs)
+        if sizes.num_updates:
+            index = self.inputs.tensors["update_index"][: sizes.num_updates]
+            self.block_table.view(-1).index_put_((index,), self.inputs.tensors["update_pages"][: sizes.num_updates])
+        return sizes
+
+    def sample(self, flags: int, logits: torch.Tensor, sizes: StepSizes, num_logprobs: int = 0) -> Sampled:
+        """logits [S, V] to tokens, which become their slots' last ones."""
+        slots = self.inputs.tensors["sample_slots"][: sizes.num_samples]
+        positions = self.inputs.tensors["sample_positions"][: sizes.num_samples]
+        sampled = self.sampler.sample(flags, logits, slots, positions, sizes.longest, num_logprobs)
+        self.last_tokens.index_put_((slots,), sampled.tokens)
+        return sampled
+
+
+class SamplingPlan:
+    """What one step's sampling takes, decided on the host from its slots."""
+
+    def __init__(self, sampler: Sampler, batch: StepBatch) -> None:
+        slots = batch.slots if batch.num_seqs == batch.num_decodes else batch.slots[batch.sampled]
+        self.count = len(slots)
+        self.flags = sampler.flags(slots)
+        self.wanted = sampler.num_logprobs(slots) if self.flags & LOGPROBS else np.empty(0, np.int32)
+        self.num_logprobs = int(self.wanted.max(initial=0))

@@ -1,0 +1,114 @@
+"""A step's integers on their way to the device: one pinned buffer, one copy, fixed device addresses.
+
+Kernels and CUDA graphs are bound to addresses once, so every step's inputs land in the same place, in one transfer: a batch is a few
+dozen kilobytes, and eight small copies would cost more CPU time than the largest kernel launch sequence of a layer. Pinned buffers
+rotate: a buffer is written again only when the step that used it, two before, has been read back. 64-bit sections come first (alignment),
+the longest last, so that a decode step copies a prefix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from trtllm_engines.plan import Profile
+from trtllm_engines.runtime.batch import StepBatch
+
+RING = 3
+
+
+@dataclass(frozen=True)
+class StepSizes:
+    """The launch symbols of a step, and what the sampler needs to know on the host."""
+
+    num_tokens: int
+    num_seqs: int
+    num_decodes: int
+    num_samples: int
+    longest: int
+    num_updates: int
+
+
+class StepInputs:
+    """`tensors` names device views of full capacity; the step's own lengths are in `StepSizes`."""
+
+    def __init__(self, profile: Profile, device: torch.device | str) -> None:
+        self.device = torch.device(device)
+        self._profile = profile
+        self.padding_slot = profile.max_batch_size
+        rows, tokens = profile.max_batch_size, profile.max_num_tokens
+        updates = -(-tokens // profile.page_size) + rows
+        sections: list[tuple[str, type[np.generic], int]] = [
+            ("update_index", np.int64, updates),
+            ("sample_slots", np.int64, rows),
+            ("sample_positions", np.int64, rows),
+            ("update_pages", np.int32, updates),
+            ("seq_slots", np.int32, rows),
+            ("query_start", np.int32, rows + 1),
+            ("kv_lens", np.int32, rows),
+            ("logit_rows", np.int32, rows),
+            ("context_tokens", np.int32, tokens),
+        ]
+        offsets: dict[str, tuple[int, int, type[np.generic]]] = {}
+        end = 0
+        for name, dtype, count in sections:
+            nbytes = count * np.dtype(dtype).itemsize
+            offsets[name] = (end, end + nbytes, dtype)
+            end += -(-nbytes // 16) * 16
+        self._tokens_at = offsets["context_tokens"][0]
+        on_gpu = self.device.type == "cuda"
+        buffers = [torch.zeros(end, dtype=torch.uint8, pin_memory=on_gpu) for _ in range(RING)]
+        self._device = torch.zeros(end, dtype=torch.uint8, device=self.device)
+        self._host_buffers = buffers
+        self._hosts = [{n: b.numpy()[lo:hi].view(dtype) for n, (lo, hi, dtype) in offsets.items()} for b in buffers]
+        kinds = {np.int64: torch.int64, np.int32: torch.int32}
+        self.tensors: Mapping[str, torch.Tensor] = {n: self._device[lo:hi].view(kinds[dtype]) for n, (lo, hi, dtype) in offsets.items()}
+        self._turn = 0
+        self._iota = np.arange(rows + 1, dtype=np.int32)
+
+    def upload(self, batch: StepBatch, padded_seqs: int | None = None) -> StepSizes:
+        """Packs and copies one step. `padded_seqs` fills a decode-only step up to a CUDA graph's batch size."""
+        self._turn = (self._turn + 1) % RING
+        host = self._hosts[self._turn]
+        pad = 0 if padded_seqs is None else padded_seqs - batch.num_seqs
+        sizes = self._pack(host, batch, pad)
+        nbytes = self._tokens_at + 4 * sizes.num_tokens
+        self._device[:nbytes].copy_(self._host_buffers[self._turn][:nbytes], non_blocking=True)
+        return sizes
+
+    def _pack(self, host: dict[str, npt.NDArray[np.generic]], batch: StepBatch, pad: int) -> StepSizes:
+        seqs, decodes = batch.num_seqs, batch.num_decodes
+        tokens = batch.num_tokens
+        host["seq_slots"][:seqs] = batch.slots
+        host["kv_lens"][:seqs] = batch.kv_lens
+        host["context_tokens"][:decodes] = -1
+        if seqs == decodes:
+            host["query_start"][: seqs + pad + 1] = self._iota[: seqs + pad + 1]
+            host["logit_rows"][: seqs + pad] = self._iota[: seqs + pad]
+            slots, positions = batch.slots, batch.kv_lens
+        else:
+            ends = np.cumsum(batch.query_lens, dtype=np.int32)
+            host["query_start"][0] = 0
+            host["query_start"][1 : seqs + 1] = ends
+            host["context_tokens"][decodes:tokens] = batch.context_tokens
+            slots, positions = batch.slots[batch.sampled], batch.kv_lens[batch.sampled]
+            host["logit_rows"][: len(slots)] = ends[batch.sampled] - 1
+        samples = len(slots)
+        host["sample_slots"][:samples] = slots
+        host["sample_positions"][:samples] = positions
+        if pad:
+            host["seq_slots"][seqs : seqs + pad] = self.padding_slot
+            host["sample_slots"][seqs : seqs + pad] = self.padding_slot
+            host["kv_lens"][seqs : seqs + pad] = 1
+            host["sample_positions"][seqs : seqs + pad] = 1
+            host["context_tokens"][seqs : seqs + pad] = -1
+        updates = len(batch.page_updates)
+        if updates:
+            slot, index, page = batch.page_updates.T
+            host["update_index"][:updates] = slot.astype(np.int64) * self._profile.max_pages_per_seq + index
+            host["update_pages"][:updates] = page
+        return StepSizes(tokens + pad, seqs + pad, decodes + pad, samples + pad, int(batch.kv_lens.max(initial=1)), updates)
