@@ -1,6 +1,6 @@
 """Engines that commands build for themselves, kept so that the second run starts at once.
 
-The folder's name hashes everything the engine depends on: model description, precision, ranges, architecture, which weights (path, size, time of
+The folder's name hashes all that the engine depends on: model description, precision, ranges, architecture, weights (path, size, time of
 last change), and the sources of the compiler and its kernels; nothing needs to be invalidated, old folders are merely no longer looked for.
 """
 

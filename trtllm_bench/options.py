@@ -22,7 +22,11 @@ KvFraction = Annotated[
 ]
 Policy = Annotated[str, typer.Option("--scheduler-policy", help="guaranteed_no_evict, max_utilization or static_batch.")]
 Target = Annotated[str, typer.Option("--target", help="native (our engine), null or fake (no model; they test the driver).")]
-Dataset = Annotated[Path | None, typer.Option("--dataset", help="JSON lines in NVIDIA's format, a trace, or a workload .toml.")]
+Dataset = Annotated[
+    str | None, typer.Option("--dataset", help="JSON lines in NVIDIA's format, a trace, a workload .toml, or a shipped workload's name.")
+]
+Replay = Annotated[bool, typer.Option("--replay", help="Send at the dataset's own arrival times.")]
+TimeScale = Annotated[float, typer.Option("--time-scale", help="Multiply the dataset's times; 0.1 is ten times as fast.")]
 Isl = Annotated[int | None, typer.Option("--isl", min=1, help="Input sequence length, tokens (default 128).")]
 Osl = Annotated[int | None, typer.Option("--osl", min=1, help="Output sequence length, tokens (default 128).")]
 RequestRate = Annotated[float | None, typer.Option("--request-rate", help="Requests/s of an open loop (Poisson).")]

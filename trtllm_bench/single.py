@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import sys
 import uuid
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -21,10 +20,11 @@ from trtllm_bench.wish import (
     EngineWish,
     WorkloadWish,
     check_target,
-    load_dataset,
     longest,
     make_workload,
+    mean_lengths,
     open_session,
+    rate_of,
     runs_on_gpu,
     vocabulary_of,
 )
@@ -44,20 +44,16 @@ class Single:
     streaming: bool
     report_json: Path | None = None
     out: Path | None = None
-    settings: dict[str, Any] = field(default_factory=dict)
 
 
 def run(single: Single) -> Row:
     """Measures, prints, and writes what was asked for. Raises the components' errors."""
-    from dataclasses import replace
-
     console = Console(highlight=False)
-    dataset = load_dataset(single.workload.dataset) if single.workload.dataset is not None else None
     wish = single.engine
-    if wish.max_seq_len is None and wish.engine_dir is None:
-        wish = replace(wish, max_seq_len=longest(dataset) if dataset is not None else single.workload.isl + single.workload.osl)
     check_target(single.target, wish)
-    workload = make_workload(single.workload, vocabulary_of(single.target, wish), dataset)
+    workload = make_workload(single.workload, vocabulary_of(single.target, wish))
+    if wish.max_seq_len is None and wish.engine_dir is None:
+        wish = replace(wish, max_seq_len=longest(workload))
     session = open_session(single.target, wish)
     try:
         if single.target == "native":
@@ -66,17 +62,17 @@ def run(single: Single) -> Row:
         measurement = session.measure(workload, single.load, _counter(console, len(workload)))
     finally:
         session.close()
-    mean = [round(float(column.mean())) for column in (workload.input_tokens, workload.output_tokens)]
+    isl, osl = mean_lengths(workload)
     cell = cell_of(
         identity.model or wish.model or "",
         identity.precision or wish.precision or "",
         identity,
         workload,
         batch=single.load.concurrency,
-        isl=mean[0],
-        osl=mean[1],
-        request_rate=single.workload.request_rate,
-        settings={"warmup": single.load.warmup, **single.settings},
+        isl=isl,
+        osl=osl,
+        request_rate=rate_of(single.workload, workload),
+        settings={"warmup": single.load.warmup, "open_loop": single.load.open_loop or None},
     )
     environment = Environment.capture(use_gpu=runs_on_gpu(single.target, wish.device))
     maker = RowMaker(environment, uuid.uuid4().hex[:12], " ".join(["trtllm-bench", *sys.argv[1:]]))
@@ -109,7 +105,7 @@ def _counter(console: Console, total: int) -> OnRequests:
     return show
 
 
-def case_of(isl: int | None, osl: int | None, dataset: Path | None) -> tuple[int, int]:
+def case_of(isl: int | None, osl: int | None, dataset: str | None) -> tuple[int, int]:
     """Lengths, 128/128 unless given. Raises `BenchError` when a dataset gives them too."""
     if dataset is not None and (isl is not None or osl is not None):
         raise BenchError("--dataset and --isl/--osl are two sources of lengths; give one of them")

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from trtllm_bench.errors import BenchError
 from trtllm_bench.measure import Session
 from trtllm_workloads.request import Workload
@@ -37,15 +39,24 @@ class EngineWish:
 
 @dataclass(frozen=True)
 class WorkloadWish:
-    """Requests to be sent: a dataset's, or random prompts of fixed lengths. `request_rate` 0: no arrival times."""
+    """Requests to be sent: those of `dataset` (anything `open_workload` knows), or random prompts of fixed lengths.
+
+    They go out at `request_rate` (requests/s), or at the dataset's own times with `replay`, else as fast as the load allows.
+    """
 
     requests: int | None
     isl: int
     osl: int
-    dataset: Path | None = None
+    dataset: str | None = None
     request_rate: float = 0.0
     burstiness: float = 1.0
+    replay: bool = False
+    time_scale: float = 1.0
     seed: int = 0
+
+    @property
+    def open_loop(self) -> bool:
+        return self.replay or self.request_rate > 0
 
 
 def default_model(
@@ -98,31 +109,37 @@ def vocabulary_of(target: str, wish: EngineWish) -> int:
     return native.vocabulary_of(wish)
 
 
-def load_dataset(path: Path) -> Workload:
-    """A dataset in NVIDIA's JSON lines. Raises `BenchError` or `WorkloadError` naming the line."""
-    from trtllm_workloads.dataset import read
-
-    if not path.exists():
-        raise BenchError(f"no dataset at {path}")
-    return read(path)[0]
-
-
-def make_workload(wish: WorkloadWish, vocabulary: int, dataset: Workload | None = None) -> Workload:
-    """The requests; `dataset` saves reading the file again."""
+def make_workload(wish: WorkloadWish, vocabulary: int) -> Workload:
+    """The requests. Raises `BenchError` or `WorkloadError`."""
     from trtllm_workloads.arrivals import from_flags
+    from trtllm_workloads.opening import open_workload
     from trtllm_workloads.synthetic import fixed, generator
 
     if wish.dataset is not None:
-        whole = dataset if dataset is not None else load_dataset(wish.dataset)
-        made = whole.head(wish.requests or len(whole))
+        made = open_workload(wish.dataset, requests=wish.requests, vocab_size=vocabulary, seed=wish.seed, time_scale=wish.time_scale)
     else:
         made = replace(fixed(wish.requests or 1, wish.isl, wish.osl, vocab_size=vocabulary, seed=wish.seed), name="fixed")
-    if not wish.request_rate:
-        return made
-    arrivals = from_flags(wish.request_rate, wish.burstiness)
-    return made.with_arrivals(arrivals.times(made.num_arrivals, generator(wish.seed, "arrivals")))
+    if wish.replay and not len(made.arrival_s):
+        raise BenchError(f"workload {made.name} has no arrival times to replay; give --request-rate, or leave --replay out")
+    if wish.request_rate:
+        arrivals = from_flags(wish.request_rate, wish.burstiness)
+        return made.with_arrivals(arrivals.times(made.num_arrivals, generator(wish.seed, "arrivals")))
+    return made
+
+
+def rate_of(wish: WorkloadWish, workload: Workload) -> float:
+    """Requests/s asked of an open loop; for a replay the mean rate of its arrivals; 0 for a closed loop."""
+    if wish.request_rate or not wish.replay:
+        return wish.request_rate
+    span = float(np.nanmax(workload.arrival_s)) if len(workload.arrival_s) else 0.0
+    return float(f"{workload.num_arrivals / span:.4g}") if span > 0 else 0.0
 
 
 def longest(workload: Workload) -> int:
     """Tokens of the longest sequence a workload asks for."""
     return int((workload.input_tokens.astype(int) + workload.output_tokens).max())
+
+
+def mean_lengths(workload: Workload) -> tuple[int, int]:
+    """Mean prompt and output length, to the token."""
+    return round(float(workload.input_tokens.mean())), round(float(workload.output_tokens.mean()))

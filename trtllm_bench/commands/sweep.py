@@ -32,6 +32,10 @@ def command(
     request_rate: Annotated[Text, typer.Option("--request-rate", help="List: requests/s of an open loop (Poisson).")] = None,
     burstiness: Annotated[float | None, typer.Option("--burstiness", help="Shape of gamma gaps; 1 is Poisson.")] = None,
     dataset: Annotated[Text, typer.Option("--dataset", help="Dataset, trace or workload .toml, instead of --isl/--osl.")] = None,
+    replay: Annotated[bool | None, typer.Option("--replay", help="Send at the dataset's own arrival times.")] = None,
+    time_scale: Annotated[
+        float | None, typer.Option("--time-scale", help="Multiply the dataset's times; 0.1 is ten times as fast.")
+    ] = None,
     target: Annotated[Text, typer.Option("--target", help="native (our engine), null or fake.")] = None,
     repeats: Annotated[Whole, typer.Option("--repeats", help="Measurements of each cell (default 1).")] = None,
     num_requests: Annotated[Whole, typer.Option("--num-requests", help="Requests a measurement (default: 4 full batches).")] = None,
@@ -63,7 +67,7 @@ def _run(toml: Path | None, flags: dict[str, Any], out: Path | None, resume: boo
     from trtllm_bench.sweep.runner import Sweep
     from trtllm_bench.sweep.spec import SPEC_FILE, load_spec
     from trtllm_bench.sweep.table import print_table
-    from trtllm_bench.wish import check_target, load_dataset, longest, make_workload, open_session, runs_on_gpu, vocabulary_of
+    from trtllm_bench.wish import check_target, longest, make_workload, open_session, runs_on_gpu, vocabulary_of
     from trtllm_results.environment import Environment
     from trtllm_results.store import Store
 
@@ -78,12 +82,12 @@ def _run(toml: Path | None, flags: dict[str, Any], out: Path | None, resume: boo
     use_gpu = flags["device"] != "cpu" and has_gpu()
     spec = load_spec(flags, toml, folder if known else None, DEFAULTS_GPU if use_gpu else DEFAULTS_CPU)
 
-    dataset = load_dataset(Path(spec.dataset)) if spec.dataset is not None else None
-    max_seq_len = longest(dataset) if dataset is not None else max(spec.isl) + max(spec.osl)
-    wishes = {precision: spec.engine_wish(precision, max_seq_len) for precision in spec.precision}
-    for wish in wishes.values():
-        check_target(spec.target, wish)
-    vocabulary = vocabulary_of(spec.target, wish)
+    for precision in spec.precision:
+        check_target(spec.target, spec.engine_wish(precision, 1))
+    vocabulary = vocabulary_of(spec.target, spec.engine_wish(spec.precision[0], 1))
+    max_seq_len = max(spec.isl) + max(spec.osl)
+    if spec.dataset is not None:
+        max_seq_len = max(longest(make_workload(spec.workload_wish(case), vocabulary)) for case in spec.cases())
     store = Store(folder)
     spec.save(folder)
     console = Console(highlight=False)
@@ -95,8 +99,8 @@ def _run(toml: Path | None, flags: dict[str, Any], out: Path | None, resume: boo
             rows = Sweep(
                 spec=spec,
                 store=store,
-                open_session=lambda precision: open_session(spec.target, wishes[precision]),
-                make_workload=lambda case: make_workload(spec.workload_wish(case), vocabulary, dataset),
+                open_session=lambda precision: open_session(spec.target, spec.engine_wish(precision, max_seq_len)),
+                make_workload=lambda case: make_workload(spec.workload_wish(case), vocabulary),
                 watcher=view,
                 environment=environment,
                 command=command_line,

@@ -22,6 +22,8 @@ def command(
     concurrency: Annotated[int, typer.Option("--concurrency", help="Most requests in flight; 0 or less: no bound.")] = -1,
     request_rate: options.RequestRate = None,
     burstiness: options.Burstiness = 1.0,
+    replay: options.Replay = False,
+    time_scale: options.TimeScale = 1.0,
     streaming: Annotated[bool, typer.Option("--streaming", help="Report token timings (TTFT, TPOT) in the JSON too.")] = False,
     warmup: options.Warmup = 2,
     goodput: options.Goodput = None,
@@ -50,13 +52,13 @@ def command(
     batch = max_batch_size or bound or min(requests or 256, 256)
     name, kind = default_model(model, precision, engine_dir, target, device)
     engine = EngineWish(name, kind, engine_dir, weights, device, batch, max_num_tokens, max_seq_len, kv_cache_fraction, policy, seed)
-    rate = request_rate or 0.0
+    workload = WorkloadWish(requests, *lengths, dataset, request_rate or 0.0, burstiness, replay, time_scale, seed)
     row = run(
         Single(
             target=target,
             engine=engine,
-            workload=WorkloadWish(requests, *lengths, dataset, rate, burstiness, seed),
-            load=Load(bound, open_loop=rate > 0, warmup=warmup, slo_ms=parse_slo(goodput) if goodput else {}),
+            workload=workload,
+            load=Load(bound, open_loop=workload.open_loop, warmup=warmup, slo_ms=parse_slo(goodput) if goodput else {}),
             streaming=streaming,
             report_json=report_json,
             out=out,

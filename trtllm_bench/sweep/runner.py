@@ -19,6 +19,7 @@ from typing import Protocol
 from trtllm_bench.measure import Identity, Load, Measurement, Session
 from trtllm_bench.rows import RowMaker, cell_of, keep
 from trtllm_bench.sweep.spec import Case, SweepSpec
+from trtllm_bench.wish import mean_lengths, rate_of
 from trtllm_results.environment import Environment
 from trtllm_results.errors import ResultsError
 from trtllm_results.record import Cell, Row, cell_key
@@ -96,13 +97,28 @@ class Sweep:
         return self._keep(case, self._rows.measured(cell, repeat, measurement), time.perf_counter() - began, measurement)
 
     def _load(self, case: Case) -> Load:
-        open_loop = case.request_rate > 0
+        open_loop = self.spec.workload_wish(case).open_loop
         return Load(concurrency=0 if open_loop else case.batch, open_loop=open_loop, warmup=self.spec.warmup)
 
     def _cell(self, case: Case, identity: Identity, workload: Workload | None = None) -> Cell:
+        wish = self.spec.workload_wish(case)
+        isl, osl, rate = case.isl, case.osl, case.request_rate
+        if workload is not None:
+            rate = rate_of(wish, workload)
+            if wish.dataset is not None:
+                isl, osl = mean_lengths(workload)
         settings = {"warmup": self.spec.warmup, "burstiness": self.spec.burstiness if case.request_rate else None}
-        shape = {"batch": case.batch, "isl": case.isl, "osl": case.osl}
-        return cell_of(self.spec.model, case.precision, identity, workload, **shape, request_rate=case.request_rate, settings=settings)
+        return cell_of(
+            self.spec.model,
+            case.precision,
+            identity,
+            workload,
+            batch=case.batch,
+            isl=isl,
+            osl=osl,
+            request_rate=rate,
+            settings={**settings, "open_loop": wish.open_loop or None},
+        )
 
     def _all_failed(self, cases: list[Case], error: Exception) -> Iterator[Row]:
         """The engine of a precision could not be made: each of its cells says so."""

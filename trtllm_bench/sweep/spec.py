@@ -56,6 +56,9 @@ class SweepSpec(BaseModel):
     burstiness: Annotated[float, Field(gt=0)] = 1.0
     dataset: str | None = None
     """A dataset file, trace or workload specification instead of fixed `isl` x `osl`."""
+    replay: bool = False
+    """Send at the dataset's own times; `batch_size` then only sizes the engine."""
+    time_scale: Annotated[float, Field(gt=0)] = 1.0
     target: Literal["native", "null", "fake"] = "native"
     repeats: Positive = 1
     num_requests: Positive | None = None
@@ -85,6 +88,8 @@ class SweepSpec(BaseModel):
     def _one_source_of_lengths(self) -> Self:
         if self.dataset is not None and {"isl", "osl"} & self.model_fields_set:
             raise ValueError("dataset and isl/osl are two sources of lengths; give one of them")
+        if self.replay and (self.dataset is None or self.request_rate):
+            raise ValueError("replay needs a dataset, and its own times instead of a request rate")
         return self
 
     def cases(self) -> Iterator[Case]:
@@ -113,9 +118,17 @@ class SweepSpec(BaseModel):
         )
 
     def workload_wish(self, case: Case) -> WorkloadWish:
-        dataset = Path(self.dataset) if self.dataset is not None else None
-        requests = self.num_requests if dataset is not None else self.requests_of(case)
-        return WorkloadWish(requests, case.isl, case.osl, dataset, case.request_rate, self.burstiness, self.seed)
+        return WorkloadWish(
+            requests=self.num_requests if self.dataset is not None else self.requests_of(case),
+            isl=case.isl,
+            osl=case.osl,
+            dataset=self.dataset,
+            request_rate=case.request_rate,
+            burstiness=self.burstiness,
+            replay=self.replay,
+            time_scale=self.time_scale,
+            seed=self.seed,
+        )
 
     def save(self, folder: Path) -> None:
         (folder / SPEC_FILE).write_text(json.dumps(self.model_dump(exclude_unset=True), indent=1) + "\n")
