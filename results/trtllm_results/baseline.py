@@ -149,7 +149,7 @@ def check(
     ]
     findings = judge(items, config.alpha)
     slides = drift(baseline, config, cells)
-    why = throttled([environment, *(row.environment for row in rows)])
+    why = throttled([row.environment for row in rows], [row.figures for row in rows])
     verdict = "inconclusive" if why else combine(findings)
     if slides and config.drift == "fail" and verdict != "inconclusive":
         verdict = "fail"
@@ -205,6 +205,32 @@ def drift(baseline: Baseline, config: GateConfig, candidate: Mapping[str, Measur
             sentence = _slide(levels, names, margin)
             if sentence:
                 found.append(f"{newest.label}, {figure}: {sentence}")
+    return found
+
+
+def history_records(baseline: Baseline, figures: Sequence[str]) -> list[dict[str, Any]]:
+    """One flat record a (cell, figure, state): value, change to the state before, total change since the first (relative)."""
+    found = []
+    for key in baseline.current.cells:
+        for figure in figures:
+            values: list[float] = []
+            for entry in baseline.history:
+                runs = entry.cells[key].figures.get(figure) if key in entry.cells else None
+                if not runs:
+                    continue
+                values.append(float(np.exp(np.mean(np.log(runs)))))
+                found.append(
+                    {
+                        "cell": entry.cells[key].label,
+                        "figure": figure,
+                        "accepted": entry.accepted_at[:10],
+                        "revision": entry.revision[:10],
+                        "value": values[-1],
+                        "change": values[-1] / values[-2] - 1 if len(values) > 1 else None,
+                        "total": values[-1] / values[0] - 1,
+                        "note": entry.note,
+                    }
+                )
     return found
 
 

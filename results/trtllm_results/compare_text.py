@@ -55,7 +55,8 @@ def beside_records(found: Sequence[Beside]) -> list[dict[str, Any]]:
             "theirs": one.theirs.output_tokens_per_s,
             "ratio": one.ratio,
             "same_gpu": one.same_gpu,
-            "differs": one.differs,
+            "differs": "; ".join(one.differs),
+            "here": one.here,
         }
         for one in found
     ]
@@ -101,17 +102,32 @@ def to_markdown(comparison: Comparison) -> str:
     return head + "\n".join(lines) + "\n" + (tail + "\n" if tail else "")
 
 
+def lettered(found: Sequence[Beside]) -> tuple[list[str], dict[str, str]]:
+    """The letters of each figure's differences, and what each letter means: a difference shared by twenty rows is said once.
+
+    The GPU is left out: tables show it.
+    """
+    meanings: dict[str, str] = {}
+    marks = []
+    for one in found:
+        parts = [part for part in one.differs if one.same_gpu or part != one.differs[0]]
+        marks.append("".join(meanings.setdefault(part, _letter(len(meanings))) for part in parts))
+    return marks, {letter: part for part, letter in meanings.items()}
+
+
+def _letter(index: int) -> str:
+    return chr(ord("a") + index) if index < 26 else f"({index})"
+
+
 def beside_markdown(found: Sequence[Beside]) -> str:
-    lines = [
-        "| model | precision | ISL/OSL | TP | ours, tok/s | source | GPU there | theirs, tok/s | ours / theirs |",
-        "|---|---|---|--:|--:|---|---|--:|--:|",
-    ]
-    for one in beside_records(found):
+    header = "| model | precision | ISL/OSL | TP | ours, tok/s | source | GPU there | theirs, tok/s | ours / theirs | differs |"
+    lines = [header, "|---|---|---|--:|--:|---|---|--:|--:|---|"]
+    marks, meanings = lettered(found)
+    for one, mark in zip(beside_records(found), marks, strict=True):
         lines.append(
             f"| {one['model']} | {one['precision']} | {one['isl']}/{one['osl']} | {one['tp']} | {one['ours']:,.0f} | {one['source']} "
-            f"| {one['their_gpu']} | {one['theirs']:,.0f} | {one['ratio']:.2f} |"
+            f"| {one['their_gpu']} | {one['theirs']:,.0f} | {one['ratio']:.2f} | {mark} |"
         )
-    notes = dict.fromkeys(
-        f"{one['source']} on {one['their_gpu']}, {one['isl']}/{one['osl']}: {one['differs']}" for one in beside_records(found)
-    )
-    return "\n".join(lines) + "\n\nWhat differs:\n\n" + "".join(f"- {note}\n" for note in notes)
+    here = dict.fromkeys(f"here, {one['precision']} {one['isl']}/{one['osl']}: {one['here']}" for one in beside_records(found))
+    notes = [f"{letter}: {part}" for letter, part in meanings.items()]
+    return "\n".join(lines) + "\n\n" + "".join(f"- {note}\n" for note in [*notes, *here])

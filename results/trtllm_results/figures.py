@@ -109,3 +109,19 @@ def _steady(base: Mapping[str, Figure]) -> dict[str, Figure]:
 _BASE: dict[str, Figure] = {**_RATES, **_latencies()}
 FIGURES: Mapping[str, Figure] = {**_BASE, **_COUNTS, **_DEVICE, **_steady(_BASE)}
 HEADLINE = "output_tokens_per_s"
+
+
+def title(name: str) -> str:
+    """A figure's name for a table that shows its unit elsewhere: `output`, `TTFT p50`, `steady output per GPU`."""
+    text = name.removesuffix("_ms").replace("_tokens_per_s_per_", " per ").replace("_tokens_per_s", "").replace("_requests_per_s", "")
+    words = [
+        word.upper() if word in (*LATENCIES, "mfu", "mbu", "gpu", "kv", "sm") and word != "queue" else word for word in text.split("_")
+    ]
+    return " ".join(words).replace("per gpu", "per GPU")
+
+
+def common_words(labels: list[str]) -> tuple[str, list[str]]:
+    """What all cell labels share, and each label without it (`all` when nothing is left): narrow tables say the rest once."""
+    split = [label.split() for label in labels]
+    shared = [word for word in split[0] if all(word in words for words in split)] if len(labels) > 1 and len(set(labels)) > 1 else []
+    return " ".join(shared), [" ".join(word for word in words if word not in shared) or "all" for words in split]

@@ -138,4 +138,5 @@ def _why(item: Judged, verdict: Verdict, needed: int | None) -> str:
         return f"within the tolerated {margin}"
     if needed is None:
         return f"too close to the tolerated {margin} for any affordable number of repeats"
-    return f"the interval reaches across the tolerated {margin}; about {max(needed - item.blocks, 1)} more repeats would decide"
+    more = max(needed - item.blocks, 1)
+    return f"the interval reaches across the tolerated {margin}; about {more} more repeat{'s' * (more > 1)} would decide"

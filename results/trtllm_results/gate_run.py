@@ -28,6 +28,7 @@ MUST_MATCH = ("gpu", "gpu_count", "driver", "power_limit_w", "sm_clock_limit_mhz
 SHOULD_MATCH = ("torch", "triton", "python")
 THERMAL = ("hw_slowdown", "sw_thermal_slowdown", "hw_thermal_slowdown", "hw_power_brake_slowdown")
 CLOCK_TOLERANCE = 0.02
+THROTTLED_TOLERANCE = 0.02
 
 
 @dataclass(frozen=True)
@@ -73,31 +74,43 @@ def _positive(result: RunResult, figure: str) -> float:
     return value
 
 
-def run_gate(
-    runner: Runner, config: GateConfig, a: str, b: str, warmup: int = 1, on_block: Callable[[int, int], None] | None = None
-) -> GateReport:
-    """Runs blocks until a look decides or the cap is reached. `on_block(done, cap)` reports progress."""
-    for arm in ("A", "B") * warmup:
-        runner.run(arm)
+OnBlock = Callable[[int, int], None]
+"""Called with the number of blocks done and the cap."""
+
+
+def run_gate(runner: Runner, config: GateConfig, a: str, b: str, warmup: int = 1, on_block: OnBlock | None = None) -> GateReport:
+    """Runs blocks until a look decides or the cap is reached."""
     blocks = Blocks()
-    for look, alpha_now in zip(config.look_blocks, config.look_alphas, strict=True):
-        while len(blocks.runs) < look:
-            order = ORDERS[len(blocks.runs) % 2]
-            blocks.runs.append([(arm, runner.run(arm)) for arm in order])
-            refuse_if_different(blocks.environments())
-            if on_block is not None:
-                on_block(len(blocks.runs), config.look_blocks[-1])
+    for index, (look, alpha_now) in enumerate(zip(config.look_blocks, config.look_alphas, strict=True)):
+        run_blocks(runner, look, warmup if index == 0 else 0, on_block, blocks, config.look_blocks[-1])
         report = report_blocks(blocks, config, a, b, alpha_now)
         if report.verdict != "inconclusive" or report.why:
             return report
     return report
 
 
+def run_blocks(
+    runner: Runner, count: int, warmup: int = 0, on_block: OnBlock | None = None, blocks: Blocks | None = None, cap: int | None = None
+) -> Blocks:
+    """Runs blocks until there are `count`, after `warmup` discarded runs of each arm."""
+    blocks = Blocks() if blocks is None else blocks
+    for _ in range(warmup):
+        runner.run("A")
+        runner.run("B")
+    while len(blocks.runs) < count:
+        order = ORDERS[len(blocks.runs) % 2]
+        blocks.runs.append([(arm, runner.run(arm)) for arm in order])
+        refuse_if_different(blocks.environments())
+        if on_block is not None:
+            on_block(len(blocks.runs), cap or count)
+    return blocks
+
+
 def report_blocks(blocks: Blocks, config: GateConfig, a: str, b: str, alpha_now: float | None = None) -> GateReport:
     """The verdict on the blocks run so far."""
     items = [judged_blocks(blocks, figure, margin) for figure, margin in config.margins.items()]
     findings = judge(items, config.alpha, alpha_now)
-    why = throttled(blocks.environments())
+    why = throttled(blocks.environments(), [result.figures for block in blocks.runs for _, result in block])
     return GateReport(
         a=a,
         b=b,
@@ -136,9 +149,15 @@ def refuse_if_different(environments: Sequence[Environment]) -> None:
             raise ResultsError(f"The runs to compare differ in {name} ({' and '.join(seen)}); measure both under the same conditions.")
 
 
-def throttled(environments: Sequence[Environment]) -> str:
-    """A sentence when the driver reported thermal or hardware slow-down in any run; empty otherwise."""
+def throttled(environments: Sequence[Environment], figures: Sequence[Mapping[str, float]]) -> str:
+    """A sentence when the driver reported thermal or hardware slow-down before or during any run; empty otherwise.
+
+    The software power cap is no reason: under it is where large steps live.
+    """
     reasons = sorted({reason for e in environments for reason in e.throttle_reasons.split() if reason in THERMAL})
+    worst = max((one.get("throttled_ratio", 0.0) for one in figures), default=0.0)
+    if worst > THROTTLED_TOLERANCE:
+        reasons.append(f"{worst:.0%} of the samples of one run")
     return f"the GPU was slowed down during the runs ({', '.join(reasons)}), so no verdict is given; cool it and repeat" if reasons else ""
 
 

@@ -69,14 +69,15 @@ class Published:
 
 @dataclass(frozen=True)
 class Beside:
-    """Ours beside one published figure. `ratio` is ours / theirs; `differs` says what the two do not share."""
+    """Ours beside one published figure. `ratio` is ours / theirs; `differs` names what the two do not share, `here` our method."""
 
     ours: Row
     ours_tokens_per_s: float
     repeats: int
     theirs: Published
     same_gpu: bool
-    differs: str
+    differs: tuple[str, ...]
+    here: str
 
     @property
     def ratio(self) -> float:
@@ -114,7 +115,7 @@ def load() -> tuple[Published, ...]:
     with open(folder() / "measured_peers.csv", newline="") as handle:
         found += [
             Published(
-                source=line["engine"].split(" (")[0] + " (measured)",
+                source=line["engine"].split(" (")[0],
                 gpu=line["gpu"],
                 model=line["model"],
                 precision=line["weights"],
@@ -154,7 +155,7 @@ def beside(rows: Iterable[Row], published: Sequence[Published] | None = None) ->
             if candidates:
                 best, rate, repeats = _fastest(candidates)
                 same = gpu_class(best.environment.gpu) == gpu_class(theirs.gpu)
-                found.append(Beside(best, rate, repeats, theirs, same, _differences(best, theirs, same)))
+                found.append(Beside(best, rate, repeats, theirs, same, _differences(best, theirs, same), _method(best.cell)))
     if not found:
         raise ResultsError(
             "None of these results has a published counterpart (same model, precision, ISL/OSL and tensor parallelism); "
@@ -195,7 +196,7 @@ def _precision(name: str) -> str:
     return "half" if name in HALF else name
 
 
-def _differences(ours: Row, theirs: Published, same_gpu: bool) -> str:
+def _differences(ours: Row, theirs: Published, same_gpu: bool) -> tuple[str, ...]:
     cell, parts = ours.cell, []
     if not same_gpu:
         parts.append(f"{gpu_class(theirs.gpu)} there, {gpu_class(ours.environment.device)} here")
@@ -207,9 +208,9 @@ def _differences(ours: Row, theirs: Published, same_gpu: bool) -> str:
         parts.append(f"KV {theirs.kv_dtype} there, {cell.kv_dtype} here")
     if cell.isl != theirs.isl:
         parts.append(f"ISL {theirs.isl} there, {cell.isl} here")
-    parts.append(f"there: {theirs.method}")
+    return (*parts, f"there: {theirs.method}")
+
+
+def _method(cell: Cell) -> str:
     load = f"{cell.request_rate:g} requests/s" if cell.request_rate else f"{cell.num_requests or 'all'} requests"
-    parts.append(
-        f"here: {load}" + (f", up to {cell.batch} running" if cell.batch else "") + (f", {cell.workload}" if cell.workload else "")
-    )
-    return "; ".join(parts)
+    return load + (f", up to {cell.batch} running" if cell.batch else "") + (f", workload {cell.workload}" if cell.workload else "")

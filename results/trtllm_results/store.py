@@ -236,6 +236,11 @@ def write_json(rows: list[Row], target: Path) -> None:
     target.write_text(f'{{"schema_version": {SCHEMA_VERSION}, "rows": [\n {lines}\n]}}\n')
 
 
+def write_csv(rows: list[Row], target: Path) -> None:
+    """CSV with a byte order mark, which is what makes a spreadsheet read it as UTF-8."""
+    to_table(rows).to_pandas().to_csv(target, index=False, encoding="utf-8-sig")
+
+
 def _atomically(target: Path, write: Any) -> None:
     """`write(path)` to a temporary file, sync, rename over `target`, sync the folder."""
     temporary = target.with_name(f".{target.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
@@ -260,3 +265,18 @@ def extend(store: Store, rows: Iterable[Row]) -> int:
     new = [row for row in rows if row.row_id not in present]
     store.append(*new)
     return len(new)
+
+
+def merge_store(store: Store, source: Path) -> int:
+    """`extend` with the rows of another store or table, and copies of their side tables. Returns how many rows were new."""
+    import shutil
+
+    rows = read_rows(source)
+    if source.is_dir():
+        for kind in ("requests", "steps", "samples"):
+            for path in sorted((source / kind).glob("*.parquet")):
+                target = store.path / kind / path.name
+                if not target.exists():
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    _atomically(target, lambda temporary, path=path: shutil.copyfile(path, temporary))
+    return extend(store, rows)

@@ -151,7 +151,8 @@ def test_ours_beside_published() -> None:
     brief = [one for one in found if one.theirs.source == "project brief"]
     assert {published.gpu_class(one.theirs.gpu) for one in brief} == {"H100", "A100", "L40S"}
     assert "llama-3-8b there (same shapes)" in brief[0].differs
-    assert any("A100 has no FP8" in one.differs for one in brief)
+    assert brief[0].here == "8192 requests, up to 2048 running"
+    assert any("A100 has no FP8" in part for one in brief for part in one.differs)
     assert found[0].same_gpu
     vllm = [one for one in found if one.theirs.measured]
     assert {one.theirs.requests for one in vllm} == {4096, 8192}

@@ -42,9 +42,7 @@ def read(path: Path, tool: str = "", overrides: Mapping[str, str] | None = None)
     try:
         rows = TOOLS[names[0]][1](content)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise ResultsError(
-            f"{path} looks like a {names[0]} result but lacks {error}; it may be cut short or of another version."
-        ) from error
+        raise ResultsError(f"{path} looks like a {names[0]} result but lacks {error}; it may be cut short or of a new version.") from error
     return [_override(row, overrides or {}, path) for row in rows]
 
 

@@ -1,0 +1,200 @@
+"""`compare`: result sets side by side, or beside published figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from trtllm_results.compare import Comparison
+    from trtllm_results.record import Row
+    from trtllm_results.selection import ResultSet
+
+Strings = list[str] | None
+
+
+def command(
+    results: Annotated[
+        list[str], typer.Argument(metavar="RESULTS...", help="Store folders or tables, PATH or NAME=PATH; the first is the base.")
+    ],
+    against: Annotated[str, typer.Option("--against", help="published: beside TensorRT-LLM's and other published figures.")] = "",
+    by: Annotated[str, typer.Option("--by", help="Split one store by this field (target, precision, ...) and compare the parts.")] = "",
+    figure: Annotated[Strings, typer.Option("--figure", help="Figure to compare; repeatable (default output_tokens_per_s).")] = None,
+    where: Annotated[Strings, typer.Option("--where", help="Filter such as precision=fp8 or batch>=64; repeatable.")] = None,
+    ignore: Annotated[Strings, typer.Option("--ignore", help="Field that may differ between matched cells; repeatable.")] = None,
+    sort: Annotated[str, typer.Option("--sort", help="Field or column to sort by; prefix - for descending.")] = "",
+    across_gpus: Annotated[bool, typer.Option("--across-gpus", help="Allow results from different GPUs.")] = False,
+    pareto: Annotated[bool, typer.Option("--pareto", help="Show the front of throughput per GPU against per-user speed.")] = False,
+    output: Annotated[str, typer.Option("--format", help="table, markdown, csv or json.")] = "table",
+    out: Annotated[Path | None, typer.Option("--out", help="Write there instead of the terminal.")] = None,
+) -> None:
+    """Compare result sets by cell, with change, interval and verdict."""
+    from trtllm_results import selection
+    from trtllm_results.errors import ResultsError
+
+    if output not in ("table", "markdown", "csv", "json"):
+        raise ResultsError(f"--format {output}: choose table, markdown, csv or json.")
+    if against not in ("", "published"):
+        raise ResultsError(f"--against {against}: only 'published' is known; name a second store to compare with it.")
+    sets = [selection.load_set(spec) for spec in results]
+    sets = [selection.ResultSet(one.name, tuple(selection.keep(one.rows, where or []))) for one in sets]
+    if not any(one.rows for one in sets):
+        raise ResultsError("No result passes the filters.")
+    if against == "published":
+        _published([row for one in sets for row in one.rows], sort, output, out)
+    elif pareto:
+        _pareto(sets, output, out)
+    else:
+        _compare(sets, by, figure or [], ignore or [], across_gpus, sort, output, out)
+
+
+def _compare(
+    sets: list[ResultSet], by: str, figures: list[str], ignore: list[str], across_gpus: bool, sort: str, output: str, out: Path | None
+) -> None:
+    from trtllm_results import compare_text, selection
+    from trtllm_results.compare import compare
+    from trtllm_results.errors import ResultsError
+    from trtllm_results.figures import HEADLINE
+    from trtllm_results.record import ALIGN_FIELDS
+
+    if by:
+        if len(sets) != 1:
+            raise ResultsError("--by splits one store; name only one.")
+        sets = selection.split_by(sets[0].rows, by)
+        ignore = [*ignore, *([by] if by in ALIGN_FIELDS else []), *(["kv_dtype"] if by == "precision" else [])]
+    found = compare(sets, figures or [HEADLINE], ignore, across_gpus or by == "gpu")
+    if output == "table" and out is None:
+        _print(found, sort)
+        return
+    if output == "json":
+        text = compare_text.to_json(found)
+    elif output == "csv":
+        text = compare_text.to_csv(_sorted(compare_text.records(found), sort))
+    else:
+        text = compare_text.to_markdown(found)
+    _emit(text, out)
+
+
+def _print(found: Comparison, sort: str) -> None:
+    from rich.console import Console
+
+    from trtllm_dashboards.tables import Column, show
+    from trtllm_results import compare_text
+    from trtllm_results.figures import common_words, title
+
+    console = Console(highlight=False)
+    rows = _sorted(compare_text.records(found), sort)
+    shared, labels = common_words([one["label"] for one in rows])
+    for one, label in zip(rows, labels, strict=True):
+        one |= {"label": label, "figure": title(one["figure"])}
+        one["interval"] = compare_text.interval_text(one["low"], one["high"])
+        one["repeats"] = f"{one['base_repeats']}/{one['other_repeats']}"
+    columns = [
+        Column("label", "cell"),
+        Column("figure"),
+        Column("unit"),
+        Column("other", "against"),
+        Column("base_value", found.sets[0], kind="number"),
+        Column("other_value", found.sets[1] if len(found.sets) == 2 else "other", kind="number"),
+        Column("change", kind="percent"),
+        Column("interval", "95% interval", priority=1),
+        Column("repeats", priority=2),
+        Column("verdict", kind="verdict"),
+    ]
+    show(rows, columns, title=f"{found.sets[0]} against {', '.join(found.sets[1:])}" + (f": {shared}" if shared else ""), console=console)
+    for label, why in found.left_out:
+        console.print(f"left out: {label} ({why})", style="dim")
+    for note in [*found.notes, *dict.fromkeys(text for change in found.changes for text in change.warnings)]:
+        console.print(f"note: {note}", style="yellow")
+
+
+def _published(rows: list[Row], sort: str, output: str, out: Path | None) -> None:
+    import json
+
+    from rich.console import Console
+
+    from trtllm_dashboards.tables import Column, show
+    from trtllm_results import compare_text
+    from trtllm_results.published import beside
+
+    found = beside(rows)
+    flat_in_order = compare_text.beside_records(found)
+    flat = _sorted(flat_in_order, sort)
+    if output != "table" or out is not None:
+        texts = {"json": lambda: json.dumps(flat, indent=1), "csv": lambda: compare_text.to_csv(flat)}
+        _emit(texts.get(output, lambda: compare_text.beside_markdown(found))(), out)
+        return
+    console = Console(highlight=False)
+    marks, meanings = compare_text.lettered(found)
+    marked = {id(one): mark for one, mark in zip(flat_in_order, marks, strict=True)}
+    for one in flat:
+        one |= {"shape": f"{one['isl']}/{one['osl']}", "source": one["source"].replace("TensorRT-LLM perf-overview", "TRT-LLM")}
+        one["mark"] = marked[id(one)]
+    columns = [
+        Column("model"),
+        Column("precision"),
+        Column("shape", "ISL/OSL"),
+        Column("tp", "TP", priority=1),
+        Column("gpu", "our GPU"),
+        Column("ours", unit="tok/s", kind="number", places=0),
+        Column("source", hoist=False),
+        Column("their_gpu", "GPU", hoist=False),
+        Column("theirs", unit="tok/s", kind="number", places=0),
+        Column("ratio", "ours/theirs", kind="number", places=2),
+        Column("mark", "differs", hoist=False),
+    ]
+    show(flat, columns, title="ours beside published figures", console=console)
+    for letter, meaning in meanings.items():
+        console.print(f"{letter}  {meaning}", style="dim", soft_wrap=True)
+    for text in dict.fromkeys(f"here, {one['precision']} {one['shape']}: {one['here']}" for one in flat):
+        console.print(text, style="dim", soft_wrap=True)
+
+
+def _pareto(sets: list[ResultSet], output: str, out: Path | None) -> None:
+    import json
+
+    from trtllm_dashboards.tables import Column, show
+    from trtllm_results.compare import pareto
+    from trtllm_results.compare_text import to_csv
+    from trtllm_results.errors import ResultsError
+
+    per_user, per_gpu = "output_tokens_per_s_per_user", "output_tokens_per_s_per_gpu"
+    flat = [
+        {"set": one.name, "cell": row.cell.label, "batch": row.cell.batch, per_user: row.figures[per_user], per_gpu: row.figures[per_gpu]}
+        for one in sets
+        for row in pareto(one.rows)
+    ]
+    if not flat:
+        raise ResultsError(f"No result carries both {per_user} and {per_gpu}; measure with token times.")
+    if output != "table" or out is not None:
+        _emit(json.dumps(flat, indent=1) if output == "json" else to_csv(flat), out)
+        return
+    columns = [
+        Column("set"),
+        Column("cell", hoist=False),
+        Column(per_user, "per user", unit="tok/s/user", kind="number"),
+        Column(per_gpu, "per GPU", unit="tok/s/GPU", kind="number"),
+    ]
+    show(flat, columns, title="Pareto front: no other cell is better in both")
+
+
+def _sorted(rows: list[dict[str, Any]], sort: str) -> list[dict[str, Any]]:
+    from trtllm_results.errors import ResultsError
+
+    name = sort.lstrip("-")
+    if not name or not rows:
+        return rows
+    if name not in rows[0]:
+        raise ResultsError(f"--sort {name}: no such column; choose from {', '.join(rows[0])}.")
+    return sorted(rows, key=lambda one: (one[name] is None, one[name]), reverse=sort.startswith("-"))
+
+
+def _emit(text: str, out: Path | None) -> None:
+    if out is None:
+        typer.echo(text.rstrip("\n"))
+        return
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(text if text.endswith("\n") else text + "\n")
+    typer.echo(f"written: {out}")

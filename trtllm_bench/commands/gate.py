@@ -1,0 +1,259 @@
+"""`gate`: the regression gate. Exit 0 pass, 1 fail, 2 inconclusive, 3 it could not be judged (bad input, a run that failed)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from trtllm_results.gate import GateReport
+    from trtllm_results.gate_config import GateConfig
+    from trtllm_results.gate_run import Runner
+    from trtllm_results.record import Row
+
+app = typer.Typer(help="Did it get slower? Interleaved A/B runs, or a stored baseline.", no_args_is_help=True, add_completion=False)
+
+Config = Annotated[Path | None, typer.Option("--config", help="TOML with margins, alpha and block counts (docs/gate.md).")]
+Margins = Annotated[list[str] | None, typer.Option("--margin", help="FIGURE=LOSS, such as output_tokens_per_s=2%; repeatable.")]
+Junit = Annotated[Path | None, typer.Option("--junit", help="Write the verdicts as JUnit XML.")]
+AsJson = Annotated[Path | None, typer.Option("--json", help="Write the whole report as JSON.")]
+Markdown = Annotated[Path | None, typer.Option("--markdown", help="Write the report as Markdown.")]
+Github = Annotated[bool, typer.Option("--github", help="Print GitHub annotations; fill the step summary when there is one.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Keep every run in this result store.")]
+BaselineFile = Annotated[Path, typer.Option("--baseline", help="Baseline file.")]
+Flags = Annotated[list[str] | None, typer.Argument(metavar="[-- FLAGS]...", help="After --: flags of throughput, the same for both.")]
+
+
+@app.command("run")
+def run(
+    a: Annotated[str, typer.Option("--a", help="Reference: an engine folder or a git revision.")],
+    b: Annotated[str, typer.Option("--b", help="Candidate: an engine folder or a git revision.")],
+    flags: Flags = None,
+    config: Config = None,
+    margin: Margins = None,
+    blocks: Annotated[int | None, typer.Option("--blocks", help="ABBA blocks before the first look.")] = None,
+    max_blocks: Annotated[int | None, typer.Option("--max-blocks", help="Cap on blocks.")] = None,
+    looks: Annotated[int | None, typer.Option("--looks", help="Looks between the two; 1: exactly --blocks blocks.")] = None,
+    warmup: Annotated[int, typer.Option("--warmup-runs", min=0, help="Discarded runs of each arm first.")] = 1,
+    out: Out = None,
+    junit: Junit = None,
+    as_json: AsJson = None,
+    markdown: Markdown = None,
+    github: Github = False,
+) -> None:
+    """Run A and B in interleaved blocks on this machine until the verdict is clear or the cap is reached."""
+    from trtllm_results.gate_run import run_gate
+
+    settings = _settings(config, margin, blocks, max_blocks, looks)
+    with _runner(a, b, list(flags or []), out) as (runner, name_a, name_b):
+        report = run_gate(runner, settings, name_a, name_b, warmup, _progress)
+    _finish(report, junit, as_json, markdown, github)
+
+
+@app.command("check")
+def check(
+    candidate: Annotated[str, typer.Argument(help="Result store of the candidate, two repeats or more a cell.")],
+    baseline: BaselineFile,
+    config: Config = None,
+    margin: Margins = None,
+    noise: Annotated[
+        Path | None, typer.Option("--noise", help="Noise file of gate calibrate: widens the errors by the session noise.")
+    ] = None,
+    junit: Junit = None,
+    as_json: AsJson = None,
+    markdown: Markdown = None,
+    github: Github = False,
+) -> None:
+    """Judge a result store against the stored baseline; look for slow drift over its history."""
+    from trtllm_results import baseline as baselines
+    from trtllm_results import selection
+    from trtllm_results.calibrate import load_noise
+
+    settings = _settings(config, margin)
+    one = selection.load_set(candidate)
+    report = baselines.check(baselines.load(baseline), one.rows, settings, load_noise(noise), one.name)
+    _finish(report, junit, as_json, markdown, github)
+
+
+@app.command("accept")
+def accept(
+    store: Annotated[str, typer.Argument(help="Result store that becomes the baseline.")],
+    baseline: BaselineFile,
+    note: Annotated[str, typer.Option("--note", help="Why it moves; kept in the history.")] = "",
+) -> None:
+    """Make these results the baseline. Nothing else moves it; the old ones stay in its history."""
+    from trtllm_results import baseline as baselines
+    from trtllm_results import selection
+
+    old = baselines.load(baseline) if baseline.exists() else None
+    new = baselines.accept(old, old.name if old else baseline.stem, selection.load_set(store).rows, note)
+    baselines.save(new, baseline)
+    typer.echo(f"{baseline}: {len(new.current.cells)} cells accepted as state {len(new.history)}")
+
+
+@app.command("history")
+def history(baseline: BaselineFile, config: Config = None, margin: Margins = None) -> None:
+    """Every state the baseline has had, with the change to the one before, and any drift."""
+    from rich.console import Console
+
+    from trtllm_dashboards.tables import Column, show
+    from trtllm_results import baseline as baselines
+
+    settings, known = _settings(config, margin), baselines.load(baseline)
+    console = Console(highlight=False)
+    lines = baselines.history_records(known, list(settings.margins))
+    columns = [Column("accepted", hoist=False), Column("revision", hoist=False), Column("cell"), Column("figure")]
+    columns += [
+        Column("value", kind="number"),
+        Column("change", kind="percent"),
+        Column("total", kind="percent"),
+        Column("note", priority=1),
+    ]
+    show(lines, columns, title=f"baseline {known.name}", console=console)
+    for text in baselines.drift(known, settings):
+        console.print(f"drift: {text}", style="bold red")
+
+
+@app.command("calibrate")
+def calibrate(
+    engine: Annotated[str, typer.Option("--engine", help="What to run against itself: an engine folder or a git revision.")],
+    flags: Flags = None,
+    blocks: Annotated[int, typer.Option("--blocks", min=3, help="A/A blocks of four runs.")] = 8,
+    config: Config = None,
+    margin: Margins = None,
+    out: Out = None,
+    noise: Annotated[Path | None, typer.Option("--noise", help="Write the noise floor here, for gate check --noise.")] = None,
+) -> None:
+    """Measure the noise floor with A against A: detectable effects, and how often the gate would be wrong here."""
+    from rich.console import Console
+
+    from trtllm_dashboards.tables import Column, show
+    from trtllm_results import calibrate as calibration
+    from trtllm_results.gate_run import run_blocks
+
+    settings = _settings(config, margin)
+    with _runner(engine, engine, list(flags or []), out) as (runner, _, _):
+        found = run_blocks(runner, blocks, warmup=1, on_block=_progress)
+    floors = calibration.noise_floor(found, settings)
+    console = Console(highlight=False)
+    lines = [
+        {"figure": one.figure, "run": one.run_sd, "drift": one.drift_sd, "block": one.block_sd, "mean": one.mean}
+        | {f"n{n}": loss for n, loss in one.detectable.items()}
+        | {"wrong": one.false_fail_rate, "pass": one.pass_rate}
+        for one in floors
+    ]
+    columns = [Column("figure")] + [Column(name, f"{name} sd", kind="percent") for name in ("run", "drift", "block")]
+    columns += [Column(f"n{n}", f"{n} blocks", kind="percent") for n in (5, 12, 20)]
+    show(
+        lines, columns, title=f"noise floor over {len(found.runs)} A/A blocks; loss beyond the margin found with power 0.8", console=console
+    )
+    for one in floors:
+        console.print(f"{one.figure}: A against A would fail {one.false_fail_rate:.1%} and pass {one.pass_rate:.1%} of the time.")
+    if noise is not None:
+        calibration.save(floors, noise)
+        console.print(f"written: {noise}")
+
+
+@contextmanager
+def _runner(a: str, b: str, flags: list[str], out: Path | None) -> Iterator[tuple[Runner, str, str]]:
+    """The runner of both arms and their names; unpacked revisions are removed at the end."""
+    from trtllm_results.runners import CommandRunner, arm_command
+    from trtllm_results.store import Store
+
+    with ExitStack() as cleanup:
+        first, second = arm_command(a, flags, cleanup), arm_command(b, flags, cleanup)
+        store = Store(out) if out is not None else None
+        yield CommandRunner(first, second, store, _say), first.name, second.name
+
+
+def _say(arm: str, row: Row) -> None:
+    rate = row.figures.get("output_tokens_per_s")
+    typer.echo(f"  {arm}  {rate:,.1f} tok/s" if rate else f"  {arm}  {row.status}", err=True)
+
+
+def _progress(done: int, cap: int) -> None:
+    typer.echo(f"block {done} of at most {cap}", err=True)
+
+
+def _settings(
+    config: Path | None, margins: list[str] | None, blocks: int | None = None, max_blocks: int | None = None, looks: int | None = None
+) -> GateConfig:
+    """The configuration file with the flags laid over it; `--blocks` alone raises the cap with it."""
+    from dataclasses import replace
+
+    from trtllm_results.errors import ResultsError
+    from trtllm_results.gate_config import load_config, parse_margin
+
+    settings = load_config(config)
+    given = {}
+    for text in margins or []:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise ResultsError(f"--margin {text}: write FIGURE=LOSS, such as output_tokens_per_s=2%.")
+        given[name] = parse_margin(value)
+    blocks = blocks or settings.blocks
+    return replace(
+        settings,
+        margins=given or settings.margins,
+        blocks=blocks,
+        max_blocks=max_blocks or max(settings.max_blocks, blocks),
+        looks=looks or settings.looks,
+    )
+
+
+def _finish(report: GateReport, junit: Path | None, as_json: Path | None, markdown: Path | None, github: bool) -> None:
+    import os
+
+    from trtllm_results import gate_text
+
+    for path, text in ((junit, gate_text.to_junit), (as_json, gate_text.to_json), (markdown, gate_text.to_markdown)):
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text(report))
+    _print(report)
+    if github:
+        typer.echo(gate_text.to_annotations(report), nl=False)
+        summary = os.environ.get("GITHUB_STEP_SUMMARY")
+        if summary:
+            with open(summary, "a") as handle:
+                handle.write(gate_text.to_markdown(report))
+    raise typer.Exit(report.exit_code)
+
+
+def _print(report: GateReport) -> None:
+    from rich.console import Console
+
+    from trtllm_dashboards.tables import Column, show
+    from trtllm_results import gate_text
+    from trtllm_results.figures import common_words, title
+
+    console = Console(highlight=False)
+    lines = gate_text.records(report)
+    shared, labels = common_words([line["cell"] for line in lines])
+    for line, finding, label in zip(lines, report.findings, labels, strict=True):
+        line |= {"interval": gate_text.interval_text(finding), "cell": label, "figure": title(line["figure"])}
+    columns = [
+        Column("cell"),
+        Column("figure"),
+        Column("unit"),
+        Column("a", "A", kind="number"),
+        Column("b", "B", kind="number"),
+        Column("change", kind="percent"),
+        Column("interval", f"{1 - 2 * report.alpha:.0%} interval"),
+        Column("detectable", kind="percent", priority=2),
+        Column("verdict", kind="verdict"),
+    ]
+    blocks = f" after {report.blocks} blocks" if report.blocks else ""
+    show(lines, columns, title=f"A = {report.a}, B = {report.b}{blocks}" + (f": {shared}" if shared else ""), console=console)
+    for finding in report.findings:
+        console.print(f"{finding.name}: {finding.why}", style="dim", soft_wrap=True)
+    for text in report.drift:
+        console.print(f"drift: {text}", style="bold red", soft_wrap=True)
+    for text in report.warnings:
+        console.print(f"note: {text}", style="yellow", soft_wrap=True)
+    style = {"pass": "bold green", "fail": "bold red", "inconclusive": "bold yellow"}[report.verdict]
+    console.print(gate_text.headline(report), style=style, soft_wrap=True)

@@ -1,0 +1,134 @@
+"""`results`: look into, export, merge and import result stores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="List, show, export, merge and import results.", no_args_is_help=True, add_completion=False)
+Strings = list[str] | None
+Where = Annotated[Strings, typer.Option("--where", help="Filter such as precision=fp8 or status=ok; repeatable.")]
+
+
+@app.command("ls")
+def ls(
+    store: Annotated[list[str], typer.Argument(help="Store folders or tables.")],
+    where: Where = None,
+    figure: Annotated[Strings, typer.Option("--figure", help="Figure to show; repeatable.")] = None,
+) -> None:
+    """List the rows of stores, one line each."""
+    from rich.console import Console
+
+    from trtllm_dashboards.tables import Column, show
+    from trtllm_results import selection
+    from trtllm_results.figures import FIGURES, common_words, title
+
+    figures = figure or ["output_tokens_per_s", "ttft_p50_ms", "tpot_p50_ms"]
+    lines = []
+    for spec in store:
+        one = selection.load_set(spec)
+        for row in selection.keep(one.rows, where or []):
+            line = {"store": one.name, "key": row.key[:8], "cell": row.cell.label, "repeat": row.repeat, "status": row.status}
+            lines.append(line | {name: selection.field_of(row, name) for name in figures} | {"gpu": row.environment.device})
+    if not lines:
+        typer.echo("no rows")
+        return
+    shared, labels = common_words([str(line["cell"]) for line in lines])
+    lines = [line | {"cell": label} for line, label in zip(lines, labels, strict=True)]
+    columns = [Column("store", priority=3), Column("key", hoist=False), Column("cell", hoist=False), Column("repeat", "rep", kind="number")]
+    columns += [Column("status", kind="verdict"), Column("gpu", "device", priority=2)]
+    columns += [
+        Column(name, title(name), unit=FIGURES[name].unit if name in FIGURES else "", kind="number", priority=1) for name in figures
+    ]
+    show(lines, columns, title=shared, console=Console(highlight=False))
+
+
+@app.command("show")
+def show_row(
+    store: Annotated[str, typer.Argument(help="Store folder or table.")],
+    key: Annotated[str, typer.Argument(help="Start of a cell key, as ls prints it.")],
+) -> None:
+    """Everything about the rows of one cell: settings, figures with their definitions, environment, command."""
+    from trtllm_results import selection
+    from trtllm_results.errors import ResultsError
+    from trtllm_results.figures import FIGURES
+
+    rows = [row for row in selection.load_set(store).rows if row.key.startswith(key)]
+    if not rows:
+        raise ResultsError(f"No cell of {store} has a key that starts with '{key}'; results ls lists them.")
+    for row in rows:
+        typer.echo(f"{row.cell.label}  repeat {row.repeat}  {row.status}{': ' + row.reason if row.reason else ''}")
+        typer.echo(f"  key {row.key}  started {row.started_at}")
+        for text in row.warnings:
+            typer.echo(f"  note: {text}")
+        for name in [name for name in FIGURES if name in row.figures] + [name for name in row.figures if name not in FIGURES]:
+            typer.echo(f"  {name:<32}{row.figures[name]:>16,.4g} {FIGURES[name].unit if name in FIGURES else ''}".rstrip())
+        for title, fields in (("settings", dict(row.cell.settings)), ("environment", vars(row.environment)), ("extra", dict(row.extra))):
+            shown = ", ".join(f"{name} {value}" for name, value in fields.items() if value not in ("", 0, 0.0, False, None))
+            if shown:
+                typer.echo(f"  {title}: {shown}")
+        if row.command:
+            typer.echo(f"  command: {row.command}")
+
+
+@app.command("export")
+def export(
+    store: Annotated[str, typer.Argument(help="Store folder or table.")],
+    out: Annotated[Path, typer.Argument(help="File to write: .csv (opens in a spreadsheet), .json or .parquet.")],
+    where: Where = None,
+) -> None:
+    """Write the rows as one CSV, JSON or Parquet file."""
+    from trtllm_results import selection
+    from trtllm_results import store as stores
+    from trtllm_results.errors import ResultsError
+
+    rows = selection.keep(selection.load_set(store).rows, where or [])
+    if not rows:
+        raise ResultsError("No result passes the filters.")
+    writers = {".csv": stores.write_csv, ".json": stores.write_json, ".parquet": stores.write_parquet}
+    if out.suffix not in writers:
+        raise ResultsError(f"{out}: export writes .csv, .json or .parquet files.")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    writers[out.suffix](rows, out)
+    typer.echo(f"{len(rows)} rows written to {out}")
+
+
+@app.command("merge")
+def merge(
+    into: Annotated[Path, typer.Argument(help="Store that receives (made if absent).")],
+    sources: Annotated[list[Path], typer.Argument(help="Stores or tables to take rows from.")],
+) -> None:
+    """Add the rows of other stores; rows already there are left alone, so merging twice is safe."""
+    from trtllm_results.store import Store, merge_store
+
+    store = Store(into)
+    for source in sources:
+        typer.echo(f"{merge_store(store, source)} new rows from {source}")
+
+
+@app.command("import")
+def import_results(
+    store: Annotated[Path, typer.Argument(help="Store that receives (made if absent).")],
+    files: Annotated[list[Path], typer.Argument(help="JSON results of vLLM bench, AIPerf, GuideLLM or NVIDIA's trtllm-bench.")],
+    tool: Annotated[str, typer.Option("--tool", help="nvidia, vllm, aiperf or guidellm (default: recognised).")] = "",
+    settings: Annotated[
+        Strings, typer.Option("--set", help="FIELD=VALUE the file does not tell, such as precision=fp8; repeatable.")
+    ] = None,
+) -> None:
+    """Read other tools' result files into a store."""
+    from trtllm_results import importers
+    from trtllm_results.errors import ResultsError
+    from trtllm_results.store import Store, extend
+
+    overrides = {}
+    for text in settings or []:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise ResultsError(f"--set {text}: write FIELD=VALUE.")
+        overrides[name] = value
+    rows = [(path, importers.read(path, tool, overrides)) for path in files]
+    target = Store(store)
+    for path, found in rows:
+        typer.echo(f"{extend(target, found)} new of {len(found)} rows from {path} ({found[0].extra.get('definitions', 'trtllm-bench')})")
