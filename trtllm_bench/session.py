@@ -6,22 +6,21 @@ distrust them. What only our engine has (building, loading, step records) is in 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from trtllm_bench.errors import RunFailure
-from trtllm_bench.load.driver import Drive, LoadResult, run_load
+from trtllm_bench.load.driver import Drive, run_load
+from trtllm_bench.load.judge import commonest_failure, judge
 from trtllm_bench.load.scripted import NullTarget, Script, ScriptedTarget
-from trtllm_bench.load.steady import by_concurrency, by_slope
 from trtllm_bench.load.target import Target
 from trtllm_bench.measure import Identity, Load, Measurement, OnRequests
+from trtllm_bench.telemetry import Telemetry
 from trtllm_results.metrics import figures
 from trtllm_workloads.request import Workload
-
-SHORT_OUTPUT = 0.99
-"""Outputs below this share of what was asked for make a measurement suspect."""
 
 
 @dataclass
@@ -54,34 +53,22 @@ def scripted_session(name: str, concurrency: int) -> DrivenSession:
     return DrivenSession(ScriptedTarget(script), name, settings={"script": repr(script)})
 
 
-def drive(target: Target, workload: Workload, load: Load, on_requests: OnRequests, gpus: int = 1) -> Measurement:
-    """Warm up, send the workload, and judge what came back. Raises `RunFailure` when not one request succeeded."""
-    how = Drive(concurrency=load.concurrency, open_loop=load.open_loop)
+def drive(target: Target, workload: Workload, load: Load, on_requests: OnRequests, gpus: int = 0) -> Measurement:
+    """Warm up, send the workload under telemetry of `gpus` GPUs, and judge what came back. Raises `RunFailure` when nothing succeeded."""
     requests = workload.requests()
     if load.warmup:
-        run_load(workload.head(load.warmup).requests(), target, Drive(concurrency=load.concurrency), gpus=gpus)
-    result = run_load(requests, target, how, on_requests=on_requests, gpus=gpus)
+        run_load(workload.head(load.warmup).requests(), target, Drive(concurrency=load.concurrency))
+    with Telemetry(gpus) as telemetry:
+        how = Drive(concurrency=load.concurrency, open_loop=load.open_loop)
+        result = run_load(requests, target, how, on_requests=on_requests, gpus=max(gpus, 1))
     log = result.measured
     if not log.ok.any():
-        raise RunFailure(f"every request failed: {_first_failure(result)}")
-    span = by_slope(log) if load.open_loop else by_concurrency(log)
-    found = figures(log, load.slo_ms or None, window=(span.start_s, span.end_s) if span is not None else None)
-    return Measurement(found, log, warnings=tuple(_warnings(result, found)))
-
-
-def _first_failure(result: LoadResult) -> str:
-    reason, count = Counter(reason for _, reason in result.failures).most_common(1)[0]
-    return reason if count == len(result.failures) else f"{reason} ({count} of {len(result.failures)} failures)"
-
-
-def _warnings(result: LoadResult, found: Mapping[str, float]) -> list[str]:
-    warnings = []
-    if result.stalled:
-        warnings.append("the run stalled and was given up")
-    if result.failures:
-        warnings.append(f"{len(result.failures)} of {len(result.log)} requests failed: {_first_failure(result)}")
-    ratio = found.get("output_length_ratio", 1.0)
-    if ratio < SHORT_OUTPUT:
-        asked = found["output_length_mean"] / ratio
-        warnings.append(f"outputs were shorter than asked: {found['output_length_mean']:.1f} tokens a request instead of {asked:.1f}")
-    return warnings
+        raise RunFailure(f"every request failed: {commonest_failure(result)}")
+    verdict = judge(result, load.open_loop)
+    window = (verdict.window.start_s, verdict.window.end_s) if verdict.window is not None else None
+    found = figures(log, load.slo_ms or None, window=window)
+    samples = telemetry.stop()
+    span = (float(log.intended_s.min()), float(np.nanmax(log.end_s)))
+    found |= samples.figures(*span, found.get("output_tokens", 0.0))
+    warnings = (*verdict.warnings, *samples.suspicions(*span))
+    return Measurement(found, log, samples=samples.columns(), warnings=warnings, void=verdict.void)

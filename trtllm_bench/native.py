@@ -1,0 +1,210 @@
+"""Our own engine as a target: found or built, loaded when first measured, driven in this process, emptied after a failure.
+
+The engine's loop runs on a thread of its own between `start` and `stop`, so that the driver's thread only sends. Its step log becomes the
+row's step table and the figures that only the engine can know (batch composition, cache use, preemptions).
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+from trtllm_bench.engine_cache import cached_engine
+from trtllm_bench.errors import BenchError
+from trtllm_bench.load.native import NativeTarget
+from trtllm_bench.machine import arch_of, gpus
+from trtllm_bench.measure import Identity, Load, Measurement, OnRequests
+from trtllm_bench.session import drive
+from trtllm_bench.wish import EngineWish
+from trtllm_engines.compile import PRECISIONS
+from trtllm_engines.engine_dir import CHECKSUMS, WEIGHTS, load_engine
+from trtllm_engines.fingerprint import detect_target
+from trtllm_engines.plan import Profile
+from trtllm_engines.presets import resolve_model
+from trtllm_engines.runtime.cpu import CpuRunner
+from trtllm_engines.runtime.device_state import pages_within
+from trtllm_engines.runtime.engine_loop import EngineLoop
+from trtllm_engines.runtime.scheduler import POLICIES, SchedulerConfig
+from trtllm_workloads.request import Workload
+
+DEVICES = ("auto", "cpu", "cuda")
+DEFAULT_BATCH = {"cuda": 256, "cpu": 32}
+DEFAULT_TOKENS = {"cuda": 8192, "cpu": 2048}
+DEFAULT_SEQ_LEN = 4096
+
+
+def device_of(device: str) -> str:
+    """`cpu` or `cuda`. Raises `BenchError` for an unknown name, and for a GPU that is not there."""
+    if device not in DEVICES:
+        raise BenchError(f"unknown device '{device}'; choose from {', '.join(DEVICES)}")
+    here = bool(gpus())
+    if device == "cuda" and not here:
+        raise BenchError(
+            "a GPU was asked for (--device cuda) but none is usable here; run on the CPU with --device cpu, or see trtllm-bench doctor"
+        )
+    return "cuda" if here and device != "cpu" else "cpu"
+
+
+def check(wish: EngineWish) -> None:
+    """Finds what cannot work before anything is built. Raises `BenchError` or `EngineError`."""
+    device_of(wish.device)
+    if wish.policy not in POLICIES:
+        raise BenchError(f"unknown scheduler policy '{wish.policy}'; choose from {', '.join(POLICIES)}")
+    if wish.engine_dir is not None:
+        load_engine(wish.engine_dir)
+        return
+    resolve_model(_model(wish))
+    if wish.precision not in PRECISIONS:
+        raise BenchError(f"unknown precision '{wish.precision}'; supported are {', '.join(PRECISIONS)}")
+
+
+def _model(wish: EngineWish) -> str:
+    if wish.model is None:
+        raise BenchError("no model named; give --model or --engine-dir")
+    return wish.model
+
+
+def vocabulary_of(wish: EngineWish) -> int:
+    if wish.engine_dir is not None:
+        return load_engine(wish.engine_dir).plan.config.vocab_size
+    return resolve_model(_model(wish)).config.vocab_size
+
+
+def engine_for(wish: EngineWish) -> Path:
+    """The engine folder to run: the one named, or one built now or earlier for this device and these ranges."""
+    if wish.engine_dir is not None:
+        return wish.engine_dir
+    device = device_of(wish.device)
+    model = _model(wish)
+    batch = wish.max_batch_size or DEFAULT_BATCH[device]
+    limit = resolve_model(model).config.max_position_embeddings
+    profile = Profile(
+        max_batch_size=batch,
+        max_num_tokens=wish.max_num_tokens or max(DEFAULT_TOKENS[device], batch),
+        max_seq_len=wish.max_seq_len or min(DEFAULT_SEQ_LEN, limit),
+    )
+    arch = arch_of(gpus()[0]) if device == "cuda" else "cpu"
+    return cached_engine(model, str(wish.precision), wish.weights, wish.seed, profile, arch)
+
+
+def start_loop(folder: Path, wish: EngineWish) -> EngineLoop:
+    """Loads an engine and readies it to serve. Raises `EngineError`."""
+    import torch
+
+    if device_of(wish.device) == "cpu":
+        engine = load_engine(folder)
+        plan = engine.plan
+        pages = pages_within(plan, 2 << 30)
+        runner: Any = CpuRunner(plan, engine.tensors("cpu"), pages)
+    else:
+        from trtllm_engines.runtime.cuda import CudaRunner
+
+        engine = load_engine(folder, detect_target())
+        plan = engine.plan
+        tensors = engine.tensors(torch.device("cuda"))
+        runner = CudaRunner(plan, engine.arch, tensors, engine.cubin, kv_cache_fraction=wish.kv_cache_fraction)
+        runner.capture()
+    profile = plan.profile
+    config = SchedulerConfig(
+        max_batch_size=profile.max_batch_size,
+        max_num_tokens=profile.max_num_tokens,
+        max_seq_len=profile.max_seq_len,
+        page_size=profile.page_size,
+        num_pages=runner.num_pages,
+        policy=wish.policy,
+    )
+    return EngineLoop(runner, config, vocab_size=plan.config.vocab_size, eos_ids=plan.config.eos_token_ids)
+
+
+class NativeSession:
+    """A `measure.Session` over our engine."""
+
+    def __init__(self, wish: EngineWish) -> None:
+        self._wish = wish
+        self._folder: Path | None = None
+        self._loop: EngineLoop | None = None
+        self._gpus = 1 if device_of(wish.device) == "cuda" else 0
+        self._build_s = self._load_s = 0.0
+
+    def identity(self) -> Identity:
+        began = time.perf_counter()
+        self._folder = engine_for(self._wish)
+        self._build_s = time.perf_counter() - began
+        plan = load_engine(self._folder).plan
+        profile = plan.profile
+        files = json.loads((self._folder / CHECKSUMS).read_text())
+        weights = files.pop(WEIGHTS, None)
+        source = dict(plan.weights_source)
+        return Identity(
+            target="native",
+            engine_fingerprint=hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:16],
+            weights_hash=weights["sha256"][:16] if weights is not None else f"dummy-{source.get('seed', 0)}",
+            kv_dtype=plan.kv_dtype,
+            model=plan.config.name,
+            precision=plan.precision,
+            settings={
+                "policy": self._wish.policy,
+                "max_batch_size": profile.max_batch_size,
+                "max_num_tokens": profile.max_num_tokens,
+                "max_seq_len": profile.max_seq_len,
+                "page_size": profile.page_size,
+                "kv_cache_fraction": self._wish.kv_cache_fraction,
+                "device": device_of(self._wish.device),
+            },
+        )
+
+    def measure(self, workload: Workload, load: Load, on_requests: OnRequests) -> Measurement:
+        loop = self._ready()
+        begun = len(loop.log)
+        measurement = drive(NativeTarget(loop), workload, load, on_requests, self._gpus)
+        steps = loop.log.rows()[begun:]
+        steps = steps[steps["done_s"] >= float(measurement.log.intended_s.min())]
+        more = _step_figures(steps, loop.scheduler.pool.capacity) | {"load_s": self._load_s, "build_s": self._build_s}
+        return replace(
+            measurement,
+            figures={**measurement.figures, **more},
+            steps={name: steps[name] for name in steps.dtype.names or ()},
+        )
+
+    def _ready(self) -> EngineLoop:
+        if self._loop is None:
+            assert self._folder is not None
+            began = time.perf_counter()
+            self._loop = start_loop(self._folder, self._wish)
+            self._load_s = time.perf_counter() - began
+        return self._loop
+
+    def recover(self) -> None:
+        self._loop = None
+        gc.collect()
+        if self._gpus:
+            import torch
+
+            torch.cuda.empty_cache()
+
+    def close(self) -> None:
+        self.recover()
+
+
+def _step_figures(steps: npt.NDArray[Any], pages: int) -> dict[str, float]:
+    """Figures of the engine's own steps; `preemptions` in the log is a running total."""
+    if not len(steps):
+        return {}
+    used = steps["kv_pages_used"] / max(pages, 1)
+    return {
+        "steps": float(len(steps)),
+        "step_mean_ms": float((steps["done_s"].max() - steps["launched_s"].min()) / len(steps) * 1e3),
+        "batch_mean": float((steps["decode_tokens"] + steps["context_seqs"]).mean()),
+        "decode_tokens_per_step_mean": float(steps["decode_tokens"].mean()),
+        "context_tokens_per_step_mean": float(steps["context_tokens"].mean()),
+        "kv_used_peak_ratio": float(used.max()),
+        "kv_used_mean_ratio": float(used.mean()),
+        "preemptions": float(steps["preemptions"][-1] - steps["preemptions"][0]),
+    }
