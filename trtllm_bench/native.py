@@ -22,7 +22,7 @@ from trtllm_bench.load.native import NativeTarget
 from trtllm_bench.machine import arch_of, gpus
 from trtllm_bench.measure import Identity, Load, Measurement, OnRequests
 from trtllm_bench.session import drive
-from trtllm_bench.wish import EngineWish
+from trtllm_bench.wish import EngineWish, longest
 from trtllm_engines.compile import PRECISIONS
 from trtllm_engines.engine_cache import cached_engine
 from trtllm_engines.engine_dir import CHECKSUMS, WEIGHTS, load_engine
@@ -149,7 +149,14 @@ class NativeSession:
         )
 
     def measure(self, workload: Workload, load: Load, on_requests: OnRequests) -> Measurement:
-        loop = self._ready().loop
+        llm = self._ready()
+        limit = llm.loop.scheduler.config.max_seq_len
+        if longest(workload) > limit:
+            raise BenchError(
+                f"the workload's longest sequence has {longest(workload)} tokens (prompt and output) but the engine takes {limit}; "
+                "build it with a larger --max-seq-len, or ask for shorter lengths"
+            )
+        loop = llm.loop
         begun = len(loop.log)
         measurement = drive(NativeTarget(loop), workload, load, on_requests, self._gpus)
         steps = loop.log.rows()[begun:]
