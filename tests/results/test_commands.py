@@ -239,3 +239,18 @@ def test_help_imports_neither_pandas_nor_torch() -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert done.stdout.strip().endswith("LOADED []")
+
+
+@pytest.mark.parametrize("document", ["gate.md", "gate-workflow.yml"])
+def test_commands_in_the_documents_exist_with_their_flags(capsys: pytest.CaptureFixture[str], document: str) -> None:
+    import re
+
+    text = (Path(__file__).parents[2] / "docs" / document).read_text().replace("\\\n", " ")
+    commands = re.findall(r"trtllm-bench (gate \w+)([^\n|]*)", text)
+    assert commands
+    for name, arguments in commands:
+        own, _, measured = arguments.partition(" -- ")
+        for where, flags in ((name.split(), own), (["throughput"], measured)):
+            known = run(capsys, *where, "--help")[1]
+            for flag in re.findall(r"(?<=\s)--[a-z-]+", flags):
+                assert re.search(rf"{flag}\b", known), f"{name}: {flag}"
