@@ -238,6 +238,8 @@ def _print(report: GateReport) -> None:
     shared, labels = common_words([line["cell"] for line in lines])
     for line, finding, label in zip(lines, report.findings, labels, strict=True):
         line |= {"interval": gate_text.interval_text(finding), "cell": label, "figure": title(line["figure"])}
+        if line["detectable"] is not None:
+            line["detectable"] *= -finding.judged.sign
     columns = [
         Column("cell"),
         Column("figure"),
