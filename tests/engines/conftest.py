@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+CACHE = os.environ.get("TRTLLM_BENCH_CACHE", "")
+"""As it was before any test changed it."""
 
 
 @pytest.fixture(scope="session")
@@ -16,4 +19,6 @@ def smollm2() -> Path:
     from trtllm_engines.engine_cache import cache_folder
     from trtllm_engines.fetch import fetch
 
-    return fetch("smollm2-135m", cache_folder() / "models" / "smollm2-135m")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRTLLM_BENCH_CACHE", CACHE)
+        return fetch("smollm2-135m", cache_folder() / "models" / "smollm2-135m")
