@@ -174,7 +174,7 @@ def test_large_files_are_sampled_at_load_and_read_whole_on_request(engine: Path,
 
 
 def test_no_engine_here(tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match="no engine at .*: there is no such folder"):
+    with pytest.raises(EngineError, match=r"no engine at .*: there is no such folder"):
         load_engine(tmp_path / "absent")
     with pytest.raises(EngineError, match=r"is not an engine: it has no engine\.json"):
         load_engine(tmp_path)
@@ -275,7 +275,7 @@ def test_refit_swaps_weights_and_recompiles_nothing(engine: Path, hf_folder: Pat
 def test_refit_with_weights_that_do_not_fit_changes_nothing(engine: Path, tmp_path: Path) -> None:
     save_file({"lm_head.weight": torch.zeros(5, 5)}, tmp_path / "model.safetensors")
     before = {p.name: p.read_bytes() for p in engine.iterdir() if p.is_file()}
-    with pytest.raises(EngineError, match="is missing from|has shape"):
+    with pytest.raises(EngineError, match=r"has shape \[5, 5\]|is missing from"):
         refit(engine, tmp_path)
     assert {p.name: p.read_bytes() for p in engine.iterdir() if p.is_file()} == before
 
