@@ -52,7 +52,7 @@ def command(
     out: Annotated[Path | None, typer.Option("--out", help="Folder for the results (default: runs/<time>).")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the sweep in --out; finished cells are not measured again.")] = False,
 ) -> None:
-    """Measure a grid of precision x batch x lengths; resumable; table, Parquet and JSON."""
+    """Measure a grid of precision, batch and lengths into a table."""
     given = dict(locals())
     flags = {name: value for name, value in given.items() if name not in ("spec", "out", "resume")}
     _run(spec, flags, out, resume)
