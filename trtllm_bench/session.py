@@ -7,7 +7,7 @@ distrust them. What only our engine has (building, loading, step records) is in 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,9 @@ from trtllm_bench.measure import Identity, Load, Measurement, OnRequests
 from trtllm_bench.telemetry import Telemetry
 from trtllm_results.metrics import figures
 from trtllm_workloads.request import Workload
+
+WARMUP_TOKENS = 16
+"""Most output tokens of a warm-up request: prefill and decode at the cell's batch are met, and no more time is spent."""
 
 
 @dataclass
@@ -57,7 +60,9 @@ def drive(target: Target, workload: Workload, load: Load, on_requests: OnRequest
     """Warm up, send the workload under telemetry of `gpus` GPUs, and judge what came back. Raises `RunFailure` when nothing succeeded."""
     requests = workload.requests()
     if load.warmup:
-        run_load(workload.head(load.warmup).requests(), target, Drive(concurrency=load.concurrency))
+        first = workload.head(load.warmup)
+        short = replace(first, output_tokens=np.minimum(first.output_tokens, WARMUP_TOKENS), after=None, arrival_s=np.zeros(0))
+        run_load(short.requests(), target, Drive(concurrency=load.concurrency))
     with Telemetry(gpus) as telemetry:
         how = Drive(concurrency=load.concurrency, open_loop=load.open_loop)
         result = run_load(requests, target, how, on_requests=on_requests, gpus=max(gpus, 1))

@@ -98,7 +98,7 @@ class Sweep:
 
     def _load(self, case: Case) -> Load:
         open_loop = self.spec.workload_wish(case).open_loop
-        return Load(0 if open_loop else case.batch, open_loop, self.spec.warmup, max_lag_ms=self.spec.max_lag_ms)
+        return Load(0 if open_loop else case.batch, open_loop, self.spec.warmup_of(case), max_lag_ms=self.spec.max_lag_ms)
 
     def _cell(self, case: Case, identity: Identity, workload: Workload | None = None) -> Cell:
         wish = self.spec.workload_wish(case)
@@ -107,7 +107,7 @@ class Sweep:
             rate = rate_of(wish, workload)
             if wish.dataset is not None:
                 isl, osl = mean_lengths(workload)
-        settings = {"warmup": self.spec.warmup, "burstiness": self.spec.burstiness if case.request_rate else None}
+        settings = {"warmup": self.spec.warmup_of(case), "burstiness": self.spec.burstiness if case.request_rate else None}
         return cell_of(
             self.spec.model,
             case.precision,
