@@ -131,6 +131,7 @@ class NativeSession:
         self._build_s = time.perf_counter() - began
         plan = load_engine(self._folder).plan
         profile = plan.profile
+        named = self._wish.engine_dir is not None
         files = json.loads((self._folder / CHECKSUMS).read_text())
         weights = files.pop(WEIGHTS, None)
         source = dict(plan.weights_source)
@@ -143,9 +144,9 @@ class NativeSession:
             precision=plan.precision,
             settings={
                 "policy": self._wish.policy,
-                "max_batch_size": profile.max_batch_size,
-                "max_num_tokens": profile.max_num_tokens,
-                "max_seq_len": profile.max_seq_len,
+                "max_batch_size": (named and self._wish.max_batch_size) or profile.max_batch_size,
+                "max_num_tokens": (named and self._wish.max_num_tokens) or profile.max_num_tokens,
+                "max_seq_len": (named and self._wish.max_seq_len) or profile.max_seq_len,
                 "page_size": profile.page_size,
                 "kv_cache_fraction": self._wish.kv_cache_fraction,
                 "device": device_of(self._wish.device),
@@ -178,11 +179,10 @@ class NativeSession:
 
     def _utilisation(self, log: RequestLog, steps: npt.NDArray[Any]) -> dict[str, float]:
         """MFU and MBU, once `trtllm-bench ceilings` has measured this device."""
-        assert self._folder is not None
         found = ceilings.cached(Environment.capture(use_gpu=self._gpus > 0))
         if found is None:
             return {}
-        return utilisation(ModelCost.of(load_engine(self._folder).plan), found, log, steps, max(self._gpus, 1))
+        return utilisation(ModelCost.of(self._ready().plan), found, log, steps, max(self._gpus, 1))
 
     def _ready(self) -> LLM:
         if self._llm is None:

@@ -88,12 +88,15 @@ class Sweep:
                 return earlier
             self.watcher.started(case, repeat, len(workload))
             began = time.perf_counter()
-            measurement = session.measure(workload, self._load(case), self.watcher.requests_done)
+            measurement: Measurement | None = session.measure(workload, self._load(case), self.watcher.requests_done)
         except Exception as error:
             if isinstance(error, ResultsError):
                 raise
+            measurement, row = None, self._rows.failed(cell, repeat, error)
+        if measurement is None:
+            # Only now: until the handler ends, the error's traceback holds on to what the cell had allocated.
             session.recover()
-            return self._keep(case, self._rows.failed(cell, repeat, error), 0.0)
+            return self._keep(case, row, 0.0)
         return self._keep(case, self._rows.measured(cell, repeat, measurement), time.perf_counter() - began, measurement)
 
     def _load(self, case: Case) -> Load:
