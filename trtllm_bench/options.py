@@ -21,7 +21,7 @@ KvFraction = Annotated[
     float, typer.Option("--kv-cache-free-gpu-mem-fraction", min=0.01, max=1.0, help="Share of free memory given to the KV cache.")
 ]
 Policy = Annotated[str, typer.Option("--scheduler-policy", help="guaranteed_no_evict, max_utilization or static_batch.")]
-Target = Annotated[str, typer.Option("--target", help="native (our engine), null or fake (no model; they test the driver).")]
+Target = Annotated[str, typer.Option("--target", help="native (our engine), a server's address, null or fake (these test the driver).")]
 Dataset = Annotated[
     str | None, typer.Option("--dataset", help="JSON lines in NVIDIA's format, a trace, a workload .toml, or a shipped workload's name.")
 ]

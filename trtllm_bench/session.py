@@ -14,6 +14,7 @@ import numpy as np
 
 from trtllm_bench.errors import RunFailure
 from trtllm_bench.load.driver import Drive, run_load
+from trtllm_bench.load.http import HttpTarget
 from trtllm_bench.load.judge import commonest_failure, judge
 from trtllm_bench.load.scripted import NullTarget, Script, ScriptedTarget
 from trtllm_bench.load.target import Target
@@ -34,9 +35,11 @@ class DrivenSession:
     name: str
     version: str = "1"
     settings: Mapping[str, Any] = field(default_factory=dict)
+    model: str = ""
+    precision: str = ""
 
     def identity(self) -> Identity:
-        return Identity(self.name, self.version, settings=self.settings)
+        return Identity(self.name, self.version, model=self.model, precision=self.precision, settings=self.settings)
 
     def measure(self, workload: Workload, load: Load, on_requests: OnRequests) -> Measurement:
         return drive(self.target, workload, load, on_requests)
@@ -46,6 +49,13 @@ class DrivenSession:
 
     def close(self) -> None:
         pass
+
+
+def server_session(url: str) -> DrivenSession:
+    """An OpenAI-compatible server. It does not say what precision it serves with. Raises `RunFailure` when it is not there."""
+    target = HttpTarget(url)
+    model = target.check()
+    return DrivenSession(target, "http", version="", settings={"url": url}, model=model, precision="as served")
 
 
 def scripted_session(name: str, concurrency: int) -> DrivenSession:
