@@ -239,7 +239,9 @@ def test_text_for_an_engine_without_a_tokenizer(capsys: pytest.CaptureFixture[st
 
 def test_a_recipe_says_what_to_build_and_flags_win(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     recipe = tmp_path / "r.toml"
-    recipe.write_text('model = "tiny-llama"\nprecision = "bf16"\narches = ["cpu"]\nmax_batch_size = 2\nmax_num_tokens = 16\nmax_seq_len = 32\n')
+    recipe.write_text(
+        'model = "tiny-llama"\nprecision = "bf16"\narches = ["cpu"]\nmax_batch_size = 2\nmax_num_tokens = 16\nmax_seq_len = 32\n'
+    )
     assert run(capsys, "build", "--recipe", recipe, "--max-seq-len", 64, "--out", tmp_path / "e")[0] == 0
     code, out, _ = run(capsys, "inspect", tmp_path / "e", "--json", "--verify")
     found = json.loads(out)
