@@ -59,7 +59,7 @@ class SweepSpec(BaseModel):
     replay: bool = False
     """Send at the dataset's own times; `batch_size` then only sizes the engine."""
     time_scale: Annotated[float, Field(gt=0)] = 1.0
-    target: Literal["native", "null", "fake"] = "native"
+    target: str = "native"
     repeats: Positive = 1
     num_requests: Positive | None = None
     warmup: Annotated[int, Field(ge=0)] | None = None
