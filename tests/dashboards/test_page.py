@@ -1,8 +1,8 @@
 """The dashboard in a real headless Chromium: it renders, is silent on console and network, filters, drills down, follows a live
 sweep, and is quick with 5,000 cells.
 
-A browser is part of these tests: without one the fixture fails and says how to get it. `nox -s tests` leaves them out, and says so, only on a
-machine that is not CI.
+A browser is part of these tests: without one the fixture fails and says how to get it. Outside CI `nox -s tests` leaves them out then, and
+says so.
 """
 
 from __future__ import annotations
