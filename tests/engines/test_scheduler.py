@@ -19,6 +19,8 @@ from trtllm_engines.runtime.slots import State
 from trtllm_engines.sampling import SamplingParams
 
 MAX_SEQ_LEN = 40
+STOPS = tuple(range(5, 15))
+"""So many that one token in nine ends a request."""
 
 
 def make_loop(policy: str, overlap: bool = True, slots: int = 4, budget: int = 9, pages: int = 14, page_size: int = 4) -> EngineLoop:
@@ -65,8 +67,8 @@ class LoopMachine(RuleBasedStateMachine):
     @rule(spec=request_strategy)
     def add(self, spec: tuple[list[int], int, bool, int]) -> None:
         prompt, max_tokens, ignore_eos, min_tokens = spec
-        params = SamplingParams(max_tokens=max_tokens, ignore_eos=ignore_eos, min_tokens=min(min_tokens, max_tokens), stop_token_ids=(5,))
-        stops = (5,) if ignore_eos else (3, 5)
+        params = SamplingParams(max_tokens=max_tokens, ignore_eos=ignore_eos, min_tokens=min(min_tokens, max_tokens), stop_token_ids=STOPS)
+        stops = STOPS if ignore_eos else (3, *STOPS)
         request = self.loop.add_request(
             prompt, params, on_token=lambda r, token, _: self.streamed.setdefault(r.request_id, []).append(token)
         )
