@@ -40,6 +40,9 @@ class Load:
     concurrency: int = 0
     open_loop: bool = False
     warmup: int = 2
+    """Requests run beforehand, with short outputs."""
+    warmup_s: float = 0.0
+    """Seconds at the start of the run itself whose requests are sent and kept out of the figures."""
     slo_ms: Mapping[str, float] = field(default_factory=dict)
     max_lag_ms: float = 25.0
     """p99 of the driver's own lateness beyond which a measurement is void."""

@@ -74,7 +74,7 @@ def drive(target: Target, workload: Workload, load: Load, on_requests: OnRequest
         short = replace(first, output_tokens=np.minimum(first.output_tokens, WARMUP_TOKENS), after=None, arrival_s=np.zeros(0))
         run_load(short.requests(), target, Drive(concurrency=load.concurrency))
     with Telemetry(gpus) as telemetry:
-        how = Drive(concurrency=load.concurrency, open_loop=load.open_loop)
+        how = Drive(concurrency=load.concurrency, open_loop=load.open_loop, warmup_s=load.warmup_s)
         result = run_load(requests, target, how, on_requests=on_requests, gpus=max(gpus, 1))
     log = result.measured
     if not log.ok.any():

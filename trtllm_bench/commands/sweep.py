@@ -43,6 +43,9 @@ def command(
     num_requests: Annotated[Whole, typer.Option("--num-requests", help="Requests a measurement (default: 4 full batches).")] = None,
     warmup: Annotated[Whole, typer.Option("--warmup", help="Requests run before each measurement (default: a full batch).")] = None,
     max_lag_ms: Annotated[float | None, typer.Option("--max-lag-ms", help="Void a cell when the driver sends this late (p99).")] = None,
+    warmup_seconds: Annotated[
+        float | None, typer.Option("--warmup-seconds", help="Also leave out requests of a run's first seconds.")
+    ] = None,
     weights: options.Weights = None,
     device: Annotated[Text, typer.Option("--device", help="auto, cpu or cuda.")] = None,
     policy: Annotated[Text, typer.Option("--scheduler-policy", help="guaranteed_no_evict, max_utilization, static_batch.")] = None,
