@@ -125,8 +125,8 @@ class _Prober:
         workload = make_workload(wish, self._vocabulary)
         if wish.requests is not None and len(workload) < wish.requests:
             raise BenchError(
-                f"the dataset has {len(workload)} requests and a run at {load:.4g} {settings.unit} needs {wish.requests}; give a longer one, "
-                "a workload .toml that makes as many as asked, a shorter --duration, or a lower --attainment"
+                f"the dataset has {len(workload)} requests and a run at {load:.4g} {settings.unit} needs {wish.requests}; "
+                "give a longer one, a workload .toml that makes as many as asked, a shorter --duration, or a lower --attainment"
             )
         how = Load(
             concurrency=0 if settings.by_rate else int(load),
