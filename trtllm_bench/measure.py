@@ -67,6 +67,9 @@ class Session(Protocol):
     def identity(self) -> Identity:
         """Builds what has to be built. Raises the components' user errors."""
 
+    def ready(self) -> None:
+        """Loads what `measure` needs, so that a cell's time is its own. Called after `identity`; cheap when it is ready."""
+
     def measure(self, workload: Workload, load: Load, on_requests: OnRequests) -> Measurement: ...
 
     def recover(self) -> None:

@@ -41,6 +41,9 @@ class DrivenSession:
     def identity(self) -> Identity:
         return Identity(self.name, self.version, model=self.model, precision=self.precision, settings=self.settings)
 
+    def ready(self) -> None:
+        pass
+
     def measure(self, workload: Workload, load: Load, on_requests: OnRequests) -> Measurement:
         return drive(self.target, workload, load, on_requests)
 

@@ -108,7 +108,7 @@ def _run(toml: Path | None, flags: dict[str, Any], out: Path | None, resume: boo
             rows = Sweep(
                 spec=spec,
                 store=store,
-                open_session=lambda precision: open_session(spec.target, spec.engine_wish(precision, max_seq_len)),
+                open_session=lambda precision: open_session(spec.target, spec.engine_wish(precision, max_seq_len), view.stage),
                 make_workload=lambda case: make_workload(spec.workload_wish(case), vocabulary),
                 watcher=view,
                 environment=environment,

@@ -86,6 +86,7 @@ class Sweep:
             if earlier is not None:
                 self.watcher.skipped(case, repeat)
                 return earlier
+            session.ready()
             self.watcher.started(case, repeat, len(workload))
             began = time.perf_counter()
             measurement: Measurement | None = session.measure(workload, self._load(case), self.watcher.requests_done)
