@@ -84,7 +84,7 @@ def drive(target: Target, workload: Workload, load: Load, on_requests: OnRequest
         raise RunFailure(f"every request failed: {commonest_failure(result)}")
     verdict = judge(result, load.open_loop, load.max_lag_ms)
     window = (verdict.window.start_s, verdict.window.end_s) if verdict.window is not None else None
-    found = figures(log, load.slo_ms or None, window=window)
+    found = figures(log, load.slo_ms or result.own_slo_ms or None, window=window)
     samples = telemetry.stop()
     span = (float(log.intended_s.min()), float(np.nanmax(log.end_s)))
     found |= samples.figures(*span, found.get("output_tokens", 0.0))
