@@ -39,24 +39,33 @@ class ArmCommand:
 
 
 def arm_command(spec: str, flags: Sequence[str], cleanup: ExitStack) -> ArmCommand:
-    """`spec` is an engine folder or a git revision. Raises `ResultsError` if it is neither; temporary folders go with `cleanup`."""
-    base = (sys.executable, "-P", "-m", "trtllm_bench", "throughput")
-    if (Path(spec) / "engine.json").exists():
-        return ArmCommand(Path(spec).name, (*base, "--engine-dir", spec, *flags), {"PYTHONPATH": _search_path()})
-    if Path(spec).is_dir():
-        raise ResultsError(f"{spec} is a folder without engine.json, so it is not an engine; make one with build, or name a git revision.")
+    """`spec` is an engine folder, a checkout's folder, or a git revision; what is unpacked of a revision goes with `cleanup`.
+
+    Raises `ResultsError` if it is none of them.
+    """
+    command = (sys.executable, "-P", "-m", "trtllm_bench", "throughput")
+    folder = Path(spec)
+    if (folder / "engine.json").exists():
+        return ArmCommand(folder.name, (*command, "--engine-dir", spec, *flags), {"PYTHONPATH": _search_path()})
+    if (folder / "trtllm_bench" / "__init__.py").exists():
+        return ArmCommand(folder.resolve().name, (*command, *flags), {"PYTHONPATH": _packages_of(folder)})
+    if folder.is_dir():
+        raise ResultsError(f"{spec} holds neither an engine (engine.json; make one with build) nor a checkout (trtllm_bench/).")
     root = _git("rev-parse", "--show-toplevel")
     revision = _git("rev-parse", "--verify", "--quiet", f"{spec}^{{commit}}")
     if not root or not revision:
-        raise ResultsError(f"'{spec}' is neither an engine folder nor a git revision of this repository.")
-    folder = cleanup.enter_context(tempfile.TemporaryDirectory(prefix="trtllm-bench-gate-"))
+        raise ResultsError(f"'{spec}' is neither an engine folder, nor a checkout, nor a git revision of this repository.")
+    unpacked = cleanup.enter_context(tempfile.TemporaryDirectory(prefix="trtllm-bench-gate-"))
     archive = subprocess.run(["git", "-C", root, "archive", revision], capture_output=True, check=True)
-    subprocess.run(["tar", "-x", "-C", folder], input=archive.stdout, check=True)
+    subprocess.run(["tar", "-x", "-C", unpacked], input=archive.stdout, check=True)
+    name = revision[:10] if revision.startswith(spec) else f"{spec} ({revision[:10]})"
+    return ArmCommand(name, (*command, *flags), {"PYTHONPATH": _packages_of(Path(unpacked))})
+
+
+def _packages_of(checkout: Path) -> str:
+    """PYTHONPATH with a checkout's packages before what was on it already."""
     inherited = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
-    path = os.pathsep.join([*(str(Path(folder) / part) for part in PACKAGE_FOLDERS), *inherited])
-    return ArmCommand(
-        f"{spec} ({revision[:10]})" if not revision.startswith(spec) else revision[:10], (*base, *flags), {"PYTHONPATH": path}
-    )
+    return os.pathsep.join([*(str((checkout / part).resolve()) for part in PACKAGE_FOLDERS), *inherited])
 
 
 def _search_path() -> str:

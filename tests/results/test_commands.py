@@ -128,8 +128,8 @@ def test_compare_prints_and_writes(capsys: pytest.CaptureFixture[str], tmp_path:
         (("results", "import", "new", "A/results.json"), "not a result file of"),
         (("results", "import", "new", "VLLM", "--set", "precision"), "FIELD=VALUE"),
         (("gate", "check", "A", "--baseline", "none.json"), "There is no baseline"),
-        (("gate", "run", "--a", "nowhere", "--b", "nowhere"), "neither an engine folder nor a git revision"),
-        (("gate", "run", "--a", "A", "--b", "A"), "without engine.json"),
+        (("gate", "run", "--a", "nowhere", "--b", "nowhere"), "neither an engine folder, nor a checkout"),
+        (("gate", "run", "--a", "A", "--b", "A"), "holds neither an engine (engine.json"),
         (("gate", "run", "--a", "HEAD", "--b", "HEAD", "--margin", "speed=2%"), "not a figure"),
         (("gate", "run", "--a", "HEAD", "--b", "HEAD", "--margin", "2%"), "FIGURE=LOSS"),
     ],
@@ -231,13 +231,15 @@ def test_a_void_run_says_why_and_is_kept(tmp_path: Path) -> None:
     assert [row.status for row in Store(tmp_path).rows()] == ["void"]
 
 
-def test_an_engine_folder_and_a_revision_become_commands(tmp_path: Path) -> None:
+def test_an_engine_folder_a_checkout_and_a_revision_become_commands(tmp_path: Path) -> None:
     from contextlib import ExitStack
 
     (tmp_path / "engine.json").write_text("{}")
     with ExitStack() as cleanup:
         engine = arm_command(str(tmp_path), ["--isl", "8"], cleanup)
         assert engine.command[-4:] == ("--engine-dir", str(tmp_path), "--isl", "8")
+        checkout = arm_command(".", ["--isl", "8"], cleanup)
+        assert Path(checkout.variables["PYTHONPATH"].split(":")[0]) == Path.cwd()
         revision = arm_command("HEAD", ["--isl", "8"], cleanup)
         unpacked = Path(revision.variables["PYTHONPATH"].split(":")[0])
         assert (unpacked / "trtllm_bench" / "__init__.py").exists()

@@ -33,8 +33,8 @@ Flags = Annotated[list[str] | None, typer.Argument(metavar="[-- FLAGS]...", help
 
 @app.command("run")
 def run(
-    a: Annotated[str, typer.Option("--a", help="Reference: an engine folder or a git revision.")],
-    b: Annotated[str, typer.Option("--b", help="Candidate: an engine folder or a git revision.")],
+    a: Annotated[str, typer.Option("--a", help="Reference: an engine folder, a git revision, or the folder of a checkout.")],
+    b: Annotated[str, typer.Option("--b", help="Candidate: an engine folder, a git revision, or the folder of a checkout.")],
     flags: Flags = None,
     config: Config = None,
     margin: Margins = None,
@@ -124,7 +124,7 @@ def history(baseline: BaselineFile, config: Config = None, margin: Margins = Non
 
 @app.command("calibrate")
 def calibrate(
-    engine: Annotated[str, typer.Option("--engine", help="What to run against itself: an engine folder or a git revision.")],
+    engine: Annotated[str, typer.Option("--engine", help="What to run against itself: an engine folder, a git revision, or a checkout.")],
     flags: Flags = None,
     blocks: Annotated[int, typer.Option("--blocks", min=3, help="A/A blocks of four runs.")] = 8,
     keep_loaded: KeepLoaded = False,
