@@ -32,6 +32,7 @@ from trtllm_engines.engine_dir import CHECKSUMS, WEIGHTS, load_engine
 from trtllm_engines.llm import LLM
 from trtllm_engines.plan import Profile
 from trtllm_engines.presets import resolve_model
+from trtllm_engines.runtime.ranges import annotate, check_detail
 from trtllm_engines.runtime.scheduler import POLICIES, Policy
 from trtllm_results.environment import Environment
 from trtllm_results.metrics import RequestLog
@@ -58,6 +59,7 @@ def device_of(device: str) -> str:
 def check(wish: EngineWish) -> None:
     """Finds what cannot work before anything is built. Raises `BenchError` or `EngineError`."""
     device_of(wish.device)
+    check_detail(wish.nvtx_detail)
     if wish.policy not in POLICIES:
         raise BenchError(f"unknown scheduler policy '{wish.policy}'; choose from {', '.join(POLICIES)}")
     if wish.engine_dir is not None:
@@ -157,6 +159,7 @@ class NativeSession:
                 "page_size": profile.page_size,
                 "kv_cache_fraction": self._wish.kv_cache_fraction,
                 "device": device_of(self._wish.device),
+                **({} if self._wish.nvtx_detail == "off" else {"nvtx_detail": self._wish.nvtx_detail}),
             },
         )
 
@@ -204,6 +207,7 @@ class NativeSession:
             assert self._folder is not None
             began = time.perf_counter()
             self._llm = load_engine_for(self._folder, self._wish, self._report)
+            annotate(self._llm.loop, self._wish.nvtx_detail, arch=self._llm.engine.arch)
             self._load_s = time.perf_counter() - began
         return self._llm
 

@@ -20,6 +20,7 @@ MaxSeqLen = Annotated[int | None, typer.Option("--max-seq-len", min=1, help="Lon
 KvFraction = Annotated[
     float, typer.Option("--kv-cache-free-gpu-mem-fraction", min=0.01, max=1.0, help="Share of free memory given to the KV cache.")
 ]
+NvtxDetail = Annotated[str, typer.Option("--nvtx-detail", help="NVTX ranges: off, step, layer or op.")]
 Policy = Annotated[str, typer.Option("--scheduler-policy", help="guaranteed_no_evict, max_utilization or static_batch.")]
 Target = Annotated[str, typer.Option("--target", help="native (our engine), a server's address, null or fake (these test the driver).")]
 Dataset = Annotated[

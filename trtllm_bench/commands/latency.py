@@ -27,11 +27,14 @@ def command(
     max_num_tokens: options.MaxNumTokens = None,
     max_seq_len: options.MaxSeqLen = None,
     kv_cache_fraction: options.KvFraction = 0.9,
+    nvtx_detail: options.NvtxDetail = "off",
     seed: options.Seed = 0,
     report_json: options.ReportJson = None,
     out: options.Out = None,
 ) -> None:
     """Measure time to first token and per token, one request at a time."""
+    from dataclasses import replace
+
     from trtllm_bench.measure import Load
     from trtllm_bench.single import Single, case_of, run
     from trtllm_bench.wish import EngineWish, WorkloadWish, default_model
@@ -43,7 +46,7 @@ def command(
     row = run(
         Single(
             target=target,
-            engine=engine,
+            engine=replace(engine, nvtx_detail=nvtx_detail),
             workload=WorkloadWish(requests, *lengths, dataset, seed=seed),
             load=Load(concurrency, warmup=warmup, max_lag_ms=max_lag_ms),
             streaming=True,

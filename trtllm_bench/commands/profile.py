@@ -34,6 +34,7 @@ def command(
     max_seq_len: options.MaxSeqLen = None,
     kv_cache_fraction: options.KvFraction = 0.9,
     policy: options.Policy = "guaranteed_no_evict",
+    nvtx_detail: options.NvtxDetail = "off",
     seed: options.Seed = 0,
     out: Annotated[Path | None, typer.Option("--out", help="Folder for profile, trace and page (default: profiles/<time>).")] = None,
 ) -> None:
@@ -70,6 +71,7 @@ def command(
         kv_cache_fraction=kv_cache_fraction,
         policy=policy,
         seed=seed,
+        nvtx_detail=nvtx_detail,
     )
     check_target("native", wish)
     load = WorkloadWish(requests, *lengths, dataset, request_rate or 0.0, burstiness, seed=seed)

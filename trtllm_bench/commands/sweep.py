@@ -51,6 +51,7 @@ def command(
     weights: options.Weights = None,
     device: Annotated[Text, typer.Option("--device", help="auto, cpu or cuda.")] = None,
     policy: Annotated[Text, typer.Option("--scheduler-policy", help="guaranteed_no_evict, max_utilization, static_batch.")] = None,
+    nvtx_detail: Annotated[Text, typer.Option("--nvtx-detail", help="NVTX ranges: off, step, layer or op.")] = None,
     max_num_tokens: Annotated[Whole, typer.Option("--max-num-tokens", help="Most tokens in a step.")] = None,
     kv_cache_fraction: Annotated[
         float | None, typer.Option("--kv-cache-free-gpu-mem-fraction", help="KV cache share of free memory.")

@@ -37,12 +37,15 @@ def command(
     max_seq_len: options.MaxSeqLen = None,
     kv_cache_fraction: options.KvFraction = 0.9,
     policy: options.Policy = "guaranteed_no_evict",
+    nvtx_detail: options.NvtxDetail = "off",
     seed: options.Seed = 0,
     report_json: options.ReportJson = None,
     out: options.Out = None,
     keep_loaded: Annotated[bool, typer.Option("--keep-loaded", hidden=True)] = False,
 ) -> None:
     """Measure tokens/s of one engine under load."""
+    from dataclasses import replace
+
     from trtllm_bench.measure import Load
     from trtllm_bench.single import Single, case_of, follow, run
     from trtllm_bench.wish import EngineWish, WorkloadWish, default_model
@@ -59,7 +62,7 @@ def command(
     workload = WorkloadWish(requests, *lengths, dataset, request_rate or 0.0, burstiness, replay, time_scale, seed)
     single = Single(
         target=target,
-        engine=engine,
+        engine=replace(engine, nvtx_detail=nvtx_detail),
         workload=workload,
         load=Load(bound, workload.open_loop, warmup, warmup_seconds, parse_slo(goodput) if goodput else {}, max_lag_ms),
         streaming=streaming,

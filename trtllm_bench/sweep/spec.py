@@ -79,6 +79,7 @@ class SweepSpec(BaseModel):
     max_num_tokens: Positive | None = None
     kv_cache_fraction: Annotated[float, Field(gt=0, le=1)] = 0.9
     seed: int = 0
+    nvtx_detail: Literal["off", "step", "layer", "op"] = "off"
 
     @field_validator("precision", "batch_size", "isl", "osl", "request_rate", mode="before")
     @classmethod
@@ -148,6 +149,7 @@ class SweepSpec(BaseModel):
             kv_cache_fraction=self.kv_cache_fraction,
             policy=self.policy,
             seed=self.seed,
+            nvtx_detail=self.nvtx_detail,
         )
 
     def workload_wish(self, case: Case) -> WorkloadWish:
