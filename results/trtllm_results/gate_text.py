@@ -55,12 +55,16 @@ def headline(report: GateReport) -> str:
         if deciding
         else ""
     )
-    more = f", and {len(deciding) - 1} more" if len(deciding) > 1 and report.verdict != "pass" else ""
+    more = f"; and {_figures(len(deciding) - 1)} more" if len(deciding) > 1 and report.verdict != "pass" else ""
     if report.verdict == "pass":
-        return f"PASS: {report.b} is within its margins of {report.a} in all {len(report.findings)} figures."
+        return f"PASS: {report.b} is within its margins of {report.a} in {_figures(len(report.findings))}."
     if not deciding and report.drift:
         return f"{WORDS[report.verdict]}: {report.drift[0]}."
     return f"{WORDS[report.verdict]}: {reason}{more}."
+
+
+def _figures(count: int) -> str:
+    return "1 figure" if count == 1 else f"{count} figures"
 
 
 def interval_text(finding: Finding) -> str:

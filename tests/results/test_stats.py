@@ -107,13 +107,10 @@ def test_trend_sees_a_slow_slide_and_not_noise() -> None:
     assert stats.trend(rng.normal(0, 0.003, 12))[1] > 0.05
 
 
-def test_bootstrap_covers_the_mean() -> None:
-    rng = np.random.default_rng(2)
-    hits = 0
-    for seed in range(200):
-        found = stats.bootstrap(rng.exponential(1.0, 40), confidence=0.9, resamples=400, seed=seed)
-        hits += found.low <= 1.0 <= found.high
-    assert 0.8 <= hits / 200 <= 0.95
+def test_sd_interval_covers_the_deviation_as_often_as_it_says() -> None:
+    draws = np.random.default_rng(5).normal(0.0, 2.0, (2000, 4))
+    intervals = [stats.sd_interval(float(sd), 4, confidence=0.9) for sd in draws.std(axis=1, ddof=1)]
+    assert np.mean([low <= 2.0 <= high for low, high in intervals]) == pytest.approx(0.9, abs=0.02)
 
 
 def test_mann_whitney_separates_and_does_not() -> None:
