@@ -9,6 +9,8 @@ programs find nothing to do. Late tiles (the longest) start first. Tiles wholly 
 import triton
 import triton.language as tl
 
+from trtllm_kernels.triton_kernels.quantize import finish
+
 
 @triton.jit
 def _visit(
@@ -44,8 +46,9 @@ def _visit(
 
 @triton.jit
 def context_attention(
-    Q, Cache, BlockTable, Slots, QueryStart, KvLens, Out, scale_log2, table_stride, num_decodes, num_seqs,
+    QKV, Cache, BlockTable, Slots, QueryStart, KvLens, KScale, VScale, OutScale, Out, scale_log2, table_stride, num_decodes, num_seqs,
     HKV: tl.constexpr, G: tl.constexpr, D: tl.constexpr, PAGE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    SCALED_CACHE: tl.constexpr, QUANTIZE: tl.constexpr,
 ):  # fmt: skip
     """Cache: one layer, [pages, 2, HKV, PAGE, D]. Sequences [num_decodes, num_seqs); decode tokens precede theirs."""
     BLOCK_Q: tl.constexpr = BLOCK_M // G
@@ -74,7 +77,11 @@ def context_attention(
     live = (token < queries) & (row < BLOCK_Q * G)
     position = length - queries + token
     head_row = (begin + token).to(tl.int64) * (HKV * G) + kv_head * G + row % G
-    q = tl.load(Q + head_row[:, None] * D + d[None, :], mask=live[:, None], other=0.0)
+    query_row = (begin + token).to(tl.int64) * ((G + 2) * HKV) + kv_head * G + row % G
+    q = tl.load(QKV + query_row[:, None] * D + d[None, :], mask=live[:, None], other=0.0)
+    if SCALED_CACHE:
+        q = q.to(tl.float16)
+        scale_log2 *= tl.load(KScale)
 
     m = tl.full((BLOCK_M,), -1e30, tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
@@ -85,5 +92,7 @@ def context_attention(
         acc, m, total = _visit(acc, m, total, q, position, start, length, kv_head, table, Cache, scale_log2, HKV, D, PAGE, BLOCK_N, False)
     for start in range(seen_by_all, seen_by_any, BLOCK_N):
         acc, m, total = _visit(acc, m, total, q, position, start, length, kv_head, table, Cache, scale_log2, HKV, D, PAGE, BLOCK_N, True)
+    if SCALED_CACHE:
+        acc *= tl.load(VScale)
     out = acc / tl.where(total > 0, total, 1.0)[:, None]
-    tl.store(Out + head_row[:, None] * D + d[None, :], out.to(Out.dtype.element_ty), mask=live[:, None])
+    tl.store(Out + head_row[:, None] * D + d[None, :], finish(out, OutScale, Out.dtype.element_ty, QUANTIZE), mask=live[:, None])

@@ -9,6 +9,8 @@ where the cache is fp8. Measured on an H100, bf16, head 128 (docs/facts.md): 461
 import triton
 import triton.language as tl
 
+from trtllm_kernels.triton_kernels.quantize import finish
+
 
 @triton.jit
 def _fold(acc, m, l, q, k, v, mask, scale_log2, MASKED: tl.constexpr):
@@ -99,7 +101,5 @@ def fresh_attention(
         v = tl.where((start + n < queries)[:, None], v, 0.0)
         acc, m, l = _fold(acc, m, l, q, k, v, (start + n)[None, :] <= token[:, None], scale_log2, True)
     out = acc / tl.where(l > 0, l, 1.0)[:, None]
-    if QUANTIZE:
-        out = tl.minimum(tl.maximum(out / tl.load(OutScale), -448.0), 448.0)
     out_row = (begin + token).to(tl.int64) * (HKV * G) + head
-    tl.store(Out + out_row[:, None] * D + d[None, :], out.to(Out.dtype.element_ty), mask=live[:, None])
+    tl.store(Out + out_row[:, None] * D + d[None, :], finish(out, OutScale, Out.dtype.element_ty, QUANTIZE), mask=live[:, None])

@@ -11,6 +11,8 @@ Rejected: `warp_specialize` (no gain in Triton 3.6 on Hopper), 64-row tiles (slo
 import triton
 import triton.language as tl
 
+from trtllm_kernels.triton_kernels.quantize import finish
+
 
 @triton.jit
 def gate_up_silu(
@@ -22,11 +24,8 @@ def gate_up_silu(
     tiles_m = tl.cdiv(num_tokens, BLOCK_M)
     tiles_n = N // BLOCK_N
     dequantize = 1.0
-    quantize = 1.0
     if SCALED:
         dequantize = tl.load(XScale) * tl.load(WScale)
-    if QUANTIZE:
-        quantize = 1.0 / tl.load(OutScale)
     for tile in tl.range(tl.program_id(0), tiles_m * tiles_n, PROGRAMS, flatten=True):
         group = tile // (GROUP * tiles_n)
         rows = tl.minimum(tiles_m - group * GROUP, GROUP)
@@ -38,6 +37,4 @@ def gate_up_silu(
         gate, up = tl.split(tl.reshape(acc, (BLOCK_M, BLOCK_N // 2, 2)))
         gate *= dequantize
         y = gate / (1.0 + tl.exp2(gate * -1.4426950408889634)) * (up * dequantize)
-        if QUANTIZE:
-            y = tl.minimum(tl.maximum(y * quantize, -448.0), 448.0)
-        Y.store([pid_m * BLOCK_M, pid_n * (BLOCK_N // 2)], y.to(Y.dtype))
+        Y.store([pid_m * BLOCK_M, pid_n * (BLOCK_N // 2)], finish(y, OutScale, Y.dtype, QUANTIZE))

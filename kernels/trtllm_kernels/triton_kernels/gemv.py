@@ -9,6 +9,8 @@ cuBLASLt gives 1.7-2.7. From two rows of x on cuBLASLt is as good: it stays.
 import triton
 import triton.language as tl
 
+from trtllm_kernels.triton_kernels.quantize import finish
+
 
 @triton.jit
 def _to_fp32(x):
@@ -66,6 +68,4 @@ def gemv_gate_up_silu(
         both *= tl.load(XScale) * tl.load(WScale)
     gate, up = tl.split(tl.reshape(both, (ROWS // 2, 2)))
     y = gate / (1.0 + tl.exp(-gate)) * up
-    if QUANTIZE:
-        y = tl.minimum(tl.maximum(y / tl.load(OutScale), -448.0), 448.0)
-    tl.store(Y + pid * (ROWS // 2) + tl.arange(0, ROWS // 2), y.to(Y.dtype.element_ty))
+    tl.store(Y + pid * (ROWS // 2) + tl.arange(0, ROWS // 2), finish(y, OutScale, Y.dtype.element_ty, QUANTIZE))
