@@ -12,26 +12,24 @@ import json
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy.typing as npt
 
-from trtllm_bench.engine_cache import cached_engine
+from trtllm_bench.build_progress import build_progress
 from trtllm_bench.errors import BenchError
 from trtllm_bench.load.native import NativeTarget
 from trtllm_bench.machine import arch_of, gpus
 from trtllm_bench.measure import Identity, Load, Measurement, OnRequests
 from trtllm_bench.session import drive
-from trtllm_bench.wish import EngineWish
+from trtllm_bench.wish import EngineWish, longest
 from trtllm_engines.compile import PRECISIONS
+from trtllm_engines.engine_cache import cached_engine
 from trtllm_engines.engine_dir import CHECKSUMS, WEIGHTS, load_engine
-from trtllm_engines.fingerprint import detect_target
+from trtllm_engines.llm import LLM
 from trtllm_engines.plan import Profile
 from trtllm_engines.presets import resolve_model
-from trtllm_engines.runtime.cpu import CpuRunner
-from trtllm_engines.runtime.device_state import pages_within
-from trtllm_engines.runtime.engine_loop import EngineLoop
-from trtllm_engines.runtime.scheduler import POLICIES, SchedulerConfig
+from trtllm_engines.runtime.scheduler import POLICIES, Policy
 from trtllm_workloads.request import Workload
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -91,36 +89,26 @@ def engine_for(wish: EngineWish) -> Path:
         max_seq_len=wish.max_seq_len or min(DEFAULT_SEQ_LEN, limit),
     )
     arch = arch_of(gpus()[0]) if device == "cuda" else "cpu"
-    return cached_engine(model, str(wish.precision), wish.weights, wish.seed, profile, arch)
+    with build_progress() as report:
+        return cached_engine(
+            model, str(wish.precision), weights=wish.weights or "auto", seed=wish.seed, profile=profile, arches=(arch,), progress=report
+        )
 
 
-def start_loop(folder: Path, wish: EngineWish) -> EngineLoop:
-    """Loads an engine and readies it to serve. Raises `EngineError`."""
-    import torch
-
-    if device_of(wish.device) == "cpu":
-        engine = load_engine(folder)
-        plan = engine.plan
-        pages = pages_within(plan, 2 << 30)
-        runner: Any = CpuRunner(plan, engine.tensors("cpu"), pages)
-    else:
-        from trtllm_engines.runtime.cuda import CudaRunner
-
-        engine = load_engine(folder, detect_target())
-        plan = engine.plan
-        tensors = engine.tensors(torch.device("cuda"))
-        runner = CudaRunner(plan, engine.arch, tensors, engine.cubin, kv_cache_fraction=wish.kv_cache_fraction)
-        runner.capture()
-    profile = plan.profile
-    config = SchedulerConfig(
-        max_batch_size=profile.max_batch_size,
-        max_num_tokens=profile.max_num_tokens,
-        max_seq_len=profile.max_seq_len,
-        page_size=profile.page_size,
-        num_pages=runner.num_pages,
-        policy=wish.policy,
-    )
-    return EngineLoop(runner, config, vocab_size=plan.config.vocab_size, eos_ids=plan.config.eos_token_ids)
+def load_engine_for(folder: Path, wish: EngineWish) -> LLM:
+    """The engine, loaded and ready to serve; a named one may be run at less than it was built for. Raises `EngineError`."""
+    named = wish.engine_dir is not None
+    with build_progress() as report:
+        return LLM(
+            folder,
+            max_batch_size=wish.max_batch_size if named else None,
+            max_num_tokens=wish.max_num_tokens if named else None,
+            max_seq_len=wish.max_seq_len if named else None,
+            device=device_of(wish.device),
+            kv_cache_fraction=wish.kv_cache_fraction,
+            policy=cast(Policy, wish.policy),
+            progress=report,
+        )
 
 
 class NativeSession:
@@ -129,7 +117,7 @@ class NativeSession:
     def __init__(self, wish: EngineWish) -> None:
         self._wish = wish
         self._folder: Path | None = None
-        self._loop: EngineLoop | None = None
+        self._llm: LLM | None = None
         self._gpus = 1 if device_of(wish.device) == "cuda" else 0
         self._build_s = self._load_s = 0.0
 
@@ -161,7 +149,14 @@ class NativeSession:
         )
 
     def measure(self, workload: Workload, load: Load, on_requests: OnRequests) -> Measurement:
-        loop = self._ready()
+        llm = self._ready()
+        limit = llm.loop.scheduler.config.max_seq_len
+        if longest(workload) > limit:
+            raise BenchError(
+                f"the workload's longest sequence has {longest(workload)} tokens (prompt and output) but the engine takes {limit}; "
+                "build it with a larger --max-seq-len, or ask for shorter lengths"
+            )
+        loop = llm.loop
         begun = len(loop.log)
         measurement = drive(NativeTarget(loop), workload, load, on_requests, self._gpus)
         steps = loop.log.rows()[begun:]
@@ -173,16 +168,16 @@ class NativeSession:
             steps={name: steps[name] for name in steps.dtype.names or ()},
         )
 
-    def _ready(self) -> EngineLoop:
-        if self._loop is None:
+    def _ready(self) -> LLM:
+        if self._llm is None:
             assert self._folder is not None
             began = time.perf_counter()
-            self._loop = start_loop(self._folder, self._wish)
+            self._llm = load_engine_for(self._folder, self._wish)
             self._load_s = time.perf_counter() - began
-        return self._loop
+        return self._llm
 
     def recover(self) -> None:
-        self._loop = None
+        self._llm = None
         gc.collect()
         if self._gpus:
             import torch

@@ -40,6 +40,8 @@ class Point:
     cell: Cell
     environment: Environment
     rows: tuple[Row, ...]
+    key: str
+    """`Row.key` of all of them."""
 
     def get(self, figure: str) -> Estimate | None:
         """The estimate of `figure`, or None when no repeat carries it."""
@@ -132,7 +134,7 @@ def points(rows: Sequence[Row] | RowSets, *, every_version: bool = False) -> lis
         for row in members:
             if row.status == "ok":
                 groups.setdefault((source, row.key), []).append(row)
-    found = [Point(source, group[0].cell, group[0].environment, tuple(group)) for (source, _), group in groups.items()]
+    found = [Point(source, group[0].cell, group[0].environment, tuple(group), key) for (source, key), group in groups.items()]
     return found if every_version else newest(found)
 
 

@@ -17,12 +17,11 @@ from trtllm_engines.graph import ModelGraph, op_name, trace
 from trtllm_engines.passes import run_passes
 from trtllm_engines.passes.plan_memory import lifetimes, place
 from trtllm_engines.passes.select_tactics import select_tactics
-from trtllm_engines.plan import STEP_INPUTS, Op, ParallelLayout, Plan, Profile
+from trtllm_engines.plan import LOGITS, STEP_INPUTS, Op, ParallelLayout, Plan, Profile
 from trtllm_kernels.ops import OPS
 from trtllm_kernels.types import TensorSpec
 
 PRECISIONS = ("fp32", "fp16", "bf16")
-LOGITS = "logits"
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -36,7 +37,7 @@ from torch import Tensor
 
 from trtllm_engines.errors import EngineError
 from trtllm_engines.fingerprint import Target, check_target, check_versions
-from trtllm_engines.plan import Plan
+from trtllm_engines.plan import LOGITS, Plan
 from trtllm_engines.tokenizer import Tokenizer
 from trtllm_engines.weights.dummy import DummyWeights
 from trtllm_engines.weights.write import assemble
@@ -102,19 +103,35 @@ def load_engine(path: Path | str, target: Target | None = None, verify: Literal[
 def rebuild_command(plan: Plan, path: Path, *arches: str) -> str:
     """The command that makes this engine again, for `arches` or the ones it has."""
     source = plan.weights_source
-    weights = f"--weights dummy --seed {source['seed']}" if source["kind"] == "dummy" else f"--weights {source['path']}"
+    weights = ["dummy", "--seed", str(source["seed"])] if source["kind"] == "dummy" else [str(source["path"])]
     profile = plan.profile
-    return (
-        f"trtllm-bench build --model {plan.fingerprint.provenance['model']} --precision {plan.precision} {weights} "
-        f"--arch {','.join(arches or plan.fingerprint.arches)} --max-batch-size {profile.max_batch_size} "
-        f"--max-num-tokens {profile.max_num_tokens} --max-seq-len {profile.max_seq_len} --out {path}"
-    )
+    marked = [part for name in plan.outputs if name != LOGITS for part in ("--mark-output", name)]
+    flags = {
+        "--arch": ",".join(arches or plan.fingerprint.arches),
+        "--max-batch-size": profile.max_batch_size,
+        "--max-num-tokens": profile.max_num_tokens,
+        "--max-seq-len": profile.max_seq_len,
+        "--page-size": profile.page_size,
+    }
+    command = [
+        "trtllm-bench",
+        "build",
+        "--model",
+        plan.fingerprint.provenance["model"],
+        "--precision",
+        plan.precision,
+        "--weights",
+        *weights,
+    ]
+    command += [part for name, value in flags.items() for part in (name, str(value))]
+    return shlex.join([*command, *marked, "--out", str(path)])
 
 
 def _rebuild_from(raw: Mapping[str, Any], path: Path) -> str:
     """As `rebuild_command`, from a plan of another version: as much of it as can be read."""
     provenance = (raw.get("fingerprint") or {}).get("provenance") or {}
-    return f"trtllm-bench build --model {provenance.get('model', 'MODEL')} --precision {raw.get('precision', 'PRECISION')} --out {path}"
+    command = ["trtllm-bench", "build", "--model", str(provenance.get("model", "MODEL"))]
+    return shlex.join([*command, "--precision", str(raw.get("precision", "PRECISION")), "--out", str(path)])
 
 
 @contextmanager

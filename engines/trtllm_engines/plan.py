@@ -19,6 +19,9 @@ FORMAT_VERSION = 1
 KERNEL_ABI = 1
 """Raised when the meaning of a launch's arguments, or of the step inputs below, changes."""
 
+LOGITS = "logits"
+"""The model's result: float [S, vocabulary]."""
+
 STEP_INPUTS: Mapping[str, str] = {
     "context_tokens": "int32 [T]: token id of each context token; -1 where the token is the slot's last sampled one",
     "seq_slots": "int32 [R]: slot of each sequence; decode sequences first",

@@ -24,6 +24,7 @@ from trtllm_kernels.errors import KernelError
 from trtllm_kernels.expr import StepFunction, compile_all
 from trtllm_kernels.types import Arg, Dim, Launch, Lowered
 
+Views = dict[tuple[int, tuple[int, ...], torch.dtype], torch.Tensor]
 Resolve = Callable[[str], torch.Tensor]
 """Name of a value, weight or workspace -> its tensor, at the profile's maximum size. Bound programs keep the tensors alive."""
 
@@ -55,6 +56,11 @@ def load_function(cubin: Cubin) -> Any:
             _check(cuda.cuFuncSetAttribute(function, attribute, cubin.info.shared_bytes), f"{name} with {cubin.info.shared_bytes} B shared")
         _functions[key] = (module, function)
     return _functions[key][1]
+
+
+def _bindable(tensor: torch.Tensor) -> bool:
+    """Kernels are compiled on the promise that every pointer is divisible by 16."""
+    return tensor.is_cuda and tensor.is_contiguous() and tensor.data_ptr() % 16 == 0
 
 
 class _Symbolic:
@@ -116,7 +122,7 @@ class _Kernel:
         tensor = resolve(str(arg.value))
         if arg.index is not None:
             tensor = tensor[arg.index]
-        if not tensor.is_cuda or not tensor.is_contiguous() or tensor.data_ptr() % 16:
+        if not _bindable(tensor):
             raise KernelError(f"launch of {self.name}: {arg.value!r} must be a contiguous CUDA tensor at an address divisible by 16")
         self._keep.append(tensor)
         if arg.kind == "tensor":
@@ -163,7 +169,7 @@ class _Matmul:
         self.rows = symbolic.index(launch.grid[0])
         self.x_rows, self.y_rows = x, y
 
-    def resize(self, rows: int, views: dict[tuple[int, tuple[int, ...]], torch.Tensor]) -> None:
+    def resize(self, rows: int, views: Views) -> None:
         self.x_rows = _rows(self.x, rows, views)
         self.y_rows = _rows(self.y, rows, views)
 
@@ -174,9 +180,9 @@ class _Matmul:
             torch.addmm(self.bias, self.x_rows, self.weight, out=self.y_rows)
 
 
-def _rows(tensor: torch.Tensor, rows: int, views: dict[tuple[int, tuple[int, ...]], torch.Tensor]) -> torch.Tensor:
+def _rows(tensor: torch.Tensor, rows: int, views: Views) -> torch.Tensor:
     """First rows of a tensor; layers share buffers, so most views are made once."""
-    key = (tensor.data_ptr(), tuple(tensor.shape))
+    key = (tensor.data_ptr(), tuple(tensor.shape), tensor.dtype)
     if key not in views:
         views[key] = tensor[:rows]
     return views[key]
@@ -210,7 +216,7 @@ class BoundProgram:
             return
         self._symbolic.update(T, R, D, S)
         values = self._symbolic.values
-        by_rows: dict[int, dict[tuple[int, tuple[int, ...]], torch.Tensor]] = {}
+        by_rows: dict[int, Views] = {}
         self._active = []
         for step in self._steps:
             if isinstance(step, _Matmul):

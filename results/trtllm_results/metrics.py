@@ -86,6 +86,20 @@ class RequestLog:
             columns={name: array[keep] for name, array in self.columns.items()},
         )
 
+    @classmethod
+    def from_side(cls, table: Any, gpus: int = 1) -> RequestLog:
+        """Inverse of `side_columns`, from the Arrow table of `Store.read_side`. Raises `ResultsError` if it lacks a column."""
+        names = set(table.column_names)
+        needed = ("intended_s", "sent_s", "first_token_s", "end_s", "input_tokens", "output_tokens", "ok")
+        missing = [name for name in needed if name not in names]
+        if missing:
+            raise ResultsError(f"The per-request table lacks {', '.join(missing)}; it was not written by a measurement.")
+        arrays = {name: table.column(name).to_numpy() for name in (*needed, "requested_tokens", "scheduled_s") if name in names}
+        if "token_times_s" in names:
+            lists = table.column("token_times_s").combine_chunks()
+            arrays |= {"token_times_s": lists.flatten().to_numpy(), "token_offsets": lists.offsets.to_numpy().astype(np.int64)}
+        return cls(**arrays, gpus=gpus)
+
     def side_columns(self) -> dict[str, Any]:
         """Columns for `Store.write_side("requests", ...)`."""
         columns: dict[str, Any] = {name: getattr(self, name) for name in ("intended_s", "sent_s", "first_token_s", "end_s")}

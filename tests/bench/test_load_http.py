@@ -107,6 +107,12 @@ def test_the_request_body_is_what_such_servers_take(mirror: Mirror) -> None:
     assert (body["max_tokens"], body["ignore_eos"], body["stream"], body["model"], body["seed"]) == (3, True, True, "mirror", 7)
 
 
+def test_text_is_sent_to_servers_that_take_nothing_else(mirror: Mirror) -> None:
+    requests = fixed(1, 3, 2).requests()
+    run_load(requests, HttpTarget(url(mirror), decode=lambda ids: " ".join(f"w{i}" for i in ids)), Drive())
+    assert mirror.bodies[0]["prompt"] == " ".join(f"w{i}" for i in requests[0].prompt)
+
+
 def test_several_tokens_in_a_piece_are_counted_by_usage(mirror: Mirror) -> None:
     mirror.per_piece = 3
     result = run_load(fixed(1, 5, 9).requests(), HttpTarget(url(mirror)), Drive())

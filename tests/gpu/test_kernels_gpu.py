@@ -198,15 +198,13 @@ def test_one_attention_program_serves_every_batch() -> None:
         symbols = {"T": batch.tokens, "R": len(batch.kv_lens), "D": decodes, "S": len(batch.kv_lens)}
         device["out0"] = torch.full_like(device["q"], torch.nan)
         for name, spec in lowered.workspaces.items():
-            device[name] = torch.full(
-                [max(1, evaluate(d, symbols)) for d in spec.shape], torch.nan, dtype=DTYPES[spec.dtype], device="cuda"
-            )
+            shape = [max(1, evaluate(dim, symbols)) for dim in spec.shape]
+            device[name] = torch.full(shape, torch.nan, dtype=DTYPES[spec.dtype], device="cuda")
         program = BoundProgram([lowered], device.__getitem__, compile_all(lowered.kernels, arch()))
         program.set_symbols(**symbols)
         program.run()
-        torch.testing.assert_close(
-            device["out0"].cpu(), OPS["paged_attention"].reference(**named), **tolerance("paged_attention", "bf16")
-        )  # fmt: skip
+        expected = OPS["paged_attention"].reference(**named)
+        torch.testing.assert_close(device["out0"].cpu(), expected, **tolerance("paged_attention", "bf16"))
 
 
 def test_tma_descriptors_made_on_the_host() -> None:

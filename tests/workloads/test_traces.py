@@ -259,6 +259,19 @@ def test_jitter_spreads_each_instant_up_to_the_next() -> None:
     assert np.histogram(trace.arrival_s, bins=[0, 1.5, 3, 4.5, 6])[0] == pytest.approx([250] * 4, abs=45)
 
 
+def test_a_miniature_shares_the_same_part_of_its_prompts() -> None:
+    trace = read_trace(MOONCAKE)
+    small = filters.length_scale(trace, 1 / 32)
+    assert small.block_tokens == 16
+    assert small.input_tokens.tolist() == [-(-length // 32) for length in trace.input_tokens.tolist()]
+    assert prefix_hits(small)[1] == pytest.approx(prefix_hits(trace)[1], rel=0.02)
+    requests = small.to_workload().requests()
+    assert (requests[0].prompt[:16] == requests[1].prompt[:16]).all()
+    assert not (requests[0].prompt[16:32] == requests[1].prompt[16:32]).any()
+    with pytest.raises(WorkloadError, match=r"blocks of 0\.512 tokens"):
+        filters.length_scale(trace, 0.001)
+
+
 def test_filters_that_need_times_say_so() -> None:
     untimed = Trace("t", np.ones(2, np.int32), np.ones(2, np.int32), np.empty(0))
     for call in (

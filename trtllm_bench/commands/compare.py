@@ -130,25 +130,25 @@ def _published(rows: list[Row], sort: str, output: str, out: Path | None) -> Non
     marks, meanings = compare_text.lettered(found)
     marked = {id(one): mark for one, mark in zip(flat_in_order, marks, strict=True)}
     for one in flat:
-        one |= {"shape": f"{one['isl']}/{one['osl']}", "source": one["source"].replace("TensorRT-LLM perf-overview", "TRT-LLM")}
+        one["shape"] = f"{one['precision']} {one['isl']}/{one['osl']}"
+        one["source"] = one["source"].replace("TensorRT-LLM perf-overview", "TRT-LLM")
         one["mark"] = marked[id(one)]
     columns = [
         Column("model"),
-        Column("precision"),
-        Column("shape", "ISL/OSL"),
+        Column("shape", "cell"),
         Column("tp", "TP", priority=1),
         Column("gpu", "our GPU"),
         Column("ours", unit="tok/s", kind="number", places=0),
         Column("source", hoist=False),
         Column("their_gpu", "GPU", hoist=False),
         Column("theirs", unit="tok/s", kind="number", places=0),
-        Column("ratio", "ours/theirs", kind="number", places=2),
-        Column("mark", "differs", hoist=False),
+        Column("ratio", kind="number", places=2),
+        Column("mark", "note", hoist=False),
     ]
-    show(flat, columns, title="ours beside published figures", console=console)
+    show(flat, columns, title="ours beside published figures; ratio is ours / theirs", console=console)
     for letter, meaning in meanings.items():
         console.print(f"{letter}  {meaning}", style="dim", soft_wrap=True)
-    for text in dict.fromkeys(f"here, {one['precision']} {one['shape']}: {one['here']}" for one in flat):
+    for text in dict.fromkeys(f"here, {one['shape']}: {one['here']}" for one in flat):
         console.print(text, style="dim", soft_wrap=True)
 
 

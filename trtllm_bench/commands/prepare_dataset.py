@@ -98,6 +98,34 @@ def random_lengths(
     _write_synthetic(context, num_requests, lengths(isl), lengths(osl), correlation)
 
 
+@app.command("trace")
+def trace(
+    context: typer.Context,
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A trace file, a workload .toml, or a shipped workload's name.")],
+    num_requests: Annotated[int | None, typer.Option("--num-requests", min=1, help="Only so many requests.")] = None,
+    time_scale: Annotated[float, typer.Option("--time-scale", help="Multiply arrival times; 0.1 is ten times as fast.")] = 1.0,
+    skip_bad_rows: Annotated[bool, typer.Option("--skip-bad-rows", help="Leave bad rows of a trace out.")] = False,
+) -> None:
+    """A recorded trace or a workload specification, with its arrival times and shared prefixes."""
+    from trtllm_workloads.arrivals import from_flags
+    from trtllm_workloads.opening import open_workload
+    from trtllm_workloads.synthetic import generator
+
+    options: dict[str, Any] = context.obj
+    workload = open_workload(
+        source,
+        requests=num_requests,
+        vocab_size=options["vocab_size"],
+        seed=options["seed"],
+        time_scale=time_scale,
+        skip_bad_rows=skip_bad_rows,
+    )
+    if options["request_rate"] is not None:
+        process = from_flags(options["request_rate"], options["burstiness"])
+        workload = workload.with_arrivals(process.times(workload.num_arrivals, generator(options["seed"], "arrivals")))
+    _write(context, workload)
+
+
 def _write_synthetic(context: typer.Context, num_requests: int, isl: Lengths, osl: Lengths, correlation: float = 0.0) -> None:
     from trtllm_workloads.arrivals import from_flags
     from trtllm_workloads.lengths import Correlated

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from trtllm_results.record import Row
 
 app = typer.Typer(help="List, show, export, merge and import results.", no_args_is_help=True, add_completion=False)
 Strings = list[str] | None
@@ -49,8 +52,11 @@ def ls(
 def show_row(
     store: Annotated[str, typer.Argument(help="Store folder or table.")],
     key: Annotated[str, typer.Argument(help="Start of a cell key, as ls prints it.")],
+    definitions: Annotated[
+        str, typer.Option("--definitions", help="Latencies as another tool defines them: vllm, aiperf, nvidia, guidellm, or all.")
+    ] = "",
 ) -> None:
-    """Everything about the rows of one cell: settings, figures with their definitions, environment, command."""
+    """Everything about the rows of one cell: settings, figures with their units, environment, command."""
     from trtllm_results import selection
     from trtllm_results.errors import ResultsError
     from trtllm_results.figures import FIGURES
@@ -58,6 +64,9 @@ def show_row(
     rows = [row for row in selection.load_set(store).rows if row.key.startswith(key)]
     if not rows:
         raise ResultsError(f"No cell of {store} has a key that starts with '{key}'; results ls lists them.")
+    if definitions:
+        _by_definitions(Path(store), rows, definitions)
+        return
     for row in rows:
         typer.echo(f"{row.cell.label}  repeat {row.repeat}  {row.status}{': ' + row.reason if row.reason else ''}")
         typer.echo(f"  key {row.key}  started {row.started_at}")
@@ -71,6 +80,38 @@ def show_row(
                 typer.echo(f"  {title}: {shown}")
         if row.command:
             typer.echo(f"  command: {row.command}")
+
+
+def _by_definitions(store: Path, rows: list[Row], wanted: str) -> None:
+    """The stored requests of each row under the named tools' definitions, side by side."""
+    from rich.console import Console
+
+    from trtllm_dashboards.tables import Column, show
+    from trtllm_results.definitions import DEFINITIONS, figures
+    from trtllm_results.errors import ResultsError
+    from trtllm_results.figures import FIGURES
+    from trtllm_results.metrics import RequestLog
+    from trtllm_results.store import Store
+
+    tools = list(DEFINITIONS) if wanted == "all" else ["trtllm-bench", wanted]
+    for row in rows:
+        table = Store(store, create=False).read_side("requests", row)
+        if table is None:
+            raise ResultsError(f"{row.cell.label} has no stored requests, so it cannot be told under other definitions.")
+        log = RequestLog.from_side(table, gpus=row.cell.tp * row.cell.pp)
+        found = {tool: figures(log, tool) for tool in tools}
+        shown = [name for name in FIGURES if name.endswith(("_mean_ms", "_p50_ms", "_p99_ms", "_per_s", "_per_user"))]
+        names = [name for name in shown if any(name in one for one in found.values()) and not name.startswith(("queue", "lag"))]
+        lines = [{"figure": _with_unit(name)} | {tool: one.get(name) for tool, one in found.items()} for name in names]
+        columns = [Column("figure"), *(Column(tool, kind="number") for tool in tools)]
+        show(lines, columns, title=f"{row.cell.label}, repeat {row.repeat}", console=Console(highlight=False))
+
+
+def _with_unit(name: str) -> str:
+    from trtllm_results.figures import FIGURES, title
+
+    unit = FIGURES[name].unit
+    return f"{title(name)} ms" if unit == "ms" else f"{title(name).split()[0]} {unit}"
 
 
 @app.command("export")

@@ -49,7 +49,7 @@ def command(
     lengths = case_of(isl, osl, dataset)
     bound = max(concurrency, 0)
     requests = num_requests or (None if dataset is not None else max(32, 4 * bound))
-    batch = max_batch_size or bound or min(requests or 256, 256)
+    batch = max_batch_size or bound or (None if engine_dir is not None else min(requests or 256, 256))
     name, kind = default_model(model, precision, engine_dir, target, device)
     engine = EngineWish(name, kind, engine_dir, weights, device, batch, max_num_tokens, max_seq_len, kv_cache_fraction, policy, seed)
     workload = WorkloadWish(requests, *lengths, dataset, request_rate or 0.0, burstiness, replay, time_scale, seed)

@@ -13,6 +13,7 @@ import asyncio
 import json
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,6 +23,7 @@ import numpy as np
 from trtllm_bench.errors import BenchError, RunFailure
 from trtllm_bench.load.target import Deliver, Outcome
 from trtllm_workloads.request import RequestSpec
+from trtllm_workloads.tokens import Int32Array
 
 CONNECT_S = 10.0
 
@@ -35,6 +37,8 @@ class HttpTarget:
     api_key: str = ""
     extra: dict[str, Any] = field(default_factory=dict)
     """Further fields of the request body."""
+    decode: Callable[[Int32Array], str] | None = None
+    """A tokenizer's decoding, for servers that take text only; without it token ids are sent as they are."""
 
     def __post_init__(self) -> None:
         parts = urlsplit(self.base_url)
@@ -118,8 +122,10 @@ class HttpTarget:
         return {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
 
     def body(self, request: RequestSpec) -> dict[str, Any]:
-        """The request as the completions interface takes it: token ids, or text where only that is known."""
-        prompt = request.text if request.prompt is None else request.prompt.tolist()
+        """The request as the completions interface takes it: token ids, or text where only that is known or taken."""
+        prompt: str | list[int] | None = request.text
+        if request.prompt is not None:
+            prompt = self.decode(request.prompt) if self.decode else request.prompt.tolist()
         return {
             "model": self.model,
             "prompt": prompt,

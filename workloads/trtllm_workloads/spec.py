@@ -129,6 +129,7 @@ class TraceTable(_Table):
     max_total: Count | None = None
     sample: Annotated[float, Field(gt=0, le=1)] = 1.0
     jitter: bool = False
+    length_scale: Positive = 1.0
     time_scale: Positive = 1.0
 
 
@@ -202,6 +203,8 @@ class WorkloadSpec(_Table):
             trace = filters.jitter(trace, generator(seed, "jitter"))
         if table.window_s is not None:
             trace = filters.window(trace, *table.window_s)
+        if table.length_scale != 1:
+            trace = filters.length_scale(trace, table.length_scale)
         trace = filters.shorter_than(trace, table.max_input, table.max_output, table.max_total)
         if table.sample < 1:
             trace = filters.sample(trace, table.sample, generator(seed, "sample"))

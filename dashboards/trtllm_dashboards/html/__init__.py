@@ -1,11 +1,12 @@
 """The dashboard: one HTML file that holds everything it shows and asks the network for nothing.
 
-`render(stores, out)` writes it; `serve.py` shows the same page live. The plotting library (plotly.js, 4.8 MB) and the data travel gzipped in
-base64 and are unpacked by the browser's own `DecompressionStream`: a third of the size, and the summary and the table are on screen before
-the library is parsed. A content-security policy in the page forbids every outside request, so that a report from an air-gapped machine behaves
-the same anywhere, and a mistake in the page cannot leak the results in it.
+`render(stores, out)` writes it; `serve.py` shows the same page live. The plotting library (plotly.js, 4.8 MB) and the data travel gzipped
+in base64 and are unpacked by the browser's own `DecompressionStream`: a third of the size, and the summary and the table are on screen
+before the library is parsed. A content-security policy in the page forbids every outside request, so that a report from an air-gapped
+machine behaves the same anywhere, and a mistake in the page cannot leak the results in it.
 
-Rejected: a plotly figure's `to_html` a chart (each carries its own data, no shared filters), a bundler (a build step for 900 lines of script).
+Rejected: a plotly figure's `to_html` a chart (each carries its own data, no shared filters), a bundler (a build step for 900 lines of
+script).
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Result sets as the page's data: one column a quantity, one entry a cell, everything that repeats stored once.
 
-Estimates over repeats are made here and not in the browser, so that the page, the figures and the tables show the same numbers. Columns compress
-some ten times better than a list of objects; numbers keep six significant digits, finer than any repeat agrees with another.
+Estimates over repeats are made here and not in the browser, so that the page, the figures and the tables show the same numbers. Numbers
+keep six significant digits, finer than any repeat agrees with another.
 
-Cells that failed have entries too (status, reason, no figures), and older versions of a case keep theirs, marked, for the drill-down's history.
+Cells that failed have entries too (status, reason, no figures), and older versions of a case keep theirs, marked, for the drill-down.
 """
 
 from __future__ import annotations
@@ -13,13 +13,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from trtllm_dashboards.points import DIMENSIONS, Estimate, Point, RowSets, newest, points
 from trtllm_results.compare_text import beside_records
 from trtllm_results.errors import ResultsError
 from trtllm_results.figures import FIGURES
-from trtllm_results.published import beside
+from trtllm_results.published import SAME_SHAPE, beside, load
 from trtllm_results.record import Row
-
-from trtllm_dashboards.points import DIMENSIONS, Estimate, Point, RowSets, newest, points
 
 PAYLOAD_VERSION = 1
 HEADLINE = "output_tokens_per_s"
@@ -73,7 +72,7 @@ def build(sets: RowSets, title: str = "") -> dict[str, Any]:
         "definitions": {name: asdict(FIGURES[name]) for name in names},
         "repeats": [len(p.rows) for p in cells],
         "runs": [_runs(p) for p in cells],
-        "keys": [p.rows[0].key for p in cells],
+        "keys": [p.key for p in cells],
         "started": [max(row.started_at for row in p.rows)[:19] for p in cells],
         "reasons": {i: p.rows[0].reason for i, p in enumerate(cells) if p.rows[0].reason},
         "warnings": {i: found for i, p in enumerate(cells) if (found := sorted({w for row in p.rows for w in row.warnings}))},
@@ -87,13 +86,13 @@ def build(sets: RowSets, title: str = "") -> dict[str, Any]:
 
 def _lost(sets: RowSets, measured: Sequence[Point]) -> list[Point]:
     """Cells without one `ok` row, by their last row."""
-    seen = {(p.source, p.rows[0].key) for p in measured}
+    seen = {(p.source, p.key) for p in measured}
     last: dict[tuple[str, str], Row] = {}
     for source, rows in sets.items():
         for row in rows:
-            if row.status != "ok" and (source, row.key) not in seen:
-                last[source, row.key] = row
-    return [Point(source, row.cell, row.environment, (row,)) for (source, _), row in last.items()]
+            if row.status != "ok" and (key := (source, row.key)) not in seen:
+                last[key] = row
+    return [Point(source, row.cell, row.environment, (row,), key) for (source, key), row in last.items()]
 
 
 def _coded(names: Sequence[str]) -> dict[str, Any]:
@@ -124,7 +123,8 @@ def _environment(point: Point) -> dict[str, Any]:
 
 def _published(cells: Sequence[Point]) -> list[dict[str, Any]]:
     """Ours beside published figures, with the index of our cell; empty when nothing is comparable."""
-    rows = [row for p in cells for row in p.rows if row.status == "ok"]
+    comparable = {(_model(one.model), one.osl, one.tp) for one in load()}
+    rows = [row for p in cells if (_model(p.cell.model), p.cell.osl, p.cell.tp) in comparable for row in p.rows if row.status == "ok"]
     place = {row.row_id: index for index, p in enumerate(cells) for row in p.rows}
     try:
         found = beside(rows)
@@ -134,3 +134,7 @@ def _published(cells: Sequence[Point]) -> list[dict[str, Any]]:
     for record, one in zip(records, found, strict=True):
         record["cell"] = place[one.ours.row_id]
     return records
+
+
+def _model(name: str) -> str:
+    return SAME_SHAPE.get(name.lower(), name.lower())

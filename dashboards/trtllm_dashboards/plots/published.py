@@ -52,7 +52,11 @@ def draw(material: Material) -> Figure:
 def _bars(ax: Axes, found: list[Beside], material: Material, slots: int) -> None:
     mine = found[0]
     theirs = sorted({one.theirs: one for one in found}.values(), key=lambda one: -one.theirs.output_tokens_per_s)
-    runs = [r.figures[FIGURE] for r in material.rows if r.key == mine.ours.key and r.status == "ok" and FIGURE in r.figures]
+    runs = [
+        r.figures[FIGURE]
+        for r in material.rows
+        if r.cell == mine.ours.cell and r.key == mine.ours.key and r.status == "ok" and FIGURE in r.figures
+    ]
     spread = estimate(runs)
     entries = [(f"ours, {gpu_class(mine.ours.environment.device)}", mine.ours_tokens_per_s, OURS)]
     names = [name(one.theirs) for one in theirs]

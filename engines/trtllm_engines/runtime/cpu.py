@@ -13,7 +13,7 @@ import torch
 
 from trtllm_engines.plan import Op, Plan
 from trtllm_engines.runtime.batch import StepBatch, StepOutput
-from trtllm_engines.runtime.device_state import DeviceState, SamplingPlan
+from trtllm_engines.runtime.device_state import DeviceState
 from trtllm_engines.runtime.inputs import StepSizes
 from trtllm_engines.runtime.sampler import LOGPROBS, collect_logprobs
 from trtllm_kernels.ops import OPS
@@ -45,20 +45,17 @@ class CpuRunner:
     @torch.inference_mode()
     def launch(self, batch: StepBatch) -> CpuHandle:
         state = self.state
-        sizes = state.load(batch)
+        plan = state.start(batch)
+        sizes = state.upload(batch)
         self.outputs = self.forward(sizes)
         if sizes.num_samples == 0:
             return CpuHandle(StepOutput(torch.empty(0, dtype=torch.int32).numpy()))
-        plan = SamplingPlan(state.sampler, batch)
         sampled = state.sample(plan.flags, self.outputs["logits"], sizes, plan.num_logprobs)
         tokens = sampled.tokens.numpy()
         if not plan.flags & LOGPROBS:
             return CpuHandle(StepOutput(tokens))
-        assert sampled.chosen is not None
-        assert sampled.top is not None
-        assert sampled.top_ids is not None
-        logprobs = collect_logprobs(tokens, plan.wanted, sampled.chosen.numpy(), sampled.top.numpy(), sampled.top_ids.numpy())
-        return CpuHandle(StepOutput(tokens, logprobs))
+        chosen, top, top_ids = (tensor.numpy() for tensor in sampled.logprobs)
+        return CpuHandle(StepOutput(tokens, collect_logprobs(plan.wanted, chosen, top, top_ids)))
 
     def forward(self, sizes: StepSizes) -> dict[str, torch.Tensor]:
         """Runs the plan on the inputs loaded; returns its outputs."""

@@ -56,9 +56,13 @@ class DeviceState:
         }
         """Every step input of the plan, at full capacity."""
 
-    def load(self, batch: StepBatch, padded_seqs: int | None = None) -> StepSizes:
-        """Brings a step's inputs to the device and applies what changed since the last one."""
+    def start(self, batch: StepBatch) -> SamplingPlan:
+        """Takes over the sampling parameters of sequences new in this step; returns what sampling it takes."""
         self.sampler.start(batch.starts)
+        return SamplingPlan(self.sampler, batch)
+
+    def upload(self, batch: StepBatch, padded_seqs: int | None = None) -> StepSizes:
+        """Brings a step's inputs to the device and enters its new pages into the block table."""
         sizes = self.inputs.upload(batch, padded_seqs)
         if sizes.num_updates:
             index = self.inputs.tensors["update_index"][: sizes.num_updates]

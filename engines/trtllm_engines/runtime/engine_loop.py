@@ -234,26 +234,34 @@ class EngineLoop:
             try:
                 if request.on_token is not None:
                     request.on_token(request, token, now)
-                stop = self._stop_string(request, token, int(slots.received[slot])) if request.sampling.stop else None
+                stop = bool(request.sampling.stop) and self._meets_stop_string(request, token, int(slots.received[slot]))
             except Exception as exc:
                 self._end(request, "error", f"A callback failed while the request ran: {type(exc).__name__}: {exc}")
                 continue
-            if stop is not None:
-                request.stop_string = stop
+            if stop:
                 self._end(request, "stop", None)
 
-    def _stop_string(self, request: Request, token: int, count: int) -> str | None:
+    def _meets_stop_string(self, request: Request, token: int, count: int) -> bool:
+        """Whether this token completes a stop string; remembers where in the text the first one begins."""
         assert self._detokenizer is not None
         detokenizer = self._detokenizers.get(request.request_id)
         if detokenizer is None:
             detokenizer = self._detokenizers[request.request_id] = self._detokenizer()
+        before = len(request.text_tail)
         request.text_tail += detokenizer.add([token])
-        if count < request.sampling.min_tokens:
-            return None
-        found = [(at, stop) for stop in request.sampling.stop if (at := request.text_tail.find(stop)) >= 0]
-        longest = max(len(stop) for stop in request.sampling.stop)
-        request.text_tail = request.text_tail[-longest:] if not found else request.text_tail
-        return min(found)[1] if found else None
+        found = [
+            at
+            for stop in request.sampling.stop
+            if (at := request.text_tail.find(stop, max(0, before - len(stop) + 1))) >= 0 and count >= request.sampling.min_tokens
+        ]
+        if found:
+            request.stop_at = request.text_dropped + min(found)
+            return True
+        keep = max(len(stop) for stop in request.sampling.stop) - 1
+        drop = max(0, len(request.text_tail) - keep)
+        request.text_tail = request.text_tail[drop:]
+        request.text_dropped += drop
+        return False
 
     def _end(self, request: Request | None, reason: FinishReason, error: str | None) -> None:
         """Finishes a request wherever it is: waiting, running or preempted. A no-op when it has finished already."""

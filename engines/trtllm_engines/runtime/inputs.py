@@ -18,7 +18,7 @@ import torch
 from trtllm_engines.plan import Profile
 from trtllm_engines.runtime.batch import StepBatch
 
-RING = 3
+RING = 4
 
 
 @dataclass(frozen=True)

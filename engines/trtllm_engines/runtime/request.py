@@ -46,9 +46,12 @@ class Request:
     preemptions: int = 0
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     text_tail: str = ""
-    """Text generated so far, kept only while stop strings are looked for."""
+    """End of the text so far, as much as a stop string could begin in; kept only while stop strings are looked for."""
+    text_dropped: int = 0
+    """Characters before `text_tail`."""
+    stop_at: int | None = None
+    """Where in the text the stop string begins that ended it."""
     finish_reason: FinishReason | None = None
-    stop_string: str | None = None
     error: str | None = None
 
     @property

@@ -35,12 +35,10 @@ SEED, TOP_K, PROMPT_LEN, MIN_LEN = range(4)
 
 @dataclass(frozen=True)
 class Sampled:
-    """`tokens` int32 [S]; with log-probabilities: chosen [S], and the n most likely [S, n] with their ids."""
+    """`tokens` int32 [S]. `logprobs`, when asked for: the chosen token's [S], the n highest [S, n], and the ids of those [S, n]."""
 
     tokens: torch.Tensor
-    chosen: torch.Tensor | None = None
-    top: torch.Tensor | None = None
-    top_ids: torch.Tensor | None = None
+    logprobs: tuple[torch.Tensor, ...] = ()
 
 
 class Sampler:
@@ -147,7 +145,7 @@ class Sampler:
             return Sampled(tokens.to(torch.int32))
         logprobs = torch.log_softmax(logits.float(), dim=-1)
         top, top_ids = logprobs.topk(num_logprobs, dim=-1)
-        return Sampled(tokens.to(torch.int32), logprobs.gather(1, tokens[:, None])[:, 0], top, top_ids)
+        return Sampled(tokens.to(torch.int32), (logprobs.gather(1, tokens[:, None])[:, 0], top, top_ids))
 
     def _choose(self, flags: int, logits: torch.Tensor, slots: torch.Tensor, positions: torch.Tensor, longest: int) -> torch.Tensor:
         floats, ints = self._floats.index_select(0, slots), self._ints.index_select(0, slots)
@@ -205,14 +203,13 @@ def _truncate(z: torch.Tensor, floats: torch.Tensor, ints: torch.Tensor) -> torc
 
 
 def collect_logprobs(
-    tokens: npt.NDArray[np.int32],
     wanted: npt.NDArray[np.int32],
     chosen: npt.NDArray[np.float32],
     top: npt.NDArray[np.float32],
     top_ids: npt.NDArray[np.int64],
 ) -> list[TokenLogprobs | None]:
     """Host arrays to one entry a sampled row; `wanted` as `Sampler.num_logprobs` says."""
-    entries: list[TokenLogprobs | None] = [None] * len(tokens)
+    entries: list[TokenLogprobs | None] = [None] * len(wanted)
     for row in np.flatnonzero(wanted >= 0):
         count = wanted[row]
         best = dict(zip(top_ids[row, :count].tolist(), top[row, :count].tolist(), strict=True))

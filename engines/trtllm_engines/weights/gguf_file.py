@@ -73,7 +73,7 @@ class GgufFile:
             return None
         shape = tuple(int(n) for n in reversed(found.shape))
         values = gguf.quants.dequantize(found.data, found.tensor_type)
-        return np.ascontiguousarray(values, dtype=np.float32).reshape(shape)
+        return np.array(values, dtype=np.float32).reshape(shape)
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         found = self._tensors.get(name)

@@ -53,6 +53,22 @@ def time_scale(trace: Trace, factor: float) -> Trace:
     return replace(trace, arrival_s=trace.arrival_s * factor)
 
 
+def length_scale(trace: Trace, factor: float) -> Trace:
+    """Lengths multiplied by `factor`, rounded up, and prefix blocks shrunk or grown with them, so that prompts share the same part of
+    themselves as before: a replay in miniature, for machines that cannot serve the lengths recorded."""
+    if not 0 < factor < np.inf:
+        raise WorkloadError(f"the length scale is {factor:g}; it must be above 0")
+    block = trace.block_tokens * factor
+    if trace.block_tokens and (block < 1 or abs(block - round(block)) > 1e-6):
+        raise WorkloadError(f"the length scale {factor:g} makes prefix blocks of {block:g} tokens; take a fraction of {trace.block_tokens}")
+    return replace(
+        trace,
+        input_tokens=np.ceil(trace.input_tokens * factor).astype(np.int32),
+        output_tokens=np.ceil(trace.output_tokens * factor).astype(np.int32),
+        block_tokens=round(block),
+    )
+
+
 def jitter(trace: Trace, rng: np.random.Generator) -> Trace:
     """Rows that share an instant spread evenly at random over the time until the next instant, for traces recorded on a coarse grid."""
     _timed(trace, "jitter")

@@ -107,7 +107,7 @@ def bars(values: list[float] | Float64Array, width: int = RATE_BINS) -> str:
     return "".join(" ▁▂▃▄▅▆▇█"[level] for level in levels)
 
 
-def histogram(values: npt.NDArray[np.int32], bins: int = 40) -> tuple[Float64Array, Float64Array]:
+def histogram(values: npt.NDArray[np.int32], bins: int = 32) -> tuple[Float64Array, Float64Array]:
     """(edges, counts) over logarithmic bins, which token counts need."""
     high = float(values.max()) + 1
     edges = np.unique(np.round(np.geomspace(max(1.0, float(values.min())), high, bins + 1)))

@@ -21,12 +21,14 @@ const MOST_SERIES = 24;
 const explored = { x: "load", y: "e2e_p99_ms", xlog: true, ylog: false };
 const cards = new Map();
 let observer = null;
+let caseRows = [];
+let drawing = 0;
 
 function buildCharts() {
   observer = new IntersectionObserver((entries) => entries.forEach((e) => {
     const card = cards.get(e.target.dataset.chart);
     card.visible = e.isIntersecting;
-    if (card.visible) drawChart(card);
+    drawSoon();
   }), { rootMargin: "200px" });
   for (const spec of CHARTS) {
     const plot = el("div", { class: "plot" });
@@ -48,7 +50,6 @@ function exploreMenu() {
 }
 
 function caseOf(i) { return label(i, ["model", "shape"]); }
-function words(figure) { return figure === "load" ? "load" : figure.replace(/_(ms|j|w|s|mhz|gib|c)$/, "").replaceAll("_", " "); }
 function axisTitle(figure) { return figure === "load" ? loadTitle() : words(figure) + (unit(figure) ? ` (${unit(figure)})` : " (ratio)"); }
 function loadTitle() { return state.rows.some((i) => num(i, "request_rate")) ? "load (requests/s, or sequences in flight)" : "batch size (sequences in flight)"; }
 function valueOf(i, figure) { return figure === "load" ? load(i) || null : mean(i, figure); }
@@ -64,21 +65,27 @@ function drawCharts() {
 
 function staleCharts() {
   const missing = [];
+  caseRows = state.rows.filter((i) => ok(i) && caseOf(i) === state.case);
   for (const card of cards.values()) {
-    const traces = state.case === null ? [] : tracesOf(card.spec);
-    card.node.hidden = !traces.length;
-    if (!traces.length && !card.spec.explore) missing.push(card.spec.title.toLowerCase());
+    card.traces = state.case === null ? [] : tracesOf(card.spec);
+    card.node.hidden = !card.traces.length;
+    if (!card.traces.length && !card.spec.explore) missing.push(card.spec.title.toLowerCase());
     card.stale = true;
-    if (card.visible) drawChart(card);
   }
   document.getElementById("absent").textContent = missing.length ? `Not measured here: ${missing.join("; ")}.` : "";
+  drawSoon();
+}
+
+// One chart a turn of the event loop, so that the summary, the table and the next click never wait for all of them.
+function drawSoon() {
+  clearTimeout(drawing);
+  const next = [...cards.values()].find((card) => card.visible && card.stale && !card.node.hidden);
+  if (next && window.Plotly) drawing = setTimeout(() => { drawChart(next); drawSoon(); }, 0);
 }
 
 function drawChart(card) {
-  if (!card.stale || !window.Plotly || card.node.hidden) return;
   card.stale = false;
-  const traces = tracesOf(card.spec);
-  Plotly.react(card.plot, traces, layoutOf(card.spec, traces), { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d"] });
+  Plotly.react(card.plot, card.traces, layoutOf(card.spec, card.traces), { responsive: true, displayModeBar: false });
   if (!card.clicks) {
     card.clicks = true;
     card.plot.on("plotly_click", (event) => { const i = event.points[0].customdata; if (Number.isInteger(i)) openDetail(i); });
@@ -86,7 +93,7 @@ function drawChart(card) {
 }
 
 function seriesOf() {
-  const rows = state.rows.filter((i) => ok(i) && caseOf(i) === state.case);
+  const rows = caseRows;
   const names = rows.length ? varying(rows, ["model", "shape", "status", ...LOADS]) : [];
   const groups = [...groupBy(rows, (i) => label(i, names))].slice(0, MOST_SERIES);
   for (const [, members] of groups) members.sort((a, b) => load(a) - load(b));
@@ -125,18 +132,25 @@ function trace(points, x, y, look, name, faint) {
 }
 
 function barTraces() {
-  const rows = state.rows.filter((i) => ok(i) && caseOf(i) === state.case && mean(i, "output_tokens_per_s"));
+  const rows = caseRows.filter((i) => mean(i, "output_tokens_per_s"));
   const base = ["bf16", "fp16", "fp32"].find((p) => rows.some((i) => dim(i, "precision") === p));
   if (!base) return [];
   const rest = dimensionNames().filter((n) => !["precision", "kv_dtype", "version"].includes(n));
-  const bases = new Map(rows.filter((i) => dim(i, "precision") === base).map((i) => [label(i, rest), mean(i, "output_tokens_per_s")]));
+  const bases = new Map(rows.filter((i) => dim(i, "precision") === base).map((i) => [label(i, rest), i]));
+  const rate = (i) => mean(i, "output_tokens_per_s");
+  const error = (i) => (half(i, "output_tokens_per_s") ?? 0) / rate(i);
   const tell = varying(rows, ["precision", "kv_dtype", "version", "model", "shape", "status"]);
   const found = groupBy(rows.filter((i) => dim(i, "precision") !== base && bases.has(label(i, rest))), (i) => dim(i, "precision"));
   return [...found].map(([precision, members], at) => {
     members.sort((a, b) => load(a) - load(b));
     return {
       type: "bar", name: `${precision} / ${base}`, x: members.map((i) => label(i, tell) || caseOf(i)), customdata: members, marker: { color: lookOf(precision, at).color },
-      y: members.map((i) => mean(i, "output_tokens_per_s") / bases.get(label(i, rest))), hovertemplate: "%{x}<br><b>%{y:.3f} x</b><extra></extra>",
+      y: members.map((i) => rate(i) / rate(bases.get(label(i, rest)))),
+      error_y: { // relative half widths of both sides, combined: first order
+        array: members.map((i) => { const b = bases.get(label(i, rest)); return (rate(i) / rate(b)) * Math.hypot(error(i), error(b)); }),
+        thickness: 1, width: 3, color: css("--ink"),
+      },
+      hovertemplate: "%{x}<br><b>%{y:.3f} x</b><extra></extra>",
     };
   });
 }
@@ -166,18 +180,19 @@ function layoutOf(spec, traces) {
       const shown = ticks.filter((_, i) => i % step === 0);
       return { ...found, type: "log", tickvals: shown, ticktext: shown.map((v) => (v < 1e5 ? String(v) : compact(v))) };
     }
-    return log ? { ...found, type: "log", dtick: "D2", tickformat: "~s", nticks: 8 } : { ...found, rangemode: "tozero", tickformat: "~s" };
+    const tickformat = values.some((v) => v >= 1e4) ? "~s" : ",~g";
+    return log ? { ...found, type: "log", dtick: "D2", tickformat, nticks: 8 } : { ...found, rangemode: "tozero", tickformat };
   };
-  const xs = traces.flatMap((t) => t.x);
+  const xs = traces.flatMap((t) => t.x), ys = traces.flatMap((t) => t.y);
   let x, y;
-  if (spec.bars) { x = { ...axis("batch size and setting", false), type: "category", tickformat: "" }; y = axis("throughput ratio", false); }
-  else if (spec.roofline) { x = axis("arithmetic intensity / ridge point (ratio)", true); y = axis("share of compute ceiling, MFU (ratio)", true); }
-  else if (spec.explore) { x = axis(axisTitle(explored.x), explored.xlog && (explored.x === "load" ? 2 : true), xs); y = axis(axisTitle(explored.y), explored.ylog); }
-  else { x = axis(axisTitle(spec.x), spec.xlog, xs); y = axis(axisTitle(spec.y[0]).replace(" p50", ""), spec.ylog); }
+  if (spec.bars) { x = { ...axis("batch size and setting", false, []), type: "category", tickformat: "" }; y = axis("throughput ratio", false, ys); }
+  else if (spec.roofline) { x = axis("arithmetic intensity / ridge point (ratio)", true, xs); y = axis("share of compute ceiling, MFU (ratio)", true, ys); }
+  else if (spec.explore) { x = axis(axisTitle(explored.x), explored.xlog && (explored.x === "load" ? 2 : true), xs); y = axis(axisTitle(explored.y), explored.ylog, ys); }
+  else { x = axis(axisTitle(spec.x), spec.xlog, xs); y = axis(axisTitle(spec.y[0]).replace(" p50", ""), spec.ylog, ys); }
   return {
     xaxis: x, yaxis: y, margin: { l: 58, r: 12, t: 10, b: 44 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", hovermode: "closest",
     font: { family: "system-ui, sans-serif", size: 11.5, color: css("--ink") }, showlegend: traces.length > 1, barmode: "group",
-    legend: { orientation: "h", y: -0.24, x: 0, yanchor: "top", font: { size: 11 } }, hoverlabel: { bgcolor: css("--card"), bordercolor: css("--rule"), font: { color: css("--ink") } },
+    legend: { orientation: "h", y: 1.02, x: 0, yanchor: "bottom", font: { size: 11 } }, hoverlabel: { bgcolor: css("--card"), bordercolor: css("--rule"), font: { color: css("--ink") } },
     shapes: spec.bars ? [{ type: "line", xref: "paper", x0: 0, x1: 1, y0: 1, y1: 1, line: { color: css("--ink"), width: 1 } }] : [],
     uirevision: `${spec.id} ${state.case}`,
   };

@@ -1,7 +1,7 @@
 "use strict";
 // The payload (payload.py) and how to read it: one column a quantity, indexed by cell number. Nothing here touches the page.
 
-const state = { data: null, rows: [], chosen: {}, find: "", sort: { key: "output_tokens_per_s", down: true }, page: 0, columns: null, case: null };
+const state = { data: null, rows: [], differ: [], chosen: {}, find: "", sort: { key: "output_tokens_per_s", down: true }, page: 0, columns: null, case: null };
 const LOADS = ["batch", "request_rate"];
 const PRECISIONS = ["fp8", "bf16", "fp16", "int8", "int4", "fp32"];
 
@@ -40,10 +40,14 @@ function label(i, names) {
   return names.map((name) => dim(i, name)).filter(Boolean).join(", ");
 }
 
-function cellLabel(i) {
-  const names = ["model", "precision", "batch", "request_rate", "shape"];
-  const extra = varying(state.rows.length ? state.rows : [i], [...names, "status", "version"]);
-  return label(i, [...names, ...extra]);
+const LABEL = ["model", "precision", "batch", "request_rate", "shape"];
+
+function cellLabel(i) { return label(i, [...LABEL, ...state.differ.filter((n) => !LABEL.includes(n) && n !== "status" && n !== "version")]); }
+
+// The cells to show, and along which dimensions they differ (asked for by every label, so found once).
+function select(rows) {
+  state.rows = rows;
+  state.differ = rows.length ? varying(rows) : [];
 }
 
 function groupBy(rows, key) {
@@ -93,7 +97,20 @@ function compact(value) {
 
 function withError(i, figure) {
   const h = half(i, figure), value = mean(i, figure);
-  return h === null ? compact(value) : `${compact(value)} ± ${compact(h)}`;
+  return h === null ? compact(value) : `${compact(value)} ± ${compact(Number(h.toPrecision(2)))}`;
+}
+
+const NICE = {
+  load: "load", output_tokens_per_s: "output throughput", total_tokens_per_s: "total throughput", output_tokens_per_s_per_gpu: "output throughput per GPU",
+  output_tokens_per_s_per_user: "speed per user", energy_per_output_token_j: "energy per output token", mfu: "MFU", mbu: "MBU",
+};
+
+// A figure's name for people, without its unit.
+function words(figure) {
+  if (figure.startsWith("steady_")) return `${words(figure.slice(7))}, steady`;
+  if (figure in NICE) return NICE[figure];
+  return figure.replace(/_(ms|j|w|mhz|gib|c)$/, "").replace(/(duration|load|build|start|end)_s$/, "$1").replace(/_per_s$/, " rate")
+    .replaceAll("_", " ").replace(/^(ttft|tpot|itl|e2e|mfu|mbu|kv|sm|gpu)\b/, (m) => m.toUpperCase());
 }
 
 // Building elements without markup in strings: text from results can never become HTML.

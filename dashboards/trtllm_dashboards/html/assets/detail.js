@@ -9,8 +9,8 @@ function openDetail(i) {
   const d = state.data;
   const latencies = LATENCIES.filter((m) => mean(i, `${m}_p50_ms`) !== null);
   const plot = latencies.length ? el("div", { class: "plot", id: "detail-plot" }) : null;
-  dialog.replaceChildren(
-    el("div", { class: "bar" }, el("h2", { id: "detail-h" }, cellLabel(i)), el("button", { type: "button", id: "close", onclick: () => dialog.close() }, "Close")),
+  dialog.replaceChildren(...[
+    el("div", { class: "bar tight" }, el("h2", { id: "detail-h" }, cellLabel(i)), el("button", { type: "button", id: "close", onclick: () => dialog.close() }, "Close")),
     el("p", { class: "note" }, [dim(i, "device"), dim(i, "target"), dim(i, "source"), `measured ${d.started[i].replace("T", " ")} UTC`, `cell ${d.keys[i]}`].filter(Boolean).join(" · ")),
     d.reasons[i] ? el("p", { class: "error" }, `${dim(i, "status")}: ${d.reasons[i]}`) : null,
     ...(d.warnings[i] ?? []).map((w) => el("p", { class: "warning" }, `Warning: ${w}`)),
@@ -18,7 +18,8 @@ function openDetail(i) {
     ok(i) ? el("h3", {}, "Figures") : null, ok(i) ? figureTable(i) : null,
     runsNote(i), versionsTable(i),
     el("h3", {}, "Repeat it"), commandLine(d.commands[d.command[i]] || "(the command was not recorded)"),
-    el("h3", {}, "Environment"), environmentTable([d.environment[i]]));
+    el("h3", {}, "Environment"), environmentTable([d.environment[i]]),
+  ].filter(Boolean));
   if (!dialog.open) dialog.showModal();
   dialog.scrollTop = 0;
   if (location.hash !== `#cell=${d.keys[i]}`) history.replaceState(null, "", `#cell=${d.keys[i]}`);

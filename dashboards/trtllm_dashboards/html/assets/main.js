@@ -17,7 +17,7 @@ function applyTheme(next) {
 
 function changed() {
   state.page = 0;
-  state.rows = passing();
+  select(passing());
   drawFilters();
   drawSummary();
   drawTable();
@@ -33,7 +33,7 @@ function show(data) {
   startFilters();
   startColumns();
   if (first || !cards.size) buildCharts();
-  state.rows = passing();
+  select(passing());
   drawFilters();
   drawSummary();
   drawTable();
@@ -48,8 +48,15 @@ function drawPublished() {
   section.hidden = !found.length;
   if (!found.length) return;
   const table = section.querySelector("table");
+  const near = found.filter((p) => p.same_gpu);
+  const all = state.allPublished || !near.length;
+  const shown = all ? found : near;
+  const more = document.getElementById("more-published");
+  more.hidden = shown.length === found.length;
+  more.textContent = `Show the ${found.length - shown.length} on other GPUs`;
+  more.onclick = () => { state.allPublished = true; drawPublished(); };
   heads(table, ["case", "GPU", "ours", "published", "ratio", "source", "their GPU", "what differs"].map((t, at) => el("th", { class: at >= 2 && at <= 4 ? "num" : "" }, t)));
-  table.tBodies[0].replaceChildren(...found.slice(0, 200).map((p) => el("tr", {},
+  table.tBodies[0].replaceChildren(...shown.slice(0, 300).map((p) => el("tr", {},
     el("td", {}, `${p.model} ${p.precision} ${p.isl}/${p.osl}${p.tp > 1 ? ` tp ${p.tp}` : ""}`), el("td", {}, p.gpu), el("td", { class: "num" }, fixed(p.ours, 0)), el("td", { class: "num" }, fixed(p.theirs, 0)),
     el("td", { class: `num ${p.same_gpu ? (p.ratio >= 1 ? "ok" : "failed") : ""}` }, `${p.ratio.toFixed(2)} x`), el("td", {}, p.source), el("td", {}, p.their_gpu), el("td", { class: "wide" }, p.differs))));
 }
@@ -86,7 +93,8 @@ function follow() {
 async function loadPlotly() {
   await new Promise((done) => requestAnimationFrame(() => setTimeout(done, 0)));
   document.head.append(el("script", {}, await unpack("plotly")));
-  for (const card of cards.values()) if (card.visible) drawChart(card);
+  drawSoon();
+  performance.mark("charts");
   document.documentElement.dataset.ready = "charts";
 }
 
@@ -100,8 +108,10 @@ async function main() {
   document.getElementById("detail").addEventListener("close", () => history.replaceState(null, "", location.pathname + location.search));
   document.addEventListener("click", (event) => document.querySelectorAll("details.menu[open]").forEach((d) => { if (!d.contains(event.target) && event.target.isConnected) d.open = false; }));
   show(JSON.parse(await unpack("data")));
+  performance.mark("table");
   document.documentElement.dataset.ready = "table";
   await loadPlotly();
   openFromAddress();
+  addEventListener("hashchange", openFromAddress);
   if (window.LIVE) follow();
 }

@@ -21,7 +21,7 @@ function headline(rows, fastest) {
   if (fastest === null) return [state.rows.length ? "No cell here has a throughput." : "No cell passes the filters."];
   const out = ["Fastest: ", el("b", {}, `${compact(mean(fastest, "output_tokens_per_s"))} tok/s`), ` with ${cellLabel(fastest)} on ${dim(fastest, "device")}. `];
   const gain = gains(rows)[0];
-  if (gain) out.push(el("b", {}, `${gain.precision} is ${gain.ratio.toFixed(2)} x ${gain.base}`), ` over ${gain.count} matched cells. `);
+  if (gain) out.push(el("b", {}, `${gain.precision} is ${gain.ratio.toFixed(2)} x as fast as ${gain.base}`), ` over ${gain.count} matched cells. `);
   const lost = state.rows.filter((i) => !ok(i)).length;
   if (lost) out.push(`${lost} of ${state.rows.length} cells did not finish.`);
   return out;

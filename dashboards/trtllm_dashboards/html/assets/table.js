@@ -22,7 +22,7 @@ function startColumns() {
 }
 
 function head(name) {
-  if (name in state.data.figures) return [SHORT_HEADS[name] ?? words(name).replace(/^(ttft|tpot|itl|e2e)/, (m) => m.toUpperCase()), unit(name)];
+  if (name in state.data.figures) return [SHORT_HEADS[name] ?? words(name), unit(name)];
   return [{ isl: "ISL", osl: "OSL", request_rate: "rate", num_requests: "requests", gpus: "GPUs", started: "measured at" }[name] ?? name, { request_rate: "req/s", isl: "tok", osl: "tok" }[name] ?? ""];
 }
 
@@ -45,7 +45,7 @@ function sorted() {
 }
 
 function shownColumns() {
-  const differ = new Set(varying(state.rows.length ? state.rows : [0]));
+  const differ = new Set(state.differ);
   const order = columnChoices();
   return [...TEXT_DIMENSIONS.filter((n) => differ.has(n)), ...order.filter((n) => state.columns.has(n))];
 }

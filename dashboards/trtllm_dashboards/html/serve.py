@@ -1,0 +1,146 @@
+"""The dashboard live: the same page from a small server that tells it when the results have changed.
+
+The server looks at the files' times once a second and never locks or writes them: a sweep cannot notice that it is watched. A change is
+announced by a server-sent event, and the page then asks for the whole payload again, gzipped; sending differences was rejected, since 5,000
+cells are half a megabyte. The payload is built in a thread and kept until the files change, so that ten viewers cost what one does. It
+listens on 127.0.0.1 unless told otherwise: results name machines and commands.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gzip
+import json
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from trtllm_dashboards.errors import DashboardError
+from trtllm_dashboards.html import page
+from trtllm_dashboards.html.payload import build
+from trtllm_dashboards.sources import load
+from trtllm_results.errors import ResultsError
+
+POLL_S = 1.0
+Stamp = tuple[tuple[int, int], ...]
+
+
+@dataclass
+class Watch:
+    """The payload of some result sets, rebuilt when their files change. A store that does not exist yet is an empty one."""
+
+    specs: Sequence[str]
+    where: Sequence[str] = ()
+    title: str = ""
+    _stamp: Stamp | None = None
+    _payload: dict[str, Any] = field(default_factory=dict)
+    _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def files(self) -> list[Path]:
+        paths = [Path(spec.partition("=")[2] or spec) for spec in self.specs]
+        return [path if path.is_file() else path / "results.parquet" for path in paths]
+
+    def stamp(self) -> Stamp:
+        """Changes whenever a file does; a missing file is (0, 0)."""
+        found = []
+        for path in self.files():
+            try:
+                status = path.stat()
+                found.append((status.st_mtime_ns, status.st_size))
+            except OSError:
+                found.append((0, 0))
+        return tuple(found)
+
+    async def payload(self) -> dict[str, Any]:
+        async with self._lock:
+            stamp = self.stamp()
+            if stamp != self._stamp:
+                self._payload = await asyncio.to_thread(self._build)
+                self._stamp = stamp
+            return self._payload
+
+    def _build(self) -> dict[str, Any]:
+        there = [spec for spec, file in zip(self.specs, self.files(), strict=True) if file.exists()]
+        try:
+            sets = load(there, self.where).sets if there else {"": []}
+        except DashboardError:
+            sets = {"": []}
+        return build(sets, self.title)
+
+
+def application(watch: Watch, poll_s: float = POLL_S) -> web.Application:
+    """`/` is the page, `/data` the payload, `/events` one server-sent event a change."""
+
+    async def index(_: web.Request) -> web.Response:
+        text = page(await watch.payload(), live=True)
+        return web.Response(text=text, content_type="text/html", headers={"Cache-Control": "no-store"})
+
+    async def data(_: web.Request) -> web.Response:
+        body = gzip.compress(json.dumps(await watch.payload(), separators=(",", ":"), allow_nan=False).encode(), 5)
+        headers = {"Content-Encoding": "gzip", "Cache-Control": "no-store"}
+        return web.Response(body=body, content_type="application/json", headers=headers)
+
+    async def events(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"})
+        await response.prepare(request)
+        seen: Stamp | None = None
+        quiet = 0.0
+        with contextlib.suppress(ConnectionResetError):
+            while True:
+                now = watch.stamp()
+                if now != seen:
+                    await response.write(b"data: changed\n\n")
+                    seen, quiet = now, 0.0
+                elif quiet >= 15:
+                    await response.write(b": still here\n\n")
+                    quiet = 0.0
+                await asyncio.sleep(poll_s)
+                quiet += poll_s
+        return response
+
+    app = web.Application()
+    app.router.add_get("/", index)
+    app.router.add_get("/data", data)
+    app.router.add_get("/events", events)
+    return app
+
+
+@contextlib.asynccontextmanager
+async def listening(watch: Watch, host: str = "127.0.0.1", port: int = 0, poll_s: float = POLL_S) -> AsyncIterator[str]:
+    """Serve until the block ends; gives the address. `port` 0 takes a free one. Raises `DashboardError` when the port is taken."""
+    runner = web.AppRunner(application(watch, poll_s), access_log=None, shutdown_timeout=0.5)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, host, port)
+        try:
+            await site.start()
+        except OSError as error:
+            raise DashboardError(f"Cannot listen on {host}:{port}: {error.strerror or error}; choose another --port.") from error
+        yield f"http://{host}:{runner.addresses[0][1]}/"
+    finally:
+        await runner.cleanup()
+
+
+def serve(specs: Sequence[str], *, where: Sequence[str] = (), title: str = "", port: int = 8060, announce: Callable[[str], object]) -> None:
+    """Serve until interrupted. `announce` is told the address once the server listens.
+
+    Raises `ResultsError` for results that exist but cannot be read, before it starts to listen.
+    """
+    watch = Watch(specs, where, title)
+    for spec, file in zip(specs, watch.files(), strict=True):
+        if file.exists():
+            load([spec])
+        elif file.suffix != ".parquet" or not (file.parent.is_dir() or file.parent.parent.is_dir()):
+            raise ResultsError(f"No results at {spec}.")
+
+    async def run() -> None:
+        async with listening(watch, port=port) as address:
+            announce(address)
+            await asyncio.Event().wait()
+
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(run())

@@ -1,0 +1,341 @@
+"""The Python API: an engine, its runtime and its tokenizer behind `generate`, `stream` and `generate_async`.
+
+    from trtllm_engines import LLM, SamplingParams
+
+    llm = LLM("smollm2-135m", weights="models/smollm2")
+    for output in llm.generate(["The capital of France is", "Two plus two is"], SamplingParams(max_tokens=16)):
+        print(output.text)
+
+Given a model, an engine is built into the cache first; given an engine folder, it is loaded. The engine loop runs on a thread of its
+own, so any number of callers may generate and stream at once and share the batch. A request that cannot run has `error` set in its output;
+what is wrong with the call itself raises.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from trtllm_engines.build import DEFAULT_PROFILE, Progress
+from trtllm_engines.engine_cache import cached_engine
+from trtllm_engines.engine_dir import PLAN, Engine, load_engine
+from trtllm_engines.errors import EngineError
+from trtllm_engines.fingerprint import CPU, detect_target
+from trtllm_engines.plan import Profile
+from trtllm_engines.presets import resolve_model
+from trtllm_engines.runtime.batch import IntArray, TokenLogprobs
+from trtllm_engines.runtime.cpu import CpuRunner
+from trtllm_engines.runtime.device_state import pages_within
+from trtllm_engines.runtime.engine_loop import EngineLoop, EngineThread
+from trtllm_engines.runtime.request import FinishReason, Request
+from trtllm_engines.runtime.scheduler import Policy, SchedulerConfig
+from trtllm_engines.sampling import SamplingParams
+from trtllm_engines.tokenizer import Tokenizer
+
+Prompt = str | Sequence[int] | IntArray
+CPU_CACHE_BYTES = 4 << 30
+"""Most memory the KV cache takes on a CPU."""
+
+
+@dataclass(frozen=True)
+class RequestOutput:
+    """Times in seconds of `time.perf_counter`. `token_ids` [n] includes the end-of-sequence token when it met one."""
+
+    request_id: int
+    prompt_token_ids: IntArray
+    token_ids: IntArray
+    text: str
+    finish_reason: FinishReason
+    error: str | None
+    logprobs: list[TokenLogprobs]
+    arrival_s: float
+    scheduled_s: float | None
+    first_token_s: float | None
+    finished_s: float | None
+    token_times_s: npt.NDArray[np.float64]
+    preemptions: int
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A piece of a stream: a token, the text it completes (perhaps none yet), and on the last piece the whole result."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    output: RequestOutput | None = None
+
+
+class LLM:
+    def __init__(
+        self,
+        model_or_engine_dir: str | Path,
+        *,
+        precision: str | None = None,
+        weights: str | Path = "auto",
+        seed: int = 0,
+        max_batch_size: int | None = None,
+        max_num_tokens: int | None = None,
+        max_seq_len: int | None = None,
+        device: str = "auto",
+        kv_cache_fraction: float = 0.9,
+        num_pages: int | None = None,
+        policy: Policy = "guaranteed_no_evict",
+        overlap: bool = True,
+        cuda_graphs: bool = True,
+        progress: Progress | None = None,
+    ) -> None:
+        """`device`: `auto` (a GPU when there is one), `cuda` or `cpu`. `precision` defaults to bf16 on a GPU and fp32 on a CPU.
+
+        `overlap` applies to a GPU (a CPU computes while launching, so there is nothing to overlap). With an engine folder the three sizes
+        may be less than the engine's profile, not more. `num_pages` fixes the KV cache's size instead of `kv_cache_fraction`.
+        Raises `EngineError`.
+        """
+        if device not in ("auto", "cuda", "cpu"):
+            raise EngineError(f"Unknown device {device!r}; choose auto, cuda or cpu.")
+        if not 0 < kv_cache_fraction <= 1:
+            raise EngineError(f"kv_cache_fraction must lie in (0, 1], not {kv_cache_fraction}.")
+        use_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+        target = detect_target() if use_gpu else None
+        sizes = {"max_batch_size": max_batch_size, "max_num_tokens": max_num_tokens, "max_seq_len": max_seq_len}
+        asked = {name: size for name, size in sizes.items() if size is not None}
+        path = Path(model_or_engine_dir)
+        if not (path / PLAN).is_file():
+            precision = precision or ("fp32" if target is None else "bf16")
+            arches = (CPU if target is None else target.arch,)
+            profile = _profile(model_or_engine_dir, asked)
+            path = cached_engine(
+                model_or_engine_dir, precision, weights=weights, seed=seed, profile=profile, arches=arches, progress=progress
+            )
+        elif precision is not None or str(weights) != "auto":
+            raise EngineError(f"{path} is a built engine: its precision and weights are fixed; give the model instead to build another.")
+        self.engine = load_engine(path, target)
+        self.plan = self.engine.plan
+        config = _within(self.plan.profile, asked, str(path))
+        self._runner = self._make_runner(self.engine, config, kv_cache_fraction, num_pages, cuda_graphs, progress)
+        self.tokenizer: Tokenizer | None = self.engine.tokenizer
+        self.loop = EngineLoop(
+            self._runner,
+            SchedulerConfig(
+                config.max_batch_size, config.max_num_tokens, config.max_seq_len, config.page_size, self._runner.num_pages, policy
+            ),
+            vocab_size=self.plan.config.vocab_size,
+            eos_ids=self.plan.config.eos_token_ids,
+            overlap=overlap and self.engine.arch != CPU,
+            detokenizer=None if self.tokenizer is None else self.tokenizer.detokenizer,
+        )
+        self._thread: EngineThread | None = None
+
+    @staticmethod
+    def _make_runner(
+        engine: Engine, profile: Profile, fraction: float, num_pages: int | None, cuda_graphs: bool, progress: Progress | None
+    ) -> Any:
+        if engine.arch == CPU:
+            if num_pages is None:
+                free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+                num_pages = pages_within(engine.plan, min(CPU_CACHE_BYTES, int(free * fraction)))
+            return CpuRunner(engine.plan, engine.tensors("cpu"), num_pages)
+        from trtllm_engines.runtime.cuda import CudaRunner
+
+        runner = CudaRunner(
+            engine.plan,
+            engine.arch,
+            engine.tensors("cuda"),
+            engine.cubin,
+            kv_cache_fraction=fraction,
+            num_pages=num_pages,
+            cuda_graphs=cuda_graphs,
+            max_graph_batch=profile.max_batch_size,
+        )
+        runner.capture(progress=lambda done, total: progress("graphs", done, total) if progress else None)
+        return runner
+
+    # --- generating ---
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+    ) -> list[RequestOutput]:
+        """One output a prompt, in order. A prompt is text or token ids; a single one may be given without a list."""
+        many = _as_list(prompts)
+        params = self._params(sampling_params, len(many))
+        ids = [self.encode(prompt) for prompt in many]
+        left = threading.Semaphore(0)
+        self.start()
+        requests = [self.loop.add_request(p, s, on_finish=lambda _: left.release()) for p, s in zip(ids, params, strict=True)]
+        try:
+            for _ in requests:
+                left.acquire()
+        except BaseException:
+            for request in requests:
+                self.loop.cancel(request)
+            raise
+        return [self._output(request) for request in requests]
+
+    def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[Chunk]:
+        """Chunks as tokens come; the last one holds the output. Closing the iterator cancels the request."""
+        chunks: queue.SimpleQueue[Chunk] = queue.SimpleQueue()
+        request = self._submit_stream(prompt, sampling_params, chunks.put)
+        try:
+            while True:
+                chunk = chunks.get()
+                yield chunk
+                if chunk.output is not None:
+                    return
+        finally:
+            self.loop.cancel(request)
+
+    async def generate_async(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> AsyncIterator[Chunk]:
+        """`stream` for asyncio."""
+        import asyncio
+
+        running = asyncio.get_running_loop()
+        chunks: asyncio.Queue[Chunk] = asyncio.Queue()
+        request = self._submit_stream(prompt, sampling_params, lambda chunk: running.call_soon_threadsafe(chunks.put_nowait, chunk))
+        try:
+            while True:
+                chunk = await chunks.get()
+                yield chunk
+                if chunk.output is not None:
+                    return
+        finally:
+            self.loop.cancel(request)
+
+    def chat(self, messages: Sequence[Mapping[str, str]], sampling_params: SamplingParams | None = None) -> RequestOutput:
+        """One answer to a conversation, through the model's chat template."""
+        return self.generate(self._need_tokenizer().encode_chat(messages), sampling_params)[0]
+
+    def encode(self, prompt: Prompt) -> Sequence[int] | IntArray:
+        return self._need_tokenizer().encode(prompt) if isinstance(prompt, str) else prompt
+
+    # --- the loop's thread ---
+
+    def start(self) -> None:
+        """Starts the engine's thread; `generate` and the streams do so themselves."""
+        if self._thread is None:
+            self._thread = EngineThread(self.loop)
+
+    def close(self) -> None:
+        """Stops the thread; requests still running stay unfinished."""
+        if self._thread is not None:
+            thread, self._thread = self._thread, None
+            thread.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None) -> None:
+        self.close()
+
+    def _submit_stream(self, prompt: Prompt, sampling_params: SamplingParams | None, put: Any) -> Request:
+        params = sampling_params or SamplingParams()
+        stream = _TextStream(self.tokenizer, params)
+        ids = self.encode(prompt)
+        self.start()
+        return self.loop.add_request(
+            ids,
+            params,
+            on_token=lambda request, token, time_s: put(Chunk(stream.add(token), (token,))),
+            on_finish=lambda request: put(Chunk(stream.finish(request), (), self._output(request))),
+        )
+
+    def _output(self, request: Request) -> RequestOutput:
+        assert request.finish_reason is not None
+        return RequestOutput(
+            request_id=request.request_id,
+            prompt_token_ids=request.prompt,
+            token_ids=request.output,
+            text=_final_text(self.tokenizer, request),
+            finish_reason=request.finish_reason,
+            error=request.error,
+            logprobs=request.logprobs,
+            arrival_s=request.arrival_s,
+            scheduled_s=request.scheduled_s,
+            first_token_s=request.first_token_s,
+            finished_s=request.finished_s,
+            token_times_s=request.token_times_s,
+            preemptions=request.preemptions,
+        )
+
+    def _params(self, given: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:
+        if given is None or isinstance(given, SamplingParams):
+            return [given or SamplingParams()] * count
+        if len(given) != count:
+            raise EngineError(f"{count} prompts came with {len(given)} sampling parameters; give one for all or one for each.")
+        return list(given)
+
+    def _need_tokenizer(self) -> Tokenizer:
+        if self.tokenizer is None:
+            raise EngineError(f"Engine {self.engine.path} has no tokenizer: give prompts as token ids.")
+        return self.tokenizer
+
+
+class _TextStream:
+    """Text of a stream, holding back what may turn out to be the beginning of a stop string."""
+
+    def __init__(self, tokenizer: Tokenizer | None, params: SamplingParams) -> None:
+        self._tokenizer = tokenizer
+        self._detokenizer = None if tokenizer is None else tokenizer.detokenizer()
+        self._hold = max((len(stop) for stop in params.stop), default=1) - 1
+        self._text = ""
+        self._sent = 0
+
+    def add(self, token: int) -> str:
+        if self._detokenizer is None:
+            return ""
+        self._text += self._detokenizer.add([token])
+        return self._send(len(self._text) - self._hold)
+
+    def finish(self, request: Request) -> str:
+        self._text = _final_text(self._tokenizer, request)
+        return self._send(len(self._text))
+
+    def _send(self, end: int) -> str:
+        piece = self._text[self._sent : end]
+        self._sent = max(self._sent, end)
+        return piece
+
+
+def _final_text(tokenizer: Tokenizer | None, request: Request) -> str:
+    """All text generated, cut before the stop string that ended it."""
+    if tokenizer is None:
+        return ""
+    text = tokenizer.decode(request.output.tolist())
+    return text[: request.stop_at]
+
+
+def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    if isinstance(prompts, str) or (isinstance(prompts, np.ndarray) and prompts.ndim == 1):
+        return [prompts]
+    if len(prompts) and isinstance(prompts[0], int | np.integer):
+        return [cast(Prompt, prompts)]
+    return [cast(Prompt, prompt) for prompt in prompts]
+
+
+def _profile(model: str | Path, asked: Mapping[str, int]) -> Profile:
+    """The default profile with what was asked for, no longer than the model can be and no fewer tokens than sequences."""
+    longest = resolve_model(model).config.max_position_embeddings
+    sizes = {"max_seq_len": min(DEFAULT_PROFILE.max_seq_len, longest), **asked}
+    if "max_num_tokens" not in asked:
+        sizes["max_num_tokens"] = max(DEFAULT_PROFILE.max_num_tokens, sizes.get("max_batch_size", 0))
+    if "max_batch_size" not in asked:
+        sizes["max_batch_size"] = min(DEFAULT_PROFILE.max_batch_size, sizes["max_num_tokens"])
+    return replace(DEFAULT_PROFILE, **sizes)
+
+
+def _within(profile: Profile, asked: Mapping[str, int], path: str) -> Profile:
+    for name, size in asked.items():
+        limit = getattr(profile, name)
+        if size > limit:
+            raise EngineError(f"{name} {size} is more than the {limit} engine {path} was built for: ask for less, or build it larger.")
+    return replace(profile, **asked)

@@ -1,0 +1,345 @@
+"""The dashboard in a real headless Chromium: it renders, is silent on console and network, filters, drills down, follows a live
+sweep, and is quick with 5,000 cells.
+
+A browser is part of this test and not optional: without one the fixture fails and says how to get it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import os
+import queue
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from trtllm_dashboards.html import page, render
+from trtllm_dashboards.html.payload import build
+from trtllm_dashboards.html.serve import Watch, listening
+from trtllm_results.record import Row
+from trtllm_results.store import Store
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome-headless-shell")
+FLAGS = (
+    *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
+    *("--disable-component-update", "--disable-sync", "--disable-default-apps", "--disable-dev-shm-usage", "--hide-scrollbars"),
+)
+
+
+class Browser:
+    """A Chromium tab over the DevTools protocol, blocking, with what it said and asked for on the side."""
+
+    def __init__(self, binary: str, profile: Path) -> None:
+        command = [binary, *FLAGS, f"--user-data-dir={profile}", "--remote-debugging-port=0", "about:blank"]
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.loop = asyncio.new_event_loop()
+        self.errors: list[str] = []
+        self.requests: list[str] = []
+        self._next = 0
+        self._answers: dict[int, dict[str, Any]] = {}
+        self.loop.run_until_complete(self._connect(profile / "DevToolsActivePort"))
+
+    async def _connect(self, port_file: Path) -> None:
+        for _ in range(300):
+            if port_file.exists() and len(port_file.read_text().splitlines()) == 2:
+                break
+            await asyncio.sleep(0.1)
+        else:
+            raise RuntimeError("Chromium did not open its DevTools port within 30 s.")
+        port = port_file.read_text().splitlines()[0]
+        self.session = aiohttp.ClientSession()
+        async with self.session.get(f"http://127.0.0.1:{port}/json/list") as answer:
+            tab = next(t for t in await answer.json() if t["type"] == "page")
+        self.socket = await self.session.ws_connect(tab["webSocketDebuggerUrl"], max_msg_size=0)
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            await self._call(f"{domain}.enable")
+
+    def call(self, method: str, **params: Any) -> dict[str, Any]:
+        return self.loop.run_until_complete(self._call(method, **params))
+
+    async def _call(self, method: str, **params: Any) -> dict[str, Any]:
+        self._next += 1
+        mine = self._next
+        await self.socket.send_json({"id": mine, "method": method, "params": params})
+        while True:
+            message = json.loads((await self.socket.receive(timeout=60)).data)
+            if message.get("id") == mine:
+                assert "error" not in message, message["error"]
+                return dict(message["result"])
+            self._note(message)
+
+    def _note(self, message: dict[str, Any]) -> None:
+        method, params = message.get("method", ""), message.get("params", {})
+        if method == "Runtime.consoleAPICalled" and params["type"] in ("error", "warning", "assert"):
+            self.errors.append(str([a.get("value", a.get("description")) for a in params["args"]]))
+        elif method == "Runtime.exceptionThrown":
+            self.errors.append(params["exceptionDetails"].get("exception", {}).get("description", "exception"))
+        elif method == "Log.entryAdded" and params["entry"]["level"] in ("error", "warning"):
+            self.errors.append(params["entry"]["text"])
+        elif method == "Network.requestWillBeSent":
+            self.requests.append(params["request"]["url"])
+
+    def js(self, expression: str) -> Any:
+        """Value of `expression`, promises awaited. Raises on an exception in the page."""
+        answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in answer, answer["exceptionDetails"]
+        return answer["result"].get("value")
+
+    def until(self, expression: str, seconds: float = 30) -> None:
+        end = time.monotonic() + seconds
+        while not self.js(expression):
+            assert time.monotonic() < end, f"still not true after {seconds} s: {expression}"
+            time.sleep(0.05)
+
+    def open(self, url: str, width: int = 1280, height: int = 900, scheme: str = "light") -> None:
+        self.errors.clear()
+        self.requests.clear()
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
+        self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        self.call("Page.navigate", url=url)
+        self.until("document.documentElement?.dataset.ready === 'charts'")
+
+    def screenshot(self, path: Path, *, full: bool = False) -> None:
+        if full:
+            size = self.call("Page.getLayoutMetrics")["cssContentSize"]
+            width = self.js("innerWidth")
+            self.call("Emulation.setDeviceMetricsOverride", width=width, height=int(size["height"]), deviceScaleFactor=1, mobile=False)
+            time.sleep(1.5)
+        path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
+
+    def close(self) -> None:
+        self.loop.run_until_complete(self.socket.close())
+        self.loop.run_until_complete(self.session.close())
+        self.loop.close()
+        self.process.terminate()
+        self.process.wait(timeout=20)
+
+
+def chromium() -> str:
+    """Path of the browser: `TRTLLM_BENCH_CHROMIUM`, or a known name on PATH."""
+    found = os.environ.get("TRTLLM_BENCH_CHROMIUM") or next((path for name in NAMES if (path := shutil.which(name))), None)
+    if not found:
+        pytest.fail(
+            "The dashboard is tested in a browser and none is installed: apt-get install chromium, or set TRTLLM_BENCH_CHROMIUM.",
+            pytrace=False,
+        )
+    return found
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    tab = Browser(chromium(), tmp_path_factory.mktemp("chromium"))
+    yield tab
+    tab.close()
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory, sweep_rows: list[Row]) -> Path:
+    """A page of 55 cells, written from a store on disk as a user would."""
+    folder = tmp_path_factory.mktemp("report")
+    Store(folder / "sweep").append(*sweep_rows)
+    return render(folder / "sweep", folder / "page.html")
+
+
+def test_page_renders_without_console_error_or_network_request(browser: Browser, report: Path) -> None:
+    browser.open(report.as_uri())
+    for y in range(0, 4000, 400):
+        browser.js(f"scrollTo(0, {y})")
+        time.sleep(0.15)
+    assert browser.js("document.querySelectorAll('.chart:not([hidden])').length") == 8
+    browser.until("[...document.querySelectorAll('.chart:not([hidden])')].every((chart) => chart.querySelector('.main-svg'))")
+    assert browser.errors == []
+    assert [url for url in browser.requests if not url.startswith(("data:", "blob:"))] == [report.as_uri()]
+    assert browser.js("document.querySelector('#headline').textContent").startswith("Fastest: ")
+
+
+def test_the_page_forbids_every_outside_request(browser: Browser, report: Path) -> None:
+    browser.open(report.as_uri())
+    assert browser.js("fetch('https://example.com/').then(() => 'sent', () => 'refused')") == "refused"
+    image = "const i = new Image(); i.onerror = () => r('refused'); i.onload = () => r('sent'); i.src = 'https://example.com/x.png';"
+    assert browser.js(f"new Promise((r) => {{ {image} }})") == "refused"
+    assert all("Content Security Policy" in error for error in browser.errors)
+
+
+def test_summary_and_table_show_the_numbers_of_the_rows(browser: Browser, report: Path, sweep_rows: list[Row]) -> None:
+    browser.open(report.as_uri())
+    by_cell: dict[str, list[float]] = {}
+    for row in sweep_rows:
+        if row.status == "ok":
+            by_cell.setdefault(row.key, []).append(row.figures["output_tokens_per_s"])
+    top = max(sum(v) / len(v) for v in by_cell.values())
+    column = browser.js("[...document.querySelectorAll('#table thead th')].findIndex((h) => h.textContent.startsWith('output'))")
+    shown = browser.js(f"document.querySelector('#table tbody tr').cells[{column}].textContent")
+    assert float(shown.split(" ±")[0].replace(",", "")) == pytest.approx(top, rel=1e-4)
+    assert "1 of 55 cells did not finish" in browser.js("document.querySelector('#headline').textContent")
+
+
+def search(browser: Browser, text: str) -> None:
+    browser.js(f"(() => {{ const box = document.getElementById('find'); box.value = {text!r}; box.dispatchEvent(new Event('input')); }})()")
+
+
+def test_filters_change_what_every_part_shows(browser: Browser, report: Path) -> None:
+    browser.open(report.as_uri())
+    assert browser.js("document.querySelector('#counted').textContent") == "55 of 55 cells"
+    before = browser.js("document.querySelector('#tiles').textContent")
+    choose = 'document.querySelector(\'details[data-name="{}"] input[value="{}"]\').click()'
+    browser.js(choose.format("precision", "fp8"))
+    assert browser.js("document.querySelector('#counted').textContent") == "37 of 55 cells"
+    assert browser.js("[...document.querySelectorAll('#table tbody tr')].every((r) => !r.textContent.includes('fp8'))")
+    assert browser.js("document.querySelector('#tiles').textContent") != before
+    assert browser.js("tracesOf(CHARTS[0]).map((t) => t.name).join()") == "bf16,int8"
+    search(browser, "2048/128 batch 64")
+    assert browser.js("document.querySelector('#counted').textContent") == "2 of 55 cells"
+    browser.js("document.querySelector('#reset').click()")
+    assert browser.js("document.querySelector('#counted').textContent") == "55 of 55 cells"
+    assert browser.errors == []
+
+
+def test_no_cell_left_is_said_and_not_an_error(browser: Browser, report: Path) -> None:
+    browser.open(report.as_uri())
+    search(browser, "nothing like this")
+    assert "No cell passes" in browser.js("document.querySelector('#headline').textContent")
+    assert browser.errors == []
+
+
+def test_sorting_turns_around_and_pages_follow(browser: Browser, report: Path) -> None:
+    browser.open(report.as_uri())
+    column = "[...document.querySelectorAll('#table thead th')].findIndex((h) => h.textContent.startsWith('batch'))"
+    browser.js(f"document.querySelectorAll('#table thead th button')[{column}].click()")
+    first = browser.js(f"document.querySelector('#table tbody tr').cells[{column}].textContent")
+    browser.js(f"document.querySelectorAll('#table thead th button')[{column}].click()")
+    assert (first, browser.js(f"document.querySelector('#table tbody tr').cells[{column}].textContent")) == ("4,096", "1")
+    assert browser.js("document.querySelectorAll('#table tbody tr').length") == 50
+    browser.js("document.querySelector('#next').click()")
+    assert browser.js("document.querySelectorAll('#table tbody tr').length") == 5
+
+
+def test_a_cell_opens_to_its_percentiles_environment_and_command(browser: Browser, report: Path) -> None:
+    browser.open(report.as_uri())
+    browser.js("document.querySelector('#table tbody tr').click()")
+    assert browser.js("document.querySelector('#detail').open")
+    assert (
+        browser.js("[...document.querySelectorAll('#percentiles tbody tr')].map((r) => r.cells[0].textContent).join()")
+        == "TTFT,TPOT,ITL,E2E"
+    )
+    text = browser.js("document.querySelector('#detail').textContent")
+    for wanted in (
+        "trtllm-bench throughput --model synthetic-8b --precision fp8",
+        "580.65.06",
+        "95% t interval",
+        "output tokens of completed requests",
+    ):
+        assert wanted in text
+    assert browser.js("location.hash").startswith("#cell=")
+    browser.until("document.querySelectorAll('#detail-plot .main-svg').length > 0")
+    assert browser.errors == []
+
+
+def test_a_failed_cell_says_why(browser: Browser, report: Path) -> None:
+    browser.open(report.as_uri())
+    browser.js("openDetail([...Array(state.data.n).keys()].find((i) => !ok(i)))")
+    assert "oom: out of memory at 4096 sequences" in browser.js("document.querySelector('#detail').textContent")
+
+
+def test_a_link_to_a_cell_opens_it(browser: Browser, report: Path, sweep_rows: list[Row]) -> None:
+    browser.open(f"{report.as_uri()}#cell={sweep_rows[0].key}")
+    browser.until("document.querySelector('#detail').open", 5)
+    assert "batch 1" in browser.js("document.querySelector('#detail-h').textContent")
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_page_fits_the_width_in_both_themes(browser: Browser, report: Path, width: int, scheme: str) -> None:
+    browser.open(report.as_uri(), width=width, scheme=scheme)
+    assert browser.js("document.documentElement.scrollWidth") <= width
+    dark = browser.js("getComputedStyle(document.body).backgroundColor") == "rgb(14, 17, 22)"
+    assert dark == (scheme == "dark")
+    browser.js("openDetail(0)")
+    assert browser.js("document.querySelector('#detail').getBoundingClientRect().right") <= width
+
+
+def test_the_theme_button_overrides_the_system(browser: Browser, report: Path) -> None:
+    browser.open(report.as_uri(), scheme="light")
+    browser.js("document.querySelector('#theme').click(); document.querySelector('#theme').click()")
+    assert browser.js("document.documentElement.dataset.theme") == "dark"
+    browser.js("document.querySelector('#theme').click()")
+    assert browser.js("document.documentElement.dataset.theme") == "light"
+
+
+def test_text_from_results_cannot_become_markup(
+    browser: Browser, tmp_path: Path, make_rows: Callable[..., list[Row]], make_grid: Callable[..., Any]
+) -> None:
+    evil = "</script><img src=x onerror=alert(1)>"
+    rows = make_rows(make_grid(models=(evil, "plain"), shapes=((128, 128),)))
+    (tmp_path / "page.html").write_text(page(build({evil: rows}, evil)))
+    browser.open((tmp_path / "page.html").as_uri())
+    browser.js("openDetail(0)")
+    browser.until("document.querySelector('.chart .main-svg') !== null")
+    assert browser.js("document.querySelectorAll('img').length") == 0
+    assert evil in browser.js("document.querySelector('#detail-h').textContent")
+    assert browser.errors == []
+
+
+def test_a_live_page_shows_cells_as_they_are_measured(browser: Browser, tmp_path: Path, sweep_rows: list[Row]) -> None:
+    store = Store(tmp_path / "sweep")
+    store.append(*sweep_rows[:3])
+    started: queue.Queue[tuple[asyncio.AbstractEventLoop, asyncio.Event, str]] = queue.Queue()
+
+    async def run() -> None:
+        stop = asyncio.Event()
+        async with listening(Watch([str(store.path)], title="live"), poll_s=0.05) as address:
+            started.put((asyncio.get_running_loop(), stop, address))
+            await stop.wait()
+
+    thread = threading.Thread(target=lambda: asyncio.run(run()))
+    thread.start()
+    loop, stop, address = started.get(timeout=20)
+    try:
+        browser.open(address)
+        assert browser.js("document.querySelector('#counted').textContent") == "1 of 1 cells"
+        browser.js("openDetail(0)")
+        store.append(*sweep_rows[3:30])
+        browser.until("document.querySelector('#counted').textContent === '10 of 10 cells'", 15)
+        browser.until("document.querySelectorAll('.chart .scatterlayer .trace').length > 0", 15)
+        assert browser.js("document.querySelector('#live').textContent") == "live"
+        assert browser.js("document.querySelector('#detail').open")
+        assert {url.split("/")[2] for url in browser.requests if url.startswith("http")} == {address.split("/")[2]}
+        assert browser.errors == []
+    finally:
+        browser.call("Page.navigate", url="about:blank")
+        loop.call_soon_threadsafe(stop.set)
+        thread.join(20)
+    assert not thread.is_alive()
+
+
+def test_five_thousand_cells_open_within_two_seconds(
+    browser: Browser, tmp_path: Path, make_rows: Callable[..., list[Row]], make_grid: Callable[..., Any]
+) -> None:
+    shapes = [(i, o) for i in (128, 256, 512, 1024, 2048, 4096) for o in (128, 512, 1024, 2048)] + [(8192, 128)]
+    batches = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+    cells = make_grid(
+        models=("synthetic-8b", "synthetic-70b"), precisions=("fp8", "bf16", "int8", "int4"), batches=batches, shapes=shapes, tps=(1, 2, 4)
+    )
+    rows = make_rows(cells[:5000], repeats=1)
+    assert len(rows) == 5000
+    path = tmp_path / "page.html"
+    path.write_text(page(build({"": rows}, "five thousand")))
+    assert path.stat().st_size < 12e6
+    browser.open(path.as_uri())
+    assert browser.js("document.querySelector('#counted').textContent") == "5,000 of 5,000 cells"
+    assert browser.errors == []
+    shown, charts = (browser.js(f"performance.getEntriesByName('{mark}')[0].startTime") for mark in ("table", "charts"))
+    print(f"summary and table after {shown:.0f} ms, plotting library ready after {charts:.0f} ms")
+    assert shown < 2000
+    started = time.monotonic()
+    browser.js("document.querySelector('details[data-name=precision] input[value=fp8]').click()")
+    assert time.monotonic() - started < 1.5

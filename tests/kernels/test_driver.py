@@ -1,0 +1,156 @@
+"""Bound programs without a GPU: a recording driver shows what each launch would pass. (tests/gpu runs the same for real.)"""
+
+import ctypes
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from trtllm_kernels import driver
+from trtllm_kernels.cubin import Cubin, CubinInfo
+from trtllm_kernels.driver import BoundProgram
+from trtllm_kernels.errors import KernelError
+from trtllm_kernels.types import Arg, Launch, Lowered
+
+
+class RecordingDriver:
+    """Stands for `cuda.bindings.driver`."""
+
+    def __init__(self) -> None:
+        self.launches: list[tuple] = []
+        self.opted_in: list[int] = []
+        self.encoded: list[tuple] = []
+        self.status = driver._SUCCESS
+        self._map = ctypes.create_string_buffer(b"M" * 128, 128)
+        real = driver.cuda
+        for name in dir(real):
+            if name.startswith(("CU", "cuuint")):
+                setattr(self, name, getattr(real, name))
+
+    def cuModuleLoadData(self, code: bytes) -> tuple:
+        return driver._SUCCESS, code
+
+    def cuModuleGetFunction(self, module: bytes, name: bytes) -> tuple:
+        return driver._SUCCESS, (module, name)
+
+    def cuFuncSetAttribute(self, function: object, attribute: object, value: int) -> tuple:
+        self.opted_in.append(value)
+        return (driver._SUCCESS,)
+
+    def cuTensorMapEncodeTiled(self, *args: object) -> tuple:
+        self.encoded.append(args)
+        return driver._SUCCESS, SimpleNamespace(getPtr=lambda: ctypes.addressof(self._map))
+
+    def cuLaunchKernel(self, function, x, y, z, threads, _1, _2, shared, stream, parameters, extra) -> tuple:
+        self.launches.append((function[1], (x, y, z), threads, shared, stream, parameters))
+        return (self.status,)
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> RecordingDriver:
+    recorder = RecordingDriver()
+    stream = SimpleNamespace(cuda_stream=77, synchronize=lambda: None)
+    monkeypatch.setattr(driver, "cuda", recorder)
+    monkeypatch.setattr(driver, "_functions", {})
+    monkeypatch.setattr(driver, "_bindable", lambda tensor: tensor.is_contiguous() and tensor.data_ptr() % 4 == 0)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    return recorder
+
+
+def cubin(shared: int = 1024, **info: object) -> Cubin:
+    return Cubin(CubinInfo("entry", "sm_90", 4, shared, 32, 0, **info), b"code%d" % shared)
+
+
+def parameter(address: int, index: int, kind: type) -> object:
+    pointers = ctypes.cast(address, ctypes.POINTER(ctypes.c_void_p))
+    return kind.from_address(pointers[index]).value
+
+
+def test_launch_passes_its_arguments_in_order_and_follows_the_symbols(fake: RecordingDriver) -> None:
+    tensors = {"x": torch.zeros(64, 4), "cache": torch.zeros(3, 8, 4)}
+    args = (
+        Arg("tensor", "x"),
+        Arg("tensor", "cache", index=2),
+        Arg("i32", "T - D"),
+        Arg("i64", "T * 3000000000"),
+        Arg("fp32", 0.5),
+        Arg("i32", 7),
+    )
+    launch = Launch("k", ("ceil_div(T, 16)", "D", 1), args)
+    program = BoundProgram([Lowered((launch,))], tensors.__getitem__, {"k": cubin(shared=99000)})
+    assert fake.opted_in == [99000]
+    with pytest.raises(KernelError, match="set_symbols"):
+        program.run()
+    for tokens, decodes in ((33, 2), (5, 1)):
+        program.set_symbols(T=tokens, R=3, D=decodes, S=1)
+        program.run()
+        name, grid, threads, shared, stream, address = fake.launches[-1]
+        assert (name, grid, threads, shared, stream) == (b"entry", (-(-tokens // 16), decodes, 1), 128, 99000, 77)
+        assert parameter(address, 0, ctypes.c_uint64) == tensors["x"].data_ptr()
+        assert parameter(address, 1, ctypes.c_uint64) == tensors["cache"][2].data_ptr()
+        assert parameter(address, 2, ctypes.c_int32) == tokens - decodes
+        assert parameter(address, 3, ctypes.c_int64) == tokens * 3000000000
+        assert parameter(address, 4, ctypes.c_float) == 0.5
+        assert parameter(address, 5, ctypes.c_int32) == 7
+        assert [parameter(address, i, ctypes.c_uint64) for i in (6, 7)] == [0, 0]
+    program.set_symbols(T=5, R=3, D=0, S=1)
+    program.run()
+    assert len(fake.launches) == 2, "an empty grid must be skipped"
+
+
+def test_matmul_writes_the_steps_rows_only(fake: RecordingDriver) -> None:
+    tensors = {"x": torch.randn(8, 5), "w": torch.randn(3, 5), "b": torch.randn(3), "y": torch.full((8, 3), torch.nan)}
+    names = ("x", "w", "b", "y")
+    plain = Launch(library="matmul", grid=("S", 3, 5), args=tuple(Arg("tensor", n) for n in names if n != "b"))
+    biased = Launch(library="matmul", grid=("T", 3, 5), args=tuple(Arg("tensor", n) for n in names))
+    for launch, expected in ((plain, tensors["x"] @ tensors["w"].T), (biased, tensors["x"] @ tensors["w"].T + tensors["b"])):
+        program = BoundProgram([Lowered((launch,))], tensors.__getitem__, {})
+        for rows in (2, 8, 1):
+            tensors["y"].fill_(torch.nan)
+            program.set_symbols(T=rows, R=1, D=0, S=rows)
+            program.run()
+            torch.testing.assert_close(tensors["y"][:rows], expected[:rows])
+            assert tensors["y"][rows:].isnan().all()
+        program.set_symbols(T=0, R=0, D=0, S=0)
+        program.run()
+    assert not fake.launches
+
+
+def test_tma_descriptor_is_an_aligned_copy_followed_by_sizes_and_strides(fake: RecordingDriver) -> None:
+    description = {"elem_type": 10, "block_size": [64, 32], "swizzle": 2}
+    tensors = {"a": torch.zeros(96, 40, dtype=torch.bfloat16)}
+    program = BoundProgram(
+        [Lowered((Launch("k", (1, 1, 1), (Arg("tma", "a", (64, 32)), Arg("i32", 5))),))],
+        tensors.__getitem__,
+        {"k": cubin(tensordesc=(description,))},
+    )
+    program.set_symbols(T=0, R=0, D=0, S=0)
+    program.run()
+    kind, rank, address, sizes, strides, box = fake.encoded[0][:6]
+    assert (kind, rank, address) == (fake.CUtensorMapDataType.CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, tensors["a"].data_ptr())
+    assert [[int(v) for v in values] for values in (sizes, strides, box)] == [[40, 96], [80], [32, 64]]
+    array = fake.launches[0][-1]
+    pointer = ctypes.cast(array, ctypes.POINTER(ctypes.c_void_p))[0]
+    assert pointer % 64 == 0
+    assert ctypes.string_at(pointer, 128) == b"M" * 128
+    assert [parameter(array, i, ctypes.c_int32) for i in (1, 2)] == [96, 40]
+    assert [parameter(array, i, ctypes.c_int64) for i in (3, 4)] == [40, 1]
+    assert parameter(array, 5, ctypes.c_int32) == 5
+
+
+def test_refusals_name_the_matter(fake: RecordingDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = {"x": torch.zeros(64)}
+    one = Lowered((Launch("k", ("T", 1, 1), (Arg("tensor", "x"),)),))
+    with pytest.raises(KernelError, match="kernel k, which was not compiled; rebuild the engine"):
+        BoundProgram([one], tensors.__getitem__, {})
+    with pytest.raises(KernelError, match="unknown library routine 'fft'"):
+        BoundProgram([Lowered((Launch(library="fft"),))], tensors.__getitem__, {})
+    program = BoundProgram([one], tensors.__getitem__, {"k": cubin()})
+    program.set_symbols(T=1, R=1, D=0, S=0)
+    fake.status = driver.cuda.CUresult.CUDA_ERROR_INVALID_VALUE
+    with pytest.raises(KernelError, match=r"refused to launch k on grid \(1, 1, 1\): CUDA_ERROR_INVALID_VALUE"):
+        program.run()
+    monkeypatch.setattr(driver, "_bindable", lambda tensor: False)
+    with pytest.raises(KernelError, match="'x' must be a contiguous CUDA tensor at an address divisible by 16"):
+        BoundProgram([one], tensors.__getitem__, {"k": cubin()})

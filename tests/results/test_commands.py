@@ -1,0 +1,241 @@
+"""`results`, `compare` and `gate` through the command line: output, files, exit codes, one sentence for bad input."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from trtllm_bench.__main__ import main
+from trtllm_results.environment import Environment
+from trtllm_results.errors import ResultsError
+from trtllm_results.gate_config import GateConfig
+from trtllm_results.gate_run import run_gate
+from trtllm_results.metrics import RequestLog
+from trtllm_results.record import Cell, Row
+from trtllm_results.runners import ArmCommand, CommandRunner, arm_command
+from trtllm_results.store import Store
+
+DATA = Path(__file__).parent / "data"
+H100 = Environment(gpu="NVIDIA H100 80GB HBM3", driver="580.1")
+
+
+def store(path: Path, scale: float = 1.0, environment: Environment = H100, repeats: int = 4, isl: int = 128) -> Path:
+    target, rng, rows = Store(path), np.random.default_rng(1), []
+    for batch, rate in ((64, 11_000.0), (2048, 31_000.0)):
+        for repeat in range(repeats):
+            value = rate * scale * math.exp(rng.normal(0, 0.002))
+            figures = {"output_tokens_per_s": value, "output_tokens_per_s_per_gpu": value, "output_tokens_per_s_per_user": value / batch}
+            cell = Cell("llama-3.1-8b", "fp8", batch, isl, 128, kv_dtype="fp8", num_requests=4096)
+            rows.append(Row(cell, environment, repeat, figures=figures, command="trtllm-bench sweep"))
+    target.append(*rows)
+    return path
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    code = main([str(argument) for argument in arguments])
+    said = capsys.readouterr()
+    assert "Traceback" not in said.err
+    assert all(len(line) <= 80 for line in said.out.splitlines() if "─" in line), "tables fit 80 columns"
+    return code, said.out, said.err
+
+
+def test_ls_show_and_export(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    a = store(tmp_path / "a")
+    code, out, _ = run(capsys, "results", "ls", a, "--where", "batch=64")
+    assert (code, out.count(" ok ")) == (0, 4)
+    key = Store(a).rows()[0].key
+    code, out, _ = run(capsys, "results", "show", a, key[:8])
+    assert code == 0
+    assert "output_tokens_per_s" in out
+    assert "command: trtllm-bench sweep" in out
+    for suffix in ("csv", "json", "parquet"):
+        assert run(capsys, "results", "export", a, tmp_path / f"x.{suffix}", "--where", "batch=64")[0] == 0
+    frame = pd.read_csv(tmp_path / "x.csv", encoding="utf-8-sig")
+    assert frame["batch"].tolist() == [64] * 4
+    assert pd.read_parquet(tmp_path / "x.parquet")["output_tokens_per_s"].tolist() == frame["output_tokens_per_s"].tolist()
+    assert run(capsys, "results", "ls", tmp_path / "x.json")[1].count(" ok ") == 4
+
+
+def test_merge_brings_side_tables_along_once(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    a = store(tmp_path / "a")
+    row = Store(a).rows()[0]
+    Store(a).write_side("requests", row, {"ttft_s": np.array([0.1])})
+    assert "8 new rows" in run(capsys, "results", "merge", tmp_path / "all", a)[1]
+    assert "0 new rows" in run(capsys, "results", "merge", tmp_path / "all", a)[1]
+    assert Store(tmp_path / "all").read_side("requests", row) is not None
+
+
+def test_import_then_list(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    files = [DATA / name for name in ("vllm-serve.json", "aiperf-0.13.0.json", "guidellm-0.8.1.json", "nvidia-throughput.json")]
+    code, out, _ = run(capsys, "results", "import", tmp_path / "s", *files, "--set", "precision=fp8")
+    assert code == 0
+    assert [line.rsplit("(", 1)[1].rstrip(")") for line in out.splitlines()] == ["vllm", "aiperf", "guidellm", "nvidia"]
+    assert {row.cell.precision for row in Store(tmp_path / "s").rows()} == {"fp8"}
+
+
+def test_definitions_of_other_tools_from_the_stored_requests(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    row = Row(Cell("tiny-llama", "fp32", 1, 8, 3), H100, figures={"output_tokens_per_s": 1.0})
+    one, two = np.zeros(1), np.full(1, 2)
+    times, offsets = np.array([1.0, 1.5, 3.0]), np.array([0, 3])
+    log = RequestLog(one, one + 0.5, one + 1.0, one + 3.0, two, two + 1, np.ones(1, bool), token_times_s=times, token_offsets=offsets)
+    target = Store(tmp_path)
+    target.write_side("requests", row, log.side_columns())
+    target.append(row)
+    code, out, _ = run(capsys, "results", "show", tmp_path, row.key, "--definitions", "all")
+    assert code == 0
+    ttft = next(line for line in out.splitlines() if line.startswith("TTFT p50"))
+    assert [float(x.replace(",", "")) for x in ttft.split()[3:]] == [1000.0, 500.0, 500.0, 500.0, 500.0]
+    assert run(capsys, "results", "show", store(tmp_path / "bare"), Store(tmp_path / "bare").rows()[0].key, "--definitions", "vllm")[0] == 3
+
+
+def test_compare_prints_and_writes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    a, b = store(tmp_path / "a"), store(tmp_path / "b", 0.95)
+    code, out, _ = run(capsys, "compare", a, b)
+    assert (code, out.count("slower")) == (0, 2)
+    assert run(capsys, "compare", a, b, "--format", "markdown", "--out", tmp_path / "c.md")[0] == 0
+    assert (tmp_path / "c.md").read_text().count("| slower |") == 2
+    code, out, _ = run(capsys, "compare", f"old={a}", f"new={b}", "--format", "json", "--where", "batch=64")
+    assert [change["other"] for change in json.loads(out)["changes"]] == ["new"]
+    code, out, _ = run(capsys, "compare", a, b, "--format", "csv", "--sort", "-base_value")
+    assert out.splitlines()[1].split(",")[5] == "2048"
+    assert "ours beside published" in run(capsys, "compare", a, "--against", "published")[1]
+    assert run(capsys, "compare", a, "--pareto")[1].count("b2048") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("compare", "A", "missing"), "No results at missing"),
+        (("compare", "A"), "needs two result sets"),
+        (("compare", "A", "OTHER"), "no cell in common"),
+        (("compare", "A", "A100"), "--across-gpus"),
+        (("compare", "A", "ZERO"), "cannot be compared"),
+        (("compare", "A", "A", "--where", "batch=7"), "No result passes"),
+        (("compare", "A", "A", "--format", "xml"), "choose table"),
+        (("compare", "A", "A", "--sort", "colour"), "no such column"),
+        (("compare", "A", "--by", "precision"), "nothing to compare by precision"),
+        (("compare", "A", "--against", "folklore"), "only 'published'"),
+        (("results", "show", "A", "zzz"), "No cell of"),
+        (("results", "export", "A", "x.doc"), "writes .csv"),
+        (("results", "import", "new", "A/results.json"), "not a result file of"),
+        (("results", "import", "new", "VLLM", "--set", "precision"), "FIELD=VALUE"),
+        (("gate", "check", "A", "--baseline", "none.json"), "There is no baseline"),
+        (("gate", "run", "--a", "nowhere", "--b", "nowhere"), "neither an engine folder nor a git revision"),
+        (("gate", "run", "--a", "A", "--b", "A"), "without engine.json"),
+        (("gate", "run", "--a", "HEAD", "--b", "HEAD", "--margin", "speed=2%"), "not a figure"),
+        (("gate", "run", "--a", "HEAD", "--b", "HEAD", "--margin", "2%"), "FIGURE=LOSS"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_3(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], says: str
+) -> None:
+    root = Path.cwd()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_DIR", str(root / ".git"))
+    store(Path("A"))
+    store(Path("OTHER"), isl=2048)
+    store(Path("A100"), environment=Environment(gpu="NVIDIA A100"))
+    zero = Row(Cell("llama-3.1-8b", "fp8", 64, 128, 128, kv_dtype="fp8"), H100, figures={"output_tokens_per_s": 0.0})
+    Store("ZERO").append(zero)
+    code, _, err = run(capsys, *(str(DATA / "vllm-serve.json") if one == "VLLM" else one for one in arguments))
+    assert code == 3
+    assert says in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_gate_check_accept_and_history(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    a, slow, base = store(tmp_path / "a"), store(tmp_path / "slow", 0.95), tmp_path / "base.json"
+    assert run(capsys, "gate", "accept", a, "--baseline", base, "--note", "start")[0] == 0
+    assert run(capsys, "gate", "check", a, "--baseline", base)[0] == 0
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
+    files = ["--junit", tmp_path / "j.xml", "--json", tmp_path / "g.json", "--markdown", tmp_path / "g.md", "--github"]
+    code, out, _ = run(capsys, "gate", "check", slow, "--baseline", base, *files)
+    assert code == 1
+    assert out.count("::error") == 3
+    suite = ElementTree.fromstring((tmp_path / "j.xml").read_text())
+    assert (suite.get("tests"), suite.get("failures"), len(suite.findall("testcase/failure"))) == ("2", "2", 2)
+    assert json.loads((tmp_path / "g.json").read_text())["verdict"] == "fail"
+    assert (tmp_path / "summary.md").read_text() == (tmp_path / "g.md").read_text()
+    single = store(tmp_path / "single", repeats=1)
+    code, out, _ = run(capsys, "gate", "check", single, "--baseline", base)
+    assert code == 2
+    assert "only 1 repeat" in out
+    run(capsys, "gate", "accept", slow, "--baseline", base, "--note", "slower")
+    code, out, _ = run(capsys, "gate", "history", "--baseline", base)
+    assert (code, out.count("slower"), out.count("-5.0%")) == (0, 2, 4)
+
+
+SCRIPT = """
+import json, math, random, sys
+from trtllm_results.environment import Environment
+from trtllm_results.record import Cell, Row
+loss, sd = float(sys.argv[1]), float(sys.argv[2])
+rate = 1000 * (1 - loss) * math.exp(random.gauss(0, sd))
+row = Row(Cell("m", "fp8", 1, 1, 1), Environment(gpu="G"), figures={"output_tokens_per_s": rate})
+flat = {k: v for k, v in row.to_flat().items() if v not in ("", None)}
+report = {"engine": {}, "world_info": {}, "performance": {}, "record": {**flat, "figures": dict(row.figures), "warnings": []}}
+json.dump(report, open(sys.argv[sys.argv.index("--report-json") + 1], "w"))
+"""
+
+
+def scripted(name: str, loss: float) -> ArmCommand:
+    import os
+
+    return ArmCommand(name, (sys.executable, "-c", SCRIPT, str(loss), "0.0005"), {"PYTHONPATH": os.pathsep.join(sys.path)})
+
+
+def test_the_command_runner_measures_processes_and_keeps_every_run(tmp_path: Path) -> None:
+    config = GateConfig(blocks=3, max_blocks=3, looks=1)
+    report = run_gate(CommandRunner(scripted("old", 0.0), scripted("new", 0.03), Store(tmp_path)), config, "old", "new", warmup=0)
+    assert report.verdict == "fail"
+    rows = Store(tmp_path).rows()
+    assert [row.extra["gate_arm"] for row in rows] == ["A", "B", "B", "A", "B", "A", "A", "B", "A", "B", "B", "A"]
+
+
+def test_a_run_that_fails_or_says_nothing_is_one_sentence() -> None:
+    broken = ArmCommand("x", (sys.executable, "-c", "import sys; print('no such engine', file=sys.stderr); sys.exit(3)"))
+    with pytest.raises(ResultsError, match="ended with exit code 3: no such engine"):
+        CommandRunner(broken, broken).run("A")
+    mute = ArmCommand("x", (sys.executable, "-c", "pass"))
+    with pytest.raises(ResultsError, match="left no report"):
+        CommandRunner(mute, mute).run("A")
+
+
+def test_an_engine_folder_and_a_revision_become_commands(tmp_path: Path) -> None:
+    from contextlib import ExitStack
+
+    (tmp_path / "engine.json").write_text("{}")
+    with ExitStack() as cleanup:
+        engine = arm_command(str(tmp_path), ["--isl", "8"], cleanup)
+        assert engine.command[-4:] == ("--engine-dir", str(tmp_path), "--isl", "8")
+        revision = arm_command("HEAD", ["--isl", "8"], cleanup)
+        unpacked = Path(revision.variables["PYTHONPATH"].split(":")[0])
+        assert (unpacked / "trtllm_bench" / "__init__.py").exists()
+    assert not unpacked.exists()
+
+
+def test_gate_run_end_to_end_on_a_revision(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Four real processes of the committed code over the scripted target: one block, so inconclusive by design."""
+    flags = ["--target", "fake", "--isl", 8, "--osl", 4, "--num-requests", 4, "--concurrency", 4]
+    blocks = ["--blocks", 1, "--max-blocks", 1, "--looks", 1, "--warmup-runs", 0]
+    code, out, err = run(capsys, "gate", "run", "--a", "HEAD", "--b", "HEAD", *blocks, "--out", tmp_path / "runs", "--", *flags)
+    assert (code, len(Store(tmp_path / "runs").rows())) == (2, 4), err
+    assert "only 1 repeat" in out
+
+
+def test_help_imports_neither_pandas_nor_torch() -> None:
+    import os
+    import subprocess
+
+    code = "import sys; from trtllm_bench.__main__ import main; [main([name, '--help']) for name in ('gate', 'compare', 'results')];"
+    code += "print('LOADED', sorted({'torch', 'pandas', 'pyarrow', 'scipy', 'matplotlib'} & set(sys.modules)))"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.strip().endswith("LOADED []")

@@ -1,0 +1,38 @@
+"""`dashboard`: results as one self-contained HTML page, or served live while a sweep runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def command(
+    results: Annotated[list[str] | None, typer.Argument(metavar="RESULTS...", help="Store folders or tables, PATH or NAME=PATH.")] = None,
+    out: Annotated[Path, typer.Option("--out", help="The page to write.")] = Path("dashboard.html"),
+    where: Annotated[list[str] | None, typer.Option("--where", help="Filter such as precision=fp8 or batch>=64; repeatable.")] = None,
+    title: Annotated[str, typer.Option("--title", help="Title of the page (default: the names of the results).")] = "",
+    serve: Annotated[bool, typer.Option("--serve", help="Serve the page on this machine and follow the results as they grow.")] = False,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port of --serve; 0 takes a free one.")] = 8060,
+) -> None:
+    """Write one HTML page: summary, curves, tables, cells; no network. --serve follows a sweep."""
+    from trtllm_dashboards.errors import DashboardError
+
+    if not results:
+        raise DashboardError("No results named; give the folder a sweep wrote, such as: trtllm-bench dashboard runs/mine.")
+    if serve:
+        from trtllm_dashboards.html.serve import serve as serve_page
+
+        serve_page(
+            results,
+            where=where or [],
+            title=title or ", ".join(results),
+            port=port,
+            announce=lambda address: typer.echo(f"{address}  (Ctrl-C ends it)"),
+        )
+        return
+    from trtllm_dashboards.html import render
+
+    path = render(list(results), out, where=where or [], title=title)
+    typer.echo(f"{path}  ({path.stat().st_size / 1e6:.1f} MB, opens in any browser)")

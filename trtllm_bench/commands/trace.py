@@ -1,0 +1,164 @@
+"""`trace info`: what is in a recorded trace, printed to fit 80 columns, and drawn on request."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from trtllm_bench.errors import BenchError
+
+if TYPE_CHECKING:
+    from trtllm_workloads.traces import Trace
+    from trtllm_workloads.traces.info import TraceInfo
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="Look into recorded traces (prepare-dataset makes datasets of them).")
+
+
+@app.callback()
+def _group() -> None:
+    """Look into recorded traces (prepare-dataset makes datasets of them)."""
+
+
+File = Annotated[Path, typer.Argument(metavar="FILE", help="Azure, BurstGPT, Mooncake, Qwen-Bailian, ShareGPT, or NVIDIA's JSON lines.")]
+Format = Annotated[str | None, typer.Option("--format", help="Its format (default: seen from its first line).")]
+SkipBadRows = Annotated[bool, typer.Option("--skip-bad-rows", help="Leave bad rows out and count them, instead of stopping.")]
+Window = Annotated[tuple[float, float] | None, typer.Option("--window", help="Only arrivals between these seconds.")]
+MaxInput = Annotated[int | None, typer.Option("--max-input", min=1, help="Leave out longer prompts.")]
+MaxTotal = Annotated[int | None, typer.Option("--max-total", min=1, help="Leave out rows with more prompt and output tokens together.")]
+Sample = Annotated[float, typer.Option("--sample", help="Keep each row with this probability.")]
+TimeScale = Annotated[float, typer.Option("--time-scale", help="Multiply arrival times; 0.1 replays ten times as fast.")]
+Jitter = Annotated[bool, typer.Option("--jitter", help="Spread rows that share an instant over the time to the next.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of sampling, jitter and prompts.")]
+
+
+@app.command("info")
+def info_command(
+    file: File,
+    format: Format = None,
+    skip_bad_rows: SkipBadRows = False,
+    window: Window = None,
+    max_input: MaxInput = None,
+    max_total: MaxTotal = None,
+    sample: Sample = 1.0,
+    time_scale: TimeScale = 1.0,
+    jitter: Jitter = False,
+    seed: Seed = 0,
+    plot: Annotated[Path | None, typer.Option("--plot", help="Also draw it: a .png or .svg file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+) -> None:
+    """Lengths, rate over time, burstiness, sessions, and the most a prefix cache could save."""
+    from trtllm_workloads.traces.info import info
+
+    trace = _filtered(file, format, skip_bad_rows, window, max_input, max_total, sample, time_scale, jitter, seed)
+    found = info(trace)
+    if plot is not None:
+        if plot.suffix not in (".png", ".svg"):
+            raise BenchError(f"--plot {plot}: the file must end in .png or .svg")
+        _draw(trace, found, plot)
+    if as_json:
+        import json
+
+        typer.echo(json.dumps(found.to_json(), indent=2))
+        return
+    for line in _lines(file, trace, found):
+        typer.echo(line)
+    if plot is not None:
+        typer.echo(f"drawn in {plot}")
+
+
+def _filtered(
+    file: Path,
+    format: str | None,
+    skip_bad_rows: bool,
+    window: tuple[float, float] | None,
+    max_input: int | None,
+    max_total: int | None,
+    sample: float,
+    time_scale: float,
+    jitter: bool,
+    seed: int,
+) -> Trace:
+    from trtllm_workloads import WorkloadError
+    from trtllm_workloads.synthetic import generator
+    from trtllm_workloads.traces import filters, read_trace
+
+    trace = read_trace(file, format=format, skip_bad_rows=skip_bad_rows)
+    if jitter:
+        trace = filters.jitter(trace, generator(seed, "jitter"))
+    if window is not None:
+        trace = filters.window(trace, *window)
+    trace = filters.shorter_than(trace, max_input=max_input, max_total=max_total)
+    if sample != 1:
+        trace = filters.sample(trace, sample, generator(seed, "sample"))
+    if time_scale != 1:
+        trace = filters.time_scale(trace, time_scale)
+    if len(trace) == 0:
+        raise WorkloadError(f"{file}: no row is left after the filters")
+    return trace
+
+
+def _lines(file: Path, trace: Trace, found: TraceInfo) -> list[str]:
+    from trtllm_workloads.traces.info import bars, histogram
+
+    lines = [f"{file.name}: {found.requests:,} requests" + (f", {found.skipped:,} bad rows left out" if found.skipped else "")]
+    if found.duration_s > 0:
+        lines.append(f"  {_span(found.duration_s)}, {found.rate_per_s:.3g} requests/s, gap CV {found.gap_cv:.2f} (Poisson: 1)")
+        if found.distinct_times < 0.5 * found.requests:
+            step = found.duration_s / max(found.distinct_times - 1, 1)
+            lines.append(f"  times lie on a grid of about {step:.3g} s: {found.distinct_times:,} instants; --jitter spreads them")
+    else:
+        lines.append("  no timestamps: lengths only")
+    lines += ["", f"  {'tokens':<8}" + "".join(f"{name:>9}" for name in found.input_tokens)]
+    for name, row in (("prompt", found.input_tokens), ("output", found.output_tokens)):
+        lines.append(f"  {name:<8}" + "".join(f"{value:>9,.0f}" for value in row.values()))
+    lines.append(f"  rank correlation of prompt and output length {found.rank_correlation:+.2f}")
+    if found.sessions:
+        lines.append(f"  {found.sessions:,} sessions of {found.turns_mean:.2f} turns on average")
+    if found.block_tokens:
+        lines.append(
+            f"  an endless prefix cache would hit {found.prefix_hit_blocks:.1%} of blocks ({found.block_tokens} tokens each) "
+            f"and skip\n  {found.prefix_hit_tokens:.1%} of prompt tokens"
+        )
+    lines.append("")
+    for name, values in (("prompt", trace.input_tokens), ("output", trace.output_tokens)):
+        edges, counts = histogram(values)
+        lines.append(f"  {name:<8}{bars(counts)}  {edges[0]:,.0f} .. {edges[-1] - 1:,.0f} tokens, log scale")
+    if found.rate_series:
+        lines.append(f"  {'rate':<8}{bars(found.rate_series, 48)}  peak {max(found.rate_series):.3g}/s")
+    return lines
+
+
+def _span(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _draw(trace: Trace, found: TraceInfo, path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    import numpy as np
+
+    from trtllm_workloads.traces.info import histogram
+
+    figure, axes = plt.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
+    for name, values in (("prompt", trace.input_tokens), ("output", trace.output_tokens)):
+        edges, counts = histogram(values)
+        axes[0].stairs(counts, edges, label=f"{name}, mean {values.mean():,.0f}")
+    axes[0].set(xscale="log", xlabel="tokens", ylabel="requests", title="lengths")
+    axes[0].legend()
+    kept = np.linspace(0, len(trace) - 1, min(len(trace), 5000)).astype(np.int64)
+    axes[1].plot(trace.input_tokens[kept], trace.output_tokens[kept], ".", markersize=2)
+    axes[1].set(xscale="log", yscale="log", xlabel="prompt tokens", ylabel="output tokens", title="prompt against output")
+    if found.rate_series:
+        axes[2].stairs(found.rate_series, np.linspace(0, found.duration_s, len(found.rate_series) + 1))
+        axes[2].set(xlabel="seconds", ylabel="requests/s", title=f"rate, gap CV {found.gap_cv:.2f}", ylim=(0, None))
+    else:
+        axes[2].set_axis_off()
+    figure.suptitle(f"{trace.name}: {len(trace):,} requests")
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
