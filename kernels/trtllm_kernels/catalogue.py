@@ -71,9 +71,9 @@ def ops_of(model: ModelShape, dtype: str, *, max_seq_len: int = 4096, max_batch_
     yield OpShape("prepare_step", (ints("T"), *step, ints(max_batch_size + 1), blocks), (ints("T"),) * 3, {"page_size": model.page_size})
     yield OpShape("rope", (rows(q_width), ints("T"), table), (rows(q_width),), rotary)
     write: dict[str, Attr] = {"layer": 0, **heads, **rotary, "eps": 1e-6}
-    yield OpShape("rope_kv_write", (qkv, ints("T"), table, cache, ints("T"), norm, norm), (rows(q_width),), write)
+    yield OpShape("rope_kv_write", (qkv, ints("T"), table, cache, ints("T"), norm, norm), (qkv,), write)
     attend: dict[str, Attr] = {"layer": 0, **heads, "scale": d**-0.5}
-    yield OpShape("paged_attention", (rows(q_width), cache, blocks, *step), (rows(q_width),), attend)
+    yield OpShape("paged_attention", (qkv, cache, blocks, *step), (rows(q_width),), attend)
 
 
 def kernels_of(name: str, dtype: str, arch: str, page_size: int = 32) -> dict[str, KernelSpec]:

@@ -11,7 +11,7 @@ import math
 
 from trtllm_kernels.errors import KernelError
 from trtllm_kernels.expr import ceil_div, product
-from trtllm_kernels.lowering.call import F32, FLOATS, I32, Builder, OpCall, Operand, next_power_of_2
+from trtllm_kernels.lowering.call import ELEMENT_BYTES, F32, FLOATS, I32, Builder, OpCall, Operand, Tma, next_power_of_2
 from trtllm_kernels.types import Dim, Lowered
 
 _MIN_SPLIT_TOKENS = 128
@@ -74,7 +74,9 @@ def rope_kv_write(call: OpCall) -> Lowered:
             "KvSlots": call["kv_slots"],
             "QNorm": q_norm or qkv,
             "KNorm": k_norm or qkv,
-            "Q": call.outputs[0],
+            "KScale": call.get("k_scale") or qkv,
+            "VScale": call.get("v_scale") or qkv,
+            "Y": call.outputs[0],
             "eps": F32(call.number("eps")),
         },
         grid=(qkv.shape[0], ceil_div(all_heads, tuned["block_h"])),
@@ -87,6 +89,7 @@ def rope_kv_write(call: OpCall) -> Lowered:
             "INTERLEAVED": bool(call.attrs["interleaved"]),
             "QK_NORM": q_norm is not None,
             "BLOCK_H": tuned["block_h"],
+            "SCALED_CACHE": call.get("k_scale") is not None,
         },
         warps=tuned["warps"],
     )
@@ -98,7 +101,7 @@ def _layer(call: OpCall, cache: Operand) -> Operand:
 
 
 def paged_attention(call: OpCall) -> Lowered:
-    q, cache = call["q"], call["kv_cache"]
+    q, cache = call["qkv"], call["kv_cache"]
     heads, kv_heads = call.integer("num_heads"), call.integer("num_kv_heads")
     head_dim, page = cache.size(5), cache.size(4)
     _power_of_2("head dimension", head_dim, 16, 256)
@@ -109,9 +112,9 @@ def paged_attention(call: OpCall) -> Lowered:
         raise KernelError(f"attention computes in {', '.join(FLOATS)}, not {q.dtype}")
     block_m, block_n, warps, stages = _context_tile(call, q.dtype, head_dim, heads // kv_heads)
     tuned = call.tuned(
-        decode_warps=_decode_warps(q.dtype, page * head_dim),
-        decode_stages=3 if q.dtype == "fp32" else 4,
-        split_target=4 * _sm_count(call),
+        decode_warps=_decode_warps(page * head_dim * ELEMENT_BYTES[cache.dtype]),
+        decode_stages={"fp32": 3, "fp8": 6}.get(cache.dtype, 4),
+        split_target=4 * call.sm_count,
         context_block_m=block_m,
         context_block_n=block_n,
         context_warps=warps,
@@ -123,14 +126,23 @@ def paged_attention(call: OpCall) -> Lowered:
     return builder.finish()
 
 
-def _decode_warps(dtype: str, tile: int) -> int:
-    """As few as hold a page's tile without spilling. On an H100, bf16, head 128, page 32: 2 warps and 4 stages reach 2.94 TB/s."""
-    return min(8, max(1, tile // 2048) * (2 if dtype == "fp32" else 1))
+def _decode_warps(tile_bytes: int) -> int:
+    """As few as hold a page's tile without spilling. On an H100, head 128, page 32: bf16 2 warps, 4 stages 2.94 TB/s; fp8 1 and 6, 2.75."""
+    return min(8, max(1, tile_bytes // 4096))
 
 
-def _sm_count(call: OpCall) -> int:
-    """SMs of the data-centre part of the architecture (A100, L40S, H100): how many programs fill it."""
-    return {80: 108, 89: 142, 90: 132}.get(call.capability, 128)
+def _scales(call: OpCall) -> dict[str, Operand]:
+    """The scale pointers kernels take; any pointer where there is none."""
+    return {name: call.get(arg) or call["kv_lens"] for name, arg in (("KScale", "k_scale"), ("VScale", "v_scale"), ("OutScale", "out_scale"))}
+
+
+def _flags(call: OpCall) -> dict[str, bool]:
+    return {"SCALED_CACHE": call.get("k_scale") is not None, "QUANTIZE": call.get("out_scale") is not None}
+
+
+def _reads_fresh(call: OpCall, dtype: str, head_dim: int) -> bool:
+    """Whether context chunks take their own keys by TMA from the projection (`fresh_attention`) rather than from the cache."""
+    return call.capability == 90 and dtype in ("bf16", "fp16") and head_dim >= 64
 
 
 def _context_tile(call: OpCall, dtype: str, head_dim: int, group: int) -> tuple[int, int, int, int]:
@@ -138,6 +150,8 @@ def _context_tile(call: OpCall, dtype: str, head_dim: int, group: int) -> tuple[
     least = next_power_of_2(group)
     if dtype == "fp32":
         return max(32 if head_dim <= 128 else 16, least), 32 if head_dim <= 64 else 16, 4 if head_dim <= 64 else 8, 1
+    if _reads_fresh(call, dtype, head_dim):
+        return max(64 if head_dim <= 128 else 128, least), 64, 4 if head_dim <= 128 else 8, 3 if head_dim <= 128 else 2
     if call.capability >= 90:
         return max(128, least), 64 if head_dim <= 128 else 32, 8, 2
     if head_dim <= 128:
@@ -147,7 +161,7 @@ def _context_tile(call: OpCall, dtype: str, head_dim: int, group: int) -> tuple[
 
 def _decode(builder: Builder, tuned: dict[str, int]) -> None:
     call = builder.call
-    q, cache, table, out = call["q"], call["kv_cache"], call["block_table"], call.outputs[0]
+    q, cache, table, out = call["qkv"], call["kv_cache"], call["block_table"], call.outputs[0]
     heads, kv_heads = call.integer("num_heads"), call.integer("num_kv_heads")
     group, head_dim, page = heads // kv_heads, cache.size(5), cache.size(4)
     most = min(_MAX_SPLITS, ceil_div(table.size(1) * page, _MIN_SPLIT_TOKENS))
@@ -169,11 +183,12 @@ def _decode(builder: Builder, tuned: dict[str, int]) -> None:
         builder.launch(
             "decode_attention.decode_grouped" if group > 1 else "decode_attention.decode_single",
             {
-                "Q": q,
+                "QKV": q,
                 "Cache": _layer(call, cache),
                 "BlockTable": table,
                 "Slots": call["seq_slots"],
                 "KvLens": call["kv_lens"],
+                **_scales(call),
                 "Out": out,
                 "Acc": partials if split else out,
                 "Stats": stats if split else out,
@@ -182,37 +197,41 @@ def _decode(builder: Builder, tuned: dict[str, int]) -> None:
                 "num_splits": I32(splits if split else 1),
             },
             grid=(kv_heads, product("D", many if split else one), splits if split else 1),
-            constexprs={**constexprs, "SPLIT": split},
+            constexprs={**constexprs, "SPLIT": split, **_flags(call)},
             warps=tuned["decode_warps"],
             stages=tuned["decode_stages"],
         )
     if most > 1:
         builder.launch(
             "decode_attention.reduce_splits",
-            {"Acc": partials, "Stats": stats, "Out": out, "num_splits": I32(splits)},
+            {"Acc": partials, "Stats": stats, "OutScale": _scales(call)["OutScale"], "Out": out, "num_splits": I32(splits)},
             grid=(product("D", many, heads),),
-            constexprs={"D": head_dim, "MAX_SPLITS": next_power_of_2(most)},
+            constexprs={"D": head_dim, "MAX_SPLITS": next_power_of_2(most), "QUANTIZE": call.get("out_scale") is not None},
             warps=4,
         )
 
 
 def _context(builder: Builder, tuned: dict[str, int]) -> None:
     call = builder.call
-    q, cache, table = call["q"], call["kv_cache"], call["block_table"]
+    q, cache, table = call["qkv"], call["kv_cache"], call["block_table"]
     slots = call["seq_slots"]
     kv_heads = call.integer("num_kv_heads")
     group = call.integer("num_heads") // kv_heads
+    head_dim = cache.size(5)
+    fresh = _reads_fresh(call, q.dtype, head_dim)
     block_q = tuned["context_block_m"] // group
     tiles = f"({q.shape[0]} - D) // {block_q} + {slots.shape[0]} - D"
     builder.launch(
-        "context_attention.context_attention",
+        "fresh_attention.fresh_attention" if fresh else "context_attention.context_attention",
         {
-            "Q": q,
+            "QKV": q,
+            **({"Fresh": Tma(q, tuned["context_block_n"], head_dim)} if fresh else {}),
             "Cache": _layer(call, cache),
             "BlockTable": table,
             "Slots": slots,
             "QueryStart": call["query_start"],
             "KvLens": call["kv_lens"],
+            **_scales(call),
             "Out": call.outputs[0],
             "scale_log2": F32(call.number("scale") * math.log2(math.e)),
             "table_stride": I32(table.size(1)),
@@ -227,6 +246,8 @@ def _context(builder: Builder, tuned: dict[str, int]) -> None:
             "PAGE": cache.size(4),
             "BLOCK_M": tuned["context_block_m"],
             "BLOCK_N": tuned["context_block_n"],
+            **({"PAST_N": 32} if fresh else {}),
+            **_flags(call),
         },
         warps=tuned["context_warps"],
         stages=tuned["context_stages"],

@@ -31,7 +31,7 @@ def _fold(acc, m, l, q, k, v, mask, scale_log2, MASKED: tl.constexpr):
 
 @triton.jit
 def fresh_attention(
-    QKV, Fresh, Cache, BlockTable, Slots, QueryStart, KvLens, Out, KScale, VScale, OutScale, scale_log2, table_stride, num_decodes, num_seqs,
+    QKV, Fresh, Cache, BlockTable, Slots, QueryStart, KvLens, KScale, VScale, OutScale, Out, scale_log2, table_stride, num_decodes, num_seqs,
     HKV: tl.constexpr, G: tl.constexpr, D: tl.constexpr, PAGE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     PAST_N: tl.constexpr, SCALED_CACHE: tl.constexpr, QUANTIZE: tl.constexpr,
 ):  # fmt: skip
