@@ -19,8 +19,8 @@ from typing import Any, Literal
 from trtllm_results.environment import read_gpu
 
 State = Literal["ok", "limit", "stop"]
-MIN_CUDA13_DRIVER = 580
-"""First driver branch that runs what CUDA 13 compiles (CUDA 13.0 release notes, table of minimum drivers)."""
+MIN_DRIVER = {12: 525, 13: 580}
+"""First driver branch that runs what each CUDA major version compiles (CUDA release notes, minor version compatibility)."""
 MIN_FREE_GIB = 5
 """The largest default engine keeps no weights on disk; this covers wheels' caches, engines of small models and results."""
 
@@ -117,13 +117,14 @@ def _gpu_checks(found: list[dict[str, Any]]) -> Iterator[Check]:
         power = f", {gpu['power_limit_w']:.0f} W" if gpu.get("power_limit_w") else ""
         yield Check(f"GPU {index}", "ok", f"{gpu['gpu']}, {arch_of(gpu)}, {gpu.get('gpu_memory_gib', 0):.0f} GiB{power}")
     driver = f"{found[0]['driver']} (CUDA {found[0].get('cuda', 'unknown')})"
-    if int(found[0]["driver"].split(".")[0]) < MIN_CUDA13_DRIVER:
-        yield Check("driver", "stop", driver, f"install driver {MIN_CUDA13_DRIVER} or newer: engines hold CUDA 13 kernels")
+    branch, oldest = int(found[0]["driver"].split(".")[0]), min(MIN_DRIVER.values())
+    if branch < oldest:
+        yield Check("driver", "stop", driver, f"install driver {oldest} or newer")
     else:
         yield Check("driver", "ok", driver)
     if float(found[0]["compute_capability"]) < 8.0:
         yield Check("architecture", "stop", arch_of(found[0]), "engines need sm_80 (A100) or newer; use --device cpu")
-    yield _torch_cuda()
+    yield _torch_cuda(branch)
 
 
 def _why_no_gpu() -> str:
@@ -132,7 +133,7 @@ def _why_no_gpu() -> str:
     return "none found (no NVIDIA driver answers)"
 
 
-def _torch_cuda() -> Check:
+def _torch_cuda(driver_branch: int) -> Check:
     import torch
 
     if torch.version.cuda is None:
@@ -142,6 +143,9 @@ def _torch_cuda() -> Check:
             f"{torch.__version__} has no CUDA",
             "python3 -m pip install --force-reinstall torch from PyPI (not a +cpu wheel)",
         )
+    needed = MIN_DRIVER.get(int(torch.version.cuda.split(".")[0]), max(MIN_DRIVER.values()))
+    if driver_branch < needed:
+        return Check("torch", "stop", f"{torch.__version__} needs driver {needed} or newer", f"install driver {needed} or newer")
     if not torch.cuda.is_available():
         return Check("torch", "stop", f"{torch.__version__} cannot open the GPU", "check nvidia-smi, permissions of /dev/nvidia*, MIG mode")
     return Check("torch", "ok", f"{torch.__version__} opens the GPU (CUDA {torch.version.cuda})")

@@ -41,6 +41,8 @@ class Load:
     open_loop: bool = False
     warmup: int = 2
     slo_ms: Mapping[str, float] = field(default_factory=dict)
+    max_lag_ms: float = 25.0
+    """p99 of the driver's own lateness beyond which a measurement is void."""
 
 
 @dataclass(frozen=True)

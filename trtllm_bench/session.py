@@ -64,7 +64,7 @@ def drive(target: Target, workload: Workload, load: Load, on_requests: OnRequest
     log = result.measured
     if not log.ok.any():
         raise RunFailure(f"every request failed: {commonest_failure(result)}")
-    verdict = judge(result, load.open_loop)
+    verdict = judge(result, load.open_loop, load.max_lag_ms)
     window = (verdict.window.start_s, verdict.window.end_s) if verdict.window is not None else None
     found = figures(log, load.slo_ms or None, window=window)
     samples = telemetry.stop()

@@ -245,7 +245,7 @@ class LLM:
         return self.loop.add_request(
             ids,
             params,
-            on_token=lambda request, token, time_s: put(Chunk(stream.add(token), (token,))),
+            on_token=lambda request, token, time_s: put(Chunk(stream.add(request, token), (token,))),
             on_finish=lambda request: put(Chunk(stream.finish(request), (), self._output(request))),
         )
 
@@ -290,11 +290,11 @@ class _TextStream:
         self._text = ""
         self._sent = 0
 
-    def add(self, token: int) -> str:
+    def add(self, request: Request, token: int) -> str:
         if self._detokenizer is None:
             return ""
         self._text += self._detokenizer.add([token])
-        return self._send(len(self._text) - self._hold)
+        return self._send(len(self._text) - self._hold if request.stop_at is None else request.stop_at)
 
     def finish(self, request: Request) -> str:
         self._text = _final_text(self._tokenizer, request)

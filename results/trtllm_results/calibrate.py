@@ -33,6 +33,8 @@ class NoiseFloor:
     drift_sd: float
     """Between blocks beyond what run_sd explains: clocks, temperature, neighbours. Widens `gate check`."""
     block_sd: float
+    block_sd_interval: tuple[float, float]
+    """95% bootstrap interval of block_sd: with few blocks the noise floor is itself uncertain."""
     mean: float
     """Mean block difference; should be near 0."""
     false_fail_rate: float
@@ -56,6 +58,7 @@ def noise_floor(blocks: Blocks, config: GateConfig, resamples: int = 2000, seed:
         drawn = rng.choice(differences, (resamples, last)) * rng.choice([-1.0, 1.0], (resamples, last))
         outcome = verdicts(drawn, math.log1p(-margin), config)
         sd = float(differences.std(ddof=1))
+        reach = stats.bootstrap(differences, lambda samples, axis: np.std(samples, axis=axis, ddof=1))
         found.append(
             NoiseFloor(
                 figure=figure,
@@ -63,6 +66,7 @@ def noise_floor(blocks: Blocks, config: GateConfig, resamples: int = 2000, seed:
                 run_sd=math.sqrt(within),
                 drift_sd=math.sqrt(between),
                 block_sd=sd,
+                block_sd_interval=(reach.low, reach.high),
                 mean=float(differences.mean()),
                 false_fail_rate=float((outcome == "fail").mean()),
                 pass_rate=float((outcome == "pass").mean()),

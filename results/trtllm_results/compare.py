@@ -39,6 +39,8 @@ class Change:
     other_repeats: int
     interval: Interval | None
     p_value: float
+    rank_p_value: float | None
+    """Mann and Whitney's test: a check on the t interval that no outlier can sway; needs 4 repeats a side to reach 0.05."""
     verdict: str
     warnings: tuple[str, ...] = ()
 
@@ -165,6 +167,7 @@ def _change(
             other_repeats=len(theirs),
             interval=evidence.interval(confidence).as_ratio() if evidence else None,
             p_value=2 * min(evidence.p_below(0.0), evidence.p_above(0.0), 0.5) if evidence else 1.0,
+            rank_p_value=stats.mann_whitney(ours, theirs) if evidence else None,
             verdict="inconclusive",
             warnings=warnings,
         ),

@@ -33,6 +33,7 @@ def _record(change: Change) -> dict[str, Any]:
         "low": None if change.interval is None else change.interval.low,
         "high": None if change.interval is None else change.interval.high,
         "p_value": change.p_value,
+        "rank_p_value": change.rank_p_value,
         "verdict": change.verdict,
         "warnings": "; ".join(change.warnings),
     }

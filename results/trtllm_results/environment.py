@@ -101,10 +101,14 @@ def read_gpu(device: int = 0) -> dict[str, Any]:
     except Exception:
         return {}
     try:
-        count = int(pynvml.nvmlDeviceGetCount())
-        if device >= count:
+        visible = visible_devices(int(pynvml.nvmlDeviceGetCount()))
+        if device >= len(visible):
             return {}
-        handle = pynvml.nvmlDeviceGetHandleByIndex(device)
+        which = visible[device]
+        if isinstance(which, int):
+            handle = pynvml.nvmlDeviceGetHandleByIndex(which)
+        else:
+            handle = pynvml.nvmlDeviceGetHandleByUUID(which)
 
         def ask(function: str, *args: Any) -> Any:
             try:
@@ -114,7 +118,7 @@ def read_gpu(device: int = 0) -> dict[str, Any]:
 
         found: dict[str, Any] = {
             "gpu": _text(ask("nvmlDeviceGetName", handle)),
-            "gpu_count": count,
+            "gpu_count": len(visible),
             "gpu_uuid": _text(ask("nvmlDeviceGetUUID", handle)),
             "driver": _text(ask("nvmlSystemGetDriverVersion")),
         }
@@ -147,6 +151,22 @@ def read_gpu(device: int = 0) -> dict[str, Any]:
         return found
     finally:
         pynvml.nvmlShutdown()
+
+
+def visible_devices(count: int) -> list[int | str]:
+    """NVML's index or UUID of each device CUDA shows this process, in CUDA's order: NVML itself ignores CUDA_VISIBLE_DEVICES."""
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if listed is None:
+        return list(range(count))
+    found: list[int | str] = []
+    for entry in (part.strip() for part in listed.split(",")):
+        if entry.isdigit() and int(entry) < count:
+            found.append(int(entry))
+        elif entry.startswith(("GPU-", "MIG-")):
+            found.append(entry)
+        else:
+            break  # as CUDA does: the first invalid entry hides itself and all after it
+    return found
 
 
 def _text(value: Any) -> str:

@@ -83,12 +83,12 @@ class CommandRunner:
             report = Path(folder) / "report.json"
             command = [*side.command, "--report-json", str(report)]
             done = subprocess.run(command, env={**os.environ, **side.variables}, capture_output=True, text=True, check=False)
-            if done.returncode != 0:
-                said = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
-                raise ResultsError(f"A run of {side.name} ended with exit code {done.returncode}: {said}")
             try:
                 row = own(json.loads(report.read_text())["record"])
             except (OSError, ValueError, KeyError, TypeError) as error:
+                if done.returncode != 0:
+                    said = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
+                    raise ResultsError(f"A run of {side.name} ended with exit code {done.returncode}: {said}") from error
                 raise ResultsError(f"A run of {side.name} left no report that can be read ({type(error).__name__}).") from error
         row = replace(row, repeat=self.count, extra={**row.extra, "gate_arm": arm, "gate_name": side.name})
         self.count += 1

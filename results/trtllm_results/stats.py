@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -104,7 +105,7 @@ def _positive(values: npt.ArrayLike) -> FloatArray:
 
 def bootstrap(
     values: npt.ArrayLike,
-    statistic: Callable[..., npt.NDArray[np.float64]] = np.mean,
+    statistic: Callable[..., Any] = np.mean,
     confidence: float = 0.95,
     resamples: int = 4000,
     seed: int = 0,

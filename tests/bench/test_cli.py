@@ -97,7 +97,7 @@ def test_hidden_gpus_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("capability", "driver", "stops"), [("9.0", "580.82", set()), ("9.0", "550.1", {"driver"}), ("7.5", "580.1", {"architecture"})]
+    ("capability", "driver", "stops"), [("9.0", "580.82", set()), ("9.0", "470.1", {"driver"}), ("7.5", "580.1", {"architecture"})]
 )
 def test_doctor_judges_the_gpu(monkeypatch: pytest.MonkeyPatch, capability: str, driver: str, stops: set[str]) -> None:
     from trtllm_bench import machine

@@ -42,7 +42,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 
 
 
 def test_an_engine_measures_and_reports_its_steps(capsys: pytest.CaptureFixture[str], engine: Path, tmp_path: Path) -> None:
-    shape = ["--isl", 16, "--osl", 8, "--num-requests", 12, "--device", "cpu"]
+    shape = ["--isl", 16, "--osl", 8, "--num-requests", 12, "--device", "cpu", "--max-lag-ms", 1000]
     arguments = ["--report-json", tmp_path / "r.json", "--out", tmp_path / "store"]
     code, out, _ = run(capsys, "throughput", "--engine-dir", engine, *shape, "--concurrency", 4, *arguments)
     assert code == 0
@@ -77,7 +77,7 @@ def test_the_fingerprint_tells_engines_apart_and_not_runs(capsys: pytest.Capture
     other = tmp_path / "other.engine"
     run(capsys, "build", "--model", "tiny-llama", "--precision", "bf16", "--arch", "cpu", "--max-seq-len", 64, "--out", other)
     for folder in (engine, engine, other):
-        shape = ["--isl", 4, "--osl", 2, "--num-requests", 1, "--device", "cpu"]
+        shape = ["--isl", 4, "--osl", 2, "--num-requests", 1, "--device", "cpu", "--max-lag-ms", 1000]
         assert run(capsys, "latency", "--engine-dir", folder, *shape, "--out", tmp_path / "store")[0] == 0
     first, second, third = (row.cell for row in Store(tmp_path / "store").rows())
     assert first.engine_fingerprint == second.engine_fingerprint != third.engine_fingerprint

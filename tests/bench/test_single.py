@@ -41,7 +41,7 @@ NVIDIA_FIELDS = {
 
 
 def measure(path: Path, *arguments: object) -> dict[str, Any]:
-    target = ["--target", "fake", "--isl", 8, "--osl", 6, "--report-json", path]
+    target = ["--target", "fake", "--max-lag-ms", 1000, "--isl", 8, "--osl", 6, "--report-json", path]
     assert main([str(argument) for argument in (*arguments, *target)]) == 0
     report: dict[str, Any] = json.loads(path.read_text())
     return report
@@ -85,7 +85,17 @@ def test_out_appends_to_a_store_with_its_requests(tmp_path: Path) -> None:
 def test_a_dataset_is_sent_as_it_is(tmp_path: Path) -> None:
     lines = [{"task_id": n, "input_ids": [1] * (n + 1), "output_tokens": 2 * (n + 1)} for n in range(3)]
     (tmp_path / "d.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
-    arguments = ["throughput", "--target", "fake", "--dataset", tmp_path / "d.jsonl", "--report-json", tmp_path / "r.json"]
+    arguments = [
+        "throughput",
+        "--target",
+        "fake",
+        "--max-lag-ms",
+        1000,
+        "--dataset",
+        tmp_path / "d.jsonl",
+        "--report-json",
+        tmp_path / "r.json",
+    ]
     assert main([str(argument) for argument in arguments]) == 0
     report = json.loads((tmp_path / "r.json").read_text())
     assert report["request_info"]["avg_input_length"] == 2

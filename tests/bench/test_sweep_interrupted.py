@@ -11,7 +11,22 @@ from pathlib import Path
 
 from trtllm_results.store import Store, read_rows
 
-GRID = ["--target", "fake", "--batch-size", "1,2,4", "--isl", "8,16", "--osl", "16", "--num-requests", "8", "--warmup", "0"]
+GRID = [
+    "--target",
+    "fake",
+    "--batch-size",
+    "1,2,4",
+    "--isl",
+    "8,16",
+    "--osl",
+    "16",
+    "--num-requests",
+    "8",
+    "--warmup",
+    "0",
+    "--max-lag-ms",
+    "1000",
+]
 CELLS = 6
 
 

@@ -23,6 +23,7 @@ from trtllm_kernels.expr import evaluate
 from trtllm_kernels.ops import OPS
 from trtllm_kernels.samples import BatchShape, ModelShape, sample
 from trtllm_kernels.specs import DTYPES
+from trtllm_kernels.types import Lowered
 
 
 def _widen(data: np.ndarray) -> np.ndarray:
@@ -63,6 +64,27 @@ def make_interpreter_exact() -> None:
     builder.create_dot = dot
 
 
+def run_launches(lowered: Lowered, tensors: dict[str, torch.Tensor], symbols: dict[str, int]) -> None:
+    """What `driver.BoundProgram` does, in the interpreter."""
+    kernels = {spec.key: spec for spec in lowered.kernels}
+    for launch in lowered.launches:
+        grid = tuple(evaluate(dim, symbols) for dim in launch.grid)
+        if min(grid) <= 0:
+            continue
+        if launch.library == "matmul":
+            x, weight, *bias, y = (tensors[arg.value] for arg in launch.args)
+            y[: grid[0]] = torch.nn.functional.linear(x[: grid[0]], weight, *bias)
+            continue
+        spec = kernels[launch.kernel]
+        values = []
+        for arg in launch.args:
+            if arg.kind == "tensor":
+                values.append(tensors[arg.value] if arg.index is None else tensors[arg.value][arg.index])
+            else:
+                values.append(float(arg.value) if arg.kind == "fp32" else evaluate(arg.value, symbols))
+        load_function(spec)[grid](**dict(zip(spec.signature, values, strict=True)), **spec.constexprs)
+
+
 def run(op_name: str, named: dict, arch: str) -> list[torch.Tensor]:
     """The op's results by its lowering's launches."""
     op = OPS[op_name]
@@ -75,19 +97,7 @@ def run(op_name: str, named: dict, arch: str) -> list[torch.Tensor]:
     for name, spec in lowered.workspaces.items():
         shape = [max(1, evaluate(dim, {"D": decodes})) for dim in spec.shape]
         tensors[name] = torch.full(shape, torch.nan, dtype=DTYPES[spec.dtype])
-    kernels = {spec.key: spec for spec in lowered.kernels}
-    for launch in lowered.launches:
-        grid = tuple(evaluate(dim, {"D": decodes}) for dim in launch.grid)
-        if min(grid) <= 0:
-            continue
-        spec = kernels[launch.kernel]
-        values = []
-        for arg in launch.args:
-            if arg.kind == "tensor":
-                values.append(tensors[arg.value] if arg.index is None else tensors[arg.value][arg.index])
-            else:
-                values.append(float(arg.value) if arg.kind == "fp32" else evaluate(arg.value, {"D": decodes}))
-        load_function(spec)[grid](**dict(zip(spec.signature, values, strict=True)), **spec.constexprs)
+    run_launches(lowered, tensors, {"D": decodes})
     return outputs
 
 

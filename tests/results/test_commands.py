@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import sys
@@ -178,7 +179,7 @@ from trtllm_results.environment import Environment
 from trtllm_results.record import Cell, Row
 loss, sd = float(sys.argv[1]), float(sys.argv[2])
 rate = 1000 * (1 - loss) * math.exp(random.gauss(0, sd))
-row = Row(Cell("m", "fp8", 1, 1, 1), Environment(gpu="G"), figures={"output_tokens_per_s": rate})
+row = Row(Cell("m", "fp8", 1, 1, 1), environment=Environment(gpu="G"), figures={"output_tokens_per_s": rate})
 flat = {k: v for k, v in row.to_flat().items() if v not in ("", None)}
 report = {"engine": {}, "world_info": {}, "performance": {}, "record": {**flat, "figures": dict(row.figures), "warnings": []}}
 json.dump(report, open(sys.argv[sys.argv.index("--report-json") + 1], "w"))
@@ -206,6 +207,14 @@ def test_a_run_that_fails_or_says_nothing_is_one_sentence() -> None:
     mute = ArmCommand("x", (sys.executable, "-c", "pass"))
     with pytest.raises(ResultsError, match="left no report"):
         CommandRunner(mute, mute).run("A")
+
+
+def test_a_void_run_says_why_and_is_kept(tmp_path: Path) -> None:
+    void = SCRIPT.replace("Row(Cell", 'Row(status="void", reason="the driver was late", cell=Cell') + "sys.exit(1)"
+    arm = dataclasses.replace(scripted("slow", 0.0), command=(sys.executable, "-c", void, "0", "0"))
+    with pytest.raises(ResultsError, match="A run of slow is void: the driver was late"):
+        CommandRunner(arm, arm, Store(tmp_path)).run("A")
+    assert [row.status for row in Store(tmp_path).rows()] == ["void"]
 
 
 def test_an_engine_folder_and_a_revision_become_commands(tmp_path: Path) -> None:
@@ -239,3 +248,18 @@ def test_help_imports_neither_pandas_nor_torch() -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert done.stdout.strip().endswith("LOADED []")
+
+
+@pytest.mark.parametrize("document", ["gate.md", "gate-workflow.yml"])
+def test_commands_in_the_documents_exist_with_their_flags(capsys: pytest.CaptureFixture[str], document: str) -> None:
+    import re
+
+    text = (Path(__file__).parents[2] / "docs" / document).read_text().replace("\\\n", " ")
+    commands = re.findall(r"trtllm-bench (gate \w+)([^\n|]*)", text)
+    assert commands
+    for name, arguments in commands:
+        own, _, measured = arguments.partition(" -- ")
+        for where, flags in ((name.split(), own), (["throughput"], measured)):
+            known = run(capsys, *where, "--help")[1]
+            for flag in re.findall(r"(?<=\s)--[a-z-]+", flags):
+                assert re.search(rf"{flag}\b", known), f"{name}: {flag}"

@@ -248,6 +248,7 @@ def test_calibration_recovers_the_noise_it_was_given(tmp_path: Path) -> None:
     assert floor.run_sd == pytest.approx(0.01, rel=0.15)
     assert floor.block_sd == pytest.approx(0.01, rel=0.25), "two runs an arm: sd sqrt(1/2 + 1/2)"
     assert floor.drift_sd < 0.006
+    assert floor.block_sd_interval[0] < 0.01 < floor.block_sd_interval[1]
     assert floor.false_fail_rate <= 0.01
     calibrate.save([floor], tmp_path / "noise.json")
     assert calibrate.load_noise(tmp_path / "noise.json") == {RATE: floor.drift_sd}

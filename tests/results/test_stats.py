@@ -16,6 +16,7 @@ from trtllm_results.errors import ResultsError
 POSITIVE = st.lists(st.floats(0.1, 1e6), min_size=2, max_size=8)
 
 
+@pytest.mark.filterwarnings("ignore:Precision loss")
 @given(POSITIVE, POSITIVE)
 @settings(max_examples=50, deadline=None)
 def test_log_ratio_is_welch_and_antisymmetric(a: list[float], b: list[float]) -> None:

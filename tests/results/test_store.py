@@ -49,6 +49,17 @@ def test_parquet_holds_only_scalar_columns_with_units_in_their_names(tmp_path: P
     assert frame.loc[0, "model"] == "tiny-llama"
 
 
+def test_json_follows_the_table_even_after_a_crash_between_the_two(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.append(row(1), row(2, status="failed", reason="x"))
+    (tmp_path / "results.json").unlink()
+    store.append(row(3))
+    assert read_rows(tmp_path / "results.json") == store.rows()
+    store.append(row(2))
+    assert read_rows(tmp_path / "results.json") == store.rows()
+    assert [one.cell.batch for one in store.rows()] == [1, 3, 2]
+
+
 def test_a_figure_first_seen_later_is_null_in_earlier_rows(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.append(row(1))

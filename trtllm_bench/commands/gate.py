@@ -152,6 +152,8 @@ def calibrate(
         lines, columns, title=f"noise floor over {len(found.runs)} A/A blocks; loss beyond the margin found with power 0.8", console=console
     )
     for one in floors:
+        low, high = (f"{sd:.2%}" for sd in one.block_sd_interval)
+        console.print(f"{one.figure}: block sd {one.block_sd:.2%} (95% interval {low} to {high}); mean of A/A blocks {one.mean:+.2%}")
         console.print(f"{one.figure}: A against A would fail {one.false_fail_rate:.1%} and pass {one.pass_rate:.1%} of the time.")
     if noise is not None:
         calibration.save(floors, noise)
@@ -236,6 +238,8 @@ def _print(report: GateReport) -> None:
     shared, labels = common_words([line["cell"] for line in lines])
     for line, finding, label in zip(lines, report.findings, labels, strict=True):
         line |= {"interval": gate_text.interval_text(finding), "cell": label, "figure": title(line["figure"])}
+        if line["detectable"] is not None:
+            line["detectable"] *= -finding.judged.sign
     columns = [
         Column("cell"),
         Column("figure"),

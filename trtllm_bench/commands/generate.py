@@ -61,13 +61,15 @@ def command(
     wanted = _prompts(prompts, token_ids)
     if (model is None) == (engine_dir is None):
         raise BenchError("give one of --model and --engine-dir")
-    sizes = {"max_batch_size": max(len(wanted), 1), "max_seq_len": max_seq_len} if engine_dir is None else {}
+    batch = len(wanted) if engine_dir is None else None
     source = cast(Path | str, engine_dir if engine_dir is not None else model)
     if engine_dir is not None:
         from trtllm_engines.engine_dir import load_engine
 
         load_engine(engine_dir)
-    with LLM(source, precision=precision, weights=weights or "auto", device=device_of(device), **sizes) as llm:
+    with LLM(
+        source, precision=precision, weights=weights or "auto", max_batch_size=batch, max_seq_len=max_seq_len, device=device_of(device)
+    ) as llm:
         if chat:
             tokenizer = llm.tokenizer
             if tokenizer is None:

@@ -40,6 +40,7 @@ def command(
     repeats: Annotated[Whole, typer.Option("--repeats", help="Measurements of each cell (default 1).")] = None,
     num_requests: Annotated[Whole, typer.Option("--num-requests", help="Requests a measurement (default: 4 full batches).")] = None,
     warmup: Annotated[Whole, typer.Option("--warmup", help="Requests run before each measurement (default 2).")] = None,
+    max_lag_ms: Annotated[float | None, typer.Option("--max-lag-ms", help="Void a cell when the driver sends this late (p99).")] = None,
     weights: options.Weights = None,
     device: Annotated[Text, typer.Option("--device", help="auto, cpu or cuda.")] = None,
     policy: Annotated[Text, typer.Option("--scheduler-policy", help="guaranteed_no_evict, max_utilization, static_batch.")] = None,

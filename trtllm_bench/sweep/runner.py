@@ -98,7 +98,7 @@ class Sweep:
 
     def _load(self, case: Case) -> Load:
         open_loop = self.spec.workload_wish(case).open_loop
-        return Load(concurrency=0 if open_loop else case.batch, open_loop=open_loop, warmup=self.spec.warmup)
+        return Load(0 if open_loop else case.batch, open_loop, self.spec.warmup, max_lag_ms=self.spec.max_lag_ms)
 
     def _cell(self, case: Case, identity: Identity, workload: Workload | None = None) -> Cell:
         wish = self.spec.workload_wish(case)

@@ -63,6 +63,7 @@ class SweepSpec(BaseModel):
     repeats: Positive = 1
     num_requests: Positive | None = None
     warmup: Annotated[int, Field(ge=0)] = 2
+    max_lag_ms: Annotated[float, Field(gt=0)] = 25.0
     weights: str | None = None
     """`dummy`, a path, or None for the model's own (dummy for presets)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -232,9 +232,9 @@ class EngineLoop:
                 assert entry is not None
                 request.logprobs.append(entry)
             try:
+                stop = bool(request.sampling.stop) and self._meets_stop_string(request, token, int(slots.received[slot]))
                 if request.on_token is not None:
                     request.on_token(request, token, now)
-                stop = bool(request.sampling.stop) and self._meets_stop_string(request, token, int(slots.received[slot]))
             except Exception as exc:
                 self._end(request, "error", f"A callback failed while the request ran: {type(exc).__name__}: {exc}")
                 continue

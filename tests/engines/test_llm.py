@@ -1,0 +1,163 @@
+"""The Python API, over real (if tiny) engines."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from trtllm_engines import LLM, SamplingParams
+from trtllm_engines.errors import EngineError
+
+GREEDY = SamplingParams(max_tokens=12, ignore_eos=True)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRTLLM_BENCH_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def llm(cache: Path) -> Iterator[LLM]:
+    with LLM("tiny-llama", device="cpu", max_batch_size=4, max_num_tokens=64, max_seq_len=128) as llm:
+        yield llm
+
+
+def test_importing_the_package_does_not_import_torch() -> None:
+    code = "import sys; from trtllm_engines import SamplingParams; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": ":".join(p for p in sys.path if p)})
+
+
+def test_one_prompt_or_many_in_any_form(llm: LLM) -> None:
+    alone = llm.generate([5, 6, 7], GREEDY)
+    as_array = llm.generate(np.array([5, 6, 7]), GREEDY)
+    many = llm.generate([[1, 2], [5, 6, 7], [9]], [GREEDY, GREEDY, SamplingParams(max_tokens=3, ignore_eos=True)])
+    assert len(alone) == len(as_array) == 1
+    assert alone[0].token_ids.tolist() == as_array[0].token_ids.tolist() == many[1].token_ids.tolist()
+    assert [len(output.token_ids) for output in many] == [12, 12, 3]
+    assert [output.finish_reason for output in many] == ["length"] * 3
+
+
+def test_a_bad_prompt_fails_alone(llm: LLM) -> None:
+    good, empty, long, unknown = llm.generate([[1, 2], [], [1] * 200, [9999]], GREEDY)
+    assert good.error is None
+    assert len(good.token_ids) == 12
+    assert empty.error == "The prompt is empty: at least one token is needed."
+    assert long.error is not None
+    assert "200 tokens" in long.error
+    assert unknown.error == "Token id 9999 of the prompt is outside the vocabulary (0..511)."
+    assert [o.finish_reason for o in (empty, long, unknown)] == ["error"] * 3
+
+
+def test_a_seed_gives_the_same_tokens_in_any_company(llm: LLM) -> None:
+    seeded = SamplingParams(max_tokens=12, temperature=1.0, seed=42, ignore_eos=True)
+    alone = llm.generate([3, 4], seeded)[0].token_ids.tolist()
+    company = llm.generate([[1], [3, 4], [2] * 50], [GREEDY, seeded, SamplingParams(temperature=2.0, max_tokens=9)])
+    assert company[1].token_ids.tolist() == alone
+    unseeded = SamplingParams(max_tokens=12, temperature=1.0, ignore_eos=True)
+    assert llm.generate([3, 4], unseeded)[0].token_ids.tolist() != llm.generate([3, 4], unseeded)[0].token_ids.tolist()
+
+
+def test_a_stream_gives_each_token_then_the_whole(llm: LLM) -> None:
+    chunks = list(llm.stream([5, 6, 7], GREEDY))
+    tokens = [token for chunk in chunks for token in chunk.token_ids]
+    assert chunks[-1].output is not None
+    assert tokens == chunks[-1].output.token_ids.tolist() == llm.generate([5, 6, 7], GREEDY)[0].token_ids.tolist()
+    assert all(chunk.output is None for chunk in chunks[:-1])
+
+
+def test_closing_a_stream_cancels_its_request(llm: LLM) -> None:
+    before = len(llm.loop.log)
+    stream = llm.stream([5, 6, 7], SamplingParams(max_tokens=120, ignore_eos=True))
+    next(stream)
+    stream.close()  # type: ignore[attr-defined]
+    deadline = time.monotonic() + 10
+    while not llm.loop.idle and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert len(llm.loop.log) - before < 120
+    assert llm.loop.scheduler.num_running == 0
+    assert llm.loop.scheduler.pool.used == 0
+
+
+def test_async_streams_share_the_batch(llm: LLM) -> None:
+    async def collect(prompt: list[int]) -> list[int]:
+        return [token async for chunk in llm.generate_async(prompt, GREEDY) for token in chunk.token_ids]
+
+    async def both() -> list[list[int]]:
+        return await asyncio.gather(collect([5, 6, 7]), collect([8, 9]))
+
+    streamed = asyncio.run(both())
+    assert streamed == [output.token_ids.tolist() for output in llm.generate([[5, 6, 7], [8, 9]], GREEDY)]
+
+
+def test_the_second_start_finds_the_engine_in_the_cache(llm: LLM, cache: Path) -> None:
+    folders = sorted((cache / "engines").iterdir())
+    stages: list[str] = []
+    again = LLM(
+        "tiny-llama", device="cpu", max_batch_size=4, max_num_tokens=64, max_seq_len=128, progress=lambda stage, *_: stages.append(stage)
+    )
+    assert stages == []
+    assert again.engine.path == llm.engine.path
+    LLM("tiny-llama", device="cpu", max_batch_size=4, max_num_tokens=64, max_seq_len=128, seed=1)
+    assert len(list((cache / "engines").iterdir())) == len(folders) + 1
+
+
+def test_an_engine_folder_runs_with_smaller_sizes_but_not_larger(llm: LLM) -> None:
+    with LLM(llm.engine.path, device="cpu", max_batch_size=2, max_seq_len=32) as small:
+        assert small.loop.scheduler.config.max_batch_size == 2
+        assert small.generate([5, 6, 7], GREEDY)[0].token_ids.tolist() == llm.generate([5, 6, 7], GREEDY)[0].token_ids.tolist()
+    with pytest.raises(EngineError, match=r"max_batch_size 99 is more than the 4 engine .* was built for"):
+        LLM(llm.engine.path, device="cpu", max_batch_size=99)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"device": "tpu"}, "Unknown device 'tpu'; choose auto, cuda or cpu."),
+        ({"kv_cache_fraction": 0.0}, "kv_cache_fraction must lie in"),
+        ({"policy": "lifo"}, "Unknown batching policy 'lifo'"),
+        ({"precision": "fp7"}, "fp7"),
+        ({"max_batch_size": 0}, "max_batch_size"),
+    ],
+)
+def test_bad_options_are_one_sentence(cache: Path, options: dict[str, object], sentence: str) -> None:
+    with pytest.raises(EngineError, match=sentence) as caught:
+        LLM("tiny-llama", **{"device": "cpu", "max_batch_size": 4, "max_num_tokens": 64, "max_seq_len": 128, **options})  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+
+
+def test_text_without_a_tokenizer_and_mismatched_parameters_raise(llm: LLM) -> None:
+    with pytest.raises(EngineError, match="has no tokenizer: give prompts as token ids"):
+        llm.generate("hello", GREEDY)
+    with pytest.raises(EngineError, match="2 prompts came with 1 sampling parameters"):
+        llm.generate([[1], [2]], [GREEDY])
+
+
+def test_a_cache_that_holds_no_page_is_refused(llm: LLM) -> None:
+    from trtllm_engines.runtime.device_state import pages_within
+
+    with pytest.raises(EngineError, match="No room for the KV cache"):
+        pages_within(llm.plan, 1000)
+
+
+@pytest.mark.model
+def test_smollm2_answers_in_text(smollm2: Path, cache: Path) -> None:
+    with LLM(smollm2, device="cpu", max_batch_size=4, max_num_tokens=128, max_seq_len=256) as llm:
+        answer = llm.chat([{"role": "user", "content": "What is the capital of France?"}], SamplingParams(max_tokens=24))
+        assert "Paris" in answer.text
+        assert answer.finish_reason == "stop"
+        params = SamplingParams(max_tokens=24, stop=("Pa",))
+        stopped = llm.generate("The capital of France is the city of", params)[0]
+        chunks = list(llm.stream("The capital of France is the city of", params))
+        assert stopped.finish_reason == "stop"
+        assert "Pa" not in stopped.text
+        assert "".join(chunk.text for chunk in chunks) == stopped.text

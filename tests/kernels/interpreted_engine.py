@@ -1,0 +1,119 @@
+"""Whole plans in Triton's CPU interpreter: every launch the compiler chose, over the arena it planned, against the references.
+
+Prints one JSON line a model and step. Started by test_interpreted.py. The arena starts as NaN, so a value read before it is written, or
+after its memory was given to another, shows in the logits.
+"""
+
+import json
+import math
+from dataclasses import replace
+
+import interpreted
+import torch
+
+from trtllm_engines.compile import compile_model
+from trtllm_engines.config import ModelConfig, RopeConfig
+from trtllm_engines.plan import Plan, Profile
+from trtllm_kernels.expr import evaluate
+from trtllm_kernels.ops import OPS
+from trtllm_kernels.specs import DTYPES
+
+ARCH = "sm_90"
+PROFILE = Profile(max_batch_size=4, max_num_tokens=48, max_seq_len=160, page_size=16)
+LLAMA = ModelConfig(
+    name="small-llama",
+    architecture="LlamaForCausalLM",
+    hidden_size=48,
+    num_layers=2,
+    num_heads=6,
+    num_kv_heads=2,
+    head_dim=16,
+    intermediate_size=80,
+    vocab_size=97,
+    max_position_embeddings=160,
+    norm_eps=1e-5,
+    rope=RopeConfig(theta=10000.0, rotary_dim=16),
+)
+MODELS = {
+    "llama": LLAMA,
+    "gptj": replace(
+        LLAMA,
+        architecture="GPTJForCausalLM",
+        num_heads=3,
+        num_kv_heads=3,
+        mlp_bias=True,
+        rope=RopeConfig(10000.0, rotary_dim=8, interleaved=True),
+    ),
+}
+STEPS = {"context": ((17, 5, 1), (17, 5, 1), 0), "mixed": ((1, 1, 30), (18, 6, 31), 2), "decode": ((1, 1, 1), (19, 7, 32), 3)}
+"""(query_lens, kv_lens, decodes) of three sequences, one step after another."""
+
+
+def step_inputs(plan: Plan, name: str) -> tuple[dict[str, torch.Tensor], dict[str, int]]:
+    query_lens, kv_lens, decodes = STEPS[name]
+    tokens = sum(query_lens)
+    torch.manual_seed(tokens)
+    context = torch.randint(0, 97, (tokens,)).int()
+    context[:decodes] = -1
+    starts = torch.tensor([0, *query_lens]).cumsum(0).int()
+    inputs = {
+        "context_tokens": context,
+        "seq_slots": torch.tensor([2, 0, 3], dtype=torch.int32),
+        "query_start": starts,
+        "kv_lens": torch.tensor(kv_lens, dtype=torch.int32),
+        "logit_rows": (starts[1:] - 1).contiguous(),
+        "last_tokens": torch.arange(PROFILE.max_batch_size + 1, dtype=torch.int32) + 11,
+        "block_table": torch.randperm(50, generator=torch.Generator().manual_seed(0)).int().view(5, 10),
+    }
+    return inputs, {"T": tokens, "R": 3, "D": decodes, "S": 3}
+
+
+def by_references(plan: Plan, memory: dict[str, torch.Tensor]) -> torch.Tensor:
+    values = dict(memory)
+    for op in plan.ops:
+        result = OPS[op.op].reference(*(values[name] if name else None for name in op.inputs), **op.attrs)
+        values.update(zip(op.outputs, result if isinstance(result, tuple | list) else [result], strict=True))
+    return values["logits"]
+
+
+def arena_views(plan: Plan) -> dict[str, torch.Tensor]:
+    arena = torch.full((plan.arena_bytes,), 255, dtype=torch.uint8)
+    most = {"T": PROFILE.max_num_tokens, "R": PROFILE.max_batch_size, "D": PROFILE.max_batch_size, "S": PROFILE.max_batch_size}
+    specs = dict(plan.values)
+    for op in plan.ops:
+        specs.update(op.tactics[ARCH].workspaces)
+    views = {}
+    for name, buffer in plan.buffers.items():
+        shape = [evaluate(dim, most) for dim in specs[name].shape]
+        kind = DTYPES[specs[name].dtype]
+        views[name] = arena[buffer.offset : buffer.offset + math.prod(shape) * kind.itemsize].view(kind).view(shape)
+    return views
+
+
+def main() -> None:
+    for model, config in MODELS.items():
+        compiled = compile_model(config, "fp32", PROFILE, arches=(ARCH,), weights_source={"kind": "dummy", "seed": 0})
+        plan = compiled.plan
+        torch.manual_seed(1)
+        weights = {name: torch.randn(spec.shape) * spec.shape[-1] ** -0.5 for name, spec in plan.weights.items()}
+        cache = torch.full((config.num_layers, 50, 2, config.num_kv_heads, 16, config.head_dim), torch.nan)
+        caches = (cache, cache.clone())
+        views = arena_views(plan)
+        for step in STEPS:
+            inputs, symbols = step_inputs(plan, step)
+            memory = {**weights, **compiled.constants, **inputs}
+            expected = by_references(plan, {**memory, "kv_cache": caches[0]})
+            tensors = {**memory, "kv_cache": caches[1], **views}
+            for op in plan.ops:
+                interpreted.run_launches(op.tactics[ARCH], tensors, symbols)
+            worst = float((views["logits"][:3] - expected).abs().max())
+            same_cache = bool(torch.allclose(*caches, rtol=1e-4, atol=1e-5, equal_nan=True))
+            print(
+                json.dumps({"case": f"{model}-{step}", "worst": worst, "scale": float(expected.std()), "same_cache": same_cache}),
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    interpreted.make_interpreter_exact()
+    main()

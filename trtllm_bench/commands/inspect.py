@@ -1,0 +1,27 @@
+"""`inspect`: what an engine holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def command(
+    engine: Annotated[Path, typer.Argument(metavar="ENGINE", help="Engine folder made by build.")],
+    verify: Annotated[bool, typer.Option("--verify", help="Hash every byte, weights included.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+) -> None:
+    """Print what an engine holds: ops, kernels, memory, fingerprint."""
+    from trtllm_engines.inspect import describe, render
+
+    found = describe(engine, verify=verify)
+    if as_json:
+        import json
+
+        typer.echo(json.dumps(found, indent=2, default=str))
+        return
+    from rich.console import Console
+
+    Console(highlight=False).print(render(found))
