@@ -118,8 +118,8 @@ def _sections(d: Mapping[str, Any]) -> Iterator[RenderableType]:
         "model": f"{model['name']}: {model['architecture']}, {model['parameters'] / 1e6:,.1f} M parameters",
         "": f"{model['num_layers']} layers, hidden {model['hidden_size']}, {heads}, vocabulary {model['vocab_size']}",
         "precision": f"{d['precision']}, KV cache {d['kv_dtype']}",
-        "profile": f"{profile['max_batch_size']} sequences, {profile['max_num_tokens']} tokens a step, sequences to {profile['max_seq_len']}, "
-        f"pages of {profile['page_size']}",
+        "profile": f"{profile['max_batch_size']} sequences, {profile['max_num_tokens']} tokens a step, "
+        f"sequences to {profile['max_seq_len']}, pages of {profile['page_size']}",
         "weights": f"{weights['tensors']} tensors, {_size(weights['bytes'])}, {origin}",
         "memory": f"activations {_size(memory['activation_arena_bytes'])} (without sharing {_size(memory['sum_of_values_bytes'])}), "
         f"KV {_size(memory['kv_bytes_per_token'])} a token, {_size(memory['kv_bytes_at_profile'])} for a full profile",

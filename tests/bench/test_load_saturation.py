@@ -1,0 +1,146 @@
+"""The search against targets whose saturation is known: a curve, and a queue in virtual time."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from trtllm_bench.errors import BenchError
+from trtllm_bench.load.clock import FakeClock
+from trtllm_bench.load.driver import Drive, run_load
+from trtllm_bench.load.saturation import Good, Probe, Search, design_effect, find_saturation
+from trtllm_bench.load.scripted import Script, VirtualTarget
+from trtllm_results.metrics import goodput_mask
+from trtllm_workloads.arrivals import Poisson
+from trtllm_workloads.lengths import Correlated, Fixed
+from trtllm_workloads.synthetic import synthetic
+
+TRUTH = 37.0
+
+
+class Curve:
+    """Requests are good independently with a share that falls through 0.95 exactly at `TRUTH`."""
+
+    def __init__(self, seed: int, requests: int = 400, steepness: float = 8.0) -> None:
+        self.rng, self.requests, self.steepness = np.random.default_rng(seed), requests, steepness
+        self.loads: list[float] = []
+
+    def share(self, load: float) -> float:
+        return 1 / (1 + (0.05 / 0.95) * (load / TRUTH) ** self.steepness)
+
+    def __call__(self, load: float) -> Good:
+        self.loads.append(load)
+        return np.asarray(self.rng.random(self.requests) < self.share(load))
+
+
+@pytest.mark.parametrize("start", [1.0, 37.0, 500.0])
+def test_the_truth_lies_in_the_answer(start: float) -> None:
+    wrong = 0
+    for seed in range(60):
+        found = find_saturation(Curve(seed), start, Search())
+        wrong += not found.passed <= TRUTH <= found.failed
+    assert wrong <= 3  # 95% confidence: 3 of 60
+
+
+def test_more_requests_narrow_the_answer() -> None:
+    def width(requests: int) -> float:
+        answers = [find_saturation(Curve(seed, requests), 10.0, Search(tolerance=0.02)) for seed in range(12)]
+        return float(np.median([math.log(answer.failed / answer.passed) for answer in answers]))
+
+    assert width(6400) < 0.5 * width(400)
+
+
+def test_clear_cases_are_decided_in_one_run_each() -> None:
+    curve = Curve(0, requests=1000, steepness=200.0)
+    found = find_saturation(curve, 4.0, Search())
+    assert len(curve.loads) == len(found.probes)
+    assert found.failed / found.passed <= 1.05
+    assert found.passed <= TRUTH <= found.failed
+
+
+def test_a_doubtful_load_is_repeated_pooled_and_called_undecided() -> None:
+    curve = Curve(3, requests=300)
+    probe_loads = find_saturation(curve, TRUTH, Search(repeats=4)).probes
+    assert probe_loads[0].verdict == "undecided"
+    assert len(probe_loads[0].runs) == 4
+
+
+def test_concurrency_is_searched_in_whole_numbers() -> None:
+    loads: list[float] = []
+
+    def measure(load: float) -> Good:
+        loads.append(load)
+        return np.full(300, load <= 23)
+
+    found = find_saturation(measure, 1.0, Search(whole=True, tolerance=1e-6))
+    assert (found.passed, found.failed) == (23.0, 24.0)
+    assert all(load == round(load) for load in loads)
+
+
+def test_nothing_passes_and_nothing_fails() -> None:
+    none = find_saturation(lambda load: np.zeros(300, bool), 4.0, Search(whole=True))
+    assert none.passed == 0
+    assert none.failed == 1
+    everything = find_saturation(lambda load: np.ones(300, bool), 1.0, Search(highest=50.0))
+    assert math.isinf(everything.failed)
+    assert [probe.load for probe in everything.probes] == [1, 2, 4, 8, 16, 32, 50]
+
+
+def test_correlated_requests_count_for_less() -> None:
+    rng = np.random.default_rng(0)
+    independent = rng.random(1000) < 0.8
+    clumped = np.repeat(rng.random(20) < 0.8, 50)
+    assert design_effect([independent]) < 3
+    assert design_effect([clumped]) > 15
+    low, high = Probe(1.0, [clumped]).interval(2.0)
+    assert high - low > 3 * np.diff(Probe(1.0, [independent]).interval(2.0))[0]
+
+
+def test_interval_of_a_perfect_run_is_wilsons() -> None:
+    low, high = Probe(1.0, [np.ones(100, bool)]).interval(1.96)
+    assert low == pytest.approx(100 / (100 + 1.96**2), abs=1e-9)
+    assert high == pytest.approx(1.0)
+
+
+def test_least_requests_is_just_enough_to_pass() -> None:
+    search = Search(attainment=0.99)
+    enough = search.least_requests()
+    assert Probe(1.0, [np.ones(enough, bool)]).interval(search.z)[0] > 0.99
+    assert Probe(1.0, [np.ones(enough - 3, bool)]).interval(search.z)[0] < 0.99
+
+
+def test_a_queue_saturates_where_queueing_theory_says() -> None:
+    """One server, 0.1 s a request: M/D/1. At 95% within 0.5 s the limit is where P(wait <= 0.4 s) = 0.95, utilisation 0.745.
+
+    P(W <= 4 D) from Erlang's series for M/D/1, which crosses 0.95 between 0.74 and 0.76.
+    """
+
+    def within_four(utilisation: float) -> float:
+        terms = [(-utilisation * (4 - k)) ** k / math.factorial(k) * math.exp(utilisation * (4 - k)) for k in range(5)]
+        return (1 - utilisation) * sum(terms)
+
+    truth = next(u for u in np.arange(0.5, 1, 0.001) if within_four(u) < 0.95) * 10
+    seed = iter(range(1000))
+
+    def measure(rate: float) -> Good:
+        clock = FakeClock()
+        workload = synthetic(3000, Correlated(Fixed(8), Fixed(1)), arrivals=Poisson(rate), seed=next(seed))
+        result = run_load(
+            workload.requests(),
+            VirtualTarget(clock, Script(ttft_s=0.1, itl_s=0.0, slots=1)),
+            Drive(open_loop=True, warmup_requests=100),
+            clock,
+        )
+        return goodput_mask(result.measured, {"e2e": 500.0})
+
+    found = find_saturation(measure, 1.0, Search(tolerance=0.1))
+    assert found.passed <= truth <= found.failed
+    assert found.failed / found.passed < 1.5
+
+
+@pytest.mark.parametrize("wrong", [{"attainment": 1.0}, {"confidence": 0.0}, {"tolerance": 0.0}, {"repeats": 0}])
+def test_settings_that_make_no_sense_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(BenchError, match="must"):
+        Search(**wrong)  # type: ignore[arg-type]

@@ -1,0 +1,292 @@
+"""The engine folder: what is built is what is loaded, damage and foreign machines are refused by name, and writing is all or nothing."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from compiler_models import LLAMA, checkpoint
+from safetensors.torch import save_file
+
+import trtllm_engines.build as build_module
+from trtllm_engines import engine_dir
+from trtllm_engines.build import build, refit
+from trtllm_engines.engine_dir import check_files, load_engine, rebuild_command
+from trtllm_engines.errors import EngineError
+from trtllm_engines.fingerprint import Target, compatible_arch, parse_arches
+from trtllm_engines.graph import trace
+from trtllm_engines.plan import Profile
+from trtllm_engines.weights.dummy import DummyWeights
+from trtllm_engines.weights.write import assemble
+
+PROFILE = Profile(max_batch_size=4, max_num_tokens=64, max_seq_len=64)
+CPU = torch.device("cpu")
+HF_CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "vocab_size": 97,
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+}
+
+
+@pytest.fixture(scope="module")
+def hf_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    (folder / "config.json").write_text(json.dumps(HF_CONFIG))
+    save_file(checkpoint(trace(LLAMA, "fp32", PROFILE)), folder / "model.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def built(hf_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(hf_folder, "fp32", out=tmp_path_factory.mktemp("engines") / "engine", profile=PROFILE)
+
+
+@pytest.fixture
+def engine(built: Path, tmp_path: Path) -> Path:
+    """A copy to spoil."""
+    return Path(shutil.copytree(built, tmp_path / "copy"))
+
+
+def edit_plan(engine: Path, **fields: object) -> None:
+    data = json.loads((engine / "engine.json").read_text())
+    data["fingerprint"] |= fields
+    (engine / "engine.json").write_text(json.dumps(data))
+
+
+def test_loaded_weights_are_the_models_stacked(built: Path, hf_folder: Path) -> None:
+    loaded = load_engine(built)
+    tensors = loaded.tensors("cpu")
+    original = checkpoint(trace(LLAMA, "fp32", PROFILE))
+    assert set(tensors) == {*loaded.plan.weights, *loaded.plan.constants}
+    for name in loaded.plan.weights:
+        assert torch.equal(tensors[name], torch.cat([original[part] for part, _ in loaded.plan.weight_parts[name]]))
+    assert loaded.plan.config.hidden_size == 64
+    assert loaded.plan.profile == PROFILE
+    assert loaded.arch == "cpu"
+    assert loaded.tokenizer is None
+
+
+def test_dummy_engines_store_no_weights_and_draw_the_same_ones_each_time(tmp_path: Path) -> None:
+    out = build("tiny-llama", "bf16", out=tmp_path / "e", profile=PROFILE, seed=7)
+    assert not (out / "rank0.safetensors").exists()
+    loaded = load_engine(out)
+    first, second = loaded.tensors("cpu"), loaded.tensors("cpu")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    name = "model.layers.0.mlp.gate_up_proj.weight"
+    assert torch.equal(first[name], assemble(loaded.plan, name, DummyWeights(7), CPU))
+
+
+def test_building_again_replaces_the_engine(engine: Path) -> None:
+    build("tiny-llama", "fp32", out=engine, profile=PROFILE)
+    assert load_engine(engine).plan.model["name"] == "tiny-llama"
+    assert [p.name for p in engine.parent.iterdir()] == [engine.name]
+
+
+def test_a_folder_that_is_no_engine_is_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(EngineError, match="exists and is not an engine folder"):
+        build("tiny-llama", "fp32", out=tmp_path, profile=PROFILE)
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_failed_build_leaves_the_old_engine_and_no_litter(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = (engine / "engine.json").read_text()
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(build_module, "_copy_tokenizer", full)
+    with pytest.raises(EngineError, match="no space left on disk while writing the engine to"):
+        build("tiny-llama", "fp32", out=engine, profile=PROFILE)
+    assert (engine / "engine.json").read_text() == before
+    assert [p.name for p in engine.parent.iterdir()] == [engine.name]
+
+
+def test_too_little_space_is_said_before_writing(hf_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(EngineError, match=r"no space for the engine at .*: it needs 0\.0 GiB and 0\.0 GiB are free"):
+        build(hf_folder, "fp32", out=tmp_path / "e", profile=PROFILE)
+
+
+def test_unwritable_output(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(EngineError, match="cannot write the engine to"):
+        build("tiny-llama", "fp32", out=tmp_path / "file" / "engine", profile=PROFILE)
+
+
+def test_read_only_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**_: object) -> str:  # root, as in a container, may write anywhere: the refusal is acted
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(engine_dir.tempfile, "mkdtemp", refuse)
+    with pytest.raises(EngineError, match=r"cannot write the engine to .* \(Permission denied\); choose a folder you may write to"):
+        build("tiny-llama", "fp32", out=tmp_path / "engine", profile=PROFILE)
+
+
+@pytest.mark.parametrize("name", ["engine.json", "constants.safetensors", "rank0.safetensors", "config.json"])
+@pytest.mark.parametrize("damage", ["truncated", "altered", "missing"])
+def test_damage_is_named(engine: Path, name: str, damage: str) -> None:
+    file = engine / name
+    content = bytearray(file.read_bytes())
+    if damage == "truncated":
+        file.write_bytes(content[:-10])
+    elif damage == "altered":
+        content[-3] ^= 1
+        file.write_bytes(content)
+    else:
+        file.unlink()
+    expected = "is not an engine: it has no" if (name, damage) == ("engine.json", "missing") else f"{name} (is|was) (damaged|{damage})"
+    with pytest.raises(EngineError, match=expected) as caught:
+        load_engine(engine)
+    assert name in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_large_files_are_sampled_at_load_and_read_whole_on_request(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_dir, "_SAMPLE_ABOVE", 10_000)
+    monkeypatch.setattr(engine_dir, "_SAMPLE_BYTES", 16)
+    engine_dir._write_checksums(engine)
+    file = engine / "rank0.safetensors"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2 + 100] ^= 1  # between two samples
+    file.write_bytes(content)
+    check_files(engine)
+    with pytest.raises(EngineError, match=r"rank0\.safetensors was altered"):
+        check_files(engine, "full")
+    content[-1] ^= 1  # in the last sample
+    file.write_bytes(content)
+    with pytest.raises(EngineError, match=r"rank0\.safetensors was altered"):
+        check_files(engine)
+
+
+def test_no_engine_here(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="no engine at .*: there is no such folder"):
+        load_engine(tmp_path / "absent")
+    with pytest.raises(EngineError, match=r"is not an engine: it has no engine\.json"):
+        load_engine(tmp_path)
+
+
+def test_other_format_and_kernel_abi_are_refused(engine: Path) -> None:
+    edit_plan(engine, format_version=99)
+    with pytest.raises(
+        EngineError, match="has folder format version 99 but this release runs version 1; rebuild with: trtllm-bench build --model"
+    ):
+        load_engine(engine)
+    edit_plan(engine, format_version=1, kernel_abi=0)
+    with pytest.raises(EngineError, match="has kernel ABI version 0 but this release runs version"):
+        load_engine(engine)
+
+
+def test_other_architecture_and_older_driver_are_refused(tmp_path: Path) -> None:
+    out = build("tiny-llama", "bf16", out=tmp_path / "e", profile=PROFILE, arches=("sm_80",))
+    assert load_engine(out, Target("sm_80", "580.65.06")).arch == "sm_80"
+    assert load_engine(out, Target("sm_86", "580.65.06")).arch == "sm_80"
+    with pytest.raises(
+        EngineError, match=r"was built for sm_80 but this GPU \(NVIDIA H100\) is sm_90; rebuild with: trtllm-bench build .*--arch sm_90"
+    ):
+        load_engine(out, Target("sm_90", "580.65.06", "NVIDIA H100"))
+    with pytest.raises(EngineError, match=r"needs NVIDIA driver \S+ or later but this machine has 450\.80\.02"):
+        load_engine(out, Target("sm_80", "450.80.02"))
+
+
+def test_a_cpu_engine_on_a_gpu_is_refused(built: Path) -> None:
+    with pytest.raises(EngineError, match="was built for cpu but this GPU is sm_90"):
+        load_engine(built, Target("sm_90", "580.65.06"))
+
+
+def test_which_machine_code_runs_where() -> None:
+    assert compatible_arch(("sm_80", "sm_89"), "sm_89") == "sm_89"
+    assert compatible_arch(("sm_80", "sm_86"), "sm_89") == "sm_86"
+    assert compatible_arch(("sm_89",), "sm_80") is None
+    assert compatible_arch(("sm_90",), "sm_100") is None
+    assert compatible_arch(("cpu", "sm_80"), "sm_90") is None
+    with pytest.raises(EngineError, match="unknown architecture 'sm_12'; supported are cpu, sm_80"):
+        parse_arches(["sm_12"])
+
+
+def test_the_rebuild_command_rebuilds_the_same_plan(engine: Path, tmp_path: Path) -> None:
+    """Parsed as the command line would, it gives the plan back."""
+    plan = load_engine(engine).plan
+    words = rebuild_command(plan, tmp_path / "again").split()
+    assert words[:2] == ["trtllm-bench", "build"]
+    flags = dict(zip(words[2::2], words[3::2], strict=True))
+    profile = Profile(*(int(flags[f"--{name}"]) for name in ("max-batch-size", "max-num-tokens", "max-seq-len", "page-size")))
+    again = build(
+        flags["--model"],
+        flags["--precision"],
+        weights=flags["--weights"],
+        arches=flags["--arch"].split(","),
+        profile=profile,
+        out=flags["--out"],
+    )
+    assert load_engine(again).plan == plan
+
+
+def test_kernels_are_stored_for_every_architecture_and_spill_nothing(tmp_path: Path) -> None:
+    stages = []
+    out = build(
+        "tiny-llama",
+        "bf16",
+        out=tmp_path / "e",
+        profile=PROFILE,
+        arches=("sm_80", "sm_90"),
+        progress=lambda stage, done, total: stages.append((stage, done, total)),
+    )
+    for arch in ("sm_80", "sm_90"):
+        engine = load_engine(out, Target(arch, "999"))
+        keys = {kernel.key for op in engine.plan.ops for kernel in op.tactics[arch].kernels}
+        assert {p.stem for p in (out / "kernels" / arch).glob("*.cubin")} == keys
+        for key in keys:
+            cubin = engine.cubin(key)
+            assert cubin.code[:4] == b"\x7fELF"
+            assert cubin.info.arch == arch
+            assert cubin.info.spill_bytes == 0
+        assert (f"kernels {arch}", len(keys), len(keys)) in stages
+
+
+def test_refit_swaps_weights_and_recompiles_nothing(engine: Path, hf_folder: Path, tmp_path: Path) -> None:
+    before = load_engine(engine)
+    new = checkpoint(trace(LLAMA, "fp32", PROFILE), seed=9)
+    save_file(new, tmp_path / "model.safetensors")
+    refit(engine, tmp_path)
+    after = load_engine(engine)
+    assert torch.equal(after.tensors("cpu")["lm_head.weight"], new["lm_head.weight"])
+    assert replace(after.plan, weights_source={}) == replace(before.plan, weights_source={})
+    refit(engine, "dummy", seed=4)
+    assert not (engine / "rank0.safetensors").exists()
+    drawn = load_engine(engine).tensors("cpu")["lm_head.weight"]
+    assert torch.equal(drawn, DummyWeights(4).read("lm_head.weight", (97, 64), torch.float32, CPU))
+
+
+def test_refit_with_weights_that_do_not_fit_changes_nothing(engine: Path, tmp_path: Path) -> None:
+    save_file({"lm_head.weight": torch.zeros(5, 5)}, tmp_path / "model.safetensors")
+    before = {p.name: p.read_bytes() for p in engine.iterdir() if p.is_file()}
+    with pytest.raises(EngineError, match="is missing from|has shape"):
+        refit(engine, tmp_path)
+    assert {p.name: p.read_bytes() for p in engine.iterdir() if p.is_file()} == before
+
+
+def test_marked_outputs_join_the_plan_and_unknown_ones_are_refused(tmp_path: Path) -> None:
+    out = build("tiny-llama", "fp32", out=tmp_path / "e", profile=PROFILE, mark_outputs=["model.layers.1.add", "model.layers.1.add"])
+    assert load_engine(out).plan.outputs == ("logits", "model.layers.1.add")
+    with pytest.raises(EngineError, match=r"cannot mark 'model\.layers\.1\.ad' as an output: .* near it are model\.layers\.1\.add"):
+        build("tiny-llama", "fp32", out=tmp_path / "f", profile=PROFILE, mark_outputs=["model.layers.1.ad"])
+
+
+def test_unknown_precision() -> None:
+    with pytest.raises(EngineError, match="unknown precision 'fp4'; supported are fp32, fp16, bf16"):
+        build("tiny-llama", "fp4", out="unused", profile=PROFILE)

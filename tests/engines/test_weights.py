@@ -1,0 +1,236 @@
+"""The three sources of weights, and what each says when a weight is not there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from compiler_models import LLAMA, PROFILE, checkpoint
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from trtllm_engines.compile import compile_model
+from trtllm_engines.errors import EngineError
+from trtllm_engines.graph import trace
+from trtllm_engines.presets import resolve_model
+from trtllm_engines.weights import dummy, open_weights
+from trtllm_engines.weights.dummy import DummyWeights, draw
+from trtllm_engines.weights.gguf_file import GgufWeights, unpermute
+from trtllm_engines.weights.write import assemble, write_safetensors
+from trtllm_kernels.types import TensorSpec
+
+CPU = torch.device("cpu")
+
+
+def uint32_reference(name: str, seed: int, count: int) -> np.ndarray:
+    """The generator's definition in NumPy's unsigned arithmetic, which wraps by rule."""
+    import hashlib
+
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    before, between = (np.frombuffer(digest[i : i + 4], np.uint32)[0] for i in (0, 4))
+    x = np.arange(count, dtype=np.uint32) ^ before
+    x ^= x >> np.uint32(16)
+    x = x * np.uint32(0x7FEB352D) + between
+    x ^= x >> np.uint32(15)
+    x = x * np.uint32(0x846CA68B)
+    x ^= x >> np.uint32(16)
+    return sum(((x >> np.uint32(8 * i)) & np.uint32(255)).astype(np.int64) for i in range(4)) - 510
+
+
+def test_generator_is_its_definition() -> None:
+    out = torch.empty(1000, 3)
+    draw(out, "a.weight", 5)
+    std = 1 / np.sqrt(3)
+    expected = uint32_reference("a.weight", 5, 3000).astype(np.float32) * np.float32(std / np.sqrt(4 * (256**2 - 1) / 12))
+    np.testing.assert_array_equal(out.flatten().numpy(), expected)
+
+
+@settings(deadline=None)
+@given(chunk=st.integers(50, 5000), size=st.integers(1, 4000))
+def test_generated_values_do_not_depend_on_chunks(chunk: int, size: int) -> None:
+    whole, chunked = torch.empty(size), torch.empty(size)
+    draw(whole, "w", 0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dummy, "_CHUNK", {"cpu": chunk})
+        draw(chunked, "w", 0)
+    assert torch.equal(whole, chunked)
+
+
+def test_generated_matrices_are_bell_shaped_with_the_scale_of_their_fan_in() -> None:
+    w = torch.empty(512, 1024)
+    draw(w, "w", 0)
+    z = w * 32
+    assert abs(z.mean()) < 0.01
+    assert z.std() == pytest.approx(1.0, abs=0.01)
+    assert (z.abs() < 1).float().mean() == pytest.approx(0.683, abs=0.02)  # uniform would give 0.577
+    assert len(z.unique()) > 900
+    rows = torch.corrcoef(w[:64])
+    assert (rows - torch.eye(64)).abs().max() < 0.17  # 5 standard deviations of 1/sqrt(1024)
+
+
+def test_names_and_seeds_give_different_weights() -> None:
+    drawn = []
+    for name, seed in (("a", 0), ("b", 0), ("a", 1)):
+        out = torch.empty(4096)
+        draw(out, name, seed)
+        drawn.append(out)
+    correlation = torch.corrcoef(torch.stack(drawn)) - torch.eye(3)
+    assert correlation.abs().max() < 0.08
+
+
+def test_norms_are_near_one_and_biases_small() -> None:
+    norm, bias = torch.empty(4096), torch.empty(4096)
+    draw(norm, "norm.weight", 0)
+    draw(bias, "q_proj.bias", 0)
+    assert norm.mean() == pytest.approx(1.0, abs=0.01)
+    assert bias.std() == pytest.approx(0.02, abs=0.001)
+
+
+def test_generator_refuses_more_elements_than_it_can_count() -> None:
+    with pytest.raises(EngineError, match="counts to 2\\^31"):
+        draw(torch.empty(1, device="meta").expand(1 << 31), "huge", 0)
+
+
+def test_a_merged_weight_is_its_parts() -> None:
+    plan = compile_model(LLAMA, "bf16", PROFILE, weights_source={"kind": "dummy", "seed": 3}).plan
+    name = "model.layers.1.self_attn.qkv_proj.weight"
+    merged = assemble(plan, name, DummyWeights(3), CPU)
+    parts = [DummyWeights(3).read(part, shape, torch.bfloat16, CPU) for part, shape in plan.weight_parts[name]]
+    assert merged.dtype == torch.bfloat16
+    assert torch.equal(merged, torch.cat(parts))
+
+
+def test_written_safetensors_are_read_by_the_library(tmp_path: Path) -> None:
+    tensors = {"a": torch.randn(3, 5), "b": torch.randn(7).bfloat16(), "c": torch.arange(4, dtype=torch.int32)}
+    specs = {"a": TensorSpec((3, 5), "fp32"), "b": TensorSpec((7,), "bf16"), "c": TensorSpec((4,), "int32")}
+    write_safetensors(tmp_path / "x.safetensors", specs, lambda name: tensors[name])
+    loaded = load_file(tmp_path / "x.safetensors")
+    assert loaded.keys() == tensors.keys()
+    assert all(torch.equal(loaded[name], tensors[name]) for name in tensors)
+
+
+def sharded(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
+    names = list(tensors)
+    halves = {"one.safetensors": names[::2], "two.safetensors": names[1::2]}
+    for file, part in halves.items():
+        save_file({name: tensors[name] for name in part}, folder / file)
+    index = {"weight_map": {name: file for file, part in halves.items() for name in part}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def test_shards_are_read_by_name(tmp_path: Path) -> None:
+    tensors = checkpoint(trace(LLAMA, "fp32", PROFILE))
+    sharded(tmp_path, tensors)
+    source = open_weights(tmp_path)
+    for name, tensor in tensors.items():
+        assert torch.equal(source.read(name, tuple(tensor.shape), torch.float32, CPU), tensor)
+
+
+def test_missing_weights_are_named(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="not 'dummy' and no such folder"):
+        open_weights(tmp_path / "absent")
+    with pytest.raises(EngineError, match=r"holds no weights: neither \*\.safetensors nor model\.safetensors\.index\.json"):
+        open_weights(tmp_path)
+    tensors = {"a.weight": torch.zeros(2, 3), "b.weight": torch.zeros(4)}
+    sharded(tmp_path, tensors)
+    source = open_weights(tmp_path)
+    with pytest.raises(EngineError, match=r"weight c\.weight is missing from .* \(expected shape \[4\]\)"):
+        source.read("c.weight", (4,), torch.float32, CPU)
+    with pytest.raises(EngineError, match=r"weight a\.weight in .* has shape \[2, 3\] but the model's config\.json asks for \[3, 2\]"):
+        source.read("a.weight", (3, 2), torch.float32, CPU)
+    (tmp_path / "two.safetensors").write_bytes((tmp_path / "two.safetensors").read_bytes()[:-4])
+    with pytest.raises(EngineError, match=r"two\.safetensors is not a whole safetensors file"):
+        open_weights(tmp_path)
+    (tmp_path / "two.safetensors").unlink()
+    with pytest.raises(EngineError, match=r"lacks two\.safetensors \(1 of 2 shards are missing\)"):
+        open_weights(tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(EngineError, match="is not a safetensors index"):
+        open_weights(tmp_path)
+
+
+def permute(values: np.ndarray, heads: int) -> np.ndarray:
+    """What llama.cpp's converter does to q and k."""
+    rows = values.shape[0]
+    return values.reshape(heads, 2, rows // heads // 2, *values.shape[1:]).swapaxes(1, 2).reshape(values.shape)
+
+
+def write_gguf(path: Path, tensors: dict[str, torch.Tensor], quantized: bool, architecture: str = "llama") -> None:
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_block_count(LLAMA.num_layers)
+    writer.add_context_length(LLAMA.max_position_embeddings)
+    writer.add_embedding_length(LLAMA.hidden_size)
+    writer.add_feed_forward_length(LLAMA.intermediate_size)
+    writer.add_head_count(LLAMA.num_heads)
+    writer.add_head_count_kv(LLAMA.num_kv_heads)
+    writer.add_layer_norm_rms_eps(LLAMA.norm_eps)
+    writer.add_rope_freq_base(LLAMA.rope.theta)
+    writer.add_eos_token_id(2)
+    from trtllm_engines.weights.gguf_file import _stored_name
+
+    for name, tensor in tensors.items():
+        values = tensor.numpy()
+        if architecture == "llama" and ".q_proj." in name:
+            values = permute(values, LLAMA.num_heads)
+        if architecture == "llama" and ".k_proj." in name:
+            values = permute(values, LLAMA.num_kv_heads)
+        stored = _stored_name(name)
+        assert stored is not None
+        if quantized and values.ndim == 2:
+            kind = gguf.GGMLQuantizationType.Q8_0
+            writer.add_tensor(stored, gguf.quants.quantize(values, kind), raw_dtype=kind)
+        else:
+            writer.add_tensor(stored, np.ascontiguousarray(values))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+def test_gguf_gives_back_config_and_weights(tmp_path: Path, quantized: bool) -> None:
+    tensors = checkpoint(trace(LLAMA, "fp32", PROFILE))
+    path = tmp_path / "test-llama.gguf"
+    write_gguf(path, tensors, quantized)
+    config = resolve_model(path).config
+    assert config == LLAMA.__class__.from_dict({**LLAMA.to_dict(), "eos_token_ids": [2]})
+    source = GgufWeights(path)
+    for name, tensor in tensors.items():
+        read = source.read(name, tuple(tensor.shape), torch.float32, CPU)
+        if quantized and tensor.dim() == 2:
+            assert (read - tensor).abs().max() <= tensor.abs().max() / 127  # one Q8_0 step
+        else:
+            assert torch.equal(read, tensor)
+
+
+def test_gguf_of_qwen_is_not_permuted(tmp_path: Path) -> None:
+    tensors = checkpoint(trace(LLAMA, "fp32", PROFILE))
+    write_gguf(tmp_path / "q.gguf", tensors, quantized=False, architecture="qwen2")
+    name = "model.layers.0.self_attn.q_proj.weight"
+    assert torch.equal(GgufWeights(tmp_path / "q.gguf").read(name, (64, 64), torch.float32, CPU), tensors[name])
+
+
+def test_gguf_errors(tmp_path: Path) -> None:
+    path = tmp_path / "x.gguf"
+    path.write_bytes(b"not a gguf file at all")
+    with pytest.raises(EngineError, match=r"x\.gguf is not a whole GGUF file"):
+        resolve_model(path)
+    tensors = checkpoint(trace(LLAMA, "fp32", PROFILE))
+    write_gguf(path, tensors, quantized=False, architecture="bloom")
+    with pytest.raises(EngineError, match="GGUF architecture 'bloom' is not supported; supported are llama, qwen2, qwen3"):
+        resolve_model(path)
+    del tensors["model.norm.weight"]
+    write_gguf(path, tensors, quantized=False)
+    with pytest.raises(EngineError, match=r"weight model\.norm\.weight \(output_norm\.weight in GGUF\) is missing"):
+        GgufWeights(path).read("model.norm.weight", (64,), torch.float32, CPU)
+
+
+@given(heads=st.integers(1, 4), half=st.integers(1, 8), columns=st.integers(1, 3))
+def test_unpermute_undoes_permute(heads: int, half: int, columns: int) -> None:
+    values = np.arange(heads * 2 * half * columns).reshape(-1, columns)
+    np.testing.assert_array_equal(unpermute(permute(values, heads), heads), values)
