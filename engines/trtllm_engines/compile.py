@@ -21,7 +21,10 @@ from trtllm_engines.plan import LOGITS, STEP_INPUTS, Op, ParallelLayout, Plan, P
 from trtllm_kernels.ops import OPS
 from trtllm_kernels.types import TensorSpec
 
-PRECISIONS = ("fp32", "fp16", "bf16")
+PRECISIONS = ("fp32", "fp16", "bf16", "fp8")
+KV_DTYPES = ("auto", "fp16", "bf16", "fp32", "fp8")
+_WIDE = {"fp8": "bf16"}
+"""What activations are in a quantized engine."""
 
 
 @dataclass(frozen=True)
@@ -39,13 +42,16 @@ def compile_model(
     *,
     arches: Sequence[str] = ("cpu",),
     weights_source: Mapping[str, Any],
+    kv_dtype: str = "auto",
     mark_outputs: Sequence[str] = (),
 ) -> Compiled:
     """Raises `EngineError` for an unknown precision or marked node, and for sequences the model cannot express."""
     if precision not in PRECISIONS:
         raise EngineError(f"unknown precision {precision!r}; supported are {', '.join(PRECISIONS)}")
     config.check_sequence_length(profile.max_seq_len)
-    graph = trace(config, precision, profile)
+    graph = trace(config, _WIDE.get(precision, precision), profile)
+    graph.quantized = precision == "fp8"
+    graph.kv_dtype = _kv_dtype(precision, kv_dtype)
     run_passes(graph)
     ops, values = export(graph)
     outputs = (LOGITS, *_marked(mark_outputs, values))
@@ -56,12 +62,13 @@ def compile_model(
     plan = Plan(
         model=config.to_dict(),
         precision=precision,
-        kv_dtype=precision,
+        kv_dtype=graph.kv_dtype or graph.dtype,
         profile=profile,
         parallel=ParallelLayout(),
         fingerprint=make_fingerprint(arches),
         weights=graph.weights,
         weight_parts={name: graph.parts(name) for name in graph.weights},
+        weight_recipes=dict(graph.recipes),
         constants=constants,
         weights_source=weights_source,
         values=values,
@@ -71,6 +78,18 @@ def compile_model(
         outputs=outputs,
     )
     return Compiled(plan, graph.constants)
+
+
+def _kv_dtype(precision: str, asked: str) -> str:
+    """`fp8`, or "" for a cache of the activations' type. `auto` quantizes the cache of a quantized engine."""
+    wide = _WIDE.get(precision, precision)
+    if asked not in KV_DTYPES:
+        raise EngineError(f"unknown KV cache dtype {asked!r}; supported are {', '.join(KV_DTYPES)}")
+    if asked == "fp8" and wide == "fp32":
+        raise EngineError("an fp8 KV cache needs 16-bit activations; use precision fp8, bf16 or fp16")
+    if asked not in ("auto", "fp8", wide):
+        raise EngineError(f"a {precision} engine can keep its KV cache in {wide} or fp8, not {asked}")
+    return "fp8" if asked == "fp8" or (asked == "auto" and precision == "fp8") else ""
 
 
 def export(graph: ModelGraph) -> tuple[tuple[Op, ...], dict[str, TensorSpec]]:
@@ -95,9 +114,10 @@ def export(graph: ModelGraph) -> tuple[tuple[Op, ...], dict[str, TensorSpec]]:
             values[name] = specs[index] if isinstance(specs, tuple) else specs
             output_names.append(name)
         definition = OPS[op]
-        tensors, attrs = node.args[: len(definition.tensors)], node.args[len(definition.tensors) :]
-        inputs = tuple("" if argument is None else names[argument] for argument in tensors)
-        ops.append(Op(str(node.meta["label"]), op, inputs, tuple(output_names), dict(zip(definition.attrs, attrs, strict=True))))
+        arguments: dict[str, Any] = dict(zip((a.name for a in definition.overload._schema.arguments), node.args, strict=True))
+        inputs = tuple("" if arguments[name] is None else names[arguments[name]] for name in definition.tensors)
+        attrs = {name: arguments[name] for name in definition.attrs}
+        ops.append(Op(str(node.meta["label"]), op, inputs, tuple(output_names), attrs))
     return tuple(ops), values
 
 

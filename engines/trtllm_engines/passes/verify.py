@@ -120,12 +120,13 @@ def _check_use(graph: ModelGraph, node: fx.Node, stage: str) -> None:
 def _check_arguments(node: fx.Node, arguments: Any, stage: str) -> None:
     """Floating-point tensors of one op share a dtype, unless the op says otherwise: the rope table is fp32, the cache has its own."""
     definition = OPS[op_name(node)]
-    named = zip(definition.tensors, arguments, strict=False)
-    dtypes = {spec.dtype for name, spec in named if name not in ("cos_sin", "kv_cache") and spec is not None} - {"int32"}
-    if len(dtypes) > 1:
+    by_name = dict(zip((a.name for a in node.target._schema.arguments), arguments, strict=True))
+    named = ((name, by_name[name]) for name in definition.tensors)
+    dtypes = {spec.dtype for name, spec in named if name not in ("cos_sin", "kv_cache") and "scale" not in name and spec is not None} - {"int32"}
+    if len(dtypes) > 1 and not (op_name(node) == "linear" and dtypes == {"fp8", "bf16"} and by_name["bias"] is not None):
         raise VerifyError(f"after {stage}: {_describe(node)} mixes {', '.join(sorted(dtypes))}")
     if op_name(node) == "linear":
-        x, weight, bias = arguments
+        x, weight, bias = arguments[:3]
         if x.shape[1] != weight.shape[1] or (bias is not None and bias.shape[0] != weight.shape[0]):
             raise VerifyError(f"after {stage}: {_describe(node)} multiplies {x.shape} by {weight.shape}")
     if op_name(node) in ("add", "silu_mul", "add_rms_norm", "add_layer_norm") and arguments[0].shape != arguments[1].shape:
@@ -134,6 +135,8 @@ def _check_arguments(node: fx.Node, arguments: Any, stage: str) -> None:
 
 def _check_stacks(graph: ModelGraph, stage: str) -> None:
     for name, spec in graph.weights.items():
+        if graph.recipes.get(name, "").endswith("scale"):
+            continue
         parts = [shape for _, shape in graph.parts(name)]
         if sum(p[0] for p in parts) != spec.shape[0] or any(p[1:] != spec.shape[1:] for p in parts):
             raise VerifyError(f"after {stage}: weight {name} is {spec.shape} but its parts are {parts}")
@@ -152,8 +155,7 @@ def _check_cache_order(graph: ModelGraph, stage: str) -> None:
 
 
 def _attr_index(node: fx.Node, name: str) -> int:
-    definition = OPS[op_name(node)]
-    return len(definition.tensors) + definition.attrs.index(name)
+    return [a.name for a in OPS[op_name(node)].overload._schema.arguments].index(name)
 
 
 def _attr(node: fx.Node, name: str) -> Any:

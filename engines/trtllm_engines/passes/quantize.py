@@ -1,0 +1,58 @@
+"""Makes every product but the lm_head's fp8: weights with one scale a tensor, inputs with one static scale, and asks for an fp8 KV cache.
+
+Inserted plainly, as a `quantize` before each product; `push_quantize` then moves each into the op that makes its input. Products that read the same
+tensor share its scale, so it is quantized once. The lm_head stays wide: it is 6% of an 8B model's weights and errors there go straight into
+the logits. Scales are weights of the engine, read from the checkpoint when calibrated there (ModelOpt's names).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import fx
+
+from trtllm_engines.graph import ModelGraph, call, scale_weight
+
+LM_HEAD = "lm_head"
+
+
+def apply(graph: ModelGraph) -> None:
+    if graph.quantized:
+        _quantize_products(graph)
+    if graph.kv_dtype:
+        _quantize_cache(graph)
+
+
+def _quantize_products(graph: ModelGraph) -> None:
+    quantized: dict[fx.Node, tuple[fx.Node, fx.Node]] = {}
+    for node in graph.nodes("linear"):
+        x, weight, bias = node.args[:3]
+        name = str(weight.target)
+        if LM_HEAD in name or graph.weights[name].dtype == "fp8" or str(node.meta["label"]) == LM_HEAD:
+            continue
+        sources = [part.removesuffix("weight") + "input_scale" for part, _ in graph.parts(name)]
+        with graph.fx.inserting_before(node):
+            if x not in quantized:
+                scale = scale_weight(graph, name.removesuffix("weight") + "input_scale", sources, "input_scale")
+                quantized[x] = call(graph.fx, "quantize", x, scale, label=f"{node.meta['label']}.quantize"), scale
+            else:
+                shared = str(quantized[x][1].target)
+                graph.sources[shared] = (*graph.sources[shared], *sources)
+            codes, scale = quantized[x]
+            graph.weights[name] = replace(graph.weights[name], dtype="fp8")
+            graph.sources.setdefault(name, (name,))
+            weight_scale = scale_weight(graph, f"{name}_scale", graph.sources[name], "weight_scale")
+            product = call(graph.fx, "linear", codes, weight, bias, scale, weight_scale, label=str(node.meta["label"]))
+        node.replace_all_uses_with(product)
+        graph.fx.erase_node(node)
+
+
+def _quantize_cache(graph: ModelGraph) -> None:
+    graph.inputs["kv_cache"] = replace(graph.inputs["kv_cache"], dtype=graph.kv_dtype)
+    for write, read in zip(graph.nodes("rope_kv_write"), graph.nodes("paged_attention"), strict=True):
+        module = str(write.meta["label"]).removesuffix(".rope_kv_write")
+        attention = module.removesuffix(".attn")
+        with graph.fx.inserting_before(write):
+            scales = [scale_weight(graph, f"{module}.{n}_scale", [f"{attention}.{n}_proj.{n}_scale"], "kv_scale") for n in ("k", "v")]
+        write.args = (*write.args[:-2], *scales)
+        read.args = (*read.args[:-3], *scales, None)
