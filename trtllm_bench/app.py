@@ -72,6 +72,10 @@ class CommandFolder(MutableMapping[str, Any]):
         return len(self._names)
 
 
+def _first_line(command: Any) -> str:
+    return (command.help or "").strip().split("\n")[0].rstrip(".")
+
+
 def _without_boxes(command: Any) -> None:
     """Plain help everywhere: half the start-up time of rich help, and readable in a log."""
     command.rich_markup_mode = None
@@ -91,7 +95,7 @@ class LazyGroup(TyperGroup):
         listed = {name for names in PANELS.values() for name in names}
         others = tuple(name for name in self.commands if name not in listed)
         for panel, names in {**PANELS, "Other": others}.items():
-            present = [(name.ljust(width), self.commands[name].get_short_help_str(76 - width)) for name in names if name in self.commands]
+            present = [(name.ljust(width), _first_line(self.commands[name])) for name in names if name in self.commands]
             if present:
                 with formatter.section(panel):
                     formatter.write_dl(present)

@@ -16,7 +16,9 @@ from typing import Any, cast
 
 import numpy.typing as npt
 
+from trtllm_bench import ceilings
 from trtllm_bench.build_progress import build_progress
+from trtllm_bench.costs import ModelCost, utilisation
 from trtllm_bench.errors import BenchError
 from trtllm_bench.load.native import NativeTarget
 from trtllm_bench.machine import arch_of, gpus
@@ -30,6 +32,8 @@ from trtllm_engines.llm import LLM
 from trtllm_engines.plan import Profile
 from trtllm_engines.presets import resolve_model
 from trtllm_engines.runtime.scheduler import POLICIES, Policy
+from trtllm_results.environment import Environment
+from trtllm_results.metrics import RequestLog
 from trtllm_workloads.request import Workload
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -127,6 +131,7 @@ class NativeSession:
         self._build_s = time.perf_counter() - began
         plan = load_engine(self._folder).plan
         profile = plan.profile
+        named = self._wish.engine_dir is not None
         files = json.loads((self._folder / CHECKSUMS).read_text())
         weights = files.pop(WEIGHTS, None)
         source = dict(plan.weights_source)
@@ -139,9 +144,9 @@ class NativeSession:
             precision=plan.precision,
             settings={
                 "policy": self._wish.policy,
-                "max_batch_size": profile.max_batch_size,
-                "max_num_tokens": profile.max_num_tokens,
-                "max_seq_len": profile.max_seq_len,
+                "max_batch_size": (named and self._wish.max_batch_size) or profile.max_batch_size,
+                "max_num_tokens": (named and self._wish.max_num_tokens) or profile.max_num_tokens,
+                "max_seq_len": (named and self._wish.max_seq_len) or profile.max_seq_len,
                 "page_size": profile.page_size,
                 "kv_cache_fraction": self._wish.kv_cache_fraction,
                 "device": device_of(self._wish.device),
@@ -161,12 +166,23 @@ class NativeSession:
         measurement = drive(NativeTarget(loop), workload, load, on_requests, self._gpus)
         steps = loop.log.rows()[begun:]
         steps = steps[steps["done_s"] >= float(measurement.log.intended_s.min())]
-        more = _step_figures(steps, loop.scheduler.pool.capacity) | {"load_s": self._load_s, "build_s": self._build_s}
+        more = (
+            _step_figures(steps, loop.scheduler.pool.capacity)
+            | self._utilisation(measurement.log, steps)
+            | {"load_s": self._load_s, "build_s": self._build_s}
+        )
         return replace(
             measurement,
             figures={**measurement.figures, **more},
             steps={name: steps[name] for name in steps.dtype.names or ()},
         )
+
+    def _utilisation(self, log: RequestLog, steps: npt.NDArray[Any]) -> dict[str, float]:
+        """MFU and MBU, once `trtllm-bench ceilings` has measured this device."""
+        found = ceilings.cached(Environment.capture(use_gpu=self._gpus > 0))
+        if found is None:
+            return {}
+        return utilisation(ModelCost.of(self._ready().plan), found, log, steps, max(self._gpus, 1))
 
     def _ready(self) -> LLM:
         if self._llm is None:

@@ -21,7 +21,7 @@ KvFraction = Annotated[
     float, typer.Option("--kv-cache-free-gpu-mem-fraction", min=0.01, max=1.0, help="Share of free memory given to the KV cache.")
 ]
 Policy = Annotated[str, typer.Option("--scheduler-policy", help="guaranteed_no_evict, max_utilization or static_batch.")]
-Target = Annotated[str, typer.Option("--target", help="native (our engine), null or fake (no model; they test the driver).")]
+Target = Annotated[str, typer.Option("--target", help="native (our engine), a server's address, null or fake (these test the driver).")]
 Dataset = Annotated[
     str | None, typer.Option("--dataset", help="JSON lines in NVIDIA's format, a trace, a workload .toml, or a shipped workload's name.")
 ]
@@ -31,7 +31,7 @@ Isl = Annotated[int | None, typer.Option("--isl", min=1, help="Input sequence le
 Osl = Annotated[int | None, typer.Option("--osl", min=1, help="Output sequence length, tokens (default 128).")]
 RequestRate = Annotated[float | None, typer.Option("--request-rate", help="Requests/s of an open loop (Poisson).")]
 Burstiness = Annotated[float, typer.Option("--burstiness", help="Shape of gamma gaps; 1 is Poisson, below 1 burstier.")]
-Warmup = Annotated[int, typer.Option("--warmup", min=0, help="Requests run before measuring.")]
+Warmup = Annotated[int, typer.Option("--warmup", min=0, help="Requests run before measuring, with short outputs.")]
 MaxLag = Annotated[float, typer.Option("--max-lag-ms", help="Void the run when the driver itself sends this late (p99).")]
 Goodput = Annotated[str | None, typer.Option("--goodput", help="Limits in ms, such as ttft:200,tpot:50,e2e:5000.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of prompts, arrivals and dummy weights.")]

@@ -7,13 +7,14 @@ distrust them. What only our engine has (building, loading, step records) is in 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from trtllm_bench.errors import RunFailure
 from trtllm_bench.load.driver import Drive, run_load
+from trtllm_bench.load.http import HttpTarget
 from trtllm_bench.load.judge import commonest_failure, judge
 from trtllm_bench.load.scripted import NullTarget, Script, ScriptedTarget
 from trtllm_bench.load.target import Target
@@ -21,6 +22,9 @@ from trtllm_bench.measure import Identity, Load, Measurement, OnRequests
 from trtllm_bench.telemetry import Telemetry
 from trtllm_results.metrics import figures
 from trtllm_workloads.request import Workload
+
+WARMUP_TOKENS = 16
+"""Most output tokens of a warm-up request: prefill and decode at the cell's batch are met, and no more time is spent."""
 
 
 @dataclass
@@ -31,9 +35,11 @@ class DrivenSession:
     name: str
     version: str = "1"
     settings: Mapping[str, Any] = field(default_factory=dict)
+    model: str = ""
+    precision: str = ""
 
     def identity(self) -> Identity:
-        return Identity(self.name, self.version, settings=self.settings)
+        return Identity(self.name, self.version, model=self.model, precision=self.precision, settings=self.settings)
 
     def measure(self, workload: Workload, load: Load, on_requests: OnRequests) -> Measurement:
         return drive(self.target, workload, load, on_requests)
@@ -43,6 +49,13 @@ class DrivenSession:
 
     def close(self) -> None:
         pass
+
+
+def server_session(url: str) -> DrivenSession:
+    """An OpenAI-compatible server. It does not say what precision it serves with. Raises `RunFailure` when it is not there."""
+    target = HttpTarget(url)
+    model = target.check()
+    return DrivenSession(target, "http", version="", settings={"url": url}, model=model, precision="as served")
 
 
 def scripted_session(name: str, concurrency: int) -> DrivenSession:
@@ -57,7 +70,9 @@ def drive(target: Target, workload: Workload, load: Load, on_requests: OnRequest
     """Warm up, send the workload under telemetry of `gpus` GPUs, and judge what came back. Raises `RunFailure` when nothing succeeded."""
     requests = workload.requests()
     if load.warmup:
-        run_load(workload.head(load.warmup).requests(), target, Drive(concurrency=load.concurrency))
+        first = workload.head(load.warmup)
+        short = replace(first, output_tokens=np.minimum(first.output_tokens, WARMUP_TOKENS), after=None, arrival_s=np.zeros(0))
+        run_load(short.requests(), target, Drive(concurrency=load.concurrency))
     with Telemetry(gpus) as telemetry:
         how = Drive(concurrency=load.concurrency, open_loop=load.open_loop)
         result = run_load(requests, target, how, on_requests=on_requests, gpus=max(gpus, 1))

@@ -67,18 +67,32 @@ def default_model(
         if model is not None or precision is not None:
             raise BenchError("--engine-dir already says model and precision; give either it or --model and --precision")
         return None, None
+    if is_url(target):
+        return model, precision
     gpu = runs_on_gpu(target, device)
     return model or ("llama-3.1-8b" if gpu else "tiny-llama"), precision or ("bf16" if gpu else "fp32")
 
 
 def check_target(target: str, wish: EngineWish) -> None:
     """Finds bad input before anything is built or measured. Raises `BenchError` or the engine's errors."""
+    if is_url(target):
+        from trtllm_bench.load.http import HttpTarget
+
+        HttpTarget(target).check()
+        return
     if target not in TARGETS:
-        raise BenchError(f"unknown target '{target}'; choose from {', '.join(TARGETS)}")
+        raise BenchError(
+            f"unknown target '{target}'; choose from {', '.join(TARGETS)}, or the address of a server such as http://127.0.0.1:8000"
+        )
     if target == "native":
         from trtllm_bench import native
 
         native.check(wish)
+
+
+def is_url(target: str) -> bool:
+    """Whether a target is an OpenAI-compatible server's address."""
+    return target.startswith(("http://", "https://"))
 
 
 def runs_on_gpu(target: str, device: str) -> bool:
@@ -95,8 +109,10 @@ def open_session(target: str, wish: EngineWish) -> Session:
         from trtllm_bench import native
 
         return native.NativeSession(wish)
-    from trtllm_bench.session import scripted_session
+    from trtllm_bench.session import scripted_session, server_session
 
+    if is_url(target):
+        return server_session(target)
     return scripted_session(target, wish.max_batch_size or 1)
 
 

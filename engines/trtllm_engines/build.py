@@ -62,7 +62,7 @@ def build(
         for arch in arches:
             _compile_kernels(plan, arch, folder, report)
         _write_weights(plan, source, folder, report)
-        _copy_tokenizer(resolved, folder)
+        _copy_tokenizer(resolved.path or _existing(weights), folder)
     return out
 
 
@@ -106,15 +106,20 @@ def _write_weights(plan: Plan, source: WeightSource, folder: Path, report: Progr
     )
 
 
-def _copy_tokenizer(model: ModelSource, folder: Path) -> None:
-    if model.path is None:
+def _existing(weights: str | Path) -> Path | None:
+    return Path(weights) if Path(weights).exists() else None
+
+
+def _copy_tokenizer(origin: Path | None, folder: Path) -> None:
+    """From the model's folder or file; a preset takes that of the weights it is built with."""
+    if origin is None:
         return
-    if model.path.is_file():
+    if origin.is_file():
         from trtllm_engines.weights.gguf_file import GgufFile
         from trtllm_engines.weights.gguf_tokenizer import write_tokenizer
 
-        write_tokenizer(GgufFile(model.path), folder)
+        write_tokenizer(GgufFile(origin), folder)
         return
     for name in COPIED:
-        if (model.path / name).is_file():
-            shutil.copyfile(model.path / name, folder / name)
+        if (origin / name).is_file():
+            shutil.copyfile(origin / name, folder / name)

@@ -124,4 +124,4 @@ def common_words(labels: list[str]) -> tuple[str, list[str]]:
     """What all cell labels share, and each label without it (`all` when nothing is left): narrow tables say the rest once."""
     split = [label.split() for label in labels]
     shared = [word for word in split[0] if all(word in words for words in split)] if len(labels) > 1 and len(set(labels)) > 1 else []
-    return " ".join(shared), [" ".join(word for word in words if word not in shared) or "all" for words in split]
+    return " ".join(shared), [" ".join(word for word in words if word not in shared) or "all" * bool(words) for words in split]

@@ -6,15 +6,18 @@ import asyncio
 import json
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 from aiohttp import web
 
+from trtllm_bench.__main__ import main
 from trtllm_bench.errors import BenchError, RunFailure
 from trtllm_bench.load.driver import Drive, run_load
 from trtllm_bench.load.http import HttpTarget, laid_over
 from trtllm_results import metrics
+from trtllm_results.store import Store
 from trtllm_workloads.synthetic import fixed
 
 TTFT_S, ITL_S = 0.10, 0.02
@@ -150,6 +153,17 @@ def test_stopping_early_drops_what_is_open(mirror: Mirror) -> None:
         target.submit(request, 0.0)
     target.stop()
     assert delivered == []
+
+
+def test_a_servers_address_is_a_target_of_the_command_line(mirror: Mirror, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = tmp_path / "r.json"
+    flags = ["--isl", "5", "--osl", "4", "--num-requests", "6", "--warmup", "1", "--report-json", str(report), "--out", str(tmp_path / "s")]
+    assert main(["latency", "--target", url(mirror), *flags]) == 0
+    assert json.loads(report.read_text())["streaming_metrics"]["avg_ttft_ms"] == pytest.approx(TTFT_S * 1e3, abs=30)
+    (row,) = Store(tmp_path / "s").rows()
+    assert (row.cell.model, row.cell.target, row.cell.precision) == ("mirror", "http", "as served")
+    assert main(["latency", "--target", "http://127.0.0.1:9", *flags]) == 1
+    assert "no server answers at" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("tokens", "pieces"), [(1, 1), (5, 5), (9, 3), (2, 7), (100, 33)])

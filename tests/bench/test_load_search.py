@@ -15,8 +15,8 @@ FAKE = ["search", "--target", "fake", "--isl", "8", "--osl", "20", "--max-batch-
 
 def test_the_limit_of_a_known_server_is_bracketed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report = tmp_path / "r.json"
-    quick = ["--duration", "0.7", "--tolerance", "0.8", "--repeats", "1", "--start", "25", "--report-json", str(report)]
-    assert main([*FAKE, "--goodput", "e2e:400", *quick, "--out", str(tmp_path / "store")]) == 0
+    quick = ["--duration", "1.5", "--tolerance", "0.8", "--repeats", "1", "--start", "25", "--report-json", str(report)]
+    assert main([*FAKE, "--goodput", "e2e:200", *quick, "--out", str(tmp_path / "store")]) == 0
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines()[:-1])) <= 80
     found = json.loads(report.read_text())

@@ -235,3 +235,17 @@ def test_text_for_an_engine_without_a_tokenizer(capsys: pytest.CaptureFixture[st
     assert "no prompt" in refused(capsys, "generate", "--engine-dir", engine)
     assert "temperature" in refused(capsys, "generate", "--engine-dir", engine, "--token-ids", 1, "--temperature", -1)
     assert "whole numbers" in refused(capsys, "generate", "--engine-dir", engine, "--token-ids", "a")
+
+
+def test_a_recipe_says_what_to_build_and_flags_win(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    recipe = tmp_path / "r.toml"
+    recipe.write_text('model = "tiny-llama"\nprecision = "bf16"\narches = ["cpu"]\nmax_batch_size = 2\nmax_num_tokens = 16\nmax_seq_len = 32\n')
+    assert run(capsys, "build", "--recipe", recipe, "--max-seq-len", 64, "--out", tmp_path / "e")[0] == 0
+    code, out, _ = run(capsys, "inspect", tmp_path / "e", "--json", "--verify")
+    found = json.loads(out)
+    assert code == 0
+    assert found["precision"] == "bf16"
+    assert found["profile"] == {"max_batch_size": 2, "max_num_tokens": 16, "max_seq_len": 64, "page_size": 32}
+    assert "no recipe" in refused(capsys, "build", "--recipe", "nonsense")
+    assert "no model named" in refused(capsys, "build")
+    assert "max_num_tokens 4" in refused(capsys, "build", "--recipe", recipe, "--max-num-tokens", 4, "--max-batch-size", 8)

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
+from trtllm_bench.__main__ import main
 from trtllm_results.record import Row
 from trtllm_results.store import Store
-
-
-def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "trtllm_bench", *map(str, arguments)], capture_output=True, text=True, timeout=120)
 
 
 @pytest.fixture(scope="module")
@@ -23,17 +19,15 @@ def store(tmp_path_factory: pytest.TempPathFactory, sweep_rows: list[Row]) -> Pa
     return folder
 
 
-def test_plot_all_draws_what_it_can_and_says_what_it_cannot(store: Path, tmp_path: Path) -> None:
-    done = run("plot", "all", store, "--out", tmp_path, "--format", "svg", "--where", "isl=128")
-    assert done.returncode == 0, done.stderr
+def test_plot_all_draws_what_it_can_and_says_what_it_cannot(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plot", "all", str(store), "--out", str(tmp_path), "--format", "svg", "--where", "isl=128", "--where", "osl=128"]) == 0
     drawn = {path.stem for path in tmp_path.glob("*.svg")}
     assert drawn == {"throughput", "latency", "pareto", "percentiles", "precision", "roofline", "energy"}
-    assert "scaling      not drawn: The scaling plot needs" in done.stdout
+    assert "scaling      not drawn: The scaling plot needs" in capsys.readouterr().out
 
 
 def test_dashboard_writes_one_file(store: Path, tmp_path: Path) -> None:
-    done = run("dashboard", store, "--out", tmp_path / "page.html")
-    assert done.returncode == 0, done.stderr
+    assert main(["dashboard", str(store), "--out", str(tmp_path / "page.html")]) == 0
     assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
     assert [p.name for p in tmp_path.iterdir()] == ["page.html"]
 
@@ -52,13 +46,13 @@ def test_dashboard_writes_one_file(store: Path, tmp_path: Path) -> None:
         (["dashboard", "FOREIGN"], "not one of trtllm-bench"),
     ],
 )
-def test_mistakes_are_one_sentence_and_exit_3(arguments: list[str], sentence: str, store: Path, tmp_path: Path) -> None:
-    import pandas as pd
-
+def test_mistakes_are_one_sentence_and_exit_3(
+    arguments: list[str], sentence: str, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     foreign = tmp_path / "foreign.parquet"
     pd.DataFrame({"a": [1]}).to_parquet(foreign)
-    done = run(*(a.replace("STORE", str(store)).replace("FOREIGN", str(foreign)) for a in arguments))
-    assert done.returncode == 3
-    assert sentence in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
-    assert done.stdout == ""
+    assert main([a.replace("STORE", str(store)).replace("FOREIGN", str(foreign)) for a in arguments]) == 3
+    said = capsys.readouterr()
+    assert sentence in said.err
+    assert len(said.err.strip().splitlines()) == 1
+    assert said.out == ""

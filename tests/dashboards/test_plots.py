@@ -69,6 +69,12 @@ def test_a_single_run_is_hollow_and_said_to_be_of_unknown_spread(
     assert set(markers) == {"white"}
 
 
+def test_a_ratio_of_two_repeats_is_said_to_have_a_t_interval(make_rows: Callable[..., list[Row]], make_grid: Callable[..., Any]) -> None:
+    said = texts(figure("precision", Material({"": make_rows(make_grid(), repeats=2)})))
+    assert "t interval of the ratio" in said
+    assert "span the two" not in said
+
+
 def test_failed_cells_are_not_drawn(sweep_rows: list[Row]) -> None:
     drawn = figure("throughput", Material({"": sweep_rows}))
     assert max(max(line.get_xdata(), default=0) for ax in drawn.axes for line in ax.lines) == 1024

@@ -129,7 +129,7 @@ def test_unusable_configurations_are_refused_in_one_sentence(fields: dict[str, o
 
 
 def test_missing_field_is_named() -> None:
-    with pytest.raises(EngineError, match="config.json lacks 'vocab_size'"):
+    with pytest.raises(EngineError, match=r"config\.json lacks 'vocab_size'"):
         config_from_hf({k: v for k, v in BASE.items() if k != "vocab_size"}, "m")
 
 
@@ -154,7 +154,7 @@ def test_resolving_models(tmp_path: Path) -> None:
         resolve_model("lama-3.1-8b")
     other = tmp_path / "model.bin"
     other.touch()
-    with pytest.raises(EngineError, match="is a file but not a .gguf one"):
+    with pytest.raises(EngineError, match=r"is a file but not a \.gguf one"):
         resolve_model(other)
 
 

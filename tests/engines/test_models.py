@@ -5,6 +5,7 @@ The path is the user's: `save_pretrained` (in shards) -> config.json -> trace ->
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def reference_logits(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tenso
     bounds = inputs["query_start"].tolist()
     ids = inputs["token_ids"].long()
     with torch.no_grad():
-        rows = [model(ids[None, begin:end]).logits[0] for begin, end in zip(bounds, bounds[1:], strict=False)]
+        rows = [model(ids[None, begin:end]).logits[0] for begin, end in pairwise(bounds)]
     return torch.cat(rows)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -18,44 +19,50 @@ def command(
     arch: Annotated[
         str | None, typer.Option("--arch", help="List of sm_80, sm_86, sm_89, sm_90, cpu (default: this machine's GPU, else cpu).")
     ] = None,
-    max_batch_size: Annotated[int, typer.Option("--max-batch-size", min=1, help="Most sequences in a step.")] = 256,
-    max_num_tokens: Annotated[int, typer.Option("--max-num-tokens", min=1, help="Most tokens in a step.")] = 8192,
-    max_seq_len: Annotated[int, typer.Option("--max-seq-len", min=1, help="Longest sequence, prompt and output together.")] = 4096,
-    page_size: Annotated[int, typer.Option("--page-size", min=16, help="Tokens of a KV cache page, a power of two.")] = 32,
+    recipe: Annotated[str | None, typer.Option("--recipe", help="A ready recipe's name or a .toml; other flags win over it.")] = None,
+    max_batch_size: options.MaxBatchSize = None,
+    max_num_tokens: options.MaxNumTokens = None,
+    max_seq_len: options.MaxSeqLen = None,
+    page_size: Annotated[int | None, typer.Option("--page-size", min=16, help="Tokens of a KV cache page, a power of two.")] = None,
     mark_output: Annotated[list[str] | None, typer.Option("--mark-output", help="Value to add as an output; may be repeated.")] = None,
-    seed: options.Seed = 0,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Seed of dummy weights (default 0).")] = None,
     out: Annotated[Path | None, typer.Option("--out", "--output-dir", help="Engine folder (default: <model>-<precision>.engine).")] = None,
 ) -> None:
     """Build an engine ahead of time; works without a GPU."""
     import time
 
     from trtllm_bench.build_progress import build_progress
-    from trtllm_bench.machine import arch_of, gpus
-    from trtllm_engines.build import build
+    from trtllm_engines.build import DEFAULT_PROFILE, build
     from trtllm_engines.engine_dir import load_engine
-    from trtllm_engines.plan import Profile
+    from trtllm_engines.recipes import load_recipe
 
-    if model is None:
-        raise BenchError("--model is missing: a preset's name, or a folder with config.json")
-    found = gpus()
-    arches = [name.strip() for name in arch.split(",")] if arch else [arch_of(found[0]) if found else "cpu"]
-    kind = precision or ("fp32" if arches == ["cpu"] else "bf16")
-    folder = out or Path(f"{Path(model).name}-{kind}.engine")
-    profile = Profile(max_batch_size, max_num_tokens, max_seq_len, page_size)
+    chosen: dict[str, Any] = {"profile": DEFAULT_PROFILE} if recipe is None else load_recipe(recipe).build_arguments()
+    chosen |= {name: value for name, value in {"model": model, "weights": weights, "seed": seed}.items() if value is not None}
+    if "model" not in chosen:
+        raise BenchError("no model named; give --model (a preset, or a folder with config.json) or --recipe")
+    if arch is not None or recipe is None:
+        chosen["arches"] = _arches(arch)
+    if precision is not None or recipe is None:
+        chosen["precision"] = precision or ("fp32" if tuple(chosen["arches"]) == ("cpu",) else "bf16")
+    sizes = {"max_batch_size": max_batch_size, "max_num_tokens": max_num_tokens, "max_seq_len": max_seq_len, "page_size": page_size}
+    chosen["profile"] = replace(chosen["profile"], **{name: size for name, size in sizes.items() if size is not None})
+    folder = out or Path(f"{Path(chosen['model']).name}-{chosen['precision']}.engine")
     began = time.perf_counter()
     with build_progress() as report:
-        build(
-            model,
-            kind,
-            out=folder,
-            weights=weights or "auto",
-            seed=seed,
-            profile=profile,
-            arches=arches,
-            mark_outputs=mark_output or (),
-            progress=report,
-        )
+        build(**chosen, out=folder, mark_outputs=mark_output or (), progress=report)
     plan = load_engine(folder).plan
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 2**20
-    typer.echo(f"{folder}: {model} {kind} for {', '.join(plan.fingerprint.arches)}, {len(plan.ops)} ops, {size:,.1f} MiB")
+    typer.echo(
+        f"{folder}: {plan.config.name} {plan.precision} for {', '.join(plan.fingerprint.arches)}, {len(plan.ops)} ops, {size:,.1f} MiB"
+    )
     typer.echo(f"built in {time.perf_counter() - began:.1f} s")
+
+
+def _arches(names: str | None) -> tuple[str, ...]:
+    """Those named, else this machine's GPU, else none."""
+    from trtllm_bench.machine import arch_of, gpus
+
+    if names is not None:
+        return tuple(name.strip() for name in names.split(",") if name.strip())
+    found = gpus()
+    return (arch_of(found[0]) if found else "cpu",)

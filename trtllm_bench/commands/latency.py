@@ -31,7 +31,7 @@ def command(
     report_json: options.ReportJson = None,
     out: options.Out = None,
 ) -> None:
-    """Measure first-token and per-token latency, one request at a time."""
+    """Measure time to first token and per token, one request at a time."""
     from trtllm_bench.measure import Load
     from trtllm_bench.single import Single, case_of, run
     from trtllm_bench.wish import EngineWish, WorkloadWish, default_model

@@ -39,7 +39,7 @@ def command(
     target: Annotated[Text, typer.Option("--target", help="native (our engine), null or fake.")] = None,
     repeats: Annotated[Whole, typer.Option("--repeats", help="Measurements of each cell (default 1).")] = None,
     num_requests: Annotated[Whole, typer.Option("--num-requests", help="Requests a measurement (default: 4 full batches).")] = None,
-    warmup: Annotated[Whole, typer.Option("--warmup", help="Requests run before each measurement (default 2).")] = None,
+    warmup: Annotated[Whole, typer.Option("--warmup", help="Requests run before each measurement (default: a full batch).")] = None,
     max_lag_ms: Annotated[float | None, typer.Option("--max-lag-ms", help="Void a cell when the driver sends this late (p99).")] = None,
     weights: options.Weights = None,
     device: Annotated[Text, typer.Option("--device", help="auto, cpu or cuda.")] = None,
@@ -52,7 +52,7 @@ def command(
     out: Annotated[Path | None, typer.Option("--out", help="Folder for the results (default: runs/<time>).")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the sweep in --out; finished cells are not measured again.")] = False,
 ) -> None:
-    """Measure a grid of precision x batch x lengths; resumable; table, Parquet and JSON."""
+    """Measure a grid of precision, batch and lengths into a table."""
     given = dict(locals())
     flags = {name: value for name, value in given.items() if name not in ("spec", "out", "resume")}
     _run(spec, flags, out, resume)

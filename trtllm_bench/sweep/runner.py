@@ -88,17 +88,20 @@ class Sweep:
                 return earlier
             self.watcher.started(case, repeat, len(workload))
             began = time.perf_counter()
-            measurement = session.measure(workload, self._load(case), self.watcher.requests_done)
+            measurement: Measurement | None = session.measure(workload, self._load(case), self.watcher.requests_done)
         except Exception as error:
             if isinstance(error, ResultsError):
                 raise
+            measurement, row = None, self._rows.failed(cell, repeat, error)
+        if measurement is None:
+            # Only now: until the handler ends, the error's traceback holds on to what the cell had allocated.
             session.recover()
-            return self._keep(case, self._rows.failed(cell, repeat, error), 0.0)
+            return self._keep(case, row, 0.0)
         return self._keep(case, self._rows.measured(cell, repeat, measurement), time.perf_counter() - began, measurement)
 
     def _load(self, case: Case) -> Load:
         open_loop = self.spec.workload_wish(case).open_loop
-        return Load(0 if open_loop else case.batch, open_loop, self.spec.warmup, max_lag_ms=self.spec.max_lag_ms)
+        return Load(0 if open_loop else case.batch, open_loop, self.spec.warmup_of(case), max_lag_ms=self.spec.max_lag_ms)
 
     def _cell(self, case: Case, identity: Identity, workload: Workload | None = None) -> Cell:
         wish = self.spec.workload_wish(case)
@@ -107,7 +110,7 @@ class Sweep:
             rate = rate_of(wish, workload)
             if wish.dataset is not None:
                 isl, osl = mean_lengths(workload)
-        settings = {"warmup": self.spec.warmup, "burstiness": self.spec.burstiness if case.request_rate else None}
+        settings = {"warmup": self.spec.warmup_of(case), "burstiness": self.spec.burstiness if case.request_rate else None}
         return cell_of(
             self.spec.model,
             case.precision,

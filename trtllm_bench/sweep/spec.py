@@ -23,7 +23,7 @@ from trtllm_bench.wish import EngineWish, WorkloadWish
 Positive = Annotated[int, Field(ge=1)]
 Grid = Annotated[tuple[Positive, ...], Field(min_length=1)]
 SPEC_FILE = "sweep.json"
-MIN_REQUESTS, WAVES = 8, 4
+MIN_REQUESTS, WAVES, MIN_WARMUP = 8, 4, 2
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class SweepSpec(BaseModel):
     target: Literal["native", "null", "fake"] = "native"
     repeats: Positive = 1
     num_requests: Positive | None = None
-    warmup: Annotated[int, Field(ge=0)] = 2
+    warmup: Annotated[int, Field(ge=0)] | None = None
     max_lag_ms: Annotated[float, Field(gt=0)] = 25.0
     weights: str | None = None
     """`dummy`, a path, or None for the model's own (dummy for presets)."""
@@ -102,6 +102,10 @@ class SweepSpec(BaseModel):
     def requests_of(self, case: Case) -> int:
         """Requests measured in one repeat: as asked, else several full batches so that ramp-up and tail do not dominate."""
         return self.num_requests or max(MIN_REQUESTS, WAVES * case.batch)
+
+    def warmup_of(self, case: Case) -> int:
+        """Warm-up requests: as asked, else one full batch."""
+        return max(MIN_WARMUP, case.batch) if self.warmup is None else self.warmup
 
     def engine_wish(self, precision: str, max_seq_len: int) -> EngineWish:
         """One engine for all cells of a precision: its ranges cover the grid."""

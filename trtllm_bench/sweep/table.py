@@ -22,6 +22,8 @@ COLUMNS = (
     Column("ttft_p50_ms", "TTFT p50", unit="ms", kind="number", priority=1),
     Column("tpot_p50_ms", "TPOT p50", unit="ms", kind="number", priority=1),
     Column("e2e_p99_ms", "E2E p99", unit="ms", kind="number", priority=4),
+    Column("mfu_percent", "MFU", unit="%", kind="number", places=1, priority=5),
+    Column("mbu_percent", "MBU", unit="%", kind="number", places=1, priority=5),
     Column("power_mean_w", "power", unit="W", kind="number", priority=5),
     Column("status", kind="verdict"),
 )
@@ -50,6 +52,10 @@ def _line(repeats: Sequence[Row]) -> dict[str, Any]:
         values = [row.figures[column.key] for row in good if column.key in row.figures]
         if values:
             line[column.key] = statistics.fmean(values)
+    for name in ("mfu", "mbu"):
+        shares = [row.figures[name] for row in good if name in row.figures]
+        if shares:
+            line[f"{name}_percent"] = 100 * statistics.fmean(shares)
     rates = [row.figures["output_tokens_per_s"] for row in good if "output_tokens_per_s" in row.figures]
     if len(rates) > 1:
         line["spread"] = 100 * statistics.stdev(rates) / statistics.fmean(rates)

@@ -66,5 +66,7 @@ def draw(material: Material) -> Figure:
         ax.set_xlabel("batch size (sequences in flight)" if any(batch for batch, _ in loads) else "request rate")
         ax.set_ylabel(f"throughput / {base} throughput (ratio)")
         ax.tick_params(labelleft=True)
-    sheet.notes.append(style.uncertainty_note(drawn).replace("over repeats", "of the ratio") + f" Line at 1: {base}.")
+    known = ["Bars: 95% t interval of the ratio (Welch)"] if any(gain.n > 1 for gain in drawn) else []
+    single = ["hollow: a single run on one side, spread unknown"] if any(gain.n == 1 for gain in drawn) else []
+    sheet.notes.append("; ".join([*known, *single, f"line at 1: {base}."]))
     return sheet.finish(drawing, {k: style.Look(v.color, "s", "") for k, v in legend.items()}, marker_only=True)

@@ -39,7 +39,9 @@ def draw(material: Material) -> Figure:
     found = having(points(material.sets), FIGURE)
     counts = sorted({gpus(p) for p in found})
     if len(counts) < 2:
-        raise DashboardError(f"The scaling plot needs two GPU counts or more (--tp, --pp); the rows have {counts or 'no throughput'}.")
+        raise DashboardError(
+            f"The scaling plot needs two GPU counts or more (--tp, --pp); the rows have {', '.join(map(str, counts)) or 'no throughput'}."
+        )
     sheet = style.Sheet("Throughput with more GPUs", style.subtitle(found))
     panel_by = [d for d in ("model", "shape") if d in varying(found)]
     groups = style.limited(grouped(found, panel_by), sheet)

@@ -1,7 +1,7 @@
 """One run, request by request: waiting, prefill, decode, and how many requests ran at once.
 
 Of a large run 160 requests are drawn, evenly spaced in order of arrival and not at random: neighbours stay neighbours, so a stall shows as
-a step.
+a step. Of several runs the one under the highest load is drawn.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ Times = npt.NDArray[np.float64]
 
 
 def draw(material: Material) -> Figure:
-    for row in material.rows:
-        table = material.requests(row)
-        if row.status == "ok" and table is not None:
+    for row in sorted(material.rows, key=lambda r: (-r.cell.batch, -r.cell.request_rate)):
+        table = material.requests(row) if row.status == "ok" else None
+        if table is not None:
             break
     else:
         raise DashboardError(
@@ -88,16 +88,18 @@ def _bars(ax: Axes, arrival: Times, waited: Times, first: Times, end: Times) -> 
 
 
 def _load(ax: Axes, arrival: Times, first: Times, end: Times) -> None:
-    """Number of requests in the system, and of those decoding, as steps."""
+    """Number of requests in the system, and of those decoding, as steps; where one ends as another starts, the end counts first."""
+    from matplotlib.ticker import MaxNLocator
+
     for start, color, label in ((arrival, style.SOFT, "in the system"), (first, PHASES["decode"], "decoding")):
         times = np.concatenate([start, end])
         change = np.concatenate([np.ones(len(start)), -np.ones(len(end))])
-        order = np.argsort(times, kind="stable")
+        order = np.lexsort((change, times))
         ax.step(
             np.concatenate([[0.0], times[order]]), np.concatenate([[0.0], np.cumsum(change[order])]), where="post", color=color, label=label
         )
     ax.set_ylim(bottom=0)
-    ax.margins(y=0.15)
-    ax.legend(loc="upper right", ncols=2, fontsize=8)
+    ax.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    ax.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.2, ncols=2, fontsize=8)
     ax.set_ylabel("requests (count)")
     ax.set_xlabel("time since the first arrival (s)")

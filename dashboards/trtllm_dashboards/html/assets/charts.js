@@ -169,6 +169,11 @@ function rooflineTraces() {
   return [{ x: [low, 1, high], y: [low, 1, 1], mode: "lines", name: "roof", line: { color: css("--ink"), width: 2 }, hoverinfo: "skip" }, ...placed];
 }
 
+function decades(values) {
+  const sizes = values.filter((v) => v > 0);
+  return Math.log10(Math.max(...sizes) / Math.min(...sizes));
+}
+
 function css(name) { return getComputedStyle(document.documentElement).getPropertyValue(name).trim(); }
 
 function layoutOf(spec, traces) {
@@ -181,7 +186,7 @@ function layoutOf(spec, traces) {
       return { ...found, type: "log", tickvals: shown, ticktext: shown.map((v) => (v < 1e5 ? String(v) : compact(v))) };
     }
     const tickformat = values.some((v) => v >= 1e4) ? "~s" : ",~g";
-    return log ? { ...found, type: "log", dtick: "D2", tickformat, nticks: 8 } : { ...found, rangemode: "tozero", tickformat };
+    return log ? { ...found, type: "log", dtick: decades(values) < 1 ? "D1" : innerWidth < 640 && decades(values) > 2 ? 1 : "D2", tickformat } : { ...found, rangemode: "tozero", tickformat };
   };
   const xs = traces.flatMap((t) => t.x), ys = traces.flatMap((t) => t.y);
   let x, y;

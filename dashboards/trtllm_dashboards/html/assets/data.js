@@ -89,6 +89,7 @@ function plain(value, digits = 4) { return value === null || value === undefined
 
 function compact(value) {
   if (value === null) return "-";
+  if (Math.abs(value) >= 999.5 && Math.abs(value) < 9999.5) return fixed(value, 0);
   for (const [scale, suffix] of [[1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"]]) {
     if (Math.abs(value) >= scale * 0.9995) return Number((value / scale).toPrecision(3)) + suffix;
   }

@@ -2,7 +2,7 @@
 // Which cells are shown: one menu a dimension that varies, and a search over the cells' names. Everything else on the page follows.
 
 const FILTER_NAMES = {
-  source: "Result set", device: "GPU", target: "Target", model: "Model", precision: "Precision", kv_dtype: "KV cache", tp: "TP", pp: "PP",
+  source: "Result set", device: "Device", target: "Target", model: "Model", precision: "Precision", kv_dtype: "KV cache", tp: "TP", pp: "PP",
   shape: "ISL/OSL", workload: "Workload", request_rate: "Rate", batch: "Batch", status: "Status", version: "Version",
 };
 

@@ -47,7 +47,9 @@ function sorted() {
 function shownColumns() {
   const differ = new Set(state.differ);
   const order = columnChoices();
-  return [...TEXT_DIMENSIONS.filter((n) => differ.has(n)), ...order.filter((n) => state.columns.has(n))];
+  const last = ["status", "version"];
+  const texts = TEXT_DIMENSIONS.filter((n) => differ.has(n));
+  return [...texts.filter((n) => !last.includes(n)), ...order.filter((n) => state.columns.has(n)), ...texts.filter((n) => last.includes(n))];
 }
 
 function drawTable() {
@@ -60,7 +62,7 @@ function drawTable() {
   heads(table, names.map(header));
   const formats = Object.fromEntries(names.map((n) => [n, places(visible.map((i) => cellValue(i, n)).filter((v) => typeof v === "number"))]));
   table.tBodies[0].replaceChildren(...visible.map((i) => line(i, names, formats)));
-  const same = TEXT_DIMENSIONS.filter((n) => !names.includes(n) && !["version"].includes(n) && rows.length && dim(rows[0], n) && !["tp 1", "pp 1", "ok"].includes(dim(rows[0], n)));
+  const same = TEXT_DIMENSIONS.filter((n) => !names.includes(n) && !["version"].includes(n) && rows.length && dim(rows[0], n) && !["tp 1", "pp 1", "ok", "fixed", "native"].includes(dim(rows[0], n)));
   document.getElementById("shared").textContent = rows.length ? (same.length ? `All rows: ${label(rows[0], same)}.` : "") : "No cell passes the filters.";
   drawPager(rows.length, pages);
 }

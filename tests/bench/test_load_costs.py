@@ -1,0 +1,126 @@
+"""Counts of FLOP and bytes against arithmetic done by hand, and ceilings measured, kept and found again."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from trtllm_bench import ceilings as ceilings_module
+from trtllm_bench.__main__ import main
+from trtllm_bench.ceilings import Ceilings
+from trtllm_bench.costs import ModelCost, utilisation
+from trtllm_engines.engine_cache import cached_engine
+from trtllm_engines.engine_dir import load_engine
+from trtllm_engines.plan import Profile
+from trtllm_engines.runtime.step_log import STEP_DTYPE
+from trtllm_results.environment import Environment
+from trtllm_results.metrics import RequestLog
+
+HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD, INNER, VOCABULARY = 128, 4, 4, 2, 32, 384, 512
+"""tiny-llama"""
+LAYER_WEIGHTS = HIDDEN * (HEADS + 2 * KV_HEADS) * HEAD + HIDDEN * HEADS * HEAD + 3 * HIDDEN * INNER
+
+
+@pytest.fixture(scope="module")
+def cost(tmp_path_factory: pytest.TempPathFactory) -> ModelCost:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRTLLM_BENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        folder = cached_engine("tiny-llama", "fp32", profile=Profile(4, 64, 128), arches=("cpu",))
+    return ModelCost.of(load_engine(folder).plan)
+
+
+def test_counts_of_the_graph(cost: ModelCost) -> None:
+    assert cost.token_flops == 2 * LAYERS * LAYER_WEIGHTS
+    assert cost.row_flops == 2 * HIDDEN * VOCABULARY
+    assert cost.pair_flops == 4 * LAYERS * HEADS * HEAD
+    assert cost.kv_bytes == 2 * LAYERS * KV_HEADS * HEAD * 4
+    norms = (2 * LAYERS + 1) * HIDDEN
+    assert cost.weight_bytes == 4 * (LAYERS * LAYER_WEIGHTS + HIDDEN * VOCABULARY + norms)
+    assert cost.compute_dtype == "fp32"
+
+
+def log_of(prompt: list[int], output: list[int], seconds: float, ok: bool = True) -> RequestLog:
+    n = len(prompt)
+    zero = np.zeros(n)
+    return RequestLog(zero, zero, zero, np.full(n, seconds), np.asarray(prompt), np.asarray(output), np.full(n, ok))
+
+
+def test_flops_and_bytes_of_one_request_step_by_step(cost: ModelCost) -> None:
+    prompt, output = 5, 3
+    flops = bytes_moved = 0.0
+    for step in range(output):
+        new = prompt if step == 0 else 1
+        held = prompt + step
+        flops += new * cost.token_flops + cost.row_flops
+        flops += cost.pair_flops * sum(range(held - new + 1, held + 1))
+        bytes_moved += cost.weight_bytes + cost.kv_bytes * (new + held)
+    log = log_of([prompt], [output], 1.0)
+    assert cost.flops_of(log) == pytest.approx(flops)
+    assert cost.bytes_of(log, steps=output) == pytest.approx(bytes_moved)
+    assert cost.flops_of(log_of([prompt], [output], 1.0, ok=False)) == 0
+
+
+def steps_of(rows: list[tuple[float, float, int, int, int, int, int]]) -> np.ndarray:
+    steps = np.zeros(len(rows), STEP_DTYPE)
+    for name, values in zip(
+        ("launched_s", "done_s", "decode_tokens", "context_tokens", "context_seqs", "running", "kv_pages_used"),
+        zip(*rows, strict=True),
+        strict=True,
+    ):
+        steps[name] = values
+    return steps
+
+
+def test_phases_are_told_apart_and_timed_from_step_to_step(cost: ModelCost) -> None:
+    ceilings = Ceilings("test", {"fp32": 1e9}, 1e9, 2e9, 1.0, "k")
+    steps = steps_of([(0.0, 1.0, 0, 20, 2, 2, 2), (0.5, 1.5, 2, 0, 0, 2, 2), (3.0, 3.25, 1, 10, 1, 3, 3)])
+    found = utilisation(cost, ceilings, log_of([10, 10], [2, 1], 2.0), steps)
+    prefill = 20 * cost.token_flops + 2 * cost.row_flops + cost.pair_flops * 20 * 11 / 2
+    assert found["mfu_prefill"] == pytest.approx(prefill / 1.0 / 1e9)
+    held = 2 * cost.page_size - 2 * cost.page_size / 2
+    assert found["mfu_decode"] == pytest.approx((2 * (cost.token_flops + cost.row_flops) + cost.pair_flops * held) / 0.5 / 1e9)
+    assert found["mbu_decode"] == pytest.approx((cost.weight_bytes + cost.kv_bytes * (held + 2)) / 0.5 / 2e9)
+    assert found["mfu"] == pytest.approx(cost.flops_of(log_of([10, 10], [2, 1], 2.0)) / 2.0 / 1e9)
+
+
+def test_without_a_ceiling_for_the_format_there_is_no_mfu(cost: ModelCost) -> None:
+    steps = steps_of([(0.0, 1.0, 0, 20, 2, 2, 2)])
+    found = utilisation(cost, Ceilings("test", {"fp8": 1e9}, 1e9, 1e9, 1.0, "k"), log_of([10], [1], 1.0), steps)
+    assert "mbu" in found
+    assert "mfu" not in found
+
+
+def test_ceilings_are_measured_kept_and_found_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TRTLLM_BENCH_CACHE", str(tmp_path))
+    monkeypatch.setattr(ceilings_module, "CPU_SHAPES", ((128, 128, 128),))
+    monkeypatch.setattr(ceilings_module, "CPU_BUFFER_BYTES", 1 << 22)
+    assert main(["ceilings", "--device", "cpu", "--seconds", "0.05", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert 1e8 < found["flops_per_s"]["fp32"] < 1e13
+    assert 1e8 < found["copy_bytes_per_s"] < 1e12
+    environment = Environment.capture(use_gpu=False)
+    cached = ceilings_module.cached(environment)
+    assert cached is not None
+    assert cached.flops_per_s == found["flops_per_s"]
+    assert ceilings_module.cached(replace(environment, torch="0.0")) is None
+    assert main(["ceilings", "--device", "cpu"]) == 0
+    assert "from " in capsys.readouterr().out
+    ceilings_module.cache_file(environment).write_text("{")
+    assert ceilings_module.cached(environment) is None
+
+
+@pytest.mark.parametrize(("flags", "complaint"), [(["--device", "tpu"], "unknown device 'tpu'"), (["--seconds", "0"], "--seconds is 0")])
+def test_bad_input(flags: list[str], complaint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ceilings", *flags]) == 3
+    assert complaint in capsys.readouterr().err
+
+
+def test_small_and_large_rates_read_well() -> None:
+    assert ceilings_module.rate_text(9.87e14) == "987.0 TFLOP/s"
+    assert ceilings_module.rate_text(5.5e9) == "5.5 GFLOP/s"

@@ -1,0 +1,47 @@
+"""Ready recipes compile, and a wrong one says which key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from trtllm_engines import recipes
+from trtllm_engines.build import build
+from trtllm_engines.compile import compile_model
+from trtllm_engines.engine_dir import load_engine
+from trtllm_engines.errors import EngineError
+from trtllm_engines.presets import resolve_model
+from trtllm_engines.recipes import load_recipe
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_every_ready_recipe_compiles_to_a_plan(name: str) -> None:
+    recipe = load_recipe(name)
+    config = resolve_model(recipe.model).config
+    source = {"kind": "dummy", "seed": 0}
+    plan = compile_model(config, recipe.precision, recipe.profile, arches=recipe.arches, weights_source=source).plan
+    assert plan.fingerprint.arches == recipe.arches
+    assert all(set(op.tactics) == set(recipe.arches) - {"cpu"} for op in plan.ops)
+
+
+def test_a_recipe_builds(tmp_path: Path) -> None:
+    recipe = load_recipe("tiny-llama-fp32-cpu")
+    engine = load_engine(build(**recipe.build_arguments(), out=tmp_path / "e"))
+    assert engine.plan.profile == recipe.profile
+
+
+def test_wrong_recipes(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match=r"no recipe 'absent': neither a file nor one of .*tiny-llama-fp32-cpu"):
+        load_recipe("absent")
+    path = tmp_path / "r.toml"
+    text = (recipes.folder() / "tiny-llama-fp32-cpu.toml").read_text()
+    path.write_text(text + "max_batchsize = 3\n")
+    with pytest.raises(EngineError, match=r"r\.toml: max_batchsize: extra inputs are not permitted"):
+        load_recipe(path)
+    path.write_text(text.replace("max_seq_len = 1024", 'max_seq_len = "long"'))
+    with pytest.raises(EngineError, match=r"r\.toml: max_seq_len: input should be a valid integer"):
+        load_recipe(path)
+    path.write_text("= 3")
+    with pytest.raises(EngineError, match="is not TOML"):
+        load_recipe(path)

@@ -1,0 +1,214 @@
+"""The CUDA executor against the CPU one: same tokens and logits, with graphs and without, overlapped or not, and no wait in a step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from trtllm_engines.build import build
+from trtllm_engines.engine_dir import Engine, load_engine
+from trtllm_engines.fingerprint import detect_target
+from trtllm_engines.plan import Profile
+from trtllm_engines.runtime.cpu import CpuRunner
+from trtllm_engines.runtime.engine_loop import EngineLoop
+from trtllm_engines.runtime.philox import gumbel_noise, random_words
+from trtllm_engines.runtime.scheduler import SchedulerConfig
+from trtllm_engines.sampling import SamplingParams
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
+
+PROFILE = Profile(max_batch_size=24, max_num_tokens=96, max_seq_len=256, page_size=32)
+PAGES = 24 * 8 + 1
+
+
+@pytest.fixture(scope="module", params=["fp32", "bf16"])
+def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    target = detect_target()
+    folder = tmp_path_factory.mktemp("engines") / request.param
+    return load_engine(build("tiny-llama", request.param, out=folder, profile=PROFILE, arches=(target.arch,)), target)
+
+
+@pytest.fixture(scope="module")
+def fp32_engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    target = detect_target()
+    folder = tmp_path_factory.mktemp("engines") / "tiny"
+    return load_engine(build("tiny-llama", "fp32", out=folder, profile=PROFILE, arches=(target.arch,)), target)
+
+
+def cuda_runner(engine: Engine, **options: Any) -> Any:
+    from trtllm_engines.runtime.cuda import CudaRunner
+
+    return CudaRunner(engine.plan, engine.arch, engine.tensors("cuda"), engine.cubin, **{"num_pages": PAGES, **options})
+
+
+def loop_over(runner: Any, overlap: bool = True, policy: str = "guaranteed_no_evict", batch: int = 24) -> EngineLoop:
+    pages = runner.num_pages
+    config = SchedulerConfig(batch, PROFILE.max_num_tokens, PROFILE.max_seq_len, PROFILE.page_size, pages, policy)  # type: ignore[arg-type]
+    return EngineLoop(runner, config, vocab_size=runner.plan.config.vocab_size, overlap=overlap)
+
+
+def workload(count: int = 40) -> list[tuple[np.ndarray, SamplingParams]]:
+    rng = np.random.default_rng(3)
+    kinds = [
+        SamplingParams(),
+        SamplingParams(),
+        SamplingParams(temperature=0.9, seed=1),
+        SamplingParams(temperature=1.0, top_k=20, top_p=0.95, seed=2),
+        SamplingParams(repetition_penalty=1.2, frequency_penalty=0.2, min_tokens=4, stop_token_ids=(5,)),
+    ]
+    requests = []
+    for index in range(count):
+        options = {**vars(kinds[index % len(kinds)]), "max_tokens": int(rng.integers(5, 60)), "ignore_eos": True}
+        requests.append((rng.integers(0, 512, int(rng.choice([1, 2, 31, 32, 33, 100, 190]))), SamplingParams(**options)))
+    return requests
+
+
+def tokens_of(loop: EngineLoop, requests: list[tuple[np.ndarray, SamplingParams]]) -> list[list[int]]:
+    added = [loop.add_request(prompt, params) for prompt, params in requests]
+    loop.run()
+    assert all(request.error is None for request in added)
+    return [request.output.tolist() for request in added]
+
+
+def test_fp32_tokens_equal_the_cpus(fp32_engine: Engine) -> None:
+    requests = workload()
+    expected = tokens_of(loop_over(CpuRunner(fp32_engine.plan, fp32_engine.tensors("cpu"), PAGES)), requests)
+    assert tokens_of(loop_over(cuda_runner(fp32_engine)), requests) == expected
+
+
+@pytest.mark.parametrize("options", [{"cuda_graphs": False}, {"overlap": False}, {"policy": "max_utilization"}, {"policy": "static_batch"}])
+def test_no_mode_changes_a_token(fp32_engine: Engine, options: dict[str, Any]) -> None:
+    requests = workload()
+    expected = tokens_of(loop_over(cuda_runner(fp32_engine)), requests)
+    graphs = options.pop("cuda_graphs", True)
+    pages = 40 if options.get("policy") == "max_utilization" else PAGES
+    assert tokens_of(loop_over(cuda_runner(fp32_engine, cuda_graphs=graphs, num_pages=pages), **options), requests) == expected
+
+
+def test_logits_are_close_to_the_cpus_after_prefill_and_decode(engine: Engine) -> None:
+    """Teacher-free: one request, so that both run the same steps until a token differs."""
+    tolerance = {"atol": 2e-4, "rtol": 1e-4} if engine.plan.precision == "fp32" else {"atol": 6e-2, "rtol": 2e-2}
+    cpu, gpu = CpuRunner(engine.plan, engine.tensors("cpu"), PAGES), cuda_runner(engine)
+    loops = [loop_over(cpu, overlap=False), loop_over(gpu, overlap=False)]
+    prompt = np.random.default_rng(0).integers(0, 512, 150)
+    requests = [loop.add_request(prompt, SamplingParams(max_tokens=20, ignore_eos=True)) for loop in loops]
+    while not loops[0].idle:
+        for loop in loops:
+            loop.step()
+        received = [int(loop.scheduler.slots.received[0]) for loop in loops]
+        if not all(received):
+            continue
+        torch.testing.assert_close(gpu.outputs["logits"][0].float().cpu(), cpu.outputs["logits"][0].float(), **tolerance)
+        tokens = [loop.scheduler.slots.tokens[0, 150 : 150 + received[0]].tolist() for loop in loops]
+        if tokens[0] != tokens[1]:
+            assert engine.plan.precision != "fp32"
+            break
+    assert requests[0].error is requests[1].error is None
+
+
+def test_padded_graphs_leave_other_sequences_alone(fp32_engine: Engine) -> None:
+    """5 sequences replay the graph of 8: the same tokens as each alone, which replays the graph of 1."""
+    runner = cuda_runner(fp32_engine)
+    rng = np.random.default_rng(1)
+    requests = [(rng.integers(0, 512, 40), SamplingParams(max_tokens=30, ignore_eos=True)) for _ in range(5)]
+    alone = [tokens_of(loop_over(runner), [request])[0] for request in requests]
+    assert tokens_of(loop_over(runner), requests) == alone
+    assert {bucket for bucket, _ in runner._graphs} == {1, 8}
+
+
+def test_no_step_waits_for_the_device(engine: Engine) -> None:
+    """torch raises at any synchronising call while launching, for every kind of sampling."""
+    runner = cuda_runner(engine)
+    launch: Callable[..., Any] = runner.launch
+    loop = loop_over(runner)
+    tokens_of(loop, workload())
+
+    def strict(batch: Any) -> Any:
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            return launch(batch)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    runner.launch = strict
+    tokens_of(loop, workload())
+
+
+def test_capturing_ahead_captures_every_bucket_and_lazily_adds_none(fp32_engine: Engine) -> None:
+    runner = cuda_runner(fp32_engine)
+    seen: list[tuple[int, int]] = []
+    runner.capture(progress=lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (len(runner.buckets), len(runner.buckets))
+    captured = set(runner._graphs)
+    tokens_of(loop_over(runner), [(prompt, SamplingParams(max_tokens=20, ignore_eos=True)) for prompt, _ in workload()])
+    assert set(runner._graphs) == captured
+
+
+def test_logprobs_equal_the_cpus(fp32_engine: Engine) -> None:
+    params = SamplingParams(max_tokens=8, logprobs=4, ignore_eos=True)
+    results = []
+    for runner in (CpuRunner(fp32_engine.plan, fp32_engine.tensors("cpu"), PAGES), cuda_runner(fp32_engine)):
+        loop = loop_over(runner)
+        request = loop.add_request([1, 2, 3], params)
+        loop.run()
+        results.append(request)
+    assert results[0].output.tolist() == results[1].output.tolist()
+    for ours, theirs in zip(results[1].logprobs, results[0].logprobs, strict=True):
+        assert ours.chosen == pytest.approx(theirs.chosen, abs=1e-3)
+        assert list(ours.top) == list(theirs.top)
+
+
+def test_random_bits_are_the_cpus() -> None:
+    seeds, positions = torch.tensor([1, 2**62 + 5, 0]), torch.tensor([0, 7, 100_000])
+    on_gpu = random_words(seeds.cuda(), positions.cuda(), 50_001)
+    assert torch.equal(on_gpu.cpu(), random_words(seeds, positions, 50_001))
+    noise = gumbel_noise(seeds.cuda(), positions.cuda(), 50_001)
+    torch.testing.assert_close(noise.cpu(), gumbel_noise(seeds, positions, 50_001), atol=2e-6, rtol=2e-6)
+
+
+def test_the_cache_takes_its_fraction_of_free_memory(fp32_engine: Engine) -> None:
+    runner = cuda_runner(fp32_engine, num_pages=None, kv_cache_fraction=0.5)
+    assert runner.num_pages == PROFILE.max_batch_size * PROFILE.max_pages_per_seq + 1
+
+
+@pytest.fixture(scope="module")
+def smollm2() -> Path:
+    from trtllm_engines.engine_cache import cache_folder
+    from trtllm_engines.fetch import fetch
+
+    return fetch("smollm2-135m", cache_folder() / "models" / "smollm2-135m")
+
+
+@pytest.mark.model
+def test_smollm2_in_bf16_says_what_it_says_in_fp32_on_the_cpu(smollm2: Path, tmp_path: Path) -> None:
+    target = detect_target()
+    profile = Profile(max_batch_size=8, max_num_tokens=256, max_seq_len=512, page_size=32)
+    gpu_engine = load_engine(build(smollm2, "bf16", out=tmp_path / "bf16", profile=profile, arches=(target.arch,)), target)
+    cpu_engine = load_engine(build(smollm2, "fp32", out=tmp_path / "fp32", profile=profile))
+    tokenizer = gpu_engine.tokenizer
+    assert tokenizer is not None
+    gpu, cpu = cuda_runner(gpu_engine, num_pages=129), CpuRunner(cpu_engine.plan, cpu_engine.tensors("cpu"), 129)
+    questions = ["What is the capital of France?", "How many days are in a week?", "Name the largest ocean on Earth."]
+    answers = ["Paris", "seven", "Pacific"]
+    for question, answer in zip(questions, answers, strict=True):
+        ids = np.array(tokenizer.encode_chat([{"role": "user", "content": question}]))
+        first = []
+        for runner in (cpu, gpu):
+            config = SchedulerConfig(8, 256, 512, 32, 129)
+            loop = EngineLoop(runner, config, vocab_size=49152, eos_ids=gpu_engine.plan.config.eos_token_ids)
+            request = loop.add_request(ids, SamplingParams(max_tokens=1))
+            loop.run()
+            first.append(runner.outputs["logits"][0].float().cpu())
+            request = loop.add_request(ids, SamplingParams(max_tokens=32))
+            loop.run()
+            text = tokenizer.decode(request.output.tolist())
+            assert answer in text or (answer == "seven" and "7" in text), (runner, text)
+        difference = torch.log_softmax(first[0], 0) - torch.log_softmax(first[1], 0)
+        divergence = float((torch.softmax(first[0], 0) * difference).sum())
+        assert divergence < 2e-2
+        assert float(difference[first[0].topk(50).indices].abs().max()) < 0.5

@@ -1,0 +1,45 @@
+"""`ceilings`: measure what this device can do at best (GEMM rates, memory bandwidth) and keep it for MFU and MBU."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from trtllm_bench.errors import BenchError
+
+
+def command(
+    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
+    seconds: Annotated[float, typer.Option("--seconds", help="Length of each measurement.")] = 1.0,
+    again: Annotated[bool, typer.Option("--again", help="Measure even when there is a cached result.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Measure peak FLOP/s and memory bandwidth of this device, and cache them."""
+    import json
+    from dataclasses import asdict
+
+    from trtllm_bench import ceilings
+    from trtllm_bench.machine import has_gpu
+    from trtllm_results.environment import Environment
+
+    if device not in ("auto", "cpu", "cuda"):
+        raise BenchError(f"unknown device '{device}'; choose from auto, cpu, cuda")
+    if device == "cuda" and not has_gpu():
+        raise BenchError("a GPU was asked for (--device cuda) but none is usable here; use --device cpu, or see trtllm-bench doctor")
+    if not 0.01 <= seconds <= 600:
+        raise BenchError(f"--seconds is {seconds:g}; it must lie in [0.01, 600]")
+    environment = Environment.capture(use_gpu=device != "cpu" and has_gpu())
+    found = None if again else ceilings.cached(environment)
+    fresh = found is None
+    if found is None:
+        found = ceilings.measure(environment, seconds, None if as_json else typer.echo)
+        ceilings.keep(found, environment)
+    if as_json:
+        typer.echo(json.dumps(asdict(found), indent=2))
+        return
+    if not fresh:
+        for name, rate in found.flops_per_s.items():
+            typer.echo(f"{name}: {ceilings.rate_text(rate)}")
+        typer.echo(f"memory: copy {found.copy_bytes_per_s / 1e9:,.1f} GB/s, read {found.read_bytes_per_s / 1e9:,.1f} GB/s")
+    typer.echo(f"{found.device}, {found.measured_s:g} s a figure; {'kept in' if fresh else 'from'} {ceilings.cache_file(environment)}")
