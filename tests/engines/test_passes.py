@@ -64,7 +64,7 @@ def test_a_compiled_llama_has_eight_ops_a_layer() -> None:
         "prepare_step": 1,
         "embedding": 1,
         "rms_norm": 1,
-        "linear": 4 * layers + 1,
+        "linear": 3 * layers + 1,
         "rope_kv_write": layers,
         "paged_attention": layers,
         "add_rms_norm": 2 * layers,
