@@ -13,6 +13,7 @@ from trtllm_engines.graph import ModelGraph
 from trtllm_engines.passes import (
     fuse_add_norm,
     fuse_gate_up,
+    fuse_gelu,
     fuse_silu_mul,
     merge_gate_up,
     merge_qkv,
@@ -33,6 +34,7 @@ PASSES: Mapping[str, Pass] = {
     "quantize": quantize.apply,
     "push_quantize": push_quantize.apply,
     "fuse_gate_up": fuse_gate_up.apply,
+    "fuse_gelu": fuse_gelu.apply,
 }
 
 

@@ -123,7 +123,7 @@ def _check_arguments(node: fx.Node, arguments: Any, stage: str) -> None:
     by_name = dict(zip((a.name for a in node.target._schema.arguments), arguments, strict=True))
     named = ((name, by_name[name]) for name in definition.tensors)
     dtypes = {spec.dtype for name, spec in named if name not in ("cos_sin", "kv_cache") and "scale" not in name and spec is not None} - {"int32"}
-    if len(dtypes) > 1 and not (op_name(node) == "linear" and dtypes == {"fp8", "bf16"} and by_name["bias"] is not None):
+    if len(dtypes) > 1 and not (op_name(node) in ("linear", "linear_gelu") and dtypes == {"fp8", "bf16"} and by_name["bias"] is not None):
         raise VerifyError(f"after {stage}: {_describe(node)} mixes {', '.join(sorted(dtypes))}")
     if op_name(node) == "linear":
         x, weight, bias = arguments[:3]

@@ -1,11 +1,13 @@
 """Lowerings of matrix products: which routine multiplies depends on how many tokens a step has, so several are launched and one has a grid.
 
 One token: our own kernel, bound by reading the weight. More: cuBLASLt through torch (measured on an H100, docs/facts.md: nothing of ours is
-faster from two tokens up). A product that ends in SwiGLU: our fused kernel from `fused_from` tokens, where its tiles fill the chip, below
+faster from two tokens up). A product that ends in an activation: our fused kernel from `fused_from` tokens, where its tiles fill the chip, below
 it cuBLASLt and an activation kernel.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 from trtllm_kernels.expr import product
 from trtllm_kernels.lowering.call import ELEMENT_BYTES, I32, Builder, OpCall, Operand, Tma
@@ -77,62 +79,103 @@ def linear(call: OpCall) -> Lowered:
 
 
 def gate_up_silu(call: OpCall) -> Lowered:
-    x, weight, y = call["x"], call["weight"], call.outputs[0]
-    rows, columns = _gemv_tile(weight)
-    fused = call.capability == 90 and weight.size(0) % 256 == 0 and weight.size(1) % 128 == 0
-    wide = x.dtype != "fp8"
-    tuned = call.tuned(
-        gemv_rows=rows,
-        gemv_columns=columns,
-        gemv_warps=4,
-        fused_from=192 if fused else 1 << 30,
-        block_m=128,
-        block_n=256,
-        block_k=64 if wide else 128,
-        group=8,
-        warps=8,
-        stages=4,
-    )
-    rows, columns, first_fused = tuned["gemv_rows"], tuned["gemv_columns"], tuned["fused_from"]
-    tokens = x.shape[0]
-    builder = Builder(call)
-    scales = {"XScale": call.get("x_scale") or x, "WScale": call.get("weight_scale") or x, "OutScale": call.get("out_scale") or x}
-    flags = {"SCALED": not wide, "QUANTIZE": call.get("out_scale") is not None}
-    gemv = x.dtype != "fp32" and _gemv_fits(call, weight, rows, columns)
-    if gemv:
-        builder.launch(
-            "gemv.gemv_gate_up_silu",
-            {"X": x, "W": weight, **scales, "Y": y},
-            grid=(product(weight.size(0) // rows, _only_one(tokens)),),
-            constexprs={"K": weight.size(1), "ROWS": rows, "COLS": columns, **flags},
-            warps=tuned["gemv_warps"],
+    return _Activated(call, "gate_up").lower()
+
+
+def linear_gelu(call: OpCall) -> Lowered:
+    return _Activated(call, "gelu").lower()
+
+
+class _Activated:
+    """A product followed by an activation: `gate_up` (SwiGLU of interleaved rows, half as wide) or `gelu`."""
+
+    def __init__(self, call: OpCall, kind: Literal["gate_up", "gelu"]) -> None:
+        x, weight = call["x"], call["weight"]
+        self.call, self.gate_up, self.wide = call, kind == "gate_up", x.dtype != "fp8"
+        self.tokens, self.width = x.shape[0], call.outputs[0].size(1)
+        rows, columns = _gemv_tile(weight)
+        fits = call.capability == 90 and x.dtype != "fp32" and weight.size(0) % 256 == 0 and weight.size(1) % 128 == 0
+        self.tuned = call.tuned(
+            gemv_rows=rows,
+            gemv_columns=columns,
+            gemv_warps=4,
+            fused_from=192 if fits else 1 << 30,
+            block_m=128,
+            block_n=256,
+            block_k=64 if self.wide else 128,
+            group=8,
+            warps=8,
+            stages=4 if self.gate_up or not self.wide else 3,
         )
-    few = f"{tokens} * max(0, min(1, {first_fused} - {tokens}))"
-    if gemv:
-        few = f"{few} * {_unless_one(tokens)}"
-    both = builder.workspace("gate_up", (f"min({tokens}, {first_fused})", weight.size(0)), y.dtype if wide else "bf16")
-    builder.launches.append(_matmul(call, x, weight, None, both, few))
-    block = 1024
-    while block > 16 and weight.size(0) // 2 % block:
-        block //= 2
-    builder.launch(
-        "elementwise.silu_mul_interleaved",
-        {"GateUp": both, "OutScale": scales["OutScale"], "Y": y},
-        grid=(few, -(-(weight.size(0) // 2) // block)),
-        constexprs={"N": weight.size(0) // 2, "BLOCK": block, "QUANTIZE": flags["QUANTIZE"]},
-        warps=max(1, min(8, block // 256)),
-    )
-    if fused:
-        builder.launch(
-            "gate_up.gate_up_silu",
+        self.scales = {
+            "XScale": call.get("x_scale") or x,
+            "WScale": call.get("weight_scale") or x,
+            "OutScale": call.get("out_scale") or x,
+        }
+        self.quantize = call.get("out_scale") is not None
+        self.builder = Builder(call)
+
+    def lower(self) -> Lowered:
+        one = self._one()
+        self._few(one)
+        if self.tuned["fused_from"] < 1 << 30:
+            self._many()
+        return self.builder.finish()
+
+    def _one(self) -> bool:
+        """One token, gated only: product and activation in one kernel that reads the weight once."""
+        call, weight, rows = self.call, self.call["weight"], self.tuned["gemv_rows"]
+        if not self.gate_up or self.wide and call["x"].dtype == "fp32" or not _gemv_fits(call, weight, rows, self.tuned["gemv_columns"]):
+            return False
+        self.builder.launch(
+            "gemv.gemv_gate_up_silu",
+            {"X": call["x"], "W": weight, **self.scales, "Y": call.outputs[0]},
+            grid=(product(weight.size(0) // rows, _only_one(self.tokens)),),
+            constexprs={
+                "K": weight.size(1),
+                "ROWS": rows,
+                "COLS": self.tuned["gemv_columns"],
+                "SCALED": not self.wide,
+                "QUANTIZE": self.quantize,
+            },
+            warps=self.tuned["gemv_warps"],
+        )
+        return True
+
+    def _few(self, one: bool) -> None:
+        """cuBLASLt into scratch, then the activation."""
+        call, tokens, first_fused = self.call, self.tokens, self.tuned["fused_from"]
+        weight, y = call["weight"], call.outputs[0]
+        few: Dim = f"{tokens} * max(0, min(1, {first_fused} - {tokens}))"
+        few = f"{few} * {_unless_one(tokens)}" if one else few
+        raw = self.builder.workspace("product", (f"min({tokens}, {first_fused})", weight.size(0)), y.dtype if self.wide else "bf16")
+        bias = call.get("bias")
+        self.builder.launches.append(_matmul(call, call["x"], weight, bias, raw, few))
+        block = 1024
+        while block > 16 and self.width % block:
+            block //= 2
+        self.builder.launch(
+            "elementwise.silu_mul_interleaved" if self.gate_up else "elementwise.gelu",
+            {"GateUp" if self.gate_up else "X": raw, "OutScale": self.scales["OutScale"], "Y": y},
+            grid=(few, -(-self.width // block)),
+            constexprs={"N": self.width, "BLOCK": block, "QUANTIZE": self.quantize},
+            warps=max(1, min(8, block // 256)),
+        )
+
+    def _many(self) -> None:
+        call, tuned = self.call, self.tuned
+        x, weight, bias = call["x"], call["weight"], call.get("bias")
+        self.builder.launch(
+            "gate_up.gate_up_silu" if self.gate_up else "linear_gelu.linear_gelu",
             {
                 "X": Tma(x, tuned["block_m"], tuned["block_k"]),
                 "W": Tma(weight, tuned["block_n"], tuned["block_k"]),
-                "Y": Tma(y, tuned["block_m"], tuned["block_n"] // 2),
-                **scales,
-                "num_tokens": I32(tokens),
+                "Y": Tma(call.outputs[0], tuned["block_m"], tuned["block_n"] // 2),
+                **({} if self.gate_up else {"Bias": bias or x}),
+                **self.scales,
+                "num_tokens": I32(self.tokens),
             },
-            grid=(f"{call.sm_count} * max(0, min(1, {tokens} - {first_fused - 1}))",),
+            grid=(f"{call.sm_count} * max(0, min(1, {self.tokens} - {tuned['fused_from'] - 1}))",),
             constexprs={
                 "N": weight.size(0),
                 "K": weight.size(1),
@@ -141,9 +184,10 @@ def gate_up_silu(call: OpCall) -> Lowered:
                 "BLOCK_K": tuned["block_k"],
                 "GROUP": tuned["group"],
                 "PROGRAMS": call.sm_count,
-                **flags,
+                "SCALED": not self.wide,
+                **({} if self.gate_up else {"BIASED": bias is not None}),
+                "QUANTIZE": self.quantize,
             },
             warps=tuned["warps"],
             stages=tuned["stages"],
         )
-    return builder.finish()

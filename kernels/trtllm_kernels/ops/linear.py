@@ -77,3 +77,33 @@ def _fake_split(x: torch.Tensor, sizes: Sequence[int]) -> list[torch.Tensor]:
 def split(x: torch.Tensor, sizes: Sequence[int]) -> list[torch.Tensor]:
     """Columns of x as separate contiguous tensors (copies: an op's result never aliases its argument)."""
     return [part.contiguous() if part.shape[1] != x.shape[1] else part.clone() for part in torch.split_with_sizes(x, list(sizes), dim=-1)]
+
+
+def _fake_linear_gelu(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    x_scale: torch.Tensor | None = None,
+    weight_scale: torch.Tensor | None = None,
+    out_scale: torch.Tensor | None = None,
+) -> torch.Tensor:
+    return fake_result(x.new_empty(0, dtype=_wide(x)), (x.shape[0], weight.shape[0]), out_scale)
+
+
+@dialect_op(
+    "linear_gelu(Tensor x, Tensor weight, Tensor? bias=None, Tensor? x_scale=None, Tensor? weight_scale=None, Tensor? out_scale=None) -> Tensor",
+    fake=_fake_linear_gelu,
+)
+def linear_gelu(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    x_scale: torch.Tensor | None = None,
+    weight_scale: torch.Tensor | None = None,
+    out_scale: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """gelu(linear(...)), tanh approximation, with nothing rounded between."""
+    product = dequantized(x, x_scale) @ dequantized(weight, weight_scale).T
+    if bias is not None:
+        product = product + bias.float()
+    return finish(functional.gelu(product, approximate="tanh"), _wide(x), out_scale)

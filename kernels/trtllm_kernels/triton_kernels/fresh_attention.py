@@ -95,7 +95,12 @@ def fresh_attention(
         k = Fresh.load([begin + start, key_column])
         v = Fresh.load([begin + start, value_column])
         acc, m, l = _fold(acc, m, l, q, k, v, live[:, None], scale_log2, False)
-    for start in range(seen_by_all, seen_by_any, BLOCK_N):
+    whole = tl.minimum(tl.cdiv(seen_by_any, BLOCK_N), queries // BLOCK_N) * BLOCK_N
+    for start in range(seen_by_all, whole, BLOCK_N):
+        k = Fresh.load([begin + start, key_column])
+        v = Fresh.load([begin + start, value_column])
+        acc, m, l = _fold(acc, m, l, q, k, v, (start + n)[None, :] <= token[:, None], scale_log2, True)
+    for start in range(whole, seen_by_any, BLOCK_N):
         k = Fresh.load([begin + start, key_column])
         v = Fresh.load([begin + start, value_column])
         v = tl.where((start + n < queries)[:, None], v, 0.0)

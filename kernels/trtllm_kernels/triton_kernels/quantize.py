@@ -8,7 +8,7 @@ import triton.language as tl
 def finish(y, OutScale, dtype: tl.constexpr, QUANTIZE: tl.constexpr):
     """fp32 `y` as `dtype`; QUANTIZE: over the scale OutScale points at, clamped to E4M3."""
     if QUANTIZE:
-        y = tl.minimum(tl.maximum(y / tl.load(OutScale), -448.0), 448.0)
+        y = tl.minimum(tl.maximum(y * (1.0 / tl.load(OutScale)), -448.0), 448.0)
     return y.to(dtype)
 
 
