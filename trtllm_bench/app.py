@@ -11,6 +11,7 @@ the command works: it becomes the default of the command's own `--model`.
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
 from collections.abc import Iterator, MutableMapping
 from typing import Annotated, Any
@@ -46,8 +47,17 @@ class CommandFolder(MutableMapping[str, Any]):
             self._loaded[name] = self._load(name)
         return self._loaded[name]
 
+    def summary(self, name: str) -> str:
+        """The first line of a command's help, without building its options (most of the cost of `--help`)."""
+        function = getattr(self._module(name), "command", None)
+        text = self[name].help if function is None else inspect.getdoc(function)
+        return str(text or "").strip().split("\n")[0].rstrip(".")
+
+    def _module(self, name: str) -> Any:
+        return importlib.import_module(f"{commands.__name__}.{name.replace('-', '_')}")
+
     def _load(self, name: str) -> Any:
-        module = importlib.import_module(f"{commands.__name__}.{name.replace('-', '_')}")
+        module = self._module(name)
         sub_app = getattr(module, "app", None)
         if sub_app is None:
             sub_app = typer.Typer(add_completion=False)
@@ -72,10 +82,6 @@ class CommandFolder(MutableMapping[str, Any]):
         return len(self._names)
 
 
-def _first_line(command: Any) -> str:
-    return (command.help or "").strip().split("\n")[0].rstrip(".")
-
-
 def _without_boxes(command: Any) -> None:
     """Plain help everywhere: half the start-up time of rich help, and readable in a log."""
     command.rich_markup_mode = None
@@ -88,14 +94,14 @@ class LazyGroup(TyperGroup):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        self.commands = CommandFolder()
+        self.commands = self.folder = CommandFolder()
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         width = max(len(name) for name in self.commands)
         listed = {name for names in PANELS.values() for name in names}
         others = tuple(name for name in self.commands if name not in listed)
         for panel, names in {**PANELS, "Other": others}.items():
-            present = [(name.ljust(width), _first_line(self.commands[name])) for name in names if name in self.commands]
+            present = [(name.ljust(width), self.folder.summary(name)) for name in names if name in self.folder]
             if present:
                 with formatter.section(panel):
                     formatter.write_dl(present)

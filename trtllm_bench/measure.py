@@ -40,6 +40,9 @@ class Load:
     concurrency: int = 0
     open_loop: bool = False
     warmup: int = 2
+    """Requests run beforehand, with short outputs."""
+    warmup_s: float = 0.0
+    """Seconds at the start of the run itself whose requests are sent and kept out of the figures."""
     slo_ms: Mapping[str, float] = field(default_factory=dict)
     max_lag_ms: float = 25.0
     """p99 of the driver's own lateness beyond which a measurement is void."""
@@ -63,6 +66,9 @@ class Session(Protocol):
 
     def identity(self) -> Identity:
         """Builds what has to be built. Raises the components' user errors."""
+
+    def ready(self) -> None:
+        """Loads what `measure` needs, so that a cell's time is its own. Called after `identity`; cheap when it is ready."""
 
     def measure(self, workload: Workload, load: Load, on_requests: OnRequests) -> Measurement: ...
 

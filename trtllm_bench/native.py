@@ -10,6 +10,7 @@ import gc
 import hashlib
 import json
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -24,7 +25,7 @@ from trtllm_bench.load.native import NativeTarget
 from trtllm_bench.machine import arch_of, gpus
 from trtllm_bench.measure import Identity, Load, Measurement, OnRequests
 from trtllm_bench.session import drive
-from trtllm_bench.wish import EngineWish, longest
+from trtllm_bench.wish import EngineWish, Report, longest
 from trtllm_engines.compile import PRECISIONS
 from trtllm_engines.engine_cache import cached_engine
 from trtllm_engines.engine_dir import CHECKSUMS, WEIGHTS, load_engine
@@ -79,7 +80,7 @@ def vocabulary_of(wish: EngineWish) -> int:
     return resolve_model(_model(wish)).config.vocab_size
 
 
-def engine_for(wish: EngineWish) -> Path:
+def engine_for(wish: EngineWish, report: Report | None = None) -> Path:
     """The engine folder to run: the one named, or one built now or earlier for this device and these ranges."""
     if wish.engine_dir is not None:
         return wish.engine_dir
@@ -93,16 +94,21 @@ def engine_for(wish: EngineWish) -> Path:
         max_seq_len=wish.max_seq_len or min(DEFAULT_SEQ_LEN, limit),
     )
     arch = arch_of(gpus()[0]) if device == "cuda" else "cpu"
-    with build_progress() as report:
+    with _shown(report) as told:
         return cached_engine(
-            model, str(wish.precision), weights=wish.weights or "auto", seed=wish.seed, profile=profile, arches=(arch,), progress=report
+            model, str(wish.precision), weights=wish.weights or "auto", seed=wish.seed, profile=profile, arches=(arch,), progress=told
         )
 
 
-def load_engine_for(folder: Path, wish: EngineWish) -> LLM:
+def _shown(report: Report | None) -> AbstractContextManager[Report]:
+    """The caller's own view of progress, or bars of ours."""
+    return build_progress() if report is None else nullcontext(report)
+
+
+def load_engine_for(folder: Path, wish: EngineWish, report: Report | None = None) -> LLM:
     """The engine, loaded and ready to serve; a named one may be run at less than it was built for. Raises `EngineError`."""
     named = wish.engine_dir is not None
-    with build_progress() as report:
+    with _shown(report) as told:
         return LLM(
             folder,
             max_batch_size=wish.max_batch_size if named else None,
@@ -111,15 +117,16 @@ def load_engine_for(folder: Path, wish: EngineWish) -> LLM:
             device=device_of(wish.device),
             kv_cache_fraction=wish.kv_cache_fraction,
             policy=cast(Policy, wish.policy),
-            progress=report,
+            progress=told,
         )
 
 
 class NativeSession:
     """A `measure.Session` over our engine."""
 
-    def __init__(self, wish: EngineWish) -> None:
-        self._wish = wish
+    def __init__(self, wish: EngineWish, report: Report | None = None) -> None:
+        """`report` sees the engine being built and loaded; without one, progress bars are drawn."""
+        self._wish, self._report = wish, report
         self._folder: Path | None = None
         self._llm: LLM | None = None
         self._gpus = 1 if device_of(wish.device) == "cuda" else 0
@@ -127,7 +134,7 @@ class NativeSession:
 
     def identity(self) -> Identity:
         began = time.perf_counter()
-        self._folder = engine_for(self._wish)
+        self._folder = engine_for(self._wish, self._report)
         self._build_s = time.perf_counter() - began
         plan = load_engine(self._folder).plan
         profile = plan.profile
@@ -154,7 +161,7 @@ class NativeSession:
         )
 
     def measure(self, workload: Workload, load: Load, on_requests: OnRequests) -> Measurement:
-        llm = self._ready()
+        llm = self._loaded()
         limit = llm.loop.scheduler.config.max_seq_len
         if longest(workload) > limit:
             raise BenchError(
@@ -182,13 +189,16 @@ class NativeSession:
         found = ceilings.cached(Environment.capture(use_gpu=self._gpus > 0))
         if found is None:
             return {}
-        return utilisation(ModelCost.of(self._ready().plan), found, log, steps, max(self._gpus, 1))
+        return utilisation(ModelCost.of(self._loaded().plan), found, log, steps, max(self._gpus, 1))
 
-    def _ready(self) -> LLM:
+    def ready(self) -> None:
+        self._loaded()
+
+    def _loaded(self) -> LLM:
         if self._llm is None:
             assert self._folder is not None
             began = time.perf_counter()
-            self._llm = load_engine_for(self._folder, self._wish)
+            self._llm = load_engine_for(self._folder, self._wish, self._report)
             self._load_s = time.perf_counter() - began
         return self._llm
 

@@ -33,6 +33,7 @@ RequestRate = Annotated[float | None, typer.Option("--request-rate", help="Reque
 Burstiness = Annotated[float, typer.Option("--burstiness", help="Shape of gamma gaps; 1 is Poisson, below 1 burstier.")]
 Warmup = Annotated[int, typer.Option("--warmup", min=0, help="Requests run before measuring, with short outputs.")]
 MaxLag = Annotated[float, typer.Option("--max-lag-ms", help="Void the run when the driver itself sends this late (p99).")]
+WarmupSeconds = Annotated[float, typer.Option("--warmup-seconds", min=0, help="Also leave out requests of the run's first seconds.")]
 Goodput = Annotated[str | None, typer.Option("--goodput", help="Limits in ms, such as ttft:200,tpot:50,e2e:5000.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of prompts, arrivals and dummy weights.")]
 NumRequests = Annotated[int | None, typer.Option("--num-requests", min=1, help="Requests to send (default: the whole dataset).")]

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from trtllm_bench.errors import RunFailure
+from trtllm_bench.errors import BenchError, RunFailure
 from trtllm_bench.load.saturation import Good, Probe, Saturation, Search, find_saturation
 from trtllm_bench.measure import Identity, Load, Measurement, Session
 from trtllm_bench.rows import RowMaker, cell_of, keep
@@ -123,6 +123,11 @@ class _Prober:
         wish = replace(settings.workload, requests=_requests(settings, load), request_rate=rate, seed=settings.workload.seed + self._runs)
         self._runs += 1
         workload = make_workload(wish, self._vocabulary)
+        if wish.requests is not None and len(workload) < wish.requests:
+            raise BenchError(
+                f"the dataset has {len(workload)} requests and a run at {load:.4g} {settings.unit} needs {wish.requests}; "
+                "give a longer one, a workload .toml that makes as many as asked, a shorter --duration, or a lower --attainment"
+            )
         how = Load(
             concurrency=0 if settings.by_rate else int(load),
             open_loop=settings.by_rate,

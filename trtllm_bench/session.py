@@ -41,6 +41,9 @@ class DrivenSession:
     def identity(self) -> Identity:
         return Identity(self.name, self.version, model=self.model, precision=self.precision, settings=self.settings)
 
+    def ready(self) -> None:
+        pass
+
     def measure(self, workload: Workload, load: Load, on_requests: OnRequests) -> Measurement:
         return drive(self.target, workload, load, on_requests)
 
@@ -74,14 +77,14 @@ def drive(target: Target, workload: Workload, load: Load, on_requests: OnRequest
         short = replace(first, output_tokens=np.minimum(first.output_tokens, WARMUP_TOKENS), after=None, arrival_s=np.zeros(0))
         run_load(short.requests(), target, Drive(concurrency=load.concurrency))
     with Telemetry(gpus) as telemetry:
-        how = Drive(concurrency=load.concurrency, open_loop=load.open_loop)
+        how = Drive(concurrency=load.concurrency, open_loop=load.open_loop, warmup_s=load.warmup_s)
         result = run_load(requests, target, how, on_requests=on_requests, gpus=max(gpus, 1))
     log = result.measured
     if not log.ok.any():
         raise RunFailure(f"every request failed: {commonest_failure(result)}")
     verdict = judge(result, load.open_loop, load.max_lag_ms)
     window = (verdict.window.start_s, verdict.window.end_s) if verdict.window is not None else None
-    found = figures(log, load.slo_ms or None, window=window)
+    found = figures(log, load.slo_ms or result.own_slo_ms or None, window=window)
     samples = telemetry.stop()
     span = (float(log.intended_s.min()), float(np.nanmax(log.end_s)))
     found |= samples.figures(*span, found.get("output_tokens", 0.0))

@@ -72,7 +72,7 @@ def run(single: Single) -> Row:
         isl=isl,
         osl=osl,
         request_rate=rate_of(single.workload, workload),
-        settings={"warmup": single.load.warmup, "open_loop": single.load.open_loop or None},
+        settings={"warmup": single.load.warmup, "warmup_seconds": single.load.warmup_s or None, "open_loop": single.load.open_loop or None},
     )
     environment = Environment.capture(use_gpu=runs_on_gpu(single.target, wish.device))
     maker = RowMaker(environment, uuid.uuid4().hex[:12], " ".join(["trtllm-bench", *sys.argv[1:]]))

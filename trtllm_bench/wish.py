@@ -6,6 +6,7 @@ there are. It imports neither torch nor the engine until one is wanted.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from trtllm_bench.measure import Session
 from trtllm_workloads.request import Workload
 
 DEFAULT_VOCABULARY = 32_000
+Report = Callable[[str, int, int], None]
+"""(stage, done, total) of an engine being built or loaded."""
 TARGETS = ("native", "null", "fake")
 
 
@@ -103,12 +106,12 @@ def runs_on_gpu(target: str, device: str) -> bool:
     return native.device_of(device) == "cuda"
 
 
-def open_session(target: str, wish: EngineWish) -> Session:
-    """A session; nothing is built or loaded until it is asked for its identity or a measurement."""
+def open_session(target: str, wish: EngineWish, report: Report | None = None) -> Session:
+    """A session; nothing is built or loaded until it is asked for its identity or a measurement, which `report` then sees."""
     if target == "native":
         from trtllm_bench import native
 
-        return native.NativeSession(wish)
+        return native.NativeSession(wish, report)
     from trtllm_bench.session import scripted_session, server_session
 
     if is_url(target):

@@ -156,9 +156,9 @@ def duration(log: RequestLog) -> float:
     return float(log.end_s[done].max() - log.intended_s.min()) if done.any() else 0.0
 
 
-def goodput_mask(log: RequestLog, slo: Mapping[str, float]) -> BoolArray:
-    """[n]: completed and within every limit. `slo` maps `ttft`, `tpot`, `e2e` to milliseconds; a request without TPOT meets a TPOT
-    limit."""
+def goodput_mask(log: RequestLog, slo: Mapping[str, float] | Mapping[str, FloatArray]) -> BoolArray:
+    """[n]: completed and within every limit. `slo` maps `ttft`, `tpot`, `e2e` to milliseconds, one for all or one a request; a request
+    without TPOT meets a TPOT limit."""
     mask = log.ok.copy()
     for name, limit_ms in slo.items():
         values = {"ttft": ttft, "tpot": tpot, "e2e": e2e}[name](log)
@@ -194,7 +194,9 @@ def summarise(values_s: FloatArray, name: str) -> dict[str, float]:
     return figures | {f"{name}_p{percent}_ms": float(point) for percent, point in zip(PERCENTILES, points, strict=True)}
 
 
-def figures(log: RequestLog, slo: Mapping[str, float] | None = None, window: tuple[float, float] | None = None) -> dict[str, float]:
+def figures(
+    log: RequestLog, slo: Mapping[str, float] | Mapping[str, FloatArray] | None = None, window: tuple[float, float] | None = None
+) -> dict[str, float]:
     """Every figure the log supports, by the names of `figures.FIGURES`, whole run; with `window` (s on the log's clock) also `steady_*`.
 
     Whole-run rates include ramp-up and tail. An empty or wholly failed log gives counts only.

@@ -132,7 +132,7 @@ def test_an_unexpected_error_is_one_sentence_and_debug_shows_where(
         (["--isl", "-5"], "--isl must be at least 1, not -5"),
         (["--osl", "1,x"], "--osl takes whole numbers separated by commas"),
         (["--isl", ","], "--isl needs at least one value"),
-        (["--target", "vlm"], "--target"),
+        (["--target", "vlm"], "unknown target 'vlm'"),
         (["--dataset", "none.jsonl"], "none.jsonl"),
         (["--resume"], "--resume needs --out"),
         (["--resume", "--out", "nowhere"], "no sweep to resume in nowhere"),

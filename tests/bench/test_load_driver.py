@@ -186,6 +186,17 @@ def test_the_interpreter_is_left_as_it_was() -> None:
     assert (gc.isenabled(), sys.getswitchinterval()) == before
 
 
+def test_goodput_counts_each_request_against_its_own_limits() -> None:
+    workload = fixed(4, 8, 11)
+    limits = np.full((4, 3), np.nan)
+    limits[:, 2] = [650, 550, np.nan, 650]
+    limits[3, 0] = 400
+    result, _ = virtual(replace(workload, slo_ms=limits), Drive(), Script(ttft_s=0.5, itl_s=0.01))
+    assert metrics.goodput_mask(result.log, result.own_slo_ms).tolist() == [True, False, True, False]
+    assert metrics.figures(result.log, result.own_slo_ms)["goodput_ratio"] == 0.5
+    assert virtual(workload, Drive(), Script())[0].own_slo_ms == {}
+
+
 def test_request_numbers_need_not_start_at_zero() -> None:
     shifted = [replace(request, id=request.id + 100) for request in fixed(4, 4, 2).requests()]
     result = run_load(shifted, NullTarget(), Drive(concurrency=2))

@@ -6,7 +6,7 @@ import pytest
 
 from trtllm_bench.load.clock import FakeClock
 from trtllm_bench.load.driver import Drive, LoadResult, run_load
-from trtllm_bench.load.judge import judge
+from trtllm_bench.load.judge import empty_places, judge
 from trtllm_bench.load.scripted import Script, VirtualTarget
 from trtllm_workloads.arrivals import Poisson
 from trtllm_workloads.lengths import Correlated, Fixed
@@ -46,6 +46,30 @@ def test_a_late_driver_voids_the_run_and_the_limit_can_be_set() -> None:
     result = virtual(Script(), rate=1000.0, send_cost_s=0.002)
     assert "the driver sent" in judge(result, open_loop=True).void
     assert judge(result, open_loop=True, max_lag_ms=1e6).void == ""
+
+
+@pytest.mark.parametrize("concurrency", [0, 300])
+def test_filling_a_large_batch_at_the_start_is_not_lag(concurrency: int) -> None:
+    clock = FakeClock(send_cost_s=0.0005)
+    workload = synthetic(600, LENGTHS)
+    result = run_load(workload.requests(), VirtualTarget(clock, Script(ttft_s=0.2, itl_s=0.02)), Drive(concurrency), clock)
+    assert result.lag_s.max() > 0.1
+    assert judge(result, open_loop=False).void == ""
+
+
+def closed(itl_s: float, send_cost_s: float) -> LoadResult:
+    clock = FakeClock(send_cost_s=send_cost_s)
+    target = VirtualTarget(clock, Script(ttft_s=0.2, itl_s=itl_s))
+    return run_load(synthetic(900, LENGTHS).requests(), target, Drive(300), clock)
+
+
+def test_a_closed_loop_is_void_when_a_slow_driver_leaves_places_empty() -> None:
+    starved = closed(itl_s=0.0, send_cost_s=0.005)  # 200 sends/s where 300 places turn over in 0.2 s
+    assert empty_places(starved) > 0.5
+    assert "the driver sent" in judge(starved, open_loop=False).void
+    fed = closed(itl_s=1.0, send_cost_s=0.005)
+    assert empty_places(fed) < 0.05
+    assert judge(fed, open_loop=False).void == ""
 
 
 def test_overload_is_warned_of_and_not_void() -> None:

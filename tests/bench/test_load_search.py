@@ -33,6 +33,24 @@ def test_limits_no_load_can_meet_end_in_1(capsys: pytest.CaptureFixture[str]) ->
     assert "no concurrency tried meets these limits; the lowest tried was 1 at a time" in capsys.readouterr().out
 
 
+def test_a_dataset_too_short_to_decide_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = tmp_path / "d.jsonl"
+    data.write_text('{"input_ids":[1,2],"output_tokens":3}\n' * 5)
+    flags = ["search", "--target", "fake", "--max-lag-ms", "1000", "--dataset", str(data), "--goodput", "e2e:100"]
+    assert main(flags) == 3
+    assert "the dataset has 5 requests and a run at 1 requests/s needs" in capsys.readouterr().err
+
+
+def test_warm_up_seconds_are_sent_and_not_counted(tmp_path: Path) -> None:
+    open_loop = ["--request-rate", "50", "--num-requests", "40", "--warmup-seconds", "0.3", "--max-lag-ms", "1000"]
+    flags = ["--target", "fake", "--isl", "8", "--osl", "2", *open_loop, "--out", str(tmp_path)]
+    assert main(["throughput", *flags]) == 0
+    (row,) = Store(tmp_path).rows()
+    assert row.cell.num_requests == 40
+    assert 10 <= row.figures["completed_requests"] <= 35
+    assert row.cell.settings["warmup_seconds"] == 0.3
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [

@@ -166,12 +166,21 @@ def test_a_missing_or_misshapen_weight_is_named(capsys: pytest.CaptureFixture[st
 
     folder = model_folder(tmp_path / "model")
     build = ["build", "--model", folder, "--precision", "fp32", "--arch", "cpu", "--max-seq-len", 64, "--out", tmp_path / "e"]
-    save_file({"model.norm.weight": torch.ones(64)}, folder / "model.safetensors")
-    assert "is missing from" in refused(capsys, *build)
-    save_file({"model.embed_tokens.weight": torch.ones(128, 65)}, folder / "model.safetensors")
+    layer = "model.layers.0."
+    shapes = {"model.embed_tokens.weight": (128, 64), "lm_head.weight": (128, 64), "model.norm.weight": (64,)}
+    shapes |= {f"{layer}{name}.weight": (64,) for name in ("input_layernorm", "post_attention_layernorm")}
+    shapes |= {f"{layer}self_attn.{name}_proj.weight": (rows, 64) for name, rows in (("q", 64), ("k", 32), ("v", 32), ("o", 64))}
+    shapes |= {f"{layer}mlp.{name}_proj.weight": (128, 64) for name in ("gate", "up")} | {f"{layer}mlp.down_proj.weight": (64, 128)}
+    weights = {name: torch.ones(shape) for name, shape in shapes.items()}
+    save_file({name: tensor for name, tensor in weights.items() if "k_proj" not in name}, folder / "model.safetensors")
     said = refused(capsys, *build)
-    assert "is missing from" in said or "[128, 65]" in said
+    assert f"{layer}self_attn.k_proj.weight is missing from {folder}" in said
+    save_file({**weights, f"{layer}mlp.up_proj.weight": torch.ones(128, 65)}, folder / "model.safetensors")
+    said = refused(capsys, *build)
+    assert all(part in said for part in (f"{layer}mlp.up_proj.weight", "[128, 65]", "[128, 64]"))
     assert not (tmp_path / "e").exists()
+    save_file(weights, folder / "model.safetensors")
+    assert run(capsys, *build)[0] == 0
 
 
 def test_a_prompt_longer_than_the_profile_says_both_lengths(capsys: pytest.CaptureFixture[str], engine: Path) -> None:
@@ -239,7 +248,9 @@ def test_text_for_an_engine_without_a_tokenizer(capsys: pytest.CaptureFixture[st
 
 def test_a_recipe_says_what_to_build_and_flags_win(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     recipe = tmp_path / "r.toml"
-    recipe.write_text('model = "tiny-llama"\nprecision = "bf16"\narches = ["cpu"]\nmax_batch_size = 2\nmax_num_tokens = 16\nmax_seq_len = 32\n')
+    recipe.write_text(
+        'model = "tiny-llama"\nprecision = "bf16"\narches = ["cpu"]\nmax_batch_size = 2\nmax_num_tokens = 16\nmax_seq_len = 32\n'
+    )
     assert run(capsys, "build", "--recipe", recipe, "--max-seq-len", 64, "--out", tmp_path / "e")[0] == 0
     code, out, _ = run(capsys, "inspect", tmp_path / "e", "--json", "--verify")
     found = json.loads(out)

@@ -11,28 +11,16 @@ from pathlib import Path
 
 from trtllm_results.store import Store, read_rows
 
-GRID = [
-    "--target",
-    "fake",
-    "--batch-size",
-    "1,2,4",
-    "--isl",
-    "8,16",
-    "--osl",
-    "16",
-    "--num-requests",
-    "8",
-    "--warmup",
-    "0",
-    "--max-lag-ms",
-    "1000",
-]
+GRID = ["--batch-size", "1,2,4", "--isl", "8,16", "--num-requests", "8", "--warmup", "0", "--max-lag-ms", "1000"]
+FAKE = ["--target", "fake", "--osl", "16"]
+NATIVE = ["--model", "tiny-llama", "--precision", "fp32", "--device", "cpu", "--osl", "8"]
 CELLS = 6
 
 
 def start(folder: Path, *more: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "trtllm_bench", "sweep", "--out", str(folder), *more]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "COLUMNS": "80"})
+    environment = {**os.environ, "COLUMNS": "80", "TRTLLM_BENCH_CACHE": str(folder / "cache")}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
 def wait_for_rows(folder: Path, wanted: int) -> None:
@@ -57,8 +45,8 @@ def resume_and_check(folder: Path, kept: int) -> None:
     assert len({row.key for row in rows}) == CELLS
 
 
-def test_kill_9_loses_no_finished_cell(tmp_path: Path) -> None:
-    process = start(tmp_path, *GRID)
+def test_kill_9_of_our_engine_loses_no_finished_cell(tmp_path: Path) -> None:
+    process = start(tmp_path, *GRID, *NATIVE)
     wait_for_rows(tmp_path, 2)
     process.kill()
     process.communicate()
@@ -68,7 +56,7 @@ def test_kill_9_loses_no_finished_cell(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_keeps_finished_cells_and_says_how_to_go_on(tmp_path: Path) -> None:
-    process = start(tmp_path, *GRID)
+    process = start(tmp_path, *GRID, *FAKE)
     wait_for_rows(tmp_path, 1)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)

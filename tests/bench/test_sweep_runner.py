@@ -42,10 +42,14 @@ class Scripted:
     void: str = ""
     calls: list[tuple[int, int, int]] = field(default_factory=list)
     recovered: int = 0
+    readied: int = 0
     closed: int = 0
 
     def identity(self) -> Identity:
         return Identity(target="scripted", engine_fingerprint=self.fingerprint, settings={"policy": "x"})
+
+    def ready(self) -> None:
+        self.readied += 1
 
     def measure(self, workload: Workload, load: Load, on_requests: OnRequests) -> Measurement:
         osl = int(workload.output_tokens[0])
@@ -163,6 +167,7 @@ def test_resume_measures_only_what_is_missing(tmp_path: Path) -> None:
     run, watching = sweep(tmp_path, second)
     rows = run.run()
     assert second.calls == [(2, 3, 8)]
+    assert second.readied == 1
     assert [event.split()[0] for event in watching.events] == ["prepare", "skip", "skip", "skip", "start", "ok"]
     assert len(rows) == len(Store(tmp_path).rows()) == 4
 

@@ -1,7 +1,8 @@
 """The dashboard in a real headless Chromium: it renders, is silent on console and network, filters, drills down, follows a live
 sweep, and is quick with 5,000 cells.
 
-A browser is part of this test and not optional: without one the fixture fails and says how to get it.
+A browser is part of these tests: without one the fixture fails and says how to get it. Outside CI `nox -s tests` leaves them out then, and
+says so.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from trtllm_dashboards.html.serve import Watch, listening
 from trtllm_results.record import Row
 from trtllm_results.store import Store
 
+pytestmark = pytest.mark.browser
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome-headless-shell")
 FLAGS = (
     *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),

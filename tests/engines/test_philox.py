@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+
 from trtllm_engines.runtime.philox import gumbel_noise, philox_4x32, random_words
 
 VECTORS = [

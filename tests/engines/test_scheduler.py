@@ -19,6 +19,8 @@ from trtllm_engines.runtime.slots import State
 from trtllm_engines.sampling import SamplingParams
 
 MAX_SEQ_LEN = 40
+STOPS = tuple(range(5, 15))
+"""So many that one token in nine ends a request."""
 
 
 def make_loop(policy: str, overlap: bool = True, slots: int = 4, budget: int = 9, pages: int = 14, page_size: int = 4) -> EngineLoop:
@@ -53,24 +55,26 @@ class LoopMachine(RuleBasedStateMachine):
     """Requests come, are cancelled and run, in any order; each ends with the tokens it would have had alone."""
 
     @initialize(
-        policy=st.sampled_from(POLICIES), overlap=st.booleans(), slots=st.integers(1, 5), extra=st.integers(0, 8), pages=st.integers(11, 24)
+        policy=st.sampled_from(POLICIES), overlap=st.booleans(), slots=st.integers(1, 5), extra=st.integers(0, 8), pages=st.integers(20, 30)
     )
     def start(self, policy: str, overlap: bool, slots: int, extra: int, pages: int) -> None:
-        self.loop = make_loop(policy, overlap, slots, slots + extra, pages)
+        self.loop = make_loop(policy, overlap, slots, slots + extra, pages, page_size=2)
         self.policy = policy
         self.requests: list[tuple[Request, list[int]]] = []
         self.cancelled: set[int] = set()
         self.streamed: dict[int, list[int]] = {}
 
-    @rule(spec=request_strategy)
-    def add(self, spec: tuple[list[int], int, bool, int]) -> None:
-        prompt, max_tokens, ignore_eos, min_tokens = spec
-        params = SamplingParams(max_tokens=max_tokens, ignore_eos=ignore_eos, min_tokens=min(min_tokens, max_tokens), stop_token_ids=(5,))
-        stops = (5,) if ignore_eos else (3, 5)
-        request = self.loop.add_request(
-            prompt, params, on_token=lambda r, token, _: self.streamed.setdefault(r.request_id, []).append(token)
-        )
-        self.requests.append((request, expected_tokens(prompt, max_tokens, stops, params.min_tokens)))
+    @rule(specs=st.lists(request_strategy, min_size=1, max_size=5))
+    def add(self, specs: list[tuple[list[int], int, bool, int]]) -> None:
+        for prompt, max_tokens, ignore_eos, min_tokens in specs:
+            params = SamplingParams(
+                max_tokens=max_tokens, ignore_eos=ignore_eos, min_tokens=min(min_tokens, max_tokens), stop_token_ids=STOPS
+            )
+            stops = STOPS if ignore_eos else (3, *STOPS)
+            request = self.loop.add_request(
+                prompt, params, on_token=lambda r, token, _: self.streamed.setdefault(r.request_id, []).append(token)
+            )
+            self.requests.append((request, expected_tokens(prompt, max_tokens, stops, params.min_tokens)))
 
     @precondition(lambda self: self.requests)
     @rule(data=st.data())
@@ -122,7 +126,7 @@ class LoopMachine(RuleBasedStateMachine):
             assert self.loop.scheduler.preemptions == 0
 
 
-LoopMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=20, deadline=None)
+LoopMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=20, deadline=None)
 TestLoop = LoopMachine.TestCase
 
 
@@ -141,8 +145,15 @@ def test_policies_agree_on_every_token(specs: list[tuple[list[int], int, bool, i
 def test_max_utilization_preempts_the_youngest_and_it_still_finishes_right() -> None:
     loop = make_loop("max_utilization", slots=3, budget=30, pages=10)
     prompts = [[1, 2, 3, 4], [5, 6, 7, 8], [9, 10, 11]]
-    requests = [loop.add_request(prompt, SamplingParams(max_tokens=18, ignore_eos=True)) for prompt in prompts]
+    streamed: list[list[int]] = [[], [], []]
+    requests = [
+        loop.add_request(
+            prompt, SamplingParams(max_tokens=18, ignore_eos=True), on_token=lambda r, token, _: streamed[r.request_id].append(token)
+        )
+        for prompt in prompts
+    ]
     loop.run()
+    assert streamed == [r.output.tolist() for r in requests]
     assert requests[0].preemptions == 0
     assert requests[2].preemptions > 0
     assert [r.output.tolist() for r in requests] == [expected_tokens(p, 18) for p in prompts]

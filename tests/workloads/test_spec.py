@@ -10,6 +10,7 @@ import pytest
 
 from trtllm_workloads import WorkloadError
 from trtllm_workloads.opening import data_folder, open_workload, shipped
+from trtllm_workloads.traces import read_trace
 
 GOOD = 'requests = 20\ninput = { kind = "fixed", tokens = 8 }\noutput = { kind = "uniform", low = 2, high = 4 }\n'
 
@@ -83,13 +84,33 @@ def test_a_trace_with_its_filters(tmp_path: Path) -> None:
     assert 20 < len(workload) < 300
 
 
+def test_lengths_drawn_from_a_trace_keep_its_pairs(tmp_path: Path) -> None:
+    sample = data_folder("samples") / "azure_conversation_400.csv"
+    text = f'requests = 300\nlengths = {{ path = "{sample}", max_input = 500 }}\narrivals = {{ kind = "constant", rate = 2.0 }}\n'
+    workload = open_workload(written(tmp_path, text))
+    trace = read_trace(sample)
+    known = set(zip(trace.input_tokens.tolist(), trace.output_tokens.tolist(), strict=True))
+    assert set(zip(workload.input_tokens.tolist(), workload.output_tokens.tolist(), strict=True)) <= known
+    assert workload.input_tokens.max() <= 500
+    assert workload.arrival_s[-1] == 149.5
+
+
+def test_a_column_of_a_trace_is_a_distribution(tmp_path: Path) -> None:
+    sample = data_folder("samples") / "sharegpt_lengths_500.csv"
+    table = f'kind = "empirical", trace = "{sample}", column = "output"'
+    workload = open_workload(written(tmp_path, GOOD.replace('kind = "fixed", tokens = 8', table)))
+    assert set(workload.input_tokens.tolist()) <= set(read_trace(sample).output_tokens.tolist())
+
+
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
         ("requests = [", "not valid TOML"),
         (GOOD + "sead = 3", "sead is no setting"),
         (GOOD.replace("requests = 20", ""), "requests is missing"),
-        ("requests = 3", r"either \[trace\], or \[input\] and \[output\]"),
+        ("requests = 3", r"either \[trace\], or \[lengths\], or \[input\] and \[output\]"),
+        ('requests = 3\ncorrelation = 0.5\nlengths = { path = "x.csv" }', "correlation goes with"),
+        (GOOD.replace('kind = "fixed", tokens = 8', 'kind = "empirical"'), "empirical lengths take trace, column"),
         ('requests = 3\ninput = { kind = "fixed", tokens = 8 }', "one is missing"),
         (GOOD + "requests_per_s = 4", "requests_per_s is no setting"),
         (GOOD.replace("tokens = 8", "mean = 8"), "fixed lengths take tokens; given: mean"),

@@ -70,17 +70,18 @@ def command(
     with LLM(
         source, precision=precision, weights=weights or "auto", max_batch_size=batch, max_seq_len=max_seq_len, device=device_of(device)
     ) as llm:
+        given = wanted
         if chat:
             tokenizer = llm.tokenizer
             if tokenizer is None:
                 raise BenchError(f"{source} has no tokenizer, so --chat has no meaning; give --token-ids")
-            wanted = [tokenizer.encode_chat([{"role": "user", "content": str(prompt)}]) for prompt in wanted]
+            given = [tokenizer.encode_chat([{"role": "user", "content": str(prompt)}]) for prompt in wanted]
         if as_json or len(wanted) > 1:
-            outputs = llm.generate(wanted, sampling)
+            outputs = llm.generate(given, sampling)
             for prompt, output in zip(wanted, outputs, strict=True):
                 _print(prompt, output, as_json)
         else:
-            outputs = [_stream(llm, wanted[0], sampling)]
+            outputs = [_stream(llm, given[0], sampling)]
     failed = [output for output in outputs if output.error]
     for output in failed:
         print(f"trtllm-bench: {output.error}", file=sys.stderr)

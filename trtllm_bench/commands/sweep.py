@@ -19,6 +19,8 @@ Text = str | None
 Whole = int | None
 
 DEFAULTS_GPU = {"model": "llama-3.1-8b", "precision": "bf16", "batch_size": (1, 8, 64), "isl": (128, 2048), "osl": (128,)}
+DEFAULTS_SERVER = {"model": "served", "precision": "served", "batch_size": (1, 8, 64)}
+"""A server keeps its model and precision to itself; `--model` and `--precision` then only label the rows."""
 DEFAULTS_CPU = {"model": "tiny-llama", "precision": "fp32", "batch_size": (1, 8), "isl": (32, 128), "osl": (32,)}
 
 
@@ -36,11 +38,14 @@ def command(
     time_scale: Annotated[
         float | None, typer.Option("--time-scale", help="Multiply the dataset's times; 0.1 is ten times as fast.")
     ] = None,
-    target: Annotated[Text, typer.Option("--target", help="native (our engine), null or fake.")] = None,
+    target: Annotated[Text, typer.Option("--target", help="native (our engine), a server's address, null or fake.")] = None,
     repeats: Annotated[Whole, typer.Option("--repeats", help="Measurements of each cell (default 1).")] = None,
     num_requests: Annotated[Whole, typer.Option("--num-requests", help="Requests a measurement (default: 4 full batches).")] = None,
     warmup: Annotated[Whole, typer.Option("--warmup", help="Requests run before each measurement (default: a full batch).")] = None,
     max_lag_ms: Annotated[float | None, typer.Option("--max-lag-ms", help="Void a cell when the driver sends this late (p99).")] = None,
+    warmup_seconds: Annotated[
+        float | None, typer.Option("--warmup-seconds", help="Also leave out requests of a run's first seconds.")
+    ] = None,
     weights: options.Weights = None,
     device: Annotated[Text, typer.Option("--device", help="auto, cpu or cuda.")] = None,
     policy: Annotated[Text, typer.Option("--scheduler-policy", help="guaranteed_no_evict, max_utilization, static_batch.")] = None,
@@ -68,7 +73,7 @@ def _run(toml: Path | None, flags: dict[str, Any], out: Path | None, resume: boo
     from trtllm_bench.sweep.runner import Sweep
     from trtllm_bench.sweep.spec import SPEC_FILE, load_spec
     from trtllm_bench.sweep.table import print_table
-    from trtllm_bench.wish import check_target, longest, make_workload, open_session, runs_on_gpu, vocabulary_of
+    from trtllm_bench.wish import check_target, is_url, longest, make_workload, open_session, runs_on_gpu, vocabulary_of
     from trtllm_results.environment import Environment
     from trtllm_results.store import Store
 
@@ -80,8 +85,11 @@ def _run(toml: Path | None, flags: dict[str, Any], out: Path | None, resume: boo
         raise BenchError(f"no sweep to resume in {folder}: the folder does not exist")
     if not resume and (folder / SPEC_FILE).exists():
         raise BenchError(f"{folder} already holds a sweep; add --resume to go on with it, or choose another --out")
-    use_gpu = flags["device"] != "cpu" and has_gpu()
-    spec = load_spec(flags, toml, folder if known else None, DEFAULTS_GPU if use_gpu else DEFAULTS_CPU)
+    if is_url(flags["target"] or ""):
+        defaults = DEFAULTS_SERVER
+    else:
+        defaults = DEFAULTS_GPU if flags["device"] != "cpu" and has_gpu() else DEFAULTS_CPU
+    spec = load_spec(flags, toml, folder if known else None, defaults)
 
     for precision in spec.precision:
         check_target(spec.target, spec.engine_wish(precision, 1))
@@ -100,7 +108,7 @@ def _run(toml: Path | None, flags: dict[str, Any], out: Path | None, resume: boo
             rows = Sweep(
                 spec=spec,
                 store=store,
-                open_session=lambda precision: open_session(spec.target, spec.engine_wish(precision, max_seq_len)),
+                open_session=lambda precision: open_session(spec.target, spec.engine_wish(precision, max_seq_len), view.stage),
                 make_workload=lambda case: make_workload(spec.workload_wish(case), vocabulary),
                 watcher=view,
                 environment=environment,

@@ -23,7 +23,7 @@ import numpy as np
 from trtllm_bench.load.clock import Clock, RealClock
 from trtllm_bench.load.pacing import Pacer
 from trtllm_bench.load.target import Outcome, Target
-from trtllm_results.metrics import FloatArray, RequestLog
+from trtllm_results.metrics import SLO_NAMES, FloatArray, RequestLog
 from trtllm_workloads.request import RequestSpec
 
 SWITCH_INTERVAL_S = 0.0005
@@ -50,7 +50,8 @@ class LoadResult:
     """What came back. Times are on the driver's clock."""
 
     log: RequestLog
-    """All requests, in workload order, warm-up included; `columns` has due_s, warmup, session, turn, priority, lora_id, preemptions."""
+    """All requests, in workload order, warm-up included; `columns` has due_s, warmup, session, turn, priority, lora_id, preemptions,
+    and slo_*_ms where requests bring limits of their own."""
     start_s: float
     failures: tuple[tuple[int, str], ...]
     """(request, reason) of those that failed, in workload order."""
@@ -61,6 +62,13 @@ class LoadResult:
         """The log without warm-up."""
         warmup = self.log.columns["warmup"]
         return self.log.select(~warmup) if warmup.any() else self.log
+
+    @property
+    def own_slo_ms(self) -> dict[str, FloatArray]:
+        """Limits that the measured requests bring themselves, [n] each, infinite where a request has none; empty when none has any."""
+        columns = self.measured.columns
+        found = {name: columns[f"slo_{name}_ms"] for name in SLO_NAMES if f"slo_{name}_ms" in columns}
+        return {name: np.where(np.isnan(limits), np.inf, limits) for name, limits in found.items()}
 
     @property
     def lag_s(self) -> FloatArray:
@@ -203,6 +211,10 @@ class _Run:
                 for name in ("session", "turn", "priority", "lora_id")
             },
         }
+        limits = np.asarray([request.slo_ms for request in self.requests], dtype=np.float64)
+        for place, name in enumerate(SLO_NAMES):
+            if np.isfinite(limits[:, place]).any():
+                columns[f"slo_{name}_ms"] = limits[:, place]
         inputs = [outcome.input_tokens if outcome.input_tokens >= 0 else request.input_tokens for outcome, request in self._pairs(outcomes)]
         # An unsent request has no intended time in a closed loop; it did not happen at the start of the run.
         log = RequestLog(

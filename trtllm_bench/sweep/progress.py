@@ -70,6 +70,12 @@ class SweepView:
         if self._live is None:
             self._print(Text(f"{precision}: making the engine ready"))
 
+    def stage(self, stage: str, done: int, total: int) -> None:
+        """The engine being built or loaded; one line a stage in a log."""
+        self._now, self._requests = f"{stage} {done}/{total}", 0
+        if self._live is None and done == total:
+            self._print(Text(f"  {stage}: {total} done"))
+
     def started(self, case: Case, repeat: int, requests: int) -> None:
         self._now, self._requests, self._done = self._title(case, repeat), requests, 0
         self._work, self._cell_began = work_of(case, self._spec.requests_of(case)), time.perf_counter()

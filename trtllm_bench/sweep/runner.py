@@ -86,6 +86,7 @@ class Sweep:
             if earlier is not None:
                 self.watcher.skipped(case, repeat)
                 return earlier
+            session.ready()
             self.watcher.started(case, repeat, len(workload))
             began = time.perf_counter()
             measurement: Measurement | None = session.measure(workload, self._load(case), self.watcher.requests_done)
@@ -101,7 +102,8 @@ class Sweep:
 
     def _load(self, case: Case) -> Load:
         open_loop = self.spec.workload_wish(case).open_loop
-        return Load(0 if open_loop else case.batch, open_loop, self.spec.warmup_of(case), max_lag_ms=self.spec.max_lag_ms)
+        spec = self.spec
+        return Load(0 if open_loop else case.batch, open_loop, spec.warmup_of(case), spec.warmup_seconds, max_lag_ms=spec.max_lag_ms)
 
     def _cell(self, case: Case, identity: Identity, workload: Workload | None = None) -> Cell:
         wish = self.spec.workload_wish(case)
@@ -120,7 +122,7 @@ class Sweep:
             isl=isl,
             osl=osl,
             request_rate=rate,
-            settings={**settings, "open_loop": wish.open_loop or None},
+            settings={**settings, "warmup_seconds": self.spec.warmup_seconds or None, "open_loop": wish.open_loop or None},
         )
 
     def _all_failed(self, cases: list[Case], error: Exception) -> Iterator[Row]:

@@ -59,10 +59,11 @@ class SweepSpec(BaseModel):
     replay: bool = False
     """Send at the dataset's own times; `batch_size` then only sizes the engine."""
     time_scale: Annotated[float, Field(gt=0)] = 1.0
-    target: Literal["native", "null", "fake"] = "native"
+    target: str = "native"
     repeats: Positive = 1
     num_requests: Positive | None = None
     warmup: Annotated[int, Field(ge=0)] | None = None
+    warmup_seconds: Annotated[float, Field(ge=0)] = 0.0
     max_lag_ms: Annotated[float, Field(gt=0)] = 25.0
     weights: str | None = None
     """`dummy`, a path, or None for the model's own (dummy for presets)."""

@@ -1,7 +1,8 @@
 """A workload as a TOML file: what is asked, how long, when, and what requests share. Checked once, here.
 
-Either `[input]` and `[output]` give distributions, or `[trace]` names a recorded trace (path relative to the file), whose lengths, prefixes
-and times are used as they are after its filters. Everything else adds to it. Unknown keys are errors: a misspelt setting must not
+Lengths come from one of three: `[input]` and `[output]` give distributions; `[lengths]` names a trace whose rows are drawn again,
+prompt and output together; `[trace]` replays a recorded trace, with its lengths, prefixes and times as they are after its filters. Paths
+start from the file's folder. Everything else adds to it. Unknown keys are errors: a misspelt setting must not
 silently measure something else.
 """
 
@@ -12,6 +13,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from trtllm_workloads import arrivals as processes
@@ -21,7 +23,7 @@ from trtllm_workloads.request import Workload
 from trtllm_workloads.structure import Conversations, Pick, PrefixTree, with_adapters, with_priorities, with_slo
 from trtllm_workloads.synthetic import generator, synthetic
 from trtllm_workloads.tokens import Vocabulary
-from trtllm_workloads.traces import filters, read_trace
+from trtllm_workloads.traces import Trace, filters, read_trace
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -37,9 +39,11 @@ def _wrong_settings(what: str, cls: type, given: dict[str, Any]) -> WorkloadErro
 
 
 class LengthTable(_Table):
-    """One of the kinds of `lengths.KINDS`, or `histogram`, or `mixture` of others."""
+    """One of the kinds of `lengths.KINDS`, or `histogram`, `mixture` of others, or `empirical`: a column of a trace."""
 
-    kind: Literal["fixed", "uniform", "normal", "lognormal", "exponential", "zipf", "histogram", "mixture"]
+    kind: Literal["fixed", "uniform", "normal", "lognormal", "exponential", "zipf", "histogram", "mixture", "empirical"]
+    trace: Path | None = None
+    column: Literal["input", "output"] | None = None
     tokens: int | None = None
     low: int | None = None
     high: int | None = None
@@ -51,10 +55,15 @@ class LengthTable(_Table):
     components: tuple[LengthTable, ...] | None = None
     weights: tuple[float, ...] | None = None
 
-    def build(self) -> distributions.Lengths:
+    def build(self, folder: Path) -> distributions.Lengths:
         given = {name: value for name, value in self.model_dump(exclude={"kind", "components"}).items() if value is not None}
         if self.components is not None:
-            given["components"] = tuple(component.build() for component in self.components)
+            given["components"] = tuple(component.build(folder) for component in self.components)
+        if self.kind == "empirical":
+            if set(given) != {"trace", "column"}:
+                raise WorkloadError(f"empirical lengths take trace, column; given: {', '.join(given) or 'nothing'}")
+            rows = read_trace(folder / given["trace"])
+            return distributions.Empirical(rows.input_tokens if self.column == "input" else rows.output_tokens)
         cls = {"histogram": distributions.Histogram, "mixture": distributions.Mixture}.get(self.kind) or distributions.KINDS[self.kind][0]
         try:
             return cls(**given)  # type: ignore[no-any-return]
@@ -143,6 +152,7 @@ class WorkloadSpec(_Table):
     correlation: Annotated[float, Field(ge=-1, le=1)] = 0.0
     input: LengthTable | None = None
     output: LengthTable | None = None
+    lengths: TraceTable | None = None
     trace: TraceTable | None = None
     arrivals: ArrivalTable | None = None
     prefixes: PrefixTable | None = None
@@ -153,14 +163,16 @@ class WorkloadSpec(_Table):
 
     @model_validator(mode="after")
     def _one_source_of_lengths(self) -> Self:
-        if (self.trace is None) == (self.input is None and self.output is None):
-            raise ValueError("give either [trace], or [input] and [output]")
-        if self.trace is None and (self.input is None or self.output is None):
+        if (self.trace is not None) + (self.lengths is not None) + (self.input is not None or self.output is not None) != 1:
+            raise ValueError("give either [trace], or [lengths], or [input] and [output]")
+        if (self.input is None) != (self.output is None):
             raise ValueError("[input] and [output] go together; one is missing")
+        if self.correlation and self.input is None:
+            raise ValueError("correlation goes with [input] and [output]; a trace brings its own")
         if self.trace is None and self.requests is None:
             raise ValueError("requests is missing: how many requests to make")
-        if self.trace is not None and (self.prefixes or self.conversations or self.correlation):
-            raise ValueError("prefixes, conversations and correlation are the trace's own; leave them out beside [trace]")
+        if self.trace is not None and (self.prefixes or self.conversations):
+            raise ValueError("prefixes and conversations are the trace's own; leave them out beside [trace]")
         return self
 
     def build(self, folder: Path, *, requests: int | None = None, vocab_size: int | None = None, seed: int | None = None) -> Workload:
@@ -170,7 +182,7 @@ class WorkloadSpec(_Table):
         if self.trace is not None:
             workload = self._from_trace(self.trace, folder, number, vocabulary, seed)
         else:
-            workload = self._synthetic(number, vocabulary, seed)
+            workload = self._synthetic(folder, number, vocabulary, seed)
         if self.lora is not None:
             workload = with_adapters(workload, self.lora.count, self.lora.pick, generator(seed, "lora"), self.lora.alpha, self.lora.share)
         if self.priorities is not None:
@@ -179,37 +191,30 @@ class WorkloadSpec(_Table):
             workload = with_slo(workload, self.slo.ttft_ms, self.slo.tpot_ms, self.slo.e2e_ms)
         return workload
 
-    def _synthetic(self, number: int | None, vocabulary: Vocabulary, seed: int) -> Workload:
+    def _pairs(self, folder: Path, seed: int) -> distributions.Pairs:
+        if self.lengths is not None:
+            trace = _filtered(self.lengths, folder, seed)
+            return distributions.FromPairs(trace.input_tokens, trace.output_tokens)
         assert self.input is not None
         assert self.output is not None
+        return distributions.Correlated(self.input.build(folder), self.output.build(folder), self.correlation)
+
+    def _synthetic(self, folder: Path, number: int | None, vocabulary: Vocabulary, seed: int) -> Workload:
         assert number is not None
         talk, tree = self.conversations, self.prefixes
         return synthetic(
             number,
-            distributions.Correlated(self.input.build(), self.output.build(), self.correlation),
+            self._pairs(folder, seed),
             name=self.name,
             arrivals=self.arrivals.build() if self.arrivals else None,
             prefixes=PrefixTree(tree.levels, tree.pick, tree.alpha) if tree else None,
-            conversations=Conversations(talk.turns.build(), talk.think_mean_s, talk.system_tokens, talk.max_tokens) if talk else None,
+            conversations=Conversations(talk.turns.build(folder), talk.think_mean_s, talk.system_tokens, talk.max_tokens) if talk else None,
             vocabulary=vocabulary,
             seed=seed,
         )
 
     def _from_trace(self, table: TraceTable, folder: Path, number: int | None, vocabulary: Vocabulary, seed: int) -> Workload:
-        import numpy as np
-
-        trace = read_trace(folder / table.path, format=table.format, skip_bad_rows=table.skip_bad_rows)
-        if table.jitter:
-            trace = filters.jitter(trace, generator(seed, "jitter"))
-        if table.window_s is not None:
-            trace = filters.window(trace, *table.window_s)
-        if table.length_scale != 1:
-            trace = filters.length_scale(trace, table.length_scale)
-        trace = filters.shorter_than(trace, table.max_input, table.max_output, table.max_total)
-        if table.sample < 1:
-            trace = filters.sample(trace, table.sample, generator(seed, "sample"))
-        if table.time_scale != 1:
-            trace = filters.time_scale(trace, table.time_scale)
+        trace = _filtered(table, folder, seed)
         if number is not None:
             trace = trace.in_order().take(np.arange(min(number, len(trace))))
         workload = trace.to_workload(vocabulary, seed)
@@ -217,6 +222,23 @@ class WorkloadSpec(_Table):
             times = self.arrivals.build().times(len(workload), generator(seed, "arrivals"))
             return workload.with_arrivals(times)
         return workload
+
+
+def _filtered(table: TraceTable, folder: Path, seed: int) -> Trace:
+    """The trace a table names, after its filters, in the order of the table's fields."""
+    trace = read_trace(folder / table.path, format=table.format, skip_bad_rows=table.skip_bad_rows)
+    if table.jitter:
+        trace = filters.jitter(trace, generator(seed, "jitter"))
+    if table.window_s is not None:
+        trace = filters.window(trace, *table.window_s)
+    if table.length_scale != 1:
+        trace = filters.length_scale(trace, table.length_scale)
+    trace = filters.shorter_than(trace, table.max_input, table.max_output, table.max_total)
+    if table.sample < 1:
+        trace = filters.sample(trace, table.sample, generator(seed, "sample"))
+    if table.time_scale != 1:
+        trace = filters.time_scale(trace, table.time_scale)
+    return trace
 
 
 def read_spec(path: Path) -> WorkloadSpec:

@@ -31,6 +31,7 @@ CHUNK_ELEMENTS = 1 << 24
 
 TEMPERATURE, TOP_P, MIN_P_VALUE, REPETITION, PRESENCE, FREQUENCY = range(6)
 SEED, TOP_K, PROMPT_LEN, MIN_LEN = range(4)
+DEFAULT_FLOATS = (0.0, 1.0, 0.0, 1.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,12 @@ class Sampler:
         self._max_seq_len = max_seq_len
         self._flags = np.zeros(num_slots, np.uint8)
         self._num_logprobs = np.zeros(num_slots, np.int32)
-        self._host_floats = np.tile(np.array([0, 1, 0, 1, 0, 0], np.float32), (num_slots, 1))
+        self._host_floats = np.tile(np.array(DEFAULT_FLOATS, np.float32), (num_slots, 1))
         self._host_ints = np.zeros((num_slots, 4), np.int64)
         self._floats = torch.from_numpy(self._host_floats).to(self.device, copy=True)
         self._ints = torch.from_numpy(self._host_ints).to(self.device, copy=True)
+        self._default = set(range(num_slots))
+        """Slots whose row holds the defaults already."""
         self._stops: torch.Tensor | None = None
         self._history: torch.Tensor | None = None
 
@@ -87,19 +90,19 @@ class Sampler:
         flags = sum(bit for bit, wanted in wants if wanted)
         self._flags[slot] = flags
         self._num_logprobs[slot] = p.logprobs or 0
-        floats, ints = (0.0, 1.0, 0.0, 1.0, 0.0, 0.0), (0, 0, 0, 0)
-        if flags & ~LOGPROBS:
-            floats = (p.temperature, p.top_p, p.min_p, p.repetition_penalty, p.presence_penalty, p.frequency_penalty)
-            ints = (start.seed, p.top_k, len(start.prompt), len(start.prompt) + p.min_tokens)
+        if not flags & ~LOGPROBS:
+            if slot in self._default:
+                return False
+            self._default.add(slot)
+            self._host_floats[slot], self._host_ints[slot] = DEFAULT_FLOATS, 0
+            return True
+        self._default.discard(slot)
         if flags & PENALTY:
             self._remember(start)
         if flags & FORBID:
             self._forbid(start)
-        row_floats = np.array(floats, np.float32)
-        row_ints = np.array(ints, np.int64)
-        if np.array_equal(row_floats, self._host_floats[slot]) and np.array_equal(row_ints, self._host_ints[slot]):
-            return False
-        self._host_floats[slot], self._host_ints[slot] = row_floats, row_ints
+        self._host_floats[slot] = (p.temperature, p.top_p, p.min_p, p.repetition_penalty, p.presence_penalty, p.frequency_penalty)
+        self._host_ints[slot] = (start.seed, p.top_k, len(start.prompt), len(start.prompt) + p.min_tokens)
         return True
 
     def _remember(self, start: SlotStart) -> None:

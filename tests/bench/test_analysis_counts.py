@@ -1,0 +1,101 @@
+"""Bytes and FLOP of a step against counts done by hand for Llama-3.1-8B: hidden 4096, inner 14336, 32 heads over 8, head 128, 32 layers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from trtllm_bench.analysis.counts import OpCost, PlanCounter, StepShape, layer_of, role_of
+from trtllm_bench.costs import ModelCost
+from trtllm_engines.compile import compile_model
+from trtllm_engines.plan import Plan, Profile
+from trtllm_engines.presets import preset_config
+
+VOCAB, HIDDEN, INNER, LAYERS = 128256, 4096, 14336, 32
+
+
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    source = {"kind": "dummy", "seed": 0}
+    return compile_model(preset_config("llama-3.1-8b"), "bf16", Profile(256, 8192, 4096), weights_source=source).plan
+
+
+def by_name(costs: list[OpCost]) -> dict[str, OpCost]:
+    return {cost.name: cost for cost in costs}
+
+
+def test_a_decode_step_of_64_sequences_at_200_tokens(plan: Plan) -> None:
+    costs = by_name(PlanCounter(plan).step(StepShape.decode(64, 200)))
+    layer = "model.layers.7."
+    qkv = costs[layer + "self_attn.qkv_proj"]
+    assert (qkv.kind, qkv.compute, qkv.rows) == ("gemm", "bf16", 64)
+    assert qkv.flop == 2 * 64 * 4096 * 6144
+    assert qkv.weight_bytes == 6144 * 4096 * 2
+    assert qkv.activation_bytes == 64 * (4096 + 6144) * 2
+    attention = costs[layer + "self_attn.attn.paged_attention"]
+    assert attention.kind == "attention"
+    assert attention.kv_bytes == 64 * 200 * 2 * 8 * 128 * 2
+    assert attention.flop == 4 * 64 * 200 * 32 * 128
+    pages = 64 * 7
+    assert attention.activation_bytes == 2 * 64 * 4096 * 2 + 4 * (pages + 3 * 64)
+    write = costs[layer + "self_attn.attn.rope_kv_write"]
+    assert write.kv_bytes == 64 * 2 * 8 * 128 * 2
+    assert write.activation_bytes == 64 * 6144 * 2 + 64 * 128 * 4 + 64 * 4 * 2 + 64 * 4096 * 2
+    norm = costs[layer + "post_attention_layernorm"]
+    assert (norm.weight_bytes, norm.activation_bytes) == (8192, 4 * 64 * 4096 * 2)
+    assert costs[layer + "mlp.silu_mul"].bytes == 64 * (2 * INNER + INNER) * 2
+    head = costs["lm_head"]
+    assert (head.flop, head.weight_bytes) == (2 * 64 * 4096 * VOCAB, VOCAB * 4096 * 2)
+    assert costs["model.embed_tokens"].bytes == 2 * 64 * 4096 * 2 + 64 * 4
+    assert costs["sample"].bytes == 64 * VOCAB * 2 + 64 * 4
+
+
+def test_a_prefill_step_counts_each_causal_pair_once_and_only_the_last_row_of_a_prompt_meets_the_head(plan: Plan) -> None:
+    costs = by_name(PlanCounter(plan).step(StepShape.prefill(4, 100)))
+    assert costs["model.layers.0.self_attn.attn.paged_attention"].flop == 4 * 4 * (100 * 101 // 2) * 4096
+    assert costs["model.layers.0.mlp.down_proj"].flop == 2 * 400 * INNER * HIDDEN
+    assert costs["lm_head"].rows == 4
+    assert costs["gather_rows"].bytes == 2 * 4 * 4096 * 2 + 4 * 4
+
+
+def test_a_chunk_of_a_prompt_sees_what_is_in_the_cache() -> None:
+    shape = StepShape(np.array([10]), np.array([110]), 0, 0)
+    assert shape.pairs == sum(range(101, 111))
+    both = StepShape.decode(2, 50) + shape
+    assert (both.tokens, both.sequences, both.num_decodes, both.phase) == (12, 3, 2, "mixed")
+    assert both.pairs == 100 + shape.pairs
+    assert both.symbols == {"T": 12, "R": 3, "D": 2, "S": 2}
+
+
+def test_the_sum_over_ops_agrees_with_the_whole_model_count(plan: Plan) -> None:
+    shape = StepShape.decode(32, 300)
+    model = ModelCost.of(plan)
+    costs = PlanCounter(plan).step(shape)
+    gemm = sum(cost.flop for cost in costs if cost.kind == "gemm")
+    assert gemm == pytest.approx(32 * (model.token_flops + model.row_flops), rel=1e-12)
+    assert sum(cost.flop for cost in costs if cost.kind == "attention") == pytest.approx(model.pair_flops * shape.pairs)
+    embedding = next(cost for cost in costs if cost.op == "embedding")
+    assert sum(cost.weight_bytes for cost in costs) - embedding.weight_bytes == pytest.approx(model.weight_bytes, rel=1e-9)
+    assert sum(cost.kv_bytes for cost in costs) == pytest.approx(model.kv_bytes * (32 * 300 + 32))
+
+
+def test_classes_sum_to_the_same_as_ops(plan: Plan) -> None:
+    counter, shape = PlanCounter(plan), StepShape.decode(8, 77) + StepShape.prefill(2, 33)
+    ops, classes = counter.step(shape), counter.classes(shape)
+    assert sum(count for _, count in classes) == len(ops) == len(plan.ops) + 1
+    assert len(classes) < 20
+    for figure in ("flop", "bytes", "kv_bytes"):
+        assert sum(getattr(c, figure) * n for c, n in classes) == pytest.approx(sum(getattr(c, figure) for c in ops))
+
+
+@pytest.mark.parametrize("model", ["gptj-6b", "qwen3-8b", "qwen2.5-7b"])
+def test_other_families_count_their_own_matrices(model: str) -> None:
+    plan = compile_model(preset_config(model), "bf16", Profile(8, 64, 64), weights_source={"kind": "dummy", "seed": 0}).plan
+    cost, shape = ModelCost.of(plan), StepShape.decode(3, 20)
+    counted = PlanCounter(plan).step(shape)
+    assert sum(c.flop for c in counted if c.kind == "gemm") == pytest.approx(3 * (cost.token_flops + cost.row_flops))
+
+
+def test_roles_forget_the_layer() -> None:
+    assert role_of("model.layers.31.mlp.down_proj") == "layers.*.mlp.down_proj"
+    assert (layer_of("model.layers.31.mlp.down_proj"), layer_of("lm_head")) == (31, None)
