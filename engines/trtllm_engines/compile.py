@@ -18,13 +18,9 @@ from trtllm_engines.passes import run_passes
 from trtllm_engines.passes.plan_memory import lifetimes, place
 from trtllm_engines.passes.select_tactics import select_tactics
 from trtllm_engines.plan import LOGITS, STEP_INPUTS, Op, ParallelLayout, Plan, Profile
+from trtllm_engines.precision import check_types, kv_cache_dtype, wide_dtype
 from trtllm_kernels.ops import OPS
 from trtllm_kernels.types import TensorSpec
-
-PRECISIONS = ("fp32", "fp16", "bf16", "fp8")
-KV_DTYPES = ("auto", "fp16", "bf16", "fp32", "fp8")
-_WIDE = {"fp8": "bf16"}
-"""What activations are in a quantized engine."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +41,12 @@ def compile_model(
     kv_dtype: str = "auto",
     mark_outputs: Sequence[str] = (),
 ) -> Compiled:
-    """Raises `EngineError` for an unknown precision or marked node, and for sequences the model cannot express."""
-    if precision not in PRECISIONS:
-        raise EngineError(f"unknown precision {precision!r}; supported are {', '.join(PRECISIONS)}")
+    """Raises `EngineError` for types that do not go together, an unknown marked node, and for sequences the model cannot express."""
+    check_types(precision, kv_dtype, arches)
     config.check_sequence_length(profile.max_seq_len)
-    graph = trace(config, _WIDE.get(precision, precision), profile)
+    graph = trace(config, wide_dtype(precision), profile)
     graph.quantized = precision == "fp8"
-    graph.kv_dtype = _kv_dtype(precision, kv_dtype)
+    graph.kv_dtype = kv_cache_dtype(precision, kv_dtype)
     run_passes(graph)
     ops, values = export(graph)
     outputs = (LOGITS, *_marked(mark_outputs, values))
@@ -62,7 +57,7 @@ def compile_model(
     plan = Plan(
         model=config.to_dict(),
         precision=precision,
-        kv_dtype=graph.kv_dtype or graph.dtype,
+        kv_dtype=graph.kv_dtype,
         profile=profile,
         parallel=ParallelLayout(),
         fingerprint=make_fingerprint(arches),
@@ -78,18 +73,6 @@ def compile_model(
         outputs=outputs,
     )
     return Compiled(plan, graph.constants)
-
-
-def _kv_dtype(precision: str, asked: str) -> str:
-    """`fp8`, or "" for a cache of the activations' type. `auto` quantizes the cache of a quantized engine."""
-    wide = _WIDE.get(precision, precision)
-    if asked not in KV_DTYPES:
-        raise EngineError(f"unknown KV cache dtype {asked!r}; supported are {', '.join(KV_DTYPES)}")
-    if asked == "fp8" and wide == "fp32":
-        raise EngineError("an fp8 KV cache needs 16-bit activations; use precision fp8, bf16 or fp16")
-    if asked not in ("auto", "fp8", wide):
-        raise EngineError(f"a {precision} engine can keep its KV cache in {wide} or fp8, not {asked}")
-    return "fp8" if asked == "fp8" or (asked == "auto" and precision == "fp8") else ""
 
 
 def export(graph: ModelGraph) -> tuple[tuple[Op, ...], dict[str, TensorSpec]]:

@@ -49,6 +49,8 @@ class SweepSpec(BaseModel):
 
     model: str
     precision: Annotated[tuple[str, ...], Field(min_length=1)]
+    kv_dtype: str = "auto"
+    """Type of the KV cache; `auto` is fp8 for the fp8 cells, the activations' for others."""
     batch_size: Grid = (1, 8)
     isl: Grid = (128,)
     osl: Grid = (128,)
@@ -121,6 +123,7 @@ class SweepSpec(BaseModel):
             kv_cache_fraction=self.kv_cache_fraction,
             policy=self.policy,
             seed=self.seed,
+            kv_dtype=self.kv_dtype,
         )
 
     def workload_wish(self, case: Case) -> WorkloadWish:

@@ -1,8 +1,8 @@
 """Makes every product but the lm_head's fp8: weights with one scale a tensor, inputs with one static scale, and asks for an fp8 KV cache.
 
-Inserted plainly, as a `quantize` before each product; `push_quantize` then moves each into the op that makes its input. Products that read the same
-tensor share its scale, so it is quantized once. The lm_head stays wide: it is 6% of an 8B model's weights and errors there go straight into
-the logits. Scales are weights of the engine, read from the checkpoint when calibrated there (ModelOpt's names).
+Inserted plainly, as a `quantize` before each product; `push_quantize` then moves each into the op that makes its input. Products that read
+the same tensor share its scale, so it is quantized once. The lm_head stays wide: it is 6% of an 8B model's weights and errors there go
+straight into the logits. Scales are weights of the engine, read from the checkpoint when calibrated there (ModelOpt's names).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ LM_HEAD = "lm_head"
 def apply(graph: ModelGraph) -> None:
     if graph.quantized:
         _quantize_products(graph)
-    if graph.kv_dtype:
+    if graph.kv_dtype == "fp8":
         _quantize_cache(graph)
 
 
@@ -27,6 +27,8 @@ def _quantize_products(graph: ModelGraph) -> None:
     quantized: dict[fx.Node, tuple[fx.Node, fx.Node]] = {}
     for node in graph.nodes("linear"):
         x, weight, bias = node.args[:3]
+        assert isinstance(x, fx.Node)
+        assert isinstance(weight, fx.Node)
         name = str(weight.target)
         if LM_HEAD in name or graph.weights[name].dtype == "fp8" or str(node.meta["label"]) == LM_HEAD:
             continue
