@@ -1,7 +1,7 @@
 """What an engine computes and caches in: the precisions there are, which KV cache goes with which, and which GPUs have the types.
 
-`precision` names weights and products; activations between products stay wide (bf16 where products are fp8). The KV cache has a type of its own,
-because it pays for itself alone: half the bytes of a cache are half the reads of every decode step, whatever the weights are.
+`precision` names weights and products; activations between products stay wide (bf16 where products are fp8). The KV cache has a type of
+its own, because it pays for itself alone: half the bytes of a cache are half the reads of every decode step, whatever the weights are.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def wide_dtype(precision: str) -> str:
 
 
 def kv_cache_dtype(precision: str, asked: str = "auto") -> str:
-    """The cache's type. `auto` quantizes the cache of a quantized engine. Raises `EngineError` for one that does not go with `precision`."""
+    """The cache's type. `auto` quantizes that of a quantized engine. Raises `EngineError` for one that does not go with `precision`."""
     wide = wide_dtype(precision)
     if asked not in KV_DTYPES:
         raise EngineError(f"unknown KV cache dtype {asked!r}; supported are {', '.join(KV_DTYPES)}")

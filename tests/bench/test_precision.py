@@ -35,7 +35,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 
 def test_a_sweep_over_precisions_runs_on_the_cpu_and_records_each_cache(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     grid = ["--precision", "fp8,bf16", "--batch-size", 2, *QUICK]
-    code, out, err = run(capsys, "sweep", "--model", "tiny-llama", *grid, "--out", tmp_path / "s")
+    code, _, err = run(capsys, "sweep", "--model", "tiny-llama", *grid, "--out", tmp_path / "s")
     assert code == 0, err
     cells = {row.cell.precision: row.cell.kv_dtype for row in Store(tmp_path / "s").rows() if row.status == "ok"}
     assert cells == {"fp8": "fp8", "bf16": "bf16"}

@@ -28,7 +28,7 @@ def command(
     spec: Annotated[Path | None, typer.Argument(metavar="[SWEEP.TOML]", help="Specification; flags win over it.")] = None,
     model: options.Model = None,
     precision: Annotated[Text, typer.Option("--precision", help="List, such as bf16,fp8.")] = None,
-    kv_dtype: Annotated[Text, typer.Option("--kv-dtype", help="KV cache: auto (fp8 with precision fp8), fp8, bf16...")] = None,
+    kv_dtype: Annotated[Text, typer.Option("--kv-dtype", help=options.KV_DTYPE_HELP)] = None,
     batch_size: Annotated[Text, typer.Option("--batch-size", "--concurrency", help="List: sequences in flight.")] = None,
     isl: Annotated[Text, typer.Option("--isl", help="List: input lengths, tokens.")] = None,
     osl: Annotated[Text, typer.Option("--osl", help="List: output lengths, tokens.")] = None,
