@@ -1,8 +1,8 @@
 """Lowerings of rope (alone and with the KV write) and of paged attention.
 
-Paged attention is up to four launches over disjoint rows: decode sequences without and with a split of the KV axis (exactly one of the two
+Paged attention is up to five launches over disjoint rows: decode sequences without and with a split of the KV axis (exactly one of the two
 has a grid that is not empty, chosen by an expression over D, so a captured graph holds the right one), the merge of the split, and
-context chunks. Which rows are decode rows is the batch's order: sequences [0, D) decode.
+context chunks; on Hopper whole prompts go apart from chunks with a cached past. Which rows are decode rows is the batch's order: sequences [0, D) decode.
 """
 
 from __future__ import annotations
@@ -119,6 +119,10 @@ def paged_attention(call: OpCall) -> Lowered:
         context_block_n=block_n,
         context_warps=warps,
         context_stages=stages,
+        fresh_block_m=128,
+        fresh_block_n=64,
+        fresh_warps=4 if head_dim <= 128 else 8,
+        fresh_stages=2,
     )
     builder = Builder(call)
     _decode(builder, tuned)
@@ -133,7 +137,9 @@ def _decode_warps(tile_bytes: int) -> int:
 
 def _scales(call: OpCall) -> dict[str, Operand]:
     """The scale pointers kernels take; any pointer where there is none."""
-    return {name: call.get(arg) or call["kv_lens"] for name, arg in (("KScale", "k_scale"), ("VScale", "v_scale"), ("OutScale", "out_scale"))}
+    return {
+        name: call.get(arg) or call["kv_lens"] for name, arg in (("KScale", "k_scale"), ("VScale", "v_scale"), ("OutScale", "out_scale"))
+    }
 
 
 def _flags(call: OpCall) -> dict[str, bool]:
@@ -141,7 +147,7 @@ def _flags(call: OpCall) -> dict[str, bool]:
 
 
 def _reads_fresh(call: OpCall, dtype: str, head_dim: int) -> bool:
-    """Whether context chunks take their own keys by TMA from the projection (`fresh_attention`) rather than from the cache."""
+    """Whether whole prompts take their keys by TMA from the projection (`fresh_attention`) rather than from the cache."""
     return call.capability == 90 and dtype in ("bf16", "fp16") and head_dim >= 64
 
 
@@ -150,8 +156,6 @@ def _context_tile(call: OpCall, dtype: str, head_dim: int, group: int) -> tuple[
     least = next_power_of_2(group)
     if dtype == "fp32":
         return max(32 if head_dim <= 128 else 16, least), 32 if head_dim <= 64 else 16, 4 if head_dim <= 64 else 8, 1
-    if _reads_fresh(call, dtype, head_dim):
-        return max(64 if head_dim <= 128 else 128, least), 64, 4 if head_dim <= 128 else 8, 3 if head_dim <= 128 else 2
     if call.capability >= 90:
         return max(128, least), 64 if head_dim <= 128 else 32, 8, 2
     if head_dim <= 128:
@@ -213,19 +217,46 @@ def _decode(builder: Builder, tuned: dict[str, int]) -> None:
 
 def _context(builder: Builder, tuned: dict[str, int]) -> None:
     call = builder.call
-    q, cache, table = call["qkv"], call["kv_cache"], call["block_table"]
-    slots = call["seq_slots"]
-    kv_heads = call.integer("num_kv_heads")
+    q, cache, table, slots = call["qkv"], call["kv_cache"], call["block_table"], call["seq_slots"]
+    kv_heads, head_dim = call.integer("num_kv_heads"), cache.size(5)
     group = call.integer("num_heads") // kv_heads
-    head_dim = cache.size(5)
+    scale_log2 = F32(call.number("scale") * math.log2(math.e))
+    sequences = {"num_decodes": I32("D"), "num_seqs": I32(slots.shape[0])}
+
+    def tiles(block_q: int) -> str:
+        return f"({q.shape[0]} - D) // {block_q} + {slots.shape[0]} - D"
+
     fresh = _reads_fresh(call, q.dtype, head_dim)
-    block_q = tuned["context_block_m"] // group
-    tiles = f"({q.shape[0]} - D) // {block_q} + {slots.shape[0]} - D"
+    if fresh:
+        block_m, block_n = tuned["fresh_block_m"], tuned["fresh_block_n"]
+        builder.launch(
+            "fresh_attention.fresh_attention",
+            {
+                "Queries": Tma(q, block_m, head_dim),
+                "Keys": Tma(q, block_n, head_dim),
+                "QueryStart": call["query_start"],
+                "KvLens": call["kv_lens"],
+                "OutScale": _scales(call)["OutScale"],
+                "Out": call.outputs[0],
+                "scale_log2": scale_log2,
+                **sequences,
+            },
+            grid=(tiles(block_m), kv_heads * group),
+            constexprs={
+                "HKV": kv_heads,
+                "G": group,
+                "D": head_dim,
+                "BLOCK_M": block_m,
+                "BLOCK_N": block_n,
+                "QUANTIZE": call.get("out_scale") is not None,
+            },
+            warps=tuned["fresh_warps"],
+            stages=tuned["fresh_stages"],
+        )
     builder.launch(
-        "fresh_attention.fresh_attention" if fresh else "context_attention.context_attention",
+        "context_attention.context_attention",
         {
             "QKV": q,
-            **({"Fresh": Tma(q, tuned["context_block_n"], head_dim)} if fresh else {}),
             "Cache": _layer(call, cache),
             "BlockTable": table,
             "Slots": slots,
@@ -233,21 +264,20 @@ def _context(builder: Builder, tuned: dict[str, int]) -> None:
             "KvLens": call["kv_lens"],
             **_scales(call),
             "Out": call.outputs[0],
-            "scale_log2": F32(call.number("scale") * math.log2(math.e)),
+            "scale_log2": scale_log2,
             "table_stride": I32(table.size(1)),
-            "num_decodes": I32("D"),
-            "num_seqs": I32(slots.shape[0]),
+            **sequences,
         },
-        grid=(tiles, kv_heads),
+        grid=(tiles(tuned["context_block_m"] // group), kv_heads),
         constexprs={
             "HKV": kv_heads,
             "G": group,
-            "D": cache.size(5),
+            "D": head_dim,
             "PAGE": cache.size(4),
             "BLOCK_M": tuned["context_block_m"],
             "BLOCK_N": tuned["context_block_n"],
-            **({"PAST_N": 32} if fresh else {}),
             **_flags(call),
+            "SKIP_FRESH": fresh,
         },
         warps=tuned["context_warps"],
         stages=tuned["context_stages"],

@@ -114,8 +114,9 @@ def paged_attention(
 ) -> torch.Tensor:
     """qkv [T, (Hq + 2 Hkv)*D] as `rope_kv_write` returns it, ragged over R sequences whose last query sits at position kv_len - 1.
 
-    kv_cache is [layers, pages, 2, Hkv, page_size, D]. A context sequence takes the keys and values of this step from qkv and earlier ones from
-    the cache; a decode sequence takes all from the cache. The two differ only in the cache's rounding. Returns [T, Hq*D].
+    kv_cache is [layers, pages, 2, Hkv, page_size, D]. A context sequence takes the keys and values of this step from qkv and earlier ones
+    from the cache, a decode sequence all from the cache; a kernel may take a chunk's own from the cache too, which differs by its rounding.
+    Returns [T, Hq*D].
     """
     cache = kv_cache[layer]
     page_size, head_dim = cache.shape[3], cache.shape[4]

@@ -1,15 +1,15 @@
 """Paged causal attention of context chunks: a ragged batch of sequences, each with many queries ending at its cache's last row.
 
 A program is one tile of queries of one KV head; the group's heads are folded into the tile's rows (row = token * G + head in group), so a
-key tile is read once a group and short prompts still fill the tile. Tiles are found on the device: sequence s owns tiles from
-`start(s) // BLOCK_Q + s`, an upper bound on what came before that needs no prefix sum, so the grid is an expression over symbols and a few
-programs find nothing to do. Late tiles (the longest) start first. Tiles wholly below the diagonal skip the mask.
+key tile is read once a group and short prompts still fill the tile. Late tiles (the longest) start first. Tiles wholly below the diagonal
+skip the mask. With SKIP_FRESH, sequences that have no cached past are left to `fresh_attention`.
 """
 
 import triton
 import triton.language as tl
 
 from trtllm_kernels.triton_kernels.quantize import finish
+from trtllm_kernels.triton_kernels.tiles import locate
 
 
 @triton.jit
@@ -48,27 +48,15 @@ def _visit(
 def context_attention(
     QKV, Cache, BlockTable, Slots, QueryStart, KvLens, KScale, VScale, OutScale, Out, scale_log2, table_stride, num_decodes, num_seqs,
     HKV: tl.constexpr, G: tl.constexpr, D: tl.constexpr, PAGE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    SCALED_CACHE: tl.constexpr, QUANTIZE: tl.constexpr,
+    SCALED_CACHE: tl.constexpr, QUANTIZE: tl.constexpr, SKIP_FRESH: tl.constexpr,
 ):  # fmt: skip
     """Cache: one layer, [pages, 2, HKV, PAGE, D]. Sequences [num_decodes, num_seqs); decode tokens precede theirs."""
     BLOCK_Q: tl.constexpr = BLOCK_M // G
-    tile = tl.num_programs(0) - 1 - tl.program_id(0)
     kv_head = tl.program_id(1)
-    low = num_decodes
-    high = num_seqs
-    while high - low > 1:
-        middle = (low + high) // 2
-        if (tl.load(QueryStart + middle) - num_decodes) // BLOCK_Q + (middle - num_decodes) <= tile:
-            low = middle
-        else:
-            high = middle
-    seq = low
-    begin = tl.load(QueryStart + seq)
-    queries = tl.load(QueryStart + seq + 1) - begin
-    first = (tile - ((begin - num_decodes) // BLOCK_Q + (seq - num_decodes))) * BLOCK_Q
-    if first >= queries:
-        return
+    seq, begin, queries, first = locate(tl.num_programs(0) - 1 - tl.program_id(0), QueryStart, num_decodes, num_seqs, BLOCK_Q)
     length = tl.load(KvLens + seq)
+    if first >= queries or (SKIP_FRESH and length == queries):
+        return
     table = BlockTable + tl.load(Slots + seq).to(tl.int64) * table_stride
 
     row = tl.arange(0, BLOCK_M)
