@@ -1,8 +1,8 @@
 """The in-flight batcher: which sequences run in the next step, with which tokens and pages.
 
 Each step packs every decoding sequence (one token each), then prompt chunks, oldest first, into one ragged batch under `max_batch_size`
-and `max_num_tokens`. A prompt longer than a step's budget is cut (chunked prefill); one that fits a step of its own waits for it rather than
-be cut, since attention over a cached past costs more than over fresh rows and the budget left over costs nothing. Policies:
+and `max_num_tokens`. A prompt longer than a step's budget is cut (chunked prefill); one that fits a step of its own waits for it rather
+than be cut, since attention over a cached past costs more than over fresh rows and budget left over costs nothing. Policies:
 
 - `guaranteed_no_evict` admits a request only when the pages that it and all running ones can ever need fit: nothing is preempted.
 - `max_utilization` admits when the prompt fits now, beside a page of headroom for each running sequence (without it a sequence just

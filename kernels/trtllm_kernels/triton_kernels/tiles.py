@@ -10,9 +10,9 @@ import triton.language as tl
 
 @triton.jit
 def locate(tile, QueryStart, num_decodes, num_seqs, BLOCK_Q: tl.constexpr):
-    """(sequence, its first row, its rows, the tile's first row within it) of sequences [num_decodes, num_seqs), after one row each of the others.
+    """(sequence, its first row, its rows, the tile's first row within it), of sequences [num_decodes, num_seqs).
 
-    The last may lie at or past the sequence's rows: then the tile is empty.
+    The others hold one row each, before them. The last result may lie at or past the sequence's rows: then the tile is empty.
     """
     low = num_decodes
     high = num_seqs
