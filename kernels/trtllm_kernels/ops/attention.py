@@ -93,8 +93,8 @@ def _fake_paged(
 
 
 @dialect_op(
-    "paged_attention(Tensor qkv, Tensor kv_cache, Tensor block_table, Tensor seq_slots, Tensor query_start, Tensor kv_lens, "
-    "int layer, int num_heads, int num_kv_heads, float scale, Tensor? k_scale=None, Tensor? v_scale=None, Tensor? out_scale=None) -> Tensor",
+    "paged_attention(Tensor qkv, Tensor kv_cache, Tensor block_table, Tensor seq_slots, Tensor query_start, Tensor kv_lens, int layer, "
+    "int num_heads, int num_kv_heads, float scale, Tensor? k_scale=None, Tensor? v_scale=None, Tensor? out_scale=None) -> Tensor",
     fake=_fake_paged,
 )
 def paged_attention(
