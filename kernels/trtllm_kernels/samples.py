@@ -77,14 +77,14 @@ def paged_cache(
     return cache, table, slots
 
 
-QUANTIZABLE = ("rms_norm", "layer_norm", "add_rms_norm", "add_layer_norm", "silu_mul_packed", "gelu", "paged_attention", "gate_up_silu")
-"""Ops that can end in a quantization (`out_scale`)."""
+QUANTIZABLE = tuple(name for name, op in OPS.items() if "out_scale" in op.tensors)
+"""Ops that can end in a quantization."""
 
 
 def fp8_sample(op: str, model: ModelShape, batch: BatchShape, dtype: str = "bf16", seed: int = 0, poison: bool = True) -> dict[str, Any]:
     """As `sample`, with everything of the op quantized that can be: inputs, weights, cache, result."""
     named = sample(op, model, batch, dtype, seed, poison)
-    for name in ("x", "weight") if op in ("linear", "gate_up_silu") else ():
+    for name in ("x", "weight") if "x_scale" in OPS[op].tensors else ():
         scale = named[name].float().abs().max() / FP8_MAX
         named[name], named[f"{name}_scale"] = finish(named[name].float(), FP8, scale), scale.reshape(1)
     if op in ("rope_kv_write", "paged_attention"):
@@ -143,7 +143,7 @@ def _draw(op: str, model: ModelShape, batch: BatchShape, dtype: str, poison: boo
             return {"x": randn(t, h), "residual": randn(t, h), "weight": randn(h), "eps": 1e-5}
         case "add_layer_norm":
             return {"x": randn(t, h), "residual": randn(t, h), "weight": randn(h), "bias": randn(h), "eps": 1e-5}
-        case "linear":
+        case "linear" | "linear_gelu":
             return {"x": randn(t, h), "weight": randn(model.intermediate, h) / h**0.5, "bias": randn(model.intermediate)}
         case "gate_up_silu":
             return {"x": randn(t, h), "weight": randn(2 * model.intermediate, h) / h**0.5}

@@ -1,7 +1,7 @@
 """The product that feeds SwiGLU and SwiGLU itself become one op over a weight whose gate and up rows interleave.
 
-The widest activation of the model, [tokens, 2 * intermediate], is then never written: the kernel holds both factors of an output in one thread. Runs
-after quantization, which the fused op carries through.
+The widest activation of the model, [tokens, 2 * intermediate], is then never written: the kernel holds both factors of an output in one
+thread. Runs after quantization, which the fused op carries through.
 """
 
 from __future__ import annotations
@@ -24,9 +24,8 @@ def _fuse(graph: ModelGraph, found: Bindings) -> None:
     found["root"].replace_all_uses_with(fused)
 
 
-RULES = (
-    Rule("gate_up + silu_mul", Op("silu_mul_packed", (Op("linear", (Var("x"), Var("weight"), None), bind="product", users=1), Var("out_scale"))), _fuse),
-)
+_PRODUCT = Op("linear", (Var("x"), Var("weight"), None), bind="product", users=1)
+RULES = (Rule("gate_up + silu_mul", Op("silu_mul_packed", (_PRODUCT, Var("out_scale"))), _fuse),)
 
 
 def apply(graph: ModelGraph) -> None:

@@ -26,6 +26,7 @@ _HINTS = {"T": 1009, "R": 211, "S": 103, "P": 499}
 """Distinct primes: no accidental equality between two sizes."""
 
 
+_PRODUCTS = ("linear", "gate_up_silu", "linear_gelu")
 Spec = TensorSpec | tuple[TensorSpec, ...]
 
 
@@ -118,17 +119,23 @@ def _check_use(graph: ModelGraph, node: fx.Node, stage: str) -> None:
 
 
 def _check_arguments(node: fx.Node, arguments: Any, stage: str) -> None:
-    """Floating-point tensors of one op share a dtype, unless the op says otherwise: the rope table is fp32, the cache has its own."""
-    definition = OPS[op_name(node)]
+    """Floating-point tensors of one op share a dtype, but for the rope table, the cache, scales, and the bias of an fp8 product."""
     by_name = dict(zip((a.name for a in node.target._schema.arguments), arguments, strict=True))
-    named = ((name, by_name[name]) for name in definition.tensors)
-    dtypes = {spec.dtype for name, spec in named if name not in ("cos_sin", "kv_cache") and "scale" not in name and spec is not None} - {"int32"}
-    if len(dtypes) > 1 and not (op_name(node) in ("linear", "linear_gelu") and dtypes == {"fp8", "bf16"} and by_name["bias"] is not None):
-        raise VerifyError(f"after {stage}: {_describe(node)} mixes {', '.join(sorted(dtypes))}")
-    if op_name(node) == "linear":
-        x, weight, bias = arguments[:3]
+    present = {name: by_name[name] for name in OPS[op_name(node)].tensors if by_name[name] is not None}
+    own = {"cos_sin", "kv_cache"} | {name for name in present if name.endswith("scale")}
+    if op_name(node) in _PRODUCTS:
+        x, weight, bias = present["x"], present["weight"], present.get("bias")
         if x.shape[1] != weight.shape[1] or (bias is not None and bias.shape[0] != weight.shape[0]):
             raise VerifyError(f"after {stage}: {_describe(node)} multiplies {x.shape} by {weight.shape}")
+        if x.dtype == "fp8":
+            own |= {"bias"} if bias is not None and bias.dtype == "bf16" else set()
+            if not {"x_scale", "weight_scale"} <= present.keys():
+                raise VerifyError(f"after {stage}: {_describe(node)} multiplies fp8 without both its scales")
+    dtypes = {spec.dtype for name, spec in present.items() if name not in own} - {"int32"}
+    if len(dtypes) > 1:
+        raise VerifyError(f"after {stage}: {_describe(node)} mixes {', '.join(sorted(dtypes))}")
+    if "kv_cache" in present and present["kv_cache"].dtype == "fp8" and not {"k_scale", "v_scale"} <= present.keys():
+        raise VerifyError(f"after {stage}: {_describe(node)} uses an fp8 cache without both its scales")
     if op_name(node) in ("add", "silu_mul", "add_rms_norm", "add_layer_norm") and arguments[0].shape != arguments[1].shape:
         raise VerifyError(f"after {stage}: {_describe(node)} combines {arguments[0].shape} with {arguments[1].shape}")
 

@@ -1,8 +1,8 @@
 """Lowerings of matrix products: which routine multiplies depends on how many tokens a step has, so several are launched and one has a grid.
 
 One token: our own kernel, bound by reading the weight. More: cuBLASLt through torch (measured on an H100, docs/facts.md: nothing of ours is
-faster from two tokens up). A product that ends in an activation: our fused kernel from `fused_from` tokens, where its tiles fill the chip, below
-it cuBLASLt and an activation kernel.
+faster from two tokens up). A product that ends in an activation: our fused kernel from `fused_from` tokens, where its tiles fill the chip;
+below it cuBLASLt and an activation kernel.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ class _Activated:
     def _one(self) -> bool:
         """One token, gated only: product and activation in one kernel that reads the weight once."""
         call, weight, rows = self.call, self.call["weight"], self.tuned["gemv_rows"]
-        if not self.gate_up or self.wide and call["x"].dtype == "fp32" or not _gemv_fits(call, weight, rows, self.tuned["gemv_columns"]):
+        if not self.gate_up or call["x"].dtype == "fp32" or not _gemv_fits(call, weight, rows, self.tuned["gemv_columns"]):
             return False
         self.builder.launch(
             "gemv.gemv_gate_up_silu",

@@ -24,14 +24,16 @@ def norm(call: OpCall) -> Lowered:
     parameters["W"] = weight
     if call.op.endswith("layer_norm"):
         parameters["B"] = call["bias"]
-    parameters["OutScale"] = call.get("out_scale") or weight
+    out_scale = call.get("out_scale")
+    parameters["OutScale"] = out_scale or weight
     parameters["Y"] = y
     if call.op.startswith("add_"):
         parameters["Total"] = call.outputs[1]
     parameters["eps"] = F32(call.number("eps"))
     builder = Builder(call)
     rows = product(x.shape[0], x.size(1) // n)
-    builder.launch(f"norm.{call.op}", parameters, grid=(rows,), constexprs={"N": n, "BLOCK": block, "QUANTIZE": call.get("out_scale") is not None}, warps=tuned["warps"])
+    constexprs = {"N": n, "BLOCK": block, "QUANTIZE": out_scale is not None}
+    builder.launch(f"norm.{call.op}", parameters, grid=(rows,), constexprs=constexprs, warps=tuned["warps"])
     return builder.finish()
 
 

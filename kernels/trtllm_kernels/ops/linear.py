@@ -91,7 +91,8 @@ def _fake_linear_gelu(
 
 
 @dialect_op(
-    "linear_gelu(Tensor x, Tensor weight, Tensor? bias=None, Tensor? x_scale=None, Tensor? weight_scale=None, Tensor? out_scale=None) -> Tensor",
+    "linear_gelu(Tensor x, Tensor weight, Tensor? bias=None, Tensor? x_scale=None, Tensor? weight_scale=None, "
+    "Tensor? out_scale=None) -> Tensor",
     fake=_fake_linear_gelu,
 )
 def linear_gelu(

@@ -25,7 +25,8 @@ def _fake(x: torch.Tensor, out_scale: torch.Tensor | None) -> torch.Tensor:
 
 
 @dialect_op(
-    "rms_norm(Tensor x, Tensor weight, float eps, Tensor? out_scale=None) -> Tensor", fake=lambda x, w, eps, out_scale=None: _fake(x, out_scale)
+    "rms_norm(Tensor x, Tensor weight, float eps, Tensor? out_scale=None) -> Tensor",
+    fake=lambda x, w, eps, out_scale=None: _fake(x, out_scale),
 )
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, out_scale: torch.Tensor | None = None) -> torch.Tensor:
     return finish(rms_normalize(x, weight, eps), x.dtype, out_scale)

@@ -80,8 +80,8 @@ def rope_kv_write(
 ) -> torch.Tensor:
     """Split qkv [T, (Hq + 2 Hkv) * head_dim]; norm (if asked) and rotate q and k; write k and v at `kv_slots`; return qkv so changed.
 
-    kv_cache is [layers, pages, 2, Hkv, page_size, head_dim], fp8 with the two scales or of qkv's dtype. Keys and values are returned as well as
-    cached, so that attention can read this step's own without quantization and without a gather. Should two tokens name one slot
+    kv_cache is [layers, pages, 2, Hkv, page_size, head_dim], fp8 with the two scales or of qkv's dtype. Keys and values are returned as
+    well as cached, so that attention can read this step's own without quantization and without a gather. Should two tokens name one slot
     (padding's), which of them wins is undefined.
     """
     queries, keys, values = torch.split_with_sizes(qkv, [num_heads * head_dim, num_kv_heads * head_dim, num_kv_heads * head_dim], dim=-1)

@@ -7,7 +7,9 @@ from trtllm_kernels.triton_kernels.quantize import finish
 
 
 @triton.jit
-def silu_mul(Gate, Up, OutScale, Y, N: tl.constexpr, STRIDE: tl.constexpr, UP_OFFSET: tl.constexpr, BLOCK: tl.constexpr, QUANTIZE: tl.constexpr):
+def silu_mul(
+    Gate, Up, OutScale, Y, N: tl.constexpr, STRIDE: tl.constexpr, UP_OFFSET: tl.constexpr, BLOCK: tl.constexpr, QUANTIZE: tl.constexpr
+):
     """Gate and Up have rows of STRIDE elements; Up starts UP_OFFSET elements on. Packed: both name one buffer, STRIDE 2N, UP_OFFSET N."""
     row = tl.program_id(0).to(tl.int64)
     cols = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)

@@ -1,7 +1,7 @@
 """y = gelu(x @ W.T + bias), quantized if asked, for many tokens: the first half of a feed-forward without a gate (GPT-J's).
 
-Built as `gate_up.gate_up_silu` is (persistent, flattened, TMA): there the activation costs nothing on top of the product, whereas a separate
-kernel reads and writes [tokens, 4 * hidden] once more.
+Built as `gate_up.gate_up_silu` is (persistent, flattened, TMA): there the activation costs nothing on top of the product, whereas a
+separate kernel reads and writes [tokens, 4 * hidden] once more.
 """
 
 import triton

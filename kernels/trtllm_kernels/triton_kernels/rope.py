@@ -63,7 +63,7 @@ def rope_kv_write(
     HQ: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, PAGE: tl.constexpr,
     INTERLEAVED: tl.constexpr, QK_NORM: tl.constexpr, BLOCK_H: tl.constexpr, SCALED_CACHE: tl.constexpr,
 ):  # fmt: skip
-    """Y is QKV normed and rotated. Cache is one layer, [pages, 2, HKV, PAGE, D]. QK_NORM requires the whole head to be rotary (2 * HALF == D)."""
+    """Y is QKV normed and rotated. Cache is one layer, [pages, 2, HKV, PAGE, D]. QK_NORM requires the whole head to be rotary."""
     token = tl.program_id(0).to(tl.int64)
     heads = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
     is_q = heads < HQ
