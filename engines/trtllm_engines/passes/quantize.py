@@ -16,6 +16,17 @@ from trtllm_engines.graph import ModelGraph, call, scale_weight
 LM_HEAD = "lm_head"
 
 
+def stays_wide(label: str, weight: str) -> bool:
+    """Whether the product called `label`, over `weight`, is left as it is (a tied head's weight has the embedding's name)."""
+    return LM_HEAD in (label, weight.removesuffix(".weight"))
+
+
+def cache_scale_sources(label: str) -> tuple[str, str]:
+    """Checkpoint names of the scales of keys and values, of the attention whose `rope_kv_write` is called `label`."""
+    attention = label.removesuffix(".rope_kv_write").removesuffix(".attn")
+    return f"{attention}.k_proj.k_scale", f"{attention}.v_proj.v_scale"
+
+
 def apply(graph: ModelGraph) -> None:
     if graph.quantized:
         _quantize_products(graph)
@@ -30,7 +41,7 @@ def _quantize_products(graph: ModelGraph) -> None:
         assert isinstance(x, fx.Node)
         assert isinstance(weight, fx.Node)
         name = str(weight.target)
-        if LM_HEAD in name or graph.weights[name].dtype == "fp8" or str(node.meta["label"]) == LM_HEAD:
+        if stays_wide(str(node.meta["label"]), name) or graph.weights[name].dtype == "fp8":
             continue
         sources = [part.removesuffix("weight") + "input_scale" for part, _ in graph.parts(name)]
         with graph.fx.inserting_before(node):
@@ -53,8 +64,8 @@ def _quantize_cache(graph: ModelGraph) -> None:
     graph.inputs["kv_cache"] = replace(graph.inputs["kv_cache"], dtype=graph.kv_dtype)
     for write, read in zip(graph.nodes("rope_kv_write"), graph.nodes("paged_attention"), strict=True):
         module = str(write.meta["label"]).removesuffix(".rope_kv_write")
-        attention = module.removesuffix(".attn")
+        sources = cache_scale_sources(str(write.meta["label"]))
         with graph.fx.inserting_before(write):
-            scales = [scale_weight(graph, f"{module}.{n}_scale", [f"{attention}.{n}_proj.{n}_scale"], "kv_scale") for n in ("k", "v")]
+            scales = [scale_weight(graph, f"{module}.{n}_scale", [s], "kv_scale") for n, s in zip(("k", "v"), sources, strict=True)]
         write.args = (*write.args[:-2], *scales)
         read.args = (*read.args[:-3], *scales, None)

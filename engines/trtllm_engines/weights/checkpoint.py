@@ -69,7 +69,7 @@ class SafetensorsWeights:
         return float(self._tensor(scale).float().max()) * 448.0 if scale in self._shard_of else None
 
     def scale(self, name: str, kind: str) -> float:
-        """ModelOpt and compressed-tensors agree on `input_scale`; for the cache the first says `k_proj.k_scale`, the second `self_attn.k_scale`."""
+        """ModelOpt and compressed-tensors agree on `input_scale`; for the cache: `k_proj.k_scale`, or `self_attn.k_scale`."""
         module, _, leaf = name.rpartition(".")
         for spelling in (name, f"{module.rpartition('.')[0]}.{leaf}"):
             if spelling in self._shard_of:
@@ -78,7 +78,7 @@ class SafetensorsWeights:
             return 1.0
         raise EngineError(
             f"{self.folder} has no activation scale {name}, which an fp8 engine needs; "
-            f"calibrate first: trtllm-bench quantize --model {self.folder} --out FOLDER"
+            f"calibrate first: trtllm-bench quantize {self.folder} --out FOLDER"
         )
 
     def _tensor(self, name: str) -> Tensor:
