@@ -200,6 +200,11 @@ class NativeSession:
             return {}
         return utilisation(ModelCost.of(self._loaded().plan), found, log, steps, max(self._gpus, 1))
 
+    @property
+    def engine(self) -> LLM:
+        """The engine, loaded; call `identity` first."""
+        return self._loaded()
+
     def ready(self) -> None:
         self._loaded()
 

@@ -1,12 +1,14 @@
 """`throughput` and `latency`: one cell, measured once, reported at length instead of in a table.
 
 The two differ in how requests are sent (all at once or bounded, against one at a time) and in what is printed; everything else is here.
+So is measuring again and again with the engine kept loaded (`follow`), which `gate run --keep-loaded` asks for.
 """
 
 from __future__ import annotations
 
 import sys
 import uuid
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -31,6 +33,7 @@ from trtllm_bench.wish import (
 from trtllm_results.environment import Environment
 from trtllm_results.record import Row
 from trtllm_results.store import Store
+from trtllm_workloads.request import Workload
 
 
 @dataclass(frozen=True)
@@ -48,20 +51,44 @@ class Single:
 
 def run(single: Single) -> Row:
     """Measures, prints, and writes what was asked for. Raises the components' errors."""
-    console = Console(highlight=False)
+    ((_, row),) = _measured(single, [single.report_json], Console(highlight=False))
+    return row
+
+
+def follow(single: Single, lines: Iterable[str]) -> None:
+    """Measures once for each line, which names the report to write, and answers `measured <line>`; the engine stays loaded between them.
+
+    Standard output carries the answers, so what is for people goes to standard error.
+    """
+    for path, _ in _measured(single, (Path(line.rstrip("\n")) for line in lines), Console(highlight=False, stderr=True)):
+        print(f"measured {path}", flush=True)
+
+
+def _measured(single: Single, reports: Iterable[Path | None], console: Console) -> Iterator[tuple[Path | None, Row]]:
+    """One measurement for each of `reports`, all by one session."""
     wish = single.engine
     check_target(single.target, wish)
     workload = make_workload(single.workload, vocabulary_of(single.target, wish))
     if wish.max_seq_len is None and wish.engine_dir is None:
         wish = replace(wish, max_seq_len=longest(workload))
+        single = replace(single, engine=wish)
     session = open_session(single.target, wish)
     try:
         if single.target == "native":
             console.print("making the engine ready", style="dim")
         identity = session.identity()
-        measurement = session.measure(workload, single.load, _counter(console, len(workload)))
+        for report in reports:
+            measurement = session.measure(workload, single.load, _counter(console, len(workload)))
+            row = _row(single, identity, workload, measurement)
+            print_report(row, console)
+            _write(replace(single, report_json=report), row, measurement, identity, console)
+            yield report, row
     finally:
         session.close()
+
+
+def _row(single: Single, identity: Identity, workload: Workload, measurement: Measurement) -> Row:
+    wish = single.engine
     isl, osl = mean_lengths(workload)
     cell = cell_of(
         identity.model or wish.model or "",
@@ -72,17 +99,20 @@ def run(single: Single) -> Row:
         isl=isl,
         osl=osl,
         request_rate=rate_of(single.workload, workload),
-        settings={"warmup": single.load.warmup, "warmup_seconds": single.load.warmup_s or None, "open_loop": single.load.open_loop or None},
+        settings={
+            "warmup": single.load.warmup,
+            "warmup_seconds": single.load.warmup_s or None,
+            "open_loop": single.load.open_loop or None,
+            "slo_ms": single.load.slo_ms or None,
+        },
     )
     environment = Environment.capture(use_gpu=runs_on_gpu(single.target, wish.device))
     maker = RowMaker(environment, uuid.uuid4().hex[:12], " ".join(["trtllm-bench", *sys.argv[1:]]))
-    row = maker.measured(cell, 0, measurement)
-    print_report(row, console)
-    _write(single, row, measurement, identity, wish, console)
-    return row
+    return maker.measured(cell, 0, measurement)
 
 
-def _write(single: Single, row: Row, measurement: Measurement, identity: Identity, wish: EngineWish, console: Console) -> None:
+def _write(single: Single, row: Row, measurement: Measurement, identity: Identity, console: Console) -> None:
+    wish = single.engine
     if single.report_json is not None:
         engine = {**asdict(wish), **identity.settings, "model_path": wish.model}
         engine["engine_dir"] = str(wish.engine_dir) if wish.engine_dir is not None else None

@@ -114,6 +114,18 @@ def test_every_cell_and_repeat_is_measured_and_stored(tmp_path: Path) -> None:
     assert session.calls[1] == (2, 2, 8)
 
 
+def test_a_duration_gives_every_rate_equally_long(tmp_path: Path) -> None:
+    session = Scripted()
+    runner, _ = sweep(tmp_path, session, batch_size=4, osl=2, request_rate="5,20", duration=10, goodput="e2e:1000")
+    rows = runner.run()
+    assert [requests for _, _, requests in session.calls] == [50, 200]
+    assert [row.cell.settings["slo_ms"] for row in rows] == [{"e2e": 1000.0}] * 2, "other limits are another cell"
+    with pytest.raises(ValueError, match="give one of them"):
+        spec_of(request_rate=5, duration=10, num_requests=3)
+    with pytest.raises(ValueError, match="needs a request rate"):
+        spec_of(duration=10)
+
+
 def test_repeats_are_spread_over_the_cells(tmp_path: Path) -> None:
     run, watching = sweep(tmp_path, Scripted(), repeats=2, osl=2)
     run.run()

@@ -155,7 +155,8 @@ class PlanCounter:
             **plan.values,
         }
         representatives: dict[tuple[object, ...], int] = {}
-        self._like = [representatives.setdefault(self._signature(op), index) for index, op in enumerate(plan.ops)]
+        self.likeness = [representatives.setdefault(self._signature(op), index) for index, op in enumerate(plan.ops)]
+        """For each op the first that costs the same."""
 
     def _signature(self, op: Op) -> tuple[object, ...]:
         def spec(name: str) -> object:
@@ -168,7 +169,7 @@ class PlanCounter:
         """Cost of each op of the plan in order, then of sampling."""
         counted: dict[int, OpCost] = {}
         costs = []
-        for op, like in zip(self.plan.ops, self._like, strict=True):
+        for op, like in zip(self.plan.ops, self.likeness, strict=True):
             if like not in counted:
                 counted[like] = self._count(self.plan.ops[like], shape)
             costs.append(replace(counted[like], name=op.name))
@@ -177,7 +178,7 @@ class PlanCounter:
     def classes(self, shape: StepShape) -> list[tuple[OpCost, int]]:
         """(cost, how many ops of the plan cost the same), sampling last: `step` for whoever only sums."""
         counts: dict[int, int] = {}
-        for like in self._like:
+        for like in self.likeness:
             counts[like] = counts.get(like, 0) + 1
         return [*((self._count(self.plan.ops[like], shape), count) for like, count in counts.items()), (self._sampling(shape), 1)]
 

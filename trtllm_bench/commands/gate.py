@@ -25,13 +25,16 @@ Markdown = Annotated[Path | None, typer.Option("--markdown", help="Write the rep
 Github = Annotated[bool, typer.Option("--github", help="Print GitHub annotations; fill the step summary when there is one.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Keep every run in this result store.")]
 BaselineFile = Annotated[Path, typer.Option("--baseline", help="Baseline file.")]
+KeepLoaded = Annotated[
+    bool, typer.Option("--keep-loaded", help="Load each arm once, both at a time, instead of a process a run: quicker, less independent.")
+]
 Flags = Annotated[list[str] | None, typer.Argument(metavar="[-- FLAGS]...", help="After --: flags of throughput, the same for both.")]
 
 
 @app.command("run")
 def run(
-    a: Annotated[str, typer.Option("--a", help="Reference: an engine folder or a git revision.")],
-    b: Annotated[str, typer.Option("--b", help="Candidate: an engine folder or a git revision.")],
+    a: Annotated[str, typer.Option("--a", help="Reference: an engine folder, a git revision, or the folder of a checkout.")],
+    b: Annotated[str, typer.Option("--b", help="Candidate: an engine folder, a git revision, or the folder of a checkout.")],
     flags: Flags = None,
     config: Config = None,
     margin: Margins = None,
@@ -39,6 +42,7 @@ def run(
     max_blocks: Annotated[int | None, typer.Option("--max-blocks", help="Cap on blocks.")] = None,
     looks: Annotated[int | None, typer.Option("--looks", help="Looks between the two; 1: exactly --blocks blocks.")] = None,
     warmup: Annotated[int, typer.Option("--warmup-runs", min=0, help="Discarded runs of each arm first.")] = 1,
+    keep_loaded: KeepLoaded = False,
     out: Out = None,
     junit: Junit = None,
     as_json: AsJson = None,
@@ -49,7 +53,7 @@ def run(
     from trtllm_results.gate_run import run_gate
 
     settings = _settings(config, margin, blocks, max_blocks, looks)
-    with _runner(a, b, list(flags or []), out) as (runner, name_a, name_b):
+    with _runner(a, b, list(flags or []), out, keep_loaded) as (runner, name_a, name_b):
         report = run_gate(runner, settings, name_a, name_b, warmup, _progress)
     _finish(report, junit, as_json, markdown, github)
 
@@ -120,9 +124,10 @@ def history(baseline: BaselineFile, config: Config = None, margin: Margins = Non
 
 @app.command("calibrate")
 def calibrate(
-    engine: Annotated[str, typer.Option("--engine", help="What to run against itself: an engine folder or a git revision.")],
+    engine: Annotated[str, typer.Option("--engine", help="What to run against itself: an engine folder, a git revision, or a checkout.")],
     flags: Flags = None,
     blocks: Annotated[int, typer.Option("--blocks", min=3, help="A/A blocks of four runs.")] = 8,
+    keep_loaded: KeepLoaded = False,
     config: Config = None,
     margin: Margins = None,
     out: Out = None,
@@ -136,7 +141,7 @@ def calibrate(
     from trtllm_results.gate_run import run_blocks
 
     settings = _settings(config, margin)
-    with _runner(engine, engine, list(flags or []), out) as (runner, _, _):
+    with _runner(engine, engine, list(flags or []), out, keep_loaded) as (runner, _, _):
         found = run_blocks(runner, blocks, warmup=1, on_block=_progress)
     floors = calibration.noise_floor(found, settings)
     console = Console(highlight=False)
@@ -161,7 +166,7 @@ def calibrate(
 
 
 @contextmanager
-def _runner(a: str, b: str, flags: list[str], out: Path | None) -> Iterator[tuple[Runner, str, str]]:
+def _runner(a: str, b: str, flags: list[str], out: Path | None, keep_loaded: bool) -> Iterator[tuple[Runner, str, str]]:
     """The runner of both arms and their names; unpacked revisions are removed at the end."""
     from trtllm_results.runners import CommandRunner, arm_command
     from trtllm_results.store import Store
@@ -169,7 +174,8 @@ def _runner(a: str, b: str, flags: list[str], out: Path | None) -> Iterator[tupl
     with ExitStack() as cleanup:
         first, second = arm_command(a, flags, cleanup), arm_command(b, flags, cleanup)
         store = Store(out) if out is not None else None
-        yield CommandRunner(first, second, store, _say), first.name, second.name
+        runner = cleanup.enter_context(CommandRunner(first, second, store, _say, keep_loaded))
+        yield runner, first.name, second.name
 
 
 def _say(arm: str, row: Row) -> None:

@@ -42,6 +42,8 @@ def command(
     target: Annotated[Text, typer.Option("--target", help="native (our engine), a server's address, null or fake.")] = None,
     repeats: Annotated[Whole, typer.Option("--repeats", help="Measurements of each cell (default 1).")] = None,
     num_requests: Annotated[Whole, typer.Option("--num-requests", help="Requests a measurement (default: 4 full batches).")] = None,
+    duration: Annotated[float | None, typer.Option("--duration", help="Seconds of arrivals at each rate, instead of a number.")] = None,
+    goodput: Annotated[Text, typer.Option("--goodput", help="Limits in ms, such as ttft:200,tpot:50,e2e:5000.")] = None,
     warmup: Annotated[Whole, typer.Option("--warmup", help="Requests run before each measurement (default: a full batch).")] = None,
     max_lag_ms: Annotated[float | None, typer.Option("--max-lag-ms", help="Void a cell when the driver sends this late (p99).")] = None,
     warmup_seconds: Annotated[

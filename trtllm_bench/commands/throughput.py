@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
@@ -40,10 +41,11 @@ def command(
     seed: options.Seed = 0,
     report_json: options.ReportJson = None,
     out: options.Out = None,
+    keep_loaded: Annotated[bool, typer.Option("--keep-loaded", hidden=True)] = False,
 ) -> None:
     """Measure tokens/s of one engine under load."""
     from trtllm_bench.measure import Load
-    from trtllm_bench.single import Single, case_of, run
+    from trtllm_bench.single import Single, case_of, follow, run
     from trtllm_bench.wish import EngineWish, WorkloadWish, default_model
     from trtllm_results.metrics import parse_slo
 
@@ -57,16 +59,17 @@ def command(
     sizes = (batch, max_num_tokens, max_seq_len)
     engine = EngineWish(name, kind, engine_dir, weights, device, *sizes, kv_cache_fraction, policy, seed, kv_dtype)
     workload = WorkloadWish(requests, *lengths, dataset, request_rate or 0.0, burstiness, replay, time_scale, seed)
-    row = run(
-        Single(
-            target=target,
-            engine=engine,
-            workload=workload,
-            load=Load(bound, workload.open_loop, warmup, warmup_seconds, parse_slo(goodput) if goodput else {}, max_lag_ms),
-            streaming=streaming,
-            report_json=report_json,
-            out=out,
-        )
+    single = Single(
+        target=target,
+        engine=engine,
+        workload=workload,
+        load=Load(bound, workload.open_loop, warmup, warmup_seconds, parse_slo(goodput) if goodput else {}, max_lag_ms),
+        streaming=streaming,
+        report_json=report_json,
+        out=out,
     )
-    if row.status != "ok":
+    if keep_loaded:  # the other end is `gate run --keep-loaded`
+        follow(single, sys.stdin)
+        return
+    if run(single).status != "ok":
         raise typer.Exit(FAILURE)

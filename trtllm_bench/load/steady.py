@@ -91,7 +91,9 @@ def _bin_means(times: FloatArray, count: FloatArray, edges: FloatArray) -> Float
 
 def grows(log: RequestLog, arrivals_end_s: float) -> bool:
     """Whether the number in flight still grew when arrivals ended: its mean over their last quarter is well above that of the quarter
-    before, which an open loop shows exactly when it asks for more than the target can serve."""
+    before, and by more than chance, which an open loop shows exactly when it asks for more than the target can serve.
+
+    Chance: under Poisson arrivals the number in flight has about its mean as variance (M/G/infinity), so three roots of it are luck."""
     times, count = in_flight(log)
     known = np.isfinite(log.sent_s)
     if known.sum() < 20:
@@ -101,7 +103,8 @@ def grows(log: RequestLog, arrivals_end_s: float) -> bool:
     if edges[-1] <= edges[0]:
         return False
     level = _bin_means(times, count, edges)
-    return bool(level[3] > 1.25 * level[2] and level[2] > 1.25 * level[1] and level[3] > 4)
+    climbs = level[3] > 1.25 * level[2] and level[2] > 1.25 * level[1]
+    return bool(climbs and level[3] - level[1] > 3 * np.sqrt(level[1] + 1))
 
 
 def _span(log: RequestLog, start_s: float, end_s: float, rule: Rule) -> Span:

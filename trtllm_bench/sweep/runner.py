@@ -103,7 +103,8 @@ class Sweep:
     def _load(self, case: Case) -> Load:
         open_loop = self.spec.workload_wish(case).open_loop
         spec = self.spec
-        return Load(0 if open_loop else case.batch, open_loop, spec.warmup_of(case), spec.warmup_seconds, max_lag_ms=spec.max_lag_ms)
+        bound = 0 if open_loop else case.batch
+        return Load(bound, open_loop, spec.warmup_of(case), spec.warmup_seconds, spec.slo_ms, spec.max_lag_ms)
 
     def _cell(self, case: Case, identity: Identity, workload: Workload | None = None) -> Cell:
         wish = self.spec.workload_wish(case)
@@ -122,7 +123,12 @@ class Sweep:
             isl=isl,
             osl=osl,
             request_rate=rate,
-            settings={**settings, "warmup_seconds": self.spec.warmup_seconds or None, "open_loop": wish.open_loop or None},
+            settings={
+                **settings,
+                "warmup_seconds": self.spec.warmup_seconds or None,
+                "open_loop": wish.open_loop or None,
+                "slo_ms": self.spec.slo_ms or None,
+            },
         )
 
     def _all_failed(self, cases: list[Case], error: Exception) -> Iterator[Row]:

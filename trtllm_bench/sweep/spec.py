@@ -19,10 +19,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from trtllm_bench.errors import BenchError
 from trtllm_bench.wish import EngineWish, WorkloadWish
+from trtllm_results.metrics import parse_slo
 
 Positive = Annotated[int, Field(ge=1)]
 Grid = Annotated[tuple[Positive, ...], Field(min_length=1)]
 SPEC_FILE = "sweep.json"
+FLAGS = {"policy": "scheduler-policy", "kv_cache_fraction": "kv-cache-free-gpu-mem-fraction"}
+"""Where a flag is called other than its field."""
 MIN_REQUESTS, WAVES, MIN_WARMUP = 8, 4, 2
 
 
@@ -64,6 +67,10 @@ class SweepSpec(BaseModel):
     target: str = "native"
     repeats: Positive = 1
     num_requests: Positive | None = None
+    duration: Annotated[float, Field(gt=0)] | None = None
+    """Seconds of arrivals of an open loop, instead of `num_requests`: each rate then takes equally long."""
+    goodput: str | None = None
+    """Limits, such as `ttft:200,tpot:50`."""
     warmup: Annotated[int, Field(ge=0)] | None = None
     warmup_seconds: Annotated[float, Field(ge=0)] = 0.0
     max_lag_ms: Annotated[float, Field(gt=0)] = 25.0
@@ -96,6 +103,24 @@ class SweepSpec(BaseModel):
             raise ValueError("replay needs a dataset, and its own times instead of a request rate")
         return self
 
+    @model_validator(mode="after")
+    def _one_measure_of_length(self) -> Self:
+        if self.duration is not None and not self.request_rate:
+            raise ValueError("duration needs a request rate; a closed loop's length is its num-requests")
+        if self.duration is not None and self.num_requests is not None:
+            raise ValueError("duration and num-requests both say how long to measure; give one of them")
+        return self
+
+    @field_validator("goodput")
+    @classmethod
+    def _limits(cls, value: str | None) -> str | None:
+        parse_slo(value or "ttft:1")
+        return value
+
+    @property
+    def slo_ms(self) -> dict[str, float]:
+        return parse_slo(self.goodput) if self.goodput else {}
+
     def cases(self) -> Iterator[Case]:
         """The grid, precision outermost (one engine each), then shape, then load."""
         rates = self.request_rate or (0.0,)
@@ -104,6 +129,8 @@ class SweepSpec(BaseModel):
 
     def requests_of(self, case: Case) -> int:
         """Requests measured in one repeat: as asked, else several full batches so that ramp-up and tail do not dominate."""
+        if self.duration is not None:
+            return max(MIN_REQUESTS, round(case.request_rate * self.duration))
         return self.num_requests or max(MIN_REQUESTS, WAVES * case.batch)
 
     def warmup_of(self, case: Case) -> int:
@@ -128,7 +155,7 @@ class SweepSpec(BaseModel):
 
     def workload_wish(self, case: Case) -> WorkloadWish:
         return WorkloadWish(
-            requests=self.num_requests if self.dataset is not None else self.requests_of(case),
+            requests=self.num_requests if self.dataset is not None and self.duration is None else self.requests_of(case),
             isl=case.isl,
             osl=case.osl,
             dataset=self.dataset,
@@ -189,7 +216,7 @@ def _sentence(problem: Mapping[str, Any], content: Mapping[str, Any], is_toml: b
     if not where:
         return str(problem["msg"]).removeprefix("Value error, ")
     field = str(where[0])
-    name = field if is_toml else "--" + field.replace("_", "-")
+    name = field if is_toml else "--" + FLAGS.get(field, field).replace("_", "-")
     value = problem.get("input")
     if problem["type"] == "extra_forbidden":
         return f"unknown field {field}; known are {', '.join(sorted(SweepSpec.model_fields))}"
@@ -201,4 +228,6 @@ def _sentence(problem: Mapping[str, Any], content: Mapping[str, Any], is_toml: b
         return f"{name} needs at least one value"
     if problem["type"].startswith("int_"):
         return f"{name} takes whole numbers separated by commas, not {content.get(field)!r}"
-    return f"{name}: {problem['msg'].removeprefix('Value error, ')}, not {value!r}"
+    if problem["type"] == "value_error":
+        return f"{name}: {problem['ctx']['error']}"
+    return f"{name}: {problem['msg']}, not {value!r}"

@@ -19,6 +19,7 @@ COLUMNS = (
     Column("osl", "OSL", kind="number"),
     Column("output_tokens_per_s", "output", unit="tok/s", kind="number"),
     Column("spread", unit="+-%", kind="number", places=1, priority=3),
+    Column("goodput_requests_per_s", "goodput", unit="req/s", kind="number"),
     Column("ttft_p50_ms", "TTFT p50", unit="ms", kind="number", priority=1),
     Column("tpot_p50_ms", "TPOT p50", unit="ms", kind="number", priority=1),
     Column("e2e_p99_ms", "E2E p99", unit="ms", kind="number", priority=4),
@@ -72,7 +73,7 @@ def print_table(rows: Sequence[Row], console: Console) -> None:
     reasons: dict[str, list[str]] = {}
     for row in rows:
         for reason in ([row.reason] if row.status != "ok" else []) + list(row.warnings):
-            where = f"{row.cell.precision} b{row.cell.batch} {row.cell.isl}/{row.cell.osl}"
+            where = row.cell.label.removeprefix(f"{row.cell.model} ")
             reasons.setdefault(reason, [])
             if where not in reasons[reason]:
                 reasons[reason].append(where)

@@ -1,0 +1,41 @@
+"""A profile as one HTML page: where the step's time goes, the roofline of its kernels, its timeline and the kernel table.
+
+The page draws its own SVG: a plotting library would be a hundred times the data. It asks the network for nothing, like the dashboard.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from trtllm_dashboards.errors import OutputError
+
+SCRIPTS = ("page.js", "roofline.js", "timeline.js", "tables.js")
+"""In this order; the first defines what the others use, the last draws."""
+
+
+def page(profile: Mapping[str, Any]) -> str:
+    """The HTML text of a profile (`trtllm_bench.profiling.record.Profile` as a mapping)."""
+    text = _asset("page.html")
+    data = json.dumps(profile, separators=(",", ":"), allow_nan=False).replace("</", "<\\/")
+    parts = {"style": _asset("page.css"), "script": "\n".join(_asset(name) for name in SCRIPTS), "data": data}
+    for name, value in parts.items():
+        text = text.replace(f"{{{{{name}}}}}", value, 1)
+    return text
+
+
+def render(profile: Mapping[str, Any], out: Path) -> Path:
+    """Writes the page. Raises `OutputError` when it cannot be written."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(page(profile), encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"Cannot write {out}: {error.strerror}.") from error
+    return out
+
+
+def _asset(name: str) -> str:
+    return resources.files(__name__).joinpath("assets", name).read_text(encoding="utf-8")

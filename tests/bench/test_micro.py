@@ -1,0 +1,199 @@
+"""Kernel benchmarks without a GPU: the stopping rule on a made-up timer, the ops and their check on a CPU, verdicts against a baseline."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from trtllm_bench.__main__ import main
+from trtllm_bench.analysis.counts import StepShape
+from trtllm_bench.analysis.hardware import Hardware
+from trtllm_bench.errors import BenchError, RunFailure
+from trtllm_bench.micro.bench import Bench, decode_case, prefill_case
+from trtllm_bench.micro.results import Measured, Run, draw, is_right, judge
+from trtllm_bench.micro.run import Wanted, cases_of, parse_m, run
+from trtllm_bench.micro.timing import Call, Rule, measure, split_samples
+
+
+RULE = Rule()
+
+
+class FakeTimer:
+    """Draws times around `mean`; `slow` says for each batch whether the GPU was slowed down. Every batch takes a tenth of a second."""
+
+    def __init__(self, mean: float = 10.0, spread: float = 0.0, slow: Iterator[bool] | None = None) -> None:
+        self.mean, self.spread, self.slow = mean, spread, slow or iter(())
+        self.now = 0.0
+        self.batches = 0
+        self.draw = np.random.default_rng(1)
+
+    def sample(self, call: Call, count: int, cold: bool) -> list[float]:
+        call()
+        self.now += 0.1
+        self.batches += 1
+        return (self.mean * (1 if cold else 0.5) + self.spread * self.draw.standard_normal(count)).tolist()
+
+    def slowed(self) -> bool:
+        return next(self.slow, False)
+
+    def clock(self) -> float:
+        return self.now
+
+
+def timed(timer: FakeTimer, rule: Rule = RULE) -> tuple[float, int, bool, bool]:
+    found = measure(timer, lambda: None, True, rule, timer.clock)
+    return found.mean_us, len(found.batches), found.settled, found.slowed
+
+
+def test_a_quiet_kernel_takes_the_fewest_batches() -> None:
+    assert timed(FakeTimer()) == (10.0, 3, True, False)
+
+
+def test_noise_asks_for_as_many_samples_as_its_mean_needs() -> None:
+    rule = Rule(noise=0.005, batch=25, seconds=math.inf)
+    mean, batches, settled, _ = timed(FakeTimer(spread=0.8), rule)
+    assert settled
+    assert mean == pytest.approx(10, rel=0.02)
+    needed = (0.08 / 0.005) ** 2 / 25
+    assert 0.7 * needed <= batches <= 1.5 * needed
+
+
+def test_what_never_settles_is_given_with_its_noise() -> None:
+    timer = FakeTimer(spread=9.0)
+    found = measure(timer, lambda: None, True, Rule(seconds=1.0), timer.clock)
+    assert not found.settled
+    assert found.noise > 0.01
+    assert timer.now == pytest.approx(1.1)
+
+
+def test_batches_on_a_slowed_down_gpu_are_measured_again() -> None:
+    timer = FakeTimer(slow=iter([True, True, False, False, False]))
+    assert timed(timer) == (10.0, 3, True, False)
+    assert timer.batches == 5
+    forever = FakeTimer(slow=iter([True] * 50))
+    assert timed(forever, Rule(retries=2)) == (10.0, 3, True, True)
+
+
+def test_samples_are_cut_out_of_the_stream_of_kernels() -> None:
+    assert split_samples([100.0, 1, 2, 100, 3, 4], 2, cold=True) == [3, 7]
+    assert split_samples([1.0, 2, 3], 3, cold=False) == [1, 2, 3]
+    with pytest.raises(RunFailure, match="no whole number"):
+        split_samples([1.0, 2, 3], 2, cold=False)
+    with pytest.raises(RunFailure):
+        split_samples([1.0, 2], 2, cold=True)
+
+
+@pytest.fixture(scope="module")
+def bench() -> Bench:
+    return Bench("tiny-llama", "fp32", "cpu", [decode_case(4, 50), prefill_case(32)])
+
+
+def test_ops_run_on_what_the_ops_before_them_made(bench: Bench) -> None:
+    bound = {one.cost.name: one for one in bench.ops(decode_case(4, 50))}
+    assert len(bound) < len(bench.plan.ops)
+    assert {one.op.op for one in bound.values()} == {op.op for op in bench.plan.ops}
+    positions = next(iter(bound.values())).memory["positions"]
+    assert positions.tolist() == [49] * 4
+    assert bound["lm_head"].memory["logits"].shape == (4, bench.plan.config.vocab_size)
+    assert bound["lm_head"].memory["logits"].std() > 0.1
+    assert all(one.error() == 0 for one in bound.values())
+
+
+def test_a_wrong_kernel_is_found(bench: Bench) -> None:
+    for one in bench.ops(decode_case(4, 50)):
+        if one.op.op == "paged_attention":
+
+            class Wrong:
+                def run(self, memory: dict[str, torch.Tensor] = one.memory, name: str = one.op.outputs[0]) -> None:
+                    memory[name] = memory[name] * 1.1
+
+            broken = replace(one, program=Wrong())
+            assert broken.error() == pytest.approx(0.1, rel=0.01)
+            assert not is_right(broken.error(), "bf16")
+            return
+    pytest.fail("no attention")
+
+
+def test_not_a_number_is_never_right(bench: Bench) -> None:
+    one = next(one for one in bench.ops(decode_case(4, 50)) if one.op.op == "linear")
+
+    class Nan:
+        def run(self) -> None:
+            one.memory[one.op.outputs[0]].fill_(torch.nan)
+
+    assert replace(one, program=Nan()).error() == math.inf
+
+
+def test_prefill_adds_only_what_differs_from_decode(bench: Bench) -> None:
+    wanted = Wanted("tiny-llama", "fp32", (4, 32), 50)
+    assert [(case.label, case.shape.tokens) for case in cases_of(wanted)] == [("decode", 4), ("decode", 32), ("prefill", 32)]
+    hardware = Hardware("test", {"fp32": 1e12}, 1e11)
+    whole = Bench("tiny-llama", "fp32", "cpu", cases_of(wanted))
+    found = run(wanted, whole, FakeTimer(), Rule(), hardware, peers=False)
+    assert {one.op for one in found if one.case == "prefill"} == {"paged_attention"}
+    assert all(one.right and one.cold.mean_us == 10 and one.warm.mean_us == 5 for one in found)
+    head = next(one for one in found if one.role == "lm_head" and one.m == 32)
+    config = whole.plan.config
+    moved = 4 * (config.vocab_size * config.hidden_size + 32 * (config.hidden_size + config.vocab_size))
+    assert head.roof_us == pytest.approx(max(moved / 1e11, 2 * 32 * config.vocab_size * config.hidden_size / 1e12) * 1e6)
+    assert head.share == pytest.approx((head.roof_us or 0) / 10)
+    assert len({one.key for one in found}) == len(found)
+    with pytest.raises(BenchError, match="no op of tiny-llama is named 'nothing'; it has add_rms_norm"):
+        run(replace(wanted, name="nothing"), whole, FakeTimer(), Rule(), None, peers=False)
+
+
+def results(scale: float, seed: int) -> Run:
+    draw_from = np.random.default_rng(seed)
+    found = []
+    for role, mean in (("mlp.down_proj", 20.0), ("attn", 50.0)):
+        base = measure(FakeTimer(mean), lambda: None, True, Rule())
+        batches = mean * (scale if role == "attn" else 1) * (1 + 0.003 * draw_from.standard_normal(6))
+        timing = replace(base, batches=tuple(batches.tolist()), mean_us=float(batches.mean()))
+        found.append(Measured("linear", role, "decode", 8, 100, 1e6, 1e9, timing, timing, 0.0, True, roof_us=mean / 2))
+    return Run("tiny", "bf16", "GPU", tuple(found))
+
+
+def test_a_baseline_passes_the_same_and_fails_the_slower(tmp_path: Path) -> None:
+    results(1.0, 1).save(tmp_path / "base.json")
+    base = Run.load(tmp_path / "base.json")
+    assert base == results(1.0, 1)
+    assert [one.verdict for one in judge(base, results(1.0, 2), 0.03)] == ["pass", "pass"]
+    assert [one.verdict for one in judge(base, results(1.1, 3), 0.03)] == ["pass", "fail"]
+    assert [one.verdict for one in judge(base, results(0.8, 3), 0.03)] == ["pass", "pass"]
+    with pytest.raises(BenchError, match="measured on GPU and this is other"):
+        judge(base, replace(base, device="other"), 0.03)
+    with pytest.raises(BenchError, match="none of these kernels"):
+        judge(base, replace(base, results=tuple(replace(one, m=9) for one in base.results)), 0.03)
+    with pytest.raises(BenchError, match="write them with trtllm-bench kernels --json"):
+        Run.load(tmp_path / "none.json")
+    (tmp_path / "other.json").write_text("[]")
+    with pytest.raises(BenchError, match="is no file of trtllm-bench kernels"):
+        Run.load(tmp_path / "other.json")
+
+
+def test_the_plot_is_written(tmp_path: Path) -> None:
+    assert draw(results(1.0, 1), tmp_path / "k.svg").read_text().count("down_proj") >= 1
+
+
+def test_shares_need_decode_lengths() -> None:
+    assert StepShape.decode(3, 7).kv_tokens == 21
+
+
+@pytest.mark.parametrize("text", ["", "0", "a", "1,-2"])
+def test_m_is_a_list_of_tokens(text: str) -> None:
+    with pytest.raises(BenchError, match="give numbers of tokens"):
+        parse_m(text)
+
+
+def test_without_a_gpu_the_command_is_one_sentence(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trtllm_bench.machine.gpus", list)
+    assert main(["kernels"]) == 3
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "no NVIDIA GPU is usable here" in said

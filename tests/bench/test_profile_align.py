@@ -1,0 +1,153 @@
+"""Kernels of a trace matched to the plan's launches: a made-up H100 trace whose truth is known, through the tables that come of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+
+from trtllm_bench.analysis.counts import PlanCounter, StepShape
+from trtllm_bench.analysis.hardware import Hardware
+from trtllm_bench.errors import BenchError, RunFailure
+from trtllm_bench.profiling.align import INPUTS, READ_BACK, SAMPLE, place_kernels
+from trtllm_bench.profiling.summary import summarise
+from trtllm_bench.profiling.trace import Event, device_events
+from trtllm_bench.profiling.window import SeenStep, Window
+from trtllm_engines.compile import compile_model
+from trtllm_engines.plan import Plan, Profile
+from trtllm_engines.presets import preset_config
+from trtllm_engines.runtime.launch_order import LaunchOrder
+
+KERNEL_US, GAP_US = 5.0, 1.0
+
+
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    source = {"kind": "dummy", "seed": 0}
+    return compile_model(preset_config("tiny-llama"), "bf16", Profile(64, 256, 256), arches=("sm_90",), weights_source=source).plan
+
+
+def seen(number: int, shape: StepShape, bucket: int | None = None) -> SeenStep:
+    return SeenStep(number, shape, shape.symbols if bucket is None else shape.padded(bucket), bucket is not None)
+
+
+STEPS = (
+    seen(7, StepShape.decode(3, 40), 4),
+    seen(8, StepShape.decode(3, 41) + StepShape.prefill(2, 20)),
+    seen(9, StepShape.decode(5, 30), 8),
+)
+
+
+def trace(plan: Plan, split: bool = False) -> tuple[list[Event], list[tuple[int, int]]]:
+    """Device events of STEPS with their truth (step, op); with `split`, the library's products come with a fill and a reduction."""
+    order = LaunchOrder(plan, "sm_90")
+    events: list[Event] = []
+    truth: list[tuple[int, int]] = []
+    now = 100.0
+
+    def add(name: str, step: int, op: int, kind: str = "kernel") -> None:
+        nonlocal now
+        events.append(Event(name, now, KERNEL_US, kind))  # type: ignore[arg-type]
+        truth.append((step, op))
+        now += KERNEL_US + GAP_US
+
+    for index, step in enumerate(STEPS):
+        add("Memcpy HtoD (Pinned -> Device)", index, INPUTS, "memcpy")
+        add("void at::native::index_put_kernel<...>", index, INPUTS)
+        for launch in order.active(step.symbols):
+            if not launch.library:
+                add(launch.function, index, launch.op)
+                continue
+            if split:
+                add("Memset (Device)", index, launch.op, "memset")
+            add("nvjet_tst_64x8_64x16_4x1_v_bz_TNT", index, launch.op)
+            if split:
+                add("void cublasLt::splitKreduce_kernel<32, 16, int>", index, launch.op)
+        add("void at::native::reduce_kernel<512, 1, at::native::ReduceOp<ArgMaxOps>>", index, SAMPLE)
+        add("Memcpy DtoH (Device -> Pinned)", index, READ_BACK, "memcpy")
+    return events, truth
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_every_kernel_finds_the_op_and_step_that_made_it(plan: Plan, split: bool) -> None:
+    events, truth = trace(plan, split)
+    placed = place_kernels(events, STEPS, LaunchOrder(plan, "sm_90"))
+    assert [one.event for one in placed] == events
+    wrong = [(one, t) for one, t in zip(placed, truth, strict=True) if (one.step, one.op) != t]
+    # A fill before a product cannot be told from one after the kernel before it.
+    assert all(one.event.kind == "memset" for one, _ in wrong)
+    assert len(wrong) <= (3 if split else 0)
+
+
+def test_a_trace_of_another_engine_is_refused(plan: Plan) -> None:
+    events, _ = trace(plan)
+    lacking = [event for event in events if "rms_norm" not in event.name]
+    with pytest.raises(RunFailure, match="another engine"):
+        place_kernels(lacking, STEPS, LaunchOrder(plan, "sm_90"))
+    with pytest.raises(RunFailure, match="ends before step 9"):
+        place_kernels(events[: len(events) // 3], STEPS[::2], LaunchOrder(plan, "sm_90"))
+
+
+def test_kernel_times_and_gaps_sum_to_the_steps(plan: Plan) -> None:
+    events, _ = trace(plan)
+    placed = place_kernels(events, STEPS, LaunchOrder(plan, "sm_90"))
+    hardware = Hardware("test", {"bf16": 1e15}, 3e12)
+    kernels, steps, roles, timeline = summarise(placed, STEPS, PlanCounter(plan), hardware, lead_in=1)
+    assert [step.number for step in steps] == [8, 9]
+    window = sum(step.span_us for step in steps)
+    last = [one for one in placed if one.step == 0][-1].event
+    assert window == pytest.approx(events[-1].end_us - last.end_us)
+    gaps = sum(step.gap_inside_us + step.gap_before_us for step in steps)
+    assert sum(roles.values()) + gaps == pytest.approx(window)
+    assert sum(row.time_us for row in kernels) == pytest.approx(sum(roles.values()))
+    assert sum(row.share for row in kernels) == pytest.approx(1 - gaps / window)
+    assert {event["step"] for event in timeline} == {0, 1}
+
+
+def test_a_mixed_step_divides_attention_between_its_kernels(plan: Plan) -> None:
+    events, _ = trace(plan)
+    placed = place_kernels(events, STEPS, LaunchOrder(plan, "sm_90"))
+    mixed = [one for one in placed if one.step == 1]
+    kernels, _, _, _ = summarise(mixed, STEPS, PlanCounter(plan), None, lead_in=0)
+    attention = {row.kernel.partition("_")[0]: row for row in kernels if row.op == "paged_attention"}
+    decode, context = attention.pop("decode"), next(row for name, row in attention.items() if name != "reduce")
+    width, layers = plan.config.num_heads * plan.config.head_dim, plan.config.num_layers
+    assert decode.flop == layers * 4 * 3 * 41 * width
+    assert context.flop == layers * 4 * 2 * (20 * 21 // 2) * width
+
+
+def test_counts_turn_into_rates_and_a_bound(plan: Plan) -> None:
+    events, _ = trace(plan)
+    placed = place_kernels(events, STEPS, LaunchOrder(plan, "sm_90"))
+    head = next(op for op in plan.ops if op.name == "lm_head")
+    shape = [int(d) for d in plan.weights[next(n for n in head.inputs if n in plan.weights)].shape]
+    weight_bytes = 2 * shape[0] * shape[1]
+    slow = Hardware("test", {"bf16": 1e18}, weight_bytes / (KERNEL_US * 1e-6) * 1.5)
+    kernels, _, _, _ = summarise(placed, STEPS, PlanCounter(plan), slow, lead_in=0)
+    row = next(row for row in kernels if row.role == "lm_head")
+    assert row.calls == 3
+    assert row.flop == 2 * (3 + 5 + 5) * shape[0] * shape[1]
+    assert row.flops_per_s == pytest.approx(row.flop / (3 * KERNEL_US * 1e-6))
+    assert row.ceiling_share == pytest.approx(row.bytes / slow.bytes_per_s / (3 * KERNEL_US * 1e-6))
+    assert row.bound == "memory"
+
+
+def test_a_window_is_written_as_two_numbers() -> None:
+    assert Window.parse("100-131") == Window(100, 131)
+    assert len(Window.parse("5")) == 1
+    for text in ("", "a-b", "9-3", "-4"):
+        with pytest.raises(BenchError, match="write A-B"):
+            Window.parse(text)
+
+
+def test_only_what_ran_on_the_device_is_taken_from_a_trace() -> None:
+    def event(category: str, at: float, **more: object) -> Mapping[str, object]:
+        return {"ph": "X", "cat": category, "name": category, "ts": at, "dur": 2, "args": {"stream": 7}, **more}
+
+    content = {"traceEvents": [event("kernel", 9), event("cuda_runtime", 1), event("gpu_memcpy", 3), {"ph": "f", "cat": "ac2g"}]}
+    assert [(e.kind, e.start_us, e.stream) for e in device_events(content)] == [("memcpy", 3, 7), ("kernel", 9, 7)]
+
+
+def test_step_shapes_pad_to_their_graph() -> None:
+    assert StepShape(np.ones(3, np.int64), np.full(3, 40), 3, 3).padded(4) == {"T": 4, "R": 4, "D": 4, "S": 4}

@@ -1,0 +1,72 @@
+"""`profile` on a CPU, from the command line to the folder it writes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from trtllm_bench.__main__ import main
+from trtllm_bench.profiling.record import Profile
+from trtllm_bench.profiling.trace import read_json
+
+SHAPE = ("--device", "cpu", "--isl", "16", "--osl", "12", "--num-requests", "8", "--concurrency", "4", "--max-num-tokens", "64")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRTLLM_BENCH_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+def test_a_profile_accounts_for_every_op_of_its_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["profile", *SHAPE, "--steps", "4-9", "--out", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "tiny-llama fp32 b4 16/12" in said
+    assert "6 steps of" in said
+    profile = Profile.load(tmp_path)
+    assert [step.number for step in profile.steps] == list(range(4, 10))
+    assert {(step.phase, step.tokens) for step in profile.steps} == {("decode", 4)}
+    calls = {row.role: row.calls for row in profile.kernels}
+    layers = 4
+    assert calls["layers.*.mlp.down_proj"] == 6 * layers
+    assert (calls["lm_head"], calls["sample"]) == (6, 6)
+    assert sum(profile.parts().values()) == pytest.approx(profile.window_us)
+    assert profile.window_us == pytest.approx(profile.busy_us + profile.gap_inside_us + profile.gap_before_us)
+    assert profile.free_step_us is None or profile.free_step_us > 0
+
+
+def test_the_trace_shows_steps_and_ops(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["profile", *SHAPE, "--steps", "3-4", "--out", str(tmp_path)]) == 0
+    ours = [event for event in read_json(tmp_path / "trace.json.gz")["traceEvents"] if event.get("cat") == "trtllm"]
+    tracks = {name: [event for event in ours if event["tid"] == name] for name in ("steps", "ops")}
+    assert [event["name"].split(":")[0] for event in tracks["steps"]] == ["step 1", "step 2", "step 3", "step 4"]
+    assert sum(event["name"] == "lm_head" for event in tracks["ops"]) == 4
+    page = (tmp_path / "profile.html").read_text()
+    embedded = page.split('type="application/json">')[1].split("</script>")[0]
+    assert len(json.loads(embedded)["steps"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence", "code"),
+    [
+        (("--steps", "9-2"), "--steps 9-2 is not a range of steps", 3),
+        (("--steps", "500-510"), "the window begins at step 500", 1),
+        (("--model", "no-such"), "no-such", 3),
+    ],
+)
+def test_mistakes_are_one_sentence(
+    flags: tuple[str, ...], sentence: str, code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["profile", *SHAPE, *flags, "--out", str(tmp_path / "p")]) == code
+    said = capsys.readouterr().err
+    assert sentence in said
+    assert "Traceback" not in said
+
+
+def test_a_damaged_profile_says_so(tmp_path: Path) -> None:
+    (tmp_path / "profile.json").write_text('{"kernels": []}')
+    with pytest.raises(ValueError, match="is no profile of this version"):
+        Profile.load(tmp_path)
+    with pytest.raises(ValueError, match="make one with trtllm-bench profile"):
+        Profile.load(tmp_path / "none")

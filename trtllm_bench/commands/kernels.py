@@ -1,0 +1,82 @@
+"""`kernels`: every op of a model on this GPU, one by one. Exit 1: a kernel is wrong or, with `--baseline`, slower; 2: inconclusive."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trtllm_bench import options
+from trtllm_bench.errors import FAILURE, BenchError
+
+
+def command(
+    name: Annotated[str, typer.Argument(metavar="[NAME]", help="Only ops whose name contains this, such as attention.")] = "",
+    shapes: Annotated[str, typer.Option("--shapes", "--model", "-m", help="Model whose shapes to take.")] = "llama-3.1-8b",
+    precision: options.Precision = None,
+    m: Annotated[str, typer.Option("--m", help="List: tokens in a step.")] = "1,64,1024",
+    kv_len: Annotated[int, typer.Option("--kv-len", min=1, help="Tokens each decoding sequence has in the cache.")] = 1024,
+    page_size: Annotated[int, typer.Option("--page-size", help="Tokens in a page of the KV cache.")] = 32,
+    noise: Annotated[float, typer.Option("--noise", help="Relative standard error at which a measurement ends.")] = 0.005,
+    seconds: Annotated[float, typer.Option("--seconds", help="Longest measurement of one kernel.")] = 2.0,
+    peers: Annotated[bool, typer.Option("--peers/--no-peers", help="Measure cuBLASLt and SDPA beside ours.")] = True,
+    as_json: Annotated[Path | None, typer.Option("--json", help="Write the results; a later --baseline.")] = None,
+    plot: Annotated[Path | None, typer.Option("--plot", help="Draw each op's share of the ceiling (.png or .svg).")] = None,
+    baseline: Annotated[Path | None, typer.Option("--baseline", help="Judge against results of an earlier --json.")] = None,
+    margin: Annotated[float, typer.Option("--margin", help="Relative slow-down that --baseline tolerates.")] = 0.03,
+) -> None:
+    """Measure each kernel of a model alone: time, correctness, peers, share of the ceiling."""
+    from rich.console import Console
+
+    from trtllm_bench.machine import arch_of, gpus
+    from trtllm_bench.micro.results import Run, judge
+    from trtllm_bench.micro.run import Wanted, cases_of, parse_m, run
+    from trtllm_bench.micro.show import print_findings, print_results
+    from trtllm_bench.micro.timing import Rule
+
+    if noise <= 0 or seconds <= 0 or not 0 < margin < 0.5:
+        raise BenchError("--noise and --seconds must be above 0, and --margin between 0 and 0.5")
+    wanted = Wanted(shapes, precision or "bf16", parse_m(m), kv_len, name)
+    earlier = None if baseline is None else Run.load(baseline)
+    found = gpus()
+    if not found:
+        raise BenchError("kernels measures GPU kernels and no NVIDIA GPU is usable here; see trtllm-bench doctor")
+
+    from trtllm_bench.micro.bench import Bench
+    from trtllm_bench.micro.timing import CuptiTimer
+    from trtllm_bench.profiling.cell import ceilings_for
+    from trtllm_bench.profiling.collect import prime
+    from trtllm_results.environment import Environment
+
+    console = Console(highlight=False)
+    environment = Environment.capture(use_gpu=True)
+    hardware, notes = ceilings_for(environment)
+    prime("cuda")
+    bench = Bench(shapes, wanted.precision, arch_of(found[0]), cases_of(wanted), page_size)
+    results = run(
+        wanted,
+        bench,
+        CuptiTimer(),
+        Rule(noise=noise, seconds=seconds),
+        hardware,
+        lambda one: console.print(f"{one.key}: {one.cold.mean_us:,.2f} us", style="dim") if console.is_terminal else None,
+        peers,
+    )
+    outcome = Run(shapes, wanted.precision, environment.device, tuple(results), " ".join(["trtllm-bench", *sys.argv[1:]]))
+    print_results(outcome, console, notes)
+    if as_json is not None:
+        outcome.save(as_json)
+        console.print(f"results: {as_json}", soft_wrap=True)
+    if plot is not None:
+        from trtllm_bench.micro.results import draw
+
+        console.print(f"plot: {draw(outcome, plot)}", soft_wrap=True)
+    code = 0
+    if earlier is not None:
+        code = print_findings(judge(earlier, outcome, margin), console)
+    if not all(one.right for one in results):
+        code = FAILURE
+    if code:
+        raise typer.Exit(code)

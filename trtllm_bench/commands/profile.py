@@ -1,0 +1,85 @@
+"""`profile`: record a window of a cell's steps kernel by kernel: table, trace, timeline and roofline page."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trtllm_bench import options
+from trtllm_bench.errors import BenchError
+
+Steps = Annotated[str | None, typer.Option("--steps", help="Window A-B of the run's steps (default: 32 in the middle).")]
+
+
+def command(
+    model: options.Model = None,
+    engine_dir: options.EngineDir = None,
+    precision: options.Precision = None,
+    weights: options.Weights = None,
+    dataset: options.Dataset = None,
+    isl: options.Isl = None,
+    osl: options.Osl = None,
+    num_requests: options.NumRequests = None,
+    concurrency: Annotated[int, typer.Option("--concurrency", help="Most requests in flight; 0 or less: no bound.")] = -1,
+    request_rate: options.RequestRate = None,
+    burstiness: options.Burstiness = 1.0,
+    steps: Steps = None,
+    warmup: options.Warmup = 2,
+    device: options.Device = "auto",
+    max_batch_size: options.MaxBatchSize = None,
+    max_num_tokens: options.MaxNumTokens = None,
+    max_seq_len: options.MaxSeqLen = None,
+    kv_cache_fraction: options.KvFraction = 0.9,
+    policy: options.Policy = "guaranteed_no_evict",
+    seed: options.Seed = 0,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for profile, trace and page (default: profiles/<time>).")] = None,
+) -> None:
+    """See kernel by kernel where a cell's time goes, and how near the hardware's limits."""
+    import time
+    from dataclasses import replace
+
+    from rich.console import Console
+
+    from trtllm_bench.measure import Load
+    from trtllm_bench.profiling.cell import Wanted, profile_cell
+    from trtllm_bench.profiling.show import print_profile
+    from trtllm_bench.profiling.window import Window
+    from trtllm_bench.single import case_of
+    from trtllm_bench.wish import EngineWish, WorkloadWish, check_target, default_model, longest, make_workload, vocabulary_of
+
+    if request_rate is not None and request_rate <= 0:
+        raise BenchError(f"--request-rate must be above 0, not {request_rate:g}")
+    window = None if steps is None else Window.parse(steps)
+    lengths = case_of(isl, osl, dataset)
+    bound = max(concurrency, 0)
+    requests = num_requests or (None if dataset is not None else max(32, 4 * bound))
+    batch = max_batch_size or bound or (None if engine_dir is not None else min(requests or 256, 256))
+    name, kind = default_model(model, precision, engine_dir, "native", device)
+    wish = EngineWish(
+        name,
+        kind,
+        engine_dir,
+        weights,
+        device,
+        batch,
+        max_num_tokens,
+        max_seq_len,
+        kv_cache_fraction=kv_cache_fraction,
+        policy=policy,
+        seed=seed,
+    )
+    check_target("native", wish)
+    load = WorkloadWish(requests, *lengths, dataset, request_rate or 0.0, burstiness, seed=seed)
+    workload = make_workload(load, vocabulary_of("native", wish))
+    if max_seq_len is None and engine_dir is None:
+        wish = replace(wish, max_seq_len=longest(workload))
+    folder = out or Path("profiles") / time.strftime("%Y%m%d-%H%M%S")
+    line = " ".join(["trtllm-bench", *sys.argv[1:]])
+    wanted = Wanted(wish, workload, Load(bound, load.open_loop, warmup), window, request_rate or 0.0, line)
+    console = Console(highlight=False)
+    profile = profile_cell(wanted, folder)
+    print_profile(profile, console)
+    console.print(f"\npage, trace (open in ui.perfetto.dev) and data: {folder}", soft_wrap=True)

@@ -1,0 +1,195 @@
+"""A model's ops one by one, at a batch's shape, with the launches and the inputs they have in an engine.
+
+The plan of the model, cut to two layers (the first differs from the others, the rest are alike), is compiled for this GPU; a step's inputs
+are laid down as the runtime does, and the ops run in order, so that each op's inputs are what the ops before it made. Nothing is
+invented for the benchmark: shapes, tactics, launches and data are the engine's. An op is checked by running its reference on those inputs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from trtllm_bench.analysis.counts import OpCost, PlanCounter, StepShape
+from trtllm_engines.compile import compile_model
+from trtllm_engines.plan import Op, Plan, Profile
+from trtllm_engines.presets import resolve_model
+from trtllm_engines.runtime.batch import StepBatch
+from trtllm_engines.runtime.device_state import DeviceState
+from trtllm_engines.runtime.pages import RESERVED_PAGES
+from trtllm_engines.weights.dummy import DummyWeights
+from trtllm_engines.weights.write import assemble
+from trtllm_kernels.expr import evaluate
+from trtllm_kernels.ops import OPS
+from trtllm_kernels.specs import DTYPES
+
+LAYERS = 2
+VALUE_RANGE = 3.0
+
+
+@dataclass(frozen=True)
+class Case:
+    """One step to take apart."""
+
+    label: str
+    shape: StepShape
+
+
+def decode_case(sequences: int, kv_len: int) -> Case:
+    return Case("decode", StepShape.decode(sequences, kv_len))
+
+
+def prefill_case(tokens: int) -> Case:
+    return Case("prefill", StepShape.prefill(1, tokens))
+
+
+class Bench:
+    """A model's ops on one device. `arch` "cpu" runs the references, for tests."""
+
+    def __init__(self, model: str, precision: str, arch: str, cases: list[Case], page_size: int = 32, **compile_flags: Any) -> None:
+        self.arch = arch
+        self.device = torch.device("cpu" if arch == "cpu" else "cuda")
+        config = replace(resolve_model(model).config, num_layers=LAYERS)
+        tokens = max(case.shape.tokens for case in cases)
+        sequences = max(case.shape.sequences for case in cases)
+        longest = max(int(case.shape.kv_lens.max()) for case in cases)
+        profile = Profile(sequences, max(tokens, sequences), min(longest + 1, config.max_position_embeddings), page_size)
+        source = DummyWeights(0)
+        compiled = compile_model(config, precision, profile, arches=(arch,), weights_source=source.description, **compile_flags)
+        self.plan: Plan = compiled.plan
+        self.counter = PlanCounter(self.plan)
+        self.weights = {name: assemble(self.plan, name, source, self.device) for name in self.plan.weights}
+        self.weights |= {name: compiled.constants[name].to(self.device) for name in self.plan.constants}
+        pages = max(int((-(-case.shape.kv_lens // page_size)).sum()) for case in cases) + RESERVED_PAGES
+        self.state = DeviceState(self.plan, pages, self.device)
+        _fill(self.state.kv_cache)
+        self._cubins: Mapping[str, Any] = {}
+        if arch != "cpu":
+            from trtllm_kernels.aot import compile_all
+
+            self._cubins = compile_all([k for op in self.plan.ops for k in op.tactics[arch].kernels], arch)
+
+    def ops(self, case: Case) -> Iterator[BoundOp]:
+        """The step's ops in order, one of each kind, each bound to the results of those before it."""
+        symbols = case.shape.symbols
+        self._inputs(case.shape)
+        memory: dict[str, torch.Tensor] = {**self.weights, **self.state.tensors}
+        for name, length in {"context_tokens": "T", "seq_slots": "R", "kv_lens": "R", "logit_rows": "S"}.items():
+            memory[name] = memory[name][: symbols[length]]
+        memory["query_start"] = memory["query_start"][: symbols["R"] + 1]
+        costs = self.counter.step(case.shape, sample=False)
+        met: set[int] = set()
+        for op, cost, like in zip(self.plan.ops, costs, self.counter.likeness, strict=True):
+            for name in op.outputs:
+                memory[name] = self._empty(self.plan.values[name], symbols)
+            bound = BoundOp(op, cost, memory, symbols, self._bind(op, memory, symbols))
+            bound.run()
+            if like not in met:
+                met.add(like)
+                yield bound
+
+    def _empty(self, spec: Any, symbols: Mapping[str, int]) -> torch.Tensor:
+        shape = [evaluate(dim, symbols) for dim in spec.shape]
+        return torch.zeros(shape, dtype=DTYPES[spec.dtype], device=self.device)
+
+    def _bind(self, op: Op, memory: Mapping[str, torch.Tensor], symbols: Mapping[str, int]) -> Any:
+        if self.arch == "cpu":
+            return None
+        from trtllm_kernels.driver import BoundProgram
+
+        lowered = op.tactics[self.arch]
+        scratch = {name: self._empty(spec, symbols) for name, spec in lowered.workspaces.items()}
+        program = BoundProgram([lowered], {**memory, **scratch}.__getitem__, self._cubins)
+        program.set_symbols(**{name: symbols[name] for name in ("T", "R", "D", "S")})
+        return program
+
+    def _inputs(self, shape: StepShape) -> None:
+        """The step as the runtime would upload it; each sequence owns consecutive pages."""
+        sequences, decodes = shape.sequences, shape.num_decodes
+        page = self.plan.profile.page_size
+        counts = -(-shape.kv_lens // page)
+        table = np.zeros((sequences, self.plan.profile.max_pages_per_seq), np.int32)
+        first = RESERVED_PAGES
+        for row, count in enumerate(counts.tolist()):
+            table[row, :count] = np.arange(first, first + count)
+            first += count
+        self.state.block_table[:sequences] = torch.from_numpy(table).to(self.device)
+        vocabulary = self.plan.config.vocab_size
+        draw = np.random.default_rng(0)
+        self.state.last_tokens.copy_(torch.from_numpy(draw.integers(0, vocabulary, len(self.state.last_tokens)).astype(np.int32)))
+        sampled = np.ones(sequences, np.bool_)
+        self.state.upload(
+            StepBatch(
+                slots=np.arange(sequences, dtype=np.int32),
+                query_lens=shape.query_lens.astype(np.int32),
+                kv_lens=shape.kv_lens.astype(np.int32),
+                num_decodes=decodes,
+                context_tokens=draw.integers(0, vocabulary, shape.tokens - decodes).astype(np.int32),
+                sampled=sampled,
+                page_updates=np.empty((0, 3), np.int32),
+            )
+        )
+
+
+@dataclass(frozen=True)
+class BoundOp:
+    op: Op
+    cost: OpCost
+    memory: dict[str, torch.Tensor]
+    symbols: Mapping[str, int]
+    program: Any
+    """The launches, bound; None runs the reference."""
+
+    def arguments(self) -> dict[str, Any]:
+        definition = OPS[self.op.op]
+        inputs = zip(definition.tensors, self.op.inputs, strict=True)
+        return {name: self.memory[value] if value else None for name, value in inputs} | dict(self.op.attrs)
+
+    def run(self) -> None:
+        """Computes the results in place."""
+        if self.program is not None:
+            self.program.run()
+            return
+        for name, value in zip(self.op.outputs, _listed(OPS[self.op.op].reference(**self.arguments())), strict=True):
+            self.memory[name] = value
+
+    def error(self) -> float:
+        """Largest root-mean-square difference to the reference, relative to it, over results and what is written in place; inf for NaN."""
+        definition = OPS[self.op.op]
+        arguments = self.arguments()
+        copies = {name: arguments[name].clone() for name in definition.mutates}
+        expected = [*_listed(definition.reference(**{**arguments, **copies})), *copies.values()]
+        self.run()
+        actual = [*(self.memory[name] for name in self.op.outputs), *(arguments[name] for name in definition.mutates)]
+        return max(_difference(a, b) for a, b in zip(actual, expected, strict=True))
+
+
+def _listed(result: Any) -> list[torch.Tensor]:
+    return list(result) if isinstance(result, tuple | list) else [result]
+
+
+def _difference(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    a, b = actual.reshape(-1), expected.reshape(-1)
+    if not a.is_floating_point():
+        return 0.0 if torch.equal(a, b) else float("inf")
+    total = scale = 0.0
+    for at in range(0, len(a), 1 << 26):
+        x, y = a[at : at + (1 << 26)].float(), b[at : at + (1 << 26)].float()
+        total += float((x - y).square().sum())
+        scale += float(y.square().sum())
+    if total != total or scale != scale:
+        return float("inf")
+    return math.sqrt(total / scale if scale > 0 else total)
+
+
+def _fill(cache: torch.Tensor) -> None:
+    """Keys and values of sequences already there, drawn."""
+    flat = cache.view(-1)
+    for at in range(0, len(flat), 1 << 26):
+        part = flat[at : at + (1 << 26)]
+        part.copy_(torch.randn(len(part), device=cache.device).clamp_(-VALUE_RANGE, VALUE_RANGE))

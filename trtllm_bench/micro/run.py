@@ -1,0 +1,115 @@
+"""The benchmark of a model's kernels: cases from M, each op measured cold and warm, checked, and set beside its peer and its ceiling."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from trtllm_bench.analysis.counts import OpCost
+from trtllm_bench.analysis.hardware import Hardware
+from trtllm_bench.errors import BenchError
+from trtllm_bench.micro.bench import Bench, BoundOp, Case, decode_case, prefill_case
+from trtllm_bench.micro.peers import peer_of
+from trtllm_bench.micro.results import Measured, is_right
+from trtllm_bench.micro.timing import Rule, Timer, measure
+
+PREFILL_FROM = 16
+"""Tokens from which a prompt of M tokens is measured beside M decoding sequences."""
+ANEW_IN_PREFILL = ("attention",)
+"""Kinds of op that differ between decode and prefill at one M; products and rows do not."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    model: str
+    precision: str
+    m: tuple[int, ...]
+    kv_len: int
+    name: str = ""
+    """Only ops whose name or role contains this."""
+
+
+def cases_of(wanted: Wanted) -> list[Case]:
+    return [case for m in wanted.m for case in (decode_case(m, wanted.kv_len), *([prefill_case(m)] if m >= PREFILL_FROM else []))]
+
+
+def run(
+    wanted: Wanted,
+    bench: Bench,
+    timer: Timer,
+    rule: Rule,
+    hardware: Hardware | None,
+    tell: Callable[[Measured], None] = lambda one: None,
+    peers: bool = True,
+) -> list[Measured]:
+    """Raises `BenchError` when no op has the name asked for."""
+    found: list[Measured] = []
+    for case in cases_of(wanted):
+        for bound in bench.ops(case):
+            if not _chosen(bound, case, wanted.name):
+                continue
+            one = _measured(bound, case, wanted, bench, timer, rule, hardware, peers)
+            found.append(one)
+            tell(one)
+    if not found:
+        names = sorted({op.op for op in bench.plan.ops})
+        raise BenchError(f"no op of {wanted.model} is named '{wanted.name}'; it has {', '.join(names)}")
+    return found
+
+
+def _chosen(bound: BoundOp, case: Case, name: str) -> bool:
+    if case.label == "prefill" and bound.cost.kind not in ANEW_IN_PREFILL:
+        return False
+    return name in bound.op.op or name in bound.cost.role
+
+
+def _measured(
+    bound: BoundOp, case: Case, wanted: Wanted, bench: Bench, timer: Timer, rule: Rule, hardware: Hardware | None, peers: bool
+) -> Measured:
+    cold, warm = measure(timer, bound.run, True, rule), measure(timer, bound.run, False, rule)
+    config = bench.plan.config
+    peer = peer_of(bound, case.shape, config.num_heads, config.num_kv_heads, config.head_dim) if peers else None
+    error = bound.error()
+    out = bound.memory[bound.op.outputs[0]]
+    return Measured(
+        op=bound.op.op,
+        role=bound.cost.role,
+        case=case.label,
+        m=case.shape.tokens,
+        kv_len=int(case.shape.kv_lens.max()),
+        bytes=bound.cost.bytes,
+        flop=bound.cost.flop,
+        cold=cold,
+        warm=warm,
+        error=error,
+        right=is_right(error, _coarsest(bound, out)),
+        peer="" if peer is None else peer.name,
+        peer_us=None if peer is None else measure(timer, peer.call, True, rule).mean_us,
+        roof_us=roof_us(bound.cost, hardware),
+    )
+
+
+def roof_us(cost: OpCost, hardware: Hardware | None) -> float | None:
+    """Microseconds at the ceilings."""
+    if hardware is None:
+        return None
+    peak = hardware.flops(cost.compute) if cost.kind != "rows" else 0.0
+    return max(cost.bytes / hardware.bytes_per_s, cost.flop / peak if peak else 0.0) * 1e6
+
+
+def _coarsest(bound: BoundOp, out: Any) -> str:
+    """The least exact format among what an op writes: how near its reference it can be."""
+    written = [out.dtype, *(bound.memory[name].dtype for name in bound.op.inputs if name == "kv_cache")]
+    names = [str(dtype).removeprefix("torch.") for dtype in written]
+    if any(name.startswith("float8") for name in names):
+        return "fp8"
+    return {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}.get(names[0], "bf16")
+
+
+def parse_m(text: str) -> tuple[int, ...]:
+    """`1,64,1024`. Raises `BenchError`."""
+    parts: Sequence[str] = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts or not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise BenchError(f"--m is '{text}'; give numbers of tokens above 0, such as 1,64,1024")
+    return tuple(dict.fromkeys(int(part) for part in parts))

@@ -1,0 +1,58 @@
+"""Kernel results in the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from trtllm_bench.micro.results import Run, lines
+from trtllm_dashboards.tables import Column, show
+from trtllm_results import gate
+
+COLUMNS = (
+    Column("op", hoist=False),
+    Column("case", hoist=False),
+    Column("m", "M", kind="number"),
+    Column("cold", unit="us", kind="number", places=2),
+    Column("warm", unit="us", kind="number", places=2, priority=2),
+    Column("noise", unit="%", kind="number", places=2, priority=5),
+    Column("tb", "", unit="TB/s", kind="number", places=2),
+    Column("tflop", "", unit="TFLOP/s", kind="number", places=1),
+    Column("share", "of ceiling", unit="%", kind="number", places=0),
+    Column("peer", "peer", unit="us", kind="number", places=2, priority=3),
+    Column("versus", "speed-up", kind="number", places=2, priority=3),
+    Column("by", "of peer", hoist=False, priority=6),
+    Column("check", hoist=False, kind="verdict"),
+    Column("state", hoist=False, priority=4),
+)
+
+
+def print_results(run: Run, console: Console, notes: Sequence[str]) -> None:
+    rows = lines(run.results)
+    used = [column for column in COLUMNS if column.kind != "number" or any(row[column.key] is not None for row in rows)]
+    show(rows, used, title=f"{run.model} {run.precision} on {run.device}: kernels alone, L2 cold", console=console)
+    for one in run.results:
+        if not one.right:
+            console.print(f"{one.key}: differs from its reference by {one.error:.2%} (root mean square)", style="bold red", soft_wrap=True)
+        if one.cold.slowed:
+            console.print(f"{one.key}: the GPU was slowed down (heat or power supply) in every attempt", style="yellow", soft_wrap=True)
+    for note in notes:
+        console.print(f"note: {note}", style="yellow", soft_wrap=True)
+
+
+def print_findings(findings: Sequence[gate.Finding], console: Console) -> int:
+    """The verdicts against a baseline; returns the exit code."""
+    styles = {"pass": "green", "fail": "bold red", "inconclusive": "yellow"}
+    console.print()
+    for finding in findings:
+        judged = finding.judged
+        change = (
+            "" if finding.change is None else f" ({finding.change.estimate:+.1%}, {finding.change.low:+.1%} to {finding.change.high:+.1%})"
+        )
+        console.print(
+            f"{finding.verdict:<13}{judged.label}: {judged.a_value:,.2f} -> {judged.b_value:,.2f} us{change}",
+            style=styles[finding.verdict],
+            soft_wrap=True,
+        )
+    return gate.EXIT_CODES[gate.combine(findings)]

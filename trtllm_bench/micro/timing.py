@@ -1,0 +1,144 @@
+"""How long one kernel takes: batches of samples until their mean is known, thrown away while the GPU is slowed down.
+
+The stopping rule is nvbench's: samples come in batches until the relative standard error of the mean is below a bound, and an answer that
+never gets there is given with the noise it has and called noisy. A batch during which the driver slowed the clocks down for heat or power
+supply is not a sample of the kernel and is repeated, a few times.
+
+A sample is the sum of durations that CUPTI reports for the kernels of one call: neither the launch nor the gap between two kernels is in
+it, which events around a call of a few microseconds would mostly measure. Cold: the L2 cache is overwritten before each call. Warm: calls
+follow each other and find what the last one left.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from trtllm_bench.errors import RunFailure
+from trtllm_bench.profiling.collect import TorchCollector
+from trtllm_bench.profiling.trace import device_events
+
+FLUSH_BYTES = 256 << 20
+"""Several times any L2 cache."""
+Call = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """When to stop. `noise`: relative standard error of the mean; `seconds`: of measuring, at most."""
+
+    noise: float = 0.005
+    batch: int = 25
+    min_batches: int = 3
+    max_batches: int = 40
+    seconds: float = 2.0
+    retries: int = 5
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Microseconds a call. `batches`: mean of each batch, the sample that runs are compared by."""
+
+    mean_us: float
+    median_us: float
+    noise: float
+    samples: int
+    batches: tuple[float, ...]
+    settled: bool
+    slowed: bool = False
+    """Every batch was measured on a slowed-down GPU."""
+
+
+class Timer(Protocol):
+    def sample(self, call: Call, count: int, cold: bool) -> list[float]:
+        """Microseconds of each of `count` calls."""
+
+    def slowed(self) -> bool:
+        """Whether the device was slowed down since the last question."""
+
+
+def measure(timer: Timer, call: Call, cold: bool, rule: Rule, clock: Callable[[], float] = time.perf_counter) -> Timing:
+    began = clock()
+    samples: list[float] = []
+    batches: list[float] = []
+    noise, retries = math.inf, rule.retries
+    slowed = False
+    while len(batches) < rule.max_batches:
+        found = timer.sample(call, rule.batch, cold)
+        if timer.slowed():
+            if retries:
+                retries -= 1
+                continue
+            slowed = True
+        samples += found
+        batches.append(float(np.mean(found)))
+        values = np.asarray(samples)
+        noise = float(values.std(ddof=1) / math.sqrt(len(values)) / values.mean()) if len(values) > 1 and values.mean() > 0 else math.inf
+        if len(batches) >= rule.min_batches and (noise <= rule.noise or clock() - began > rule.seconds):
+            break
+    return Timing(
+        mean_us=float(np.mean(samples)),
+        median_us=float(np.median(samples)),
+        noise=noise,
+        samples=len(samples),
+        batches=tuple(batches),
+        settled=noise <= rule.noise,
+        slowed=slowed,
+    )
+
+
+class CuptiTimer:
+    """On the current GPU. Call `trtllm_bench.profiling.collect.prime` before."""
+
+    def __init__(self) -> None:
+        import torch
+
+        self._flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device="cuda")
+        self._reasons = _slow_down_reasons()
+
+    def sample(self, call: Call, count: int, cold: bool) -> list[float]:
+        import torch
+
+        call()
+        torch.cuda.synchronize()
+        collector = TorchCollector("cuda")
+        collector.start()
+        for _ in range(count):
+            if cold:
+                self._flush.zero_()
+            call()
+        torch.cuda.synchronize()
+        collector.stop()
+        return split_samples([event.duration_us for event in device_events(collector.content())], count, cold)
+
+    def slowed(self) -> bool:
+        return self._reasons()
+
+
+def split_samples(durations: list[float], count: int, cold: bool) -> list[float]:
+    """Durations of all device activity, in order, as `count` equal groups; a cold group begins with the flush. Raises `RunFailure`."""
+    each, left = divmod(len(durations), count)
+    if left or each <= cold:
+        raise RunFailure(f"the profiler saw {len(durations)} kernels in {count} calls, which is no whole number each; try again")
+    return [sum(durations[i * each + cold : (i + 1) * each]) for i in range(count)]
+
+
+def _slow_down_reasons() -> Callable[[], bool]:
+    """Asks NVML whether heat or power supply slow this GPU down now; never, where NVML cannot say."""
+    from trtllm_bench.telemetry import SLOW_DOWN
+
+    try:
+        import pynvml
+        import torch
+
+        pynvml.nvmlInit()
+        handle = pynvml.nvmlDeviceGetHandleByIndex(torch.cuda.current_device())
+        pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle)
+    except Exception:
+        return lambda: False
+    return lambda: bool(pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle) & SLOW_DOWN)

@@ -1,0 +1,81 @@
+"""Device activity from a trace: kernels, copies and fills in time order, whatever tool recorded them.
+
+torch.profiler's own trace file is read back instead of its Python objects: the file's format (Chrome's trace events) has not changed in
+years, and what is analysed is then exactly what the user opens in Perfetto.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from trtllm_bench.errors import BenchError
+
+EventKind = Literal["kernel", "memcpy", "memset", "range"]
+_CATEGORIES: Mapping[str, EventKind] = {"kernel": "kernel", "gpu_memcpy": "memcpy", "gpu_memset": "memset"}
+RANGE_PREFIX = "trtllm: "
+
+
+@dataclass(frozen=True)
+class Event:
+    """One thing the device did (or, of kind `range`, a named range on the CPU), in microseconds of the trace's clock."""
+
+    name: str
+    start_us: float
+    duration_us: float
+    kind: EventKind
+    stream: int = 0
+
+    @property
+    def end_us(self) -> float:
+        return self.start_us + self.duration_us
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A trace file, gzipped or not. Raises `BenchError` when it is none."""
+    try:
+        raw = path.read_bytes()
+        content = json.loads(gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw)
+    except (OSError, ValueError, EOFError) as error:
+        raise BenchError(
+            f"{path} cannot be read as a trace ({error}); give a Chrome trace (.json or .json.gz) of torch.profiler"
+        ) from error
+    if not isinstance(content, dict) or "traceEvents" not in content:
+        raise BenchError(f"{path} is JSON but no Chrome trace: it has no traceEvents")
+    return content
+
+
+def device_events(content: Mapping[str, Any]) -> list[Event]:
+    """Kernels, copies and fills on the device, by start."""
+    found = [
+        Event(str(e["name"]), float(e["ts"]), float(e["dur"]), _CATEGORIES[e["cat"]], int(e.get("args", {}).get("stream", 0) or 0))
+        for e in content["traceEvents"]
+        if e.get("ph") == "X" and e.get("cat") in _CATEGORIES
+    ]
+    return sorted(found, key=lambda event: event.start_us)
+
+
+def ranges(content: Mapping[str, Any]) -> list[Event]:
+    """Our own ranges on the CPU, without their prefix, by start and then the outer first."""
+    found = [
+        Event(str(e["name"]).removeprefix(RANGE_PREFIX), float(e["ts"]), float(e["dur"]), "range")
+        for e in content["traceEvents"]
+        if e.get("ph") == "X" and e.get("cat") == "user_annotation" and str(e.get("name", "")).startswith(RANGE_PREFIX)
+    ]
+    return sorted(found, key=lambda event: (event.start_us, -event.duration_us))
+
+
+def with_tracks(content: dict[str, Any], tracks: Mapping[str, Iterable[tuple[str, float, float]]]) -> dict[str, Any]:
+    """The trace with more tracks: (name, start, duration) in microseconds each, under a process of ours."""
+    events: list[dict[str, Any]] = [{"ph": "M", "name": "process_name", "pid": "trtllm", "tid": 0, "args": {"name": "trtllm-bench"}}]
+    for track, items in tracks.items():
+        events += [{"ph": "X", "cat": "trtllm", "pid": "trtllm", "tid": track, "name": n, "ts": at, "dur": took} for n, at, took in items]
+    return {**content, "traceEvents": [*content["traceEvents"], *events]}
+
+
+def write_json(content: Mapping[str, Any], path: Path) -> None:
+    path.write_bytes(gzip.compress(json.dumps(content).encode(), 5))
