@@ -28,7 +28,6 @@ from trtllm_kernels.samples import OUT_SCALE, BatchShape, ModelShape, code_steps
 from trtllm_kernels.specs import DTYPES
 from trtllm_kernels.types import Lowered
 
-
 _FLOATS = {tl.float32: torch.float32, tl.float16: torch.float16, tl.bfloat16: torch.bfloat16, tl.float8e4nv: torch.float8_e4m3fn}
 _BITS = {4: (torch.int32, np.float32), 2: (torch.int16, np.uint16), 1: (torch.uint8, np.uint8)}
 
@@ -144,7 +143,7 @@ def difference(op: str, precision: str, got: torch.Tensor, want: torch.Tensor) -
     return ""
 
 
-MIXED = BatchShape(query_lens=(1, 1, 1, 5, 40, 1, 33), kv_lens=(1, 32, 77, 5, 70, 9, 64), max_pages=3)
+MIXED = BatchShape(query_lens=(1, 1, 1, 5, 20, 1, 17), kv_lens=(1, 32, 77, 5, 70, 9, 17), max_pages=3)
 DECODES = BatchShape(query_lens=(1, 1), kv_lens=(300, 33), max_pages=10)
 CONTEXT = BatchShape(query_lens=(3,), kv_lens=(130,), max_pages=5)
 ONE = BatchShape(query_lens=(1,), kv_lens=(1,), max_pages=1)

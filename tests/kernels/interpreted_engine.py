@@ -30,7 +30,7 @@ LLAMA = ModelConfig(
     num_heads=6,
     num_kv_heads=2,
     head_dim=16,
-    intermediate_size=80,
+    intermediate_size=64,
     vocab_size=97,
     max_position_embeddings=160,
     norm_eps=1e-5,
@@ -47,7 +47,7 @@ MODELS = {
         rope=RopeConfig(10000.0, rotary_dim=8, interleaved=True),
     ),
 }
-STEPS = {"context": ((17, 5, 1), (17, 5, 1), 0), "mixed": ((1, 1, 30), (18, 6, 31), 2), "decode": ((1, 1, 1), (19, 7, 32), 3)}
+STEPS = {"context": ((17, 2, 1), (17, 2, 1), 0), "mixed": ((1, 1, 10), (18, 3, 11), 2), "decode": ((1, 1, 1), (19, 4, 12), 3)}
 """(query_lens, kv_lens, decodes) of three sequences, one step after another."""
 
 
