@@ -120,7 +120,7 @@ def _check_use(graph: ModelGraph, node: fx.Node, stage: str) -> None:
 
 def _check_arguments(node: fx.Node, arguments: Any, stage: str) -> None:
     """Floating-point tensors of one op share a dtype, but for the rope table, the cache, scales, and the bias of an fp8 product."""
-    by_name = dict(zip((a.name for a in node.target._schema.arguments), arguments, strict=True))
+    by_name = dict(zip((a.name for a in OPS[op_name(node)].overload._schema.arguments), arguments, strict=True))
     present = {name: by_name[name] for name in OPS[op_name(node)].tensors if by_name[name] is not None}
     own = {"cos_sin", "kv_cache"} | {name for name in present if name.endswith("scale")}
     if op_name(node) in _PRODUCTS:
