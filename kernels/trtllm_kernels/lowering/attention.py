@@ -120,10 +120,10 @@ def paged_attention(call: OpCall) -> Lowered:
         context_block_n=block_n,
         context_warps=warps,
         context_stages=stages,
-        fresh_block_m=128,
+        fresh_block_m=64 if head_dim <= 128 else 128,
         fresh_block_n=64,
         fresh_warps=4 if head_dim <= 128 else 8,
-        fresh_stages=2,
+        fresh_stages=3 if head_dim <= 128 else 2,
     )
     builder = Builder(call)
     _decode(builder, tuned)
