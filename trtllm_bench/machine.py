@@ -168,9 +168,13 @@ def _compiler() -> Check:
 
 def _precisions(found: list[dict[str, Any]]) -> Iterator[Check]:
     if not found:
-        yield Check("precisions", "ok", "fp32, bf16, fp16 on the CPU (reference speed: figures say nothing of a GPU)")
+        yield Check("precisions", "ok", "fp32, fp16, bf16, fp8 on the CPU (reference speed: figures say nothing of a GPU)")
+        return
+    arch = arch_of(found[0])
+    if float(found[0]["compute_capability"]) < 8.9:
+        yield Check("precisions", "limit", f"fp32, fp16, bf16 on {arch}, which has no fp8", "fp8 engines need sm_89 (Ada) or newer")
     else:
-        yield Check("precisions", "ok", f"fp32, fp16, bf16 on {arch_of(found[0])}")
+        yield Check("precisions", "ok", f"fp32, fp16, bf16, fp8 on {arch}")
 
 
 def _disk(folder: Path) -> Check:

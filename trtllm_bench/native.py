@@ -26,11 +26,11 @@ from trtllm_bench.machine import arch_of, gpus
 from trtllm_bench.measure import Identity, Load, Measurement, OnRequests
 from trtllm_bench.session import drive
 from trtllm_bench.wish import EngineWish, Report, longest
-from trtllm_engines.compile import PRECISIONS
 from trtllm_engines.engine_cache import cached_engine
 from trtllm_engines.engine_dir import CHECKSUMS, WEIGHTS, load_engine
 from trtllm_engines.llm import LLM
 from trtllm_engines.plan import Profile
+from trtllm_engines.precision import check_types
 from trtllm_engines.presets import resolve_model
 from trtllm_engines.runtime.ranges import annotate, check_detail
 from trtllm_engines.runtime.scheduler import POLICIES, Policy
@@ -66,8 +66,7 @@ def check(wish: EngineWish) -> None:
         load_engine(wish.engine_dir)
         return
     resolve_model(_model(wish))
-    if wish.precision not in PRECISIONS:
-        raise BenchError(f"unknown precision '{wish.precision}'; supported are {', '.join(PRECISIONS)}")
+    check_types(str(wish.precision), wish.kv_dtype, (_arch(wish),))
 
 
 def _model(wish: EngineWish) -> str:
@@ -95,11 +94,21 @@ def engine_for(wish: EngineWish, report: Report | None = None) -> Path:
         max_num_tokens=wish.max_num_tokens or max(DEFAULT_TOKENS[device], batch),
         max_seq_len=wish.max_seq_len or min(DEFAULT_SEQ_LEN, limit),
     )
-    arch = arch_of(gpus()[0]) if device == "cuda" else "cpu"
     with _shown(report) as told:
         return cached_engine(
-            model, str(wish.precision), weights=wish.weights or "auto", seed=wish.seed, profile=profile, arches=(arch,), progress=told
+            model,
+            str(wish.precision),
+            kv_dtype=wish.kv_dtype,
+            weights=wish.weights or "auto",
+            seed=wish.seed,
+            profile=profile,
+            arches=(_arch(wish),),
+            progress=told,
         )
+
+
+def _arch(wish: EngineWish) -> str:
+    return arch_of(gpus()[0]) if device_of(wish.device) == "cuda" else "cpu"
 
 
 def _shown(report: Report | None) -> AbstractContextManager[Report]:

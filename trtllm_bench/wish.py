@@ -39,6 +39,7 @@ class EngineWish:
     policy: str = "guaranteed_no_evict"
     seed: int = 0
     nvtx_detail: str = "off"
+    kv_dtype: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -64,12 +65,14 @@ class WorkloadWish:
 
 
 def default_model(
-    model: str | None, precision: str | None, engine_dir: Path | None, target: str, device: str
+    model: str | None, precision: str | None, engine_dir: Path | None, target: str, device: str, kv_dtype: str = "auto"
 ) -> tuple[str | None, str | None]:
     """Model and precision where none was named: nothing beside an engine folder, else what suits the device. Raises `BenchError`."""
     if engine_dir is not None:
         if model is not None or precision is not None:
             raise BenchError("--engine-dir already says model and precision; give either it or --model and --precision")
+        if kv_dtype != "auto":
+            raise BenchError("--engine-dir already says what the KV cache is; leave --kv-dtype out, or give --model instead")
         return None, None
     if is_url(target):
         return model, precision

@@ -32,6 +32,7 @@ def build(
     out: Path | str,
     weights: str | Path = "auto",
     seed: int = 0,
+    kv_dtype: str = "auto",
     profile: Profile = DEFAULT_PROFILE,
     arches: Sequence[str] = (CPU,),
     mark_outputs: Sequence[str] = (),
@@ -49,7 +50,7 @@ def build(
     source = _weights(resolved, weights, seed)
     report("compile", 0, 1)
     compiled = compile_model(
-        resolved.config, precision, profile, arches=arches, weights_source=source.description, mark_outputs=mark_outputs
+        resolved.config, precision, profile, arches=arches, weights_source=source.description, kv_dtype=kv_dtype, mark_outputs=mark_outputs
     )
     made_by = {**compiled.plan.fingerprint.provenance, "model": str(model if resolved.path is None else resolved.path.resolve())}
     plan = replace(compiled.plan, fingerprint=replace(compiled.plan.fingerprint, provenance=made_by))

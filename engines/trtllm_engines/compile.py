@@ -18,10 +18,9 @@ from trtllm_engines.passes import run_passes
 from trtllm_engines.passes.plan_memory import lifetimes, place
 from trtllm_engines.passes.select_tactics import select_tactics
 from trtllm_engines.plan import LOGITS, STEP_INPUTS, Op, ParallelLayout, Plan, Profile
+from trtllm_engines.precision import check_types, kv_cache_dtype, wide_dtype
 from trtllm_kernels.ops import OPS
 from trtllm_kernels.types import TensorSpec
-
-PRECISIONS = ("fp32", "fp16", "bf16")
 
 
 @dataclass(frozen=True)
@@ -39,13 +38,15 @@ def compile_model(
     *,
     arches: Sequence[str] = ("cpu",),
     weights_source: Mapping[str, Any],
+    kv_dtype: str = "auto",
     mark_outputs: Sequence[str] = (),
 ) -> Compiled:
-    """Raises `EngineError` for an unknown precision or marked node, and for sequences the model cannot express."""
-    if precision not in PRECISIONS:
-        raise EngineError(f"unknown precision {precision!r}; supported are {', '.join(PRECISIONS)}")
+    """Raises `EngineError` for types that do not go together, an unknown marked node, and for sequences the model cannot express."""
+    check_types(precision, kv_dtype, arches)
     config.check_sequence_length(profile.max_seq_len)
-    graph = trace(config, precision, profile)
+    graph = trace(config, wide_dtype(precision), profile)
+    graph.quantized = precision == "fp8"
+    graph.kv_dtype = kv_cache_dtype(precision, kv_dtype)
     run_passes(graph)
     ops, values = export(graph)
     outputs = (LOGITS, *_marked(mark_outputs, values))
@@ -56,12 +57,13 @@ def compile_model(
     plan = Plan(
         model=config.to_dict(),
         precision=precision,
-        kv_dtype=precision,
+        kv_dtype=graph.kv_dtype,
         profile=profile,
         parallel=ParallelLayout(),
         fingerprint=make_fingerprint(arches),
         weights=graph.weights,
         weight_parts={name: graph.parts(name) for name in graph.weights},
+        weight_recipes=dict(graph.recipes),
         constants=constants,
         weights_source=weights_source,
         values=values,
@@ -95,9 +97,10 @@ def export(graph: ModelGraph) -> tuple[tuple[Op, ...], dict[str, TensorSpec]]:
             values[name] = specs[index] if isinstance(specs, tuple) else specs
             output_names.append(name)
         definition = OPS[op]
-        tensors, attrs = node.args[: len(definition.tensors)], node.args[len(definition.tensors) :]
-        inputs = tuple("" if argument is None else names[argument] for argument in tensors)
-        ops.append(Op(str(node.meta["label"]), op, inputs, tuple(output_names), dict(zip(definition.attrs, attrs, strict=True))))
+        arguments: dict[str, Any] = dict(zip((a.name for a in definition.overload._schema.arguments), node.args, strict=True))
+        inputs = tuple("" if arguments[name] is None else names[arguments[name]] for name in definition.tensors)
+        attrs = {name: arguments[name] for name in definition.attrs}
+        ops.append(Op(str(node.meta["label"]), op, inputs, tuple(output_names), attrs))
     return tuple(ops), values
 
 

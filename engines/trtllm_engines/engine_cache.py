@@ -32,6 +32,7 @@ def cached_engine(
     model: str | Path,
     precision: str,
     *,
+    kv_dtype: str = "auto",
     weights: str | Path = "auto",
     seed: int = 0,
     profile: Profile,
@@ -47,6 +48,7 @@ def cached_engine(
         "weights": _identity(chosen),
         "seed": seed,
         "precision": precision,
+        "kv_dtype": kv_dtype,
         "profile": asdict(profile),
         "arches": list(arches),
         "sources": source_digest(),
@@ -54,7 +56,7 @@ def cached_engine(
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
     folder = cache_folder() / "engines" / f"{Path(model).name}-{precision}-{key}"
     if not (folder / PLAN).is_file():
-        build(model, precision, out=folder, weights=chosen, seed=seed, profile=profile, arches=arches, progress=progress)
+        build(model, precision, kv_dtype=kv_dtype, out=folder, weights=chosen, seed=seed, profile=profile, arches=arches, progress=progress)
     return folder
 
 

@@ -39,6 +39,7 @@ from torch import Tensor
 from trtllm_engines.errors import EngineError
 from trtllm_engines.fingerprint import Target, check_target, check_versions
 from trtllm_engines.plan import LOGITS, Plan
+from trtllm_engines.precision import kv_cache_dtype
 from trtllm_engines.tokenizer import Tokenizer
 from trtllm_engines.weights.dummy import DummyWeights
 from trtllm_engines.weights.write import assemble
@@ -124,6 +125,8 @@ def rebuild_command(plan: Plan, path: Path, *arches: str) -> str:
         "--weights",
         *weights,
     ]
+    if plan.kv_dtype != kv_cache_dtype(plan.precision):
+        flags["--kv-dtype"] = plan.kv_dtype
     command += [part for name, value in flags.items() for part in (name, str(value))]
     return shlex.join([*command, *marked, "--out", str(path)])
 

@@ -53,6 +53,13 @@ class ModelGraph:
     sources: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Weight -> checkpoint tensors it stacks along its first dimension; absent for a weight that is one checkpoint tensor."""
 
+    kv_dtype: str = ""
+    """dtype of the KV cache; "" is the activations'."""
+    quantized: bool = False
+    """Whether products become fp8 with static scales (`passes.quantize`)."""
+    recipes: dict[str, str] = field(default_factory=dict)
+    """Weight -> how it is made of its sources when not by stacking: see `plan.WeightRecipe`."""
+
     def nodes(self, op: str) -> list[Node]:
         """Nodes of one dialect op, in order."""
         return [node for node in self.fx.nodes if op_name(node) == op]
@@ -62,7 +69,7 @@ class ModelGraph:
 
     def parts(self, weight: str) -> tuple[tuple[str, tuple[int, ...]], ...]:
         """(checkpoint name, shape) of what `weight` stacks."""
-        return tuple((name, self.checkpoint_shapes[name]) for name in self.sources.get(weight, (weight,)))
+        return tuple((name, self.checkpoint_shapes.get(name, (1,))) for name in self.sources.get(weight, (weight,)))
 
 
 _LAYER_OPS = ("linear", "rms_norm", "layer_norm", "embedding")
@@ -180,6 +187,14 @@ def stack_weight(graph: ModelGraph, name: str, parts: Sequence[Node]) -> str:
     return name
 
 
+def scale_weight(graph: ModelGraph, name: str, sources: Sequence[str], recipe: str) -> Node:
+    """Registers a scale (fp32, one element) derived from `sources` and returns the node that reads it."""
+    graph.weights[name] = TensorSpec((1,), "fp32")
+    graph.sources[name] = tuple(sources)
+    graph.recipes[name] = recipe
+    return graph.fx.get_attr(name)
+
+
 def prune(graph: ModelGraph) -> None:
     """Drops nodes nobody uses and weights nobody names. Placeholders stay; ops that mutate stay."""
     for node in reversed(list(graph.fx.nodes)):
@@ -187,6 +202,6 @@ def prune(graph: ModelGraph) -> None:
         if node.op in ("call_function", "get_attr") and not node.users and not mutates:
             graph.fx.erase_node(node)
     named = {str(node.target) for node in graph.fx.nodes if node.op == "get_attr"}
-    for table in (graph.weights, graph.sources, graph.constants):
+    for table in (graph.weights, graph.sources, graph.constants, graph.recipes):
         for name in [n for n in table if n not in named]:
             del table[name]

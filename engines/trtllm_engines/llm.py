@@ -81,6 +81,7 @@ class LLM:
         model_or_engine_dir: str | Path,
         *,
         precision: str | None = None,
+        kv_dtype: str = "auto",
         weights: str | Path = "auto",
         seed: int = 0,
         max_batch_size: int | None = None,
@@ -94,7 +95,8 @@ class LLM:
         cuda_graphs: bool = True,
         progress: Progress | None = None,
     ) -> None:
-        """`device`: `auto` (a GPU when there is one), `cuda` or `cpu`. `precision` defaults to bf16 on a GPU and fp32 on a CPU.
+        """`device`: `auto` (a GPU when there is one), `cuda` or `cpu`. `precision` defaults to bf16 on a GPU and fp32 on a CPU;
+        `kv_dtype` is the cache's (`auto`: fp8 in an fp8 engine, else the activations').
 
         `overlap` applies to a GPU (a CPU computes while launching, so there is nothing to overlap). With an engine folder the three sizes
         may be less than the engine's profile, not more. `num_pages` fixes the KV cache's size instead of `kv_cache_fraction`.
@@ -114,10 +116,17 @@ class LLM:
             arches = (CPU if target is None else target.arch,)
             profile = _profile(model_or_engine_dir, asked)
             path = cached_engine(
-                model_or_engine_dir, precision, weights=weights, seed=seed, profile=profile, arches=arches, progress=progress
+                model_or_engine_dir,
+                precision,
+                kv_dtype=kv_dtype,
+                weights=weights,
+                seed=seed,
+                profile=profile,
+                arches=arches,
+                progress=progress,
             )
-        elif precision is not None or str(weights) != "auto":
-            raise EngineError(f"{path} is a built engine: its precision and weights are fixed; give the model instead to build another.")
+        elif precision is not None or kv_dtype != "auto" or str(weights) != "auto":
+            raise EngineError(f"{path} is a built engine: its types and weights are fixed; give the model instead to build another.")
         self.engine = load_engine(path, target)
         self.plan = self.engine.plan
         config = _within(self.plan.profile, asked, str(path))

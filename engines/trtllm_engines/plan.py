@@ -125,6 +125,9 @@ class Plan:
     weights: Mapping[str, TensorSpec]
     weight_parts: Mapping[str, tuple[tuple[str, tuple[int, ...]], ...]]
     """Weight -> the checkpoint tensors (name, shape) it stacks along its first dimension. What `refit` and the generator read."""
+    weight_recipes: Mapping[str, str]
+    """How a weight is made of its parts when not by stacking: `interleave` (two parts, rows alternating), `weight_scale` (largest magnitude
+    of the parts over 448), `input_scale` and `kv_scale` (largest of the parts, or the stated default where the checkpoint has none)."""
     constants: Mapping[str, TensorSpec]
     """Tables the compiler computed (the rotary one), stored in `constants.safetensors`; named in `Op.inputs` like weights."""
     weights_source: Mapping[str, Any]
@@ -157,6 +160,7 @@ class Plan:
             fingerprint=Fingerprint(**{**fingerprint, "arches": tuple(fingerprint["arches"])}),
             weights=_specs(data["weights"]),
             weight_parts={name: tuple((n, tuple(shape)) for n, shape in parts) for name, parts in data["weight_parts"].items()},
+            weight_recipes=data["weight_recipes"],
             constants=_specs(data["constants"]),
             weights_source=data["weights_source"],
             values=_specs(data["values"]),

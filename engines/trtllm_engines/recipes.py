@@ -25,6 +25,7 @@ class Recipe(BaseModel):
 
     model: str
     precision: str
+    kv_dtype: str = "auto"
     arches: tuple[str, ...]
     max_batch_size: int
     max_num_tokens: int
@@ -39,7 +40,7 @@ class Recipe(BaseModel):
 
     def build_arguments(self) -> dict[str, Any]:
         """Keyword arguments of `build`, all but `out`."""
-        return {**self.model_dump(include={"model", "precision", "arches", "weights", "seed"}), "profile": self.profile}
+        return {**self.model_dump(include={"model", "precision", "kv_dtype", "arches", "weights", "seed"}), "profile": self.profile}
 
 
 def folder() -> Path:

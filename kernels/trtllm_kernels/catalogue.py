@@ -33,14 +33,20 @@ class OpShape:
         return lower(self.op, self.inputs, self.outputs, self.attrs, arch).kernels
 
 
-def ops_of(model: ModelShape, dtype: str, *, max_seq_len: int = 4096, max_batch_size: int = 256) -> Iterator[OpShape]:
-    """Every op that lowers to kernels of ours, at a model's shapes."""
+def ops_of(model: ModelShape, precision: str, *, max_seq_len: int = 4096, max_batch_size: int = 256) -> Iterator[OpShape]:
+    """Every op that lowers, at a model's shapes. Precision `fp8`: products, what feeds them and the cache are fp8, the rest bf16."""
+    fp8 = precision == "fp8"
+    dtype = "bf16" if fp8 else precision
+    scale = TensorSpec((1,), "fp32") if fp8 else None
 
     def ints(*shape: int | str) -> TensorSpec:
         return TensorSpec(shape, "int32")
 
     def rows(width: int, count: str = "T") -> TensorSpec:
         return TensorSpec((count, width), dtype)
+
+    def codes(*shape: int | str) -> TensorSpec:
+        return TensorSpec(shape, precision)
 
     def vector(n: int) -> TensorSpec:
         return TensorSpec((n,), dtype)
@@ -50,7 +56,7 @@ def ops_of(model: ModelShape, dtype: str, *, max_seq_len: int = 4096, max_batch_
     q_width, kv_width = model.heads * d, model.kv_heads * d
     qkv = rows(q_width + 2 * kv_width)
     table = TensorSpec((max_seq_len, model.rotary_dim), "fp32")
-    cache = TensorSpec((model.layers, 1, 2, model.kv_heads, model.page_size, d), dtype)
+    cache = codes(model.layers, 1, 2, model.kv_heads, model.page_size, d)
     blocks = ints(max_batch_size + 1, -(-max_seq_len // model.page_size))
     norm = vector(d) if model.qk_norm else None
     heads: dict[str, Attr] = {"num_heads": model.heads, "num_kv_heads": model.kv_heads}
@@ -58,24 +64,30 @@ def ops_of(model: ModelShape, dtype: str, *, max_seq_len: int = 4096, max_batch_
     step = (ints("R"), ints("R + 1"), ints("R"))
 
     yield OpShape("embedding", (ints("T"), TensorSpec((model.vocab, h), dtype)), (hidden,), {})
-    yield OpShape("rms_norm", (hidden, weight), (hidden,), eps)
-    yield OpShape("add_rms_norm", (hidden, hidden, weight), (hidden, hidden), eps)
-    yield OpShape("layer_norm", (hidden, weight, weight), (hidden,), eps)
-    yield OpShape("add_layer_norm", (hidden, hidden, weight, weight), (hidden, hidden), eps)
+    yield OpShape("rms_norm", (hidden, weight, scale), (codes("T", h),), eps)
+    yield OpShape("add_rms_norm", (hidden, hidden, weight, scale), (codes("T", h), hidden), eps)
+    yield OpShape("layer_norm", (hidden, weight, weight, scale), (codes("T", h),), eps)
+    yield OpShape("add_layer_norm", (hidden, hidden, weight, weight, scale), (codes("T", h), hidden), eps)
+    yield OpShape("linear", (codes("T", h), codes(q_width + 2 * kv_width, h), vector(q_width + 2 * kv_width), scale, scale), (qkv,), {})
+    yield OpShape("linear", (codes("T", i), codes(h, i), None, scale, scale), (hidden,), {})
+    yield OpShape("gate_up_silu", (codes("T", h), codes(2 * i, h), scale, scale, scale), (codes("T", i),), {})
+    yield OpShape("linear_gelu", (codes("T", h), codes(i, h), vector(i), scale, scale, scale), (codes("T", i),), {})
     yield OpShape("silu_mul", (inner, inner), (inner,), {})
-    yield OpShape("silu_mul_packed", (rows(2 * i),), (inner,), {})
-    yield OpShape("gelu", (inner,), (inner,), {})
+    yield OpShape("silu_mul_packed", (rows(2 * i), scale), (codes("T", i),), {})
+    yield OpShape("gelu", (inner, scale), (codes("T", i),), {})
     yield OpShape("add", (hidden, hidden), (hidden,), {})
     yield OpShape("gather_rows", (hidden, ints("S")), (rows(h, "S"),), {})
     yield OpShape("split", (qkv,), (rows(q_width), rows(kv_width)), {"sizes": [q_width, kv_width]})
     yield OpShape("prepare_step", (ints("T"), *step, ints(max_batch_size + 1), blocks), (ints("T"),) * 3, {"page_size": model.page_size})
     yield OpShape("rope", (rows(q_width), ints("T"), table), (rows(q_width),), rotary)
     write: dict[str, Attr] = {"layer": 0, **heads, **rotary, "eps": 1e-6}
-    yield OpShape("rope_kv_write", (qkv, ints("T"), table, cache, ints("T"), norm, norm), (rows(q_width),), write)
+    yield OpShape("rope_kv_write", (qkv, ints("T"), table, cache, ints("T"), norm, norm, scale, scale), (qkv,), write)
     attend: dict[str, Attr] = {"layer": 0, **heads, "scale": d**-0.5}
-    yield OpShape("paged_attention", (rows(q_width), cache, blocks, *step), (rows(q_width),), attend)
+    yield OpShape("paged_attention", (qkv, cache, blocks, *step, scale, scale, scale), (codes("T", q_width),), attend)
+    if scale is not None:
+        yield OpShape("quantize", (hidden, scale), (codes("T", h),), {})
 
 
-def kernels_of(name: str, dtype: str, arch: str, page_size: int = 32) -> dict[str, KernelSpec]:
+def kernels_of(name: str, precision: str, arch: str, page_size: int = 32) -> dict[str, KernelSpec]:
     """The kernels of a model of `MODELS`, by key."""
-    return {spec.key: spec for op in ops_of(replace(MODELS[name], page_size=page_size), dtype) for spec in op.kernels(arch)}
+    return {spec.key: spec for op in ops_of(replace(MODELS[name], page_size=page_size), precision) for spec in op.kernels(arch)}

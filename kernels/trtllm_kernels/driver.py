@@ -180,6 +180,24 @@ class _Matmul:
             torch.addmm(self.bias, self.x_rows, self.weight, out=self.y_rows)
 
 
+class _ScaledMatmul(_Matmul):
+    """y[:rows] = (x_scale * x[:rows]) @ (weight_scale * weight).T (+ bias), x and weight fp8, by cuBLASLt with fast accumulation."""
+
+    def __init__(self, launch: Launch, resolve: Resolve, symbolic: _Symbolic) -> None:
+        x, weight, x_scale, weight_scale, *bias, y = (resolve(str(arg.value)) for arg in launch.args)
+        self.x, self.y = x, y
+        self.weight = weight.t()
+        self.bias = bias[0] if bias else None
+        self.scales = (x_scale.view(()), weight_scale.view(()))
+        self.rows = symbolic.index(launch.grid[0])
+        self.x_rows, self.y_rows = x, y
+
+    def run(self) -> None:
+        torch._scaled_mm(
+            self.x_rows, self.weight, *self.scales, bias=self.bias, out_dtype=self.y.dtype, use_fast_accum=True, out=self.y_rows
+        )
+
+
 def _rows(tensor: torch.Tensor, rows: int, views: Views) -> torch.Tensor:
     """First rows of a tensor; layers share buffers, so most views are made once."""
     key = (tensor.data_ptr(), tuple(tensor.shape), tensor.dtype)
@@ -188,7 +206,7 @@ def _rows(tensor: torch.Tensor, rows: int, views: Views) -> torch.Tensor:
     return views[key]
 
 
-_LIBRARY: Mapping[str, Callable[[Launch, Resolve, _Symbolic], _Matmul]] = {"matmul": _Matmul}
+_LIBRARY: Mapping[str, Callable[[Launch, Resolve, _Symbolic], _Matmul]] = {"matmul": _Matmul, "scaled_matmul": _ScaledMatmul}
 
 
 class BoundProgram:

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from trtllm_kernels.ops import OPS
+from trtllm_kernels.ops.quantize import FP8, FP8_MAX, finish
 from trtllm_kernels.specs import DTYPES
 
 
@@ -75,9 +77,61 @@ def paged_cache(
     return cache, table, slots
 
 
+QUANTIZABLE = tuple(name for name, op in OPS.items() if "out_scale" in op.tensors)
+"""Ops that can end in a quantization."""
+
+OUT_SCALE = 0.02
+"""Of samples: results of a few units fill E4M3's range without leaving it."""
+
+
+def fp8_sample(op: str, model: ModelShape, batch: BatchShape, dtype: str = "bf16", seed: int = 0, poison: bool = True) -> dict[str, Any]:
+    """As `sample`, with everything of the op quantized that can be: inputs, weights, cache, result."""
+    named = sample(op, model, batch, dtype, seed, poison)
+    for name in ("x", "weight") if "x_scale" in OPS[op].tensors else ():
+        scale = named[name].float().abs().max() / FP8_MAX
+        named[name], named[f"{name}_scale"] = finish(named[name].float(), FP8, scale), scale.reshape(1)
+    if op in ("rope_kv_write", "paged_attention"):
+        # powers of two: what a code stands for is then exact in bf16, where this step's own keys and values are read
+        named |= {"k_scale": torch.tensor([2.0**-7]), "v_scale": torch.tensor([2.0**-6])}
+        cache = named["kv_cache"].float()
+        scales = torch.stack((named["k_scale"], named["v_scale"])).view(1, 1, 2, 1, 1, 1)
+        named["kv_cache"] = torch.where(cache.isnan(), cache, (cache / scales).clamp(-FP8_MAX, FP8_MAX)).to(FP8)
+        if op == "paged_attention":
+            _fresh_as_cached(named, model, batch)
+    if op in QUANTIZABLE:
+        named["out_scale"] = torch.tensor([OUT_SCALE])
+    return named
+
+
+def _fresh_as_cached(named: dict[str, Any], model: ModelShape, batch: BatchShape) -> None:
+    """Makes this step's keys and values in qkv those the cache holds, as `rope_kv_write` leaves them."""
+    qkv, cache, page = named["qkv"], named["kv_cache"][named["layer"]].float(), model.page_size
+    cache = cache * torch.cat([*(torch.ones(1) if named.get(n) is None else named[n] for n in ("k_scale", "v_scale"))]).view(1, 2, 1, 1, 1)
+    token, width = 0, model.heads * model.head_dim
+    for r, (queries, length) in enumerate(zip(batch.query_lens, batch.kv_lens, strict=True)):
+        for position in range(length - queries, length):
+            at = cache[int(named["block_table"][int(named["seq_slots"][r]), position // page]), :, :, position % page]
+            qkv[token, width:] = at.reshape(-1).to(qkv.dtype)
+            token += 1
+
+
+def code_steps(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """How many E4M3 values apart two fp8 tensors are, element by element; 0 where both are NaN."""
+
+    def place(x: torch.Tensor) -> torch.Tensor:
+        bits = x.view(torch.int8).int()
+        return torch.where(bits < 0, -(bits & 127), bits)
+
+    return torch.where(a.float().isnan() & b.float().isnan(), 0, (place(a) - place(b)).abs())
+
+
 def sample(op: str, model: ModelShape, batch: BatchShape, dtype: str, seed: int = 0, poison: bool = True) -> dict[str, Any]:
-    """Arguments of `op` by name, on the CPU."""
+    """Arguments of `op` by name, on the CPU; optional tensors not drawn are None."""
     torch.manual_seed(seed)
+    return {**dict.fromkeys(OPS[op].tensors), **_draw(op, model, batch, dtype, poison)}
+
+
+def _draw(op: str, model: ModelShape, batch: BatchShape, dtype: str, poison: bool) -> dict[str, Any]:
     t, h, d = batch.tokens, model.hidden, model.head_dim
     kind = DTYPES[dtype]
     scale = d**-0.5
@@ -103,8 +157,12 @@ def sample(op: str, model: ModelShape, batch: BatchShape, dtype: str, seed: int 
             return {"x": randn(t, h), "residual": randn(t, h), "weight": randn(h), "eps": 1e-5}
         case "add_layer_norm":
             return {"x": randn(t, h), "residual": randn(t, h), "weight": randn(h), "bias": randn(h), "eps": 1e-5}
-        case "linear":
+        case "linear" | "linear_gelu":
             return {"x": randn(t, h), "weight": randn(model.intermediate, h) / h**0.5, "bias": randn(model.intermediate)}
+        case "gate_up_silu":
+            return {"x": randn(t, h), "weight": randn(2 * model.intermediate, h) / h**0.5}
+        case "quantize":
+            return {"x": randn(t, h), "scale": torch.tensor([0.01])}
         case "split":
             return {"x": randn(t, qkv_width), "sizes": [model.heads * d, model.kv_heads * d, model.kv_heads * d]}
         case "silu_mul":
@@ -138,5 +196,7 @@ def sample(op: str, model: ModelShape, batch: BatchShape, dtype: str, seed: int 
             return {**caches, **norms, "layer": 1, **grouping, "head_dim": d, "interleaved": model.interleaved, "eps": 1e-6}
         case "paged_attention":
             lists = {"block_table": block_table, "seq_slots": slots, "query_start": starts, "kv_lens": kv_lens}
-            return {"q": randn(t, model.heads * d), "kv_cache": cache, **lists, "layer": 1, **grouping, "scale": scale}
+            named = {"qkv": randn(t, qkv_width), "kv_cache": cache, **lists, "layer": 1, **grouping, "scale": scale}
+            _fresh_as_cached(named, model, batch)
+            return named
     raise KeyError(op)

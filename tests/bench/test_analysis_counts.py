@@ -44,7 +44,9 @@ def test_a_decode_step_of_64_sequences_at_200_tokens(plan: Plan) -> None:
     assert write.activation_bytes == 64 * 6144 * 2 + 64 * 128 * 4 + 64 * 4 * 2 + 64 * returned * 2
     norm = costs[layer + "post_attention_layernorm"]
     assert (norm.weight_bytes, norm.activation_bytes) == (8192, 4 * 64 * 4096 * 2)
-    assert costs[layer + "mlp.silu_mul"].bytes == 64 * (2 * INNER + INNER) * 2
+    gate_up = costs[layer + "mlp.silu_mul"]
+    assert (gate_up.kind, gate_up.flop, gate_up.weight_bytes) == ("gemm", 2 * 64 * HIDDEN * 2 * INNER, 2 * INNER * HIDDEN * 2)
+    assert gate_up.activation_bytes == 64 * (HIDDEN + INNER) * 2
     head = costs["lm_head"]
     assert (head.flop, head.weight_bytes) == (2 * 64 * 4096 * VOCAB, VOCAB * 4096 * 2)
     assert costs["model.embed_tokens"].bytes == 2 * 64 * 4096 * 2 + 64 * 4

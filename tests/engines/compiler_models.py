@@ -56,7 +56,12 @@ def checkpoint(graph: ModelGraph, seed: int = 0) -> dict[str, Tensor]:
 
 def stacked(graph: ModelGraph, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The graph's weights, merged ones stacked from the checkpoint's."""
-    return {weight: torch.cat([tensors[name] for name, _ in graph.parts(weight)]) for weight in graph.weights}
+
+    def made(weight: str) -> Tensor:
+        parts = [tensors[name] for name, _ in graph.parts(weight)]
+        return torch.stack(parts, 1).flatten(0, 1) if graph.recipes.get(weight) == "interleave" else torch.cat(parts)
+
+    return {weight: made(weight) for weight in graph.weights}
 
 
 def int32(values: object) -> Tensor:

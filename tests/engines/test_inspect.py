@@ -33,7 +33,6 @@ def test_description_counts_what_the_plan_holds(engine: Path) -> None:
     assert linears == {
         "model.layers.*.self_attn.qkv_proj": 4,
         "model.layers.*.self_attn.o_proj": 4,
-        "model.layers.*.mlp.gate_up_proj": 4,
         "model.layers.*.mlp.down_proj": 4,
         "lm_head": 1,
     }

@@ -65,7 +65,7 @@ def arena(layers: int, **more: object) -> int:
 
 def test_depth_costs_no_memory_but_a_marked_output_does() -> None:
     assert arena(6) == arena(2)
-    assert arena(6, mark_outputs=["model.layers.0.mlp.gate_up_proj"]) > arena(6)
+    assert arena(6, mark_outputs=["model.layers.0.mlp.down_proj"]) > arena(6)
 
 
 def test_workspaces_live_during_their_op_and_take_the_largest_of_all_architectures() -> None:

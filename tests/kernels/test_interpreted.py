@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-_FAMILIES = ("embedding", "gather_rows", "rms_norm", "layer_norm", "add_rms_norm", "add_layer_norm", "silu_mul", "silu_mul_packed", "gelu",
-             "add", "split", "prepare_step", "rope", "rope_kv_write", "paged_attention")  # fmt: skip
+_FAMILIES = """embedding gather_rows rms_norm layer_norm add_rms_norm add_layer_norm silu_mul silu_mul_packed gelu add split quantize
+linear gate_up_silu linear_gelu prepare_step rope rope_kv_write paged_attention"""
 
 
 def run_interpreted(script: str) -> list[dict]:
@@ -22,7 +22,7 @@ def results() -> list[dict]:
     return run_interpreted("interpreted.py")
 
 
-@pytest.mark.parametrize("op", _FAMILIES)
+@pytest.mark.parametrize("op", _FAMILIES.split())
 def test_kernel_equals_reference(results: list[dict], op: str) -> None:
     mine = [r for r in results if r["case"].startswith(f"{op}-")]
     assert len(mine) >= 2
@@ -32,7 +32,12 @@ def test_kernel_equals_reference(results: list[dict], op: str) -> None:
 def test_whole_engines_equal_their_references() -> None:
     """The launches of a plan over its planned arena: prefill, then a mixed step, then a decode step."""
     steps = run_interpreted("interpreted_engine.py")
-    assert [s["case"] for s in steps] == [f"{model}-{step}" for model in ("llama", "gptj") for step in ("context", "mixed", "decode")]
+    models = ("llama-fp32", "gptj-fp32", "llama-fp8")
+    assert [s["case"] for s in steps] == [f"{model}-{step}" for model in models for step in ("context", "mixed", "decode")]
     for step in steps:
-        assert step["worst"] < 1e-5 * max(1.0, step["scale"]), step
-        assert step["same_cache"], step
+        assert step["same_rows"], step
+        if "fp32" in step["case"]:
+            assert step["worst"] < 1e-5 * max(1.0, step["scale"]), step
+            assert step["cache_worst"] < 1e-4, step
+        else:  # a rounding that flips moves an activation by up to 6%, and the layers after it amplify that
+            assert step["cosine"] > 0.98, step

@@ -5,10 +5,14 @@ import torch
 from torch.nn import functional
 
 import trtllm_kernels.ops
+from trtllm_kernels.cuda_ops import as_list
+from trtllm_kernels.ops.quantize import FP8
+from trtllm_kernels.samples import QUANTIZABLE, BatchShape, ModelShape, fp8_sample, sample
 
 OPS = torch.ops.trtllm
-ALL_OPS = """add add_layer_norm add_rms_norm attention embedding gather_rows gelu layer_norm linear paged_attention prepare_step rms_norm
-rope rope_kv_write silu_mul silu_mul_packed split"""
+ALL_OPS = """add add_layer_norm add_rms_norm attention embedding gate_up_silu gather_rows gelu layer_norm linear linear_gelu paged_attention
+prepare_step quantize rms_norm rope rope_kv_write silu_mul silu_mul_packed split"""
+BATCH = BatchShape(query_lens=(1, 1, 5, 40), kv_lens=(1, 77, 5, 70), max_pages=3)
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
@@ -142,12 +146,12 @@ def test_rope_kv_write_is_norm_rope_and_scatter(qk_norm: bool, interleaved: bool
     norms = (randn(dim), randn(dim)) if qk_norm else (None, None)
     cache = randn(2, 5, 2, kv_heads, page, dim)
     before = cache.clone()
-    q = OPS.rope_kv_write(qkv, positions, table, cache, slots, *norms, 1, heads, kv_heads, dim, interleaved, 1e-6)
+    rotated = OPS.rope_kv_write(qkv, positions, table, cache, slots, *norms, 1, heads, kv_heads, dim, interleaved, 1e-6)
     parts = OPS.split(qkv, [heads * dim, kv_heads * dim, kv_heads * dim])
     if qk_norm:
         parts = [OPS.rms_norm(parts[0], norms[0], 1e-6), OPS.rms_norm(parts[1], norms[1], 1e-6), parts[2]]
-    torch.testing.assert_close(q, OPS.rope(parts[0], positions, table, dim, interleaved))
-    keys = OPS.rope(parts[1], positions, table, dim, interleaved)
+    queries, keys = (OPS.rope(part, positions, table, dim, interleaved) for part in parts[:2])
+    torch.testing.assert_close(rotated, torch.cat((queries, keys, parts[2]), -1))
     for t, slot in enumerate(slots.tolist()):
         before[1, slot // page, 0, :, slot % page] = keys[t].view(kv_heads, dim)
         before[1, slot // page, 1, :, slot % page] = parts[2][t].view(kv_heads, dim)
@@ -171,7 +175,9 @@ def test_paged_attention_is_attention_over_the_gathered_history(dtype: torch.dty
             cache[1, number, :, :, : len(part)] = part.permute(1, 2, 0, 3)
     starts = torch.tensor([0, *torch.tensor(query_lens).cumsum(0).tolist()], dtype=torch.int32)
     q = randn(int(starts[-1]), heads * dim, dtype=dtype)
-    out = OPS.paged_attention(q, cache, table, slots, starts, torch.tensor(kv_lens, dtype=torch.int32), 1, heads, kv_heads, scale)
+    fresh = torch.cat([kv[-n:].flatten(1) for kv, n in zip(history, query_lens, strict=True)])
+    lens = torch.tensor(kv_lens, dtype=torch.int32)
+    out = OPS.paged_attention(torch.cat((q, fresh), -1), cache, table, slots, starts, lens, 1, heads, kv_heads, scale)
     for r, kv in enumerate(history):
         rows = slice(int(starts[r]), int(starts[r + 1]))
         keys, values = (kv[:, i].double().transpose(0, 1).repeat_interleave(heads // kv_heads, 0) for i in (0, 1))
@@ -187,7 +193,7 @@ def test_fakes_agree_with_references() -> None:
     positions, table = torch.arange(4, dtype=torch.int32), cos_sin_table(8, 8)
     cache, block_table = randn(2, 5, 2, 1, 4, 8), torch.ones(3, 2, dtype=torch.int32)
     start, two = torch.tensor([0, 1, 4], dtype=torch.int32), torch.tensor([1, 2], dtype=torch.int32)
-    lens = torch.tensor([3, 3], dtype=torch.int32)
+    lens, one = torch.tensor([3, 3], dtype=torch.int32), torch.ones(1)
     calls = {
         "embedding": (positions, w.view(8, 4)),
         "rms_norm": (x, w, 1e-5),
@@ -205,9 +211,94 @@ def test_fakes_agree_with_references() -> None:
         "add_layer_norm": (x, x.clone(), w, b, 1e-5),
         "prepare_step": (positions, two, start, lens, positions, block_table, 4),
         "rope_kv_write": (x, positions, table, cache, positions + 4, None, None, 1, 2, 1, 8, True, 1e-5),
-        "paged_attention": (x[:, :16].contiguous(), cache, block_table, two, start, lens, 1, 2, 1, 1.0),
+        "paged_attention": (x, cache, block_table, two, start, lens, 1, 2, 1, 1.0),
+        "quantize": (x, one),
+        "gate_up_silu": (x, randn(6, 32)),
+        "linear_gelu": (x, randn(6, 32), randn(6)),
     }
     assert calls.keys() == trtllm_kernels.ops.OPS.keys()
     for name, arguments in calls.items():
         overload = trtllm_kernels.ops.OPS[name].overload
         torch.library.opcheck(overload, arguments, test_utils=("test_schema", "test_faketensor"))
+
+
+@pytest.mark.parametrize("name", sorted(name for name, op in trtllm_kernels.ops.OPS.items() if any("scale" in t for t in op.tensors)))
+def test_fakes_agree_with_references_when_everything_is_quantized(name: str) -> None:
+    op = trtllm_kernels.ops.OPS[name]
+    named = fp8_sample(name, ModelShape(), BATCH)
+    fresh = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in named.items()}
+    found, promised = as_list(op.reference(**fresh)), as_list(op.fake(*(named[a.name] for a in op.overload._schema.arguments)))
+    assert [(y.shape, y.dtype) for y in found] == [(y.shape, y.dtype) for y in promised]
+    assert (found[0].dtype == FP8) == ("out_scale" in op.tensors or name == "quantize")
+
+
+def fp8_grid(x: torch.Tensor) -> torch.Tensor:
+    """x to the nearest E4M3 value, ties to even, by its definition: 3 bits of mantissa, least exponent -6, largest value 448."""
+    step = 2.0 ** (torch.frexp(x.double())[1] - 1).clamp_min(-6) / 8
+    return ((x.double() / step).round() * step).clamp(-448, 448).float()
+
+
+def test_quantize_is_nearest_even_with_saturation() -> None:
+    x = torch.cat((randn(4000) * 3, randn(4000) * 1e-4, torch.tensor([0.0, -0.0, 17.0, 1e6, -1e6, 448.0 * 0.25])))
+    scale = torch.tensor([0.25])
+    codes = OPS.quantize(x.view(2, -1), scale)
+    assert codes.dtype == FP8
+    assert torch.equal(codes.float().flatten(), fp8_grid(x / 0.25))
+
+
+@pytest.mark.parametrize("name", [n for n in QUANTIZABLE if n not in ("paged_attention", "gate_up_silu", "linear_gelu")])
+def test_out_scale_quantizes_the_unrounded_result(name: str) -> None:
+    """Of fp32 arguments the wide result is the unrounded one."""
+    named = sample(name, ModelShape(), BATCH, "fp32")
+    op, scale = trtllm_kernels.ops.OPS[name], torch.tensor([0.02])
+    wide, codes = as_list(op.reference(**named)), as_list(op.reference(**{**named, "out_scale": scale}))
+    assert torch.equal(codes[0].float(), fp8_grid(wide[0] / scale))
+    assert all(torch.equal(a, b) for a, b in zip(codes[1:], wide[1:], strict=True))
+
+
+def test_fp8_products_are_those_of_the_values_the_codes_stand_for() -> None:
+    for name in ("linear", "gate_up_silu", "linear_gelu"):
+        named = fp8_sample(name, ModelShape(), BATCH)
+        x, w = (named[n].double() * named[f"{n}_scale"].double() for n in ("x", "weight"))
+        product = x @ w.T + (named["bias"].double() if named.get("bias") is not None else 0.0)
+        if name == "gate_up_silu":
+            product = functional.silu(product[:, 0::2]) * product[:, 1::2]
+        elif name == "linear_gelu":
+            product = functional.gelu(product, approximate="tanh")
+        wide = trtllm_kernels.ops.OPS[name].reference(**{**named, **({"out_scale": None} if "out_scale" in named else {})})
+        assert wide.dtype == torch.bfloat16
+        torch.testing.assert_close(wide.double(), product, rtol=2**-8, atol=1e-5)
+        if "out_scale" in named:
+            codes = trtllm_kernels.ops.OPS[name].reference(**named).float() * named["out_scale"]
+            torch.testing.assert_close(codes.double(), product.clamp(-448 * 0.02, 448 * 0.02), rtol=2**-4, atol=0.02 * 2**-10)
+
+
+def test_gate_up_silu_is_the_two_products_of_the_interleaved_rows() -> None:
+    x, gate, up = randn(5, 32), randn(6, 32), randn(6, 32)
+    weight = torch.stack((gate, up), 1).flatten(0, 1)
+    torch.testing.assert_close(OPS.gate_up_silu(x, weight), OPS.silu_mul(x @ gate.T, x @ up.T))
+    b = randn(12)
+    torch.testing.assert_close(OPS.linear_gelu(x, weight, b), OPS.gelu(OPS.linear(x, weight, b)))
+
+
+def test_an_fp8_cache_holds_the_wide_ones_keys_and_values_over_their_scales() -> None:
+    named = sample("rope_kv_write", ModelShape(interleaved=True, rotary_dim=8), BATCH, "fp32", poison=False)
+    write, k_scale, v_scale = trtllm_kernels.ops.OPS["rope_kv_write"].reference, torch.tensor([0.01]), torch.tensor([0.02])
+    narrow = named["kv_cache"].to(FP8)
+    rotated = write(**{**named, "kv_cache": narrow, "k_scale": k_scale, "v_scale": v_scale})
+    assert torch.equal(write(**named), rotated)
+    pages, offsets = (named["kv_slots"] // 32).long(), (named["kv_slots"] % 32).long()
+    for i, scale in enumerate((k_scale, v_scale)):
+        wide, codes = (cache[1, pages, i, :, offsets] for cache in (named["kv_cache"], narrow))
+        assert torch.equal(codes.float(), fp8_grid(wide / scale))
+
+
+def test_attention_over_an_fp8_cache_is_attention_over_the_values_it_stands_for() -> None:
+    named = fp8_sample("paged_attention", ModelShape(), BATCH)
+    attend = trtllm_kernels.ops.OPS["paged_attention"].reference
+    scales = torch.cat((named["k_scale"], named["v_scale"])).view(1, 1, 2, 1, 1, 1)
+    wide = {"kv_cache": (named["kv_cache"].float() * scales), "qkv": named["qkv"].float()}
+    expected = attend(**{**named, **wide, "k_scale": None, "v_scale": None, "out_scale": None})
+    out = attend(**{**named, "qkv": wide["qkv"], "out_scale": None})
+    torch.testing.assert_close(out, expected)
+    assert torch.equal(attend(**{**named, "qkv": wide["qkv"]}).float(), fp8_grid(out / named["out_scale"]))

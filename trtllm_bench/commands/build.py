@@ -15,6 +15,7 @@ from trtllm_bench.errors import BenchError
 def command(
     model: options.Model = None,
     precision: options.Precision = None,
+    kv_dtype: Annotated[str | None, typer.Option("--kv-dtype", help=options.KV_DTYPE_HELP)] = None,
     weights: options.Weights = None,
     arch: Annotated[
         str | None, typer.Option("--arch", help="List of sm_80, sm_86, sm_89, sm_90, cpu (default: this machine's GPU, else cpu).")
@@ -37,7 +38,9 @@ def command(
     from trtllm_engines.recipes import load_recipe
 
     chosen: dict[str, Any] = {"profile": DEFAULT_PROFILE} if recipe is None else load_recipe(recipe).build_arguments()
-    chosen |= {name: value for name, value in {"model": model, "weights": weights, "seed": seed}.items() if value is not None}
+    chosen |= {
+        name: value for name, value in {"model": model, "kv_dtype": kv_dtype, "weights": weights, "seed": seed}.items() if value is not None
+    }
     if "model" not in chosen:
         raise BenchError("no model named; give --model (a preset, or a folder with config.json) or --recipe")
     if arch is not None or recipe is None:
@@ -52,9 +55,8 @@ def command(
         build(**chosen, out=folder, mark_outputs=mark_output or (), progress=report)
     plan = load_engine(folder).plan
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 2**20
-    typer.echo(
-        f"{folder}: {plan.config.name} {plan.precision} for {', '.join(plan.fingerprint.arches)}, {len(plan.ops)} ops, {size:,.1f} MiB"
-    )
+    types = f"{plan.precision}, KV cache {plan.kv_dtype}"
+    typer.echo(f"{folder}: {plan.config.name} {types}, for {', '.join(plan.fingerprint.arches)}, {len(plan.ops)} ops, {size:,.1f} MiB")
     typer.echo(f"built in {time.perf_counter() - began:.1f} s")
 
 

@@ -21,6 +21,7 @@ def command(
     model: options.Model = None,
     engine_dir: options.EngineDir = None,
     precision: options.Precision = None,
+    kv_dtype: options.KvDtype = "auto",
     weights: options.Weights = None,
     token_ids: Annotated[
         str | None, typer.Option("--token-ids", help="Prompt as token ids, such as 1,2,3 (for engines without text).")
@@ -68,7 +69,13 @@ def command(
 
         load_engine(engine_dir)
     with LLM(
-        source, precision=precision, weights=weights or "auto", max_batch_size=batch, max_seq_len=max_seq_len, device=device_of(device)
+        source,
+        precision=precision,
+        kv_dtype=kv_dtype,
+        weights=weights or "auto",
+        max_batch_size=batch,
+        max_seq_len=max_seq_len,
+        device=device_of(device),
     ) as llm:
         given = wanted
         if chat:

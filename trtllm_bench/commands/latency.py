@@ -14,6 +14,7 @@ def command(
     model: options.Model = None,
     engine_dir: options.EngineDir = None,
     precision: options.Precision = None,
+    kv_dtype: options.KvDtype = "auto",
     weights: options.Weights = None,
     dataset: options.Dataset = None,
     isl: options.Isl = None,
@@ -41,8 +42,9 @@ def command(
 
     lengths = case_of(isl, osl, dataset)
     requests = num_requests or (None if dataset is not None else 10 * concurrency)
-    name, kind = default_model(model, precision, engine_dir, target, device)
-    engine = EngineWish(name, kind, engine_dir, weights, device, concurrency, max_num_tokens, max_seq_len, kv_cache_fraction, seed=seed)
+    name, kind = default_model(model, precision, engine_dir, target, device, kv_dtype)
+    sizes = (concurrency, max_num_tokens, max_seq_len)
+    engine = EngineWish(name, kind, engine_dir, weights, device, *sizes, kv_cache_fraction, seed=seed, kv_dtype=kv_dtype)
     row = run(
         Single(
             target=target,

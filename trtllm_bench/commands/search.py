@@ -26,6 +26,7 @@ def command(
     model: options.Model = None,
     engine_dir: options.EngineDir = None,
     precision: options.Precision = None,
+    kv_dtype: options.KvDtype = "auto",
     weights: options.Weights = None,
     dataset: options.Dataset = None,
     isl: options.Isl = None,
@@ -58,13 +59,12 @@ def command(
             raise BenchError(f"{flag} is {value:g}; it must be above 0")
     if not by_rate and (begin != int(begin) or top != int(top)):
         raise BenchError("--start and --highest must be whole numbers when concurrency is searched")
-    name, kind = default_model(model, precision, engine_dir, target, device)
+    sizes = (max_batch_size, max_num_tokens, max_seq_len)
+    name, kind = default_model(model, precision, engine_dir, target, device, kv_dtype)
     found = run(
         Settings(
             target=target,
-            engine=EngineWish(
-                name, kind, engine_dir, weights, device, max_batch_size, max_num_tokens, max_seq_len, kv_cache_fraction, policy, seed
-            ),
+            engine=EngineWish(name, kind, engine_dir, weights, device, *sizes, kv_cache_fraction, policy, seed, kv_dtype),
             workload=WorkloadWish(None, *case_of(isl, osl, dataset), dataset, burstiness=burstiness, seed=seed),
             search=Search(attainment, confidence, tolerance, repeats, whole=not by_rate, highest=top),
             slo_ms=parse_slo(goodput),

@@ -27,7 +27,8 @@ DEFAULTS_CPU = {"model": "tiny-llama", "precision": "fp32", "batch_size": (1, 8)
 def command(
     spec: Annotated[Path | None, typer.Argument(metavar="[SWEEP.TOML]", help="Specification; flags win over it.")] = None,
     model: options.Model = None,
-    precision: Annotated[Text, typer.Option("--precision", help="List, such as fp32,bf16.")] = None,
+    precision: Annotated[Text, typer.Option("--precision", help="List, such as bf16,fp8.")] = None,
+    kv_dtype: Annotated[Text, typer.Option("--kv-dtype", help=options.KV_DTYPE_HELP)] = None,
     batch_size: Annotated[Text, typer.Option("--batch-size", "--concurrency", help="List: sequences in flight.")] = None,
     isl: Annotated[Text, typer.Option("--isl", help="List: input lengths, tokens.")] = None,
     osl: Annotated[Text, typer.Option("--osl", help="List: output lengths, tokens.")] = None,

@@ -15,6 +15,7 @@ def command(
     model: options.Model = None,
     engine_dir: options.EngineDir = None,
     precision: options.Precision = None,
+    kv_dtype: options.KvDtype = "auto",
     weights: options.Weights = None,
     dataset: options.Dataset = None,
     isl: options.Isl = None,
@@ -57,8 +58,9 @@ def command(
     bound = max(concurrency, 0)
     requests = num_requests or (None if dataset is not None else max(32, 4 * bound))
     batch = max_batch_size or bound or (None if engine_dir is not None else min(requests or 256, 256))
-    name, kind = default_model(model, precision, engine_dir, target, device)
-    engine = EngineWish(name, kind, engine_dir, weights, device, batch, max_num_tokens, max_seq_len, kv_cache_fraction, policy, seed)
+    name, kind = default_model(model, precision, engine_dir, target, device, kv_dtype)
+    sizes = (batch, max_num_tokens, max_seq_len)
+    engine = EngineWish(name, kind, engine_dir, weights, device, *sizes, kv_cache_fraction, policy, seed, kv_dtype)
     workload = WorkloadWish(requests, *lengths, dataset, request_rate or 0.0, burstiness, replay, time_scale, seed)
     single = Single(
         target=target,

@@ -38,11 +38,13 @@ class Case:
     isl: int
     osl: int
     request_rate: float = 0.0
+    dataset: str = ""
+    """Name of what the requests come from instead of `isl` and `osl`."""
 
     @property
     def label(self) -> str:
         rate = f" {self.request_rate:g}/s" if self.request_rate else ""
-        return f"{self.precision} b{self.batch} {self.isl}/{self.osl}{rate}"
+        return f"{self.precision} b{self.batch} {self.dataset or f'{self.isl}/{self.osl}'}{rate}"
 
 
 class SweepSpec(BaseModel):
@@ -52,6 +54,8 @@ class SweepSpec(BaseModel):
 
     model: str
     precision: Annotated[tuple[str, ...], Field(min_length=1)]
+    kv_dtype: str = "auto"
+    """Type of the KV cache; `auto` is fp8 for the fp8 cells, the activations' for others."""
     batch_size: Grid = (1, 8)
     isl: Grid = (128,)
     osl: Grid = (128,)
@@ -122,9 +126,9 @@ class SweepSpec(BaseModel):
 
     def cases(self) -> Iterator[Case]:
         """The grid, precision outermost (one engine each), then shape, then load."""
-        rates = self.request_rate or (0.0,)
+        rates, source = self.request_rate or (0.0,), Path(self.dataset or "").stem
         for precision, isl, osl, batch, rate in itertools.product(self.precision, self.isl, self.osl, self.batch_size, rates):
-            yield Case(precision, batch, isl, osl, rate)
+            yield Case(precision, batch, isl, osl, rate, source)
 
     def requests_of(self, case: Case) -> int:
         """Requests measured in one repeat: as asked, else several full batches so that ramp-up and tail do not dominate."""
@@ -150,6 +154,7 @@ class SweepSpec(BaseModel):
             policy=self.policy,
             seed=self.seed,
             nvtx_detail=self.nvtx_detail,
+            kv_dtype=self.kv_dtype,
         )
 
     def workload_wish(self, case: Case) -> WorkloadWish:

@@ -1,7 +1,8 @@
 """The compiler's middle: an ordered list of passes, each one file, with the verifier between every two.
 
-Order matters and is this: sharding sees single projections, so it comes before merging; quantization comes after merging, so that a
-merged product is quantized once, and before fusing, so that fusion can take the quantization in. Both will be entries of `PASSES`.
+Order matters and is this: sharding sees single projections, so it will come before merging; quantization comes after merging, so that a
+merged product is quantized once, and after the fusions whose results it is pushed into; the product of gate and up is fused last, carrying
+the quantization with it.
 """
 
 from __future__ import annotations
@@ -9,7 +10,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from trtllm_engines.graph import ModelGraph
-from trtllm_engines.passes import fuse_add_norm, fuse_silu_mul, merge_gate_up, merge_qkv, page_attention
+from trtllm_engines.passes import (
+    fuse_add_norm,
+    fuse_gate_up,
+    fuse_gelu,
+    fuse_silu_mul,
+    merge_gate_up,
+    merge_qkv,
+    page_attention,
+    push_quantize,
+    quantize,
+)
 from trtllm_engines.passes.verify import verify
 
 Pass = Callable[[ModelGraph], None]
@@ -20,6 +31,10 @@ PASSES: Mapping[str, Pass] = {
     "page_attention": page_attention.apply,
     "fuse_add_norm": fuse_add_norm.apply,
     "fuse_silu_mul": fuse_silu_mul.apply,
+    "quantize": quantize.apply,
+    "push_quantize": push_quantize.apply,
+    "fuse_gate_up": fuse_gate_up.apply,
+    "fuse_gelu": fuse_gelu.apply,
 }
 
 

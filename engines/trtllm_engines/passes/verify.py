@@ -26,6 +26,7 @@ _HINTS = {"T": 1009, "R": 211, "S": 103, "P": 499}
 """Distinct primes: no accidental equality between two sizes."""
 
 
+_PRODUCTS = ("linear", "gate_up_silu", "linear_gelu")
 Spec = TensorSpec | tuple[TensorSpec, ...]
 
 
@@ -118,22 +119,31 @@ def _check_use(graph: ModelGraph, node: fx.Node, stage: str) -> None:
 
 
 def _check_arguments(node: fx.Node, arguments: Any, stage: str) -> None:
-    """Floating-point tensors of one op share a dtype, unless the op says otherwise: the rope table is fp32, the cache has its own."""
-    definition = OPS[op_name(node)]
-    named = zip(definition.tensors, arguments, strict=False)
-    dtypes = {spec.dtype for name, spec in named if name not in ("cos_sin", "kv_cache") and spec is not None} - {"int32"}
-    if len(dtypes) > 1:
-        raise VerifyError(f"after {stage}: {_describe(node)} mixes {', '.join(sorted(dtypes))}")
-    if op_name(node) == "linear":
-        x, weight, bias = arguments
+    """Floating-point tensors of one op share a dtype, but for the rope table, the cache, scales, and the bias of an fp8 product."""
+    by_name = dict(zip((a.name for a in OPS[op_name(node)].overload._schema.arguments), arguments, strict=True))
+    present = {name: by_name[name] for name in OPS[op_name(node)].tensors if by_name[name] is not None}
+    own = {"cos_sin", "kv_cache"} | {name for name in present if name.endswith("scale")}
+    if op_name(node) in _PRODUCTS:
+        x, weight, bias = present["x"], present["weight"], present.get("bias")
         if x.shape[1] != weight.shape[1] or (bias is not None and bias.shape[0] != weight.shape[0]):
             raise VerifyError(f"after {stage}: {_describe(node)} multiplies {x.shape} by {weight.shape}")
+        if x.dtype == "fp8":
+            own |= {"bias"} if bias is not None and bias.dtype == "bf16" else set()
+            if not {"x_scale", "weight_scale"} <= present.keys():
+                raise VerifyError(f"after {stage}: {_describe(node)} multiplies fp8 without both its scales")
+    dtypes = {spec.dtype for name, spec in present.items() if name not in own} - {"int32"}
+    if len(dtypes) > 1:
+        raise VerifyError(f"after {stage}: {_describe(node)} mixes {', '.join(sorted(dtypes))}")
+    if "kv_cache" in present and present["kv_cache"].dtype == "fp8" and not {"k_scale", "v_scale"} <= present.keys():
+        raise VerifyError(f"after {stage}: {_describe(node)} uses an fp8 cache without both its scales")
     if op_name(node) in ("add", "silu_mul", "add_rms_norm", "add_layer_norm") and arguments[0].shape != arguments[1].shape:
         raise VerifyError(f"after {stage}: {_describe(node)} combines {arguments[0].shape} with {arguments[1].shape}")
 
 
 def _check_stacks(graph: ModelGraph, stage: str) -> None:
     for name, spec in graph.weights.items():
+        if graph.recipes.get(name, "").endswith("scale"):
+            continue
         parts = [shape for _, shape in graph.parts(name)]
         if sum(p[0] for p in parts) != spec.shape[0] or any(p[1:] != spec.shape[1:] for p in parts):
             raise VerifyError(f"after {stage}: weight {name} is {spec.shape} but its parts are {parts}")
@@ -152,8 +162,7 @@ def _check_cache_order(graph: ModelGraph, stage: str) -> None:
 
 
 def _attr_index(node: fx.Node, name: str) -> int:
-    definition = OPS[op_name(node)]
-    return len(definition.tensors) + definition.attrs.index(name)
+    return [a.name for a in OPS[op_name(node)].overload._schema.arguments].index(name)
 
 
 def _attr(node: fx.Node, name: str) -> Any:

@@ -63,7 +63,8 @@ class CpuRunner:
         for name, length in _lengths(sizes).items():
             values[name] = values[name][:length]
         for index, (op, call, attrs) in enumerate(self._calls):
-            result: Any = call(*(values[name] if name else None for name in op.inputs), **attrs)
+            inputs = {argument: values[name] if name else None for argument, name in zip(OPS[op.op].tensors, op.inputs, strict=True)}
+            result: Any = call(**inputs, **attrs)
             results = [result] if isinstance(result, torch.Tensor) else list(result)
             values.update(zip(op.outputs, results, strict=True))
             for name in self._last_use[index]:

@@ -1,7 +1,8 @@
 """The in-flight batcher: which sequences run in the next step, with which tokens and pages.
 
 Each step packs every decoding sequence (one token each), then prompt chunks, oldest first, into one ragged batch under `max_batch_size`
-and `max_num_tokens`. Prompts are cut where the budget ends (chunked prefill). Policies:
+and `max_num_tokens`. A prompt longer than a step's budget is cut (chunked prefill); one that fits a step of its own waits for it rather
+than be cut, since attention over a cached past costs more than over fresh rows and budget left over costs nothing. Policies:
 
 - `guaranteed_no_evict` admits a request only when the pages that it and all running ones can ever need fit: nothing is preempted.
 - `max_utilization` admits when the prompt fits now, beside a page of headroom for each running sequence (without it a sequence just
@@ -212,7 +213,7 @@ class Scheduler:
 
     def _pack(self, step: int, decodes: SlotArray, updates: list[IntArray], starts: list[SlotStart]) -> StepBatch:
         slots = self.slots
-        budget = self.config.max_num_tokens - len(decodes)
+        budget = whole = self.config.max_num_tokens - len(decodes)
         context_slots: list[int] = []
         chunks: list[int] = []
         pieces: list[IntArray] = []
@@ -220,7 +221,10 @@ class Scheduler:
             if budget == 0:
                 break
             begin = int(slots.computed[slot])
-            chunk = min(budget, int(slots.context_len[slot]) - begin)
+            left = int(slots.context_len[slot]) - begin
+            if budget < left <= whole and context_slots:
+                break
+            chunk = min(budget, left)
             budget -= chunk
             context_slots.append(slot)
             chunks.append(chunk)

@@ -22,6 +22,12 @@ class WeightSource(Protocol):
     def read(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
         """The tensor called `name`. Raises `EngineError` when it is missing or not of this shape."""
 
+    def largest(self, name: str, shape: tuple[int, ...]) -> float | None:
+        """A bound on the magnitude of matrix `name` that is known without reading it, such as an fp8 checkpoint's scale times 448."""
+
+    def scale(self, name: str, kind: str) -> float:
+        """Static scale `name` of a quantized engine; `kind` is `input_scale` or `kv_scale`. Raises `EngineError` when it must be there and is not."""
+
 
 def open_weights(weights: str | Path, seed: int = 0) -> WeightSource:
     """`dummy`, a Hugging Face folder or a `.gguf` file. Raises `EngineError` saying what was looked for and not found."""

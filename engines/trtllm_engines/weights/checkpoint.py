@@ -60,4 +60,35 @@ class SafetensorsWeights:
         shard = self._shards[path]
         check_shape(name, shape, tuple(shard.get_slice(name).get_shape()), str(path))
         tensor: Tensor = shard.get_tensor(name)
+        if tensor.dtype == torch.float8_e4m3fn:
+            tensor = tensor.to(device).float() * self._stored_scale(name).to(device)
         return tensor.to(device=device, dtype=dtype)
+
+    def largest(self, name: str, shape: tuple[int, ...]) -> float | None:
+        scale = f"{name}_scale"
+        return float(self._tensor(scale).float().max()) * 448.0 if scale in self._shard_of else None
+
+    def scale(self, name: str, kind: str) -> float:
+        """ModelOpt and compressed-tensors agree on `input_scale`; for the cache: `k_proj.k_scale`, or `self_attn.k_scale`."""
+        module, _, leaf = name.rpartition(".")
+        for spelling in (name, f"{module.rpartition('.')[0]}.{leaf}"):
+            if spelling in self._shard_of:
+                return float(self._tensor(spelling).float().max())
+        if kind == "kv_scale":
+            return 1.0
+        raise EngineError(
+            f"{self.folder} has no activation scale {name}, which an fp8 engine needs; "
+            f"calibrate first: trtllm-bench quantize {self.folder} --out FOLDER"
+        )
+
+    def _tensor(self, name: str) -> Tensor:
+        tensor: Tensor = self._shards[self._shard_of[name]].get_tensor(name)
+        return tensor
+
+    def _stored_scale(self, name: str) -> Tensor:
+        """Of an fp8 matrix: one element, or one a row."""
+        scale = f"{name}_scale"
+        if scale not in self._shard_of:
+            raise EngineError(f"weight {name} in {self.folder} is fp8 but has no {scale}; quantize the model again")
+        tensor = self._tensor(scale).float()
+        return tensor.view(-1, 1) if tensor.numel() > 1 else tensor.view(())

@@ -45,6 +45,14 @@ class DummyWeights:
         return out
 
 
+    def largest(self, name: str, shape: tuple[int, ...]) -> float | None:
+        return _moments(name, shape)[1] * _BYTE_SUM_MEAN / _BYTE_SUM_STD
+
+    def scale(self, name: str, kind: str) -> float:
+        """Room for what drawn weights give: norms and caches stay under 8, SwiGLU's product (the input of the last projection) under 24."""
+        return (24.0 if name.endswith(("down_proj.input_scale", "fc_out.input_scale")) else 8.0) / 448.0
+
+
 def draw(out: Tensor, name: str, seed: int) -> None:
     """Fills contiguous `out` in place."""
     if out.numel() >= 1 << 31:

@@ -145,6 +145,14 @@ class GgufWeights:
     def description(self) -> Mapping[str, Any]:
         return {"kind": "gguf", "path": str(self._file.path)}
 
+    def largest(self, name: str, shape: tuple[int, ...]) -> float | None:
+        return None
+
+    def scale(self, name: str, kind: str) -> float:
+        if kind == "kv_scale":
+            return 1.0
+        raise EngineError(f"a GGUF file has no activation scales, which an fp8 engine needs; calibrate first: trtllm-bench quantize")
+
     def read(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
         stored = _stored_name(name)
         values = None if stored is None else self._file.tensor(stored)

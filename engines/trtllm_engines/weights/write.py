@@ -17,6 +17,7 @@ from torch import Tensor
 from trtllm_engines.plan import Plan
 from trtllm_engines.weights import WeightSource
 from trtllm_engines.weights.dummy import DummyWeights, draw
+from trtllm_kernels.ops.quantize import FP8_MAX, finish
 from trtllm_kernels.specs import DTYPES
 from trtllm_kernels.types import TensorSpec
 
@@ -29,13 +30,37 @@ def weight_bytes(specs: Mapping[str, TensorSpec]) -> int:
 
 
 def assemble(plan: Plan, name: str, source: WeightSource, device: torch.device) -> Tensor:
-    """Weight `name` of the plan, its parts stacked along the first dimension."""
-    spec = plan.weights[name]
-    out = torch.empty([int(d) for d in spec.shape], dtype=DTYPES[spec.dtype], device=device)
+    """Weight `name` of the plan: its parts stacked (or interleaved) and cast, or quantized, or a scale (`Plan.weight_recipes`)."""
+    spec, recipe = plan.weights[name], plan.weight_recipes.get(name, "")
+    if recipe == "weight_scale":
+        return weight_scale(plan, name.removesuffix("_scale"), source, device)
+    if recipe.endswith("scale"):
+        scales = [source.scale(part, recipe) for part, _ in plan.weight_parts[name]]
+        return torch.tensor([max(scales)], dtype=torch.float32, device=device)
+    if spec.dtype != "fp8":
+        return _stack(plan, name, source, device, DTYPES[spec.dtype])
+    wide = _stack(plan, name, source, device, torch.bfloat16)
+    return finish(wide.float(), wide.dtype, weight_scale(plan, name, source, device, wide))
+
+
+def weight_scale(plan: Plan, name: str, source: WeightSource, device: torch.device, wide: Tensor | None = None) -> Tensor:
+    """fp32 [1]: what maps weight `name`'s largest magnitude to E4M3's. From the checkpoint where it says, so that its codes are kept."""
+    stated = [source.largest(part, shape) for part, shape in plan.weight_parts[name]]
+    if all(value is not None for value in stated):
+        largest = max(value for value in stated if value is not None)
+        return torch.tensor([largest / FP8_MAX], dtype=torch.float32, device=device)
+    tensor = _stack(plan, name, source, device, torch.bfloat16) if wide is None else wide
+    return (tensor.abs().amax().float() / FP8_MAX).clamp_min(1e-12).view(1)
+
+
+def _stack(plan: Plan, name: str, source: WeightSource, device: torch.device, dtype: torch.dtype) -> Tensor:
+    out = torch.empty([int(d) for d in plan.weights[name].shape], dtype=dtype, device=device)
+    parts = plan.weight_parts[name]
+    interleave = plan.weight_recipes.get(name) == "interleave"
     first = 0
-    for part, shape in plan.weight_parts[name]:
-        rows = out[first : first + shape[0]]
-        if isinstance(source, DummyWeights):
+    for index, (part, shape) in enumerate(parts):
+        rows = out[index :: len(parts)] if interleave else out[first : first + shape[0]]
+        if isinstance(source, DummyWeights) and not interleave:
             draw(rows, part, source.seed)
         else:
             rows.copy_(source.read(part, shape, out.dtype, device))

@@ -12,27 +12,40 @@ from collections.abc import Callable, Mapping, Sequence
 
 from trtllm_kernels import tactics
 from trtllm_kernels.errors import KernelError
-from trtllm_kernels.lowering import attention, rows
+from trtllm_kernels.lowering import attention, gemm, rows
 from trtllm_kernels.lowering.call import OpCall, Operand
 from trtllm_kernels.types import Attr, Lowered, TensorSpec
 
 ARGUMENTS: Mapping[str, tuple[str, ...]] = {
     "embedding": ("ids", "weight"),
-    "rms_norm": ("x", "weight"),
-    "layer_norm": ("x", "weight", "bias"),
-    "linear": ("x", "weight", "bias"),
+    "quantize": ("x", "scale"),
+    "rms_norm": ("x", "weight", "out_scale"),
+    "layer_norm": ("x", "weight", "bias", "out_scale"),
+    "linear": ("x", "weight", "bias", "x_scale", "weight_scale"),
+    "gate_up_silu": ("x", "weight", "x_scale", "weight_scale", "out_scale"),
+    "linear_gelu": ("x", "weight", "bias", "x_scale", "weight_scale", "out_scale"),
     "split": ("x",),
     "rope": ("x", "positions", "cos_sin"),
     "silu_mul": ("gate", "up"),
-    "silu_mul_packed": ("gate_up",),
-    "gelu": ("x",),
+    "silu_mul_packed": ("gate_up", "out_scale"),
+    "gelu": ("x", "out_scale"),
     "add": ("a", "b"),
     "gather_rows": ("x", "rows"),
-    "add_rms_norm": ("x", "residual", "weight"),
-    "add_layer_norm": ("x", "residual", "weight", "bias"),
+    "add_rms_norm": ("x", "residual", "weight", "out_scale"),
+    "add_layer_norm": ("x", "residual", "weight", "bias", "out_scale"),
     "prepare_step": ("context_tokens", "seq_slots", "query_start", "kv_lens", "last_tokens", "block_table"),
-    "rope_kv_write": ("qkv", "positions", "cos_sin", "kv_cache", "kv_slots", "q_norm", "k_norm"),
-    "paged_attention": ("q", "kv_cache", "block_table", "seq_slots", "query_start", "kv_lens"),
+    "rope_kv_write": ("qkv", "positions", "cos_sin", "kv_cache", "kv_slots", "q_norm", "k_norm", "k_scale", "v_scale"),
+    "paged_attention": (
+        "qkv",
+        "kv_cache",
+        "block_table",
+        "seq_slots",
+        "query_start",
+        "kv_lens",
+        "k_scale",
+        "v_scale",
+        "out_scale",
+    ),
 }
 """Tensor arguments of each op that lowers, in schema order (here, so that lowering needs no torch; a test compares)"""
 
@@ -40,7 +53,10 @@ _LOWERINGS: Mapping[str, Callable[[OpCall], Lowered]] = {
     "embedding": rows.gather,
     "rms_norm": rows.norm,
     "layer_norm": rows.norm,
-    "linear": rows.linear,
+    "linear": gemm.linear,
+    "gate_up_silu": gemm.gate_up_silu,
+    "linear_gelu": gemm.linear_gelu,
+    "quantize": rows.quantize,
     "split": rows.split,
     "rope": attention.rope,
     "silu_mul": rows.silu_mul,

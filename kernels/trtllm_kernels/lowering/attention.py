@@ -1,8 +1,9 @@
 """Lowerings of rope (alone and with the KV write) and of paged attention.
 
-Paged attention is up to four launches over disjoint rows: decode sequences without and with a split of the KV axis (exactly one of the two
+Paged attention is up to five launches over disjoint rows: decode sequences without and with a split of the KV axis (one of the two
 has a grid that is not empty, chosen by an expression over D, so a captured graph holds the right one), the merge of the split, and
-context chunks. Which rows are decode rows is the batch's order: sequences [0, D) decode.
+context chunks; on Hopper whole prompts go apart from chunks with a cached past. Which rows are decode rows is the batch's order: sequences
+[0, D) decode.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import math
 
 from trtllm_kernels.errors import KernelError
 from trtllm_kernels.expr import ceil_div, product
-from trtllm_kernels.lowering.call import F32, FLOATS, I32, Builder, OpCall, Operand, next_power_of_2
+from trtllm_kernels.lowering.call import ELEMENT_BYTES, F32, FLOATS, I32, Builder, OpCall, Operand, Tma, next_power_of_2
 from trtllm_kernels.types import Dim, Lowered
 
 _MIN_SPLIT_TOKENS = 128
@@ -74,7 +75,9 @@ def rope_kv_write(call: OpCall) -> Lowered:
             "KvSlots": call["kv_slots"],
             "QNorm": q_norm or qkv,
             "KNorm": k_norm or qkv,
-            "Q": call.outputs[0],
+            "KScale": call.get("k_scale") or qkv,
+            "VScale": call.get("v_scale") or qkv,
+            "Y": call.outputs[0],
             "eps": F32(call.number("eps")),
         },
         grid=(qkv.shape[0], ceil_div(all_heads, tuned["block_h"])),
@@ -87,6 +90,7 @@ def rope_kv_write(call: OpCall) -> Lowered:
             "INTERLEAVED": bool(call.attrs["interleaved"]),
             "QK_NORM": q_norm is not None,
             "BLOCK_H": tuned["block_h"],
+            "SCALED_CACHE": call.get("k_scale") is not None,
         },
         warps=tuned["warps"],
     )
@@ -98,7 +102,7 @@ def _layer(call: OpCall, cache: Operand) -> Operand:
 
 
 def paged_attention(call: OpCall) -> Lowered:
-    q, cache = call["q"], call["kv_cache"]
+    q, cache = call["qkv"], call["kv_cache"]
     heads, kv_heads = call.integer("num_heads"), call.integer("num_kv_heads")
     head_dim, page = cache.size(5), cache.size(4)
     _power_of_2("head dimension", head_dim, 16, 256)
@@ -109,13 +113,17 @@ def paged_attention(call: OpCall) -> Lowered:
         raise KernelError(f"attention computes in {', '.join(FLOATS)}, not {q.dtype}")
     block_m, block_n, warps, stages = _context_tile(call, q.dtype, head_dim, heads // kv_heads)
     tuned = call.tuned(
-        decode_warps=_decode_warps(q.dtype, page * head_dim),
-        decode_stages=3 if q.dtype == "fp32" else 4,
-        split_target=4 * _sm_count(call),
+        decode_warps=_decode_warps(page * head_dim * ELEMENT_BYTES[cache.dtype]),
+        decode_stages={"fp32": 3, "fp8": 6}.get(cache.dtype, 4),
+        split_target=4 * call.sm_count,
         context_block_m=block_m,
         context_block_n=block_n,
         context_warps=warps,
         context_stages=stages,
+        fresh_block_m=64 if head_dim <= 128 else 128,
+        fresh_block_n=64,
+        fresh_warps=4 if head_dim <= 128 else 8,
+        fresh_stages=3 if head_dim <= 128 else 2,
     )
     builder = Builder(call)
     _decode(builder, tuned)
@@ -123,14 +131,25 @@ def paged_attention(call: OpCall) -> Lowered:
     return builder.finish()
 
 
-def _decode_warps(dtype: str, tile: int) -> int:
-    """As few as hold a page's tile without spilling. On an H100, bf16, head 128, page 32: 2 warps and 4 stages reach 2.94 TB/s."""
-    return min(8, max(1, tile // 2048) * (2 if dtype == "fp32" else 1))
+def _decode_warps(tile_bytes: int) -> int:
+    """As few as hold a page's tile without spilling. On an H100, head 128, page 32: bf16 2 warps, 4 stages 2.94 TB/s; fp8 1 and 6, 2.75."""
+    return min(8, max(1, tile_bytes // 4096))
 
 
-def _sm_count(call: OpCall) -> int:
-    """SMs of the data-centre part of the architecture (A100, L40S, H100): how many programs fill it."""
-    return {80: 108, 89: 142, 90: 132}.get(call.capability, 128)
+def _scales(call: OpCall) -> dict[str, Operand]:
+    """The scale pointers kernels take; any pointer where there is none."""
+    return {
+        name: call.get(arg) or call["kv_lens"] for name, arg in (("KScale", "k_scale"), ("VScale", "v_scale"), ("OutScale", "out_scale"))
+    }
+
+
+def _flags(call: OpCall) -> dict[str, bool]:
+    return {"SCALED_CACHE": call.get("k_scale") is not None, "QUANTIZE": call.get("out_scale") is not None}
+
+
+def _reads_fresh(call: OpCall, dtype: str, head_dim: int) -> bool:
+    """Whether whole prompts take their keys by TMA from the projection (`fresh_attention`) rather than from the cache."""
+    return call.capability == 90 and dtype in ("bf16", "fp16") and head_dim >= 64
 
 
 def _context_tile(call: OpCall, dtype: str, head_dim: int, group: int) -> tuple[int, int, int, int]:
@@ -147,7 +166,7 @@ def _context_tile(call: OpCall, dtype: str, head_dim: int, group: int) -> tuple[
 
 def _decode(builder: Builder, tuned: dict[str, int]) -> None:
     call = builder.call
-    q, cache, table, out = call["q"], call["kv_cache"], call["block_table"], call.outputs[0]
+    q, cache, table, out = call["qkv"], call["kv_cache"], call["block_table"], call.outputs[0]
     heads, kv_heads = call.integer("num_heads"), call.integer("num_kv_heads")
     group, head_dim, page = heads // kv_heads, cache.size(5), cache.size(4)
     most = min(_MAX_SPLITS, ceil_div(table.size(1) * page, _MIN_SPLIT_TOKENS))
@@ -169,11 +188,12 @@ def _decode(builder: Builder, tuned: dict[str, int]) -> None:
         builder.launch(
             "decode_attention.decode_grouped" if group > 1 else "decode_attention.decode_single",
             {
-                "Q": q,
+                "QKV": q,
                 "Cache": _layer(call, cache),
                 "BlockTable": table,
                 "Slots": call["seq_slots"],
                 "KvLens": call["kv_lens"],
+                **_scales(call),
                 "Out": out,
                 "Acc": partials if split else out,
                 "Stats": stats if split else out,
@@ -182,51 +202,83 @@ def _decode(builder: Builder, tuned: dict[str, int]) -> None:
                 "num_splits": I32(splits if split else 1),
             },
             grid=(kv_heads, product("D", many if split else one), splits if split else 1),
-            constexprs={**constexprs, "SPLIT": split},
+            constexprs={**constexprs, "SPLIT": split, **_flags(call)},
             warps=tuned["decode_warps"],
             stages=tuned["decode_stages"],
         )
     if most > 1:
         builder.launch(
             "decode_attention.reduce_splits",
-            {"Acc": partials, "Stats": stats, "Out": out, "num_splits": I32(splits)},
+            {"Acc": partials, "Stats": stats, "OutScale": _scales(call)["OutScale"], "Out": out, "num_splits": I32(splits)},
             grid=(product("D", many, heads),),
-            constexprs={"D": head_dim, "MAX_SPLITS": next_power_of_2(most)},
+            constexprs={"D": head_dim, "MAX_SPLITS": next_power_of_2(most), "QUANTIZE": call.get("out_scale") is not None},
             warps=4,
         )
 
 
 def _context(builder: Builder, tuned: dict[str, int]) -> None:
     call = builder.call
-    q, cache, table = call["q"], call["kv_cache"], call["block_table"]
-    slots = call["seq_slots"]
-    kv_heads = call.integer("num_kv_heads")
+    q, cache, table, slots = call["qkv"], call["kv_cache"], call["block_table"], call["seq_slots"]
+    kv_heads, head_dim = call.integer("num_kv_heads"), cache.size(5)
     group = call.integer("num_heads") // kv_heads
-    block_q = tuned["context_block_m"] // group
-    tiles = f"({q.shape[0]} - D) // {block_q} + {slots.shape[0]} - D"
+    scale_log2 = F32(call.number("scale") * math.log2(math.e))
+    sequences = {"num_decodes": I32("D"), "num_seqs": I32(slots.shape[0])}
+
+    def tiles(block_q: int) -> str:
+        return f"({q.shape[0]} - D) // {block_q} + {slots.shape[0]} - D"
+
+    fresh = _reads_fresh(call, q.dtype, head_dim)
+    if fresh:
+        block_m, block_n = tuned["fresh_block_m"], tuned["fresh_block_n"]
+        builder.launch(
+            "fresh_attention.fresh_attention",
+            {
+                "Queries": Tma(q, block_m, head_dim),
+                "Keys": Tma(q, block_n, head_dim),
+                "QueryStart": call["query_start"],
+                "KvLens": call["kv_lens"],
+                "OutScale": _scales(call)["OutScale"],
+                "Out": call.outputs[0],
+                "scale_log2": scale_log2,
+                **sequences,
+            },
+            grid=(tiles(block_m), kv_heads * group),
+            constexprs={
+                "HKV": kv_heads,
+                "G": group,
+                "D": head_dim,
+                "BLOCK_M": block_m,
+                "BLOCK_N": block_n,
+                "QUANTIZE": call.get("out_scale") is not None,
+            },
+            warps=tuned["fresh_warps"],
+            stages=tuned["fresh_stages"],
+        )
     builder.launch(
         "context_attention.context_attention",
         {
-            "Q": q,
+            "QKV": q,
             "Cache": _layer(call, cache),
             "BlockTable": table,
             "Slots": slots,
             "QueryStart": call["query_start"],
             "KvLens": call["kv_lens"],
+            **_scales(call),
             "Out": call.outputs[0],
-            "scale_log2": F32(call.number("scale") * math.log2(math.e)),
+            "scale_log2": scale_log2,
             "table_stride": I32(table.size(1)),
-            "num_decodes": I32("D"),
-            "num_seqs": I32(slots.shape[0]),
+            **sequences,
         },
-        grid=(tiles, kv_heads),
+        grid=(tiles(tuned["context_block_m"] // group), kv_heads),
         constexprs={
             "HKV": kv_heads,
             "G": group,
-            "D": cache.size(5),
+            "D": head_dim,
             "PAGE": cache.size(4),
             "BLOCK_M": tuned["context_block_m"],
             "BLOCK_N": tuned["context_block_n"],
+            **_flags(call),
+            "SKIP_FRESH": fresh,
         },
         warps=tuned["context_warps"],
         stages=tuned["context_stages"],

@@ -23,6 +23,7 @@ _POINTERS = {
     "uint8": "*u8",
 }
 FLOATS = ("fp32", "fp16", "bf16")
+ELEMENT_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "fp8": 1, "int8": 1, "int32": 4, "uint8": 1}
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,16 @@ class F32:
     value: float
 
 
-Parameter = Operand | I32 | F32
+@dataclass(frozen=True)
+class Tma:
+    """A matrix passed as a host-made TMA descriptor of boxes [rows, columns]."""
+
+    operand: Operand
+    rows: int
+    columns: int
+
+
+Parameter = Operand | I32 | F32 | Tma
 
 
 @dataclass(frozen=True)
@@ -76,6 +86,15 @@ class OpCall:
         if operand is None:
             raise KernelError(f"op {self.op} needs its argument {name!r}")
         return operand
+
+    def get(self, name: str) -> Operand | None:
+        """An optional argument."""
+        return self.inputs.get(name)
+
+    @property
+    def sm_count(self) -> int:
+        """SMs of the data-centre part of the architecture (A100, L40S, H100): how many programs fill it."""
+        return {80: 108, 89: 142, 90: 132}.get(self.capability, 128)
 
     def integer(self, name: str) -> int:
         value = self.attrs.get(name)
@@ -154,6 +173,9 @@ class Builder:
                     signature[name] = _POINTERS[parameter.dtype]
                     aligned.append(name)
                     arguments.append(Arg("tensor", parameter.name, index=parameter.index))
+                case Tma(operand, box_rows, box_columns):
+                    signature[name] = f"tensordesc<{_POINTERS[operand.dtype].removeprefix('*')}[{box_rows},{box_columns}]>"
+                    arguments.append(Arg("tma", operand.name, box=(box_rows, box_columns)))
                 case I32(value):
                     signature[name] = "i32"
                     if isinstance(value, int) and value % 16 == 0:

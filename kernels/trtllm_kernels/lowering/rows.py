@@ -1,11 +1,11 @@
-"""Lowerings of everything that works row by row: norms, activations, gathers, slices, and the matrix product (left to cuBLASLt)."""
+"""Lowerings of everything that works row by row: norms, activations, gathers and slices."""
 
 from __future__ import annotations
 
 from trtllm_kernels.errors import KernelError
 from trtllm_kernels.expr import ceil_div, product
 from trtllm_kernels.lowering.call import F32, I32, Builder, OpCall, Operand, next_power_of_2
-from trtllm_kernels.types import Arg, Launch, Lowered
+from trtllm_kernels.types import Lowered
 
 _LONGEST_ROW = 1 << 16
 
@@ -24,13 +24,16 @@ def norm(call: OpCall) -> Lowered:
     parameters["W"] = weight
     if call.op.endswith("layer_norm"):
         parameters["B"] = call["bias"]
+    out_scale = call.get("out_scale")
+    parameters["OutScale"] = out_scale or weight
     parameters["Y"] = y
     if call.op.startswith("add_"):
         parameters["Total"] = call.outputs[1]
     parameters["eps"] = F32(call.number("eps"))
     builder = Builder(call)
     rows = product(x.shape[0], x.size(1) // n)
-    builder.launch(f"norm.{call.op}", parameters, grid=(rows,), constexprs={"N": n, "BLOCK": block}, warps=tuned["warps"])
+    constexprs = {"N": n, "BLOCK": block, "QUANTIZE": out_scale is not None}
+    builder.launch(f"norm.{call.op}", parameters, grid=(rows,), constexprs=constexprs, warps=tuned["warps"])
     return builder.finish()
 
 
@@ -49,7 +52,9 @@ def silu_mul(call: OpCall) -> Lowered:
     gate, up = (call["gate_up"], call["gate_up"]) if packed else (call["gate"], call["up"])
     builder = Builder(call)
     constexprs = {"N": n, "STRIDE": 2 * n if packed else n, "UP_OFFSET": n if packed else 0, "BLOCK": block}
-    builder.launch("elementwise.silu_mul", {"Gate": gate, "Up": up, "Y": y}, grid=(y.shape[0], blocks), constexprs=constexprs, warps=warps)
+    constexprs["QUANTIZE"] = call.get("out_scale") is not None
+    parameters = {"Gate": gate, "Up": up, "OutScale": call.get("out_scale") or gate, "Y": y}
+    builder.launch("elementwise.silu_mul", parameters, grid=(y.shape[0], blocks), constexprs=constexprs, warps=warps)
     return builder.finish()
 
 
@@ -57,8 +62,19 @@ def gelu(call: OpCall) -> Lowered:
     x = call["x"]
     block, blocks, warps = _columns(x.size(1), call)
     builder = Builder(call)
-    constexprs = {"N": x.size(1), "BLOCK": block}
-    builder.launch("elementwise.gelu", {"X": x, "Y": call.outputs[0]}, grid=(x.shape[0], blocks), constexprs=constexprs, warps=warps)
+    out_scale = call.get("out_scale")
+    constexprs = {"N": x.size(1), "BLOCK": block, "QUANTIZE": out_scale is not None}
+    parameters = {"X": x, "OutScale": out_scale or x, "Y": call.outputs[0]}
+    builder.launch("elementwise.gelu", parameters, grid=(x.shape[0], blocks), constexprs=constexprs, warps=warps)
+    return builder.finish()
+
+
+def quantize(call: OpCall) -> Lowered:
+    x = call["x"]
+    block, blocks, warps = _columns(x.size(1), call)
+    builder = Builder(call)
+    parameters = {"X": x, "Scale": call["scale"], "Y": call.outputs[0]}
+    builder.launch("quantize.quantize", parameters, grid=(x.shape[0], blocks), constexprs={"N": x.size(1), "BLOCK": block}, warps=warps)
     return builder.finish()
 
 
@@ -93,15 +109,6 @@ def split(call: OpCall) -> Lowered:
         builder.launch("gather.slice_columns", {"X": x, "Y": y}, grid=(x.shape[0], blocks), constexprs=constexprs, warps=warps)
         first += n
     return builder.finish()
-
-
-def linear(call: OpCall) -> Lowered:
-    """cuBLASLt through torch: no kernel of ours is faster at these shapes in 16 bits."""
-    call.tuned()
-    x, weight, bias = call["x"], call["weight"], call.inputs.get("bias")
-    operands = (x, weight, *([bias] if bias else []), call.outputs[0])
-    grid = (x.shape[0], weight.size(0), weight.size(1))
-    return Lowered((Launch(library="matmul", grid=grid, args=tuple(Arg("tensor", o.name) for o in operands)),))
 
 
 def prepare_step(call: OpCall) -> Lowered:

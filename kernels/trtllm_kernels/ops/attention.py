@@ -12,6 +12,7 @@ from itertools import pairwise
 import torch
 from torch.nn import functional
 
+from trtllm_kernels.ops.quantize import dequantized, fake_result, finish
 from trtllm_kernels.ops.registry import dialect_op, fake_like_first
 
 _DECODE_CHUNK_ROWS = 1 << 15
@@ -73,17 +74,8 @@ def _decode(q: torch.Tensor, cache: torch.Tensor, pages: torch.Tensor, kv_lens: 
     return out.reshape(n, num_heads, head_dim)
 
 
-def _fake_paged(q: torch.Tensor, *_: object) -> torch.Tensor:
-    return torch.empty_like(q)
-
-
-@dialect_op(
-    "paged_attention(Tensor q, Tensor kv_cache, Tensor block_table, Tensor seq_slots, Tensor query_start, Tensor kv_lens, "
-    "int layer, int num_heads, int num_kv_heads, float scale) -> Tensor",
-    fake=_fake_paged,
-)
-def paged_attention(
-    q: torch.Tensor,
+def _fake_paged(
+    qkv: torch.Tensor,
     kv_cache: torch.Tensor,
     block_table: torch.Tensor,
     seq_slots: torch.Tensor,
@@ -93,12 +85,45 @@ def paged_attention(
     num_heads: int,
     num_kv_heads: int,
     scale: float,
+    k_scale: torch.Tensor | None = None,
+    v_scale: torch.Tensor | None = None,
+    out_scale: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """q [T, Hq*D] ragged over R sequences, whose last query sits at position kv_len - 1; kv_cache [layers, pages, 2, Hkv, page_size, D]."""
+    return fake_result(qkv, (qkv.shape[0], num_heads * kv_cache.shape[5]), out_scale)
+
+
+@dialect_op(
+    "paged_attention(Tensor qkv, Tensor kv_cache, Tensor block_table, Tensor seq_slots, Tensor query_start, Tensor kv_lens, int layer, "
+    "int num_heads, int num_kv_heads, float scale, Tensor? k_scale=None, Tensor? v_scale=None, Tensor? out_scale=None) -> Tensor",
+    fake=_fake_paged,
+)
+def paged_attention(
+    qkv: torch.Tensor,
+    kv_cache: torch.Tensor,
+    block_table: torch.Tensor,
+    seq_slots: torch.Tensor,
+    query_start: torch.Tensor,
+    kv_lens: torch.Tensor,
+    layer: int,
+    num_heads: int,
+    num_kv_heads: int,
+    scale: float,
+    k_scale: torch.Tensor | None = None,
+    v_scale: torch.Tensor | None = None,
+    out_scale: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """qkv [T, (Hq + 2 Hkv)*D] as `rope_kv_write` returns it, ragged over R sequences whose last query sits at position kv_len - 1.
+
+    kv_cache is [layers, pages, 2, Hkv, page_size, D]. A context sequence takes the keys and values of this step from qkv and earlier ones
+    from the cache, a decode sequence all from the cache; a kernel may take a chunk's own from the cache too, which differs by its rounding.
+    Returns [T, Hq*D].
+    """
     cache = kv_cache[layer]
     page_size, head_dim = cache.shape[3], cache.shape[4]
-    q3 = q.view(-1, num_heads, head_dim)
-    out = torch.zeros_like(q3)
+    heads = qkv.view(qkv.shape[0], -1, head_dim)
+    q3 = heads[:, :num_heads]
+    fresh = heads[:, num_heads:].unflatten(1, (2, num_kv_heads)).float()
+    out = torch.zeros(q3.shape, dtype=torch.float32, device=q3.device)
     tables = block_table[seq_slots.long()]
     query_lens = query_start.diff()
 
@@ -113,12 +138,20 @@ def paged_attention(
         chosen = single[begin:end]
         most_pages = -(-lengths[end - 1] // page_size)
         rows = query_start[chosen].long()
-        out[rows] = _decode(q3[rows], cache, tables[chosen, :most_pages], kv_lens[chosen], scale).to(q.dtype)
+        decoded = _decode(q3[rows], cache, tables[chosen, :most_pages], kv_lens[chosen], _times(scale, k_scale))
+        out[rows] = decoded if v_scale is None else decoded * v_scale
         begin = end
 
     for r in torch.nonzero(query_lens > 1).flatten().tolist():
-        begin, end, length = int(query_start[r]), int(query_start[r + 1]), int(kv_lens[r])
-        pages = tables[r, : -(-length // page_size)].long()
-        keys_values = cache[pages].transpose(2, 3).transpose(0, 1).flatten(1, 2)[:, :length]
-        out[begin:end] = _attend(q3[begin:end], keys_values[0], keys_values[1], length - (end - begin), scale).to(q.dtype)
-    return out.flatten(-2)
+        begin, end = int(query_start[r]), int(query_start[r + 1])
+        past = int(kv_lens[r]) - (end - begin)
+        pages = tables[r, : -(-past // page_size)].long()
+        keys_values = cache[pages].float().transpose(2, 3).transpose(0, 1).flatten(1, 2)[:, :past]
+        keys = torch.cat((dequantized(keys_values[0], k_scale), fresh[begin:end, 0]))
+        values = torch.cat((dequantized(keys_values[1], v_scale), fresh[begin:end, 1]))
+        out[begin:end] = _attend(q3[begin:end], keys, values, past, scale)
+    return finish(out.flatten(-2), qkv.dtype, out_scale)
+
+
+def _times(scale: float, k_scale: torch.Tensor | None) -> float:
+    return scale if k_scale is None else scale * float(k_scale)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
+from trtllm_kernels.ops.quantize import fake_result, finish
 from trtllm_kernels.ops.registry import dialect_op, fake_like_first
 
 
@@ -14,20 +15,24 @@ def silu_mul(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     return (functional.silu(gate.float()) * up.float()).to(gate.dtype)
 
 
-def _fake_packed(gate_up: torch.Tensor) -> torch.Tensor:
-    return gate_up.new_empty(gate_up.shape[0], gate_up.shape[1] // 2)
+def _fake_packed(gate_up: torch.Tensor, out_scale: torch.Tensor | None = None) -> torch.Tensor:
+    return fake_result(gate_up, (gate_up.shape[0], gate_up.shape[1] // 2), out_scale)
 
 
-@dialect_op("silu_mul_packed(Tensor gate_up) -> Tensor", fake=_fake_packed)
-def silu_mul_packed(gate_up: torch.Tensor) -> torch.Tensor:
-    gate, up = gate_up.chunk(2, dim=-1)
-    return silu_mul(gate, up)
+@dialect_op("silu_mul_packed(Tensor gate_up, Tensor? out_scale=None) -> Tensor", fake=_fake_packed)
+def silu_mul_packed(gate_up: torch.Tensor, out_scale: torch.Tensor | None = None) -> torch.Tensor:
+    gate, up = gate_up.float().chunk(2, dim=-1)
+    return finish(functional.silu(gate) * up, gate_up.dtype, out_scale)
 
 
-@dialect_op("gelu(Tensor x) -> Tensor", fake=fake_like_first)
-def gelu(x: torch.Tensor) -> torch.Tensor:
+def _fake_gelu(x: torch.Tensor, out_scale: torch.Tensor | None = None) -> torch.Tensor:
+    return fake_result(x, tuple(x.shape), out_scale)
+
+
+@dialect_op("gelu(Tensor x, Tensor? out_scale=None) -> Tensor", fake=_fake_gelu)
+def gelu(x: torch.Tensor, out_scale: torch.Tensor | None = None) -> torch.Tensor:
     """The tanh approximation (`gelu_new`)."""
-    return functional.gelu(x.float(), approximate="tanh").to(x.dtype)
+    return finish(functional.gelu(x.float(), approximate="tanh"), x.dtype, out_scale)
 
 
 @dialect_op("add(Tensor a, Tensor b) -> Tensor", fake=fake_like_first)

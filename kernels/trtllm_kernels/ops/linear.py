@@ -7,17 +7,66 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional
 
+from trtllm_kernels.ops.quantize import FP8, dequantized, fake_result, finish
 from trtllm_kernels.ops.registry import dialect_op
 
 
-def _fake_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    return x.new_empty(x.shape[0], weight.shape[0])
+def _wide(x: torch.Tensor) -> torch.dtype:
+    """Quantized engines compute in bf16."""
+    return torch.bfloat16 if x.dtype == FP8 else x.dtype
 
 
-@dialect_op("linear(Tensor x, Tensor weight, Tensor? bias=None) -> Tensor", fake=_fake_linear)
-def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """x [T, K] times weight [N, K] transposed, accumulated in fp32, plus bias [N]."""
-    return functional.linear(x, weight, bias)
+def _fake_linear(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    x_scale: torch.Tensor | None = None,
+    weight_scale: torch.Tensor | None = None,
+) -> torch.Tensor:
+    return x.new_empty(x.shape[0], weight.shape[0], dtype=_wide(x))
+
+
+@dialect_op(
+    "linear(Tensor x, Tensor weight, Tensor? bias=None, Tensor? x_scale=None, Tensor? weight_scale=None) -> Tensor", fake=_fake_linear
+)
+def linear(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    x_scale: torch.Tensor | None = None,
+    weight_scale: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """x [T, K] times weight [N, K] transposed, accumulated in fp32, plus bias [N]. Both fp8 with their scales (result bf16), or neither."""
+    if x.dtype != FP8:
+        return functional.linear(x, weight, bias)
+    product = dequantized(x, x_scale) @ dequantized(weight, weight_scale).T
+    return (product if bias is None else product + bias.float()).to(_wide(x))
+
+
+def _fake_gate_up(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    x_scale: torch.Tensor | None = None,
+    weight_scale: torch.Tensor | None = None,
+    out_scale: torch.Tensor | None = None,
+) -> torch.Tensor:
+    return fake_result(x.new_empty(0, dtype=_wide(x)), (x.shape[0], weight.shape[0] // 2), out_scale)
+
+
+@dialect_op(
+    "gate_up_silu(Tensor x, Tensor weight, Tensor? x_scale=None, Tensor? weight_scale=None, Tensor? out_scale=None) -> Tensor",
+    fake=_fake_gate_up,
+)
+def gate_up_silu(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    x_scale: torch.Tensor | None = None,
+    weight_scale: torch.Tensor | None = None,
+    out_scale: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """silu(x @ gate.T) * (x @ up.T) for weight [2 I, K] whose rows interleave: gate 0, up 0, gate 1, up 1, ..."""
+    product = dequantized(x, x_scale) @ dequantized(weight, weight_scale).T
+    return finish(functional.silu(product[:, 0::2]) * product[:, 1::2], _wide(x), out_scale)
 
 
 def _fake_split(x: torch.Tensor, sizes: Sequence[int]) -> list[torch.Tensor]:
@@ -28,3 +77,34 @@ def _fake_split(x: torch.Tensor, sizes: Sequence[int]) -> list[torch.Tensor]:
 def split(x: torch.Tensor, sizes: Sequence[int]) -> list[torch.Tensor]:
     """Columns of x as separate contiguous tensors (copies: an op's result never aliases its argument)."""
     return [part.contiguous() if part.shape[1] != x.shape[1] else part.clone() for part in torch.split_with_sizes(x, list(sizes), dim=-1)]
+
+
+def _fake_linear_gelu(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    x_scale: torch.Tensor | None = None,
+    weight_scale: torch.Tensor | None = None,
+    out_scale: torch.Tensor | None = None,
+) -> torch.Tensor:
+    return fake_result(x.new_empty(0, dtype=_wide(x)), (x.shape[0], weight.shape[0]), out_scale)
+
+
+@dialect_op(
+    "linear_gelu(Tensor x, Tensor weight, Tensor? bias=None, Tensor? x_scale=None, Tensor? weight_scale=None, "
+    "Tensor? out_scale=None) -> Tensor",
+    fake=_fake_linear_gelu,
+)
+def linear_gelu(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    x_scale: torch.Tensor | None = None,
+    weight_scale: torch.Tensor | None = None,
+    out_scale: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """gelu(linear(...)), tanh approximation, with nothing rounded between."""
+    product = dequantized(x, x_scale) @ dequantized(weight, weight_scale).T
+    if bias is not None:
+        product = product + bias.float()
+    return finish(functional.gelu(product, approximate="tanh"), _wide(x), out_scale)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import torch
 
-from trtllm_kernels.ops.registry import dialect_op, fake_like_first
+from trtllm_kernels.ops.quantize import fake_result, finish
+from trtllm_kernels.ops.registry import dialect_op
 
 
 def rms_normalize(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -19,29 +20,51 @@ def rms_normalize(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Te
     return normed.flatten(-2)
 
 
-@dialect_op("rms_norm(Tensor x, Tensor weight, float eps) -> Tensor", fake=fake_like_first)
-def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    return rms_normalize(x, weight, eps).to(x.dtype)
+def _fake(x: torch.Tensor, out_scale: torch.Tensor | None) -> torch.Tensor:
+    return fake_result(x, tuple(x.shape), out_scale)
 
 
-@dialect_op("layer_norm(Tensor x, Tensor weight, Tensor bias, float eps) -> Tensor", fake=fake_like_first)
-def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> torch.Tensor:
-    return torch.nn.functional.layer_norm(x.float(), (weight.shape[0],), weight.float(), bias.float(), eps).to(x.dtype)
+@dialect_op(
+    "rms_norm(Tensor x, Tensor weight, float eps, Tensor? out_scale=None) -> Tensor",
+    fake=lambda x, w, eps, out_scale=None: _fake(x, out_scale),
+)
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, out_scale: torch.Tensor | None = None) -> torch.Tensor:
+    return finish(rms_normalize(x, weight, eps), x.dtype, out_scale)
 
 
-def _fake_pair(x: torch.Tensor, residual: torch.Tensor, *_: object) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.empty_like(x), torch.empty_like(residual)
+@dialect_op(
+    "layer_norm(Tensor x, Tensor weight, Tensor bias, float eps, Tensor? out_scale=None) -> Tensor",
+    fake=lambda x, w, b, eps, out_scale=None: _fake(x, out_scale),
+)
+def layer_norm(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, out_scale: torch.Tensor | None = None
+) -> torch.Tensor:
+    normed = torch.nn.functional.layer_norm(x.float(), (weight.shape[0],), weight.float(), bias.float(), eps)
+    return finish(normed, x.dtype, out_scale)
 
 
-@dialect_op("add_rms_norm(Tensor x, Tensor residual, Tensor weight, float eps) -> (Tensor, Tensor)", fake=_fake_pair)
-def add_rms_norm(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
-    total = (x.float() + residual.float()).to(residual.dtype)
-    return rms_norm(total, weight, eps).to(x.dtype), total
-
-
-@dialect_op("add_layer_norm(Tensor x, Tensor residual, Tensor weight, Tensor bias, float eps) -> (Tensor, Tensor)", fake=_fake_pair)
-def add_layer_norm(
-    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float
+@dialect_op(
+    "add_rms_norm(Tensor x, Tensor residual, Tensor weight, float eps, Tensor? out_scale=None) -> (Tensor, Tensor)",
+    fake=lambda x, residual, w, eps, out_scale=None: (_fake(x, out_scale), torch.empty_like(residual)),
+)
+def add_rms_norm(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float, out_scale: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     total = (x.float() + residual.float()).to(residual.dtype)
-    return layer_norm(total, weight, bias, eps).to(x.dtype), total
+    return rms_norm(total, weight, eps, out_scale), total
+
+
+@dialect_op(
+    "add_layer_norm(Tensor x, Tensor residual, Tensor weight, Tensor bias, float eps, Tensor? out_scale=None) -> (Tensor, Tensor)",
+    fake=lambda x, residual, w, b, eps, out_scale=None: (_fake(x, out_scale), torch.empty_like(residual)),
+)
+def add_layer_norm(
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    eps: float,
+    out_scale: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    total = (x.float() + residual.float()).to(residual.dtype)
+    return layer_norm(total, weight, bias, eps, out_scale), total

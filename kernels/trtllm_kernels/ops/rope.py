@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 
 from trtllm_kernels.ops.norm import rms_normalize
+from trtllm_kernels.ops.quantize import finish as rounded
 from trtllm_kernels.ops.registry import dialect_op, fake_like_first
 
 
@@ -48,13 +49,16 @@ def _fake_rope_kv_write(
     head_dim: int,
     interleaved: bool,
     eps: float,
+    k_scale: torch.Tensor | None = None,
+    v_scale: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    return qkv.new_empty(qkv.shape[0], num_heads * head_dim)
+    return torch.empty_like(qkv, memory_format=torch.contiguous_format)
 
 
 @dialect_op(
     "rope_kv_write(Tensor qkv, Tensor positions, Tensor cos_sin, Tensor(a!) kv_cache, Tensor kv_slots, Tensor? q_norm, Tensor? k_norm, "
-    "int layer, int num_heads, int num_kv_heads, int head_dim, bool interleaved, float eps) -> Tensor",
+    "int layer, int num_heads, int num_kv_heads, int head_dim, bool interleaved, float eps, "
+    "Tensor? k_scale=None, Tensor? v_scale=None) -> Tensor",
     fake=_fake_rope_kv_write,
 )
 def rope_kv_write(
@@ -71,10 +75,14 @@ def rope_kv_write(
     head_dim: int,
     interleaved: bool,
     eps: float,
+    k_scale: torch.Tensor | None = None,
+    v_scale: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Split qkv [T, (Hq + 2 Hkv) * head_dim]; norm (if asked) and rotate q and k; write k and v at `kv_slots`; return q.
+    """Split qkv [T, (Hq + 2 Hkv) * head_dim]; norm (if asked) and rotate q and k; write k and v at `kv_slots`; return qkv so changed.
 
-    kv_cache is [layers, pages, 2, Hkv, page_size, head_dim]. Should two tokens name one slot (padding's), which of them wins is undefined.
+    kv_cache is [layers, pages, 2, Hkv, page_size, head_dim], fp8 with the two scales or of qkv's dtype. Keys and values are returned as
+    well as cached, so that attention can read this step's own without quantization and without a gather. Should two tokens name one slot
+    (padding's), which of them wins is undefined.
     """
     queries, keys, values = torch.split_with_sizes(qkv, [num_heads * head_dim, num_kv_heads * head_dim, num_kv_heads * head_dim], dim=-1)
     rows = cos_sin[positions]
@@ -86,6 +94,8 @@ def rope_kv_write(
     page_size = kv_cache.shape[4]
     pages, offsets = (kv_slots // page_size).long(), (kv_slots % page_size).long()
     cache = kv_cache[layer]
-    cache[pages, 0, :, offsets] = finish(keys, k_norm).to(kv_cache.dtype)
-    cache[pages, 1, :, offsets] = values.reshape(values.shape[0], -1, head_dim).to(kv_cache.dtype)
-    return finish(queries, q_norm).flatten(-2).to(qkv.dtype)
+    turned = finish(keys, k_norm)
+    cache[pages, 0, :, offsets] = rounded(turned, kv_cache.dtype, k_scale)
+    cache[pages, 1, :, offsets] = rounded(values.float().reshape(values.shape[0], -1, head_dim), kv_cache.dtype, v_scale)
+    rotated = torch.cat((finish(queries, q_norm).flatten(-2), turned.flatten(-2)), dim=-1)
+    return torch.cat((rotated.to(qkv.dtype), values), dim=-1)

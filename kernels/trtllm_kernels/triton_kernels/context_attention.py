@@ -1,13 +1,15 @@
 """Paged causal attention of context chunks: a ragged batch of sequences, each with many queries ending at its cache's last row.
 
 A program is one tile of queries of one KV head; the group's heads are folded into the tile's rows (row = token * G + head in group), so a
-key tile is read once a group and short prompts still fill the tile. Tiles are found on the device: sequence s owns tiles from
-`start(s) // BLOCK_Q + s`, an upper bound on what came before that needs no prefix sum, so the grid is an expression over symbols and a few
-programs find nothing to do. Late tiles (the longest) start first. Tiles wholly below the diagonal skip the mask.
+key tile is read once a group and short prompts still fill the tile. Late tiles (the longest) start first. Tiles wholly below the diagonal
+skip the mask. With SKIP_FRESH, sequences that have no cached past are left to `fresh_attention`.
 """
 
 import triton
 import triton.language as tl
+
+from trtllm_kernels.triton_kernels.quantize import finish
+from trtllm_kernels.triton_kernels.tiles import locate
 
 
 @triton.jit
@@ -44,28 +46,17 @@ def _visit(
 
 @triton.jit
 def context_attention(
-    Q, Cache, BlockTable, Slots, QueryStart, KvLens, Out, scale_log2, table_stride, num_decodes, num_seqs,
+    QKV, Cache, BlockTable, Slots, QueryStart, KvLens, KScale, VScale, OutScale, Out, scale_log2, table_stride, num_decodes, num_seqs,
     HKV: tl.constexpr, G: tl.constexpr, D: tl.constexpr, PAGE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    SCALED_CACHE: tl.constexpr, QUANTIZE: tl.constexpr, SKIP_FRESH: tl.constexpr,
 ):  # fmt: skip
     """Cache: one layer, [pages, 2, HKV, PAGE, D]. Sequences [num_decodes, num_seqs); decode tokens precede theirs."""
     BLOCK_Q: tl.constexpr = BLOCK_M // G
-    tile = tl.num_programs(0) - 1 - tl.program_id(0)
     kv_head = tl.program_id(1)
-    low = num_decodes
-    high = num_seqs
-    while high - low > 1:
-        middle = (low + high) // 2
-        if (tl.load(QueryStart + middle) - num_decodes) // BLOCK_Q + (middle - num_decodes) <= tile:
-            low = middle
-        else:
-            high = middle
-    seq = low
-    begin = tl.load(QueryStart + seq)
-    queries = tl.load(QueryStart + seq + 1) - begin
-    first = (tile - ((begin - num_decodes) // BLOCK_Q + (seq - num_decodes))) * BLOCK_Q
-    if first >= queries:
-        return
+    seq, begin, queries, first = locate(tl.num_programs(0) - 1 - tl.program_id(0), QueryStart, num_decodes, num_seqs, BLOCK_Q)
     length = tl.load(KvLens + seq)
+    if first >= queries or (SKIP_FRESH and length == queries):
+        return
     table = BlockTable + tl.load(Slots + seq).to(tl.int64) * table_stride
 
     row = tl.arange(0, BLOCK_M)
@@ -74,7 +65,11 @@ def context_attention(
     live = (token < queries) & (row < BLOCK_Q * G)
     position = length - queries + token
     head_row = (begin + token).to(tl.int64) * (HKV * G) + kv_head * G + row % G
-    q = tl.load(Q + head_row[:, None] * D + d[None, :], mask=live[:, None], other=0.0)
+    query_row = (begin + token).to(tl.int64) * ((G + 2) * HKV) + kv_head * G + row % G
+    q = tl.load(QKV + query_row[:, None] * D + d[None, :], mask=live[:, None], other=0.0)
+    if SCALED_CACHE:
+        q = q.to(tl.float16)
+        scale_log2 *= tl.load(KScale)
 
     m = tl.full((BLOCK_M,), -1e30, tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
@@ -85,5 +80,7 @@ def context_attention(
         acc, m, total = _visit(acc, m, total, q, position, start, length, kv_head, table, Cache, scale_log2, HKV, D, PAGE, BLOCK_N, False)
     for start in range(seen_by_all, seen_by_any, BLOCK_N):
         acc, m, total = _visit(acc, m, total, q, position, start, length, kv_head, table, Cache, scale_log2, HKV, D, PAGE, BLOCK_N, True)
+    if SCALED_CACHE:
+        acc *= tl.load(VScale)
     out = acc / tl.where(total > 0, total, 1.0)[:, None]
-    tl.store(Out + head_row[:, None] * D + d[None, :], out.to(Out.dtype.element_ty), mask=live[:, None])
+    tl.store(Out + head_row[:, None] * D + d[None, :], finish(out, OutScale, Out.dtype.element_ty, QUANTIZE), mask=live[:, None])

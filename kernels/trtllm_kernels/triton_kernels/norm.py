@@ -7,20 +7,22 @@ residual's dtype before it is normalised, as the reference has it.
 import triton
 import triton.language as tl
 
+from trtllm_kernels.triton_kernels.quantize import finish
+
 
 @triton.jit
-def rms_norm(X, W, Y, eps, N: tl.constexpr, BLOCK: tl.constexpr):
+def rms_norm(X, W, OutScale, Y, eps, N: tl.constexpr, BLOCK: tl.constexpr, QUANTIZE: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     cols = tl.arange(0, BLOCK)
     mask = cols < N
     x = tl.load(X + row * N + cols, mask=mask, other=0.0).to(tl.float32)
     w = tl.load(W + cols, mask=mask, other=0.0).to(tl.float32)
     scale = tl.rsqrt(tl.sum(x * x, 0) / N + eps)
-    tl.store(Y + row * N + cols, (x * scale * w).to(Y.dtype.element_ty), mask=mask)
+    tl.store(Y + row * N + cols, finish(x * scale * w, OutScale, Y.dtype.element_ty, QUANTIZE), mask=mask)
 
 
 @triton.jit
-def add_rms_norm(X, Residual, W, Y, Total, eps, N: tl.constexpr, BLOCK: tl.constexpr):
+def add_rms_norm(X, Residual, W, OutScale, Y, Total, eps, N: tl.constexpr, BLOCK: tl.constexpr, QUANTIZE: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     cols = tl.arange(0, BLOCK)
     mask = cols < N
@@ -31,7 +33,7 @@ def add_rms_norm(X, Residual, W, Y, Total, eps, N: tl.constexpr, BLOCK: tl.const
     tl.store(Total + row * N + cols, total, mask=mask)
     x = total.to(tl.float32)
     scale = tl.rsqrt(tl.sum(x * x, 0) / N + eps)
-    tl.store(Y + row * N + cols, (x * scale * w).to(Y.dtype.element_ty), mask=mask)
+    tl.store(Y + row * N + cols, finish(x * scale * w, OutScale, Y.dtype.element_ty, QUANTIZE), mask=mask)
 
 
 @triton.jit
@@ -43,17 +45,17 @@ def _layer_normalize(x, mask, W, B, cols, eps, N: tl.constexpr):
 
 
 @triton.jit
-def layer_norm(X, W, B, Y, eps, N: tl.constexpr, BLOCK: tl.constexpr):
+def layer_norm(X, W, B, OutScale, Y, eps, N: tl.constexpr, BLOCK: tl.constexpr, QUANTIZE: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     cols = tl.arange(0, BLOCK)
     mask = cols < N
     x = tl.load(X + row * N + cols, mask=mask, other=0.0).to(tl.float32)
     y = _layer_normalize(x, mask, W, B, cols, eps, N)
-    tl.store(Y + row * N + cols, y.to(Y.dtype.element_ty), mask=mask)
+    tl.store(Y + row * N + cols, finish(y, OutScale, Y.dtype.element_ty, QUANTIZE), mask=mask)
 
 
 @triton.jit
-def add_layer_norm(X, Residual, W, B, Y, Total, eps, N: tl.constexpr, BLOCK: tl.constexpr):
+def add_layer_norm(X, Residual, W, B, OutScale, Y, Total, eps, N: tl.constexpr, BLOCK: tl.constexpr, QUANTIZE: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     cols = tl.arange(0, BLOCK)
     mask = cols < N
@@ -62,4 +64,4 @@ def add_layer_norm(X, Residual, W, B, Y, Total, eps, N: tl.constexpr, BLOCK: tl.
     total = x.to(Total.dtype.element_ty)
     tl.store(Total + row * N + cols, total, mask=mask)
     y = _layer_normalize(total.to(tl.float32), mask, W, B, cols, eps, N)
-    tl.store(Y + row * N + cols, y.to(Y.dtype.element_ty), mask=mask)
+    tl.store(Y + row * N + cols, finish(y, OutScale, Y.dtype.element_ty, QUANTIZE), mask=mask)

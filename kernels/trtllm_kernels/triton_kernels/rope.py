@@ -59,11 +59,11 @@ def rope(
 
 @triton.jit
 def rope_kv_write(
-    QKV, Positions, CosSin, Cache, KvSlots, QNorm, KNorm, Q, eps,
+    QKV, Positions, CosSin, Cache, KvSlots, QNorm, KNorm, KScale, VScale, Y, eps,
     HQ: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, PAGE: tl.constexpr,
-    INTERLEAVED: tl.constexpr, QK_NORM: tl.constexpr, BLOCK_H: tl.constexpr,
+    INTERLEAVED: tl.constexpr, QK_NORM: tl.constexpr, BLOCK_H: tl.constexpr, SCALED_CACHE: tl.constexpr,
 ):  # fmt: skip
-    """Cache is one layer, [pages, 2, HKV, PAGE, D]. QK_NORM requires the whole head to be rotary (2 * HALF == D)."""
+    """Y is QKV normed and rotated. Cache is one layer, [pages, 2, HKV, PAGE, D]. QK_NORM requires the whole head to be rotary."""
     token = tl.program_id(0).to(tl.int64)
     heads = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
     is_q = heads < HQ
@@ -74,7 +74,7 @@ def rope_kv_write(
     kv_head = heads - HQ - tl.where(is_v, HKV, 0)
     cached = (((slot // PAGE) * 2 + key_or_value) * HKV + kv_head) * (PAGE * D) + (slot % PAGE) * D
     QKV += token * ((HQ + 2 * HKV) * D)
-    Q += token * (HQ * D)
+    Y += token * ((HQ + 2 * HKV) * D)
 
     i = tl.arange(0, HALF)
     row = tl.load(Positions + token).to(tl.int64) * (2 * HALF)
@@ -93,11 +93,18 @@ def rope_kv_write(
         first *= scale * tl.where(is_v[:, None], 1.0, tl.where(is_q[:, None], wq1, wk1))
         second *= scale * tl.where(is_v[:, None], 1.0, tl.where(is_q[:, None], wq2, wk2))
     turned_first, turned_second = first * cos - second * sin, second * cos + first * sin
-    _store_pair(Q, heads * D, turned_first, turned_second, is_q, HALF, INTERLEAVED, BLOCK_H)
+    _store_pair(Y, heads * D, turned_first, turned_second, is_q | is_k | is_v, HALF, INTERLEAVED, BLOCK_H)
+    inverse = 1.0
+    if SCALED_CACHE:
+        inverse = 1.0 / tl.where(is_v, tl.load(VScale), tl.load(KScale))[:, None]
+        turned_first = tl.minimum(tl.maximum(turned_first * inverse, -448.0), 448.0)
+        turned_second = tl.minimum(tl.maximum(turned_second * inverse, -448.0), 448.0)
     _store_pair(Cache, cached, turned_first, turned_second, is_k | is_v, HALF, INTERLEAVED, BLOCK_H)
     if 2 * HALF < D:
         d = tl.arange(0, D)[None, :]
         rest = d >= 2 * HALF
         x = tl.load(QKV + heads[:, None] * D + d, mask=(is_q | is_k | is_v)[:, None] & rest, other=0.0).to(tl.float32)
-        tl.store(Q + heads[:, None] * D + d, x.to(Q.dtype.element_ty), mask=is_q[:, None] & rest)
+        tl.store(Y + heads[:, None] * D + d, x.to(Y.dtype.element_ty), mask=(is_q | is_k | is_v)[:, None] & rest)
+        if SCALED_CACHE:
+            x = tl.minimum(tl.maximum(x * inverse, -448.0), 448.0)
         tl.store(Cache + cached[:, None] + d, x.to(Cache.dtype.element_ty), mask=(is_k | is_v)[:, None] & rest)

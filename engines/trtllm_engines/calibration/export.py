@@ -1,0 +1,150 @@
+"""An fp8 checkpoint as NVIDIA's ModelOpt writes it: Hugging Face names, fp8 matrices, and their scales beside them.
+
+    <module>.weight         F8_E4M3 [out, in]      <module>.weight_scale   F32: weight is about weight_scale * codes
+    <module>.input_scale    F32                    <k_proj>.k_scale, <v_proj>.v_scale   F32, of the KV cache
+    hf_quant_config.json    what is quantized and what is not
+
+Everything else (embeddings, norms, biases, the head) is bf16. Projections that an engine merges into one product share one weight scale,
+the largest of theirs: the engine can then keep the codes as they are, instead of rounding them a second time onto a common scale.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trtllm_engines.calibration.probe import Progress
+from trtllm_engines.calibration.ranges import Ranges, modules, quantized_products
+from trtllm_engines.engine_dir import COPIED
+from trtllm_engines.errors import EngineError
+from trtllm_engines.passes.quantize import LM_HEAD
+from trtllm_engines.plan import Plan
+from trtllm_engines.weights import WeightSource
+from trtllm_engines.weights.checkpoint import INDEX
+from trtllm_engines.weights.write import weight_bytes, write_safetensors
+from trtllm_kernels.ops.quantize import FP8_MAX, finish
+from trtllm_kernels.types import TensorSpec
+
+CONFIG = "hf_quant_config.json"
+SHARD_BYTES = 5 << 30
+_SMALLEST_SCALE = 1e-12
+_CPU = torch.device("cpu")
+
+
+class Fp8Checkpoint:
+    """The tensors of a checkpoint yet to be written: what there is (`specs`), and each when it is asked for (`tensor`)."""
+
+    def __init__(self, plan: Plan, source: WeightSource, ranges: Ranges, quantize_cache: bool) -> None:
+        self.plan, self.source, self.ranges, self.quantize_cache = plan, source, ranges, quantize_cache
+        self._shapes = {name: shape for weight, parts in plan.weight_parts.items() for name, shape in parts if weight in plan.weights}
+        self._group_of = {module: tuple(group) for group in (modules(plan, op) for op in quantized_products(plan)) for module in group}
+        self._weight_scales: dict[tuple[str, ...], Tensor] = {}
+
+    @property
+    def quantized(self) -> list[str]:
+        """Modules whose weights are fp8."""
+        return list(self._group_of)
+
+    @property
+    def specs(self) -> dict[str, TensorSpec]:
+        found: dict[str, TensorSpec] = {}
+        for name, shape in sorted(self._shapes.items()):
+            module = name.removesuffix(".weight")
+            if name.endswith(".weight") and module in self._group_of:
+                found[name] = TensorSpec(shape, "fp8")
+                found |= {f"{module}.{scale}": TensorSpec((), "fp32") for scale in ("weight_scale", "input_scale")}
+            else:
+                found[name] = TensorSpec(shape, "bf16")
+        if self.quantize_cache:
+            found |= {name: TensorSpec((), "fp32") for name in self.ranges.cache}
+        return found
+
+    def tensor(self, name: str) -> Tensor:
+        """Raises `EngineError` when the source lacks it."""
+        module, _, leaf = name.rpartition(".")
+        if name in self.ranges.cache:
+            return _scale(self.ranges.cache[name])
+        if leaf == "input_scale":
+            return _scale(self.ranges.inputs[module])
+        if leaf == "weight_scale":
+            return self._weight_scale(module)
+        if leaf == "weight" and module in self._group_of:
+            return finish(self._read(name, torch.float32), torch.float32, self._weight_scale(module))
+        return self._read(name, torch.bfloat16)
+
+    def _read(self, name: str, dtype: torch.dtype) -> Tensor:
+        return self.source.read(name, self._shapes[name], dtype, _CPU)
+
+    def _weight_scale(self, module: str) -> Tensor:
+        group = self._group_of[module]
+        if group not in self._weight_scales:
+            largest = max(float(self._read(f"{part}.weight", torch.float32).abs().amax()) for part in group)
+            if not math.isfinite(largest):
+                raise EngineError(f"{module}.weight holds values that are not finite; the checkpoint is damaged")
+            self._weight_scales[group] = _scale(largest)
+        return self._weight_scales[group]
+
+
+def _scale(largest: float) -> Tensor:
+    return torch.tensor(max(largest / FP8_MAX, _SMALLEST_SCALE), dtype=torch.float32)
+
+
+def write(checkpoint: Fp8Checkpoint, model: Path, folder: Path, progress: Progress | None = None) -> int:
+    """Writes the checkpoint of `model` into the existing, empty `folder`; returns its bytes."""
+    specs = checkpoint.specs
+    shards = list(_shards(specs))
+    names = [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))] if len(shards) > 1 else ["model.safetensors"]
+    written = 0
+    for name, shard in zip(names, shards, strict=True):
+        before = written
+        write_safetensors(
+            folder / name,
+            shard,
+            checkpoint.tensor,
+            lambda done, _, before=before: progress("checkpoint", before + done, len(specs)) if progress else None,  # type: ignore[misc]
+        )
+        written += len(shard)
+    if len(shards) > 1:
+        places = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
+        (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": weight_bytes(specs)}, "weight_map": places}, indent=1))
+    for name in COPIED:
+        if (model / name).is_file():
+            shutil.copyfile(model / name, folder / name)
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    config.pop("quantization_config", None)
+    (folder / "config.json").write_text(json.dumps({**config, "torch_dtype": "bfloat16"}, indent=2) + "\n")
+    (folder / CONFIG).write_text(json.dumps(_description(checkpoint), indent=2) + "\n")
+    return weight_bytes(specs)
+
+
+def _description(checkpoint: Fp8Checkpoint) -> dict[str, Any]:
+    try:
+        made_by = version("trtllm-bench")
+    except PackageNotFoundError:
+        made_by = "0"
+    return {
+        "producer": {"name": "trtllm-bench", "version": made_by},
+        "quantization": {
+            "quant_algo": "FP8",
+            "kv_cache_quant_algo": "FP8" if checkpoint.quantize_cache else None,
+            "exclude_modules": [LM_HEAD],
+        },
+    }
+
+
+def _shards(specs: Mapping[str, TensorSpec]) -> Iterator[dict[str, TensorSpec]]:
+    shard: dict[str, TensorSpec] = {}
+    for name, spec in specs.items():
+        if shard and weight_bytes(shard) + weight_bytes({name: spec}) > SHARD_BYTES:
+            yield shard
+            shard = {}
+        shard[name] = spec
+    yield shard

@@ -1,0 +1,107 @@
+"""Perplexity of a text under an engine: exp of the mean negative log-likelihood of each token given those before it in its window.
+
+Windows do not overlap and each is scored on all but its first token, so figures compare with other tools' "stride = context" ones. The
+text goes through in chunks: whatever an earlier chunk wrote is read back from the KV cache, so the cache's rounding counts as it does in
+serving (with the whole window at once, attention would read this step's keys and values, which were never rounded).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from trtllm_engines.calibration import text
+from trtllm_engines.calibration.probe import Probe, Progress
+from trtllm_engines.plan import LOGITS, Op, Plan
+from trtllm_engines.precision import check_types
+from trtllm_engines.presets import resolve_model
+from trtllm_engines.runtime.batch import IntArray
+from trtllm_engines.tokenizer import Tokenizer
+
+CHUNK = 32
+_ROWS = 256
+"""Tokens whose logits are held at once."""
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    value: float
+    tokens: int
+    """Scored."""
+    windows: int
+
+
+def perplexity(
+    model: str | Path,
+    precision: str,
+    dataset: Path,
+    *,
+    kv_dtype: str = "auto",
+    count: int | None = None,
+    length: int = 1024,
+    chunk: int = CHUNK,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> Perplexity:
+    """Of the first `count` windows of `length` tokens of `dataset`, under an engine of folder or file `model`. Raises `EngineError`."""
+    check_types(precision, kv_dtype)
+    source = resolve_model(model)
+    folder = source.path
+    tokenizer = Tokenizer(folder) if folder is not None and (folder / "tokenizer.json").is_file() else None
+    windows = text.windows(dataset, tokenizer, length=length, count=count, vocab_size=source.config.vocab_size)
+    longest = max(map(len, windows))
+    with torch.inference_mode():
+        probe = Probe(model, precision, marks, window=longest, chunk=chunk, kv_dtype=kv_dtype, device=device, progress=progress)
+        return measure(probe, windows, progress)
+
+
+def _head(plan: Plan) -> tuple[Op, str]:
+    """The last product, and the hidden states [T, hidden] before sampled rows are taken from them."""
+    head = next(op for op in plan.ops if LOGITS in op.outputs)
+    gather = next(op for op in plan.ops if op.outputs[0] == head.inputs[0])
+    return head, gather.inputs[0]
+
+
+def marks(plan: Plan) -> list[str]:
+    """Values to be read for `measure`."""
+    return [_head(plan)[1]]
+
+
+def measure(probe: Probe, windows: Sequence[IntArray], progress: Progress | None = None) -> Perplexity:
+    """Over `windows`, through `probe`, which marks `marks`."""
+    head, hidden = _head(probe.plan)
+    weight = _quick(probe.tensors[head.inputs[1]])
+    bias = _quick(probe.tensors[head.inputs[2]]) if head.inputs[2] else None
+    loss, tokens = 0.0, 0
+    for done, ids in enumerate(windows, start=1):
+        targets = torch.as_tensor(ids, dtype=torch.int64, device=probe.device)
+        first = 0
+        for outputs in probe.run(ids):
+            states = outputs[hidden]
+            wanted = targets[first + 1 : first + 1 + len(states)]
+            loss += _loss(states[: len(wanted)], weight, bias, wanted)
+            first += len(states)
+        tokens += len(ids) - 1
+        if progress is not None:
+            progress("perplexity", done, len(windows))
+    return Perplexity(math.exp(loss / tokens), tokens, len(windows))
+
+
+def _loss(states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> float:
+    total = 0.0
+    for first in range(0, len(targets), _ROWS):
+        rows, wanted = states[first : first + _ROWS], targets[first : first + _ROWS]
+        logits = functional.linear(rows.to(weight.dtype), weight, bias).to(states.dtype).float()
+        total += float(functional.cross_entropy(logits, wanted, reduction="sum"))
+    return total
+
+
+def _quick(tensor: Tensor) -> Tensor:
+    """On a CPU in fp32, whose products are several times as fast as bf16's there; the logits are rounded as the engine's all the same."""
+    return tensor.float() if tensor.device.type == "cpu" else tensor

@@ -1,0 +1,87 @@
+"""From a model folder and a text to an fp8 checkpoint folder: measure ranges, derive scales, write. It appears whole or not at all."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from trtllm_engines.calibration import export, ranges, text
+from trtllm_engines.calibration.probe import Probe, Progress
+from trtllm_engines.calibration.ranges import Ranges
+from trtllm_engines.errors import EngineError
+from trtllm_engines.presets import resolve_model
+from trtllm_engines.tokenizer import Tokenizer
+
+KV_DTYPES = ("fp8", "none")
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What was measured and written."""
+
+    ranges: Ranges
+    windows: int
+    tokens: int
+    modules: int
+    nbytes: int
+
+
+def quantize(
+    model: str | Path,
+    out: Path | str,
+    *,
+    dataset: Path | None = None,
+    samples: int = 128,
+    length: int = 512,
+    kv_dtype: str = "fp8",
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> Quantized:
+    """Writes the fp8 checkpoint of Hugging Face folder `model` to the new folder `out`, calibrated on at most `samples` windows of `length`
+    tokens of `dataset` (default: the text that ships with the project). `kv_dtype` `none` leaves out the cache's scales.
+
+    Raises `EngineError` for input that cannot be used and a folder that cannot be written.
+    """
+    out = Path(out)
+    if kv_dtype not in KV_DTYPES:
+        raise EngineError(f"unknown KV cache dtype {kv_dtype!r} for quantization; supported are {', '.join(KV_DTYPES)}")
+    source = resolve_model(model)
+    if source.path is None or not source.path.is_dir():
+        raise EngineError(f"{model} is not a Hugging Face folder; quantize needs one, with config.json and weights")
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise EngineError(f"{out} exists and is not empty; choose another output folder or remove it")
+    tokenizer = Tokenizer(source.path) if (source.path / "tokenizer.json").is_file() else None
+    windows = text.windows(dataset, tokenizer, length=length, count=samples, vocab_size=source.config.vocab_size)
+    wide = "fp32" if device == "cpu" else "bf16"
+    with torch.inference_mode():
+        probe = Probe(source.path, wide, ranges.marks, window=max(map(len, windows)), device=device, progress=progress)
+        found = ranges.measure(probe, windows, progress)
+        checkpoint = export.Fp8Checkpoint(probe.plan, probe.weights, found, quantize_cache=kv_dtype == "fp8")
+        del probe
+        with _new_folder(out) as folder:
+            nbytes = export.write(checkpoint, source.path, folder, progress)
+    return Quantized(found, len(windows), sum(map(len, windows)), len(checkpoint.quantized), nbytes)
+
+
+@contextmanager
+def _new_folder(out: Path) -> Iterator[Path]:
+    temporary: Path | None = None
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+        temporary.chmod(0o755)
+        yield temporary
+        if out.exists():
+            out.rmdir()
+        temporary.rename(out)
+    except OSError as error:
+        raise EngineError(f"cannot write the checkpoint to {out} ({error.strerror or error}); choose another output folder") from None
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)

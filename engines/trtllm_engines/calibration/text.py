@@ -1,0 +1,73 @@
+"""Texts to measure on, as windows of token ids: a plain text file, JSON lines, or the text that ships with the project.
+
+Lines may hold `text` or `prompt` (text) or `input_ids` (token ids), so that a dataset made for benchmarking calibrates as well. A text file
+is one document, cut into windows back to back.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trtllm_engines.errors import EngineError
+from trtllm_engines.runtime.batch import IntArray
+from trtllm_engines.tokenizer import Tokenizer
+
+SHIPPED = Path(__file__).resolve().parent / "calibration.txt"
+SHORTEST = 2
+"""Tokens of a window worth running."""
+
+
+def windows(path: Path | None, tokenizer: Tokenizer | None, *, length: int, vocab_size: int, count: int | None = None) -> list[IntArray]:
+    """At most `count` windows of at most `length` tokens. Raises `EngineError` naming the file, and the line where there are lines."""
+    if length < SHORTEST or (count is not None and count < 1):
+        raise EngineError(f"{count} windows of {length} tokens measure nothing; ask for at least 1 of {SHORTEST}")
+    path = path or SHIPPED
+    try:
+        content = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise EngineError(f"dataset {path} cannot be read as UTF-8 text ({error})") from None
+    if path.suffix == ".jsonl":
+        samples = [
+            _sample(line, f"{path}, line {number}", tokenizer) for number, line in enumerate(content.splitlines(), 1) if line.strip()
+        ]
+        found = [np.asarray(ids[:length], np.int32) for ids in samples]
+    else:
+        ids = np.asarray(_encode(content, str(path), tokenizer), np.int32)
+        found = [ids[first : first + length] for first in range(0, len(ids), length)]
+        if len(found) > 1 and len(found[-1]) < length:
+            found.pop()
+    found = [ids for ids in found if len(ids) >= SHORTEST][:count]
+    if not found:
+        raise EngineError(f"dataset {path} holds no text of {SHORTEST} tokens or more")
+    for ids in found:
+        if ids.min() < 0 or ids.max() >= vocab_size:
+            raise EngineError(
+                f"dataset {path} holds token id {ids.min() if ids.min() < 0 else ids.max()}; the model has 0 to {vocab_size - 1}"
+            )
+    return found
+
+
+def _encode(text: str, where: str, tokenizer: Tokenizer | None) -> list[int]:
+    if tokenizer is None:
+        raise EngineError(f"{where} is text but the model has no tokenizer.json; add it, or give JSON lines with input_ids")
+    return tokenizer.encode(text)
+
+
+def _sample(line: str, where: str, tokenizer: Tokenizer | None) -> list[int]:
+    try:
+        data: Any = json.loads(line)
+    except ValueError as error:
+        raise EngineError(f"{where} is not JSON ({error})") from None
+    if not isinstance(data, dict):
+        raise EngineError(f"{where} should hold a JSON object but holds a {type(data).__name__}")
+    for key in ("text", "prompt"):
+        if isinstance(data.get(key), str):
+            return _encode(data[key], where, tokenizer)
+    ids = data.get("input_ids")
+    if isinstance(ids, list) and all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
+        return ids
+    raise EngineError(f"{where} has neither text nor prompt nor input_ids")

@@ -1,0 +1,193 @@
+"""Lowerings of matrix products: which routine multiplies depends on how many tokens a step has, so several are launched and one has a grid.
+
+One token: our own kernel, bound by reading the weight. More: cuBLASLt through torch (measured on an H100, docs/facts.md: nothing of ours is
+faster from two tokens up). A product that ends in an activation: our fused kernel from `fused_from` tokens, where its tiles fill the chip;
+below it cuBLASLt and an activation kernel.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from trtllm_kernels.expr import product
+from trtllm_kernels.lowering.call import ELEMENT_BYTES, I32, Builder, OpCall, Operand, Tma
+from trtllm_kernels.types import Arg, Dim, Launch, Lowered
+
+
+def _only_one(tokens: Dim) -> Dim:
+    """1 when there is one token, else 0 or less."""
+    return int(tokens == 1) if isinstance(tokens, int) else f"2 - {tokens}"
+
+
+def _unless_one(tokens: Dim) -> Dim:
+    return int(tokens != 1) if isinstance(tokens, int) else f"min(1, {tokens} - 1)"
+
+
+def _matmul(call: OpCall, x: Operand, weight: Operand, bias: Operand | None, y: Operand, rows: Dim) -> Launch:
+    grid = (rows, weight.size(0), weight.size(1))
+    if x.dtype != "fp8":
+        operands = (x, weight, *([bias] if bias else []), y)
+        return Launch(library="matmul", grid=grid, args=tuple(Arg("tensor", o.name) for o in operands))
+    operands = (x, weight, call["x_scale"], call["weight_scale"], *([bias] if bias else []), y)
+    return Launch(library="scaled_matmul", grid=grid, args=tuple(Arg("tensor", o.name) for o in operands))
+
+
+def _gemv_tile(weight: Operand) -> tuple[int, int]:
+    """(rows, columns) a program: 4 x 2048 in fp8, and as many bytes in wider types."""
+    columns = 2048
+    while columns > 256 and weight.size(1) % columns:
+        columns //= 2
+    return max(2, 8192 // columns // ELEMENT_BYTES[weight.dtype]), columns
+
+
+def _gemv_fits(call: OpCall, weight: Operand, rows: int, columns: int) -> bool:
+    return call.capability >= (89 if weight.dtype == "fp8" else 80) and weight.size(0) % rows == 0 and weight.size(1) % columns == 0
+
+
+def linear(call: OpCall) -> Lowered:
+    x, weight, bias, y = call["x"], call["weight"], call.get("bias"), call.outputs[0]
+    rows, columns = _gemv_tile(weight)
+    tuned = call.tuned(gemv_rows=rows, gemv_columns=columns, gemv_warps=4)
+    rows, columns = tuned["gemv_rows"], tuned["gemv_columns"]
+    tokens = x.shape[0]
+    builder = Builder(call)
+    fits = x.dtype != "fp32" and _gemv_fits(call, weight, rows, columns)
+    if fits:
+        builder.launch(
+            "gemv.gemv",
+            {
+                "X": x,
+                "W": weight,
+                "Bias": bias or x,
+                "XScale": call.get("x_scale") or x,
+                "WScale": call.get("weight_scale") or x,
+                "Y": y,
+            },
+            grid=(product(weight.size(0) // rows, _only_one(tokens)),),
+            constexprs={
+                "K": weight.size(1),
+                "ROWS": rows,
+                "COLS": columns,
+                "SCALED": x.dtype == "fp8",
+                "BIASED": bias is not None,
+            },
+            warps=tuned["gemv_warps"],
+        )
+    count = product(tokens, _unless_one(tokens)) if fits else tokens
+    builder.launches.append(_matmul(call, x, weight, bias, y, count))
+    return builder.finish()
+
+
+def gate_up_silu(call: OpCall) -> Lowered:
+    return _Activated(call, "gate_up").lower()
+
+
+def linear_gelu(call: OpCall) -> Lowered:
+    return _Activated(call, "gelu").lower()
+
+
+class _Activated:
+    """A product followed by an activation: `gate_up` (SwiGLU of interleaved rows, half as wide) or `gelu`."""
+
+    def __init__(self, call: OpCall, kind: Literal["gate_up", "gelu"]) -> None:
+        x, weight = call["x"], call["weight"]
+        self.call, self.gate_up, self.wide = call, kind == "gate_up", x.dtype != "fp8"
+        self.tokens, self.width = x.shape[0], call.outputs[0].size(1)
+        rows, columns = _gemv_tile(weight)
+        fits = call.capability == 90 and x.dtype != "fp32" and weight.size(0) % 256 == 0 and weight.size(1) % 128 == 0
+        self.tuned = call.tuned(
+            gemv_rows=rows,
+            gemv_columns=columns,
+            gemv_warps=4,
+            fused_from=192 if fits else 1 << 30,
+            block_m=128,
+            block_n=256,
+            block_k=64 if self.wide else 128,
+            group=8,
+            warps=8,
+            stages=4 if self.gate_up or not self.wide else 3,
+        )
+        self.scales = {
+            "XScale": call.get("x_scale") or x,
+            "WScale": call.get("weight_scale") or x,
+            "OutScale": call.get("out_scale") or x,
+        }
+        self.quantize = call.get("out_scale") is not None
+        self.builder = Builder(call)
+
+    def lower(self) -> Lowered:
+        one = self._one()
+        self._few(one)
+        if self.tuned["fused_from"] < 1 << 30:
+            self._many()
+        return self.builder.finish()
+
+    def _one(self) -> bool:
+        """One token, gated only: product and activation in one kernel that reads the weight once."""
+        call, weight, rows = self.call, self.call["weight"], self.tuned["gemv_rows"]
+        if not self.gate_up or call["x"].dtype == "fp32" or not _gemv_fits(call, weight, rows, self.tuned["gemv_columns"]):
+            return False
+        self.builder.launch(
+            "gemv.gemv_gate_up_silu",
+            {"X": call["x"], "W": weight, **self.scales, "Y": call.outputs[0]},
+            grid=(product(weight.size(0) // rows, _only_one(self.tokens)),),
+            constexprs={
+                "K": weight.size(1),
+                "ROWS": rows,
+                "COLS": self.tuned["gemv_columns"],
+                "SCALED": not self.wide,
+                "QUANTIZE": self.quantize,
+            },
+            warps=self.tuned["gemv_warps"],
+        )
+        return True
+
+    def _few(self, one: bool) -> None:
+        """cuBLASLt into scratch, then the activation."""
+        call, tokens, first_fused = self.call, self.tokens, self.tuned["fused_from"]
+        weight, y = call["weight"], call.outputs[0]
+        few: Dim = f"{tokens} * max(0, min(1, {first_fused} - {tokens}))"
+        few = f"{few} * {_unless_one(tokens)}" if one else few
+        raw = self.builder.workspace("product", (f"min({tokens}, {first_fused})", weight.size(0)), y.dtype if self.wide else "bf16")
+        bias = call.get("bias")
+        self.builder.launches.append(_matmul(call, call["x"], weight, bias, raw, few))
+        block = 1024
+        while block > 16 and self.width % block:
+            block //= 2
+        self.builder.launch(
+            "elementwise.silu_mul_interleaved" if self.gate_up else "elementwise.gelu",
+            {"GateUp" if self.gate_up else "X": raw, "OutScale": self.scales["OutScale"], "Y": y},
+            grid=(few, -(-self.width // block)),
+            constexprs={"N": self.width, "BLOCK": block, "QUANTIZE": self.quantize},
+            warps=max(1, min(8, block // 256)),
+        )
+
+    def _many(self) -> None:
+        call, tuned = self.call, self.tuned
+        x, weight, bias = call["x"], call["weight"], call.get("bias")
+        self.builder.launch(
+            "gate_up.gate_up_silu" if self.gate_up else "linear_gelu.linear_gelu",
+            {
+                "X": Tma(x, tuned["block_m"], tuned["block_k"]),
+                "W": Tma(weight, tuned["block_n"], tuned["block_k"]),
+                "Y": Tma(call.outputs[0], tuned["block_m"], tuned["block_n"] // 2),
+                **({} if self.gate_up else {"Bias": bias or x}),
+                **self.scales,
+                "num_tokens": I32(self.tokens),
+            },
+            grid=(f"{call.sm_count} * max(0, min(1, {self.tokens} - {tuned['fused_from'] - 1}))",),
+            constexprs={
+                "N": weight.size(0),
+                "K": weight.size(1),
+                "BLOCK_M": tuned["block_m"],
+                "BLOCK_N": tuned["block_n"],
+                "BLOCK_K": tuned["block_k"],
+                "GROUP": tuned["group"],
+                "PROGRAMS": call.sm_count,
+                "SCALED": not self.wide,
+                **({} if self.gate_up else {"BIASED": bias is not None}),
+                "QUANTIZE": self.quantize,
+            },
+            warps=tuned["warps"],
+            stages=tuned["stages"],
+        )

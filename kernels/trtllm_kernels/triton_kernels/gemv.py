@@ -1,0 +1,71 @@
+"""Matrix times one vector: a single decoding sequence, where reading the weight is all the time there is.
+
+A program sums ROWS output rows over K in fp32, COLS columns at a time, 16-byte loads, no tensor cores, no shared memory. Its first weight
+tile is loaded before anything of x, so weights are in flight while the previous kernel's result arrives.
+Measured on an H100, fp8 (docs/facts.md): 4 rows x 2048 columns and 4 warps give 2.2-2.8 TB/s on Llama-3.1-8B's matrices and 3.1 on its
+lm_head; cuBLASLt gives 1.7-2.7. From two rows of x on cuBLASLt is as good: it stays.
+"""
+
+import triton
+import triton.language as tl
+
+from trtllm_kernels.triton_kernels.quantize import finish
+
+
+@triton.jit
+def _to_fp32(x):
+    if x.dtype.is_fp8():
+        return x.to(tl.float16).to(tl.float32)
+    else:
+        return x.to(tl.float32)
+
+
+@triton.jit
+def _rows_dot(X, W, pid, K: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
+    """fp32 [ROWS]: rows [pid * ROWS, + ROWS) of W times x."""
+    rows = pid.to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    cols = tl.arange(0, COLS)
+    at = W + rows[:, None] * K + cols[None, :]
+    if K % COLS == 0:
+        first = tl.load(at)
+        acc = _to_fp32(first) * _to_fp32(tl.load(X + cols))[None, :]
+        for k in range(COLS, K, COLS):
+            acc += _to_fp32(tl.load(at + k)) * _to_fp32(tl.load(X + k + cols))[None, :]
+    else:
+        acc = tl.zeros((ROWS, COLS), tl.float32)
+        for k in range(0, K, COLS):
+            live = k + cols < K
+            x = _to_fp32(tl.load(X + k + cols, mask=live, other=0.0))
+            acc += _to_fp32(tl.load(at + k, mask=live[None, :], other=0.0)) * x[None, :]
+    return tl.sum(acc, 1)
+
+
+@triton.jit
+def gemv(
+    X, W, Bias, XScale, WScale, Y,
+    K: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, SCALED: tl.constexpr, BIASED: tl.constexpr,
+):  # fmt: skip
+    """x [K], W [N, K], y [N]; N a multiple of ROWS."""
+    pid = tl.program_id(0)
+    y = _rows_dot(X, W, pid, K, ROWS, COLS)
+    rows = pid * ROWS + tl.arange(0, ROWS)
+    if SCALED:
+        y *= tl.load(XScale) * tl.load(WScale)
+    if BIASED:
+        y += tl.load(Bias + rows).to(tl.float32)
+    tl.store(Y + rows, y.to(Y.dtype.element_ty))
+
+
+@triton.jit
+def gemv_gate_up_silu(
+    X, W, XScale, WScale, OutScale, Y,
+    K: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, SCALED: tl.constexpr, QUANTIZE: tl.constexpr,
+):  # fmt: skip
+    """As `gate_up.gate_up_silu` for one token: W [N, K] with gate and up rows interleaved, y [N // 2]."""
+    pid = tl.program_id(0)
+    both = _rows_dot(X, W, pid, K, ROWS, COLS)
+    if SCALED:
+        both *= tl.load(XScale) * tl.load(WScale)
+    gate, up = tl.split(tl.reshape(both, (ROWS // 2, 2)))
+    y = gate / (1.0 + tl.exp(-gate)) * up
+    tl.store(Y + pid * (ROWS // 2) + tl.arange(0, ROWS // 2), finish(y, OutScale, Y.dtype.element_ty, QUANTIZE))

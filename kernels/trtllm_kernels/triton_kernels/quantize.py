@@ -1,0 +1,21 @@
+"""The end of every op that may quantize, and quantization alone."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def finish(y, OutScale, dtype: tl.constexpr, QUANTIZE: tl.constexpr):
+    """fp32 `y` as `dtype`; QUANTIZE: over the scale OutScale points at, clamped to E4M3."""
+    if QUANTIZE:
+        y = tl.minimum(tl.maximum(y * (1.0 / tl.load(OutScale)), -448.0), 448.0)
+    return y.to(dtype)
+
+
+@triton.jit
+def quantize(X, Scale, Y, N: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    cols = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mask = cols < N
+    x = tl.load(X + row * N + cols, mask=mask, other=0.0).to(tl.float32)
+    tl.store(Y + row * N + cols, finish(x, Scale, Y.dtype.element_ty, True), mask=mask)

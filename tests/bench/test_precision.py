@@ -1,0 +1,101 @@
+"""Precision and KV cache type on the command line: what goes together runs, what does not is one sentence before anything is built."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from trtllm_bench import machine
+from trtllm_bench.__main__ import main
+from trtllm_results.store import Store
+
+QUICK = ("--isl", 8, "--osl", 4, "--num-requests", 2, "--device", "cpu", "--max-lag-ms", 1000)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRTLLM_BENCH_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    code = main([str(argument) for argument in arguments])
+    said = capsys.readouterr()
+    assert "Traceback" not in said.err
+    return code, said.out, said.err
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    code, _, err = run(capsys, *arguments)
+    said = [line for line in err.splitlines() if line.startswith("trtllm-bench: ")]
+    assert (code, len(said)) == (3, 1), err
+    return said[0]
+
+
+def test_a_sweep_over_precisions_runs_on_the_cpu_and_records_each_cache(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    grid = ["--precision", "fp8,bf16", "--batch-size", 2, *QUICK]
+    code, _, err = run(capsys, "sweep", "--model", "tiny-llama", *grid, "--out", tmp_path / "s")
+    assert code == 0, err
+    cells = {row.cell.precision: row.cell.kv_dtype for row in Store(tmp_path / "s").rows() if row.status == "ok"}
+    assert cells == {"fp8": "fp8", "bf16": "bf16"}
+
+
+def test_the_cache_type_may_be_chosen_apart_from_the_precision(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for precision, cache in (("bf16", "fp8"), ("fp8", "bf16")):
+        types = ["--precision", precision, "--kv-dtype", cache]
+        assert run(capsys, "throughput", "--model", "tiny-llama", *types, *QUICK, "--out", tmp_path / "store")[0] == 0
+    assert [(row.cell.precision, row.cell.kv_dtype) for row in Store(tmp_path / "store").rows()] == [("bf16", "fp8"), ("fp8", "bf16")]
+    assert run(capsys, "latency", "--model", "tiny-llama", *types, *QUICK)[0] == 0
+    tokens = ["--token-ids", "1,2,3", "--max-tokens", 3, "--max-seq-len", 16, "--device", "cpu"]
+    assert run(capsys, "generate", "--model", "tiny-llama", *types, *tokens)[0] == 0
+
+
+def test_an_engine_says_its_types_and_how_to_build_it_again(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    types = ["--precision", "bf16", "--kv-dtype", "fp8"]
+    code, out, _ = run(capsys, "build", "--model", "tiny-llama", "--arch", "cpu", *types, "--max-seq-len", 64, "--out", tmp_path / "e")
+    assert code == 0
+    assert "bf16, KV cache fp8" in out
+    found = json.loads(run(capsys, "inspect", tmp_path / "e", "--json")[1])
+    assert (found["precision"], found["kv_dtype"]) == ("bf16", "fp8")
+    assert "--precision bf16" in found["rebuild"]
+    assert "--kv-dtype fp8" in found["rebuild"]
+    said = refused(capsys, "throughput", "--engine-dir", tmp_path / "e", "--kv-dtype", "bf16", *QUICK)
+    assert "--engine-dir already says what the KV cache is" in said
+    said = refused(capsys, "generate", "--engine-dir", tmp_path / "e", "--kv-dtype", "bf16", "--token-ids", "1", "--device", "cpu")
+    assert "its types and weights are fixed" in said
+
+
+@pytest.mark.parametrize("command", ["build", "sweep", "throughput", "latency"])
+@pytest.mark.parametrize(
+    ("precision", "kv_dtype", "says"),
+    [
+        ("fp32", "fp8", "an fp8 KV cache needs 16-bit activations"),
+        ("fp8", "fp16", "an engine in fp8 can keep its KV cache in bf16 or fp8, not fp16"),
+        ("bf16", "fp32", "an engine in bf16 can keep its KV cache in bf16 or fp8, not fp32"),
+        ("bf16", "fp7", "unknown KV cache dtype 'fp7'; supported are auto, fp16, bf16, fp32, fp8"),
+    ],
+)
+def test_types_that_do_not_go_together_are_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, command: str, precision: str, kv_dtype: str, says: str
+) -> None:
+    types = ["--precision", precision, "--kv-dtype", kv_dtype]
+    assert says in refused(capsys, command, "--model", "tiny-llama", *types, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("precision", "kv_dtype", "what"), [("fp8", "auto", "precision fp8"), ("bf16", "fp8", "an fp8 KV cache")])
+def test_fp8_for_a_gpu_without_it_is_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, precision: str, kv_dtype: str, what: str
+) -> None:
+    types = ["--precision", precision, "--kv-dtype", kv_dtype, "--arch", "sm_80,sm_90"]
+    said = refused(capsys, "build", "--model", "tiny-llama", *types, "--out", tmp_path / "out")
+    assert f"{what} needs sm_89 or later and sm_80 has no fp8" in said
+
+
+@pytest.mark.parametrize(("capability", "state"), [("8.0", "limit"), ("8.9", "ok"), ("9.0", "ok")])
+def test_doctor_knows_which_gpus_have_fp8(capability: str, state: str) -> None:
+    check = next(machine._precisions([{"compute_capability": capability}]))
+    assert check.state == state
+    assert ("which has no fp8" in check.found) == (state == "limit")
+    assert "fp8 on the CPU" in next(machine._precisions([])).found

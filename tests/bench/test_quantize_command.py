@@ -1,0 +1,103 @@
+"""`quantize` and `perplexity` on the command line: a model folder becomes an fp8 engine that answers, and mistakes are one sentence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from trtllm_bench.__main__ import main
+from trtllm_engines.compile import trace
+from trtllm_engines.config import read_config
+from trtllm_engines.plan import Profile
+from trtllm_engines.weights.dummy import draw
+
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "vocab_size": 128,
+    "max_position_embeddings": 256,
+    "rope_theta": 10000.0,
+}
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRTLLM_BENCH_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("command") / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    shapes = trace(read_config(folder), "fp32", Profile(1, 16, 16, 16)).checkpoint_shapes
+    tensors = {name: torch.empty(shape) for name, shape in shapes.items()}
+    for name, tensor in tensors.items():
+        draw(tensor, name, 1)
+    save_file(tensors, folder / "model.safetensors")
+    (folder.parent / "text.jsonl").write_text(json.dumps({"input_ids": list(range(100))}) + "\n")
+    return folder
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    code = main([str(argument) for argument in arguments])
+    said = capsys.readouterr()
+    assert "Traceback" not in said.err
+    return code, said.out, said.err
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    code, _, err = run(capsys, *arguments)
+    said = [line for line in err.splitlines() if line.startswith("trtllm-bench: ")]
+    assert (code, len(said)) == (3, 1), err
+    return said[0]
+
+
+def test_a_model_is_quantized_built_measured_and_answers(capsys: pytest.CaptureFixture[str], model: Path, tmp_path: Path) -> None:
+    text, out = model.parent / "text.jsonl", tmp_path / "fp8"
+    code, said, err = run(capsys, "quantize", model, "--out", out, "--dataset", text, "--calib-seq-len", 50, "--device", "cpu")
+    assert code == 0
+    assert "calibrated on 50 tokens in 1 windows" in said
+    assert "14 products in fp8" in said
+    rows = {line.split()[-5]: line.split() for line in said.splitlines() if line.startswith(("input of", "cached"))}
+    assert set(rows) == {*(f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")), "keys", "values"}
+    assert all(row[-4] == "2" and float(row[-3]) <= float(row[-2]) <= float(row[-1]) for row in rows.values())
+    assert "calibration: 1 done" in err
+    assert max(len(line) for line in said.splitlines() if str(tmp_path) not in line and "calibrated" not in line) <= 80
+    engine = ["build", "--model", out, "--precision", "fp8", "--arch", "cpu", "--max-seq-len", 64, "--out", tmp_path / "e"]
+    assert run(capsys, *engine)[0] == 0
+    answer = ["generate", "--engine-dir", tmp_path / "e", "--token-ids", "1,2,3", "--max-tokens", 3, "--device", "cpu"]
+    assert run(capsys, *answer)[0] == 0
+
+    measure = ["--dataset", text, "--window-len", 64, "--device", "cpu", "--json"]
+    wide = json.loads(run(capsys, "perplexity", model, *measure)[1])
+    narrow = json.loads(run(capsys, "perplexity", out, "--precision", "fp8", *measure)[1])
+    assert (wide["kv_dtype"], narrow["kv_dtype"], narrow["tokens"]) == ("fp32", "fp8", 63)
+    assert narrow["perplexity"] == pytest.approx(wide["perplexity"], rel=0.05)
+    assert narrow["perplexity"] != wide["perplexity"]
+    assert f"perplexity {wide['perplexity']:.3f}" in run(capsys, "perplexity", model, *measure[:-1])[1]
+
+
+def test_mistakes_are_one_sentence(capsys: pytest.CaptureFixture[str], model: Path, tmp_path: Path) -> None:
+    text = model.parent / "text.jsonl"
+    assert "not a Hugging Face folder" in refused(capsys, "quantize", "tiny-llama", "--out", tmp_path / "o", "--device", "cpu")
+    assert "is not empty" in refused(capsys, "quantize", model, "--out", model, "--dataset", text, "--device", "cpu")
+    assert "--out" in refused(capsys, "quantize", model)
+    assert "cannot be read" in refused(capsys, "quantize", model, "--out", tmp_path / "o", "--dataset", tmp_path / "no", "--device", "cpu")
+    (tmp_path / "file").write_text("")
+    below = tmp_path / "file" / "o"
+    assert str(below) in refused(capsys, "quantize", model, "--out", below, "--dataset", text, "--device", "cpu")
+    assert "trtllm-bench quantize" in refused(
+        capsys, "build", "--model", model, "--precision", "fp8", "--max-seq-len", 64, "--out", tmp_path / "e"
+    )
+    assert "preset" in refused(capsys, "perplexity", "tiny-llama", "--dataset", text, "--device", "cpu")
+    assert "unknown precision" in refused(capsys, "perplexity", model, "--dataset", text, "--precision", "fp5", "--device", "cpu")
+    assert "has no activation scale" in refused(capsys, "perplexity", model, "--dataset", text, "--precision", "fp8", "--device", "cpu")

@@ -1,0 +1,47 @@
+"""`perplexity`: what a precision costs in quality, on a text, through the graph that an engine runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trtllm_bench import options
+
+
+def command(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Hugging Face folder, such as one quantize wrote.")],
+    dataset: Annotated[Path, typer.Option("--dataset", help="Text: .txt, or .jsonl with text, prompt or input_ids.")],
+    precision: options.Precision = None,
+    kv_dtype: options.KvDtype = "auto",
+    windows: Annotated[int | None, typer.Option("--windows", min=1, help="Most windows of text (default: all of it).")] = None,
+    window_len: Annotated[int, typer.Option("--window-len", min=2, help="Tokens of a window; they do not overlap.")] = 1024,
+    chunk: Annotated[int, typer.Option("--chunk", min=1, help="Tokens a step; those of earlier steps are read from the KV cache.")] = 32,
+    device: options.Device = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+) -> None:
+    """Measure a text's perplexity in a precision and KV cache type."""
+    import time
+
+    from trtllm_bench.build_progress import build_progress
+    from trtllm_bench.native import device_of
+    from trtllm_engines.calibration.perplexity import perplexity
+    from trtllm_engines.precision import kv_cache_dtype
+
+    place = device_of(device)
+    chosen = precision or ("bf16" if place == "cuda" else "fp32")
+    began = time.perf_counter()
+    with build_progress() as report:
+        found = perplexity(
+            model, chosen, dataset, kv_dtype=kv_dtype, count=windows, length=window_len, chunk=chunk, device=place, progress=report
+        )
+    cache = kv_cache_dtype(chosen, kv_dtype)
+    if as_json:
+        import json
+
+        facts = {"model": model, "precision": chosen, "kv_dtype": cache, "dataset": str(dataset), "windows": found.windows, "chunk": chunk}
+        typer.echo(json.dumps({**facts, "tokens": found.tokens, "perplexity": found.value}))
+        return
+    typer.echo(f"{model} {chosen}, KV cache {cache}: perplexity {found.value:.3f}")
+    typer.echo(f"{found.tokens:,} tokens in {found.windows} windows of {dataset}, {time.perf_counter() - began:.1f} s")
