@@ -38,8 +38,8 @@ class EngineWish:
     kv_cache_fraction: float = 0.9
     policy: str = "guaranteed_no_evict"
     seed: int = 0
-    nvtx_detail: str = "off"
     kv_dtype: str = "auto"
+    nvtx_detail: str = "off"
 
 
 @dataclass(frozen=True)
