@@ -126,6 +126,11 @@ def test_a_duration_gives_every_rate_equally_long(tmp_path: Path) -> None:
         spec_of(duration=10)
 
 
+def test_a_cell_of_a_dataset_is_named_for_it() -> None:
+    (case,) = SweepSpec(model="m", precision="fp8", batch_size=4, dataset="specs/chat.toml", request_rate=2).cases()
+    assert case.label == "fp8 b4 chat 2/s"
+
+
 def test_repeats_are_spread_over_the_cells(tmp_path: Path) -> None:
     run, watching = sweep(tmp_path, Scripted(), repeats=2, osl=2)
     run.run()

@@ -80,6 +80,7 @@ def test_a_trace_with_its_filters(tmp_path: Path) -> None:
     text = f'[trace]\npath = "{sample}"\nwindow_s = [10, 60]\nmax_total = 1000\ntime_scale = 0.5\n'
     workload = open_workload(written(tmp_path, text))
     assert (workload.input_tokens + workload.output_tokens).max() <= 1000
+    assert workload.name == "mine", "its file's name, not the trace's"
     assert workload.arrival_s.max() <= 25
     assert 20 < len(workload) < 300
 

@@ -180,7 +180,7 @@ class WorkloadSpec(_Table):
         number, seed = requests or self.requests, self.seed if seed is None else seed
         vocabulary = Vocabulary(vocab_size or self.vocab_size)
         if self.trace is not None:
-            workload = self._from_trace(self.trace, folder, number, vocabulary, seed)
+            workload = dataclasses.replace(self._from_trace(self.trace, folder, number, vocabulary, seed), name=self.name)
         else:
             workload = self._synthetic(folder, number, vocabulary, seed)
         if self.lora is not None:
