@@ -16,6 +16,7 @@ def command(
     name: Annotated[str, typer.Argument(metavar="[NAME]", help="Only ops whose name contains this, such as attention.")] = "",
     shapes: Annotated[str, typer.Option("--shapes", "--model", "-m", help="Model whose shapes to take.")] = "llama-3.1-8b",
     precision: options.Precision = None,
+    kv_dtype: options.KvDtype = "auto",
     m: Annotated[str, typer.Option("--m", help="List: tokens in a step.")] = "1,64,1024",
     kv_len: Annotated[int, typer.Option("--kv-len", min=1, help="Tokens each decoding sequence has in the cache.")] = 1024,
     page_size: Annotated[int, typer.Option("--page-size", help="Tokens in a page of the KV cache.")] = 32,
@@ -54,7 +55,7 @@ def command(
     environment = Environment.capture(use_gpu=True)
     hardware, notes = ceilings_for(environment)
     prime("cuda")
-    bench = Bench(shapes, wanted.precision, arch_of(found[0]), cases_of(wanted), page_size)
+    bench = Bench(shapes, wanted.precision, arch_of(found[0]), cases_of(wanted), page_size, kv_dtype=kv_dtype)
     results = run(
         wanted,
         bench,

@@ -18,6 +18,7 @@ def command(
     model: options.Model = None,
     engine_dir: options.EngineDir = None,
     precision: options.Precision = None,
+    kv_dtype: options.KvDtype = "auto",
     weights: options.Weights = None,
     dataset: options.Dataset = None,
     isl: options.Isl = None,
@@ -36,6 +37,9 @@ def command(
     policy: options.Policy = "guaranteed_no_evict",
     nvtx_detail: options.NvtxDetail = "off",
     seed: options.Seed = 0,
+    nsys: Annotated[bool, typer.Option("--nsys", help="Record with Nsight Systems; keeps its report too.")] = False,
+    ncu: Annotated[str | None, typer.Option("--ncu", help="Also read hardware counters of this kernel or op, with Nsight Compute.")] = None,
+    inside_nsys: Annotated[bool, typer.Option("--inside-nsys", hidden=True)] = False,
     out: Annotated[Path | None, typer.Option("--out", help="Folder for profile, trace and page (default: profiles/<time>).")] = None,
 ) -> None:
     """See kernel by kernel where a cell's time goes, and how near the hardware's limits."""
@@ -45,8 +49,10 @@ def command(
     from rich.console import Console
 
     from trtllm_bench.measure import Load
-    from trtllm_bench.profiling.cell import Wanted, profile_cell
+    from trtllm_bench.profiling.cell import Wanted, profile_cell, with_counters
+    from trtllm_bench.profiling.nsight import find
     from trtllm_bench.profiling.show import print_profile
+    from trtllm_bench.profiling.systems import inside, profile_with_nsys, without
     from trtllm_bench.profiling.window import Window
     from trtllm_bench.single import case_of
     from trtllm_bench.wish import EngineWish, WorkloadWish, check_target, default_model, longest, make_workload, vocabulary_of
@@ -58,7 +64,7 @@ def command(
     bound = max(concurrency, 0)
     requests = num_requests or (None if dataset is not None else max(32, 4 * bound))
     batch = max_batch_size or bound or (None if engine_dir is not None else min(requests or 256, 256))
-    name, kind = default_model(model, precision, engine_dir, "native", device)
+    name, kind = default_model(model, precision, engine_dir, "native", device, kv_dtype)
     wish = EngineWish(
         name,
         kind,
@@ -71,6 +77,7 @@ def command(
         kv_cache_fraction=kv_cache_fraction,
         policy=policy,
         seed=seed,
+        kv_dtype=kv_dtype,
         nvtx_detail=nvtx_detail,
     )
     check_target("native", wish)
@@ -82,6 +89,17 @@ def command(
     line = " ".join(["trtllm-bench", *sys.argv[1:]])
     wanted = Wanted(wish, workload, Load(bound, load.open_loop, warmup), window, request_rate or 0.0, line)
     console = Console(highlight=False)
-    profile = profile_cell(wanted, folder)
+    if inside_nsys:
+        inside(wanted, folder)
+        return
+    for tool in ["nsys"] * nsys + ["ncu"] * (ncu is not None):
+        find(tool)
+    if nsys:
+        given = sys.argv[sys.argv.index("profile") :]
+        profile = profile_with_nsys(without(given, ("--nsys",), ("--ncu", "--out")), folder, line)
+    else:
+        profile = profile_cell(wanted, folder)
+    if ncu is not None:
+        profile = with_counters(profile, wanted, ncu, folder)
     print_profile(profile, console)
     console.print(f"\npage, trace (open in ui.perfetto.dev) and data: {folder}", soft_wrap=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import datetime
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,16 @@ from trtllm_bench.measure import Identity, Load
 from trtllm_bench.native import NativeSession, device_of
 from trtllm_bench.profiling.align import AROUND, Placed, place_kernels, place_ranges
 from trtllm_bench.profiling.collect import TorchCollector, prime
+from trtllm_bench.profiling.counters import Target, collect
+from trtllm_bench.profiling.ncu_export import as_row
 from trtllm_bench.profiling.record import PAGE_FILE, TRACE_FILE, Profile, StepRow
+from trtllm_bench.profiling.recorded import LOG_COLUMNS, Recorded
 from trtllm_bench.profiling.summary import summarise
-from trtllm_bench.profiling.trace import device_events, ranges, with_tracks, write_json
-from trtllm_bench.profiling.window import SeenStep, StepWindow, Window
+from trtllm_bench.profiling.trace import Event, device_events, ranges, with_tracks, write_json
+from trtllm_bench.profiling.window import Collector, SeenStep, StepWindow, Window
 from trtllm_bench.rows import cell_of
 from trtllm_bench.wish import EngineWish, Report, mean_lengths
+from trtllm_engines.engine_dir import load_engine
 from trtllm_engines.llm import LLM
 from trtllm_engines.runtime.launch_order import LaunchOrder
 from trtllm_engines.runtime.ranges import TorchMarker, annotate
@@ -36,6 +40,8 @@ from trtllm_results.record import Cell, cell_key
 from trtllm_workloads.request import Workload
 
 DEFAULT_STEPS = 32
+Tracks = dict[str, list[tuple[str, float, float]]]
+"""(name, start, duration) of what is on each track, microseconds."""
 ALIKE = 0.1
 """Steps whose token counts differ by less are compared as alike."""
 
@@ -65,12 +71,24 @@ def profile_cell(wanted: Wanted, folder: Path, report: Report | None = None) -> 
     """Runs the cell, writes `folder` (profile, trace, page) and returns the profile. Raises the components' errors."""
     device = device_of(wanted.engine.device)
     prime(device)
+    collector = TorchCollector(device)
+    recorded = record(wanted, collector, report)
+    content = collector.content()
+    name = "torch.profiler (CUPTI)" if device == "cuda" else "torch.profiler (CPU ranges)"
+    events = device_events(content) if device == "cuda" else ranges(content)
+    profile, tracks = analyse(recorded, events, name, wanted.command)
+    write(profile, folder, with_tracks(content, tracks))
+    return profile
+
+
+def record(wanted: Wanted, collector: Collector, report: Report | None = None) -> Recorded:
+    """Runs the cell with `collector` on during its window."""
+    device = device_of(wanted.engine.device)
     session = NativeSession(wanted.engine, report)
     try:
         identity = session.identity()
         llm = session.engine
         window = wanted.window or middle(wanted.workload, wanted.load, llm.loop.scheduler.config.max_batch_size)
-        collector = TorchCollector(device)
         hooks = attach(llm, window, collector, device, runs_before=1 if wanted.load.warmup else 0)
         measurement = session.measure(wanted.workload, wanted.load, lambda done: None)
     finally:
@@ -78,33 +96,67 @@ def profile_cell(wanted: Wanted, folder: Path, report: Report | None = None) -> 
     if not hooks.seen:
         taken = len(measurement.steps["done_s"])
         raise RunFailure(f"the run took {taken} steps and the window begins at step {window.first}; ask for earlier --steps")
-    content = collector.content()
     environment = Environment.capture(use_gpu=device == "cuda")
-    plan = llm.plan
-    placed = _place(content, hooks.seen, llm, device)
-    hardware, note = ceilings_for(environment)
-    kernels, steps, roles, timeline = summarise(placed, hooks.seen, PlanCounter(plan), hardware, hooks.lead_in)
+    hardware, notes = ceilings_for(environment)
     cell = _cell(wanted, identity)
-    profile = Profile(
+    return Recorded(
+        engine=str(llm.engine.path),
+        arch=llm.engine.arch,
+        device=device,
+        device_name=environment.device,
         cell={**asdict(cell), "cell_key": cell_key(cell, environment), "label": cell.label},
-        collector="torch.profiler (CUPTI)" if device == "cuda" else "torch.profiler (CPU ranges)",
-        device=environment.device,
+        figures=dict(measurement.figures),
+        seen=tuple(hooks.seen),
+        lead_in=hooks.lead_in,
+        log={name: np.asarray(measurement.steps[name], np.float64).tolist() for name in LOG_COLUMNS},
         ceilings={} if hardware is None else asdict(hardware),
+        notes=tuple(notes),
+    )
+
+
+def analyse(recorded: Recorded, events: Sequence[Event], collector: str, command: str) -> tuple[Profile, Tracks]:
+    """The profile, and the tracks of steps and ops to lay beside the trace. `events`: the device's, or a CPU trace's ranges."""
+    plan, seen = load_engine(Path(recorded.engine)).plan, recorded.seen
+    if recorded.device == "cuda":
+        placed = place_kernels(events, seen, LaunchOrder(plan, recorded.arch))
+    else:
+        placed = place_ranges(events, seen, plan.ops)
+    hardware = Hardware(**recorded.ceilings) if recorded.ceilings else None
+    kernels, steps, roles, timeline = summarise(placed, seen, PlanCounter(plan), hardware, recorded.lead_in)
+    profile = Profile(
+        cell=recorded.cell,
+        collector=collector,
+        device=recorded.device_name,
+        ceilings=recorded.ceilings,
         kernels=kernels,
         steps=steps,
         timeline=timeline,
         roles=roles,
-        **_free_steps(steps, measurement.steps, hooks.seen),
-        notes=tuple(note),
-        command=wanted.command,
+        **_free_steps(steps, recorded.log, seen),
+        notes=recorded.notes,
+        command=command,
         started_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        figures=measurement.figures,
+        figures=recorded.figures,
     )
-    write(profile, folder, _with_our_tracks(content, placed, hooks.seen, [op.name for op in plan.ops]))
-    return profile
+    return profile, _tracks(placed, seen, [op.name for op in plan.ops])
 
 
-def attach(llm: LLM, window: Window, collector: TorchCollector, device: str, runs_before: int) -> StepWindow:
+def with_counters(profile: Profile, wanted: Wanted, kernel: str, folder: Path) -> Profile:
+    """The profile with Nsight Compute's counters of one kernel, written anew. Raises `BenchError`."""
+    cell, settings = profile.cell, profile.cell["settings"]
+    model = wanted.engine.model
+    if wanted.engine.engine_dir is not None:
+        model = load_engine(wanted.engine.engine_dir).plan.fingerprint.provenance["model"]
+    flags = (("kv_dtype", str(cell["kv_dtype"])),)
+    sequences = min(cell["batch"] or settings["max_batch_size"], settings["max_batch_size"])
+    shape = (cell["isl"], cell["osl"], settings["max_num_tokens"], settings["page_size"])
+    target = Target(str(model), cell["precision"], kernel, sequences, *shape, flags)
+    found = replace(profile, counters=tuple(as_row(one) for one in collect(target, folder)))
+    write(found, folder)
+    return found
+
+
+def attach(llm: LLM, window: Window, collector: Collector, device: str, runs_before: int) -> StepWindow:
     """Hooks the window into a loaded engine; on a CPU, ranges around its ops too."""
     if device == "cuda":
         import torch
@@ -134,12 +186,6 @@ def ceilings_for(environment: Environment) -> tuple[Hardware | None, list[str]]:
     return hardware, [
         f"ceilings are the {hardware.name} data sheet's, reduced to what such a GPU reaches; trtllm-bench ceilings measures them"
     ]
-
-
-def _place(content: Mapping[str, Any], seen: Sequence[SeenStep], llm: LLM, device: str) -> list[Placed]:
-    if device == "cuda":
-        return place_kernels(device_events(content), seen, LaunchOrder(llm.plan, llm.engine.arch))
-    return place_ranges(ranges(content), seen, llm.plan.ops)
 
 
 def _cell(wanted: Wanted, identity: Identity) -> Cell:
@@ -179,8 +225,8 @@ def _free_steps(steps: Sequence[StepRow], log: Mapping[str, Any], seen: Sequence
     return {"free_step_us": float(np.median(free)), "recorded_step_us": float(np.median(alike))}
 
 
-def _with_our_tracks(content: dict[str, Any], placed: Sequence[Placed], seen: Sequence[SeenStep], names: Sequence[str]) -> dict[str, Any]:
-    """The trace with a track of steps and one of ops, so that Perfetto shows what each kernel belongs to."""
+def _tracks(placed: Sequence[Placed], seen: Sequence[SeenStep], names: Sequence[str]) -> Tracks:
+    """A track of steps and one of ops, so that Perfetto shows what each kernel belongs to."""
     ops: list[tuple[str, float, float]] = []
     spans: dict[int, tuple[float, float]] = {}
     previous = None
@@ -199,4 +245,4 @@ def _with_our_tracks(content: dict[str, Any], placed: Sequence[Placed], seen: Se
         for i, (low, high) in sorted(spans.items())
         if i < len(seen)
     ]
-    return with_tracks(content, {"steps": steps, "ops": ops})
+    return {"steps": steps, "ops": ops}

@@ -82,6 +82,8 @@ class Profile:
     notes: tuple[str, ...] = ()
     command: str = ""
     started_at: str = ""
+    counters: tuple[Mapping[str, Any], ...] = ()
+    """Launches of single kernels as Nsight Compute saw them."""
     figures: Mapping[str, float] = field(default_factory=dict)
     """The whole run's, slowed a little by the recording."""
 
@@ -124,8 +126,8 @@ class Profile:
             data = json.loads(source.read_text())
             kernels = tuple(KernelRow(**row) for row in data.pop("kernels"))
             steps = tuple(StepRow(**row) for row in data.pop("steps"))
-            notes, timeline = tuple(data.pop("notes")), tuple(data.pop("timeline"))
-            return cls(**data, kernels=kernels, steps=steps, notes=notes, timeline=timeline)
+            notes, timeline, counters = (tuple(data.pop(name)) for name in ("notes", "timeline", "counters"))
+            return cls(**data, kernels=kernels, steps=steps, notes=notes, timeline=timeline, counters=counters)
         except FileNotFoundError as error:
             raise BenchError(f"no profile at {source}; make one with trtllm-bench profile") from error
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -46,8 +46,22 @@ def print_profile(profile: Profile, console: Console, rows: int = ROWS) -> None:
         console.print(
             f"steps like these took {profile.recorded_step_us:,.1f} us recorded, {profile.free_step_us:,.1f} us unrecorded ({cost:+.1%})"
         )
+    for one in profile.counters:
+        _print_counters(one, console)
     for note in profile.notes:
         console.print(f"note: {note}", style="yellow", soft_wrap=True)
+
+
+def _print_counters(one: Mapping[str, Any], console: Console) -> None:
+    """One kernel as Nsight Compute saw it."""
+    parts = [f"{one['duration_s'] * 1e6:,.1f} us"] if "duration_s" in one else []
+    shares = {"dram_share": "DRAM", "sm_share": "SM", "l2_hit": "L2 hits", "occupancy": "occupancy", "occupancy_limit": "of at most"}
+    parts += [f"{label} {one[name]:.0%}" for name, label in shares.items() if name in one]
+    parts += [f"{one[name]:,.0f} {label}" for name, label in (("registers", "registers"), ("shared_bytes", "B shared")) if name in one]
+    waits = ", ".join(f"{name} {value:.1f}" for name, value in one["stalls"].items())
+    console.print(f"\n{one['kernel']} {one['grid']}, Nsight Compute: {', '.join(parts)}", soft_wrap=True)
+    if waits:
+        console.print(f"  warps wait for (warps a cycle): {waits}", soft_wrap=True)
 
 
 def _giga(columns: Sequence[Column]) -> list[Column]:

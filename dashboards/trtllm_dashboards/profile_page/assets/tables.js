@@ -45,4 +45,14 @@ sortable(document.getElementById("kernels"), [
   { name: "TB/s", of: (k) => k.bytes / k.time_us / 1e6 }, { name: "TFLOP/s", of: (k) => k.flop / k.time_us / 1e6 }, { name: "FLOP/byte", of: (k) => (k.bytes ? k.flop / k.bytes : null) },
   { name: "of ceiling", of: (k) => k.ceiling_share, show: percent }, { name: "bound by", of: (k) => k.bound || "-", text: true, show: text },
 ], data.kernels);
+if ((data.counters ?? []).length) {
+  const target = document.getElementById("counters"), figure = (name, show) => ({ name: name.replaceAll("_", " "), of: (c) => c[name] ?? null, show });
+  target.append(el("h2", {}, "Hardware counters (Nsight Compute)"));
+  sortable(target, [
+    { name: "kernel", of: (c) => c.kernel, text: true, show: text }, { name: "grid", of: (c) => c.grid, text: true, show: text },
+    { name: "time µs", of: (c) => (c.duration_s ? 1e6 * c.duration_s : null), first: true }, figure("dram_share", percent), figure("sm_share", percent), figure("l2_hit", percent),
+    figure("occupancy", percent), figure("occupancy_limit", percent), figure("registers"), figure("shared_bytes"),
+    { name: "warps wait for", of: (c) => Object.entries(c.stalls).map(([n, v]) => `${n} ${v.toFixed(1)}`).join(", "), text: true, show: text },
+  ], data.counters);
+}
 document.getElementById("notes").append(...data.notes.map((note) => el("p", { class: "soft" }, note)), ...(data.command ? [el("p", { class: "soft" }, data.command)] : []));
