@@ -155,22 +155,25 @@ class BoundOp:
         if self.program is not None:
             self.program.run()
             return
-        for name, value in zip(self.op.outputs, _listed(OPS[self.op.op].reference(**self.arguments())), strict=True):
+        for name, value in zip(self.op.outputs, self.reference(self.arguments()), strict=True):
             self.memory[name] = value
+
+    def reference(self, arguments: dict[str, Any]) -> list[torch.Tensor]:
+        """What the op's definition makes of these, on their own device."""
+        device = next(value.device for value in arguments.values() if isinstance(value, torch.Tensor))
+        with device:
+            result = OPS[self.op.op].reference(**arguments)
+        return list(result) if isinstance(result, tuple | list) else [result]
 
     def error(self) -> float:
         """Largest root-mean-square difference to the reference, relative to it, over results and what is written in place; inf for NaN."""
         definition = OPS[self.op.op]
         arguments = self.arguments()
         copies = {name: arguments[name].clone() for name in definition.mutates}
-        expected = [*_listed(definition.reference(**{**arguments, **copies})), *copies.values()]
+        expected = [*self.reference({**arguments, **copies}), *copies.values()]
         self.run()
         actual = [*(self.memory[name] for name in self.op.outputs), *(arguments[name] for name in definition.mutates)]
         return max(_difference(a, b) for a, b in zip(actual, expected, strict=True))
-
-
-def _listed(result: Any) -> list[torch.Tensor]:
-    return list(result) if isinstance(result, tuple | list) else [result]
 
 
 def _difference(actual: torch.Tensor, expected: torch.Tensor) -> float:
