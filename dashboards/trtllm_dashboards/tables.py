@@ -1,8 +1,9 @@
 """Terminal tables that fit: 80 columns in a log, the whole terminal otherwise, with or without colour, Unicode or a TTY.
 
 A table that is too wide is made narrower in an order that loses least: (1) columns whose value is the same in every row move to one line
-above the table, (2) text is shortened with an ellipsis, (3) the least important columns go, and a line below names them. Numbers are
-never shortened: half a number is a wrong number. Wrapping cells was rejected: a row that spans lines cannot be scanned or grepped.
+above the table, (2) text is shortened with an ellipsis, but what names a row only last, (3) the least important columns go, and a line
+below names them. Numbers are never shortened: half a number is a wrong number. Wrapping cells was rejected: a row that spans lines cannot
+be scanned or grepped.
 
     show(rows, [Column("precision"), Column("output_tok_s", "output", unit="tok/s", kind="number")])
 """
@@ -46,7 +47,10 @@ VERDICT_STYLES: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Column:
-    """One column. `priority` 0 always stays; higher goes first when the table is too wide. `hoist`: may move above when constant."""
+    """One column. `priority` 0 always stays; higher goes first when the table is too wide. `hoist`: may move above when constant.
+
+    `whole`: what names the row, not to be shortened while another column can go instead.
+    """
 
     key: str
     title: str = ""
@@ -55,6 +59,7 @@ class Column:
     priority: int = 0
     places: int | None = None
     hoist: bool = True
+    whole: bool = False
 
     @property
     def header(self) -> str:
@@ -136,12 +141,13 @@ def _fit(columns: list[Column], cells: Mapping[str, list[str]], width: int) -> t
     shown: list[Column] = list(columns)
     dropped: list[Column] = []
     while True:
+        candidates = [c for c in shown if c.priority > 0]
         widths = {c.key: _natural(c, cells) for c in shown}
         excess = sum(widths.values()) + GAP * (len(shown) - 1) - width
         if excess <= 0:
             return shown, dropped, {}
         limits: dict[str, int] = {}
-        for column in sorted((c for c in shown if c.kind == "text"), key=lambda c: -widths[c.key]):
+        for column in sorted((c for c in shown if c.kind == "text" and not (c.whole and candidates)), key=lambda c: -widths[c.key]):
             floor = max(MIN_TEXT, cell_len(column.header), cell_len(column.unit))
             cut = min(excess, widths[column.key] - floor)
             if cut > 0:
@@ -149,7 +155,6 @@ def _fit(columns: list[Column], cells: Mapping[str, list[str]], width: int) -> t
                 excess -= cut
         if excess <= 0:
             return shown, dropped, limits
-        candidates = [c for c in shown if c.priority > 0]
         if not candidates:
             return shown, dropped, limits
         victim = max(reversed(candidates), key=lambda c: c.priority)

@@ -109,3 +109,12 @@ def test_any_rows_fit_any_width(rows: list[dict[str, object]], width: int, ascii
     columns = [Column("a", priority=2), Column("b", kind="number", unit="ms"), Column("c", priority=1), Column("d")]
     text = to_text(rows, columns, width=width, ascii_only=ascii_only, title="t")
     assert all(cell_len(line) <= width for line in text.splitlines())
+
+
+def test_what_names_a_row_is_whole_as_long_as_something_else_can_go() -> None:
+    columns = [Column("cell", whole=True), Column("device", priority=1), Column("rate", kind="number")]
+    lines = [{"cell": f"llama-3.1-8b fp8 b{n} 128/128", "device": f"NVIDIA H100 {n}", "rate": n} for n in (1, 2)]
+    narrow = to_text(lines, columns, width=40)
+    assert "llama-3.1-8b fp8 b2 128/128" in narrow
+    assert "device" in narrow.split("not shown")[1]
+    assert "…" in to_text(lines, columns, width=20), "nothing left to go"

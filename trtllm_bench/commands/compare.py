@@ -173,7 +173,7 @@ def _pareto(sets: list[ResultSet], output: str, out: Path | None) -> None:
         return
     columns = [
         Column("set"),
-        Column("cell", hoist=False),
+        Column("cell", hoist=False, whole=True),
         Column(per_user, "per user", unit="tok/s/user", kind="number"),
         Column(per_gpu, "per GPU", unit="tok/s/GPU", kind="number"),
     ]

@@ -247,7 +247,7 @@ def _print(report: GateReport) -> None:
         if line["detectable"] is not None:
             line["detectable"] *= -finding.judged.sign
     columns = [
-        Column("cell"),
+        Column("cell", whole=True),
         Column("figure"),
         Column("unit"),
         Column("a", "A", kind="number"),

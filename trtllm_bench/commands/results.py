@@ -40,7 +40,12 @@ def ls(
         return
     shared, labels = common_words([str(line["cell"]) for line in lines])
     lines = [line | {"cell": label} for line, label in zip(lines, labels, strict=True)]
-    columns = [Column("store", priority=3), Column("key", hoist=False), Column("cell", hoist=False), Column("repeat", "rep", kind="number")]
+    columns = [
+        Column("store", priority=3),
+        Column("key", hoist=False),
+        Column("cell", hoist=False, whole=True),
+        Column("repeat", "rep", kind="number"),
+    ]
     columns += [Column("status", kind="verdict"), Column("gpu", "device", priority=2)]
     columns += [
         Column(name, title(name), unit=FIGURES[name].unit if name in FIGURES else "", kind="number", priority=1) for name in figures
@@ -51,19 +56,21 @@ def ls(
 @app.command("show")
 def show_row(
     store: Annotated[str, typer.Argument(help="Store folder or table.")],
-    key: Annotated[str, typer.Argument(help="Start of a cell key, as ls prints it.")],
+    key: Annotated[str, typer.Argument(help="Start of a cell key, as ls prints it (default: every cell).")] = "",
     definitions: Annotated[
         str, typer.Option("--definitions", help="Latencies as another tool defines them: vllm, aiperf, nvidia, guidellm, or all.")
     ] = "",
 ) -> None:
-    """Everything about the rows of one cell: settings, figures with their units, environment, command."""
+    """Everything about the rows of one cell, or of all: settings, figures with their units, environment, command."""
     from trtllm_results import selection
     from trtllm_results.errors import ResultsError
     from trtllm_results.figures import FIGURES
 
     rows = [row for row in selection.load_set(store).rows if row.key.startswith(key)]
     if not rows:
-        raise ResultsError(f"No cell of {store} has a key that starts with '{key}'; results ls lists them.")
+        raise ResultsError(
+            f"No cell of {store} has a key that starts with '{key}'; results ls lists them." if key else f"{store} is empty."
+        )
     if definitions:
         _by_definitions(Path(store), rows, definitions)
         return
