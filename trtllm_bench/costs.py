@@ -40,13 +40,14 @@ class ModelCost:
     """Keys and values of one token."""
     page_size: int
     compute_dtype: str
-    """Number format of the largest product: the ceiling that MFU is measured against."""
+    """Number format of most products of a token (an fp8 model's head stays wide): the ceiling that MFU is measured against."""
 
     @classmethod
     def of(cls, plan: Plan) -> ModelCost:
         flops = {"T": 0.0, "S": 0.0}
         used: set[str] = set()
-        largest, compute_dtype, layers = 0.0, plan.precision, 0
+        formats: dict[str, float] = {}
+        layers = 0
         for op in plan.ops:
             layers += op.op == "paged_attention"
             if op.op == "embedding":
@@ -57,11 +58,10 @@ class ModelCost:
                 if spec is None:
                     continue
                 used.add(name)
-                if len(spec.shape) == 2 and rows in flops:
+                if len(spec.shape) == 2 and spec.shape[1] != 1 and rows in flops:
                     product = 2.0 * int(spec.shape[0]) * int(spec.shape[1])
                     flops[str(rows)] += product
-                    if product > largest:
-                        largest, compute_dtype = product, spec.dtype
+                    formats[spec.dtype] = formats.get(spec.dtype, 0.0) + product * (rows == "T")
         config = plan.config
         return cls(
             token_flops=flops["T"],
@@ -70,7 +70,7 @@ class ModelCost:
             weight_bytes=sum(float(np.prod([int(d) for d in plan.weights[name].shape])) * BYTES[plan.weights[name].dtype] for name in used),
             kv_bytes=2.0 * layers * config.num_kv_heads * config.head_dim * BYTES[plan.kv_dtype],
             page_size=plan.profile.page_size,
-            compute_dtype=compute_dtype,
+            compute_dtype=max(formats, key=formats.__getitem__, default=plan.precision),
         )
 
     def flops_of(self, log: RequestLog) -> float:

@@ -12,7 +12,9 @@ EngineDir = Annotated[Path | None, typer.Option("--engine-dir", help="Engine fol
 Weights = Annotated[
     str | None, typer.Option("--weights", help="dummy, or a folder or .gguf file (default: the model folder's own; dummy for presets).")
 ]
-Precision = Annotated[str | None, typer.Option("--precision", help="fp32, fp16, bf16 or fp8 (default: bf16 on a GPU, fp32 on a CPU).")]
+Precision = Annotated[
+    str | None, typer.Option("--precision", help="fp32, fp16, bf16, fp8 or fp8_rowwise (default: bf16 on a GPU, fp32 on a CPU).")
+]
 KV_DTYPE_HELP = "KV cache: auto (fp8 with precision fp8), fp8, bf16, fp16 or fp32."
 KvDtype = Annotated[str, typer.Option("--kv-dtype", help=KV_DTYPE_HELP)]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]

@@ -18,7 +18,7 @@ from trtllm_engines.passes import run_passes
 from trtllm_engines.passes.plan_memory import lifetimes, place
 from trtllm_engines.passes.select_tactics import select_tactics
 from trtllm_engines.plan import LOGITS, STEP_INPUTS, Op, ParallelLayout, Plan, Profile
-from trtllm_engines.precision import check_types, kv_cache_dtype, wide_dtype
+from trtllm_engines.precision import check_types, kv_cache_dtype, product_dtype, wide_dtype
 from trtllm_kernels.ops import OPS
 from trtllm_kernels.types import TensorSpec
 
@@ -45,7 +45,8 @@ def compile_model(
     check_types(precision, kv_dtype, arches)
     config.check_sequence_length(profile.max_seq_len)
     graph = trace(config, wide_dtype(precision), profile)
-    graph.quantized = precision == "fp8"
+    graph.quantized = product_dtype(precision) == "fp8"
+    graph.by_row = precision == "fp8_rowwise"
     graph.kv_dtype = kv_cache_dtype(precision, kv_dtype)
     run_passes(graph)
     ops, values = export(graph)

@@ -56,7 +56,9 @@ class ModelGraph:
     kv_dtype: str = ""
     """dtype of the KV cache; "" is the activations'."""
     quantized: bool = False
-    """Whether products become fp8 with static scales (`passes.quantize`)."""
+    """Whether products become fp8 (`passes.quantize`), with one static scale a tensor or,"""
+    by_row: bool = False
+    """with one a row of the weights and one a row of the activations, found at run time."""
     recipes: dict[str, str] = field(default_factory=dict)
     """Weight -> how it is made of its sources when not by stacking: see `plan.WeightRecipe`."""
 
@@ -187,9 +189,9 @@ def stack_weight(graph: ModelGraph, name: str, parts: Sequence[Node]) -> str:
     return name
 
 
-def scale_weight(graph: ModelGraph, name: str, sources: Sequence[str], recipe: str) -> Node:
-    """Registers a scale (fp32, one element) derived from `sources` and returns the node that reads it."""
-    graph.weights[name] = TensorSpec((1,), "fp32")
+def scale_weight(graph: ModelGraph, name: str, sources: Sequence[str], recipe: str, rows: int = 0) -> Node:
+    """Registers a scale (fp32, one element, or [rows, 1]) derived from `sources` and returns the node that reads it."""
+    graph.weights[name] = TensorSpec((rows, 1) if rows else (1,), "fp32")
     graph.sources[name] = tuple(sources)
     graph.recipes[name] = recipe
     return graph.fx.get_attr(name)

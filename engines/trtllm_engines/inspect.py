@@ -33,7 +33,8 @@ def describe(path: Path | str, *, verify: bool = False) -> Description:
     engine = load_engine(path, verify="full" if verify else "fast")
     plan = engine.plan
     config = plan.config
-    parameters = sum(math.prod(shape) for parts in plan.weight_parts.values() for _, shape in parts)
+    parts = (plan.weight_parts[name] for name in plan.weights if not plan.weight_recipes.get(name, "").endswith("scale"))
+    parameters = sum(math.prod(shape) for stacked in parts for _, shape in stacked)
     kv_bytes_per_token = 2 * config.num_layers * config.kv_size * DTYPES[plan.kv_dtype].itemsize
     profile = plan.profile
     return {

@@ -127,7 +127,8 @@ class Plan:
     """Weight -> the checkpoint tensors (name, shape) it stacks along its first dimension. What `refit` and the generator read."""
     weight_recipes: Mapping[str, str]
     """How a weight is made of its parts when not by stacking: `interleave` (two parts, rows alternating), `weight_scale` (largest magnitude
-    of the parts over 448), `input_scale` and `kv_scale` (largest of the parts, or the stated default where the checkpoint has none)."""
+    of the parts over 448), `weight_row_scale` (the same of each row), `input_scale` and `kv_scale` (largest of the parts, or the stated
+    default where the checkpoint has none)."""
     constants: Mapping[str, TensorSpec]
     """Tables the compiler computed (the rotary one), stored in `constants.safetensors`; named in `Op.inputs` like weights."""
     weights_source: Mapping[str, Any]

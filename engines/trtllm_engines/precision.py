@@ -12,16 +12,22 @@ from trtllm_engines.errors import EngineError
 from trtllm_engines.fingerprint import CPU
 from trtllm_kernels.lowering.call import capability
 
-PRECISIONS = ("fp32", "fp16", "bf16", "fp8")
+PRECISIONS = ("fp32", "fp16", "bf16", "fp8", "fp8_rowwise")
+"""`fp8`: a calibrated scale a tensor. `fp8_rowwise`: one a row, of the weights stored, of the activations found as they come."""
 KV_DTYPES = ("auto", "fp16", "bf16", "fp32", "fp8")
 FP8_SINCE = 89
 """Oldest compute capability (Ada) with fp8 conversions and products."""
-_WIDE: Mapping[str, str] = {"fp8": "bf16"}
+_QUANTIZED: Mapping[str, str] = {"fp8": "fp8", "fp8_rowwise": "fp8"}
 
 
 def wide_dtype(precision: str) -> str:
     """What activations are in an engine of `precision`."""
-    return _WIDE.get(precision, precision)
+    return "bf16" if precision in _QUANTIZED else precision
+
+
+def product_dtype(precision: str) -> str:
+    """What products multiply in an engine of `precision`."""
+    return _QUANTIZED.get(precision, precision)
 
 
 def kv_cache_dtype(precision: str, asked: str = "auto") -> str:
@@ -33,7 +39,7 @@ def kv_cache_dtype(precision: str, asked: str = "auto") -> str:
         raise EngineError("an fp8 KV cache needs 16-bit activations; use precision fp8, bf16 or fp16")
     if asked not in ("auto", "fp8", wide):
         raise EngineError(f"an engine in {precision} can keep its KV cache in {wide} or fp8, not {asked}")
-    return "fp8" if asked == "fp8" or (asked == "auto" and precision == "fp8") else wide
+    return "fp8" if asked == "fp8" or (asked == "auto" and precision in _QUANTIZED) else wide
 
 
 def check_types(precision: str, kv_dtype: str = "auto", arches: Sequence[str] = ()) -> None:
@@ -41,9 +47,9 @@ def check_types(precision: str, kv_dtype: str = "auto", arches: Sequence[str] = 
     if precision not in PRECISIONS:
         raise EngineError(f"unknown precision {precision!r}; supported are {', '.join(PRECISIONS)}")
     cache = kv_cache_dtype(precision, kv_dtype)
-    if "fp8" not in (precision, cache):
+    if "fp8" not in (product_dtype(precision), cache):
         return
     without = [arch for arch in arches if arch != CPU and capability(arch) < FP8_SINCE]
     if without:
-        what = "precision fp8" if precision == "fp8" else "an fp8 KV cache"
+        what = f"precision {precision}" if precision in _QUANTIZED else "an fp8 KV cache"
         raise EngineError(f"{what} needs sm_{FP8_SINCE} or later and {', '.join(without)} has no fp8; choose bf16, or other architectures")

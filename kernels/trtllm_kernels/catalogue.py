@@ -86,6 +86,9 @@ def ops_of(model: ModelShape, precision: str, *, max_seq_len: int = 4096, max_ba
     yield OpShape("paged_attention", (qkv, cache, blocks, *step, scale, scale, scale), (codes("T", q_width),), attend)
     if scale is not None:
         yield OpShape("quantize", (hidden, scale), (codes("T", h),), {})
+        by_row = TensorSpec(("T", 1), "fp32")
+        yield OpShape("quantize_rows", (hidden,), (codes("T", h), by_row), {})
+        yield OpShape("linear", (codes("T", i), codes(h, i), None, by_row, TensorSpec((h, 1), "fp32")), (hidden,), {})
 
 
 def kernels_of(name: str, precision: str, arch: str, page_size: int = 32) -> dict[str, KernelSpec]:

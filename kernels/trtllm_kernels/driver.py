@@ -181,21 +181,30 @@ class _Matmul:
 
 
 class _ScaledMatmul(_Matmul):
-    """y[:rows] = (x_scale * x[:rows]) @ (weight_scale * weight).T (+ bias), x and weight fp8, by cuBLASLt with fast accumulation."""
+    """y[:rows] = (x_scale * x[:rows]) @ (weight_scale * weight).T (+ bias), x and weight fp8, by cuBLASLt with fast accumulation.
+
+    Scales of one element hold for a whole tensor, matrices of one column for each row of x and of the weight.
+    """
 
     def __init__(self, launch: Launch, resolve: Resolve, symbolic: _Symbolic) -> None:
         x, weight, x_scale, weight_scale, *bias, y = (resolve(str(arg.value)) for arg in launch.args)
         self.x, self.y = x, y
         self.weight = weight.t()
         self.bias = bias[0] if bias else None
-        self.scales = (x_scale.view(()), weight_scale.view(()))
+        self.by_row = weight_scale.dim() == 2
+        self.x_scale, self.weight_scale = (x_scale, weight_scale.t()) if self.by_row else (x_scale.view(()), weight_scale.view(()))
+        self.x_scale_rows = self.x_scale
         self.rows = symbolic.index(launch.grid[0])
         self.x_rows, self.y_rows = x, y
 
+    def resize(self, rows: int, views: Views) -> None:
+        super().resize(rows, views)
+        if self.by_row:
+            self.x_scale_rows = _rows(self.x_scale, rows, views)
+
     def run(self) -> None:
-        torch._scaled_mm(
-            self.x_rows, self.weight, *self.scales, bias=self.bias, out_dtype=self.y.dtype, use_fast_accum=True, out=self.y_rows
-        )
+        scales = self.x_scale_rows, self.weight_scale
+        torch._scaled_mm(self.x_rows, self.weight, *scales, bias=self.bias, out_dtype=self.y.dtype, use_fast_accum=True, out=self.y_rows)
 
 
 def _rows(tensor: torch.Tensor, rows: int, views: Views) -> torch.Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from trtllm_kernels.ops import OPS
-from trtllm_kernels.ops.quantize import FP8, FP8_MAX, finish
+from trtllm_kernels.ops.quantize import FP8, FP8_MAX, finish, row_scales
 from trtllm_kernels.specs import DTYPES
 
 
@@ -84,12 +84,15 @@ OUT_SCALE = 0.02
 """Of samples: results of a few units fill E4M3's range without leaving it."""
 
 
-def fp8_sample(op: str, model: ModelShape, batch: BatchShape, dtype: str = "bf16", seed: int = 0, poison: bool = True) -> dict[str, Any]:
-    """As `sample`, with everything of the op quantized that can be: inputs, weights, cache, result."""
+def fp8_sample(
+    op: str, model: ModelShape, batch: BatchShape, dtype: str = "bf16", seed: int = 0, poison: bool = True, by_row: bool = False
+) -> dict[str, Any]:
+    """As `sample`, with everything of the op quantized that can be: inputs, weights (`by_row`: a scale a row), cache, result."""
     named = sample(op, model, batch, dtype, seed, poison)
     for name in ("x", "weight") if "x_scale" in OPS[op].tensors else ():
-        scale = named[name].float().abs().max() / FP8_MAX
-        named[name], named[f"{name}_scale"] = finish(named[name].float(), FP8, scale), scale.reshape(1)
+        values = named[name].float()
+        scale = row_scales(values) if by_row else (values.abs().max() / FP8_MAX).reshape(1)
+        named[name], named[f"{name}_scale"] = finish(values, FP8, scale), scale
     if op in ("rope_kv_write", "paged_attention"):
         # powers of two: what a code stands for is then exact in bf16, where this step's own keys and values are read
         named |= {"k_scale": torch.tensor([2.0**-7]), "v_scale": torch.tensor([2.0**-6])}
@@ -161,6 +164,8 @@ def _draw(op: str, model: ModelShape, batch: BatchShape, dtype: str, poison: boo
             return {"x": randn(t, h), "weight": randn(model.intermediate, h) / h**0.5, "bias": randn(model.intermediate)}
         case "gate_up_silu":
             return {"x": randn(t, h), "weight": randn(2 * model.intermediate, h) / h**0.5}
+        case "quantize_rows":
+            return {"x": randn(t, h) * torch.logspace(-2, 2, t)[:, None].to(kind)}
         case "quantize":
             return {"x": randn(t, h), "scale": torch.tensor([0.01])}
         case "split":

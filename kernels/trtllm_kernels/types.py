@@ -76,7 +76,7 @@ class Launch:
     """A kernel launch, or (when `library` is set) a call of a routine the runtime takes from torch.
 
     library `matmul`: args are x, weight, bias (optional) and y; grid is (rows, N, K); y[:rows] = x[:rows] @ weight.T + bias.
-    library `scaled_matmul`: args are x, weight (both fp8), their scales, bias (optional) and y (bf16).
+    library `scaled_matmul`: args are x, weight (both fp8), their scales (of one element, or [rows, 1] and [N, 1]), bias (optional), y.
     Skipped at run time when any grid dimension evaluates to zero or less.
     """
 

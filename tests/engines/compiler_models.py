@@ -96,5 +96,5 @@ def paged_inputs(graph: ModelGraph, seed: int = 0) -> dict[str, Tensor]:
         "logit_rows": dense["logit_rows"],
         "last_tokens": int32([0] * slots),
         "block_table": table,
-        "kv_cache": torch.full(shape, float("nan"), dtype=DTYPES[graph.dtype]),
+        "kv_cache": torch.full(shape, float("nan"), dtype=DTYPES[graph.inputs["kv_cache"].dtype]),
     }

@@ -42,6 +42,14 @@ def test_description_counts_what_the_plan_holds(engine: Path) -> None:
     assert all(row["registers"] > 0 for row in found["kernels"])
 
 
+def test_scales_are_no_parameters(tmp_path: Path) -> None:
+    found = describe(build("tiny-llama", "fp8", out=tmp_path / "e", profile=Profile(4, 64, 64)))
+    assert found["model"]["parameters"] == 918_656
+    assert found["memory"]["kv_bytes_per_token"] == 2 * 4 * 2 * 32
+    wide = 918_656 - 4 * (128 * 256 + 128 * 128 + 3 * 128 * 384)
+    assert found["weights"]["bytes"] == 918_656 + wide + 4 * 4 * (4 + 4 + 2)
+
+
 def test_report_fits_80_columns_and_names_everything(engine: Path) -> None:
     text = io.StringIO()
     Console(file=text, width=80).print(render(describe(engine, verify=True)))

@@ -204,6 +204,42 @@ def test_without_cache_scales_there_are_none(model: Path, tmp_path: Path) -> Non
     build_fp8(tmp_path / "out", tmp_path / "e", "bf16")
 
 
+def test_a_checkpoint_of_rows_is_kept_by_an_engine_of_rows(model: Path, tmp_path: Path) -> None:
+    quantize(model, tmp_path / "out", precision="fp8_rowwise", dataset=model.parent / "samples.jsonl")
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    assert not [name for name in stored if name.endswith("input_scale")]
+    said = json.loads((tmp_path / "out" / "hf_quant_config.json").read_text())["quantization"]
+    assert said["quant_algo"] == "FP8_PER_CHANNEL_PER_TOKEN"
+    engine = load_engine(build(tmp_path / "out", "fp8_rowwise", out=tmp_path / "e", profile=PROFILE))
+    ours = engine.tensors("cpu")
+    fp8 = [name for name, spec in engine.plan.weights.items() if spec.dtype == "fp8"]
+    assert fp8
+    for name in fp8:
+        parts = [part for part, _ in engine.plan.weight_parts[name]]
+        assert torch.equal(ours[name].view(torch.uint8), torch.cat([stored[part].view(torch.uint8) for part in parts]))
+        torch.testing.assert_close(ours[f"{name}_scale"].flatten(), torch.cat([stored[f"{part}_scale"] for part in parts]))
+    wide = perplexity.perplexity(model, "fp32", model.parent / "samples.jsonl", length=64).value
+    narrow = perplexity.perplexity(tmp_path / "out", "fp8_rowwise", model.parent / "samples.jsonl", length=64).value
+    assert wide != narrow == pytest.approx(wide, rel=0.05)
+
+
+def test_a_checkpoint_with_compressed_tensors_names_gives_the_same_engine(quantized: tuple[Path, Quantized], tmp_path: Path) -> None:
+    """That format's scales are [1], or [out, 1] for rows, and the cache's belong to the attention."""
+    folder = tmp_path / "m"
+    folder.mkdir()
+    (folder / "config.json").write_text((quantized[0] / "config.json").read_text())
+    renamed = {}
+    for name, tensor in load_file(quantized[0] / "model.safetensors").items():
+        for leaf in ("k", "v"):
+            name = name.replace(f".{leaf}_proj.{leaf}_scale", f".{leaf}_scale")
+        renamed[name] = tensor.reshape(1) if name.endswith("_scale") else tensor
+    save_file(renamed, folder / "model.safetensors")
+    engines = [load_engine(build_fp8(path, tmp_path / name)) for path, name in ((quantized[0], "a"), (folder, "b"))]
+    first, second = (engine.tensors("cpu") for engine in engines)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name].view(torch.uint8), second[name].view(torch.uint8)) for name in first if first[name].dim())
+
+
 def test_a_large_checkpoint_is_sharded(
     model: Path, quantized: tuple[Path, Quantized], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -281,6 +317,8 @@ def test_input_that_cannot_be_quantized_is_one_sentence(tmp_path: Path) -> None:
         quantize("tiny-llama", tmp_path / "out")
     with pytest.raises(EngineError, match=r"model exists and is not empty"):
         quantize(folder, folder, dataset=dataset)
+    with pytest.raises(EngineError, match=r"unknown precision 'bf16' for quantization; supported are fp8, fp8_rowwise"):
+        quantize(folder, tmp_path / "out", dataset=dataset, precision="bf16")
     with pytest.raises(EngineError, match="unknown KV cache dtype 'int8'"):
         quantize(folder, tmp_path / "out", dataset=dataset, kv_dtype="int8")
     with pytest.raises(EngineError, match="cannot be read"):

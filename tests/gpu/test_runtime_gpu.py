@@ -26,7 +26,7 @@ PROFILE = Profile(max_batch_size=24, max_num_tokens=96, max_seq_len=256, page_si
 PAGES = 24 * 8 + 1
 
 
-@pytest.fixture(scope="module", params=["fp32", "bf16"])
+@pytest.fixture(scope="module", params=["fp32", "bf16", "fp8"])
 def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Engine:
     target = detect_target()
     folder = tmp_path_factory.mktemp("engines") / request.param
@@ -103,7 +103,11 @@ def test_logits_are_close_to_the_cpus_after_prefill_and_decode(engine: Engine) -
         received = [int(loop.scheduler.slots.received[0]) for loop in loops]
         if not all(received):
             continue
-        torch.testing.assert_close(gpu.outputs["logits"][0].float().cpu(), cpu.outputs["logits"][0].float(), **tolerance)
+        ours, theirs = gpu.outputs["logits"][0].float().cpu(), cpu.outputs["logits"][0].float()
+        if engine.plan.precision == "fp8":  # a code that flips moves a value by up to 6%
+            assert torch.nn.functional.cosine_similarity(ours, theirs, dim=0) > 0.98
+        else:
+            torch.testing.assert_close(ours, theirs, **tolerance)
         tokens = [loop.scheduler.slots.tokens[0, 150 : 150 + received[0]].tolist() for loop in loops]
         if tokens[0] != tokens[1]:
             assert engine.plan.precision != "fp32"

@@ -94,7 +94,7 @@ def arena_views(plan: Plan) -> dict[str, torch.Tensor]:
 
 
 def main() -> None:
-    for model, precision in (("llama", "fp32"), ("gptj", "fp32"), ("llama", "fp8")):
+    for model, precision in (("llama", "fp32"), ("gptj", "fp32"), ("llama", "fp8"), ("llama", "fp8_rowwise")):
         config = MODELS[model]
         compiled = compile_model(config, precision, PROFILE, arches=(ARCH,), weights_source={"kind": "dummy", "seed": 0})
         plan = compiled.plan

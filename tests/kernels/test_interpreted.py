@@ -32,7 +32,7 @@ def test_kernel_equals_reference(results: list[dict], op: str) -> None:
 def test_whole_engines_equal_their_references() -> None:
     """The launches of a plan over its planned arena: prefill, then a mixed step, then a decode step."""
     steps = run_interpreted("interpreted_engine.py")
-    models = ("llama-fp32", "gptj-fp32", "llama-fp8")
+    models = ("llama-fp32", "gptj-fp32", "llama-fp8", "llama-fp8_rowwise")
     assert [s["case"] for s in steps] == [f"{model}-{step}" for model in models for step in ("context", "mixed", "decode")]
     for step in steps:
         assert step["same_rows"], step

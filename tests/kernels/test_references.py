@@ -11,7 +11,7 @@ from trtllm_kernels.samples import QUANTIZABLE, BatchShape, ModelShape, fp8_samp
 
 OPS = torch.ops.trtllm
 ALL_OPS = """add add_layer_norm add_rms_norm attention embedding gate_up_silu gather_rows gelu layer_norm linear linear_gelu paged_attention
-prepare_step quantize rms_norm rope rope_kv_write silu_mul silu_mul_packed split"""
+prepare_step quantize quantize_rows rms_norm rope rope_kv_write silu_mul silu_mul_packed split"""
 BATCH = BatchShape(query_lens=(1, 1, 5, 40), kv_lens=(1, 77, 5, 70), max_pages=3)
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -213,6 +213,7 @@ def test_fakes_agree_with_references() -> None:
         "rope_kv_write": (x, positions, table, cache, positions + 4, None, None, 1, 2, 1, 8, True, 1e-5),
         "paged_attention": (x, cache, block_table, two, start, lens, 1, 2, 1, 1.0),
         "quantize": (x, one),
+        "quantize_rows": (x,),
         "gate_up_silu": (x, randn(6, 32)),
         "linear_gelu": (x, randn(6, 32), randn(6)),
     }

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trtllm_engines.plan import LOGITS, Op, Plan, step_input_specs
+from trtllm_engines.precision import product_dtype
 from trtllm_kernels.expr import evaluate
 from trtllm_kernels.types import TensorSpec
 
@@ -148,6 +149,7 @@ class PlanCounter:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
+        self._products = product_dtype(plan.precision)
         self._specs: dict[str, TensorSpec] = {
             **step_input_specs(plan.config, plan.profile, plan.kv_dtype),
             **plan.constants,
@@ -186,7 +188,7 @@ class PlanCounter:
         logits = self._specs[LOGITS]
         columns = int(logits.shape[1])
         moved = float(shape.samples * columns * ITEM_BYTES[logits.dtype] + 4 * shape.samples)
-        return OpCost("sample", "sample", "rows", self.plan.precision, float(shape.samples * columns), 0.0, 0.0, moved)
+        return OpCost("sample", "sample", "rows", self._products, float(shape.samples * columns), 0.0, 0.0, moved)
 
     def _bytes(self, name: str, symbols: Mapping[str, int]) -> float:
         spec = self._specs[name]
@@ -227,7 +229,7 @@ class PlanCounter:
         return self._rows(op, flop, weight_bytes, inputs + results)
 
     def _rows(self, op: Op, flop: float, weight_bytes: float, activation_bytes: float) -> OpCost:
-        return OpCost(op.name, op.op, "rows", self.plan.precision, flop, weight_bytes, 0.0, activation_bytes)
+        return OpCost(op.name, op.op, "rows", self._products, flop, weight_bytes, 0.0, activation_bytes)
 
     def _format(self, op: Op, matrix: TensorSpec) -> str:
         """The format both operands have, else the wider one."""
@@ -246,7 +248,7 @@ class PlanCounter:
         width = config.num_heads * config.head_dim
         query = float(shape.tokens * width * ITEM_BYTES[self._specs[op.inputs[0]].dtype])
         tables = 4.0 * (int((-(-shape.kv_lens // self.plan.profile.page_size)).sum()) + 3 * shape.sequences)
-        compute = self.plan.precision if self.plan.precision not in _EIGHT_BIT else "fp16"
+        compute = self._products if self._products not in _EIGHT_BIT else "fp16"
         flop = 4.0 * shape.pairs * width
         return OpCost(
             op.name, op.op, "attention", compute, flop, 0.0, shape.kv_tokens * self._kv_bytes_per_token(), query + results + tables
@@ -261,4 +263,4 @@ class PlanCounter:
         written = shape.tokens * self._kv_bytes_per_token()
         flop = _ELEMENT_FLOP[op.op] * self._elements(op.outputs[0], symbols)
         moved = self._all_bytes(others, symbols) + rotary + results
-        return OpCost(op.name, op.op, "rows", self.plan.precision, flop, weights, written, moved)
+        return OpCost(op.name, op.op, "rows", self._products, flop, weights, written, moved)

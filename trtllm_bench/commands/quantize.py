@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 def command(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Hugging Face folder with config.json, weights and tokenizer.")],
     out: Annotated[Path, typer.Option("--out", "--output-dir", help="Folder to write, new or empty.")],
+    precision: Annotated[
+        str, typer.Option("--precision", help="fp8 (a scale a tensor) or fp8_rowwise (a scale a row, inputs scaled as they come).")
+    ] = "fp8",
     dataset: Annotated[
         Path | None, typer.Option("--dataset", help="Text to calibrate on: .txt, or .jsonl with text, prompt or input_ids (default: ours).")
     ] = None,
@@ -40,6 +43,7 @@ def command(
         made = quantize(
             model,
             out,
+            precision=precision,
             dataset=dataset,
             samples=calib_size,
             length=calib_seq_len,
@@ -56,7 +60,7 @@ def command(
     console.print(
         f"\n{out}: {made.modules} products in fp8, {size:,.1f} MiB, written in {time.perf_counter() - began:.1f} s", soft_wrap=True
     )
-    console.print(f"build it: trtllm-bench build --model {out} --precision fp8", soft_wrap=True)
+    console.print(f"build it: trtllm-bench build --model {out} --precision {precision}", soft_wrap=True)
 
 
 def _table(ranges: Ranges, cache: bool) -> Table:

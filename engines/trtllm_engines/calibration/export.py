@@ -4,8 +4,9 @@
     <module>.input_scale    F32                    <k_proj>.k_scale, <v_proj>.v_scale   F32, of the KV cache
     hf_quant_config.json    what is quantized and what is not
 
-Everything else (embeddings, norms, biases, the head) is bf16. Projections that an engine merges into one product share one weight scale,
-the largest of theirs: the engine can then keep the codes as they are, instead of rounding them a second time onto a common scale.
+`fp8_rowwise` has a weight_scale of [out] and no input_scale: inputs are scaled token by token as they come. Everything else (embeddings,
+norms, biases, the head) is bf16. Projections that an engine merges into one product share one weight scale where it is of a tensor, the
+largest of theirs: the engine can then keep the codes as they are, instead of rounding them a second time onto a common scale.
 """
 
 from __future__ import annotations
@@ -30,20 +31,19 @@ from trtllm_engines.plan import Plan
 from trtllm_engines.weights import WeightSource
 from trtllm_engines.weights.checkpoint import INDEX
 from trtllm_engines.weights.write import weight_bytes, write_safetensors
-from trtllm_kernels.ops.quantize import FP8_MAX, finish
+from trtllm_kernels.ops.quantize import FP8_MAX, SMALLEST_SCALE, finish, row_scales
 from trtllm_kernels.types import TensorSpec
 
 CONFIG = "hf_quant_config.json"
 SHARD_BYTES = 5 << 30
-_SMALLEST_SCALE = 1e-12
 _CPU = torch.device("cpu")
 
 
 class Fp8Checkpoint:
     """The tensors of a checkpoint yet to be written: what there is (`specs`), and each when it is asked for (`tensor`)."""
 
-    def __init__(self, plan: Plan, source: WeightSource, ranges: Ranges, quantize_cache: bool) -> None:
-        self.plan, self.source, self.ranges, self.quantize_cache = plan, source, ranges, quantize_cache
+    def __init__(self, plan: Plan, source: WeightSource, ranges: Ranges, *, by_row: bool, quantize_cache: bool) -> None:
+        self.source, self.ranges, self.by_row, self.quantize_cache = source, ranges, by_row, quantize_cache
         self._shapes = {name: shape for weight, parts in plan.weight_parts.items() for name, shape in parts if weight in plan.weights}
         self._group_of = {module: tuple(group) for group in (modules(plan, op) for op in quantized_products(plan)) for module in group}
         self._weight_scales: dict[tuple[str, ...], Tensor] = {}
@@ -60,7 +60,9 @@ class Fp8Checkpoint:
             module = name.removesuffix(".weight")
             if name.endswith(".weight") and module in self._group_of:
                 found[name] = TensorSpec(shape, "fp8")
-                found |= {f"{module}.{scale}": TensorSpec((), "fp32") for scale in ("weight_scale", "input_scale")}
+                found[f"{module}.weight_scale"] = TensorSpec((shape[0],) if self.by_row else (), "fp32")
+                if not self.by_row:
+                    found[f"{module}.input_scale"] = TensorSpec((), "fp32")
             else:
                 found[name] = TensorSpec(shape, "bf16")
         if self.quantize_cache:
@@ -77,13 +79,16 @@ class Fp8Checkpoint:
         if leaf == "weight_scale":
             return self._weight_scale(module)
         if leaf == "weight" and module in self._group_of:
-            return finish(self._read(name, torch.float32), torch.float32, self._weight_scale(module))
+            scale = self._weight_scale(module)
+            return finish(self._read(name, torch.float32), torch.float32, scale[:, None] if self.by_row else scale)
         return self._read(name, torch.bfloat16)
 
     def _read(self, name: str, dtype: torch.dtype) -> Tensor:
         return self.source.read(name, self._shapes[name], dtype, _CPU)
 
     def _weight_scale(self, module: str) -> Tensor:
+        if self.by_row:
+            return row_scales(self._read(f"{module}.weight", torch.float32)).flatten()
         group = self._group_of[module]
         if group not in self._weight_scales:
             largest = max(float(self._read(f"{part}.weight", torch.float32).abs().amax()) for part in group)
@@ -94,7 +99,7 @@ class Fp8Checkpoint:
 
 
 def _scale(largest: float) -> Tensor:
-    return torch.tensor(max(largest / FP8_MAX, _SMALLEST_SCALE), dtype=torch.float32)
+    return torch.tensor(max(largest / FP8_MAX, SMALLEST_SCALE), dtype=torch.float32)
 
 
 def write(checkpoint: Fp8Checkpoint, model: Path, folder: Path, progress: Progress | None = None) -> int:
@@ -133,7 +138,7 @@ def _description(checkpoint: Fp8Checkpoint) -> dict[str, Any]:
     return {
         "producer": {"name": "trtllm-bench", "version": made_by},
         "quantization": {
-            "quant_algo": "FP8",
+            "quant_algo": "FP8_PER_CHANNEL_PER_TOKEN" if checkpoint.by_row else "FP8",
             "kv_cache_quant_algo": "FP8" if checkpoint.quantize_cache else None,
             "exclude_modules": [LM_HEAD],
         },

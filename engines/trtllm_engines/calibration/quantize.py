@@ -18,6 +18,7 @@ from trtllm_engines.errors import EngineError
 from trtllm_engines.presets import resolve_model
 from trtllm_engines.tokenizer import Tokenizer
 
+PRECISIONS = ("fp8", "fp8_rowwise")
 KV_DTYPES = ("fp8", "none")
 
 
@@ -36,6 +37,7 @@ def quantize(
     model: str | Path,
     out: Path | str,
     *,
+    precision: str = "fp8",
     dataset: Path | None = None,
     samples: int = 128,
     length: int = 512,
@@ -49,6 +51,8 @@ def quantize(
     Raises `EngineError` for input that cannot be used and a folder that cannot be written.
     """
     out = Path(out)
+    if precision not in PRECISIONS:
+        raise EngineError(f"unknown precision {precision!r} for quantization; supported are {', '.join(PRECISIONS)}")
     if kv_dtype not in KV_DTYPES:
         raise EngineError(f"unknown KV cache dtype {kv_dtype!r} for quantization; supported are {', '.join(KV_DTYPES)}")
     source = resolve_model(model)
@@ -62,7 +66,8 @@ def quantize(
     with torch.inference_mode():
         probe = Probe(source.path, wide, ranges.marks, window=max(map(len, windows)), device=device, progress=progress)
         found = ranges.measure(probe, windows, progress)
-        checkpoint = export.Fp8Checkpoint(probe.plan, probe.weights, found, quantize_cache=kv_dtype == "fp8")
+        by_row, cache = precision == "fp8_rowwise", kv_dtype == "fp8"
+        checkpoint = export.Fp8Checkpoint(probe.plan, probe.weights, found, by_row=by_row, quantize_cache=cache)
         del probe
         with _new_folder(out) as folder:
             nbytes = export.write(checkpoint, source.path, folder, progress)

@@ -16,7 +16,7 @@ def _fuse(graph: ModelGraph, found: Bindings) -> None:
     product = found["product"]
     x, weight, _, x_scale, weight_scale = product.args
     name = str(weight.target)
-    if len(weight.users) != 1 or len(graph.parts(name)) != 2:
+    if graph.by_row or len(weight.users) != 1 or len(graph.parts(name)) != 2:
         return
     graph.recipes[name] = INTERLEAVE
     label = str(found["root"].meta["label"])

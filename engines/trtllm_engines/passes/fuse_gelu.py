@@ -17,4 +17,5 @@ RULES = (Rule("linear + gelu", Op("gelu", (Op("linear", (Var("x"), Var("weight")
 
 
 def apply(graph: ModelGraph) -> None:
-    rewrite(graph, RULES)
+    if not graph.by_row:
+        rewrite(graph, RULES)

@@ -1,4 +1,5 @@
 """Makes every product but the lm_head's fp8: weights with one scale a tensor, inputs with one static scale, and asks for an fp8 KV cache.
+(Or, `graph.by_row`, weights with a scale a row and inputs with a scale a token, found by `quantize_rows`: nothing to calibrate.)
 
 Inserted plainly, as a `quantize` before each product; `push_quantize` then moves each into the op that makes its input. Products that read
 the same tensor share its scale, so it is quantized once. The lm_head stays wide: it is 6% of an 8B model's weights and errors there go
@@ -11,7 +12,7 @@ from dataclasses import replace
 
 from torch import fx
 
-from trtllm_engines.graph import ModelGraph, call, scale_weight
+from trtllm_engines.graph import ModelGraph, call, item, scale_weight
 
 LM_HEAD = "lm_head"
 
@@ -43,21 +44,32 @@ def _quantize_products(graph: ModelGraph) -> None:
         name = str(weight.target)
         if stays_wide(str(node.meta["label"]), name) or graph.weights[name].dtype == "fp8":
             continue
-        sources = [part.removesuffix("weight") + "input_scale" for part, _ in graph.parts(name)]
         with graph.fx.inserting_before(node):
             if x not in quantized:
-                scale = scale_weight(graph, name.removesuffix("weight") + "input_scale", sources, "input_scale")
-                quantized[x] = call(graph.fx, "quantize", x, scale, label=f"{node.meta['label']}.quantize"), scale
-            else:
-                shared = str(quantized[x][1].target)
-                graph.sources[shared] = (*graph.sources[shared], *sources)
+                label = f"{node.meta['label']}.quantize"
+                quantized[x] = _by_row(graph, x, label) if graph.by_row else _by_tensor(graph, x, label, name)
             codes, scale = quantized[x]
+            if not graph.by_row:
+                graph.sources[str(scale.target)] += tuple(part.removesuffix("weight") + "input_scale" for part, _ in graph.parts(name))
             graph.weights[name] = replace(graph.weights[name], dtype="fp8")
             graph.sources.setdefault(name, (name,))
-            weight_scale = scale_weight(graph, f"{name}_scale", graph.sources[name], "weight_scale")
+            recipe, rows = ("weight_row_scale", int(graph.weights[name].shape[0])) if graph.by_row else ("weight_scale", 0)
+            weight_scale = scale_weight(graph, f"{name}_scale", graph.sources[name], recipe, rows)
             product = call(graph.fx, "linear", codes, weight, bias, scale, weight_scale, label=str(node.meta["label"]))
         node.replace_all_uses_with(product)
         graph.fx.erase_node(node)
+
+
+def _by_tensor(graph: ModelGraph, x: fx.Node, label: str, weight: str) -> tuple[fx.Node, fx.Node]:
+    """(codes, scale): one static scale, named for the first product that reads x."""
+    scale = scale_weight(graph, weight.removesuffix("weight") + "input_scale", (), "input_scale")
+    return call(graph.fx, "quantize", x, scale, label=label), scale
+
+
+def _by_row(graph: ModelGraph, x: fx.Node, label: str) -> tuple[fx.Node, fx.Node]:
+    """(codes, scales [T, 1])"""
+    both = call(graph.fx, "quantize_rows", x, label=label)
+    return item(graph.fx, both, 0, f"{label}.codes"), item(graph.fx, both, 1, f"{label}.scales")
 
 
 def _quantize_cache(graph: ModelGraph) -> None:

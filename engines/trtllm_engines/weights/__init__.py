@@ -26,7 +26,7 @@ class WeightSource(Protocol):
         """A bound on the magnitude of matrix `name` that is known without reading it, such as an fp8 checkpoint's scale times 448."""
 
     def scale(self, name: str, kind: str) -> float:
-        """Static scale `name` of a quantized engine; `kind` is `input_scale` or `kv_scale`. Raises `EngineError` when it must be there and is not."""
+        """Static scale `name`; `kind` is `input_scale` or `kv_scale`. Raises `EngineError` when it must be there and is not."""
 
 
 def open_weights(weights: str | Path, seed: int = 0) -> WeightSource:

@@ -44,8 +44,7 @@ class DummyWeights:
         draw(out, name, self.seed)
         return out
 
-
-    def largest(self, name: str, shape: tuple[int, ...]) -> float | None:
+    def largest(self, name: str, shape: tuple[int, ...]) -> float:
         return _moments(name, shape)[1] * _BYTE_SUM_MEAN / _BYTE_SUM_STD
 
     def scale(self, name: str, kind: str) -> float:

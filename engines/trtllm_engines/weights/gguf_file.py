@@ -151,7 +151,7 @@ class GgufWeights:
     def scale(self, name: str, kind: str) -> float:
         if kind == "kv_scale":
             return 1.0
-        raise EngineError(f"a GGUF file has no activation scales, which an fp8 engine needs; calibrate first: trtllm-bench quantize")
+        raise EngineError("a GGUF file has no activation scales, which an fp8 engine needs; calibrate first: trtllm-bench quantize")
 
     def read(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
         stored = _stored_name(name)

@@ -17,7 +17,7 @@ from torch import Tensor
 from trtllm_engines.plan import Plan
 from trtllm_engines.weights import WeightSource
 from trtllm_engines.weights.dummy import DummyWeights, draw
-from trtllm_kernels.ops.quantize import FP8_MAX, finish
+from trtllm_kernels.ops.quantize import FP8_MAX, finish, row_scales
 from trtllm_kernels.specs import DTYPES
 from trtllm_kernels.types import TensorSpec
 
@@ -32,19 +32,32 @@ def weight_bytes(specs: Mapping[str, TensorSpec]) -> int:
 def assemble(plan: Plan, name: str, source: WeightSource, device: torch.device) -> Tensor:
     """Weight `name` of the plan: its parts stacked (or interleaved) and cast, or quantized, or a scale (`Plan.weight_recipes`)."""
     spec, recipe = plan.weights[name], plan.weight_recipes.get(name, "")
-    if recipe == "weight_scale":
+    if recipe in ("weight_scale", "weight_row_scale"):
         return weight_scale(plan, name.removesuffix("_scale"), source, device)
     if recipe.endswith("scale"):
         scales = [source.scale(part, recipe) for part, _ in plan.weight_parts[name]]
         return torch.tensor([max(scales)], dtype=torch.float32, device=device)
     if spec.dtype != "fp8":
         return _stack(plan, name, source, device, DTYPES[spec.dtype])
-    wide = _stack(plan, name, source, device, torch.bfloat16)
+    wide = _stack(plan, name, source, device, torch.float32 if _by_row(plan, name) else torch.bfloat16)
     return finish(wide.float(), wide.dtype, weight_scale(plan, name, source, device, wide))
 
 
+def _by_row(plan: Plan, name: str) -> bool:
+    return plan.weight_recipes.get(f"{name}_scale") == "weight_row_scale"
+
+
 def weight_scale(plan: Plan, name: str, source: WeightSource, device: torch.device, wide: Tensor | None = None) -> Tensor:
-    """fp32 [1]: what maps weight `name`'s largest magnitude to E4M3's. From the checkpoint where it says, so that its codes are kept."""
+    """fp32 [1], or [rows, 1]: what maps the largest magnitude of weight `name`, or of each row, to E4M3's.
+
+    One scale is taken from the checkpoint where it says, so that its codes are kept. Of rows it need not be: the largest code of each is
+    448 in any checkpoint, so that what was divided by is found again.
+    """
+    if _by_row(plan, name):
+        if isinstance(source, DummyWeights):
+            bound = max(source.largest(part, shape) for part, shape in plan.weight_parts[name])
+            return torch.full((int(plan.weights[name].shape[0]), 1), bound / FP8_MAX, device=device)
+        return row_scales(_stack(plan, name, source, device, torch.float32) if wide is None else wide)
     stated = [source.largest(part, shape) for part, shape in plan.weight_parts[name]]
     if all(value is not None for value in stated):
         largest = max(value for value in stated if value is not None)

@@ -19,6 +19,7 @@ from trtllm_kernels.types import Attr, Lowered, TensorSpec
 ARGUMENTS: Mapping[str, tuple[str, ...]] = {
     "embedding": ("ids", "weight"),
     "quantize": ("x", "scale"),
+    "quantize_rows": ("x",),
     "rms_norm": ("x", "weight", "out_scale"),
     "layer_norm": ("x", "weight", "bias", "out_scale"),
     "linear": ("x", "weight", "bias", "x_scale", "weight_scale"),
@@ -57,6 +58,7 @@ _LOWERINGS: Mapping[str, Callable[[OpCall], Lowered]] = {
     "gate_up_silu": gemm.gate_up_silu,
     "linear_gelu": gemm.linear_gelu,
     "quantize": rows.quantize,
+    "quantize_rows": rows.quantize_rows,
     "split": rows.split,
     "rope": attention.rope,
     "silu_mul": rows.silu_mul,

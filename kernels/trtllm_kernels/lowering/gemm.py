@@ -69,6 +69,7 @@ def linear(call: OpCall) -> Lowered:
                 "ROWS": rows,
                 "COLS": columns,
                 "SCALED": x.dtype == "fp8",
+                "SCALED_ROWS": x.dtype == "fp8" and len(call["weight_scale"].shape) == 2,
                 "BIASED": bias is not None,
             },
             warps=tuned["gemv_warps"],

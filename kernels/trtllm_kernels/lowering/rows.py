@@ -78,6 +78,19 @@ def quantize(call: OpCall) -> Lowered:
     return builder.finish()
 
 
+def quantize_rows(call: OpCall) -> Lowered:
+    x = call["x"]
+    n = x.size(1)
+    if n > _LONGEST_ROW:
+        raise KernelError(f"op {call.op}: rows of {n} are longer than the {_LONGEST_ROW} one program can hold")
+    block = next_power_of_2(n)
+    tuned = call.tuned(warps=max(1, min(16, block // 512)))
+    builder = Builder(call)
+    parameters = {"X": x, "Y": call.outputs[0], "Scales": call.outputs[1]}
+    builder.launch("quantize.quantize_rows", parameters, grid=(x.shape[0],), constexprs={"N": n, "BLOCK": block}, warps=tuned["warps"])
+    return builder.finish()
+
+
 def add(call: OpCall) -> Lowered:
     a = call["a"]
     block, blocks, warps = _columns(a.size(1), call)

@@ -1,4 +1,4 @@
-"""FP8 (E4M3) with one static scale a tensor: x is about `scale * q`.
+"""FP8 (E4M3) with scales: x is about `scale * q`, with one static scale a tensor, or one a row that is found as the row is quantized.
 
 Every op that can end in a quantization takes `out_scale`: given, the op's fp32 result is divided by it, clamped to E4M3's largest value and
 rounded once; absent, the result keeps the op's dtype. So quantization costs no rounding of its own and, fused, no memory traffic.
@@ -38,3 +38,23 @@ def _fake(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
 @dialect_op("quantize(Tensor x, Tensor scale) -> Tensor", fake=_fake)
 def quantize(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     return finish(x.float(), x.dtype, scale)
+
+
+SMALLEST_SCALE = 1e-12
+"""Of a row of zeros."""
+
+
+def row_scales(x: torch.Tensor) -> torch.Tensor:
+    """fp32 [rows, 1]: what maps each row's largest magnitude to E4M3's."""
+    return (x.float().abs().amax(dim=1, keepdim=True) / FP8_MAX).clamp_min(SMALLEST_SCALE)
+
+
+def _fake_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.empty_like(x, dtype=FP8, memory_format=torch.contiguous_format), x.new_empty((x.shape[0], 1), dtype=torch.float32)
+
+
+@dialect_op("quantize_rows(Tensor x) -> (Tensor, Tensor)", fake=_fake_rows)
+def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(codes, scales [rows, 1]) of x, each row by its own largest magnitude: nothing to calibrate, nothing clipped."""
+    scales = row_scales(x)
+    return finish(x.float(), x.dtype, scales), scales

@@ -43,13 +43,15 @@ def _rows_dot(X, W, pid, K: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr
 @triton.jit
 def gemv(
     X, W, Bias, XScale, WScale, Y,
-    K: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, SCALED: tl.constexpr, BIASED: tl.constexpr,
+    K: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, SCALED: tl.constexpr, SCALED_ROWS: tl.constexpr, BIASED: tl.constexpr,
 ):  # fmt: skip
-    """x [K], W [N, K], y [N]; N a multiple of ROWS."""
+    """x [K], W [N, K], y [N]; N a multiple of ROWS. SCALED_ROWS: each row of W has its own scale."""
     pid = tl.program_id(0)
     y = _rows_dot(X, W, pid, K, ROWS, COLS)
     rows = pid * ROWS + tl.arange(0, ROWS)
-    if SCALED:
+    if SCALED_ROWS:
+        y *= tl.load(XScale) * tl.load(WScale + rows)
+    elif SCALED:
         y *= tl.load(XScale) * tl.load(WScale)
     if BIASED:
         y += tl.load(Bias + rows).to(tl.float32)

@@ -1,0 +1,7 @@
+"""Workers of one machine (`pytest -n 8`) share its cores: references run on the CPU, and torch would give each worker all of them."""
+
+import os
+
+import torch
+
+torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))

@@ -1,0 +1,90 @@
+"""fp8 with a scale a row: the reference is exact about what it says, kernels agree with it, and the launches carry the scales."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trtllm_kernels.aot import compile_kernel
+from trtllm_kernels.catalogue import MODELS, ops_of
+from trtllm_kernels.lowering import lower
+from trtllm_kernels.ops.quantize import FP8, FP8_MAX
+from trtllm_kernels.samples import BatchShape, ModelShape, fp8_sample
+from trtllm_kernels.types import TensorSpec
+
+OPS = torch.ops.trtllm
+
+
+@settings(deadline=None)
+@given(st.integers(1, 5), st.integers(1, 40), st.integers(-30, 30), st.integers(0, 1000))
+def test_each_row_is_within_half_a_step_of_its_own_scale(rows: int, columns: int, power: int, seed: int) -> None:
+    """Whatever a row's magnitude: its largest value becomes 448, none is clipped, and rows do not touch each other."""
+    torch.manual_seed(seed)
+    x = torch.randn(rows, columns) * 2.0 ** (power * torch.arange(rows))[:, None].clamp(-60, 60)
+    codes, scales = OPS.quantize_rows(x)
+    assert (codes.dtype, scales.dtype, scales.shape) == (FP8, torch.float32, (rows, 1))
+    large = x.abs().amax(1) > 1e-6
+    assert torch.equal(codes.float().abs().amax(1)[large], torch.full((int(large.sum()),), FP8_MAX))
+    back = codes.float() * scales
+    assert ((back - x).abs() <= x.abs() / 16 + scales * 2.0**-10 * 1.001).all()
+    for row in range(rows):
+        alone = OPS.quantize_rows(x[row : row + 1])
+        assert torch.equal(alone[0].view(torch.uint8), codes[row : row + 1].view(torch.uint8))
+        assert torch.equal(alone[1], scales[row : row + 1])
+
+
+def test_a_row_of_zeros_stays_zeros() -> None:
+    codes, scales = OPS.quantize_rows(torch.zeros(2, 8))
+    assert codes.float().abs().max() == 0
+    assert (scales > 0).all()
+
+
+def test_a_product_is_that_of_the_values_the_codes_stand_for() -> None:
+    named = fp8_sample("linear", ModelShape(), BatchShape((6,), (6,)), by_row=True)
+    x, weight = (named[n].double() * named[f"{n}_scale"].double() for n in ("x", "weight"))
+    expected = x @ weight.T + named["bias"].double()
+    torch.testing.assert_close(OPS.linear(**named).double(), expected, rtol=2**-8, atol=1e-5)
+
+
+def test_scales_of_rows_reach_the_library_and_the_one_token_kernel() -> None:
+    x, weight, y = TensorSpec(("T", 4096), "fp8"), TensorSpec((1024, 4096), "fp8"), TensorSpec(("T", 1024), "bf16")
+    scales = TensorSpec(("T", 1), "fp32"), TensorSpec((1024, 1), "fp32")
+    one, many = lower("linear", [x, weight, None, *scales], [y], {}, "sm_90").launches
+    assert many.library == "scaled_matmul"
+    assert [arg.value for arg in many.args] == ["x", "weight", "x_scale", "weight_scale", "out0"]
+    kernel = lower("linear", [x, weight, None, *scales], [y], {}, "sm_90").kernels[0]
+    assert kernel.constexprs["SCALED_ROWS"]
+    assert one.kernel == kernel.key
+    tensor = TensorSpec((1,), "fp32")
+    assert not lower("linear", [x, weight, None, tensor, tensor], [y], {}, "sm_90").kernels[0].constexprs["SCALED_ROWS"]
+
+
+@pytest.mark.parametrize("arch", ["sm_89", "sm_90"])
+def test_kernels_compile_without_spills(arch: str) -> None:
+    specs = {
+        spec.key: spec
+        for op in ops_of(MODELS["llama-3.1-8b"], "fp8")
+        for spec in op.kernels(arch)
+        if op.op == "quantize_rows" or spec.constexprs.get("SCALED_ROWS")
+    }
+    assert {spec.function for spec in specs.values()} == {"quantize_rows", "gemv"}
+    for spec in specs.values():
+        info = compile_kernel(spec, arch).info
+        assert info.spill_bytes == 0
+        assert info.registers <= 128
+
+
+def test_kernels_equal_their_references_in_the_interpreter() -> None:
+    script = Path(__file__).with_name("interpreted_rowwise.py")
+    run = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr[-3000:]
+    results = [json.loads(line) for line in run.stdout.splitlines()]
+    assert len(results) == 16
+    assert not [r for r in results if r["failure"]]
