@@ -68,6 +68,7 @@ DIMENSIONS: Mapping[str, Callable[[Point], str]] = {
     "pp": lambda p: f"pp {p.cell.pp}",
     "shape": lambda p: f"{p.cell.isl}/{p.cell.osl}",
     "workload": lambda p: p.cell.workload,
+    "loop": lambda p: "open loop" if p.cell.request_rate else "closed loop",
     "request_rate": lambda p: f"{p.cell.request_rate:g} req/s" if p.cell.request_rate else "",
     "batch": lambda p: f"batch {p.cell.batch}" if p.cell.batch else "unbounded batch",
 }
@@ -167,7 +168,7 @@ def common(found: Sequence[Point], ignore: Iterable[str] = ()) -> str:
     """What all the points share, as one line."""
     if not found:
         return ""
-    skipped = {"batch", "request_rate", *varying(found), *ignore}
+    skipped = {"batch", "request_rate", "loop", *varying(found), *ignore}
     shown = [found[0].names[name] for name in DIMENSIONS if name not in skipped]
     return ", ".join(name for name in shown if name and name not in ("tp 1", "pp 1", "fixed", "native"))
 

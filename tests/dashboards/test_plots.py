@@ -21,7 +21,7 @@ from trtllm_dashboards.plots.style import PALETTE, look
 from trtllm_dashboards.plots.timeline import phases
 from trtllm_dashboards.points import estimate, grouped, points, ratio, varying
 from trtllm_results.published import Published
-from trtllm_results.record import Row
+from trtllm_results.record import Cell, Row
 
 FROM_SWEEP = ("throughput", "latency", "pareto", "percentiles", "precision", "roofline", "energy")
 UNIT = re.compile(r"\((tok/s|tok/s/GPU|tok/s/user|s|ms|W|J|ratio|count|sequences in flight|requests/s|tp x pp)\)|by arrival|oldest first")
@@ -203,3 +203,13 @@ def test_series_differ_in_marker_as_well_as_colour_and_precisions_keep_theirs() 
     assert len({(s.color, s.marker, s.line) for s in looks}) == 16
     assert look("bf16", 0) == look("bf16", 5)
     assert look("fp8", 3).color == PALETTE[0]
+
+
+def test_open_loop_rows_are_drawn_against_their_rate(make_rows: Callable[..., list[Row]]) -> None:
+    cells = [Cell("m", "fp8", 512, 128, 128, request_rate=rate) for rate in (5.0, 10.0, 20.0)]
+    drawn = figure("throughput", Material({"": make_rows(cells)}))
+    (ax,) = drawn.axes
+    assert ax.get_xlabel() == "request rate (requests/s)"
+    assert ax.get_xlim()[0] == 0
+    both = figure("throughput", Material({"": make_rows([*cells, Cell("m", "fp8", 512, 128, 128)])}))
+    assert [ax.get_xlabel() for ax in both.axes] == ["request rate (requests/s)", "batch size (sequences in flight)"]

@@ -3,7 +3,7 @@
 
 const FILTER_NAMES = {
   source: "Result set", device: "Device", target: "Target", model: "Model", precision: "Precision", kv_dtype: "KV cache", tp: "TP", pp: "PP",
-  shape: "ISL/OSL", workload: "Workload", request_rate: "Rate", batch: "Batch", status: "Status", version: "Version",
+  shape: "ISL/OSL", workload: "Workload", loop: "Load", request_rate: "Rate", batch: "Batch", status: "Status", version: "Version",
 };
 
 function startFilters() {
