@@ -1,0 +1,265 @@
+"""The step model against measured kernels, predicted runs, and explanations that sum to what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from trtllm_bench.__main__ import main
+from trtllm_bench.analysis.advice import findings, rate
+from trtllm_bench.analysis.cells import MeasuredCell, find_cell, hardware_of, plan_of
+from trtllm_bench.analysis.counts import PlanCounter, StepShape
+from trtllm_bench.analysis.explain import Breakdown, breakdown, difference, from_log
+from trtllm_bench.analysis.hardware import GPUS, Hardware, published, published_for
+from trtllm_bench.analysis.predict import predict
+from trtllm_bench.analysis.slowest import slow_request
+from trtllm_bench.analysis.step_model import StepModel
+from trtllm_bench.errors import BenchError
+from trtllm_engines.compile import compile_model
+from trtllm_engines.plan import Plan, Profile
+from trtllm_engines.presets import preset_config
+from trtllm_results.environment import Environment
+from trtllm_results.metrics import RequestLog
+from trtllm_results.record import Cell, Row
+from trtllm_results.store import Store
+from trtllm_workloads.synthetic import fixed
+
+H100 = Hardware("H100", {"fp8": 1.374e15, "bf16": 7.76e14, "fp16": 7.76e14}, 3.09e12, 80e9)
+"""As measured (docs/facts.md): bursts, which is how its kernels were timed."""
+
+
+def make_plan(precision: str, batch: int = 64, longest: int = 256) -> Plan:
+    source = {"kind": "dummy", "seed": 0}
+    return compile_model(preset_config("llama-3.1-8b"), precision, Profile(batch, max(8192, batch), longest), weights_source=source).plan
+
+
+@pytest.fixture(scope="module")
+def fp8() -> Plan:
+    return make_plan("fp8")
+
+
+@pytest.fixture(scope="module")
+def bf16() -> Plan:
+    return make_plan("bf16")
+
+
+@pytest.mark.parametrize(
+    ("role", "shape", "measured_us"),
+    [
+        ("qkv_proj", StepShape.decode(64, 256), 12.7),
+        ("o_proj", StepShape.decode(64, 256), 9.6),
+        ("mlp.silu_mul", StepShape.decode(64, 256), 46.8),
+        ("down_proj", StepShape.decode(64, 256), 24.2),
+        ("mlp.silu_mul", StepShape.decode(256, 256), 54.1),
+        ("mlp.silu_mul", StepShape.decode(512, 256), 90.9),
+        ("mlp.silu_mul", StepShape.decode(1024, 256), 168.1),
+        ("mlp.silu_mul", StepShape.decode(2048, 256), 363.0),
+        ("mlp.silu_mul", StepShape.prefill(1, 4096), 740.0),
+        ("paged_attention", StepShape.decode(64, 256), 16.0),
+        ("paged_attention", StepShape.decode(1024, 256), 195.3),
+        ("paged_attention", StepShape.decode(8, 8192), 52.5),
+        ("qkv_proj", StepShape.decode(1, 256), 11.4),
+        ("down_proj", StepShape.decode(1, 256), 22.5),
+        ("lm_head", StepShape.decode(1, 256), 172.0 * 2),
+    ],
+)
+def test_kernels_measured_on_an_h100_take_what_the_model_says(fp8: Plan, role: str, shape: StepShape, measured_us: float) -> None:
+    """Single kernels of docs/facts.md within 15%. (lm_head was measured in fp8 and is bf16 in the engine: twice the bytes.)"""
+    cost = next(cost for cost in PlanCounter(fp8).step(shape) if cost.role.endswith(role))
+    memory, compute, fixed = StepModel(fp8, H100).op_us(cost)
+    assert (memory**3 + compute**3) ** (1 / 3) + fixed == pytest.approx(measured_us, rel=0.15)
+
+
+def test_parts_sum_to_the_step_and_the_larger_limit_is_named(fp8: Plan) -> None:
+    model = StepModel(fp8, H100)
+    for shape, largest in (
+        (StepShape.decode(1, 200), "weights"),
+        (StepShape.decode(64, 8000), "KV cache"),
+        (StepShape.prefill(32, 256), "compute"),
+    ):
+        step = model.step(shape)
+        assert max(step.parts, key=lambda name: step.parts[name]) == largest
+        assert sum(step.parts.values()) == pytest.approx(step.total_us)
+        assert sum(step.ops.values()) == pytest.approx(step.device_us)
+
+
+def test_a_short_eager_step_waits_for_the_host(fp8: Plan) -> None:
+    step = StepModel(fp8, Hardware("fast", {"fp8": 1e18, "bf16": 1e18}, 1e15)).step(StepShape.prefill(1, 8))
+    assert step.total_us == step.host_us > step.device_us
+    assert sum(step.parts.values()) == pytest.approx(step.total_us)
+
+
+def test_more_hardware_is_never_slower(fp8: Plan, bf16: Plan) -> None:
+    shape = StepShape.decode(64, 200)
+    times = {gpu: StepModel(bf16, published(gpu)).step(shape).total_us for gpu in GPUS}
+    assert times["h200"] < times["h100"] < times["a100"] < times["l40s"]
+    assert StepModel(fp8, published("h100")).step(shape).total_us < times["h100"]
+    with pytest.raises(BenchError, match="no data sheet of GPU 'tpu' is known here; choose from a100, l40s, h100, h200"):
+        published("tpu")
+    named = published_for("NVIDIA H100 80GB HBM3")
+    assert named is not None
+    assert named.name == "h100"
+    assert published_for("GeForce") is None
+
+
+def test_a_predicted_run_serves_every_token_through_the_real_batcher(fp8: Plan) -> None:
+    load = fixed(96, 128, 32, vocab_size=100, seed=0)
+    found, log = predict(fp8, H100, load, concurrency=64)
+    assert (len(log), int(log.output_tokens.sum())) == (96, 96 * 32)
+    assert found["steps"] >= 2 * 32
+    assert found["output_tokens_per_s"] == pytest.approx(96 * 32 / found["duration_s"])
+    decode_ms = StepModel(fp8, H100).step(StepShape.decode(64, 144)).total_us / 1e3
+    assert found["tpot_p50_ms"] == pytest.approx(decode_ms, rel=0.25)
+    slower, _ = predict(fp8, published("l40s"), load, concurrency=64)
+    assert slower["output_tokens_per_s"] < found["output_tokens_per_s"] / 2
+
+
+def test_open_loop_arrivals_are_waited_for(fp8: Plan) -> None:
+    load = replace(fixed(4, 16, 4, vocab_size=100, seed=0), arrival_s=np.array([0.0, 1.0, 2.0, 3.0]))
+    found, log = predict(fp8, H100, load, concurrency=0, open_loop=True)
+    assert np.allclose(log.intended_s, [0, 1, 2, 3])
+    assert 3.0 < found["duration_s"] < 3.2
+    assert found["ttft_max_ms"] < 50
+
+
+def test_a_model_too_large_for_a_gpu_is_refused(bf16: Plan) -> None:
+    with pytest.raises(BenchError, match="does not fit h100: its weights and buffers take"):
+        predict(bf16, replace(published("h100"), memory_bytes=16e9), fixed(1, 8, 8, vocab_size=100, seed=0), concurrency=1)
+
+
+STEPS = 40
+
+
+def keep_cell(folder: Path, batch: int, step_ms: float, **figures: float) -> None:
+    """A made-up run of llama-3.1-8b in a store: decode steps of `batch` at 200 tokens, each taking `step_ms`."""
+    environment = Environment(gpu="NVIDIA H100 80GB HBM3", gpu_count=1, driver="1")
+    settings = {"max_batch_size": 64, "max_num_tokens": 8192, "max_seq_len": 512, "page_size": 32}
+    cell = Cell("llama-3.1-8b", "bf16", batch, 128, 128, kv_dtype="bf16", settings=settings)
+    done = (1 + np.arange(STEPS)) * step_ms / 1e3
+    pages = batch * (200 + 16) / 32
+    columns = {
+        "launched_s": np.maximum(done - 1.5 * step_ms / 1e3, 0.0),
+        "done_s": done,
+        "decode_tokens": np.full(STEPS, batch),
+        "context_tokens": np.zeros(STEPS, int),
+        "context_seqs": np.zeros(STEPS, int),
+        "running": np.full(STEPS, batch),
+        "kv_pages_used": np.full(STEPS, pages),
+    }
+    total = batch * STEPS
+    row = Row(cell, environment, figures={"output_tokens": float(total), "output_tokens_per_s": batch / step_ms * 1e3, **figures})
+    store = Store(folder)
+    store.write_side("steps", row, columns)
+    times = np.linspace(0.01, done[-1], batch)
+    log = RequestLog(
+        intended_s=np.zeros(batch),
+        sent_s=np.zeros(batch),
+        first_token_s=np.full(batch, done[3]),
+        end_s=times + done[3],
+        input_tokens=np.full(batch, 128),
+        output_tokens=np.full(batch, STEPS),
+        ok=np.ones(batch, bool),
+        scheduled_s=np.full(batch, done[1]),
+        columns={"preemptions": np.arange(batch)},
+    )
+    store.write_side("requests", row, log.side_columns())
+    store.append(row)
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("TRTLLM_BENCH_CACHE", str(tmp_path / "cache"))
+    keep_cell(tmp_path / "runs", 8, 7.0)
+    keep_cell(tmp_path / "runs", 32, 12.0, power_capped_ratio=0.9, sm_clock_mean_mhz=1440.0, preemptions=3.0)
+    return tmp_path / "runs"
+
+
+def test_a_cell_is_named_by_filters_or_its_key(store: Path) -> None:
+    one = find_cell(f"{store}@batch=32")
+    assert one.row.cell.batch == 32
+    assert find_cell(f"{store}@{one.row.key[:8]}").row.row_id == one.row.row_id
+    with pytest.raises(BenchError, match="names 2 cells; choose one with"):
+        find_cell(str(store))
+    with pytest.raises(BenchError, match="names no measured cell"):
+        find_cell(f"{store}@batch=5")
+
+
+def test_a_breakdown_sums_to_the_time_measured(store: Path) -> None:
+    cell = find_cell(f"{store}@batch=8")
+    found = breakdown(cell)
+    assert found.source == "step log"
+    assert found.per_token_us == pytest.approx(7000 / 8, rel=0.02)
+    assert found.steps == {"decode": pytest.approx(1.0)}
+    predicted = StepModel(plan_of(cell.row), hardware_of(cell.row.environment)).step(StepShape.decode(8, 200))
+    for name, us in predicted.parts.items():
+        assert found.parts.get(name, 0.0) == pytest.approx(us / 8, rel=0.03, abs=0.01)
+    assert found.parts["not accounted for"] == pytest.approx(7000 / 8 - predicted.total_us / 8, rel=0.1)
+
+
+def test_a_difference_sums_to_the_whole(store: Path) -> None:
+    a, b = breakdown(find_cell(f"{store}@batch=8")), breakdown(find_cell(f"{store}@batch=32"))
+    found = difference(a, b)
+    assert found.total == pytest.approx((a.per_token_us, b.per_token_us))
+    assert sum(y - x for _, x, y in found.rows) == pytest.approx(b.per_token_us - a.per_token_us)
+    with pytest.raises(BenchError, match="profile both or none"):
+        difference(a, Breakdown({"x": 1.0}, "profile"))
+
+
+def advised(cell: MeasuredCell, parts: Mapping[str, float]) -> dict[str, Any]:
+    return {one.limit + one.change: one.gain for one in findings(cell, Breakdown(parts, "step log"))}
+
+
+def test_limits_come_with_what_to_change_and_what_it_would_bring(store: Path) -> None:
+    cell = find_cell(f"{store}@batch=8")
+    said = advised(cell, {"weights": 70.0, "KV cache": 20.0, "kernel overhead": 10.0})
+    batch = next(gain for text, gain in said.items() if "--concurrency 16" in text)
+    plan, hardware = plan_of(cell.row), hardware_of(cell.row.environment)
+    model = StepModel(plan, hardware)
+    assert batch == pytest.approx(rate(model, 16, 128, 128) / rate(model, 8, 128, 128) - 1)
+    assert 0.5 < batch < 1.0
+    quantized = next(gain for text, gain in said.items() if "--precision fp8" in text)
+    assert 0.4 < quantized < 1.0
+    assert any("--kv-dtype fp8" in text for text in said) or said["reading the KV cache takes 20%"] is None
+    assert not any("preempted" in text for text in said)
+
+
+def test_what_the_figures_tell_is_said(store: Path) -> None:
+    said = " ".join(advised(find_cell(f"{store}@batch=32"), {"compute": 100.0}))
+    assert "3 sequences were preempted" in said
+    assert "power cap held the clocks down in 90% of samples (1,440 MHz in the mean)" in said
+
+
+def test_the_slow_request_is_followed_through_its_steps(store: Path) -> None:
+    slow = slow_request(find_cell(f"{store}@batch=8"), 100)
+    assert (slow.index, slow.preemptions, slow.input_tokens) == (7, 7, 128)
+    queue, prefill, decode = slow.stages
+    assert (queue.first, queue.last) == (0, 1)
+    assert (prefill.first, prefill.last) == (2, 3)
+    assert decode.first == 4
+    assert decode.decode_tokens == 8
+    assert sum(stage.seconds for stage in slow.stages) == pytest.approx(slow.e2e_s)
+    assert slow_request(find_cell(f"{store}@batch=8"), 50).index == 3
+
+
+def test_the_command_tells_one_cell_and_two(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", f"{store}@batch=32"]) == 0
+    said = capsys.readouterr().out
+    assert "us an output token, by its step log and the step model" in said
+    assert "p99 by end-to-end time: request 31" in said
+    assert main(["explain", f"{store}@batch=8", f"{store}@batch=32"]) == 0
+    assert "whole" in capsys.readouterr().out
+    assert main(["explain", f"{store}@batch=8,batch=9"]) == 3
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_cell_of_another_target_is_refused(store: Path) -> None:
+    row = find_cell(f"{store}@batch=8").row
+    with pytest.raises(BenchError, match="was served by http"):
+        plan_of(replace(row, cell=replace(row.cell, target="http")))
+    with pytest.raises(BenchError, match="has no step log"):
+        from_log(MeasuredCell(row, None, None), StepModel(plan_of(row), H100))

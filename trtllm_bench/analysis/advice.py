@@ -1,0 +1,133 @@
+"""What limits a cell in plain words, and what to change, with the gain the step model predicts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from trtllm_bench.analysis.cells import MeasuredCell, hardware_of, plan_of
+from trtllm_bench.analysis.counts import StepShape
+from trtllm_bench.analysis.explain import IDLE, UNKNOWN, Breakdown
+from trtllm_bench.analysis.predict import pages_on
+from trtllm_bench.analysis.step_model import StepModel
+from trtllm_bench.errors import BenchError
+from trtllm_engines.errors import EngineError
+from trtllm_kernels.errors import KernelError
+
+NOTABLE = 0.15
+"""Share of the time from which a part is worth a sentence."""
+WORTH = 0.02
+"""Gain from which a change is worth proposing."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """`gain`: predicted relative gain in output tokens/s; None where the model cannot say."""
+
+    limit: str
+    change: str = ""
+    gain: float | None = None
+
+
+def findings(cell: MeasuredCell, found: Breakdown) -> list[Finding]:
+    """Most telling first."""
+    return [*_from_parts(cell, found), *_from_figures(cell)]
+
+
+def rate(model: StepModel, batch: int, isl: int, osl: int) -> float:
+    """Output tokens/s of so many requests in flight: their prompts, then their outputs together."""
+    prompts_a_step = max(1, min(batch, model.counter.plan.profile.max_num_tokens // max(isl, 1)))
+    prefill = model.step(StepShape.prefill(prompts_a_step, isl)).total_us * math.ceil(batch / prompts_a_step)
+    decode = model.step(StepShape.decode(batch, isl + osl / 2)).total_us * (osl - 1)
+    return batch * osl / (prefill + decode) * 1e6
+
+
+def _from_parts(cell: MeasuredCell, found: Breakdown) -> Iterator[Finding]:
+    row = cell.row.cell
+    hardware = hardware_of(cell.row.environment)
+    plan = plan_of(cell.row)
+    model = StepModel(plan, hardware)
+    batch = row.batch or round(cell.row.figures.get("batch_mean", 1.0)) or 1
+    now = rate(model, batch, row.isl, row.osl)
+    needs = model.step(StepShape.decode(batch, row.isl + row.osl / 2)).parts
+    whole = sum(needs.values())
+    # A profile names kernels: which limit they meet is the model's to say, at this batch.
+    label = {name: found.share(name) if found.source == "step log" else us / whole for name, us in needs.items()}
+    if label["weights"] > NOTABLE:
+        more = _gain_of_batch(model, cell, batch, now)
+        yield Finding(f"reading the weights takes {label['weights']:.0%}: the batch of {batch} is too small to share that over", *more)
+        if row.precision in ("bf16", "fp16", "fp32"):
+            yield from _another(cell, "quantize the model: --precision fp8", now, batch, precision="fp8")
+    if label["KV cache"] > NOTABLE:
+        yield Finding(f"reading the KV cache takes {label['KV cache']:.0%}")
+        if plan.kv_dtype != "fp8":
+            yield from _another(cell, "halve the cache: --kv-dtype fp8", now, batch, kv_dtype="fp8")
+    if label["compute"] > NOTABLE:
+        yield Finding(f"matrix products take {label['compute']:.0%} at the rate of the arithmetic units")
+        if row.precision in ("bf16", "fp16", "fp32"):
+            yield from _another(cell, "compute in fp8: --precision fp8", now, batch, precision="fp8")
+    gaps = found.share("gaps between kernels", "gaps between steps", "host")
+    if gaps > NOTABLE:
+        yield Finding(f"the GPU waits for the host {gaps:.0%} of the time", *_gain_of_batch(model, cell, batch, now))
+    elif label["kernel overhead"] > NOTABLE:
+        change = _gain_of_batch(model, cell, batch, now)
+        yield Finding(f"starting and draining kernels takes {label['kernel overhead']:.0%}: each has little to do", *change)
+    if found.share(IDLE) > NOTABLE:
+        yield Finding(f"no step is in flight {found.share(IDLE):.0%} of the time: the load asks for no more, or the host is late")
+    unknown = found.share(UNKNOWN)
+    if abs(unknown) > NOTABLE:
+        word = f"{unknown:.0%} of the time is more than the model allows" if unknown > 0 else "steps are faster than the model says"
+        yield Finding(f"{word}", "see the kernels: trtllm-bench profile with the same flags")
+
+
+def _gain_of_batch(model: StepModel, cell: MeasuredCell, batch: int, now: float) -> tuple[str, float | None]:
+    row, plan = cell.row.cell, model.counter.plan
+    needed = 2 * batch * math.ceil((row.isl + row.osl) / plan.profile.page_size)
+    try:
+        if model.hardware.memory_bytes and needed > pages_on(plan, model.hardware, 0.9):
+            return "a larger batch needs more memory for its KV cache than this GPU has", None
+    except (BenchError, EngineError):
+        return "", None
+    return f"more requests in flight: --concurrency {2 * batch}", rate(model, 2 * batch, row.isl, row.osl) / now - 1
+
+
+def _another(cell: MeasuredCell, change: str, now: float, batch: int, **kind: str) -> Iterator[Finding]:
+    """The same cell with another engine, where there is such an engine and it helps."""
+    hardware = hardware_of(cell.row.environment)
+    if "fp8" in kind.values() and "fp8" not in hardware.flops_per_s:
+        return
+    try:
+        plan = plan_of(cell.row, **kind)
+    except (EngineError, KernelError):
+        return
+    gain = rate(StepModel(plan, hardware), batch, cell.row.cell.isl, cell.row.cell.osl) / now - 1
+    if gain > WORTH:
+        yield Finding("", change, gain)
+
+
+def _from_figures(cell: MeasuredCell) -> Iterator[Finding]:
+    row, figures = cell.row.cell, cell.row.figures
+    if figures.get("preemptions", 0) > 0:
+        yield Finding(
+            f"{figures['preemptions']:.0f} sequences were preempted and computed again: the KV cache was full",
+            "fewer requests in flight, a larger --kv-cache-free-gpu-mem-fraction, or --scheduler-policy guaranteed_no_evict",
+        )
+    mean = figures.get("batch_mean", 0.0)
+    if row.batch > 1 and mean and mean < 0.8 * row.batch and not row.request_rate:
+        kept = figures.get("kv_used_peak_ratio", 0.0) > 0.95
+        why = "the KV cache holds no more" if kept else "ramp-up and tail are a large part of so short a run"
+        yield Finding(
+            f"a step held {mean:,.1f} sequences of {row.batch} in the mean: {why}", "" if kept else "more requests: --num-requests"
+        )
+    if figures.get("power_capped_ratio", 0.0) > 0.5:
+        yield Finding(
+            f"the power cap held the clocks down in {figures['power_capped_ratio']:.0%} of samples"
+            + (f" ({figures['sm_clock_mean_mhz']:,.0f} MHz in the mean)" if "sm_clock_mean_mhz" in figures else "")
+        )
+    if figures.get("throttled_ratio", 0.0) > 0:
+        yield Finding(
+            f"heat or power supply slowed the GPU down in {figures['throttled_ratio']:.0%} of samples", "look at its cooling; measure again"
+        )
+    if figures.get("queue_p99_ms", 0.0) > 0.5 * figures.get("e2e_p99_ms", math.inf):
+        yield Finding("the slowest requests spend most of their time in the queue", "a lower request rate, or more requests a step")

@@ -1,0 +1,88 @@
+"""One measured cell out of a result store, and what is needed to reason about it: its plan and its GPU's ceilings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from trtllm_bench import ceilings
+from trtllm_bench.analysis.hardware import Hardware, published_for
+from trtllm_bench.errors import BenchError
+from trtllm_engines.compile import compile_model
+from trtllm_engines.plan import Plan, Profile
+from trtllm_engines.presets import resolve_model
+from trtllm_results.environment import Environment
+from trtllm_results.record import Row
+from trtllm_results.selection import keep
+from trtllm_results.store import Store, read_rows
+
+SHOWN = 6
+
+
+@dataclass(frozen=True)
+class MeasuredCell:
+    """A row, the store it is from (None for a table file), and where its profile is (None without one)."""
+
+    row: Row
+    store: Store | None
+    profile: Path | None
+
+    @property
+    def label(self) -> str:
+        return self.row.cell.label
+
+
+def find_cell(text: str) -> MeasuredCell:
+    """`RESULTS` or `RESULTS@FILTER,FILTER`, a filter being `batch=64` or the beginning of a cell's key; the last good repeat.
+
+    Raises `BenchError` when that names no measured cell, or several.
+    """
+    path, _, chosen = text.partition("@")
+    parts = [part.strip() for part in chosen.split(",") if part.strip()]
+    filters = [part for part in parts if any(symbol in part for symbol in "=<>")]
+    prefixes = [part for part in parts if part not in filters]
+    rows = [row for row in keep(read_rows(path), filters) if row.status == "ok" and all(row.key.startswith(p) for p in prefixes)]
+    if not rows:
+        raise BenchError(f"{text} names no measured cell; results list shows what {path} holds")
+    keys = {row.key: row for row in rows}
+    if len(keys) > 1:
+        names = ", ".join(f"{key[:6]} ({row.cell.label})" for key, row in list(keys.items())[:SHOWN])
+        more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
+        raise BenchError(f"{text} names {len(keys)} cells; choose one with {path}@KEY or {path}@batch=64,precision=fp8: {names}{more}")
+    row = rows[-1]
+    store = Store(path, create=False) if Path(path).is_dir() else None
+    linked = next((str(one.extra["profile"]) for one in reversed(rows) if one.extra.get("profile")), "")
+    folder = Path(path) / linked if linked and store is not None else None
+    return MeasuredCell(row, store, folder if folder is not None and folder.is_dir() else None)
+
+
+def plan_of(row: Row, precision: str | None = None, kv_dtype: str | None = None) -> Plan:
+    """The plan a row's engine has, or would have at another precision or cache type. Raises `BenchError` for a target that is not ours."""
+    cell = row.cell
+    if cell.target != "native":
+        raise BenchError(f"{cell.label} was served by {cell.target}, of which nothing is known inside; explain works on our own engine")
+    settings = cell.settings
+    longest = int(settings.get("max_seq_len") or cell.isl + cell.osl)
+    batch = int(settings.get("max_batch_size") or max(cell.batch, 1))
+    profile = Profile(batch, max(int(settings.get("max_num_tokens") or 8192), batch), longest, int(settings.get("page_size") or 32))
+    kind = kv_dtype or (cell.kv_dtype if precision is None and cell.kv_dtype else "auto")
+    return _compiled(cell.model, precision or cell.precision, profile, kind)
+
+
+@lru_cache(maxsize=16)
+def _compiled(model: str, precision: str, profile: Profile, kv_dtype: str) -> Plan:
+    weights = {"kind": "dummy", "seed": 0}
+    return compile_model(resolve_model(model).config, precision, profile, weights_source=weights, kv_dtype=kv_dtype).plan
+
+
+def hardware_of(environment: Environment) -> Hardware:
+    """Ceilings of the row's device: measured where this machine has them, else its data sheet's. Raises `BenchError` for neither."""
+    measured = ceilings.cached(environment)
+    if measured is not None:
+        return Hardware.of(measured)
+    found = published_for(environment.gpu)
+    if found is None:
+        name = environment.device or "the device of this row"
+        raise BenchError(f"no ceilings of {name} are known; run trtllm-bench ceilings there, on the machine that measured the cell")
+    return found

@@ -1,0 +1,128 @@
+"""Where a cell's time went, and where the difference between two cells comes from, summing to the whole.
+
+With a profile attached the parts are kernels and gaps, as measured. Without one they come from the step log: every step's time as taken,
+divided by what the step model says its composition needs; what the model does not account for is a part of its own and not spread over the
+others. So parts always sum to the measured time, and a large `not accounted for` says: profile this cell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from trtllm_bench.analysis.cells import MeasuredCell, hardware_of, plan_of
+from trtllm_bench.analysis.counts import StepShape
+from trtllm_bench.analysis.step_model import PARTS, StepModel
+from trtllm_bench.errors import BenchError
+from trtllm_bench.profiling.record import Profile
+
+IDLE, UNKNOWN = "no step in flight", "not accounted for"
+SAMPLED_STEPS = 400
+
+
+@dataclass(frozen=True)
+class Breakdown:
+    """Microseconds an output token by part, summing to `per_token_us`."""
+
+    parts: Mapping[str, float]
+    source: str
+    """`profile` or `step log`."""
+    steps: Mapping[str, float] = field(default_factory=dict)
+    """Share of the time in steps of each phase."""
+
+    @property
+    def per_token_us(self) -> float:
+        return sum(self.parts.values())
+
+    def share(self, *names: str) -> float:
+        total = self.per_token_us
+        return sum(self.parts.get(name, 0.0) for name in names) / total if total else 0.0
+
+
+def from_profile(profile: Profile) -> Breakdown:
+    tokens = max(profile.tokens_out, 1)
+    phases: dict[str, float] = {}
+    for step in profile.steps:
+        phases[step.phase] = phases.get(step.phase, 0.0) + step.span_us / profile.window_us
+    return Breakdown({name: us / tokens for name, us in profile.parts().items() if us}, "profile", phases)
+
+
+def from_log(cell: MeasuredCell, model: StepModel) -> Breakdown:
+    """Raises `BenchError` for a row without a step log."""
+    steps = read_steps(cell)
+    taken, idle = _times(steps)
+    chosen = np.unique(np.linspace(0, len(taken) - 1, min(SAMPLED_STEPS, len(taken))).astype(int))
+    parts = dict.fromkeys((*PARTS, UNKNOWN), 0.0)
+    phases: dict[str, float] = {}
+    scale = taken.sum() / max(taken[chosen].sum(), 1e-9)
+    page = model.counter.plan.profile.page_size
+    for index in chosen.tolist():
+        shape = shape_of(steps, index, page)
+        predicted = model.step(shape)
+        for name, us in predicted.parts.items():
+            parts[name] += us * scale
+        parts[UNKNOWN] += (float(taken[index]) - predicted.total_us) * scale
+        phases[shape.phase] = phases.get(shape.phase, 0.0) + float(taken[index]) * scale / taken.sum()
+    parts[IDLE] = float(idle.sum())
+    tokens = max(float(cell.row.figures.get("output_tokens", 0)), 1.0)
+    return Breakdown({name: us / tokens for name, us in parts.items() if us}, "step log", phases)
+
+
+def breakdown(cell: MeasuredCell) -> Breakdown:
+    """Raises `BenchError` where nothing tells the cell's steps apart."""
+    if cell.profile is not None:
+        return from_profile(Profile.load(cell.profile))
+    return from_log(cell, StepModel(plan_of(cell.row), hardware_of(cell.row.environment)))
+
+
+def read_steps(cell: MeasuredCell) -> dict[str, Any]:
+    table = None if cell.store is None else cell.store.read_side("steps", cell.row)
+    if table is None or table.num_rows < 2:
+        raise BenchError(
+            f"{cell.label} has no step log: explain needs the store folder of a run of our own engine (--out), not a table alone"
+        )
+    return {name: table.column(name).to_numpy() for name in table.column_names}
+
+
+def _times(steps: Mapping[str, Any]) -> tuple[Any, Any]:
+    """(taken, idle before) of each step, microseconds: from the later of its launch and the end of the step before."""
+    done, launched = np.asarray(steps["done_s"]), np.asarray(steps["launched_s"])
+    before = np.concatenate([[launched[0]], done[:-1]])
+    return (done - np.maximum(before, launched)) * 1e6, np.maximum(launched - before, 0.0) * 1e6
+
+
+def shape_of(steps: Mapping[str, Any], index: int, page_size: int) -> StepShape:
+    """What a logged step computed: its prompts taken to be whole and alike, each sequence's last page half full."""
+    decodes, prompts = int(steps["decode_tokens"][index]), int(steps["context_seqs"][index])
+    tokens = int(steps["context_tokens"][index])
+    held = float(steps["kv_pages_used"][index]) * page_size - float(steps["running"][index]) * page_size / 2
+    length = max(1.0, (held - tokens) / decodes) if decodes else 1.0
+    shape = StepShape.decode(decodes, length)
+    if not prompts:
+        return shape
+    lengths = np.full(prompts, tokens // prompts, np.int64)
+    lengths[: tokens % prompts] += 1
+    context = StepShape(lengths, lengths, 0, prompts)
+    return shape + context if decodes else context
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Part by part, microseconds an output token; `b - a` over all parts is the difference of the wholes."""
+
+    rows: tuple[tuple[str, float, float], ...]
+
+    @property
+    def total(self) -> tuple[float, float]:
+        return sum(a for _, a, _ in self.rows), sum(b for _, _, b in self.rows)
+
+
+def difference(a: Breakdown, b: Breakdown) -> Difference:
+    """Raises `BenchError` for a profile against a step log, whose parts differ in kind."""
+    if a.source != b.source:
+        raise BenchError("one cell has a profile and the other only a step log, whose parts differ in kind; profile both or none")
+    names = sorted({*a.parts, *b.parts}, key=lambda name: -abs(b.parts.get(name, 0.0) - a.parts.get(name, 0.0)))
+    return Difference(tuple((name, a.parts.get(name, 0.0), b.parts.get(name, 0.0)) for name in names))

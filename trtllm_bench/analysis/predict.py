@@ -1,0 +1,158 @@
+"""A run that was not made: the engine's own batcher over a clock that the step model moves.
+
+The scheduler, the page pool and the loop with its one step of overlap are the real ones, so that batch composition, waves, preemption and
+queueing come out as they would; only the runner is replaced by one that takes the predicted time and returns any token.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+
+from trtllm_bench.analysis.counts import ITEM_BYTES, StepShape
+from trtllm_bench.analysis.hardware import Hardware
+from trtllm_bench.analysis.step_model import StepModel, StepTime
+from trtllm_bench.errors import BenchError
+from trtllm_engines.plan import Plan
+from trtllm_engines.runtime.batch import StepBatch, StepOutput
+from trtllm_engines.runtime.device_state import page_bytes, pages_within
+from trtllm_engines.runtime.engine_loop import EngineLoop
+from trtllm_engines.runtime.request import Request
+from trtllm_engines.runtime.scheduler import Policy, SchedulerConfig
+from trtllm_engines.sampling import SamplingParams
+from trtllm_results.metrics import RequestLog, figures
+from trtllm_workloads.request import Workload
+
+RESERVE = 0.04
+"""Share of a GPU's memory that driver and libraries keep."""
+FINENESS = 64
+"""Steps whose cache lengths agree to one in so many are predicted once."""
+
+
+@dataclass
+class Clock:
+    now: float = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class PredictedRunner:
+    """Takes each step's predicted time on a device that is free when the step before is done."""
+
+    def __init__(self, model: StepModel, clock: Clock) -> None:
+        self._model, self._clock = model, clock
+        self._free = 0.0
+        self._known: dict[tuple[int, ...], StepTime] = {}
+
+    def launch(self, batch: StepBatch) -> PredictedStep:
+        time = self._time(StepShape.of(batch))
+        self._clock.now += time.host_us * 1e-6
+        self._free = max(self._free, self._clock.now) + time.device_us * 1e-6
+        return PredictedStep(self._clock, self._free, int(batch.sampled.sum()))
+
+    def _time(self, shape: StepShape) -> StepTime:
+        rough = (shape.tokens, shape.sequences, shape.num_decodes, shape.samples)
+        key = (*rough, *(round(FINENESS * math.log(max(n, 1))) for n in (shape.kv_tokens, shape.pairs)))
+        if key not in self._known:
+            self._known[key] = self._model.step(shape)
+        return self._known[key]
+
+
+@dataclass(frozen=True)
+class PredictedStep:
+    clock: Clock
+    done_s: float
+    samples: int
+
+    def done(self) -> bool:
+        return self.clock.now >= self.done_s
+
+    def result(self) -> StepOutput:
+        self.clock.now = max(self.clock.now, self.done_s)
+        return StepOutput(np.zeros(self.samples, np.int32))
+
+
+def pages_on(plan: Plan, hardware: Hardware, fraction: float) -> int:
+    """Pages of KV cache that a GPU has room for. Raises `BenchError` when the weights alone do not fit."""
+    weights = sum(math.prod(int(d) for d in spec.shape) * ITEM_BYTES[spec.dtype] for spec in plan.weights.values())
+    left = hardware.memory_bytes * (1 - RESERVE) - weights - plan.arena_bytes
+    if left * fraction < 8 * page_bytes(plan):
+        raise BenchError(
+            f"{plan.config.name} in {plan.precision} does not fit {hardware.name}: its weights and buffers take "
+            f"{(weights + plan.arena_bytes) / 2**30:.1f} GiB of {hardware.memory_bytes / 2**30:.1f}"
+        )
+    return pages_within(plan, int(left * fraction))
+
+
+def predict(
+    plan: Plan,
+    hardware: Hardware,
+    workload: Workload,
+    *,
+    concurrency: int,
+    open_loop: bool = False,
+    max_batch_size: int | None = None,
+    max_num_tokens: int | None = None,
+    policy: Policy = "guaranteed_no_evict",
+    kv_cache_fraction: float = 0.9,
+) -> tuple[dict[str, float], RequestLog]:
+    """Figures of the run, and its requests. Raises `BenchError` when the model does not fit the GPU."""
+    clock = Clock()
+    profile = plan.profile
+    config = SchedulerConfig(
+        max_batch_size or profile.max_batch_size,
+        max_num_tokens or profile.max_num_tokens,
+        profile.max_seq_len,
+        profile.page_size,
+        pages_on(plan, hardware, kv_cache_fraction),
+        policy,
+    )
+    runner = PredictedRunner(StepModel(plan, hardware), clock)
+    loop = EngineLoop(runner, config, vocab_size=plan.config.vocab_size, clock=clock)
+    log = _drive(loop, clock, workload, concurrency, open_loop)
+    steps = loop.log.rows()
+    found = figures(log)
+    found |= {"steps": float(len(steps)), "step_mean_ms": float((steps["done_s"].max() - steps["launched_s"].min()) / len(steps) * 1e3)}
+    return found, log
+
+
+def _drive(loop: EngineLoop, clock: Clock, workload: Workload, concurrency: int, open_loop: bool) -> RequestLog:
+    arrivals = np.asarray(workload.arrival_s) if open_loop and len(workload.arrival_s) else np.zeros(len(workload))
+    waiting = deque(range(len(workload)))
+    done: list[Request] = []
+    order: list[int] = []
+    bound = concurrency or len(workload)
+    while waiting or not loop.idle:
+        while waiting and len(order) - len(done) < bound and arrivals[waiting[0]] <= clock.now:
+            index = waiting.popleft()
+            order.append(index)
+            sampling = SamplingParams(max_tokens=int(workload.output_tokens[index]), ignore_eos=True)
+            due = float(arrivals[index]) if open_loop else clock.now
+            loop.add_request(np.zeros(int(workload.input_tokens[index]), np.int32), sampling, arrival_s=due, on_finish=done.append)
+        if loop.idle:
+            clock.now = max(clock.now, float(arrivals[waiting[0]]))
+        else:
+            loop.step()
+    failed = next((request.error for request in done if request.error), None)
+    if failed is not None:
+        raise BenchError(failed)
+    done.sort(key=lambda request: request.request_id)
+    times = [request.token_times_s for request in done]
+    counts = np.array([len(one) for one in times])
+    return RequestLog(
+        intended_s=np.array([request.arrival_s for request in done]),
+        sent_s=np.array([request.arrival_s for request in done]),
+        first_token_s=np.array([one[0] for one in times]),
+        end_s=np.array([one[-1] for one in times]),
+        input_tokens=np.array([len(request.prompt) for request in done]),
+        output_tokens=counts,
+        ok=np.ones(len(done), np.bool_),
+        requested_tokens=counts,
+        scheduled_s=np.array([request.scheduled_s for request in done], float),
+        token_times_s=np.concatenate(times),
+        token_offsets=np.concatenate([[0], np.cumsum(counts)]),
+    )
