@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from trtllm_workloads.traces.info import TraceInfo
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Look into recorded traces (prepare-dataset makes datasets of them).")
+SCATTERED = 4000
+"""Most requests drawn as points."""
 
 
 @app.callback()
@@ -102,7 +104,10 @@ def _filtered(
 def _lines(file: Path, trace: Trace, found: TraceInfo) -> list[str]:
     from trtllm_workloads.traces.info import bars, histogram
 
-    lines = [f"{file.name}: {found.requests:,} requests" + (f", {found.skipped:,} bad rows left out" if found.skipped else "")]
+    lines = [
+        f"{file.name}: {found.requests:,} requests"
+        + (f", {found.skipped:,} bad row{'s' * (found.skipped > 1)} left out" if found.skipped else "")
+    ]
     if found.duration_s > 0:
         lines.append(f"  {_span(found.duration_s)}, {found.rate_per_s:.3g} requests/s, gap CV {found.gap_cv:.2f} (Poisson: 1)")
         if found.distinct_times < 0.5 * found.requests:
@@ -137,28 +142,41 @@ def _span(seconds: float) -> str:
 
 
 def _draw(trace: Trace, found: TraceInfo, path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
     import numpy as np
 
+    from trtllm_dashboards.plots import style
     from trtllm_workloads.traces.info import histogram
 
-    figure, axes = plt.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
-    for name, values in (("prompt", trace.input_tokens), ("output", trace.output_tokens)):
+    looks = {name: style.Look(color, "s", "-") for name, color in zip(("prompt", "output"), style.PALETTE, strict=False)}
+    sheet = style.Sheet(f"{trace.name}: {len(trace):,} requests", _means(found))
+    drawing, axes = sheet.panels(["Lengths", "Prompt against output", "Arrivals"][: 3 if found.rate_series else 2])
+    for one, values in zip(looks.values(), (trace.input_tokens, trace.output_tokens), strict=True):
         edges, counts = histogram(values)
-        axes[0].stairs(counts, edges, label=f"{name}, mean {values.mean():,.0f}")
-    axes[0].set(xscale="log", xlabel="tokens", ylabel="requests", title="lengths")
-    axes[0].legend()
-    kept = np.linspace(0, len(trace) - 1, min(len(trace), 5000)).astype(np.int64)
-    axes[1].plot(trace.input_tokens[kept], trace.output_tokens[kept], ".", markersize=2)
-    axes[1].set(xscale="log", yscale="log", xlabel="prompt tokens", ylabel="output tokens", title="prompt against output")
+        axes[0].stairs(counts, edges, color=one.color, fill=True, alpha=0.18)
+        axes[0].stairs(counts, edges, color=one.color, linewidth=1.4)
+        axes[0].axvline(float(values.mean()), color=one.color, linewidth=1.0, linestyle=":")
+    axes[0].set(xscale="log", xlabel="tokens", ylabel="requests")
+    style.compact_axis(axes[0])
+    kept = np.linspace(0, len(trace) - 1, min(len(trace), SCATTERED)).astype(np.int64)
+    axes[1].scatter(trace.input_tokens[kept], trace.output_tokens[kept], s=3, alpha=0.35, linewidths=0, color=style.INK)
+    axes[1].set(xscale="log", yscale="log", xlabel="prompt (tokens)", ylabel="output (tokens)")
+    sheet.notes.append(
+        "Dotted: mean." + (f" {len(kept):,} requests drawn as points, evenly spaced by arrival." if len(kept) < len(trace) else "")
+    )
     if found.rate_series:
-        axes[2].stairs(found.rate_series, np.linspace(0, found.duration_s, len(found.rate_series) + 1))
-        axes[2].set(xlabel="seconds", ylabel="requests/s", title=f"rate, gap CV {found.gap_cv:.2f}", ylim=(0, None))
-    else:
-        axes[2].set_axis_off()
-    figure.suptitle(f"{trace.name}: {len(trace):,} requests")
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+        axes[2].stairs(
+            found.rate_series, np.linspace(0, found.duration_s, len(found.rate_series) + 1), color=style.PALETTE[0], linewidth=1.4
+        )
+        axes[2].axhline(found.rate_per_s, color=style.SOFT, linewidth=1.0, linestyle=":")
+        axes[2].set(xlabel="time since the first arrival (s)", ylabel="rate (requests/s)", ylim=(0, None))
+    figure = sheet.finish(drawing, looks, marker_only=True)
+    figure.savefig(path, dpi=160, facecolor="white")
+
+
+def _means(found: TraceInfo) -> str:
+    parts = [f"mean prompt {found.input_tokens['mean']:,.0f}, output {found.output_tokens['mean']:,.0f} tokens"]
+    if found.duration_s > 0:
+        parts.append(f"{found.rate_per_s:.3g} requests/s, gap CV {found.gap_cv:.2f} (Poisson: 1)")
+    if found.block_tokens:
+        parts.append(f"an endless prefix cache hits {found.prefix_hit_blocks:.1%} of blocks")
+    return "; ".join(parts)

@@ -2,7 +2,7 @@
 // Curves of one case (model and shape) at a time: what varies besides load becomes the series. Drawn when scrolled to, redrawn when anything changes.
 
 const CHARTS = [
-  { id: "throughput", title: "Throughput against batch", x: "load", y: ["output_tokens_per_s"], xlog: 2 },
+  { id: "throughput", title: "Throughput against load", x: "load", y: ["output_tokens_per_s"], xlog: 2 },
   { id: "pareto", title: "Throughput per GPU against speed per user", x: "output_tokens_per_s_per_user", y: ["output_tokens_per_s_per_gpu"], ylog: true },
   { id: "ttft", title: "Time to first token against load", x: "load", y: ["ttft_p50_ms", "ttft_p99_ms"], xlog: 2, ylog: true },
   { id: "tpot", title: "Time per output token against load", x: "load", y: ["tpot_p50_ms", "tpot_p99_ms"], xlog: 2, ylog: true },
