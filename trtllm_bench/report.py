@@ -147,6 +147,9 @@ def print_report(row: Row, console: Console) -> None:
     for name, label, unit in RATES:
         if name in figures and (row.environment.gpu or name != "output_tokens_per_s_per_gpu"):
             console.print(f"  {label:<26}{figures[name]:>14,.2f} {unit}", highlight=False)
+    if cell.request_rate and "lag_p99_ms" in figures:
+        late = ", ".join(f"{point} {figures[f'lag_{point}_ms']:,.2f}" for point in ("p50", "p99", "max"))
+        console.print(f"  {'the driver sent late by':<26}{late} ms", highlight=False)
     lines = []
     for name, label in LATENCY_ROWS:
         if f"{name}_p50_ms" in figures:

@@ -111,4 +111,4 @@ def test_bad_rows_are_counted_in_the_output(tmp_path: Path, capsys: pytest.Captu
     assert run("trace", "info", str(path)) == 3
     assert "line 402: TIMESTAMP is 'nonsense'" in capsys.readouterr().err
     assert run("trace", "info", str(path), "--skip-bad-rows") == 0
-    assert "400 requests, 1 bad rows left out" in capsys.readouterr().out
+    assert "400 requests, 1 bad row left out" in capsys.readouterr().out

@@ -15,7 +15,7 @@ from aiohttp import web
 from trtllm_bench.__main__ import main
 from trtllm_bench.errors import BenchError, RunFailure
 from trtllm_bench.load.driver import Drive, run_load
-from trtllm_bench.load.http import HttpTarget, laid_over
+from trtllm_bench.load.http import HttpTarget, complaint, laid_over
 from trtllm_results import metrics
 from trtllm_results.store import Store
 from trtllm_workloads.synthetic import fixed
@@ -173,3 +173,19 @@ def test_tokens_are_laid_over_pieces_in_order_from_first_to_last(tokens: int, pi
     assert (np.diff(places) >= 0).all()
     assert places[0] == 0
     assert tokens == 1 or places[-1] == pieces - 1
+
+
+@pytest.mark.parametrize(
+    ("body", "line"),
+    [
+        ("overloaded\ntry later", "overloaded try later"),
+        ('{"error": {"message": "no such model"}}', "no such model"),
+        ('{"detail": "queue full"}', "queue full"),
+        ('{"error": {"message": "prompt.str: not a string"}}', "token ids, which the server must take"),
+        ("x" * 500, "x…"),
+    ],
+)
+def test_a_refusal_is_told_on_one_short_line(body: str, line: str) -> None:
+    assert line in complaint(body)
+    assert "\n" not in complaint(body)
+    assert len(complaint(body)) < 180

@@ -26,6 +26,8 @@ from trtllm_workloads.request import RequestSpec
 from trtllm_workloads.tokens import Int32Array
 
 CONNECT_S = 10.0
+COMPLAINT = 110
+"""Most characters of a refusal that are told."""
 
 
 @dataclass
@@ -151,8 +153,7 @@ class HttpTarget:
         usage: dict[str, Any] = {}
         async with self._session.post(f"{self._root}/completions", json=self.body(request)) as answer:
             if answer.status != 200:
-                said = (await answer.text())[:200].replace("\n", " ")
-                raise RuntimeError(f"HTTP {answer.status}: {said}")
+                raise RuntimeError(f"HTTP {answer.status}: {complaint(await answer.text())}")
             async for raw in answer.content:
                 now = time.perf_counter()
                 line = raw.strip()
@@ -179,3 +180,16 @@ def laid_over(tokens: int, pieces: int) -> np.ndarray[Any, np.dtype[np.int64]]:
     if tokens == 1:
         return np.zeros(1, dtype=np.int64)
     return (np.arange(tokens) * (pieces - 1) // (tokens - 1)).astype(np.int64)
+
+
+def complaint(body: str) -> str:
+    """What a server says of a request it refused, on one short line, so that equal failures read equal and can be counted."""
+    try:
+        content = json.loads(body)
+        error = content.get("error", content)
+        body = str(error.get("message") or error.get("detail") or error) if isinstance(error, dict) else str(error)
+    except (ValueError, AttributeError):
+        pass
+    line = " ".join(body.split())
+    short = line if len(line) <= COMPLAINT else line[: COMPLAINT - 1] + "…"
+    return short + (" (prompts go out as token ids, which the server must take)" if "prompt" in line and "string" in line else "")
