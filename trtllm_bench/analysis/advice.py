@@ -12,6 +12,7 @@ from trtllm_bench.analysis.explain import IDLE, UNKNOWN, Breakdown
 from trtllm_bench.analysis.predict import pages_on
 from trtllm_bench.analysis.step_model import StepModel
 from trtllm_bench.errors import BenchError
+from trtllm_bench.profiling.record import Profile
 from trtllm_engines.errors import EngineError
 from trtllm_kernels.errors import KernelError
 
@@ -31,8 +32,12 @@ class Finding:
 
 
 def findings(cell: MeasuredCell, found: Breakdown) -> list[Finding]:
-    """Most telling first."""
-    return [*_from_parts(cell, found), *_from_figures(cell)]
+    """Most telling first; what is known without ceilings where there are none."""
+    try:
+        parts = list(_from_parts(cell, found))
+    except BenchError as error:
+        parts = [Finding(f"what limits the kernels cannot be said: {error}")]
+    return [*parts, *_from_figures(cell)]
 
 
 def rate(model: StepModel, batch: int, isl: int, osl: int) -> float:
@@ -51,9 +56,9 @@ def _from_parts(cell: MeasuredCell, found: Breakdown) -> Iterator[Finding]:
     batch = row.batch or round(cell.row.figures.get("batch_mean", 1.0)) or 1
     now = rate(model, batch, row.isl, row.osl)
     needs = model.step(StepShape.decode(batch, row.isl + row.osl / 2)).parts
-    whole = sum(needs.values())
-    # A profile names kernels: which limit they meet is the model's to say, at this batch.
-    label = {name: found.share(name) if found.source == "step log" else us / whole for name, us in needs.items()}
+    measured_us = found.per_token_us * batch
+    # A profile names kernels: which limit they meet is the model's to say, of a step as long as it was measured.
+    label = {name: found.share(name) if found.source == "step log" else us / measured_us for name, us in needs.items()}
     if label["weights"] > NOTABLE:
         more = _gain_of_batch(model, cell, batch, now)
         yield Finding(f"reading the weights takes {label['weights']:.0%}: the batch of {batch} is too small to share that over", *more)
@@ -75,10 +80,23 @@ def _from_parts(cell: MeasuredCell, found: Breakdown) -> Iterator[Finding]:
         yield Finding(f"starting and draining kernels takes {label['kernel overhead']:.0%}: each has little to do", *change)
     if found.share(IDLE) > NOTABLE:
         yield Finding(f"no step is in flight {found.share(IDLE):.0%} of the time: the load asks for no more, or the host is late")
+    if cell.profile is not None:
+        yield from _from_kernels(Profile.load(cell.profile))
     unknown = found.share(UNKNOWN)
     if abs(unknown) > NOTABLE:
         word = f"{unknown:.0%} of the time is more than the model allows" if unknown > 0 else "steps are faster than the model says"
         yield Finding(f"{word}", "see the kernels: trtllm-bench profile with the same flags")
+
+
+def _from_kernels(profile: Profile) -> Iterator[Finding]:
+    """The kernel that loses most time against its ceiling, if it loses much."""
+    losses = {(row.role, row.kernel): row.share * (1 - row.ceiling_share) for row in profile.kernels if row.ceiling_share is not None}
+    if not losses:
+        return
+    (role, kernel), lost = max(losses.items(), key=lambda item: item[1])
+    if lost > NOTABLE:
+        limit = f"{role.rpartition('.')[2]} ({kernel}) loses {lost:.0%} of the time against its ceiling"
+        yield Finding(limit, "a better kernel there would bring at most", lost / (1 - lost))
 
 
 def _gain_of_batch(model: StepModel, cell: MeasuredCell, batch: int, now: float) -> tuple[str, float | None]:

@@ -44,7 +44,7 @@ def find_cell(text: str) -> MeasuredCell:
     prefixes = [part for part in parts if part not in filters]
     rows = [row for row in keep(read_rows(path), filters) if row.status == "ok" and all(row.key.startswith(p) for p in prefixes)]
     if not rows:
-        raise BenchError(f"{text} names no measured cell; results list shows what {path} holds")
+        raise BenchError(f"{text} names no measured cell; results ls shows what {path} holds")
     keys = {row.key: row for row in rows}
     if len(keys) > 1:
         names = ", ".join(f"{key[:6]} ({row.cell.label})" for key, row in list(keys.items())[:SHOWN])

@@ -58,16 +58,47 @@ def command(
         float | None, typer.Option("--kv-cache-free-gpu-mem-fraction", help="KV cache share of free memory.")
     ] = None,
     seed: Annotated[Whole, typer.Option("--seed", help="Seed of prompts, arrivals and dummy weights.")] = None,
+    profile: Annotated[Text, typer.Option("--profile", help="Then profile cells: worst, all, or how many of the worst.")] = None,
+    predict: Annotated[bool, typer.Option("--predict", help="Measure nothing: predict the grid by the step model.")] = False,
+    gpu: Annotated[Text, typer.Option("--gpu", help="GPU of --predict: a100, l40s, h100 or h200 (default: the one here).")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder for the results (default: runs/<time>).")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the sweep in --out; finished cells are not measured again.")] = False,
 ) -> None:
     """Measure a grid of precision, batch and lengths into a table."""
     given = dict(locals())
-    flags = {name: value for name, value in given.items() if name not in ("spec", "out", "resume")}
-    _run(spec, flags, out, resume)
+    flags = {name: value for name, value in given.items() if name not in ("spec", "out", "resume", "profile", "predict", "gpu")}
+    if gpu is not None and not predict:
+        raise BenchError("--gpu names the GPU of a prediction; add --predict, or leave it out to measure on this machine's")
+    if predict:
+        _predict(spec, flags, gpu)
+    else:
+        _run(spec, flags, out, resume, profile)
 
 
-def _run(toml: Path | None, flags: dict[str, Any], out: Path | None, resume: bool) -> None:
+def _predict(toml: Path | None, flags: dict[str, Any], gpu: str | None) -> None:
+    from rich.console import Console
+
+    from trtllm_bench.native import vocabulary_of
+    from trtllm_bench.sweep.predict import hardware_for, predict_sweep
+    from trtllm_bench.sweep.spec import load_spec
+    from trtllm_bench.sweep.table import print_table
+    from trtllm_bench.wish import longest, make_workload
+    from trtllm_results.environment import Environment
+
+    spec = load_spec(flags, toml, None, DEFAULTS_GPU)
+    hardware = hardware_for(gpu, Environment.capture(use_gpu=gpu is None))
+    vocabulary = vocabulary_of(spec.engine_wish(spec.precision[0], 1))
+    workloads = {case: make_workload(spec.workload_wish(case), vocabulary) for case in spec.cases()}
+    max_seq_len = max(longest(workload) for workload in workloads.values())
+    console = Console(highlight=False)
+    rows = predict_sweep(spec, hardware, max_seq_len, workloads.__getitem__, " ".join(["trtllm-bench", *sys.argv[1:]]))
+    print_table(rows, console)
+    console.print("predicted from counts and ceilings, not measured", style="dim")
+    if not any(row.status == "ok" for row in rows):
+        raise typer.Exit(FAILURE)
+
+
+def _run(toml: Path | None, flags: dict[str, Any], out: Path | None, resume: bool, profile: str | None) -> None:
     import time
 
     from rich.console import Console
@@ -94,6 +125,12 @@ def _run(toml: Path | None, flags: dict[str, Any], out: Path | None, resume: boo
     else:
         defaults = DEFAULTS_GPU if flags["device"] != "cpu" and has_gpu() else DEFAULTS_CPU
     spec = load_spec(flags, toml, folder if known else None, defaults)
+    if profile is not None:
+        from trtllm_bench.sweep.profiles import parse_which
+
+        parse_which(profile)
+        if spec.target != "native":
+            raise BenchError(f"--profile looks into our own engine; {spec.target} is another target")
 
     for precision in spec.precision:
         check_target(spec.target, spec.engine_wish(precision, 1))
@@ -128,6 +165,20 @@ def _run(toml: Path | None, flags: dict[str, Any], out: Path | None, resume: boo
     console.print(f"\nresults: {folder / 'results.parquet'}, {folder / 'results.json'}", soft_wrap=True)
     if not any(row.status == "ok" for row in rows):
         raise typer.Exit(FAILURE)
+    if profile is not None:
+        _profile(rows, spec, store, max_seq_len, lambda case: make_workload(spec.workload_wish(case), vocabulary), profile, console)
+
+
+def _profile(rows: Any, spec: Any, store: Any, max_seq_len: int, make: Any, which: str, console: Any) -> None:
+    from trtllm_bench.profiling.record import PAGE_FILE
+    from trtllm_bench.sweep.profiles import choose, parse_which, profile_cells
+
+    def tell(row: Any, found: Any, folder: Path) -> None:
+        said = f"not profiled: {found}" if isinstance(found, Exception) else str(folder / PAGE_FILE)
+        console.print(f"{row.cell.label}: {said}", soft_wrap=True)
+
+    console.print()
+    profile_cells(choose(rows, parse_which(which)), spec, store, max_seq_len, make, None, tell)
 
 
 def _count(spec: Any) -> str:

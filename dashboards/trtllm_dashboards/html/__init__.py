@@ -14,14 +14,16 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import os
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from trtllm_dashboards.errors import OutputError
 from trtllm_dashboards.html.payload import build
-from trtllm_dashboards.sources import load
+from trtllm_dashboards.sources import Sources, load
 
 SCRIPTS = ("data.js", "filters.js", "summary.js", "charts.js", "table.js", "detail.js", "main.js")
 """In this order; each defines functions the later ones use."""
@@ -35,14 +37,26 @@ def render(stores: str | Path | Sequence[str | Path], out: str | Path, *, where:
     """
     specs = [str(s) for s in ([stores] if isinstance(stores, str | Path) else stores)]
     sources = load(specs, where)
-    text = page(build(sources.sets, title or ", ".join(spec.partition("=")[0] if "=" in spec else Path(spec).name for spec in specs)))
     target = Path(out)
+    named = title or ", ".join(spec.partition("=")[0] if "=" in spec else Path(spec).name for spec in specs)
+    text = page(build(sources.sets, named) | {"profiles": profiles(sources, target.parent)})
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(text, encoding="utf-8")
     except OSError as error:
         raise OutputError(f"Cannot write {target}: {error.strerror}.") from error
     return target
+
+
+def profiles(sources: Sources, beside: Path) -> dict[str, str]:
+    """Cell key to the page of its profile, as a link from `beside`."""
+    found = {}
+    for store in sources.stores:
+        for row in store.rows():
+            page = store.path / str(row.extra.get("profile", "")) / "profile.html"
+            if row.extra.get("profile") and page.is_file():
+                found[row.key] = quote(os.path.relpath(page, beside))
+    return found
 
 
 def page(payload: dict[str, Any], *, live: bool = False) -> str:

@@ -13,6 +13,7 @@ function openDetail(i) {
     el("div", { class: "bar tight" }, el("h2", { id: "detail-h" }, cellLabel(i)), el("button", { type: "button", id: "close", onclick: () => dialog.close() }, "Close")),
     el("p", { class: "note" }, [dim(i, "device"), dim(i, "target"), dim(i, "source"), `measured ${d.started[i].replace("T", " ")} UTC`, `cell ${d.keys[i]}`].filter(Boolean).join(" · ")),
     d.reasons[i] ? el("p", { class: "error" }, `${dim(i, "status")}: ${d.reasons[i]}`) : null,
+    d.profiles?.[d.keys[i]] ? el("p", {}, el("a", { href: d.profiles[d.keys[i]] }, "Profile of this cell: kernels, roofline, timeline")) : null,
     ...(d.warnings[i] ?? []).map((w) => el("p", { class: "warning" }, `Warning: ${w}`)),
     latencies.length ? el("h3", {}, "Latency percentiles (ms)") : null, plot, latencies.length ? percentileTable(i, latencies) : null,
     ok(i) ? el("h3", {}, "Figures") : null, ok(i) ? figureTable(i) : null,

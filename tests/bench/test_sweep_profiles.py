@@ -1,0 +1,99 @@
+"""`sweep --profile` and `--predict`: cells chosen, profiled and linked; a grid predicted for a GPU that is not here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from trtllm_bench.__main__ import main
+from trtllm_bench.analysis.cells import find_cell
+from trtllm_bench.analysis.explain import breakdown
+from trtllm_bench.errors import BenchError
+from trtllm_bench.profiling.record import Profile
+from trtllm_bench.sweep.profiles import choose, parse_which
+from trtllm_dashboards.html import profiles
+from trtllm_dashboards.sources import load
+from trtllm_results.environment import Environment
+from trtllm_results.record import Cell, Row
+from trtllm_results.store import Store
+
+GRID = ("--device", "cpu", "--isl", "8", "--osl", "8", "--batch-size", "1,2", "--max-num-tokens", "64", "--max-lag-ms", "1000")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRTLLM_BENCH_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+def row(batch: int, **figures: float) -> Row:
+    return Row(Cell("m", "fp32", batch, 8, 8), Environment(), figures=figures)
+
+
+def test_the_worst_cells_use_the_least_of_their_ceilings() -> None:
+    rows = [row(1, mbu=0.5, mfu=0.1), row(2, mbu=0.2, mfu=0.3), row(4, mbu=0.1, mfu=0.9), row(8, mbu=0.05)]
+    assert [one.cell.batch for one in choose(rows, 2)] == [8, 2]
+    assert [one.cell.batch for one in choose(rows, None)] == [8, 2, 1, 4]
+    without = [row(1, output_tokens_per_s=10.0), row(4, output_tokens_per_s=20.0)]
+    assert [one.cell.batch for one in choose(without, 1)] == [4]
+
+
+def test_which_cells_is_a_word_or_a_number() -> None:
+    assert (parse_which("worst"), parse_which("all"), parse_which("3")) == (1, None, 3)
+    for text in ("some", "0", "-1"):
+        with pytest.raises(BenchError, match="give worst, all, or how many"):
+            parse_which(text)
+
+
+def test_a_sweep_links_its_worst_cell_to_a_profile(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "runs"
+    assert main(["sweep", *GRID, "--profile", "worst", "--out", str(folder)]) == 0
+    assert "profile.html" in capsys.readouterr().out
+    rows = Store(folder).rows()
+    linked = [one for one in rows if "profile" in one.extra]
+    assert (len(rows), len(linked)) == (2, 1)
+    cell = find_cell(f"{folder}@{linked[0].key}")
+    assert cell.profile == folder / str(linked[0].extra["profile"])
+    profile = Profile.load(cell.profile)
+    assert profile.cell["batch"] == linked[0].cell.batch
+    assert breakdown(cell).source == "profile"
+    assert breakdown(cell).per_token_us == pytest.approx(profile.window_us / profile.tokens_out)
+    assert main(["explain", f"{folder}@{linked[0].key}"]) == 0
+    said = capsys.readouterr().out
+    assert "by its profile" in said
+    assert "were profiled:" in said
+    links = profiles(load([str(folder)]), tmp_path / "page")
+    assert (tmp_path / "page" / links[linked[0].key]).resolve() == cell.profile.resolve() / "profile.html"
+
+
+def test_a_grid_is_predicted_for_a_gpu_that_is_not_here(capsys: pytest.CaptureFixture[str]) -> None:
+    shape = ("--batch-size", "1,8", "--isl", "32", "--osl", "16", "--model", "smollm2-135m")
+    assert main(["sweep", "--predict", "--gpu", "a100", "--precision", "bf16,fp8", *shape]) == 0
+    said = capsys.readouterr().out
+    assert "A100 (by the step model), target predicted" in said
+    assert said.count("ok") >= 2
+    assert "fp8 b1 32/16" in said
+    assert "sm_80 has no fp8" in said
+    assert "predicted from counts and ceilings, not measured" in said
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (("--predict", "--gpu", "tpu"), "no data sheet of GPU 'tpu'"),
+        (("--gpu", "h100"), "add --predict"),
+        (("--profile", "some"), "give worst, all"),
+        (("--profile", "worst", "--target", "fake"), "fake is another target"),
+    ],
+)
+def test_mistakes_are_one_sentence(flags: tuple[str, ...], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sweep", *GRID, *flags, "--out", str(tmp_path / "r")]) == 3
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert sentence in said
+
+
+def test_a_prediction_needs_a_gpu(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trtllm_results.environment.read_gpu", lambda index: {})
+    assert main(["sweep", "--predict", *GRID]) == 3
+    assert "add --gpu a100, l40s, h100 or h200" in capsys.readouterr().err
