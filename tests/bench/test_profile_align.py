@@ -80,6 +80,13 @@ def test_every_kernel_finds_the_op_and_step_that_made_it(plan: Plan, split: bool
     assert len(wrong) <= (3 if split else 0)
 
 
+def test_a_step_that_samples_nothing_ends_where_the_next_ones_inputs_begin(plan: Plan) -> None:
+    events, truth = trace(plan)
+    kept = [i for i, (event, (step, op)) in enumerate(zip(events, truth, strict=True)) if step != 1 or op != READ_BACK]
+    placed = place_kernels([events[i] for i in kept], STEPS, LaunchOrder(plan, "sm_90"))
+    assert [(one.step, one.op) for one in placed] == [truth[i] for i in kept]
+
+
 def test_a_trace_of_another_engine_is_refused(plan: Plan) -> None:
     events, _ = trace(plan)
     lacking = [event for event in events if "rms_norm" not in event.name]

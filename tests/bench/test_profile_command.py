@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from trtllm_bench.__main__ import main
+from trtllm_bench.errors import BenchError
+from trtllm_bench.profiling.again import wishes_of
 from trtllm_bench.profiling.record import Profile
 from trtllm_bench.profiling.trace import read_json
+from trtllm_results.environment import Environment
+from trtllm_results.record import Cell, Row
+from trtllm_results.store import Store
 
 SHAPE = ("--device", "cpu", "--isl", "16", "--osl", "12", "--num-requests", "8", "--concurrency", "4", "--max-num-tokens", "64")
 
@@ -70,3 +76,30 @@ def test_a_damaged_profile_says_so(tmp_path: Path) -> None:
         Profile.load(tmp_path)
     with pytest.raises(ValueError, match="make one with trtllm-bench profile"):
         Profile.load(tmp_path / "none")
+
+
+def test_a_measured_cell_is_run_again_and_linked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = tmp_path / "runs"
+    assert main(["throughput", *SHAPE, "--max-lag-ms", "1000", "--out", str(store)]) == 0
+    capsys.readouterr()
+    assert main(["profile", str(store), "--steps", "3-5"]) == 0
+    row = Store(store).rows()[0]
+    profile = Profile.load(store / str(row.extra["profile"]))
+    assert profile.cell["label"] == row.cell.label
+    assert profile.cell["cell_key"] == row.key
+    assert len(profile.steps) == 3
+    assert main(["profile", str(store), "--isl", "9"]) == 3
+    assert "CELL already says model" in capsys.readouterr().err
+
+
+def test_cells_that_cannot_be_made_again_are_refused() -> None:
+    row = Row(Cell("m", "fp32", 4, 8, 8, target="native", weights_hash="dummy-3"), Environment())
+    engine, workload, load = wishes_of(row)
+    assert (engine.seed, workload.seed, load.concurrency) == (3, 3, 4)
+    for change, sentence in (
+        ({"target": "http"}, "was served by http"),
+        ({"workload": "azure"}, "ran dataset azure"),
+        ({"weights_hash": "0a1b"}, "weights of a checkpoint"),
+    ):
+        with pytest.raises(BenchError, match=sentence):
+            wishes_of(replace(row, cell=replace(row.cell, **change)))  # type: ignore[arg-type]

@@ -15,6 +15,7 @@ Steps = Annotated[str | None, typer.Option("--steps", help="Window A-B of the ru
 
 
 def command(
+    cell: Annotated[str | None, typer.Argument(metavar="[CELL]", help="A measured cell, RESULTS@batch=64 or RESULTS@KEY.")] = None,
     model: options.Model = None,
     engine_dir: options.EngineDir = None,
     precision: options.Precision = None,
@@ -48,46 +49,48 @@ def command(
 
     from rich.console import Console
 
+    from trtllm_bench.analysis.cells import find_cell
     from trtllm_bench.measure import Load
+    from trtllm_bench.profiling.again import wishes_of
     from trtllm_bench.profiling.cell import Wanted, profile_cell, with_counters
     from trtllm_bench.profiling.nsight import find
     from trtllm_bench.profiling.show import print_profile
     from trtllm_bench.profiling.systems import inside, profile_with_nsys, without
     from trtllm_bench.profiling.window import Window
     from trtllm_bench.single import case_of
+    from trtllm_bench.sweep.profiles import FOLDER, link
     from trtllm_bench.wish import EngineWish, WorkloadWish, check_target, default_model, longest, make_workload, vocabulary_of
 
     if request_rate is not None and request_rate <= 0:
         raise BenchError(f"--request-rate must be above 0, not {request_rate:g}")
     window = None if steps is None else Window.parse(steps)
-    lengths = case_of(isl, osl, dataset)
-    bound = max(concurrency, 0)
-    requests = num_requests or (None if dataset is not None else max(32, 4 * bound))
-    batch = max_batch_size or bound or (None if engine_dir is not None else min(requests or 256, 256))
-    name, kind = default_model(model, precision, engine_dir, "native", device, kv_dtype)
-    wish = EngineWish(
-        name,
-        kind,
-        engine_dir,
-        weights,
-        device,
-        batch,
-        max_num_tokens,
-        max_seq_len,
-        kv_cache_fraction=kv_cache_fraction,
-        policy=policy,
-        seed=seed,
-        kv_dtype=kv_dtype,
-        nvtx_detail=nvtx_detail,
-    )
+    measured = None if cell is None else find_cell(cell)
+    if measured is not None:
+        if any(value is not None for value in (model, engine_dir, precision, dataset, isl, osl, num_requests, request_rate)):
+            raise BenchError("CELL already says model, engine and load; leave their flags out, or leave CELL out")
+        wish, wanted_load, load = wishes_of(measured.row)
+        wish = replace(wish, nvtx_detail=nvtx_detail)
+    else:
+        lengths = case_of(isl, osl, dataset)
+        bound = max(concurrency, 0)
+        requests = num_requests or (None if dataset is not None else max(32, 4 * bound))
+        batch = max_batch_size or bound or (None if engine_dir is not None else min(requests or 256, 256))
+        name, kind = default_model(model, precision, engine_dir, "native", device, kv_dtype)
+        sizes = (batch, max_num_tokens, max_seq_len)
+        wish = EngineWish(name, kind, engine_dir, weights, device, *sizes, kv_cache_fraction, policy, seed, kv_dtype, nvtx_detail)
+        wanted_load = WorkloadWish(requests, *lengths, dataset, request_rate or 0.0, burstiness, seed=seed)
+        load = Load(bound, wanted_load.open_loop, warmup)
     check_target("native", wish)
-    load = WorkloadWish(requests, *lengths, dataset, request_rate or 0.0, burstiness, seed=seed)
-    workload = make_workload(load, vocabulary_of("native", wish))
-    if max_seq_len is None and engine_dir is None:
+    workload = make_workload(wanted_load, vocabulary_of("native", wish))
+    if wish.max_seq_len is None and wish.engine_dir is None:
         wish = replace(wish, max_seq_len=longest(workload))
-    folder = out or Path("profiles") / time.strftime("%Y%m%d-%H%M%S")
     line = " ".join(["trtllm-bench", *sys.argv[1:]])
-    wanted = Wanted(wish, workload, Load(bound, load.open_loop, warmup), window, request_rate or 0.0, line)
+    wanted = Wanted(wish, workload, load, window, wanted_load.request_rate, line)
+    store = measured.store if measured is not None and out is None else None
+    if measured is not None and store is not None:
+        folder = store.path / FOLDER / measured.row.key
+    else:
+        folder = out or Path(FOLDER) / time.strftime("%Y%m%d-%H%M%S")
     console = Console(highlight=False)
     if inside_nsys:
         inside(wanted, folder)
@@ -101,5 +104,7 @@ def command(
         profile = profile_cell(wanted, folder)
     if ncu is not None:
         profile = with_counters(profile, wanted, ncu, folder)
+    if measured is not None and store is not None:
+        link(store, measured.row.key, Path(FOLDER) / measured.row.key)
     print_profile(profile, console)
     console.print(f"\npage, trace (open in ui.perfetto.dev) and data: {folder}", soft_wrap=True)

@@ -52,12 +52,16 @@ def place_kernels(events: Sequence[Event], steps: Sequence[SeenStep], order: Lau
 
 
 def _between(events: Sequence[Event], next_step: int) -> list[Placed]:
-    """What lies between two programs: sampling up to the copy of its tokens to the host, then the next step's inputs."""
+    """What lies between two programs: sampling up to the copy of its tokens to the host, then the next step's inputs.
+
+    A step that samples nothing copies nothing back: then the next one's inputs begin with the first copy to the device.
+    """
     copies = [i for i, event in enumerate(events) if event.kind == "memcpy" and _TO_HOST.search(event.name)]
-    last = copies[-1] if copies else -1
+    to_device = (i for i, event in enumerate(events) if event.kind == "memcpy" and i not in copies)
+    last = copies[-1] if copies else next(to_device, len(events)) - 1
     placed = []
     for i, event in enumerate(events):
-        if next_step == 0 or (i > last and copies):
+        if next_step == 0 or i > last:
             placed.append(Placed(event, next_step, INPUTS))
         else:
             placed.append(Placed(event, next_step - 1, READ_BACK if i in copies else SAMPLE))
