@@ -20,7 +20,6 @@ from trtllm_bench.micro.results import Measured, Run, draw, is_right, judge
 from trtllm_bench.micro.run import Wanted, cases_of, parse_m, run
 from trtllm_bench.micro.timing import Call, Rule, measure, split_samples
 
-
 RULE = Rule()
 
 

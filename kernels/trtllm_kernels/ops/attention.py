@@ -122,7 +122,7 @@ def paged_attention(
     page_size, head_dim = cache.shape[3], cache.shape[4]
     heads = qkv.view(qkv.shape[0], -1, head_dim)
     q3 = heads[:, :num_heads]
-    fresh = heads[:, num_heads:].unflatten(1, (2, num_kv_heads)).float()
+    fresh = heads[:, num_heads:].reshape(-1, 2, num_kv_heads, head_dim).float()
     out = torch.zeros(q3.shape, dtype=torch.float32, device=q3.device)
     tables = block_table[seq_slots.long()]
     query_lens = query_start.diff()
