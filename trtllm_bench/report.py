@@ -25,6 +25,10 @@ NVIDIA = definitions.DEFINITIONS["nvidia"]
 Floats = npt.NDArray[np.float64]
 
 
+QUANTIZATION = {"fp8": "FP8", "fp8_rowwise": "FP8_PER_CHANNEL_PER_TOKEN"}
+"""NVIDIA's names of what a precision quantizes."""
+
+
 def _spread(values: Floats) -> dict[str, float]:
     """NVIDIA's `PercentileStats`."""
     found = {f"p{percent}": NVIDIA.percentile(values, percent) for percent in (50, 90, 95, 99)}
@@ -45,7 +49,7 @@ def nvidia_report(row: Row, log: RequestLog, engine: Mapping[str, Any], streamin
             "backend": cell.target,
             "dtype": cell.precision,
             "kv_cache_dtype": cell.kv_dtype or None,
-            "quantization": None,
+            "quantization": QUANTIZATION.get(cell.precision),
             "max_sequence_length": engine.get("max_seq_len"),
         },
         "machine": {"name": environment.device, "memory.total": environment.gpu_memory_gib or environment.memory_gib, "clocks.mem": None},

@@ -34,17 +34,20 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 
 
 def test_a_sweep_over_precisions_runs_on_the_cpu_and_records_each_cache(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    grid = ["--precision", "fp8,bf16", "--batch-size", 2, *QUICK]
+    grid = ["--precision", "fp8,fp8_rowwise,bf16", "--batch-size", 2, *QUICK]
     code, _, err = run(capsys, "sweep", "--model", "tiny-llama", *grid, "--out", tmp_path / "s")
     assert code == 0, err
     cells = {row.cell.precision: row.cell.kv_dtype for row in Store(tmp_path / "s").rows() if row.status == "ok"}
-    assert cells == {"fp8": "fp8", "bf16": "bf16"}
+    assert cells == {"fp8": "fp8", "fp8_rowwise": "fp8", "bf16": "bf16"}
 
 
 def test_the_cache_type_may_be_chosen_apart_from_the_precision(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     for precision, cache in (("bf16", "fp8"), ("fp8", "bf16")):
         types = ["--precision", precision, "--kv-dtype", cache]
-        assert run(capsys, "throughput", "--model", "tiny-llama", *types, *QUICK, "--out", tmp_path / "store")[0] == 0
+        out = ["--out", tmp_path / "store", "--report-json", tmp_path / f"{precision}.json"]
+        assert run(capsys, "throughput", "--model", "tiny-llama", *types, *QUICK, *out)[0] == 0
+    reported = [json.loads((tmp_path / f"{precision}.json").read_text())["engine"] for precision in ("bf16", "fp8")]
+    assert [(engine["quantization"], engine["kv_cache_dtype"]) for engine in reported] == [(None, "fp8"), ("FP8", "bf16")]
     assert [(row.cell.precision, row.cell.kv_dtype) for row in Store(tmp_path / "store").rows()] == [("bf16", "fp8"), ("fp8", "bf16")]
     assert run(capsys, "latency", "--model", "tiny-llama", *types, *QUICK)[0] == 0
     tokens = ["--token-ids", "1,2,3", "--max-tokens", 3, "--max-seq-len", 16, "--device", "cpu"]
@@ -84,7 +87,10 @@ def test_types_that_do_not_go_together_are_refused(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("precision", "kv_dtype", "what"), [("fp8", "auto", "precision fp8"), ("bf16", "fp8", "an fp8 KV cache")])
+@pytest.mark.parametrize(
+    ("precision", "kv_dtype", "what"),
+    [("fp8", "auto", "precision fp8"), ("fp8_rowwise", "bf16", "precision fp8_rowwise"), ("bf16", "fp8", "an fp8 KV cache")],
+)
 def test_fp8_for_a_gpu_without_it_is_refused(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, precision: str, kv_dtype: str, what: str
 ) -> None:

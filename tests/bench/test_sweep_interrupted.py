@@ -12,7 +12,7 @@ from pathlib import Path
 from trtllm_results.store import Store, read_rows
 
 GRID = ["--batch-size", "1,2,4", "--isl", "8,16", "--num-requests", "8", "--warmup", "0", "--max-lag-ms", "1000"]
-FAKE = ["--target", "fake", "--osl", "16"]
+FAKE = ["--target", "fake", "--osl", "64"]
 NATIVE = ["--model", "tiny-llama", "--precision", "fp32", "--device", "cpu", "--osl", "8"]
 CELLS = 6
 

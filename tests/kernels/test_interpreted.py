@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,15 +12,30 @@ _FAMILIES = """embedding gather_rows rms_norm layer_norm add_rms_norm add_layer_
 linear gate_up_silu linear_gelu prepare_step rope rope_kv_write paged_attention"""
 
 
-def run_interpreted(script: str) -> list[dict]:
-    run = subprocess.run([sys.executable, Path(__file__).with_name(script)], capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr[-3000:]
-    return [json.loads(line) for line in run.stdout.splitlines()]
+Script = subprocess.Popen[str]
+
+
+def rows(script: Script) -> list[dict]:
+    out, err = script.communicate()
+    assert script.returncode == 0, err[-3000:]
+    return [json.loads(line) for line in out.splitlines()]
 
 
 @pytest.fixture(scope="module")
-def results() -> list[dict]:
-    return run_interpreted("interpreted.py")
+def scripts() -> Iterator[list[Script]]:
+    """Both started at once: the interpreter is one thread of Python."""
+    names = ("interpreted.py", "interpreted_engine.py")
+    commands = [[sys.executable, Path(__file__).with_name(name)] for name in names]
+    started = [subprocess.Popen(c, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for c in commands]
+    yield started
+    for script in started:
+        script.kill()
+        script.wait()
+
+
+@pytest.fixture(scope="module")
+def results(scripts: list[Script]) -> list[dict]:
+    return rows(scripts[0])
 
 
 @pytest.mark.parametrize("op", _FAMILIES.split())
@@ -29,9 +45,9 @@ def test_kernel_equals_reference(results: list[dict], op: str) -> None:
     assert not [r for r in mine if r["failure"]]
 
 
-def test_whole_engines_equal_their_references() -> None:
+def test_whole_engines_equal_their_references(scripts: list[Script]) -> None:
     """The launches of a plan over its planned arena: prefill, then a mixed step, then a decode step."""
-    steps = run_interpreted("interpreted_engine.py")
+    steps = rows(scripts[1])
     models = ("llama-fp32", "gptj-fp32", "llama-fp8", "llama-fp8_rowwise")
     assert [s["case"] for s in steps] == [f"{model}-{step}" for model in models for step in ("context", "mixed", "decode")]
     for step in steps:
