@@ -13,6 +13,7 @@ import pytest
 from trtllm_bench.__main__ import main
 from trtllm_bench.analysis.advice import findings, rate
 from trtllm_bench.analysis.cells import MeasuredCell, find_cell, hardware_of, plan_of
+from trtllm_bench.analysis.check import check, median_error
 from trtllm_bench.analysis.counts import PlanCounter, StepShape
 from trtllm_bench.analysis.explain import Breakdown, breakdown, difference, from_log
 from trtllm_bench.analysis.hardware import GPUS, Hardware, published, published_for
@@ -255,6 +256,31 @@ def test_the_command_tells_one_cell_and_two(store: Path, capsys: pytest.CaptureF
     assert "whole" in capsys.readouterr().out
     assert main(["explain", f"{store}@batch=8,batch=9"]) == 3
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_all_cells_stand_beside_their_prediction(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = check(Store(store).rows())
+    assert [one.row.cell.batch for one in found] == [8, 32]
+    assert found[0].measured == pytest.approx(8 / 7.0 * 1e3)
+    assert 0 < found[0].error < 1
+    assert median_error(found) == pytest.approx(sum(abs(one.error) for one in found) / 2)
+    assert main(["explain", "--all", f"{store}@batch=8"]) == 0
+    said = capsys.readouterr().out
+    assert "median error" in said
+    assert "over 1 cells" in said
+    with pytest.raises(BenchError, match="none of these cells"):
+        check([replace(one, status="failed") for one in Store(store).rows()])
+
+
+RECORDED = Path(__file__).parents[2] / "results" / "recorded" / "h100"
+STORES = sorted(path.parent for path in RECORDED.glob("**/results.parquet"))
+
+
+@pytest.mark.skipif(not STORES, reason="no H100 cells are recorded in results/recorded/h100")
+def test_recorded_cells_are_predicted_within_15_percent_at_the_median() -> None:
+    rows = [row for folder in STORES for row in Store(folder).rows() if row.cell.settings.get("nvtx_detail", "off") == "off"]
+    found = check(rows)
+    assert median_error(found) < 0.15, [(one.row.cell.label, round(one.error, 3)) for one in found]
 
 
 def test_a_cell_of_another_target_is_refused(store: Path) -> None:

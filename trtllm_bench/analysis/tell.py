@@ -6,11 +6,14 @@ from rich.console import Console
 
 from trtllm_bench.analysis.advice import findings
 from trtllm_bench.analysis.cells import MeasuredCell
+from trtllm_bench.analysis.check import check, median_error
 from trtllm_bench.analysis.explain import breakdown, difference
 from trtllm_bench.analysis.slowest import SlowRequest, slow_request
 from trtllm_bench.errors import BenchError
 from trtllm_bench.profiling.record import Profile
 from trtllm_dashboards.tables import Column, show
+from trtllm_results.selection import keep
+from trtllm_results.store import read_rows
 
 LEAST = 0.005
 """Parts below this share are summed up in one line."""
@@ -72,6 +75,21 @@ def tell_difference(a: MeasuredCell, b: MeasuredCell, console: Console) -> None:
     columns = [Column("part"), *(Column(name, name.upper(), unit="us", kind="number", places=2) for name in ("a", "b"))]
     columns += [Column("change", "B - A", unit="us", kind="number", places=2), Column("share", "of A", kind="percent")]
     show(rows, columns, console=console)
+
+
+def tell_all(results: str, console: Console) -> None:
+    """Every cell of a store, or of its part (`RESULTS@precision=fp8`), measured and predicted."""
+    path, _, chosen = results.partition("@")
+    checked = check(keep(read_rows(path), [part for part in chosen.split(",") if part]))
+    if not checked:
+        raise BenchError(f"{results}: the memory of these GPUs is not known, so what fits them cannot be predicted")
+    rows = [
+        {"cell": one.row.cell.label, "measured": one.measured, "predicted": one.predicted, "error": one.error}
+        for one in sorted(checked, key=lambda one: -abs(one.error))
+    ]
+    numbers = [Column(name, unit="tok/s", kind="number") for name in ("measured", "predicted")]
+    show(rows, [Column("cell"), *numbers, Column("error", "predicted - measured", kind="percent")], console=console)
+    console.print(f"median error {median_error(checked):.1%} over {len(checked)} cells")
 
 
 def _short(name: str) -> str:

@@ -10,15 +10,19 @@ import typer
 def command(
     cell: Annotated[str, typer.Argument(metavar="CELL", help="RESULTS@FILTERS, such as runs/a@batch=64,precision=fp8 or runs/a@KEY.")],
     other: Annotated[str | None, typer.Argument(metavar="[OTHER]", help="A second cell: says where the difference comes from.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="All cells of RESULTS beside what the step model predicts.")] = False,
     percentile: Annotated[float, typer.Option("--percentile", min=1, max=100, help="Which request to follow through its steps.")] = 99.0,
 ) -> None:
     """Say in words what limits a cell, or why two cells differ, part by part."""
     from rich.console import Console
 
     from trtllm_bench.analysis.cells import find_cell
-    from trtllm_bench.analysis.tell import tell_cell, tell_difference
+    from trtllm_bench.analysis.tell import tell_all, tell_cell, tell_difference
 
     console = Console(highlight=False)
+    if every:
+        tell_all(cell, console)
+        return
     first = find_cell(cell)
     if other is None:
         tell_cell(first, percentile, console)

@@ -1,0 +1,65 @@
+"""The step model against what was measured: every cell of a store predicted, and how far off."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from trtllm_bench.analysis.cells import hardware_of, plan_of
+from trtllm_bench.analysis.predict import predict
+from trtllm_bench.errors import BenchError
+from trtllm_engines.errors import EngineError
+from trtllm_results.record import Row
+from trtllm_workloads.synthetic import fixed
+
+FIGURE = "output_tokens_per_s"
+
+
+@dataclass(frozen=True)
+class Checked:
+    row: Row
+    measured: float
+    """Output tokens/s, mean over the repeats."""
+    predicted: float
+
+    @property
+    def error(self) -> float:
+        return self.predicted / self.measured - 1
+
+
+def check(rows: Sequence[Row]) -> list[Checked]:
+    """Each cell of our own engine with fixed lengths. Raises `BenchError` when there is none."""
+    cells: dict[str, list[Row]] = {}
+    for row in rows:
+        mine = row.cell.target == "native" and row.cell.workload in ("", "fixed") and not row.cell.request_rate
+        if mine and row.status == "ok" and FIGURE in row.figures:
+            cells.setdefault(row.key, []).append(row)
+    if not cells:
+        raise BenchError("none of these cells is a measured one of our own engine with fixed lengths, which is what can be predicted")
+    return [found for repeats in cells.values() if (found := _checked(repeats)) is not None]
+
+
+def _checked(repeats: Sequence[Row]) -> Checked | None:
+    row = repeats[-1]
+    cell, settings = row.cell, row.cell.settings
+    workload = fixed(cell.num_requests or 4 * max(cell.batch, 1), cell.isl, cell.osl, vocab_size=256, seed=0)
+    hardware = hardware_of(row.environment)
+    if not hardware.memory_bytes:
+        return None
+    try:
+        found, _ = predict(
+            plan_of(row),
+            hardware,
+            workload,
+            concurrency=cell.batch,
+            policy=settings.get("policy") or "guaranteed_no_evict",
+            kv_cache_fraction=float(settings.get("kv_cache_fraction") or 0.9),
+        )
+    except EngineError:
+        return None
+    return Checked(row, statistics.fmean(one.figures[FIGURE] for one in repeats), found[FIGURE])
+
+
+def median_error(checked: Sequence[Checked]) -> float:
+    return statistics.median(abs(one.error) for one in checked)
