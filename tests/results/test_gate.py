@@ -278,9 +278,9 @@ def test_running_all_a_then_all_b_would_break_the_promise() -> None:
 def test_the_simulated_gate_is_the_real_one() -> None:
     """The vectorised verdicts equal `report_blocks` look by look."""
     rng = np.random.default_rng(8)
-    differences = rng.normal(-0.02, 0.01, (40, CONFIG.max_blocks))
+    differences = rng.normal(-0.02, 0.01, (20, CONFIG.max_blocks))
     fast = verdicts(differences, math.log1p(-0.02), CONFIG)
-    for machine in range(40):
+    for machine in range(20):
         slow = "inconclusive"
         for look, alpha in zip(CONFIG.look_blocks, CONFIG.look_alphas, strict=True):
             runs = []
