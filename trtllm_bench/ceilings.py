@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trtllm_bench.errors import BenchError
 from trtllm_results.environment import Environment
 
 if TYPE_CHECKING:
@@ -63,6 +64,14 @@ def cached(environment: Environment) -> Ceilings | None:
         return Ceilings(**json.loads(cache_file(environment).read_text()))
     except (OSError, ValueError, TypeError):
         return None
+
+
+def load(path: Path) -> Ceilings:
+    """Ceilings kept in a file, such as another machine's. Raises `BenchError`."""
+    try:
+        return Ceilings(**json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise BenchError(f"{path} does not hold ceilings as trtllm-bench ceilings keeps them ({type(error).__name__})") from None
 
 
 def keep(ceilings: Ceilings, environment: Environment) -> Path:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from trtllm_bench.errors import BenchError
+
+if TYPE_CHECKING:
+    from trtllm_bench.ceilings import Ceilings
 
 
 def command(
@@ -14,6 +18,8 @@ def command(
     seconds: Annotated[float, typer.Option("--seconds", help="Length of each measurement.")] = 1.0,
     again: Annotated[bool, typer.Option("--again", help="Measure even when there is a cached result.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    apply: Annotated[Path | None, typer.Option("--apply", help="Fill in MFU and MBU of this store's rows that lack them.")] = None,
+    file: Annotated[Path | None, typer.Option("--from", help="With --apply: ceilings kept in this file, of another machine.")] = None,
 ) -> None:
     """Measure peak FLOP/s and memory bandwidth of this device, and cache them."""
     import json
@@ -23,6 +29,11 @@ def command(
     from trtllm_bench.machine import has_gpu
     from trtllm_results.environment import Environment
 
+    if file is not None:
+        if apply is None:
+            raise BenchError("--from needs --apply, which says whose rows to fill in")
+        _apply(apply, ceilings.load(file))
+        return
     if device not in ("auto", "cpu", "cuda"):
         raise BenchError(f"unknown device '{device}'; choose from auto, cpu, cuda")
     if device == "cuda" and not has_gpu():
@@ -35,6 +46,9 @@ def command(
     if found is None:
         found = ceilings.measure(environment, seconds, None if as_json else typer.echo)
         ceilings.keep(found, environment)
+    if apply is not None:
+        _apply(apply, found)
+        return
     if as_json:
         typer.echo(json.dumps(asdict(found), indent=2))
         return
@@ -43,3 +57,11 @@ def command(
             typer.echo(f"{name}: {ceilings.rate_text(rate)}")
         typer.echo(f"memory: copy {found.copy_bytes_per_s / 1e9:,.1f} GB/s, read {found.read_bytes_per_s / 1e9:,.1f} GB/s")
     typer.echo(f"{found.device}, {found.measured_s:g} s a figure; {'kept in' if fresh else 'from'} {ceilings.cache_file(environment)}")
+
+
+def _apply(store: Path, found: Ceilings) -> None:
+    from trtllm_bench.fill_utilisation import fill
+
+    filled, left = fill(store, found)
+    without = f"; {left} left alone, their requests or steps were not kept" if left else ""
+    typer.echo(f"{store}: MFU and MBU of {filled} row{'' if filled == 1 else 's'} filled in{without}")
