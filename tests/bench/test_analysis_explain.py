@@ -227,6 +227,8 @@ def test_limits_come_with_what_to_change_and_what_it_would_bring(store: Path) ->
     assert 0.4 < quantized < 1.0
     assert any("--kv-dtype fp8" in text for text in said) or said["reading the KV cache takes 20%"] is None
     assert not any("preempted" in text for text in said)
+    both = [one.change for one in findings(cell, Breakdown({"weights": 50.0, "compute": 50.0}, "step log"))]
+    assert sum("--precision fp8" in change for change in both) == 1
 
 
 def test_what_the_figures_tell_is_said(store: Path) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 
 from trtllm_bench.analysis.cells import MeasuredCell, hardware_of, plan_of
 from trtllm_bench.analysis.counts import StepShape
@@ -34,10 +34,22 @@ class Finding:
 def findings(cell: MeasuredCell, found: Breakdown) -> list[Finding]:
     """Most telling first; what is known without ceilings where there are none."""
     try:
-        parts = list(_from_parts(cell, found))
+        parts = _without_repeats(_from_parts(cell, found))
     except BenchError as error:
         parts = [Finding(f"what limits the kernels cannot be said: {error}")]
     return [*parts, *_from_figures(cell)]
+
+
+def _without_repeats(found: Iterable[Finding]) -> list[Finding]:
+    """A change that helps against two limits is proposed once, at the first."""
+    proposed: set[str] = set()
+    kept = []
+    for one in found:
+        flags = one.change.partition(": ")[2] or one.change
+        if flags not in proposed or one.limit:
+            kept.append(replace(one, change="", gain=None) if flags and flags in proposed else one)
+        proposed.add(flags)
+    return kept
 
 
 def rate(model: StepModel, batch: int, isl: int, osl: int) -> float:

@@ -5,7 +5,8 @@ limits are felt: a product at M = 256 is slower than either alone says), and a f
 constants are measurements of single kernels on an H100 (docs/facts.md), not fits to whole steps, so that a prediction says something.
 
     GEMM  fp8, 64 rows, four products of Llama-3.1-8B: 12.7, 9.6, 46.8, 24.2 us measured; 12.4, 9.3, 46.7, 24.8 by 0.87 of bandwidth + 3 us
-    attention  decode 64 x 256 and 1024 x 256 over fp8: 16.0 and 195 us measured; 16.1 and 197 by 0.90 of bandwidth + 4 us
+    GEMV  one row, the same: 11.0, 8.4, 39.7, 21.9 us measured; 10.6, 7.8, 41.3, 21.8 by 0.97 of bandwidth + 2.2 us
+    attention  decode 64 x 256 and 1024 x 256 over fp8: 16.0 and 195 us measured; 16.6 and 197 by 0.90 of bandwidth + 4.5 us
                fresh prompts 8 x 2048: 439 TFLOP/s of 776
 """
 
@@ -18,9 +19,9 @@ from trtllm_bench.analysis.counts import OpCost, PlanCounter, StepShape
 from trtllm_bench.analysis.hardware import Hardware
 from trtllm_engines.plan import Plan
 
-BANDWIDTH_SHARE: Mapping[str, float] = {"gemm": 0.87, "attention": 0.90, "rows": 0.75}
+BANDWIDTH_SHARE: Mapping[str, float] = {"gemv": 0.97, "gemm": 0.87, "attention": 0.90, "rows": 0.75, "sample": 0.50}
 PEAK_SHARE: Mapping[str, float] = {"gemm": 1.0, "attention": 439 / 776}
-KERNEL_US: Mapping[str, float] = {"gemm": 3.0, "attention": 4.0, "rows": 2.5}
+KERNEL_US: Mapping[str, float] = {"gemv": 2.2, "gemm": 3.0, "attention": 4.5, "rows": 2.5, "sample": 40.0}
 """Fixed time a kernel, with the gap before the next."""
 NORM = 3
 LAUNCH_US = 4.7
@@ -74,9 +75,10 @@ class StepModel:
 
     def op_us(self, cost: OpCost) -> tuple[float, float, float]:
         """(memory, compute, fixed) microseconds of one op."""
-        memory = cost.bytes / (self.hardware.bytes_per_s * BANDWIDTH_SHARE[cost.kind]) * 1e6
+        kind = "sample" if cost.op == "sample" else "gemv" if cost.kind == "gemm" and cost.rows == 1 else cost.kind
+        memory = cost.bytes / (self.hardware.bytes_per_s * BANDWIDTH_SHARE[kind]) * 1e6
         peak = self.hardware.flops(cost.compute) * PEAK_SHARE.get(cost.kind, 0.0)
-        return memory, cost.flop / peak * 1e6 if peak else 0.0, KERNEL_US[cost.kind]
+        return memory, cost.flop / peak * 1e6 if peak else 0.0, KERNEL_US[kind]
 
 
 def _memory_part(cost: OpCost) -> str:

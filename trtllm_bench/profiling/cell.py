@@ -24,7 +24,7 @@ from trtllm_bench.profiling.align import AROUND, Placed, place_kernels, place_ra
 from trtllm_bench.profiling.collect import TorchCollector, prime
 from trtllm_bench.profiling.counters import Target, collect
 from trtllm_bench.profiling.ncu_export import as_row
-from trtllm_bench.profiling.record import PAGE_FILE, TRACE_FILE, Profile, StepRow
+from trtllm_bench.profiling.record import PAGE_FILE, TRACE_FILE, Profile
 from trtllm_bench.profiling.recorded import LOG_COLUMNS, Recorded
 from trtllm_bench.profiling.summary import summarise
 from trtllm_bench.profiling.trace import Event, device_events, ranges, with_tracks, write_json
@@ -42,8 +42,8 @@ from trtllm_workloads.request import Workload
 DEFAULT_STEPS = 32
 Tracks = dict[str, list[tuple[str, float, float]]]
 """(name, start, duration) of what is on each track, microseconds."""
-ALIKE = 0.1
-"""Steps whose token counts differ by less are compared as alike."""
+ALIKE = 0.03
+"""Steps whose tokens and pages differ by less are compared as alike."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +123,7 @@ def analyse(recorded: Recorded, events: Sequence[Event], collector: str, command
         placed = place_ranges(events, seen, plan.ops)
     hardware = Hardware(**recorded.ceilings) if recorded.ceilings else None
     kernels, steps, roles, timeline = summarise(placed, seen, PlanCounter(plan), hardware, recorded.lead_in)
+    recorded_us, free_us = _free_steps(recorded)
     profile = Profile(
         cell=recorded.cell,
         collector=collector,
@@ -132,7 +133,8 @@ def analyse(recorded: Recorded, events: Sequence[Event], collector: str, command
         steps=steps,
         timeline=timeline,
         roles=roles,
-        **_free_steps(steps, recorded.log, seen),
+        recorded_step_us=recorded_us,
+        free_step_us=free_us,
         notes=recorded.notes,
         command=command,
         started_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -204,25 +206,24 @@ def _cell(wanted: Wanted, identity: Identity) -> Cell:
     )
 
 
-def _free_steps(steps: Sequence[StepRow], log: Mapping[str, Any], seen: Sequence[SeenStep]) -> dict[str, Any]:
-    """Median time of steps like the window's commonest, within it and outside it, where nothing is recorded."""
-    if not steps:
-        return {}
-    done, launched = np.asarray(log["done_s"]), np.asarray(log["launched_s"])
-    taken = (done - np.maximum(np.concatenate([[-np.inf], done[:-1]]), launched)) * 1e6
-    tokens = np.asarray(log["decode_tokens"]) + np.asarray(log["context_tokens"])
-    kinds = np.where(np.asarray(log["context_tokens"]) == 0, "decode", np.where(np.asarray(log["decode_tokens"]) == 0, "prefill", "mixed"))
-    phases = [step.phase for step in steps]
-    phase = max(set(phases), key=phases.count)
-    inside = [step for step in steps if step.phase == phase]
-    middle_tokens = float(np.median([step.tokens for step in inside]))
-    alike = [step.span_us for step in inside if abs(step.tokens - middle_tokens) <= ALIKE * middle_tokens]
-    outside = np.ones(len(done), bool)
-    outside[max(0, seen[0].number - 1) : seen[-1].number + 2] = False
-    free = taken[outside & (kinds == phase) & (np.abs(tokens - middle_tokens) <= ALIKE * middle_tokens)]
-    if not len(free) or not alike:
-        return {}
-    return {"free_step_us": float(np.median(free)), "recorded_step_us": float(np.median(alike))}
+def _free_steps(recorded: Recorded) -> tuple[float | None, float | None]:
+    """Median time of recorded steps, and of unrecorded ones like them: same phase, tokens and pages in use within a few percent."""
+    log = {name: np.asarray(recorded.log[name]) for name in LOG_COLUMNS}
+    done = log["done_s"]
+    taken = (done - np.maximum(np.concatenate([[-np.inf], done[:-1]]), log["launched_s"])) * 1e6
+    first, last = recorded.seen[0].number, recorded.seen[-1].number
+    free = np.ones(len(done), bool)
+    free[max(0, first - 1) : last + 2] = False
+    pairs = []
+    for step in recorded.seen[recorded.lead_in :]:
+        alike = free & ((log["context_tokens"] == 0) == (log["context_tokens"][step.number] == 0))
+        for name in ("decode_tokens", "context_tokens", "kv_pages_used"):
+            alike &= np.abs(log[name] - log[name][step.number]) <= ALIKE * log[name][step.number]
+        if alike.any():
+            pairs.append((taken[step.number], float(np.median(taken[alike]))))
+    if not pairs:
+        return None, None
+    return float(np.median([a for a, _ in pairs])), float(np.median([b for _, b in pairs]))
 
 
 def _tracks(placed: Sequence[Placed], seen: Sequence[SeenStep], names: Sequence[str]) -> Tracks:

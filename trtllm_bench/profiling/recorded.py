@@ -15,7 +15,7 @@ from trtllm_bench.analysis.counts import StepShape
 from trtllm_bench.errors import RunFailure
 from trtllm_bench.profiling.window import SeenStep
 
-LOG_COLUMNS = ("done_s", "launched_s", "decode_tokens", "context_tokens")
+LOG_COLUMNS = ("done_s", "launched_s", "decode_tokens", "context_tokens", "kv_pages_used")
 
 
 @dataclass(frozen=True)
