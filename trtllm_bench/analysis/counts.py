@@ -46,6 +46,7 @@ _ELEMENT_FLOP: Mapping[str, int] = {
 }
 """FLOP an element of the result."""
 _STATE = ("kv_cache", "block_table", "last_tokens")
+_FUSED_PRODUCTS = ("gate_up_silu", "linear_gelu")
 _PICKS_ROWS = ("embedding", "gather_rows")
 
 
@@ -131,7 +132,9 @@ class OpCost:
 
     @property
     def role(self) -> str:
-        return role_of(self.name)
+        """The same work in every layer; a product that took an activation in goes by its op, since its name is the activation's."""
+        role = role_of(self.name)
+        return f"{role.rpartition('.')[0]}.{self.op}" if self.op in _FUSED_PRODUCTS else role
 
 
 def role_of(name: str) -> str:

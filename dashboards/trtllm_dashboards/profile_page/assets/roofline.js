@@ -25,7 +25,7 @@ function roofline(target) {
     const at = Math.sqrt(start * ridge);
     svg.append(el("svg:text", { class: "soft", x: X(at) - 8, y: Y(at * band) - 6, "text-anchor": "end" }, `memory ${fixed(band / 1e12)} TB/s`));
     formats.forEach((f, i) => {
-      svg.append(el("svg:polyline", { class: "roof", points: `${X(peaks[i] / band)},${Y(peaks[i])} ${W - R},${Y(peaks[i])}` }), el("svg:text", { class: "soft", x: W - R - 4, y: Y(peaks[i]) - 5, "text-anchor": "end" }, `${f} ${rate(peaks[i])}FLOP/s`));
+      svg.append(el("svg:polyline", { class: "roof", points: `${X(peaks[i] / band)},${Y(peaks[i])} ${W - R},${Y(peaks[i])}` }), el("svg:text", { class: "soft", x: W - R - 4 - 130 * i, y: Y(peaks[i]) - 5, "text-anchor": "end" }, `${f} ${rate(peaks[i])}FLOP/s`));
     });
   }
   const largest = Math.max(...kernels.map((k) => k.time_us)), labels = [];
