@@ -103,7 +103,7 @@ def run_load(
 @contextmanager
 def _undisturbed() -> Iterator[None]:
     collecting, interval = gc.isenabled(), sys.getswitchinterval()
-    gc.collect()
+    gc.collect(1)  # what the run before left is young: nothing was collected meanwhile; the whole heap (torch's) takes a second
     gc.disable()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     try:
