@@ -1,5 +1,5 @@
-"""Nsight's exports, from small files built after NVIDIA's documented schemas (no recording of either tool is at hand in CI), and how the
-tools are called."""
+"""Nsight's exports: a recording of Nsight Compute on an H100, small files built after NVIDIA's documented schemas, and how the tools are
+called. (Nsight Systems was not installed where an H100 was at hand, so its exports are the built ones.)"""
 
 from __future__ import annotations
 
@@ -107,6 +107,19 @@ def test_the_raw_page_of_ncu_is_read_in_its_units() -> None:
     assert list(first.stalls.items()) == [("long scoreboard", 7.9), ("wait", 1.5)]
     assert second.figures["dram_share"] == pytest.approx(0.008)
     assert list(second.stalls) == ["long scoreboard"]
+
+
+def test_a_recording_of_the_decode_attention_kernel_on_an_h100_is_read() -> None:
+    path = Path(__file__).parents[2] / "results" / "recorded" / "h100" / "profile-fp8-128-128-b2048" / "ncu.csv"
+    found = read_ncu(path.read_text())
+    assert [(one.kernel, one.grid) for one in found] == [("decode_grouped", "(8, 2048, 1)")] * 2
+    for one in found:
+        assert 250e-6 < one.figures["duration_s"] < 320e-6
+        assert 0.8 < one.figures["dram_share"] < 0.95
+        assert one.figures["registers"] == 168
+        assert one.figures["occupancy"] < one.figures["occupancy_limit"] < 0.2
+        assert next(iter(one.stalls)) == "long scoreboard"
+        assert "selected" not in one.stalls
 
 
 def test_the_details_page_of_ncu_is_read_too() -> None:

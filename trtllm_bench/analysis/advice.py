@@ -71,25 +71,32 @@ def _from_parts(cell: MeasuredCell, found: Breakdown) -> Iterator[Finding]:
     measured_us = found.per_token_us * batch
     # A profile names kernels: which limit they meet is the model's to say, of a step as long as it was measured.
     label = {name: found.share(name) if found.source == "step log" else us / measured_us for name, us in needs.items()}
-    if label["weights"] > NOTABLE:
-        more = _gain_of_batch(model, cell, batch, now)
-        yield Finding(f"reading the weights takes {label['weights']:.0%}: the batch of {batch} is too small to share that over", *more)
-        if row.precision in ("bf16", "fp16", "fp32"):
-            yield from _another(cell, "quantize the model: --precision fp8", now, batch, precision="fp8")
-    if label["KV cache"] > NOTABLE:
-        yield Finding(f"reading the KV cache takes {label['KV cache']:.0%}")
-        if plan.kv_dtype != "fp8":
-            yield from _another(cell, "halve the cache: --kv-dtype fp8", now, batch, kv_dtype="fp8")
-    if label["compute"] > NOTABLE:
-        yield Finding(f"matrix products take {label['compute']:.0%} at the rate of the arithmetic units")
-        if row.precision in ("bf16", "fp16", "fp32"):
-            yield from _another(cell, "compute in fp8: --precision fp8", now, batch, precision="fp8")
+    wide = row.precision in ("bf16", "fp16", "fp32")
+    told: list[tuple[float, list[Finding]]] = []
+
+    def limit(share: float, text: str, change: tuple[str, float | None] = ("", None), *more: Iterator[Finding]) -> None:
+        if share > NOTABLE:
+            told.append((share, [Finding(text, *change), *(one for others in more for one in others)]))
+
+    larger = _gain_of_batch(model, cell, batch, now)
+    to_fp8 = (_another(cell, "quantize the model: --precision fp8", now, batch, precision="fp8"),) if wide else ()
+    limit(
+        label["weights"],
+        f"reading the weights takes {label['weights']:.0%}: the batch of {batch} is too small to share that over",
+        larger,
+        *to_fp8,
+    )
+    halved = (_another(cell, "halve the cache: --kv-dtype fp8", now, batch, kv_dtype="fp8"),) if plan.kv_dtype != "fp8" else ()
+    limit(label["KV cache"], f"reading the KV cache takes {label['KV cache']:.0%}", ("", None), *halved)
+    arithmetic = f"matrix products take {label['compute']:.0%} at the rate of the arithmetic units"
+    to_fp8 = (_another(cell, "compute in fp8: --precision fp8", now, batch, precision="fp8"),) if wide else ()
+    limit(label["compute"], arithmetic + ("" if wide else ", which is this GPU's limit"), ("", None), *to_fp8)
     gaps = found.share("gaps between kernels", "gaps between steps", "host")
-    if gaps > NOTABLE:
-        yield Finding(f"the GPU waits for the host {gaps:.0%} of the time", *_gain_of_batch(model, cell, batch, now))
-    elif label["kernel overhead"] > NOTABLE:
-        change = _gain_of_batch(model, cell, batch, now)
-        yield Finding(f"starting and draining kernels takes {label['kernel overhead']:.0%}: each has little to do", *change)
+    limit(gaps, f"the GPU waits for the host {gaps:.0%} of the time", larger)
+    overhead = f"starting and draining kernels takes {label['kernel overhead']:.0%}: each has little to do"
+    limit(label["kernel overhead"] if gaps <= NOTABLE else 0.0, overhead, larger)
+    for _, group in sorted(told, key=lambda one: -one[0]):
+        yield from group
     if found.share(IDLE) > NOTABLE:
         yield Finding(f"no step is in flight {found.share(IDLE):.0%} of the time: the load asks for no more, or the host is late")
     if cell.profile is not None:

@@ -53,11 +53,12 @@ def _tell_request(slow: SlowRequest, cell: MeasuredCell, console: Console) -> No
         f"p{slow.percentile:g} by end-to-end time: request {slow.index}, {slow.input_tokens} in, {slow.output_tokens} out, "
         f"{slow.e2e_s * 1e3:,.1f} ms{preempted}",
         style="bold",
+        soft_wrap=True,
     )
     for stage in slow.stages:
         where = "no step" if stage.first is None else f"steps {stage.first}-{stage.last}"
         held = "" if stage.first is None else f", {stage.decode_tokens:,.0f} decode and {stage.context_tokens:,.0f} context tokens a step"
-        console.print(f"  {stage.name:<8}{stage.seconds * 1e3:>10,.1f} ms  {where}{held}")
+        console.print(f"  {stage.name:<8}{stage.seconds * 1e3:>10,.1f} ms  {where}{held}", soft_wrap=True)
     if cell.profile is None:
         return
     profile = Profile.load(cell.profile)

@@ -110,7 +110,7 @@ def _counters(identity: Mapping[str, str], metrics: Mapping[str, float]) -> Coun
     stalls = {
         name.removeprefix(_STALL).partition("_per_")[0].replace("_", " "): value
         for name, value in metrics.items()
-        if name.startswith(_STALL) and name.endswith("_per_issue_active.ratio") and "not_issued" not in name
+        if name.startswith(_STALL) and name.endswith("_per_issue_active.ratio") and "not_issued" not in name and "_selected_" not in name
     }
     first = dict(sorted(stalls.items(), key=lambda item: -item[1])[:4])
     return Counters(identity["Kernel Name"], identity.get("Grid Size", ""), identity.get("Block Size", ""), figures, first)

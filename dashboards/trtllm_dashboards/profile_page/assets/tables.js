@@ -46,12 +46,12 @@ sortable(document.getElementById("kernels"), [
   { name: "of ceiling", of: (k) => k.ceiling_share, show: percent }, { name: "bound by", of: (k) => k.bound || "-", text: true, show: text },
 ], data.kernels);
 if ((data.counters ?? []).length) {
-  const target = document.getElementById("counters"), figure = (name, show) => ({ name: name.replaceAll("_", " "), of: (c) => c[name] ?? null, show });
+  const target = document.getElementById("counters"), figure = (name, show, title) => ({ name: title ?? name.replaceAll("_", " "), of: (c) => c[name] ?? null, show });
   target.append(el("h2", {}, "Hardware counters (Nsight Compute)"));
   sortable(target, [
     { name: "kernel", of: (c) => c.kernel, text: true, show: text }, { name: "grid", of: (c) => c.grid, text: true, show: text },
-    { name: "time µs", of: (c) => (c.duration_s ? 1e6 * c.duration_s : null), first: true }, figure("dram_share", percent), figure("sm_share", percent), figure("l2_hit", percent),
-    figure("occupancy", percent), figure("occupancy_limit", percent), figure("registers"), figure("shared_bytes"),
+    { name: "time µs", of: (c) => (c.duration_s ? 1e6 * c.duration_s : null), first: true }, figure("dram_share", percent, "DRAM"), figure("sm_share", percent, "SM"), figure("l2_hit", percent, "L2 hits"),
+    figure("occupancy", percent), figure("occupancy_limit", percent, "of at most"), figure("registers"), figure("shared_bytes", undefined, "B shared"),
     { name: "warps wait for", of: (c) => Object.entries(c.stalls).map(([n, v]) => `${n} ${v.toFixed(1)}`).join(", "), text: true, show: text },
   ], data.counters);
 }
