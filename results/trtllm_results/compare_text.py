@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from trtllm_results.compare import Change, Comparison
+from trtllm_results.figures import brief
 from trtllm_results.published import Beside, gpu_class
 
 
@@ -93,7 +94,7 @@ def to_markdown(comparison: Comparison) -> str:
     for one in records(comparison):
         figure = f"{one['figure']} ({one['unit']})" if one["unit"] else one["figure"]
         lines.append(
-            f"| {one['label']} | {figure} | {one['base_value']:,.4g} | {one['other_value']:,.4g} | {percent(one['change'])} "
+            f"| {one['label']} | {figure} | {brief(one['base_value'])} | {brief(one['other_value'])} | {percent(one['change'])} "
             f"| {interval_text(one['low'], one['high'])} | {one['verdict']} |"
         )
     head = f"Base **{comparison.sets[0]}**, against {', '.join(f'**{name}**' for name in comparison.sets[1:])}.\n\n"

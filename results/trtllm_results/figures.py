@@ -125,3 +125,8 @@ def common_words(labels: list[str]) -> tuple[str, list[str]]:
     split = [label.split() for label in labels]
     shared = [word for word in split[0] if all(word in words for words in split)] if len(labels) > 1 and len(set(labels)) > 1 else []
     return " ".join(shared), [" ".join(word for word in words if word not in shared) or "all" * bool(words) for words in split]
+
+
+def brief(value: float) -> str:
+    """Four significant digits, never as a power of ten: `0.0391`, `7.004`, `24,951`."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"

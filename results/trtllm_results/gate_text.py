@@ -12,7 +12,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from trtllm_results.compare_text import percent
-from trtllm_results.figures import FIGURES
+from trtllm_results.figures import FIGURES, brief
 from trtllm_results.gate import Finding, GateReport
 
 WORDS: Mapping[str, str] = {"pass": "PASS", "fail": "FAIL", "inconclusive": "INCONCLUSIVE"}
@@ -84,7 +84,7 @@ def to_markdown(report: GateReport) -> str:
         sign = "+" if FIGURES[one["figure"]].better == "lower" else "-"
         detectable = "-" if one["detectable"] is None else f"{sign}{one['detectable']:.1%}"
         lines.append(
-            f"| {finding.name} | {one['a']:,.4g} | {one['b']:,.4g} | {percent(one['change'])} | {interval_text(finding)} "
+            f"| {finding.name} | {brief(one['a'])} | {brief(one['b'])} | {percent(one['change'])} | {interval_text(finding)} "
             f"| {sign}{one['margin']:.1%} | {detectable} | {one['verdict']} |"
         )
     lines += ["", *(f"- {finding.name}: {finding.why}" for finding in report.findings if finding.verdict != "pass")]

@@ -14,6 +14,7 @@ from trtllm_results import compare_text, published, selection
 from trtllm_results.compare import compare, pareto
 from trtllm_results.environment import Environment
 from trtllm_results.errors import ResultsError
+from trtllm_results.figures import brief
 from trtllm_results.record import Cell, Row
 from trtllm_results.selection import ResultSet
 
@@ -175,3 +176,14 @@ def test_every_published_figure_has_a_source_and_a_method() -> None:
     assert len(published.load()) == 268 + 21
     assert all(one.source and one.method and one.output_tokens_per_s > 0 and one.tp >= 1 for one in published.load())
     assert len({one.as_row().row_id for one in published.load() if not one.measured}) > 200
+
+
+def test_values_are_brief_and_never_powers_of_ten() -> None:
+    assert [brief(value) for value in (24951.3, 999.94, 7.0042, 0.03912, 1e7, 0.0)] == [
+        "24,951",
+        "999.9",
+        "7.004",
+        "0.03912",
+        "10,000,000",
+        "0",
+    ]

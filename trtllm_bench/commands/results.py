@@ -64,7 +64,7 @@ def show_row(
     """Everything about the rows of one cell, or of all: settings, figures with their units, environment, command."""
     from trtllm_results import selection
     from trtllm_results.errors import ResultsError
-    from trtllm_results.figures import FIGURES
+    from trtllm_results.figures import FIGURES, brief
 
     rows = [row for row in selection.load_set(store).rows if row.key.startswith(key)]
     if not rows:
@@ -80,7 +80,7 @@ def show_row(
         for text in row.warnings:
             typer.echo(f"  note: {text}")
         for name in [name for name in FIGURES if name in row.figures] + [name for name in row.figures if name not in FIGURES]:
-            typer.echo(f"  {name:<32}{row.figures[name]:>16,.4g} {FIGURES[name].unit if name in FIGURES else ''}".rstrip())
+            typer.echo(f"  {name:<32}{brief(row.figures[name]):>16} {FIGURES[name].unit if name in FIGURES else ''}".rstrip())
         for title, fields in (("settings", dict(row.cell.settings)), ("environment", vars(row.environment)), ("extra", dict(row.extra))):
             shown = ", ".join(f"{name} {value}" for name, value in fields.items() if value not in ("", 0, 0.0, False, None))
             if shown:
