@@ -7,12 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 from trtllm_results.store import Store, read_rows
 
 GRID = ["--batch-size", "1,2,4", "--isl", "8,16", "--num-requests", "8", "--warmup", "0", "--max-lag-ms", "1000"]
-FAKE = ["--target", "fake", "--osl", "64"]
+FAKE = ["--target", "fake", "--osl", "16"]
 NATIVE = ["--model", "tiny-llama", "--precision", "fp32", "--device", "cpu", "--osl", "8"]
 CELLS = 6
 
@@ -20,7 +21,9 @@ CELLS = 6
 def start(folder: Path, *more: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "trtllm_bench", "sweep", "--out", str(folder), *more]
     environment = {**os.environ, "COLUMNS": "80", "TRTLLM_BENCH_CACHE": str(folder / "cache")}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    # a shell's background jobs ignore Ctrl-C and hand that down; what is tested is a sweep in the foreground
+    listen = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, preexec_fn=listen)
 
 
 def wait_for_rows(folder: Path, wanted: int) -> None:

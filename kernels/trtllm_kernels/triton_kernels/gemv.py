@@ -22,21 +22,14 @@ def _to_fp32(x):
 
 @triton.jit
 def _rows_dot(X, W, pid, K: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
-    """fp32 [ROWS]: rows [pid * ROWS, + ROWS) of W times x."""
+    """fp32 [ROWS]: rows [pid * ROWS, + ROWS) of W times x; K a multiple of COLS."""
     rows = pid.to(tl.int64) * ROWS + tl.arange(0, ROWS)
     cols = tl.arange(0, COLS)
     at = W + rows[:, None] * K + cols[None, :]
-    if K % COLS == 0:
-        first = tl.load(at)
-        acc = _to_fp32(first) * _to_fp32(tl.load(X + cols))[None, :]
-        for k in range(COLS, K, COLS):
-            acc += _to_fp32(tl.load(at + k)) * _to_fp32(tl.load(X + k + cols))[None, :]
-    else:
-        acc = tl.zeros((ROWS, COLS), tl.float32)
-        for k in range(0, K, COLS):
-            live = k + cols < K
-            x = _to_fp32(tl.load(X + k + cols, mask=live, other=0.0))
-            acc += _to_fp32(tl.load(at + k, mask=live[None, :], other=0.0)) * x[None, :]
+    first = tl.load(at)
+    acc = _to_fp32(first) * _to_fp32(tl.load(X + cols))[None, :]
+    for k in range(COLS, K, COLS):
+        acc += _to_fp32(tl.load(at + k)) * _to_fp32(tl.load(X + k + cols))[None, :]
     return tl.sum(acc, 1)
 
 
