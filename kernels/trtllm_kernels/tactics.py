@@ -1,14 +1,20 @@
 """Tuned tile configurations: data, one JSON file a GPU, never branches in code.
 
-    {"gpu": "NVIDIA H100 80GB HBM3", "arch": "sm_90", "tactics": {"paged_attention bf16 num_heads=32 ...": {"decode_warps": 1}}}
+    {"gpu": "NVIDIA H100 80GB HBM3", "arch": "sm_90", "tactics": {"linear bf16[:,4096] bf16[:,4096] -> bf16[:,6144]": {"gemv_rows": 2}}}
 
-A tactic's key is the op, the dtype of its first floating tensor, and the sizes that decide its tiles. What is not recorded runs with the
-lowering's stated default. Files live beside the source (`kernels/tactics/`) and, in an installed wheel, inside the package.
+One rule makes the key: the op; of every tensor of numbers, in and out, its dtype and the sizes of one row of it; every integer attribute
+but the layer. What a step or a profile decides is left open, shown as `:` (tokens, pages, the length of a table), so an engine of any
+profile and any layer finds the entry. Integer tensors (indices) are no numbers. What is not recorded runs with the lowering's stated
+default; only what differs from it is recorded.
+
+Files live beside the source (`kernels/tactics/`) and, in an installed wheel, inside the package. `merge` is the only writer.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -18,8 +24,10 @@ from trtllm_kernels.errors import KernelError
 from trtllm_kernels.types import Attr, TensorSpec
 
 GPU_OF_ARCH: Mapping[str, str] = {"sm_80": "a100", "sm_89": "l40s", "sm_90": "h100"}
+Tactic = Mapping[str, int]
 _HERE = Path(__file__).resolve().parent
-_SIZES = ("num_heads", "num_kv_heads", "head_dim", "interleaved", "page_size")
+_CACHE_DIMS = 6
+"""Rank of the KV cache, of which layers, pages and the key-value pair say nothing of a tile."""
 
 
 def folder() -> Path:
@@ -27,29 +35,79 @@ def folder() -> Path:
     return installed if installed.is_dir() else _HERE.parent / "tactics"
 
 
-def key(op: str, inputs: Sequence[TensorSpec | None], attrs: Mapping[str, Attr]) -> str:
+def file_for(arch: str) -> Path:
+    """The file that builds for `arch` read."""
+    return folder() / f"{GPU_OF_ARCH.get(arch, arch)}.json"
+
+
+def key(op: str, inputs: Sequence[TensorSpec | None], outputs: Sequence[TensorSpec], attrs: Mapping[str, Attr]) -> str:
     """Name of the shape class a tactic is for."""
-    present = [spec for spec in inputs if spec is not None]
-    dtype = next((spec.dtype for spec in present if spec.dtype not in ("int32", "uint8")), "int32")
-    sizes = [f"{name}={int(value)}" for name in _SIZES if isinstance(value := attrs.get(name), int)]
-    if op == "paged_attention" and (cache := inputs[1]) is not None:
-        sizes += [f"head_dim={cache.shape[5]}", f"page_size={cache.shape[4]}"]
-    elif not sizes and present:
-        sizes = [f"n={present[0].shape[-1]}"]
-    return " ".join([op, dtype, *sizes])
+    taken = [_tensor(spec) for spec in inputs if spec is not None and _is_numbers(spec)]
+    made = [_tensor(spec) for spec in outputs if _is_numbers(spec)]
+    sizes = [f"{name}={int(value)}" for name, value in sorted(attrs.items()) if isinstance(value, int) and name != "layer"]
+    return " ".join([op, *taken, *(["->", *made] if made else []), *sizes])
+
+
+def _is_numbers(spec: TensorSpec) -> bool:
+    return spec.dtype not in ("int32", "uint8")
+
+
+def _tensor(spec: TensorSpec) -> str:
+    if len(spec.shape) == 1:
+        return f"{spec.dtype}[{spec.shape[0]}]"
+    row = spec.shape[3 if len(spec.shape) == _CACHE_DIMS else 1 :]
+    return f"{spec.dtype}[:,{','.join(map(str, row))}]"
 
 
 @lru_cache(maxsize=16)
-def _load(path: Path) -> Mapping[str, Mapping[str, int]]:
+def _load(path: Path) -> Mapping[str, Tactic]:
+    return _parsed(path)[1]
+
+
+def _parsed(path: Path) -> tuple[dict[str, Any], dict[str, Tactic]]:
     try:
         content: Any = json.loads(path.read_text())
         table = content["tactics"]
-        return {str(name): {str(k): int(v) for k, v in values.items()} for name, values in table.items()}
+        return content, {str(name): {str(k): int(v) for k, v in values.items()} for name, values in table.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise KernelError(f"tactics file {path} is not readable ({error}); delete it or tune again") from error
 
 
-def recorded(arch: str, op: str, inputs: Sequence[TensorSpec | None], attrs: Mapping[str, Attr]) -> Mapping[str, int] | None:
+def recorded(
+    arch: str, op: str, inputs: Sequence[TensorSpec | None], outputs: Sequence[TensorSpec], attrs: Mapping[str, Attr]
+) -> Tactic | None:
     """The tactic recorded for the GPU that stands for `arch`, or None."""
-    path = folder() / f"{GPU_OF_ARCH.get(arch, arch)}.json"
-    return _load(path).get(key(op, inputs, attrs)) if path.is_file() else None
+    path = file_for(arch)
+    return _load(path).get(key(op, inputs, outputs, attrs)) if path.is_file() else None
+
+
+def merge(path: Path, gpu: str, arch: str, found: Mapping[str, Tactic], measured: Mapping[str, set[str]]) -> None:
+    """Writes what tuning found into `path`, whole or not at all, keeping what it holds of other ops and of tunables not in `measured`.
+
+    `found`: values that beat the default, by key. `measured`: the tunables that were decided, by key; one of them not in `found` goes
+    back to its default. Raises KernelError for a file that cannot be read or is of another GPU, whose times say nothing of this one.
+    """
+    tactics: dict[str, Tactic] = {}
+    if path.is_file():
+        content, tactics = _parsed(path)
+        if content.get("gpu") != gpu:
+            raise KernelError(f"{path} was measured on {content.get('gpu')} and this is {gpu}; choose another file with --out")
+    for name, decided in measured.items():
+        kept = {tunable: value for tunable, value in tactics.get(name, {}).items() if tunable not in decided}
+        tactics[name] = dict(sorted({**kept, **found.get(name, {})}.items()))
+    ordered = {name: tactics[name] for name in sorted(tactics) if tactics[name]}
+    _write(path, json.dumps({"gpu": gpu, "arch": arch, "tactics": ordered}, indent=1) + "\n")
+    _load.cache_clear()
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(text)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise

@@ -153,7 +153,7 @@ class PlanCounter:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self._products = product_dtype(plan.precision)
-        self._specs: dict[str, TensorSpec] = {
+        self.specs: dict[str, TensorSpec] = {
             **step_input_specs(plan.config, plan.profile, plan.kv_dtype),
             **plan.constants,
             **plan.weights,
@@ -165,7 +165,7 @@ class PlanCounter:
 
     def _signature(self, op: Op) -> tuple[object, ...]:
         def spec(name: str) -> object:
-            return (name in self.plan.weights, self._specs[name]) if name in self._specs else None
+            return (name in self.plan.weights, self.specs[name]) if name in self.specs else None
 
         attrs = tuple(sorted((key, str(value)) for key, value in op.attrs.items() if key != "layer"))
         return (op.op, attrs, tuple(spec(name) for name in op.inputs), tuple(spec(name) for name in op.outputs))
@@ -188,13 +188,13 @@ class PlanCounter:
         return [*((self._count(self.plan.ops[like], shape), count) for like, count in counts.items()), (self._sampling(shape), 1)]
 
     def _sampling(self, shape: StepShape) -> OpCost:
-        logits = self._specs[LOGITS]
+        logits = self.specs[LOGITS]
         columns = int(logits.shape[1])
         moved = float(shape.samples * columns * ITEM_BYTES[logits.dtype] + 4 * shape.samples)
         return OpCost("sample", "sample", "rows", self._products, float(shape.samples * columns), 0.0, 0.0, moved)
 
     def _bytes(self, name: str, symbols: Mapping[str, int]) -> float:
-        spec = self._specs[name]
+        spec = self.specs[name]
         count = 1
         for dim in spec.shape:
             count *= evaluate(dim, symbols)
@@ -204,7 +204,7 @@ class PlanCounter:
         return sum(self._bytes(name, symbols) for name in names if name and name not in _STATE)
 
     def _elements(self, name: str, symbols: Mapping[str, int]) -> float:
-        return self._bytes(name, symbols) / ITEM_BYTES[self._specs[name].dtype]
+        return self._bytes(name, symbols) / ITEM_BYTES[self.specs[name].dtype]
 
     def _count(self, op: Op, shape: StepShape) -> OpCost:
         symbols = shape.symbols
@@ -214,16 +214,16 @@ class PlanCounter:
         if op.op == "rope_kv_write":
             return self._kv_write(op, shape, results)
         if op.op in _PICKS_ROWS:
-            source = self._specs[next(name for name in op.inputs if len(self._specs[name].shape) == 2)]
+            source = self.specs[next(name for name in op.inputs if len(self.specs[name].shape) == 2)]
             rows = self._elements(op.outputs[0], symbols) / int(source.shape[1])
             read = self._elements(op.outputs[0], symbols) * ITEM_BYTES[source.dtype]
             return self._rows(op, 0.0, read if op.op == "embedding" else 0.0, results + 4 * rows + (0.0 if op.op == "embedding" else read))
         weights = [name for name in op.inputs if name in self.plan.weights]
         weight_bytes = self._all_bytes(weights, symbols)
         inputs = self._all_bytes([name for name in op.inputs if name not in self.plan.weights], symbols)
-        matrix = next((self._specs[name] for name in weights if len(self._specs[name].shape) == 2), None)
+        matrix = next((self.specs[name] for name in weights if len(self.specs[name].shape) == 2), None)
         if matrix is not None:
-            rows = evaluate(self._specs[op.outputs[0]].shape[0], symbols)
+            rows = evaluate(self.specs[op.outputs[0]].shape[0], symbols)
             flop = 2.0 * rows * int(matrix.shape[0]) * int(matrix.shape[1])
             return OpCost(op.name, op.op, "gemm", self._format(op, matrix), flop, weight_bytes, 0.0, inputs + results, rows)
         if op.op == "prepare_step":
@@ -236,7 +236,7 @@ class PlanCounter:
 
     def _format(self, op: Op, matrix: TensorSpec) -> str:
         """The format both operands have, else the wider one."""
-        x = self._specs[op.inputs[0]].dtype
+        x = self.specs[op.inputs[0]].dtype
         if matrix.dtype in _EIGHT_BIT and x == matrix.dtype:
             return x
         return x if matrix.dtype in _EIGHT_BIT else matrix.dtype
@@ -249,7 +249,7 @@ class PlanCounter:
     def _attention(self, op: Op, shape: StepShape, results: float) -> OpCost:
         config = self.plan.config
         width = config.num_heads * config.head_dim
-        query = float(shape.tokens * width * ITEM_BYTES[self._specs[op.inputs[0]].dtype])
+        query = float(shape.tokens * width * ITEM_BYTES[self.specs[op.inputs[0]].dtype])
         tables = 4.0 * (int((-(-shape.kv_lens // self.plan.profile.page_size)).sum()) + 3 * shape.sequences)
         compute = self._products if self._products not in _EIGHT_BIT else "fp16"
         flop = 4.0 * shape.pairs * width
@@ -260,7 +260,7 @@ class PlanCounter:
     def _kv_write(self, op: Op, shape: StepShape, results: float) -> OpCost:
         symbols = shape.symbols
         table = next(name for name in op.inputs if name in self.plan.constants)
-        rotary = shape.tokens * int(self._specs[table].shape[1]) * ITEM_BYTES[self._specs[table].dtype]
+        rotary = shape.tokens * int(self.specs[table].shape[1]) * ITEM_BYTES[self.specs[table].dtype]
         weights = self._all_bytes([name for name in op.inputs if name in self.plan.weights], symbols)
         others = [name for name in op.inputs if name != table and name not in self.plan.weights]
         written = shape.tokens * self._kv_bytes_per_token()

@@ -14,6 +14,7 @@ from trtllm_kernels import tactics
 from trtllm_kernels.errors import KernelError
 from trtllm_kernels.lowering import attention, gemm, rows
 from trtllm_kernels.lowering.call import OpCall, Operand
+from trtllm_kernels.lowering.space import Choice, choices
 from trtllm_kernels.types import Attr, Lowered, TensorSpec
 
 ARGUMENTS: Mapping[str, tuple[str, ...]] = {
@@ -86,6 +87,29 @@ def lower(
     output_names: Sequence[str] | None = None,
 ) -> Lowered:
     """How `op` runs on `arch` (`sm_80`, `sm_89`, `sm_90`...). `inputs` in schema order, None for an absent optional."""
+    if tactic is None:
+        tactic = tactics.recorded(arch, op, inputs, outputs, attrs)
+    call = _call(op, inputs, outputs, attrs, arch, tactic or {}, input_names, output_names)
+    return _LOWERINGS[op](call)
+
+
+def search_space(
+    op: str, inputs: Sequence[TensorSpec | None], outputs: Sequence[TensorSpec], attrs: Mapping[str, Attr], arch: str
+) -> tuple[Choice, ...]:
+    """What tuning may try for `op`; the arguments are those of `lower`."""
+    return choices(_call(op, inputs, outputs, attrs, arch, {}, None, None))
+
+
+def _call(
+    op: str,
+    inputs: Sequence[TensorSpec | None],
+    outputs: Sequence[TensorSpec],
+    attrs: Mapping[str, Attr],
+    arch: str,
+    tactic: Mapping[str, int],
+    input_names: Sequence[str] | None,
+    output_names: Sequence[str] | None,
+) -> OpCall:
     if op not in _LOWERINGS:
         raise KernelError(f"op {op!r} has no GPU lowering; those that have: {', '.join(_LOWERINGS)}")
     arguments = ARGUMENTS[op]
@@ -97,15 +121,11 @@ def lower(
         argument: None if spec is None else Operand(name, spec)
         for argument, spec, name in zip(arguments, inputs, names, strict=False)
     }  # fmt: skip
-    if tactic is None:
-        tactic = tactics.recorded(arch, op, inputs, attrs)
-    return _LOWERINGS[op](
-        OpCall(
-            op=op,
-            inputs=operands,
-            outputs=tuple(Operand(name, spec) for name, spec in zip(results, outputs, strict=True)),
-            attrs=attrs,
-            arch=arch,
-            tactic=tactic or {},
-        )
+    return OpCall(
+        op=op,
+        inputs=operands,
+        outputs=tuple(Operand(name, spec) for name, spec in zip(results, outputs, strict=True)),
+        attrs=attrs,
+        arch=arch,
+        tactic=tactic,
     )

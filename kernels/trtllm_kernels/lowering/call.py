@@ -119,11 +119,6 @@ class OpCall:
     def capability(self) -> int:
         return capability(self.arch)
 
-    @property
-    def shared_bytes(self) -> int:
-        """Shared memory a block may use (CUDA C++ programming guide, table of compute capabilities)."""
-        return 227 * 1024 if self.capability in (90, 100, 103) else 163 * 1024 if self.capability in (80, 87) else 99 * 1024
-
 
 def capability(arch: str) -> int:
     """`sm_90` -> 90."""
@@ -131,6 +126,12 @@ def capability(arch: str) -> int:
     if not arch.startswith("sm_") or not digits.isdigit() or int(digits) < 80:
         raise KernelError(f"unknown architecture {arch!r}; use sm_80 or later, such as sm_80, sm_89 or sm_90")
     return int(digits)
+
+
+def shared_limit(arch: str) -> int:
+    """Shared memory a block may use (CUDA C++ programming guide, table of compute capabilities)."""
+    number = capability(arch)
+    return 227 * 1024 if number in (90, 100, 103) else 163 * 1024 if number in (80, 87) else 99 * 1024
 
 
 def next_power_of_2(n: int) -> int:

@@ -47,11 +47,11 @@ def _gemv_fits(call: OpCall, weight: Operand, rows: int, columns: int) -> bool:
 def linear(call: OpCall) -> Lowered:
     x, weight, bias, y = call["x"], call["weight"], call.get("bias"), call.outputs[0]
     rows, columns = _gemv_tile(weight)
-    tuned = call.tuned(gemv_rows=rows, gemv_columns=columns, gemv_warps=4)
+    tuned = call.tuned(gemv=1, gemv_rows=rows, gemv_columns=columns, gemv_warps=4)
     rows, columns = tuned["gemv_rows"], tuned["gemv_columns"]
     tokens = x.shape[0]
     builder = Builder(call)
-    fits = x.dtype != "fp32" and _gemv_fits(call, weight, rows, columns)
+    fits = bool(tuned["gemv"]) and x.dtype != "fp32" and _gemv_fits(call, weight, rows, columns)
     if fits:
         builder.launch(
             "gemv.gemv",
@@ -87,6 +87,12 @@ def linear_gelu(call: OpCall) -> Lowered:
     return _Activated(call, "gelu").lower()
 
 
+def fused_fits(call: OpCall) -> bool:
+    """Whether the fused kernel's tiles divide the product."""
+    weight = call["weight"]
+    return call.capability == 90 and call["x"].dtype != "fp32" and weight.size(0) % 256 == 0 and weight.size(1) % 128 == 0
+
+
 class _Activated:
     """A product followed by an activation: `gate_up` (SwiGLU of interleaved rows, half as wide) or `gelu`."""
 
@@ -95,12 +101,12 @@ class _Activated:
         self.call, self.gate_up, self.wide = call, kind == "gate_up", x.dtype != "fp8"
         self.tokens, self.width = x.shape[0], call.outputs[0].size(1)
         rows, columns = _gemv_tile(weight)
-        fits = call.capability == 90 and x.dtype != "fp32" and weight.size(0) % 256 == 0 and weight.size(1) % 128 == 0
         self.tuned = call.tuned(
+            gemv=1,
             gemv_rows=rows,
             gemv_columns=columns,
             gemv_warps=4,
-            fused_from=192 if fits else 1 << 30,
+            fused_from=192 if fused_fits(call) else 1 << 30,
             block_m=128,
             block_n=256,
             block_k=64 if self.wide else 128,
@@ -126,7 +132,8 @@ class _Activated:
     def _one(self) -> bool:
         """One token, gated only: product and activation in one kernel that reads the weight once."""
         call, weight, rows = self.call, self.call["weight"], self.tuned["gemv_rows"]
-        if not self.gate_up or call["x"].dtype == "fp32" or not _gemv_fits(call, weight, rows, self.tuned["gemv_columns"]):
+        ours = self.gate_up and self.tuned["gemv"] and call["x"].dtype != "fp32"
+        if not ours or not _gemv_fits(call, weight, rows, self.tuned["gemv_columns"]):
             return False
         self.builder.launch(
             "gemv.gemv_gate_up_silu",

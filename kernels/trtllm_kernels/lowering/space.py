@@ -1,0 +1,136 @@
+"""What tuning may try: for each op, which tunables are chosen together, which values they may take, and in which steps that shows.
+
+Candidates are data and optimistic: one that needs more shared memory than a block has, or spills registers, is found out by compiling it
+and one that a shape does not admit lowers to the same launches as another, so neither is written down here as a rule. Lists are short,
+since every entry costs a compilation and a measurement: values around the default, one decision at a time, and not a full product.
+
+A *threshold* is a number of tokens from which another routine takes over. It is judged at token counts of its own, after the tiles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from itertools import product
+
+from trtllm_kernels.lowering.call import OpCall, next_power_of_2
+from trtllm_kernels.lowering.gemm import fused_fits
+
+Candidate = Mapping[str, int]
+
+DECODE, PREFILL, CHUNK = "decode", "prefill", "chunk"
+"""Steps: one token of each of many sequences; a whole prompt; a part of a prompt whose beginning is in the cache."""
+NEVER = 1 << 29
+"""A threshold no step reaches."""
+TOKENS = (32, 64, 128, 192, 256, 384, 512, 1024)
+"""Where thresholds are judged."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Tunables decided together. `tokens`: where a threshold is judged, in place of the token counts asked for."""
+
+    name: str
+    candidates: tuple[Candidate, ...]
+    steps: tuple[str, ...] = (DECODE,)
+    tokens: tuple[int, ...] = ()
+
+    @property
+    def tunables(self) -> frozenset[str]:
+        return frozenset(name for candidate in self.candidates for name in candidate)
+
+
+def _grid(**values: Iterable[int]) -> tuple[Candidate, ...]:
+    return tuple(dict(zip(values, combination, strict=True)) for combination in product(*values.values()))
+
+
+def _tiles(names: tuple[str, ...], *rows: tuple[int, ...]) -> tuple[Candidate, ...]:
+    return tuple(dict(zip(names, row, strict=True)) for row in rows)
+
+
+def _columns(call: OpCall) -> tuple[Choice, ...]:
+    """Kernels over blocks of columns; no more warps than leave a thread four elements."""
+    widest = next_power_of_2(max(call.outputs[0].size(1), 128))
+    blocks = [block for block in (256, 512, 1024, 2048, 4096) if block <= widest] or [widest]
+    return (Choice("columns", tuple(c for c in _grid(block=blocks, warps=(1, 2, 4, 8)) if c["block"] >= 128 * c["warps"])),)
+
+
+def _rows(call: OpCall) -> tuple[Choice, ...]:
+    return (Choice("rows", _grid(warps=(1, 2, 4, 8, 16))),)
+
+
+def _heads(call: OpCall) -> tuple[Choice, ...]:
+    return (Choice("heads", _grid(block_h=(2, 4, 8, 16, 32), warps=(1, 2, 4))),)
+
+
+def _prepare(call: OpCall) -> tuple[Choice, ...]:
+    return (Choice("step", _grid(block=(64, 128, 256), warps=(2, 4))),)
+
+
+def _one_token(call: OpCall) -> Choice:
+    """Our kernel at several tiles, or cuBLASLt (`gemv=0`)."""
+    wide = 1 if call["weight"].dtype == "fp8" else 2
+    tiles = ((2, 2048, 4), (4, 1024, 4), (4, 2048, 2), (4, 2048, 8), (8, 1024, 4), (8, 2048, 8), (2, 4096, 4), (16, 512, 4))
+    ours = tuple({"gemv_rows": max(2, rows // wide), "gemv_columns": columns, "gemv_warps": warps} for rows, columns, warps in tiles)
+    return Choice("one token", (*ours, {"gemv": 0}))
+
+
+def _linear(call: OpCall) -> tuple[Choice, ...]:
+    return (_one_token(call),) if call["x"].dtype != "fp32" else ()
+
+
+def _activated(call: OpCall) -> tuple[Choice, ...]:
+    if call["x"].dtype == "fp32":
+        return ()
+    one = (_one_token(call),) if call.op == "gate_up_silu" else ()
+    if not fused_fits(call):
+        return one
+    names = ("block_m", "block_n", "block_k", "group", "warps", "stages")
+    k = 64 if call["x"].dtype != "fp8" else 128
+    rows = ((128, 256, k, 4, 8, 4), (128, 256, k, 16, 8, 4), (128, 256, k, 8, 8, 3), (128, 256, k // 2, 8, 8, 4))
+    rows += ((128, 128, k, 8, 8, 4), (128, 128, k, 8, 4, 4), (256, 128, k, 8, 8, 3), (64, 256, k, 8, 4, 4), (64, 256, k, 8, 8, 4))
+    tiles = Choice("tiles", _tiles(names, *rows), (PREFILL,))
+    threshold = Choice("fused from", tuple({"fused_from": n} for n in (*TOKENS, NEVER)), (PREFILL,), TOKENS)
+    return (*one, tiles, threshold)
+
+
+def _paged_attention(call: OpCall) -> tuple[Choice, ...]:
+    decode = Choice("decode", _grid(decode_warps=(1, 2, 4), decode_stages=(2, 3, 4, 6, 8)))
+    split = Choice("split", _grid(split_target=tuple(n * call.sm_count for n in (1, 2, 3, 6, 8))))
+    names = ("block_m", "block_n", "warps", "stages")
+    fresh = ((64, 64, 4, 2), (64, 64, 4, 4), (64, 128, 4, 2), (128, 64, 8, 2), (128, 64, 8, 3), (128, 64, 4, 2), (128, 128, 8, 2))
+    context = ((128, 64, 8, 3), (128, 32, 8, 2), (128, 32, 4, 2), (64, 64, 4, 2), (64, 32, 4, 2), (64, 32, 4, 3), (128, 64, 4, 2))
+    return (
+        decode,
+        split,
+        Choice("fresh prompts", _tiles(tuple(f"fresh_{name}" for name in names), *fresh), (PREFILL,)),
+        Choice("context chunks", _tiles(tuple(f"context_{name}" for name in names), *context), (CHUNK,)),
+    )
+
+
+_SPACES: Mapping[str, Callable[[OpCall], tuple[Choice, ...]]] = {
+    "embedding": _columns,
+    "rms_norm": _rows,
+    "layer_norm": _rows,
+    "linear": _linear,
+    "gate_up_silu": _activated,
+    "linear_gelu": _activated,
+    "quantize": _columns,
+    "quantize_rows": _rows,
+    "split": _columns,
+    "rope": _heads,
+    "silu_mul": _columns,
+    "silu_mul_packed": _columns,
+    "gelu": _columns,
+    "add": _columns,
+    "gather_rows": _columns,
+    "add_rms_norm": _rows,
+    "add_layer_norm": _rows,
+    "prepare_step": _prepare,
+    "rope_kv_write": _heads,
+    "paged_attention": _paged_attention,
+}
+
+
+def choices(call: OpCall) -> tuple[Choice, ...]:
+    return _SPACES[call.op](call)
