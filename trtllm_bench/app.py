@@ -23,7 +23,7 @@ from typer.main import get_command
 from trtllm_bench import commands
 
 PANELS = {
-    "Measure": ("sweep", "throughput", "latency", "search", "profile", "kernels", "ceilings"),
+    "Measure": ("sweep", "throughput", "latency", "search", "profile", "kernels", "tune", "ceilings"),
     "Engines": ("build", "inspect", "refit", "quantize", "perplexity", "fetch", "generate", "serve"),
     "Workloads": ("prepare-dataset", "trace"),
     "Results": ("results", "compare", "gate", "plot", "dashboard", "explain"),

@@ -77,8 +77,13 @@ def recorded(
     arch: str, op: str, inputs: Sequence[TensorSpec | None], outputs: Sequence[TensorSpec], attrs: Mapping[str, Attr]
 ) -> Tactic | None:
     """The tactic recorded for the GPU that stands for `arch`, or None."""
-    path = file_for(arch)
-    return _load(path).get(key(op, inputs, outputs, attrs)) if path.is_file() else None
+    found = read(file_for(arch))
+    return found.get(key(op, inputs, outputs, attrs)) if found else None
+
+
+def read(path: Path) -> Mapping[str, Tactic]:
+    """Everything a file records; nothing where there is none. Raises KernelError for one that cannot be read."""
+    return _load(path) if path.is_file() else {}
 
 
 def merge(path: Path, gpu: str, arch: str, found: Mapping[str, Tactic], measured: Mapping[str, set[str]]) -> None:

@@ -27,6 +27,7 @@ from trtllm_engines.weights.write import assemble
 from trtllm_kernels.expr import evaluate
 from trtllm_kernels.ops import OPS
 from trtllm_kernels.specs import DTYPES
+from trtllm_kernels.types import Lowered
 
 LAYERS = 2
 VALUE_RANGE = 3.0
@@ -87,7 +88,7 @@ class Bench:
         for op, cost, like in zip(self.plan.ops, costs, self.counter.likeness, strict=True):
             for name in op.outputs:
                 memory[name] = self._empty(self.plan.values[name], symbols)
-            bound = BoundOp(op, cost, memory, symbols, self._bind(op, memory, symbols))
+            bound = BoundOp(op, cost, memory, symbols, None if self.arch == "cpu" else self._bind(op.tactics[self.arch], memory, symbols))
             bound.run()
             if like not in met:
                 met.add(like)
@@ -97,16 +98,21 @@ class Bench:
         shape = [evaluate(dim, symbols) for dim in spec.shape]
         return torch.zeros(shape, dtype=DTYPES[spec.dtype], device=self.device)
 
-    def _bind(self, op: Op, memory: Mapping[str, torch.Tensor], symbols: Mapping[str, int]) -> Any:
-        if self.arch == "cpu":
-            return None
+    def _bind(self, lowered: Lowered, memory: Mapping[str, torch.Tensor], symbols: Mapping[str, int]) -> Any:
         from trtllm_kernels.driver import BoundProgram
 
-        lowered = op.tactics[self.arch]
         scratch = {name: self._empty(spec, symbols) for name, spec in lowered.workspaces.items()}
         program = BoundProgram([lowered], {**memory, **scratch}.__getitem__, self._cubins)
         program.set_symbols(**{name: symbols[name] for name in ("T", "R", "D", "S")})
         return program
+
+    def add_kernels(self, cubins: Mapping[str, Any]) -> None:
+        """Machine code that `variant` may need beyond the plan's own."""
+        self._cubins = {**self._cubins, **cubins}
+
+    def variant(self, bound: BoundOp, lowered: Lowered) -> BoundOp:
+        """The same op on the same memory by other launches."""
+        return replace(bound, program=None if self.arch == "cpu" else self._bind(lowered, bound.memory, bound.symbols))
 
     def _inputs(self, shape: StepShape) -> None:
         """The step as the runtime would upload it; each sequence owns consecutive pages."""
@@ -167,13 +173,24 @@ class BoundOp:
 
     def error(self) -> float:
         """Largest root-mean-square difference to the reference, relative to it, over results and what is written in place; inf for NaN."""
-        definition = OPS[self.op.op]
-        arguments = self.arguments()
-        copies = {name: arguments[name].clone() for name in definition.mutates}
-        expected = [*self.reference({**arguments, **copies}), *copies.values()]
+        expected = self.expected()
         self.run()
-        actual = [*(self.memory[name] for name in self.op.outputs), *(arguments[name] for name in definition.mutates)]
-        return max(_difference(a, b) for a, b in zip(actual, expected, strict=True))
+        return self.difference(expected)
+
+    def expected(self) -> list[torch.Tensor]:
+        """What the reference makes of the inputs: results, then copies of what is written in place."""
+        arguments = self.arguments()
+        copies = {name: arguments[name].clone() for name in OPS[self.op.op].mutates}
+        return [*self.reference({**arguments, **copies}), *copies.values()]
+
+    def difference(self, expected: list[torch.Tensor]) -> float:
+        """Of what the last `run` left to `expected`."""
+        return max(_difference(a, b) for a, b in zip(self.written(), expected, strict=True))
+
+    def written(self) -> list[torch.Tensor]:
+        """Results, then what is written in place."""
+        arguments = self.arguments()
+        return [*(self.memory[name] for name in self.op.outputs), *(arguments[name] for name in OPS[self.op.op].mutates)]
 
 
 def _difference(actual: torch.Tensor, expected: torch.Tensor) -> float:

@@ -83,7 +83,7 @@ def _measured(
         cold=cold,
         warm=warm,
         error=error,
-        right=is_right(error, _coarsest(bound, out)),
+        right=is_right(error, coarsest(bound, out)),
         peer="" if peer is None else peer.name,
         peer_us=None if peer is None else measure(timer, peer.call, True, rule).mean_us,
         roof_us=roof_us(bound.cost, hardware),
@@ -98,7 +98,7 @@ def roof_us(cost: OpCost, hardware: Hardware | None) -> float | None:
     return max(cost.bytes / hardware.bytes_per_s, cost.flop / peak if peak else 0.0) * 1e6
 
 
-def _coarsest(bound: BoundOp, out: Any) -> str:
+def coarsest(bound: BoundOp, out: Any) -> str:
     """The least exact format among what an op writes: how near its reference it can be."""
     written = [out.dtype, *(bound.memory[name].dtype for name in bound.op.inputs if name == "kv_cache")]
     names = [str(dtype).removeprefix("torch.") for dtype in written]

@@ -62,34 +62,59 @@ class Timer(Protocol):
         """Whether the device was slowed down since the last question."""
 
 
+class Sampler:
+    """Batches of one call, as they come; what `Rule` decides on."""
+
+    def __init__(self, timer: Timer, call: Call, cold: bool, rule: Rule) -> None:
+        self._timer, self._call, self._cold, self._rule = timer, call, cold, rule
+        self._retries = rule.retries
+        self.samples: list[float] = []
+        self.batches: list[float] = []
+        self.slowed = False
+
+    def add(self) -> None:
+        """One more batch; one during which the GPU was slowed down is measured again while there are retries."""
+        while True:
+            found = self._timer.sample(self._call, self._rule.batch, self._cold)
+            if not self._timer.slowed():
+                break
+            if not self._retries:
+                self.slowed = True
+                break
+            self._retries -= 1
+        self.samples += found
+        self.batches.append(float(np.mean(found)))
+
+    @property
+    def noise(self) -> float:
+        """Relative standard error of the mean."""
+        values = np.asarray(self.samples)
+        return float(values.std(ddof=1) / math.sqrt(len(values)) / values.mean()) if len(values) > 1 and values.mean() > 0 else math.inf
+
+    @property
+    def settled(self) -> bool:
+        return self.noise <= self._rule.noise
+
+    def timing(self) -> Timing:
+        return Timing(
+            mean_us=float(np.mean(self.samples)),
+            median_us=float(np.median(self.samples)),
+            noise=self.noise,
+            samples=len(self.samples),
+            batches=tuple(self.batches),
+            settled=self.settled,
+            slowed=self.slowed,
+        )
+
+
 def measure(timer: Timer, call: Call, cold: bool, rule: Rule, clock: Callable[[], float] = time.perf_counter) -> Timing:
     began = clock()
-    samples: list[float] = []
-    batches: list[float] = []
-    noise, retries = math.inf, rule.retries
-    slowed = False
-    while len(batches) < rule.max_batches:
-        found = timer.sample(call, rule.batch, cold)
-        if timer.slowed():
-            if retries:
-                retries -= 1
-                continue
-            slowed = True
-        samples += found
-        batches.append(float(np.mean(found)))
-        values = np.asarray(samples)
-        noise = float(values.std(ddof=1) / math.sqrt(len(values)) / values.mean()) if len(values) > 1 and values.mean() > 0 else math.inf
-        if len(batches) >= rule.min_batches and (noise <= rule.noise or clock() - began > rule.seconds):
+    sampler = Sampler(timer, call, cold, rule)
+    while len(sampler.batches) < rule.max_batches:
+        sampler.add()
+        if len(sampler.batches) >= rule.min_batches and (sampler.settled or clock() - began > rule.seconds):
             break
-    return Timing(
-        mean_us=float(np.mean(samples)),
-        median_us=float(np.median(samples)),
-        noise=noise,
-        samples=len(samples),
-        batches=tuple(batches),
-        settled=noise <= rule.noise,
-        slowed=slowed,
-    )
+    return sampler.timing()
 
 
 class CuptiTimer:

@@ -1,0 +1,61 @@
+"""`tune`: measure the tile configurations and routines that each op could use, and record those that are faster than the defaults."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trtllm_bench import options
+from trtllm_bench.errors import FAILURE, BenchError
+
+
+def command(
+    name: Annotated[str, typer.Argument(metavar="[NAME]", help="Only ops whose name contains this, such as attention.")] = "",
+    model: Annotated[str, typer.Option("--model", "-m", help="Model whose shapes to tune for.")] = "llama-3.1-8b",
+    precision: Annotated[str, typer.Option("--precision", help="List of bf16, fp16, fp8, fp8_rowwise.")] = "bf16,fp8",
+    kv_dtype: options.KvDtype = "auto",
+    m: Annotated[str, typer.Option("--m", help="List: tokens in a step.")] = "1,64,2048",
+    kv_len: Annotated[int, typer.Option("--kv-len", min=1, help="Tokens each decoding sequence has in the cache.")] = 1024,
+    page_size: Annotated[int, typer.Option("--page-size", help="Tokens in a page of the KV cache.")] = 32,
+    seconds: Annotated[float, typer.Option("--seconds", help="Time for all of it, compiling included.")] = 300.0,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Tactics file to write into (default: the one builds for this GPU read).")
+    ] = None,
+) -> None:
+    """Choose tiles and routines for each op by measuring them on this GPU; builds then use what was recorded."""
+    import time
+
+    from rich.console import Console
+
+    from trtllm_bench.machine import arch_of, gpus
+    from trtllm_bench.micro.run import parse_m
+
+    if seconds <= 0:
+        raise BenchError("--seconds must be above 0")
+    precisions = [part.strip() for part in precision.split(",") if part.strip()]
+    if not precisions:
+        raise BenchError("--precision is empty; give a list such as bf16,fp8")
+    tokens = parse_m(m)
+    found = gpus()
+    if not found:
+        raise BenchError("tune measures GPU kernels and no NVIDIA GPU is usable here; builds use recorded tactics, or stated defaults")
+
+    from trtllm_bench.tune.session import tune_on_gpu
+    from trtllm_kernels import tactics
+
+    began = time.monotonic()
+    arch, gpu = arch_of(found[0]), str(found[0]["gpu"])
+    path = out or tactics.file_for(arch)
+    console = Console(highlight=False)
+    summary = tune_on_gpu(model, precisions, kv_dtype, tokens, kv_len, page_size, name, seconds, arch, gpu, path, console)
+    console.print(
+        f"{summary.changed} choices differ from the default, {summary.kept} keep it; {time.monotonic() - began:.0f} s", soft_wrap=True
+    )
+    console.print(f"tactics: {path}", soft_wrap=True)
+    if summary.skipped:
+        console.print(f"note: no time was left for {summary.skipped} races; give more --seconds, or a NAME", style="yellow", soft_wrap=True)
+    if summary.failed:
+        console.print(f"differ from their reference: {', '.join(summary.failed)}", style="bold red", soft_wrap=True)
+        raise typer.Exit(FAILURE)

@@ -1,0 +1,63 @@
+"""Whether a candidate computes what its op means, before it is timed.
+
+Results are spoiled first (NaN, and -1 for integers) and what is written in place is wiped, so that a kernel which writes too little cannot
+pass on what the one before it left. What was wiped is put back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from trtllm_bench.micro.bench import BoundOp
+from trtllm_bench.micro.results import is_right
+from trtllm_bench.micro.run import coarsest
+from trtllm_kernels.ops import OPS
+
+_FP8_NAN = 0x7F
+
+
+class Check:
+    def __init__(self, bound: BoundOp) -> None:
+        self._bound = bound
+        self._expected = bound.expected()
+        self._format = coarsest(bound, bound.memory[bound.op.outputs[0]])
+
+    def error_of(self, variant: BoundOp) -> str:
+        """What is wrong with a variant, or nothing. Runs it once."""
+        for name in variant.op.outputs:
+            spoil(variant.memory[name])
+        for name in OPS[variant.op.op].mutates:
+            _wipe(variant.arguments()[name])
+        variant.run()
+        difference = variant.difference(self._expected)
+        return "" if is_right(difference, self._format) else f"wrong: differs from the reference by {difference:.2%}"
+
+
+@contextmanager
+def checking(bound: BoundOp) -> Iterator[Check]:
+    """A check of one op's variants in one step; the op's memory is afterwards as its default leaves it."""
+    arguments = bound.arguments()
+    mutated = {name: arguments[name] for name in OPS[bound.op.op].mutates}
+    kept = {name: tensor.clone() for name, tensor in mutated.items()}
+    for tensor in mutated.values():
+        _wipe(tensor)
+    try:
+        yield Check(bound)
+    finally:
+        for name, tensor in mutated.items():
+            tensor.copy_(kept[name])
+        bound.run()
+
+
+def spoil(tensor: torch.Tensor) -> None:
+    if tensor.dtype == torch.float8_e4m3fn:
+        tensor.view(torch.uint8).fill_(_FP8_NAN)
+    else:
+        tensor.fill_(torch.nan if tensor.is_floating_point() else -1)
+
+
+def _wipe(tensor: torch.Tensor) -> None:
+    tensor.view(torch.uint8).zero_()

@@ -1,0 +1,88 @@
+"""From times to tactics: the default stays unless a candidate is faster, summed over the steps it shows in, beyond noise and by 1%.
+
+Every candidate of a choice is tested against the default at `ALPHA` divided by their number (Bonferroni), since the best of ten equal
+programs looks faster than the first of them. A candidate that failed anywhere (it spills, does not fit, or is wrong) is out everywhere:
+an engine has one tactic for all its steps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from trtllm_bench.micro.timing import Timing
+from trtllm_bench.tune.plan import Race
+from trtllm_bench.tune.race import advantage
+from trtllm_kernels.lowering.space import Choice
+from trtllm_kernels.tactics import Tactic
+from trtllm_results.stats import Evidence
+
+ALPHA, LEAST_GAIN = 0.05, 0.01
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A race that was run. `timings`: of each entrant, None for one that was dropped, whose `dropped` says why."""
+
+    race: Race
+    timings: tuple[Timing | None, ...]
+    dropped: Mapping[int, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What one choice came to. `winner` is empty where the default stays."""
+
+    key: str
+    role: str
+    choice: Choice
+    winner: Tactic
+    outcomes: tuple[Outcome, ...]
+
+    def times(self, outcome: Outcome) -> tuple[Timing, Timing]:
+        """(default, winner) in one step; the same twice where the default stays."""
+        default = _timing(outcome, 0)
+        if not self.winner:
+            return default, default
+        index = self.choice.candidates.index(self.winner)
+        return default, next(t for e, t in zip(outcome.race.entrants, outcome.timings, strict=True) if index in e.candidates and t)
+
+
+def decide(outcomes: Sequence[Outcome]) -> Decision:
+    """Of all the races of one choice of one op."""
+    race = outcomes[0].race
+    candidates = race.choice.candidates
+    known = {i: evidence for i in range(len(candidates)) if (evidence := _evidence(i, outcomes)) is not None}
+    level = ALPHA / max(1, len(known))
+    faster = {i: evidence.mean for i, evidence in known.items() if evidence.p_below(math.log1p(-LEAST_GAIN)) < level}
+    winner = candidates[min(faster, key=faster.__getitem__)] if faster else {}
+    return Decision(race.key, race.role, race.choice, winner, tuple(outcomes))
+
+
+def decisions(outcomes: Iterable[Outcome]) -> list[Decision]:
+    groups: dict[tuple[str, str], list[Outcome]] = {}
+    for outcome in outcomes:
+        groups.setdefault((outcome.race.key, outcome.race.choice.name), []).append(outcome)
+    return [decide(group) for group in groups.values()]
+
+
+def _timing(outcome: Outcome, entrant: int) -> Timing:
+    found = outcome.timings[entrant]
+    assert found is not None
+    return found
+
+
+def _evidence(candidate: int, outcomes: Sequence[Outcome]) -> Evidence | None:
+    """Sum of ln(candidate/default) over steps; None if it was dropped in one."""
+    mean, variance, freedom = 0.0, 0.0, math.inf
+    for outcome in outcomes:
+        entrant = next(i for i, one in enumerate(outcome.race.entrants) if candidate in one.candidates)
+        if entrant == 0:
+            continue
+        timing = outcome.timings[entrant]
+        if timing is None:
+            return None
+        one = advantage(_timing(outcome, 0).batches, timing.batches)
+        mean, variance, freedom = mean + one.mean, variance + one.error**2, min(freedom, one.df)
+    return Evidence(mean, math.sqrt(variance), freedom) if freedom < math.inf else None

@@ -1,0 +1,130 @@
+"""Which races to run: one for each op of a plan, choice of its search space and step in which the choice shows. No GPU is needed.
+
+Two candidates that launch the same kernels with the same grids and arguments in a step are one program there: they run once and share
+the time. A choice of which no candidate differs from the default in a step is no race. So no rule says that a tile for one token does not
+matter at 64; the launches say it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from trtllm_bench.analysis.counts import PlanCounter, StepShape
+from trtllm_bench.micro.bench import Case, decode_case, prefill_case
+from trtllm_engines.plan import Op
+from trtllm_kernels import tactics
+from trtllm_kernels.expr import evaluate
+from trtllm_kernels.lowering import lower, search_space
+from trtllm_kernels.lowering.space import CHUNK, DECODE, Choice
+from trtllm_kernels.tactics import Tactic
+from trtllm_kernels.types import Launch, Lowered, TensorSpec
+
+PREFILL_FROM = 16
+"""Tokens from which a step of M tokens is measured as a prompt and as a part of one, too."""
+MOST_CACHED = 1 << 19
+"""Tokens in the cache of one step: a few GB, which leaves room for copies."""
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """A program and the candidates (by place in the choice) that are this program; the default is the first entrant of a race."""
+
+    tactic: Tactic
+    lowered: Lowered
+    candidates: frozenset[int]
+
+
+@dataclass(frozen=True)
+class Race:
+    op: Op
+    role: str
+    key: str
+    choice: Choice
+    case: Case
+    entrants: tuple[Entrant, ...]
+
+
+def steps(m: Sequence[int], kv_len: int, longest: int) -> list[Case]:
+    """The steps of `--m`, of sequences no longer than `longest`. Many decoding sequences get shorter caches, so that all fit."""
+    found: list[Case] = []
+    for tokens in m:
+        found.append(Case(DECODE, StepShape.decode(tokens, max(1, min(kv_len, longest, MOST_CACHED // tokens)))))
+        if PREFILL_FROM <= tokens <= longest:
+            found.append(prefill_case(tokens))
+        if PREFILL_FROM <= tokens < longest:
+            found.append(Case(CHUNK, _chunk(tokens, min(kv_len, longest - tokens))))
+    return found
+
+
+def _chunk(tokens: int, past: int) -> StepShape:
+    return StepShape(np.array([tokens]), np.array([tokens + past]), 0, 1)
+
+
+def threshold_steps(choices: Iterable[Choice], longest: int) -> list[Case]:
+    return [prefill_case(tokens) for tokens in sorted({tokens for choice in choices for tokens in choice.tokens}) if tokens <= longest]
+
+
+class Course:
+    """The ops of a plan that have something to choose, one of each kind, on an architecture."""
+
+    def __init__(self, counter: PlanCounter, arch: str, done: frozenset[str] = frozenset(), name: str = "") -> None:
+        """`done`: keys that were tuned already; `name`: only ops whose name or role contains it."""
+        self.arch, self._specs = arch, counter.specs
+        self._ops: dict[str, tuple[Op, str]] = {}
+        self.choices: dict[str, tuple[Choice, ...]] = {}
+        costs = counter.step(decode_case(1, 1).shape, sample=False)
+        for index, (op, like) in enumerate(zip(counter.plan.ops, counter.likeness, strict=True)):
+            key = tactics.key(op.op, *self._tensors(op), op.attrs)
+            role = costs[index].role
+            if index != like or key in self._ops or key in done or not (name in op.op or name in role):
+                continue
+            self._ops[key] = (op, role)
+            self.choices[key] = search_space(op.op, *self._tensors(op), op.attrs, arch)
+
+    def _tensors(self, op: Op) -> tuple[list[TensorSpec | None], list[TensorSpec]]:
+        return [self._specs[name] if name else None for name in op.inputs], [self._specs[name] for name in op.outputs]
+
+    def races(self, cases: Sequence[Case], thresholds: bool, base: Mapping[str, Tactic]) -> list[Race]:
+        """Of the choices that are thresholds, or of those that are not; `base`: what was decided before, by key."""
+        return [
+            race
+            for case in cases
+            for key, choices in self.choices.items()
+            for choice in choices
+            if bool(choice.tokens) == thresholds and case.label in choice.steps
+            for race in self._race(key, choice, case, base.get(key, {}))
+        ]
+
+    def _race(self, key: str, choice: Choice, case: Case, base: Tactic) -> Iterator[Race]:
+        op, role = self._ops[key]
+        programs: dict[object, tuple[Tactic, Lowered, set[int]]] = {}
+        for index, candidate in enumerate(({}, *choice.candidates), -1):
+            tactic = {**base, **candidate}
+            inputs, outputs = self._tensors(op)
+            names = {"input_names": op.inputs, "output_names": op.outputs}
+            lowered = lower(op.op, inputs, outputs, op.attrs, self.arch, tactic=tactic, **names)
+            entry = programs.setdefault(_active(lowered, case.shape.symbols), (tactic, lowered, set()))
+            if index >= 0:
+                entry[2].add(index)
+        if len(programs) > 1:
+            yield Race(op, role, key, choice, case, tuple(Entrant(t, low, frozenset(which)) for t, low, which in programs.values()))
+
+
+def _active(lowered: Lowered, symbols: Mapping[str, int]) -> object:
+    """What of an op runs in a step: kernels or routines, grids and arguments, in order."""
+    found = []
+    for launch in lowered.launches:
+        grid = tuple(evaluate(dim, symbols) for dim in launch.grid)
+        if min(grid) > 0:
+            found.append((launch.kernel or launch.library, grid, tuple(_argument(launch, i, symbols) for i in range(len(launch.args)))))
+    return tuple(found)
+
+
+def _argument(launch: Launch, index: int, symbols: Mapping[str, int]) -> object:
+    arg = launch.args[index]
+    if arg.kind in ("i32", "i64") and not isinstance(arg.value, float):
+        return evaluate(arg.value, symbols)
+    return (arg.value, arg.box, arg.index)

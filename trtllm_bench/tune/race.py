@@ -1,0 +1,43 @@
+"""Programs that do the same work, measured in turns: a batch of each, round after round, so that a clock that drifts drifts for all.
+
+Rounds pair the programs, and two are compared by the mean of ln(other/default) over their common rounds (`trtllm_results.stats`). One that
+is slower than the default beyond doubt leaves early; the default never leaves. Rounds end by the rule that single kernels are measured
+by: when every mean that is left is known well enough, or when time is up.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from trtllm_bench.micro.timing import Call, Rule, Sampler, Timer, Timing
+from trtllm_results.stats import Evidence, paired
+
+HOPELESS, DOUBT = 0.02, 0.01
+"""Out of the race: slower than the default by more than this, at this p value."""
+
+
+def run_race(
+    timer: Timer, calls: Sequence[Call], rule: Rule, seconds: float, clock: Callable[[], float] = time.perf_counter
+) -> tuple[Timing, ...]:
+    """Timings of `calls`, the first being the default; `rule.min_batches` rounds at least, whatever the time."""
+    began = clock()
+    all_samplers = [Sampler(timer, call, True, rule) for call in calls]
+    running = list(all_samplers)
+    for done in range(1, rule.max_batches + 1):
+        for sampler in running[done % len(running) :] + running[: done % len(running)]:
+            sampler.add()
+        if done >= rule.min_batches:
+            first = running[0]
+            running = [first, *(one for one in running[1:] if advantage(first.batches, one.batches).p_above(HOPELESS) > DOUBT)]
+            if all(one.settled for one in running) or clock() - began > seconds:
+                break
+    return tuple(one.timing() for one in all_samplers)
+
+
+def advantage(default: Sequence[float], other: Sequence[float]) -> Evidence:
+    """ln(other/default) over their common rounds: below 0, `other` is faster."""
+    rounds = min(len(default), len(other))
+    return paired(np.log(np.asarray(other[:rounds]) / np.asarray(default[:rounds])))

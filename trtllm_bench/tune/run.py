@@ -1,0 +1,183 @@
+"""Tuning one model in one precision: compile what the races need, check every program, race it, decide; then the thresholds.
+
+Tiles come first and thresholds second, since where our kernel overtakes the library's depends on our kernel's tiles. The time limit holds
+for all of it: each race may take its share of what is left, and a choice is decided only when all its races were run, so what time did
+not allow keeps what was recorded before.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from trtllm_bench.errors import RunFailure
+from trtllm_bench.micro.bench import Bench, BoundOp, Case
+from trtllm_bench.micro.timing import Rule, Timer, Timing
+from trtllm_bench.tune.check import checking
+from trtllm_bench.tune.decide import Decision, Outcome, decisions
+from trtllm_bench.tune.plan import Course, Race, threshold_steps
+from trtllm_bench.tune.race import run_race
+from trtllm_kernels.cubin import Cubin
+from trtllm_kernels.errors import KernelError
+from trtllm_kernels.lowering.call import shared_limit
+from trtllm_kernels.tactics import Tactic
+from trtllm_kernels.types import KernelSpec, Lowered
+
+REGISTERS_A_BLOCK = 65536
+COMPILE_SHARE = 0.5
+"""Of the time there is: at most so much for compiling."""
+Compile = Callable[[Sequence[KernelSpec], float, Callable[[int, int], None]], Mapping[str, Any]]
+"""(kernels, seconds, progress(done, total)) -> machine code by key, or why there is none."""
+
+
+class Progress(Protocol):
+    def __call__(self, stage: str, done: int, total: int, note: str = "") -> None: ...
+
+
+@dataclass(frozen=True)
+class Lap:
+    """One run of one program: what the timer calls."""
+
+    bound: BoundOp
+    race: Race
+    tactic: Tactic
+
+    def __call__(self) -> None:
+        self.bound.run()
+
+
+@dataclass(frozen=True)
+class Tuned:
+    decisions: tuple[Decision, ...]
+    failed: tuple[str, ...]
+    """Ops whose default is wrong."""
+    skipped: int
+    """Races there was no time for."""
+
+
+@dataclass
+class Tuner:
+    bench: Bench
+    course: Course
+    timer: Timer
+    rule: Rule
+    compile: Compile
+    progress: Progress
+    label: str = ""
+    clock: Callable[[], float] = time.perf_counter
+
+    def tune(self, cases: Sequence[Case], recorded: Mapping[str, Tactic], seconds: float) -> Tuned:
+        """`recorded`: what holds of a choice that is not decided here."""
+        self._deadline = self.clock() + seconds
+        self._failed: list[str] = []
+        all_choices = [choice for choices in self.course.choices.values() for choice in choices]
+        later = threshold_steps(all_choices, self.bench.plan.profile.max_seq_len - 1)
+        races = self.course.races(cases, False, {})
+        expected_later = len(self.course.races(later, True, {}))
+        first, skipped = self._run(races, expected_later)
+        base = _base(first, recorded)
+        second, more = self._run(self.course.races(later, True, base), 0)
+        return Tuned((*first, *second), tuple(self._failed), skipped + more)
+
+    def _run(self, races: Sequence[Race], more_later: int) -> tuple[list[Decision], int]:
+        unfit = self._compiled(races)
+        outcomes: list[Outcome] = []
+        missed: set[tuple[str, str]] = set()
+        done = skipped = 0
+        for case in dict.fromkeys(race.case.label + str(race.case.shape.tokens) for race in races):
+            here = [race for race in races if race.case.label + str(race.case.shape.tokens) == case]
+            for bound in self.bench.ops(here[0].case):
+                for race in (race for race in here if race.op.name == bound.op.name):
+                    left = self._deadline - self.clock()
+                    outcome = None
+                    if left > 0 and race.op.name not in self._failed:
+                        outcome = self._measured(bound, race, unfit, left / (len(races) - done + more_later))
+                    else:
+                        skipped += left <= 0
+                    done += 1
+                    if outcome is None:
+                        missed.add((race.key, race.choice.name))
+                    else:
+                        outcomes.append(outcome)
+                    self.progress(f"measure {self.label}".strip(), done, len(races), f"{race.role} {race.choice.name} {case}")
+        whole = [one for one in outcomes if (one.race.key, one.race.choice.name) not in missed]
+        return decisions(whole), skipped
+
+    def _compiled(self, races: Sequence[Race]) -> Mapping[str, str]:
+        """Compiles all kernels of the races; for each that cannot be used, why."""
+        specs = {spec.key: spec for race in races for entrant in race.entrants for spec in entrant.lowered.kernels}
+        seconds = COMPILE_SHARE * max(0.0, self._deadline - self.clock())
+        stage = f"compile {self.label}".strip()
+        found = self.compile(list(specs.values()), seconds, lambda done, total: self.progress(stage, done, total))
+        self.bench.add_kernels({key: one for key, one in found.items() if isinstance(one, Cubin)})
+        limit = shared_limit(self.course.arch)
+        return {key: reason for key, one in found.items() if (reason := _unfit(one, limit))}
+
+    def _measured(self, bound: BoundOp, race: Race, unfit: Mapping[str, str], seconds: float) -> Outcome | None:
+        """None if the default itself is wrong."""
+        dropped: dict[int, str] = {}
+        laps: dict[int, Lap] = {}
+        accepted = {spec.key for spec in race.entrants[0].lowered.kernels}
+        with checking(bound) as check:
+            for index, entrant in enumerate(race.entrants):
+                reason = "" if index == 0 else _reason(entrant.lowered, unfit, accepted)
+                if not reason:
+                    try:
+                        variant = self.bench.variant(bound, entrant.lowered)
+                        reason = check.error_of(variant)
+                    except (RuntimeError, KernelError) as error:
+                        reason = f"does not run: {(str(error).splitlines() or [type(error).__name__])[0]}"
+                        self._still_alive(race, entrant.tactic)
+                if reason:
+                    dropped[index] = reason
+                else:
+                    laps[index] = Lap(variant, race, entrant.tactic)
+        if 0 in dropped:
+            self._failed.append(race.op.name)
+            self.progress(f"measure {self.label}".strip(), -1, -1, f"{race.role} by default is {dropped[0]}")
+            return None
+        timings: tuple[Timing, ...] = ()
+        timings = run_race(self.timer, list(laps.values()), self.rule, min(seconds, self.rule.seconds), self.clock)
+        known = dict(zip(laps, timings, strict=True))
+        return Outcome(race, tuple(known.get(index) for index in range(len(race.entrants))), dropped)
+
+    def _still_alive(self, race: Race, tactic: Tactic) -> None:
+        """A kernel that reads where it must not ends all work on the device."""
+        if self.bench.arch == "cpu":
+            return
+        import torch
+
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError as error:
+            raise RunFailure(
+                f"the GPU stopped at {race.role} with {dict(tactic)} ({str(error).splitlines()[0]}); what was decided before is not written"
+            ) from error
+
+
+def _unfit(compiled: Any, shared: int) -> str:
+    """Why a kernel cannot be launched, or is not worth it."""
+    if isinstance(compiled, str):
+        return compiled
+    info = compiled.info
+    if info.shared_bytes > shared:
+        return f"needs {info.shared_bytes} B of shared memory, of {shared}"
+    if info.registers * info.num_warps * 32 > REGISTERS_A_BLOCK:
+        return f"needs {info.registers} registers in {info.num_warps} warps"
+    return f"spills {info.spill_bytes} B of registers" if info.spill_bytes else ""
+
+
+def _reason(lowered: Lowered, unfit: Mapping[str, str], accepted: set[str]) -> str:
+    """Kernels of the default are accepted as they are."""
+    return next((unfit[spec.key] for spec in lowered.kernels if spec.key in unfit and spec.key not in accepted), "")
+
+
+def _base(decided: Sequence[Decision], recorded: Mapping[str, Tactic]) -> dict[str, Tactic]:
+    """What thresholds are judged with: recorded values, but those decided now; thresholds at their defaults."""
+    base = {key: {name: value for name, value in tactic.items() if name != "fused_from"} for key, tactic in recorded.items()}
+    for decision in decided:
+        kept = {name: value for name, value in base.get(decision.key, {}).items() if name not in decision.choice.tunables}
+        base[decision.key] = {**kept, **decision.winner}
+    return dict(base)

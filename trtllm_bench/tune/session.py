@@ -1,0 +1,97 @@
+"""Tuning on this machine's GPU: a model in several precisions, within one time limit, written down after each precision."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from trtllm_bench.errors import BenchError
+from trtllm_bench.tune.decide import Decision
+from trtllm_bench.tune.plan import Course, steps
+from trtllm_bench.tune.run import Tuner
+from trtllm_bench.tune.show import print_decisions, tuning_progress
+from trtllm_engines.presets import resolve_model
+from trtllm_kernels import tactics
+from trtllm_kernels.lowering.space import TOKENS
+from trtllm_kernels.types import KernelSpec
+
+
+@dataclass(frozen=True)
+class Summary:
+    changed: int
+    kept: int
+    skipped: int
+    failed: tuple[str, ...]
+
+
+def tune_on_gpu(
+    model: str,
+    precisions: Sequence[str],
+    kv_dtype: str,
+    m: Sequence[int],
+    kv_len: int,
+    page_size: int,
+    name: str,
+    seconds: float,
+    arch: str,
+    gpu: str,
+    path: Path,
+    console: Console,
+) -> Summary:
+    """Raises `BenchError` when no op has the name asked for, `KernelError` when `path` is of another GPU."""
+    import torch
+
+    from trtllm_bench.micro.bench import Bench, prefill_case
+    from trtllm_bench.micro.timing import CuptiTimer, Rule
+    from trtllm_bench.profiling.collect import prime
+    from trtllm_kernels.aot_pool import compile_many
+
+    def compile(specs: Sequence[KernelSpec], limit: float, progress: Callable[[int, int], None]) -> Mapping[str, Any]:
+        return compile_many(specs, arch, seconds=limit, progress=progress)
+
+    deadline = time.perf_counter() + seconds
+    tactics.merge(path, gpu, arch, {}, {})
+    prime("cuda")
+    timer, rule = CuptiTimer(), Rule(noise=0.003, batch=15, min_batches=4, max_batches=20, seconds=10.0)
+    longest = resolve_model(model).config.max_position_embeddings - 1
+    cases = steps(m, kv_len, longest)
+    largest = prefill_case(min(max(TOKENS), longest))
+    done: frozenset[str] = frozenset()
+    every: list[Decision] = []
+    failed: list[str] = []
+    skipped = 0
+    for place, precision in enumerate(precisions):
+        with tuning_progress() as progress:
+            progress(f"prepare {precision}", 0, 1)
+            bench = Bench(model, precision, arch, [*cases, largest], page_size, kv_dtype=kv_dtype)
+            progress(f"prepare {precision}", 1, 1)
+            course = Course(bench.counter, arch, done, name)
+            if not course.choices and not done:
+                raise BenchError(f"no op of {model} is named '{name}'; it has {', '.join(sorted({op.op for op in bench.plan.ops}))}")
+            share = (deadline - time.perf_counter()) / (len(precisions) - place)
+            tuned = Tuner(bench, course, timer, rule, compile, progress, precision).tune(cases, tactics.read(path), share)
+        record(path, gpu, arch, tuned.decisions)
+        print_decisions(tuned.decisions, f"{model} {precision} on {gpu}: default against best, L2 cold", console)
+        done |= course.choices.keys()
+        every += tuned.decisions
+        failed += tuned.failed
+        skipped += tuned.skipped
+        del bench
+        torch.cuda.empty_cache()
+    changed = sum(bool(decision.winner) for decision in every)
+    return Summary(changed, len(every) - changed, skipped, tuple(failed))
+
+
+def record(path: Path, gpu: str, arch: str, decisions: Sequence[Decision]) -> None:
+    """Writes winners into the tactics file; a choice whose default won goes back to it."""
+    found: dict[str, dict[str, int]] = {}
+    measured: dict[str, set[str]] = {}
+    for decision in decisions:
+        found.setdefault(decision.key, {}).update(decision.winner)
+        measured.setdefault(decision.key, set()).update(decision.choice.tunables)
+    tactics.merge(path, gpu, arch, found, measured)
