@@ -55,7 +55,9 @@ def command(
     )
     console.print(f"tactics: {path}", soft_wrap=True)
     if summary.skipped:
-        console.print(f"note: no time was left for {summary.skipped} races; give more --seconds, or a NAME", style="yellow", soft_wrap=True)
+        console.print(
+            f"note: no time was left for {summary.skipped} choices; give more --seconds, or a NAME", style="yellow", soft_wrap=True
+        )
     if summary.failed:
         console.print(f"differ from their reference: {', '.join(summary.failed)}", style="bold red", soft_wrap=True)
         raise typer.Exit(FAILURE)

@@ -1,4 +1,5 @@
-"""From times to tactics: the default stays unless a candidate is faster, summed over the steps it shows in, beyond noise and by 1%.
+"""From times to tactics: the default stays unless a candidate is faster, summed over the steps it shows in, beyond noise and by 1%,
+and in none of them slower by 2%.
 
 Every candidate of a choice is tested against the default at `ALPHA` divided by their number (Bonferroni), since the best of ten equal
 programs looks faster than the first of them. A candidate that failed anywhere (it spills, does not fit, or is wrong) is out everywhere:
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 
 from trtllm_bench.micro.timing import Timing
 from trtllm_bench.tune.plan import Race
-from trtllm_bench.tune.race import advantage
+from trtllm_bench.tune.race import advantage, hopeless
 from trtllm_kernels.lowering.space import Choice
 from trtllm_kernels.tactics import Tactic
 from trtllm_results.stats import Evidence
@@ -74,7 +75,7 @@ def _timing(outcome: Outcome, entrant: int) -> Timing:
 
 
 def _evidence(candidate: int, outcomes: Sequence[Outcome]) -> Evidence | None:
-    """Sum of ln(candidate/default) over steps; None if it was dropped in one."""
+    """Sum of ln(candidate/default) over steps; None if it was dropped in one, or is slower there."""
     mean, variance, freedom = 0.0, 0.0, math.inf
     for outcome in outcomes:
         entrant = next(i for i, one in enumerate(outcome.race.entrants) if candidate in one.candidates)
@@ -84,5 +85,7 @@ def _evidence(candidate: int, outcomes: Sequence[Outcome]) -> Evidence | None:
         if timing is None:
             return None
         one = advantage(_timing(outcome, 0).batches, timing.batches)
+        if hopeless(one):
+            return None
         mean, variance, freedom = mean + one.mean, variance + one.error**2, min(freedom, one.df)
     return Evidence(mean, math.sqrt(variance), freedom) if freedom < math.inf else None

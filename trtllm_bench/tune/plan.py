@@ -27,6 +27,9 @@ PREFILL_FROM = 16
 MOST_CACHED = 1 << 19
 """Tokens in the cache of one step: a few GB, which leaves room for copies."""
 
+BYTES_PER_S, FLOP_PER_S = 3e12, 8e14
+"""An H100, roughly: only the order of stakes hangs on it."""
+
 
 @dataclass(frozen=True)
 class Entrant:
@@ -45,6 +48,8 @@ class Race:
     choice: Choice
     case: Case
     entrants: tuple[Entrant, ...]
+    stake: float = 0.0
+    """Seconds the op takes at `BYTES_PER_S` and `FLOP_PER_S`: what is worth measuring first when time is short."""
 
 
 def steps(m: Sequence[int], kv_len: int, longest: int) -> list[Case]:
@@ -72,8 +77,8 @@ class Course:
 
     def __init__(self, counter: PlanCounter, arch: str, done: frozenset[str] = frozenset(), name: str = "") -> None:
         """`done`: keys that were tuned already; `name`: only ops whose name or role contains it."""
-        self.arch, self._specs = arch, counter.specs
-        self._ops: dict[str, tuple[Op, str]] = {}
+        self.arch, self._specs, self._counter = arch, counter.specs, counter
+        self._ops: dict[str, tuple[int, Op, str]] = {}
         self.choices: dict[str, tuple[Choice, ...]] = {}
         costs = counter.step(decode_case(1, 1).shape, sample=False)
         for index, (op, like) in enumerate(zip(counter.plan.ops, counter.likeness, strict=True)):
@@ -81,7 +86,7 @@ class Course:
             role = costs[index].role
             if index != like or key in self._ops or key in done or not (name in op.op or name in role):
                 continue
-            self._ops[key] = (op, role)
+            self._ops[key] = (index, op, role)
             self.choices[key] = search_space(op.op, *self._tensors(op), op.attrs, arch)
 
     def _tensors(self, op: Op) -> tuple[list[TensorSpec | None], list[TensorSpec]]:
@@ -89,17 +94,19 @@ class Course:
 
     def races(self, cases: Sequence[Case], thresholds: bool, base: Mapping[str, Tactic]) -> list[Race]:
         """Of the choices that are thresholds, or of those that are not; `base`: what was decided before, by key."""
-        return [
-            race
-            for case in cases
-            for key, choices in self.choices.items()
-            for choice in choices
-            if bool(choice.tokens) == thresholds and case.label in choice.steps
-            for race in self._race(key, choice, case, base.get(key, {}))
-        ]
+        found: list[Race] = []
+        for case in cases:
+            costs = self._counter.step(case.shape, sample=False)
+            for key, choices in self.choices.items():
+                cost = costs[self._ops[key][0]]
+                stake = max(cost.bytes / BYTES_PER_S, cost.flop / FLOP_PER_S)
+                for choice in choices:
+                    if bool(choice.tokens) == thresholds and case.label in choice.steps:
+                        found += self._race(key, choice, case, base.get(key, {}), stake)
+        return found
 
-    def _race(self, key: str, choice: Choice, case: Case, base: Tactic) -> Iterator[Race]:
-        op, role = self._ops[key]
+    def _race(self, key: str, choice: Choice, case: Case, base: Tactic, stake: float) -> Iterator[Race]:
+        _, op, role = self._ops[key]
         programs: dict[object, tuple[Tactic, Lowered, set[int]]] = {}
         for index, candidate in enumerate(({}, *choice.candidates), -1):
             tactic = {**base, **candidate}
@@ -110,7 +117,8 @@ class Course:
             if index >= 0:
                 entry[2].add(index)
         if len(programs) > 1:
-            yield Race(op, role, key, choice, case, tuple(Entrant(t, low, frozenset(which)) for t, low, which in programs.values()))
+            entrants = tuple(Entrant(t, low, frozenset(which)) for t, low, which in programs.values())
+            yield Race(op, role, key, choice, case, entrants, stake)
 
 
 def _active(lowered: Lowered, symbols: Mapping[str, int]) -> object:

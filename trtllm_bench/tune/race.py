@@ -31,7 +31,7 @@ def run_race(
             sampler.add()
         if done >= rule.min_batches:
             first = running[0]
-            running = [first, *(one for one in running[1:] if advantage(first.batches, one.batches).p_above(HOPELESS) > DOUBT)]
+            running = [first, *(one for one in running[1:] if not hopeless(advantage(first.batches, one.batches)))]
             if all(one.settled for one in running) or clock() - began > seconds:
                 break
     return tuple(one.timing() for one in all_samplers)
@@ -41,3 +41,7 @@ def advantage(default: Sequence[float], other: Sequence[float]) -> Evidence:
     """ln(other/default) over their common rounds: below 0, `other` is faster."""
     rounds = min(len(default), len(other))
     return paired(np.log(np.asarray(other[:rounds]) / np.asarray(default[:rounds])))
+
+
+def hopeless(evidence: Evidence) -> bool:
+    return evidence.p_above(HOPELESS) < DOUBT

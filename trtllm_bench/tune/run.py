@@ -1,8 +1,8 @@
 """Tuning one model in one precision: compile what the races need, check every program, race it, decide; then the thresholds.
 
 Tiles come first and thresholds second, since where our kernel overtakes the library's depends on our kernel's tiles. The time limit holds
-for all of it: each race may take its share of what is left, and a choice is decided only when all its races were run, so what time did
-not allow keeps what was recorded before.
+for all of it. A choice is decided only when all its races were run; when the races left would take longer than there is time, by the
+batches measured so far, the choices of the op with the least work are given up first and keep what was recorded before.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from trtllm_bench.errors import RunFailure
 from trtllm_bench.micro.bench import Bench, BoundOp, Case
-from trtllm_bench.micro.timing import Rule, Timer, Timing
+from trtllm_bench.micro.timing import Rule, Timer
 from trtllm_bench.tune.check import checking
 from trtllm_bench.tune.decide import Decision, Outcome, decisions
 from trtllm_bench.tune.plan import Course, Race, threshold_steps
@@ -54,7 +54,7 @@ class Tuned:
     failed: tuple[str, ...]
     """Ops whose default is wrong."""
     skipped: int
-    """Races there was no time for."""
+    """Choices there was no time for."""
 
 
 @dataclass
@@ -74,36 +74,59 @@ class Tuner:
         self._failed: list[str] = []
         all_choices = [choice for choices in self.course.choices.values() for choice in choices]
         later = threshold_steps(all_choices, self.bench.plan.profile.max_seq_len - 1)
-        races = self.course.races(cases, False, {})
-        expected_later = len(self.course.races(later, True, {}))
-        first, skipped = self._run(races, expected_later)
-        base = _base(first, recorded)
-        second, more = self._run(self.course.races(later, True, base), 0)
+        reserve = sum(self._least_batches(race) for race in self.course.races(later, True, {}))
+        first, skipped = self._run(self.course.races(cases, False, {}), reserve)
+        second, more = self._run(self.course.races(later, True, _base(first, recorded)), 0)
         return Tuned((*first, *second), tuple(self._failed), skipped + more)
 
-    def _run(self, races: Sequence[Race], more_later: int) -> tuple[list[Decision], int]:
+    def _least_batches(self, race: Race) -> int:
+        return len(race.entrants) * self.rule.min_batches
+
+    def _run(self, races: Sequence[Race], reserve: int) -> tuple[list[Decision], int]:
+        """`reserve`: batches for which time must be left afterwards."""
         unfit = self._compiled(races)
+        began, batches = self.clock(), 0
+        waiting = list(races)
         outcomes: list[Outcome] = []
-        missed: set[tuple[str, str]] = set()
-        done = skipped = 0
-        for case in dict.fromkeys(race.case.label + str(race.case.shape.tokens) for race in races):
-            here = [race for race in races if race.case.label + str(race.case.shape.tokens) == case]
+        undecided: set[tuple[str, str]] = set()
+        by_case: dict[str, list[Race]] = {}
+        for race in races:
+            by_case.setdefault(f"{race.case.label} {race.case.shape.tokens}", []).append(race)
+        for step, here in by_case.items():
             for bound in self.bench.ops(here[0].case):
                 for race in (race for race in here if race.op.name == bound.op.name):
-                    left = self._deadline - self.clock()
+                    if batches:
+                        undecided |= self._given_up(waiting, reserve, (self.clock() - began) / batches)
+                    seconds = self._deadline - self.clock()
+                    least = sum(map(self._least_batches, waiting)) + reserve
+                    waiting = [one for one in waiting if one is not race]
                     outcome = None
-                    if left > 0 and race.op.name not in self._failed:
-                        outcome = self._measured(bound, race, unfit, left / (len(races) - done + more_later))
-                    else:
-                        skipped += left <= 0
-                    done += 1
+                    if seconds > 0 and race.op.name not in self._failed and _name(race) not in undecided:
+                        share = seconds * self._least_batches(race) / max(1, least)
+                        outcome = self._measured(bound, race, unfit, share)
                     if outcome is None:
-                        missed.add((race.key, race.choice.name))
+                        undecided.add(_name(race))
                     else:
                         outcomes.append(outcome)
-                    self.progress(f"measure {self.label}".strip(), done, len(races), f"{race.role} {race.choice.name} {case}")
-        whole = [one for one in outcomes if (one.race.key, one.race.choice.name) not in missed]
-        return decisions(whole), skipped
+                        batches += sum(len(timing.batches) for timing in outcome.timings if timing is not None)
+                    done = len(races) - len(waiting)
+                    self.progress(f"measure {self.label}".strip(), done, len(races), f"{race.role} {race.choice.name} {step}")
+        skipped = {_name(race) for race in races if _name(race) in undecided and race.op.name not in self._failed}
+        return decisions([one for one in outcomes if _name(one.race) not in undecided]), len(skipped)
+
+    def _given_up(self, waiting: list[Race], reserve: int, batch_seconds: float) -> set[tuple[str, str]]:
+        """Takes choices out of `waiting`, least stake first, until what is left fits in the time; returns them."""
+        stakes: dict[tuple[str, str], float] = {}
+        for race in waiting:
+            stakes[_name(race)] = max(race.stake, stakes.get(_name(race), 0.0))
+        gone: set[tuple[str, str]] = set()
+        for name in sorted(stakes, key=stakes.__getitem__):
+            needed = sum(map(self._least_batches, waiting)) + reserve
+            if needed * batch_seconds <= self._deadline - self.clock():
+                break
+            gone.add(name)
+            waiting[:] = [race for race in waiting if _name(race) != name]
+        return gone
 
     def _compiled(self, races: Sequence[Race]) -> Mapping[str, str]:
         """Compiles all kernels of the races; for each that cannot be used, why."""
@@ -138,7 +161,6 @@ class Tuner:
             self._failed.append(race.op.name)
             self.progress(f"measure {self.label}".strip(), -1, -1, f"{race.role} by default is {dropped[0]}")
             return None
-        timings: tuple[Timing, ...] = ()
         timings = run_race(self.timer, list(laps.values()), self.rule, min(seconds, self.rule.seconds), self.clock)
         known = dict(zip(laps, timings, strict=True))
         return Outcome(race, tuple(known.get(index) for index in range(len(race.entrants))), dropped)
@@ -155,6 +177,10 @@ class Tuner:
             raise RunFailure(
                 f"the GPU stopped at {race.role} with {dict(tactic)} ({str(error).splitlines()[0]}); what was decided before is not written"
             ) from error
+
+
+def _name(race: Race) -> tuple[str, str]:
+    return race.key, race.choice.name
 
 
 def _unfit(compiled: Any, shared: int) -> str:

@@ -87,8 +87,17 @@ def _activated(call: OpCall) -> tuple[Choice, ...]:
         return one
     names = ("block_m", "block_n", "block_k", "group", "warps", "stages")
     k = 64 if call["x"].dtype != "fp8" else 128
-    rows = ((128, 256, k, 4, 8, 4), (128, 256, k, 16, 8, 4), (128, 256, k, 8, 8, 3), (128, 256, k // 2, 8, 8, 4))
-    rows += ((128, 128, k, 8, 8, 4), (128, 128, k, 8, 4, 4), (256, 128, k, 8, 8, 3), (64, 256, k, 8, 4, 4), (64, 256, k, 8, 8, 4))
+    rows: tuple[tuple[int, ...], ...] = (
+        (128, 256, k, 4, 8, 4),
+        (128, 256, k, 16, 8, 4),
+        (128, 256, k, 8, 8, 3),
+        (128, 256, k // 2, 8, 8, 4),
+        (128, 128, k, 8, 8, 4),
+        (128, 128, k, 8, 4, 4),
+        (256, 128, k, 8, 8, 3),
+        (64, 256, k, 8, 4, 4),
+        (64, 256, k, 8, 8, 4),
+    )
     tiles = Choice("tiles", _tiles(names, *rows), (PREFILL,))
     threshold = Choice("fused from", tuple({"fused_from": n} for n in (*TOKENS, NEVER)), (PREFILL,), TOKENS)
     return (*one, tiles, threshold)

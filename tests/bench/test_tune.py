@@ -1,0 +1,310 @@
+"""Tuning without a GPU: a real plan, its search spaces lowered for sm_90, references on the CPU, and a timer that knows every time."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from trtllm_bench.__main__ import main
+from trtllm_bench.analysis.counts import PlanCounter
+from trtllm_bench.micro.bench import Bench, BoundOp, Case
+from trtllm_bench.micro.timing import Call, Rule
+from trtllm_bench.tune import check
+from trtllm_bench.tune.plan import Course, Race, steps, threshold_steps
+from trtllm_bench.tune.race import run_race
+from trtllm_bench.tune.run import Lap, Tuned, Tuner
+from trtllm_bench.tune.session import record
+from trtllm_bench.tune.show import print_decisions, rows
+from trtllm_engines.compile import compile_model
+from trtllm_engines.plan import Profile
+from trtllm_engines.presets import resolve_model
+from trtllm_kernels import tactics
+from trtllm_kernels.cubin import Cubin, CubinInfo
+from trtllm_kernels.lowering import lower
+from trtllm_kernels.types import KernelSpec, Lowered
+
+ARCH = "sm_90"
+RULE = Rule(noise=0.01, batch=5, min_batches=4, max_batches=12, seconds=50.0)
+CASES = steps((1, 24), 40, 256)
+PROMPTS = steps((256,), 1, 256)
+Times = Callable[[Race, Mapping[str, int]], float]
+
+
+class FakeTimer:
+    """Every batch takes a tenth of a second; times are `times(race, tactic)` with 0.3% of noise, on a clock that drifts by a tenth."""
+
+    def __init__(self, times: Times, noise: float = 0.003) -> None:
+        self.times, self.noise = times, noise
+        self.now, self.laps = 0.0, 0
+        self.draw = np.random.default_rng(3)
+
+    def sample(self, call: Call, count: int, cold: bool) -> list[float]:
+        assert isinstance(call, Lap)
+        assert cold
+        self.now += 0.1
+        self.laps += 1
+        mean = self.times(call.race, call.tactic) * (1 + 0.1 * math.sin(self.now / 20))
+        return (mean * (1 + self.noise * self.draw.standard_normal(count))).tolist()
+
+    def slowed(self) -> bool:
+        return False
+
+    def clock(self) -> float:
+        return self.now
+
+
+class CpuBench(Bench):
+    """References in place of launches; `broken` says which launches compute something else."""
+
+    broken: Callable[[Lowered], bool] = staticmethod(lambda lowered: False)
+
+    def variant(self, bound: BoundOp, lowered: Lowered) -> BoundOp:
+        class Wrong:
+            def run(self) -> None:
+                right = replace(bound, program=None)
+                right.run()
+                for name in bound.op.outputs:
+                    bound.memory[name] = bound.memory[name] * 2
+
+        return replace(bound, program=Wrong()) if self.broken(lowered) else super().variant(bound, lowered)
+
+
+@pytest.fixture(scope="module")
+def bench() -> CpuBench:
+    return CpuBench("tiny-llama", "bf16", "cpu", [*CASES, *PROMPTS])
+
+
+def cubin(shared: int = 1000, spill: int = 0) -> Cubin:
+    return Cubin(CubinInfo("k", ARCH, 4, shared, 64, spill), b"")
+
+
+def compiled(specs: Sequence[KernelSpec], seconds: float, progress: Callable[[int, int], None]) -> dict[str, Any]:
+    progress(len(specs), len(specs))
+    return {spec.key: cubin() for spec in specs}
+
+
+def tune(
+    bench: CpuBench,
+    times: Times,
+    name: str = "",
+    seconds: float = 1e6,
+    compiler: Callable[..., dict[str, Any]] = compiled,
+    recorded: Mapping[str, Mapping[str, int]] | None = None,
+    cases: Sequence[Case] = CASES,
+) -> tuple[Tuned, FakeTimer, list[tuple[str, int, int, str]]]:
+    said: list[tuple[str, int, int, str]] = []
+    timer = FakeTimer(times)
+    tuner = Tuner(
+        bench, Course(bench.counter, ARCH, name=name), timer, RULE, compiler, lambda *args: said.append((*args, "")[:4]), "", timer.clock
+    )
+    return tuner.tune(cases, recorded or {}, seconds), timer, said
+
+
+def flat(race: Race, tactic: Mapping[str, int]) -> float:
+    return 10.0
+
+
+def test_races_are_where_a_choice_shows() -> None:
+    profile = Profile(2048, 2048, 4096, 32)
+    config = replace(resolve_model("llama-3.1-8b").config, num_layers=2)
+    plan = compile_model(config, "fp8", profile, arches=("cpu",), weights_source={"kind": "dummy", "seed": 0}).plan
+    course = Course(PlanCounter(plan), ARCH)
+    races = course.races(steps((1, 64, 2048), 1024, 8191), False, {})
+    shown = {(race.op.op, race.choice.name, race.case.label, race.case.shape.tokens) for race in races}
+
+    def where(choice: str) -> set[tuple[str, int]]:
+        return {(label, m) for _, name, label, m in shown if name == choice}
+
+    assert where("one token") == {("decode", 1)}
+    assert where("fresh prompts") == {("prefill", 64), ("prefill", 2048)}
+    assert where("context chunks") == {("chunk", 64), ("chunk", 2048)}
+    assert where("decode") == {("decode", 1), ("decode", 64), ("decode", 2048)}
+    assert where("tiles") == {("prefill", 2048)}
+    assert {race.case.shape.kv_lens[0] for race in races if race.case.label == "decode"} == {1024, 256}
+    for race in races:
+        assert race.entrants[0].tactic == {}
+        placed = [index for entrant in race.entrants for index in entrant.candidates]
+        assert sorted(placed) == list(range(len(race.choice.candidates)))
+    later = course.races(threshold_steps((c for cs in course.choices.values() for c in cs), 400), True, {})
+    assert [race.case.shape.tokens for race in later] == [32, 64, 128, 192, 256, 384]
+    assert all(len(race.entrants) == 2 for race in later)
+    assert not Course(PlanCounter(plan), ARCH, done=frozenset(course.choices)).choices
+
+
+def test_equal_programs_keep_every_default(bench: CpuBench, tmp_path: Path) -> None:
+    tuned, _, said = tune(bench, flat)
+    assert tuned.decisions
+    assert [one.winner for one in tuned.decisions] == [{}] * len(tuned.decisions)
+    assert tuned.skipped == 0
+    assert tuned.failed == ()
+    path = tmp_path / "h100.json"
+    record(path, "H100", ARCH, tuned.decisions)
+    assert json.loads(path.read_text())["tactics"] == {}
+    stages = {stage for stage, *_ in said}
+    assert stages == {"compile", "measure"}
+    assert all(done <= total for _, done, total, _ in said)
+
+
+def test_the_faster_tile_and_threshold_are_recorded_and_lowered(bench: CpuBench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def times(race: Race, tactic: Mapping[str, int]) -> float:
+        if race.choice.name == "decode":
+            return 10.0 - 2.0 * (tactic.get("decode_warps") == 2) + 0.1 * (tactic.get("decode_stages", 4) != 3)
+        if race.choice.name == "fused from":
+            fused = race.case.shape.tokens >= tactic.get("fused_from", 192)
+            assert tactic.get("group") == 16
+            return (12.0 if race.case.shape.tokens < 64 else 8.0) if fused else 10.0
+        if race.choice.name == "tiles":
+            return 9.0 if tactic.get("group") == 16 else 10.0
+        return 10.0
+
+    tuned, _, _ = tune(bench, times, "paged_attention")
+    products, _, _ = tune(bench, times, "gate_up", cases=PROMPTS)
+    tuned = Tuned((*tuned.decisions, *products.decisions), (), 0)
+    found = {one.choice.name: one.winner for one in tuned.decisions if one.winner}
+    assert found["decode"] == {"decode_warps": 2, "decode_stages": 3}
+    assert found["tiles"]["group"] == 16
+    assert found["fused from"] == {"fused_from": 64}
+    assert set(found) == {"decode", "tiles", "fused from"}
+
+    path = tmp_path / "h100.json"
+    record(path, "H100", ARCH, tuned.decisions)
+    monkeypatch.setattr(tactics, "folder", lambda: tmp_path)
+    kernels = lowered_kernels(bench, "paged_attention", None)
+    assert {(k.num_warps, k.num_stages) for k in kernels if k.function.startswith("decode_")} == {(2, 3)}
+
+    again, _, _ = tune(bench, flat, "paged_attention", recorded=tactics.read(path))
+    record(path, "H100", ARCH, again.decisions)
+    assert {name.split()[0] for name in tactics.read(path)} == {"gate_up_silu"}
+
+    shown = [row for row in rows(tuned.decisions) if row["choice"] == "decode" and row["m"] == 24]
+    assert shown[0]["gain"] == pytest.approx(20, abs=2)
+    console = Console(width=140, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    print_decisions(tuned.decisions, "title", console)
+    assert "paged_attention" in console.export_text() or "attn" in console.export_text()
+
+
+def test_a_faster_candidate_that_is_wrong_spills_or_does_not_fit_never_wins(bench: CpuBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def compiler(specs: Sequence[KernelSpec], seconds: float, progress: Any) -> dict[str, Any]:
+        bad: dict[int, Any] = {2: cubin(spill=8), 4: "does not compile", 16: cubin(shared=300_000)}
+        return {s.key: bad.get(s.num_warps, cubin()) if s.function == "add_rms_norm" else cubin() for s in specs}
+
+    assert {kernel.num_warps for kernel in lowered_kernels(bench, "add_rms_norm", {})} == {1}
+    monkeypatch.setattr(bench, "broken", lambda lowered: any(k.function == "add_rms_norm" and k.num_warps == 8 for k in lowered.kernels))
+    tuned, _, _ = tune(bench, lambda race, tactic: 5.0 if tactic else 10.0, "add_rms_norm", compiler=compiler)
+    (decision,) = tuned.decisions
+    assert decision.winner == {}
+    reasons = sorted(decision.outcomes[0].dropped.values())
+    assert len(reasons) == 4
+    assert reasons[0] == "does not compile"
+    assert "300000 B of shared memory" in reasons[1]
+    assert reasons[2].startswith("spills 8 B")
+    assert reasons[3].startswith("wrong: differs from the reference by 100")
+
+
+def lowered_kernels(bench: CpuBench, name: str, tactic: Mapping[str, int] | None) -> Sequence[KernelSpec]:
+    specs = bench.counter.specs
+    op = next(op for op in bench.plan.ops if op.op == name)
+    inputs, outputs = [specs[name] if name else None for name in op.inputs], [specs[name] for name in op.outputs]
+    return lower(op.op, inputs, outputs, op.attrs, ARCH, tactic=tactic).kernels
+
+
+def test_a_wrong_default_is_reported_and_nothing_of_it_decided(bench: CpuBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "broken", lambda lowered: any(k.function == "add_rms_norm" for k in lowered.kernels))
+    tuned, _, said = tune(bench, flat, "add_rms_norm")
+    assert tuned.decisions == ()
+    assert len(tuned.failed) == 1
+    assert any(total < 0 and "by default is wrong" in note for _, _, total, note in said)
+
+
+def test_when_time_is_short_the_least_work_is_given_up_first(bench: CpuBench) -> None:
+    whole, timer, _ = tune(bench, flat)
+    short, clocked, _ = tune(bench, flat, seconds=timer.now / 3)
+    assert 0 < len(short.decisions) < len(whole.decisions)
+    assert short.skipped == len(whole.decisions) - len(short.decisions)
+    assert clocked.now < timer.now / 3 + 2
+    complete = {(one.key, one.choice.name): one for one in whole.decisions}
+    kept = {(one.key, one.choice.name): one for one in short.decisions}
+    assert all(len(complete[name].outcomes) == len(one.outcomes) for name, one in kept.items())
+
+    def stake(name: tuple[str, str]) -> float:
+        return max(outcome.race.stake for outcome in complete[name].outcomes)
+
+    first = complete[min(complete, key=stake)]
+    assert (first.key, first.choice.name) not in kept or first.outcomes[0].race.case.label == "decode"
+    assert (max(kept, key=stake)) == max(complete, key=stake)
+
+
+def test_noise_alone_wins_nothing(bench: CpuBench) -> None:
+    for seed in range(3):
+        timer = FakeTimer(flat, noise=0.05)
+        timer.draw = np.random.default_rng(seed)
+        tuner = Tuner(bench, Course(bench.counter, ARCH, name="norm"), timer, RULE, compiled, lambda *args: None, "", timer.clock)
+        assert not any(one.winner for one in tuner.tune(CASES, {}, 1e6).decisions)
+
+
+def test_what_is_hopeless_leaves_a_race_early() -> None:
+    class Timer(FakeTimer):
+        def __init__(self) -> None:
+            super().__init__(flat)
+            self.count: dict[int, int] = {}
+
+        def sample(self, call: Call, count: int, cold: bool) -> list[float]:
+            which = call()
+            self.count[which] = self.count.get(which, 0) + 1
+            return ((10.0, 9.9, 20.0)[which] * (1 + 0.05 * self.draw.standard_normal(count))).tolist()
+
+    timer = Timer()
+    found = run_race(timer, [lambda: 0, lambda: 1, lambda: 2], replace(RULE, noise=1e-9), math.inf, timer.clock)
+    assert timer.count == {0: 12, 1: 12, 2: 4}
+    assert [len(one.batches) for one in found] == [12, 12, 4]
+
+
+def test_a_candidate_that_is_slower_in_another_step_does_not_win(bench: CpuBench) -> None:
+    def other(factor: float) -> Times:
+        return lambda race, tactic: 10.0 if not tactic else 8.0 if race.case.shape.tokens == 1 else 10.0 * factor
+
+    for factor, wins in ((1.05, False), (1.0, True)):
+        (decision,) = tune(bench, other(factor), "add_rms_norm")[0].decisions
+        assert len(decision.outcomes) == 2
+        assert bool(decision.winner) == wins
+
+
+def test_results_are_spoiled_and_the_cache_is_put_back(bench: CpuBench) -> None:
+    for dtype in (torch.float8_e4m3fn, torch.bfloat16):
+        tensor = torch.ones(4).to(dtype)
+        check.spoil(tensor)
+        assert tensor.float().isnan().all()
+    for bound in bench.ops(CASES[0]):
+        if bound.op.op == "rope_kv_write":
+            before = bound.arguments()["kv_cache"].clone()
+
+            class Lazy:
+                def run(self) -> None:
+                    pass
+
+            with check.checking(bound) as checked:
+                assert checked.error_of(bound) == ""
+                assert checked.error_of(replace(bound, program=Lazy())).startswith("wrong")
+            assert torch.equal(bound.arguments()["kv_cache"], before)
+            return
+    pytest.fail("no rope_kv_write")
+
+
+def test_without_a_gpu_the_command_is_one_sentence(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trtllm_bench.machine.gpus", list)
+    assert main(["tune"]) == 3
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "no NVIDIA GPU is usable here" in said
+    assert main(["tune", "--seconds", "0"]) == 3
+    assert main(["tune", "--m", "x"]) == 3
+    assert main(["tune", "--precision", ","]) == 3
