@@ -16,6 +16,7 @@ from rich.console import Console
 
 from trtllm_bench.__main__ import main
 from trtllm_bench.analysis.counts import PlanCounter
+from trtllm_bench.errors import RunFailure
 from trtllm_bench.micro.bench import Bench, BoundOp, Case
 from trtllm_bench.micro.timing import Call, Rule
 from trtllm_bench.tune import check
@@ -53,7 +54,7 @@ class FakeTimer:
         self.now += 0.1
         self.laps += 1
         mean = self.times(call.race, call.tactic) * (1 + 0.1 * math.sin(self.now / 20))
-        return (mean * (1 + self.noise * self.draw.standard_normal(count))).tolist()
+        return [mean * (1 + self.noise * float(x)) for x in self.draw.standard_normal(count)]
 
     def slowed(self) -> bool:
         return False
@@ -260,7 +261,7 @@ def test_what_is_hopeless_leaves_a_race_early() -> None:
         def sample(self, call: Call, count: int, cold: bool) -> list[float]:
             which = call()
             self.count[which] = self.count.get(which, 0) + 1
-            return ((10.0, 9.9, 20.0)[which] * (1 + 0.05 * self.draw.standard_normal(count))).tolist()
+            return [(10.0, 9.9, 20.0)[which] * (1 + 0.05 * float(x)) for x in self.draw.standard_normal(count)]
 
     timer = Timer()
     found = run_race(timer, [lambda: 0, lambda: 1, lambda: 2], replace(RULE, noise=1e-9), math.inf, timer.clock)
@@ -297,6 +298,70 @@ def test_results_are_spoiled_and_the_cache_is_put_back(bench: CpuBench) -> None:
             assert torch.equal(bound.arguments()["kv_cache"], before)
             return
     pytest.fail("no rope_kv_write")
+
+
+def test_a_profiler_that_loses_kernels_costs_one_choice_and_not_the_run(bench: CpuBench) -> None:
+    def times(race: Race, tactic: Mapping[str, int]) -> float:
+        if race.choice.name == "decode":
+            raise RunFailure("the profiler saw 7 kernels in 3 calls")
+        return 10.0
+
+    tuned, _, said = tune(bench, times, "paged_attention")
+    assert [one.choice.name for one in tuned.decisions] == ["split", "context chunks"]
+    assert tuned.skipped == 1
+    assert sum(total < 0 for _, _, total, _ in said) >= 2
+
+
+def test_the_command_writes_what_the_next_build_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def times(race: Race, tactic: Mapping[str, int]) -> float:
+        return 7.0 if tactic.get("decode_warps") == 4 else 10.0
+
+    class HereBench(CpuBench):
+        def __init__(self, model: str, precision: str, arch: str, cases: list[Case], page_size: int, kv_dtype: str) -> None:
+            assert arch == ARCH
+            super().__init__(model, precision, "cpu", cases, page_size, kv_dtype=kv_dtype)
+
+    def compile_many(specs: Any, arch: str, *, seconds: float, progress: Callable[[int, int], None]) -> dict[str, Any]:
+        assert arch == ARCH
+        assert 0 < seconds < 60
+        return compiled(list(specs), seconds, progress)
+
+    monkeypatch.setattr("trtllm_bench.machine.gpus", lambda: [{"gpu": "NVIDIA H100", "compute_capability": "9.0"}])
+    monkeypatch.setattr("trtllm_bench.micro.bench.Bench", HereBench)
+    monkeypatch.setattr("trtllm_bench.micro.timing.CuptiTimer", lambda: FakeTimer(times, 0.001))
+    monkeypatch.setattr("trtllm_bench.profiling.collect.prime", lambda device: None)
+    monkeypatch.setattr("trtllm_kernels.aot_pool.compile_many", compile_many)
+    out = tmp_path / "t.json"
+    arguments = [
+        "tune",
+        "paged_attention",
+        "--model",
+        "tiny-llama",
+        "--precision",
+        "bf16,fp8",
+        "--m",
+        "4",
+        "--seconds",
+        "60",
+        "--out",
+        str(out),
+    ]
+    assert main(arguments) == 0
+    said = capsys.readouterr()
+    assert "2 choices differ from the default" in said.out
+    assert "decode_warps=4" in said.out
+    assert "measure bf16: 1 of 1" in said.err
+    content = json.loads(out.read_text())
+    assert (content["gpu"], content["arch"]) == ("NVIDIA H100", ARCH)
+    assert sorted(content["tactics"]) == sorted(tactics.read(out))
+    assert {key.split()[2].partition("[")[0] for key in content["tactics"]} == {"bf16", "fp8"}
+    assert main([*arguments[:1], "nothing", *arguments[2:]]) == 3
+    assert "no op of tiny-llama is named 'nothing'; it has add_rms_norm" in capsys.readouterr().err
+    monkeypatch.setattr("trtllm_bench.machine.gpus", lambda: [{"gpu": "NVIDIA H200", "compute_capability": "9.0"}])
+    assert main(arguments) == 3
+    assert "was measured on NVIDIA H100 and this is NVIDIA H200" in capsys.readouterr().err
 
 
 def test_without_a_gpu_the_command_is_one_sentence(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

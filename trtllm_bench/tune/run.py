@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from trtllm_bench.errors import RunFailure
 from trtllm_bench.micro.bench import Bench, BoundOp, Case
-from trtllm_bench.micro.timing import Rule, Timer
+from trtllm_bench.micro.timing import Rule, Timer, Timing
 from trtllm_bench.tune.check import checking
 from trtllm_bench.tune.decide import Decision, Outcome, decisions
 from trtllm_bench.tune.plan import Course, Race, threshold_steps
@@ -72,6 +72,7 @@ class Tuner:
         """`recorded`: what holds of a choice that is not decided here."""
         self._deadline = self.clock() + seconds
         self._failed: list[str] = []
+        self._compiled_before: dict[str, Any] = {}
         all_choices = [choice for choices in self.course.choices.values() for choice in choices]
         later = threshold_steps(all_choices, self.bench.plan.profile.max_seq_len - 1)
         reserve = sum(self._least_batches(race) for race in self.course.races(later, True, {}))
@@ -133,13 +134,16 @@ class Tuner:
         specs = {spec.key: spec for race in races for entrant in race.entrants for spec in entrant.lowered.kernels}
         seconds = COMPILE_SHARE * max(0.0, self._deadline - self.clock())
         stage = f"compile {self.label}".strip()
-        found = self.compile(list(specs.values()), seconds, lambda done, total: self.progress(stage, done, total))
-        self.bench.add_kernels({key: one for key, one in found.items() if isinstance(one, Cubin)})
+        missing = [spec for key, spec in specs.items() if key not in self._compiled_before]
+        if missing:
+            found = self.compile(missing, seconds, lambda done, total: self.progress(stage, done, total))
+            self.bench.add_kernels({key: one for key, one in found.items() if isinstance(one, Cubin)})
+            self._compiled_before |= found
         limit = shared_limit(self.course.arch)
-        return {key: reason for key, one in found.items() if (reason := _unfit(one, limit))}
+        return {key: reason for key, one in self._compiled_before.items() if (reason := _unfit(one, limit))}
 
     def _measured(self, bound: BoundOp, race: Race, unfit: Mapping[str, str], seconds: float) -> Outcome | None:
-        """None if the default itself is wrong."""
+        """None if the default itself is wrong, or cannot be timed."""
         dropped: dict[int, str] = {}
         laps: dict[int, Lap] = {}
         accepted = {spec.key for spec in race.entrants[0].lowered.kernels}
@@ -161,9 +165,20 @@ class Tuner:
             self._failed.append(race.op.name)
             self.progress(f"measure {self.label}".strip(), -1, -1, f"{race.role} by default is {dropped[0]}")
             return None
-        timings = run_race(self.timer, list(laps.values()), self.rule, min(seconds, self.rule.seconds), self.clock)
+        timings = self._raced(list(laps.values()), seconds)
+        if timings is None:
+            return None
         known = dict(zip(laps, timings, strict=True))
         return Outcome(race, tuple(known.get(index) for index in range(len(race.entrants))), dropped)
+
+    def _raced(self, laps: Sequence[Lap], seconds: float) -> tuple[Timing, ...] | None:
+        """None if the profiler loses kernels twice in a row: five minutes of work do not end for that."""
+        for _ in range(2):
+            try:
+                return run_race(self.timer, laps, self.rule, min(seconds, self.rule.seconds), self.clock)
+            except RunFailure as error:
+                self.progress(f"measure {self.label}".strip(), -1, -1, f"{laps[0].race.role}: {error}")
+        return None
 
     def _still_alive(self, race: Race, tactic: Tactic) -> None:
         """A kernel that reads where it must not ends all work on the device."""

@@ -24,7 +24,6 @@ COLUMNS = (
     Column("gain", unit="%", kind="number", places=1),
     Column("tried", kind="number", places=0, priority=2),
     Column("dropped", kind="number", places=0, priority=3),
-    Column("tactic", hoist=False, priority=1),
 )
 _LOG_EVERY_S = 15.0
 
@@ -47,7 +46,7 @@ def tuning_progress() -> Iterator[Progress]:
 
         def report(stage: str, done: int, total: int, note: str = "") -> None:
             if total < 0:
-                console.print(note, style="bold red", soft_wrap=True)
+                console.print(note, style="yellow", soft_wrap=True)
                 return
             now = time.monotonic()
             if stage not in tasks:
@@ -78,7 +77,6 @@ def rows(decisions: Sequence[Decision]) -> list[dict[str, object]]:
                     "gain": 100 * (1 - best.mean_us / default.mean_us),
                     "tried": sum(timing is not None for timing in outcome.timings),
                     "dropped": len(outcome.dropped),
-                    "tactic": " ".join(f"{name}={value}" for name, value in decision.winner.items()) or "default",
                 }
             )
     return found
@@ -87,3 +85,7 @@ def rows(decisions: Sequence[Decision]) -> list[dict[str, object]]:
 def print_decisions(decisions: Sequence[Decision], title: str, console: Console) -> None:
     if decisions:
         show(rows(decisions), COLUMNS, title=title, console=console)
+    for decision in decisions:
+        if decision.winner:
+            values = " ".join(f"{name}={value}" for name, value in decision.winner.items())
+            console.print(f"{decision.role.rpartition('.')[2]}, {decision.choice.name}: {values}", style="green", soft_wrap=True)
