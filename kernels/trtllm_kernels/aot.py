@@ -43,18 +43,24 @@ def cache_folder(arch: str) -> Path:
     return Path(root) / "cubins" / f"triton-{triton.__version__}-{sources}" / arch
 
 
+def cached(spec: KernelSpec, arch: str) -> Cubin | None:
+    """What the cache holds of a kernel; None where that is nothing or damaged."""
+    folder = cache_folder(arch)
+    if not (folder / f"{spec.key}.json").is_file():
+        return None
+    with contextlib.suppress(KernelError):
+        return Cubin.load(folder, spec.key)
+    return None
+
+
 def compile_kernel(spec: KernelSpec, arch: str, *, cache: bool = True) -> Cubin:
     """Compile one kernel for `arch`, or take it from the cache. Raises KernelError if it does not compile."""
-    folder = cache_folder(arch) if cache else None
-    if folder is not None and (folder / f"{spec.key}.json").is_file():
-        try:
-            return Cubin.load(folder, spec.key)
-        except KernelError:
-            pass  # a damaged cache entry is rebuilt below
+    if cache and (kept := cached(spec, arch)) is not None:
+        return kept
     cubin = _compile(spec, arch)
-    if folder is not None:
+    if cache:
         with contextlib.suppress(OSError):  # a cache that cannot be written costs time, nothing else
-            cubin.save(folder, spec.key)
+            cubin.save(cache_folder(arch), spec.key)
     return cubin
 
 

@@ -2,7 +2,7 @@
 
 Processes and not threads: Triton's compiler is Python for the larger part. They are started afresh, since a process with a CUDA context
 cannot be forked. A kernel that cannot be compiled is a result here and no error, and one that takes its process down (compilers do crash)
-costs the others nothing: they are tried once more, in the opposite order.
+costs the others nothing: they are tried once more, in the opposite order. What the cache holds starts no process.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 
-from trtllm_kernels.aot import compile_kernel
+from trtllm_kernels.aot import cached, compile_kernel
 from trtllm_kernels.cubin import Cubin
 from trtllm_kernels.errors import KernelError
 from trtllm_kernels.types import KernelSpec
@@ -32,11 +32,14 @@ def compile_many(
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Compiled:
     """Every distinct kernel; those not begun after `seconds` are given up."""
-    left = {spec.key: spec for spec in specs}
-    total, deadline = len(left), time.monotonic() + seconds
-    found: dict[str, Cubin | str] = {}
+    distinct = {spec.key: spec for spec in specs}
+    total, deadline = len(distinct), time.monotonic() + seconds
+    found: dict[str, Cubin | str] = {key: cubin for key, spec in distinct.items() if (cubin := cached(spec, arch)) is not None}
+    left = {key: spec for key, spec in distinct.items() if key not in found}
+    if found:
+        progress(len(found), total)
     context = multiprocessing.get_context("spawn")
-    count = min(workers or len(os.sched_getaffinity(0)), max(1, total))
+    count = min(workers or len(os.sched_getaffinity(0)), max(1, len(left)))
     for order in (1, -1):
         if not left:
             break

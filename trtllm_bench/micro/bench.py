@@ -24,6 +24,7 @@ from trtllm_engines.runtime.device_state import DeviceState
 from trtllm_engines.runtime.pages import RESERVED_PAGES
 from trtllm_engines.weights.dummy import DummyWeights
 from trtllm_engines.weights.write import assemble
+from trtllm_kernels.errors import KernelError
 from trtllm_kernels.expr import evaluate
 from trtllm_kernels.ops import OPS
 from trtllm_kernels.specs import DTYPES
@@ -71,9 +72,12 @@ class Bench:
         _fill(self.state.kv_cache)
         self._cubins: Mapping[str, Any] = {}
         if arch != "cpu":
-            from trtllm_kernels.aot import compile_all
+            from trtllm_kernels.aot_pool import compile_many
 
-            self._cubins = compile_all([k for op in self.plan.ops for k in op.tactics[arch].kernels], arch)
+            found = compile_many([k for op in self.plan.ops for k in op.tactics[arch].kernels], arch)
+            for reason in (one for one in found.values() if isinstance(one, str)):
+                raise KernelError(reason)
+            self._cubins = found
 
     def ops(self, case: Case) -> Iterator[BoundOp]:
         """The step's ops in order, one of each kind, each bound to the results of those before it."""
