@@ -1,6 +1,8 @@
 """Recorded tactics: what a key tells apart, how a file is merged, and that everything a search space holds can be lowered."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -82,6 +84,17 @@ def test_without_gemv_one_token_goes_to_the_library() -> None:
     assert [launch.library for launch in lower(*_fields(shape), "sm_90", tactic={"gemv": 0}).launches] == ["matmul"]
     launches = lower(*_fields(one("gate_up_silu")), "sm_90", tactic={"gemv": 0}).launches
     assert not any("gemv" in launch.kernel for launch in launches)
+
+
+def test_candidates_compute_what_the_op_means() -> None:
+    script = Path(__file__).with_name("interpreted_tactics.py")
+    run = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
+    found = [json.loads(line) for line in run.stdout.splitlines()]
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert [one for one in found if one["failure"]] == []
+    ops = {one["case"].split()[0] for one in found}
+    assert ops >= {"paged_attention", "linear", "gate_up_silu", "rope_kv_write"}
+    assert len(found) > 20
 
 
 def test_merging_keeps_what_was_not_measured(tmp_path: Path) -> None:

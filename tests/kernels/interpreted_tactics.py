@@ -1,0 +1,64 @@
+"""Runs what tuning may choose in Triton's CPU interpreter against the references; one JSON line an op and candidate. See interpreted.py.
+
+Only candidates that launch something else than the default at the sizes here; warps and stages mean nothing to an interpreter, so of those
+that differ in nothing else one is run.
+"""
+
+import json
+import sys
+
+import torch
+from interpreted import FUSED, GPTJ, GQA, MANY, MIXED, ONE, as_list, difference, make_interpreter_exact, run
+
+from trtllm_kernels import lowering
+from trtllm_kernels.cuda_ops import lower_call
+from trtllm_kernels.lowering import search_space
+from trtllm_kernels.ops import OPS
+from trtllm_kernels.samples import ModelShape, fp8_sample, sample
+from trtllm_kernels.specs import spec_of
+from trtllm_kernels.types import Lowered
+
+GROUP = ModelShape(heads=4, kv_heads=1, head_dim=64, rotary_dim=64)
+CASES = [
+    ("silu_mul_packed", ModelShape(intermediate=2048), ONE, "bf16"),
+    ("gather_rows", GPTJ, MIXED, "bf16"),
+    ("prepare_step", GQA, MIXED, "bf16"),
+    ("rope_kv_write", GQA, ONE, "fp8"),
+    ("paged_attention", GROUP, MIXED, "bf16"),
+    ("linear", ModelShape(hidden=2048, intermediate=64), ONE, "fp8"),
+    ("gate_up_silu", FUSED, MANY, "fp8"),
+]
+
+
+def shown(lowered: Lowered) -> str:
+    """What an interpreter can see of launches."""
+    kernels = [(k.function, sorted(k.constexprs.items())) for k in lowered.kernels]
+    return repr((kernels, [(launch.library, launch.grid, [(a.kind, a.value, a.box) for a in launch.args]) for launch in lowered.launches]))
+
+
+def main() -> None:
+    make_interpreter_exact()
+    for op_name, model, batch, dtype in CASES:
+        op = OPS[op_name]
+        named = fp8_sample(op_name, model, batch) if dtype == "fp8" else sample(op_name, model, batch, dtype)
+        outputs = as_list(op.fake(*(named[a.name] for a in op.overload._schema.arguments)))
+        specs = [None if named[name] is None else spec_of(named[name]) for name in op.tensors]
+        attrs = {name: named[name] for name in op.attrs}
+        reference_arguments = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in named.items()}
+        expected = as_list(op.reference(**reference_arguments)) + [reference_arguments[name] for name in op.mutates]
+        seen = set()
+        for choice in search_space(op_name, specs, [spec_of(y) for y in outputs], attrs, "sm_90"):
+            for candidate in (choice.candidates[0], choice.candidates[-1]) if choice.tokens else choice.candidates:
+                lowering.tactics.recorded = lambda *_, tactic=candidate: tactic
+                view = shown(lower_call(op, named, outputs, "sm_90"))
+                if view in seen:
+                    continue
+                seen.add(view)
+                fresh = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in named.items()}
+                actual = run(op_name, fresh, "sm_90") + [fresh[name] for name in op.mutates]
+                wrong = "; ".join(filter(None, (difference(op_name, dtype, a, b) for a, b in zip(actual, expected, strict=True))))
+                print(json.dumps({"case": f"{op_name} {dtype} {candidate}", "failure": wrong}), flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
