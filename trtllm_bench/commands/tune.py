@@ -48,6 +48,8 @@ def command(
     began = time.monotonic()
     arch, gpu = arch_of(found[0]), str(found[0]["gpu"])
     path = out or tactics.file_for(arch)
+    if out is None and arch in tactics.GPU_OF_ARCH and path.stem.upper() not in gpu.upper():
+        raise BenchError(f"builds for {arch} read {path.name}, and this is {gpu}, whose times are others; choose another file with --out")
     console = Console(highlight=False)
     summary = tune_on_gpu(model, precisions, kv_dtype, tokens, kv_len, page_size, name, seconds, arch, gpu, path, console)
     console.print(

@@ -96,8 +96,9 @@ class Tuner:
         for step, here in by_case.items():
             for bound in self.bench.ops(here[0].case):
                 for race in (race for race in here if race.op.name == bound.op.name):
-                    if batches:
-                        undecided |= self._given_up(waiting, reserve, (self.clock() - began) / batches)
+                    if _name(race) in self._too_much(waiting, reserve, began, batches):
+                        undecided.add(_name(race))
+                        waiting = [one for one in waiting if _name(one) != _name(race)]
                     seconds = self._deadline - self.clock()
                     least = sum(map(self._least_batches, waiting)) + reserve
                     waiting = [one for one in waiting if one is not race]
@@ -115,19 +116,25 @@ class Tuner:
         skipped = {_name(race) for race in races if _name(race) in undecided and race.op.name not in self._failed}
         return decisions([one for one in outcomes if _name(one.race) not in undecided]), len(skipped)
 
-    def _given_up(self, waiting: list[Race], reserve: int, batch_seconds: float) -> set[tuple[str, str]]:
-        """Takes choices out of `waiting`, least stake first, until what is left fits in the time; returns them."""
+    def _too_much(self, waiting: Sequence[Race], reserve: int, began: float, batches: int) -> set[tuple[str, str]]:
+        """Choices, least stake first, without which what waits fits in the time; none before a tenth of it taught what a batch takes."""
+        now = self.clock()
+        if not batches or now - began < 0.1 * (self._deadline - began):
+            return set()
+        room = (self._deadline - now) / ((now - began) / batches)
+        least: dict[tuple[str, str], int] = {}
         stakes: dict[tuple[str, str], float] = {}
         for race in waiting:
+            least[_name(race)] = least.get(_name(race), 0) + self._least_batches(race)
             stakes[_name(race)] = max(race.stake, stakes.get(_name(race), 0.0))
-        gone: set[tuple[str, str]] = set()
+        needed = sum(least.values()) + reserve
+        out: set[tuple[str, str]] = set()
         for name in sorted(stakes, key=stakes.__getitem__):
-            needed = sum(map(self._least_batches, waiting)) + reserve
-            if needed * batch_seconds <= self._deadline - self.clock():
+            if needed <= room:
                 break
-            gone.add(name)
-            waiting[:] = [race for race in waiting if _name(race) != name]
-        return gone
+            out.add(name)
+            needed -= least[name]
+        return out
 
     def _compiled(self, races: Sequence[Race]) -> Mapping[str, str]:
         """Compiles all kernels of the races; for each that cannot be used, why."""
