@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -274,6 +275,21 @@ def test_what_is_hopeless_leaves_a_race_early() -> None:
     found = run_race(timer, [lambda: 0, lambda: 1, lambda: 2], replace(RULE, noise=1e-9), math.inf, timer.clock)
     assert timer.count == {0: 12, 1: 12, 2: 4}
     assert [len(one.batches) for one in found] == [12, 12, 4]
+
+
+def test_what_looks_faster_goes_on_until_it_is_known() -> None:
+    class Timer(FakeTimer):
+        def sample(self, call: Call, count: int, cold: bool) -> list[float]:
+            return [float(call()) * (1 + 0.01 * float(x)) for x in self.draw.standard_normal(count)]
+
+    def rounds(*means: float) -> list[int]:
+        found = run_race(Timer(flat), [partial(float, mean) for mean in means], replace(RULE, noise=0.02), math.inf)
+        return [len(one.batches) for one in found]
+
+    assert rounds(10.0, 10.0) == [4, 4]
+    first, close, far = rounds(10.0, 9.8, 8.0)
+    assert first == close > 4
+    assert far == 4
 
 
 def test_a_candidate_that_is_slower_in_another_step_does_not_win(bench: CpuBench) -> None:

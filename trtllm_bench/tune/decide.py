@@ -14,12 +14,10 @@ from dataclasses import dataclass, field
 
 from trtllm_bench.micro.timing import Timing
 from trtllm_bench.tune.plan import Race
-from trtllm_bench.tune.race import advantage, hopeless
+from trtllm_bench.tune.race import ALPHA, LEAST_GAIN, advantage, hopeless
 from trtllm_kernels.lowering.space import Choice
 from trtllm_kernels.tactics import Tactic
 from trtllm_results.stats import Evidence
-
-ALPHA, LEAST_GAIN = 0.05, 0.01
 
 
 @dataclass(frozen=True)

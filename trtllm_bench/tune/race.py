@@ -2,11 +2,12 @@
 
 Rounds pair the programs, and two are compared by the mean of ln(other/default) over their common rounds (`trtllm_results.stats`). One that
 is slower than the default beyond doubt leaves early; the default never leaves. Rounds end by the rule that single kernels are measured
-by: when every mean that is left is known well enough, or when time is up.
+by, when every mean that is left is known well enough, or when time is up; those that look faster and are not yet known to be go on.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 
@@ -17,6 +18,8 @@ from trtllm_results.stats import Evidence, paired
 
 HOPELESS, DOUBT = 0.02, 0.01
 """Out of the race: slower than the default by more than this, at this p value."""
+ALPHA, LEAST_GAIN = 0.05, 0.01
+"""The default goes for one that is faster by more than this, at this p value divided by the number of candidates."""
 
 
 def run_race(
@@ -32,7 +35,9 @@ def run_race(
         if done >= rule.min_batches:
             first = running[0]
             running = [first, *(one for one in running[1:] if not hopeless(advantage(first.batches, one.batches)))]
-            if all(one.settled for one in running) or clock() - began > seconds:
+            if all(one.settled for one in running):
+                running = [first, *(one for one in running[1:] if _open(advantage(first.batches, one.batches), ALPHA / len(calls)))]
+            if len(running) == 1 or clock() - began > seconds:
                 break
     return tuple(one.timing() for one in all_samplers)
 
@@ -45,3 +50,8 @@ def advantage(default: Sequence[float], other: Sequence[float]) -> Evidence:
 
 def hopeless(evidence: Evidence) -> bool:
     return evidence.p_above(HOPELESS) < DOUBT
+
+
+def _open(evidence: Evidence, level: float) -> bool:
+    """Looks faster by enough, and may be chance."""
+    return evidence.mean < math.log1p(-LEAST_GAIN) and evidence.p_below(math.log1p(-LEAST_GAIN)) >= level
