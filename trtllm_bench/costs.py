@@ -22,6 +22,8 @@ from trtllm_engines.plan import Plan
 from trtllm_results.metrics import RequestLog
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1, "int8": 1, "uint8": 1, "int32": 4}
+CEILING_SLACK = 1.2
+"""Share of a ceiling above which it cannot be one: short bursts on a cool GPU pass a sustained ceiling by up to a tenth."""
 
 
 @dataclass(frozen=True)
@@ -138,3 +140,12 @@ def _ratios(suffix: str, flops: float, moved: float, seconds: float, peak: float
         return {}
     found = {f"mbu{suffix}": moved / seconds / band}
     return found | {f"mfu{suffix}": flops / seconds / peak} if peak > 0 else found
+
+
+def doubtful(figures: Mapping[str, float]) -> tuple[str, ...]:
+    """A warning when a share of a ceiling is more than a ceiling leaves room for, which says that the ceiling is wrong."""
+    beyond = [name for name, value in figures.items() if name.startswith(("mfu", "mbu")) and value > CEILING_SLACK]
+    if not beyond:
+        return ()
+    worst = max(beyond, key=lambda name: figures[name])
+    return (f"{worst} is {figures[worst]:.0%}: the ceilings were measured on a busy device; repeat trtllm-bench ceilings --again",)

@@ -41,5 +41,7 @@ def _filled(table: Store, row: Row, ceilings: Ceilings) -> Row | None:
     gpus = max(row.environment.gpu_count, 1)
     log = RequestLog.from_side(requests, gpus)
     columns = {name: steps.column(name).to_numpy() for name in steps.column_names}
-    records = np.rec.fromarrays(list(columns.values()), names=list(columns))
+    records = np.empty(len(steps), [(name, values.dtype) for name, values in columns.items()])
+    for name, values in columns.items():
+        records[name] = values
     return replace(row, figures={**row.figures, **utilisation(ModelCost.of(plan_of(row)), ceilings, log, records, gpus)})

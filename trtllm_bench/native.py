@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from trtllm_bench import ceilings
 from trtllm_bench.build_progress import build_progress
-from trtllm_bench.costs import ModelCost, utilisation
+from trtllm_bench.costs import ModelCost, doubtful, utilisation
 from trtllm_bench.errors import BenchError
 from trtllm_bench.load.native import NativeTarget
 from trtllm_bench.machine import arch_of, gpus
@@ -193,6 +193,7 @@ class NativeSession:
         return replace(
             measurement,
             figures={**measurement.figures, **more},
+            warnings=(*measurement.warnings, *doubtful(more)),
             steps={name: steps[name] for name in steps.dtype.names or ()},
         )
 

@@ -13,7 +13,8 @@ Weights = Annotated[
     str | None, typer.Option("--weights", help="dummy, or a folder or .gguf file (default: the model folder's own; dummy for presets).")
 ]
 Precision = Annotated[
-    str | None, typer.Option("--precision", help="fp32, fp16, bf16, fp8 or fp8_rowwise (default: bf16 on a GPU, fp32 on a CPU).")
+    str | None,
+    typer.Option("--precision", help="fp32, fp16, bf16, fp8 or fp8_rowwise (default: the checkpoint's; else bf16 on a GPU, fp32 on CPU)."),
 ]
 KV_DTYPE_HELP = "KV cache: auto (fp8 with precision fp8), fp8, bf16, fp16 or fp32."
 KvDtype = Annotated[str, typer.Option("--kv-dtype", help=KV_DTYPE_HELP)]

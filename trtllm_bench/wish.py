@@ -77,7 +77,12 @@ def default_model(
     if is_url(target):
         return model, precision
     gpu = runs_on_gpu(target, device)
-    return model or ("llama-3.1-8b" if gpu else "tiny-llama"), precision or ("bf16" if gpu else "fp32")
+    chosen = model or ("llama-3.1-8b" if gpu else "tiny-llama")
+    if precision is not None:
+        return chosen, precision
+    from trtllm_engines.stated import default_precision
+
+    return chosen, default_precision(chosen, gpu)
 
 
 def check_target(target: str, wish: EngineWish) -> None:

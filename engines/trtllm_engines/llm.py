@@ -40,6 +40,7 @@ from trtllm_engines.runtime.engine_loop import EngineLoop, EngineThread
 from trtllm_engines.runtime.request import FinishReason, Request
 from trtllm_engines.runtime.scheduler import Policy, SchedulerConfig
 from trtllm_engines.sampling import SamplingParams
+from trtllm_engines.stated import default_precision
 from trtllm_engines.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int] | IntArray
@@ -95,7 +96,7 @@ class LLM:
         cuda_graphs: bool = True,
         progress: Progress | None = None,
     ) -> None:
-        """`device`: `auto` (a GPU when there is one), `cuda` or `cpu`. `precision` defaults to bf16 on a GPU and fp32 on a CPU;
+        """`device`: `auto` (a GPU when there is one), `cuda` or `cpu`. `precision` defaults to `default_precision`;
         `kv_dtype` is the cache's (`auto`: fp8 in an fp8 engine, else the activations').
 
         `overlap` applies to a GPU (a CPU computes while launching, so there is nothing to overlap). With an engine folder the three sizes
@@ -112,7 +113,7 @@ class LLM:
         asked = {name: size for name, size in sizes.items() if size is not None}
         path = Path(model_or_engine_dir)
         if not (path / PLAN).is_file():
-            precision = precision or ("fp32" if target is None else "bf16")
+            precision = precision or default_precision(model_or_engine_dir, target is not None)
             arches = (CPU if target is None else target.arch,)
             profile = _profile(model_or_engine_dir, asked)
             path = cached_engine(

@@ -12,7 +12,7 @@ import pytest
 from trtllm_bench import ceilings as ceilings_module
 from trtllm_bench.__main__ import main
 from trtllm_bench.ceilings import Ceilings
-from trtllm_bench.costs import ModelCost, utilisation
+from trtllm_bench.costs import ModelCost, doubtful, utilisation
 from trtllm_engines.engine_cache import cached_engine
 from trtllm_engines.engine_dir import load_engine
 from trtllm_engines.plan import Profile
@@ -124,3 +124,10 @@ def test_bad_input(flags: list[str], complaint: str, capsys: pytest.CaptureFixtu
 def test_small_and_large_rates_read_well() -> None:
     assert ceilings_module.rate_text(9.87e14) == "987.0 TFLOP/s"
     assert ceilings_module.rate_text(5.5e9) == "5.5 GFLOP/s"
+
+
+def test_a_share_above_its_ceiling_is_a_warning() -> None:
+    assert doubtful({"mfu": 0.9, "mbu_decode": 1.1, "ttft_p50_ms": 90.0}) == ()
+    (warning,) = doubtful({"mfu": 0.91, "mfu_prefill": 1.485})
+    assert "mfu_prefill is 148%" in warning
+    assert "ceilings --again" in warning

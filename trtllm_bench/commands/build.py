@@ -36,6 +36,7 @@ def command(
     from trtllm_engines.build import DEFAULT_PROFILE, build
     from trtllm_engines.engine_dir import load_engine
     from trtllm_engines.recipes import load_recipe
+    from trtllm_engines.stated import default_precision
 
     chosen: dict[str, Any] = {"profile": DEFAULT_PROFILE} if recipe is None else load_recipe(recipe).build_arguments()
     chosen |= {
@@ -46,7 +47,7 @@ def command(
     if arch is not None or recipe is None:
         chosen["arches"] = _arches(arch)
     if precision is not None or recipe is None:
-        chosen["precision"] = precision or ("fp32" if tuple(chosen["arches"]) == ("cpu",) else "bf16")
+        chosen["precision"] = precision or default_precision(chosen["model"], tuple(chosen["arches"]) != ("cpu",))
     sizes = {"max_batch_size": max_batch_size, "max_num_tokens": max_num_tokens, "max_seq_len": max_seq_len, "page_size": page_size}
     chosen["profile"] = replace(chosen["profile"], **{name: size for name, size in sizes.items() if size is not None})
     folder = out or Path(f"{Path(chosen['model']).name}-{chosen['precision']}.engine")

@@ -28,9 +28,10 @@ def command(
     from trtllm_bench.native import device_of
     from trtllm_engines.calibration.perplexity import perplexity
     from trtllm_engines.precision import kv_cache_dtype
+    from trtllm_engines.stated import default_precision
 
     place = device_of(device)
-    chosen = precision or ("bf16" if place == "cuda" else "fp32")
+    chosen = precision or default_precision(model, place == "cuda")
     began = time.perf_counter()
     with build_progress() as report:
         found = perplexity(

@@ -1,0 +1,74 @@
+"""What checkpoints say of their quantization, in the words of the tools that write them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trtllm_engines.errors import EngineError
+from trtllm_engines.stated import default_precision, stated_precision
+
+FP8 = {"num_bits": 8, "type": "float"}
+
+
+def group(weights: str, dynamic: bool, **more: Any) -> dict[str, Any]:
+    return {"weights": {**FP8, "strategy": weights, **more}, "input_activations": {**FP8, "dynamic": dynamic}}
+
+
+def compressed(*groups: dict[str, Any]) -> dict[str, Any]:
+    return {"quant_method": "compressed-tensors", "config_groups": {f"group_{i}": one for i, one in enumerate(groups)}}
+
+
+def folder(path: Path, config: dict[str, Any] | None = None, apart: dict[str, Any] | None = None) -> Path:
+    (path / "config.json").write_text(json.dumps({} if config is None else {"quantization_config": config}))
+    if apart is not None:
+        (path / "hf_quant_config.json").write_text(json.dumps({"producer": {}, "quantization": apart}))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("config", "apart", "precision"),
+    [
+        (None, {"quant_algo": "FP8", "kv_cache_quant_algo": "FP8"}, "fp8"),
+        (None, {"quant_algo": "FP8_PER_CHANNEL_PER_TOKEN"}, "fp8_rowwise"),
+        (None, {"quant_algo": None}, None),
+        (None, None, None),
+        ({"quant_method": "modelopt", "quant_algo": "FP8"}, None, "fp8"),
+        (compressed(group("tensor", False)), None, "fp8"),
+        (compressed(group("channel", True)), None, "fp8_rowwise"),
+        ({"quant_method": "fp8", "activation_scheme": "static"}, None, "fp8"),
+        ({"quant_method": "fp8", "activation_scheme": "dynamic"}, None, "fp8_rowwise"),
+    ],
+)
+def test_a_checkpoint_says_its_precision(tmp_path: Path, config: Any, apart: Any, precision: str | None) -> None:
+    assert stated_precision(folder(tmp_path, config, apart)) == precision
+    assert default_precision(tmp_path, gpu=True) == (precision or "bf16")
+    assert default_precision(tmp_path, gpu=False) == (precision or "fp32")
+
+
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        ({"quant_method": "awq", "bits": 4}, "awq"),
+        ({"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}, "fp8"),
+        ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "NVFP4"),
+        (compressed({"weights": {"num_bits": 4, "type": "int"}}), "4-bit int"),
+        (compressed(group("group", False)), "a group"),
+        (compressed(), "config_groups"),
+    ],
+)
+def test_other_quantizations_are_named_and_refused(tmp_path: Path, config: dict[str, Any], named: str) -> None:
+    with pytest.raises(EngineError, match=named):
+        stated_precision(folder(tmp_path, config))
+
+
+def test_presets_and_files_say_nothing(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"")
+    assert stated_precision("llama-3.1-8b") is None
+    assert stated_precision(tmp_path / "model.gguf") is None
+    (tmp_path / "hf_quant_config.json").write_text("{")
+    with pytest.raises(EngineError, match="not readable JSON"):
+        stated_precision(tmp_path)
