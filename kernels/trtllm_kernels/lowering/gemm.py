@@ -1,6 +1,6 @@
 """Lowerings of matrix products: which routine multiplies depends on how many tokens a step has, so several are launched and one has a grid.
 
-One token: our own kernel, bound by reading the weight. More: cuBLASLt through torch (measured on an H100, docs/facts.md: nothing of ours is
+One token: our own kernel, bound by reading the weight. More: cuBLASLt through torch (tried on an H100, docs/facts.md: nothing of ours is
 faster from two tokens up). A product that ends in an activation: our fused kernel from `fused_from` tokens, where its tiles fill the chip;
 below it cuBLASLt and an activation kernel.
 """

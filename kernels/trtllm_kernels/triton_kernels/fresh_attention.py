@@ -1,8 +1,8 @@
 """Causal attention of whole prompts (nothing of them cached before this step), keys and values read where the projection left them.
 
 They are contiguous in the rotated QKV rows, so whole tiles come through TMA, and they are exact also where the cache is fp8. A program is
-one tile of tokens of one query head; late tiles (the longest) start first. Measured on an H100, head 128, 32 heads over 8 (docs/facts.md):
-439 TFLOP/s at 8 x 2048 and 473 at 2 x 8192, against 347 and 388 through pages. Chunks with a cached past are `context_attention`'s.
+one tile of tokens of one query head; late tiles (the longest) start first. On an H100 faster than through
+pages (docs/facts.md). Chunks with a cached past are `context_attention`'s.
 """
 
 import triton

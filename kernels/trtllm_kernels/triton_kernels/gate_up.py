@@ -4,8 +4,8 @@ Rows of gate and up are interleaved in the weight (gate 0, up 0, gate 1, ...), s
 and the epilogue needs no exchange. Persistent: each program walks tiles, and the loop over tiles and K is flattened so that the next tile's
 loads run under this tile's epilogue. Tiles go down groups of GROUP row blocks, so a weight tile is reused from L2. TMA for all three
 matrices; rows past M are read and written inside the buffers (sized for the profile) and mean nothing.
-Measured on an H100 at fp8 28672 x 4096 (docs/facts.md): as fast as cuBLASLt alone without the activation from M = 256 up.
-Rejected: `warp_specialize` (no gain in Triton 3.6 on Hopper), 64-row tiles (slower from M = 512).
+On an H100 the activation costs nothing on top of the product (docs/facts.md). Rejected: `warp_specialize` (no gain in Triton 3.6 on
+Hopper), 64-row tiles (slower).
 """
 
 import triton
