@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from trtllm_bench.analysis.cells import plan_of
 from trtllm_bench.ceilings import Ceilings, key_of
 from trtllm_bench.costs import ModelCost, utilisation
@@ -40,8 +38,5 @@ def _filled(table: Store, row: Row, ceilings: Ceilings) -> Row | None:
         return None
     gpus = max(row.environment.gpu_count, 1)
     log = RequestLog.from_side(requests, gpus)
-    columns = {name: steps.column(name).to_numpy() for name in steps.column_names}
-    records = np.empty(len(steps), [(name, values.dtype) for name, values in columns.items()])
-    for name, values in columns.items():
-        records[name] = values
+    records = steps.to_pandas().to_records(index=False)
     return replace(row, figures={**row.figures, **utilisation(ModelCost.of(plan_of(row)), ceilings, log, records, gpus)})

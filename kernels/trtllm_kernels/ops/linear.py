@@ -39,8 +39,15 @@ def linear(
     """x [T, K] times weight [N, K] transposed, accumulated in fp32, plus bias [N]. Both fp8 with their scales (result bf16), or neither."""
     if x.dtype != FP8:
         return functional.linear(x, weight, bias)
+    return _product(x, weight, bias, x_scale, weight_scale).to(_wide(x))
+
+
+def _product(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, x_scale: torch.Tensor | None, weight_scale: torch.Tensor | None
+) -> torch.Tensor:
+    """`linear` in fp32, not rounded."""
     product = dequantized(x, x_scale) @ dequantized(weight, weight_scale).T
-    return (product if bias is None else product + bias.float()).to(_wide(x))
+    return product if bias is None else product + bias.float()
 
 
 def _fake_gate_up(
@@ -65,7 +72,7 @@ def gate_up_silu(
     out_scale: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """silu(x @ gate.T) * (x @ up.T) for weight [2 I, K] whose rows interleave: gate 0, up 0, gate 1, up 1, ..."""
-    product = dequantized(x, x_scale) @ dequantized(weight, weight_scale).T
+    product = _product(x, weight, None, x_scale, weight_scale)
     return finish(functional.silu(product[:, 0::2]) * product[:, 1::2], _wide(x), out_scale)
 
 
@@ -104,7 +111,5 @@ def linear_gelu(
     out_scale: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """gelu(linear(...)), tanh approximation. (Where it runs as two kernels, for few tokens, a GPU rounds the product in between.)"""
-    product = dequantized(x, x_scale) @ dequantized(weight, weight_scale).T
-    if bias is not None:
-        product = product + bias.float()
+    product = _product(x, weight, bias, x_scale, weight_scale)
     return finish(functional.gelu(product, approximate="tanh"), _wide(x), out_scale)
