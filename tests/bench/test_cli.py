@@ -6,17 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+from command_line import run
 
 from trtllm_bench.__main__ import main
 from trtllm_results.store import Store
-
-
-def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    """Exit code, standard output, standard error."""
-    code = main([str(argument) for argument in arguments])
-    said = capsys.readouterr()
-    assert "Traceback" not in said.err
-    return code, said.out, said.err
 
 
 def test_help_lists_every_command_once(capsys: pytest.CaptureFixture[str]) -> None:

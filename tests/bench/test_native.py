@@ -8,14 +8,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+from command_line import refused, run
 
 from trtllm_bench.__main__ import main
 from trtllm_results.store import Store
 
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TRTLLM_BENCH_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture(scope="module")
@@ -24,21 +22,6 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ranges = ["--max-batch-size", "4", "--max-num-tokens", "64", "--max-seq-len", "64"]
     assert main(["build", "--model", "tiny-llama", "--precision", "fp32", "--arch", "cpu", *ranges, "--out", str(folder)]) == 0
     return folder
-
-
-def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    code = main([str(argument) for argument in arguments])
-    said = capsys.readouterr()
-    assert "Traceback" not in said.err
-    return code, said.out, said.err
-
-
-def refused(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 3) -> str:
-    """Runs a command that must fail with one sentence; returns the sentence."""
-    found, _, err = run(capsys, *arguments)
-    said = [line for line in err.splitlines() if line.startswith("trtllm-bench: ")]
-    assert (found, len(said)) == (code, 1), err
-    return said[0]
 
 
 def test_an_engine_measures_and_reports_its_steps(capsys: pytest.CaptureFixture[str], engine: Path, tmp_path: Path) -> None:

@@ -6,31 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
+from command_line import refused, run
 
 from trtllm_bench import machine
-from trtllm_bench.__main__ import main
 from trtllm_results.store import Store
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 QUICK = ("--isl", 8, "--osl", 4, "--num-requests", 2, "--device", "cpu", "--max-lag-ms", 1000)
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TRTLLM_BENCH_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-
-
-def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    code = main([str(argument) for argument in arguments])
-    said = capsys.readouterr()
-    assert "Traceback" not in said.err
-    return code, said.out, said.err
-
-
-def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    code, _, err = run(capsys, *arguments)
-    said = [line for line in err.splitlines() if line.startswith("trtllm-bench: ")]
-    assert (code, len(said)) == (3, 1), err
-    return said[0]
 
 
 def test_a_sweep_over_precisions_runs_on_the_cpu_and_records_each_cache(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

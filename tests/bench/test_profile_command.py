@@ -17,12 +17,9 @@ from trtllm_results.environment import Environment
 from trtllm_results.record import Cell, Row
 from trtllm_results.store import Store
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 SHAPE = ("--device", "cpu", "--isl", "16", "--osl", "12", "--num-requests", "8", "--concurrency", "4", "--max-num-tokens", "64")
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TRTLLM_BENCH_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
 def test_a_profile_accounts_for_every_op_of_its_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

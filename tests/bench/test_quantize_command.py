@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_line import refused, run
 from safetensors.torch import save_file
 
-from trtllm_bench.__main__ import main
 from trtllm_engines.compile import trace
 from trtllm_engines.config import read_config
 from trtllm_engines.plan import Profile
 from trtllm_engines.weights.dummy import draw
+
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -28,11 +30,6 @@ CONFIG = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TRTLLM_BENCH_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("command") / "model"
@@ -45,20 +42,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_file(tensors, folder / "model.safetensors")
     (folder.parent / "text.jsonl").write_text(json.dumps({"input_ids": list(range(100))}) + "\n")
     return folder
-
-
-def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    code = main([str(argument) for argument in arguments])
-    said = capsys.readouterr()
-    assert "Traceback" not in said.err
-    return code, said.out, said.err
-
-
-def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    code, _, err = run(capsys, *arguments)
-    said = [line for line in err.splitlines() if line.startswith("trtllm-bench: ")]
-    assert (code, len(said)) == (3, 1), err
-    return said[0]
 
 
 def test_a_model_is_quantized_built_measured_and_answers(capsys: pytest.CaptureFixture[str], model: Path, tmp_path: Path) -> None:

@@ -18,12 +18,9 @@ from trtllm_results.environment import Environment
 from trtllm_results.record import Cell, Row
 from trtllm_results.store import Store
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 GRID = ("--device", "cpu", "--isl", "8", "--osl", "8", "--batch-size", "1,2", "--max-num-tokens", "64", "--max-lag-ms", "1000")
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TRTLLM_BENCH_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
 def row(batch: int, **figures: float) -> Row:
