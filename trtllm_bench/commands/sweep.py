@@ -98,15 +98,6 @@ def _predict(toml: Path | None, flags: dict[str, Any], gpu: str | None) -> None:
         raise typer.Exit(FAILURE)
 
 
-def _of_checkpoint(model: str | None, defaults: dict[str, Any]) -> dict[str, Any]:
-    """With the precision that the model named was quantized for, if it says one."""
-    if model is None:
-        return defaults
-    from trtllm_engines.stated import stated_precision
-
-    return {**defaults, "precision": stated_precision(model) or defaults["precision"]}
-
-
 def _run(toml: Path | None, flags: dict[str, Any], out: Path | None, resume: bool, profile: str | None) -> None:
     import time
 
@@ -133,7 +124,7 @@ def _run(toml: Path | None, flags: dict[str, Any], out: Path | None, resume: boo
         defaults = DEFAULTS_SERVER
     else:
         defaults = DEFAULTS_GPU if flags["device"] != "cpu" and has_gpu() else DEFAULTS_CPU
-    spec = load_spec(flags, toml, folder if known else None, _of_checkpoint(flags["model"], defaults))
+    spec = load_spec(flags, toml, folder if known else None, defaults)
     if profile is not None:
         from trtllm_bench.sweep.profiles import parse_which
 

@@ -184,9 +184,12 @@ def load_spec(
 ) -> SweepSpec:
     """The specification from a resumed sweep's folder or a TOML file, with flags that were given (not None) laid over it.
 
-    Raises `BenchError` naming the field, and the file where one was read.
+    Where none of them names a precision, it is what the model's checkpoint was quantized for, before the default's. Raises `BenchError`
+    naming the field, and the file where one was read.
     """
-    content: dict[str, Any] = dict(defaults or {})
+    from trtllm_engines.stated import stated_precision
+
+    content: dict[str, Any] = {}
     source = ""
     if folder is not None:
         content |= json.loads((folder / SPEC_FILE).read_text())
@@ -194,6 +197,9 @@ def load_spec(
         source = f"{toml}: "
         content |= _read_toml(toml)
     given = {name: value for name, value in flags.items() if value is not None}
+    model = {**content, **given}.get("model")
+    stated = stated_precision(model) if isinstance(model, str) else None
+    content = {**(defaults or {}), **({"precision": stated} if stated else {}), **content}
     if "dataset" in given:
         content = {name: value for name, value in content.items() if name not in ("isl", "osl")}
     content |= given
