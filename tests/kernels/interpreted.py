@@ -178,6 +178,7 @@ CASES += [("rope_kv_write", "gptj", GPTJ, "mixed", MIXED, "fp8")]
 CASES += [(op, "mha", MHA, "decodes", DECODES, "fp16") for op in ("rms_norm", "add_layer_norm", "silu_mul_packed", "rope", *BATCHED)]
 CASES += [(op, "gptj", GPTJ, name, batch, "fp32") for op in ("rope", *BATCHED) for name, batch in (("context", CONTEXT), ("one", ONE))]
 CASES += [(op, "odd", ODD, "decodes", DECODES, "bf16") for op in BATCHED]
+CASES += [("paged_attention", name, model, "decodes", DECODES, "fp8") for name, model in (("odd", ODD), ("gptj", GPTJ))]
 CASES += [("paged_attention", "odd", ODD, "mixed", MIXED, "bf16"), ("prepare_step", "gqa", GQA, "decodes", DECODES, "fp32")]
 
 

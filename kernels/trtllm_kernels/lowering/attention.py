@@ -113,7 +113,7 @@ def paged_attention(call: OpCall) -> Lowered:
         raise KernelError(f"attention computes in {', '.join(FLOATS)}, not {q.dtype}")
     block_m, block_n, warps, stages = _context_tile(call, q.dtype, head_dim, heads // kv_heads)
     tuned = call.tuned(
-        decode_warps=_decode_warps(page * head_dim * ELEMENT_BYTES[cache.dtype]),
+        decode_warps=_decode_warps(cache.dtype, page * head_dim * ELEMENT_BYTES[cache.dtype]),
         decode_stages={"fp32": 3, "fp8": 6}.get(cache.dtype, 4),
         split_target=4 * call.sm_count,
         context_block_m=block_m,
@@ -131,9 +131,9 @@ def paged_attention(call: OpCall) -> Lowered:
     return builder.finish()
 
 
-def _decode_warps(tile_bytes: int) -> int:
-    """As few as hold a page's tile without spilling: on an H100, head 128, page 32, the fastest tried are 2 in bf16 and 1 in fp8."""
-    return min(8, max(1, tile_bytes // 4096))
+def _decode_warps(dtype: str, tile_bytes: int) -> int:
+    """Few enough to leave each some work, as many as hold a page's tile without spilling; with fp8 one or two (measured on an H100)."""
+    return min(2, max(1, tile_bytes // 2048)) if dtype == "fp8" else min(8, max(1, tile_bytes // 4096))
 
 
 def _scales(call: OpCall) -> dict[str, Operand]:
@@ -179,14 +179,19 @@ def _decode(builder: Builder, tuned: dict[str, int]) -> None:
         partials = builder.workspace("partials", (product(rows, heads), head_dim))
         stats = builder.workspace("stats", (product(rows, heads), 2))
 
-    constexprs = {"HKV": kv_heads, "D": head_dim, "PAGE": page}
-    if group > 1:
-        constexprs |= {"G": group, "GP": max(16, next_power_of_2(group))}
+    constexprs = {
+        "HKV": kv_heads,
+        "G": group,
+        "GP": max(8, next_power_of_2(group)),
+        "D": head_dim,
+        "PAGE": page,
+        "WORDS": cache.dtype == "fp8" and head_dim >= 64,
+    }
     for split in (False, True) if most > 1 else (False,):
         one = f"max(0, 2 - {splits})" if most > 1 else 1
         many = f"min(1, {splits} - 1)"
         builder.launch(
-            "decode_attention.decode_grouped" if group > 1 else "decode_attention.decode_single",
+            "decode_attention.paged_decode",
             {
                 "QKV": q,
                 "Cache": _layer(call, cache),
