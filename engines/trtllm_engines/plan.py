@@ -16,8 +16,8 @@ from trtllm_engines.errors import EngineError
 from trtllm_kernels.types import Arg, Attr, KernelSpec, Launch, Lowered, TensorSpec
 
 FORMAT_VERSION = 1
-KERNEL_ABI = 1
-"""Raised when the meaning of a launch's arguments, or of the step inputs below, changes."""
+KERNEL_ABI = 2
+"""Raised when the meaning of a launch's arguments, its symbols, or of the step inputs below, changes."""
 
 LOGITS = "logits"
 """The model's result: float [S, vocabulary]."""

@@ -20,7 +20,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 import trtllm_kernels.ops
 from trtllm_kernels.aot import load_function
-from trtllm_kernels.cuda_ops import as_list, lower_call, num_decodes
+from trtllm_kernels.cuda_ops import as_list, lower_call, step_sizes
 from trtllm_kernels.expr import evaluate
 from trtllm_kernels.ops import OPS
 from trtllm_kernels.ops.quantize import FP8, dequantized
@@ -107,12 +107,12 @@ def run(op_name: str, named: dict, arch: str) -> list[torch.Tensor]:
     for y in outputs:
         y.fill_(torch.nan if y.is_floating_point() else -(1 << 30))
     lowered = lower_call(op, named, outputs, arch)
-    decodes = num_decodes(named["query_start"]) if "query_start" in named else 0
+    symbols = step_sizes(named)
     tensors = {name: named[name] for name in op.tensors} | {f"out{i}": y for i, y in enumerate(outputs)}
     for name, spec in lowered.workspaces.items():
-        shape = [max(1, evaluate(dim, {"D": decodes})) for dim in spec.shape]
+        shape = [max(1, evaluate(dim, symbols)) for dim in spec.shape]
         tensors[name] = torch.full(shape, torch.nan, dtype=DTYPES[spec.dtype])
-    run_launches(lowered, tensors, {"D": decodes})
+    run_launches(lowered, tensors, symbols)
     return outputs
 
 
@@ -146,6 +146,7 @@ def difference(op: str, precision: str, got: torch.Tensor, want: torch.Tensor) -
 MIXED = BatchShape(query_lens=(1, 1, 1, 5, 20, 1, 17), kv_lens=(1, 32, 77, 5, 70, 9, 17), max_pages=3)
 DECODES = BatchShape(query_lens=(1, 1), kv_lens=(300, 33), max_pages=10)
 CONTEXT = BatchShape(query_lens=(3,), kv_lens=(130,), max_pages=5)
+PROMPTS = BatchShape(query_lens=(1, 5, 40), kv_lens=(33, 5, 40), max_pages=3)
 ONE = BatchShape(query_lens=(1,), kv_lens=(1,), max_pages=1)
 
 GQA = ModelShape()
@@ -175,6 +176,7 @@ CASES += [
     ("paged_attention", name, model, "mixed", MIXED, dtype) for name, model in (("odd", ODD), ("gptj", GPTJ)) for dtype in ("fp16", "fp8")
 ]
 CASES += [("rope_kv_write", "gptj", GPTJ, "mixed", MIXED, "fp8")]
+CASES += [("paged_attention", "gptj", GPTJ, name, batch, "bf16") for name, batch in (("prompts", PROMPTS), ("chunk", CONTEXT))]
 CASES += [(op, "mha", MHA, "decodes", DECODES, "fp16") for op in ("rms_norm", "add_layer_norm", "silu_mul_packed", "rope", *BATCHED)]
 CASES += [(op, "gptj", GPTJ, name, batch, "fp32") for op in ("rope", *BATCHED) for name, batch in (("context", CONTEXT), ("one", ONE))]
 CASES += [(op, "odd", ODD, "decodes", DECODES, "bf16") for op in BATCHED]

@@ -105,11 +105,13 @@ class StepShape:
 
     @property
     def symbols(self) -> dict[str, int]:
-        return {"T": self.tokens, "R": self.sequences, "D": self.num_decodes, "S": self.samples}
+        context = slice(self.num_decodes, None)
+        continued = int((self.kv_lens[context] > self.query_lens[context]).sum())
+        return {"T": self.tokens, "R": self.sequences, "D": self.num_decodes, "S": self.samples, "C": continued}
 
     def padded(self, sequences: int) -> dict[str, int]:
         """The symbols of a decode step whose CUDA graph was captured for so many sequences."""
-        return dict.fromkeys(self.symbols, sequences)
+        return {**dict.fromkeys("TRDS", sequences), "C": 0}
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,7 @@ class Bench:
 
         scratch = {name: self._empty(spec, symbols) for name, spec in lowered.workspaces.items()}
         program = BoundProgram([lowered], {**memory, **scratch}.__getitem__, self._cubins)
-        program.set_symbols(**{name: symbols[name] for name in ("T", "R", "D", "S")})
+        program.set_symbols(**symbols)
         return program
 
     def add_kernels(self, cubins: Mapping[str, Any]) -> None:

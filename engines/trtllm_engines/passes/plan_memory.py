@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from trtllm_engines.plan import Buffer, Op, Profile
 from trtllm_kernels.expr import evaluate
 from trtllm_kernels.specs import DTYPES
-from trtllm_kernels.types import TensorSpec
+from trtllm_kernels.types import SYMBOLS, TensorSpec
 
 ALIGNMENT = 256
 """Bytes. TMA wants 128; a cache line pair costs nothing."""
@@ -51,7 +51,7 @@ def place(lifetimes: Iterable[Lifetime]) -> tuple[dict[str, Buffer], int]:
 
 def largest_bytes(spec: TensorSpec, profile: Profile) -> int:
     """Size of a value in the largest step the profile allows."""
-    symbols = {"T": profile.max_num_tokens, "R": profile.max_batch_size, "D": profile.max_batch_size, "S": profile.max_batch_size}
+    symbols = {**dict.fromkeys(SYMBOLS, profile.max_batch_size), "T": profile.max_num_tokens}
     return math.prod(evaluate(dim, symbols) for dim in spec.shape) * DTYPES[spec.dtype].itemsize
 
 
