@@ -65,9 +65,9 @@ def ops_of(model: ModelShape, precision: str, *, max_seq_len: int = 4096, max_ba
 
     yield OpShape("embedding", (ints("T"), TensorSpec((model.vocab, h), dtype)), (hidden,), {})
     yield OpShape("rms_norm", (hidden, weight, scale), (codes("T", h),), eps)
-    yield OpShape("add_rms_norm", (hidden, hidden, weight, scale), (codes("T", h), hidden), eps)
+    yield OpShape("add_rms_norm", (hidden, hidden, weight, None, scale), (codes("T", h), hidden), eps)
     yield OpShape("layer_norm", (hidden, weight, weight, scale), (codes("T", h),), eps)
-    yield OpShape("add_layer_norm", (hidden, hidden, weight, weight, scale), (codes("T", h), hidden), eps)
+    yield OpShape("add_layer_norm", (hidden, hidden, weight, weight, hidden, scale), (codes("T", h), hidden), eps)
     yield OpShape("linear", (codes("T", h), codes(q_width + 2 * kv_width, h), vector(q_width + 2 * kv_width), scale, scale), (qkv,), {})
     yield OpShape("linear", (codes("T", i), codes(h, i), None, scale, scale), (hidden,), {})
     yield OpShape("gate_up_silu", (codes("T", h), codes(2 * i, h), scale, scale, scale), (codes("T", i),), {})

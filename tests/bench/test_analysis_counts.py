@@ -100,6 +100,15 @@ def test_other_families_count_their_own_matrices(model: str) -> None:
     assert sum(c.flop for c in counted if c.kind == "gemm") == pytest.approx(3 * (cost.token_flops + cost.row_flops))
 
 
+def test_a_gptj_layer_reads_both_branches_and_the_residual_once_and_writes_sum_and_norm() -> None:
+    plan = compile_model(preset_config("gptj-6b"), "bf16", Profile(8, 64, 64), weights_source={"kind": "dummy", "seed": 0}).plan
+    costs = PlanCounter(plan).step(StepShape.decode(3, 20))
+    norms = [cost for cost in costs if cost.op == "add_layer_norm"]
+    assert len(norms) == 28
+    assert {(cost.activation_bytes, cost.weight_bytes, cost.flop) for cost in norms} == {(5 * 3 * 4096 * 2, 2 * 4096 * 2, 9 * 3 * 4096)}
+    assert not [cost for cost in costs if cost.op == "add"]
+
+
 def test_roles_forget_the_layer() -> None:
     assert role_of("model.layers.31.mlp.down_proj") == "layers.*.mlp.down_proj"
     assert (layer_of("model.layers.31.mlp.down_proj"), layer_of("lm_head")) == (31, None)

@@ -21,6 +21,7 @@ import numpy.typing as npt
 from trtllm_engines.plan import LOGITS, Op, Plan, step_input_specs
 from trtllm_engines.precision import product_dtype
 from trtllm_kernels.expr import evaluate
+from trtllm_kernels.lowering import ARGUMENTS
 from trtllm_kernels.types import TensorSpec
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ _ELEMENT_FLOP: Mapping[str, int] = {
     "quantize": 2,
 }
 """FLOP an element of the result."""
+_ADDEND = {op: arguments.index("addend") for op, arguments in ARGUMENTS.items() if "addend" in arguments}
+"""Where an op takes a third summand, one addition more."""
 _STATE = ("kv_cache", "block_table", "last_tokens")
 _FUSED_PRODUCTS = ("gate_up_silu", "linear_gelu")
 _PICKS_ROWS = ("embedding", "gather_rows")
@@ -230,7 +233,8 @@ class PlanCounter:
             return OpCost(op.name, op.op, "gemm", self._format(op, matrix), flop, weight_bytes, 0.0, inputs + results, rows)
         if op.op == "prepare_step":
             inputs += 4.0 * (shape.num_decodes + shape.tokens)
-        flop = _ELEMENT_FLOP.get(op.op, 0) * self._elements(op.outputs[0], symbols)
+        additions = 1 if op.op in _ADDEND and op.inputs[_ADDEND[op.op]] else 0
+        flop = (_ELEMENT_FLOP.get(op.op, 0) + additions) * self._elements(op.outputs[0], symbols)
         return self._rows(op, flop, weight_bytes, inputs + results)
 
     def _rows(self, op: Op, flop: float, weight_bytes: float, activation_bytes: float) -> OpCost:

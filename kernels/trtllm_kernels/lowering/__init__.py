@@ -33,8 +33,8 @@ ARGUMENTS: Mapping[str, tuple[str, ...]] = {
     "gelu": ("x", "out_scale"),
     "add": ("a", "b"),
     "gather_rows": ("x", "rows"),
-    "add_rms_norm": ("x", "residual", "weight", "out_scale"),
-    "add_layer_norm": ("x", "residual", "weight", "bias", "out_scale"),
+    "add_rms_norm": ("x", "residual", "weight", "addend", "out_scale"),
+    "add_layer_norm": ("x", "residual", "weight", "bias", "addend", "out_scale"),
     "prepare_step": ("context_tokens", "seq_slots", "query_start", "kv_lens", "last_tokens", "block_table"),
     "rope_kv_write": ("qkv", "positions", "cos_sin", "kv_cache", "kv_slots", "q_norm", "k_norm", "k_scale", "v_scale"),
     "paged_attention": (
