@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from trtllm_kernels.lowering import lower
+from trtllm_kernels.lowering import IN_PLACE, lower
 from trtllm_kernels.samples import ModelShape
 from trtllm_kernels.types import Attr, KernelSpec, TensorSpec
 
@@ -30,7 +30,8 @@ class OpShape:
     attrs: Mapping[str, Attr]
 
     def kernels(self, arch: str) -> tuple[KernelSpec, ...]:
-        return lower(self.op, self.inputs, self.outputs, self.attrs, arch).kernels
+        """In place where there are such, as engines have them."""
+        return lower(self.op, self.inputs, self.outputs, self.attrs, arch, in_place=self.op in IN_PLACE).kernels
 
 
 def ops_of(model: ModelShape, precision: str, *, max_seq_len: int = 4096, max_batch_size: int = 256) -> Iterator[OpShape]:

@@ -41,10 +41,10 @@ def step_sizes(named: dict[str, Any]) -> dict[str, int]:
     return {**dict.fromkeys(SYMBOLS, 0), "D": decodes, "C": int(continued.sum())}
 
 
-def lower_call(op: OpDef, named: dict[str, Any], outputs: list[torch.Tensor], arch: str) -> Lowered:
+def lower_call(op: OpDef, named: dict[str, Any], outputs: list[torch.Tensor], arch: str, in_place: bool = False) -> Lowered:
     inputs: list[TensorSpec | None] = [None if named[name] is None else spec_of(named[name]) for name in op.tensors]
     attrs: dict[str, Attr] = {name: list(v) if isinstance(v := named[name], tuple | list) else v for name in op.attrs}
-    return lower(op.name, inputs, [spec_of(y) for y in outputs], attrs, arch)
+    return lower(op.name, inputs, [spec_of(y) for y in outputs], attrs, arch, in_place=in_place)
 
 
 def as_list(result: Any) -> list[torch.Tensor]:

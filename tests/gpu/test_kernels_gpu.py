@@ -124,6 +124,25 @@ def test_attention_ops(op: str, model: str, precision: str) -> None:
         compare(op, model, batch, precision)
 
 
+@pytest.mark.parametrize("tactic", [{"block_h": 2, "warps": 4}, {"block_h": 8, "warps": 2}, {"block_h": 32, "warps": 1}], ids=str)
+@pytest.mark.parametrize("precision", ["bf16", "fp8"])
+@pytest.mark.parametrize("model", ["gptj", "qwen3", "tiny"])
+def test_rotation_in_place_is_bitwise_the_functional_one(model: str, precision: str, tactic: dict[str, int]) -> None:
+    """Also of tiles so small that several threads hold each element."""
+    op = OPS["rope_kv_write"]
+    named = on_gpu(draw(op.name, MODELS[model], BATCHES["mixed"], precision))
+    twin = {**named, "qkv": named["qkv"].clone(), "kv_cache": named["kv_cache"].clone()}
+    expected = op.overload(**named)
+    specs = [None if named[name] is None else TensorSpec(tuple(named[name].shape), dtype_name(named[name].dtype)) for name in op.tensors]
+    attrs = {name: named[name] for name in op.attrs}
+    lowered = lower(op.name, specs, [specs[0]], attrs, arch(), tactic=tactic, in_place=True)
+    program = BoundProgram([lowered], {**twin, "out0": twin["qkv"]}.__getitem__, compile_all(lowered.kernels, arch()))
+    program.set_symbols(T=0, R=0, D=0, S=0, C=0)
+    program.run()
+    assert torch.equal(twin["qkv"], expected)
+    assert torch.equal(twin["kv_cache"].view(torch.uint8), named["kv_cache"].view(torch.uint8))
+
+
 TOKENS = (1, 2, 191, 192, 1000)
 """On both sides of every change of routine: one token, a few, and from 192 the fused kernels."""
 

@@ -11,7 +11,7 @@ import trtllm_kernels.ops
 from trtllm_kernels.catalogue import MODELS, ops_of
 from trtllm_kernels.errors import KernelError
 from trtllm_kernels.expr import evaluate
-from trtllm_kernels.lowering import ARGUMENTS, lower
+from trtllm_kernels.lowering import ARGUMENTS, IN_PLACE, lower
 from trtllm_kernels.samples import ModelShape
 from trtllm_kernels.types import Lowered, TensorSpec
 
@@ -23,6 +23,13 @@ def attention(model: ModelShape, max_seq_len: int = 4096, **tactic: int) -> Lowe
 
 def test_argument_names_are_the_schemas() -> None:
     assert {name: op.tensors for name, op in trtllm_kernels.ops.OPS.items() if name != "attention"} == dict(ARGUMENTS)
+
+
+def test_what_works_in_place_is_said_of_arguments_and_nothing_else_is_lowered_so() -> None:
+    assert all(argument in ARGUMENTS[op] for op, argument in IN_PLACE.items())
+    x, w = TensorSpec(("T", 48), "bf16"), TensorSpec((48,), "bf16")
+    with pytest.raises(KernelError, match="op rms_norm has no launches that work in place; those that have: rope_kv_write"):
+        lower("rms_norm", [x, w], [x], {"eps": 1e-5}, "sm_90", in_place=True)
 
 
 def test_catalogue_covers_the_dialect() -> None:

@@ -173,7 +173,7 @@ class PlanCounter:
             return (name in self.plan.weights, self.specs[name]) if name in self.specs else None
 
         attrs = tuple(sorted((key, str(value)) for key, value in op.attrs.items() if key != "layer"))
-        return (op.op, attrs, tuple(spec(name) for name in op.inputs), tuple(spec(name) for name in op.outputs))
+        return (op.op, bool(op.reuses), attrs, tuple(spec(name) for name in op.inputs), tuple(spec(name) for name in op.outputs))
 
     def step(self, shape: StepShape, sample: bool = True) -> list[OpCost]:
         """Cost of each op of the plan in order, then of sampling."""
@@ -272,4 +272,10 @@ class PlanCounter:
         written = shape.tokens * self._kv_bytes_per_token()
         flop = _ELEMENT_FLOP[op.op] * self._elements(op.outputs[0], symbols)
         moved = self._all_bytes(others, symbols) + rotary + results
+        if op.reuses:  # what passes through stays where it is; of q it is not even read
+            config, item = self.plan.config, ITEM_BYTES[self.specs[op.outputs[0]].dtype]
+            passing = config.head_dim - int(self.specs[table].shape[1])
+            unread = config.num_heads * passing
+            unwritten = unread + config.num_kv_heads * (passing + config.head_dim)
+            moved -= shape.tokens * (unread + unwritten) * item
         return OpCost(op.name, op.op, "rows", self._products, flop, weights, written, moved)

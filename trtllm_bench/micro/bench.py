@@ -92,6 +92,8 @@ class Bench:
         for op, cost, like in zip(self.plan.ops, costs, self.counter.likeness, strict=True):
             for name in op.outputs:
                 memory[name] = self._empty(self.plan.values[name], symbols)
+            if op.reuses:
+                memory[op.outputs[0]] = memory[op.reuses]
             bound = BoundOp(op, cost, memory, symbols, None if self.arch == "cpu" else self._bind(op.tactics[self.arch], memory, symbols))
             bound.run()
             if like not in met:

@@ -92,6 +92,7 @@ def rope_kv_write(call: OpCall) -> Lowered:
             "QK_NORM": q_norm is not None,
             "BLOCK_H": tuned["block_h"],
             "SCALED_CACHE": call.get("k_scale") is not None,
+            "IN_PLACE": call.in_place,
         },
         warps=tuned["warps"],
     )
