@@ -15,9 +15,9 @@ from trtllm_engines.config import ModelConfig
 from trtllm_engines.errors import EngineError
 from trtllm_kernels.types import Arg, Attr, KernelSpec, Launch, Lowered, TensorSpec
 
-FORMAT_VERSION = 1
-KERNEL_ABI = 1
-"""Raised when the meaning of a launch's arguments, or of the step inputs below, changes."""
+FORMAT_VERSION = 2
+KERNEL_ABI = 2
+"""Raised when the meaning of a launch's arguments, its symbols, or of the step inputs below, changes."""
 
 LOGITS = "logits"
 """The model's result: float [S, vocabulary]."""
@@ -104,6 +104,8 @@ class Op:
     outputs: tuple[str, ...]
     attrs: Mapping[str, Attr]
     tactics: Mapping[str, Lowered] = field(default_factory=dict)
+    reuses: str = ""
+    """The input, not needed afterwards, whose memory the first result takes; "" where it has its own. The references know nothing of it."""
 
 
 @dataclass(frozen=True)
@@ -184,6 +186,7 @@ def _op(data: Mapping[str, Any]) -> Op:
         outputs=tuple(data["outputs"]),
         attrs=data["attrs"],
         tactics={arch: _lowered(lowered) for arch, lowered in data["tactics"].items()},
+        reuses=data["reuses"],
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from trtllm_kernels.lowering import lower
+from trtllm_kernels.lowering import IN_PLACE, lower
 from trtllm_kernels.samples import ModelShape
 from trtllm_kernels.types import Attr, KernelSpec, TensorSpec
 
@@ -30,7 +30,8 @@ class OpShape:
     attrs: Mapping[str, Attr]
 
     def kernels(self, arch: str) -> tuple[KernelSpec, ...]:
-        return lower(self.op, self.inputs, self.outputs, self.attrs, arch).kernels
+        """In place where there are such, as engines have them."""
+        return lower(self.op, self.inputs, self.outputs, self.attrs, arch, in_place=self.op in IN_PLACE).kernels
 
 
 def ops_of(model: ModelShape, precision: str, *, max_seq_len: int = 4096, max_batch_size: int = 256) -> Iterator[OpShape]:
@@ -65,9 +66,9 @@ def ops_of(model: ModelShape, precision: str, *, max_seq_len: int = 4096, max_ba
 
     yield OpShape("embedding", (ints("T"), TensorSpec((model.vocab, h), dtype)), (hidden,), {})
     yield OpShape("rms_norm", (hidden, weight, scale), (codes("T", h),), eps)
-    yield OpShape("add_rms_norm", (hidden, hidden, weight, scale), (codes("T", h), hidden), eps)
+    yield OpShape("add_rms_norm", (hidden, hidden, weight, None, scale), (codes("T", h), hidden), eps)
     yield OpShape("layer_norm", (hidden, weight, weight, scale), (codes("T", h),), eps)
-    yield OpShape("add_layer_norm", (hidden, hidden, weight, weight, scale), (codes("T", h), hidden), eps)
+    yield OpShape("add_layer_norm", (hidden, hidden, weight, weight, hidden, scale), (codes("T", h), hidden), eps)
     yield OpShape("linear", (codes("T", h), codes(q_width + 2 * kv_width, h), vector(q_width + 2 * kv_width), scale, scale), (qkv,), {})
     yield OpShape("linear", (codes("T", i), codes(h, i), None, scale, scale), (hidden,), {})
     yield OpShape("gate_up_silu", (codes("T", h), codes(2 * i, h), scale, scale, scale), (codes("T", i),), {})

@@ -14,7 +14,7 @@ from trtllm_kernels.expr import evaluate
 from trtllm_kernels.lowering import ARGUMENTS, lower
 from trtllm_kernels.ops.registry import LIBRARY, OPS, OpDef
 from trtllm_kernels.specs import DTYPES, spec_of
-from trtllm_kernels.types import Attr, Lowered, TensorSpec
+from trtllm_kernels.types import SYMBOLS, Attr, Lowered, TensorSpec
 
 
 def bound_arguments(op: OpDef, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -32,10 +32,19 @@ def num_decodes(query_start: torch.Tensor) -> int:
     return int(many[0]) if len(many) else len(query_start) - 1
 
 
-def lower_call(op: OpDef, named: dict[str, Any], outputs: list[torch.Tensor], arch: str) -> Lowered:
+def step_sizes(named: dict[str, Any]) -> dict[str, int]:
+    """The symbols that launches of one call need: leading dimensions are numbers there, so only what the batch's order says."""
+    if "query_start" not in named:
+        return dict.fromkeys(SYMBOLS, 0)
+    decodes = num_decodes(named["query_start"])
+    continued = (named["kv_lens"] > named["query_start"].diff())[decodes:]
+    return {**dict.fromkeys(SYMBOLS, 0), "D": decodes, "C": int(continued.sum())}
+
+
+def lower_call(op: OpDef, named: dict[str, Any], outputs: list[torch.Tensor], arch: str, in_place: bool = False) -> Lowered:
     inputs: list[TensorSpec | None] = [None if named[name] is None else spec_of(named[name]) for name in op.tensors]
     attrs: dict[str, Attr] = {name: list(v) if isinstance(v := named[name], tuple | list) else v for name in op.attrs}
-    return lower(op.name, inputs, [spec_of(y) for y in outputs], attrs, arch)
+    return lower(op.name, inputs, [spec_of(y) for y in outputs], attrs, arch, in_place=in_place)
 
 
 def as_list(result: Any) -> list[torch.Tensor]:
@@ -56,13 +65,13 @@ def execute(op: OpDef, named: dict[str, Any], outputs: list[torch.Tensor]) -> No
         if name not in op.mutates:
             tensors[name] = tensor.contiguous() if tensor.data_ptr() % 16 == 0 else tensor.clone(memory_format=torch.contiguous_format)
     tensors.update({f"out{i}": y for i, y in enumerate(outputs)})
-    decodes = num_decodes(named["query_start"]) if "query_start" in named else 0
+    symbols = step_sizes(named)
     for name, spec in lowered.workspaces.items():
-        shape = [max(1, evaluate(dim, {"D": decodes})) for dim in spec.shape]
+        shape = [max(1, evaluate(dim, symbols)) for dim in spec.shape]
         tensors[name] = torch.empty(shape, dtype=DTYPES[spec.dtype], device=device)
     with torch.cuda.device(device):
         program = BoundProgram([lowered], tensors.__getitem__, compile_all(lowered.kernels, arch))
-        program.set_symbols(T=0, R=0, D=decodes, S=0)
+        program.set_symbols(**symbols)
         program.run()
 
 

@@ -81,10 +81,10 @@ class _Symbolic:
             self._parameters[key] = ctypes.c_int32() if kind == "i32" else ctypes.c_int64()
         return self._parameters[key]
 
-    def update(self, T: int, R: int, D: int, S: int) -> None:
+    def update(self, *sizes: int) -> None:
         if self._function is None:
             self._function = compile_all(list(self._index))
-        self.values = self._function(T, R, D, S)
+        self.values = self._function(*sizes)
         for (_, index), parameter in self._parameters.items():
             parameter.value = self.values[index]
 
@@ -234,14 +234,15 @@ class BoundProgram:
                 raise KernelError(f"the plan launches kernel {launch.kernel}, which was not compiled; rebuild the engine")
             else:
                 self._steps.append(_Kernel(launch, cubins[launch.kernel], resolve, self._symbolic))
-        self._symbols: tuple[int, int, int, int] | None = None
+        self._symbols: tuple[int, ...] | None = None
         self._active: list[_Matmul | tuple[Any, ...]] = []
 
-    def set_symbols(self, *, T: int, R: int, D: int, S: int) -> None:
-        """Sizes of the next step: tokens, sequences, decode sequences, rows whose logits are wanted."""
-        if self._symbols == (T, R, D, S):
+    def set_symbols(self, *, T: int, R: int, D: int, S: int, C: int) -> None:
+        """Sizes of the next step: tokens, sequences, decode sequences, rows whose logits are wanted, continued context sequences."""
+        symbols = (T, R, D, S, C)
+        if self._symbols == symbols:
             return
-        self._symbolic.update(T, R, D, S)
+        self._symbolic.update(*symbols)
         values = self._symbolic.values
         by_rows: dict[int, Views] = {}
         self._active = []
@@ -255,7 +256,7 @@ class BoundProgram:
                 x, y, z = (values[index] for index in step.grid)
                 if x > 0 and y > 0 and z > 0:
                     self._active.append((step.function, x, y, z, step.threads, step.shared_bytes, step.parameters, step.name))
-        self._symbols = (T, R, D, S)
+        self._symbols = symbols
 
     def run(self) -> None:
         if self._symbols is None:

@@ -159,7 +159,7 @@ def _draw(op: str, model: ModelShape, batch: BatchShape, dtype: str, poison: boo
         case "add_rms_norm":
             return {"x": randn(t, h), "residual": randn(t, h), "weight": randn(h), "eps": 1e-5}
         case "add_layer_norm":
-            return {"x": randn(t, h), "residual": randn(t, h), "weight": randn(h), "bias": randn(h), "eps": 1e-5}
+            return {"x": randn(t, h), "residual": randn(t, h), "weight": randn(h), "bias": randn(h), "eps": 1e-5, "addend": randn(t, h)}
         case "linear" | "linear_gelu":
             return {"x": randn(t, h), "weight": randn(model.intermediate, h) / h**0.5, "bias": randn(model.intermediate)}
         case "gate_up_silu":

@@ -6,6 +6,7 @@ it needs neither Triton nor the heuristics that chose them. Sizes known only at 
     T  tokens in this step            R  sequences in this step
     D  decode sequences (rows [0, D), one token each; context chunks follow)
     S  rows whose logits are wanted
+    C  context sequences that continue: part of them is in the cache from earlier steps
 
 Grid sizes and integer arguments may be expressions over symbols (`ceil_div(T - D, 64) + R - D`), evaluated once a step by
 `trtllm_kernels.expr`. Rejected: Python callables in the plan (not serialisable), and padding every step to the profile (wasteful).
@@ -19,7 +20,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-SYMBOLS = ("T", "R", "D", "S")
+SYMBOLS = ("T", "R", "D", "S", "C")
 Dim = int | str
 Attr = int | float | bool | str | list[int] | list[float] | None
 

@@ -40,8 +40,7 @@ def test_a_decode_step_of_64_sequences_at_200_tokens(plan: Plan) -> None:
     assert attention.activation_bytes == 2 * 64 * 4096 * 2 + 4 * (pages + 3 * 64)
     write = costs[layer + "self_attn.attn.rope_kv_write"]
     assert write.kv_bytes == 64 * 2 * 8 * 128 * 2
-    returned = int(plan.values[next(op for op in plan.ops if op.op == "rope_kv_write").outputs[0]].shape[1])
-    assert write.activation_bytes == 64 * 6144 * 2 + 64 * 128 * 4 + 64 * 4 * 2 + 64 * returned * 2
+    assert write.activation_bytes == 64 * (4096 + 2048) * 2 + 64 * 128 * 4 + 64 * 4 * 2 + 64 * (4096 + 1024) * 2
     norm = costs[layer + "post_attention_layernorm"]
     assert (norm.weight_bytes, norm.activation_bytes) == (8192, 4 * 64 * 4096 * 2)
     gate_up = costs[layer + "mlp.silu_mul"]
@@ -67,7 +66,8 @@ def test_a_chunk_of_a_prompt_sees_what_is_in_the_cache() -> None:
     both = StepShape.decode(2, 50) + shape
     assert (both.tokens, both.sequences, both.num_decodes, both.phase) == (12, 3, 2, "mixed")
     assert both.pairs == 100 + shape.pairs
-    assert both.symbols == {"T": 12, "R": 3, "D": 2, "S": 2}
+    assert both.symbols == {"T": 12, "R": 3, "D": 2, "S": 2, "C": 1}
+    assert (both + StepShape.prefill(2, 7)).symbols["C"] == 1, "a whole prompt continues nothing"
 
 
 def test_the_sum_over_ops_agrees_with_the_whole_model_count(plan: Plan) -> None:
@@ -97,6 +97,27 @@ def test_other_families_count_their_own_matrices(model: str) -> None:
     cost, shape = ModelCost.of(plan), StepShape.decode(3, 20)
     counted = PlanCounter(plan).step(shape)
     assert sum(c.flop for c in counted if c.kind == "gemm") == pytest.approx(3 * (cost.token_flops + cost.row_flops))
+
+
+def test_a_gptj_layer_reads_both_branches_and_the_residual_once_and_writes_sum_and_norm() -> None:
+    plan = compile_model(preset_config("gptj-6b"), "bf16", Profile(8, 64, 64), weights_source={"kind": "dummy", "seed": 0}).plan
+    costs = PlanCounter(plan).step(StepShape.decode(3, 20))
+    norms = [cost for cost in costs if cost.op == "add_layer_norm"]
+    assert len(norms) == 28
+    assert {(cost.activation_bytes, cost.weight_bytes, cost.flop) for cost in norms} == {(5 * 3 * 4096 * 2, 2 * 4096 * 2, 9 * 3 * 4096)}
+    assert not [cost for cost in costs if cost.op == "add"]
+
+
+def test_rotation_moves_what_it_changes_and_what_it_caches() -> None:
+    """GPT-J: 16 heads of 256, of which 64 rotate. Where the product before it is an output too, all of it is moved."""
+    description = {"kind": "dummy", "seed": 0}
+    product = "transformer.h.3.attn.qkv_proj"
+    plan = compile_model(preset_config("gptj-6b"), "bf16", Profile(8, 64, 64), weights_source=description, mark_outputs=[product]).plan
+    costs = by_name(PlanCounter(plan).step(StepShape.decode(3, 20)))
+    rest = 3 * 64 * 4 + 3 * 4 * 2
+    for layer, elements in ((2, (16 * 64 + 2 * 4096) + 2 * 16 * 64), (3, 2 * 3 * 4096)):
+        write = costs[f"transformer.h.{layer}.attn.attn.rope_kv_write"]
+        assert (write.activation_bytes, write.kv_bytes) == (3 * elements * 2 + rest, 3 * 2 * 4096 * 2)
 
 
 def test_roles_forget_the_layer() -> None:

@@ -323,6 +323,30 @@ def test_results_are_spoiled_and_the_cache_is_put_back(bench: CpuBench) -> None:
     pytest.fail("no rope_kv_write")
 
 
+def test_a_kernel_that_works_in_place_is_given_its_input_anew(bench: CpuBench) -> None:
+    """As on a GPU, where the result is the input's memory: what one variant left there must not be what the next one starts from."""
+    bound = next(one for one in bench.ops(CASES[1]) if one.op.reuses)
+    memory, given, result = bound.memory, bound.op.reuses, bound.op.outputs[0]
+
+    class InPlace:
+        def run(self, part: slice = slice(None)) -> None:
+            made = bound.reference(bound.arguments())[0]
+            memory[given][part] = made[part]
+
+    class HalfDone(InPlace):
+        def run(self, part: slice = slice(0, 1)) -> None:
+            super().run(part)
+
+    memory[result] = memory[given]
+    right, wrong = replace(bound, program=InPlace()), replace(bound, program=HalfDone())
+    assert right.error() == 0.0
+    with check.checking(right) as checked:
+        for _ in range(2):
+            assert checked.error_of(right) == ""
+            assert checked.error_of(wrong).startswith("wrong")
+    assert not memory[given].isnan().any()
+
+
 def test_a_profiler_that_loses_kernels_costs_one_choice_and_not_the_run(bench: CpuBench) -> None:
     def times(race: Race, tactic: Mapping[str, int]) -> float:
         if race.choice.name == "decode":

@@ -22,7 +22,7 @@ from trtllm_engines.engine_dir import check_files, load_engine, rebuild_command
 from trtllm_engines.errors import EngineError
 from trtllm_engines.fingerprint import Target, compatible_arch, parse_arches
 from trtllm_engines.graph import trace
-from trtllm_engines.plan import Profile
+from trtllm_engines.plan import FORMAT_VERSION, Profile
 from trtllm_engines.weights.dummy import DummyWeights
 from trtllm_engines.weights.write import assemble
 
@@ -216,10 +216,11 @@ def test_no_engine_here(tmp_path: Path) -> None:
 def test_other_format_and_kernel_abi_are_refused(engine: Path) -> None:
     edit_plan(engine, format_version=99)
     with pytest.raises(
-        EngineError, match="has folder format version 99 but this release runs version 1; rebuild with: trtllm-bench build --model"
+        EngineError,
+        match=f"has folder format version 99 but this release runs version {FORMAT_VERSION}; rebuild with: trtllm-bench build --model",
     ):
         load_engine(engine)
-    edit_plan(engine, format_version=1, kernel_abi=0)
+    edit_plan(engine, format_version=FORMAT_VERSION, kernel_abi=0)
     with pytest.raises(EngineError, match="has kernel ABI version 0 but this release runs version"):
         load_engine(engine)
 

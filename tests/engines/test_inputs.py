@@ -34,6 +34,7 @@ def test_a_mixed_step_is_packed_as_the_plan_says() -> None:
     sizes = inputs.upload(mixed_batch())
     t = inputs.tensors
     assert (sizes.num_tokens, sizes.num_seqs, sizes.num_decodes, sizes.num_samples, sizes.longest) == (10, 4, 2, 3, 17)
+    assert sizes.num_continued == 1, "the chunk of 5; the prompt of 3 begins here, and a decode is no context"
     assert t["context_tokens"][:10].tolist() == [-1, -1, 11, 12, 13, 14, 15, 21, 22, 23]
     assert t["seq_slots"][:4].tolist() == [2, 0, 3, 1]
     assert t["query_start"][:5].tolist() == [0, 1, 2, 7, 10]
@@ -50,7 +51,7 @@ def test_padding_rows_decode_at_the_padding_slot() -> None:
     batch = StepBatch(int32(3), int32(1), int32(7), 1, int32(), np.array([True]), np.empty((0, 3), np.int32))
     sizes = inputs.upload(batch, padded_seqs=4)
     t = inputs.tensors
-    assert (sizes.num_tokens, sizes.num_seqs, sizes.num_decodes, sizes.num_samples) == (4, 4, 4, 4)
+    assert (sizes.num_tokens, sizes.num_seqs, sizes.num_decodes, sizes.num_samples, sizes.num_continued) == (4, 4, 4, 4, 0)
     assert t["seq_slots"][:4].tolist() == [3, 4, 4, 4]
     assert t["kv_lens"][:4].tolist() == [7, 1, 1, 1]
     assert t["query_start"][:5].tolist() == [0, 1, 2, 3, 4]

@@ -73,16 +73,21 @@ def test_a_compiled_llama_has_eight_ops_a_layer() -> None:
     }
 
 
-def test_a_compiled_gptj_keeps_one_add_a_layer_for_its_parallel_branches() -> None:
+def test_a_compiled_gptj_has_seven_ops_a_layer_and_no_addition_of_its_own() -> None:
     graph = trace(MODELS["gptj"], "fp32", PROFILE)
     run_passes(graph)
     layers = LLAMA.num_layers
-    found = counts(graph)
-    assert found["add"] == layers
-    assert found["add_layer_norm"] == layers
-    assert found["layer_norm"] == 1
-    assert found["linear"] == 3 * layers + 1
-    assert found["linear_gelu"] == layers
+    assert counts(graph) == {
+        "prepare_step": 1,
+        "embedding": 1,
+        "layer_norm": 1,
+        "linear": 3 * layers + 1,
+        "linear_gelu": layers,
+        "rope_kv_write": layers,
+        "paged_attention": layers,
+        "add_layer_norm": layers,
+        "gather_rows": 1,
+    }
 
 
 def test_qk_norm_is_taken_into_the_cache_write() -> None:
@@ -175,6 +180,16 @@ def test_verifier_refuses_mixed_dtypes() -> None:
     graph = _graph()
     graph.weights["model.norm.weight"] = TensorSpec((64,), "bf16")
     with pytest.raises(VerifyError, match=r"rms_norm 'model\.norm' mixes bf16, fp32"):
+        verify(graph, "test")
+
+
+def test_verifier_refuses_a_sum_of_shapes_that_do_not_fit() -> None:
+    graph = trace(MODELS["gptj"], "fp32", PROFILE)
+    run_passes(graph)
+    norm = graph.nodes("add_layer_norm")[0]
+    norm.update_arg(1, norm.args[5])  # the embedding is read elsewhere too, so nothing is left unused
+    norm.update_arg(5, graph.nodes("linear_gelu")[0])
+    with pytest.raises(VerifyError, match=r"add_layer_norm '.*' combines \('T', 64\) with \('T', 96\)"):
         verify(graph, "test")
 
 

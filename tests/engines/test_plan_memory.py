@@ -5,12 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import combinations
 
+import pytest
 from compiler_models import LLAMA, MODELS, PROFILE
 from hypothesis import given
 from hypothesis import strategies as st
 
 from trtllm_engines.compile import compile_model
+from trtllm_engines.config import ModelConfig
 from trtllm_engines.passes.plan_memory import ALIGNMENT, Lifetime, largest_bytes, lifetimes, place
+from trtllm_engines.passes.reuse_inputs import reuse_inputs, verify_reuse
+from trtllm_engines.passes.verify import VerifyError
 from trtllm_engines.plan import Buffer, Op, Plan, Profile
 from trtllm_kernels.types import Lowered, TensorSpec
 
@@ -48,14 +52,64 @@ def test_values_not_alive_together_share() -> None:
     assert total == 1024
 
 
-def test_an_op_never_writes_over_what_it_reads() -> None:
-    for name in MODELS:
-        plan = compile_model(MODELS[name], "fp32", PROFILE, weights_source={"kind": "dummy", "seed": 0}).plan
+def compiled(model: ModelConfig = LLAMA, **more: object) -> Plan:
+    return compile_model(model, "fp32", PROFILE, weights_source={"kind": "dummy", "seed": 0}, **more).plan  # type: ignore[arg-type]
+
+
+def test_an_op_never_writes_over_what_it_reads_but_in_place() -> None:
+    for model in MODELS.values():
+        plan = compiled(model)
+        assert [op.op for op in plan.ops if op.reuses] == ["rope_kv_write"] * model.num_layers
         for op in plan.ops:
             for read in op.inputs:
                 for written in op.outputs:
-                    if read in plan.buffers:
+                    if op.reuses and read == op.reuses:
+                        assert plan.buffers[read] == plan.buffers[written]
+                    elif read in plan.buffers:
                         assert disjoint(plan.buffers[read], plan.buffers[written]), (op.name, read, written)
+
+
+def test_memory_taken_over_is_kept_until_its_last_holder_is_done() -> None:
+    plan = compiled()
+    alive: dict[str, tuple[int, int]] = {}
+    for index, op in enumerate(plan.ops):
+        for name in (*op.inputs, *op.outputs):
+            if name in plan.values:
+                alive[name] = (alive.get(name, (index, index))[0], index)
+    taken = {op.outputs[0]: op.reuses for op in plan.ops if op.reuses}
+    for a, b in combinations(plan.values, 2):
+        if alive[a][0] <= alive[b][1] and alive[b][0] <= alive[a][1] and a not in (taken.get(b), b) and b != taken.get(a):
+            assert disjoint(plan.buffers[a], plan.buffers[b]), (a, b)
+
+
+def test_a_value_that_is_wanted_afterwards_keeps_its_memory() -> None:
+    value = next(op.reuses for op in compiled().ops if op.reuses)
+    marked = compiled(mark_outputs=[value])
+    first = next(op for op in marked.ops if op.op == "rope_kv_write")
+    assert (first.inputs[0], first.reuses) == (value, "")
+    assert disjoint(marked.buffers[value], marked.buffers[first.outputs[0]])
+    assert sum(bool(op.reuses) for op in marked.ops) == LLAMA.num_layers - 1
+    launches = compiled(mark_outputs=[value], arches=("sm_90",)).ops
+    kernels = [op.tactics["sm_90"].kernels[0].constexprs["IN_PLACE"] for op in launches if op.op == "rope_kv_write"]
+    assert kernels == [False] + [True] * (LLAMA.num_layers - 1)
+
+
+def test_the_verifier_refuses_a_result_over_what_is_still_needed() -> None:
+    plan = compiled()
+    at, op = next((i, op) for i, op in enumerate(plan.ops) if op.reuses)
+    stray = Op("stray", "gelu", (op.reuses, ""), ("strayed",), {})
+    verify_reuse(plan.ops, plan.values, ("logits",))
+    with pytest.raises(VerifyError, match=r"rope_kv_write '.*' cannot take the memory of '.*qkv_proj': 'stray' reads it later"):
+        verify_reuse([*plan.ops, stray], plan.values, ("logits",))
+    assert not reuse_inputs([replace(op, reuses=""), stray], plan.values, ("logits",))[0].reuses
+    verify_reuse([stray, *plan.ops[at:]], plan.values, ("logits",))
+    with pytest.raises(VerifyError, match="it is an output of the engine"):
+        verify_reuse(plan.ops, plan.values, ("logits", op.reuses))
+    with pytest.raises(VerifyError, match="it is not an activation of the same shape"):
+        verify_reuse(plan.ops, {**plan.values, op.reuses: TensorSpec(("T", 7), "fp32")}, ("logits",))
+    norm = next(op for op in plan.ops if op.op == "add_rms_norm")
+    with pytest.raises(VerifyError, match="its launches cannot work in place"):
+        verify_reuse([replace(norm, reuses=norm.inputs[0])], plan.values, ("logits",))
 
 
 def arena(layers: int, **more: object) -> int:

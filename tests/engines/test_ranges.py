@@ -19,6 +19,7 @@ from trtllm_engines.runtime.launch_order import LaunchOrder
 from trtllm_engines.runtime.ranges import RangedProgram, annotate, groups_of, nvtx_marker
 from trtllm_engines.runtime.scheduler import SchedulerConfig
 from trtllm_engines.sampling import SamplingParams
+from trtllm_kernels.types import SYMBOLS
 
 
 class Recorder:
@@ -91,9 +92,10 @@ def test_groups_are_ops_or_layers() -> None:
     assert groups_of(names, by_op=False) == [("prepare_step", 0, 1), ("layer 0", 1, 3), ("layer 1", 3, 4), ("lm_head", 4, 5)]
 
 
-@pytest.mark.parametrize("symbols", [{"T": 4, "R": 4, "D": 4, "S": 4}, {"T": 40, "R": 6, "D": 4, "S": 6}, {"T": 1, "R": 1, "D": 1, "S": 1}])
+@pytest.mark.parametrize("sizes", [(4, 4, 4, 4, 0), (40, 6, 4, 6, 1), (1, 1, 1, 1, 0)])
 @pytest.mark.parametrize("by_op", [True, False])
-def test_launches_run_in_order_each_in_its_range(symbols: dict[str, int], by_op: bool) -> None:
+def test_launches_run_in_order_each_in_its_range(sizes: tuple[int, ...], by_op: bool) -> None:
+    symbols = dict(zip(SYMBOLS, sizes, strict=True))
     plan = compile_model(
         preset_config("tiny-llama"), "bf16", Profile(8, 64, 64), arches=("sm_90",), weights_source={"kind": "dummy", "seed": 0}
     ).plan

@@ -63,7 +63,7 @@ def logits_of(engine: Path) -> torch.Tensor:
     runner.state.block_table[0] = torch.arange(1, PROFILE.max_pages_per_seq + 1)
     from trtllm_engines.runtime.inputs import StepSizes
 
-    return runner.forward(StepSizes(16, 1, 0, 4, 16, 0))["logits"]
+    return runner.forward(StepSizes(16, 1, 0, 4, 16, 0, 0))["logits"]
 
 
 def test_an_engine_is_built_from_wide_weights_and_is_nearer_to_them_than_one_scale_a_tensor(tmp_path: Path) -> None:

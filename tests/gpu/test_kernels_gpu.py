@@ -124,6 +124,25 @@ def test_attention_ops(op: str, model: str, precision: str) -> None:
         compare(op, model, batch, precision)
 
 
+@pytest.mark.parametrize("tactic", [{"block_h": 2, "warps": 4}, {"block_h": 8, "warps": 2}, {"block_h": 32, "warps": 1}], ids=str)
+@pytest.mark.parametrize("precision", ["bf16", "fp8"])
+@pytest.mark.parametrize("model", ["gptj", "qwen3", "tiny"])
+def test_rotation_in_place_is_bitwise_the_functional_one(model: str, precision: str, tactic: dict[str, int]) -> None:
+    """Also of tiles so small that several threads hold each element."""
+    op = OPS["rope_kv_write"]
+    named = on_gpu(draw(op.name, MODELS[model], BATCHES["mixed"], precision))
+    twin = {**named, "qkv": named["qkv"].clone(), "kv_cache": named["kv_cache"].clone()}
+    expected = op.overload(**named)
+    specs = [None if named[name] is None else TensorSpec(tuple(named[name].shape), dtype_name(named[name].dtype)) for name in op.tensors]
+    attrs = {name: named[name] for name in op.attrs}
+    lowered = lower(op.name, specs, [specs[0]], attrs, arch(), tactic=tactic, in_place=True)
+    program = BoundProgram([lowered], {**twin, "out0": twin["qkv"]}.__getitem__, compile_all(lowered.kernels, arch()))
+    program.set_symbols(T=0, R=0, D=0, S=0, C=0)
+    program.run()
+    assert torch.equal(twin["qkv"], expected)
+    assert torch.equal(twin["kv_cache"].view(torch.uint8), named["kv_cache"].view(torch.uint8))
+
+
 TOKENS = (1, 2, 191, 192, 1000)
 """On both sides of every change of routine: one token, a few, and from 192 the fused kernels."""
 
@@ -160,7 +179,7 @@ def test_products(op: str, model: str, precision: str) -> None:
     expected = finish(exact, wide, tensors.get("out_scale"))
     for tokens in TOKENS:
         poison(tensors["out0"])
-        program.set_symbols(T=tokens, R=1, D=0, S=1)
+        program.set_symbols(T=tokens, R=1, D=0, S=1, C=0)
         program.run()
         check(op, precision, tensors["out0"][:tokens], expected[:tokens])
 
@@ -229,17 +248,17 @@ def test_program_follows_its_symbols_and_touches_no_row_beyond() -> None:
         for name in ("normed", "total", "y", "out"):
             tensors[name].fill_(torch.nan)
         tensors["rows"][: len(rows)] = torch.tensor(rows, dtype=torch.int32, device="cuda")
-        program.set_symbols(T=tokens, R=1, D=0, S=len(rows))
+        program.set_symbols(T=tokens, R=1, D=0, S=len(rows), C=0)
         program.run()
         check_program(tensors, tokens, rows)
-    program.set_symbols(T=0, R=0, D=0, S=0)
+    program.set_symbols(T=0, R=0, D=0, S=0, C=0)
     program.run()
 
 
 def test_captured_graph_replays_with_new_contents() -> None:
     tensors: dict[str, torch.Tensor] = {}
     program = symbolic_program(tensors)
-    program.set_symbols(T=32, R=1, D=0, S=2)
+    program.set_symbols(T=32, R=1, D=0, S=2, C=0)
     side = torch.cuda.Stream()
     with torch.cuda.stream(side):
         program.run()
@@ -247,7 +266,7 @@ def test_captured_graph_replays_with_new_contents() -> None:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         program.run()
-    program.set_symbols(T=5, R=1, D=0, S=1)
+    program.set_symbols(T=5, R=1, D=0, S=1, C=0)
     for name in ("normed", "total", "y", "out"):
         tensors[name].fill_(torch.nan)
     tensors["x"].normal_()
@@ -275,7 +294,8 @@ def test_one_attention_program_serves_every_batch(precision: str) -> None:
         out = TensorSpec(("T", expected.shape[1]), dtype_name(expected.dtype))
         lowered = lower("paged_attention", [specs.get(name) for name in OPS["paged_attention"].tensors], [out], attrs, arch())
         decodes = next((i for i, q in enumerate(batch.query_lens) if q != 1), len(batch.query_lens))
-        symbols = {"T": batch.tokens, "R": len(batch.kv_lens), "D": decodes, "S": len(batch.kv_lens)}
+        continued = sum(kv > query for query, kv in zip(batch.query_lens[decodes:], batch.kv_lens[decodes:], strict=True))
+        symbols = {"T": batch.tokens, "R": len(batch.kv_lens), "D": decodes, "S": len(batch.kv_lens), "C": continued}
         device["out0"] = poison(torch.empty_like(expected, device="cuda"))
         for name, spec in lowered.workspaces.items():
             shape = [max(1, evaluate(dim, symbols)) for dim in spec.shape]
@@ -303,7 +323,7 @@ def test_tma_descriptors_made_on_the_host() -> None:
     args = (Arg("tma", "a", (64, 64)), Arg("tma", "b", (128, 64)), Arg("tma", "c", (64, 128)), Arg("i32", k))
     lowered = Lowered((Launch(spec.key, (m // 64, n // 128, 1), args),), (spec,))
     program = BoundProgram([lowered], tensors.__getitem__, compile_all([spec], arch()))
-    program.set_symbols(T=0, R=0, D=0, S=0)
+    program.set_symbols(T=0, R=0, D=0, S=0, C=0)
     program.run()
     torch.testing.assert_close(tensors["c"].float(), a.float() @ b.float().T, rtol=2e-2, atol=0.1)
 

@@ -20,8 +20,9 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 import trtllm_kernels.ops
 from trtllm_kernels.aot import load_function
-from trtllm_kernels.cuda_ops import as_list, lower_call, num_decodes
+from trtllm_kernels.cuda_ops import as_list, lower_call, step_sizes
 from trtllm_kernels.expr import evaluate
+from trtllm_kernels.lowering import IN_PLACE
 from trtllm_kernels.ops import OPS
 from trtllm_kernels.ops.quantize import FP8, dequantized
 from trtllm_kernels.samples import OUT_SCALE, BatchShape, ModelShape, code_steps, fp8_sample, sample
@@ -100,20 +101,43 @@ def run_launches(lowered: Lowered, tensors: dict[str, torch.Tensor], symbols: di
         load_function(spec)[grid](**dict(zip(spec.signature, values, strict=True)), **spec.constexprs)
 
 
-def run(op_name: str, named: dict, arch: str) -> list[torch.Tensor]:
-    """The op's results by its lowering's launches."""
+def run(op_name: str, named: dict, arch: str, in_place: bool = False) -> list[torch.Tensor]:
+    """The op's results by its lowering's launches. `in_place`: by those that lay the first over an input, which is a copy here."""
     op = OPS[op_name]
     outputs = as_list(op.fake(*(named[a.name] for a in op.overload._schema.arguments)))
     for y in outputs:
         y.fill_(torch.nan if y.is_floating_point() else -(1 << 30))
-    lowered = lower_call(op, named, outputs, arch)
-    decodes = num_decodes(named["query_start"]) if "query_start" in named else 0
+    if in_place:
+        outputs[0].copy_(named[IN_PLACE[op_name]])
+        named = {**named, IN_PLACE[op_name]: outputs[0]}
+    lowered = lower_call(op, named, outputs, arch, in_place)
+    symbols = step_sizes(named)
     tensors = {name: named[name] for name in op.tensors} | {f"out{i}": y for i, y in enumerate(outputs)}
     for name, spec in lowered.workspaces.items():
-        shape = [max(1, evaluate(dim, {"D": decodes})) for dim in spec.shape]
+        shape = [max(1, evaluate(dim, symbols)) for dim in spec.shape]
         tensors[name] = torch.full(shape, torch.nan, dtype=DTYPES[spec.dtype])
-    run_launches(lowered, tensors, {"D": decodes})
+    run_launches(lowered, tensors, symbols)
     return outputs
+
+
+def changes_too_much(named: dict) -> bool:
+    """Whether `rope_kv_write` in place, its result kept apart to see it, writes there anything but the rotary parts of q and k, or needs
+    the rest of q."""
+    tokens, d, rotary = named["qkv"].shape[0], named["head_dim"], named["cos_sin"].shape[1]
+    heads = torch.arange(named["qkv"].shape[1] // d)[:, None]
+    column = torch.arange(d)[None, :]
+    turned = ((heads < named["num_heads"] + named["num_kv_heads"]) & (column < rotary)).flatten()
+    unread = ((heads < named["num_heads"]) & (column >= rotary)).flatten()
+    qkv, y = named["qkv"].clone(), torch.full_like(named["qkv"], torch.nan)
+    qkv[:, unread] = torch.nan
+    op = OPS["rope_kv_write"]
+    lowered = lower_call(op, named, [y], "sm_90", in_place=True)
+    cache = torch.zeros_like(named["kv_cache"])
+    run_launches(lowered, {**named, "qkv": qkv, "kv_cache": cache, "out0": y}, step_sizes(named))
+    kept = torch.equal(y.isnan(), ~turned.expand(tokens, -1))
+    pages, offsets = (named["kv_slots"] // cache.shape[4]).long(), (named["kv_slots"] % cache.shape[4]).long()
+    rows = [one[named["layer"]][pages, :, :, offsets].float() for one in (cache, named["kv_cache"])]
+    return not kept or not torch.equal(*rows)
 
 
 def tolerance(op: str, precision: str) -> dict[str, float]:
@@ -146,6 +170,7 @@ def difference(op: str, precision: str, got: torch.Tensor, want: torch.Tensor) -
 MIXED = BatchShape(query_lens=(1, 1, 1, 5, 20, 1, 17), kv_lens=(1, 32, 77, 5, 70, 9, 17), max_pages=3)
 DECODES = BatchShape(query_lens=(1, 1), kv_lens=(300, 33), max_pages=10)
 CONTEXT = BatchShape(query_lens=(3,), kv_lens=(130,), max_pages=5)
+PROMPTS = BatchShape(query_lens=(1, 5, 40), kv_lens=(33, 5, 40), max_pages=3)
 ONE = BatchShape(query_lens=(1,), kv_lens=(1,), max_pages=1)
 
 GQA = ModelShape()
@@ -175,6 +200,8 @@ CASES += [
     ("paged_attention", name, model, "mixed", MIXED, dtype) for name, model in (("odd", ODD), ("gptj", GPTJ)) for dtype in ("fp16", "fp8")
 ]
 CASES += [("rope_kv_write", "gptj", GPTJ, "mixed", MIXED, "fp8")]
+CASES += [("rope_kv_write", "gptj", GPTJ, "mixed", MIXED, "bf16")]
+CASES += [("paged_attention", "gptj", GPTJ, name, batch, "bf16") for name, batch in (("prompts", PROMPTS), ("chunk", CONTEXT))]
 CASES += [(op, "mha", MHA, "decodes", DECODES, "fp16") for op in ("rms_norm", "add_layer_norm", "silu_mul_packed", "rope", *BATCHED)]
 CASES += [(op, "gptj", GPTJ, name, batch, "fp32") for op in ("rope", *BATCHED) for name, batch in (("context", CONTEXT), ("one", ONE))]
 CASES += [(op, "odd", ODD, "decodes", DECODES, "bf16") for op in BATCHED]
@@ -192,6 +219,11 @@ def main() -> None:
         expected += [reference_arguments[name] for name in OPS[op].mutates]
         actual += [named[name] for name in OPS[op].mutates]
         worst, failure = 0.0, ""
+        if op in IN_PLACE:
+            again = {name: torch.zeros_like(named[name]) for name in OPS[op].mutates}
+            once_more = run(op, {**named, **again}, "sm_90", in_place=True)
+            failure += "" if torch.equal(once_more[0], actual[0]) else "in place it gives something else "
+            failure += "it writes more than what it changes " if changes_too_much(named) else ""
         for index, (want, got) in enumerate(zip(expected, actual, strict=True)):
             wrong = difference(op, dtype, got, want)
             failure += f"result {index}: {wrong} " if wrong else ""

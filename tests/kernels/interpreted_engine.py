@@ -67,7 +67,8 @@ def step_inputs(plan: Plan, name: str) -> tuple[dict[str, torch.Tensor], dict[st
         "last_tokens": torch.arange(PROFILE.max_batch_size + 1, dtype=torch.int32) + 11,
         "block_table": torch.randperm(50, generator=torch.Generator().manual_seed(0)).int().view(5, 10),
     }
-    return inputs, {"T": tokens, "R": 3, "D": decodes, "S": 3}
+    continued = sum(kv > query for query, kv in zip(query_lens[decodes:], kv_lens[decodes:], strict=True))
+    return inputs, {"T": tokens, "R": 3, "D": decodes, "S": 3, "C": continued}
 
 
 def by_references(plan: Plan, memory: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -83,7 +83,7 @@ def test_launch_passes_its_arguments_in_order_and_follows_the_symbols(fake: Reco
     with pytest.raises(KernelError, match="set_symbols"):
         program.run()
     for tokens, decodes in ((33, 2), (5, 1)):
-        program.set_symbols(T=tokens, R=3, D=decodes, S=1)
+        program.set_symbols(T=tokens, R=3, D=decodes, S=1, C=0)
         program.run()
         name, grid, threads, shared, stream, address = fake.launches[-1]
         assert (name, grid, threads, shared, stream) == (b"entry", (-(-tokens // 16), decodes, 1), 128, 99000, 77)
@@ -94,9 +94,17 @@ def test_launch_passes_its_arguments_in_order_and_follows_the_symbols(fake: Reco
         assert parameter(address, 4, ctypes.c_float) == 0.5
         assert parameter(address, 5, ctypes.c_int32) == 7
         assert [parameter(address, i, ctypes.c_uint64) for i in (6, 7)] == [0, 0]
-    program.set_symbols(T=5, R=3, D=0, S=1)
+    program.set_symbols(T=5, R=3, D=0, S=1, C=0)
     program.run()
     assert len(fake.launches) == 2, "an empty grid must be skipped"
+
+
+def test_a_step_that_differs_in_one_size_only_is_launched_anew(fake: RecordingDriver) -> None:
+    program = BoundProgram([Lowered((Launch("k", ("4 * min(1, C)", 1, 1), ()),))], {}.__getitem__, {"k": cubin()})
+    for continued in (0, 2, 2, 0):
+        program.set_symbols(T=5, R=3, D=0, S=1, C=continued)
+        program.run()
+    assert [grid for _, grid, *_ in fake.launches] == [(4, 1, 1)] * 2
 
 
 def test_matmul_writes_the_steps_rows_only(fake: RecordingDriver) -> None:
@@ -108,11 +116,11 @@ def test_matmul_writes_the_steps_rows_only(fake: RecordingDriver) -> None:
         program = BoundProgram([Lowered((launch,))], tensors.__getitem__, {})
         for rows in (2, 8, 1):
             tensors["y"].fill_(torch.nan)
-            program.set_symbols(T=rows, R=1, D=0, S=rows)
+            program.set_symbols(T=rows, R=1, D=0, S=rows, C=0)
             program.run()
             torch.testing.assert_close(tensors["y"][:rows], expected[:rows])
             assert tensors["y"][rows:].isnan().all()
-        program.set_symbols(T=0, R=0, D=0, S=0)
+        program.set_symbols(T=0, R=0, D=0, S=0, C=0)
         program.run()
     assert not fake.launches
 
@@ -125,7 +133,7 @@ def test_tma_descriptor_is_an_aligned_copy_followed_by_sizes_and_strides(fake: R
         tensors.__getitem__,
         {"k": cubin(tensordesc=(description,))},
     )
-    program.set_symbols(T=0, R=0, D=0, S=0)
+    program.set_symbols(T=0, R=0, D=0, S=0, C=0)
     program.run()
     kind, rank, address, sizes, strides, box = fake.encoded[0][:6]
     assert (kind, rank, address) == (fake.CUtensorMapDataType.CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, tensors["a"].data_ptr())
@@ -147,7 +155,7 @@ def test_refusals_name_the_matter(fake: RecordingDriver, monkeypatch: pytest.Mon
     with pytest.raises(KernelError, match="unknown library routine 'fft'"):
         BoundProgram([Lowered((Launch(library="fft"),))], tensors.__getitem__, {})
     program = BoundProgram([one], tensors.__getitem__, {"k": cubin()})
-    program.set_symbols(T=1, R=1, D=0, S=0)
+    program.set_symbols(T=1, R=1, D=0, S=0, C=0)
     fake.status = driver.cuda.CUresult.CUDA_ERROR_INVALID_VALUE
     with pytest.raises(KernelError, match=r"refused to launch k on grid \(1, 1, 1\): CUDA_ERROR_INVALID_VALUE"):
         program.run()

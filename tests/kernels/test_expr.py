@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from trtllm_kernels import expr
 from trtllm_kernels.errors import KernelError
+from trtllm_kernels.types import SYMBOLS
 
-_LEAVES = st.one_of(st.integers(0, 10**6).map(str), st.sampled_from("TRDS"))
+_LEAVES = st.one_of(st.integers(0, 10**6).map(str), st.sampled_from("TRDSC"))
 _EXPRESSIONS = st.recursive(
     _LEAVES,
     lambda inner: st.one_of(
@@ -24,11 +25,12 @@ _EXPRESSIONS = st.recursive(
 _SIZES = st.integers(0, 10**5)
 
 
-@given(text=_EXPRESSIONS, T=_SIZES, R=_SIZES, D=_SIZES, S=_SIZES)
-def test_value_is_pythons(text: str, T: int, R: int, D: int, S: int) -> None:
-    expected = eval(text, {"T": T, "R": R, "D": D, "S": S, "ceil_div": lambda a, b: -(-a // b), "min": min, "max": max})
-    assert expr.evaluate(text, {"T": T, "R": R, "D": D, "S": S}) == expected
-    assert expr.compile_all([text, 7, text])(T, R, D, S) == (expected, 7, expected)
+@given(text=_EXPRESSIONS, sizes=st.tuples(*[_SIZES] * len(SYMBOLS)))
+def test_value_is_pythons(text: str, sizes: tuple[int, ...]) -> None:
+    symbols = dict(zip(SYMBOLS, sizes, strict=True))
+    expected = eval(text, {**symbols, "ceil_div": lambda a, b: -(-a // b), "min": min, "max": max})
+    assert expr.evaluate(text, symbols) == expected
+    assert expr.compile_all([text, 7, text])(*sizes) == (expected, 7, expected)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +47,7 @@ def test_anything_else_is_refused_by_one_sentence(text: str) -> None:
 @given(st.text(max_size=30))
 def test_arbitrary_text_never_raises_anything_but_kernel_error(text: str) -> None:
     with contextlib.suppress(KernelError):
-        assert isinstance(expr.compile_all([text])(1, 1, 1, 1)[0], int)
+        assert isinstance(expr.compile_all([text])(1, 1, 1, 1, 1)[0], int)
 
 
 def test_missing_symbol_and_division_by_zero_are_named() -> None:

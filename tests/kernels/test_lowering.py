@@ -11,7 +11,7 @@ import trtllm_kernels.ops
 from trtllm_kernels.catalogue import MODELS, ops_of
 from trtllm_kernels.errors import KernelError
 from trtllm_kernels.expr import evaluate
-from trtllm_kernels.lowering import ARGUMENTS, lower
+from trtllm_kernels.lowering import ARGUMENTS, IN_PLACE, lower
 from trtllm_kernels.samples import ModelShape
 from trtllm_kernels.types import Lowered, TensorSpec
 
@@ -23,6 +23,13 @@ def attention(model: ModelShape, max_seq_len: int = 4096, **tactic: int) -> Lowe
 
 def test_argument_names_are_the_schemas() -> None:
     assert {name: op.tensors for name, op in trtllm_kernels.ops.OPS.items() if name != "attention"} == dict(ARGUMENTS)
+
+
+def test_what_works_in_place_is_said_of_arguments_and_nothing_else_is_lowered_so() -> None:
+    assert all(argument in ARGUMENTS[op] for op, argument in IN_PLACE.items())
+    x, w = TensorSpec(("T", 48), "bf16"), TensorSpec((48,), "bf16")
+    with pytest.raises(KernelError, match="op rms_norm has no launches that work in place; those that have: rope_kv_write"):
+        lower("rms_norm", [x, w], [x], {"eps": 1e-5}, "sm_90", in_place=True)
 
 
 def test_catalogue_covers_the_dialect() -> None:
@@ -52,7 +59,7 @@ def test_launches_are_json_and_match_their_kernels(model: str, precision: str) -
 )
 def test_decode_runs_once_and_its_scratch_is_large_enough(decodes: int, kv_heads: int, group: int, max_seq_len: int) -> None:
     lowered = attention(ModelShape(heads=kv_heads * group, kv_heads=kv_heads), max_seq_len)
-    symbols = {"T": decodes, "R": decodes, "D": decodes, "S": decodes}
+    symbols = {"T": decodes, "R": decodes, "D": decodes, "S": decodes, "C": 0}
     grids = [tuple(evaluate(dim, symbols) for dim in launch.grid) for launch in lowered.launches]
     running = [i for i, grid in enumerate(grids[:-1]) if min(grid) > 0]
     assert min(grids[-1]) <= 0
@@ -76,7 +83,7 @@ def test_context_tiles_cover_every_query_once(decodes: int, query_lens: list[int
     for n in [*([1] * decodes), *query_lens]:
         starts.append(starts[-1] + n)
     tokens, sequences = starts[-1], len(starts) - 1
-    grid = [evaluate(dim, {"T": tokens, "R": sequences, "D": decodes, "S": 0}) for dim in lowered.launches[-1].grid]
+    grid = [evaluate(dim, {"T": tokens, "R": sequences, "D": decodes, "C": 1}) for dim in lowered.launches[-1].grid]
     block_q = 128 // group
     seen: list[tuple[int, int]] = []
     for tile in range(max(0, grid[0])):
@@ -84,6 +91,22 @@ def test_context_tiles_cover_every_query_once(decodes: int, query_lens: list[int
         first = (tile - ((starts[owner] - decodes) // block_q + owner - decodes)) * block_q
         seen += [(owner, q) for q in range(first, min(first + block_q, starts[owner + 1] - starts[owner]))]
     assert sorted(seen) == [(decodes + i, q) for i, n in enumerate(query_lens) for q in range(n)]
+
+
+@given(st.integers(0, 40), st.lists(st.tuples(st.integers(1, 300), st.sampled_from([0, 1, 500])), max_size=8))
+def test_context_kernels_run_only_where_a_step_has_work_for_them(decodes: int, chunks: list[tuple[int, int]]) -> None:
+    """`chunks` are (tokens, tokens before them): prompts begun in this step are one kernel's, continued ones the other's."""
+    tokens, sequences = decodes + sum(query for query, _ in chunks), decodes + len(chunks)
+    begun, continued = sum(past == 0 for _, past in chunks), sum(past > 0 for _, past in chunks)
+    symbols = {"T": tokens, "R": sequences, "D": decodes, "S": sequences, "C": continued}
+
+    def running(lowered: Lowered) -> set[str]:
+        names = {launch.kernel.rpartition("-")[0] for launch in lowered.launches if min(evaluate(d, symbols) for d in launch.grid) > 0}
+        return {name for name in names if "_attention" in name}
+
+    expected = {*(["fresh_attention"] if begun else []), *(["context_attention"] if continued else [])}
+    assert running(attention(ModelShape(head_dim=64))) == expected
+    assert running(attention_on("sm_80")) == ({"context_attention"} if chunks else set())
 
 
 def test_refusals_name_the_matter() -> None:

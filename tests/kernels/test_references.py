@@ -44,12 +44,12 @@ def test_norms_round_a_double_precision_result_once(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_fused_add_norms_are_bitwise_the_two_ops(dtype: torch.dtype) -> None:
-    x, r, w, b = (randn(*s, dtype=dtype) for s in ((7, 64), (7, 64), (64,), (64,)))
-    total = OPS.add(x, r)
-    for fused, normed in ((OPS.add_rms_norm(x, r, w, 1e-6), OPS.rms_norm(total, w, 1e-6)),
-                          (OPS.add_layer_norm(x, r, w, b, 1e-6), OPS.layer_norm(total, w, b, 1e-6))):  # fmt: skip
-        assert torch.equal(fused[0], normed)
-        assert torch.equal(fused[1], total)
+    x, r, y, w, b = (randn(*s, dtype=dtype) for s in ((7, 64), (7, 64), (7, 64), (64,), (64,)))
+    for addend, total in ((None, OPS.add(x, r)), (y, OPS.add(OPS.add(x, y), r))):
+        for fused, normed in ((OPS.add_rms_norm(x, r, w, 1e-6, addend), OPS.rms_norm(total, w, 1e-6)),
+                              (OPS.add_layer_norm(x, r, w, b, 1e-6, addend), OPS.layer_norm(total, w, b, 1e-6))):  # fmt: skip
+            assert torch.equal(fused[0], normed)
+            assert torch.equal(fused[1], total)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -208,7 +208,7 @@ def test_fakes_agree_with_references() -> None:
         "add": (x, x.clone()),
         "gather_rows": (x, two),
         "add_rms_norm": (x, x.clone(), w, 1e-5),
-        "add_layer_norm": (x, x.clone(), w, b, 1e-5),
+        "add_layer_norm": (x, x.clone(), w, b, 1e-5, x.clone()),
         "prepare_step": (positions, two, start, lens, positions, block_table, 4),
         "rope_kv_write": (x, positions, table, cache, positions + 4, None, None, 1, 2, 1, 8, True, 1e-5),
         "paged_attention": (x, cache, block_table, two, start, lens, 1, 2, 1, 1.0),

@@ -21,6 +21,7 @@ import numpy.typing as npt
 from trtllm_engines.plan import LOGITS, Op, Plan, step_input_specs
 from trtllm_engines.precision import product_dtype
 from trtllm_kernels.expr import evaluate
+from trtllm_kernels.lowering import ARGUMENTS
 from trtllm_kernels.types import TensorSpec
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ _ELEMENT_FLOP: Mapping[str, int] = {
     "quantize": 2,
 }
 """FLOP an element of the result."""
+_ADDEND = {op: arguments.index("addend") for op, arguments in ARGUMENTS.items() if "addend" in arguments}
+"""Where an op takes a third summand, one addition more."""
 _STATE = ("kv_cache", "block_table", "last_tokens")
 _FUSED_PRODUCTS = ("gate_up_silu", "linear_gelu")
 _PICKS_ROWS = ("embedding", "gather_rows")
@@ -105,11 +108,13 @@ class StepShape:
 
     @property
     def symbols(self) -> dict[str, int]:
-        return {"T": self.tokens, "R": self.sequences, "D": self.num_decodes, "S": self.samples}
+        context = slice(self.num_decodes, None)
+        continued = int((self.kv_lens[context] > self.query_lens[context]).sum())
+        return {"T": self.tokens, "R": self.sequences, "D": self.num_decodes, "S": self.samples, "C": continued}
 
     def padded(self, sequences: int) -> dict[str, int]:
         """The symbols of a decode step whose CUDA graph was captured for so many sequences."""
-        return dict.fromkeys(self.symbols, sequences)
+        return {**dict.fromkeys("TRDS", sequences), "C": 0}
 
 
 @dataclass(frozen=True)
@@ -168,7 +173,7 @@ class PlanCounter:
             return (name in self.plan.weights, self.specs[name]) if name in self.specs else None
 
         attrs = tuple(sorted((key, str(value)) for key, value in op.attrs.items() if key != "layer"))
-        return (op.op, attrs, tuple(spec(name) for name in op.inputs), tuple(spec(name) for name in op.outputs))
+        return (op.op, bool(op.reuses), attrs, tuple(spec(name) for name in op.inputs), tuple(spec(name) for name in op.outputs))
 
     def step(self, shape: StepShape, sample: bool = True) -> list[OpCost]:
         """Cost of each op of the plan in order, then of sampling."""
@@ -228,7 +233,8 @@ class PlanCounter:
             return OpCost(op.name, op.op, "gemm", self._format(op, matrix), flop, weight_bytes, 0.0, inputs + results, rows)
         if op.op == "prepare_step":
             inputs += 4.0 * (shape.num_decodes + shape.tokens)
-        flop = _ELEMENT_FLOP.get(op.op, 0) * self._elements(op.outputs[0], symbols)
+        additions = 1 if op.op in _ADDEND and op.inputs[_ADDEND[op.op]] else 0
+        flop = (_ELEMENT_FLOP.get(op.op, 0) + additions) * self._elements(op.outputs[0], symbols)
         return self._rows(op, flop, weight_bytes, inputs + results)
 
     def _rows(self, op: Op, flop: float, weight_bytes: float, activation_bytes: float) -> OpCost:
@@ -266,4 +272,10 @@ class PlanCounter:
         written = shape.tokens * self._kv_bytes_per_token()
         flop = _ELEMENT_FLOP[op.op] * self._elements(op.outputs[0], symbols)
         moved = self._all_bytes(others, symbols) + rotary + results
+        if op.reuses:  # what passes through stays where it is; of q it is not even read
+            config, item = self.plan.config, ITEM_BYTES[self.specs[op.outputs[0]].dtype]
+            passing = config.head_dim - int(self.specs[table].shape[1])
+            unread = config.num_heads * passing
+            unwritten = unread + config.num_kv_heads * (passing + config.head_dim)
+            moved -= shape.tokens * (unread + unwritten) * item
         return OpCost(op.name, op.op, "rows", self._products, flop, weights, written, moved)

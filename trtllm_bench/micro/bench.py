@@ -92,6 +92,8 @@ class Bench:
         for op, cost, like in zip(self.plan.ops, costs, self.counter.likeness, strict=True):
             for name in op.outputs:
                 memory[name] = self._empty(self.plan.values[name], symbols)
+            if op.reuses:
+                memory[op.outputs[0]] = memory[op.reuses]
             bound = BoundOp(op, cost, memory, symbols, None if self.arch == "cpu" else self._bind(op.tactics[self.arch], memory, symbols))
             bound.run()
             if like not in met:
@@ -107,7 +109,7 @@ class Bench:
 
         scratch = {name: self._empty(spec, symbols) for name, spec in lowered.workspaces.items()}
         program = BoundProgram([lowered], {**memory, **scratch}.__getitem__, self._cubins)
-        program.set_symbols(**{name: symbols[name] for name in ("T", "R", "D", "S")})
+        program.set_symbols(**symbols)
         return program
 
     def add_kernels(self, cubins: Mapping[str, Any]) -> None:

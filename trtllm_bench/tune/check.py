@@ -1,7 +1,8 @@
 """Whether a candidate computes what its op means, before it is timed.
 
 Results are spoiled first (NaN, and -1 for integers) and what is written in place is wiped, so that a kernel which writes too little cannot
-pass on what the one before it left. What was wiped is put back.
+pass on what the one before it left. What was wiped is put back. A result that takes an input's memory is not spoiled, the input is put
+there again: a kernel that writes too little leaves it as it was.
 """
 
 from __future__ import annotations
@@ -21,14 +22,16 @@ _FP8_NAN = 0x7F
 
 class Check:
     def __init__(self, bound: BoundOp) -> None:
-        self._bound = bound
         self._expected = bound.expected()
+        self._given = bound.memory[bound.op.reuses].clone() if bound.op.reuses else None
         self._format = coarsest(bound, bound.memory[bound.op.outputs[0]])
 
     def error_of(self, variant: BoundOp) -> str:
         """What is wrong with a variant, or nothing. Runs it once."""
         for name in variant.op.outputs:
             spoil(variant.memory[name])
+        if self._given is not None:
+            variant.memory[variant.op.reuses].copy_(self._given)
         for name in OPS[variant.op.op].mutates:
             _wipe(variant.arguments()[name])
         variant.run()

@@ -112,7 +112,7 @@ class Course:
             tactic = {**base, **candidate}
             inputs, outputs = self._tensors(op)
             names = {"input_names": op.inputs, "output_names": op.outputs}
-            lowered = lower(op.op, inputs, outputs, op.attrs, self.arch, tactic=tactic, **names)
+            lowered = lower(op.op, inputs, outputs, op.attrs, self.arch, tactic=tactic, in_place=bool(op.reuses), **names)
             entry = programs.setdefault(_active(lowered, case.shape.symbols), (tactic, lowered, set()))
             if index >= 0:
                 entry[2].add(index)

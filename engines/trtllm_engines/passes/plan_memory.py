@@ -1,9 +1,9 @@
 """Where each value lives: offsets in one arena, sized for the profile's largest step.
 
 Liveness is read off the op order; a value occupies its bytes from the op that writes it to the last that reads it, both included (a
-kernel must never write over what it is still reading). Placement is greedy by size: the largest value first, each at the lowest offset
-where it meets no value alive with it (Pisarchyk and Lee 2020, "greedy by size for offset calculation"). On a decoder the peak is one
-feed-forward, whatever the depth.
+kernel must never write over what it is still reading), but for a result that takes the place of an input (`Op.reuses`). Placement is
+greedy by size: the largest value first, each at the lowest offset where it meets no value alive with it (Pisarchyk and Lee 2020, "greedy
+by size for offset calculation"). On a decoder the peak is one feed-forward, whatever the depth.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from trtllm_engines.plan import Buffer, Op, Profile
 from trtllm_kernels.expr import evaluate
 from trtllm_kernels.specs import DTYPES
-from trtllm_kernels.types import TensorSpec
+from trtllm_kernels.types import SYMBOLS, TensorSpec
 
 ALIGNMENT = 256
 """Bytes. TMA wants 128; a cache line pair costs nothing."""
@@ -49,14 +49,32 @@ def place(lifetimes: Iterable[Lifetime]) -> tuple[dict[str, Buffer], int]:
     return {value.name: buffer for value, buffer in placed}, -(-end // ALIGNMENT) * ALIGNMENT
 
 
+def plan_memory(
+    ops: Sequence[Op], values: Mapping[str, TensorSpec], outputs: Sequence[str], profile: Profile
+) -> tuple[dict[str, Buffer], int]:
+    """The buffer of every value and workspace, and the arena's size in bytes."""
+    buffers, arena_bytes = place(lifetimes(ops, values, outputs, profile))
+    return {**buffers, **{name: buffers[owner] for name, owner in owners(ops).items()}}, arena_bytes
+
+
+def owners(ops: Sequence[Op]) -> dict[str, str]:
+    """Value that has no memory of its own -> the value whose memory it takes."""
+    found: dict[str, str] = {}
+    for op in ops:
+        if op.reuses:
+            found[op.outputs[0]] = found.get(op.reuses, op.reuses)
+    return found
+
+
 def largest_bytes(spec: TensorSpec, profile: Profile) -> int:
     """Size of a value in the largest step the profile allows."""
-    symbols = {"T": profile.max_num_tokens, "R": profile.max_batch_size, "D": profile.max_batch_size, "S": profile.max_batch_size}
+    symbols = {**dict.fromkeys(SYMBOLS, profile.max_batch_size), "T": profile.max_num_tokens}
     return math.prod(evaluate(dim, symbols) for dim in spec.shape) * DTYPES[spec.dtype].itemsize
 
 
 def lifetimes(ops: Sequence[Op], values: Mapping[str, TensorSpec], outputs: Sequence[str], profile: Profile) -> list[Lifetime]:
-    """Of every value of the ops (outputs live to the end) and of every workspace of their tactics (alive during its op alone)."""
+    """Of every value with memory of its own (outputs live to the end, and each lives as long as what takes its memory over) and of every
+    workspace of the ops' tactics (alive during its op alone)."""
     first: dict[str, int] = {}
     last: dict[str, int] = {}
     scratch: dict[str, Lifetime] = {}
@@ -72,4 +90,7 @@ def lifetimes(ops: Sequence[Op], values: Mapping[str, TensorSpec], outputs: Sequ
                 scratch[name] = Lifetime(name, largest, index, index)
     for name in outputs:
         last[name] = len(ops)
+    for name, owner in owners(ops).items():
+        last[owner] = max(last[owner], last[name])
+        del first[name]
     return [Lifetime(name, largest_bytes(values[name], profile), first[name], last[name]) for name in first] + list(scratch.values())

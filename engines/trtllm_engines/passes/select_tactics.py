@@ -24,4 +24,4 @@ def select_tactics(ops: Sequence[Op], specs: Mapping[str, TensorSpec], arches: S
 def _lower(op: Op, specs: Mapping[str, TensorSpec], arch: str) -> Lowered:
     inputs = [specs[name] if name else None for name in op.inputs]
     outputs = [specs[name] for name in op.outputs]
-    return lower(op.op, inputs, outputs, op.attrs, arch, input_names=op.inputs, output_names=op.outputs)
+    return lower(op.op, inputs, outputs, op.attrs, arch, input_names=op.inputs, output_names=op.outputs, in_place=bool(op.reuses))

@@ -27,6 +27,7 @@ _HINTS = {"T": 1009, "R": 211, "S": 103, "P": 499}
 
 
 _PRODUCTS = ("linear", "gate_up_silu", "linear_gelu")
+_ELEMENTWISE = ("add", "silu_mul", "add_rms_norm", "add_layer_norm")
 Spec = TensorSpec | tuple[TensorSpec, ...]
 
 
@@ -136,8 +137,10 @@ def _check_arguments(node: fx.Node, arguments: Any, stage: str) -> None:
         raise VerifyError(f"after {stage}: {_describe(node)} mixes {', '.join(sorted(dtypes))}")
     if "kv_cache" in present and present["kv_cache"].dtype == "fp8" and not {"k_scale", "v_scale"} <= present.keys():
         raise VerifyError(f"after {stage}: {_describe(node)} uses an fp8 cache without both its scales")
-    if op_name(node) in ("add", "silu_mul", "add_rms_norm", "add_layer_norm") and arguments[0].shape != arguments[1].shape:
-        raise VerifyError(f"after {stage}: {_describe(node)} combines {arguments[0].shape} with {arguments[1].shape}")
+    combined = [arguments[0], arguments[1], present.get("addend", arguments[0])] if op_name(node) in _ELEMENTWISE else []
+    for spec in combined[1:]:
+        if spec.shape != combined[0].shape:
+            raise VerifyError(f"after {stage}: {_describe(node)} combines {combined[0].shape} with {spec.shape}")
 
 
 def _check_stacks(graph: ModelGraph, stage: str) -> None:

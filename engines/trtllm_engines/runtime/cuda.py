@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -103,7 +103,7 @@ class CudaRunner:
         self._program = BoundProgram(lowered, memory.__getitem__, cubins)
         self._host_tokens = [torch.zeros(plan.profile.max_batch_size, dtype=torch.int32, pin_memory=True) for _ in range(RING)]
         self._turn = 0
-        self._sizes = StepSizes(0, 0, 0, 0, 1, 0)
+        self._sizes = StepSizes(0, 0, 0, 0, 1, 0, 0)
         self.buckets = graph_buckets(min(plan.profile.max_batch_size, max_graph_batch)) if cuda_graphs else ()
         self._graphs: dict[tuple[int, int], CapturedStep] = {}
         self._pool = torch.cuda.graph_pool_handle()
@@ -165,7 +165,8 @@ class CudaRunner:
         return self._graphs[key]
 
     def _forward(self, sizes: StepSizes, flags: int) -> Sampled | None:
-        self._program.set_symbols(T=sizes.num_tokens, R=sizes.num_seqs, D=sizes.num_decodes, S=sizes.num_samples)
+        counts = {"T": sizes.num_tokens, "R": sizes.num_seqs, "D": sizes.num_decodes, "S": sizes.num_samples}
+        self._program.set_symbols(**counts, C=sizes.num_continued)
         self._program.run()
         return None if flags == FORWARD_ONLY else self.state.sample(flags, self._values["logits"][: sizes.num_samples], sizes)
 
@@ -180,7 +181,7 @@ class CudaRunner:
 
     @staticmethod
     def _unpadded(sizes: StepSizes, count: int) -> StepSizes:
-        return StepSizes(sizes.num_tokens, sizes.num_seqs, sizes.num_decodes, count, sizes.longest, sizes.num_updates)
+        return replace(sizes, num_samples=count)
 
     def _read_back(self, sampled: Sampled, plan: SamplingPlan) -> CudaHandle:
         self._turn = (self._turn + 1) % RING

@@ -31,6 +31,8 @@ class StepSizes:
     num_samples: int
     longest: int
     num_updates: int
+    num_continued: int
+    """Context sequences with tokens in the cache from earlier steps."""
 
 
 class StepInputs:
@@ -111,4 +113,6 @@ class StepInputs:
             slot, index, page = batch.page_updates.T
             host["update_index"][:updates] = slot.astype(np.int64) * self._profile.max_pages_per_seq + index
             host["update_pages"][:updates] = page
-        return StepSizes(tokens + pad, seqs + pad, decodes + pad, samples + pad, int(batch.kv_lens.max(initial=1)), updates)
+        longest = int(batch.kv_lens.max(initial=1))
+        continued = int(np.count_nonzero(batch.kv_lens[decodes:] > batch.query_lens[decodes:]))
+        return StepSizes(tokens + pad, seqs + pad, decodes + pad, samples + pad, longest, updates, continued)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from trtllm_engines.errors import EngineError
 from trtllm_engines.plan import Plan
 from trtllm_kernels.expr import compile_all
+from trtllm_kernels.types import SYMBOLS
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,8 @@ class LaunchOrder:
         self._grids = compile_all(grids)
 
     def active(self, symbols: Mapping[str, int]) -> list[PlannedLaunch]:
-        """Launches of a step with these T, R, D, S."""
-        grids = self._grids(symbols["T"], symbols["R"], symbols["D"], symbols["S"])
+        """Launches of a step with these sizes (all of `SYMBOLS`)."""
+        grids = self._grids(*(symbols[name] for name in SYMBOLS))
         return [launch for i, launch in enumerate(self._launches) if min(grids[3 * i : 3 * i + 3]) > 0]
 
     def ends(self, symbols: Mapping[str, int]) -> Sequence[int]:

@@ -238,9 +238,9 @@ class RangedProgram:
         self._groups = groups_of(names, by_op)
         self._bounds: list[tuple[str, int, int]] = []
 
-    def set_symbols(self, *, T: int, R: int, D: int, S: int) -> None:
-        self._program.set_symbols(T=T, R=R, D=D, S=S)
-        ends = self._order.ends({"T": T, "R": R, "D": D, "S": S})
+    def set_symbols(self, **symbols: int) -> None:
+        self._program.set_symbols(**symbols)
+        ends = self._order.ends(symbols)
         self._bounds = [(label, ends[first], ends[end]) for label, first, end in self._groups if ends[end] > ends[first]]
 
     def run(self) -> None:

@@ -33,8 +33,8 @@ ARGUMENTS: Mapping[str, tuple[str, ...]] = {
     "gelu": ("x", "out_scale"),
     "add": ("a", "b"),
     "gather_rows": ("x", "rows"),
-    "add_rms_norm": ("x", "residual", "weight", "out_scale"),
-    "add_layer_norm": ("x", "residual", "weight", "bias", "out_scale"),
+    "add_rms_norm": ("x", "residual", "weight", "addend", "out_scale"),
+    "add_layer_norm": ("x", "residual", "weight", "bias", "addend", "out_scale"),
     "prepare_step": ("context_tokens", "seq_slots", "query_start", "kv_lens", "last_tokens", "block_table"),
     "rope_kv_write": ("qkv", "positions", "cos_sin", "kv_cache", "kv_slots", "q_norm", "k_norm", "k_scale", "v_scale"),
     "paged_attention": (
@@ -50,6 +50,10 @@ ARGUMENTS: Mapping[str, tuple[str, ...]] = {
     ),
 }
 """Tensor arguments of each op that lowers, in schema order (here, so that lowering needs no torch; a test compares)"""
+
+IN_PLACE: Mapping[str, str] = {"rope_kv_write": "qkv"}
+"""Ops whose launches may leave the first result in the memory of an argument, of which most stays as it is. The ops themselves are
+functional: whether an argument may be given up is for whoever plans memory to know."""
 
 _LOWERINGS: Mapping[str, Callable[[OpCall], Lowered]] = {
     "embedding": rows.gather,
@@ -85,11 +89,17 @@ def lower(
     tactic: Mapping[str, int] | None = None,
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
+    in_place: bool = False,
 ) -> Lowered:
-    """How `op` runs on `arch` (`sm_80`, `sm_89`, `sm_90`...). `inputs` in schema order, None for an absent optional."""
+    """How `op` runs on `arch` (`sm_80`, `sm_89`, `sm_90`...). `inputs` in schema order, None for an absent optional.
+
+    `in_place`: the first result and the argument `IN_PLACE` names are the same memory.
+    """
+    if in_place and op not in IN_PLACE:
+        raise KernelError(f"op {op} has no launches that work in place; those that have: {', '.join(IN_PLACE)}")
     if tactic is None:
         tactic = tactics.recorded(arch, op, inputs, outputs, attrs)
-    call = _call(op, inputs, outputs, attrs, arch, tactic or {}, input_names, output_names)
+    call = _call(op, inputs, outputs, attrs, arch, tactic or {}, input_names, output_names, in_place)
     return _LOWERINGS[op](call)
 
 
@@ -109,6 +119,7 @@ def _call(
     tactic: Mapping[str, int],
     input_names: Sequence[str] | None,
     output_names: Sequence[str] | None,
+    in_place: bool = False,
 ) -> OpCall:
     if op not in _LOWERINGS:
         raise KernelError(f"op {op!r} has no GPU lowering; those that have: {', '.join(_LOWERINGS)}")
@@ -128,4 +139,5 @@ def _call(
         attrs=attrs,
         arch=arch,
         tactic=tactic,
+        in_place=in_place,
     )

@@ -2,7 +2,8 @@
 
 Paged attention is up to five launches over disjoint rows: decode sequences without and with a split of the KV axis (one of the two
 has a grid that is not empty, chosen by an expression over D, so a captured graph holds the right one), the merge of the split, and
-context chunks; on Hopper whole prompts go apart from chunks with a cached past. Which rows are decode rows is the batch's order: sequences
+context chunks; on Hopper whole prompts go apart from chunks with a cached past, and either launch is left out of a step that has none of
+its kind. Which rows are decode rows is the batch's order: sequences
 [0, D) decode.
 """
 
@@ -91,6 +92,7 @@ def rope_kv_write(call: OpCall) -> Lowered:
             "QK_NORM": q_norm is not None,
             "BLOCK_H": tuned["block_h"],
             "SCALED_CACHE": call.get("k_scale") is not None,
+            "IN_PLACE": call.in_place,
         },
         warps=tuned["warps"],
     )
@@ -232,6 +234,9 @@ def _context(builder: Builder, tuned: dict[str, int]) -> None:
     def tiles(block_q: int) -> str:
         return f"({q.shape[0]} - D) // {block_q} + {slots.shape[0]} - D"
 
+    def tiles_if(some: str, block_q: int) -> str:
+        return f"({tiles(block_q)}) * min(1, {some})"
+
     fresh = _reads_fresh(call, q.dtype, head_dim)
     if fresh:
         block_m, block_n = tuned["fresh_block_m"], tuned["fresh_block_n"]
@@ -247,7 +252,7 @@ def _context(builder: Builder, tuned: dict[str, int]) -> None:
                 "scale_log2": scale_log2,
                 **sequences,
             },
-            grid=(tiles(block_m), kv_heads * group),
+            grid=(tiles_if(f"{slots.shape[0]} - D - C", block_m), kv_heads * group),
             constexprs={
                 "HKV": kv_heads,
                 "G": group,
@@ -259,6 +264,7 @@ def _context(builder: Builder, tuned: dict[str, int]) -> None:
             warps=tuned["fresh_warps"],
             stages=tuned["fresh_stages"],
         )
+    block_q = tuned["context_block_m"] // group
     builder.launch(
         "context_attention.context_attention",
         {
@@ -274,7 +280,7 @@ def _context(builder: Builder, tuned: dict[str, int]) -> None:
             "table_stride": I32(table.size(1)),
             **sequences,
         },
-        grid=(tiles(tuned["context_block_m"] // group), kv_heads),
+        grid=(tiles_if("C", block_q) if fresh else tiles(block_q), kv_heads),
         constexprs={
             "HKV": kv_heads,
             "G": group,

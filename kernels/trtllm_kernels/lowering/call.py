@@ -80,6 +80,7 @@ class OpCall:
     attrs: Mapping[str, Attr]
     arch: str
     tactic: Mapping[str, int]
+    in_place: bool = False
 
     def __getitem__(self, name: str) -> Operand:
         operand = self.inputs.get(name)

@@ -19,20 +19,23 @@ def norm(call: OpCall) -> Lowered:
     block = next_power_of_2(n)
     tuned = call.tuned(warps=max(1, min(16, block // 512)))
     parameters: dict[str, Operand | F32 | I32] = {"X": x}
-    if call.op.startswith("add_"):
-        parameters["Residual"] = call["residual"]
+    adds = call.op.startswith("add_")
+    if adds:
+        parameters |= {"Addend": call.get("addend") or x, "Residual": call["residual"]}
     parameters["W"] = weight
     if call.op.endswith("layer_norm"):
         parameters["B"] = call["bias"]
     out_scale = call.get("out_scale")
     parameters["OutScale"] = out_scale or weight
     parameters["Y"] = y
-    if call.op.startswith("add_"):
+    if adds:
         parameters["Total"] = call.outputs[1]
     parameters["eps"] = F32(call.number("eps"))
     builder = Builder(call)
     rows = product(x.shape[0], x.size(1) // n)
     constexprs = {"N": n, "BLOCK": block, "QUANTIZE": out_scale is not None}
+    if adds:
+        constexprs["ADDEND"] = call.get("addend") is not None
     builder.launch(f"norm.{call.op}", parameters, grid=(rows,), constexprs=constexprs, warps=tuned["warps"])
     return builder.finish()
 

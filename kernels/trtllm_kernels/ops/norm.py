@@ -1,13 +1,15 @@
 """Normalisation, alone and fused with the residual addition before it.
 
 Statistics are fp32 and the result is rounded once. The fused ops return `(normed, x + residual)` with the sum rounded to the
-residual's dtype *before* it is normalised, so fusing changes no bit: the unfused `add` rounds there too.
+residual's dtype *before* it is normalised, so fusing changes no bit: the unfused `add` rounds there too. A model whose attention and
+feed-forward join the residual together gives the second of them as `addend`: (x + addend) + residual, each sum rounded.
 """
 
 from __future__ import annotations
 
 import torch
 
+from trtllm_kernels.ops.elementwise import add
 from trtllm_kernels.ops.quantize import fake_result, finish
 from trtllm_kernels.ops.registry import dialect_op
 
@@ -43,20 +45,31 @@ def layer_norm(
     return finish(normed, x.dtype, out_scale)
 
 
+def _total(x: torch.Tensor, residual: torch.Tensor, addend: torch.Tensor | None) -> torch.Tensor:
+    both = x if addend is None else add(x, addend)
+    return add(residual, both)
+
+
 @dialect_op(
-    "add_rms_norm(Tensor x, Tensor residual, Tensor weight, float eps, Tensor? out_scale=None) -> (Tensor, Tensor)",
-    fake=lambda x, residual, w, eps, out_scale=None: (_fake(x, out_scale), torch.empty_like(residual)),
+    "add_rms_norm(Tensor x, Tensor residual, Tensor weight, float eps, Tensor? addend=None, Tensor? out_scale=None) -> (Tensor, Tensor)",
+    fake=lambda x, residual, w, eps, addend=None, out_scale=None: (_fake(x, out_scale), torch.empty_like(residual)),
 )
 def add_rms_norm(
-    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float, out_scale: torch.Tensor | None = None
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    addend: torch.Tensor | None = None,
+    out_scale: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    total = (x.float() + residual.float()).to(residual.dtype)
+    total = _total(x, residual, addend)
     return rms_norm(total, weight, eps, out_scale), total
 
 
 @dialect_op(
-    "add_layer_norm(Tensor x, Tensor residual, Tensor weight, Tensor bias, float eps, Tensor? out_scale=None) -> (Tensor, Tensor)",
-    fake=lambda x, residual, w, b, eps, out_scale=None: (_fake(x, out_scale), torch.empty_like(residual)),
+    "add_layer_norm(Tensor x, Tensor residual, Tensor weight, Tensor bias, float eps, Tensor? addend=None, Tensor? out_scale=None) "
+    "-> (Tensor, Tensor)",
+    fake=lambda x, residual, w, b, eps, addend=None, out_scale=None: (_fake(x, out_scale), torch.empty_like(residual)),
 )
 def add_layer_norm(
     x: torch.Tensor,
@@ -64,7 +77,8 @@ def add_layer_norm(
     weight: torch.Tensor,
     bias: torch.Tensor,
     eps: float,
+    addend: torch.Tensor | None = None,
     out_scale: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    total = (x.float() + residual.float()).to(residual.dtype)
+    total = _total(x, residual, addend)
     return layer_norm(total, weight, bias, eps, out_scale), total

@@ -1,7 +1,7 @@
 """RMS and layer norm, alone and after a residual addition: one row a program, the whole row in registers.
 
-The row length is a compile-time constant (an engine knows it), so loads are 128-bit without run-time checks. The sum is rounded to the
-residual's dtype before it is normalised, as the reference has it.
+The row length is a compile-time constant (an engine knows it), so loads are 128-bit without run-time checks. Every sum is rounded to the
+residual's dtype, the last before it is normalised, as the reference has it.
 """
 
 import triton
@@ -22,16 +22,27 @@ def rms_norm(X, W, OutScale, Y, eps, N: tl.constexpr, BLOCK: tl.constexpr, QUANT
 
 
 @triton.jit
-def add_rms_norm(X, Residual, W, OutScale, Y, Total, eps, N: tl.constexpr, BLOCK: tl.constexpr, QUANTIZE: tl.constexpr):
+def _add(X, Addend, Residual, Total, at, mask, ADDEND: tl.constexpr):
+    """Stores (X + Addend) + Residual, each sum rounded, and returns it as fp32."""
+    x = tl.load(X + at, mask=mask, other=0.0).to(tl.float32)
+    residual = tl.load(Residual + at, mask=mask, other=0.0).to(tl.float32)
+    if ADDEND:
+        x += tl.load(Addend + at, mask=mask, other=0.0).to(tl.float32)
+        x = x.to(Total.dtype.element_ty).to(tl.float32)
+    total = (x + residual).to(Total.dtype.element_ty)
+    tl.store(Total + at, total, mask=mask)
+    return total.to(tl.float32)
+
+
+@triton.jit
+def add_rms_norm(
+    X, Addend, Residual, W, OutScale, Y, Total, eps, N: tl.constexpr, BLOCK: tl.constexpr, QUANTIZE: tl.constexpr, ADDEND: tl.constexpr
+):
     row = tl.program_id(0).to(tl.int64)
     cols = tl.arange(0, BLOCK)
     mask = cols < N
-    x = tl.load(X + row * N + cols, mask=mask, other=0.0).to(tl.float32)
-    x += tl.load(Residual + row * N + cols, mask=mask, other=0.0).to(tl.float32)
     w = tl.load(W + cols, mask=mask, other=0.0).to(tl.float32)
-    total = x.to(Total.dtype.element_ty)
-    tl.store(Total + row * N + cols, total, mask=mask)
-    x = total.to(tl.float32)
+    x = _add(X, Addend, Residual, Total, row * N + cols, mask, ADDEND)
     scale = tl.rsqrt(tl.sum(x * x, 0) / N + eps)
     tl.store(Y + row * N + cols, finish(x * scale * w, OutScale, Y.dtype.element_ty, QUANTIZE), mask=mask)
 
@@ -55,13 +66,12 @@ def layer_norm(X, W, B, OutScale, Y, eps, N: tl.constexpr, BLOCK: tl.constexpr, 
 
 
 @triton.jit
-def add_layer_norm(X, Residual, W, B, OutScale, Y, Total, eps, N: tl.constexpr, BLOCK: tl.constexpr, QUANTIZE: tl.constexpr):
+def add_layer_norm(
+    X, Addend, Residual, W, B, OutScale, Y, Total, eps, N: tl.constexpr, BLOCK: tl.constexpr, QUANTIZE: tl.constexpr, ADDEND: tl.constexpr
+):
     row = tl.program_id(0).to(tl.int64)
     cols = tl.arange(0, BLOCK)
     mask = cols < N
-    x = tl.load(X + row * N + cols, mask=mask, other=0.0).to(tl.float32)
-    x += tl.load(Residual + row * N + cols, mask=mask, other=0.0).to(tl.float32)
-    total = x.to(Total.dtype.element_ty)
-    tl.store(Total + row * N + cols, total, mask=mask)
-    y = _layer_normalize(total.to(tl.float32), mask, W, B, cols, eps, N)
+    x = _add(X, Addend, Residual, Total, row * N + cols, mask, ADDEND)
+    y = _layer_normalize(x, mask, W, B, cols, eps, N)
     tl.store(Y + row * N + cols, finish(y, OutScale, Y.dtype.element_ty, QUANTIZE), mask=mask)

@@ -61,14 +61,19 @@ def rope(
 def rope_kv_write(
     QKV, Positions, CosSin, Cache, KvSlots, QNorm, KNorm, KScale, VScale, Y, eps,
     HQ: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, PAGE: tl.constexpr,
-    INTERLEAVED: tl.constexpr, QK_NORM: tl.constexpr, BLOCK_H: tl.constexpr, SCALED_CACHE: tl.constexpr,
+    INTERLEAVED: tl.constexpr, QK_NORM: tl.constexpr, BLOCK_H: tl.constexpr, SCALED_CACHE: tl.constexpr, IN_PLACE: tl.constexpr,
 ):  # fmt: skip
-    """Y is QKV normed and rotated. Cache is one layer, [pages, 2, HKV, PAGE, D]. QK_NORM requires the whole head to be rotary."""
+    """Y is QKV normed and rotated. Cache is one layer, [pages, 2, HKV, PAGE, D]. QK_NORM requires the whole head to be rotary.
+
+    IN_PLACE: Y is QKV. Only what changes is written there, the rotary part of q and k, and the rest of q is not read.
+    """
     token = tl.program_id(0).to(tl.int64)
     heads = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
     is_q = heads < HQ
     is_k = (heads >= HQ) & (heads < HQ + HKV)
     is_v = (heads >= HQ + HKV) & (heads < HQ + 2 * HKV)
+    turns = is_q | is_k if IN_PLACE else is_q | is_k | is_v
+    passes = is_k | is_v if IN_PLACE else is_q | is_k | is_v
     slot = tl.load(KvSlots + token).to(tl.int64)
     key_or_value = tl.where(is_v, 1, 0).to(tl.int64)
     kv_head = heads - HQ - tl.where(is_v, HKV, 0)
@@ -83,6 +88,12 @@ def rope_kv_write(
     cos = tl.where(is_v[:, None], 1.0, cos)
     sin = tl.where(is_v[:, None], 0.0, sin)
     first, second = _load_pair(QKV, heads, is_q | is_k | is_v, D, HALF, INTERLEAVED, BLOCK_H)
+    if 2 * HALF < D:
+        d = tl.arange(0, D)[None, :]
+        rest = passes[:, None] & (d >= 2 * HALF)
+        passing = tl.load(QKV + heads[:, None] * D + d, mask=rest, other=0.0)
+    if IN_PLACE:
+        tl.debug_barrier()  # a tile smaller than the block is held by several threads: none may load what another has turned
     if QK_NORM:
         square = tl.sum(first * first, 1) + tl.sum(second * second, 1)
         scale = tl.where(is_v, 1.0, tl.rsqrt(square / D + eps))[:, None]
@@ -93,7 +104,7 @@ def rope_kv_write(
         first *= scale * tl.where(is_v[:, None], 1.0, tl.where(is_q[:, None], wq1, wk1))
         second *= scale * tl.where(is_v[:, None], 1.0, tl.where(is_q[:, None], wq2, wk2))
     turned_first, turned_second = first * cos - second * sin, second * cos + first * sin
-    _store_pair(Y, heads * D, turned_first, turned_second, is_q | is_k | is_v, HALF, INTERLEAVED, BLOCK_H)
+    _store_pair(Y, heads * D, turned_first, turned_second, turns, HALF, INTERLEAVED, BLOCK_H)
     inverse = 1.0
     if SCALED_CACHE:
         inverse = 1.0 / tl.where(is_v, tl.load(VScale), tl.load(KScale))[:, None]
@@ -101,10 +112,9 @@ def rope_kv_write(
         turned_second = tl.minimum(tl.maximum(turned_second * inverse, -448.0), 448.0)
     _store_pair(Cache, cached, turned_first, turned_second, is_k | is_v, HALF, INTERLEAVED, BLOCK_H)
     if 2 * HALF < D:
-        d = tl.arange(0, D)[None, :]
-        rest = d >= 2 * HALF
-        x = tl.load(QKV + heads[:, None] * D + d, mask=(is_q | is_k | is_v)[:, None] & rest, other=0.0).to(tl.float32)
-        tl.store(Y + heads[:, None] * D + d, x.to(Y.dtype.element_ty), mask=(is_q | is_k | is_v)[:, None] & rest)
+        if not IN_PLACE:
+            tl.store(Y + heads[:, None] * D + d, passing, mask=rest)
+        x = passing.to(tl.float32)
         if SCALED_CACHE:
             x = tl.minimum(tl.maximum(x * inverse, -448.0), 448.0)
         tl.store(Cache + cached[:, None] + d, x.to(Cache.dtype.element_ty), mask=(is_k | is_v)[:, None] & rest)
