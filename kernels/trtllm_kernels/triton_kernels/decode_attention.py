@@ -4,7 +4,7 @@ One program reads all keys and values of one (sequence, KV head), page by page; 
 the left operand and a group's heads, padded to 8, columns of the right one: scores are [PAGE, heads], results [D, heads]. The other way
 round the group would be padded to 16 rows, and twice the registers and instructions spent on padding.
 Tensor cores want pairs of values that follow each other in time, and bytes of an fp8 tile cannot be transposed on the way from shared
-memory but one by one. So values are read as words of four dimensions, and a word's bytes feed four products, each for every fourth dimension.
+memory but one by one. So values are read as words of four dimensions, and a word's bytes feed four products, each for every fourth one.
 A chip reads its memory at full rate from half of its SMs this way; multi-head models (group 1) too, where plain sums are slower.
 When programs would be too few to fill the chip, each sequence's pages are divided among `num_splits` programs whose partial results
 `reduce_splits` merges (Dao et al. 2023, flash-decoding).
