@@ -118,6 +118,7 @@ def _compile(spec: KernelSpec, arch: str) -> Cubin:
             registers=registers,
             spill_bytes=spill_bytes,
             tensordesc=tuple(dict(d) for d in getattr(metadata, "tensordesc_meta", None) or ()),
+            waits="griddepcontrol.wait" in compiled.asm["ptx"],
         ),
         code,
     )

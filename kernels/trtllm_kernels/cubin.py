@@ -17,7 +17,7 @@ from trtllm_kernels.errors import KernelError
 class CubinInfo:
     """`entry` is the symbol to launch; `spill_bytes` is stack and local memory a thread (0 in a healthy kernel).
 
-    `tensordesc` describes, in order, the TMA descriptors the kernel takes: element type, swizzle and block size, as Triton chose them.
+    `tensordesc` describes, in order, the TMA descriptors the kernel takes: element type, swizzle and block size, as Triton chose them. `waits`: the kernel itself waits for the one before it, so it may be launched before that has ended (`overlap.py`).
     """
 
     entry: str
@@ -27,6 +27,7 @@ class CubinInfo:
     registers: int
     spill_bytes: int
     tensordesc: tuple[Mapping[str, Any], ...] = ()
+    waits: bool = False
 
 
 @dataclass(frozen=True)

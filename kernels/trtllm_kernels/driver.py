@@ -2,8 +2,13 @@
 
 An engine's launches never change, only the sizes of the step do, so everything is bound once. Each launch has a prebuilt array of pointers
 to its parameters; tensors' addresses are fixed, and an integer that depends on the step is one shared ctypes object, rewritten once a step
-for every launch that uses it. What is left of a launch in Python is one call of `cuLaunchKernel` (measured on an H100: 4.6-4.8 us).
+for every launch that uses it. What is left of a launch in Python is one call of `cuLaunchKernelEx` with a prebuilt configuration (of
+`cuLaunchKernel`, measured on an H100: 4.6-4.8 us; less of either is Python's with the configuration prebuilt).
 Launches go to torch's current stream, so they order with torch's work and are captured by `torch.cuda.graph`. Triton is not imported.
+
+Kernels that wait for their predecessors themselves (`triton_kernels/overlap.py`) are launched as programmatic dependents, in a capture too,
+where that becomes an edge of the graph; but for the first of a run. So whatever came before a run is complete and visible before any
+kernel of it begins: weights that were just drawn, refitted or copied are the constants that kernels take them for.
 
 Triton's ABI, which this must match: parameters in the signature's order; a TMA descriptor is the 128-byte map, then its two sizes as i32
 and two strides as i64; two scratch pointers (unused here) come last.
@@ -89,14 +94,27 @@ class _Symbolic:
             parameter.value = self.values[index]
 
 
+def _launch_config(threads: int, shared_bytes: int) -> Any:
+    """All of a launch but grid and stream; its one attribute counts where `numAttrs` says so."""
+    attribute = cuda.CUlaunchAttribute()
+    attribute.id = cuda.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+    attribute.value.programmaticStreamSerializationAllowed = 1
+    config = cuda.CUlaunchConfig()
+    config.blockDimX, config.blockDimY, config.blockDimZ = threads, 1, 1
+    config.sharedMemBytes = shared_bytes
+    config.attrs = [attribute]
+    config.numAttrs = 0
+    return config
+
+
 class _Kernel:
     """One bound launch of a cubin."""
 
     def __init__(self, launch: Launch, cubin: Cubin, resolve: Resolve, symbolic: _Symbolic) -> None:
         self.function = load_function(cubin)
         self.name = launch.kernel
-        self.threads = 32 * cubin.info.num_warps
-        self.shared_bytes = cubin.info.shared_bytes
+        self.waits = cubin.info.waits
+        self.config = _launch_config(32 * cubin.info.num_warps, cubin.info.shared_bytes)
         self.grid = tuple(symbolic.index(dim) for dim in launch.grid)
         self._keep: list[Any] = []
         descriptions = iter(cubin.info.tensordesc)
@@ -107,6 +125,11 @@ class _Kernel:
             addresses.append(self._hold(ctypes.c_void_p(0)))
         array = (ctypes.c_void_p * len(addresses))(*addresses)
         self.parameters = self._hold(array)
+
+    def size(self, x: int, y: int, z: int, dependent: bool) -> None:
+        """Grid of the next launches, and whether they may begin before the kernel before them has ended."""
+        self.config.gridDimX, self.config.gridDimY, self.config.gridDimZ = x, y, z
+        self.config.numAttrs = int(dependent)
 
     def _hold(self, value: Any) -> int:
         self._keep.append(value)
@@ -221,8 +244,12 @@ _LIBRARY: Mapping[str, Callable[[Launch, Resolve, _Symbolic], _Matmul]] = {"matm
 class BoundProgram:
     """Launches bound to memory. `set_symbols` for the step's sizes, then `run` as often as wanted on torch's current stream."""
 
-    def __init__(self, lowered: Iterable[Lowered], resolve: Resolve, cubins: Mapping[str, Cubin]) -> None:
-        """`cubins` by kernel key. Raises KernelError for a kernel that is missing or cannot be loaded, or memory that cannot be bound."""
+    def __init__(self, lowered: Iterable[Lowered], resolve: Resolve, cubins: Mapping[str, Cubin], *, overlap: bool = True) -> None:
+        """`cubins` by kernel key. `overlap`: kernels that can may begin before the one before them has ended; no result depends on it.
+
+        Raises KernelError for a kernel that is missing or cannot be loaded, or memory that cannot be bound.
+        """
+        self._overlap = overlap
         self._symbolic = _Symbolic()
         self._steps: list[_Kernel | _Matmul] = []
         for launch in (launch for one in lowered for launch in one.launches):
@@ -235,7 +262,8 @@ class BoundProgram:
             else:
                 self._steps.append(_Kernel(launch, cubins[launch.kernel], resolve, self._symbolic))
         self._symbols: tuple[int, ...] | None = None
-        self._active: list[_Matmul | tuple[Any, ...]] = []
+        self._active: list[_Matmul | _Kernel] = []
+        self._stream: int | None = None
 
     def set_symbols(self, *, T: int, R: int, D: int, S: int, C: int) -> None:
         """Sizes of the next step: tokens, sequences, decode sequences, rows whose logits are wanted, continued context sequences."""
@@ -255,19 +283,28 @@ class BoundProgram:
             else:
                 x, y, z = (values[index] for index in step.grid)
                 if x > 0 and y > 0 and z > 0:
-                    self._active.append((step.function, x, y, z, step.threads, step.shared_bytes, step.parameters, step.name))
+                    step.size(x, y, z, dependent=self._overlap and step.waits and bool(self._active))
+                    self._active.append(step)
         self._symbols = symbols
 
     def run(self) -> None:
         if self._symbols is None:
             raise KernelError("set_symbols must be called before run")
-        stream = torch.cuda.current_stream().cuda_stream
-        launch = cuda.cuLaunchKernel
+        self._use(torch.cuda.current_stream().cuda_stream)
+        launch = cuda.cuLaunchKernelEx
         for step in self._active:
             if isinstance(step, _Matmul):
                 step.run()
                 continue
-            function, x, y, z, threads, shared_bytes, parameters, name = step
-            (error,) = launch(function, x, y, z, threads, 1, 1, shared_bytes, stream, parameters, 0)
+            (error,) = launch(step.config, step.function, step.parameters, 0)
             if error != _SUCCESS:
-                raise KernelError(f"the CUDA driver refused to launch {name} on grid ({x}, {y}, {z}): {error.name}")
+                grid = (step.config.gridDimX, step.config.gridDimY, step.config.gridDimZ)
+                raise KernelError(f"the CUDA driver refused to launch {step.name} on grid {grid}: {error.name}")
+
+    def _use(self, stream: int) -> None:
+        """A capture has a stream of its own; otherwise it is always the same."""
+        if stream != self._stream:
+            for step in self._steps:
+                if isinstance(step, _Kernel):
+                    step.config.hStream = stream
+            self._stream = stream

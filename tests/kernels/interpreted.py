@@ -9,12 +9,14 @@ those types.
 import json
 import os
 import sys
+from collections.abc import Collection
 
 os.environ["TRITON_INTERPRET"] = "1"
 
 import numpy as np
 import torch
 import triton.language as tl
+from interpreted_overlap import watched
 from triton.runtime import interpreter
 from triton.tools.tensor_descriptor import TensorDescriptor
 
@@ -72,6 +74,10 @@ def make_interpreter_exact() -> None:
     builder.create_dot = dot
 
 
+CONSTANTS = ("weight", "bias", "weight_scale", "out_scale", "scale", "k_scale", "v_scale", "q_norm", "k_norm", "cos_sin")
+"""Arguments of ops that an engine stores; an activation's scale may be computed in the step."""
+
+
 def by_library(name: str, rows: int, x: torch.Tensor, weight: torch.Tensor, *rest: torch.Tensor) -> None:
     """What `driver._Matmul` and `_ScaledMatmul` do."""
     scales, bias, y = (rest[:2], rest[2:-1], rest[-1]) if name == "scaled_matmul" else ((None, None), rest[:-1], rest[-1])
@@ -79,8 +85,8 @@ def by_library(name: str, rows: int, x: torch.Tensor, weight: torch.Tensor, *res
     y[:rows] = product + bias[0].float() if bias else product
 
 
-def run_launches(lowered: Lowered, tensors: dict[str, torch.Tensor], symbols: dict[str, int]) -> None:
-    """What `driver.BoundProgram` does, in the interpreter."""
+def run_launches(lowered: Lowered, tensors: dict[str, torch.Tensor], symbols: dict[str, int], constants: Collection[str]) -> None:
+    """What `driver.BoundProgram` does, in the interpreter. `constants` are the tensors that no kernel of a step writes."""
     kernels = {spec.key: spec for spec in lowered.kernels}
     for launch in lowered.launches:
         grid = tuple(evaluate(dim, symbols) for dim in launch.grid)
@@ -98,7 +104,8 @@ def run_launches(lowered: Lowered, tensors: dict[str, torch.Tensor], symbols: di
                 values.append(tensors[arg.value] if arg.index is None else tensors[arg.value][arg.index])
             else:
                 values.append(float(arg.value) if arg.kind == "fp32" else evaluate(arg.value, symbols))
-        load_function(spec)[grid](**dict(zip(spec.signature, values, strict=True)), **spec.constexprs)
+        with watched(launch.kernel, [tensors[arg.value] for arg in launch.args if arg.value in constants]):
+            load_function(spec)[grid](**dict(zip(spec.signature, values, strict=True)), **spec.constexprs)
 
 
 def run(op_name: str, named: dict, arch: str, in_place: bool = False) -> list[torch.Tensor]:
@@ -116,7 +123,7 @@ def run(op_name: str, named: dict, arch: str, in_place: bool = False) -> list[to
     for name, spec in lowered.workspaces.items():
         shape = [max(1, evaluate(dim, symbols)) for dim in spec.shape]
         tensors[name] = torch.full(shape, torch.nan, dtype=DTYPES[spec.dtype])
-    run_launches(lowered, tensors, symbols)
+    run_launches(lowered, tensors, symbols, CONSTANTS)
     return outputs
 
 
@@ -133,7 +140,7 @@ def changes_too_much(named: dict) -> bool:
     op = OPS["rope_kv_write"]
     lowered = lower_call(op, named, [y], "sm_90", in_place=True)
     cache = torch.zeros_like(named["kv_cache"])
-    run_launches(lowered, {**named, "qkv": qkv, "kv_cache": cache, "out0": y}, step_sizes(named))
+    run_launches(lowered, {**named, "qkv": qkv, "kv_cache": cache, "out0": y}, step_sizes(named), CONSTANTS)
     kept = torch.equal(y.isnan(), ~turned.expand(tokens, -1))
     pages, offsets = (named["kv_slots"] // cache.shape[4]).long(), (named["kv_slots"] % cache.shape[4]).long()
     rows = [one[named["layer"]][pages, :, :, offsets].float() for one in (cache, named["kv_cache"])]

@@ -110,7 +110,7 @@ def main() -> None:
             expected = by_references(plan, {**memory, "kv_cache": caches[0]})
             tensors = {**memory, "kv_cache": caches[1], **views}
             for op in plan.ops:
-                interpreted.run_launches(op.tactics[ARCH], tensors, symbols)
+                interpreted.run_launches(op.tactics[ARCH], tensors, symbols, {*weights, *compiled.constants})
             logits = views["logits"][:3]
             worst = float((logits - expected).abs().max())
             cosine = float(torch.nn.functional.cosine_similarity(logits.float(), expected.float()).min())

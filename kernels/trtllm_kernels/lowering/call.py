@@ -164,7 +164,10 @@ class Builder:
         warps: int,
         stages: int = 3,
     ) -> None:
-        """`kernel` is `module.function` under `trtllm_kernels.triton_kernels`; parameters in the kernel's order."""
+        """`kernel` is `module.function` under `trtllm_kernels.triton_kernels`; parameters in the kernel's order.
+
+        Every kernel also takes OVERLAP: whether the architecture can start it before the kernel before it has ended.
+        """
         module, function = kernel.split(".")
         signature: dict[str, str] = {}
         aligned: list[str] = []
@@ -190,7 +193,7 @@ class Builder:
             module=f"trtllm_kernels.triton_kernels.{module}",
             function=function,
             signature=signature,
-            constexprs=dict(constexprs),
+            constexprs={**constexprs, "OVERLAP": self.call.capability >= 90},
             aligned=tuple(aligned),
             num_warps=warps,
             num_stages=stages,

@@ -8,7 +8,8 @@ skip the mask. With SKIP_FRESH, sequences that have no cached past are left to `
 import triton
 import triton.language as tl
 
-from trtllm_kernels.triton_kernels.quantize import finish
+from trtllm_kernels.triton_kernels.overlap import let_next_start, wait_for_previous
+from trtllm_kernels.triton_kernels.quantize import finish, result_scale
 from trtllm_kernels.triton_kernels.tiles import locate
 
 
@@ -48,9 +49,14 @@ def _visit(
 def context_attention(
     QKV, Cache, BlockTable, Slots, QueryStart, KvLens, KScale, VScale, OutScale, Out, scale_log2, table_stride, num_decodes, num_seqs,
     HKV: tl.constexpr, G: tl.constexpr, D: tl.constexpr, PAGE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    SCALED_CACHE: tl.constexpr, QUANTIZE: tl.constexpr, SKIP_FRESH: tl.constexpr,
+    SCALED_CACHE: tl.constexpr, QUANTIZE: tl.constexpr, SKIP_FRESH: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Cache: one layer, [pages, 2, HKV, PAGE, D]. Sequences [num_decodes, num_seqs); decode tokens precede theirs."""
+    let_next_start(OVERLAP)
+    if SCALED_CACHE:
+        k_scale, v_scale = tl.load(KScale), tl.load(VScale)
+    out_scale = result_scale(OutScale, QUANTIZE)
+    wait_for_previous(OVERLAP)
     BLOCK_Q: tl.constexpr = BLOCK_M // G
     kv_head = tl.program_id(1)
     seq, begin, queries, first = locate(tl.num_programs(0) - 1 - tl.program_id(0), QueryStart, num_decodes, num_seqs, BLOCK_Q)
@@ -69,7 +75,7 @@ def context_attention(
     q = tl.load(QKV + query_row[:, None] * D + d[None, :], mask=live[:, None], other=0.0)
     if SCALED_CACHE:
         q = q.to(tl.float16)
-        scale_log2 *= tl.load(KScale)
+        scale_log2 *= k_scale
 
     m = tl.full((BLOCK_M,), -1e30, tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
@@ -81,6 +87,6 @@ def context_attention(
     for start in range(seen_by_all, seen_by_any, BLOCK_N):
         acc, m, total = _visit(acc, m, total, q, position, start, length, kv_head, table, Cache, scale_log2, HKV, D, PAGE, BLOCK_N, True)
     if SCALED_CACHE:
-        acc *= tl.load(VScale)
+        acc *= v_scale
     out = acc / tl.where(total > 0, total, 1.0)[:, None]
-    tl.store(Out + head_row[:, None] * D + d[None, :], finish(out, OutScale, Out.dtype.element_ty, QUANTIZE), mask=live[:, None])
+    tl.store(Out + head_row[:, None] * D + d[None, :], finish(out, out_scale, Out.dtype.element_ty, QUANTIZE), mask=live[:, None])

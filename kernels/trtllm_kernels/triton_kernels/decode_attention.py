@@ -13,7 +13,8 @@ When programs would be too few to fill the chip, each sequence's pages are divid
 import triton
 import triton.language as tl
 
-from trtllm_kernels.triton_kernels.quantize import finish
+from trtllm_kernels.triton_kernels.overlap import let_next_start, wait_for_previous
+from trtllm_kernels.triton_kernels.quantize import finish, result_scale
 
 
 @triton.jit
@@ -25,9 +26,14 @@ def _byte(words, index: tl.constexpr, dtype: tl.constexpr):
 def paged_decode(
     QKV, Cache, BlockTable, Slots, KvLens, KScale, VScale, OutScale, Out, Acc, Stats, scale_log2, table_stride, num_splits,
     HKV: tl.constexpr, G: tl.constexpr, GP: tl.constexpr, D: tl.constexpr, PAGE: tl.constexpr, SPLIT: tl.constexpr,
-    SCALED_CACHE: tl.constexpr, WORDS: tl.constexpr, QUANTIZE: tl.constexpr,
+    SCALED_CACHE: tl.constexpr, WORDS: tl.constexpr, QUANTIZE: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Cache: one layer, [pages, 2, HKV, PAGE, D], fp8 where SCALED_CACHE. Query of sequence s is token s. GP: G padded."""
+    let_next_start(OVERLAP)
+    if SCALED_CACHE:
+        k_scale, v_scale = tl.load(KScale), tl.load(VScale)
+    out_scale = result_scale(OutScale, QUANTIZE)
+    wait_for_previous(OVERLAP)
     kv_head = tl.program_id(0)
     seq = tl.program_id(1).to(tl.int64)
     length = tl.load(KvLens + seq)
@@ -44,7 +50,7 @@ def paged_decode(
     q = tl.load(QKV + (seq * ((G + 2) * HKV) + kv_head * G + g[None, :]) * D + d[:, None], mask=g[None, :] < G, other=0.0)
     if SCALED_CACHE:
         q = q.to(tl.float16)
-        scale_log2 *= tl.load(KScale)
+        scale_log2 *= k_scale
     m = tl.full((GP,), -1e30, tl.float32)
     total = tl.zeros((GP,), tl.float32)
     if WORDS:
@@ -86,7 +92,7 @@ def paged_decode(
         both = tl.join(tl.join(acc0, acc2), tl.join(acc1, acc3))
         acc = tl.reshape(tl.permute(both, (0, 2, 3, 1)), (D, GP))
     if SCALED_CACHE:
-        acc *= tl.load(VScale)
+        acc *= v_scale
     head_row = seq * (HKV * G) + kv_head * G + g
     if SPLIT:
         part = head_row * num_splits + tl.program_id(2)
@@ -95,12 +101,17 @@ def paged_decode(
         tl.store(Stats + part * 2 + 1, total, mask=g < G)
     else:
         out = acc / tl.where(total > 0, total, 1.0)[None, :]
-        tl.store(Out + head_row[None, :] * D + d[:, None], finish(out, OutScale, Out.dtype.element_ty, QUANTIZE), mask=g[None, :] < G)
+        tl.store(Out + head_row[None, :] * D + d[:, None], finish(out, out_scale, Out.dtype.element_ty, QUANTIZE), mask=g[None, :] < G)
 
 
 @triton.jit
-def reduce_splits(Acc, Stats, OutScale, Out, num_splits, D: tl.constexpr, MAX_SPLITS: tl.constexpr, QUANTIZE: tl.constexpr):
+def reduce_splits(
+    Acc, Stats, OutScale, Out, num_splits, D: tl.constexpr, MAX_SPLITS: tl.constexpr, QUANTIZE: tl.constexpr, OVERLAP: tl.constexpr
+):
     """Merge the partial results of one (sequence, head)."""
+    let_next_start(OVERLAP)
+    out_scale = result_scale(OutScale, QUANTIZE)
+    wait_for_previous(OVERLAP)
     head_row = tl.program_id(0).to(tl.int64)
     s = tl.arange(0, MAX_SPLITS)
     d = tl.arange(0, D)
@@ -112,4 +123,4 @@ def reduce_splits(Acc, Stats, OutScale, Out, num_splits, D: tl.constexpr, MAX_SP
     total = tl.sum(totals * weight, 0)
     acc = tl.load(Acc + part[:, None] * D + d[None, :], mask=mask[:, None], other=0.0)
     out = tl.sum(acc * weight[:, None], 0) / tl.where(total > 0, total, 1.0)
-    tl.store(Out + head_row * D + d, finish(out, OutScale, Out.dtype.element_ty, QUANTIZE))
+    tl.store(Out + head_row * D + d, finish(out, out_scale, Out.dtype.element_ty, QUANTIZE))

@@ -3,26 +3,34 @@
 import triton
 import triton.language as tl
 
-from trtllm_kernels.triton_kernels.quantize import finish
+from trtllm_kernels.triton_kernels.overlap import let_next_start, wait_for_previous
+from trtllm_kernels.triton_kernels.quantize import finish, result_scale
 
 
 @triton.jit
 def silu_mul(
-    Gate, Up, OutScale, Y, N: tl.constexpr, STRIDE: tl.constexpr, UP_OFFSET: tl.constexpr, BLOCK: tl.constexpr, QUANTIZE: tl.constexpr
-):
+    Gate, Up, OutScale, Y,
+    N: tl.constexpr, STRIDE: tl.constexpr, UP_OFFSET: tl.constexpr, BLOCK: tl.constexpr, QUANTIZE: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
     """Gate and Up have rows of STRIDE elements; Up starts UP_OFFSET elements on. Packed: both name one buffer, STRIDE 2N, UP_OFFSET N."""
+    let_next_start(OVERLAP)
+    out_scale = result_scale(OutScale, QUANTIZE)
+    wait_for_previous(OVERLAP)
     row = tl.program_id(0).to(tl.int64)
     cols = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = cols < N
     gate = tl.load(Gate + row * STRIDE + cols, mask=mask, other=0.0).to(tl.float32)
     up = tl.load(Up + row * STRIDE + UP_OFFSET + cols, mask=mask, other=0.0).to(tl.float32)
     y = gate / (1.0 + tl.exp(-gate)) * up
-    tl.store(Y + row * N + cols, finish(y, OutScale, Y.dtype.element_ty, QUANTIZE), mask=mask)
+    tl.store(Y + row * N + cols, finish(y, out_scale, Y.dtype.element_ty, QUANTIZE), mask=mask)
 
 
 @triton.jit
-def silu_mul_interleaved(GateUp, OutScale, Y, N: tl.constexpr, BLOCK: tl.constexpr, QUANTIZE: tl.constexpr):
+def silu_mul_interleaved(GateUp, OutScale, Y, N: tl.constexpr, BLOCK: tl.constexpr, QUANTIZE: tl.constexpr, OVERLAP: tl.constexpr):
     """GateUp has rows of 2N elements: gate 0, up 0, gate 1, ..."""
+    let_next_start(OVERLAP)
+    out_scale = result_scale(OutScale, QUANTIZE)
+    wait_for_previous(OVERLAP)
     row = tl.program_id(0).to(tl.int64)
     start = tl.program_id(1) * BLOCK
     pair = 2 * start + tl.arange(0, 2 * BLOCK)
@@ -30,22 +38,27 @@ def silu_mul_interleaved(GateUp, OutScale, Y, N: tl.constexpr, BLOCK: tl.constex
     gate, up = tl.split(tl.reshape(both, (BLOCK, 2)))
     cols = start + tl.arange(0, BLOCK)
     y = gate / (1.0 + tl.exp(-gate)) * up
-    tl.store(Y + row * N + cols, finish(y, OutScale, Y.dtype.element_ty, QUANTIZE), mask=cols < N)
+    tl.store(Y + row * N + cols, finish(y, out_scale, Y.dtype.element_ty, QUANTIZE), mask=cols < N)
 
 
 @triton.jit
-def gelu(X, OutScale, Y, N: tl.constexpr, BLOCK: tl.constexpr, QUANTIZE: tl.constexpr):
+def gelu(X, OutScale, Y, N: tl.constexpr, BLOCK: tl.constexpr, QUANTIZE: tl.constexpr, OVERLAP: tl.constexpr):
     """0.5 x (1 + tanh u) written as x * sigmoid(2u), which loses nothing where tanh is near -1."""
+    let_next_start(OVERLAP)
+    out_scale = result_scale(OutScale, QUANTIZE)
+    wait_for_previous(OVERLAP)
     row = tl.program_id(0).to(tl.int64)
     cols = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = cols < N
     x = tl.load(X + row * N + cols, mask=mask, other=0.0).to(tl.float32)
     u = 0.7978845608028654 * (x + 0.044715 * x * x * x)
-    tl.store(Y + row * N + cols, finish(x / (1.0 + tl.exp(-2.0 * u)), OutScale, Y.dtype.element_ty, QUANTIZE), mask=mask)
+    tl.store(Y + row * N + cols, finish(x / (1.0 + tl.exp(-2.0 * u)), out_scale, Y.dtype.element_ty, QUANTIZE), mask=mask)
 
 
 @triton.jit
-def add(A, B, Y, N: tl.constexpr, BLOCK: tl.constexpr):
+def add(A, B, Y, N: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr):
+    let_next_start(OVERLAP)
+    wait_for_previous(OVERLAP)
     row = tl.program_id(0).to(tl.int64)
     cols = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = cols < N

@@ -8,7 +8,8 @@ pages (docs/facts.md). Chunks with a cached past are `context_attention`'s.
 import triton
 import triton.language as tl
 
-from trtllm_kernels.triton_kernels.quantize import finish
+from trtllm_kernels.triton_kernels.overlap import let_next_start, wait_for_previous
+from trtllm_kernels.triton_kernels.quantize import finish, result_scale
 from trtllm_kernels.triton_kernels.tiles import locate
 
 
@@ -37,11 +38,15 @@ def _fold(acc, m, total, q, Keys, row, key_column, value_column, visible, presen
 def fresh_attention(
     Queries, Keys, QueryStart, KvLens, OutScale, Out, scale_log2, num_decodes, num_seqs,
     HKV: tl.constexpr, G: tl.constexpr, D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, QUANTIZE: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Queries and Keys are TMA descriptors of one matrix, [tokens, (G*HKV + 2*HKV) * D], in boxes [BLOCK_M, D] and [BLOCK_N, D].
 
     Sequences [num_decodes, num_seqs); decode tokens precede theirs. Those with more keys than queries are left alone.
     """
+    let_next_start(OVERLAP)
+    out_scale = result_scale(OutScale, QUANTIZE)
+    wait_for_previous(OVERLAP)
     head = tl.program_id(1)
     seq, begin, queries, first = locate(tl.num_programs(0) - 1 - tl.program_id(0), QueryStart, num_decodes, num_seqs, BLOCK_M)
     if first >= queries or tl.load(KvLens + seq) > queries:
@@ -70,4 +75,4 @@ def fresh_attention(
         acc, m, total = _fold(acc, m, total, q, Keys, begin + start, key_column, value_column, visible, present, scale_log2, True, True)
     out = acc / total[:, None]
     at = ((begin + token).to(tl.int64) * (HKV * G) + head)[:, None] * D + d[None, :]
-    tl.store(Out + at, finish(out, OutScale, Out.dtype.element_ty, QUANTIZE), mask=(token < queries)[:, None])
+    tl.store(Out + at, finish(out, out_scale, Out.dtype.element_ty, QUANTIZE), mask=(token < queries)[:, None])

@@ -11,21 +11,27 @@ Hopper), 64-row tiles (slower).
 import triton
 import triton.language as tl
 
-from trtllm_kernels.triton_kernels.quantize import finish
+from trtllm_kernels.triton_kernels.overlap import let_next_start, wait_for_previous
+from trtllm_kernels.triton_kernels.quantize import finish, result_scale
 
 
 @triton.jit
 def gate_up_silu(
     X, W, Y, XScale, WScale, OutScale, num_tokens,
     N: tl.constexpr, K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    GROUP: tl.constexpr, PROGRAMS: tl.constexpr, SCALED: tl.constexpr, QUANTIZE: tl.constexpr,
+    GROUP: tl.constexpr, PROGRAMS: tl.constexpr, SCALED: tl.constexpr, QUANTIZE: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """X [tokens, K], W [N, K] interleaved, Y [tokens, N // 2], all TMA descriptors; the scales point at one fp32 each."""
-    tiles_m = tl.cdiv(num_tokens, BLOCK_M)
-    tiles_n = N // BLOCK_N
+    let_next_start(OVERLAP)
+    out_scale = result_scale(OutScale, QUANTIZE)
     dequantize = 1.0
     if SCALED:
-        dequantize = tl.load(XScale) * tl.load(WScale)
+        dequantize = tl.load(WScale)
+    wait_for_previous(OVERLAP)
+    if SCALED:
+        dequantize *= tl.load(XScale)
+    tiles_m = tl.cdiv(num_tokens, BLOCK_M)
+    tiles_n = N // BLOCK_N
     for tile in tl.range(tl.program_id(0), tiles_m * tiles_n, PROGRAMS, flatten=True):
         group = tile // (GROUP * tiles_n)
         rows = tl.minimum(tiles_m - group * GROUP, GROUP)
@@ -37,4 +43,4 @@ def gate_up_silu(
         gate, up = tl.split(tl.reshape(acc, (BLOCK_M, BLOCK_N // 2, 2)))
         gate *= dequantize
         y = gate / (1.0 + tl.exp2(gate * -1.4426950408889634)) * (up * dequantize)
-        Y.store([pid_m * BLOCK_M, pid_n * (BLOCK_N // 2)], finish(y, OutScale, Y.dtype, QUANTIZE))
+        Y.store([pid_m * BLOCK_M, pid_n * (BLOCK_N // 2)], finish(y, out_scale, Y.dtype, QUANTIZE))

@@ -3,10 +3,14 @@
 import triton
 import triton.language as tl
 
+from trtllm_kernels.triton_kernels.overlap import let_next_start, wait_for_previous
+
 
 @triton.jit
-def gather_rows(X, Rows, Y, N: tl.constexpr, BLOCK: tl.constexpr):
+def gather_rows(X, Rows, Y, N: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr):
     """Y[r] = X[Rows[r]]; also the embedding."""
+    let_next_start(OVERLAP)
+    wait_for_previous(OVERLAP)
     row = tl.program_id(0).to(tl.int64)
     cols = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = cols < N
@@ -15,8 +19,10 @@ def gather_rows(X, Rows, Y, N: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def slice_columns(X, Y, STRIDE: tl.constexpr, FIRST: tl.constexpr, N: tl.constexpr, BLOCK: tl.constexpr):
+def slice_columns(X, Y, STRIDE: tl.constexpr, FIRST: tl.constexpr, N: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr):
     """Y = X[:, FIRST : FIRST + N], X having STRIDE columns."""
+    let_next_start(OVERLAP)
+    wait_for_previous(OVERLAP)
     row = tl.program_id(0).to(tl.int64)
     cols = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = cols < N
@@ -26,9 +32,11 @@ def slice_columns(X, Y, STRIDE: tl.constexpr, FIRST: tl.constexpr, N: tl.constex
 @triton.jit
 def prepare_step(
     ContextTokens, Slots, QueryStart, KvLens, LastTokens, BlockTable, Ids, Positions, KvSlots,
-    num_tokens, num_seqs, table_stride, PAGE: tl.constexpr, STEPS: tl.constexpr, BLOCK: tl.constexpr,
+    num_tokens, num_seqs, table_stride, PAGE: tl.constexpr, STEPS: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Each token finds its sequence by bisection of QueryStart (2**STEPS sequences at most), then its position and cache slot."""
+    let_next_start(OVERLAP)
+    wait_for_previous(OVERLAP)
     token = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = token < num_tokens
     low = tl.zeros((BLOCK,), tl.int32)

@@ -1,7 +1,7 @@
 """Matrix times one vector: a single decoding sequence, where reading the weight is all the time there is.
 
-A program sums ROWS output rows over K in fp32, COLS columns at a time, 16-byte loads, no tensor cores, no shared memory. Its first weight
-tile is loaded before anything of x, so weights are in flight while the previous kernel's result arrives.
+A program sums ROWS output rows over K in fp32, COLS columns at a time, 16-byte loads, no tensor cores, no shared memory. Its first two weight
+tiles are loaded before it waits for x (`overlap`), so weights are in flight while the kernels before this one end.
 The tile is the fastest tried on an H100 in fp8, and faster there than cuBLASLt; from two rows of x on cuBLASLt is as good and stays
 (docs/facts.md).
 """
@@ -9,7 +9,8 @@ The tile is the fastest tried on an H100 in fp8, and faster there than cuBLASLt;
 import triton
 import triton.language as tl
 
-from trtllm_kernels.triton_kernels.quantize import finish
+from trtllm_kernels.triton_kernels.overlap import let_next_start, wait_for_previous
+from trtllm_kernels.triton_kernels.quantize import finish, result_scale
 
 
 @triton.jit
@@ -21,14 +22,20 @@ def _to_fp32(x):
 
 
 @triton.jit
-def _rows_dot(X, W, pid, K: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
-    """fp32 [ROWS]: rows [pid * ROWS, + ROWS) of W times x; K a multiple of COLS."""
-    rows = pid.to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    cols = tl.arange(0, COLS)
-    at = W + rows[:, None] * K + cols[None, :]
+def _first_tiles(at, K: tl.constexpr, COLS: tl.constexpr):
+    """The first two tiles of the row block at `at`: all of it where K is short."""
     first = tl.load(at)
+    return first, tl.load(at + COLS) if K > COLS else first
+
+
+@triton.jit
+def _rows_dot(X, at, first, second, K: tl.constexpr, COLS: tl.constexpr):
+    """fp32 [ROWS]: the row block at `at`, of which two tiles are loaded, times x; K a multiple of COLS."""
+    cols = tl.arange(0, COLS)
     acc = _to_fp32(first) * _to_fp32(tl.load(X + cols))[None, :]
-    for k in range(COLS, K, COLS):
+    if K > COLS:
+        acc += _to_fp32(second) * _to_fp32(tl.load(X + COLS + cols))[None, :]
+    for k in range(2 * COLS, K, COLS):
         acc += _to_fp32(tl.load(at + k)) * _to_fp32(tl.load(X + k + cols))[None, :]
     return tl.sum(acc, 1)
 
@@ -37,30 +44,48 @@ def _rows_dot(X, W, pid, K: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr
 def gemv(
     X, W, Bias, XScale, WScale, Y,
     K: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, SCALED: tl.constexpr, SCALED_ROWS: tl.constexpr, BIASED: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """x [K], W [N, K], y [N]; N a multiple of ROWS. SCALED_ROWS: each row of W has its own scale."""
-    pid = tl.program_id(0)
-    y = _rows_dot(X, W, pid, K, ROWS, COLS)
-    rows = pid * ROWS + tl.arange(0, ROWS)
-    if SCALED_ROWS:
-        y *= tl.load(XScale) * tl.load(WScale + rows)
-    elif SCALED:
-        y *= tl.load(XScale) * tl.load(WScale)
+    let_next_start(OVERLAP)
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    at = W + rows.to(tl.int64)[:, None] * K + tl.arange(0, COLS)[None, :]
+    first, second = _first_tiles(at, K, COLS)
+    if SCALED:
+        scale = tl.load(WScale + rows) if SCALED_ROWS else tl.load(WScale)
     if BIASED:
-        y += tl.load(Bias + rows).to(tl.float32)
+        bias = tl.load(Bias + rows)
+    wait_for_previous(OVERLAP)
+    if SCALED:
+        scale *= tl.load(XScale)
+    y = _rows_dot(X, at, first, second, K, COLS)
+    if SCALED:
+        y *= scale
+    if BIASED:
+        y += bias.to(tl.float32)
     tl.store(Y + rows, y.to(Y.dtype.element_ty))
 
 
 @triton.jit
 def gemv_gate_up_silu(
     X, W, XScale, WScale, OutScale, Y,
-    K: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, SCALED: tl.constexpr, QUANTIZE: tl.constexpr,
+    K: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, SCALED: tl.constexpr, QUANTIZE: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """As `gate_up.gate_up_silu` for one token: W [N, K] with gate and up rows interleaved, y [N // 2]."""
+    let_next_start(OVERLAP)
     pid = tl.program_id(0)
-    both = _rows_dot(X, W, pid, K, ROWS, COLS)
+    rows = pid.to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    at = W + rows[:, None] * K + tl.arange(0, COLS)[None, :]
+    first, second = _first_tiles(at, K, COLS)
+    out_scale = result_scale(OutScale, QUANTIZE)
     if SCALED:
-        both *= tl.load(XScale) * tl.load(WScale)
+        scale = tl.load(WScale)
+    wait_for_previous(OVERLAP)
+    if SCALED:
+        scale *= tl.load(XScale)
+    both = _rows_dot(X, at, first, second, K, COLS)
+    if SCALED:
+        both *= scale
     gate, up = tl.split(tl.reshape(both, (ROWS // 2, 2)))
     y = gate / (1.0 + tl.exp(-gate)) * up
-    tl.store(Y + pid * (ROWS // 2) + tl.arange(0, ROWS // 2), finish(y, OutScale, Y.dtype.element_ty, QUANTIZE))
+    tl.store(Y + pid * (ROWS // 2) + tl.arange(0, ROWS // 2), finish(y, out_scale, Y.dtype.element_ty, QUANTIZE))

@@ -1,24 +1,28 @@
 """RMS and layer norm, alone and after a residual addition: one row a program, the whole row in registers.
 
 The row length is a compile-time constant (an engine knows it), so loads are 128-bit without run-time checks. Every sum is rounded to the
-residual's dtype, the last before it is normalised, as the reference has it.
+residual's dtype, the last before it is normalised, as the reference has it. Weights are loaded before the row is there (`overlap`).
 """
 
 import triton
 import triton.language as tl
 
-from trtllm_kernels.triton_kernels.quantize import finish
+from trtllm_kernels.triton_kernels.overlap import let_next_start, wait_for_previous
+from trtllm_kernels.triton_kernels.quantize import finish, result_scale
 
 
 @triton.jit
-def rms_norm(X, W, OutScale, Y, eps, N: tl.constexpr, BLOCK: tl.constexpr, QUANTIZE: tl.constexpr):
+def rms_norm(X, W, OutScale, Y, eps, N: tl.constexpr, BLOCK: tl.constexpr, QUANTIZE: tl.constexpr, OVERLAP: tl.constexpr):
+    let_next_start(OVERLAP)
     row = tl.program_id(0).to(tl.int64)
     cols = tl.arange(0, BLOCK)
     mask = cols < N
+    w = tl.load(W + cols, mask=mask, other=0.0)
+    out_scale = result_scale(OutScale, QUANTIZE)
+    wait_for_previous(OVERLAP)
     x = tl.load(X + row * N + cols, mask=mask, other=0.0).to(tl.float32)
-    w = tl.load(W + cols, mask=mask, other=0.0).to(tl.float32)
     scale = tl.rsqrt(tl.sum(x * x, 0) / N + eps)
-    tl.store(Y + row * N + cols, finish(x * scale * w, OutScale, Y.dtype.element_ty, QUANTIZE), mask=mask)
+    tl.store(Y + row * N + cols, finish(x * scale * w.to(tl.float32), out_scale, Y.dtype.element_ty, QUANTIZE), mask=mask)
 
 
 @triton.jit
@@ -36,42 +40,55 @@ def _add(X, Addend, Residual, Total, at, mask, ADDEND: tl.constexpr):
 
 @triton.jit
 def add_rms_norm(
-    X, Addend, Residual, W, OutScale, Y, Total, eps, N: tl.constexpr, BLOCK: tl.constexpr, QUANTIZE: tl.constexpr, ADDEND: tl.constexpr
-):
+    X, Addend, Residual, W, OutScale, Y, Total, eps,
+    N: tl.constexpr, BLOCK: tl.constexpr, QUANTIZE: tl.constexpr, ADDEND: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
+    let_next_start(OVERLAP)
     row = tl.program_id(0).to(tl.int64)
     cols = tl.arange(0, BLOCK)
     mask = cols < N
-    w = tl.load(W + cols, mask=mask, other=0.0).to(tl.float32)
+    w = tl.load(W + cols, mask=mask, other=0.0)
+    out_scale = result_scale(OutScale, QUANTIZE)
+    wait_for_previous(OVERLAP)
     x = _add(X, Addend, Residual, Total, row * N + cols, mask, ADDEND)
     scale = tl.rsqrt(tl.sum(x * x, 0) / N + eps)
-    tl.store(Y + row * N + cols, finish(x * scale * w, OutScale, Y.dtype.element_ty, QUANTIZE), mask=mask)
+    tl.store(Y + row * N + cols, finish(x * scale * w.to(tl.float32), out_scale, Y.dtype.element_ty, QUANTIZE), mask=mask)
 
 
 @triton.jit
-def _layer_normalize(x, mask, W, B, cols, eps, N: tl.constexpr):
-    w = tl.load(W + cols, mask=mask, other=0.0).to(tl.float32)
-    b = tl.load(B + cols, mask=mask, other=0.0).to(tl.float32)
+def _layer_normalize(x, mask, w, b, eps, N: tl.constexpr):
     centred = tl.where(mask, x - tl.sum(x, 0) / N, 0.0)
-    return centred * tl.rsqrt(tl.sum(centred * centred, 0) / N + eps) * w + b
+    return centred * tl.rsqrt(tl.sum(centred * centred, 0) / N + eps) * w.to(tl.float32) + b.to(tl.float32)
 
 
 @triton.jit
-def layer_norm(X, W, B, OutScale, Y, eps, N: tl.constexpr, BLOCK: tl.constexpr, QUANTIZE: tl.constexpr):
+def layer_norm(X, W, B, OutScale, Y, eps, N: tl.constexpr, BLOCK: tl.constexpr, QUANTIZE: tl.constexpr, OVERLAP: tl.constexpr):
+    let_next_start(OVERLAP)
     row = tl.program_id(0).to(tl.int64)
     cols = tl.arange(0, BLOCK)
     mask = cols < N
+    w = tl.load(W + cols, mask=mask, other=0.0)
+    b = tl.load(B + cols, mask=mask, other=0.0)
+    out_scale = result_scale(OutScale, QUANTIZE)
+    wait_for_previous(OVERLAP)
     x = tl.load(X + row * N + cols, mask=mask, other=0.0).to(tl.float32)
-    y = _layer_normalize(x, mask, W, B, cols, eps, N)
-    tl.store(Y + row * N + cols, finish(y, OutScale, Y.dtype.element_ty, QUANTIZE), mask=mask)
+    y = _layer_normalize(x, mask, w, b, eps, N)
+    tl.store(Y + row * N + cols, finish(y, out_scale, Y.dtype.element_ty, QUANTIZE), mask=mask)
 
 
 @triton.jit
 def add_layer_norm(
-    X, Addend, Residual, W, B, OutScale, Y, Total, eps, N: tl.constexpr, BLOCK: tl.constexpr, QUANTIZE: tl.constexpr, ADDEND: tl.constexpr
-):
+    X, Addend, Residual, W, B, OutScale, Y, Total, eps,
+    N: tl.constexpr, BLOCK: tl.constexpr, QUANTIZE: tl.constexpr, ADDEND: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
+    let_next_start(OVERLAP)
     row = tl.program_id(0).to(tl.int64)
     cols = tl.arange(0, BLOCK)
     mask = cols < N
+    w = tl.load(W + cols, mask=mask, other=0.0)
+    b = tl.load(B + cols, mask=mask, other=0.0)
+    out_scale = result_scale(OutScale, QUANTIZE)
+    wait_for_previous(OVERLAP)
     x = _add(X, Addend, Residual, Total, row * N + cols, mask, ADDEND)
-    y = _layer_normalize(x, mask, W, B, cols, eps, N)
-    tl.store(Y + row * N + cols, finish(y, OutScale, Y.dtype.element_ty, QUANTIZE), mask=mask)
+    y = _layer_normalize(x, mask, w, b, eps, N)
+    tl.store(Y + row * N + cols, finish(y, out_scale, Y.dtype.element_ty, QUANTIZE), mask=mask)

@@ -3,30 +3,46 @@
 import triton
 import triton.language as tl
 
+from trtllm_kernels.triton_kernels.overlap import let_next_start, wait_for_previous
+
 
 @triton.jit
-def finish(y, OutScale, dtype: tl.constexpr, QUANTIZE: tl.constexpr):
-    """fp32 `y` as `dtype`; QUANTIZE: over the scale OutScale points at, clamped to E4M3."""
+def result_scale(OutScale, QUANTIZE: tl.constexpr):
+    """For `finish`: the scale OutScale points at, a constant; loaded where a kernel begins, so that none ends by waiting for it."""
     if QUANTIZE:
-        y = tl.minimum(tl.maximum(y * (1.0 / tl.load(OutScale)), -448.0), 448.0)
+        return tl.load(OutScale)
+    else:
+        return 1.0
+
+
+@triton.jit
+def finish(y, scale, dtype: tl.constexpr, QUANTIZE: tl.constexpr):
+    """fp32 `y` as `dtype`; QUANTIZE: over `scale`, clamped to E4M3."""
+    if QUANTIZE:
+        y = tl.minimum(tl.maximum(y * (1.0 / scale), -448.0), 448.0)
     return y.to(dtype)
 
 
 @triton.jit
-def quantize(X, Scale, Y, N: tl.constexpr, BLOCK: tl.constexpr):
+def quantize(X, Scale, Y, N: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr):
+    let_next_start(OVERLAP)
+    scale = result_scale(Scale, True)
+    wait_for_previous(OVERLAP)
     row = tl.program_id(0).to(tl.int64)
     cols = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = cols < N
     x = tl.load(X + row * N + cols, mask=mask, other=0.0).to(tl.float32)
-    tl.store(Y + row * N + cols, finish(x, Scale, Y.dtype.element_ty, True), mask=mask)
+    tl.store(Y + row * N + cols, finish(x, scale, Y.dtype.element_ty, True), mask=mask)
 
 
 @triton.jit
-def quantize_rows(X, Y, Scales, N: tl.constexpr, BLOCK: tl.constexpr):
+def quantize_rows(X, Y, Scales, N: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr):
     """One program a row of N, in one pass: BLOCK holds it whole.
 
     Divisions are rounded as IEEE says: of a row whose scale is off by one unit every code on a tie would differ from the reference's.
     """
+    let_next_start(OVERLAP)
+    wait_for_previous(OVERLAP)
     row = tl.program_id(0).to(tl.int64)
     cols = tl.arange(0, BLOCK)
     mask = cols < N

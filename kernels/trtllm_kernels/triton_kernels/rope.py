@@ -7,6 +7,8 @@ re-read) and the rest that passes through. Query, key and value heads share one 
 import triton
 import triton.language as tl
 
+from trtllm_kernels.triton_kernels.overlap import let_next_start, wait_for_previous
+
 
 @triton.jit
 def _load_pair(X, heads, mask, D: tl.constexpr, HALF: tl.constexpr, INTERLEAVED: tl.constexpr, BLOCK_H: tl.constexpr):
@@ -37,8 +39,11 @@ def _store_pair(Y, offsets, first, second, mask, HALF: tl.constexpr, INTERLEAVED
 
 @triton.jit
 def rope(
-    X, Positions, CosSin, Y, HEADS: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, INTERLEAVED: tl.constexpr, BLOCK_H: tl.constexpr
-):
+    X, Positions, CosSin, Y,
+    HEADS: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, INTERLEAVED: tl.constexpr, BLOCK_H: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
+    let_next_start(OVERLAP)
+    wait_for_previous(OVERLAP)
     token = tl.program_id(0).to(tl.int64)
     heads = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
     mask = heads < HEADS
@@ -62,11 +67,22 @@ def rope_kv_write(
     QKV, Positions, CosSin, Cache, KvSlots, QNorm, KNorm, KScale, VScale, Y, eps,
     HQ: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, PAGE: tl.constexpr,
     INTERLEAVED: tl.constexpr, QK_NORM: tl.constexpr, BLOCK_H: tl.constexpr, SCALED_CACHE: tl.constexpr, IN_PLACE: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Y is QKV normed and rotated. Cache is one layer, [pages, 2, HKV, PAGE, D]. QK_NORM requires the whole head to be rotary.
 
     IN_PLACE: Y is QKV. Only what changes is written there, the rotary part of q and k, and the rest of q is not read.
     """
+    let_next_start(OVERLAP)
+    i = tl.arange(0, HALF)
+    if QK_NORM:
+        at = i * 2 if INTERLEAVED else i
+        other = i * 2 + 1 if INTERLEAVED else i + HALF
+        wq1, wk1 = tl.load(QNorm + at), tl.load(KNorm + at)
+        wq2, wk2 = tl.load(QNorm + other), tl.load(KNorm + other)
+    if SCALED_CACHE:
+        k_scale, v_scale = tl.load(KScale), tl.load(VScale)
+    wait_for_previous(OVERLAP)
     token = tl.program_id(0).to(tl.int64)
     heads = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
     is_q = heads < HQ
@@ -81,7 +97,6 @@ def rope_kv_write(
     QKV += token * ((HQ + 2 * HKV) * D)
     Y += token * ((HQ + 2 * HKV) * D)
 
-    i = tl.arange(0, HALF)
     row = tl.load(Positions + token).to(tl.int64) * (2 * HALF)
     cos = tl.load(CosSin + row + i)[None, :]
     sin = tl.load(CosSin + row + HALF + i)[None, :]
@@ -97,17 +112,15 @@ def rope_kv_write(
     if QK_NORM:
         square = tl.sum(first * first, 1) + tl.sum(second * second, 1)
         scale = tl.where(is_v, 1.0, tl.rsqrt(square / D + eps))[:, None]
-        at = i * 2 if INTERLEAVED else i
-        other = i * 2 + 1 if INTERLEAVED else i + HALF
-        wq1, wk1 = tl.load(QNorm + at).to(tl.float32)[None, :], tl.load(KNorm + at).to(tl.float32)[None, :]
-        wq2, wk2 = tl.load(QNorm + other).to(tl.float32)[None, :], tl.load(KNorm + other).to(tl.float32)[None, :]
-        first *= scale * tl.where(is_v[:, None], 1.0, tl.where(is_q[:, None], wq1, wk1))
-        second *= scale * tl.where(is_v[:, None], 1.0, tl.where(is_q[:, None], wq2, wk2))
+        weight = tl.where(is_q[:, None], wq1.to(tl.float32)[None, :], wk1.to(tl.float32)[None, :])
+        first *= scale * tl.where(is_v[:, None], 1.0, weight)
+        weight = tl.where(is_q[:, None], wq2.to(tl.float32)[None, :], wk2.to(tl.float32)[None, :])
+        second *= scale * tl.where(is_v[:, None], 1.0, weight)
     turned_first, turned_second = first * cos - second * sin, second * cos + first * sin
     _store_pair(Y, heads * D, turned_first, turned_second, turns, HALF, INTERLEAVED, BLOCK_H)
     inverse = 1.0
     if SCALED_CACHE:
-        inverse = 1.0 / tl.where(is_v, tl.load(VScale), tl.load(KScale))[:, None]
+        inverse = 1.0 / tl.where(is_v, v_scale, k_scale)[:, None]
         turned_first = tl.minimum(tl.maximum(turned_first * inverse, -448.0), 448.0)
         turned_second = tl.minimum(tl.maximum(turned_second * inverse, -448.0), 448.0)
     _store_pair(Cache, cached, turned_first, turned_second, is_k | is_v, HALF, INTERLEAVED, BLOCK_H)

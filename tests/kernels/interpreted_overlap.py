@@ -1,0 +1,76 @@
+"""Watches, in Triton's CPU interpreter, that every program of a kernel keeps to the order that `triton_kernels/overlap.py` asks for.
+
+Of each access the addresses are compared, so what a pointer argument stands for where an optional tensor is absent needs no list.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from triton.runtime import interpreter
+
+from trtllm_kernels.triton_kernels import overlap
+
+
+class _Watch:
+    """One launch: `seen` is what the program now running has done."""
+
+    def __init__(self, kernel: str, constants: Sequence[torch.Tensor]) -> None:
+        self.kernel, self.seen, self.programs = kernel, [], 0
+        self.ranges = [(t.data_ptr(), t.data_ptr() + t.nbytes) for t in constants]
+
+    def begin(self) -> None:
+        self.end()
+        self.programs += 1
+
+    def end(self) -> None:
+        done = [event for event in self.seen if event != "load"]
+        assert self.programs == 0 or done[:2] == ["let_next_start", "wait_for_previous"], f"{self.kernel}: a program did {self.seen[:5]}"
+        self.seen = []
+
+    def let_next_start(self) -> None:
+        assert not self.seen, f"{self.kernel}: lets the next start after {self.seen}"
+        self.seen.append("let_next_start")
+
+    def wait_for_previous(self) -> None:
+        assert "wait_for_previous" not in self.seen, f"{self.kernel}: waits twice"
+        self.seen.append("wait_for_previous")
+
+    def access(self, kind: str, addresses: np.ndarray) -> None:
+        if "wait_for_previous" not in self.seen:
+            constant = np.zeros(addresses.shape, np.bool_)
+            for first, end in self.ranges:
+                constant |= (addresses >= first) & (addresses < end)
+            assert kind == "load" and constant.all(), f"{self.kernel}: a {kind} of what is no constant comes before the wait"
+            self.seen.append("load")
+        elif kind == "store":
+            self.seen.append("store")
+
+
+@contextmanager
+def watched(kernel: str, constants: Sequence[torch.Tensor]) -> Iterator[None]:
+    """Asserts of every program that runs inside: lets the next start first of all, waits once, loads only `constants` before."""
+    watch, builder = _Watch(kernel, constants), interpreter.InterpreterBuilder
+    load, store, place = builder.create_masked_load, builder.create_masked_store, builder.set_grid_idx
+
+    def watched_load(self, ptrs, mask, *rest, **options):
+        watch.access("load", ptrs.data[np.broadcast_to(mask.data, ptrs.data.shape)])
+        return load(self, ptrs, mask, *rest, **options)
+
+    def watched_store(self, ptrs, value, mask, *rest):
+        watch.access("store", ptrs.data[np.broadcast_to(mask.data, ptrs.data.shape)])
+        return store(self, ptrs, value, mask, *rest)
+
+    def watched_place(self, *index):
+        watch.begin()
+        return place(self, *index)
+
+    builder.create_masked_load, builder.create_masked_store, builder.set_grid_idx = watched_load, watched_store, watched_place
+    overlap.gdc_launch_dependents, overlap.gdc_wait = watch.let_next_start, watch.wait_for_previous
+    try:
+        yield
+        watch.end()
+        assert watch.programs
+    finally:
+        builder.create_masked_load, builder.create_masked_store, builder.set_grid_idx = load, store, place
