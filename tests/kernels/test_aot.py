@@ -4,10 +4,12 @@ import json
 import re
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import triton
 
 from trtllm_kernels import aot, tactics
 from trtllm_kernels.catalogue import MODELS, kernels_of, ops_of
@@ -43,7 +45,7 @@ def all_kernels() -> set[str]:
     """Functions under `triton_kernels` that launches name: those with no underscore that no other kernel calls."""
     sources = [path.read_text() for path in aot.SOURCES.glob("*.py")]
     defined = {name for text in sources for name in re.findall(r"^@triton\.jit\ndef ([a-z]\w*)", text, re.MULTILINE)}
-    return {name for name in defined if not any(f"import {name}" in text for text in sources)}
+    return {name for name in defined if not any(re.search(rf"import .*\b{name}\b", text) for text in sources)}
 
 
 @pytest.mark.parametrize("arch", _SHARED_LIMIT)
@@ -56,6 +58,7 @@ def test_kernels_compile_without_spills_within_limits(arch: str) -> None:
         assert info.spill_bytes <= _SPILL_BYTES.get(spec.function, 0), (spec.function, spec.constexprs, info)
         assert info.shared_bytes <= _SHARED_LIMIT[arch], (spec.function, spec.constexprs, info)
         assert 0 < info.registers <= 255
+        assert info.waits == spec.constexprs["OVERLAP"] == (arch == "sm_90")
         assert info.registers * info.num_warps * 32 <= 65536
 
 
@@ -64,17 +67,47 @@ def _gelu(arch: str = "sm_90") -> KernelSpec:
     return shape.kernels(arch)[0]
 
 
-def test_loads_are_128_bits_wide() -> None:
-    import tempfile
-
-    import triton
-
+def instructions(spec: KernelSpec) -> list[str]:
+    """Opcodes of the machine code for sm_90 in order, with their modifiers."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(aot.compile_kernel(_gelu(), "sm_90").code)
+        file.write(aot.compile_kernel(spec, "sm_90").code)
         file.flush()
         tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
         sass = subprocess.run([tool, "-sass", file.name], capture_output=True, text=True, check=True).stdout
-    assert "LDG.E.128" in sass
+    return re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", sass, re.MULTILINE)
+
+
+def test_loads_are_128_bits_wide() -> None:
+    assert "LDG.E.128" in instructions(_gelu())
+
+
+_CONSTANT_LOADS = {
+    "gemv": 8,
+    "gemv_gate_up_silu": 8,
+    "rms_norm": 2,
+    "add_rms_norm": 2,
+    "layer_norm": 4,
+    "add_layer_norm": 4,
+}
+"""128-bit loads of a kernel before it waits, at least, at the 8B's shapes: two tiles of 64 bytes a thread; norm weights of 16 elements a thread."""
+_LET_NEXT_START, _WAIT = "PREEXIT", "ACQBULK"
+"""What griddepcontrol.launch_dependents and griddepcontrol.wait are in machine code."""
+
+
+def test_hopper_kernels_let_the_next_start_then_load_constants_then_wait() -> None:
+    """Before the wait nothing branches, so the order of the text is that of every thread; what is loaded there, interpreted_overlap.py
+    sees."""
+    for spec in {spec.function: spec for spec in kernels_of("llama-3.1-8b", "fp8", "sm_90").values()}.values():
+        code = instructions(spec)
+        assert (code.count(_LET_NEXT_START), code.count(_WAIT)) == (1, 1), spec
+        before, after = code[: code.index(_WAIT)], code[code.index(_WAIT) :]
+        memory = [op for op in before if op == _LET_NEXT_START or re.match(r"LD|ST|UTMA|UBLK|RED|ATOM|BRA|CALL|EXIT|RET|BSSY", op)]
+        memory = [op for op in memory if not op.startswith("LDC")]
+        assert memory[0] == _LET_NEXT_START, (spec, memory)
+        assert all(op.startswith("LDG.E") for op in memory[1:]), (spec, memory)
+        assert sum(op == "LDG.E.128" for op in memory) >= _CONSTANT_LOADS.get(spec.function, 0), (spec, memory)
+        assert any(re.match(r"LDG|UTMALDG", op) for op in after), spec
+        assert any(re.match(r"STG|UTMASTG", op) for op in after), spec
 
 
 def test_cache_serves_what_was_compiled_and_mends_what_was_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,7 +147,7 @@ def test_compile_errors_are_one_sentence() -> None:
     with pytest.raises(KernelError, match="unknown architecture"):
         aot.compile_kernel(spec, "sm_7", cache=False)
     with pytest.raises(KernelError, match="does not compile") as caught:
-        aot.compile_kernel(replace(spec, constexprs={"N": 512, "BLOCK": 500, "QUANTIZE": False}), "sm_90", cache=False)
+        aot.compile_kernel(replace(spec, constexprs={**spec.constexprs, "BLOCK": 500}), "sm_90", cache=False)
     assert "\n" not in str(caught.value)
 
 

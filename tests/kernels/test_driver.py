@@ -18,6 +18,7 @@ class RecordingDriver:
 
     def __init__(self) -> None:
         self.launches: list[tuple] = []
+        self.attributes: list[list[tuple]] = []
         self.opted_in: list[int] = []
         self.encoded: list[tuple] = []
         self.status = driver._SUCCESS
@@ -41,8 +42,14 @@ class RecordingDriver:
         self.encoded.append(args)
         return driver._SUCCESS, SimpleNamespace(getPtr=lambda: ctypes.addressof(self._map))
 
-    def cuLaunchKernel(self, function, x, y, z, threads, _1, _2, shared, stream, parameters, extra) -> tuple:
-        self.launches.append((function[1], (x, y, z), threads, shared, stream, parameters))
+    def cuLaunchKernelEx(self, config, function, parameters, extra) -> tuple:
+        """Reads what the driver would: the structure at the configuration's address."""
+        *grid, threads, y, z, shared = (ctypes.c_uint32 * 7).from_address(config.getPtr())
+        stream, attributes = (ctypes.c_uint64 * 2).from_address(config.getPtr() + 32)
+        count = ctypes.c_uint32.from_address(config.getPtr() + 48).value
+        assert (y, z, extra) == (1, 1, 0)
+        self.launches.append((function[1], tuple(grid), threads, shared, stream, parameters))
+        self.attributes.append([tuple((ctypes.c_uint32 * 3).from_address(attributes + 72 * i)) for i in range(count)])
         return (self.status,)
 
 
@@ -105,6 +112,41 @@ def test_a_step_that_differs_in_one_size_only_is_launched_anew(fake: RecordingDr
         program.set_symbols(T=5, R=3, D=0, S=1, C=continued)
         program.run()
     assert [grid for _, grid, *_ in fake.launches] == [(4, 1, 1)] * 2
+
+
+DEPENDENT = [(6, 0, 1)]
+"""CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION, padding, 1."""
+
+
+def test_kernels_that_wait_begin_early_but_for_the_first_of_a_run(fake: RecordingDriver) -> None:
+    """`decode` is left out of steps without D, `deaf` does not wait, and after a library routine all is as after a kernel."""
+    tensors = {"x": torch.randn(8, 4), "w": torch.randn(4, 4), "y": torch.zeros(8, 4)}
+    product = Launch(library="matmul", grid=("T", 4, 4), args=tuple(Arg("tensor", name) for name in "xwy"))
+    launches = (Launch("decode", ("D", 1, 1)), Launch("deaf"), Launch("some", ("T", 1, 1)), product, Launch("last"))
+    cubins = {name: cubin(waits=name != "deaf") for name in ("decode", "deaf", "some", "last")}
+    for overlap, expected in ((True, DEPENDENT), (False, [])):
+        program = BoundProgram([Lowered(launches)], tensors.__getitem__, cubins, overlap=overlap)
+        for decodes, first in ((1, [[], [], expected, expected]), (0, [[], expected, expected]), (2, [[], [], expected, expected])):
+            fake.attributes.clear()
+            program.set_symbols(T=3, R=2, D=decodes, S=1, C=0)
+            for _ in range(2):
+                program.run()
+            assert fake.attributes == first * 2
+    only = BoundProgram([Lowered((Launch("last"),))], tensors.__getitem__, cubins)
+    fake.attributes.clear()
+    only.set_symbols(T=1, R=1, D=0, S=0, C=0)
+    only.run()
+    assert fake.attributes == [[]]
+
+
+def test_launches_follow_torchs_stream(fake: RecordingDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = BoundProgram([Lowered((Launch("k"), Launch("k", ("D", 1, 1))))], {}.__getitem__, {"k": cubin()})
+    for stream, decodes in ((77, 0), (99, 0), (99, 1), (77, 1)):
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda stream=stream: SimpleNamespace(cuda_stream=stream))
+        fake.launches.clear()
+        program.set_symbols(T=1, R=1, D=decodes, S=0, C=0)
+        program.run()
+        assert [launch[4] for launch in fake.launches] == [stream] * (1 + decodes)
 
 
 def test_matmul_writes_the_steps_rows_only(fake: RecordingDriver) -> None:
