@@ -42,7 +42,8 @@ class _Watch:
             constant = np.zeros(addresses.shape, np.bool_)
             for first, end in self.ranges:
                 constant |= (addresses >= first) & (addresses < end)
-            assert kind == "load" and constant.all(), f"{self.kernel}: a {kind} of what is no constant comes before the wait"
+            assert kind == "load", f"{self.kernel}: a {kind} comes before the wait"
+            assert constant.all(), f"{self.kernel}: a load of what is no constant comes before the wait"
             self.seen.append("load")
         elif kind == "store":
             self.seen.append("store")

@@ -89,7 +89,7 @@ _CONSTANT_LOADS = {
     "layer_norm": 4,
     "add_layer_norm": 4,
 }
-"""128-bit loads of a kernel before it waits, at least, at the 8B's shapes: two tiles of 64 bytes a thread; norm weights of 16 elements a thread."""
+"""128-bit loads of a kernel before it waits, at least, at the 8B's shapes: two tiles of 64 bytes a thread; norm weights of 32."""
 _LET_NEXT_START, _WAIT = "PREEXIT", "ACQBULK"
 """What griddepcontrol.launch_dependents and griddepcontrol.wait are in machine code."""
 

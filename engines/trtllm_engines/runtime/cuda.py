@@ -71,7 +71,8 @@ class CapturedStep:
 class CudaRunner:
     """`tensors` holds the plan's weights and constants on the device; `cubin` finds a kernel's code by key.
 
-    The KV cache takes `kv_cache_fraction` of the memory left after weights and arena, unless `num_pages` says how much. `overlap` is `BoundProgram`'s.
+    The KV cache takes `kv_cache_fraction` of the memory left after weights and arena, unless `num_pages` says how much.
+    `overlap` is `BoundProgram`'s.
     """
 
     def __init__(

@@ -1,7 +1,8 @@
 """Matrix times one vector: a single decoding sequence, where reading the weight is all the time there is.
 
-A program sums ROWS output rows over K in fp32, COLS columns at a time, 16-byte loads, no tensor cores, no shared memory. Its first two weight
-tiles are loaded before it waits for x (`overlap`), so weights are in flight while the kernels before this one end.
+A program sums ROWS output rows over K in fp32, COLS columns at a time, 16-byte loads, no tensor cores, no shared memory. Its first two
+weight tiles (all of them where K is 4096 in fp8) are loaded before it waits for x (`overlap.py`): weights do not depend on the step, so
+they are in flight while the kernels before this one end.
 The tile is the fastest tried on an H100 in fp8, and faster there than cuBLASLt; from two rows of x on cuBLASLt is as good and stays
 (docs/facts.md).
 """

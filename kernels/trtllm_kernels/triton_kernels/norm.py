@@ -1,7 +1,7 @@
 """RMS and layer norm, alone and after a residual addition: one row a program, the whole row in registers.
 
 The row length is a compile-time constant (an engine knows it), so loads are 128-bit without run-time checks. Every sum is rounded to the
-residual's dtype, the last before it is normalised, as the reference has it. Weights are loaded before the row is there (`overlap`).
+residual's dtype, the last before it is normalised, as the reference has it. Weights are loaded before the row is there (`overlap.py`).
 """
 
 import triton

@@ -1,18 +1,21 @@
-"""Where a kernel of a step meets the one before it, on GPUs that can have both at once (programmatic dependent launch, sm_90 and later).
+"""Where a kernel of a step meets the one before it, on GPUs that run the end of one and the start of the next at once (sm_90 and later).
 
-Every kernel begins with `let_next_start` and then `wait_for_previous`, once and in every thread. The first lets the driver place the next
-kernel's blocks as soon as every block of this one has begun, on what room the last ones leave: so it comes first, since it takes nothing from
-this kernel, whose blocks all have theirs. The second returns when the kernel before has ended and its writes are visible.
+Every kernel calls `let_next_start`, then `wait_for_previous`, once and in every thread (programmatic dependent launch).
 
-Between the two a kernel may load constants (weights, scales of weights, norm weights, tables) and touch nothing else: no result of the
-step, no input of it, and no store at all, because the kernels before may still be reading what it would overwrite. An activation's scale
-counts as a result: with scales by row it is one.
+`let_next_start` permits the next kernel's blocks to begin once every block of this one has called it or ended. It is the first statement:
+by then all blocks of this kernel have their place, so the next one's take only what they leave, and it cannot be too early for the
+results, since the next kernel waits for those itself.
 
-What "the kernel before has ended" is worth: it ended after its own wait, hence after the kernel before it had ended, and so on to the
-first of the step. One kernel that does not wait would break that chain for all after it, so even those wait that would gain nothing by
-starting early. Routines of a library never let a successor start early nor start early themselves, and break nothing.
+`wait_for_previous` returns when the kernel before has ended and its writes are visible. Until then a kernel may load constants (weights,
+their scales, norm weights, tables) and touch nothing else: no result of the step, no input of it, and no store at all, because the
+kernels before may still be reading what it would overwrite. An activation's scale counts as a result: by row it is one.
 
-`OVERLAP` is chosen by the lowering; without it neither instruction is emitted.
+Only the kernel right before is waited for. But that one ended after its own wait, so after the end of the one before it, and so on to the
+first of the run, which `driver.BoundProgram` launches in the ordinary way. A kernel that did not wait would break this chain for all
+after it: so those wait, too, that gain nothing by it, and the machine code says whether a kernel does (`CubinInfo.waits`). Routines of a
+library are launched in the ordinary way and so begin when all before has ended.
+
+OVERLAP is the lowering's to choose, by the architecture; without it nothing is emitted.
 """
 
 import triton
