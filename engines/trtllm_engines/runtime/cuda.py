@@ -5,8 +5,9 @@ integers, the launches, sampling, and one copy of tokens back behind an event; n
 
 Steps that only decode are CUDA graphs, one a bucket (`buckets.py`), padded with sequences that own page 0: a small step would wait for
 Python's few microseconds a launch, and in a larger one kernels follow each other more closely. Steps with prompts, and larger ones, are
-launched one by one: their kernels take longer than launching them, and padding would cost real work. A graph is captured the first time it is needed or ahead (`capture`), after one run on padding alone, which
-loads what is loaded lazily and touches no sequence. Sampling is part of the graph when greedy or plain temperature, else it follows.
+launched one by one: their kernels take longer than launching them, and padding would cost real work. A graph is captured the first time it
+is needed or ahead (`capture`), after one run on padding alone, which loads what is loaded lazily and touches no sequence. Sampling is part
+of the graph when greedy or plain temperature, else it follows.
 """
 
 from __future__ import annotations
