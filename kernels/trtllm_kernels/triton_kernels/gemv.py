@@ -3,6 +3,8 @@
 A program sums ROWS output rows over K in fp32, COLS columns at a time, 16-byte loads, no tensor cores, no shared memory. Its first two
 weight tiles (all of them where K is 4096 in fp8) are loaded before it waits for x (`overlap.py`): weights do not depend on the step, so
 they are in flight while the kernels before this one end.
+What a thread loads at once it sums before it accumulates, so it holds an accumulator a load and not one an element: at an 8B's widths no
+more than 64 registers, with which eight blocks of 128 threads share an SM, all with weights in flight.
 The tile is the fastest tried on an H100 in fp8, and faster there than cuBLASLt; from two rows of x on cuBLASLt is as good and stays
 (docs/facts.md).
 """
@@ -30,14 +32,23 @@ def _first_tiles(at, K: tl.constexpr, COLS: tl.constexpr):
 
 
 @triton.jit
-def _rows_dot(X, at, first, second, K: tl.constexpr, COLS: tl.constexpr):
+def _sums(w, x, ROWS: tl.constexpr, COLS: tl.constexpr):
+    """fp32 [ROWS, COLS // n]: w [ROWS, COLS] times x [COLS], summed over each n elements that one load brings a thread."""
+    N: tl.constexpr = 128 // w.dtype.primitive_bitwidth
+    return tl.sum(tl.reshape(_to_fp32(w) * _to_fp32(x)[None, :], (ROWS, COLS // N, N)), 2)
+
+
+@triton.jit
+def _rows_dot(X, at, first, second, K: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
     """fp32 [ROWS]: the row block at `at`, of which two tiles are loaded, times x; K a multiple of COLS."""
-    cols = tl.arange(0, COLS)
-    acc = _to_fp32(first) * _to_fp32(tl.load(X + cols))[None, :]
+    x = X + tl.arange(0, COLS)
+    first_x = tl.load(x)
+    second_x = tl.load(x + COLS) if K > COLS else first_x
+    acc = _sums(first, first_x, ROWS, COLS)
     if K > COLS:
-        acc += _to_fp32(second) * _to_fp32(tl.load(X + COLS + cols))[None, :]
+        acc += _sums(second, second_x, ROWS, COLS)
     for k in range(2 * COLS, K, COLS):
-        acc += _to_fp32(tl.load(at + k)) * _to_fp32(tl.load(X + k + cols))[None, :]
+        acc += _sums(tl.load(at + k), tl.load(x + k), ROWS, COLS)
     return tl.sum(acc, 1)
 
 
@@ -59,7 +70,7 @@ def gemv(
     wait_for_previous(OVERLAP)
     if SCALED:
         scale *= tl.load(XScale)
-    y = _rows_dot(X, at, first, second, K, COLS)
+    y = _rows_dot(X, at, first, second, K, ROWS, COLS)
     if SCALED:
         y *= scale
     if BIASED:
@@ -84,7 +95,7 @@ def gemv_gate_up_silu(
     wait_for_previous(OVERLAP)
     if SCALED:
         scale *= tl.load(XScale)
-    both = _rows_dot(X, at, first, second, K, COLS)
+    both = _rows_dot(X, at, first, second, K, ROWS, COLS)
     if SCALED:
         both *= scale
     gate, up = tl.split(tl.reshape(both, (ROWS // 2, 2)))
