@@ -73,7 +73,7 @@ def make_interpreter_exact() -> None:
 
 
 def by_library(name: str, rows: int, x: torch.Tensor, weight: torch.Tensor, *rest: torch.Tensor) -> None:
-    """What `driver._Matmul` and `_ScaledMatmul` do."""
+    """What `products.LtMatmul` and `RowScaledMatmul` do."""
     scales, bias, y = (rest[:2], rest[2:-1], rest[-1]) if name == "scaled_matmul" else ((None, None), rest[:-1], rest[-1])
     product = dequantized(x[:rows], None if scales[0] is None else scales[0][:rows]) @ dequantized(weight, scales[1]).T
     y[:rows] = product + bias[0].float() if bias else product
