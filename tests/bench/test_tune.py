@@ -203,11 +203,11 @@ def test_the_faster_tile_and_threshold_are_recorded_and_lowered(bench: CpuBench,
 def test_a_faster_candidate_that_is_wrong_spills_or_does_not_fit_never_wins(bench: CpuBench, monkeypatch: pytest.MonkeyPatch) -> None:
     def compiler(specs: Sequence[KernelSpec], seconds: float, progress: Any) -> dict[str, Any]:
         bad: dict[int, Any] = {2: cubin(spill=8), 4: "does not compile", 16: cubin(shared=300_000)}
-        return {s.key: bad.get(s.num_warps, cubin()) if s.function == "add_rms_norm" else cubin() for s in specs}
+        return {s.key: bad.get(s.num_warps, cubin()) if s.function == "rms_norm" else cubin() for s in specs}
 
-    assert {kernel.num_warps for kernel in lowered_kernels(bench, "add_rms_norm", {})} == {1}
-    monkeypatch.setattr(bench, "broken", lambda lowered: any(k.function == "add_rms_norm" and k.num_warps == 8 for k in lowered.kernels))
-    tuned, _, _ = tune(bench, lambda race, tactic: 5.0 if tactic else 10.0, "add_rms_norm", compiler=compiler)
+    assert {kernel.num_warps for kernel in lowered_kernels(bench, "rms_norm", {})} == {1}
+    monkeypatch.setattr(bench, "broken", lambda lowered: any(k.function == "rms_norm" and k.num_warps == 8 for k in lowered.kernels))
+    tuned, _, _ = tune(bench, lambda race, tactic: 5.0 if tactic else 10.0, "rms_norm", compiler=compiler)
     (decision,) = tuned.decisions
     assert decision.winner == {}
     reasons = sorted(decision.outcomes[0].dropped.values())
@@ -226,8 +226,8 @@ def lowered_kernels(bench: CpuBench, name: str, tactic: Mapping[str, int] | None
 
 
 def test_a_wrong_default_is_reported_and_nothing_of_it_decided(bench: CpuBench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "broken", lambda lowered: any(k.function == "add_rms_norm" for k in lowered.kernels))
-    tuned, _, said = tune(bench, flat, "add_rms_norm")
+    monkeypatch.setattr(bench, "broken", lambda lowered: any(k.function == "rms_norm" for k in lowered.kernels))
+    tuned, _, said = tune(bench, flat, "rms_norm")
     assert tuned.decisions == ()
     assert len(tuned.failed) == 1
     assert any(total < 0 and "by default is wrong" in note for _, _, total, note in said)
@@ -297,7 +297,7 @@ def test_a_candidate_that_is_slower_in_another_step_does_not_win(bench: CpuBench
         return lambda race, tactic: 10.0 if not tactic else 8.0 if race.case.shape.tokens == 1 else 10.0 * factor
 
     for factor, wins in ((1.05, False), (1.0, True)):
-        (decision,) = tune(bench, other(factor), "add_rms_norm")[0].decisions
+        (decision,) = tune(bench, other(factor), "rms_norm")[0].decisions
         assert len(decision.outcomes) == 2
         assert bool(decision.winner) == wins
 
@@ -405,7 +405,7 @@ def test_the_command_writes_what_the_next_build_reads(
     assert sorted(content["tactics"]) == sorted(tactics.read(out))
     assert {key.split()[2].partition("[")[0] for key in content["tactics"]} == {"bf16", "fp8"}
     assert main([*arguments[:1], "nothing", *arguments[2:]]) == 3
-    assert "no op of tiny-llama is named 'nothing'; it has add_rms_norm" in capsys.readouterr().err
+    assert "no op of tiny-llama is named 'nothing'; it has embedding" in capsys.readouterr().err
     monkeypatch.setattr("trtllm_bench.machine.gpus", lambda: [{"gpu": "NVIDIA H200", "compute_capability": "9.0"}])
     assert main(arguments) == 3
     assert "was measured on NVIDIA H100 and this is NVIDIA H200" in capsys.readouterr().err

@@ -7,9 +7,9 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from fake_cublaslt import FakeCublasLt  # noqa: E402
+from fake_cublaslt import FakeCublasLt
 
-from trtllm_kernels import cublaslt, products  # noqa: E402
+from trtllm_kernels import cublaslt, products
 
 
 @pytest.fixture

@@ -156,7 +156,7 @@ def test_refusals_name_the_status(lt: FakeCublasLt) -> None:
     with pytest.raises(KernelError, match=r"multiply by a weight of \(6, 16\): CUBLAS_STATUS_EXECUTION_FAILED"):
         program.run()
     lt.proposals = 0
-    with pytest.raises(KernelError, match="131000 has no algorithm for 4 x 16 by 6 x 16 in torch.bfloat16"):
+    with pytest.raises(KernelError, match=r"131000 has no algorithm for 4 x 16 by 6 x 16 in torch\.bfloat16"):
         program.set_symbols(T=4, R=1, D=0, S=0, C=0)
     lt.cublasLtCreate = lambda out: 1
     with pytest.raises(KernelError, match="refused cublasLtCreate: CUBLAS_STATUS_NOT_INITIALIZED"):
@@ -168,7 +168,7 @@ def test_refusals_name_the_status(lt: FakeCublasLt) -> None:
 def test_without_the_library_one_sentence_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cublaslt, "_candidates", lambda: ["/nowhere/libcublasLt.so.13"])
     cublaslt.library.cache_clear()
-    with pytest.raises(KernelError, match="matrix products need cuBLASLt .* install a CUDA build of torch"):
+    with pytest.raises(KernelError, match=r"matrix products need cuBLASLt .* install a CUDA build of torch"):
         cublaslt.library()
 
 

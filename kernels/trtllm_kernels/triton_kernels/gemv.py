@@ -35,10 +35,11 @@ def _rows_dot(X, W, pid, K: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr
 
 @triton.jit
 def gemv(
-    X, W, Bias, XScale, WScale, Y,
+    X, W, Bias, Residual, XScale, WScale, Y,
     K: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, SCALED: tl.constexpr, SCALED_ROWS: tl.constexpr, BIASED: tl.constexpr,
+    ADDED: tl.constexpr,
 ):  # fmt: skip
-    """x [K], W [N, K], y [N]; N a multiple of ROWS. SCALED_ROWS: each row of W has its own scale."""
+    """x [K], W [N, K], y [N]; N a multiple of ROWS. SCALED_ROWS: each row of W has its own scale. ADDED: a residual [N], maybe y itself."""
     pid = tl.program_id(0)
     y = _rows_dot(X, W, pid, K, ROWS, COLS)
     rows = pid * ROWS + tl.arange(0, ROWS)
@@ -48,6 +49,8 @@ def gemv(
         y *= tl.load(XScale) * tl.load(WScale)
     if BIASED:
         y += tl.load(Bias + rows).to(tl.float32)
+    if ADDED:
+        y += tl.load(Residual + rows).to(tl.float32)
     tl.store(Y + rows, y.to(Y.dtype.element_ty))
 
 
