@@ -7,9 +7,10 @@ and [rank, rows it was measured at, version of cuBLASLt] of an algorithm that tu
 from __future__ import annotations
 
 import ctypes
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Protocol
 
 import torch
@@ -101,7 +102,8 @@ class LtMatmul:
         added = y if residual is None else residual
         shape = Shape(weight.shape[0], weight.shape[1], x.dtype, y.dtype, bias is not None, _alignments(weight, x, added, y, bias))
         self.rows = index(launch.grid[0])
-        product = calls.product((self.rows,), shape, operation, scratch)
+        self._choice = _choice(launch, lt.version, index)
+        product = calls.product((self.rows, *self._choice), shape, operation, scratch)
         self._product = product
         self._keep = (operands, operation, scratch)
         self._call: Callable[[], int] = partial(
@@ -125,7 +127,7 @@ class LtMatmul:
         )
 
     def resize(self, values: Sequence[int], views: Views) -> None:
-        self._product.resize(values[self.rows])
+        self._product.resize(values[self.rows], *(values[at] for at in self._choice))
 
     def run(self) -> None:
         if status := self._call():
@@ -166,6 +168,25 @@ def _first(tensor: torch.Tensor, rows: int, views: Views) -> torch.Tensor:
     if key not in views:
         views[key] = tensor[:rows]
     return views[key]
+
+
+def _choice(launch: Launch, version: int, index: Index) -> tuple[int, ...]:
+    """Where a step's values say which algorithm: (its number, the rows it was proposed for), or nothing."""
+    numbers = [arg.value for arg in launch.args if arg.kind == "i32"]
+    if not numbers:
+        return ()
+    rank, asked, measured = (value for value in numbers if not isinstance(value, float))
+    if measured not in (0, version):
+        _tell_once(
+            f"choices of cuBLASLt's algorithms were measured with version {measured}, and this is {version}: its own choices are used"
+        )
+        return ()
+    return index(rank), index(asked)
+
+
+@lru_cache(maxsize=8)
+def _tell_once(note: str) -> None:
+    print(f"note: {note}", file=sys.stderr)
 
 
 def _pointer(tensor: torch.Tensor) -> Any:

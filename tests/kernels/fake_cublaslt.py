@@ -120,9 +120,8 @@ class FakeCublasLt:
         result.copy_(product.to(result.dtype))
         workspace, workspace_bytes, stream = rest
         chosen = tuple(algorithm._obj[:2])
-        self.ran.append(
-            {"chosen": chosen, "stream": number(stream), "workspace": (number(workspace), number(workspace_bytes)), "c": number(c)}
-        )
+        memory = (number(workspace), number(workspace_bytes))
+        self.ran.append({"chosen": chosen, "rows": result.shape[1], "stream": number(stream), "workspace": memory})
         return 0
 
 

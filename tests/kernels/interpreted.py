@@ -89,7 +89,7 @@ def run_launches(lowered: Lowered, tensors: dict[str, torch.Tensor], symbols: di
         if min(grid) <= 0:
             continue
         if launch.library:
-            by_library(launch.library, grid[0], *(tensors[arg.value] for arg in launch.args))
+            by_library(launch.library, grid[0], *(tensors[arg.value] for arg in launch.args if arg.kind == "tensor"))
             continue
         spec = kernels[launch.kernel]
         values = []

@@ -1,6 +1,7 @@
 """Matrix products through cuBLASLt, by a stand-in that follows the descriptors (fake_cublaslt.py); tests/gpu has the library itself."""
 
 import gc
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -102,6 +103,42 @@ def test_launches_of_one_shape_share_one_choice_and_it_is_made_once_a_number_of_
     assert lt.ran[0]["workspace"] == lt.ran[-1]["workspace"]
     assert (lt.ran[0]["stream"], lt.ran[-1]["stream"]) == (77, 78)
     assert lt.ran[0]["workspace"][1] == 32 << 20
+
+
+def chosen(lt: FakeCublasLt, program: BoundProgram, tokens: int) -> tuple[int, ...]:
+    run(program, tokens)
+    return lt.ran[-1]["chosen"]
+
+
+def ranked(version: int) -> Launch:
+    """As a tactic has it that takes proposal 3 for 8 rows from 5 to 8, and the first elsewhere."""
+    here = "max(0, min(1, T - 4, 9 - T))"
+    numbers = (Arg("i32", f"3 * {here}"), Arg("i32", f"8 * {here}"), Arg("i32", version))
+    return replace(launch("xwry"), args=(*launch("xwry").args, *numbers))
+
+
+@pytest.mark.parametrize("version", [0, 131000])
+def test_a_recorded_choice_is_the_proposal_for_the_size_it_was_measured_at(lt: FakeCublasLt, version: int) -> None:
+    program = bind(draw(torch.bfloat16, "xwry"), ranked(version))
+    assert [chosen(lt, program, tokens) for tokens in (4, 5, 8, 9, 5)] == [(4, 0), (8, 3), (8, 3), (9, 0), (8, 3)]
+    assert lt.asked == [(4, 1), (8, 4), (8, 4), (9, 1)]
+    assert [one["rows"] for one in lt.ran] == [4, 5, 8, 9, 5], "the layouts are the step's, whoever was asked for what"
+
+
+def test_a_choice_that_cannot_run_here_is_the_first_proposal(lt: FakeCublasLt) -> None:
+    program = bind(draw(torch.bfloat16, "xwry"), ranked(0))
+    lt.runs_elsewhere = False
+    assert [chosen(lt, program, tokens) for tokens in (8, 5)] == [(8, 3), (5, 0)]
+    lt.proposals = 3
+    assert chosen(lt, program, 6) == (6, 0)
+
+
+def test_choices_of_another_version_are_left_alone_with_a_note(lt: FakeCublasLt, capsys: pytest.CaptureFixture[str]) -> None:
+    tensors = draw(torch.bfloat16, "xwry")
+    programs = [bind(tensors, ranked(120800)) for _ in range(2)]
+    assert [chosen(lt, program, 5) for program in programs] == [(5, 0)] * 2
+    said = "note: choices of cuBLASLt's algorithms were measured with version 120800, and this is 131000: its own choices are used\n"
+    assert capsys.readouterr().err == said
 
 
 def test_what_the_library_is_told(lt: FakeCublasLt) -> None:
