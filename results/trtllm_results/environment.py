@@ -230,8 +230,14 @@ def source_hash() -> str:
 
 @cache
 def _git() -> tuple[str, bool]:
-    """Revision and whether tracked files differ from it, of the checkout this package lies in; empty outside one."""
+    """Revision and whether tracked files differ from it, of the checkout or the archive this package lies in; empty outside one.
+
+    `git archive` writes the revision into `archived_revision.txt`, where a checkout has a placeholder.
+    """
     here = Path(__file__).parent
+    archived = (here / "archived_revision.txt").read_text().strip()
+    if not archived.startswith("$"):
+        return archived, False
     try:
         run = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10, check=True)
         status = subprocess.run(

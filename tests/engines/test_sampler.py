@@ -13,7 +13,7 @@ from scipy import stats
 
 from trtllm_engines.runtime.batch import SlotStart
 from trtllm_engines.runtime.philox import gumbel_noise
-from trtllm_engines.runtime.sampler import LOGPROBS, Sampler, collect_logprobs
+from trtllm_engines.runtime.sampler import LOGPROBS, Sampler, best_of, collect_logprobs
 from trtllm_engines.sampling import SamplingError, SamplingParams
 
 VOCAB = 23
@@ -94,6 +94,17 @@ def test_every_filter_in_any_mix_matches_the_plain_definition(rows: list[tuple[S
     got = sample(sampler, logits, list(range(len(rows))), positions)
     for slot, (p, prompt, output) in enumerate(rows):
         assert got[slot] == plain_choice(logits[slot], p, prompt, output, seed + slot, stops)[0]
+
+
+@given(
+    rows=st.integers(1, 12),
+    width=st.sampled_from([1, 7, 64, 96, 640, 787]),
+    seed=st.integers(0, 99),
+    dtype=st.sampled_from(["bfloat16", "float32"]),
+)
+def test_the_best_token_is_the_first_of_equals_however_a_row_is_cut(rows: int, width: int, seed: int, dtype: str) -> None:
+    z = torch.from_numpy(np.random.default_rng(seed).integers(-3, 3, (rows, width))).to(getattr(torch, dtype))
+    assert best_of(z).tolist() == [row.index(max(row)) for row in z.tolist()]
 
 
 @pytest.mark.parametrize(

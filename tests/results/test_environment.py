@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -115,3 +117,15 @@ def test_the_source_hash_follows_the_sources(monkeypatch: pytest.MonkeyPatch, tm
 def test_the_key_holds_limits_and_not_readings() -> None:
     assert {"gpu", "driver", "power_limit_w", "source_hash", "torch"} <= set(DECISIVE)
     assert not {"sm_clock_mhz", "temperature_c", "throttle_reasons", "git_revision", "host"} & set(DECISIVE)
+
+
+def test_an_archive_knows_the_revision_it_was_made_of(tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+    archive = subprocess.run(["git", "archive", "HEAD", "results"], cwd=root, capture_output=True, check=True).stdout
+    subprocess.run(["tar", "x", "-C", tmp_path], input=archive, check=True)
+    code = "from trtllm_results.environment import Environment; print(Environment.capture(use_gpu=False).git_revision)"
+    printed = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(tmp_path / "results")}, capture_output=True, text=True
+    )
+    assert printed.stdout.strip() == head, printed.stderr

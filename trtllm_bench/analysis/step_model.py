@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from trtllm_bench.analysis.counts import OpCost, PlanCounter, StepShape
 from trtllm_bench.analysis.hardware import Hardware
 from trtllm_engines.plan import Plan
+from trtllm_engines.runtime.buckets import LARGEST_GRAPH
 
 BANDWIDTH_SHARE: Mapping[str, float] = {"gemv": 0.97, "gemm": 0.87, "attention": 0.90, "rows": 0.75, "sample": 0.50}
 PEAK_SHARE: Mapping[str, float] = {"gemm": 1.0, "attention": 439 / 776}
@@ -28,7 +29,6 @@ LAUNCH_US = 4.7
 """Host time of a launch from Python, where a step is no CUDA graph."""
 HOST_US = 250.0
 """Host time of a step besides: scheduling, inputs, sampling's launches, tokens taken in."""
-LARGEST_GRAPH = 256
 PARTS = ("weights", "KV cache", "compute", "element-wise", "kernel overhead", "host")
 
 

@@ -24,7 +24,8 @@ class TorchCollector:
     def start(self) -> None:
         from torch.profiler import ProfilerActivity, profile
 
-        self._profiler = profile(activities=[ProfilerActivity.CUDA if self._device == "cuda" else ProfilerActivity.CPU])
+        activity = ProfilerActivity.CUDA if self._device == "cuda" else ProfilerActivity.CPU
+        self._profiler = profile(activities=[activity], acc_events=True)
         self._profiler.start()
 
     def stop(self) -> None:

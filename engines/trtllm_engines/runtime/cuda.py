@@ -3,10 +3,11 @@
 All memory is fixed when the engine is loaded: weights, the plan's arena, step inputs, and a KV cache of what is left. A step is one copy of
 integers, the launches, sampling, and one copy of tokens back behind an event; nothing waits for the device but `result()`.
 
-Steps that only decode, up to 256 sequences, are CUDA graphs, one a bucket, padded with sequences that own page 0: there Python's few
-microseconds a launch would outlast the kernels. Larger steps are launched one by one: their kernels take longer than launching them, and
-padding would cost real work. A graph is captured the first time it is needed or ahead (`capture`), after one run on padding alone, which
-loads what is loaded lazily and touches no sequence. Sampling is part of the graph when greedy or plain temperature, else it follows.
+Steps that only decode are CUDA graphs, one a bucket (`buckets.py`), padded with sequences that own page 0: a small step would wait for
+Python's few microseconds a launch, and in a larger one kernels follow each other more closely. Steps with prompts, and larger ones, are
+launched one by one: their kernels take longer than launching them, and padding would cost real work. A graph is captured the first time it
+is needed or ahead (`capture`), after one run on padding alone, which loads what is loaded lazily and touches no sequence. Sampling is part
+of the graph when greedy or plain temperature, else it follows.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import torch
 
 from trtllm_engines.plan import Plan
 from trtllm_engines.runtime.batch import StepBatch, StepOutput
+from trtllm_engines.runtime.buckets import LARGEST_GRAPH, graph_buckets
 from trtllm_engines.runtime.device_state import DeviceState, SamplingPlan, pages_within
 from trtllm_engines.runtime.inputs import RING, StepSizes
 from trtllm_engines.runtime.sampler import CAPTURABLE, LOGPROBS, Sampled, collect_logprobs
@@ -29,17 +31,10 @@ from trtllm_kernels.expr import evaluate
 from trtllm_kernels.specs import DTYPES
 from trtllm_kernels.types import TensorSpec
 
-LARGEST_GRAPH = 256
 FORWARD_ONLY = -1
 """In place of sampling flags: the graph ends at the logits."""
 Progress = Callable[[int, int], None]
 """(graphs captured, of how many)"""
-
-
-def graph_buckets(max_batch_size: int) -> tuple[int, ...]:
-    """Batch sizes with a graph of their own: 1, 2, 4, multiples of 8, up to the profile's or 256."""
-    largest = min(max_batch_size, LARGEST_GRAPH)
-    return tuple(sorted({size for size in (1, 2, 4, *range(8, largest + 1, 8)) if size <= largest} | {largest}))
 
 
 @dataclass(frozen=True)

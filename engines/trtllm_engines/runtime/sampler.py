@@ -26,6 +26,8 @@ from trtllm_engines.runtime.philox import gumbel_noise
 RANDOM, PENALTY, SORT, MIN_P, FORBID, LOGPROBS = 1, 2, 4, 8, 16, 32
 CAPTURABLE = RANDOM
 """A step that asks for nothing beyond these bits can be part of a CUDA graph."""
+FEW_ROWS = 8
+"""Up to so many rows an arg-max is made of pieces of a row: a block each would leave the GPU idle."""
 CHUNK_ELEMENTS = 1 << 24
 """Logits filtered at once: bounds the temporaries of the sort and the noise to some 400 MB."""
 
@@ -141,7 +143,7 @@ class Sampler:
             ]
             tokens = torch.cat(pieces) if len(pieces) != 1 else pieces[0]
         else:
-            tokens = logits.argmax(dim=-1)
+            tokens = best_of(logits)
         if flags & PENALTY and self._history is not None:
             self._history.index_put_((slots, positions), tokens.to(torch.int32))
         if not flags & LOGPROBS:
@@ -158,7 +160,7 @@ class Sampler:
         if flags & PENALTY:
             z = self._penalise(z, slots, positions, floats, ints, longest)
         if not flags & RANDOM:
-            return z.argmax(dim=-1)
+            return best_of(z)
         temperature = floats[:, TEMPERATURE, None]
         drawn = temperature > 0
         z /= torch.where(drawn, temperature, 1.0)
@@ -169,7 +171,7 @@ class Sampler:
         if kept is not None:
             z.masked_fill_(~kept, float("-inf"))
         z += torch.where(drawn, gumbel_noise(ints[:, SEED], positions, z.shape[1]), 0.0)
-        return z.argmax(dim=-1)
+        return best_of(z)
 
     def _mask_stops(self, z: torch.Tensor, slots: torch.Tensor, early: torch.Tensor) -> torch.Tensor:
         assert self._stops is not None
@@ -189,6 +191,17 @@ class Sampler:
         repetition = floats[:, REPETITION, None]
         z = torch.where(seen > 0, torch.where(z > 0, z / repetition, z * repetition), z)
         return z - floats[:, FREQUENCY, None] * count - floats[:, PRESENCE, None] * (count > 0)
+
+
+def best_of(z: torch.Tensor) -> torch.Tensor:
+    """int64 [S]: the arg-max of each row of [S, V], the first of equals. A GPU gives a row one block: a few rows are cut in pieces."""
+    rows, width = z.shape
+    pieces = next(count for count in (64, 32, 16, 8, 4, 2, 1) if width % count == 0)
+    if rows > FEW_ROWS:
+        return z.argmax(dim=-1)
+    best, place = z.view(rows, pieces, -1).max(dim=-1)
+    piece = best.argmax(dim=-1, keepdim=True)
+    return (place.gather(1, piece) + piece * (width // pieces)).view(-1)
 
 
 def _truncate(z: torch.Tensor, floats: torch.Tensor, ints: torch.Tensor) -> torch.Tensor:
