@@ -80,7 +80,8 @@ def compile_model(
 
 
 def export(graph: ModelGraph) -> tuple[tuple[Op, ...], dict[str, TensorSpec]]:
-    """The graph as plan ops over named values. A value is named by its node's label; the model's result is `logits`."""
+    """The graph as plan ops over named values. A value is named by its node's label, or by what a pass called it (meta `value`);
+    the model's result is `logits`."""
     result = next(node for node in graph.fx.nodes if node.op == "output").args[0]
     names: dict[fx.Node, str] = {}
     values: dict[str, TensorSpec] = {}
@@ -95,7 +96,7 @@ def export(graph: ModelGraph) -> tuple[tuple[Op, ...], dict[str, TensorSpec]]:
         outputs = _result_nodes(node) if isinstance(specs, tuple) else [node]
         output_names = []
         for index, output in enumerate(outputs):
-            name = LOGITS if output is result else str(output.meta["label"]) if output is not None else f"{node.meta['label']}.{index}"
+            name = LOGITS if output is result else _value_name(output) if output is not None else f"{node.meta['label']}.{index}"
             if output is not None:
                 names[output] = name
             values[name] = specs[index] if isinstance(specs, tuple) else specs
@@ -106,6 +107,10 @@ def export(graph: ModelGraph) -> tuple[tuple[Op, ...], dict[str, TensorSpec]]:
         attrs = {name: arguments[name] for name in definition.attrs}
         ops.append(Op(str(node.meta["label"]), op, inputs, tuple(output_names), attrs))
     return tuple(ops), values
+
+
+def _value_name(node: fx.Node) -> str:
+    return str(node.meta.get("value", node.meta["label"]))
 
 
 def _result_nodes(node: fx.Node) -> list[fx.Node | None]:

@@ -16,7 +16,7 @@ from trtllm_engines.errors import EngineError
 from trtllm_kernels.types import Arg, Attr, KernelSpec, Launch, Lowered, TensorSpec
 
 FORMAT_VERSION = 3
-KERNEL_ABI = 2
+KERNEL_ABI = 3
 """Raised when the meaning of a launch's arguments, its symbols, or of the step inputs below, changes."""
 
 LOGITS = "logits"

@@ -71,6 +71,8 @@ def ops_of(model: ModelShape, precision: str, *, max_seq_len: int = 4096, max_ba
     yield OpShape("add_layer_norm", (hidden, hidden, weight, weight, hidden, scale), (codes("T", h), hidden), eps)
     yield OpShape("linear", (codes("T", h), codes(q_width + 2 * kv_width, h), vector(q_width + 2 * kv_width), scale, scale), (qkv,), {})
     yield OpShape("linear", (codes("T", i), codes(h, i), None, scale, scale), (hidden,), {})
+    yield OpShape("linear", (codes("T", i), codes(h, i), None, scale, scale, hidden), (hidden,), {})
+    yield OpShape("linear", (codes("T", i), codes(h, i), vector(h), scale, scale, hidden), (hidden,), {})
     yield OpShape("gate_up_silu", (codes("T", h), codes(2 * i, h), scale, scale, scale), (codes("T", i),), {})
     yield OpShape("linear_gelu", (codes("T", h), codes(i, h), vector(i), scale, scale, scale), (codes("T", i),), {})
     yield OpShape("silu_mul", (inner, inner), (inner,), {})

@@ -1,4 +1,4 @@
-"""Carries out launches: cubins through the CUDA driver, matrix products through torch.
+"""Carries out launches: cubins through the CUDA driver, matrix products by `products`.
 
 An engine's launches never change, only the sizes of the step do, so everything is bound once. Each launch has a prebuilt array of pointers
 to its parameters; tensors' addresses are fixed, and an integer that depends on the step is one shared ctypes object, rewritten once a step
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -27,11 +27,8 @@ from cuda.bindings import driver as cuda
 from trtllm_kernels.cubin import Cubin
 from trtllm_kernels.errors import KernelError
 from trtllm_kernels.expr import StepFunction, compile_all
+from trtllm_kernels.products import LibraryCall, LibraryCalls, Resolve, Views
 from trtllm_kernels.types import Arg, Dim, Launch, Lowered
-
-Views = dict[tuple[int, tuple[int, ...], torch.dtype], torch.Tensor]
-Resolve = Callable[[str], torch.Tensor]
-"""Name of a value, weight or workspace -> its tensor, at the profile's maximum size. Bound programs keep the tensors alive."""
 
 _SUCCESS = cuda.CUresult.CUDA_SUCCESS
 _DEFAULT_SHARED_BYTES = 48 * 1024
@@ -181,66 +178,6 @@ class _Kernel:
         return address
 
 
-class _Matmul:
-    """y[:rows] = x[:rows] @ weight.T (+ bias) by torch, on views made once a step."""
-
-    def __init__(self, launch: Launch, resolve: Resolve, symbolic: _Symbolic) -> None:
-        x, weight, *bias, y = (resolve(str(arg.value)) for arg in launch.args)
-        self.x, self.y = x, y
-        self.weight = weight.t()
-        self.bias = bias[0] if bias else None
-        self.rows = symbolic.index(launch.grid[0])
-        self.x_rows, self.y_rows = x, y
-
-    def resize(self, rows: int, views: Views) -> None:
-        self.x_rows = _rows(self.x, rows, views)
-        self.y_rows = _rows(self.y, rows, views)
-
-    def run(self) -> None:
-        if self.bias is None:
-            torch.mm(self.x_rows, self.weight, out=self.y_rows)
-        else:
-            torch.addmm(self.bias, self.x_rows, self.weight, out=self.y_rows)
-
-
-class _ScaledMatmul(_Matmul):
-    """y[:rows] = (x_scale * x[:rows]) @ (weight_scale * weight).T (+ bias), x and weight fp8, by cuBLASLt with fast accumulation.
-
-    Scales of one element hold for a whole tensor, matrices of one column for each row of x and of the weight.
-    """
-
-    def __init__(self, launch: Launch, resolve: Resolve, symbolic: _Symbolic) -> None:
-        x, weight, x_scale, weight_scale, *bias, y = (resolve(str(arg.value)) for arg in launch.args)
-        self.x, self.y = x, y
-        self.weight = weight.t()
-        self.bias = bias[0] if bias else None
-        self.by_row = weight_scale.dim() == 2
-        self.x_scale, self.weight_scale = (x_scale, weight_scale.t()) if self.by_row else (x_scale.view(()), weight_scale.view(()))
-        self.x_scale_rows = self.x_scale
-        self.rows = symbolic.index(launch.grid[0])
-        self.x_rows, self.y_rows = x, y
-
-    def resize(self, rows: int, views: Views) -> None:
-        super().resize(rows, views)
-        if self.by_row:
-            self.x_scale_rows = _rows(self.x_scale, rows, views)
-
-    def run(self) -> None:
-        scales = self.x_scale_rows, self.weight_scale
-        torch._scaled_mm(self.x_rows, self.weight, *scales, bias=self.bias, out_dtype=self.y.dtype, use_fast_accum=True, out=self.y_rows)
-
-
-def _rows(tensor: torch.Tensor, rows: int, views: Views) -> torch.Tensor:
-    """First rows of a tensor; layers share buffers, so most views are made once."""
-    key = (tensor.data_ptr(), tuple(tensor.shape), tensor.dtype)
-    if key not in views:
-        views[key] = tensor[:rows]
-    return views[key]
-
-
-_LIBRARY: Mapping[str, Callable[[Launch, Resolve, _Symbolic], _Matmul]] = {"matmul": _Matmul, "scaled_matmul": _ScaledMatmul}
-
-
 class BoundProgram:
     """Launches bound to memory. `set_symbols` for the step's sizes, then `run` as often as wanted on torch's current stream."""
 
@@ -251,18 +188,17 @@ class BoundProgram:
         """
         self._overlap = overlap
         self._symbolic = _Symbolic()
-        self._steps: list[_Kernel | _Matmul] = []
+        self._library = LibraryCalls()
+        self._steps: list[_Kernel | LibraryCall] = []
         for launch in (launch for one in lowered for launch in one.launches):
             if launch.library:
-                if launch.library not in _LIBRARY:
-                    raise KernelError(f"unknown library routine {launch.library!r} in the plan; known: {', '.join(_LIBRARY)}")
-                self._steps.append(_LIBRARY[launch.library](launch, resolve, self._symbolic))
+                self._steps.append(self._library.bind(launch, resolve, self._symbolic.index))
             elif launch.kernel not in cubins:
                 raise KernelError(f"the plan launches kernel {launch.kernel}, which was not compiled; rebuild the engine")
             else:
                 self._steps.append(_Kernel(launch, cubins[launch.kernel], resolve, self._symbolic))
         self._symbols: tuple[int, ...] | None = None
-        self._active: list[_Matmul | _Kernel] = []
+        self._active: list[LibraryCall | _Kernel] = []
         self._stream: int | None = None
 
     def set_symbols(self, *, T: int, R: int, D: int, S: int, C: int) -> None:
@@ -272,13 +208,12 @@ class BoundProgram:
             return
         self._symbolic.update(*symbols)
         values = self._symbolic.values
-        by_rows: dict[int, Views] = {}
+        views: Views = {}
         self._active = []
         for step in self._steps:
-            if isinstance(step, _Matmul):
-                rows = values[step.rows]
-                if rows > 0:
-                    step.resize(rows, by_rows.setdefault(rows, {}))
+            if not isinstance(step, _Kernel):
+                if values[step.rows] > 0:
+                    step.resize(values, views)
                     self._active.append(step)
             else:
                 x, y, z = (values[index] for index in step.grid)
@@ -290,10 +225,12 @@ class BoundProgram:
     def run(self) -> None:
         if self._symbols is None:
             raise KernelError("set_symbols must be called before run")
-        self._use(torch.cuda.current_stream().cuda_stream)
+        stream = torch.cuda.current_stream().cuda_stream
+        self._library.stream.value = stream
+        self._use(stream)
         launch = cuda.cuLaunchKernelEx
         for step in self._active:
-            if isinstance(step, _Matmul):
+            if not isinstance(step, _Kernel):
                 step.run()
                 continue
             (error,) = launch(step.config, step.function, step.parameters, 0)

@@ -87,8 +87,11 @@ OUT_SCALE = 0.02
 def fp8_sample(
     op: str, model: ModelShape, batch: BatchShape, dtype: str = "bf16", seed: int = 0, poison: bool = True, by_row: bool = False
 ) -> dict[str, Any]:
-    """As `sample`, with everything of the op quantized that can be: inputs, weights (`by_row`: a scale a row), cache, result."""
+    """As `sample`, with everything of the op quantized that can be: inputs, weights, cache, result. `by_row`: products have a scale a row
+    (and then take no residual)."""
     named = sample(op, model, batch, dtype, seed, poison)
+    if by_row and op == "linear":
+        named["residual"] = None
     for name in ("x", "weight") if "x_scale" in OPS[op].tensors else ():
         values = named[name].float()
         scale = row_scales(values) if by_row else (values.abs().max() / FP8_MAX).reshape(1)
@@ -161,7 +164,8 @@ def _draw(op: str, model: ModelShape, batch: BatchShape, dtype: str, poison: boo
         case "add_layer_norm":
             return {"x": randn(t, h), "residual": randn(t, h), "weight": randn(h), "bias": randn(h), "eps": 1e-5, "addend": randn(t, h)}
         case "linear" | "linear_gelu":
-            return {"x": randn(t, h), "weight": randn(model.intermediate, h) / h**0.5, "bias": randn(model.intermediate)}
+            more = {"residual": randn(t, model.intermediate)} if op == "linear" else {}
+            return {"x": randn(t, h), "weight": randn(model.intermediate, h) / h**0.5, "bias": randn(model.intermediate), **more}
         case "gate_up_silu":
             return {"x": randn(t, h), "weight": randn(2 * model.intermediate, h) / h**0.5}
         case "quantize_rows":

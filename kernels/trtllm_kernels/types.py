@@ -74,10 +74,12 @@ class Arg:
 
 @dataclass(frozen=True)
 class Launch:
-    """A kernel launch, or (when `library` is set) a call of a routine the runtime takes from torch.
+    """A kernel launch, or (when `library` is set) a call of a routine of the runtime's (`products`).
 
-    library `matmul`: args are x, weight, bias (optional) and y; grid is (rows, N, K); y[:rows] = x[:rows] @ weight.T + bias.
-    library `scaled_matmul`: args are x, weight (both fp8), their scales (of one element, or [rows, 1] and [N, 1]), bias (optional), y.
+    library `matmul`: args are x, weight, bias (optional: a vector), residual (optional: a matrix) and y; grid is (rows, N, K);
+    y[:rows] = x[:rows] @ weight.T + bias + residual[:rows], rounded once; y may be the residual's memory.
+    After y may follow three `i32`: number of the algorithm among cuBLASLt's proposals, rows it is a proposal for, the version they are of.
+    library `scaled_matmul`: as that with two scales, of one element or [rows, 1] and [N, 1], after x and weight, which are fp8.
     Skipped at run time when any grid dimension evaluates to zero or less.
     """
 

@@ -42,7 +42,9 @@ def test_a_decode_step_of_64_sequences_at_200_tokens(plan: Plan) -> None:
     assert write.kv_bytes == 64 * 2 * 8 * 128 * 2
     assert write.activation_bytes == 64 * (4096 + 2048) * 2 + 64 * 128 * 4 + 64 * 4 * 2 + 64 * (4096 + 1024) * 2
     norm = costs[layer + "post_attention_layernorm"]
-    assert (norm.weight_bytes, norm.activation_bytes) == (8192, 4 * 64 * 4096 * 2)
+    assert (norm.weight_bytes, norm.activation_bytes) == (8192, 2 * 64 * 4096 * 2)
+    output = costs[layer + "self_attn.o_proj"]
+    assert (output.weight_bytes, output.activation_bytes) == (4096 * 4096 * 2, 3 * 64 * 4096 * 2), "the residual is read, too"
     gate_up = costs[layer + "mlp.silu_mul"]
     assert (gate_up.kind, gate_up.flop, gate_up.weight_bytes) == ("gemm", 2 * 64 * HIDDEN * 2 * INNER, 2 * INNER * HIDDEN * 2)
     assert gate_up.activation_bytes == 64 * (HIDDEN + INNER) * 2
@@ -99,13 +101,16 @@ def test_other_families_count_their_own_matrices(model: str) -> None:
     assert sum(c.flop for c in counted if c.kind == "gemm") == pytest.approx(3 * (cost.token_flops + cost.row_flops))
 
 
-def test_a_gptj_layer_reads_both_branches_and_the_residual_once_and_writes_sum_and_norm() -> None:
+def test_both_products_of_a_gptj_layer_read_and_write_the_residual_and_the_norm_reads_it_once() -> None:
     plan = compile_model(preset_config("gptj-6b"), "bf16", Profile(8, 64, 64), weights_source={"kind": "dummy", "seed": 0}).plan
     costs = PlanCounter(plan).step(StepShape.decode(3, 20))
-    norms = [cost for cost in costs if cost.op == "add_layer_norm"]
-    assert len(norms) == 28
-    assert {(cost.activation_bytes, cost.weight_bytes, cost.flop) for cost in norms} == {(5 * 3 * 4096 * 2, 2 * 4096 * 2, 9 * 3 * 4096)}
-    assert not [cost for cost in costs if cost.op == "add"]
+    norms = [cost for cost in costs if cost.op == "layer_norm"]
+    assert len(norms) == 29
+    assert {(cost.activation_bytes, cost.weight_bytes, cost.flop) for cost in norms} == {(2 * 3 * 4096 * 2, 2 * 4096 * 2, 7 * 3 * 4096)}
+    products = {cost.role: cost.activation_bytes for cost in costs if cost.kind == "gemm"}
+    assert products["transformer.h.*.attn.out_proj"] == 3 * 3 * 4096 * 2
+    assert products["transformer.h.*.mlp.fc_out"] == 3 * (16384 + 2 * 4096) * 2
+    assert not [cost for cost in costs if cost.op.startswith("add")]
 
 
 def test_rotation_moves_what_it_changes_and_what_it_caches() -> None:

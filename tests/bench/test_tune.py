@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -137,8 +138,13 @@ def test_races_are_where_a_choice_shows() -> None:
         placed = [index for entrant in race.entrants for index in entrant.candidates]
         assert sorted(placed) == list(range(len(race.choice.candidates)))
     later = course.races(threshold_steps((c for cs in course.choices.values() for c in cs), 400), True, {})
-    assert [race.case.shape.tokens for race in later] == [32, 64, 128, 192, 256, 384]
-    assert all(len(race.entrants) == 2 for race in later)
+    fused = [race for race in later if race.choice.name == "fused from"]
+    assert [race.case.shape.tokens for race in fused] == [32, 64, 128, 192, 256, 384]
+    assert all(len(race.entrants) == 2 for race in fused)
+    algorithms = {(race.choice.name, race.case.shape.tokens) for race in later if race.op.op == "linear"}
+    assert algorithms == {(f"algorithm to {size}", m) for size in (64, 128, 256, 512) for m in (size * 3 // 4, size) if m <= 400}
+    assert {race.role.rpartition(".")[2] for race in later} == {"gate_up_silu", "qkv_proj", "o_proj", "down_proj"}
+    assert all(len(race.entrants) == 6 for race in later if race.op.op == "linear")
     assert not Course(PlanCounter(plan), ARCH, done=frozenset(course.choices)).choices
 
 
@@ -203,11 +209,11 @@ def test_the_faster_tile_and_threshold_are_recorded_and_lowered(bench: CpuBench,
 def test_a_faster_candidate_that_is_wrong_spills_or_does_not_fit_never_wins(bench: CpuBench, monkeypatch: pytest.MonkeyPatch) -> None:
     def compiler(specs: Sequence[KernelSpec], seconds: float, progress: Any) -> dict[str, Any]:
         bad: dict[int, Any] = {2: cubin(spill=8), 4: "does not compile", 16: cubin(shared=300_000)}
-        return {s.key: bad.get(s.num_warps, cubin()) if s.function == "add_rms_norm" else cubin() for s in specs}
+        return {s.key: bad.get(s.num_warps, cubin()) if s.function == "rms_norm" else cubin() for s in specs}
 
-    assert {kernel.num_warps for kernel in lowered_kernels(bench, "add_rms_norm", {})} == {1}
-    monkeypatch.setattr(bench, "broken", lambda lowered: any(k.function == "add_rms_norm" and k.num_warps == 8 for k in lowered.kernels))
-    tuned, _, _ = tune(bench, lambda race, tactic: 5.0 if tactic else 10.0, "add_rms_norm", compiler=compiler)
+    assert {kernel.num_warps for kernel in lowered_kernels(bench, "rms_norm", {})} == {1}
+    monkeypatch.setattr(bench, "broken", lambda lowered: any(k.function == "rms_norm" and k.num_warps == 8 for k in lowered.kernels))
+    tuned, _, _ = tune(bench, lambda race, tactic: 5.0 if tactic else 10.0, "rms_norm", compiler=compiler)
     (decision,) = tuned.decisions
     assert decision.winner == {}
     reasons = sorted(decision.outcomes[0].dropped.values())
@@ -226,8 +232,8 @@ def lowered_kernels(bench: CpuBench, name: str, tactic: Mapping[str, int] | None
 
 
 def test_a_wrong_default_is_reported_and_nothing_of_it_decided(bench: CpuBench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "broken", lambda lowered: any(k.function == "add_rms_norm" for k in lowered.kernels))
-    tuned, _, said = tune(bench, flat, "add_rms_norm")
+    monkeypatch.setattr(bench, "broken", lambda lowered: any(k.function == "rms_norm" for k in lowered.kernels))
+    tuned, _, said = tune(bench, flat, "rms_norm")
     assert tuned.decisions == ()
     assert len(tuned.failed) == 1
     assert any(total < 0 and "by default is wrong" in note for _, _, total, note in said)
@@ -297,7 +303,7 @@ def test_a_candidate_that_is_slower_in_another_step_does_not_win(bench: CpuBench
         return lambda race, tactic: 10.0 if not tactic else 8.0 if race.case.shape.tokens == 1 else 10.0 * factor
 
     for factor, wins in ((1.05, False), (1.0, True)):
-        (decision,) = tune(bench, other(factor), "add_rms_norm")[0].decisions
+        (decision,) = tune(bench, other(factor), "rms_norm")[0].decisions
         assert len(decision.outcomes) == 2
         assert bool(decision.winner) == wins
 
@@ -399,13 +405,13 @@ def test_the_command_writes_what_the_next_build_reads(
     said = capsys.readouterr()
     assert "2 choices differ from the default" in said.out
     assert "decode_warps=4" in said.out
-    assert "measure bf16: 1 of 1" in said.err
+    assert "measure bf16: 2 of 2" in said.err
     content = json.loads(out.read_text())
     assert (content["gpu"], content["arch"]) == ("NVIDIA H100", ARCH)
     assert sorted(content["tactics"]) == sorted(tactics.read(out))
     assert {key.split()[2].partition("[")[0] for key in content["tactics"]} == {"bf16", "fp8"}
     assert main([*arguments[:1], "nothing", *arguments[2:]]) == 3
-    assert "no op of tiny-llama is named 'nothing'; it has add_rms_norm" in capsys.readouterr().err
+    assert "no op of tiny-llama is named 'nothing'; it has embedding" in capsys.readouterr().err
     monkeypatch.setattr("trtllm_bench.machine.gpus", lambda: [{"gpu": "NVIDIA H200", "compute_capability": "9.0"}])
     assert main(arguments) == 3
     assert "was measured on NVIDIA H100 and this is NVIDIA H200" in capsys.readouterr().err
@@ -422,3 +428,30 @@ def test_without_a_gpu_the_command_is_one_sentence(capsys: pytest.CaptureFixture
     assert main(["tune", "--seconds", "0"]) == 3
     assert main(["tune", "--m", "x"]) == 3
     assert main(["tune", "--precision", ","]) == 3
+
+
+def test_choices_of_algorithms_are_recorded_with_the_librarys_version(
+    bench: CpuBench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def times(race: Race, tactic: Mapping[str, int]) -> float:
+        return 8.0 if tactic.get(best) == 2 else 10.0
+
+    def versions(version: int) -> None:
+        monkeypatch.setattr("trtllm_kernels.cublaslt.library", lambda: SimpleNamespace(version=version))
+
+    path = tmp_path / "h100.json"
+    versions(131000)
+    for best in ("lt_64", "lt_256"):
+        tuned, _, _ = tune(bench, times, "o_proj", cases=())
+        assert [one.winner for one in tuned.decisions if one.winner] == [{best: 2}]
+        decided = [one for one in tuned.decisions if one.choice.name == f"algorithm to {best[3:]}"]
+        record(path, "H100", ARCH, decided)
+    (entry,) = tactics.read(path).values()
+    assert entry == {"cublaslt": 131000, "lt_64": 2, "lt_256": 2}
+    record(path, "H100", ARCH, [replace(one, winner={}) for one in decided])
+    assert list(tactics.read(path).values()) == [{"cublaslt": 131000, "lt_64": 2}]
+    versions(140000)
+    record(path, "H100", ARCH, decided)
+    assert list(tactics.read(path).values()) == [{"cublaslt": 140000, "lt_256": 2}]
+    record(path, "H100", ARCH, [replace(one, winner={}) for one in decided])
+    assert not tactics.read(path)

@@ -38,7 +38,7 @@ def test_description_counts_what_the_plan_holds(engine: Path) -> None:
     }
     assert found["outputs"] == ["logits", "model.norm"]
     kernels = {row["kernel"].rsplit("-", 1)[0]: row for row in found["kernels"]}
-    assert kernels["add_rms_norm"]["ops"] == 8
+    assert kernels["rms_norm"]["ops"] == 9
     assert all(row["registers"] > 0 for row in found["kernels"])
 
 
@@ -61,7 +61,7 @@ def test_report_fits_80_columns_and_names_everything(engine: Path) -> None:
         "0.9 M parameters",
         "every byte verified",
         "paged_attention",
-        "add_rms_norm",
+        "rms_norm",
         "registers",
         "trtllm-bench build",
     ):

@@ -37,7 +37,8 @@ def test_every_product_but_the_head_reads_rows_quantized_once(kind: str) -> None
     assert {op.inputs[0] for op in products} == set(quantized)
     assert len({op.inputs[0] for op in quantized.values()}) == len(quantized)
     for op in products:
-        _, weight, _, x_scale, weight_scale = op.inputs
+        _, weight, _, x_scale, weight_scale, residual = op.inputs
+        assert not residual
         assert x_scale == quantized[op.inputs[0]].outputs[1]
         assert plan.values[x_scale].shape == ("T", 1)
         assert plan.weights[weight_scale].shape == (plan.weights[weight].shape[0], 1)

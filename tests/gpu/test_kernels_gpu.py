@@ -156,7 +156,7 @@ def product_program(op: str, model: ModelShape, precision: str) -> tuple[dict[st
     tensors = {name: value.cuda() for name, value in named.items() if isinstance(value, torch.Tensor)}
     arguments = OPS[op].overload._schema.arguments
     tensors["out0"] = as_list(OPS[op].fake(*(tensors.get(a.name) for a in arguments)))[0]
-    rows = {"x": ("T", tensors["x"].shape[1]), "out0": ("T", tensors["out0"].shape[1])}
+    rows = {name: ("T", tensors[name].shape[1]) for name in ("x", "residual", "out0") if name in tensors}
     specs = {name: TensorSpec(rows.get(name, tuple(value.shape)), dtype_name(value.dtype)) for name, value in tensors.items()}
     lowered = lower(op, [specs.get(name) for name in OPS[op].tensors], [specs["out0"]], {}, arch())
     for name, spec in lowered.workspaces.items():
@@ -174,6 +174,7 @@ def test_products(op: str, model: str, precision: str) -> None:
     x, w, bias = (tensors.get(name) for name in ("x", "weight", "bias"))
     exact = dequantized(x, tensors.get("x_scale")) @ dequantized(w, tensors.get("weight_scale")).T
     exact = exact if bias is None else exact + bias.float()
+    exact = exact + tensors["residual"].float() if "residual" in tensors else exact
     if op == "gate_up_silu":
         exact = torch.nn.functional.silu(exact[:, 0::2]) * exact[:, 1::2]
     elif op == "linear_gelu":

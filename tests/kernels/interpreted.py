@@ -79,10 +79,12 @@ CONSTANTS = ("weight", "bias", "weight_scale", "out_scale", "scale", "k_scale", 
 
 
 def by_library(name: str, rows: int, x: torch.Tensor, weight: torch.Tensor, *rest: torch.Tensor) -> None:
-    """What `driver._Matmul` and `_ScaledMatmul` do."""
-    scales, bias, y = (rest[:2], rest[2:-1], rest[-1]) if name == "scaled_matmul" else ((None, None), rest[:-1], rest[-1])
+    """What `products.LtMatmul` and `RowScaledMatmul` do."""
+    scales, added, y = (rest[:2], rest[2:-1], rest[-1]) if name == "scaled_matmul" else ((None, None), rest[:-1], rest[-1])
     product = dequantized(x[:rows], None if scales[0] is None else scales[0][:rows]) @ dequantized(weight, scales[1]).T
-    y[:rows] = product + bias[0].float() if bias else product
+    for one in added:
+        product = product + (one if one.dim() == 1 else one[:rows]).float()
+    y[:rows] = product
 
 
 def run_launches(lowered: Lowered, tensors: dict[str, torch.Tensor], symbols: dict[str, int], constants: Collection[str]) -> None:
@@ -93,7 +95,7 @@ def run_launches(lowered: Lowered, tensors: dict[str, torch.Tensor], symbols: di
         if min(grid) <= 0:
             continue
         if launch.library:
-            by_library(launch.library, grid[0], *(tensors[arg.value] for arg in launch.args))
+            by_library(launch.library, grid[0], *(tensors[arg.value] for arg in launch.args if arg.kind == "tensor"))
             continue
         spec = kernels[launch.kernel]
         values = []
@@ -230,7 +232,7 @@ def main() -> None:
             again = {name: torch.zeros_like(named[name]) for name in OPS[op].mutates}
             once_more = run(op, {**named, **again}, "sm_90", in_place=True)
             failure += "" if torch.equal(once_more[0], actual[0]) else "in place it gives something else "
-            failure += "it writes more than what it changes " if changes_too_much(named) else ""
+            failure += "it writes more than what it changes " if op == "rope_kv_write" and changes_too_much(named) else ""
         for index, (want, got) in enumerate(zip(expected, actual, strict=True)):
             wrong = difference(op, dtype, got, want)
             failure += f"result {index}: {wrong} " if wrong else ""

@@ -34,7 +34,7 @@ def representative(arch: str) -> list[KernelSpec]:
             quantized = any(spec.constexprs.get(name) for name in ("SCALED", "SCALED_CACHE", "QUANTIZE"))
             chosen.setdefault((spec.function, spec.constexprs.get("SPLIT"), quantized), spec)
     others = [("gptj-6b", "bf16"), ("smollm2-135m", "fp16"), ("qwen3-8b", "bf16"), *([] if arch == "sm_80" else [("gptj-6b", "fp8")])]
-    family = ("rope_kv_write", "context_attention", "fresh_attention", "paged_decode")
+    family = ("rope_kv_write", "context_attention", "fresh_attention", "decode_attention")
     for name, precision in others:
         rest = kernels_of(name, precision, arch, page_size=64).values()
         chosen |= {s.key: s for s in rest if s.function in family and not s.constexprs.get("SPLIT")}

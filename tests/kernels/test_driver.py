@@ -149,24 +149,6 @@ def test_launches_follow_torchs_stream(fake: RecordingDriver, monkeypatch: pytes
         assert [launch[4] for launch in fake.launches] == [stream] * (1 + decodes)
 
 
-def test_matmul_writes_the_steps_rows_only(fake: RecordingDriver) -> None:
-    tensors = {"x": torch.randn(8, 5), "w": torch.randn(3, 5), "b": torch.randn(3), "y": torch.full((8, 3), torch.nan)}
-    names = ("x", "w", "b", "y")
-    plain = Launch(library="matmul", grid=("S", 3, 5), args=tuple(Arg("tensor", n) for n in names if n != "b"))
-    biased = Launch(library="matmul", grid=("T", 3, 5), args=tuple(Arg("tensor", n) for n in names))
-    for launch, expected in ((plain, tensors["x"] @ tensors["w"].T), (biased, tensors["x"] @ tensors["w"].T + tensors["b"])):
-        program = BoundProgram([Lowered((launch,))], tensors.__getitem__, {})
-        for rows in (2, 8, 1):
-            tensors["y"].fill_(torch.nan)
-            program.set_symbols(T=rows, R=1, D=0, S=rows, C=0)
-            program.run()
-            torch.testing.assert_close(tensors["y"][:rows], expected[:rows])
-            assert tensors["y"][rows:].isnan().all()
-        program.set_symbols(T=0, R=0, D=0, S=0, C=0)
-        program.run()
-    assert not fake.launches
-
-
 def test_tma_descriptor_is_an_aligned_copy_followed_by_sizes_and_strides(fake: RecordingDriver) -> None:
     description = {"elem_type": 10, "block_size": [64, 32], "swizzle": 2}
     tensors = {"a": torch.zeros(96, 40, dtype=torch.bfloat16)}

@@ -1,7 +1,7 @@
 """Lowerings as data: grids cover what they must, names and schemas agree, and what cannot be lowered is refused by one sentence."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 from hypothesis import given
@@ -138,3 +138,18 @@ def test_linear_is_a_library_call_with_rows_in_its_grid() -> None:
     x, w, y = TensorSpec(("S", 64), "bf16"), TensorSpec((96, 64), "bf16"), TensorSpec(("S", 96), "bf16")
     (launch,) = lower("linear", [x, w, None], [y], {}, "sm_90", input_names=["a", "b", ""], output_names=["c"]).launches
     assert (launch.library, launch.grid, [arg.value for arg in launch.args]) == ("matmul", ("S", 96, 64), ["a", "b", "c"])
+
+
+def test_a_tactic_chooses_cublaslts_algorithm_by_the_number_of_tokens() -> None:
+    x, weight, y = TensorSpec(("T", 576), "bf16"), TensorSpec((512, 576), "bf16"), TensorSpec(("T", 512), "bf16")
+    plain = lower("linear", [x, weight], [y], {}, "sm_90").launches[-1]
+    launch = lower("linear", [x, weight], [y], {}, "sm_90", tactic={"lt_64": 2, "lt_512": 3, "cublaslt": 131000}).launches[-1]
+    assert launch.args[: len(plain.args)] == plain.args
+    rank, asked, version = launch.args[len(plain.args) :]
+    assert {arg.kind for arg in (rank, asked, version)} == {"i32"}
+    assert version.value == 131000
+    sizes = [{**dict.fromkeys("RDSC", 1), "T": t} for t in (1, 64, 65, 256, 257, 512, 513)]
+    found = {size["T"]: tuple(evaluate(arg.value, size) for arg in (rank, asked)) for size in sizes}
+    assert found == {1: (2, 64), 64: (2, 64), 65: (0, 0), 256: (0, 0), 257: (3, 512), 512: (3, 512), 513: (0, 0)}
+    fixed = lower("linear", [replace(x, shape=(300, 576)), weight], [replace(y, shape=(300, 512))], {}, "sm_90", tactic={"lt_512": 3})
+    assert [evaluate(arg.value, {}) for arg in fixed.launches[-1].args[-3:]] == [3, 512, 0]

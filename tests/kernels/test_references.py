@@ -261,7 +261,7 @@ def test_fp8_products_are_those_of_the_values_the_codes_stand_for() -> None:
     for name in ("linear", "gate_up_silu", "linear_gelu"):
         named = fp8_sample(name, ModelShape(), BATCH)
         x, w = (named[n].double() * named[f"{n}_scale"].double() for n in ("x", "weight"))
-        product = x @ w.T + (named["bias"].double() if named.get("bias") is not None else 0.0)
+        product = x @ w.T + sum(named[n].double() for n in ("bias", "residual") if named.get(n) is not None)
         if name == "gate_up_silu":
             product = functional.silu(product[:, 0::2]) * product[:, 1::2]
         elif name == "linear_gelu":

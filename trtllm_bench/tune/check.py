@@ -45,6 +45,7 @@ def checking(bound: BoundOp) -> Iterator[Check]:
     arguments = bound.arguments()
     mutated = {name: arguments[name] for name in OPS[bound.op.op].mutates}
     kept = {name: tensor.clone() for name, tensor in mutated.items()}
+    given = bound.memory[bound.op.reuses].clone() if bound.op.reuses else None
     for tensor in mutated.values():
         _wipe(tensor)
     try:
@@ -53,6 +54,8 @@ def checking(bound: BoundOp) -> Iterator[Check]:
         for name, tensor in mutated.items():
             tensor.copy_(kept[name])
         bound.run()
+        if given is not None:
+            bound.memory[bound.op.reuses].copy_(given)
 
 
 def spoil(tensor: torch.Tensor) -> None:

@@ -101,7 +101,8 @@ class Course:
                 cost = costs[self._ops[key][0]]
                 stake = max(cost.bytes / BYTES_PER_S, cost.flop / FLOP_PER_S)
                 for choice in choices:
-                    if bool(choice.tokens) == thresholds and case.label in choice.steps:
+                    here = case.shape.tokens in choice.tokens if thresholds else not choice.tokens
+                    if here and case.label in choice.steps:
                         found += self._race(key, choice, case, base.get(key, {}), stake)
         return found
 

@@ -22,6 +22,7 @@ from trtllm_bench.tune.race import run_race
 from trtllm_kernels.cubin import Cubin
 from trtllm_kernels.errors import KernelError
 from trtllm_kernels.lowering.call import shared_limit
+from trtllm_kernels.lowering.gemm import LT_VERSION
 from trtllm_kernels.tactics import Tactic
 from trtllm_kernels.types import KernelSpec, Lowered
 
@@ -77,7 +78,8 @@ class Tuner:
         later = threshold_steps(all_choices, self.bench.plan.profile.max_seq_len - 1)
         reserve = sum(self._least_batches(race) for race in self.course.races(later, True, {}))
         first, skipped = self._run(self.course.races(cases, False, {}), reserve)
-        second, more = self._run(self.course.races(later, True, _base(first, recorded)), 0)
+        judged = {tunable for choice in all_choices if choice.tokens for tunable in choice.tunables}
+        second, more = self._run(self.course.races(later, True, _base(first, recorded, judged)), 0)
         return Tuned((*first, *second), tuple(self._failed), skipped + more)
 
     def _least_batches(self, race: Race) -> int:
@@ -222,9 +224,10 @@ def _reason(lowered: Lowered, unfit: Mapping[str, str], accepted: set[str]) -> s
     return next((unfit[spec.key] for spec in lowered.kernels if spec.key in unfit and spec.key not in accepted), "")
 
 
-def _base(decided: Sequence[Decision], recorded: Mapping[str, Tactic]) -> dict[str, Tactic]:
+def _base(decided: Sequence[Decision], recorded: Mapping[str, Tactic], thresholds: set[str]) -> dict[str, Tactic]:
     """What thresholds are judged with: recorded values, but those decided now; thresholds at their defaults."""
-    base = {key: {name: value for name, value in tactic.items() if name != "fused_from"} for key, tactic in recorded.items()}
+    left_out = thresholds | {LT_VERSION}
+    base = {key: {name: value for name, value in tactic.items() if name not in left_out} for key, tactic in recorded.items()}
     for decision in decided:
         kept = {name: value for name, value in base.get(decision.key, {}).items() if name not in decision.choice.tunables}
         base[decision.key] = {**kept, **decision.winner}

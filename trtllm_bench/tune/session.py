@@ -17,6 +17,7 @@ from trtllm_bench.tune.run import Tuner
 from trtllm_bench.tune.show import print_decisions, tuning_progress
 from trtllm_engines.presets import resolve_model
 from trtllm_kernels import tactics
+from trtllm_kernels.lowering.gemm import ALGORITHM_SIZES, ALGORITHMS, LT_VERSION
 from trtllm_kernels.lowering.space import TOKENS
 from trtllm_kernels.types import KernelSpec
 
@@ -60,7 +61,7 @@ def tune_on_gpu(
     timer, rule = CuptiTimer(), Rule(noise=0.003, batch=15, min_batches=4, max_batches=20, seconds=10.0)
     longest = resolve_model(model).config.max_position_embeddings - 1
     cases = steps(m, kv_len, longest)
-    largest = prefill_case(min(max(TOKENS), longest))
+    largest = prefill_case(min(max(*TOKENS, *ALGORITHM_SIZES), longest))
     done: frozenset[str] = frozenset()
     every: list[Decision] = []
     failed: list[str] = []
@@ -88,10 +89,30 @@ def tune_on_gpu(
 
 
 def record(path: Path, gpu: str, arch: str, decisions: Sequence[Decision]) -> None:
-    """Writes winners into the tactics file; a choice whose default won goes back to it."""
+    """Writes winners into the tactics file; a choice whose default won goes back to it.
+
+    Choices of cuBLASLt's algorithms are of one version of it: those of another are dropped where a new one is written.
+    """
     found: dict[str, dict[str, int]] = {}
     measured: dict[str, set[str]] = {}
     for decision in decisions:
         found.setdefault(decision.key, {}).update(decision.winner)
         measured.setdefault(decision.key, set()).update(decision.choice.tunables)
+    recorded = tactics.read(path)
+    for name, winner in found.items():
+        if not measured[name].isdisjoint(ALGORITHMS):
+            _of_one_version(winner, measured[name], recorded.get(name, {}))
     tactics.merge(path, gpu, arch, found, measured)
+
+
+def _of_one_version(winner: dict[str, int], measured: set[str], recorded: tactics.Tactic) -> None:
+    """Adds the version to the choices of one op, and what it makes obsolete to what was measured."""
+    kept = {name for name in recorded if name in ALGORITHMS and name not in measured}
+    if winner.keys().isdisjoint(ALGORITHMS):
+        measured |= {LT_VERSION} if not kept else set()
+        return
+    from trtllm_kernels import cublaslt
+
+    version = cublaslt.library().version
+    measured |= {LT_VERSION, *(kept if recorded.get(LT_VERSION) != version else ())}
+    winner[LT_VERSION] = version

@@ -1,8 +1,8 @@
 """The compiler's middle: an ordered list of passes, each one file, with the verifier between every two.
 
 Order matters and is this: sharding sees single projections, so it will come before merging; quantization comes after merging, so that a
-merged product is quantized once, and after the fusions whose results it is pushed into; the product of gate and up is fused last, carrying
-the quantization with it.
+merged product is quantized once, and after the fusions whose results it is pushed into; the product of gate and up is fused after that,
+carrying the quantization with it. The residual goes into products last: what is a plain product is known only then.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from trtllm_engines.passes import (
     fuse_add_norm,
     fuse_gate_up,
     fuse_gelu,
+    fuse_residual,
     fuse_silu_mul,
     merge_gate_up,
     merge_qkv,
@@ -35,6 +36,7 @@ PASSES: Mapping[str, Pass] = {
     "push_quantize": push_quantize.apply,
     "fuse_gate_up": fuse_gate_up.apply,
     "fuse_gelu": fuse_gelu.apply,
+    "fuse_residual": fuse_residual.apply,
 }
 
 

@@ -14,7 +14,7 @@ INTERLEAVE = "interleave"
 
 def _fuse(graph: ModelGraph, found: Bindings) -> None:
     product = found["product"]
-    x, weight, _, x_scale, weight_scale = product.args
+    x, weight, _, x_scale, weight_scale, _ = product.args
     name = str(weight.target)
     if graph.by_row or len(weight.users) != 1 or len(graph.parts(name)) != 2:
         return

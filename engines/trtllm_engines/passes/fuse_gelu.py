@@ -7,7 +7,7 @@ from trtllm_engines.passes.pattern import Bindings, Op, Rule, Var, rewrite
 
 
 def _fuse(graph: ModelGraph, found: Bindings) -> None:
-    x, weight, bias, x_scale, weight_scale = found["product"].args
+    x, weight, bias, x_scale, weight_scale, _ = found["product"].args
     label = str(found["root"].meta["label"])
     fused = call(graph.fx, "linear_gelu", x, weight, bias, x_scale, weight_scale, found["out_scale"], label=label)
     found["root"].replace_all_uses_with(fused)

@@ -120,16 +120,18 @@ def _check_use(graph: ModelGraph, node: fx.Node, stage: str) -> None:
 
 
 def _check_arguments(node: fx.Node, arguments: Any, stage: str) -> None:
-    """Floating-point tensors of one op share a dtype, but for the rope table, the cache, scales, and the bias of an fp8 product."""
+    """Floating-point tensors of one op share a dtype, but for the rope table, the cache, scales, and what an fp8 product adds."""
     by_name = dict(zip((a.name for a in OPS[op_name(node)].overload._schema.arguments), arguments, strict=True))
     present = {name: by_name[name] for name in OPS[op_name(node)].tensors if by_name[name] is not None}
     own = {"cos_sin", "kv_cache"} | {name for name in present if name.endswith("scale")}
     if op_name(node) in _PRODUCTS:
-        x, weight, bias = present["x"], present["weight"], present.get("bias")
+        x, weight, bias, residual = present["x"], present["weight"], present.get("bias"), present.get("residual")
         if x.shape[1] != weight.shape[1] or (bias is not None and bias.shape[0] != weight.shape[0]):
             raise VerifyError(f"after {stage}: {_describe(node)} multiplies {x.shape} by {weight.shape}")
+        if residual is not None and residual.shape != (x.shape[0], weight.shape[0]):
+            raise VerifyError(f"after {stage}: {_describe(node)} adds {residual.shape} to a product of {x.shape} by {weight.shape}")
         if x.dtype == "fp8":
-            own |= {"bias"} if bias is not None and bias.dtype == "bf16" else set()
+            own |= {name for name in ("bias", "residual") if name in present and present[name].dtype == "bf16"}
             if not {"x_scale", "weight_scale"} <= present.keys():
                 raise VerifyError(f"after {stage}: {_describe(node)} multiplies fp8 without both its scales")
     dtypes = {spec.dtype for name, spec in present.items() if name not in own} - {"int32"}

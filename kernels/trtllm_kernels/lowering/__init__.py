@@ -23,7 +23,7 @@ ARGUMENTS: Mapping[str, tuple[str, ...]] = {
     "quantize_rows": ("x",),
     "rms_norm": ("x", "weight", "out_scale"),
     "layer_norm": ("x", "weight", "bias", "out_scale"),
-    "linear": ("x", "weight", "bias", "x_scale", "weight_scale"),
+    "linear": ("x", "weight", "bias", "x_scale", "weight_scale", "residual"),
     "gate_up_silu": ("x", "weight", "x_scale", "weight_scale", "out_scale"),
     "linear_gelu": ("x", "weight", "bias", "x_scale", "weight_scale", "out_scale"),
     "split": ("x",),
@@ -51,9 +51,10 @@ ARGUMENTS: Mapping[str, tuple[str, ...]] = {
 }
 """Tensor arguments of each op that lowers, in schema order (here, so that lowering needs no torch; a test compares)"""
 
-IN_PLACE: Mapping[str, str] = {"rope_kv_write": "qkv"}
-"""Ops whose launches may leave the first result in the memory of an argument, of which most stays as it is. The ops themselves are
-functional: whether an argument may be given up is for whoever plans memory to know."""
+IN_PLACE: Mapping[str, str] = {"rope_kv_write": "qkv", "linear": "residual"}
+"""Ops whose launches may leave the first result in the memory of an argument: where most of it stays as it is, or each element of the
+result needs that element of the argument alone. The ops themselves are functional: whether an argument may be given up is for whoever
+plans memory to know."""
 
 _LOWERINGS: Mapping[str, Callable[[OpCall], Lowered]] = {
     "embedding": rows.gather,

@@ -193,7 +193,7 @@ def _decode(builder: Builder, tuned: dict[str, int]) -> None:
         one = f"max(0, 2 - {splits})" if most > 1 else 1
         many = f"min(1, {splits} - 1)"
         builder.launch(
-            "decode_attention.paged_decode",
+            "decode_attention.decode_attention",
             {
                 "QKV": q,
                 "Cache": _layer(call, cache),

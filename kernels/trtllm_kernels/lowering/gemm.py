@@ -1,17 +1,34 @@
 """Lowerings of matrix products: which routine multiplies depends on how many tokens a step has, so several are launched and one has a grid.
 
-One token: our own kernel, bound by reading the weight. More: cuBLASLt through torch (tried on an H100, docs/facts.md: nothing of ours is
+One token: our own kernel, bound by reading the weight. More: cuBLASLt (tried on an H100, docs/facts.md: nothing of ours is
 faster from two tokens up). A product that ends in an activation: our fused kernel from `fused_from` tokens, where its tiles fill the chip;
 below it cuBLASLt and an activation kernel.
+
+cuBLASLt proposes several algorithms, the one it expects to be fastest first. A tactic may say that for up to so many tokens (and more than
+the size before) another one is taken: number `lt_512`, say, of those proposed for 512. It holds for the version it was measured with.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 from trtllm_kernels.expr import product
 from trtllm_kernels.lowering.call import ELEMENT_BYTES, I32, Builder, OpCall, Operand, Tma
 from trtllm_kernels.types import Arg, Dim, Launch, Lowered
+
+ALGORITHM_SIZES = (64, 128, 256, 512, 1024, 2048, 4096)
+"""Tokens up to which one choice of cuBLASLt's algorithm holds; beyond the last its first proposal is taken."""
+LT_VERSION = "cublaslt"
+"""Tunable: the library's version that the choices were measured with; 0 holds for any."""
+
+
+def algorithm_of(size: int) -> str:
+    """Tunable: which of the proposals for `size` tokens is taken up to there; 0 is the first of the proposals for the tokens there are."""
+    return f"lt_{size}"
+
+
+ALGORITHMS = tuple(algorithm_of(size) for size in ALGORITHM_SIZES)
 
 
 def _only_one(tokens: Dim) -> Dim:
@@ -23,13 +40,32 @@ def _unless_one(tokens: Dim) -> Dim:
     return int(tokens != 1) if isinstance(tokens, int) else f"min(1, {tokens} - 1)"
 
 
-def _matmul(call: OpCall, x: Operand, weight: Operand, bias: Operand | None, y: Operand, rows: Dim) -> Launch:
-    grid = (rows, weight.size(0), weight.size(1))
-    if x.dtype != "fp8":
-        operands = (x, weight, *([bias] if bias else []), y)
-        return Launch(library="matmul", grid=grid, args=tuple(Arg("tensor", o.name) for o in operands))
-    operands = (x, weight, call["x_scale"], call["weight_scale"], *([bias] if bias else []), y)
-    return Launch(library="scaled_matmul", grid=grid, args=tuple(Arg("tensor", o.name) for o in operands))
+def _algorithm(tokens: Dim, tuned: Mapping[str, int]) -> tuple[Arg, ...]:
+    """(number of the proposal, tokens it is a proposal for, version) for a library call; nothing where no choice was made."""
+    ranks, sizes = [], []
+    for below, size in zip((0, *ALGORITHM_SIZES), ALGORITHM_SIZES, strict=False):
+        if rank := tuned[algorithm_of(size)]:
+            here = _within(tokens, below, size)
+            ranks.append(f"{rank} * {here}")
+            sizes.append(f"{size} * {here}")
+    if not ranks:
+        return ()
+    return Arg("i32", " + ".join(ranks)), Arg("i32", " + ".join(sizes)), Arg("i32", tuned[LT_VERSION])
+
+
+def _within(tokens: Dim, below: int, most: int) -> Dim:
+    """1 from `below` + 1 to `most` tokens, else 0."""
+    if isinstance(tokens, int):
+        return int(below < tokens <= most)
+    return f"max(0, min(1, {tokens} - {below}, {most + 1} - {tokens}))"
+
+
+def _matmul(call: OpCall, y: Operand, rows: Dim, algorithm: tuple[Arg, ...] = ()) -> Launch:
+    x, weight, scaled = call["x"], call["weight"], call["x"].dtype == "fp8"
+    added = [operand for operand in (call.get("bias"), call.get("residual")) if operand]
+    operands = (x, weight, *((call["x_scale"], call["weight_scale"]) if scaled else ()), *added, y)
+    args = (*(Arg("tensor", operand.name) for operand in operands), *algorithm)
+    return Launch(library="scaled_matmul" if scaled else "matmul", grid=(rows, weight.size(0), weight.size(1)), args=args)
 
 
 def _gemv_tile(weight: Operand) -> tuple[int, int]:
@@ -45,9 +81,9 @@ def _gemv_fits(call: OpCall, weight: Operand, rows: int, columns: int) -> bool:
 
 
 def linear(call: OpCall) -> Lowered:
-    x, weight, bias, y = call["x"], call["weight"], call.get("bias"), call.outputs[0]
+    x, weight, bias, residual, y = call["x"], call["weight"], call.get("bias"), call.get("residual"), call.outputs[0]
     rows, columns = _gemv_tile(weight)
-    tuned = call.tuned(gemv=1, gemv_rows=rows, gemv_columns=columns, gemv_warps=4)
+    tuned = call.tuned(gemv=1, gemv_rows=rows, gemv_columns=columns, gemv_warps=4, **dict.fromkeys((*ALGORITHMS, LT_VERSION), 0))
     rows, columns = tuned["gemv_rows"], tuned["gemv_columns"]
     tokens = x.shape[0]
     builder = Builder(call)
@@ -59,6 +95,7 @@ def linear(call: OpCall) -> Lowered:
                 "X": x,
                 "W": weight,
                 "Bias": bias or x,
+                "Residual": residual or x,
                 "XScale": call.get("x_scale") or x,
                 "WScale": call.get("weight_scale") or x,
                 "Y": y,
@@ -71,11 +108,12 @@ def linear(call: OpCall) -> Lowered:
                 "SCALED": x.dtype == "fp8",
                 "SCALED_ROWS": x.dtype == "fp8" and len(call["weight_scale"].shape) == 2,
                 "BIASED": bias is not None,
+                "ADDED": residual is not None,
             },
             warps=tuned["gemv_warps"],
         )
     count = product(tokens, _unless_one(tokens)) if fits else tokens
-    builder.launches.append(_matmul(call, x, weight, bias, y, count))
+    builder.launches.append(_matmul(call, y, count, _algorithm(tokens, tuned)))
     return builder.finish()
 
 
@@ -157,8 +195,7 @@ class _Activated:
         few: Dim = f"{tokens} * max(0, min(1, {first_fused} - {tokens}))"
         few = f"{few} * {_unless_one(tokens)}" if one else few
         raw = self.builder.workspace("product", (f"min({tokens}, {first_fused})", weight.size(0)), y.dtype if self.wide else "bf16")
-        bias = call.get("bias")
-        self.builder.launches.append(_matmul(call, call["x"], weight, bias, raw, few))
+        self.builder.launches.append(_matmul(call, raw, few))
         block = 1024
         while block > 16 and self.width % block:
             block //= 2

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import product
 
 from trtllm_kernels.lowering.call import OpCall, next_power_of_2
-from trtllm_kernels.lowering.gemm import fused_fits
+from trtllm_kernels.lowering.gemm import ALGORITHM_SIZES, algorithm_of, fused_fits
 
 Candidate = Mapping[str, int]
 
@@ -24,6 +24,8 @@ NEVER = 1 << 29
 """A threshold no step reaches."""
 TOKENS = (32, 64, 128, 192, 256, 384, 512, 1024)
 """Where thresholds are judged."""
+PROPOSALS = (1, 2, 3, 4, 5)
+"""Of cuBLASLt's heuristic, after its first."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +77,16 @@ def _one_token(call: OpCall) -> Choice:
     return Choice("one token", ({"gemv": 0}, *ours))
 
 
+def _algorithm(size: int) -> Choice:
+    """cuBLASLt's other proposals, judged at the largest size they are taken for and at one well below."""
+    return Choice(f"algorithm to {size}", _grid(**{algorithm_of(size): PROPOSALS}), (PREFILL,), (size - size // 4, size))
+
+
 def _linear(call: OpCall) -> tuple[Choice, ...]:
-    return (_one_token(call),) if call["x"].dtype != "fp32" else ()
+    one = (_one_token(call),) if call["x"].dtype != "fp32" else ()
+    scale = call.get("weight_scale")
+    by_torch = scale is not None and len(scale.shape) == 2
+    return one if by_torch else (*one, *(_algorithm(size) for size in ALGORITHM_SIZES))
 
 
 def _activated(call: OpCall) -> tuple[Choice, ...]:

@@ -22,12 +22,14 @@ def _fake_linear(
     bias: torch.Tensor | None = None,
     x_scale: torch.Tensor | None = None,
     weight_scale: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
 ) -> torch.Tensor:
     return x.new_empty(x.shape[0], weight.shape[0], dtype=_wide(x))
 
 
 @dialect_op(
-    "linear(Tensor x, Tensor weight, Tensor? bias=None, Tensor? x_scale=None, Tensor? weight_scale=None) -> Tensor", fake=_fake_linear
+    "linear(Tensor x, Tensor weight, Tensor? bias=None, Tensor? x_scale=None, Tensor? weight_scale=None, Tensor? residual=None) -> Tensor",
+    fake=_fake_linear,
 )
 def linear(
     x: torch.Tensor,
@@ -35,11 +37,16 @@ def linear(
     bias: torch.Tensor | None = None,
     x_scale: torch.Tensor | None = None,
     weight_scale: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """x [T, K] times weight [N, K] transposed, accumulated in fp32, plus bias [N]. Both fp8 with their scales (result bf16), or neither."""
-    if x.dtype != FP8:
+    """x [T, K] times weight [N, K] transposed, accumulated in fp32, plus bias [N] and residual [T, N], rounded once.
+
+    Both fp8 with their scales (result bf16), or neither.
+    """
+    if x.dtype != FP8 and residual is None:
         return functional.linear(x, weight, bias)
-    return _product(x, weight, bias, x_scale, weight_scale).to(_wide(x))
+    product = _product(x, weight, bias, x_scale, weight_scale)
+    return (product if residual is None else product + residual.float()).to(_wide(x))
 
 
 def _product(

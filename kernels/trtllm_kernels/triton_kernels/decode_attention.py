@@ -23,7 +23,7 @@ def _byte(words, index: tl.constexpr, dtype: tl.constexpr):
 
 
 @triton.jit
-def paged_decode(
+def decode_attention(
     QKV, Cache, BlockTable, Slots, KvLens, KScale, VScale, OutScale, Out, Acc, Stats, scale_log2, table_stride, num_splits,
     HKV: tl.constexpr, G: tl.constexpr, GP: tl.constexpr, D: tl.constexpr, PAGE: tl.constexpr, SPLIT: tl.constexpr,
     SCALED_CACHE: tl.constexpr, WORDS: tl.constexpr, QUANTIZE: tl.constexpr, OVERLAP: tl.constexpr,

@@ -54,11 +54,11 @@ def _rows_dot(X, at, first, second, K: tl.constexpr, ROWS: tl.constexpr, COLS: t
 
 @triton.jit
 def gemv(
-    X, W, Bias, XScale, WScale, Y,
+    X, W, Bias, Residual, XScale, WScale, Y,
     K: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, SCALED: tl.constexpr, SCALED_ROWS: tl.constexpr, BIASED: tl.constexpr,
-    OVERLAP: tl.constexpr,
+    ADDED: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    """x [K], W [N, K], y [N]; N a multiple of ROWS. SCALED_ROWS: each row of W has its own scale."""
+    """x [K], W [N, K], y [N]; N a multiple of ROWS. SCALED_ROWS: each row of W has its own scale. ADDED: a residual [N], maybe y itself."""
     let_next_start(OVERLAP)
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     at = W + rows.to(tl.int64)[:, None] * K + tl.arange(0, COLS)[None, :]
@@ -70,11 +70,15 @@ def gemv(
     wait_for_previous(OVERLAP)
     if SCALED:
         scale *= tl.load(XScale)
+    if ADDED:
+        residual = tl.load(Residual + rows)
     y = _rows_dot(X, at, first, second, K, ROWS, COLS)
     if SCALED:
         y *= scale
     if BIASED:
         y += bias.to(tl.float32)
+    if ADDED:
+        y += residual.to(tl.float32)
     tl.store(Y + rows, y.to(Y.dtype.element_ty))
 
 
