@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from fake_cublaslt import FakeCublasLt
 
 from trtllm_kernels import driver
 from trtllm_kernels.cubin import Cubin, CubinInfo
@@ -118,7 +119,7 @@ DEPENDENT = [(6, 0, 1)]
 """CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION, padding, 1."""
 
 
-def test_kernels_that_wait_begin_early_but_for_the_first_of_a_run(fake: RecordingDriver) -> None:
+def test_kernels_that_wait_begin_early_but_for_the_first_of_a_run(fake: RecordingDriver, lt: FakeCublasLt) -> None:
     """`decode` is left out of steps without D, `deaf` does not wait, and after a library routine all is as after a kernel."""
     tensors = {"x": torch.randn(8, 4), "w": torch.randn(4, 4), "y": torch.zeros(8, 4)}
     product = Launch(library="matmul", grid=("T", 4, 4), args=tuple(Arg("tensor", name) for name in "xwy"))
