@@ -1,10 +1,5 @@
-"""cuBLASLt through our own calls, on the GPU: every type and summand against fp64, every proposal, graphs, and the cost beside torch's.
+"""cuBLASLt through our own calls, on the GPU: every type and summand against fp64, every proposal, graphs."""
 
-`pytest -s -k beside_torch` prints the table of the last.
-"""
-
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
 
@@ -24,8 +19,6 @@ ROWS = (1, 2, 7, 432, 2304)
 N, K = 1024, 4096
 TOLERANCE = {torch.float32: (2e-6, 1e-4), torch.bfloat16: (2**-8, 8e-3), torch.float16: (2**-11, 4e-3), FP8: (2**-8, 2e-2)}
 """(of the result: one rounding; of the sum: fast accumulation, and parts of a split K that meet in the result's type)"""
-LLAMA = {"qkv": (6144, 4096, False), "o": (4096, 4096, True), "down": (4096, 14336, True)}
-"""llama-3.1-8b: (N, K, whether it adds the residual)"""
 
 Tensors = dict[str, torch.Tensor]
 
@@ -65,8 +58,9 @@ def exact(t: Tensors, bias: bool, residual: bool) -> torch.Tensor:
     return total + t["r"].double() if residual else total
 
 
-def check(got: torch.Tensor, want: torch.Tensor, dtype: torch.dtype) -> None:
+def check(got: torch.Tensor, want: torch.Tensor, dtype: torch.dtype, roundings: int = 1) -> None:
     relative, absolute = TOLERANCE[dtype]
+    relative *= roundings
     torch.testing.assert_close(got.double(), want, rtol=relative, atol=absolute)
 
 
@@ -92,6 +86,7 @@ def test_product_and_summands_against_fp64(dtype: torch.dtype, bias: bool, resid
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 def test_in_the_residuals_memory(dtype: torch.dtype) -> None:
+    """Where parts of a split K meet in that memory, they are rounded once more."""
     usable(dtype)
     for rows in ROWS:
         tensors = draw(dtype)
@@ -99,7 +94,7 @@ def test_in_the_residuals_memory(dtype: torch.dtype) -> None:
         program = bind({**tensors, "y": tensors["r"]}, launch(tensors, True, True))
         size(program, rows)
         program.run()
-        check(tensors["r"][:rows], want[:rows], dtype)
+        check(tensors["r"][:rows], want[:rows], dtype, roundings=2)
         assert torch.equal(tensors["r"][rows:], before[rows:])
 
 
@@ -173,74 +168,3 @@ def test_an_op_of_one_token_takes_the_residual_in_its_own_kernel(precision: str)
         size(program, rows)
         program.run()
         check(tensors["r"], want, dtype)
-
-
-def time_us(call: Callable[[], object], count: int = 30) -> float:
-    """Of one call on the device, the median of five runs of a captured graph of `count`."""
-    call()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for _ in range(count):
-            call()
-    times = []
-    for _ in range(6):
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begin.record()
-        graph.replay()
-        end.record()
-        torch.cuda.synchronize()
-        times.append(begin.elapsed_time(end) * 1e3 / count)
-    return sorted(times[1:])[2]
-
-
-def host_us(call: Callable[[], object], count: int = 200) -> float:
-    call()
-    torch.cuda.synchronize()
-    began = time.perf_counter()
-    for _ in range(count):
-        call()
-    spent = time.perf_counter() - began
-    torch.cuda.synchronize()
-    return spent / count * 1e6
-
-
-def by_torch(t: Tensors, rows: int) -> Callable[[], object]:
-    x, y, w = t["x"][:rows], t["y"][:rows], t["w"].t()
-    if "p" not in t:
-        return lambda: torch.mm(x, w, out=y)
-    scales = t["p"].view(()), t["q"].view(())
-    return lambda: torch._scaled_mm(x, w, *scales, out_dtype=torch.bfloat16, use_fast_accum=True, out=y)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, FP8], ids=str)
-def test_beside_torch(dtype: torch.dtype) -> None:
-    """llama-3.1-8b's products. Ours with the residual is to cost no more than torch's without it and a separate addition."""
-    usable(dtype)
-    print(f"\n{torch.cuda.get_device_name()}, cuBLASLt {cublaslt.library().version}, {dtype}, us; L2 warm")
-    print("product      M    torch   ours  residual  torch + add   best of proposals   host torch  host ours")
-    slow = []
-    for name, (n, k, adds) in LLAMA.items():
-        for rows in (16, 432, 1000, 2304, 4096):
-            t = draw(dtype, rows, n, k)
-            theirs, added = by_torch(t, rows), torch.empty_like(t["y"])
-
-            def both(theirs: Callable[[], object] = theirs, t: Tensors = t, added: torch.Tensor = added) -> None:
-                theirs()
-                torch.add(t["y"], t["r"], out=added)
-
-            programs = {"ours": launch(t, False, False), "residual": launch(t, False, True)}
-            programs |= {f"rank {rank}": launch(t, False, adds, (rank, rows, 0)) for rank in range(8)}
-            bound = {label: bind(t, one) for label, one in programs.items()}
-            for program in bound.values():
-                size(program, rows)
-            us = {label: time_us(program.run) for label, program in bound.items()}
-            us |= {"torch": time_us(theirs), "both": time_us(both)}
-            best = min((label for label in us if label.startswith("rank")), key=us.__getitem__)
-            host = (host_us(theirs), host_us(bound["residual"].run)) if rows == 16 else (float("nan"),) * 2
-            print(
-                f"{name:7} {rows:6} {us['torch']:8.1f} {us['ours']:6.1f} {us['residual']:9.1f} {us['both']:12.1f}   "
-                f"{best} {us[best]:6.1f}          {host[0]:10.1f} {host[1]:10.1f}"
-            )
-            if us["ours"] > 1.15 * us["torch"] or us["residual"] > 1.1 * us["both"]:
-                slow.append((name, rows, us))
-    assert not slow
