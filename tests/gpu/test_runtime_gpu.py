@@ -190,7 +190,7 @@ def smollm2() -> Path:
 
 @pytest.mark.model
 def test_smollm2_in_bf16_says_what_it_says_in_fp32_on_the_cpu(smollm2: Path, tmp_path: Path) -> None:
-    """Answers are begun for it: an answer's first words are a close call ("The" 0.15, "L" 0.14), which rounding may turn."""
+    """Answers are begun for it: an answer's first word can be so close a call that rounding turns it."""
     target = detect_target()
     profile = Profile(max_batch_size=8, max_num_tokens=256, max_seq_len=512, page_size=32)
     gpu_engine = load_engine(build(smollm2, "bf16", out=tmp_path / "bf16", profile=profile, arches=(target.arch,)), target)
