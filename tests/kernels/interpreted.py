@@ -88,7 +88,8 @@ def by_library(name: str, rows: int, x: torch.Tensor, weight: torch.Tensor, *res
 
 
 def run_launches(lowered: Lowered, tensors: dict[str, torch.Tensor], symbols: dict[str, int], constants: Collection[str]) -> None:
-    """What `driver.BoundProgram` does, in the interpreter. `constants` are the tensors that no kernel of a step writes."""
+    """What `driver.BoundProgram` does, in the interpreter. `constants` are tensors that no kernel of a step writes, as of its inputs."""
+    constants = {*constants, "block_table", "seq_slots", "query_start", "kv_lens"}
     kernels = {spec.key: spec for spec in lowered.kernels}
     for launch in lowered.launches:
         grid = tuple(evaluate(dim, symbols) for dim in launch.grid)

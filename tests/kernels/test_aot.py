@@ -94,9 +94,10 @@ _LET_NEXT_START, _WAIT = "PREEXIT", "ACQBULK"
 """What griddepcontrol.launch_dependents and griddepcontrol.wait are in machine code."""
 
 
-def test_hopper_kernels_let_the_next_start_then_load_constants_then_wait() -> None:
-    """Before the wait nothing branches, so the order of the text is that of every thread; what is loaded there, interpreted_overlap.py
-    sees."""
+def test_hopper_kernels_let_the_next_start_then_load_constants_then_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the default tiles. Before the wait nothing branches, so the order of the text is that of every thread; what is loaded there,
+    interpreted_overlap.py sees."""
+    monkeypatch.setattr(tactics, "folder", lambda: tmp_path)
     for spec in {spec.function: spec for spec in kernels_of("llama-3.1-8b", "fp8", "sm_90").values()}.values():
         code = instructions(spec)
         assert (code.count(_LET_NEXT_START), code.count(_WAIT)) == (1, 1), spec

@@ -16,7 +16,6 @@ from trtllm_kernels.expr import ceil_div, product
 from trtllm_kernels.lowering.call import ELEMENT_BYTES, F32, FLOATS, I32, Builder, OpCall, Operand, Tma, next_power_of_2
 from trtllm_kernels.types import Dim, Lowered
 
-_MIN_SPLIT_TOKENS = 128
 _MAX_SPLITS = 64
 
 
@@ -118,6 +117,7 @@ def paged_attention(call: OpCall) -> Lowered:
         decode_warps=_decode_warps(cache.dtype, page * head_dim * ELEMENT_BYTES[cache.dtype]),
         decode_stages={"fp32": 3, "fp8": 6}.get(cache.dtype, 4),
         split_target=4 * call.sm_count,
+        split_tokens=128,
         context_block_m=block_m,
         context_block_n=block_n,
         context_warps=warps,
@@ -171,7 +171,7 @@ def _decode(builder: Builder, tuned: dict[str, int]) -> None:
     q, cache, table, out = call["qkv"], call["kv_cache"], call["block_table"], call.outputs[0]
     heads, kv_heads = call.integer("num_heads"), call.integer("num_kv_heads")
     group, head_dim, page = heads // kv_heads, cache.size(5), cache.size(4)
-    most = min(_MAX_SPLITS, ceil_div(table.size(1) * page, _MIN_SPLIT_TOKENS))
+    most = min(_MAX_SPLITS, ceil_div(table.size(1) * page, tuned["split_tokens"]))
     wanted = max(1, tuned["split_target"] // kv_heads)
     splits: Dim = 1 if most == 1 else f"max(1, min({most}, {wanted} // max(1, D)))"
     partials = out

@@ -115,7 +115,7 @@ def _activated(call: OpCall) -> tuple[Choice, ...]:
 
 def _paged_attention(call: OpCall) -> tuple[Choice, ...]:
     decode = Choice("decode", _grid(decode_warps=(1, 2, 4), decode_stages=(2, 3, 4, 6, 8)))
-    split = Choice("split", _grid(split_target=tuple(n * call.sm_count for n in (1, 2, 3, 6, 8))))
+    split = Choice("split", _grid(split_target=tuple(n * call.sm_count for n in (1, 2, 4, 8)), split_tokens=(32, 64, 128, 256)))
     names = ("block_m", "block_n", "warps", "stages")
     fresh = (
         *((64, 64, 4, 2), (64, 64, 4, 4), (64, 128, 4, 2), (64, 32, 4, 2), (64, 32, 4, 3)),

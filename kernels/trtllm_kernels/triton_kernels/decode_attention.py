@@ -33,11 +33,11 @@ def decode_attention(
     if SCALED_CACHE:
         k_scale, v_scale = tl.load(KScale), tl.load(VScale)
     out_scale = result_scale(OutScale, QUANTIZE)
-    wait_for_previous(OVERLAP)
     kv_head = tl.program_id(0)
     seq = tl.program_id(1).to(tl.int64)
     length = tl.load(KvLens + seq)
     table = BlockTable + tl.load(Slots + seq).to(tl.int64) * table_stride
+    wait_for_previous(OVERLAP)
     last = tl.cdiv(length, PAGE)
     first = 0
     if SPLIT:
