@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -138,6 +139,19 @@ def test_counts_turn_into_rates_and_a_bound(plan: Plan) -> None:
     assert row.flops_per_s == pytest.approx(row.flop / (3 * KERNEL_US * 1e-6))
     assert row.ceiling_share == pytest.approx(row.bytes / slow.bytes_per_s / (3 * KERNEL_US * 1e-6))
     assert row.bound == "memory"
+
+
+def test_kernels_that_begin_early_are_timed_from_the_end_of_the_one_before(plan: Plan) -> None:
+    events, _ = trace(plan)
+    early = [replace(event, start_us=event.start_us - 3, duration_us=event.duration_us + 3) for event in events]
+    placed = place_kernels(early, STEPS, LaunchOrder(plan, "sm_90"))
+    kernels, steps, roles, _ = summarise(placed, STEPS, PlanCounter(plan), None, lead_in=0)
+    first, last = early[0], early[-1]
+    assert sum(row.time_us for row in kernels) == pytest.approx(last.end_us - first.start_us)
+    assert sum(row.share for row in kernels) == pytest.approx(1)
+    assert sum(roles.values()) == pytest.approx(sum(step.span_us for step in steps))
+    head = next(row for row in kernels if row.role == "lm_head")
+    assert head.time_us == pytest.approx(head.calls * (KERNEL_US + GAP_US))
 
 
 def test_a_window_is_written_as_two_numbers() -> None:

@@ -45,7 +45,7 @@ def summarise(
         role = cost.role if cost is not None else AROUND[one.op]
         total = rows.setdefault((role, one.event.name), _Sum(op=cost.op if cost is not None else ""))
         total.calls += 1
-        total.time_us += one.event.duration_us
+        total.time_us += exclusive[id(one)]
         roles[role] = roles.get(role, 0.0) + exclusive[id(one)]
         if cost is not None and carries:
             _add(total, cost, hardware)
