@@ -1,11 +1,13 @@
-"""Nsight's exports: a recording of Nsight Compute on an H100, small files built after NVIDIA's documented schemas, and how the tools are
-called. (Nsight Systems was not installed where an H100 was at hand, so its exports are the built ones.)"""
+"""Nsight's exports: a recording of Nsight Compute on an H100, two of Nsight Systems on A100s (by others: it was not installed where an H100
+was at hand), small files built after NVIDIA's documented schemas for what those lack, and how the tools are called."""
 
 from __future__ import annotations
 
 import json
 import sqlite3
 import stat
+from collections import Counter
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +67,32 @@ def test_an_export_of_another_version_is_read_as_far_as_it_goes(tmp_path: Path) 
     events, ranges = read_nsys(export(tmp_path / "r.sqlite", old=True))
     assert [event.name for event in events] == ["decode_grouped", "void at::native::reduce_kernel<512>", "nvjet_tst_64x8"]
     assert ranges == []
+
+
+@pytest.mark.parametrize(
+    ("name", "domain", "kinds", "kernel", "ranges"),
+    [
+        ("nsys_saxpy_mpi", "MPI", {"kernel": 5, "memcpy": 15}, "saxpy(double *, double *, double *, double, int)", 17),
+        ("nsys_cloverleaf", "trtllm", {"kernel": 40, "memcpy": 40}, "void clover::par_ranged", 0),
+    ],
+)
+def test_exports_that_nsight_systems_wrote_are_read(
+    tmp_path: Path, name: str, domain: str, kinds: dict[str, int], kernel: str, ranges: int
+) -> None:
+    """Origin and licence in data/ORIGIN.md."""
+    path = tmp_path / "report.sqlite"
+    with closing(sqlite3.connect(path)) as database:
+        database.executescript((Path(__file__).parent / "data" / f"{name}.sql").read_text())
+        total_ns = database.execute("SELECT SUM(end - start) FROM CUPTI_ACTIVITY_KIND_KERNEL").fetchone()[0]
+    events, named = read_nsys(path, domain)
+    assert Counter(event.kind for event in events) == kinds
+    assert [event.start_us for event in events] == sorted(event.start_us for event in events)
+    ours = [event for event in events if event.kind == "kernel"]
+    assert all(event.name.startswith(kernel) for event in ours)
+    assert sum(event.duration_us for event in ours) == pytest.approx(total_ns / 1e3)
+    assert {event.name for event in events if event.kind == "memcpy"} <= {"Memcpy HtoD", "Memcpy DtoH"}
+    assert len(named) == ranges
+    assert not ranges or {"MPI_Init", "MPI_Send", "MPI_Recv"} <= {event.name for event in named}
 
 
 def test_files_that_are_no_export_are_refused(tmp_path: Path) -> None:
