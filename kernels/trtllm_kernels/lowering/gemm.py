@@ -17,7 +17,7 @@ from trtllm_kernels.expr import product
 from trtllm_kernels.lowering.call import ELEMENT_BYTES, I32, Builder, OpCall, Operand, Tma
 from trtllm_kernels.types import Arg, Dim, Launch, Lowered
 
-ALGORITHM_SIZES = (64, 128, 256, 512, 1024, 2048, 4096)
+ALGORITHM_SIZES = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
 """Tokens up to which one choice of cuBLASLt's algorithm holds; beyond the last its first proposal is taken."""
 LT_VERSION = "cublaslt"
 """Tunable: the library's version that the choices were measured with; 0 holds for any."""
