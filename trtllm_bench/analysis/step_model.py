@@ -6,7 +6,7 @@ constants are measurements of single kernels on an H100 (docs/facts.md), not fit
 
     GEMM  fp8, 64 rows, four products of Llama-3.1-8B: 12.7, 9.6, 46.8, 24.2 us measured; 12.4, 9.3, 46.7, 24.8 by 0.87 of bandwidth + 3 us
     GEMV  one row, the same: 11.0, 8.4, 39.7, 21.9 us measured; 10.6, 7.8, 41.3, 21.8 by 0.97 of bandwidth + 2.2 us
-    attention  decode over 1,511 MB (gptj-6b) and 992 MB (llama-3.1-8b): 525.5 and 342.4 us measured; 524 and 346 by 0.95 of bandwidth + 4.5 us
+    attention  decode over 1,511 MB (gptj-6b), 992 MB (llama-3.1-8b): 525.5, 342.4 us measured; 524, 346 by 0.95 of bandwidth + 4.5 us
                fresh prompts 8 x 2048: 439 TFLOP/s of 776
 """
 
