@@ -65,7 +65,7 @@ def test_choices_of_an_op_share_no_tunable_and_thresholds_only_where_tiles_fit()
                 assert not seen & choice.tunables
                 seen |= choice.tunables
     names = {c.name for c in search_space(*_fields(one("gate_up_silu")), "sm_90")}
-    assert names == {"one token", "tiles", "fused from"}
+    assert names == {"one token", "tiles", "halves", "fused from"}
     assert {c.name for c in search_space(*_fields(one("gate_up_silu")), "sm_89")} == {"one token"}
     odd = one("linear_gelu", model="smollm2-135m")
     assert odd.inputs[1] is not None

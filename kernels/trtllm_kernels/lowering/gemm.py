@@ -150,6 +150,7 @@ class _Activated:
             block_k=64 if self.wide else 128,
             group=8,
             warps=8,
+            halves=0,
             stages=4 if self.gate_up or not self.wide else 3,
         )
         self.scales = {
@@ -209,14 +210,15 @@ class _Activated:
 
     def _many(self) -> None:
         call, tuned = self.call, self.tuned
-        x, weight, bias = call["x"], call["weight"], call.get("bias")
+        x, weight, bias, y = call["x"], call["weight"], call.get("bias"), call.outputs[0]
         self.builder.launch(
             "gate_up.gate_up_silu" if self.gate_up else "linear_gelu.linear_gelu",
             {
                 "X": Tma(x, tuned["block_m"], tuned["block_k"]),
                 "W": Tma(weight, tuned["block_n"], tuned["block_k"]),
-                "Y": Tma(call.outputs[0], tuned["block_m"], tuned["block_n"] // 2),
-                **({} if self.gate_up else {"Bias": bias or x}),
+                "WHalf": Tma(weight, tuned["block_n"] // 2, tuned["block_k"]),
+                "Y": Tma(y, tuned["block_m"], tuned["block_n"] // 2),
+                **({"YHalf": Tma(y, tuned["block_m"], tuned["block_n"] // 4)} if self.gate_up else {"Bias": bias or x}),
                 **self.scales,
                 "num_tokens": I32(self.tokens),
             },
@@ -229,6 +231,7 @@ class _Activated:
                 "BLOCK_K": tuned["block_k"],
                 "GROUP": tuned["group"],
                 "PROGRAMS": call.sm_count,
+                "HALVES": bool(tuned["halves"]),
                 "SCALED": not self.wide,
                 **({} if self.gate_up else {"BIASED": bias is not None}),
                 "QUANTIZE": self.quantize,

@@ -109,8 +109,9 @@ def _activated(call: OpCall) -> tuple[Choice, ...]:
         (64, 256, k, 8, 8, 4),
     )
     tiles = Choice("tiles", _tiles(names, *rows), (PREFILL,))
+    halves = Choice("halves", ({"halves": 1},), (PREFILL,))
     threshold = Choice("fused from", tuple({"fused_from": n} for n in (*TOKENS, NEVER)), (PREFILL,), TOKENS)
-    return (*one, tiles, threshold)
+    return (*one, tiles, halves, threshold)
 
 
 def _paged_attention(call: OpCall) -> tuple[Choice, ...]:

@@ -1,0 +1,23 @@
+"""Which tiles of a product a persistent program computes, in the kernels that end in an activation (`gate_up`, `linear_gelu`).
+
+Every program computes as many tiles as the others, and what is left over a tile each, if it divides into no more halves than there are
+programs, half a tile each: 52 tiles left over on 132 programs cost half a tile's time instead of a whole one's.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def locate_tile(tile, tiles_m, tiles_n, GROUP: tl.constexpr):
+    """(row block, column block): down groups of GROUP row blocks, so that a weight tile is reused from L2."""
+    group = tile // (GROUP * tiles_n)
+    rows = tl.minimum(tiles_m - group * GROUP, GROUP)
+    return group * GROUP + (tile % (GROUP * tiles_n)) % rows, (tile % (GROUP * tiles_n)) // rows
+
+
+@triton.jit
+def whole_tiles(tiles, PROGRAMS: tl.constexpr, HALVES: tl.constexpr):
+    """How many of the tiles, the first, are computed whole."""
+    even = tiles // PROGRAMS * PROGRAMS
+    return tl.where(2 * (tiles - even) <= PROGRAMS, even, tiles) if HALVES else tiles
