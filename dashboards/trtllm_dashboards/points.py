@@ -12,8 +12,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
+from trtllm_results import stats
 from trtllm_results.environment import Environment
 from trtllm_results.figures import FIGURES
 from trtllm_results.record import Cell, Row
@@ -112,16 +113,10 @@ def ratio(above: Sequence[float], below: Sequence[float]) -> Estimate | None:
     return Estimate(math.exp(logs.estimate), math.exp(logs.low), math.exp(logs.high), n)
 
 
-_T: dict[int, float] = {}
-
-
+@cache
 def t_quantile(degrees: int) -> float:
     """Two-sided 95% quantile of Student's t."""
-    if degrees not in _T:
-        from scipy import stats
-
-        _T[degrees] = float(stats.t.ppf(0.5 + CONFIDENCE / 2, degrees))
-    return _T[degrees]
+    return stats.t_quantile(0.5 + CONFIDENCE / 2, degrees)
 
 
 def as_sets(rows: Sequence[Row] | RowSets) -> RowSets:

@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trtllm_results.gate_config import GateConfig
+from trtllm_results.stats import t_quantile
 
 FloatArray = npt.NDArray[np.float64]
 Noise = Callable[[np.random.Generator, int, int, float], FloatArray]
@@ -86,8 +87,6 @@ def verdicts(differences: FloatArray, bound: float, config: GateConfig) -> npt.N
 
 
 def _sequential(differences: FloatArray, bound: float, config: GateConfig) -> tuple[npt.NDArray[np.str_], npt.NDArray[np.int64]]:
-    from scipy.stats import t
-
     machines = len(differences)
     verdict = np.full(machines, "inconclusive", dtype="<U12")
     blocks = np.full(machines, config.look_blocks[-1])
@@ -97,7 +96,7 @@ def _sequential(differences: FloatArray, bound: float, config: GateConfig) -> tu
         seen = differences[:, :look]
         error = np.maximum(seen.std(axis=1, ddof=1), 1e-300) / math.sqrt(look)
         score = (seen.mean(axis=1) - bound) / error
-        reach = float(t.ppf(1 - alpha, look - 1))
+        reach = t_quantile(1 - alpha, look - 1)
         for word, hit in (("fail", score <= -reach), ("pass", score >= reach)):
             new = hit & (verdict == "inconclusive")
             verdict[new], blocks[new] = word, look

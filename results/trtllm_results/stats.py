@@ -41,6 +41,13 @@ class Interval:
         return Interval(math.expm1(self.low), math.expm1(self.estimate), math.expm1(self.high), self.confidence, self.df)
 
 
+def t_quantile(probability: float, df: float) -> float:
+    """Of Student's t. (`scipy.special` throughout: `scipy.stats` takes a second to import.)"""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(df, probability))
+
+
 @dataclass(frozen=True)
 class Evidence:
     """Mean of a quantity with its standard error and degrees of freedom: all a t test needs."""
@@ -50,26 +57,24 @@ class Evidence:
     df: float
 
     def interval(self, confidence: float = 0.95) -> Interval:
-        from scipy.stats import t
-
-        reach = float(t.ppf(0.5 + confidence / 2, self.df)) * self.error if self.error > 0 else 0.0
+        reach = t_quantile(0.5 + confidence / 2, self.df) * self.error if self.error > 0 else 0.0
         return Interval(self.mean - reach, self.mean, self.mean + reach, confidence, self.df)
 
     def p_below(self, bound: float) -> float:
         """One-sided p value for the claim "the mean lies below `bound`" (null: it does not)."""
-        from scipy.stats import t
+        from scipy.special import stdtr
 
         if self.error == 0:
             return 0.0 if self.mean < bound else 1.0
-        return float(t.cdf((self.mean - bound) / self.error, self.df))
+        return float(stdtr(self.df, (self.mean - bound) / self.error))
 
     def p_above(self, bound: float) -> float:
         """One-sided p value for the claim "the mean lies above `bound`"."""
-        from scipy.stats import t
+        from scipy.special import stdtr
 
         if self.error == 0:
             return 0.0 if self.mean > bound else 1.0
-        return float(t.sf((self.mean - bound) / self.error, self.df))
+        return float(stdtr(self.df, (bound - self.mean) / self.error))
 
     def widened(self, sd: float) -> Evidence:
         """With an independent error of standard deviation `sd` added (the calibrated noise between sessions)."""
@@ -105,10 +110,10 @@ def _positive(values: npt.ArrayLike) -> FloatArray:
 def sd_interval(sd: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """Chi-square interval of the standard deviation behind a sample's `sd` of n values. (Rejected: bootstrap, which of three values
     knows three.)"""
-    from scipy.stats import chi2
+    from scipy.special import chdtri
 
     tail = (1 - confidence) / 2
-    low, high = (math.sqrt((n - 1) / float(chi2.ppf(p, n - 1))) for p in (1 - tail, tail))
+    low, high = (math.sqrt((n - 1) / float(chdtri(n - 1, 1 - p))) for p in (1 - tail, tail))
     return sd * low, sd * high
 
 
@@ -131,13 +136,13 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 def power_of(shift: float, sd: float, n: int, alpha: float = 0.05) -> float:
     """Chance that a one-sided t test at `alpha` over n differences with deviation `sd` finds a true mean `shift` beyond its bound."""
-    from scipy.stats import nct, t
+    from scipy.special import nctdtr
 
     if n < 2:
         return 0.0
     if sd <= 0:
         return 1.0 if shift > 0 else 0.0
-    return float(nct.sf(t.ppf(1 - alpha, n - 1), n - 1, shift / sd * math.sqrt(n)))
+    return 1 - float(nctdtr(n - 1, shift / sd * math.sqrt(n), t_quantile(1 - alpha, n - 1)))
 
 
 def minimum_detectable_effect(sd: float, n: int, alpha: float = 0.05, power: float = 0.8) -> float:
@@ -160,15 +165,13 @@ def blocks_to_decide(evidence: Evidence, bound: float, alpha: float = 0.05, limi
 
     A projection, not a promise: it holds the estimate and the standard deviation where they are now.
     """
-    from scipy.stats import t
-
     n_now = round(evidence.df) + 1
     sd, gap = evidence.error * math.sqrt(n_now), abs(evidence.mean - bound)
     if gap == 0:
         return None
     n = max(2, math.ceil((1.6449 * sd / gap) ** 2) if sd > 0 else 2)
     while n <= limit:
-        if float(t.ppf(1 - alpha, n - 1)) * sd / math.sqrt(n) < gap:
+        if t_quantile(1 - alpha, n - 1) * sd / math.sqrt(n) < gap:
             return n
         n += 1 if n < 200 else n // 50
     return None
@@ -181,7 +184,7 @@ def alpha_spending(looks: Sequence[float], alpha: float = 0.05, shape: str = "po
     look uses its own increment, which bounds the total by the union bound: a little stricter than integrating the joint distribution, and
     valid whatever the dependence between looks.
     """
-    from scipy.stats import norm
+    from scipy.special import ndtr, ndtri
 
     fractions = list(looks)
     if not fractions or sorted(fractions) != fractions or fractions[0] <= 0 or abs(fractions[-1] - 1) > 1e-9:
@@ -189,8 +192,8 @@ def alpha_spending(looks: Sequence[float], alpha: float = 0.05, shape: str = "po
     if shape == "pocock":
         spent = [alpha * math.log(1 + (math.e - 1) * t) for t in fractions]
     elif shape == "obrien_fleming":
-        z = float(norm.ppf(1 - alpha / 2))
-        spent = [2 - 2 * float(norm.cdf(z / math.sqrt(t))) for t in fractions]
+        z = float(ndtri(1 - alpha / 2))
+        spent = [2 - 2 * float(ndtr(z / math.sqrt(t))) for t in fractions]
     else:
         raise ResultsError(f"Spending shape '{shape}' is not known; use pocock or obrien_fleming.")
     return [now - before for now, before in zip(spent, [0.0, *spent[:-1]], strict=True)]
