@@ -11,9 +11,8 @@ Hopper), 64-row tiles (slower).
 import triton
 import triton.language as tl
 
-from trtllm_kernels.triton_kernels.overlap import let_next_start, wait_for_previous
-from trtllm_kernels.triton_kernels.quantize import finish, result_scale
-from trtllm_kernels.triton_kernels.tiling import locate_tile, whole_tiles
+from trtllm_kernels.triton_kernels.quantize import finish
+from trtllm_kernels.triton_kernels.tiling import begin, locate_tile, whole_tiles
 
 
 @triton.jit
@@ -29,16 +28,8 @@ def gate_up_silu(
     N: tl.constexpr, K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     GROUP: tl.constexpr, PROGRAMS: tl.constexpr, HALVES: tl.constexpr, SCALED: tl.constexpr, QUANTIZE: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    """X [tokens, K], W [N, K] interleaved, Y [tokens, N // 2], all TMA descriptors, the halves' of boxes half as tall and half as wide; the
-    scales point at one fp32 each."""
-    let_next_start(OVERLAP)
-    out_scale = result_scale(OutScale, QUANTIZE)
-    dequantize = 1.0
-    if SCALED:
-        dequantize = tl.load(WScale)
-    wait_for_previous(OVERLAP)
-    if SCALED:
-        dequantize *= tl.load(XScale)
+    """X [tokens, K], W [N, K] interleaved, Y [tokens, N // 2], all TMA descriptors, the halves' of boxes half as tall and half as wide."""
+    dequantize, out_scale = begin(XScale, WScale, OutScale, SCALED, QUANTIZE, OVERLAP)
     tiles_m = tl.cdiv(num_tokens, BLOCK_M)
     tiles_n = N // BLOCK_N
     whole = whole_tiles(tiles_m * tiles_n, PROGRAMS, HALVES)

@@ -7,9 +7,8 @@ separate kernel reads and writes [tokens, 4 * hidden] once more.
 import triton
 import triton.language as tl
 
-from trtllm_kernels.triton_kernels.overlap import let_next_start, wait_for_previous
-from trtllm_kernels.triton_kernels.quantize import finish, result_scale
-from trtllm_kernels.triton_kernels.tiling import locate_tile, whole_tiles
+from trtllm_kernels.triton_kernels.quantize import finish
+from trtllm_kernels.triton_kernels.tiling import begin, locate_tile, whole_tiles
 
 
 @triton.jit
@@ -32,14 +31,7 @@ def linear_gelu(
     OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """X [tokens, K], W [N, K], Y [tokens, N], all TMA descriptors (Y's boxes, and WHalf's, are half as large as W's are tall); Bias [N]."""
-    let_next_start(OVERLAP)
-    out_scale = result_scale(OutScale, QUANTIZE)
-    dequantize = 1.0
-    if SCALED:
-        dequantize = tl.load(WScale)
-    wait_for_previous(OVERLAP)
-    if SCALED:
-        dequantize *= tl.load(XScale)
+    dequantize, out_scale = begin(XScale, WScale, OutScale, SCALED, QUANTIZE, OVERLAP)
     tiles_m = tl.cdiv(num_tokens, BLOCK_M)
     tiles_n = N // BLOCK_N
     whole = whole_tiles(tiles_m * tiles_n, PROGRAMS, HALVES)

@@ -1,4 +1,4 @@
-"""Which tiles of a product a persistent program computes, in the kernels that end in an activation (`gate_up`, `linear_gelu`).
+"""A persistent product's tiles, in the kernels that end in an activation (`gate_up`, `linear_gelu`): how it begins, and which they are.
 
 Every program computes as many tiles as the others, and what is left over a tile each, if it divides into no more halves than there are
 programs, half a tile each: 52 tiles left over on 132 programs cost half a tile's time instead of a whole one's.
@@ -6,6 +6,23 @@ programs, half a tile each: 52 tiles left over on 132 programs cost half a tile'
 
 import triton
 import triton.language as tl
+
+from trtllm_kernels.triton_kernels.overlap import let_next_start, wait_for_previous
+from trtllm_kernels.triton_kernels.quantize import result_scale
+
+
+@triton.jit
+def begin(XScale, WScale, OutScale, SCALED: tl.constexpr, QUANTIZE: tl.constexpr, OVERLAP: tl.constexpr):
+    """(what a product of codes is multiplied by, the result's scale), after the wait for x; the scales point at one fp32 each."""
+    let_next_start(OVERLAP)
+    out_scale = result_scale(OutScale, QUANTIZE)
+    dequantize = 1.0
+    if SCALED:
+        dequantize = tl.load(WScale)
+    wait_for_previous(OVERLAP)
+    if SCALED:
+        dequantize *= tl.load(XScale)
+    return dequantize, out_scale
 
 
 @triton.jit
