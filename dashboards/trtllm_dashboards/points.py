@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 
 from trtllm_results import stats
 from trtllm_results.environment import Environment
@@ -91,7 +91,7 @@ def estimate(values: Sequence[float]) -> Estimate | None:
     if n < 3:
         return Estimate(mean, min(numbers), max(numbers), n)
     spread = math.sqrt(sum((v - mean) ** 2 for v in numbers) / (n - 1))
-    half = t_quantile(n - 1) * spread / math.sqrt(n)
+    half = stats.t_quantile(0.5 + CONFIDENCE / 2, n - 1) * spread / math.sqrt(n)
     return Estimate(mean, mean - half, mean + half, n)
 
 
@@ -111,12 +111,6 @@ def ratio(above: Sequence[float], below: Sequence[float]) -> Estimate | None:
 
     logs = log_ratio(below, above).interval(CONFIDENCE)
     return Estimate(math.exp(logs.estimate), math.exp(logs.low), math.exp(logs.high), n)
-
-
-@cache
-def t_quantile(degrees: int) -> float:
-    """Two-sided 95% quantile of Student's t."""
-    return stats.t_quantile(0.5 + CONFIDENCE / 2, degrees)
 
 
 def as_sets(rows: Sequence[Row] | RowSets) -> RowSets:

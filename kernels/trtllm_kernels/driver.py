@@ -2,8 +2,7 @@
 
 An engine's launches never change, only the sizes of the step do, so everything is bound once. Each launch has a prebuilt array of pointers
 to its parameters; tensors' addresses are fixed, and an integer that depends on the step is one shared ctypes object, rewritten once a step
-for every launch that uses it. What is left of a launch in Python is one call of `cuLaunchKernelEx` with a prebuilt configuration (of
-`cuLaunchKernel`, measured on an H100: 4.6-4.8 us; less of either is Python's with the configuration prebuilt).
+for every launch that uses it. What is left of a launch in Python is one call of `cuLaunchKernelEx` with a prebuilt configuration.
 Launches go to torch's current stream, so they order with torch's work and are captured by `torch.cuda.graph`. Triton is not imported.
 
 Kernels that wait for their predecessors themselves (`triton_kernels/overlap.py`) are launched as programmatic dependents, in a capture too,

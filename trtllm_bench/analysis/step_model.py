@@ -2,7 +2,8 @@
 
 Each op takes the time its bytes need at the bandwidth its kind reaches, or its FLOP at the peak, joined by a 3-norm (near the ridge both
 limits are felt: a product at M = 256 is slower than either alone says), and a fixed time a kernel, in which the chip fills and drains. The
-constants are measurements of single kernels on an H100 (docs/facts.md), not fits to whole steps, so that a prediction says something.
+constants follow single kernels on an H100 (GEMV and decode attention: profiles, docs/facts.md; the others: trials that the tool did not
+record), not fits to whole steps, so that a prediction says something.
 
     GEMM  fp8, 64 rows, four products of Llama-3.1-8B: 12.7, 9.6, 46.8, 24.2 us measured; 12.4, 9.3, 46.7, 24.8 by 0.87 of bandwidth + 3 us
     GEMV  one row, the same: 11.0, 8.4, 39.7, 21.9 us measured; 10.6, 7.8, 41.3, 21.8 by 0.97 of bandwidth + 2.2 us

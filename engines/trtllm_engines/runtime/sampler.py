@@ -196,9 +196,9 @@ class Sampler:
 def best_of(z: torch.Tensor) -> torch.Tensor:
     """int64 [S]: the arg-max of each row of [S, V], the first of equals. A GPU gives a row one block: a few rows are cut in pieces."""
     rows, width = z.shape
-    pieces = next(count for count in (64, 32, 16, 8, 4, 2, 1) if width % count == 0)
     if rows > FEW_ROWS:
         return z.argmax(dim=-1)
+    pieces = next(count for count in (64, 32, 16, 8, 4, 2, 1) if width % count == 0)
     best, place = z.view(rows, pieces, -1).max(dim=-1)
     piece = best.argmax(dim=-1, keepdim=True)
     return (place.gather(1, piece) + piece * (width // pieces)).view(-1)

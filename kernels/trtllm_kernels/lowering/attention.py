@@ -3,8 +3,7 @@
 Paged attention is up to five launches over disjoint rows: decode sequences without and with a split of the KV axis (one of the two
 has a grid that is not empty, chosen by an expression over D, so a captured graph holds the right one), the merge of the split, and
 context chunks; on Hopper whole prompts go apart from chunks with a cached past, and either launch is left out of a step that has none of
-its kind. Which rows are decode rows is the batch's order: sequences
-[0, D) decode.
+its kind. Which rows are decode rows is the batch's order: sequences [0, D) decode.
 """
 
 from __future__ import annotations

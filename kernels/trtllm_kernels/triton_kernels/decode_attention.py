@@ -5,7 +5,7 @@ the left operand and a group's heads, padded to 8, columns of the right one: sco
 round the group would be padded to 16 rows, and twice the registers and instructions spent on padding.
 Tensor cores want pairs of values that follow each other in time, and bytes of an fp8 tile cannot be transposed on the way from shared
 memory but one by one. So values are read as words of four dimensions, and a word's bytes feed four products, each for every fourth one.
-A chip reads its memory at full rate from half of its SMs this way; multi-head models (group 1) too, where plain sums are slower.
+Half of a chip's SMs nearly suffice to read its memory this way; multi-head models (group 1) too, where plain sums are slower.
 When programs would be too few to fill the chip, each sequence's pages are divided among `num_splits` programs whose partial results
 `reduce_splits` merges (Dao et al. 2023, flash-decoding).
 """
