@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from trtllm_bench.analysis.counts import StepShape
-from trtllm_bench.errors import BenchError
+from trtllm_bench.errors import BenchError, RunFailure
 from trtllm_bench.profiling import nsight
 from trtllm_bench.profiling.ncu_export import Counters, read_ncu
 
@@ -43,13 +43,11 @@ def collect(target: Target, folder: Path) -> list[Counters]:
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / LOG
     command = [sys.executable, "-m", __name__, json.dumps(asdict(target))]
-    failure: Exception | None = None
     try:
         nsight.run(nsight.ncu_command(tool, command, log), "ncu")
-    except Exception as error:
-        failure = error
-    if failure is not None and not (log.is_file() and "ERR" in log.read_text()):
-        raise failure
+    except RunFailure:
+        if not (log.is_file() and "ERR" in log.read_text()):  # there the tool itself says why, which read_ncu tells
+            raise
     return read_ncu(log.read_text())
 
 
