@@ -16,7 +16,7 @@ from trtllm_engines.errors import EngineError
 from trtllm_kernels.types import Arg, Attr, KernelSpec, Launch, Lowered, TensorSpec
 
 FORMAT_VERSION = 3
-KERNEL_ABI = 3
+KERNEL_ABI = 4
 """Raised when the meaning of a launch's arguments, its symbols, or of the step inputs below, changes."""
 
 LOGITS = "logits"
@@ -203,4 +203,4 @@ def _launch(data: Mapping[str, Any]) -> Launch:
         Arg(arg["kind"], arg["value"], None if arg["box"] is None else (arg["box"][0], arg["box"][1]), arg["index"]) for arg in data["args"]
     )
     grid = data["grid"]
-    return Launch(data["kernel"], (grid[0], grid[1], grid[2]), args, data["library"])
+    return Launch(data["kernel"], (grid[0], grid[1], grid[2]), args, data["library"], data["beside"])

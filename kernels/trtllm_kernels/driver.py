@@ -7,7 +7,8 @@ Launches go to torch's current stream, so they order with torch's work and are c
 
 Kernels that wait for their predecessors themselves (`triton_kernels/overlap.py`) are launched as programmatic dependents, in a capture too,
 where that becomes an edge of the graph; but for the first of a run. So whatever came before a run is complete and visible before any
-kernel of it begins: weights that were just drawn, refitted or copied are the constants that kernels take them for.
+kernel of it begins: weights that were just drawn, refitted or copied are the constants that kernels take them for. A launch `beside` the
+one before it is a programmatic dependent that does not wait; around the two everything is in turn.
 
 Triton's ABI, which this must match: parameters in the signature's order; a TMA descriptor is the 128-byte map, then its two sizes as i32
 and two strides as i64; two scratch pointers (unused here) come last.
@@ -110,6 +111,7 @@ class _Kernel:
         self.function = load_function(cubin)
         self.name = launch.kernel
         self.waits = cubin.info.waits
+        self.beside = launch.beside
         self.config = _launch_config(32 * cubin.info.num_warps, cubin.info.shared_bytes)
         self.grid = tuple(symbolic.index(dim) for dim in launch.grid)
         self._keep: list[Any] = []
@@ -122,9 +124,12 @@ class _Kernel:
         array = (ctypes.c_void_p * len(addresses))(*addresses)
         self.parameters = self._hold(array)
 
-    def size(self, x: int, y: int, z: int, dependent: bool) -> None:
-        """Grid of the next launches, and whether they may begin before the kernel before them has ended."""
+    def size(self, x: int, y: int, z: int) -> None:
+        """Grid of the next launches."""
         self.config.gridDimX, self.config.gridDimY, self.config.gridDimZ = x, y, z
+
+    def begins_early(self, dependent: bool) -> None:
+        """Whether the next launches may begin before the kernel before them has ended."""
         self.config.numAttrs = int(dependent)
 
     def _hold(self, value: Any) -> int:
@@ -209,7 +214,8 @@ class BoundProgram:
         values = self._symbolic.values
         views: Views = {}
         self._active = []
-        for step in self._steps:
+        beside: dict[int, bool] = {}
+        for before, step in zip((None, *self._steps), self._steps, strict=False):
             if not isinstance(step, _Kernel):
                 if values[step.rows] > 0:
                     step.resize(values, views)
@@ -217,8 +223,14 @@ class BoundProgram:
             else:
                 x, y, z = (values[index] for index in step.grid)
                 if x > 0 and y > 0 and z > 0:
-                    step.size(x, y, z, dependent=self._overlap and step.waits and bool(self._active))
+                    beside[len(self._active)] = step.beside and bool(self._active) and before is self._active[-1]
+                    step.size(x, y, z)
                     self._active.append(step)
+        if self._overlap:
+            for at, step in enumerate(self._active):
+                if isinstance(step, _Kernel):
+                    alone = at == 0 or beside.get(at - 1, False) or beside.get(at + 1, False)
+                    step.begins_early(beside[at] or (step.waits and not alone))
         self._symbols = symbols
 
     def run(self) -> None:

@@ -81,12 +81,17 @@ class Launch:
     After y may follow three `i32`: number of the algorithm among cuBLASLt's proposals, rows it is a proposal for, the version they are of.
     library `scaled_matmul`: as that with two scales, of one element or [rows, 1] and [N, 1], after x and weight, which are fp8.
     Skipped at run time when any grid dimension evaluates to zero or less.
+
+    beside: needs and disturbs nothing of the launch before it in the list, so both may run at once where kernels can overlap. Its kernel
+    does not wait; it may begin when all blocks of the one before have begun. So that one begins only after all before it has ended, and so
+    does the launch after this one.
     """
 
     kernel: str = ""
     grid: tuple[Dim, Dim, Dim] = (1, 1, 1)
     args: tuple[Arg, ...] = ()
     library: str = ""
+    beside: bool = False
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,7 @@ BATCHES = {
     "prefill": BatchShape((200, 1, 33, 128), (200, 1, 33, 128), 8),
     "chunked": BatchShape((129, 64, 7), (1000, 64, 135), 40),
     "mixed": BatchShape((1, 1, 1, 65, 1, 257), (70, 1, 300, 65, 90, 300), 12),
+    "beside": BatchShape((*[1] * 270, 130, 65, 64), (*_lengths(270, 1, 90), 130, 90, 64), 5),
 }
 BATCHED = ("prepare_step", "rope", "rope_kv_write", "paged_attention", "attention")
 ACTIVATED = ("gate_up_silu", "linear_gelu")

@@ -9,7 +9,7 @@ those types.
 import json
 import os
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 os.environ["TRITON_INTERPRET"] = "1"
 
@@ -25,6 +25,7 @@ from trtllm_kernels.aot import load_function
 from trtllm_kernels.cuda_ops import as_list, lower_call, step_sizes
 from trtllm_kernels.expr import evaluate
 from trtllm_kernels.lowering import IN_PLACE
+from trtllm_kernels.lowering.call import OpCall
 from trtllm_kernels.ops import OPS
 from trtllm_kernels.ops.quantize import FP8, dequantized
 from trtllm_kernels.samples import OUT_SCALE, BatchShape, ModelShape, code_steps, fp8_sample, sample
@@ -107,7 +108,8 @@ def run_launches(lowered: Lowered, tensors: dict[str, torch.Tensor], symbols: di
                 values.append(tensors[arg.value] if arg.index is None else tensors[arg.value][arg.index])
             else:
                 values.append(float(arg.value) if arg.kind == "fp32" else evaluate(arg.value, symbols))
-        with watched(launch.kernel, [tensors[arg.value] for arg in launch.args if arg.value in constants]):
+        known = [tensors[arg.value] for arg in launch.args if arg.value in constants]
+        with watched(launch.kernel, known, waits=not launch.beside):
             load_function(spec)[grid](**dict(zip(spec.signature, values, strict=True)), **spec.constexprs)
 
 
@@ -218,10 +220,23 @@ CASES += [(op, "odd", ODD, "decodes", DECODES, "bf16") for op in BATCHED]
 CASES += [("paged_attention", name, model, "decodes", DECODES, "fp8") for name, model in (("odd", ODD), ("gptj", GPTJ))]
 CASES += [("paged_attention", "odd", ODD, "mixed", MIXED, "bf16"), ("prepare_step", "gqa", GQA, "decodes", DECODES, "fp32")]
 
+BESIDE = BatchShape(query_lens=(*[1] * 14, 5, 150, 40), kv_lens=(*range(20, 34), 25, 150, 40), max_pages=5)
+"""On three SMs: decode attention beside prompts of more tiles than there are programs."""
+ON_THREE = [
+    ("paged_attention", name, model, "beside", BESIDE, "fp8")
+    for name, model in (("odd", ODD), ("grouped", ModelShape(64, 96, 2, 1, 64, 64)))
+]
+
+
+def cases() -> Iterator[tuple[str, str, ModelShape, str, BatchShape, str]]:
+    yield from CASES
+    OpCall.sm_count = 3
+    yield from ON_THREE
+
 
 def main() -> None:
     make_interpreter_exact()
-    for op, model_name, model, batch_name, batch, dtype in CASES:
+    for op, model_name, model, batch_name, batch, dtype in cases():
         named = fp8_sample(op, model, batch) if dtype == "fp8" else sample(op, model, batch, dtype)
         reference_arguments = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in named.items()}
         expected = as_list(OPS[op].reference(**reference_arguments))

@@ -10,14 +10,19 @@ import numpy as np
 import torch
 from triton.runtime import interpreter
 
-from trtllm_kernels.triton_kernels import overlap
+from trtllm_kernels.triton_kernels import ahead, overlap
 
 
-class _Watch:
+_LINE_BYTES = 128
+
+
+class Watch:
     """One launch: `seen` is what the program now running has done."""
 
-    def __init__(self, kernel: str, constants: Sequence[torch.Tensor]) -> None:
-        self.kernel, self.seen, self.programs = kernel, [], 0
+    def __init__(self, kernel: str, constants: Sequence[torch.Tensor], waits: bool) -> None:
+        self.kernel, self.seen, self.programs, self.waits = kernel, [], 0, waits
+        self.asked: list[int] = []
+        """Addresses of lines asked for ahead, by all programs."""
         self.ranges = [(t.data_ptr(), t.data_ptr() + t.nbytes) for t in constants]
 
     def begin(self) -> None:
@@ -26,7 +31,8 @@ class _Watch:
 
     def end(self) -> None:
         done = [event for event in self.seen if event != "load"]
-        assert self.programs == 0 or done[:2] == ["let_next_start", "wait_for_previous"], f"{self.kernel}: a program did {self.seen[:5]}"
+        first = ["let_next_start", "wait_for_previous"] if self.waits else ["let_next_start"]
+        assert self.programs == 0 or done[: len(first)] == first, f"{self.kernel}: a program did {self.seen[:5]}"
         self.seen = []
 
     def let_next_start(self) -> None:
@@ -34,11 +40,22 @@ class _Watch:
         self.seen.append("let_next_start")
 
     def wait_for_previous(self) -> None:
+        assert self.waits, f"{self.kernel}: waits for the one it runs beside"
         assert "wait_for_previous" not in self.seen, f"{self.kernel}: waits twice"
         self.seen.append("wait_for_previous")
 
+    def ask(self, at, wanted) -> None:
+        """`ahead.ask`, of lines that lie in constants."""
+        assert "wait_for_previous" not in self.seen, f"{self.kernel}: asks for what may come after the wait"
+        lines = at.handle.data[wanted.handle.data.astype(np.bool_)]
+        inside = np.zeros(lines.shape, np.bool_)
+        for first, end in self.ranges:
+            inside |= (lines >= first) & (lines + _LINE_BYTES <= end)
+        assert inside.all(), f"{self.kernel}: asks for what is no constant"
+        self.asked += lines.tolist()
+
     def access(self, kind: str, addresses: np.ndarray) -> None:
-        if "wait_for_previous" not in self.seen:
+        if self.waits and "wait_for_previous" not in self.seen:
             constant = np.zeros(addresses.shape, np.bool_)
             for first, end in self.ranges:
                 constant |= (addresses >= first) & (addresses < end)
@@ -50,9 +67,10 @@ class _Watch:
 
 
 @contextmanager
-def watched(kernel: str, constants: Sequence[torch.Tensor]) -> Iterator[None]:
-    """Asserts of every program that runs inside: lets the next start first of all, waits once, loads only `constants` before."""
-    watch, builder = _Watch(kernel, constants), interpreter.InterpreterBuilder
+def watched(kernel: str, constants: Sequence[torch.Tensor], waits: bool = True) -> Iterator[None]:
+    """Asserts of every program that runs inside: lets the next start first of all, waits once, loads only `constants` before; or, where
+    it is not to wait, that it never does."""
+    watch, builder = Watch(kernel, constants, waits), interpreter.InterpreterBuilder
     load, store, place = builder.create_masked_load, builder.create_masked_store, builder.set_grid_idx
 
     def watched_load(self, ptrs, mask, *rest, **options):
@@ -69,8 +87,9 @@ def watched(kernel: str, constants: Sequence[torch.Tensor]) -> Iterator[None]:
 
     builder.create_masked_load, builder.create_masked_store, builder.set_grid_idx = watched_load, watched_store, watched_place
     overlap.gdc_launch_dependents, overlap.gdc_wait = watch.let_next_start, watch.wait_for_previous
+    ahead.ask = watch.ask
     try:
-        yield
+        yield watch
         watch.end()
         assert watch.programs
     finally:

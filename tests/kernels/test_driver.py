@@ -140,6 +140,35 @@ def test_kernels_that_wait_begin_early_but_for_the_first_of_a_run(fake: Recordin
     assert fake.attributes == [[]]
 
 
+def test_a_launch_beside_another_begins_early_and_its_neighbours_do_not(fake: RecordingDriver) -> None:
+    """The pair is in steps with D; without its partner (C) the one beside runs in turn."""
+    names = ("before", "prompts", "decode", "after", "last")
+    launches = (
+        Launch("before"),
+        Launch("prompts", ("C", 1, 1)),
+        Launch("decode", ("D", 1, 1), beside=True),
+        Launch("after"),
+        Launch("last"),
+    )
+    cubins = {name: cubin(waits=name != "decode") for name in names}
+    program = BoundProgram([Lowered(launches)], {}.__getitem__, cubins)
+    for decodes, context, expected in (
+        (1, 1, [[], [], DEPENDENT, [], DEPENDENT]),
+        (0, 1, [[], DEPENDENT, DEPENDENT, DEPENDENT]),
+        (1, 0, [[], [], DEPENDENT, DEPENDENT]),
+        (0, 0, [[], DEPENDENT, DEPENDENT]),
+    ):
+        fake.attributes.clear()
+        program.set_symbols(T=3, R=2, D=decodes, S=1, C=context)
+        program.run()
+        assert fake.attributes == expected
+    apart = BoundProgram([Lowered(launches)], {}.__getitem__, cubins, overlap=False)
+    fake.attributes.clear()
+    apart.set_symbols(T=3, R=2, D=1, S=1, C=1)
+    apart.run()
+    assert fake.attributes == [[]] * 5
+
+
 def test_launches_follow_torchs_stream(fake: RecordingDriver, monkeypatch: pytest.MonkeyPatch) -> None:
     program = BoundProgram([Lowered((Launch("k"), Launch("k", ("D", 1, 1))))], {}.__getitem__, {"k": cubin()})
     for stream, decodes in ((77, 0), (99, 0), (99, 1), (77, 1)):

@@ -109,6 +109,28 @@ def test_context_kernels_run_only_where_a_step_has_work_for_them(decodes: int, c
     assert running(attention_on("sm_80")) == ({"context_attention"} if chunks else set())
 
 
+@given(st.integers(0, 600), st.lists(st.tuples(st.integers(1, 3000), st.booleans()), max_size=4))
+def test_decoding_runs_beside_prompts_where_it_takes_longer(decodes: int, prompts: list[tuple[int, bool]]) -> None:
+    """Each part of a step runs once: the pair in the pair's place and nowhere else. `prompts` are (tokens, whether continued)."""
+    lowered = attention(ModelShape(heads=32, kv_heads=8, head_dim=128), 4096)
+    tokens, sequences = decodes + sum(n for n, _ in prompts), decodes + len(prompts)
+    continued = sum(past for _, past in prompts)
+    symbols = {"T": tokens, "R": sequences, "D": decodes, "S": sequences, "C": continued}
+    running = [launch for launch in lowered.launches if min(evaluate(dim, symbols) for dim in launch.grid) > 0]
+    names = [launch.kernel.rpartition("-")[0] for launch in running]
+    assert names.count("fresh_attention") == (len(prompts) > continued)
+    assert names.count("decode_attention") == (decodes > 0)
+    pair = [i for i, launch in enumerate(running) if launch.beside]
+    assert bool(pair) == (len(prompts) > continued and decodes >= 66 and 32 * decodes >= tokens - decodes)
+    if pair:
+        assert pair == [len(running) - 1]
+        assert names[-2:] == ["fresh_attention", "decode_attention"]
+        grid = tuple(evaluate(dim, symbols) for dim in running[-2].grid)
+        assert grid[0] <= 132
+        assert grid[1:] == (1, 1)
+        assert tuple(evaluate(dim, symbols) for dim in running[-1].grid) == (8, decodes, 1)
+
+
 def test_refusals_name_the_matter() -> None:
     x, w = TensorSpec(("T", 48), "bf16"), TensorSpec((48,), "bf16")
     with pytest.raises(KernelError, match="no GPU lowering"):

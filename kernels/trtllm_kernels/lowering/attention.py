@@ -1,9 +1,14 @@
 """Lowerings of rope (alone and with the KV write) and of paged attention.
 
-Paged attention is up to five launches over disjoint rows: decode sequences without and with a split of the KV axis (one of the two
+Paged attention is several launches over disjoint rows: decode sequences without and with a split of the KV axis (one of the two
 has a grid that is not empty, chosen by an expression over D, so a captured graph holds the right one), the merge of the split, and
 context chunks; on Hopper whole prompts go apart from chunks with a cached past, and either launch is left out of a step that has none of
 its kind. Which rows are decode rows is the batch's order: sequences [0, D) decode.
+
+Where a step has both, decode sequences run beside whole prompts on Hopper: the one waits for memory, the other for tensor cores. Prompts
+come first, one block an SM (`fresh_attention`), since what came second would have to wait for room. That is slower for the prompts alone,
+so only where decoding takes longer anyway: with `beside_tokens` prompt tokens a decode sequence or fewer, whatever their lengths, as both
+times grow with them.
 """
 
 from __future__ import annotations
@@ -125,11 +130,25 @@ def paged_attention(call: OpCall) -> Lowered:
         fresh_block_n=64,
         fresh_warps=4 if head_dim <= 128 else 8,
         fresh_stages=3 if head_dim <= 128 else 2,
+        beside_tokens=32 if _leaves_room(call, q.dtype, head_dim) else 0,
+        beside_block_m=64,
+        beside_block_n=64,
+        beside_warps=4,
+        beside_stages=2,
     )
     builder = Builder(call)
-    _decode(builder, tuned)
-    _context(builder, tuned)
+    together = _together(call, tuned)
+    _decode(builder, tuned, together)
+    _context(builder, tuned, together)
+    if together:
+        _fresh_launch(builder, tuned, "beside", together, call.sm_count)
+        _decode_launch(builder, tuned, f"D * max(0, {together})", beside=True)
     return builder.finish()
+
+
+def _leaves_room(call: OpCall, dtype: str, head_dim: int) -> bool:
+    """Whether a block of `fresh_attention` an SM leaves shared memory for decode attention's; larger heads leave none."""
+    return _reads_fresh(call, dtype, head_dim) and head_dim <= 128
 
 
 def _decode_warps(dtype: str, tile_bytes: int) -> int:
@@ -165,104 +184,144 @@ def _context_tile(call: OpCall, dtype: str, head_dim: int, group: int) -> tuple[
     return max(64, least), 32, 8, 2
 
 
-def _decode(builder: Builder, tuned: dict[str, int]) -> None:
+def _together(call: OpCall, tuned: dict[str, int]) -> str:
+    """1 in steps whose decode sequences, none of them split, run beside their whole prompts, else 0 or less; empty where none do."""
+    if not tuned["beside_tokens"]:
+        return ""
+    tokens, seqs = call["qkv"].shape[0], call["seq_slots"].shape[0]
+    enough = f"{tuned['beside_tokens']} * D - ({tokens} - D) + 1"
+    return f"min(1, {enough}, {seqs} - D - C, D - {_wanted(call, tuned)} + 1)"
+
+
+def _wanted(call: OpCall, tuned: dict[str, int]) -> int:
+    """Parts of all sequences together, of each KV head, that fill the chip."""
+    return max(1, tuned["split_target"] // call.integer("num_kv_heads"))
+
+
+def _decode(builder: Builder, tuned: dict[str, int], together: str) -> None:
     call = builder.call
-    q, cache, table, out = call["qkv"], call["kv_cache"], call["block_table"], call.outputs[0]
-    heads, kv_heads = call.integer("num_heads"), call.integer("num_kv_heads")
-    group, head_dim, page = heads // kv_heads, cache.size(5), cache.size(4)
-    most = min(_MAX_SPLITS, ceil_div(table.size(1) * page, tuned["split_tokens"]))
-    wanted = max(1, tuned["split_target"] // kv_heads)
-    splits: Dim = 1 if most == 1 else f"max(1, min({most}, {wanted} // max(1, D)))"
-    partials = out
-    stats = out
-    if most > 1:
-        rows = f"min({wanted}, {most} * D)"
-        partials = builder.workspace("partials", (product(rows, heads), head_dim))
-        stats = builder.workspace("stats", (product(rows, heads), 2))
-
-    constexprs = {
-        "HKV": kv_heads,
-        "G": group,
-        "GP": max(8, next_power_of_2(group)),
-        "D": head_dim,
-        "PAGE": page,
-        "WORDS": cache.dtype == "fp8" and head_dim >= 64,
-    }
-    for split in (False, True) if most > 1 else (False,):
-        one = f"max(0, 2 - {splits})" if most > 1 else 1
-        many = f"min(1, {splits} - 1)"
-        builder.launch(
-            "decode_attention.decode_attention",
-            {
-                "QKV": q,
-                "Cache": _layer(call, cache),
-                "BlockTable": table,
-                "Slots": call["seq_slots"],
-                "KvLens": call["kv_lens"],
-                **_scales(call),
-                "Out": out,
-                "Acc": partials if split else out,
-                "Stats": stats if split else out,
-                "scale_log2": F32(call.number("scale") * math.log2(math.e)),
-                "table_stride": I32(table.size(1)),
-                "num_splits": I32(splits if split else 1),
-            },
-            grid=(kv_heads, product("D", many if split else one), splits if split else 1),
-            constexprs={**constexprs, "SPLIT": split, **_flags(call)},
-            warps=tuned["decode_warps"],
-            stages=tuned["decode_stages"],
-        )
-    if most > 1:
-        builder.launch(
-            "decode_attention.reduce_splits",
-            {"Acc": partials, "Stats": stats, "OutScale": _scales(call)["OutScale"], "Out": out, "num_splits": I32(splits)},
-            grid=(product("D", many, heads),),
-            constexprs={"D": head_dim, "MAX_SPLITS": next_power_of_2(most), "QUANTIZE": call.get("out_scale") is not None},
-            warps=4,
-        )
+    table, out, heads = call["block_table"], call.outputs[0], call.integer("num_heads")
+    page, head_dim = call["kv_cache"].size(4), call["kv_cache"].size(5)
+    most, wanted = min(_MAX_SPLITS, ceil_div(table.size(1) * page, tuned["split_tokens"])), _wanted(call, tuned)
+    alone = f"D * (1 - max(0, {together}))" if together else "D"
+    if most == 1:
+        _decode_launch(builder, tuned, alone)
+        return
+    splits = f"max(1, min({most}, {wanted} // max(1, D)))"
+    rows, many = f"min({wanted}, {most} * D)", f"min(1, {splits} - 1)"
+    partials = builder.workspace("partials", (product(rows, heads), head_dim))
+    stats = builder.workspace("stats", (product(rows, heads), 2))
+    _decode_launch(builder, tuned, product(alone, f"max(0, 2 - {splits})"))
+    _decode_launch(builder, tuned, product("D", many), splits, {"Acc": partials, "Stats": stats})
+    builder.launch(
+        "decode_attention.reduce_splits",
+        {"Acc": partials, "Stats": stats, "OutScale": _scales(call)["OutScale"], "Out": out, "num_splits": I32(splits)},
+        grid=(product("D", many, heads),),
+        constexprs={"D": head_dim, "MAX_SPLITS": next_power_of_2(most), "QUANTIZE": call.get("out_scale") is not None},
+        warps=4,
+    )
 
 
-def _context(builder: Builder, tuned: dict[str, int]) -> None:
+def _decode_launch(
+    builder: Builder,
+    tuned: dict[str, int],
+    sequences: Dim,
+    splits: Dim = 1,
+    parts: dict[str, Operand] | None = None,
+    *,
+    beside: bool = False,
+) -> None:
+    """`parts`: where partial results go, if each sequence is split."""
+    call, out = builder.call, builder.call.outputs[0]
+    cache, table, kv_heads = call["kv_cache"], call["block_table"], call.integer("num_kv_heads")
+    group, head_dim = call.integer("num_heads") // kv_heads, cache.size(5)
+    builder.launch(
+        "decode_attention.decode_attention",
+        {
+            "QKV": call["qkv"],
+            "Cache": _layer(call, cache),
+            "BlockTable": table,
+            "Slots": call["seq_slots"],
+            "KvLens": call["kv_lens"],
+            **_scales(call),
+            "Out": out,
+            **(parts or {"Acc": out, "Stats": out}),
+            "scale_log2": _scale_log2(call),
+            "table_stride": I32(table.size(1)),
+            "num_splits": I32(splits),
+        },
+        grid=(kv_heads, sequences, splits),
+        constexprs={
+            "HKV": kv_heads,
+            "G": group,
+            "GP": max(8, next_power_of_2(group)),
+            "D": head_dim,
+            "PAGE": cache.size(4),
+            "WORDS": cache.dtype == "fp8" and head_dim >= 64,
+            "SPLIT": parts is not None,
+            **_flags(call),
+            "BESIDE": beside,
+        },
+        warps=tuned["decode_warps"],
+        stages=tuned["decode_stages"],
+        beside=beside,
+    )
+
+
+def _scale_log2(call: OpCall) -> F32:
+    return F32(call.number("scale") * math.log2(math.e))
+
+
+def _tiles(call: OpCall, block_q: int) -> str:
+    """At most so many tiles of `block_q` tokens the context sequences have (`tiles.locate`)."""
+    return f"(({call['qkv'].shape[0]} - D) // {block_q} + {call['seq_slots'].shape[0]} - D)"
+
+
+def _fresh_launch(builder: Builder, tuned: dict[str, int], kind: str, some: str, programs: int) -> None:
+    """`kind`: whose tile; `some`: 1 or more where there are any; `programs`: `fresh_attention`'s."""
+    call = builder.call
+    q, kv_heads, head_dim = call["qkv"], call.integer("num_kv_heads"), call["kv_cache"].size(5)
+    block_m, block_n = tuned[f"{kind}_block_m"], tuned[f"{kind}_block_n"]
+    tiles, here = _tiles(call, block_m), f"min(1, {some})"
+    heads = call.integer("num_heads")
+    builder.launch(
+        "fresh_attention.fresh_attention",
+        {
+            "Queries": Tma(q, block_m, head_dim),
+            "Keys": Tma(q, block_n, head_dim),
+            "QueryStart": call["query_start"],
+            "KvLens": call["kv_lens"],
+            "OutScale": _scales(call)["OutScale"],
+            "Out": call.outputs[0],
+            "scale_log2": _scale_log2(call),
+            "num_decodes": I32("D"),
+            "num_seqs": I32(call["seq_slots"].shape[0]),
+            "num_tiles": I32(tiles),
+        },
+        grid=(f"min({programs}, {tiles} * {heads}) * {here}",) if programs else (f"{tiles} * {here}", heads),
+        constexprs={
+            "HKV": kv_heads,
+            "G": heads // kv_heads,
+            "D": head_dim,
+            "BLOCK_M": block_m,
+            "BLOCK_N": block_n,
+            "QUANTIZE": call.get("out_scale") is not None,
+            "PROGRAMS": programs,
+        },
+        warps=tuned[f"{kind}_warps"],
+        stages=tuned[f"{kind}_stages"],
+    )
+
+
+def _context(builder: Builder, tuned: dict[str, int], together: str) -> None:
     call = builder.call
     q, cache, table, slots = call["qkv"], call["kv_cache"], call["block_table"], call["seq_slots"]
     kv_heads, head_dim = call.integer("num_kv_heads"), cache.size(5)
     group = call.integer("num_heads") // kv_heads
-    scale_log2 = F32(call.number("scale") * math.log2(math.e))
-    sequences = {"num_decodes": I32("D"), "num_seqs": I32(slots.shape[0])}
-
-    def tiles(block_q: int) -> str:
-        return f"({q.shape[0]} - D) // {block_q} + {slots.shape[0]} - D"
-
-    def tiles_if(some: str, block_q: int) -> str:
-        return f"({tiles(block_q)}) * min(1, {some})"
-
     fresh = _reads_fresh(call, q.dtype, head_dim)
     if fresh:
-        block_m, block_n = tuned["fresh_block_m"], tuned["fresh_block_n"]
-        builder.launch(
-            "fresh_attention.fresh_attention",
-            {
-                "Queries": Tma(q, block_m, head_dim),
-                "Keys": Tma(q, block_n, head_dim),
-                "QueryStart": call["query_start"],
-                "KvLens": call["kv_lens"],
-                "OutScale": _scales(call)["OutScale"],
-                "Out": call.outputs[0],
-                "scale_log2": scale_log2,
-                **sequences,
-            },
-            grid=(tiles_if(f"{slots.shape[0]} - D - C", block_m), kv_heads * group),
-            constexprs={
-                "HKV": kv_heads,
-                "G": group,
-                "D": head_dim,
-                "BLOCK_M": block_m,
-                "BLOCK_N": block_n,
-                "QUANTIZE": call.get("out_scale") is not None,
-            },
-            warps=tuned["fresh_warps"],
-            stages=tuned["fresh_stages"],
-        )
+        some = f"{slots.shape[0]} - D - C"
+        _fresh_launch(builder, tuned, "fresh", f"{some} - {slots.shape[0]} * max(0, {together})" if together else some, 0)
     block_q = tuned["context_block_m"] // group
     builder.launch(
         "context_attention.context_attention",
@@ -275,11 +334,12 @@ def _context(builder: Builder, tuned: dict[str, int]) -> None:
             "KvLens": call["kv_lens"],
             **_scales(call),
             "Out": call.outputs[0],
-            "scale_log2": scale_log2,
+            "scale_log2": _scale_log2(call),
             "table_stride": I32(table.size(1)),
-            **sequences,
+            "num_decodes": I32("D"),
+            "num_seqs": I32(slots.shape[0]),
         },
-        grid=(tiles_if("C", block_q) if fresh else tiles(block_q), kv_heads),
+        grid=(f"{_tiles(call, block_q)} * min(1, C)" if fresh else _tiles(call, block_q), kv_heads),
         constexprs={
             "HKV": kv_heads,
             "G": group,

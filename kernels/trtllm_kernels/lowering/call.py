@@ -163,8 +163,9 @@ class Builder:
         constexprs: Mapping[str, Any],
         warps: int,
         stages: int = 3,
+        beside: bool = False,
     ) -> None:
-        """`kernel` is `module.function` under `trtllm_kernels.triton_kernels`; parameters in the kernel's order.
+        """`kernel` is `module.function` under `trtllm_kernels.triton_kernels`; parameters in the kernel's order; `beside` is `Launch`'s.
 
         Every kernel also takes OVERLAP: whether the architecture can start it before the kernel before it has ended.
         """
@@ -200,7 +201,7 @@ class Builder:
         )
         self.kernels[spec.key] = spec
         x, y, z = (*grid, 1, 1)[:3]
-        self.launches.append(Launch(kernel=spec.key, grid=(x, y, z), args=tuple(arguments)))
+        self.launches.append(Launch(kernel=spec.key, grid=(x, y, z), args=tuple(arguments), beside=beside))
 
     def finish(self) -> Lowered:
         return Lowered(tuple(self.launches), tuple(self.kernels.values()), dict(self.workspaces))

@@ -26,9 +26,12 @@ def _byte(words, index: tl.constexpr, dtype: tl.constexpr):
 def decode_attention(
     QKV, Cache, BlockTable, Slots, KvLens, KScale, VScale, OutScale, Out, Acc, Stats, scale_log2, table_stride, num_splits,
     HKV: tl.constexpr, G: tl.constexpr, GP: tl.constexpr, D: tl.constexpr, PAGE: tl.constexpr, SPLIT: tl.constexpr,
-    SCALED_CACHE: tl.constexpr, WORDS: tl.constexpr, QUANTIZE: tl.constexpr, OVERLAP: tl.constexpr,
+    SCALED_CACHE: tl.constexpr, WORDS: tl.constexpr, QUANTIZE: tl.constexpr, BESIDE: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    """Cache: one layer, [pages, 2, HKV, PAGE, D], fp8 where SCALED_CACHE. Query of sequence s is token s. GP: G padded."""
+    """Cache: one layer, [pages, 2, HKV, PAGE, D], fp8 where SCALED_CACHE. Query of sequence s is token s. GP: G padded.
+
+    BESIDE: runs while the kernel before it does (`types.Launch`), so it waits for nothing.
+    """
     let_next_start(OVERLAP)
     if SCALED_CACHE:
         k_scale, v_scale = tl.load(KScale), tl.load(VScale)
@@ -37,7 +40,7 @@ def decode_attention(
     seq = tl.program_id(1).to(tl.int64)
     length = tl.load(KvLens + seq)
     table = BlockTable + tl.load(Slots + seq).to(tl.int64) * table_stride
-    wait_for_previous(OVERLAP)
+    wait_for_previous(OVERLAP and not BESIDE)
     last = tl.cdiv(length, PAGE)
     first = 0
     if SPLIT:

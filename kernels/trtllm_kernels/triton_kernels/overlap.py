@@ -1,6 +1,7 @@
 """Where a kernel of a step meets the one before it, on GPUs that run the end of one and the start of the next at once (sm_90 and later).
 
-Every kernel calls `let_next_start`, then `wait_for_previous`, once and in every thread (programmatic dependent launch).
+Every kernel calls `let_next_start`, then `wait_for_previous`, once and in every thread (programmatic dependent launch); but one launched
+`beside` the one before it (`types.Launch`) does not wait: that one began only after all before it had ended.
 
 `let_next_start` permits the next kernel's blocks to begin once every block of this one has called it or ended. It is the first statement:
 by then all blocks of this kernel have their place, so the next one's take only what they leave, and it cannot be too early for the
