@@ -12,7 +12,6 @@ from triton.runtime import interpreter
 
 from trtllm_kernels.triton_kernels import ahead, overlap
 
-
 _LINE_BYTES = 128
 
 
@@ -45,7 +44,7 @@ class Watch:
         self.seen.append("wait_for_previous")
 
     def ask(self, at, wanted) -> None:
-        """`ahead.ask`, of lines that lie in constants."""
+        """`ahead._ask`, of lines that lie in constants."""
         assert "wait_for_previous" not in self.seen, f"{self.kernel}: asks for what may come after the wait"
         lines = at.handle.data[wanted.handle.data.astype(np.bool_)]
         inside = np.zeros(lines.shape, np.bool_)
@@ -67,7 +66,7 @@ class Watch:
 
 
 @contextmanager
-def watched(kernel: str, constants: Sequence[torch.Tensor], waits: bool = True) -> Iterator[None]:
+def watched(kernel: str, constants: Sequence[torch.Tensor], waits: bool = True) -> Iterator[Watch]:
     """Asserts of every program that runs inside: lets the next start first of all, waits once, loads only `constants` before; or, where
     it is not to wait, that it never does."""
     watch, builder = Watch(kernel, constants, waits), interpreter.InterpreterBuilder
@@ -87,7 +86,7 @@ def watched(kernel: str, constants: Sequence[torch.Tensor], waits: bool = True) 
 
     builder.create_masked_load, builder.create_masked_store, builder.set_grid_idx = watched_load, watched_store, watched_place
     overlap.gdc_launch_dependents, overlap.gdc_wait = watch.let_next_start, watch.wait_for_previous
-    ahead.ask = watch.ask
+    ahead._ask = watch.ask
     try:
         yield watch
         watch.end()

@@ -80,10 +80,40 @@ def _gemv_fits(call: OpCall, weight: Operand, rows: int, columns: int) -> bool:
     return call.capability >= (89 if weight.dtype == "fp8" else 80) and weight.size(0) % rows == 0 and weight.size(1) % columns == 0
 
 
+AHEAD: Mapping[str, int] = {"ahead_own": 16, "ahead_next": 16, "evict_first": 0}
+"""Tunables of products of one token: KB that each program of the first wave asks into L2 of its own weight and of the next product's
+(`triton_kernels/ahead.py`), and whether a weight once read leaves L2 first. Not in `space.py`: tuning times an op alone, where nothing runs
+that the first could hide behind and the second is only cost."""
+LINE_BYTES = 128
+RESIDENT_WARPS = 32
+"""Of one SM, with the 64 registers a thread that these kernels keep to."""
+
+
+def _ahead(call: OpCall, rows: int, columns: int, tuned: Mapping[str, int]) -> dict[str, int]:
+    """What a `gemv` kernel asks for before it waits, in lines: of each own row, then of later waves, then of the next product's weight.
+
+    Shares are equal and within the tensors: what does not divide by the programs of the first wave is left to be loaded in its turn.
+    """
+    weight, following, warps = call["weight"], call.get("ahead"), tuned["gemv_warps"]
+    row_bytes = weight.size(1) * ELEMENT_BYTES[weight.dtype]
+    programs = weight.size(0) // rows
+    first_wave = min(programs, call.sm_count * RESIDENT_WARPS // warps)
+    asked = {"REST": 0, "LATER": 0, "NEXT": 0}
+    if call.capability >= 90:  # where a kernel can begin before the one before it has ended
+        own = tuned["ahead_own"] * 1024 // LINE_BYTES
+        rest = max(0, weight.size(1) - 2 * columns) * ELEMENT_BYTES[weight.dtype] // LINE_BYTES
+        asked["REST"] = min(rest, own // rows)
+        asked["LATER"] = min(own - asked["REST"] * rows, (programs - first_wave) * rows * row_bytes // LINE_BYTES // first_wave)
+        if following is not None:
+            lines = following.size(0) * following.size(1) * ELEMENT_BYTES[following.dtype] // LINE_BYTES
+            asked["NEXT"] = min(tuned["ahead_next"] * 1024 // LINE_BYTES, lines // first_wave)
+    return {**asked, "FIRST_WAVE": first_wave, "THREADS": 32 * warps, "EVICT_FIRST": bool(tuned["evict_first"])}
+
+
 def linear(call: OpCall) -> Lowered:
     x, weight, bias, residual, y = call["x"], call["weight"], call.get("bias"), call.get("residual"), call.outputs[0]
     rows, columns = _gemv_tile(weight)
-    tuned = call.tuned(gemv=1, gemv_rows=rows, gemv_columns=columns, gemv_warps=4, **dict.fromkeys((*ALGORITHMS, LT_VERSION), 0))
+    tuned = call.tuned(gemv=1, gemv_rows=rows, gemv_columns=columns, gemv_warps=4, **AHEAD, **dict.fromkeys((*ALGORITHMS, LT_VERSION), 0))
     rows, columns = tuned["gemv_rows"], tuned["gemv_columns"]
     tokens = x.shape[0]
     builder = Builder(call)
@@ -99,6 +129,7 @@ def linear(call: OpCall) -> Lowered:
                 "XScale": call.get("x_scale") or x,
                 "WScale": call.get("weight_scale") or x,
                 "Y": y,
+                "Ahead": call.get("ahead") or weight,
             },
             grid=(product(weight.size(0) // rows, _only_one(tokens)),),
             constexprs={
@@ -109,6 +140,7 @@ def linear(call: OpCall) -> Lowered:
                 "SCALED_ROWS": x.dtype == "fp8" and len(call["weight_scale"].shape) == 2,
                 "BIASED": bias is not None,
                 "ADDED": residual is not None,
+                **_ahead(call, rows, columns, tuned),
             },
             warps=tuned["gemv_warps"],
         )
@@ -144,6 +176,7 @@ class _Activated:
             gemv_rows=rows,
             gemv_columns=columns,
             gemv_warps=4,
+            **(AHEAD if self.gate_up else {}),
             fused_from=192 if fused_fits(call) else 1 << 30,
             block_m=128,
             block_n=256,
@@ -176,7 +209,7 @@ class _Activated:
             return False
         self.builder.launch(
             "gemv.gemv_gate_up_silu",
-            {"X": call["x"], "W": weight, **self.scales, "Y": call.outputs[0]},
+            {"X": call["x"], "W": weight, **self.scales, "Y": call.outputs[0], "Ahead": call.get("ahead") or weight},
             grid=(product(weight.size(0) // rows, _only_one(self.tokens)),),
             constexprs={
                 "K": weight.size(1),
@@ -184,6 +217,7 @@ class _Activated:
                 "COLS": self.tuned["gemv_columns"],
                 "SCALED": not self.wide,
                 "QUANTIZE": self.quantize,
+                **_ahead(call, rows, self.tuned["gemv_columns"], self.tuned),
             },
             warps=self.tuned["gemv_warps"],
         )

@@ -2,7 +2,8 @@
 
 A program sums ROWS output rows over K in fp32, COLS columns at a time, 16-byte loads, no tensor cores, no shared memory. Its first two
 weight tiles (all of them where K is 4096 in fp8) are loaded before it waits for x (`overlap.py`): weights do not depend on the step, so
-they are in flight while the kernels before this one end.
+they are in flight while the kernels before this one end. What comes after those it asks into L2 meanwhile (`ahead.py`): REST lines of
+each of its rows, LATER lines of the rows of later waves, NEXT lines of the weight that the product after this one reads.
 What a thread loads at once it sums before it accumulates, so it holds an accumulator a load and not one an element: at an 8B's widths no
 more than 64 registers, with which eight blocks of 128 threads share an SM, all with weights in flight.
 The tile is the fastest tried on an H100 in fp8, and faster there than cuBLASLt; from two rows of x on cuBLASLt is as good and stays
@@ -12,6 +13,7 @@ The tile is the fastest tried on an H100 in fp8, and faster there than cuBLASLt;
 import triton
 import triton.language as tl
 
+from trtllm_kernels.triton_kernels.ahead import ask_rows, ask_share
 from trtllm_kernels.triton_kernels.overlap import let_next_start, wait_for_previous
 from trtllm_kernels.triton_kernels.quantize import finish, result_scale
 
@@ -25,10 +27,26 @@ def _to_fp32(x):
 
 
 @triton.jit
-def _first_tiles(at, K: tl.constexpr, COLS: tl.constexpr):
+def _load(at, EVICT_FIRST: tl.constexpr):
+    """A weight's tile. It is read once a step: evicted first, it leaves L2 to what was asked for ahead."""
+    return tl.load(at, eviction_policy="evict_first" if EVICT_FIRST else "")
+
+
+@triton.jit
+def _first_tiles(at, K: tl.constexpr, COLS: tl.constexpr, EVICT_FIRST: tl.constexpr):
     """The first two tiles of the row block at `at`: all of it where K is short."""
-    first = tl.load(at)
-    return first, tl.load(at + COLS) if K > COLS else first
+    first = _load(at, EVICT_FIRST)
+    return first, _load(at + COLS, EVICT_FIRST) if K > COLS else first
+
+
+@triton.jit
+def _ask_ahead(
+    W, Ahead, K: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, REST: tl.constexpr, LATER: tl.constexpr, NEXT: tl.constexpr,
+    FIRST_WAVE: tl.constexpr, THREADS: tl.constexpr,
+):  # fmt: skip
+    ask_rows(W + tl.program_id(0).to(tl.int64) * ROWS * K + 2 * COLS, K, ROWS, REST, FIRST_WAVE, THREADS)
+    ask_share(W + FIRST_WAVE * ROWS * K, LATER, FIRST_WAVE, THREADS)
+    ask_share(Ahead, NEXT, FIRST_WAVE, THREADS)
 
 
 @triton.jit
@@ -39,7 +57,7 @@ def _sums(w, x, ROWS: tl.constexpr, COLS: tl.constexpr):
 
 
 @triton.jit
-def _rows_dot(X, at, first, second, K: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
+def _rows_dot(X, at, first, second, K: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, EVICT_FIRST: tl.constexpr):
     """fp32 [ROWS]: the row block at `at`, of which two tiles are loaded, times x; K a multiple of COLS."""
     x = X + tl.arange(0, COLS)
     first_x = tl.load(x)
@@ -48,31 +66,33 @@ def _rows_dot(X, at, first, second, K: tl.constexpr, ROWS: tl.constexpr, COLS: t
     if K > COLS:
         acc += _sums(second, second_x, ROWS, COLS)
     for k in range(2 * COLS, K, COLS):
-        acc += _sums(tl.load(at + k), tl.load(x + k), ROWS, COLS)
+        acc += _sums(_load(at + k, EVICT_FIRST), tl.load(x + k), ROWS, COLS)
     return tl.sum(acc, 1)
 
 
 @triton.jit
 def gemv(
-    X, W, Bias, Residual, XScale, WScale, Y,
+    X, W, Bias, Residual, XScale, WScale, Y, Ahead,
     K: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, SCALED: tl.constexpr, SCALED_ROWS: tl.constexpr, BIASED: tl.constexpr,
-    ADDED: tl.constexpr, OVERLAP: tl.constexpr,
+    ADDED: tl.constexpr, REST: tl.constexpr, LATER: tl.constexpr, NEXT: tl.constexpr, FIRST_WAVE: tl.constexpr, THREADS: tl.constexpr,
+    EVICT_FIRST: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """x [K], W [N, K], y [N]; N a multiple of ROWS. SCALED_ROWS: each row of W has its own scale. ADDED: a residual [N], maybe y itself."""
     let_next_start(OVERLAP)
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     at = W + rows.to(tl.int64)[:, None] * K + tl.arange(0, COLS)[None, :]
-    first, second = _first_tiles(at, K, COLS)
+    first, second = _first_tiles(at, K, COLS, EVICT_FIRST)
     if SCALED:
         scale = tl.load(WScale + rows) if SCALED_ROWS else tl.load(WScale)
     if BIASED:
         bias = tl.load(Bias + rows)
+    _ask_ahead(W, Ahead, K, ROWS, COLS, REST, LATER, NEXT, FIRST_WAVE, THREADS)
     wait_for_previous(OVERLAP)
     if SCALED:
         scale *= tl.load(XScale)
     if ADDED:
         residual = tl.load(Residual + rows)
-    y = _rows_dot(X, at, first, second, K, ROWS, COLS)
+    y = _rows_dot(X, at, first, second, K, ROWS, COLS, EVICT_FIRST)
     if SCALED:
         y *= scale
     if BIASED:
@@ -84,22 +104,25 @@ def gemv(
 
 @triton.jit
 def gemv_gate_up_silu(
-    X, W, XScale, WScale, OutScale, Y,
-    K: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, SCALED: tl.constexpr, QUANTIZE: tl.constexpr, OVERLAP: tl.constexpr,
+    X, W, XScale, WScale, OutScale, Y, Ahead,
+    K: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, SCALED: tl.constexpr, QUANTIZE: tl.constexpr,
+    REST: tl.constexpr, LATER: tl.constexpr, NEXT: tl.constexpr, FIRST_WAVE: tl.constexpr, THREADS: tl.constexpr,
+    EVICT_FIRST: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """As `gate_up.gate_up_silu` for one token: W [N, K] with gate and up rows interleaved, y [N // 2]."""
     let_next_start(OVERLAP)
     pid = tl.program_id(0)
     rows = pid.to(tl.int64) * ROWS + tl.arange(0, ROWS)
     at = W + rows[:, None] * K + tl.arange(0, COLS)[None, :]
-    first, second = _first_tiles(at, K, COLS)
+    first, second = _first_tiles(at, K, COLS, EVICT_FIRST)
     out_scale = result_scale(OutScale, QUANTIZE)
     if SCALED:
         scale = tl.load(WScale)
+    _ask_ahead(W, Ahead, K, ROWS, COLS, REST, LATER, NEXT, FIRST_WAVE, THREADS)
     wait_for_previous(OVERLAP)
     if SCALED:
         scale *= tl.load(XScale)
-    both = _rows_dot(X, at, first, second, K, ROWS, COLS)
+    both = _rows_dot(X, at, first, second, K, ROWS, COLS, EVICT_FIRST)
     if SCALED:
         both *= scale
     gate, up = tl.split(tl.reshape(both, (ROWS // 2, 2)))
