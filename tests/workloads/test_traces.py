@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trtllm_workloads import WorkloadError
-from trtllm_workloads.opening import data_folder
+from trtllm_workloads.opening import data_folder, open_workload
 from trtllm_workloads.tokens import Vocabulary
 from trtllm_workloads.traces import Trace, filters, iter_trace, read_trace
 from trtllm_workloads.traces.info import bars, info, prefix_hits
@@ -188,11 +189,55 @@ def test_a_bad_json_line_names_its_line(line: str, complaint: str, tmp_path: Pat
     assert read_trace(path, skip_bad_rows=True).skipped == 1
 
 
+AZURE_HEADER = "TIMESTAMP,ContextTokens,GeneratedTokens"
+
+
+def test_files_are_read_compressed_and_behind_blank_lines(tmp_path: Path) -> None:
+    """As they are downloaded and edited: the same rows, and the line numbers of the file."""
+    packed = tmp_path / "a.csv.gz"
+    packed.write_bytes(gzip.compress(AZURE.read_bytes()))
+    np.testing.assert_array_equal(read_trace(packed).input_tokens, read_trace(AZURE).input_tokens)
+    assert len(open_workload(packed, requests=7)) == 7
+    packed.write_bytes(packed.read_bytes()[:2000])
+    with pytest.raises(WorkloadError, match=r"a\.csv\.gz is gzip-compressed and damaged or cut short"):
+        read_trace(packed)
+    path = written(tmp_path, f"\ufeff\r\n\r\n{AZURE_HEADER}\r\n2023-11-16 18:15:46,5,4\r\nx,5,4\r\n")
+    assert read_trace(path, skip_bad_rows=True).input_tokens.tolist() == [5]
+    with pytest.raises(WorkloadError, match="line 5: TIMESTAMP is 'x'"):
+        read_trace(path)
+    talk = [{"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}]
+    assert len(read_trace(written(tmp_path, "\n" + json.dumps(talk, indent=1), "s.json"))) == 1
+
+
+@pytest.mark.filterwarnings("error")
+def test_times_with_any_zone_are_compared_as_moments(tmp_path: Path) -> None:
+    rows = ["2024-05-10 00:00:01Z,5,4", "2024-05-10 02:00:03.5+02:00,5,4", "2024-05-10 00:00:04,5,4"]
+    trace = read_trace(written(tmp_path, "\n".join([AZURE_HEADER, *rows])))
+    assert trace.arrival_s == pytest.approx([0, 2.5, 3])
+
+
+@pytest.mark.filterwarnings("error")
+def test_counts_that_are_no_numbers_and_doubled_columns_are_refused(tmp_path: Path) -> None:
+    for word in ("nan", "inf", "1e300"):
+        with pytest.raises(WorkloadError, match=f"line 2: ContextTokens is '{word}', not a whole number"):
+            read_trace(written(tmp_path, f"{AZURE_HEADER}\n2023-11-16 18:15:46,{word},4\n"))
+    with pytest.raises(WorkloadError, match="line 1: there are two columns ContextTokens"):
+        read_trace(written(tmp_path, f"{AZURE_HEADER},contexttokens\n2023-11-16 18:15:46,5,4,9\n"))
+
+
+def test_a_quote_that_is_not_closed_swallows_no_rows(tmp_path: Path) -> None:
+    rows = [f"2023-11-16 18:15:4{k},5,4,note" for k in range(6)]
+    rows[1] = '2023-11-16 18:15:41,5,4,"note'
+    assert len(read_trace(written(tmp_path, "\n".join([f"{AZURE_HEADER},text", *rows])))) == 6
+
+
 def test_files_that_are_no_trace_are_refused(tmp_path: Path) -> None:
     with pytest.raises(WorkloadError, match="cannot read trace"):
         read_trace(tmp_path / "none.csv")
-    with pytest.raises(WorkloadError, match="in no trace format known here; there are azure"):
+    with pytest.raises(WorkloadError, match=r"in no trace format known here \(it begins 'a,b,c'\); there are azure"):
         read_trace(written(tmp_path, "a,b,c\n1,2,3\n"))
+    with pytest.raises(WorkloadError, match="is empty"):
+        read_trace(written(tmp_path, "\n"))
     with pytest.raises(WorkloadError, match="holds no request"):
         read_trace(written(tmp_path, "TIMESTAMP,ContextTokens,GeneratedTokens\n"))
     with pytest.raises(WorkloadError, match="line 1: there is no column ContextTokens"):

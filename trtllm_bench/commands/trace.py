@@ -26,7 +26,7 @@ def _group() -> None:
 File = Annotated[Path, typer.Argument(metavar="FILE", help="Azure, BurstGPT, Mooncake, Qwen-Bailian, ShareGPT, or NVIDIA's JSON lines.")]
 Format = Annotated[str | None, typer.Option("--format", help="Its format (default: seen from its first line).")]
 SkipBadRows = Annotated[bool, typer.Option("--skip-bad-rows", help="Leave bad rows out and count them, instead of stopping.")]
-Window = Annotated[tuple[float, float] | None, typer.Option("--window", help="Only arrivals between these seconds.")]
+Window = Annotated[tuple[float, float] | None, typer.Option("--window", metavar="FROM TO", help="Only arrivals between these seconds.")]
 MaxInput = Annotated[int | None, typer.Option("--max-input", min=1, help="Leave out longer prompts.")]
 MaxTotal = Annotated[int | None, typer.Option("--max-total", min=1, help="Leave out rows with more prompt and output tokens together.")]
 Sample = Annotated[float, typer.Option("--sample", help="Keep each row with this probability.")]
@@ -105,7 +105,7 @@ def _lines(file: Path, trace: Trace, found: TraceInfo) -> list[str]:
     from trtllm_workloads.traces.info import bars, histogram
 
     lines = [
-        f"{file.name}: {found.requests:,} requests"
+        f"{file.name}: {found.requests:,} request{'s' * (found.requests != 1)}"
         + (f", {found.skipped:,} bad row{'s' * (found.skipped > 1)} left out" if found.skipped else "")
     ]
     if found.duration_s > 0:
@@ -113,12 +113,15 @@ def _lines(file: Path, trace: Trace, found: TraceInfo) -> list[str]:
         if found.distinct_times < 0.5 * found.requests:
             step = found.duration_s / max(found.distinct_times - 1, 1)
             lines.append(f"  times lie on a grid of about {step:.3g} s: {found.distinct_times:,} instants; --jitter spreads them")
+    elif trace.timed:
+        lines.append("  all at one instant: no rate")
     else:
         lines.append("  no timestamps: lengths only")
     lines += ["", f"  {'tokens':<8}" + "".join(f"{name:>9}" for name in found.input_tokens)]
     for name, row in (("prompt", found.input_tokens), ("output", found.output_tokens)):
         lines.append(f"  {name:<8}" + "".join(f"{value:>9,.0f}" for value in row.values()))
-    lines.append(f"  rank correlation of prompt and output length {found.rank_correlation:+.2f}")
+    if found.rank_correlation == found.rank_correlation:
+        lines.append(f"  rank correlation of prompt and output length {found.rank_correlation:+.2f}")
     if found.sessions:
         lines.append(f"  {found.sessions:,} sessions of {found.turns_mean:.2f} turns on average")
     if found.block_tokens:

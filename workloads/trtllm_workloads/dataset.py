@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trtllm_workloads.errors import WorkloadError
+from trtllm_workloads.files import open_text
 from trtllm_workloads.request import NO_LORA, OPTIONAL, RequestSpec, Workload
 from trtllm_workloads.tokens import Prompts, TextPrompts, TokenPrompts
 
@@ -76,15 +77,10 @@ def read(path: Path | str, *, skip_bad_rows: bool = False, name: str | None = No
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    try:
-        with path.open(encoding="utf-8-sig") as stream:
-            for number, line in enumerate(stream, start=1):
-                if line.strip():
-                    yield number, line
-    except OSError as error:
-        raise WorkloadError(f"cannot read dataset {path}: {error.strerror or error}") from None
-    except UnicodeDecodeError as error:
-        raise WorkloadError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); expected JSON lines") from None
+    with open_text(path, "dataset") as stream:
+        for number, line in enumerate(stream, start=1):
+            if line.strip():
+                yield number, line
 
 
 def _check(line: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from trtllm_workloads import dataset
 from trtllm_workloads.errors import WorkloadError
+from trtllm_workloads.files import first_line, open_text
 from trtllm_workloads.request import Workload
 from trtllm_workloads.spec import read_spec
 from trtllm_workloads.tokens import Vocabulary
@@ -65,10 +66,5 @@ def _scaled(workload: Workload, factor: float) -> Workload:
 
 
 def _format(path: Path) -> str:
-    try:
-        with path.open(encoding="utf-8-sig") as stream:
-            return reading.detect(stream.readline())
-    except OSError as error:
-        raise WorkloadError(f"cannot read {path}: {error.strerror or error}") from None
-    except UnicodeDecodeError:
-        return ""
+    with open_text(path, "dataset") as stream:
+        return reading.detect(first_line(stream)[0])

@@ -6,6 +6,7 @@ DynamoLLM (HPCA 2025), a time with `+00:00`. Line ends are CR LF in one of them,
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,10 +23,10 @@ class Azure(Csv):
     def parse(self, lines: Sequence[str]) -> Trace:
         columns = self.columns(lines)
         stamps = columns["TIMESTAMP"]
-        if stamps[0].endswith("+00:00"):
-            stamps = tuple(stamp.removesuffix("+00:00") for stamp in stamps)
         try:
-            moments = np.asarray(stamps, dtype="datetime64[ns]")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # NumPy's, that it turns times with a zone into UTC: what is wanted
+                moments = np.asarray(stamps, dtype="datetime64[ns]")
         except ValueError:
             shown = repr(stamps[0]) if len(stamps) == 1 else "in some row"
             raise ValueError(f"TIMESTAMP is {shown}, not a date and time like 2023-11-16 18:15:46.6805900") from None

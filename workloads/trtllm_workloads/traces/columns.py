@@ -21,6 +21,9 @@ class Csv:
 
     def __init__(self, header: str, wanted: Sequence[str], optional: Sequence[str] = ()) -> None:
         names = [name.strip().lower() for name in next(csv.reader([header]))]
+        twice = [name for name in (*wanted, *optional) if names.count(name.lower()) > 1]
+        if twice:
+            raise ValueError(f"there are two columns {twice[0]}; leave one")
         missing = [name for name in wanted if name.lower() not in names]
         if missing:
             raise ValueError(f"there is no column {', '.join(missing)}; the columns are {header.strip()}")
@@ -29,6 +32,8 @@ class Csv:
 
     def columns(self, lines: Sequence[str]) -> dict[str, tuple[str, ...]]:
         rows = list(csv.reader(lines))
+        if len(rows) != len(lines):
+            raise ValueError("a quoted field does not end on its line")
         widths = set(map(len, rows))
         if widths != {self._width}:
             odd = next(width for width in widths if width != self._width)
@@ -44,7 +49,7 @@ def counts(values: Sequence[str] | Sequence[int], what: str) -> Int32Array:
     except (ValueError, TypeError, OverflowError):
         try:
             exact = np.asarray(values).astype(np.float64)
-            if not (exact == np.floor(exact)).all():
+            if not (np.isfinite(exact) & (exact == np.floor(exact)) & (np.abs(exact) < 2**63)).all():
                 raise ValueError
             array = exact.astype(np.int64)
         except (ValueError, TypeError, OverflowError):

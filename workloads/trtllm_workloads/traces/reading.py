@@ -10,13 +10,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from trtllm_workloads.errors import WorkloadError
+from trtllm_workloads.files import first_line, open_text
 from trtllm_workloads.traces import azure, burstgpt, mooncake, nvidia, qwen, sharegpt
 from trtllm_workloads.traces.trace import Trace, concatenate
 
@@ -75,33 +76,29 @@ def iter_trace(path: Path | str, *, format: str | None = None, skip_bad_rows: bo
         WorkloadError: the file cannot be read or is of no known format; or, naming the line, a row is bad and `skip_bad_rows` is off.
     """
     path = Path(path)
-    try:
-        with path.open(encoding="utf-8-sig", newline=None) as stream:
-            first = stream.readline()
-            name = format or detect(first)
-            if name == "sharegpt":
-                yield from sharegpt.read_json(path, skip_bad_rows)
-                return
-            if name not in FORMATS:
-                known = ", ".join([*FORMATS, "sharegpt"])
-                told = f"'{name}' is no trace format" if name else f"{path} is in no trace format known here"
-                raise WorkloadError(f"{told}; there are {known}")
-            try:
-                reader = FORMATS[name](first.rstrip("\n"))
-            except ValueError as error:
-                raise WorkloadError(f"{path}, line 1: {error}") from None
-            number = reader.header_lines + 1
-            if not reader.header_lines:
-                stream.seek(0)
-            while lines := list(islice(stream, BLOCK_LINES)):
-                piece = _block(reader, lines, path, number, skip_bad_rows)
-                number += len(lines)
-                if piece is not None:
-                    yield piece
-    except OSError as error:
-        raise WorkloadError(f"cannot read trace {path}: {error.strerror or error}") from None
-    except UnicodeDecodeError as error:
-        raise WorkloadError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start})") from None
+    with open_text(path, "trace") as stream:
+        first, number = first_line(stream)
+        if not first:
+            raise WorkloadError(f"{path} is empty")
+        name = format or detect(first)
+        if name == "sharegpt":
+            yield from sharegpt.read_json(path, skip_bad_rows)
+            return
+        if name not in FORMATS:
+            known = ", ".join([*FORMATS, "sharegpt"])
+            told = f"'{name}' is no trace format" if name else f"{path} is in no trace format known here (it begins {first.strip()[:60]!r})"
+            raise WorkloadError(f"{told}; there are {known}")
+        try:
+            reader = FORMATS[name](first.rstrip("\n"))
+        except ValueError as error:
+            raise WorkloadError(f"{path}, line {number}: {error}") from None
+        number += reader.header_lines
+        rows = stream if reader.header_lines else chain([first], stream)
+        while lines := list(islice(rows, BLOCK_LINES)):
+            piece = _block(reader, lines, path, number, skip_bad_rows)
+            number += len(lines)
+            if piece is not None:
+                yield piece
 
 
 def read_trace(path: Path | str, *, format: str | None = None, skip_bad_rows: bool = False, limit: int | None = None) -> Trace:

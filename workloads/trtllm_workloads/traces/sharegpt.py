@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from trtllm_workloads.errors import WorkloadError
+from trtllm_workloads.files import open_text
 from trtllm_workloads.traces.columns import Csv, counts
 from trtllm_workloads.traces.trace import Trace
 
@@ -81,7 +82,7 @@ def _trace(rows: list[tuple[int, int, int, int]], skipped: int) -> Trace:
 def _items(path: Path) -> Iterator[Any]:
     """Elements of a JSON array too large to load, one after another."""
     decoder = json.JSONDecoder()
-    with path.open(encoding="utf-8-sig") as stream:
+    with open_text(path, "trace") as stream:
         buffer = stream.read(_READ_CHARACTERS).lstrip()
         if not buffer.startswith("["):
             raise WorkloadError(f"{path} is no JSON array of conversations")
