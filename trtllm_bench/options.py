@@ -37,6 +37,8 @@ Isl = Annotated[int | None, typer.Option("--isl", min=1, help="Input sequence le
 Osl = Annotated[int | None, typer.Option("--osl", min=1, help="Output sequence length, tokens (default 128).")]
 RequestRate = Annotated[float | None, typer.Option("--request-rate", help="Requests/s of an open loop (Poisson).")]
 Burstiness = Annotated[float, typer.Option("--burstiness", help="Shape of gamma gaps; 1 is Poisson, below 1 burstier.")]
+ARRIVALS_HELP = "Another open loop: constant:R, linear-ramp:FROM,TO,S, exponential-ramp:FROM,TO,S, on-off:R,ON,OFF, rate-series:R/R/...,S."
+Arrivals = Annotated[str | None, typer.Option("--arrivals", help=ARRIVALS_HELP)]
 Warmup = Annotated[int, typer.Option("--warmup", min=0, help="Requests run before measuring, with short outputs.")]
 MaxLag = Annotated[float, typer.Option("--max-lag-ms", help="Void the run when the driver itself sends this late (p99).")]
 WarmupSeconds = Annotated[float, typer.Option("--warmup-seconds", min=0, help="Also leave out requests of the run's first seconds.")]

@@ -139,7 +139,8 @@ def print_report(row: Row, console: Console) -> None:
     figures, cell = row.figures, row.cell
     for warning in row.warnings:
         console.print(f"note: {warning}", style="yellow", highlight=False, soft_wrap=True)
-    console.print(f"{cell.label} on {row.environment.device or 'this machine'}", style="bold", highlight=False, soft_wrap=True)
+    served = "" if cell.target == "native" else f", target {cell.target}"
+    console.print(f"{cell.label} on {row.environment.device or 'this machine'}{served}", style="bold", highlight=False, soft_wrap=True)
     if row.status != "ok":
         console.print(f"{row.status}: {row.reason}", style="red", highlight=False, soft_wrap=True)
     lengths = f"{figures.get('input_length_mean', 0):,.1f} in, {figures.get('output_length_mean', 0):,.1f} out"

@@ -103,6 +103,8 @@ def _row(single: Single, identity: Identity, workload: Workload, measurement: Me
             "warmup": single.load.warmup,
             "warmup_seconds": single.load.warmup_s or None,
             "open_loop": single.load.open_loop or None,
+            "burstiness": single.workload.burstiness if single.workload.burstiness != 1 else None,
+            "arrivals": single.workload.arrivals,
             "slo_ms": single.load.slo_ms or None,
         },
     )

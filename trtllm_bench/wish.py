@@ -46,7 +46,8 @@ class EngineWish:
 class WorkloadWish:
     """Requests to be sent: those of `dataset` (anything `open_workload` knows), or random prompts of fixed lengths.
 
-    They go out at `request_rate` (requests/s), or at the dataset's own times with `replay`, else as fast as the load allows.
+    They go out at `request_rate` (requests/s), by the process `arrivals` names, or at the dataset's own times with `replay`; else as fast
+    as the load allows.
     """
 
     requests: int | None
@@ -58,10 +59,18 @@ class WorkloadWish:
     replay: bool = False
     time_scale: float = 1.0
     seed: int = 0
+    arrivals: str | None = None
+    """In short form, such as `on-off:30,5,10`."""
+
+    def __post_init__(self) -> None:
+        if self.replay + (self.request_rate > 0) + (self.arrivals is not None) > 1:
+            raise BenchError("--request-rate, --arrivals and --replay each say when requests go out; give one of them")
+        if self.replay and self.dataset is None:
+            raise BenchError("--replay needs --dataset, whose times it sends at")
 
     @property
     def open_loop(self) -> bool:
-        return self.replay or self.request_rate > 0
+        return self.replay or self.request_rate > 0 or self.arrivals is not None
 
 
 def default_model(
@@ -139,7 +148,7 @@ def vocabulary_of(target: str, wish: EngineWish) -> int:
 
 def make_workload(wish: WorkloadWish, vocabulary: int) -> Workload:
     """The requests. Raises `BenchError` or `WorkloadError`."""
-    from trtllm_workloads.arrivals import from_flags
+    from trtllm_workloads.arrivals import from_flags, parse
     from trtllm_workloads.opening import open_workload
     from trtllm_workloads.synthetic import fixed, generator
 
@@ -149,15 +158,15 @@ def make_workload(wish: WorkloadWish, vocabulary: int) -> Workload:
         made = replace(fixed(wish.requests or 1, wish.isl, wish.osl, vocab_size=vocabulary, seed=wish.seed), name="fixed")
     if wish.replay and not len(made.arrival_s):
         raise BenchError(f"workload {made.name} has no arrival times to replay; give --request-rate, or leave --replay out")
-    if wish.request_rate:
-        arrivals = from_flags(wish.request_rate, wish.burstiness)
+    if wish.request_rate or wish.arrivals is not None:
+        arrivals = from_flags(wish.request_rate, wish.burstiness) if wish.arrivals is None else parse(wish.arrivals)
         return made.with_arrivals(arrivals.times(made.num_arrivals, generator(wish.seed, "arrivals")))
     return made
 
 
 def rate_of(wish: WorkloadWish, workload: Workload) -> float:
-    """Requests/s asked of an open loop; for a replay the mean rate of its arrivals; 0 for a closed loop."""
-    if wish.request_rate or not wish.replay:
+    """Requests/s asked of an open loop; where times were given otherwise, their mean rate; 0 for a closed loop."""
+    if wish.request_rate or not wish.open_loop:
         return wish.request_rate
     span = float(np.nanmax(workload.arrival_s)) if len(workload.arrival_s) else 0.0
     return float(f"{workload.num_arrivals / span:.4g}") if span > 0 else 0.0

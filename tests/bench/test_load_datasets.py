@@ -74,6 +74,11 @@ def test_a_trace_becomes_a_dataset_with_its_times_and_prefixes(tmp_path: Path) -
         (["prepare-dataset", "--request-rate", "-1", *NORM], "rate is -1"),
         (["prepare-dataset", "--num-loras", "2", "--lora-pick", "best", *NORM], "'best' is no way to choose"),
         (["prepare-dataset", "trace", "no-such-trace"], "no shipped workload of that name"),
+        (["prepare-dataset", "--request-rate", "1", "--arrivals", "constant:1", *NORM], "give one of them"),
+        (
+            ["prepare-dataset", "random", "--num-requests", "3", "--isl", "zipf:1", "--osl", "zipf:1", "--random-range-ratio", "0.1"],
+            "both --isl and --osl are distributions",
+        ),
         (["trace", "info", "no-such-file"], "cannot read trace"),
         (["trace", "info", AZURE, "--plot", "x.docx"], "must end in .png or .svg"),
         (["trace", "info", AZURE, "--max-input", "1"], "no row is left"),
@@ -112,3 +117,23 @@ def test_bad_rows_are_counted_in_the_output(tmp_path: Path, capsys: pytest.Captu
     assert "line 402: TIMESTAMP is 'nonsense'" in capsys.readouterr().err
     assert run("trace", "info", str(path), "--skip-bad-rows") == 0
     assert "400 requests, 1 bad row left out" in capsys.readouterr().out
+    assert run("prepare-dataset", "-o", str(tmp_path / "d.jsonl"), "trace", str(path), "--skip-bad-rows") == 0
+    assert "400 requests, 1 bad row left out" in capsys.readouterr().err
+    assert run("prepare-dataset", "trace", str(tmp_path / "d.jsonl"), "--skip-bad-rows", "--num-requests", "2") == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_arrival_processes_are_written_into_a_dataset(tmp_path: Path) -> None:
+    path = tmp_path / "d.jsonl"
+    assert run("prepare-dataset", "--arrivals", "rate-series:0/50,2", "-o", str(path), *NORM) == 0
+    times = read(path)[0].arrival_s
+    assert ((times % 4) >= 2).all()
+
+
+def test_a_trace_of_one_request_has_a_time_though_no_rate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("".join(Path(AZURE).read_text().splitlines(keepends=True)[:2]))
+    assert run("trace", "info", str(path)) == 0
+    out = capsys.readouterr().out
+    assert "1 request\n  all at one instant: no rate" in out
+    assert "nan" not in out

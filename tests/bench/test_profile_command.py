@@ -93,6 +93,11 @@ def test_cells_that_cannot_be_made_again_are_refused() -> None:
     row = Row(Cell("m", "fp32", 4, 8, 8, target="native", weights_hash="dummy-3"), Environment())
     engine, workload, load = wishes_of(row)
     assert (engine.seed, workload.seed, load.concurrency) == (3, 3, 4)
+    bursts = replace(row.cell, request_rate=4.8, settings={"arrivals": "on-off:9,1,1", "open_loop": True})
+    _, workload, load = wishes_of(replace(row, cell=bursts))
+    assert (workload.arrivals, workload.request_rate, load.open_loop) == ("on-off:9,1,1", 0, True)
+    gamma = replace(row.cell, request_rate=4.8, settings={"burstiness": 0.5, "open_loop": True})
+    assert wishes_of(replace(row, cell=gamma))[1].burstiness == 0.5
     for change, sentence in (
         ({"target": "http"}, "was served by http"),
         ({"workload": "azure"}, "ran dataset azure"),

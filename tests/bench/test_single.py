@@ -73,6 +73,15 @@ def test_an_open_loop_sends_at_the_rate_asked_for(tmp_path: Path) -> None:
     assert report["record"]["figures"]["goodput_ratio"] == 0
 
 
+def test_any_arrival_process_can_be_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its mean rate is the cell's, the process itself is a setting, so that two processes of one rate are two cells."""
+    report = measure(tmp_path / "r.json", "throughput", "--num-requests", 120, "--arrivals", "on-off:400,0.1,0.1")
+    assert json.loads(report["record"]["settings"])["arrivals"] == "on-off:400,0.1,0.1"
+    assert report["record"]["request_rate"] == pytest.approx(200, rel=0.3)
+    assert report["world_info"]["issue_rate"] == pytest.approx(report["record"]["request_rate"], rel=0.1)
+    assert "target fake" in capsys.readouterr().out
+
+
 def test_out_appends_to_a_store_with_its_requests(tmp_path: Path) -> None:
     for _ in range(2):
         measure(tmp_path / "r.json", "throughput", "--num-requests", 3, "--out", tmp_path / "store")
@@ -129,6 +138,13 @@ def test_a_bad_dataset_names_the_line(tmp_path: Path, capsys: pytest.CaptureFixt
         (["latency", "--engine-dir", "x", "--model", "y"], "--engine-dir already says"),
         (["latency", "--target", "other"], "unknown target 'other'"),
         (["throughput", "--goodput", "ttft"], "ttft:200"),
+        (["throughput", "--arrivals", "on-off:400,0.1"], "on-off needs off_s"),
+        (["throughput", "--arrivals", "bursts:4"], "no arrival process; there are at-once"),
+        (["throughput", "--arrivals", "constant:4", "--request-rate", "4"], "each say when requests go out"),
+        (["throughput", "--dataset", "chat", "--replay", "--request-rate", "4"], "each say when requests go out"),
+        (["throughput", "--replay"], "--replay needs --dataset"),
+        (["sweep", "--arrivals", "constant:4", "--request-rate", "4"], "each say when requests go out"),
+        (["sweep", "--arrivals", "linear-ramp:1,x,3"], "end is 'x'"),
     ],
 )
 def test_bad_measurements_are_refused(capsys: pytest.CaptureFixture[str], arguments: list[str], says: str) -> None:

@@ -35,6 +35,17 @@ def test_poisson_gaps_are_exponential_with_mean_and_cv(rate: float, seed: int) -
     assert gaps.std() / gaps.mean() == pytest.approx(1, abs=0.12)
 
 
+def test_every_process_has_a_short_form() -> None:
+    assert arrivals.parse("constant:5") == arrivals.Constant(5.0)
+    assert arrivals.parse("gamma:5,burstiness=0.5") == arrivals.Gamma(5.0, 0.5)
+    assert arrivals.parse("linear-ramp:1,20,60") == arrivals.LinearRamp(1.0, 20.0, 60.0)
+    assert arrivals.parse("on-off: 30, 5, 10, off_rate=1") == arrivals.OnOff(30.0, 5.0, 10.0, 1.0)
+    assert arrivals.parse("rate-series:5/0/10,3") == arrivals.RateSeries((5.0, 0.0, 10.0), 3.0)
+    assert arrivals.parse("at-once") == arrivals.AtOnce()
+    with pytest.raises(WorkloadError, match="at-once takes nothing more, not '3'"):
+        arrivals.parse("at-once:3")
+
+
 def test_poisson_is_not_rescaled_to_its_expected_end() -> None:
     ends = [draw(arrivals.Poisson(10.0), seed, 100)[-1] for seed in range(400)]
     assert np.std(ends) == pytest.approx(1.0, rel=0.15)  # a gamma of shape 100 and rate 10 has stdev 1; rescaling would make it 0

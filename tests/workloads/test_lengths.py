@@ -127,7 +127,7 @@ def test_flag_form(text: str, expected: lengths.Lengths) -> None:
     [
         ("long", "is no length"),
         ("gauss:1,2", "no length distribution"),
-        ("uniform:64", "needs low, high"),
+        ("uniform:64", "needs high"),
         ("uniform:64,2.5", "not a whole number"),
         ("uniform:9,3", "below the smallest"),
         ("normal:mean=5,sigma=2", "takes mean, stdev"),

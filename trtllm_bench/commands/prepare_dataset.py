@@ -13,8 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from trtllm_bench import options as flags
+from trtllm_bench.errors import BenchError
+
 if TYPE_CHECKING:
     from trtllm_workloads import Workload
+    from trtllm_workloads.arrivals import Arrivals
     from trtllm_workloads.lengths import Lengths
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Write a workload as JSON lines in NVIDIA's dataset format.")
@@ -27,13 +31,14 @@ def _options(
     context: typer.Context,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write (default: standard output).")] = None,
     stdout: Annotated[bool, typer.Option("--stdout", help="Write to standard output even when --output is given.")] = False,
-    seed: Annotated[int, typer.Option("--random-seed", "--seed", help="Equal seeds give equal bytes.")] = 420,
+    seed: Annotated[int, typer.Option("--random-seed", "--seed", min=0, help="Equal seeds give equal bytes.")] = 420,
     vocab_size: Annotated[int, typer.Option("--vocab-size", help="Token ids are drawn below this.")] = 32_000,
     request_rate: Annotated[
         float | None, typer.Option("--request-rate", help="Write Poisson arrival times at this rate (requests/s).")
     ] = None,
     burstiness: Annotated[float, typer.Option("--burstiness", help="Shape of gamma gaps; 1 is Poisson, below 1 burstier.")] = 1.0,
-    lora: Annotated[int, typer.Option("--num-loras", help="Spread requests over this many LoRA ids.")] = 0,
+    arrivals: flags.Arrivals = None,
+    lora: Annotated[int, typer.Option("--num-loras", min=0, help="Spread requests over this many LoRA ids.")] = 0,
     lora_pick: Annotated[str, typer.Option("--lora-pick", help="How: uniform, round-robin or zipf.")] = "uniform",
 ) -> None:
     context.obj = {
@@ -42,6 +47,7 @@ def _options(
         "vocab_size": vocab_size,
         "request_rate": request_rate,
         "burstiness": burstiness,
+        "arrivals": arrivals,
         "lora": lora,
         "lora_pick": lora_pick,
     }
@@ -91,11 +97,11 @@ def random_lengths(
     """Any length distribution the tool knows, by its short form."""
     from trtllm_workloads.lengths import Fixed, around, parse
 
-    def lengths(text: str) -> Lengths:
-        parsed = parse(text)
-        return around(parsed.tokens, range_ratio) if isinstance(parsed, Fixed) else parsed
-
-    _write_synthetic(context, num_requests, lengths(isl), lengths(osl), correlation)
+    given = (parse(isl), parse(osl))
+    if range_ratio and not any(isinstance(one, Fixed) for one in given):
+        raise BenchError("--random-range-ratio spreads whole-number lengths, and both --isl and --osl are distributions; leave it out")
+    lengths = [around(one.tokens, range_ratio) if isinstance(one, Fixed) else one for one in given]
+    _write_synthetic(context, num_requests, lengths[0], lengths[1], correlation)
 
 
 @app.command("trace")
@@ -107,7 +113,6 @@ def trace(
     skip_bad_rows: Annotated[bool, typer.Option("--skip-bad-rows", help="Leave bad rows of a trace out.")] = False,
 ) -> None:
     """A recorded trace or a workload specification, with its arrival times and shared prefixes."""
-    from trtllm_workloads.arrivals import from_flags
     from trtllm_workloads.opening import open_workload
     from trtllm_workloads.synthetic import generator
 
@@ -120,24 +125,31 @@ def trace(
         time_scale=time_scale,
         skip_bad_rows=skip_bad_rows,
     )
-    if options["request_rate"] is not None:
-        process = from_flags(options["request_rate"], options["burstiness"])
+    process = _arrivals(options)
+    if process is not None:
         workload = workload.with_arrivals(process.times(workload.num_arrivals, generator(options["seed"], "arrivals")))
     _write(context, workload)
 
 
 def _write_synthetic(context: typer.Context, num_requests: int, isl: Lengths, osl: Lengths, correlation: float = 0.0) -> None:
-    from trtllm_workloads.arrivals import from_flags
     from trtllm_workloads.lengths import Correlated
     from trtllm_workloads.synthetic import synthetic
     from trtllm_workloads.tokens import Vocabulary
 
     options: dict[str, Any] = context.obj
-    arrivals = from_flags(options["request_rate"], options["burstiness"]) if options["request_rate"] is not None else None
-    vocabulary = Vocabulary(options["vocab_size"])
-    _write(
-        context, synthetic(num_requests, Correlated(isl, osl, correlation), arrivals=arrivals, vocabulary=vocabulary, seed=options["seed"])
-    )
+    pairs, vocabulary = Correlated(isl, osl, correlation), Vocabulary(options["vocab_size"])
+    _write(context, synthetic(num_requests, pairs, arrivals=_arrivals(options), vocabulary=vocabulary, seed=options["seed"]))
+
+
+def _arrivals(options: dict[str, Any]) -> Arrivals | None:
+    from trtllm_workloads.arrivals import from_flags, parse
+
+    rate, process = options["request_rate"], options["arrivals"]
+    if process is None:
+        return None if rate is None else from_flags(rate, options["burstiness"])
+    if rate is not None:
+        raise BenchError("--request-rate and --arrivals each say when requests arrive; give one of them")
+    return parse(process)
 
 
 def _write(context: typer.Context, workload: Workload) -> None:
@@ -150,14 +162,18 @@ def _write(context: typer.Context, workload: Workload) -> None:
     options: dict[str, Any] = context.obj
     if options["lora"]:
         workload = with_adapters(workload, options["lora"], options["lora_pick"], generator(options["seed"], "lora"))
+    left_out = f", {workload.skipped} bad row{'s' * (workload.skipped > 1)} left out" if workload.skipped else ""
     if options["output"] is None:
         dataset.write(workload, sys.stdout)
+        if left_out:
+            typer.echo(f"{len(workload)} requests{left_out}", err=True)
         return
     with options["output"].open("w", encoding="utf-8", newline="\n") as stream:
         dataset.write(workload, stream)
     inputs, outputs = workload.input_tokens, workload.output_tokens
     typer.echo(
-        f"{options['output']}: {len(workload)} requests, prompts {inputs.mean():.1f} tokens on average ({inputs.min()}..{inputs.max()}), "
-        f"outputs {outputs.mean():.1f} ({outputs.min()}..{outputs.max()}), workload {workload.content_hash}",
+        f"{options['output']}: {len(workload)} requests{left_out}, prompts {inputs.mean():.1f} tokens on average "
+        f"({inputs.min()}..{inputs.max()}), outputs {outputs.mean():.1f} ({outputs.min()}..{outputs.max()}), "
+        f"workload {workload.content_hash}",
         err=True,
     )

@@ -28,6 +28,9 @@ def command(
     concurrency: Annotated[int, typer.Option("--concurrency", help="Most requests in flight; 0 or less: no bound.")] = -1,
     request_rate: options.RequestRate = None,
     burstiness: options.Burstiness = 1.0,
+    arrivals: options.Arrivals = None,
+    replay: options.Replay = False,
+    time_scale: options.TimeScale = 1.0,
     steps: Steps = None,
     warmup: options.Warmup = 2,
     device: options.Device = "auto",
@@ -59,14 +62,16 @@ def command(
     from trtllm_bench.profiling.window import Window
     from trtllm_bench.single import case_of
     from trtllm_bench.sweep.profiles import FOLDER, link
-    from trtllm_bench.wish import EngineWish, WorkloadWish, check_target, default_model, longest, make_workload, vocabulary_of
+    from trtllm_bench.wish import EngineWish, WorkloadWish, check_target, default_model, longest, make_workload, rate_of, vocabulary_of
 
     if request_rate is not None and request_rate <= 0:
         raise BenchError(f"--request-rate must be above 0, not {request_rate:g}")
     window = None if steps is None else Window.parse(steps)
     measured = None if cell is None else find_cell(cell)
     if measured is not None:
-        if any(value is not None for value in (model, engine_dir, precision, dataset, isl, osl, num_requests, request_rate)):
+        if replay or any(
+            flag is not None for flag in (model, engine_dir, precision, dataset, isl, osl, num_requests, request_rate, arrivals)
+        ):
             raise BenchError("CELL already says model, engine and load; leave their flags out, or leave CELL out")
         wish, wanted_load, load = wishes_of(measured.row)
         wish = replace(wish, nvtx_detail=nvtx_detail)
@@ -78,14 +83,14 @@ def command(
         name, kind = default_model(model, precision, engine_dir, "native", device, kv_dtype)
         sizes = (batch, max_num_tokens, max_seq_len)
         wish = EngineWish(name, kind, engine_dir, weights, device, *sizes, kv_cache_fraction, policy, seed, kv_dtype, nvtx_detail)
-        wanted_load = WorkloadWish(requests, *lengths, dataset, request_rate or 0.0, burstiness, seed=seed)
+        wanted_load = WorkloadWish(requests, *lengths, dataset, request_rate or 0.0, burstiness, replay, time_scale, seed, arrivals)
         load = Load(bound, wanted_load.open_loop, warmup)
     check_target("native", wish)
     workload = make_workload(wanted_load, vocabulary_of("native", wish))
     if wish.max_seq_len is None and wish.engine_dir is None:
         wish = replace(wish, max_seq_len=longest(workload))
     line = " ".join(["trtllm-bench", *sys.argv[1:]])
-    wanted = Wanted(wish, workload, load, window, wanted_load.request_rate, line)
+    wanted = Wanted(wish, workload, load, window, rate_of(wanted_load, workload), line)
     store = measured.store if measured is not None and out is None else None
     if measured is not None and store is not None:
         folder = store.path / FOLDER / measured.row.key

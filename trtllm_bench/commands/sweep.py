@@ -35,6 +35,7 @@ def command(
     request_rate: Annotated[Text, typer.Option("--request-rate", help="List: requests/s of an open loop (Poisson).")] = None,
     burstiness: Annotated[float | None, typer.Option("--burstiness", help="Shape of gamma gaps; 1 is Poisson.")] = None,
     dataset: Annotated[Text, typer.Option("--dataset", help="Dataset, trace or workload .toml, instead of --isl/--osl.")] = None,
+    arrivals: Annotated[Text, typer.Option("--arrivals", help=options.ARRIVALS_HELP)] = None,
     replay: Annotated[bool | None, typer.Option("--replay", help="Send at the dataset's own arrival times.")] = None,
     time_scale: Annotated[
         float | None, typer.Option("--time-scale", help="Multiply the dataset's times; 0.1 is ten times as fast.")

@@ -24,6 +24,7 @@ def command(
     concurrency: Annotated[int, typer.Option("--concurrency", help="Most requests in flight; 0 or less: no bound.")] = -1,
     request_rate: options.RequestRate = None,
     burstiness: options.Burstiness = 1.0,
+    arrivals: options.Arrivals = None,
     replay: options.Replay = False,
     time_scale: options.TimeScale = 1.0,
     streaming: Annotated[bool, typer.Option("--streaming", help="Report token timings (TTFT, TPOT) in the JSON too.")] = False,
@@ -61,7 +62,7 @@ def command(
     name, kind = default_model(model, precision, engine_dir, target, device, kv_dtype)
     sizes = (batch, max_num_tokens, max_seq_len)
     engine = EngineWish(name, kind, engine_dir, weights, device, *sizes, kv_cache_fraction, policy, seed, kv_dtype)
-    workload = WorkloadWish(requests, *lengths, dataset, request_rate or 0.0, burstiness, replay, time_scale, seed)
+    workload = WorkloadWish(requests, *lengths, dataset, request_rate or 0.0, burstiness, replay, time_scale, seed, arrivals)
     single = Single(
         target=target,
         engine=replace(engine, nvtx_detail=nvtx_detail),

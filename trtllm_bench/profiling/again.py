@@ -34,7 +34,16 @@ def wishes_of(row: Row) -> tuple[EngineWish, WorkloadWish, Load]:
         seed=seed,
         kv_dtype=cell.kv_dtype or "auto",
     )
-    workload = WorkloadWish(cell.num_requests or 32, cell.isl, cell.osl, request_rate=cell.request_rate, seed=seed)
+    arrivals = settings.get("arrivals")
+    workload = WorkloadWish(
+        cell.num_requests or 32,
+        cell.isl,
+        cell.osl,
+        request_rate=0.0 if arrivals else cell.request_rate,
+        burstiness=float(settings.get("burstiness") or 1.0),
+        seed=seed,
+        arrivals=str(arrivals) if arrivals else None,
+    )
     return engine, workload, Load(cell.batch, workload.open_loop, int(settings.get("warmup") or 0))
 
 

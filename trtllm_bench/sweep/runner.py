@@ -125,6 +125,7 @@ class Sweep:
             request_rate=rate,
             settings={
                 **settings,
+                "arrivals": self.spec.arrivals,
                 "warmup_seconds": self.spec.warmup_seconds or None,
                 "open_loop": wish.open_loop or None,
                 "slo_ms": self.spec.slo_ms or None,

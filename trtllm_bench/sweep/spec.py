@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from trtllm_bench.errors import BenchError
 from trtllm_bench.wish import EngineWish, WorkloadWish
 from trtllm_results.metrics import parse_slo
+from trtllm_workloads.arrivals import parse
 
 Positive = Annotated[int, Field(ge=1)]
 Grid = Annotated[tuple[Positive, ...], Field(min_length=1)]
@@ -61,6 +62,8 @@ class SweepSpec(BaseModel):
     osl: Grid = (128,)
     request_rate: tuple[Annotated[float, Field(gt=0)], ...] = ()
     burstiness: Annotated[float, Field(gt=0)] = 1.0
+    arrivals: str | None = None
+    """An arrival process in short form, such as `on-off:30,5,10`, instead of rates."""
     dataset: str | None = None
     """A dataset file, trace or workload specification instead of fixed `isl` x `osl`."""
     replay: bool = False
@@ -104,6 +107,8 @@ class SweepSpec(BaseModel):
             raise ValueError("dataset and isl/osl are two sources of lengths; give one of them")
         if self.replay and (self.dataset is None or self.request_rate):
             raise ValueError("replay needs a dataset, and its own times instead of a request rate")
+        if self.arrivals is not None and (self.replay or self.request_rate):
+            raise ValueError("request-rate, arrivals and replay each say when requests go out; give one of them")
         return self
 
     @model_validator(mode="after")
@@ -113,6 +118,13 @@ class SweepSpec(BaseModel):
         if self.duration is not None and self.num_requests is not None:
             raise ValueError("duration and num-requests both say how long to measure; give one of them")
         return self
+
+    @field_validator("arrivals")
+    @classmethod
+    def _process(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse(value)
+        return value
 
     @field_validator("goodput")
     @classmethod
@@ -168,6 +180,7 @@ class SweepSpec(BaseModel):
             replay=self.replay,
             time_scale=self.time_scale,
             seed=self.seed,
+            arrivals=self.arrivals,
         )
 
     def save(self, folder: Path) -> None:

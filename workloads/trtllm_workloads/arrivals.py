@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trtllm_workloads.errors import WorkloadError
+from trtllm_workloads.shortform import build
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -204,6 +205,27 @@ class Recorded:
             )
         ordered = np.sort(np.asarray(self.recorded_s[:n], dtype=np.float64))
         return np.asarray((ordered - ordered[0]) * self.time_scale, dtype=np.float64)
+
+
+KINDS: dict[str, type] = {
+    "at-once": AtOnce,
+    "constant": Constant,
+    "poisson": Poisson,
+    "gamma": Gamma,
+    "linear-ramp": LinearRamp,
+    "exponential-ramp": ExponentialRamp,
+    "on-off": OnOff,
+    "rate-series": RateSeries,
+}
+
+
+def parse(text: str) -> Arrivals:
+    """An arrival flag: a process of `KINDS` in short form (`shortform`).
+
+    >>> parse("on-off:rate=30,on_s=5,off_s=10")
+    OnOff(rate=30.0, on_s=5.0, off_s=10.0, off_rate=0.0)
+    """
+    return build(text, KINDS, "arrival process")  # type: ignore[no-any-return]
 
 
 def from_flags(request_rate: float | None, burstiness: float = 1.0) -> Arrivals:

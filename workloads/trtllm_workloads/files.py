@@ -1,4 +1,4 @@
-"""Text files as users keep them: UTF-8 with or without a byte-order mark, any line ends, gzip-compressed or not (seen from the first bytes)."""
+"""Text files as users keep them: UTF-8 with or without a byte-order mark, any line ends, packed with gzip or not (its first bytes tell)."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trtllm_workloads.errors import WorkloadError
+from trtllm_workloads.shortform import build
 from trtllm_workloads.tokens import Int32Array
 
 Float64Array = npt.NDArray[np.float64]
@@ -287,51 +288,28 @@ def around(tokens: int, range_ratio: float) -> Lengths:
     return Uniform(max(1, int(np.floor(tokens * (1 - range_ratio)))), int(np.ceil(tokens * (1 + range_ratio))))
 
 
-KINDS: dict[str, tuple[type, tuple[str, ...]]] = {
-    "fixed": (Fixed, ("tokens",)),
-    "uniform": (Uniform, ("low", "high")),
-    "normal": (Normal, ("mean", "stdev", "low", "high")),
-    "lognormal": (LogNormal, ("mean", "stdev", "low", "high")),
-    "exponential": (Exponential, ("mean", "low", "high")),
-    "zipf": (Zipf, ("alpha", "low", "high")),
+KINDS: dict[str, type] = {
+    "fixed": Fixed,
+    "uniform": Uniform,
+    "normal": Normal,
+    "lognormal": LogNormal,
+    "exponential": Exponential,
+    "zipf": Zipf,
 }
-_WHOLE = {"tokens", "low", "high"}
+"""Distributions that fit on a line; a workload file knows more."""
 
 
 def parse(text: str) -> Lengths:
-    """A length flag: `128`, or `kind:a,b,...` / `kind:name=a,...` with kind and parameters as in `KINDS`.
+    """A length flag: `128`, or a distribution of `KINDS` in short form (`shortform`).
 
     >>> parse("normal:mean=512,stdev=64")
     Normal(mean=512.0, stdev=64.0, low=1, high=10000000)
     """
-    kind, _, rest = text.strip().partition(":")
-    if not rest:
-        if not kind.lstrip("-").isdecimal():
-            raise WorkloadError(f"'{text}' is no length: give a whole number, or a distribution such as uniform:64,256")
-        return Fixed(int(kind))
-    if kind not in KINDS:
-        raise WorkloadError(f"'{kind}' is no length distribution; there are {', '.join(KINDS)}")
-    cls, names = KINDS[kind]
-    values: dict[str, float] = {}
-    for place, item in enumerate(rest.split(",")):
-        name, equals, number = item.partition("=")
-        if not equals:
-            name, number = (names[place] if place < len(names) else ""), item
-        name = name.strip()
-        if name not in names:
-            raise WorkloadError(f"'{text}': {kind} takes {', '.join(names)}, not '{item.strip()}'")
-        try:
-            values[name] = int(number) if name in _WHOLE else float(number)
-        except ValueError:
-            raise WorkloadError(
-                f"'{text}': {name} is '{number}', which is not a {'whole number' if name in _WHOLE else 'number'}"
-            ) from None
-    try:
-        return cls(**values)  # type: ignore[no-any-return]
-    except TypeError:
-        raise WorkloadError(
-            f"'{text}': {kind} needs {', '.join(names[: 2 if kind not in ('fixed', 'exponential', 'zipf') else 1])}"
-        ) from None
+    if ":" in text:
+        return build(text, KINDS, "length distribution")  # type: ignore[no-any-return]
+    if not text.strip().lstrip("-").isdecimal():
+        raise WorkloadError(f"'{text}' is no length: give a whole number, or a distribution such as uniform:64,256")
+    return Fixed(int(text))
 
 
 def summary(values: Sequence[int] | Int32Array) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from trtllm_workloads import dataset
@@ -47,7 +48,8 @@ def open_workload(
         workload = read_spec(path).build(path.parent, requests=requests, vocab_size=vocab_size, seed=seed)
         return _scaled(workload, time_scale)
     if _format(path) in ("nvidia", ""):
-        workload, _ = dataset.read(path, skip_bad_rows=skip_bad_rows)
+        workload, skipped = dataset.read(path, skip_bad_rows=skip_bad_rows)
+        workload = replace(workload, skipped=skipped)
         return _scaled(workload if requests is None else workload.head(requests), time_scale)
     trace = reading.read_trace(path, skip_bad_rows=skip_bad_rows, limit=requests)
     if time_scale != 1:

@@ -70,6 +70,8 @@ class Workload:
     think_s: Float64Array | None = None
     slo_ms: Float64Array | None = None
     """[n, 3] TTFT, TPOT, end-to-end limits; NaN for none."""
+    skipped: int = 0
+    """Bad rows of the file it was read from that were left out."""
 
     def __post_init__(self) -> None:
         n = len(self.prompts)

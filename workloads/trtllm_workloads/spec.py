@@ -64,7 +64,7 @@ class LengthTable(_Table):
                 raise WorkloadError(f"empirical lengths take trace, column; given: {', '.join(given) or 'nothing'}")
             rows = read_trace(folder / given["trace"])
             return distributions.Empirical(rows.input_tokens if self.column == "input" else rows.output_tokens)
-        cls = {"histogram": distributions.Histogram, "mixture": distributions.Mixture}.get(self.kind) or distributions.KINDS[self.kind][0]
+        cls = {"histogram": distributions.Histogram, "mixture": distributions.Mixture}.get(self.kind) or distributions.KINDS[self.kind]
         try:
             return cls(**given)  # type: ignore[no-any-return]
         except TypeError:
@@ -86,16 +86,7 @@ class ArrivalTable(_Table):
 
     def build(self) -> processes.Arrivals:
         given = {name: value for name, value in self.model_dump(exclude={"kind"}).items() if value is not None}
-        cls: type = {
-            "at-once": processes.AtOnce,
-            "constant": processes.Constant,
-            "poisson": processes.Poisson,
-            "gamma": processes.Gamma,
-            "linear-ramp": processes.LinearRamp,
-            "exponential-ramp": processes.ExponentialRamp,
-            "on-off": processes.OnOff,
-            "rate-series": processes.RateSeries,
-        }[self.kind]
+        cls = processes.KINDS[self.kind]
         try:
             return cls(**given)  # type: ignore[no-any-return]
         except TypeError:

@@ -100,6 +100,7 @@ class Trace:
             arrival_s=ordered.arrival_s,
             session=ordered.session,
             turn=ordered.turn,
+            skipped=self.skipped,
         )
 
 
