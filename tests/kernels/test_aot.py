@@ -16,7 +16,8 @@ from trtllm_kernels.catalogue import MODELS, kernels_of, ops_of
 from trtllm_kernels.cubin import Cubin
 from trtllm_kernels.errors import KernelError
 from trtllm_kernels.lowering import lower
-from trtllm_kernels.types import KernelSpec
+from trtllm_kernels.lowering.call import Operand
+from trtllm_kernels.types import KernelSpec, TensorSpec
 
 _SHARED_LIMIT = {"sm_80": 163 * 1024, "sm_89": 99 * 1024, "sm_90": 227 * 1024}
 
@@ -113,6 +114,28 @@ def test_hopper_kernels_let_the_next_start_then_load_constants_then_wait(tmp_pat
         assert any(re.match(r"LDG|UTMALDG", op) for op in after), spec
         assert not spec.function.startswith("gemv") or aot.compile_kernel(spec, "sm_90").info.registers <= 64
         assert any(re.match(r"STG|UTMASTG", op) for op in after), spec
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp8"])
+def test_products_of_one_token_ask_ahead_before_they_wait_and_all_fit_the_chip(precision: str) -> None:
+    """Of the tiles recorded for the 8B: eight programs of 128 threads an SM, weights asked for after the first tiles and not after the
+    wait, once a chunk of as many lines as threads."""
+    ahead = Operand("next", TensorSpec((4096, 14336), precision))
+    checked = 0
+    for shape in ops_of(MODELS["llama-3.1-8b"], precision):
+        lowered = lower(shape.op, shape.inputs, shape.outputs, shape.attrs, "sm_90", ahead=ahead)
+        for spec in (spec for spec in lowered.kernels if spec.function.startswith("gemv")):
+            info, code = aot.compile_kernel(spec, "sm_90").info, instructions(spec)
+            assert info.spill_bytes == 0
+            assert info.registers * 32 * info.num_warps * 8 <= 65536, (spec, info)
+            rows, known = spec.constexprs["ROWS"], spec.constexprs
+            chunks = [-(-lines // known["THREADS"]) for lines in (rows * known["REST"], known["LATER"], known["NEXT"])]
+            asked = [index for index, op in enumerate(code) if op.startswith("CCTL")]
+            assert len(asked) == sum(chunks) >= 2
+            wait, wide = code.index(_WAIT), [index for index, op in enumerate(code) if op == "LDG.E.128"]
+            assert wide[_CONSTANT_LOADS["gemv"] // 2 - 1] < asked[0] < asked[-1] < wait, (spec, code)
+            checked += 1
+    assert checked >= 5
 
 
 def test_cache_serves_what_was_compiled_and_mends_what_was_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
