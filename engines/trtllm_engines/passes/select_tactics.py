@@ -29,6 +29,15 @@ def select_tactics(ops: Sequence[Op], specs: Mapping[str, TensorSpec], arches: S
 def _lower(op: Op, specs: Mapping[str, TensorSpec], arch: str, weight: str) -> Lowered:
     inputs = [specs[name] if name else None for name in op.inputs]
     outputs = [specs[name] for name in op.outputs]
-    names = {"input_names": op.inputs, "output_names": op.outputs}
     ahead = Operand(weight, specs[weight]) if weight else None
-    return lower(op.op, inputs, outputs, op.attrs, arch, in_place=bool(op.reuses), ahead=ahead, **names)
+    return lower(
+        op.op,
+        inputs,
+        outputs,
+        op.attrs,
+        arch,
+        input_names=op.inputs,
+        output_names=op.outputs,
+        in_place=bool(op.reuses),
+        ahead=ahead,
+    )
