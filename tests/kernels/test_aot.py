@@ -15,7 +15,7 @@ from trtllm_kernels import aot, tactics
 from trtllm_kernels.catalogue import MODELS, kernels_of, ops_of
 from trtllm_kernels.cubin import Cubin
 from trtllm_kernels.errors import KernelError
-from trtllm_kernels.lowering import lower
+from trtllm_kernels.lowering import PRODUCTS, lower
 from trtllm_kernels.lowering.call import Operand
 from trtllm_kernels.types import KernelSpec, TensorSpec
 
@@ -24,7 +24,21 @@ _SHARED_LIMIT = {"sm_80": 163 * 1024, "sm_89": 99 * 1024, "sm_90": 227 * 1024}
 
 _SPILL_BYTES = {"context_attention": 16}
 """All a kernel may spill: 0, but for head 256 over fp8 pages of 64 on sm_90, at the limit of 255 registers."""
-_ONLY_HOPPER = {"gate_up_silu", "linear_gelu", "fresh_attention"}
+_FEW = {"few_linear", "few_parts", "few_sum", "few_gate_up_silu", "few_linear_gelu"}
+_ONLY_HOPPER = {"gate_up_silu", "linear_gelu", "fresh_attention", *_FEW}
+
+
+def few_token_kernels(precision: str) -> list[KernelSpec]:
+    """Each once at the 8B's shapes, whole and divided; by default they are off."""
+    whole = {"few_to": 64}
+    divided = {**whole, **dict.fromkeys(("few16_splits", "few32_splits", "few64_splits"), 4)}
+    chosen = {}
+    for op in (op for op in ops_of(MODELS["llama-3.1-8b"], precision) if op.op in PRODUCTS):
+        for tactic in (whole, divided) if op.op == "linear" else (whole,):
+            for spec in lower(op.op, op.inputs, op.outputs, op.attrs, "sm_90", tactic=tactic).kernels:
+                if spec.function.startswith("few"):
+                    chosen.setdefault((spec.function, spec.constexprs.get("TOKENS"), spec.constexprs.get("SCALED_ROWS")), spec)
+    return list(chosen.values())
 
 
 def representative(arch: str) -> list[KernelSpec]:
@@ -35,6 +49,8 @@ def representative(arch: str) -> list[KernelSpec]:
             quantized = any(spec.constexprs.get(name) for name in ("SCALED", "SCALED_CACHE", "QUANTIZE"))
             kind = tuple(spec.constexprs.get(name) for name in ("SPLIT", "BESIDE", "PROGRAMS"))
             chosen.setdefault((spec.function, kind, quantized), spec)
+        if arch == "sm_90":
+            chosen |= {spec.key: spec for spec in few_token_kernels(precision)}
     others = [("gptj-6b", "bf16"), ("smollm2-135m", "fp16"), ("qwen3-8b", "bf16"), *([] if arch == "sm_80" else [("gptj-6b", "fp8")])]
     family = ("rope_kv_write", "context_attention", "fresh_attention", "decode_attention")
     for name, precision in others:
@@ -102,7 +118,7 @@ def test_hopper_kernels_let_the_next_start_then_load_constants_then_wait(tmp_pat
     interpreted_overlap.py sees."""
     monkeypatch.setattr(tactics, "folder", lambda: tmp_path)
     waiting = [spec for spec in kernels_of("llama-3.1-8b", "fp8", "sm_90").values() if not spec.constexprs.get("BESIDE")]
-    for spec in {spec.function: spec for spec in waiting}.values():
+    for spec in {spec.function: spec for spec in [*waiting, *few_token_kernels("fp8")]}.values():
         code = instructions(spec)
         assert (code.count(_LET_NEXT_START), code.count(_WAIT)) == (1, 1), spec
         before, after = code[: code.index(_WAIT)], code[code.index(_WAIT) :]

@@ -15,6 +15,7 @@ from typing import Literal
 
 from trtllm_kernels.expr import product
 from trtllm_kernels.lowering.call import ELEMENT_BYTES, I32, Builder, OpCall, Operand, Tma
+from trtllm_kernels.lowering.few import few_tunables, launch_few, within
 from trtllm_kernels.types import Arg, Dim, Launch, Lowered
 
 ALGORITHM_SIZES = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
@@ -36,8 +37,11 @@ def _only_one(tokens: Dim) -> Dim:
     return int(tokens == 1) if isinstance(tokens, int) else f"2 - {tokens}"
 
 
-def _unless_one(tokens: Dim) -> Dim:
-    return int(tokens != 1) if isinstance(tokens, int) else f"min(1, {tokens} - 1)"
+def _beyond(tokens: Dim, covered: int) -> Dim:
+    """The tokens of a step of more than `covered`, else 0 or less."""
+    if covered == 0:
+        return tokens
+    return product(tokens, int(tokens > covered) if isinstance(tokens, int) else f"min(1, {tokens} - {covered})")
 
 
 def _algorithm(tokens: Dim, tuned: Mapping[str, int]) -> tuple[Arg, ...]:
@@ -45,19 +49,12 @@ def _algorithm(tokens: Dim, tuned: Mapping[str, int]) -> tuple[Arg, ...]:
     ranks, sizes = [], []
     for below, size in zip((0, *ALGORITHM_SIZES), ALGORITHM_SIZES, strict=False):
         if rank := tuned[algorithm_of(size)]:
-            here = _within(tokens, below, size)
+            here = within(tokens, below, size)
             ranks.append(f"{rank} * {here}")
             sizes.append(f"{size} * {here}")
     if not ranks:
         return ()
     return Arg("i32", " + ".join(ranks)), Arg("i32", " + ".join(sizes)), Arg("i32", tuned[LT_VERSION])
-
-
-def _within(tokens: Dim, below: int, most: int) -> Dim:
-    """1 from `below` + 1 to `most` tokens, else 0."""
-    if isinstance(tokens, int):
-        return int(below < tokens <= most)
-    return f"max(0, min(1, {tokens} - {below}, {most + 1} - {tokens}))"
 
 
 def _matmul(call: OpCall, y: Operand, rows: Dim, algorithm: tuple[Arg, ...] = ()) -> Launch:
@@ -113,10 +110,12 @@ def _ahead(call: OpCall, rows: int, columns: int, tuned: Mapping[str, int]) -> d
 def linear(call: OpCall) -> Lowered:
     x, weight, bias, residual, y = call["x"], call["weight"], call.get("bias"), call.get("residual"), call.outputs[0]
     rows, columns = _gemv_tile(weight)
-    tuned = call.tuned(gemv=1, gemv_rows=rows, gemv_columns=columns, gemv_warps=4, **AHEAD, **dict.fromkeys((*ALGORITHMS, LT_VERSION), 0))
+    defaults = {**AHEAD, **few_tunables(call), **dict.fromkeys((*ALGORITHMS, LT_VERSION), 0)}
+    tuned = call.tuned(gemv=1, gemv_rows=rows, gemv_columns=columns, gemv_warps=4, **defaults)
     rows, columns = tuned["gemv_rows"], tuned["gemv_columns"]
     tokens = x.shape[0]
     builder = Builder(call)
+    scales = {"XScale": call.get("x_scale") or x, "WScale": call.get("weight_scale") or x}
     fits = bool(tuned["gemv"]) and x.dtype != "fp32" and _gemv_fits(call, weight, rows, columns)
     if fits:
         builder.launch(
@@ -126,8 +125,7 @@ def linear(call: OpCall) -> Lowered:
                 "W": weight,
                 "Bias": bias or x,
                 "Residual": residual or x,
-                "XScale": call.get("x_scale") or x,
-                "WScale": call.get("weight_scale") or x,
+                **scales,
                 "Y": y,
                 "Ahead": call.get("ahead") or weight,
             },
@@ -144,8 +142,8 @@ def linear(call: OpCall) -> Lowered:
             },
             warps=tuned["gemv_warps"],
         )
-    count = product(tokens, _unless_one(tokens)) if fits else tokens
-    builder.launches.append(_matmul(call, y, count, _algorithm(tokens, tuned)))
+    covered = launch_few(builder, tuned, scales, int(fits))
+    builder.launches.append(_matmul(call, y, _beyond(tokens, covered), _algorithm(tokens, tuned)))
     return builder.finish()
 
 
@@ -177,6 +175,7 @@ class _Activated:
             gemv_columns=columns,
             gemv_warps=4,
             **(AHEAD if self.gate_up else {}),
+            **few_tunables(call),
             fused_from=192 if fused_fits(call) else 1 << 30,
             block_m=128,
             block_n=256,
@@ -195,8 +194,8 @@ class _Activated:
         self.builder = Builder(call)
 
     def lower(self) -> Lowered:
-        one = self._one()
-        self._few(one)
+        covered = launch_few(self.builder, self.tuned, self.scales, int(self._one()), self.tuned["fused_from"] - 1)
+        self._some(covered)
         if self.tuned["fused_from"] < 1 << 30:
             self._many()
         return self.builder.finish()
@@ -223,21 +222,20 @@ class _Activated:
         )
         return True
 
-    def _few(self, one: bool) -> None:
-        """cuBLASLt into scratch, then the activation."""
+    def _some(self, covered: int) -> None:
+        """From `covered` + 1 tokens: cuBLASLt into scratch, then the activation."""
         call, tokens, first_fused = self.call, self.tokens, self.tuned["fused_from"]
         weight, y = call["weight"], call.outputs[0]
-        few: Dim = f"{tokens} * max(0, min(1, {first_fused} - {tokens}))"
-        few = f"{few} * {_unless_one(tokens)}" if one else few
+        some = product(_beyond(tokens, covered), within(tokens, -1, first_fused - 1))
         raw = self.builder.workspace("product", (f"min({tokens}, {first_fused})", weight.size(0)), y.dtype if self.wide else "bf16")
-        self.builder.launches.append(_matmul(call, raw, few))
+        self.builder.launches.append(_matmul(call, raw, some))
         block = 1024
         while block > 16 and self.width % block:
             block //= 2
         self.builder.launch(
             "elementwise.silu_mul_interleaved" if self.gate_up else "elementwise.gelu",
             {"GateUp" if self.gate_up else "X": raw, "OutScale": self.scales["OutScale"], "Y": y},
-            grid=(few, -(-self.width // block)),
+            grid=(some, -(-self.width // block)),
             constexprs={"N": self.width, "BLOCK": block, "QUANTIZE": self.quantize},
             warps=max(1, min(8, block // 256)),
         )

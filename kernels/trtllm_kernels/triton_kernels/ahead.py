@@ -27,11 +27,13 @@ def _ask(at, wanted):
 
 @triton.jit
 def ask_rows(at, K: tl.constexpr, ROWS: tl.constexpr, LINES: tl.constexpr, PROGRAMS: tl.constexpr, THREADS: tl.constexpr):
-    """The first LINES lines at `at` and at the same place of the ROWS - 1 rows after, K elements each."""
+    """The first LINES lines at `at` and at the same place of the ROWS - 1 rows after, K elements each. PROGRAMS 0: every program asks."""
     ELEMENTS: tl.constexpr = 1024 // at.dtype.element_ty.primitive_bitwidth
     for begin in tl.static_range(0, ROWS * LINES, THREADS):
         line = begin + tl.arange(0, THREADS)
-        wanted = (line < ROWS * LINES) & (tl.program_id(0) < PROGRAMS)
+        wanted = line < ROWS * LINES
+        if PROGRAMS:
+            wanted &= tl.program_id(0) < PROGRAMS
         _ask(at + (line // LINES * K + line % LINES * ELEMENTS), wanted)
 
 

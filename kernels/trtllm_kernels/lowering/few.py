@@ -1,0 +1,150 @@
+"""Lowering of products of few tokens to `triton_kernels/few_tokens.py`: one kernel a padded size, of which a step launches one, or none.
+
+A tile is tall where that still gives the chip enough programs. All are resident at once where possible: what counts is how many bytes are
+on the way, and not that every SM has as many programs as the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from trtllm_kernels.expr import ceil_div
+from trtllm_kernels.lowering.call import ELEMENT_BYTES, I32, Builder, OpCall, Operand, Parameter, Tma
+from trtllm_kernels.types import Dim
+
+PADDED = (16, 32, 64)
+"""Tokens a tile holds; 64 is the most these kernels are made for."""
+FEW_TO = "few_to"
+"""Tunable: tokens up to which these kernels are taken; 0: never."""
+LINE_BYTES = 128
+_SUM_BLOCK = 1024
+"""Columns of a token that a program adds the parts of."""
+
+
+def few_tunables(call: OpCall) -> dict[str, int]:
+    """The defaults, for `OpCall.tuned`."""
+    found = {FEW_TO: 0}
+    for padded in PADDED:
+        for name, value in _default(call, padded).items():
+            found[f"few{padded}_{name}"] = value
+    return found
+
+
+def within(tokens: Dim, below: int, most: int) -> Dim:
+    """1 from `below` + 1 to `most` tokens, else 0."""
+    if isinstance(tokens, int):
+        return int(below < tokens <= most)
+    return f"max(0, min(1, {tokens} - {below}, {most + 1} - {tokens}))"
+
+
+def few_fits(call: OpCall) -> bool:
+    """TMA wants rows of whole 16 bytes; a weight smaller than the smallest tile is left to the library."""
+    weight = call["weight"]
+    row_bytes = weight.size(1) * ELEMENT_BYTES[weight.dtype]
+    return call.capability == 90 and weight.dtype != "fp32" and row_bytes % 16 == 0 and row_bytes >= 128 and weight.size(0) >= 64
+
+
+def _default(call: OpCall, padded: int) -> dict[str, int]:
+    weight = call["weight"]
+    tiles = ceil_div(weight.size(0), 64)
+    splits = 1 if call.op != "linear" or tiles >= 64 else min(8, ceil_div(call.sm_count, tiles))
+    k = 256 // ELEMENT_BYTES[weight.dtype]
+    return {"rows": 64, "k": k, "warps": 4, "stages": 6 if padded < 64 else 5, "splits": splits, "ahead": 16}
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """Of one padded size. `ahead`: KB of its weight that a program asks into L2 before it waits."""
+
+    tokens: int
+    rows: int
+    k: int
+    warps: int
+    stages: int
+    splits: int
+    ahead: int
+
+
+def _tile(tuned: Mapping[str, int], padded: int) -> _Tile:
+    return _Tile(padded, *(tuned[f"few{padded}_{name}"] for name in ("rows", "k", "warps", "stages", "splits", "ahead")))
+
+
+def _lines(weight: Operand, tile: _Tile) -> int:
+    """Lines of each row asked for ahead, all of them inside the weight."""
+    row_bytes = weight.size(1) * ELEMENT_BYTES[weight.dtype]
+    share = ceil_div(ceil_div(weight.size(1), tile.k), tile.splits) * tile.k * ELEMENT_BYTES[weight.dtype]
+    if weight.size(0) % tile.rows or share * tile.splits != row_bytes or row_bytes % LINE_BYTES:
+        return 0
+    return min(tile.ahead * 1024 // LINE_BYTES // tile.rows, share // LINE_BYTES)
+
+
+def launch_few(builder: Builder, tuned: Mapping[str, int], scales: Mapping[str, Parameter], below: int, most: int = PADDED[-1]) -> int:
+    """Launches for more than `below` and up to `most` tokens, or as many as the tunables say; the number covered, `below` if none.
+
+    `scales`: XScale, WScale and, for an op that ends in an activation, OutScale.
+    """
+    call = builder.call
+    most = min(most, tuned[FEW_TO], PADDED[-1])
+    if most <= below or not few_fits(call):
+        return below
+    tiles = [(least, _tile(tuned, padded)) for least, padded in zip((0, *PADDED), PADDED, strict=False)]
+    parts = None
+    if call.op == "linear" and (splits := max(tile.splits for _, tile in tiles)) > 1:
+        parts = builder.workspace("parts", (f"{splits} * min({call['x'].shape[0]}, {most})", call["weight"].size(0)))
+    for least, tile in tiles:
+        if least < most:
+            _launch(builder, tile, scales, within(call["x"].shape[0], max(below, least), min(most, tile.tokens)), parts)
+    return most
+
+
+def _launch(builder: Builder, tile: _Tile, scales: Mapping[str, Parameter], here: Dim, parts: Operand | None) -> None:
+    """`here`: 1 in steps that this tile is for, else 0."""
+    call = builder.call
+    x, weight, bias, residual, y = call["x"], call["weight"], call.get("bias"), call.get("residual"), call.outputs[0]
+    n, fp8 = weight.size(0), x.dtype == "fp8"
+    count = I32(x.shape[0])
+    divided = tile.splits > 1 and parts is not None
+
+    def product(function: str, rest: Mapping[str, Parameter], flags: Mapping[str, bool | int]) -> None:
+        constexprs = {
+            "N": n,
+            "K": weight.size(1),
+            "BLOCK_N": tile.rows,
+            "BLOCK_K": tile.k,
+            "TOKENS": tile.tokens,
+            "LINES": _lines(weight, tile),
+            "THREADS": 32 * tile.warps,
+            **flags,
+        }
+        builder.launch(
+            f"few_tokens.{function}",
+            {"X": Tma(x, tile.tokens, tile.k), "W": Tma(weight, tile.rows, tile.k), "WeightRows": weight, **rest, "num_tokens": count},
+            grid=(f"{ceil_div(n, tile.rows)} * {here}", tile.splits if divided else 1),
+            constexprs=constexprs,
+            warps=tile.warps,
+            stages=tile.stages,
+        )
+
+    if call.op != "linear":
+        quantize = call.get("out_scale") is not None
+        if call.op == "gate_up_silu":
+            product("few_gate_up_silu", {**scales, "Y": y}, {"SCALED": fp8, "QUANTIZE": quantize})
+        else:
+            flags = {"SCALED": fp8, "BIASED": bias is not None, "QUANTIZE": quantize}
+            product("few_linear_gelu", {"Bias": bias or x, **scales, "Y": y}, flags)
+        return
+    by_row = fp8 and len(call["weight_scale"].shape) == 2
+    stated = {"SCALED": fp8, "SCALED_ROWS": by_row, "BIASED": bias is not None, "ADDED": residual is not None}
+    epilogue: Mapping[str, Parameter] = {"Bias": bias or x, "Residual": residual or x, **scales, "Y": y}
+    if parts is None or not divided:
+        product("few_linear", epilogue, stated)
+        return
+    product("few_parts", {"Parts": parts}, {"SPLITS": tile.splits})
+    builder.launch(
+        "few_tokens.few_sum",
+        {"Parts": parts, **epilogue, "num_tokens": count},
+        grid=(f"{ceil_div(n, _SUM_BLOCK)} * {here}", x.shape[0]),
+        constexprs={"N": n, "BLOCK": _SUM_BLOCK, "SPLITS": tile.splits, **stated},
+        warps=4,
+    )

@@ -1,0 +1,147 @@
+"""Products of few tokens: results, which launch runs at how many tokens, and machine code that streams."""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+import triton
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trtllm_kernels.aot import compile_kernel
+from trtllm_kernels.errors import KernelError
+from trtllm_kernels.expr import evaluate
+from trtllm_kernels.lowering import lower
+from trtllm_kernels.types import KernelSpec, Launch, Lowered, TensorSpec
+
+SCALE = TensorSpec((1,), "fp32")
+
+
+def linear(rows: int, columns: int, dtype: str = "fp8", arch: str = "sm_90", tokens: int | str = "T", **tactic: int) -> Lowered:
+    x, y = TensorSpec((tokens, columns), dtype), TensorSpec((tokens, rows), "bf16")
+    scales = [None, SCALE, SCALE] if dtype == "fp8" else []
+    return lower("linear", [x, TensorSpec((rows, columns), dtype), *scales], [y], {}, arch, tactic=tactic)
+
+
+def gate_up(**tactic: int) -> Lowered:
+    x, weight, y = TensorSpec(("T", 4096), "fp8"), TensorSpec((28672, 4096), "fp8"), TensorSpec(("T", 14336), "fp8")
+    return lower("gate_up_silu", [x, weight, SCALE, SCALE, SCALE], [y], {}, "sm_90", tactic=tactic)
+
+
+def running(lowered: Lowered, tokens: int) -> list[Launch]:
+    return [one for one in lowered.launches if min(evaluate(dim, {"T": tokens}) for dim in one.grid) > 0]
+
+
+def routine(lowered: Lowered, launch: Launch) -> str:
+    if launch.library:
+        return launch.library
+    spec = next(spec for spec in lowered.kernels if spec.key == launch.kernel)
+    return f"{spec.function} {spec.constexprs['TOKENS']}" if "TOKENS" in spec.constexprs else spec.function
+
+
+@given(tokens=st.integers(1, 400), most=st.integers(0, 90), splits=st.sampled_from([1, 4]), gemv=st.sampled_from([0, 1]))
+def test_each_number_of_tokens_has_one_routine(tokens: int, most: int, splits: int, gemv: int) -> None:
+    divided = {f"few{padded}_splits": splits for padded in (16, 32, 64)}
+    lowered = linear(4096, 4096, few_to=most, gemv=gemv, **divided)
+    fixed = linear(4096, 4096, tokens=tokens, few_to=most, gemv=gemv, **divided)
+    names = [routine(lowered, launch) for launch in running(lowered, tokens)]
+    assert [routine(fixed, launch) for launch in running(fixed, tokens)] == names
+    padded = next(size for size in (16, 32, 64, 400) if tokens <= size)
+    if tokens == 1 and gemv:
+        assert names == ["gemv"]
+    elif tokens <= min(most, 64):
+        assert names == ([f"few_linear {padded}"] if splits == 1 else [f"few_parts {padded}", "few_sum"])
+    else:
+        assert names == ["scaled_matmul"]
+    if splits > 1 and min(most, 64) > 1:
+        (parts,) = lowered.workspaces.values()
+        assert evaluate(parts.shape[0], {"T": tokens}) >= splits * min(tokens, most, 64)
+
+
+@given(tokens=st.integers(1, 400), most=st.integers(0, 90), fused=st.sampled_from([32, 192]))
+def test_a_product_that_ends_in_an_activation_is_one_launch_for_few_tokens(tokens: int, most: int, fused: int) -> None:
+    lowered = gate_up(few_to=most, fused_from=fused)
+    names = [routine(lowered, launch) for launch in running(lowered, tokens)]
+    padded = next(size for size in (16, 32, 64, 400) if tokens <= size)
+    if tokens == 1:
+        assert names == ["gemv_gate_up_silu"]
+    elif tokens <= min(most, 64, fused - 1):
+        assert names == [f"few_gate_up_silu {padded}"]
+    else:
+        assert names == (["gate_up_silu"] if tokens >= fused else ["scaled_matmul", "silu_mul_interleaved"])
+
+
+def test_every_row_and_column_of_the_weight_has_a_program() -> None:
+    for rows, columns, splits in ((4096, 14336, 4), (1000, 336, 3), (6144, 4096, 1)):
+        lowered = linear(rows, columns, few_to=64, few32_splits=splits, gemv=0)
+        launch = running(lowered, 20)[0]
+        spec = next(spec for spec in lowered.kernels if spec.key == launch.kernel)
+        tiles, parts, _ = (evaluate(dim, {"T": 20}) for dim in launch.grid)
+        assert (tiles - 1) * spec.constexprs["BLOCK_N"] < rows <= tiles * spec.constexprs["BLOCK_N"]
+        assert parts == splits
+
+
+def test_where_they_are_off_or_do_not_fit_launches_are_what_they_were() -> None:
+    def functions(lowered: Lowered) -> set[str]:
+        return {spec.function for spec in lowered.kernels}
+
+    assert functions(linear(4096, 4096)) == {"gemv"}
+    for other in (linear(4096, 4096, arch="sm_89", few_to=64), linear(4096, 4100, few_to=64), linear(32, 4096, few_to=64)):
+        assert not any(name.startswith("few") for name in functions(other))
+    assert functions(linear(4096, 4096, "fp32", few_to=64)) == set()
+    with pytest.raises(KernelError, match="few128_rows"):
+        linear(4096, 4096, few128_rows=64)
+
+
+@given(
+    rows=st.sampled_from([64, 128, 1000, 4096]),
+    columns=st.integers(16, 600).map(lambda n: 16 * n),
+    splits=st.integers(1, 8),
+    tall=st.sampled_from([64, 128]),
+    ahead=st.integers(0, 400),
+)
+def test_lines_asked_for_ahead_lie_in_the_programs_part_of_the_weight(rows: int, columns: int, splits: int, tall: int, ahead: int) -> None:
+    lowered = linear(rows, columns, gemv=0, few_to=16, few16_rows=tall, few16_splits=splits, few16_ahead=ahead)
+    for spec in (spec for spec in lowered.kernels if "LINES" in spec.constexprs):
+        found = spec.constexprs
+        if found["LINES"]:
+            assert rows % tall == 0
+            assert found["LINES"] * 128 * splits <= columns
+            assert found["LINES"] * tall * 128 <= ahead * 1024
+
+
+def _code(spec: KernelSpec) -> list[str]:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compile_kernel(spec, "sm_90").code)
+        file.flush()
+        tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+        sass = subprocess.run([tool, "-sass", file.name], capture_output=True, text=True, check=True).stdout
+    return re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", sass, re.MULTILINE)
+
+
+@pytest.mark.parametrize("dtype", ["fp8", "bf16"])
+def test_weights_stream_ahead_of_the_tensor_cores(dtype: str) -> None:
+    """All stages but one are on the way before the first product, lines are asked for before the wait, and tiles are one warp group's."""
+    lowered = linear(4096, 4096, dtype, few_to=16, few16_stages=6)
+    spec = next(spec for spec in lowered.kernels if spec.function == "few_linear")
+    code = _code(spec)
+    products = [i for i, op in enumerate(code) if op.startswith("QGMMA.64x16" if dtype == "fp8" else "HGMMA.64x16")]
+    assert products
+    loads = [i for i, op in enumerate(code) if op.startswith("UTMALDG")]
+    assert sum(i < products[0] for i in loads) >= 2 * 5
+    asked = [i for i, op in enumerate(code) if op.startswith("CCTL.E.PF2")]
+    assert len(asked) == spec.constexprs["LINES"] * spec.constexprs["BLOCK_N"] // spec.constexprs["THREADS"] > 0
+    assert max(asked) < code.index("ACQBULK") < loads[0]
+
+
+def test_kernels_equal_their_references_in_the_interpreter() -> None:
+    script = Path(__file__).with_name("interpreted_few.py")
+    run = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr[-3000:]
+    results = [json.loads(line) for line in run.stdout.splitlines()]
+    assert len(results) == 34
+    assert not [r for r in results if r["failure"]]
