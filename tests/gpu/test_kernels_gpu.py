@@ -147,11 +147,19 @@ def test_rotation_in_place_is_the_functional_one(model: str, precision: str, tac
         torch.testing.assert_close(got.float(), want.float(), rtol=0.13 if got.dtype == FP8 else 2.0**-7, atol=1e-6, equal_nan=True)
 
 
-TOKENS = (1, 2, 191, 192, 1000)
-"""On both sides of every change of routine: one token, a few, and from 192 the fused kernels."""
+TOKENS = (1, 2, 16, 17, 64, 65, 191, 192, 1000)
+"""On both sides of every change of routine: one token, few (in tiles of 16, 32, 64), more, and from 192 the fused kernels."""
 
 
-def product_program(op: str, model: ModelShape, precision: str) -> tuple[dict[str, torch.Tensor], BoundProgram]:
+FEW = {
+    "library": {"few_to": 0},
+    "few": {"few_to": 64},
+    "few-divided": {"few_to": 64, **dict.fromkeys(("few16_splits", "few32_splits", "few64_splits"), 4)},
+}
+"""Tactics of products of 2 to 64 tokens."""
+
+
+def product_program(op: str, model: ModelShape, precision: str, tactic: dict[str, int]) -> tuple[dict[str, torch.Tensor], BoundProgram]:
     """As an engine has it: buffers of the largest step, sizes known only at the step."""
     named = draw(op, model, BatchShape((max(TOKENS),), (max(TOKENS),)), precision)
     tensors = {name: value.cuda() for name, value in named.items() if isinstance(value, torch.Tensor)}
@@ -159,7 +167,7 @@ def product_program(op: str, model: ModelShape, precision: str) -> tuple[dict[st
     tensors["out0"] = as_list(OPS[op].fake(*(tensors.get(a.name) for a in arguments)))[0]
     rows = {name: ("T", tensors[name].shape[1]) for name in ("x", "residual", "out0") if name in tensors}
     specs = {name: TensorSpec(rows.get(name, tuple(value.shape)), dtype_name(value.dtype)) for name, value in tensors.items()}
-    lowered = lower(op, [specs.get(name) for name in OPS[op].tensors], [specs["out0"]], {}, arch())
+    lowered = lower(op, [specs.get(name) for name in OPS[op].tensors], [specs["out0"]], {}, arch(), tactic=tactic)
     for name, spec in lowered.workspaces.items():
         shape = [evaluate(dim, {"T": max(TOKENS)}) for dim in spec.shape]
         tensors[name] = poison(torch.empty(shape, dtype=DTYPES[spec.dtype], device="cuda"))
@@ -169,9 +177,10 @@ def product_program(op: str, model: ModelShape, precision: str) -> tuple[dict[st
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "fp8"])
 @pytest.mark.parametrize("model", ["fused", "smollm2"])
 @pytest.mark.parametrize("op", PRODUCTS)
-def test_products(op: str, model: str, precision: str) -> None:
-    """smollm2's widths fit neither the one-token kernel nor the fused one: all is cuBLASLt's."""
-    tensors, program = product_program(op, {"fused": ModelShape(1024, 1536), **MODELS}[model], precision)
+@pytest.mark.parametrize("few", FEW)
+def test_products(few: str, op: str, model: str, precision: str) -> None:
+    """smollm2's widths fit neither the one-token kernel nor the fused one, nor whole tiles of few tokens: else all is cuBLASLt's."""
+    tensors, program = product_program(op, {"fused": ModelShape(1024, 1536), **MODELS}[model], precision, FEW[few])
     x, w, bias = (tensors.get(name) for name in ("x", "weight", "bias"))
     exact = dequantized(x, tensors.get("x_scale")) @ dequantized(w, tensors.get("weight_scale")).T
     exact = exact if bias is None else exact + bias.float()
