@@ -112,8 +112,17 @@ class Course:
         for index, candidate in enumerate(({}, *choice.candidates), -1):
             tactic = {**base, **candidate}
             inputs, outputs = self._tensors(op)
-            names = {"input_names": op.inputs, "output_names": op.outputs}
-            lowered = lower(op.op, inputs, outputs, op.attrs, self.arch, tactic=tactic, in_place=bool(op.reuses), **names)
+            lowered = lower(
+                op.op,
+                inputs,
+                outputs,
+                op.attrs,
+                self.arch,
+                tactic=tactic,
+                input_names=op.inputs,
+                output_names=op.outputs,
+                in_place=bool(op.reuses),
+            )
             entry = programs.setdefault(_active(lowered, case.shape.symbols), (tactic, lowered, set()))
             if index >= 0:
                 entry[2].add(index)
