@@ -57,9 +57,9 @@ _COUNTS: dict[str, Figure] = {
     "output_length_ratio": Figure("", "", "output tokens produced / output tokens asked for; below 1 the outputs were cut short"),
     "input_length_mean": Figure("tok", "", "mean prompt length"),
     "output_length_mean": Figure("tok", "", "mean output length"),
-    "lag_p50_ms": Figure("ms", "lower", "median of sent - intended arrival: the driver's own lateness"),
-    "lag_p99_ms": Figure("ms", "lower", "99th percentile of sent - intended arrival"),
-    "lag_max_ms": Figure("ms", "lower", "largest sent - intended arrival"),
+    "lag_p50_ms": Figure("ms", "lower", "median of sent - due: the driver's own lateness"),
+    "lag_p99_ms": Figure("ms", "lower", "99th percentile of sent - due"),
+    "lag_max_ms": Figure("ms", "lower", "largest sent - due"),
     "steady_start_s": Figure("s", "", "start of the steady window, from the first intended arrival"),
     "steady_end_s": Figure("s", "", "end of the steady window, from the first intended arrival"),
 }

@@ -49,7 +49,7 @@ class RequestLog:
     token_offsets: IntArray | None = None
     gpus: int = 1
     columns: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
-    """Further per-request columns to keep (session, priority, LoRA id); not used in any metric."""
+    """Further per-request columns to keep (session, priority, LoRA id); of these only `due_s` is used in a metric."""
 
     def __post_init__(self) -> None:
         n = len(self.intended_s)
@@ -146,8 +146,9 @@ def queue(log: RequestLog) -> FloatArray:
 
 
 def lag(log: RequestLog) -> FloatArray:
-    """[n] s: sent - intended arrival, the driver's own lateness."""
-    return log.sent_s - log.intended_s
+    """[n] s: sent - due, the driver's own lateness. Due is the intended arrival, or later, where a bound on requests in flight held the
+    request back and the log's column `due_s` says until when."""
+    return np.asarray(log.sent_s - log.columns.get("due_s", log.intended_s), dtype=np.float64)
 
 
 def duration(log: RequestLog) -> float:

@@ -70,6 +70,7 @@ def test_a_bound_on_an_open_loop_delays_sending_and_the_wait_is_latency_not_lag(
     assert target.peak_in_flight == 1
     np.testing.assert_allclose(metrics.ttft(result.log), [1.0, 1.9, 2.8, 3.7])
     np.testing.assert_allclose(result.lag_s, 0.0, atol=1e-12)
+    assert metrics.figures(result.log)["lag_max_ms"] == pytest.approx(0.0, abs=1e-9)
 
 
 def test_a_slow_driver_is_recorded_as_lag_and_counted_as_latency() -> None:
