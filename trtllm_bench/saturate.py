@@ -76,7 +76,8 @@ def run(settings: Settings) -> Saturation:
     try:
         prober = _Prober(settings, engine, session, session.identity(), vocabulary)
         limits = ", ".join(f"{name} {limit:g} ms" for name, limit in settings.slo_ms.items())
-        console.print(f"{limits} for {settings.search.attainment:.0%} of requests; {settings.unit}:")
+        least = _requests(settings, 0)
+        console.print(f"{limits} for {settings.search.attainment:.0%} of requests, at least {least:,} a run; {settings.unit}:")
         found = find_saturation(prober.measure, settings.start, settings.search, lambda probe: _tell(console, settings, probe))
     finally:
         session.close()
@@ -87,9 +88,14 @@ def run(settings: Settings) -> Saturation:
     return found
 
 
+def requests_to_decide(search: Search) -> int:
+    """Fewest requests of a probe, its ramp-up included."""
+    return math.ceil(search.least_requests() / (1 - RAMP_UP)) + 1
+
+
 def _requests(settings: Settings, load: float) -> int:
-    """Requests of a probe, its ramp-up included."""
-    least = math.ceil(settings.search.least_requests() / (1 - RAMP_UP)) + 1
+    """Requests of a probe."""
+    least = requests_to_decide(settings.search)
     if settings.by_rate:
         return max(least, math.ceil(load * settings.duration_s))
     return max(least, 4 * int(load))
@@ -129,8 +135,8 @@ class _Prober:
                 "give a longer one, a workload .toml that makes as many as asked, a shorter --duration, or a lower --attainment"
             )
         how = Load(
-            concurrency=0 if settings.by_rate else int(load),
-            open_loop=settings.by_rate,
+            concurrency=0 if rate else max(1, int(load)),
+            open_loop=rate > 0,
             warmup=settings.warmup,
             slo_ms=settings.slo_ms,
             max_lag_ms=settings.max_lag_ms,
@@ -159,7 +165,10 @@ def _tell(console: Console, settings: Settings, probe: Probe) -> None:
     counted = sum(map(len, probe.runs))
     style = {"pass": "green", "fail": "red", "undecided": "yellow"}[probe.verdict]
     console.print(
-        f"  {probe.load:>9.4g}  good {probe.share:>6.1%} of {counted:>6,}  [{low:.1%}, {high:.1%}]".ljust(60) + f"  {probe.verdict}",
+        f"  {f'{probe.load:.4g}' if probe.load else 'alone':>9}  good {probe.share:>6.1%} of {counted:>6,}  [{low:.1%}, {high:.1%}]".ljust(
+            60
+        )
+        + f"  {probe.verdict}",
         style=style,
         markup=False,
     )
@@ -169,8 +178,11 @@ def answer(settings: Settings, found: Saturation) -> str:
     """The result as a sentence."""
     what = "request rate" if settings.by_rate else "concurrency"
     sure = f"with {found.confidence:.0%} confidence"
+    if found.failed == 0:
+        return f"no {what} meets these limits: requests sent one at a time miss them, {sure}"
     if found.passed == 0:
-        return f"no {what} tried meets these limits; the lowest tried was {min(probe.load for probe in found.probes):.4g} {settings.unit}"
+        lowest = min(probe.load for probe in found.probes if probe.load)
+        return f"no {what} tried meets these limits; the lowest tried was {lowest:.4g} {settings.unit}"
     if math.isinf(found.failed):
         return f"every {what} tried meets these limits, up to {found.passed:.4g} {settings.unit}"
     return f"the highest {what} that meets these limits lies between {found.passed:.4g} and {found.failed:.4g} {settings.unit}, {sure}"

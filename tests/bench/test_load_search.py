@@ -33,12 +33,21 @@ def test_limits_no_load_can_meet_end_in_1(capsys: pytest.CaptureFixture[str]) ->
     assert "no concurrency tried meets these limits; the lowest tried was 1 at a time" in capsys.readouterr().out
 
 
+def test_a_rate_no_lone_request_could_meet_is_not_halved_for_ever(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = tmp_path / "r.json"
+    assert main([*FAKE, "--goodput", "ttft:1", "--repeats", "1", "--duration", "0.5", "--report-json", str(report)]) == 1
+    assert "no request rate meets these limits: requests sent one at a time miss them" in capsys.readouterr().out
+    probes = json.loads(report.read_text())["probes"]
+    assert probes[0]["load"] > 50  # as many requests as could decide, in half a second
+    assert [probe["load"] for probe in probes[1:]] == [0]
+
+
 def test_a_dataset_too_short_to_decide_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = tmp_path / "d.jsonl"
     data.write_text('{"input_ids":[1,2],"output_tokens":3}\n' * 5)
     flags = ["search", "--target", "fake", "--max-lag-ms", "1000", "--dataset", str(data), "--goodput", "e2e:100"]
     assert main(flags) == 3
-    assert "the dataset has 5 requests and a run at 1 requests/s needs" in capsys.readouterr().err
+    assert "the dataset has 5 requests and a run at 11 requests/s needs" in capsys.readouterr().err
 
 
 def test_warm_up_seconds_are_sent_and_not_counted(tmp_path: Path) -> None:

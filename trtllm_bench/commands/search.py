@@ -19,7 +19,9 @@ def command(
     confidence: Annotated[float, typer.Option("--confidence", help="That the limit lies in the interval printed.")] = 0.95,
     tolerance: Annotated[float, typer.Option("--tolerance", help="Relative width of the interval to stop at.")] = 0.05,
     repeats: Annotated[int, typer.Option("--repeats", help="Most runs of one load, when one does not decide.")] = 3,
-    start: Annotated[float | None, typer.Option("--start", help="Load to begin with (default: 1).")] = None,
+    start: Annotated[
+        float | None, typer.Option("--start", help="Load to begin with (default: what makes a run --duration long; 1 at a time).")
+    ] = None,
     highest: Annotated[float | None, typer.Option("--highest", help="Load not to go beyond (default: 10000/s, or 4096 at a time).")] = None,
     duration: Annotated[float, typer.Option("--duration", help="Seconds of arrivals in a run, at least.")] = 20.0,
     burstiness: options.Burstiness = 1.0,
@@ -46,14 +48,17 @@ def command(
 ) -> None:
     """Find the highest load that still meets an SLO, by bisection with confidence."""
     from trtllm_bench.load.saturation import Search
-    from trtllm_bench.saturate import Settings, run
+    from trtllm_bench.saturate import Settings, requests_to_decide, run
     from trtllm_bench.single import case_of
     from trtllm_bench.wish import EngineWish, WorkloadWish, default_model
     from trtllm_results.metrics import parse_slo
 
     by_rate = by == "rate"
     top = highest if highest is not None else (10_000.0 if by_rate else 4096.0)
+    search = Search(attainment, confidence, tolerance, repeats, whole=not by_rate, alone=by_rate, highest=top)
     begin = start if start is not None else 1.0
+    if start is None and by_rate and duration > 0:
+        begin = max(1.0, round(requests_to_decide(search) / duration))
     for flag, value in (("--start", begin), ("--highest", top), ("--duration", duration)):
         if not 0 < value < math.inf:
             raise BenchError(f"{flag} is {value:g}; it must be above 0")
@@ -66,7 +71,7 @@ def command(
             target=target,
             engine=EngineWish(name, kind, engine_dir, weights, device, *sizes, kv_cache_fraction, policy, seed, kv_dtype),
             workload=WorkloadWish(None, *case_of(isl, osl, dataset), dataset, burstiness=burstiness, seed=seed),
-            search=Search(attainment, confidence, tolerance, repeats, whole=not by_rate, highest=top),
+            search=search,
             slo_ms=parse_slo(goodput),
             by_rate=by_rate,
             start=begin,

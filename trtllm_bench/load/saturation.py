@@ -77,13 +77,15 @@ class Saturation:
 
 @dataclass(frozen=True)
 class Search:
-    """How to look. `whole`: loads are whole numbers (concurrency). `tolerance`: stop when failed / passed is within 1 + tolerance."""
+    """How to look. `whole`: loads are whole numbers (concurrency). `tolerance`: stop when failed / passed is within 1 + tolerance.
+    `alone`: `measure(0)` sends requests one at a time; where even these miss the SLO no load meets it, which halving would never learn."""
 
     attainment: float = 0.95
     confidence: float = 0.95
     tolerance: float = 0.05
     repeats: int = 3
     whole: bool = False
+    alone: bool = False
     highest: float = math.inf
     """No load above this is tried."""
 
@@ -151,8 +153,10 @@ def _next(probes: list[Probe], search: Search) -> float | None:
     if math.isinf(failed):
         highest = max(probe.load for probe in probes)
         return None if highest >= search.highest else min(_round(2 * highest, search), search.highest)
+    if passed == 0 and search.alone and all(probe.load for probe in probes):
+        return 0.0
     if passed == 0:
-        return _lower(below, search)
+        return _lower(below, search) if below else None
     gaps = [(high / low, low, high) for low, high in {(passed, below), (above, failed)} if _open(low, high, search)]
     if not gaps:
         return None
