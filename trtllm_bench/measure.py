@@ -56,6 +56,8 @@ class Measurement:
     """Columns, one entry an engine step, where the target knows its steps."""
     samples: Mapping[str, Any] = field(default_factory=dict)
     """Columns of telemetry samples, where there is telemetry."""
+    no_telemetry: str = ""
+    """Why there is none, one sentence; empty where there is."""
     warnings: tuple[str, ...] = ()
     void: str = ""
     """Why the figures must not be used, one sentence; empty when they may."""

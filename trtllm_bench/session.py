@@ -89,4 +89,4 @@ def drive(target: Target, workload: Workload, load: Load, on_requests: OnRequest
     span = (float(log.intended_s.min()), float(np.nanmax(log.end_s)))
     found |= samples.figures(*span, found.get("output_tokens", 0.0))
     warnings = (*verdict.warnings, *samples.suspicions(*span))
-    return Measurement(found, log, samples=samples.columns(), warnings=warnings, void=verdict.void)
+    return Measurement(found, log, samples=samples.columns(), no_telemetry=samples.absent, warnings=warnings, void=verdict.void)

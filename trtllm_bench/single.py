@@ -69,6 +69,11 @@ def _measured(single: Single, reports: Iterable[Path | None], console: Console) 
     wish = single.engine
     check_target(single.target, wish)
     workload = make_workload(single.workload, vocabulary_of(single.target, wish))
+    asked = single.workload.requests or 0
+    if len(workload) < asked:
+        console.print(
+            f"note: {single.workload.dataset} has {len(workload):,} of the {asked:,} requests asked for", style="yellow", soft_wrap=True
+        )
     if wish.max_seq_len is None and wish.engine_dir is None:
         wish = replace(wish, max_seq_len=longest(workload))
         single = replace(single, engine=wish)
@@ -81,6 +86,8 @@ def _measured(single: Single, reports: Iterable[Path | None], console: Console) 
             measurement = session.measure(workload, single.load, _counter(console, len(workload)))
             row = _row(single, identity, workload, measurement)
             print_report(row, console)
+            if measurement.no_telemetry:
+                console.print(f"\n{measurement.no_telemetry}", style="dim", soft_wrap=True)
             _write(replace(single, report_json=report), row, measurement, identity, console)
             yield report, row
     finally:

@@ -82,6 +82,35 @@ def test_any_arrival_process_can_be_asked_for(tmp_path: Path, capsys: pytest.Cap
     assert "target fake" in capsys.readouterr().out
 
 
+def test_it_is_said_that_there_is_no_telemetry_and_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    measure(tmp_path / "r.json", "throughput", "--num-requests", 3)
+    assert "no GPU took part, so there are no power and clock figures" in capsys.readouterr().out
+    grid = [
+        "sweep",
+        "--target",
+        "null",
+        "--batch-size",
+        "1",
+        "--isl",
+        "4",
+        "--osl",
+        "4",
+        "--max-lag-ms",
+        "1000",
+        "--out",
+        str(tmp_path / "s"),
+    ]
+    assert main(grid) == 0
+    assert capsys.readouterr().out.count("no GPU took part") == 1
+
+
+def test_a_dataset_with_fewer_requests_than_asked_for_is_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "d.jsonl"
+    path.write_text('{"task_id": 0, "input_ids": [1], "output_tokens": 1}\n')
+    assert main(["throughput", "--target", "null", "--dataset", str(path), "--num-requests", "9"]) == 0
+    assert "d.jsonl has 1 of the 9 requests asked for" in capsys.readouterr().out
+
+
 def test_out_appends_to_a_store_with_its_requests(tmp_path: Path) -> None:
     for _ in range(2):
         measure(tmp_path / "r.json", "throughput", "--num-requests", 3, "--out", tmp_path / "store")

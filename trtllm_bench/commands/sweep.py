@@ -147,7 +147,7 @@ def _run(toml: Path | None, flags: dict[str, Any], out: Path | None, resume: boo
     command_line = " ".join(["trtllm-bench", *sys.argv[1:]])
     try:
         with SweepView(spec, console) as view:
-            rows = Sweep(
+            sweep = Sweep(
                 spec=spec,
                 store=store,
                 open_session=lambda precision: open_session(spec.target, spec.engine_wish(precision, max_seq_len), view.stage),
@@ -155,7 +155,8 @@ def _run(toml: Path | None, flags: dict[str, Any], out: Path | None, resume: boo
                 watcher=view,
                 environment=environment,
                 command=command_line,
-            ).run()
+            )
+            rows = sweep.run()
     except KeyboardInterrupt:
         done = [row for row in store.rows() if row.status == "ok"]
         print(f"\nstopped; {len(done)} finished measurements are kept", file=sys.stderr)
@@ -163,6 +164,8 @@ def _run(toml: Path | None, flags: dict[str, Any], out: Path | None, resume: boo
         raise typer.Exit(INTERRUPTED) from None
     console.print()
     print_table(rows, console)
+    if sweep.no_telemetry:
+        console.print(sweep.no_telemetry, style="dim", soft_wrap=True)
     console.print(f"\nresults: {folder / 'results.parquet'}, {folder / 'results.json'}", soft_wrap=True)
     if not any(row.status == "ok" for row in rows):
         raise typer.Exit(FAILURE)

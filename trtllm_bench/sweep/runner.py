@@ -51,6 +51,7 @@ class Sweep:
 
     def __post_init__(self) -> None:
         self._rows = RowMaker(self.environment, uuid.uuid4().hex[:12], self.command)
+        self.no_telemetry = ""
 
     def run(self) -> list[Row]:
         """Runs to the end; returns the rows of this sweep's cells, those of earlier runs included."""
@@ -98,6 +99,7 @@ class Sweep:
             # Only now: until the handler ends, the error's traceback holds on to what the cell had allocated.
             session.recover()
             return self._keep(case, row, 0.0)
+        self.no_telemetry = measurement.no_telemetry
         return self._keep(case, self._rows.measured(cell, repeat, measurement), time.perf_counter() - began, measurement)
 
     def _load(self, case: Case) -> Load:
