@@ -60,7 +60,7 @@ def exact(t: Tensors, bias: bool, residual: bool) -> torch.Tensor:
 
 def check(got: torch.Tensor, want: torch.Tensor, dtype: torch.dtype, roundings: int = 1) -> None:
     relative, absolute = TOLERANCE[dtype]
-    relative *= roundings
+    relative, absolute = relative * roundings, absolute * roundings
     torch.testing.assert_close(got.double(), want, rtol=relative, atol=absolute)
 
 

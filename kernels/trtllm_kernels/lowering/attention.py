@@ -121,7 +121,7 @@ def paged_attention(call: OpCall) -> Lowered:
         decode_warps=_decode_warps(cache.dtype, page * head_dim * ELEMENT_BYTES[cache.dtype]),
         decode_stages={"fp32": 3, "fp8": 6}.get(cache.dtype, 4),
         split_target=4 * call.sm_count,
-        split_tokens=128,
+        split_tokens=32,
         context_block_m=block_m,
         context_block_n=block_n,
         context_warps=warps,

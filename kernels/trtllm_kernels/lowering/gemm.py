@@ -77,7 +77,7 @@ def _gemv_fits(call: OpCall, weight: Operand, rows: int, columns: int) -> bool:
     return call.capability >= (89 if weight.dtype == "fp8" else 80) and weight.size(0) % rows == 0 and weight.size(1) % columns == 0
 
 
-AHEAD: Mapping[str, int] = {"ahead_own": 16, "ahead_next": 16, "evict_first": 0}
+AHEAD: Mapping[str, int] = {"ahead_own": 0, "ahead_next": 0, "evict_first": 1}
 """Tunables of products of one token: KB that each program of the first wave asks into L2 of its own weight and of the next product's
 (`triton_kernels/ahead.py`), and whether a weight once read leaves L2 first. Not in `space.py`: tuning times an op alone, where nothing runs
 that the first could hide behind and the second is only cost."""
