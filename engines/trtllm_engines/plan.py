@@ -203,4 +203,4 @@ def _launch(data: Mapping[str, Any]) -> Launch:
         Arg(arg["kind"], arg["value"], None if arg["box"] is None else (arg["box"][0], arg["box"][1]), arg["index"]) for arg in data["args"]
     )
     grid = data["grid"]
-    return Launch(data["kernel"], (grid[0], grid[1], grid[2]), args, data["library"], data["beside"])
+    return Launch(data["kernel"], (grid[0], grid[1], grid[2]), args, data["library"], data["beside"], data["settles"])

@@ -111,7 +111,7 @@ class _Kernel:
         self.function = load_function(cubin)
         self.name = launch.kernel
         self.waits = cubin.info.waits
-        self.beside = launch.beside
+        self.beside, self.settles = launch.beside, launch.settles
         self.config = _launch_config(32 * cubin.info.num_warps, cubin.info.shared_bytes)
         self.grid = tuple(symbolic.index(dim) for dim in launch.grid)
         self._keep: list[Any] = []
@@ -227,10 +227,12 @@ class BoundProgram:
                     step.size(x, y, z)
                     self._active.append(step)
         if self._overlap:
+            settled = True
             for at, step in enumerate(self._active):
                 if isinstance(step, _Kernel):
-                    alone = at == 0 or beside.get(at - 1, False) or beside.get(at + 1, False)
-                    step.begins_early(beside[at] or (step.waits and not alone))
+                    in_turn = settled or beside.get(at - 1, False) or beside.get(at + 1, False)
+                    step.begins_early(beside[at] or (step.waits and not in_turn))
+                settled = isinstance(step, _Kernel) and step.settles
         self._symbols = symbols
 
     def run(self) -> None:

@@ -85,6 +85,7 @@ class Launch:
     beside: needs and disturbs nothing of the launch before it in the list, so both may run at once where kernels can overlap. Its kernel
     does not wait; it may begin when all blocks of the one before have begun. So that one begins only after all before it has ended, and so
     does the launch after this one.
+    settles: the launch after this one begins only when it has ended, so that all later ones may load its results before they wait.
     """
 
     kernel: str = ""
@@ -92,6 +93,7 @@ class Launch:
     args: tuple[Arg, ...] = ()
     library: str = ""
     beside: bool = False
+    settles: bool = False
 
 
 @dataclass(frozen=True)

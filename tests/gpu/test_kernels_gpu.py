@@ -69,13 +69,14 @@ def tolerance(op: str, precision: str) -> dict[str, float]:
 
 
 def check(op: str, precision: str, got: torch.Tensor, want: torch.Tensor) -> None:
-    """Codes may lie one step apart where a rounding flips, and further where they stand for less than the op's error in bf16."""
+    """Codes may lie one step apart where a rounding flips, and further where they stand for less than the op's error in bf16: of attention,
+    probabilities rounded to 8 bits times values of up to 4."""
     if want.dtype != FP8:
         torch.testing.assert_close(got, want, equal_nan=True, **tolerance(op, precision))
         return
     steps = code_steps(got, want)
     apart = (got.float() - want.float()).abs() * OUT_SCALE > (
-        tolerance(op, "bf16")["atol"] if op in (*PRODUCTS, "paged_attention") else 0.0
+        2**-7 if op == "paged_attention" else tolerance(op, "bf16")["atol"] if op in PRODUCTS else 0.0
     )
     flipped = int((steps > 0).sum())
     assert not bool(((steps > 1) & apart).any()), f"codes up to {int(steps.max())} steps apart"

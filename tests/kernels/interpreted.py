@@ -79,6 +79,10 @@ CONSTANTS = ("weight", "bias", "weight_scale", "out_scale", "scale", "k_scale", 
 """Arguments of ops that an engine stores; an activation's scale may be computed in the step."""
 
 
+STEP_INPUTS = ("block_table", "seq_slots", "query_start", "kv_lens", "positions", "kv_slots")
+"""Complete before any kernel but `prepare_step` begins."""
+
+
 def by_library(name: str, rows: int, x: torch.Tensor, weight: torch.Tensor, *rest: torch.Tensor) -> None:
     """What `products.LtMatmul` and `RowScaledMatmul` do."""
     scales, added, y = (rest[:2], rest[2:-1], rest[-1]) if name == "scaled_matmul" else ((None, None), rest[:-1], rest[-1])
@@ -90,7 +94,7 @@ def by_library(name: str, rows: int, x: torch.Tensor, weight: torch.Tensor, *res
 
 def run_launches(lowered: Lowered, tensors: dict[str, torch.Tensor], symbols: dict[str, int], constants: Collection[str]) -> None:
     """What `driver.BoundProgram` does, in the interpreter. `constants` are tensors that no kernel of a step writes, as of its inputs."""
-    constants = {*constants, "block_table", "seq_slots", "query_start", "kv_lens"}
+    constants = {*constants, *STEP_INPUTS}
     kernels = {spec.key: spec for spec in lowered.kernels}
     for launch in lowered.launches:
         grid = tuple(evaluate(dim, symbols) for dim in launch.grid)

@@ -140,6 +140,17 @@ def test_kernels_that_wait_begin_early_but_for_the_first_of_a_run(fake: Recordin
     assert fake.attributes == [[]]
 
 
+def test_what_follows_a_launch_that_settles_begins_when_it_has_ended(fake: RecordingDriver) -> None:
+    launches = (Launch("first"), Launch("prepare", settles=True), Launch("some", ("D", 1, 1)), Launch("other"), Launch("last"))
+    cubins = {launch.kernel: cubin(waits=True) for launch in launches}
+    program = BoundProgram([Lowered(launches)], {}.__getitem__, cubins)
+    for decodes, expected in ((1, [[], DEPENDENT, [], DEPENDENT, DEPENDENT]), (0, [[], DEPENDENT, [], DEPENDENT])):
+        fake.attributes.clear()
+        program.set_symbols(T=1, R=1, D=decodes, S=1, C=0)
+        program.run()
+        assert fake.attributes == expected
+
+
 def test_a_launch_beside_another_begins_early_and_its_neighbours_do_not(fake: RecordingDriver) -> None:
     """The pair is in steps with D; without its partner (C) the one beside runs in turn."""
     names = ("before", "prompts", "decode", "after", "last")

@@ -198,7 +198,7 @@ def best_of(z: torch.Tensor) -> torch.Tensor:
     rows, width = z.shape
     if rows > FEW_ROWS:
         return z.argmax(dim=-1)
-    pieces = next(count for count in (64, 32, 16, 8, 4, 2, 1) if width % count == 0)
+    pieces = next(count for count in (256, 128, 64, 32, 16, 8, 4, 2, 1) if width % count == 0)
     best, place = z.view(rows, pieces, -1).max(dim=-1)
     piece = best.argmax(dim=-1, keepdim=True)
     return (place.gather(1, piece) + piece * (width // pieces)).view(-1)

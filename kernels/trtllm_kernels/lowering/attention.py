@@ -6,8 +6,8 @@ context chunks; on Hopper whole prompts go apart from chunks with a cached past,
 its kind. Which rows are decode rows is the batch's order: sequences [0, D) decode.
 
 Where a step has both, decode sequences run beside whole prompts on Hopper: the one waits for memory, the other for tensor cores. Prompts
-come first, one block an SM (`fresh_attention`), since what came second would have to wait for room. That is slower for the prompts alone,
-so only where decoding takes longer anyway: with `beside_tokens` prompt tokens a decode sequence or fewer, whatever their lengths, as both
+come first, one block an SM (`fresh_attention`), since what came second would have to wait for room. Its shared memory decides how many
+blocks of decode attention join it there: with more, prompts lose more than decoding gains. That is slower for the prompts alone, so only where decoding takes longer anyway: with `beside_tokens` prompt tokens a decode sequence or fewer, whatever their lengths, as both
 times grow with them.
 """
 
@@ -134,7 +134,8 @@ def paged_attention(call: OpCall) -> Lowered:
         beside_block_m=64,
         beside_block_n=64,
         beside_warps=4,
-        beside_stages=2,
+        beside_stages=3,
+        beside_decode_stages=3,
     )
     builder = Builder(call)
     together = _together(call, tuned)
@@ -263,7 +264,7 @@ def _decode_launch(
             "BESIDE": beside,
         },
         warps=tuned["decode_warps"],
-        stages=tuned["decode_stages"],
+        stages=tuned["beside_decode_stages" if beside else "decode_stages"],
         beside=beside,
     )
 

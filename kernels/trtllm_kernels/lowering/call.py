@@ -164,8 +164,9 @@ class Builder:
         warps: int,
         stages: int = 3,
         beside: bool = False,
+        settles: bool = False,
     ) -> None:
-        """`kernel` is `module.function` under `trtllm_kernels.triton_kernels`; parameters in the kernel's order; `beside` is `Launch`'s.
+        """`kernel` is `module.function` under `trtllm_kernels.triton_kernels`; parameters in the kernel's order; the last two are `Launch`'s.
 
         Every kernel also takes OVERLAP: whether the architecture can start it before the kernel before it has ended.
         """
@@ -201,7 +202,7 @@ class Builder:
         )
         self.kernels[spec.key] = spec
         x, y, z = (*grid, 1, 1)[:3]
-        self.launches.append(Launch(kernel=spec.key, grid=(x, y, z), args=tuple(arguments), beside=beside))
+        self.launches.append(Launch(kernel=spec.key, grid=(x, y, z), args=tuple(arguments), beside=beside, settles=settles))
 
     def finish(self) -> Lowered:
         return Lowered(tuple(self.launches), tuple(self.kernels.values()), dict(self.workspaces))

@@ -8,9 +8,10 @@ by then all blocks of this kernel have their place, so the next one's take only 
 results, since the next kernel waits for those itself.
 
 `wait_for_previous` returns when the kernel before has ended and its writes are visible. Until then a kernel may load what no kernel of a
-step writes, and that only: constants (weights, their scales, norm weights, tables) and the step's inputs (slots, lengths, the block table:
-complete before the first kernel begins, see below). No result of the step, and no store at all, because the kernels before may still be
-reading what it would overwrite. An activation's scale counts as a result: by row it is one.
+step writes, and that only: constants (weights, their scales, norm weights, tables), the step's inputs (slots, lengths, the block table:
+complete before the first kernel begins, see below), and what `prepare_step` made of them (positions, cache slots), because the kernel after
+that one begins when it has ended (`types.Launch`, settles). No other result of the step, and no store at all, because the kernels before
+may still be reading what it would overwrite. An activation's scale counts as a result: by row it is one.
 
 Only the kernel right before is waited for. But that one ended after its own wait, so after the end of the one before it, and so on to the
 first of the run, which `driver.BoundProgram` launches in the ordinary way. A kernel that did not wait would break this chain for all

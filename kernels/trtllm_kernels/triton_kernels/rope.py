@@ -43,14 +43,14 @@ def rope(
     HEADS: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, INTERLEAVED: tl.constexpr, BLOCK_H: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     let_next_start(OVERLAP)
-    wait_for_previous(OVERLAP)
     token = tl.program_id(0).to(tl.int64)
-    heads = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
-    mask = heads < HEADS
     i = tl.arange(0, HALF)
     row = tl.load(Positions + token).to(tl.int64) * (2 * HALF)
     cos = tl.load(CosSin + row + i)[None, :]
     sin = tl.load(CosSin + row + HALF + i)[None, :]
+    wait_for_previous(OVERLAP)
+    heads = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
+    mask = heads < HEADS
     X += token * (HEADS * D)
     Y += token * (HEADS * D)
     first, second = _load_pair(X, heads, mask, D, HALF, INTERLEAVED, BLOCK_H)
@@ -82,24 +82,23 @@ def rope_kv_write(
         wq2, wk2 = tl.load(QNorm + other), tl.load(KNorm + other)
     if SCALED_CACHE:
         k_scale, v_scale = tl.load(KScale), tl.load(VScale)
-    wait_for_previous(OVERLAP)
     token = tl.program_id(0).to(tl.int64)
+    slot = tl.load(KvSlots + token).to(tl.int64)
+    row = tl.load(Positions + token).to(tl.int64) * (2 * HALF)
+    cos = tl.load(CosSin + row + i)[None, :]
+    sin = tl.load(CosSin + row + HALF + i)[None, :]
+    wait_for_previous(OVERLAP)
     heads = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
     is_q = heads < HQ
     is_k = (heads >= HQ) & (heads < HQ + HKV)
     is_v = (heads >= HQ + HKV) & (heads < HQ + 2 * HKV)
     turns = is_q | is_k if IN_PLACE else is_q | is_k | is_v
     passes = is_k | is_v if IN_PLACE else is_q | is_k | is_v
-    slot = tl.load(KvSlots + token).to(tl.int64)
     key_or_value = tl.where(is_v, 1, 0).to(tl.int64)
     kv_head = heads - HQ - tl.where(is_v, HKV, 0)
     cached = (((slot // PAGE) * 2 + key_or_value) * HKV + kv_head) * (PAGE * D) + (slot % PAGE) * D
     QKV += token * ((HQ + 2 * HKV) * D)
     Y += token * ((HQ + 2 * HKV) * D)
-
-    row = tl.load(Positions + token).to(tl.int64) * (2 * HALF)
-    cos = tl.load(CosSin + row + i)[None, :]
-    sin = tl.load(CosSin + row + HALF + i)[None, :]
     cos = tl.where(is_v[:, None], 1.0, cos)
     sin = tl.where(is_v[:, None], 0.0, sin)
     first, second = _load_pair(QKV, heads, is_q | is_k | is_v, D, HALF, INTERLEAVED, BLOCK_H)
