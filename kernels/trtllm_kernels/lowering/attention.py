@@ -7,8 +7,9 @@ its kind. Which rows are decode rows is the batch's order: sequences [0, D) deco
 
 Where a step has both, decode sequences run beside whole prompts on Hopper: the one waits for memory, the other for tensor cores. Prompts
 come first, one block an SM (`fresh_attention`), since what came second would have to wait for room. Its shared memory decides how many
-blocks of decode attention join it there: with more, prompts lose more than decoding gains. That is slower for the prompts alone, so only where decoding takes longer anyway: with `beside_tokens` prompt tokens a decode sequence or fewer, whatever their lengths, as both
-times grow with them.
+blocks of decode attention join it there: with more, prompts lose more than decoding gains. That is slower for the prompts alone, so only
+where decoding takes longer anyway: with `beside_tokens` prompt tokens a decode sequence or fewer, whatever their lengths, as both times
+grow with them.
 """
 
 from __future__ import annotations

@@ -166,7 +166,8 @@ class Builder:
         beside: bool = False,
         settles: bool = False,
     ) -> None:
-        """`kernel` is `module.function` under `trtllm_kernels.triton_kernels`; parameters in the kernel's order; the last two are `Launch`'s.
+        """`kernel` is `module.function` under `trtllm_kernels.triton_kernels`; parameters in the kernel's order; `beside` and `settles` are
+        `Launch`'s.
 
         Every kernel also takes OVERLAP: whether the architecture can start it before the kernel before it has ended.
         """
