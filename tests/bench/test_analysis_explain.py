@@ -231,6 +231,19 @@ def test_limits_come_with_what_to_change_and_what_it_would_bring(store: Path) ->
     assert sum("--precision fp8" in change for change in both) == 1
 
 
+def test_an_engine_built_for_one_request_is_not_taken_for_a_full_gpu(store: Path) -> None:
+    """What limits its batch is the build; a larger one fits as long as the memory holds it."""
+    cell = find_cell(f"{store}@batch=8")
+
+    def built_for(batch: int) -> MeasuredCell:
+        settings = {**cell.row.cell.settings, "max_batch_size": batch, "max_seq_len": 256}
+        return replace(cell, row=replace(cell.row, cell=replace(cell.row.cell, batch=batch, settings=settings)))
+
+    parts = {"weights": 90.0, "compute": 10.0}
+    assert any("--concurrency 2" in text for text in advised(built_for(1), parts))
+    assert any("needs more memory for its KV cache than this GPU has" in text for text in advised(built_for(100_000), parts))
+
+
 def test_what_the_figures_tell_is_said(store: Path) -> None:
     said = " ".join(advised(find_cell(f"{store}@batch=32"), {"compute": 100.0}))
     assert "3 sequences were preempted" in said

@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 from trtllm_bench.analysis.cells import MeasuredCell, hardware_of, plan_of
 from trtllm_bench.analysis.counts import StepShape
 from trtllm_bench.analysis.explain import IDLE, UNKNOWN, Breakdown
-from trtllm_bench.analysis.predict import pages_on
+from trtllm_bench.analysis.predict import cache_bytes_on
 from trtllm_bench.analysis.step_model import StepModel
 from trtllm_bench.errors import BenchError
 from trtllm_bench.profiling.record import Profile
 from trtllm_engines.errors import EngineError
+from trtllm_engines.runtime.device_state import page_bytes
 from trtllm_kernels.errors import KernelError
 
 NOTABLE = 0.15
@@ -114,17 +115,18 @@ def _from_kernels(profile: Profile) -> Iterator[Finding]:
         return
     (role, kernel), lost = max(losses.items(), key=lambda item: item[1])
     if lost > NOTABLE:
-        limit = f"{role.rpartition('.')[2]} ({kernel}) loses {lost:.0%} of the time against its ceiling"
-        yield Finding(limit, "a better kernel there would bring at most", lost / (1 - lost))
+        op = role.rpartition(".")[2]
+        limit = f"the kernel of {op}{'' if kernel == op else f' ({kernel})'} loses {lost:.0%} of the time against its ceiling"
+        yield Finding(limit, "a kernel at the ceiling would win that back", lost / (1 - lost))
 
 
 def _gain_of_batch(model: StepModel, cell: MeasuredCell, batch: int, now: float) -> tuple[str, float | None]:
     row, plan = cell.row.cell, model.counter.plan
-    needed = 2 * batch * math.ceil((row.isl + row.osl) / plan.profile.page_size)
+    needed = 2 * batch * math.ceil((row.isl + row.osl) / plan.profile.page_size) * page_bytes(plan)
     try:
-        if model.hardware.memory_bytes and needed > pages_on(plan, model.hardware, 0.9):
+        if model.hardware.memory_bytes and needed > cache_bytes_on(plan, model.hardware, 0.9):
             return "a larger batch needs more memory for its KV cache than this GPU has", None
-    except (BenchError, EngineError):
+    except BenchError:
         return "", None
     return f"more requests in flight: --concurrency {2 * batch}", rate(model, 2 * batch, row.isl, row.osl) / now - 1
 

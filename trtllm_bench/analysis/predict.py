@@ -76,8 +76,8 @@ class PredictedStep:
         return StepOutput(np.zeros(self.samples, np.int32))
 
 
-def pages_on(plan: Plan, hardware: Hardware, fraction: float) -> int:
-    """Pages of KV cache that a GPU has room for. Raises `BenchError` when the weights alone do not fit."""
+def cache_bytes_on(plan: Plan, hardware: Hardware, fraction: float) -> int:
+    """Bytes that a GPU has room for as KV cache. Raises `BenchError` when the weights alone do not fit."""
     weights = sum(math.prod(int(d) for d in spec.shape) * ITEM_BYTES[spec.dtype] for spec in plan.weights.values())
     left = hardware.memory_bytes * (1 - RESERVE) - weights - plan.arena_bytes
     if left * fraction < 8 * page_bytes(plan):
@@ -85,7 +85,12 @@ def pages_on(plan: Plan, hardware: Hardware, fraction: float) -> int:
             f"{plan.config.name} in {plan.precision} does not fit {hardware.name}: its weights and buffers take "
             f"{(weights + plan.arena_bytes) / 2**30:.1f} GiB of {hardware.memory_bytes / 2**30:.1f}"
         )
-    return pages_within(plan, int(left * fraction))
+    return int(left * fraction)
+
+
+def pages_on(plan: Plan, hardware: Hardware, fraction: float) -> int:
+    """Pages of KV cache an engine takes on a GPU: what there is room for, as far as it can use them. Raises as `cache_bytes_on`."""
+    return pages_within(plan, cache_bytes_on(plan, hardware, fraction))
 
 
 def predict(
