@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -111,6 +113,24 @@ def test_sd_interval_covers_the_deviation_as_often_as_it_says() -> None:
     draws = np.random.default_rng(5).normal(0.0, 2.0, (2000, 4))
     intervals = [stats.sd_interval(float(sd), 4, confidence=0.9) for sd in draws.std(axis=1, ddof=1)]
     assert np.mean([low <= 2.0 <= high for low, high in intervals]) == pytest.approx(0.9, abs=0.02)
+
+
+@given(st.integers(1, 12), st.integers(1, 12), st.booleans(), st.integers(0, 2**31))
+@settings(max_examples=60, deadline=None)
+def test_mann_whitneys_p_is_scipys(n: int, m: int, ties: bool, seed: int) -> None:
+    from scipy.stats import mannwhitneyu
+
+    rng = np.random.default_rng(seed)
+    a, b = (rng.integers(0, 5, size).astype(float) if ties else rng.normal(size=size) for size in (n, m))
+    if len(set(a) | set(b)) > 1:
+        assert stats.mann_whitney(a, b) == pytest.approx(min(1.0, mannwhitneyu(a, b).pvalue), rel=1e-9)
+    assert stats.mann_whitney([3.0] * n, [3.0] * m) == 1.0
+
+
+def test_comparing_does_not_load_scipys_statistics() -> None:
+    """Its import takes a second, which every `compare` would wait for."""
+    code = "import sys; from trtllm_results import stats; stats.mann_whitney([1, 2, 3], [4, 5, 6]); print('scipy.stats' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 
 
 def test_mann_whitney_separates_and_does_not() -> None:
