@@ -3,6 +3,7 @@ was at hand), small files built after NVIDIA's documented schemas for what those
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sqlite3
 import stat
@@ -106,6 +107,24 @@ def test_files_that_are_no_export_are_refused(tmp_path: Path) -> None:
         read_nsys(tmp_path / "empty.sqlite")
 
 
+@pytest.mark.parametrize("name", ["nsys_cloverleaf", "nsys_saxpy_mpi"])
+def test_an_export_cut_short_or_damaged_is_refused_or_read_and_never_a_traceback(name: str, tmp_path: Path) -> None:
+    path, rng = tmp_path / "a #1.sqlite", np.random.default_rng(0)
+    with closing(sqlite3.connect(path)) as database:
+        database.executescript((Path(__file__).parent / "data" / f"{name}.sql").read_text())
+    whole = path.read_bytes()
+    for size in rng.integers(100, len(whole), 30):
+        path.write_bytes(whole[:size])
+        with pytest.raises(BenchError, match=r"is cut short|is no SQLite export"):
+            read_nsys(path)
+    for _ in range(60):
+        damaged = np.frombuffer(whole, np.uint8).copy()
+        damaged[rng.integers(100, len(whole), 20)] = rng.integers(0, 256, 20)
+        path.write_bytes(damaged.tobytes())
+        with contextlib.suppress(BenchError):
+            read_nsys(path)
+
+
 STALL = "smsp__average_warps_issue_stalled_{}_per_issue_active.ratio"
 RAW = f'''==PROF== Connected to process 42
 ==PROF== Profiling "decode_grouped": 0%....50%....100% - 9 passes
@@ -163,6 +182,18 @@ def test_ncu_that_measured_nothing_says_why() -> None:
         read_ncu("==WARNING== No kernels were profiled.\n")
 
 
+@pytest.mark.parametrize("text", [RAW, DETAILS], ids=["raw", "details"])
+def test_a_csv_cut_anywhere_gives_no_wrong_figure(text: str) -> None:
+    whole = read_ncu(text)
+    for cut in range(len(text)):
+        try:
+            found = read_ncu(text[:cut])
+        except BenchError:
+            continue
+        for one, full in zip(found, whole, strict=False):
+            assert one.figures.items() <= full.figures.items()
+
+
 def fake_tool(folder: Path, name: str, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
     path = folder / name
     path.write_text(f"#!/bin/sh\n{script}\n")
@@ -210,10 +241,10 @@ def test_without_a_tool_one_sentence_says_what_to_install(
 
 def test_commands_ask_for_graph_nodes_and_unlocked_clocks(tmp_path: Path) -> None:
     assert "--cuda-graph-trace=node" in nsight.nsys_command("nsys", ["x"], tmp_path / "r")
-    command = nsight.ncu_command("ncu", ["x", "y"], tmp_path / "log", "gemv")
+    command = nsight.ncu_command("ncu", ["x", "y"], tmp_path / "log")
     assert command[-2:] == ["x", "y"]
     assert command[command.index("--clock-control") + 1] == "none"
-    assert "regex:gemv" in command
+    assert command[command.index("--page") + 1] == "raw"
 
 
 def test_the_inner_command_is_the_outer_one_without_the_tool() -> None:

@@ -103,8 +103,7 @@ def command(
     for tool in ["nsys"] * nsys + ["ncu"] * (ncu is not None):
         find(tool)
     if nsys:
-        given = sys.argv[sys.argv.index("profile") :]
-        profile = profile_with_nsys(without(given, ("--nsys",), ("--ncu", "--out")), folder, line)
+        profile = profile_with_nsys(without(sys.argv[1:], ("--nsys",), ("--ncu", "--out")), folder, line)
     else:
         profile = profile_cell(wanted, folder)
     if ncu is not None:

@@ -62,13 +62,24 @@ def read_ncu(text: str) -> list[Counters]:
                 "NVreg_RestrictProfilingToAdminUsers=0"
             )
         raise BenchError(f"Nsight Compute measured no kernel{': ' + said.strip('= ') if said else ''}; does the cell run the kernel named?")
-    rows = list(csv.DictReader(io.StringIO("\n".join(line for line in lines[start:] if not line.startswith("==")))))
-    launches = _of_details(rows) if rows and "Metric Name" in rows[0] else _of_raw(rows)
+    rows = _complete(line for line in lines[start:] if not line.startswith("=="))
+    launches = _of_details(rows) if "Metric Name" in rows[0] else _of_raw(rows)
     return [_counters(identity, metrics) for identity, metrics in launches]
 
 
+def _complete(lines: Iterable[str]) -> list[dict[str, str]]:
+    """Rows by column. A file cut short is refused: its last number may lack digits."""
+    try:
+        rows = list(csv.DictReader(io.StringIO("\n".join(lines)), strict=True))
+    except csv.Error:
+        rows = []
+    if not rows or "Kernel Name" not in rows[0] or any(None in row.values() for row in rows):
+        raise BenchError("the CSV of Nsight Compute is cut short or damaged; record it again")
+    return rows
+
+
 def _of_raw(rows: list[dict[str, str]]) -> Iterable[tuple[dict[str, str], dict[str, float]]]:
-    units = rows[0] if rows and not rows[0]["ID"] else {}
+    units = rows[0] if not rows[0]["ID"] else {}
     for row in rows[1 if units else 0 :]:
         metrics = {name: _number(value, units.get(name, "")) for name, value in row.items() if name not in _IDENTITY}
         yield row, {name: value for name, value in metrics.items() if value is not None}

@@ -61,12 +61,11 @@ def nsys_command(tool: str, target: Sequence[str], report: Path) -> list[str]:
     ]
 
 
-def ncu_command(tool: str, target: Sequence[str], log: Path, kernel: str = "") -> list[str]:
+def ncu_command(tool: str, target: Sequence[str], log: Path) -> list[str]:
     """Collects the sections above for kernels between `cudaProfilerStart` and its end, at the clocks the GPU runs at."""
     sections = [part for name in NCU_SECTIONS for part in ("--section", name)]
-    chosen = ["--kernel-name-base", "function", "--kernel-name", f"regex:{kernel}"] if kernel else []
     more = ["--profile-from-start", "off", "--clock-control", "none", "--csv", "--page", "raw", "--print-units", "base"]
-    return [tool, *sections, *chosen, *more, "--log-file", str(log), *target]
+    return [tool, *sections, *more, "--log-file", str(log), *target]
 
 
 def run(command: Sequence[str], tool: str) -> None:

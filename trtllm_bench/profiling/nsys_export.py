@@ -29,7 +29,11 @@ def read_nsys(path: Path, domain: str = "trtllm") -> tuple[list[Event], list[Eve
     if not path.is_file():
         raise BenchError(f"no Nsight Systems export at {path}; make one with nsys export --type sqlite")
     try:
-        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as database:
+            database.text_factory = lambda raw: raw.decode(errors="replace")
+            ((pages,),), ((page_bytes,),) = (database.execute(f"PRAGMA {what}").fetchall() for what in ("page_count", "page_size"))
+            if pages * page_bytes > path.stat().st_size:
+                raise BenchError(f"{path} is cut short: {path.stat().st_size:,} bytes of {pages * page_bytes:,}; export it again")
             tables = _columns(database)
             if KERNELS not in tables:
                 raise BenchError(f"{path} holds no kernels (table {KERNELS}); record with --trace=cuda, and export to SQLite")
@@ -38,7 +42,7 @@ def read_nsys(path: Path, domain: str = "trtllm") -> tuple[list[Event], list[Eve
             events += _copies(database, tables.get(COPIES, set()))
             events += _fills(database, tables.get(FILLS, set()))
             ranges = _ranges(database, tables.get(RANGES, set()), strings, domain)
-    except sqlite3.DatabaseError as error:
+    except (sqlite3.DatabaseError, TypeError, UnicodeDecodeError) as error:  # the last two: damaged times, damaged names of columns
         raise BenchError(f"{path} is no SQLite export of Nsight Systems ({error})") from error
     return sorted(events, key=lambda event: event.start_us), ranges
 
