@@ -16,6 +16,7 @@ from trtllm_bench.__main__ import main
 from trtllm_bench.errors import BenchError, RunFailure
 from trtllm_bench.load.driver import Drive, run_load
 from trtllm_bench.load.http import HttpTarget, complaint, laid_over
+from trtllm_bench.load.judge import judge
 from trtllm_results import metrics
 from trtllm_results.store import Store
 from trtllm_workloads.synthetic import fixed
@@ -28,7 +29,7 @@ class Mirror:
 
     def __init__(self) -> None:
         self.bodies: list[dict[str, object]] = []
-        self.status, self.per_piece, self.silent = 200, 1, False
+        self.status, self.per_piece, self.silent, self.template, self.junk = 200, 1, False, 0, b""
         self.loop = asyncio.new_event_loop()
         self.port = 0
         ready = threading.Event()
@@ -68,7 +69,8 @@ class Mirror:
             if place:
                 await asyncio.sleep(ITL_S)
             await answer.write(f"data: {json.dumps({'choices': [{'text': ' a'}]})}\n\n".encode())
-        usage = {"prompt_tokens": len(body["prompt"]), "completion_tokens": tokens}
+        await answer.write(self.junk)
+        usage = {"prompt_tokens": len(body["prompt"]) + self.template, "completion_tokens": tokens}
         await answer.write(f"data: {json.dumps({'choices': [], 'usage': usage})}\n\ndata: [DONE]\n\n".encode())
         return answer
 
@@ -82,7 +84,7 @@ def server() -> Iterator[Mirror]:
 
 @pytest.fixture
 def mirror(server: Mirror) -> Mirror:
-    server.status, server.per_piece, server.silent = 200, 1, False
+    server.status, server.per_piece, server.silent, server.template, server.junk = 200, 1, False, 0, b""
     server.bodies.clear()
     return server
 
@@ -132,6 +134,19 @@ def test_errors_are_outcomes(mirror: Mirror) -> None:
     mirror.status, mirror.silent = 200, True
     result = run_load(fixed(1, 5, 3).requests(), HttpTarget(url(mirror), model="mirror"), Drive())
     assert result.failures == ((0, "the stream ended without a token"),)
+    mirror.silent, mirror.junk = False, b"data: {oops\n\n"
+    result = run_load(fixed(1, 5, 3).requests(), HttpTarget(url(mirror), model="mirror"), Drive())
+    assert result.failures == ((0, "the stream holds what is no JSON: {oops"),)
+
+
+def test_prompts_the_server_counts_differently_are_noted(mirror: Mirror) -> None:
+    def noted(template: int, length: int = 20) -> tuple[str, ...]:
+        mirror.template = template
+        return judge(run_load(fixed(2, length, 3).requests(), HttpTarget(url(mirror)), Drive(concurrency=1)), open_loop=False).warnings
+
+    assert noted(0) == noted(1) == noted(4, 500) == ()
+    assert noted(12) == ("prompts were longer than asked: 32.0 tokens by the target's count instead of 20.0",)
+    assert noted(-15) == ("prompts were shorter than asked: 5.0 tokens by the target's count instead of 20.0",)
 
 
 def test_a_server_that_is_not_there_or_serves_something_else(mirror: Mirror) -> None:

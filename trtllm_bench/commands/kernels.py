@@ -39,6 +39,8 @@ def command(
 
     if noise <= 0 or seconds <= 0 or not 0 < margin < 0.5:
         raise BenchError("--noise and --seconds must be above 0, and --margin between 0 and 0.5")
+    if plot is not None and plot.suffix not in (".png", ".svg"):
+        raise BenchError(f"--plot {plot}: the file must end in .png or .svg")
     wanted = Wanted(shapes, precision or "bf16", parse_m(m), kv_len, name)
     earlier = None if baseline is None else Run.load(baseline)
     found = gpus()

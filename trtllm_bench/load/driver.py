@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from trtllm_bench.load.clock import Clock, RealClock
 from trtllm_bench.load.pacing import Pacer
@@ -56,6 +57,8 @@ class LoadResult:
     failures: tuple[tuple[int, str], ...]
     """(request, reason) of those that failed, in workload order."""
     stalled: bool
+    sent_tokens: npt.NDArray[np.int64]
+    """[n] tokens of each prompt by the workload; 0 where it is text. The log has the target's own count where it reports one."""
 
     @property
     def measured(self) -> RequestLog:
@@ -233,7 +236,8 @@ class _Run:
             columns=columns,
         )
         failures = tuple((request.id, outcome.error) for outcome, request in self._pairs(outcomes) if outcome.error)
-        return LoadResult(log, self.start_s, failures, self._stalled)
+        sent_tokens = np.asarray([request.input_tokens for request in self.requests], dtype=np.int64)
+        return LoadResult(log, self.start_s, failures, self._stalled, sent_tokens)
 
     def _pairs(self, outcomes: list[Outcome]) -> Iterator[tuple[Outcome, RequestSpec]]:
         return zip(outcomes, self.requests, strict=True)

@@ -162,7 +162,10 @@ class HttpTarget:
                 data = line[5:].strip()
                 if data == b"[DONE]":
                     break
-                event = json.loads(data)
+                try:
+                    event = json.loads(data)
+                except ValueError:
+                    raise RuntimeError(f"the stream holds what is no JSON: {data[:60].decode(errors='replace')}") from None
                 if event.get("error"):
                     raise RuntimeError(f"the server said: {event['error']}")
                 usage = event.get("usage") or usage
@@ -172,7 +175,7 @@ class HttpTarget:
             raise RuntimeError("the stream ended without a token")
         tokens = int(usage.get("completion_tokens") or len(pieces))
         times = np.asarray(pieces)[laid_over(tokens, len(pieces))]
-        return Outcome(request.id, pieces[-1], tokens, times, input_tokens=int(usage.get("prompt_tokens", -1)))
+        return Outcome(request.id, pieces[-1], tokens, times, input_tokens=int(usage.get("prompt_tokens") or -1))
 
 
 def laid_over(tokens: int, pieces: int) -> np.ndarray[Any, np.dtype[np.int64]]:

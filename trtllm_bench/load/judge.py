@@ -2,7 +2,8 @@
 
 Void means the run did not measure what was asked: the driver itself sent late, or the target fell silent. A void run keeps its figures in
 the record, marked, and is never counted as a result. Warnings are things a reader must know but which may be the truth about the target:
-outputs shorter than asked (first, because it makes every rate look better), failures, a queue that grew to the end.
+outputs shorter than asked (first, because it makes every rate look better), prompts of another length, failures, a queue that grew to
+the end.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def judge(result: LoadResult, open_loop: bool, max_lag_ms: float = MAX_LAG_MS) -
     log = result.measured
     done = log.select(log.ok)
     window = (steady.by_slope(log) if open_loop else steady.by_concurrency(log)) if len(done) else None
-    warnings = [*_shortfall(result), *_failures(result)]
+    warnings = [*_shortfall(result), *_other_prompts(result), *_failures(result)]
     if open_loop and np.isfinite(log.sent_s).any() and steady.grows(log, float(np.nanmax(log.sent_s))):
         warnings.append("requests in flight grew to the end of the arrivals: the target serves fewer than it was sent")
     if open_loop and len(log) >= 20 and (window is None or window.share < SHORT_STEADY):
@@ -57,6 +58,19 @@ def _shortfall(result: LoadResult) -> list[str]:
     if found >= SHORT_OUTPUT * asked:
         return []
     return [f"outputs were shorter than asked: {found:.1f} tokens a request instead of {asked:.1f}"]
+
+
+def _other_prompts(result: LoadResult) -> list[str]:
+    """A template, a cut at the target's longest prompt, or another tokenizer; one token more (of the beginning) is no difference."""
+    known = result.log.ok & ~result.log.columns["warmup"] & (result.sent_tokens > 0)
+    if not known.any():
+        return []
+    found, sent = float(result.log.input_tokens[known].mean()), float(result.sent_tokens[known].mean())
+    if abs(found - sent) <= max(1.0, (1 - SHORT_OUTPUT) * sent):
+        return []
+    return [
+        f"prompts were {'shorter' if found < sent else 'longer'} than asked: {found:.1f} tokens by the target's count instead of {sent:.1f}"
+    ]
 
 
 def _failures(result: LoadResult) -> list[str]:
