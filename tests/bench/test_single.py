@@ -73,6 +73,13 @@ def test_an_open_loop_sends_at_the_rate_asked_for(tmp_path: Path) -> None:
     assert report["record"]["figures"]["goodput_ratio"] == 0
 
 
+def test_an_infinite_rate_is_all_at_once_and_valid_json(tmp_path: Path) -> None:
+    """vLLM's default; JSON has no infinity."""
+    report = measure(tmp_path / "r.json", "throughput", "--num-requests", 3, "--request-rate", "inf", "--out", tmp_path / "store")
+    assert report["record"]["request_rate"] == 0
+    assert "Infinity" not in (tmp_path / "store" / "results.json").read_text()
+
+
 def test_any_arrival_process_can_be_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Its mean rate is the cell's, the process itself is a setting, so that two processes of one rate are two cells."""
     report = measure(tmp_path / "r.json", "throughput", "--num-requests", 120, "--arrivals", "on-off:400,0.1,0.1")
@@ -166,6 +173,9 @@ def test_a_bad_dataset_names_the_line(tmp_path: Path, capsys: pytest.CaptureFixt
         (["throughput", "--dataset", "x", "--isl", "3"], "two sources of lengths"),
         (["latency", "--engine-dir", "x", "--model", "y"], "--engine-dir already says"),
         (["latency", "--target", "other"], "unknown target 'other'"),
+        (["throughput", "--request-rate", "nan"], "--request-rate must be above 0"),
+        (["sweep", "--request-rate", "4,inf"], "--request-rate: Input should be a finite number"),
+        (["throughput", "--max-lag-ms", "-1"], "--max-lag-ms"),
         (["throughput", "--goodput", "ttft"], "ttft:200"),
         (["throughput", "--arrivals", "on-off:400,0.1"], "on-off needs off_s"),
         (["throughput", "--arrivals", "bursts:4"], "no arrival process; there are at-once"),

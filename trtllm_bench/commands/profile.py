@@ -62,10 +62,19 @@ def command(
     from trtllm_bench.profiling.window import Window
     from trtllm_bench.single import case_of
     from trtllm_bench.sweep.profiles import FOLDER, link
-    from trtllm_bench.wish import EngineWish, WorkloadWish, check_target, default_model, longest, make_workload, rate_of, vocabulary_of
+    from trtllm_bench.wish import (
+        EngineWish,
+        WorkloadWish,
+        check_target,
+        default_model,
+        longest,
+        make_workload,
+        rate_of,
+        runs_on_gpu,
+        vocabulary_of,
+    )
 
-    if request_rate is not None and request_rate <= 0:
-        raise BenchError(f"--request-rate must be above 0, not {request_rate:g}")
+    rate = options.rate_from(request_rate)
     window = None if steps is None else Window.parse(steps)
     measured = None if cell is None else find_cell(cell)
     if measured is not None:
@@ -83,7 +92,7 @@ def command(
         name, kind = default_model(model, precision, engine_dir, "native", device, kv_dtype)
         sizes = (batch, max_num_tokens, max_seq_len)
         wish = EngineWish(name, kind, engine_dir, weights, device, *sizes, kv_cache_fraction, policy, seed, kv_dtype, nvtx_detail)
-        wanted_load = WorkloadWish(requests, *lengths, dataset, request_rate or 0.0, burstiness, replay, time_scale, seed, arrivals)
+        wanted_load = WorkloadWish(requests, *lengths, dataset, rate, burstiness, replay, time_scale, seed, arrivals)
         load = Load(bound, wanted_load.open_loop, warmup)
     check_target("native", wish)
     workload = make_workload(wanted_load, vocabulary_of("native", wish))
@@ -102,6 +111,8 @@ def command(
         return
     for tool in ["nsys"] * nsys + ["ncu"] * (ncu is not None):
         find(tool)
+        if not runs_on_gpu("native", wish.device):
+            raise BenchError(f"--{tool} looks into a GPU and this cell runs on the CPU; leave it out")
     if nsys:
         profile = profile_with_nsys(without(sys.argv[1:], ("--nsys",), ("--ncu", "--out")), folder, line)
     else:

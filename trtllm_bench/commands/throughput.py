@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from trtllm_bench import options
-from trtllm_bench.errors import FAILURE, BenchError
+from trtllm_bench.errors import FAILURE
 
 
 def command(
@@ -53,8 +53,7 @@ def command(
     from trtllm_bench.wish import EngineWish, WorkloadWish, default_model
     from trtllm_results.metrics import parse_slo
 
-    if request_rate is not None and request_rate <= 0:
-        raise BenchError(f"--request-rate must be above 0, not {request_rate:g}")
+    rate = options.rate_from(request_rate)
     lengths = case_of(isl, osl, dataset)
     bound = max(concurrency, 0)
     requests = num_requests or (None if dataset is not None else max(32, 4 * bound))
@@ -62,7 +61,7 @@ def command(
     name, kind = default_model(model, precision, engine_dir, target, device, kv_dtype)
     sizes = (batch, max_num_tokens, max_seq_len)
     engine = EngineWish(name, kind, engine_dir, weights, device, *sizes, kv_cache_fraction, policy, seed, kv_dtype)
-    workload = WorkloadWish(requests, *lengths, dataset, request_rate or 0.0, burstiness, replay, time_scale, seed, arrivals)
+    workload = WorkloadWish(requests, *lengths, dataset, rate, burstiness, replay, time_scale, seed, arrivals)
     single = Single(
         target=target,
         engine=replace(engine, nvtx_detail=nvtx_detail),

@@ -60,7 +60,7 @@ class SweepSpec(BaseModel):
     batch_size: Grid = (1, 8)
     isl: Grid = (128,)
     osl: Grid = (128,)
-    request_rate: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    request_rate: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = ()
     burstiness: Annotated[float, Field(gt=0)] = 1.0
     arrivals: str | None = None
     """An arrival process in short form, such as `on-off:30,5,10`, instead of rates."""
