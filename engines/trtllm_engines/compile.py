@@ -41,12 +41,8 @@ def compile_model(
     weights_source: Mapping[str, Any],
     kv_dtype: str = "auto",
     mark_outputs: Sequence[str] = (),
-    fetch_ahead: bool = True,
 ) -> Compiled:
-    """`fetch_ahead`: a product may bring the next one's weight nearer; not where ops are to be timed alone.
-
-    Raises `EngineError` for types that do not go together, an unknown marked node, and for sequences the model cannot express.
-    """
+    """Raises `EngineError` for types that do not go together, an unknown marked node, and for sequences the model cannot express."""
     check_types(precision, kv_dtype, arches)
     config.check_sequence_length(profile.max_seq_len)
     graph = trace(config, wide_dtype(precision), profile)
@@ -60,7 +56,7 @@ def compile_model(
     constants = {name: TensorSpec(tuple(tensor.shape), "fp32") for name, tensor in graph.constants.items()}
     ops = reuse_inputs(ops, values, outputs)
     verify_reuse(ops, values, outputs)
-    ops = select_tactics(ops, {**step_specs, **constants}, arches, fetch_ahead)
+    ops = select_tactics(ops, {**step_specs, **constants}, arches)
     buffers, arena_bytes = plan_memory(ops, values, outputs, profile)
     plan = Plan(
         model=config.to_dict(),

@@ -132,6 +132,7 @@ def test_races_are_where_a_choice_shows() -> None:
     assert where("context chunks") == {("chunk", 64), ("chunk", 2048)}
     assert where("decode") == {("decode", 1), ("decode", 64), ("decode", 2048)}
     assert where("tiles") == {("prefill", 2048)}
+    assert where("few 64") == {("decode", 64)}
     assert {race.case.shape.kv_lens[0] for race in races if race.case.label == "decode"} == {1024, 256}
     for race in races:
         assert race.entrants[0].tactic == {}
@@ -141,10 +142,13 @@ def test_races_are_where_a_choice_shows() -> None:
     fused = [race for race in later if race.choice.name == "fused from"]
     assert [race.case.shape.tokens for race in fused] == [32, 64, 128, 192, 256, 384]
     assert all(len(race.entrants) == 2 for race in fused)
-    algorithms = {(race.choice.name, race.case.shape.tokens) for race in later if race.op.op == "linear"}
-    assert algorithms == {(f"algorithm to {size}", m) for size in (64, 128, 256, 512) for m in (size * 3 // 4, size) if m <= 400}
+    few = [race for race in later if race.choice.name == "few to"]
+    assert {race.case.shape.tokens for race in few} == {16, 32, 64}
+    assert all(len(race.entrants) == 2 for race in few)
+    algorithms = {(race.choice.name, race.case.shape.tokens) for race in later if race.choice.name.startswith("algorithm")}
+    assert algorithms == {(f"algorithm to {size}", m) for size in (128, 256, 512) for m in (size * 3 // 4, size) if m <= 400}
     assert {race.role.rpartition(".")[2] for race in later} == {"gate_up_silu", "qkv_proj", "o_proj", "down_proj"}
-    assert all(len(race.entrants) == 6 for race in later if race.op.op == "linear")
+    assert all(len(race.entrants) == 6 for race in later if race.choice.name.startswith("algorithm"))
     assert not Course(PlanCounter(plan), ARCH, done=frozenset(course.choices)).choices
 
 
@@ -441,15 +445,15 @@ def test_choices_of_algorithms_are_recorded_with_the_librarys_version(
 
     path = tmp_path / "h100.json"
     versions(131000)
-    for best in ("lt_64", "lt_256"):
+    for best in ("lt_128", "lt_256"):
         tuned, _, _ = tune(bench, times, "o_proj", cases=())
         assert [one.winner for one in tuned.decisions if one.winner] == [{best: 2}]
         decided = [one for one in tuned.decisions if one.choice.name == f"algorithm to {best[3:]}"]
         record(path, "H100", ARCH, decided)
     (entry,) = tactics.read(path).values()
-    assert entry == {"cublaslt": 131000, "lt_64": 2, "lt_256": 2}
+    assert entry == {"cublaslt": 131000, "lt_128": 2, "lt_256": 2}
     record(path, "H100", ARCH, [replace(one, winner={}) for one in decided])
-    assert list(tactics.read(path).values()) == [{"cublaslt": 131000, "lt_64": 2}]
+    assert list(tactics.read(path).values()) == [{"cublaslt": 131000, "lt_128": 2}]
     versions(140000)
     record(path, "H100", ARCH, decided)
     assert list(tactics.read(path).values()) == [{"cublaslt": 140000, "lt_256": 2}]

@@ -8,6 +8,7 @@ import torch
 
 from trtllm_kernels import cublaslt
 from trtllm_kernels.driver import BoundProgram
+from trtllm_kernels.expr import evaluate
 from trtllm_kernels.lowering import lower
 from trtllm_kernels.ops.quantize import FP8, FP8_MAX, finish
 from trtllm_kernels.specs import dtype_name
@@ -149,22 +150,25 @@ def test_captured_product_replays_after_other_sizes_were_run(dtype: torch.dtype)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16", "fp8"])
-def test_an_op_of_one_token_takes_the_residual_in_its_own_kernel(precision: str) -> None:
-    """And in place, as engines run it; two tokens take the library."""
+def test_an_op_of_few_tokens_takes_the_residual_in_its_own_kernel(precision: str) -> None:
+    """And in place, as engines run it: one token, two, whose K is divided by default, 64, and 65, which the library takes."""
     from trtllm_kernels.aot import compile_all
 
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp8": FP8}[precision]
     usable(dtype)
     major, minor = torch.cuda.get_device_capability()
     arch = f"sm_{major}{minor}"
-    for rows in (1, 2):
+    for rows in (1, 2, 64, 65):
         tensors = draw(dtype, rows)
         want = exact(tensors, True, True)
         names = ["x", "w", "b", "p", "q", "r"]
         specs = [TensorSpec(tuple(tensors[name].shape), dtype_name(tensors[name].dtype)) if name in tensors else None for name in names]
         specs[0], specs[5] = replace(specs[0], shape=("T", K)), replace(specs[5], shape=("T", N))
         lowered = lower("linear", specs, [specs[5]], {}, arch, input_names=names, output_names=["y"], in_place=True)
-        program = BoundProgram([lowered], {**tensors, "y": tensors["r"]}.__getitem__, compile_all(lowered.kernels, arch))
+        memory = {**tensors, "y": tensors["r"]}
+        for name, spec in lowered.workspaces.items():
+            memory[name] = torch.full([evaluate(dim, {"T": rows}) for dim in spec.shape], torch.nan, device="cuda")
+        program = BoundProgram([lowered], memory.__getitem__, compile_all(lowered.kernels, arch))
         size(program, rows)
         program.run()
         check(tensors["r"], want, dtype)

@@ -148,14 +148,15 @@ def test_rotation_in_place_is_the_functional_one(model: str, precision: str, tac
         torch.testing.assert_close(got.float(), want.float(), rtol=0.13 if got.dtype == FP8 else 2.0**-7, atol=1e-6, equal_nan=True)
 
 
-TOKENS = (1, 2, 16, 17, 64, 65, 191, 192, 1000)
+TOKENS = (1, 2, 16, 17, 32, 33, 64, 65, 191, 192, 1000)
 """On both sides of every change of routine: one token, few (in tiles of 16, 32, 64), more, and from 192 the fused kernels."""
 
 
 FEW = {
     "library": {"few_to": 0},
-    "few": {"few_to": 64},
-    "few-divided": {"few_to": 64, **dict.fromkeys(("few16_splits", "few32_splits", "few64_splits"), 4)},
+    "few": {},
+    "few-whole": dict.fromkeys(("few16_splits", "few32_splits", "few64_splits"), 1),
+    "few-divided": dict.fromkeys(("few16_splits", "few32_splits", "few64_splits"), 4),
 }
 """Tactics of products of 2 to 64 tokens."""
 

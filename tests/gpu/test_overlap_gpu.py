@@ -24,7 +24,6 @@ from trtllm_engines.sampling import SamplingParams
 from trtllm_engines.weights.dummy import DummyWeights
 from trtllm_engines.weights.write import assemble
 from trtllm_kernels.cubin import Cubin
-from trtllm_kernels.lowering import gemm
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
 
@@ -42,7 +41,6 @@ MODELS = {
 
 @dataclass(frozen=True)
 class Built:
-    model: str
     plan: Plan
     arch: str
     tensors: Mapping[str, torch.Tensor]
@@ -56,19 +54,15 @@ class Built:
 
 @pytest.fixture(scope="module", params=MODELS)
 def built(request: pytest.FixtureRequest) -> Built:
-    return build(request.param)
-
-
-def build(model: str) -> Built:
     from trtllm_kernels.aot import compile_all
 
-    config, precision = MODELS[model]
+    config, precision = MODELS[request.param]
     arch, device, source = detect_target().arch, torch.device("cuda"), DummyWeights(0)
     compiled = compile_model(config, precision, PROFILE, arches=(arch,), weights_source=source.description)
     tensors = {name: assemble(compiled.plan, name, source, device) for name in compiled.plan.weights}
     tensors |= {name: tensor.to(device) for name, tensor in compiled.constants.items()}
     cubins = compile_all((kernel for op in compiled.plan.ops for kernel in op.tactics[arch].kernels), arch)
-    return Built(model, compiled.plan, arch, tensors, cubins)
+    return Built(compiled.plan, arch, tensors, cubins)
 
 
 def loop_over(runner: Any, overlap: bool) -> EngineLoop:
@@ -111,16 +105,6 @@ def test_logits_of_batches_are_the_same_bits(built: Built, cuda_graphs: bool) ->
     """Here library routines lie between kernels; captured, 5 sequences are padded to 8."""
     expected = logits_of_steps(built.runner(cuda_graphs=cuda_graphs, overlap=False), 5)
     assert_same_bits(logits_of_steps(built.runner(cuda_graphs=cuda_graphs), 5), expected)
-
-
-@pytest.mark.parametrize("asked", [{}, {"ahead_own": 64, "ahead_next": 64, "evict_first": 1}])
-def test_weights_asked_for_ahead_change_no_bit(built: Built, asked: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """As much as is asked for by default, and more than L2 holds, against nothing."""
-    monkeypatch.setattr(gemm, "AHEAD", dict.fromkeys(gemm.AHEAD, 0))
-    expected = logits_of_steps(build(built.model).runner())
-    monkeypatch.undo()
-    monkeypatch.setattr(gemm, "AHEAD", {**gemm.AHEAD, **asked})
-    assert_same_bits(logits_of_steps(build(built.model).runner()), expected)
 
 
 def test_replays_that_follow_each_other_closely_are_the_same_bits(built: Built) -> None:

@@ -2,7 +2,10 @@
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+import interpreted
 import torch
 from interpreted import FUSED, as_list, difference, make_interpreter_exact, run
 
@@ -12,10 +15,15 @@ from trtllm_kernels.samples import BatchShape, ModelShape, fp8_sample, sample
 
 ODD = ModelShape(hidden=304, intermediate=104)
 """Rows and columns of the weight that fill no whole number of tiles."""
-WHOLE = {"few_to": 64}
-DIVIDED = {"few_to": 64, **{f"few{padded}_{name}": value for padded in (16, 32, 64) for name, value in (("splits", 3), ("k", 64))}}
-TALL = {"few_to": 64, **{f"few{padded}_{name}": value for padded in (16, 32, 64) for name, value in (("rows", 128), ("ahead", 32))}}
-TACTICS = {"whole": WHOLE, "divided": DIVIDED, "tall": TALL}
+
+
+def tactic(**tile: int) -> dict[str, int]:
+    """The same tile for all padded sizes."""
+    tile = {"rows": 64, "k": 256, "splits": 1, "ahead": 16} | tile
+    return {f"few{padded}_{name}": value for padded in (16, 32, 64) for name, value in tile.items()}
+
+
+TACTICS = {"whole": tactic(), "divided": tactic(splits=3, k=64), "tall": tactic(rows=128, ahead=32)}
 
 
 def cases() -> list[tuple[str, str, ModelShape, int, str, str]]:
@@ -32,10 +40,42 @@ def cases() -> list[tuple[str, str, ModelShape, int, str, str]]:
     return [*found, ("gate_up_silu", "odd", ODD, 3, "bf16", "whole"), ("linear_gelu", "odd", ODD, 48, "fp8", "whole")]
 
 
+LINE = 128
+
+
+class Asked:
+    """Of each kernel run that may ask for lines ahead, which it asked for. That none lies outside the weight, and none is asked for after
+    the wait, `interpreted_overlap` asserts."""
+
+    def __init__(self) -> None:
+        self.launches, self._plain = [], interpreted.watched
+        interpreted.watched = self._watched
+
+    @contextmanager
+    def _watched(self, kernel: str, *args, **options) -> Iterator[object]:
+        with self._plain(kernel, *args, **options) as watch:
+            yield watch
+        if kernel.startswith("few") and not kernel.startswith("few_sum"):
+            self.launches.append(watch.asked)
+
+    def wrong(self, weight: torch.Tensor, tactic: dict[str, int]) -> str:
+        """Compared with the beginning of each row's part of each program, by rows and parts and not as the kernel computes it."""
+        lines, self.launches = self.launches, []
+        rows, k, parts, ahead = (tactic[f"few16_{name}"] for name in ("rows", "k", "splits", "ahead"))
+        row_bytes, share = weight.shape[1] * weight.itemsize, -(-weight.shape[1] // (k * parts)) * k * weight.itemsize
+        count = min(ahead * 1024 // LINE // rows, (row_bytes - share * (parts - 1)) // LINE)
+        if len(weight) % rows or row_bytes % LINE:
+            count = 0
+        first = [weight.data_ptr() + row * row_bytes + part * share for row in range(len(weight)) for part in range(parts)]
+        wanted = sorted(at + LINE * i for at in first for i in range(count))
+        return "" if all(sorted(one) == wanted for one in lines) else "other lines than those meant are asked for, or some twice"
+
+
 def main() -> None:
     make_interpreter_exact()
-    for op, name, model, tokens, dtype, tactic in cases():
-        lowering.tactics.recorded = lambda *_, tactic=TACTICS[tactic]: tactic
+    asked = Asked()
+    for op, name, model, tokens, dtype, tile in cases():
+        lowering.tactics.recorded = lambda *_, chosen=TACTICS[tile]: chosen
         batch = BatchShape((tokens,), (tokens,))
         by_row = dtype.endswith("by row")
         named = fp8_sample(op, model, batch, by_row=by_row) if dtype.startswith("fp8") else sample(op, model, batch, dtype)
@@ -44,7 +84,8 @@ def main() -> None:
         failure = difference(op, dtype.split()[0], got, want)
         if named.get("residual") is not None and not torch.equal(run(op, named, "sm_90", in_place=True)[0], got):
             failure += "in place it gives something else"
-        print(json.dumps({"case": f"{op}-{name}-{tokens}-{dtype}-{tactic}", "failure": failure}), flush=True)
+        failure += asked.wrong(named["weight"], TACTICS[tile])
+        print(json.dumps({"case": f"{op}-{name}-{tokens}-{dtype}-{tile}", "failure": failure}), flush=True)
 
 
 if __name__ == "__main__":

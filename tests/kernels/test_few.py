@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trtllm_kernels.aot import compile_kernel
+from trtllm_kernels.catalogue import MODELS, ops_of
 from trtllm_kernels.errors import KernelError
-from trtllm_kernels.expr import evaluate
+from trtllm_kernels.expr import ceil_div, evaluate
 from trtllm_kernels.lowering import lower
 from trtllm_kernels.types import KernelSpec, Launch, Lowered, TensorSpec
 
@@ -27,9 +28,10 @@ def linear(rows: int, columns: int, dtype: str = "fp8", arch: str = "sm_90", tok
     return lower("linear", [x, TensorSpec((rows, columns), dtype), *scales], [y], {}, arch, tactic=tactic)
 
 
-def gate_up(**tactic: int) -> Lowered:
-    x, weight, y = TensorSpec(("T", 4096), "fp8"), TensorSpec((28672, 4096), "fp8"), TensorSpec(("T", 14336), "fp8")
-    return lower("gate_up_silu", [x, weight, SCALE, SCALE, SCALE], [y], {}, "sm_90", tactic=tactic)
+def gate_up(dtype: str = "fp8", **tactic: int) -> Lowered:
+    x, weight, y = TensorSpec(("T", 4096), dtype), TensorSpec((28672, 4096), dtype), TensorSpec(("T", 14336), dtype)
+    scales = [SCALE] * 3 if dtype == "fp8" else []
+    return lower("gate_up_silu", [x, weight, *scales], [y], {}, "sm_90", tactic=tactic)
 
 
 def running(lowered: Lowered, tokens: int) -> list[Launch]:
@@ -85,16 +87,57 @@ def test_every_row_and_column_of_the_weight_has_a_program() -> None:
         assert parts == splits
 
 
-def test_where_they_are_off_or_do_not_fit_launches_are_what_they_were() -> None:
+def test_where_they_are_off_or_do_not_fit_it_is_the_librarys() -> None:
     def functions(lowered: Lowered) -> set[str]:
         return {spec.function for spec in lowered.kernels}
 
-    assert functions(linear(4096, 4096)) == {"gemv"}
-    for other in (linear(4096, 4096, arch="sm_89", few_to=64), linear(4096, 4100, few_to=64), linear(32, 4096, few_to=64)):
+    assert functions(linear(4096, 4096, few_to=0)) == {"gemv"}
+    for other in (linear(4096, 4096, arch="sm_89"), linear(4096, 4100), linear(32, 4096), linear(4096, 64)):
         assert not any(name.startswith("few") for name in functions(other))
-    assert functions(linear(4096, 4096, "fp32", few_to=64)) == set()
+    assert functions(linear(4096, 4096, "fp32")) == set()
     with pytest.raises(KernelError, match="few128_rows"):
         linear(4096, 4096, few128_rows=64)
+
+
+def tile_of(lowered: Lowered, tokens: int) -> tuple[str, int, int, int]:
+    """(function, bytes of K, stages, splits)."""
+    launch = running(lowered, tokens)[0]
+    spec = next(spec for spec in lowered.kernels if spec.key == launch.kernel)
+    element = 1 if spec.signature["W"].startswith("tensordesc<fp8") else 2
+    return spec.function, spec.constexprs["BLOCK_K"] * element, spec.num_stages, spec.constexprs.get("SPLITS", 1)
+
+
+@pytest.mark.parametrize("dtype", ["fp8", "bf16"])
+def test_by_default_k_is_divided_and_steps_are_short_where_programs_are_few(dtype: str) -> None:
+    """The tiles that were measured: QKV, O, down and gate_up of the 8B."""
+    for tokens in (2, 16, 17, 32):
+        assert tile_of(linear(6144, 4096, dtype), tokens) == ("few_linear", 512, 3, 1)
+        assert tile_of(linear(4096, 4096, dtype), tokens) == ("few_parts", 512, 3, 2)
+        down = ("few_parts", 512, 3, 2) if dtype == "fp8" else ("few_linear", 256, 6, 1)
+        assert tile_of(linear(4096, 14336, dtype), tokens) == down
+        assert tile_of(gate_up(dtype), tokens) == ("few_gate_up_silu", 512, 3, 1)
+    for tokens in (33, 64):
+        assert tile_of(linear(6144, 4096, dtype), tokens) == ("few_linear", 512, 3, 1)
+        assert tile_of(linear(4096, 4096, dtype), tokens) == ("few_linear", 256, 6, 1)
+        assert tile_of(linear(4096, 14336, dtype), tokens) == ("few_linear", 256, 6, 1)
+        assert tile_of(gate_up(dtype), tokens) == ("few_gate_up_silu", 256, 3, 1)
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("precision", ["fp8", "bf16"])
+def test_every_models_products_have_tiles_within_shared_memory(model: str, precision: str) -> None:
+    """And where K is divided each part has something to multiply."""
+    products = [op for op in ops_of(MODELS[model], precision) if op.op in ("linear", "gate_up_silu", "linear_gelu")]
+    for op in products:
+        weight = op.inputs[1]
+        assert weight is not None
+        columns, element = int(weight.shape[1]), 1 if precision == "fp8" else 2
+        tiles = [spec.constexprs | {"stages": spec.num_stages} for spec in op.kernels("sm_90") if spec.constexprs.get("TOKENS")]
+        assert {tile["TOKENS"] for tile in tiles} == {16, 32, 64}
+        for tile in tiles:
+            assert tile["stages"] * (tile["BLOCK_N"] + tile["TOKENS"]) * tile["BLOCK_K"] * element <= 200 * 1024
+            steps, splits = ceil_div(columns, tile["BLOCK_K"]), tile.get("SPLITS", 1)
+            assert ceil_div(steps, splits) * (splits - 1) < steps
 
 
 @given(
@@ -126,7 +169,7 @@ def _code(spec: KernelSpec) -> list[str]:
 @pytest.mark.parametrize("dtype", ["fp8", "bf16"])
 def test_weights_stream_ahead_of_the_tensor_cores(dtype: str) -> None:
     """All stages but one are on the way before the first product, lines are asked for before the wait, and tiles are one warp group's."""
-    lowered = linear(4096, 4096, dtype, few_to=16, few16_stages=6)
+    lowered = linear(4096, 4096, dtype, few_to=16, few16_k=256 if dtype == "fp8" else 128, few16_stages=6, few16_splits=1)
     spec = next(spec for spec in lowered.kernels if spec.function == "few_linear")
     code = _code(spec)
     products = [i for i, op in enumerate(code) if op.startswith("QGMMA.64x16" if dtype == "fp8" else "HGMMA.64x16")]

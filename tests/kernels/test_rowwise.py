@@ -53,17 +53,20 @@ def test_a_product_is_that_of_the_values_the_codes_stand_for() -> None:
     torch.testing.assert_close(OPS.linear(**named).double(), expected, rtol=2**-8, atol=1e-5)
 
 
-def test_scales_of_rows_reach_the_library_and_the_one_token_kernel() -> None:
+def test_scales_of_rows_reach_the_library_and_our_kernels() -> None:
     x, weight, y = TensorSpec(("T", 4096), "fp8"), TensorSpec((1024, 4096), "fp8"), TensorSpec(("T", 1024), "bf16")
     scales = TensorSpec(("T", 1), "fp32"), TensorSpec((1024, 1), "fp32")
-    one, many = lower("linear", [x, weight, None, *scales], [y], {}, "sm_90").launches
+    lowered = lower("linear", [x, weight, None, *scales], [y], {}, "sm_90")
+    one, *_, many = lowered.launches
     assert many.library == "scaled_matmul"
     assert [arg.value for arg in many.args] == ["x", "weight", "x_scale", "weight_scale", "out0"]
-    kernel = lower("linear", [x, weight, None, *scales], [y], {}, "sm_90").kernels[0]
-    assert kernel.constexprs["SCALED_ROWS"]
-    assert one.kernel == kernel.key
+    scaling = {"gemv", "few_linear", "few_sum"}
+    assert {kernel.function for kernel in lowered.kernels if kernel.constexprs.get("SCALED_ROWS")} == scaling
+    assert one.kernel == lowered.kernels[0].key
     tensor = TensorSpec((1,), "fp32")
-    assert not lower("linear", [x, weight, None, tensor, tensor], [y], {}, "sm_90").kernels[0].constexprs["SCALED_ROWS"]
+    by_tensor = lower("linear", [x, weight, None, tensor, tensor], [y], {}, "sm_90").kernels
+    assert {kernel.function for kernel in by_tensor if kernel.constexprs.get("SCALED")} == scaling
+    assert not any(kernel.constexprs.get("SCALED_ROWS") for kernel in by_tensor)
 
 
 @pytest.mark.parametrize("arch", ["sm_89", "sm_90"])
@@ -74,7 +77,8 @@ def test_kernels_compile_without_spills(arch: str) -> None:
         for spec in op.kernels(arch)
         if op.op == "quantize_rows" or spec.constexprs.get("SCALED_ROWS")
     }
-    assert {spec.function for spec in specs.values()} == {"quantize_rows", "gemv"}
+    few = {"few_linear", "few_sum"} if arch == "sm_90" else set()
+    assert {spec.function for spec in specs.values()} == {"quantize_rows", "gemv", *few}
     for spec in specs.values():
         info = compile_kernel(spec, arch).info
         assert info.spill_bytes == 0

@@ -16,6 +16,8 @@ from trtllm_kernels.lowering import lower, search_space
 from trtllm_kernels.lowering.space import TOKENS
 from trtllm_kernels.types import TensorSpec
 
+FEW = ["few 16", "few 32", "few 64", "few to"]
+
 
 def key(shape: OpShape) -> str:
     return tactics.key(shape.op, shape.inputs, shape.outputs, shape.attrs)
@@ -65,14 +67,22 @@ def test_choices_of_an_op_share_no_tunable_and_thresholds_only_where_tiles_fit()
                 assert not seen & choice.tunables
                 seen |= choice.tunables
     names = {c.name for c in search_space(*_fields(one("gate_up_silu")), "sm_90")}
-    assert names == {"one token", "tiles", "halves", "fused from"}
+    assert names == {"one token", *FEW, "tiles", "halves", "fused from"}
     assert {c.name for c in search_space(*_fields(one("gate_up_silu")), "sm_89")} == {"one token"}
     odd = one("linear_gelu", model="smollm2-135m")
     assert odd.inputs[1] is not None
     odd = replace(odd, inputs=(odd.inputs[0], replace(odd.inputs[1], shape=(1500, 576)), *odd.inputs[2:]))
-    assert search_space(*_fields(odd), "sm_90") == ()
-    threshold = next(c for c in search_space(*_fields(one("gate_up_silu")), "sm_90") if c.tokens)
-    assert threshold.tokens == TOKENS
+    assert [c.name for c in search_space(*_fields(odd), "sm_90")] == FEW
+    assert search_space(*_fields(odd), "sm_89") == ()
+    thresholds = {c.name: c.tokens for c in search_space(*_fields(one("gate_up_silu")), "sm_90") if c.tokens}
+    assert thresholds == {"few to": (16, 32, 64), "fused from": TOKENS}
+
+
+def test_up_to_64_tokens_it_is_our_tile_that_is_chosen_or_the_librarys_algorithm() -> None:
+    for arch, ours, sizes in (("sm_90", FEW, 7), ("sm_89", [], 8)):
+        found = [c.name for c in search_space(*_fields(one("linear", "fp8")), arch)]
+        assert found[:-sizes] == ["one token", *ours]
+        assert all(name.startswith("algorithm") for name in found[-sizes:])
 
 
 def _fields(shape: OpShape) -> tuple:  # type: ignore[type-arg]
@@ -81,8 +91,8 @@ def _fields(shape: OpShape) -> tuple:  # type: ignore[type-arg]
 
 def test_without_gemv_one_token_goes_to_the_library() -> None:
     shape = one("linear")
-    assert [launch.library for launch in lower(*_fields(shape), "sm_90", tactic={"gemv": 0}).launches] == ["matmul"]
-    launches = lower(*_fields(one("gate_up_silu")), "sm_90", tactic={"gemv": 0}).launches
+    assert [launch.library for launch in lower(*_fields(shape), "sm_90", tactic={"gemv": 0, "few_to": 0}).launches] == ["matmul"]
+    launches = lower(*_fields(one("gate_up_silu")), "sm_90", tactic={"gemv": 0, "few_to": 0}).launches
     assert not any("gemv" in launch.kernel for launch in launches)
 
 

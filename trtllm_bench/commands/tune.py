@@ -16,7 +16,7 @@ def command(
     model: Annotated[str, typer.Option("--model", "-m", help="Model whose shapes to tune for.")] = "llama-3.1-8b",
     precision: Annotated[str, typer.Option("--precision", help="List of bf16, fp16, fp8, fp8_rowwise.")] = "bf16,fp8",
     kv_dtype: options.KvDtype = "auto",
-    m: Annotated[str, typer.Option("--m", help="List: tokens in a step.")] = "1,64,2048",
+    m: Annotated[str, typer.Option("--m", help="List: tokens in a step.")] = "1,16,32,64,2048",
     kv_len: Annotated[int, typer.Option("--kv-len", min=1, help="Tokens each decoding sequence has in the cache.")] = 1024,
     page_size: Annotated[int, typer.Option("--page-size", help="Tokens in a page of the KV cache.")] = 32,
     seconds: Annotated[float, typer.Option("--seconds", help="Time for all of it, compiling included.")] = 300.0,

@@ -62,9 +62,7 @@ class Bench:
         longest = max(int(case.shape.kv_lens.max()) for case in cases)
         profile = Profile(sequences, max(tokens, sequences), min(longest + 1, config.max_position_embeddings), page_size)
         source = DummyWeights(0)
-        compiled = compile_model(
-            config, precision, profile, arches=(arch,), weights_source=source.description, fetch_ahead=False, **compile_flags
-        )
+        compiled = compile_model(config, precision, profile, arches=(arch,), weights_source=source.description, **compile_flags)
         self.plan: Plan = compiled.plan
         self.counter = PlanCounter(self.plan)
         self.weights = {name: assemble(self.plan, name, source, self.device) for name in self.plan.weights}

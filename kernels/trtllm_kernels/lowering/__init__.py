@@ -9,7 +9,6 @@ Without a `tactic`, the one recorded for the architecture's GPU is used if there
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 
 from trtllm_kernels import tactics
 from trtllm_kernels.errors import KernelError
@@ -57,9 +56,6 @@ IN_PLACE: Mapping[str, str] = {"rope_kv_write": "qkv", "linear": "residual"}
 result needs that element of the argument alone. The ops themselves are functional: whether an argument may be given up is for whoever
 plans memory to know."""
 
-PRODUCTS = ("linear", "gate_up_silu", "linear_gelu")
-"""Ops that multiply by a matrix, their argument `weight`."""
-
 _LOWERINGS: Mapping[str, Callable[[OpCall], Lowered]] = {
     "embedding": rows.gather,
     "rms_norm": rows.norm,
@@ -95,21 +91,16 @@ def lower(
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
     in_place: bool = False,
-    ahead: Operand | None = None,
 ) -> Lowered:
     """How `op` runs on `arch` (`sm_80`, `sm_89`, `sm_90`...). `inputs` in schema order, None for an absent optional.
 
-    `in_place`: the first result and the argument `IN_PLACE` names are the same memory. `ahead`: for one of `PRODUCTS`, the weight that the
-    next of them in the step reads; launches may bring it nearer meanwhile. No argument of the op: it is no part of what the op computes,
-    nor of a tactic's key.
+    `in_place`: the first result and the argument `IN_PLACE` names are the same memory.
     """
     if in_place and op not in IN_PLACE:
         raise KernelError(f"op {op} has no launches that work in place; those that have: {', '.join(IN_PLACE)}")
     if tactic is None:
         tactic = tactics.recorded(arch, op, inputs, outputs, attrs)
     call = _call(op, inputs, outputs, attrs, arch, tactic or {}, input_names, output_names, in_place)
-    if ahead is not None:
-        call = replace(call, inputs={**call.inputs, "ahead": ahead})
     return _LOWERINGS[op](call)
 
 

@@ -1,8 +1,8 @@
 """Lowerings of matrix products: which routine multiplies depends on how many tokens a step has, so several are launched and one has a grid.
 
-One token: our own kernel, bound by reading the weight. More: cuBLASLt (tried on an H100, docs/facts.md: nothing of ours is
-faster from two tokens up). A product that ends in an activation: our fused kernel from `fused_from` tokens, where its tiles fill the chip;
-below it cuBLASLt and an activation kernel.
+One token: our own kernel, bound by reading the weight; up to `few_to` tokens those of `few.py`, bound by that too. More: cuBLASLt. A
+product that ends in an activation: our fused kernel from `fused_from` tokens, where its tiles fill the chip; between the two cuBLASLt and
+an activation kernel.
 
 cuBLASLt proposes several algorithms, the one it expects to be fastest first. A tactic may say that for up to so many tokens (and more than
 the size before) another one is taken: number `lt_512`, say, of those proposed for 512. It holds for the version it was measured with.
@@ -77,40 +77,15 @@ def _gemv_fits(call: OpCall, weight: Operand, rows: int, columns: int) -> bool:
     return call.capability >= (89 if weight.dtype == "fp8" else 80) and weight.size(0) % rows == 0 and weight.size(1) % columns == 0
 
 
-AHEAD: Mapping[str, int] = {"ahead_own": 0, "ahead_next": 0, "evict_first": 1}
-"""Tunables of products of one token: KB that each program of the first wave asks into L2 of its own weight and of the next product's
-(`triton_kernels/ahead.py`), and whether a weight once read leaves L2 first. Not in `space.py`: tuning times an op alone, where nothing runs
-that the first could hide behind and the second is only cost."""
-LINE_BYTES = 128
-RESIDENT_WARPS = 32
-"""Of one SM, with the 64 registers a thread that these kernels keep to."""
-
-
-def _ahead(call: OpCall, rows: int, columns: int, tuned: Mapping[str, int]) -> dict[str, int]:
-    """What a `gemv` kernel asks for before it waits, in lines: of each own row, then of later waves, then of the next product's weight.
-
-    Shares are equal and within the tensors: what does not divide by the programs of the first wave is left to be loaded in its turn.
-    """
-    weight, following, warps = call["weight"], call.get("ahead"), tuned["gemv_warps"]
-    row_bytes = weight.size(1) * ELEMENT_BYTES[weight.dtype]
-    programs = weight.size(0) // rows
-    first_wave = min(programs, call.sm_count * RESIDENT_WARPS // warps)
-    asked = {"REST": 0, "LATER": 0, "NEXT": 0}
-    if call.capability >= 90:  # where a kernel can begin before the one before it has ended
-        own = tuned["ahead_own"] * 1024 // LINE_BYTES
-        rest = max(0, weight.size(1) - 2 * columns) * ELEMENT_BYTES[weight.dtype] // LINE_BYTES
-        asked["REST"] = min(rest, own // rows)
-        asked["LATER"] = min(own - asked["REST"] * rows, (programs - first_wave) * rows * row_bytes // LINE_BYTES // first_wave)
-        if following is not None:
-            lines = following.size(0) * following.size(1) * ELEMENT_BYTES[following.dtype] // LINE_BYTES
-            asked["NEXT"] = min(tuned["ahead_next"] * 1024 // LINE_BYTES, lines // first_wave)
-    return {**asked, "FIRST_WAVE": first_wave, "THREADS": 32 * warps, "EVICT_FIRST": bool(tuned["evict_first"])}
+EVICT_FIRST = "evict_first"
+"""Tunable of products of one token: whether a weight once read leaves L2 first. Not in `space.py`: it shows in whole steps, where others
+have something in L2, and tuning times an op alone."""
 
 
 def linear(call: OpCall) -> Lowered:
     x, weight, bias, residual, y = call["x"], call["weight"], call.get("bias"), call.get("residual"), call.outputs[0]
     rows, columns = _gemv_tile(weight)
-    defaults = {**AHEAD, **few_tunables(call), **dict.fromkeys((*ALGORITHMS, LT_VERSION), 0)}
+    defaults = {EVICT_FIRST: 1, **few_tunables(call), **dict.fromkeys((*ALGORITHMS, LT_VERSION), 0)}
     tuned = call.tuned(gemv=1, gemv_rows=rows, gemv_columns=columns, gemv_warps=4, **defaults)
     rows, columns = tuned["gemv_rows"], tuned["gemv_columns"]
     tokens = x.shape[0]
@@ -127,7 +102,6 @@ def linear(call: OpCall) -> Lowered:
                 "Residual": residual or x,
                 **scales,
                 "Y": y,
-                "Ahead": call.get("ahead") or weight,
             },
             grid=(product(weight.size(0) // rows, _only_one(tokens)),),
             constexprs={
@@ -138,7 +112,7 @@ def linear(call: OpCall) -> Lowered:
                 "SCALED_ROWS": x.dtype == "fp8" and len(call["weight_scale"].shape) == 2,
                 "BIASED": bias is not None,
                 "ADDED": residual is not None,
-                **_ahead(call, rows, columns, tuned),
+                "EVICT_FIRST": bool(tuned[EVICT_FIRST]),
             },
             warps=tuned["gemv_warps"],
         )
@@ -174,7 +148,7 @@ class _Activated:
             gemv_rows=rows,
             gemv_columns=columns,
             gemv_warps=4,
-            **(AHEAD if self.gate_up else {}),
+            **({EVICT_FIRST: 1} if self.gate_up else {}),
             **few_tunables(call),
             fused_from=192 if fused_fits(call) else 1 << 30,
             block_m=128,
@@ -208,7 +182,7 @@ class _Activated:
             return False
         self.builder.launch(
             "gemv.gemv_gate_up_silu",
-            {"X": call["x"], "W": weight, **self.scales, "Y": call.outputs[0], "Ahead": call.get("ahead") or weight},
+            {"X": call["x"], "W": weight, **self.scales, "Y": call.outputs[0]},
             grid=(product(weight.size(0) // rows, _only_one(self.tokens)),),
             constexprs={
                 "K": weight.size(1),
@@ -216,7 +190,7 @@ class _Activated:
                 "COLS": self.tuned["gemv_columns"],
                 "SCALED": not self.wide,
                 "QUANTIZE": self.quantize,
-                **_ahead(call, rows, self.tuned["gemv_columns"], self.tuned),
+                "EVICT_FIRST": bool(self.tuned[EVICT_FIRST]),
             },
             warps=self.tuned["gemv_warps"],
         )

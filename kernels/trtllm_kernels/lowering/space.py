@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import product
 
-from trtllm_kernels.lowering.call import OpCall, next_power_of_2
+from trtllm_kernels.lowering.call import ELEMENT_BYTES, OpCall, next_power_of_2
+from trtllm_kernels.lowering.few import FEW_TO, PADDED, few_fits
 from trtllm_kernels.lowering.gemm import ALGORITHM_SIZES, algorithm_of, fused_fits
 
 Candidate = Mapping[str, int]
@@ -79,24 +80,40 @@ def _one_token(call: OpCall) -> Choice:
     return Choice("one token", ({"gemv": 0}, *ours))
 
 
+def _few_tokens(call: OpCall) -> tuple[Choice, ...]:
+    """A tile for each padded size, whole and divided: rows, bytes of K, warps, stages, splits. And up to how many tokens they are taken."""
+    if not few_fits(call):
+        return ()
+    tiles: tuple[tuple[int, ...], ...] = (
+        *((64, 512, 4, 3, 1), (64, 256, 4, 3, 1), (64, 256, 4, 6, 1), (64, 128, 4, 8, 1), (128, 256, 8, 4, 1)),
+        *(((64, 512, 4, 3, 2), (64, 256, 4, 3, 2), (128, 256, 8, 4, 4)) if call.op == "linear" else ()),
+    )
+    element = ELEMENT_BYTES[call["weight"].dtype]
+    in_elements = tuple((rows, k // element, *rest) for rows, k, *rest in tiles)
+    names = ("rows", "k", "warps", "stages", "splits")
+    few = tuple(Choice(f"few {padded}", _tiles(tuple(f"few{padded}_{name}" for name in names), *in_elements)) for padded in PADDED)
+    return (*few, Choice("few to", _grid(**{FEW_TO: (0, *PADDED[:-1])}), (PREFILL,), PADDED))
+
+
 def _algorithm(size: int) -> Choice:
     """cuBLASLt's other proposals, judged at the largest size they are taken for and at one well below."""
     return Choice(f"algorithm to {size}", _grid(**{algorithm_of(size): PROPOSALS}), (PREFILL,), (size - size // 4, size))
 
 
 def _linear(call: OpCall) -> tuple[Choice, ...]:
-    one = (_one_token(call),) if call["x"].dtype != "fp32" else ()
+    few = _few_tokens(call)
+    ours = (_one_token(call), *few) if call["x"].dtype != "fp32" else ()
     scale = call.get("weight_scale")
     by_torch = scale is not None and len(scale.shape) == 2
-    return one if by_torch else (*one, *(_algorithm(size) for size in ALGORITHM_SIZES))
+    return ours if by_torch else (*ours, *(_algorithm(size) for size in ALGORITHM_SIZES if not few or size > PADDED[-1]))
 
 
 def _activated(call: OpCall) -> tuple[Choice, ...]:
     if call["x"].dtype == "fp32":
         return ()
-    one = (_one_token(call),) if call.op == "gate_up_silu" else ()
+    few = ((_one_token(call),) if call.op == "gate_up_silu" else ()) + _few_tokens(call)
     if not fused_fits(call):
-        return one
+        return few
     names = ("block_m", "block_n", "block_k", "group", "warps", "stages")
     k = 64 if call["x"].dtype != "fp8" else 128
     rows: tuple[tuple[int, ...], ...] = (
@@ -113,7 +130,7 @@ def _activated(call: OpCall) -> tuple[Choice, ...]:
     tiles = Choice("tiles", _tiles(names, *rows), (PREFILL,))
     halves = Choice("halves", ({"halves": 1},), (PREFILL,))
     threshold = Choice("fused from", tuple({"fused_from": n} for n in (*TOKENS, NEVER)), (PREFILL,), TOKENS)
-    return (*one, tiles, halves, threshold)
+    return (*few, tiles, halves, threshold)
 
 
 def _paged_attention(call: OpCall) -> tuple[Choice, ...]:

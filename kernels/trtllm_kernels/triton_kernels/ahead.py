@@ -1,9 +1,7 @@
-"""Weights asked into L2 before their turn: what a program does between loading its own first tiles and waiting (`overlap.py`).
+"""Weights asked into L2 before their turn: what a program whose loads come after the wait (`overlap.py`) does before it.
 
-While a one-token product waits for x, only what its programs hold in registers is on the way; then memory idles until the kernels before
-it have ended. L2 has room for more: the rest of the program's own rows, the rows of programs that do not fit the chip at once, and the
-beginning of the next product's weight. Only programs of the first wave ask, each for an equal share; the lowering sizes shares so that none
-passes a tensor's end. A line is asked for once, nothing waits for it, and no result depends on it.
+Loads by TMA start after it, since x comes with them; what a program asks for before costs no registers and no shared memory, nothing waits
+for it, and no result depends on it. The lowering sizes what is asked for so that no line passes a tensor's end; each is asked for once.
 
 A predicate and no branch: the order of the text before the wait stays that of every thread.
 """
@@ -26,19 +24,9 @@ def _ask(at, wanted):
 
 
 @triton.jit
-def ask_rows(at, K: tl.constexpr, ROWS: tl.constexpr, LINES: tl.constexpr, PROGRAMS: tl.constexpr, THREADS: tl.constexpr):
-    """The first LINES lines at `at` and at the same place of the ROWS - 1 rows after, K elements each. PROGRAMS 0: every program asks."""
+def ask_rows(at, K: tl.constexpr, ROWS: tl.constexpr, LINES: tl.constexpr, THREADS: tl.constexpr):
+    """The first LINES lines at `at` and at the same place of the ROWS - 1 rows after, K elements each."""
     ELEMENTS: tl.constexpr = 1024 // at.dtype.element_ty.primitive_bitwidth
     for begin in tl.static_range(0, ROWS * LINES, THREADS):
         line = begin + tl.arange(0, THREADS)
-        wanted = line < ROWS * LINES
-        if PROGRAMS:
-            wanted &= tl.program_id(0) < PROGRAMS
-        _ask(at + (line // LINES * K + line % LINES * ELEMENTS), wanted)
-
-
-@triton.jit
-def ask_share(at, LINES: tl.constexpr, PROGRAMS: tl.constexpr, THREADS: tl.constexpr):
-    """This program's LINES lines of PROGRAMS times as many at `at`."""
-    ELEMENTS: tl.constexpr = 1024 // at.dtype.element_ty.primitive_bitwidth
-    ask_rows(at + tl.program_id(0).to(tl.int64) * (LINES * ELEMENTS), 0, 1, LINES, PROGRAMS, THREADS)
+        _ask(at + (line // LINES * K + line % LINES * ELEMENTS), line < ROWS * LINES)

@@ -27,7 +27,7 @@ def _sums(
     SHARE: tl.constexpr = ((K + BLOCK_K - 1) // BLOCK_K + SPLITS - 1) // SPLITS
     row = tl.program_id(0) * BLOCK_N
     first = tl.program_id(1) * (SHARE * BLOCK_K)
-    ask_rows(WeightRows + row.to(tl.int64) * K + first, K, BLOCK_N, LINES, 0, THREADS)
+    ask_rows(WeightRows + row.to(tl.int64) * K + first, K, BLOCK_N, LINES, THREADS)
     wait_for_previous(OVERLAP)
     acc = tl.zeros((BLOCK_N, TOKENS), dtype=tl.float32)
     for step in range(SHARE):

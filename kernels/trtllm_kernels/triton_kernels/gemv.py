@@ -2,18 +2,18 @@
 
 A program sums ROWS output rows over K in fp32, COLS columns at a time, 16-byte loads, no tensor cores, no shared memory. Its first two
 weight tiles (all of them where K is 4096 in fp8) are loaded before it waits for x (`overlap.py`): weights do not depend on the step, so
-they are in flight while the kernels before this one end. What comes after those it asks into L2 meanwhile (`ahead.py`): REST lines of
-each of its rows, LATER lines of the rows of later waves, NEXT lines of the weight that the product after this one reads.
+they are in flight while the kernels before this one end.
 What a thread loads at once it sums before it accumulates, so it holds an accumulator a load and not one an element: at an 8B's widths no
 more than 64 registers, with which eight blocks of 128 threads share an SM, all with weights in flight.
-The tile is the fastest tried on an H100 in fp8, and faster there than cuBLASLt; from two rows of x on cuBLASLt is as good and stays
-(docs/facts.md).
+The tile is the fastest tried on an H100 in fp8, and faster there than cuBLASLt; from two rows of x on tensor cores are
+(`few_tokens.py`).
+
+Rejected: asking L2 for what comes after those tiles and for the next product's weight while waiting (docs/facts.md).
 """
 
 import triton
 import triton.language as tl
 
-from trtllm_kernels.triton_kernels.ahead import ask_rows, ask_share
 from trtllm_kernels.triton_kernels.overlap import let_next_start, wait_for_previous
 from trtllm_kernels.triton_kernels.quantize import finish, result_scale
 
@@ -28,7 +28,7 @@ def _to_fp32(x):
 
 @triton.jit
 def _load(at, EVICT_FIRST: tl.constexpr):
-    """A weight's tile. It is read once a step: evicted first, it leaves L2 to what was asked for ahead."""
+    """A weight's tile. It is read once a step: evicted first, it leaves L2 to what is read again."""
     return tl.load(at, eviction_policy="evict_first" if EVICT_FIRST else "")
 
 
@@ -37,16 +37,6 @@ def _first_tiles(at, K: tl.constexpr, COLS: tl.constexpr, EVICT_FIRST: tl.conste
     """The first two tiles of the row block at `at`: all of it where K is short."""
     first = _load(at, EVICT_FIRST)
     return first, _load(at + COLS, EVICT_FIRST) if K > COLS else first
-
-
-@triton.jit
-def _ask_ahead(
-    W, Ahead, K: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, REST: tl.constexpr, LATER: tl.constexpr, NEXT: tl.constexpr,
-    FIRST_WAVE: tl.constexpr, THREADS: tl.constexpr,
-):  # fmt: skip
-    ask_rows(W + tl.program_id(0).to(tl.int64) * ROWS * K + 2 * COLS, K, ROWS, REST, FIRST_WAVE, THREADS)
-    ask_share(W + FIRST_WAVE * ROWS * K, LATER, FIRST_WAVE, THREADS)
-    ask_share(Ahead, NEXT, FIRST_WAVE, THREADS)
 
 
 @triton.jit
@@ -72,10 +62,9 @@ def _rows_dot(X, at, first, second, K: tl.constexpr, ROWS: tl.constexpr, COLS: t
 
 @triton.jit
 def gemv(
-    X, W, Bias, Residual, XScale, WScale, Y, Ahead,
+    X, W, Bias, Residual, XScale, WScale, Y,
     K: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, SCALED: tl.constexpr, SCALED_ROWS: tl.constexpr, BIASED: tl.constexpr,
-    ADDED: tl.constexpr, REST: tl.constexpr, LATER: tl.constexpr, NEXT: tl.constexpr, FIRST_WAVE: tl.constexpr, THREADS: tl.constexpr,
-    EVICT_FIRST: tl.constexpr, OVERLAP: tl.constexpr,
+    ADDED: tl.constexpr, EVICT_FIRST: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """x [K], W [N, K], y [N]; N a multiple of ROWS. SCALED_ROWS: each row of W has its own scale. ADDED: a residual [N], maybe y itself."""
     let_next_start(OVERLAP)
@@ -86,7 +75,6 @@ def gemv(
         scale = tl.load(WScale + rows) if SCALED_ROWS else tl.load(WScale)
     if BIASED:
         bias = tl.load(Bias + rows)
-    _ask_ahead(W, Ahead, K, ROWS, COLS, REST, LATER, NEXT, FIRST_WAVE, THREADS)
     wait_for_previous(OVERLAP)
     if SCALED:
         scale *= tl.load(XScale)
@@ -104,9 +92,8 @@ def gemv(
 
 @triton.jit
 def gemv_gate_up_silu(
-    X, W, XScale, WScale, OutScale, Y, Ahead,
+    X, W, XScale, WScale, OutScale, Y,
     K: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, SCALED: tl.constexpr, QUANTIZE: tl.constexpr,
-    REST: tl.constexpr, LATER: tl.constexpr, NEXT: tl.constexpr, FIRST_WAVE: tl.constexpr, THREADS: tl.constexpr,
     EVICT_FIRST: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """As `gate_up.gate_up_silu` for one token: W [N, K] with gate and up rows interleaved, y [N // 2]."""
@@ -118,7 +105,6 @@ def gemv_gate_up_silu(
     out_scale = result_scale(OutScale, QUANTIZE)
     if SCALED:
         scale = tl.load(WScale)
-    _ask_ahead(W, Ahead, K, ROWS, COLS, REST, LATER, NEXT, FIRST_WAVE, THREADS)
     wait_for_previous(OVERLAP)
     if SCALED:
         scale *= tl.load(XScale)
