@@ -49,8 +49,10 @@ Goodput = Annotated[str | None, typer.Option("--goodput", help="Limits in ms, su
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of prompts, arrivals and dummy weights.")]
 
 
-def rate_from(request_rate: float | None) -> float:
+def rate_from(request_rate: float | None, burstiness: float) -> float:
     """`--request-rate` as a wish has it: 0 where it is left out or infinite, as vLLM's is by default. Raises `BenchError`."""
+    if burstiness != 1 and request_rate is None:
+        raise BenchError("--burstiness shapes the gaps of --request-rate; give both")
     if request_rate is not None and not request_rate > 0:
         raise BenchError(f"--request-rate must be above 0, not {request_rate:g}")
     return 0.0 if request_rate is None or request_rate == math.inf else request_rate

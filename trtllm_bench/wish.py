@@ -67,6 +67,8 @@ class WorkloadWish:
             raise BenchError("--request-rate, --arrivals and --replay each say when requests go out; give one of them")
         if self.replay and self.dataset is None:
             raise BenchError("--replay needs --dataset, whose times it sends at")
+        if self.time_scale != 1 and self.dataset is None:
+            raise BenchError("--time-scale multiplies a dataset's times; give --dataset too")
 
     @property
     def open_loop(self) -> bool:

@@ -182,6 +182,8 @@ def test_a_bad_dataset_names_the_line(tmp_path: Path, capsys: pytest.CaptureFixt
         (["throughput", "--arrivals", "constant:4", "--request-rate", "4"], "each say when requests go out"),
         (["throughput", "--dataset", "chat", "--replay", "--request-rate", "4"], "each say when requests go out"),
         (["throughput", "--replay"], "--replay needs --dataset"),
+        (["throughput", "--time-scale", "0.5"], "--time-scale multiplies a dataset's times"),
+        (["throughput", "--burstiness", "0.5"], "--burstiness shapes the gaps of --request-rate"),
         (["sweep", "--arrivals", "constant:4", "--request-rate", "4"], "each say when requests go out"),
         (["sweep", "--arrivals", "linear-ramp:1,x,3"], "end is 'x'"),
     ],

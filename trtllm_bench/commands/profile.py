@@ -74,7 +74,7 @@ def command(
         vocabulary_of,
     )
 
-    rate = options.rate_from(request_rate)
+    rate = options.rate_from(request_rate, burstiness)
     window = None if steps is None else Window.parse(steps)
     measured = None if cell is None else find_cell(cell)
     if measured is not None:

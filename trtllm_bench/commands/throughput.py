@@ -53,7 +53,7 @@ def command(
     from trtllm_bench.wish import EngineWish, WorkloadWish, default_model
     from trtllm_results.metrics import parse_slo
 
-    rate = options.rate_from(request_rate)
+    rate = options.rate_from(request_rate, burstiness)
     lengths = case_of(isl, osl, dataset)
     bound = max(concurrency, 0)
     requests = num_requests or (None if dataset is not None else max(32, 4 * bound))
