@@ -16,7 +16,7 @@ from trtllm_engines.fingerprint import make_fingerprint
 from trtllm_engines.graph import ModelGraph, op_name, trace
 from trtllm_engines.passes import run_passes
 from trtllm_engines.passes.plan_memory import plan_memory
-from trtllm_engines.passes.reuse_inputs import reuse_inputs, verify_reuse
+from trtllm_engines.passes.reuse_inputs import reuse_inputs
 from trtllm_engines.passes.select_tactics import select_tactics
 from trtllm_engines.plan import LOGITS, STEP_INPUTS, Op, ParallelLayout, Plan, Profile
 from trtllm_engines.precision import check_types, kv_cache_dtype, product_dtype, wide_dtype
@@ -55,7 +55,6 @@ def compile_model(
     step_specs = {**graph.inputs, **graph.weights, **values}
     constants = {name: TensorSpec(tuple(tensor.shape), "fp32") for name, tensor in graph.constants.items()}
     ops = reuse_inputs(ops, values, outputs)
-    verify_reuse(ops, values, outputs)
     ops = select_tactics(ops, {**step_specs, **constants}, arches)
     buffers, arena_bytes = plan_memory(ops, values, outputs, profile)
     plan = Plan(
