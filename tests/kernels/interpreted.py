@@ -112,8 +112,9 @@ def run_launches(lowered: Lowered, tensors: dict[str, torch.Tensor], symbols: di
                 values.append(tensors[arg.value] if arg.index is None else tensors[arg.value][arg.index])
             else:
                 values.append(float(arg.value) if arg.kind == "fp32" else evaluate(arg.value, symbols))
-        known = [tensors[arg.value] for arg in launch.args if arg.value in constants]
-        with watched(launch.kernel, known, waits=not launch.beside):
+        bound = {arg.value: tensors[arg.value] for arg in launch.args if arg.kind in ("tensor", "tma")}
+        known = [tensor for name, tensor in bound.items() if name in constants]
+        with watched(launch.kernel, known, list(bound.values()), waits=not launch.beside):
             load_function(spec)[grid](**dict(zip(spec.signature, values, strict=True)), **spec.constexprs)
 
 

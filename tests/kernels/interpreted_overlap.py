@@ -18,11 +18,11 @@ _LINE_BYTES = 128
 class Watch:
     """One launch: `seen` is what the program now running has done."""
 
-    def __init__(self, kernel: str, constants: Sequence[torch.Tensor], waits: bool) -> None:
+    def __init__(self, kernel: str, constants: Sequence[torch.Tensor], bound: Sequence[torch.Tensor], waits: bool) -> None:
         self.kernel, self.seen, self.programs, self.waits = kernel, [], 0, waits
         self.asked: list[int] = []
         """Addresses of lines asked for ahead, by all programs."""
-        self.ranges = [(t.data_ptr(), t.data_ptr() + t.nbytes) for t in constants]
+        self.ranges, self.bound = ([(t.data_ptr(), t.data_ptr() + t.nbytes) for t in of] for of in (constants, bound))
 
     def begin(self) -> None:
         self.end()
@@ -44,13 +44,13 @@ class Watch:
         self.seen.append("wait_for_previous")
 
     def ask(self, at, wanted) -> None:
-        """`ahead._ask`, of lines that lie in constants."""
+        """`ahead._ask`, of lines of the launch's memory: constants or not, they are read when their time comes."""
         assert "wait_for_previous" not in self.seen, f"{self.kernel}: asks for what may come after the wait"
         lines = at.handle.data[wanted.handle.data.astype(np.bool_)]
         inside = np.zeros(lines.shape, np.bool_)
-        for first, end in self.ranges:
+        for first, end in self.bound:
             inside |= (lines >= first) & (lines + _LINE_BYTES <= end)
-        assert inside.all(), f"{self.kernel}: asks for what is no constant"
+        assert inside.all(), f"{self.kernel}: asks for what is none of its memory"
         self.asked += lines.tolist()
 
     def access(self, kind: str, addresses: np.ndarray) -> None:
@@ -66,10 +66,10 @@ class Watch:
 
 
 @contextmanager
-def watched(kernel: str, constants: Sequence[torch.Tensor], waits: bool = True) -> Iterator[Watch]:
+def watched(kernel: str, constants: Sequence[torch.Tensor], bound: Sequence[torch.Tensor], waits: bool = True) -> Iterator[Watch]:
     """Asserts of every program that runs inside: lets the next start first of all, waits once, loads only `constants` before; or, where
-    it is not to wait, that it never does."""
-    watch, builder = Watch(kernel, constants, waits), interpreter.InterpreterBuilder
+    it is not to wait, that it never does. `bound`: all memory of the launch."""
+    watch, builder = Watch(kernel, constants, bound, waits), interpreter.InterpreterBuilder
     load, store, place = builder.create_masked_load, builder.create_masked_store, builder.set_grid_idx
 
     def watched_load(self, ptrs, mask, *rest, **options):

@@ -201,7 +201,7 @@ def best_of(z: torch.Tensor) -> torch.Tensor:
     pieces = next(count for count in (256, 128, 64, 32, 16, 8, 4, 2, 1) if width % count == 0)
     best, place = z.view(rows, pieces, -1).max(dim=-1)
     piece = best.argmax(dim=-1, keepdim=True)
-    return (place.gather(1, piece) + piece * (width // pieces)).view(-1)
+    return torch.add(place.gather(1, piece), piece, alpha=width // pieces).view(-1)
 
 
 def _truncate(z: torch.Tensor, floats: torch.Tensor, ints: torch.Tensor) -> torch.Tensor:

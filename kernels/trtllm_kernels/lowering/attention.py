@@ -263,6 +263,7 @@ def _decode_launch(
             "SPLIT": parts is not None,
             **_flags(call),
             "BESIDE": beside,
+            "THREADS": 32 * tuned["decode_warps"],
         },
         warps=tuned["decode_warps"],
         stages=tuned["beside_decode_stages" if beside else "decode_stages"],

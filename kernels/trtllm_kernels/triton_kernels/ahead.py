@@ -1,4 +1,4 @@
-"""Weights asked into L2 before their turn: what a program whose loads come after the wait (`overlap.py`) does before it.
+"""Memory asked into L2 before its turn: what a program whose loads come after the wait (`overlap.py`) does before it.
 
 Loads by TMA start after it, since x comes with them; what a program asks for before costs no registers and no shared memory, nothing waits
 for it, and no result depends on it. The lowering sizes what is asked for so that no line passes a tensor's end; each is asked for once.

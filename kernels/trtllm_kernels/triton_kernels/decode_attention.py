@@ -13,6 +13,7 @@ When programs would be too few to fill the chip, each sequence's pages are divid
 import triton
 import triton.language as tl
 
+from trtllm_kernels.triton_kernels.ahead import ask_rows
 from trtllm_kernels.triton_kernels.overlap import let_next_start, wait_for_previous
 from trtllm_kernels.triton_kernels.quantize import finish, result_scale
 
@@ -26,11 +27,13 @@ def _byte(words, index: tl.constexpr, dtype: tl.constexpr):
 def decode_attention(
     QKV, Cache, BlockTable, Slots, KvLens, KScale, VScale, OutScale, Out, Acc, Stats, scale_log2, table_stride, num_splits,
     HKV: tl.constexpr, G: tl.constexpr, GP: tl.constexpr, D: tl.constexpr, PAGE: tl.constexpr, SPLIT: tl.constexpr,
-    SCALED_CACHE: tl.constexpr, WORDS: tl.constexpr, QUANTIZE: tl.constexpr, BESIDE: tl.constexpr, OVERLAP: tl.constexpr,
+    SCALED_CACHE: tl.constexpr, WORDS: tl.constexpr, QUANTIZE: tl.constexpr, BESIDE: tl.constexpr, THREADS: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Cache: one layer, [pages, 2, HKV, PAGE, D], fp8 where SCALED_CACHE. Query of sequence s is token s. GP: G padded.
 
-    BESIDE: runs while the kernel before it does (`types.Launch`), so it waits for nothing.
+    BESIDE: runs while the kernel before it does (`types.Launch`), so it waits for nothing. SPLIT: a short piece, so that its first page is
+    asked into L2 before the wait counts; what the step itself writes there comes through L2 as well.
     """
     let_next_start(OVERLAP)
     if SCALED_CACHE:
@@ -40,13 +43,17 @@ def decode_attention(
     seq = tl.program_id(1).to(tl.int64)
     length = tl.load(KvLens + seq)
     table = BlockTable + tl.load(Slots + seq).to(tl.int64) * table_stride
-    wait_for_previous(OVERLAP and not BESIDE)
     last = tl.cdiv(length, PAGE)
     first = 0
     if SPLIT:
         share = tl.cdiv(last, num_splits)
         first = tl.program_id(2) * share
         last = tl.minimum(first + share, last)
+        if OVERLAP:
+            first_page = tl.load(table + tl.maximum(tl.minimum(first, last - 1), 0)).to(tl.int64)
+            at = Cache + (first_page * (2 * HKV) + kv_head) * (PAGE * D)
+            ask_rows(at, HKV * PAGE * D, 2, PAGE * D * Cache.dtype.element_ty.primitive_bitwidth // 1024, THREADS)
+    wait_for_previous(OVERLAP and not BESIDE)
     g = tl.arange(0, GP)
     d = tl.arange(0, D)
     t = tl.arange(0, PAGE)
