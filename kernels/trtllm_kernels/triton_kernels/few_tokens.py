@@ -2,7 +2,8 @@
 
 Weight rows are the tall side of the tensor core's tile and the tokens, padded to TOKENS, the narrow one: with the roles of a product of
 many tokens 64 rows of x would be multiplied whatever their number. Weights and x stream through TMA, several steps of K ahead, so that what
-is on the way covers the memory's latency; every tile of x is read once a tile of rows, from L2, hence tall tiles where tokens are many.
+is on the way covers the memory's latency. A tile of x comes from L2 once a tile of rows; tiles of more rows, which read it less often, won
+next to nothing in trials on an H100.
 Where tiles of rows alone are too few to fill the chip, K is divided among SPLITS programs each; their sums go to memory in fp32 and
 `few_sum` adds them in order, so that the same step gives the same bits. Rejected: atomic additions, whose order changes.
 
