@@ -104,14 +104,14 @@ def wide_loads(code: list[str]) -> list[int]:
 
 
 _CONSTANT_LOADS = {
-    "gemv": 8,
-    "gemv_gate_up_silu": 8,
+    "gemv": 4,
+    "gemv_gate_up_silu": 4,
     "rms_norm": 2,
     "add_rms_norm": 2,
     "layer_norm": 4,
     "add_layer_norm": 4,
 }
-"""128-bit loads of a kernel before it waits, at least, at the 8B's shapes: two tiles of 64 bytes a thread; norm weights of 32."""
+"""128-bit loads of a kernel before it waits, at least, at the 8B's shapes: two tiles of 32 bytes a thread; norm weights of 32."""
 _LET_NEXT_START, _WAIT = "PREEXIT", "ACQBULK"
 """What griddepcontrol.launch_dependents and griddepcontrol.wait are in machine code."""
 
@@ -131,19 +131,19 @@ def test_hopper_kernels_let_the_next_start_then_load_constants_then_wait(tmp_pat
         assert all(op.startswith("LDG.E") for op in memory[1:]), (spec, memory)
         assert len(wide_loads(memory)) >= _CONSTANT_LOADS.get(spec.function, 0), (spec, memory)
         assert any(re.match(r"LDG|UTMALDG", op) for op in after), spec
-        assert not spec.function.startswith("gemv") or aot.compile_kernel(spec, "sm_90").info.registers <= 64
         assert any(re.match(r"STG|UTMASTG", op) for op in after), spec
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp8"])
 def test_products_of_one_token_all_fit_the_chip(precision: str) -> None:
-    """Of the tiles recorded for the 8B: eight programs of 128 threads an SM; weights leave L2 first."""
+    """Of the 8B's shapes: eight programs of 128 threads an SM, two of 512, one where each SM has one; weights leave L2 first."""
     specs = [spec for spec in kernels_of("llama-3.1-8b", precision, "sm_90").values() if spec.function.startswith("gemv")]
     assert len(specs) >= 4
     for spec in specs:
         info, code = aot.compile_kernel(spec, "sm_90").info, instructions(spec)
         assert info.spill_bytes == 0
-        assert info.registers * 32 * info.num_warps * 8 <= 65536, (spec, info)
+        programs = 1 if spec.constexprs["ROWS"] == 32 else 32 // info.num_warps
+        assert info.registers * 32 * info.num_warps * programs <= 65536, (spec, info)
         assert "LDG.E.EF.128" in code
 
 

@@ -65,12 +65,24 @@ def _matmul(call: OpCall, y: Operand, rows: Dim, algorithm: tuple[Arg, ...] = ()
     return Launch(library="scaled_matmul" if scaled else "matmul", grid=(rows, weight.size(0), weight.size(1)), args=args)
 
 
-def _gemv_tile(weight: Operand) -> tuple[int, int]:
-    """(rows, columns) a program: 4 x 2048 in fp8, and as many bytes in wider types."""
+def _gemv_tile(call: OpCall) -> dict[str, int]:
+    """Rows and columns a program and its warps. 4 x 2048 in fp8, and as many bytes in wider types.
+
+    Where kernels overlap, what counts is how a step's follow each other: a weight of so few rows that one or two programs an SM hold its
+    first tiles is on the way as a whole while the kernels before it end, and few programs ask for the same x at once. Chosen by whole
+    steps of Llama-3.1-8B in fp8 on an H100 (docs/facts.md).
+    """
+    weight = call["weight"]
+    n, k, element = weight.size(0), weight.size(1), ELEMENT_BYTES[weight.dtype]
     columns = 2048
-    while columns > 256 and weight.size(1) % columns:
+    while columns > 256 and k % columns:
         columns //= 2
-    return max(2, 8192 // columns // ELEMENT_BYTES[weight.dtype]), columns
+    rows, warps = max(2, 8192 // columns // element), 4
+    if call.capability >= 90 and element == 1 and columns == 2048:
+        rows, columns, warps = 2, 2048, 4
+        if n % 32 == 0 and n <= 32 * call.sm_count:
+            rows, columns, warps = (32, 2048, 16) if k <= 2 * 2048 else (16, 1024, 16)
+    return {"gemv_rows": rows, "gemv_columns": columns, "gemv_warps": warps}
 
 
 def _gemv_fits(call: OpCall, weight: Operand, rows: int, columns: int) -> bool:
@@ -84,9 +96,8 @@ have something in L2, and tuning times an op alone."""
 
 def linear(call: OpCall) -> Lowered:
     x, weight, bias, residual, y = call["x"], call["weight"], call.get("bias"), call.get("residual"), call.outputs[0]
-    rows, columns = _gemv_tile(weight)
     defaults = {EVICT_FIRST: 1, **few_tunables(call), **dict.fromkeys((*ALGORITHMS, LT_VERSION), 0)}
-    tuned = call.tuned(gemv=1, gemv_rows=rows, gemv_columns=columns, gemv_warps=4, **defaults)
+    tuned = call.tuned(gemv=1, **_gemv_tile(call), **defaults)
     rows, columns = tuned["gemv_rows"], tuned["gemv_columns"]
     tokens = x.shape[0]
     builder = Builder(call)
@@ -139,15 +150,12 @@ class _Activated:
     """A product followed by an activation: `gate_up` (SwiGLU of interleaved rows, half as wide) or `gelu`."""
 
     def __init__(self, call: OpCall, kind: Literal["gate_up", "gelu"]) -> None:
-        x, weight = call["x"], call["weight"]
+        x = call["x"]
         self.call, self.gate_up, self.wide = call, kind == "gate_up", x.dtype != "fp8"
         self.tokens, self.width = x.shape[0], call.outputs[0].size(1)
-        rows, columns = _gemv_tile(weight)
         self.tuned = call.tuned(
             gemv=1,
-            gemv_rows=rows,
-            gemv_columns=columns,
-            gemv_warps=4,
+            **_gemv_tile(call),
             **({EVICT_FIRST: 1} if self.gate_up else {}),
             **few_tunables(call),
             fused_from=192 if fused_fits(call) else 1 << 30,

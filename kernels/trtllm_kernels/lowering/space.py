@@ -4,7 +4,8 @@ Candidates are data and optimistic: one that needs more shared memory than a blo
 and one that a shape does not admit lowers to the same launches as another, so neither is written down here as a rule. Lists are short,
 since every entry costs a compilation and a measurement: values around the default, one decision at a time, and not a full product.
 
-Left out is what shows only where kernels run at once, which races of single ops do not: decode attention beside prompts.
+Left out is what shows only where kernels run at once, which races of single ops do not: decode attention beside prompts, and tiles of
+one-token products where a kernel begins before the one before it has ended.
 
 A *threshold* is a number of tokens from which another routine takes over. It is judged at token counts of its own, after the tiles.
 """
@@ -72,12 +73,14 @@ def _prepare(call: OpCall) -> tuple[Choice, ...]:
     return (Choice("step", _grid(block=(64, 128, 256), warps=(2, 4))),)
 
 
-def _one_token(call: OpCall) -> Choice:
+def _one_token(call: OpCall) -> tuple[Choice, ...]:
     """Our kernel at several tiles, or cuBLASLt; that first, since a tile that does not fit the shape comes to the same."""
+    if call.capability >= 90:
+        return ()
     wide = 1 if call["weight"].dtype == "fp8" else 2
     tiles = ((2, 2048, 4), (4, 1024, 4), (4, 2048, 2), (4, 2048, 8), (8, 1024, 4), (8, 2048, 8), (2, 4096, 4), (16, 512, 4))
     ours = tuple({"gemv_rows": max(2, rows // wide), "gemv_columns": columns, "gemv_warps": warps} for rows, columns, warps in tiles)
-    return Choice("one token", ({"gemv": 0}, *ours))
+    return (Choice("one token", ({"gemv": 0}, *ours)),)
 
 
 def _few_tokens(call: OpCall) -> tuple[Choice, ...]:
@@ -102,7 +105,7 @@ def _algorithm(size: int) -> Choice:
 
 def _linear(call: OpCall) -> tuple[Choice, ...]:
     few = _few_tokens(call)
-    ours = (_one_token(call), *few) if call["x"].dtype != "fp32" else ()
+    ours = (*_one_token(call), *few) if call["x"].dtype != "fp32" else ()
     scale = call.get("weight_scale")
     by_torch = scale is not None and len(scale.shape) == 2
     return ours if by_torch else (*ours, *(_algorithm(size) for size in ALGORITHM_SIZES if not few or size > PADDED[-1]))
@@ -111,7 +114,7 @@ def _linear(call: OpCall) -> tuple[Choice, ...]:
 def _activated(call: OpCall) -> tuple[Choice, ...]:
     if call["x"].dtype == "fp32":
         return ()
-    few = ((_one_token(call),) if call.op == "gate_up_silu" else ()) + _few_tokens(call)
+    few = (_one_token(call) if call.op == "gate_up_silu" else ()) + _few_tokens(call)
     if not fused_fits(call):
         return few
     names = ("block_m", "block_n", "block_k", "group", "warps", "stages")

@@ -3,10 +3,10 @@
 A program sums ROWS output rows over K in fp32, COLS columns at a time, 16-byte loads, no tensor cores, no shared memory. Its first two
 weight tiles (all of them where K is 4096 in fp8) are loaded before it waits for x (`overlap.py`): weights do not depend on the step, so
 they are in flight while the kernels before this one end.
-What a thread loads at once it sums before it accumulates, so it holds an accumulator a load and not one an element: at an 8B's widths no
-more than 64 registers, with which eight blocks of 128 threads share an SM, all with weights in flight.
-The tile is the fastest tried on an H100 in fp8, and faster there than cuBLASLt; from two rows of x on tensor cores are
-(`few_tokens.py`).
+What a thread loads at once it sums before it accumulates, so it holds an accumulator a load and not one an element: registers enough for
+as many threads an SM as keep weights in flight.
+Faster on an H100 in fp8 than cuBLASLt; from two rows of x on tensor cores are (`few_tokens.py`). Which tile is best, a step decides
+(`lowering.gemm`).
 
 Rejected: asking L2 for what comes after those tiles and for the next product's weight while waiting (docs/facts.md).
 """
