@@ -5,8 +5,9 @@ never gets there is given with the noise it has and called noisy. A batch during
 supply is not a sample of the kernel and is repeated, a few times.
 
 A sample is the sum of durations that CUPTI reports for the kernels of one call: neither the launch nor the gap between two kernels is in
-it, which events around a call of a few microseconds would mostly measure. Cold: the L2 cache is overwritten before each call. Warm: calls
-follow each other and find what the last one left.
+it, which events around a call of a few microseconds would mostly measure. Cold: several L2 caches' worth of memory is read before each
+call; not written, because lines that were have to go back to memory while the call reads its own. Warm: calls follow each other and find
+what the last one left.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from trtllm_bench.profiling.trace import device_events
 
 FLUSH_BYTES = 256 << 20
 """Several times any L2 cache."""
+_LINE_BYTES = 128
 Call = Callable[[], Any]
 
 
@@ -123,7 +125,8 @@ class CuptiTimer:
     def __init__(self) -> None:
         import torch
 
-        self._flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device="cuda")
+        lines = torch.randint(0, 256, (FLUSH_BYTES // _LINE_BYTES, _LINE_BYTES), dtype=torch.uint8, device="cuda")
+        self._lines, self._read = lines[:, 0], torch.empty(len(lines), dtype=torch.uint8, device="cuda")
         self._reasons = _slow_down_reasons()
 
     def sample(self, call: Call, count: int, cold: bool) -> list[float]:
@@ -135,7 +138,7 @@ class CuptiTimer:
         collector.start()
         for _ in range(count):
             if cold:
-                self._flush.zero_()
+                self._read.copy_(self._lines)
             call()
         torch.cuda.synchronize()
         collector.stop()
