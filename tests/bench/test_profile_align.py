@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -123,6 +124,29 @@ def test_a_mixed_step_divides_attention_between_its_kernels(plan: Plan) -> None:
     width, layers = plan.config.num_heads * plan.config.head_dim, plan.config.num_layers
     assert decode.flop == layers * 4 * 3 * 41 * width
     assert context.flop == layers * 4 * 2 * (20 * 21 // 2) * width
+
+
+def test_kernels_that_ran_at_once_are_one_row(plan: Plan) -> None:
+    """Here the second starts soon after the first and ends later: the pair's time is from the first's start to the second's end."""
+    events, _ = trace(plan)
+    placed = place_kernels(events, STEPS, LaunchOrder(plan, "sm_90"))
+    attention = [i for i, one in enumerate(placed) if one.step == 1 and one.op >= 0 and plan.ops[one.op].op == "paged_attention"]
+    later = [j for i, j in pairwise(attention) if j == i + 1 and placed[j].event.name.startswith("context_")]
+    assert later
+    for j in later:
+        first, second = placed[j - 1].event, placed[j].event
+        first = replace(first, start_us=first.start_us - GAP_US, duration_us=first.duration_us + GAP_US)
+        second = replace(second, start_us=first.start_us + 1, duration_us=second.end_us - first.start_us - 1)
+        placed[j - 1], placed[j] = replace(placed[j - 1], event=first), replace(placed[j], event=second, beside=True)
+    apart = [one for one in placed if one.step == 1]
+    hardware = Hardware("test", {"bf16": 1e15}, 3e12)
+    kernels, _, _, _ = summarise(apart, STEPS, PlanCounter(plan), hardware, lead_in=0)
+    pair = next(row for row in kernels if " + " in row.kernel)
+    width, layers = plan.config.num_heads * plan.config.head_dim, plan.config.num_layers
+    assert pair.calls == layers == len(later)
+    assert pair.time_us == pytest.approx(layers * 2 * (KERNEL_US + GAP_US))
+    assert pair.flop == layers * 4 * (3 * 41 + 2 * (20 * 21 // 2)) * width
+    assert pair.ceiling_share == pytest.approx(max(pair.bytes / 3e12, pair.flop / 1e15) / (pair.time_us * 1e-6))
 
 
 def test_counts_turn_into_rates_and_a_bound(plan: Plan) -> None:

@@ -32,6 +32,8 @@ class Placed:
     """Index into the steps seen."""
     op: int
     """Index into the plan's ops, or one of `AROUND`."""
+    beside: bool = False
+    """Ran while the kernel before it did."""
 
 
 def place_kernels(events: Sequence[Event], steps: Sequence[SeenStep], order: LaunchOrder) -> list[Placed]:
@@ -83,7 +85,7 @@ def _place_program(
         if end is None:
             raise RunFailure(f"step {step.number} of the trace lacks kernel {launch.function}; was another engine profiled?")
         placed += _library(events[at:end], pending, index, previous)
-        placed.append(Placed(events[end], index, launch.op))
+        placed.append(Placed(events[end], index, launch.op, launch.beside))
         at, previous, pending = end + 1, launch.op, []
     end = at
     for _ in pending:

@@ -28,6 +28,13 @@ class _Sum:
     ideal_us: float = 0.0
     compute: str = ""
     op: str = ""
+    at_once: bool = False
+    """Of two kernels a call, which use memory and arithmetic at the same time."""
+
+    @property
+    def least_us(self) -> float:
+        """What the ceilings allow."""
+        return max(self.memory_us, self.compute_us) if self.at_once else self.ideal_us
 
 
 def summarise(
@@ -40,11 +47,11 @@ def summarise(
     costs = [_Costs(counter, step.shape) for step in steps]
     rows: dict[tuple[str, str], _Sum] = {}
     roles: dict[str, float] = {}
-    for one, carries in zip(kept, _carriers(kept), strict=True):
+    for one, carries, pair in zip(kept, _carriers(kept), _pairs(kept), strict=True):
         cost = costs[one.step].of(one)
         role = cost.role if cost is not None else AROUND[one.op]
-        total = rows.setdefault((role, one.event.name), _Sum(op=cost.op if cost is not None else ""))
-        total.calls += 1
+        total = rows.setdefault((role, pair or one.event.name), _Sum(op=cost.op if cost is not None else "", at_once=bool(pair)))
+        total.calls += not (pair and one.beside)
         total.time_us += exclusive[id(one)]
         roles[role] = roles.get(role, 0.0) + exclusive[id(one)]
         if cost is not None and carries:
@@ -93,6 +100,15 @@ def part(shape: StepShape, decoding: bool) -> StepShape:
     return StepShape(shape.query_lens[chosen], shape.kv_lens[chosen], count, samples)
 
 
+def _pairs(kept: Sequence[Placed]) -> list[str]:
+    """For each of two kernels that ran at once the name of both, which are one row: neither has a rate of its own. Else nothing."""
+    names = [""] * len(kept)
+    for i, one in enumerate(kept):
+        if i and one.beside and (kept[i - 1].step, kept[i - 1].op) == (one.step, one.op):
+            names[i - 1] = names[i] = f"{kept[i - 1].event.name} + {one.event.name}"
+    return names
+
+
 def _carriers(kept: Sequence[Placed]) -> list[bool]:
     """For each event whether it carries its op's counts: the longest of those an op made in a step (decode and context attention apart)."""
     longest: dict[tuple[int, int, bool | None], int] = {}
@@ -119,7 +135,7 @@ def _add(total: _Sum, cost: OpCost, hardware: Hardware | None) -> None:
 
 
 def _row(role: str, kernel: str, total: _Sum, window_us: float) -> KernelRow:
-    share = total.ideal_us / total.time_us if total.ideal_us and total.time_us else None
+    share = total.least_us / total.time_us if total.least_us and total.time_us else None
     bound = ""
     if share is not None:
         bound = "latency" if share < LATENCY_SHARE else "memory" if total.memory_us >= total.compute_us else "compute"

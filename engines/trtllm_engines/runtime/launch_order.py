@@ -22,6 +22,8 @@ class PlannedLaunch:
     function: str
     """Name of the kernel as a profiler shows it; empty for a library routine, whose kernels the library chooses."""
     library: str
+    beside: bool = False
+    """Runs while the launch before it does."""
 
 
 class LaunchOrder:
@@ -34,7 +36,7 @@ class LaunchOrder:
         grids: list[int | str] = []
         for index, op in enumerate(plan.ops):
             for launch in op.tactics[arch].launches:
-                self._launches.append(PlannedLaunch(index, launch.kernel.rpartition("-")[0], launch.library))
+                self._launches.append(PlannedLaunch(index, launch.kernel.rpartition("-")[0], launch.library, launch.beside))
                 grids += launch.grid
         self._grids = compile_all(grids)
 
