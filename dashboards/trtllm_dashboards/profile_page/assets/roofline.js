@@ -18,22 +18,27 @@ function roofline(target) {
   for (let e = low; e <= high; e++) svg.append(el("svg:line", { class: "grid", x1: X(10 ** e), x2: X(10 ** e), y1: T, y2: H - B }), el("svg:text", { x: X(10 ** e), y: H - B + 16, "text-anchor": "middle" }, e < 0 ? (10 ** e).toFixed(-e) : (10 ** e).toLocaleString("en")));
   for (let e = bottom; e <= top; e++) svg.append(el("svg:line", { class: "grid", x1: L, x2: W - R, y1: Y(10 ** e), y2: Y(10 ** e) }), el("svg:text", { x: L - 6, y: Y(10 ** e) + 4, "text-anchor": "end" }, rate(10 ** e)));
   svg.append(el("svg:text", { class: "soft", x: (L + W - R) / 2, y: H - 6, "text-anchor": "middle" }, "arithmetic intensity (FLOP/byte)"), el("svg:text", { class: "soft", x: 12, y: H / 2, transform: `rotate(-90 12 ${H / 2})`, "text-anchor": "middle" }, "FLOP/s"));
+  const labels = [];
   if (band) {
     const best = Math.max(...peaks, 10 ** bottom);
     const ridge = best / band, start = Math.max(10 ** low, 10 ** bottom / band);
     svg.append(el("svg:polyline", { class: "roof", points: `${X(start)},${Y(start * band)} ${X(Math.min(ridge, 10 ** high))},${Y(Math.min(ridge, 10 ** high) * band)}` }));
     const at = Math.sqrt(start * ridge);
     svg.append(el("svg:text", { class: "soft", x: X(at) - 8, y: Y(at * band) - 6, "text-anchor": "end" }, `memory ${fixed(band / 1e12)} TB/s`));
-    formats.forEach((f, i) => {
-      svg.append(el("svg:polyline", { class: "roof", points: `${X(peaks[i] / band)},${Y(peaks[i])} ${W - R},${Y(peaks[i])}` }), el("svg:text", { class: "soft", x: W - R - 4 - 130 * i, y: Y(peaks[i]) - 5, "text-anchor": "end" }, `${f} ${rate(peaks[i])}FLOP/s`));
+    const flat = ((W - L - R) / (high - low)) / ((H - B - T) / (top - bottom));
+    let lowest = 0;  // names of roofs stand left of where each begins: nothing can be above the slope
+    formats.map((f, i) => [peaks[i], f]).sort((a, b) => b[0] - a[0]).forEach(([peak, f]) => {
+      lowest = Math.max(lowest + 13, Y(peak) + 4);
+      svg.append(el("svg:polyline", { class: "roof", points: `${X(peak / band)},${Y(peak)} ${W - R},${Y(peak)}` }), el("svg:text", { class: "soft", x: X(peak / band) - 8 - flat * (lowest - Y(peak)), y: lowest, "text-anchor": "end" }, `${f} ${rate(peak)}FLOP/s`));
     });
   }
-  const largest = Math.max(...kernels.map((k) => k.time_us)), labels = [];
+  const largest = Math.max(...kernels.map((k) => k.time_us));
   points.sort((a, b) => b.k.time_us - a.k.time_us).forEach(({ k, x, y }, i) => {
     const radius = 4 + 16 * Math.sqrt(k.time_us / largest);
     svg.append(el("svg:circle", { cx: X(x), cy: Y(y), r: radius, fill: colours[k.role] ?? GAP, "fill-opacity": 0.75, stroke: "var(--ink)", "stroke-width": 0.6, ...tipped(
       `${k.role}\n${k.kernel}\n${percent(k.share)} of the time, ${k.calls} calls of ${fixed(k.time_us / k.calls)} µs\n${rate(k.bytes / k.time_us * 1e6)}B/s, ${rate(y)}FLOP/s, ${fixed(x)} FLOP/byte\n${percent(k.ceiling_share)} of the ceiling, bound by ${k.bound || "-"}`) }));
-    const place = { x: X(x) + radius + 3, y: Y(y) + 4, w: 6.5 * shortName(k.role).length };
+    const width = 6.5 * shortName(k.role).length, right = X(x) + radius + 3;
+    const place = right + width < W ? { x: right, y: Y(y) + 4, w: width } : { x: W - R - width, y: Y(y) - radius - 4, w: width };
     if (i < 9 && !labels.some((l) => Math.abs(l.y - place.y) < 12 && place.x < l.x + l.w && l.x < place.x + place.w)) {
       labels.push(place);
       svg.append(el("svg:text", { x: place.x, y: place.y }, shortName(k.role)));
