@@ -45,31 +45,38 @@ def routine(lowered: Lowered, launch: Launch) -> str:
     return f"{spec.function} {spec.constexprs['TOKENS']}" if "TOKENS" in spec.constexprs else spec.function
 
 
-@given(tokens=st.integers(1, 400), most=st.integers(0, 90), splits=st.sampled_from([1, 4]), gemv=st.sampled_from([0, 1]))
-def test_each_number_of_tokens_has_one_routine(tokens: int, most: int, splits: int, gemv: int) -> None:
-    divided = {f"few{padded}_splits": splits for padded in (16, 32, 64)}
+@given(st.integers(0, 400), st.integers(0, 90), st.tuples(*[st.sampled_from([1, 2, 4])] * 3), st.sampled_from([0, 1]))
+def test_each_number_of_tokens_has_one_routine_and_room_for_its_parts(tokens: int, most: int, each: tuple[int, ...], gemv: int) -> None:
+    """None where no row is wanted, as of lm_head in a step of chunks alone. `each`: parts of K with tiles of 16, 32 and 64 tokens."""
+    divided = {f"few{padded}_splits": splits for padded, splits in zip((16, 32, 64), each, strict=True)}
     lowered = linear(4096, 4096, few_to=most, gemv=gemv, **divided)
     fixed = linear(4096, 4096, tokens=tokens, few_to=most, gemv=gemv, **divided)
     names = [routine(lowered, launch) for launch in running(lowered, tokens)]
     assert [routine(fixed, launch) for launch in running(fixed, tokens)] == names
     padded = next(size for size in (16, 32, 64, 400) if tokens <= size)
-    if tokens == 1 and gemv:
+    if tokens == 0:
+        assert names == []
+    elif tokens == 1 and gemv:
         assert names == ["gemv"]
     elif tokens <= min(most, 64):
+        splits = divided[f"few{padded}_splits"]
         assert names == ([f"few_linear {padded}"] if splits == 1 else [f"few_parts {padded}", "few_sum"])
+        if splits > 1:
+            (parts,) = lowered.workspaces.values()
+            assert evaluate(parts.shape[0], {"T": tokens}) >= splits * tokens
+            assert parts.shape[1] == 4096
     else:
         assert names == ["scaled_matmul"]
-    if splits > 1 and min(most, 64) > 1:
-        (parts,) = lowered.workspaces.values()
-        assert evaluate(parts.shape[0], {"T": tokens}) >= splits * min(tokens, most, 64)
 
 
-@given(tokens=st.integers(1, 400), most=st.integers(0, 90), fused=st.sampled_from([32, 192]))
+@given(tokens=st.integers(0, 400), most=st.integers(0, 90), fused=st.sampled_from([32, 192]))
 def test_a_product_that_ends_in_an_activation_is_one_launch_for_few_tokens(tokens: int, most: int, fused: int) -> None:
     lowered = gate_up(few_to=most, fused_from=fused)
     names = [routine(lowered, launch) for launch in running(lowered, tokens)]
     padded = next(size for size in (16, 32, 64, 400) if tokens <= size)
-    if tokens == 1:
+    if tokens == 0:
+        assert names == []
+    elif tokens == 1:
         assert names == ["gemv_gate_up_silu"]
     elif tokens <= min(most, 64, fused - 1):
         assert names == [f"few_gate_up_silu {padded}"]

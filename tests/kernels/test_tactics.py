@@ -94,6 +94,8 @@ def test_without_gemv_one_token_goes_to_the_library() -> None:
     assert [launch.library for launch in lower(*_fields(shape), "sm_90", tactic={"gemv": 0, "few_to": 0}).launches] == ["matmul"]
     launches = lower(*_fields(one("gate_up_silu")), "sm_90", tactic={"gemv": 0, "few_to": 0}).launches
     assert not any("gemv" in launch.kernel for launch in launches)
+    with pytest.raises(KernelError, match=r"tactic of linear_gelu sets \['gemv'\], which it does not have"):
+        lower(*_fields(one("linear_gelu", model="gptj-6b")), "sm_90", tactic={"gemv": 0})
 
 
 def test_candidates_compute_what_the_op_means() -> None:

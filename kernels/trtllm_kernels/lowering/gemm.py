@@ -32,11 +32,6 @@ def algorithm_of(size: int) -> str:
 ALGORITHMS = tuple(algorithm_of(size) for size in ALGORITHM_SIZES)
 
 
-def _only_one(tokens: Dim) -> Dim:
-    """1 when there is one token, else 0 or less."""
-    return int(tokens == 1) if isinstance(tokens, int) else f"2 - {tokens}"
-
-
 def _beyond(tokens: Dim, covered: int) -> Dim:
     """The tokens of a step of more than `covered`, else 0 or less."""
     if covered == 0:
@@ -114,7 +109,7 @@ def linear(call: OpCall) -> Lowered:
                 **scales,
                 "Y": y,
             },
-            grid=(product(weight.size(0) // rows, _only_one(tokens)),),
+            grid=(product(weight.size(0) // rows, within(tokens, 0, 1)),),
             constexprs={
                 "K": weight.size(1),
                 "ROWS": rows,
@@ -154,9 +149,7 @@ class _Activated:
         self.call, self.gate_up, self.wide = call, kind == "gate_up", x.dtype != "fp8"
         self.tokens, self.width = x.shape[0], call.outputs[0].size(1)
         self.tuned = call.tuned(
-            gemv=1,
-            **_gemv_tile(call),
-            **({EVICT_FIRST: 1} if self.gate_up else {}),
+            **({"gemv": 1, **_gemv_tile(call), EVICT_FIRST: 1} if self.gate_up else {}),
             **few_tunables(call),
             fused_from=192 if fused_fits(call) else 1 << 30,
             block_m=128,
@@ -184,18 +177,20 @@ class _Activated:
 
     def _one(self) -> bool:
         """One token, gated only: product and activation in one kernel that reads the weight once."""
-        call, weight, rows = self.call, self.call["weight"], self.tuned["gemv_rows"]
-        ours = self.gate_up and self.tuned["gemv"] and call["x"].dtype != "fp32"
-        if not ours or not _gemv_fits(call, weight, rows, self.tuned["gemv_columns"]):
+        call, weight = self.call, self.call["weight"]
+        if not self.gate_up or not self.tuned["gemv"] or call["x"].dtype == "fp32":
+            return False
+        rows, columns = self.tuned["gemv_rows"], self.tuned["gemv_columns"]
+        if not _gemv_fits(call, weight, rows, columns):
             return False
         self.builder.launch(
             "gemv.gemv_gate_up_silu",
             {"X": call["x"], "W": weight, **self.scales, "Y": call.outputs[0]},
-            grid=(product(weight.size(0) // rows, _only_one(self.tokens)),),
+            grid=(product(weight.size(0) // rows, within(self.tokens, 0, 1)),),
             constexprs={
                 "K": weight.size(1),
                 "ROWS": rows,
-                "COLS": self.tuned["gemv_columns"],
+                "COLS": columns,
                 "SCALED": not self.wide,
                 "QUANTIZE": self.quantize,
                 "EVICT_FIRST": bool(self.tuned[EVICT_FIRST]),
