@@ -6,9 +6,11 @@ for every launch that uses it. What is left of a launch in Python is one call of
 Launches go to torch's current stream, so they order with torch's work and are captured by `torch.cuda.graph`. Triton is not imported.
 
 Kernels that wait for their predecessors themselves (`triton_kernels/overlap.py`) are launched as programmatic dependents, in a capture too,
-where that becomes an edge of the graph; but for the first of a run. So whatever came before a run is complete and visible before any
-kernel of it begins: weights that were just drawn, refitted or copied are the constants that kernels take them for. A launch `beside` the
-one before it is a programmatic dependent that does not wait; around the two everything is in turn.
+where that becomes an edge of the graph; but for the first of a run and what follows a launch that `settles`. So whatever came before a run
+is complete and visible before any kernel of it begins: weights that were just drawn, refitted or copied are the constants that kernels take
+them for. A launch `beside` the one before it is a programmatic dependent that does not wait; around the two everything is in turn. What
+follows them has to wait for both, as a stream has it; a graph may have its edge from the second alone, so steps with such a pair are not
+for capture (engines capture those that only decode).
 
 Triton's ABI, which this must match: parameters in the signature's order; a TMA descriptor is the 128-byte map, then its two sizes as i32
 and two strides as i64; two scratch pointers (unused here) come last.

@@ -4,8 +4,8 @@ Candidates are data and optimistic: one that needs more shared memory than a blo
 and one that a shape does not admit lowers to the same launches as another, so neither is written down here as a rule. Lists are short,
 since every entry costs a compilation and a measurement: values around the default, one decision at a time, and not a full product.
 
-Left out is what shows only where kernels run at once, which races of single ops do not: decode attention beside prompts, and tiles of
-one-token products where a kernel begins before the one before it has ended.
+Left out is what shows only where kernels run at once, which races of single ops do not: decode attention beside prompts and, where a kernel
+begins before the one before it has ended, tiles of one-token products and how much of a weight is asked for ahead.
 
 A *threshold* is a number of tokens from which another routine takes over. It is judged at token counts of its own, after the tiles.
 """

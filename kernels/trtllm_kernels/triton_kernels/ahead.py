@@ -1,7 +1,8 @@
 """Memory asked into L2 before its turn: what a program whose loads come after the wait (`overlap.py`) does before it.
 
 Loads by TMA start after it, since x comes with them; what a program asks for before costs no registers and no shared memory, nothing waits
-for it, and no result depends on it. The lowering sizes what is asked for so that no line passes a tensor's end; each is asked for once.
+for it, and no result depends on it: so what a running kernel still writes may be asked for, too. No line passes a tensor's end: of a weight
+the lowering counts them, of the cache it is a page.
 
 A predicate and no branch: the order of the text before the wait stays that of every thread.
 """

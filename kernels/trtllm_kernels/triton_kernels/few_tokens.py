@@ -4,8 +4,8 @@ Weight rows are the tall side of the tensor core's tile and the tokens, padded t
 many tokens 64 rows of x would be multiplied whatever their number. Weights and x stream through TMA, several steps of K ahead, so that what
 is on the way covers the memory's latency. A tile of x comes from L2 once a tile of rows; tiles of more rows, which read it less often, won
 next to nothing in trials on an H100.
-Where tiles of rows alone are too few to fill the chip, K is divided among SPLITS programs each; their sums go to memory in fp32 and
-`few_sum` adds them in order, so that the same step gives the same bits. Rejected: atomic additions, whose order changes.
+Where tiles of rows alone are too few to fill the chip, K is divided among SPLITS programs each (split-K); their sums go to memory in fp32
+and `few_sum` adds them in order, so that the same step gives the same bits. Rejected: atomic additions, whose order changes.
 
 Before x is there (`overlap.py`) a program asks the beginning of its rows into L2 (`ahead.py`), LINES lines of each: TMA's own loads begin
 after the wait. Rows of x past the step's tokens are read (the buffer has them, or TMA gives zeros) and mean nothing; they are not stored.
@@ -21,8 +21,8 @@ from trtllm_kernels.triton_kernels.quantize import finish, result_scale
 
 @triton.jit
 def _sums(
-    X, W, WeightRows, N: tl.constexpr, K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, TOKENS: tl.constexpr,
-    SPLITS: tl.constexpr, LINES: tl.constexpr, THREADS: tl.constexpr, OVERLAP: tl.constexpr,
+    X, W, WeightRows, K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, TOKENS: tl.constexpr, SPLITS: tl.constexpr,
+    LINES: tl.constexpr, THREADS: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """fp32 [BLOCK_N, TOKENS]: this program's rows of W times x over its part of K, after the wait for x. Past N and K TMA reads zeros."""
     SHARE: tl.constexpr = ((K + BLOCK_K - 1) // BLOCK_K + SPLITS - 1) // SPLITS
@@ -49,7 +49,7 @@ def _weight_scale(WScale, rows, N: tl.constexpr, SCALED: tl.constexpr, SCALED_RO
 
 
 @triton.jit
-def _stated(
+def _epilogue(
     y, tokens, rows, Bias, Residual, XScale, w_scale, num_tokens, N: tl.constexpr, SCALED: tl.constexpr, SCALED_ROWS: tl.constexpr,
     BIASED: tl.constexpr, ADDED: tl.constexpr,
 ):  # fmt: skip
@@ -78,8 +78,8 @@ def few_linear(
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     tokens = tl.arange(0, TOKENS)
     w_scale = _weight_scale(WScale, rows, N, SCALED, SCALED_ROWS)
-    sums = tl.trans(_sums(X, W, WeightRows, N, K, BLOCK_N, BLOCK_K, TOKENS, 1, LINES, THREADS, OVERLAP))
-    y = _stated(sums, tokens, rows, Bias, Residual, XScale, w_scale, num_tokens, N, SCALED, SCALED_ROWS, BIASED, ADDED)
+    sums = tl.trans(_sums(X, W, WeightRows, K, BLOCK_N, BLOCK_K, TOKENS, 1, LINES, THREADS, OVERLAP))
+    y = _epilogue(sums, tokens, rows, Bias, Residual, XScale, w_scale, num_tokens, N, SCALED, SCALED_ROWS, BIASED, ADDED)
     inside = (tokens < num_tokens)[:, None] & (rows < N)[None, :]
     tl.store(Y + tokens[:, None] * N + rows[None, :], y.to(Y.dtype.element_ty), mask=inside)
 
@@ -92,7 +92,7 @@ def few_parts(
 ):  # fmt: skip
     """Parts [SPLITS, tokens, N] fp32: sums over each part of K."""
     let_next_start(OVERLAP)
-    sums = tl.trans(_sums(X, W, WeightRows, N, K, BLOCK_N, BLOCK_K, TOKENS, SPLITS, LINES, THREADS, OVERLAP))
+    sums = tl.trans(_sums(X, W, WeightRows, K, BLOCK_N, BLOCK_K, TOKENS, SPLITS, LINES, THREADS, OVERLAP))
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     tokens = tl.arange(0, TOKENS)
     inside = (tokens < num_tokens)[:, None] & (rows < N)[None, :]
@@ -116,7 +116,7 @@ def few_sum(
     y = tl.load(at, mask=inside, other=0.0)
     for split in tl.static_range(1, SPLITS):
         y += tl.load(at + split * num_tokens * N, mask=inside, other=0.0)
-    y = _stated(y, token, columns, Bias, Residual, XScale, w_scale, num_tokens, N, SCALED, SCALED_ROWS, BIASED, ADDED)
+    y = _epilogue(y, token, columns, Bias, Residual, XScale, w_scale, num_tokens, N, SCALED, SCALED_ROWS, BIASED, ADDED)
     tl.store(Y + token[:, None] * N + columns[None, :], y.to(Y.dtype.element_ty), mask=inside)
 
 
@@ -130,7 +130,7 @@ def few_gate_up_silu(
     let_next_start(OVERLAP)
     out_scale = result_scale(OutScale, QUANTIZE)
     scale = tl.load(WScale) if SCALED else 1.0
-    sums = tl.trans(_sums(X, W, WeightRows, N, K, BLOCK_N, BLOCK_K, TOKENS, 1, LINES, THREADS, OVERLAP))
+    sums = tl.trans(_sums(X, W, WeightRows, K, BLOCK_N, BLOCK_K, TOKENS, 1, LINES, THREADS, OVERLAP))
     if SCALED:
         sums *= scale * tl.load(XScale)
     gate, up = tl.split(tl.reshape(sums, (TOKENS, BLOCK_N // 2, 2)))
@@ -153,8 +153,8 @@ def few_linear_gelu(
     tokens = tl.arange(0, TOKENS)
     out_scale = result_scale(OutScale, QUANTIZE)
     w_scale = _weight_scale(WScale, rows, N, SCALED, False)
-    sums = tl.trans(_sums(X, W, WeightRows, N, K, BLOCK_N, BLOCK_K, TOKENS, 1, LINES, THREADS, OVERLAP))
-    y = _stated(sums, tokens, rows, Bias, Bias, XScale, w_scale, num_tokens, N, SCALED, False, BIASED, False)
+    sums = tl.trans(_sums(X, W, WeightRows, K, BLOCK_N, BLOCK_K, TOKENS, 1, LINES, THREADS, OVERLAP))
+    y = _epilogue(sums, tokens, rows, Bias, Bias, XScale, w_scale, num_tokens, N, SCALED, False, BIASED, False)
     u = 0.7978845608028654 * (y + 0.044715 * y * y * y)
     y = y / (1.0 + tl.exp2(u * -2.8853900817779268))
     inside = (tokens < num_tokens)[:, None] & (rows < N)[None, :]

@@ -12,6 +12,7 @@ step writes, and that only: constants (weights, their scales, norm weights, tabl
 complete before the first kernel begins, see below), and what `prepare_step` made of them (positions, cache slots), because the kernel after
 that one begins when it has ended (`types.Launch`, settles). No other result of the step, and no store at all, because the kernels before
 may still be reading what it would overwrite. An activation's scale counts as a result: by row it is one.
+Anything may be asked into L2 (`ahead.py`), which loads nothing.
 
 Only the kernel right before is waited for. But that one ended after its own wait, so after the end of the one before it, and so on to the
 first of the run, which `driver.BoundProgram` launches in the ordinary way. A kernel that did not wait would break this chain for all
