@@ -72,6 +72,20 @@ def test_a_chunk_of_a_prompt_sees_what_is_in_the_cache() -> None:
     assert (both + StepShape.prefill(2, 7)).symbols["C"] == 1, "a whole prompt continues nothing"
 
 
+def test_a_step_is_its_decode_sequences_its_whole_prompts_and_those_with_a_past(plan: Plan) -> None:
+    continued = StepShape(np.array([10]), np.array([110]), 0, 0)
+    step = StepShape.decode(2, 50) + StepShape.prefill(3, 7) + continued
+    kinds = (step.decodes, step.whole_prompts, step.continued)
+    assert [(one.sequences, one.num_decodes, one.tokens, one.pairs) for one in kinds] == [
+        (2, 2, 2, 100),
+        (3, 0, 21, 3 * 28),
+        (1, 0, 10, continued.pairs),
+    ]
+    counter, name = PlanCounter(plan), "model.layers.3.self_attn.attn.paged_attention"
+    for figure in ("flop", "bytes", "kv_bytes"):
+        assert sum(getattr(counter.op(name, one), figure) for one in kinds) == getattr(counter.op(name, step), figure)
+
+
 def test_the_sum_over_ops_agrees_with_the_whole_model_count(plan: Plan) -> None:
     shape = StepShape.decode(32, 300)
     model = ModelCost.of(plan)

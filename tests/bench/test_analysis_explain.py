@@ -15,15 +15,17 @@ from trtllm_bench.analysis.advice import findings, rate
 from trtllm_bench.analysis.cells import MeasuredCell, find_cell, hardware_of, plan_of
 from trtllm_bench.analysis.check import check, median_error
 from trtllm_bench.analysis.counts import PlanCounter, StepShape
-from trtllm_bench.analysis.explain import Breakdown, breakdown, difference, from_log
+from trtllm_bench.analysis.explain import Breakdown, breakdown, difference, from_log, read_steps
 from trtllm_bench.analysis.hardware import GPUS, Hardware, published, published_for
-from trtllm_bench.analysis.predict import predict
+from trtllm_bench.analysis.predict import pages_on, predict
 from trtllm_bench.analysis.slowest import slow_request
 from trtllm_bench.analysis.step_model import StepModel
 from trtllm_bench.errors import BenchError
+from trtllm_bench.profiling.record import Profile as Profiled
 from trtllm_engines.compile import compile_model
 from trtllm_engines.plan import Plan, Profile
 from trtllm_engines.presets import preset_config
+from trtllm_kernels.expr import evaluate
 from trtllm_results.environment import Environment
 from trtllm_results.metrics import RequestLog
 from trtllm_results.record import Cell, Row
@@ -31,7 +33,7 @@ from trtllm_results.store import Store
 from trtllm_workloads.synthetic import fixed
 
 H100 = Hardware("H100", {"fp8": 1.374e15, "bf16": 7.76e14, "fp16": 7.76e14}, 3.09e12, 80e9)
-"""As measured (docs/facts.md): bursts, which is how its kernels were timed."""
+"""As measured (docs/facts.md): bursts, which is how its kernels were timed. Of no architecture, hence one kernel after another."""
 
 
 def make_plan(precision: str, batch: int = 64, longest: int = 256) -> Plan:
@@ -74,6 +76,48 @@ def test_kernels_measured_on_an_h100_take_what_the_model_says(fp8: Plan, role: s
     cost = next(cost for cost in PlanCounter(fp8).step(shape) if cost.role.endswith(role))
     memory, compute, fixed = StepModel(fp8, H100).op_us(cost)
     assert (memory**3 + compute**3) ** (1 / 3) + fixed == pytest.approx(measured_us, rel=0.15)
+
+
+def test_what_overlaps_takes_less_where_it_can(fp8: Plan) -> None:
+    inturn, overlapping = (StepModel(fp8, replace(H100, arch=arch)) for arch in ("sm_80", "sm_90"))
+    for one in (1, 16, 64):
+        shape = StepShape.decode(one, 200)
+        assert overlapping.step(shape).total_us < 0.95 * inturn.step(shape).total_us
+    prompt = StepShape.prefill(1, 4096)
+    assert overlapping.step(prompt).total_us > 0.97 * inturn.step(prompt).total_us, "cuBLASLt's products begin in turn"
+
+
+@pytest.mark.parametrize(
+    ("decodes", "prompts", "inturn_us", "beside_us"),
+    [((381, 2112), (3, 2048), 846, 667), ((2030, 192), (16, 128), 306, 292), ((510, 1500), (1, 1000), 560, 552)],
+)
+def test_attention_of_mixed_steps_measured_on_an_h100(
+    fp8: Plan, decodes: tuple[int, int], prompts: tuple[int, int], inturn_us: float, beside_us: float
+) -> None:
+    """Trials of docs/facts.md, a layer, within 4%."""
+    shape = StepShape.decode(*decodes) + StepShape.prefill(*prompts)
+    role = "layers.*.self_attn.attn.paged_attention"
+    for arch, measured_us in (("", inturn_us), ("sm_90", beside_us)):
+        step = StepModel(fp8, replace(published("h100"), arch=arch)).step(shape)
+        assert step.ops[role] / 32 == pytest.approx(measured_us, rel=0.04)
+        assert sum(step.parts.values()) == pytest.approx(step.total_us)
+
+
+@pytest.mark.parametrize("model", ["llama-3.1-8b", "gptj-6b"])
+def test_attention_runs_beside_prompts_in_the_steps_the_kernels_say(model: str) -> None:
+    source = {"kind": "dummy", "seed": 0}
+    plan = compile_model(preset_config(model), "fp8", Profile(512, 8192, 2048), arches=("sm_90",), weights_source=source).plan
+    attention = next(op for op in plan.ops if op.op == "paged_attention")
+    launches = [launch for launch in attention.tactics["sm_90"].launches if launch.beside]
+    assert len(launches) == (model == "llama-3.1-8b"), "heads of 256 leave no room"
+    continued = StepShape(np.array([64]), np.array([96]), 0, 1)
+    contexts = [StepShape.prefill(*prompt) for prompt in ((1, 8), (1, 2048), (4, 512), (1, 2113))]
+    for decodes in (1, 8, 33, 65, 66, 300):
+        for context in (*contexts, contexts[0] + continued, continued):
+            shape = StepShape.decode(decodes, 1000) + context
+            runs = [all(evaluate(dim, shape.symbols) > 0 for dim in launch.grid) for launch in launches]
+            counts = [n for cost, n in StepModel(plan, published("h100")).kernels(shape) if cost.kind == "attention"]
+            assert (min(counts) < max(counts)) == any(runs), (decodes, context)
 
 
 def test_parts_sum_to_the_step_and_the_larger_limit_is_named(fp8: Plan) -> None:
@@ -292,10 +336,37 @@ STORES = sorted(path.parent for path in RECORDED.glob("**/results.parquet"))
 
 
 @pytest.mark.skipif(not STORES, reason="no H100 cells are recorded in results/recorded/h100")
-def test_recorded_cells_are_predicted_within_15_percent_at_the_median() -> None:
+def test_recorded_cells_are_predicted_within_5_percent_at_the_median_and_12_at_worst() -> None:
+    """The worst are of engines whose kernels did not overlap yet: predictions are of the present one."""
     rows = [row for folder in STORES for row in Store(folder).rows() if row.cell.settings.get("nvtx_detail", "off") == "off"]
     found = check(rows)
-    assert median_error(found) < 0.15, [(one.row.cell.label, round(one.error, 3)) for one in found]
+    told = [(one.row.cell.label, round(one.error, 3)) for one in found]
+    assert median_error(found) < 0.05, told
+    assert max(abs(one.error) for one in found) < 0.12, told
+
+
+@pytest.mark.skipif(not STORES, reason="no H100 cells are recorded in results/recorded/h100")
+def test_a_profiled_step_of_one_token_takes_what_the_model_says(fp8: Plan) -> None:
+    profile = Profiled.load(RECORDED / "profile-fp8-128-128-b1")
+    measured: dict[str, float] = {}
+    for row in profile.kernels:
+        measured[row.role] = measured.get(row.role, 0.0) + row.time_us / len(profile.steps)
+    step = StepModel(fp8, published("h100")).step(StepShape.decode(1, 188))
+    products = [role for role in step.ops if role.endswith(("qkv_proj", "o_proj", "gate_up_silu", "down_proj"))]
+    assert len(products) == 4
+    assert sum(step.ops[role] for role in products) == pytest.approx(sum(measured[role] for role in products), rel=0.03)
+    assert step.ops["lm_head"] == pytest.approx(measured["lm_head"], rel=0.05)
+    assert step.total_us == pytest.approx(profile.recorded_step_us, rel=0.03)
+
+
+@pytest.mark.skipif(not STORES, reason="no H100 cells are recorded in results/recorded/h100")
+def test_as_many_pages_are_predicted_as_a_recorded_run_had() -> None:
+    """Of a run whose cache took all memory it was given, the pages in use at most and their share of all are recorded."""
+    for name, filters in (("llama-3.1-8b-bf16", "batch=512,isl=2048"), ("gptj-6b-fp8", "batch=256")):
+        cell = find_cell(f"{RECORDED / name}@{filters}")
+        had = float(read_steps(cell)["kv_pages_used"].max()) / cell.row.figures["kv_used_peak_ratio"]
+        fraction = float(cell.row.cell.settings["kv_cache_fraction"])
+        assert pages_on(plan_of(cell.row), hardware_of(cell.row.environment), fraction) == pytest.approx(had, rel=0.02)
 
 
 def test_a_cell_of_another_target_is_refused(store: Path) -> None:

@@ -77,13 +77,16 @@ def _compiled(model: str, precision: str, profile: Profile, kv_dtype: str) -> Pl
 
 
 def hardware_of(environment: Environment) -> Hardware:
-    """Ceilings of the row's device: measured where this machine has them, else its data sheet's. Raises `BenchError` for neither."""
+    """Ceilings of the row's device: measured where this machine has them, else its data sheet's; its memory as the row says.
+
+    Raises `BenchError` for neither.
+    """
     measured = ceilings.cached(environment)
     found = published_for(environment.gpu)
+    memory = environment.gpu_memory_gib * 2**30 if environment.gpu_memory_gib else found.memory_bytes if found else 0.0
     if measured is not None:
-        memory = environment.gpu_memory_gib * 2**30 if environment.gpu_memory_gib else 0.0
-        return replace(Hardware.of(measured), memory_bytes=memory or (found.memory_bytes if found else 0.0))
+        return replace(Hardware.of(measured), memory_bytes=memory)
     if found is None:
         name = environment.device or "the device of this row"
         raise BenchError(f"no ceilings of {name} are known; run trtllm-bench ceilings there, on the machine that measured the cell")
-    return found
+    return replace(found, memory_bytes=memory)

@@ -107,10 +107,27 @@ class StepShape:
         return "mixed" if self.num_decodes else "prefill"
 
     @property
+    def decodes(self) -> StepShape:
+        """Its decode sequences alone."""
+        return self._only(np.arange(self.sequences) < self.num_decodes)
+
+    @property
+    def whole_prompts(self) -> StepShape:
+        """Its prompts without a cached past alone."""
+        return self._only((np.arange(self.sequences) >= self.num_decodes) & (self.kv_lens == self.query_lens))
+
+    @property
+    def continued(self) -> StepShape:
+        """Its prompts with a cached past alone."""
+        return self._only((np.arange(self.sequences) >= self.num_decodes) & (self.kv_lens > self.query_lens))
+
+    def _only(self, chosen: npt.NDArray[np.bool_]) -> StepShape:
+        decodes, count = int(chosen[: self.num_decodes].sum()), int(chosen.sum())
+        return StepShape(self.query_lens[chosen], self.kv_lens[chosen], decodes, min(count, self.samples))
+
+    @property
     def symbols(self) -> dict[str, int]:
-        context = slice(self.num_decodes, None)
-        continued = int((self.kv_lens[context] > self.query_lens[context]).sum())
-        return {"T": self.tokens, "R": self.sequences, "D": self.num_decodes, "S": self.samples, "C": continued}
+        return {"T": self.tokens, "R": self.sequences, "D": self.num_decodes, "S": self.samples, "C": self.continued.sequences}
 
     def padded(self, sequences: int) -> dict[str, int]:
         """The symbols of a decode step whose CUDA graph was captured for so many sequences."""
@@ -167,6 +184,7 @@ class PlanCounter:
         representatives: dict[tuple[object, ...], int] = {}
         self.likeness = [representatives.setdefault(self._signature(op), index) for index, op in enumerate(plan.ops)]
         """For each op the first that costs the same."""
+        self._named = {op.name: op for op in plan.ops}
 
     def _signature(self, op: Op) -> tuple[object, ...]:
         def spec(name: str) -> object:
@@ -191,6 +209,10 @@ class PlanCounter:
         for like in self.likeness:
             counts[like] = counts.get(like, 0) + 1
         return [*((self._count(self.plan.ops[like], shape), count) for like, count in counts.items()), (self._sampling(shape), 1)]
+
+    def op(self, name: str, shape: StepShape) -> OpCost:
+        """Cost of one op of the plan."""
+        return self._count(self._named[name], shape)
 
     def _sampling(self, shape: StepShape) -> OpCost:
         logits = self.specs[LOGITS]

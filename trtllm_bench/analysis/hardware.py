@@ -2,7 +2,7 @@
 
 Data-sheet rates are at clocks and power a board does not hold, so a prediction from them takes the share of the data sheet that was
 measured on an H100 (`ACHIEVABLE`). Dense rates, no sparsity.
-Sources: NVIDIA A100 80GB SXM, L40S, H100 SXM5 and H200 SXM data sheets.
+Sources: NVIDIA A100 80GB SXM, L40S, H100 SXM5 and H200 SXM data sheets; memory of the H100 as its driver reports it.
 """
 
 from __future__ import annotations
@@ -43,13 +43,15 @@ class Hardware:
 
     @classmethod
     def of(cls, ceilings: Ceilings) -> Hardware:
-        return cls(ceilings.device, dict(ceilings.flops_per_s), ceilings.bytes_per_s)
+        """As measured; what its architecture is, its name tells, where that is known here."""
+        known = published_for(ceilings.device)
+        return cls(ceilings.device, dict(ceilings.flops_per_s), ceilings.bytes_per_s, arch=known.arch if known else "")
 
 
 _SHEETS: Mapping[str, tuple[str, float, float, Mapping[str, float]]] = {
     "a100": ("sm_80", 80e9, 2.039e12, {"bf16": 312e12, "fp16": 312e12, "int8": 624e12, "fp32": 19.5e12}),
     "l40s": ("sm_89", 48e9, 0.864e12, {"bf16": 362e12, "fp16": 362e12, "fp8": 733e12, "int8": 733e12, "fp32": 91.6e12}),
-    "h100": ("sm_90", 80e9, 3.35e12, {"bf16": 989.4e12, "fp16": 989.4e12, "fp8": 1979e12, "int8": 1979e12, "fp32": 67e12}),
+    "h100": ("sm_90", 79.65 * 2**30, 3.35e12, {"bf16": 989.4e12, "fp16": 989.4e12, "fp8": 1979e12, "int8": 1979e12, "fp32": 67e12}),
     "h200": ("sm_90", 141e9, 4.8e12, {"bf16": 989.4e12, "fp16": 989.4e12, "fp8": 1979e12, "int8": 1979e12, "fp32": 67e12}),
 }
 GPUS = tuple(_SHEETS)

@@ -1,19 +1,33 @@
 """How long a step should take on a GPU: counts over ceilings, kernel by kernel.
 
 Each op takes the time its bytes need at the bandwidth its kind reaches, or its FLOP at the peak, joined by a 3-norm (near the ridge both
-limits are felt: a product at M = 256 is slower than either alone says), and a fixed time a kernel, in which the chip fills and drains. The
-constants follow single kernels on an H100 (GEMV and decode attention: profiles, docs/facts.md; the others: trials that the tool did not
-record), not fits to whole steps, so that a prediction says something.
+limits are felt: a product at M = 256 is slower than either alone says), and a fixed time a kernel, in which the chip fills and drains. All
+constants but one follow single kernels on an H100 (files are in `results/recorded/h100`, the rest in docs/facts.md) and not whole steps, so
+that a prediction says something. Microseconds, measured and by the constants:
 
-    GEMM  fp8, 64 rows, four products of Llama-3.1-8B: 12.7, 9.6, 46.8, 24.2 us measured; 12.4, 9.3, 46.7, 24.8 by 0.87 of bandwidth + 3 us
-    GEMV  one row, the same: 11.0, 8.4, 39.7, 21.9 us measured; 10.6, 7.8, 41.3, 21.8 by 0.97 of bandwidth + 2.2 us
-    attention  decode over 1,511 MB (gptj-6b), 992 MB (llama-3.1-8b): 525.5, 342.4 us measured; 524, 346 by 0.95 of bandwidth + 4.5 us
-               fresh prompts 8 x 2048: 439 TFLOP/s of 776
+    GEMV  one row, fp8, kernels in turn: gate_up 39.7, down 21.9, QKV 11.0, O 8.4, lm_head 331; 39.8, 21.1, 10.5, 7.8, 336 by 1.03 of
+          bandwidth (which is that of a plain read; lm_head alone comes to 3.2 TB/s) + 2.5. Overlapping, one layer's four 73.1, lm_head
+          325; 73.6, 335 by + 1.1 (profile-fp8-128-128-b1)
+    few   2 to 64 rows in our kernels: lm_head alone at 16, 64 rows 356, 372; 373, 380 by 0.93 of bandwidth + 2.5
+          (kernels-llama-3.1-8b-fp8.json, whose shorter kernels look slower than in a step). The 2.5 is the one constant from whole steps:
+          TPOT of 8 to 64 sequences (llama-3.1-8b-fp8)
+    GEMM  64 rows by cuBLASLt, a trial: 12.7, 9.6, 46.8, 24.2; 12.4, 9.3, 46.7, 24.8 by 0.87 of bandwidth + 3
+    rows  1,024 rows, alone: final norm 7.4, rope + cache write 11.4, embedding 8.2; 8.4, 11.5, 8.4 by 0.93 of bandwidth + 2.5 (the same
+          record). One row, overlapping: norms 1.2 and 1.4, rope 1.1 (the profile): 1.1
+    attention  decode over 1,511 MB (profile-gptj-128-128-b1152), 992 MB (profile-fp8-128-1100-b432): 525.5, 342.4; 524, 346 by 0.95 of
+               bandwidth + 4.5. Fresh prompts, a trial, 8 x 2048: 439 TFLOP/s of 776
+    beside  a trial of the op, in turn and beside: 381 sequences of 2,112 tokens and 3 prompts of 2,048: 846, 667; 860, 669. 2,030 of 192
+            and 16 of 128: 306, 292; 303, 293. 510 of 1,500 and 1 of 1,000: 560, 552; 573, 555
+
+So two things make a step less than its kernels in turn, both on Hopper alone. Kernels of ours begin before those before them end, which
+hides most of the fixed time, least of products of few tokens, whose weights cannot all be on the way when x arrives; cuBLASLt's, which take
+the products of more tokens, begin when all before has ended. And decode attention runs beside whole prompts (`lowering/attention.py` says
+when): the shorter of the two then costs a third of its time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from trtllm_bench.analysis.counts import OpCost, PlanCounter, StepShape
@@ -21,10 +35,22 @@ from trtllm_bench.analysis.hardware import Hardware
 from trtllm_engines.plan import Plan
 from trtllm_engines.runtime.buckets import LARGEST_GRAPH
 
-BANDWIDTH_SHARE: Mapping[str, float] = {"gemv": 0.97, "gemm": 0.87, "attention": 0.95, "rows": 0.75, "sample": 0.50}
+BANDWIDTH_SHARE: Mapping[str, float] = {"gemv": 1.03, "few": 0.93, "gemm": 0.87, "attention": 0.95, "rows": 0.93, "sample": 0.50}
 PEAK_SHARE: Mapping[str, float] = {"gemm": 1.0, "attention": 439 / 776}
-KERNEL_US: Mapping[str, float] = {"gemv": 2.2, "gemm": 3.0, "attention": 4.5, "rows": 2.5, "sample": 40.0}
-"""Fixed time a kernel, with the gap before the next."""
+KERNEL_US: Mapping[str, float] = {"gemv": 2.5, "few": 2.5, "gemm": 3.0, "attention": 4.5, "rows": 2.5, "sample": 40.0}
+"""Fixed time a kernel, with the gap before the next; `sample` holds a step's inputs and the gaps around it, too (profiles)."""
+OVERLAPPED_US: Mapping[str, float] = {"gemv": 1.1, "rows": 1.1}
+"""The same where kernels overlap."""
+FEW = 64
+"""Most tokens of a product that takes our kernels for few, where there are such."""
+BESIDE_SHARE = 1 / 3
+"""Of the time of the shorter of decode attention and prompts, where they run side by side."""
+BESIDE_TOKENS = 32
+"""Prompt tokens a decode sequence up to which they do."""
+BESIDE_PROGRAMS = 4 * 132
+"""Sequences times KV heads from which decode attention is not split, as running beside asks."""
+BESIDE_HEAD = (64, 128)
+"""Least and largest head of which both find room."""
 NORM = 3
 LAUNCH_US = 4.7
 """Host time of a launch from Python, where a step is no CUDA graph."""
@@ -56,13 +82,14 @@ class StepModel:
         self.hardware = hardware
         self._launches = len(plan.ops)
         self._graphs = cuda_graphs
+        self._hopper = hardware.arch == "sm_90"
 
     def step(self, shape: StepShape) -> StepTime:
         parts = dict.fromkeys(PARTS, 0.0)
         roles: dict[str, float] = {}
-        for cost, count in self.counter.classes(shape):
+        for cost, count in self.kernels(shape):
             memory, compute, fixed = self.op_us(cost)
-            joined = (memory**NORM + compute**NORM) ** (1 / NORM)
+            joined = _joined(memory, compute)
             share = memory**NORM / joined**NORM if joined else 0.0
             parts[_memory_part(cost)] += count * joined * share
             parts["compute"] += count * joined * (1 - share)
@@ -75,11 +102,51 @@ class StepModel:
         return StepTime(parts, device, host, roles)
 
     def op_us(self, cost: OpCost) -> tuple[float, float, float]:
-        """(memory, compute, fixed) microseconds of one op."""
-        kind = "sample" if cost.op == "sample" else "gemv" if cost.kind == "gemm" and cost.rows == 1 else cost.kind
+        """(memory, compute, fixed) microseconds of one kernel."""
+        kind = self._kind(cost)
         memory = cost.bytes / (self.hardware.bytes_per_s * BANDWIDTH_SHARE[kind]) * 1e6
         peak = self.hardware.flops(cost.compute) * PEAK_SHARE.get(cost.kind, 0.0)
-        return memory, cost.flop / peak * 1e6 if peak else 0.0, KERNEL_US[kind]
+        fixed = OVERLAPPED_US.get(kind, KERNEL_US[kind]) if self._hopper else KERNEL_US[kind]
+        return memory, cost.flop / peak * 1e6 if peak else 0.0, fixed
+
+    def kernels(self, shape: StepShape) -> Iterator[tuple[OpCost, float]]:
+        """(cost, how many times its time a step has)."""
+        for cost, count in self.counter.classes(shape):
+            if cost.kind != "attention" or shape.phase != "mixed":
+                yield cost, count
+                continue
+            kinds = (shape.decodes, shape.whole_prompts, shape.continued)
+            decode, whole, continued = (self.counter.op(cost.name, some) if some.sequences else None for some in kinds)
+            if decode is not None and whole is not None:
+                shorter, longer = sorted((decode, whole), key=self._us)
+                yield shorter, count * (BESIDE_SHARE if self._beside(shape) else 1.0)
+                yield longer, count
+            elif decode is not None:
+                yield decode, count
+            if continued is not None:
+                yield continued, count
+
+    def _kind(self, cost: OpCost) -> str:
+        if cost.kind != "gemm":
+            return "sample" if cost.op == "sample" else cost.kind
+        return "gemv" if cost.rows == 1 else "few" if cost.rows <= FEW and self._hopper else "gemm"
+
+    def _us(self, cost: OpCost) -> float:
+        memory, compute, fixed = self.op_us(cost)
+        return _joined(memory, compute) + fixed
+
+    def _beside(self, shape: StepShape) -> bool:
+        config, decodes = self.counter.plan.config, shape.num_decodes
+        return (
+            self._hopper
+            and BESIDE_HEAD[0] <= config.head_dim <= BESIDE_HEAD[1]
+            and shape.tokens - decodes <= BESIDE_TOKENS * decodes
+            and decodes * config.num_kv_heads >= BESIDE_PROGRAMS
+        )
+
+
+def _joined(memory: float, compute: float) -> float:
+    return float((memory**NORM + compute**NORM) ** (1 / NORM))
 
 
 def _memory_part(cost: OpCost) -> str:
