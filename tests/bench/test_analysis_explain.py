@@ -94,7 +94,7 @@ def test_what_overlaps_takes_less_where_it_can(fp8: Plan) -> None:
 def test_attention_of_mixed_steps_measured_on_an_h100(
     fp8: Plan, decodes: tuple[int, int], prompts: tuple[int, int], inturn_us: float, beside_us: float
 ) -> None:
-    """Trials of docs/facts.md, a layer, within 4%."""
+    """Trials of the op alone, by no command of the tool, a layer, within 4%."""
     shape = StepShape.decode(*decodes) + StepShape.prefill(*prompts)
     role = "layers.*.self_attn.attn.paged_attention"
     for arch, measured_us in (("", inturn_us), ("sm_90", beside_us)):
