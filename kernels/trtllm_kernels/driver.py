@@ -216,7 +216,7 @@ class BoundProgram:
         values = self._symbolic.values
         views: Views = {}
         self._active = []
-        beside: dict[int, bool] = {}
+        beside: set[int] = set()
         for before, step in zip((None, *self._steps), self._steps, strict=False):
             if not isinstance(step, _Kernel):
                 if values[step.rows] > 0:
@@ -225,15 +225,16 @@ class BoundProgram:
             else:
                 x, y, z = (values[index] for index in step.grid)
                 if x > 0 and y > 0 and z > 0:
-                    beside[len(self._active)] = step.beside and bool(self._active) and before is self._active[-1]
+                    if step.beside and self._active and before is self._active[-1]:
+                        beside.add(len(self._active))
                     step.size(x, y, z)
                     self._active.append(step)
         if self._overlap:
             settled = True
             for at, step in enumerate(self._active):
                 if isinstance(step, _Kernel):
-                    in_turn = settled or beside.get(at - 1, False) or beside.get(at + 1, False)
-                    step.begins_early(beside[at] or (step.waits and not in_turn))
+                    in_turn = settled or at - 1 in beside or at + 1 in beside
+                    step.begins_early(at in beside or (step.waits and not in_turn))
                 settled = isinstance(step, _Kernel) and step.settles
         self._symbols = symbols
 
