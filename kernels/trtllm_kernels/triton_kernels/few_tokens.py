@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 
 from trtllm_kernels.triton_kernels.ahead import ask_rows
+from trtllm_kernels.triton_kernels.linear_gelu import gelu_tanh
 from trtllm_kernels.triton_kernels.overlap import let_next_start, wait_for_previous
 from trtllm_kernels.triton_kernels.quantize import finish, result_scale
 
@@ -155,7 +156,6 @@ def few_linear_gelu(
     w_scale = _weight_scale(WScale, rows, N, SCALED, False)
     sums = tl.trans(_sums(X, W, WeightRows, K, BLOCK_N, BLOCK_K, TOKENS, 1, LINES, THREADS, OVERLAP))
     y = _epilogue(sums, tokens, rows, Bias, Bias, XScale, w_scale, num_tokens, N, SCALED, False, BIASED, False)
-    u = 0.7978845608028654 * (y + 0.044715 * y * y * y)
-    y = y / (1.0 + tl.exp2(u * -2.8853900817779268))
+    y = gelu_tanh(y)
     inside = (tokens < num_tokens)[:, None] & (rows < N)[None, :]
     tl.store(Y + tokens[:, None] * N + rows[None, :], finish(y, out_scale, Y.dtype.element_ty, QUANTIZE), mask=inside)

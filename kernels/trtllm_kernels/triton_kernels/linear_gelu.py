@@ -12,6 +12,13 @@ from trtllm_kernels.triton_kernels.tiling import begin, locate_tile, whole_tiles
 
 
 @triton.jit
+def gelu_tanh(x):
+    """As `elementwise.gelu`, of fp32."""
+    u = 0.7978845608028654 * (x + 0.044715 * x * x * x)
+    return x / (1.0 + tl.exp2(u * -2.8853900817779268))
+
+
+@triton.jit
 def _activated(
     acc, Bias, column, dequantize, out_scale,
     dtype: tl.constexpr, BLOCK_N: tl.constexpr, BIASED: tl.constexpr, QUANTIZE: tl.constexpr,
@@ -19,8 +26,7 @@ def _activated(
     acc *= dequantize
     if BIASED:
         acc += tl.load(Bias + column + tl.arange(0, BLOCK_N)).to(tl.float32)[None, :]
-    u = 0.7978845608028654 * (acc + 0.044715 * acc * acc * acc)
-    return finish(acc / (1.0 + tl.exp2(u * -2.8853900817779268)), out_scale, dtype, QUANTIZE)
+    return finish(gelu_tanh(acc), out_scale, dtype, QUANTIZE)
 
 
 @triton.jit
