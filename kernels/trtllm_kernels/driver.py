@@ -63,8 +63,8 @@ def load_function(cubin: Cubin) -> Any:
 
 
 def _bindable(tensor: torch.Tensor) -> bool:
-    """Kernels are compiled on the promise that every pointer is divisible by 16."""
-    return tensor.is_cuda and tensor.is_contiguous() and tensor.data_ptr() % 16 == 0
+    """Kernels are compiled on the promise that every pointer is divisible by 16. Pinned memory has one address for host and device."""
+    return (tensor.is_cuda or tensor.is_pinned()) and tensor.is_contiguous() and tensor.data_ptr() % 16 == 0
 
 
 class _Symbolic:
@@ -149,7 +149,9 @@ class _Kernel:
         if arg.index is not None:
             tensor = tensor[arg.index]
         if not _bindable(tensor):
-            raise KernelError(f"launch of {self.name}: {arg.value!r} must be a contiguous CUDA tensor at an address divisible by 16")
+            raise KernelError(
+                f"launch of {self.name}: {arg.value!r} must be a contiguous tensor in CUDA or pinned memory at an address divisible by 16"
+            )
         self._keep.append(tensor)
         if arg.kind == "tensor":
             return [self._hold(ctypes.c_void_p(tensor.data_ptr()))]

@@ -13,6 +13,7 @@ import torch
 
 from trtllm_kernels.ops import OPS
 from trtllm_kernels.ops.quantize import FP8, FP8_MAX, finish, row_scales
+from trtllm_kernels.ops.sampling import EMPTY
 from trtllm_kernels.specs import DTYPES
 
 
@@ -166,6 +167,13 @@ def _draw(op: str, model: ModelShape, batch: BatchShape, dtype: str, poison: boo
         case "linear" | "linear_gelu":
             more = {"residual": randn(t, model.intermediate)} if op == "linear" else {}
             return {"x": randn(t, h), "weight": randn(model.intermediate, h) / h**0.5, "bias": randn(model.intermediate), **more}
+        case "linear_sample":
+            kinds = torch.tensor([0.0, 1.0, 0.7])[torch.arange(t) % 3]
+            seeds = torch.randint(-(1 << 31), 1 << 31, (t, 2)).int()
+            draws = torch.cat((kinds.view(torch.int32)[:, None], seeds, torch.arange(t).int()[:, None]), 1).contiguous()
+            state = {"best": torch.full((t + 3,), EMPTY), "last_tokens": torch.full((t + 2,), -5).int()}
+            state |= {"token_ring": torch.full((4, t + 5), -5).int(), "turn": _int32([2]), "sample_slots": torch.randperm(t + 2)[:t].int()}
+            return {"x": randn(t, h), "weight": 3 * randn(model.vocab, h) / h**0.5, "bias": randn(model.vocab), "draws": draws, **state}
         case "gate_up_silu":
             return {"x": randn(t, h), "weight": randn(2 * model.intermediate, h) / h**0.5}
         case "quantize_rows":

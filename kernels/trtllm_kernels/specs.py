@@ -14,6 +14,7 @@ DTYPES: dict[str, torch.dtype] = {
     "fp8": torch.float8_e4m3fn,
     "int8": torch.int8,
     "int32": torch.int32,
+    "int64": torch.int64,
     "uint8": torch.uint8,
 }
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}

@@ -49,7 +49,7 @@ def key(op: str, inputs: Sequence[TensorSpec | None], outputs: Sequence[TensorSp
 
 
 def _is_numbers(spec: TensorSpec) -> bool:
-    return spec.dtype not in ("int32", "uint8")
+    return spec.dtype not in ("int32", "int64", "uint8")
 
 
 def _tensor(spec: TensorSpec) -> str:

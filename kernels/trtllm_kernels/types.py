@@ -21,13 +21,15 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 SYMBOLS = ("T", "R", "D", "S", "C")
+DRAW_WORDS = 4
+"""How a row's token is sampled: the bits of its temperature (0: greedy), its seed's low and high half, the number of tokens before it."""
 Dim = int | str
 Attr = int | float | bool | str | list[int] | list[float] | None
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """Shape (ints, or expressions over `SYMBOLS`) and dtype (`fp32 fp16 bf16 fp8 int8 int32 uint8`) of a contiguous tensor."""
+    """Shape (ints, or expressions over `SYMBOLS`) and dtype (`fp32 fp16 bf16 fp8 int8 int32 int64 uint8`) of a contiguous tensor."""
 
     shape: tuple[Dim, ...]
     dtype: str

@@ -9,9 +9,11 @@ from torch import Tensor
 
 from trtllm_engines.config import ModelConfig, RopeConfig
 from trtllm_engines.graph import ModelGraph
-from trtllm_engines.plan import Profile
+from trtllm_engines.plan import TURNS, Profile
 from trtllm_engines.weights.dummy import draw
+from trtllm_kernels.ops.sampling import EMPTY
 from trtllm_kernels.specs import DTYPES
+from trtllm_kernels.types import DRAW_WORDS
 
 PROFILE = Profile(max_batch_size=4, max_num_tokens=64, max_seq_len=64, page_size=16)
 
@@ -94,6 +96,11 @@ def paged_inputs(graph: ModelGraph, seed: int = 0) -> dict[str, Tensor]:
         "query_start": dense["query_start"],
         "kv_lens": int32(LENGTHS),
         "logit_rows": dense["logit_rows"],
+        "draws": torch.zeros((TOTAL, DRAW_WORDS), dtype=torch.int32),
+        "sample_slots": int32([2] * TOTAL),
+        "turn": int32([0]),
+        "token_ring": torch.zeros((TURNS, TOTAL), dtype=torch.int32),
+        "best": torch.full((TOTAL,), EMPTY),
         "last_tokens": int32([0] * slots),
         "block_table": table,
         "kv_cache": torch.full(shape, float("nan"), dtype=DTYPES[graph.inputs["kv_cache"].dtype]),

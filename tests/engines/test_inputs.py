@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from trtllm_engines.plan import Profile
+from trtllm_engines.plan import TURNS, Profile
 from trtllm_engines.runtime.batch import StepBatch
-from trtllm_engines.runtime.inputs import RING, StepInputs
+from trtllm_engines.runtime.inputs import StepInputs
 
 PROFILE = Profile(max_batch_size=4, max_num_tokens=40, max_seq_len=64, page_size=16)
+DRAWS = np.arange(15, dtype=np.int32).reshape(5, 3)
+"""Of slots 0 to 4, the last one padding's."""
 
 
 def int32(*values: int) -> np.ndarray:
@@ -31,7 +33,7 @@ def mixed_batch() -> StepBatch:
 
 def test_a_mixed_step_is_packed_as_the_plan_says() -> None:
     inputs = StepInputs(PROFILE, "cpu")
-    sizes = inputs.upload(mixed_batch())
+    sizes = inputs.upload(mixed_batch(), DRAWS)
     t = inputs.tensors
     assert (sizes.num_tokens, sizes.num_seqs, sizes.num_decodes, sizes.num_samples, sizes.longest) == (10, 4, 2, 3, 17)
     assert sizes.num_continued == 1, "the chunk of 5; the prompt of 3 begins here, and a decode is no context"
@@ -41,7 +43,8 @@ def test_a_mixed_step_is_packed_as_the_plan_says() -> None:
     assert t["kv_lens"][:4].tolist() == [17, 9, 10, 3]
     assert t["logit_rows"][:3].tolist() == [0, 1, 9]
     assert t["sample_slots"][:3].tolist() == [2, 0, 1]
-    assert t["sample_positions"][:3].tolist() == [17, 9, 3]
+    assert t["draws"][:3].tolist() == [[6, 7, 8, 17], [0, 1, 2, 9], [3, 4, 5, 3]], "each slot's, and how many tokens come before"
+    assert t["turn"].tolist() == [inputs.turn]
     assert t["update_index"][:2].tolist() == [2 * 4 + 1, 1 * 4 + 0]
     assert t["update_pages"][:2].tolist() == [9, 5]
 
@@ -49,7 +52,7 @@ def test_a_mixed_step_is_packed_as_the_plan_says() -> None:
 def test_padding_rows_decode_at_the_padding_slot() -> None:
     inputs = StepInputs(PROFILE, "cpu")
     batch = StepBatch(int32(3), int32(1), int32(7), 1, int32(), np.array([True]), np.empty((0, 3), np.int32))
-    sizes = inputs.upload(batch, padded_seqs=4)
+    sizes = inputs.upload(batch, DRAWS, padded_seqs=4)
     t = inputs.tensors
     assert (sizes.num_tokens, sizes.num_seqs, sizes.num_decodes, sizes.num_samples, sizes.num_continued) == (4, 4, 4, 4, 0)
     assert t["seq_slots"][:4].tolist() == [3, 4, 4, 4]
@@ -58,13 +61,14 @@ def test_padding_rows_decode_at_the_padding_slot() -> None:
     assert t["context_tokens"][:4].tolist() == [-1] * 4
     assert t["logit_rows"][:4].tolist() == [0, 1, 2, 3]
     assert t["sample_slots"][:4].tolist() == [3, 4, 4, 4]
+    assert t["draws"][:4].tolist() == [[9, 10, 11, 7], *[[0, 0, 0, 0]] * 3], "padding is greedy"
 
 
 def test_addresses_never_move_and_are_aligned() -> None:
     inputs = StepInputs(PROFILE, "cpu")
     before = {name: tensor.data_ptr() for name, tensor in inputs.tensors.items()}
-    for _ in range(2 * RING):
-        inputs.upload(mixed_batch())
+    for _ in range(2 * TURNS):
+        inputs.upload(mixed_batch(), DRAWS)
     assert {name: tensor.data_ptr() for name, tensor in inputs.tensors.items()} == before
     base = min(before.values())
     assert all((address - base) % 16 == 0 for address in before.values())
@@ -72,10 +76,10 @@ def test_addresses_never_move_and_are_aligned() -> None:
 
 def test_a_host_buffer_is_not_written_while_its_step_may_be_in_flight() -> None:
     inputs = StepInputs(PROFILE, "cpu")
-    inputs.upload(mixed_batch())
-    used = inputs._hosts[inputs._turn]
-    for _ in range(RING - 1):
-        inputs.upload(StepBatch(int32(0), int32(1), int32(2), 1, int32(), np.array([True]), np.empty((0, 3), np.int32)))
+    inputs.upload(mixed_batch(), DRAWS)
+    used = inputs._hosts[inputs.turn]
+    for _ in range(TURNS - 1):
+        inputs.upload(StepBatch(int32(0), int32(1), int32(2), 1, int32(), np.array([True]), np.empty((0, 3), np.int32)), DRAWS)
         assert used["kv_lens"][:4].tolist() == [17, 9, 10, 3]
 
 
@@ -86,7 +90,7 @@ def test_the_largest_step_fits() -> None:
     batch = StepBatch(
         int32(0, 1, 2, 3), int32(1, 1, 1, 37), int32(17, 17, 17, 37), 3, np.arange(37, dtype=np.int32), np.ones(4, np.bool_), updates
     )
-    sizes = inputs.upload(batch)
+    sizes = inputs.upload(batch, DRAWS)
     assert sizes.num_tokens == PROFILE.max_num_tokens
     table = torch.zeros(5 * 4, dtype=torch.int32)
     table.index_put_((inputs.tensors["update_index"][:6],), inputs.tensors["update_pages"][:6])

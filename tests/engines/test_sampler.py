@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from trtllm_engines.runtime.batch import SlotStart
-from trtllm_engines.runtime.philox import gumbel_noise
-from trtllm_engines.runtime.sampler import LOGPROBS, Sampler, best_of, collect_logprobs
+from trtllm_engines.runtime.sampler import LOGPROBS, Sampler, collect_logprobs
 from trtllm_engines.sampling import SamplingError, SamplingParams
+from trtllm_kernels.ops.philox import gumbel_noise
 
 VOCAB = 23
 EMPTY = np.empty(0, np.int32)
@@ -94,17 +94,6 @@ def test_every_filter_in_any_mix_matches_the_plain_definition(rows: list[tuple[S
     got = sample(sampler, logits, list(range(len(rows))), positions)
     for slot, (p, prompt, output) in enumerate(rows):
         assert got[slot] == plain_choice(logits[slot], p, prompt, output, seed + slot, stops)[0]
-
-
-@given(
-    rows=st.integers(1, 12),
-    width=st.sampled_from([1, 7, 64, 96, 640, 787]),
-    seed=st.integers(0, 99),
-    dtype=st.sampled_from(["bfloat16", "float32"]),
-)
-def test_the_best_token_is_the_first_of_equals_however_a_row_is_cut(rows: int, width: int, seed: int, dtype: str) -> None:
-    z = torch.from_numpy(np.random.default_rng(seed).integers(-3, 3, (rows, width))).to(getattr(torch, dtype))
-    assert best_of(z).tolist() == [row.index(max(row)) for row in z.tolist()]
 
 
 @pytest.mark.parametrize(
@@ -241,3 +230,14 @@ def test_a_parameter_out_of_range_is_one_sentence(change: dict[str, object], sen
 
 def test_a_single_stop_string_may_be_given_bare() -> None:
     assert SamplingParams(stop="END").stop == ("END",)  # type: ignore[arg-type]
+
+
+def test_a_slots_draw_is_its_temperature_and_seed_and_is_forgotten_with_it() -> None:
+    """What the plan's last op reads, bit by bit."""
+    sampler = Sampler(4, 40, "cpu")
+    seed = (5 << 32) | 0xFFFFFFF0
+    sampler.start([start(2, SamplingParams(temperature=0.75, top_k=5), [1], [], seed=seed)])
+    assert sampler.draws[2].tolist() == [int(np.float32(0.75).view(np.int32)), -16, 5]
+    assert not sampler.draws[[0, 1, 3]].any()
+    sampler.start([start(2, SamplingParams(), [1], [], seed=9)])
+    assert not sampler.draws.any()

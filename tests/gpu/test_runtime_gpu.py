@@ -16,9 +16,9 @@ from trtllm_engines.fingerprint import detect_target
 from trtllm_engines.plan import Profile
 from trtllm_engines.runtime.cpu import CpuRunner
 from trtllm_engines.runtime.engine_loop import EngineLoop
-from trtllm_engines.runtime.philox import gumbel_noise, random_words
 from trtllm_engines.runtime.scheduler import SchedulerConfig
 from trtllm_engines.sampling import SamplingParams
+from trtllm_kernels.ops.philox import gumbel_noise, random_words
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
 

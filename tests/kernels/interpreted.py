@@ -79,7 +79,7 @@ CONSTANTS = ("weight", "bias", "weight_scale", "out_scale", "scale", "k_scale", 
 """Arguments of ops that an engine stores; an activation's scale may be computed in the step."""
 
 
-STEP_INPUTS = ("block_table", "seq_slots", "query_start", "kv_lens", "positions", "kv_slots")
+STEP_INPUTS = ("block_table", "seq_slots", "query_start", "kv_lens", "positions", "kv_slots", "draws", "sample_slots", "turn")
 """Complete before any kernel but `prepare_step` begins."""
 
 
@@ -202,7 +202,7 @@ FEW, MANY = BatchShape(query_lens=(7,), kv_lens=(7,)), BatchShape(query_lens=(20
 FUSED = ModelShape(hidden=256, intermediate=256)
 """Sizes that fill whole tiles of the fused products; 1 token, a few and 192 or more take different launches."""
 
-ROWS = tuple(op for op in OPS if op not in ("attention", *BATCHED, *PRODUCTS))
+ROWS = tuple(op for op in OPS if op not in ("attention", "linear_sample", *BATCHED, *PRODUCTS))
 QUANTIZED = tuple(op for op in (*ROWS, *BATCHED) if OPS[op].tensors[-1].endswith("scale"))
 CASES = [(op, "gqa", GQA, "few", FEW, dtype) for op in ROWS for dtype in ("fp32", "bf16")]
 CASES += [(op, "gqa", GQA, "mixed", MIXED, dtype) for op in BATCHED for dtype in ("fp32", "bf16")]
@@ -224,6 +224,14 @@ CASES += [(op, "gptj", GPTJ, name, batch, "fp32") for op in ("rope", *BATCHED) f
 CASES += [(op, "odd", ODD, "decodes", DECODES, "bf16") for op in BATCHED]
 CASES += [("paged_attention", name, model, "decodes", DECODES, "fp8") for name, model in (("odd", ODD), ("gptj", GPTJ))]
 CASES += [("paged_attention", "odd", ODD, "mixed", MIXED, "bf16"), ("prepare_step", "gqa", GQA, "decodes", DECODES, "fp32")]
+
+VOCABULARY = ModelShape(hidden=256, vocab=300)
+CASES += [
+    ("linear_sample", "vocabulary", VOCABULARY, str(n), BatchShape(query_lens=(n,), kv_lens=(n,)), dtype)
+    for n, dtype in ((1, "bf16"), (7, "bf16"), (20, "fp16"), (64, "bf16"), (70, "bf16"), (3, "fp32"))
+]
+CASES += [("linear_sample", "long", ModelShape(hidden=64, vocab=4200), "70", BatchShape(query_lens=(70,), kv_lens=(70,)), "bf16")]
+CASES += [("linear_sample", "pairs", ModelShape(hidden=512, vocab=256), "one", ONE, dtype) for dtype in ("bf16", "fp16")]
 
 BESIDE = BatchShape(query_lens=(*[1] * 14, 5, 150, 40), kv_lens=(*range(20, 34), 25, 150, 40), max_pages=5)
 """On three SMs: decode attention beside prompts of more tiles than there are programs."""

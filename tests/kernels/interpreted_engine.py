@@ -13,11 +13,12 @@ import torch
 
 from trtllm_engines.compile import compile_model
 from trtllm_engines.config import ModelConfig, RopeConfig
-from trtllm_engines.plan import Plan, Profile
+from trtllm_engines.plan import TURNS, Plan, Profile
 from trtllm_engines.weights.dummy import DummyWeights
 from trtllm_engines.weights.write import assemble
 from trtllm_kernels.expr import evaluate
 from trtllm_kernels.ops import OPS
+from trtllm_kernels.ops.sampling import EMPTY
 from trtllm_kernels.specs import DTYPES
 
 ARCH = "sm_90"
@@ -64,11 +65,20 @@ def step_inputs(plan: Plan, name: str) -> tuple[dict[str, torch.Tensor], dict[st
         "query_start": starts,
         "kv_lens": torch.tensor(kv_lens, dtype=torch.int32),
         "logit_rows": (starts[1:] - 1).contiguous(),
+        "draws": torch.tensor([[0, 0, 0, 0], [1 << 30, 5, 6, 7], [0, 0, 0, 0]], dtype=torch.int32),
+        "sample_slots": torch.tensor([2, 0, 3], dtype=torch.int32),
+        "turn": torch.tensor([1], dtype=torch.int32),
         "last_tokens": torch.arange(PROFILE.max_batch_size + 1, dtype=torch.int32) + 11,
         "block_table": torch.randperm(50, generator=torch.Generator().manual_seed(0)).int().view(5, 10),
     }
     continued = sum(kv > query for query, kv in zip(query_lens[decodes:], kv_lens[decodes:], strict=True))
     return inputs, {"T": tokens, "R": 3, "D": decodes, "S": 3, "C": continued}
+
+
+def sampling_state(last_tokens: torch.Tensor) -> dict[str, torch.Tensor]:
+    rows = PROFILE.max_batch_size
+    ring = torch.full((TURNS, rows), -1, dtype=torch.int32)
+    return {"last_tokens": last_tokens.clone(), "token_ring": ring, "best": torch.full((rows,), EMPTY)}
 
 
 def by_references(plan: Plan, memory: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -107,8 +117,9 @@ def main() -> None:
         for step in STEPS:
             inputs, symbols = step_inputs(plan, step)
             memory = {**weights, **compiled.constants, **inputs}
-            expected = by_references(plan, {**memory, "kv_cache": caches[0]})
-            tensors = {**memory, "kv_cache": caches[1], **views}
+            states = [sampling_state(inputs["last_tokens"]) for _ in caches]
+            expected = by_references(plan, {**memory, **states[0], "kv_cache": caches[0]})
+            tensors = {**memory, **states[1], "kv_cache": caches[1], **views}
             for op in plan.ops:
                 interpreted.run_launches(op.tactics[ARCH], tensors, symbols, {*weights, *compiled.constants})
             logits = views["logits"][:3]
@@ -122,6 +133,7 @@ def main() -> None:
                 "cache_worst": float((ours - theirs).abs().nan_to_num(0.0).max()),
             }
             found |= {"same_rows": bool(torch.equal(ours.isnan(), theirs.isnan()))}
+            found |= {"same_tokens": all(torch.equal(states[0][name], states[1][name]) for name in states[0])}
             print(json.dumps({"case": f"{model}-{precision}-{step}", **found}), flush=True)
 
 

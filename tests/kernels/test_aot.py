@@ -31,11 +31,11 @@ def few_token_kernels(precision: str) -> list[KernelSpec]:
     """Each once a padded size at the 8B's shapes, by default and divided."""
     divided = dict.fromkeys(("few16_splits", "few32_splits", "few64_splits"), 4)
     chosen = {}
-    for op in (op for op in ops_of(MODELS["llama-3.1-8b"], precision) if op.op in ("linear", "gate_up_silu", "linear_gelu")):
+    for op in (op for op in ops_of(MODELS["llama-3.1-8b"], precision) if op.op.startswith(("linear", "gate_up"))):
         for tactic in ({}, divided) if op.op == "linear" else ({},):
             for spec in lower(op.op, op.inputs, op.outputs, op.attrs, "sm_90", tactic=tactic).kernels:
                 if spec.function.startswith("few"):
-                    chosen.setdefault((spec.function, spec.constexprs.get("TOKENS"), spec.constexprs.get("SCALED_ROWS")), spec)
+                    chosen.setdefault((spec.function, *(spec.constexprs.get(name) for name in ("TOKENS", "SCALED_ROWS", "SAMPLED"))), spec)
     return list(chosen.values())
 
 
@@ -45,7 +45,7 @@ def representative(arch: str) -> list[KernelSpec]:
     for precision in ("bf16",) if arch == "sm_80" else ("bf16", "fp8"):
         for spec in kernels_of("llama-3.1-8b", precision, arch).values():
             quantized = any(spec.constexprs.get(name) for name in ("SCALED", "SCALED_CACHE", "QUANTIZE"))
-            kind = tuple(spec.constexprs.get(name) for name in ("SPLIT", "BESIDE", "PROGRAMS"))
+            kind = tuple(spec.constexprs.get(name) for name in ("SPLIT", "BESIDE", "PROGRAMS", "SAMPLED"))
             chosen.setdefault((spec.function, kind, quantized), spec)
         if arch == "sm_90":
             chosen |= {spec.key: spec for spec in few_token_kernels(precision)}
@@ -131,7 +131,7 @@ def test_hopper_kernels_let_the_next_start_then_load_constants_then_wait(tmp_pat
         assert all(op.startswith("LDG.E") for op in memory[1:]), (spec, memory)
         assert len(wide_loads(memory)) >= _CONSTANT_LOADS.get(spec.function, 0), (spec, memory)
         assert any(re.match(r"LDG|UTMALDG", op) for op in after), spec
-        assert any(re.match(r"STG|UTMASTG", op) for op in after), spec
+        assert any(re.match(r"STG|UTMASTG|RED|ATOMG", op) for op in after), spec
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp8"])

@@ -225,5 +225,5 @@ def test_refusals_name_the_matter(fake: RecordingDriver, monkeypatch: pytest.Mon
     with pytest.raises(KernelError, match=r"refused to launch k on grid \(1, 1, 1\): CUDA_ERROR_INVALID_VALUE"):
         program.run()
     monkeypatch.setattr(driver, "_bindable", lambda tensor: False)
-    with pytest.raises(KernelError, match="'x' must be a contiguous CUDA tensor at an address divisible by 16"):
+    with pytest.raises(KernelError, match="'x' must be a contiguous tensor in CUDA or pinned memory at an address divisible by 16"):
         BoundProgram([one], tensors.__getitem__, {"k": cubin()})

@@ -55,5 +55,6 @@ def test_whole_engines_equal_their_references(scripts: list[Script]) -> None:
         if "fp32" in step["case"]:
             assert step["worst"] < 1e-5 * max(1.0, step["scale"]), step
             assert step["cache_worst"] < 1e-4, step
+            assert step["same_tokens"], step
         else:  # a rounding that flips moves an activation by up to 6%, and the layers after it amplify that
             assert step["cosine"] > 0.98, step

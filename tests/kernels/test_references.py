@@ -10,8 +10,8 @@ from trtllm_kernels.ops.quantize import FP8
 from trtllm_kernels.samples import QUANTIZABLE, BatchShape, ModelShape, fp8_sample, sample
 
 OPS = torch.ops.trtllm
-ALL_OPS = """add add_layer_norm add_rms_norm attention embedding gate_up_silu gather_rows gelu layer_norm linear linear_gelu paged_attention
-prepare_step quantize quantize_rows rms_norm rope rope_kv_write silu_mul silu_mul_packed split"""
+ALL_OPS = """add add_layer_norm add_rms_norm attention embedding gate_up_silu gather_rows gelu layer_norm linear linear_gelu linear_sample
+paged_attention prepare_step quantize quantize_rows rms_norm rope rope_kv_write silu_mul silu_mul_packed split"""
 BATCH = BatchShape(query_lens=(1, 1, 5, 40), kv_lens=(1, 77, 5, 70), max_pages=3)
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -215,6 +215,7 @@ def test_fakes_agree_with_references() -> None:
         "quantize": (x, one),
         "quantize_rows": (x,),
         "gate_up_silu": (x, randn(6, 32)),
+        "linear_sample": tuple(sample("linear_sample", ModelShape(), BATCH, "fp32").values()),
         "linear_gelu": (x, randn(6, 32), randn(6)),
     }
     assert calls.keys() == trtllm_kernels.ops.OPS.keys()

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 Kind = Literal["gemm", "attention", "rows"]
 IntArray = npt.NDArray[np.int64]
 
-ITEM_BYTES: Mapping[str, int] = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1, "int8": 1, "uint8": 1, "int32": 4}
+ITEM_BYTES: Mapping[str, int] = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1, "int8": 1, "uint8": 1, "int32": 4, "int64": 8}
 _EIGHT_BIT = ("fp8", "int8")
 _ELEMENT_FLOP: Mapping[str, int] = {
     "rms_norm": 4,
@@ -48,7 +48,7 @@ _ELEMENT_FLOP: Mapping[str, int] = {
 """FLOP an element of the result."""
 _ADDEND = {op: arguments.index("addend") for op, arguments in ARGUMENTS.items() if "addend" in arguments}
 """Where an op takes a third summand, one addition more."""
-_STATE = ("kv_cache", "block_table", "last_tokens")
+_STATE = ("kv_cache", "block_table", "last_tokens", "token_ring", "best")
 _FUSED_PRODUCTS = ("gate_up_silu", "linear_gelu")
 _PICKS_ROWS = ("embedding", "gather_rows")
 
@@ -193,28 +193,29 @@ class PlanCounter:
         attrs = tuple(sorted((key, str(value)) for key, value in op.attrs.items() if key != "layer"))
         return (op.op, bool(op.reuses), attrs, tuple(spec(name) for name in op.inputs), tuple(spec(name) for name in op.outputs))
 
-    def step(self, shape: StepShape, sample: bool = True) -> list[OpCost]:
-        """Cost of each op of the plan in order, then of sampling."""
+    def step(self, shape: StepShape) -> list[OpCost]:
+        """Cost of each op of the plan in order."""
         counted: dict[int, OpCost] = {}
         costs = []
         for op, like in zip(self.plan.ops, self.likeness, strict=True):
             if like not in counted:
                 counted[like] = self._count(self.plan.ops[like], shape)
             costs.append(replace(counted[like], name=op.name))
-        return [*costs, self._sampling(shape)] if sample else costs
+        return costs
 
     def classes(self, shape: StepShape) -> list[tuple[OpCost, int]]:
-        """(cost, how many ops of the plan cost the same), sampling last: `step` for whoever only sums."""
+        """(cost, how many ops of the plan cost the same): `step` for whoever only sums."""
         counts: dict[int, int] = {}
         for like in self.likeness:
             counts[like] = counts.get(like, 0) + 1
-        return [*((self._count(self.plan.ops[like], shape), count) for like, count in counts.items()), (self._sampling(shape), 1)]
+        return [(self._count(self.plan.ops[like], shape), count) for like, count in counts.items()]
 
     def op(self, name: str, shape: StepShape) -> OpCost:
         """Cost of one op of the plan."""
         return self._count(self._named[name], shape)
 
-    def _sampling(self, shape: StepShape) -> OpCost:
+    def sampling(self, shape: StepShape) -> OpCost:
+        """Of steps that the runtime samples once more from the logits: filters, penalties, log-probabilities."""
         logits = self.specs[LOGITS]
         columns = int(logits.shape[1])
         moved = float(shape.samples * columns * ITEM_BYTES[logits.dtype] + 4 * shape.samples)

@@ -35,10 +35,12 @@ from trtllm_bench.analysis.hardware import Hardware
 from trtllm_engines.plan import Plan
 from trtllm_engines.runtime.buckets import LARGEST_GRAPH
 
-BANDWIDTH_SHARE: Mapping[str, float] = {"gemv": 1.03, "few": 0.93, "gemm": 0.87, "attention": 0.95, "rows": 0.93, "sample": 0.50}
+BANDWIDTH_SHARE: Mapping[str, float] = {"gemv": 1.03, "few": 0.93, "gemm": 0.87, "attention": 0.95, "rows": 0.93}
 PEAK_SHARE: Mapping[str, float] = {"gemm": 1.0, "attention": 439 / 776}
-KERNEL_US: Mapping[str, float] = {"gemv": 2.5, "few": 2.5, "gemm": 3.0, "attention": 4.5, "rows": 2.5, "sample": 40.0}
-"""Fixed time a kernel, with the gap before the next; `sample` holds a step's inputs and the gaps around it, too (profiles)."""
+KERNEL_US: Mapping[str, float] = {"gemv": 2.5, "few": 2.5, "gemm": 3.0, "attention": 4.5, "rows": 2.5}
+"""Fixed time a kernel, with the gap before the next."""
+STEP_US = 20.0
+"""Between one step's last kernel and the next one's first."""
 OVERLAPPED_US: Mapping[str, float] = {"gemv": 1.1, "rows": 1.1}
 """The same where kernels overlap."""
 FEW = 64
@@ -95,6 +97,8 @@ class StepModel:
             parts["compute"] += count * joined * (1 - share)
             parts["kernel overhead"] += count * fixed
             roles[cost.role] = roles.get(cost.role, 0.0) + count * (joined + fixed)
+        parts["kernel overhead"] += STEP_US
+        roles["between steps"] = STEP_US
         device = sum(parts.values())
         eager = shape.phase != "decode" or shape.sequences > LARGEST_GRAPH or not self._graphs
         host = HOST_US + (self._launches * LAUNCH_US if eager else 0.0)
@@ -128,7 +132,7 @@ class StepModel:
 
     def _kind(self, cost: OpCost) -> str:
         if cost.kind != "gemm":
-            return "sample" if cost.op == "sample" else cost.kind
+            return cost.kind
         return "gemv" if cost.rows == 1 else "few" if cost.rows <= FEW and self._hopper else "gemm"
 
     def _us(self, cost: OpCost) -> float:

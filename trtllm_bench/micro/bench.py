@@ -83,11 +83,8 @@ class Bench:
         """The step's ops in order, one of each kind, each bound to the results of those before it."""
         symbols = case.shape.symbols
         self._inputs(case.shape)
-        memory: dict[str, torch.Tensor] = {**self.weights, **self.state.tensors}
-        for name, length in {"context_tokens": "T", "seq_slots": "R", "kv_lens": "R", "logit_rows": "S"}.items():
-            memory[name] = memory[name][: symbols[length]]
-        memory["query_start"] = memory["query_start"][: symbols["R"] + 1]
-        costs = self.counter.step(case.shape, sample=False)
+        memory: dict[str, torch.Tensor] = {**self.weights, **self.state.of_step(symbols)}
+        costs = self.counter.step(case.shape)
         met: set[int] = set()
         for op, cost, like in zip(self.plan.ops, costs, self.counter.likeness, strict=True):
             for name in op.outputs:

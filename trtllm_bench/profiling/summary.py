@@ -71,7 +71,7 @@ class _Costs:
 
     def of(self, one: Placed) -> OpCost | None:
         if one.op == SAMPLE:
-            return self._whole[-1]
+            return self._counter.sampling(self._shape)
         if one.op < 0:
             return None
         cost = self._whole[one.op]

@@ -80,7 +80,7 @@ class Course:
         self.arch, self._specs, self._counter = arch, counter.specs, counter
         self._ops: dict[str, tuple[int, Op, str]] = {}
         self.choices: dict[str, tuple[Choice, ...]] = {}
-        costs = counter.step(decode_case(1, 1).shape, sample=False)
+        costs = counter.step(decode_case(1, 1).shape)
         for index, (op, like) in enumerate(zip(counter.plan.ops, counter.likeness, strict=True)):
             key = tactics.key(op.op, *self._tensors(op), op.attrs)
             role = costs[index].role
@@ -96,7 +96,7 @@ class Course:
         """Of the choices that are thresholds, or of those that are not; `base`: what was decided before, by key."""
         found: list[Race] = []
         for case in cases:
-            costs = self._counter.step(case.shape, sample=False)
+            costs = self._counter.step(case.shape)
             for key, choices in self.choices.items():
                 cost = costs[self._ops[key][0]]
                 stake = max(cost.bytes / BYTES_PER_S, cost.flop / FLOP_PER_S)

@@ -2,7 +2,8 @@
 
 Order matters and is this: sharding sees single projections, so it will come before merging; quantization comes after merging, so that a
 merged product is quantized once, and after the fusions whose results it is pushed into; the product of gate and up is fused after that,
-carrying the quantization with it. The residual goes into products last: what is a plain product is known only then.
+carrying the quantization with it. The residual goes into products, and sampling into the last one, at the end: what is a plain product
+is known only then.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from trtllm_engines.passes import (
     fuse_gate_up,
     fuse_gelu,
     fuse_residual,
+    fuse_sampling,
     fuse_silu_mul,
     merge_gate_up,
     merge_qkv,
@@ -37,6 +39,7 @@ PASSES: Mapping[str, Pass] = {
     "fuse_gate_up": fuse_gate_up.apply,
     "fuse_gelu": fuse_gelu.apply,
     "fuse_residual": fuse_residual.apply,
+    "fuse_sampling": fuse_sampling.apply,
 }
 
 

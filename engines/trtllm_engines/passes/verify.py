@@ -26,7 +26,7 @@ _HINTS = {"T": 1009, "R": 211, "S": 103, "P": 499}
 """Distinct primes: no accidental equality between two sizes."""
 
 
-_PRODUCTS = ("linear", "gate_up_silu", "linear_gelu")
+_PRODUCTS = ("linear", "linear_sample", "gate_up_silu", "linear_gelu")
 _ELEMENTWISE = ("add", "silu_mul", "add_rms_norm", "add_layer_norm")
 Spec = TensorSpec | tuple[TensorSpec, ...]
 
@@ -134,7 +134,7 @@ def _check_arguments(node: fx.Node, arguments: Any, stage: str) -> None:
             own |= {name for name in ("bias", "residual") if name in present and present[name].dtype == "bf16"}
             if not {"x_scale", "weight_scale"} <= present.keys():
                 raise VerifyError(f"after {stage}: {_describe(node)} multiplies fp8 without both its scales")
-    dtypes = {spec.dtype for name, spec in present.items() if name not in own} - {"int32"}
+    dtypes = {spec.dtype for name, spec in present.items() if name not in own} - {"int32", "int64"}
     if len(dtypes) > 1:
         raise VerifyError(f"after {stage}: {_describe(node)} mixes {', '.join(sorted(dtypes))}")
     if "kv_cache" in present and present["kv_cache"].dtype == "fp8" and not {"k_scale", "v_scale"} <= present.keys():

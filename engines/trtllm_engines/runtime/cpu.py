@@ -15,7 +15,7 @@ from trtllm_engines.plan import Op, Plan
 from trtllm_engines.runtime.batch import StepBatch, StepOutput
 from trtllm_engines.runtime.device_state import DeviceState
 from trtllm_engines.runtime.inputs import StepSizes
-from trtllm_engines.runtime.sampler import LOGPROBS, collect_logprobs
+from trtllm_engines.runtime.sampler import collect_logprobs
 from trtllm_kernels.ops import OPS
 
 
@@ -48,20 +48,16 @@ class CpuRunner:
         plan = state.start(batch)
         sizes = state.upload(batch)
         self.outputs = self.forward(sizes)
-        if sizes.num_samples == 0:
-            return CpuHandle(StepOutput(torch.empty(0, dtype=torch.int32).numpy()))
-        sampled = state.sample(plan.flags, self.outputs["logits"], sizes, plan.num_logprobs)
-        tokens = sampled.tokens.numpy()
-        if not plan.flags & LOGPROBS:
+        logprobs = state.sample(plan, self.outputs["logits"], sizes).logprobs if plan.by_sampler else ()
+        tokens = state.tokens[: plan.count].numpy().copy()
+        if not logprobs:
             return CpuHandle(StepOutput(tokens))
-        chosen, top, top_ids = (tensor.numpy() for tensor in sampled.logprobs)
+        chosen, top, top_ids = (tensor.numpy() for tensor in logprobs)
         return CpuHandle(StepOutput(tokens, collect_logprobs(plan.wanted, chosen, top, top_ids)))
 
     def forward(self, sizes: StepSizes) -> dict[str, torch.Tensor]:
         """Runs the plan on the inputs loaded; returns its outputs."""
-        values: dict[str, torch.Tensor] = {**self._tensors, **self.state.tensors}
-        for name, length in _lengths(sizes).items():
-            values[name] = values[name][:length]
+        values: dict[str, torch.Tensor] = {**self._tensors, **self.state.of_step(sizes.symbols)}
         for index, (op, call, attrs) in enumerate(self._calls):
             inputs = {argument: values[name] if name else None for argument, name in zip(OPS[op.op].tensors, op.inputs, strict=True)}
             result: Any = call(**inputs, **attrs)
@@ -70,17 +66,6 @@ class CpuRunner:
             for name in self._last_use[index]:
                 del values[name]
         return {name: values[name] for name in self.plan.outputs}
-
-
-def _lengths(sizes: StepSizes) -> dict[str, int]:
-    seqs = sizes.num_seqs
-    return {
-        "context_tokens": sizes.num_tokens,
-        "seq_slots": seqs,
-        "query_start": seqs + 1,
-        "kv_lens": seqs,
-        "logit_rows": sizes.num_samples,
-    }
 
 
 def _last_uses(plan: Plan) -> list[tuple[str, ...]]:

@@ -5,15 +5,19 @@ The CPU and the CUDA runner share it, so the path from a `StepBatch` to the tens
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 
 from trtllm_engines.errors import EngineError
-from trtllm_engines.plan import Plan
+from trtllm_engines.plan import STEP_INPUTS, TURNS, Plan, step_input_specs
 from trtllm_engines.runtime.batch import StepBatch
 from trtllm_engines.runtime.inputs import StepInputs, StepSizes
 from trtllm_engines.runtime.pages import RESERVED_PAGES
-from trtllm_engines.runtime.sampler import LOGPROBS, Sampled, Sampler
+from trtllm_engines.runtime.sampler import IN_PLAN, LOGPROBS, Sampled, Sampler
+from trtllm_kernels.expr import evaluate
+from trtllm_kernels.ops.sampling import EMPTY
 from trtllm_kernels.specs import DTYPES
 
 
@@ -46,15 +50,28 @@ class DeviceState:
         self.kv_cache = torch.zeros(cache, dtype=DTYPES[plan.kv_dtype], device=self.device)
         self.block_table = torch.zeros((slots, profile.max_pages_per_seq), dtype=torch.int32, device=self.device)
         self.last_tokens = torch.zeros(slots, dtype=torch.int32, device=self.device)
+        self.token_ring = torch.zeros((TURNS, slots - 1), dtype=torch.int32, pin_memory=self.device.type == "cuda")
+        """Where the device leaves a step's tokens for the host: no copy back, which would have to be waited for and launched."""
         self.inputs = StepInputs(profile, self.device)
         self.sampler = Sampler(slots, profile.max_seq_len, self.device)
         self.tensors = {
             "kv_cache": self.kv_cache,
             "block_table": self.block_table,
             "last_tokens": self.last_tokens,
-            **{name: self.inputs.tensors[name] for name in ("context_tokens", "seq_slots", "query_start", "kv_lens", "logit_rows")},
+            "token_ring": self.token_ring,
+            "best": torch.full((slots - 1,), EMPTY, dtype=torch.int64, device=self.device),
+            **{name: self.inputs.tensors[name] for name in STEP_INPUTS if name in self.inputs.tensors},
         }
         """Every step input of the plan, at full capacity."""
+        self._specs = step_input_specs(config, profile, plan.kv_dtype)
+
+    def of_step(self, symbols: Mapping[str, int]) -> dict[str, torch.Tensor]:
+        """The step inputs of the plan, cut to a step's sizes."""
+        found = dict(self.tensors)
+        for name, spec in self._specs.items():
+            if isinstance(spec.shape[0], str):
+                found[name] = found[name][: evaluate(spec.shape[0], symbols)]
+        return found
 
     def start(self, batch: StepBatch) -> SamplingPlan:
         """Takes over the sampling parameters of sequences new in this step; returns what sampling it takes."""
@@ -63,18 +80,24 @@ class DeviceState:
 
     def upload(self, batch: StepBatch, padded_seqs: int | None = None) -> StepSizes:
         """Brings a step's inputs to the device and enters its new pages into the block table."""
-        sizes = self.inputs.upload(batch, padded_seqs)
+        sizes = self.inputs.upload(batch, self.sampler.draws, padded_seqs)
         if sizes.num_updates:
             index = self.inputs.tensors["update_index"][: sizes.num_updates]
             self.block_table.view(-1).index_put_((index,), self.inputs.tensors["update_pages"][: sizes.num_updates])
         return sizes
 
-    def sample(self, flags: int, logits: torch.Tensor, sizes: StepSizes, num_logprobs: int = 0) -> Sampled:
-        """logits [S, V] to tokens, which become their slots' last ones."""
-        slots = self.inputs.tensors["sample_slots"][: sizes.num_samples]
-        positions = self.inputs.tensors["sample_positions"][: sizes.num_samples]
-        sampled = self.sampler.sample(flags, logits, slots, positions, sizes.longest, num_logprobs)
+    @property
+    def tokens(self) -> torch.Tensor:
+        """int32 [max_batch_size] in the host's memory: the sampled tokens of the last step uploaded, once it is done."""
+        return self.token_ring[self.inputs.turn]
+
+    def sample(self, plan: SamplingPlan, logits: torch.Tensor, sizes: StepSizes) -> Sampled:
+        """What the plan's last op does not: logits [S, V], of which the first `plan.count` rows count, to tokens in place of its own."""
+        slots = self.inputs.tensors["sample_slots"][: plan.count].long()
+        positions = self.inputs.tensors["draws"][: plan.count, -1].long()
+        sampled = self.sampler.sample(plan.flags, logits[: plan.count], slots, positions, sizes.longest, plan.num_logprobs)
         self.last_tokens.index_put_((slots,), sampled.tokens)
+        self.tokens[: plan.count].copy_(sampled.tokens, non_blocking=True)
         return sampled
 
 
@@ -85,5 +108,7 @@ class SamplingPlan:
         slots = batch.slots if batch.num_seqs == batch.num_decodes else batch.slots[batch.sampled]
         self.count = len(slots)
         self.flags = sampler.flags(slots)
+        self.by_sampler = bool(self.flags & ~IN_PLAN)
+        """Whether `DeviceState.sample` is needed."""
         self.wanted = sampler.num_logprobs(slots) if self.flags & LOGPROBS else np.empty(0, np.int32)
         self.num_logprobs = int(self.wanted.max(initial=0))

@@ -2,7 +2,7 @@
 
 Kernels and CUDA graphs are bound to addresses once, so every step's inputs land in the same place, in one transfer: a batch is a few
 dozen kilobytes, and eight small copies would cost more CPU time than the largest kernel launch sequence of a layer. Pinned buffers
-rotate: a buffer is written again only when the step that used it, two before, has been read back. 64-bit sections come first (alignment),
+rotate: a buffer is written again only when the step that used it has been read back. 64-bit sections come first (alignment),
 the longest last, so that a decode step copies a prefix.
 """
 
@@ -10,15 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from trtllm_engines.plan import Profile
-from trtllm_engines.runtime.batch import StepBatch
-
-RING = 4
+from trtllm_engines.plan import TURNS, Profile
+from trtllm_engines.runtime.batch import IntArray, StepBatch
+from trtllm_kernels.types import DRAW_WORDS
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,11 @@ class StepSizes:
     num_continued: int
     """Context sequences with tokens in the cache from earlier steps."""
 
+    @property
+    def symbols(self) -> dict[str, int]:
+        sizes = {"T": self.num_tokens, "R": self.num_seqs, "D": self.num_decodes, "S": self.num_samples}
+        return {**sizes, "C": self.num_continued}
+
 
 class StepInputs:
     """`tensors` names device views of full capacity; the step's own lengths are in `StepSizes`."""
@@ -46,13 +51,14 @@ class StepInputs:
         updates = -(-tokens // profile.page_size) + rows
         sections: list[tuple[str, type[np.generic], int]] = [
             ("update_index", np.int64, updates),
-            ("sample_slots", np.int64, rows),
-            ("sample_positions", np.int64, rows),
             ("update_pages", np.int32, updates),
             ("seq_slots", np.int32, rows),
             ("query_start", np.int32, rows + 1),
             ("kv_lens", np.int32, rows),
             ("logit_rows", np.int32, rows),
+            ("sample_slots", np.int32, rows),
+            ("draws", np.int32, DRAW_WORDS * rows),
+            ("turn", np.int32, 1),
             ("context_tokens", np.int32, tokens),
         ]
         offsets: dict[str, tuple[int, int, type[np.generic]]] = {}
@@ -63,26 +69,31 @@ class StepInputs:
             end += -(-nbytes // 16) * 16
         self._tokens_at = offsets["context_tokens"][0]
         on_gpu = self.device.type == "cuda"
-        buffers = [torch.zeros(end, dtype=torch.uint8, pin_memory=on_gpu) for _ in range(RING)]
+        buffers = [torch.zeros(end, dtype=torch.uint8, pin_memory=on_gpu) for _ in range(TURNS)]
         self._device = torch.zeros(end, dtype=torch.uint8, device=self.device)
         self._host_buffers = buffers
-        self._hosts = [{n: b.numpy()[lo:hi].view(dtype) for n, (lo, hi, dtype) in offsets.items()} for b in buffers]
+        self._hosts = [{n: _shaped(n, b.numpy()[lo:hi].view(dtype)) for n, (lo, hi, dtype) in offsets.items()} for b in buffers]
         kinds = {np.int64: torch.int64, np.int32: torch.int32}
-        self.tensors: Mapping[str, torch.Tensor] = {n: self._device[lo:hi].view(kinds[dtype]) for n, (lo, hi, dtype) in offsets.items()}
-        self._turn = 0
+        self.tensors: Mapping[str, torch.Tensor] = {
+            n: _shaped(n, self._device[lo:hi].view(kinds[dtype])) for n, (lo, hi, dtype) in offsets.items()
+        }
+        self.turn = 0
+        """Of the last step uploaded."""
         self._iota = np.arange(rows + 1, dtype=np.int32)
 
-    def upload(self, batch: StepBatch, padded_seqs: int | None = None) -> StepSizes:
-        """Packs and copies one step. `padded_seqs` fills a decode-only step up to a CUDA graph's batch size."""
-        self._turn = (self._turn + 1) % RING
-        host = self._hosts[self._turn]
+    def upload(self, batch: StepBatch, draws: IntArray, padded_seqs: int | None = None) -> StepSizes:
+        """Packs and copies one step. draws [max_batch_size + 1, 3] holds each slot's temperature and seed, as the plan's `draws` begin.
+        `padded_seqs` fills a decode-only step up to a CUDA graph's batch size."""
+        self.turn = (self.turn + 1) % TURNS
+        host = self._hosts[self.turn]
         pad = 0 if padded_seqs is None else padded_seqs - batch.num_seqs
-        sizes = self._pack(host, batch, pad)
+        sizes = self._pack(host, batch, draws, pad)
+        host["turn"][0] = self.turn
         nbytes = self._tokens_at + 4 * sizes.num_tokens
-        self._device[:nbytes].copy_(self._host_buffers[self._turn][:nbytes], non_blocking=True)
+        self._device[:nbytes].copy_(self._host_buffers[self.turn][:nbytes], non_blocking=True)
         return sizes
 
-    def _pack(self, host: dict[str, npt.NDArray[np.generic]], batch: StepBatch, pad: int) -> StepSizes:
+    def _pack(self, host: dict[str, npt.NDArray[np.generic]], batch: StepBatch, draws: IntArray, pad: int) -> StepSizes:
         seqs, decodes = batch.num_seqs, batch.num_decodes
         tokens = batch.num_tokens
         host["seq_slots"][:seqs] = batch.slots
@@ -101,12 +112,13 @@ class StepInputs:
             host["logit_rows"][: len(slots)] = ends[batch.sampled] - 1
         samples = len(slots)
         host["sample_slots"][:samples] = slots
-        host["sample_positions"][:samples] = positions
+        host["draws"][:samples, :-1] = draws[slots]
+        host["draws"][:samples, -1] = positions
         if pad:
             host["seq_slots"][seqs : seqs + pad] = self.padding_slot
             host["sample_slots"][seqs : seqs + pad] = self.padding_slot
             host["kv_lens"][seqs : seqs + pad] = 1
-            host["sample_positions"][seqs : seqs + pad] = 1
+            host["draws"][seqs : seqs + pad] = 0
             host["context_tokens"][seqs : seqs + pad] = -1
         updates = len(batch.page_updates)
         if updates:
@@ -116,3 +128,7 @@ class StepInputs:
         longest = int(batch.kv_lens.max(initial=1))
         continued = int(np.count_nonzero(batch.kv_lens[decodes:] > batch.query_lens[decodes:]))
         return StepSizes(tokens + pad, seqs + pad, decodes + pad, samples + pad, longest, updates, continued)
+
+
+def _shaped(name: str, flat: Any) -> Any:
+    return flat.reshape(-1, DRAW_WORDS) if name == "draws" else flat

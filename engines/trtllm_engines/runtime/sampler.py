@@ -21,13 +21,12 @@ import numpy.typing as npt
 import torch
 
 from trtllm_engines.runtime.batch import SlotStart, TokenLogprobs
-from trtllm_engines.runtime.philox import gumbel_noise
+from trtllm_kernels.ops.philox import gumbel_noise
+from trtllm_kernels.types import DRAW_WORDS
 
 RANDOM, PENALTY, SORT, MIN_P, FORBID, LOGPROBS = 1, 2, 4, 8, 16, 32
-CAPTURABLE = RANDOM
-"""A step that asks for nothing beyond these bits can be part of a CUDA graph."""
-FEW_ROWS = 8
-"""Up to so many rows an arg-max is made of pieces of a row: a block each would leave the GPU idle."""
+IN_PLAN = RANDOM
+"""A step that asks for nothing beyond these bits is sampled by the plan's last op."""
 CHUNK_ELEMENTS = 1 << 24
 """Logits filtered at once: bounds the temporaries of the sort and the noise to some 400 MB."""
 
@@ -56,6 +55,8 @@ class Sampler:
         self._host_ints = np.zeros((num_slots, 4), np.int64)
         self._floats = torch.from_numpy(self._host_floats).to(self.device, copy=True)
         self._ints = torch.from_numpy(self._host_ints).to(self.device, copy=True)
+        self.draws = np.zeros((num_slots, DRAW_WORDS - 1), np.int32)
+        """[num_slots, 3] temperature and seed of each slot, as a row of the plan's `draws` begins."""
         self._default = set(range(num_slots))
         """Slots whose row holds the defaults already."""
         self._stops: torch.Tensor | None = None
@@ -96,7 +97,7 @@ class Sampler:
             if slot in self._default:
                 return False
             self._default.add(slot)
-            self._host_floats[slot], self._host_ints[slot] = DEFAULT_FLOATS, 0
+            self._host_floats[slot], self._host_ints[slot], self.draws[slot] = DEFAULT_FLOATS, 0, 0
             return True
         self._default.discard(slot)
         if flags & PENALTY:
@@ -105,6 +106,8 @@ class Sampler:
             self._forbid(start)
         self._host_floats[slot] = (p.temperature, p.top_p, p.min_p, p.repetition_penalty, p.presence_penalty, p.frequency_penalty)
         self._host_ints[slot] = (start.seed, p.top_k, len(start.prompt), len(start.prompt) + p.min_tokens)
+        self.draws[slot, 0] = self._host_floats[slot, TEMPERATURE].view(np.int32)
+        self.draws[slot, 1:] = self._host_ints[slot, SEED : SEED + 1].view(np.int32)
         return True
 
     def _remember(self, start: SlotStart) -> None:
@@ -143,7 +146,7 @@ class Sampler:
             ]
             tokens = torch.cat(pieces) if len(pieces) != 1 else pieces[0]
         else:
-            tokens = best_of(logits)
+            tokens = logits.argmax(dim=-1)
         if flags & PENALTY and self._history is not None:
             self._history.index_put_((slots, positions), tokens.to(torch.int32))
         if not flags & LOGPROBS:
@@ -160,7 +163,7 @@ class Sampler:
         if flags & PENALTY:
             z = self._penalise(z, slots, positions, floats, ints, longest)
         if not flags & RANDOM:
-            return best_of(z)
+            return z.argmax(dim=-1)
         temperature = floats[:, TEMPERATURE, None]
         drawn = temperature > 0
         z /= torch.where(drawn, temperature, 1.0)
@@ -171,7 +174,7 @@ class Sampler:
         if kept is not None:
             z.masked_fill_(~kept, float("-inf"))
         z += torch.where(drawn, gumbel_noise(ints[:, SEED], positions, z.shape[1]), 0.0)
-        return best_of(z)
+        return z.argmax(dim=-1)
 
     def _mask_stops(self, z: torch.Tensor, slots: torch.Tensor, early: torch.Tensor) -> torch.Tensor:
         assert self._stops is not None
@@ -191,17 +194,6 @@ class Sampler:
         repetition = floats[:, REPETITION, None]
         z = torch.where(seen > 0, torch.where(z > 0, z / repetition, z * repetition), z)
         return z - floats[:, FREQUENCY, None] * count - floats[:, PRESENCE, None] * (count > 0)
-
-
-def best_of(z: torch.Tensor) -> torch.Tensor:
-    """int64 [S]: the arg-max of each row of [S, V], the first of equals. A GPU gives a row one block: a few rows are cut in pieces."""
-    rows, width = z.shape
-    if rows > FEW_ROWS:
-        return z.argmax(dim=-1)
-    pieces = next(count for count in (256, 128, 64, 32, 16, 8, 4, 2, 1) if width % count == 0)
-    best, place = z.view(rows, pieces, -1).max(dim=-1)
-    piece = best.argmax(dim=-1, keepdim=True)
-    return torch.add(place.gather(1, piece), piece, alpha=width // pieces).view(-1)
 
 
 def _truncate(z: torch.Tensor, floats: torch.Tensor, ints: torch.Tensor) -> torch.Tensor:

@@ -20,10 +20,11 @@ _POINTERS = {
     "fp8": "*fp8e4nv",
     "int8": "*i8",
     "int32": "*i32",
+    "int64": "*i64",
     "uint8": "*u8",
 }
 FLOATS = ("fp32", "fp16", "bf16")
-ELEMENT_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "fp8": 1, "int8": 1, "int32": 4, "uint8": 1}
+ELEMENT_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "fp8": 1, "int8": 1, "int32": 4, "int64": 8, "uint8": 1}
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,11 @@ def few_tunables(call: OpCall) -> dict[str, int]:
     return found
 
 
+def offers(call: OpCall) -> dict[str, Parameter]:
+    """What a product's kernel takes to offer its logits (`triton_kernels/sampling.py`); any pointers where it does not."""
+    return {"Best": call.get("best") or call["x"], "Draws": call.get("draws") or call["x"]}
+
+
 def within(tokens: Dim, below: int, most: int) -> Dim:
     """1 from `below` + 1 to `most` tokens, else 0."""
     if isinstance(tokens, int):
@@ -140,7 +145,7 @@ def _launch(builder: Builder, tile: _Tile, scales: Mapping[str, Parameter], here
             stages=tile.stages,
         )
 
-    if call.op != "linear":
+    if call.op in ("gate_up_silu", "linear_gelu"):
         quantize = call.get("out_scale") is not None
         if call.op == "gate_up_silu":
             product("few_gate_up_silu", {**scales, "Y": y}, {"SCALED": fp8, "QUANTIZE": quantize})
@@ -152,7 +157,7 @@ def _launch(builder: Builder, tile: _Tile, scales: Mapping[str, Parameter], here
     stated = {"SCALED": fp8, "SCALED_ROWS": by_row, "BIASED": bias is not None, "ADDED": residual is not None}
     epilogue: Mapping[str, Parameter] = {"Bias": bias or x, "Residual": residual or x, **scales, "Y": y}
     if parts is None or not divided:
-        product("few_linear", epilogue, stated)
+        product("few_linear", {**epilogue, **offers(call)}, {**stated, "SAMPLED": call.op == "linear_sample"})
         return
     product("few_parts", {"Parts": parts}, {"SPLITS": tile.splits})
     builder.launch(

@@ -13,9 +13,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-from trtllm_kernels.expr import product
+from trtllm_kernels.expr import ceil_div, product
 from trtllm_kernels.lowering.call import ELEMENT_BYTES, I32, Builder, OpCall, Operand, Tma
-from trtllm_kernels.lowering.few import few_tunables, launch_few, within
+from trtllm_kernels.lowering.few import few_tunables, launch_few, offers, within
 from trtllm_kernels.types import Arg, Dim, Launch, Lowered
 
 ALGORITHM_SIZES = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
@@ -90,6 +90,42 @@ have something in L2, and tuning times an op alone."""
 
 
 def linear(call: OpCall) -> Lowered:
+    builder, _ = _linear(call)
+    return builder.finish()
+
+
+_CANDIDATES = 4096
+"""Logits of a row that a program of `sampling.candidates` looks at."""
+_PUBLISHED = 128
+"""Rows a program of `sampling.publish` ends."""
+
+
+def linear_sample(call: OpCall) -> Lowered:
+    """As `linear`; logits that our own kernels compute are offered by their epilogues, the library's are read once more."""
+    builder, covered = _linear(call)
+    logits, tokens = call.outputs
+    rows, ring = call["x"].shape[0], call["token_ring"]
+    columns = logits.size(1)
+    builder.launch(
+        "sampling.candidates",
+        {"Logits": logits, "Best": call["best"], "Draws": call["draws"], "num_rows": I32(rows)},
+        grid=(_beyond(rows, covered), ceil_div(columns, _CANDIDATES)),
+        constexprs={"N": columns, "BLOCK": _CANDIDATES},
+        warps=8,
+    )
+    ends = {"Best": call["best"], "Slots": call["sample_slots"], "Turn": call["turn"], "Tokens": tokens, "LastTokens": call["last_tokens"]}
+    builder.launch(
+        "sampling.publish",
+        {**ends, "Ring": ring, "num_rows": I32(rows), "ring_stride": I32(ring.size(1))},
+        grid=(f"ceil_div({rows}, {_PUBLISHED})",),
+        constexprs={"BLOCK": _PUBLISHED},
+        warps=1,
+    )
+    return builder.finish()
+
+
+def _linear(call: OpCall) -> tuple[Builder, int]:
+    """The product's launches, and the number of tokens up to which they are our own kernels."""
     x, weight, bias, residual, y = call["x"], call["weight"], call.get("bias"), call.get("residual"), call.outputs[0]
     defaults = {EVICT_FIRST: 1, **few_tunables(call), **dict.fromkeys((*ALGORITHMS, LT_VERSION), 0)}
     tuned = call.tuned(gemv=1, **_gemv_tile(call), **defaults)
@@ -108,6 +144,7 @@ def linear(call: OpCall) -> Lowered:
                 "Residual": residual or x,
                 **scales,
                 "Y": y,
+                **offers(call),
             },
             grid=(product(weight.size(0) // rows, within(tokens, 0, 1)),),
             constexprs={
@@ -118,13 +155,14 @@ def linear(call: OpCall) -> Lowered:
                 "SCALED_ROWS": x.dtype == "fp8" and len(call["weight_scale"].shape) == 2,
                 "BIASED": bias is not None,
                 "ADDED": residual is not None,
+                "SAMPLED": call.op == "linear_sample",
                 "EVICT_FIRST": bool(tuned[EVICT_FIRST]),
             },
             warps=tuned["gemv_warps"],
         )
     covered = launch_few(builder, tuned, scales, int(fits))
     builder.launches.append(_matmul(call, y, _beyond(tokens, covered), _algorithm(tokens, tuned)))
-    return builder.finish()
+    return builder, covered
 
 
 def gate_up_silu(call: OpCall) -> Lowered:

@@ -158,6 +158,7 @@ _SPACES: Mapping[str, Callable[[OpCall], tuple[Choice, ...]]] = {
     "rms_norm": _rows,
     "layer_norm": _rows,
     "linear": _linear,
+    "linear_sample": _linear,
     "gate_up_silu": _activated,
     "linear_gelu": _activated,
     "quantize": _columns,

@@ -18,6 +18,7 @@ from trtllm_kernels.triton_kernels.ahead import ask_rows
 from trtllm_kernels.triton_kernels.linear_gelu import gelu_tanh
 from trtllm_kernels.triton_kernels.overlap import let_next_start, wait_for_previous
 from trtllm_kernels.triton_kernels.quantize import finish, result_scale
+from trtllm_kernels.triton_kernels.sampling import offer
 
 
 @triton.jit
@@ -69,10 +70,10 @@ def _epilogue(
 
 @triton.jit
 def few_linear(
-    X, W, WeightRows, Bias, Residual, XScale, WScale, Y, num_tokens,
+    X, W, WeightRows, Bias, Residual, XScale, WScale, Y, Best, Draws, num_tokens,
     N: tl.constexpr, K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, TOKENS: tl.constexpr, LINES: tl.constexpr,
     THREADS: tl.constexpr, SCALED: tl.constexpr, SCALED_ROWS: tl.constexpr, BIASED: tl.constexpr, ADDED: tl.constexpr,
-    OVERLAP: tl.constexpr,
+    SAMPLED: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """X [tokens, K], W [N, K], TMA descriptors; WeightRows points at W; Y [tokens, N]. As `gemv.gemv`, whose flags these are."""
     let_next_start(OVERLAP)
@@ -81,8 +82,11 @@ def few_linear(
     w_scale = _weight_scale(WScale, rows, N, SCALED, SCALED_ROWS)
     sums = tl.trans(_sums(X, W, WeightRows, K, BLOCK_N, BLOCK_K, TOKENS, 1, LINES, THREADS, OVERLAP))
     y = _epilogue(sums, tokens, rows, Bias, Residual, XScale, w_scale, num_tokens, N, SCALED, SCALED_ROWS, BIASED, ADDED)
+    y = y.to(Y.dtype.element_ty)
     inside = (tokens < num_tokens)[:, None] & (rows < N)[None, :]
-    tl.store(Y + tokens[:, None] * N + rows[None, :], y.to(Y.dtype.element_ty), mask=inside)
+    tl.store(Y + tokens[:, None] * N + rows[None, :], y, mask=inside)
+    if SAMPLED:
+        offer(y, Best, Draws, tokens, rows, num_tokens, N)
 
 
 @triton.jit

@@ -16,6 +16,7 @@ import triton.language as tl
 
 from trtllm_kernels.triton_kernels.overlap import let_next_start, wait_for_previous
 from trtllm_kernels.triton_kernels.quantize import finish, result_scale
+from trtllm_kernels.triton_kernels.sampling import offer
 
 
 @triton.jit
@@ -62,11 +63,13 @@ def _rows_dot(X, at, first, second, K: tl.constexpr, ROWS: tl.constexpr, COLS: t
 
 @triton.jit
 def gemv(
-    X, W, Bias, Residual, XScale, WScale, Y,
+    X, W, Bias, Residual, XScale, WScale, Y, Best, Draws,
     K: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, SCALED: tl.constexpr, SCALED_ROWS: tl.constexpr, BIASED: tl.constexpr,
-    ADDED: tl.constexpr, EVICT_FIRST: tl.constexpr, OVERLAP: tl.constexpr,
+    ADDED: tl.constexpr, SAMPLED: tl.constexpr, EVICT_FIRST: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    """x [K], W [N, K], y [N]; N a multiple of ROWS. SCALED_ROWS: each row of W has its own scale. ADDED: a residual [N], maybe y itself."""
+    """x [K], W [N, K], y [N]; N a multiple of ROWS. SCALED_ROWS: each row of W has its own scale. ADDED: a residual [N], maybe y itself.
+    SAMPLED: y are logits; the best of them is offered (`sampling.py`).
+    """
     let_next_start(OVERLAP)
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     at = W + rows.to(tl.int64)[:, None] * K + tl.arange(0, COLS)[None, :]
@@ -87,7 +90,10 @@ def gemv(
         y += bias.to(tl.float32)
     if ADDED:
         y += residual.to(tl.float32)
-    tl.store(Y + rows, y.to(Y.dtype.element_ty))
+    y = y.to(Y.dtype.element_ty)
+    tl.store(Y + rows, y)
+    if SAMPLED:
+        offer(y[None, :], Best, Draws, tl.arange(0, 1), rows, 1, 1 << 30)
 
 
 @triton.jit

@@ -1,0 +1,90 @@
+"""From logits to tokens, greedy or at a temperature: the arg-max of z, or of z over the temperature plus Gumbel noise (`ops.sampling`).
+
+Whoever computes logits, a product's epilogue or `candidates` below, offers the best of its columns to one 64-bit word a row by an atomic
+maximum: value above, column below, so that the word decides both, the first column wins among equals, and no order of arrival shows in the
+result. `publish` turns the words into tokens, hands them to the next step and to the host, and empties the words for the next step.
+Rejected: candidates in memory and a second reduction (a product of one token has as many programs as pairs of rows).
+
+A row's draw is four words: its temperature's bits, its seed's low and high half, its position. Noise is Philox4x32-10 (Salmon et al., SC
+2011) keyed by the seed and counted by position and column, as the reference has it.
+"""
+
+import triton
+import triton.language as tl
+
+from trtllm_kernels.triton_kernels.overlap import let_next_start, wait_for_previous
+
+
+@triton.jit
+def _gumbel(words):
+    """-log(-log(1 - u)) of uniform words; small u, which decide, by the series of log(1 - u), where the GPU's logarithm is not exact."""
+    u = tl.minimum((words.to(tl.float32) + 0.5) * 2.3283064365386963e-10, 0.99999994)
+    series = u * (1.0 + u * (0.5 + u * (0.3333333333 + u * (0.25 + u * (0.2 + u * 0.1666666667)))))
+    return -tl.log(tl.where(u < 0.0625, series, -tl.log(1.0 - u)))
+
+
+@triton.jit
+def _ranked(z, columns):
+    """int64 that orders as (z, then the lower column first)."""
+    bits = (z + 0.0).to(tl.int32, bitcast=True)
+    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    return (ordered.to(tl.int64) << 32) | (0x7FFFFFFF - columns).to(tl.int64)
+
+
+@triton.jit
+def _temperature(Draws, rows, inside):
+    return tl.load(Draws + rows * 4, mask=inside, other=0).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _drawn(z, Draws, rows, columns, inside, temperature):
+    """z [rows, columns] over the temperature plus noise, but for rows of temperature 0."""
+    low = tl.load(Draws + rows * 4 + 1, mask=inside, other=0)[:, None].to(tl.uint32, bitcast=True)
+    high = tl.load(Draws + rows * 4 + 2, mask=inside, other=0)[:, None].to(tl.uint32, bitcast=True)
+    position = tl.load(Draws + rows * 4 + 3, mask=inside, other=0)[:, None]
+    every = tl.zeros_like(z).to(tl.int32)
+    block = (every + (columns // 4)[None, :]).to(tl.uint32)
+    zero = every.to(tl.uint32)
+    a, b, c, d = tl.philox_impl(block, zero + position.to(tl.uint32), zero, zero, zero + low, zero + high, 10)
+    place = every + (columns % 4)[None, :]
+    word = tl.where(place < 2, tl.where(place == 0, a, b), tl.where(place == 2, c, d))
+    random = (temperature > 0.0)[:, None]
+    return tl.where(random, z / tl.where(random, temperature[:, None], 1.0) + _gumbel(word), z)
+
+
+@triton.jit
+def offer(logits, Best, Draws, rows, columns, num_rows, num_columns):
+    """The best of `logits` [rows, columns], as they are stored, of rows below `num_rows` and columns below `num_columns`."""
+    inside = rows < num_rows
+    z = tl.where((columns < num_columns)[None, :], logits.to(tl.float32), float("-inf"))
+    temperature = _temperature(Draws, rows, inside)
+    if tl.max(temperature, 0) > 0.0:
+        z = _drawn(z, Draws, rows, columns, inside, temperature)
+    tl.atomic_max(Best + rows, tl.max(_ranked(z, columns[None, :]), 1), mask=inside, sem="relaxed")
+
+
+@triton.jit
+def candidates(Logits, Best, Draws, num_rows, N: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr):
+    """Logits [num_rows, N], BLOCK columns of one row a program."""
+    let_next_start(OVERLAP)
+    wait_for_previous(OVERLAP)
+    row = tl.program_id(0) + tl.arange(0, 1)
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    logits = tl.load(Logits + row.to(tl.int64)[:, None] * N + columns[None, :], mask=(columns < N)[None, :], other=float("-inf"))
+    offer(logits, Best, Draws, row, columns, num_rows, N)
+
+
+@triton.jit
+def publish(Best, Slots, Turn, Tokens, LastTokens, Ring, num_rows, ring_stride, BLOCK: tl.constexpr, OVERLAP: tl.constexpr):
+    """Tokens [num_rows], LastTokens of their slots, and row Turn of Ring [turns, ring_stride], which lies in the host's memory."""
+    let_next_start(OVERLAP)
+    row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = row < num_rows
+    slot = tl.load(Slots + row, mask=inside, other=0)
+    turn = tl.load(Turn)
+    wait_for_previous(OVERLAP)
+    token = 0x7FFFFFFF - (tl.load(Best + row, mask=inside, other=0) & 0xFFFFFFFF).to(tl.int32)
+    tl.store(Tokens + row, token, mask=inside)
+    tl.store(LastTokens + slot, token, mask=inside)
+    tl.store(Ring + turn * ring_stride + row, token, mask=inside)
+    tl.store(Best + row, tl.full((BLOCK,), -9223372036854775808, tl.int64), mask=inside)
