@@ -14,7 +14,9 @@ from trtllm_kernels.errors import KernelError
 from trtllm_kernels.expr import evaluate
 from trtllm_kernels.lowering import lower
 from trtllm_kernels.ops import OPS
+from trtllm_kernels.ops.philox import gumbel_noise
 from trtllm_kernels.ops.quantize import FP8, dequantized, finish
+from trtllm_kernels.ops.sampling import EMPTY
 from trtllm_kernels.samples import OUT_SCALE, BatchShape, ModelShape, code_steps, fp8_sample, sample
 from trtllm_kernels.specs import DTYPES, dtype_name
 from trtllm_kernels.types import Arg, KernelSpec, Launch, Lowered, TensorSpec
@@ -50,7 +52,7 @@ BATCHES = {
 BATCHED = ("prepare_step", "rope", "rope_kv_write", "paged_attention", "attention")
 ACTIVATED = ("gate_up_silu", "linear_gelu")
 PRODUCTS = ("linear", *ACTIVATED)
-ROWS = tuple(name for name in OPS if name not in (*BATCHED, *PRODUCTS))
+ROWS = tuple(name for name in OPS if name not in (*BATCHED, *PRODUCTS, "linear_sample"))
 ENDS_IN_SCALES = tuple(name for name in OPS if OPS[name].tensors[-1].endswith("scale"))
 
 
@@ -117,6 +119,32 @@ def test_row_ops(op: str, precision: str) -> None:
     for model in ("llama-8b", "smollm2", "tiny"):
         for batch in ("one", "prefill"):
             compare(op, model, batch, precision)
+
+
+@pytest.mark.parametrize("vocabulary", [300, 32000, 50400])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_the_last_product_samples_what_its_logits_say(precision: str, vocabulary: int) -> None:
+    """By products of one token, of 2 to 64, and the library's; greedy rows are exact, drawn ones may swap what the noise makes nearly equal."""
+    op, model = OPS["linear_sample"], ModelShape(hidden=1024, vocab=vocabulary)
+    for rows in (1, 7, 33, 64, 65, 200):
+        named = sample("linear_sample", model, BatchShape((rows,), (rows,)), precision)
+        device = on_gpu(named)
+        for _ in range(2):  # what the first leaves behind, the second finds
+            outputs = as_list(op.fake(*(device[a.name] for a in op.overload._schema.arguments)))
+            execute(op, device, [poison(y) for y in outputs])
+        logits, tokens = (y.cpu() for y in outputs)
+        check("linear", precision, logits, op.reference(**named)[0])
+        temperature = named["draws"][:, :1].contiguous().view(torch.float32)
+        seeds = (named["draws"][:, 1].long() & 0xFFFFFFFF) | (named["draws"][:, 2].long() << 32)
+        noise = gumbel_noise(seeds, named["draws"][:, 3].long(), vocabulary)
+        z = torch.where(temperature > 0, logits.float() / temperature.clamp_min(1e-9) + noise, logits.float())
+        chosen = z.gather(1, tokens.long()[:, None])[:, 0]
+        greedy = temperature[:, 0] == 0
+        assert torch.equal(tokens[greedy], z[greedy].argmax(1).int())
+        assert ((z.amax(1) - chosen) < 1e-4).all()
+        assert torch.equal(device["last_tokens"].cpu()[named["sample_slots"].long()], tokens)
+        assert torch.equal(device["token_ring"].cpu()[2, :rows], tokens)
+        assert (device["best"] == EMPTY).all()
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -122,7 +122,7 @@ def test_padded_graphs_leave_other_sequences_alone(fp32_engine: Engine) -> None:
     requests = [(rng.integers(0, 512, 16), SamplingParams(max_tokens=30, ignore_eos=True)) for _ in range(5)]
     alone = [tokens_of(loop_over(runner), [request])[0] for request in requests]
     assert tokens_of(loop_over(runner), requests) == alone
-    assert {bucket for bucket, _ in runner._graphs} == {1, 8}
+    assert set(runner._graphs) == {1, 8}
 
 
 def test_no_step_waits_for_the_device(engine: Engine) -> None:
