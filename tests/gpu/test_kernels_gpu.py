@@ -124,7 +124,7 @@ def test_row_ops(op: str, precision: str) -> None:
 @pytest.mark.parametrize("vocabulary", [300, 32000, 50400])
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_the_last_product_samples_what_its_logits_say(precision: str, vocabulary: int) -> None:
-    """By products of one token, of 2 to 64, and the library's; greedy rows are exact, drawn ones may swap what the noise makes nearly equal."""
+    """By products of one token, of 2 to 64, and the library's. Drawn rows may swap what the noise makes nearly equal."""
     op, model = OPS["linear_sample"], ModelShape(hidden=1024, vocab=vocabulary)
     for rows in (1, 7, 33, 64, 65, 200):
         named = sample("linear_sample", model, BatchShape((rows,), (rows,)), precision)
@@ -133,7 +133,10 @@ def test_the_last_product_samples_what_its_logits_say(precision: str, vocabulary
             outputs = as_list(op.fake(*(device[a.name] for a in op.overload._schema.arguments)))
             execute(op, device, [poison(y) for y in outputs])
         logits, tokens = (y.cpu() for y in outputs)
-        check("linear", precision, logits, op.reference(**named)[0])
+        rounding = (
+            {"rtol": 2e-5, "atol": 1e-4} if precision == "fp32" else {"rtol": 2e-2, "atol": 6e-2}
+        )  # of a product rounded before its bias
+        torch.testing.assert_close(logits, op.reference(**named)[0], **rounding)
         temperature = named["draws"][:, :1].contiguous().view(torch.float32)
         seeds = (named["draws"][:, 1].long() & 0xFFFFFFFF) | (named["draws"][:, 2].long() << 32)
         noise = gumbel_noise(seeds, named["draws"][:, 3].long(), vocabulary)

@@ -63,9 +63,9 @@ def _matmul(call: OpCall, y: Operand, rows: Dim, algorithm: tuple[Arg, ...] = ()
 def _gemv_tile(call: OpCall) -> dict[str, int]:
     """Rows and columns a program and its warps. 4 x 2048 in fp8, and as many bytes in wider types.
 
-    Where kernels overlap, what counts is how a step's follow each other: a weight of so few rows that one or two programs an SM hold its
-    first tiles is on the way as a whole while the kernels before it end, and few programs ask for the same x at once. Chosen by whole
-    steps of Llama-3.1-8B in fp8 on an H100 (docs/facts.md).
+    Where kernels overlap, what counts is how a step's follow each other: a weight of so few and short rows that one program an SM holds all
+    of its rows is on the way as a whole while the kernels before it end, and few programs ask for the same x at once. Chosen by whole steps
+    of Llama-3.1-8B in fp8 on an H100 (docs/facts.md).
     """
     weight = call["weight"]
     n, k, element = weight.size(0), weight.size(1), ELEMENT_BYTES[weight.dtype]
@@ -74,9 +74,9 @@ def _gemv_tile(call: OpCall) -> dict[str, int]:
         columns //= 2
     rows, warps = max(2, 8192 // columns // element), 4
     if call.capability >= 90 and element == 1 and columns == 2048:
-        rows, columns, warps = 2, 2048, 4
-        if n % 32 == 0 and n <= 32 * call.sm_count:
-            rows, columns, warps = (32, 2048, 16) if k <= 2 * 2048 else (16, 1024, 16)
+        rows, warps = (2, 4) if k <= 2 * columns else (4, 8)
+        if k <= 2 * columns and n % 32 == 0 and n <= 32 * call.sm_count:
+            rows, warps = 32, 16
     return {"gemv_rows": rows, "gemv_columns": columns, "gemv_warps": warps}
 
 

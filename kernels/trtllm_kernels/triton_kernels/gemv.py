@@ -42,22 +42,36 @@ def _first_tiles(at, K: tl.constexpr, COLS: tl.constexpr, EVICT_FIRST: tl.conste
 
 @triton.jit
 def _sums(w, x, ROWS: tl.constexpr, COLS: tl.constexpr):
-    """fp32 [ROWS, COLS // n]: w [ROWS, COLS] times x [COLS], summed over each n elements that one load brings a thread."""
+    """fp32 [ROWS, COLS // n]: w [ROWS, COLS] times x, summed over each n elements that one load brings a thread."""
     N: tl.constexpr = 128 // w.dtype.primitive_bitwidth
-    return tl.sum(tl.reshape(_to_fp32(w) * _to_fp32(x)[None, :], (ROWS, COLS // N, N)), 2)
+    if len(x.shape) == 1:
+        products = _to_fp32(w) * _to_fp32(x)[None, :]
+    else:
+        products = _to_fp32(w) * _to_fp32(x)
+    return tl.sum(tl.reshape(products, (ROWS, COLS // N, N)), 2)
 
 
 @triton.jit
 def _rows_dot(X, at, first, second, K: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, EVICT_FIRST: tl.constexpr):
-    """fp32 [ROWS]: the row block at `at`, of which two tiles are loaded, times x; K a multiple of COLS."""
+    """fp32 [ROWS]: the row block at `at`, of which two tiles are loaded, times x; K a multiple of COLS.
+
+    Of short rows all is loaded by now, and a thread takes its part of x from the others through shared memory. Of longer ones each thread
+    loads the x that goes with its weights, which the first-level cache has: nothing waits for all then, and as the loop is written out
+    the compiler asks for tiles while it multiplies earlier ones. (Not out of so many tiles that the text outgrows the instruction cache.)
+    """
+    WRITTEN_OUT: tl.constexpr = 2 * COLS < K and K <= 16 * COLS
     x = X + tl.arange(0, COLS)
-    first_x = tl.load(x)
-    second_x = tl.load(x + COLS) if K > COLS else first_x
-    acc = _sums(first, first_x, ROWS, COLS)
+    if WRITTEN_OUT:
+        x = x[None, :] + tl.zeros((ROWS, COLS), tl.int32)
+    acc = _sums(first, tl.load(x), ROWS, COLS)
     if K > COLS:
-        acc += _sums(second, second_x, ROWS, COLS)
-    for k in range(2 * COLS, K, COLS):
-        acc += _sums(_load(at + k, EVICT_FIRST), tl.load(x + k), ROWS, COLS)
+        acc += _sums(second, tl.load(x + COLS), ROWS, COLS)
+    if WRITTEN_OUT:
+        for k in tl.static_range(2 * COLS, K, COLS):
+            acc += _sums(_load(at + k, EVICT_FIRST), tl.load(x + k), ROWS, COLS)
+    else:
+        for k in range(2 * COLS, K, COLS):
+            acc += _sums(_load(at + k, EVICT_FIRST), tl.load(x + k), ROWS, COLS)
     return tl.sum(acc, 1)
 
 
