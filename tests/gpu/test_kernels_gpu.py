@@ -321,6 +321,10 @@ def test_captured_graph_replays_with_new_contents() -> None:
     check_program(tensors, 32, [31, 7])
 
 
+NOISE = {"bf16": 4e-3, "fp16": 6e-4}
+"""What rounding may move attention of a whole batch by, in its norm: a single element of millions says less of it than `check` takes."""
+
+
 def compare_attention(model: ModelShape, batch: BatchShape, precision: str, tactic: dict[str, int], spare: int = 0) -> Lowered:
     """Lowered for any batch and run on this one. Behind its last token lie `spare` rows that hold NaN, in the result too, and stay."""
     symbolic = {"qkv": ("T",), "seq_slots": ("R",), "query_start": ("R + 1",), "kv_lens": ("R",)}
@@ -348,7 +352,13 @@ def compare_attention(model: ModelShape, batch: BatchShape, precision: str, tact
     program = BoundProgram([lowered], device.__getitem__, compile_all(lowered.kernels, arch()))
     program.set_symbols(**symbols)
     program.run()
-    check("paged_attention", precision, device["out0"][:rows].cpu(), expected)
+    got = device["out0"][:rows].cpu()
+    if precision in NOISE:
+        apart = (got.float() - expected.float()).abs()
+        assert bool((apart < 2**-7 + 2e-2 * expected.float().abs()).all()), f"{float(apart.max())} apart"
+        assert float(apart.norm() / expected.float().norm()) < NOISE[precision]
+    else:
+        check("paged_attention", precision, got, expected)
     assert bool((device["out0"][rows:].view(torch.uint8) == 0xFF).all())
     return lowered
 

@@ -142,8 +142,8 @@ INLINE void hold(u32 (&x)[N]) {
 
 #define MULTIPLY(SHAPE, NAMES) "wgmma.mma_async.sync.aligned." SHAPE ".f32." ELEMENTS " {" NAMES "}, "
 
-// d = a @ b.T, or += if `add`: [64, 128] of [64, 16] @ [128, 16].T, a and b in shared memory by rows. Register 4 j + 2 h + i of a thread is of
-// row 16 * (warp % 4) + lane / 4 + 8 h and column 8 j + 2 * (lane % 4) + i.
+// d = a @ b.T, or += if `add`: [64, 128] of [64, 16] @ [128, 16].T, a and b in shared memory by rows. Register 4 j + 2 h + i of a thread is
+// of row 16 * (warp % 4) + lane / 4 + 8 h and column 8 j + 2 * (lane % 4) + i.
 INLINE void multiply(float (&d)[64], u64 a, u64 b, bool add) {
     if (add) {
         asm volatile(MULTIPLY("m64n128k16", NAMES_64) "%64, %65, 1, 1, 1, 0, 0;" : REGISTERS_64("+f", d) : "l"(a), "l"(b));
@@ -152,8 +152,8 @@ INLINE void multiply(float (&d)[64], u64 a, u64 b, bool add) {
     }
 }
 
-// d += a @ b, [64, 64 or 128] of [64, 16] @ [16, ..], a in registers, b in shared memory by columns. Registers of a, two elements each, are of
-// the same rows and columns as d's: (row, first 8), (row + 8, first 8), (row, last 8), (row + 8, last 8).
+// d += a @ b, [64, 64 or 128] of [64, 16] @ [16, ..], a in registers, b in shared memory by columns. Registers of a, two elements each, are
+// of the same rows and columns as d's: (row, first 8), (row + 8, first 8), (row, last 8), (row + 8, last 8).
 INLINE void multiply_add(float (&d)[64], const u32* a, u64 b) {
     asm volatile(MULTIPLY("m64n128k16", NAMES_64) "{%64, %65, %66, %67}, %68, 1, 1, 1, 1;"
                  : REGISTERS_64("+f", d)
@@ -188,7 +188,8 @@ INLINE u32 pack(float first, float second) {
 // Four E4M3 codes, the first lowest; beyond 448 is 448.
 INLINE u32 pack_fp8(float a, float b, float c, float d) {
     u32 y;
-    asm("{\n .reg .b16 low, high;\n cvt.rn.satfinite.e4m3x2.f32 low, %2, %1;\n cvt.rn.satfinite.e4m3x2.f32 high, %4, %3;\n mov.b32 %0, {low, high};\n}"
+    asm("{\n .reg .b16 low, high;\n cvt.rn.satfinite.e4m3x2.f32 low, %2, %1;\n cvt.rn.satfinite.e4m3x2.f32 high, %4, %3;\n"
+        " mov.b32 %0, {low, high};\n}"
         : "=r"(y)
         : "f"(a), "f"(b), "f"(c), "f"(d));
     return y;

@@ -1,8 +1,8 @@
 // Which tiles of a ragged batch of prompts a block computes: all it needs is the lengths, no list and no counter in memory.
 //
 // Tile t of a sequence has t + 1 blocks of keys, so levels from the highest t down are tiles from the longest down, and "the r-th of the
-// sequences with more than t tiles" is a tile. Blocks take tiles of this order in turns, 0..n-1, then n-1..0, and so on: all end at about the
-// same time. Heads of one group are neighbours in it, so that keys and values come from L2.
+// sequences with more than t tiles" is a tile. Blocks take tiles of this order in turns, 0..n-1, then n-1..0, and so on: all end at about
+// the same time. Heads of one group are neighbours in it, so that keys and values come from L2.
 #pragma once
 #include "hopper.cuh"
 
@@ -19,7 +19,7 @@ struct Tile {
 struct Walk {
     const int *query_start, *kv_lens;
     int num_decodes, num_seqs, lane;
-    int level, above, here, turn;
+    int level, above, here, turn;  // sequences with tiles of this level: `here`; tiles of those before it: `above`, each of all heads
 
     INLINE Walk(const int* query_start, const int* kv_lens, int num_decodes, int num_seqs)
         : query_start(query_start), kv_lens(kv_lens), num_decodes(num_decodes), num_seqs(num_seqs), lane(threadIdx.x % 32), turn(0) {
