@@ -1,14 +1,14 @@
 // Causal attention of whole prompts on Hopper: `triton_kernels/fresh_attention.py`, scheduled by hand.
 //
 // After FlashAttention-3 (Shah et al. 2024). One block an SM: a warp that loads, and two warpgroups that compute 64 queries each of a tile
-// of 128 queries by 128 keys. A warpgroup begins the scores of the next keys before it waits for the values of these; and the two take turns
-// at beginning products, so that the softmax of each runs beside the products of the other. Probabilities go from the registers they are
-// computed in straight into the second product. Blocks stay and walk tiles (`tiles.cuh`): the next tile's loads run, and a result is stored,
-// while others compute.
+// of 128 queries by 128 keys. A warpgroup begins the scores of the next keys before it waits for the values of these; and the two take
+// turns at beginning products, so that the softmax of each runs beside the products of the other. Probabilities go from the registers they
+// are computed in straight into the second product. Blocks stay and walk tiles (`tiles.cuh`): the next tile's loads run, and a result is
+// stored, while others compute.
 //
-// Tried on an H100 and slower: two blocks of a cluster that share loads of keys and values (multicast), which wait for each other longer than
-// they would for L2; a tile's first scores begun with the last values of the tile before, in code of its own for each warpgroup (half of whose
-// diagonal is empty); keeping the wait for values behind the softmax, where the assembler moves it up; no turns.
+// Tried on an H100 and slower: two blocks of a cluster that share loads of keys and values (multicast), which wait for each other longer
+// than they would for L2; a tile's first scores begun with the last values of the tile before, in code of its own for each warpgroup (half
+// of whose diagonal is empty); keeping the wait for values behind the softmax, where the assembler moves it up; no turns.
 //
 // qkv: [tokens, (G * HKV + 2 * HKV) * D], boxes of 128 rows and 64 columns. Sequences [num_decodes, num_seqs); those with more keys than
 // queries are left alone. Rows of a tile behind its sequence's end hold anything: as keys and queries they touch no row that is stored, as

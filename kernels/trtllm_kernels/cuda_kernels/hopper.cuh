@@ -40,11 +40,7 @@ INLINE void arrive_expecting(u64& barrier, u32 bytes) {
 // Until the phase of this parity has ended; of a new barrier, the phase before its first has (parity 1).
 INLINE void wait(u64& barrier, u32 parity) {
     u32 address = shared_address(&barrier), done = 0;
-#ifdef GIVE_UP_AFTER  // so many tries: a hang becomes a wrong result
-    for (int tries = 0; !done && tries < GIVE_UP_AFTER; tries++) {
-#else
     while (!done) {
-#endif
         asm volatile(
             "{\n .reg .pred p;\n mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n selp.u32 %0, 1, 0, p;\n}"
             : "=r"(done)
