@@ -163,7 +163,15 @@ def _compiler() -> Check:
     ptxas = Path(location.origin).parent / "backends" / "nvidia" / "bin" / "ptxas"
     if not ptxas.exists():
         return Check("kernel compiler", "limit", "Triton has no ptxas", "reinstall triton from PyPI; built engines run without it")
-    return Check("kernel compiler", "ok", f"Triton {version('triton')}: builds engines for any GPU here")
+    from trtllm_kernels import nvrtc
+    from trtllm_kernels.errors import KernelError
+
+    try:
+        cuda = nvrtc.version()
+    except KernelError as error:
+        reason, _, cure = str(error).partition("; ")
+        return Check("kernel compiler", "limit", reason, f"{cure}; built engines run without it")
+    return Check("kernel compiler", "ok", f"Triton {version('triton')} and NVRTC {cuda}: build engines for any GPU here")
 
 
 def _precisions(found: list[dict[str, Any]]) -> Iterator[Check]:

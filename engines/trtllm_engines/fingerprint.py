@@ -1,8 +1,8 @@
 """Which machines an engine runs on, and what made it.
 
 Machine code decides: an architecture we compiled for (code for 8.0 also runs on 8.6 and 8.9; code for 9.0 uses features of that chip
-alone), a driver of the CUDA generation whose assembler made it, and the same launch ABI and folder format. Versions of Triton, ptxas and
-torch are provenance: they are shown, never compared, since running an engine uses neither Triton nor ptxas.
+alone), a driver of the CUDA generation whose assemblers made it (ptxas; NVRTC for kernels in CUDA C++), and the same launch ABI and folder
+format. Versions of Triton, the assemblers and torch are provenance: they are shown, never compared, since running an engine uses none.
 """
 
 from __future__ import annotations
@@ -47,11 +47,15 @@ def make_fingerprint(arches: Sequence[str]) -> Fingerprint:
     provenance = {"trtllm-bench": _version("trtllm-bench"), "torch": _version("torch")}
     min_driver = ""
     if any(arch != CPU for arch in arches):
+        from trtllm_kernels import nvrtc
         from trtllm_kernels.aot import source_hashes
 
-        ptxas = ptxas_version()
-        min_driver = _MIN_DRIVER[max(major for major in _MIN_DRIVER if major <= int(ptxas.split(".")[0]))]
-        provenance |= {"triton": _version("triton"), "ptxas": ptxas}
+        assemblers = {"ptxas": ptxas_version()}
+        if "sm_90" in arches:  # no other has kernels in CUDA C++
+            assemblers["nvrtc"] = nvrtc.version()
+        newest = max(int(number.split(".")[0]) for number in assemblers.values())
+        min_driver = _MIN_DRIVER[max(major for major in _MIN_DRIVER if major <= newest)]
+        provenance |= {"triton": _version("triton"), **assemblers}
         provenance |= {f"kernels/{name}": digest[:16] for name, digest in source_hashes().items()}
     return Fingerprint(tuple(arches), min_driver, KERNEL_ABI, FORMAT_VERSION, provenance)
 

@@ -2,8 +2,10 @@
 
 Triton's compiler is called on the source of the kernel directly (no launcher, no driver, no torch), with every pointer promised to be
 16-byte aligned: without that promise no load is 128 bits wide. Results are cached on disk by the specification, the architecture, the
-Triton version and the hash of all kernel sources, so that a changed helper function is never served stale code. Registers and spills are
-read back from the cubin by `cuobjdump`, which Triton's wheel carries.
+version of the compiler and the hash of all its kernels' sources, so that a changed helper function is never served stale code. Registers
+and spills are read back from the cubin by `cuobjdump`, which Triton's wheel carries.
+
+Kernels in CUDA C++ go to NVRTC instead (`nvrtc`) and from there on are like the others.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from trtllm_kernels import nvrtc
 from trtllm_kernels.cubin import Cubin, CubinInfo
 from trtllm_kernels.errors import KernelError
 from trtllm_kernels.lowering.call import capability
@@ -28,24 +31,35 @@ SOURCES = Path(__file__).resolve().parent / "triton_kernels"
 
 
 @lru_cache(maxsize=1)
-def source_hashes() -> Mapping[str, str]:
-    """sha256 of each kernel source file: provenance of an engine, and part of the cache key."""
+def _triton_hashes() -> Mapping[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(SOURCES.glob("*.py"))}
 
 
-def cache_folder(arch: str) -> Path:
-    """Where compiled kernels are kept (`TRTLLM_BENCH_CACHE`, else the user's cache folder)."""
-    import triton
+def source_hashes() -> Mapping[str, str]:
+    """sha256 of each kernel source file: provenance of an engine."""
+    return {**_triton_hashes(), **nvrtc.source_hashes()}
 
+
+def cache_folder(arch: str, *, cuda: bool = False) -> Path:
+    """Where compiled kernels are kept (`TRTLLM_BENCH_CACHE`, else the user's cache folder): Triton's, or those in CUDA C++."""
     users = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     root = os.environ.get("TRTLLM_BENCH_CACHE") or os.path.join(users, "trtllm-bench")
-    sources = hashlib.sha256("".join(source_hashes().values()).encode()).hexdigest()[:16]
-    return Path(root) / "cubins" / f"triton-{triton.__version__}-{sources}" / arch
+    hashes = nvrtc.source_hashes() if cuda else _triton_hashes()
+    sources = hashlib.sha256("".join(hashes.values()).encode()).hexdigest()[:16]
+    return Path(root) / "cubins" / f"{_compiler(cuda)}-{sources}" / arch
+
+
+def _compiler(cuda: bool) -> str:
+    if cuda:
+        return f"nvrtc-{nvrtc.version()}"
+    import triton
+
+    return f"triton-{triton.__version__}"
 
 
 def cached(spec: KernelSpec, arch: str) -> Cubin | None:
     """What the cache holds of a kernel; None where that is nothing or damaged."""
-    folder = cache_folder(arch)
+    folder = cache_folder(arch, cuda=spec.is_cuda)
     if not (folder / f"{spec.key}.json").is_file():
         return None
     with contextlib.suppress(KernelError):
@@ -57,10 +71,10 @@ def compile_kernel(spec: KernelSpec, arch: str, *, cache: bool = True) -> Cubin:
     """Compile one kernel for `arch`, or take it from the cache. Raises KernelError if it does not compile."""
     if cache and (kept := cached(spec, arch)) is not None:
         return kept
-    cubin = _compile(spec, arch)
+    cubin = _compile_cuda(spec, arch) if spec.is_cuda else _compile(spec, arch)
     if cache:
         with contextlib.suppress(OSError):  # a cache that cannot be written costs time, nothing else
-            cubin.save(cache_folder(arch), spec.key)
+            cubin.save(cache_folder(arch, cuda=spec.is_cuda), spec.key)
     return cubin
 
 
@@ -122,6 +136,22 @@ def _compile(spec: KernelSpec, arch: str) -> Cubin:
         ),
         code,
     )
+
+
+def _compile_cuda(spec: KernelSpec, arch: str) -> Cubin:
+    code, ptx, _ = nvrtc.compile_source(spec, arch)
+    registers, spill_bytes = resource_usage(code)
+    info = CubinInfo(
+        entry=spec.function,
+        arch=arch,
+        num_warps=spec.num_warps,
+        shared_bytes=spec.constexprs["SHARED_BYTES"],
+        registers=registers,
+        spill_bytes=spill_bytes,
+        tensordesc=nvrtc.tensor_descriptions(spec),
+        waits="griddepcontrol.wait" in ptx,
+    )
+    return Cubin(info, code)
 
 
 def resource_usage(code: bytes) -> tuple[int, int]:

@@ -13,7 +13,7 @@ follows them has to wait for both, as a stream has it; a graph may have its edge
 for capture (engines capture those that only decode).
 
 Triton's ABI, which this must match: parameters in the signature's order; a TMA descriptor is the 128-byte map, then its two sizes as i32
-and two strides as i64; two scratch pointers (unused here) come last.
+and two strides as i64; two scratch pointers (unused here) come last, which kernels in CUDA C++ do not declare.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class KernelSpec:
-    """One specialisation of one Triton kernel, compilable without a GPU.
+    """One specialisation of one kernel, Triton's or (in `cuda_kernels`) CUDA C++, compilable without a GPU.
 
     `signature` maps every non-constexpr parameter, in order, to Triton's type (`*bf16`, `i32`, `fp32`,
     `tensordesc<fp8e4nv[128,128]>`); `aligned` names those divisible by 16 (pointers, and integers known to be).
@@ -50,6 +50,11 @@ class KernelSpec:
     aligned: tuple[str, ...] = ()
     num_warps: int = 4
     num_stages: int = 3
+
+    @property
+    def is_cuda(self) -> bool:
+        """Whether it is CUDA C++."""
+        return self.module.split(".")[-2:-1] == ["cuda_kernels"]
 
     @property
     def key(self) -> str:

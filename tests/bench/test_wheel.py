@@ -26,8 +26,12 @@ def test_the_wheel_is_complete(tmp_path: Path) -> None:
         entry_points = archive.read(next(name for name in names if name.endswith("entry_points.txt"))).decode()
     assert "trtllm-bench = trtllm_bench.__main__:main" in entry_points
     sources = [
-        path for folder in ("kernels", "engines", "workloads", "results", "dashboards") for path in ROOT.glob(f"{folder}/trtllm_*/**/*.py")
+        path
+        for folder in ("kernels", "engines", "workloads", "results", "dashboards")
+        for kind in ("py", "cu", "cuh")
+        for path in ROOT.glob(f"{folder}/trtllm_*/**/*.{kind}")
     ]
+    assert {path.suffix for path in sources} == {".py", ".cu", ".cuh"}
     assert {"/".join(path.relative_to(ROOT).parts[1:]) for path in sources} <= names
     assert {str(path.relative_to(ROOT)) for path in (ROOT / "trtllm_bench").rglob("*.py")} <= names
     for inside, folder in DATA.items():

@@ -21,6 +21,7 @@ from triton.runtime import interpreter
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 import trtllm_kernels.ops
+from trtllm_kernels import lowering
 from trtllm_kernels.aot import load_function
 from trtllm_kernels.cuda_ops import as_list, lower_call, step_sizes
 from trtllm_kernels.expr import evaluate
@@ -32,6 +33,8 @@ from trtllm_kernels.samples import OUT_SCALE, BatchShape, ModelShape, code_steps
 from trtllm_kernels.specs import DTYPES
 from trtllm_kernels.types import Lowered
 
+BY_TRITON = {"paged_attention": {"fresh_cuda": 0}}
+"""Of an op that has a kernel in CUDA C++, which no interpreter runs: the tactic that does without."""
 _FLOATS = {tl.float32: torch.float32, tl.float16: torch.float16, tl.bfloat16: torch.bfloat16, tl.float8e4nv: torch.float8_e4m3fn}
 _BITS = {4: (torch.int32, np.float32), 2: (torch.int16, np.uint16), 1: (torch.uint8, np.uint8)}
 
@@ -52,6 +55,8 @@ def _stored(values, kind):
 
 
 def make_interpreter_exact() -> None:
+    """And what is lowered to what it can run."""
+    lowering.tactics.recorded = lambda arch, op, *_: BY_TRITON.get(op)
     builder = interpreter.InterpreterBuilder
     original_cast, original_convert, original_dot = builder.cast_impl, interpreter._convert_float, builder.create_dot
 

@@ -8,7 +8,7 @@ import json
 import sys
 
 import torch
-from interpreted import FUSED, GPTJ, GQA, MANY, MIXED, ONE, as_list, difference, make_interpreter_exact, run
+from interpreted import BY_TRITON, FUSED, GPTJ, GQA, MANY, MIXED, ONE, as_list, difference, make_interpreter_exact, run
 
 from trtllm_kernels import lowering
 from trtllm_kernels.cuda_ops import lower_call
@@ -52,7 +52,8 @@ def main() -> None:
         seen = set()
         for choice in search_space(op_name, specs, [spec_of(y) for y in outputs], attrs, "sm_90"):
             for candidate in () if choice.tokens else choice.candidates:
-                lowering.tactics.recorded = lambda *_, tactic=candidate: tactic
+                tactic = {**BY_TRITON.get(op_name, {}), **candidate}
+                lowering.tactics.recorded = lambda *_, tactic=tactic: tactic
                 view = shown(lower_call(op, named, outputs, "sm_90"))
                 if view in seen:
                     continue

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import triton
 
-from trtllm_kernels import aot, tactics
+from trtllm_kernels import aot, nvrtc, tactics
 from trtllm_kernels.catalogue import MODELS, kernels_of, ops_of
 from trtllm_kernels.cubin import Cubin
 from trtllm_kernels.errors import KernelError
@@ -39,6 +39,13 @@ def few_token_kernels(precision: str) -> list[KernelSpec]:
     return list(chosen.values())
 
 
+def prompt_kernels(model: str, precision: str, page_size: int = 32, **tactic: int) -> list[KernelSpec]:
+    """Of `fresh_attention` alone, that where decode attention runs beside it left out."""
+    ops = (o for o in ops_of(replace(MODELS[model], page_size=page_size), precision) if o.op == "paged_attention")
+    specs = [s for o in ops for s in lower(o.op, o.inputs, o.outputs, o.attrs, "sm_90", tactic=tactic).kernels]
+    return [s for s in specs if s.function == "fresh_attention" and not s.constexprs.get("PROGRAMS")]
+
+
 def representative(arch: str) -> list[KernelSpec]:
     """Each kernel once at the 8B's shapes in bf16 and, where there is fp8, in fp8; the attention family at the other head sizes too."""
     chosen = {}
@@ -49,6 +56,7 @@ def representative(arch: str) -> list[KernelSpec]:
             chosen.setdefault((spec.function, kind, quantized), spec)
         if arch == "sm_90":
             chosen |= {spec.key: spec for spec in few_token_kernels(precision)}
+            chosen |= {spec.key: spec for spec in prompt_kernels("llama-3.1-8b", precision, fresh_cuda=0)}
     others = [("gptj-6b", "bf16"), ("smollm2-135m", "fp16"), ("qwen3-8b", "bf16"), *([] if arch == "sm_80" else [("gptj-6b", "fp8")])]
     family = ("rope_kv_write", "context_attention", "fresh_attention", "decode_attention")
     for name, precision in others:
@@ -74,7 +82,7 @@ def test_kernels_compile_without_spills_within_limits(arch: str) -> None:
         assert info.spill_bytes <= _SPILL_BYTES.get(spec.function, 0), (spec.function, spec.constexprs, info)
         assert info.shared_bytes <= _SHARED_LIMIT[arch], (spec.function, spec.constexprs, info)
         assert 0 < info.registers <= 255
-        assert spec.constexprs["OVERLAP"] == (arch == "sm_90")
+        assert spec.constexprs.get("OVERLAP", spec.is_cuda) == (arch == "sm_90")
         assert info.waits == (arch == "sm_90" and not spec.constexprs.get("BESIDE"))
         assert info.registers * info.num_warps * 32 <= 65536
 
@@ -117,8 +125,8 @@ _LET_NEXT_START, _WAIT = "PREEXIT", "ACQBULK"
 
 
 def test_hopper_kernels_let_the_next_start_then_load_constants_then_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the default tiles. Before the wait nothing branches, so the order of the text is that of every thread; what is loaded there,
-    interpreted_overlap.py sees."""
+    """Of the default tiles. Before the wait nothing branches (in CUDA C++ one thread makes barriers, no more), so the order of the text is
+    that of every thread; what is loaded there, interpreted_overlap.py sees."""
     monkeypatch.setattr(tactics, "folder", lambda: tmp_path)
     waiting = [spec for spec in kernels_of("llama-3.1-8b", "fp8", "sm_90").values() if not spec.constexprs.get("BESIDE")]
     for spec in {spec.function: spec for spec in [*waiting, *few_token_kernels("fp8")]}.values():
@@ -127,6 +135,8 @@ def test_hopper_kernels_let_the_next_start_then_load_constants_then_wait(tmp_pat
         before, after = code[: code.index(_WAIT)], code[code.index(_WAIT) :]
         memory = [op for op in before if op == _LET_NEXT_START or re.match(r"LD|ST|UTMA|UBLK|RED|ATOM|BRA|CALL|EXIT|RET|BSSY", op)]
         memory = [op for op in memory if not re.match(r"LDC|LDS|STS", op)]  # a block's own
+        if spec.is_cuda and memory.count("BRA") == 1:
+            memory.remove("BRA")
         assert memory[0] == _LET_NEXT_START, (spec, memory)
         assert all(op.startswith("LDG.E") for op in memory[1:]), (spec, memory)
         assert len(wide_loads(memory)) >= _CONSTANT_LOADS.get(spec.function, 0), (spec, memory)
@@ -145,6 +155,60 @@ def test_products_of_one_token_all_fit_the_chip(precision: str) -> None:
         programs = 1 if spec.constexprs["ROWS"] == 32 else 32 // info.num_warps
         assert info.registers * 32 * info.num_warps * programs <= 65536, (spec, info)
         assert "LDG.E.EF.128" in code
+
+
+def _in_cuda() -> list[KernelSpec]:
+    """Both head sizes, both element types, with and without quantization; any group."""
+    drawn = (("llama-3.1-8b", "bf16"), ("llama-2-7b", "fp16"), ("qwen3-8b", "fp8"), ("smollm2-135m", "fp16"), ("smollm2-135m", "fp8"))
+    return [spec for model, precision in drawn for spec in prompt_kernels(model, precision) if spec.is_cuda]
+
+
+def test_prompts_in_cuda_use_the_chip_as_planned() -> None:
+    """The registers are those of a launch, before warpgroups exchange them. Products run many at a time: only groups of them are waited
+    for, and the assembler has nothing to say of wgmma, of which it says where it had to put them one after another."""
+    specs = _in_cuda()
+    assert len(specs) == 5
+    for spec in specs:
+        info = aot.compile_kernel(spec, "sm_90").info
+        assert (info.registers, info.spill_bytes, info.num_warps, info.waits) == (168, 0, 12, True)
+        tiles = 6 * 128 * spec.constexprs["D"] * 2
+        assert tiles < info.shared_bytes <= tiles + 1024
+        code = instructions(spec)
+        products = [op for op in code if op.startswith("HGMMA.64x")]
+        assert len(products) == spec.constexprs["D"] // 16 * 2 + 16
+        assert sum(op.startswith("WARPGROUP.DEPBAR") for op in code) == 4
+        assert sum(op.startswith("USETMAXREG") for op in code) == 2
+        assert sum(op.startswith("UTMALDG") for op in code) == spec.constexprs["D"] // 64 * 4
+        _, _, said = nvrtc.compile_source(spec, "sm_90")
+        assert "wgmma" not in said
+        assert "setmaxnreg" not in said
+
+
+def test_cuda_kernels_are_cached_apart_and_are_part_of_the_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRTLLM_BENCH_CACHE", str(tmp_path))
+    spec = _in_cuda()[0]
+    first = aot.compile_kernel(spec, "sm_90")
+    assert first.info.entry.encode() in first.code
+    assert (aot.cache_folder("sm_90", cuda=True) / f"{spec.key}.cubin").is_file()
+    assert aot.cache_folder("sm_90", cuda=True) != aot.cache_folder("sm_90")
+    monkeypatch.setattr(nvrtc, "compile_source", lambda *_: pytest.fail("compiled again"))
+    assert aot.compile_kernel(spec, "sm_90") == first
+    assert {"fresh_attention.cu", "hopper.cuh", "tiles.cuh", "fresh_attention.py"} <= aot.source_hashes().keys()
+
+
+def test_cuda_errors_are_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = _in_cuda()[0]
+    with pytest.raises(KernelError, match=r"does not compile for sm_90 .*SHARED_BYTES is what a launch asks for") as caught:
+        aot.compile_kernel(replace(spec, constexprs={**spec.constexprs, "SHARED_BYTES": 1024}), "sm_90", cache=False)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(KernelError, match="cannot be found"):
+        aot.compile_kernel(replace(spec, function="nothing"), "sm_90", cache=False)
+    with pytest.raises(KernelError, match="must be of 64 columns of fp16 or bf16"):
+        nvrtc.tensor_descriptions(replace(spec, signature={"QKV": "tensordesc<fp32[128,32]>"}))
+    monkeypatch.setitem(sys.modules, "cuda.bindings.nvrtc", None)
+    monkeypatch.delattr("cuda.bindings.nvrtc", raising=False)
+    with pytest.raises(KernelError, match="python3 -m pip install nvidia-cuda-nvrtc"):
+        aot.compile_kernel(spec, "sm_90", cache=False)
 
 
 def test_cache_serves_what_was_compiled_and_mends_what_was_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import trtllm_kernels.ops
 from trtllm_kernels.catalogue import MODELS, ops_of
 from trtllm_kernels.errors import KernelError
 from trtllm_kernels.expr import evaluate
-from trtllm_kernels.lowering import ARGUMENTS, IN_PLACE, lower
+from trtllm_kernels.lowering import ARGUMENTS, IN_PLACE, lower, search_space
 from trtllm_kernels.samples import ModelShape
 from trtllm_kernels.types import Lowered, TensorSpec
 
@@ -107,6 +107,34 @@ def test_context_kernels_run_only_where_a_step_has_work_for_them(decodes: int, c
     expected = {*(["fresh_attention"] if begun else []), *(["context_attention"] if continued else [])}
     assert running(attention(ModelShape(head_dim=64))) == expected
     assert running(attention_on("sm_80")) == ({"context_attention"} if chunks else set())
+
+
+def prompts_in_cuda(lowered: Lowered) -> bool:
+    """Whether `fresh_attention` of prompts alone is the one in CUDA C++."""
+    (alone,) = (k for k in lowered.kernels if k.function == "fresh_attention" and not k.constexprs.get("PROGRAMS"))
+    return alone.is_cuda
+
+
+def test_prompts_go_to_cuda_where_it_has_a_kernel_and_tuning_may_choose_triton() -> None:
+    assert all(prompts_in_cuda(attention(ModelShape(head_dim=d))) for d in (64, 128))
+    assert not prompts_in_cuda(attention(ModelShape(head_dim=256)))
+    assert not prompts_in_cuda(attention(ModelShape(head_dim=256), fresh_cuda=1))
+    assert not prompts_in_cuda(attention(ModelShape(head_dim=128), fresh_cuda=0))
+    shape = next(o for o in ops_of(ModelShape(head_dim=128), "bf16") if o.op == "paged_attention")
+    choice = next(c for c in search_space(shape.op, shape.inputs, shape.outputs, shape.attrs, "sm_90") if c.name == "fresh prompts")
+    assert len(choice.candidates) > 1
+    assert not any(prompts_in_cuda(attention(ModelShape(head_dim=128), **tactic)) for tactic in choice.candidates)
+
+
+@given(st.integers(0, 600), st.lists(st.integers(1, 3000), max_size=9))
+def test_prompts_in_cuda_have_a_block_for_each_tile_and_one_an_sm_at_most(decodes: int, prompts: list[int]) -> None:
+    lowered = attention(ModelShape(heads=4, kv_heads=2, head_dim=128), beside_tokens=0)
+    (launch,) = (launch for launch in lowered.launches if launch.kernel.startswith("fresh_attention"))
+    tokens, sequences = decodes + sum(prompts), decodes + len(prompts)
+    symbols = {"T": tokens, "R": sequences, "D": decodes, "S": sequences, "C": 0}
+    blocks, *rest = (evaluate(dim, symbols) for dim in launch.grid)
+    assert rest == [1, 1]
+    assert min(132, sum(-(-n // 128) for n in prompts) * 4) <= blocks <= 132
 
 
 @given(st.integers(0, 600), st.lists(st.tuples(st.integers(1, 3000), st.booleans()), max_size=4))

@@ -3,7 +3,7 @@
 Paged attention is several launches over disjoint rows: decode sequences without and with a split of the KV axis (one of the two
 has a grid that is not empty, chosen by an expression over D, so a captured graph holds the right one), the merge of the split, and
 context chunks; on Hopper whole prompts go apart from chunks with a cached past, and either launch is left out of a step that has none of
-its kind. Which rows are decode rows is the batch's order: sequences [0, D) decode.
+its kind (`fresh`). Which rows are decode rows is the batch's order: sequences [0, D) decode.
 
 Where a step has both, decode sequences run beside whole prompts on Hopper: the one waits for memory, the other for tensor cores. Prompts
 come first, one block an SM (`fresh_attention`), since what came second would have to wait for room. Its shared memory decides how many
@@ -14,11 +14,10 @@ grow with them.
 
 from __future__ import annotations
 
-import math
-
 from trtllm_kernels.errors import KernelError
 from trtllm_kernels.expr import ceil_div, product
-from trtllm_kernels.lowering.call import ELEMENT_BYTES, F32, FLOATS, I32, Builder, OpCall, Operand, Tma, next_power_of_2
+from trtllm_kernels.lowering.call import ELEMENT_BYTES, F32, FLOATS, I32, Builder, OpCall, Operand, next_power_of_2
+from trtllm_kernels.lowering.fresh import cuda_fits, cuda_launch, fresh_launch, reads_fresh, scale_log2, scales, tiles
 from trtllm_kernels.types import Dim, Lowered
 
 _MAX_SPLITS = 64
@@ -127,6 +126,7 @@ def paged_attention(call: OpCall) -> Lowered:
         context_block_n=block_n,
         context_warps=warps,
         context_stages=stages,
+        fresh_cuda=int(cuda_fits(call)),
         fresh_block_m=64 if head_dim <= 128 else 128,
         fresh_block_n=64,
         fresh_warps=4 if head_dim <= 128 else 8,
@@ -143,14 +143,14 @@ def paged_attention(call: OpCall) -> Lowered:
     _decode(builder, tuned, together)
     _context(builder, tuned, together)
     if together:
-        _fresh_launch(builder, tuned, "beside", together, call.sm_count)
+        fresh_launch(builder, tuned, "beside", together, call.sm_count)
         _decode_launch(builder, tuned, f"D * max(0, {together})", beside=True)
     return builder.finish()
 
 
 def _leaves_room(call: OpCall, dtype: str, head_dim: int) -> bool:
     """Whether a block of `fresh_attention` an SM leaves shared memory for decode attention's; larger heads leave none."""
-    return _reads_fresh(call, dtype, head_dim) and head_dim <= 128
+    return reads_fresh(call, dtype, head_dim) and head_dim <= 128
 
 
 def _decode_warps(dtype: str, tile_bytes: int) -> int:
@@ -158,20 +158,8 @@ def _decode_warps(dtype: str, tile_bytes: int) -> int:
     return min(2, max(1, tile_bytes // 2048)) if dtype == "fp8" else min(8, max(1, tile_bytes // 4096))
 
 
-def _scales(call: OpCall) -> dict[str, Operand]:
-    """The scale pointers kernels take; any pointer where there is none."""
-    return {
-        name: call.get(arg) or call["kv_lens"] for name, arg in (("KScale", "k_scale"), ("VScale", "v_scale"), ("OutScale", "out_scale"))
-    }
-
-
 def _flags(call: OpCall) -> dict[str, bool]:
     return {"SCALED_CACHE": call.get("k_scale") is not None, "QUANTIZE": call.get("out_scale") is not None}
-
-
-def _reads_fresh(call: OpCall, dtype: str, head_dim: int) -> bool:
-    """Whether whole prompts take their keys by TMA from the projection (`fresh_attention`) rather than from the cache."""
-    return call.capability == 90 and dtype in ("bf16", "fp16") and head_dim >= 64
 
 
 def _context_tile(call: OpCall, dtype: str, head_dim: int, group: int) -> tuple[int, int, int, int]:
@@ -217,7 +205,7 @@ def _decode(builder: Builder, tuned: dict[str, int], together: str) -> None:
     _decode_launch(builder, tuned, product("D", many), splits, {"Acc": partials, "Stats": stats})
     builder.launch(
         "decode_attention.reduce_splits",
-        {"Acc": partials, "Stats": stats, "OutScale": _scales(call)["OutScale"], "Out": out, "num_splits": I32(splits)},
+        {"Acc": partials, "Stats": stats, "OutScale": scales(call)["OutScale"], "Out": out, "num_splits": I32(splits)},
         grid=(product("D", many, heads),),
         constexprs={"D": head_dim, "MAX_SPLITS": next_power_of_2(most), "QUANTIZE": call.get("out_scale") is not None},
         warps=4,
@@ -245,10 +233,10 @@ def _decode_launch(
             "BlockTable": table,
             "Slots": call["seq_slots"],
             "KvLens": call["kv_lens"],
-            **_scales(call),
+            **scales(call),
             "Out": out,
             **(parts or {"Acc": out, "Stats": out}),
-            "scale_log2": _scale_log2(call),
+            "scale_log2": scale_log2(call),
             "table_stride": I32(table.size(1)),
             "num_splits": I32(splits),
         },
@@ -271,60 +259,19 @@ def _decode_launch(
     )
 
 
-def _scale_log2(call: OpCall) -> F32:
-    return F32(call.number("scale") * math.log2(math.e))
-
-
-def _tiles(call: OpCall, block_q: int) -> str:
-    """At most so many tiles of `block_q` tokens the context sequences have (`tiles.locate`)."""
-    return f"(({call['qkv'].shape[0]} - D) // {block_q} + {call['seq_slots'].shape[0]} - D)"
-
-
-def _fresh_launch(builder: Builder, tuned: dict[str, int], kind: str, some: str, programs: int) -> None:
-    """`kind`: whose tile; `some`: 1 or more where there are any; `programs`: `fresh_attention`'s."""
-    call = builder.call
-    q, kv_heads, head_dim = call["qkv"], call.integer("num_kv_heads"), call["kv_cache"].size(5)
-    block_m, block_n = tuned[f"{kind}_block_m"], tuned[f"{kind}_block_n"]
-    tiles, here = _tiles(call, block_m), f"min(1, {some})"
-    heads = call.integer("num_heads")
-    builder.launch(
-        "fresh_attention.fresh_attention",
-        {
-            "Queries": Tma(q, block_m, head_dim),
-            "Keys": Tma(q, block_n, head_dim),
-            "QueryStart": call["query_start"],
-            "KvLens": call["kv_lens"],
-            "OutScale": _scales(call)["OutScale"],
-            "Out": call.outputs[0],
-            "scale_log2": _scale_log2(call),
-            "num_decodes": I32("D"),
-            "num_seqs": I32(call["seq_slots"].shape[0]),
-            "num_tiles": I32(tiles),
-        },
-        grid=(f"min({programs}, {tiles} * {heads}) * {here}",) if programs else (f"{tiles} * {here}", heads),
-        constexprs={
-            "HKV": kv_heads,
-            "G": heads // kv_heads,
-            "D": head_dim,
-            "BLOCK_M": block_m,
-            "BLOCK_N": block_n,
-            "QUANTIZE": call.get("out_scale") is not None,
-            "PROGRAMS": programs,
-        },
-        warps=tuned[f"{kind}_warps"],
-        stages=tuned[f"{kind}_stages"],
-    )
-
-
 def _context(builder: Builder, tuned: dict[str, int], together: str) -> None:
     call = builder.call
     q, cache, table, slots = call["qkv"], call["kv_cache"], call["block_table"], call["seq_slots"]
     kv_heads, head_dim = call.integer("num_kv_heads"), cache.size(5)
     group = call.integer("num_heads") // kv_heads
-    fresh = _reads_fresh(call, q.dtype, head_dim)
+    fresh = reads_fresh(call, q.dtype, head_dim)
     if fresh:
         some = f"{slots.shape[0]} - D - C"
-        _fresh_launch(builder, tuned, "fresh", f"{some} - {slots.shape[0]} * max(0, {together})" if together else some, 0)
+        here = f"{some} - {slots.shape[0]} * max(0, {together})" if together else some
+        if tuned["fresh_cuda"] and cuda_fits(call):
+            cuda_launch(builder, here)
+        else:
+            fresh_launch(builder, tuned, "fresh", here, 0)
     block_q = tuned["context_block_m"] // group
     builder.launch(
         "context_attention.context_attention",
@@ -335,14 +282,14 @@ def _context(builder: Builder, tuned: dict[str, int], together: str) -> None:
             "Slots": slots,
             "QueryStart": call["query_start"],
             "KvLens": call["kv_lens"],
-            **_scales(call),
+            **scales(call),
             "Out": call.outputs[0],
-            "scale_log2": _scale_log2(call),
+            "scale_log2": scale_log2(call),
             "table_stride": I32(table.size(1)),
             "num_decodes": I32("D"),
             "num_seqs": I32(slots.shape[0]),
         },
-        grid=(f"{_tiles(call, block_q)} * min(1, C)" if fresh else _tiles(call, block_q), kv_heads),
+        grid=(f"{tiles(call, block_q)} * min(1, C)" if fresh else tiles(call, block_q), kv_heads),
         constexprs={
             "HKV": kv_heads,
             "G": group,

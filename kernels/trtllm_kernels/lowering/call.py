@@ -166,11 +166,12 @@ class Builder:
         stages: int = 3,
         beside: bool = False,
         settles: bool = False,
+        cuda: bool = False,
     ) -> None:
-        """`kernel` is `module.function` under `trtllm_kernels.triton_kernels`; parameters in the kernel's order; `beside` and `settles` are
-        `Launch`'s.
+        """`kernel` is `module.function` under `trtllm_kernels.triton_kernels` or, with `cuda`, `trtllm_kernels.cuda_kernels`; parameters in
+        the kernel's order; `beside` and `settles` are `Launch`'s.
 
-        Every kernel also takes OVERLAP: whether the architecture can start it before the kernel before it has ended.
+        Every Triton kernel also takes OVERLAP: whether the architecture can start it before the kernel before it has ended.
         """
         module, function = kernel.split(".")
         signature: dict[str, str] = {}
@@ -194,10 +195,10 @@ class Builder:
                     signature[name] = "fp32"
                     arguments.append(Arg("fp32", value))
         spec = KernelSpec(
-            module=f"trtllm_kernels.triton_kernels.{module}",
+            module=f"trtllm_kernels.{'cuda' if cuda else 'triton'}_kernels.{module}",
             function=function,
             signature=signature,
-            constexprs={**constexprs, "OVERLAP": self.call.capability >= 90},
+            constexprs=constexprs if cuda else {**constexprs, "OVERLAP": self.call.capability >= 90},
             aligned=tuple(aligned),
             num_warps=warps,
             num_stages=stages,

@@ -18,6 +18,7 @@ from itertools import product
 
 from trtllm_kernels.lowering.call import ELEMENT_BYTES, OpCall, next_power_of_2
 from trtllm_kernels.lowering.few import FEW_TO, PADDED, few_fits
+from trtllm_kernels.lowering.fresh import cuda_fits
 from trtllm_kernels.lowering.gemm import ALGORITHM_SIZES, algorithm_of, fused_fits
 
 Candidate = Mapping[str, int]
@@ -141,14 +142,18 @@ def _paged_attention(call: OpCall) -> tuple[Choice, ...]:
     split = Choice("split", _grid(split_target=tuple(n * call.sm_count for n in (1, 2, 4, 8)), split_tokens=(32, 64, 128, 256)))
     names = ("block_m", "block_n", "warps", "stages")
     fresh = (
+        *((64, 64, 4, 3),) * cuda_fits(call),
         *((64, 64, 4, 2), (64, 64, 4, 4), (64, 128, 4, 2), (64, 32, 4, 2), (64, 32, 4, 3)),
         *((128, 64, 8, 2), (128, 64, 8, 3), (128, 64, 4, 2), (128, 32, 8, 2), (128, 32, 8, 3), (128, 128, 8, 2)),
     )
+    by_triton = {"fresh_cuda": 0} if cuda_fits(call) else {}
     context = ((128, 64, 8, 3), (128, 32, 8, 2), (128, 32, 4, 2), (64, 64, 4, 2), (64, 32, 4, 2), (64, 32, 4, 3), (128, 64, 4, 2))
     return (
         decode,
         split,
-        Choice("fresh prompts", _tiles(tuple(f"fresh_{name}" for name in names), *fresh), (PREFILL,)),
+        Choice(
+            "fresh prompts", tuple({**by_triton, **tile} for tile in _tiles(tuple(f"fresh_{name}" for name in names), *fresh)), (PREFILL,)
+        ),
         Choice("context chunks", _tiles(tuple(f"context_{name}" for name in names), *context), (CHUNK,)),
     )
 

@@ -1,0 +1,192 @@
+// What Hopper adds to a kernel, one instruction a function: asynchronous copies of tiles (TMA) that complete on barriers in shared memory,
+// matrix products of a warpgroup (wgmma), registers moved between warpgroups, and the meeting of one kernel with the next.
+// Everything is as the PTX ISA describes it (sections on mbarrier, cp.async.bulk.tensor, wgmma, setmaxnreg, griddepcontrol).
+// No header of CUDA's is needed, so NVRTC compiles this as it is.
+#pragma once
+
+typedef unsigned int u32;
+typedef unsigned long long u64;
+
+// As the host describes a matrix to TMA (cuTensorMapEncodeTiled); a kernel's parameter of it is __grid_constant__.
+struct alignas(128) TensorMap {
+    char opaque[128];
+};
+
+#define INLINE __device__ __forceinline__
+
+INLINE u32 shared_address(const void* pointer) { return (u32)__cvta_generic_to_shared(pointer); }
+
+// ---- One kernel and the next (triton_kernels/overlap.py)
+
+INLINE void let_next_start() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
+
+INLINE void wait_for_previous() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+
+// ---- Barriers in shared memory: a phase ends when all arrivals are in and all bytes expected have come
+
+INLINE void barrier_init(u64& barrier, u32 arrivals) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(&barrier)), "r"(arrivals) : "memory");
+}
+
+// After the last barrier_init: the copy engine sees them.
+INLINE void barriers_are_made() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+
+INLINE void arrive(u64& barrier) { asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(&barrier)) : "memory"); }
+
+INLINE void arrive_expecting(u64& barrier, u32 bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(&barrier)), "r"(bytes) : "memory");
+}
+
+// Until the phase of this parity has ended; of a new barrier, the phase before its first has (parity 1).
+INLINE void wait(u64& barrier, u32 parity) {
+    u32 address = shared_address(&barrier), done = 0;
+    while (!done) {
+        asm volatile(
+            "{\n .reg .pred p;\n mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n selp.u32 %0, 1, 0, p;\n}"
+            : "=r"(done)
+            : "r"(address), "r"(parity)
+            : "memory");
+    }
+}
+
+// Barriers among warps by number; 0 is __syncthreads'.
+INLINE void sync_warps(u32 number, u32 threads) { asm volatile("bar.sync %0, %1;" ::"r"(number), "r"(threads) : "memory"); }
+
+INLINE void signal_warps(u32 number, u32 threads) { asm volatile("bar.arrive %0, %1;" ::"r"(number), "r"(threads) : "memory"); }
+
+// ---- TMA
+
+INLINE void prefetch(const TensorMap& map) { asm volatile("prefetch.tensormap [%0];" ::"l"((u64)&map) : "memory"); }
+
+// The box whose first element is at (row, column); elements outside the matrix are zero and count as bytes all the same.
+INLINE void load_box(void* to, const TensorMap& map, int row, int column, u64& barrier) {
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(
+                     shared_address(to)),
+                 "l"((u64)&map), "r"(column), "r"(row), "r"(shared_address(&barrier))
+                 : "memory");
+}
+
+// What this thread wrote to shared memory is seen by TMA and wgmma that come after.
+INLINE void publish_to_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+// ---- Registers
+
+template <int COUNT>
+INLINE void give_registers_down_to() {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(COUNT));
+}
+
+template <int COUNT>
+INLINE void take_registers_up_to() {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(COUNT));
+}
+
+// ---- wgmma. Matrices in shared memory are in panels of 64 columns of 2 bytes, 128-byte swizzle, at addresses divisible by 1,024.
+
+// Descriptor: address, leading and stride offsets in units of 16 bytes (14 bits each at 0, 16 and 32), swizzle (1: 128 bytes) at 62.
+INLINE u64 matrix(u32 address, u32 leading_bytes, u32 stride_bytes) {
+    return (u64)((address & 0x3FFFF) >> 4) | (u64)(leading_bytes >> 4) << 16 | (u64)(stride_bytes >> 4) << 32 | 1ull << 62;
+}
+
+// Rows of it are the rows of an operand ("K-major"): groups of 8 rows follow each other; a panel is 4 steps of 16 columns, 32 bytes each.
+INLINE u64 by_rows(u32 address) { return matrix(address, 16, 1024); }
+
+// Columns of it are the rows of an operand ("MN-major"): the panels lie `panel_bytes` apart; a step of 16 rows is 2,048 bytes.
+INLINE u64 by_columns(u32 address, u32 panel_bytes) { return matrix(address, panel_bytes, 1024); }
+
+// Registers written before are seen by the products after.
+INLINE void products_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+
+INLINE void products_end() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+
+// Until at most PENDING groups of products run.
+template <int PENDING>
+INLINE void wait_for_products() {
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
+}
+
+// Keeps the compiler from moving uses of these registers across: they are of a product that runs, or ran, by itself.
+template <int N>
+INLINE void hold(float (&x)[N]) {
+#pragma unroll
+    for (int i = 0; i < N; i++) asm volatile("" : "+f"(x[i])::"memory");
+}
+
+template <int N>
+INLINE void hold(u32 (&x)[N]) {
+#pragma unroll
+    for (int i = 0; i < N; i++) asm volatile("" : "+r"(x[i])::"memory");
+}
+
+#if HALF
+#define ELEMENTS "f16.f16"
+#else
+#define ELEMENTS "bf16.bf16"
+#endif
+#define REGISTERS_8(how, x, i) \
+    how(x[i]), how(x[i + 1]), how(x[i + 2]), how(x[i + 3]), how(x[i + 4]), how(x[i + 5]), how(x[i + 6]), how(x[i + 7])
+#define REGISTERS_32(how, x, i) REGISTERS_8(how, x, i), REGISTERS_8(how, x, i + 8), REGISTERS_8(how, x, i + 16), REGISTERS_8(how, x, i + 24)
+#define REGISTERS_64(how, x) REGISTERS_32(how, x, 0), REGISTERS_32(how, x, 32)
+#define NAMES_32 \
+    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+    "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define NAMES_64 \
+    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+    "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
+    "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
+    "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+
+#define MULTIPLY(SHAPE, NAMES) "wgmma.mma_async.sync.aligned." SHAPE ".f32." ELEMENTS " {" NAMES "}, "
+
+// d = a @ b.T, or += if `add`: [64, 128] of [64, 16] @ [128, 16].T, a and b in shared memory by rows. Register 4 j + 2 h + i of a thread is
+// of row 16 * (warp % 4) + lane / 4 + 8 h and column 8 j + 2 * (lane % 4) + i.
+INLINE void multiply(float (&d)[64], u64 a, u64 b, bool add) {
+    if (add) {
+        asm volatile(MULTIPLY("m64n128k16", NAMES_64) "%64, %65, 1, 1, 1, 0, 0;" : REGISTERS_64("+f", d) : "l"(a), "l"(b));
+    } else {
+        asm volatile(MULTIPLY("m64n128k16", NAMES_64) "%64, %65, 0, 1, 1, 0, 0;" : REGISTERS_64("=f", d) : "l"(a), "l"(b));
+    }
+}
+
+// d += a @ b, [64, 64 or 128] of [64, 16] @ [16, ..], a in registers, b in shared memory by columns. Registers of a, two elements each, are
+// of the same rows and columns as d's: (row, first 8), (row + 8, first 8), (row, last 8), (row + 8, last 8).
+INLINE void multiply_add(float (&d)[64], const u32* a, u64 b) {
+    asm volatile(MULTIPLY("m64n128k16", NAMES_64) "{%64, %65, %66, %67}, %68, 1, 1, 1, 1;"
+                 : REGISTERS_64("+f", d)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+
+INLINE void multiply_add(float (&d)[32], const u32* a, u64 b) {
+    asm volatile(MULTIPLY("m64n64k16", NAMES_32) "{%32, %33, %34, %35}, %36, 1, 1, 1, 1;"
+                 : REGISTERS_32("+f", d, 0)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+
+// ---- Numbers
+
+INLINE float exp2_of(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+// Two elements of 2 bytes, the first in the low half.
+INLINE u32 pack(float first, float second) {
+    u32 y;
+#if HALF
+    asm("cvt.rn.f16x2.f32 %0, %2, %1;" : "=r"(y) : "f"(first), "f"(second));
+#else
+    asm("cvt.rn.bf16x2.f32 %0, %2, %1;" : "=r"(y) : "f"(first), "f"(second));
+#endif
+    return y;
+}
+
+// Four E4M3 codes, the first lowest; beyond 448 is 448.
+INLINE u32 pack_fp8(float a, float b, float c, float d) {
+    u32 y;
+    asm("{\n .reg .b16 low, high;\n cvt.rn.satfinite.e4m3x2.f32 low, %2, %1;\n cvt.rn.satfinite.e4m3x2.f32 high, %4, %3;\n"
+        " mov.b32 %0, {low, high};\n}"
+        : "=r"(y)
+        : "f"(a), "f"(b), "f"(c), "f"(d));
+    return y;
+}

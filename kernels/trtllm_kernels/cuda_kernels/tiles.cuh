@@ -1,0 +1,61 @@
+// Which tiles of a ragged batch of prompts a block computes: all it needs is the lengths, no list and no counter in memory.
+//
+// Tile t of a sequence has t + 1 blocks of keys, so levels from the highest t down are tiles from the longest down, and "the r-th of the
+// sequences with more than t tiles" is a tile. Blocks take tiles of this order in turns, 0..n-1, then n-1..0, and so on: all end at about
+// the same time. Heads of one group are neighbours in it, so that keys and values come from L2.
+#pragma once
+#include "hopper.cuh"
+
+constexpr int TILE = 128;
+
+struct Tile {
+    int row;     // of qkv, of the tile's first query
+    int rows;    // of the sequence from there on
+    int blocks;  // of keys, this one's included; 0: there are no more tiles
+    int head;
+};
+
+// The tiles of this block, one after another; by a whole warp.
+struct Walk {
+    const int *query_start, *kv_lens;
+    int num_decodes, num_seqs, lane;
+    int level, above, here, turn;  // sequences with tiles of this level: `here`; tiles of those before it: `above`, each of all heads
+
+    INLINE Walk(const int* query_start, const int* kv_lens, int num_decodes, int num_seqs)
+        : query_start(query_start), kv_lens(kv_lens), num_decodes(num_decodes), num_seqs(num_seqs), lane(threadIdx.x % 32), turn(0) {
+        int most = 0;
+        for (int seq = num_decodes + lane; seq < num_seqs; seq += 32) most = max(most, tiles_of(seq));
+        level = __reduce_max_sync(~0u, most);
+        above = here = 0;
+    }
+
+    INLINE int tiles_of(int seq) const {
+        if (seq >= num_seqs) return 0;
+        int rows = __ldg(query_start + seq + 1) - __ldg(query_start + seq);
+        return __ldg(kv_lens + seq) > rows ? 0 : (rows + TILE - 1) / TILE;
+    }
+
+    INLINE u32 reach(int first) const { return __ballot_sync(~0u, tiles_of(first + lane) > level); }
+
+    INLINE Tile next() {
+        int index = turn * gridDim.x + (turn % 2 ? gridDim.x - 1 - blockIdx.x : blockIdx.x);
+        turn++;
+        int entry = index / (HKV * G);
+        while (entry >= above + here) {
+            if (--level < 0) return {0, 0, 0, 0};
+            above += here;
+            here = 0;
+            for (int first = num_decodes; first < num_seqs; first += 32) here += __popc(reach(first));
+        }
+        int rank = entry - above, first = num_decodes;
+        u32 some = reach(first);
+        for (int count; rank >= (count = __popc(some)); some = reach(first)) {
+            rank -= count;
+            first += 32;
+        }
+        bool found = (some >> lane & 1) && __popc(some & ((1u << lane) - 1)) == rank;
+        int seq = first + __ffs(__ballot_sync(~0u, found)) - 1;
+        int begin = __ldg(query_start + seq), rows = __ldg(query_start + seq + 1) - begin;
+        return {begin + level * TILE, rows - level * TILE, level + 1, index % (HKV * G)};
+    }
+};

@@ -1,0 +1,110 @@
+"""Lowering of attention of whole prompts, which reads keys and values from the projection: to Triton or to CUDA C++.
+
+The two mean the same and take the same arguments. In CUDA C++ it is the faster at every length measured on an H100, so it is the default
+where it fits; tuning races the two.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from trtllm_kernels.lowering.call import ELEMENT_BYTES, F32, I32, Builder, OpCall, Operand, Tma
+
+CUDA_TILE = 128
+"""Queries of a tile, and keys of a block, of the kernel in CUDA C++."""
+_CUDA_TILES = 6
+"""It keeps so many of them in shared memory: two each of queries, keys and values; and barriers in the rest."""
+_CUDA_REST_BYTES = 256
+
+
+def scales(call: OpCall) -> dict[str, Operand]:
+    """The scale pointers kernels take; any pointer where there is none."""
+    return {
+        name: call.get(arg) or call["kv_lens"] for name, arg in (("KScale", "k_scale"), ("VScale", "v_scale"), ("OutScale", "out_scale"))
+    }
+
+
+def reads_fresh(call: OpCall, dtype: str, head_dim: int) -> bool:
+    """Whether whole prompts take their keys by TMA from the projection (`fresh_attention`) rather than from the cache."""
+    return call.capability == 90 and dtype in ("bf16", "fp16") and head_dim >= 64
+
+
+def scale_log2(call: OpCall) -> F32:
+    return F32(call.number("scale") * math.log2(math.e))
+
+
+def tiles(call: OpCall, block_q: int) -> str:
+    """At most so many tiles of `block_q` tokens the context sequences have (`tiles.locate`)."""
+    return f"(({call['qkv'].shape[0]} - D) // {block_q} + {call['seq_slots'].shape[0]} - D)"
+
+
+def fresh_launch(builder: Builder, tuned: Mapping[str, int], kind: str, some: str, programs: int) -> None:
+    """`kind`: whose tile; `some`: 1 or more where there are any; `programs`: `fresh_attention`'s."""
+    call = builder.call
+    q, kv_heads, head_dim = call["qkv"], call.integer("num_kv_heads"), call["kv_cache"].size(5)
+    block_m, block_n = tuned[f"{kind}_block_m"], tuned[f"{kind}_block_n"]
+    count, here = tiles(call, block_m), f"min(1, {some})"
+    heads = call.integer("num_heads")
+    builder.launch(
+        "fresh_attention.fresh_attention",
+        {
+            "Queries": Tma(q, block_m, head_dim),
+            "Keys": Tma(q, block_n, head_dim),
+            "QueryStart": call["query_start"],
+            "KvLens": call["kv_lens"],
+            "OutScale": scales(call)["OutScale"],
+            "Out": call.outputs[0],
+            "scale_log2": scale_log2(call),
+            "num_decodes": I32("D"),
+            "num_seqs": I32(call["seq_slots"].shape[0]),
+            "num_tiles": I32(count),
+        },
+        grid=(f"min({programs}, {count} * {heads}) * {here}",) if programs else (f"{count} * {here}", heads),
+        constexprs={
+            "HKV": kv_heads,
+            "G": heads // kv_heads,
+            "D": head_dim,
+            "BLOCK_M": block_m,
+            "BLOCK_N": block_n,
+            "QUANTIZE": call.get("out_scale") is not None,
+            "PROGRAMS": programs,
+        },
+        warps=tuned[f"{kind}_warps"],
+        stages=tuned[f"{kind}_stages"],
+    )
+
+
+def cuda_fits(call: OpCall) -> bool:
+    """Whether `fresh_attention` is there in CUDA C++."""
+    return reads_fresh(call, call["qkv"].dtype, call["kv_cache"].size(5)) and call["kv_cache"].size(5) in (64, 128)
+
+
+def cuda_launch(builder: Builder, some: str) -> None:
+    """`some`: as for `fresh_launch`. Blocks stay, one an SM."""
+    call = builder.call
+    q, heads, kv_heads, head_dim = call["qkv"], call.integer("num_heads"), call.integer("num_kv_heads"), call["kv_cache"].size(5)
+    builder.launch(
+        "fresh_attention.fresh_attention",
+        {
+            "QKV": Tma(q, CUDA_TILE, 128 // ELEMENT_BYTES[q.dtype]),
+            "QueryStart": call["query_start"],
+            "KvLens": call["kv_lens"],
+            "OutScale": scales(call)["OutScale"],
+            "Out": call.outputs[0],
+            "scale_log2": scale_log2(call),
+            "num_decodes": I32("D"),
+            "num_seqs": I32(call["seq_slots"].shape[0]),
+        },
+        grid=(f"min({call.sm_count}, {tiles(call, CUDA_TILE)} * {heads}) * min(1, {some})",),
+        constexprs={
+            "HKV": kv_heads,
+            "G": heads // kv_heads,
+            "D": head_dim,
+            "HALF": q.dtype == "fp16",
+            "QUANTIZE": call.get("out_scale") is not None,
+            "SHARED_BYTES": _CUDA_TILES * CUDA_TILE * head_dim * ELEMENT_BYTES[q.dtype] + _CUDA_REST_BYTES,
+        },
+        warps=12,
+        cuda=True,
+    )
