@@ -134,9 +134,8 @@ def test_the_last_product_samples_what_its_logits_say(precision: str, vocabulary
             outputs = as_list(op.fake(*(device[a.name] for a in op.overload._schema.arguments)))
             execute(op, device, [poison(y) for y in outputs])
         logits, tokens = (y.cpu() for y in outputs)
-        rounding = (
-            {"rtol": 2e-5, "atol": 1e-4} if precision == "fp32" else {"rtol": 2e-2, "atol": 6e-2}
-        )  # of a product rounded before its bias
+        # the reference rounds a product before its bias
+        rounding = {"rtol": 2e-5, "atol": 1e-4} if precision == "fp32" else {"rtol": 2e-2, "atol": 6e-2}
         torch.testing.assert_close(logits, op.reference(**named)[0], **rounding)
         temperature = named["draws"][:, :1].contiguous().view(torch.float32)
         seeds = (named["draws"][:, 1].long() & 0xFFFFFFFF) | (named["draws"][:, 2].long() << 32)

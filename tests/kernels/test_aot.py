@@ -146,13 +146,15 @@ def test_hopper_kernels_let_the_next_start_then_load_constants_then_wait(tmp_pat
 
 @pytest.mark.parametrize("precision", ["bf16", "fp8"])
 def test_products_of_one_token_all_fit_the_chip(precision: str) -> None:
-    """Of the 8B's shapes: eight programs of 128 threads an SM, two of 512, one where each SM has one; weights leave L2 first."""
+    """Of the 8B's shapes: 32 warps an SM, 16 where each SM has one program, 24 where rows are long and their loop is written out. Weights
+    leave L2 first."""
     specs = [spec for spec in kernels_of("llama-3.1-8b", precision, "sm_90").values() if spec.function.startswith("gemv")]
     assert len(specs) >= 4
     for spec in specs:
         info, code = aot.compile_kernel(spec, "sm_90").info, instructions(spec)
         assert info.spill_bytes == 0
-        programs = 1 if spec.constexprs["ROWS"] == 32 else 32 // info.num_warps
+        long = spec.constexprs["K"] > 2 * spec.constexprs["COLS"]
+        programs = 1 if spec.constexprs["ROWS"] == 32 else (24 if long else 32) // info.num_warps
         assert info.registers * 32 * info.num_warps * programs <= 65536, (spec, info)
         assert "LDG.E.EF.128" in code
 
