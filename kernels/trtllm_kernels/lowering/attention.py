@@ -188,11 +188,17 @@ def _wanted(call: OpCall, tuned: dict[str, int]) -> int:
     return max(1, tuned["split_target"] // call.integer("num_kv_heads"))
 
 
+def _most_parts(call: OpCall, longest: int) -> int:
+    """Parts of one sequence; the longest there can be is worth `longest`. Where kernels overlap, the programs of empty parts are worth their
+    launch: with programs on a few SMs alone, the next product's take the other SMs first, and whole steps of one sequence were slower."""
+    return _MAX_SPLITS if call.capability >= 90 and longest > 1 else min(_MAX_SPLITS, longest)
+
+
 def _decode(builder: Builder, tuned: dict[str, int], together: str) -> None:
     call = builder.call
     table, out, heads = call["block_table"], call.outputs[0], call.integer("num_heads")
     page, head_dim = call["kv_cache"].size(4), call["kv_cache"].size(5)
-    most, wanted = min(_MAX_SPLITS, ceil_div(table.size(1) * page, tuned["split_tokens"])), _wanted(call, tuned)
+    most, wanted = _most_parts(call, ceil_div(table.size(1) * page, tuned["split_tokens"])), _wanted(call, tuned)
     alone = f"D * (1 - max(0, {together}))" if together else "D"
     if most == 1:
         _decode_launch(builder, tuned, alone)

@@ -52,21 +52,22 @@ def _sums(w, x, ROWS: tl.constexpr, COLS: tl.constexpr):
 
 
 @triton.jit
-def _rows_dot(X, at, first, second, K: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, EVICT_FIRST: tl.constexpr):
+def _rows_dot(
+    X, at, first, second, K: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, OWN_X: tl.constexpr, EVICT_FIRST: tl.constexpr
+):  # fmt: skip
     """fp32 [ROWS]: the row block at `at`, of which two tiles are loaded, times x; K a multiple of COLS.
 
-    Of short rows all is loaded by now, and a thread takes its part of x from the others through shared memory. Of longer ones each thread
-    loads the x that goes with its weights, which the first-level cache has: nothing waits for all then, and as the loop is written out
-    the compiler asks for tiles while it multiplies earlier ones. (Not out of so many tiles that the text outgrows the instruction cache.)
+    A thread takes its part of x from the others through shared memory. OWN_X: each loads the x that goes with its weights, which the
+    first-level cache has: nothing waits for all then, and as the loop is written out the compiler asks for tiles while it multiplies
+    earlier ones.
     """
-    WRITTEN_OUT: tl.constexpr = 2 * COLS < K and K <= 16 * COLS
     x = X + tl.arange(0, COLS)
-    if WRITTEN_OUT:
+    if OWN_X:
         x = x[None, :] + tl.zeros((ROWS, COLS), tl.int32)
     acc = _sums(first, tl.load(x), ROWS, COLS)
     if K > COLS:
         acc += _sums(second, tl.load(x + COLS), ROWS, COLS)
-    if WRITTEN_OUT:
+    if OWN_X:
         for k in tl.static_range(2 * COLS, K, COLS):
             acc += _sums(_load(at + k, EVICT_FIRST), tl.load(x + k), ROWS, COLS)
     else:
@@ -79,7 +80,7 @@ def _rows_dot(X, at, first, second, K: tl.constexpr, ROWS: tl.constexpr, COLS: t
 def gemv(
     X, W, Bias, Residual, XScale, WScale, Y, Best, Draws,
     K: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, SCALED: tl.constexpr, SCALED_ROWS: tl.constexpr, BIASED: tl.constexpr,
-    ADDED: tl.constexpr, SAMPLED: tl.constexpr, EVICT_FIRST: tl.constexpr, OVERLAP: tl.constexpr,
+    ADDED: tl.constexpr, SAMPLED: tl.constexpr, OWN_X: tl.constexpr, EVICT_FIRST: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """x [K], W [N, K], y [N]; N a multiple of ROWS. SCALED_ROWS: each row of W has its own scale. ADDED: a residual [N], maybe y itself.
     SAMPLED: y are logits; the best of them is offered (`sampling.py`).
@@ -97,7 +98,7 @@ def gemv(
         scale *= tl.load(XScale)
     if ADDED:
         residual = tl.load(Residual + rows)
-    y = _rows_dot(X, at, first, second, K, ROWS, COLS, EVICT_FIRST)
+    y = _rows_dot(X, at, first, second, K, ROWS, COLS, OWN_X, EVICT_FIRST)
     if SCALED:
         y *= scale
     if BIASED:
@@ -114,7 +115,7 @@ def gemv(
 def gemv_gate_up_silu(
     X, W, XScale, WScale, OutScale, Y,
     K: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, SCALED: tl.constexpr, QUANTIZE: tl.constexpr,
-    EVICT_FIRST: tl.constexpr, OVERLAP: tl.constexpr,
+    OWN_X: tl.constexpr, EVICT_FIRST: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """As `gate_up.gate_up_silu` for one token: W [N, K] with gate and up rows interleaved, y [N // 2]."""
     let_next_start(OVERLAP)
@@ -128,7 +129,7 @@ def gemv_gate_up_silu(
     wait_for_previous(OVERLAP)
     if SCALED:
         scale *= tl.load(XScale)
-    both = _rows_dot(X, at, first, second, K, ROWS, COLS, EVICT_FIRST)
+    both = _rows_dot(X, at, first, second, K, ROWS, COLS, OWN_X, EVICT_FIRST)
     if SCALED:
         both *= scale
     gate, up = tl.split(tl.reshape(both, (ROWS // 2, 2)))
