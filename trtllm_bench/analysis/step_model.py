@@ -5,19 +5,19 @@ limits are felt: a product at M = 256 is slower than either alone says), and a f
 constants but one follow single kernels on an H100 (files are in `results/recorded/h100`, the rest in docs/facts.md) and not whole steps, so
 that a prediction says something. Microseconds, measured and by the constants:
 
-    GEMV  one row, fp8, kernels in turn: gate_up 39.7, down 21.9, QKV 11.0, O 8.4, lm_head 331; 39.8, 21.1, 10.5, 7.8, 336 by 1.03 of
-          bandwidth (which is that of a plain read; lm_head alone comes to 3.2 TB/s) + 2.5. Overlapping, one layer's four 73.1, lm_head
-          325; 73.6, 335 by + 1.1 (profile-fp8-128-128-b1)
-    few   2 to 64 rows in our kernels: lm_head alone at 16, 64 rows 356, 372; 373, 380 by 0.93 of bandwidth + 2.5
-          (kernels-llama-3.1-8b-fp8.json, whose shorter kernels look slower than in a step). The 2.5 is the one constant from whole steps:
-          TPOT of 8 to 64 sequences (llama-3.1-8b-fp8)
+    GEMV  one row, fp8, alone: gate_up 39.2, down 21.6, QKV 10.7, O 9.8, lm_head 333 (kernels-llama-3.1-8b-fp8.json); 39.8, 21.1, 10.5, 7.8,
+          336 by 1.03 of bandwidth (which is that of a plain read; lm_head comes to 3.2 TB/s) + 2.5. Overlapping, one layer's four 73.7,
+          lm_head 325; 73.6, 335 by + 1.1 (profile-fp8-128-128-b1)
+    few   2 to 64 rows in our kernels: lm_head alone at 16, 64 rows 351, 367; 373, 380 by 0.93 of bandwidth + 2.5 (the same record). The 2.5
+          is the one constant from whole steps: TPOT of 8 to 64 sequences (llama-3.1-8b-fp8)
     GEMM  64 rows by cuBLASLt, a trial: 12.7, 9.6, 46.8, 24.2; 12.4, 9.3, 46.7, 24.8 by 0.87 of bandwidth + 3
-    rows  1,024 rows, alone: final norm 7.4, rope + cache write 11.4, embedding 8.2; 8.4, 11.5, 8.4 by 0.93 of bandwidth + 2.5 (the same
-          record). One row, overlapping: norms 1.2 and 1.4, rope 1.1 (the profile): 1.1
+    rows  2,048 rows in steps: 2.8 TB/s, 0.93 of bandwidth (profile-fp8-128-128-b2048). One row, overlapping: norms 1.2 and 1.4, rope 1.1
+          (the profile of one sequence): 1.1
     attention  decode over 1,511 MB (profile-gptj-128-128-b1152), 992 MB (profile-fp8-128-1100-b432): 525.5, 342.4; 524, 346 by 0.95 of
-               bandwidth + 4.5. Fresh prompts, a trial, 8 x 2048: 439 TFLOP/s of 776
-    beside  a trial of the op, in turn and beside: 381 sequences of 2,112 tokens and 3 prompts of 2,048: 846, 667; 860, 669. 2,030 of 192
-            and 16 of 128: 306, 292; 303, 293. 510 of 1,500 and 1 of 1,000: 560, 552; 573, 555
+               bandwidth + 4.5. Fresh prompts of 2,048: 586 TFLOP/s of 776 (kernels-prompts.json); where Triton has them, a trial of
+               8 x 2048: 439
+    beside  a trial of the op: 381 sequences of 2,112 tokens and 3 prompts of 2,048: 667; 669. 2,030 of 192 and 16 of 128: 292; 293. 510 of
+            1,500 and 1 of 1,000: 552; 555
 
 So two things make a step less than its kernels in turn, both on Hopper alone. Kernels of ours begin before those before them end, which
 hides most of the fixed time, least of products of few tokens, whose weights cannot all be on the way when x arrives; cuBLASLt's, which take
@@ -28,7 +28,7 @@ when): the shorter of the two then costs a third of its time.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from trtllm_bench.analysis.counts import OpCost, PlanCounter, StepShape
 from trtllm_bench.analysis.hardware import Hardware
@@ -36,10 +36,13 @@ from trtllm_engines.plan import Plan
 from trtllm_engines.runtime.buckets import LARGEST_GRAPH
 
 BANDWIDTH_SHARE: Mapping[str, float] = {"gemv": 1.03, "few": 0.93, "gemm": 0.87, "attention": 0.95, "rows": 0.93}
-PEAK_SHARE: Mapping[str, float] = {"gemm": 1.0, "attention": 439 / 776}
+PEAK_SHARE: Mapping[str, float] = {"gemm": 1.0, "attention": 586 / 776}
+IN_TRITON = 586 / 439
+"""Time of prompts where Triton has them: chunks, beside decode attention, other heads than `CUDA_HEADS`, before Hopper."""
+CUDA_HEADS = (64, 128)
 KERNEL_US: Mapping[str, float] = {"gemv": 2.5, "few": 2.5, "gemm": 3.0, "attention": 4.5, "rows": 2.5}
 """Fixed time a kernel, with the gap before the next."""
-STEP_US = 20.0
+STEP_US = 16.0
 """Between one step's last kernel and the next one's first."""
 OVERLAPPED_US: Mapping[str, float] = {"gemv": 1.1, "rows": 1.1}
 """The same where kernels overlap."""
@@ -116,19 +119,21 @@ class StepModel:
     def kernels(self, shape: StepShape) -> Iterator[tuple[OpCost, float]]:
         """(cost, how many times its time a step has)."""
         for cost, count in self.counter.classes(shape):
-            if cost.kind != "attention" or shape.phase != "mixed":
+            if cost.kind != "attention" or shape.phase == "decode":
                 yield cost, count
                 continue
             kinds = (shape.decodes, shape.whole_prompts, shape.continued)
             decode, whole, continued = (self.counter.op(cost.name, some) if some.sequences else None for some in kinds)
+            if whole is not None and self._in_triton(shape):
+                whole = replace(whole, flop=whole.flop * IN_TRITON)
             if decode is not None and whole is not None:
                 shorter, longer = sorted((decode, whole), key=self._us)
                 yield shorter, count * (BESIDE_SHARE if self._beside(shape) else 1.0)
                 yield longer, count
-            elif decode is not None:
-                yield decode, count
+            elif (only := decode or whole) is not None:
+                yield only, count
             if continued is not None:
-                yield continued, count
+                yield replace(continued, flop=continued.flop * IN_TRITON), count
 
     def _kind(self, cost: OpCost) -> str:
         if cost.kind != "gemm":
@@ -138,6 +143,9 @@ class StepModel:
     def _us(self, cost: OpCost) -> float:
         memory, compute, fixed = self.op_us(cost)
         return _joined(memory, compute) + fixed
+
+    def _in_triton(self, shape: StepShape) -> bool:
+        return not self._hopper or self.counter.plan.config.head_dim not in CUDA_HEADS or self._beside(shape)
 
     def _beside(self, shape: StepShape) -> bool:
         config, decodes = self.counter.plan.config, shape.num_decodes
