@@ -63,7 +63,7 @@ def compile_model(
         kv_dtype=graph.kv_dtype,
         profile=profile,
         parallel=ParallelLayout(),
-        fingerprint=make_fingerprint(arches),
+        fingerprint=make_fingerprint(arches, _any_cuda_kernels(ops)),
         weights=graph.weights,
         weight_parts={name: graph.parts(name) for name in graph.weights},
         weight_recipes=dict(graph.recipes),
@@ -76,6 +76,10 @@ def compile_model(
         outputs=outputs,
     )
     return Compiled(plan, graph.constants)
+
+
+def _any_cuda_kernels(ops: Sequence[Op]) -> bool:
+    return any(kernel.is_cuda for op in ops for lowered in op.tactics.values() for kernel in lowered.kernels)
 
 
 def export(graph: ModelGraph) -> tuple[tuple[Op, ...], dict[str, TensorSpec]]:

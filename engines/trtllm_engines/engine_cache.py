@@ -20,6 +20,7 @@ from trtllm_engines.build import Progress, build
 from trtllm_engines.engine_dir import PLAN
 from trtllm_engines.plan import Profile
 from trtllm_engines.presets import resolve_model
+from trtllm_kernels import tactics
 
 
 def cache_folder() -> Path:
@@ -64,9 +65,9 @@ def cached_engine(
 def source_digest() -> str:
     """Of every source file that decides what a build makes."""
     digest = hashlib.sha256()
-    for package in (trtllm_engines, trtllm_kernels):
-        root = Path(str(package.__file__)).parent
-        for file in sorted(p for p in root.rglob("*") if p.suffix in (".py", ".json", ".cu")):
+    roots = [Path(str(package.__file__)).parent for package in (trtllm_engines, trtllm_kernels)]
+    for root in (*roots, tactics.folder()):
+        for file in sorted(p for p in root.rglob("*") if p.suffix in (".py", ".json", ".cu", ".cuh")):
             digest.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()
 

@@ -42,8 +42,8 @@ def parse_arches(arches: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(arches))
 
 
-def make_fingerprint(arches: Sequence[str]) -> Fingerprint:
-    """Of an engine built here and now for `arches`."""
+def make_fingerprint(arches: Sequence[str], cuda_kernels: bool = False) -> Fingerprint:
+    """Of an engine built here and now for `arches`. `cuda_kernels`: some of its kernels are in CUDA C++."""
     provenance = {"trtllm-bench": _version("trtllm-bench"), "torch": _version("torch")}
     min_driver = ""
     if any(arch != CPU for arch in arches):
@@ -51,7 +51,7 @@ def make_fingerprint(arches: Sequence[str]) -> Fingerprint:
         from trtllm_kernels.aot import source_hashes
 
         assemblers = {"ptxas": ptxas_version()}
-        if "sm_90" in arches:  # no other has kernels in CUDA C++
+        if cuda_kernels:
             assemblers["nvrtc"] = nvrtc.version()
         newest = max(int(number.split(".")[0]) for number in assemblers.values())
         min_driver = _MIN_DRIVER[max(major for major in _MIN_DRIVER if major <= newest)]

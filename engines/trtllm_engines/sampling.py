@@ -24,7 +24,8 @@ class SamplingParams:
 
     `min_tokens` forbids end-of-sequence and stop tokens until so many were generated; `ignore_eos` generates exactly `max_tokens`
     unless another stop applies; `logprobs=n` returns the chosen token's log-probability and the n most likely ones', of the raw
-    distribution. `seed=None` draws a seed per request; with a seed the tokens depend on (seed, position) alone, not on the batch.
+    distribution. `seed=None` draws a seed per request; with a seed the tokens depend on (seed, position) alone, not on the batch
+    (but for near ties: where a neighbour asks for filters, the step is sampled by other kernels, whose logarithm differs in its last bits).
     """
 
     max_tokens: int = 128
@@ -71,12 +72,6 @@ class SamplingParams:
     @property
     def penalised(self) -> bool:
         return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
-
-    @property
-    def filtered(self) -> bool:
-        """Whether anything beyond plain arg-max or plain temperature sampling applies."""
-        truncated = not self.greedy and (self.top_k > 0 or self.top_p < 1 or self.min_p > 0)
-        return truncated or self.penalised or self.min_tokens > 0
 
 
 def _finite(value: float) -> bool:

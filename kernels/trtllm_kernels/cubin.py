@@ -17,7 +17,8 @@ from trtllm_kernels.errors import KernelError
 class CubinInfo:
     """`entry` is the symbol to launch; `spill_bytes` is stack and local memory a thread (0 in a healthy kernel).
 
-    `tensordesc` describes, in order, the TMA descriptors the kernel takes: element type, swizzle and block size, as Triton chose them.
+    `tensordesc` describes, in order, the TMA descriptors the kernel takes: element type, swizzle and block size, as Triton chose them or
+    `nvrtc` states them.
     `waits`: the kernel waits by itself for the one before it, so it may begin before that has ended (`triton_kernels/overlap.py`).
     """
 

@@ -86,6 +86,10 @@ def _bindings() -> Any:
         from cuda.bindings import nvrtc
 
         nvrtc.nvrtcVersion()
-    except (ImportError, RuntimeError, OSError) as error:
+    except ImportError as error:
+        raise KernelError(
+            "cuda-python, through which CUDA C++ kernels are compiled, is missing; python3 -m pip install cuda-python"
+        ) from error
+    except (RuntimeError, OSError) as error:
         raise KernelError("NVRTC, which compiles the CUDA C++ kernels, is missing; python3 -m pip install nvidia-cuda-nvrtc") from error
     return nvrtc

@@ -54,25 +54,25 @@ def bf16() -> Plan:
 @pytest.mark.parametrize(
     ("role", "shape", "measured_us"),
     [
-        ("qkv_proj", StepShape.decode(64, 256), 12.7),
-        ("o_proj", StepShape.decode(64, 256), 9.6),
-        ("gate_up_silu", StepShape.decode(64, 256), 46.8),
-        ("down_proj", StepShape.decode(64, 256), 24.2),
+        ("qkv_proj", StepShape.decode(64, 256), 11.6),
+        ("o_proj", StepShape.decode(64, 256), 9.7),
+        ("gate_up_silu", StepShape.decode(64, 256), 42.8),
+        ("down_proj", StepShape.decode(64, 256), 25.3),
         ("gate_up_silu", StepShape.decode(256, 256), 54.1),
         ("gate_up_silu", StepShape.decode(512, 256), 90.9),
-        ("gate_up_silu", StepShape.decode(1024, 256), 168.1),
+        ("gate_up_silu", StepShape.decode(1024, 256), 159.3),
         ("gate_up_silu", StepShape.decode(2048, 256), 363.0),
         ("gate_up_silu", StepShape.prefill(1, 4096), 740.0),
         ("paged_attention", StepShape.decode(64, 256), 16.0),
-        ("paged_attention", StepShape.decode(1024, 256), 195.3),
-        ("paged_attention", StepShape.decode(8, 8192), 52.5),
-        ("qkv_proj", StepShape.decode(1, 256), 11.4),
-        ("down_proj", StepShape.decode(1, 256), 22.5),
-        ("lm_head", StepShape.decode(1, 256), 172.0 * 2),
+        ("paged_attention", StepShape.decode(1024, 256), 186.5),
+        ("paged_attention", StepShape.decode(8, 8192), 50.7),
+        ("qkv_proj", StepShape.decode(1, 256), 10.7),
+        ("down_proj", StepShape.decode(1, 256), 21.6),
+        ("lm_head", StepShape.decode(1, 256), 332.6),
     ],
 )
 def test_kernels_measured_on_an_h100_take_what_the_model_says(fp8: Plan, role: str, shape: StepShape, measured_us: float) -> None:
-    """Single kernels of docs/facts.md within 15%. (lm_head was measured in fp8 and is bf16 in the engine: twice the bytes.)"""
+    """Single kernels of the recorded runs of `kernels` within 15%; those of 256, 512, 2,048 and 4,096 rows are trials."""
     cost = next(cost for cost in PlanCounter(fp8).step(shape) if cost.role.endswith(role))
     memory, compute, fixed = StepModel(fp8, H100).op_us(cost)
     assert (memory**3 + compute**3) ** (1 / 3) + fixed == pytest.approx(measured_us, rel=0.15)
@@ -84,7 +84,9 @@ def test_what_overlaps_takes_less_where_it_can(fp8: Plan) -> None:
         shape = StepShape.decode(one, 200)
         assert overlapping.step(shape).total_us < 0.95 * inturn.step(shape).total_us
     prompt = StepShape.prefill(1, 4096)
-    assert overlapping.step(prompt).total_us > 0.97 * inturn.step(prompt).total_us, "cuBLASLt's products begin in turn"
+    assert overlapping.step(prompt).total_us > 0.94 * inturn.step(prompt).total_us, (
+        "cuBLASLt's products begin in turn; attention is quicker"
+    )
 
 
 @pytest.mark.parametrize(

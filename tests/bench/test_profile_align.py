@@ -41,8 +41,9 @@ STEPS = (
 )
 
 
-def trace(plan: Plan, split: bool = False) -> tuple[list[Event], list[tuple[int, int]]]:
-    """Device events of STEPS with their truth (step, op); with `split`, the library's products come with a fill and a reduction."""
+def trace(plan: Plan, split: bool = False, anew: bool = False) -> tuple[list[Event], list[tuple[int, int]]]:
+    """Device events of STEPS with their truth (step, op). `split`: the library's products come with a fill and a reduction. `anew`: each
+    step is sampled once more after the plan."""
     order = LaunchOrder(plan, "sm_90")
     events: list[Event] = []
     truth: list[tuple[int, int]] = []
@@ -66,14 +67,16 @@ def trace(plan: Plan, split: bool = False) -> tuple[list[Event], list[tuple[int,
             add("nvjet_tst_64x8_64x16_4x1_v_bz_TNT", index, launch.op)
             if split:
                 add("void cublasLt::splitKreduce_kernel<32, 16, int>", index, launch.op)
-        add("void at::native::reduce_kernel<512, 1, at::native::ReduceOp<ArgMaxOps>>", index, SAMPLE)
-        add("Memcpy DtoH (Device -> Pinned)", index, READ_BACK, "memcpy")
+        if anew:
+            add("void at::native::reduce_kernel<512, 1, at::native::ReduceOp<ArgMaxOps>>", index, SAMPLE)
+            add("Memcpy DtoH (Device -> Pinned)", index, READ_BACK, "memcpy")
     return events, truth
 
 
+@pytest.mark.parametrize("anew", [False, True])
 @pytest.mark.parametrize("split", [False, True])
-def test_every_kernel_finds_the_op_and_step_that_made_it(plan: Plan, split: bool) -> None:
-    events, truth = trace(plan, split)
+def test_every_kernel_finds_the_op_and_step_that_made_it(plan: Plan, split: bool, anew: bool) -> None:
+    events, truth = trace(plan, split, anew)
     placed = place_kernels(events, STEPS, LaunchOrder(plan, "sm_90"))
     assert [one.event for one in placed] == events
     wrong = [(one, t) for one, t in zip(placed, truth, strict=True) if (one.step, one.op) != t]
@@ -83,7 +86,7 @@ def test_every_kernel_finds_the_op_and_step_that_made_it(plan: Plan, split: bool
 
 
 def test_a_step_that_samples_nothing_ends_where_the_next_ones_inputs_begin(plan: Plan) -> None:
-    events, truth = trace(plan)
+    events, truth = trace(plan, anew=True)
     kept = [i for i, (event, (step, op)) in enumerate(zip(events, truth, strict=True)) if step != 1 or op != READ_BACK]
     placed = place_kernels([events[i] for i in kept], STEPS, LaunchOrder(plan, "sm_90"))
     assert [(one.step, one.op) for one in placed] == [truth[i] for i in kept]

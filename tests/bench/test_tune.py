@@ -19,7 +19,7 @@ from rich.console import Console
 from trtllm_bench.__main__ import main
 from trtllm_bench.analysis.counts import PlanCounter
 from trtllm_bench.errors import RunFailure
-from trtllm_bench.micro.bench import Bench, BoundOp, Case
+from trtllm_bench.micro.bench import Bench, BoundOp, Case, decode_case
 from trtllm_bench.micro.timing import Call, Rule
 from trtllm_bench.tune import check
 from trtllm_bench.tune.plan import Course, Race, steps, threshold_steps
@@ -33,6 +33,7 @@ from trtllm_engines.presets import resolve_model
 from trtllm_kernels import tactics
 from trtllm_kernels.cubin import Cubin, CubinInfo
 from trtllm_kernels.lowering import lower
+from trtllm_kernels.ops.sampling import EMPTY
 from trtllm_kernels.types import KernelSpec, Lowered
 
 ARCH = "sm_90"
@@ -459,3 +460,38 @@ def test_choices_of_algorithms_are_recorded_with_the_librarys_version(
     assert list(tactics.read(path).values()) == [{"cublaslt": 140000, "lt_256": 2}]
     record(path, "H100", ARCH, [replace(one, winner={}) for one in decided])
     assert not tactics.read(path)
+
+
+def test_a_product_that_samples_finds_its_scratch_empty_and_may_swap_equal_logits_but_no_others() -> None:
+    """The kernels leave `best` as they found it, which is not zero; of two logits that rounding makes equal, either token is right."""
+    case = decode_case(3, 20)
+    head = next(one for one in Bench("tiny-llama", "fp32", "cpu", [case]).ops(case) if one.op.op == "linear_sample")
+
+    class Kernel:
+        def __init__(self, swap: float | None) -> None:
+            self.swap = swap
+            """How far below the best of row 0 the token that is taken there lies; None: the best."""
+
+        def run(self) -> None:
+            arguments = head.arguments()
+            assert (arguments["best"] == EMPTY).all()
+            logits, tokens = head.reference(arguments)
+            if self.swap is not None:
+                other = int(tokens[0]) ^ 1
+                logits[0, other] = logits[0].max() - self.swap
+                tokens[0] = arguments["last_tokens"][arguments["sample_slots"][0]] = arguments["token_ring"][arguments["turn"][0], 0] = (
+                    other
+                )
+            for name, value in zip(head.op.outputs, (logits, tokens), strict=True):
+                head.memory[name].copy_(value)
+
+    kernel = Kernel(None)
+    with check.checking(replace(head, program=kernel)) as checked:
+        assert checked.error_of(replace(head, program=kernel)) == ""
+        other = replace(head, program=Kernel(1e-3))
+        assert checked.error_of(other).startswith("wrong")
+    near = head.expected()
+    kernel.swap = 0.0
+    kernel.run()
+    near[0] = head.memory[head.op.outputs[0]].clone()
+    assert replace(head, program=kernel).difference(near) == 0.0

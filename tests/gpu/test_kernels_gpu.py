@@ -192,6 +192,9 @@ FEW = {
 """Tactics of products of 2 to 64 tokens."""
 
 
+WIDTHS = {"fused": ModelShape(1024, 1536), "two-tiles": ModelShape(4096, 512), "long": ModelShape(5120, 512)}
+
+
 def product_program(op: str, model: ModelShape, precision: str, tactic: dict[str, int]) -> tuple[dict[str, torch.Tensor], BoundProgram]:
     """As an engine has it: buffers of the largest step, sizes known only at the step."""
     named = draw(op, model, BatchShape((max(TOKENS),), (max(TOKENS),)), precision)
@@ -208,12 +211,13 @@ def product_program(op: str, model: ModelShape, precision: str, tactic: dict[str
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "fp8"])
-@pytest.mark.parametrize("model", ["fused", "smollm2"])
+@pytest.mark.parametrize("model", ["fused", "smollm2", "two-tiles", "long"])
 @pytest.mark.parametrize("op", PRODUCTS)
 @pytest.mark.parametrize("few", FEW)
 def test_products(few: str, op: str, model: str, precision: str) -> None:
-    """smollm2's widths fit neither the one-token kernel nor the fused one, nor whole tiles of few tokens: else all is cuBLASLt's."""
-    tensors, program = product_program(op, {"fused": ModelShape(1024, 1536), **MODELS}[model], precision, FEW[few])
+    """Rows of one, two and more tiles of the one-token kernel. smollm2's widths fit neither that nor the fused one, nor whole tiles of few
+    tokens: else all is cuBLASLt's."""
+    tensors, program = product_program(op, {**MODELS, **WIDTHS}[model], precision, FEW[few])
     x, w, bias = (tensors.get(name) for name in ("x", "weight", "bias"))
     exact = dequantized(x, tensors.get("x_scale")) @ dequantized(w, tensors.get("weight_scale")).T
     exact = exact if bias is None else exact + bias.float()

@@ -230,6 +230,10 @@ CASES += [(op, "odd", ODD, "decodes", DECODES, "bf16") for op in BATCHED]
 CASES += [("paged_attention", name, model, "decodes", DECODES, "fp8") for name, model in (("odd", ODD), ("gptj", GPTJ))]
 CASES += [("paged_attention", "odd", ODD, "mixed", MIXED, "bf16"), ("prepare_step", "gqa", GQA, "decodes", DECODES, "fp32")]
 
+LONG = (ModelShape(hidden=4096, intermediate=32, vocab=64), ModelShape(hidden=768, intermediate=64, vocab=64))
+"""Rows of two tiles of the one-token product, and of three, whose loop is written out."""
+CASES += [(op, str(m.hidden), m, "one", ONE, "bf16") for op in ("linear", "gate_up_silu", "linear_sample") for m in LONG]
+CASES += [(op, str(LONG[1].hidden), LONG[1], "one", ONE, "fp8") for op in ("linear", "gate_up_silu")]
 VOCABULARY = ModelShape(hidden=256, vocab=300)
 CASES += [
     ("linear_sample", "vocabulary", VOCABULARY, str(n), BatchShape(query_lens=(n,), kv_lens=(n,)), dtype)

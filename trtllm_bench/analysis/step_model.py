@@ -2,7 +2,7 @@
 
 Each op takes the time its bytes need at the bandwidth its kind reaches, or its FLOP at the peak, joined by a 3-norm (near the ridge both
 limits are felt: a product at M = 256 is slower than either alone says), and a fixed time a kernel, in which the chip fills and drains. All
-constants but one follow single kernels on an H100 (files are in `results/recorded/h100`, the rest in docs/facts.md) and not whole steps, so
+constants but two follow single kernels on an H100 (files are in `results/recorded/h100`, the rest in docs/facts.md) and not whole steps, so
 that a prediction says something. Microseconds, measured and by the constants:
 
     GEMV  one row, fp8, alone: gate_up 39.2, down 21.6, QKV 10.7, O 9.8, lm_head 333 (kernels-llama-3.1-8b-fp8.json); 39.8, 21.1, 10.5, 7.8,
@@ -18,6 +18,8 @@ that a prediction says something. Microseconds, measured and by the constants:
                8 x 2048: 439
     beside  a trial of the op: 381 sequences of 2,112 tokens and 3 prompts of 2,048: 667; 669. 2,030 of 192 and 16 of 128: 292; 293. 510 of
             1,500 and 1 of 1,000: 552; 555
+
+    between a step's last kernel and the next one's first: 16 (the profile of one sequence)
 
 So two things make a step less than its kernels in turn, both on Hopper alone. Kernels of ours begin before those before them end, which
 hides most of the fixed time, least of products of few tokens, whose weights cannot all be on the way when x arrives; cuBLASLt's, which take
@@ -60,7 +62,7 @@ NORM = 3
 LAUNCH_US = 4.7
 """Host time of a launch from Python, where a step is no CUDA graph."""
 HOST_US = 250.0
-"""Host time of a step besides: scheduling, inputs, sampling's launches, tokens taken in."""
+"""Host time of a step besides: scheduling, inputs, tokens taken in."""
 PARTS = ("weights", "KV cache", "compute", "element-wise", "kernel overhead", "host")
 
 

@@ -54,9 +54,8 @@ def place_kernels(events: Sequence[Event], steps: Sequence[SeenStep], order: Lau
 
 
 def _between(events: Sequence[Event], next_step: int) -> list[Placed]:
-    """What lies between two programs: sampling up to the copy of its tokens to the host, then the next step's inputs.
-
-    A step that samples nothing copies nothing back: then the next one's inputs begin with the first copy to the device.
+    """What lies between two programs: sampling, where more is asked than the plan's last op does, up to the copy of its tokens to the host;
+    then the next step's inputs, which else begin with the first copy to the device.
     """
     copies = [i for i, event in enumerate(events) if event.kind == "memcpy" and _TO_HOST.search(event.name)]
     to_device = (i for i, event in enumerate(events) if event.kind == "memcpy" and i not in copies)

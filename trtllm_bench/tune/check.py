@@ -16,6 +16,7 @@ from trtllm_bench.micro.bench import BoundOp
 from trtllm_bench.micro.results import is_right
 from trtllm_bench.micro.run import coarsest
 from trtllm_kernels.ops import OPS
+from trtllm_kernels.ops.sampling import EMPTY
 
 _FP8_NAN = 0x7F
 
@@ -67,4 +68,8 @@ def spoil(tensor: torch.Tensor) -> None:
 
 
 def _wipe(tensor: torch.Tensor) -> None:
-    tensor.view(torch.uint8).zero_()
+    """As a step finds it that has found nothing written yet."""
+    if tensor.dtype == torch.int64:
+        tensor.fill_(EMPTY)
+    else:
+        tensor.view(torch.uint8).zero_()

@@ -151,7 +151,7 @@ def annotate(loop: EngineLoop, detail: str, *, arch: str = "cpu", marker: Marker
     _wrap(runner, "launch", to, lambda batch: f"launch {phase_of(batch)}", lambda batch: batch.num_tokens)
     state = getattr(runner, "state", None)
     if state is not None:
-        _wrap(state, "sample", to, lambda *args: "sample", lambda flags, logits, *rest: logits.shape[0])
+        _wrap(state, "sample", to, lambda *args: "sample", lambda plan, *rest: plan.count)
     if level > 1 and hasattr(runner, "plan"):
         _annotate_ops(runner, to, arch, by_op=detail == "op")
 

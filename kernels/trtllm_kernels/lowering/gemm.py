@@ -77,8 +77,12 @@ def _gemv_tile(call: OpCall) -> dict[str, int]:
         rows, warps = (2, 4) if k <= 2 * columns else (4, 8)
         if k <= 2 * columns and n % 32 == 0 and n <= 32 * call.sm_count:
             rows, warps = 32, 16
-    own_x = 2 * columns < k <= 16 * columns  # of more, the loop's text would outgrow the instruction cache
-    return {"gemv_rows": rows, "gemv_columns": columns, "gemv_warps": warps, "gemv_own_x": int(own_x)}
+    return {"gemv_rows": rows, "gemv_columns": columns, "gemv_warps": warps}
+
+
+def _own_x(weight: Operand, columns: int) -> bool:
+    """Whether a row is long enough for the loop to be written out (`gemv._rows_dot`), and its text still fits the instruction cache."""
+    return 2 * columns < weight.size(1) <= 16 * columns
 
 
 def _gemv_fits(call: OpCall, weight: Operand, rows: int, columns: int) -> bool:
@@ -157,7 +161,7 @@ def _linear(call: OpCall) -> tuple[Builder, int]:
                 "BIASED": bias is not None,
                 "ADDED": residual is not None,
                 "SAMPLED": call.op == "linear_sample",
-                "OWN_X": bool(tuned["gemv_own_x"]),
+                "OWN_X": _own_x(weight, columns),
                 "EVICT_FIRST": bool(tuned[EVICT_FIRST]),
             },
             warps=tuned["gemv_warps"],
@@ -233,7 +237,7 @@ class _Activated:
                 "COLS": columns,
                 "SCALED": not self.wide,
                 "QUANTIZE": self.quantize,
-                "OWN_X": bool(self.tuned["gemv_own_x"]),
+                "OWN_X": _own_x(weight, columns),
                 "EVICT_FIRST": bool(self.tuned[EVICT_FIRST]),
             },
             warps=self.tuned["gemv_warps"],
