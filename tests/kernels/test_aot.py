@@ -207,9 +207,18 @@ def test_cuda_errors_are_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
         aot.compile_kernel(replace(spec, function="nothing"), "sm_90", cache=False)
     with pytest.raises(KernelError, match="must be of 64 columns of fp16 or bf16"):
         nvrtc.tensor_descriptions(replace(spec, signature={"QKV": "tensordesc<fp32[128,32]>"}))
+    bindings = nvrtc._bindings()
+
+    def without_library() -> None:
+        raise RuntimeError("no libnvrtc.so")
+
+    with monkeypatch.context() as missing:
+        missing.setattr(bindings, "nvrtcVersion", without_library)
+        with pytest.raises(KernelError, match="python3 -m pip install nvidia-cuda-nvrtc"):
+            aot.compile_kernel(spec, "sm_90", cache=False)
     monkeypatch.setitem(sys.modules, "cuda.bindings.nvrtc", None)
     monkeypatch.delattr("cuda.bindings.nvrtc", raising=False)
-    with pytest.raises(KernelError, match="python3 -m pip install nvidia-cuda-nvrtc"):
+    with pytest.raises(KernelError, match="python3 -m pip install cuda-python"):
         aot.compile_kernel(spec, "sm_90", cache=False)
 
 
