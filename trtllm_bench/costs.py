@@ -19,9 +19,9 @@ import numpy.typing as npt
 
 from trtllm_bench.ceilings import Ceilings
 from trtllm_engines.plan import Plan
+from trtllm_kernels.lowering.call import ELEMENT_BYTES
 from trtllm_results.metrics import RequestLog
 
-BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1, "int8": 1, "uint8": 1, "int32": 4}
 CEILING_SLACK = 1.2
 """Share of a ceiling above which it cannot be one: short bursts on a cool GPU pass a sustained ceiling by up to a tenth."""
 
@@ -69,8 +69,10 @@ class ModelCost:
             token_flops=flops["T"],
             row_flops=flops["S"],
             pair_flops=4.0 * layers * config.num_heads * config.head_dim,
-            weight_bytes=sum(float(np.prod([int(d) for d in plan.weights[name].shape])) * BYTES[plan.weights[name].dtype] for name in used),
-            kv_bytes=2.0 * layers * config.num_kv_heads * config.head_dim * BYTES[plan.kv_dtype],
+            weight_bytes=sum(
+                float(np.prod([int(d) for d in plan.weights[name].shape])) * ELEMENT_BYTES[plan.weights[name].dtype] for name in used
+            ),
+            kv_bytes=2.0 * layers * config.num_kv_heads * config.head_dim * ELEMENT_BYTES[plan.kv_dtype],
             page_size=plan.profile.page_size,
             compute_dtype=max(formats, key=formats.__getitem__, default=plan.precision),
         )

@@ -22,6 +22,7 @@ from trtllm_engines.plan import LOGITS, Op, Plan, step_input_specs
 from trtllm_engines.precision import product_dtype
 from trtllm_kernels.expr import evaluate
 from trtllm_kernels.lowering import ARGUMENTS
+from trtllm_kernels.lowering.call import ELEMENT_BYTES
 from trtllm_kernels.types import TensorSpec
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 Kind = Literal["gemm", "attention", "rows"]
 IntArray = npt.NDArray[np.int64]
 
-ITEM_BYTES: Mapping[str, int] = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1, "int8": 1, "uint8": 1, "int32": 4, "int64": 8}
 _EIGHT_BIT = ("fp8", "int8")
 _ELEMENT_FLOP: Mapping[str, int] = {
     "rms_norm": 4,
@@ -218,7 +218,7 @@ class PlanCounter:
         """Of steps that the runtime samples once more from the logits: filters, penalties, log-probabilities."""
         logits = self.specs[LOGITS]
         columns = int(logits.shape[1])
-        moved = float(shape.samples * columns * ITEM_BYTES[logits.dtype] + 4 * shape.samples)
+        moved = float(shape.samples * columns * ELEMENT_BYTES[logits.dtype] + 4 * shape.samples)
         return OpCost("sample", "sample", "rows", self._products, float(shape.samples * columns), 0.0, 0.0, moved)
 
     def _bytes(self, name: str, symbols: Mapping[str, int]) -> float:
@@ -226,13 +226,13 @@ class PlanCounter:
         count = 1
         for dim in spec.shape:
             count *= evaluate(dim, symbols)
-        return float(count * ITEM_BYTES[spec.dtype])
+        return float(count * ELEMENT_BYTES[spec.dtype])
 
     def _all_bytes(self, names: Iterable[str], symbols: Mapping[str, int]) -> float:
         return sum(self._bytes(name, symbols) for name in names if name and name not in _STATE)
 
     def _elements(self, name: str, symbols: Mapping[str, int]) -> float:
-        return self._bytes(name, symbols) / ITEM_BYTES[self.specs[name].dtype]
+        return self._bytes(name, symbols) / ELEMENT_BYTES[self.specs[name].dtype]
 
     def _count(self, op: Op, shape: StepShape) -> OpCost:
         symbols = shape.symbols
@@ -244,7 +244,7 @@ class PlanCounter:
         if op.op in _PICKS_ROWS:
             source = self.specs[next(name for name in op.inputs if len(self.specs[name].shape) == 2)]
             rows = self._elements(op.outputs[0], symbols) / int(source.shape[1])
-            read = self._elements(op.outputs[0], symbols) * ITEM_BYTES[source.dtype]
+            read = self._elements(op.outputs[0], symbols) * ELEMENT_BYTES[source.dtype]
             return self._rows(op, 0.0, read if op.op == "embedding" else 0.0, results + 4 * rows + (0.0 if op.op == "embedding" else read))
         weights = [name for name in op.inputs if name in self.plan.weights]
         weight_bytes = self._all_bytes(weights, symbols)
@@ -273,12 +273,12 @@ class PlanCounter:
     def _kv_bytes_per_token(self) -> float:
         """Keys and values of one token in one layer."""
         config = self.plan.config
-        return 2.0 * config.num_kv_heads * config.head_dim * ITEM_BYTES[self.plan.kv_dtype]
+        return 2.0 * config.num_kv_heads * config.head_dim * ELEMENT_BYTES[self.plan.kv_dtype]
 
     def _attention(self, op: Op, shape: StepShape, results: float) -> OpCost:
         config = self.plan.config
         width = config.num_heads * config.head_dim
-        query = float(shape.tokens * width * ITEM_BYTES[self.specs[op.inputs[0]].dtype])
+        query = float(shape.tokens * width * ELEMENT_BYTES[self.specs[op.inputs[0]].dtype])
         tables = 4.0 * (int((-(-shape.kv_lens // self.plan.profile.page_size)).sum()) + 3 * shape.sequences)
         compute = self._products if self._products not in _EIGHT_BIT else "fp16"
         flop = 4.0 * shape.pairs * width
@@ -289,14 +289,14 @@ class PlanCounter:
     def _kv_write(self, op: Op, shape: StepShape, results: float) -> OpCost:
         symbols = shape.symbols
         table = next(name for name in op.inputs if name in self.plan.constants)
-        rotary = shape.tokens * int(self.specs[table].shape[1]) * ITEM_BYTES[self.specs[table].dtype]
+        rotary = shape.tokens * int(self.specs[table].shape[1]) * ELEMENT_BYTES[self.specs[table].dtype]
         weights = self._all_bytes([name for name in op.inputs if name in self.plan.weights], symbols)
         others = [name for name in op.inputs if name != table and name not in self.plan.weights]
         written = shape.tokens * self._kv_bytes_per_token()
         flop = _ELEMENT_FLOP[op.op] * self._elements(op.outputs[0], symbols)
         moved = self._all_bytes(others, symbols) + rotary + results
         if op.reuses:  # what passes through stays where it is; of q it is not even read
-            config, item = self.plan.config, ITEM_BYTES[self.specs[op.outputs[0]].dtype]
+            config, item = self.plan.config, ELEMENT_BYTES[self.specs[op.outputs[0]].dtype]
             passing = config.head_dim - int(self.specs[table].shape[1])
             unread = config.num_heads * passing
             unwritten = unread + config.num_kv_heads * (passing + config.head_dim)

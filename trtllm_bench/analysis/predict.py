@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trtllm_bench.analysis.counts import ITEM_BYTES, StepShape
+from trtllm_bench.analysis.counts import StepShape
 from trtllm_bench.analysis.hardware import Hardware
 from trtllm_bench.analysis.step_model import StepModel, StepTime
 from trtllm_bench.errors import BenchError
@@ -23,6 +23,7 @@ from trtllm_engines.runtime.engine_loop import EngineLoop
 from trtllm_engines.runtime.request import Request
 from trtllm_engines.runtime.scheduler import Policy, SchedulerConfig
 from trtllm_engines.sampling import SamplingParams
+from trtllm_kernels.lowering.call import ELEMENT_BYTES
 from trtllm_results.metrics import RequestLog, figures
 from trtllm_workloads.request import Workload
 
@@ -78,7 +79,7 @@ class PredictedStep:
 
 def cache_bytes_on(plan: Plan, hardware: Hardware, fraction: float) -> int:
     """Bytes that a GPU has room for as KV cache. Raises `BenchError` when the weights alone do not fit."""
-    weights = sum(math.prod(int(d) for d in spec.shape) * ITEM_BYTES[spec.dtype] for spec in plan.weights.values())
+    weights = sum(math.prod(int(d) for d in spec.shape) * ELEMENT_BYTES[spec.dtype] for spec in plan.weights.values())
     left = hardware.memory_bytes * (1 - RESERVE) - weights - plan.arena_bytes
     if left * fraction < 8 * page_bytes(plan):
         raise BenchError(

@@ -198,13 +198,11 @@ class BoundOp:
         logits, tokens = (self.memory[name] for name in self.op.outputs)
         arguments = self.arguments()
         most = logits.gather(1, tokens.long().clamp(0, logits.shape[1] - 1)[:, None])[:, 0] == logits.amax(1)
-        sampled = torch.where(most, tokens, expected[1])
-        best, last_tokens, ring = (
-            expected[2 + OPS["linear_sample"].mutates.index(n)].clone() for n in ("best", "last_tokens", "token_ring")
-        )
+        wanted, chosen, best, last_tokens, ring = expected
+        sampled, last_tokens, ring = torch.where(most, tokens, chosen), last_tokens.clone(), ring.clone()
         last_tokens[arguments["sample_slots"].long()] = sampled
         ring[int(arguments["turn"]), : len(sampled)] = sampled.to(ring.device)
-        return [expected[0], sampled, best, last_tokens, ring]
+        return [wanted, sampled, best, last_tokens, ring]
 
     def written(self) -> list[torch.Tensor]:
         """Results, then what is written in place."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from trtllm_kernels.lowering.call import ELEMENT_BYTES, F32, I32, Builder, OpCall, Operand, Tma
+from trtllm_kernels.lowering.call import ELEMENT_BYTES, F32, I32, Builder, OpCall, Operand, Parameter, Tma
 
 CUDA_TILE = 128
 """Queries of a tile, and keys of a block, of the kernel in CUDA C++."""
@@ -39,6 +39,19 @@ def tiles(call: OpCall, block_q: int) -> str:
     return f"(({call['qkv'].shape[0]} - D) // {block_q} + {call['seq_slots'].shape[0]} - D)"
 
 
+def _sequences(call: OpCall) -> dict[str, Parameter]:
+    """What both take after their matrices, in their order."""
+    return {
+        "QueryStart": call["query_start"],
+        "KvLens": call["kv_lens"],
+        "OutScale": scales(call)["OutScale"],
+        "Out": call.outputs[0],
+        "scale_log2": scale_log2(call),
+        "num_decodes": I32("D"),
+        "num_seqs": I32(call["seq_slots"].shape[0]),
+    }
+
+
 def fresh_launch(builder: Builder, tuned: Mapping[str, int], kind: str, some: str, programs: int) -> None:
     """`kind`: whose tile; `some`: 1 or more where there are any; `programs`: `fresh_attention`'s."""
     call = builder.call
@@ -51,13 +64,7 @@ def fresh_launch(builder: Builder, tuned: Mapping[str, int], kind: str, some: st
         {
             "Queries": Tma(q, block_m, head_dim),
             "Keys": Tma(q, block_n, head_dim),
-            "QueryStart": call["query_start"],
-            "KvLens": call["kv_lens"],
-            "OutScale": scales(call)["OutScale"],
-            "Out": call.outputs[0],
-            "scale_log2": scale_log2(call),
-            "num_decodes": I32("D"),
-            "num_seqs": I32(call["seq_slots"].shape[0]),
+            **_sequences(call),
             "num_tiles": I32(count),
         },
         grid=(f"min({programs}, {count} * {heads}) * {here}",) if programs else (f"{count} * {here}", heads),
@@ -88,13 +95,7 @@ def cuda_launch(builder: Builder, some: str) -> None:
         "fresh_attention.fresh_attention",
         {
             "QKV": Tma(q, CUDA_TILE, 128 // ELEMENT_BYTES[q.dtype]),
-            "QueryStart": call["query_start"],
-            "KvLens": call["kv_lens"],
-            "OutScale": scales(call)["OutScale"],
-            "Out": call.outputs[0],
-            "scale_log2": scale_log2(call),
-            "num_decodes": I32("D"),
-            "num_seqs": I32(call["seq_slots"].shape[0]),
+            **_sequences(call),
         },
         grid=(f"min({call.sm_count}, {tiles(call, CUDA_TILE)} * {heads}) * min(1, {some})",),
         constexprs={
