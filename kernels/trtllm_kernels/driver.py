@@ -155,6 +155,7 @@ class _Kernel:
         self._keep.append(tensor)
         if arg.kind == "tensor":
             return [self._hold(ctypes.c_void_p(tensor.data_ptr()))]
+        tensor = tensor.view(-1, tensor.shape[-1])
         rows, columns = tensor.shape
         sizes = (ctypes.c_int32(rows), ctypes.c_int32(columns), ctypes.c_int64(columns), ctypes.c_int64(1))
         return [self._tensor_map(tensor, next(descriptions)), *(self._hold(size) for size in sizes)]

@@ -69,7 +69,7 @@ class Arg:
 
     kind `tensor`: `value` names a value, weight or workspace of the op: a pointer to its first byte, or, with `index`, to that of its
     `index`-th slice along dimension 0 (a layer of the KV cache, whose number of pages only the runtime knows).
-    kind `tma`: as `tensor`, passed as a host-made 2-D TMA descriptor with `box` (rows, columns).
+    kind `tma`: as `tensor`, all but its last dimension as rows, passed as a host-made 2-D TMA descriptor with `box` (rows, columns).
     kind `i32`, `i64`, `fp32`: `value` is a number or, for integers, an expression over symbols.
     """
 

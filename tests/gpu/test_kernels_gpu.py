@@ -382,6 +382,7 @@ GROUPS = {
     "eight-128": ModelShape(heads=8, kv_heads=1, head_dim=128),
     "three-64": ModelShape(heads=9, kv_heads=3, head_dim=64, page_size=64),
 }
+PASTS = (1, 64, 63, 500, 128, 127, 126, 57, 2000)
 EDGES = (1, 63, 64, 65, 127, 128, 129, 200, 1000)
 PROMPTS = {
     "edges": BatchShape(EDGES[::-1], EDGES[::-1], 32),
@@ -389,6 +390,8 @@ PROMPTS = {
     "long": BatchShape((3000,), (3000,), 94),
     "mixed": BatchShape((1, 1, 1, 200, 7, 129, 65, 1000), (70, 1, 300, 200, 90, 129, 165, 1000), 34),
     "continued": BatchShape((5, 130), (6, 300), 12),
+    "chunks": BatchShape((1, *EDGES, 2, 128, 127), (9, *map(sum, zip(EDGES, PASTS, strict=True)), 131, 256, 1151), 94),
+    "many chunks": BatchShape(tuple(range(2, 72)), tuple(7 * n for n in range(2, 72)), 16),
 }
 
 
@@ -400,35 +403,43 @@ def test_prompts_by_triton_and_in_cuda(cuda: int, precision: str, group: str) ->
     if torch.cuda.get_device_capability()[0] != 9:
         pytest.skip("whole prompts are apart on sm_90")
     for batch in PROMPTS.values():
-        lowered = compare_attention(GROUPS[group], batch, precision, {"fresh_cuda": cuda}, spare=70)
-        assert any(spec.is_cuda for spec in lowered.kernels) == bool(cuda)
+        lowered = compare_attention(GROUPS[group], batch, precision, {"fresh_cuda": cuda, "context_cuda": cuda}, spare=70)
+        assert sum(spec.is_cuda for spec in lowered.kernels) == 2 * cuda
 
 
-def test_prompts_in_cuda_give_the_same_bits_again_and_again() -> None:
+@pytest.mark.parametrize(("past", "cached"), [(0, "bf16"), (130, "bf16"), (130, "fp8")])
+def test_prompts_in_cuda_give_the_same_bits_again_and_again(past: int, cached: str) -> None:
     """Blocks wait for nothing but their own loads: a race would show in hundreds of runs that follow each other without a pause."""
     if torch.cuda.get_device_capability()[0] != 9:
         pytest.skip("whole prompts are apart on sm_90")
     lens = torch.tensor([0, 300, 301, 1500, 1629], dtype=torch.int32, device="cuda")
-    tensors = {"qkv": torch.randn(1629, 12 * 128, device="cuda").bfloat16(), "query_start": lens, "kv_lens": lens.diff().contiguous()}
-    tensors |= {"block_table": torch.zeros(4, 47, dtype=torch.int32, device="cuda"), "seq_slots": torch.arange(4, dtype=torch.int32).cuda()}
-    tensors["kv_cache"] = torch.zeros(1, 1, 2, 2, 32, 128, dtype=torch.bfloat16, device="cuda")
-    inputs = [TensorSpec(tuple(t.shape), dtype_name(t.dtype)) for t in (tensors[name] for name in OPS["paged_attention"].tensors[:6])]
+    kv_lens = lens.diff() + past
+    tensors = {"qkv": torch.randn(1629, 12 * 128, device="cuda").bfloat16(), "query_start": lens, "kv_lens": kv_lens}
+    table = torch.randperm(4 * 52, dtype=torch.int32).view(4, 52).cuda()
+    tensors |= {"block_table": table, "seq_slots": torch.arange(4, dtype=torch.int32).cuda()}
+    tensors["kv_cache"] = torch.randn(1, 4 * 52, 2, 2, 32, 128, device="cuda").to(DTYPES[cached])
+    if cached == "fp8":
+        tensors |= {name: torch.tensor([0.5], device="cuda") for name in ("k_scale", "v_scale")}
+    named = OPS["paged_attention"].tensors
+    inputs = [TensorSpec(tuple(tensors[n].shape), dtype_name(tensors[n].dtype)) if n in tensors else None for n in named]
     out = TensorSpec((1629, 8 * 128), "bf16")
-    lowered = lower(
-        "paged_attention", inputs, [out], {"layer": 0, "num_heads": 8, "num_kv_heads": 2, "scale": 0.1}, arch(), tactic={"beside_tokens": 0}
-    )
+    attrs = {"layer": 0, "num_heads": 8, "num_kv_heads": 2, "scale": 0.1}
+    lowered = lower("paged_attention", inputs, [out], attrs, arch(), tactic={"beside_tokens": 0})
     results = torch.empty(300, 1629, 8 * 128, dtype=torch.bfloat16, device="cuda")
-    keys = {spec.key for spec in lowered.kernels if spec.is_cuda}
-    (launch,) = (launch for launch in lowered.launches if launch.kernel in keys)
+    wanted = {
+        spec.key for spec in lowered.kernels if spec.is_cuda and spec.function == ("context_attention" if past else "fresh_attention")
+    }
+    (launch,) = (launch for launch in lowered.launches if launch.kernel in wanted)
     runs = [
         Lowered((replace(launch, args=tuple(replace(a, value=f"o{i}") if a.value == "out0" else a for a in launch.args)),))
         for i in range(300)
     ]
     tensors |= {f"o{i}": result for i, result in enumerate(results)}
     program = BoundProgram(runs, tensors.__getitem__, compile_all([spec for spec in lowered.kernels if spec.is_cuda], arch()))
-    program.set_symbols(T=1629, R=4, D=0, S=4, C=0)
+    program.set_symbols(T=1629, R=4, D=0, S=4, C=4 if past else 0)
     program.run()
     assert bool((results == results[0]).all())
+    assert bool(results[0].isfinite().all())
 
 
 def test_tma_descriptors_made_on_the_host() -> None:

@@ -40,10 +40,10 @@ def few_token_kernels(precision: str) -> list[KernelSpec]:
 
 
 def prompt_kernels(model: str, precision: str, page_size: int = 32, **tactic: int) -> list[KernelSpec]:
-    """Of `fresh_attention` alone, that where decode attention runs beside it left out."""
+    """That where decode attention runs beside it left out."""
     ops = (o for o in ops_of(replace(MODELS[model], page_size=page_size), precision) if o.op == "paged_attention")
     specs = [s for o in ops for s in lower(o.op, o.inputs, o.outputs, o.attrs, "sm_90", tactic=tactic).kernels]
-    return [s for s in specs if s.function == "fresh_attention" and not s.constexprs.get("PROGRAMS")]
+    return [s for s in specs if s.function in ("fresh_attention", "context_attention") and not s.constexprs.get("PROGRAMS")]
 
 
 def representative(arch: str) -> list[KernelSpec]:
@@ -56,7 +56,7 @@ def representative(arch: str) -> list[KernelSpec]:
             chosen.setdefault((spec.function, kind, quantized), spec)
         if arch == "sm_90":
             chosen |= {spec.key: spec for spec in few_token_kernels(precision)}
-            chosen |= {spec.key: spec for spec in prompt_kernels("llama-3.1-8b", precision, fresh_cuda=0)}
+            chosen |= {spec.key: spec for spec in prompt_kernels("llama-3.1-8b", precision, fresh_cuda=0, context_cuda=0)}
     others = [("gptj-6b", "bf16"), ("smollm2-135m", "fp16"), ("qwen3-8b", "bf16"), *([] if arch == "sm_80" else [("gptj-6b", "fp8")])]
     family = ("rope_kv_write", "context_attention", "fresh_attention", "decode_attention")
     for name, precision in others:
@@ -125,18 +125,19 @@ _LET_NEXT_START, _WAIT = "PREEXIT", "ACQBULK"
 
 
 def test_hopper_kernels_let_the_next_start_then_load_constants_then_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the default tiles. Before the wait nothing branches (in CUDA C++ one thread makes barriers, no more), so the order of the text is
-    that of every thread; what is loaded there, interpreted_overlap.py sees."""
+    """Of the default tiles. Before the wait nothing branches (in CUDA C++ one thread makes barriers and asks for a descriptor), so
+    the order of the text is that of every thread; what is loaded there, interpreted_overlap.py sees."""
     monkeypatch.setattr(tactics, "folder", lambda: tmp_path)
     waiting = [spec for spec in kernels_of("llama-3.1-8b", "fp8", "sm_90").values() if not spec.constexprs.get("BESIDE")]
-    for spec in {spec.function: spec for spec in [*waiting, *few_token_kernels("fp8")]}.values():
+    for spec in {(spec.function, spec.is_cuda): spec for spec in [*waiting, *few_token_kernels("fp8")]}.values():
         code = instructions(spec)
         assert (code.count(_LET_NEXT_START), code.count(_WAIT)) == (1, 1), spec
         before, after = code[: code.index(_WAIT)], code[code.index(_WAIT) :]
         memory = [op for op in before if op == _LET_NEXT_START or re.match(r"LD|ST|UTMA|UBLK|RED|ATOM|BRA|CALL|EXIT|RET|BSSY", op)]
         memory = [op for op in memory if not re.match(r"LDC|LDS|STS", op)]  # a block's own
-        if spec.is_cuda and memory.count("BRA") == 1:
-            memory.remove("BRA")
+        if spec.is_cuda:  # whose text the assembler arranges, too
+            assert [op for op in memory if re.match(r"BSSY|BRA|UTMA", op)] == ["BSSY", "BRA", "UTMACCTL.PF"]
+            memory = sorted((op for op in memory if not re.match(r"BSSY|BRA|UTMA", op)), key=_LET_NEXT_START.__ne__)
         assert memory[0] == _LET_NEXT_START, (spec, memory)
         assert all(op.startswith("LDG.E") for op in memory[1:]), (spec, memory)
         assert len(wide_loads(memory)) >= _CONSTANT_LOADS.get(spec.function, 0), (spec, memory)
@@ -160,7 +161,7 @@ def test_products_of_one_token_all_fit_the_chip(precision: str) -> None:
 
 
 def _in_cuda() -> list[KernelSpec]:
-    """Both head sizes, both element types, with and without quantization; any group."""
+    """Whole prompts and continued ones: both head sizes, both element types and codes, with and without quantization; any group."""
     drawn = (("llama-3.1-8b", "bf16"), ("llama-2-7b", "fp16"), ("qwen3-8b", "fp8"), ("smollm2-135m", "fp16"), ("smollm2-135m", "fp8"))
     return [spec for model, precision in drawn for spec in prompt_kernels(model, precision) if spec.is_cuda]
 
@@ -169,18 +170,21 @@ def test_prompts_in_cuda_use_the_chip_as_planned() -> None:
     """The registers are those of a launch, before warpgroups exchange them. Products run many at a time: only groups of them are waited
     for, and the assembler has nothing to say of wgmma, of which it says where it had to put them one after another."""
     specs = _in_cuda()
-    assert len(specs) == 5
+    assert sorted(spec.function for spec in specs) == ["context_attention"] * 5 + ["fresh_attention"] * 5
+    assert {(spec.constexprs["CODES"], spec.constexprs["D"]) for spec in specs if "CODES" in spec.constexprs} == {
+        (False, 64), (False, 128), (True, 64), (True, 128)
+    }  # fmt: skip
     for spec in specs:
-        info = aot.compile_kernel(spec, "sm_90").info
+        info, codes = aot.compile_kernel(spec, "sm_90").info, spec.constexprs.get("CODES", False)
         assert (info.registers, info.spill_bytes, info.num_warps, info.waits) == (168, 0, 12, True)
-        tiles = 6 * 128 * spec.constexprs["D"] * 2
+        tiles = (6 * 2 + 2 * codes) * 128 * spec.constexprs["D"]
         assert tiles < info.shared_bytes <= tiles + 1024
         code = instructions(spec)
         products = [op for op in code if op.startswith("HGMMA.64x")]
         assert len(products) == spec.constexprs["D"] // 16 * 2 + 16
         assert sum(op.startswith("WARPGROUP.DEPBAR") for op in code) == 4
         assert sum(op.startswith("USETMAXREG") for op in code) == 2
-        assert sum(op.startswith("UTMALDG") for op in code) == spec.constexprs["D"] // 64 * 4
+        assert any(op.startswith("UBLKCP") for op in code) == codes
         _, _, said = nvrtc.compile_source(spec, "sm_90")
         assert "wgmma" not in said
         assert "setmaxnreg" not in said
@@ -195,7 +199,14 @@ def test_cuda_kernels_are_cached_apart_and_are_part_of_the_sources(tmp_path: Pat
     assert aot.cache_folder("sm_90", cuda=True) != aot.cache_folder("sm_90")
     monkeypatch.setattr(nvrtc, "compile_source", lambda *_: pytest.fail("compiled again"))
     assert aot.compile_kernel(spec, "sm_90") == first
-    assert {"fresh_attention.cu", "hopper.cuh", "tiles.cuh", "fresh_attention.py"} <= aot.source_hashes().keys()
+    assert {
+        "fresh_attention.cu",
+        "context_attention.cu",
+        "attention.cuh",
+        "hopper.cuh",
+        "tiles.cuh",
+        "fresh_attention.py",
+    } <= aot.source_hashes().keys()
 
 
 def test_cuda_errors_are_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

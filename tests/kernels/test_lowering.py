@@ -115,6 +115,27 @@ def prompts_in_cuda(lowered: Lowered) -> bool:
     return alone.is_cuda
 
 
+def chunks_in_cuda(lowered: Lowered) -> bool:
+    (kernel,) = (k for k in lowered.kernels if k.function == "context_attention")
+    return kernel.is_cuda
+
+
+def test_continued_prompts_go_to_cuda_where_it_has_a_kernel() -> None:
+    def fits(precision: str = "bf16", arch: str = "sm_90", tactic: dict[str, int] | None = None, **shape: int) -> bool:
+        op = next(o for o in ops_of(ModelShape(**shape), precision) if o.op == "paged_attention")
+        return chunks_in_cuda(lower(op.op, op.inputs, op.outputs, op.attrs, arch, tactic=tactic or {}))
+
+    for precision in ("bf16", "fp16", "fp8"):
+        assert all(fits(precision, head_dim=d, page_size=page) for d in (64, 128) for page in (16, 32, 64, 128))
+        assert not fits(precision, head_dim=256)
+        assert not fits(precision, head_dim=128, tactic={"context_cuda": 0})
+    assert not fits(arch="sm_89", head_dim=128)
+    shape = next(o for o in ops_of(ModelShape(head_dim=128), "fp8") if o.op == "paged_attention")
+    choice = next(c for c in search_space(shape.op, shape.inputs, shape.outputs, shape.attrs, "sm_90") if c.name == "context chunks")
+    assert {"context_cuda": 0, "context_block_m": 128, "context_block_n": 64, "context_warps": 8, "context_stages": 2} in choice.candidates
+    assert not any(fits("fp8", head_dim=128, tactic=dict(tactic)) for tactic in choice.candidates)
+
+
 def test_prompts_go_to_cuda_where_it_has_a_kernel_and_tuning_may_choose_triton() -> None:
     assert all(prompts_in_cuda(attention(ModelShape(head_dim=d))) for d in (64, 128))
     assert not prompts_in_cuda(attention(ModelShape(head_dim=256)))

@@ -19,6 +19,10 @@ def command(
     kv_dtype: options.KvDtype = "auto",
     m: Annotated[str, typer.Option("--m", help="List: tokens in a step.")] = "1,64,1024",
     kv_len: Annotated[int, typer.Option("--kv-len", min=1, help="Tokens each decoding sequence has in the cache.")] = 1024,
+    past: Annotated[
+        int,
+        typer.Option("--past", min=0, help="Tokens a prompt has in the cache before its M: chunked prefill."),
+    ] = 0,
     page_size: Annotated[int, typer.Option("--page-size", help="Tokens in a page of the KV cache.")] = 32,
     noise: Annotated[float, typer.Option("--noise", help="Relative standard error at which a measurement ends.")] = 0.005,
     seconds: Annotated[float, typer.Option("--seconds", help="Longest measurement of one kernel.")] = 2.0,
@@ -41,7 +45,7 @@ def command(
         raise BenchError("--noise and --seconds must be above 0, and --margin between 0 and 0.5")
     if plot is not None and plot.suffix not in (".png", ".svg"):
         raise BenchError(f"--plot {plot}: the file must end in .png or .svg")
-    wanted = Wanted(shapes, precision or "bf16", parse_m(m), kv_len, name)
+    wanted = Wanted(shapes, precision or "bf16", parse_m(m), kv_len, name, past)
     earlier = None if baseline is None else Run.load(baseline)
     found = gpus()
     if not found:

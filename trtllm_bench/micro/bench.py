@@ -50,6 +50,11 @@ def prefill_case(tokens: int) -> Case:
     return Case("prefill", StepShape.prefill(1, tokens))
 
 
+def chunk_case(tokens: int, past: int) -> Case:
+    """A prompt's next tokens, the `past` before them in the cache."""
+    return Case("chunk", StepShape(np.array([tokens]), np.array([tokens + past]), 0, 1))
+
+
 class Bench:
     """A model's ops on one device. `arch` "cpu" runs the references, for tests."""
 

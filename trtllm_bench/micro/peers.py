@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn.attention.bias import causal_lower_right
 
 from trtllm_bench.analysis.counts import StepShape
 from trtllm_bench.micro.bench import BoundOp
@@ -54,8 +55,9 @@ def _attention(bound: BoundOp, shape: StepShape, heads: int, kv_heads: int, head
         return torch.randn(count, n, rows, head_dim, dtype=torch.bfloat16, device=device)
 
     q, k, v = draw(heads, queries), draw(kv_heads, length), draw(kv_heads, length)
-    causal = queries > 1
-    return Peer(
-        "SDPA bf16",
-        lambda: torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=heads != kv_heads),
-    )
+    attend = torch.nn.functional.scaled_dot_product_attention
+    if 1 < queries < length:  # is_causal would let the first query see the first key alone; this mask's kernel takes no groups
+        mask = causal_lower_right(queries, length)
+        each_k, each_v = (x.repeat_interleave(heads // kv_heads, 1) for x in (k, v))
+        return Peer("SDPA bf16", lambda: attend(q, each_k, each_v, attn_mask=mask))
+    return Peer("SDPA bf16", lambda: attend(q, k, v, is_causal=queries > 1, enable_gqa=heads != kv_heads))

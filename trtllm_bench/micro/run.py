@@ -9,7 +9,7 @@ from typing import Any
 from trtllm_bench.analysis.counts import OpCost
 from trtllm_bench.analysis.hardware import Hardware
 from trtllm_bench.errors import BenchError
-from trtllm_bench.micro.bench import Bench, BoundOp, Case, decode_case, prefill_case
+from trtllm_bench.micro.bench import Bench, BoundOp, Case, chunk_case, decode_case, prefill_case
 from trtllm_bench.micro.peers import peer_of
 from trtllm_bench.micro.results import Measured, is_right
 from trtllm_bench.micro.timing import Rule, Timer, measure
@@ -17,7 +17,7 @@ from trtllm_bench.micro.timing import Rule, Timer, measure
 PREFILL_FROM = 16
 """Tokens from which a prompt of M tokens is measured beside M decoding sequences."""
 ANEW_IN_PREFILL = ("attention",)
-"""Kinds of op that differ between decode and prefill at one M; products and rows do not."""
+"""Kinds of op that differ between decoding sequences and a prompt at one M; products and rows do not."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,15 @@ class Wanted:
     kv_len: int
     name: str = ""
     """Only ops whose name or role contains this."""
+    past: int = 0
+    """Tokens of a prompt that are in the cache before those of the step; 0: none, the prompt is whole."""
 
 
 def cases_of(wanted: Wanted) -> list[Case]:
-    return [case for m in wanted.m for case in (decode_case(m, wanted.kv_len), *([prefill_case(m)] if m >= PREFILL_FROM else []))]
+    def prompt(m: int) -> list[Case]:
+        return [] if m < PREFILL_FROM else [chunk_case(m, wanted.past)] if wanted.past else [prefill_case(m)]
+
+    return [case for m in wanted.m for case in (decode_case(m, wanted.kv_len), *prompt(m))]
 
 
 def run(
@@ -59,7 +64,7 @@ def run(
 
 
 def _chosen(bound: BoundOp, case: Case, name: str) -> bool:
-    if case.label == "prefill" and bound.cost.kind not in ANEW_IN_PREFILL:
+    if case.label != "decode" and bound.cost.kind not in ANEW_IN_PREFILL:
         return False
     return name in bound.op.op or name in bound.cost.role
 

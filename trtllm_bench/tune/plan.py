@@ -10,15 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from trtllm_bench.analysis.counts import PlanCounter, StepShape
-from trtllm_bench.micro.bench import Case, decode_case, prefill_case
+from trtllm_bench.micro.bench import Case, chunk_case, decode_case, prefill_case
 from trtllm_engines.plan import Op
 from trtllm_kernels import tactics
 from trtllm_kernels.expr import evaluate
 from trtllm_kernels.lowering import lower, search_space
-from trtllm_kernels.lowering.space import CHUNK, DECODE, Choice
+from trtllm_kernels.lowering.space import DECODE, Choice
 from trtllm_kernels.tactics import Tactic
 from trtllm_kernels.types import Launch, Lowered, TensorSpec
 
@@ -60,12 +58,8 @@ def steps(m: Sequence[int], kv_len: int, longest: int) -> list[Case]:
         if PREFILL_FROM <= tokens <= longest:
             found.append(prefill_case(tokens))
         if PREFILL_FROM <= tokens < longest:
-            found.append(Case(CHUNK, _chunk(tokens, min(kv_len, longest - tokens))))
+            found.append(chunk_case(tokens, min(kv_len, longest - tokens)))
     return found
-
-
-def _chunk(tokens: int, past: int) -> StepShape:
-    return StepShape(np.array([tokens]), np.array([tokens + past]), 0, 1)
 
 
 def threshold_steps(choices: Iterable[Choice], longest: int) -> list[Case]:

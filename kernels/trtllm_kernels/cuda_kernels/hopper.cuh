@@ -22,6 +22,13 @@ INLINE void let_next_start() { asm volatile("griddepcontrol.launch_dependents;" 
 
 INLINE void wait_for_previous() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 
+// Here and not before.
+INLINE float load_constant(const float* from) {
+    float x;
+    asm volatile("ld.global.nc.f32 %0, [%1];" : "=f"(x) : "l"(from) : "memory");
+    return x;
+}
+
 // ---- Barriers in shared memory: a phase ends when all arrivals are in and all bytes expected have come
 
 INLINE void barrier_init(u64& barrier, u32 arrivals) {
@@ -66,10 +73,17 @@ INLINE void load_box(void* to, const TensorMap& map, int row, int column, u64& b
                  : "memory");
 }
 
+// Bytes that follow each other, a multiple of 16.
+INLINE void load_bytes(void* to, const void* from, u32 bytes, u64& barrier) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared_address(to)),
+                 "l"((u64)from), "r"(bytes), "r"(shared_address(&barrier))
+                 : "memory");
+}
+
 // What this thread wrote to shared memory is seen by TMA and wgmma that come after.
 INLINE void publish_to_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
-// ---- Registers
+// ---- Registers: of all warps together never more than the launch gave, or who takes waits for ever
 
 template <int COUNT>
 INLINE void give_registers_down_to() {
@@ -171,14 +185,30 @@ INLINE float exp2_of(float x) {
 }
 
 // Two elements of 2 bytes, the first in the low half.
-INLINE u32 pack(float first, float second) {
+INLINE u32 pack_fp16(float first, float second) {
     u32 y;
-#if HALF
     asm("cvt.rn.f16x2.f32 %0, %2, %1;" : "=r"(y) : "f"(first), "f"(second));
-#else
-    asm("cvt.rn.bf16x2.f32 %0, %2, %1;" : "=r"(y) : "f"(first), "f"(second));
-#endif
     return y;
+}
+
+INLINE u32 pack_bf16(float first, float second) {
+    u32 y;
+    asm("cvt.rn.bf16x2.f32 %0, %2, %1;" : "=r"(y) : "f"(first), "f"(second));
+    return y;
+}
+
+INLINE u32 pack(float first, float second) { return HALF ? pack_fp16(first, second) : pack_bf16(first, second); }
+
+INLINE u32 pack_out(float first, float second) { return OUT_HALF ? pack_fp16(first, second) : pack_bf16(first, second); }
+
+// Two bf16 as fp16.
+INLINE u32 half_of(u32 x) { return pack_fp16(__int_as_float(x << 16), __int_as_float(x & 0xFFFF0000)); }
+
+// Four E4M3 codes as fp16, which is exact.
+INLINE void unpack_fp8(u32& low, u32& high, u32 codes) {
+    asm("{\n .reg .b16 low, high;\n mov.b32 {low, high}, %2;\n cvt.rn.f16x2.e4m3x2 %0, low;\n cvt.rn.f16x2.e4m3x2 %1, high;\n}"
+        : "=r"(low), "=r"(high)
+        : "r"(codes));
 }
 
 // Four E4M3 codes, the first lowest; beyond 448 is 448.

@@ -1,8 +1,9 @@
-// Which tiles of a ragged batch of prompts a block computes: all it needs is the lengths, no list and no counter in memory.
+// Which tiles of a ragged batch of prompts a block computes: all it needs is the lengths, no list and no counter in memory. Sequences with
+// tokens in the cache from earlier steps are the one kernel's (PAST), those without the other's.
 //
-// Tile t of a sequence has t + 1 blocks of keys, so levels from the highest t down are tiles from the longest down, and "the r-th of the
-// sequences with more than t tiles" is a tile. Blocks take tiles of this order in turns, 0..n-1, then n-1..0, and so on: all end at about
-// the same time. Heads of one group are neighbours in it, so that keys and values come from L2.
+// Tile t of a sequence has t + 1 blocks of keys, and those of its past, so levels from the highest t down are tiles from the longest down,
+// and "the r-th of the sequences with more than t tiles" is a tile. Blocks take tiles of this order in turns, 0..n-1, then n-1..0, and so
+// on: all end at about the same time. Heads of one group are neighbours in it, so that keys and values come from L2.
 #pragma once
 #include "hopper.cuh"
 
@@ -11,8 +12,18 @@ constexpr int TILE = 128;
 struct Tile {
     int row;     // of qkv, of the tile's first query
     int rows;    // of the sequence from there on
-    int blocks;  // of keys, this one's included; 0: there are no more tiles
+    int blocks;  // of keys; 0: there are no more tiles
     int head;
+#if PAST
+    int begin, length, seq;  // position of the first query; keys of the sequence
+
+    // Of the last block of keys: the last that the first query sees, and how many there are.
+    INLINE int diagonal() const { return begin - (blocks - 1) * TILE; }
+    INLINE int keys() const { return min(TILE, length - (blocks - 1) * TILE); }
+#else
+    INLINE int diagonal() const { return 0; }
+    INLINE int keys() const { return min(TILE, rows); }
+#endif
 };
 
 // The tiles of this block, one after another; by a whole warp.
@@ -32,7 +43,7 @@ struct Walk {
     INLINE int tiles_of(int seq) const {
         if (seq >= num_seqs) return 0;
         int rows = __ldg(query_start + seq + 1) - __ldg(query_start + seq);
-        return __ldg(kv_lens + seq) > rows ? 0 : (rows + TILE - 1) / TILE;
+        return (__ldg(kv_lens + seq) > rows) == PAST ? (rows + TILE - 1) / TILE : 0;
     }
 
     INLINE u32 reach(int first) const { return __ballot_sync(~0u, tiles_of(first + lane) > level); }
@@ -42,7 +53,7 @@ struct Walk {
         turn++;
         int entry = index / (HKV * G);
         while (entry >= above + here) {
-            if (--level < 0) return {0, 0, 0, 0};
+            if (--level < 0) return {};
             above += here;
             here = 0;
             for (int first = num_decodes; first < num_seqs; first += 32) here += __popc(reach(first));
@@ -56,6 +67,12 @@ struct Walk {
         bool found = (some >> lane & 1) && __popc(some & ((1u << lane) - 1)) == rank;
         int seq = first + __ffs(__ballot_sync(~0u, found)) - 1;
         int begin = __ldg(query_start + seq), rows = __ldg(query_start + seq + 1) - begin;
-        return {begin + level * TILE, rows - level * TILE, level + 1, index % (HKV * G)};
+        Tile tile = {begin + level * TILE, rows - level * TILE, level + 1, index % (HKV * G)};
+#if PAST
+        tile.length = __ldg(kv_lens + seq), tile.seq = seq;
+        tile.begin = tile.length - tile.rows;
+        tile.blocks = (tile.begin + min(TILE, tile.rows) + TILE - 1) / TILE;
+#endif
+        return tile;
     }
 };

@@ -17,7 +17,17 @@ from __future__ import annotations
 from trtllm_kernels.errors import KernelError
 from trtllm_kernels.expr import ceil_div, product
 from trtllm_kernels.lowering.call import ELEMENT_BYTES, F32, FLOATS, I32, Builder, OpCall, Operand, next_power_of_2
-from trtllm_kernels.lowering.fresh import cuda_fits, cuda_launch, fresh_launch, reads_fresh, scale_log2, scales, tiles
+from trtllm_kernels.lowering.prompts import (
+    cuda_context_fits,
+    cuda_context_launch,
+    cuda_fits,
+    cuda_launch,
+    fresh_launch,
+    reads_fresh,
+    scale_log2,
+    scales,
+    tiles,
+)
 from trtllm_kernels.types import Dim, Lowered
 
 _MAX_SPLITS = 64
@@ -127,6 +137,7 @@ def paged_attention(call: OpCall) -> Lowered:
         context_warps=warps,
         context_stages=stages,
         fresh_cuda=int(cuda_fits(call)),
+        context_cuda=int(cuda_context_fits(call)),
         fresh_block_m=64 if head_dim <= 128 else 128,
         fresh_block_n=64,
         fresh_warps=4 if head_dim <= 128 else 8,
@@ -278,6 +289,9 @@ def _context(builder: Builder, tuned: dict[str, int], together: str) -> None:
             cuda_launch(builder, here)
         else:
             fresh_launch(builder, tuned, "fresh", here, 0)
+    if tuned["context_cuda"] and cuda_context_fits(call):
+        cuda_context_launch(builder, _layer(call, cache), "C")
+        return
     block_q = tuned["context_block_m"] // group
     builder.launch(
         "context_attention.context_attention",

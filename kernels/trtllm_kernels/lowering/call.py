@@ -63,7 +63,7 @@ class F32:
 
 @dataclass(frozen=True)
 class Tma:
-    """A matrix passed as a host-made TMA descriptor of boxes [rows, columns]."""
+    """A matrix, or the rows of a tensor, passed as a host-made TMA descriptor of boxes [rows, columns]."""
 
     operand: Operand
     rows: int
@@ -185,7 +185,7 @@ class Builder:
                     arguments.append(Arg("tensor", parameter.name, index=parameter.index))
                 case Tma(operand, box_rows, box_columns):
                     signature[name] = f"tensordesc<{_POINTERS[operand.dtype].removeprefix('*')}[{box_rows},{box_columns}]>"
-                    arguments.append(Arg("tma", operand.name, box=(box_rows, box_columns)))
+                    arguments.append(Arg("tma", operand.name, box=(box_rows, box_columns), index=operand.index))
                 case I32(value):
                     signature[name] = "i32"
                     if isinstance(value, int) and value % 16 == 0:

@@ -18,8 +18,8 @@ from itertools import product
 
 from trtllm_kernels.lowering.call import ELEMENT_BYTES, OpCall, next_power_of_2
 from trtllm_kernels.lowering.few import FEW_TO, PADDED, few_fits
-from trtllm_kernels.lowering.fresh import cuda_fits
 from trtllm_kernels.lowering.gemm import ALGORITHM_SIZES, algorithm_of, fused_fits
+from trtllm_kernels.lowering.prompts import cuda_context_fits, cuda_fits
 
 Candidate = Mapping[str, int]
 
@@ -147,14 +147,20 @@ def _paged_attention(call: OpCall) -> tuple[Choice, ...]:
         *((128, 64, 8, 2), (128, 64, 8, 3), (128, 64, 4, 2), (128, 32, 8, 2), (128, 32, 8, 3), (128, 128, 8, 2)),
     )
     by_triton = {"fresh_cuda": 0} if cuda_fits(call) else {}
-    context = ((128, 64, 8, 3), (128, 32, 8, 2), (128, 32, 4, 2), (64, 64, 4, 2), (64, 32, 4, 2), (64, 32, 4, 3), (128, 64, 4, 2))
+    chunks = {"context_cuda": 0} if cuda_context_fits(call) else {}
+    context = (
+        *((128, 64, 8, 2),) * cuda_context_fits(call),
+        *((128, 64, 8, 3), (128, 32, 8, 2), (128, 32, 4, 2), (64, 64, 4, 2), (64, 32, 4, 2), (64, 32, 4, 3), (128, 64, 4, 2)),
+    )
     return (
         decode,
         split,
         Choice(
             "fresh prompts", tuple({**by_triton, **tile} for tile in _tiles(tuple(f"fresh_{name}" for name in names), *fresh)), (PREFILL,)
         ),
-        Choice("context chunks", _tiles(tuple(f"context_{name}" for name in names), *context), (CHUNK,)),
+        Choice(
+            "context chunks", tuple({**chunks, **tile} for tile in _tiles(tuple(f"context_{name}" for name in names), *context)), (CHUNK,)
+        ),
     )
 
 

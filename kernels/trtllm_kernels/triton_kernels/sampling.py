@@ -60,7 +60,9 @@ def offer(logits, Best, Draws, rows, columns, num_rows, num_columns):
     temperature = _temperature(Draws, rows, inside)
     if tl.max(temperature, 0) > 0.0:
         z = _drawn(z, Draws, rows, columns, inside, temperature)
-    tl.atomic_max(Best + rows, tl.max(_ranked(z, columns[None, :]), 1), mask=inside, sem="relaxed")
+    best = tl.max(z, 1)
+    first = tl.min(tl.where(z == best[:, None], columns[None, :], num_columns - 1), 1)
+    tl.atomic_max(Best + rows, _ranked(best, first), mask=inside, sem="relaxed")
 
 
 @triton.jit

@@ -1,7 +1,7 @@
-"""Lowering of attention of whole prompts, which reads keys and values from the projection: to Triton or to CUDA C++.
+"""Lowering of attention of prompts to CUDA C++, and to Triton of whole prompts, which reads keys and values from the projection.
 
-The two mean the same and take the same arguments. In CUDA C++ it is the faster at every length measured on an H100, so it is the default
-where it fits; tuning races the two.
+In either language a kernel means the same. In CUDA C++ it is the faster at every length measured on an H100, so it is the default where it
+fits; tuning races the two.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from trtllm_kernels.lowering.call import ELEMENT_BYTES, F32, I32, Builder, OpCal
 CUDA_TILE = 128
 """Queries of a tile, and keys of a block, of the kernel in CUDA C++."""
 _CUDA_TILES = 6
-"""It keeps so many of them in shared memory: two each of queries, keys and values; and barriers in the rest."""
+"""It keeps so many of them in shared memory: two each of queries, keys and values; where there are codes, two of them; and barriers."""
 _CUDA_REST_BYTES = 256
 
 
@@ -87,24 +87,60 @@ def cuda_fits(call: OpCall) -> bool:
     return reads_fresh(call, call["qkv"].dtype, call["kv_cache"].size(5)) and call["kv_cache"].size(5) in (64, 128)
 
 
+def cuda_context_fits(call: OpCall) -> bool:
+    """Whether `context_attention` is: over a cache of codes with their scales, or of what is multiplied."""
+    q, cache = call["qkv"], call["kv_cache"]
+    same = cache.dtype == q.dtype and call.get("k_scale") is None
+    codes = cache.dtype == "fp8" and call.get("k_scale") is not None and call.get("v_scale") is not None
+    return cuda_fits(call) and (same or codes)
+
+
 def cuda_launch(builder: Builder, some: str) -> None:
-    """`some`: as for `fresh_launch`. Blocks stay, one an SM."""
+    """`some`: as for `fresh_launch`."""
+    half = builder.call["qkv"].dtype == "fp16"
+    _launch_cuda(builder, "fresh_attention", some, {}, {}, {"HALF": half})
+
+
+def cuda_context_launch(builder: Builder, cache: Operand, some: str) -> None:
+    """`cache`: the layer's; `some`: 1 or more where there are sequences with a past."""
+    call = builder.call
+    table, half, codes = call["block_table"], call["qkv"].dtype == "fp16", cache.dtype == "fp8"
+    page = call["kv_cache"].size(4)
+    scaled = scales(call)
+    _launch_cuda(
+        builder,
+        "context_attention",
+        some,
+        {
+            "Cache": cache if codes else Tma(cache, page, 128 // ELEMENT_BYTES[cache.dtype]),
+            "BlockTable": table,
+            "Slots": call["seq_slots"],
+            "KScale": scaled["KScale"],
+            "VScale": scaled["VScale"],
+        },
+        {"table_stride": I32(table.size(1))},
+        {"HALF": half or codes, "OUT_HALF": half, "CODES": codes, "PAGE": page},
+    )
+
+
+def _launch_cuda(
+    builder: Builder, name: str, some: str, first: Mapping[str, Parameter], last: Mapping[str, Parameter], own: Mapping[str, int]
+) -> None:
+    """`first` and `last`: what `name` takes between the projection and what both take, and after it. Blocks stay, one an SM."""
     call = builder.call
     q, heads, kv_heads, head_dim = call["qkv"], call.integer("num_heads"), call.integer("num_kv_heads"), call["kv_cache"].size(5)
+    element = ELEMENT_BYTES[q.dtype]
     builder.launch(
-        "fresh_attention.fresh_attention",
-        {
-            "QKV": Tma(q, CUDA_TILE, 128 // ELEMENT_BYTES[q.dtype]),
-            **_sequences(call),
-        },
+        f"{name}.{name}",
+        {"QKV": Tma(q, CUDA_TILE, 128 // element), **first, **_sequences(call), **last},
         grid=(f"min({call.sm_count}, {tiles(call, CUDA_TILE)} * {heads}) * min(1, {some})",),
         constexprs={
             "HKV": kv_heads,
             "G": heads // kv_heads,
             "D": head_dim,
-            "HALF": q.dtype == "fp16",
             "QUANTIZE": call.get("out_scale") is not None,
-            "SHARED_BYTES": _CUDA_TILES * CUDA_TILE * head_dim * ELEMENT_BYTES[q.dtype] + _CUDA_REST_BYTES,
+            "SHARED_BYTES": (_CUDA_TILES * element + 2 * own.get("CODES", 0)) * CUDA_TILE * head_dim + _CUDA_REST_BYTES,
+            **own,
         },
         warps=12,
         cuda=True,

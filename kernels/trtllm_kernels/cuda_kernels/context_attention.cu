@@ -1,0 +1,217 @@
+// Causal attention of prompts that continue: `triton_kernels/context_attention.py` scheduled by hand (`attention.cuh`). Keys and values,
+// the step's own too, are read from the paged cache, queries from qkv.
+//
+// Blocks of 128 keys begin at multiples of 128, so a page lies in one block, or a block in one page. Where the cache's elements are what is
+// multiplied, one warp loads boxes of PAGE rows by TMA. Where they are fp8 (CODES), pages come as they lie and four warps convert them to
+// fp16, laid out as TMA would have. Queries become fp16 in shared memory.
+//
+// qkv: [tokens, (G * HKV + 2 * HKV) * D], boxes of 128 rows and 64 columns; cache: [pages, 2, HKV, PAGE, D], as a matrix of rows of D in
+// boxes of PAGE rows and 64 columns, or codes. Sequences [num_decodes, num_seqs); those without a past are left alone. As keys, rows behind a
+// sequence's end hold anything, as values they are made zero.
+#define PAST 1
+#define LOADERS (CODES ? 4 : 1)
+#include "attention.cuh"
+
+constexpr int PAGES = TILE / PAGE;  // of a block
+
+// Pages of the blocks of one sequence.
+struct Pages {
+    const int* table;
+    int count;
+
+    // Lane i's is the i-th page of the block.
+    INLINE int of_block(int block) const {
+        int index = block * PAGES + (int)(threadIdx.x % 32);
+        return threadIdx.x % 32 < PAGES && index < count ? __ldg(table + index) : 0;
+    }
+};
+
+struct Source {
+    const int *block_table, *slots;
+    int table_stride;
+
+    INLINE Pages of(const Tile& tile) const {
+        const int* table = block_table + (long long)__ldg(slots + tile.seq) * table_stride;
+        return {table, (tile.length + PAGE - 1) / PAGE};
+    }
+};
+
+// By one thread: makes room for a tile's queries and has them loaded, or tells that there are no more tiles.
+INLINE void announce(Shared& shared, const TensorMap& qkv, const Tile& tile, u32 count) {
+    u32 slot = count % SLOTS;
+    wait(shared.queries_empty[slot], (count / SLOTS + 1) % 2);
+    shared.tiles[slot] = tile;
+    if (tile.blocks == 0) {
+        arrive(shared.queries_full[slot]);
+    } else {
+        load_tile(shared.queries[slot], qkv, tile.row, tile.head * D, shared.queries_full[slot]);
+    }
+}
+
+#if CODES
+// A block of codes as fp16, a part of it by each of 128 threads: in panels of 64 columns with the 128-byte swizzle, in which of row r 16
+// bytes n lie where n ^ r % 8 would. Rows from `rows` on are zero.
+INLINE void convert(char* to, const char* codes, int rows) {
+    constexpr int CHUNKS = D / 16, ROWS = 128 / CHUNKS;  // a row's pieces of 16 codes; rows at once
+    int row = threadIdx.x / CHUNKS, chunk = threadIdx.x % CHUNKS;
+    bool second = chunk / 4;  // threads of the second panel begin with their second half: the first's use those banks
+    to += chunk / 4 * PANEL_BYTES + row * 128;
+    int near = (2 * (chunk % 4) + second) ^ row % 8;
+#pragma unroll 4
+    for (int i = 0; i < TILE / ROWS; i++) {
+        uint4 x = *(const uint4*)(codes + (i * 128 + threadIdx.x) * 16);
+        u32 low[4], high[4];
+        unpack_fp8(low[0], low[1], x.x);
+        unpack_fp8(low[2], low[3], x.y);
+        unpack_fp8(high[0], high[1], x.z);
+        unpack_fp8(high[2], high[3], x.w);
+        bool there = i * ROWS + row < rows;
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            u32 one = there ? low[j] : 0, other = there ? high[j] : 0;
+            low[j] = second ? other : one;
+            high[j] = second ? one : other;
+        }
+        *(uint4*)(to + i * ROWS * 128 + near * 16) = make_uint4(low[0], low[1], low[2], low[3]);
+        *(uint4*)(to + i * ROWS * 128 + (near ^ 1) * 16) = make_uint4(high[0], high[1], high[2], high[3]);
+    }
+}
+
+// Four warps'. The first loads codes, two blocks ahead of the one that all convert.
+INLINE void produce(Shared& shared, const TensorMap& qkv, const unsigned char* cache, Source source, Walk walk) {
+    bool first = threadIdx.x < 32;
+    Tile tile = walk.next();
+    u32 step = 0, done = 0;  // blocks of keys before this tile's; blocks of keys and of values
+    for (u32 count = 0;; count++) {
+        if (threadIdx.x == 0) announce(shared, qkv, tile, count);
+        __syncwarp();
+        if (tile.blocks == 0) return;
+        Pages pages = source.of(tile);
+        int last = tile.blocks - 1, items = 2 * tile.blocks;
+        int ids = 0, next = first ? pages.of_block(last) : 0, before = next;  // of keys loaded last, to be loaded, of values to be
+        // Keys are wanted one step before the values of the same tokens: keys 0, keys 1, values 0, keys 2, values 1, and so on.
+        auto is_keys = [&](int item) { return item == 0 || (item % 2 && item < items - 1); };
+        auto block_of = [&](int item) { return is_keys(item) ? (item + 1) / 2 : (item - 1) / 2; };
+        auto load = [&](int item) {
+            if (item >= items) return;
+            bool keys = is_keys(item);
+            if (keys) ids = next;
+            int of = keys ? ids : before;
+            u32 slot = (done + item) % SLOTS;
+            if (threadIdx.x == 0) arrive_expecting(shared.codes_full[slot], TILE * D);
+            constexpr int BYTES = PAGE * D;
+#pragma unroll
+            for (int i = 0; i < PAGES; i++) {
+                long long row = (long long)__shfl_sync(~0u, of, i) * (2 * HKV) + (keys ? 0 : HKV) + tile.head / G;
+                if (threadIdx.x == 0) load_bytes(shared.codes[slot] + i * BYTES, cache + row * BYTES, BYTES, shared.codes_full[slot]);
+            }
+            if (keys) {
+                next = pages.of_block(max(0, last - block_of(item) - 1));
+            } else {
+                before = ids;
+            }
+        };
+        if (first) {
+            load(0);
+            load(1);
+        }
+        for (int item = 0; item < items; item++) {
+            bool keys = is_keys(item);
+            int block = block_of(item);
+            u32 at = step + block, stage = at % STAGES, slot = (done + item) % SLOTS;
+            wait(keys ? shared.keys_empty[stage] : shared.values_empty[stage], (at / STAGES + 1) % 2);
+            wait(shared.codes_full[slot], (done + item) / SLOTS % 2);
+            convert(keys ? shared.keys[stage] : shared.values[stage], shared.codes[slot], tile.length - (last - block) * TILE);
+            publish_to_async();
+            __syncwarp();
+            if (threadIdx.x % 32 == 0) arrive(keys ? shared.keys_full[stage] : shared.values_full[stage]);
+            sync_warps(CODES_READ, 128);
+            if (first) load(item + 2);
+        }
+        step += tile.blocks;
+        done += items;
+        tile = walk.next();
+    }
+}
+#else
+// One warp's; its first lane waits and loads.
+INLINE void produce(Shared& shared, const TensorMap& qkv, const TensorMap& cache, Source source, Walk walk) {
+    bool leads = threadIdx.x % 32 == 0;
+    Tile tile = walk.next();
+    u32 step = 0;  // blocks of keys before this tile's
+    for (u32 count = 0;; count++) {
+        if (leads) announce(shared, qkv, tile, count);
+        __syncwarp();
+        if (tile.blocks == 0) return;
+        Pages pages = source.of(tile);
+        int last = tile.blocks - 1;
+        auto load = [&](char* to, u64& empty, u64& full, u32 at, int ids, int row) {
+            if (leads) {
+                wait(empty, (at / STAGES + 1) % 2);
+                arrive_expecting(full, TILE_BYTES);
+            }
+#pragma unroll
+            for (int i = 0; i < PAGES; i++) {
+                int first = __shfl_sync(~0u, ids, i) * (2 * HKV * PAGE) + row;
+                if (leads) {
+#pragma unroll
+                    for (int panel = 0; panel < PANELS; panel++) {
+                        load_box(to + panel * PANEL_BYTES + i * PAGE * 128, cache, first, 64 * panel, full);
+                    }
+                }
+            }
+        };
+        auto load_keys = [&](u32 block, int ids) {
+            u32 at = step + block, stage = at % STAGES;
+            load(shared.keys[stage], shared.keys_empty[stage], shared.keys_full[stage], at, ids, tile.head / G * PAGE);
+        };
+        auto load_values = [&](u32 block, int ids) {
+            u32 at = step + block, stage = at % STAGES;
+            load(shared.values[stage], shared.values_empty[stage], shared.values_full[stage], at, ids, (HKV + tile.head / G) * PAGE);
+        };
+        int ids = pages.of_block(last);
+        load_keys(0, ids);
+        for (int block = 0; block <= last; block++) {  // keys are wanted one step before the values of the same tokens
+            int next = pages.of_block(max(0, last - block - 1));
+            if (block < last) load_keys(block + 1, next);
+            load_values(block, ids);
+            ids = next;
+        }
+        step += tile.blocks;
+        tile = walk.next();
+    }
+}
+#endif
+
+// The 2 i32 and 2 i64 after a map are sizes and strides, of the launch ABI (`driver.py`).
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+    context_attention(const __grid_constant__ TensorMap qkv, int, int, long long, long long,
+#if CODES
+                      const unsigned char* cache,
+#else
+                      const __grid_constant__ TensorMap cache, int, int, long long, long long,
+#endif
+                      const int* block_table, const int* slots, const float* k_scale, const float* v_scale, const int* query_start,
+                      const int* kv_lens, const float* out_scale, char* out, float scale_log2, int num_decodes, int num_seqs,
+                      int table_stride) {
+    let_next_start();
+    Shared& shared = *(Shared*)memory;
+    float of_out = QUANTIZE ? load_constant(out_scale) : 1.0f;
+    float of_keys = CODES ? load_constant(k_scale) : 1.0f, of_values = CODES ? load_constant(v_scale) : 1.0f;
+    if (threadIdx.x == 0) {
+        prefetch(qkv);
+        make_barriers(shared);
+    }
+    wait_for_previous();
+    __syncthreads();
+    int group = __shfl_sync(~0u, threadIdx.x / 128, 0);
+    if (group == 0) {
+        give_registers_down_to<LOADING>();
+        if (threadIdx.x < 32 * LOADERS) {
+            produce(shared, qkv, cache, {block_table, slots, table_stride}, Walk(query_start, kv_lens, num_decodes, num_seqs));
+        }
+    } else {
+        take_registers_up_to<COMPUTING>();
+        consume(shared, out, scale_log2 * of_keys, __fdividef(of_values, of_out), group - 1);
+    }
+}
