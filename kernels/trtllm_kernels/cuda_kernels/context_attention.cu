@@ -50,30 +50,27 @@ INLINE void announce(Shared& shared, const TensorMap& qkv, const Tile& tile, u32
 
 #if CODES
 // A block of codes as fp16, a part of it by each of 128 threads: in panels of 64 columns with the 128-byte swizzle, in which of row r 16
-// bytes n lie where n ^ r % 8 would. Rows from `rows` on are zero.
+// bytes n lie where n ^ r % 8 would. A thread's pieces lie in rows 8 or 16 apart, so at one place of them, and eight neighbours' in eight
+// places of one row, so in all banks. Unless WHOLE, rows from `rows` on become zero.
+template <bool WHOLE>
 INLINE void convert(char* to, const char* codes, int rows) {
-    constexpr int CHUNKS = D / 16, ROWS = 128 / CHUNKS;  // a row's pieces of 16 codes; rows at once
-    int row = threadIdx.x / CHUNKS, chunk = threadIdx.x % CHUNKS;
-    bool second = chunk / 4;  // threads of the second panel begin with their second half: the first's use those banks
-    to += chunk / 4 * PANEL_BYTES + row * 128;
-    int near = (2 * (chunk % 4) + second) ^ row % 8;
-#pragma unroll 4
-    for (int i = 0; i < TILE / ROWS; i++) {
-        uint4 x = *(const uint4*)(codes + (i * 128 + threadIdx.x) * 16);
-        u32 low[4], high[4];
-        unpack_fp8(low[0], low[1], x.x);
-        unpack_fp8(low[2], low[3], x.y);
-        unpack_fp8(high[0], high[1], x.z);
-        unpack_fp8(high[2], high[3], x.w);
-        bool there = i * ROWS + row < rows;
+    constexpr int PIECES = D / 8, ROWS = 128 / PIECES;  // of a row, 8 codes each; rows at once
+    int row = threadIdx.x / PIECES, piece = threadIdx.x % PIECES;
+    to += piece / 8 * PANEL_BYTES + row * 128 + (piece % 8 ^ row % 8) * 16;
+    constexpr int AT_ONCE = 4;  // loads before their stores, which the compiler cannot tell from them
 #pragma unroll
-        for (int j = 0; j < 4; j++) {
-            u32 one = there ? low[j] : 0, other = there ? high[j] : 0;
-            low[j] = second ? other : one;
-            high[j] = second ? one : other;
+    for (int first = 0; first < TILE / ROWS; first += AT_ONCE) {
+        uint2 x[AT_ONCE];
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; i++) x[i] = *(const uint2*)(codes + ((first + i) * 128 + threadIdx.x) * 8);
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; i++) {
+            uint4 y;
+            unpack_fp8(y.x, y.y, x[i].x);
+            unpack_fp8(y.z, y.w, x[i].y);
+            if (!WHOLE && (first + i) * ROWS + row >= rows) y = make_uint4(0, 0, 0, 0);
+            *(uint4*)(to + (first + i) * ROWS * 128) = y;
         }
-        *(uint4*)(to + i * ROWS * 128 + near * 16) = make_uint4(low[0], low[1], low[2], low[3]);
-        *(uint4*)(to + i * ROWS * 128 + (near ^ 1) * 16) = make_uint4(high[0], high[1], high[2], high[3]);
     }
 }
 
@@ -121,7 +118,12 @@ INLINE void produce(Shared& shared, const TensorMap& qkv, const unsigned char* c
             u32 at = step + block, stage = at % STAGES, slot = (done + item) % SLOTS;
             wait(keys ? shared.keys_empty[stage] : shared.values_empty[stage], (at / STAGES + 1) % 2);
             wait(shared.codes_full[slot], (done + item) / SLOTS % 2);
-            convert(keys ? shared.keys[stage] : shared.values[stage], shared.codes[slot], tile.length - (last - block) * TILE);
+            char* to = keys ? shared.keys[stage] : shared.values[stage];
+            if (block > 0 || tile.keys() == TILE) {
+                convert<true>(to, shared.codes[slot], TILE);
+            } else {
+                convert<false>(to, shared.codes[slot], tile.keys());
+            }
             publish_to_async();
             __syncwarp();
             if (threadIdx.x % 32 == 0) arrive(keys ? shared.keys_full[stage] : shared.values_full[stage]);
