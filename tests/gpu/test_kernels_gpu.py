@@ -71,19 +71,20 @@ def tolerance(op: str, precision: str) -> dict[str, float]:
     return {"rtol": 2e-2, "atol": 4e-3} if "attention" in op else {"rtol": 1.6e-2, "atol": 1e-4}
 
 
-def check(op: str, precision: str, got: torch.Tensor, want: torch.Tensor) -> None:
+def check(op: str, precision: str, got: torch.Tensor, want: torch.Tensor, columns: int = 0) -> None:
     """Codes may lie one step apart where a rounding flips, and further where they stand for less than the op's error in bf16: of attention,
-    probabilities rounded to 8 bits times values of up to 4."""
+    probabilities rounded to 8 bits times values of up to 4; of a product, what tensor cores lose that keep 14 bits of a sum of fp8's, which
+    grows with the `columns` summed (cuBLASLt and our kernels lose the same, to the last digit)."""
+    lost = max(1e-2, 5e-6 * columns) if precision == "fp8" and op in PRODUCTS else 0.0
     if want.dtype != FP8:
-        torch.testing.assert_close(got, want, equal_nan=True, **tolerance(op, precision))
+        allowed = tolerance(op, precision)
+        torch.testing.assert_close(got, want, equal_nan=True, **(allowed | {"atol": max(allowed["atol"], lost)}))
         return
     steps = code_steps(got, want)
-    apart = (got.float() - want.float()).abs() * OUT_SCALE > (
-        2**-7 if op == "paged_attention" else tolerance(op, "bf16")["atol"] if op in PRODUCTS else 0.0
-    )
+    apart = (got.float() - want.float()).abs() * OUT_SCALE > (2**-7 if op == "paged_attention" else lost)
     flipped = int((steps > 0).sum())
     assert not bool(((steps > 1) & apart).any()), f"codes up to {int(steps.max())} steps apart"
-    most = 2 + steps.numel() * (0.1 if op in (*PRODUCTS, "paged_attention") else 0.02)
+    most = 2 + steps.numel() * (0.15 if op in PRODUCTS else 0.1 if op == "paged_attention" else 0.02)
     assert flipped <= most, f"{flipped} of {steps.numel()} codes differ"
 
 
@@ -232,7 +233,7 @@ def test_products(few: str, op: str, model: str, precision: str) -> None:
         poison(tensors["out0"])
         program.set_symbols(T=tokens, R=1, D=0, S=1, C=0)
         program.run()
-        check(op, precision, tensors["out0"][:tokens], expected[:tokens])
+        check(op, precision, tensors["out0"][:tokens], expected[:tokens], x.shape[1])
 
 
 @pytest.mark.parametrize("batch", BATCHES)
