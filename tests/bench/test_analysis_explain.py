@@ -105,6 +105,19 @@ def test_attention_of_mixed_steps_measured_on_an_h100(
         assert sum(step.parts.values()) == pytest.approx(step.total_us)
 
 
+@pytest.mark.parametrize(("cache", "by_triton_us", "us"), [("fp8", 865, (518, 2868)), ("bf16", 683, (376, 2163))])
+def test_attention_of_continued_prompts_takes_what_was_measured(
+    fp8: Plan, bf16: Plan, cache: str, by_triton_us: float, us: tuple[float, float]
+) -> None:
+    """2,048 and 8,192 tokens after 6,144, the recorded runs of `kernels --past`, within 7%; Triton's kernel, the same on a trial."""
+    plan = {"fp8": fp8, "bf16": bf16}[cache]
+    role = "layers.*.self_attn.attn.paged_attention"
+    for arch, tokens, measured_us in (("sm_90", 2048, us[0]), ("sm_90", 8192, us[1]), ("", 2048, by_triton_us)):
+        shape = StepShape(np.array([tokens]), np.array([tokens + 6144]), 0, 1)
+        step = StepModel(plan, replace(H100, arch=arch)).step(shape)
+        assert step.ops[role] / 32 == pytest.approx(measured_us, rel=0.07)
+
+
 @pytest.mark.parametrize("model", ["llama-3.1-8b", "gptj-6b"])
 def test_attention_runs_beside_prompts_in_the_steps_the_kernels_say(model: str) -> None:
     source = {"kind": "dummy", "seed": 0}

@@ -15,7 +15,8 @@ that a prediction says something. Microseconds, measured and by the constants:
           (the profile of one sequence): 1.1
     attention  decode over 1,511 MB (profile-gptj-128-128-b1152), 992 MB (profile-fp8-128-1100-b432): 525.5, 342.4; 524, 346 by 0.95 of
                bandwidth + 4.5. Fresh prompts of 2,048: 586 TFLOP/s of 776 (kernels-prompts.json); where Triton has them, a trial of
-               8 x 2048: 439
+               8 x 2048: 439. Prompts that continue, 2,048 and 8,192 tokens after 6,144: 639, 636 over bf16, 464, 479 over fp8
+               (kernels-chunks-bf16.json, -fp8.json); where Triton has them, 2,048 tokens: 352, 278
     beside  a trial of the op: 381 sequences of 2,112 tokens and 3 prompts of 2,048: 667; 669. 2,030 of 192 and 16 of 128: 292; 293. 510 of
             1,500 and 1 of 1,000: 552; 555
 
@@ -40,7 +41,14 @@ from trtllm_engines.runtime.buckets import LARGEST_GRAPH
 BANDWIDTH_SHARE: Mapping[str, float] = {"gemv": 1.03, "few": 0.93, "gemm": 0.87, "attention": 0.95, "rows": 0.93}
 PEAK_SHARE: Mapping[str, float] = {"gemm": 1.0, "attention": 586 / 776}
 IN_TRITON = 586 / 439
-"""Time of prompts where Triton has them: chunks, beside decode attention, other heads than `CUDA_HEADS`, before Hopper."""
+"""Time of whole prompts where Triton has them: beside decode attention, other heads than `CUDA_HEADS`, before Hopper."""
+CONTINUED: Mapping[tuple[bool, bool], float] = {
+    (False, False): 586 / 637,
+    (False, True): 586 / 472,
+    (True, False): 586 / 352,
+    (True, True): 586 / 278,
+}
+"""Time of prompts that continue, by (in Triton, over an fp8 cache)."""
 CUDA_HEADS = (64, 128)
 KERNEL_US: Mapping[str, float] = {"gemv": 2.5, "few": 2.5, "gemm": 3.0, "attention": 4.5, "rows": 2.5}
 """Fixed time a kernel, with the gap before the next."""
@@ -135,7 +143,8 @@ class StepModel:
             elif (only := decode or whole) is not None:
                 yield only, count
             if continued is not None:
-                yield replace(continued, flop=continued.flop * IN_TRITON), count
+                key = self._without_cuda(), self.counter.plan.kv_dtype == "fp8"
+                yield replace(continued, flop=continued.flop * CONTINUED[key]), count
 
     def _kind(self, cost: OpCost) -> str:
         if cost.kind != "gemm":
@@ -146,8 +155,11 @@ class StepModel:
         memory, compute, fixed = self.op_us(cost)
         return _joined(memory, compute) + fixed
 
+    def _without_cuda(self) -> bool:
+        return not self._hopper or self.counter.plan.config.head_dim not in CUDA_HEADS
+
     def _in_triton(self, shape: StepShape) -> bool:
-        return not self._hopper or self.counter.plan.config.head_dim not in CUDA_HEADS or self._beside(shape)
+        return self._without_cuda() or self._beside(shape)
 
     def _beside(self, shape: StepShape) -> bool:
         config, decodes = self.counter.plan.config, shape.num_decodes
