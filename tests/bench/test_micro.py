@@ -15,7 +15,7 @@ from trtllm_bench.__main__ import main
 from trtllm_bench.analysis.counts import StepShape
 from trtllm_bench.analysis.hardware import Hardware
 from trtllm_bench.errors import BenchError, RunFailure
-from trtllm_bench.micro.bench import Bench, decode_case, prefill_case
+from trtllm_bench.micro.bench import Bench, chunk_case, decode_case, prefill_case
 from trtllm_bench.micro.results import Measured, Run, draw, is_right, judge
 from trtllm_bench.micro.run import Wanted, cases_of, parse_m, run
 from trtllm_bench.micro.timing import Call, Rule, measure, split_samples
@@ -145,6 +145,23 @@ def test_prefill_adds_only_what_differs_from_decode(bench: Bench) -> None:
     assert len({one.key for one in found}) == len(found)
     with pytest.raises(BenchError, match="no op of tiny-llama is named 'nothing'; it has embedding"):
         run(replace(wanted, name="nothing"), whole, FakeTimer(), Rule(), None, peers=False)
+
+
+def test_a_prompt_may_continue_what_is_in_the_cache() -> None:
+    wanted = Wanted("tiny-llama", "fp32", (4, 32), 50, "attention", past=70)
+    (*_, chunk) = cases_of(wanted)
+    assert (chunk.label, chunk.shape.symbols) == ("chunk", {"T": 32, "R": 1, "D": 0, "S": 1, "C": 1})
+    found = run(wanted, Bench("tiny-llama", "fp32", "cpu", cases_of(wanted)), FakeTimer(), Rule(), None, peers=False)
+    assert [(one.case, one.m, one.kv_len) for one in found] == [("decode", 4, 50), ("decode", 32, 50), ("chunk", 32, 102)]
+    assert all(one.right for one in found)
+    pairs = sum(70 + i for i in range(1, 33))
+    assert found[-1].flop == 4 * pairs * 128, "each query sees the past and the tokens up to its own"
+
+
+def test_a_sequence_longer_than_the_model_has_positions_is_refused() -> None:
+    for case in (chunk_case(64, 4033), decode_case(2, 4097)):
+        with pytest.raises(BenchError, match=r"tiny-llama has 4,096 positions; a sequence of 4,097 tokens is too long for it"):
+            Bench("tiny-llama", "fp32", "cpu", [case])
 
 
 def results(scale: float, seed: int) -> Run:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from trtllm_bench.analysis.counts import OpCost, PlanCounter, StepShape
+from trtllm_bench.errors import BenchError
 from trtllm_engines.compile import compile_model
 from trtllm_engines.plan import Op, Plan, Profile
 from trtllm_engines.presets import resolve_model
@@ -56,7 +57,8 @@ def chunk_case(tokens: int, past: int) -> Case:
 
 
 class Bench:
-    """A model's ops on one device. `arch` "cpu" runs the references, for tests."""
+    """A model's ops on one device. `arch` "cpu" runs the references, for tests. Raises `BenchError` for a sequence of more
+    tokens than the model has positions."""
 
     def __init__(self, model: str, precision: str, arch: str, cases: list[Case], page_size: int = 32, **compile_flags: Any) -> None:
         self.arch = arch
@@ -65,6 +67,9 @@ class Bench:
         tokens = max(case.shape.tokens for case in cases)
         sequences = max(case.shape.sequences for case in cases)
         longest = max(int(case.shape.kv_lens.max()) for case in cases)
+        if longest > config.max_position_embeddings:
+            most = config.max_position_embeddings
+            raise BenchError(f"{model} has {most:,} positions; a sequence of {longest:,} tokens is too long for it")
         profile = Profile(sequences, max(tokens, sequences), min(longest + 1, config.max_position_embeddings), page_size)
         source = DummyWeights(0)
         compiled = compile_model(config, precision, profile, arches=(arch,), weights_source=source.description, **compile_flags)

@@ -70,6 +70,18 @@ INLINE void load_tile(char* to, const TensorMap& qkv, int row, int column, u64& 
     for (int panel = 0; panel < PANELS; panel++) load_box(to + panel * PANEL_BYTES, qkv, row, column + 64 * panel, full);
 }
 
+// By one thread: makes room for a tile's queries and has them loaded, or tells that there are no more tiles.
+INLINE void announce(Shared& shared, const TensorMap& qkv, const Tile& tile, u32 count) {
+    u32 slot = count % SLOTS;
+    wait(shared.queries_empty[slot], (count / SLOTS + 1) % 2);
+    shared.tiles[slot] = tile;
+    if (tile.blocks == 0) {
+        arrive(shared.queries_full[slot]);
+    } else {
+        load_tile(shared.queries[slot], qkv, tile.row, tile.head * D, shared.queries_full[slot]);
+    }
+}
+
 // scores = queries @ keys.T; begins, does not wait
 INLINE void begin_scores(float (&scores)[64], u64 queries, u64 keys) {
 #pragma unroll

@@ -36,18 +36,6 @@ struct Source {
     }
 };
 
-// By one thread: makes room for a tile's queries and has them loaded, or tells that there are no more tiles.
-INLINE void announce(Shared& shared, const TensorMap& qkv, const Tile& tile, u32 count) {
-    u32 slot = count % SLOTS;
-    wait(shared.queries_empty[slot], (count / SLOTS + 1) % 2);
-    shared.tiles[slot] = tile;
-    if (tile.blocks == 0) {
-        arrive(shared.queries_full[slot]);
-    } else {
-        load_tile(shared.queries[slot], qkv, tile.row, tile.head * D, shared.queries_full[slot]);
-    }
-}
-
 #if CODES
 // A block of codes as fp16, a part of it by each of 128 threads: in panels of 64 columns with the 128-byte swizzle, in which of row r 16
 // bytes n lie where n ^ r % 8 would. A thread's pieces lie in rows 8 or 16 apart, so at one place of them, and eight neighbours' in eight

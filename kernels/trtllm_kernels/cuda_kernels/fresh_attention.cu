@@ -27,15 +27,8 @@ INLINE void produce(Shared& shared, const TensorMap& qkv, Walk walk) {
             load_tile(shared.values[stage], qkv, tile.row - block * TILE, column + HKV * D, shared.values_full[stage]);
         };
         if (leads) {
-            u32 slot = count % SLOTS;
-            wait(shared.queries_empty[slot], (count / SLOTS + 1) % 2);
-            shared.tiles[slot] = tile;
-            if (tile.blocks == 0) {
-                arrive(shared.queries_full[slot]);
-            } else {
-                load_tile(shared.queries[slot], qkv, tile.row, tile.head * D, shared.queries_full[slot]);
-                load_keys(0);
-            }
+            announce(shared, qkv, tile, count);
+            if (tile.blocks > 0) load_keys(0);
         }
         __syncwarp();
         if (tile.blocks == 0) return;
