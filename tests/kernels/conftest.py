@@ -1,6 +1,7 @@
 """Helper modules beside the tests are imported by name."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 from fake_cublaslt import FakeCublasLt
+from scripts import Script
 
 from trtllm_kernels import cublaslt, products
 
@@ -21,3 +23,15 @@ def lt(monkeypatch: pytest.MonkeyPatch) -> FakeCublasLt:
     monkeypatch.setattr(cublaslt, "_algorithms", {})
     monkeypatch.setattr(products, "_scratch", {})
     return fake
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interpreted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Script]]:
+    """The interpreter's long scripts, each one thread of Python: they run beside this folder's other tests from the first on."""
+    started: dict[str, Script] = {}
+    if any(item.path.name == "test_interpreted.py" for item in request.session.items):
+        folder = tmp_path_factory.mktemp("interpreted")
+        started = {name: Script.start(name, folder) for name in ("interpreted.py", "interpreted_engine.py")}
+    yield started
+    for script in started.values():
+        script.end()
