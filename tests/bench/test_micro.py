@@ -15,12 +15,15 @@ from trtllm_bench.__main__ import main
 from trtllm_bench.analysis.counts import StepShape
 from trtllm_bench.analysis.hardware import Hardware
 from trtllm_bench.errors import BenchError, RunFailure
-from trtllm_bench.micro.bench import Bench, chunk_case, decode_case, prefill_case
+from trtllm_bench.micro.bench import MOST_COPIES, Bench, BoundOp, _reading, chunk_case, decode_case, prefill_case
 from trtllm_bench.micro.results import Measured, Run, draw, is_right, judge
 from trtllm_bench.micro.run import Wanted, cases_of, parse_m, run
-from trtllm_bench.micro.timing import Call, Rule, measure, split_samples
+from trtllm_bench.micro.timing import Call, How, Rule, measure, split_samples
+from trtllm_kernels.types import Arg, Launch, Lowered
 
 RULE = Rule()
+SPEED = {"cold": 1.0, "warm": 0.5, "chained": 51.2}
+"""Of a chain of 64 calls 0.8 each."""
 
 
 class FakeTimer:
@@ -32,11 +35,11 @@ class FakeTimer:
         self.batches = 0
         self.draw = np.random.default_rng(1)
 
-    def sample(self, call: Call, count: int, cold: bool) -> list[float]:
+    def sample(self, call: Call, count: int, how: How) -> list[float]:
         call()
         self.now += 0.1
         self.batches += 1
-        return (self.mean * (1 if cold else 0.5) + self.spread * self.draw.standard_normal(count)).tolist()
+        return (self.mean * SPEED[how] + self.spread * self.draw.standard_normal(count)).tolist()
 
     def slowed(self) -> bool:
         return next(self.slow, False)
@@ -46,7 +49,7 @@ class FakeTimer:
 
 
 def timed(timer: FakeTimer, rule: Rule = RULE) -> tuple[float, int, bool, bool]:
-    found = measure(timer, lambda: None, True, rule, timer.clock)
+    found = measure(timer, lambda: None, "cold", rule, timer.clock)
     return found.mean_us, len(found.batches), found.settled, found.slowed
 
 
@@ -65,7 +68,7 @@ def test_noise_asks_for_as_many_samples_as_its_mean_needs() -> None:
 
 def test_what_never_settles_is_given_with_its_noise() -> None:
     timer = FakeTimer(spread=9.0)
-    found = measure(timer, lambda: None, True, Rule(seconds=1.0), timer.clock)
+    found = measure(timer, lambda: None, "cold", Rule(seconds=1.0), timer.clock)
     assert not found.settled
     assert found.noise > 0.01
     assert timer.now == pytest.approx(1.1)
@@ -137,7 +140,12 @@ def test_prefill_adds_only_what_differs_from_decode(bench: Bench) -> None:
     found = run(wanted, whole, FakeTimer(), Rule(), hardware, peers=False)
     assert {one.op for one in found if one.case == "prefill"} == {"paged_attention"}
     assert all(one.right and one.cold.mean_us == 10 and one.warm.mean_us == 5 for one in found)
+    assert {one.op for one in found if one.chained} == {"linear", "gate_up_silu", "linear_sample"} & {one.op for one in found}
     head = next(one for one in found if one.role == "lm_head" and one.m == 32)
+    calls = MOST_COPIES
+    assert head.chained is not None
+    assert head.chained.mean_us == pytest.approx(512 / calls)
+    assert head.chained_share == pytest.approx((head.roof_us or 0) / (512 / calls))
     config = whole.plan.config
     moved = 4 * (config.vocab_size * config.hidden_size + 32 * (config.hidden_size + config.vocab_size))
     assert head.roof_us == pytest.approx(max(moved / 1e11, 2 * 32 * config.vocab_size * config.hidden_size / 1e12) * 1e6)
@@ -145,6 +153,35 @@ def test_prefill_adds_only_what_differs_from_decode(bench: Bench) -> None:
     assert len({one.key for one in found}) == len(found)
     with pytest.raises(BenchError, match="no op of tiny-llama is named 'nothing'; it has embedding"):
         run(replace(wanted, name="nothing"), whole, FakeTimer(), Rule(), None, peers=False)
+
+
+def test_a_chain_reads_a_weight_of_its_own_each_time_until_all_have_left_l2(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bound = next(one for one in bench.ops(decode_case(4, 50)) if one.op.op == "linear")
+    weight = bound.memory[bound.operand("weight")]
+    monkeypatch.setattr("trtllm_bench.micro.bench.FLUSH_BYTES", 24 * weight.nbytes - 1)
+    read: list[int] = []
+
+    def run(self: BoundOp) -> None:
+        read.append(self.memory[bound.operand("weight")].data_ptr())
+        assert torch.equal(self.memory[bound.operand("weight")], weight)
+
+    chain = bench.chain(bound)
+    assert chain is not None
+    assert chain.calls == 72, "a whole number of rounds, at least 64 calls"
+    monkeypatch.setattr(BoundOp, "run", run)
+    chain.run()
+    assert len(set(read)) == 24
+    assert read == read[:24] * 3
+    assert bench.chain(next(one for one in bench.ops(decode_case(4, 50)) if one.op.op == "rms_norm")) is None
+
+
+def test_the_launches_of_a_chain_differ_in_the_weight_alone() -> None:
+    args = (Arg("tensor", "x"), Arg("tma", "w", (64, 128)), Arg("tensor", "w"), Arg("i32", "T"), Arg("tensor", "y", index=1))
+    lowered = Lowered((Launch("few", args=args), Launch("sum", args=(Arg("tensor", "y"),))))
+    first, second = _reading(lowered, "w", "w copy 1").launches
+    assert [one.value for one in first.args] == ["x", "w copy 1", "w copy 1", "T", "y"]
+    assert [(one.kind, one.box, one.index) for one in first.args] == [(one.kind, one.box, one.index) for one in args]
+    assert second == lowered.launches[1]
 
 
 def test_a_prompt_may_continue_what_is_in_the_cache() -> None:
@@ -168,7 +205,7 @@ def results(scale: float, seed: int) -> Run:
     draw_from = np.random.default_rng(seed)
     found = []
     for role, mean in (("mlp.down_proj", 20.0), ("attn", 50.0)):
-        base = measure(FakeTimer(mean), lambda: None, True, Rule())
+        base = measure(FakeTimer(mean), lambda: None, "cold", Rule())
         batches = mean * (scale if role == "attn" else 1) * (1 + 0.003 * draw_from.standard_normal(6))
         timing = replace(base, batches=tuple(batches.tolist()), mean_us=float(batches.mean()))
         found.append(Measured("linear", role, "decode", 8, 100, 1e6, 1e9, timing, timing, 0.0, True, roof_us=mean / 2))

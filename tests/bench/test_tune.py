@@ -20,7 +20,7 @@ from trtllm_bench.__main__ import main
 from trtllm_bench.analysis.counts import PlanCounter
 from trtllm_bench.errors import RunFailure
 from trtllm_bench.micro.bench import Bench, BoundOp, Case, decode_case
-from trtllm_bench.micro.timing import Call, Rule
+from trtllm_bench.micro.timing import Call, How, Rule
 from trtllm_bench.tune import check
 from trtllm_bench.tune.plan import Course, Race, steps, threshold_steps
 from trtllm_bench.tune.race import run_race
@@ -51,9 +51,9 @@ class FakeTimer:
         self.now, self.laps = 0.0, 0
         self.draw = np.random.default_rng(3)
 
-    def sample(self, call: Call, count: int, cold: bool) -> list[float]:
+    def sample(self, call: Call, count: int, how: How) -> list[float]:
         assert isinstance(call, Lap)
-        assert cold
+        assert how == "cold"
         self.now += 0.1
         self.laps += 1
         mean = self.times(call.race, call.tactic) * (1 + 0.1 * math.sin(self.now / 20))
@@ -277,7 +277,7 @@ def test_what_is_hopeless_leaves_a_race_early() -> None:
             super().__init__(flat)
             self.count: dict[int, int] = {}
 
-        def sample(self, call: Call, count: int, cold: bool) -> list[float]:
+        def sample(self, call: Call, count: int, how: How) -> list[float]:
             which = call()
             self.count[which] = self.count.get(which, 0) + 1
             return [(10.0, 9.9, 20.0)[which] * (1 + 0.05 * float(x)) for x in self.draw.standard_normal(count)]
@@ -290,7 +290,7 @@ def test_what_is_hopeless_leaves_a_race_early() -> None:
 
 def test_what_looks_faster_goes_on_until_it_is_known() -> None:
     class Timer(FakeTimer):
-        def sample(self, call: Call, count: int, cold: bool) -> list[float]:
+        def sample(self, call: Call, count: int, how: How) -> list[float]:
             return [float(call()) * (1 + 0.01 * float(x)) for x in self.draw.standard_normal(count)]
 
     def rounds(*means: float) -> list[int]:

@@ -8,7 +8,7 @@ invented for the benchmark: shapes, tactics, launches and data are the engine's.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 
 from trtllm_bench.analysis.counts import OpCost, PlanCounter, StepShape
 from trtllm_bench.errors import BenchError
+from trtllm_bench.micro.timing import FLUSH_BYTES
 from trtllm_engines.compile import compile_model
 from trtllm_engines.plan import Op, Plan, Profile
 from trtllm_engines.presets import resolve_model
@@ -29,10 +30,12 @@ from trtllm_kernels.errors import KernelError
 from trtllm_kernels.expr import evaluate
 from trtllm_kernels.ops import OPS
 from trtllm_kernels.specs import DTYPES
-from trtllm_kernels.types import Lowered
+from trtllm_kernels.types import Arg, Lowered
 
 LAYERS = 2
 VALUE_RANGE = 3.0
+LEAST_CALLS, MOST_COPIES = 64, 256
+"""Of a chain: so many that what lies between two replays of its graph does not count, and of a weight, which has to leave L2."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,7 @@ class Bench:
                 memory[name] = self._empty(self.plan.values[name], symbols)
             if op.reuses:
                 memory[op.outputs[0]] = memory[op.reuses]
-            bound = BoundOp(op, cost, memory, symbols, None if self.arch == "cpu" else self._bind(op.tactics[self.arch], memory, symbols))
+            bound = BoundOp(op, cost, memory, symbols, None if self.arch == "cpu" else self._bind([op.tactics[self.arch]], memory, symbols))
             bound.run()
             if like not in met:
                 met.add(like)
@@ -111,12 +114,14 @@ class Bench:
         shape = [evaluate(dim, symbols) for dim in spec.shape]
         return torch.zeros(shape, dtype=DTYPES[spec.dtype], device=self.device)
 
-    def _bind(self, lowered: Lowered, memory: Mapping[str, torch.Tensor], symbols: Mapping[str, int]) -> Any:
-        """Without overlap: a duration is a kernel's own, and no wait for the one before."""
+    def _bind(
+        self, lowered: Sequence[Lowered], memory: Mapping[str, torch.Tensor], symbols: Mapping[str, int], overlap: bool = False
+    ) -> Any:
+        """Without overlap a duration is a kernel's own, and no wait for the one before."""
         from trtllm_kernels.driver import BoundProgram
 
-        scratch = {name: self._empty(spec, symbols) for name, spec in lowered.workspaces.items()}
-        program = BoundProgram([lowered], {**memory, **scratch}.__getitem__, self._cubins, overlap=False)
+        scratch = {name: self._empty(spec, symbols) for one in lowered for name, spec in one.workspaces.items()}
+        program = BoundProgram(lowered, {**memory, **scratch}.__getitem__, self._cubins, overlap=overlap)
         program.set_symbols(**symbols)
         return program
 
@@ -124,9 +129,35 @@ class Bench:
         """Machine code that `variant` may need beyond the plan's own."""
         self._cubins = {**self._cubins, **cubins}
 
+    def chain(self, bound: BoundOp) -> Chain | None:
+        """A product over and over as in an engine, where launches overlap and every weight comes from memory; None for other ops."""
+        if bound.cost.kind != "gemm":
+            return None
+        name = bound.operand("weight")
+        copies = min(MOST_COPIES, -(-FLUSH_BYTES // bound.memory[name].nbytes))
+        names = [name, *(f"{name} copy {i}" for i in range(1, copies))]
+        memory = {**bound.memory, **{one: bound.memory[name].clone() for one in names[1:]}}
+        calls = copies * -(-LEAST_CALLS // copies)
+        if self.arch == "cpu":
+            bounds = [replace(bound, memory={**memory, name: memory[one]}) for one in names]
+
+            def run() -> None:
+                for i in range(calls):
+                    bounds[i % copies].run()
+
+            return Chain(run, calls)
+        lowered = bound.op.tactics[self.arch]
+        each = [_reading(lowered, name, one) for one in names]
+        program = self._bind(each * (calls // copies), memory, bound.symbols, overlap=True)
+        program.run()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            program.run()
+        return Chain(graph.replay, calls, program)
+
     def variant(self, bound: BoundOp, lowered: Lowered) -> BoundOp:
         """The same op on the same memory by other launches."""
-        return replace(bound, program=None if self.arch == "cpu" else self._bind(lowered, bound.memory, bound.symbols))
+        return replace(bound, program=None if self.arch == "cpu" else self._bind([lowered], bound.memory, bound.symbols))
 
     def _inputs(self, shape: StepShape) -> None:
         """The step as the runtime would upload it; each sequence owns consecutive pages."""
@@ -157,6 +188,25 @@ class Bench:
 
 
 @dataclass(frozen=True)
+class Chain:
+    """`calls` of one op in one `run`. `kept`: what a graph needs alive."""
+
+    run: Callable[[], Any]
+    calls: int
+    kept: Any = None
+
+
+def _reading(lowered: Lowered, name: str, other: str) -> Lowered:
+    """With `other` where launches take `name`."""
+
+    def argument(arg: Arg) -> Arg:
+        return replace(arg, value=other) if arg.value == name else arg
+
+    launches = (replace(one, args=tuple(argument(arg) for arg in one.args)) for one in lowered.launches)
+    return replace(lowered, launches=tuple(launches))
+
+
+@dataclass(frozen=True)
 class BoundOp:
     op: Op
     cost: OpCost
@@ -164,6 +214,10 @@ class BoundOp:
     symbols: Mapping[str, int]
     program: Any
     """The launches, bound; None runs the reference."""
+
+    def operand(self, name: str) -> str:
+        """What the op's tensor `name` of its definition is called in the plan."""
+        return dict(zip(OPS[self.op.op].tensors, self.op.inputs, strict=True))[name]
 
     def arguments(self) -> dict[str, Any]:
         definition = OPS[self.op.op]

@@ -32,6 +32,8 @@ class Measured:
     warm: Timing
     error: float
     right: bool
+    chained: Timing | None = None
+    """Of products."""
     peer: str = ""
     peer_us: float | None = None
     roof_us: float | None = None
@@ -44,6 +46,11 @@ class Measured:
     def share(self) -> float | None:
         """Of the ceiling, cold: in an engine every op finds its weights and cache in memory and not in L2."""
         return None if self.roof_us is None else self.roof_us / self.cold.mean_us
+
+    @property
+    def chained_share(self) -> float | None:
+        """Of the ceiling, chained."""
+        return None if self.roof_us is None or self.chained is None else self.roof_us / self.chained.mean_us
 
 
 @dataclass(frozen=True)
@@ -63,12 +70,15 @@ class Run:
         """Raises `BenchError`."""
         try:
             data = json.loads(path.read_text())
-            results = [Measured(**{**one, "cold": _timing(one["cold"]), "warm": _timing(one["warm"])}) for one in data.pop("results")]
+            results = [Measured(**{**one, **{how: _timing(one[how]) for how in _TIMED if one.get(how)}}) for one in data.pop("results")]
             return cls(**data, results=tuple(results))
         except FileNotFoundError as error:
             raise BenchError(f"no kernel results at {path}; write them with trtllm-bench kernels --json {path}") from error
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise BenchError(f"{path} is no file of trtllm-bench kernels --json ({type(error).__name__}: {error})") from error
+
+
+_TIMED = ("cold", "warm", "chained")
 
 
 def _timing(data: dict[str, Any]) -> Timing:
@@ -133,6 +143,8 @@ def lines(results: Sequence[Measured]) -> list[dict[str, Any]]:
             "m": one.m,
             "cold": one.cold.mean_us,
             "warm": one.warm.mean_us,
+            "chained": None if one.chained is None else one.chained.mean_us,
+            "chained_share": None if one.chained_share is None else 100 * one.chained_share,
             "noise": 100 * one.cold.noise,
             "tb": one.bytes / one.cold.mean_us / 1e6,
             "tflop": one.flop / one.cold.mean_us / 1e6,

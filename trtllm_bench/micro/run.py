@@ -1,4 +1,5 @@
-"""The benchmark of a model's kernels: cases from M, each op measured cold and warm, checked, and set beside its peer and its ceiling."""
+"""The benchmark of a model's kernels: cases from M, each op measured cold, warm and, a product, chained, checked, and set
+beside its peer and its ceiling."""
 
 from __future__ import annotations
 
@@ -74,7 +75,9 @@ def _measured(
 ) -> Measured:
     error = bound.error()
     taken_over = bound.memory[bound.op.reuses].clone() if bound.op.reuses else None
-    cold, warm = measure(timer, bound.run, True, rule), measure(timer, bound.run, False, rule)
+    cold, warm = measure(timer, bound.run, "cold", rule), measure(timer, bound.run, "warm", rule)
+    chain = bench.chain(bound)
+    chained = None if chain is None else measure(timer, chain.run, "chained", rule).per(chain.calls)
     if taken_over is not None:  # run thousands of times in place, it is not what the next op is given in an engine
         bound.memory[bound.op.reuses].copy_(taken_over)
     config = bench.plan.config
@@ -90,10 +93,11 @@ def _measured(
         flop=bound.cost.flop,
         cold=cold,
         warm=warm,
+        chained=chained,
         error=error,
         right=is_right(error, coarsest(bound, out)),
         peer="" if peer is None else peer.name,
-        peer_us=None if peer is None else measure(timer, peer.call, True, rule).mean_us,
+        peer_us=None if peer is None else measure(timer, peer.call, "cold", rule).mean_us,
         roof_us=roof_us(bound.cost, hardware),
     )
 

@@ -20,6 +20,8 @@ COLUMNS = (
     Column("tb", "", unit="TB/s", kind="number", places=2),
     Column("tflop", "", unit="TFLOP/s", kind="number", places=1),
     Column("share", "of ceiling", unit="%", kind="number", places=0),
+    Column("chained", unit="us", kind="number", places=2, priority=1),
+    Column("chained_share", "of ceiling", unit="%", kind="number", places=0, priority=1),
     Column("peer", "peer", unit="us", kind="number", places=2, priority=3),
     Column("versus", "speed-up", kind="number", places=2, priority=3),
     Column("by", "of peer", hoist=False, priority=6),

@@ -7,7 +7,8 @@ supply is not a sample of the kernel and is repeated, a few times.
 A sample is the sum of durations that CUPTI reports for the kernels of one call: neither the launch nor the gap between two kernels is in
 it, which events around a call of a few microseconds would mostly measure. Cold: several L2 caches' worth of memory is read before each
 call; not written, because lines that were have to go back to memory while the call reads its own. Warm: calls follow each other and find
-what the last one left.
+what the last one left. Chained: replays of a CUDA graph of many calls, one right behind another and overlapping where the engine lets
+them, between two events each; what a call costs there is what it adds to a step.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -28,6 +30,7 @@ FLUSH_BYTES = 256 << 20
 """Several times any L2 cache."""
 _LINE_BYTES = 128
 Call = Callable[[], Any]
+How = Literal["cold", "warm", "chained"]
 
 
 @dataclass(frozen=True)
@@ -55,9 +58,14 @@ class Timing:
     slowed: bool = False
     """Every batch was measured on a slowed-down GPU."""
 
+    def per(self, calls: int) -> Timing:
+        """Of one among `calls` that were measured together."""
+        batches = tuple(mean / calls for mean in self.batches)
+        return replace(self, mean_us=self.mean_us / calls, median_us=self.median_us / calls, batches=batches)
+
 
 class Timer(Protocol):
-    def sample(self, call: Call, count: int, cold: bool) -> list[float]:
+    def sample(self, call: Call, count: int, how: How) -> list[float]:
         """Microseconds of each of `count` calls."""
 
     def slowed(self) -> bool:
@@ -67,8 +75,8 @@ class Timer(Protocol):
 class Sampler:
     """Batches of one call, as they come; what `Rule` decides on."""
 
-    def __init__(self, timer: Timer, call: Call, cold: bool, rule: Rule) -> None:
-        self._timer, self._call, self._cold, self._rule = timer, call, cold, rule
+    def __init__(self, timer: Timer, call: Call, how: How, rule: Rule) -> None:
+        self._timer, self._call, self._how, self._rule = timer, call, how, rule
         self._retries = rule.retries
         self.samples: list[float] = []
         self.batches: list[float] = []
@@ -77,7 +85,7 @@ class Sampler:
     def add(self) -> None:
         """One more batch; one during which the GPU was slowed down is measured again while there are retries."""
         while True:
-            found = self._timer.sample(self._call, self._rule.batch, self._cold)
+            found = self._timer.sample(self._call, self._rule.batch, self._how)
             if not self._timer.slowed():
                 break
             if not self._retries:
@@ -109,9 +117,9 @@ class Sampler:
         )
 
 
-def measure(timer: Timer, call: Call, cold: bool, rule: Rule, clock: Callable[[], float] = time.perf_counter) -> Timing:
+def measure(timer: Timer, call: Call, how: How, rule: Rule, clock: Callable[[], float] = time.perf_counter) -> Timing:
     began = clock()
-    sampler = Sampler(timer, call, cold, rule)
+    sampler = Sampler(timer, call, how, rule)
     while len(sampler.batches) < rule.max_batches:
         sampler.add()
         if len(sampler.batches) >= rule.min_batches and (sampler.settled or clock() - began > rule.seconds):
@@ -129,10 +137,13 @@ class CuptiTimer:
         self._lines, self._read = lines[:, 0], torch.empty(len(lines), dtype=torch.uint8, device="cuda")
         self._reasons = _slow_down_reasons()
 
-    def sample(self, call: Call, count: int, cold: bool) -> list[float]:
+    def sample(self, call: Call, count: int, how: How) -> list[float]:
         import torch
 
         call()
+        if how == "chained":
+            return self._between_events(call, count)
+        cold = how == "cold"
         torch.cuda.synchronize()
         collector = TorchCollector("cuda")
         collector.start()
@@ -143,6 +154,18 @@ class CuptiTimer:
         torch.cuda.synchronize()
         collector.stop()
         return split_samples([event.duration_us for event in device_events(collector.content())], count, cold)
+
+    @staticmethod
+    def _between_events(call: Call, count: int) -> list[float]:
+        import torch
+
+        events: list[Any] = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]  # type: ignore[no-untyped-call]
+        events[0].record()
+        for event in events[1:]:
+            call()
+            event.record()
+        events[-1].synchronize()
+        return [1e3 * before.elapsed_time(after) for before, after in pairwise(events)]
 
     def slowed(self) -> bool:
         return self._reasons()

@@ -27,7 +27,7 @@ def run_race(
 ) -> tuple[Timing, ...]:
     """Timings of `calls`, the first being the default; `rule.min_batches` rounds at least, whatever the time."""
     began = clock()
-    all_samplers = [Sampler(timer, call, True, rule) for call in calls]
+    all_samplers = [Sampler(timer, call, "cold", rule) for call in calls]
     running = list(all_samplers)
     for done in range(1, rule.max_batches + 1):
         for sampler in running[done % len(running) :] + running[: done % len(running)]:
