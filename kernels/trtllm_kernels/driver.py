@@ -55,9 +55,11 @@ def load_function(cubin: Cubin) -> Any:
         name = f"load kernel {cubin.info.entry} ({cubin.info.arch})"
         module = _check(cuda.cuModuleLoadData(cubin.code), name)
         function = _check(cuda.cuModuleGetFunction(module, cubin.info.entry.encode()), name)
+        settings = cuda.CUfunction_attribute
         if cubin.info.shared_bytes > _DEFAULT_SHARED_BYTES:
-            attribute = cuda.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+            attribute = settings.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
             _check(cuda.cuFuncSetAttribute(function, attribute, cubin.info.shared_bytes), f"{name} with {cubin.info.shared_bytes} B shared")
+        _check(cuda.cuFuncSetAttribute(function, settings.CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, 100), f"{name} beside others")
         _functions[key] = (module, function)
     return _functions[key][1]
 

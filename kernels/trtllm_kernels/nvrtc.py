@@ -20,8 +20,8 @@ from trtllm_kernels.errors import KernelError
 from trtllm_kernels.types import KernelSpec
 
 SOURCES = Path(__file__).resolve().parent / "cuda_kernels"
-_ELEMENT_TYPES = {"fp16": 6, "bf16": 10}
-"""In the numbering of `CubinInfo.tensordesc`, which is Triton's."""
+_ELEMENT_TYPES = {"fp8e4nv": (0, 1), "fp16": (6, 2), "bf16": (10, 2)}
+"""In the numbering of `CubinInfo.tensordesc`, which is Triton's; bytes."""
 _SWIZZLE_128 = 3
 
 
@@ -67,11 +67,12 @@ def tensor_descriptions(spec: KernelSpec) -> tuple[Mapping[str, Any], ...]:
     """`CubinInfo.tensordesc`: a box is what the specification says, in one piece."""
     found = (re.fullmatch(r"tensordesc<(\w+)\[(\d+),(\d+)\]>", kind) for kind in spec.signature.values())
     boxes = [(match[1], int(match[2]), int(match[3])) for match in found if match]
-    if any(kind not in _ELEMENT_TYPES or columns != 64 for kind, _, columns in boxes):
-        raise KernelError(f"kernel {spec.function} takes boxes {boxes}; they must be of 64 columns of {' or '.join(_ELEMENT_TYPES)}")
+    types = [_ELEMENT_TYPES.get(kind, (0, 0)) for kind, _, _ in boxes]
+    if any(columns * size != 128 for (_, _, columns), (_, size) in zip(boxes, types, strict=True)):
+        raise KernelError(f"kernel {spec.function} takes boxes {boxes}; they must be of 128 bytes a row of {', '.join(_ELEMENT_TYPES)}")
     return tuple(
-        {"block_size": [rows, columns], "elem_size": 2, "elem_type": _ELEMENT_TYPES[kind], "swizzle": _SWIZZLE_128}
-        for kind, rows, columns in boxes
+        {"block_size": [rows, columns], "elem_size": size, "elem_type": kind, "swizzle": _SWIZZLE_128}
+        for (_, rows, columns), (kind, size) in zip(boxes, types, strict=True)
     )
 
 

@@ -184,11 +184,17 @@ TOKENS = (1, 2, 16, 17, 32, 33, 64, 65, 191, 192, 1000)
 """On both sides of every change of routine: one token, few (in tiles of 16, 32, 64), more, and from 192 the fused kernels."""
 
 
+def few_tiles(**values: int) -> dict[str, int]:
+    return {f"few{padded}_{name}": value for padded in (16, 32, 64) for name, value in values.items()}
+
+
 FEW = {
     "library": {"few_to": 0},
     "few": {},
-    "few-whole": dict.fromkeys(("few16_splits", "few32_splits", "few64_splits"), 1),
-    "few-divided": dict.fromkeys(("few16_splits", "few32_splits", "few64_splits"), 4),
+    "few-parts": few_tiles(parts=4),
+    "few-alone": few_tiles(blocks=1, parts=1),
+    "triton-whole": few_tiles(blocks=0, splits=1),
+    "triton-divided": few_tiles(blocks=0, splits=4),
 }
 """Tactics of products of 2 to 64 tokens."""
 

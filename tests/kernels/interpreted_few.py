@@ -19,7 +19,7 @@ ODD = ModelShape(hidden=304, intermediate=104)
 
 def tactic(**tile: int) -> dict[str, int]:
     """The same tile for all padded sizes."""
-    tile = {"rows": 64, "k": 256, "splits": 1, "ahead": 16} | tile
+    tile = {"rows": 64, "k": 256, "splits": 1, "ahead": 16, "blocks": 0} | tile
     return {f"few{padded}_{name}": value for padded in (16, 32, 64) for name, value in tile.items()}
 
 

@@ -54,8 +54,9 @@ def main() -> None:
             for candidate in () if choice.tokens else choice.candidates:
                 tactic = {**BY_TRITON.get(op_name, {}), **candidate}
                 lowering.tactics.recorded = lambda *_, tactic=tactic: tactic
-                view = shown(lower_call(op, named, outputs, "sm_90"))
-                if view in seen:
+                lowered = lower_call(op, named, outputs, "sm_90")
+                view = shown(lowered)
+                if view in seen or any(kernel.is_cuda for kernel in lowered.kernels):
                     continue
                 seen.add(view)
                 fresh = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in named.items()}

@@ -23,24 +23,29 @@ _SHARED_LIMIT = {"sm_80": 163 * 1024, "sm_89": 99 * 1024, "sm_90": 227 * 1024}
 
 _SPILL_BYTES = {"context_attention": 16}
 """All a kernel may spill: 0, but for head 256 over fp8 pages of 64 on sm_90, at the limit of 255 registers."""
-_FEW = {"few_linear", "few_parts", "few_sum", "few_gate_up_silu", "few_linear_gelu"}
+_FEW = {"few_tokens", "few_linear", "few_parts", "few_sum", "few_gate_up_silu", "few_linear_gelu"}
 _ONLY_HOPPER = {"gate_up_silu", "linear_gelu", "fresh_attention", *_FEW}
 
 
 def few_token_kernels(precision: str) -> list[KernelSpec]:
-    """Each once a padded size at the 8B's shapes, by default and divided."""
-    divided = dict.fromkeys(("few16_splits", "few32_splits", "few64_splits"), 4)
+    """Each once a padded size at the 8B's shapes, in both languages, whole and divided."""
+
+    def tiles(**values: int) -> dict[str, int]:
+        return {f"few{padded}_{name}": value for padded in (16, 32, 64) for name, value in values.items()}
+
+    by_triton, whole, divided = tiles(blocks=0, splits=1), tiles(blocks=2, parts=1), tiles(blocks=1, parts=4)
     chosen = {}
     for op in (op for op in ops_of(MODELS["llama-3.1-8b"], precision) if op.op.startswith(("linear", "gate_up"))):
-        for tactic in ({}, divided) if op.op == "linear" else ({},):
+        for tactic in (by_triton, whole, divided, *([tiles(blocks=0, splits=4)] if op.op == "linear" else [])):
             for spec in lower(op.op, op.inputs, op.outputs, op.attrs, "sm_90", tactic=tactic).kernels:
                 if spec.function.startswith("few"):
-                    chosen.setdefault((spec.function, *(spec.constexprs.get(name) for name in ("TOKENS", "SCALED_ROWS", "SAMPLED"))), spec)
+                    kind = (spec.constexprs.get(name) for name in ("TOKENS", "SCALED_ROWS", "SAMPLED", "ACT", "SPLITS"))
+                    chosen.setdefault((spec.function, *kind), spec)
     return list(chosen.values())
 
 
 def prompt_kernels(model: str, precision: str, page_size: int = 32, **tactic: int) -> list[KernelSpec]:
-    """That where decode attention runs beside it left out."""
+    """Of prompts, in both languages or by what the tactic says; but for that of prompts beside decode attention."""
     ops = (o for o in ops_of(replace(MODELS[model], page_size=page_size), precision) if o.op == "paged_attention")
     specs = [s for o in ops for s in lower(o.op, o.inputs, o.outputs, o.attrs, "sm_90", tactic=tactic).kernels]
     return [s for s in specs if s.function in ("fresh_attention", "context_attention") and not s.constexprs.get("PROGRAMS")]
@@ -76,7 +81,7 @@ def all_kernels() -> set[str]:
 def test_kernels_compile_without_spills_within_limits(arch: str) -> None:
     specs = representative(arch)
     absent = {"sm_80": {"quantize", "quantize_rows", *_ONLY_HOPPER}, "sm_89": _ONLY_HOPPER, "sm_90": set()}[arch]
-    assert {s.function for s in specs} == all_kernels() - absent
+    assert {s.function for s in specs if not s.is_cuda} == all_kernels() - absent
     for spec in specs:
         info = aot.compile_kernel(spec, arch).info
         assert info.spill_bytes <= _SPILL_BYTES.get(spec.function, 0), (spec.function, spec.constexprs, info)
@@ -126,10 +131,12 @@ _LET_NEXT_START, _WAIT = "PREEXIT", "ACQBULK"
 
 def test_hopper_kernels_let_the_next_start_then_load_constants_then_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the default tiles. Before the wait nothing branches (in CUDA C++ one thread makes barriers and asks for a descriptor), so
-    the order of the text is that of every thread; what is loaded there, interpreted_overlap.py sees."""
+    the order of the text is that of every thread; what is loaded there, interpreted_overlap.py sees. Products of few tokens in CUDA C++,
+    whose warps go different ways: test_few.py."""
     monkeypatch.setattr(tactics, "folder", lambda: tmp_path)
     waiting = [spec for spec in kernels_of("llama-3.1-8b", "fp8", "sm_90").values() if not spec.constexprs.get("BESIDE")]
-    for spec in {(spec.function, spec.is_cuda): spec for spec in [*waiting, *few_token_kernels("fp8")]}.values():
+    of_each = {(spec.function, spec.is_cuda): spec for spec in [*waiting, *few_token_kernels("fp8")]}
+    for spec in (spec for (function, _), spec in of_each.items() if function != "few_tokens"):
         code = instructions(spec)
         assert (code.count(_LET_NEXT_START), code.count(_WAIT)) == (1, 1), spec
         before, after = code[: code.index(_WAIT)], code[code.index(_WAIT) :]
@@ -216,7 +223,7 @@ def test_cuda_errors_are_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "\n" not in str(caught.value)
     with pytest.raises(KernelError, match="cannot be found"):
         aot.compile_kernel(replace(spec, function="nothing"), "sm_90", cache=False)
-    with pytest.raises(KernelError, match="must be of 64 columns of fp16 or bf16"):
+    with pytest.raises(KernelError, match="must be of 128 bytes a row of fp8e4nv, fp16, bf16"):
         nvrtc.tensor_descriptions(replace(spec, signature={"QKV": "tensordesc<fp32[128,32]>"}))
     bindings = nvrtc._bindings()
 

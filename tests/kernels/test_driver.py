@@ -2,6 +2,7 @@
 
 import ctypes
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ class RecordingDriver:
     def __init__(self) -> None:
         self.launches: list[tuple] = []
         self.attributes: list[list[tuple]] = []
-        self.opted_in: list[int] = []
+        self.set: list[tuple[str, int]] = []
         self.encoded: list[tuple] = []
         self.status = driver._SUCCESS
         self._map = ctypes.create_string_buffer(b"M" * 128, 128)
@@ -35,8 +36,8 @@ class RecordingDriver:
     def cuModuleGetFunction(self, module: bytes, name: bytes) -> tuple:
         return driver._SUCCESS, (module, name)
 
-    def cuFuncSetAttribute(self, function: object, attribute: object, value: int) -> tuple:
-        self.opted_in.append(value)
+    def cuFuncSetAttribute(self, function: object, attribute: Any, value: int) -> tuple:
+        self.set.append((attribute.name, value))
         return (driver._SUCCESS,)
 
     def cuTensorMapEncodeTiled(self, *args: object) -> tuple:
@@ -87,7 +88,8 @@ def test_launch_passes_its_arguments_in_order_and_follows_the_symbols(fake: Reco
     )
     launch = Launch("k", ("ceil_div(T, 16)", "D", 1), args)
     program = BoundProgram([Lowered((launch,))], tensors.__getitem__, {"k": cubin(shared=99000)})
-    assert fake.opted_in == [99000]
+    name = "CU_FUNC_ATTRIBUTE_{}".format
+    assert fake.set == [(name("MAX_DYNAMIC_SHARED_SIZE_BYTES"), 99000), (name("PREFERRED_SHARED_MEMORY_CARVEOUT"), 100)]
     with pytest.raises(KernelError, match="set_symbols"):
         program.run()
     for tokens, decodes in ((33, 2), (5, 1)):

@@ -17,6 +17,7 @@ from trtllm_kernels.catalogue import MODELS, ops_of
 from trtllm_kernels.errors import KernelError
 from trtllm_kernels.expr import ceil_div, evaluate
 from trtllm_kernels.lowering import lower
+from trtllm_kernels.nvrtc import compile_source
 from trtllm_kernels.types import KernelSpec, Launch, Lowered, TensorSpec
 
 SCALE = TensorSpec((1,), "fp32")
@@ -45,10 +46,22 @@ def routine(lowered: Lowered, launch: Launch) -> str:
     return f"{spec.function} {spec.constexprs['TOKENS']}" if "TOKENS" in spec.constexprs else spec.function
 
 
-@given(st.integers(0, 400), st.integers(0, 90), st.tuples(*[st.sampled_from([1, 2, 4])] * 3), st.sampled_from([0, 1]))
-def test_each_number_of_tokens_has_one_routine_and_room_for_its_parts(tokens: int, most: int, each: tuple[int, ...], gemv: int) -> None:
-    """None where no row is wanted, as of lm_head in a step of chunks alone. `each`: parts of K with tiles of 16, 32 and 64 tokens."""
-    divided = {f"few{padded}_splits": splits for padded, splits in zip((16, 32, 64), each, strict=True)}
+def triton_tiles(**values: int) -> dict[str, int]:
+    return {f"few{padded}_{name}": value for padded in (16, 32, 64) for name, value in {**values, "blocks": 0}.items()}
+
+
+_TILES = st.tuples(st.sampled_from([1, 2, 4]), st.sampled_from([0, 1, 2]))
+
+
+@given(st.integers(0, 400), st.integers(0, 90), st.tuples(_TILES, _TILES, _TILES), st.sampled_from([0, 1]))
+def test_each_number_of_tokens_has_one_routine_and_room_for_its_parts(
+    tokens: int, most: int, each: tuple[tuple[int, int], ...], gemv: int
+) -> None:
+    """None where no row is wanted, as of lm_head in a step of chunks alone. `each`: parts of K and blocks an SM, 0 for Triton's kernels,
+    with tiles of 16, 32 and 64 tokens."""
+    divided: dict[str, int] = {}
+    for padded, (splits, blocks) in zip((16, 32, 64), each, strict=True):
+        divided |= {f"few{padded}_splits": splits, f"few{padded}_parts": splits, f"few{padded}_blocks": blocks}
     lowered = linear(4096, 4096, few_to=most, gemv=gemv, **divided)
     fixed = linear(4096, 4096, tokens=tokens, few_to=most, gemv=gemv, **divided)
     names = [routine(lowered, launch) for launch in running(lowered, tokens)]
@@ -60,8 +73,11 @@ def test_each_number_of_tokens_has_one_routine_and_room_for_its_parts(tokens: in
         assert names == ["gemv"]
     elif tokens <= min(most, 64):
         splits = divided[f"few{padded}_splits"]
-        assert names == ([f"few_linear {padded}"] if splits == 1 else [f"few_parts {padded}", "few_sum"])
-        if splits > 1:
+        if divided[f"few{padded}_blocks"]:
+            assert names == [f"few_tokens {padded}"]
+        else:
+            assert names == ([f"few_linear {padded}"] if splits == 1 else [f"few_parts {padded}", "few_sum"])
+        if names[-1] == "few_sum":
             (parts,) = lowered.workspaces.values()
             assert evaluate(parts.shape[0], {"T": tokens}) >= splits * tokens
             assert parts.shape[1] == 4096
@@ -79,19 +95,34 @@ def test_a_product_that_ends_in_an_activation_is_one_launch_for_few_tokens(token
     elif tokens == 1:
         assert names == ["gemv_gate_up_silu"]
     elif tokens <= min(most, 64, fused - 1):
-        assert names == [f"few_gate_up_silu {padded}"]
+        assert names == [f"few_tokens {padded}"]
+        in_triton = gate_up(few_to=most, fused_from=fused, **triton_tiles())
+        assert [routine(in_triton, launch) for launch in running(in_triton, tokens)] == [f"few_gate_up_silu {padded}"]
     else:
         assert names == (["gate_up_silu"] if tokens >= fused else ["scaled_matmul", "silu_mul_interleaved"])
 
 
 def test_every_row_and_column_of_the_weight_has_a_program() -> None:
     for rows, columns, splits in ((4096, 14336, 4), (1000, 336, 3), (6144, 4096, 1)):
-        lowered = linear(rows, columns, few_to=64, few32_splits=splits, gemv=0)
+        lowered = linear(rows, columns, few_to=64, few32_splits=splits, few32_blocks=0, gemv=0)
         launch = running(lowered, 20)[0]
         spec = next(spec for spec in lowered.kernels if spec.key == launch.kernel)
         tiles, parts, _ = (evaluate(dim, {"T": 20}) for dim in launch.grid)
         assert (tiles - 1) * spec.constexprs["BLOCK_N"] < rows <= tiles * spec.constexprs["BLOCK_N"]
         assert parts == splits
+        for blocks in (1, 2):
+            cuda = linear(rows - rows % 16, columns, few_to=64, few32_parts=splits, few32_blocks=blocks, gemv=0)
+            launch, spec = cuda_launch(cuda, 20)
+            tiles, parts, _ = (evaluate(dim, {"T": 20}) for dim in launch.grid)
+            assert 64 * (tiles - 1) < spec.constexprs["N"] == rows - rows % 16 <= 64 * tiles
+            assert parts == spec.constexprs["SPLITS"] == splits
+
+
+def cuda_launch(lowered: Lowered, tokens: int) -> tuple[Launch, KernelSpec]:
+    (launch,) = running(lowered, tokens)
+    spec = next(spec for spec in lowered.kernels if spec.key == launch.kernel)
+    assert spec.is_cuda
+    return launch, spec
 
 
 def test_where_they_are_off_or_do_not_fit_it_is_the_librarys() -> None:
@@ -117,17 +148,51 @@ def tile_of(lowered: Lowered, tokens: int) -> tuple[str, int, int, int]:
 @pytest.mark.parametrize("dtype", ["fp8", "bf16"])
 def test_by_default_k_is_divided_and_steps_are_short_where_programs_are_few(dtype: str) -> None:
     """The tiles that were measured: QKV, O, down and gate_up of the 8B."""
+    qkv, o, down = (linear(*shape, dtype, **triton_tiles()) for shape in ((6144, 4096), (4096, 4096), (4096, 14336)))
+    gate_up_silu = gate_up(dtype, **triton_tiles())
     for tokens in (2, 16, 17, 32):
-        assert tile_of(linear(6144, 4096, dtype), tokens) == ("few_linear", 512, 3, 1)
-        assert tile_of(linear(4096, 4096, dtype), tokens) == ("few_parts", 512, 3, 2)
-        down = ("few_parts", 512, 3, 2) if dtype == "fp8" else ("few_linear", 256, 6, 1)
-        assert tile_of(linear(4096, 14336, dtype), tokens) == down
-        assert tile_of(gate_up(dtype), tokens) == ("few_gate_up_silu", 512, 3, 1)
+        assert tile_of(qkv, tokens) == ("few_linear", 512, 3, 1)
+        assert tile_of(o, tokens) == ("few_parts", 512, 3, 2)
+        assert tile_of(down, tokens) == (("few_parts", 512, 3, 2) if dtype == "fp8" else ("few_linear", 256, 6, 1))
+        assert tile_of(gate_up_silu, tokens) == ("few_gate_up_silu", 512, 3, 1)
     for tokens in (33, 64):
-        assert tile_of(linear(6144, 4096, dtype), tokens) == ("few_linear", 512, 3, 1)
-        assert tile_of(linear(4096, 4096, dtype), tokens) == ("few_linear", 256, 6, 1)
-        assert tile_of(linear(4096, 14336, dtype), tokens) == ("few_linear", 256, 6, 1)
-        assert tile_of(gate_up(dtype), tokens) == ("few_gate_up_silu", 256, 3, 1)
+        assert tile_of(qkv, tokens) == ("few_linear", 512, 3, 1)
+        assert tile_of(o, tokens) == ("few_linear", 256, 6, 1)
+        assert tile_of(down, tokens) == ("few_linear", 256, 6, 1)
+        assert tile_of(gate_up_silu, tokens) == ("few_gate_up_silu", 256, 3, 1)
+
+
+@pytest.mark.parametrize("dtype", ["fp8", "bf16"])
+def test_in_cuda_two_blocks_divide_k_where_they_have_an_sm_each_and_share_one_where_there_are_more(dtype: str) -> None:
+    for tokens in (2, 16, 17, 32, 33, 64):
+        for lowered, parts in (
+            (linear(6144, 4096, dtype), 1),
+            (linear(4096, 4096, dtype), 2),
+            (linear(4096, 14336, dtype), 2),
+            (gate_up(dtype), 1),
+        ):
+            _, spec = cuda_launch(lowered, tokens)
+            assert spec.constexprs["SPLITS"] == parts
+            shared = spec.constexprs["SHARED_BYTES"]
+            assert (100 if parts == 1 else 150) * 1024 < shared <= (228 // (2 if parts == 1 else 1) - 1) * 1024
+
+
+@pytest.mark.parametrize("dtype", ["fp8", "bf16"])
+def test_in_cuda_weights_are_on_the_way_before_the_wait(dtype: str) -> None:
+    """Of x nothing is; products follow each other, and the assembler has nothing to say of them."""
+    for lowered in (linear(6144, 4096, dtype), linear(4096, 14336, dtype), gate_up(dtype)):
+        for tokens in (16, 32, 64):
+            _, spec = cuda_launch(lowered, tokens)
+            info, code = compile_kernel(spec, "sm_90").info, _code(spec)
+            assert (info.spill_bytes, info.num_warps, info.waits) == (0, 6, True)
+            assert info.registers * 192 * 2 <= 65536
+            panels = spec.constexprs["PANELS"]
+            assert sum(op.startswith("UTMALDG") for op in code) == 2 * panels
+            assert sum(op.startswith(f"{'QGMMA' if dtype == 'fp8' else 'HGMMA'}.64x{tokens}x") for op in code) == 4 * panels
+            assert code.count("ACQBULK") == 2, "one for those that multiply, one for who loads x"
+            assert ("UCGABAR_ARV" in code) == (spec.constexprs["SPLITS"] > 1)
+            _, _, said = compile_source(spec, "sm_90")
+            assert "wgmma" not in said
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -139,7 +204,15 @@ def test_every_models_products_have_tiles_within_shared_memory(model: str, preci
         weight = op.inputs[1]
         assert weight is not None
         columns, element = int(weight.shape[1]), 1 if precision == "fp8" else 2
-        tiles = [spec.constexprs | {"stages": spec.num_stages} for spec in op.kernels("sm_90") if spec.constexprs.get("TOKENS")]
+        in_cuda = [spec.constexprs for spec in op.kernels("sm_90") if spec.is_cuda]
+        assert {tile["TOKENS"] for tile in in_cuda} == {16, 32, 64}
+        for tile in in_cuda:
+            assert min(tile["W_STAGES"], tile["X_STAGES"]) >= 2
+            assert tile["SHARED_BYTES"] <= 227 * 1024
+            steps = ceil_div(columns * element, 128 * tile["PANELS"])
+            assert ceil_div(steps, tile["SPLITS"]) * (tile["SPLITS"] - 1) < steps
+        lowered = lower(op.op, op.inputs, op.outputs, op.attrs, "sm_90", tactic=triton_tiles())
+        tiles = [spec.constexprs | {"stages": spec.num_stages} for spec in lowered.kernels if spec.constexprs.get("TOKENS")]
         assert {tile["TOKENS"] for tile in tiles} == {16, 32, 64}
         for tile in tiles:
             assert tile["stages"] * (tile["BLOCK_N"] + tile["TOKENS"]) * tile["BLOCK_K"] * element <= 200 * 1024
@@ -155,7 +228,7 @@ def test_every_models_products_have_tiles_within_shared_memory(model: str, preci
     ahead=st.integers(0, 400),
 )
 def test_lines_asked_for_ahead_lie_in_the_programs_part_of_the_weight(rows: int, columns: int, splits: int, tall: int, ahead: int) -> None:
-    lowered = linear(rows, columns, gemv=0, few_to=16, few16_rows=tall, few16_splits=splits, few16_ahead=ahead)
+    lowered = linear(rows, columns, gemv=0, few_to=16, few16_rows=tall, few16_splits=splits, few16_ahead=ahead, few16_blocks=0)
     for spec in (spec for spec in lowered.kernels if "LINES" in spec.constexprs):
         found = spec.constexprs
         if found["LINES"]:
@@ -176,7 +249,7 @@ def _code(spec: KernelSpec) -> list[str]:
 @pytest.mark.parametrize("dtype", ["fp8", "bf16"])
 def test_weights_stream_ahead_of_the_tensor_cores(dtype: str) -> None:
     """All stages but one are on the way before the first product, lines are asked for before the wait, and tiles are one warp group's."""
-    lowered = linear(4096, 4096, dtype, few_to=16, few16_k=256 if dtype == "fp8" else 128, few16_stages=6, few16_splits=1)
+    lowered = linear(4096, 4096, dtype, few_to=16, few16_k=256 if dtype == "fp8" else 128, few16_stages=6, few16_splits=1, few16_blocks=0)
     spec = next(spec for spec in lowered.kernels if spec.function == "few_linear")
     code = _code(spec)
     products = [i for i, op in enumerate(code) if op.startswith("QGMMA.64x16" if dtype == "fp8" else "HGMMA.64x16")]

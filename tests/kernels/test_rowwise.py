@@ -56,15 +56,16 @@ def test_a_product_is_that_of_the_values_the_codes_stand_for() -> None:
 def test_scales_of_rows_reach_the_library_and_our_kernels() -> None:
     x, weight, y = TensorSpec(("T", 4096), "fp8"), TensorSpec((1024, 4096), "fp8"), TensorSpec(("T", 1024), "bf16")
     scales = TensorSpec(("T", 1), "fp32"), TensorSpec((1024, 1), "fp32")
-    lowered = lower("linear", [x, weight, None, *scales], [y], {}, "sm_90")
+    in_both = {"few16_blocks": 0, "few16_splits": 2, "few64_blocks": 0}
+    lowered = lower("linear", [x, weight, None, *scales], [y], {}, "sm_90", tactic=in_both)
     one, *_, many = lowered.launches
     assert many.library == "scaled_matmul"
     assert [arg.value for arg in many.args] == ["x", "weight", "x_scale", "weight_scale", "out0"]
-    scaling = {"gemv", "few_linear", "few_sum"}
+    scaling = {"gemv", "few_linear", "few_sum", "few_tokens"}
     assert {kernel.function for kernel in lowered.kernels if kernel.constexprs.get("SCALED_ROWS")} == scaling
     assert one.kernel == lowered.kernels[0].key
     tensor = TensorSpec((1,), "fp32")
-    by_tensor = lower("linear", [x, weight, None, tensor, tensor], [y], {}, "sm_90").kernels
+    by_tensor = lower("linear", [x, weight, None, tensor, tensor], [y], {}, "sm_90", tactic=in_both).kernels
     assert {kernel.function for kernel in by_tensor if kernel.constexprs.get("SCALED")} == scaling
     assert not any(kernel.constexprs.get("SCALED_ROWS") for kernel in by_tensor)
 
@@ -77,7 +78,7 @@ def test_kernels_compile_without_spills(arch: str) -> None:
         for spec in op.kernels(arch)
         if op.op == "quantize_rows" or spec.constexprs.get("SCALED_ROWS")
     }
-    few = {"few_linear", "few_sum"} if arch == "sm_90" else set()
+    few = {"few_tokens"} if arch == "sm_90" else set()
     assert {spec.function for spec in specs.values()} == {"quantize_rows", "gemv", *few}
     for spec in specs.values():
         info = compile_kernel(spec, arch).info

@@ -36,6 +36,8 @@ LAYERS = 2
 VALUE_RANGE = 3.0
 LEAST_CALLS, MOST_COPIES = 64, 256
 """Of a chain: so many that what lies between two replays of its graph does not count, and of a weight, which has to leave L2."""
+RIDGE = 270
+"""FLOP a byte from which a product's time is its arithmetic's, an H100's roughly."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ class Bench:
         self.state = DeviceState(self.plan, pages, self.device)
         _fill(self.state.kv_cache)
         self._cubins: Mapping[str, Any] = {}
+        self._copied, self._copies = "", dict[str, torch.Tensor]()
         if arch != "cpu":
             from trtllm_kernels.aot_pool import compile_many
 
@@ -104,7 +107,8 @@ class Bench:
                 memory[name] = self._empty(self.plan.values[name], symbols)
             if op.reuses:
                 memory[op.outputs[0]] = memory[op.reuses]
-            bound = BoundOp(op, cost, memory, symbols, None if self.arch == "cpu" else self._bind([op.tactics[self.arch]], memory, symbols))
+            lowered = op.tactics.get(self.arch, Lowered(()))
+            bound = BoundOp(op, cost, memory, symbols, lowered, None if self.arch == "cpu" else self._bind([lowered], memory, symbols))
             bound.run()
             if like not in met:
                 met.add(like)
@@ -130,13 +134,14 @@ class Bench:
         self._cubins = {**self._cubins, **cubins}
 
     def chain(self, bound: BoundOp) -> Chain | None:
-        """A product over and over as in an engine, where launches overlap and every weight comes from memory; None for other ops."""
-        if bound.cost.kind != "gemm":
+        """A product over and over as in an engine, where launches overlap and every weight comes from memory; None for other ops, and
+        for products whose time is their arithmetic's."""
+        if bound.cost.kind != "gemm" or bound.cost.flop > RIDGE * bound.cost.bytes:
             return None
         name = bound.operand("weight")
-        copies = min(MOST_COPIES, -(-FLUSH_BYTES // bound.memory[name].nbytes))
-        names = [name, *(f"{name} copy {i}" for i in range(1, copies))]
-        memory = {**bound.memory, **{one: bound.memory[name].clone() for one in names[1:]}}
+        others = self._copies_of(name, bound.memory[name])
+        names, memory = [name, *others], {**bound.memory, **others}
+        copies = len(names)
         calls = copies * -(-LEAST_CALLS // copies)
         if self.arch == "cpu":
             bounds = [replace(bound, memory={**memory, name: memory[one]}) for one in names]
@@ -146,8 +151,7 @@ class Bench:
                     bounds[i % copies].run()
 
             return Chain(run, calls)
-        lowered = bound.op.tactics[self.arch]
-        each = [_reading(lowered, name, one) for one in names]
+        each = [_reading(bound.lowered, name, one) for one in names]
         program = self._bind(each * (calls // copies), memory, bound.symbols, overlap=True)
         program.run()
         graph = torch.cuda.CUDAGraph()
@@ -155,9 +159,19 @@ class Bench:
             program.run()
         return Chain(graph.replay, calls, program)
 
+    def _copies_of(self, name: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
+        """By names of their own. Those asked for last are kept, for the next variant."""
+        if self._copied != name:
+            count = min(MOST_COPIES, -(-FLUSH_BYTES // weight.nbytes))
+            self._copies = {}
+            self._copies = {f"{name} copy {i}": weight.clone() for i in range(1, count)}
+            self._copied = name
+        return self._copies
+
     def variant(self, bound: BoundOp, lowered: Lowered) -> BoundOp:
         """The same op on the same memory by other launches."""
-        return replace(bound, program=None if self.arch == "cpu" else self._bind([lowered], bound.memory, bound.symbols))
+        program = None if self.arch == "cpu" else self._bind([lowered], bound.memory, bound.symbols)
+        return replace(bound, lowered=lowered, program=program)
 
     def _inputs(self, shape: StepShape) -> None:
         """The step as the runtime would upload it; each sequence owns consecutive pages."""
@@ -212,6 +226,7 @@ class BoundOp:
     cost: OpCost
     memory: dict[str, torch.Tensor]
     symbols: Mapping[str, int]
+    lowered: Lowered
     program: Any
     """The launches, bound; None runs the reference."""
 

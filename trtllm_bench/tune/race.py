@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from trtllm_bench.micro.timing import Call, Rule, Sampler, Timer, Timing
+from trtllm_bench.micro.timing import Call, How, Rule, Sampler, Timer, Timing
 from trtllm_results.stats import Evidence, paired
 
 HOPELESS, DOUBT = 0.02, 0.01
@@ -23,11 +23,16 @@ ALPHA, LEAST_GAIN = 0.05, 0.01
 
 
 def run_race(
-    timer: Timer, calls: Sequence[Call], rule: Rule, seconds: float, clock: Callable[[], float] = time.perf_counter
+    timer: Timer,
+    calls: Sequence[Call],
+    rule: Rule,
+    seconds: float,
+    clock: Callable[[], float] = time.perf_counter,
+    how: How = "cold",
 ) -> tuple[Timing, ...]:
     """Timings of `calls`, the first being the default; `rule.min_batches` rounds at least, whatever the time."""
     began = clock()
-    all_samplers = [Sampler(timer, call, "cold", rule) for call in calls]
+    all_samplers = [Sampler(timer, call, how, rule) for call in calls]
     running = list(all_samplers)
     for done in range(1, rule.max_batches + 1):
         for sampler in running[done % len(running) :] + running[: done % len(running)]:

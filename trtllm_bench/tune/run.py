@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from trtllm_bench.errors import RunFailure
-from trtllm_bench.micro.bench import Bench, BoundOp, Case
-from trtllm_bench.micro.timing import Rule, Timer, Timing
+from trtllm_bench.micro.bench import Bench, BoundOp, Case, Chain
+from trtllm_bench.micro.timing import How, Rule, Timer, Timing
 from trtllm_bench.tune.check import checking
 from trtllm_bench.tune.decide import Decision, Outcome, decisions
 from trtllm_bench.tune.plan import Course, Race, threshold_steps
@@ -39,14 +39,19 @@ class Progress(Protocol):
 
 @dataclass(frozen=True)
 class Lap:
-    """One run of one program: what the timer calls."""
+    """One run of one program: what the timer calls. `chain`: of a product that memory bounds, `calls` of it in a row."""
 
     bound: BoundOp
     race: Race
     tactic: Tactic
+    chain: Chain | None
+
+    @property
+    def calls(self) -> int:
+        return 1 if self.chain is None else self.chain.calls
 
     def __call__(self) -> None:
-        self.bound.run()
+        (self.bound if self.chain is None else self.chain).run()
 
 
 @dataclass(frozen=True)
@@ -163,13 +168,14 @@ class Tuner:
                     try:
                         variant = self.bench.variant(bound, entrant.lowered)
                         reason = check.error_of(variant)
+                        chain = None if reason else self.bench.chain(variant)
                     except (RuntimeError, KernelError) as error:
                         reason = f"does not run: {(str(error).splitlines() or [type(error).__name__])[0]}"
                         self._still_alive(race, entrant.tactic)
                 if reason:
                     dropped[index] = reason
                 else:
-                    laps[index] = Lap(variant, race, entrant.tactic)
+                    laps[index] = Lap(variant, race, entrant.tactic, chain)
         if 0 in dropped:
             self._failed.append(race.op.name)
             self.progress(f"measure {self.label}".strip(), -1, -1, f"{race.role} by default is {dropped[0]}")
@@ -184,7 +190,9 @@ class Tuner:
         """None if the profiler loses kernels twice in a row: five minutes of work do not end for that."""
         for _ in range(2):
             try:
-                return run_race(self.timer, laps, self.rule, min(seconds, self.rule.seconds), self.clock)
+                how: How = "cold" if laps[0].chain is None else "chained"
+                timings = run_race(self.timer, laps, self.rule, min(seconds, self.rule.seconds), self.clock, how)
+                return tuple(timing.per(lap.calls) for timing, lap in zip(timings, laps, strict=True))
             except RunFailure as error:
                 self.progress(f"measure {self.label}".strip(), -1, -1, f"{laps[0].race.role}: {error}")
         return None

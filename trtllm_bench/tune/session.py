@@ -77,7 +77,7 @@ def tune_on_gpu(
             share = (deadline - time.perf_counter()) / (len(precisions) - place)
             tuned = Tuner(bench, course, timer, rule, compile, progress, precision).tune(cases, tactics.read(path), share)
         record(path, gpu, arch, tuned.decisions)
-        print_decisions(tuned.decisions, f"{model} {precision} on {gpu}: default against best, L2 cold", console)
+        print_decisions(tuned.decisions, f"{model} {precision} on {gpu}: default against best", console)
         done |= course.choices.keys()
         every += tuned.decisions
         failed += tuned.failed

@@ -73,6 +73,21 @@ INLINE void load_box(void* to, const TensorMap& map, int row, int column, u64& b
                  : "memory");
 }
 
+// The same of what is read once: it leaves L2 first.
+INLINE u64 evict_first() {
+    u64 policy;
+    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
+}
+
+INLINE void load_box(void* to, const TensorMap& map, int row, int column, u64& barrier, u64 policy) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(
+            shared_address(to)),
+        "l"((u64)&map), "r"(column), "r"(row), "r"(shared_address(&barrier)), "l"(policy)
+        : "memory");
+}
+
 // Bytes that follow each other, a multiple of 16.
 INLINE void load_bytes(void* to, const void* from, u32 bytes, u64& barrier) {
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared_address(to)),
@@ -82,6 +97,23 @@ INLINE void load_bytes(void* to, const void* from, u32 bytes, u64& barrier) {
 
 // What this thread wrote to shared memory is seen by TMA and wgmma that come after.
 INLINE void publish_to_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+// ---- Clusters of blocks
+
+// By all threads that have not ended; what each wrote to shared memory before, others read after.
+INLINE void cluster_sync() {
+    asm volatile("barrier.cluster.arrive.release;\n barrier.cluster.wait.acquire;" ::: "memory");
+}
+
+// From the same place in the shared memory of block `rank` of the cluster.
+INLINE float4 load_from_block(const float* at, u32 rank) {
+    float4 x;
+    asm volatile("{\n .reg .u32 there;\n mapa.shared::cluster.u32 there, %4, %5;\n ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [there];\n}"
+                 : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w)
+                 : "r"(shared_address(at)), "r"(rank)
+                 : "memory");
+    return x;
+}
 
 // ---- Registers: of all warps together never more than the launch gave, or who takes waits for ever
 
@@ -120,27 +152,35 @@ INLINE void wait_for_products() {
 }
 
 // Keeps the compiler from moving uses of these registers across: they are of a product that runs, or ran, by itself.
-template <int N>
-INLINE void hold(float (&x)[N]) {
+template <int LENGTH>
+INLINE void hold(float (&x)[LENGTH]) {
 #pragma unroll
-    for (int i = 0; i < N; i++) asm volatile("" : "+f"(x[i])::"memory");
+    for (int i = 0; i < LENGTH; i++) asm volatile("" : "+f"(x[i])::"memory");
 }
 
-template <int N>
-INLINE void hold(u32 (&x)[N]) {
+template <int LENGTH>
+INLINE void hold(u32 (&x)[LENGTH]) {
 #pragma unroll
-    for (int i = 0; i < N; i++) asm volatile("" : "+r"(x[i])::"memory");
+    for (int i = 0; i < LENGTH; i++) asm volatile("" : "+r"(x[i])::"memory");
 }
 
-#if HALF
+#ifndef FP8
+#define FP8 0
+#endif
+#if FP8
+#define ELEMENTS "e4m3.e4m3"
+#elif HALF
 #define ELEMENTS "f16.f16"
 #else
 #define ELEMENTS "bf16.bf16"
 #endif
 #define REGISTERS_8(how, x, i) \
     how(x[i]), how(x[i + 1]), how(x[i + 2]), how(x[i + 3]), how(x[i + 4]), how(x[i + 5]), how(x[i + 6]), how(x[i + 7])
+#define REGISTERS_16(how, x, i) REGISTERS_8(how, x, i), REGISTERS_8(how, x, i + 8)
 #define REGISTERS_32(how, x, i) REGISTERS_8(how, x, i), REGISTERS_8(how, x, i + 8), REGISTERS_8(how, x, i + 16), REGISTERS_8(how, x, i + 24)
 #define REGISTERS_64(how, x) REGISTERS_32(how, x, 0), REGISTERS_32(how, x, 32)
+#define NAMES_8 "%0, %1, %2, %3, %4, %5, %6, %7"
+#define NAMES_16 NAMES_8 ", %8, %9, %10, %11, %12, %13, %14, %15"
 #define NAMES_32 \
     "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
     "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
@@ -176,6 +216,27 @@ INLINE void multiply_add(float (&d)[32], const u32* a, u64 b) {
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
 
+// d += a @ b.T: [64, 16, 32 or 64] of [64, 32 bytes] @ [.., 32 bytes].T, both in shared memory by rows.
+#if FP8
+#define MULTIPLY_FEW(COUNT, NAMES) MULTIPLY("m64n" COUNT "k32", NAMES)
+#define AS_THEY_LIE "1, 1, 1;"
+#else
+#define MULTIPLY_FEW(COUNT, NAMES) MULTIPLY("m64n" COUNT "k16", NAMES)
+#define AS_THEY_LIE "1, 1, 1, 0, 0;"
+#endif
+
+INLINE void multiply_add(float (&d)[8], u64 a, u64 b) {
+    asm volatile(MULTIPLY_FEW("16", NAMES_8) "%8, %9, " AS_THEY_LIE : REGISTERS_8("+f", d, 0) : "l"(a), "l"(b));
+}
+
+INLINE void multiply_add(float (&d)[16], u64 a, u64 b) {
+    asm volatile(MULTIPLY_FEW("32", NAMES_16) "%16, %17, " AS_THEY_LIE : REGISTERS_16("+f", d, 0) : "l"(a), "l"(b));
+}
+
+INLINE void multiply_add(float (&d)[32], u64 a, u64 b) {
+    asm volatile(MULTIPLY_FEW("64", NAMES_32) "%32, %33, " AS_THEY_LIE : REGISTERS_32("+f", d, 0) : "l"(a), "l"(b));
+}
+
 // ---- Numbers
 
 INLINE float exp2_of(float x) {
@@ -200,6 +261,15 @@ INLINE u32 pack_bf16(float first, float second) {
 INLINE u32 pack(float first, float second) { return HALF ? pack_fp16(first, second) : pack_bf16(first, second); }
 
 INLINE u32 pack_out(float first, float second) { return OUT_HALF ? pack_fp16(first, second) : pack_bf16(first, second); }
+
+INLINE float2 unpack_out(u32 x) {
+    if (!OUT_HALF) return make_float2(__int_as_float(x << 16), __int_as_float(x & 0xFFFF0000));
+    float2 y;
+    asm("{\n .reg .b16 low, high;\n mov.b32 {low, high}, %2;\n cvt.f32.f16 %0, low;\n cvt.f32.f16 %1, high;\n}"
+        : "=f"(y.x), "=f"(y.y)
+        : "r"(x));
+    return y;
+}
 
 // Two bf16 as fp16.
 INLINE u32 half_of(u32 x) { return pack_fp16(__int_as_float(x << 16), __int_as_float(x & 0xFFFF0000)); }

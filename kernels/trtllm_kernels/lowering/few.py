@@ -1,4 +1,6 @@
-"""Lowering of products of few tokens to `triton_kernels/few_tokens.py`: one kernel a padded size, of which a step launches one, or none.
+"""Lowering of products of few tokens: one kernel a padded size, of which a step launches one, or none.
+
+On Hopper it is `cuda_kernels/few_tokens.cu` where that fits, else (and where sampling follows) `triton_kernels/few_tokens.py`.
 
 What counts is how many bytes are on the way, and not that every SM has as many programs as the next: a tile is as low as the tensor core
 allows, its steps of K as long as shared memory holds three of, and where its programs are at most one for two SMs, K is divided.
@@ -27,7 +29,7 @@ def few_tunables(call: OpCall) -> dict[str, int]:
     """The defaults, for `OpCall.tuned`."""
     found = {FEW_TO: PADDED[-1]}
     for padded in PADDED:
-        for name, value in _default(call, padded).items():
+        for name, value in (_default(call, padded) | _cuda_default(call, padded)).items():
             found[f"few{padded}_{name}"] = value
     return found
 
@@ -71,9 +73,34 @@ def _default(call: OpCall, padded: int) -> dict[str, int]:
     return {"rows": 64, "k": k_bytes // element, "warps": 4, "stages": stages, "splits": splits, "ahead": 16}
 
 
+def few_cuda_fits(call: OpCall) -> bool:
+    """Whether `few_tokens` is there in CUDA C++."""
+    x, weight, y = call["x"], call["weight"], call.outputs[0]
+    wide = [operand.dtype for operand in (call.get("bias"), call.get("residual")) if operand]
+    wide += [] if call.get("out_scale") else [y.dtype]
+    return (
+        few_fits(call)
+        and call.op != "linear_sample"
+        and x.dtype == weight.dtype
+        and weight.size(0) % 16 == 0
+        and len({*wide}) <= 1
+        and {*wide} <= {"bf16", "fp16"}
+    )
+
+
+def _cuda_default(call: OpCall, padded: int) -> dict[str, int]:
+    """By whole steps of Llama-3.1-8B on an H100: where a block for each 64 rows would leave every other SM idle, two divide K and have an
+    SM each; where there are more, two share an SM, so that one loads while the other waits for x or ends."""
+    if not few_cuda_fits(call):
+        return {"blocks": 0, "parts": 1}
+    alone = 2 * ceil_div(call["weight"].size(0), _CUDA_ROWS) <= call.sm_count
+    return {"blocks": 1, "parts": 2} if alone else {"blocks": 2, "parts": 1}
+
+
 @dataclass(frozen=True)
 class _Tile:
-    """Of one padded size. `ahead`: KB of its weight that a program asks into L2 before it waits."""
+    """Of one padded size. `ahead`: KB of its weight that a program asks into L2 before it waits. In CUDA C++ `blocks` share an SM and
+    `parts` divide K, and none of the others counts; in Triton where `blocks` is 0."""
 
     tokens: int
     rows: int
@@ -82,10 +109,12 @@ class _Tile:
     stages: int
     splits: int
     ahead: int
+    blocks: int
+    parts: int
 
 
 def _tile(tuned: Mapping[str, int], padded: int) -> _Tile:
-    return _Tile(padded, *(tuned[f"few{padded}_{name}"] for name in ("rows", "k", "warps", "stages", "splits", "ahead")))
+    return _Tile(padded, *(tuned[f"few{padded}_{name}"] for name in ("rows", "k", "warps", "stages", "splits", "ahead", "blocks", "parts")))
 
 
 def _lines(weight: Operand, tile: _Tile) -> int:
@@ -113,7 +142,11 @@ def launch_few(builder: Builder, tuned: Mapping[str, int], scales: Mapping[str, 
         parts = builder.workspace("parts", (f"{splits} * min({call['x'].shape[0]}, {most})", call["weight"].size(0)))
     for least, tile in tiles:
         if least < most:
-            _launch(builder, tile, scales, within(call["x"].shape[0], max(below, least), min(most, tile.tokens)), parts)
+            here = within(call["x"].shape[0], max(below, least), min(most, tile.tokens))
+            if tile.blocks and few_cuda_fits(call):
+                _launch_cuda(builder, tile, scales, here)
+            else:
+                _launch(builder, tile, scales, here, parts)
     return most
 
 
@@ -166,4 +199,62 @@ def _launch(builder: Builder, tile: _Tile, scales: Mapping[str, Parameter], here
         grid=(f"{ceil_div(n, _SUM_BLOCK)} * {here}", x.shape[0]),
         constexprs={"N": n, "BLOCK": _SUM_BLOCK, "SPLITS": tile.splits, **stated},
         warps=4,
+    )
+
+
+_CUDA_ROWS = 64
+_AHEAD_BYTES = 2048
+"""Of each row of x on the way at once, if there is room."""
+_SM_BYTES, _RESERVED_BYTES, _BARRIER_BYTES = 228 * 1024, 1024, 640
+_ACTIVATIONS = {"linear": 0, "gate_up_silu": 1, "linear_gelu": 2}
+
+
+def _launch_cuda(builder: Builder, tile: _Tile, scales: Mapping[str, Parameter], here: Dim) -> None:
+    call = builder.call
+    x, weight, bias, residual, y = call["x"], call["weight"], call.get("bias"), call.get("residual"), call.outputs[0]
+    n, element = weight.size(0), ELEMENT_BYTES[weight.dtype]
+    panels = 2 if tile.blocks == 1 else 1
+    step = 128 * panels
+    share = ceil_div(ceil_div(weight.size(1) * element, step), tile.parts)
+    room = _SM_BYTES // tile.blocks - _RESERVED_BYTES - _BARRIER_BYTES
+    x_stages = min(share, _AHEAD_BYTES // step, room // 2 // (step * tile.tokens))
+    sums = ceil_div(4 * tile.tokens * (_CUDA_ROWS + 4), step * _CUDA_ROWS)
+    w_stages = max(sums, min(share, (room - x_stages * step * tile.tokens) // (step * _CUDA_ROWS)))
+    wide = bias or residual or (y if call.get("out_scale") is None else None)
+    by_row = x.dtype == "fp8" and len(call["weight_scale"].shape) == 2
+    builder.launch(
+        "few_tokens.few_tokens",
+        {
+            "X": Tma(x, tile.tokens, 128 // element),
+            "W": Tma(weight, _CUDA_ROWS, 128 // element),
+            "Bias": bias or x,
+            "Residual": residual or x,
+            "XScale": scales["XScale"],
+            "WScale": scales["WScale"],
+            "OutScale": call.get("out_scale") or x,
+            "Y": y,
+            "num_tokens": I32(x.shape[0]),
+        },
+        grid=(f"{ceil_div(n, _CUDA_ROWS)} * {here}", tile.parts),
+        constexprs={
+            "N": n,
+            "K": weight.size(1),
+            "TOKENS": tile.tokens,
+            "PANELS": panels,
+            "W_STAGES": w_stages,
+            "X_STAGES": x_stages,
+            "SPLITS": tile.parts,
+            "FP8": x.dtype == "fp8",
+            "HALF": x.dtype == "fp16",
+            "OUT_HALF": wide is not None and wide.dtype == "fp16",
+            "ACT": _ACTIVATIONS[call.op],
+            "SCALED": x.dtype == "fp8" and not by_row,
+            "SCALED_ROWS": by_row,
+            "BIASED": bias is not None,
+            "ADDED": residual is not None,
+            "QUANTIZE": call.get("out_scale") is not None,
+            "SHARED_BYTES": step * (w_stages * _CUDA_ROWS + x_stages * tile.tokens) + _BARRIER_BYTES,
+        },
+        warps=6,
+        cuda=True,
     )

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from itertools import product
 
 from trtllm_kernels.lowering.call import ELEMENT_BYTES, OpCall, next_power_of_2
-from trtllm_kernels.lowering.few import FEW_TO, PADDED, few_fits
+from trtllm_kernels.lowering.few import FEW_TO, PADDED, few_cuda_fits, few_fits
 from trtllm_kernels.lowering.gemm import ALGORITHM_SIZES, algorithm_of, fused_fits
 from trtllm_kernels.lowering.prompts import cuda_context_fits, cuda_fits
 
@@ -85,16 +85,22 @@ def _one_token(call: OpCall) -> tuple[Choice, ...]:
 
 
 def _few_tokens(call: OpCall) -> tuple[Choice, ...]:
-    """A tile for each padded size, whole and divided: rows, bytes of K, warps, stages, splits. And up to how many tokens they are taken."""
+    """A tile for each padded size, whole and divided: rows, bytes of K, warps, stages, splits; in CUDA C++ blocks an SM and parts of K. And
+    up to how many tokens they are taken."""
     if not few_fits(call):
         return ()
     tiles: tuple[tuple[int, ...], ...] = (
         *((64, 512, 4, 3, 1), (64, 256, 4, 3, 1), (64, 256, 4, 6, 1), (64, 128, 4, 8, 1), (128, 256, 8, 4, 1)),
         *(((64, 512, 4, 3, 2), (64, 256, 4, 3, 2), (128, 256, 8, 4, 4)) if call.op == "linear" else ()),
     )
+    in_cuda = ((1, 1), (1, 2), (1, 4), (2, 1), (2, 2)) if few_cuda_fits(call) else ()
     element = ELEMENT_BYTES[call["weight"].dtype]
-    in_elements = tuple((rows, k // element, *rest) for rows, k, *rest in tiles)
-    names = ("rows", "k", "warps", "stages", "splits")
+    rows, k, *rest = tiles[0]
+    in_elements = (
+        *((rows, k // element, *rest, *one) for one in in_cuda),
+        *((rows, k // element, *rest, 0, 1) for rows, k, *rest in tiles),
+    )
+    names = ("rows", "k", "warps", "stages", "splits", "blocks", "parts")
     few = tuple(Choice(f"few {padded}", _tiles(tuple(f"few{padded}_{name}" for name in names), *in_elements)) for padded in PADDED)
     return (*few, Choice("few to", _grid(**{FEW_TO: (0, *PADDED[:-1])}), (PREFILL,), PADDED))
 

@@ -1,0 +1,224 @@
+// Products of a few tokens (2 to 64) on Hopper: `triton_kernels/few_tokens.py` with weights on the way before x is there.
+//
+// Reading the weight is nearly all the time there is. 64 rows of it are the tall side of the tensor core's tile, tokens, padded to TOKENS,
+// the narrow one. One warp loads weights into a ring of its own and waits for no kernel; another loads x, once the kernel before has
+// ended; a warpgroup multiplies. So what blocks have room for, 10 MB and more in all, comes from memory while that kernel runs.
+// SPLITS blocks of a cluster share rows and divide K; each adds up, and ends, every SPLITS-th token, reading the others' sums in their
+// shared memory, in the same order every time.
+//
+// Tried on an H100 and slower: 128 rows a block, which read x half as often; x no further ahead than weights: it comes from L2 only once
+// the wait is over, and what is there of the weight waits for it.
+//
+// x: [tokens, K], boxes of TOKENS rows; w: [N, K], boxes of 64 rows; y: [num_tokens, N], or [num_tokens, N / 2] where ACT is SWIGLU, of
+// whose rows of w even ones are gates and odd ones what they gate. Rows of x from num_tokens on hold anything: no row that is stored sees
+// them. Past N and K TMA reads zeros; N is a multiple of 16.
+// y = act(x @ w.T * scales + bias + residual), one scale each (SCALED), or one a row of each (SCALED_ROWS), over out_scale if QUANTIZE.
+#include "hopper.cuh"
+
+#define SWIGLU 1
+#define GELU 2
+
+constexpr int ELEMENT = FP8 ? 1 : 2, COLUMNS = 128 / ELEMENT;  // of a panel
+constexpr int STEPS = (K * ELEMENT + PANELS * 128 - 1) / (PANELS * 128), SHARE = (STEPS + SPLITS - 1) / SPLITS;
+constexpr int ROWS = 64, CONSUMERS = 128, THREADS = CONSUMERS + 64;
+constexpr int W_BYTES = PANELS * ROWS * 128, X_BYTES = PANELS * TOKENS * 128;
+constexpr int PITCH = ROWS + 4;  // of a token's sums: a warp's stores are to different banks, rows begin at 16 bytes
+
+struct Shared {
+    union {
+        char w[W_STAGES][W_BYTES];
+        float sums[TOKENS][PITCH];  // after the last product
+    };
+    char x[X_STAGES][X_BYTES];
+    u64 w_full[W_STAGES], w_empty[W_STAGES];
+    u64 x_full[X_STAGES], x_empty[X_STAGES];
+};
+static_assert(sizeof(Shared) <= SHARED_BYTES, "SHARED_BYTES is what a launch asks for");
+
+extern __shared__ __align__(1024) char memory[];
+
+// A place in a ring of STAGES, and the parity of the phase that fills it.
+template <int STAGES>
+struct Place {
+    u32 stage = 0, parity = 0;
+
+    INLINE void next() {
+        if (++stage == STAGES) stage = 0, parity ^= 1;
+    }
+};
+
+// By one thread: this block's part of a matrix, PANELS panels of HEIGHT rows a step.
+template <int BYTES, int HEIGHT, int STAGES>
+struct Loader {
+    char (&to)[STAGES][BYTES];
+    u64 (&full)[STAGES], (&empty)[STAGES];
+    int row, column;
+    Place<STAGES> at;
+
+    template <typename Load>
+    INLINE void load(const Load& box, int steps) {
+        for (int step = 0; step < steps; step++) {
+            wait(empty[at.stage], at.parity ^ 1);
+            arrive_expecting(full[at.stage], BYTES);
+#pragma unroll
+            for (int panel = 0; panel < PANELS; panel++) box(to[at.stage] + panel * HEIGHT * 128, row, column + panel * COLUMNS, full[at.stage]);
+            column += PANELS * COLUMNS;
+            at.next();
+        }
+    }
+};
+
+INLINE float4 partial(const float* at, u32 rank) { return SPLITS == 1 ? *(const float4*)at : load_from_block(at, rank); }
+
+// 8 results of a token, from column `column` of y on.
+INLINE void store(char* y, int token, int column, const float (&x)[8]) {
+    constexpr int WIDTH = ACT == SWIGLU ? N / 2 : N;
+    long long at = (long long)token * WIDTH + column;
+#if QUANTIZE
+    *(uint2*)(y + at) = make_uint2(pack_fp8(x[0], x[1], x[2], x[3]), pack_fp8(x[4], x[5], x[6], x[7]));
+#else
+    uint4 words = make_uint4(pack_out(x[0], x[1]), pack_out(x[2], x[3]), pack_out(x[4], x[5]), pack_out(x[6], x[7]));
+    *(uint4*)(y + 2 * at) = words;
+#endif
+}
+
+// x += 8 elements of 2 bytes.
+INLINE void add(float (&x)[8], const char* from, long long element) {
+    uint4 words = *(const uint4*)(from + 2 * element);
+    u32 each[4] = {words.x, words.y, words.z, words.w};
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        float2 pair = unpack_out(each[i]);
+        x[2 * i] += pair.x;
+        x[2 * i + 1] += pair.y;
+    }
+}
+
+// The tokens of this block, of those whose sums are complete in all blocks of the cluster.
+INLINE void finish(const Shared& shared, u32 rank, int row, const char* bias, const char* residual, const float* x_scale,
+                   const float* w_scale, const float* out_scale, char* y, int num_tokens) {
+    constexpr int EACH = ACT == SWIGLU ? 16 : 8, OF_TOKEN = ROWS / EACH;  // rows of a thread; threads of a token
+    int own = threadIdx.x % OF_TOKEN * EACH;
+    if (row + own >= N) return;
+    float factor = SCALED ? *w_scale * *x_scale : 1.0f, over = QUANTIZE ? 1.0f / *out_scale : 1.0f;
+    for (int token = threadIdx.x / OF_TOKEN * SPLITS + rank; token < num_tokens; token += CONSUMERS / OF_TOKEN * SPLITS) {
+        float sums[EACH] = {};
+#pragma unroll
+        for (u32 from = 0; from < SPLITS; from++) {
+#pragma unroll
+            for (int i = 0; i < EACH; i += 4) {
+                float4 part = partial(&shared.sums[token][own + i], from);
+                sums[i] += part.x, sums[i + 1] += part.y, sums[i + 2] += part.z, sums[i + 3] += part.w;
+            }
+        }
+#if SCALED_ROWS
+        factor = x_scale[token];
+#pragma unroll
+        for (int i = 0; i < EACH; i++) sums[i] *= w_scale[row + own + i];
+#endif
+#pragma unroll
+        for (int i = 0; i < EACH; i++) sums[i] *= factor;
+        float out[8];
+#if ACT == SWIGLU
+#pragma unroll
+        for (int i = 0; i < 8; i++) out[i] = sums[2 * i] / (1.0f + exp2_of(sums[2 * i] * -1.4426950408889634f)) * sums[2 * i + 1];
+#else
+#pragma unroll
+        for (int i = 0; i < 8; i++) out[i] = sums[i];
+        if (BIASED) add(out, bias, row + own);
+        if (ADDED) add(out, residual, (long long)token * N + row + own);
+#if ACT == GELU
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            float u = 0.7978845608028654f * (out[i] + 0.044715f * out[i] * out[i] * out[i]);
+            out[i] = out[i] / (1.0f + exp2_of(u * -2.8853900817779268f));
+        }
+#endif
+#endif
+#pragma unroll
+        for (int i = 0; i < 8; i++) out[i] *= over;
+        store(y, token, (row + own) / (EACH / 8), out);
+    }
+}
+
+// The 2 i32 and 2 i64 after a map are sizes and strides, of the launch ABI (`driver.py`).
+extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(THREADS)
+    few_tokens(const __grid_constant__ TensorMap x, int, int, long long, long long, const __grid_constant__ TensorMap w, int, int,
+               long long, long long, const char* bias, const char* residual, const float* x_scale, const float* w_scale,
+               const float* out_scale, char* y, int num_tokens) {
+    let_next_start();
+    Shared& shared = *(Shared*)memory;
+    u32 warp = __shfl_sync(~0u, threadIdx.x / 32, 0), lane = threadIdx.x % 32, rank = blockIdx.y;
+    int row = blockIdx.x * ROWS, column = rank * SHARE * PANELS * COLUMNS, steps = max(0, min(SHARE, STEPS - (int)rank * SHARE));
+    constexpr u32 LOADS_W = CONSUMERS / 32, LOADS_X = LOADS_W + 1;
+    if (warp == LOADS_W && lane == 0) {
+#pragma unroll
+        for (int i = 0; i < W_STAGES; i++) {
+            barrier_init(shared.w_full[i], 1);
+            barrier_init(shared.w_empty[i], CONSUMERS / 32);
+        }
+#pragma unroll
+        for (int i = 0; i < X_STAGES; i++) {
+            barrier_init(shared.x_full[i], 1);
+            barrier_init(shared.x_empty[i], CONSUMERS / 32);
+        }
+        barriers_are_made();
+    }
+    __syncthreads();
+    if (warp == LOADS_W) {
+        if (lane == 0) {
+            u64 policy = evict_first();
+            Loader<W_BYTES, ROWS, W_STAGES>{shared.w, shared.w_full, shared.w_empty, row, column}.load(
+                [&](void* to, int row, int column, u64& full) { load_box(to, w, row, column, full, policy); }, steps);
+        }
+    } else if (warp == LOADS_X) {
+        if (lane == 0) {
+            prefetch(x);
+            wait_for_previous();
+            Loader<X_BYTES, TOKENS, X_STAGES>{shared.x, shared.x_full, shared.x_empty, 0, column}.load(
+                [&](void* to, int row, int column, u64& full) { load_box(to, x, row, column, full); }, steps);
+        }
+    } else {
+        wait_for_previous();
+        float acc[TOKENS / 2] = {};
+        Place<W_STAGES> at_w, before_w;
+        Place<X_STAGES> at_x, before_x;
+        auto release = [&]() {
+            if (lane == 0) {
+                arrive(shared.w_empty[before_w.stage]);
+                arrive(shared.x_empty[before_x.stage]);
+            }
+            before_w.next();
+            before_x.next();
+        };
+        for (int step = 0; step < steps; step++) {
+            wait(shared.w_full[at_w.stage], at_w.parity);
+            wait(shared.x_full[at_x.stage], at_x.parity);
+            u64 a = by_rows(shared_address(shared.w[at_w.stage])), b = by_rows(shared_address(shared.x[at_x.stage]));
+            hold(acc);
+            products_begin();
+#pragma unroll
+            for (int i = 0; i < PANELS * 4; i++) {
+                multiply_add(acc, a + (i / 4 * ROWS * 128 + i % 4 * 32) / 16, b + (i / 4 * TOKENS * 128 + i % 4 * 32) / 16);
+            }
+            products_end();
+            wait_for_products<1>();
+            if (step > 0) release();
+            at_w.next();
+            at_x.next();
+        }
+        wait_for_products<0>();
+        hold(acc);
+        sync_warps(1, CONSUMERS);  // all have read w, where the sums go
+        u32 first = 16 * warp + lane / 4;
+#pragma unroll
+        for (int i = 0; i < TOKENS / 2; i++) shared.sums[i / 4 * 8 + lane % 4 * 2 + i % 2][first + i / 2 % 2 * 8] = acc[i];
+        if (SPLITS > 1) {
+            cluster_sync();
+        } else {
+            sync_warps(1, CONSUMERS);
+        }
+        finish(shared, rank, row, bias, residual, x_scale, w_scale, out_scale, y, num_tokens);
+        if (SPLITS > 1) cluster_sync();  // none ends while others read its sums
+    }
+}
