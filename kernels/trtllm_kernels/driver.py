@@ -47,7 +47,11 @@ def _check(result: tuple[Any, ...], doing: str) -> Any:
 
 
 def load_function(cubin: Cubin) -> Any:
-    """The launchable function of a cubin in the current device's context (loaded once a process)."""
+    """The launchable function of a cubin in the current device's context (loaded once a process).
+
+    All ask for an SM's memory to be shared memory, as far as it can: an SM changes the split between that and L1 only when it is empty, so
+    a kernel with another split could not begin on it before the one before it has left.
+    """
     device = torch.cuda.current_device()
     key = (device, hashlib.sha256(cubin.code).digest())
     if key not in _functions:

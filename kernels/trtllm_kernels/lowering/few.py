@@ -3,7 +3,7 @@
 On Hopper it is `cuda_kernels/few_tokens.cu` where that fits, else (and where sampling follows) `triton_kernels/few_tokens.py`.
 
 What counts is how many bytes are on the way, and not that every SM has as many programs as the next: a tile is as low as the tensor core
-allows, its steps of K as long as shared memory holds three of, and where its programs are at most one for two SMs, K is divided.
+allows, Triton's steps of K as long as shared memory holds three of, and where programs are at most one for two SMs, K is divided.
 """
 
 from __future__ import annotations
@@ -90,8 +90,8 @@ def few_cuda_fits(call: OpCall) -> bool:
 
 def _cuda_default(call: OpCall, padded: int) -> dict[str, int]:
     """By whole steps of Llama-3.1-8B on an H100: where a block for each 64 rows would leave every other SM idle, two divide K and have an
-    SM each; where there are more, two share an SM, so that one loads while the other waits for x or ends. Long rows divided so, times up
-    to 16 tokens, are 0.8% of a step better in Triton."""
+    SM each; where there are more, two share an SM, so that one loads while the other waits for x or ends. Long rows, divided so, are
+    slightly better in Triton up to 16 tokens."""
     weight = call["weight"]
     alone = 2 * ceil_div(weight.size(0), _CUDA_ROWS) <= call.sm_count
     long = weight.size(1) * ELEMENT_BYTES[weight.dtype] > 8192
