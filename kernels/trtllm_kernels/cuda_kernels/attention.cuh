@@ -310,3 +310,22 @@ INLINE void consume(Shared& shared, char* out, float scale_log2, float out_facto
     }
     if (who == 0) sync_warps(TURN, 256);  // the other's last signal
 }
+
+// A block from its beginning to its end: `load` by the warps that load, and what they load computed on. `of_..`: scales, 1 without.
+template <typename Load>
+INLINE void run(Shared& shared, const TensorMap& qkv, char* out, float scale_log2, float of_keys, float of_values, float of_out, Load load) {
+    if (threadIdx.x == 0) {
+        prefetch(qkv);
+        make_barriers(shared);
+    }
+    wait_for_previous();
+    __syncthreads();
+    int group = __shfl_sync(~0u, threadIdx.x / 128, 0);
+    if (group == 0) {
+        give_registers_down_to<LOADING>();
+        if (threadIdx.x < 32 * LOADERS) load();
+    } else {
+        take_registers_up_to<COMPUTING>();
+        consume(shared, out, scale_log2 * of_keys, __fdividef(of_values, of_out), group - 1);
+    }
+}

@@ -188,20 +188,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     Shared& shared = *(Shared*)memory;
     float of_out = QUANTIZE ? load_constant(out_scale) : 1.0f;
     float of_keys = CODES ? load_constant(k_scale) : 1.0f, of_values = CODES ? load_constant(v_scale) : 1.0f;
-    if (threadIdx.x == 0) {
-        prefetch(qkv);
-        make_barriers(shared);
-    }
-    wait_for_previous();
-    __syncthreads();
-    int group = __shfl_sync(~0u, threadIdx.x / 128, 0);
-    if (group == 0) {
-        give_registers_down_to<LOADING>();
-        if (threadIdx.x < 32 * LOADERS) {
-            produce(shared, qkv, cache, {block_table, slots, table_stride}, Walk(query_start, kv_lens, num_decodes, num_seqs));
-        }
-    } else {
-        take_registers_up_to<COMPUTING>();
-        consume(shared, out, scale_log2 * of_keys, __fdividef(of_values, of_out), group - 1);
-    }
+    run(shared, qkv, out, scale_log2, of_keys, of_values, of_out, [&] {
+        produce(shared, qkv, cache, {block_table, slots, table_stride}, Walk(query_start, kv_lens, num_decodes, num_seqs));
+    });
 }

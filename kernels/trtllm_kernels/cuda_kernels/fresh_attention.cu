@@ -52,18 +52,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     let_next_start();
     Shared& shared = *(Shared*)memory;
     float of_out = QUANTIZE ? load_constant(out_scale) : 1.0f;
-    if (threadIdx.x == 0) {
-        prefetch(qkv);
-        make_barriers(shared);
-    }
-    wait_for_previous();
-    __syncthreads();
-    int group = __shfl_sync(~0u, threadIdx.x / 128, 0);
-    if (group == 0) {
-        give_registers_down_to<LOADING>();
-        if (threadIdx.x < 32) produce(shared, qkv, Walk(query_start, kv_lens, num_decodes, num_seqs));
-    } else {
-        take_registers_up_to<COMPUTING>();
-        consume(shared, out, scale_log2, __fdividef(1.0f, of_out), group - 1);
-    }
+    run(shared, qkv, out, scale_log2, 1.0f, 1.0f, of_out,
+        [&] { produce(shared, qkv, Walk(query_start, kv_lens, num_decodes, num_seqs)); });
 }
