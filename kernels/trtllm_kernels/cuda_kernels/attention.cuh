@@ -313,7 +313,8 @@ INLINE void consume(Shared& shared, char* out, float scale_log2, float out_facto
 
 // A block from its beginning to its end: `load` by the warps that load, and what they load computed on. `of_..`: scales, 1 without.
 template <typename Load>
-INLINE void run(Shared& shared, const TensorMap& qkv, char* out, float scale_log2, float of_keys, float of_values, float of_out, Load load) {
+INLINE void run(Shared& shared, const TensorMap& qkv, char* out, float scale_log2, float of_keys, float of_values, float of_out,
+                Load load) {
     if (threadIdx.x == 0) {
         prefetch(qkv);
         make_barriers(shared);

@@ -6,8 +6,8 @@
 // fp16, laid out as TMA would have. Queries become fp16 in shared memory.
 //
 // qkv: [tokens, (G * HKV + 2 * HKV) * D], boxes of 128 rows and 64 columns; cache: [pages, 2, HKV, PAGE, D], as a matrix of rows of D in
-// boxes of PAGE rows and 64 columns, or codes. Sequences [num_decodes, num_seqs); those without a past are left alone. As keys, rows behind a
-// sequence's end hold anything, as values they are made zero.
+// boxes of PAGE rows and 64 columns, or codes. Sequences [num_decodes, num_seqs); those without a past are left alone. As keys, rows behind
+// a sequence's end hold anything, as values they are made zero.
 #define PAST 1
 #define LOADERS (CODES ? 4 : 1)
 #include "attention.cuh"

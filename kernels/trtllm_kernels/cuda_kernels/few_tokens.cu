@@ -61,8 +61,9 @@ struct Loader {
             wait(empty[at.stage], at.parity ^ 1);
             arrive_expecting(full[at.stage], BYTES);
 #pragma unroll
-            for (int panel = 0; panel < PANELS; panel++) box(to[at.stage] + panel * HEIGHT * 128, row, column + panel * COLUMNS, full[at.stage]);
-            column += PANELS * COLUMNS;
+            for (int panel = 0; panel < PANELS; panel++, column += COLUMNS) {
+                box(to[at.stage] + panel * HEIGHT * 128, row, column, full[at.stage]);
+            }
             at.next();
         }
     }
