@@ -1,5 +1,6 @@
 """Helper modules beside the tests are imported by name."""
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 from fake_cublaslt import FakeCublasLt
-from scripts import Script
+from scripts import Scripts
 
 from trtllm_kernels import cublaslt, products
 
@@ -26,12 +27,12 @@ def lt(monkeypatch: pytest.MonkeyPatch) -> FakeCublasLt:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def interpreted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Script]]:
-    """The interpreter's long scripts, each one thread of Python: they run beside this folder's other tests from the first on."""
-    started: dict[str, Script] = {}
-    if any(item.path.name == "test_interpreted.py" for item in request.session.items):
-        folder = tmp_path_factory.mktemp("interpreted")
-        started = {name: Script.start(name, folder) for name in ("interpreted.py", "interpreted_engine.py")}
-    yield started
-    for script in started.values():
-        script.end()
+def interpreted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scripts]:
+    """The interpreter's long scripts, each one thread of Python: they run beside this folder's other tests from the first on. Not where
+    tests run in several processes, of which each would start them: there whose tests need one starts it."""
+    scripts = Scripts(tmp_path_factory.mktemp("interpreted"))
+    alone = "PYTEST_XDIST_WORKER" not in os.environ
+    if alone and any(item.path.name == "test_interpreted.py" for item in request.session.items):
+        scripts.start("interpreted.py", "interpreted_engine.py")
+    yield scripts
+    scripts.end()

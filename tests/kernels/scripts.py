@@ -29,3 +29,24 @@ class Script:
     def end(self) -> None:
         self.process.kill()
         self.process.wait()
+
+
+class Scripts:
+    """By name; one that was not started before starts when it is asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._started: dict[str, Script] = {}
+
+    def start(self, *names: str) -> None:
+        for name in names:
+            if name not in self._started:
+                self._started[name] = Script.start(name, self._folder)
+
+    def __getitem__(self, name: str) -> Script:
+        self.start(name)
+        return self._started[name]
+
+    def end(self) -> None:
+        for script in self._started.values():
+            script.end()

@@ -179,7 +179,7 @@ def test_in_cuda_two_blocks_divide_k_where_they_have_an_sm_each_and_share_one_wh
 def test_in_cuda_weights_are_on_the_way_before_the_wait(dtype: str) -> None:
     """Of x nothing is; products follow each other, and the assembler has nothing to say of them."""
     for lowered in (linear(6144, 4096, dtype), linear(4096, 14336, dtype), gate_up(dtype)):
-        for tokens in (32, 64) if lowered.kernels[-1].constexprs["K"] > 8192 else (16, 32, 64):
+        for tokens in (32,) if lowered.kernels[-1].constexprs["K"] > 8192 else (16, 64):
             _, spec = cuda_launch(lowered, tokens)
             info, code = compile_kernel(spec, "sm_90").info, _code(spec)
             assert (info.spill_bytes, info.num_warps, info.waits) == (0, 6, True)

@@ -1,14 +1,14 @@
 """Every Triton kernel, run by the CPU interpreter through its own launches, against the dialect's reference."""
 
 import pytest
-from scripts import Script
+from scripts import Scripts
 
 _FAMILIES = """embedding gather_rows rms_norm layer_norm add_rms_norm add_layer_norm silu_mul silu_mul_packed gelu add split quantize
 linear gate_up_silu linear_gelu prepare_step rope rope_kv_write paged_attention"""
 
 
 @pytest.fixture(scope="module")
-def results(interpreted: dict[str, Script]) -> list[dict]:
+def results(interpreted: Scripts) -> list[dict]:
     return interpreted["interpreted.py"].rows()
 
 
@@ -19,7 +19,7 @@ def test_kernel_equals_reference(results: list[dict], op: str) -> None:
     assert not [r for r in mine if r["failure"]]
 
 
-def test_whole_engines_equal_their_references(interpreted: dict[str, Script]) -> None:
+def test_whole_engines_equal_their_references(interpreted: Scripts) -> None:
     """The launches of a plan over its planned arena: prefill, then a mixed step, then a decode step."""
     steps = interpreted["interpreted_engine.py"].rows()
     models = ("llama-fp32", "gptj-fp32", "llama-fp8", "llama-fp8_rowwise")

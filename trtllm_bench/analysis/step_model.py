@@ -5,11 +5,12 @@ limits are felt: a product at M = 256 is slower than either alone says), and a f
 constants but two follow single kernels on an H100 (files are in `results/recorded/h100`, the rest in docs/facts.md) and not whole steps, so
 that a prediction says something. Microseconds, measured and by the constants:
 
-    GEMV  one row, fp8, alone: gate_up 39.9, down 23.0, QKV 10.8, O 9.8, lm_head 344 (kernels-llama-3.1-8b-fp8.json); 39.8, 21.1, 10.5, 7.8,
-          336 by 1.03 of bandwidth (which is that of a plain read; lm_head comes to 3.2 TB/s) + 2.5. Overlapping, one layer's four 73.7,
-          lm_head 325; 73.6, 335 by + 1.1 (profile-fp8-128-128-b1)
-    few   2 to 64 rows in our kernels, alone at 64: gate_up 44.3, down 24.3, QKV 12.2, O 10.2, lm_head 367 (the same record); 43.4, 22.8, 10.9,
-          8.0, 379 by 0.93 of bandwidth + 1.7. The 1.7 is the one constant from whole steps: TPOT of 8 to 64 sequences (llama-3.1-8b-fp8)
+    GEMV  one row, fp8, alone: gate_up 39.9, down 23.0, QKV 10.8, O 9.8, lm_head 344 (kernels-llama-3.1-8b-fp8.json); 39.8, 21.1, 10.5,
+          7.8, 336 by 1.03 of bandwidth (which is that of a plain read; lm_head comes to 3.2 TB/s) + 2.5. Overlapping, one layer's four
+          73.7, lm_head 325; 73.6, 335 by + 1.1 (profile-fp8-128-128-b1)
+    few   2 to 64 rows in our kernels, alone at 64: gate_up 44.3, down 24.3, QKV 12.2, O 10.2, lm_head 367 (the same record); 43.4, 22.8,
+          10.9, 8.0, 377 by 0.93 of bandwidth + 1.7. The 1.7 is the one constant from whole steps: TPOT of 8 to 64 sequences
+          (llama-3.1-8b-fp8)
     GEMM  64 rows by cuBLASLt, a trial: 12.7, 9.6, 46.8, 24.2; 12.4, 9.3, 46.7, 24.8 by 0.87 of bandwidth + 3
     rows  2,048 rows in steps: 2.8 TB/s, 0.93 of bandwidth (profile-fp8-128-128-b2048). One row, overlapping: norms 1.2 and 1.4, rope 1.1
           (the profile of one sequence): 1.1
