@@ -40,7 +40,10 @@ def test_step_cost_of_a_pure_decode_step(benchmark: Any, running: int) -> None:
         loop.step()
     assert loop.scheduler.num_running == running
     benchmark.pedantic(loop.step, rounds=300, iterations=1)
-    assert loop.log.rows()["decode_tokens"][-1] == running
+    for _ in range(200):  # where tests run in several processes nothing is timed, and one step was made
+        loop.step()
+    rows = loop.log.rows()
+    assert (rows["decode_tokens"][-200:] == running).all()
 
 
 def test_step_cost_of_a_saturated_mixed_step(benchmark: Any) -> None:

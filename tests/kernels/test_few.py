@@ -189,8 +189,11 @@ def test_in_cuda_weights_are_on_the_way_before_the_wait(dtype: str) -> None:
             assert sum(op.startswith(f"{'QGMMA' if dtype == 'fp8' else 'HGMMA'}.64x{tokens}x") for op in code) == 4 * panels
             assert code.count("ACQBULK") == 2, "one for those that multiply, one for who loads x"
             assert ("UCGABAR_ARV" in code) == (spec.constexprs["SPLITS"] > 1)
-            _, _, said = compile_source(spec, "sm_90")
+            _, ptx, said = compile_source(spec, "sm_90")
             assert "wgmma" not in said
+            met = re.findall(r"(griddepcontrol\.wait)|cp\.async\.bulk\.tensor\.\S+bytes(\.L2::cache_hint)?", ptx)
+            weight, x, wait = ("", ".L2::cache_hint"), ("", ""), ("griddepcontrol.wait", "")
+            assert met == [*[weight] * panels, wait, *[x] * panels, wait]
 
 
 @pytest.mark.parametrize("model", MODELS)

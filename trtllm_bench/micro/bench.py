@@ -124,7 +124,8 @@ class Bench:
         """Without overlap a duration is a kernel's own, and no wait for the one before."""
         from trtllm_kernels.driver import BoundProgram
 
-        scratch = {name: self._empty(spec, symbols) for one in lowered for name, spec in one.workspaces.items()}
+        workspaces = {name: spec for one in lowered for name, spec in one.workspaces.items()}
+        scratch = {name: self._empty(spec, symbols) for name, spec in workspaces.items()}
         program = BoundProgram(lowered, {**memory, **scratch}.__getitem__, self._cubins, overlap=overlap)
         program.set_symbols(**symbols)
         return program
