@@ -21,6 +21,7 @@ from trtllm_results.stats import Interval
 
 SAME_WITHIN = 0.01
 """A change whose whole interval lies within this is called `same`."""
+CLOCK = "sm_clock_mean_mhz"
 Key = tuple[tuple[str, Any], ...]
 
 
@@ -102,7 +103,9 @@ def compare(
                     left_out.append((_label(aligned[0][key]), draft))
                 else:
                     drafts.append(draft)
-    return Comparison(tuple(one.name for one in sets), _verdicts(drafts, 1 - confidence), tuple(left_out), _notes(sets))
+    return Comparison(
+        tuple(one.name for one in sets), _verdicts(drafts, 1 - confidence), tuple(left_out), _notes(sets) + _chips(sets, aligned)
+    )
 
 
 def pareto(rows: Sequence[Row], speed: str = "output_tokens_per_s_per_user", throughput: str = "output_tokens_per_s_per_gpu") -> list[Row]:
@@ -220,3 +223,21 @@ def _notes(sets: Sequence[ResultSet]) -> tuple[str, ...]:
         if len({tuple(values) for values in seen.values()}) > 1:
             notes.append(f"{name} differs: " + "; ".join(f"{who} {', '.join(values) or '-'}" for who, values in seen.items()))
     return tuple(notes)
+
+
+def _chips(sets: Sequence[ResultSet], aligned: Sequence[Mapping[Key, Sequence[Row]]]) -> tuple[str, ...]:
+    """That cells all sets have were measured on different GPUs of one kind: repeats on one chip say nothing of the next one's clocks."""
+    common = [key for key in aligned[0] if all(key in cells for cells in aligned)]
+    measured = [[[row for row in cells[key] if row.status == "ok"] for key in common] for cells in aligned]
+    chips = [{row.environment.gpu_uuid for rows in cells for row in rows} for cells in measured]
+    kinds = {row.environment.gpu for cells in measured for rows in cells for row in rows}
+    if len(kinds) > 1 or not all(chips) or any("" in seen for seen in chips) or all(seen == chips[0] for seen in chips):
+        return ()
+    each = []
+    for one, cells, seen in zip(sets, measured, chips, strict=True):
+        clocks = [
+            sum(of_cell) / len(of_cell) for rows in cells if (of_cell := [row.figures[CLOCK] for row in rows if CLOCK in row.figures])
+        ]
+        mean = f" at {sum(clocks) / len(clocks):,.0f} MHz" if len(clocks) == len(common) else ""
+        each.append(f"{one.name} {', '.join(sorted(uuid.removeprefix('GPU-')[:8] for uuid in seen))}{mean}")
+    return (f"not the same GPUs: {'; '.join(each)}. Chips of one kind differ, most at the power cap, and no interval here includes that",)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 
@@ -100,6 +101,24 @@ def test_bad_input_is_one_sentence_each() -> None:
 def test_across_gpus_notes_what_differs() -> None:
     found = compare(sets(rows(BASE), rows(BASE, environment=Environment(gpu="A100", driver="580.1"))), across_gpus=True)
     assert found.notes == ("gpu differs: before NVIDIA H100 80GB HBM3; after A100",)
+
+
+def test_other_chips_of_one_kind_are_named_with_their_clocks() -> None:
+    def on(chip: str, clock: float | None, batch: int = 64) -> list[Row]:
+        measured = rows(BASE, batch, environment=dataclasses.replace(H100, gpu_uuid=chip))
+        return [dataclasses.replace(r, figures={**r.figures, **({"sm_clock_mean_mhz": clock} if clock else {})}) for r in measured]
+
+    a, b = "GPU-3a1caa28-ab68", "GPU-aeec124c-f0b0"
+    (note,) = compare(sets(on(a, 1500.0) + on(b, 1000.0, batch=8), on(b, 1400.0))).notes
+    assert note.startswith("not the same GPUs: before 3a1caa28 at 1,500 MHz; after aeec124c at 1,400 MHz.")
+    (note,) = compare(sets(on(a, None) + on(b, None), on(b, None))).notes
+    assert "before 3a1caa28, aeec124c; after aeec124c." in note
+    uneven = compare(sets(on(a, 1500.0) + on(a, 1000.0, batch=8), on(b, 1500.0) + on(b, 1000.0, batch=8) * 3)).notes[0]
+    assert uneven.count("at 1,250 MHz") == 2, "a mean over cells, however often each was repeated"
+    assert compare(sets(on(a, 1500.0), on(a, 1400.0))).notes == ()
+    assert compare(sets(on(a, 1500.0), on("", 1400.0))).notes == ()
+    other = rows(BASE, environment=Environment(gpu="A100", driver="580.1", gpu_uuid=b))
+    assert len(compare(sets(on(a, 1500.0), other), across_gpus=True).notes) == 1
 
 
 def test_one_store_split_by_precision() -> None:
