@@ -30,14 +30,16 @@ from trtllm_kernels.cubin import Cubin
 from trtllm_kernels.errors import KernelError
 from trtllm_kernels.expr import StepFunction, compile_all
 from trtllm_kernels.products import LibraryCall, LibraryCalls, Resolve, Views
-from trtllm_kernels.types import Arg, Dim, Launch, Lowered
+from trtllm_kernels.types import FEW_TOKENS, Arg, Dim, Launch, Lowered
 
 _SUCCESS = cuda.CUresult.CUDA_SUCCESS
 _DEFAULT_SHARED_BYTES = 48 * 1024
 _HOST_ELEMENT_TYPE = {8: 10, 9: 8, 10: 9}
 """Triton's device numbering of TMA element types that differs from the driver's."""
 
-_functions: dict[tuple[int, bytes], tuple[Any, Any]] = {}
+_Loaded = tuple[Any, Any]
+"""A module and its function."""
+_functions: dict[tuple[int, bytes], tuple[_Loaded, _Loaded]] = {}
 
 
 def _check(result: tuple[Any, ...], doing: str) -> Any:
@@ -46,26 +48,34 @@ def _check(result: tuple[Any, ...], doing: str) -> Any:
     return result[1] if len(result) > 1 else None
 
 
-def load_function(cubin: Cubin) -> Any:
-    """The launchable function of a cubin in the current device's context (loaded once a process).
+def load_functions(cubin: Cubin) -> tuple[Any, Any]:
+    """A cubin's launchable function in the current device's context, for steps of few tokens and for others (loaded once a process each).
 
-    All ask for an SM's memory to be shared memory, as far as it can: an SM changes the split between that and L1 only when it is empty, so
-    a kernel with another split could not begin on it before the one before it has left.
+    An SM changes how its memory is split between L1 and shared memory only when it is empty, so a kernel with another split than the one
+    before it cannot begin on an SM before that has left. In steps of up to `FEW_TOKENS` kernels overlap from end to end, and all ask for
+    shared memory as far as it goes. In larger ones the library's products, which nothing overlaps, stand between, and what streams rows
+    through L1 is better off with the split the CUDA driver chooses.
     """
     device = torch.cuda.current_device()
     key = (device, hashlib.sha256(cubin.code).digest())
     if key not in _functions:
         torch.cuda.current_stream().synchronize()  # makes torch create the primary context and bind it to this thread
-        name = f"load kernel {cubin.info.entry} ({cubin.info.arch})"
-        module = _check(cuda.cuModuleLoadData(cubin.code), name)
-        function = _check(cuda.cuModuleGetFunction(module, cubin.info.entry.encode()), name)
-        settings = cuda.CUfunction_attribute
-        if cubin.info.shared_bytes > _DEFAULT_SHARED_BYTES:
-            attribute = settings.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-            _check(cuda.cuFuncSetAttribute(function, attribute, cubin.info.shared_bytes), f"{name} with {cubin.info.shared_bytes} B shared")
-        _check(cuda.cuFuncSetAttribute(function, settings.CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, 100), f"{name} beside others")
-        _functions[key] = (module, function)
-    return _functions[key][1]
+        few, many = _load(cubin), _load(cubin)
+        all_shared = cuda.CUfunction_attribute.CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, 100
+        _check(cuda.cuFuncSetAttribute(few[1], *all_shared), f"load kernel {cubin.info.entry} beside others")
+        _functions[key] = few, many
+    few, many = _functions[key]
+    return few[1], many[1]
+
+
+def _load(cubin: Cubin) -> _Loaded:
+    name = f"load kernel {cubin.info.entry} ({cubin.info.arch})"
+    module = _check(cuda.cuModuleLoadData(cubin.code), name)
+    function = _check(cuda.cuModuleGetFunction(module, cubin.info.entry.encode()), name)
+    if cubin.info.shared_bytes > _DEFAULT_SHARED_BYTES:
+        attribute = cuda.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        _check(cuda.cuFuncSetAttribute(function, attribute, cubin.info.shared_bytes), f"{name} with {cubin.info.shared_bytes} B shared")
+    return module, function
 
 
 def _bindable(tensor: torch.Tensor) -> bool:
@@ -116,7 +126,8 @@ class _Kernel:
     """One bound launch of a cubin."""
 
     def __init__(self, launch: Launch, cubin: Cubin, resolve: Resolve, symbolic: _Symbolic) -> None:
-        self.function = load_function(cubin)
+        self._few, self._many = load_functions(cubin)
+        self.function = self._many
         self.name = launch.kernel
         self.waits = cubin.info.waits
         self.beside, self.settles = launch.beside, launch.settles
@@ -135,6 +146,10 @@ class _Kernel:
     def size(self, x: int, y: int, z: int) -> None:
         """Grid of the next launches."""
         self.config.gridDimX, self.config.gridDimY, self.config.gridDimZ = x, y, z
+
+    def of_few_tokens(self, few: bool) -> None:
+        """Whether the next launches are in steps of up to `FEW_TOKENS`."""
+        self.function = self._few if few else self._many
 
     def begins_early(self, dependent: bool) -> None:
         """Whether the next launches may begin before the kernel before them has ended."""
@@ -237,6 +252,7 @@ class BoundProgram:
                     if step.beside and self._active and before is self._active[-1]:
                         beside.add(len(self._active))
                     step.size(x, y, z)
+                    step.of_few_tokens(T <= FEW_TOKENS)
                     self._active.append(step)
         if self._overlap:
             settled = True

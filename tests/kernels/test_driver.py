@@ -21,8 +21,10 @@ class RecordingDriver:
     def __init__(self) -> None:
         self.launches: list[tuple] = []
         self.attributes: list[list[tuple]] = []
-        self.set: list[tuple[str, int]] = []
+        self.set: list[tuple[int, str, int]] = []
+        self.functions: list[int] = []
         self.encoded: list[tuple] = []
+        self._modules = 0
         self.status = driver._SUCCESS
         self._map = ctypes.create_string_buffer(b"M" * 128, 128)
         real = driver.cuda
@@ -31,13 +33,14 @@ class RecordingDriver:
                 setattr(self, name, getattr(real, name))
 
     def cuModuleLoadData(self, code: bytes) -> tuple:
-        return driver._SUCCESS, code
+        self._modules += 1
+        return driver._SUCCESS, self._modules
 
-    def cuModuleGetFunction(self, module: bytes, name: bytes) -> tuple:
+    def cuModuleGetFunction(self, module: int, name: bytes) -> tuple:
         return driver._SUCCESS, (module, name)
 
-    def cuFuncSetAttribute(self, function: object, attribute: Any, value: int) -> tuple:
-        self.set.append((attribute.name, value))
+    def cuFuncSetAttribute(self, function: tuple[int, bytes], attribute: Any, value: int) -> tuple:
+        self.set.append((function[0], attribute.name.removeprefix("CU_FUNC_ATTRIBUTE_"), value))
         return (driver._SUCCESS,)
 
     def cuTensorMapEncodeTiled(self, *args: object) -> tuple:
@@ -50,6 +53,7 @@ class RecordingDriver:
         stream, attributes = (ctypes.c_uint64 * 2).from_address(config.getPtr() + 32)
         count = ctypes.c_uint32.from_address(config.getPtr() + 48).value
         assert (y, z, extra) == (1, 1, 0)
+        self.functions.append(function[0])
         self.launches.append((function[1], tuple(grid), threads, shared, stream, parameters))
         self.attributes.append([tuple((ctypes.c_uint32 * 3).from_address(attributes + 72 * i)) for i in range(count)])
         return (self.status,)
@@ -88,8 +92,6 @@ def test_launch_passes_its_arguments_in_order_and_follows_the_symbols(fake: Reco
     )
     launch = Launch("k", ("ceil_div(T, 16)", "D", 1), args)
     program = BoundProgram([Lowered((launch,))], tensors.__getitem__, {"k": cubin(shared=99000)})
-    name = "CU_FUNC_ATTRIBUTE_{}".format
-    assert fake.set == [(name("MAX_DYNAMIC_SHARED_SIZE_BYTES"), 99000), (name("PREFERRED_SHARED_MEMORY_CARVEOUT"), 100)]
     with pytest.raises(KernelError, match="set_symbols"):
         program.run()
     for tokens, decodes in ((33, 2), (5, 1)):
@@ -107,6 +109,20 @@ def test_launch_passes_its_arguments_in_order_and_follows_the_symbols(fake: Reco
     program.set_symbols(T=5, R=3, D=0, S=1, C=0)
     program.run()
     assert len(fake.launches) == 2, "an empty grid must be skipped"
+
+
+def test_only_in_steps_of_few_tokens_all_of_an_sms_memory_is_to_be_shared(fake: RecordingDriver) -> None:
+    launches = (Launch("k", ("T", 1, 1)), Launch("k", ("D", 1, 1)), Launch("small"))
+    cubins = {"k": cubin(shared=99000), "small": cubin(shared=9000)}
+    program = BoundProgram([Lowered(launches)], {}.__getitem__, cubins)
+    room, split = "MAX_DYNAMIC_SHARED_SIZE_BYTES", "PREFERRED_SHARED_MEMORY_CARVEOUT"
+    assert fake.set == [(1, room, 99000), (2, room, 99000), (1, split, 100), (3, split, 100)], "each cubin is loaded twice, and once"
+    for tokens, decodes, expected in ((1, 1, [1, 1, 3]), (64, 0, [1, 3]), (65, 64, [2, 2, 4]), (2000, 0, [2, 4]), (7, 7, [1, 1, 3])):
+        fake.functions.clear()
+        program.set_symbols(T=tokens, R=3, D=decodes, S=1, C=0)
+        for _ in range(2):
+            program.run()
+        assert fake.functions == expected * 2
 
 
 def test_a_step_that_differs_in_one_size_only_is_launched_anew(fake: RecordingDriver) -> None:

@@ -38,6 +38,7 @@ from trtllm_bench.analysis.counts import OpCost, PlanCounter, StepShape
 from trtllm_bench.analysis.hardware import Hardware
 from trtllm_engines.plan import Plan
 from trtllm_engines.runtime.buckets import LARGEST_GRAPH
+from trtllm_kernels.types import FEW_TOKENS
 
 BANDWIDTH_SHARE: Mapping[str, float] = {"gemv": 1.03, "few": 0.93, "gemm": 0.87, "attention": 0.95, "rows": 0.93}
 PEAK_SHARE: Mapping[str, float] = {"gemm": 1.0, "attention": 586 / 776}
@@ -57,8 +58,6 @@ STEP_US = 16.0
 """Between one step's last kernel and the next one's first."""
 OVERLAPPED_US: Mapping[str, float] = {"gemv": 1.1, "rows": 1.1}
 """The same where kernels overlap."""
-FEW = 64
-"""Most tokens of a product that takes our kernels for few, where there are such."""
 BESIDE_SHARE = 1 / 3
 """Of the time of the shorter of decode attention and prompts, where they run side by side."""
 BESIDE_TOKENS = 32
@@ -150,7 +149,7 @@ class StepModel:
     def _kind(self, cost: OpCost) -> str:
         if cost.kind != "gemm":
             return cost.kind
-        return "gemv" if cost.rows == 1 else "few" if cost.rows <= FEW and self._hopper else "gemm"
+        return "gemv" if cost.rows == 1 else "few" if cost.rows <= FEW_TOKENS and self._hopper else "gemm"
 
     def _us(self, cost: OpCost) -> float:
         memory, compute, fixed = self.op_us(cost)

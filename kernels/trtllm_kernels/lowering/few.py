@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 from trtllm_kernels.expr import ceil_div
 from trtllm_kernels.lowering.call import ELEMENT_BYTES, I32, Builder, OpCall, Operand, Parameter, Tma
-from trtllm_kernels.types import Dim
+from trtllm_kernels.types import FEW_TOKENS, Dim
 
-PADDED = (16, 32, 64)
-"""Tokens a tile holds; 64 is the most these kernels are made for."""
+PADDED = (16, 32, FEW_TOKENS)
+"""Tokens a tile holds; these kernels are made for no more."""
 FEW_TO = "few_to"
 """Tunable: tokens up to which these kernels are taken; 0: never."""
 LINE_BYTES = 128
