@@ -53,8 +53,8 @@ def load_functions(cubin: Cubin) -> tuple[Any, Any]:
 
     An SM changes how its memory is split between L1 and shared memory only when it is empty, so a kernel with another split than the one
     before it cannot begin on an SM before that has left. In steps of up to `FEW_TOKENS` kernels overlap from end to end, and all ask for
-    shared memory as far as it goes. In larger ones the library's products, which nothing overlaps, stand between, and what streams rows
-    through L1 is better off with the split the CUDA driver chooses.
+    shared memory as far as it goes. In larger ones the library's products, which nothing overlaps, stand between, and the CUDA driver
+    chooses: all shared seemed to cost them a little (docs/facts.md).
     """
     device = torch.cuda.current_device()
     key = (device, hashlib.sha256(cubin.code).digest())
