@@ -49,20 +49,23 @@ def _check(result: tuple[Any, ...], doing: str) -> Any:
 
 
 def load_functions(cubin: Cubin) -> tuple[Any, Any]:
-    """A cubin's launchable function in the current device's context, for steps of few tokens and for others (loaded once a process each).
+    """A cubin's launchable function in the current device's context for steps of few tokens and for others, loaded once a process each;
+    the same one where it does not overlap with what comes before.
 
-    An SM changes how its memory is split between L1 and shared memory only when it is empty, so a kernel with another split than the one
-    before it cannot begin on an SM before that has left. In steps of up to `FEW_TOKENS` kernels overlap from end to end, and all ask for
-    shared memory as far as it goes. In larger ones the library's products, which nothing overlaps, stand between, and the CUDA driver
-    chooses: all shared seemed to cost them a little (docs/facts.md).
+    An SM changes how its memory is split between L1 and shared memory only when it is empty (docs/facts.md, not proven), so a kernel with
+    another split than the one before it cannot begin on an SM before that has left. In steps of up to `FEW_TOKENS` kernels overlap from end
+    to end, and all ask for shared memory as far as it goes. In larger ones the library's products, which nothing overlaps, stand between,
+    and the CUDA driver chooses: all shared seemed to cost them a little.
     """
     device = torch.cuda.current_device()
     key = (device, hashlib.sha256(cubin.code).digest())
     if key not in _functions:
         torch.cuda.current_stream().synchronize()  # makes torch create the primary context and bind it to this thread
-        few, many = _load(cubin), _load(cubin)
-        all_shared = cuda.CUfunction_attribute.CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, 100
-        _check(cuda.cuFuncSetAttribute(few[1], *all_shared), f"load kernel {cubin.info.entry} beside others")
+        few = many = _load(cubin)
+        if cubin.info.waits:
+            few = _load(cubin)
+            all_shared = cuda.CUfunction_attribute.CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, 100
+            _check(cuda.cuFuncSetAttribute(few[1], *all_shared), f"load kernel {cubin.info.entry} beside others")
         _functions[key] = few, many
     few, many = _functions[key]
     return few[1], many[1]

@@ -112,12 +112,16 @@ def test_launch_passes_its_arguments_in_order_and_follows_the_symbols(fake: Reco
 
 
 def test_only_in_steps_of_few_tokens_all_of_an_sms_memory_is_to_be_shared(fake: RecordingDriver) -> None:
-    launches = (Launch("k", ("T", 1, 1)), Launch("k", ("D", 1, 1)), Launch("small"))
-    cubins = {"k": cubin(shared=99000), "small": cubin(shared=9000)}
+    """A cubin that overlaps is loaded twice, another once."""
+    launches = (Launch("k", ("T", 1, 1)), Launch("k", ("D", 1, 1)), Launch("small"), Launch("deaf"))
+    cubins = {"k": cubin(shared=99000, waits=True), "small": cubin(shared=9000, waits=True), "deaf": cubin(shared=8000)}
     program = BoundProgram([Lowered(launches)], {}.__getitem__, cubins)
     room, split = "MAX_DYNAMIC_SHARED_SIZE_BYTES", "PREFERRED_SHARED_MEMORY_CARVEOUT"
-    assert fake.set == [(1, room, 99000), (2, room, 99000), (1, split, 100), (3, split, 100)], "each cubin is loaded twice, and once"
-    for tokens, decodes, expected in ((1, 1, [1, 1, 3]), (64, 0, [1, 3]), (65, 64, [2, 2, 4]), (2000, 0, [2, 4]), (7, 7, [1, 1, 3])):
+    assert fake.set == [(1, room, 99000), (2, room, 99000), (2, split, 100), (4, split, 100)], (
+        "each cubin that overlaps is loaded twice, others once"
+    )
+    steps = ((1, 1, [2, 2, 4, 5]), (64, 0, [2, 4, 5]), (65, 64, [1, 1, 3, 5]), (2000, 0, [1, 3, 5]), (7, 7, [2, 2, 4, 5]))
+    for tokens, decodes, expected in steps:
         fake.functions.clear()
         program.set_symbols(T=tokens, R=3, D=decodes, S=1, C=0)
         for _ in range(2):
