@@ -23,7 +23,7 @@ from typing import Any, Literal
 SYMBOLS = ("T", "R", "D", "S", "C")
 DRAW_WORDS = 4
 """How a row's token is sampled: the bits of its temperature (0: greedy), its seed's low and high half, the number of tokens before it."""
-FEW_TOKENS = 64
+FEW_TOKENS = 128
 """Tokens of a step up to which its products are our own kernels, on Hopper, and not the library's."""
 Dim = int | str
 Attr = int | float | bool | str | list[int] | list[float] | None

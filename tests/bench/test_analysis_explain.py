@@ -352,9 +352,10 @@ STORES = sorted(path.parent for path in RECORDED.glob("**/results.parquet"))
 
 @pytest.mark.skipif(not STORES, reason="no H100 cells are recorded in results/recorded/h100")
 def test_recorded_cells_are_predicted_within_5_percent_at_the_median_and_12_at_worst() -> None:
-    """Predictions are of the present engine. The worst are of engines whose kernels did not overlap yet; left out is what NVTX costs, whose
-    64 sequences are of an engine that gave their products to cuBLASLt."""
-    rows = [row for folder in STORES if folder.name != "nvtx-overhead" for row in Store(folder).rows()]
+    """Predictions are of the present engine. The worst are of engines whose kernels did not overlap yet; left out is what NVTX costs and
+    the gate's cells, whose 64 and 128 sequences are of engines that gave their products to cuBLASLt."""
+    old = ("nvtx-overhead", "gate")
+    rows = [row for folder in STORES if folder.relative_to(RECORDED).parts[0] not in old for row in Store(folder).rows()]
     found = check(rows)
     told = [(one.row.cell.label, round(one.error, 3)) for one in found]
     assert median_error(found) < 0.05, told

@@ -14,6 +14,7 @@ from trtllm_kernels.driver import BoundProgram
 from trtllm_kernels.errors import KernelError
 from trtllm_kernels.expr import evaluate
 from trtllm_kernels.lowering import lower
+from trtllm_kernels.lowering.few import IN_TRITON, PADDED
 from trtllm_kernels.ops import OPS
 from trtllm_kernels.ops.philox import gumbel_noise
 from trtllm_kernels.ops.quantize import FP8, dequantized, finish
@@ -180,23 +181,24 @@ def test_rotation_in_place_is_the_functional_one(model: str, precision: str, tac
         torch.testing.assert_close(got.float(), want.float(), rtol=0.13 if got.dtype == FP8 else 2.0**-7, atol=1e-6, equal_nan=True)
 
 
-TOKENS = (1, 2, 16, 17, 32, 33, 64, 65, 191, 192, 1000)
-"""On both sides of every change of routine: one token, few (in tiles of 16, 32, 64), more, and from 192 the fused kernels."""
+TOKENS = (1, 2, 16, 17, 32, 33, 64, 65, 96, 97, 128, 129, 191, 192, 1000)
+"""On both sides of every change of routine: one token, few (in tiles of 16, 32, 64, 96, 128), more, and from 192 the fused kernels."""
 
 
-def few_tiles(**values: int) -> dict[str, int]:
-    return {f"few{padded}_{name}": value for padded in (16, 32, 64) for name, value in values.items()}
+def few_tiles(sizes: tuple[int, ...] = PADDED, **values: int) -> dict[str, int]:
+    return {f"few{padded}_{name}": value for padded in sizes for name, value in values.items()}
 
 
 FEW = {
     "library": {"few_to": 0},
     "few": {},
-    "few-parts": few_tiles(parts=4),
+    "few-whole": few_tiles(blocks=2, parts=1),
+    "few-parts": few_tiles(blocks=2, parts=2),
     "few-alone": few_tiles(blocks=1, parts=1),
-    "triton-whole": few_tiles(blocks=0, splits=1),
-    "triton-divided": few_tiles(blocks=0, splits=4),
+    "triton-whole": few_tiles(IN_TRITON, blocks=0, splits=1),
+    "triton-divided": few_tiles(IN_TRITON, blocks=0, splits=4),
 }
-"""Tactics of products of 2 to 64 tokens."""
+"""Tactics of products of 2 to 128 tokens."""
 
 
 WIDTHS = {"fused": ModelShape(1024, 1536), "two-tiles": ModelShape(4096, 512), "long": ModelShape(5120, 512)}
@@ -240,6 +242,29 @@ def test_products(few: str, op: str, model: str, precision: str) -> None:
         program.set_symbols(T=tokens, R=1, D=0, S=1, C=0)
         program.run()
         check(op, precision, tensors["out0"][:tokens], expected[:tokens], x.shape[1])
+
+
+@pytest.mark.parametrize("tokens", [16, 64, 96, 128])
+@pytest.mark.parametrize(("blocks", "parts"), [(1, 1), (1, 2), (2, 1), (2, 2)])
+def test_products_of_few_tokens_give_the_same_bits_again_and_again(blocks: int, parts: int, tokens: int) -> None:
+    """Blocks that load ahead while the kernel before them runs, and add each other's sums: a race would show in hundreds of runs."""
+    if torch.cuda.get_device_capability()[0] != 9:
+        pytest.skip("products of few tokens are apart on sm_90")
+    tensors, _ = product_program("linear", ModelShape(4096, 4096), "fp8", {})
+    specs = {name: TensorSpec(tuple(value.shape), dtype_name(value.dtype)) for name, value in tensors.items()}
+    inputs = [specs.get(name) for name in OPS["linear"].tensors]
+    inputs[0], out = replace(inputs[0], shape=("T", 4096)), replace(specs["out0"], shape=("T", specs["out0"].shape[1]))
+    inputs[-1] = out if inputs[-1] is not None else None
+    lowered = lower("linear", inputs, [out], {}, arch(), tactic=few_tiles(blocks=blocks, parts=parts))
+    program = BoundProgram([lowered] * 8, tensors.__getitem__, compile_all(lowered.kernels, arch()))
+    program.set_symbols(T=tokens, R=1, D=0, S=1, C=0)
+    program.run()
+    first, others = tensors["out0"][:tokens].clone(), torch.zeros((), device="cuda")
+    for _ in range(300):
+        poison(tensors["out0"])
+        program.run()
+        others += (tensors["out0"][:tokens] != first).any()
+    assert int(others) == 0
 
 
 @pytest.mark.parametrize("batch", BATCHES)

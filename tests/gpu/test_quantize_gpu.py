@@ -24,7 +24,7 @@ pytestmark = [
 ]
 OPS = torch.ops.trtllm
 SHAPES = {"llama-8b": ModelShape(4096, 14336, 32, 8, 128, 128), "smollm2": ModelShape(576, 1536, 9, 3, 64, 64), "tiny": ModelShape(64, 96)}
-TOKENS = (1, 2, 17, 64, 300)
+TOKENS = (1, 2, 17, 64, 100, 300)
 
 
 def batch(tokens: int) -> BatchShape:

@@ -10,6 +10,7 @@ import torch
 from interpreted import FUSED, as_list, difference, make_interpreter_exact, run
 
 from trtllm_kernels import lowering
+from trtllm_kernels.lowering.few import IN_TRITON
 from trtllm_kernels.ops import OPS
 from trtllm_kernels.samples import BatchShape, ModelShape, fp8_sample, sample
 
@@ -20,7 +21,7 @@ ODD = ModelShape(hidden=304, intermediate=104)
 def tactic(**tile: int) -> dict[str, int]:
     """The same tile for all padded sizes."""
     tile = {"rows": 64, "k": 256, "splits": 1, "ahead": 16, "blocks": 0} | tile
-    return {f"few{padded}_{name}": value for padded in (16, 32, 64) for name, value in tile.items()}
+    return {"few_to": 64} | {f"few{padded}_{name}": value for padded in IN_TRITON for name, value in tile.items()}
 
 
 TACTICS = {"whole": tactic(), "divided": tactic(splits=3, k=64), "tall": tactic(rows=128, ahead=32)}

@@ -16,6 +16,7 @@ from trtllm_kernels.catalogue import MODELS, kernels_of, ops_of
 from trtllm_kernels.cubin import Cubin
 from trtllm_kernels.errors import KernelError
 from trtllm_kernels.lowering import lower
+from trtllm_kernels.lowering.few import IN_TRITON, PADDED
 from trtllm_kernels.types import KernelSpec
 
 _SHARED_LIMIT = {"sm_80": 163 * 1024, "sm_89": 99 * 1024, "sm_90": 227 * 1024}
@@ -30,13 +31,13 @@ _ONLY_HOPPER = {"gate_up_silu", "linear_gelu", "fresh_attention", *_FEW}
 def few_token_kernels(precision: str) -> list[KernelSpec]:
     """Each once a padded size at the 8B's shapes, in both languages, whole and divided."""
 
-    def tiles(**values: int) -> dict[str, int]:
-        return {f"few{padded}_{name}": value for padded in (16, 32, 64) for name, value in values.items()}
+    def tiles(sizes: tuple[int, ...] = PADDED, **values: int) -> dict[str, int]:
+        return {f"few{padded}_{name}": value for padded in sizes for name, value in values.items()}
 
-    by_triton, whole, divided = tiles(blocks=0, splits=1), tiles(blocks=2, parts=1), tiles(blocks=1, parts=4)
+    by_triton, whole, divided = tiles(IN_TRITON, blocks=0, splits=1), tiles(blocks=2, parts=1), tiles(blocks=1, parts=2)
     chosen = {}
     for op in (op for op in ops_of(MODELS["llama-3.1-8b"], precision) if op.op.startswith(("linear", "gate_up"))):
-        for tactic in (by_triton, whole, divided, *([tiles(blocks=0, splits=4)] if op.op == "linear" else [])):
+        for tactic in (by_triton, whole, divided, *([tiles(IN_TRITON, blocks=0, splits=4)] if op.op == "linear" else [])):
             for spec in lower(op.op, op.inputs, op.outputs, op.attrs, "sm_90", tactic=tactic).kernels:
                 if spec.function.startswith("few"):
                     kind = (spec.constexprs.get(name) for name in ("TOKENS", "SCALED_ROWS", "SAMPLED", "ACT", "SPLITS"))

@@ -120,7 +120,7 @@ def test_only_in_steps_of_few_tokens_all_of_an_sms_memory_is_to_be_shared(fake: 
     assert fake.set == [(1, room, 99000), (2, room, 99000), (2, split, 100), (4, split, 100)], (
         "each cubin that overlaps is loaded twice, others once"
     )
-    steps = ((1, 1, [2, 2, 4, 5]), (64, 0, [2, 4, 5]), (65, 64, [1, 1, 3, 5]), (2000, 0, [1, 3, 5]), (7, 7, [2, 2, 4, 5]))
+    steps = ((1, 1, [2, 2, 4, 5]), (128, 0, [2, 4, 5]), (129, 64, [1, 1, 3, 5]), (2000, 0, [1, 3, 5]), (7, 7, [2, 2, 4, 5]))
     for tokens, decodes, expected in steps:
         fake.functions.clear()
         program.set_symbols(T=tokens, R=3, D=decodes, S=1, C=0)

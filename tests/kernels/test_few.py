@@ -17,6 +17,7 @@ from trtllm_kernels.catalogue import MODELS, ops_of
 from trtllm_kernels.errors import KernelError
 from trtllm_kernels.expr import ceil_div, evaluate
 from trtllm_kernels.lowering import lower
+from trtllm_kernels.lowering.few import IN_TRITON, PADDED
 from trtllm_kernels.nvrtc import compile_source
 from trtllm_kernels.types import KernelSpec, Launch, Lowered, TensorSpec
 
@@ -47,32 +48,35 @@ def routine(lowered: Lowered, launch: Launch) -> str:
 
 
 def triton_tiles(**values: int) -> dict[str, int]:
-    return {f"few{padded}_{name}": value for padded in (16, 32, 64) for name, value in {**values, "blocks": 0}.items()}
+    """Of up to 64 tokens, as there are in Triton."""
+    return {f"few{padded}_{name}": value for padded in IN_TRITON for name, value in {**values, "blocks": 0}.items()}
 
 
-_TILES = st.tuples(st.sampled_from([1, 2, 4]), st.sampled_from([0, 1, 2]))
+_IN_BOTH = st.tuples(st.sampled_from([1, 2, 4]), st.sampled_from([1, 2]), st.sampled_from([0, 1, 2]))
+_IN_CUDA = st.tuples(st.just(1), st.sampled_from([1, 2]), st.sampled_from([1, 2]))
 
 
-@given(st.integers(0, 400), st.integers(0, 90), st.tuples(_TILES, _TILES, _TILES), st.sampled_from([0, 1]))
+@given(st.integers(0, 400), st.integers(0, 150), st.tuples(_IN_BOTH, _IN_BOTH, _IN_BOTH, _IN_CUDA, _IN_CUDA), st.sampled_from([0, 1]))
 def test_each_number_of_tokens_has_one_routine_and_room_for_its_parts(
-    tokens: int, most: int, each: tuple[tuple[int, int], ...], gemv: int
+    tokens: int, most: int, each: tuple[tuple[int, int, int], ...], gemv: int
 ) -> None:
-    """None where no row is wanted, as of lm_head in a step of chunks alone. `each`: parts of K and blocks an SM, 0 for Triton's kernels,
-    with tiles of 16, 32 and 64 tokens."""
+    """None where no row is wanted, as of lm_head in a step of chunks alone. `each`: parts of K in Triton and in CUDA C++ and blocks an SM,
+    0 for Triton's kernels, of which there are none of more than 64 tokens."""
     divided: dict[str, int] = {}
-    for padded, (splits, blocks) in zip((16, 32, 64), each, strict=True):
-        divided |= {f"few{padded}_splits": splits, f"few{padded}_parts": splits, f"few{padded}_blocks": blocks}
+    for padded, (splits, parts_of_k, blocks) in zip(PADDED, each, strict=True):
+        divided |= {f"few{padded}_splits": splits} if padded <= 64 else {}
+        divided |= {f"few{padded}_parts": parts_of_k, f"few{padded}_blocks": blocks}
     lowered = linear(4096, 4096, few_to=most, gemv=gemv, **divided)
     fixed = linear(4096, 4096, tokens=tokens, few_to=most, gemv=gemv, **divided)
     names = [routine(lowered, launch) for launch in running(lowered, tokens)]
     assert [routine(fixed, launch) for launch in running(fixed, tokens)] == names
-    padded = next(size for size in (16, 32, 64, 400) if tokens <= size)
+    padded = next(size for size in (*PADDED, 400) if tokens <= size)
     if tokens == 0:
         assert names == []
     elif tokens == 1 and gemv:
         assert names == ["gemv"]
-    elif tokens <= min(most, 64):
-        splits = divided[f"few{padded}_splits"]
+    elif tokens <= min(most, 128):
+        splits = divided.get(f"few{padded}_splits", 1)
         if divided[f"few{padded}_blocks"]:
             assert names == [f"few_tokens {padded}"]
         else:
@@ -85,19 +89,19 @@ def test_each_number_of_tokens_has_one_routine_and_room_for_its_parts(
         assert names == ["scaled_matmul"]
 
 
-@given(tokens=st.integers(0, 400), most=st.integers(0, 90), fused=st.sampled_from([32, 192]))
+@given(tokens=st.integers(0, 400), most=st.integers(0, 150), fused=st.sampled_from([32, 192]))
 def test_a_product_that_ends_in_an_activation_is_one_launch_for_few_tokens(tokens: int, most: int, fused: int) -> None:
     lowered = gate_up(few_to=most, fused_from=fused)
     names = [routine(lowered, launch) for launch in running(lowered, tokens)]
-    padded = next(size for size in (16, 32, 64, 400) if tokens <= size)
+    padded = next(size for size in (*PADDED, 400) if tokens <= size)
     if tokens == 0:
         assert names == []
     elif tokens == 1:
         assert names == ["gemv_gate_up_silu"]
-    elif tokens <= min(most, 64, fused - 1):
+    elif tokens <= min(most, 128, fused - 1):
         assert names == [f"few_tokens {padded}"]
         in_triton = gate_up(few_to=most, fused_from=fused, **triton_tiles())
-        assert [routine(in_triton, launch) for launch in running(in_triton, tokens)] == [f"few_gate_up_silu {padded}"]
+        assert tokens > 64 or [routine(in_triton, launch) for launch in running(in_triton, tokens)] == [f"few_gate_up_silu {padded}"]
     else:
         assert names == (["gate_up_silu"] if tokens >= fused else ["scaled_matmul", "silu_mul_interleaved"])
 
@@ -111,11 +115,12 @@ def test_every_row_and_column_of_the_weight_has_a_program() -> None:
         assert (tiles - 1) * spec.constexprs["BLOCK_N"] < rows <= tiles * spec.constexprs["BLOCK_N"]
         assert parts == splits
         for blocks in (1, 2):
-            cuda = linear(rows - rows % 16, columns, few_to=64, few32_parts=splits, few32_blocks=blocks, gemv=0)
+            parts_of_k = min(splits, 2)
+            cuda = linear(rows - rows % 16, columns, few_to=64, few32_parts=parts_of_k, few32_blocks=blocks, gemv=0)
             launch, spec = cuda_launch(cuda, 20)
             tiles, parts, _ = (evaluate(dim, {"T": 20}) for dim in launch.grid)
             assert 64 * (tiles - 1) < spec.constexprs["N"] == rows - rows % 16 <= 64 * tiles
-            assert parts == spec.constexprs["SPLITS"] == splits
+            assert parts == spec.constexprs["SPLITS"] == parts_of_k
 
 
 def cuda_launch(lowered: Lowered, tokens: int) -> tuple[Launch, KernelSpec]:
@@ -133,6 +138,8 @@ def test_where_they_are_off_or_do_not_fit_it_is_the_librarys() -> None:
     for other in (linear(4096, 4096, arch="sm_89"), linear(4096, 4100), linear(32, 4096), linear(4096, 64)):
         assert not any(name.startswith("few") for name in functions(other))
     assert functions(linear(4096, 4096, "fp32")) == set()
+    with pytest.raises(KernelError, match=r"few96_blocks is 0, but .* set few_to to 64 or less"):
+        linear(4096, 4096, few96_blocks=0)
     with pytest.raises(KernelError, match="few128_rows"):
         linear(4096, 4096, few128_rows=64)
 
@@ -163,37 +170,39 @@ def test_by_default_k_is_divided_and_steps_are_short_where_programs_are_few(dtyp
 
 
 @pytest.mark.parametrize("dtype", ["fp8", "bf16"])
-def test_in_cuda_two_blocks_divide_k_where_they_have_an_sm_each_and_share_one_where_there_are_more(dtype: str) -> None:
-    """But for rows of more than 8,192 bytes and up to 16 tokens."""
-    o, down = (linear(4096, columns, dtype) for columns in (8192 if dtype == "fp8" else 4096, 14336))
-    assert tile_of(down, 16)[0] == ("few_parts" if dtype == "fp8" else "few_linear")
-    for tokens in (2, 16, 17, 32, 33, 64):
-        for lowered, parts in ((linear(6144, 4096, dtype), 1), (o, 2), *([(down, 2)] if tokens > 16 else []), (gate_up(dtype), 1)):
+def test_in_cuda_blocks_divide_k_where_sms_are_left_and_share_an_sm_where_they_are_many(dtype: str) -> None:
+    """By blocks of 64 rows, of which O and down have one for every other SM, QKV one for most, gate_up several for each."""
+    o, qkv, down = linear(4096, 4096, dtype), linear(6144, 4096, dtype), linear(4096, 14336, dtype)
+    for tokens in (2, 16, 17, 32, 33, 64, 65, 96, 97, 128):
+        all_of_it = (1, 1) if tokens <= 16 else (2, 1)
+        for lowered, tile in ((o, (1, 2)), (down, (1, 2)), (qkv, (2, 1 if tokens <= 64 else 2)), (gate_up(dtype), all_of_it)):
+            blocks, parts = tile
             _, spec = cuda_launch(lowered, tokens)
             assert spec.constexprs["SPLITS"] == parts
-            shared = spec.constexprs["SHARED_BYTES"]
-            assert (100 if parts == 1 else 150) * 1024 < shared <= (228 // (2 if parts == 1 else 1) - 1) * 1024
+            assert 150 * 1024 // blocks < spec.constexprs["SHARED_BYTES"] <= (228 // blocks - 1) * 1024
 
 
 @pytest.mark.parametrize("dtype", ["fp8", "bf16"])
 def test_in_cuda_weights_are_on_the_way_before_the_wait(dtype: str) -> None:
     """Of x nothing is; products follow each other, and the assembler has nothing to say of them."""
     for lowered in (linear(6144, 4096, dtype), linear(4096, 14336, dtype), gate_up(dtype)):
-        for tokens in (32,) if lowered.kernels[-1].constexprs["K"] > 8192 else (16, 64):
+        for tokens in (16, 64, 96, 128):
             _, spec = cuda_launch(lowered, tokens)
             info, code = compile_kernel(spec, "sm_90").info, _code(spec)
             assert (info.spill_bytes, info.num_warps, info.waits) == (0, 6, True)
             assert info.registers * 192 * 2 <= 65536
             panels = spec.constexprs["PANELS"]
-            assert sum(op.startswith("UTMALDG") for op in code) == 2 * panels
+            parts = spec.constexprs["SPLITS"]
+            assert sum(op.startswith("UTMALDG") for op in code) == (1 + parts) * panels, "weights before the other block is there and after"
             assert sum(op.startswith(f"{'QGMMA' if dtype == 'fp8' else 'HGMMA'}.64x{tokens}x") for op in code) == 4 * panels
             assert code.count("ACQBULK") == 2, "one for those that multiply, one for who loads x"
-            assert ("UCGABAR_ARV" in code) == (spec.constexprs["SPLITS"] > 1)
+            assert ("UCGABAR_ARV" in code) == (parts > 1)
+            assert not [op for op in code if op.startswith(("MEMBAR", "ERRBAR"))], "none waits for all its loads and stores"
             _, ptx, said = compile_source(spec, "sm_90")
             assert "wgmma" not in said
             met = re.findall(r"(griddepcontrol\.wait)|cp\.async\.bulk\.tensor\.\S+bytes(\.L2::cache_hint)?", ptx)
             weight, x, wait = ("", ".L2::cache_hint"), ("", ""), ("griddepcontrol.wait", "")
-            assert met == [*[weight] * panels, wait, *[x] * panels, wait]
+            assert met == [*[weight] * panels * parts, wait, *[x] * panels, wait]
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -206,15 +215,15 @@ def test_every_models_products_have_tiles_within_shared_memory(model: str, preci
         assert weight is not None
         columns, element = int(weight.shape[1]), 1 if precision == "fp8" else 2
         in_cuda = [spec.constexprs for spec in op.kernels("sm_90") if spec.is_cuda]
-        assert {tile["TOKENS"] for tile in in_cuda} >= {32, 64}
+        assert {tile["TOKENS"] for tile in in_cuda} == {*PADDED}
         for tile in in_cuda:
             assert min(tile["W_STAGES"], tile["X_STAGES"]) >= 2
             assert tile["SHARED_BYTES"] <= 227 * 1024
             steps = ceil_div(columns * element, 128 * tile["PANELS"])
             assert ceil_div(steps, tile["SPLITS"]) * (tile["SPLITS"] - 1) < steps
-        lowered = lower(op.op, op.inputs, op.outputs, op.attrs, "sm_90", tactic=triton_tiles())
+        lowered = lower(op.op, op.inputs, op.outputs, op.attrs, "sm_90", tactic={"few_to": 64} | triton_tiles())
         tiles = [spec.constexprs | {"stages": spec.num_stages} for spec in lowered.kernels if spec.constexprs.get("TOKENS")]
-        assert {tile["TOKENS"] for tile in tiles} == {16, 32, 64}
+        assert {tile["TOKENS"] for tile in tiles} == {*IN_TRITON}
         for tile in tiles:
             assert tile["stages"] * (tile["BLOCK_N"] + tile["TOKENS"]) * tile["BLOCK_K"] * element <= 200 * 1024
             steps, splits = ceil_div(columns, tile["BLOCK_K"]), tile.get("SPLITS", 1)

@@ -38,6 +38,7 @@ from trtllm_bench.analysis.counts import OpCost, PlanCounter, StepShape
 from trtllm_bench.analysis.hardware import Hardware
 from trtllm_engines.plan import Plan
 from trtllm_engines.runtime.buckets import LARGEST_GRAPH
+from trtllm_kernels.lowering.few import IN_TRITON as FEW_IN_TRITON
 from trtllm_kernels.types import FEW_TOKENS
 
 BANDWIDTH_SHARE: Mapping[str, float] = {"gemv": 1.03, "few": 0.93, "gemm": 0.87, "attention": 0.95, "rows": 0.93}
@@ -149,7 +150,8 @@ class StepModel:
     def _kind(self, cost: OpCost) -> str:
         if cost.kind != "gemm":
             return cost.kind
-        return "gemv" if cost.rows == 1 else "few" if cost.rows <= FEW_TOKENS and self._hopper else "gemm"
+        few = 0 if not self._hopper else FEW_IN_TRITON[-1] if cost.op == "linear_sample" else FEW_TOKENS
+        return "gemv" if cost.rows == 1 else "few" if cost.rows <= few else "gemm"
 
     def _us(self, cost: OpCost) -> float:
         memory, compute, fixed = self.op_us(cost)

@@ -1,13 +1,14 @@
-// Products of a few tokens (2 to 64) on Hopper: `triton_kernels/few_tokens.py` with weights on the way before x is there.
+// Products of a few tokens (2 to 128) on Hopper: `triton_kernels/few_tokens.py` with weights on the way before x is there.
 //
 // Reading the weight is nearly all the time there is. 64 rows of it are the tall side of the tensor core's tile, tokens, padded to TOKENS,
 // the narrow one. One warp loads weights into a ring of its own and waits for no kernel; another loads x, once the kernel before has
 // ended; a warpgroup multiplies. So what blocks have room for, 10 MB and more in all, comes from memory while that kernel runs.
-// SPLITS blocks of a cluster share rows and divide K; each adds up, and ends, every SPLITS-th token, reading the others' sums in their
-// shared memory, in the same order every time.
+// Where SPLITS is 2, two blocks of a cluster share rows and divide K; each sends the other its sums of every other token, which complete on
+// a barrier there: meeting at the cluster's barrier, with the memory it orders, took longer than adding the sums up.
 //
-// Tried on an H100 and slower: 128 rows a block, which read x half as often; x no further ahead than weights: it comes from L2 only once
-// the wait is over, and what is there of the weight waits for it.
+// Tried on an H100 and slower: 128 rows a block, which read x half as often; blocks of several rows of a cluster that load x for each other
+// (multicast), though of 128 tokens all blocks together read twice as much from L2 as the weight is; x no further ahead than weights: it
+// comes from L2 only once the wait is over, and what is there of the weight waits for it.
 //
 // x: [tokens, K], boxes of TOKENS rows; w: [N, K], boxes of 64 rows; y: [num_tokens, N], or [num_tokens, N / 2] where ACT is SWIGLU, of
 // whose rows of w even ones are gates and odd ones what they gate. Rows of x from num_tokens on hold anything: no row that is stored sees
@@ -26,14 +27,19 @@ constexpr int PITCH = ROWS + 4;  // of a token's sums: a warp's stores are to di
 
 struct Shared {
     union {
-        char w[W_STAGES][W_BYTES];
-        float sums[TOKENS][PITCH];  // after the last product
+        struct {
+            char w[W_STAGES][W_BYTES];
+            char x[X_STAGES][X_BYTES];
+        };
+        float sums[TOKENS / SPLITS][PITCH];  // after the last product
     };
-    char x[X_STAGES][X_BYTES];
+    float4 received[TOKENS / 16][SPLITS > 1 ? CONSUMERS : 1];  // sums of a thread's own tokens, by the other block
+    u64 all_received;
     u64 w_full[W_STAGES], w_empty[W_STAGES];
     u64 x_full[X_STAGES], x_empty[X_STAGES];
 };
 static_assert(sizeof(Shared) <= SHARED_BYTES, "SHARED_BYTES is what a launch asks for");
+static_assert(SPLITS <= 2, "a block sends to one other");
 
 extern __shared__ __align__(1024) char memory[];
 
@@ -69,8 +75,6 @@ struct Loader {
     }
 };
 
-INLINE float4 partial(const float* at, u32 rank) { return SPLITS == 1 ? *(const float4*)at : load_from_block(at, rank); }
-
 // 8 results of a token, from column `column` of y on.
 INLINE void store(char* y, int token, int column, const float (&x)[8]) {
     constexpr int WIDTH = ACT == SWIGLU ? N / 2 : N;
@@ -84,8 +88,7 @@ INLINE void store(char* y, int token, int column, const float (&x)[8]) {
 }
 
 // x += 8 elements of 2 bytes.
-INLINE void add(float (&x)[8], const char* from, long long element) {
-    uint4 words = *(const uint4*)(from + 2 * element);
+INLINE void add(float (&x)[8], uint4 words) {
     u32 each[4] = {words.x, words.y, words.z, words.w};
 #pragma unroll
     for (int i = 0; i < 4; i++) {
@@ -95,52 +98,64 @@ INLINE void add(float (&x)[8], const char* from, long long element) {
     }
 }
 
-// The tokens of this block, of those whose sums are complete in all blocks of the cluster.
-INLINE void finish(const Shared& shared, u32 rank, int row, const char* bias, const char* residual, const float* x_scale,
-                   const float* w_scale, const float* out_scale, char* y, int num_tokens) {
-    constexpr int EACH = ACT == SWIGLU ? 16 : 8, OF_TOKEN = ROWS / EACH;  // rows of a thread; threads of a token
-    int own = threadIdx.x % OF_TOKEN * EACH;
-    if (row + own >= N) return;
-    float factor = SCALED ? *w_scale * *x_scale : 1.0f, over = QUANTIZE ? 1.0f / *out_scale : 1.0f;
-    for (int token = threadIdx.x / OF_TOKEN * SPLITS + rank; token < num_tokens; token += CONSUMERS / OF_TOKEN * SPLITS) {
-        float sums[EACH] = {};
+// A thread's part of the results: EACH rows of every AT_ONCE-th token.
+struct Epilogue {
+    static constexpr int EACH = ACT == SWIGLU ? 16 : 8, OF_TOKEN = ROWS / EACH;  // threads of a token
+    static constexpr int AT_ONCE = CONSUMERS / OF_TOKEN * SPLITS, COUNT = (TOKENS + AT_ONCE - 1) / AT_ONCE;
+
+    int own, row, first, num_tokens;  // row of the weight; tokens
+    float factor = 1.0f, over = 1.0f;
+    uint4 addends[ADDED ? COUNT : 1], biases;
+
+    // What the sums are scaled by and added to is asked for while the weight comes.
+    INLINE Epilogue(int block_row, u32 part, int num_tokens, const char* bias, const char* residual, const float* x_scale,
+                    const float* w_scale, const float* out_scale)
+        : own(threadIdx.x % OF_TOKEN * EACH), row(block_row + own), first(threadIdx.x / OF_TOKEN * SPLITS + part),
+          num_tokens(row < N ? num_tokens : 0) {
+        if (SCALED) factor = *w_scale * *x_scale;
+        if (QUANTIZE) over = 1.0f / *out_scale;
+        if (BIASED && row < N) biases = *(const uint4*)(bias + 2 * row);
 #pragma unroll
-        for (u32 from = 0; from < SPLITS; from++) {
-#pragma unroll
-            for (int i = 0; i < EACH; i += 4) {
-                float4 part = partial(&shared.sums[token][own + i], from);
-                sums[i] += part.x, sums[i + 1] += part.y, sums[i + 2] += part.z, sums[i + 3] += part.w;
-            }
+        for (int i = 0; i < (ADDED ? COUNT : 0); i++) {
+            long long token = first + i * AT_ONCE;
+            if (token < this->num_tokens) addends[i] = *(const uint4*)(residual + 2 * (token * N + row));
         }
-#if SCALED_ROWS
-        factor = x_scale[token];
+    }
+
+    INLINE void finish(const Shared& shared, const float* x_scale, const float* w_scale, char* y) const {
 #pragma unroll
-        for (int i = 0; i < EACH; i++) sums[i] *= w_scale[row + own + i];
-#endif
+        for (int i = 0; i < COUNT; i++) {
+            int token = first + i * AT_ONCE;
+            if (token >= num_tokens) return;
+            float sums[EACH];
 #pragma unroll
-        for (int i = 0; i < EACH; i++) sums[i] *= factor;
-        float out[8];
+            for (int j = 0; j < EACH; j += 4) *(float4*)&sums[j] = *(const float4*)&shared.sums[token / SPLITS][own + j];
+            float scale = SCALED_ROWS ? x_scale[token] : factor;
+#pragma unroll
+            for (int j = 0; j < EACH; j++) sums[j] *= SCALED_ROWS ? w_scale[row + j] * scale : scale;
+            float out[8];
 #if ACT == SWIGLU
 #pragma unroll
-        for (int i = 0; i < 8; i++) out[i] = sums[2 * i] / (1.0f + exp2_of(sums[2 * i] * -1.4426950408889634f)) * sums[2 * i + 1];
+            for (int j = 0; j < 8; j++) out[j] = sums[2 * j] / (1.0f + exp2_of(sums[2 * j] * -1.4426950408889634f)) * sums[2 * j + 1];
 #else
 #pragma unroll
-        for (int i = 0; i < 8; i++) out[i] = sums[i];
-        if (BIASED) add(out, bias, row + own);
-        if (ADDED) add(out, residual, (long long)token * N + row + own);
+            for (int j = 0; j < 8; j++) out[j] = sums[j];
+            if (BIASED) add(out, biases);
+            if (ADDED) add(out, addends[i]);
 #if ACT == GELU
 #pragma unroll
-        for (int i = 0; i < 8; i++) {
-            float u = 0.7978845608028654f * (out[i] + 0.044715f * out[i] * out[i] * out[i]);
-            out[i] = out[i] / (1.0f + exp2_of(u * -2.8853900817779268f));
-        }
+            for (int j = 0; j < 8; j++) {
+                float u = 0.7978845608028654f * (out[j] + 0.044715f * out[j] * out[j] * out[j]);
+                out[j] = out[j] / (1.0f + exp2_of(u * -2.8853900817779268f));
+            }
 #endif
 #endif
 #pragma unroll
-        for (int i = 0; i < 8; i++) out[i] *= over;
-        store(y, token, (row + own) / (EACH / 8), out);
+            for (int j = 0; j < 8; j++) out[j] *= over;
+            store(y, token, row / (EACH / 8), out);
+        }
     }
-}
+};
 
 // The 2 i32 and 2 i64 after a map are sizes and strides, of the launch ABI (`driver.py`).
 extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(THREADS)
@@ -149,8 +164,8 @@ extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(THRE
                const float* out_scale, char* y, int num_tokens) {
     let_next_start();
     Shared& shared = *(Shared*)memory;
-    u32 warp = __shfl_sync(~0u, threadIdx.x / 32, 0), lane = threadIdx.x % 32, rank = blockIdx.y;
-    int row = blockIdx.x * ROWS, column = rank * SHARE * PANELS * COLUMNS, steps = max(0, min(SHARE, STEPS - (int)rank * SHARE));
+    u32 warp = __shfl_sync(~0u, threadIdx.x / 32, 0), lane = threadIdx.x % 32, part = blockIdx.y;
+    int row = blockIdx.x * ROWS, column = part * SHARE * PANELS * COLUMNS, steps = max(0, min(SHARE, STEPS - (int)part * SHARE));
     constexpr u32 LOADS_W = CONSUMERS / 32, LOADS_X = LOADS_W + 1;
     if (warp == LOADS_W && lane == 0) {
 #pragma unroll
@@ -163,16 +178,26 @@ extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(THRE
             barrier_init(shared.x_full[i], 1);
             barrier_init(shared.x_empty[i], CONSUMERS / 32);
         }
+        barrier_init(shared.all_received, 1);
         barriers_are_made();
+        if (SPLITS > 1) arrive_expecting(shared.all_received, sizeof(shared.received));
     }
     __syncthreads();
+    if (SPLITS > 1) cluster_arrive();  // until both have, none may reach for the other's barriers
     if (warp == LOADS_W) {
-        if (lane == 0) {
-            u64 policy = evict_first();
-            Loader<W_BYTES, ROWS, W_STAGES>{shared.w, shared.w_full, shared.w_empty, row, column}.load(
-                [&](void* to, int row, int column, u64& full) { load_box(to, w, row, column, full, policy); }, steps);
+        u64 policy = evict_first();
+        Loader<W_BYTES, ROWS, W_STAGES> loader{shared.w, shared.w_full, shared.w_empty, row, column};
+        auto box = [&](void* to, int row, int column, u64& full) { load_box(to, w, row, column, full, policy); };
+        if (SPLITS > 1) {
+            int at_once = min(steps, W_STAGES);
+            if (lane == 0) loader.load(box, at_once);
+            steps -= at_once;
+            __syncwarp();
+            cluster_wait();
         }
+        if (lane == 0) loader.load(box, steps);
     } else if (warp == LOADS_X) {
+        if (SPLITS > 1) cluster_wait();
         if (lane == 0) {
             prefetch(x);
             wait_for_previous();
@@ -180,7 +205,9 @@ extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(THRE
                 [&](void* to, int row, int column, u64& full) { load_box(to, x, row, column, full); }, steps);
         }
     } else {
+        if (SPLITS > 1) cluster_wait();
         wait_for_previous();
+        Epilogue epilogue(row, part, num_tokens, bias, residual, x_scale, w_scale, out_scale);
         float acc[TOKENS / 2] = {};
         Place<W_STAGES> at_w, before_w;
         Place<X_STAGES> at_x, before_x;
@@ -210,16 +237,40 @@ extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(THRE
         }
         wait_for_products<0>();
         hold(acc);
-        sync_warps(1, CONSUMERS);  // all have read w, where the sums go
         u32 first = 16 * warp + lane / 4;
+        float own[TOKENS / 2 / SPLITS];
+        if (SPLITS == 1) {
 #pragma unroll
-        for (int i = 0; i < TOKENS / 2; i++) shared.sums[i / 4 * 8 + lane % 4 * 2 + i % 2][first + i / 2 % 2 * 8] = acc[i];
-        if (SPLITS > 1) {
-            cluster_sync();
+            for (int i = 0; i < TOKENS / 2; i++) own[i] = acc[i];
         } else {
-            sync_warps(1, CONSUMERS);
+            float other[TOKENS / 4];
+#pragma unroll
+            for (int i = 0; i < TOKENS / 4; i++) {
+                own[i] = part == 0 ? acc[2 * i] : acc[2 * i + 1];
+                other[i] = part == 0 ? acc[2 * i + 1] : acc[2 * i];
+            }
+#pragma unroll
+            for (int i = 0; i < TOKENS / 16; i++) {
+                float4 sums = make_float4(other[4 * i], other[4 * i + 1], other[4 * i + 2], other[4 * i + 3]);
+                send(&shared.received[i][threadIdx.x], sums, shared.all_received, 1 - part);
+            }
+            wait(shared.all_received, 0);
+#pragma unroll
+            for (int i = 0; i < TOKENS / 16; i++) {
+                float4 sums = shared.received[i][threadIdx.x];
+                own[4 * i] += sums.x, own[4 * i + 1] += sums.y, own[4 * i + 2] += sums.z, own[4 * i + 3] += sums.w;
+            }
         }
-        finish(shared, rank, row, bias, residual, x_scale, w_scale, out_scale, y, num_tokens);
-        if (SPLITS > 1) cluster_sync();  // none ends while others read its sums
+        sync_warps(1, CONSUMERS);  // all have read w and x, where the sums go
+#pragma unroll
+        for (int i = 0; i < TOKENS / 2 / SPLITS; i++) {
+            if (SPLITS == 1) {
+                shared.sums[i / 4 * 8 + lane % 4 * 2 + i % 2][first + i / 2 % 2 * 8] = own[i];
+            } else {
+                shared.sums[i / 2 * 4 + lane % 4][first + i % 2 * 8] = own[i];
+            }
+        }
+        sync_warps(1, CONSUMERS);
+        epilogue.finish(shared, x_scale, w_scale, y);
     }
 }

@@ -100,19 +100,24 @@ INLINE void publish_to_async() { asm volatile("fence.proxy.async.shared::cta;" :
 
 // ---- Clusters of blocks
 
-// By all threads that have not ended; what each wrote to shared memory before, others read after.
-INLINE void cluster_sync() {
-    asm volatile("barrier.cluster.arrive.release;\n barrier.cluster.wait.acquire;" ::: "memory");
+// By all threads that have not ended. It orders no memory, which would have every thread wait for all it ever loaded or stored: before it
+// barriers are made (`barriers_are_made`), and what blocks tell each other goes through those.
+INLINE void cluster_arrive() { asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory"); }
+
+INLINE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
+
+// The same place in the shared memory of block `rank` of the cluster.
+INLINE u32 address_in_block(const void* pointer, u32 rank) {
+    u32 there;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(shared_address(pointer)), "r"(rank));
+    return there;
 }
 
-// From the same place in the shared memory of block `rank` of the cluster.
-INLINE float4 load_from_block(const float* at, u32 rank) {
-    float4 x;
-    asm volatile("{\n .reg .u32 there;\n mapa.shared::cluster.u32 there, %4, %5;\n ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [there];\n}"
-                 : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w)
-                 : "r"(shared_address(at)), "r"(rank)
+// 16 bytes to the same place in block `rank`, which complete on its barrier.
+INLINE void send(float4* to, float4 x, u64& barrier, u32 rank) {
+    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(address_in_block(to, rank)),
+                 "f"(x.x), "f"(x.y), "f"(x.z), "f"(x.w), "r"(address_in_block(&barrier, rank))
                  : "memory");
-    return x;
 }
 
 // ---- Registers: of all warps together never more than the launch gave, or who takes waits for ever
@@ -178,14 +183,15 @@ INLINE void hold(u32 (&x)[LENGTH]) {
     how(x[i]), how(x[i + 1]), how(x[i + 2]), how(x[i + 3]), how(x[i + 4]), how(x[i + 5]), how(x[i + 6]), how(x[i + 7])
 #define REGISTERS_16(how, x, i) REGISTERS_8(how, x, i), REGISTERS_8(how, x, i + 8)
 #define REGISTERS_32(how, x, i) REGISTERS_8(how, x, i), REGISTERS_8(how, x, i + 8), REGISTERS_8(how, x, i + 16), REGISTERS_8(how, x, i + 24)
+#define REGISTERS_48(how, x) REGISTERS_32(how, x, 0), REGISTERS_16(how, x, 32)
 #define REGISTERS_64(how, x) REGISTERS_32(how, x, 0), REGISTERS_32(how, x, 32)
 #define NAMES_8 "%0, %1, %2, %3, %4, %5, %6, %7"
 #define NAMES_16 NAMES_8 ", %8, %9, %10, %11, %12, %13, %14, %15"
 #define NAMES_32 NAMES_16 ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define NAMES_48 NAMES_32 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
 #define NAMES_64 \
-    NAMES_32 \
-    ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
-    "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+    NAMES_48 \
+    ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 
 #define MULTIPLY(SHAPE, NAMES) "wgmma.mma_async.sync.aligned." SHAPE ".f32." ELEMENTS " {" NAMES "}, "
 
@@ -213,7 +219,7 @@ INLINE void multiply_add(float (&d)[32], const u32* a, u64 b) {
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
 
-// d += a @ b.T: [64, 16, 32 or 64] of [64, 32 bytes] @ [.., 32 bytes].T, both in shared memory by rows.
+// d += a @ b.T: [64, 16, 32, 64, 96 or 128] of [64, 32 bytes] @ [.., 32 bytes].T, both in shared memory by rows.
 #if FP8
 #define MULTIPLY_FEW(COUNT, NAMES) MULTIPLY("m64n" COUNT "k32", NAMES)
 #define AS_THEY_LIE "1, 1, 1;"
@@ -232,6 +238,14 @@ INLINE void multiply_add(float (&d)[16], u64 a, u64 b) {
 
 INLINE void multiply_add(float (&d)[32], u64 a, u64 b) {
     asm volatile(MULTIPLY_FEW("64", NAMES_32) "%32, %33, " AS_THEY_LIE : REGISTERS_32("+f", d, 0) : "l"(a), "l"(b));
+}
+
+INLINE void multiply_add(float (&d)[48], u64 a, u64 b) {
+    asm volatile(MULTIPLY_FEW("96", NAMES_48) "%48, %49, " AS_THEY_LIE : REGISTERS_48("+f", d) : "l"(a), "l"(b));
+}
+
+INLINE void multiply_add(float (&d)[64], u64 a, u64 b) {
+    asm volatile(MULTIPLY_FEW("128", NAMES_64) "%64, %65, " AS_THEY_LIE : REGISTERS_64("+f", d) : "l"(a), "l"(b));
 }
 
 // ---- Numbers

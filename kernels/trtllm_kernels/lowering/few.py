@@ -1,6 +1,7 @@
 """Lowering of products of few tokens: one kernel a padded size, of which a step launches one, or none.
 
-On Hopper it is `cuda_kernels/few_tokens.cu` where that fits, else (and where sampling follows) `triton_kernels/few_tokens.py`.
+On Hopper it is `cuda_kernels/few_tokens.cu` where that fits, else (and where sampling follows) `triton_kernels/few_tokens.py`, for up to
+64 tokens.
 
 What counts is how many bytes are on the way, and not that every SM has as many programs as the next: a tile is as low as the tensor core
 allows, Triton's steps of K as long as shared memory holds three of, and where programs are at most one for two SMs, K is divided.
@@ -11,12 +12,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from trtllm_kernels.errors import KernelError
 from trtllm_kernels.expr import ceil_div
 from trtllm_kernels.lowering.call import ELEMENT_BYTES, I32, Builder, OpCall, Operand, Parameter, Tma
 from trtllm_kernels.types import FEW_TOKENS, Dim
 
-PADDED = (16, 32, FEW_TOKENS)
-"""Tokens a tile holds; these kernels are made for no more."""
+IN_TRITON = (16, 32, 64)
+PADDED = (*IN_TRITON, 96, FEW_TOKENS)
+"""Tokens a tile holds; these kernels are made for no more. The last two in CUDA C++ alone."""
 FEW_TO = "few_to"
 """Tunable: tokens up to which these kernels are taken; 0: never."""
 LINE_BYTES = 128
@@ -27,11 +30,16 @@ _SUM_BLOCK = 1024
 
 def few_tunables(call: OpCall) -> dict[str, int]:
     """The defaults, for `OpCall.tuned`."""
-    found = {FEW_TO: PADDED[-1]}
+    found = {FEW_TO: few_sizes(call)[-1]}
     for padded in PADDED:
-        for name, value in (_default(call, padded) | _cuda_default(call, padded)).items():
+        for name, value in ((_default(call, padded) if padded in IN_TRITON else {}) | _cuda_default(call, padded)).items():
             found[f"few{padded}_{name}"] = value
     return found
+
+
+def few_sizes(call: OpCall) -> tuple[int, ...]:
+    """Those of `PADDED` that there are tiles of."""
+    return PADDED if few_cuda_fits(call) else IN_TRITON
 
 
 def offers(call: OpCall) -> dict[str, Parameter]:
@@ -89,21 +97,22 @@ def few_cuda_fits(call: OpCall) -> bool:
 
 
 def _cuda_default(call: OpCall, padded: int) -> dict[str, int]:
-    """By whole steps of Llama-3.1-8B on an H100: where a block for each 64 rows would leave every other SM idle, two divide K and have an
-    SM each; where there are more, two share an SM, so that one loads while the other waits for x or ends. Long rows, divided so, are
-    slightly better in Triton up to 16 tokens."""
-    weight = call["weight"]
-    alone = 2 * ceil_div(weight.size(0), _CUDA_ROWS) <= call.sm_count
-    long = weight.size(1) * ELEMENT_BYTES[weight.dtype] > 8192
-    if not few_cuda_fits(call) or (alone and long and padded == PADDED[0]):
+    """By whole steps of Llama-3.1-8B on an H100. Where a block for each 64 rows would leave every other SM idle, two divide K and have an
+    SM each. Else two share an SM, so that one loads while the other waits for x or ends; but of 16 tokens the many blocks of a large weight
+    have one each, and of more than 64 those that leave SMs idle divide K."""
+    tiles = ceil_div(call["weight"].size(0), _CUDA_ROWS)
+    if not few_cuda_fits(call):
         return {"blocks": 0, "parts": 1}
-    return {"blocks": 1, "parts": 2} if alone else {"blocks": 2, "parts": 1}
+    if 2 * tiles <= call.sm_count:
+        return {"blocks": 1, "parts": 2}
+    if tiles <= call.sm_count:
+        return {"blocks": 2, "parts": 1 if padded <= IN_TRITON[-1] else 2}
+    return {"blocks": 1 if padded == PADDED[0] else 2, "parts": 1}
 
 
 @dataclass(frozen=True)
 class _Tile:
-    """Of one padded size. `ahead`: KB of its weight that a program asks into L2 before it waits. In CUDA C++ `blocks` share an SM and
-    `parts` divide K, and none of the others counts; in Triton where `blocks` is 0."""
+    """Of one padded size, in Triton. `ahead`: KB of its weight that a program asks into L2 before it waits."""
 
     tokens: int
     rows: int
@@ -112,12 +121,23 @@ class _Tile:
     stages: int
     splits: int
     ahead: int
+
+
+@dataclass(frozen=True)
+class _CudaTile:
+    """In CUDA C++: `blocks` share an SM (0: Triton's is taken), `parts` divide K."""
+
+    tokens: int
     blocks: int
     parts: int
 
 
 def _tile(tuned: Mapping[str, int], padded: int) -> _Tile:
-    return _Tile(padded, *(tuned[f"few{padded}_{name}"] for name in ("rows", "k", "warps", "stages", "splits", "ahead", "blocks", "parts")))
+    return _Tile(padded, *(tuned[f"few{padded}_{name}"] for name in ("rows", "k", "warps", "stages", "splits", "ahead")))
+
+
+def _cuda_tile(tuned: Mapping[str, int], padded: int) -> _CudaTile:
+    return _CudaTile(padded, *(tuned[f"few{padded}_{name}"] for name in ("blocks", "parts")))
 
 
 def _lines(weight: Operand, tile: _Tile) -> int:
@@ -136,20 +156,23 @@ def launch_few(builder: Builder, tuned: Mapping[str, int], scales: Mapping[str, 
     `scales`: XScale, WScale and, for an op that ends in an activation, OutScale.
     """
     call = builder.call
-    most = min(most, tuned[FEW_TO], PADDED[-1])
+    in_cuda, sizes = few_cuda_fits(call), few_sizes(call)
+    most = min(most, tuned[FEW_TO], sizes[-1])
     if most <= below or not few_fits(call):
         return below
-    tiles = [(least, _tile(tuned, padded)) for least, padded in zip((0, *PADDED), PADDED, strict=False)]
     parts = None
-    if call.op == "linear" and (splits := max(tile.splits for _, tile in tiles)) > 1:
-        parts = builder.workspace("parts", (f"{splits} * min({call['x'].shape[0]}, {most})", call["weight"].size(0)))
-    for least, tile in tiles:
+    if call.op == "linear" and (splits := max(_tile(tuned, padded).splits for padded in IN_TRITON)) > 1:
+        parts = builder.workspace("parts", (f"{splits} * min({call['x'].shape[0]}, {IN_TRITON[-1]})", call["weight"].size(0)))
+    for least, padded in zip((0, *sizes), sizes, strict=False):
         if least < most:
-            here = within(call["x"].shape[0], max(below, least), min(most, tile.tokens))
-            if tile.blocks and few_cuda_fits(call):
-                _launch_cuda(builder, tile, scales, here)
+            here = within(call["x"].shape[0], max(below, least), min(most, padded))
+            cuda = _cuda_tile(tuned, padded)
+            if in_cuda and cuda.blocks:
+                _launch_cuda(builder, cuda, scales, here)
+            elif padded in IN_TRITON:
+                _launch(builder, _tile(tuned, padded), scales, here, parts)
             else:
-                _launch(builder, tile, scales, here, parts)
+                raise KernelError(f"few{padded}_blocks is 0, but there is no such tile in Triton; set {FEW_TO} to {IN_TRITON[-1]} or less")
     return most
 
 
@@ -206,23 +229,27 @@ def _launch(builder: Builder, tile: _Tile, scales: Mapping[str, Parameter], here
 
 
 _CUDA_ROWS = 64
+_LONG_STEPS = 64
+"""Tokens up to which a block that has an SM takes two lines of K a step."""
 _AHEAD_BYTES = 2048
 """Of each row of x on the way at once, if there is room."""
 _SM_BYTES, _RESERVED_BYTES, _BARRIER_BYTES = 228 * 1024, 1024, 640
 _ACTIVATIONS = {"linear": 0, "gate_up_silu": 1, "linear_gelu": 2}
 
 
-def _launch_cuda(builder: Builder, tile: _Tile, scales: Mapping[str, Parameter], here: Dim) -> None:
+def _launch_cuda(builder: Builder, tile: _CudaTile, scales: Mapping[str, Parameter], here: Dim) -> None:
     call = builder.call
     x, weight, bias, residual, y = call["x"], call["weight"], call.get("bias"), call.get("residual"), call.outputs[0]
     n, element = weight.size(0), ELEMENT_BYTES[weight.dtype]
-    panels = 2 if tile.blocks == 1 else 1
+    panels = 2 if tile.blocks == 1 and tile.tokens <= _LONG_STEPS else 1
     step = 128 * panels
     share = ceil_div(ceil_div(weight.size(1) * element, step), tile.parts)
-    room = _SM_BYTES // tile.blocks - _RESERVED_BYTES - _BARRIER_BYTES
+    received = 4 * _CUDA_ROWS * tile.tokens // 2 if tile.parts > 1 else 0
+    room = _SM_BYTES // tile.blocks - _RESERVED_BYTES - _BARRIER_BYTES - received
     x_stages = min(share, _AHEAD_BYTES // step, room // 2 // (step * tile.tokens))
-    sums = ceil_div(4 * tile.tokens * (_CUDA_ROWS + 4), step * _CUDA_ROWS)
-    w_stages = max(sums, min(share, (room - x_stages * step * tile.tokens) // (step * _CUDA_ROWS)))
+    w_stages = min(share, (room - x_stages * step * tile.tokens) // (step * _CUDA_ROWS))
+    rings = step * (w_stages * _CUDA_ROWS + x_stages * tile.tokens)
+    sums = 4 * (_CUDA_ROWS + 4) * tile.tokens // tile.parts
     wide = bias or residual or (y if call.get("out_scale") is None else None)
     by_row = x.dtype == "fp8" and len(call["weight_scale"].shape) == 2
     builder.launch(
@@ -256,7 +283,7 @@ def _launch_cuda(builder: Builder, tile: _Tile, scales: Mapping[str, Parameter],
             "BIASED": bias is not None,
             "ADDED": residual is not None,
             "QUANTIZE": call.get("out_scale") is not None,
-            "SHARED_BYTES": step * (w_stages * _CUDA_ROWS + x_stages * tile.tokens) + _BARRIER_BYTES,
+            "SHARED_BYTES": max(rings, sums) + received + _BARRIER_BYTES,
         },
         warps=6,
         cuda=True,

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from itertools import product
 
 from trtllm_kernels.lowering.call import ELEMENT_BYTES, OpCall, next_power_of_2
-from trtllm_kernels.lowering.few import FEW_TO, PADDED, few_cuda_fits, few_fits
+from trtllm_kernels.lowering.few import FEW_TO, IN_TRITON, few_cuda_fits, few_fits, few_sizes
 from trtllm_kernels.lowering.gemm import ALGORITHM_SIZES, algorithm_of, fused_fits
 from trtllm_kernels.lowering.prompts import cuda_context_fits, cuda_fits
 
@@ -93,16 +93,22 @@ def _few_tokens(call: OpCall) -> tuple[Choice, ...]:
         *((64, 512, 4, 3, 1), (64, 256, 4, 3, 1), (64, 256, 4, 6, 1), (64, 128, 4, 8, 1), (128, 256, 8, 4, 1)),
         *(((64, 512, 4, 3, 2), (64, 256, 4, 3, 2), (128, 256, 8, 4, 4)) if call.op == "linear" else ()),
     )
-    in_cuda = ((1, 1), (1, 2), (1, 4), (2, 1), (2, 2)) if few_cuda_fits(call) else ()
+    in_cuda = ((1, 1), (1, 2), (2, 1), (2, 2)) if few_cuda_fits(call) else ()
     element = ELEMENT_BYTES[call["weight"].dtype]
     rows, k, *rest = tiles[0]
-    in_elements = (
+    in_both = (
         *((rows, k // element, *rest, *one) for one in in_cuda),
         *((rows, k // element, *rest, 0, 1) for rows, k, *rest in tiles),
     )
-    names = ("rows", "k", "warps", "stages", "splits", "blocks", "parts")
-    few = tuple(Choice(f"few {padded}", _tiles(tuple(f"few{padded}_{name}" for name in names), *in_elements)) for padded in PADDED)
-    return (*few, Choice("few to", _grid(**{FEW_TO: (0, *PADDED[:-1])}), (PREFILL,), PADDED))
+    cuda_names = ("blocks", "parts")
+    names = ("rows", "k", "warps", "stages", "splits", *cuda_names)
+
+    def choice(padded: int) -> Choice:
+        these, values = (names, in_both) if padded in IN_TRITON else (cuda_names, in_cuda)
+        return Choice(f"few {padded}", _tiles(tuple(f"few{padded}_{name}" for name in these), *values))
+
+    sizes = few_sizes(call)
+    return (*map(choice, sizes), Choice("few to", _grid(**{FEW_TO: (0, *sizes[:-1])}), (PREFILL,), sizes))
 
 
 def _algorithm(size: int) -> Choice:
@@ -112,10 +118,11 @@ def _algorithm(size: int) -> Choice:
 
 def _linear(call: OpCall) -> tuple[Choice, ...]:
     few = _few_tokens(call)
+    covered = few_sizes(call)[-1] if few else 0
     ours = (*_one_token(call), *few) if call["x"].dtype != "fp32" else ()
     scale = call.get("weight_scale")
     by_torch = scale is not None and len(scale.shape) == 2
-    return ours if by_torch else (*ours, *(_algorithm(size) for size in ALGORITHM_SIZES if not few or size > PADDED[-1]))
+    return ours if by_torch else (*ours, *(_algorithm(size) for size in ALGORITHM_SIZES if size > covered))
 
 
 def _activated(call: OpCall) -> tuple[Choice, ...]:
