@@ -39,7 +39,8 @@ _HOST_ELEMENT_TYPE = {8: 10, 9: 8, 10: 9}
 
 _Loaded = tuple[Any, Any]
 """A module and its function."""
-_functions: dict[tuple[int, bytes], tuple[_Loaded, _Loaded]] = {}
+_functions: dict[tuple[int, bytes, int], tuple[_Loaded, _Loaded]] = {}
+"""By device, code and shared memory, of which two launches of one code may ask for different amounts."""
 
 
 def _check(result: tuple[Any, ...], doing: str) -> Any:
@@ -58,7 +59,7 @@ def load_functions(cubin: Cubin) -> tuple[Any, Any]:
     and the CUDA driver chooses: all shared cost them a little in bf16 and nothing in fp8.
     """
     device = torch.cuda.current_device()
-    key = (device, hashlib.sha256(cubin.code).digest())
+    key = (device, hashlib.sha256(cubin.code).digest(), cubin.info.shared_bytes)
     if key not in _functions:
         torch.cuda.current_stream().synchronize()  # makes torch create the primary context and bind it to this thread
         few = many = _load(cubin)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from trtllm_bench.micro.bench import MOST_COPIES, Bench, BoundOp, _reading, chun
 from trtllm_bench.micro.results import Measured, Run, draw, is_right, judge
 from trtllm_bench.micro.run import Wanted, cases_of, parse_m, run
 from trtllm_bench.micro.timing import Call, How, Rule, measure, split_samples
-from trtllm_kernels.types import Arg, Launch, Lowered
+from trtllm_kernels.types import FEW_TOKENS, Arg, Launch, Lowered, TensorSpec
 
 RULE = Rule()
 SPEED = {"cold": 1.0, "warm": 0.5, "chained": 51.2}
@@ -105,6 +105,32 @@ def test_ops_run_on_what_the_ops_before_them_made(bench: Bench) -> None:
     assert bound["lm_head"].memory["logits"].shape == (4, bench.plan.config.vocab_size)
     assert bound["lm_head"].memory["logits"].std() > 0.1
     assert all(one.error() == 0 for one in bound.values())
+
+
+def test_kernels_find_room_for_more_tokens_behind_a_value_as_in_an_engine(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a tile of padded tokens reads; references see the step's alone, weights and inputs are as they are."""
+    found: dict[str, torch.Tensor] = {}
+
+    class Binding:
+        def __init__(self, lowered: Sequence[Lowered], resolve: Callable[[str], torch.Tensor], *_: object, **__: object) -> None:
+            found.update({name: resolve(name) for name in ("value", "weight", "logits.scratch")})
+
+        def set_symbols(self, **_: int) -> None:
+            pass
+
+    monkeypatch.setattr("trtllm_kernels.driver.BoundProgram", Binding)
+    symbols = {"T": 5, "R": 5, "D": 5, "S": 5, "C": 0}
+    name = next(name for name, spec in bench.plan.values.items() if spec.shape[0] == "T" and len(spec.shape) == 2)
+    value = bench._empty(bench.plan.values[name], symbols)
+    weight = torch.zeros(300, 4)[:3]
+    lowered = Lowered((), (), {"logits.scratch": TensorSpec(("T", 2), "fp32")})
+    monkeypatch.setattr(bench, "plan", replace(bench.plan, values={**bench.plan.values, "value": bench.plan.values[name]}))
+    bench._bind([lowered], {"value": value, "weight": weight}, symbols)
+    assert len(value) == 5
+    assert found["value"].data_ptr() == value.data_ptr()
+    assert found["value"].shape == (FEW_TOKENS, value.shape[1])
+    assert found["weight"] is weight
+    assert found["logits.scratch"].shape == (5, 2)
 
 
 def test_a_wrong_kernel_is_found(bench: Bench) -> None:

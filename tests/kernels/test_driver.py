@@ -1,6 +1,7 @@
 """Bound programs without a GPU: a recording driver shows what each launch would pass. (tests/gpu runs the same for real.)"""
 
 import ctypes
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -127,6 +128,15 @@ def test_only_in_steps_of_few_tokens_all_of_an_sms_memory_is_to_be_shared(fake: 
         for _ in range(2):
             program.run()
         assert fake.functions == expected * 2
+
+
+def test_one_code_that_asks_for_more_shared_memory_is_a_function_of_its_own(fake: RecordingDriver) -> None:
+    launches = (Launch("less"), Launch("more"), Launch("less again"))
+    asked = {"less": 50000, "more": 99000, "less again": 50000}
+    cubins = {name: replace(cubin(), info=replace(cubin().info, shared_bytes=amount)) for name, amount in asked.items()}
+    BoundProgram([Lowered(launches)], {}.__getitem__, cubins)
+    room = "MAX_DYNAMIC_SHARED_SIZE_BYTES"
+    assert fake.set == [(1, room, 50000), (2, room, 99000)]
 
 
 def test_a_step_that_differs_in_one_size_only_is_launched_anew(fake: RecordingDriver) -> None:

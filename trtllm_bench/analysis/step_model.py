@@ -8,9 +8,9 @@ that a prediction says something. Microseconds, measured and by the constants:
     GEMV  one row, fp8, alone: gate_up 39.9, down 23.0, QKV 10.8, O 9.8, lm_head 344 (kernels-llama-3.1-8b-fp8.json); 39.8, 21.1, 10.5,
           7.8, 336 by 1.03 of bandwidth (which is that of a plain read; lm_head comes to 3.2 TB/s) + 2.5. Overlapping, one layer's four
           73.7, lm_head 325; 73.6, 335 by + 1.1 (profile-fp8-128-128-b1)
-    few   2 to 64 rows in our kernels, alone at 64: gate_up 44.3, down 24.3, QKV 12.2, O 10.2, lm_head 367 (the same record); 43.4, 22.8,
-          10.9, 8.0, 377 by 0.93 of bandwidth + 1.7. The 1.7 is the one constant from whole steps: TPOT of 8 to 64 sequences
-          (llama-3.1-8b-fp8)
+    few   2 to 128 rows in our kernels, alone at 64: gate_up 44.3, down 22.6, QKV 11.9, O 8.6, lm_head 366 (the same record); 42.9, 22.7,
+          11.1, 8.3, 364 by 0.95 of bandwidth + 2.5. Chained, so overlapping: 41.9, 20.3, 10.4, 6.9, 366; 41.4, 21.2, 9.6, 6.8, 362 by
+          + 1.0, the one constant from whole steps: TPOT of 8 to 128 sequences (llama-3.1-8b-fp8)
     GEMM  64 rows by cuBLASLt, a trial: 12.7, 9.6, 46.8, 24.2; 12.4, 9.3, 46.7, 24.8 by 0.87 of bandwidth + 3
     rows  2,048 rows in steps: 2.8 TB/s, 0.93 of bandwidth (profile-fp8-128-128-b2048). One row, overlapping: norms 1.2 and 1.4, rope 1.1
           (the profile of one sequence): 1.1
@@ -24,9 +24,8 @@ that a prediction says something. Microseconds, measured and by the constants:
     between a step's last kernel and the next one's first: 16 (the profile of one sequence)
 
 So two things make a step less than its kernels in turn, both on Hopper alone. Kernels of ours begin before those before them end, which
-hides most of the fixed time, least of products of few tokens, whose weights cannot all be on the way when x arrives; cuBLASLt's, which take
-the products of more tokens, begin when all before has ended. And decode attention runs beside whole prompts (`lowering/attention.py` says
-when): the shorter of the two then costs a third of its time.
+hides most of the fixed time; cuBLASLt's, which take the products of more tokens, begin when all before has ended. And decode attention runs
+beside whole prompts (`lowering/attention.py` says when): the shorter of the two then costs a third of its time.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ from trtllm_engines.runtime.buckets import LARGEST_GRAPH
 from trtllm_kernels.lowering.few import IN_TRITON as FEW_IN_TRITON
 from trtllm_kernels.types import FEW_TOKENS
 
-BANDWIDTH_SHARE: Mapping[str, float] = {"gemv": 1.03, "few": 0.93, "gemm": 0.87, "attention": 0.95, "rows": 0.93}
+BANDWIDTH_SHARE: Mapping[str, float] = {"gemv": 1.03, "few": 0.95, "gemm": 0.87, "attention": 0.95, "rows": 0.93}
 PEAK_SHARE: Mapping[str, float] = {"gemm": 1.0, "attention": 586 / 776}
 IN_TRITON = 586 / 439
 """Time of whole prompts where Triton has them: beside decode attention, other heads than `CUDA_HEADS`, before Hopper."""
@@ -53,11 +52,11 @@ CONTINUED: Mapping[tuple[bool, bool], float] = {
 }
 """Time of prompts that continue, by (in Triton, over an fp8 cache)."""
 CUDA_HEADS = (64, 128)
-KERNEL_US: Mapping[str, float] = {"gemv": 2.5, "few": 1.7, "gemm": 3.0, "attention": 4.5, "rows": 2.5}
+KERNEL_US: Mapping[str, float] = {"gemv": 2.5, "few": 2.5, "gemm": 3.0, "attention": 4.5, "rows": 2.5}
 """Fixed time a kernel, with the gap before the next."""
 STEP_US = 16.0
 """Between one step's last kernel and the next one's first."""
-OVERLAPPED_US: Mapping[str, float] = {"gemv": 1.1, "rows": 1.1}
+OVERLAPPED_US: Mapping[str, float] = {"gemv": 1.1, "few": 1.0, "rows": 1.1}
 """The same where kernels overlap."""
 BESIDE_SHARE = 1 / 3
 """Of the time of the shorter of decode attention and prompts, where they run side by side."""
