@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
 
+import torch
 from compiler_models import LLAMA, MODELS, PROFILE
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,7 +16,9 @@ from trtllm_engines.config import ModelConfig
 from trtllm_engines.passes.plan_memory import ALIGNMENT, Lifetime, largest_bytes, lifetimes, place
 from trtllm_engines.passes.reuse_inputs import reuse_inputs
 from trtllm_engines.plan import Buffer, Op, Plan, Profile
-from trtllm_kernels.types import Lowered, TensorSpec
+from trtllm_engines.runtime.cuda import CudaRunner
+from trtllm_kernels.expr import evaluate
+from trtllm_kernels.types import FEW_TOKENS, SYMBOLS, Lowered, TensorSpec
 
 
 @st.composite
@@ -126,15 +129,37 @@ def test_workspaces_live_during_their_op_and_take_the_largest_of_all_architectur
     specs = {"x": TensorSpec(("T", 4), "bf16"), "y": TensorSpec(("T", 4), "bf16")}
     found = {v.name: v for v in lifetimes(ops, specs, ("y",), PROFILE)}
     assert found["y.partials"] == Lifetime("y.partials", 8 * 30 * 4, 1, 1)
-    assert found["x"] == Lifetime("x", PROFILE.max_num_tokens * 8, 0, 1)
+    assert found["x"] == Lifetime("x", max(PROFILE.max_num_tokens, FEW_TOKENS) * 8, 0, 1)
     assert found["y"].last == 2
 
 
-def test_sizes_are_of_the_largest_step() -> None:
-    profile = Profile(max_batch_size=3, max_num_tokens=100, max_seq_len=64)
-    assert largest_bytes(TensorSpec(("T", 7), "fp32"), profile) == 100 * 7 * 4
-    assert largest_bytes(TensorSpec(("R + 1",), "int32"), profile) == 16
-    assert largest_bytes(TensorSpec(("S", 5), "bf16"), profile) == 30
+def test_sizes_are_of_the_largest_step_and_have_room_for_tiles_of_few_tokens() -> None:
+    profile = Profile(max_batch_size=200, max_num_tokens=1000, max_seq_len=64)
+    assert largest_bytes(TensorSpec(("T", 7), "fp32"), profile) == 1000 * 7 * 4
+    assert largest_bytes(TensorSpec(("R + 1",), "int32"), profile) == 201 * 4
+    assert largest_bytes(TensorSpec(("S", 5), "bf16"), profile) == 200 * 10
+    small = Profile(max_batch_size=3, max_num_tokens=100, max_seq_len=64)
+    assert largest_bytes(TensorSpec(("T", 7), "fp32"), small) == FEW_TOKENS * 7 * 4
+    assert largest_bytes(TensorSpec(("S", 5), "bf16"), small) == FEW_TOKENS * 10
+
+
+def test_kernels_are_given_a_values_whole_buffer() -> None:
+    """Of a workspace that is larger on another architecture, the whole rows of it."""
+    plan = compiled(arches=("sm_90",))
+    runner = object.__new__(CudaRunner)
+    runner.plan, runner._arena = plan, torch.arange(plan.arena_bytes).to(torch.uint8)
+    sizes = {**dict.fromkeys(SYMBOLS, PROFILE.max_batch_size), "T": PROFILE.max_num_tokens}
+    workspaces = {name: spec for op in plan.ops for name, spec in op.tactics["sm_90"].workspaces.items()}
+    assert workspaces
+    for name, spec in {**plan.values, **workspaces}.items():
+        view = runner._view(name, spec)
+        rows, *row = (evaluate(dim, sizes) for dim in spec.shape)
+        assert view.shape[0] >= (max(rows, FEW_TOKENS) if spec.shape[0] in SYMBOLS else rows)
+        assert list(view.shape[1:]) == row
+        assert view.data_ptr() == runner._arena.data_ptr() + plan.buffers[name].offset
+        assert view.nbytes <= plan.buffers[name].nbytes
+    runner.plan = replace(plan, buffers={"uneven": Buffer(256, 7 * 12 + 5)})
+    assert runner._view("uneven", TensorSpec(("2 * T", 3), "fp32")).shape == (7, 3)
 
 
 def test_plan_round_trips_through_json() -> None:

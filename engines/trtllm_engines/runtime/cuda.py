@@ -96,12 +96,11 @@ class CudaRunner:
         self._pool = torch.cuda.graph_pool_handle()
 
     def _view(self, name: str, spec: TensorSpec) -> torch.Tensor:
-        profile = self.plan.profile
-        rows = profile.max_batch_size
-        shape = [evaluate(dim, {"T": profile.max_num_tokens, "R": rows, "D": rows, "S": rows}) for dim in spec.shape]
-        dtype = DTYPES[spec.dtype]
-        offset = self.plan.buffers[name].offset
-        return self._arena[offset : offset + math.prod(shape) * dtype.itemsize].view(dtype).view(shape)
+        """All rows that its buffer has room for."""
+        buffer, dtype = self.plan.buffers[name], DTYPES[spec.dtype]
+        row = [int(dim) for dim in spec.shape[1:]]
+        count = buffer.nbytes // (math.prod(row) * dtype.itemsize)
+        return self._arena[buffer.offset :].view(dtype)[: count * math.prod(row)].view(count, *row)
 
     @property
     def outputs(self) -> dict[str, torch.Tensor]:
