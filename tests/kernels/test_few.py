@@ -140,6 +140,8 @@ def test_where_they_are_off_or_do_not_fit_it_is_the_librarys() -> None:
     assert functions(linear(4096, 4096, "fp32")) == set()
     with pytest.raises(KernelError, match=r"few96_blocks is 0, but .* set few_to to 64 or less"):
         linear(4096, 4096, few96_blocks=0)
+    with pytest.raises(KernelError, match="few32_parts is 4, but two blocks divide K at most"):
+        linear(4096, 4096, few32_parts=4)
     with pytest.raises(KernelError, match="few128_rows"):
         linear(4096, 4096, few128_rows=64)
 

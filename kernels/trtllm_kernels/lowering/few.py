@@ -241,6 +241,8 @@ def _launch_cuda(builder: Builder, tile: _CudaTile, scales: Mapping[str, Paramet
     call = builder.call
     x, weight, bias, residual, y = call["x"], call["weight"], call.get("bias"), call.get("residual"), call.outputs[0]
     n, element = weight.size(0), ELEMENT_BYTES[weight.dtype]
+    if tile.parts > 2:
+        raise KernelError(f"few{tile.tokens}_parts is {tile.parts}, but two blocks divide K at most")
     panels = 2 if tile.blocks == 1 and tile.tokens <= _LONG_STEPS else 1
     step = 128 * panels
     share = ceil_div(ceil_div(weight.size(1) * element, step), tile.parts)
