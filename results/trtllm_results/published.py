@@ -174,8 +174,13 @@ def _matches(cell: Cell, theirs: Published) -> bool:
         and cell.tp == theirs.tp
         and cell.osl == theirs.osl
         and abs(cell.isl - theirs.isl) <= ISL_TOLERANCE * theirs.isl
-        and (not 0 < theirs.requests <= HANDFUL or theirs.requests in (cell.batch, cell.num_requests))
+        and (not 0 < theirs.requests <= HANDFUL or theirs.requests == _in_flight(cell))
     )
+
+
+def _in_flight(cell: Cell) -> int:
+    """Sequences at once, of a cell whose requests are all queued."""
+    return min((count for count in (cell.batch, cell.num_requests) if count), default=0)
 
 
 def _fastest(group: list[Row]) -> tuple[Row, float, int]:

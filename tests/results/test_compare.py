@@ -182,6 +182,9 @@ def test_ours_beside_published() -> None:
 def test_published_fixed_batches_match_only_the_same_batch() -> None:
     found = published.beside(rows(240.0, 1, osl=256, num_requests=1) + rows(11_000.0, 64, osl=256, num_requests=64))
     assert {(one.ours.cell.batch, one.theirs.requests) for one in found} == {(1, 1), (64, 64)}
+    waves = published.beside(rows(340.0, 1, osl=256, num_requests=8) + rows(16_000.0, 64, osl=256, num_requests=256))
+    assert {(one.ours.cell.batch, one.theirs.requests) for one in waves} == {(1, 1), (64, 64)}, "256 requests, 64 at once, are not 256"
+    assert [one.theirs.requests for one in published.beside(rows(22_000.0, 512, osl=256, num_requests=256))] == [256]
 
 
 def test_published_near_lengths_match_and_say_so() -> None:
