@@ -12,7 +12,7 @@ import pytest
 
 from trtllm_bench.__main__ import main
 from trtllm_bench.analysis.advice import findings, rate
-from trtllm_bench.analysis.cells import MeasuredCell, find_cell, hardware_of, plan_of
+from trtllm_bench.analysis.cells import MeasuredCell, _names, find_cell, hardware_of, plan_of
 from trtllm_bench.analysis.check import check, median_error
 from trtllm_bench.analysis.counts import PlanCounter, StepShape
 from trtllm_bench.analysis.explain import Breakdown, breakdown, difference, from_log, read_steps
@@ -243,6 +243,10 @@ def test_a_cell_is_named_by_filters_or_its_key(store: Path) -> None:
     one = find_cell(f"{store}@batch=32")
     assert one.row.cell.batch == 32
     assert find_cell(f"{store}@{one.row.key[:8]}").row.row_id == one.row.row_id
+    other = replace(one.row, environment=replace(one.row.environment, git_revision="abcdef0123"))
+    earlier = replace(one.row, environment=replace(one.row.environment, git_revision="0123456789"))
+    assert _names([earlier, other]) == [f"{one.label} at 0123456", f"{one.label} at abcdef0"], "which is which"
+    assert _names([find_cell(f"{store}@batch=8").row, other])[1] == one.label
     with pytest.raises(BenchError, match="names 2 cells; choose one with"):
         find_cell(str(store))
     with pytest.raises(BenchError, match="names no measured cell"):

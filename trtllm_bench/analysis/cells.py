@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -47,7 +49,7 @@ def find_cell(text: str) -> MeasuredCell:
         raise BenchError(f"{text} names no measured cell; results ls shows what {path} holds")
     keys = {row.key: row for row in rows}
     if len(keys) > 1:
-        names = ", ".join(f"{key[:6]} ({row.cell.label})" for key, row in list(keys.items())[:SHOWN])
+        names = ", ".join(f"{key[:6]} ({name})" for key, name in list(zip(keys, _names(keys.values()), strict=True))[:SHOWN])
         more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
         raise BenchError(f"{text} names {len(keys)} cells; choose one with {path}@KEY or {path}@batch=64,precision=fp8: {names}{more}")
     row = rows[-1]
@@ -55,6 +57,13 @@ def find_cell(text: str) -> MeasuredCell:
     linked = next((str(one.extra["profile"]) for one in reversed(rows) if one.extra.get("profile")), "")
     folder = Path(path) / linked if linked and store is not None else None
     return MeasuredCell(row, store, folder if folder is not None and folder.is_dir() else None)
+
+
+def _names(rows: Iterable[Row]) -> list[str]:
+    """Labels; of cells that have the same, with the revision that each was measured at."""
+    labels = [(row.cell.label, (row.environment.git_revision or "")[:7]) for row in rows]
+    alike = Counter(label for label, _ in labels)
+    return [f"{label} at {revision}" if alike[label] > 1 and revision else label for label, revision in labels]
 
 
 def plan_of(row: Row, precision: str | None = None, kv_dtype: str | None = None) -> Plan:
