@@ -4,7 +4,7 @@
 // the narrow one. One warp loads weights into a ring of its own and waits for no kernel; another loads x, once the kernel before has
 // ended; a warpgroup multiplies. So what blocks have room for, 10 MB and more in all, comes from memory while that kernel runs.
 // Where SPLITS is 2, two blocks of a cluster share rows and divide K; each sends the other its sums of every other token, which complete on
-// a barrier there: meeting at the cluster's barrier, with the memory it orders, took longer than adding the sums up.
+// a barrier there: to meet at the cluster's barrier, where every thread waits for all it loaded and stored, was slower.
 //
 // Tried on an H100 and slower: 128 rows a block, which read x half as often; blocks of several rows of a cluster that load x for each other
 // (multicast), though of 128 tokens all blocks together read twice as much from L2 as the weight is; x no further ahead than weights: it
