@@ -27,6 +27,7 @@ from trtllm_kernels.cuda_ops import as_list, lower_call, step_sizes
 from trtllm_kernels.expr import evaluate
 from trtllm_kernels.lowering import IN_PLACE
 from trtllm_kernels.lowering.call import OpCall
+from trtllm_kernels.lowering.few import IN_TRITON
 from trtllm_kernels.ops import OPS
 from trtllm_kernels.ops.quantize import FP8, dequantized
 from trtllm_kernels.samples import OUT_SCALE, BatchShape, ModelShape, code_steps, fp8_sample, sample
@@ -35,7 +36,7 @@ from trtllm_kernels.types import Lowered
 
 BY_TRITON = {
     "paged_attention": {"fresh_cuda": 0, "context_cuda": 0},
-    **{op: {"few_to": 64} | {f"few{padded}_blocks": 0 for padded in (16, 32, 64)} for op in ("linear", "gate_up_silu", "linear_gelu")},
+    **{op: {"few_to": 64} | {f"few{padded}_blocks": 0 for padded in IN_TRITON} for op in ("linear", "gate_up_silu", "linear_gelu")},
 }
 """Of an op that has a kernel in CUDA C++, which no interpreter runs: the tactic that does without."""
 _FLOATS = {tl.float32: torch.float32, tl.float16: torch.float16, tl.bfloat16: torch.bfloat16, tl.float8e4nv: torch.float8_e4m3fn}

@@ -181,7 +181,7 @@ def test_in_cuda_blocks_divide_k_where_sms_are_left_and_share_an_sm_where_they_a
             blocks, parts = tile
             _, spec = cuda_launch(lowered, tokens)
             assert spec.constexprs["SPLITS"] == parts
-            assert 150 * 1024 // blocks < spec.constexprs["SHARED_BYTES"] <= (228 // blocks - 1) * 1024
+            assert (100 if blocks == 2 else 150) * 1024 < spec.constexprs["SHARED_BYTES"] <= (228 // blocks - 1) * 1024
 
 
 @pytest.mark.parametrize("dtype", ["fp8", "bf16"])

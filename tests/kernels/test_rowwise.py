@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from trtllm_kernels.aot import compile_kernel
 from trtllm_kernels.catalogue import MODELS, ops_of
 from trtllm_kernels.lowering import lower
+from trtllm_kernels.lowering.few import IN_TRITON
 from trtllm_kernels.ops.quantize import FP8, FP8_MAX
 from trtllm_kernels.samples import BatchShape, ModelShape, fp8_sample
 from trtllm_kernels.types import TensorSpec
@@ -72,13 +73,15 @@ def test_scales_of_rows_reach_the_library_and_our_kernels() -> None:
 
 @pytest.mark.parametrize("arch", ["sm_89", "sm_90"])
 def test_kernels_compile_without_spills(arch: str) -> None:
+    by_triton = {f"few{padded}_{name}": value for padded in IN_TRITON for name, value in {"blocks": 0, "splits": 2}.items()}
     specs = {
         spec.key: spec
         for op in ops_of(MODELS["llama-3.1-8b"], "fp8")
-        for spec in op.kernels(arch)
+        for tactic in ((None, by_triton) if op.op == "linear" else (None,))
+        for spec in lower(op.op, op.inputs, op.outputs, op.attrs, arch, tactic=tactic).kernels
         if op.op == "quantize_rows" or spec.constexprs.get("SCALED_ROWS")
     }
-    few = {"few_tokens"} if arch == "sm_90" else set()
+    few = {"few_tokens", "few_sum"} if arch == "sm_90" else set()
     assert {spec.function for spec in specs.values()} == {"quantize_rows", "gemv", *few}
     for spec in specs.values():
         info = compile_kernel(spec, arch).info

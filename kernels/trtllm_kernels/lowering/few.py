@@ -10,7 +10,7 @@ allows, Triton's steps of K as long as shared memory holds three of, and where p
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from trtllm_kernels.errors import KernelError
 from trtllm_kernels.expr import ceil_div
@@ -133,11 +133,16 @@ class _CudaTile:
 
 
 def _tile(tuned: Mapping[str, int], padded: int) -> _Tile:
-    return _Tile(padded, *(tuned[f"few{padded}_{name}"] for name in ("rows", "k", "warps", "stages", "splits", "ahead")))
+    return _Tile(padded, *_values(_Tile, tuned, padded))
 
 
 def _cuda_tile(tuned: Mapping[str, int], padded: int) -> _CudaTile:
-    return _CudaTile(padded, *(tuned[f"few{padded}_{name}"] for name in ("blocks", "parts")))
+    return _CudaTile(padded, *_values(_CudaTile, tuned, padded))
+
+
+def _values(kind: type[_Tile | _CudaTile], tuned: Mapping[str, int], padded: int) -> list[int]:
+    """Its tunables: all fields but the first, `tokens`."""
+    return [tuned[f"few{padded}_{field.name}"] for field in fields(kind)[1:]]
 
 
 def _lines(weight: Operand, tile: _Tile) -> int:
