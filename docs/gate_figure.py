@@ -10,8 +10,8 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-from trtllm_results.gate_config import GateConfig
-from trtllm_results.simulate import MODELS, simulate
+from trtllm_results.gate.config import GateConfig
+from trtllm_results.gate.simulate import MODELS, simulate
 
 LOSSES = [0.0, 0.005, 0.01, 0.0125, 0.015, 0.0175, 0.02, 0.0225, 0.025, 0.0275, 0.03, 0.035, 0.04, 0.05]
 MACHINES, MARGIN, SD = 20_000, 0.02, 0.01

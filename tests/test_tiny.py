@@ -8,9 +8,9 @@ import pytest
 
 from trtllm_bench.__main__ import main
 from trtllm_engines import LLM, SamplingParams
-from trtllm_engines.build import build
-from trtllm_engines.plan import Profile
-from trtllm_results.store import Store
+from trtllm_engines.compiler.plan import Profile
+from trtllm_engines.engine.build import build
+from trtllm_results.store.table import Store
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any, Literal
 
-from trtllm_results.environment import read_gpu
+from trtllm_results.record.environment import read_gpu
 
 State = Literal["ok", "limit", "stop"]
 MIN_DRIVER = {12: 525, 13: 580}
@@ -163,7 +163,7 @@ def _compiler() -> Check:
     ptxas = Path(location.origin).parent / "backends" / "nvidia" / "bin" / "ptxas"
     if not ptxas.exists():
         return Check("kernel compiler", "limit", "Triton has no ptxas", "reinstall triton from PyPI; built engines run without it")
-    from trtllm_kernels import nvrtc
+    from trtllm_kernels.compile import nvrtc
     from trtllm_kernels.errors import KernelError
 
     try:

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from trtllm_results import stats
-from trtllm_results.environment import Environment
-from trtllm_results.figures import FIGURES
-from trtllm_results.record import Cell, Row
+from trtllm_results.metrics.registry import FIGURES
+from trtllm_results.record.environment import Environment
+from trtllm_results.record.row import Cell, Row
 
 CONFIDENCE = 0.95
 RowSets = Mapping[str, Sequence[Row]]

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trtllm_dashboards.errors import DashboardError
-from trtllm_results.record import Row
-from trtllm_results.selection import keep, load_set
-from trtllm_results.store import Store
+from trtllm_results.record.row import Row
+from trtllm_results.store.selection import keep, load_set
+from trtllm_results.store.table import Store
 
 if TYPE_CHECKING:
     from pyarrow import Table

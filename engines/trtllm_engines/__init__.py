@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from trtllm_engines.llm import LLM, RequestOutput
-    from trtllm_engines.sampling import SamplingParams
+    from trtllm_engines.runtime.sampling_params import SamplingParams
 
 __all__ = ["LLM", "RequestOutput", "SamplingParams"]
 

@@ -26,22 +26,22 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from trtllm_engines.build import DEFAULT_PROFILE, Progress
-from trtllm_engines.engine_cache import cached_engine
-from trtllm_engines.engine_dir import PLAN, Engine, load_engine
+from trtllm_engines.checkpoints.checkpoint_precision import default_precision
+from trtllm_engines.checkpoints.tokenizer import Tokenizer
+from trtllm_engines.compiler.plan import Profile
+from trtllm_engines.engine.build import DEFAULT_PROFILE, Progress
+from trtllm_engines.engine.cache import cached_engine
+from trtllm_engines.engine.fingerprint import CPU, detect_target
+from trtllm_engines.engine.folder import PLAN, Engine, load_engine
 from trtllm_engines.errors import EngineError
-from trtllm_engines.fingerprint import CPU, detect_target
-from trtllm_engines.plan import Profile
-from trtllm_engines.presets import resolve_model
+from trtllm_engines.models.presets import resolve_model
 from trtllm_engines.runtime.batch import IntArray, TokenLogprobs
 from trtllm_engines.runtime.cpu import CpuRunner
 from trtllm_engines.runtime.device_state import pages_within
 from trtllm_engines.runtime.engine_loop import EngineLoop, EngineThread
 from trtllm_engines.runtime.request import FinishReason, Request
+from trtllm_engines.runtime.sampling_params import SamplingParams
 from trtllm_engines.runtime.scheduler import Policy, SchedulerConfig
-from trtllm_engines.sampling import SamplingParams
-from trtllm_engines.stated import default_precision
-from trtllm_engines.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int] | IntArray
 CPU_CACHE_BYTES = 4 << 30

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from trtllm_kernels.ops import OPS
-from trtllm_kernels.ops.quantize import FP8, FP8_MAX, finish, row_scales
-from trtllm_kernels.ops.sampling import EMPTY
-from trtllm_kernels.specs import DTYPES
+from trtllm_kernels.dialect.specs import DTYPES
+from trtllm_kernels.references import OPS
+from trtllm_kernels.references.quantize import FP8, FP8_MAX, finish, row_scales
+from trtllm_kernels.references.sampling import EMPTY
 
 
 @dataclass(frozen=True)

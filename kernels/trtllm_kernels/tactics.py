@@ -20,8 +20,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from trtllm_kernels.dialect.types import Attr, TensorSpec
 from trtllm_kernels.errors import KernelError
-from trtllm_kernels.types import Attr, TensorSpec
 
 GPU_OF_ARCH: Mapping[str, str] = {"sm_80": "a100", "sm_89": "l40s", "sm_90": "h100"}
 Tactic = Mapping[str, int]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from trtllm_bench.analysis.counts import OpCost, PlanCounter, StepShape, layer_of, role_of
-from trtllm_bench.costs import ModelCost
-from trtllm_engines.compile import compile_model
-from trtllm_engines.plan import Plan, Profile
-from trtllm_engines.presets import preset_config
+from trtllm_bench.roofline.costs import ModelCost
+from trtllm_bench.roofline.counts import OpCost, PlanCounter, StepShape, layer_of, role_of
+from trtllm_engines.compiler.compile import compile_model
+from trtllm_engines.compiler.plan import Plan, Profile
+from trtllm_engines.models.presets import preset_config
 
 VOCAB, HIDDEN, INNER, LAYERS = 128256, 4096, 14336, 32
 

@@ -14,22 +14,22 @@ from trtllm_bench.__main__ import main
 from trtllm_bench.analysis.advice import findings, rate
 from trtllm_bench.analysis.cells import MeasuredCell, _names, find_cell, hardware_of, plan_of
 from trtllm_bench.analysis.check import check, median_error
-from trtllm_bench.analysis.counts import PlanCounter, StepShape
 from trtllm_bench.analysis.explain import Breakdown, breakdown, difference, from_log, read_steps
-from trtllm_bench.analysis.hardware import GPUS, Hardware, published, published_for
 from trtllm_bench.analysis.predict import pages_on, predict
 from trtllm_bench.analysis.slowest import slow_request
 from trtllm_bench.analysis.step_model import StepModel
 from trtllm_bench.errors import BenchError
 from trtllm_bench.profiling.record import Profile as Profiled
-from trtllm_engines.compile import compile_model
-from trtllm_engines.plan import Plan, Profile
-from trtllm_engines.presets import preset_config
-from trtllm_kernels.expr import evaluate
-from trtllm_results.environment import Environment
-from trtllm_results.metrics import RequestLog
-from trtllm_results.record import Cell, Row
-from trtllm_results.store import Store
+from trtllm_bench.roofline.counts import PlanCounter, StepShape
+from trtllm_bench.roofline.hardware import GPUS, Hardware, published, published_for
+from trtllm_engines.compiler.compile import compile_model
+from trtllm_engines.compiler.plan import Plan, Profile
+from trtllm_engines.models.presets import preset_config
+from trtllm_kernels.dialect.expr import evaluate
+from trtllm_results.metrics.requests import RequestLog
+from trtllm_results.record.environment import Environment
+from trtllm_results.record.row import Cell, Row
+from trtllm_results.store.table import Store
 from trtllm_workloads.synthetic import fixed
 
 H100 = Hardware("H100", {"fp8": 1.374e15, "bf16": 7.76e14, "fp16": 7.76e14}, 3.09e12, 80e9)

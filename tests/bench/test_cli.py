@@ -9,7 +9,7 @@ import pytest
 from command_line import run
 
 from trtllm_bench.__main__ import main
-from trtllm_results.store import Store
+from trtllm_results.store.table import Store
 
 
 def test_help_lists_every_command_once(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,8 +8,8 @@ import pytest
 from typer.testing import CliRunner
 
 from trtllm_bench.app import app
-from trtllm_results.record import Row
-from trtllm_results.store import Store
+from trtllm_results.record.row import Row
+from trtllm_results.store.table import Store
 
 RECORDED = Path(__file__).parents[2] / "results/recorded/h100"
 

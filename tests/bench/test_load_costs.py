@@ -9,16 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trtllm_bench import ceilings as ceilings_module
 from trtllm_bench.__main__ import main
-from trtllm_bench.ceilings import Ceilings
-from trtllm_bench.costs import ModelCost, doubtful, utilisation
-from trtllm_engines.engine_cache import cached_engine
-from trtllm_engines.engine_dir import load_engine
-from trtllm_engines.plan import Profile
+from trtllm_bench.roofline import ceilings as ceilings_module
+from trtllm_bench.roofline.ceilings import Ceilings
+from trtllm_bench.roofline.costs import ModelCost, doubtful, utilisation
+from trtllm_engines.compiler.plan import Profile
+from trtllm_engines.engine.cache import cached_engine
+from trtllm_engines.engine.folder import load_engine
 from trtllm_engines.runtime.step_log import STEP_DTYPE
-from trtllm_results.environment import Environment
-from trtllm_results.metrics import RequestLog
+from trtllm_results.metrics.requests import RequestLog
+from trtllm_results.record.environment import Environment
 
 HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD, INNER, VOCABULARY = 128, 4, 4, 2, 32, 384, 512
 """tiny-llama"""

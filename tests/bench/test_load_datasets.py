@@ -9,7 +9,7 @@ import pytest
 
 from trtllm_bench.__main__ import main
 from trtllm_workloads.dataset import read
-from trtllm_workloads.opening import data_folder
+from trtllm_workloads.open_workload import data_folder
 
 AZURE = str(data_folder("samples") / "azure_conversation_400.csv")
 MOONCAKE = str(data_folder("samples") / "mooncake_conversation_200.jsonl")

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from trtllm_bench.load.clock import FakeClock
 from trtllm_bench.load.driver import START_DELAY_S, Drive, LoadResult, run_load
-from trtllm_bench.load.scripted import NullTarget, Script, ScriptedTarget, VirtualTarget
-from trtllm_results import metrics
+from trtllm_bench.targets.scripted import NullTarget, Script, ScriptedTarget, VirtualTarget
+from trtllm_results.metrics import requests as metrics
 from trtllm_workloads.arrivals import Constant, Poisson
 from trtllm_workloads.lengths import Correlated, Fixed, Uniform
 from trtllm_workloads.request import RequestSpec, Workload

@@ -15,10 +15,10 @@ from aiohttp import web
 from trtllm_bench.__main__ import main
 from trtllm_bench.errors import BenchError, RunFailure
 from trtllm_bench.load.driver import Drive, run_load
-from trtllm_bench.load.http import HttpTarget, complaint, laid_over
-from trtllm_bench.load.judge import judge
-from trtllm_results import metrics
-from trtllm_results.store import Store
+from trtllm_bench.measure.validity import judge
+from trtllm_bench.targets.http import HttpTarget, complaint, laid_over
+from trtllm_results.metrics import requests as metrics
+from trtllm_results.store.table import Store
 from trtllm_workloads.synthetic import fixed
 
 TTFT_S, ITL_S = 0.10, 0.02

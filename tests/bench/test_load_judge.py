@@ -6,8 +6,8 @@ import pytest
 
 from trtllm_bench.load.clock import FakeClock
 from trtllm_bench.load.driver import Drive, LoadResult, run_load
-from trtllm_bench.load.judge import empty_places, judge
-from trtllm_bench.load.scripted import Script, VirtualTarget
+from trtllm_bench.measure.validity import empty_places, judge
+from trtllm_bench.targets.scripted import Script, VirtualTarget
 from trtllm_workloads.arrivals import Poisson
 from trtllm_workloads.lengths import Correlated, Fixed
 from trtllm_workloads.synthetic import synthetic

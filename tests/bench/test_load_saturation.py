@@ -11,8 +11,8 @@ from trtllm_bench.errors import BenchError
 from trtllm_bench.load.clock import FakeClock
 from trtllm_bench.load.driver import Drive, run_load
 from trtllm_bench.load.saturation import Good, Probe, Search, design_effect, find_saturation
-from trtllm_bench.load.scripted import Script, VirtualTarget
-from trtllm_results.metrics import goodput_mask
+from trtllm_bench.targets.scripted import Script, VirtualTarget
+from trtllm_results.metrics.requests import goodput_mask
 from trtllm_workloads.arrivals import Poisson
 from trtllm_workloads.lengths import Correlated, Fixed
 from trtllm_workloads.synthetic import synthetic

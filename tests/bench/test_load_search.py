@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from trtllm_bench.__main__ import main
-from trtllm_results.store import Store
+from trtllm_results.store.table import Store
 
 FAKE = ["search", "--target", "fake", "--isl", "8", "--osl", "20", "--max-batch-size", "4", "--max-lag-ms", "1000", "--attainment", "0.8"]
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from trtllm_bench.load import steady
-from trtllm_results.metrics import RequestLog
+from trtllm_results.metrics.requests import RequestLog
 
 
 def log_of(sent: np.ndarray, end: np.ndarray) -> RequestLog:

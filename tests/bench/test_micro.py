@@ -12,14 +12,14 @@ import pytest
 import torch
 
 from trtllm_bench.__main__ import main
-from trtllm_bench.analysis.counts import StepShape
-from trtllm_bench.analysis.hardware import Hardware
 from trtllm_bench.errors import BenchError, RunFailure
 from trtllm_bench.micro.bench import MOST_COPIES, Bench, BoundOp, _reading, chunk_case, decode_case, prefill_case
 from trtllm_bench.micro.results import Measured, Run, draw, is_right, judge
 from trtllm_bench.micro.run import Wanted, cases_of, parse_m, run
 from trtllm_bench.micro.timing import Call, How, Rule, measure, split_samples
-from trtllm_kernels.types import FEW_TOKENS, Arg, Launch, Lowered, TensorSpec
+from trtllm_bench.roofline.counts import StepShape
+from trtllm_bench.roofline.hardware import Hardware
+from trtllm_kernels.dialect.types import FEW_TOKENS, Arg, Launch, Lowered, TensorSpec
 
 RULE = Rule()
 SPEED = {"cold": 1.0, "warm": 0.5, "chained": 51.2}
@@ -118,7 +118,7 @@ def test_kernels_find_room_for_more_tokens_behind_a_value_as_in_an_engine(bench:
         def set_symbols(self, **_: int) -> None:
             pass
 
-    monkeypatch.setattr("trtllm_kernels.driver.BoundProgram", Binding)
+    monkeypatch.setattr("trtllm_kernels.launch.driver.BoundProgram", Binding)
     symbols = {"T": 5, "R": 5, "D": 5, "S": 5, "C": 0}
     name = next(name for name, spec in bench.plan.values.items() if spec.shape[0] == "T" and len(spec.shape) == 2)
     value = bench._empty(bench.plan.values[name], symbols)

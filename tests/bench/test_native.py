@@ -11,7 +11,7 @@ import pytest
 from command_line import refused, run
 
 from trtllm_bench.__main__ import main
-from trtllm_results.store import Store
+from trtllm_results.store.table import Store
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 

@@ -10,7 +10,7 @@ from command_line import refused, run
 
 from trtllm_bench import machine
 from trtllm_bench.sweep.spec import load_spec
-from trtllm_results.store import Store
+from trtllm_results.store.table import Store
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 

@@ -9,16 +9,16 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from trtllm_bench.analysis.counts import PlanCounter, StepShape
-from trtllm_bench.analysis.hardware import Hardware
 from trtllm_bench.errors import BenchError, RunFailure
 from trtllm_bench.profiling.align import INPUTS, READ_BACK, SAMPLE, place_kernels
 from trtllm_bench.profiling.summary import summarise
-from trtllm_bench.profiling.trace import Event, device_events
 from trtllm_bench.profiling.window import SeenStep, Window
-from trtllm_engines.compile import compile_model
-from trtllm_engines.plan import Plan, Profile
-from trtllm_engines.presets import preset_config
+from trtllm_bench.roofline.counts import PlanCounter, StepShape
+from trtllm_bench.roofline.hardware import Hardware
+from trtllm_bench.tracing.trace import Event, device_events
+from trtllm_engines.compiler.compile import compile_model
+from trtllm_engines.compiler.plan import Plan, Profile
+from trtllm_engines.models.presets import preset_config
 from trtllm_engines.runtime.launch_order import LaunchOrder
 
 KERNEL_US, GAP_US = 5.0, 1.0

@@ -10,12 +10,12 @@ import pytest
 
 from trtllm_bench.__main__ import main
 from trtllm_bench.errors import BenchError
-from trtllm_bench.profiling.again import wishes_of
+from trtllm_bench.measure.from_row import wishes_of
 from trtllm_bench.profiling.record import Profile
-from trtllm_bench.profiling.trace import read_json
-from trtllm_results.environment import Environment
-from trtllm_results.record import Cell, Row
-from trtllm_results.store import Store
+from trtllm_bench.tracing.trace import read_json
+from trtllm_results.record.environment import Environment
+from trtllm_results.record.row import Cell, Row
+from trtllm_results.store.table import Store
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 

@@ -15,16 +15,16 @@ import numpy as np
 import pytest
 
 from trtllm_bench.__main__ import main
-from trtllm_bench.analysis.counts import StepShape
 from trtllm_bench.errors import BenchError, RunFailure
-from trtllm_bench.profiling import nsight
+from trtllm_bench.profiling.capture import Recorded
 from trtllm_bench.profiling.counters import Target, collect, shapes_of
-from trtllm_bench.profiling.ncu_export import read_ncu
-from trtllm_bench.profiling.nsys_export import read_nsys
-from trtllm_bench.profiling.recorded import Recorded
-from trtllm_bench.profiling.systems import without
-from trtllm_bench.profiling.trace import Event
+from trtllm_bench.profiling.nsys import without
 from trtllm_bench.profiling.window import SeenStep
+from trtllm_bench.roofline.counts import StepShape
+from trtllm_bench.tracing import nsight
+from trtllm_bench.tracing.ncu_export import read_ncu
+from trtllm_bench.tracing.nsys_export import read_nsys
+from trtllm_bench.tracing.trace import Event
 
 
 def export(path: Path, old: bool = False) -> Path:

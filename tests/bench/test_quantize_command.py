@@ -10,10 +10,10 @@ import torch
 from command_line import refused, run
 from safetensors.torch import save_file
 
-from trtllm_engines.compile import trace
-from trtllm_engines.config import read_config
-from trtllm_engines.plan import Profile
-from trtllm_engines.weights.dummy import draw
+from trtllm_engines.checkpoints.dummy import draw
+from trtllm_engines.compiler.compile import trace
+from trtllm_engines.compiler.plan import Profile
+from trtllm_engines.models.config import read_config
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 

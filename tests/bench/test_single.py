@@ -11,11 +11,11 @@ import pytest
 from rich.console import Console
 
 from trtllm_bench.__main__ import main
-from trtllm_bench.report import nvidia_report, print_report
-from trtllm_results.environment import Environment
-from trtllm_results.metrics import RequestLog
-from trtllm_results.record import Cell, Row
-from trtllm_results.store import Store
+from trtllm_bench.measure.report import nvidia_report, print_report
+from trtllm_results.metrics.requests import RequestLog
+from trtllm_results.record.environment import Environment
+from trtllm_results.record.row import Cell, Row
+from trtllm_results.store.table import Store
 
 TTFT_MS, ITL_MS = 20.0, 2.0
 """The `fake` target's script."""

@@ -10,7 +10,7 @@ import time
 from functools import partial
 from pathlib import Path
 
-from trtllm_results.store import Store, read_rows
+from trtllm_results.store.table import Store, read_rows
 
 GRID = ["--batch-size", "1,2,4", "--isl", "8,16", "--num-requests", "8", "--warmup", "0", "--max-lag-ms", "1000"]
 FAKE = ["--target", "fake", "--osl", "16"]

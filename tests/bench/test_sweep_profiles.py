@@ -14,9 +14,9 @@ from trtllm_bench.profiling.record import Profile
 from trtllm_bench.sweep.profiles import choose, parse_which
 from trtllm_dashboards.html import profiles
 from trtllm_dashboards.sources import load
-from trtllm_results.environment import Environment
-from trtllm_results.record import Cell, Row
-from trtllm_results.store import Store
+from trtllm_results.record.environment import Environment
+from trtllm_results.record.row import Cell, Row
+from trtllm_results.store.table import Store
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -91,6 +91,6 @@ def test_mistakes_are_one_sentence(flags: tuple[str, ...], sentence: str, tmp_pa
 
 
 def test_a_prediction_needs_a_gpu(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trtllm_results.environment.read_gpu", lambda index: {})
+    monkeypatch.setattr("trtllm_results.record.environment.read_gpu", lambda index: {})
     assert main(["sweep", "--predict", *GRID]) == 3
     assert "add --gpu a100, l40s, h100 or h200" in capsys.readouterr().err

@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trtllm_bench.measure import Identity, Load, Measurement, OnRequests
-from trtllm_bench.rows import reason_of
+from trtllm_bench.measure.rows import reason_of
+from trtllm_bench.measure.session import Identity, Load, Measurement, OnRequests
+from trtllm_bench.measure.spec import make_workload
 from trtllm_bench.sweep.runner import Sweep
 from trtllm_bench.sweep.spec import Case, SweepSpec
-from trtllm_bench.wish import make_workload
-from trtllm_results.environment import Environment
-from trtllm_results.metrics import RequestLog, figures
-from trtllm_results.record import Row
-from trtllm_results.store import Store
+from trtllm_results.metrics.requests import RequestLog, figures
+from trtllm_results.record.environment import Environment
+from trtllm_results.record.row import Row
+from trtllm_results.store.table import Store
 from trtllm_workloads.request import Workload
 
 HERE = Environment(cpu="test")

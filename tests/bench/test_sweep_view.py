@@ -11,8 +11,8 @@ from rich.console import Console
 from trtllm_bench.sweep.progress import Estimate, SweepView, duration
 from trtllm_bench.sweep.spec import Case, SweepSpec, work_of
 from trtllm_bench.sweep.table import print_table, summarise
-from trtllm_results.environment import Environment
-from trtllm_results.record import Cell, Row
+from trtllm_results.record.environment import Environment
+from trtllm_results.record.row import Cell, Row
 
 SPEC = SweepSpec(model="llama-3.1-8b", precision=("bf16",), batch_size=(1, 512), isl=(2048,), osl=(128,), repeats=2)
 CASES = list(SPEC.cases())

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from trtllm_bench.telemetry import COLUMNS, Samples, Telemetry, visible_devices
-from trtllm_results.figures import FIGURES
+from trtllm_bench.measure.telemetry import COLUMNS, Samples, Telemetry, visible_devices
+from trtllm_results.metrics.registry import FIGURES
 
 
 class FakeNvml:

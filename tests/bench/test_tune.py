@@ -17,24 +17,24 @@ import torch
 from rich.console import Console
 
 from trtllm_bench.__main__ import main
-from trtllm_bench.analysis.counts import PlanCounter
 from trtllm_bench.errors import RunFailure
 from trtllm_bench.micro.bench import Bench, BoundOp, Case, decode_case
 from trtllm_bench.micro.timing import Call, How, Rule
+from trtllm_bench.roofline.counts import PlanCounter
 from trtllm_bench.tune import check
 from trtllm_bench.tune.plan import Course, Race, steps, threshold_steps
 from trtllm_bench.tune.race import run_race
 from trtllm_bench.tune.run import Lap, Tuned, Tuner
 from trtllm_bench.tune.session import record
 from trtllm_bench.tune.show import print_decisions, rows
-from trtllm_engines.compile import compile_model
-from trtllm_engines.plan import Profile
-from trtllm_engines.presets import resolve_model
+from trtllm_engines.compiler.compile import compile_model
+from trtllm_engines.compiler.plan import Profile
+from trtllm_engines.models.presets import resolve_model
 from trtllm_kernels import tactics
-from trtllm_kernels.cubin import Cubin, CubinInfo
+from trtllm_kernels.compile.cubin import Cubin, CubinInfo
+from trtllm_kernels.dialect.types import KernelSpec, Lowered
 from trtllm_kernels.lowering import lower
-from trtllm_kernels.ops.sampling import EMPTY
-from trtllm_kernels.types import KernelSpec, Lowered
+from trtllm_kernels.references.sampling import EMPTY
 
 ARCH = "sm_90"
 RULE = Rule(noise=0.01, batch=5, min_batches=4, max_batches=12, seconds=50.0)
@@ -390,8 +390,8 @@ def test_the_command_writes_what_the_next_build_reads(
     monkeypatch.setattr("trtllm_bench.machine.gpus", lambda: [{"gpu": "NVIDIA H100", "compute_capability": "9.0"}])
     monkeypatch.setattr("trtllm_bench.micro.bench.Bench", HereBench)
     monkeypatch.setattr("trtllm_bench.micro.timing.CuptiTimer", lambda: FakeTimer(times, 0.001))
-    monkeypatch.setattr("trtllm_bench.profiling.collect.prime", lambda device: None)
-    monkeypatch.setattr("trtllm_kernels.aot_pool.compile_many", compile_many)
+    monkeypatch.setattr("trtllm_bench.tracing.collect.prime", lambda device: None)
+    monkeypatch.setattr("trtllm_kernels.compile.pool.compile_many", compile_many)
     out = tmp_path / "t.json"
     arguments = [
         "tune",
@@ -443,7 +443,7 @@ def test_choices_of_algorithms_are_recorded_with_the_librarys_version(
         return 8.0 if tactic.get(best) == 2 else 10.0
 
     def versions(version: int) -> None:
-        monkeypatch.setattr("trtllm_kernels.cublaslt.library", lambda: SimpleNamespace(version=version))
+        monkeypatch.setattr("trtllm_kernels.launch.cublaslt.library", lambda: SimpleNamespace(version=version))
 
     path = tmp_path / "h100.json"
     versions(131000)

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 
 import pytest
 
-from trtllm_results.environment import Environment
-from trtllm_results.record import Cell, Row
+from trtllm_results.record.environment import Environment
+from trtllm_results.record.row import Cell, Row
 
 GPU = Environment(
     gpu="NVIDIA Synthetic 80GB",

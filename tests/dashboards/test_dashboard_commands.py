@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 
 from trtllm_bench.__main__ import main
-from trtllm_results.record import Row
-from trtllm_results.store import Store
+from trtllm_results.record.row import Row
+from trtllm_results.store.table import Store
 
 
 @pytest.fixture(scope="module")

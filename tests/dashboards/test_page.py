@@ -26,8 +26,8 @@ import pytest
 from trtllm_dashboards.html import page, render
 from trtllm_dashboards.html.payload import build
 from trtllm_dashboards.html.serve import Watch, listening
-from trtllm_results.record import Row
-from trtllm_results.store import Store
+from trtllm_results.record.row import Row
+from trtllm_results.store.table import Store
 
 pytestmark = pytest.mark.browser
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome-headless-shell")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from trtllm_dashboards.html.payload import build
-from trtllm_results.record import Row
+from trtllm_results.record.row import Row
 
 
 def names(payload: dict[str, Any], dimension: str) -> list[str]:

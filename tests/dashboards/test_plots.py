@@ -20,8 +20,8 @@ from trtllm_dashboards.plots.scaling import best_by_count, gpus
 from trtllm_dashboards.plots.style import PALETTE, look
 from trtllm_dashboards.plots.timeline import phases
 from trtllm_dashboards.points import estimate, grouped, points, ratio, varying
-from trtllm_results.published import Published
-from trtllm_results.record import Cell, Row
+from trtllm_results.compare.published import Published
+from trtllm_results.record.row import Cell, Row
 
 FROM_SWEEP = ("throughput", "latency", "pareto", "percentiles", "precision", "roofline", "energy")
 UNIT = re.compile(r"\((tok/s|tok/s/GPU|tok/s/user|s|ms|W|J|ratio|count|sequences in flight|requests/s|tp x pp)\)|by arrival|oldest first")

@@ -12,8 +12,8 @@ import pytest
 from trtllm_dashboards.errors import DashboardError
 from trtllm_dashboards.html.serve import Watch, listening, serve
 from trtllm_results.errors import ResultsError
-from trtllm_results.record import Row
-from trtllm_results.store import Store
+from trtllm_results.record.row import Row
+from trtllm_results.store.table import Store
 
 
 def test_a_viewer_hears_of_each_appended_cell_and_reads_it(tmp_path: Path, sweep_rows: list[Row]) -> None:

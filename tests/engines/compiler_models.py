@@ -7,13 +7,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from trtllm_engines.config import ModelConfig, RopeConfig
-from trtllm_engines.graph import ModelGraph
-from trtllm_engines.plan import TURNS, Profile
-from trtllm_engines.weights.dummy import draw
-from trtllm_kernels.ops.sampling import EMPTY
-from trtllm_kernels.specs import DTYPES
-from trtllm_kernels.types import DRAW_WORDS
+from trtllm_engines.checkpoints.dummy import draw
+from trtllm_engines.compiler.graph import ModelGraph
+from trtllm_engines.compiler.plan import TURNS, Profile
+from trtllm_engines.models.config import ModelConfig, RopeConfig
+from trtllm_kernels.dialect.specs import DTYPES
+from trtllm_kernels.dialect.types import DRAW_WORDS
+from trtllm_kernels.references.sampling import EMPTY
 
 PROFILE = Profile(max_batch_size=4, max_num_tokens=64, max_seq_len=64, page_size=16)
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from trtllm_engines.config import ModelConfig, config_from_hf, read_config
+from trtllm_engines.compiler.graph import trace
+from trtllm_engines.compiler.plan import Profile
 from trtllm_engines.errors import EngineError
-from trtllm_engines.graph import trace
+from trtllm_engines.models.config import ModelConfig, config_from_hf, read_config
+from trtllm_engines.models.presets import PRESETS, preset_config, resolve_model
 from trtllm_engines.models.rope import cos_sin_table, inverse_frequencies
-from trtllm_engines.plan import Profile
-from trtllm_engines.presets import PRESETS, preset_config, resolve_model
 
 BASE = {
     "architectures": ["LlamaForCausalLM"],

@@ -9,8 +9,9 @@ from types import SimpleNamespace
 import pytest
 
 import trtllm_kernels
-from trtllm_engines import engine_cache
-from trtllm_kernels import nvrtc, tactics
+from trtllm_engines.engine import cache as engine_cache
+from trtllm_kernels import tactics
+from trtllm_kernels.compile import nvrtc
 
 
 def test_every_source_of_a_kernel_and_the_recorded_tactics_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

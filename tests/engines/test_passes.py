@@ -7,11 +7,11 @@ import torch
 from compiler_models import LENGTHS, LLAMA, MODELS, PROFILE, TOTAL, checkpoint, dense_inputs, int32, paged_inputs, stacked
 from torch import Tensor
 
-from trtllm_engines.graph import ModelGraph, call, evaluate, op_name, trace
-from trtllm_engines.passes import PASSES, fuse_add_norm, run_passes
-from trtllm_engines.passes.pattern import Op, Var, match
-from trtllm_engines.passes.verify import VerifyError, verify
-from trtllm_kernels.types import TensorSpec
+from trtllm_engines.compiler.graph import ModelGraph, call, evaluate, op_name, trace
+from trtllm_engines.compiler.passes import PASSES, fuse_add_norm, run_passes
+from trtllm_engines.compiler.pattern import Op, Var, match
+from trtllm_engines.compiler.verify import VerifyError, verify
+from trtllm_kernels.dialect.types import TensorSpec
 
 EXACT = {"atol": 0.0, "rtol": 0.0}
 ROUNDING = {"atol": 2e-4, "rtol": 2e-4}

@@ -11,14 +11,14 @@ from compiler_models import LLAMA, MODELS, PROFILE
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trtllm_engines.compile import compile_model
-from trtllm_engines.config import ModelConfig
-from trtllm_engines.passes.plan_memory import ALIGNMENT, Lifetime, largest_bytes, lifetimes, place
-from trtllm_engines.passes.reuse_inputs import reuse_inputs
-from trtllm_engines.plan import Buffer, Op, Plan, Profile
+from trtllm_engines.compiler.compile import compile_model
+from trtllm_engines.compiler.plan import Buffer, Op, Plan, Profile
+from trtllm_engines.compiler.planning.plan_memory import ALIGNMENT, Lifetime, largest_bytes, lifetimes, place
+from trtllm_engines.compiler.planning.reuse_inputs import reuse_inputs
+from trtllm_engines.models.config import ModelConfig
 from trtllm_engines.runtime.cuda import CudaRunner
-from trtllm_kernels.expr import evaluate
-from trtllm_kernels.types import FEW_TOKENS, SYMBOLS, Lowered, TensorSpec
+from trtllm_kernels.dialect.expr import evaluate
+from trtllm_kernels.dialect.types import FEW_TOKENS, SYMBOLS, Lowered, TensorSpec
 
 
 @st.composite

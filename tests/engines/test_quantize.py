@@ -16,17 +16,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 
-from trtllm_engines.build import build
 from trtllm_engines.calibration import export, perplexity, ranges, text
 from trtllm_engines.calibration.probe import Probe
 from trtllm_engines.calibration.quantize import Quantized, quantize
-from trtllm_engines.config import ModelConfig, read_config
-from trtllm_engines.engine_dir import load_engine
+from trtllm_engines.checkpoints.checkpoint import SafetensorsWeights
+from trtllm_engines.checkpoints.dummy import draw
+from trtllm_engines.compiler.graph import ModelGraph, evaluate, trace
+from trtllm_engines.compiler.plan import Profile
+from trtllm_engines.engine.build import build
+from trtllm_engines.engine.folder import load_engine
 from trtllm_engines.errors import EngineError
-from trtllm_engines.graph import ModelGraph, evaluate, trace
-from trtllm_engines.plan import Profile
-from trtllm_engines.weights.checkpoint import SafetensorsWeights
-from trtllm_engines.weights.dummy import draw
+from trtllm_engines.models.config import ModelConfig, read_config
 
 KINDS = ("llama", "qkv bias", "qk norm", "gptj")
 SAMPLES = 3

@@ -11,14 +11,14 @@ from safetensors.torch import save_file
 from torch import Tensor, fx
 from torch.nn import functional
 
-from trtllm_engines.compile import compile_model
+from trtllm_engines.checkpoints.checkpoint import SafetensorsWeights
+from trtllm_engines.checkpoints.write import assemble
+from trtllm_engines.compiler.compile import compile_model
+from trtllm_engines.compiler.graph import ModelGraph, evaluate, op_name, trace
+from trtllm_engines.compiler.passes import PASSES, run_passes
+from trtllm_engines.compiler.verify import VerifyError, verify
 from trtllm_engines.errors import EngineError
-from trtllm_engines.graph import ModelGraph, evaluate, op_name, trace
-from trtllm_engines.passes import PASSES, run_passes
-from trtllm_engines.passes.verify import VerifyError, verify
-from trtllm_engines.weights.checkpoint import SafetensorsWeights
-from trtllm_engines.weights.write import assemble
-from trtllm_kernels.ops.quantize import FP8, FP8_MAX
+from trtllm_kernels.references.quantize import FP8, FP8_MAX
 
 CPU = torch.device("cpu")
 QKV = [f"model.layers.1.self_attn.{p}_proj" for p in "qkv"]

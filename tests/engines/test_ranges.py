@@ -9,17 +9,17 @@ from typing import Any
 import pytest
 from fake_runner import VOCAB, FakeRunner, expected_tokens
 
-from trtllm_engines.compile import compile_model
+from trtllm_engines.compiler.compile import compile_model
+from trtllm_engines.compiler.plan import Profile
 from trtllm_engines.errors import EngineError
-from trtllm_engines.plan import Profile
-from trtllm_engines.presets import preset_config
+from trtllm_engines.models.presets import preset_config
 from trtllm_engines.runtime import ranges
 from trtllm_engines.runtime.engine_loop import EngineLoop
 from trtllm_engines.runtime.launch_order import LaunchOrder
 from trtllm_engines.runtime.ranges import RangedProgram, annotate, groups_of, nvtx_marker
+from trtllm_engines.runtime.sampling_params import SamplingParams
 from trtllm_engines.runtime.scheduler import SchedulerConfig
-from trtllm_engines.sampling import SamplingParams
-from trtllm_kernels.types import SYMBOLS
+from trtllm_kernels.dialect.types import SYMBOLS
 
 
 class Recorder:

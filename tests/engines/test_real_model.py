@@ -11,11 +11,11 @@ from compiler_models import int32
 from torch import Tensor
 from torch.nn import functional
 
-from trtllm_engines.graph import ModelGraph, evaluate, trace
-from trtllm_engines.plan import Profile
-from trtllm_engines.presets import resolve_model
-from trtllm_engines.tokenizer import Tokenizer
-from trtllm_engines.weights import open_weights
+from trtllm_engines.checkpoints import open_weights
+from trtllm_engines.checkpoints.tokenizer import Tokenizer
+from trtllm_engines.compiler.graph import ModelGraph, evaluate, trace
+from trtllm_engines.compiler.plan import Profile
+from trtllm_engines.models.presets import resolve_model
 
 pytestmark = pytest.mark.model
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from trtllm_engines import recipes
-from trtllm_engines.build import build
-from trtllm_engines.compile import compile_model
-from trtllm_engines.engine_dir import load_engine
+from trtllm_engines.compiler.compile import compile_model
+from trtllm_engines.engine import recipes
+from trtllm_engines.engine.build import build
+from trtllm_engines.engine.folder import load_engine
+from trtllm_engines.engine.recipes import load_recipe
 from trtllm_engines.errors import EngineError
-from trtllm_engines.presets import resolve_model
-from trtllm_engines.recipes import load_recipe
+from trtllm_engines.models.presets import resolve_model
 
 
 @pytest.mark.parametrize("name", recipes.names())

@@ -10,15 +10,15 @@ import torch
 from compiler_models import MODELS, PROFILE, checkpoint, int32
 from safetensors.torch import save_file
 
-from trtllm_engines.build import build
-from trtllm_engines.compile import compile_model
-from trtllm_engines.engine_dir import load_engine
-from trtllm_engines.graph import trace
-from trtllm_engines.plan import Plan, Profile
+from trtllm_engines.checkpoints.dummy import DummyWeights
+from trtllm_engines.checkpoints.write import assemble
+from trtllm_engines.compiler.compile import compile_model
+from trtllm_engines.compiler.graph import trace
+from trtllm_engines.compiler.plan import Plan, Profile
+from trtllm_engines.engine.build import build
+from trtllm_engines.engine.folder import load_engine
 from trtllm_engines.runtime.cpu import CpuRunner
-from trtllm_engines.weights.dummy import DummyWeights
-from trtllm_engines.weights.write import assemble
-from trtllm_kernels.ops.quantize import FP8, finish, row_scales
+from trtllm_kernels.references.quantize import FP8, finish, row_scales
 
 CPU = torch.device("cpu")
 

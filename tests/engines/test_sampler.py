@@ -13,8 +13,8 @@ from scipy import stats
 
 from trtllm_engines.runtime.batch import SlotStart
 from trtllm_engines.runtime.sampler import LOGPROBS, Sampler, collect_logprobs
-from trtllm_engines.sampling import SamplingError, SamplingParams
-from trtllm_kernels.ops.philox import gumbel_noise
+from trtllm_engines.runtime.sampling_params import SamplingError, SamplingParams
+from trtllm_kernels.references.philox import gumbel_noise
 
 VOCAB = 23
 EMPTY = np.empty(0, np.int32)

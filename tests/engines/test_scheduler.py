@@ -14,9 +14,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from trtllm_engines.errors import EngineError
 from trtllm_engines.runtime.engine_loop import EngineLoop
 from trtllm_engines.runtime.request import Request
+from trtllm_engines.runtime.sampling_params import SamplingParams
 from trtllm_engines.runtime.scheduler import POLICIES, SchedulerConfig
 from trtllm_engines.runtime.slots import State
-from trtllm_engines.sampling import SamplingParams
 
 MAX_SEQ_LEN = 40
 STOPS = tuple(range(5, 15))

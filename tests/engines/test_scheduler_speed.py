@@ -9,8 +9,8 @@ import pytest
 
 from trtllm_engines.runtime.batch import StepBatch, StepOutput
 from trtllm_engines.runtime.engine_loop import EngineLoop
+from trtllm_engines.runtime.sampling_params import SamplingParams
 from trtllm_engines.runtime.scheduler import SchedulerConfig
-from trtllm_engines.sampling import SamplingParams
 
 
 class InstantHandle:

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from trtllm_engines.checkpoints.checkpoint_precision import default_precision, stated_precision
 from trtllm_engines.errors import EngineError
-from trtllm_engines.stated import default_precision, stated_precision
 
 FP8 = {"num_bits": 8, "type": "float"}
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as RawTokenizer
 
+from trtllm_engines.checkpoints.tokenizer import Tokenizer
 from trtllm_engines.errors import EngineError
-from trtllm_engines.tokenizer import Tokenizer
 
 TEMPLATE = (
     "{% for m in messages %}{% if m['role'] == 'robot' %}{{ raise_exception('no robots') }}{% endif %}"

@@ -14,15 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from trtllm_engines.compile import compile_model
+from trtllm_engines.checkpoints import dummy, open_weights
+from trtllm_engines.checkpoints.dummy import DummyWeights, draw
+from trtllm_engines.checkpoints.gguf_file import GgufWeights, unpermute
+from trtllm_engines.checkpoints.write import assemble, write_safetensors
+from trtllm_engines.compiler.compile import compile_model
+from trtllm_engines.compiler.graph import trace
 from trtllm_engines.errors import EngineError
-from trtllm_engines.graph import trace
-from trtllm_engines.presets import resolve_model
-from trtllm_engines.weights import dummy, open_weights
-from trtllm_engines.weights.dummy import DummyWeights, draw
-from trtllm_engines.weights.gguf_file import GgufWeights, unpermute
-from trtllm_engines.weights.write import assemble, write_safetensors
-from trtllm_kernels.types import TensorSpec
+from trtllm_engines.models.presets import resolve_model
+from trtllm_kernels.dialect.types import TensorSpec
 
 CPU = torch.device("cpu")
 
@@ -171,7 +171,7 @@ def write_gguf(path: Path, tensors: dict[str, torch.Tensor], quantized: bool, ar
     writer.add_layer_norm_rms_eps(LLAMA.norm_eps)
     writer.add_rope_freq_base(LLAMA.rope.theta)
     writer.add_eos_token_id(2)
-    from trtllm_engines.weights.gguf_file import _stored_name
+    from trtllm_engines.checkpoints.gguf_file import _stored_name
 
     for name, tensor in tensors.items():
         values = tensor.numpy()

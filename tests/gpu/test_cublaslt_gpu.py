@@ -6,13 +6,13 @@ from itertools import product
 import pytest
 import torch
 
-from trtllm_kernels import cublaslt
-from trtllm_kernels.driver import BoundProgram
-from trtllm_kernels.expr import evaluate
+from trtllm_kernels.dialect.expr import evaluate
+from trtllm_kernels.dialect.specs import dtype_name
+from trtllm_kernels.dialect.types import Arg, Launch, Lowered, TensorSpec
+from trtllm_kernels.launch import cublaslt
+from trtllm_kernels.launch.driver import BoundProgram
 from trtllm_kernels.lowering import lower
-from trtllm_kernels.ops.quantize import FP8, FP8_MAX, finish
-from trtllm_kernels.specs import dtype_name
-from trtllm_kernels.types import Arg, Launch, Lowered, TensorSpec
+from trtllm_kernels.references.quantize import FP8, FP8_MAX, finish
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
 
@@ -152,7 +152,7 @@ def test_captured_product_replays_after_other_sizes_were_run(dtype: torch.dtype)
 @pytest.mark.parametrize("precision", ["bf16", "fp16", "fp8"])
 def test_an_op_of_few_tokens_takes_the_residual_in_its_own_kernel(precision: str) -> None:
     """And in place, as engines run it: one token, two, whose K is divided by default, as that of more, and 65 by the library."""
-    from trtllm_kernels.aot import compile_all
+    from trtllm_kernels.compile.aot import compile_all
 
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp8": FP8}[precision]
     usable(dtype)

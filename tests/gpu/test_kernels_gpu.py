@@ -7,21 +7,21 @@ from pathlib import Path
 import pytest
 import torch
 
-import trtllm_kernels.ops
-from trtllm_kernels.aot import compile_all
-from trtllm_kernels.cuda_ops import as_list, execute
-from trtllm_kernels.driver import BoundProgram
+import trtllm_kernels.references
+from trtllm_kernels.compile.aot import compile_all
+from trtllm_kernels.dialect.expr import evaluate
+from trtllm_kernels.dialect.specs import DTYPES, dtype_name
+from trtllm_kernels.dialect.types import Arg, KernelSpec, Launch, Lowered, TensorSpec
 from trtllm_kernels.errors import KernelError
-from trtllm_kernels.expr import evaluate
+from trtllm_kernels.launch.driver import BoundProgram
+from trtllm_kernels.launch.torch_ops import as_list, execute
 from trtllm_kernels.lowering import lower
-from trtllm_kernels.lowering.few import IN_TRITON, PADDED
-from trtllm_kernels.ops import OPS
-from trtllm_kernels.ops.philox import gumbel_noise
-from trtllm_kernels.ops.quantize import FP8, dequantized, finish
-from trtllm_kernels.ops.sampling import EMPTY
+from trtllm_kernels.lowering.skinny_gemm import IN_TRITON, PADDED
+from trtllm_kernels.references import OPS
+from trtllm_kernels.references.philox import gumbel_noise
+from trtllm_kernels.references.quantize import FP8, dequantized, finish
+from trtllm_kernels.references.sampling import EMPTY
 from trtllm_kernels.samples import OUT_SCALE, BatchShape, ModelShape, code_steps, fp8_sample, sample
-from trtllm_kernels.specs import DTYPES, dtype_name
-from trtllm_kernels.types import Arg, KernelSpec, Launch, Lowered, TensorSpec
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
 
@@ -511,4 +511,4 @@ def test_refusals() -> None:
         BoundProgram([lowered], lambda _: torch.zeros(8, 64), cubins)
     with pytest.raises(KernelError, match="unknown library routine"):
         BoundProgram([Lowered((Launch(library="fft"),))], lambda _: y, cubins)
-    assert trtllm_kernels.ops is not None
+    assert trtllm_kernels.references is not None

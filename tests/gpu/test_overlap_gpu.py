@@ -14,16 +14,16 @@ import numpy as np
 import pytest
 import torch
 
-from trtllm_engines.compile import compile_model
-from trtllm_engines.fingerprint import detect_target
-from trtllm_engines.plan import Plan, Profile
-from trtllm_engines.presets import resolve_model
+from trtllm_engines.checkpoints.dummy import DummyWeights
+from trtllm_engines.checkpoints.write import assemble
+from trtllm_engines.compiler.compile import compile_model
+from trtllm_engines.compiler.plan import Plan, Profile
+from trtllm_engines.engine.fingerprint import detect_target
+from trtllm_engines.models.presets import resolve_model
 from trtllm_engines.runtime.engine_loop import EngineLoop
+from trtllm_engines.runtime.sampling_params import SamplingParams
 from trtllm_engines.runtime.scheduler import SchedulerConfig
-from trtllm_engines.sampling import SamplingParams
-from trtllm_engines.weights.dummy import DummyWeights
-from trtllm_engines.weights.write import assemble
-from trtllm_kernels.cubin import Cubin
+from trtllm_kernels.compile.cubin import Cubin
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
 
@@ -54,7 +54,7 @@ class Built:
 
 @pytest.fixture(scope="module", params=MODELS)
 def built(request: pytest.FixtureRequest) -> Built:
-    from trtllm_kernels.aot import compile_all
+    from trtllm_kernels.compile.aot import compile_all
 
     config, precision = MODELS[request.param]
     arch, device, source = detect_target().arch, torch.device("cuda"), DummyWeights(0)

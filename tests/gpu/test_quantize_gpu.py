@@ -12,10 +12,10 @@ from safetensors.torch import save_file
 
 from trtllm_engines.calibration.perplexity import perplexity
 from trtllm_engines.calibration.quantize import quantize
-from trtllm_engines.config import read_config
-from trtllm_engines.graph import trace
-from trtllm_engines.plan import Profile
-from trtllm_engines.weights.dummy import draw
+from trtllm_engines.checkpoints.dummy import draw
+from trtllm_engines.compiler.graph import trace
+from trtllm_engines.compiler.plan import Profile
+from trtllm_engines.models.config import read_config
 from trtllm_kernels.samples import BatchShape, ModelShape, code_steps, fp8_sample, sample
 
 pytestmark = [

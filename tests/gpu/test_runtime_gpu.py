@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from trtllm_engines.build import build
-from trtllm_engines.engine_dir import Engine, load_engine
-from trtllm_engines.fingerprint import detect_target
-from trtllm_engines.plan import Profile
+from trtllm_engines.compiler.plan import Profile
+from trtllm_engines.engine.build import build
+from trtllm_engines.engine.fingerprint import detect_target
+from trtllm_engines.engine.folder import Engine, load_engine
 from trtllm_engines.runtime.cpu import CpuRunner
 from trtllm_engines.runtime.engine_loop import EngineLoop
+from trtllm_engines.runtime.sampling_params import SamplingParams
 from trtllm_engines.runtime.scheduler import SchedulerConfig
-from trtllm_engines.sampling import SamplingParams
-from trtllm_kernels.ops.philox import gumbel_noise, random_words
+from trtllm_kernels.references.philox import gumbel_noise, random_words
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
 
@@ -182,8 +182,8 @@ def test_the_cache_takes_its_fraction_of_free_memory(fp32_engine: Engine) -> Non
 
 @pytest.fixture(scope="module")
 def smollm2() -> Path:
-    from trtllm_engines.engine_cache import cache_folder
-    from trtllm_engines.fetch import fetch
+    from trtllm_engines.checkpoints.fetch import fetch
+    from trtllm_engines.engine.cache import cache_folder
 
     return fetch("smollm2-135m", cache_folder() / "models" / "smollm2-135m")
 

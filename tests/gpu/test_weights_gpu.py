@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from trtllm_engines.build import build
-from trtllm_engines.engine_dir import load_engine
-from trtllm_engines.fingerprint import detect_target
-from trtllm_engines.plan import Profile
-from trtllm_engines.weights.dummy import draw
+from trtllm_engines.checkpoints.dummy import draw
+from trtllm_engines.compiler.plan import Profile
+from trtllm_engines.engine.build import build
+from trtllm_engines.engine.fingerprint import detect_target
+from trtllm_engines.engine.folder import load_engine
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
 

@@ -12,7 +12,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from fake_cublaslt import FakeCublasLt
 from scripts import Scripts
 
-from trtllm_kernels import cublaslt, products
+from trtllm_kernels.launch import cublaslt
+from trtllm_kernels.launch import gemm as products
 
 
 @pytest.fixture

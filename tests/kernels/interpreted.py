@@ -20,19 +20,19 @@ from interpreted_overlap import watched
 from triton.runtime import interpreter
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-import trtllm_kernels.ops
+import trtllm_kernels.references
 from trtllm_kernels import lowering
-from trtllm_kernels.aot import load_function
-from trtllm_kernels.cuda_ops import as_list, lower_call, step_sizes
-from trtllm_kernels.expr import evaluate
+from trtllm_kernels.compile.aot import load_function
+from trtllm_kernels.dialect.expr import evaluate
+from trtllm_kernels.dialect.specs import DTYPES
+from trtllm_kernels.dialect.types import Lowered
+from trtllm_kernels.launch.torch_ops import as_list, lower_call, step_sizes
 from trtllm_kernels.lowering import IN_PLACE
 from trtllm_kernels.lowering.call import OpCall
-from trtllm_kernels.lowering.few import IN_TRITON
-from trtllm_kernels.ops import OPS
-from trtllm_kernels.ops.quantize import FP8, dequantized
+from trtllm_kernels.lowering.skinny_gemm import IN_TRITON
+from trtllm_kernels.references import OPS
+from trtllm_kernels.references.quantize import FP8, dequantized
 from trtllm_kernels.samples import OUT_SCALE, BatchShape, ModelShape, code_steps, fp8_sample, sample
-from trtllm_kernels.specs import DTYPES
-from trtllm_kernels.types import Lowered
 
 BY_TRITON = {
     "paged_attention": {"fresh_cuda": 0, "context_cuda": 0},
@@ -283,5 +283,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    assert trtllm_kernels.ops is not None
+    assert trtllm_kernels.references is not None
     sys.exit(main())

@@ -11,15 +11,15 @@ from dataclasses import replace
 import interpreted
 import torch
 
-from trtllm_engines.compile import compile_model
-from trtllm_engines.config import ModelConfig, RopeConfig
-from trtllm_engines.plan import TURNS, Plan, Profile
-from trtllm_engines.weights.dummy import DummyWeights
-from trtllm_engines.weights.write import assemble
-from trtllm_kernels.expr import evaluate
-from trtllm_kernels.ops import OPS
-from trtllm_kernels.ops.sampling import EMPTY
-from trtllm_kernels.specs import DTYPES
+from trtllm_engines.checkpoints.dummy import DummyWeights
+from trtllm_engines.checkpoints.write import assemble
+from trtllm_engines.compiler.compile import compile_model
+from trtllm_engines.compiler.plan import TURNS, Plan, Profile
+from trtllm_engines.models.config import ModelConfig, RopeConfig
+from trtllm_kernels.dialect.expr import evaluate
+from trtllm_kernels.dialect.specs import DTYPES
+from trtllm_kernels.references import OPS
+from trtllm_kernels.references.sampling import EMPTY
 
 ARCH = "sm_90"
 PROFILE = Profile(max_batch_size=4, max_num_tokens=48, max_seq_len=160, page_size=16)

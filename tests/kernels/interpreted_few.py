@@ -10,8 +10,8 @@ import torch
 from interpreted import FUSED, as_list, difference, make_interpreter_exact, run
 
 from trtllm_kernels import lowering
-from trtllm_kernels.lowering.few import IN_TRITON
-from trtllm_kernels.ops import OPS
+from trtllm_kernels.lowering.skinny_gemm import IN_TRITON
+from trtllm_kernels.references import OPS
 from trtllm_kernels.samples import BatchShape, ModelShape, fp8_sample, sample
 
 ODD = ModelShape(hidden=304, intermediate=104)

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from triton.runtime import interpreter
 
-from trtllm_kernels.triton_kernels import ahead, overlap
+from trtllm_kernels.triton_kernels import pdl as overlap
+from trtllm_kernels.triton_kernels import prefetch as ahead
 
 _LINE_BYTES = 128
 

@@ -5,8 +5,8 @@ import sys
 
 from interpreted import GQA, MHA, ONE, difference, make_interpreter_exact, run
 
-from trtllm_kernels.cuda_ops import as_list
-from trtllm_kernels.ops import OPS
+from trtllm_kernels.launch.torch_ops import as_list
+from trtllm_kernels.references import OPS
 from trtllm_kernels.samples import BatchShape, ModelShape, fp8_sample, sample
 
 MANY = BatchShape(query_lens=(37,), kv_lens=(37,))

@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 import triton
 
-from trtllm_kernels import aot, nvrtc, tactics
-from trtllm_kernels.catalogue import MODELS, kernels_of, ops_of
-from trtllm_kernels.cubin import Cubin
+from trtllm_kernels import tactics
+from trtllm_kernels.compile import aot, nvrtc
+from trtllm_kernels.compile.catalogue import MODELS, kernels_of, ops_of
+from trtllm_kernels.compile.cubin import Cubin
+from trtllm_kernels.dialect.types import KernelSpec
 from trtllm_kernels.errors import KernelError
 from trtllm_kernels.lowering import lower
-from trtllm_kernels.lowering.few import IN_TRITON, PADDED
-from trtllm_kernels.types import KernelSpec
+from trtllm_kernels.lowering.skinny_gemm import IN_TRITON, PADDED
 
 _SHARED_LIMIT = {"sm_80": 163 * 1024, "sm_89": 99 * 1024, "sm_90": 227 * 1024}
 
@@ -289,13 +290,15 @@ def test_driver_and_lowering_need_no_triton() -> None:
         "    def find_spec(self, name, path=None, target=None):\n"
         "        if name.split('.')[0] == 'triton': raise ModuleNotFoundError(name)\n"
         "sys.meta_path.insert(0, Hidden())\n"
-        "import trtllm_kernels.driver, trtllm_kernels.ops, trtllm_kernels.lowering, trtllm_kernels.cubin\n"
+        "import trtllm_kernels.launch.driver, trtllm_kernels.references, trtllm_kernels.lowering, trtllm_kernels.compile.cubin\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_lowering_needs_no_torch() -> None:
-    code = "import sys, trtllm_kernels.lowering, trtllm_kernels.cubin, trtllm_kernels.expr; assert 'torch' not in sys.modules"
+    code = (
+        "import sys, trtllm_kernels.lowering, trtllm_kernels.compile.cubin, trtllm_kernels.dialect.expr; assert 'torch' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from fake_cublaslt import FakeCublasLt
 
-from trtllm_kernels import cublaslt
-from trtllm_kernels.driver import BoundProgram
+from trtllm_kernels.dialect.types import Arg, Launch, Lowered
 from trtllm_kernels.errors import KernelError
-from trtllm_kernels.ops.quantize import FP8, finish
-from trtllm_kernels.types import Arg, Launch, Lowered
+from trtllm_kernels.launch import cublaslt
+from trtllm_kernels.launch.driver import BoundProgram
+from trtllm_kernels.references.quantize import FP8, finish
 
 N, K, MOST = 6, 16, 9
 

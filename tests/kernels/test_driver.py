@@ -9,11 +9,11 @@ import pytest
 import torch
 from fake_cublaslt import FakeCublasLt
 
-from trtllm_kernels import driver
-from trtllm_kernels.cubin import Cubin, CubinInfo
-from trtllm_kernels.driver import BoundProgram
+from trtllm_kernels.compile.cubin import Cubin, CubinInfo
+from trtllm_kernels.dialect.types import Arg, Launch, Lowered
 from trtllm_kernels.errors import KernelError
-from trtllm_kernels.types import Arg, Launch, Lowered
+from trtllm_kernels.launch import driver
+from trtllm_kernels.launch.driver import BoundProgram
 
 
 class RecordingDriver:

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trtllm_kernels import expr
+from trtllm_kernels.dialect import expr
+from trtllm_kernels.dialect.types import SYMBOLS
 from trtllm_kernels.errors import KernelError
-from trtllm_kernels.types import SYMBOLS
 
 _LEAVES = st.one_of(st.integers(0, 10**6).map(str), st.sampled_from("TRDSC"))
 _EXPRESSIONS = st.recursive(

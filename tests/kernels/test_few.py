@@ -12,14 +12,14 @@ import triton
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trtllm_kernels.aot import compile_kernel
-from trtllm_kernels.catalogue import MODELS, ops_of
+from trtllm_kernels.compile.aot import compile_kernel
+from trtllm_kernels.compile.catalogue import MODELS, ops_of
+from trtllm_kernels.compile.nvrtc import compile_source
+from trtllm_kernels.dialect.expr import ceil_div, evaluate
+from trtllm_kernels.dialect.types import KernelSpec, Launch, Lowered, TensorSpec
 from trtllm_kernels.errors import KernelError
-from trtllm_kernels.expr import ceil_div, evaluate
 from trtllm_kernels.lowering import lower
-from trtllm_kernels.lowering.few import IN_TRITON, PADDED
-from trtllm_kernels.nvrtc import compile_source
-from trtllm_kernels.types import KernelSpec, Launch, Lowered, TensorSpec
+from trtllm_kernels.lowering.skinny_gemm import IN_TRITON, PADDED
 
 SCALE = TensorSpec((1,), "fp32")
 

@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import trtllm_kernels.ops
-from trtllm_kernels.catalogue import MODELS, ops_of
+import trtllm_kernels.references
+from trtllm_kernels.compile.catalogue import MODELS, ops_of
+from trtllm_kernels.dialect.expr import evaluate
+from trtllm_kernels.dialect.types import Lowered, TensorSpec
 from trtllm_kernels.errors import KernelError
-from trtllm_kernels.expr import evaluate
 from trtllm_kernels.lowering import ARGUMENTS, IN_PLACE, lower, search_space
 from trtllm_kernels.samples import ModelShape
-from trtllm_kernels.types import Lowered, TensorSpec
 
 
 def attention(model: ModelShape, max_seq_len: int = 4096, **tactic: int) -> Lowered:
@@ -22,7 +22,7 @@ def attention(model: ModelShape, max_seq_len: int = 4096, **tactic: int) -> Lowe
 
 
 def test_argument_names_are_the_schemas() -> None:
-    assert {name: op.tensors for name, op in trtllm_kernels.ops.OPS.items() if name != "attention"} == dict(ARGUMENTS)
+    assert {name: op.tensors for name, op in trtllm_kernels.references.OPS.items() if name != "attention"} == dict(ARGUMENTS)
 
 
 def test_what_works_in_place_is_said_of_arguments_and_nothing_else_is_lowered_so() -> None:
@@ -34,7 +34,7 @@ def test_what_works_in_place_is_said_of_arguments_and_nothing_else_is_lowered_so
 
 def test_catalogue_covers_the_dialect() -> None:
     covered = {op.op for op in ops_of(MODELS["llama-3.1-8b"], "fp8")}
-    assert covered | {"attention"} == set(trtllm_kernels.ops.OPS)
+    assert covered | {"attention"} == set(trtllm_kernels.references.OPS)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp8"])

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from trtllm_kernels.ops.philox import gumbel_noise, philox_4x32, random_words
+from trtllm_kernels.references.philox import gumbel_noise, philox_4x32, random_words
 
 VECTORS = [
     ([0, 0, 0, 0], [0, 0], [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]),

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.nn import functional
 
-import trtllm_kernels.ops
-from trtllm_kernels.cuda_ops import as_list
-from trtllm_kernels.ops.quantize import FP8
+import trtllm_kernels.references
+from trtllm_kernels.launch.torch_ops import as_list
+from trtllm_kernels.references.quantize import FP8
 from trtllm_kernels.samples import QUANTIZABLE, BatchShape, ModelShape, fp8_sample, sample
 
 OPS = torch.ops.trtllm
@@ -26,8 +26,8 @@ def _seed() -> None:
 
 
 def test_dialect_is_the_documented_table() -> None:
-    assert sorted(trtllm_kernels.ops.OPS) == ALL_OPS.split()
-    assert trtllm_kernels.ops.OPS["rope_kv_write"].mutates == ("kv_cache",)
+    assert sorted(trtllm_kernels.references.OPS) == ALL_OPS.split()
+    assert trtllm_kernels.references.OPS["rope_kv_write"].mutates == ("kv_cache",)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -218,15 +218,17 @@ def test_fakes_agree_with_references() -> None:
         "linear_sample": tuple(sample("linear_sample", ModelShape(), BATCH, "fp32").values()),
         "linear_gelu": (x, randn(6, 32), randn(6)),
     }
-    assert calls.keys() == trtllm_kernels.ops.OPS.keys()
+    assert calls.keys() == trtllm_kernels.references.OPS.keys()
     for name, arguments in calls.items():
-        overload = trtllm_kernels.ops.OPS[name].overload
+        overload = trtllm_kernels.references.OPS[name].overload
         torch.library.opcheck(overload, arguments, test_utils=("test_schema", "test_faketensor"))
 
 
-@pytest.mark.parametrize("name", sorted(name for name, op in trtllm_kernels.ops.OPS.items() if any("scale" in t for t in op.tensors)))
+@pytest.mark.parametrize(
+    "name", sorted(name for name, op in trtllm_kernels.references.OPS.items() if any("scale" in t for t in op.tensors))
+)
 def test_fakes_agree_with_references_when_everything_is_quantized(name: str) -> None:
-    op = trtllm_kernels.ops.OPS[name]
+    op = trtllm_kernels.references.OPS[name]
     named = fp8_sample(name, ModelShape(), BATCH)
     fresh = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in named.items()}
     found, promised = as_list(op.reference(**fresh)), as_list(op.fake(*(named[a.name] for a in op.overload._schema.arguments)))
@@ -252,7 +254,7 @@ def test_quantize_is_nearest_even_with_saturation() -> None:
 def test_out_scale_quantizes_the_unrounded_result(name: str) -> None:
     """Of fp32 arguments the wide result is the unrounded one."""
     named = sample(name, ModelShape(), BATCH, "fp32")
-    op, scale = trtllm_kernels.ops.OPS[name], torch.tensor([0.02])
+    op, scale = trtllm_kernels.references.OPS[name], torch.tensor([0.02])
     wide, codes = as_list(op.reference(**named)), as_list(op.reference(**{**named, "out_scale": scale}))
     assert torch.equal(codes[0].float(), fp8_grid(wide[0] / scale))
     assert all(torch.equal(a, b) for a, b in zip(codes[1:], wide[1:], strict=True))
@@ -267,11 +269,11 @@ def test_fp8_products_are_those_of_the_values_the_codes_stand_for() -> None:
             product = functional.silu(product[:, 0::2]) * product[:, 1::2]
         elif name == "linear_gelu":
             product = functional.gelu(product, approximate="tanh")
-        wide = trtllm_kernels.ops.OPS[name].reference(**{**named, **({"out_scale": None} if "out_scale" in named else {})})
+        wide = trtllm_kernels.references.OPS[name].reference(**{**named, **({"out_scale": None} if "out_scale" in named else {})})
         assert wide.dtype == torch.bfloat16
         torch.testing.assert_close(wide.double(), product, rtol=2**-8, atol=1e-5)
         if "out_scale" in named:
-            codes = trtllm_kernels.ops.OPS[name].reference(**named).float() * named["out_scale"]
+            codes = trtllm_kernels.references.OPS[name].reference(**named).float() * named["out_scale"]
             torch.testing.assert_close(codes.double(), product.clamp(-448 * 0.02, 448 * 0.02), rtol=2**-4, atol=0.02 * 2**-10)
 
 
@@ -285,7 +287,7 @@ def test_gate_up_silu_is_the_two_products_of_the_interleaved_rows() -> None:
 
 def test_an_fp8_cache_holds_the_wide_ones_keys_and_values_over_their_scales() -> None:
     named = sample("rope_kv_write", ModelShape(interleaved=True, rotary_dim=8), BATCH, "fp32", poison=False)
-    write, k_scale, v_scale = trtllm_kernels.ops.OPS["rope_kv_write"].reference, torch.tensor([0.01]), torch.tensor([0.02])
+    write, k_scale, v_scale = trtllm_kernels.references.OPS["rope_kv_write"].reference, torch.tensor([0.01]), torch.tensor([0.02])
     narrow = named["kv_cache"].to(FP8)
     rotated = write(**{**named, "kv_cache": narrow, "k_scale": k_scale, "v_scale": v_scale})
     assert torch.equal(write(**named), rotated)
@@ -297,7 +299,7 @@ def test_an_fp8_cache_holds_the_wide_ones_keys_and_values_over_their_scales() ->
 
 def test_attention_over_an_fp8_cache_is_attention_over_the_values_it_stands_for() -> None:
     named = fp8_sample("paged_attention", ModelShape(), BATCH)
-    attend = trtllm_kernels.ops.OPS["paged_attention"].reference
+    attend = trtllm_kernels.references.OPS["paged_attention"].reference
     scales = torch.cat((named["k_scale"], named["v_scale"])).view(1, 1, 2, 1, 1, 1)
     wide = {"kv_cache": (named["kv_cache"].float() * scales), "qkv": named["qkv"].float()}
     expected = attend(**{**named, **wide, "k_scale": None, "v_scale": None, "out_scale": None})

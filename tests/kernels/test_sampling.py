@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trtllm_kernels.ops.philox import gumbel_noise
-from trtllm_kernels.ops.sampling import EMPTY
+from trtllm_kernels.references.philox import gumbel_noise
+from trtllm_kernels.references.sampling import EMPTY
 
 SLOTS = 9
 

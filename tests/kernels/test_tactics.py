@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from trtllm_kernels import aot_pool, tactics
-from trtllm_kernels.catalogue import MODELS, OpShape, ops_of
-from trtllm_kernels.cubin import Cubin
+from trtllm_kernels import tactics
+from trtllm_kernels.compile import pool as aot_pool
+from trtllm_kernels.compile.catalogue import MODELS, OpShape, ops_of
+from trtllm_kernels.compile.cubin import Cubin
+from trtllm_kernels.dialect.types import TensorSpec
 from trtllm_kernels.errors import KernelError
 from trtllm_kernels.lowering import lower, search_space
 from trtllm_kernels.lowering.space import TOKENS
-from trtllm_kernels.types import TensorSpec
 
 FEW = ["few 16", "few 32", "few 64", "few 96", "few 128", "few to"]
 FEW_SAMPLED = ["few 16", "few 32", "few 64", "few to"]

@@ -63,8 +63,8 @@ def measure(port: int, streams: int) -> dict[str, float]:
     import numpy as np
 
     from trtllm_bench.load.driver import Drive, run_load
-    from trtllm_bench.load.http import HttpTarget
-    from trtllm_results import metrics
+    from trtllm_bench.targets.http import HttpTarget
+    from trtllm_results.metrics import requests as metrics
     from trtllm_workloads.synthetic import fixed
 
     seconds_each = (TTFT_MS + ITL_MS * (TOKENS - 1)) / 1e3

@@ -14,14 +14,14 @@ import pandas as pd
 import pytest
 
 from trtllm_bench.__main__ import main
-from trtllm_results.environment import Environment
 from trtllm_results.errors import ResultsError
-from trtllm_results.gate_config import GateConfig
-from trtllm_results.gate_run import run_gate
-from trtllm_results.metrics import RequestLog
-from trtllm_results.record import Cell, Row
-from trtllm_results.runners import ArmCommand, CommandRunner, arm_command
-from trtllm_results.store import Store
+from trtllm_results.gate.config import GateConfig
+from trtllm_results.gate.run import run_gate
+from trtllm_results.gate.runners import ArmCommand, CommandRunner, arm_command
+from trtllm_results.metrics.requests import RequestLog
+from trtllm_results.record.environment import Environment
+from trtllm_results.record.row import Cell, Row
+from trtllm_results.store.table import Store
 
 DATA = Path(__file__).parent / "data"
 H100 = Environment(gpu="NVIDIA H100 80GB HBM3", driver="580.1")

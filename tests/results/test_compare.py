@@ -11,13 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trtllm_results import compare_text, published, selection
-from trtllm_results.compare import compare, pareto
-from trtllm_results.environment import Environment
+from trtllm_results.compare import published
+from trtllm_results.compare import report as compare_text
+from trtllm_results.compare.align import compare, pareto
 from trtllm_results.errors import ResultsError
-from trtllm_results.figures import brief
-from trtllm_results.record import Cell, Row
-from trtllm_results.selection import ResultSet
+from trtllm_results.metrics.registry import brief
+from trtllm_results.record.environment import Environment
+from trtllm_results.record.row import Cell, Row
+from trtllm_results.store import selection
+from trtllm_results.store.selection import ResultSet
 
 H100 = Environment(gpu="NVIDIA H100 80GB HBM3", driver="580.1")
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from trtllm_results import environment
-from trtllm_results.environment import DECISIVE, Environment, read_gpu, throttle_names, visible_devices
+from trtllm_results.record import environment
+from trtllm_results.record.environment import DECISIVE, Environment, read_gpu, throttle_names, visible_devices
 
 
 class NVMLError(Exception):
@@ -124,7 +124,7 @@ def test_an_archive_knows_the_revision_it_was_made_of(tmp_path: Path) -> None:
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
     archive = subprocess.run(["git", "archive", "HEAD", "results"], cwd=root, capture_output=True, check=True).stdout
     subprocess.run(["tar", "x", "-C", tmp_path], input=archive, check=True)
-    code = "from trtllm_results.environment import Environment; print(Environment.capture(use_gpu=False).git_revision)"
+    code = "from trtllm_results.record.environment import Environment; print(Environment.capture(use_gpu=False).git_revision)"
     printed = subprocess.run(
         [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(tmp_path / "results")}, capture_output=True, text=True
     )

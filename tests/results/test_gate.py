@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trtllm_results import baseline, calibrate
-from trtllm_results.environment import Environment
 from trtllm_results.errors import ResultsError
-from trtllm_results.gate import EXIT_CODES, Judged, judge
-from trtllm_results.gate_config import GateConfig, load_config
-from trtllm_results.gate_run import Arm, Blocks, RunResult, report_blocks, run_gate
-from trtllm_results.record import Cell, Row
-from trtllm_results.simulate import MODELS, simulate, verdicts
+from trtllm_results.gate import baseline, calibrate
+from trtllm_results.gate.config import GateConfig, load_config
+from trtllm_results.gate.run import Arm, Blocks, RunResult, report_blocks, run_gate
+from trtllm_results.gate.simulate import MODELS, simulate, verdicts
+from trtllm_results.gate.verdict import EXIT_CODES, Judged, judge
+from trtllm_results.record.environment import Environment
+from trtllm_results.record.row import Cell, Row
 from trtllm_results.stats import paired
 
 H100 = Environment(gpu="H100", driver="580.1", power_limit_w=700.0)

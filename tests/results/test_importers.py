@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from trtllm_results import importers
-from trtllm_results.environment import Environment
 from trtllm_results.errors import ResultsError
-from trtllm_results.record import Cell, Row
-from trtllm_results.store import Store, extend
+from trtllm_results.record.environment import Environment
+from trtllm_results.record.row import Cell, Row
+from trtllm_results.store.table import Store, extend
 
 DATA = Path(__file__).parent / "data"
 

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trtllm_results import definitions, metrics
 from trtllm_results.errors import ResultsError
-from trtllm_results.figures import FIGURES
-from trtllm_results.metrics import RequestLog
+from trtllm_results.metrics import definitions
+from trtllm_results.metrics import requests as metrics
+from trtllm_results.metrics.registry import FIGURES
+from trtllm_results.metrics.requests import RequestLog
 
 
 def make(requests: list[tuple[float, float, list[float]]], **more: Any) -> RequestLog:

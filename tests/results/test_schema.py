@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from trtllm_results import figures, schema
-from trtllm_results.record import CELL_FIELDS, ROW_FIELDS
+from trtllm_results.metrics import registry as figures
+from trtllm_results.record import schema
+from trtllm_results.record.row import CELL_FIELDS, ROW_FIELDS
 
 
 def test_the_document_is_current() -> None:
     document = Path(__file__).parents[2] / "docs" / "schema.md"
-    assert document.read_text() == schema.markdown(), "run: python -m trtllm_results.schema > docs/schema.md"
+    assert document.read_text() == schema.markdown(), "run: python -m trtllm_results.record.schema > docs/schema.md"
 
 
 def test_every_identity_column_has_a_meaning_and_no_figure_hides_behind_one() -> None:

@@ -16,10 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from trtllm_results.environment import Environment
 from trtllm_results.errors import ResultsError
-from trtllm_results.record import Cell, Row, cell_key
-from trtllm_results.store import Store, extend, read_rows
+from trtllm_results.record.environment import Environment
+from trtllm_results.record.row import Cell, Row, cell_key
+from trtllm_results.store.table import Store, extend, read_rows
 
 HERE = Environment(gpu="H100", driver="580.1", torch="2.13.0")
 

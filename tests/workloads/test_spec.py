@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from trtllm_workloads import WorkloadError
-from trtllm_workloads.opening import data_folder, open_workload, shipped
+from trtllm_workloads.open_workload import data_folder, open_workload, shipped
 from trtllm_workloads.traces import read_trace
 
 GOOD = 'requests = 20\ninput = { kind = "fixed", tokens = 8 }\noutput = { kind = "uniform", low = 2, high = 4 }\n'

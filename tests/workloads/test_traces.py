@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trtllm_workloads import WorkloadError
-from trtllm_workloads.opening import data_folder, open_workload
+from trtllm_workloads.open_workload import data_folder, open_workload
 from trtllm_workloads.tokens import Vocabulary
 from trtllm_workloads.traces import Trace, filters, iter_trace, read_trace
 from trtllm_workloads.traces.info import bars, info, prefix_hits

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from trtllm_bench.analysis.cells import MeasuredCell, hardware_of, plan_of
-from trtllm_bench.analysis.counts import StepShape
 from trtllm_bench.analysis.explain import IDLE, UNKNOWN, Breakdown
 from trtllm_bench.analysis.predict import cache_bytes_on
 from trtllm_bench.analysis.step_model import StepModel
 from trtllm_bench.errors import BenchError
 from trtllm_bench.profiling.record import Profile
+from trtllm_bench.roofline.counts import StepShape
 from trtllm_engines.errors import EngineError
 from trtllm_engines.runtime.device_state import page_bytes
 from trtllm_kernels.errors import KernelError

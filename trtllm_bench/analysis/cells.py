@@ -8,16 +8,16 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
-from trtllm_bench import ceilings
-from trtllm_bench.analysis.hardware import Hardware, published_for
 from trtllm_bench.errors import BenchError
-from trtllm_engines.compile import compile_model
-from trtllm_engines.plan import Plan, Profile
-from trtllm_engines.presets import resolve_model
-from trtllm_results.environment import Environment
-from trtllm_results.record import Row
-from trtllm_results.selection import keep
-from trtllm_results.store import Store, read_rows
+from trtllm_bench.roofline import ceilings
+from trtllm_bench.roofline.hardware import Hardware, published_for
+from trtllm_engines.compiler.compile import compile_model
+from trtllm_engines.compiler.plan import Plan, Profile
+from trtllm_engines.models.presets import resolve_model
+from trtllm_results.record.environment import Environment
+from trtllm_results.record.row import Row
+from trtllm_results.store.selection import keep
+from trtllm_results.store.table import Store, read_rows
 
 SHOWN = 6
 

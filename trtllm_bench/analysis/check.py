@@ -10,7 +10,7 @@ from trtllm_bench.analysis.cells import hardware_of, plan_of
 from trtllm_bench.analysis.predict import predict
 from trtllm_bench.errors import BenchError
 from trtllm_engines.errors import EngineError
-from trtllm_results.record import Row
+from trtllm_results.record.row import Row
 from trtllm_workloads.synthetic import fixed
 
 FIGURE = "output_tokens_per_s"

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from trtllm_bench.analysis.cells import MeasuredCell, hardware_of, plan_of
-from trtllm_bench.analysis.counts import StepShape
 from trtllm_bench.analysis.step_model import PARTS, StepModel
 from trtllm_bench.errors import BenchError
 from trtllm_bench.profiling.record import Profile
+from trtllm_bench.roofline.counts import StepShape
 
 IDLE, UNKNOWN = "no step in flight", "not accounted for"
 SAMPLED_STEPS = 400

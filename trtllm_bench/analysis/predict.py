@@ -12,19 +12,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trtllm_bench.analysis.counts import StepShape
-from trtllm_bench.analysis.hardware import Hardware
 from trtllm_bench.analysis.step_model import StepModel, StepTime
 from trtllm_bench.errors import BenchError
-from trtllm_engines.plan import Plan
+from trtllm_bench.roofline.counts import StepShape
+from trtllm_bench.roofline.hardware import Hardware
+from trtllm_engines.compiler.plan import Plan
 from trtllm_engines.runtime.batch import StepBatch, StepOutput
 from trtllm_engines.runtime.device_state import page_bytes, pages_within
 from trtllm_engines.runtime.engine_loop import EngineLoop
 from trtllm_engines.runtime.request import Request
+from trtllm_engines.runtime.sampling_params import SamplingParams
 from trtllm_engines.runtime.scheduler import Policy, SchedulerConfig
-from trtllm_engines.sampling import SamplingParams
 from trtllm_kernels.lowering.call import ELEMENT_BYTES
-from trtllm_results.metrics import RequestLog, figures
+from trtllm_results.metrics.requests import RequestLog, figures
 from trtllm_workloads.request import Workload
 
 RESERVE = 0.025

@@ -11,7 +11,7 @@ import numpy as np
 from trtllm_bench.analysis.cells import MeasuredCell
 from trtllm_bench.analysis.explain import read_steps
 from trtllm_bench.errors import BenchError
-from trtllm_results.metrics import RequestLog, e2e
+from trtllm_results.metrics.requests import RequestLog, e2e
 
 
 @dataclass(frozen=True)

@@ -33,12 +33,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from trtllm_bench.analysis.counts import OpCost, PlanCounter, StepShape
-from trtllm_bench.analysis.hardware import Hardware
-from trtllm_engines.plan import Plan
+from trtllm_bench.roofline.counts import OpCost, PlanCounter, StepShape
+from trtllm_bench.roofline.hardware import Hardware
+from trtllm_engines.compiler.plan import Plan
 from trtllm_engines.runtime.buckets import LARGEST_GRAPH
-from trtllm_kernels.lowering.few import IN_TRITON as FEW_IN_TRITON
-from trtllm_kernels.types import FEW_TOKENS
+from trtllm_kernels.dialect.types import FEW_TOKENS
+from trtllm_kernels.lowering.skinny_gemm import IN_TRITON as FEW_IN_TRITON
 
 BANDWIDTH_SHARE: Mapping[str, float] = {"gemv": 1.03, "few": 0.95, "gemm": 0.87, "attention": 0.95, "rows": 0.93}
 PEAK_SHARE: Mapping[str, float] = {"gemm": 1.0, "attention": 586 / 776}

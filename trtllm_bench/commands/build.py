@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from trtllm_bench import options
+from trtllm_bench.commands import _options as options
 from trtllm_bench.errors import BenchError
 
 
@@ -32,11 +32,11 @@ def command(
     """Build an engine ahead of time; works without a GPU."""
     import time
 
-    from trtllm_bench.build_progress import build_progress
-    from trtllm_engines.build import DEFAULT_PROFILE, build
-    from trtllm_engines.engine_dir import load_engine
-    from trtllm_engines.recipes import load_recipe
-    from trtllm_engines.stated import default_precision
+    from trtllm_bench.commands._build_progress import build_progress
+    from trtllm_engines.checkpoints.checkpoint_precision import default_precision
+    from trtllm_engines.engine.build import DEFAULT_PROFILE, build
+    from trtllm_engines.engine.folder import load_engine
+    from trtllm_engines.engine.recipes import load_recipe
 
     chosen: dict[str, Any] = {"profile": DEFAULT_PROFILE} if recipe is None else load_recipe(recipe).build_arguments()
     chosen |= {

@@ -10,7 +10,7 @@ import typer
 from trtllm_bench.errors import BenchError
 
 if TYPE_CHECKING:
-    from trtllm_bench.ceilings import Ceilings
+    from trtllm_bench.roofline.ceilings import Ceilings
 
 
 def command(
@@ -25,9 +25,9 @@ def command(
     import json
     from dataclasses import asdict
 
-    from trtllm_bench import ceilings
     from trtllm_bench.machine import has_gpu
-    from trtllm_results.environment import Environment
+    from trtllm_bench.roofline import ceilings
+    from trtllm_results.record.environment import Environment
 
     if file is not None:
         if apply is None:
@@ -60,7 +60,7 @@ def command(
 
 
 def _apply(store: Path, found: Ceilings) -> None:
-    from trtllm_bench.fill_utilisation import fill
+    from trtllm_bench.roofline.fill_utilisation import fill
 
     filled, left = fill(store, found)
     without = f"; {left} left alone, their requests or steps were not kept" if left else ""

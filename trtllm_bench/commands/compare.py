@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from trtllm_results.compare import Comparison
-    from trtllm_results.record import Row
-    from trtllm_results.selection import ResultSet
+    from trtllm_results.compare.align import Comparison
+    from trtllm_results.record.row import Row
+    from trtllm_results.store.selection import ResultSet
 
 Strings = list[str] | None
 
@@ -31,8 +31,8 @@ def command(
     out: Annotated[Path | None, typer.Option("--out", help="Write there instead of the terminal.")] = None,
 ) -> None:
     """Compare result sets by cell, with change, interval and verdict."""
-    from trtllm_results import selection
     from trtllm_results.errors import ResultsError
+    from trtllm_results.store import selection
 
     if output not in ("table", "markdown", "csv", "json"):
         raise ResultsError(f"--format {output}: choose table, markdown, csv or json.")
@@ -53,11 +53,12 @@ def command(
 def _compare(
     sets: list[ResultSet], by: str, figures: list[str], ignore: list[str], across_gpus: bool, sort: str, output: str, out: Path | None
 ) -> None:
-    from trtllm_results import compare_text, selection
-    from trtllm_results.compare import compare
+    from trtllm_results.compare import report as compare_text
+    from trtllm_results.compare.align import compare
     from trtllm_results.errors import ResultsError
-    from trtllm_results.figures import HEADLINE
-    from trtllm_results.record import ALIGN_FIELDS
+    from trtllm_results.metrics.registry import HEADLINE
+    from trtllm_results.record.row import ALIGN_FIELDS
+    from trtllm_results.store import selection
 
     if by:
         if len(sets) != 1:
@@ -81,8 +82,8 @@ def _print(found: Comparison, sort: str) -> None:
     from rich.console import Console
 
     from trtllm_dashboards.tables import Column, show
-    from trtllm_results import compare_text
-    from trtllm_results.figures import common_words, title
+    from trtllm_results.compare import report as compare_text
+    from trtllm_results.metrics.registry import common_words, title
 
     console = Console(highlight=False)
     rows = _sorted(compare_text.records(found), sort)
@@ -116,8 +117,8 @@ def _published(rows: list[Row], sort: str, output: str, out: Path | None) -> Non
     from rich.console import Console
 
     from trtllm_dashboards.tables import Column, show
-    from trtllm_results import compare_text
-    from trtllm_results.published import beside
+    from trtllm_results.compare import report as compare_text
+    from trtllm_results.compare.published import beside
 
     found = beside(rows)
     flat_in_order = compare_text.beside_records(found)
@@ -156,8 +157,8 @@ def _pareto(sets: list[ResultSet], output: str, out: Path | None) -> None:
     import json
 
     from trtllm_dashboards.tables import Column, show
-    from trtllm_results.compare import pareto
-    from trtllm_results.compare_text import to_csv
+    from trtllm_results.compare.align import pareto
+    from trtllm_results.compare.report import to_csv
     from trtllm_results.errors import ResultsError
 
     per_user, per_gpu = "output_tokens_per_s_per_user", "output_tokens_per_s_per_gpu"

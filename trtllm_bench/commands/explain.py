@@ -17,7 +17,7 @@ def command(
     from rich.console import Console
 
     from trtllm_bench.analysis.cells import find_cell
-    from trtllm_bench.analysis.tell import tell_all, tell_cell, tell_difference
+    from trtllm_bench.analysis.report import tell_all, tell_cell, tell_difference
 
     console = Console(highlight=False)
     if every:

@@ -13,8 +13,8 @@ def command(
     out: Annotated[Path | None, typer.Option("--out", help="Folder to write (default: in the cache).")] = None,
 ) -> None:
     """Download a small real model (SmolLM2) as a Hugging Face folder."""
-    from trtllm_engines.engine_cache import cache_folder
-    from trtllm_engines.fetch import fetch
+    from trtllm_engines.checkpoints.fetch import fetch
+    from trtllm_engines.engine.cache import cache_folder
 
     folder = fetch(name, out or cache_folder() / "models" / name)
     typer.echo(f"{folder}")

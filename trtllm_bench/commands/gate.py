@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from trtllm_results.gate import GateReport
-    from trtllm_results.gate_config import GateConfig
-    from trtllm_results.gate_run import Runner
-    from trtllm_results.record import Row
+    from trtllm_results.gate.config import GateConfig
+    from trtllm_results.gate.run import Runner
+    from trtllm_results.gate.verdict import GateReport
+    from trtllm_results.record.row import Row
 
 app = typer.Typer(help="Did it get slower? Interleaved A/B runs, or a stored baseline.", no_args_is_help=True, add_completion=False)
 
@@ -50,7 +50,7 @@ def run(
     github: Github = False,
 ) -> None:
     """Run A and B in interleaved blocks on this machine until the verdict is clear or the cap is reached."""
-    from trtllm_results.gate_run import run_gate
+    from trtllm_results.gate.run import run_gate
 
     settings = _settings(config, margin, blocks, max_blocks, looks)
     with _runner(a, b, list(flags or []), out, keep_loaded) as (runner, name_a, name_b):
@@ -73,9 +73,9 @@ def check(
     github: Github = False,
 ) -> None:
     """Judge a result store against the stored baseline; look for slow drift over its history."""
-    from trtllm_results import baseline as baselines
-    from trtllm_results import selection
-    from trtllm_results.calibrate import load_noise
+    from trtllm_results.gate import baseline as baselines
+    from trtllm_results.gate.calibrate import load_noise
+    from trtllm_results.store import selection
 
     settings = _settings(config, margin)
     one = selection.load_set(candidate)
@@ -90,8 +90,8 @@ def accept(
     note: Annotated[str, typer.Option("--note", help="Why it moves; kept in the history.")] = "",
 ) -> None:
     """Make these results the baseline. Nothing else moves it; the old ones stay in its history."""
-    from trtllm_results import baseline as baselines
-    from trtllm_results import selection
+    from trtllm_results.gate import baseline as baselines
+    from trtllm_results.store import selection
 
     old = baselines.load(baseline) if baseline.exists() else None
     new = baselines.accept(old, old.name if old else baseline.stem, selection.load_set(store).rows, note)
@@ -105,7 +105,7 @@ def history(baseline: BaselineFile, config: Config = None, margin: Margins = Non
     from rich.console import Console
 
     from trtllm_dashboards.tables import Column, show
-    from trtllm_results import baseline as baselines
+    from trtllm_results.gate import baseline as baselines
 
     settings, known = _settings(config, margin), baselines.load(baseline)
     console = Console(highlight=False)
@@ -137,8 +137,8 @@ def calibrate(
     from rich.console import Console
 
     from trtllm_dashboards.tables import Column, show
-    from trtllm_results import calibrate as calibration
-    from trtllm_results.gate_run import run_blocks
+    from trtllm_results.gate import calibrate as calibration
+    from trtllm_results.gate.run import run_blocks
 
     settings = _settings(config, margin)
     with _runner(engine, engine, list(flags or []), out, keep_loaded) as (runner, _, _):
@@ -168,8 +168,8 @@ def calibrate(
 @contextmanager
 def _runner(a: str, b: str, flags: list[str], out: Path | None, keep_loaded: bool) -> Iterator[tuple[Runner, str, str]]:
     """The runner of both arms and their names; unpacked revisions are removed at the end."""
-    from trtllm_results.runners import CommandRunner, arm_command
-    from trtllm_results.store import Store
+    from trtllm_results.gate.runners import CommandRunner, arm_command
+    from trtllm_results.store.table import Store
 
     with ExitStack() as cleanup:
         first, second = arm_command(a, flags, cleanup), arm_command(b, flags, cleanup)
@@ -194,7 +194,7 @@ def _settings(
     from dataclasses import replace
 
     from trtllm_results.errors import ResultsError
-    from trtllm_results.gate_config import load_config, parse_margin
+    from trtllm_results.gate.config import load_config, parse_margin
 
     settings = load_config(config)
     given = {}
@@ -216,7 +216,7 @@ def _settings(
 def _finish(report: GateReport, junit: Path | None, as_json: Path | None, markdown: Path | None, github: bool) -> None:
     import os
 
-    from trtllm_results import gate_text
+    from trtllm_results.gate import report as gate_text
 
     for path, text in ((junit, gate_text.to_junit), (as_json, gate_text.to_json), (markdown, gate_text.to_markdown)):
         if path is not None:
@@ -236,8 +236,8 @@ def _print(report: GateReport) -> None:
     from rich.console import Console
 
     from trtllm_dashboards.tables import Column, show
-    from trtllm_results import gate_text
-    from trtllm_results.figures import common_words, title
+    from trtllm_results.gate import report as gate_text
+    from trtllm_results.metrics.registry import common_words, title
 
     console = Console(highlight=False)
     lines = gate_text.records(report)

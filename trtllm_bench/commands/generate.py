@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from trtllm_bench import options
+from trtllm_bench.commands import _options as options
 from trtllm_bench.errors import FAILURE, USAGE, BenchError
 
 if TYPE_CHECKING:
     from trtllm_engines.llm import LLM, RequestOutput
-    from trtllm_engines.sampling import SamplingParams
+    from trtllm_engines.runtime.sampling_params import SamplingParams
 
 
 def command(
@@ -43,7 +43,7 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a prompt, with token ids and times.")] = False,
 ) -> None:
     """Generate text from prompts."""
-    from trtllm_bench.native import device_of
+    from trtllm_bench.targets.native import device_of
     from trtllm_engines import LLM, SamplingParams
 
     sampling = SamplingParams(
@@ -65,7 +65,7 @@ def command(
     batch = len(wanted) if engine_dir is None else None
     source = cast(Path | str, engine_dir if engine_dir is not None else model)
     if engine_dir is not None:
-        from trtllm_engines.engine_dir import load_engine
+        from trtllm_engines.engine.folder import load_engine
 
         load_engine(engine_dir)
     with LLM(

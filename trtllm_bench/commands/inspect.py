@@ -14,7 +14,7 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
     """Print what an engine holds: ops, kernels, memory, fingerprint."""
-    from trtllm_engines.inspect import describe, render
+    from trtllm_engines.engine.inspect import describe, render
 
     found = describe(engine, verify=verify)
     if as_json:

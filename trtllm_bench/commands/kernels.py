@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from trtllm_bench import options
+from trtllm_bench.commands import _options as options
 from trtllm_bench.errors import FAILURE, BenchError
 
 
@@ -54,8 +54,8 @@ def command(
     from trtllm_bench.micro.bench import Bench
     from trtllm_bench.micro.timing import CuptiTimer
     from trtllm_bench.profiling.cell import ceilings_for
-    from trtllm_bench.profiling.collect import prime
-    from trtllm_results.environment import Environment
+    from trtllm_bench.tracing.collect import prime
+    from trtllm_results.record.environment import Environment
 
     console = Console(highlight=False)
     environment = Environment.capture(use_gpu=True)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from trtllm_bench import options
+from trtllm_bench.commands import _options as options
 from trtllm_bench.errors import FAILURE
 
 
@@ -36,9 +36,9 @@ def command(
     """Measure time to first token and per token, one request at a time."""
     from dataclasses import replace
 
-    from trtllm_bench.measure import Load
-    from trtllm_bench.single import Single, case_of, run
-    from trtllm_bench.wish import EngineWish, WorkloadWish, default_model
+    from trtllm_bench.measure.session import Load
+    from trtllm_bench.measure.single import Single, case_of, run
+    from trtllm_bench.measure.spec import EngineWish, WorkloadWish, default_model
 
     lengths = case_of(isl, osl, dataset)
     requests = num_requests or (None if dataset is not None else 10 * concurrency)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from trtllm_bench import options
+from trtllm_bench.commands import _options as options
 
 
 def command(
@@ -24,11 +24,11 @@ def command(
     """Measure a text's perplexity in a precision and KV cache type."""
     import time
 
-    from trtllm_bench.build_progress import build_progress
-    from trtllm_bench.native import device_of
+    from trtllm_bench.commands._build_progress import build_progress
+    from trtllm_bench.targets.native import device_of
     from trtllm_engines.calibration.perplexity import perplexity
-    from trtllm_engines.precision import kv_cache_dtype
-    from trtllm_engines.stated import default_precision
+    from trtllm_engines.checkpoints.checkpoint_precision import default_precision
+    from trtllm_engines.quantization.precision import kv_cache_dtype
 
     place = device_of(device)
     chosen = precision or default_precision(model, place == "cuda")

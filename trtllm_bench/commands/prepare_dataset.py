@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trtllm_bench import options as flags
+from trtllm_bench.commands import _options as flags
 from trtllm_bench.errors import BenchError
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def trace(
     skip_bad_rows: Annotated[bool, typer.Option("--skip-bad-rows", help="Leave bad rows of a trace out.")] = False,
 ) -> None:
     """A recorded trace or a workload specification, with its arrival times and shared prefixes."""
-    from trtllm_workloads.opening import open_workload
+    from trtllm_workloads.open_workload import open_workload
     from trtllm_workloads.synthetic import generator
 
     options: dict[str, Any] = context.obj

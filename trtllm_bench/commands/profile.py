@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from trtllm_bench import options
+from trtllm_bench.commands import _options as options
 from trtllm_bench.errors import BenchError
 
 Steps = Annotated[str | None, typer.Option("--steps", help="Window A-B of the run's steps (default: 32 in the middle).")]
@@ -53,16 +53,10 @@ def command(
     from rich.console import Console
 
     from trtllm_bench.analysis.cells import find_cell
-    from trtllm_bench.measure import Load
-    from trtllm_bench.profiling.again import wishes_of
-    from trtllm_bench.profiling.cell import Wanted, profile_cell, with_counters
-    from trtllm_bench.profiling.nsight import find
-    from trtllm_bench.profiling.show import print_profile
-    from trtllm_bench.profiling.systems import inside, profile_with_nsys, without
-    from trtllm_bench.profiling.window import Window
-    from trtllm_bench.single import case_of
-    from trtllm_bench.sweep.profiles import FOLDER, link
-    from trtllm_bench.wish import (
+    from trtllm_bench.measure.from_row import wishes_of
+    from trtllm_bench.measure.session import Load
+    from trtllm_bench.measure.single import case_of
+    from trtllm_bench.measure.spec import (
         EngineWish,
         WorkloadWish,
         check_target,
@@ -73,6 +67,12 @@ def command(
         runs_on_gpu,
         vocabulary_of,
     )
+    from trtllm_bench.profiling.cell import Wanted, profile_cell, with_counters
+    from trtllm_bench.profiling.nsys import inside, profile_with_nsys, without
+    from trtllm_bench.profiling.show import print_profile
+    from trtllm_bench.profiling.window import Window
+    from trtllm_bench.sweep.profiles import FOLDER, link
+    from trtllm_bench.tracing.nsight import find
 
     rate = options.rate_from(request_rate, burstiness)
     window = None if steps is None else Window.parse(steps)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trtllm_bench import options
+from trtllm_bench.commands import _options as options
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -34,8 +34,8 @@ def command(
 
     from rich.console import Console
 
-    from trtllm_bench.build_progress import build_progress
-    from trtllm_bench.native import device_of
+    from trtllm_bench.commands._build_progress import build_progress
+    from trtllm_bench.targets.native import device_of
     from trtllm_engines.calibration.quantize import quantize
 
     began = time.perf_counter()

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from trtllm_bench import options
+from trtllm_bench.commands import _options as options
 
 
 def command(
@@ -18,8 +18,8 @@ def command(
     """Swap an engine's weights without recompiling it."""
     import time
 
-    from trtllm_bench.build_progress import build_progress
-    from trtllm_engines.build import refit
+    from trtllm_bench.commands._build_progress import build_progress
+    from trtllm_engines.engine.build import refit
 
     began = time.perf_counter()
     with build_progress() as report:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from trtllm_results.record import Row
+    from trtllm_results.record.row import Row
 
 app = typer.Typer(help="List, show, export, merge and import results.", no_args_is_help=True, add_completion=False)
 Strings = list[str] | None
@@ -25,8 +25,8 @@ def ls(
     from rich.console import Console
 
     from trtllm_dashboards.tables import Column, show
-    from trtllm_results import selection
-    from trtllm_results.figures import FIGURES, common_words, title
+    from trtllm_results.metrics.registry import FIGURES, common_words, title
+    from trtllm_results.store import selection
 
     figures = figure or ["output_tokens_per_s", "ttft_p50_ms", "tpot_p50_ms"]
     lines = []
@@ -62,9 +62,9 @@ def show_row(
     ] = "",
 ) -> None:
     """Everything about the rows of one cell, or of all: settings, figures with their units, environment, command."""
-    from trtllm_results import selection
     from trtllm_results.errors import ResultsError
-    from trtllm_results.figures import FIGURES, brief
+    from trtllm_results.metrics.registry import FIGURES, brief
+    from trtllm_results.store import selection
 
     rows = [row for row in selection.load_set(store).rows if row.key.startswith(key)]
     if not rows:
@@ -94,11 +94,11 @@ def _by_definitions(store: Path, rows: list[Row], wanted: str) -> None:
     from rich.console import Console
 
     from trtllm_dashboards.tables import Column, show
-    from trtllm_results.definitions import DEFINITIONS, figures
     from trtllm_results.errors import ResultsError
-    from trtllm_results.figures import FIGURES
-    from trtllm_results.metrics import RequestLog
-    from trtllm_results.store import Store
+    from trtllm_results.metrics.definitions import DEFINITIONS, figures
+    from trtllm_results.metrics.registry import FIGURES
+    from trtllm_results.metrics.requests import RequestLog
+    from trtllm_results.store.table import Store
 
     tools = list(DEFINITIONS) if wanted == "all" else ["trtllm-bench", wanted]
     for row in rows:
@@ -115,7 +115,7 @@ def _by_definitions(store: Path, rows: list[Row], wanted: str) -> None:
 
 
 def _with_unit(name: str) -> str:
-    from trtllm_results.figures import FIGURES, title
+    from trtllm_results.metrics.registry import FIGURES, title
 
     unit = FIGURES[name].unit
     return f"{title(name)} ms" if unit == "ms" else f"{title(name).split()[0]} {unit}"
@@ -128,9 +128,9 @@ def export(
     where: Where = None,
 ) -> None:
     """Write the rows as one CSV, JSON or Parquet file."""
-    from trtllm_results import selection
-    from trtllm_results import store as stores
     from trtllm_results.errors import ResultsError
+    from trtllm_results.store import selection
+    from trtllm_results.store import table as stores
 
     rows = selection.keep(selection.load_set(store).rows, where or [])
     if not rows:
@@ -149,7 +149,7 @@ def merge(
     sources: Annotated[list[Path], typer.Argument(help="Stores or tables to take rows from.")],
 ) -> None:
     """Add the rows of other stores; rows already there are left alone, so merging twice is safe."""
-    from trtllm_results.store import Store, merge_store
+    from trtllm_results.store.table import Store, merge_store
 
     store = Store(into)
     for source in sources:
@@ -168,7 +168,7 @@ def import_results(
     """Read other tools' result files into a store."""
     from trtllm_results import importers
     from trtllm_results.errors import ResultsError
-    from trtllm_results.store import Store, extend
+    from trtllm_results.store.table import Store, extend
 
     overrides = {}
     for text in settings or []:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from trtllm_bench import options
+from trtllm_bench.commands import _options as options
 from trtllm_bench.errors import FAILURE, BenchError
 
 
@@ -48,10 +48,10 @@ def command(
 ) -> None:
     """Find the highest load that still meets an SLO, by bisection with confidence."""
     from trtllm_bench.load.saturation import Search
-    from trtllm_bench.saturate import Settings, requests_to_decide, run
-    from trtllm_bench.single import case_of
-    from trtllm_bench.wish import EngineWish, WorkloadWish, default_model
-    from trtllm_results.metrics import parse_slo
+    from trtllm_bench.measure.search import Settings, requests_to_decide, run
+    from trtllm_bench.measure.single import case_of
+    from trtllm_bench.measure.spec import EngineWish, WorkloadWish, default_model
+    from trtllm_results.metrics.requests import parse_slo
 
     by_rate = by == "rate"
     top = highest if highest is not None else (10_000.0 if by_rate else 4096.0)

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from trtllm_bench import options
+from trtllm_bench.commands import _options as options
 from trtllm_bench.errors import FAILURE, INTERRUPTED, BenchError
 
 Text = str | None
@@ -79,12 +79,12 @@ def command(
 def _predict(toml: Path | None, flags: dict[str, Any], gpu: str | None) -> None:
     from rich.console import Console
 
-    from trtllm_bench.native import vocabulary_of
+    from trtllm_bench.measure.spec import longest, make_workload
     from trtllm_bench.sweep.predict import hardware_for, predict_sweep
     from trtllm_bench.sweep.spec import load_spec
     from trtllm_bench.sweep.table import print_table
-    from trtllm_bench.wish import longest, make_workload
-    from trtllm_results.environment import Environment
+    from trtllm_bench.targets.native import vocabulary_of
+    from trtllm_results.record.environment import Environment
 
     spec = load_spec(flags, toml, None, DEFAULTS_GPU)
     hardware = hardware_for(gpu, Environment.capture(use_gpu=gpu is None))
@@ -105,13 +105,13 @@ def _run(toml: Path | None, flags: dict[str, Any], out: Path | None, resume: boo
     from rich.console import Console
 
     from trtllm_bench.machine import has_gpu
+    from trtllm_bench.measure.spec import check_target, is_url, longest, make_workload, open_session, runs_on_gpu, vocabulary_of
     from trtllm_bench.sweep.progress import SweepView
     from trtllm_bench.sweep.runner import Sweep
     from trtllm_bench.sweep.spec import SPEC_FILE, load_spec
     from trtllm_bench.sweep.table import print_table
-    from trtllm_bench.wish import check_target, is_url, longest, make_workload, open_session, runs_on_gpu, vocabulary_of
-    from trtllm_results.environment import Environment
-    from trtllm_results.store import Store
+    from trtllm_results.record.environment import Environment
+    from trtllm_results.store.table import Store
 
     if resume and out is None:
         raise BenchError("--resume needs --out: the folder of the sweep to go on with")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from trtllm_bench import options
+from trtllm_bench.commands import _options as options
 from trtllm_bench.errors import FAILURE
 
 
@@ -48,10 +48,10 @@ def command(
     """Measure tokens/s of one engine under load."""
     from dataclasses import replace
 
-    from trtllm_bench.measure import Load
-    from trtllm_bench.single import Single, case_of, follow, run
-    from trtllm_bench.wish import EngineWish, WorkloadWish, default_model
-    from trtllm_results.metrics import parse_slo
+    from trtllm_bench.measure.session import Load
+    from trtllm_bench.measure.single import Single, case_of, follow, run
+    from trtllm_bench.measure.spec import EngineWish, WorkloadWish, default_model
+    from trtllm_results.metrics.requests import parse_slo
 
     rate = options.rate_from(request_rate, burstiness)
     lengths = case_of(isl, osl, dataset)

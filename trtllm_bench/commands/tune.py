@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from trtllm_bench import options
+from trtllm_bench.commands import _options as options
 from trtllm_bench.errors import FAILURE, BenchError
 
 

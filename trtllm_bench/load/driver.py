@@ -24,7 +24,7 @@ import numpy.typing as npt
 from trtllm_bench.load.clock import Clock, RealClock
 from trtllm_bench.load.pacing import Pacer
 from trtllm_bench.load.target import Outcome, Target
-from trtllm_results.metrics import SLO_NAMES, FloatArray, RequestLog
+from trtllm_results.metrics.requests import SLO_NAMES, FloatArray, RequestLog
 from trtllm_workloads.request import RequestSpec
 
 SWITCH_INTERVAL_S = 0.0005

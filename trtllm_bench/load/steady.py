@@ -16,7 +16,7 @@ from typing import Literal
 
 import numpy as np
 
-from trtllm_results.metrics import FloatArray, RequestLog
+from trtllm_results.metrics.requests import FloatArray, RequestLog
 
 CONCURRENCY_RATIO = 0.9
 SLOPE_BINS, SLOPE_TOLERANCE, SLOPE_MIN_SHARE = 40, 0.2, 0.25

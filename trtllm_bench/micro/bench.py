@@ -15,22 +15,22 @@ from typing import Any
 import numpy as np
 import torch
 
-from trtllm_bench.analysis.counts import OpCost, PlanCounter, StepShape
 from trtllm_bench.errors import BenchError
 from trtllm_bench.micro.timing import FLUSH_BYTES
-from trtllm_engines.compile import compile_model
-from trtllm_engines.plan import Op, Plan, Profile
-from trtllm_engines.presets import resolve_model
+from trtllm_bench.roofline.counts import OpCost, PlanCounter, StepShape
+from trtllm_engines.checkpoints.dummy import DummyWeights
+from trtllm_engines.checkpoints.write import assemble
+from trtllm_engines.compiler.compile import compile_model
+from trtllm_engines.compiler.plan import Op, Plan, Profile
+from trtllm_engines.models.presets import resolve_model
 from trtllm_engines.runtime.batch import StepBatch
 from trtllm_engines.runtime.device_state import DeviceState
 from trtllm_engines.runtime.pages import RESERVED_PAGES
-from trtllm_engines.weights.dummy import DummyWeights
-from trtllm_engines.weights.write import assemble
+from trtllm_kernels.dialect.expr import evaluate
+from trtllm_kernels.dialect.specs import DTYPES
+from trtllm_kernels.dialect.types import FEW_TOKENS, Arg, Lowered
 from trtllm_kernels.errors import KernelError
-from trtllm_kernels.expr import evaluate
-from trtllm_kernels.ops import OPS
-from trtllm_kernels.specs import DTYPES
-from trtllm_kernels.types import FEW_TOKENS, Arg, Lowered
+from trtllm_kernels.references import OPS
 
 LAYERS = 2
 VALUE_RANGE = 3.0
@@ -88,7 +88,7 @@ class Bench:
         self._cubins: Mapping[str, Any] = {}
         self._copied, self._copies = "", dict[str, torch.Tensor]()
         if arch != "cpu":
-            from trtllm_kernels.aot_pool import compile_many
+            from trtllm_kernels.compile.pool import compile_many
 
             found = compile_many([k for op in self.plan.ops for k in op.tactics[arch].kernels], arch)
             for reason in (one for one in found.values() if isinstance(one, str)):
@@ -125,7 +125,7 @@ class Bench:
         self, lowered: Sequence[Lowered], memory: Mapping[str, torch.Tensor], symbols: Mapping[str, int], overlap: bool = False
     ) -> Any:
         """Without overlap a duration is a kernel's own, and no wait for the one before."""
-        from trtllm_kernels.driver import BoundProgram
+        from trtllm_kernels.launch.driver import BoundProgram
 
         workspaces = {name: spec for one in lowered for name, spec in one.workspaces.items()}
         scratch = {name: self._empty(spec, symbols) for name, spec in workspaces.items()}

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch.nn.attention.bias import causal_lower_right
 
-from trtllm_bench.analysis.counts import StepShape
 from trtllm_bench.micro.bench import BoundOp
+from trtllm_bench.roofline.counts import StepShape
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from typing import Any
 
 from trtllm_bench.errors import BenchError
 from trtllm_bench.micro.timing import Timing
-from trtllm_results import gate, stats
+from trtllm_results import stats
+from trtllm_results.gate import verdict as gate
 
 LIMITS = {"fp32": 1e-4, "bf16": 0.02, "fp16": 0.02, "fp8": 0.05, "int8": 0.05}
 """Relative root-mean-square difference to the reference that is still the same result: a few units in the last place of the result."""

@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trtllm_bench.analysis.counts import OpCost
-from trtllm_bench.analysis.hardware import Hardware
 from trtllm_bench.errors import BenchError
 from trtllm_bench.micro.bench import Bench, BoundOp, Case, chunk_case, decode_case, prefill_case
 from trtllm_bench.micro.peers import peer_of
 from trtllm_bench.micro.results import Measured, is_right
 from trtllm_bench.micro.timing import Rule, Timer, measure
+from trtllm_bench.roofline.counts import OpCost
+from trtllm_bench.roofline.hardware import Hardware
 
 PREFILL_FROM = 16
 """Tokens from which a prompt of M tokens is measured beside M decoding sequences."""

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from trtllm_bench.micro.results import Run, lines
 from trtllm_dashboards.tables import Column, show
-from trtllm_results import gate
+from trtllm_results.gate import verdict as gate
 
 COLUMNS = (
     Column("op", hoist=False),

@@ -23,8 +23,8 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from trtllm_bench.errors import RunFailure
-from trtllm_bench.profiling.collect import TorchCollector
-from trtllm_bench.profiling.trace import device_events
+from trtllm_bench.tracing.collect import TorchCollector
+from trtllm_bench.tracing.trace import device_events
 
 FLUSH_BYTES = 256 << 20
 """Several times any L2 cache."""
@@ -128,7 +128,7 @@ def measure(timer: Timer, call: Call, how: How, rule: Rule, clock: Callable[[], 
 
 
 class CuptiTimer:
-    """On the current GPU. Call `trtllm_bench.profiling.collect.prime` before."""
+    """On the current GPU. Call `trtllm_bench.tracing.collect.prime` before."""
 
     def __init__(self) -> None:
         import torch
@@ -181,7 +181,7 @@ def split_samples(durations: list[float], count: int, cold: bool) -> list[float]
 
 def _slow_down_reasons() -> Callable[[], bool]:
     """Asks NVML whether heat or power supply slow this GPU down now; never, where NVML cannot say."""
-    from trtllm_bench.telemetry import SLOW_DOWN
+    from trtllm_bench.measure.telemetry import SLOW_DOWN
 
     try:
         import pynvml

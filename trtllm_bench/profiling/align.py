@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from trtllm_bench.errors import RunFailure
-from trtllm_bench.profiling.trace import Event
 from trtllm_bench.profiling.window import SeenStep
-from trtllm_engines.plan import Op
+from trtllm_bench.tracing.trace import Event
+from trtllm_engines.compiler.plan import Op
 from trtllm_engines.runtime.launch_order import LaunchOrder, PlannedLaunch
 
 INPUTS, SAMPLE, READ_BACK = -1, -2, -3

@@ -14,29 +14,29 @@ from typing import Any
 
 import numpy as np
 
-from trtllm_bench import ceilings
-from trtllm_bench.analysis.counts import PlanCounter
-from trtllm_bench.analysis.hardware import Hardware, published_for
 from trtllm_bench.errors import RunFailure
-from trtllm_bench.measure import Identity, Load
-from trtllm_bench.native import NativeSession, device_of
+from trtllm_bench.measure.rows import cell_of
+from trtllm_bench.measure.session import Identity, Load
+from trtllm_bench.measure.spec import EngineWish, Report, mean_lengths
 from trtllm_bench.profiling.align import AROUND, Placed, place_kernels, place_ranges
-from trtllm_bench.profiling.collect import TorchCollector, prime
+from trtllm_bench.profiling.capture import LOG_COLUMNS, Recorded
 from trtllm_bench.profiling.counters import Target, collect
-from trtllm_bench.profiling.ncu_export import as_row
 from trtllm_bench.profiling.record import PAGE_FILE, TRACE_FILE, Profile
-from trtllm_bench.profiling.recorded import LOG_COLUMNS, Recorded
 from trtllm_bench.profiling.summary import summarise
-from trtllm_bench.profiling.trace import Event, device_events, ranges, with_tracks, write_json
 from trtllm_bench.profiling.window import Collector, SeenStep, StepWindow, Window
-from trtllm_bench.rows import cell_of
-from trtllm_bench.wish import EngineWish, Report, mean_lengths
-from trtllm_engines.engine_dir import load_engine
+from trtllm_bench.roofline import ceilings
+from trtllm_bench.roofline.counts import PlanCounter
+from trtllm_bench.roofline.hardware import Hardware, published_for
+from trtllm_bench.targets.native import NativeSession, device_of
+from trtllm_bench.tracing.collect import TorchCollector, prime
+from trtllm_bench.tracing.ncu_export import as_row
+from trtllm_bench.tracing.trace import Event, device_events, ranges, with_tracks, write_json
+from trtllm_engines.engine.folder import load_engine
 from trtllm_engines.llm import LLM
 from trtllm_engines.runtime.launch_order import LaunchOrder
 from trtllm_engines.runtime.ranges import TorchMarker, annotate
-from trtllm_results.environment import Environment
-from trtllm_results.record import Cell, cell_key
+from trtllm_results.record.environment import Environment
+from trtllm_results.record.row import Cell, cell_key
 from trtllm_workloads.request import Workload
 
 DEFAULT_STEPS = 32

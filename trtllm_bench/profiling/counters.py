@@ -12,10 +12,10 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from trtllm_bench.analysis.counts import StepShape
 from trtllm_bench.errors import BenchError, RunFailure
-from trtllm_bench.profiling import nsight
-from trtllm_bench.profiling.ncu_export import Counters, read_ncu
+from trtllm_bench.roofline.counts import StepShape
+from trtllm_bench.tracing import nsight
+from trtllm_bench.tracing.ncu_export import Counters, read_ncu
 
 WARM, RUNS = 3, 2
 LOG = "ncu.csv"

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trtllm_bench.analysis.counts import OpCost, PlanCounter, StepShape
-from trtllm_bench.analysis.hardware import Hardware
 from trtllm_bench.profiling.align import AROUND, SAMPLE, Placed
 from trtllm_bench.profiling.record import KernelRow, StepRow
 from trtllm_bench.profiling.window import SeenStep
+from trtllm_bench.roofline.counts import OpCost, PlanCounter, StepShape
+from trtllm_bench.roofline.hardware import Hardware
 
 TIMELINE_STEPS = 3
 LATENCY_SHARE = 0.3

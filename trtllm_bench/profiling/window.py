@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from trtllm_bench.analysis.counts import StepShape
 from trtllm_bench.errors import BenchError
+from trtllm_bench.roofline.counts import StepShape
 from trtllm_engines.runtime.batch import StepBatch, StepHandle
 from trtllm_engines.runtime.engine_loop import EngineLoop
 

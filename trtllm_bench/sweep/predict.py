@@ -5,19 +5,19 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable
 
-from trtllm_bench.analysis.hardware import Hardware, published
 from trtllm_bench.analysis.predict import predict
 from trtllm_bench.errors import BenchError
-from trtllm_bench.measure import Identity
-from trtllm_bench.native import DEFAULT_TOKENS
-from trtllm_bench.rows import cell_of, reason_of
+from trtllm_bench.measure.rows import cell_of, reason_of
+from trtllm_bench.measure.session import Identity
+from trtllm_bench.measure.spec import mean_lengths
+from trtllm_bench.roofline.hardware import Hardware, published
 from trtllm_bench.sweep.spec import Case, SweepSpec
-from trtllm_bench.wish import mean_lengths
-from trtllm_engines.compile import compile_model
-from trtllm_engines.plan import Plan, Profile
-from trtllm_engines.presets import resolve_model
-from trtllm_results.environment import Environment
-from trtllm_results.record import Row
+from trtllm_bench.targets.native import DEFAULT_TOKENS
+from trtllm_engines.compiler.compile import compile_model
+from trtllm_engines.compiler.plan import Plan, Profile
+from trtllm_engines.models.presets import resolve_model
+from trtllm_results.record.environment import Environment
+from trtllm_results.record.row import Row
 from trtllm_workloads.request import Workload
 
 TARGET = "predicted"

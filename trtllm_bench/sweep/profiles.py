@@ -11,13 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from trtllm_bench.errors import BenchError
-from trtllm_bench.measure import Load
+from trtllm_bench.measure.session import Load
+from trtllm_bench.measure.spec import Report, rate_of
 from trtllm_bench.profiling.cell import Wanted, profile_cell
 from trtllm_bench.profiling.record import Profile
 from trtllm_bench.sweep.spec import Case, SweepSpec
-from trtllm_bench.wish import Report, rate_of
-from trtllm_results.record import Row
-from trtllm_results.store import Store
+from trtllm_results.record.row import Row
+from trtllm_results.store.table import Store
 from trtllm_workloads.request import Workload
 
 FOLDER = "profiles"

@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.text import Text
 
 from trtllm_bench.sweep.spec import Case, SweepSpec, work_of
-from trtllm_results.record import Row
+from trtllm_results.record.row import Row
 
 RECENT = 0.5
 """Weight of the newest cell in the running estimate of seconds per unit of work."""

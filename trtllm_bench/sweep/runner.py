@@ -16,14 +16,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from trtllm_bench.measure import Identity, Load, Measurement, Session
-from trtllm_bench.rows import RowMaker, cell_of, keep
+from trtllm_bench.measure.rows import RowMaker, cell_of, keep
+from trtllm_bench.measure.session import Identity, Load, Measurement, Session
+from trtllm_bench.measure.spec import mean_lengths, rate_of
 from trtllm_bench.sweep.spec import Case, SweepSpec
-from trtllm_bench.wish import mean_lengths, rate_of
-from trtllm_results.environment import Environment
 from trtllm_results.errors import ResultsError
-from trtllm_results.record import Cell, Row, cell_key
-from trtllm_results.store import Store
+from trtllm_results.record.environment import Environment
+from trtllm_results.record.row import Cell, Row, cell_key
+from trtllm_results.store.table import Store
 from trtllm_workloads.request import Workload
 
 

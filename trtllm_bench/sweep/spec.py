@@ -18,8 +18,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from trtllm_bench.errors import BenchError
-from trtllm_bench.wish import EngineWish, WorkloadWish
-from trtllm_results.metrics import parse_slo
+from trtllm_bench.measure.spec import EngineWish, WorkloadWish
+from trtllm_results.metrics.requests import parse_slo
 from trtllm_workloads.arrivals import parse
 
 Positive = Annotated[int, Field(ge=1)]
@@ -200,7 +200,7 @@ def load_spec(
     Where none of them names a precision, it is what the model's checkpoint was quantized for, before the default's. Raises `BenchError`
     naming the field, and the file where one was read.
     """
-    from trtllm_engines.stated import stated_precision
+    from trtllm_engines.checkpoints.checkpoint_precision import stated_precision
 
     content: dict[str, Any] = {}
     source = ""

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from trtllm_dashboards.tables import Column, show
-from trtllm_results.record import Cell, Row
+from trtllm_results.record.row import Cell, Row
 
 COLUMNS = (
     Column("precision"),

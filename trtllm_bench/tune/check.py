@@ -15,8 +15,8 @@ import torch
 from trtllm_bench.micro.bench import BoundOp
 from trtllm_bench.micro.results import is_right
 from trtllm_bench.micro.run import coarsest
-from trtllm_kernels.ops import OPS
-from trtllm_kernels.ops.sampling import EMPTY
+from trtllm_kernels.references import OPS
+from trtllm_kernels.references.sampling import EMPTY
 
 _FP8_NAN = 0x7F
 

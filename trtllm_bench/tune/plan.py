@@ -10,15 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from trtllm_bench.analysis.counts import PlanCounter, StepShape
 from trtllm_bench.micro.bench import Case, chunk_case, decode_case, prefill_case
-from trtllm_engines.plan import Op
+from trtllm_bench.roofline.counts import PlanCounter, StepShape
+from trtllm_engines.compiler.plan import Op
 from trtllm_kernels import tactics
-from trtllm_kernels.expr import evaluate
+from trtllm_kernels.dialect.expr import evaluate
+from trtllm_kernels.dialect.types import Launch, Lowered, TensorSpec
 from trtllm_kernels.lowering import lower, search_space
 from trtllm_kernels.lowering.space import DECODE, Choice
 from trtllm_kernels.tactics import Tactic
-from trtllm_kernels.types import Launch, Lowered, TensorSpec
 
 PREFILL_FROM = 16
 """Tokens from which a step of M tokens is measured as a prompt and as a part of one, too."""

@@ -19,12 +19,12 @@ from trtllm_bench.tune.check import checking
 from trtllm_bench.tune.decide import Decision, Outcome, decisions
 from trtllm_bench.tune.plan import Course, Race, threshold_steps
 from trtllm_bench.tune.race import run_race
-from trtllm_kernels.cubin import Cubin
+from trtllm_kernels.compile.cubin import Cubin
+from trtllm_kernels.dialect.types import KernelSpec, Lowered
 from trtllm_kernels.errors import KernelError
 from trtllm_kernels.lowering.call import shared_limit
 from trtllm_kernels.lowering.gemm import LT_VERSION
 from trtllm_kernels.tactics import Tactic
-from trtllm_kernels.types import KernelSpec, Lowered
 
 REGISTERS_A_BLOCK = 65536
 COMPILE_SHARE = 0.5

@@ -15,11 +15,11 @@ from trtllm_bench.tune.decide import Decision
 from trtllm_bench.tune.plan import Course, steps
 from trtllm_bench.tune.run import Tuner
 from trtllm_bench.tune.show import print_decisions, tuning_progress
-from trtllm_engines.presets import resolve_model
+from trtllm_engines.models.presets import resolve_model
 from trtllm_kernels import tactics
+from trtllm_kernels.dialect.types import KernelSpec
 from trtllm_kernels.lowering.gemm import ALGORITHM_SIZES, ALGORITHMS, LT_VERSION
 from trtllm_kernels.lowering.space import TOKENS
-from trtllm_kernels.types import KernelSpec
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ def tune_on_gpu(
 
     from trtllm_bench.micro.bench import Bench, prefill_case
     from trtllm_bench.micro.timing import CuptiTimer, Rule
-    from trtllm_bench.profiling.collect import prime
-    from trtllm_kernels.aot_pool import compile_many
+    from trtllm_bench.tracing.collect import prime
+    from trtllm_kernels.compile.pool import compile_many
 
     def compile(specs: Sequence[KernelSpec], limit: float, progress: Callable[[int, int], None]) -> Mapping[str, Any]:
         return compile_many(specs, arch, seconds=limit, progress=progress)
@@ -111,7 +111,7 @@ def _of_one_version(winner: dict[str, int], measured: set[str], recorded: tactic
     if winner.keys().isdisjoint(ALGORITHMS):
         measured |= {LT_VERSION} if not kept else set()
         return
-    from trtllm_kernels import cublaslt
+    from trtllm_kernels.launch import cublaslt
 
     version = cublaslt.library().version
     measured |= {LT_VERSION, *(kept if recorded.get(LT_VERSION) != version else ())}

@@ -14,11 +14,11 @@ from dataclasses import asdict
 from typing import Any
 
 from trtllm_dashboards.points import DIMENSIONS, Estimate, Point, RowSets, newest, points
-from trtllm_results.compare_text import beside_records
+from trtllm_results.compare.published import SAME_SHAPE, beside, load
+from trtllm_results.compare.report import beside_records
 from trtllm_results.errors import ResultsError
-from trtllm_results.figures import FIGURES
-from trtllm_results.published import SAME_SHAPE, beside, load
-from trtllm_results.record import Row
+from trtllm_results.metrics.registry import FIGURES
+from trtllm_results.record.row import Row
 
 PAYLOAD_VERSION = 1
 HEADLINE = "output_tokens_per_s"

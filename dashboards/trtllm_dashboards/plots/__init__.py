@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 
 from trtllm_dashboards.errors import DashboardError
 from trtllm_dashboards.points import RowSets, as_sets
-from trtllm_results.record import Row
+from trtllm_results.record.row import Row
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pyarrow import Table
 
-    from trtllm_results.published import Published
+    from trtllm_results.compare.published import Published
 
 KINDS: Mapping[str, str] = {
     "throughput": "output throughput against batch size",

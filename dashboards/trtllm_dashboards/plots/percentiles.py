@@ -11,7 +11,7 @@ from trtllm_dashboards.errors import DashboardError
 from trtllm_dashboards.plots import Material, style
 from trtllm_dashboards.plots.latency import load
 from trtllm_dashboards.points import grouped, having, points, varying
-from trtllm_results.figures import PERCENTILES
+from trtllm_results.metrics.registry import PERCENTILES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from trtllm_dashboards.numbers import compact
 from trtllm_dashboards.plots import Material, style
 from trtllm_dashboards.points import estimate
-from trtllm_results.published import Beside, Published, beside, gpu_class
+from trtllm_results.compare.published import Beside, Published, beside, gpu_class
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

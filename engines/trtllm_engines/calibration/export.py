@@ -24,15 +24,15 @@ from torch import Tensor
 
 from trtllm_engines.calibration.probe import Progress
 from trtllm_engines.calibration.ranges import Ranges, modules, quantized_products
-from trtllm_engines.engine_dir import COPIED
+from trtllm_engines.checkpoints import WeightSource
+from trtllm_engines.checkpoints.checkpoint import INDEX
+from trtllm_engines.checkpoints.write import weight_bytes, write_safetensors
+from trtllm_engines.compiler.passes.quantize import LM_HEAD
+from trtllm_engines.compiler.plan import Plan
+from trtllm_engines.engine.folder import COPIED
 from trtllm_engines.errors import EngineError
-from trtllm_engines.passes.quantize import LM_HEAD
-from trtllm_engines.plan import Plan
-from trtllm_engines.weights import WeightSource
-from trtllm_engines.weights.checkpoint import INDEX
-from trtllm_engines.weights.write import weight_bytes, write_safetensors
-from trtllm_kernels.ops.quantize import FP8_MAX, SMALLEST_SCALE, finish, row_scales
-from trtllm_kernels.types import TensorSpec
+from trtllm_kernels.dialect.types import TensorSpec
+from trtllm_kernels.references.quantize import FP8_MAX, SMALLEST_SCALE, finish, row_scales
 
 CONFIG = "hf_quant_config.json"
 SHARD_BYTES = 5 << 30

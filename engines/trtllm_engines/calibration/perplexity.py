@@ -18,11 +18,11 @@ from torch.nn import functional
 
 from trtllm_engines.calibration import text
 from trtllm_engines.calibration.probe import Probe, Progress
-from trtllm_engines.plan import LOGITS, Op, Plan
-from trtllm_engines.precision import check_types
-from trtllm_engines.presets import resolve_model
+from trtllm_engines.checkpoints.tokenizer import Tokenizer
+from trtllm_engines.compiler.plan import LOGITS, Op, Plan
+from trtllm_engines.models.presets import resolve_model
+from trtllm_engines.quantization.precision import check_types
 from trtllm_engines.runtime.batch import IntArray
-from trtllm_engines.tokenizer import Tokenizer
 
 CHUNK = 32
 _ROWS = 256

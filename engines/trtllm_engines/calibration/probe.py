@@ -15,16 +15,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trtllm_engines.compile import Compiled, compile_model
+from trtllm_engines.checkpoints import open_weights
+from trtllm_engines.checkpoints.write import assemble
+from trtllm_engines.compiler.compile import Compiled, compile_model
+from trtllm_engines.compiler.plan import Plan, Profile
+from trtllm_engines.engine.fingerprint import CPU, detect_target
 from trtllm_engines.errors import EngineError
-from trtllm_engines.fingerprint import CPU, detect_target
-from trtllm_engines.plan import Plan, Profile
-from trtllm_engines.presets import resolve_model
+from trtllm_engines.models.presets import resolve_model
 from trtllm_engines.runtime.batch import IntArray, StepBatch
 from trtllm_engines.runtime.cpu import CpuRunner
 from trtllm_engines.runtime.pages import RESERVED_PAGES
-from trtllm_engines.weights import open_weights
-from trtllm_engines.weights.write import assemble
 
 Progress = Callable[[str, int, int], None]
 """(stage, done, total)"""
@@ -75,7 +75,7 @@ class Probe:
 
     def _cuda_runner(self, arch: str, pages: int, progress: Progress | None) -> Any:
         from trtllm_engines.runtime.cuda import CudaRunner
-        from trtllm_kernels.aot import compile_all
+        from trtllm_kernels.compile.aot import compile_all
 
         specs = [kernel for op in self.plan.ops for kernel in op.tactics[arch].kernels]
         cubins = compile_all(specs, arch, lambda _, done, total: progress("kernels", done, total) if progress else None)

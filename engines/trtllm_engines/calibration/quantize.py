@@ -14,9 +14,9 @@ import torch
 from trtllm_engines.calibration import export, ranges, text
 from trtllm_engines.calibration.probe import Probe, Progress
 from trtllm_engines.calibration.ranges import Ranges
+from trtllm_engines.checkpoints.tokenizer import Tokenizer
 from trtllm_engines.errors import EngineError
-from trtllm_engines.presets import resolve_model
-from trtllm_engines.tokenizer import Tokenizer
+from trtllm_engines.models.presets import resolve_model
 
 PRECISIONS = ("fp8", "fp8_rowwise")
 KV_DTYPES = ("fp8", "none")

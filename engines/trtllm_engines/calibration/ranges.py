@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from trtllm_engines.calibration.probe import Probe, Progress
+from trtllm_engines.compiler.passes.quantize import cache_scale_sources, stays_wide
+from trtllm_engines.compiler.plan import Op, Plan
 from trtllm_engines.errors import EngineError
-from trtllm_engines.passes.quantize import cache_scale_sources, stays_wide
-from trtllm_engines.plan import Op, Plan
 from trtllm_engines.runtime.batch import IntArray
 
 PRODUCTS = ("linear", "gate_up_silu", "linear_gelu")

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from trtllm_engines.checkpoints.tokenizer import Tokenizer
 from trtllm_engines.errors import EngineError
 from trtllm_engines.runtime.batch import IntArray
-from trtllm_engines.tokenizer import Tokenizer
 
 SHIPPED = Path(__file__).resolve().parent / "calibration.txt"
 SHORTEST = 2

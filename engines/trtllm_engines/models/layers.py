@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-import trtllm_kernels.ops  # noqa: F401  (registers torch.ops.trtllm)
-from trtllm_engines.config import ModelConfig
+import trtllm_kernels.references  # noqa: F401  (registers torch.ops.trtllm)
+from trtllm_engines.models.config import ModelConfig
 
 ops = torch.ops.trtllm
 

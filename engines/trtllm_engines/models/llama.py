@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from trtllm_engines.config import ModelConfig
+from trtllm_engines.models.config import ModelConfig
 from trtllm_engines.models.layers import CausalAttention, Embedding, Linear, RMSNorm, Rotary, ops
 
 

@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from trtllm_engines.config import RopeConfig
+from trtllm_engines.models.config import RopeConfig
 
 
 def inverse_frequencies(rope: RopeConfig) -> Tensor:

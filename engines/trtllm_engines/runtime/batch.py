@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from trtllm_engines.sampling import SamplingParams
+from trtllm_engines.runtime.sampling_params import SamplingParams
 
 IntArray = npt.NDArray[np.int32]
 

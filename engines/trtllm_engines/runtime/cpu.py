@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from trtllm_engines.plan import Op, Plan
+from trtllm_engines.compiler.plan import Op, Plan
 from trtllm_engines.runtime.batch import StepBatch, StepOutput
 from trtllm_engines.runtime.device_state import DeviceState
 from trtllm_engines.runtime.inputs import StepSizes
 from trtllm_engines.runtime.sampler import collect_logprobs
-from trtllm_kernels.ops import OPS
+from trtllm_kernels.references import OPS
 
 
 @dataclass(frozen=True)

@@ -19,17 +19,17 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from trtllm_engines.plan import LOGITS, Plan
+from trtllm_engines.compiler.plan import LOGITS, Plan
 from trtllm_engines.runtime.batch import StepBatch, StepOutput
 from trtllm_engines.runtime.buckets import LARGEST_GRAPH, graph_buckets
 from trtllm_engines.runtime.device_state import DeviceState, SamplingPlan, pages_within
 from trtllm_engines.runtime.inputs import StepSizes
 from trtllm_engines.runtime.sampler import collect_logprobs
-from trtllm_kernels.cubin import Cubin
-from trtllm_kernels.driver import BoundProgram
-from trtllm_kernels.expr import evaluate
-from trtllm_kernels.specs import DTYPES
-from trtllm_kernels.types import TensorSpec
+from trtllm_kernels.compile.cubin import Cubin
+from trtllm_kernels.dialect.expr import evaluate
+from trtllm_kernels.dialect.specs import DTYPES
+from trtllm_kernels.dialect.types import TensorSpec
+from trtllm_kernels.launch.driver import BoundProgram
 
 Progress = Callable[[int, int], None]
 """(graphs captured, of how many)"""

@@ -10,15 +10,15 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
+from trtllm_engines.compiler.plan import STEP_INPUTS, TURNS, Plan, step_input_specs
 from trtllm_engines.errors import EngineError
-from trtllm_engines.plan import STEP_INPUTS, TURNS, Plan, step_input_specs
 from trtllm_engines.runtime.batch import StepBatch
 from trtllm_engines.runtime.inputs import StepInputs, StepSizes
 from trtllm_engines.runtime.pages import RESERVED_PAGES
 from trtllm_engines.runtime.sampler import IN_PLAN, LOGPROBS, Sampled, Sampler
-from trtllm_kernels.expr import evaluate
-from trtllm_kernels.ops.sampling import EMPTY
-from trtllm_kernels.specs import DTYPES
+from trtllm_kernels.dialect.expr import evaluate
+from trtllm_kernels.dialect.specs import DTYPES
+from trtllm_kernels.references.sampling import EMPTY
 
 
 def page_bytes(plan: Plan) -> int:

@@ -23,9 +23,9 @@ import numpy.typing as npt
 from trtllm_engines.errors import EngineError
 from trtllm_engines.runtime.batch import IntArray, StepBatch, StepHandle, StepOutput, StepRunner
 from trtllm_engines.runtime.request import EMPTY, FinishReason, OnFinish, OnToken, Request
+from trtllm_engines.runtime.sampling_params import SamplingParams
 from trtllm_engines.runtime.scheduler import Received, Scheduler, SchedulerConfig
 from trtllm_engines.runtime.step_log import StepLog
-from trtllm_engines.sampling import SamplingParams
 
 
 class Detokenizer(Protocol):

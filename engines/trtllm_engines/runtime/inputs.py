@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from trtllm_engines.plan import TURNS, Profile
+from trtllm_engines.compiler.plan import TURNS, Profile
 from trtllm_engines.runtime.batch import IntArray, StepBatch
-from trtllm_kernels.types import DRAW_WORDS
+from trtllm_kernels.dialect.types import DRAW_WORDS
 
 
 @dataclass(frozen=True)

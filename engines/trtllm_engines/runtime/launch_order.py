@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from trtllm_engines.compiler.plan import Plan
 from trtllm_engines.errors import EngineError
-from trtllm_engines.plan import Plan
-from trtllm_kernels.expr import compile_all
-from trtllm_kernels.types import SYMBOLS
+from trtllm_kernels.dialect.expr import compile_all
+from trtllm_kernels.dialect.types import SYMBOLS
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trtllm_engines.runtime.batch import IntArray, TokenLogprobs
-from trtllm_engines.sampling import SamplingParams
+from trtllm_engines.runtime.sampling_params import SamplingParams
 
 FinishReason = Literal["length", "stop", "cancelled", "error"]
 OnToken = Callable[["Request", int, float], None]

@@ -21,8 +21,8 @@ import numpy.typing as npt
 import torch
 
 from trtllm_engines.runtime.batch import SlotStart, TokenLogprobs
-from trtllm_kernels.ops.philox import gumbel_noise
-from trtllm_kernels.types import DRAW_WORDS
+from trtllm_kernels.dialect.types import DRAW_WORDS
+from trtllm_kernels.references.philox import gumbel_noise
 
 RANDOM, PENALTY, SORT, MIN_P, FORBID, LOGPROBS = 1, 2, 4, 8, 16, 32
 IN_PLAN = RANDOM

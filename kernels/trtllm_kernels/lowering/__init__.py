@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from trtllm_kernels import tactics
+from trtllm_kernels.dialect.types import Attr, Lowered, TensorSpec
 from trtllm_kernels.errors import KernelError
 from trtllm_kernels.lowering import attention, gemm, rows
 from trtllm_kernels.lowering.call import OpCall, Operand
 from trtllm_kernels.lowering.space import Choice, choices
-from trtllm_kernels.types import Attr, Lowered, TensorSpec
 
 ARGUMENTS: Mapping[str, tuple[str, ...]] = {
     "embedding": ("ids", "weight"),

@@ -14,10 +14,11 @@ grow with them.
 
 from __future__ import annotations
 
+from trtllm_kernels.dialect.expr import ceil_div, product
+from trtllm_kernels.dialect.types import Dim, Lowered
 from trtllm_kernels.errors import KernelError
-from trtllm_kernels.expr import ceil_div, product
 from trtllm_kernels.lowering.call import ELEMENT_BYTES, F32, FLOATS, I32, Builder, OpCall, Operand, next_power_of_2
-from trtllm_kernels.lowering.prompts import (
+from trtllm_kernels.lowering.prefill import (
     cuda_context_fits,
     cuda_context_launch,
     cuda_fits,
@@ -28,7 +29,6 @@ from trtllm_kernels.lowering.prompts import (
     scales,
     tiles,
 )
-from trtllm_kernels.types import Dim, Lowered
 
 _MAX_SPLITS = 64
 

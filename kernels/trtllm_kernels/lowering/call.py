@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from trtllm_kernels.dialect.types import Arg, Attr, Dim, KernelSpec, Launch, Lowered, TensorSpec
 from trtllm_kernels.errors import KernelError
-from trtllm_kernels.types import Arg, Attr, Dim, KernelSpec, Launch, Lowered, TensorSpec
 
 _POINTERS = {
     "fp32": "*fp32",

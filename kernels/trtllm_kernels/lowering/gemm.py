@@ -13,10 +13,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-from trtllm_kernels.expr import ceil_div, product
+from trtllm_kernels.dialect.expr import ceil_div, product
+from trtllm_kernels.dialect.types import Arg, Dim, Launch, Lowered
 from trtllm_kernels.lowering.call import ELEMENT_BYTES, I32, Builder, OpCall, Operand, Tma
-from trtllm_kernels.lowering.few import few_tunables, launch_few, offers, within
-from trtllm_kernels.types import Arg, Dim, Launch, Lowered
+from trtllm_kernels.lowering.skinny_gemm import few_tunables, launch_few, offers, within
 
 ALGORITHM_SIZES = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
 """Tokens up to which one choice of cuBLASLt's algorithm holds; beyond the last its first proposal is taken."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from trtllm_kernels.dialect.expr import ceil_div, product
+from trtllm_kernels.dialect.types import Lowered
 from trtllm_kernels.errors import KernelError
-from trtllm_kernels.expr import ceil_div, product
 from trtllm_kernels.lowering.call import F32, I32, Builder, OpCall, Operand, next_power_of_2
-from trtllm_kernels.types import Lowered
 
 _LONGEST_ROW = 1 << 16
 

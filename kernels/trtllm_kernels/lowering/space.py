@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from itertools import product
 
 from trtllm_kernels.lowering.call import ELEMENT_BYTES, OpCall, next_power_of_2
-from trtllm_kernels.lowering.few import FEW_TO, IN_TRITON, few_cuda_fits, few_fits, few_sizes
 from trtllm_kernels.lowering.gemm import ALGORITHM_SIZES, algorithm_of, fused_fits
-from trtllm_kernels.lowering.prompts import cuda_context_fits, cuda_fits
+from trtllm_kernels.lowering.prefill import cuda_context_fits, cuda_fits
+from trtllm_kernels.lowering.skinny_gemm import FEW_TO, IN_TRITON, few_cuda_fits, few_fits, few_sizes
 
 Candidate = Mapping[str, int]
 

@@ -8,7 +8,7 @@ skip the mask. With SKIP_FRESH, sequences that have no cached past are left to `
 import triton
 import triton.language as tl
 
-from trtllm_kernels.triton_kernels.overlap import let_next_start, wait_for_previous
+from trtllm_kernels.triton_kernels.pdl import let_next_start, wait_for_previous
 from trtllm_kernels.triton_kernels.quantize import finish, result_scale
 from trtllm_kernels.triton_kernels.tiles import locate
 

@@ -13,8 +13,8 @@ When programs would be too few to fill the chip, each sequence's pages are divid
 import triton
 import triton.language as tl
 
-from trtllm_kernels.triton_kernels.ahead import ask_rows
-from trtllm_kernels.triton_kernels.overlap import let_next_start, wait_for_previous
+from trtllm_kernels.triton_kernels.pdl import let_next_start, wait_for_previous
+from trtllm_kernels.triton_kernels.prefetch import ask_rows
 from trtllm_kernels.triton_kernels.quantize import finish, result_scale
 
 

@@ -14,7 +14,7 @@ Rejected: asking L2 for what comes after those tiles and for the next product's 
 import triton
 import triton.language as tl
 
-from trtllm_kernels.triton_kernels.overlap import let_next_start, wait_for_previous
+from trtllm_kernels.triton_kernels.pdl import let_next_start, wait_for_previous
 from trtllm_kernels.triton_kernels.quantize import finish, result_scale
 from trtllm_kernels.triton_kernels.sampling import offer
 

@@ -7,7 +7,7 @@ residual's dtype, the last before it is normalised, as the reference has it. Wei
 import triton
 import triton.language as tl
 
-from trtllm_kernels.triton_kernels.overlap import let_next_start, wait_for_previous
+from trtllm_kernels.triton_kernels.pdl import let_next_start, wait_for_previous
 from trtllm_kernels.triton_kernels.quantize import finish, result_scale
 
 

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from trtllm_kernels.triton_kernels.overlap import let_next_start, wait_for_previous
+from trtllm_kernels.triton_kernels.pdl import let_next_start, wait_for_previous
 
 
 @triton.jit

@@ -7,7 +7,7 @@ re-read) and the rest that passes through. Query, key and value heads share one 
 import triton
 import triton.language as tl
 
-from trtllm_kernels.triton_kernels.overlap import let_next_start, wait_for_previous
+from trtllm_kernels.triton_kernels.pdl import let_next_start, wait_for_previous
 
 
 @triton.jit

@@ -12,7 +12,7 @@ A row's draw is four words: its temperature's bits, its seed's low and high half
 import triton
 import triton.language as tl
 
-from trtllm_kernels.triton_kernels.overlap import let_next_start, wait_for_previous
+from trtllm_kernels.triton_kernels.pdl import let_next_start, wait_for_previous
 
 
 @triton.jit

@@ -7,7 +7,7 @@ programs, half a tile each: 52 tiles left over on 132 programs cost half a tile'
 import triton
 import triton.language as tl
 
-from trtllm_kernels.triton_kernels.overlap import let_next_start, wait_for_previous
+from trtllm_kernels.triton_kernels.pdl import let_next_start, wait_for_previous
 from trtllm_kernels.triton_kernels.quantize import result_scale
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from trtllm_results.errors import ResultsError
 from trtllm_results.importers import aiperf, guidellm, nvidia, vllm
-from trtllm_results.record import CELL_FIELDS, Row
+from trtllm_results.record.row import CELL_FIELDS, Row
 
 TOOLS: Mapping[str, tuple[Callable[[Any], bool], Callable[[Any], list[Row]]]] = {
     "nvidia": (nvidia.recognises, nvidia.rows),

@@ -7,8 +7,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from trtllm_results.environment import Environment
-from trtllm_results.record import Cell, Row
+from trtllm_results.record.environment import Environment
+from trtllm_results.record.row import Cell, Row
 
 
 def present(figures: Mapping[str, Any]) -> dict[str, float]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from trtllm_results.figures import PERCENTILES
 from trtllm_results.importers._common import make
-from trtllm_results.record import Cell, Row
+from trtllm_results.metrics.registry import PERCENTILES
+from trtllm_results.record.row import Cell, Row
 
 LATENCIES = {"time_to_first_token": "ttft", "inter_token_latency": "tpot", "request_latency": "e2e"}
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import datetime
 from typing import Any
 
-from trtllm_results.figures import PERCENTILES
 from trtllm_results.importers._common import make
-from trtllm_results.record import Cell, Row
+from trtllm_results.metrics.registry import PERCENTILES
+from trtllm_results.record.row import Cell, Row
 
 LATENCIES = {"time_to_first_token_ms": ("ttft", 1.0), "inter_token_latency_ms": ("tpot", 1.0), "request_latency": ("e2e", 1e3)}
 """Theirs -> ours, and the factor to milliseconds. Their inter token latency is a request's mean gap, weighted by its gaps."""

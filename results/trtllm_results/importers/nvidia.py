@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from trtllm_results.environment import Environment
 from trtllm_results.importers._common import make
-from trtllm_results.record import Cell, Row
+from trtllm_results.record.environment import Environment
+from trtllm_results.record.row import Cell, Row
 
 PERCENT = ("p50", "p90", "p95", "p99")
 

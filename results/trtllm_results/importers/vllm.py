@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from trtllm_results.figures import PERCENTILES
 from trtllm_results.importers._common import make
-from trtllm_results.record import Cell, Row
+from trtllm_results.metrics.registry import PERCENTILES
+from trtllm_results.record.row import Cell, Row
 
 NAMES = {"ttft": "ttft", "tpot": "tpot", "itl": "itl", "e2el": "e2e"}
 

@@ -1,0 +1,135 @@
+"""Model to plan: trace, run the passes, name every value, choose tactics, plan memory. No weights and no GPU are needed."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from torch import Tensor, fx
+
+from trtllm_engines.compiler.graph import ModelGraph, op_name, trace
+from trtllm_engines.compiler.passes import run_passes
+from trtllm_engines.compiler.plan import LOGITS, STEP_INPUTS, Op, ParallelLayout, Plan, Profile
+from trtllm_engines.compiler.planning.plan_memory import plan_memory
+from trtllm_engines.compiler.planning.reuse_inputs import reuse_inputs
+from trtllm_engines.compiler.planning.select_tactics import select_tactics
+from trtllm_engines.engine.fingerprint import make_fingerprint
+from trtllm_engines.errors import EngineError
+from trtllm_engines.models.config import ModelConfig
+from trtllm_engines.quantization.precision import check_types, kv_cache_dtype, product_dtype, wide_dtype
+from trtllm_kernels.dialect.types import TensorSpec
+from trtllm_kernels.references import OPS
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A plan and the tables it names."""
+
+    plan: Plan
+    constants: Mapping[str, Tensor]
+
+
+def compile_model(
+    config: ModelConfig,
+    precision: str,
+    profile: Profile,
+    *,
+    arches: Sequence[str] = ("cpu",),
+    weights_source: Mapping[str, Any],
+    kv_dtype: str = "auto",
+    mark_outputs: Sequence[str] = (),
+) -> Compiled:
+    """Raises `EngineError` for types that do not go together, an unknown marked node, and for sequences the model cannot express."""
+    check_types(precision, kv_dtype, arches)
+    config.check_sequence_length(profile.max_seq_len)
+    graph = trace(config, wide_dtype(precision), profile)
+    graph.quantized = product_dtype(precision) == "fp8"
+    graph.by_row = precision == "fp8_rowwise"
+    graph.kv_dtype = kv_cache_dtype(precision, kv_dtype)
+    run_passes(graph)
+    ops, values = export(graph)
+    outputs = (LOGITS, *_marked(mark_outputs, values))
+    step_specs = {**graph.inputs, **graph.weights, **values}
+    constants = {name: TensorSpec(tuple(tensor.shape), "fp32") for name, tensor in graph.constants.items()}
+    ops = reuse_inputs(ops, values, outputs)
+    ops = select_tactics(ops, {**step_specs, **constants}, arches)
+    buffers, arena_bytes = plan_memory(ops, values, outputs, profile)
+    plan = Plan(
+        model=config.to_dict(),
+        precision=precision,
+        kv_dtype=graph.kv_dtype,
+        profile=profile,
+        parallel=ParallelLayout(),
+        fingerprint=make_fingerprint(arches, _any_cuda_kernels(ops)),
+        weights=graph.weights,
+        weight_parts={name: graph.parts(name) for name in graph.weights},
+        weight_recipes=dict(graph.recipes),
+        constants=constants,
+        weights_source=weights_source,
+        values=values,
+        buffers=buffers,
+        arena_bytes=arena_bytes,
+        ops=ops,
+        outputs=outputs,
+    )
+    return Compiled(plan, graph.constants)
+
+
+def _any_cuda_kernels(ops: Sequence[Op]) -> bool:
+    return any(kernel.is_cuda for op in ops for lowered in op.tactics.values() for kernel in lowered.kernels)
+
+
+def export(graph: ModelGraph) -> tuple[tuple[Op, ...], dict[str, TensorSpec]]:
+    """The graph as plan ops over named values. A value is named by its node's label, or by what a pass called it (meta `value`);
+    the model's result is `logits`."""
+    result = next(node for node in graph.fx.nodes if node.op == "output").args[0]
+    names: dict[fx.Node, str] = {}
+    values: dict[str, TensorSpec] = {}
+    ops: list[Op] = []
+    for node in graph.fx.nodes:
+        if node.op in ("placeholder", "get_attr"):
+            names[node] = str(node.target)
+        op = op_name(node)
+        if not op:
+            continue
+        specs = node.meta["spec"]
+        outputs = _result_nodes(node) if isinstance(specs, tuple) else [node]
+        output_names = []
+        for index, output in enumerate(outputs):
+            name = LOGITS if output is result else _value_name(output) if output is not None else f"{node.meta['label']}.{index}"
+            if output is not None:
+                names[output] = name
+            values[name] = specs[index] if isinstance(specs, tuple) else specs
+            output_names.append(name)
+        definition = OPS[op]
+        arguments: dict[str, Any] = dict(zip((a.name for a in definition.overload._schema.arguments), node.args, strict=True))
+        inputs = tuple("" if arguments[name] is None else names[arguments[name]] for name in definition.tensors)
+        attrs = {name: arguments[name] for name in definition.attrs}
+        ops.append(Op(str(node.meta["label"]), op, inputs, tuple(output_names), attrs))
+    return tuple(ops), values
+
+
+def _value_name(node: fx.Node) -> str:
+    return str(node.meta.get("value", node.meta["label"]))
+
+
+def _result_nodes(node: fx.Node) -> list[fx.Node | None]:
+    """The getitem node of each result of an op with several; None for one nobody reads."""
+    found: list[fx.Node | None] = [None] * len(node.meta["spec"])
+    for user in node.users:
+        if user.target is operator.getitem:
+            found[int(user.args[1])] = user  # type: ignore[arg-type]
+    return found
+
+
+def _marked(names: Sequence[str], values: Mapping[str, TensorSpec]) -> list[str]:
+    for name in names:
+        if name in STEP_INPUTS or name not in values:
+            near = get_close_matches(name, values, n=3, cutoff=0.3)
+            raise EngineError(
+                f"cannot mark {name!r} as an output: the compiled graph has no such value; near it are {', '.join(near) or 'none'}"
+            )
+    return [name for name in dict.fromkeys(names) if name != LOGITS]

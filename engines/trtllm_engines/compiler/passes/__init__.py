@@ -1,0 +1,51 @@
+"""The compiler's middle: an ordered list of passes, each one file, with the verifier between every two.
+
+Order matters and is this: sharding sees single projections, so it will come before merging; quantization comes after merging, so that a
+merged product is quantized once, and after the fusions whose results it is pushed into; the product of gate and up is fused after that,
+carrying the quantization with it. The residual goes into products, and sampling into the last one, at the end: what is a plain product
+is known only then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from trtllm_engines.compiler.graph import ModelGraph
+from trtllm_engines.compiler.passes import (
+    fuse_add_norm,
+    fuse_gate_up,
+    fuse_gelu,
+    fuse_residual,
+    fuse_sampling,
+    fuse_silu_mul,
+    merge_gate_up,
+    merge_qkv,
+    page_attention,
+    push_quantize,
+    quantize,
+)
+from trtllm_engines.compiler.verify import verify
+
+Pass = Callable[[ModelGraph], None]
+
+PASSES: Mapping[str, Pass] = {
+    "merge_qkv": merge_qkv.apply,
+    "merge_gate_up": merge_gate_up.apply,
+    "page_attention": page_attention.apply,
+    "fuse_add_norm": fuse_add_norm.apply,
+    "fuse_silu_mul": fuse_silu_mul.apply,
+    "quantize": quantize.apply,
+    "push_quantize": push_quantize.apply,
+    "fuse_gate_up": fuse_gate_up.apply,
+    "fuse_gelu": fuse_gelu.apply,
+    "fuse_residual": fuse_residual.apply,
+    "fuse_sampling": fuse_sampling.apply,
+}
+
+
+def run_passes(graph: ModelGraph, passes: Mapping[str, Pass] = PASSES) -> None:
+    """Applies the passes in order, verifying the traced graph and after each."""
+    verify(graph, "trace")
+    for name, apply in passes.items():
+        apply(graph)
+        verify(graph, name)

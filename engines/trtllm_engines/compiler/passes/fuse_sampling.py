@@ -1,0 +1,25 @@
+"""The product that gives logits also chooses each row's token, so that logits are not read again to be sampled. Runs last.
+
+What is chosen so is greedy or at a temperature; steps that ask for more (filters, penalties, log-probabilities) sample once more from the
+logits, which are written in any case (`runtime.sampler`).
+"""
+
+from __future__ import annotations
+
+from trtllm_engines.compiler.graph import ModelGraph, call, item, op_name, prune
+from trtllm_engines.errors import EngineError
+
+STEP = ("draws", "sample_slots", "turn", "best", "last_tokens", "token_ring")
+
+
+def apply(graph: ModelGraph) -> None:
+    output = next(node for node in graph.fx.nodes if node.op == "output")
+    head = output.args[0]
+    if op_name(head) != "linear" or any(argument is not None for argument in head.args[3:]):
+        raise EngineError(f"{graph.config.name}: its logits come from {head}, and only those of a plain product can be sampled")
+    step = {node.name: node for node in graph.fx.nodes if node.op == "placeholder"}
+    label = str(head.meta["label"])
+    with graph.fx.inserting_before(output):
+        sampled = call(graph.fx, "linear_sample", *head.args[:3], *(step[name] for name in STEP), label=label)
+        head.replace_all_uses_with(item(graph.fx, sampled, 0, label))
+    prune(graph)

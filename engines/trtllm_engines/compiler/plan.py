@@ -1,0 +1,219 @@
+"""The plan: what an engine is, as data. Written by the compiler, read by the runtime, printed by `inspect`.
+
+Nothing here computes. A plan is the topologically ordered list of dialect ops over named values, with the buffer each value lives in and,
+for each architecture built for, the launches that carry the op out. The CPU runtime ignores launches and runs the references.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from trtllm_engines.errors import EngineError
+from trtllm_engines.models.config import ModelConfig
+from trtllm_kernels.dialect.types import DRAW_WORDS, Arg, Attr, KernelSpec, Launch, Lowered, TensorSpec
+
+FORMAT_VERSION = 3
+KERNEL_ABI = 5
+"""Raised when the meaning of a launch's arguments, its symbols, or of the step inputs below, changes."""
+
+TURNS = 4
+"""Steps whose tokens the host may not have read yet, and whose inputs may still be on their way."""
+
+LOGITS = "logits"
+"""The model's result: float [S, vocabulary]."""
+
+STEP_INPUTS: Mapping[str, str] = {
+    "context_tokens": "int32 [T]: token id of each context token; -1 where the token is the slot's last sampled one",
+    "seq_slots": "int32 [R]: slot of each sequence; decode sequences first",
+    "query_start": "int32 [R + 1]: first token of each sequence in this step's ragged batch",
+    "kv_lens": "int32 [R]: tokens each sequence has in the KV cache once this step has written its own",
+    "logit_rows": "int32 [S]: tokens of the batch whose logits are wanted",
+    "draws": "int32 [S, 4]: how each token is sampled (`trtllm_kernels.dialect.types.DRAW_WORDS`)",
+    "sample_slots": "int32 [S]: slot of each row that is sampled",
+    "turn": "int32 [1]: row of token_ring that this step writes",
+    "token_ring": "int32 [turns, max_batch_size]: sampled tokens, in the host's memory",
+    "best": "int64 [max_batch_size]: scratch of sampling",
+    "last_tokens": "int32 [max_batch_size + 1]: state, last sampled token of each slot (the last row is padding's)",
+    "block_table": "int32 [max_batch_size + 1, max_pages_per_seq]: state, pages of each slot (page 0 is padding's)",
+    "kv_cache": "kv dtype [layers, pages, 2, kv_heads, page_size, head_dim]: state",
+}
+
+
+def step_input_specs(config: ModelConfig, profile: Profile, kv_dtype: str) -> Mapping[str, TensorSpec]:
+    """Shape and dtype of each of `STEP_INPUTS`; the cache's number of pages, known only at run time, is the symbol P."""
+    slots = profile.max_batch_size + 1
+    cache = (config.num_layers, "P", 2, config.num_kv_heads, profile.page_size, config.head_dim)
+    return {
+        "context_tokens": TensorSpec(("T",), "int32"),
+        "seq_slots": TensorSpec(("R",), "int32"),
+        "query_start": TensorSpec(("R + 1",), "int32"),
+        "kv_lens": TensorSpec(("R",), "int32"),
+        "logit_rows": TensorSpec(("S",), "int32"),
+        "draws": TensorSpec(("S", DRAW_WORDS), "int32"),
+        "sample_slots": TensorSpec(("S",), "int32"),
+        "turn": TensorSpec((1,), "int32"),
+        "token_ring": TensorSpec((TURNS, profile.max_batch_size), "int32"),
+        "best": TensorSpec((profile.max_batch_size,), "int64"),
+        "last_tokens": TensorSpec((slots,), "int32"),
+        "block_table": TensorSpec((slots, profile.max_pages_per_seq), "int32"),
+        "kv_cache": TensorSpec(cache, kv_dtype),
+    }
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The ranges an engine was built for."""
+
+    max_batch_size: int
+    max_num_tokens: int
+    max_seq_len: int
+    page_size: int = 32
+
+    def __post_init__(self) -> None:
+        for name in ("max_batch_size", "max_num_tokens", "max_seq_len"):
+            if getattr(self, name) < 1:
+                raise EngineError(f"{name} is {getattr(self, name)} but must be at least 1")
+        if self.page_size < 16 or self.page_size & (self.page_size - 1):
+            raise EngineError(f"page_size is {self.page_size} but must be a power of two of at least 16")
+        if self.max_num_tokens < self.max_batch_size:
+            raise EngineError(
+                f"max_num_tokens {self.max_num_tokens} cannot hold one token of each of max_batch_size {self.max_batch_size} sequences; "
+                f"raise the first or lower the second"
+            )
+
+    @property
+    def max_pages_per_seq(self) -> int:
+        return -(-self.max_seq_len // self.page_size)
+
+
+@dataclass(frozen=True)
+class ParallelLayout:
+    tp: int = 1
+    pp: int = 1
+    rank: int = 0
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """`arches`, `min_driver`, `kernel_abi`, `format_version` decide whether an engine may run; `provenance` says what made it."""
+
+    arches: tuple[str, ...]
+    min_driver: str
+    kernel_abi: int
+    format_version: int
+    provenance: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Op:
+    """`inputs` in the dialect's argument order, naming values, weights, constants or step inputs; "" stands for an absent optional."""
+
+    name: str
+    op: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attrs: Mapping[str, Attr]
+    tactics: Mapping[str, Lowered] = field(default_factory=dict)
+    reuses: str = ""
+    """The input, not needed afterwards, whose memory the first result takes; "" where it has its own. The references know nothing of it."""
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """Byte range of a value in the activation arena, sized for the profile's maximum."""
+
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    model: Mapping[str, Any]
+    precision: str
+    kv_dtype: str
+    profile: Profile
+    parallel: ParallelLayout
+    fingerprint: Fingerprint
+    weights: Mapping[str, TensorSpec]
+    weight_parts: Mapping[str, tuple[tuple[str, tuple[int, ...]], ...]]
+    """Weight -> the checkpoint tensors (name, shape) it stacks along its first dimension. What `refit` and the generator read."""
+    weight_recipes: Mapping[str, str]
+    """How a weight is made of its parts when not by stacking: `interleave` (two parts, rows alternating), `weight_scale` (largest magnitude
+    of the parts over 448), `weight_row_scale` (the same of each row), `input_scale` and `kv_scale` (largest of the parts, or the stated
+    default where the checkpoint has none)."""
+    constants: Mapping[str, TensorSpec]
+    """Tables the compiler computed (the rotary one), stored in `constants.safetensors`; named in `Op.inputs` like weights."""
+    weights_source: Mapping[str, Any]
+    """`{"kind": "safetensors"}`, or `{"kind": "dummy", "seed": n}`: drawn on the device at load."""
+    values: Mapping[str, TensorSpec]
+    buffers: Mapping[str, Buffer]
+    arena_bytes: int
+    ops: tuple[Op, ...]
+    outputs: tuple[str, ...]
+    """`("logits",)` plus what `--mark-output` added."""
+
+    @property
+    def config(self) -> ModelConfig:
+        return ModelConfig.from_dict(self.model)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=1, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """Inverse of `to_json`. Raises KeyError, TypeError or ValueError when the text is no plan of this format version."""
+        data = json.loads(text)
+        fingerprint = data["fingerprint"]
+        return cls(
+            model=data["model"],
+            precision=data["precision"],
+            kv_dtype=data["kv_dtype"],
+            profile=Profile(**data["profile"]),
+            parallel=ParallelLayout(**data["parallel"]),
+            fingerprint=Fingerprint(**{**fingerprint, "arches": tuple(fingerprint["arches"])}),
+            weights=_specs(data["weights"]),
+            weight_parts={name: tuple((n, tuple(shape)) for n, shape in parts) for name, parts in data["weight_parts"].items()},
+            weight_recipes=data["weight_recipes"],
+            constants=_specs(data["constants"]),
+            weights_source=data["weights_source"],
+            values=_specs(data["values"]),
+            buffers={name: Buffer(**buffer) for name, buffer in data["buffers"].items()},
+            arena_bytes=data["arena_bytes"],
+            ops=tuple(_op(op) for op in data["ops"]),
+            outputs=tuple(data["outputs"]),
+        )
+
+
+def _specs(data: Mapping[str, Any]) -> dict[str, TensorSpec]:
+    return {name: TensorSpec(tuple(spec["shape"]), spec["dtype"]) for name, spec in data.items()}
+
+
+def _op(data: Mapping[str, Any]) -> Op:
+    return Op(
+        name=data["name"],
+        op=data["op"],
+        inputs=tuple(data["inputs"]),
+        outputs=tuple(data["outputs"]),
+        attrs=data["attrs"],
+        tactics={arch: _lowered(lowered) for arch, lowered in data["tactics"].items()},
+        reuses=data["reuses"],
+    )
+
+
+def _lowered(data: Mapping[str, Any]) -> Lowered:
+    return Lowered(
+        launches=tuple(_launch(launch) for launch in data["launches"]),
+        kernels=tuple(KernelSpec(**{**kernel, "aligned": tuple(kernel["aligned"])}) for kernel in data["kernels"]),
+        workspaces=_specs(data["workspaces"]),
+    )
+
+
+def _launch(data: Mapping[str, Any]) -> Launch:
+    args = tuple(
+        Arg(arg["kind"], arg["value"], None if arg["box"] is None else (arg["box"][0], arg["box"][1]), arg["index"]) for arg in data["args"]
+    )
+    grid = data["grid"]
+    return Launch(data["kernel"], (grid[0], grid[1], grid[2]), args, data["library"], data["beside"], data["settles"])

@@ -1,0 +1,174 @@
+"""Runs between every two passes and refuses a graph that is not well formed, naming the node.
+
+Shapes and dtypes are not trusted from passes: they are recomputed through each op's fake implementation, with T, R, S and the number of
+KV pages symbolic, so a pass that is right only for one batch size is caught here. `node.meta["spec"]` then holds a `TensorSpec` (or a
+tuple of them) that later passes and the memory plan read. A failure is a bug in a pass, hence `VerifyError` and not a user's error.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import fx
+from torch._dynamo.source import ConstantSource
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
+
+from trtllm_engines.compiler.graph import ModelGraph, op_name
+from trtllm_kernels.dialect.specs import DTYPES, dtype_name, spec_of
+from trtllm_kernels.dialect.types import TensorSpec
+from trtllm_kernels.references import OPS
+
+_HINTS = {"T": 1009, "R": 211, "S": 103, "P": 499}
+"""Distinct primes: no accidental equality between two sizes."""
+
+
+_PRODUCTS = ("linear", "linear_sample", "gate_up_silu", "linear_gelu")
+_ELEMENTWISE = ("add", "silu_mul", "add_rms_norm", "add_layer_norm")
+Spec = TensorSpec | tuple[TensorSpec, ...]
+
+
+class VerifyError(AssertionError):
+    """A pass left the graph malformed."""
+
+
+class _Shapes:
+    """Shape functions over specifications: sizes become symbolic, the op's fake runs, and its sizes become text again.
+
+    Layers and passes repeat, so results are kept by (op, argument specifications): a model of eighty layers costs what one of two does.
+    """
+
+    def __init__(self) -> None:
+        self.env = ShapeEnv()
+        self.mode = FakeTensorMode(shape_env=self.env)
+        self.sizes: dict[str, Any] = {}
+        self.names: dict[str, str] = {}
+        self.known: dict[str, Spec] = {}
+        for name, hint in _HINTS.items():
+            symbol = self.env.create_symbol(hint, source=ConstantSource(name), dynamic_dim=DimDynamic.DYNAMIC, constraint_dim=None)
+            self.sizes[name] = self.env.create_symintnode(symbol, hint=hint)
+            self.names[str(symbol)] = name
+
+    def result(self, target: Any, arguments: tuple[Any, ...]) -> Spec:
+        key = f"{target} {arguments}"
+        if key not in self.known:
+            with self.mode:
+                result = target(*(self._fake(a) if isinstance(a, TensorSpec) else a for a in arguments))
+            self.known[key] = tuple(map(self._spec, result)) if isinstance(result, (tuple, list)) else self._spec(result)
+        return self.known[key]
+
+    def _fake(self, spec: TensorSpec) -> torch.Tensor:
+        shape = [dim if isinstance(dim, int) else eval(dim, {"__builtins__": {}}, self.sizes) for dim in spec.shape]
+        return torch.empty(shape, dtype=DTYPES[spec.dtype])
+
+    def _spec(self, tensor: torch.Tensor) -> TensorSpec:
+        return TensorSpec(tuple(self._dim(size) for size in tensor.shape), dtype_name(tensor.dtype))
+
+    def _dim(self, size: int | torch.SymInt) -> int | str:
+        return size if isinstance(size, int) else re.sub(r"\bs\d+\b", lambda m: self.names.get(m[0], m[0]), str(size))
+
+
+@lru_cache(maxsize=1)
+def _shapes() -> _Shapes:
+    return _Shapes()
+
+
+def verify(graph: ModelGraph, stage: str) -> None:
+    """Raises `VerifyError` naming `stage` and the node; annotates every node with its specification."""
+    shapes = _shapes()
+    for node in graph.fx.nodes:
+        _check_use(graph, node, stage)
+        if node.op == "placeholder":
+            node.meta["spec"] = graph.inputs[node.name]
+        elif node.op == "get_attr":
+            name = str(node.target)
+            constant = graph.constants.get(name)
+            node.meta["spec"] = graph.weights[name] if constant is None else spec_of(constant)
+        elif op_name(node):
+            arguments = tuple(a.meta["spec"] if isinstance(a, fx.Node) else a for a in node.args)
+            _check_arguments(node, arguments, stage)
+            if "layer" in OPS[op_name(node)].attrs:
+                at = _attr_index(node, "layer")
+                arguments = (*arguments[:at], 0, *arguments[at + 1 :])
+            try:
+                node.meta["spec"] = shapes.result(node.target, arguments)
+            except Exception as error:
+                raise VerifyError(f"after {stage}: {_describe(node)} rejects its arguments: {error}") from error
+        elif node.op == "call_function":
+            source, index = node.args
+            node.meta["spec"] = source.meta["spec"][index]
+    _check_stacks(graph, stage)
+    _check_cache_order(graph, stage)
+
+
+def _describe(node: fx.Node) -> str:
+    return f"{op_name(node) or node.op} {node.meta.get('label', node.name)!r}"
+
+
+def _check_use(graph: ModelGraph, node: fx.Node, stage: str) -> None:
+    if node.op == "placeholder" and node.name not in graph.inputs:
+        raise VerifyError(f"after {stage}: {node.name} is no step input")
+    if node.op == "get_attr" and str(node.target) not in graph.weights and str(node.target) not in graph.constants:
+        raise VerifyError(f"after {stage}: weight {node.target} does not exist")
+    if node.op == "call_function" and not node.users and not (op_name(node) and OPS[op_name(node)].mutates):
+        raise VerifyError(f"after {stage}: result of {_describe(node)} is not used")
+    if node.op not in ("placeholder", "get_attr", "call_function", "output"):
+        raise VerifyError(f"after {stage}: node {node.name} is of kind {node.op}, which a compiled graph does not have")
+
+
+def _check_arguments(node: fx.Node, arguments: Any, stage: str) -> None:
+    """Floating-point tensors of one op share a dtype, but for the rope table, the cache, scales, and what an fp8 product adds."""
+    by_name = dict(zip((a.name for a in OPS[op_name(node)].overload._schema.arguments), arguments, strict=True))
+    present = {name: by_name[name] for name in OPS[op_name(node)].tensors if by_name[name] is not None}
+    own = {"cos_sin", "kv_cache"} | {name for name in present if name.endswith("scale")}
+    if op_name(node) in _PRODUCTS:
+        x, weight, bias, residual = present["x"], present["weight"], present.get("bias"), present.get("residual")
+        if x.shape[1] != weight.shape[1] or (bias is not None and bias.shape[0] != weight.shape[0]):
+            raise VerifyError(f"after {stage}: {_describe(node)} multiplies {x.shape} by {weight.shape}")
+        if residual is not None and residual.shape != (x.shape[0], weight.shape[0]):
+            raise VerifyError(f"after {stage}: {_describe(node)} adds {residual.shape} to a product of {x.shape} by {weight.shape}")
+        if x.dtype == "fp8":
+            own |= {name for name in ("bias", "residual") if name in present and present[name].dtype == "bf16"}
+            if not {"x_scale", "weight_scale"} <= present.keys():
+                raise VerifyError(f"after {stage}: {_describe(node)} multiplies fp8 without both its scales")
+    dtypes = {spec.dtype for name, spec in present.items() if name not in own} - {"int32", "int64"}
+    if len(dtypes) > 1:
+        raise VerifyError(f"after {stage}: {_describe(node)} mixes {', '.join(sorted(dtypes))}")
+    if "kv_cache" in present and present["kv_cache"].dtype == "fp8" and not {"k_scale", "v_scale"} <= present.keys():
+        raise VerifyError(f"after {stage}: {_describe(node)} uses an fp8 cache without both its scales")
+    combined = [arguments[0], arguments[1], present.get("addend", arguments[0])] if op_name(node) in _ELEMENTWISE else []
+    for spec in combined[1:]:
+        if spec.shape != combined[0].shape:
+            raise VerifyError(f"after {stage}: {_describe(node)} combines {combined[0].shape} with {spec.shape}")
+
+
+def _check_stacks(graph: ModelGraph, stage: str) -> None:
+    for name, spec in graph.weights.items():
+        if graph.recipes.get(name, "").endswith("scale"):
+            continue
+        parts = [shape for _, shape in graph.parts(name)]
+        if sum(p[0] for p in parts) != spec.shape[0] or any(p[1:] != spec.shape[1:] for p in parts):
+            raise VerifyError(f"after {stage}: weight {name} is {spec.shape} but its parts are {parts}")
+
+
+def _check_cache_order(graph: ModelGraph, stage: str) -> None:
+    """Each layer of the cache is written exactly once, before it is read, and layers are 0, 1, 2, ..."""
+    written: list[int] = []
+    for node in graph.fx.nodes:
+        if op_name(node) == "rope_kv_write":
+            written.append(_attr(node, "layer"))
+        elif op_name(node) == "paged_attention" and _attr(node, "layer") not in written:
+            raise VerifyError(f"after {stage}: {_describe(node)} reads the cache of layer {_attr(node, 'layer')} before it is written")
+    if written != list(range(len(written))):
+        raise VerifyError(f"after {stage}: cache layers are written in the order {written}")
+
+
+def _attr_index(node: fx.Node, name: str) -> int:
+    return [a.name for a in OPS[op_name(node)].overload._schema.arguments].index(name)
+
+
+def _attr(node: fx.Node, name: str) -> Any:
+    return node.args[_attr_index(node, name)]

@@ -1,0 +1,160 @@
+"""What an engine holds, as data and as a report that fits 80 columns.
+
+`describe` returns plain JSON types (the command's `--json` prints just that); `render` draws it. Layers repeat, so ops and weights are
+grouped by name with the layer's number replaced by `*`: a model of 80 layers reads like one of one.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from trtllm_engines.checkpoints.write import weight_bytes
+from trtllm_engines.compiler.plan import Plan
+from trtllm_engines.engine.fingerprint import CPU
+from trtllm_engines.engine.folder import Engine, load_engine, rebuild_command
+from trtllm_engines.errors import EngineError
+from trtllm_kernels.compile.cubin import Cubin
+from trtllm_kernels.dialect.specs import DTYPES
+
+Description = dict[str, Any]
+
+
+def describe(path: Path | str, *, verify: bool = False) -> Description:
+    """Everything `render` shows. `verify` hashes every byte. Raises `EngineError` for a folder that is no whole engine."""
+    engine = load_engine(path, verify="full" if verify else "fast")
+    plan = engine.plan
+    config = plan.config
+    parts = (plan.weight_parts[name] for name in plan.weights if not plan.weight_recipes.get(name, "").endswith("scale"))
+    parameters = sum(math.prod(shape) for stacked in parts for _, shape in stacked)
+    kv_bytes_per_token = 2 * config.num_layers * config.kv_size * DTYPES[plan.kv_dtype].itemsize
+    profile = plan.profile
+    return {
+        "path": str(engine.path),
+        "verified": verify,
+        "model": {**plan.model, "parameters": parameters},
+        "precision": plan.precision,
+        "kv_dtype": plan.kv_dtype,
+        "profile": asdict(profile),
+        "parallel": asdict(plan.parallel),
+        "weights": {"source": dict(plan.weights_source), "tensors": len(plan.weights), "bytes": weight_bytes(plan.weights)},
+        "memory": {
+            "activation_arena_bytes": plan.arena_bytes,
+            "sum_of_values_bytes": sum(buffer.nbytes for buffer in plan.buffers.values()),
+            "constants_bytes": weight_bytes(plan.constants),
+            "kv_bytes_per_token": kv_bytes_per_token,
+            "kv_bytes_at_profile": kv_bytes_per_token * profile.max_batch_size * profile.max_pages_per_seq * profile.page_size,
+        },
+        "ops": _ops(plan),
+        "outputs": list(plan.outputs),
+        "kernels": _kernels(engine),
+        "fingerprint": {**asdict(plan.fingerprint), "arches": list(plan.fingerprint.arches)},
+        "rebuild": rebuild_command(plan, engine.path),
+    }
+
+
+def _ops(plan: Plan) -> list[Description]:
+    """One row per group of ops alike but for their layer."""
+    rows: dict[tuple[str, ...], Description] = {}
+    for op in plan.ops:
+        name, outputs = _starred(op.name), [_starred(output) for output in op.outputs]
+        launches = {
+            arch: [launch.library or launch.kernel.rsplit("-", 1)[0] for launch in low.launches] for arch, low in op.tactics.items()
+        }
+        shapes = ["x".join(map(str, plan.values[output].shape)) for output in op.outputs]
+        key = (name, op.op, *shapes, str(launches))
+        row = rows.setdefault(
+            key, {"name": name, "op": op.op, "count": 0, "outputs": outputs, "shapes": shapes, "dtype": "", "launches": launches}
+        )
+        row["dtype"] = plan.values[op.outputs[0]].dtype
+        row["count"] += 1
+    return list(rows.values())
+
+
+def _starred(name: str) -> str:
+    return re.sub(r"\.\d+\.", ".*.", name)
+
+
+def _kernels(engine: Engine) -> list[Description]:
+    uses: dict[tuple[str, str], int] = {}
+    for op in engine.plan.ops:
+        for arch, lowered in op.tactics.items():
+            for kernel in lowered.kernels:
+                uses[arch, kernel.key] = uses.get((arch, kernel.key), 0) + 1
+    rows = []
+    for (arch, key), count in uses.items():
+        try:
+            info = Cubin.load(engine.path / "kernels" / arch, key).info
+        except ValueError as error:
+            raise EngineError(f"engine {engine.path} lacks a kernel its plan names ({error}); rebuild the engine") from None
+        rows.append({**asdict(info), "kernel": key, "ops": count, "tensordesc": len(info.tensordesc)})
+    return rows
+
+
+def render(description: Mapping[str, Any]) -> RenderableType:
+    """For a terminal 80 columns wide."""
+    return Group(*_sections(description))
+
+
+def _sections(d: Mapping[str, Any]) -> Iterator[RenderableType]:
+    model, profile, memory, fingerprint = d["model"], d["profile"], d["memory"], d["fingerprint"]
+    facts = Table(box=None, show_header=False, pad_edge=False)
+    facts.add_column(style="bold", no_wrap=True)
+    facts.add_column(overflow="fold")
+    heads = f"{model['num_heads']} heads, {model['num_kv_heads']} KV heads of {model['head_dim']}"
+    weights = d["weights"]
+    source = weights["source"]
+    origin = f"drawn from seed {source['seed']}" if source["kind"] == "dummy" else f"{source['kind']} {source['path']}"
+    gpus = [arch for arch in fingerprint["arches"] if arch != CPU]
+    rows = {
+        "engine": d["path"] + (" (every byte verified)" if d["verified"] else ""),
+        "model": f"{model['name']}: {model['architecture']}, {model['parameters'] / 1e6:,.1f} M parameters",
+        "": f"{model['num_layers']} layers, hidden {model['hidden_size']}, {heads}, vocabulary {model['vocab_size']}",
+        "precision": f"{d['precision']}, KV cache {d['kv_dtype']}",
+        "profile": f"{profile['max_batch_size']} sequences, {profile['max_num_tokens']} tokens a step, "
+        f"sequences to {profile['max_seq_len']}, pages of {profile['page_size']}",
+        "weights": f"{weights['tensors']} tensors, {_size(weights['bytes'])}, {origin}",
+        "memory": f"activations {_size(memory['activation_arena_bytes'])} (without sharing {_size(memory['sum_of_values_bytes'])}), "
+        f"KV {_size(memory['kv_bytes_per_token'])} a token, {_size(memory['kv_bytes_at_profile'])} for a full profile",
+        "runs on": f"CPU{''.join(f', {arch}' for arch in gpus)}"
+        + (f"; NVIDIA driver {fingerprint['min_driver']} or later" if gpus else ""),
+        "versions": f"format {fingerprint['format_version']}, kernel ABI {fingerprint['kernel_abi']}; made by "
+        + ", ".join(f"{k} {v}" for k, v in fingerprint["provenance"].items() if not k.startswith("kernels/") and k != "model"),
+        "outputs": ", ".join(d["outputs"]),
+        "rebuild": d["rebuild"],
+    }
+    for name, value in rows.items():
+        facts.add_row(name, Text(value))
+    yield facts
+
+    ops = Table(title="ops, in order (* is the layer)", title_justify="left", box=None, pad_edge=False)
+    for column, justify in (("n", "right"), ("op", "left"), ("name", "left"), ("result", "left")):
+        ops.add_column(column, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    for row in d["ops"]:
+        ops.add_row(str(row["count"]), row["op"], Text(row["name"]), f"{row['shapes'][0]} {row['dtype']}")
+    yield Text()
+    yield ops
+
+    if d["kernels"]:
+        kernels = Table(title="kernels", title_justify="left", box=None, pad_edge=False)
+        for column in ("arch", "kernel", "ops", "warps", "registers", "shared B", "spill B"):
+            kernels.add_column(column, justify="left" if column in ("arch", "kernel") else "right", no_wrap=True)
+        for row in d["kernels"]:
+            spill = Text(str(row["spill_bytes"]), style="red" if row["spill_bytes"] else "")
+            numbers = (row["ops"], row["num_warps"], row["registers"], row["shared_bytes"])
+            kernels.add_row(row["arch"], row["kernel"].rsplit("-", 1)[0], *map(str, numbers), spill)
+        yield Text()
+        yield kernels
+
+
+def _size(count: int) -> str:
+    power = min(3, max(0, count.bit_length() - 1) // 10)
+    return f"{count / 1024**power:,.{1 if power else 0}f} {('B', 'KiB', 'MiB', 'GiB')[power]}"

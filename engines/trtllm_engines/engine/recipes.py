@@ -1,0 +1,68 @@
+"""Engine recipes: a model, a precision, ranges and architectures under one name, as TOML. `recipes/` holds ready ones; any path will do.
+
+A recipe is arguments of `build` and nothing more, so whatever can be built can be written down. Unknown keys are errors: a misspelt one
+must not silently give the default.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from trtllm_engines.compiler.plan import Profile
+from trtllm_engines.errors import EngineError
+
+_HERE = Path(__file__).resolve().parents[1]
+
+
+class Recipe(BaseModel):
+    """What `build` needs; `weights` may be overridden there."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str
+    precision: str
+    kv_dtype: str = "auto"
+    arches: tuple[str, ...]
+    max_batch_size: int
+    max_num_tokens: int
+    max_seq_len: int
+    page_size: int = 32
+    weights: str = "auto"
+    seed: int = 0
+
+    @property
+    def profile(self) -> Profile:
+        return Profile(self.max_batch_size, self.max_num_tokens, self.max_seq_len, self.page_size)
+
+    def build_arguments(self) -> dict[str, Any]:
+        """Keyword arguments of `build`, all but `out`."""
+        return {**self.model_dump(include={"model", "precision", "kv_dtype", "arches", "weights", "seed"}), "profile": self.profile}
+
+
+def folder() -> Path:
+    """Beside the package in a checkout, inside it in an installed wheel."""
+    installed = _HERE / "recipes"
+    return installed if installed.is_dir() else _HERE.parent / "recipes"
+
+
+def names() -> list[str]:
+    return sorted(path.stem for path in folder().glob("*.toml"))
+
+
+def load_recipe(name_or_path: str | Path) -> Recipe:
+    """A ready recipe by name, or a TOML file. Raises `EngineError` naming the file and the key that is wrong."""
+    known = folder() / f"{name_or_path}.toml"
+    path = known if known.is_file() else Path(name_or_path)
+    if not path.is_file():
+        raise EngineError(f"no recipe {str(name_or_path)!r}: neither a file nor one of {', '.join(names())}")
+    try:
+        return Recipe(**tomllib.loads(path.read_text(encoding="utf-8")))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise EngineError(f"{path} is not TOML ({error})") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise EngineError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg'].lower()}") from None

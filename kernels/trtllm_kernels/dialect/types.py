@@ -1,0 +1,114 @@
+"""What the compiler and the kernels say to each other: tensor specifications, kernel specifications and launches.
+
+A *launch* is data: a kernel, a grid and arguments, all serialisable to JSON. The engine stores launches, so that running
+it needs neither Triton nor the heuristics that chose them. Sizes known only at run time are *symbols*:
+
+    T  tokens in this step            R  sequences in this step
+    D  decode sequences (rows [0, D), one token each; context chunks follow)
+    S  rows whose logits are wanted
+    C  context sequences that continue: part of them is in the cache from earlier steps
+
+Grid sizes and integer arguments may be expressions over symbols (`ceil_div(T - D, 64) + R - D`), evaluated once a step by
+`trtllm_kernels.dialect.expr`. Rejected: Python callables in the plan (not serialisable), and padding every step to the profile (wasteful).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+SYMBOLS = ("T", "R", "D", "S", "C")
+DRAW_WORDS = 4
+"""How a row's token is sampled: the bits of its temperature (0: greedy), its seed's low and high half, the number of tokens before it."""
+FEW_TOKENS = 128
+"""Tokens of a step up to which its products are our own kernels, on Hopper, and not the library's."""
+Dim = int | str
+Attr = int | float | bool | str | list[int] | list[float] | None
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Shape (ints, or expressions over `SYMBOLS`) and dtype (`fp32 fp16 bf16 fp8 int8 int32 int64 uint8`) of a contiguous tensor."""
+
+    shape: tuple[Dim, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class KernelSpec:
+    """One specialisation of one kernel, Triton's or (in `cuda_kernels`) CUDA C++, compilable without a GPU.
+
+    `signature` maps every non-constexpr parameter, in order, to Triton's type (`*bf16`, `i32`, `fp32`,
+    `tensordesc<fp8e4nv[128,128]>`); `aligned` names those divisible by 16 (pointers, and integers known to be).
+    """
+
+    module: str
+    function: str
+    signature: Mapping[str, str]
+    constexprs: Mapping[str, Any] = field(default_factory=dict)
+    aligned: tuple[str, ...] = ()
+    num_warps: int = 4
+    num_stages: int = 3
+
+    @property
+    def is_cuda(self) -> bool:
+        """Whether it is CUDA C++."""
+        return self.module.split(".")[-2:-1] == ["cuda_kernels"]
+
+    @property
+    def key(self) -> str:
+        """Stable name of this specialisation: function plus a hash of everything that changes the code."""
+        digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True, default=str).encode()).hexdigest()
+        return f"{self.function}-{digest[:16]}"
+
+
+@dataclass(frozen=True)
+class Arg:
+    """One launch argument.
+
+    kind `tensor`: `value` names a value, weight or workspace of the op: a pointer to its first byte, or, with `index`, to that of its
+    `index`-th slice along dimension 0 (a layer of the KV cache, whose number of pages only the runtime knows).
+    kind `tma`: as `tensor`, all but its last dimension as rows, passed as a host-made 2-D TMA descriptor with `box` (rows, columns).
+    kind `i32`, `i64`, `fp32`: `value` is a number or, for integers, an expression over symbols.
+    """
+
+    kind: Literal["tensor", "tma", "i32", "i64", "fp32"]
+    value: str | int | float
+    box: tuple[int, int] | None = None
+    index: int | None = None
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A kernel launch, or (when `library` is set) a call of a routine of the runtime's (`products`).
+
+    library `matmul`: args are x, weight, bias (optional: a vector), residual (optional: a matrix) and y; grid is (rows, N, K);
+    y[:rows] = x[:rows] @ weight.T + bias + residual[:rows], rounded once; y may be the residual's memory.
+    After y may follow three `i32`: number of the algorithm among cuBLASLt's proposals, rows it is a proposal for, the version they are of.
+    library `scaled_matmul`: as that with two scales, of one element or [rows, 1] and [N, 1], after x and weight, which are fp8.
+    Skipped at run time when any grid dimension evaluates to zero or less.
+
+    beside: needs and disturbs nothing of the launch before it in the list, so both may run at once where kernels can overlap. Its kernel
+    does not wait; it may begin when all blocks of the one before have begun. So that one begins only after all before it has ended, and so
+    does the launch after this one.
+    settles: the launch after this one begins only when it has ended, so that all later ones may load its results before they wait.
+    """
+
+    kernel: str = ""
+    grid: tuple[Dim, Dim, Dim] = (1, 1, 1)
+    args: tuple[Arg, ...] = ()
+    library: str = ""
+    beside: bool = False
+    settles: bool = False
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """How one op runs on one architecture: its launches in order, the kernels they name, and scratch memory they need."""
+
+    launches: tuple[Launch, ...]
+    kernels: tuple[KernelSpec, ...] = ()
+    workspaces: Mapping[str, TensorSpec] = field(default_factory=dict)

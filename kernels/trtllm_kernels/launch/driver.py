@@ -1,0 +1,292 @@
+"""Carries out launches: cubins through the CUDA driver, matrix products by `products`.
+
+An engine's launches never change, only the sizes of the step do, so everything is bound once. Each launch has a prebuilt array of pointers
+to its parameters; tensors' addresses are fixed, and an integer that depends on the step is one shared ctypes object, rewritten once a step
+for every launch that uses it. What is left of a launch in Python is one call of `cuLaunchKernelEx` with a prebuilt configuration.
+Launches go to torch's current stream, so they order with torch's work and are captured by `torch.cuda.graph`. Triton is not imported.
+
+Kernels that wait for their predecessors themselves (`triton_kernels/overlap.py`) are launched as programmatic dependents, in a capture too,
+where that becomes an edge of the graph; but for the first of a run and what follows a launch that `settles`. So whatever came before a run
+is complete and visible before any kernel of it begins: weights that were just drawn, refitted or copied are the constants that kernels take
+them for. A launch `beside` the one before it is a programmatic dependent that does not wait; around the two everything is in turn. What
+follows them has to wait for both, as a stream has it; a graph may have its edge from the second alone, so steps with such a pair are not
+for capture (engines capture those that only decode).
+
+Triton's ABI, which this must match: parameters in the signature's order; a TMA descriptor is the 128-byte map, then its two sizes as i32
+and two strides as i64; two scratch pointers (unused here) come last, which kernels in CUDA C++ do not declare.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from cuda.bindings import driver as cuda
+
+from trtllm_kernels.compile.cubin import Cubin
+from trtllm_kernels.dialect.expr import StepFunction, compile_all
+from trtllm_kernels.dialect.types import FEW_TOKENS, Arg, Dim, Launch, Lowered
+from trtllm_kernels.errors import KernelError
+from trtllm_kernels.launch.gemm import LibraryCall, LibraryCalls, Resolve, Views
+
+_SUCCESS = cuda.CUresult.CUDA_SUCCESS
+_DEFAULT_SHARED_BYTES = 48 * 1024
+_HOST_ELEMENT_TYPE = {8: 10, 9: 8, 10: 9}
+"""Triton's device numbering of TMA element types that differs from the driver's."""
+
+_Loaded = tuple[Any, Any]
+"""A module and its function."""
+_functions: dict[tuple[int, bytes, int], tuple[_Loaded, _Loaded]] = {}
+"""By device, code and shared memory, of which two launches of one code may ask for different amounts."""
+
+
+def _check(result: tuple[Any, ...], doing: str) -> Any:
+    if result[0] != _SUCCESS:
+        raise KernelError(f"the CUDA driver refused to {doing}: {result[0].name}")
+    return result[1] if len(result) > 1 else None
+
+
+def load_functions(cubin: Cubin) -> tuple[Any, Any]:
+    """A cubin's launchable function in the current device's context for steps of few tokens and for others, loaded once a process each;
+    the same one where it does not overlap with what comes before.
+
+    An SM changes how its memory is split between L1 and shared memory only when it is empty (docs/facts.md, not proven), so a kernel with
+    another split than the one before it cannot begin on an SM before that has left. In steps of up to `FEW_TOKENS` kernels overlap from end
+    to end, and all ask for shared memory as far as it goes. In larger ones the library's products, which nothing overlaps, stand between,
+    and the CUDA driver chooses: all shared cost them a little in bf16 and nothing in fp8.
+    """
+    device = torch.cuda.current_device()
+    key = (device, hashlib.sha256(cubin.code).digest(), cubin.info.shared_bytes)
+    if key not in _functions:
+        torch.cuda.current_stream().synchronize()  # makes torch create the primary context and bind it to this thread
+        few = many = _load(cubin)
+        if cubin.info.waits:
+            few = _load(cubin)
+            all_shared = cuda.CUfunction_attribute.CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, 100
+            _check(cuda.cuFuncSetAttribute(few[1], *all_shared), f"load kernel {cubin.info.entry} beside others")
+        _functions[key] = few, many
+    few, many = _functions[key]
+    return few[1], many[1]
+
+
+def _load(cubin: Cubin) -> _Loaded:
+    name = f"load kernel {cubin.info.entry} ({cubin.info.arch})"
+    module = _check(cuda.cuModuleLoadData(cubin.code), name)
+    function = _check(cuda.cuModuleGetFunction(module, cubin.info.entry.encode()), name)
+    if cubin.info.shared_bytes > _DEFAULT_SHARED_BYTES:
+        attribute = cuda.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        _check(cuda.cuFuncSetAttribute(function, attribute, cubin.info.shared_bytes), f"{name} with {cubin.info.shared_bytes} B shared")
+    return module, function
+
+
+def _bindable(tensor: torch.Tensor) -> bool:
+    """Kernels are compiled on the promise that every pointer is divisible by 16. Pinned memory has one address for host and device."""
+    return (tensor.is_cuda or tensor.is_pinned()) and tensor.is_contiguous() and tensor.data_ptr() % 16 == 0
+
+
+class _Symbolic:
+    """The distinct expressions of a program and their current values; integers used as parameters have one ctypes object each."""
+
+    def __init__(self) -> None:
+        self._index: dict[str, int] = {}
+        self._parameters: dict[tuple[str, int], Any] = {}
+        self._function: StepFunction | None = None
+        self.values: tuple[int, ...] = ()
+
+    def index(self, dim: Dim) -> int:
+        return self._index.setdefault(str(dim), len(self._index))
+
+    def parameter(self, kind: str, dim: Dim) -> Any:
+        key = (kind, self.index(dim))
+        if key not in self._parameters:
+            self._parameters[key] = ctypes.c_int32() if kind == "i32" else ctypes.c_int64()
+        return self._parameters[key]
+
+    def update(self, *sizes: int) -> None:
+        if self._function is None:
+            self._function = compile_all(list(self._index))
+        self.values = self._function(*sizes)
+        for (_, index), parameter in self._parameters.items():
+            parameter.value = self.values[index]
+
+
+def _launch_config(threads: int, shared_bytes: int) -> Any:
+    """All of a launch but grid and stream; its one attribute counts where `numAttrs` says so."""
+    attribute = cuda.CUlaunchAttribute()
+    attribute.id = cuda.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+    attribute.value.programmaticStreamSerializationAllowed = 1
+    config = cuda.CUlaunchConfig()
+    config.blockDimX, config.blockDimY, config.blockDimZ = threads, 1, 1
+    config.sharedMemBytes = shared_bytes
+    config.attrs = [attribute]
+    config.numAttrs = 0
+    return config
+
+
+class _Kernel:
+    """One bound launch of a cubin."""
+
+    def __init__(self, launch: Launch, cubin: Cubin, resolve: Resolve, symbolic: _Symbolic) -> None:
+        self._few, self._many = load_functions(cubin)
+        self.function = self._many
+        self.name = launch.kernel
+        self.waits = cubin.info.waits
+        self.beside, self.settles = launch.beside, launch.settles
+        self.config = _launch_config(32 * cubin.info.num_warps, cubin.info.shared_bytes)
+        self.grid = tuple(symbolic.index(dim) for dim in launch.grid)
+        self._keep: list[Any] = []
+        descriptions = iter(cubin.info.tensordesc)
+        addresses: list[int] = []
+        for arg in launch.args:
+            addresses += self._bind(arg, resolve, symbolic, descriptions)
+        for _ in range(2):
+            addresses.append(self._hold(ctypes.c_void_p(0)))
+        array = (ctypes.c_void_p * len(addresses))(*addresses)
+        self.parameters = self._hold(array)
+
+    def size(self, x: int, y: int, z: int) -> None:
+        """Grid of the next launches."""
+        self.config.gridDimX, self.config.gridDimY, self.config.gridDimZ = x, y, z
+
+    def of_few_tokens(self, few: bool) -> None:
+        """Whether the next launches are in steps of up to `FEW_TOKENS`."""
+        self.function = self._few if few else self._many
+
+    def begins_early(self, dependent: bool) -> None:
+        """Whether the next launches may begin before the kernel before them has ended."""
+        self.config.numAttrs = int(dependent)
+
+    def _hold(self, value: Any) -> int:
+        self._keep.append(value)
+        return ctypes.addressof(value)
+
+    def _bind(self, arg: Arg, resolve: Resolve, symbolic: _Symbolic, descriptions: Any) -> list[int]:
+        if arg.kind in ("i32", "i64"):
+            if isinstance(arg.value, float):
+                raise KernelError(f"launch of {self.name}: integer argument is {arg.value!r}")
+            return [self._hold(symbolic.parameter(arg.kind, arg.value))]
+        if arg.kind == "fp32":
+            return [self._hold(ctypes.c_float(float(arg.value)))]
+        tensor = resolve(str(arg.value))
+        if arg.index is not None:
+            tensor = tensor[arg.index]
+        if not _bindable(tensor):
+            raise KernelError(
+                f"launch of {self.name}: {arg.value!r} must be a contiguous tensor in CUDA or pinned memory at an address divisible by 16"
+            )
+        self._keep.append(tensor)
+        if arg.kind == "tensor":
+            return [self._hold(ctypes.c_void_p(tensor.data_ptr()))]
+        tensor = tensor.view(-1, tensor.shape[-1])
+        rows, columns = tensor.shape
+        sizes = (ctypes.c_int32(rows), ctypes.c_int32(columns), ctypes.c_int64(columns), ctypes.c_int64(1))
+        return [self._tensor_map(tensor, next(descriptions)), *(self._hold(size) for size in sizes)]
+
+    def _tensor_map(self, tensor: torch.Tensor, description: Mapping[str, Any]) -> int:
+        """Address of a 64-byte aligned copy of the TMA descriptor of a row-major matrix (CUDA driver API, cuTensorMapEncodeTiled)."""
+        rows, columns = tensor.shape
+        kind = description["elem_type"]
+        box_rows, box_columns = description["block_size"]
+        encoded = _check(
+            cuda.cuTensorMapEncodeTiled(
+                cuda.CUtensorMapDataType(_HOST_ELEMENT_TYPE.get(kind, kind)),
+                2,
+                tensor.data_ptr(),
+                [cuda.cuuint64_t(columns), cuda.cuuint64_t(rows)],
+                [cuda.cuuint64_t(columns * tensor.element_size())],
+                [cuda.cuuint32_t(box_columns), cuda.cuuint32_t(box_rows)],
+                [cuda.cuuint32_t(1)] * 2,
+                cuda.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
+                cuda.CUtensorMapSwizzle(description["swizzle"]),
+                cuda.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
+                cuda.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+            ),
+            f"describe a {rows} x {columns} matrix to TMA for {self.name}",
+        )
+        storage = ctypes.create_string_buffer(128 + 64)
+        address = (self._hold(storage) + 63) // 64 * 64
+        ctypes.memmove(address, encoded.getPtr(), 128)
+        return address
+
+
+class BoundProgram:
+    """Launches bound to memory. `set_symbols` for the step's sizes, then `run` as often as wanted on torch's current stream."""
+
+    def __init__(self, lowered: Iterable[Lowered], resolve: Resolve, cubins: Mapping[str, Cubin], *, overlap: bool = True) -> None:
+        """`cubins` by kernel key. `overlap`: kernels that can may begin before the one before them has ended; no result depends on it.
+
+        Raises KernelError for a kernel that is missing or cannot be loaded, or memory that cannot be bound.
+        """
+        self._overlap = overlap
+        self._symbolic = _Symbolic()
+        self._library = LibraryCalls()
+        self._steps: list[_Kernel | LibraryCall] = []
+        for launch in (launch for one in lowered for launch in one.launches):
+            if launch.library:
+                self._steps.append(self._library.bind(launch, resolve, self._symbolic.index))
+            elif launch.kernel not in cubins:
+                raise KernelError(f"the plan launches kernel {launch.kernel}, which was not compiled; rebuild the engine")
+            else:
+                self._steps.append(_Kernel(launch, cubins[launch.kernel], resolve, self._symbolic))
+        self._symbols: tuple[int, ...] | None = None
+        self._active: list[LibraryCall | _Kernel] = []
+        self._stream: int | None = None
+
+    def set_symbols(self, *, T: int, R: int, D: int, S: int, C: int) -> None:
+        """Sizes of the next step: tokens, sequences, decode sequences, rows whose logits are wanted, continued context sequences."""
+        symbols = (T, R, D, S, C)
+        if self._symbols == symbols:
+            return
+        self._symbolic.update(*symbols)
+        values = self._symbolic.values
+        views: Views = {}
+        self._active = []
+        beside: set[int] = set()
+        for before, step in zip((None, *self._steps), self._steps, strict=False):
+            if not isinstance(step, _Kernel):
+                if values[step.rows] > 0:
+                    step.resize(values, views)
+                    self._active.append(step)
+            else:
+                x, y, z = (values[index] for index in step.grid)
+                if x > 0 and y > 0 and z > 0:
+                    if step.beside and self._active and before is self._active[-1]:
+                        beside.add(len(self._active))
+                    step.size(x, y, z)
+                    step.of_few_tokens(T <= FEW_TOKENS)
+                    self._active.append(step)
+        if self._overlap:
+            settled = True
+            for at, step in enumerate(self._active):
+                if isinstance(step, _Kernel):
+                    in_turn = settled or at - 1 in beside or at + 1 in beside
+                    step.begins_early(at in beside or (step.waits and not in_turn))
+                settled = isinstance(step, _Kernel) and step.settles
+        self._symbols = symbols
+
+    def run(self) -> None:
+        if self._symbols is None:
+            raise KernelError("set_symbols must be called before run")
+        stream = torch.cuda.current_stream().cuda_stream
+        self._library.stream.value = stream
+        self._use(stream)
+        launch = cuda.cuLaunchKernelEx
+        for step in self._active:
+            if not isinstance(step, _Kernel):
+                step.run()
+                continue
+            (error,) = launch(step.config, step.function, step.parameters, 0)
+            if error != _SUCCESS:
+                grid = (step.config.gridDimX, step.config.gridDimY, step.config.gridDimZ)
+                raise KernelError(f"the CUDA driver refused to launch {step.name} on grid {grid}: {error.name}")
+
+    def _use(self, stream: int) -> None:
+        """A capture has a stream of its own; otherwise it is always the same."""
+        if stream != self._stream:
+            for step in self._steps:
+                if isinstance(step, _Kernel):
+                    step.config.hStream = stream
+            self._stream = stream

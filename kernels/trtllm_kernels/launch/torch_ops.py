@@ -1,0 +1,91 @@
+"""CUDA implementations of the dialect in torch: lower, compile (cached), bind and launch, exactly as an engine does.
+
+For tests and for running a graph op by op; an engine binds once and does none of this in a step. `attention` (no cache) is not run by any
+engine, so its reference serves on every device.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from trtllm_kernels.dialect.expr import evaluate
+from trtllm_kernels.dialect.registry import LIBRARY, OPS, OpDef
+from trtllm_kernels.dialect.specs import DTYPES, spec_of
+from trtllm_kernels.dialect.types import SYMBOLS, Attr, Lowered, TensorSpec
+from trtllm_kernels.lowering import ARGUMENTS, lower
+
+
+def bound_arguments(op: OpDef, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Every argument of the op by name, defaults included."""
+    arguments = op.overload._schema.arguments
+    named = {a.name: a.default_value for a in arguments if a.has_default_value()}
+    named.update(zip((a.name for a in arguments), args, strict=False))
+    named.update(kwargs)
+    return named
+
+
+def num_decodes(query_start: torch.Tensor) -> int:
+    """Leading sequences of one token: what the batch's order makes decode rows."""
+    many = torch.nonzero(query_start.diff() != 1)
+    return int(many[0]) if len(many) else len(query_start) - 1
+
+
+def step_sizes(named: dict[str, Any]) -> dict[str, int]:
+    """The symbols that launches of one call need: leading dimensions are numbers there, so only what the batch's order says."""
+    if "query_start" not in named:
+        return dict.fromkeys(SYMBOLS, 0)
+    decodes = num_decodes(named["query_start"])
+    continued = (named["kv_lens"] > named["query_start"].diff())[decodes:]
+    return {**dict.fromkeys(SYMBOLS, 0), "D": decodes, "C": int(continued.sum())}
+
+
+def lower_call(op: OpDef, named: dict[str, Any], outputs: list[torch.Tensor], arch: str, in_place: bool = False) -> Lowered:
+    inputs: list[TensorSpec | None] = [None if named[name] is None else spec_of(named[name]) for name in op.tensors]
+    attrs: dict[str, Attr] = {name: list(v) if isinstance(v := named[name], tuple | list) else v for name in op.attrs}
+    return lower(op.name, inputs, [spec_of(y) for y in outputs], attrs, arch, in_place=in_place)
+
+
+def as_list(result: Any) -> list[torch.Tensor]:
+    return list(result) if isinstance(result, tuple | list) else [result]
+
+
+def execute(op: OpDef, named: dict[str, Any], outputs: list[torch.Tensor]) -> None:
+    """Launch `op` on CUDA tensors, writing `outputs`."""
+    from trtllm_kernels.compile.aot import compile_all
+    from trtllm_kernels.launch.driver import BoundProgram
+
+    device = outputs[0].device
+    major, minor = torch.cuda.get_device_capability(device)
+    arch = f"sm_{major}{minor}"
+    lowered = lower_call(op, named, outputs, arch)
+    tensors: dict[str, torch.Tensor] = {name: named[name] for name in op.tensors if named[name] is not None}
+    for name, tensor in tensors.items():
+        if name not in op.mutates:
+            tensors[name] = tensor.contiguous() if tensor.data_ptr() % 16 == 0 else tensor.clone(memory_format=torch.contiguous_format)
+    tensors.update({f"out{i}": y for i, y in enumerate(outputs)})
+    symbols = step_sizes(named)
+    for name, spec in lowered.workspaces.items():
+        shape = [max(1, evaluate(dim, symbols)) for dim in spec.shape]
+        tensors[name] = torch.empty(shape, dtype=DTYPES[spec.dtype], device=device)
+    with torch.cuda.device(device):
+        program = BoundProgram([lowered], tensors.__getitem__, compile_all(lowered.kernels, arch))
+        program.set_symbols(**symbols)
+        program.run()
+
+
+def _run(op: OpDef, *args: Any, **kwargs: Any) -> Any:
+    named = bound_arguments(op, args, kwargs)
+    result = op.fake(*(named[a.name] for a in op.overload._schema.arguments))
+    execute(op, named, as_list(result))
+    return result
+
+
+def register() -> None:
+    """Give every op of the dialect its CUDA implementation."""
+    for name, op in OPS.items():
+        if name in ARGUMENTS:
+            LIBRARY.impl(name, lambda *args, _op=op, **kwargs: _run(_op, *args, **kwargs), "CUDA")  # type: ignore[no-untyped-call]
+        else:
+            LIBRARY.impl(name, op.reference, "CUDA")  # type: ignore[no-untyped-call]

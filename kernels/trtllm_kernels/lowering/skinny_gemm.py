@@ -1,0 +1,297 @@
+"""Lowering of products of few tokens: one kernel a padded size, of which a step launches one, or none.
+
+On Hopper it is `cuda_kernels/few_tokens.cu` where that fits, else (and where sampling follows) `triton_kernels/few_tokens.py`, for up to
+64 tokens.
+
+What counts is how many bytes are on the way, and not that every SM has as many programs as the next: a tile is as low as the tensor core
+allows, Triton's steps of K as long as shared memory holds three of, and where programs are at most one for two SMs, K is divided.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+from trtllm_kernels.dialect.expr import ceil_div
+from trtllm_kernels.dialect.types import FEW_TOKENS, Dim
+from trtllm_kernels.errors import KernelError
+from trtllm_kernels.lowering.call import ELEMENT_BYTES, I32, Builder, OpCall, Operand, Parameter, Tma
+
+IN_TRITON = (16, 32, 64)
+PADDED = (*IN_TRITON, 96, FEW_TOKENS)
+"""Tokens a tile holds; these kernels are made for no more. The last two in CUDA C++ alone."""
+FEW_TO = "few_to"
+"""Tunable: tokens up to which these kernels are taken; 0: never."""
+LINE_BYTES = 128
+_LONG_ROW_BYTES = 16384
+_SUM_BLOCK = 1024
+"""Columns of a token that a program adds the parts of."""
+
+
+def few_tunables(call: OpCall) -> dict[str, int]:
+    """The defaults, for `OpCall.tuned`."""
+    found = {FEW_TO: few_sizes(call)[-1]}
+    for padded in PADDED:
+        for name, value in ((_default(call, padded) if padded in IN_TRITON else {}) | _cuda_default(call, padded)).items():
+            found[f"few{padded}_{name}"] = value
+    return found
+
+
+def few_sizes(call: OpCall) -> tuple[int, ...]:
+    """Those of `PADDED` that there are tiles of."""
+    return PADDED if few_cuda_fits(call) else IN_TRITON
+
+
+def offers(call: OpCall) -> dict[str, Parameter]:
+    """What a product's kernel takes to offer its logits (`triton_kernels/sampling.py`); any pointers where it does not."""
+    return {"Best": call.get("best") or call["x"], "Draws": call.get("draws") or call["x"]}
+
+
+def within(tokens: Dim, below: int, most: int) -> Dim:
+    """1 from `below` + 1 to `most` tokens, else 0."""
+    if isinstance(tokens, int):
+        return int(below < tokens <= most)
+    return f"max(0, min(1, {tokens} - {below}, {most + 1} - {tokens}))"
+
+
+def few_fits(call: OpCall) -> bool:
+    """TMA wants rows of whole 16 bytes; a weight smaller than the smallest tile is left to the library."""
+    weight = call["weight"]
+    row_bytes = weight.size(1) * ELEMENT_BYTES[weight.dtype]
+    return call.capability == 90 and weight.dtype != "fp32" and row_bytes % 16 == 0 and row_bytes >= 128 and weight.size(0) >= 64
+
+
+def _default(call: OpCall, padded: int) -> dict[str, int]:
+    """What trials on an H100 chose (QKV, O, down, gate_up and lm_head of Llama-3.1-8B, fp8 and bf16): nowhere 2% behind the fastest tried.
+
+    512 bytes of K in 3 stages, K divided by 2 where a program for each 64 rows would leave every other SM idle. But with so few programs a
+    long row, or 64 tokens, is better read whole in steps of 256 bytes, 6 stages; and where 64 tokens have several programs an SM, 3 of 256
+    bytes let two be there at once.
+    """
+    weight = call["weight"]
+    element = ELEMENT_BYTES[weight.dtype]
+    row_bytes, tiles = weight.size(1) * element, ceil_div(weight.size(0), 64)
+    k_bytes, stages, splits = 512, 3, 1
+    if 2 * tiles > call.sm_count:
+        k_bytes = 256 if padded == 64 and tiles > call.sm_count else 512
+    elif padded == 64 or row_bytes > _LONG_ROW_BYTES:
+        k_bytes, stages = 256, 6
+    elif call.op == "linear" and row_bytes > k_bytes:
+        splits = 2
+    return {"rows": 64, "k": k_bytes // element, "warps": 4, "stages": stages, "splits": splits, "ahead": 16}
+
+
+def few_cuda_fits(call: OpCall) -> bool:
+    """Whether `few_tokens` is there in CUDA C++."""
+    x, weight, y = call["x"], call["weight"], call.outputs[0]
+    wide = [operand.dtype for operand in (call.get("bias"), call.get("residual")) if operand]
+    wide += [] if call.get("out_scale") else [y.dtype]
+    return (
+        few_fits(call)
+        and call.op != "linear_sample"
+        and x.dtype == weight.dtype
+        and weight.size(0) % 16 == 0
+        and len({*wide}) <= 1
+        and {*wide} <= {"bf16", "fp16"}
+    )
+
+
+def _cuda_default(call: OpCall, padded: int) -> dict[str, int]:
+    """By whole steps of Llama-3.1-8B on an H100. Where a block for each 64 rows would leave every other SM idle, two divide K and have an
+    SM each. Else two share an SM, so that one loads while the other waits for x or ends; but of 16 tokens the many blocks of a large weight
+    have one each, and of more than 64 those that leave SMs idle divide K."""
+    tiles = ceil_div(call["weight"].size(0), _CUDA_ROWS)
+    if not few_cuda_fits(call):
+        return {"blocks": 0, "parts": 1}
+    if 2 * tiles <= call.sm_count:
+        return {"blocks": 1, "parts": 2}
+    if tiles <= call.sm_count:
+        return {"blocks": 2, "parts": 1 if padded <= IN_TRITON[-1] else 2}
+    return {"blocks": 1 if padded == PADDED[0] else 2, "parts": 1}
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """Of one padded size, in Triton. `ahead`: KB of its weight that a program asks into L2 before it waits."""
+
+    tokens: int
+    rows: int
+    k: int
+    warps: int
+    stages: int
+    splits: int
+    ahead: int
+
+
+@dataclass(frozen=True)
+class _CudaTile:
+    """In CUDA C++: `blocks` share an SM (0: Triton's is taken), `parts` divide K."""
+
+    tokens: int
+    blocks: int
+    parts: int
+
+
+def _tile(tuned: Mapping[str, int], padded: int) -> _Tile:
+    return _Tile(padded, *_values(_Tile, tuned, padded))
+
+
+def _cuda_tile(tuned: Mapping[str, int], padded: int) -> _CudaTile:
+    return _CudaTile(padded, *_values(_CudaTile, tuned, padded))
+
+
+def _values(kind: type[_Tile | _CudaTile], tuned: Mapping[str, int], padded: int) -> list[int]:
+    """Its tunables: all fields but the first, `tokens`."""
+    return [tuned[f"few{padded}_{field.name}"] for field in fields(kind)[1:]]
+
+
+def _lines(weight: Operand, tile: _Tile) -> int:
+    """Lines of each row asked for ahead, all of them inside the weight, of which the last part of K may be shorter than the others."""
+    element = ELEMENT_BYTES[weight.dtype]
+    row_bytes = weight.size(1) * element
+    share = ceil_div(ceil_div(weight.size(1), tile.k), tile.splits) * tile.k * element
+    if weight.size(0) % tile.rows or row_bytes % LINE_BYTES:
+        return 0
+    return max(0, min(tile.ahead * 1024 // LINE_BYTES // tile.rows, (row_bytes - share * (tile.splits - 1)) // LINE_BYTES))
+
+
+def launch_few(builder: Builder, tuned: Mapping[str, int], scales: Mapping[str, Parameter], below: int, most: int = PADDED[-1]) -> int:
+    """Launches for more than `below` and up to `most` tokens, or as many as the tunables say; the number covered, `below` if none.
+
+    `scales`: XScale, WScale and, for an op that ends in an activation, OutScale.
+    """
+    call = builder.call
+    in_cuda, sizes = few_cuda_fits(call), few_sizes(call)
+    most = min(most, tuned[FEW_TO], sizes[-1])
+    if most <= below or not few_fits(call):
+        return below
+    parts = None
+    if call.op == "linear" and (splits := max(_tile(tuned, padded).splits for padded in IN_TRITON)) > 1:
+        parts = builder.workspace("parts", (f"{splits} * min({call['x'].shape[0]}, {IN_TRITON[-1]})", call["weight"].size(0)))
+    for least, padded in zip((0, *sizes), sizes, strict=False):
+        if least < most:
+            here = within(call["x"].shape[0], max(below, least), min(most, padded))
+            cuda = _cuda_tile(tuned, padded)
+            if in_cuda and cuda.blocks:
+                _launch_cuda(builder, cuda, scales, here)
+            elif padded in IN_TRITON:
+                _launch(builder, _tile(tuned, padded), scales, here, parts)
+            else:
+                raise KernelError(f"few{padded}_blocks is 0, but there is no such tile in Triton; set {FEW_TO} to {IN_TRITON[-1]} or less")
+    return most
+
+
+def _launch(builder: Builder, tile: _Tile, scales: Mapping[str, Parameter], here: Dim, parts: Operand | None) -> None:
+    """`here`: 1 in steps that this tile is for, else 0."""
+    call = builder.call
+    x, weight, bias, residual, y = call["x"], call["weight"], call.get("bias"), call.get("residual"), call.outputs[0]
+    n, fp8 = weight.size(0), x.dtype == "fp8"
+    count = I32(x.shape[0])
+    divided = tile.splits > 1 and parts is not None
+
+    def product(function: str, rest: Mapping[str, Parameter], flags: Mapping[str, bool | int]) -> None:
+        constexprs = {
+            "N": n,
+            "K": weight.size(1),
+            "BLOCK_N": tile.rows,
+            "BLOCK_K": tile.k,
+            "TOKENS": tile.tokens,
+            "LINES": _lines(weight, tile),
+            "THREADS": 32 * tile.warps,
+            **flags,
+        }
+        builder.launch(
+            f"few_tokens.{function}",
+            {"X": Tma(x, tile.tokens, tile.k), "W": Tma(weight, tile.rows, tile.k), "WeightRows": weight, **rest, "num_tokens": count},
+            grid=(f"{ceil_div(n, tile.rows)} * {here}", tile.splits if divided else 1),
+            constexprs=constexprs,
+            warps=tile.warps,
+            stages=tile.stages,
+        )
+
+    if call.op in ("gate_up_silu", "linear_gelu"):
+        quantize = call.get("out_scale") is not None
+        if call.op == "gate_up_silu":
+            product("few_gate_up_silu", {**scales, "Y": y}, {"SCALED": fp8, "QUANTIZE": quantize})
+        else:
+            flags = {"SCALED": fp8, "BIASED": bias is not None, "QUANTIZE": quantize}
+            product("few_linear_gelu", {"Bias": bias or x, **scales, "Y": y}, flags)
+        return
+    by_row = fp8 and len(call["weight_scale"].shape) == 2
+    stated = {"SCALED": fp8, "SCALED_ROWS": by_row, "BIASED": bias is not None, "ADDED": residual is not None}
+    epilogue: Mapping[str, Parameter] = {"Bias": bias or x, "Residual": residual or x, **scales, "Y": y}
+    if parts is None or not divided:
+        product("few_linear", {**epilogue, **offers(call)}, {**stated, "SAMPLED": call.op == "linear_sample"})
+        return
+    product("few_parts", {"Parts": parts}, {"SPLITS": tile.splits})
+    builder.launch(
+        "few_tokens.few_sum",
+        {"Parts": parts, **epilogue, "num_tokens": count},
+        grid=(f"{ceil_div(n, _SUM_BLOCK)} * {here}", x.shape[0]),
+        constexprs={"N": n, "BLOCK": _SUM_BLOCK, "SPLITS": tile.splits, **stated},
+        warps=4,
+    )
+
+
+_CUDA_ROWS = 64
+_LONG_STEPS = 64
+"""Tokens up to which a block that has an SM takes two lines of K a step."""
+_AHEAD_BYTES = 2048
+"""Of each row of x on the way at once, if there is room."""
+_SM_BYTES, _RESERVED_BYTES, _BARRIER_BYTES = 228 * 1024, 1024, 640
+_ACTIVATIONS = {"linear": 0, "gate_up_silu": 1, "linear_gelu": 2}
+
+
+def _launch_cuda(builder: Builder, tile: _CudaTile, scales: Mapping[str, Parameter], here: Dim) -> None:
+    call = builder.call
+    x, weight, bias, residual, y = call["x"], call["weight"], call.get("bias"), call.get("residual"), call.outputs[0]
+    n, element = weight.size(0), ELEMENT_BYTES[weight.dtype]
+    if tile.parts > 2:
+        raise KernelError(f"few{tile.tokens}_parts is {tile.parts}, but two blocks divide K at most")
+    panels = 2 if tile.blocks == 1 and tile.tokens <= _LONG_STEPS else 1
+    step = 128 * panels
+    share = ceil_div(ceil_div(weight.size(1) * element, step), tile.parts)
+    received = 4 * _CUDA_ROWS * tile.tokens // 2 if tile.parts > 1 else 0
+    room = _SM_BYTES // tile.blocks - _RESERVED_BYTES - _BARRIER_BYTES - received
+    x_stages = min(share, _AHEAD_BYTES // step, room // 2 // (step * tile.tokens))
+    w_stages = min(share, (room - x_stages * step * tile.tokens) // (step * _CUDA_ROWS))
+    rings = step * (w_stages * _CUDA_ROWS + x_stages * tile.tokens)
+    sums = 4 * (_CUDA_ROWS + 4) * tile.tokens // tile.parts
+    wide = bias or residual or (y if call.get("out_scale") is None else None)
+    by_row = x.dtype == "fp8" and len(call["weight_scale"].shape) == 2
+    builder.launch(
+        "few_tokens.few_tokens",
+        {
+            "X": Tma(x, tile.tokens, 128 // element),
+            "W": Tma(weight, _CUDA_ROWS, 128 // element),
+            "Bias": bias or x,
+            "Residual": residual or x,
+            "XScale": scales["XScale"],
+            "WScale": scales["WScale"],
+            "OutScale": call.get("out_scale") or x,
+            "Y": y,
+            "num_tokens": I32(x.shape[0]),
+        },
+        grid=(f"{ceil_div(n, _CUDA_ROWS)} * {here}", tile.parts),
+        constexprs={
+            "N": n,
+            "K": weight.size(1),
+            "TOKENS": tile.tokens,
+            "PANELS": panels,
+            "W_STAGES": w_stages,
+            "X_STAGES": x_stages,
+            "SPLITS": tile.parts,
+            "FP8": x.dtype == "fp8",
+            "HALF": x.dtype == "fp16",
+            "OUT_HALF": wide is not None and wide.dtype == "fp16",
+            "ACT": _ACTIVATIONS[call.op],
+            "SCALED": x.dtype == "fp8" and not by_row,
+            "SCALED_ROWS": by_row,
+            "BIASED": bias is not None,
+            "ADDED": residual is not None,
+            "QUANTIZE": call.get("out_scale") is not None,
+            "SHARED_BYTES": max(rings, sums) + received + _BARRIER_BYTES,
+        },
+        warps=6,
+        cuda=True,
+    )

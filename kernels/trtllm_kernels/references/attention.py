@@ -1,0 +1,157 @@
+"""Causal grouped-query attention: over a ragged batch without a cache (the model as written), and over the paged cache (the model as run).
+
+References compute in fp32 whatever the dtype. Decode rows (one query) are batched: gathered, padded to the longest of their chunk, masked.
+Context sequences run one by one. Cache rows past a sequence's `kv_len` are never used: pages past the end of a sequence are not even
+looked up, and whatever the tail of its last page holds (NaN included) is overwritten with zeros in the gathered copy.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch.nn import functional
+
+from trtllm_kernels.dialect.registry import dialect_op, fake_like_first
+from trtllm_kernels.references.quantize import dequantized, fake_result, finish
+
+_DECODE_CHUNK_ROWS = 1 << 15
+"""Gathered key rows a chunk of decode sequences may hold; bounds the reference's memory."""
+
+
+def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, first_position: int, scale: float) -> torch.Tensor:
+    """One sequence: q [n, Hq, D] at positions first_position.., k and v [m, Hkv, D] from position 0; returns [n, Hq, D]."""
+    n, num_heads, _ = q.shape
+    length, num_kv_heads, _ = k.shape
+    mask = torch.arange(length)[None, :] <= torch.arange(first_position, first_position + n)[:, None]
+    out = functional.scaled_dot_product_attention(
+        q.float().transpose(0, 1)[None],
+        k.float().transpose(0, 1)[None],
+        v.float().transpose(0, 1)[None],
+        attn_mask=mask.to(q.device),
+        scale=scale,
+        enable_gqa=num_heads != num_kv_heads,
+    )
+    return out[0].transpose(0, 1)
+
+
+@dialect_op(
+    "attention(Tensor q, Tensor k, Tensor v, Tensor query_start, int num_heads, int num_kv_heads, float scale) -> Tensor",
+    fake=fake_like_first,
+)
+def attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    query_start: torch.Tensor,
+    num_heads: int,
+    num_kv_heads: int,
+    scale: float,
+) -> torch.Tensor:
+    """q [T, Hq*D], k and v [T, Hkv*D]; sequence r is rows query_start[r] to query_start[r + 1]."""
+    q3, k3, v3 = (x.view(x.shape[0], n, -1) for x, n in ((q, num_heads), (k, num_kv_heads), (v, num_kv_heads)))
+    out = torch.zeros_like(q3)
+    bounds = query_start.tolist()
+    for begin, end in pairwise(bounds):
+        if end > begin:
+            out[begin:end] = _attend(q3[begin:end], k3[begin:end], v3[begin:end], 0, scale).to(q.dtype)
+    return out.flatten(-2)
+
+
+def _decode(q: torch.Tensor, cache: torch.Tensor, pages: torch.Tensor, kv_lens: torch.Tensor, scale: float) -> torch.Tensor:
+    """n sequences of one query each: q [n, Hq, D], cache [pages, 2, Hkv, P, D], pages [n, most pages of any]; returns [n, Hq, D] fp32."""
+    n, num_heads, head_dim = q.shape
+    _, _, num_kv_heads, page_size, _ = cache.shape
+    length = pages.shape[1] * page_size
+    valid = torch.arange(length) < kv_lens[:, None]
+    pages = torch.where(valid[:, ::page_size], pages, 0).long()
+    gathered = cache[pages].float()
+    keys_values = gathered.permute(2, 0, 3, 1, 4, 5).reshape(2, n, num_kv_heads, length, head_dim)
+    keys_values.masked_fill_(~valid[None, :, None, :, None], 0.0)
+    grouped = q.float().reshape(n, num_kv_heads, num_heads // num_kv_heads, head_dim)
+    mask = valid[:, None, None, :]
+    out = functional.scaled_dot_product_attention(grouped, keys_values[0], keys_values[1], attn_mask=mask, scale=scale)
+    return out.reshape(n, num_heads, head_dim)
+
+
+def _fake_paged(
+    qkv: torch.Tensor,
+    kv_cache: torch.Tensor,
+    block_table: torch.Tensor,
+    seq_slots: torch.Tensor,
+    query_start: torch.Tensor,
+    kv_lens: torch.Tensor,
+    layer: int,
+    num_heads: int,
+    num_kv_heads: int,
+    scale: float,
+    k_scale: torch.Tensor | None = None,
+    v_scale: torch.Tensor | None = None,
+    out_scale: torch.Tensor | None = None,
+) -> torch.Tensor:
+    return fake_result(qkv, (qkv.shape[0], num_heads * kv_cache.shape[5]), out_scale)
+
+
+@dialect_op(
+    "paged_attention(Tensor qkv, Tensor kv_cache, Tensor block_table, Tensor seq_slots, Tensor query_start, Tensor kv_lens, int layer, "
+    "int num_heads, int num_kv_heads, float scale, Tensor? k_scale=None, Tensor? v_scale=None, Tensor? out_scale=None) -> Tensor",
+    fake=_fake_paged,
+)
+def paged_attention(
+    qkv: torch.Tensor,
+    kv_cache: torch.Tensor,
+    block_table: torch.Tensor,
+    seq_slots: torch.Tensor,
+    query_start: torch.Tensor,
+    kv_lens: torch.Tensor,
+    layer: int,
+    num_heads: int,
+    num_kv_heads: int,
+    scale: float,
+    k_scale: torch.Tensor | None = None,
+    v_scale: torch.Tensor | None = None,
+    out_scale: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """qkv [T, (Hq + 2 Hkv)*D] as `rope_kv_write` returns it, ragged over R sequences whose last query sits at position kv_len - 1.
+
+    kv_cache is [layers, pages, 2, Hkv, page_size, D]. A context sequence takes the keys and values of this step from qkv and earlier ones
+    from the cache, a decode sequence all from the cache; a kernel may take a chunk's own from the cache too, which differs by its rounding.
+    Returns [T, Hq*D].
+    """
+    cache = kv_cache[layer]
+    page_size, head_dim = cache.shape[3], cache.shape[4]
+    heads = qkv.view(qkv.shape[0], -1, head_dim)
+    q3 = heads[:, :num_heads]
+    fresh = heads[:, num_heads:].reshape(-1, 2, num_kv_heads, head_dim).float()
+    out = torch.zeros(q3.shape, dtype=torch.float32, device=q3.device)
+    tables = block_table[seq_slots.long()]
+    query_lens = query_start.diff()
+
+    single = torch.nonzero((query_lens == 1) & (kv_lens > 0)).flatten()
+    single = single[kv_lens[single].argsort(stable=True)]
+    begin = 0
+    lengths = kv_lens[single].tolist()
+    while begin < len(lengths):
+        end = begin + 1
+        while end < len(lengths) and (end + 1 - begin) * lengths[end] <= _DECODE_CHUNK_ROWS:
+            end += 1
+        chosen = single[begin:end]
+        most_pages = -(-lengths[end - 1] // page_size)
+        rows = query_start[chosen].long()
+        decoded = _decode(q3[rows], cache, tables[chosen, :most_pages], kv_lens[chosen], _times(scale, k_scale))
+        out[rows] = decoded if v_scale is None else decoded * v_scale
+        begin = end
+
+    for r in torch.nonzero(query_lens > 1).flatten().tolist():
+        begin, end = int(query_start[r]), int(query_start[r + 1])
+        past = int(kv_lens[r]) - (end - begin)
+        pages = tables[r, : -(-past // page_size)].long()
+        keys_values = cache[pages].float().transpose(2, 3).transpose(0, 1).flatten(1, 2)[:, :past]
+        keys = torch.cat((dequantized(keys_values[0], k_scale), fresh[begin:end, 0]))
+        values = torch.cat((dequantized(keys_values[1], v_scale), fresh[begin:end, 1]))
+        out[begin:end] = _attend(q3[begin:end], keys, values, past, scale)
+    return finish(out.flatten(-2), qkv.dtype, out_scale)
+
+
+def _times(scale: float, k_scale: torch.Tensor | None) -> float:
+    return scale if k_scale is None else scale * float(k_scale)

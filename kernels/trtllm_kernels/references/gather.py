@@ -1,0 +1,61 @@
+"""Row gathers and the step's bookkeeping: embedding, rows whose logits are wanted, and `prepare_step`."""
+
+from __future__ import annotations
+
+import torch
+
+from trtllm_kernels.dialect.registry import dialect_op
+
+
+def _fake_embedding(ids: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return weight.new_empty(ids.shape[0], weight.shape[1])
+
+
+@dialect_op("embedding(Tensor ids, Tensor weight) -> Tensor", fake=_fake_embedding)
+def embedding(ids: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return weight.index_select(0, ids)
+
+
+def _fake_gather(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    return x.new_empty(rows.shape[0], x.shape[1])
+
+
+@dialect_op("gather_rows(Tensor x, Tensor rows) -> Tensor", fake=_fake_gather)
+def gather_rows(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    return x.index_select(0, rows)
+
+
+def _fake_prepare(context_tokens: torch.Tensor, *_: object) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return torch.empty_like(context_tokens), torch.empty_like(context_tokens), torch.empty_like(context_tokens)
+
+
+@dialect_op(
+    "prepare_step(Tensor context_tokens, Tensor seq_slots, Tensor query_start, Tensor kv_lens, Tensor last_tokens, Tensor block_table, "
+    "int page_size) -> (Tensor, Tensor, Tensor)",
+    fake=_fake_prepare,
+)
+def prepare_step(
+    context_tokens: torch.Tensor,
+    seq_slots: torch.Tensor,
+    query_start: torch.Tensor,
+    kv_lens: torch.Tensor,
+    last_tokens: torch.Tensor,
+    block_table: torch.Tensor,
+    page_size: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(token_ids, positions, kv_slots) of each token of the ragged batch.
+
+    A context token of -1 stands for the last token sampled in its slot. Tokens from `query_start[R]` on belong to nobody: id, position and
+    slot are 0 (page 0 is padding's).
+    """
+    token = torch.arange(context_tokens.shape[0], dtype=torch.int32)
+    owner = torch.searchsorted(query_start[1:].contiguous(), token, right=True)
+    owned = token < query_start[-1]
+    owner = owner.clamp_max(seq_slots.shape[0] - 1)
+    position = kv_lens[owner] - (query_start[1:][owner] - token)
+    slot = seq_slots[owner].long()
+    ids = torch.where(context_tokens < 0, last_tokens[slot], context_tokens)
+    position = torch.where(owned, position, 0)
+    page = block_table[slot, (position // page_size).long()]
+    kv_slots = torch.where(owned, page * page_size + position % page_size, 0)
+    return torch.where(owned, ids, 0), position, kv_slots

@@ -1,0 +1,122 @@
+"""Matrix product, and the column split that follows a merged one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch.nn import functional
+
+from trtllm_kernels.dialect.registry import dialect_op
+from trtllm_kernels.references.quantize import FP8, dequantized, fake_result, finish
+
+
+def _wide(x: torch.Tensor) -> torch.dtype:
+    """Quantized engines compute in bf16."""
+    return torch.bfloat16 if x.dtype == FP8 else x.dtype
+
+
+def _fake_linear(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    x_scale: torch.Tensor | None = None,
+    weight_scale: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+) -> torch.Tensor:
+    return x.new_empty(x.shape[0], weight.shape[0], dtype=_wide(x))
+
+
+@dialect_op(
+    "linear(Tensor x, Tensor weight, Tensor? bias=None, Tensor? x_scale=None, Tensor? weight_scale=None, Tensor? residual=None) -> Tensor",
+    fake=_fake_linear,
+)
+def linear(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    x_scale: torch.Tensor | None = None,
+    weight_scale: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """x [T, K] times weight [N, K] transposed, accumulated in fp32, plus bias [N] and residual [T, N], rounded once.
+
+    Both fp8 with their scales (result bf16), or neither.
+    """
+    if x.dtype != FP8 and residual is None:
+        return functional.linear(x, weight, bias)
+    product = _product(x, weight, bias, x_scale, weight_scale)
+    return (product if residual is None else product + residual.float()).to(_wide(x))
+
+
+def _product(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, x_scale: torch.Tensor | None, weight_scale: torch.Tensor | None
+) -> torch.Tensor:
+    """`linear` in fp32, not rounded."""
+    product = dequantized(x, x_scale) @ dequantized(weight, weight_scale).T
+    return product if bias is None else product + bias.float()
+
+
+def _fake_gate_up(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    x_scale: torch.Tensor | None = None,
+    weight_scale: torch.Tensor | None = None,
+    out_scale: torch.Tensor | None = None,
+) -> torch.Tensor:
+    return fake_result(x.new_empty(0, dtype=_wide(x)), (x.shape[0], weight.shape[0] // 2), out_scale)
+
+
+@dialect_op(
+    "gate_up_silu(Tensor x, Tensor weight, Tensor? x_scale=None, Tensor? weight_scale=None, Tensor? out_scale=None) -> Tensor",
+    fake=_fake_gate_up,
+)
+def gate_up_silu(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    x_scale: torch.Tensor | None = None,
+    weight_scale: torch.Tensor | None = None,
+    out_scale: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """silu(x @ gate.T) * (x @ up.T) for weight [2 I, K] whose rows interleave: gate 0, up 0, gate 1, up 1, ..."""
+    product = _product(x, weight, None, x_scale, weight_scale)
+    return finish(functional.silu(product[:, 0::2]) * product[:, 1::2], _wide(x), out_scale)
+
+
+def _fake_split(x: torch.Tensor, sizes: Sequence[int]) -> list[torch.Tensor]:
+    return [x.new_empty(x.shape[0], size) for size in sizes]
+
+
+@dialect_op("split(Tensor x, int[] sizes) -> Tensor[]", fake=_fake_split)
+def split(x: torch.Tensor, sizes: Sequence[int]) -> list[torch.Tensor]:
+    """Columns of x as separate contiguous tensors (copies: an op's result never aliases its argument)."""
+    return [part.contiguous() if part.shape[1] != x.shape[1] else part.clone() for part in torch.split_with_sizes(x, list(sizes), dim=-1)]
+
+
+def _fake_linear_gelu(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    x_scale: torch.Tensor | None = None,
+    weight_scale: torch.Tensor | None = None,
+    out_scale: torch.Tensor | None = None,
+) -> torch.Tensor:
+    return fake_result(x.new_empty(0, dtype=_wide(x)), (x.shape[0], weight.shape[0]), out_scale)
+
+
+@dialect_op(
+    "linear_gelu(Tensor x, Tensor weight, Tensor? bias=None, Tensor? x_scale=None, Tensor? weight_scale=None, "
+    "Tensor? out_scale=None) -> Tensor",
+    fake=_fake_linear_gelu,
+)
+def linear_gelu(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    x_scale: torch.Tensor | None = None,
+    weight_scale: torch.Tensor | None = None,
+    out_scale: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """gelu(linear(...)), tanh approximation. (Where it runs as two kernels, for few tokens, a GPU rounds the product in between.)"""
+    product = _product(x, weight, bias, x_scale, weight_scale)
+    return finish(functional.gelu(product, approximate="tanh"), _wide(x), out_scale)

@@ -1,0 +1,84 @@
+"""Normalisation, alone and fused with the residual addition before it.
+
+Statistics are fp32 and the result is rounded once. The fused ops return `(normed, x + residual)` with the sum rounded to the
+residual's dtype *before* it is normalised, so fusing changes no bit: the unfused `add` rounds there too. A model whose attention and
+feed-forward join the residual together gives the second of them as `addend`: (x + addend) + residual, each sum rounded.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from trtllm_kernels.dialect.registry import dialect_op
+from trtllm_kernels.references.elementwise import add
+from trtllm_kernels.references.quantize import fake_result, finish
+
+
+def rms_normalize(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """fp32 RMS norm over groups of `weight.numel()` trailing elements, unrounded. (Zhang and Sennrich 2019, eq. 4.)"""
+    grouped = x.float().view(x.shape[0], -1, weight.shape[0])
+    scale = torch.rsqrt(grouped.square().mean(-1, keepdim=True) + eps)
+    normed: torch.Tensor = grouped * scale * weight.float()
+    return normed.flatten(-2)
+
+
+def _fake(x: torch.Tensor, out_scale: torch.Tensor | None) -> torch.Tensor:
+    return fake_result(x, tuple(x.shape), out_scale)
+
+
+@dialect_op(
+    "rms_norm(Tensor x, Tensor weight, float eps, Tensor? out_scale=None) -> Tensor",
+    fake=lambda x, w, eps, out_scale=None: _fake(x, out_scale),
+)
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, out_scale: torch.Tensor | None = None) -> torch.Tensor:
+    return finish(rms_normalize(x, weight, eps), x.dtype, out_scale)
+
+
+@dialect_op(
+    "layer_norm(Tensor x, Tensor weight, Tensor bias, float eps, Tensor? out_scale=None) -> Tensor",
+    fake=lambda x, w, b, eps, out_scale=None: _fake(x, out_scale),
+)
+def layer_norm(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, out_scale: torch.Tensor | None = None
+) -> torch.Tensor:
+    normed = torch.nn.functional.layer_norm(x.float(), (weight.shape[0],), weight.float(), bias.float(), eps)
+    return finish(normed, x.dtype, out_scale)
+
+
+def _total(x: torch.Tensor, residual: torch.Tensor, addend: torch.Tensor | None) -> torch.Tensor:
+    both = x if addend is None else add(x, addend)
+    return add(residual, both)
+
+
+@dialect_op(
+    "add_rms_norm(Tensor x, Tensor residual, Tensor weight, float eps, Tensor? addend=None, Tensor? out_scale=None) -> (Tensor, Tensor)",
+    fake=lambda x, residual, w, eps, addend=None, out_scale=None: (_fake(x, out_scale), torch.empty_like(residual)),
+)
+def add_rms_norm(
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    addend: torch.Tensor | None = None,
+    out_scale: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    total = _total(x, residual, addend)
+    return rms_norm(total, weight, eps, out_scale), total
+
+
+@dialect_op(
+    "add_layer_norm(Tensor x, Tensor residual, Tensor weight, Tensor bias, float eps, Tensor? addend=None, Tensor? out_scale=None) "
+    "-> (Tensor, Tensor)",
+    fake=lambda x, residual, w, b, eps, addend=None, out_scale=None: (_fake(x, out_scale), torch.empty_like(residual)),
+)
+def add_layer_norm(
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    eps: float,
+    addend: torch.Tensor | None = None,
+    out_scale: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    total = _total(x, residual, addend)
+    return layer_norm(total, weight, bias, eps, out_scale), total

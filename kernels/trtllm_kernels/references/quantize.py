@@ -1,0 +1,60 @@
+"""FP8 (E4M3) with scales: x is about `scale * q`, with one static scale a tensor, or one a row that is found as the row is quantized.
+
+Every op that can end in a quantization takes `out_scale`: given, the op's fp32 result is divided by it, clamped to E4M3's largest value and
+rounded once; absent, the result keeps the op's dtype. So quantization costs no rounding of its own and, fused, no memory traffic.
+Scales are fp32 tensors of one element, not attributes: calibration and `refit` change them without recompiling.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from trtllm_kernels.dialect.registry import dialect_op
+
+FP8 = torch.float8_e4m3fn
+FP8_MAX = 448.0
+
+
+def finish(x: torch.Tensor, dtype: torch.dtype, out_scale: torch.Tensor | None) -> torch.Tensor:
+    """fp32 result of an op -> what it returns."""
+    if out_scale is None:
+        return x.to(dtype)
+    return (x / out_scale).clamp(-FP8_MAX, FP8_MAX).to(FP8)
+
+
+def dequantized(x: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
+    """fp32 value of a tensor that may be quantized."""
+    return x.float() if scale is None else x.float() * scale
+
+
+def fake_result(x: torch.Tensor, shape: tuple[int, ...], out_scale: torch.Tensor | None) -> torch.Tensor:
+    return x.new_empty(shape, dtype=x.dtype if out_scale is None else FP8)
+
+
+def _fake(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(x, dtype=FP8, memory_format=torch.contiguous_format)
+
+
+@dialect_op("quantize(Tensor x, Tensor scale) -> Tensor", fake=_fake)
+def quantize(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    return finish(x.float(), x.dtype, scale)
+
+
+SMALLEST_SCALE = 1e-12
+"""Of a row of zeros."""
+
+
+def row_scales(x: torch.Tensor) -> torch.Tensor:
+    """fp32 [rows, 1]: what maps each row's largest magnitude to E4M3's."""
+    return (x.float().abs().amax(dim=1, keepdim=True) / FP8_MAX).clamp_min(SMALLEST_SCALE)
+
+
+def _fake_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.empty_like(x, dtype=FP8, memory_format=torch.contiguous_format), x.new_empty((x.shape[0], 1), dtype=torch.float32)
+
+
+@dialect_op("quantize_rows(Tensor x) -> (Tensor, Tensor)", fake=_fake_rows)
+def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(codes, scales [rows, 1]) of x, each row by its own largest magnitude: nothing to calibrate, nothing clipped."""
+    scales = row_scales(x)
+    return finish(x.float(), x.dtype, scales), scales

@@ -1,0 +1,165 @@
+"""Products of a few tokens (2 to 64): reading the weight is nearly all the time there is, tensor cores multiply beside it.
+
+Weight rows are the tall side of the tensor core's tile and the tokens, padded to TOKENS, the narrow one: with the roles of a product of
+many tokens 64 rows of x would be multiplied whatever their number. Weights and x stream through TMA, several steps of K ahead, so that what
+is on the way covers the memory's latency. A tile of x comes from L2 once a tile of rows; tiles of more rows, which read it less often, won
+next to nothing in trials on an H100.
+Where tiles of rows alone are too few to fill the chip, K is divided among SPLITS programs each (split-K); their sums go to memory in fp32
+and `few_sum` adds them in order, so that the same step gives the same bits. Rejected: atomic additions, whose order changes.
+
+Before x is there (`overlap.py`) a program asks the beginning of its rows into L2 (`ahead.py`), LINES lines of each: TMA's own loads begin
+after the wait. Rows of x past the step's tokens are read (the buffer has them, or TMA gives zeros) and mean nothing; they are not stored.
+"""
+
+import triton
+import triton.language as tl
+
+from trtllm_kernels.triton_kernels.linear_gelu import gelu_tanh
+from trtllm_kernels.triton_kernels.pdl import let_next_start, wait_for_previous
+from trtllm_kernels.triton_kernels.prefetch import ask_rows
+from trtllm_kernels.triton_kernels.quantize import finish, result_scale
+from trtllm_kernels.triton_kernels.sampling import offer
+
+
+@triton.jit
+def _sums(
+    X, W, WeightRows, K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, TOKENS: tl.constexpr, SPLITS: tl.constexpr,
+    LINES: tl.constexpr, THREADS: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
+    """fp32 [BLOCK_N, TOKENS]: this program's rows of W times x over its part of K, after the wait for x. Past N and K TMA reads zeros."""
+    SHARE: tl.constexpr = ((K + BLOCK_K - 1) // BLOCK_K + SPLITS - 1) // SPLITS
+    row = tl.program_id(0) * BLOCK_N
+    first = tl.program_id(1) * (SHARE * BLOCK_K)
+    ask_rows(WeightRows + row.to(tl.int64) * K + first, K, BLOCK_N, LINES, THREADS)
+    wait_for_previous(OVERLAP)
+    acc = tl.zeros((BLOCK_N, TOKENS), dtype=tl.float32)
+    for step in range(SHARE):
+        k = first + step * BLOCK_K
+        acc = tl.dot(W.load([row, k]), X.load([0, k]).T, acc)
+    return acc
+
+
+@triton.jit
+def _weight_scale(WScale, rows, N: tl.constexpr, SCALED: tl.constexpr, SCALED_ROWS: tl.constexpr):
+    """Loaded before the wait: a constant."""
+    if SCALED_ROWS:
+        return tl.load(WScale + rows, mask=rows < N, other=0.0)
+    elif SCALED:
+        return tl.load(WScale)
+    else:
+        return 1.0
+
+
+@triton.jit
+def _epilogue(
+    y, tokens, rows, Bias, Residual, XScale, w_scale, num_tokens, N: tl.constexpr, SCALED: tl.constexpr, SCALED_ROWS: tl.constexpr,
+    BIASED: tl.constexpr, ADDED: tl.constexpr,
+):  # fmt: skip
+    """fp32 sums [tokens, rows] as the product they stand for: scaled, with bias and residual."""
+    if SCALED_ROWS:
+        y *= w_scale[None, :] * tl.load(XScale + tokens, mask=tokens < num_tokens, other=0.0)[:, None]
+    elif SCALED:
+        y *= w_scale * tl.load(XScale)
+    if BIASED:
+        y += tl.load(Bias + rows, mask=rows < N, other=0.0).to(tl.float32)[None, :]
+    if ADDED:
+        inside = (tokens < num_tokens)[:, None] & (rows < N)[None, :]
+        y += tl.load(Residual + tokens[:, None] * N + rows[None, :], mask=inside, other=0.0).to(tl.float32)
+    return y
+
+
+@triton.jit
+def few_linear(
+    X, W, WeightRows, Bias, Residual, XScale, WScale, Y, Best, Draws, num_tokens,
+    N: tl.constexpr, K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, TOKENS: tl.constexpr, LINES: tl.constexpr,
+    THREADS: tl.constexpr, SCALED: tl.constexpr, SCALED_ROWS: tl.constexpr, BIASED: tl.constexpr, ADDED: tl.constexpr,
+    SAMPLED: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
+    """X [tokens, K], W [N, K], TMA descriptors; WeightRows points at W; Y [tokens, N]. As `gemv.gemv`, whose flags these are."""
+    let_next_start(OVERLAP)
+    rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    tokens = tl.arange(0, TOKENS)
+    w_scale = _weight_scale(WScale, rows, N, SCALED, SCALED_ROWS)
+    sums = tl.trans(_sums(X, W, WeightRows, K, BLOCK_N, BLOCK_K, TOKENS, 1, LINES, THREADS, OVERLAP))
+    y = _epilogue(sums, tokens, rows, Bias, Residual, XScale, w_scale, num_tokens, N, SCALED, SCALED_ROWS, BIASED, ADDED)
+    y = y.to(Y.dtype.element_ty)
+    inside = (tokens < num_tokens)[:, None] & (rows < N)[None, :]
+    tl.store(Y + tokens[:, None] * N + rows[None, :], y, mask=inside)
+    if SAMPLED:
+        offer(y, Best, Draws, tokens, rows, num_tokens, N)
+
+
+@triton.jit
+def few_parts(
+    X, W, WeightRows, Parts, num_tokens,
+    N: tl.constexpr, K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, TOKENS: tl.constexpr, SPLITS: tl.constexpr,
+    LINES: tl.constexpr, THREADS: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
+    """Parts [SPLITS, tokens, N] fp32: sums over each part of K."""
+    let_next_start(OVERLAP)
+    sums = tl.trans(_sums(X, W, WeightRows, K, BLOCK_N, BLOCK_K, TOKENS, SPLITS, LINES, THREADS, OVERLAP))
+    rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    tokens = tl.arange(0, TOKENS)
+    inside = (tokens < num_tokens)[:, None] & (rows < N)[None, :]
+    tl.store(Parts + (tl.program_id(1) * num_tokens + tokens)[:, None] * N + rows[None, :], sums, mask=inside)
+
+
+@triton.jit
+def few_sum(
+    Parts, Bias, Residual, XScale, WScale, Y, num_tokens,
+    N: tl.constexpr, BLOCK: tl.constexpr, SPLITS: tl.constexpr, SCALED: tl.constexpr, SCALED_ROWS: tl.constexpr, BIASED: tl.constexpr,
+    ADDED: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
+    """Y [tokens, N] from `few_parts`, one program a token and BLOCK columns."""
+    let_next_start(OVERLAP)
+    token = tl.program_id(1) + tl.arange(0, 1)
+    columns = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = (columns < N)[None, :]
+    w_scale = _weight_scale(WScale, columns, N, SCALED, SCALED_ROWS)
+    wait_for_previous(OVERLAP)
+    at = Parts + token[:, None] * N + columns[None, :]
+    y = tl.load(at, mask=inside, other=0.0)
+    for split in tl.static_range(1, SPLITS):
+        y += tl.load(at + split * num_tokens * N, mask=inside, other=0.0)
+    y = _epilogue(y, token, columns, Bias, Residual, XScale, w_scale, num_tokens, N, SCALED, SCALED_ROWS, BIASED, ADDED)
+    tl.store(Y + token[:, None] * N + columns[None, :], y.to(Y.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def few_gate_up_silu(
+    X, W, WeightRows, XScale, WScale, OutScale, Y, num_tokens,
+    N: tl.constexpr, K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, TOKENS: tl.constexpr, LINES: tl.constexpr,
+    THREADS: tl.constexpr, SCALED: tl.constexpr, QUANTIZE: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
+    """As `gate_up.gate_up_silu`: W's rows interleave gate and up, Y [tokens, N // 2]."""
+    let_next_start(OVERLAP)
+    out_scale = result_scale(OutScale, QUANTIZE)
+    scale = tl.load(WScale) if SCALED else 1.0
+    sums = tl.trans(_sums(X, W, WeightRows, K, BLOCK_N, BLOCK_K, TOKENS, 1, LINES, THREADS, OVERLAP))
+    if SCALED:
+        sums *= scale * tl.load(XScale)
+    gate, up = tl.split(tl.reshape(sums, (TOKENS, BLOCK_N // 2, 2)))
+    y = gate / (1.0 + tl.exp2(gate * -1.4426950408889634)) * up
+    columns = tl.program_id(0) * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)
+    tokens = tl.arange(0, TOKENS)
+    inside = (tokens < num_tokens)[:, None] & (columns < N // 2)[None, :]
+    tl.store(Y + tokens[:, None] * (N // 2) + columns[None, :], finish(y, out_scale, Y.dtype.element_ty, QUANTIZE), mask=inside)
+
+
+@triton.jit
+def few_linear_gelu(
+    X, W, WeightRows, Bias, XScale, WScale, OutScale, Y, num_tokens,
+    N: tl.constexpr, K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, TOKENS: tl.constexpr, LINES: tl.constexpr,
+    THREADS: tl.constexpr, SCALED: tl.constexpr, BIASED: tl.constexpr, QUANTIZE: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
+    """As `linear_gelu.linear_gelu`: Y [tokens, N]."""
+    let_next_start(OVERLAP)
+    rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    tokens = tl.arange(0, TOKENS)
+    out_scale = result_scale(OutScale, QUANTIZE)
+    w_scale = _weight_scale(WScale, rows, N, SCALED, False)
+    sums = tl.trans(_sums(X, W, WeightRows, K, BLOCK_N, BLOCK_K, TOKENS, 1, LINES, THREADS, OVERLAP))
+    y = _epilogue(sums, tokens, rows, Bias, Bias, XScale, w_scale, num_tokens, N, SCALED, False, BIASED, False)
+    y = gelu_tanh(y)
+    inside = (tokens < num_tokens)[:, None] & (rows < N)[None, :]
+    tl.store(Y + tokens[:, None] * N + rows[None, :], finish(y, out_scale, Y.dtype.element_ty, QUANTIZE), mask=inside)

@@ -1,0 +1,243 @@
+"""Two or more result sets side by side: aligned by cell, each figure with its change, interval and a verdict word.
+
+The first set is the base. Repeats are the sample: two or more on both sides give a Welch interval on ln(other/base); with one repeat the
+change is printed and the verdict is `inconclusive`, because a single run says nothing of its own noise. Verdict words survive Holm's
+correction over everything compared, so that a table of a hundred cells does not announce five accidents.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from trtllm_results import stats
+from trtllm_results.errors import ResultsError
+from trtllm_results.metrics.registry import FIGURES, HEADLINE
+from trtllm_results.record.row import ALIGN_FIELDS, Row
+from trtllm_results.stats import Interval
+from trtllm_results.store.selection import ResultSet
+
+SAME_WITHIN = 0.01
+"""A change whose whole interval lies within this is called `same`."""
+CLOCK = "sm_clock_mean_mhz"
+Key = tuple[tuple[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class Change:
+    """One figure of one cell, base against other. `change` is relative, positive where the number grew."""
+
+    cell: Mapping[str, Any]
+    label: str
+    figure: str
+    base: str
+    other: str
+    base_value: float
+    other_value: float
+    base_repeats: int
+    other_repeats: int
+    interval: Interval | None
+    p_value: float
+    rank_p_value: float | None
+    """Mann and Whitney's test: a check on the t interval that no outlier can sway; needs 4 repeats a side to reach 0.05."""
+    verdict: str
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def change(self) -> float:
+        return self.other_value / self.base_value - 1
+
+    @property
+    def unit(self) -> str:
+        return FIGURES[self.figure].unit if self.figure in FIGURES else ""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All changes, and what could not be compared (label, reason)."""
+
+    sets: tuple[str, ...]
+    changes: tuple[Change, ...]
+    left_out: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = field(default_factory=tuple)
+
+
+def compare(
+    sets: Sequence[ResultSet],
+    figures: Sequence[str] = (HEADLINE,),
+    ignore: Sequence[str] = (),
+    across_gpus: bool = False,
+    confidence: float = 0.95,
+) -> Comparison:
+    """Compares every later set with the first.
+
+    `ignore` names alignment fields that may differ (for a set split by precision: `precision`, `kv_dtype`). Raises `ResultsError` for fewer
+    than two sets, an unknown figure or field, GPUs that differ without `across_gpus`, sets with no cell in common, and a figure that is
+    zero, negative or NaN.
+    """
+    if len(sets) < 2:
+        raise ResultsError("Comparing needs two result sets; name two stores, or one store and --by FIELD.")
+    for name in figures:
+        if name not in FIGURES:
+            raise ResultsError(f"There is no figure '{name}'; docs/schema.md lists them.")
+    for name in ignore:
+        if name not in ALIGN_FIELDS:
+            raise ResultsError(f"'{name}' is not a field cells are aligned by; those are {', '.join(ALIGN_FIELDS)}.")
+    if not across_gpus:
+        _one_device(sets)
+    aligned = [_by_cell(one, ignore) for one in sets]
+    drafts: list[tuple[Change, stats.Evidence | None]] = []
+    left_out: list[tuple[str, str]] = []
+    for other_set, other in zip(sets[1:], aligned[1:], strict=True):
+        common = [key for key in aligned[0] if key in other]
+        if not common:
+            raise ResultsError(_nothing_in_common(sets[0], other_set, aligned[0], other))
+        left_out += [(_label(aligned[0][key]), f"only in {sets[0].name}") for key in aligned[0] if key not in other]
+        left_out += [(_label(other[key]), f"only in {other_set.name}") for key in other if key not in aligned[0]]
+        for key in common:
+            for figure in figures:
+                draft = _change(key, figure, sets[0].name, aligned[0][key], other_set.name, other[key], confidence)
+                if isinstance(draft, str):
+                    left_out.append((_label(aligned[0][key]), draft))
+                else:
+                    drafts.append(draft)
+    return Comparison(
+        tuple(one.name for one in sets), _verdicts(drafts, 1 - confidence), tuple(left_out), _notes(sets) + _chips(sets, aligned)
+    )
+
+
+def pareto(rows: Sequence[Row], speed: str = "output_tokens_per_s_per_user", throughput: str = "output_tokens_per_s_per_gpu") -> list[Row]:
+    """Rows no other row beats in both figures, by rising `speed`. Rows without either figure, or not ok, are left out."""
+    points = [r for r in rows if r.status == "ok" and speed in r.figures and throughput in r.figures]
+    points.sort(key=lambda r: (-r.figures[speed], -r.figures[throughput]))
+    front: list[Row] = []
+    for row in points:
+        if not front or row.figures[throughput] > front[-1].figures[throughput]:
+            front.append(row)
+    return front[::-1]
+
+
+def _one_device(sets: Sequence[ResultSet]) -> None:
+    devices = sorted({row.environment.device for one in sets for row in one.rows if row.status == "ok"})
+    if len(devices) > 1:
+        raise ResultsError(
+            f"These results come from different devices ({', '.join(d or 'unknown' for d in devices)}); say --across-gpus to compare them."
+        )
+
+
+def _by_cell(one: ResultSet, ignore: Sequence[str]) -> dict[Key, list[Row]]:
+    cells: dict[Key, list[Row]] = {}
+    for row in one.rows:
+        cells.setdefault(tuple(pair for pair in row.cell.align if pair[0] not in ignore), []).append(row)
+    return cells
+
+
+def _label(rows: Sequence[Row]) -> str:
+    return rows[0].cell.label
+
+
+def _nothing_in_common(first: ResultSet, second: ResultSet, a: Mapping[Key, Any], b: Mapping[Key, Any]) -> str:
+    names = [name for name, _ in next(iter(a))]
+    apart = [name for name in names if not {dict(k)[name] for k in a} & {dict(k)[name] for k in b}]
+    why = f"they differ in {', '.join(apart)}" if apart else "no combination of settings occurs in both"
+    return f"{first.name} and {second.name} have no cell in common ({why}); measure the same cells or name fields to --ignore."
+
+
+def _change(
+    key: Key, figure: str, base: str, base_rows: Sequence[Row], other: str, other_rows: Sequence[Row], confidence: float
+) -> tuple[Change, stats.Evidence | None] | str:
+    ours, theirs = _values(base_rows, figure, base), _values(other_rows, figure, other)
+    for name, rows, values in ((base, base_rows, ours), (other, other_rows, theirs)):
+        if not values:
+            bad = next((row for row in rows if row.status != "ok"), None)
+            return f"{bad.status} in {name}: {bad.reason}" if bad else f"no {figure} in {name}"
+    evidence = stats.log_ratio(ours, theirs) if min(len(ours), len(theirs)) >= 2 else None
+    warnings = tuple(
+        dict.fromkeys(f"{name}: {text}" for name, rows in ((base, base_rows), (other, other_rows)) for r in rows for text in r.warnings)
+    )
+    return (
+        Change(
+            cell=dict(key),
+            label=_label(base_rows),
+            figure=figure,
+            base=base,
+            other=other,
+            base_value=_geometric_mean(ours),
+            other_value=_geometric_mean(theirs),
+            base_repeats=len(ours),
+            other_repeats=len(theirs),
+            interval=evidence.interval(confidence).as_ratio() if evidence else None,
+            p_value=2 * min(evidence.p_below(0.0), evidence.p_above(0.0), 0.5) if evidence else 1.0,
+            rank_p_value=stats.mann_whitney(ours, theirs) if evidence else None,
+            verdict="inconclusive",
+            warnings=warnings,
+        ),
+        evidence,
+    )
+
+
+def _values(rows: Sequence[Row], figure: str, name: str) -> list[float]:
+    values = [row.figures[figure] for row in rows if row.status == "ok" and figure in row.figures]
+    for value in values:
+        if not value > 0 or math.isinf(value):
+            raise ResultsError(
+                f"{figure} of {_label(rows)} in {name} is {value:g}; a measurement like that cannot be compared, drop or repeat it."
+            )
+    return values
+
+
+def _geometric_mean(values: Sequence[float]) -> float:
+    return math.exp(sum(map(math.log, values)) / len(values))
+
+
+def _verdicts(drafts: Sequence[tuple[Change, stats.Evidence | None]], alpha: float) -> tuple[Change, ...]:
+    tested = [index for index, (_, evidence) in enumerate(drafts) if evidence is not None]
+    adjusted = dict(zip(tested, stats.holm([drafts[i][0].p_value for i in tested]), strict=True))
+    return tuple(_worded(change, adjusted.get(index), alpha) for index, (change, _) in enumerate(drafts))
+
+
+def _worded(change: Change, p: float | None, alpha: float) -> Change:
+    verdict = "inconclusive"
+    if p is not None and change.interval is not None:
+        if p <= alpha:
+            grew, better = change.interval.estimate > 0, FIGURES[change.figure].better
+            if better == "":
+                verdict = "more" if grew else "less"
+            elif FIGURES[change.figure].unit in ("ms", "s") or "/s" in FIGURES[change.figure].unit:
+                verdict = "faster" if grew == (better == "higher") else "slower"
+            else:
+                verdict = "better" if grew == (better == "higher") else "worse"
+        if change.interval.low >= -SAME_WITHIN and change.interval.high <= SAME_WITHIN:
+            verdict = "same"
+    return Change(
+        **{**{name: getattr(change, name) for name in change.__dataclass_fields__}, "verdict": verdict, "p_value": 1.0 if p is None else p}
+    )
+
+
+def _notes(sets: Sequence[ResultSet]) -> tuple[str, ...]:
+    notes = []
+    for name in ("gpu", "driver", "power_limit_w", "torch", "triton"):
+        seen = {one.name: sorted({str(getattr(row.environment, name)) for row in one.rows if row.status == "ok"}) for one in sets}
+        if len({tuple(values) for values in seen.values()}) > 1:
+            notes.append(f"{name} differs: " + "; ".join(f"{who} {', '.join(values) or '-'}" for who, values in seen.items()))
+    return tuple(notes)
+
+
+def _chips(sets: Sequence[ResultSet], aligned: Sequence[Mapping[Key, Sequence[Row]]]) -> tuple[str, ...]:
+    """That cells all sets have were measured on different GPUs of one kind: repeats on one chip say nothing of the next one's clocks."""
+    common = [key for key in aligned[0] if all(key in cells for cells in aligned)]
+    measured = [[[row for row in cells[key] if row.status == "ok"] for key in common] for cells in aligned]
+    chips = [{row.environment.gpu_uuid for rows in cells for row in rows} for cells in measured]
+    kinds = {row.environment.gpu for cells in measured for rows in cells for row in rows}
+    if len(kinds) > 1 or not all(chips) or any("" in seen for seen in chips) or all(seen == chips[0] for seen in chips):
+        return ()
+    each = []
+    for one, cells, seen in zip(sets, measured, chips, strict=True):
+        clocks = [
+            sum(of_cell) / len(of_cell) for rows in cells if (of_cell := [row.figures[CLOCK] for row in rows if CLOCK in row.figures])
+        ]
+        mean = f" at {sum(clocks) / len(clocks):,.0f} MHz" if len(clocks) == len(common) else ""
+        each.append(f"{one.name} {', '.join(sorted(uuid.removeprefix('GPU-')[:8] for uuid in seen))}{mean}")
+    return (f"not the same GPUs: {'; '.join(each)}. Chips of one kind differ, most at the power cap, and no interval here includes that",)

@@ -1,0 +1,221 @@
+"""Other people's figures, and ours beside them.
+
+A published figure is one number with a source: no repeats, no environment, a method known only in part. So it gets a ratio and a sentence
+on what differs, never a verdict or an interval. Ours is the fastest cell (mean over repeats) of the same model, precision, shape and
+parallel layout, because the published ones are maximum throughput. A published ISL within 10% is matched and the difference said (GPT-J
+cannot do 2048/128 within its 2048 positions).
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from trtllm_results.errors import ResultsError
+from trtllm_results.record.environment import Environment
+from trtllm_results.record.row import Cell, Row
+
+ISL_TOLERANCE = 0.10
+HANDFUL = 256
+"""Up to this many requests all run at once, so the figure is one of a fixed batch."""
+SAME_SHAPE: Mapping[str, str] = {"llama-3-8b": "llama-3.1-8b", "llama-3-70b": "llama-3.1-70b"}
+"""Models with the same layer shapes (Llama 3 and 3.1 differ in RoPE scaling only)."""
+GPU_CLASSES = ("B200", "H200", "H100", "A100", "L40S", "L4", "A10", "RTX")
+HALF = frozenset({"fp16", "bf16"})
+
+
+@dataclass(frozen=True)
+class Published:
+    """One figure from elsewhere. `measured` marks our own measurement of a peer."""
+
+    source: str
+    gpu: str
+    model: str
+    precision: str
+    kv_dtype: str
+    isl: int
+    osl: int
+    tp: int
+    output_tokens_per_s: float
+    method: str
+    measured: bool = False
+    requests: int = 0
+
+    def as_row(self) -> Row:
+        """The figure as a row, for tables and plots that take rows."""
+        return Row(
+            cell=Cell(
+                model=self.model,
+                precision=self.precision,
+                kv_dtype=self.kv_dtype,
+                batch=0,
+                isl=self.isl,
+                osl=self.osl,
+                tp=self.tp,
+                num_requests=self.requests,
+                target=self.source,
+            ),
+            environment=Environment(gpu=self.gpu),
+            figures={"output_tokens_per_s": self.output_tokens_per_s, "output_tokens_per_s_per_gpu": self.output_tokens_per_s / self.tp},
+            run_id="published",
+            started_at="",
+            extra={"method": self.method},
+            row_id=f"published-{self.source}-{self.gpu}-{self.model}-{self.precision}-{self.kv_dtype}-{self.isl}-{self.osl}-{self.tp}",
+        )
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Ours beside one published figure. `ratio` is ours / theirs; `differs` names what the two do not share, `here` our method."""
+
+    ours: Row
+    ours_tokens_per_s: float
+    repeats: int
+    theirs: Published
+    same_gpu: bool
+    differs: tuple[str, ...]
+    here: str
+
+    @property
+    def ratio(self) -> float:
+        return self.ours_tokens_per_s / self.theirs.output_tokens_per_s
+
+
+def folder() -> Path:
+    """Where the CSV files lie: beside the package in a checkout, inside it when installed. Raises `ResultsError` if neither has them."""
+    package = Path(__file__).parents[1]
+    for place in (package / "published", package.parent / "published"):
+        if (place / "published.csv").exists():
+            return place
+    raise ResultsError("The published figures are not part of this installation; reinstall trtllm-bench.")
+
+
+@cache
+def load() -> tuple[Published, ...]:
+    """All published figures and measured peers."""
+    with open(folder() / "published.csv", newline="") as handle:
+        found = [
+            Published(
+                source=f"{line['source']} {line['version']}".strip(),
+                gpu=line["gpu"],
+                model=line["model"],
+                precision=line["weights"].split()[0],
+                kv_dtype=line["kv_cache"].split()[0] if line["kv_cache"] else "",
+                isl=int(line["isl"]),
+                osl=int(line["osl"]),
+                tp=int(line["tp"]),
+                output_tokens_per_s=float(line["output_tokens_per_s"]),
+                method=line["note"] + (f"; weights {line['weights']}" if " " in line["weights"] else ""),
+            )
+            for line in csv.DictReader(handle)
+        ]
+    with open(folder() / "measured_peers.csv", newline="") as handle:
+        found += [
+            Published(
+                source=line["engine"].split(" (")[0],
+                gpu=line["gpu"],
+                model=line["model"],
+                precision=line["weights"],
+                kv_dtype=line["kv_cache"],
+                isl=int(line["isl"]),
+                osl=int(line["osl"]),
+                tp=int(line["tp"]),
+                output_tokens_per_s=float(line["output_tokens_per_s"]),
+                method=f"{line['num_requests']} requests queued at once, up to {line['max_num_seqs']} running, random token ids",
+                measured=True,
+                requests=int(line["num_requests"]),
+            )
+            for line in csv.DictReader(handle)
+        ]
+    return tuple(found)
+
+
+def gpu_class(name: str) -> str:
+    """`NVIDIA H100 80GB HBM3` -> `H100`; the name itself when it is not one that figures were published for."""
+    words = name.upper().replace("-", " ").split()
+    return next((kind for kind in GPU_CLASSES if kind in words), name)
+
+
+def beside(rows: Iterable[Row], published: Sequence[Published] | None = None) -> list[Beside]:
+    """Each published figure that has a counterpart in `rows`, same GPU first. Raises `ResultsError` when nothing matches."""
+    published = load() if published is None else published
+    groups: dict[tuple[str, str, str, int, int, int], list[Row]] = {}
+    for row in rows:
+        if row.status == "ok" and row.figures.get("output_tokens_per_s", 0) > 0 and row.cell.pp == 1:
+            cell = row.cell
+            key = (row.environment.gpu, _model(cell.model), _precision(cell.precision), cell.isl, cell.osl, cell.tp)
+            groups.setdefault(key, []).append(row)
+    found: list[Beside] = []
+    for group in groups.values():
+        for theirs in published:
+            candidates = [row for row in group if _matches(row.cell, theirs)]
+            if candidates:
+                best, rate, repeats = _fastest(candidates)
+                same = gpu_class(best.environment.gpu) == gpu_class(theirs.gpu)
+                found.append(Beside(best, rate, repeats, theirs, same, _differences(best, theirs, same), _method(best.cell)))
+    if not found:
+        raise ResultsError(
+            "None of these results has a published counterpart (same model, precision, ISL/OSL and tensor parallelism); "
+            "published are " + ", ".join(sorted({p.model for p in published})) + "."
+        )
+    return sorted(
+        found, key=lambda b: (b.ours.cell.model, b.ours.cell.precision, b.ours.cell.isl, b.ours.cell.osl, not b.same_gpu, b.theirs.source)
+    )
+
+
+def _matches(cell: Cell, theirs: Published) -> bool:
+    """A figure for a handful of sequences is matched by that many in flight, one for maximum throughput by any cell."""
+    return (
+        _model(cell.model) == _model(theirs.model)
+        and _precision(cell.precision) == _precision(theirs.precision)
+        and cell.tp == theirs.tp
+        and cell.osl == theirs.osl
+        and abs(cell.isl - theirs.isl) <= ISL_TOLERANCE * theirs.isl
+        and (not 0 < theirs.requests <= HANDFUL or theirs.requests == _in_flight(cell))
+    )
+
+
+def _in_flight(cell: Cell) -> int:
+    """Sequences at once, of a cell whose requests are all queued."""
+    return min((count for count in (cell.batch, cell.num_requests) if count), default=0)
+
+
+def _fastest(group: list[Row]) -> tuple[Row, float, int]:
+    """The cell of highest mean throughput: one of its rows, the mean, how many repeats."""
+    cells: dict[str, list[Row]] = {}
+    for row in group:
+        cells.setdefault(row.key, []).append(row)
+    means = {key: sum(r.figures["output_tokens_per_s"] for r in rows) / len(rows) for key, rows in cells.items()}
+    key = max(means, key=lambda k: means[k])
+    return cells[key][0], means[key], len(cells[key])
+
+
+def _model(name: str) -> str:
+    return SAME_SHAPE.get(name.lower(), name.lower())
+
+
+def _precision(name: str) -> str:
+    return "half" if name in HALF else name
+
+
+def _differences(ours: Row, theirs: Published, same_gpu: bool) -> tuple[str, ...]:
+    cell, parts = ours.cell, []
+    if not same_gpu:
+        parts.append(f"{gpu_class(theirs.gpu)} there, {gpu_class(ours.environment.device)} here")
+    if cell.model.lower() != theirs.model:
+        parts.append(f"{theirs.model} there (same shapes)")
+    if cell.precision != theirs.precision:
+        parts.append(f"{theirs.precision} there, {cell.precision} here")
+    if cell.kv_dtype and theirs.kv_dtype and cell.kv_dtype != theirs.kv_dtype:
+        parts.append(f"KV {theirs.kv_dtype} there, {cell.kv_dtype} here")
+    if cell.isl != theirs.isl:
+        parts.append(f"ISL {theirs.isl} there, {cell.isl} here")
+    return (*parts, f"there: {theirs.method}")
+
+
+def _method(cell: Cell) -> str:
+    load = f"{cell.request_rate:g} requests/s" if cell.request_rate else f"{cell.num_requests or 'all'} requests"
+    return load + (f", up to {cell.batch} running" if cell.batch else "") + (f", workload {cell.workload}" if cell.workload else "")

@@ -1,0 +1,135 @@
+"""A comparison as records, Markdown, CSV or JSON. Terminal tables are drawn by the command line from the same records."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from trtllm_results.compare.align import Change, Comparison
+from trtllm_results.compare.published import Beside, gpu_class
+from trtllm_results.metrics.registry import brief
+
+
+def records(comparison: Comparison) -> list[dict[str, Any]]:
+    """One flat record a change; `change`, `low` and `high` are relative (0.031 for +3.1%)."""
+    return [_record(change) for change in comparison.changes]
+
+
+def _record(change: Change) -> dict[str, Any]:
+    return {
+        **change.cell,
+        "label": change.label,
+        "figure": change.figure,
+        "unit": change.unit,
+        "base": change.base,
+        "other": change.other,
+        "base_value": change.base_value,
+        "other_value": change.other_value,
+        "base_repeats": change.base_repeats,
+        "other_repeats": change.other_repeats,
+        "change": change.change,
+        "low": None if change.interval is None else change.interval.low,
+        "high": None if change.interval is None else change.interval.high,
+        "p_value": change.p_value,
+        "rank_p_value": change.rank_p_value,
+        "verdict": change.verdict,
+        "warnings": "; ".join(change.warnings),
+    }
+
+
+def beside_records(found: Sequence[Beside]) -> list[dict[str, Any]]:
+    """One flat record a published figure."""
+    return [
+        {
+            "model": one.ours.cell.model,
+            "precision": one.ours.cell.precision,
+            "isl": one.ours.cell.isl,
+            "osl": one.ours.cell.osl,
+            "tp": one.ours.cell.tp,
+            "gpu": gpu_class(one.ours.environment.device),
+            "ours": one.ours_tokens_per_s,
+            "repeats": one.repeats,
+            "source": one.theirs.source,
+            "their_gpu": gpu_class(one.theirs.gpu),
+            "theirs": one.theirs.output_tokens_per_s,
+            "ratio": one.ratio,
+            "same_gpu": one.same_gpu,
+            "differs": "; ".join(one.differs),
+            "here": one.here,
+        }
+        for one in found
+    ]
+
+
+def to_json(comparison: Comparison) -> str:
+    content = {"sets": comparison.sets, "changes": records(comparison), "left_out": comparison.left_out, "notes": comparison.notes}
+    return json.dumps(content, indent=1)
+
+
+def to_csv(rows: Sequence[dict[str, Any]]) -> str:
+    """Records as CSV with a header; empty when there are none."""
+    if not rows:
+        return ""
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return stream.getvalue()
+
+
+def percent(value: float | None) -> str:
+    return "" if value is None else f"{value * 100:+.1f}%"
+
+
+def interval_text(low: float | None, high: float | None) -> str:
+    return "one repeat" if low is None or high is None else f"{percent(low)} to {percent(high)}"
+
+
+def to_markdown(comparison: Comparison) -> str:
+    """A table a pull request can hold."""
+    lines = ["| cell | figure | base | other | change | 95% interval | verdict |", "|---|---|--:|--:|--:|---|---|"]
+    for one in records(comparison):
+        figure = f"{one['figure']} ({one['unit']})" if one["unit"] else one["figure"]
+        lines.append(
+            f"| {one['label']} | {figure} | {brief(one['base_value'])} | {brief(one['other_value'])} | {percent(one['change'])} "
+            f"| {interval_text(one['low'], one['high'])} | {one['verdict']} |"
+        )
+    head = f"Base **{comparison.sets[0]}**, against {', '.join(f'**{name}**' for name in comparison.sets[1:])}.\n\n"
+    tail = "".join(f"\n- left out: {label} ({why})" for label, why in comparison.left_out) + "".join(
+        f"\n- {note}" for note in comparison.notes
+    )
+    return head + "\n".join(lines) + "\n" + (tail + "\n" if tail else "")
+
+
+def lettered(found: Sequence[Beside]) -> tuple[list[str], dict[str, str]]:
+    """The letters of each figure's differences, and what each letter means: a difference shared by twenty rows is said once.
+
+    The GPU is left out: tables show it.
+    """
+    meanings: dict[str, str] = {}
+    marks = []
+    for one in found:
+        parts = [part for part in one.differs if one.same_gpu or part != one.differs[0]]
+        marks.append("".join(meanings.setdefault(part, _letter(len(meanings))) for part in parts))
+    return marks, {letter: part for part, letter in meanings.items()}
+
+
+def _letter(index: int) -> str:
+    return chr(ord("a") + index) if index < 26 else f"({index})"
+
+
+def beside_markdown(found: Sequence[Beside]) -> str:
+    header = "| model | precision | ISL/OSL | TP | ours, tok/s | source | GPU there | theirs, tok/s | ours / theirs | differs |"
+    lines = [header, "|---|---|---|--:|--:|---|---|--:|--:|---|"]
+    marks, meanings = lettered(found)
+    for one, mark in zip(beside_records(found), marks, strict=True):
+        lines.append(
+            f"| {one['model']} | {one['precision']} | {one['isl']}/{one['osl']} | {one['tp']} | {one['ours']:,.0f} | {one['source']} "
+            f"| {one['their_gpu']} | {one['theirs']:,.0f} | {one['ratio']:.2f} | {mark} |"
+        )
+    here = dict.fromkeys(f"here, {one['precision']} {one['isl']}/{one['osl']}: {one['here']}" for one in beside_records(found))
+    notes = [f"{letter}: {part}" for letter, part in meanings.items()]
+    return "\n".join(lines) + "\n\n" + "".join(f"- {note}\n" for note in [*notes, *here])

@@ -1,0 +1,197 @@
+"""The runner that measures: `trtllm-bench throughput` processes, of an engine folder or of a revision of this repository.
+
+A process a run, because the run is the sample: whatever a process fixes at its start (memory layout, autotuned libraries, caches) must be
+drawn anew each time or it is a bias of the arm. Where loading costs more than measuring, `keep_loaded` holds one process an arm instead,
+both on the device at once, and the report says what that leaves out. A revision is unpacked with `git archive` into a temporary folder
+and put first on PYTHONPATH, so the repository's work tree and its `.git` stay untouched.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Self
+
+from trtllm_results.errors import ResultsError
+from trtllm_results.gate.run import Arm, RunResult
+from trtllm_results.importers.nvidia import own
+from trtllm_results.record.row import Row
+from trtllm_results.store.table import Store
+
+PACKAGE_FOLDERS = ("", "kernels", "engines", "workloads", "results", "dashboards")
+KEPT = "each arm was one process throughout: what a process draws at its start (memory layout, clocks of its first run) counts as the arm's"
+
+
+@dataclass(frozen=True)
+class ArmCommand:
+    """How one arm is measured: the command without its report flag, and its environment variables."""
+
+    name: str
+    command: tuple[str, ...]
+    variables: Mapping[str, str] = field(default_factory=dict)
+
+
+def arm_command(spec: str, flags: Sequence[str], cleanup: ExitStack) -> ArmCommand:
+    """`spec` is an engine folder, a checkout's folder, or a git revision; what is unpacked of a revision goes with `cleanup`.
+
+    Raises `ResultsError` if it is none of them.
+    """
+    command = (sys.executable, "-P", "-m", "trtllm_bench", "throughput")
+    folder = Path(spec)
+    if (folder / "engine.json").exists():
+        return ArmCommand(folder.name, (*command, "--engine-dir", spec, *flags), {"PYTHONPATH": _search_path()})
+    if (folder / "trtllm_bench" / "__init__.py").exists():
+        return ArmCommand(folder.resolve().name, (*command, *flags), {"PYTHONPATH": _packages_of(folder)})
+    if folder.is_dir():
+        raise ResultsError(f"{spec} holds neither an engine (engine.json; make one with build) nor a checkout (trtllm_bench/).")
+    root = _git("rev-parse", "--show-toplevel")
+    revision = _git("rev-parse", "--verify", "--quiet", f"{spec}^{{commit}}")
+    if not root or not revision:
+        raise ResultsError(f"'{spec}' is neither an engine folder, nor a checkout, nor a git revision of this repository.")
+    unpacked = cleanup.enter_context(tempfile.TemporaryDirectory(prefix="trtllm-bench-gate-"))
+    archive = subprocess.run(["git", "-C", root, "archive", revision], capture_output=True, check=True)
+    subprocess.run(["tar", "-x", "-C", unpacked], input=archive.stdout, check=True)
+    name = revision[:10] if revision.startswith(spec) else f"{spec} ({revision[:10]})"
+    return ArmCommand(name, (*command, *flags), {"PYTHONPATH": _packages_of(Path(unpacked))})
+
+
+def _packages_of(checkout: Path) -> str:
+    """PYTHONPATH with a checkout's packages before what was on it already."""
+    inherited = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    return os.pathsep.join([*(str((checkout / part).resolve()) for part in PACKAGE_FOLDERS), *inherited])
+
+
+def _search_path() -> str:
+    """This process's own import path: with -P the child would otherwise lose the current folder."""
+    return os.pathsep.join(str(Path(entry or ".").resolve()) for entry in sys.path if entry is not None)
+
+
+def _git(*arguments: str) -> str:
+    try:
+        found = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+    except OSError:
+        return ""
+    return found.stdout.strip() if found.returncode == 0 else ""
+
+
+class Once:
+    """A process a run."""
+
+    def __init__(self, side: ArmCommand) -> None:
+        self.side = side
+
+    def measure(self, report: Path) -> str:
+        """Writes `report`; returns what the process said of its failure, empty when it ended well."""
+        done = subprocess.run(
+            [*self.side.command, "--report-json", str(report)], env={**os.environ, **self.side.variables}, capture_output=True, text=True
+        )
+        return _failure(done.returncode, done.stderr or done.stdout)
+
+    def close(self) -> None:
+        pass
+
+
+class Kept:
+    """One process for all runs of an arm: told the report's path on its standard input, it measures and answers with it."""
+
+    def __init__(self, side: ArmCommand) -> None:
+        self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed with the process)
+        self._process = subprocess.Popen(
+            [*side.command, "--keep-loaded"],
+            env={**os.environ, **side.variables},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._said,
+            text=True,
+        )
+
+    def measure(self, report: Path) -> str:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write(f"{report}\n")
+            self._process.stdin.flush()
+            if any(line == f"measured {report}\n" for line in self._process.stdout):
+                return ""
+        except BrokenPipeError:
+            pass
+        code = self._process.wait()
+        self._said.seek(0)
+        return _failure(code, self._said.read()) or "ended before it had measured"
+
+    def close(self) -> None:
+        for pipe in (self._process.stdin, self._process.stdout):
+            with suppress(BrokenPipeError):
+                pipe.close()  # type: ignore[union-attr]
+        try:
+            self._process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._said.close()
+
+
+def _failure(code: int, said: str) -> str:
+    if code == 0:
+        return ""
+    lines = said.strip().splitlines() or ["no output"]
+    ours = [line for line in lines if line.startswith("trtllm-bench: ")]
+    return f"ended with exit code {code}: {(ours or lines)[-1]}"
+
+
+class CommandRunner:
+    """Runs arms as processes; keeps every row in `store` when there is one. `on_run(arm, row)` reports each. Close it after use."""
+
+    def __init__(
+        self,
+        a: ArmCommand,
+        b: ArmCommand,
+        store: Store | None = None,
+        on_run: Callable[[Arm, Row], None] | None = None,
+        keep_loaded: bool = False,
+    ) -> None:
+        self.arms: Mapping[Arm, ArmCommand] = {"A": a, "B": b}
+        self.store, self.on_run = store, on_run
+        self.note = KEPT if keep_loaded else ""
+        self.count = 0
+        self._processes = {arm: Kept(side) if keep_loaded else Once(side) for arm, side in self.arms.items()}
+
+    def run(self, arm: Arm) -> RunResult:
+        """Measures one arm. Raises `ResultsError` when the process fails, writes no report, or the run is void."""
+        side = self.arms[arm]
+        with tempfile.TemporaryDirectory(prefix="trtllm-bench-run-") as folder:
+            report = Path(folder) / "report.json"
+            failure = self._processes[arm].measure(report)
+            try:
+                row = own(json.loads(report.read_text())["record"])
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                if failure:
+                    raise ResultsError(f"A run of {side.name} {failure}") from error
+                raise ResultsError(f"A run of {side.name} left no report that can be read ({type(error).__name__}).") from error
+        row = replace(row, repeat=self.count, extra={**row.extra, "gate_arm": arm, "gate_name": side.name})
+        self.count += 1
+        if self.store is not None:
+            self.store.append(row)
+        if self.on_run is not None:
+            self.on_run(arm, row)
+        if row.status != "ok":
+            raise ResultsError(f"A run of {side.name} is {row.status}: {row.reason or 'no reason given'}.")
+        warnings = (*row.warnings, self.note) if self.note else row.warnings
+        return RunResult(row.figures, row.environment, warnings)
+
+    def close(self) -> None:
+        for process in self._processes.values():
+            process.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()

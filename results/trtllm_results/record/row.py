@@ -1,0 +1,217 @@
+"""The row: one measurement of one cell, and the registry of figures it may carry.
+
+A row is flat on disk (scalar columns only) so that pandas, DuckDB and a spreadsheet read it without help, and structured in memory
+(`Cell`, `Environment`, figures) so that code cannot confuse what was asked for with what was seen. Figures come from one registry that
+gives each a unit, a direction and a definition; a name outside it is refused, because a misspelt column is a lost measurement.
+
+Two notions of sameness, deliberately apart:
+
+* `Row.key` hashes everything that can change a result (cell, settings, engine, software, GPU, driver, limits). `--resume` trusts only this.
+* `Cell.align` names what a reader calls "the same case" (model, precision, shape, load). `compare` lines up two sets by this.
+
+Rejected: nested Parquet columns (spreadsheets cannot read them), a long table of (cell, figure, value) (every reader would pivot it first).
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import math
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, get_args
+
+from trtllm_results.errors import ResultsError
+from trtllm_results.metrics.registry import FIGURES
+from trtllm_results.record.environment import Environment
+
+SCHEMA_VERSION = 1
+"""Raised when a column changes meaning or disappears; a new figure or a new identity column with a default does not raise it."""
+
+Status = Literal["ok", "failed", "oom", "void"]
+STATUSES: tuple[str, ...] = get_args(Status)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What was asked for. `batch` is the number of sequences in flight (0: not bounded); `request_rate` is in requests/s (0: closed
+    loop)."""
+
+    model: str
+    precision: str
+    batch: int
+    isl: int
+    osl: int
+    kv_dtype: str = ""
+    tp: int = 1
+    pp: int = 1
+    num_requests: int = 0
+    request_rate: float = 0.0
+    workload: str = ""
+    """Name of the workload; its content is `workload_hash`."""
+    workload_hash: str = ""
+    target: str = "native"
+    target_version: str = ""
+    engine_fingerprint: str = ""
+    weights_hash: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Anything else that can change the result (policy, max_num_tokens, sampling), as JSON."""
+
+    @property
+    def align(self) -> tuple[tuple[str, Any], ...]:
+        """The fields by which result sets are lined up."""
+        return tuple((name, getattr(self, name)) for name in ALIGN_FIELDS)
+
+    @property
+    def label(self) -> str:
+        """Short human name: `llama-3.1-8b fp8 b64 128/128`."""
+        parts = [self.model, self.precision]
+        if self.kv_dtype and self.kv_dtype != self.precision:
+            parts.append(f"kv-{self.kv_dtype}")
+        if self.tp > 1:
+            parts.append(f"tp{self.tp}")
+        if self.pp > 1:
+            parts.append(f"pp{self.pp}")
+        if self.batch:
+            parts.append(f"b{self.batch}")
+        if self.request_rate:
+            parts.append(f"{self.request_rate:g}/s")
+        parts.append(f"{self.isl}/{self.osl}")
+        if self.workload and self.workload != "fixed":
+            parts.append(self.workload)
+        return " ".join(parts)
+
+
+ALIGN_FIELDS = ("model", "precision", "kv_dtype", "tp", "pp", "batch", "request_rate", "isl", "osl", "workload")
+CELL_FIELDS: Mapping[str, str] = {f.name: str(f.type) for f in fields(Cell)}
+ENVIRONMENT_FIELDS: Mapping[str, str] = {f.name: str(f.type) for f in fields(Environment)}
+ROW_FIELDS: Mapping[str, str] = {
+    "schema_version": "int",
+    "row_id": "str",
+    "cell_key": "str",
+    "run_id": "str",
+    "repeat": "int",
+    "status": "str",
+    "reason": "str",
+    "warnings": "json",
+    "started_at": "str",
+    "command": "str",
+    "extra": "json",
+}
+
+
+def cell_key(cell: Cell, environment: Environment) -> str:
+    """Content hash (16 hex digits) of everything that can change the result of `cell` on this machine."""
+    content = {"schema": SCHEMA_VERSION, "cell": asdict(cell), "environment": environment.decisive()}
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement. A figure that does not exist (TPOT of one-token answers, power without NVML) is absent, never zero."""
+
+    cell: Cell
+    environment: Environment
+    repeat: int = 0
+    status: Status = "ok"
+    reason: str = ""
+    """Why the row is not `ok`, one sentence."""
+    figures: Mapping[str, float] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    """What makes an `ok` row suspect: throttling, short outputs, other processes on the GPU."""
+    run_id: str = ""
+    command: str = ""
+    started_at: str = field(default_factory=lambda: datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"))
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    row_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    @property
+    def key(self) -> str:
+        return cell_key(self.cell, self.environment)
+
+    def checked(self) -> Row:
+        """This row, fit to store: unknown figures refused, figures that are not finite dropped with a warning.
+
+        Raises `ResultsError` for an unknown figure or status.
+        """
+        if self.status not in STATUSES:
+            raise ResultsError(f"Row of {self.cell.label} has status '{self.status}'; use one of {', '.join(STATUSES)}.")
+        unknown = sorted(set(self.figures) - set(FIGURES))
+        if unknown:
+            raise ResultsError(
+                f"Row of {self.cell.label} carries unknown figure '{unknown[0]}'; add it to trtllm_results/figures.py or use extra."
+            )
+        finite = {name: float(value) for name, value in self.figures.items() if math.isfinite(value)}
+        dropped = tuple(f"{name} was not a finite number and is left out" for name in self.figures if name not in finite)
+        return Row(**{**_shallow(self), "figures": finite, "warnings": self.warnings + dropped})
+
+    def to_flat(self) -> dict[str, Any]:
+        """Scalar columns: identity, environment (`env_*`), figures."""
+        flat: dict[str, Any] = {
+            "schema_version": SCHEMA_VERSION,
+            "row_id": self.row_id,
+            "cell_key": self.key,
+            "run_id": self.run_id,
+            "repeat": self.repeat,
+            "status": self.status,
+            "reason": self.reason,
+            "warnings": json.dumps(list(self.warnings)),
+            "started_at": self.started_at,
+            "command": self.command,
+            "extra": json.dumps(dict(self.extra), sort_keys=True, default=str),
+        }
+        for name in CELL_FIELDS:
+            flat[name] = getattr(self.cell, name)
+        flat["settings"] = json.dumps(dict(self.cell.settings), sort_keys=True, default=str)
+        for name in ENVIRONMENT_FIELDS:
+            flat[f"env_{name}"] = getattr(self.environment, name)
+        flat.update(self.figures)
+        return flat
+
+    @classmethod
+    def from_flat(cls, flat: Mapping[str, Any]) -> Row:
+        """Inverse of `to_flat`; absent identity columns take their defaults, unknown numeric columns are kept as figures."""
+        known = {
+            name: _restore(flat[name], kind) for name, kind in CELL_FIELDS.items() if not _absent(flat.get(name)) and name != "settings"
+        }
+        settings = flat.get("settings")
+        cell = Cell(**known, settings={} if _absent(settings) else json.loads(str(settings)))
+        environment = Environment(
+            **{
+                name: _restore(flat[f"env_{name}"], kind)
+                for name, kind in ENVIRONMENT_FIELDS.items()
+                if not _absent(flat.get(f"env_{name}"))
+            }
+        )
+        taken = set(CELL_FIELDS) | set(ROW_FIELDS) | {f"env_{name}" for name in ENVIRONMENT_FIELDS}
+        figures = {
+            name: float(value)
+            for name, value in flat.items()
+            if name not in taken and isinstance(value, int | float) and not _absent(value)
+        }
+        text = {name: str(flat[name]) for name in ("row_id", "run_id", "reason", "started_at", "command") if not _absent(flat.get(name))}
+        warnings, extra = flat.get("warnings"), flat.get("extra")
+        return cls(
+            cell=cell,
+            environment=environment,
+            repeat=int(flat.get("repeat") or 0),
+            status=flat.get("status") or "ok",
+            figures=figures,
+            warnings=() if _absent(warnings) else tuple(json.loads(str(warnings))),
+            extra={} if _absent(extra) else json.loads(str(extra)),
+            **text,
+        )
+
+
+def _shallow(row: Row) -> dict[str, Any]:
+    return {f.name: getattr(row, f.name) for f in fields(row)}
+
+
+def _absent(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _restore(value: Any, kind: str) -> Any:
+    return {"int": int, "float": float, "bool": bool}.get(kind, str)(value)

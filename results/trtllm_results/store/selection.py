@@ -1,0 +1,98 @@
+"""Choosing rows: named result sets from paths, filters such as `precision=fp8` or `batch>=64`, and the field of a row by name."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from trtllm_results.errors import ResultsError
+from trtllm_results.metrics.registry import FIGURES
+from trtllm_results.record.row import CELL_FIELDS, ENVIRONMENT_FIELDS, Row
+from trtllm_results.store.table import read_rows
+
+_OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
+    ">=": operator.ge,
+    "<=": operator.le,
+    "!=": operator.ne,
+    "=": operator.eq,
+    ">": operator.gt,
+    "<": operator.lt,
+}
+ROW_NAMES = ("status", "repeat", "run_id")
+
+
+@dataclass(frozen=True)
+class ResultSet:
+    """Rows under one name, as a reader thinks of them: `before`, `after`, `vllm`."""
+
+    name: str
+    rows: tuple[Row, ...]
+
+
+def field_of(row: Row, name: str) -> Any:
+    """A cell field, `env_*` field, figure, `status`, `repeat`, `gpu` or `run_id` of `row`; None for a figure it lacks.
+
+    Raises `ResultsError` for a name that is none of these.
+    """
+    if name in CELL_FIELDS:
+        return getattr(row.cell, name)
+    if name == "gpu":
+        return row.environment.device
+    if name in ROW_NAMES:
+        return getattr(row, name)
+    if name.removeprefix("env_") in ENVIRONMENT_FIELDS:
+        return getattr(row.environment, name.removeprefix("env_"))
+    if name in FIGURES or name in row.figures:
+        return row.figures.get(name)
+    raise ResultsError(f"Results have no field '{name}'; use a cell field ({', '.join(CELL_FIELDS)}), env_* or a figure (docs/schema.md).")
+
+
+def parse_filter(text: str) -> Callable[[Row], bool]:
+    """`FIELD OP VALUE` with = != >= <= > <. A row that lacks the figure does not pass. Raises `ResultsError` if not understood."""
+    match = re.fullmatch(r"\s*([a-z0-9_]+)\s*(>=|<=|!=|=|>|<)\s*(.+?)\s*", text)
+    if not match:
+        raise ResultsError(f"Filter '{text}' is not understood; write for example precision=fp8 or batch>=64.")
+    name, symbol, wanted = match.groups()
+
+    def passes(row: Row) -> bool:
+        value = field_of(row, name)
+        if value is None:
+            return False
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            try:
+                return bool(_OPERATORS[symbol](value, float(wanted)))
+            except ValueError:
+                raise ResultsError(f"Filter '{text}': {name} is a number, '{wanted}' is not.") from None
+        return bool(_OPERATORS[symbol](str(value), wanted))
+
+    return passes
+
+
+def keep(rows: Iterable[Row], filters: Sequence[str]) -> list[Row]:
+    """The rows that pass every filter."""
+    tests = [parse_filter(text) for text in filters]
+    return [row for row in rows if all(test(row) for test in tests)]
+
+
+def load_set(spec: str) -> ResultSet:
+    """`PATH` or `NAME=PATH`, a store folder or a table file. Raises `ResultsError` if it cannot be read or is empty."""
+    name, equals, path = spec.partition("=")
+    if not equals:
+        name, path = spec.rstrip("/").rsplit("/", 1)[-1], spec
+    rows = tuple(read_rows(path))
+    if not rows:
+        raise ResultsError(f"{path} holds no results.")
+    return ResultSet(name, rows)
+
+
+def split_by(rows: Iterable[Row], field: str) -> list[ResultSet]:
+    """One set for each value of `field`, in order of first appearance. Raises `ResultsError` if there is only one value."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(str(field_of(row, field)), []).append(row)
+    if len(groups) < 2:
+        raise ResultsError(f"All rows have {field} = {next(iter(groups), '(none)')}; there is nothing to compare by {field}.")
+    return [ResultSet(name, tuple(members)) for name, members in groups.items()]

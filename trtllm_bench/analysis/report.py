@@ -1,0 +1,97 @@
+"""Explanations in the terminal."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from trtllm_bench.analysis.advice import findings
+from trtllm_bench.analysis.cells import MeasuredCell
+from trtllm_bench.analysis.check import check, median_error
+from trtllm_bench.analysis.explain import breakdown, difference
+from trtllm_bench.analysis.slowest import SlowRequest, slow_request
+from trtllm_bench.errors import BenchError
+from trtllm_bench.profiling.record import Profile
+from trtllm_dashboards.tables import Column, show
+from trtllm_results.store.selection import keep
+from trtllm_results.store.table import read_rows
+
+LEAST = 0.005
+"""Parts below this share are summed up in one line."""
+KERNELS = 3
+
+
+def tell_cell(cell: MeasuredCell, percentile: float, console: Console) -> None:
+    found = breakdown(cell)
+    rate = cell.row.figures.get("output_tokens_per_s", 0.0)
+    console.print(f"{cell.label} on {cell.row.environment.device}: {rate:,.1f} output tok/s", style="bold", soft_wrap=True)
+    source = "its profile" if found.source == "profile" else "its step log and the step model"
+    console.print(f"{found.per_token_us:,.2f} us an output token, by {source}:")
+    parts = sorted(found.parts.items(), key=lambda part: -abs(part[1]))
+    small = [us for name, us in parts if abs(found.share(name)) < LEAST]
+    for name, us in parts:
+        if abs(found.share(name)) >= LEAST:
+            console.print(f"  {_short(name):<28}{us:>12,.2f} us {found.share(name):>7.1%}")
+    if small:
+        console.print(f"  {f'{len(small)} smaller parts':<28}{sum(small):>12,.2f} us {sum(small) / found.per_token_us:>7.1%}")
+    console.print()
+    for one in findings(cell, found):
+        gain = "" if one.gain is None else f" (predicted {one.gain:+.0%} tokens/s)"
+        text = one.limit + ("; " if one.limit and one.change else "") + one.change + gain
+        console.print(f"- {text[:1].upper()}{text[1:]}.", soft_wrap=True)
+    try:
+        slow = slow_request(cell, percentile)
+    except BenchError as error:
+        console.print(f"note: {error}", style="yellow", soft_wrap=True)
+        return
+    console.print()
+    _tell_request(slow, cell, console)
+
+
+def _tell_request(slow: SlowRequest, cell: MeasuredCell, console: Console) -> None:
+    preempted = f", preempted {slow.preemptions} times" if slow.preemptions else ""
+    console.print(
+        f"p{slow.percentile:g} by end-to-end time: request {slow.index}, {slow.input_tokens} in, {slow.output_tokens} out, "
+        f"{slow.e2e_s * 1e3:,.1f} ms{preempted}",
+        style="bold",
+        soft_wrap=True,
+    )
+    for stage in slow.stages:
+        where = "no step" if stage.first is None else f"steps {stage.first}-{stage.last}"
+        held = "" if stage.first is None else f", {stage.decode_tokens:,.0f} decode and {stage.context_tokens:,.0f} context tokens a step"
+        console.print(f"  {stage.name:<8}{stage.seconds * 1e3:>10,.1f} ms  {where}{held}", soft_wrap=True)
+    if cell.profile is None:
+        return
+    profile = Profile.load(cell.profile)
+    ran = ", ".join(f"{_short(row.role)} {row.share:.0%}" for row in profile.kernels[:KERNELS])
+    console.print(f"  steps {profile.steps[0].number}-{profile.steps[-1].number} were profiled: {ran}; {cell.profile}", soft_wrap=True)
+
+
+def tell_difference(a: MeasuredCell, b: MeasuredCell, console: Console) -> None:
+    found = difference(breakdown(a), breakdown(b))
+    before, after = found.total
+    console.print(f"A {a.label}: {before:,.2f} us an output token", style="bold", soft_wrap=True)
+    console.print(f"B {b.label}: {after:,.2f} us an output token ({after / before - 1:+.1%})", style="bold", soft_wrap=True)
+    rows = [{"part": _short(name), "a": x, "b": y, "change": y - x, "share": (y - x) / before} for name, x, y in found.rows]
+    rows.append({"part": "whole", "a": before, "b": after, "change": after - before, "share": after / before - 1})
+    columns = [Column("part"), *(Column(name, name.upper(), unit="us", kind="number", places=2) for name in ("a", "b"))]
+    columns += [Column("change", "B - A", unit="us", kind="number", places=2), Column("share", "of A", kind="percent")]
+    show(rows, columns, console=console)
+
+
+def tell_all(results: str, console: Console) -> None:
+    """Every cell of a store, or of its part (`RESULTS@precision=fp8`), measured and predicted."""
+    path, _, chosen = results.partition("@")
+    checked = check(keep(read_rows(path), [part for part in chosen.split(",") if part]))
+    if not checked:
+        raise BenchError(f"{results}: the memory of these GPUs is not known, so what fits them cannot be predicted")
+    rows = [
+        {"cell": one.row.cell.label, "measured": one.measured, "predicted": one.predicted, "error": one.error}
+        for one in sorted(checked, key=lambda one: -abs(one.error))
+    ]
+    numbers = [Column(name, unit="tok/s", kind="number") for name in ("measured", "predicted")]
+    show(rows, [Column("cell"), *numbers, Column("error", "predicted - measured", kind="percent")], console=console)
+    console.print(f"median error {median_error(checked):.1%} over {len(checked)} cells")
+
+
+def _short(name: str) -> str:
+    return name if " " in name else name.rpartition(".")[2]

@@ -1,0 +1,29 @@
+"""An engine build's progress: a bar for each stage on a terminal, a line for each in a log. On standard error, as it is no result."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from trtllm_engines.engine.build import Progress as Report
+
+
+@contextmanager
+def build_progress() -> Iterator[Report]:
+    """What to hand to `trtllm_engines.engine.build.build(progress=...)`."""
+    console = Console(highlight=False, stderr=True)
+    columns = (TextColumn("{task.description:<16}"), BarColumn(30), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as view:
+        tasks: dict[str, TaskID] = {}
+
+        def report(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = view.add_task(stage, total=total)
+            view.update(tasks[stage], completed=done, total=total)
+            if done == total and not console.is_terminal:
+                console.print(f"{stage}: {total} done")
+
+        yield report

@@ -1,0 +1,63 @@
+"""A cell under Nsight Systems: the same command again with the tool around it, and the tool's export analysed like any trace.
+
+The inner process runs the cell and, instead of recording, tells the tool when its window begins and ends; what it leaves (`steps.json`)
+says which steps the recorded kernels belong to.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from trtllm_bench.profiling.capture import Recorded
+from trtllm_bench.profiling.cell import Wanted, analyse, record, write
+from trtllm_bench.profiling.record import Profile
+from trtllm_bench.tracing import nsight
+from trtllm_bench.tracing.nsys_export import read_nsys
+
+STEPS_FILE, REPORT = "steps.json", "nsys"
+
+
+class ProfilerApi:
+    """The collector of a process that runs under a tool."""
+
+    def start(self) -> None:
+        import torch
+
+        torch.cuda.cudart().cudaProfilerStart()  # type: ignore[no-untyped-call]
+
+    def stop(self) -> None:
+        import torch
+
+        torch.cuda.cudart().cudaProfilerStop()  # type: ignore[no-untyped-call]
+
+
+def without(arguments: Sequence[str], flags: Sequence[str], options: Sequence[str]) -> list[str]:
+    """Arguments less some flags, and some options with their values (as `--out x` or `--out=x`)."""
+    kept: list[str] = []
+    skip = False
+    for argument in arguments:
+        name, equals, _ = argument.replace("_", "-").partition("=")
+        if not skip and name not in flags and name not in options:
+            kept.append(argument)
+        skip = not skip and name in options and not equals
+    return kept
+
+
+def inside(wanted: Wanted, folder: Path) -> None:
+    """What runs under the tool."""
+    record(wanted, ProfilerApi()).save(folder / STEPS_FILE)
+
+
+def profile_with_nsys(arguments: Sequence[str], folder: Path, command: str) -> Profile:
+    """`arguments`: of the `profile` command, without `--nsys`. Raises `BenchError` where the tool is absent."""
+    tool = nsight.find("nsys")
+    folder.mkdir(parents=True, exist_ok=True)
+    target = [sys.executable, "-m", "trtllm_bench", *arguments, "--inside-nsys", "--out", str(folder)]
+    nsight.run(nsight.nsys_command(tool, target, folder / REPORT), "nsys")
+    recorded = Recorded.load(folder / STEPS_FILE)
+    events, _ = read_nsys(folder / f"{REPORT}.sqlite")
+    profile, _ = analyse(recorded, events, "Nsight Systems", command)
+    write(profile, folder)
+    return profile

@@ -1,0 +1,153 @@
+"""FLOP and bytes that a workload needs, counted from the engine's own graph: the numerators of MFU and MBU.
+
+MFU counts the FLOP of the model for the tokens served and not those a kernel happens to execute (padding, recomputation after
+preemption), so it cannot be raised by wasting work. MBU counts the bytes that must move if nothing is kept on the chip between steps: all
+weights once a step, the KV cache of each sequence once a decode step, every new key and value once. Both are given over whole runs and,
+from the step log, over steps of one kind only.
+
+Source of the definitions: Chowdhery et al., "PaLM" (2022), appendix B (MFU); Databricks, "LLM inference performance engineering" (MBU).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from trtllm_bench.roofline.ceilings import Ceilings
+from trtllm_engines.compiler.plan import Plan
+from trtllm_kernels.lowering.call import ELEMENT_BYTES
+from trtllm_results.metrics.requests import RequestLog
+
+CEILING_SLACK = 1.2
+"""Share of a ceiling above which it cannot be one: short bursts on a cool GPU pass a sustained ceiling by up to a tenth."""
+
+
+@dataclass(frozen=True)
+class ModelCost:
+    """What one engine costs, summed over its layers."""
+
+    token_flops: float
+    """Matrix products on every token of a step."""
+    row_flops: float
+    """Matrix products on rows whose logits are wanted."""
+    pair_flops: float
+    """Attention, a query token and one key it sees (2 for the score, 2 for the value, each head and element)."""
+    weight_bytes: float
+    """All weights but the embedding table, of which a step reads a row a token."""
+    kv_bytes: float
+    """Keys and values of one token."""
+    page_size: int
+    compute_dtype: str
+    """Number format of most products of a token (an fp8 model's head stays wide): the ceiling that MFU is measured against."""
+
+    @classmethod
+    def of(cls, plan: Plan) -> ModelCost:
+        flops = {"T": 0.0, "S": 0.0}
+        used: set[str] = set()
+        formats: dict[str, float] = {}
+        layers = 0
+        for op in plan.ops:
+            layers += op.op == "paged_attention"
+            if op.op == "embedding":
+                continue
+            rows = plan.values[op.outputs[0]].shape[0] if op.outputs and plan.values[op.outputs[0]].shape else 1
+            for name in op.inputs:
+                spec = plan.weights.get(name)
+                if spec is None:
+                    continue
+                used.add(name)
+                if len(spec.shape) == 2 and spec.shape[1] != 1 and rows in flops:
+                    product = 2.0 * int(spec.shape[0]) * int(spec.shape[1])
+                    flops[str(rows)] += product
+                    formats[spec.dtype] = formats.get(spec.dtype, 0.0) + product * (rows == "T")
+        config = plan.config
+        return cls(
+            token_flops=flops["T"],
+            row_flops=flops["S"],
+            pair_flops=4.0 * layers * config.num_heads * config.head_dim,
+            weight_bytes=sum(
+                float(np.prod([int(d) for d in plan.weights[name].shape])) * ELEMENT_BYTES[plan.weights[name].dtype] for name in used
+            ),
+            kv_bytes=2.0 * layers * config.num_kv_heads * config.head_dim * ELEMENT_BYTES[plan.kv_dtype],
+            page_size=plan.profile.page_size,
+            compute_dtype=max(formats, key=formats.__getitem__, default=plan.precision),
+        )
+
+    def flops_of(self, log: RequestLog) -> float:
+        """FLOP for all completed requests. The last output token is sampled but never fed back."""
+        done = log.select(log.ok)
+        prompt, output = done.input_tokens.astype(np.float64), done.output_tokens.astype(np.float64)
+        tokens = np.maximum(prompt + output - 1, 0)
+        return float((self.token_flops * tokens + self.row_flops * output + self.pair_flops * tokens * (tokens + 1) / 2).sum())
+
+    def bytes_of(self, log: RequestLog, steps: int) -> float:
+        """Bytes for all completed requests, served in so many steps."""
+        done = log.select(log.ok)
+        prompt, output = done.input_tokens.astype(np.float64), done.output_tokens.astype(np.float64)
+        tokens = np.maximum(prompt + output - 1, 0)
+        read_in_decode = tokens * (tokens + 1) / 2 - prompt * (prompt + 1) / 2
+        return steps * self.weight_bytes + self.kv_bytes * float((tokens + prompt + np.maximum(read_in_decode, 0)).sum())
+
+
+def utilisation(cost: ModelCost, ceilings: Ceilings, log: RequestLog, steps: npt.NDArray[Any], gpus: int = 1) -> dict[str, float]:
+    """`mfu`, `mbu` over the run, and `_prefill`, `_decode` over steps of that kind alone; a figure without a basis is left out.
+
+    `steps` is the engine's step log (`STEP_DTYPE`). In a step of one kind the cache length is taken from the pages in use, each sequence's
+    last page counted half; in prefill steps every prompt is taken to be whole.
+    """
+    peak = ceilings.flops_per_s.get(cost.compute_dtype, 0.0) * gpus
+    band = ceilings.bytes_per_s * gpus
+    done = log.select(log.ok)
+    if not len(done) or not len(steps) or band <= 0:
+        return {}
+    seconds = float(np.nanmax(done.end_s) - log.intended_s.min())
+    found = _ratios("", cost.flops_of(log), cost.bytes_of(log, len(steps)), seconds, peak, band)
+    for kind, work in _by_kind(cost, steps).items():
+        found |= _ratios(f"_{kind}", work["flops"], work["bytes"], work["seconds"], peak, band)
+    return found
+
+
+def _by_kind(cost: ModelCost, steps: npt.NDArray[Any]) -> Mapping[str, Mapping[str, float]]:
+    done = steps["done_s"]
+    taken = done - np.maximum(np.concatenate([[-np.inf], done[:-1]]), steps["launched_s"])
+    decode, context = steps["decode_tokens"].astype(np.float64), steps["context_tokens"].astype(np.float64)
+    sequences = np.maximum(steps["context_seqs"].astype(np.float64), 1)
+    held = np.maximum(steps["kv_pages_used"] * float(cost.page_size) - steps["running"] * cost.page_size / 2, decode)
+    pairs = context * (context / sequences + 1) / 2
+    kinds = {
+        "decode": (
+            (context == 0) & (decode > 0),
+            decode * (cost.token_flops + cost.row_flops) + cost.pair_flops * held,
+            cost.weight_bytes + cost.kv_bytes * (held + decode),
+        ),
+        "prefill": (
+            (decode == 0) & (context > 0),
+            context * cost.token_flops + sequences * cost.row_flops + cost.pair_flops * pairs,
+            cost.weight_bytes + 2 * cost.kv_bytes * context,
+        ),
+    }
+    return {
+        kind: {"flops": float(flops[chosen].sum()), "bytes": float(moved[chosen].sum()), "seconds": float(taken[chosen].sum())}
+        for kind, (chosen, flops, moved) in kinds.items()
+        if chosen.any()
+    }
+
+
+def _ratios(suffix: str, flops: float, moved: float, seconds: float, peak: float, band: float) -> dict[str, float]:
+    if seconds <= 0:
+        return {}
+    found = {f"mbu{suffix}": moved / seconds / band}
+    return found | {f"mfu{suffix}": flops / seconds / peak} if peak > 0 else found
+
+
+def doubtful(figures: Mapping[str, float]) -> tuple[str, ...]:
+    """A warning when a share of a ceiling is more than a ceiling leaves room for, which says that the ceiling is wrong."""
+    beyond = [name for name, value in figures.items() if name.startswith(("mfu", "mbu")) and value > CEILING_SLACK]
+    if not beyond:
+        return ()
+    worst = max(beyond, key=lambda name: figures[name])
+    return (f"{worst} is {figures[worst]:.0%}: the ceilings were measured on a busy device; repeat trtllm-bench ceilings --again",)
