@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from trtllm_results import stats
-from trtllm_results.metrics.registry import FIGURES
+from trtllm_results.metrics.registry import METRICS
 from trtllm_results.record.environment import Environment
 from trtllm_results.record.row import Cell, Row
 
@@ -173,5 +173,5 @@ def grouped(found: Sequence[Point], dimensions: Sequence[str]) -> dict[str, list
 
 def axis_label(figure: str, text: str = "") -> str:
     """Name and unit of a figure, from the registry."""
-    unit = FIGURES[figure].unit
+    unit = METRICS[figure].unit
     return f"{text or figure.replace('_', ' ')}" + (f" ({unit})" if unit else "")

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LLM", "RequestOutput", "SamplingParams"]
 
-_HOMES = {"LLM": "llm", "RequestOutput": "llm", "SamplingParams": "sampling"}
+_HOMES = {"LLM": "llm", "RequestOutput": "llm", "SamplingParams": "runtime.sampling_params"}
 
 
 def __getattr__(name: str) -> Any:

@@ -104,13 +104,13 @@ def fp8_sample(
         scales = torch.stack((named["k_scale"], named["v_scale"])).view(1, 1, 2, 1, 1, 1)
         named["kv_cache"] = torch.where(cache.isnan(), cache, (cache / scales).clamp(-FP8_MAX, FP8_MAX)).to(FP8)
         if op == "paged_attention":
-            _fresh_as_cached(named, model, batch)
+            _uncached_as_cached(named, model, batch)
     if op in QUANTIZABLE:
         named["out_scale"] = torch.tensor([OUT_SCALE])
     return named
 
 
-def _fresh_as_cached(named: dict[str, Any], model: ModelShape, batch: BatchShape) -> None:
+def _uncached_as_cached(named: dict[str, Any], model: ModelShape, batch: BatchShape) -> None:
     """Makes this step's keys and values in qkv those the cache holds, as `rope_kv_write` leaves them."""
     qkv, cache, page = named["qkv"], named["kv_cache"][named["layer"]].float(), model.page_size
     cache = cache * torch.cat([*(torch.ones(1) if named.get(n) is None else named[n] for n in ("k_scale", "v_scale"))]).view(1, 2, 1, 1, 1)
@@ -170,10 +170,20 @@ def _draw(op: str, model: ModelShape, batch: BatchShape, dtype: str, poison: boo
         case "linear_sample":
             kinds = torch.tensor([0.0, 1.0, 0.7])[torch.arange(t) % 3]
             seeds = torch.randint(-(1 << 31), 1 << 31, (t, 2)).int()
-            draws = torch.cat((kinds.view(torch.int32)[:, None], seeds, torch.arange(t).int()[:, None]), 1).contiguous()
-            state = {"best": torch.full((t + 3,), EMPTY), "last_tokens": torch.full((t + 2,), -5).int()}
-            state |= {"token_ring": torch.full((4, t + 5), -5).int(), "turn": _int32([2]), "sample_slots": torch.randperm(t + 2)[:t].int()}
-            return {"x": randn(t, h), "weight": 3 * randn(model.vocab, h) / h**0.5, "bias": randn(model.vocab), "draws": draws, **state}
+            sampling_words = torch.cat((kinds.view(torch.int32)[:, None], seeds, torch.arange(t).int()[:, None]), 1).contiguous()
+            state = {"argmax_scratch": torch.full((t + 3,), EMPTY), "last_tokens": torch.full((t + 2,), -5).int()}
+            state |= {
+                "token_ring": torch.full((4, t + 5), -5).int(),
+                "ring_slot": _int32([2]),
+                "sample_slots": torch.randperm(t + 2)[:t].int(),
+            }
+            return {
+                "x": randn(t, h),
+                "weight": 3 * randn(model.vocab, h) / h**0.5,
+                "bias": randn(model.vocab),
+                "sampling_words": sampling_words,
+                **state,
+            }
         case "gate_up_silu":
             return {"x": randn(t, h), "weight": randn(2 * model.intermediate, h) / h**0.5}
         case "quantize_rows":
@@ -214,6 +224,6 @@ def _draw(op: str, model: ModelShape, batch: BatchShape, dtype: str, poison: boo
         case "paged_attention":
             lists = {"block_table": block_table, "seq_slots": slots, "query_start": starts, "kv_lens": kv_lens}
             named = {"qkv": randn(t, qkv_width), "kv_cache": cache, **lists, "layer": 1, **grouping, "scale": scale}
-            _fresh_as_cached(named, model, batch)
+            _uncached_as_cached(named, model, batch)
             return named
     raise KeyError(op)

@@ -123,7 +123,7 @@ def test_attention_runs_beside_prompts_in_the_steps_the_kernels_say(model: str) 
     source = {"kind": "dummy", "seed": 0}
     plan = compile_model(preset_config(model), "fp8", Profile(512, 8192, 2048), arches=("sm_90",), weights_source=source).plan
     attention = next(op for op in plan.ops if op.op == "paged_attention")
-    launches = [launch for launch in attention.tactics["sm_90"].launches if launch.beside]
+    launches = [launch for launch in attention.tactics["sm_90"].launches if launch.concurrent]
     assert len(launches) == (model == "llama-3.1-8b"), "heads of 256 leave no room"
     continued = StepShape(np.array([64]), np.array([96]), 0, 1)
     contexts = [StepShape.prefill(*prompt) for prompt in ((1, 8), (1, 2048), (4, 512), (1, 2113))]

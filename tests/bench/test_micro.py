@@ -15,13 +15,13 @@ from trtllm_bench.__main__ import main
 from trtllm_bench.errors import BenchError, RunFailure
 from trtllm_bench.micro.bench import MOST_COPIES, Bench, BoundOp, _reading, chunk_case, decode_case, prefill_case
 from trtllm_bench.micro.results import Measured, Run, draw, is_right, judge
-from trtllm_bench.micro.run import Wanted, cases_of, parse_m, run
-from trtllm_bench.micro.timing import Call, How, Rule, measure, split_samples
+from trtllm_bench.micro.run import KernelSelection, cases_of, parse_m, run
+from trtllm_bench.micro.timing import Call, How, StoppingRule, measure, split_samples
 from trtllm_bench.roofline.counts import StepShape
 from trtllm_bench.roofline.hardware import Hardware
-from trtllm_kernels.dialect.types import FEW_TOKENS, Arg, Launch, Lowered, TensorSpec
+from trtllm_kernels.dialect.types import SKINNY_TOKENS, Arg, Launch, Lowered, TensorSpec
 
-RULE = Rule()
+RULE = StoppingRule()
 SPEED = {"cold": 1.0, "warm": 0.5, "chained": 51.2}
 """Of a chain of 64 calls 0.8 each."""
 
@@ -48,7 +48,7 @@ class FakeTimer:
         return self.now
 
 
-def timed(timer: FakeTimer, rule: Rule = RULE) -> tuple[float, int, bool, bool]:
+def timed(timer: FakeTimer, rule: StoppingRule = RULE) -> tuple[float, int, bool, bool]:
     found = measure(timer, lambda: None, "cold", rule, timer.clock)
     return found.mean_us, len(found.batches), found.settled, found.slowed
 
@@ -58,7 +58,7 @@ def test_a_quiet_kernel_takes_the_fewest_batches() -> None:
 
 
 def test_noise_asks_for_as_many_samples_as_its_mean_needs() -> None:
-    rule = Rule(noise=0.005, batch=25, seconds=math.inf)
+    rule = StoppingRule(noise=0.005, batch=25, seconds=math.inf)
     mean, batches, settled, _ = timed(FakeTimer(spread=0.8), rule)
     assert settled
     assert mean == pytest.approx(10, rel=0.02)
@@ -68,7 +68,7 @@ def test_noise_asks_for_as_many_samples_as_its_mean_needs() -> None:
 
 def test_what_never_settles_is_given_with_its_noise() -> None:
     timer = FakeTimer(spread=9.0)
-    found = measure(timer, lambda: None, "cold", Rule(seconds=1.0), timer.clock)
+    found = measure(timer, lambda: None, "cold", StoppingRule(seconds=1.0), timer.clock)
     assert not found.settled
     assert found.noise > 0.01
     assert timer.now == pytest.approx(1.1)
@@ -79,7 +79,7 @@ def test_batches_on_a_slowed_down_gpu_are_measured_again() -> None:
     assert timed(timer) == (10.0, 3, True, False)
     assert timer.batches == 5
     forever = FakeTimer(slow=iter([True] * 50))
-    assert timed(forever, Rule(retries=2)) == (10.0, 3, True, True)
+    assert timed(forever, StoppingRule(retries=2)) == (10.0, 3, True, True)
 
 
 def test_samples_are_cut_out_of_the_stream_of_kernels() -> None:
@@ -128,7 +128,7 @@ def test_kernels_find_room_for_more_tokens_behind_a_value_as_in_an_engine(bench:
     bench._bind([lowered], {"value": value, "weight": weight}, symbols)
     assert len(value) == 5
     assert found["value"].data_ptr() == value.data_ptr()
-    assert found["value"].shape == (FEW_TOKENS, value.shape[1])
+    assert found["value"].shape == (SKINNY_TOKENS, value.shape[1])
     assert found["weight"] is weight
     assert found["logits.scratch"].shape == (5, 2)
 
@@ -159,11 +159,11 @@ def test_not_a_number_is_never_right(bench: Bench) -> None:
 
 
 def test_prefill_adds_only_what_differs_from_decode(bench: Bench) -> None:
-    wanted = Wanted("tiny-llama", "fp32", (4, 32), 50)
+    wanted = KernelSelection("tiny-llama", "fp32", (4, 32), 50)
     assert [(case.label, case.shape.tokens) for case in cases_of(wanted)] == [("decode", 4), ("decode", 32), ("prefill", 32)]
     hardware = Hardware("test", {"fp32": 1e12}, 1e11)
     whole = Bench("tiny-llama", "fp32", "cpu", cases_of(wanted))
-    found = run(wanted, whole, FakeTimer(), Rule(), hardware, peers=False)
+    found = run(wanted, whole, FakeTimer(), StoppingRule(), hardware, peers=False)
     assert {one.op for one in found if one.case == "prefill"} == {"paged_attention"}
     assert all(one.right and one.cold.mean_us == 10 and one.warm.mean_us == 5 for one in found)
     assert {one.op for one in found if one.chained} == {"linear", "gate_up_silu", "linear_sample"} & {one.op for one in found}
@@ -178,7 +178,7 @@ def test_prefill_adds_only_what_differs_from_decode(bench: Bench) -> None:
     assert head.share == pytest.approx((head.roof_us or 0) / 10)
     assert len({one.key for one in found}) == len(found)
     with pytest.raises(BenchError, match="no op of tiny-llama is named 'nothing'; it has embedding"):
-        run(replace(wanted, name="nothing"), whole, FakeTimer(), Rule(), None, peers=False)
+        run(replace(wanted, name="nothing"), whole, FakeTimer(), StoppingRule(), None, peers=False)
 
 
 def test_a_chain_reads_a_weight_of_its_own_each_time_until_all_have_left_l2(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,10 +211,10 @@ def test_the_launches_of_a_chain_differ_in_the_weight_alone() -> None:
 
 
 def test_a_prompt_may_continue_what_is_in_the_cache() -> None:
-    wanted = Wanted("tiny-llama", "fp32", (4, 32), 50, "attention", past=70)
+    wanted = KernelSelection("tiny-llama", "fp32", (4, 32), 50, "attention", past=70)
     (*_, chunk) = cases_of(wanted)
     assert (chunk.label, chunk.shape.symbols) == ("chunk", {"T": 32, "R": 1, "D": 0, "S": 1, "C": 1})
-    found = run(wanted, Bench("tiny-llama", "fp32", "cpu", cases_of(wanted)), FakeTimer(), Rule(), None, peers=False)
+    found = run(wanted, Bench("tiny-llama", "fp32", "cpu", cases_of(wanted)), FakeTimer(), StoppingRule(), None, peers=False)
     assert [(one.case, one.m, one.kv_len) for one in found] == [("decode", 4, 50), ("decode", 32, 50), ("chunk", 32, 102)]
     assert all(one.right for one in found)
     pairs = sum(70 + i for i in range(1, 33))
@@ -231,7 +231,7 @@ def results(scale: float, seed: int) -> Run:
     draw_from = np.random.default_rng(seed)
     found = []
     for role, mean in (("mlp.down_proj", 20.0), ("attn", 50.0)):
-        base = measure(FakeTimer(mean), lambda: None, "cold", Rule())
+        base = measure(FakeTimer(mean), lambda: None, "cold", StoppingRule())
         batches = mean * (scale if role == "attn" else 1) * (1 + 0.003 * draw_from.standard_normal(6))
         timing = replace(base, batches=tuple(batches.tolist()), mean_us=float(batches.mean()))
         found.append(Measured("linear", role, "decode", 8, 100, 1e6, 1e9, timing, timing, 0.0, True, roof_us=mean / 2))

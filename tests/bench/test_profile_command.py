@@ -11,7 +11,7 @@ import pytest
 from trtllm_bench.__main__ import main
 from trtllm_bench.errors import BenchError
 from trtllm_bench.measure.from_row import wishes_of
-from trtllm_bench.profiling.record import Profile
+from trtllm_bench.profiling.record import CellProfile
 from trtllm_bench.tracing.trace import read_json
 from trtllm_results.record.environment import Environment
 from trtllm_results.record.row import Cell, Row
@@ -27,7 +27,7 @@ def test_a_profile_accounts_for_every_op_of_its_steps(tmp_path: Path, capsys: py
     said = capsys.readouterr().out
     assert "tiny-llama fp32 b4 16/12" in said
     assert "6 steps of" in said
-    profile = Profile.load(tmp_path)
+    profile = CellProfile.load(tmp_path)
     assert [step.number for step in profile.steps] == list(range(4, 10))
     assert {(step.phase, step.tokens) for step in profile.steps} == {("decode", 4)}
     calls = {row.role: row.calls for row in profile.kernels}
@@ -70,9 +70,9 @@ def test_mistakes_are_one_sentence(
 def test_a_damaged_profile_says_so(tmp_path: Path) -> None:
     (tmp_path / "profile.json").write_text('{"kernels": []}')
     with pytest.raises(ValueError, match="is no profile of this version"):
-        Profile.load(tmp_path)
+        CellProfile.load(tmp_path)
     with pytest.raises(ValueError, match="make one with trtllm-bench profile"):
-        Profile.load(tmp_path / "none")
+        CellProfile.load(tmp_path / "none")
 
 
 def test_a_measured_cell_is_run_again_and_linked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -81,7 +81,7 @@ def test_a_measured_cell_is_run_again_and_linked(tmp_path: Path, capsys: pytest.
     capsys.readouterr()
     assert main(["profile", str(store), "--steps", "3-5"]) == 0
     row = Store(store).rows()[0]
-    profile = Profile.load(store / str(row.extra["profile"]))
+    profile = CellProfile.load(store / str(row.extra["profile"]))
     assert profile.cell["label"] == row.cell.label
     assert profile.cell["cell_key"] == row.key
     assert len(profile.steps) == 3

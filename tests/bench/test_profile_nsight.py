@@ -16,8 +16,8 @@ import pytest
 
 from trtllm_bench.__main__ import main
 from trtllm_bench.errors import BenchError, RunFailure
-from trtllm_bench.profiling.capture import Recorded
-from trtllm_bench.profiling.counters import Target, collect, shapes_of
+from trtllm_bench.profiling.capture import Capture
+from trtllm_bench.profiling.counters import CountedKernel, collect, shapes_of
 from trtllm_bench.profiling.nsys import without
 from trtllm_bench.profiling.window import SeenStep
 from trtllm_bench.roofline.counts import StepShape
@@ -201,7 +201,7 @@ def fake_tool(folder: Path, name: str, script: str, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
 
 
-TARGET = Target("llama-3.1-8b", "fp8", "decode_grouped", 64, 128, 128, 8192)
+TARGET = CountedKernel("llama-3.1-8b", "fp8", "decode_grouped", 64, 128, 128, 8192)
 
 
 def test_ncu_is_run_around_the_op_and_its_csv_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -255,10 +255,10 @@ def test_the_inner_command_is_the_outer_one_without_the_tool() -> None:
 def test_what_a_run_leaves_is_read_back(tmp_path: Path) -> None:
     shape = StepShape.decode(2, 9) + StepShape.prefill(1, 4)
     step = SeenStep(5, shape, shape.symbols, False)
-    left = Recorded("e", "sm_90", "cuda", "GPU", {"label": "x"}, {"a": 1.0}, (step,), 0, {"done_s": [1.0]}, {}, ("note",))
+    left = Capture("e", "sm_90", "cuda", "GPU", {"label": "x"}, {"a": 1.0}, (step,), 0, {"done_s": [1.0]}, {}, ("note",))
     left.save(tmp_path / "steps.json")
-    found = Recorded.load(tmp_path / "steps.json")
+    found = Capture.load(tmp_path / "steps.json")
     assert (found.seen[0].symbols, found.notes, found.cell) == (shape.symbols, ("note",), {"label": "x"})
     assert np.array_equal(found.seen[0].shape.kv_lens, shape.kv_lens)
     with pytest.raises(RunFailure, match="left no account of its steps"):
-        Recorded.load(tmp_path / "none.json")
+        Capture.load(tmp_path / "none.json")

@@ -10,7 +10,7 @@ from trtllm_bench.__main__ import main
 from trtllm_bench.analysis.cells import find_cell
 from trtllm_bench.analysis.explain import breakdown
 from trtllm_bench.errors import BenchError
-from trtllm_bench.profiling.record import Profile
+from trtllm_bench.profiling.record import CellProfile
 from trtllm_bench.sweep.profiles import choose, parse_which
 from trtllm_dashboards.html import profiles
 from trtllm_dashboards.sources import load
@@ -51,7 +51,7 @@ def test_a_sweep_links_its_worst_cell_to_a_profile(tmp_path: Path, capsys: pytes
     assert (len(rows), len(linked)) == (2, 1)
     cell = find_cell(f"{folder}@{linked[0].key}")
     assert cell.profile == folder / str(linked[0].extra["profile"])
-    profile = Profile.load(cell.profile)
+    profile = CellProfile.load(cell.profile)
     assert profile.cell["batch"] == linked[0].cell.batch
     assert breakdown(cell).source == "profile"
     assert breakdown(cell).per_token_us == pytest.approx(profile.window_us / profile.tokens_out)

@@ -13,7 +13,7 @@ from trtllm_bench.measure.rows import reason_of
 from trtllm_bench.measure.session import Identity, Load, Measurement, OnRequests
 from trtllm_bench.measure.spec import make_workload
 from trtllm_bench.sweep.runner import Sweep
-from trtllm_bench.sweep.spec import Case, SweepSpec
+from trtllm_bench.sweep.spec import GridCase, SweepSpec
 from trtllm_results.metrics.requests import RequestLog, figures
 from trtllm_results.record.environment import Environment
 from trtllm_results.record.row import Row
@@ -75,16 +75,16 @@ class Watching:
     def preparing(self, precision: str) -> None:
         self.events.append(f"prepare {precision}")
 
-    def started(self, case: Case, repeat: int, requests: int) -> None:
+    def started(self, case: GridCase, repeat: int, requests: int) -> None:
         self.events.append(f"start {case.label} {repeat}")
 
     def requests_done(self, done: int) -> None:
         pass
 
-    def finished(self, case: Case, row: Row, seconds: float) -> None:
+    def finished(self, case: GridCase, row: Row, seconds: float) -> None:
         self.events.append(f"{row.status} {case.label} {row.repeat}")
 
-    def skipped(self, case: Case, repeat: int) -> None:
+    def skipped(self, case: GridCase, repeat: int) -> None:
         self.events.append(f"skip {case.label} {repeat}")
 
 
@@ -92,7 +92,7 @@ def spec_of(**grid: object) -> SweepSpec:
     return SweepSpec.model_validate({"model": "m", "precision": "fp32", "batch_size": "1,2", "isl": 4, "osl": "2,3", **grid})
 
 
-def workloads(spec: SweepSpec) -> Callable[[Case], Workload]:
+def workloads(spec: SweepSpec) -> Callable[[GridCase], Workload]:
     return lambda case: make_workload(spec.workload_wish(case), vocabulary=100)
 
 

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from trtllm_bench.sweep.progress import Estimate, SweepView, duration
-from trtllm_bench.sweep.spec import Case, SweepSpec, work_of
+from trtllm_bench.sweep.spec import GridCase, SweepSpec, work_of
 from trtllm_bench.sweep.table import print_table, summarise
 from trtllm_results.record.environment import Environment
 from trtllm_results.record.row import Cell, Row
@@ -51,7 +51,7 @@ def test_the_estimate_follows_recent_cells() -> None:
 
 
 def test_more_work_is_estimated_for_more_tokens() -> None:
-    small, long, wide = Case("fp32", 1, 8, 8), Case("fp32", 1, 8, 64), Case("fp32", 64, 8, 8)
+    small, long, wide = GridCase("fp32", 1, 8, 8), GridCase("fp32", 1, 8, 64), GridCase("fp32", 64, 8, 8)
     assert work_of(small, 8) < work_of(long, 8)
     assert work_of(wide, 64) > work_of(wide, 32)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from trtllm_bench.measure.telemetry import COLUMNS, Samples, Telemetry, visible_devices
-from trtllm_results.metrics.registry import FIGURES
+from trtllm_results.metrics.registry import METRICS
 
 
 class FakeNvml:
@@ -70,7 +70,7 @@ def sampled(nvml: FakeNvml, gpus: int = 1, seconds: float = 0.25) -> tuple[Sampl
 def test_figures_of_a_known_board() -> None:
     samples, start, end = sampled(FakeNvml())
     figures = samples.figures(start, end, output_tokens=1000)
-    assert set(figures) <= set(FIGURES)
+    assert set(figures) <= set(METRICS)
     assert figures["energy_j"] == pytest.approx(300 * (end - start), rel=0.02)
     assert figures["power_mean_w"] == pytest.approx(300, rel=0.02)
     assert figures["energy_per_output_token_j"] == pytest.approx(figures["energy_j"] / 1000)

@@ -18,13 +18,13 @@ from rich.console import Console
 
 from trtllm_bench.__main__ import main
 from trtllm_bench.errors import RunFailure
-from trtllm_bench.micro.bench import Bench, BoundOp, Case, decode_case
-from trtllm_bench.micro.timing import Call, How, Rule
+from trtllm_bench.micro.bench import Bench, BoundOp, KernelCase, decode_case
+from trtllm_bench.micro.timing import Call, How, StoppingRule
 from trtllm_bench.roofline.counts import PlanCounter
 from trtllm_bench.tune import check
-from trtllm_bench.tune.plan import Course, Race, steps, threshold_steps
+from trtllm_bench.tune.plan import Race, TuningPlan, steps, threshold_steps
 from trtllm_bench.tune.race import run_race
-from trtllm_bench.tune.run import Lap, Tuned, Tuner
+from trtllm_bench.tune.run import TimedProgram, Tuned, Tuner
 from trtllm_bench.tune.session import record
 from trtllm_bench.tune.show import print_decisions, rows
 from trtllm_engines.compiler.compile import compile_model
@@ -37,7 +37,7 @@ from trtllm_kernels.lowering import lower
 from trtllm_kernels.references.sampling import EMPTY
 
 ARCH = "sm_90"
-RULE = Rule(noise=0.01, batch=5, min_batches=4, max_batches=12, seconds=50.0)
+RULE = StoppingRule(noise=0.01, batch=5, min_batches=4, max_batches=12, seconds=50.0)
 CASES = steps((1, 24), 40, 256)
 PROMPTS = steps((256,), 1, 256)
 Times = Callable[[Race, Mapping[str, int]], float]
@@ -52,7 +52,7 @@ class FakeTimer:
         self.draw = np.random.default_rng(3)
 
     def sample(self, call: Call, count: int, how: How) -> list[float]:
-        assert isinstance(call, Lap)
+        assert isinstance(call, TimedProgram)
         assert (how == "chained") == (call.chain is not None)
         self.now += 0.1
         self.laps += 1
@@ -103,13 +103,20 @@ def tune(
     seconds: float = 1e6,
     compiler: Callable[..., dict[str, Any]] = compiled,
     recorded: Mapping[str, Mapping[str, int]] | None = None,
-    cases: Sequence[Case] = CASES,
+    cases: Sequence[KernelCase] = CASES,
     arch: str = ARCH,
 ) -> tuple[Tuned, FakeTimer, list[tuple[str, int, int, str]]]:
     said: list[tuple[str, int, int, str]] = []
     timer = FakeTimer(times)
     tuner = Tuner(
-        bench, Course(bench.counter, arch, name=name), timer, RULE, compiler, lambda *args: said.append((*args, "")[:4]), "", timer.clock
+        bench,
+        TuningPlan(bench.counter, arch, name=name),
+        timer,
+        RULE,
+        compiler,
+        lambda *args: said.append((*args, "")[:4]),
+        "",
+        timer.clock,
     )
     return tuner.tune(cases, recorded or {}, seconds), timer, said
 
@@ -122,7 +129,7 @@ def test_races_are_where_a_choice_shows() -> None:
     profile = Profile(2048, 2048, 4096, 32)
     config = replace(resolve_model("llama-3.1-8b").config, num_layers=2)
     plan = compile_model(config, "fp8", profile, arches=("cpu",), weights_source={"kind": "dummy", "seed": 0}).plan
-    course = Course(PlanCounter(plan), ARCH)
+    course = TuningPlan(PlanCounter(plan), ARCH)
     races = course.races(steps((1, 64, 2048), 1024, 8191), False, {})
     shown = {(race.op.op, race.choice.name, race.case.label, race.case.shape.tokens) for race in races}
 
@@ -151,7 +158,7 @@ def test_races_are_where_a_choice_shows() -> None:
     assert algorithms == {(f"algorithm to {size}", m) for size in (256, 512) for m in (size * 3 // 4, size) if m <= 400}
     assert {race.role.rpartition(".")[2] for race in later} == {"gate_up_silu", "qkv_proj", "o_proj", "down_proj"}
     assert all(len(race.entrants) == 6 for race in later if race.choice.name.startswith("algorithm"))
-    assert not Course(PlanCounter(plan), ARCH, done=frozenset(course.choices)).choices
+    assert not TuningPlan(PlanCounter(plan), ARCH, done=frozenset(course.choices)).choices
 
 
 @pytest.fixture(scope="module")
@@ -268,7 +275,7 @@ def test_noise_alone_wins_nothing(bench: CpuBench) -> None:
     for seed in range(3):
         timer = FakeTimer(flat, noise=0.05)
         timer.draw = np.random.default_rng(seed)
-        tuner = Tuner(bench, Course(bench.counter, ARCH, name="norm"), timer, RULE, compiled, lambda *args: None, "", timer.clock)
+        tuner = Tuner(bench, TuningPlan(bench.counter, ARCH, name="norm"), timer, RULE, compiled, lambda *args: None, "", timer.clock)
         assert not any(one.winner for one in tuner.tune(CASES, {}, 1e6).decisions)
 
 
@@ -378,7 +385,7 @@ def test_the_command_writes_what_the_next_build_reads(
         return 7.0 if tactic.get("decode_warps") == 4 else 10.0
 
     class HereBench(CpuBench):
-        def __init__(self, model: str, precision: str, arch: str, cases: list[Case], page_size: int, kv_dtype: str) -> None:
+        def __init__(self, model: str, precision: str, arch: str, cases: list[KernelCase], page_size: int, kv_dtype: str) -> None:
             assert arch == ARCH
             super().__init__(model, precision, "cpu", cases, page_size, kv_dtype=kv_dtype)
 
@@ -464,7 +471,7 @@ def test_choices_of_algorithms_are_recorded_with_the_librarys_version(
 
 
 def test_a_product_that_samples_finds_its_scratch_empty_and_may_swap_equal_logits_but_no_others() -> None:
-    """The kernels leave `best` as they found it, which is not zero; of two logits that rounding makes equal, either token is right."""
+    """The kernels leave `argmax_scratch` as they found it, not zero; of two logits that rounding makes equal, either token is right."""
     case = decode_case(3, 20)
     head = next(one for one in Bench("tiny-llama", "fp32", "cpu", [case]).ops(case) if one.op.op == "linear_sample")
 
@@ -475,14 +482,14 @@ def test_a_product_that_samples_finds_its_scratch_empty_and_may_swap_equal_logit
 
         def run(self) -> None:
             arguments = head.arguments()
-            assert (arguments["best"] == EMPTY).all()
+            assert (arguments["argmax_scratch"] == EMPTY).all()
             logits, tokens = head.reference(arguments)
             if self.swap is not None:
                 other = int(tokens[0]) ^ 1
                 logits[0, other] = logits[0].max() - self.swap
-                tokens[0] = arguments["last_tokens"][arguments["sample_slots"][0]] = arguments["token_ring"][arguments["turn"][0], 0] = (
-                    other
-                )
+                tokens[0] = arguments["last_tokens"][arguments["sample_slots"][0]] = arguments["token_ring"][
+                    arguments["ring_slot"][0], 0
+                ] = other
             for name, value in zip(head.op.outputs, (logits, tokens), strict=True):
                 head.memory[name].copy_(value)
 

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from trtllm_engines.checkpoints.dummy import draw
 from trtllm_engines.compiler.graph import ModelGraph
-from trtllm_engines.compiler.plan import TURNS, Profile
+from trtllm_engines.compiler.plan import RING_SLOTS, Profile
 from trtllm_engines.models.config import ModelConfig, RopeConfig
 from trtllm_kernels.dialect.specs import DTYPES
-from trtllm_kernels.dialect.types import DRAW_WORDS
+from trtllm_kernels.dialect.types import SAMPLING_WORDS
 from trtllm_kernels.references.sampling import EMPTY
 
 PROFILE = Profile(max_batch_size=4, max_num_tokens=64, max_seq_len=64, page_size=16)
@@ -96,11 +96,11 @@ def paged_inputs(graph: ModelGraph, seed: int = 0) -> dict[str, Tensor]:
         "query_start": dense["query_start"],
         "kv_lens": int32(LENGTHS),
         "logit_rows": dense["logit_rows"],
-        "draws": torch.zeros((TOTAL, DRAW_WORDS), dtype=torch.int32),
+        "sampling_words": torch.zeros((TOTAL, SAMPLING_WORDS), dtype=torch.int32),
         "sample_slots": int32([2] * TOTAL),
-        "turn": int32([0]),
-        "token_ring": torch.zeros((TURNS, TOTAL), dtype=torch.int32),
-        "best": torch.full((TOTAL,), EMPTY),
+        "ring_slot": int32([0]),
+        "token_ring": torch.zeros((RING_SLOTS, TOTAL), dtype=torch.int32),
+        "argmax_scratch": torch.full((TOTAL,), EMPTY),
         "last_tokens": int32([0] * slots),
         "block_table": table,
         "kv_cache": torch.full(shape, float("nan"), dtype=DTYPES[graph.inputs["kv_cache"].dtype]),

@@ -22,7 +22,7 @@ from trtllm_engines.compiler.graph import trace
 from trtllm_engines.compiler.plan import FORMAT_VERSION, Profile
 from trtllm_engines.engine import folder as engine_dir
 from trtllm_engines.engine.build import build, refit
-from trtllm_engines.engine.fingerprint import Target, compatible_arch, parse_arches
+from trtllm_engines.engine.fingerprint import DetectedDevice, compatible_arch, parse_arches
 from trtllm_engines.engine.folder import check_files, load_engine, rebuild_command
 from trtllm_engines.errors import EngineError
 from trtllm_engines.models import presets
@@ -111,8 +111,8 @@ def test_loading_needs_no_triton(tmp_path: Path) -> None:
     script = (
         "import sys; sys.modules['triton'] = None\n"
         "from trtllm_engines.engine.folder import load_engine\n"
-        "from trtllm_engines.engine.fingerprint import Target\n"
-        f"engine = load_engine({str(out)!r}, Target('sm_90', '999'))\n"
+        "from trtllm_engines.engine.fingerprint import DetectedDevice\n"
+        f"engine = load_engine({str(out)!r}, DetectedDevice('sm_90', '999'))\n"
         "keys = [k.key for op in engine.plan.ops for k in op.tactics['sm_90'].kernels]\n"
         "print(len(engine.tensors('cpu')), sum(len(engine.cubin(k).code) > 0 for k in set(keys)))"
     )
@@ -228,19 +228,19 @@ def test_other_format_and_kernel_abi_are_refused(engine: Path) -> None:
 
 def test_other_architecture_and_older_driver_are_refused(tmp_path: Path) -> None:
     out = build("tiny-llama", "bf16", out=tmp_path / "e", profile=PROFILE, arches=("sm_80",))
-    assert load_engine(out, Target("sm_80", "580.65.06")).arch == "sm_80"
-    assert load_engine(out, Target("sm_86", "580.65.06")).arch == "sm_80"
+    assert load_engine(out, DetectedDevice("sm_80", "580.65.06")).arch == "sm_80"
+    assert load_engine(out, DetectedDevice("sm_86", "580.65.06")).arch == "sm_80"
     with pytest.raises(
         EngineError, match=r"was built for sm_80 but this GPU \(NVIDIA H100\) is sm_90; rebuild with: trtllm-bench build .*--arch sm_90"
     ):
-        load_engine(out, Target("sm_90", "580.65.06", "NVIDIA H100"))
+        load_engine(out, DetectedDevice("sm_90", "580.65.06", "NVIDIA H100"))
     with pytest.raises(EngineError, match=r"needs NVIDIA driver \S+ or later but this machine has 450\.80\.02"):
-        load_engine(out, Target("sm_80", "450.80.02"))
+        load_engine(out, DetectedDevice("sm_80", "450.80.02"))
 
 
 def test_a_cpu_engine_on_a_gpu_is_refused(built: Path) -> None:
     with pytest.raises(EngineError, match="was built for cpu but this GPU is sm_90"):
-        load_engine(built, Target("sm_90", "580.65.06"))
+        load_engine(built, DetectedDevice("sm_90", "580.65.06"))
 
 
 def test_which_machine_code_runs_where() -> None:
@@ -282,7 +282,7 @@ def test_kernels_are_stored_for_every_architecture_and_spill_nothing(tmp_path: P
         progress=lambda stage, done, total: stages.append((stage, done, total)),
     )
     for arch in ("sm_80", "sm_90"):
-        engine = load_engine(out, Target(arch, "999"))
+        engine = load_engine(out, DetectedDevice(arch, "999"))
         keys = {kernel.key for op in engine.plan.ops for kernel in op.tactics[arch].kernels}
         assert {p.stem for p in (out / "kernels" / arch).glob("*.cubin")} == keys
         for key in keys:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from trtllm_engines.compiler.plan import TURNS, Profile
+from trtllm_engines.compiler.plan import RING_SLOTS, Profile
 from trtllm_engines.runtime.batch import StepBatch
 from trtllm_engines.runtime.inputs import StepInputs
 
@@ -43,8 +43,8 @@ def test_a_mixed_step_is_packed_as_the_plan_says() -> None:
     assert t["kv_lens"][:4].tolist() == [17, 9, 10, 3]
     assert t["logit_rows"][:3].tolist() == [0, 1, 9]
     assert t["sample_slots"][:3].tolist() == [2, 0, 1]
-    assert t["draws"][:3].tolist() == [[6, 7, 8, 17], [0, 1, 2, 9], [3, 4, 5, 3]], "each slot's, and how many tokens come before"
-    assert t["turn"].tolist() == [inputs.turn]
+    assert t["sampling_words"][:3].tolist() == [[6, 7, 8, 17], [0, 1, 2, 9], [3, 4, 5, 3]], "each slot's, and how many tokens come before"
+    assert t["ring_slot"].tolist() == [inputs.ring_slot]
     assert t["update_index"][:2].tolist() == [2 * 4 + 1, 1 * 4 + 0]
     assert t["update_pages"][:2].tolist() == [9, 5]
 
@@ -61,13 +61,13 @@ def test_padding_rows_decode_at_the_padding_slot() -> None:
     assert t["context_tokens"][:4].tolist() == [-1] * 4
     assert t["logit_rows"][:4].tolist() == [0, 1, 2, 3]
     assert t["sample_slots"][:4].tolist() == [3, 4, 4, 4]
-    assert t["draws"][:4].tolist() == [[9, 10, 11, 7], *[[0, 0, 0, 0]] * 3], "padding is greedy"
+    assert t["sampling_words"][:4].tolist() == [[9, 10, 11, 7], *[[0, 0, 0, 0]] * 3], "padding is greedy"
 
 
 def test_addresses_never_move_and_are_aligned() -> None:
     inputs = StepInputs(PROFILE, "cpu")
     before = {name: tensor.data_ptr() for name, tensor in inputs.tensors.items()}
-    for _ in range(2 * TURNS):
+    for _ in range(2 * RING_SLOTS):
         inputs.upload(mixed_batch(), DRAWS)
     assert {name: tensor.data_ptr() for name, tensor in inputs.tensors.items()} == before
     base = min(before.values())
@@ -77,8 +77,8 @@ def test_addresses_never_move_and_are_aligned() -> None:
 def test_a_host_buffer_is_not_written_while_its_step_may_be_in_flight() -> None:
     inputs = StepInputs(PROFILE, "cpu")
     inputs.upload(mixed_batch(), DRAWS)
-    used = inputs._hosts[inputs.turn]
-    for _ in range(TURNS - 1):
+    used = inputs._hosts[inputs.ring_slot]
+    for _ in range(RING_SLOTS - 1):
         inputs.upload(StepBatch(int32(0), int32(1), int32(2), 1, int32(), np.array([True]), np.empty((0, 3), np.int32)), DRAWS)
         assert used["kv_lens"][:4].tolist() == [17, 9, 10, 3]
 

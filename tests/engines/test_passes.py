@@ -9,7 +9,7 @@ from torch import Tensor
 
 from trtllm_engines.compiler.graph import ModelGraph, call, evaluate, op_name, trace
 from trtllm_engines.compiler.passes import PASSES, fuse_add_norm, run_passes
-from trtllm_engines.compiler.pattern import Op, Var, match
+from trtllm_engines.compiler.pattern import OpPattern, Var, match
 from trtllm_engines.compiler.verify import VerifyError, verify
 from trtllm_kernels.dialect.types import TensorSpec
 
@@ -140,7 +140,7 @@ def test_chunks_and_decode_steps_give_the_logits_of_the_whole_prompt(model: str)
             "query_start": int32([0, chunk]),
             "kv_lens": int32([done]),
             "logit_rows": torch.arange(chunk, dtype=torch.int32),
-            "draws": state["draws"][:chunk],
+            "sampling_words": state["sampling_words"][:chunk],
             "sample_slots": int32([0] * chunk),
         }
         logits.append(evaluate(paged, stacked(paged, tensors), step)[0])
@@ -222,7 +222,7 @@ def test_verifier_refuses_a_stack_that_does_not_add_up() -> None:
 def test_a_variable_bound_twice_must_bind_the_same_node() -> None:
     graph = _graph()
     silu = graph.nodes("silu_mul")[0]
-    one_input = Op("silu_mul", (Op("linear", (Var("x"),)), Op("linear", (Var("x"),))))
+    one_input = OpPattern("silu_mul", (OpPattern("linear", (Var("x"),)), OpPattern("linear", (Var("x"),))))
     assert match(one_input, silu, {}) is not None
     silu.args[1].update_arg(0, graph.nodes("embedding")[0])  # type: ignore[union-attr]
     assert match(one_input, silu, {}) is None

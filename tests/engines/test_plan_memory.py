@@ -18,7 +18,7 @@ from trtllm_engines.compiler.planning.reuse_inputs import reuse_inputs
 from trtllm_engines.models.config import ModelConfig
 from trtllm_engines.runtime.cuda import CudaRunner
 from trtllm_kernels.dialect.expr import evaluate
-from trtllm_kernels.dialect.types import FEW_TOKENS, SYMBOLS, Lowered, TensorSpec
+from trtllm_kernels.dialect.types import SKINNY_TOKENS, SYMBOLS, Lowered, TensorSpec
 
 
 @st.composite
@@ -129,7 +129,7 @@ def test_workspaces_live_during_their_op_and_take_the_largest_of_all_architectur
     specs = {"x": TensorSpec(("T", 4), "bf16"), "y": TensorSpec(("T", 4), "bf16")}
     found = {v.name: v for v in lifetimes(ops, specs, ("y",), PROFILE)}
     assert found["y.partials"] == Lifetime("y.partials", 8 * 30 * 4, 1, 1)
-    assert found["x"] == Lifetime("x", max(PROFILE.max_num_tokens, FEW_TOKENS) * 8, 0, 1)
+    assert found["x"] == Lifetime("x", max(PROFILE.max_num_tokens, SKINNY_TOKENS) * 8, 0, 1)
     assert found["y"].last == 2
 
 
@@ -139,8 +139,8 @@ def test_sizes_are_of_the_largest_step_and_have_room_for_tiles_of_few_tokens() -
     assert largest_bytes(TensorSpec(("R + 1",), "int32"), profile) == 201 * 4
     assert largest_bytes(TensorSpec(("S", 5), "bf16"), profile) == 200 * 10
     small = Profile(max_batch_size=3, max_num_tokens=100, max_seq_len=64)
-    assert largest_bytes(TensorSpec(("T", 7), "fp32"), small) == FEW_TOKENS * 7 * 4
-    assert largest_bytes(TensorSpec(("S", 5), "bf16"), small) == FEW_TOKENS * 10
+    assert largest_bytes(TensorSpec(("T", 7), "fp32"), small) == SKINNY_TOKENS * 7 * 4
+    assert largest_bytes(TensorSpec(("S", 5), "bf16"), small) == SKINNY_TOKENS * 10
 
 
 def test_kernels_are_given_a_values_whole_buffer() -> None:
@@ -154,7 +154,7 @@ def test_kernels_are_given_a_values_whole_buffer() -> None:
     for name, spec in {**plan.values, **workspaces}.items():
         view = runner._view(name, spec)
         rows, *row = (evaluate(dim, sizes) for dim in spec.shape)
-        assert view.shape[0] >= (max(rows, FEW_TOKENS) if spec.shape[0] in SYMBOLS else rows)
+        assert view.shape[0] >= (max(rows, SKINNY_TOKENS) if spec.shape[0] in SYMBOLS else rows)
         assert list(view.shape[1:]) == row
         assert view.data_ptr() == runner._arena.data_ptr() + plan.buffers[name].offset
         assert view.nbytes <= plan.buffers[name].nbytes

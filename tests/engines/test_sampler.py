@@ -110,23 +110,23 @@ def test_every_filter_in_any_mix_matches_the_plain_definition(rows: list[tuple[S
 )
 def test_draws_follow_the_distribution(params: SamplingParams) -> None:
     """20,000 positions of one seed, chi-square against the probabilities, on tokens expected at least ten times."""
-    draws, prompt = 20_000, [1, 2]
+    sampling_words, prompt = 20_000, [1, 2]
     logits = np.random.default_rng(1).normal(0, 1.5, VOCAB).astype(np.float32)
     _, probability = plain_choice(logits, params, prompt, [], 11)
     sampler = Sampler(3, 2, "cpu")
     sampler.start([start(1, params, prompt, [], 11)])
-    positions = list(range(2, draws + 2))
+    positions = list(range(2, sampling_words + 2))
     flags = sampler.flags(np.array([1]))
     tokens: list[int] = []
-    for at in range(0, draws, 2000):
+    for at in range(0, sampling_words, 2000):
         chunk = torch.tensor(positions[at : at + 2000])
         slots = torch.ones(len(chunk), dtype=torch.int64)
         rows = torch.from_numpy(np.tile(logits, (len(chunk), 1)))
         tokens += sampler._choose(flags, rows, slots, chunk, longest=2).tolist()
     counts = np.bincount(tokens, minlength=VOCAB)
     assert (counts[probability == 0] == 0).all()
-    often = probability * draws >= 10
-    observed, expected = counts[often], probability[often] * draws
+    often = probability * sampling_words >= 10
+    observed, expected = counts[often], probability[often] * sampling_words
     assert stats.chisquare(observed, expected * observed.sum() / expected.sum()).pvalue > 1e-3
 
 
@@ -237,7 +237,7 @@ def test_a_slots_draw_is_its_temperature_and_seed_and_is_forgotten_with_it() -> 
     sampler = Sampler(4, 40, "cpu")
     seed = (5 << 32) | 0xFFFFFFF0
     sampler.start([start(2, SamplingParams(temperature=0.75, top_k=5), [1], [], seed=seed)])
-    assert sampler.draws[2].tolist() == [int(np.float32(0.75).view(np.int32)), -16, 5]
-    assert not sampler.draws[[0, 1, 3]].any()
+    assert sampler.sampling_words[2].tolist() == [int(np.float32(0.75).view(np.int32)), -16, 5]
+    assert not sampler.sampling_words[[0, 1, 3]].any()
     sampler.start([start(2, SamplingParams(), [1], [], seed=9)])
-    assert not sampler.draws.any()
+    assert not sampler.sampling_words.any()

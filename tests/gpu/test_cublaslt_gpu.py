@@ -158,7 +158,7 @@ def test_an_op_of_few_tokens_takes_the_residual_in_its_own_kernel(precision: str
     usable(dtype)
     major, minor = torch.cuda.get_device_capability()
     arch = f"sm_{major}{minor}"
-    for rows, tactic in ((1, None), (2, None), (64, None), (65, None), (65, {"few_to": 64}), (128, None)):
+    for rows, tactic in ((1, None), (2, None), (64, None), (65, None), (65, {"skinny_to": 64}), (128, None)):
         tensors = draw(dtype, rows)
         want = exact(tensors, True, True)
         names = ["x", "w", "b", "p", "q", "r"]

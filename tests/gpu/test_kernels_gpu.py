@@ -49,7 +49,7 @@ BATCHES = {
     "prefill": BatchShape((200, 1, 33, 128), (200, 1, 33, 128), 8),
     "chunked": BatchShape((129, 64, 7), (1000, 64, 135), 40),
     "mixed": BatchShape((1, 1, 1, 65, 1, 257), (70, 1, 300, 65, 90, 300), 12),
-    "beside": BatchShape((*[1] * 270, 130, 65, 64), (*_lengths(270, 1, 90), 130, 90, 64), 5),
+    "concurrent": BatchShape((*[1] * 270, 130, 65, 64), (*_lengths(270, 1, 90), 130, 90, 64), 5),
 }
 BATCHED = ("prepare_step", "rope", "rope_kv_write", "paged_attention", "attention")
 ACTIVATED = ("gate_up_silu", "linear_gelu")
@@ -139,9 +139,9 @@ def test_the_last_product_samples_what_its_logits_say(precision: str, vocabulary
         # the reference rounds a product before its bias
         rounding = {"rtol": 2e-5, "atol": 1e-4} if precision == "fp32" else {"rtol": 2e-2, "atol": 6e-2}
         torch.testing.assert_close(logits, op.reference(**named)[0], **rounding)
-        temperature = named["draws"][:, :1].contiguous().view(torch.float32)
-        seeds = (named["draws"][:, 1].long() & 0xFFFFFFFF) | (named["draws"][:, 2].long() << 32)
-        noise = gumbel_noise(seeds, named["draws"][:, 3].long(), vocabulary)
+        temperature = named["sampling_words"][:, :1].contiguous().view(torch.float32)
+        seeds = (named["sampling_words"][:, 1].long() & 0xFFFFFFFF) | (named["sampling_words"][:, 2].long() << 32)
+        noise = gumbel_noise(seeds, named["sampling_words"][:, 3].long(), vocabulary)
         z = torch.where(temperature > 0, logits.float() / temperature.clamp_min(1e-9) + noise, logits.float())
         chosen = z.gather(1, tokens.long()[:, None])[:, 0]
         greedy = temperature[:, 0] == 0
@@ -149,7 +149,7 @@ def test_the_last_product_samples_what_its_logits_say(precision: str, vocabulary
         assert ((z.amax(1) - chosen) < 1e-4).all()
         assert torch.equal(device["last_tokens"].cpu()[named["sample_slots"].long()], tokens)
         assert torch.equal(device["token_ring"].cpu()[2, :rows], tokens)
-        assert (device["best"] == EMPTY).all()
+        assert (device["argmax_scratch"] == EMPTY).all()
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -185,18 +185,18 @@ TOKENS = (1, 2, 16, 17, 32, 33, 64, 65, 96, 97, 128, 129, 191, 192, 1000)
 """On both sides of every change of routine: one token, few (in tiles of 16, 32, 64, 96, 128), more, and from 192 the fused kernels."""
 
 
-def few_tiles(sizes: tuple[int, ...] = PADDED, **values: int) -> dict[str, int]:
-    return {f"few{padded}_{name}": value for padded in sizes for name, value in values.items()}
+def skinny_tiles(sizes: tuple[int, ...] = PADDED, **values: int) -> dict[str, int]:
+    return {f"skinny{padded}_{name}": value for padded in sizes for name, value in values.items()}
 
 
 FEW = {
-    "library": {"few_to": 0},
+    "library": {"skinny_to": 0},
     "few": {},
-    "few-whole": few_tiles(blocks=2, parts=1),
-    "few-parts": few_tiles(blocks=2, parts=2),
-    "few-alone": few_tiles(blocks=1, parts=1),
-    "triton-whole": few_tiles(IN_TRITON, blocks=0, splits=1),
-    "triton-divided": few_tiles(IN_TRITON, blocks=0, splits=4),
+    "few-whole": skinny_tiles(blocks=2, parts=1),
+    "few-parts": skinny_tiles(blocks=2, parts=2),
+    "few-alone": skinny_tiles(blocks=1, parts=1),
+    "triton-whole": skinny_tiles(IN_TRITON, blocks=0, splits=1),
+    "triton-divided": skinny_tiles(IN_TRITON, blocks=0, splits=4),
 }
 """Tactics of products of 2 to 128 tokens."""
 
@@ -255,7 +255,7 @@ def test_products_of_few_tokens_give_the_same_bits_again_and_again(blocks: int, 
     inputs = [specs.get(name) for name in OPS["linear"].tensors]
     inputs[0], out = replace(inputs[0], shape=("T", 4096)), replace(specs["out0"], shape=("T", specs["out0"].shape[1]))
     inputs[-1] = out if inputs[-1] is not None else None
-    lowered = lower("linear", inputs, [out], {}, arch(), tactic=few_tiles(blocks=blocks, parts=parts))
+    lowered = lower("linear", inputs, [out], {}, arch(), tactic=skinny_tiles(blocks=blocks, parts=parts))
     program = BoundProgram([lowered] * 8, tensors.__getitem__, compile_all(lowered.kernels, arch()))
     program.set_symbols(T=tokens, R=1, D=0, S=1, C=0)
     program.run()
@@ -437,7 +437,7 @@ def test_prompts_by_triton_and_in_cuda(cuda: int, precision: str, group: str) ->
     model = GROUPS[group]
     for batch in PROMPTS.values():
         batch = replace(batch, max_pages=batch.max_pages * 32 // min(32, model.page_size))
-        lowered = compare_attention(model, batch, precision, {"fresh_cuda": cuda, "context_cuda": cuda}, spare=70)
+        lowered = compare_attention(model, batch, precision, {"uncached_prefill_cuda": cuda, "context_cuda": cuda}, spare=70)
         assert sum(spec.is_cuda for spec in lowered.kernels) == 2 * cuda
 
 
@@ -458,10 +458,12 @@ def test_prompts_in_cuda_give_the_same_bits_again_and_again(past: int, cached: s
     inputs = [TensorSpec(tuple(tensors[n].shape), dtype_name(tensors[n].dtype)) if n in tensors else None for n in named]
     out = TensorSpec((1629, 8 * 128), "bf16")
     attrs = {"layer": 0, "num_heads": 8, "num_kv_heads": 2, "scale": 0.1}
-    lowered = lower("paged_attention", inputs, [out], attrs, arch(), tactic={"beside_tokens": 0})
+    lowered = lower("paged_attention", inputs, [out], attrs, arch(), tactic={"concurrent_tokens": 0})
     results = torch.empty(300, 1629, 8 * 128, dtype=torch.bfloat16, device="cuda")
     wanted = {
-        spec.key for spec in lowered.kernels if spec.is_cuda and spec.function == ("context_attention" if past else "fresh_attention")
+        spec.key
+        for spec in lowered.kernels
+        if spec.is_cuda and spec.function == ("context_attention" if past else "uncached_prefill_attention")
     }
     (launch,) = (launch for launch in lowered.launches if launch.kernel in wanted)
     runs = [

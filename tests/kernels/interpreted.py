@@ -16,7 +16,7 @@ os.environ["TRITON_INTERPRET"] = "1"
 import numpy as np
 import torch
 import triton.language as tl
-from interpreted_overlap import watched
+from interpreted_pdl import watched
 from triton.runtime import interpreter
 from triton.tools.tensor_descriptor import TensorDescriptor
 
@@ -35,8 +35,8 @@ from trtllm_kernels.references.quantize import FP8, dequantized
 from trtllm_kernels.samples import OUT_SCALE, BatchShape, ModelShape, code_steps, fp8_sample, sample
 
 BY_TRITON = {
-    "paged_attention": {"fresh_cuda": 0, "context_cuda": 0},
-    **{op: {"few_to": 64} | {f"few{padded}_blocks": 0 for padded in IN_TRITON} for op in ("linear", "gate_up_silu", "linear_gelu")},
+    "paged_attention": {"uncached_prefill_cuda": 0, "context_cuda": 0},
+    **{op: {"skinny_to": 64} | {f"skinny{padded}_blocks": 0 for padded in IN_TRITON} for op in ("linear", "gate_up_silu", "linear_gelu")},
 }
 """Of an op that has a kernel in CUDA C++, which no interpreter runs: the tactic that does without."""
 _FLOATS = {tl.float32: torch.float32, tl.float16: torch.float16, tl.bfloat16: torch.bfloat16, tl.float8e4nv: torch.float8_e4m3fn}
@@ -88,7 +88,7 @@ CONSTANTS = ("weight", "bias", "weight_scale", "out_scale", "scale", "k_scale", 
 """Arguments of ops that an engine stores; an activation's scale may be computed in the step."""
 
 
-STEP_INPUTS = ("block_table", "seq_slots", "query_start", "kv_lens", "positions", "kv_slots", "draws", "sample_slots", "turn")
+STEP_INPUTS = ("block_table", "seq_slots", "query_start", "kv_lens", "positions", "kv_slots", "sampling_words", "sample_slots", "ring_slot")
 """Complete before any kernel but `prepare_step` begins."""
 
 
@@ -123,7 +123,7 @@ def run_launches(lowered: Lowered, tensors: dict[str, torch.Tensor], symbols: di
                 values.append(float(arg.value) if arg.kind == "fp32" else evaluate(arg.value, symbols))
         bound = {arg.value: tensors[arg.value] for arg in launch.args if arg.kind in ("tensor", "tma")}
         known = [tensor for name, tensor in bound.items() if name in constants]
-        with watched(launch.kernel, known, list(bound.values()), waits=not launch.beside):
+        with watched(launch.kernel, known, list(bound.values()), waits=not launch.concurrent):
             load_function(spec)[grid](**dict(zip(spec.signature, values, strict=True)), **spec.constexprs)
 
 
@@ -246,10 +246,10 @@ CASES += [
 CASES += [("linear_sample", "long", ModelShape(hidden=64, vocab=4200), "70", BatchShape(query_lens=(70,), kv_lens=(70,)), "bf16")]
 CASES += [("linear_sample", "pairs", ModelShape(hidden=512, vocab=256), "one", ONE, dtype) for dtype in ("bf16", "fp16")]
 
-BESIDE = BatchShape(query_lens=(*[1] * 14, 5, 150, 40), kv_lens=(*range(20, 34), 25, 150, 40), max_pages=5)
+CONCURRENT = BatchShape(query_lens=(*[1] * 14, 5, 150, 40), kv_lens=(*range(20, 34), 25, 150, 40), max_pages=5)
 """On three SMs: decode attention beside prompts of more tiles than there are programs."""
 ON_THREE = [
-    ("paged_attention", name, model, "beside", BESIDE, "fp8")
+    ("paged_attention", name, model, "concurrent", CONCURRENT, "fp8")
     for name, model in (("odd", ODD), ("grouped", ModelShape(64, 96, 2, 1, 64, 64)))
 ]
 

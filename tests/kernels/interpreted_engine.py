@@ -14,7 +14,7 @@ import torch
 from trtllm_engines.checkpoints.dummy import DummyWeights
 from trtllm_engines.checkpoints.write import assemble
 from trtllm_engines.compiler.compile import compile_model
-from trtllm_engines.compiler.plan import TURNS, Plan, Profile
+from trtllm_engines.compiler.plan import RING_SLOTS, Plan, Profile
 from trtllm_engines.models.config import ModelConfig, RopeConfig
 from trtllm_kernels.dialect.expr import evaluate
 from trtllm_kernels.dialect.specs import DTYPES
@@ -65,9 +65,9 @@ def step_inputs(plan: Plan, name: str) -> tuple[dict[str, torch.Tensor], dict[st
         "query_start": starts,
         "kv_lens": torch.tensor(kv_lens, dtype=torch.int32),
         "logit_rows": (starts[1:] - 1).contiguous(),
-        "draws": torch.tensor([[0, 0, 0, 0], [1 << 30, 5, 6, 7], [0, 0, 0, 0]], dtype=torch.int32),
+        "sampling_words": torch.tensor([[0, 0, 0, 0], [1 << 30, 5, 6, 7], [0, 0, 0, 0]], dtype=torch.int32),
         "sample_slots": torch.tensor([2, 0, 3], dtype=torch.int32),
-        "turn": torch.tensor([1], dtype=torch.int32),
+        "ring_slot": torch.tensor([1], dtype=torch.int32),
         "last_tokens": torch.arange(PROFILE.max_batch_size + 1, dtype=torch.int32) + 11,
         "block_table": torch.randperm(50, generator=torch.Generator().manual_seed(0)).int().view(5, 10),
     }
@@ -77,8 +77,8 @@ def step_inputs(plan: Plan, name: str) -> tuple[dict[str, torch.Tensor], dict[st
 
 def sampling_state(last_tokens: torch.Tensor) -> dict[str, torch.Tensor]:
     rows = PROFILE.max_batch_size
-    ring = torch.full((TURNS, rows), -1, dtype=torch.int32)
-    return {"last_tokens": last_tokens.clone(), "token_ring": ring, "best": torch.full((rows,), EMPTY)}
+    ring = torch.full((RING_SLOTS, rows), -1, dtype=torch.int32)
+    return {"last_tokens": last_tokens.clone(), "token_ring": ring, "argmax_scratch": torch.full((rows,), EMPTY)}
 
 
 def by_references(plan: Plan, memory: dict[str, torch.Tensor]) -> torch.Tensor:

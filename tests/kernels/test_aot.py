@@ -25,15 +25,15 @@ _SHARED_LIMIT = {"sm_80": 163 * 1024, "sm_89": 99 * 1024, "sm_90": 227 * 1024}
 
 _SPILL_BYTES = {"context_attention": 16}
 """All a kernel may spill: 0, but for head 256 over fp8 pages of 64 on sm_90, at the limit of 255 registers."""
-_FEW = {"few_tokens", "few_linear", "few_parts", "few_sum", "few_gate_up_silu", "few_linear_gelu"}
-_ONLY_HOPPER = {"gate_up_silu", "linear_gelu", "fresh_attention", *_FEW}
+_FEW = {"skinny_gemm", "skinny_linear", "skinny_parts", "skinny_sum", "skinny_gate_up_silu", "skinny_linear_gelu"}
+_ONLY_HOPPER = {"gate_up_silu", "linear_gelu", "uncached_prefill_attention", *_FEW}
 
 
-def few_token_kernels(precision: str) -> list[KernelSpec]:
+def skinny_kernels(precision: str) -> list[KernelSpec]:
     """Each once a padded size at the 8B's shapes, in both languages, whole and divided."""
 
     def tiles(sizes: tuple[int, ...] = PADDED, **values: int) -> dict[str, int]:
-        return {f"few{padded}_{name}": value for padded in sizes for name, value in values.items()}
+        return {f"skinny{padded}_{name}": value for padded in sizes for name, value in values.items()}
 
     by_triton, whole, divided = tiles(IN_TRITON, blocks=0, splits=1), tiles(blocks=2, parts=1), tiles(blocks=1, parts=2)
     chosen = {}
@@ -50,7 +50,7 @@ def prompt_kernels(model: str, precision: str, page_size: int = 32, **tactic: in
     """Of prompts, in both languages or by what the tactic says; but for that of prompts beside decode attention."""
     ops = (o for o in ops_of(replace(MODELS[model], page_size=page_size), precision) if o.op == "paged_attention")
     specs = [s for o in ops for s in lower(o.op, o.inputs, o.outputs, o.attrs, "sm_90", tactic=tactic).kernels]
-    return [s for s in specs if s.function in ("fresh_attention", "context_attention") and not s.constexprs.get("PROGRAMS")]
+    return [s for s in specs if s.function in ("uncached_prefill_attention", "context_attention") and not s.constexprs.get("PROGRAMS")]
 
 
 def representative(arch: str) -> list[KernelSpec]:
@@ -59,13 +59,13 @@ def representative(arch: str) -> list[KernelSpec]:
     for precision in ("bf16",) if arch == "sm_80" else ("bf16", "fp8"):
         for spec in kernels_of("llama-3.1-8b", precision, arch).values():
             quantized = any(spec.constexprs.get(name) for name in ("SCALED", "SCALED_CACHE", "QUANTIZE"))
-            kind = tuple(spec.constexprs.get(name) for name in ("SPLIT", "BESIDE", "PROGRAMS", "SAMPLED"))
+            kind = tuple(spec.constexprs.get(name) for name in ("SPLIT", "CONCURRENT", "PROGRAMS", "SAMPLED"))
             chosen.setdefault((spec.function, kind, quantized), spec)
         if arch == "sm_90":
-            chosen |= {spec.key: spec for spec in few_token_kernels(precision)}
-            chosen |= {spec.key: spec for spec in prompt_kernels("llama-3.1-8b", precision, fresh_cuda=0, context_cuda=0)}
+            chosen |= {spec.key: spec for spec in skinny_kernels(precision)}
+            chosen |= {spec.key: spec for spec in prompt_kernels("llama-3.1-8b", precision, uncached_prefill_cuda=0, context_cuda=0)}
     others = [("gptj-6b", "bf16"), ("smollm2-135m", "fp16"), ("qwen3-8b", "bf16"), *([] if arch == "sm_80" else [("gptj-6b", "fp8")])]
-    family = ("rope_kv_write", "context_attention", "fresh_attention", "decode_attention")
+    family = ("rope_kv_write", "context_attention", "uncached_prefill_attention", "decode_attention")
     for name, precision in others:
         rest = kernels_of(name, precision, arch, page_size=64).values()
         chosen |= {s.key: s for s in rest if s.function in family and not s.constexprs.get("SPLIT")}
@@ -89,8 +89,8 @@ def test_kernels_compile_without_spills_within_limits(arch: str) -> None:
         assert info.spill_bytes <= _SPILL_BYTES.get(spec.function, 0), (spec.function, spec.constexprs, info)
         assert info.shared_bytes <= _SHARED_LIMIT[arch], (spec.function, spec.constexprs, info)
         assert 0 < info.registers <= 255
-        assert spec.constexprs.get("OVERLAP", spec.is_cuda) == (arch == "sm_90")
-        assert info.waits == (arch == "sm_90" and not spec.constexprs.get("BESIDE"))
+        assert spec.constexprs.get("PDL", spec.is_cuda) == (arch == "sm_90")
+        assert info.waits == (arch == "sm_90" and not spec.constexprs.get("CONCURRENT"))
         assert info.registers * info.num_warps * 32 <= 65536
 
 
@@ -133,12 +133,12 @@ _LET_NEXT_START, _WAIT = "PREEXIT", "ACQBULK"
 
 def test_hopper_kernels_let_the_next_start_then_load_constants_then_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the default tiles. Before the wait nothing branches (in CUDA C++ one thread makes barriers and asks for a descriptor), so
-    the order of the text is that of every thread; what is loaded there, interpreted_overlap.py sees. Products of few tokens in CUDA C++,
-    whose warps go different ways: test_few.py."""
+    the order of the text is that of every thread; what is loaded there, interpreted_pdl.py sees. Products of few tokens in CUDA C++,
+    whose warps go different ways: test_skinny_gemm.py."""
     monkeypatch.setattr(tactics, "folder", lambda: tmp_path)
-    waiting = [spec for spec in kernels_of("llama-3.1-8b", "fp8", "sm_90").values() if not spec.constexprs.get("BESIDE")]
-    of_each = {(spec.function, spec.is_cuda): spec for spec in [*waiting, *few_token_kernels("fp8")]}
-    for spec in (spec for (function, _), spec in of_each.items() if function != "few_tokens"):
+    waiting = [spec for spec in kernels_of("llama-3.1-8b", "fp8", "sm_90").values() if not spec.constexprs.get("CONCURRENT")]
+    of_each = {(spec.function, spec.is_cuda): spec for spec in [*waiting, *skinny_kernels("fp8")]}
+    for spec in (spec for (function, _), spec in of_each.items() if function != "skinny_gemm"):
         code = instructions(spec)
         assert (code.count(_LET_NEXT_START), code.count(_WAIT)) == (1, 1), spec
         before, after = code[: code.index(_WAIT)], code[code.index(_WAIT) :]
@@ -179,7 +179,7 @@ def test_prompts_in_cuda_use_the_chip_as_planned() -> None:
     """The registers are those of a launch, before warpgroups exchange them. Products run many at a time: only groups of them are waited
     for, and the assembler has nothing to say of wgmma, of which it says where it had to put them one after another."""
     specs = _in_cuda()
-    assert sorted(spec.function for spec in specs) == ["context_attention"] * 5 + ["fresh_attention"] * 5
+    assert sorted(spec.function for spec in specs) == ["context_attention"] * 5 + ["uncached_prefill_attention"] * 5
     assert {(spec.constexprs["CODES"], spec.constexprs["D"]) for spec in specs if "CODES" in spec.constexprs} == {
         (False, 64), (False, 128), (True, 64), (True, 128)
     }  # fmt: skip
@@ -209,12 +209,12 @@ def test_cuda_kernels_are_cached_apart_and_are_part_of_the_sources(tmp_path: Pat
     monkeypatch.setattr(nvrtc, "compile_source", lambda *_: pytest.fail("compiled again"))
     assert aot.compile_kernel(spec, "sm_90") == first
     assert {
-        "fresh_attention.cu",
+        "uncached_prefill_attention.cu",
         "context_attention.cu",
         "attention.cuh",
         "hopper.cuh",
         "tiles.cuh",
-        "fresh_attention.py",
+        "uncached_prefill_attention.py",
     } <= aot.source_hashes().keys()
 
 

@@ -158,7 +158,7 @@ def test_kernels_that_wait_begin_early_but_for_the_first_of_a_run(fake: Recordin
     launches = (Launch("decode", ("D", 1, 1)), Launch("deaf"), Launch("some", ("T", 1, 1)), product, Launch("last"))
     cubins = {name: cubin(waits=name != "deaf") for name in ("decode", "deaf", "some", "last")}
     for overlap, expected in ((True, DEPENDENT), (False, [])):
-        program = BoundProgram([Lowered(launches)], tensors.__getitem__, cubins, overlap=overlap)
+        program = BoundProgram([Lowered(launches)], tensors.__getitem__, cubins, pdl=overlap)
         for decodes, first in ((1, [[], [], expected, expected]), (0, [[], expected, expected]), (2, [[], [], expected, expected])):
             fake.attributes.clear()
             program.set_symbols(T=3, R=2, D=decodes, S=1, C=0)
@@ -173,7 +173,7 @@ def test_kernels_that_wait_begin_early_but_for_the_first_of_a_run(fake: Recordin
 
 
 def test_what_follows_a_launch_that_settles_begins_when_it_has_ended(fake: RecordingDriver) -> None:
-    launches = (Launch("first"), Launch("prepare", settles=True), Launch("some", ("D", 1, 1)), Launch("other"), Launch("last"))
+    launches = (Launch("first"), Launch("prepare", serialize_next=True), Launch("some", ("D", 1, 1)), Launch("other"), Launch("last"))
     cubins = {launch.kernel: cubin(waits=True) for launch in launches}
     program = BoundProgram([Lowered(launches)], {}.__getitem__, cubins)
     for decodes, expected in ((1, [[], DEPENDENT, [], DEPENDENT, DEPENDENT]), (0, [[], DEPENDENT, [], DEPENDENT])):
@@ -189,7 +189,7 @@ def test_a_launch_beside_another_begins_early_and_its_neighbours_do_not(fake: Re
     launches = (
         Launch("before"),
         Launch("prompts", ("C", 1, 1)),
-        Launch("decode", ("D", 1, 1), beside=True),
+        Launch("decode", ("D", 1, 1), concurrent=True),
         Launch("after"),
         Launch("last"),
     )
@@ -205,7 +205,7 @@ def test_a_launch_beside_another_begins_early_and_its_neighbours_do_not(fake: Re
         program.set_symbols(T=3, R=2, D=decodes, S=1, C=context)
         program.run()
         assert fake.attributes == expected
-    apart = BoundProgram([Lowered(launches)], {}.__getitem__, cubins, overlap=False)
+    apart = BoundProgram([Lowered(launches)], {}.__getitem__, cubins, pdl=False)
     fake.attributes.clear()
     apart.set_symbols(T=3, R=2, D=1, S=1, C=1)
     apart.run()

@@ -104,14 +104,14 @@ def test_context_kernels_run_only_where_a_step_has_work_for_them(decodes: int, c
         names = {launch.kernel.rpartition("-")[0] for launch in lowered.launches if min(evaluate(d, symbols) for d in launch.grid) > 0}
         return {name for name in names if name.startswith(("fresh_", "context_"))}
 
-    expected = {*(["fresh_attention"] if begun else []), *(["context_attention"] if continued else [])}
+    expected = {*(["uncached_prefill_attention"] if begun else []), *(["context_attention"] if continued else [])}
     assert running(attention(ModelShape(head_dim=64))) == expected
     assert running(attention_on("sm_80")) == ({"context_attention"} if chunks else set())
 
 
 def prompts_in_cuda(lowered: Lowered) -> bool:
-    """Whether `fresh_attention` of prompts alone is the one in CUDA C++."""
-    (alone,) = (k for k in lowered.kernels if k.function == "fresh_attention" and not k.constexprs.get("PROGRAMS"))
+    """Whether `uncached_prefill_attention` of prompts alone is the one in CUDA C++."""
+    (alone,) = (k for k in lowered.kernels if k.function == "uncached_prefill_attention" and not k.constexprs.get("PROGRAMS"))
     return alone.is_cuda
 
 
@@ -139,8 +139,8 @@ def test_continued_prompts_go_to_cuda_where_it_has_a_kernel() -> None:
 def test_prompts_go_to_cuda_where_it_has_a_kernel_and_tuning_may_choose_triton() -> None:
     assert all(prompts_in_cuda(attention(ModelShape(head_dim=d))) for d in (64, 128))
     assert not prompts_in_cuda(attention(ModelShape(head_dim=256)))
-    assert not prompts_in_cuda(attention(ModelShape(head_dim=256), fresh_cuda=1))
-    assert not prompts_in_cuda(attention(ModelShape(head_dim=128), fresh_cuda=0))
+    assert not prompts_in_cuda(attention(ModelShape(head_dim=256), uncached_prefill_cuda=1))
+    assert not prompts_in_cuda(attention(ModelShape(head_dim=128), uncached_prefill_cuda=0))
     shape = next(o for o in ops_of(ModelShape(head_dim=128), "bf16") if o.op == "paged_attention")
     choice = next(c for c in search_space(shape.op, shape.inputs, shape.outputs, shape.attrs, "sm_90") if c.name == "fresh prompts")
     assert len(choice.candidates) > 1
@@ -149,8 +149,8 @@ def test_prompts_go_to_cuda_where_it_has_a_kernel_and_tuning_may_choose_triton()
 
 @given(st.integers(0, 600), st.lists(st.integers(1, 3000), max_size=9))
 def test_prompts_in_cuda_have_a_block_for_each_tile_and_one_an_sm_at_most(decodes: int, prompts: list[int]) -> None:
-    lowered = attention(ModelShape(heads=4, kv_heads=2, head_dim=128), beside_tokens=0)
-    (launch,) = (launch for launch in lowered.launches if launch.kernel.startswith("fresh_attention"))
+    lowered = attention(ModelShape(heads=4, kv_heads=2, head_dim=128), concurrent_tokens=0)
+    (launch,) = (launch for launch in lowered.launches if launch.kernel.startswith("uncached_prefill_attention"))
     tokens, sequences = decodes + sum(prompts), decodes + len(prompts)
     symbols = {"T": tokens, "R": sequences, "D": decodes, "S": sequences, "C": 0}
     blocks, *rest = (evaluate(dim, symbols) for dim in launch.grid)
@@ -167,13 +167,13 @@ def test_decoding_runs_beside_prompts_where_it_takes_longer(decodes: int, prompt
     symbols = {"T": tokens, "R": sequences, "D": decodes, "S": sequences, "C": continued}
     running = [launch for launch in lowered.launches if min(evaluate(dim, symbols) for dim in launch.grid) > 0]
     names = [launch.kernel.rpartition("-")[0] for launch in running]
-    assert names.count("fresh_attention") == (len(prompts) > continued)
+    assert names.count("uncached_prefill_attention") == (len(prompts) > continued)
     assert names.count("decode_attention") == (decodes > 0)
-    pair = [i for i, launch in enumerate(running) if launch.beside]
+    pair = [i for i, launch in enumerate(running) if launch.concurrent]
     assert bool(pair) == (len(prompts) > continued and decodes >= 66 and 32 * decodes >= tokens - decodes)
     if pair:
         assert pair == [len(running) - 1]
-        assert names[-2:] == ["fresh_attention", "decode_attention"]
+        assert names[-2:] == ["uncached_prefill_attention", "decode_attention"]
         grid = tuple(evaluate(dim, symbols) for dim in running[-2].grid)
         assert grid[0] <= 132
         assert grid[1:] == (1, 1)

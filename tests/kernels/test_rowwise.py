@@ -57,12 +57,12 @@ def test_a_product_is_that_of_the_values_the_codes_stand_for() -> None:
 def test_scales_of_rows_reach_the_library_and_our_kernels() -> None:
     x, weight, y = TensorSpec(("T", 4096), "fp8"), TensorSpec((1024, 4096), "fp8"), TensorSpec(("T", 1024), "bf16")
     scales = TensorSpec(("T", 1), "fp32"), TensorSpec((1024, 1), "fp32")
-    in_both = {"few16_blocks": 0, "few16_splits": 2, "few64_blocks": 0}
+    in_both = {"skinny16_blocks": 0, "skinny16_splits": 2, "skinny64_blocks": 0}
     lowered = lower("linear", [x, weight, None, *scales], [y], {}, "sm_90", tactic=in_both)
     one, *_, many = lowered.launches
     assert many.library == "scaled_matmul"
     assert [arg.value for arg in many.args] == ["x", "weight", "x_scale", "weight_scale", "out0"]
-    scaling = {"gemv", "few_linear", "few_sum", "few_tokens"}
+    scaling = {"gemv", "skinny_linear", "skinny_sum", "skinny_gemm"}
     assert {kernel.function for kernel in lowered.kernels if kernel.constexprs.get("SCALED_ROWS")} == scaling
     assert one.kernel == lowered.kernels[0].key
     tensor = TensorSpec((1,), "fp32")
@@ -73,7 +73,7 @@ def test_scales_of_rows_reach_the_library_and_our_kernels() -> None:
 
 @pytest.mark.parametrize("arch", ["sm_89", "sm_90"])
 def test_kernels_compile_without_spills(arch: str) -> None:
-    by_triton = {f"few{padded}_{name}": value for padded in IN_TRITON for name, value in {"blocks": 0, "splits": 2}.items()}
+    by_triton = {f"skinny{padded}_{name}": value for padded in IN_TRITON for name, value in {"blocks": 0, "splits": 2}.items()}
     specs = {
         spec.key: spec
         for op in ops_of(MODELS["llama-3.1-8b"], "fp8")
@@ -81,7 +81,7 @@ def test_kernels_compile_without_spills(arch: str) -> None:
         for spec in lower(op.op, op.inputs, op.outputs, op.attrs, arch, tactic=tactic).kernels
         if op.op == "quantize_rows" or spec.constexprs.get("SCALED_ROWS")
     }
-    few = {"few_tokens", "few_sum"} if arch == "sm_90" else set()
+    few = {"skinny_gemm", "skinny_sum"} if arch == "sm_90" else set()
     assert {spec.function for spec in specs.values()} == {"quantize_rows", "gemv", *few}
     for spec in specs.values():
         info = compile_kernel(spec, arch).info

@@ -22,10 +22,10 @@ def arguments(weight: torch.Tensor, x: torch.Tensor, temperature: float = 0.0, s
         "x": x,
         "weight": weight,
         "bias": None,
-        "draws": torch.cat((bits[:, None], halves, torch.arange(rows).int()[:, None]), 1).contiguous(),
+        "sampling_words": torch.cat((bits[:, None], halves, torch.arange(rows).int()[:, None]), 1).contiguous(),
         "sample_slots": torch.arange(SLOTS - 1, SLOTS - 1 - rows, -1).int(),
-        "turn": torch.tensor([1], dtype=torch.int32),
-        "best": torch.full((SLOTS,), EMPTY),
+        "ring_slot": torch.tensor([1], dtype=torch.int32),
+        "argmax_scratch": torch.full((SLOTS,), EMPTY),
         "last_tokens": torch.full((SLOTS,), -1, dtype=torch.int32),
         "token_ring": torch.full((4, SLOTS), -1, dtype=torch.int32),
     }
@@ -44,7 +44,7 @@ def test_greedy_takes_the_first_of_the_largest_and_leaves_it_in_three_places(row
     assert (named["token_ring"][[0, 2, 3]] == -1).all()
     assert named["last_tokens"].flip(0)[:rows].tolist() == expected
     assert (named["last_tokens"].flip(0)[rows:] == -1).all()
-    assert (named["best"] == EMPTY).all()
+    assert (named["argmax_scratch"] == EMPTY).all()
 
 
 def test_a_draw_depends_on_seed_and_position_and_follows_the_softmax() -> None:
@@ -53,7 +53,7 @@ def test_a_draw_depends_on_seed_and_position_and_follows_the_softmax() -> None:
     named = arguments(weight, torch.ones(SLOTS, 1), temperature, seed)
     frequency = torch.zeros(4)
     for first in range(0, count, SLOTS):
-        named["draws"][:, 3] = torch.arange(first, first + SLOTS)
+        named["sampling_words"][:, 3] = torch.arange(first, first + SLOTS)
         tokens = torch.ops.trtllm.linear_sample(**named)[1]
         seeds = torch.full((SLOTS,), seed)
         noise = gumbel_noise(seeds, torch.arange(first, first + SLOTS), 4)

@@ -98,8 +98,8 @@ def _fields(shape: OpShape) -> tuple:  # type: ignore[type-arg]
 
 def test_without_gemv_one_token_goes_to_the_library() -> None:
     shape = one("linear")
-    assert [launch.library for launch in lower(*_fields(shape), "sm_90", tactic={"gemv": 0, "few_to": 0}).launches] == ["matmul"]
-    launches = lower(*_fields(one("gate_up_silu")), "sm_90", tactic={"gemv": 0, "few_to": 0}).launches
+    assert [launch.library for launch in lower(*_fields(shape), "sm_90", tactic={"gemv": 0, "skinny_to": 0}).launches] == ["matmul"]
+    launches = lower(*_fields(one("gate_up_silu")), "sm_90", tactic={"gemv": 0, "skinny_to": 0}).launches
     assert not any("gemv" in launch.kernel for launch in launches)
     with pytest.raises(KernelError, match=r"tactic of linear_gelu sets \['gemv'\], which it does not have"):
         lower(*_fields(one("linear_gelu", model="gptj-6b")), "sm_90", tactic={"gemv": 0})

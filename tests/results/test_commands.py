@@ -175,8 +175,8 @@ def test_gate_check_accept_and_history(capsys: pytest.CaptureFixture[str], tmp_p
 
 SCRIPT = """
 import json, math, random, sys
-from trtllm_results.environment import Environment
-from trtllm_results.record import Cell, Row
+from trtllm_results.record.environment import Environment
+from trtllm_results.record.row import Cell, Row
 loss, sd = float(sys.argv[1]), float(sys.argv[2])
 
 

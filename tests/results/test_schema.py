@@ -16,14 +16,14 @@ def test_the_document_is_current() -> None:
 
 def test_every_identity_column_has_a_meaning_and_no_figure_hides_behind_one() -> None:
     assert set(schema.MEANINGS) == set(CELL_FIELDS) | set(ROW_FIELDS)
-    assert not set(figures.FIGURES) & (set(CELL_FIELDS) | set(ROW_FIELDS))
+    assert not set(figures.METRICS) & (set(CELL_FIELDS) | set(ROW_FIELDS))
 
 
 def test_titles_are_unique_within_a_unit_and_readable() -> None:
     assert figures.title("output_tokens_per_s") == "output"
     assert figures.title("ttft_p50_ms") == "TTFT p50"
     assert figures.title("steady_output_tokens_per_s_per_gpu") == "steady output per GPU"
-    pairs = [(figures.title(name), one.unit) for name, one in figures.FIGURES.items()]
+    pairs = [(figures.title(name), one.unit) for name, one in figures.METRICS.items()]
     assert len(set(pairs)) == len(pairs)
 
 

@@ -11,7 +11,7 @@ from trtllm_bench.analysis.explain import IDLE, UNKNOWN, Breakdown
 from trtllm_bench.analysis.predict import cache_bytes_on
 from trtllm_bench.analysis.step_model import StepModel
 from trtllm_bench.errors import BenchError
-from trtllm_bench.profiling.record import Profile
+from trtllm_bench.profiling.record import CellProfile
 from trtllm_bench.roofline.counts import StepShape
 from trtllm_engines.errors import EngineError
 from trtllm_engines.runtime.device_state import page_bytes
@@ -101,14 +101,14 @@ def _from_parts(cell: MeasuredCell, found: Breakdown) -> Iterator[Finding]:
     if found.share(IDLE) > NOTABLE:
         yield Finding(f"no step is in flight {found.share(IDLE):.0%} of the time: the load asks for no more, or the host is late")
     if cell.profile is not None:
-        yield from _from_kernels(Profile.load(cell.profile))
+        yield from _from_kernels(CellProfile.load(cell.profile))
     unknown = found.share(UNKNOWN)
     if abs(unknown) > NOTABLE:
         word = f"{unknown:.0%} of the time is more than the model allows" if unknown > 0 else "steps are faster than the model says"
         yield Finding(f"{word}", "see the kernels: trtllm-bench profile with the same flags")
 
 
-def _from_kernels(profile: Profile) -> Iterator[Finding]:
+def _from_kernels(profile: CellProfile) -> Iterator[Finding]:
     """The kernel that loses most time against its ceiling, if it loses much."""
     losses = {(row.role, row.kernel): row.share * (1 - row.ceiling_share) for row in profile.kernels if row.ceiling_share is not None}
     if not losses:

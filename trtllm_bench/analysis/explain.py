@@ -16,7 +16,7 @@ import numpy as np
 from trtllm_bench.analysis.cells import MeasuredCell, hardware_of, plan_of
 from trtllm_bench.analysis.step_model import PARTS, StepModel
 from trtllm_bench.errors import BenchError
-from trtllm_bench.profiling.record import Profile
+from trtllm_bench.profiling.record import CellProfile
 from trtllm_bench.roofline.counts import StepShape
 
 IDLE, UNKNOWN = "no step in flight", "not accounted for"
@@ -42,7 +42,7 @@ class Breakdown:
         return sum(self.parts.get(name, 0.0) for name in names) / total if total else 0.0
 
 
-def from_profile(profile: Profile) -> Breakdown:
+def from_profile(profile: CellProfile) -> Breakdown:
     tokens = max(profile.tokens_out, 1)
     phases: dict[str, float] = {}
     for step in profile.steps:
@@ -74,7 +74,7 @@ def from_log(cell: MeasuredCell, model: StepModel) -> Breakdown:
 def breakdown(cell: MeasuredCell) -> Breakdown:
     """Raises `BenchError` where nothing tells the cell's steps apart."""
     if cell.profile is not None:
-        return from_profile(Profile.load(cell.profile))
+        return from_profile(CellProfile.load(cell.profile))
     return from_log(cell, StepModel(plan_of(cell.row), hardware_of(cell.row.environment)))
 
 

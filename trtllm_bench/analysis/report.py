@@ -10,7 +10,7 @@ from trtllm_bench.analysis.check import check, median_error
 from trtllm_bench.analysis.explain import breakdown, difference
 from trtllm_bench.analysis.slowest import SlowRequest, slow_request
 from trtllm_bench.errors import BenchError
-from trtllm_bench.profiling.record import Profile
+from trtllm_bench.profiling.record import CellProfile
 from trtllm_dashboards.tables import Column, show
 from trtllm_results.store.selection import keep
 from trtllm_results.store.table import read_rows
@@ -20,7 +20,7 @@ LEAST = 0.005
 KERNELS = 3
 
 
-def tell_cell(cell: MeasuredCell, percentile: float, console: Console) -> None:
+def report_cell(cell: MeasuredCell, percentile: float, console: Console) -> None:
     found = breakdown(cell)
     rate = cell.row.figures.get("output_tokens_per_s", 0.0)
     console.print(f"{cell.label} on {cell.row.environment.device}: {rate:,.1f} output tok/s", style="bold", soft_wrap=True)
@@ -44,10 +44,10 @@ def tell_cell(cell: MeasuredCell, percentile: float, console: Console) -> None:
         console.print(f"note: {error}", style="yellow", soft_wrap=True)
         return
     console.print()
-    _tell_request(slow, cell, console)
+    _report_request(slow, cell, console)
 
 
-def _tell_request(slow: SlowRequest, cell: MeasuredCell, console: Console) -> None:
+def _report_request(slow: SlowRequest, cell: MeasuredCell, console: Console) -> None:
     preempted = f", preempted {slow.preemptions} times" if slow.preemptions else ""
     console.print(
         f"p{slow.percentile:g} by end-to-end time: request {slow.index}, {slow.input_tokens} in, {slow.output_tokens} out, "
@@ -61,12 +61,12 @@ def _tell_request(slow: SlowRequest, cell: MeasuredCell, console: Console) -> No
         console.print(f"  {stage.name:<8}{stage.seconds * 1e3:>10,.1f} ms  {where}{held}", soft_wrap=True)
     if cell.profile is None:
         return
-    profile = Profile.load(cell.profile)
+    profile = CellProfile.load(cell.profile)
     ran = ", ".join(f"{_short(row.role)} {row.share:.0%}" for row in profile.kernels[:KERNELS])
     console.print(f"  steps {profile.steps[0].number}-{profile.steps[-1].number} were profiled: {ran}; {cell.profile}", soft_wrap=True)
 
 
-def tell_difference(a: MeasuredCell, b: MeasuredCell, console: Console) -> None:
+def report_difference(a: MeasuredCell, b: MeasuredCell, console: Console) -> None:
     found = difference(breakdown(a), breakdown(b))
     before, after = found.total
     console.print(f"A {a.label}: {before:,.2f} us an output token", style="bold", soft_wrap=True)
@@ -78,7 +78,7 @@ def tell_difference(a: MeasuredCell, b: MeasuredCell, console: Console) -> None:
     show(rows, columns, console=console)
 
 
-def tell_all(results: str, console: Console) -> None:
+def report_all(results: str, console: Console) -> None:
     """Every cell of a store, or of its part (`RESULTS@precision=fp8`), measured and predicted."""
     path, _, chosen = results.partition("@")
     checked = check(keep(read_rows(path), [part for part in chosen.split(",") if part]))

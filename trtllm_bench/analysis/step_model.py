@@ -37,8 +37,8 @@ from trtllm_bench.roofline.counts import OpCost, PlanCounter, StepShape
 from trtllm_bench.roofline.hardware import Hardware
 from trtllm_engines.compiler.plan import Plan
 from trtllm_engines.runtime.buckets import LARGEST_GRAPH
-from trtllm_kernels.dialect.types import FEW_TOKENS
-from trtllm_kernels.lowering.skinny_gemm import IN_TRITON as FEW_IN_TRITON
+from trtllm_kernels.dialect.types import SKINNY_TOKENS
+from trtllm_kernels.lowering.skinny_gemm import IN_TRITON as SKINNY_IN_TRITON
 
 BANDWIDTH_SHARE: Mapping[str, float] = {"gemv": 1.03, "few": 0.95, "gemm": 0.87, "attention": 0.95, "rows": 0.93}
 PEAK_SHARE: Mapping[str, float] = {"gemm": 1.0, "attention": 586 / 776}
@@ -149,7 +149,7 @@ class StepModel:
     def _kind(self, cost: OpCost) -> str:
         if cost.kind != "gemm":
             return cost.kind
-        few = 0 if not self._hopper else FEW_IN_TRITON[-1] if cost.op == "linear_sample" else FEW_TOKENS
+        few = 0 if not self._hopper else SKINNY_IN_TRITON[-1] if cost.op == "linear_sample" else SKINNY_TOKENS
         return "gemv" if cost.rows == 1 else "few" if cost.rows <= few else "gemm"
 
     def _us(self, cost: OpCost) -> float:

@@ -17,14 +17,14 @@ def command(
     from rich.console import Console
 
     from trtllm_bench.analysis.cells import find_cell
-    from trtllm_bench.analysis.report import tell_all, tell_cell, tell_difference
+    from trtllm_bench.analysis.report import report_all, report_cell, report_difference
 
     console = Console(highlight=False)
     if every:
-        tell_all(cell, console)
+        report_all(cell, console)
         return
     first = find_cell(cell)
     if other is None:
-        tell_cell(first, percentile, console)
+        report_cell(first, percentile, console)
     else:
-        tell_difference(first, find_cell(other), console)
+        report_difference(first, find_cell(other), console)

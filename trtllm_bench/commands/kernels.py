@@ -37,15 +37,15 @@ def command(
 
     from trtllm_bench.machine import arch_of, gpus
     from trtllm_bench.micro.results import Run, judge
-    from trtllm_bench.micro.run import Wanted, cases_of, parse_m, run
+    from trtllm_bench.micro.run import KernelSelection, cases_of, parse_m, run
     from trtllm_bench.micro.show import print_findings, print_results
-    from trtllm_bench.micro.timing import Rule
+    from trtllm_bench.micro.timing import StoppingRule
 
     if noise <= 0 or seconds <= 0 or not 0 < margin < 0.5:
         raise BenchError("--noise and --seconds must be above 0, and --margin between 0 and 0.5")
     if plot is not None and plot.suffix not in (".png", ".svg"):
         raise BenchError(f"--plot {plot}: the file must end in .png or .svg")
-    wanted = Wanted(shapes, precision or "bf16", parse_m(m), kv_len, name, past)
+    wanted = KernelSelection(shapes, precision or "bf16", parse_m(m), kv_len, name, past)
     earlier = None if baseline is None else Run.load(baseline)
     found = gpus()
     if not found:
@@ -66,7 +66,7 @@ def command(
         wanted,
         bench,
         CuptiTimer(),
-        Rule(noise=noise, seconds=seconds),
+        StoppingRule(noise=noise, seconds=seconds),
         hardware,
         lambda one: console.print(f"{one.key}: {one.cold.mean_us:,.2f} us", style="dim") if console.is_terminal else None,
         peers,

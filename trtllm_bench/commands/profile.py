@@ -67,7 +67,7 @@ def command(
         runs_on_gpu,
         vocabulary_of,
     )
-    from trtllm_bench.profiling.cell import Wanted, profile_cell, with_counters
+    from trtllm_bench.profiling.cell import ProfileRequest, profile_cell, with_counters
     from trtllm_bench.profiling.nsys import inside, profile_with_nsys, without
     from trtllm_bench.profiling.show import print_profile
     from trtllm_bench.profiling.window import Window
@@ -99,7 +99,7 @@ def command(
     if wish.max_seq_len is None and wish.engine_dir is None:
         wish = replace(wish, max_seq_len=longest(workload))
     line = " ".join(["trtllm-bench", *sys.argv[1:]])
-    wanted = Wanted(wish, workload, load, window, rate_of(wanted_load, workload), line)
+    wanted = ProfileRequest(wish, workload, load, window, rate_of(wanted_load, workload), line)
     store = measured.store if measured is not None and out is None else None
     if measured is not None and store is not None:
         folder = store.path / FOLDER / measured.row.key

@@ -25,7 +25,7 @@ def ls(
     from rich.console import Console
 
     from trtllm_dashboards.tables import Column, show
-    from trtllm_results.metrics.registry import FIGURES, common_words, title
+    from trtllm_results.metrics.registry import METRICS, common_words, title
     from trtllm_results.store import selection
 
     figures = figure or ["output_tokens_per_s", "ttft_p50_ms", "tpot_p50_ms"]
@@ -48,7 +48,7 @@ def ls(
     ]
     columns += [Column("status", kind="verdict"), Column("gpu", "device", priority=2)]
     columns += [
-        Column(name, title(name), unit=FIGURES[name].unit if name in FIGURES else "", kind="number", priority=1) for name in figures
+        Column(name, title(name), unit=METRICS[name].unit if name in METRICS else "", kind="number", priority=1) for name in figures
     ]
     show(lines, columns, title=shared, console=Console(highlight=False))
 
@@ -63,7 +63,7 @@ def show_row(
 ) -> None:
     """Everything about the rows of one cell, or of all: settings, figures with their units, environment, command."""
     from trtllm_results.errors import ResultsError
-    from trtllm_results.metrics.registry import FIGURES, brief
+    from trtllm_results.metrics.registry import METRICS, brief
     from trtllm_results.store import selection
 
     rows = [row for row in selection.load_set(store).rows if row.key.startswith(key)]
@@ -79,8 +79,8 @@ def show_row(
         typer.echo(f"  key {row.key}  started {row.started_at}")
         for text in row.warnings:
             typer.echo(f"  note: {text}")
-        for name in [name for name in FIGURES if name in row.figures] + [name for name in row.figures if name not in FIGURES]:
-            typer.echo(f"  {name:<32}{brief(row.figures[name]):>16} {FIGURES[name].unit if name in FIGURES else ''}".rstrip())
+        for name in [name for name in METRICS if name in row.figures] + [name for name in row.figures if name not in METRICS]:
+            typer.echo(f"  {name:<32}{brief(row.figures[name]):>16} {METRICS[name].unit if name in METRICS else ''}".rstrip())
         for title, fields in (("settings", dict(row.cell.settings)), ("environment", vars(row.environment)), ("extra", dict(row.extra))):
             shown = ", ".join(f"{name} {value}" for name, value in fields.items() if value not in ("", 0, 0.0, False, None))
             if shown:
@@ -96,7 +96,7 @@ def _by_definitions(store: Path, rows: list[Row], wanted: str) -> None:
     from trtllm_dashboards.tables import Column, show
     from trtllm_results.errors import ResultsError
     from trtllm_results.metrics.definitions import DEFINITIONS, figures
-    from trtllm_results.metrics.registry import FIGURES
+    from trtllm_results.metrics.registry import METRICS
     from trtllm_results.metrics.requests import RequestLog
     from trtllm_results.store.table import Store
 
@@ -107,7 +107,7 @@ def _by_definitions(store: Path, rows: list[Row], wanted: str) -> None:
             raise ResultsError(f"{row.cell.label} has no stored requests, so it cannot be told under other definitions.")
         log = RequestLog.from_side(table, gpus=row.cell.tp * row.cell.pp)
         found = {tool: figures(log, tool) for tool in tools}
-        shown = [name for name in FIGURES if name.endswith(("_mean_ms", "_p50_ms", "_p99_ms", "_per_s", "_per_user"))]
+        shown = [name for name in METRICS if name.endswith(("_mean_ms", "_p50_ms", "_p99_ms", "_per_s", "_per_user"))]
         names = [name for name in shown if any(name in one for one in found.values()) and not name.startswith(("queue", "lag"))]
         lines = [{"figure": _with_unit(name)} | {tool: one.get(name) for tool, one in found.items()} for name in names]
         columns = [Column("figure"), *(Column(tool, kind="number") for tool in tools)]
@@ -115,9 +115,9 @@ def _by_definitions(store: Path, rows: list[Row], wanted: str) -> None:
 
 
 def _with_unit(name: str) -> str:
-    from trtllm_results.metrics.registry import FIGURES, title
+    from trtllm_results.metrics.registry import METRICS, title
 
-    unit = FIGURES[name].unit
+    unit = METRICS[name].unit
     return f"{title(name)} ms" if unit == "ms" else f"{title(name).split()[0]} {unit}"
 
 

@@ -80,7 +80,7 @@ def _predict(toml: Path | None, flags: dict[str, Any], gpu: str | None) -> None:
     from rich.console import Console
 
     from trtllm_bench.measure.spec import longest, make_workload
-    from trtllm_bench.sweep.predict import hardware_for, predict_sweep
+    from trtllm_bench.sweep.predicted import hardware_for, predict_sweep
     from trtllm_bench.sweep.spec import load_spec
     from trtllm_bench.sweep.table import print_table
     from trtllm_bench.targets.native import vocabulary_of

@@ -13,20 +13,20 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-from trtllm_bench.load.target import Outcome
+from trtllm_bench.load.target import RequestOutcome
 
 
 class Clock(Protocol):
     def now(self) -> float:
         """Seconds, monotonic."""
 
-    def deliver(self, outcome: Outcome) -> None:
+    def deliver(self, outcome: RequestOutcome) -> None:
         """Thread-safe; ends a `wait`."""
 
-    def wait(self, until: float) -> Outcome | None:
+    def wait(self, until: float) -> RequestOutcome | None:
         """The next outcome, or None once `until` has passed without one."""
 
-    def poll(self) -> Outcome | None:
+    def poll(self) -> RequestOutcome | None:
         """An outcome already there, or None."""
 
 
@@ -34,11 +34,11 @@ class RealClock:
     """`time.perf_counter`, and a queue that wakes the driver. Sleeps in the kernel: spinning would take a core from the target."""
 
     def __init__(self) -> None:
-        self._inbox: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[RequestOutcome] = queue.SimpleQueue()
         self.now = time.perf_counter
         self.deliver = self._inbox.put
 
-    def wait(self, until: float) -> Outcome | None:
+    def wait(self, until: float) -> RequestOutcome | None:
         left = until - time.perf_counter()
         if left <= 0:
             return self.poll()
@@ -47,7 +47,7 @@ class RealClock:
         except queue.Empty:
             return None
 
-    def poll(self) -> Outcome | None:
+    def poll(self) -> RequestOutcome | None:
         try:
             return self._inbox.get_nowait()
         except queue.Empty:
@@ -61,7 +61,7 @@ class FakeClock:
         self._now = start
         self._send_cost_s = send_cost_s
         self._events: list[tuple[float, int, Callable[[], None]]] = []
-        self._inbox: deque[Outcome] = deque()
+        self._inbox: deque[RequestOutcome] = deque()
         self._order = 0
 
     def now(self) -> float:
@@ -75,10 +75,10 @@ class FakeClock:
         self._order += 1
         heapq.heappush(self._events, (when, self._order, event))
 
-    def deliver(self, outcome: Outcome) -> None:
+    def deliver(self, outcome: RequestOutcome) -> None:
         self._inbox.append(outcome)
 
-    def wait(self, until: float) -> Outcome | None:
+    def wait(self, until: float) -> RequestOutcome | None:
         while not self._inbox and self._events and self._events[0][0] <= until:
             when, _, event = heapq.heappop(self._events)
             self._now = max(self._now, when)
@@ -88,7 +88,7 @@ class FakeClock:
         self._now = max(self._now, until)
         return None
 
-    def poll(self) -> Outcome | None:
+    def poll(self) -> RequestOutcome | None:
         while self._events and self._events[0][0] <= self._now:
             heapq.heappop(self._events)[2]()
         return self._inbox.popleft() if self._inbox else None

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from trtllm_bench.load.clock import Clock, RealClock
 from trtllm_bench.load.pacing import Pacer
-from trtllm_bench.load.target import Outcome, Target
+from trtllm_bench.load.target import RequestOutcome, Target
 from trtllm_results.metrics.requests import SLO_NAMES, FloatArray, RequestLog
 from trtllm_workloads.request import RequestSpec
 
@@ -128,7 +128,7 @@ class _Run:
         self._due: list[float] = [float("nan")] * n
         self._intended: list[float] = [float("nan")] * n
         self._sent: list[float] = [float("nan")] * n
-        self._outcomes: list[Outcome | None] = [None] * n
+        self._outcomes: list[RequestOutcome | None] = [None] * n
         self._ended = self._in_flight = 0
         self._stalled = False
         self._told_s = 0.0
@@ -167,9 +167,9 @@ class _Run:
         try:
             self.target.submit(request, due.intended_s)
         except Exception as error:
-            self._end(Outcome(request.id, self.clock.now(), 0, error=f"{type(error).__name__}: {error}"))
+            self._end(RequestOutcome(request.id, self.clock.now(), 0, error=f"{type(error).__name__}: {error}"))
 
-    def _end(self, outcome: Outcome) -> None:
+    def _end(self, outcome: RequestOutcome) -> None:
         place = self._place.get(outcome.id, -1)
         if place < 0 or self._outcomes[place] is not None:
             return
@@ -177,7 +177,8 @@ class _Run:
         self._ended += 1
         self._in_flight -= 1
         for lost in self._pacer.ended(place, outcome.end_s, not outcome.error):
-            self._outcomes[lost] = Outcome(self.requests[lost].id, float("nan"), 0, error="not sent: an earlier turn of its session failed")
+            why = "not sent: an earlier turn of its session failed"
+            self._outcomes[lost] = RequestOutcome(self.requests[lost].id, float("nan"), 0, error=why)
             self._ended += 1
 
     def _give_up(self) -> None:
@@ -186,7 +187,7 @@ class _Run:
             if outcome is None:
                 sent = self._sent[place] == self._sent[place]
                 why = f"no answer: nothing moved for {self.drive.stall_s:g} s" if sent else "not sent: the run stalled"
-                self._outcomes[place] = Outcome(self.requests[place].id, float("nan"), 0, error=why)
+                self._outcomes[place] = RequestOutcome(self.requests[place].id, float("nan"), 0, error=why)
                 self._ended += 1
 
     def _tell(self, last: bool = False) -> None:
@@ -239,5 +240,5 @@ class _Run:
         sent_tokens = np.asarray([request.input_tokens for request in self.requests], dtype=np.int64)
         return LoadResult(log, self.start_s, failures, self._stalled, sent_tokens)
 
-    def _pairs(self, outcomes: list[Outcome]) -> Iterator[tuple[Outcome, RequestSpec]]:
+    def _pairs(self, outcomes: list[RequestOutcome]) -> Iterator[tuple[RequestOutcome, RequestSpec]]:
         return zip(outcomes, self.requests, strict=True)

@@ -26,7 +26,7 @@ def _no_times() -> FloatArray:
 
 
 @dataclass(slots=True)
-class Outcome:
+class RequestOutcome:
     """The end of one request. `error` is empty when it succeeded."""
 
     id: int
@@ -41,7 +41,7 @@ class Outcome:
     error: str = ""
 
 
-Deliver = Callable[[Outcome], None]
+Deliver = Callable[[RequestOutcome], None]
 
 
 class Target(Protocol):

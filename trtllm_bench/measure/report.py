@@ -1,6 +1,6 @@
 """The report of one measurement: for people, and as JSON under the field names of NVIDIA's trtllm-bench.
 
-A script that reads NVIDIA's `--report_json` reads ours. Under their names stand their definitions (`trtllm_results.metrics.definitions`: quantiles
+A script that reads NVIDIA's `--report_json` reads ours. Under their names stand their definitions (`metrics.definitions`: quantiles
 are order statistics, per-user speed is tokens over the whole request), because a familiar name with another meaning misleads; our own
 figures stand beside them under `record`, with what identifies the run. The text for people uses ours.
 """

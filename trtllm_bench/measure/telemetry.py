@@ -53,7 +53,7 @@ class Samples:
         return {name: self.rows[:, place] for place, name in enumerate(COLUMNS)} if len(self.rows) else {}
 
     def figures(self, start_s: float, end_s: float, output_tokens: float) -> dict[str, float]:
-        """Figures of `trtllm_results.metrics.registry` over [start_s, end_s]; summed over devices where that has a meaning, else the worst one."""
+        """Figures of `metrics.registry` over [start_s, end_s]; summed over devices where that has a meaning, else the worst one."""
         if not len(self.rows) or end_s <= start_s:
             return {}
         per_device = [self._of(device, start_s, end_s) for device in np.unique(self.rows[:, 1])]

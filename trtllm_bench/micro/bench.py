@@ -28,7 +28,7 @@ from trtllm_engines.runtime.device_state import DeviceState
 from trtllm_engines.runtime.pages import RESERVED_PAGES
 from trtllm_kernels.dialect.expr import evaluate
 from trtllm_kernels.dialect.specs import DTYPES
-from trtllm_kernels.dialect.types import FEW_TOKENS, Arg, Lowered
+from trtllm_kernels.dialect.types import SKINNY_TOKENS, Arg, Lowered
 from trtllm_kernels.errors import KernelError
 from trtllm_kernels.references import OPS
 
@@ -41,31 +41,31 @@ RIDGE = 270
 
 
 @dataclass(frozen=True)
-class Case:
+class KernelCase:
     """One step to take apart."""
 
     label: str
     shape: StepShape
 
 
-def decode_case(sequences: int, kv_len: int) -> Case:
-    return Case("decode", StepShape.decode(sequences, kv_len))
+def decode_case(sequences: int, kv_len: int) -> KernelCase:
+    return KernelCase("decode", StepShape.decode(sequences, kv_len))
 
 
-def prefill_case(tokens: int) -> Case:
-    return Case("prefill", StepShape.prefill(1, tokens))
+def prefill_case(tokens: int) -> KernelCase:
+    return KernelCase("prefill", StepShape.prefill(1, tokens))
 
 
-def chunk_case(tokens: int, past: int) -> Case:
+def chunk_case(tokens: int, past: int) -> KernelCase:
     """A prompt's next tokens, the `past` before them in the cache."""
-    return Case("chunk", StepShape(np.array([tokens]), np.array([tokens + past]), 0, 1))
+    return KernelCase("chunk", StepShape(np.array([tokens]), np.array([tokens + past]), 0, 1))
 
 
 class Bench:
     """A model's ops on one device. `arch` "cpu" runs the references, for tests. Raises `BenchError` for a sequence of more
     tokens than the model has positions."""
 
-    def __init__(self, model: str, precision: str, arch: str, cases: list[Case], page_size: int = 32, **compile_flags: Any) -> None:
+    def __init__(self, model: str, precision: str, arch: str, cases: list[KernelCase], page_size: int = 32, **compile_flags: Any) -> None:
         self.arch = arch
         self.device = torch.device("cpu" if arch == "cpu" else "cuda")
         config = replace(resolve_model(model).config, num_layers=LAYERS)
@@ -95,7 +95,7 @@ class Bench:
                 raise KernelError(reason)
             self._cubins = found
 
-    def ops(self, case: Case) -> Iterator[BoundOp]:
+    def ops(self, case: KernelCase) -> Iterator[BoundOp]:
         """The step's ops in order, one of each kind, each bound to the results of those before it."""
         symbols = case.shape.symbols
         self._inputs(case.shape)
@@ -118,7 +118,7 @@ class Bench:
         """With room for more tokens behind it, as an engine's buffers have: kernels that pad tokens read what lies there (`_whole`), and no
         edge of the tensor, at which TMA is slower."""
         shape = [evaluate(dim, symbols) for dim in spec.shape]
-        rows = max(shape[0], FEW_TOKENS)
+        rows = max(shape[0], SKINNY_TOKENS)
         return torch.zeros([rows, *shape[1:]], dtype=DTYPES[spec.dtype], device=self.device)[: shape[0]]
 
     def _bind(
@@ -130,7 +130,7 @@ class Bench:
         workspaces = {name: spec for one in lowered for name, spec in one.workspaces.items()}
         scratch = {name: self._empty(spec, symbols) for name, spec in workspaces.items()}
         values = {name: _whole(tensor) if name in self.plan.values else tensor for name, tensor in memory.items()}
-        program = BoundProgram(lowered, {**values, **scratch}.__getitem__, self._cubins, overlap=overlap)
+        program = BoundProgram(lowered, {**values, **scratch}.__getitem__, self._cubins, pdl=overlap)
         program.set_symbols(**symbols)
         return program
 
@@ -290,7 +290,7 @@ class BoundOp:
         wanted, chosen, best, last_tokens, ring = expected
         sampled, last_tokens, ring = torch.where(most, tokens, chosen), last_tokens.clone(), ring.clone()
         last_tokens[arguments["sample_slots"].long()] = sampled
-        ring[int(arguments["turn"]), : len(sampled)] = sampled.to(ring.device)
+        ring[int(arguments["ring_slot"]), : len(sampled)] = sampled.to(ring.device)
         return [wanted, sampled, best, last_tokens, ring]
 
     def written(self) -> list[torch.Tensor]:

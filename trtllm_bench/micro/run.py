@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from trtllm_bench.errors import BenchError
-from trtllm_bench.micro.bench import Bench, BoundOp, Case, chunk_case, decode_case, prefill_case
+from trtllm_bench.micro.bench import Bench, BoundOp, KernelCase, chunk_case, decode_case, prefill_case
 from trtllm_bench.micro.peers import peer_of
 from trtllm_bench.micro.results import Measured, is_right
-from trtllm_bench.micro.timing import Rule, Timer, measure
+from trtllm_bench.micro.timing import StoppingRule, Timer, measure
 from trtllm_bench.roofline.counts import OpCost
 from trtllm_bench.roofline.hardware import Hardware
 
@@ -22,7 +22,7 @@ ANEW_IN_PREFILL = ("attention",)
 
 
 @dataclass(frozen=True)
-class Wanted:
+class KernelSelection:
     model: str
     precision: str
     m: tuple[int, ...]
@@ -33,18 +33,18 @@ class Wanted:
     """Tokens of a prompt that are in the cache before those of the step; 0: none, the prompt is whole."""
 
 
-def cases_of(wanted: Wanted) -> list[Case]:
-    def prompt(m: int) -> list[Case]:
+def cases_of(wanted: KernelSelection) -> list[KernelCase]:
+    def prompt(m: int) -> list[KernelCase]:
         return [] if m < PREFILL_FROM else [chunk_case(m, wanted.past)] if wanted.past else [prefill_case(m)]
 
     return [case for m in wanted.m for case in (decode_case(m, wanted.kv_len), *prompt(m))]
 
 
 def run(
-    wanted: Wanted,
+    wanted: KernelSelection,
     bench: Bench,
     timer: Timer,
-    rule: Rule,
+    rule: StoppingRule,
     hardware: Hardware | None,
     tell: Callable[[Measured], None] = lambda one: None,
     peers: bool = True,
@@ -64,14 +64,21 @@ def run(
     return found
 
 
-def _chosen(bound: BoundOp, case: Case, name: str) -> bool:
+def _chosen(bound: BoundOp, case: KernelCase, name: str) -> bool:
     if case.label != "decode" and bound.cost.kind not in ANEW_IN_PREFILL:
         return False
     return name in bound.op.op or name in bound.cost.role
 
 
 def _measured(
-    bound: BoundOp, case: Case, wanted: Wanted, bench: Bench, timer: Timer, rule: Rule, hardware: Hardware | None, peers: bool
+    bound: BoundOp,
+    case: KernelCase,
+    wanted: KernelSelection,
+    bench: Bench,
+    timer: Timer,
+    rule: StoppingRule,
+    hardware: Hardware | None,
+    peers: bool,
 ) -> Measured:
     error = bound.error()
     taken_over = bound.memory[bound.op.reuses].clone() if bound.op.reuses else None

@@ -34,7 +34,7 @@ How = Literal["cold", "warm", "chained"]
 
 
 @dataclass(frozen=True)
-class Rule:
+class StoppingRule:
     """When to stop. `noise`: relative standard error of the mean; `seconds`: of measuring, at most."""
 
     noise: float = 0.005
@@ -73,9 +73,9 @@ class Timer(Protocol):
 
 
 class Sampler:
-    """Batches of one call, as they come; what `Rule` decides on."""
+    """Batches of one call, as they come; what `StoppingRule` decides on."""
 
-    def __init__(self, timer: Timer, call: Call, how: How, rule: Rule) -> None:
+    def __init__(self, timer: Timer, call: Call, how: How, rule: StoppingRule) -> None:
         self._timer, self._call, self._how, self._rule = timer, call, how, rule
         self._retries = rule.retries
         self.samples: list[float] = []
@@ -117,7 +117,7 @@ class Sampler:
         )
 
 
-def measure(timer: Timer, call: Call, how: How, rule: Rule, clock: Callable[[], float] = time.perf_counter) -> Timing:
+def measure(timer: Timer, call: Call, how: How, rule: StoppingRule, clock: Callable[[], float] = time.perf_counter) -> Timing:
     began = clock()
     sampler = Sampler(timer, call, how, rule)
     while len(sampler.batches) < rule.max_batches:

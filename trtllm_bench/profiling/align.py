@@ -84,7 +84,7 @@ def _place_program(
         if end is None:
             raise RunFailure(f"step {step.number} of the trace lacks kernel {launch.function}; was another engine profiled?")
         placed += _library(events[at:end], pending, index, previous)
-        placed.append(Placed(events[end], index, launch.op, launch.beside))
+        placed.append(Placed(events[end], index, launch.op, launch.concurrent))
         at, previous, pending = end + 1, launch.op, []
     end = at
     for _ in pending:

@@ -19,7 +19,7 @@ LOG_COLUMNS = ("done_s", "launched_s", "decode_tokens", "context_tokens", "kv_pa
 
 
 @dataclass(frozen=True)
-class Recorded:
+class Capture:
     engine: str
     """Folder of the engine, whose plan says what each step launched."""
     arch: str
@@ -42,7 +42,7 @@ class Recorded:
         path.write_text(json.dumps(data))
 
     @classmethod
-    def load(cls, path: Path) -> Recorded:
+    def load(cls, path: Path) -> Capture:
         """Raises `RunFailure`: the file is missing when the run under the other tool failed."""
         try:
             data = json.loads(path.read_text())

@@ -19,9 +19,9 @@ from trtllm_bench.measure.rows import cell_of
 from trtllm_bench.measure.session import Identity, Load
 from trtllm_bench.measure.spec import EngineWish, Report, mean_lengths
 from trtllm_bench.profiling.align import AROUND, Placed, place_kernels, place_ranges
-from trtllm_bench.profiling.capture import LOG_COLUMNS, Recorded
-from trtllm_bench.profiling.counters import Target, collect
-from trtllm_bench.profiling.record import PAGE_FILE, TRACE_FILE, Profile
+from trtllm_bench.profiling.capture import LOG_COLUMNS, Capture
+from trtllm_bench.profiling.counters import CountedKernel, collect
+from trtllm_bench.profiling.record import PAGE_FILE, TRACE_FILE, CellProfile
 from trtllm_bench.profiling.summary import summarise
 from trtllm_bench.profiling.window import Collector, SeenStep, StepWindow, Window
 from trtllm_bench.roofline import ceilings
@@ -47,7 +47,7 @@ ALIKE = 0.03
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ProfileRequest:
     """What to profile. `window` None: some steps in the middle of the run."""
 
     engine: EngineWish
@@ -67,7 +67,7 @@ def middle(workload: Workload, load: Load, max_batch: int) -> Window:
     return Window(first, first + min(DEFAULT_STEPS, max(1, steps - first - 1)) - 1)
 
 
-def profile_cell(wanted: Wanted, folder: Path, report: Report | None = None) -> Profile:
+def profile_cell(wanted: ProfileRequest, folder: Path, report: Report | None = None) -> CellProfile:
     """Runs the cell, writes `folder` (profile, trace, page) and returns the profile. Raises the components' errors."""
     device = device_of(wanted.engine.device)
     prime(device)
@@ -81,7 +81,7 @@ def profile_cell(wanted: Wanted, folder: Path, report: Report | None = None) -> 
     return profile
 
 
-def record(wanted: Wanted, collector: Collector, report: Report | None = None) -> Recorded:
+def record(wanted: ProfileRequest, collector: Collector, report: Report | None = None) -> Capture:
     """Runs the cell with `collector` on during its window."""
     device = device_of(wanted.engine.device)
     session = NativeSession(wanted.engine, report)
@@ -99,7 +99,7 @@ def record(wanted: Wanted, collector: Collector, report: Report | None = None) -
     environment = Environment.capture(use_gpu=device == "cuda")
     hardware, notes = ceilings_for(environment)
     cell = _cell(wanted, identity)
-    return Recorded(
+    return Capture(
         engine=str(llm.engine.path),
         arch=llm.engine.arch,
         device=device,
@@ -114,7 +114,7 @@ def record(wanted: Wanted, collector: Collector, report: Report | None = None) -
     )
 
 
-def analyse(recorded: Recorded, events: Sequence[Event], collector: str, command: str) -> tuple[Profile, Tracks]:
+def analyse(recorded: Capture, events: Sequence[Event], collector: str, command: str) -> tuple[CellProfile, Tracks]:
     """The profile, and the tracks of steps and ops to lay beside the trace. `events`: the device's, or a CPU trace's ranges."""
     plan, seen = load_engine(Path(recorded.engine)).plan, recorded.seen
     if recorded.device == "cuda":
@@ -124,7 +124,7 @@ def analyse(recorded: Recorded, events: Sequence[Event], collector: str, command
     hardware = Hardware(**recorded.ceilings) if recorded.ceilings else None
     kernels, steps, roles, timeline = summarise(placed, seen, PlanCounter(plan), hardware, recorded.lead_in)
     recorded_us, free_us = _free_steps(recorded)
-    profile = Profile(
+    profile = CellProfile(
         cell=recorded.cell,
         collector=collector,
         device=recorded.device_name,
@@ -143,7 +143,7 @@ def analyse(recorded: Recorded, events: Sequence[Event], collector: str, command
     return profile, _tracks(placed, seen, [op.name for op in plan.ops])
 
 
-def with_counters(profile: Profile, wanted: Wanted, kernel: str, folder: Path) -> Profile:
+def with_counters(profile: CellProfile, wanted: ProfileRequest, kernel: str, folder: Path) -> CellProfile:
     """The profile with Nsight Compute's counters of one kernel, written anew. Raises `BenchError`."""
     cell, settings = profile.cell, profile.cell["settings"]
     model = wanted.engine.model
@@ -152,7 +152,7 @@ def with_counters(profile: Profile, wanted: Wanted, kernel: str, folder: Path) -
     flags = (("kv_dtype", str(cell["kv_dtype"])),)
     sequences = min(cell["batch"] or settings["max_batch_size"], settings["max_batch_size"])
     shape = (cell["isl"], cell["osl"], settings["max_num_tokens"], settings["page_size"])
-    target = Target(str(model), cell["precision"], kernel, sequences, *shape, flags)
+    target = CountedKernel(str(model), cell["precision"], kernel, sequences, *shape, flags)
     found = replace(profile, counters=tuple(as_row(one) for one in collect(target, folder)))
     write(found, folder)
     return found
@@ -168,7 +168,7 @@ def attach(llm: LLM, window: Window, collector: Collector, device: str, runs_bef
     return StepWindow(llm.loop, window, collector, runs_before=runs_before)
 
 
-def write(profile: Profile, folder: Path, trace: Mapping[str, Any] | None = None) -> None:
+def write(profile: CellProfile, folder: Path, trace: Mapping[str, Any] | None = None) -> None:
     from trtllm_dashboards.profile_page import render
 
     profile.save(folder)
@@ -190,7 +190,7 @@ def ceilings_for(environment: Environment) -> tuple[Hardware | None, list[str]]:
     ]
 
 
-def _cell(wanted: Wanted, identity: Identity) -> Cell:
+def _cell(wanted: ProfileRequest, identity: Identity) -> Cell:
     isl, osl = mean_lengths(wanted.workload)
     load = wanted.load
     return cell_of(
@@ -206,7 +206,7 @@ def _cell(wanted: Wanted, identity: Identity) -> Cell:
     )
 
 
-def _free_steps(recorded: Recorded) -> tuple[float | None, float | None]:
+def _free_steps(recorded: Capture) -> tuple[float | None, float | None]:
     """Median time of recorded steps, and of unrecorded ones like them: same phase, tokens and pages in use within a few percent."""
     log = {name: np.asarray(recorded.log[name]) for name in LOG_COLUMNS}
     done = log["done_s"]

@@ -22,7 +22,7 @@ LOG = "ncu.csv"
 
 
 @dataclass(frozen=True)
-class Target:
+class CountedKernel:
     """The op to run under the tool. `kernel`: part of the name of a kernel, an op or a role."""
 
     model: str
@@ -37,7 +37,7 @@ class Target:
     """More for the compiler, such as the cache's type."""
 
 
-def collect(target: Target, folder: Path) -> list[Counters]:
+def collect(target: CountedKernel, folder: Path) -> list[Counters]:
     """Runs Nsight Compute; its CSV stays in `folder`. Raises `BenchError` where the tool is absent or may not measure."""
     tool = nsight.find("ncu")
     folder.mkdir(parents=True, exist_ok=True)
@@ -51,14 +51,14 @@ def collect(target: Target, folder: Path) -> list[Counters]:
     return read_ncu(log.read_text())
 
 
-def run_target(target: Target, arch: str) -> str:
+def run_target(target: CountedKernel, arch: str) -> str:
     """Runs the op between `cudaProfilerStart` and its end; returns its name. Raises `BenchError` when no op launches such a kernel."""
     import torch
 
-    from trtllm_bench.micro.bench import Bench, Case
+    from trtllm_bench.micro.bench import Bench, KernelCase
     from trtllm_engines.runtime.launch_order import LaunchOrder
 
-    cases = [Case(name, shape) for name, shape in shapes_of(target)]
+    cases = [KernelCase(name, shape) for name, shape in shapes_of(target)]
     bench = Bench(target.model, target.precision, arch, cases, target.page_size, **dict(target.flags))
     for case in cases:
         order = LaunchOrder(bench.plan, arch)
@@ -80,7 +80,7 @@ def run_target(target: Target, arch: str) -> str:
     raise BenchError(f"no kernel, op or role of {target.model} is named '{target.kernel}' at this cell's shape")
 
 
-def shapes_of(target: Target) -> list[tuple[str, StepShape]]:
+def shapes_of(target: CountedKernel) -> list[tuple[str, StepShape]]:
     """The cell's steps: decoding half-way through the outputs, and its prompts."""
     prompts = max(1, min(target.sequences, target.max_num_tokens // max(target.isl, 1)))
     return [
@@ -93,4 +93,4 @@ if __name__ == "__main__":
     from trtllm_bench.machine import arch_of, gpus
 
     given = json.loads(sys.argv[1])
-    run_target(Target(**{**given, "flags": tuple(map(tuple, given["flags"]))}), arch_of(gpus()[0]))
+    run_target(CountedKernel(**{**given, "flags": tuple(map(tuple, given["flags"]))}), arch_of(gpus()[0]))

@@ -10,9 +10,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from trtllm_bench.profiling.capture import Recorded
-from trtllm_bench.profiling.cell import Wanted, analyse, record, write
-from trtllm_bench.profiling.record import Profile
+from trtllm_bench.profiling.capture import Capture
+from trtllm_bench.profiling.cell import ProfileRequest, analyse, record, write
+from trtllm_bench.profiling.record import CellProfile
 from trtllm_bench.tracing import nsight
 from trtllm_bench.tracing.nsys_export import read_nsys
 
@@ -45,18 +45,18 @@ def without(arguments: Sequence[str], flags: Sequence[str], options: Sequence[st
     return kept
 
 
-def inside(wanted: Wanted, folder: Path) -> None:
+def inside(wanted: ProfileRequest, folder: Path) -> None:
     """What runs under the tool."""
     record(wanted, ProfilerApi()).save(folder / STEPS_FILE)
 
 
-def profile_with_nsys(arguments: Sequence[str], folder: Path, command: str) -> Profile:
+def profile_with_nsys(arguments: Sequence[str], folder: Path, command: str) -> CellProfile:
     """`arguments`: of the `profile` command, without `--nsys`. Raises `BenchError` where the tool is absent."""
     tool = nsight.find("nsys")
     folder.mkdir(parents=True, exist_ok=True)
     target = [sys.executable, "-m", "trtllm_bench", *arguments, "--inside-nsys", "--out", str(folder)]
     nsight.run(nsight.nsys_command(tool, target, folder / REPORT), "nsys")
-    recorded = Recorded.load(folder / STEPS_FILE)
+    recorded = Capture.load(folder / STEPS_FILE)
     events, _ = read_nsys(folder / f"{REPORT}.sqlite")
     profile, _ = analyse(recorded, events, "Nsight Systems", command)
     write(profile, folder)

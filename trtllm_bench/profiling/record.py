@@ -64,7 +64,7 @@ class StepRow:
 
 
 @dataclass(frozen=True)
-class Profile:
+class CellProfile:
     cell: Mapping[str, Any]
     """What was run, with its `label` and `cell_key`."""
     collector: str
@@ -119,7 +119,7 @@ class Profile:
         return path
 
     @classmethod
-    def load(cls, path: Path) -> Profile:
+    def load(cls, path: Path) -> CellProfile:
         """From a profile's folder or its file. Raises `BenchError`."""
         source = path / PROFILE_FILE if path.is_dir() else path
         try:

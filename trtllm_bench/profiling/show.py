@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from trtllm_bench.profiling.record import KernelRow, Profile
+from trtllm_bench.profiling.record import CellProfile, KernelRow
 from trtllm_dashboards.tables import Column, show
 
 ROWS = 24
@@ -27,7 +27,7 @@ COLUMNS = (
 )
 
 
-def print_profile(profile: Profile, console: Console, rows: int = ROWS) -> None:
+def print_profile(profile: CellProfile, console: Console, rows: int = ROWS) -> None:
     shown = profile.kernels[:rows]
     scale, columns = (1e12, COLUMNS) if max((row.bytes_per_s for row in shown), default=0) > 1e11 else (1e9, _giga(COLUMNS))
     unknown = set() if any(row.ceiling_share for row in shown) else {"ceiling", "bound"}

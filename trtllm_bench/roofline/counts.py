@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trtllm_engines.compiler.plan import LOGITS, Op, Plan, step_input_specs
-from trtllm_engines.quantization.precision import product_dtype
+from trtllm_engines.quantization.precision import gemm_dtype
 from trtllm_kernels.dialect.expr import evaluate
 from trtllm_kernels.dialect.types import TensorSpec
 from trtllm_kernels.lowering import ARGUMENTS
@@ -48,7 +48,7 @@ _ELEMENT_FLOP: Mapping[str, int] = {
 """FLOP an element of the result."""
 _ADDEND = {op: arguments.index("addend") for op, arguments in ARGUMENTS.items() if "addend" in arguments}
 """Where an op takes a third summand, one addition more."""
-_STATE = ("kv_cache", "block_table", "last_tokens", "token_ring", "best")
+_STATE = ("kv_cache", "block_table", "last_tokens", "token_ring", "argmax_scratch")
 _FUSED_PRODUCTS = ("gate_up_silu", "linear_gelu")
 _PICKS_ROWS = ("embedding", "gather_rows")
 
@@ -174,7 +174,7 @@ class PlanCounter:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self._products = product_dtype(plan.precision)
+        self._products = gemm_dtype(plan.precision)
         self.specs: dict[str, TensorSpec] = {
             **step_input_specs(plan.config, plan.profile, plan.kv_dtype),
             **plan.constants,

@@ -13,9 +13,9 @@ from pathlib import Path
 from trtllm_bench.errors import BenchError
 from trtllm_bench.measure.session import Load
 from trtllm_bench.measure.spec import Report, rate_of
-from trtllm_bench.profiling.cell import Wanted, profile_cell
-from trtllm_bench.profiling.record import Profile
-from trtllm_bench.sweep.spec import Case, SweepSpec
+from trtllm_bench.profiling.cell import ProfileRequest, profile_cell
+from trtllm_bench.profiling.record import CellProfile
+from trtllm_bench.sweep.spec import GridCase, SweepSpec
 from trtllm_results.record.row import Row
 from trtllm_results.store.table import Store
 from trtllm_workloads.request import Workload
@@ -52,9 +52,9 @@ def profile_cells(
     spec: SweepSpec,
     store: Store,
     max_seq_len: int,
-    make_workload: Callable[[Case], Workload],
+    make_workload: Callable[[GridCase], Workload],
     report: Report | None,
-    tell: Callable[[Row, Profile | Exception, Path], None],
+    tell: Callable[[Row, CellProfile | Exception, Path], None],
 ) -> None:
     """Profiles these rows' cells; a cell that cannot be profiled is told and the rest go on."""
     cases = {case: case for case in spec.cases()}
@@ -62,13 +62,13 @@ def profile_cells(
         case = _case_of(row, cases)
         workload, wish = make_workload(case), spec.workload_wish(case)
         load = Load(0 if wish.open_loop else case.batch, wish.open_loop, spec.warmup_of(case), spec.warmup_seconds)
-        wanted = Wanted(spec.engine_wish(case.precision, max_seq_len), workload, load, None, rate_of(wish, workload), row.command)
+        wanted = ProfileRequest(spec.engine_wish(case.precision, max_seq_len), workload, load, None, rate_of(wish, workload), row.command)
         relative = Path(FOLDER) / row.key
         try:
-            found: Profile | Exception = profile_cell(wanted, store.path / relative, report)
+            found: CellProfile | Exception = profile_cell(wanted, store.path / relative, report)
         except Exception as error:
             found = error
-        if isinstance(found, Profile):
+        if isinstance(found, CellProfile):
             link(store, row.key, relative)
         tell(row, found, store.path / relative)
 
@@ -79,7 +79,7 @@ def link(store: Store, key: str, relative: Path) -> None:
     store.append(*(replace(row, extra={**row.extra, "profile": relative.as_posix()}) for row in rows))
 
 
-def _case_of(row: Row, cases: dict[Case, Case]) -> Case:
+def _case_of(row: Row, cases: dict[GridCase, GridCase]) -> GridCase:
     cell = row.cell
     return next(
         case

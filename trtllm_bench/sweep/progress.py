@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from trtllm_bench.sweep.spec import Case, SweepSpec, work_of
+from trtllm_bench.sweep.spec import GridCase, SweepSpec, work_of
 from trtllm_results.record.row import Row
 
 RECENT = 0.5
@@ -76,14 +76,14 @@ class SweepView:
         if self._live is None and done == total:
             self._print(Text(f"  {stage}: {total} done"))
 
-    def started(self, case: Case, repeat: int, requests: int) -> None:
+    def started(self, case: GridCase, repeat: int, requests: int) -> None:
         self._now, self._requests, self._done = self._title(case, repeat), requests, 0
         self._work, self._cell_began = work_of(case, self._spec.requests_of(case)), time.perf_counter()
 
     def requests_done(self, done: int) -> None:
         self._done = done
 
-    def finished(self, case: Case, row: Row, seconds: float) -> None:
+    def finished(self, case: GridCase, row: Row, seconds: float) -> None:
         self._count += 1
         self._requests = 0
         self._estimate.done(work_of(case, self._spec.requests_of(case)), seconds if row.status == "ok" else None)
@@ -97,12 +97,12 @@ class SweepView:
         for warning in row.warnings:
             self._print(Text(f"{' ' * (2 * len(str(self._total)) + 4)}{warning}", style="yellow"))
 
-    def skipped(self, case: Case, repeat: int) -> None:
+    def skipped(self, case: GridCase, repeat: int) -> None:
         self._count += 1
         self._estimate.done(work_of(case, self._spec.requests_of(case)), None)
         self._print(Text(f"{self._counter()} {self._title(case, repeat)}  measured before", style="dim"))
 
-    def _title(self, case: Case, repeat: int) -> str:
+    def _title(self, case: GridCase, repeat: int) -> str:
         suffix = f" #{repeat + 1}" if self._spec.repeats > 1 else ""
         return case.label.ljust(self._label_width) + suffix
 

@@ -19,7 +19,7 @@ from typing import Protocol
 from trtllm_bench.measure.rows import RowMaker, cell_of, keep
 from trtllm_bench.measure.session import Identity, Load, Measurement, Session
 from trtllm_bench.measure.spec import mean_lengths, rate_of
-from trtllm_bench.sweep.spec import Case, SweepSpec
+from trtllm_bench.sweep.spec import GridCase, SweepSpec
 from trtllm_results.errors import ResultsError
 from trtllm_results.record.environment import Environment
 from trtllm_results.record.row import Cell, Row, cell_key
@@ -31,10 +31,10 @@ class Watcher(Protocol):
     """Sees the sweep go by; the terminal's live view is one."""
 
     def preparing(self, precision: str) -> None: ...
-    def started(self, case: Case, repeat: int, requests: int) -> None: ...
+    def started(self, case: GridCase, repeat: int, requests: int) -> None: ...
     def requests_done(self, done: int) -> None: ...
-    def finished(self, case: Case, row: Row, seconds: float) -> None: ...
-    def skipped(self, case: Case, repeat: int) -> None: ...
+    def finished(self, case: GridCase, row: Row, seconds: float) -> None: ...
+    def skipped(self, case: GridCase, repeat: int) -> None: ...
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Sweep:
     spec: SweepSpec
     store: Store
     open_session: Callable[[str], Session]
-    make_workload: Callable[[Case], Workload]
+    make_workload: Callable[[GridCase], Workload]
     watcher: Watcher
     environment: Environment
     command: str = ""
@@ -60,7 +60,7 @@ class Sweep:
             rows += self._run_precision(precision, [case for case in self.spec.cases() if case.precision == precision])
         return rows
 
-    def _run_precision(self, precision: str, cases: list[Case]) -> Iterator[Row]:
+    def _run_precision(self, precision: str, cases: list[GridCase]) -> Iterator[Row]:
         session: Session | None = None
         try:
             self.watcher.preparing(precision)
@@ -78,7 +78,7 @@ class Sweep:
             if session is not None:
                 session.close()
 
-    def _run_cell(self, session: Session, identity: Identity, case: Case, repeat: int, finished: dict[tuple[str, int], Row]) -> Row:
+    def _run_cell(self, session: Session, identity: Identity, case: GridCase, repeat: int, finished: dict[tuple[str, int], Row]) -> Row:
         cell = self._cell(case, identity)
         try:
             workload = self.make_workload(case)
@@ -102,13 +102,13 @@ class Sweep:
         self.no_telemetry = measurement.no_telemetry
         return self._keep(case, self._rows.measured(cell, repeat, measurement), time.perf_counter() - began, measurement)
 
-    def _load(self, case: Case) -> Load:
+    def _load(self, case: GridCase) -> Load:
         open_loop = self.spec.workload_wish(case).open_loop
         spec = self.spec
         bound = 0 if open_loop else case.batch
         return Load(bound, open_loop, spec.warmup_of(case), spec.warmup_seconds, spec.slo_ms, spec.max_lag_ms)
 
-    def _cell(self, case: Case, identity: Identity, workload: Workload | None = None) -> Cell:
+    def _cell(self, case: GridCase, identity: Identity, workload: Workload | None = None) -> Cell:
         wish = self.spec.workload_wish(case)
         isl, osl, rate = case.isl, case.osl, case.request_rate
         if workload is not None:
@@ -134,14 +134,14 @@ class Sweep:
             },
         )
 
-    def _all_failed(self, cases: list[Case], error: Exception) -> Iterator[Row]:
+    def _all_failed(self, cases: list[GridCase], error: Exception) -> Iterator[Row]:
         """The engine of a precision could not be made: each of its cells says so."""
         identity = Identity(target=self.spec.target)
         for case in cases:
             for repeat in range(self.spec.repeats):
                 yield self._keep(case, self._rows.failed(self._cell(case, identity), repeat, error), 0.0)
 
-    def _keep(self, case: Case, row: Row, seconds: float, measurement: Measurement | None = None) -> Row:
+    def _keep(self, case: GridCase, row: Row, seconds: float, measurement: Measurement | None = None) -> Row:
         keep(self.store, row, measurement)
         self.watcher.finished(case, row, seconds)
         return row

@@ -31,7 +31,7 @@ MIN_REQUESTS, WAVES, MIN_WARMUP = 8, 4, 2
 
 
 @dataclass(frozen=True)
-class Case:
+class GridCase:
     """One point of the grid. `batch`: sequences in flight; `request_rate`: requests/s of an open loop, 0 for a closed one."""
 
     precision: str
@@ -136,19 +136,19 @@ class SweepSpec(BaseModel):
     def slo_ms(self) -> dict[str, float]:
         return parse_slo(self.goodput) if self.goodput else {}
 
-    def cases(self) -> Iterator[Case]:
+    def cases(self) -> Iterator[GridCase]:
         """The grid, precision outermost (one engine each), then shape, then load."""
         rates, source = self.request_rate or (0.0,), Path(self.dataset or "").stem
         for precision, isl, osl, batch, rate in itertools.product(self.precision, self.isl, self.osl, self.batch_size, rates):
-            yield Case(precision, batch, isl, osl, rate, source)
+            yield GridCase(precision, batch, isl, osl, rate, source)
 
-    def requests_of(self, case: Case) -> int:
+    def requests_of(self, case: GridCase) -> int:
         """Requests measured in one repeat: as asked, else several full batches so that ramp-up and tail do not dominate."""
         if self.duration is not None:
             return max(MIN_REQUESTS, round(case.request_rate * self.duration))
         return self.num_requests or max(MIN_REQUESTS, WAVES * case.batch)
 
-    def warmup_of(self, case: Case) -> int:
+    def warmup_of(self, case: GridCase) -> int:
         """Warm-up requests: as asked, else one full batch."""
         return max(MIN_WARMUP, case.batch) if self.warmup is None else self.warmup
 
@@ -169,7 +169,7 @@ class SweepSpec(BaseModel):
             kv_dtype=self.kv_dtype,
         )
 
-    def workload_wish(self, case: Case) -> WorkloadWish:
+    def workload_wish(self, case: GridCase) -> WorkloadWish:
         return WorkloadWish(
             requests=self.num_requests if self.dataset is not None and self.duration is None else self.requests_of(case),
             isl=case.isl,
@@ -187,7 +187,7 @@ class SweepSpec(BaseModel):
         (folder / SPEC_FILE).write_text(json.dumps(self.model_dump(exclude_unset=True), indent=1) + "\n")
 
 
-def work_of(case: Case, requests: int) -> float:
+def work_of(case: GridCase, requests: int) -> float:
     """Relative cost of a case, for the estimate of time left: decode steps, with context tokens as a small share of a step each."""
     return math.ceil(requests / case.batch) * case.osl * (1 + case.batch / 256) + requests * case.isl / 256
 
@@ -200,7 +200,7 @@ def load_spec(
     Where none of them names a precision, it is what the model's checkpoint was quantized for, before the default's. Raises `BenchError`
     naming the field, and the file where one was read.
     """
-    from trtllm_engines.checkpoints.checkpoint_precision import stated_precision
+    from trtllm_engines.checkpoints.checkpoint_precision import checkpoint_precision
 
     content: dict[str, Any] = {}
     source = ""
@@ -211,7 +211,7 @@ def load_spec(
         content |= _read_toml(toml)
     given = {name: value for name, value in flags.items() if value is not None}
     model = {**content, **given}.get("model")
-    stated = stated_precision(model) if isinstance(model, str) else None
+    stated = checkpoint_precision(model) if isinstance(model, str) else None
     content = {**(defaults or {}), **({"precision": stated} if stated else {}), **content}
     if "dataset" in given:
         content = {name: value for name, value in content.items() if name not in ("isl", "osl")}

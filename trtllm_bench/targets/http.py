@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from trtllm_bench.errors import BenchError, RunFailure
-from trtllm_bench.load.target import Deliver, Outcome
+from trtllm_bench.load.target import Deliver, RequestOutcome
 from trtllm_workloads.request import RequestSpec
 from trtllm_workloads.tokens import Int32Array
 
@@ -145,10 +145,10 @@ class HttpTarget:
         except asyncio.CancelledError:
             raise
         except Exception as error:
-            outcome = Outcome(request.id, time.perf_counter(), 0, error=str(error) or type(error).__name__)
+            outcome = RequestOutcome(request.id, time.perf_counter(), 0, error=str(error) or type(error).__name__)
         self._deliver(outcome)
 
-    async def _stream(self, request: RequestSpec) -> Outcome:
+    async def _stream(self, request: RequestSpec) -> RequestOutcome:
         pieces: list[float] = []
         usage: dict[str, Any] = {}
         async with self._session.post(f"{self._root}/completions", json=self.body(request)) as answer:
@@ -175,7 +175,7 @@ class HttpTarget:
             raise RuntimeError("the stream ended without a token")
         tokens = int(usage.get("completion_tokens") or len(pieces))
         times = np.asarray(pieces)[laid_over(tokens, len(pieces))]
-        return Outcome(request.id, pieces[-1], tokens, times, input_tokens=int(usage.get("prompt_tokens") or -1))
+        return RequestOutcome(request.id, pieces[-1], tokens, times, input_tokens=int(usage.get("prompt_tokens") or -1))
 
 
 def laid_over(tokens: int, pieces: int) -> np.ndarray[Any, np.dtype[np.int64]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from trtllm_bench.load.target import Deliver, Outcome
+from trtllm_bench.load.target import Deliver, RequestOutcome
 from trtllm_engines.runtime.engine_loop import EngineLoop, EngineThread
 from trtllm_engines.runtime.request import Request
 from trtllm_engines.runtime.sampling_params import SamplingParams
@@ -43,7 +43,7 @@ class NativeTarget:
         times = request.token_times_s
         end = float(times[-1]) if len(times) else float(request.finished_s or np.nan)
         self._deliver(
-            Outcome(
+            RequestOutcome(
                 id=number,
                 end_s=end,
                 output_tokens=len(request.output),

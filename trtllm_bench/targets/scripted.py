@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from trtllm_bench.load.clock import FakeClock
-from trtllm_bench.load.target import Deliver, Outcome
+from trtllm_bench.load.target import Deliver, RequestOutcome
 from trtllm_workloads.request import RequestSpec
 
 
@@ -27,7 +27,7 @@ class NullTarget:
 
     def submit(self, request: RequestSpec, arrival_s: float) -> None:
         now = time.perf_counter()
-        self._deliver(Outcome(request.id, now, request.output_tokens, np.full(request.output_tokens, now)))
+        self._deliver(RequestOutcome(request.id, now, request.output_tokens, np.full(request.output_tokens, now)))
 
     def stop(self) -> None:
         pass
@@ -45,12 +45,12 @@ class Script:
     fail_every: int = 0
     """Every so-manieth request fails; 0 for none."""
 
-    def answer(self, request: RequestSpec, begin_s: float) -> Outcome:
+    def answer(self, request: RequestSpec, begin_s: float) -> RequestOutcome:
         if self.fail_every and request.id % self.fail_every == self.fail_every - 1:
-            return Outcome(request.id, begin_s + self.ttft_s, 0, error="the script says so")
+            return RequestOutcome(request.id, begin_s + self.ttft_s, 0, error="the script says so")
         tokens = max(1, request.output_tokens - self.short_by)
         times = begin_s + self.ttft_s + self.itl_s * np.arange(tokens, dtype=np.float64)
-        return Outcome(request.id, float(times[-1]), tokens, times, scheduled_s=begin_s)
+        return RequestOutcome(request.id, float(times[-1]), tokens, times, scheduled_s=begin_s)
 
 
 class VirtualTarget:
@@ -80,7 +80,7 @@ class VirtualTarget:
             self._running += 1
             self._clock.at(outcome.end_s, lambda outcome=outcome: self._finish(outcome))  # type: ignore[misc]
 
-    def _finish(self, outcome: Outcome) -> None:
+    def _finish(self, outcome: RequestOutcome) -> None:
         self._running -= 1
         self.in_flight -= 1
         self._deliver(outcome)
@@ -101,7 +101,7 @@ class ScriptedTarget:
         self._deliver = deliver
         self._stopped = False
         self._waiting: deque[RequestSpec] = deque()
-        self._running: list[tuple[float, int, Outcome]] = []
+        self._running: list[tuple[float, int, RequestOutcome]] = []
         self._thread = threading.Thread(target=self._serve, name="scripted-target", daemon=True)
         self._thread.start()
 

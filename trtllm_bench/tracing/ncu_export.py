@@ -17,7 +17,7 @@ from trtllm_bench.errors import BenchError
 
 _SCALES = {"n": 1e-9, "u": 1e-6, "m": 1e-3, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 _UNITS = ("byte", "second", "hz", "s")
-FIGURES: Mapping[str, tuple[str, ...]] = {
+METRICS: Mapping[str, tuple[str, ...]] = {
     "duration_s": ("gpu__time_duration.sum", "gpu__time_duration.avg", "Duration"),
     "dram_share": (
         "gpu__dram_throughput.avg.pct_of_peak_sustained_elapsed",
@@ -113,7 +113,7 @@ def _number(text: str | None, unit: str) -> float | None:
 
 def _counters(identity: Mapping[str, str], metrics: Mapping[str, float]) -> Counters:
     figures = {}
-    for figure, names in FIGURES.items():
+    for figure, names in METRICS.items():
         found = next((metrics[name] for name in names if name in metrics), None)
         if found is not None:
             ratio = figure.endswith(("share", "hit")) or figure.startswith("occupancy")

@@ -21,7 +21,7 @@ from trtllm_results.stats import Evidence
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RaceOutcome:
     """A race that was run. `timings`: of each entrant, None for one that was dropped, whose `dropped` says why."""
 
     race: Race
@@ -37,9 +37,9 @@ class Decision:
     role: str
     choice: Choice
     winner: Tactic
-    outcomes: tuple[Outcome, ...]
+    outcomes: tuple[RaceOutcome, ...]
 
-    def times(self, outcome: Outcome) -> tuple[Timing, Timing]:
+    def times(self, outcome: RaceOutcome) -> tuple[Timing, Timing]:
         """(default, winner) in one step; the same twice where the default stays."""
         default = _timing(outcome, 0)
         if not self.winner:
@@ -48,7 +48,7 @@ class Decision:
         return default, next(t for e, t in zip(outcome.race.entrants, outcome.timings, strict=True) if index in e.candidates and t)
 
 
-def decide(outcomes: Sequence[Outcome]) -> Decision:
+def decide(outcomes: Sequence[RaceOutcome]) -> Decision:
     """Of all the races of one choice of one op."""
     race = outcomes[0].race
     candidates = race.choice.candidates
@@ -59,20 +59,20 @@ def decide(outcomes: Sequence[Outcome]) -> Decision:
     return Decision(race.key, race.role, race.choice, winner, tuple(outcomes))
 
 
-def decisions(outcomes: Iterable[Outcome]) -> list[Decision]:
-    groups: dict[tuple[str, str], list[Outcome]] = {}
+def decisions(outcomes: Iterable[RaceOutcome]) -> list[Decision]:
+    groups: dict[tuple[str, str], list[RaceOutcome]] = {}
     for outcome in outcomes:
         groups.setdefault((outcome.race.key, outcome.race.choice.name), []).append(outcome)
     return [decide(group) for group in groups.values()]
 
 
-def _timing(outcome: Outcome, entrant: int) -> Timing:
+def _timing(outcome: RaceOutcome, entrant: int) -> Timing:
     found = outcome.timings[entrant]
     assert found is not None
     return found
 
 
-def _evidence(candidate: int, outcomes: Sequence[Outcome]) -> Evidence | None:
+def _evidence(candidate: int, outcomes: Sequence[RaceOutcome]) -> Evidence | None:
     """Sum of ln(candidate/default) over steps; None if it was dropped in one, or is slower there."""
     mean, variance, freedom = 0.0, 0.0, math.inf
     for outcome in outcomes:

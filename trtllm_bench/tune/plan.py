@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from trtllm_bench.micro.bench import Case, chunk_case, decode_case, prefill_case
+from trtllm_bench.micro.bench import KernelCase, chunk_case, decode_case, prefill_case
 from trtllm_bench.roofline.counts import PlanCounter, StepShape
 from trtllm_engines.compiler.plan import Op
 from trtllm_kernels import tactics
@@ -44,17 +44,17 @@ class Race:
     role: str
     key: str
     choice: Choice
-    case: Case
+    case: KernelCase
     entrants: tuple[Entrant, ...]
     stake: float = 0.0
     """Seconds the op takes at `BYTES_PER_S` and `FLOP_PER_S`: what is worth measuring first when time is short."""
 
 
-def steps(m: Sequence[int], kv_len: int, longest: int) -> list[Case]:
+def steps(m: Sequence[int], kv_len: int, longest: int) -> list[KernelCase]:
     """The steps of `--m`, of sequences no longer than `longest`. Many decoding sequences get shorter caches, so that all fit."""
-    found: list[Case] = []
+    found: list[KernelCase] = []
     for tokens in m:
-        found.append(Case(DECODE, StepShape.decode(tokens, max(1, min(kv_len, longest, MOST_CACHED // tokens)))))
+        found.append(KernelCase(DECODE, StepShape.decode(tokens, max(1, min(kv_len, longest, MOST_CACHED // tokens)))))
         if PREFILL_FROM <= tokens <= longest:
             found.append(prefill_case(tokens))
         if PREFILL_FROM <= tokens < longest:
@@ -62,11 +62,11 @@ def steps(m: Sequence[int], kv_len: int, longest: int) -> list[Case]:
     return found
 
 
-def threshold_steps(choices: Iterable[Choice], longest: int) -> list[Case]:
+def threshold_steps(choices: Iterable[Choice], longest: int) -> list[KernelCase]:
     return [prefill_case(tokens) for tokens in sorted({tokens for choice in choices for tokens in choice.tokens}) if tokens <= longest]
 
 
-class Course:
+class TuningPlan:
     """The ops of a plan that have something to choose, one of each kind, on an architecture."""
 
     def __init__(self, counter: PlanCounter, arch: str, done: frozenset[str] = frozenset(), name: str = "") -> None:
@@ -86,7 +86,7 @@ class Course:
     def _tensors(self, op: Op) -> tuple[list[TensorSpec | None], list[TensorSpec]]:
         return [self._specs[name] if name else None for name in op.inputs], [self._specs[name] for name in op.outputs]
 
-    def races(self, cases: Sequence[Case], thresholds: bool, base: Mapping[str, Tactic]) -> list[Race]:
+    def races(self, cases: Sequence[KernelCase], thresholds: bool, base: Mapping[str, Tactic]) -> list[Race]:
         """Of the choices that are thresholds, or of those that are not; `base`: what was decided before, by key."""
         found: list[Race] = []
         for case in cases:
@@ -100,7 +100,7 @@ class Course:
                         found += self._race(key, choice, case, base.get(key, {}), stake)
         return found
 
-    def _race(self, key: str, choice: Choice, case: Case, base: Tactic, stake: float) -> Iterator[Race]:
+    def _race(self, key: str, choice: Choice, case: KernelCase, base: Tactic, stake: float) -> Iterator[Race]:
         _, op, role = self._ops[key]
         programs: dict[object, tuple[Tactic, Lowered, set[int]]] = {}
         for index, candidate in enumerate(({}, *choice.candidates), -1):

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from trtllm_bench.micro.timing import Call, How, Rule, Sampler, Timer, Timing
+from trtllm_bench.micro.timing import Call, How, Sampler, StoppingRule, Timer, Timing
 from trtllm_results.stats import Evidence, paired
 
 HOPELESS, DOUBT = 0.02, 0.01
@@ -25,7 +25,7 @@ ALPHA, LEAST_GAIN = 0.05, 0.01
 def run_race(
     timer: Timer,
     calls: Sequence[Call],
-    rule: Rule,
+    rule: StoppingRule,
     seconds: float,
     clock: Callable[[], float] = time.perf_counter,
     how: How = "cold",

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from trtllm_bench.errors import RunFailure
-from trtllm_bench.micro.bench import Bench, BoundOp, Case, Chain
-from trtllm_bench.micro.timing import How, Rule, Timer, Timing
+from trtllm_bench.micro.bench import Bench, BoundOp, Chain, KernelCase
+from trtllm_bench.micro.timing import How, StoppingRule, Timer, Timing
 from trtllm_bench.tune.check import checking
-from trtllm_bench.tune.decide import Decision, Outcome, decisions
-from trtllm_bench.tune.plan import Course, Race, threshold_steps
+from trtllm_bench.tune.decide import Decision, RaceOutcome, decisions
+from trtllm_bench.tune.plan import Race, TuningPlan, threshold_steps
 from trtllm_bench.tune.race import run_race
 from trtllm_kernels.compile.cubin import Cubin
 from trtllm_kernels.dialect.types import KernelSpec, Lowered
@@ -38,7 +38,7 @@ class Progress(Protocol):
 
 
 @dataclass(frozen=True)
-class Lap:
+class TimedProgram:
     """One run of one program: what the timer calls. `chain`: of a product that memory bounds, `calls` of it in a row."""
 
     bound: BoundOp
@@ -66,15 +66,15 @@ class Tuned:
 @dataclass
 class Tuner:
     bench: Bench
-    course: Course
+    course: TuningPlan
     timer: Timer
-    rule: Rule
+    rule: StoppingRule
     compile: Compile
     progress: Progress
     label: str = ""
     clock: Callable[[], float] = time.perf_counter
 
-    def tune(self, cases: Sequence[Case], recorded: Mapping[str, Tactic], seconds: float) -> Tuned:
+    def tune(self, cases: Sequence[KernelCase], recorded: Mapping[str, Tactic], seconds: float) -> Tuned:
         """`recorded`: what holds of a choice that is not decided here."""
         self._deadline = self.clock() + seconds
         self._failed: list[str] = []
@@ -95,7 +95,7 @@ class Tuner:
         unfit = self._compiled(races)
         began, batches = self.clock(), 0
         waiting = list(races)
-        outcomes: list[Outcome] = []
+        outcomes: list[RaceOutcome] = []
         undecided: set[tuple[str, str]] = set()
         by_case: dict[str, list[Race]] = {}
         for race in races:
@@ -156,10 +156,10 @@ class Tuner:
         limit = shared_limit(self.course.arch)
         return {key: reason for key, one in self._compiled_before.items() if (reason := _unfit(one, limit))}
 
-    def _measured(self, bound: BoundOp, race: Race, unfit: Mapping[str, str], seconds: float) -> Outcome | None:
+    def _measured(self, bound: BoundOp, race: Race, unfit: Mapping[str, str], seconds: float) -> RaceOutcome | None:
         """None if the default itself is wrong, or cannot be timed."""
         dropped: dict[int, str] = {}
-        laps: dict[int, Lap] = {}
+        laps: dict[int, TimedProgram] = {}
         accepted = {spec.key for spec in race.entrants[0].lowered.kernels}
         with checking(bound) as check:
             for index, entrant in enumerate(race.entrants):
@@ -175,7 +175,7 @@ class Tuner:
                 if reason:
                     dropped[index] = reason
                 else:
-                    laps[index] = Lap(variant, race, entrant.tactic, chain)
+                    laps[index] = TimedProgram(variant, race, entrant.tactic, chain)
         if 0 in dropped:
             self._failed.append(race.op.name)
             self.progress(f"measure {self.label}".strip(), -1, -1, f"{race.role} by default is {dropped[0]}")
@@ -184,9 +184,9 @@ class Tuner:
         if timings is None:
             return None
         known = dict(zip(laps, timings, strict=True))
-        return Outcome(race, tuple(known.get(index) for index in range(len(race.entrants))), dropped)
+        return RaceOutcome(race, tuple(known.get(index) for index in range(len(race.entrants))), dropped)
 
-    def _raced(self, laps: Sequence[Lap], seconds: float) -> tuple[Timing, ...] | None:
+    def _raced(self, laps: Sequence[TimedProgram], seconds: float) -> tuple[Timing, ...] | None:
         """None if the profiler loses kernels twice in a row: five minutes of work do not end for that."""
         for _ in range(2):
             try:

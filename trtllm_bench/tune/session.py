@@ -12,7 +12,7 @@ from rich.console import Console
 
 from trtllm_bench.errors import BenchError
 from trtllm_bench.tune.decide import Decision
-from trtllm_bench.tune.plan import Course, steps
+from trtllm_bench.tune.plan import TuningPlan, steps
 from trtllm_bench.tune.run import Tuner
 from trtllm_bench.tune.show import print_decisions, tuning_progress
 from trtllm_engines.models.presets import resolve_model
@@ -48,7 +48,7 @@ def tune_on_gpu(
     import torch
 
     from trtllm_bench.micro.bench import Bench, prefill_case
-    from trtllm_bench.micro.timing import CuptiTimer, Rule
+    from trtllm_bench.micro.timing import CuptiTimer, StoppingRule
     from trtllm_bench.tracing.collect import prime
     from trtllm_kernels.compile.pool import compile_many
 
@@ -58,7 +58,7 @@ def tune_on_gpu(
     deadline = time.perf_counter() + seconds
     tactics.merge(path, gpu, arch, {}, {})
     prime("cuda")
-    timer, rule = CuptiTimer(), Rule(noise=0.003, batch=15, min_batches=4, max_batches=20, seconds=10.0)
+    timer, rule = CuptiTimer(), StoppingRule(noise=0.003, batch=15, min_batches=4, max_batches=20, seconds=10.0)
     longest = resolve_model(model).config.max_position_embeddings - 1
     cases = steps(m, kv_len, longest)
     largest = prefill_case(min(max(*TOKENS, *ALGORITHM_SIZES), longest))
@@ -71,7 +71,7 @@ def tune_on_gpu(
             progress(f"prepare {precision}", 0, 1)
             bench = Bench(model, precision, arch, [*cases, largest], page_size, kv_dtype=kv_dtype)
             progress(f"prepare {precision}", 1, 1)
-            course = Course(bench.counter, arch, done, name)
+            course = TuningPlan(bench.counter, arch, done, name)
             if not course.choices and not done:
                 raise BenchError(f"no op of {model} is named '{name}'; it has {', '.join(sorted({op.op for op in bench.plan.ops}))}")
             share = (deadline - time.perf_counter()) / (len(precisions) - place)

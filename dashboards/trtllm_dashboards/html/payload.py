@@ -17,7 +17,7 @@ from trtllm_dashboards.points import DIMENSIONS, Estimate, Point, RowSets, newes
 from trtllm_results.compare.published import SAME_SHAPE, beside, load
 from trtllm_results.compare.report import beside_records
 from trtllm_results.errors import ResultsError
-from trtllm_results.metrics.registry import FIGURES
+from trtllm_results.metrics.registry import METRICS
 from trtllm_results.record.row import Row
 
 PAYLOAD_VERSION = 1
@@ -56,7 +56,7 @@ def build(sets: RowSets, title: str = "") -> dict[str, Any]:
     lost = _lost(sets, measured)
     cells = measured + lost
     environments, commands = Table(), Table()
-    names = [f for f in FIGURES if any(f in row.figures for p in measured for row in p.rows)]
+    names = [f for f in METRICS if any(f in row.figures for p in measured for row in p.rows)]
     return {
         "version": PAYLOAD_VERSION,
         "title": title,
@@ -69,7 +69,7 @@ def build(sets: RowSets, title: str = "") -> dict[str, Any]:
         },
         "numbers": {name: [_short(take(p)) for p in cells] for name, take in NUMBERS.items()},
         "figures": {name: _figure([p.get(name) if p.rows[0].status == "ok" else None for p in cells]) for name in names},
-        "definitions": {name: asdict(FIGURES[name]) for name in names},
+        "definitions": {name: asdict(METRICS[name]) for name in names},
         "repeats": [len(p.rows) for p in cells],
         "runs": [_runs(p) for p in cells],
         "keys": [p.key for p in cells],

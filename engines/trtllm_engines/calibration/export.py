@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from trtllm_engines.calibration.probe import Progress
-from trtllm_engines.calibration.ranges import Ranges, modules, quantized_products
+from trtllm_engines.calibration.ranges import Ranges, modules, quantized_gemms
 from trtllm_engines.checkpoints import WeightSource
 from trtllm_engines.checkpoints.checkpoint import INDEX
 from trtllm_engines.checkpoints.write import weight_bytes, write_safetensors
@@ -45,7 +45,7 @@ class Fp8Checkpoint:
     def __init__(self, plan: Plan, source: WeightSource, ranges: Ranges, *, by_row: bool, quantize_cache: bool) -> None:
         self.source, self.ranges, self.by_row, self.quantize_cache = source, ranges, by_row, quantize_cache
         self._shapes = {name: shape for weight, parts in plan.weight_parts.items() for name, shape in parts if weight in plan.weights}
-        self._group_of = {module: tuple(group) for group in (modules(plan, op) for op in quantized_products(plan)) for module in group}
+        self._group_of = {module: tuple(group) for group in (modules(plan, op) for op in quantized_gemms(plan)) for module in group}
         self._weight_scales: dict[tuple[str, ...], Tensor] = {}
 
     @property

@@ -31,7 +31,7 @@ class Ranges:
     cache: Mapping[str, float]
 
 
-def quantized_products(plan: Plan) -> list[Op]:
+def quantized_gemms(plan: Plan) -> list[Op]:
     """The products that an fp8 engine of this model quantizes."""
     return [op for op in plan.ops if op.op in PRODUCTS and not stays_wide(op.name, op.inputs[1])]
 
@@ -44,13 +44,13 @@ def modules(plan: Plan, product: Op) -> list[str]:
 def marks(plan: Plan) -> list[str]:
     """Values to be read for `measure`."""
     writes = [op.outputs[0] for op in plan.ops if op.op == "rope_kv_write"]
-    return [*(op.inputs[0] for op in quantized_products(plan)), *writes]
+    return [*(op.inputs[0] for op in quantized_gemms(plan)), *writes]
 
 
 def measure(probe: Probe, windows: Sequence[IntArray], progress: Progress | None = None) -> Ranges:
     """Runs `windows` through `probe`, which marks `marks`. Raises `EngineError` when a value is not finite."""
     plan = probe.plan
-    products = quantized_products(plan)
+    products = quantized_gemms(plan)
     writes = [op for op in plan.ops if op.op == "rope_kv_write"]
     values = list(dict.fromkeys(op.inputs[0] for op in products))
     kv_size = plan.config.kv_size

@@ -21,10 +21,10 @@ def default_precision(model: str | Path, gpu: bool) -> str:
 
     Raises `EngineError` for a checkpoint quantized in a way that no engine here has.
     """
-    return stated_precision(model) or ("bf16" if gpu else "fp32")
+    return checkpoint_precision(model) or ("bf16" if gpu else "fp32")
 
 
-def stated_precision(model: str | Path) -> str | None:
+def checkpoint_precision(model: str | Path) -> str | None:
     """`fp8`, `fp8_rowwise`, or None for a preset, a GGUF file or a folder that says nothing. Raises `EngineError` as above."""
     folder = Path(model)
     if not folder.is_dir():

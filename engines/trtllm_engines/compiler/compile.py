@@ -19,7 +19,7 @@ from trtllm_engines.compiler.planning.select_tactics import select_tactics
 from trtllm_engines.engine.fingerprint import make_fingerprint
 from trtllm_engines.errors import EngineError
 from trtllm_engines.models.config import ModelConfig
-from trtllm_engines.quantization.precision import check_types, kv_cache_dtype, product_dtype, wide_dtype
+from trtllm_engines.quantization.precision import check_types, gemm_dtype, kv_cache_dtype, wide_dtype
 from trtllm_kernels.dialect.types import TensorSpec
 from trtllm_kernels.references import OPS
 
@@ -46,7 +46,7 @@ def compile_model(
     check_types(precision, kv_dtype, arches)
     config.check_sequence_length(profile.max_seq_len)
     graph = trace(config, wide_dtype(precision), profile)
-    graph.quantized = product_dtype(precision) == "fp8"
+    graph.quantized = gemm_dtype(precision) == "fp8"
     graph.by_row = precision == "fp8_rowwise"
     graph.kv_dtype = kv_cache_dtype(precision, kv_dtype)
     run_passes(graph)

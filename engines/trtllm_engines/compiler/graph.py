@@ -22,8 +22,8 @@ from torch.fx import Graph, Node
 
 from trtllm_engines.compiler.plan import Profile
 from trtllm_engines.errors import EngineError
-from trtllm_engines.models.families import define
 from trtllm_engines.models.config import ModelConfig
+from trtllm_engines.models.families import define
 from trtllm_engines.models.rope import cos_sin_table
 from trtllm_kernels.dialect.types import TensorSpec
 from trtllm_kernels.references import OPS

@@ -1,7 +1,7 @@
 """Patterns over the dialect's graph, and their application.
 
-A pattern is a tree: `Op("silu_mul", Item("split", x, 0), ...)`. `Var` matches anything and binds it; the same `Var` twice must bind the
-same thing, which is how "three products of one input" is said. Arguments are matched by position; those a pattern leaves out match
+A pattern is a tree: `OpPattern("silu_mul", Item("split", x, 0), ...)`. `Var` matches anything and binds it; the same `Var` twice must bind
+the same thing, which is how "three products of one input" is said. Arguments are matched by position; those a pattern leaves out match
 anything. Matching is local and ordered, so that a pass gives the same graph every time.
 """
 
@@ -26,7 +26,7 @@ class Var:
 
 
 @dataclass(frozen=True)
-class Op:
+class OpPattern:
     """A dialect op; `bind` names the node; `users` (if given) is how many uses it must have."""
 
     op: str
@@ -49,7 +49,7 @@ class Rule:
     """Where `pattern` matches, run `rewrite`, which inserts new nodes and redirects uses; leftovers are pruned."""
 
     name: str
-    pattern: Op
+    pattern: OpPattern
     rewrite: Callable[[ModelGraph, Bindings], None]
 
 
@@ -66,7 +66,7 @@ def match(pattern: Any, value: Any, found: Mapping[str, Any]) -> Bindings | None
             return None
         inner = match(pattern.source, value.args[0], found)
         return _bind(inner, pattern.bind, value)
-    if isinstance(pattern, Op):
+    if isinstance(pattern, OpPattern):
         if op_name(value) != pattern.op or (pattern.users is not None and len(value.users) != pattern.users):
             return None
         bindings: Bindings | None = dict(found)

@@ -13,13 +13,13 @@ from typing import Any
 
 from trtllm_engines.errors import EngineError
 from trtllm_engines.models.config import ModelConfig
-from trtllm_kernels.dialect.types import DRAW_WORDS, Arg, Attr, KernelSpec, Launch, Lowered, TensorSpec
+from trtllm_kernels.dialect.types import SAMPLING_WORDS, Arg, Attr, KernelSpec, Launch, Lowered, TensorSpec
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 KERNEL_ABI = 5
 """Raised when the meaning of a launch's arguments, its symbols, or of the step inputs below, changes."""
 
-TURNS = 4
+RING_SLOTS = 4
 """Steps whose tokens the host may not have read yet, and whose inputs may still be on their way."""
 
 LOGITS = "logits"
@@ -31,11 +31,11 @@ STEP_INPUTS: Mapping[str, str] = {
     "query_start": "int32 [R + 1]: first token of each sequence in this step's ragged batch",
     "kv_lens": "int32 [R]: tokens each sequence has in the KV cache once this step has written its own",
     "logit_rows": "int32 [S]: tokens of the batch whose logits are wanted",
-    "draws": "int32 [S, 4]: how each token is sampled (`trtllm_kernels.dialect.types.DRAW_WORDS`)",
+    "sampling_words": "int32 [S, 4]: how each token is sampled (`trtllm_kernels.dialect.types.SAMPLING_WORDS`)",
     "sample_slots": "int32 [S]: slot of each row that is sampled",
-    "turn": "int32 [1]: row of token_ring that this step writes",
-    "token_ring": "int32 [turns, max_batch_size]: sampled tokens, in the host's memory",
-    "best": "int64 [max_batch_size]: scratch of sampling",
+    "ring_slot": "int32 [1]: row of token_ring that this step writes",
+    "token_ring": "int32 [ring slots, max_batch_size]: sampled tokens, in the host's memory",
+    "argmax_scratch": "int64 [max_batch_size]: scratch of sampling",
     "last_tokens": "int32 [max_batch_size + 1]: state, last sampled token of each slot (the last row is padding's)",
     "block_table": "int32 [max_batch_size + 1, max_pages_per_seq]: state, pages of each slot (page 0 is padding's)",
     "kv_cache": "kv dtype [layers, pages, 2, kv_heads, page_size, head_dim]: state",
@@ -52,11 +52,11 @@ def step_input_specs(config: ModelConfig, profile: Profile, kv_dtype: str) -> Ma
         "query_start": TensorSpec(("R + 1",), "int32"),
         "kv_lens": TensorSpec(("R",), "int32"),
         "logit_rows": TensorSpec(("S",), "int32"),
-        "draws": TensorSpec(("S", DRAW_WORDS), "int32"),
+        "sampling_words": TensorSpec(("S", SAMPLING_WORDS), "int32"),
         "sample_slots": TensorSpec(("S",), "int32"),
-        "turn": TensorSpec((1,), "int32"),
-        "token_ring": TensorSpec((TURNS, profile.max_batch_size), "int32"),
-        "best": TensorSpec((profile.max_batch_size,), "int64"),
+        "ring_slot": TensorSpec((1,), "int32"),
+        "token_ring": TensorSpec((RING_SLOTS, profile.max_batch_size), "int32"),
+        "argmax_scratch": TensorSpec((profile.max_batch_size,), "int64"),
         "last_tokens": TensorSpec((slots,), "int32"),
         "block_table": TensorSpec((slots, profile.max_pages_per_seq), "int32"),
         "kv_cache": TensorSpec(cache, kv_dtype),
@@ -216,4 +216,4 @@ def _launch(data: Mapping[str, Any]) -> Launch:
         Arg(arg["kind"], arg["value"], None if arg["box"] is None else (arg["box"][0], arg["box"][1]), arg["index"]) for arg in data["args"]
     )
     grid = data["grid"]
-    return Launch(data["kernel"], (grid[0], grid[1], grid[2]), args, data["library"], data["beside"], data["settles"])
+    return Launch(data["kernel"], (grid[0], grid[1], grid[2]), args, data["library"], data["concurrent"], data["serialize_next"])

@@ -24,7 +24,7 @@ _MIN_DRIVER: Mapping[int, str] = {12: "525.60.13", 13: "580.65.06"}
 
 
 @dataclass(frozen=True)
-class Target:
+class DetectedDevice:
     """The GPU and driver an engine is about to run on."""
 
     arch: str
@@ -70,7 +70,7 @@ def ptxas_version() -> str:
     return text.rsplit("release ", 1)[1].split(",")[0]
 
 
-def detect_target(index: int = 0) -> Target:
+def detect_target(index: int = 0) -> DetectedDevice:
     """The GPU in this machine. Raises `EngineError` when there is none."""
     import torch
 
@@ -79,7 +79,7 @@ def detect_target(index: int = 0) -> Target:
             "no usable NVIDIA GPU here (torch.cuda.is_available() is false); run with --device cpu, or see trtllm-bench doctor"
         )
     major, minor = torch.cuda.get_device_capability(index)
-    return Target(f"sm_{major}{minor}", _driver_version(), torch.cuda.get_device_name(index))
+    return DetectedDevice(f"sm_{major}{minor}", _driver_version(), torch.cuda.get_device_name(index))
 
 
 def _driver_version() -> str:
@@ -103,7 +103,7 @@ def compatible_arch(arches: Sequence[str], device: str) -> str | None:
     return f"sm_{max(runnable)}" if runnable else None
 
 
-def check_target(fingerprint: Fingerprint, target: Target, where: str, rebuild: str) -> str:
+def check_target(fingerprint: Fingerprint, target: DetectedDevice, where: str, rebuild: str) -> str:
     """The architecture to run on `target`. Raises `EngineError` with the difference and the command that rebuilds."""
     arch = compatible_arch(fingerprint.arches, target.arch)
     if arch is None:

@@ -40,7 +40,7 @@ from trtllm_engines.checkpoints.dummy import DummyWeights
 from trtllm_engines.checkpoints.tokenizer import Tokenizer
 from trtllm_engines.checkpoints.write import assemble
 from trtllm_engines.compiler.plan import LOGITS, Plan
-from trtllm_engines.engine.fingerprint import Target, check_target, check_versions
+from trtllm_engines.engine.fingerprint import DetectedDevice, check_target, check_versions
 from trtllm_engines.errors import EngineError
 from trtllm_engines.quantization.precision import kv_cache_dtype
 from trtllm_kernels.compile.cubin import Cubin
@@ -84,7 +84,7 @@ class Engine:
         return Tokenizer(self.path) if (self.path / "tokenizer.json").is_file() else None
 
 
-def load_engine(path: Path | str, target: Target | None = None, verify: Literal["fast", "full"] = "fast") -> Engine:
+def load_engine(path: Path | str, target: DetectedDevice | None = None, verify: Literal["fast", "full"] = "fast") -> Engine:
     """Reads and checks an engine, for the CPU or, given a `target`, for that GPU.
 
     Raises `EngineError`: not an engine, a damaged file (named), another format or kernel ABI, another architecture, or an older driver.

@@ -25,7 +25,7 @@ def wide_dtype(precision: str) -> str:
     return "bf16" if precision in _QUANTIZED else precision
 
 
-def product_dtype(precision: str) -> str:
+def gemm_dtype(precision: str) -> str:
     """What products multiply in an engine of `precision`."""
     return _QUANTIZED.get(precision, precision)
 
@@ -47,7 +47,7 @@ def check_types(precision: str, kv_dtype: str = "auto", arches: Sequence[str] = 
     if precision not in PRECISIONS:
         raise EngineError(f"unknown precision {precision!r}; supported are {', '.join(PRECISIONS)}")
     cache = kv_cache_dtype(precision, kv_dtype)
-    if "fp8" not in (product_dtype(precision), cache):
+    if "fp8" not in (gemm_dtype(precision), cache):
         return
     without = [arch for arch in arches if arch != CPU and capability(arch) < FP8_SINCE]
     if without:

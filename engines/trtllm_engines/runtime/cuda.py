@@ -59,7 +59,7 @@ class CudaRunner:
     """`tensors` holds the plan's weights and constants on the device; `cubin` finds a kernel's code by key.
 
     The KV cache takes `kv_cache_fraction` of the memory left after weights and arena, unless `num_pages` says how much.
-    `overlap` is `BoundProgram`'s.
+    `pdl` is `BoundProgram`'s.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class CudaRunner:
         num_pages: int | None = None,
         cuda_graphs: bool = True,
         max_graph_batch: int = LARGEST_GRAPH,
-        overlap: bool = True,
+        pdl: bool = True,
     ) -> None:
         self.plan = plan
         device = torch.device("cuda", torch.cuda.current_device())
@@ -89,7 +89,7 @@ class CudaRunner:
         self._values = {name: self._view(name, spec) for name, spec in specs.items() if name in plan.buffers}
         memory = {**tensors, **self.state.tensors, **self._values}
         cubins = {kernel.key: cubin(kernel.key) for one in lowered for kernel in one.kernels}
-        self._program = BoundProgram(lowered, memory.__getitem__, cubins, overlap=overlap)
+        self._program = BoundProgram(lowered, memory.__getitem__, cubins, pdl=pdl)
         self._sizes = StepSizes(0, 0, 0, 0, 1, 0, 0)
         self.buckets = graph_buckets(min(plan.profile.max_batch_size, max_graph_batch)) if cuda_graphs else ()
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}

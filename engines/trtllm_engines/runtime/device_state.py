@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from trtllm_engines.compiler.plan import STEP_INPUTS, TURNS, Plan, step_input_specs
+from trtllm_engines.compiler.plan import RING_SLOTS, STEP_INPUTS, Plan, step_input_specs
 from trtllm_engines.errors import EngineError
 from trtllm_engines.runtime.batch import StepBatch
 from trtllm_engines.runtime.inputs import StepInputs, StepSizes
@@ -50,7 +50,7 @@ class DeviceState:
         self.kv_cache = torch.zeros(cache, dtype=DTYPES[plan.kv_dtype], device=self.device)
         self.block_table = torch.zeros((slots, profile.max_pages_per_seq), dtype=torch.int32, device=self.device)
         self.last_tokens = torch.zeros(slots, dtype=torch.int32, device=self.device)
-        self.token_ring = torch.zeros((TURNS, slots - 1), dtype=torch.int32, pin_memory=self.device.type == "cuda")
+        self.token_ring = torch.zeros((RING_SLOTS, slots - 1), dtype=torch.int32, pin_memory=self.device.type == "cuda")
         """Where the device leaves a step's tokens for the host: no copy back, which would have to be waited for and launched."""
         self.inputs = StepInputs(profile, self.device)
         self.sampler = Sampler(slots, profile.max_seq_len, self.device)
@@ -59,7 +59,7 @@ class DeviceState:
             "block_table": self.block_table,
             "last_tokens": self.last_tokens,
             "token_ring": self.token_ring,
-            "best": torch.full((slots - 1,), EMPTY, dtype=torch.int64, device=self.device),
+            "argmax_scratch": torch.full((slots - 1,), EMPTY, dtype=torch.int64, device=self.device),
             **{name: self.inputs.tensors[name] for name in STEP_INPUTS if name in self.inputs.tensors},
         }
         """Every step input of the plan, at full capacity."""
@@ -80,7 +80,7 @@ class DeviceState:
 
     def upload(self, batch: StepBatch, padded_seqs: int | None = None) -> StepSizes:
         """Brings a step's inputs to the device and enters its new pages into the block table."""
-        sizes = self.inputs.upload(batch, self.sampler.draws, padded_seqs)
+        sizes = self.inputs.upload(batch, self.sampler.sampling_words, padded_seqs)
         if sizes.num_updates:
             index = self.inputs.tensors["update_index"][: sizes.num_updates]
             self.block_table.view(-1).index_put_((index,), self.inputs.tensors["update_pages"][: sizes.num_updates])
@@ -89,12 +89,12 @@ class DeviceState:
     @property
     def tokens(self) -> torch.Tensor:
         """int32 [max_batch_size] in the host's memory: the sampled tokens of the last step uploaded, once it is done."""
-        return self.token_ring[self.inputs.turn]
+        return self.token_ring[self.inputs.ring_slot]
 
     def sample(self, plan: SamplingPlan, logits: torch.Tensor, sizes: StepSizes) -> Sampled:
         """What the plan's last op does not: logits [S, V], of which the first `plan.count` rows count, to tokens in place of its own."""
         slots = self.inputs.tensors["sample_slots"][: plan.count].long()
-        positions = self.inputs.tensors["draws"][: plan.count, -1].long()
+        positions = self.inputs.tensors["sampling_words"][: plan.count, -1].long()
         sampled = self.sampler.sample(plan.flags, logits[: plan.count], slots, positions, sizes.longest, plan.num_logprobs)
         self.last_tokens.index_put_((slots,), sampled.tokens)
         self.tokens[: plan.count].copy_(sampled.tokens, non_blocking=True)

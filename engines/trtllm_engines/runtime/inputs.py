@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from trtllm_engines.compiler.plan import TURNS, Profile
+from trtllm_engines.compiler.plan import RING_SLOTS, Profile
 from trtllm_engines.runtime.batch import IntArray, StepBatch
-from trtllm_kernels.dialect.types import DRAW_WORDS
+from trtllm_kernels.dialect.types import SAMPLING_WORDS
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ class StepInputs:
             ("kv_lens", np.int32, rows),
             ("logit_rows", np.int32, rows),
             ("sample_slots", np.int32, rows),
-            ("draws", np.int32, DRAW_WORDS * rows),
-            ("turn", np.int32, 1),
+            ("sampling_words", np.int32, SAMPLING_WORDS * rows),
+            ("ring_slot", np.int32, 1),
             ("context_tokens", np.int32, tokens),
         ]
         offsets: dict[str, tuple[int, int, type[np.generic]]] = {}
@@ -69,7 +69,7 @@ class StepInputs:
             end += -(-nbytes // 16) * 16
         self._tokens_at = offsets["context_tokens"][0]
         on_gpu = self.device.type == "cuda"
-        buffers = [torch.zeros(end, dtype=torch.uint8, pin_memory=on_gpu) for _ in range(TURNS)]
+        buffers = [torch.zeros(end, dtype=torch.uint8, pin_memory=on_gpu) for _ in range(RING_SLOTS)]
         self._device = torch.zeros(end, dtype=torch.uint8, device=self.device)
         self._host_buffers = buffers
         self._hosts = [{n: _shaped(n, b.numpy()[lo:hi].view(dtype)) for n, (lo, hi, dtype) in offsets.items()} for b in buffers]
@@ -77,23 +77,23 @@ class StepInputs:
         self.tensors: Mapping[str, torch.Tensor] = {
             n: _shaped(n, self._device[lo:hi].view(kinds[dtype])) for n, (lo, hi, dtype) in offsets.items()
         }
-        self.turn = 0
+        self.ring_slot = 0
         """Of the last step uploaded."""
         self._iota = np.arange(rows + 1, dtype=np.int32)
 
-    def upload(self, batch: StepBatch, draws: IntArray, padded_seqs: int | None = None) -> StepSizes:
-        """Packs and copies one step. draws [max_batch_size + 1, 3] holds each slot's temperature and seed, as the plan's `draws` begin.
-        `padded_seqs` fills a decode-only step up to a CUDA graph's batch size."""
-        self.turn = (self.turn + 1) % TURNS
-        host = self._hosts[self.turn]
+    def upload(self, batch: StepBatch, sampling_words: IntArray, padded_seqs: int | None = None) -> StepSizes:
+        """Packs and copies one step. sampling_words [max_batch_size + 1, 3] holds each slot's temperature and seed, with which the plan's
+        `sampling_words` begin. `padded_seqs` fills a decode-only step up to a CUDA graph's batch size."""
+        self.ring_slot = (self.ring_slot + 1) % RING_SLOTS
+        host = self._hosts[self.ring_slot]
         pad = 0 if padded_seqs is None else padded_seqs - batch.num_seqs
-        sizes = self._pack(host, batch, draws, pad)
-        host["turn"][0] = self.turn
+        sizes = self._pack(host, batch, sampling_words, pad)
+        host["ring_slot"][0] = self.ring_slot
         nbytes = self._tokens_at + 4 * sizes.num_tokens
-        self._device[:nbytes].copy_(self._host_buffers[self.turn][:nbytes], non_blocking=True)
+        self._device[:nbytes].copy_(self._host_buffers[self.ring_slot][:nbytes], non_blocking=True)
         return sizes
 
-    def _pack(self, host: dict[str, npt.NDArray[np.generic]], batch: StepBatch, draws: IntArray, pad: int) -> StepSizes:
+    def _pack(self, host: dict[str, npt.NDArray[np.generic]], batch: StepBatch, sampling_words: IntArray, pad: int) -> StepSizes:
         seqs, decodes = batch.num_seqs, batch.num_decodes
         tokens = batch.num_tokens
         host["seq_slots"][:seqs] = batch.slots
@@ -112,13 +112,13 @@ class StepInputs:
             host["logit_rows"][: len(slots)] = ends[batch.sampled] - 1
         samples = len(slots)
         host["sample_slots"][:samples] = slots
-        host["draws"][:samples, :-1] = draws[slots]
-        host["draws"][:samples, -1] = positions
+        host["sampling_words"][:samples, :-1] = sampling_words[slots]
+        host["sampling_words"][:samples, -1] = positions
         if pad:
             host["seq_slots"][seqs : seqs + pad] = self.padding_slot
             host["sample_slots"][seqs : seqs + pad] = self.padding_slot
             host["kv_lens"][seqs : seqs + pad] = 1
-            host["draws"][seqs : seqs + pad] = 0
+            host["sampling_words"][seqs : seqs + pad] = 0
             host["context_tokens"][seqs : seqs + pad] = -1
         updates = len(batch.page_updates)
         if updates:
@@ -131,4 +131,4 @@ class StepInputs:
 
 
 def _shaped(name: str, flat: Any) -> Any:
-    return flat.reshape(-1, DRAW_WORDS) if name == "draws" else flat
+    return flat.reshape(-1, SAMPLING_WORDS) if name == "sampling_words" else flat

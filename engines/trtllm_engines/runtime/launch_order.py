@@ -22,7 +22,7 @@ class PlannedLaunch:
     function: str
     """Name of the kernel as a profiler shows it; empty for a library routine, whose kernels the library chooses."""
     library: str
-    beside: bool = False
+    concurrent: bool = False
     """Runs while the launch before it does."""
 
 
@@ -36,7 +36,7 @@ class LaunchOrder:
         grids: list[int | str] = []
         for index, op in enumerate(plan.ops):
             for launch in op.tactics[arch].launches:
-                self._launches.append(PlannedLaunch(index, launch.kernel.rpartition("-")[0], launch.library, launch.beside))
+                self._launches.append(PlannedLaunch(index, launch.kernel.rpartition("-")[0], launch.library, launch.concurrent))
                 grids += launch.grid
         self._grids = compile_all(grids)
 

@@ -21,7 +21,7 @@ import numpy.typing as npt
 import torch
 
 from trtllm_engines.runtime.batch import SlotStart, TokenLogprobs
-from trtllm_kernels.dialect.types import DRAW_WORDS
+from trtllm_kernels.dialect.types import SAMPLING_WORDS
 from trtllm_kernels.references.philox import gumbel_noise
 
 RANDOM, PENALTY, SORT, MIN_P, FORBID, LOGPROBS = 1, 2, 4, 8, 16, 32
@@ -55,8 +55,8 @@ class Sampler:
         self._host_ints = np.zeros((num_slots, 4), np.int64)
         self._floats = torch.from_numpy(self._host_floats).to(self.device, copy=True)
         self._ints = torch.from_numpy(self._host_ints).to(self.device, copy=True)
-        self.draws = np.zeros((num_slots, DRAW_WORDS - 1), np.int32)
-        """[num_slots, 3] temperature and seed of each slot, as a row of the plan's `draws` begins."""
+        self.sampling_words = np.zeros((num_slots, SAMPLING_WORDS - 1), np.int32)
+        """[num_slots, 3] temperature and seed of each slot, as a row of the plan's `sampling_words` begins."""
         self._default = set(range(num_slots))
         """Slots whose row holds the defaults already."""
         self._stops: torch.Tensor | None = None
@@ -97,7 +97,7 @@ class Sampler:
             if slot in self._default:
                 return False
             self._default.add(slot)
-            self._host_floats[slot], self._host_ints[slot], self.draws[slot] = DEFAULT_FLOATS, 0, 0
+            self._host_floats[slot], self._host_ints[slot], self.sampling_words[slot] = DEFAULT_FLOATS, 0, 0
             return True
         self._default.discard(slot)
         if flags & PENALTY:
@@ -106,8 +106,8 @@ class Sampler:
             self._forbid(start)
         self._host_floats[slot] = (p.temperature, p.top_p, p.min_p, p.repetition_penalty, p.presence_penalty, p.frequency_penalty)
         self._host_ints[slot] = (start.seed, p.top_k, len(start.prompt), len(start.prompt) + p.min_tokens)
-        self.draws[slot, 0] = self._host_floats[slot, TEMPERATURE].view(np.int32)
-        self.draws[slot, 1:] = self._host_ints[slot, SEED : SEED + 1].view(np.int32)
+        self.sampling_words[slot, 0] = self._host_floats[slot, TEMPERATURE].view(np.int32)
+        self.sampling_words[slot, 1:] = self._host_ints[slot, SEED : SEED + 1].view(np.int32)
         return True
 
     def _remember(self, start: SlotStart) -> None:

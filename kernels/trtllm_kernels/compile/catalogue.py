@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from trtllm_kernels.dialect.types import DRAW_WORDS, Attr, KernelSpec, TensorSpec
+from trtllm_kernels.dialect.types import SAMPLING_WORDS, Attr, KernelSpec, TensorSpec
 from trtllm_kernels.lowering import IN_PLACE, lower
 from trtllm_kernels.samples import ModelShape
 
@@ -73,7 +73,7 @@ def ops_of(model: ModelShape, precision: str, *, max_seq_len: int = 4096, max_ba
     yield OpShape("linear", (codes("T", i), codes(h, i), None, scale, scale), (hidden,), {})
     yield OpShape("linear", (codes("T", i), codes(h, i), None, scale, scale, hidden), (hidden,), {})
     yield OpShape("linear", (codes("T", i), codes(h, i), vector(h), scale, scale, hidden), (hidden,), {})
-    state = (ints("S", DRAW_WORDS), ints("S"), ints(1), TensorSpec((max_batch_size,), "int64"), ints(max_batch_size + 1))
+    state = (ints("S", SAMPLING_WORDS), ints("S"), ints(1), TensorSpec((max_batch_size,), "int64"), ints(max_batch_size + 1))
     head = (rows(h, "S"), TensorSpec((model.vocab, h), dtype), None, *state, ints(4, max_batch_size))
     yield OpShape("linear_sample", head, (rows(model.vocab, "S"), ints("S")), {})
     yield OpShape("gate_up_silu", (codes("T", h), codes(2 * i, h), scale, scale, scale), (codes("T", i),), {})

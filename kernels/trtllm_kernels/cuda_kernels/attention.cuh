@@ -1,4 +1,4 @@
-// What attention of prompts computes on Hopper, whoever loads for it: the kernels of `fresh_attention.cu` and `context_attention.cu`.
+// What attention of prompts computes on Hopper, whoever loads for it: the kernels of `uncached_prefill_attention.cu` and `context_attention.cu`.
 //
 // After FlashAttention-3 (Shah et al. 2024). One block an SM: a warpgroup that loads, and two that compute 64 queries each of a tile of 128
 // queries by 128 keys. A warpgroup begins the scores of the next keys before it waits for the values of these; and the two take turns at

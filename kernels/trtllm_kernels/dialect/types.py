@@ -21,9 +21,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 SYMBOLS = ("T", "R", "D", "S", "C")
-DRAW_WORDS = 4
+SAMPLING_WORDS = 4
 """How a row's token is sampled: the bits of its temperature (0: greedy), its seed's low and high half, the number of tokens before it."""
-FEW_TOKENS = 128
+SKINNY_TOKENS = 128
 """Tokens of a step up to which its products are our own kernels, on Hopper, and not the library's."""
 Dim = int | str
 Attr = int | float | bool | str | list[int] | list[float] | None
@@ -91,18 +91,18 @@ class Launch:
     library `scaled_matmul`: as that with two scales, of one element or [rows, 1] and [N, 1], after x and weight, which are fp8.
     Skipped at run time when any grid dimension evaluates to zero or less.
 
-    beside: needs and disturbs nothing of the launch before it in the list, so both may run at once where kernels can overlap. Its kernel
-    does not wait; it may begin when all blocks of the one before have begun. So that one begins only after all before it has ended, and so
-    does the launch after this one.
-    settles: the launch after this one begins only when it has ended, so that all later ones may load its results before they wait.
+    concurrent: needs and disturbs nothing of the launch before it in the list, so both may run at once where kernels can overlap. Its
+    kernel does not wait; it may begin when all blocks of the one before have begun. So that one begins only after all before it has ended,
+    and so does the launch after this one.
+    serialize_next: the launch after this one begins only when it has ended, so that all later ones may load its results before they wait.
     """
 
     kernel: str = ""
     grid: tuple[Dim, Dim, Dim] = (1, 1, 1)
     args: tuple[Arg, ...] = ()
     library: str = ""
-    beside: bool = False
-    settles: bool = False
+    concurrent: bool = False
+    serialize_next: bool = False
 
 
 @dataclass(frozen=True)

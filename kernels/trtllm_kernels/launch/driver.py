@@ -5,10 +5,10 @@ to its parameters; tensors' addresses are fixed, and an integer that depends on 
 for every launch that uses it. What is left of a launch in Python is one call of `cuLaunchKernelEx` with a prebuilt configuration.
 Launches go to torch's current stream, so they order with torch's work and are captured by `torch.cuda.graph`. Triton is not imported.
 
-Kernels that wait for their predecessors themselves (`triton_kernels/overlap.py`) are launched as programmatic dependents, in a capture too,
-where that becomes an edge of the graph; but for the first of a run and what follows a launch that `settles`. So whatever came before a run
-is complete and visible before any kernel of it begins: weights that were just drawn, refitted or copied are the constants that kernels take
-them for. A launch `beside` the one before it is a programmatic dependent that does not wait; around the two everything is in turn. What
+Kernels that wait for their predecessors themselves (`triton_kernels/pdl.py`) are launched as programmatic dependents, in a capture too,
+where that becomes an edge of the graph; but for the first of a run and what follows a launch with `serialize_next`. So whatever came
+before a run is complete and visible before any kernel of it begins: weights that were just drawn, refitted or copied are the constants
+that kernels take them for. A `concurrent` launch is a programmatic dependent that does not wait; around the two everything is in turn. What
 follows them has to wait for both, as a stream has it; a graph may have its edge from the second alone, so steps with such a pair are not
 for capture (engines capture those that only decode).
 
@@ -28,7 +28,7 @@ from cuda.bindings import driver as cuda
 
 from trtllm_kernels.compile.cubin import Cubin
 from trtllm_kernels.dialect.expr import StepFunction, compile_all
-from trtllm_kernels.dialect.types import FEW_TOKENS, Arg, Dim, Launch, Lowered
+from trtllm_kernels.dialect.types import SKINNY_TOKENS, Arg, Dim, Launch, Lowered
 from trtllm_kernels.errors import KernelError
 from trtllm_kernels.launch.gemm import LibraryCall, LibraryCalls, Resolve, Views
 
@@ -54,9 +54,9 @@ def load_functions(cubin: Cubin) -> tuple[Any, Any]:
     the same one where it does not overlap with what comes before.
 
     An SM changes how its memory is split between L1 and shared memory only when it is empty (docs/facts.md, not proven), so a kernel with
-    another split than the one before it cannot begin on an SM before that has left. In steps of up to `FEW_TOKENS` kernels overlap from end
-    to end, and all ask for shared memory as far as it goes. In larger ones the library's products, which nothing overlaps, stand between,
-    and the CUDA driver chooses: all shared cost them a little in bf16 and nothing in fp8.
+    another split than the one before it cannot begin on an SM before that has left. In steps of up to `SKINNY_TOKENS` kernels overlap from
+    end to end, and all ask for shared memory as far as it goes. In larger ones the library's products, which nothing overlaps, stand
+    between, and the CUDA driver chooses: all shared cost them a little in bf16 and nothing in fp8.
     """
     device = torch.cuda.current_device()
     key = (device, hashlib.sha256(cubin.code).digest(), cubin.info.shared_bytes)
@@ -134,7 +134,7 @@ class _Kernel:
         self.function = self._many
         self.name = launch.kernel
         self.waits = cubin.info.waits
-        self.beside, self.settles = launch.beside, launch.settles
+        self.concurrent, self.serialize_next = launch.concurrent, launch.serialize_next
         self.config = _launch_config(32 * cubin.info.num_warps, cubin.info.shared_bytes)
         self.grid = tuple(symbolic.index(dim) for dim in launch.grid)
         self._keep: list[Any] = []
@@ -152,7 +152,7 @@ class _Kernel:
         self.config.gridDimX, self.config.gridDimY, self.config.gridDimZ = x, y, z
 
     def of_few_tokens(self, few: bool) -> None:
-        """Whether the next launches are in steps of up to `FEW_TOKENS`."""
+        """Whether the next launches are in steps of up to `SKINNY_TOKENS`."""
         self.function = self._few if few else self._many
 
     def begins_early(self, dependent: bool) -> None:
@@ -215,12 +215,12 @@ class _Kernel:
 class BoundProgram:
     """Launches bound to memory. `set_symbols` for the step's sizes, then `run` as often as wanted on torch's current stream."""
 
-    def __init__(self, lowered: Iterable[Lowered], resolve: Resolve, cubins: Mapping[str, Cubin], *, overlap: bool = True) -> None:
-        """`cubins` by kernel key. `overlap`: kernels that can may begin before the one before them has ended; no result depends on it.
+    def __init__(self, lowered: Iterable[Lowered], resolve: Resolve, cubins: Mapping[str, Cubin], *, pdl: bool = True) -> None:
+        """`cubins` by kernel key. `pdl`: kernels that can may begin before the one before them has ended; no result depends on it.
 
         Raises KernelError for a kernel that is missing or cannot be loaded, or memory that cannot be bound.
         """
-        self._overlap = overlap
+        self._pdl = pdl
         self._symbolic = _Symbolic()
         self._library = LibraryCalls()
         self._steps: list[_Kernel | LibraryCall] = []
@@ -244,7 +244,7 @@ class BoundProgram:
         values = self._symbolic.values
         views: Views = {}
         self._active = []
-        beside: set[int] = set()
+        concurrent: set[int] = set()
         for before, step in zip((None, *self._steps), self._steps, strict=False):
             if not isinstance(step, _Kernel):
                 if values[step.rows] > 0:
@@ -253,18 +253,18 @@ class BoundProgram:
             else:
                 x, y, z = (values[index] for index in step.grid)
                 if x > 0 and y > 0 and z > 0:
-                    if step.beside and self._active and before is self._active[-1]:
-                        beside.add(len(self._active))
+                    if step.concurrent and self._active and before is self._active[-1]:
+                        concurrent.add(len(self._active))
                     step.size(x, y, z)
-                    step.of_few_tokens(T <= FEW_TOKENS)
+                    step.of_few_tokens(T <= SKINNY_TOKENS)
                     self._active.append(step)
-        if self._overlap:
+        if self._pdl:
             settled = True
             for at, step in enumerate(self._active):
                 if isinstance(step, _Kernel):
-                    in_turn = settled or at - 1 in beside or at + 1 in beside
-                    step.begins_early(at in beside or (step.waits and not in_turn))
-                settled = isinstance(step, _Kernel) and step.settles
+                    in_turn = settled or at - 1 in concurrent or at + 1 in concurrent
+                    step.begins_early(at in concurrent or (step.waits and not in_turn))
+                settled = isinstance(step, _Kernel) and step.serialize_next
         self._symbols = symbols
 
     def run(self) -> None:

@@ -177,7 +177,7 @@ def _choice(launch: Launch, version: int, index: Index) -> tuple[int, ...]:
         return ()
     rank, asked, measured = (value for value in numbers if not isinstance(value, float))
     if measured not in (0, version):
-        _tell_once(
+        _report_once(
             f"choices of cuBLASLt's algorithms were measured with version {measured}, and this is {version}: its own choices are used"
         )
         return ()
@@ -185,7 +185,7 @@ def _choice(launch: Launch, version: int, index: Index) -> tuple[int, ...]:
 
 
 @lru_cache(maxsize=8)
-def _tell_once(note: str) -> None:
+def _report_once(note: str) -> None:
     print(f"note: {note}", file=sys.stderr)
 
 

@@ -24,7 +24,7 @@ ARGUMENTS: Mapping[str, tuple[str, ...]] = {
     "rms_norm": ("x", "weight", "out_scale"),
     "layer_norm": ("x", "weight", "bias", "out_scale"),
     "linear": ("x", "weight", "bias", "x_scale", "weight_scale", "residual"),
-    "linear_sample": ("x", "weight", "bias", "draws", "sample_slots", "turn", "best", "last_tokens", "token_ring"),
+    "linear_sample": ("x", "weight", "bias", "sampling_words", "sample_slots", "ring_slot", "argmax_scratch", "last_tokens", "token_ring"),
     "gate_up_silu": ("x", "weight", "x_scale", "weight_scale", "out_scale"),
     "linear_gelu": ("x", "weight", "bias", "x_scale", "weight_scale", "out_scale"),
     "split": ("x",),

@@ -6,10 +6,10 @@ context chunks; on Hopper whole prompts go apart from chunks with a cached past,
 its kind (`fresh`). Which rows are decode rows is the batch's order: sequences [0, D) decode.
 
 Where a step has both, decode sequences run beside whole prompts on Hopper: the one waits for memory, the other for tensor cores. Prompts
-come first, one block an SM (`fresh_attention`), since what came second would have to wait for room. Its shared memory decides how many
-blocks of decode attention join it there: with more, prompts lose more than decoding gains. That is slower for the prompts alone, so only
-where decoding takes longer anyway: with `beside_tokens` prompt tokens a decode sequence or fewer, whatever their lengths, as both times
-grow with them.
+come first, one block an SM (`uncached_prefill_attention`), since what came second would have to wait for room. Its shared memory decides
+how many blocks of decode attention join it there: with more, prompts lose more than decoding gains. That is slower for the prompts alone,
+so only where decoding takes longer anyway: with `concurrent_tokens` prompt tokens a decode sequence or fewer, whatever their lengths, as
+both times grow with them.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from trtllm_kernels.lowering.prefill import (
     cuda_context_launch,
     cuda_fits,
     cuda_launch,
-    fresh_launch,
-    reads_fresh,
+    reads_uncached_prefill,
     scale_log2,
     scales,
     tiles,
+    uncached_prefill_launch,
 )
 
 _MAX_SPLITS = 64
@@ -136,32 +136,32 @@ def paged_attention(call: OpCall) -> Lowered:
         context_block_n=block_n,
         context_warps=warps,
         context_stages=stages,
-        fresh_cuda=int(cuda_fits(call)),
+        uncached_prefill_cuda=int(cuda_fits(call)),
         context_cuda=int(cuda_context_fits(call)),
-        fresh_block_m=64 if head_dim <= 128 else 128,
-        fresh_block_n=64,
-        fresh_warps=4 if head_dim <= 128 else 8,
-        fresh_stages=3 if head_dim <= 128 else 2,
-        beside_tokens=32 if _leaves_room(call, q.dtype, head_dim) else 0,
-        beside_block_m=64,
-        beside_block_n=64,
-        beside_warps=4,
-        beside_stages=3,
-        beside_decode_stages=3,
+        uncached_prefill_block_m=64 if head_dim <= 128 else 128,
+        uncached_prefill_block_n=64,
+        uncached_prefill_warps=4 if head_dim <= 128 else 8,
+        uncached_prefill_stages=3 if head_dim <= 128 else 2,
+        concurrent_tokens=32 if _leaves_room(call, q.dtype, head_dim) else 0,
+        concurrent_block_m=64,
+        concurrent_block_n=64,
+        concurrent_warps=4,
+        concurrent_stages=3,
+        concurrent_decode_stages=3,
     )
     builder = Builder(call)
     together = _together(call, tuned)
     _decode(builder, tuned, together)
     _context(builder, tuned, together)
     if together:
-        fresh_launch(builder, tuned, "beside", together, call.sm_count)
-        _decode_launch(builder, tuned, f"D * max(0, {together})", beside=True)
+        uncached_prefill_launch(builder, tuned, "concurrent", together, call.sm_count)
+        _decode_launch(builder, tuned, f"D * max(0, {together})", concurrent=True)
     return builder.finish()
 
 
 def _leaves_room(call: OpCall, dtype: str, head_dim: int) -> bool:
-    """Whether a block of `fresh_attention` an SM leaves shared memory for decode attention's; larger heads leave none."""
-    return reads_fresh(call, dtype, head_dim) and head_dim <= 128
+    """Whether a block of `uncached_prefill_attention` an SM leaves shared memory for decode attention's; larger heads leave none."""
+    return reads_uncached_prefill(call, dtype, head_dim) and head_dim <= 128
 
 
 def _decode_warps(dtype: str, tile_bytes: int) -> int:
@@ -187,10 +187,10 @@ def _context_tile(call: OpCall, dtype: str, head_dim: int, group: int) -> tuple[
 
 def _together(call: OpCall, tuned: dict[str, int]) -> str:
     """1 in steps whose decode sequences, none of them split, run beside their whole prompts, else 0 or less; empty where none do."""
-    if not tuned["beside_tokens"]:
+    if not tuned["concurrent_tokens"]:
         return ""
     tokens, seqs = call["qkv"].shape[0], call["seq_slots"].shape[0]
-    enough = f"{tuned['beside_tokens']} * D - ({tokens} - D) + 1"
+    enough = f"{tuned['concurrent_tokens']} * D - ({tokens} - D) + 1"
     return f"min(1, {enough}, {seqs} - D - C, D - {_wanted(call, tuned)} + 1)"
 
 
@@ -236,7 +236,7 @@ def _decode_launch(
     splits: Dim = 1,
     parts: dict[str, Operand] | None = None,
     *,
-    beside: bool = False,
+    concurrent: bool = False,
 ) -> None:
     """`parts`: where partial results go, if each sequence is split."""
     call, out = builder.call, builder.call.outputs[0]
@@ -267,12 +267,12 @@ def _decode_launch(
             "WORDS": cache.dtype == "fp8" and head_dim >= 64,
             "SPLIT": parts is not None,
             **_flags(call),
-            "BESIDE": beside,
+            "CONCURRENT": concurrent,
             "THREADS": 32 * tuned["decode_warps"],
         },
         warps=tuned["decode_warps"],
-        stages=tuned["beside_decode_stages" if beside else "decode_stages"],
-        beside=beside,
+        stages=tuned["concurrent_decode_stages" if concurrent else "decode_stages"],
+        concurrent=concurrent,
     )
 
 
@@ -281,14 +281,14 @@ def _context(builder: Builder, tuned: dict[str, int], together: str) -> None:
     q, cache, table, slots = call["qkv"], call["kv_cache"], call["block_table"], call["seq_slots"]
     kv_heads, head_dim = call.integer("num_kv_heads"), cache.size(5)
     group = call.integer("num_heads") // kv_heads
-    fresh = reads_fresh(call, q.dtype, head_dim)
+    fresh = reads_uncached_prefill(call, q.dtype, head_dim)
     if fresh:
         some = f"{slots.shape[0]} - D - C"
         here = f"{some} - {slots.shape[0]} * max(0, {together})" if together else some
-        if tuned["fresh_cuda"] and cuda_fits(call):
+        if tuned["uncached_prefill_cuda"] and cuda_fits(call):
             cuda_launch(builder, here)
         else:
-            fresh_launch(builder, tuned, "fresh", here, 0)
+            uncached_prefill_launch(builder, tuned, "uncached_prefill", here, 0)
     if tuned["context_cuda"] and cuda_context_fits(call):
         cuda_context_launch(builder, _layer(call, cache), "C")
         return
@@ -318,7 +318,7 @@ def _context(builder: Builder, tuned: dict[str, int], together: str) -> None:
             "BLOCK_M": tuned["context_block_m"],
             "BLOCK_N": tuned["context_block_n"],
             **_flags(call),
-            "SKIP_FRESH": fresh,
+            "SKIP_UNCACHED": fresh,
         },
         warps=tuned["context_warps"],
         stages=tuned["context_stages"],

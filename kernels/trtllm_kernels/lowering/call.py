@@ -164,14 +164,14 @@ class Builder:
         constexprs: Mapping[str, Any],
         warps: int,
         stages: int = 3,
-        beside: bool = False,
-        settles: bool = False,
+        concurrent: bool = False,
+        serialize_next: bool = False,
         cuda: bool = False,
     ) -> None:
         """`kernel` is `module.function` under `trtllm_kernels.triton_kernels` or, with `cuda`, `trtllm_kernels.cuda_kernels`; parameters in
-        the kernel's order; `beside` and `settles` are `Launch`'s.
+        the kernel's order; `concurrent` and `serialize_next` are `Launch`'s.
 
-        Every Triton kernel also takes OVERLAP: whether the architecture can start it before the kernel before it has ended.
+        Every Triton kernel also takes PDL: whether the architecture can start it before the kernel before it has ended.
         """
         module, function = kernel.split(".")
         signature: dict[str, str] = {}
@@ -198,14 +198,16 @@ class Builder:
             module=f"trtllm_kernels.{'cuda' if cuda else 'triton'}_kernels.{module}",
             function=function,
             signature=signature,
-            constexprs=constexprs if cuda else {**constexprs, "OVERLAP": self.call.capability >= 90},
+            constexprs=constexprs if cuda else {**constexprs, "PDL": self.call.capability >= 90},
             aligned=tuple(aligned),
             num_warps=warps,
             num_stages=stages,
         )
         self.kernels[spec.key] = spec
         x, y, z = (*grid, 1, 1)[:3]
-        self.launches.append(Launch(kernel=spec.key, grid=(x, y, z), args=tuple(arguments), beside=beside, settles=settles))
+        self.launches.append(
+            Launch(kernel=spec.key, grid=(x, y, z), args=tuple(arguments), concurrent=concurrent, serialize_next=serialize_next)
+        )
 
     def finish(self) -> Lowered:
         return Lowered(tuple(self.launches), tuple(self.kernels.values()), dict(self.workspaces))

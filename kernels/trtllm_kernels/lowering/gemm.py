@@ -1,6 +1,6 @@
 """Lowerings of matrix products: which routine multiplies depends on how many tokens a step has, so several are launched and one has a grid.
 
-One token: our own kernel, bound by reading the weight; up to `few_to` tokens those of `few.py`, bound by that too. More: cuBLASLt. A
+One token: our own kernel, bound by reading the weight; up to `skinny_to` tokens those of `few.py`, bound by that too. More: cuBLASLt. A
 product that ends in an activation: our fused kernel from `fused_from` tokens, where its tiles fill the chip; between the two cuBLASLt and
 an activation kernel.
 
@@ -16,7 +16,7 @@ from typing import Literal
 from trtllm_kernels.dialect.expr import ceil_div, product
 from trtllm_kernels.dialect.types import Arg, Dim, Launch, Lowered
 from trtllm_kernels.lowering.call import ELEMENT_BYTES, I32, Builder, OpCall, Operand, Tma
-from trtllm_kernels.lowering.skinny_gemm import few_tunables, launch_few, offers, within
+from trtllm_kernels.lowering.skinny_gemm import launch_skinny, offers, skinny_tunables, within
 
 ALGORITHM_SIZES = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
 """Tokens up to which one choice of cuBLASLt's algorithm holds; beyond the last its first proposal is taken."""
@@ -113,12 +113,18 @@ def linear_sample(call: OpCall) -> Lowered:
     columns = logits.size(1)
     builder.launch(
         "sampling.candidates",
-        {"Logits": logits, "Best": call["best"], "Draws": call["draws"], "num_rows": I32(rows)},
+        {"Logits": logits, "ArgmaxScratch": call["argmax_scratch"], "SamplingWords": call["sampling_words"], "num_rows": I32(rows)},
         grid=(_beyond(rows, covered), ceil_div(columns, _CANDIDATES)),
         constexprs={"N": columns, "BLOCK": _CANDIDATES},
         warps=8,
     )
-    ends = {"Best": call["best"], "Slots": call["sample_slots"], "Turn": call["turn"], "Tokens": tokens, "LastTokens": call["last_tokens"]}
+    ends = {
+        "ArgmaxScratch": call["argmax_scratch"],
+        "Slots": call["sample_slots"],
+        "RingSlot": call["ring_slot"],
+        "Tokens": tokens,
+        "LastTokens": call["last_tokens"],
+    }
     builder.launch(
         "sampling.publish",
         {**ends, "Ring": ring, "num_rows": I32(rows), "ring_stride": I32(ring.size(1))},
@@ -132,7 +138,7 @@ def linear_sample(call: OpCall) -> Lowered:
 def _linear(call: OpCall) -> tuple[Builder, int]:
     """The product's launches, and the number of tokens up to which they are our own kernels."""
     x, weight, bias, residual, y = call["x"], call["weight"], call.get("bias"), call.get("residual"), call.outputs[0]
-    defaults = {EVICT_FIRST: 1, **few_tunables(call), **dict.fromkeys((*ALGORITHMS, LT_VERSION), 0)}
+    defaults = {EVICT_FIRST: 1, **skinny_tunables(call), **dict.fromkeys((*ALGORITHMS, LT_VERSION), 0)}
     tuned = call.tuned(gemv=1, **_gemv_tile(call), **defaults)
     rows, columns = tuned["gemv_rows"], tuned["gemv_columns"]
     tokens = x.shape[0]
@@ -166,7 +172,7 @@ def _linear(call: OpCall) -> tuple[Builder, int]:
             },
             warps=tuned["gemv_warps"],
         )
-    covered = launch_few(builder, tuned, scales, int(fits))
+    covered = launch_skinny(builder, tuned, scales, int(fits))
     builder.launches.append(_matmul(call, y, _beyond(tokens, covered), _algorithm(tokens, tuned)))
     return builder, covered
 
@@ -194,7 +200,7 @@ class _Activated:
         self.tokens, self.width = x.shape[0], call.outputs[0].size(1)
         self.tuned = call.tuned(
             **({"gemv": 1, **_gemv_tile(call), EVICT_FIRST: 1} if self.gate_up else {}),
-            **few_tunables(call),
+            **skinny_tunables(call),
             fused_from=192 if fused_fits(call) else 1 << 30,
             block_m=128,
             block_n=256,
@@ -213,7 +219,7 @@ class _Activated:
         self.builder = Builder(call)
 
     def lower(self) -> Lowered:
-        covered = launch_few(self.builder, self.tuned, self.scales, int(self._one()), self.tuned["fused_from"] - 1)
+        covered = launch_skinny(self.builder, self.tuned, self.scales, int(self._one()), self.tuned["fused_from"] - 1)
         self._some(covered)
         if self.tuned["fused_from"] < 1 << 30:
             self._many()

@@ -25,8 +25,8 @@ def scales(call: OpCall) -> dict[str, Operand]:
     }
 
 
-def reads_fresh(call: OpCall, dtype: str, head_dim: int) -> bool:
-    """Whether whole prompts take their keys by TMA from the projection (`fresh_attention`) rather than from the cache."""
+def reads_uncached_prefill(call: OpCall, dtype: str, head_dim: int) -> bool:
+    """Whether whole prompts take their keys by TMA from the projection (`uncached_prefill_attention`) rather than from the cache."""
     return call.capability == 90 and dtype in ("bf16", "fp16") and head_dim >= 64
 
 
@@ -52,15 +52,15 @@ def _sequences(call: OpCall) -> dict[str, Parameter]:
     }
 
 
-def fresh_launch(builder: Builder, tuned: Mapping[str, int], kind: str, some: str, programs: int) -> None:
-    """`kind`: whose tile; `some`: 1 or more where there are any; `programs`: `fresh_attention`'s."""
+def uncached_prefill_launch(builder: Builder, tuned: Mapping[str, int], kind: str, some: str, programs: int) -> None:
+    """`kind`: whose tile; `some`: 1 or more where there are any; `programs`: `uncached_prefill_attention`'s."""
     call = builder.call
     q, kv_heads, head_dim = call["qkv"], call.integer("num_kv_heads"), call["kv_cache"].size(5)
     block_m, block_n = tuned[f"{kind}_block_m"], tuned[f"{kind}_block_n"]
     count, here = tiles(call, block_m), f"min(1, {some})"
     heads = call.integer("num_heads")
     builder.launch(
-        "fresh_attention.fresh_attention",
+        "uncached_prefill_attention.uncached_prefill_attention",
         {
             "Queries": Tma(q, block_m, head_dim),
             "Keys": Tma(q, block_n, head_dim),
@@ -83,8 +83,8 @@ def fresh_launch(builder: Builder, tuned: Mapping[str, int], kind: str, some: st
 
 
 def cuda_fits(call: OpCall) -> bool:
-    """Whether `fresh_attention` is there in CUDA C++."""
-    return reads_fresh(call, call["qkv"].dtype, call["kv_cache"].size(5)) and call["kv_cache"].size(5) in (64, 128)
+    """Whether `uncached_prefill_attention` is there in CUDA C++."""
+    return reads_uncached_prefill(call, call["qkv"].dtype, call["kv_cache"].size(5)) and call["kv_cache"].size(5) in (64, 128)
 
 
 def cuda_context_fits(call: OpCall) -> bool:
@@ -96,9 +96,9 @@ def cuda_context_fits(call: OpCall) -> bool:
 
 
 def cuda_launch(builder: Builder, some: str) -> None:
-    """`some`: as for `fresh_launch`."""
+    """`some`: as for `uncached_prefill_launch`."""
     half = builder.call["qkv"].dtype == "fp16"
-    _launch_cuda(builder, "fresh_attention", some, {}, {}, {"HALF": half})
+    _launch_cuda(builder, "uncached_prefill_attention", some, {}, {}, {"HALF": half})
 
 
 def cuda_context_launch(builder: Builder, cache: Operand, some: str) -> None:

@@ -151,6 +151,6 @@ def prepare_step(call: OpCall) -> Lowered:
         grid=(f"ceil_div({tokens.shape[0]}, {tuned['block']})",),
         constexprs={"PAGE": call.integer("page_size"), "STEPS": table.size(0).bit_length(), "BLOCK": tuned["block"]},
         warps=tuned["warps"],
-        settles=True,
+        serialize_next=True,
     )
     return builder.finish()

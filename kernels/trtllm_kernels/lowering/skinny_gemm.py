@@ -1,6 +1,6 @@
 """Lowering of products of few tokens: one kernel a padded size, of which a step launches one, or none.
 
-On Hopper it is `cuda_kernels/few_tokens.cu` where that fits, else (and where sampling follows) `triton_kernels/few_tokens.py`, for up to
+On Hopper it is `cuda_kernels/skinny_gemm.cu` where that fits, else (and where sampling follows) `triton_kernels/skinny_gemm.py`, for up to
 64 tokens.
 
 What counts is how many bytes are on the way, and not that every SM has as many programs as the next: a tile is as low as the tensor core
@@ -13,14 +13,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 from trtllm_kernels.dialect.expr import ceil_div
-from trtllm_kernels.dialect.types import FEW_TOKENS, Dim
+from trtllm_kernels.dialect.types import SKINNY_TOKENS, Dim
 from trtllm_kernels.errors import KernelError
 from trtllm_kernels.lowering.call import ELEMENT_BYTES, I32, Builder, OpCall, Operand, Parameter, Tma
 
 IN_TRITON = (16, 32, 64)
-PADDED = (*IN_TRITON, 96, FEW_TOKENS)
+PADDED = (*IN_TRITON, 96, SKINNY_TOKENS)
 """Tokens a tile holds; these kernels are made for no more. The last two in CUDA C++ alone."""
-FEW_TO = "few_to"
+SKINNY_TO = "skinny_to"
 """Tunable: tokens up to which these kernels are taken; 0: never."""
 LINE_BYTES = 128
 _LONG_ROW_BYTES = 16384
@@ -28,23 +28,23 @@ _SUM_BLOCK = 1024
 """Columns of a token that a program adds the parts of."""
 
 
-def few_tunables(call: OpCall) -> dict[str, int]:
+def skinny_tunables(call: OpCall) -> dict[str, int]:
     """The defaults, for `OpCall.tuned`."""
-    found = {FEW_TO: few_sizes(call)[-1]}
+    found = {SKINNY_TO: skinny_sizes(call)[-1]}
     for padded in PADDED:
         for name, value in ((_default(call, padded) if padded in IN_TRITON else {}) | _cuda_default(call, padded)).items():
-            found[f"few{padded}_{name}"] = value
+            found[f"skinny{padded}_{name}"] = value
     return found
 
 
-def few_sizes(call: OpCall) -> tuple[int, ...]:
+def skinny_sizes(call: OpCall) -> tuple[int, ...]:
     """Those of `PADDED` that there are tiles of."""
-    return PADDED if few_cuda_fits(call) else IN_TRITON
+    return PADDED if skinny_cuda_fits(call) else IN_TRITON
 
 
 def offers(call: OpCall) -> dict[str, Parameter]:
     """What a product's kernel takes to offer its logits (`triton_kernels/sampling.py`); any pointers where it does not."""
-    return {"Best": call.get("best") or call["x"], "Draws": call.get("draws") or call["x"]}
+    return {"ArgmaxScratch": call.get("argmax_scratch") or call["x"], "SamplingWords": call.get("sampling_words") or call["x"]}
 
 
 def within(tokens: Dim, below: int, most: int) -> Dim:
@@ -54,7 +54,7 @@ def within(tokens: Dim, below: int, most: int) -> Dim:
     return f"max(0, min(1, {tokens} - {below}, {most + 1} - {tokens}))"
 
 
-def few_fits(call: OpCall) -> bool:
+def skinny_fits(call: OpCall) -> bool:
     """TMA wants rows of whole 16 bytes; a weight smaller than the smallest tile is left to the library."""
     weight = call["weight"]
     row_bytes = weight.size(1) * ELEMENT_BYTES[weight.dtype]
@@ -78,16 +78,16 @@ def _default(call: OpCall, padded: int) -> dict[str, int]:
         k_bytes, stages = 256, 6
     elif call.op == "linear" and row_bytes > k_bytes:
         splits = 2
-    return {"rows": 64, "k": k_bytes // element, "warps": 4, "stages": stages, "splits": splits, "ahead": 16}
+    return {"rows": 64, "k": k_bytes // element, "warps": 4, "stages": stages, "splits": splits, "prefetch": 16}
 
 
-def few_cuda_fits(call: OpCall) -> bool:
-    """Whether `few_tokens` is there in CUDA C++."""
+def skinny_cuda_fits(call: OpCall) -> bool:
+    """Whether `skinny_gemm` is there in CUDA C++."""
     x, weight, y = call["x"], call["weight"], call.outputs[0]
     wide = [operand.dtype for operand in (call.get("bias"), call.get("residual")) if operand]
     wide += [] if call.get("out_scale") else [y.dtype]
     return (
-        few_fits(call)
+        skinny_fits(call)
         and call.op != "linear_sample"
         and x.dtype == weight.dtype
         and weight.size(0) % 16 == 0
@@ -101,7 +101,7 @@ def _cuda_default(call: OpCall, padded: int) -> dict[str, int]:
     SM each. Else two share an SM, so that one loads while the other waits for x or ends; but of 16 tokens the many blocks of a large weight
     have one each, and of more than 64 those that leave SMs idle divide K."""
     tiles = ceil_div(call["weight"].size(0), _CUDA_ROWS)
-    if not few_cuda_fits(call):
+    if not skinny_cuda_fits(call):
         return {"blocks": 0, "parts": 1}
     if 2 * tiles <= call.sm_count:
         return {"blocks": 1, "parts": 2}
@@ -112,7 +112,7 @@ def _cuda_default(call: OpCall, padded: int) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class _Tile:
-    """Of one padded size, in Triton. `ahead`: KB of its weight that a program asks into L2 before it waits."""
+    """Of one padded size, in Triton. `prefetch`: KB of its weight that a program asks into L2 before it waits."""
 
     tokens: int
     rows: int
@@ -120,7 +120,7 @@ class _Tile:
     warps: int
     stages: int
     splits: int
-    ahead: int
+    prefetch: int
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def _cuda_tile(tuned: Mapping[str, int], padded: int) -> _CudaTile:
 
 def _values(kind: type[_Tile | _CudaTile], tuned: Mapping[str, int], padded: int) -> list[int]:
     """Its tunables: all fields but the first, `tokens`."""
-    return [tuned[f"few{padded}_{field.name}"] for field in fields(kind)[1:]]
+    return [tuned[f"skinny{padded}_{field.name}"] for field in fields(kind)[1:]]
 
 
 def _lines(weight: Operand, tile: _Tile) -> int:
@@ -152,18 +152,18 @@ def _lines(weight: Operand, tile: _Tile) -> int:
     share = ceil_div(ceil_div(weight.size(1), tile.k), tile.splits) * tile.k * element
     if weight.size(0) % tile.rows or row_bytes % LINE_BYTES:
         return 0
-    return max(0, min(tile.ahead * 1024 // LINE_BYTES // tile.rows, (row_bytes - share * (tile.splits - 1)) // LINE_BYTES))
+    return max(0, min(tile.prefetch * 1024 // LINE_BYTES // tile.rows, (row_bytes - share * (tile.splits - 1)) // LINE_BYTES))
 
 
-def launch_few(builder: Builder, tuned: Mapping[str, int], scales: Mapping[str, Parameter], below: int, most: int = PADDED[-1]) -> int:
+def launch_skinny(builder: Builder, tuned: Mapping[str, int], scales: Mapping[str, Parameter], below: int, most: int = PADDED[-1]) -> int:
     """Launches for more than `below` and up to `most` tokens, or as many as the tunables say; the number covered, `below` if none.
 
     `scales`: XScale, WScale and, for an op that ends in an activation, OutScale.
     """
     call = builder.call
-    in_cuda, sizes = few_cuda_fits(call), few_sizes(call)
-    most = min(most, tuned[FEW_TO], sizes[-1])
-    if most <= below or not few_fits(call):
+    in_cuda, sizes = skinny_cuda_fits(call), skinny_sizes(call)
+    most = min(most, tuned[SKINNY_TO], sizes[-1])
+    if most <= below or not skinny_fits(call):
         return below
     parts = None
     if call.op == "linear" and (splits := max(_tile(tuned, padded).splits for padded in IN_TRITON)) > 1:
@@ -177,7 +177,9 @@ def launch_few(builder: Builder, tuned: Mapping[str, int], scales: Mapping[str, 
             elif padded in IN_TRITON:
                 _launch(builder, _tile(tuned, padded), scales, here, parts)
             else:
-                raise KernelError(f"few{padded}_blocks is 0, but there is no such tile in Triton; set {FEW_TO} to {IN_TRITON[-1]} or less")
+                raise KernelError(
+                    f"skinny{padded}_blocks is 0, but there is no such tile in Triton; set {SKINNY_TO} to {IN_TRITON[-1]} or less"
+                )
     return most
 
 
@@ -201,7 +203,7 @@ def _launch(builder: Builder, tile: _Tile, scales: Mapping[str, Parameter], here
             **flags,
         }
         builder.launch(
-            f"few_tokens.{function}",
+            f"skinny_gemm.{function}",
             {"X": Tma(x, tile.tokens, tile.k), "W": Tma(weight, tile.rows, tile.k), "WeightRows": weight, **rest, "num_tokens": count},
             grid=(f"{ceil_div(n, tile.rows)} * {here}", tile.splits if divided else 1),
             constexprs=constexprs,
@@ -212,20 +214,20 @@ def _launch(builder: Builder, tile: _Tile, scales: Mapping[str, Parameter], here
     if call.op in ("gate_up_silu", "linear_gelu"):
         quantize = call.get("out_scale") is not None
         if call.op == "gate_up_silu":
-            product("few_gate_up_silu", {**scales, "Y": y}, {"SCALED": fp8, "QUANTIZE": quantize})
+            product("skinny_gate_up_silu", {**scales, "Y": y}, {"SCALED": fp8, "QUANTIZE": quantize})
         else:
             flags = {"SCALED": fp8, "BIASED": bias is not None, "QUANTIZE": quantize}
-            product("few_linear_gelu", {"Bias": bias or x, **scales, "Y": y}, flags)
+            product("skinny_linear_gelu", {"Bias": bias or x, **scales, "Y": y}, flags)
         return
     by_row = fp8 and len(call["weight_scale"].shape) == 2
     stated = {"SCALED": fp8, "SCALED_ROWS": by_row, "BIASED": bias is not None, "ADDED": residual is not None}
     epilogue: Mapping[str, Parameter] = {"Bias": bias or x, "Residual": residual or x, **scales, "Y": y}
     if parts is None or not divided:
-        product("few_linear", {**epilogue, **offers(call)}, {**stated, "SAMPLED": call.op == "linear_sample"})
+        product("skinny_linear", {**epilogue, **offers(call)}, {**stated, "SAMPLED": call.op == "linear_sample"})
         return
-    product("few_parts", {"Parts": parts}, {"SPLITS": tile.splits})
+    product("skinny_parts", {"Parts": parts}, {"SPLITS": tile.splits})
     builder.launch(
-        "few_tokens.few_sum",
+        "skinny_gemm.skinny_sum",
         {"Parts": parts, **epilogue, "num_tokens": count},
         grid=(f"{ceil_div(n, _SUM_BLOCK)} * {here}", x.shape[0]),
         constexprs={"N": n, "BLOCK": _SUM_BLOCK, "SPLITS": tile.splits, **stated},
@@ -247,7 +249,7 @@ def _launch_cuda(builder: Builder, tile: _CudaTile, scales: Mapping[str, Paramet
     x, weight, bias, residual, y = call["x"], call["weight"], call.get("bias"), call.get("residual"), call.outputs[0]
     n, element = weight.size(0), ELEMENT_BYTES[weight.dtype]
     if tile.parts > 2:
-        raise KernelError(f"few{tile.tokens}_parts is {tile.parts}, but two blocks divide K at most")
+        raise KernelError(f"skinny{tile.tokens}_parts is {tile.parts}, but two blocks divide K at most")
     panels = 2 if tile.blocks == 1 and tile.tokens <= _LONG_STEPS else 1
     step = 128 * panels
     share = ceil_div(ceil_div(weight.size(1) * element, step), tile.parts)
@@ -260,7 +262,7 @@ def _launch_cuda(builder: Builder, tile: _CudaTile, scales: Mapping[str, Paramet
     wide = bias or residual or (y if call.get("out_scale") is None else None)
     by_row = x.dtype == "fp8" and len(call["weight_scale"].shape) == 2
     builder.launch(
-        "few_tokens.few_tokens",
+        "skinny_gemm.skinny_gemm",
         {
             "X": Tma(x, tile.tokens, 128 // element),
             "W": Tma(weight, _CUDA_ROWS, 128 // element),

@@ -19,7 +19,7 @@ from itertools import product
 from trtllm_kernels.lowering.call import ELEMENT_BYTES, OpCall, next_power_of_2
 from trtllm_kernels.lowering.gemm import ALGORITHM_SIZES, algorithm_of, fused_fits
 from trtllm_kernels.lowering.prefill import cuda_context_fits, cuda_fits
-from trtllm_kernels.lowering.skinny_gemm import FEW_TO, IN_TRITON, few_cuda_fits, few_fits, few_sizes
+from trtllm_kernels.lowering.skinny_gemm import IN_TRITON, SKINNY_TO, skinny_cuda_fits, skinny_fits, skinny_sizes
 
 Candidate = Mapping[str, int]
 
@@ -84,16 +84,16 @@ def _one_token(call: OpCall) -> tuple[Choice, ...]:
     return (Choice("one token", ({"gemv": 0}, *ours)),)
 
 
-def _few_tokens(call: OpCall) -> tuple[Choice, ...]:
+def _skinny_gemm(call: OpCall) -> tuple[Choice, ...]:
     """A tile for each padded size, whole and divided: rows, bytes of K, warps, stages, splits; in CUDA C++ blocks an SM and parts of K. And
     up to how many tokens they are taken."""
-    if not few_fits(call):
+    if not skinny_fits(call):
         return ()
     tiles: tuple[tuple[int, ...], ...] = (
         *((64, 512, 4, 3, 1), (64, 256, 4, 3, 1), (64, 256, 4, 6, 1), (64, 128, 4, 8, 1), (128, 256, 8, 4, 1)),
         *(((64, 512, 4, 3, 2), (64, 256, 4, 3, 2), (128, 256, 8, 4, 4)) if call.op == "linear" else ()),
     )
-    in_cuda = ((1, 1), (1, 2), (2, 1), (2, 2)) if few_cuda_fits(call) else ()
+    in_cuda = ((1, 1), (1, 2), (2, 1), (2, 2)) if skinny_cuda_fits(call) else ()
     element = ELEMENT_BYTES[call["weight"].dtype]
     rows, k, *rest = tiles[0]
     in_both = (
@@ -105,10 +105,10 @@ def _few_tokens(call: OpCall) -> tuple[Choice, ...]:
 
     def choice(padded: int) -> Choice:
         these, values = (names, in_both) if padded in IN_TRITON else (cuda_names, in_cuda)
-        return Choice(f"few {padded}", _tiles(tuple(f"few{padded}_{name}" for name in these), *values))
+        return Choice(f"few {padded}", _tiles(tuple(f"skinny{padded}_{name}" for name in these), *values))
 
-    sizes = few_sizes(call)
-    return (*map(choice, sizes), Choice("few to", _grid(**{FEW_TO: (0, *sizes[:-1])}), (PREFILL,), sizes))
+    sizes = skinny_sizes(call)
+    return (*map(choice, sizes), Choice("few to", _grid(**{SKINNY_TO: (0, *sizes[:-1])}), (PREFILL,), sizes))
 
 
 def _algorithm(size: int) -> Choice:
@@ -117,8 +117,8 @@ def _algorithm(size: int) -> Choice:
 
 
 def _linear(call: OpCall) -> tuple[Choice, ...]:
-    few = _few_tokens(call)
-    covered = few_sizes(call)[-1] if few else 0
+    few = _skinny_gemm(call)
+    covered = skinny_sizes(call)[-1] if few else 0
     ours = (*_one_token(call), *few) if call["x"].dtype != "fp32" else ()
     scale = call.get("weight_scale")
     by_torch = scale is not None and len(scale.shape) == 2
@@ -128,7 +128,7 @@ def _linear(call: OpCall) -> tuple[Choice, ...]:
 def _activated(call: OpCall) -> tuple[Choice, ...]:
     if call["x"].dtype == "fp32":
         return ()
-    few = (_one_token(call) if call.op == "gate_up_silu" else ()) + _few_tokens(call)
+    few = (_one_token(call) if call.op == "gate_up_silu" else ()) + _skinny_gemm(call)
     if not fused_fits(call):
         return few
     names = ("block_m", "block_n", "block_k", "group", "warps", "stages")
@@ -159,7 +159,7 @@ def _paged_attention(call: OpCall) -> tuple[Choice, ...]:
         *((64, 64, 4, 2), (64, 64, 4, 4), (64, 128, 4, 2), (64, 32, 4, 2), (64, 32, 4, 3)),
         *((128, 64, 8, 2), (128, 64, 8, 3), (128, 64, 4, 2), (128, 32, 8, 2), (128, 32, 8, 3), (128, 128, 8, 2)),
     )
-    by_triton = {"fresh_cuda": 0} if cuda_fits(call) else {}
+    by_triton = {"uncached_prefill_cuda": 0} if cuda_fits(call) else {}
     chunks = {"context_cuda": 0} if cuda_context_fits(call) else {}
     context = (
         *((128, 64, 8, 2),) * cuda_context_fits(call),
@@ -169,7 +169,9 @@ def _paged_attention(call: OpCall) -> tuple[Choice, ...]:
         decode,
         split,
         Choice(
-            "fresh prompts", tuple({**by_triton, **tile} for tile in _tiles(tuple(f"fresh_{name}" for name in names), *fresh)), (PREFILL,)
+            "fresh prompts",
+            tuple({**by_triton, **tile} for tile in _tiles(tuple(f"uncached_prefill_{name}" for name in names), *fresh)),
+            (PREFILL,),
         ),
         Choice(
             "context chunks", tuple({**chunks, **tile} for tile in _tiles(tuple(f"context_{name}" for name in names), *context)), (CHUNK,)

@@ -9,47 +9,52 @@ from trtllm_kernels.dialect.registry import dialect_op
 from trtllm_kernels.references.philox import gumbel_noise
 
 EMPTY = torch.iinfo(torch.int64).min
-"""`best` between steps: nothing offered yet."""
+"""`argmax_scratch` between steps: nothing offered yet."""
 
 
 def _fake_linear_sample(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, draws: torch.Tensor, sample_slots: torch.Tensor, *_: torch.Tensor
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    sampling_words: torch.Tensor,
+    sample_slots: torch.Tensor,
+    *_: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     return x.new_empty(x.shape[0], weight.shape[0]), torch.empty_like(sample_slots)
 
 
 @dialect_op(
-    "linear_sample(Tensor x, Tensor weight, Tensor? bias, Tensor draws, Tensor sample_slots, Tensor turn, Tensor(a!) best, "
-    "Tensor(b!) last_tokens, Tensor(c!) token_ring) -> (Tensor, Tensor)",
+    "linear_sample(Tensor x, Tensor weight, Tensor? bias, Tensor sampling_words, Tensor sample_slots, Tensor ring_slot, "
+    "Tensor(a!) argmax_scratch, Tensor(b!) last_tokens, Tensor(c!) token_ring) -> (Tensor, Tensor)",
     fake=_fake_linear_sample,
 )
 def linear_sample(
     x: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor | None,
-    draws: torch.Tensor,
+    sampling_words: torch.Tensor,
     sample_slots: torch.Tensor,
-    turn: torch.Tensor,
-    best: torch.Tensor,
+    ring_slot: torch.Tensor,
+    argmax_scratch: torch.Tensor,
     last_tokens: torch.Tensor,
     token_ring: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(logits [S, V], tokens int32 [S]) of x [S, K] and weight [V, K].
 
-    draws int32 [S, 4] (`types.DRAW_WORDS`), sample_slots int32 [S]. The token is the arg-max of the row's logits as rounded, the first of
-    equals; with a temperature t > 0 that of logits / t + Gumbel noise, a draw from their softmax. It goes into `last_tokens` of its slot
-    and into `token_ring` [turns, most rows] at [turn, row], where the host reads it. `best` int64 [most rows] is scratch of the kernels,
-    `EMPTY` before and after.
+    sampling_words int32 [S, 4] (`types.SAMPLING_WORDS`), sample_slots int32 [S]. The token is the arg-max of the row's logits as
+    rounded, the first of equals; with a temperature t > 0 that of logits / t + Gumbel noise, a draw from their softmax. It goes into
+    `last_tokens` of its slot and into `token_ring` [ring slots, most rows] at [ring_slot, row], where the host reads it. `argmax_scratch`
+    int64 [most rows] is scratch of the kernels, `EMPTY` before and after.
     """
     logits = functional.linear(x, weight, bias)
     z = logits.float()
-    temperature = draws[:, :1].contiguous().view(torch.float32)
+    temperature = sampling_words[:, :1].contiguous().view(torch.float32)
     drawn = temperature > 0
     if bool(drawn.any()):
-        seeds = (draws[:, 1].long() & 0xFFFFFFFF) | (draws[:, 2].long() << 32)
-        noise = gumbel_noise(seeds, draws[:, 3].long(), z.shape[1])
+        seeds = (sampling_words[:, 1].long() & 0xFFFFFFFF) | (sampling_words[:, 2].long() << 32)
+        noise = gumbel_noise(seeds, sampling_words[:, 3].long(), z.shape[1])
         z = torch.where(drawn, z / torch.where(drawn, temperature, 1.0) + noise, z)
     tokens = z.argmax(dim=-1).to(torch.int32)
     last_tokens[sample_slots.long()] = tokens
-    token_ring[int(turn), : len(tokens)] = tokens
+    token_ring[int(ring_slot), : len(tokens)] = tokens
     return logits, tokens

@@ -2,7 +2,7 @@
 
 A program is one tile of queries of one KV head; the group's heads are folded into the tile's rows (row = token * G + head in group), so a
 key tile is read once a group and short prompts still fill the tile. Late tiles (the longest) start first. Tiles wholly below the diagonal
-skip the mask. With SKIP_FRESH, sequences that have no cached past are left to `fresh_attention`.
+skip the mask. With SKIP_UNCACHED, sequences that have no cached past are left to `uncached_prefill_attention`.
 """
 
 import triton
@@ -49,19 +49,19 @@ def _visit(
 def context_attention(
     QKV, Cache, BlockTable, Slots, QueryStart, KvLens, KScale, VScale, OutScale, Out, scale_log2, table_stride, num_decodes, num_seqs,
     HKV: tl.constexpr, G: tl.constexpr, D: tl.constexpr, PAGE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    SCALED_CACHE: tl.constexpr, QUANTIZE: tl.constexpr, SKIP_FRESH: tl.constexpr, OVERLAP: tl.constexpr,
+    SCALED_CACHE: tl.constexpr, QUANTIZE: tl.constexpr, SKIP_UNCACHED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Cache: one layer, [pages, 2, HKV, PAGE, D]. Sequences [num_decodes, num_seqs); decode tokens precede theirs."""
-    let_next_start(OVERLAP)
+    let_next_start(PDL)
     if SCALED_CACHE:
         k_scale, v_scale = tl.load(KScale), tl.load(VScale)
     out_scale = result_scale(OutScale, QUANTIZE)
-    wait_for_previous(OVERLAP)
+    wait_for_previous(PDL)
     BLOCK_Q: tl.constexpr = BLOCK_M // G
     kv_head = tl.program_id(1)
     seq, begin, queries, first = locate(tl.num_programs(0) - 1 - tl.program_id(0), QueryStart, num_decodes, num_seqs, BLOCK_Q)
     length = tl.load(KvLens + seq)
-    if first >= queries or (SKIP_FRESH and length == queries):
+    if first >= queries or (SKIP_UNCACHED and length == queries):
         return
     table = BlockTable + tl.load(Slots + seq).to(tl.int64) * table_stride
 

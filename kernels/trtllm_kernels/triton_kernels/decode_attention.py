@@ -27,15 +27,15 @@ def _byte(words, index: tl.constexpr, dtype: tl.constexpr):
 def decode_attention(
     QKV, Cache, BlockTable, Slots, KvLens, KScale, VScale, OutScale, Out, Acc, Stats, scale_log2, table_stride, num_splits,
     HKV: tl.constexpr, G: tl.constexpr, GP: tl.constexpr, D: tl.constexpr, PAGE: tl.constexpr, SPLIT: tl.constexpr,
-    SCALED_CACHE: tl.constexpr, WORDS: tl.constexpr, QUANTIZE: tl.constexpr, BESIDE: tl.constexpr, THREADS: tl.constexpr,
-    OVERLAP: tl.constexpr,
+    SCALED_CACHE: tl.constexpr, WORDS: tl.constexpr, QUANTIZE: tl.constexpr, CONCURRENT: tl.constexpr, THREADS: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """Cache: one layer, [pages, 2, HKV, PAGE, D], fp8 where SCALED_CACHE. Query of sequence s is token s. GP: G padded.
 
-    BESIDE: runs while the kernel before it does (`types.Launch`), so it waits for nothing. SPLIT: a short piece, so that its first page is
-    asked into L2 before the wait counts; what the step itself writes there comes through L2 as well.
+    CONCURRENT: runs while the kernel before it does (`types.Launch`), so it waits for nothing. SPLIT: a short piece, so that its first page
+    is asked into L2 before the wait counts; what the step itself writes there comes through L2 as well.
     """
-    let_next_start(OVERLAP)
+    let_next_start(PDL)
     if SCALED_CACHE:
         k_scale, v_scale = tl.load(KScale), tl.load(VScale)
     out_scale = result_scale(OutScale, QUANTIZE)
@@ -49,11 +49,11 @@ def decode_attention(
         share = tl.cdiv(last, num_splits)
         first = tl.program_id(2) * share
         last = tl.minimum(first + share, last)
-        if OVERLAP:
+        if PDL:
             first_page = tl.load(table + tl.maximum(tl.minimum(first, last - 1), 0)).to(tl.int64)
             at = Cache + (first_page * (2 * HKV) + kv_head) * (PAGE * D)
             ask_rows(at, HKV * PAGE * D, 2, PAGE * D * Cache.dtype.element_ty.primitive_bitwidth // 1024, THREADS)
-    wait_for_previous(OVERLAP and not BESIDE)
+    wait_for_previous(PDL and not CONCURRENT)
     g = tl.arange(0, GP)
     d = tl.arange(0, D)
     t = tl.arange(0, PAGE)
@@ -116,12 +116,12 @@ def decode_attention(
 
 @triton.jit
 def reduce_splits(
-    Acc, Stats, OutScale, Out, num_splits, D: tl.constexpr, MAX_SPLITS: tl.constexpr, QUANTIZE: tl.constexpr, OVERLAP: tl.constexpr
+    Acc, Stats, OutScale, Out, num_splits, D: tl.constexpr, MAX_SPLITS: tl.constexpr, QUANTIZE: tl.constexpr, PDL: tl.constexpr
 ):
     """Merge the partial results of one (sequence, head)."""
-    let_next_start(OVERLAP)
+    let_next_start(PDL)
     out_scale = result_scale(OutScale, QUANTIZE)
-    wait_for_previous(OVERLAP)
+    wait_for_previous(PDL)
     head_row = tl.program_id(0).to(tl.int64)
     s = tl.arange(0, MAX_SPLITS)
     d = tl.arange(0, D)

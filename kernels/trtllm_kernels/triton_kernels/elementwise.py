@@ -10,12 +10,12 @@ from trtllm_kernels.triton_kernels.quantize import finish, result_scale
 @triton.jit
 def silu_mul(
     Gate, Up, OutScale, Y,
-    N: tl.constexpr, STRIDE: tl.constexpr, UP_OFFSET: tl.constexpr, BLOCK: tl.constexpr, QUANTIZE: tl.constexpr, OVERLAP: tl.constexpr,
+    N: tl.constexpr, STRIDE: tl.constexpr, UP_OFFSET: tl.constexpr, BLOCK: tl.constexpr, QUANTIZE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Gate and Up have rows of STRIDE elements; Up starts UP_OFFSET elements on. Packed: both name one buffer, STRIDE 2N, UP_OFFSET N."""
-    let_next_start(OVERLAP)
+    let_next_start(PDL)
     out_scale = result_scale(OutScale, QUANTIZE)
-    wait_for_previous(OVERLAP)
+    wait_for_previous(PDL)
     row = tl.program_id(0).to(tl.int64)
     cols = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = cols < N
@@ -26,11 +26,11 @@ def silu_mul(
 
 
 @triton.jit
-def silu_mul_interleaved(GateUp, OutScale, Y, N: tl.constexpr, BLOCK: tl.constexpr, QUANTIZE: tl.constexpr, OVERLAP: tl.constexpr):
+def silu_mul_interleaved(GateUp, OutScale, Y, N: tl.constexpr, BLOCK: tl.constexpr, QUANTIZE: tl.constexpr, PDL: tl.constexpr):
     """GateUp has rows of 2N elements: gate 0, up 0, gate 1, ..."""
-    let_next_start(OVERLAP)
+    let_next_start(PDL)
     out_scale = result_scale(OutScale, QUANTIZE)
-    wait_for_previous(OVERLAP)
+    wait_for_previous(PDL)
     row = tl.program_id(0).to(tl.int64)
     start = tl.program_id(1) * BLOCK
     pair = 2 * start + tl.arange(0, 2 * BLOCK)
@@ -42,11 +42,11 @@ def silu_mul_interleaved(GateUp, OutScale, Y, N: tl.constexpr, BLOCK: tl.constex
 
 
 @triton.jit
-def gelu(X, OutScale, Y, N: tl.constexpr, BLOCK: tl.constexpr, QUANTIZE: tl.constexpr, OVERLAP: tl.constexpr):
+def gelu(X, OutScale, Y, N: tl.constexpr, BLOCK: tl.constexpr, QUANTIZE: tl.constexpr, PDL: tl.constexpr):
     """0.5 x (1 + tanh u) written as x * sigmoid(2u), which loses nothing where tanh is near -1."""
-    let_next_start(OVERLAP)
+    let_next_start(PDL)
     out_scale = result_scale(OutScale, QUANTIZE)
-    wait_for_previous(OVERLAP)
+    wait_for_previous(PDL)
     row = tl.program_id(0).to(tl.int64)
     cols = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = cols < N
@@ -56,9 +56,9 @@ def gelu(X, OutScale, Y, N: tl.constexpr, BLOCK: tl.constexpr, QUANTIZE: tl.cons
 
 
 @triton.jit
-def add(A, B, Y, N: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr):
-    let_next_start(OVERLAP)
-    wait_for_previous(OVERLAP)
+def add(A, B, Y, N: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr):
+    let_next_start(PDL)
+    wait_for_previous(PDL)
     row = tl.program_id(0).to(tl.int64)
     cols = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = cols < N

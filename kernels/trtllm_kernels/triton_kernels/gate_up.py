@@ -26,10 +26,10 @@ def _gated(acc, dequantize, out_scale, dtype: tl.constexpr, BLOCK_M: tl.constexp
 def gate_up_silu(
     X, W, WHalf, Y, YHalf, XScale, WScale, OutScale, num_tokens,
     N: tl.constexpr, K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    GROUP: tl.constexpr, PROGRAMS: tl.constexpr, HALVES: tl.constexpr, SCALED: tl.constexpr, QUANTIZE: tl.constexpr, OVERLAP: tl.constexpr,
+    GROUP: tl.constexpr, PROGRAMS: tl.constexpr, HALVES: tl.constexpr, SCALED: tl.constexpr, QUANTIZE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """X [tokens, K], W [N, K] interleaved, Y [tokens, N // 2], all TMA descriptors, the halves' of boxes half as tall and half as wide."""
-    dequantize, out_scale = begin(XScale, WScale, OutScale, SCALED, QUANTIZE, OVERLAP)
+    dequantize, out_scale = begin(XScale, WScale, OutScale, SCALED, QUANTIZE, PDL)
     tiles_m = tl.cdiv(num_tokens, BLOCK_M)
     tiles_n = N // BLOCK_N
     whole = whole_tiles(tiles_m * tiles_n, PROGRAMS, HALVES)

@@ -7,10 +7,10 @@ from trtllm_kernels.triton_kernels.pdl import let_next_start, wait_for_previous
 
 
 @triton.jit
-def gather_rows(X, Rows, Y, N: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr):
+def gather_rows(X, Rows, Y, N: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr):
     """Y[r] = X[Rows[r]]; also the embedding."""
-    let_next_start(OVERLAP)
-    wait_for_previous(OVERLAP)
+    let_next_start(PDL)
+    wait_for_previous(PDL)
     row = tl.program_id(0).to(tl.int64)
     cols = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = cols < N
@@ -19,10 +19,10 @@ def gather_rows(X, Rows, Y, N: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.co
 
 
 @triton.jit
-def slice_columns(X, Y, STRIDE: tl.constexpr, FIRST: tl.constexpr, N: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr):
+def slice_columns(X, Y, STRIDE: tl.constexpr, FIRST: tl.constexpr, N: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr):
     """Y = X[:, FIRST : FIRST + N], X having STRIDE columns."""
-    let_next_start(OVERLAP)
-    wait_for_previous(OVERLAP)
+    let_next_start(PDL)
+    wait_for_previous(PDL)
     row = tl.program_id(0).to(tl.int64)
     cols = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = cols < N
@@ -32,11 +32,11 @@ def slice_columns(X, Y, STRIDE: tl.constexpr, FIRST: tl.constexpr, N: tl.constex
 @triton.jit
 def prepare_step(
     ContextTokens, Slots, QueryStart, KvLens, LastTokens, BlockTable, Ids, Positions, KvSlots,
-    num_tokens, num_seqs, table_stride, PAGE: tl.constexpr, STEPS: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr,
+    num_tokens, num_seqs, table_stride, PAGE: tl.constexpr, STEPS: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Each token finds its sequence by bisection of QueryStart (2**STEPS sequences at most), then its position and cache slot."""
-    let_next_start(OVERLAP)
-    wait_for_previous(OVERLAP)
+    let_next_start(PDL)
+    wait_for_previous(PDL)
     token = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = token < num_tokens
     low = tl.zeros((BLOCK,), tl.int32)

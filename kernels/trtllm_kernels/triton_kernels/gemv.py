@@ -5,7 +5,7 @@ weight tiles (all of them where K is 4096 in fp8) are loaded before it waits for
 they are in flight while the kernels before this one end.
 What a thread loads at once it sums before it accumulates, so it holds an accumulator a load and not one an element: registers enough for
 as many threads an SM as keep weights in flight.
-Faster on an H100 in fp8 than cuBLASLt; from two rows of x on tensor cores are (`few_tokens.py`). Which tile is best, a step decides
+Faster on an H100 in fp8 than cuBLASLt; from two rows of x on tensor cores are (`skinny_gemm.py`). Which tile is best, a step decides
 (`lowering.gemm`).
 
 Rejected: asking L2 for what comes after those tiles and for the next product's weight while waiting (docs/facts.md).
@@ -78,14 +78,14 @@ def _rows_dot(
 
 @triton.jit
 def gemv(
-    X, W, Bias, Residual, XScale, WScale, Y, Best, Draws,
+    X, W, Bias, Residual, XScale, WScale, Y, ArgmaxScratch, SamplingWords,
     K: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, SCALED: tl.constexpr, SCALED_ROWS: tl.constexpr, BIASED: tl.constexpr,
-    ADDED: tl.constexpr, SAMPLED: tl.constexpr, OWN_X: tl.constexpr, EVICT_FIRST: tl.constexpr, OVERLAP: tl.constexpr,
+    ADDED: tl.constexpr, SAMPLED: tl.constexpr, OWN_X: tl.constexpr, EVICT_FIRST: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """x [K], W [N, K], y [N]; N a multiple of ROWS. SCALED_ROWS: each row of W has its own scale. ADDED: a residual [N], maybe y itself.
     SAMPLED: y are logits; the best of them is offered (`sampling.py`).
     """
-    let_next_start(OVERLAP)
+    let_next_start(PDL)
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     at = W + rows.to(tl.int64)[:, None] * K + tl.arange(0, COLS)[None, :]
     first, second = _first_tiles(at, K, COLS, EVICT_FIRST)
@@ -93,7 +93,7 @@ def gemv(
         scale = tl.load(WScale + rows) if SCALED_ROWS else tl.load(WScale)
     if BIASED:
         bias = tl.load(Bias + rows)
-    wait_for_previous(OVERLAP)
+    wait_for_previous(PDL)
     if SCALED:
         scale *= tl.load(XScale)
     if ADDED:
@@ -108,17 +108,17 @@ def gemv(
     y = y.to(Y.dtype.element_ty)
     tl.store(Y + rows, y)
     if SAMPLED:
-        offer(y[None, :], Best, Draws, tl.arange(0, 1), rows, 1, 1 << 30)
+        offer(y[None, :], ArgmaxScratch, SamplingWords, tl.arange(0, 1), rows, 1, 1 << 30)
 
 
 @triton.jit
 def gemv_gate_up_silu(
     X, W, XScale, WScale, OutScale, Y,
     K: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, SCALED: tl.constexpr, QUANTIZE: tl.constexpr,
-    OWN_X: tl.constexpr, EVICT_FIRST: tl.constexpr, OVERLAP: tl.constexpr,
+    OWN_X: tl.constexpr, EVICT_FIRST: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """As `gate_up.gate_up_silu` for one token: W [N, K] with gate and up rows interleaved, y [N // 2]."""
-    let_next_start(OVERLAP)
+    let_next_start(PDL)
     pid = tl.program_id(0)
     rows = pid.to(tl.int64) * ROWS + tl.arange(0, ROWS)
     at = W + rows[:, None] * K + tl.arange(0, COLS)[None, :]
@@ -126,7 +126,7 @@ def gemv_gate_up_silu(
     out_scale = result_scale(OutScale, QUANTIZE)
     if SCALED:
         scale = tl.load(WScale)
-    wait_for_previous(OVERLAP)
+    wait_for_previous(PDL)
     if SCALED:
         scale *= tl.load(XScale)
     both = _rows_dot(X, at, first, second, K, ROWS, COLS, OWN_X, EVICT_FIRST)

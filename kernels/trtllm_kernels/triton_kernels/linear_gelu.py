@@ -34,10 +34,10 @@ def linear_gelu(
     X, W, WHalf, Y, Bias, XScale, WScale, OutScale, num_tokens,
     N: tl.constexpr, K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     GROUP: tl.constexpr, PROGRAMS: tl.constexpr, HALVES: tl.constexpr, SCALED: tl.constexpr, BIASED: tl.constexpr, QUANTIZE: tl.constexpr,
-    OVERLAP: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """X [tokens, K], W [N, K], Y [tokens, N], all TMA descriptors (Y's boxes, and WHalf's, are half as large as W's are tall); Bias [N]."""
-    dequantize, out_scale = begin(XScale, WScale, OutScale, SCALED, QUANTIZE, OVERLAP)
+    dequantize, out_scale = begin(XScale, WScale, OutScale, SCALED, QUANTIZE, PDL)
     tiles_m = tl.cdiv(num_tokens, BLOCK_M)
     tiles_n = N // BLOCK_N
     whole = whole_tiles(tiles_m * tiles_n, PROGRAMS, HALVES)

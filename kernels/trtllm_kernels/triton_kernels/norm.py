@@ -12,14 +12,14 @@ from trtllm_kernels.triton_kernels.quantize import finish, result_scale
 
 
 @triton.jit
-def rms_norm(X, W, OutScale, Y, eps, N: tl.constexpr, BLOCK: tl.constexpr, QUANTIZE: tl.constexpr, OVERLAP: tl.constexpr):
-    let_next_start(OVERLAP)
+def rms_norm(X, W, OutScale, Y, eps, N: tl.constexpr, BLOCK: tl.constexpr, QUANTIZE: tl.constexpr, PDL: tl.constexpr):
+    let_next_start(PDL)
     row = tl.program_id(0).to(tl.int64)
     cols = tl.arange(0, BLOCK)
     mask = cols < N
     w = tl.load(W + cols, mask=mask, other=0.0)
     out_scale = result_scale(OutScale, QUANTIZE)
-    wait_for_previous(OVERLAP)
+    wait_for_previous(PDL)
     x = tl.load(X + row * N + cols, mask=mask, other=0.0).to(tl.float32)
     scale = tl.rsqrt(tl.sum(x * x, 0) / N + eps)
     tl.store(Y + row * N + cols, finish(x * scale * w.to(tl.float32), out_scale, Y.dtype.element_ty, QUANTIZE), mask=mask)
@@ -41,15 +41,15 @@ def _add(X, Addend, Residual, Total, at, mask, ADDEND: tl.constexpr):
 @triton.jit
 def add_rms_norm(
     X, Addend, Residual, W, OutScale, Y, Total, eps,
-    N: tl.constexpr, BLOCK: tl.constexpr, QUANTIZE: tl.constexpr, ADDEND: tl.constexpr, OVERLAP: tl.constexpr,
+    N: tl.constexpr, BLOCK: tl.constexpr, QUANTIZE: tl.constexpr, ADDEND: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    let_next_start(OVERLAP)
+    let_next_start(PDL)
     row = tl.program_id(0).to(tl.int64)
     cols = tl.arange(0, BLOCK)
     mask = cols < N
     w = tl.load(W + cols, mask=mask, other=0.0)
     out_scale = result_scale(OutScale, QUANTIZE)
-    wait_for_previous(OVERLAP)
+    wait_for_previous(PDL)
     x = _add(X, Addend, Residual, Total, row * N + cols, mask, ADDEND)
     scale = tl.rsqrt(tl.sum(x * x, 0) / N + eps)
     tl.store(Y + row * N + cols, finish(x * scale * w.to(tl.float32), out_scale, Y.dtype.element_ty, QUANTIZE), mask=mask)
@@ -62,15 +62,15 @@ def _layer_normalize(x, mask, w, b, eps, N: tl.constexpr):
 
 
 @triton.jit
-def layer_norm(X, W, B, OutScale, Y, eps, N: tl.constexpr, BLOCK: tl.constexpr, QUANTIZE: tl.constexpr, OVERLAP: tl.constexpr):
-    let_next_start(OVERLAP)
+def layer_norm(X, W, B, OutScale, Y, eps, N: tl.constexpr, BLOCK: tl.constexpr, QUANTIZE: tl.constexpr, PDL: tl.constexpr):
+    let_next_start(PDL)
     row = tl.program_id(0).to(tl.int64)
     cols = tl.arange(0, BLOCK)
     mask = cols < N
     w = tl.load(W + cols, mask=mask, other=0.0)
     b = tl.load(B + cols, mask=mask, other=0.0)
     out_scale = result_scale(OutScale, QUANTIZE)
-    wait_for_previous(OVERLAP)
+    wait_for_previous(PDL)
     x = tl.load(X + row * N + cols, mask=mask, other=0.0).to(tl.float32)
     y = _layer_normalize(x, mask, w, b, eps, N)
     tl.store(Y + row * N + cols, finish(y, out_scale, Y.dtype.element_ty, QUANTIZE), mask=mask)
@@ -79,16 +79,16 @@ def layer_norm(X, W, B, OutScale, Y, eps, N: tl.constexpr, BLOCK: tl.constexpr, 
 @triton.jit
 def add_layer_norm(
     X, Addend, Residual, W, B, OutScale, Y, Total, eps,
-    N: tl.constexpr, BLOCK: tl.constexpr, QUANTIZE: tl.constexpr, ADDEND: tl.constexpr, OVERLAP: tl.constexpr,
+    N: tl.constexpr, BLOCK: tl.constexpr, QUANTIZE: tl.constexpr, ADDEND: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    let_next_start(OVERLAP)
+    let_next_start(PDL)
     row = tl.program_id(0).to(tl.int64)
     cols = tl.arange(0, BLOCK)
     mask = cols < N
     w = tl.load(W + cols, mask=mask, other=0.0)
     b = tl.load(B + cols, mask=mask, other=0.0)
     out_scale = result_scale(OutScale, QUANTIZE)
-    wait_for_previous(OVERLAP)
+    wait_for_previous(PDL)
     x = _add(X, Addend, Residual, Total, row * N + cols, mask, ADDEND)
     y = _layer_normalize(x, mask, w, b, eps, N)
     tl.store(Y + row * N + cols, finish(y, out_scale, Y.dtype.element_ty, QUANTIZE), mask=mask)

@@ -1,7 +1,7 @@
 """Where a kernel of a step meets the one before it, on GPUs that run the end of one and the start of the next at once (sm_90 and later).
 
 Every kernel calls `let_next_start`, then `wait_for_previous`, once and in every thread (programmatic dependent launch); but one launched
-`beside` the one before it (`types.Launch`) does not wait: that one began only after all before it had ended.
+`concurrent` the one before it (`types.Launch`) does not wait: that one began only after all before it had ended.
 
 `let_next_start` permits the next kernel's blocks to begin once every block of this one has called it or ended. It is the first statement:
 by then all blocks of this kernel have their place, so the next one's take only what they leave, and it cannot be too early for the
@@ -19,7 +19,7 @@ first of the run, which `driver.BoundProgram` launches in the ordinary way. A ke
 after it: so those wait, too, that gain nothing by it, and the machine code says whether a kernel does (`CubinInfo.waits`). Routines of a
 library are launched in the ordinary way and so begin when all before has ended.
 
-OVERLAP is the lowering's to choose, by the architecture; without it nothing is emitted.
+PDL is the lowering's to choose, by the architecture; without it nothing is emitted.
 """
 
 import triton
@@ -28,12 +28,12 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 
 @triton.jit
-def let_next_start(OVERLAP: tl.constexpr):
-    if OVERLAP:
+def let_next_start(PDL: tl.constexpr):
+    if PDL:
         gdc_launch_dependents()
 
 
 @triton.jit
-def wait_for_previous(OVERLAP: tl.constexpr):
-    if OVERLAP:
+def wait_for_previous(PDL: tl.constexpr):
+    if PDL:
         gdc_wait()

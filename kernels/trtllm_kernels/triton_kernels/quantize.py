@@ -24,10 +24,10 @@ def finish(y, scale, dtype: tl.constexpr, QUANTIZE: tl.constexpr):
 
 
 @triton.jit
-def quantize(X, Scale, Y, N: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr):
-    let_next_start(OVERLAP)
+def quantize(X, Scale, Y, N: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr):
+    let_next_start(PDL)
     scale = result_scale(Scale, True)
-    wait_for_previous(OVERLAP)
+    wait_for_previous(PDL)
     row = tl.program_id(0).to(tl.int64)
     cols = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = cols < N
@@ -36,13 +36,13 @@ def quantize(X, Scale, Y, N: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.cons
 
 
 @triton.jit
-def quantize_rows(X, Y, Scales, N: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr):
+def quantize_rows(X, Y, Scales, N: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr):
     """One program a row of N, in one pass: BLOCK holds it whole.
 
     Divisions are rounded as IEEE says: of a row whose scale is off by one unit every code on a tie would differ from the reference's.
     """
-    let_next_start(OVERLAP)
-    wait_for_previous(OVERLAP)
+    let_next_start(PDL)
+    wait_for_previous(PDL)
     row = tl.program_id(0).to(tl.int64)
     cols = tl.arange(0, BLOCK)
     mask = cols < N

@@ -40,15 +40,15 @@ def _store_pair(Y, offsets, first, second, mask, HALF: tl.constexpr, INTERLEAVED
 @triton.jit
 def rope(
     X, Positions, CosSin, Y,
-    HEADS: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, INTERLEAVED: tl.constexpr, BLOCK_H: tl.constexpr, OVERLAP: tl.constexpr,
+    HEADS: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, INTERLEAVED: tl.constexpr, BLOCK_H: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    let_next_start(OVERLAP)
+    let_next_start(PDL)
     token = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, HALF)
     row = tl.load(Positions + token).to(tl.int64) * (2 * HALF)
     cos = tl.load(CosSin + row + i)[None, :]
     sin = tl.load(CosSin + row + HALF + i)[None, :]
-    wait_for_previous(OVERLAP)
+    wait_for_previous(PDL)
     heads = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
     mask = heads < HEADS
     X += token * (HEADS * D)
@@ -67,13 +67,13 @@ def rope_kv_write(
     QKV, Positions, CosSin, Cache, KvSlots, QNorm, KNorm, KScale, VScale, Y, eps,
     HQ: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, PAGE: tl.constexpr,
     INTERLEAVED: tl.constexpr, QK_NORM: tl.constexpr, BLOCK_H: tl.constexpr, SCALED_CACHE: tl.constexpr, IN_PLACE: tl.constexpr,
-    OVERLAP: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """Y is QKV normed and rotated. Cache is one layer, [pages, 2, HKV, PAGE, D]. QK_NORM requires the whole head to be rotary.
 
     IN_PLACE: Y is QKV. Only what changes is written there, the rotary part of q and k, and the rest of q is not read.
     """
-    let_next_start(OVERLAP)
+    let_next_start(PDL)
     i = tl.arange(0, HALF)
     if QK_NORM:
         at = i * 2 if INTERLEAVED else i
@@ -87,7 +87,7 @@ def rope_kv_write(
     row = tl.load(Positions + token).to(tl.int64) * (2 * HALF)
     cos = tl.load(CosSin + row + i)[None, :]
     sin = tl.load(CosSin + row + HALF + i)[None, :]
-    wait_for_previous(OVERLAP)
+    wait_for_previous(PDL)
     heads = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
     is_q = heads < HQ
     is_k = (heads >= HQ) & (heads < HQ + HKV)

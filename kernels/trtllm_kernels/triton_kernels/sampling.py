@@ -32,16 +32,16 @@ def _ranked(z, columns):
 
 
 @triton.jit
-def _temperature(Draws, rows, inside):
-    return tl.load(Draws + rows * 4, mask=inside, other=0).to(tl.float32, bitcast=True)
+def _temperature(SamplingWords, rows, inside):
+    return tl.load(SamplingWords + rows * 4, mask=inside, other=0).to(tl.float32, bitcast=True)
 
 
 @triton.jit
-def _drawn(z, Draws, rows, columns, inside, temperature):
+def _drawn(z, SamplingWords, rows, columns, inside, temperature):
     """z [rows, columns] over the temperature plus noise, but for rows of temperature 0."""
-    low = tl.load(Draws + rows * 4 + 1, mask=inside, other=0)[:, None].to(tl.uint32, bitcast=True)
-    high = tl.load(Draws + rows * 4 + 2, mask=inside, other=0)[:, None].to(tl.uint32, bitcast=True)
-    position = tl.load(Draws + rows * 4 + 3, mask=inside, other=0)[:, None]
+    low = tl.load(SamplingWords + rows * 4 + 1, mask=inside, other=0)[:, None].to(tl.uint32, bitcast=True)
+    high = tl.load(SamplingWords + rows * 4 + 2, mask=inside, other=0)[:, None].to(tl.uint32, bitcast=True)
+    position = tl.load(SamplingWords + rows * 4 + 3, mask=inside, other=0)[:, None]
     every = tl.zeros_like(z).to(tl.int32)
     block = (every + (columns // 4)[None, :]).to(tl.uint32)
     zero = every.to(tl.uint32)
@@ -53,40 +53,40 @@ def _drawn(z, Draws, rows, columns, inside, temperature):
 
 
 @triton.jit
-def offer(logits, Best, Draws, rows, columns, num_rows, num_columns):
+def offer(logits, ArgmaxScratch, SamplingWords, rows, columns, num_rows, num_columns):
     """The best of `logits` [rows, columns], as they are stored, of rows below `num_rows` and columns below `num_columns`."""
     inside = rows < num_rows
     z = tl.where((columns < num_columns)[None, :], logits.to(tl.float32), float("-inf"))
-    temperature = _temperature(Draws, rows, inside)
+    temperature = _temperature(SamplingWords, rows, inside)
     if tl.max(temperature, 0) > 0.0:
-        z = _drawn(z, Draws, rows, columns, inside, temperature)
+        z = _drawn(z, SamplingWords, rows, columns, inside, temperature)
     best = tl.max(z, 1)
     first = tl.min(tl.where(z == best[:, None], columns[None, :], num_columns - 1), 1)
-    tl.atomic_max(Best + rows, _ranked(best, first), mask=inside, sem="relaxed")
+    tl.atomic_max(ArgmaxScratch + rows, _ranked(best, first), mask=inside, sem="relaxed")
 
 
 @triton.jit
-def candidates(Logits, Best, Draws, num_rows, N: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr):
+def candidates(Logits, ArgmaxScratch, SamplingWords, num_rows, N: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr):
     """Logits [num_rows, N], BLOCK columns of one row a program."""
-    let_next_start(OVERLAP)
-    wait_for_previous(OVERLAP)
+    let_next_start(PDL)
+    wait_for_previous(PDL)
     row = tl.program_id(0) + tl.arange(0, 1)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     logits = tl.load(Logits + row.to(tl.int64)[:, None] * N + columns[None, :], mask=(columns < N)[None, :], other=float("-inf"))
-    offer(logits, Best, Draws, row, columns, num_rows, N)
+    offer(logits, ArgmaxScratch, SamplingWords, row, columns, num_rows, N)
 
 
 @triton.jit
-def publish(Best, Slots, Turn, Tokens, LastTokens, Ring, num_rows, ring_stride, BLOCK: tl.constexpr, OVERLAP: tl.constexpr):
-    """Tokens [num_rows], LastTokens of their slots, and row Turn of Ring [turns, ring_stride], which lies in the host's memory."""
-    let_next_start(OVERLAP)
+def publish(ArgmaxScratch, Slots, RingSlot, Tokens, LastTokens, Ring, num_rows, ring_stride, BLOCK: tl.constexpr, PDL: tl.constexpr):
+    """Tokens [num_rows], LastTokens of their slots, and row RingSlot of Ring [ring slots, ring_stride], which lies in the host's memory."""
+    let_next_start(PDL)
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = row < num_rows
     slot = tl.load(Slots + row, mask=inside, other=0)
-    turn = tl.load(Turn)
-    wait_for_previous(OVERLAP)
-    token = 0x7FFFFFFF - (tl.load(Best + row, mask=inside, other=0) & 0xFFFFFFFF).to(tl.int32)
+    ring_slot = tl.load(RingSlot)
+    wait_for_previous(PDL)
+    token = 0x7FFFFFFF - (tl.load(ArgmaxScratch + row, mask=inside, other=0) & 0xFFFFFFFF).to(tl.int32)
     tl.store(Tokens + row, token, mask=inside)
     tl.store(LastTokens + slot, token, mask=inside)
-    tl.store(Ring + turn * ring_stride + row, token, mask=inside)
-    tl.store(Best + row, tl.full((BLOCK,), -9223372036854775808, tl.int64), mask=inside)
+    tl.store(Ring + ring_slot * ring_stride + row, token, mask=inside)
+    tl.store(ArgmaxScratch + row, tl.full((BLOCK,), -9223372036854775808, tl.int64), mask=inside)

@@ -5,7 +5,7 @@ many tokens 64 rows of x would be multiplied whatever their number. Weights and 
 is on the way covers the memory's latency. A tile of x comes from L2 once a tile of rows; tiles of more rows, which read it less often, won
 next to nothing in trials on an H100.
 Where tiles of rows alone are too few to fill the chip, K is divided among SPLITS programs each (split-K); their sums go to memory in fp32
-and `few_sum` adds them in order, so that the same step gives the same bits. Rejected: atomic additions, whose order changes.
+and `skinny_sum` adds them in order, so that the same step gives the same bits. Rejected: atomic additions, whose order changes.
 
 Before x is there (`overlap.py`) a program asks the beginning of its rows into L2 (`ahead.py`), LINES lines of each: TMA's own loads begin
 after the wait. Rows of x past the step's tokens are read (the buffer has them, or TMA gives zeros) and mean nothing; they are not stored.
@@ -24,14 +24,14 @@ from trtllm_kernels.triton_kernels.sampling import offer
 @triton.jit
 def _sums(
     X, W, WeightRows, K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, TOKENS: tl.constexpr, SPLITS: tl.constexpr,
-    LINES: tl.constexpr, THREADS: tl.constexpr, OVERLAP: tl.constexpr,
+    LINES: tl.constexpr, THREADS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """fp32 [BLOCK_N, TOKENS]: this program's rows of W times x over its part of K, after the wait for x. Past N and K TMA reads zeros."""
     SHARE: tl.constexpr = ((K + BLOCK_K - 1) // BLOCK_K + SPLITS - 1) // SPLITS
     row = tl.program_id(0) * BLOCK_N
     first = tl.program_id(1) * (SHARE * BLOCK_K)
     ask_rows(WeightRows + row.to(tl.int64) * K + first, K, BLOCK_N, LINES, THREADS)
-    wait_for_previous(OVERLAP)
+    wait_for_previous(PDL)
     acc = tl.zeros((BLOCK_N, TOKENS), dtype=tl.float32)
     for step in range(SHARE):
         k = first + step * BLOCK_K
@@ -69,35 +69,35 @@ def _epilogue(
 
 
 @triton.jit
-def few_linear(
-    X, W, WeightRows, Bias, Residual, XScale, WScale, Y, Best, Draws, num_tokens,
+def skinny_linear(
+    X, W, WeightRows, Bias, Residual, XScale, WScale, Y, ArgmaxScratch, SamplingWords, num_tokens,
     N: tl.constexpr, K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, TOKENS: tl.constexpr, LINES: tl.constexpr,
     THREADS: tl.constexpr, SCALED: tl.constexpr, SCALED_ROWS: tl.constexpr, BIASED: tl.constexpr, ADDED: tl.constexpr,
-    SAMPLED: tl.constexpr, OVERLAP: tl.constexpr,
+    SAMPLED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """X [tokens, K], W [N, K], TMA descriptors; WeightRows points at W; Y [tokens, N]. As `gemv.gemv`, whose flags these are."""
-    let_next_start(OVERLAP)
+    let_next_start(PDL)
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     tokens = tl.arange(0, TOKENS)
     w_scale = _weight_scale(WScale, rows, N, SCALED, SCALED_ROWS)
-    sums = tl.trans(_sums(X, W, WeightRows, K, BLOCK_N, BLOCK_K, TOKENS, 1, LINES, THREADS, OVERLAP))
+    sums = tl.trans(_sums(X, W, WeightRows, K, BLOCK_N, BLOCK_K, TOKENS, 1, LINES, THREADS, PDL))
     y = _epilogue(sums, tokens, rows, Bias, Residual, XScale, w_scale, num_tokens, N, SCALED, SCALED_ROWS, BIASED, ADDED)
     y = y.to(Y.dtype.element_ty)
     inside = (tokens < num_tokens)[:, None] & (rows < N)[None, :]
     tl.store(Y + tokens[:, None] * N + rows[None, :], y, mask=inside)
     if SAMPLED:
-        offer(y, Best, Draws, tokens, rows, num_tokens, N)
+        offer(y, ArgmaxScratch, SamplingWords, tokens, rows, num_tokens, N)
 
 
 @triton.jit
-def few_parts(
+def skinny_parts(
     X, W, WeightRows, Parts, num_tokens,
     N: tl.constexpr, K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, TOKENS: tl.constexpr, SPLITS: tl.constexpr,
-    LINES: tl.constexpr, THREADS: tl.constexpr, OVERLAP: tl.constexpr,
+    LINES: tl.constexpr, THREADS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Parts [SPLITS, tokens, N] fp32: sums over each part of K."""
-    let_next_start(OVERLAP)
-    sums = tl.trans(_sums(X, W, WeightRows, K, BLOCK_N, BLOCK_K, TOKENS, SPLITS, LINES, THREADS, OVERLAP))
+    let_next_start(PDL)
+    sums = tl.trans(_sums(X, W, WeightRows, K, BLOCK_N, BLOCK_K, TOKENS, SPLITS, LINES, THREADS, PDL))
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     tokens = tl.arange(0, TOKENS)
     inside = (tokens < num_tokens)[:, None] & (rows < N)[None, :]
@@ -105,18 +105,18 @@ def few_parts(
 
 
 @triton.jit
-def few_sum(
+def skinny_sum(
     Parts, Bias, Residual, XScale, WScale, Y, num_tokens,
     N: tl.constexpr, BLOCK: tl.constexpr, SPLITS: tl.constexpr, SCALED: tl.constexpr, SCALED_ROWS: tl.constexpr, BIASED: tl.constexpr,
-    ADDED: tl.constexpr, OVERLAP: tl.constexpr,
+    ADDED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Y [tokens, N] from `few_parts`, one program a token and BLOCK columns."""
-    let_next_start(OVERLAP)
+    """Y [tokens, N] from `skinny_parts`, one program a token and BLOCK columns."""
+    let_next_start(PDL)
     token = tl.program_id(1) + tl.arange(0, 1)
     columns = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = (columns < N)[None, :]
     w_scale = _weight_scale(WScale, columns, N, SCALED, SCALED_ROWS)
-    wait_for_previous(OVERLAP)
+    wait_for_previous(PDL)
     at = Parts + token[:, None] * N + columns[None, :]
     y = tl.load(at, mask=inside, other=0.0)
     for split in tl.static_range(1, SPLITS):
@@ -126,16 +126,16 @@ def few_sum(
 
 
 @triton.jit
-def few_gate_up_silu(
+def skinny_gate_up_silu(
     X, W, WeightRows, XScale, WScale, OutScale, Y, num_tokens,
     N: tl.constexpr, K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, TOKENS: tl.constexpr, LINES: tl.constexpr,
-    THREADS: tl.constexpr, SCALED: tl.constexpr, QUANTIZE: tl.constexpr, OVERLAP: tl.constexpr,
+    THREADS: tl.constexpr, SCALED: tl.constexpr, QUANTIZE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """As `gate_up.gate_up_silu`: W's rows interleave gate and up, Y [tokens, N // 2]."""
-    let_next_start(OVERLAP)
+    let_next_start(PDL)
     out_scale = result_scale(OutScale, QUANTIZE)
     scale = tl.load(WScale) if SCALED else 1.0
-    sums = tl.trans(_sums(X, W, WeightRows, K, BLOCK_N, BLOCK_K, TOKENS, 1, LINES, THREADS, OVERLAP))
+    sums = tl.trans(_sums(X, W, WeightRows, K, BLOCK_N, BLOCK_K, TOKENS, 1, LINES, THREADS, PDL))
     if SCALED:
         sums *= scale * tl.load(XScale)
     gate, up = tl.split(tl.reshape(sums, (TOKENS, BLOCK_N // 2, 2)))
@@ -147,18 +147,18 @@ def few_gate_up_silu(
 
 
 @triton.jit
-def few_linear_gelu(
+def skinny_linear_gelu(
     X, W, WeightRows, Bias, XScale, WScale, OutScale, Y, num_tokens,
     N: tl.constexpr, K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, TOKENS: tl.constexpr, LINES: tl.constexpr,
-    THREADS: tl.constexpr, SCALED: tl.constexpr, BIASED: tl.constexpr, QUANTIZE: tl.constexpr, OVERLAP: tl.constexpr,
+    THREADS: tl.constexpr, SCALED: tl.constexpr, BIASED: tl.constexpr, QUANTIZE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """As `linear_gelu.linear_gelu`: Y [tokens, N]."""
-    let_next_start(OVERLAP)
+    let_next_start(PDL)
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     tokens = tl.arange(0, TOKENS)
     out_scale = result_scale(OutScale, QUANTIZE)
     w_scale = _weight_scale(WScale, rows, N, SCALED, False)
-    sums = tl.trans(_sums(X, W, WeightRows, K, BLOCK_N, BLOCK_K, TOKENS, 1, LINES, THREADS, OVERLAP))
+    sums = tl.trans(_sums(X, W, WeightRows, K, BLOCK_N, BLOCK_K, TOKENS, 1, LINES, THREADS, PDL))
     y = _epilogue(sums, tokens, rows, Bias, Bias, XScale, w_scale, num_tokens, N, SCALED, False, BIASED, False)
     y = gelu_tanh(y)
     inside = (tokens < num_tokens)[:, None] & (rows < N)[None, :]

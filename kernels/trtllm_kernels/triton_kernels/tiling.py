@@ -12,14 +12,14 @@ from trtllm_kernels.triton_kernels.quantize import result_scale
 
 
 @triton.jit
-def begin(XScale, WScale, OutScale, SCALED: tl.constexpr, QUANTIZE: tl.constexpr, OVERLAP: tl.constexpr):
+def begin(XScale, WScale, OutScale, SCALED: tl.constexpr, QUANTIZE: tl.constexpr, PDL: tl.constexpr):
     """(what a product of codes is multiplied by, the result's scale), after the wait for x; the scales point at one fp32 each."""
-    let_next_start(OVERLAP)
+    let_next_start(PDL)
     out_scale = result_scale(OutScale, QUANTIZE)
     dequantize = 1.0
     if SCALED:
         dequantize = tl.load(WScale)
-    wait_for_previous(OVERLAP)
+    wait_for_previous(PDL)
     if SCALED:
         dequantize *= tl.load(XScale)
     return dequantize, out_scale

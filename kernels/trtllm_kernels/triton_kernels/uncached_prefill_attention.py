@@ -72,19 +72,19 @@ def _tile(
 
 
 @triton.jit
-def fresh_attention(
+def uncached_prefill_attention(
     Queries, Keys, QueryStart, KvLens, OutScale, Out, scale_log2, num_decodes, num_seqs, num_tiles,
     HKV: tl.constexpr, G: tl.constexpr, D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, QUANTIZE: tl.constexpr,
-    PROGRAMS: tl.constexpr, OVERLAP: tl.constexpr,
+    PROGRAMS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Queries and Keys are TMA descriptors of one matrix, [tokens, (G*HKV + 2*HKV) * D], in boxes [BLOCK_M, D] and [BLOCK_N, D].
 
     Sequences [num_decodes, num_seqs); decode tokens precede theirs. Those with more keys than queries are left alone.
     PROGRAMS: so many programs walk all tiles; with 0 each has one, on a grid of [num_tiles, heads].
     """
-    let_next_start(OVERLAP)
+    let_next_start(PDL)
     out_scale = result_scale(OutScale, QUANTIZE)
-    wait_for_previous(OVERLAP)
+    wait_for_previous(PDL)
     if PROGRAMS:
         for index in range(tl.program_id(0), num_tiles * (HKV * G), PROGRAMS):
             _tile(

@@ -14,7 +14,7 @@ from typing import Any
 
 from trtllm_results import stats
 from trtllm_results.errors import ResultsError
-from trtllm_results.metrics.registry import FIGURES, HEADLINE
+from trtllm_results.metrics.registry import HEADLINE, METRICS
 from trtllm_results.record.row import ALIGN_FIELDS, Row
 from trtllm_results.stats import Interval
 from trtllm_results.store.selection import ResultSet
@@ -51,7 +51,7 @@ class Change:
 
     @property
     def unit(self) -> str:
-        return FIGURES[self.figure].unit if self.figure in FIGURES else ""
+        return METRICS[self.figure].unit if self.figure in METRICS else ""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def compare(
     if len(sets) < 2:
         raise ResultsError("Comparing needs two result sets; name two stores, or one store and --by FIELD.")
     for name in figures:
-        if name not in FIGURES:
+        if name not in METRICS:
             raise ResultsError(f"There is no figure '{name}'; docs/schema.md lists them.")
     for name in ignore:
         if name not in ALIGN_FIELDS:
@@ -202,10 +202,10 @@ def _worded(change: Change, p: float | None, alpha: float) -> Change:
     verdict = "inconclusive"
     if p is not None and change.interval is not None:
         if p <= alpha:
-            grew, better = change.interval.estimate > 0, FIGURES[change.figure].better
+            grew, better = change.interval.estimate > 0, METRICS[change.figure].better
             if better == "":
                 verdict = "more" if grew else "less"
-            elif FIGURES[change.figure].unit in ("ms", "s") or "/s" in FIGURES[change.figure].unit:
+            elif METRICS[change.figure].unit in ("ms", "s") or "/s" in METRICS[change.figure].unit:
                 verdict = "faster" if grew == (better == "higher") else "slower"
             else:
                 verdict = "better" if grew == (better == "higher") else "worse"

@@ -26,7 +26,7 @@ from trtllm_results.errors import ResultsError
 from trtllm_results.gate.config import GateConfig
 from trtllm_results.gate.run import refuse_if_different, throttled
 from trtllm_results.gate.verdict import GateReport, Judged, combine, judge
-from trtllm_results.metrics.registry import FIGURES
+from trtllm_results.metrics.registry import METRICS
 from trtllm_results.record.environment import Environment
 from trtllm_results.record.row import ALIGN_FIELDS, Row
 
@@ -76,7 +76,7 @@ def measured_cells(rows: Sequence[Row]) -> tuple[dict[str, Measured], Environmen
         groups.setdefault(_key(row), []).append(row)
     cells = {}
     for key, members in groups.items():
-        names = [name for name in members[0].figures if FIGURES.get(name) and FIGURES[name].better]
+        names = [name for name in members[0].figures if METRICS.get(name) and METRICS[name].better]
         figures = {name: [row.figures[name] for row in members if name in row.figures] for name in names}
         cells[key] = Measured(members[0].cell.label, dict(members[0].cell.align), figures)
     return cells, ok[0].environment
@@ -196,7 +196,7 @@ def drift(baseline: Baseline, config: GateConfig, candidate: Mapping[str, Measur
     for key, newest in baseline.current.cells.items():
         for figure, margin in config.margins.items():
             entries = [entry for entry in baseline.history if entry.cells.get(key) and entry.cells[key].figures.get(figure)]
-            sign = -1 if FIGURES[figure].better == "lower" else 1
+            sign = -1 if METRICS[figure].better == "lower" else 1
             levels = [sign * float(np.mean(np.log(entry.cells[key].figures[figure]))) for entry in entries]
             names = [f"{entry.revision[:10] or '?'} of {entry.accepted_at[:10]}" for entry in entries]
             if candidate and candidate.get(key) and candidate[key].figures.get(figure):

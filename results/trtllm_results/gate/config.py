@@ -21,7 +21,7 @@ from typing import Any
 
 from trtllm_results import stats
 from trtllm_results.errors import ResultsError
-from trtllm_results.metrics.registry import FIGURES, HEADLINE
+from trtllm_results.metrics.registry import HEADLINE, METRICS
 
 DEFAULT_MARGINS: Mapping[str, float] = {HEADLINE: 0.02}
 
@@ -48,7 +48,7 @@ class GateConfig:
         if not self.margins:
             raise ResultsError("Gate: no margins are set; name at least one figure and its tolerated loss under [margins].")
         for name, margin in self.margins.items():
-            if name not in FIGURES or not FIGURES[name].better:
+            if name not in METRICS or not METRICS[name].better:
                 raise ResultsError(f"Gate: '{name}' is not a figure that can be judged; docs/schema.md lists those with a direction.")
             if not 0 < margin < 0.5:
                 raise ResultsError(

@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 
 from trtllm_results.compare.report import percent
 from trtllm_results.gate.verdict import Finding, GateReport
-from trtllm_results.metrics.registry import FIGURES, brief
+from trtllm_results.metrics.registry import METRICS, brief
 
 WORDS: Mapping[str, str] = {"pass": "PASS", "fail": "FAIL", "inconclusive": "INCONCLUSIVE"}
 
@@ -28,7 +28,7 @@ def _record(finding: Finding) -> dict[str, Any]:
     return {
         "cell": item.label,
         "figure": item.figure,
-        "unit": FIGURES[item.figure].unit,
+        "unit": METRICS[item.figure].unit,
         "a": item.a_value,
         "b": item.b_value,
         "change": item.b_value / item.a_value - 1,
@@ -81,7 +81,7 @@ def to_markdown(report: GateReport) -> str:
         "|---|--:|--:|--:|---|--:|--:|---|",
     ]
     for finding, one in zip(report.findings, records(report), strict=True):
-        sign = "+" if FIGURES[one["figure"]].better == "lower" else "-"
+        sign = "+" if METRICS[one["figure"]].better == "lower" else "-"
         detectable = "-" if one["detectable"] is None else f"{sign}{one['detectable']:.1%}"
         lines.append(
             f"| {finding.name} | {brief(one['a'])} | {brief(one['b'])} | {percent(one['change'])} | {interval_text(finding)} "

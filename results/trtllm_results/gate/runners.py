@@ -81,7 +81,7 @@ def _git(*arguments: str) -> str:
     return found.stdout.strip() if found.returncode == 0 else ""
 
 
-class Once:
+class FreshProcess:
     """A process a run."""
 
     def __init__(self, side: ArmCommand) -> None:
@@ -98,7 +98,7 @@ class Once:
         pass
 
 
-class Kept:
+class PersistentProcess:
     """One process for all runs of an arm: told the report's path on its standard input, it measures and answers with it."""
 
     def __init__(self, side: ArmCommand) -> None:
@@ -161,7 +161,7 @@ class CommandRunner:
         self.store, self.on_run = store, on_run
         self.note = KEPT if keep_loaded else ""
         self.count = 0
-        self._processes = {arm: Kept(side) if keep_loaded else Once(side) for arm, side in self.arms.items()}
+        self._processes = {arm: PersistentProcess(side) if keep_loaded else FreshProcess(side) for arm, side in self.arms.items()}
 
     def run(self, arm: Arm) -> RunResult:
         """Measures one arm. Raises `ResultsError` when the process fails, writes no report, or the run is void."""

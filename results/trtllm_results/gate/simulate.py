@@ -69,7 +69,7 @@ MODELS: Mapping[str, Noise] = {
 
 
 @dataclass(frozen=True)
-class Outcome:
+class SimulatedVerdict:
     """How often the gate said what, for one noise model, design and true loss (relative, 0.03: B is 3% slower)."""
 
     model: str
@@ -118,7 +118,7 @@ def simulate(
     machines: int = 4000,
     seed: int = 0,
     interleaved: bool = True,
-) -> Outcome:
+) -> SimulatedVerdict:
     """One point: `machines` simulated gates, each of up to `config.max_blocks` ABBA blocks (or as many runs all A, then all B)."""
     rng = np.random.default_rng(seed)
     blocks = config.look_blocks[-1]
@@ -135,7 +135,7 @@ def simulate(
     verdict, used = _sequential(differences, bound, config)
     rates = {word: float((verdict == word).mean()) for word in ("fail", "pass", "inconclusive")}
     design = "ABBA" if interleaved else "all A, then all B"
-    return Outcome(model, design, loss, rates["fail"], rates["pass"], rates["inconclusive"], float(used.mean()))
+    return SimulatedVerdict(model, design, loss, rates["fail"], rates["pass"], rates["inconclusive"], float(used.mean()))
 
 
 def study(
@@ -143,7 +143,7 @@ def study(
     losses: Sequence[float] = (0.0, 0.01, 0.02, 0.025, 0.03, 0.04, 0.05),
     models: Sequence[str] = tuple(MODELS),
     **settings: Any,
-) -> list[Outcome]:
+) -> list[SimulatedVerdict]:
     """Every model, both designs, every loss."""
     return [
         simulate(model, loss, config, interleaved=design, **settings) for design in (True, False) for model in models for loss in losses

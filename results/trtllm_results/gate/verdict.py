@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from trtllm_results import stats
-from trtllm_results.metrics.registry import FIGURES
+from trtllm_results.metrics.registry import METRICS
 from trtllm_results.stats import Evidence, Interval
 
 Verdict = Literal["pass", "fail", "inconclusive"]
@@ -43,7 +43,7 @@ class Judged:
 
     @property
     def sign(self) -> int:
-        return -1 if FIGURES[self.figure].better == "lower" else 1
+        return -1 if METRICS[self.figure].better == "lower" else 1
 
     @property
     def bound(self) -> float:

@@ -12,7 +12,7 @@ from typing import Literal
 
 
 @dataclass(frozen=True)
-class Figure:
+class Metric:
     unit: str
     better: Literal["higher", "lower", ""]
     meaning: str
@@ -28,86 +28,86 @@ LATENCIES: Mapping[str, str] = {
 }
 
 
-def _latencies() -> dict[str, Figure]:
+def _latencies() -> dict[str, Metric]:
     figures = {}
     for name, meaning in LATENCIES.items():
-        figures[f"{name}_mean_ms"] = Figure("ms", "lower", f"mean of {meaning}")
+        figures[f"{name}_mean_ms"] = Metric("ms", "lower", f"mean of {meaning}")
         for percent in PERCENTILES:
-            figures[f"{name}_p{percent}_ms"] = Figure("ms", "lower", f"{percent}th percentile (linear interpolation) of {meaning}")
-        figures[f"{name}_max_ms"] = Figure("ms", "lower", f"largest {meaning}")
+            figures[f"{name}_p{percent}_ms"] = Metric("ms", "lower", f"{percent}th percentile (linear interpolation) of {meaning}")
+        figures[f"{name}_max_ms"] = Metric("ms", "lower", f"largest {meaning}")
     return figures
 
 
-_RATES: dict[str, Figure] = {
-    "output_tokens_per_s": Figure("tok/s", "higher", "output tokens of completed requests / duration_s, summed over GPUs"),
-    "total_tokens_per_s": Figure("tok/s", "higher", "input + output tokens of completed requests / duration_s"),
-    "output_tokens_per_s_per_gpu": Figure("tok/s/GPU", "higher", "output_tokens_per_s / (tp * pp)"),
-    "output_tokens_per_s_per_user": Figure("tok/s/user", "higher", "mean over requests with N >= 2 of 1 / TPOT"),
-    "requests_per_s": Figure("req/s", "higher", "completed requests / duration_s"),
-    "goodput_requests_per_s": Figure("req/s", "higher", "completed requests that met every limit of the SLO / duration_s"),
-    "goodput_ratio": Figure("", "higher", "requests that met every limit of the SLO / all requests, failed ones included"),
+_RATES: dict[str, Metric] = {
+    "output_tokens_per_s": Metric("tok/s", "higher", "output tokens of completed requests / duration_s, summed over GPUs"),
+    "total_tokens_per_s": Metric("tok/s", "higher", "input + output tokens of completed requests / duration_s"),
+    "output_tokens_per_s_per_gpu": Metric("tok/s/GPU", "higher", "output_tokens_per_s / (tp * pp)"),
+    "output_tokens_per_s_per_user": Metric("tok/s/user", "higher", "mean over requests with N >= 2 of 1 / TPOT"),
+    "requests_per_s": Metric("req/s", "higher", "completed requests / duration_s"),
+    "goodput_requests_per_s": Metric("req/s", "higher", "completed requests that met every limit of the SLO / duration_s"),
+    "goodput_ratio": Metric("", "higher", "requests that met every limit of the SLO / all requests, failed ones included"),
 }
 
-_COUNTS: dict[str, Figure] = {
-    "duration_s": Figure("s", "", "last token received - first intended arrival, over the measured requests"),
-    "completed_requests": Figure("", "", "requests that finished"),
-    "failed_requests": Figure("", "lower", "requests that did not finish"),
-    "input_tokens": Figure("tok", "", "prompt tokens of completed requests"),
-    "output_tokens": Figure("tok", "", "tokens produced by completed requests"),
-    "output_length_ratio": Figure("", "", "output tokens produced / output tokens asked for; below 1 the outputs were cut short"),
-    "input_length_mean": Figure("tok", "", "mean prompt length"),
-    "output_length_mean": Figure("tok", "", "mean output length"),
-    "lag_p50_ms": Figure("ms", "lower", "median of sent - due: the driver's own lateness"),
-    "lag_p99_ms": Figure("ms", "lower", "99th percentile of sent - due"),
-    "lag_max_ms": Figure("ms", "lower", "largest sent - due"),
-    "steady_start_s": Figure("s", "", "start of the steady window, from the first intended arrival"),
-    "steady_end_s": Figure("s", "", "end of the steady window, from the first intended arrival"),
+_COUNTS: dict[str, Metric] = {
+    "duration_s": Metric("s", "", "last token received - first intended arrival, over the measured requests"),
+    "completed_requests": Metric("", "", "requests that finished"),
+    "failed_requests": Metric("", "lower", "requests that did not finish"),
+    "input_tokens": Metric("tok", "", "prompt tokens of completed requests"),
+    "output_tokens": Metric("tok", "", "tokens produced by completed requests"),
+    "output_length_ratio": Metric("", "", "output tokens produced / output tokens asked for; below 1 the outputs were cut short"),
+    "input_length_mean": Metric("tok", "", "mean prompt length"),
+    "output_length_mean": Metric("tok", "", "mean output length"),
+    "lag_p50_ms": Metric("ms", "lower", "median of sent - due: the driver's own lateness"),
+    "lag_p99_ms": Metric("ms", "lower", "99th percentile of sent - due"),
+    "lag_max_ms": Metric("ms", "lower", "largest sent - due"),
+    "steady_start_s": Metric("s", "", "start of the steady window, from the first intended arrival"),
+    "steady_end_s": Metric("s", "", "end of the steady window, from the first intended arrival"),
 }
 
-_DEVICE: dict[str, Figure] = {
-    "energy_j": Figure("J", "lower", "energy of all GPUs of the cell over duration_s, from the driver's counter"),
-    "energy_per_output_token_j": Figure("J/tok", "lower", "energy_j / output_tokens"),
-    "power_mean_w": Figure("W", "", "mean board power of all GPUs over duration_s"),
-    "power_max_w": Figure("W", "", "largest board power sample, summed over GPUs"),
-    "sm_clock_mean_mhz": Figure("MHz", "", "mean SM clock over duration_s"),
-    "sm_clock_min_mhz": Figure("MHz", "", "smallest SM clock sample"),
-    "memory_clock_mean_mhz": Figure("MHz", "", "mean memory clock over duration_s"),
-    "temperature_max_c": Figure("C", "", "hottest GPU temperature sample"),
-    "throttled_ratio": Figure("", "lower", "share of samples in which the driver reported a thermal or hardware slow-down"),
-    "power_capped_ratio": Figure("", "", "share of samples in which the software power cap limited the clocks"),
-    "gpu_utilization_mean": Figure("", "", "mean of the driver's busy share"),
-    "mfu": Figure("", "higher", "model FLOP of the work done / (duration_s * measured peak FLOP/s of the compute dtype)"),
-    "mbu": Figure("", "higher", "bytes the work must move / (duration_s * measured memory bandwidth)"),
-    "mfu_prefill": Figure("", "higher", "mfu over steps that hold context tokens only"),
-    "mbu_prefill": Figure("", "higher", "mbu over steps that hold context tokens only"),
-    "mfu_decode": Figure("", "higher", "mfu over steps that hold decode tokens only"),
-    "mbu_decode": Figure("", "higher", "mbu over steps that hold decode tokens only"),
-    "memory_peak_gib": Figure("GiB", "lower", "largest device memory in use on one GPU"),
-    "kv_used_peak_ratio": Figure("", "", "largest share of KV cache pages in use"),
-    "kv_used_mean_ratio": Figure("", "", "mean over steps of the share of KV cache pages in use"),
-    "prefix_hit_ratio": Figure("", "higher", "prompt tokens served from the prefix cache / prompt tokens"),
-    "preemptions": Figure("", "lower", "sequences evicted and recomputed"),
-    "steps": Figure("", "", "engine steps run"),
-    "step_mean_ms": Figure("ms", "lower", "duration_s / steps"),
-    "batch_mean": Figure("seq", "", "mean number of sequences in a step"),
-    "decode_tokens_per_step_mean": Figure("tok", "", "mean number of decode tokens in a step"),
-    "context_tokens_per_step_mean": Figure("tok", "", "mean number of context tokens in a step"),
-    "load_s": Figure("s", "lower", "engine load to ready"),
-    "build_s": Figure("s", "lower", "engine build"),
+_DEVICE: dict[str, Metric] = {
+    "energy_j": Metric("J", "lower", "energy of all GPUs of the cell over duration_s, from the driver's counter"),
+    "energy_per_output_token_j": Metric("J/tok", "lower", "energy_j / output_tokens"),
+    "power_mean_w": Metric("W", "", "mean board power of all GPUs over duration_s"),
+    "power_max_w": Metric("W", "", "largest board power sample, summed over GPUs"),
+    "sm_clock_mean_mhz": Metric("MHz", "", "mean SM clock over duration_s"),
+    "sm_clock_min_mhz": Metric("MHz", "", "smallest SM clock sample"),
+    "memory_clock_mean_mhz": Metric("MHz", "", "mean memory clock over duration_s"),
+    "temperature_max_c": Metric("C", "", "hottest GPU temperature sample"),
+    "throttled_ratio": Metric("", "lower", "share of samples in which the driver reported a thermal or hardware slow-down"),
+    "power_capped_ratio": Metric("", "", "share of samples in which the software power cap limited the clocks"),
+    "gpu_utilization_mean": Metric("", "", "mean of the driver's busy share"),
+    "mfu": Metric("", "higher", "model FLOP of the work done / (duration_s * measured peak FLOP/s of the compute dtype)"),
+    "mbu": Metric("", "higher", "bytes the work must move / (duration_s * measured memory bandwidth)"),
+    "mfu_prefill": Metric("", "higher", "mfu over steps that hold context tokens only"),
+    "mbu_prefill": Metric("", "higher", "mbu over steps that hold context tokens only"),
+    "mfu_decode": Metric("", "higher", "mfu over steps that hold decode tokens only"),
+    "mbu_decode": Metric("", "higher", "mbu over steps that hold decode tokens only"),
+    "memory_peak_gib": Metric("GiB", "lower", "largest device memory in use on one GPU"),
+    "kv_used_peak_ratio": Metric("", "", "largest share of KV cache pages in use"),
+    "kv_used_mean_ratio": Metric("", "", "mean over steps of the share of KV cache pages in use"),
+    "prefix_hit_ratio": Metric("", "higher", "prompt tokens served from the prefix cache / prompt tokens"),
+    "preemptions": Metric("", "lower", "sequences evicted and recomputed"),
+    "steps": Metric("", "", "engine steps run"),
+    "step_mean_ms": Metric("ms", "lower", "duration_s / steps"),
+    "batch_mean": Metric("seq", "", "mean number of sequences in a step"),
+    "decode_tokens_per_step_mean": Metric("tok", "", "mean number of decode tokens in a step"),
+    "context_tokens_per_step_mean": Metric("tok", "", "mean number of context tokens in a step"),
+    "load_s": Metric("s", "lower", "engine load to ready"),
+    "build_s": Metric("s", "lower", "engine build"),
 }
 
 
-def _steady(base: Mapping[str, Figure]) -> dict[str, Figure]:
+def _steady(base: Mapping[str, Metric]) -> dict[str, Metric]:
     names = [name for name in base if name.endswith(("_p50_ms", "_p99_ms", "tokens_per_s", "requests_per_s", "_per_gpu", "_per_user"))]
     return {
-        f"steady_{name}": Figure(base[name].unit, base[name].better, f"within the steady window: {base[name].meaning}")
+        f"steady_{name}": Metric(base[name].unit, base[name].better, f"within the steady window: {base[name].meaning}")
         for name in names
         if not name.startswith(("goodput", "queue"))
     }
 
 
-_BASE: dict[str, Figure] = {**_RATES, **_latencies()}
-FIGURES: Mapping[str, Figure] = {**_BASE, **_COUNTS, **_DEVICE, **_steady(_BASE)}
+_BASE: dict[str, Metric] = {**_RATES, **_latencies()}
+METRICS: Mapping[str, Metric] = {**_BASE, **_COUNTS, **_DEVICE, **_steady(_BASE)}
 HEADLINE = "output_tokens_per_s"
 
 

@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from trtllm_results.errors import ResultsError
-from trtllm_results.metrics.registry import FIGURES
+from trtllm_results.metrics.registry import METRICS
 from trtllm_results.record.environment import Environment
 
 SCHEMA_VERSION = 1
@@ -138,7 +138,7 @@ class Row:
         """
         if self.status not in STATUSES:
             raise ResultsError(f"Row of {self.cell.label} has status '{self.status}'; use one of {', '.join(STATUSES)}.")
-        unknown = sorted(set(self.figures) - set(FIGURES))
+        unknown = sorted(set(self.figures) - set(METRICS))
         if unknown:
             raise ResultsError(
                 f"Row of {self.cell.label} carries unknown figure '{unknown[0]}'; add it to trtllm_results/figures.py or use extra."

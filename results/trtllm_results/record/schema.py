@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from trtllm_results.metrics.registry import FIGURES
+from trtllm_results.metrics.registry import METRICS
 from trtllm_results.record.environment import DECISIVE
 from trtllm_results.record.row import ALIGN_FIELDS, CELL_FIELDS, ENVIRONMENT_FIELDS, ROW_FIELDS, SCHEMA_VERSION
 
@@ -67,7 +67,7 @@ def markdown() -> str:
     cell = [(f"`{name}`", _kind(kind), MEANINGS[name] + aligned[name]) for name, kind in CELL_FIELDS.items()]
     row = [(f"`{name}`", _kind(kind), MEANINGS[name]) for name, kind in ROW_FIELDS.items()]
     environment = [(f"`env_{name}`", _kind(kind), "yes" if name in DECISIVE else "") for name, kind in ENVIRONMENT_FIELDS.items()]
-    figures = [(f"`{name}`", one.unit, one.better, one.meaning) for name, one in FIGURES.items()]
+    figures = [(f"`{name}`", one.unit, one.better, one.meaning) for name, one in METRICS.items()]
     parts = [
         HEAD,
         "## The row\n\n" + _table(("column", "type", "meaning"), row),

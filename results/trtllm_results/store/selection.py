@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trtllm_results.errors import ResultsError
-from trtllm_results.metrics.registry import FIGURES
+from trtllm_results.metrics.registry import METRICS
 from trtllm_results.record.row import CELL_FIELDS, ENVIRONMENT_FIELDS, Row
 from trtllm_results.store.table import read_rows
 
@@ -45,7 +45,7 @@ def field_of(row: Row, name: str) -> Any:
         return getattr(row, name)
     if name.removeprefix("env_") in ENVIRONMENT_FIELDS:
         return getattr(row.environment, name.removeprefix("env_"))
-    if name in FIGURES or name in row.figures:
+    if name in METRICS or name in row.figures:
         return row.figures.get(name)
     raise ResultsError(f"Results have no field '{name}'; use a cell field ({', '.join(CELL_FIELDS)}), env_* or a figure (docs/schema.md).")
 

@@ -12,7 +12,7 @@ from typing import Any
 from torch import fx
 
 from trtllm_engines.compiler.graph import ModelGraph, call, item, op_name
-from trtllm_engines.compiler.pattern import Bindings, Op, Rule, Var, rewrite
+from trtllm_engines.compiler.pattern import Bindings, OpPattern, Rule, Var, rewrite
 
 
 def _fuse(graph: ModelGraph, found: Bindings) -> None:
@@ -36,11 +36,13 @@ def _first_user(graph: ModelGraph, node: fx.Node) -> fx.Node:
 
 
 _ADDITIONS = {
-    "add + add": Op("add", (Op("add", (Var("x"), Var("addend")), users=1), Var("residual")), bind="sum"),
-    "add": Op("add", (Var("x"), Var("residual")), bind="sum"),
+    "add + add": OpPattern("add", (OpPattern("add", (Var("x"), Var("addend")), users=1), Var("residual")), bind="sum"),
+    "add": OpPattern("add", (Var("x"), Var("residual")), bind="sum"),
 }
 RULES = tuple(
-    Rule(f"{name} + {norm}", Op(norm, (addition,)), _fuse) for norm in ("rms_norm", "layer_norm") for name, addition in _ADDITIONS.items()
+    Rule(f"{name} + {norm}", OpPattern(norm, (addition,)), _fuse)
+    for norm in ("rms_norm", "layer_norm")
+    for name, addition in _ADDITIONS.items()
 )
 
 

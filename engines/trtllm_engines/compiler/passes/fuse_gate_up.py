@@ -7,7 +7,7 @@ thread. Runs after quantization, which the fused op carries through.
 from __future__ import annotations
 
 from trtllm_engines.compiler.graph import ModelGraph, call
-from trtllm_engines.compiler.pattern import Bindings, Op, Rule, Var, rewrite
+from trtllm_engines.compiler.pattern import Bindings, OpPattern, Rule, Var, rewrite
 
 INTERLEAVE = "interleave"
 
@@ -24,8 +24,8 @@ def _fuse(graph: ModelGraph, found: Bindings) -> None:
     found["root"].replace_all_uses_with(fused)
 
 
-_PRODUCT = Op("linear", (Var("x"), Var("weight"), None), bind="product", users=1)
-RULES = (Rule("gate_up + silu_mul", Op("silu_mul_packed", (_PRODUCT, Var("out_scale"))), _fuse),)
+_PRODUCT = OpPattern("linear", (Var("x"), Var("weight"), None), bind="product", users=1)
+RULES = (Rule("gate_up + silu_mul", OpPattern("silu_mul_packed", (_PRODUCT, Var("out_scale"))), _fuse),)
 
 
 def apply(graph: ModelGraph) -> None:

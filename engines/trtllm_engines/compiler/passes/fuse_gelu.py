@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trtllm_engines.compiler.graph import ModelGraph, call
-from trtllm_engines.compiler.pattern import Bindings, Op, Rule, Var, rewrite
+from trtllm_engines.compiler.pattern import Bindings, OpPattern, Rule, Var, rewrite
 
 
 def _fuse(graph: ModelGraph, found: Bindings) -> None:
@@ -13,7 +13,13 @@ def _fuse(graph: ModelGraph, found: Bindings) -> None:
     found["root"].replace_all_uses_with(fused)
 
 
-RULES = (Rule("linear + gelu", Op("gelu", (Op("linear", (Var("x"), Var("weight")), bind="product", users=1), Var("out_scale"))), _fuse),)
+RULES = (
+    Rule(
+        "linear + gelu",
+        OpPattern("gelu", (OpPattern("linear", (Var("x"), Var("weight")), bind="product", users=1), Var("out_scale"))),
+        _fuse,
+    ),
+)
 
 
 def apply(graph: ModelGraph) -> None:

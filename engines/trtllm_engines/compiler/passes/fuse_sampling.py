@@ -9,7 +9,7 @@ from __future__ import annotations
 from trtllm_engines.compiler.graph import ModelGraph, call, item, op_name, prune
 from trtllm_engines.errors import EngineError
 
-STEP = ("draws", "sample_slots", "turn", "best", "last_tokens", "token_ring")
+STEP = ("sampling_words", "sample_slots", "ring_slot", "argmax_scratch", "last_tokens", "token_ring")
 
 
 def apply(graph: ModelGraph) -> None:

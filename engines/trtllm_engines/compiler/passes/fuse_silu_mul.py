@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trtllm_engines.compiler.graph import ModelGraph, call
-from trtllm_engines.compiler.pattern import Bindings, Item, Op, Rule, Var, rewrite
+from trtllm_engines.compiler.pattern import Bindings, Item, OpPattern, Rule, Var, rewrite
 
 
 def _fuse(graph: ModelGraph, found: Bindings) -> None:
@@ -11,8 +11,8 @@ def _fuse(graph: ModelGraph, found: Bindings) -> None:
     found["root"].replace_all_uses_with(packed)
 
 
-_SPLIT = Op("split", (Var("packed"), Var("sizes")), bind="split", users=2)
-RULES = (Rule("silu_mul of a split", Op("silu_mul", (Item(_SPLIT, 0), Item(_SPLIT, 1))), _fuse),)
+_SPLIT = OpPattern("split", (Var("packed"), Var("sizes")), bind="split", users=2)
+RULES = (Rule("silu_mul of a split", OpPattern("silu_mul", (Item(_SPLIT, 0), Item(_SPLIT, 1))), _fuse),)
 
 
 def apply(graph: ModelGraph) -> None:

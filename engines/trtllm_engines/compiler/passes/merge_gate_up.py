@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trtllm_engines.compiler.graph import ModelGraph, call, item, stack_weight
-from trtllm_engines.compiler.pattern import Bindings, Op, Rule, Var, rewrite
+from trtllm_engines.compiler.pattern import Bindings, OpPattern, Rule, Var, rewrite
 
 
 def _merge(graph: ModelGraph, found: Bindings) -> None:
@@ -20,11 +20,11 @@ def _merge(graph: ModelGraph, found: Bindings) -> None:
         found[name].replace_all_uses_with(item(graph.fx, split, index, str(found[name].meta["label"])))
 
 
-def _projection(name: str) -> Op:
-    return Op("linear", (Var("x"), Var(f"{name}_weight"), Var(f"{name}_bias")), bind=name, users=1)
+def _projection(name: str) -> OpPattern:
+    return OpPattern("linear", (Var("x"), Var(f"{name}_weight"), Var(f"{name}_bias")), bind=name, users=1)
 
 
-RULES = (Rule("merge gate and up", Op("silu_mul", (_projection("gate"), _projection("up"))), _merge),)
+RULES = (Rule("merge gate and up", OpPattern("silu_mul", (_projection("gate"), _projection("up"))), _merge),)
 
 
 def apply(graph: ModelGraph) -> None:

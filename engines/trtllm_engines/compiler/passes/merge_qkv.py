@@ -10,18 +10,18 @@ from typing import Any
 from torch import fx
 
 from trtllm_engines.compiler.graph import ModelGraph, call, item, stack_weight
-from trtllm_engines.compiler.pattern import Bindings, Op, Rule, Var, rewrite
+from trtllm_engines.compiler.pattern import Bindings, OpPattern, Rule, Var, rewrite
 
 
-def _projection(name: str) -> Op:
-    return Op("linear", (Var("x"), Var(f"{name}_weight"), Var(f"{name}_bias")), bind=name, users=1)
+def _projection(name: str) -> OpPattern:
+    return OpPattern("linear", (Var("x"), Var(f"{name}_weight"), Var(f"{name}_bias")), bind=name, users=1)
 
 
-def _rotated(name: str, normed: bool) -> Op:
+def _rotated(name: str, normed: bool) -> OpPattern:
     inner: Any = _projection(name)
     if normed:
-        inner = Op("rms_norm", (inner,), users=1)
-    return Op("rope", (inner,))
+        inner = OpPattern("rms_norm", (inner,), users=1)
+    return OpPattern("rope", (inner,))
 
 
 def _merge(graph: ModelGraph, found: Bindings) -> None:
@@ -43,7 +43,7 @@ def _merge(graph: ModelGraph, found: Bindings) -> None:
 RULES = tuple(
     Rule(
         f"merge qkv{' with qk norm' if normed else ''}",
-        Op("attention", (_rotated("q", normed), _rotated("k", normed), _projection("v"))),
+        OpPattern("attention", (_rotated("q", normed), _rotated("k", normed), _projection("v"))),
         _merge,
     )
     for normed in (False, True)

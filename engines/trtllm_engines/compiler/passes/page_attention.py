@@ -12,18 +12,18 @@ from typing import Any
 from torch import fx
 
 from trtllm_engines.compiler.graph import ModelGraph, call, item
-from trtllm_engines.compiler.pattern import Bindings, Item, Op, Rule, Var, rewrite
+from trtllm_engines.compiler.pattern import Bindings, Item, OpPattern, Rule, Var, rewrite
 from trtllm_engines.compiler.plan import STEP_INPUTS, step_input_specs
 from trtllm_engines.errors import EngineError
 
 PREPARED = ("token_ids", "positions", "kv_slots")
 
 
-def _rotated(name: str, index: int, normed: bool) -> Op:
-    split: Any = Item(Op("split", (Var("qkv"),)), index)
+def _rotated(name: str, index: int, normed: bool) -> OpPattern:
+    split: Any = Item(OpPattern("split", (Var("qkv"),)), index)
     if normed:
-        split = Op("rms_norm", (split, Var(f"{name}_norm"), Var("eps")))
-    return Op("rope", (split, Var("positions"), Var("table"), Var("head_dim"), Var("interleaved")))
+        split = OpPattern("rms_norm", (split, Var(f"{name}_norm"), Var("eps")))
+    return OpPattern("rope", (split, Var("positions"), Var("table"), Var("head_dim"), Var("interleaved")))
 
 
 def _page(graph: ModelGraph, found: Bindings) -> None:
@@ -72,7 +72,7 @@ def _page(graph: ModelGraph, found: Bindings) -> None:
 RULES = tuple(
     Rule(
         f"page attention{' with qk norm' if normed else ''}",
-        Op("attention", (_rotated("q", 0, normed), _rotated("k", 1, normed), Item(Op("split", (Var("qkv"),)), 2))),
+        OpPattern("attention", (_rotated("q", 0, normed), _rotated("k", 1, normed), Item(OpPattern("split", (Var("qkv"),)), 2))),
         _page,
     )
     for normed in (False, True)

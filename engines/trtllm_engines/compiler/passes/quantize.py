@@ -30,12 +30,12 @@ def cache_scale_sources(label: str) -> tuple[str, str]:
 
 def apply(graph: ModelGraph) -> None:
     if graph.quantized:
-        _quantize_products(graph)
+        _quantize_gemms(graph)
     if graph.kv_dtype == "fp8":
         _quantize_cache(graph)
 
 
-def _quantize_products(graph: ModelGraph) -> None:
+def _quantize_gemms(graph: ModelGraph) -> None:
     quantized: dict[fx.Node, tuple[fx.Node, fx.Node]] = {}
     for node in graph.nodes("linear"):
         x, weight, bias = node.args[:3]

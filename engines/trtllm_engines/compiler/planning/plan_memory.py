@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from trtllm_engines.compiler.plan import Buffer, Op, Profile
 from trtllm_kernels.dialect.expr import evaluate
 from trtllm_kernels.dialect.specs import DTYPES
-from trtllm_kernels.dialect.types import FEW_TOKENS, SYMBOLS, TensorSpec
+from trtllm_kernels.dialect.types import SKINNY_TOKENS, SYMBOLS, TensorSpec
 
 ALIGNMENT = 256
 """Bytes. TMA wants 128; a cache line pair costs nothing."""
@@ -67,9 +67,9 @@ def owners(ops: Sequence[Op]) -> dict[str, str]:
 
 
 def largest_bytes(spec: TensorSpec, profile: Profile) -> int:
-    """Size of a value in the largest step the profile allows, and in one of `FEW_TOKENS`: kernels that pad tokens to whole tiles then read
-    what lies there, and no edge of the buffer, at which TMA is slower."""
-    symbols = {**dict.fromkeys(SYMBOLS, max(profile.max_batch_size, FEW_TOKENS)), "T": max(profile.max_num_tokens, FEW_TOKENS)}
+    """Size of a value in the largest step the profile allows, and in one of `SKINNY_TOKENS`: kernels that pad tokens to whole tiles then
+    read what lies there, and no edge of the buffer, at which TMA is slower."""
+    symbols = {**dict.fromkeys(SYMBOLS, max(profile.max_batch_size, SKINNY_TOKENS)), "T": max(profile.max_num_tokens, SKINNY_TOKENS)}
     return math.prod(evaluate(dim, symbols) for dim in spec.shape) * DTYPES[spec.dtype].itemsize
 
 

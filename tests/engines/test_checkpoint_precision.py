@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from trtllm_engines.checkpoints.checkpoint_precision import default_precision, stated_precision
+from trtllm_engines.checkpoints.checkpoint_precision import checkpoint_precision, default_precision
 from trtllm_engines.errors import EngineError
 
 FP8 = {"num_bits": 8, "type": "float"}
@@ -44,7 +44,7 @@ def folder(path: Path, config: dict[str, Any] | None = None, apart: dict[str, An
     ],
 )
 def test_a_checkpoint_says_its_precision(tmp_path: Path, config: Any, apart: Any, precision: str | None) -> None:
-    assert stated_precision(folder(tmp_path, config, apart)) == precision
+    assert checkpoint_precision(folder(tmp_path, config, apart)) == precision
     assert default_precision(tmp_path, gpu=True) == (precision or "bf16")
     assert default_precision(tmp_path, gpu=False) == (precision or "fp32")
 
@@ -62,13 +62,13 @@ def test_a_checkpoint_says_its_precision(tmp_path: Path, config: Any, apart: Any
 )
 def test_other_quantizations_are_named_and_refused(tmp_path: Path, config: dict[str, Any], named: str) -> None:
     with pytest.raises(EngineError, match=named):
-        stated_precision(folder(tmp_path, config))
+        checkpoint_precision(folder(tmp_path, config))
 
 
 def test_presets_and_files_say_nothing(tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_bytes(b"")
-    assert stated_precision("llama-3.1-8b") is None
-    assert stated_precision(tmp_path / "model.gguf") is None
+    assert checkpoint_precision("llama-3.1-8b") is None
+    assert checkpoint_precision(tmp_path / "model.gguf") is None
     (tmp_path / "hf_quant_config.json").write_text("{")
     with pytest.raises(EngineError, match="not readable JSON"):
-        stated_precision(tmp_path)
+        checkpoint_precision(tmp_path)

@@ -95,7 +95,7 @@ def assert_same_bits(ours: torch.Tensor, theirs: torch.Tensor) -> None:
 
 @pytest.mark.parametrize("cuda_graphs", [True, False])
 def test_logits_of_single_sequences_are_the_same_bits(built: Built, cuda_graphs: bool) -> None:
-    expected = logits_of_steps(built.runner(cuda_graphs=cuda_graphs, overlap=False))
+    expected = logits_of_steps(built.runner(cuda_graphs=cuda_graphs, pdl=False))
     for _ in range(2):
         assert_same_bits(logits_of_steps(built.runner(cuda_graphs=cuda_graphs)), expected)
 
@@ -103,15 +103,15 @@ def test_logits_of_single_sequences_are_the_same_bits(built: Built, cuda_graphs:
 @pytest.mark.parametrize("cuda_graphs", [True, False])
 def test_logits_of_batches_are_the_same_bits(built: Built, cuda_graphs: bool) -> None:
     """Here library routines lie between kernels; captured, 5 sequences are padded to 8."""
-    expected = logits_of_steps(built.runner(cuda_graphs=cuda_graphs, overlap=False), 5)
+    expected = logits_of_steps(built.runner(cuda_graphs=cuda_graphs, pdl=False), 5)
     assert_same_bits(logits_of_steps(built.runner(cuda_graphs=cuda_graphs), 5), expected)
 
 
 def test_replays_that_follow_each_other_closely_are_the_same_bits(built: Built) -> None:
     """One decode step again and again with nothing to wait for: each replay overwrites what the one right before it has just read."""
     kept = []
-    for overlap in (False, True):
-        runner = built.runner(overlap=overlap)
+    for pdl in (False, True):
+        runner = built.runner(pdl=pdl)
         runner.capture()
         loop = loop_over(runner, overlap=False)
         loop.add_request(prompts(1, runner.plan.config.vocab_size)[0], SamplingParams(max_tokens=9, ignore_eos=True))
@@ -132,8 +132,8 @@ def test_replays_that_follow_each_other_closely_are_the_same_bits(built: Built) 
 def test_requests_served_ahead_get_the_same_tokens(built: Built) -> None:
     """Prefills, mixed steps and decode steps, each scheduled while the one before runs."""
     tokens = []
-    for overlap in (False, True):
-        runner = built.runner(overlap=overlap)
+    for pdl in (False, True):
+        runner = built.runner(pdl=pdl)
         loop = loop_over(runner, overlap=True)
         requests = [
             loop.add_request(prompt, SamplingParams(max_tokens=20 + 9 * i, ignore_eos=True))

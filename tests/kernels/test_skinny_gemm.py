@@ -49,7 +49,7 @@ def routine(lowered: Lowered, launch: Launch) -> str:
 
 def triton_tiles(**values: int) -> dict[str, int]:
     """Of up to 64 tokens, as there are in Triton."""
-    return {f"few{padded}_{name}": value for padded in IN_TRITON for name, value in {**values, "blocks": 0}.items()}
+    return {f"skinny{padded}_{name}": value for padded in IN_TRITON for name, value in {**values, "blocks": 0}.items()}
 
 
 _IN_BOTH = st.tuples(st.sampled_from([1, 2, 4]), st.sampled_from([1, 2]), st.sampled_from([0, 1, 2]))
@@ -64,10 +64,10 @@ def test_each_number_of_tokens_has_one_routine_and_room_for_its_parts(
     0 for Triton's kernels, of which there are none of more than 64 tokens."""
     divided: dict[str, int] = {}
     for padded, (splits, parts_of_k, blocks) in zip(PADDED, each, strict=True):
-        divided |= {f"few{padded}_splits": splits} if padded <= 64 else {}
-        divided |= {f"few{padded}_parts": parts_of_k, f"few{padded}_blocks": blocks}
-    lowered = linear(4096, 4096, few_to=most, gemv=gemv, **divided)
-    fixed = linear(4096, 4096, tokens=tokens, few_to=most, gemv=gemv, **divided)
+        divided |= {f"skinny{padded}_splits": splits} if padded <= 64 else {}
+        divided |= {f"skinny{padded}_parts": parts_of_k, f"skinny{padded}_blocks": blocks}
+    lowered = linear(4096, 4096, skinny_to=most, gemv=gemv, **divided)
+    fixed = linear(4096, 4096, tokens=tokens, skinny_to=most, gemv=gemv, **divided)
     names = [routine(lowered, launch) for launch in running(lowered, tokens)]
     assert [routine(fixed, launch) for launch in running(fixed, tokens)] == names
     padded = next(size for size in (*PADDED, 400) if tokens <= size)
@@ -76,12 +76,12 @@ def test_each_number_of_tokens_has_one_routine_and_room_for_its_parts(
     elif tokens == 1 and gemv:
         assert names == ["gemv"]
     elif tokens <= min(most, 128):
-        splits = divided.get(f"few{padded}_splits", 1)
-        if divided[f"few{padded}_blocks"]:
-            assert names == [f"few_tokens {padded}"]
+        splits = divided.get(f"skinny{padded}_splits", 1)
+        if divided[f"skinny{padded}_blocks"]:
+            assert names == [f"skinny_gemm {padded}"]
         else:
-            assert names == ([f"few_linear {padded}"] if splits == 1 else [f"few_parts {padded}", "few_sum"])
-        if names[-1] == "few_sum":
+            assert names == ([f"skinny_linear {padded}"] if splits == 1 else [f"skinny_parts {padded}", "skinny_sum"])
+        if names[-1] == "skinny_sum":
             (parts,) = lowered.workspaces.values()
             assert evaluate(parts.shape[0], {"T": tokens}) >= splits * tokens
             assert parts.shape[1] == 4096
@@ -91,7 +91,7 @@ def test_each_number_of_tokens_has_one_routine_and_room_for_its_parts(
 
 @given(tokens=st.integers(0, 400), most=st.integers(0, 150), fused=st.sampled_from([32, 192]))
 def test_a_product_that_ends_in_an_activation_is_one_launch_for_few_tokens(tokens: int, most: int, fused: int) -> None:
-    lowered = gate_up(few_to=most, fused_from=fused)
+    lowered = gate_up(skinny_to=most, fused_from=fused)
     names = [routine(lowered, launch) for launch in running(lowered, tokens)]
     padded = next(size for size in (*PADDED, 400) if tokens <= size)
     if tokens == 0:
@@ -99,16 +99,16 @@ def test_a_product_that_ends_in_an_activation_is_one_launch_for_few_tokens(token
     elif tokens == 1:
         assert names == ["gemv_gate_up_silu"]
     elif tokens <= min(most, 128, fused - 1):
-        assert names == [f"few_tokens {padded}"]
-        in_triton = gate_up(few_to=most, fused_from=fused, **triton_tiles())
-        assert tokens > 64 or [routine(in_triton, launch) for launch in running(in_triton, tokens)] == [f"few_gate_up_silu {padded}"]
+        assert names == [f"skinny_gemm {padded}"]
+        in_triton = gate_up(skinny_to=most, fused_from=fused, **triton_tiles())
+        assert tokens > 64 or [routine(in_triton, launch) for launch in running(in_triton, tokens)] == [f"skinny_gate_up_silu {padded}"]
     else:
         assert names == (["gate_up_silu"] if tokens >= fused else ["scaled_matmul", "silu_mul_interleaved"])
 
 
 def test_every_row_and_column_of_the_weight_has_a_program() -> None:
     for rows, columns, splits in ((4096, 14336, 4), (1000, 336, 3), (6144, 4096, 1)):
-        lowered = linear(rows, columns, few_to=64, few32_splits=splits, few32_blocks=0, gemv=0)
+        lowered = linear(rows, columns, skinny_to=64, skinny32_splits=splits, skinny32_blocks=0, gemv=0)
         launch = running(lowered, 20)[0]
         spec = next(spec for spec in lowered.kernels if spec.key == launch.kernel)
         tiles, parts, _ = (evaluate(dim, {"T": 20}) for dim in launch.grid)
@@ -116,7 +116,7 @@ def test_every_row_and_column_of_the_weight_has_a_program() -> None:
         assert parts == splits
         for blocks in (1, 2):
             parts_of_k = min(splits, 2)
-            cuda = linear(rows - rows % 16, columns, few_to=64, few32_parts=parts_of_k, few32_blocks=blocks, gemv=0)
+            cuda = linear(rows - rows % 16, columns, skinny_to=64, skinny32_parts=parts_of_k, skinny32_blocks=blocks, gemv=0)
             launch, spec = cuda_launch(cuda, 20)
             tiles, parts, _ = (evaluate(dim, {"T": 20}) for dim in launch.grid)
             assert 64 * (tiles - 1) < spec.constexprs["N"] == rows - rows % 16 <= 64 * tiles
@@ -134,16 +134,16 @@ def test_where_they_are_off_or_do_not_fit_it_is_the_librarys() -> None:
     def functions(lowered: Lowered) -> set[str]:
         return {spec.function for spec in lowered.kernels}
 
-    assert functions(linear(4096, 4096, few_to=0)) == {"gemv"}
+    assert functions(linear(4096, 4096, skinny_to=0)) == {"gemv"}
     for other in (linear(4096, 4096, arch="sm_89"), linear(4096, 4100), linear(32, 4096), linear(4096, 64)):
         assert not any(name.startswith("few") for name in functions(other))
     assert functions(linear(4096, 4096, "fp32")) == set()
-    with pytest.raises(KernelError, match=r"few96_blocks is 0, but .* set few_to to 64 or less"):
-        linear(4096, 4096, few96_blocks=0)
-    with pytest.raises(KernelError, match="few32_parts is 4, but two blocks divide K at most"):
-        linear(4096, 4096, few32_parts=4)
-    with pytest.raises(KernelError, match="few128_rows"):
-        linear(4096, 4096, few128_rows=64)
+    with pytest.raises(KernelError, match=r"skinny96_blocks is 0, but .* set skinny_to to 64 or less"):
+        linear(4096, 4096, skinny96_blocks=0)
+    with pytest.raises(KernelError, match="skinny32_parts is 4, but two blocks divide K at most"):
+        linear(4096, 4096, skinny32_parts=4)
+    with pytest.raises(KernelError, match="skinny128_rows"):
+        linear(4096, 4096, skinny128_rows=64)
 
 
 def tile_of(lowered: Lowered, tokens: int) -> tuple[str, int, int, int]:
@@ -160,15 +160,15 @@ def test_by_default_k_is_divided_and_steps_are_short_where_programs_are_few(dtyp
     qkv, o, down = (linear(*shape, dtype, **triton_tiles()) for shape in ((6144, 4096), (4096, 4096), (4096, 14336)))
     gate_up_silu = gate_up(dtype, **triton_tiles())
     for tokens in (2, 16, 17, 32):
-        assert tile_of(qkv, tokens) == ("few_linear", 512, 3, 1)
-        assert tile_of(o, tokens) == ("few_parts", 512, 3, 2)
-        assert tile_of(down, tokens) == (("few_parts", 512, 3, 2) if dtype == "fp8" else ("few_linear", 256, 6, 1))
-        assert tile_of(gate_up_silu, tokens) == ("few_gate_up_silu", 512, 3, 1)
+        assert tile_of(qkv, tokens) == ("skinny_linear", 512, 3, 1)
+        assert tile_of(o, tokens) == ("skinny_parts", 512, 3, 2)
+        assert tile_of(down, tokens) == (("skinny_parts", 512, 3, 2) if dtype == "fp8" else ("skinny_linear", 256, 6, 1))
+        assert tile_of(gate_up_silu, tokens) == ("skinny_gate_up_silu", 512, 3, 1)
     for tokens in (33, 64):
-        assert tile_of(qkv, tokens) == ("few_linear", 512, 3, 1)
-        assert tile_of(o, tokens) == ("few_linear", 256, 6, 1)
-        assert tile_of(down, tokens) == ("few_linear", 256, 6, 1)
-        assert tile_of(gate_up_silu, tokens) == ("few_gate_up_silu", 256, 3, 1)
+        assert tile_of(qkv, tokens) == ("skinny_linear", 512, 3, 1)
+        assert tile_of(o, tokens) == ("skinny_linear", 256, 6, 1)
+        assert tile_of(down, tokens) == ("skinny_linear", 256, 6, 1)
+        assert tile_of(gate_up_silu, tokens) == ("skinny_gate_up_silu", 256, 3, 1)
 
 
 @pytest.mark.parametrize("dtype", ["fp8", "bf16"])
@@ -223,7 +223,7 @@ def test_every_models_products_have_tiles_within_shared_memory(model: str, preci
             assert tile["SHARED_BYTES"] <= 227 * 1024
             steps = ceil_div(columns * element, 128 * tile["PANELS"])
             assert ceil_div(steps, tile["SPLITS"]) * (tile["SPLITS"] - 1) < steps
-        lowered = lower(op.op, op.inputs, op.outputs, op.attrs, "sm_90", tactic={"few_to": 64} | triton_tiles())
+        lowered = lower(op.op, op.inputs, op.outputs, op.attrs, "sm_90", tactic={"skinny_to": 64} | triton_tiles())
         tiles = [spec.constexprs | {"stages": spec.num_stages} for spec in lowered.kernels if spec.constexprs.get("TOKENS")]
         assert {tile["TOKENS"] for tile in tiles} == {*IN_TRITON}
         for tile in tiles:
@@ -240,7 +240,9 @@ def test_every_models_products_have_tiles_within_shared_memory(model: str, preci
     ahead=st.integers(0, 400),
 )
 def test_lines_asked_for_ahead_lie_in_the_programs_part_of_the_weight(rows: int, columns: int, splits: int, tall: int, ahead: int) -> None:
-    lowered = linear(rows, columns, gemv=0, few_to=16, few16_rows=tall, few16_splits=splits, few16_ahead=ahead, few16_blocks=0)
+    lowered = linear(
+        rows, columns, gemv=0, skinny_to=16, skinny16_rows=tall, skinny16_splits=splits, skinny16_prefetch=ahead, skinny16_blocks=0
+    )
     for spec in (spec for spec in lowered.kernels if "LINES" in spec.constexprs):
         found = spec.constexprs
         if found["LINES"]:
@@ -261,8 +263,10 @@ def _code(spec: KernelSpec) -> list[str]:
 @pytest.mark.parametrize("dtype", ["fp8", "bf16"])
 def test_weights_stream_ahead_of_the_tensor_cores(dtype: str) -> None:
     """All stages but one are on the way before the first product, lines are asked for before the wait, and tiles are one warp group's."""
-    lowered = linear(4096, 4096, dtype, few_to=16, few16_k=256 if dtype == "fp8" else 128, few16_stages=6, few16_splits=1, few16_blocks=0)
-    spec = next(spec for spec in lowered.kernels if spec.function == "few_linear")
+    lowered = linear(
+        4096, 4096, dtype, skinny_to=16, skinny16_k=256 if dtype == "fp8" else 128, skinny16_stages=6, skinny16_splits=1, skinny16_blocks=0
+    )
+    spec = next(spec for spec in lowered.kernels if spec.function == "skinny_linear")
     code = _code(spec)
     products = [i for i, op in enumerate(code) if op.startswith("QGMMA.64x16" if dtype == "fp8" else "HGMMA.64x16")]
     assert products
@@ -274,7 +278,7 @@ def test_weights_stream_ahead_of_the_tensor_cores(dtype: str) -> None:
 
 
 def test_kernels_equal_their_references_in_the_interpreter() -> None:
-    script = Path(__file__).with_name("interpreted_few.py")
+    script = Path(__file__).with_name("interpreted_skinny_gemm.py")
     run = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr[-3000:]
     results = [json.loads(line) for line in run.stdout.splitlines()]

@@ -1,4 +1,4 @@
-// Products of a few tokens (2 to 128) on Hopper: `triton_kernels/few_tokens.py` with weights on the way before x is there.
+// Products of a few tokens (2 to 128) on Hopper: `triton_kernels/skinny_gemm.py` with weights on the way before x is there.
 //
 // Reading the weight is nearly all the time there is. 64 rows of it are the tall side of the tensor core's tile, tokens, padded to TOKENS,
 // the narrow one. One warp loads weights into a ring of its own and waits for no kernel; another loads x, once the kernel before has
@@ -159,7 +159,7 @@ struct Epilogue {
 
 // The 2 i32 and 2 i64 after a map are sizes and strides, of the launch ABI (`driver.py`).
 extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(THREADS)
-    few_tokens(const __grid_constant__ TensorMap x, int, int, long long, long long, const __grid_constant__ TensorMap w, int, int,
+    skinny_gemm(const __grid_constant__ TensorMap x, int, int, long long, long long, const __grid_constant__ TensorMap w, int, int,
                long long, long long, const char* bias, const char* residual, const float* x_scale, const float* w_scale,
                const float* out_scale, char* y, int num_tokens) {
     let_next_start();

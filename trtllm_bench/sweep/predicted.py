@@ -11,7 +11,7 @@ from trtllm_bench.measure.rows import cell_of, reason_of
 from trtllm_bench.measure.session import Identity
 from trtllm_bench.measure.spec import mean_lengths
 from trtllm_bench.roofline.hardware import Hardware, published
-from trtllm_bench.sweep.spec import Case, SweepSpec
+from trtllm_bench.sweep.spec import GridCase, SweepSpec
 from trtllm_bench.targets.native import DEFAULT_TOKENS
 from trtllm_engines.compiler.compile import compile_model
 from trtllm_engines.compiler.plan import Plan, Profile
@@ -35,7 +35,7 @@ def hardware_for(gpu: str | None, environment: Environment) -> Hardware:
 
 
 def predict_sweep(
-    spec: SweepSpec, hardware: Hardware, max_seq_len: int, make_workload: Callable[[Case], Workload], command: str
+    spec: SweepSpec, hardware: Hardware, max_seq_len: int, make_workload: Callable[[GridCase], Workload], command: str
 ) -> list[Row]:
     """A row a cell of the grid; a cell that could not run (no such precision, no memory) says why."""
     rows: list[Row] = []
@@ -63,7 +63,7 @@ def _plan(spec: SweepSpec, precision: str, hardware: Hardware, max_seq_len: int)
 
 def _row(
     spec: SweepSpec,
-    case: Case,
+    case: GridCase,
     plan: Plan | None,
     error: Exception | None,
     hardware: Hardware,

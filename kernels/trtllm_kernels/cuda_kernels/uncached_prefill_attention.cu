@@ -1,4 +1,4 @@
-// Causal attention of whole prompts on Hopper: `triton_kernels/fresh_attention.py`, scheduled by hand (`attention.cuh`).
+// Causal attention of whole prompts on Hopper: `triton_kernels/uncached_prefill_attention.py`, scheduled by hand (`attention.cuh`).
 //
 // qkv: [tokens, (G * HKV + 2 * HKV) * D], boxes of 128 rows and 64 columns. Sequences [num_decodes, num_seqs); those with more keys than
 // queries are left alone. Rows of a tile behind its sequence's end hold anything: as keys and queries they touch no row that is stored, as
@@ -47,7 +47,7 @@ INLINE void produce(Shared& shared, const TensorMap& qkv, Walk walk) {
 
 // The 2 i32 and 2 i64 after a map are sizes and strides, of the launch ABI (`driver.py`).
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-    fresh_attention(const __grid_constant__ TensorMap qkv, int, int, long long, long long, const int* query_start, const int* kv_lens,
+    uncached_prefill_attention(const __grid_constant__ TensorMap qkv, int, int, long long, long long, const int* query_start, const int* kv_lens,
                     const float* out_scale, char* out, float scale_log2, int num_decodes, int num_seqs) {
     let_next_start();
     Shared& shared = *(Shared*)memory;

@@ -1,4 +1,4 @@
-"""Runs the kernels for few tokens in Triton's CPU interpreter against the references; one JSON line a case. Started by test_few.py."""
+"""Runs the kernels for few tokens in Triton's CPU interpreter against the references; one JSON line a case.."""
 
 import json
 import sys
@@ -21,7 +21,7 @@ ODD = ModelShape(hidden=304, intermediate=104)
 def tactic(**tile: int) -> dict[str, int]:
     """The same tile for all padded sizes."""
     tile = {"rows": 64, "k": 256, "splits": 1, "ahead": 16, "blocks": 0} | tile
-    return {"few_to": 64} | {f"few{padded}_{name}": value for padded in IN_TRITON for name, value in tile.items()}
+    return {"skinny_to": 64} | {f"skinny{padded}_{name}": value for padded in IN_TRITON for name, value in tile.items()}
 
 
 TACTICS = {"whole": tactic(), "divided": tactic(splits=3, k=64), "tall": tactic(rows=128, ahead=32)}
@@ -46,7 +46,7 @@ LINE = 128
 
 class Asked:
     """Of each kernel run that may ask for lines ahead, which it asked for. That none lies outside the weight, and none is asked for after
-    the wait, `interpreted_overlap` asserts."""
+    the wait, `interpreted_pdl` asserts."""
 
     def __init__(self) -> None:
         self.launches, self._plain = [], interpreted.watched
@@ -56,13 +56,13 @@ class Asked:
     def _watched(self, kernel: str, *args, **options) -> Iterator[object]:
         with self._plain(kernel, *args, **options) as watch:
             yield watch
-        if kernel.startswith("few") and not kernel.startswith("few_sum"):
+        if kernel.startswith("few") and not kernel.startswith("skinny_sum"):
             self.launches.append(watch.asked)
 
     def wrong(self, weight: torch.Tensor, tactic: dict[str, int]) -> str:
         """Compared with the beginning of each row's part of each program, by rows and parts and not as the kernel computes it."""
         lines, self.launches = self.launches, []
-        rows, k, parts, ahead = (tactic[f"few16_{name}"] for name in ("rows", "k", "splits", "ahead"))
+        rows, k, parts, ahead = (tactic[f"skinny16_{name}"] for name in ("rows", "k", "splits", "ahead"))
         row_bytes, share = weight.shape[1] * weight.itemsize, -(-weight.shape[1] // (k * parts)) * k * weight.itemsize
         count = min(ahead * 1024 // LINE // rows, (row_bytes - share * (parts - 1)) // LINE)
         if len(weight) % rows or row_bytes % LINE:
