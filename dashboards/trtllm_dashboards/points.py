@@ -175,3 +175,8 @@ def axis_label(figure: str, text: str = "") -> str:
     """Name and unit of a figure, from the registry."""
     unit = METRICS[figure].unit
     return f"{text or figure.replace('_', ' ')}" + (f" ({unit})" if unit else "")
+
+
+def load_of(point: Point) -> float:
+    """What grows along a curve: request rate in an open loop, sequences in flight in a closed one."""
+    return point.cell.request_rate or point.cell.batch

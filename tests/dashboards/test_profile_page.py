@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -10,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from trtllm_dashboards.errors import OutputError
-from trtllm_dashboards.profile_page import page, render
+from trtllm_dashboards.errors import DashboardError, OutputError
+from trtllm_dashboards.html import render as dashboard
+from trtllm_dashboards.profile_page import ensure, page, render
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome-headless-shell")
 
@@ -53,6 +55,20 @@ def test_a_page_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="Cannot write"):
         render(profile(), tmp_path / "file" / "page.html")
+
+
+def test_a_profile_kept_without_its_page_gets_it_when_it_is_linked_or_asked_for(tmp_path: Path) -> None:
+    folder = tmp_path / "kept"
+    folder.mkdir()
+    assert ensure(folder) is None
+    (folder / "profile.json").write_text(json.dumps(profile()))
+    page_file = ensure(folder)
+    assert page_file == folder / "profile.html"
+    asked = dashboard([str(folder)], tmp_path / "asked.html")
+    assert asked.read_text() == page_file.read_text()
+    (folder / "profile.json").write_text('{"kernels"')
+    with pytest.raises(DashboardError, match=r"profile\.json cannot be read as a profile"):
+        dashboard([str(folder)], tmp_path / "asked.html")
 
 
 @pytest.mark.browser

@@ -174,8 +174,8 @@ def _run(toml: Path | None, flags: dict[str, Any], out: Path | None, resume: boo
 
 
 def _profile(rows: Any, spec: Any, store: Any, max_seq_len: int, make: Any, which: str, console: Any) -> None:
-    from trtllm_bench.profiling.record import PAGE_FILE
     from trtllm_bench.sweep.profiles import choose, parse_which, profile_cells
+    from trtllm_dashboards.profile_page import PAGE_FILE
 
     def tell(row: Any, found: Any, folder: Path) -> None:
         said = f"not profiled: {found}" if isinstance(found, Exception) else str(folder / PAGE_FILE)

@@ -150,30 +150,31 @@ def _draw(trace: Trace, found: TraceInfo, path: Path) -> None:
     from trtllm_dashboards.plots import style
     from trtllm_workloads.traces.info import histogram
 
-    looks = {name: style.Look(color, "s", "-") for name, color in zip(("prompt", "output"), style.PALETTE, strict=False)}
-    sheet = style.Sheet(f"{trace.name}: {len(trace):,} requests", _means(found))
-    drawing, axes = sheet.panels(["Lengths", "Prompt against output", "Arrivals"][: 3 if found.rate_series else 2])
-    for one, values in zip(looks.values(), (trace.input_tokens, trace.output_tokens), strict=True):
-        edges, counts = histogram(values)
-        axes[0].stairs(counts, edges, color=one.color, fill=True, alpha=0.18)
-        axes[0].stairs(counts, edges, color=one.color, linewidth=1.4)
-        axes[0].axvline(float(values.mean()), color=one.color, linewidth=1.0, linestyle=":")
-    axes[0].set(xscale="log", xlabel="tokens", ylabel="requests")
-    style.compact_axis(axes[0])
-    kept = np.linspace(0, len(trace) - 1, min(len(trace), SCATTERED)).astype(np.int64)
-    axes[1].scatter(trace.input_tokens[kept], trace.output_tokens[kept], s=3, alpha=0.35, linewidths=0, color=style.INK)
-    axes[1].set(xscale="log", yscale="log", xlabel="prompt (tokens)", ylabel="output (tokens)")
-    sheet.notes.append(
-        "Dotted: mean." + (f" {len(kept):,} requests drawn as points, evenly spaced by arrival." if len(kept) < len(trace) else "")
-    )
-    if found.rate_series:
-        axes[2].stairs(
-            found.rate_series, np.linspace(0, found.duration_s, len(found.rate_series) + 1), color=style.PALETTE[0], linewidth=1.4
+    with style.themed():
+        looks = {name: style.Look(color, "s", "-") for name, color in zip(("prompt", "output"), style.PALETTE, strict=False)}
+        sheet = style.Sheet(f"{trace.name}: {len(trace):,} requests", _means(found))
+        drawing, axes = sheet.panels(["Lengths", "Prompt against output", "Arrivals"][: 3 if found.rate_series else 2])
+        for one, values in zip(looks.values(), (trace.input_tokens, trace.output_tokens), strict=True):
+            edges, counts = histogram(values)
+            axes[0].stairs(counts, edges, color=one.color, fill=True, alpha=0.18)
+            axes[0].stairs(counts, edges, color=one.color, linewidth=1.4)
+            axes[0].axvline(float(values.mean()), color=one.color, linewidth=1.0, linestyle=":")
+        axes[0].set(xscale="log", xlabel="tokens", ylabel="requests")
+        style.compact_axis(axes[0])
+        kept = np.linspace(0, len(trace) - 1, min(len(trace), SCATTERED)).astype(np.int64)
+        axes[1].scatter(trace.input_tokens[kept], trace.output_tokens[kept], s=3, alpha=0.35, linewidths=0, color=style.INK)
+        axes[1].set(xscale="log", yscale="log", xlabel="prompt (tokens)", ylabel="output (tokens)")
+        sheet.notes.append(
+            "Dotted: mean." + (f" {len(kept):,} requests drawn as points, evenly spaced by arrival." if len(kept) < len(trace) else "")
         )
-        axes[2].axhline(found.rate_per_s, color=style.SOFT, linewidth=1.0, linestyle=":")
-        axes[2].set(xlabel="time since the first arrival (s)", ylabel="rate (requests/s)", ylim=(0, None))
-    figure = sheet.finish(drawing, looks, marker_only=True)
-    figure.savefig(path, dpi=160, facecolor="white")
+        if found.rate_series:
+            axes[2].stairs(
+                found.rate_series, np.linspace(0, found.duration_s, len(found.rate_series) + 1), color=style.PALETTE[0], linewidth=1.4
+            )
+            axes[2].axhline(found.rate_per_s, color=style.SOFT, linewidth=1.0, linestyle=":")
+            axes[2].set(xlabel="time since the first arrival (s)", ylabel="rate (requests/s)", ylim=(0, None))
+        figure = sheet.finish(drawing, looks, marker_only=True)
+        figure.savefig(path, dpi=160, facecolor="white")
 
 
 def _means(found: TraceInfo) -> str:

@@ -21,7 +21,7 @@ from trtllm_bench.measure.spec import EngineWish, Report, mean_lengths
 from trtllm_bench.profiling.align import AROUND, Placed, place_kernels, place_ranges
 from trtllm_bench.profiling.capture import LOG_COLUMNS, Capture
 from trtllm_bench.profiling.counters import CountedKernel, collect
-from trtllm_bench.profiling.record import PAGE_FILE, TRACE_FILE, CellProfile
+from trtllm_bench.profiling.record import TRACE_FILE, CellProfile
 from trtllm_bench.profiling.summary import summarise
 from trtllm_bench.profiling.window import Collector, SeenStep, StepWindow, Window
 from trtllm_bench.roofline import ceilings
@@ -169,7 +169,7 @@ def attach(llm: LLM, window: Window, collector: Collector, device: str, runs_bef
 
 
 def write(profile: CellProfile, folder: Path, trace: Mapping[str, Any] | None = None) -> None:
-    from trtllm_dashboards.profile_page import render
+    from trtllm_dashboards.profile_page import PAGE_FILE, render
 
     profile.save(folder)
     render(asdict(profile), folder / PAGE_FILE)

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from trtllm_bench.errors import BenchError
+from trtllm_dashboards.profile_page import DATA_FILE
 
-PROFILE_FILE, TRACE_FILE, PAGE_FILE = "profile.json", "trace.json.gz", "profile.html"
+TRACE_FILE = "trace.json.gz"
 
 
 @dataclass(frozen=True)
@@ -114,14 +115,14 @@ class CellProfile:
 
     def save(self, folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / PROFILE_FILE
+        path = folder / DATA_FILE
         path.write_text(json.dumps(asdict(self), indent=1) + "\n")
         return path
 
     @classmethod
     def load(cls, path: Path) -> CellProfile:
         """From a profile's folder or its file. Raises `BenchError`."""
-        source = path / PROFILE_FILE if path.is_dir() else path
+        source = path / DATA_FILE if path.is_dir() else path
         try:
             data = json.loads(source.read_text())
             kernels = tuple(KernelRow(**row) for row in data.pop("kernels"))

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from trtllm_dashboards import profile_page
 from trtllm_dashboards.errors import OutputError
 from trtllm_dashboards.html.payload import build
 from trtllm_dashboards.sources import Sources, load
@@ -33,9 +34,12 @@ STYLES = ("style.css",)
 def render(stores: str | Path | Sequence[str | Path], out: str | Path, *, where: Sequence[str] = (), title: str = "") -> Path:
     """Write the dashboard of one or more result sets (`PATH` or `NAME=PATH`) to `out`. Returns its path.
 
-    Raises `ResultsError` for sets that cannot be read or are empty and `OutputError` when `out` cannot be written.
+    A single folder that holds a profile gives that profile's page instead. Raises `ResultsError` for sets that cannot be read or are empty
+    and `OutputError` when `out` cannot be written.
     """
     specs = [str(s) for s in ([stores] if isinstance(stores, str | Path) else stores)]
+    if len(specs) == 1 and (Path(specs[0]) / profile_page.DATA_FILE).is_file():
+        return profile_page.render(profile_page.load(Path(specs[0])), Path(out))
     sources = load(specs, where)
     target = Path(out)
     named = title or ", ".join(spec.partition("=")[0] if "=" in spec else Path(spec).name for spec in specs)
@@ -49,14 +53,13 @@ def render(stores: str | Path | Sequence[str | Path], out: str | Path, *, where:
 
 
 def profiles(sources: Sources, beside: Path) -> dict[str, str]:
-    """Cell key to the page of its profile, as a link from `beside`."""
-    found = {}
+    """Cell key to the page of its profile, as a link from `beside`. A profile without its page (recorded ones are kept so) gets it here."""
+    links = {}
     for store in sources.stores:
         for row in store.rows():
-            page = store.path / str(row.extra.get("profile", "")) / "profile.html"
-            if row.extra.get("profile") and page.is_file():
-                found[row.key] = quote(os.path.relpath(page, beside))
-    return found
+            if row.extra.get("profile") and (rendered := profile_page.ensure(store.path / str(row.extra["profile"]))) is not None:
+                links[row.key] = quote(os.path.relpath(rendered, beside))
+    return links
 
 
 def page(payload: dict[str, Any], *, live: bool = False) -> str:

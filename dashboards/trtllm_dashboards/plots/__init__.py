@@ -56,8 +56,11 @@ def figure(kind: str, material: Material) -> Figure:
         raise DashboardError(f"There is no plot '{kind}'; choose one of {', '.join(KINDS)}.")
     if not any(material.sets.values()):
         raise DashboardError("There are no rows to plot; check the store and the filters.")
+    from trtllm_dashboards.plots.style import themed
+
     module = importlib.import_module(f"{__name__}.{kind}")
-    drawn: Figure = module.draw(material)
+    with themed():
+        drawn: Figure = module.draw(material)
     return drawn
 
 

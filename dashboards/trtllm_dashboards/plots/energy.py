@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 
 from trtllm_dashboards.errors import DashboardError
 from trtllm_dashboards.plots import Material, style
-from trtllm_dashboards.plots.latency import load
-from trtllm_dashboards.points import grouped, having, points, varying
+from trtllm_dashboards.points import grouped, having, load_of, points, varying
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -16,7 +15,7 @@ PAIR = {"power_mean_w": ("power", "mean power, all GPUs (W)"), "energy_per_outpu
 
 
 def draw(material: Material) -> Figure:
-    found = [p for p in having(points(material.sets), *PAIR) if load(p) > 0]
+    found = [p for p in having(points(material.sets), *PAIR) if load_of(p) > 0]
     if not found:
         raise DashboardError(
             "No row carries power_mean_w and energy_per_output_token_j, which the energy plot needs; they are measured on a GPU."
@@ -36,11 +35,11 @@ def draw(material: Material) -> Figure:
         for column, (figure, (_, y_label)) in enumerate(PAIR.items()):
             ax = axes[2 * row + column]
             for label, line in grouped(members, series_by).items():
-                line.sort(key=load)
+                line.sort(key=load_of)
                 estimates = [e for p in line if (e := p.get(figure))]
-                style.errorbars(ax, [load(p) for p in line], estimates, legend[label])
+                style.errorbars(ax, [load_of(p) for p in line], estimates, legend[label])
                 drawn += estimates
-            style.log_axis(ax, "x", [load(p) for p in members], every=True)
+            style.log_axis(ax, "x", [load_of(p) for p in members], every=True)
             if column:
                 style.log_axis(ax, "y", [e.mean for p in members if (e := p.get(figure))])
             else:

@@ -9,18 +9,13 @@ from typing import TYPE_CHECKING
 
 from trtllm_dashboards.errors import DashboardError
 from trtllm_dashboards.plots import Material, style
-from trtllm_dashboards.points import Point, axis_label, grouped, having, points, varying
+from trtllm_dashboards.points import axis_label, grouped, having, load_of, points, varying
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 X = "output_tokens_per_s_per_gpu"
 MEDIAN, TAIL = "e2e_p50_ms", "e2e_p99_ms"
-
-
-def load(point: Point) -> float:
-    """What grows along a curve: request rate in an open loop, sequences in flight in a closed one."""
-    return point.cell.request_rate or point.cell.batch
 
 
 def draw(material: Material) -> Figure:
@@ -38,7 +33,7 @@ def draw(material: Material) -> Figure:
     drawn = []
     for ax, members in zip(axes, groups.values(), strict=True):
         for index, (label, line) in enumerate(grouped(members, series_by).items()):
-            line.sort(key=load)
+            line.sort(key=load_of)
             xs = [e.mean for p in line if (e := p.get(X))]
             estimates = [e for p in line if (e := p.get(MEDIAN))]
             tails = [e.mean / 1e3 if (e := p.get(TAIL)) else median.mean / 1e3 for p, median in zip(line, estimates, strict=True)]
@@ -48,7 +43,7 @@ def draw(material: Material) -> Figure:
             if index == 0:
                 for point, x, estimate in zip(line, xs, estimates, strict=True):
                     ax.annotate(
-                        f"{load(point):g}", (x, estimate.mean / 1e3), (4, -9), textcoords="offset points", fontsize=7, color=style.SOFT
+                        f"{load_of(point):g}", (x, estimate.mean / 1e3), (4, -9), textcoords="offset points", fontsize=7, color=style.SOFT
                     )
         style.compact_axis(ax, "x")
         style.log_axis(ax, "y", [e.mean / 1e3 for p in members for f in (MEDIAN, TAIL) if (e := p.get(f))])

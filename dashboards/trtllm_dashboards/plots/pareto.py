@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 from trtllm_dashboards.errors import DashboardError
 from trtllm_dashboards.plots import Material, style
-from trtllm_dashboards.plots.latency import load
-from trtllm_dashboards.points import Point, axis_label, grouped, having, points, varying
+from trtllm_dashboards.points import Point, axis_label, grouped, having, load_of, points, varying
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -52,12 +51,12 @@ def draw(material: Material) -> Figure:
         ax.plot([x for x, _ in edge], [y for _, y in edge], color="#9aa4af", linewidth=5, alpha=0.35, solid_capstyle="round", zorder=1)
         estimates = []
         for label, line in grouped(members, series_by).items():
-            line.sort(key=load)
+            line.sort(key=load_of)
             estimates = [e for p in line if (e := p.get(Y))]
             style.errorbars(ax, [at(p)[0] for p in line], estimates, legend[label])
         for point in members:
             if at(point) in edge:
-                style.remark(ax, f"{load(point):g}", at(point), (5, 4))
+                style.remark(ax, f"{load_of(point):g}", at(point), (5, 4))
         style.log_axis(ax, "y", [at(p)[1] for p in members])
         style.compact_axis(ax, "x")
         ax.set_xlabel(axis_label(X, "speed per user"))

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 from trtllm_dashboards.errors import DashboardError
 from trtllm_dashboards.plots import Material, style
-from trtllm_dashboards.plots.latency import load
-from trtllm_dashboards.points import grouped, having, points, varying
+from trtllm_dashboards.points import grouped, having, load_of, points, varying
 from trtllm_results.metrics.registry import PERCENTILES
 
 if TYPE_CHECKING:
@@ -38,11 +37,11 @@ def draw(material: Material) -> Figure:
         for column, metric in enumerate(metrics):
             ax = axes[row * len(metrics) + column]
             for percent, look in zip(PERCENTILES, legend.values(), strict=True):
-                line = sorted(having(members, f"{metric}_p{percent}_ms"), key=load)
+                line = sorted(having(members, f"{metric}_p{percent}_ms"), key=load_of)
                 estimates = [e for p in line if (e := p.get(f"{metric}_p{percent}_ms"))]
-                style.errorbars(ax, [load(p) for p in line], estimates, look)
+                style.errorbars(ax, [load_of(p) for p in line], estimates, look)
                 drawn += estimates
-            style.log_axis(ax, "x", [load(p) for p in members if load(p) > 0], every=True)
+            style.log_axis(ax, "x", [load_of(p) for p in members if load_of(p) > 0], every=True)
             every = [e.mean for p in found for q in PERCENTILES if (e := p.get(f"{metric}_p{q}_ms"))]
             ax.set_ylim(min(every) / 1.3, max(every) * 1.3)
             style.log_axis(ax, "y", every)

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 
 from trtllm_dashboards.errors import DashboardError
 from trtllm_dashboards.plots import Material, style
-from trtllm_dashboards.plots.latency import load
-from trtllm_dashboards.points import Estimate, Point, grouped, having, points, varying
+from trtllm_dashboards.points import Estimate, Point, grouped, having, load_of, points, varying
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,12 +42,12 @@ def draw(material: Material) -> Figure:
         ax.plot([low, 1, high], [low, 1, 1], color=style.INK, linewidth=1.8, zorder=1)
         ax.plot([low, 1, high], [low / 2, 0.5, 0.5], color=style.SOFT, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
         for index, (label, line) in enumerate(grouped(members, series_by).items()):
-            line.sort(key=load)
+            line.sort(key=load_of)
             placed = [at for p in line if (at := place(p))]
             style.errorbars(ax, [x for x, _ in placed], [e for _, e in placed], legend[label])
             for point, (x, estimate) in ((line[0], placed[0]), (line[-1], placed[-1])):
-                if index == 0 and load(point):
-                    style.remark(ax, f"{load(point):g}", (x, estimate.mean), (5, -8))
+                if index == 0 and load_of(point):
+                    style.remark(ax, f"{load_of(point):g}", (x, estimate.mean), (5, -8))
         style.log_axis(ax, "x", [low, high])
         style.log_axis(ax, "y", [min(ys), 1])
         ax.set_xlim(low, high)

@@ -2,13 +2,15 @@
 
 Colours are Okabe and Ito's (2008), told apart under all common colour-vision deficiencies; yellow is left out, it is too pale on white.
 Colour is never the only cue: the marker changes with it. A precision keeps its colour in every figure. Figures are built on
-`matplotlib.figure.Figure` and not on pyplot, which would keep global state and open windows. Saved SVGs are byte-identical for equal input.
+`matplotlib.figure.Figure` and not on pyplot, which would keep global state and open windows; the style applies within `themed` only, so a
+caller's own matplotlib settings stay as they are. Saved SVGs are byte-identical for equal input.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -58,6 +60,15 @@ RC: Mapping[str, object] = {
 }
 
 
+@contextmanager
+def themed() -> Iterator[None]:
+    """Draws and saves in this style; matplotlib's settings are restored afterwards."""
+    import matplotlib
+
+    with matplotlib.rc_context(RC):  # type: ignore[arg-type]
+        yield
+
+
 @dataclass(frozen=True)
 class Look:
     color: str
@@ -95,10 +106,8 @@ class Sheet:
         sharey: bool = False,
     ) -> tuple[Figure, list[Axes]]:
         """A grid of one axes a title, unused places left empty; `height` in inches, one for all lines or one each."""
-        import matplotlib
         from matplotlib.figure import Figure
 
-        matplotlib.rcParams.update(RC)  # type: ignore[arg-type]
         columns = min(columns, len(titles))
         lines = math.ceil(len(titles) / columns)
         heights = [height] * lines if isinstance(height, int | float) else list(height)
@@ -246,13 +255,14 @@ def compact_axis(ax: Axes, which: str = "y", *, zero: bool = True) -> None:
 
 def save(figure: Figure, out: Path, name: str, formats: Sequence[str]) -> Iterator[Path]:
     """Write `out/name.<format>` for each format."""
-    for kind in formats:
-        if kind not in FORMATS:
-            raise OutputError(f"Cannot write figures as '{kind}'; use {' or '.join(FORMATS)}.")
-        path = out / f"{name}.{kind}"
+    for file_format in formats:
+        if file_format not in FORMATS:
+            raise OutputError(f"Cannot write figures as '{file_format}'; use {' or '.join(FORMATS)}.")
+        path = out / f"{name}.{file_format}"
         try:
             out.mkdir(parents=True, exist_ok=True)
-            figure.savefig(path, dpi=160, metadata={"Date": None} if kind == "svg" else {"Software": None}, facecolor="white")
+            with themed():
+                figure.savefig(path, dpi=160, metadata={"Date": None} if file_format == "svg" else {"Software": None}, facecolor="white")
         except OSError as error:
             raise OutputError(f"Cannot write {path}: {error.strerror}.") from error
         yield path

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 
 from trtllm_dashboards.errors import DashboardError
 from trtllm_dashboards.plots import Material, style
-from trtllm_dashboards.plots.latency import load
-from trtllm_dashboards.points import Point, axis_label, grouped, having, points, varying
+from trtllm_dashboards.points import Point, axis_label, grouped, having, load_of, points, varying
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,7 +19,7 @@ FIGURE = "output_tokens_per_s"
 
 
 def draw(material: Material) -> Figure:
-    found = [p for p in having(points(material.sets), FIGURE) if load(p) > 0]
+    found = [p for p in having(points(material.sets), FIGURE) if load_of(p) > 0]
     if not found:
         raise DashboardError(f"No row carries {FIGURE} at a stated batch size or request rate, which the throughput plot needs.")
     against = " and ".join(["batch size"] * any(not _open(p) for p in found) + ["request rate"] * any(_open(p) for p in found))
@@ -35,9 +34,9 @@ def draw(material: Material) -> Figure:
     drawn = []
     for ax, members in zip(axes, groups.values(), strict=True):
         for label, line in grouped(members, series_by).items():
-            line.sort(key=load)
+            line.sort(key=load_of)
             estimates = [e for p in line if (e := p.get(FIGURE))]
-            style.errorbars(ax, [load(p) for p in line], estimates, legend[label])
+            style.errorbars(ax, [load_of(p) for p in line], estimates, legend[label])
             drawn += estimates
         if _open(members[0]):
             ax.set_xlim(left=0)

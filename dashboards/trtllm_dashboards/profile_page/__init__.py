@@ -5,20 +5,23 @@ The page draws its own SVG: a plotting library would be a hundred times the data
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from trtllm_dashboards.errors import OutputError
+from trtllm_dashboards.errors import DashboardError, OutputError
+
+DATA_FILE, PAGE_FILE = "profile.json", "profile.html"
 
 SCRIPTS = ("page.js", "roofline.js", "timeline.js", "tables.js")
 """In this order; the first defines what the others use, the last draws."""
 
 
 def page(profile: Mapping[str, Any]) -> str:
-    """The HTML text of a profile (`trtllm_bench.profiling.record.Profile` as a mapping)."""
+    """The HTML text of a profile (`trtllm_bench.profiling.record.CellProfile` as a mapping)."""
     text = _asset("page.html")
     data = json.dumps(profile, separators=(",", ":"), allow_nan=False).replace("</", "<\\/")
     parts = {"style": _asset("page.css"), "script": "\n".join(_asset(name) for name in SCRIPTS), "data": data}
@@ -35,6 +38,28 @@ def render(profile: Mapping[str, Any], out: Path) -> Path:
     except OSError as error:
         raise OutputError(f"Cannot write {out}: {error.strerror}.") from error
     return out
+
+
+def load(folder: Path) -> Mapping[str, Any]:
+    """The profile that `trtllm-bench profile` wrote to a folder. Raises `DashboardError` when it cannot be read."""
+    path = folder / DATA_FILE
+    try:
+        profile = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DashboardError(f"{path} cannot be read as a profile ({error}); record it again with trtllm-bench profile.") from error
+    if not isinstance(profile, dict) or "kernels" not in profile:
+        raise DashboardError(f"{path} is no profile of trtllm-bench; record one with trtllm-bench profile.")
+    return profile
+
+
+def ensure(folder: Path) -> Path | None:
+    """The page of a profile's folder, rendered from its `profile.json` where it is missing. None where there is neither, or it cannot be
+    written."""
+    path, data = folder / PAGE_FILE, folder / DATA_FILE
+    if not path.is_file() and data.is_file():
+        with contextlib.suppress(DashboardError):
+            render(load(folder), path)
+    return path if path.is_file() else None
 
 
 def _asset(name: str) -> str:
