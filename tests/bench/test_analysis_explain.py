@@ -33,7 +33,7 @@ from trtllm_results.store.table import Store
 from trtllm_workloads.synthetic import fixed
 
 H100 = Hardware("H100", {"fp8": 1.374e15, "bf16": 7.76e14, "fp16": 7.76e14}, 3.09e12, 80e9)
-"""As measured (docs/facts.md): bursts, which is how its kernels were timed. Of no architecture, hence one kernel after another."""
+"""As measured (docs/facts/README.md): bursts, which is how its kernels were timed. Of no architecture, hence one kernel after another."""
 
 
 def make_plan(precision: str, batch: int = 64, longest: int = 256) -> Plan:

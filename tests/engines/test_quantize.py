@@ -353,7 +353,7 @@ def test_a_tensor_that_stays_zero_gets_a_scale_all_the_same(tmp_path: Path) -> N
 
 @pytest.mark.model
 def test_the_real_model_calibrated_on_the_shipped_text_loses_little(smollm2: Path, tmp_path: Path) -> None:
-    """All of fp8 (weights, activations, cache) on one window; docs/facts.md has the whole text: 3.6% over bf16."""
+    """All of fp8 (weights, activations, cache) on one window; docs/facts/precision-and-quality.md has the whole text: 3.6% over bf16."""
     made = quantize(smollm2, tmp_path / "fp8", samples=2, length=256)
     assert (made.modules, made.windows) == (210, 2)
     dataset = Path(__file__).parent / "data" / "pydoc_topics.txt"

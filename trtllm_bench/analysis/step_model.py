@@ -2,7 +2,7 @@
 
 Each op takes the time its bytes need at the bandwidth its kind reaches, or its FLOP at the peak, joined by a 3-norm (near the ridge both
 limits are felt: a product at M = 256 is slower than either alone says), and a fixed time a kernel, in which the chip fills and drains. All
-constants but two follow single kernels on an H100 (files are in `results/recorded/h100`, the rest in docs/facts.md) and not whole steps, so
+constants but two follow single kernels on an H100 (files are in `results/recorded/h100`, the rest in docs/facts/) and not whole steps, so
 that a prediction says something. Microseconds, measured and by the constants:
 
     GEMV  one row, fp8, alone: gate_up 39.9, down 23.0, QKV 10.8, O 9.8, lm_head 344 (kernels-llama-3.1-8b-fp8.json); 39.8, 21.1, 10.5,

@@ -53,10 +53,10 @@ def load_functions(cubin: Cubin) -> tuple[Any, Any]:
     """A cubin's launchable function in the current device's context for steps of few tokens and for others, loaded once a process each;
     the same one where it does not overlap with what comes before.
 
-    An SM changes how its memory is split between L1 and shared memory only when it is empty (docs/facts.md, not proven), so a kernel with
-    another split than the one before it cannot begin on an SM before that has left. In steps of up to `SKINNY_TOKENS` kernels overlap from
-    end to end, and all ask for shared memory as far as it goes. In larger ones the library's products, which nothing overlaps, stand
-    between, and the CUDA driver chooses: all shared cost them a little in bf16 and nothing in fp8.
+    An SM changes how its memory is split between L1 and shared memory only when it is empty (docs/facts/decode-steps.md, not proven), so a
+    kernel with another split than the one before it cannot begin on an SM before that has left. In steps of up to `SKINNY_TOKENS` kernels
+    overlap from end to end, and all ask for shared memory as far as it goes. In larger ones the library's products, which nothing
+    overlaps, stand between, and the CUDA driver chooses: all shared cost them a little in bf16 and nothing in fp8.
     """
     device = torch.cuda.current_device()
     key = (device, hashlib.sha256(cubin.code).digest(), cubin.info.shared_bytes)

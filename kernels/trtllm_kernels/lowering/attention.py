@@ -201,7 +201,7 @@ def _wanted(call: OpCall, tuned: dict[str, int]) -> int:
 
 def _most_parts(call: OpCall, longest: int) -> int:
     """Parts of one sequence; the longest there can be is worth `longest`. Where kernels overlap, programs of empty parts are worth their
-    launch: with programs on a few SMs alone, whole steps of one sequence were slower (docs/facts.md)."""
+    launch: with programs on a few SMs alone, whole steps of one sequence were slower (docs/facts/decode-steps.md)."""
     return _MAX_SPLITS if call.capability >= 90 and longest > 1 else min(_MAX_SPLITS, longest)
 
 

@@ -65,7 +65,7 @@ def _gemv_tile(call: OpCall) -> dict[str, int]:
 
     Where kernels overlap, what counts is how a step's follow each other: a weight of so few and short rows that one program an SM holds all
     of its rows is on the way as a whole while the kernels before it end, and few programs ask for the same x at once. Chosen by whole steps
-    of Llama-3.1-8B in fp8 on an H100 (docs/facts.md).
+    of Llama-3.1-8B in fp8 on an H100 (docs/facts/decode-steps.md).
     """
     weight = call["weight"]
     n, k, element = weight.size(0), weight.size(1), ELEMENT_BYTES[weight.dtype]

@@ -4,8 +4,8 @@ Rows of gate and up are interleaved in the weight (gate 0, up 0, gate 1, ...), s
 and the epilogue needs no exchange. Persistent: each program walks tiles (`tiling.py`), and the loop over tiles and K is flattened so that
 the next tile's loads run under this tile's epilogue. TMA for all three matrices; rows past M are read and written inside the buffers (sized
 for the profile) and mean nothing.
-On an H100 the activation costs nothing on top of the product (docs/facts.md). Rejected: `warp_specialize` (no gain in Triton 3.6 on
-Hopper), 64-row tiles (slower).
+On an H100 the activation costs nothing on top of the product (docs/facts/kernels-gemm.md). Rejected: `warp_specialize` (no gain in
+Triton 3.6 on Hopper), 64-row tiles (slower).
 """
 
 import triton

@@ -8,7 +8,7 @@ as many threads an SM as keep weights in flight.
 Faster on an H100 in fp8 than cuBLASLt; from two rows of x on tensor cores are (`skinny_gemm.py`). Which tile is best, a step decides
 (`lowering.gemm`).
 
-Rejected: asking L2 for what comes after those tiles and for the next product's weight while waiting (docs/facts.md).
+Rejected: asking L2 for what comes after those tiles and for the next product's weight while waiting (docs/facts/decode-steps.md).
 """
 
 import triton

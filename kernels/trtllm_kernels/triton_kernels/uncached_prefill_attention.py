@@ -1,8 +1,8 @@
 """Causal attention of whole prompts (nothing of them cached before this step), keys and values read where the projection left them.
 
 They are contiguous in the rotated QKV rows, so whole tiles come through TMA, and they are exact also where the cache is fp8. A program is
-one tile of tokens of one query head; late tiles (the longest) start first. On an H100 faster than through pages (docs/facts.md). Chunks
-with a cached past are `context_attention`'s.
+one tile of tokens of one query head; late tiles (the longest) start first. On an H100 faster than through pages
+(docs/facts/kernels-attention.md). Chunks with a cached past are `context_attention`'s.
 
 Beside decode attention (`lowering.attention`) one program an SM walks the tiles: it leaves that kernel, which waits for memory, the rest of
 every SM, and computes while it waits.
