@@ -19,7 +19,7 @@ from trtllm_bench.analysis.predict import pages_on, predict
 from trtllm_bench.analysis.slowest import slow_request
 from trtllm_bench.analysis.step_model import StepModel
 from trtllm_bench.errors import BenchError
-from trtllm_bench.profiling.record import Profile as Profiled
+from trtllm_bench.profiling.record import CellProfile as Profiled
 from trtllm_bench.roofline.counts import PlanCounter, StepShape
 from trtllm_bench.roofline.hardware import GPUS, Hardware, published, published_for
 from trtllm_engines.compiler.compile import compile_model

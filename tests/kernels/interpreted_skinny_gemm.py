@@ -20,11 +20,11 @@ ODD = ModelShape(hidden=304, intermediate=104)
 
 def tactic(**tile: int) -> dict[str, int]:
     """The same tile for all padded sizes."""
-    tile = {"rows": 64, "k": 256, "splits": 1, "ahead": 16, "blocks": 0} | tile
+    tile = {"rows": 64, "k": 256, "splits": 1, "prefetch": 16, "blocks": 0} | tile
     return {"skinny_to": 64} | {f"skinny{padded}_{name}": value for padded in IN_TRITON for name, value in tile.items()}
 
 
-TACTICS = {"whole": tactic(), "divided": tactic(splits=3, k=64), "tall": tactic(rows=128, ahead=32)}
+TACTICS = {"whole": tactic(), "divided": tactic(splits=3, k=64), "tall": tactic(rows=128, prefetch=32)}
 
 
 def cases() -> list[tuple[str, str, ModelShape, int, str, str]]:
@@ -56,15 +56,15 @@ class Asked:
     def _watched(self, kernel: str, *args, **options) -> Iterator[object]:
         with self._plain(kernel, *args, **options) as watch:
             yield watch
-        if kernel.startswith("few") and not kernel.startswith("skinny_sum"):
+        if kernel.startswith("skinny_") and not kernel.startswith("skinny_sum"):
             self.launches.append(watch.asked)
 
     def wrong(self, weight: torch.Tensor, tactic: dict[str, int]) -> str:
         """Compared with the beginning of each row's part of each program, by rows and parts and not as the kernel computes it."""
         lines, self.launches = self.launches, []
-        rows, k, parts, ahead = (tactic[f"skinny16_{name}"] for name in ("rows", "k", "splits", "ahead"))
+        rows, k, parts, prefetch = (tactic[f"skinny16_{name}"] for name in ("rows", "k", "splits", "prefetch"))
         row_bytes, share = weight.shape[1] * weight.itemsize, -(-weight.shape[1] // (k * parts)) * k * weight.itemsize
-        count = min(ahead * 1024 // LINE // rows, (row_bytes - share * (parts - 1)) // LINE)
+        count = min(prefetch * 1024 // LINE // rows, (row_bytes - share * (parts - 1)) // LINE)
         if len(weight) % rows or row_bytes % LINE:
             count = 0
         first = [weight.data_ptr() + row * row_bytes + part * share for row in range(len(weight)) for part in range(parts)]

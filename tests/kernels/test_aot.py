@@ -40,7 +40,7 @@ def skinny_kernels(precision: str) -> list[KernelSpec]:
     for op in (op for op in ops_of(MODELS["llama-3.1-8b"], precision) if op.op.startswith(("linear", "gate_up"))):
         for tactic in (by_triton, whole, divided, *([tiles(IN_TRITON, blocks=0, splits=4)] if op.op == "linear" else [])):
             for spec in lower(op.op, op.inputs, op.outputs, op.attrs, "sm_90", tactic=tactic).kernels:
-                if spec.function.startswith("few"):
+                if spec.function.startswith("skinny_"):
                     kind = (spec.constexprs.get(name) for name in ("TOKENS", "SCALED_ROWS", "SAMPLED", "ACT", "SPLITS"))
                     chosen.setdefault((spec.function, *kind), spec)
     return list(chosen.values())

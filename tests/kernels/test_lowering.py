@@ -102,7 +102,7 @@ def test_context_kernels_run_only_where_a_step_has_work_for_them(decodes: int, c
 
     def running(lowered: Lowered) -> set[str]:
         names = {launch.kernel.rpartition("-")[0] for launch in lowered.launches if min(evaluate(d, symbols) for d in launch.grid) > 0}
-        return {name for name in names if name.startswith(("fresh_", "context_"))}
+        return {name for name in names if name.startswith(("uncached_prefill_", "context_"))}
 
     expected = {*(["uncached_prefill_attention"] if begun else []), *(["context_attention"] if continued else [])}
     assert running(attention(ModelShape(head_dim=64))) == expected

@@ -23,7 +23,7 @@ from trtllm_engines.runtime.engine_loop import EngineLoop
 from trtllm_engines.runtime.request import Request
 from trtllm_engines.runtime.sampling_params import SamplingParams
 from trtllm_engines.runtime.scheduler import Policy, SchedulerConfig
-from trtllm_kernels.lowering.call import ELEMENT_BYTES
+from trtllm_kernels.dialect.dtypes import nbytes
 from trtllm_results.metrics.requests import RequestLog, figures
 from trtllm_workloads.request import Workload
 
@@ -79,7 +79,7 @@ class PredictedStep:
 
 def cache_bytes_on(plan: Plan, hardware: Hardware, fraction: float) -> int:
     """Bytes that a GPU has room for as KV cache. Raises `BenchError` when the weights alone do not fit."""
-    weights = sum(math.prod(int(d) for d in spec.shape) * ELEMENT_BYTES[spec.dtype] for spec in plan.weights.values())
+    weights = sum(map(nbytes, plan.weights.values()))
     left = hardware.memory_bytes * (1 - RESERVE) - weights - plan.arena_bytes
     if left * fraction < 8 * page_bytes(plan):
         raise BenchError(

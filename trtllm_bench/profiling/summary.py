@@ -89,7 +89,7 @@ def decoding_part(kernel: str) -> bool | None:
     """Which sequences an attention kernel serves: those that decode (True), the others, or (None) all."""
     if kernel.startswith(("decode_", "reduce_")):
         return True
-    return False if kernel.startswith(("context_", "fresh_")) else None
+    return False if kernel.startswith(("context_", "uncached_prefill_")) else None
 
 
 def part(shape: StepShape, decoding: bool) -> StepShape:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from trtllm_bench.roofline.ceilings import Ceilings
 from trtllm_engines.compiler.plan import Plan
-from trtllm_kernels.lowering.call import ELEMENT_BYTES
+from trtllm_kernels.dialect.dtypes import bytes_of, nbytes
 from trtllm_results.metrics.requests import RequestLog
 
 CEILING_SLACK = 1.2
@@ -69,10 +69,8 @@ class ModelCost:
             token_flops=flops["T"],
             row_flops=flops["S"],
             pair_flops=4.0 * layers * config.num_heads * config.head_dim,
-            weight_bytes=sum(
-                float(np.prod([int(d) for d in plan.weights[name].shape])) * ELEMENT_BYTES[plan.weights[name].dtype] for name in used
-            ),
-            kv_bytes=2.0 * layers * config.num_kv_heads * config.head_dim * ELEMENT_BYTES[plan.kv_dtype],
+            weight_bytes=float(sum(nbytes(plan.weights[name]) for name in used)),
+            kv_bytes=float(bytes_of(2 * layers * config.num_kv_heads * config.head_dim, plan.kv_dtype)),
             page_size=plan.profile.page_size,
             compute_dtype=max(formats, key=formats.__getitem__, default=plan.precision),
         )

@@ -20,10 +20,10 @@ import numpy.typing as npt
 
 from trtllm_engines.compiler.plan import LOGITS, Op, Plan, step_input_specs
 from trtllm_engines.quantization.precision import gemm_dtype
+from trtllm_kernels.dialect.dtypes import bytes_of, nbytes, num_elements
 from trtllm_kernels.dialect.expr import evaluate
 from trtllm_kernels.dialect.types import TensorSpec
 from trtllm_kernels.lowering import ARGUMENTS
-from trtllm_kernels.lowering.call import ELEMENT_BYTES
 
 if TYPE_CHECKING:
     from trtllm_engines.runtime.batch import StepBatch
@@ -218,21 +218,17 @@ class PlanCounter:
         """Of steps that the runtime samples once more from the logits: filters, penalties, log-probabilities."""
         logits = self.specs[LOGITS]
         columns = int(logits.shape[1])
-        moved = float(shape.samples * columns * ELEMENT_BYTES[logits.dtype] + 4 * shape.samples)
+        moved = float(bytes_of(shape.samples * columns, logits.dtype) + 4 * shape.samples)
         return OpCost("sample", "sample", "rows", self._products, float(shape.samples * columns), 0.0, 0.0, moved)
 
     def _bytes(self, name: str, symbols: Mapping[str, int]) -> float:
-        spec = self.specs[name]
-        count = 1
-        for dim in spec.shape:
-            count *= evaluate(dim, symbols)
-        return float(count * ELEMENT_BYTES[spec.dtype])
+        return float(nbytes(self.specs[name], symbols))
 
     def _all_bytes(self, names: Iterable[str], symbols: Mapping[str, int]) -> float:
         return sum(self._bytes(name, symbols) for name in names if name and name not in _STATE)
 
     def _elements(self, name: str, symbols: Mapping[str, int]) -> float:
-        return self._bytes(name, symbols) / ELEMENT_BYTES[self.specs[name].dtype]
+        return float(num_elements(self.specs[name], symbols))
 
     def _count(self, op: Op, shape: StepShape) -> OpCost:
         symbols = shape.symbols
@@ -243,8 +239,8 @@ class PlanCounter:
             return self._kv_write(op, shape, results)
         if op.op in _PICKS_ROWS:
             source = self.specs[next(name for name in op.inputs if len(self.specs[name].shape) == 2)]
-            rows = self._elements(op.outputs[0], symbols) / int(source.shape[1])
-            read = self._elements(op.outputs[0], symbols) * ELEMENT_BYTES[source.dtype]
+            elements = num_elements(self.specs[op.outputs[0]], symbols)
+            rows, read = elements / int(source.shape[1]), float(bytes_of(elements, source.dtype))
             return self._rows(op, 0.0, read if op.op == "embedding" else 0.0, results + 4 * rows + (0.0 if op.op == "embedding" else read))
         weights = [name for name in op.inputs if name in self.plan.weights]
         weight_bytes = self._all_bytes(weights, symbols)
@@ -273,12 +269,12 @@ class PlanCounter:
     def _kv_bytes_per_token(self) -> float:
         """Keys and values of one token in one layer."""
         config = self.plan.config
-        return 2.0 * config.num_kv_heads * config.head_dim * ELEMENT_BYTES[self.plan.kv_dtype]
+        return float(bytes_of(2 * config.num_kv_heads * config.head_dim, self.plan.kv_dtype))
 
     def _attention(self, op: Op, shape: StepShape, results: float) -> OpCost:
         config = self.plan.config
         width = config.num_heads * config.head_dim
-        query = float(shape.tokens * width * ELEMENT_BYTES[self.specs[op.inputs[0]].dtype])
+        query = float(bytes_of(shape.tokens * width, self.specs[op.inputs[0]].dtype))
         tables = 4.0 * (int((-(-shape.kv_lens // self.plan.profile.page_size)).sum()) + 3 * shape.sequences)
         compute = self._products if self._products not in _EIGHT_BIT else "fp16"
         flop = 4.0 * shape.pairs * width
@@ -289,16 +285,16 @@ class PlanCounter:
     def _kv_write(self, op: Op, shape: StepShape, results: float) -> OpCost:
         symbols = shape.symbols
         table = next(name for name in op.inputs if name in self.plan.constants)
-        rotary = shape.tokens * int(self.specs[table].shape[1]) * ELEMENT_BYTES[self.specs[table].dtype]
+        rotary = bytes_of(shape.tokens * int(self.specs[table].shape[1]), self.specs[table].dtype)
         weights = self._all_bytes([name for name in op.inputs if name in self.plan.weights], symbols)
         others = [name for name in op.inputs if name != table and name not in self.plan.weights]
         written = shape.tokens * self._kv_bytes_per_token()
         flop = _ELEMENT_FLOP[op.op] * self._elements(op.outputs[0], symbols)
         moved = self._all_bytes(others, symbols) + rotary + results
         if op.reuses:  # what passes through stays where it is; of q it is not even read
-            config, item = self.plan.config, ELEMENT_BYTES[self.specs[op.outputs[0]].dtype]
+            config = self.plan.config
             passing = config.head_dim - int(self.specs[table].shape[1])
             unread = config.num_heads * passing
             unwritten = unread + config.num_kv_heads * (passing + config.head_dim)
-            moved -= shape.tokens * (unread + unwritten) * item
+            moved -= bytes_of(shape.tokens * (unread + unwritten), self.specs[op.outputs[0]].dtype)
         return OpCost(op.name, op.op, "rows", self._products, flop, weights, written, moved)

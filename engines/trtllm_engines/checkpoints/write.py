@@ -7,7 +7,6 @@ The format is eight bytes of header length, a JSON header, and the tensors back 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from torch import Tensor
 from trtllm_engines.checkpoints import WeightSource
 from trtllm_engines.checkpoints.dummy import DummyWeights, draw
 from trtllm_engines.compiler.plan import Plan
+from trtllm_kernels.dialect.dtypes import nbytes
 from trtllm_kernels.dialect.specs import DTYPES
 from trtllm_kernels.dialect.types import TensorSpec
 from trtllm_kernels.references.quantize import FP8_MAX, finish, row_scales
@@ -26,7 +26,7 @@ _SAFETENSORS_NAMES = {"fp32": "F32", "fp16": "F16", "bf16": "BF16", "fp8": "F8_E
 
 
 def weight_bytes(specs: Mapping[str, TensorSpec]) -> int:
-    return sum(math.prod(int(d) for d in spec.shape) * DTYPES[spec.dtype].itemsize for spec in specs.values())
+    return sum(map(nbytes, specs.values()))
 
 
 def assemble(plan: Plan, name: str, source: WeightSource, device: torch.device) -> Tensor:

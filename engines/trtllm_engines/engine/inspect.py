@@ -23,7 +23,7 @@ from trtllm_engines.engine.fingerprint import CPU
 from trtllm_engines.engine.folder import Engine, load_engine, rebuild_command
 from trtllm_engines.errors import EngineError
 from trtllm_kernels.compile.cubin import Cubin
-from trtllm_kernels.dialect.specs import DTYPES
+from trtllm_kernels.dialect.dtypes import bytes_of
 
 Description = dict[str, Any]
 
@@ -35,7 +35,7 @@ def describe(path: Path | str, *, verify: bool = False) -> Description:
     config = plan.config
     parts = (plan.weight_parts[name] for name in plan.weights if not plan.weight_recipes.get(name, "").endswith("scale"))
     parameters = sum(math.prod(shape) for stacked in parts for _, shape in stacked)
-    kv_bytes_per_token = 2 * config.num_layers * config.kv_size * DTYPES[plan.kv_dtype].itemsize
+    kv_bytes_per_token = bytes_of(2 * config.num_layers * config.kv_size, plan.kv_dtype)
     profile = plan.profile
     return {
         "path": str(engine.path),

@@ -16,6 +16,7 @@ from trtllm_engines.runtime.batch import StepBatch
 from trtllm_engines.runtime.inputs import StepInputs, StepSizes
 from trtllm_engines.runtime.pages import RESERVED_PAGES
 from trtllm_engines.runtime.sampler import IN_PLAN, LOGPROBS, Sampled, Sampler
+from trtllm_kernels.dialect.dtypes import bytes_of
 from trtllm_kernels.dialect.expr import evaluate
 from trtllm_kernels.dialect.specs import DTYPES
 from trtllm_kernels.references.sampling import EMPTY
@@ -25,7 +26,7 @@ def page_bytes(plan: Plan) -> int:
     """Memory of one page across all layers."""
     config = plan.config
     per_token = config.num_layers * 2 * config.num_kv_heads * config.head_dim
-    return per_token * plan.profile.page_size * DTYPES[plan.kv_dtype].itemsize
+    return bytes_of(per_token * plan.profile.page_size, plan.kv_dtype)
 
 
 def pages_within(plan: Plan, nbytes: int) -> int:

@@ -14,10 +14,11 @@ both times grow with them.
 
 from __future__ import annotations
 
+from trtllm_kernels.dialect.dtypes import bytes_of
 from trtllm_kernels.dialect.expr import ceil_div, product
 from trtllm_kernels.dialect.types import Dim, Lowered
 from trtllm_kernels.errors import KernelError
-from trtllm_kernels.lowering.call import ELEMENT_BYTES, F32, FLOATS, I32, Builder, OpCall, Operand, next_power_of_2
+from trtllm_kernels.lowering.call import F32, FLOATS, I32, Builder, OpCall, Operand, next_power_of_2
 from trtllm_kernels.lowering.prefill import (
     cuda_context_fits,
     cuda_context_launch,
@@ -128,7 +129,7 @@ def paged_attention(call: OpCall) -> Lowered:
         raise KernelError(f"attention computes in {', '.join(FLOATS)}, not {q.dtype}")
     block_m, block_n, warps, stages = _context_tile(call, q.dtype, head_dim, heads // kv_heads)
     tuned = call.tuned(
-        decode_warps=_decode_warps(cache.dtype, page * head_dim * ELEMENT_BYTES[cache.dtype]),
+        decode_warps=_decode_warps(cache.dtype, bytes_of(page * head_dim, cache.dtype)),
         decode_stages={"fp32": 3, "fp8": 6}.get(cache.dtype, 4),
         split_target=4 * call.sm_count,
         split_tokens=32,

@@ -24,7 +24,6 @@ _POINTERS = {
     "uint8": "*u8",
 }
 FLOATS = ("fp32", "fp16", "bf16")
-ELEMENT_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "fp8": 1, "int8": 1, "int32": 4, "int64": 8, "uint8": 1}
 
 
 @dataclass(frozen=True)

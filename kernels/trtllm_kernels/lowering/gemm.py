@@ -13,9 +13,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
+from trtllm_kernels.dialect.dtypes import bits_of, elements_in
 from trtllm_kernels.dialect.expr import ceil_div, product
 from trtllm_kernels.dialect.types import Arg, Dim, Launch, Lowered
-from trtllm_kernels.lowering.call import ELEMENT_BYTES, I32, Builder, OpCall, Operand, Tma
+from trtllm_kernels.lowering.call import I32, Builder, OpCall, Operand, Tma
 from trtllm_kernels.lowering.skinny_gemm import launch_skinny, offers, skinny_tunables, within
 
 ALGORITHM_SIZES = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
@@ -68,12 +69,12 @@ def _gemv_tile(call: OpCall) -> dict[str, int]:
     of Llama-3.1-8B in fp8 on an H100 (docs/facts/decode-steps.md).
     """
     weight = call["weight"]
-    n, k, element = weight.size(0), weight.size(1), ELEMENT_BYTES[weight.dtype]
+    n, k = weight.size(0), weight.size(1)
     columns = 2048
     while columns > 256 and k % columns:
         columns //= 2
-    rows, warps = max(2, 8192 // columns // element), 4
-    if call.capability >= 90 and element == 1 and columns == 2048:
+    rows, warps = max(2, elements_in(8192 // columns, weight.dtype)), 4
+    if call.capability >= 90 and bits_of(weight.dtype) == 8 and columns == 2048:
         rows, warps = (2, 4) if k <= 2 * columns else (4, 8)
         if k <= 2 * columns and n % 32 == 0 and n <= 32 * call.sm_count:
             rows, warps = 32, 16

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from trtllm_kernels.lowering.call import ELEMENT_BYTES, F32, I32, Builder, OpCall, Operand, Parameter, Tma
+from trtllm_kernels.dialect.dtypes import bytes_of, elements_in
+from trtllm_kernels.lowering.call import F32, I32, Builder, OpCall, Operand, Parameter, Tma
 
 CUDA_TILE = 128
 """Queries of a tile, and keys of a block, of the kernel in CUDA C++."""
@@ -112,7 +113,7 @@ def cuda_context_launch(builder: Builder, cache: Operand, some: str) -> None:
         "context_attention",
         some,
         {
-            "Cache": cache if codes else Tma(cache, page, 128 // ELEMENT_BYTES[cache.dtype]),
+            "Cache": cache if codes else Tma(cache, page, elements_in(128, cache.dtype)),
             "BlockTable": table,
             "Slots": call["seq_slots"],
             "KScale": scaled["KScale"],
@@ -129,17 +130,17 @@ def _launch_cuda(
     """`first` and `last`: what `name` takes between the projection and what both take, and after it. Blocks stay, one an SM."""
     call = builder.call
     q, heads, kv_heads, head_dim = call["qkv"], call.integer("num_heads"), call.integer("num_kv_heads"), call["kv_cache"].size(5)
-    element = ELEMENT_BYTES[q.dtype]
+    tile = CUDA_TILE * head_dim
     builder.launch(
         f"{name}.{name}",
-        {"QKV": Tma(q, CUDA_TILE, 128 // element), **first, **_sequences(call), **last},
+        {"QKV": Tma(q, CUDA_TILE, elements_in(128, q.dtype)), **first, **_sequences(call), **last},
         grid=(f"min({call.sm_count}, {tiles(call, CUDA_TILE)} * {heads}) * min(1, {some})",),
         constexprs={
             "HKV": kv_heads,
             "G": heads // kv_heads,
             "D": head_dim,
             "QUANTIZE": call.get("out_scale") is not None,
-            "SHARED_BYTES": (_CUDA_TILES * element + 2 * own.get("CODES", 0)) * CUDA_TILE * head_dim + _CUDA_REST_BYTES,
+            "SHARED_BYTES": _CUDA_TILES * bytes_of(tile, q.dtype) + 2 * own.get("CODES", 0) * tile + _CUDA_REST_BYTES,
             **own,
         },
         warps=12,

@@ -12,10 +12,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
+from trtllm_kernels.dialect.dtypes import bytes_of, elements_in
 from trtllm_kernels.dialect.expr import ceil_div
 from trtllm_kernels.dialect.types import SKINNY_TOKENS, Dim
 from trtllm_kernels.errors import KernelError
-from trtllm_kernels.lowering.call import ELEMENT_BYTES, I32, Builder, OpCall, Operand, Parameter, Tma
+from trtllm_kernels.lowering.call import I32, Builder, OpCall, Operand, Parameter, Tma
 
 IN_TRITON = (16, 32, 64)
 PADDED = (*IN_TRITON, 96, SKINNY_TOKENS)
@@ -57,7 +58,7 @@ def within(tokens: Dim, below: int, most: int) -> Dim:
 def skinny_fits(call: OpCall) -> bool:
     """TMA wants rows of whole 16 bytes; a weight smaller than the smallest tile is left to the library."""
     weight = call["weight"]
-    row_bytes = weight.size(1) * ELEMENT_BYTES[weight.dtype]
+    row_bytes = bytes_of(weight.size(1), weight.dtype)
     return call.capability == 90 and weight.dtype != "fp32" and row_bytes % 16 == 0 and row_bytes >= 128 and weight.size(0) >= 64
 
 
@@ -69,8 +70,7 @@ def _default(call: OpCall, padded: int) -> dict[str, int]:
     bytes let two be there at once.
     """
     weight = call["weight"]
-    element = ELEMENT_BYTES[weight.dtype]
-    row_bytes, tiles = weight.size(1) * element, ceil_div(weight.size(0), 64)
+    row_bytes, tiles = bytes_of(weight.size(1), weight.dtype), ceil_div(weight.size(0), 64)
     k_bytes, stages, splits = 512, 3, 1
     if 2 * tiles > call.sm_count:
         k_bytes = 256 if padded == 64 and tiles > call.sm_count else 512
@@ -78,7 +78,7 @@ def _default(call: OpCall, padded: int) -> dict[str, int]:
         k_bytes, stages = 256, 6
     elif call.op == "linear" and row_bytes > k_bytes:
         splits = 2
-    return {"rows": 64, "k": k_bytes // element, "warps": 4, "stages": stages, "splits": splits, "prefetch": 16}
+    return {"rows": 64, "k": elements_in(k_bytes, weight.dtype), "warps": 4, "stages": stages, "splits": splits, "prefetch": 16}
 
 
 def skinny_cuda_fits(call: OpCall) -> bool:
@@ -147,9 +147,8 @@ def _values(kind: type[_Tile | _CudaTile], tuned: Mapping[str, int], padded: int
 
 def _lines(weight: Operand, tile: _Tile) -> int:
     """Lines of each row asked for ahead, all of them inside the weight, of which the last part of K may be shorter than the others."""
-    element = ELEMENT_BYTES[weight.dtype]
-    row_bytes = weight.size(1) * element
-    share = ceil_div(ceil_div(weight.size(1), tile.k), tile.splits) * tile.k * element
+    row_bytes = bytes_of(weight.size(1), weight.dtype)
+    share = bytes_of(ceil_div(ceil_div(weight.size(1), tile.k), tile.splits) * tile.k, weight.dtype)
     if weight.size(0) % tile.rows or row_bytes % LINE_BYTES:
         return 0
     return max(0, min(tile.prefetch * 1024 // LINE_BYTES // tile.rows, (row_bytes - share * (tile.splits - 1)) // LINE_BYTES))
@@ -247,12 +246,12 @@ _ACTIVATIONS = {"linear": 0, "gate_up_silu": 1, "linear_gelu": 2}
 def _launch_cuda(builder: Builder, tile: _CudaTile, scales: Mapping[str, Parameter], here: Dim) -> None:
     call = builder.call
     x, weight, bias, residual, y = call["x"], call["weight"], call.get("bias"), call.get("residual"), call.outputs[0]
-    n, element = weight.size(0), ELEMENT_BYTES[weight.dtype]
+    n = weight.size(0)
     if tile.parts > 2:
         raise KernelError(f"skinny{tile.tokens}_parts is {tile.parts}, but two blocks divide K at most")
     panels = 2 if tile.blocks == 1 and tile.tokens <= _LONG_STEPS else 1
     step = 128 * panels
-    share = ceil_div(ceil_div(weight.size(1) * element, step), tile.parts)
+    share = ceil_div(ceil_div(bytes_of(weight.size(1), weight.dtype), step), tile.parts)
     received = 4 * _CUDA_ROWS * tile.tokens // 2 if tile.parts > 1 else 0
     room = _SM_BYTES // tile.blocks - _RESERVED_BYTES - _BARRIER_BYTES - received
     x_stages = min(share, _AHEAD_BYTES // step, room // 2 // (step * tile.tokens))
@@ -264,8 +263,8 @@ def _launch_cuda(builder: Builder, tile: _CudaTile, scales: Mapping[str, Paramet
     builder.launch(
         "skinny_gemm.skinny_gemm",
         {
-            "X": Tma(x, tile.tokens, 128 // element),
-            "W": Tma(weight, _CUDA_ROWS, 128 // element),
+            "X": Tma(x, tile.tokens, elements_in(128, x.dtype)),
+            "W": Tma(weight, _CUDA_ROWS, elements_in(128, weight.dtype)),
             "Bias": bias or x,
             "Residual": residual or x,
             "XScale": scales["XScale"],

@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import product
 
-from trtllm_kernels.lowering.call import ELEMENT_BYTES, OpCall, next_power_of_2
+from trtllm_kernels.dialect.dtypes import elements_in
+from trtllm_kernels.lowering.call import OpCall, next_power_of_2
 from trtllm_kernels.lowering.gemm import ALGORITHM_SIZES, algorithm_of, fused_fits
 from trtllm_kernels.lowering.prefill import cuda_context_fits, cuda_fits
 from trtllm_kernels.lowering.skinny_gemm import IN_TRITON, SKINNY_TO, skinny_cuda_fits, skinny_fits, skinny_sizes
@@ -94,11 +95,11 @@ def _skinny_gemm(call: OpCall) -> tuple[Choice, ...]:
         *(((64, 512, 4, 3, 2), (64, 256, 4, 3, 2), (128, 256, 8, 4, 4)) if call.op == "linear" else ()),
     )
     in_cuda = ((1, 1), (1, 2), (2, 1), (2, 2)) if skinny_cuda_fits(call) else ()
-    element = ELEMENT_BYTES[call["weight"].dtype]
+    dtype = call["weight"].dtype
     rows, k, *rest = tiles[0]
     in_both = (
-        *((rows, k // element, *rest, *one) for one in in_cuda),
-        *((rows, k // element, *rest, 0, 1) for rows, k, *rest in tiles),
+        *((rows, elements_in(k, dtype), *rest, *one) for one in in_cuda),
+        *((rows, elements_in(k, dtype), *rest, 0, 1) for rows, k, *rest in tiles),
     )
     cuda_names = ("blocks", "parts")
     names = ("rows", "k", "warps", "stages", "splits", *cuda_names)

@@ -8,13 +8,11 @@ by size for offset calculation"). On a decoder the peak is one feed-forward, wha
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from trtllm_engines.compiler.plan import Buffer, Op, Profile
-from trtllm_kernels.dialect.expr import evaluate
-from trtllm_kernels.dialect.specs import DTYPES
+from trtllm_kernels.dialect.dtypes import nbytes
 from trtllm_kernels.dialect.types import SKINNY_TOKENS, SYMBOLS, TensorSpec
 
 ALIGNMENT = 256
@@ -70,7 +68,7 @@ def largest_bytes(spec: TensorSpec, profile: Profile) -> int:
     """Size of a value in the largest step the profile allows, and in one of `SKINNY_TOKENS`: kernels that pad tokens to whole tiles then
     read what lies there, and no edge of the buffer, at which TMA is slower."""
     symbols = {**dict.fromkeys(SYMBOLS, max(profile.max_batch_size, SKINNY_TOKENS)), "T": max(profile.max_num_tokens, SKINNY_TOKENS)}
-    return math.prod(evaluate(dim, symbols) for dim in spec.shape) * DTYPES[spec.dtype].itemsize
+    return nbytes(spec, symbols)
 
 
 def lifetimes(ops: Sequence[Op], values: Mapping[str, TensorSpec], outputs: Sequence[str], profile: Profile) -> list[Lifetime]:
