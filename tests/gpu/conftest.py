@@ -1,7 +1,11 @@
 """Workers of one machine (`pytest -n 8`) share its cores: references run on the CPU, and torch would give each worker all of them."""
 
 import os
+import sys
+from pathlib import Path
 
 import torch
 
 torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "kernels"))

@@ -8,8 +8,10 @@ import pytest
 import torch
 
 import trtllm_kernels.references
+from samples import OUT_SCALE, BatchShape, code_steps, fp8_sample, sample
 from trtllm_kernels.compile.aot import compile_all
 from trtllm_kernels.dialect.expr import evaluate
+from trtllm_kernels.dialect.model_shape import ModelShape
 from trtllm_kernels.dialect.specs import DTYPES, dtype_name
 from trtllm_kernels.dialect.types import Arg, KernelSpec, Launch, Lowered, TensorSpec
 from trtllm_kernels.errors import KernelError
@@ -21,7 +23,6 @@ from trtllm_kernels.references import OPS
 from trtllm_kernels.references.philox import gumbel_noise
 from trtllm_kernels.references.quantize import FP8, dequantized, finish
 from trtllm_kernels.references.sampling import EMPTY
-from trtllm_kernels.samples import OUT_SCALE, BatchShape, ModelShape, code_steps, fp8_sample, sample
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
 

@@ -10,13 +10,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from samples import BatchShape, code_steps, fp8_sample, sample
 from trtllm_engines.calibration.perplexity import perplexity
 from trtllm_engines.calibration.quantize import quantize
 from trtllm_engines.checkpoints.dummy import draw
 from trtllm_engines.compiler.graph import trace
 from trtllm_engines.compiler.plan import Profile
 from trtllm_engines.models.config import read_config
-from trtllm_kernels.samples import BatchShape, ModelShape, code_steps, fp8_sample, sample
+from trtllm_kernels.dialect.model_shape import ModelShape
 
 pytestmark = [
     pytest.mark.gpu,

@@ -21,18 +21,18 @@ from triton.runtime import interpreter
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 import trtllm_kernels.references
+from samples import OUT_SCALE, BatchShape, code_steps, fp8_sample, sample
 from trtllm_kernels import lowering
 from trtllm_kernels.compile.aot import load_function
 from trtllm_kernels.dialect.expr import evaluate
+from trtllm_kernels.dialect.model_shape import ModelShape
 from trtllm_kernels.dialect.specs import DTYPES
 from trtllm_kernels.dialect.types import Lowered
 from trtllm_kernels.launch.torch_ops import as_list, lower_call, step_sizes
-from trtllm_kernels.lowering import IN_PLACE
 from trtllm_kernels.lowering.call import OpCall
 from trtllm_kernels.lowering.skinny_gemm import IN_TRITON
 from trtllm_kernels.references import OPS
 from trtllm_kernels.references.quantize import FP8, dequantized
-from trtllm_kernels.samples import OUT_SCALE, BatchShape, ModelShape, code_steps, fp8_sample, sample
 
 BY_TRITON = {
     "paged_attention": {"uncached_prefill_cuda": 0, "context_cuda": 0},
@@ -134,8 +134,8 @@ def run(op_name: str, named: dict, arch: str, in_place: bool = False) -> list[to
     for y in outputs:
         y.fill_(torch.nan if y.is_floating_point() else -(1 << 30))
     if in_place:
-        outputs[0].copy_(named[IN_PLACE[op_name]])
-        named = {**named, IN_PLACE[op_name]: outputs[0]}
+        outputs[0].copy_(named[op.spec.in_place])
+        named = {**named, op.spec.in_place: outputs[0]}
     lowered = lower_call(op, named, outputs, arch, in_place)
     symbols = step_sizes(named)
     tensors = {name: named[name] for name in op.tensors} | {f"out{i}": y for i, y in enumerate(outputs)}
@@ -270,7 +270,7 @@ def main() -> None:
         expected += [reference_arguments[name] for name in OPS[op].mutates]
         actual += [named[name] for name in OPS[op].mutates]
         worst, failure = 0.0, ""
-        if op in IN_PLACE:
+        if OPS[op].spec.in_place:
             again = {name: torch.zeros_like(named[name]) for name in OPS[op].mutates}
             once_more = run(op, {**named, **again}, "sm_90", in_place=True)
             failure += "" if torch.equal(once_more[0], actual[0]) else "in place it gives something else "

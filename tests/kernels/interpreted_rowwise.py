@@ -5,9 +5,10 @@ import sys
 
 from interpreted import GQA, MHA, ONE, difference, make_interpreter_exact, run
 
+from samples import BatchShape, fp8_sample, sample
+from trtllm_kernels.dialect.model_shape import ModelShape
 from trtllm_kernels.launch.torch_ops import as_list
 from trtllm_kernels.references import OPS
-from trtllm_kernels.samples import BatchShape, ModelShape, fp8_sample, sample
 
 MANY = BatchShape(query_lens=(37,), kv_lens=(37,))
 WIDE = ModelShape(hidden=512, intermediate=256)

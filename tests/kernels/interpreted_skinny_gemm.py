@@ -9,10 +9,11 @@ import interpreted
 import torch
 from interpreted import FUSED, as_list, difference, make_interpreter_exact, run
 
+from samples import BatchShape, fp8_sample, sample
 from trtllm_kernels import lowering
+from trtllm_kernels.dialect.model_shape import ModelShape
 from trtllm_kernels.lowering.skinny_gemm import IN_TRITON
 from trtllm_kernels.references import OPS
-from trtllm_kernels.samples import BatchShape, ModelShape, fp8_sample, sample
 
 ODD = ModelShape(hidden=304, intermediate=104)
 """Rows and columns of the weight that fill no whole number of tiles."""

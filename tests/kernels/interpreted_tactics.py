@@ -10,13 +10,14 @@ import sys
 import torch
 from interpreted import BY_TRITON, FUSED, GPTJ, GQA, MANY, MIXED, ONE, as_list, difference, make_interpreter_exact, run
 
+from samples import BatchShape, fp8_sample, sample
 from trtllm_kernels import lowering
+from trtllm_kernels.dialect.model_shape import ModelShape
 from trtllm_kernels.dialect.specs import spec_of
 from trtllm_kernels.dialect.types import Lowered
 from trtllm_kernels.launch.torch_ops import lower_call
 from trtllm_kernels.lowering import search_space
 from trtllm_kernels.references import OPS
-from trtllm_kernels.samples import BatchShape, ModelShape, fp8_sample, sample
 
 GROUP = ModelShape(heads=2, kv_heads=1, head_dim=64, rotary_dim=64)
 SOME = BatchShape(query_lens=(1, 5, 70), kv_lens=(40, 70, 70), max_pages=3)

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 import trtllm_kernels.references
 from trtllm_kernels.compile.catalogue import MODELS, ops_of
 from trtllm_kernels.dialect.expr import evaluate
+from trtllm_kernels.dialect.model_shape import ModelShape
+from trtllm_kernels.dialect.ops import OP_SPECS
 from trtllm_kernels.dialect.types import Lowered, TensorSpec
 from trtllm_kernels.errors import KernelError
-from trtllm_kernels.lowering import ARGUMENTS, IN_PLACE, lower, search_space
-from trtllm_kernels.samples import ModelShape
+from trtllm_kernels.lowering import LOWERINGS, lower, search_space
 
 
 def attention(model: ModelShape, max_seq_len: int = 4096, **tactic: int) -> Lowered:
@@ -21,14 +22,14 @@ def attention(model: ModelShape, max_seq_len: int = 4096, **tactic: int) -> Lowe
     return lower(shape.op, shape.inputs, shape.outputs, shape.attrs, "sm_90", tactic=tactic)
 
 
-def test_argument_names_are_the_schemas() -> None:
-    assert {name: op.tensors for name, op in trtllm_kernels.references.OPS.items() if name != "attention"} == dict(ARGUMENTS)
+def test_every_op_but_dense_attention_lowers() -> None:
+    assert LOWERINGS.keys() | {"attention"} == OP_SPECS.keys() == trtllm_kernels.references.OPS.keys()
 
 
 def test_what_works_in_place_is_said_of_arguments_and_nothing_else_is_lowered_so() -> None:
-    assert all(argument in ARGUMENTS[op] for op, argument in IN_PLACE.items())
+    assert {name: spec.in_place for name, spec in OP_SPECS.items() if spec.in_place} == {"linear": "residual", "rope_kv_write": "qkv"}
     x, w = TensorSpec(("T", 48), "bf16"), TensorSpec((48,), "bf16")
-    with pytest.raises(KernelError, match="op rms_norm has no launches that work in place; those that have: rope_kv_write"):
+    with pytest.raises(KernelError, match="op rms_norm has no launches that work in place; those that have: linear, rope_kv_write"):
         lower("rms_norm", [x, w], [x], {"eps": 1e-5}, "sm_90", in_place=True)
 
 
@@ -44,7 +45,7 @@ def test_launches_are_json_and_match_their_kernels(model: str, precision: str) -
         lowered = lower(op.op, op.inputs, op.outputs, op.attrs, "sm_90", output_names=[f"{op.op}.{i}" for i in range(len(op.outputs))])
         json.dumps(asdict(lowered))
         kernels = {spec.key: spec for spec in lowered.kernels}
-        names = {*ARGUMENTS[op.op], *(f"{op.op}.{i}" for i in range(len(op.outputs))), *lowered.workspaces}
+        names = {*OP_SPECS[op.op].tensors, *(f"{op.op}.{i}" for i in range(len(op.outputs))), *lowered.workspaces}
         for launch in lowered.launches:
             assert launch.library or len(launch.args) == len(kernels[launch.kernel].signature)
             assert {arg.value for arg in launch.args if arg.kind in ("tensor", "tma")} <= names

@@ -5,9 +5,10 @@ import torch
 from torch.nn import functional
 
 import trtllm_kernels.references
+from samples import QUANTIZABLE, BatchShape, fp8_sample, sample
+from trtllm_kernels.dialect.model_shape import ModelShape
 from trtllm_kernels.launch.torch_ops import as_list
 from trtllm_kernels.references.quantize import FP8
-from trtllm_kernels.samples import QUANTIZABLE, BatchShape, ModelShape, fp8_sample, sample
 
 OPS = torch.ops.trtllm
 ALL_OPS = """add add_layer_norm add_rms_norm attention embedding gate_up_silu gather_rows gelu layer_norm linear linear_gelu linear_sample

@@ -12,13 +12,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from samples import BatchShape, fp8_sample
 from trtllm_kernels.compile.aot import compile_kernel
 from trtllm_kernels.compile.catalogue import MODELS, ops_of
+from trtllm_kernels.dialect.model_shape import ModelShape
 from trtllm_kernels.dialect.types import TensorSpec
 from trtllm_kernels.lowering import lower
 from trtllm_kernels.lowering.skinny_gemm import IN_TRITON
 from trtllm_kernels.references.quantize import FP8, FP8_MAX
-from trtllm_kernels.samples import BatchShape, ModelShape, fp8_sample
 
 OPS = torch.ops.trtllm
 

@@ -37,6 +37,7 @@ from trtllm_bench.roofline.counts import OpCost, PlanCounter, StepShape
 from trtllm_bench.roofline.hardware import Hardware
 from trtllm_engines.compiler.plan import Plan
 from trtllm_engines.runtime.buckets import LARGEST_GRAPH
+from trtllm_kernels.dialect.ops import OP_SPECS, Trait
 from trtllm_kernels.dialect.types import SKINNY_TOKENS
 from trtllm_kernels.lowering.skinny_gemm import IN_TRITON as SKINNY_IN_TRITON
 
@@ -149,7 +150,7 @@ class StepModel:
     def _kind(self, cost: OpCost) -> str:
         if cost.kind != "gemm":
             return cost.kind
-        few = 0 if not self._hopper else SKINNY_IN_TRITON[-1] if cost.op == "linear_sample" else SKINNY_TOKENS
+        few = 0 if not self._hopper else SKINNY_IN_TRITON[-1] if Trait.SAMPLES in OP_SPECS[cost.op].traits else SKINNY_TOKENS
         return "gemv" if cost.rows == 1 else "few" if cost.rows <= few else "gemm"
 
     def _us(self, cost: OpCost) -> float:

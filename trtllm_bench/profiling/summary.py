@@ -11,6 +11,8 @@ from trtllm_bench.profiling.record import KernelRow, StepRow
 from trtllm_bench.profiling.window import SeenStep
 from trtllm_bench.roofline.counts import OpCost, PlanCounter, StepShape
 from trtllm_bench.roofline.hardware import Hardware
+from trtllm_engines.compiler.plan import Op
+from trtllm_kernels.lowering import Phase, kernel_phase
 
 TIMELINE_STEPS = 3
 LATENCY_SHARE = 0.3
@@ -47,7 +49,7 @@ def summarise(
     costs = [_Costs(counter, step.shape) for step in steps]
     rows: dict[tuple[str, str], _Sum] = {}
     roles: dict[str, float] = {}
-    for one, carries, pair in zip(kept, _carriers(kept), _pairs(kept), strict=True):
+    for one, carries, pair in zip(kept, _carriers(kept, counter.plan.ops), _pairs(kept), strict=True):
         cost = costs[one.step].of(one)
         role = cost.role if cost is not None else AROUND[one.op]
         total = rows.setdefault((role, pair or one.event.name), _Sum(op=cost.op if cost is not None else "", at_once=bool(pair)))
@@ -67,7 +69,7 @@ class _Costs:
     def __init__(self, counter: PlanCounter, shape: StepShape) -> None:
         self._whole = counter.step(shape)
         self._shape, self._counter = shape, counter
-        self._split: dict[bool, list[OpCost]] = {}
+        self._split: dict[Phase, list[OpCost]] = {}
 
     def of(self, one: Placed) -> OpCost | None:
         if one.op == SAMPLE:
@@ -77,23 +79,17 @@ class _Costs:
         cost = self._whole[one.op]
         if cost.kind != "attention" or self._shape.phase != "mixed":
             return cost
-        decoding = decoding_part(one.event.name)
-        if decoding is None:
+        phase = kernel_phase(cost.op, one.event.name)
+        if phase is None:
             return cost
-        if decoding not in self._split:
-            self._split[decoding] = self._counter.step(part(self._shape, decoding))
-        return self._split[decoding][one.op]
+        if phase not in self._split:
+            self._split[phase] = self._counter.step(part(self._shape, phase))
+        return self._split[phase][one.op]
 
 
-def decoding_part(kernel: str) -> bool | None:
-    """Which sequences an attention kernel serves: those that decode (True), the others, or (None) all."""
-    if kernel.startswith(("decode_", "reduce_")):
-        return True
-    return False if kernel.startswith(("context_", "uncached_prefill_")) else None
-
-
-def part(shape: StepShape, decoding: bool) -> StepShape:
+def part(shape: StepShape, phase: Phase) -> StepShape:
     """The decode sequences of a step alone, or the others."""
+    decoding = phase == "decode"
     chosen = slice(0, shape.num_decodes) if decoding else slice(shape.num_decodes, None)
     count = shape.num_decodes if decoding else 0
     samples = shape.num_decodes if decoding else shape.samples - shape.num_decodes
@@ -109,11 +105,11 @@ def _pairs(kept: Sequence[Placed]) -> list[str]:
     return names
 
 
-def _carriers(kept: Sequence[Placed]) -> list[bool]:
-    """For each event whether it carries its op's counts: the longest of those an op made in a step (decode and context attention apart)."""
-    longest: dict[tuple[int, int, bool | None], int] = {}
+def _carriers(kept: Sequence[Placed], ops: Sequence[Op]) -> list[bool]:
+    """For each event whether it carries its op's counts: the longest of those an op made in a step, of each phase if kernels have one."""
+    longest: dict[tuple[int, int, Phase | None], int] = {}
     for i, one in enumerate(kept):
-        key = (one.step, one.op, decoding_part(one.event.name))
+        key = (one.step, one.op, kernel_phase(ops[one.op].op, one.event.name) if one.op >= 0 else None)
         if key not in longest or one.event.duration_us > kept[longest[key]].event.duration_us:
             longest[key] = i
     carrying = set(longest.values())

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from trtllm_bench.roofline.ceilings import Ceilings
 from trtllm_engines.compiler.plan import Plan
 from trtllm_kernels.dialect.dtypes import bytes_of, nbytes
+from trtllm_kernels.dialect.ops import OP_SPECS, Trait
 from trtllm_results.metrics.requests import RequestLog
 
 CEILING_SLACK = 1.2
@@ -51,8 +52,9 @@ class ModelCost:
         formats: dict[str, float] = {}
         layers = 0
         for op in plan.ops:
-            layers += op.op == "paged_attention"
-            if op.op == "embedding":
+            traits = OP_SPECS[op.op].traits
+            layers += Trait.READS_CACHE in traits
+            if Trait.PICKS_ROWS in traits:
                 continue
             rows = plan.values[op.outputs[0]].shape[0] if op.outputs and plan.values[op.outputs[0]].shape else 1
             for name in op.inputs:

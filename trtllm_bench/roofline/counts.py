@@ -1,9 +1,7 @@
 """Bytes and FLOP of every op of a step, counted from the engine's plan: what a kernel's time is judged against.
 
-Counts are of what the op must do and not of what a kernel happens to do: each tensor it needs is moved once, each key and value of
-a sequence is read once a step, a gather reads the rows it picks. So a kernel that reads twice scores half, and padding scores nothing.
-A multiplication and an addition are two FLOP; element-wise work is counted at the few operations an element of its textbook formula, which
-no roof ever depends on. Any op with a matrix of weights is a matrix product (2 M N K), whatever the compiler fused around it.
+What one op must do, its specification says (`trtllm_kernels.dialect.work`): each tensor it needs is moved once, each key and value of a
+sequence is read once per step. Here an op of a plan is put before it with the tensors it has and the sizes of a step.
 
 `costs.py` sums a whole run from request lengths for MFU and MBU; here one step is counted op by op.
 """
@@ -11,46 +9,24 @@ no roof ever depends on. Any op with a matrix of weights is a matrix product (2 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from trtllm_engines.compiler.plan import LOGITS, Op, Plan, step_input_specs
 from trtllm_engines.quantization.precision import gemm_dtype
-from trtllm_kernels.dialect.dtypes import bytes_of, nbytes, num_elements
-from trtllm_kernels.dialect.expr import evaluate
+from trtllm_kernels.dialect.dtypes import bytes_of
+from trtllm_kernels.dialect.op_spec import Kind
+from trtllm_kernels.dialect.ops import OP_SPECS, Trait
 from trtllm_kernels.dialect.types import TensorSpec
-from trtllm_kernels.lowering import ARGUMENTS
+from trtllm_kernels.dialect.work import OpInStep
 
 if TYPE_CHECKING:
     from trtllm_engines.runtime.batch import StepBatch
 
-Kind = Literal["gemm", "attention", "rows"]
 IntArray = npt.NDArray[np.int64]
-
-_EIGHT_BIT = ("fp8", "int8")
-_ELEMENT_FLOP: Mapping[str, int] = {
-    "rms_norm": 4,
-    "add_rms_norm": 5,
-    "layer_norm": 7,
-    "add_layer_norm": 8,
-    "rope": 3,
-    "rope_kv_write": 3,
-    "silu_mul": 5,
-    "silu_mul_packed": 5,
-    "gelu": 9,
-    "add": 1,
-    "quantize": 2,
-}
-"""FLOP an element of the result."""
-_ADDEND = {op: arguments.index("addend") for op, arguments in ARGUMENTS.items() if "addend" in arguments}
-"""Where an op takes a third summand, one addition more."""
-_STATE = ("kv_cache", "block_table", "last_tokens", "token_ring", "argmax_scratch")
-_FUSED_PRODUCTS = ("gate_up_silu", "linear_gelu")
-_PICKS_ROWS = ("embedding", "gather_rows")
 
 
 @dataclass(frozen=True)
@@ -99,6 +75,10 @@ class StepShape:
         """(query token, key it sees) pairs under the causal mask."""
         q, kv = self.query_lens, self.kv_lens
         return int((q * (kv - q) + q * (q + 1) // 2).sum())
+
+    def pages(self, page_size: int) -> int:
+        """Pages of KV cache that the sequences use."""
+        return int((-(-self.kv_lens // page_size)).sum())
 
     @property
     def phase(self) -> str:
@@ -154,9 +134,9 @@ class OpCost:
 
     @property
     def role(self) -> str:
-        """The same work in every layer; a product that took an activation in goes by its op, since its name is the activation's."""
-        role = role_of(self.name)
-        return f"{role.rpartition('.')[0]}.{self.op}" if self.op in _FUSED_PRODUCTS else role
+        """The same work in every layer; a GEMM that took an activation in goes by its op, since its name is the activation's."""
+        role, spec = role_of(self.name), OP_SPECS.get(self.op)
+        return f"{role.rpartition('.')[0]}.{self.op}" if spec is not None and Trait.ACTIVATION in spec.traits else role
 
 
 def role_of(name: str) -> str:
@@ -174,7 +154,7 @@ class PlanCounter:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self._products = gemm_dtype(plan.precision)
+        self._precision = gemm_dtype(plan.precision)
         self.specs: dict[str, TensorSpec] = {
             **step_input_specs(plan.config, plan.profile, plan.kv_dtype),
             **plan.constants,
@@ -219,82 +199,22 @@ class PlanCounter:
         logits = self.specs[LOGITS]
         columns = int(logits.shape[1])
         moved = float(bytes_of(shape.samples * columns, logits.dtype) + 4 * shape.samples)
-        return OpCost("sample", "sample", "rows", self._products, float(shape.samples * columns), 0.0, 0.0, moved)
-
-    def _bytes(self, name: str, symbols: Mapping[str, int]) -> float:
-        return float(nbytes(self.specs[name], symbols))
-
-    def _all_bytes(self, names: Iterable[str], symbols: Mapping[str, int]) -> float:
-        return sum(self._bytes(name, symbols) for name in names if name and name not in _STATE)
-
-    def _elements(self, name: str, symbols: Mapping[str, int]) -> float:
-        return float(num_elements(self.specs[name], symbols))
+        return OpCost("sample", "sample", "rows", self._precision, float(shape.samples * columns), 0.0, 0.0, moved)
 
     def _count(self, op: Op, shape: StepShape) -> OpCost:
-        symbols = shape.symbols
-        results = self._all_bytes(op.outputs, symbols)
-        if op.op == "paged_attention":
-            return self._attention(op, shape, results)
-        if op.op == "rope_kv_write":
-            return self._kv_write(op, shape, results)
-        if op.op in _PICKS_ROWS:
-            source = self.specs[next(name for name in op.inputs if len(self.specs[name].shape) == 2)]
-            elements = num_elements(self.specs[op.outputs[0]], symbols)
-            rows, read = elements / int(source.shape[1]), float(bytes_of(elements, source.dtype))
-            return self._rows(op, 0.0, read if op.op == "embedding" else 0.0, results + 4 * rows + (0.0 if op.op == "embedding" else read))
-        weights = [name for name in op.inputs if name in self.plan.weights]
-        weight_bytes = self._all_bytes(weights, symbols)
-        inputs = self._all_bytes([name for name in op.inputs if name not in self.plan.weights], symbols)
-        matrix = next((self.specs[name] for name in weights if len(self.specs[name].shape) == 2), None)
-        if matrix is not None:
-            rows = evaluate(self.specs[op.outputs[0]].shape[0], symbols)
-            flop = 2.0 * rows * int(matrix.shape[0]) * int(matrix.shape[1])
-            return OpCost(op.name, op.op, "gemm", self._format(op, matrix), flop, weight_bytes, 0.0, inputs + results, rows)
-        if op.op == "prepare_step":
-            inputs += 4.0 * (shape.num_decodes + shape.tokens)
-        additions = 1 if op.op in _ADDEND and op.inputs[_ADDEND[op.op]] else 0
-        flop = (_ELEMENT_FLOP.get(op.op, 0) + additions) * self._elements(op.outputs[0], symbols)
-        return self._rows(op, flop, weight_bytes, inputs + results)
-
-    def _rows(self, op: Op, flop: float, weight_bytes: float, activation_bytes: float) -> OpCost:
-        return OpCost(op.name, op.op, "rows", self._products, flop, weight_bytes, 0.0, activation_bytes)
-
-    def _format(self, op: Op, matrix: TensorSpec) -> str:
-        """The format both operands have, else the wider one."""
-        x = self.specs[op.inputs[0]].dtype
-        if matrix.dtype in _EIGHT_BIT and x == matrix.dtype:
-            return x
-        return x if matrix.dtype in _EIGHT_BIT else matrix.dtype
-
-    def _kv_bytes_per_token(self) -> float:
-        """Keys and values of one token in one layer."""
-        config = self.plan.config
-        return float(bytes_of(2 * config.num_kv_heads * config.head_dim, self.plan.kv_dtype))
-
-    def _attention(self, op: Op, shape: StepShape, results: float) -> OpCost:
-        config = self.plan.config
-        width = config.num_heads * config.head_dim
-        query = float(bytes_of(shape.tokens * width, self.specs[op.inputs[0]].dtype))
-        tables = 4.0 * (int((-(-shape.kv_lens // self.plan.profile.page_size)).sum()) + 3 * shape.sequences)
-        compute = self._products if self._products not in _EIGHT_BIT else "fp16"
-        flop = 4.0 * shape.pairs * width
-        return OpCost(
-            op.name, op.op, "attention", compute, flop, 0.0, shape.kv_tokens * self._kv_bytes_per_token(), query + results + tables
+        spec, named = OP_SPECS[op.op], dict(zip(OP_SPECS[op.op].tensors, op.inputs, strict=False))
+        present = {argument: name for argument, name in named.items() if name}
+        work = spec.work(
+            OpInStep(
+                tensors={argument: self.specs[name] for argument, name in present.items()},
+                outputs=tuple(self.specs[name] for name in op.outputs),
+                attrs=op.attrs,
+                weights=frozenset(argument for argument, name in present.items() if name in self.plan.weights),
+                state=frozenset(spec.state),
+                in_place=bool(op.reuses),
+                precision=self._precision,
+                step=shape,
+            )
         )
-
-    def _kv_write(self, op: Op, shape: StepShape, results: float) -> OpCost:
-        symbols = shape.symbols
-        table = next(name for name in op.inputs if name in self.plan.constants)
-        rotary = bytes_of(shape.tokens * int(self.specs[table].shape[1]), self.specs[table].dtype)
-        weights = self._all_bytes([name for name in op.inputs if name in self.plan.weights], symbols)
-        others = [name for name in op.inputs if name != table and name not in self.plan.weights]
-        written = shape.tokens * self._kv_bytes_per_token()
-        flop = _ELEMENT_FLOP[op.op] * self._elements(op.outputs[0], symbols)
-        moved = self._all_bytes(others, symbols) + rotary + results
-        if op.reuses:  # what passes through stays where it is; of q it is not even read
-            config = self.plan.config
-            passing = config.head_dim - int(self.specs[table].shape[1])
-            unread = config.num_heads * passing
-            unwritten = unread + config.num_kv_heads * (passing + config.head_dim)
-            moved -= bytes_of(shape.tokens * (unread + unwritten), self.specs[op.outputs[0]].dtype)
-        return OpCost(op.name, op.op, "rows", self._products, flop, weights, written, moved)
+        compute = work.compute or self._precision
+        return OpCost(op.name, op.op, spec.kind, compute, work.flop, work.weight_bytes, work.kv_bytes, work.activation_bytes, work.rows)

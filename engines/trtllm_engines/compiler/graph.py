@@ -25,6 +25,7 @@ from trtllm_engines.errors import EngineError
 from trtllm_engines.models.config import ModelConfig
 from trtllm_engines.models.families import define
 from trtllm_engines.models.rope import cos_sin_table
+from trtllm_kernels.dialect.ops import OP_SPECS, Trait
 from trtllm_kernels.dialect.types import TensorSpec
 from trtllm_kernels.references import OPS
 
@@ -74,10 +75,6 @@ class ModelGraph:
         return tuple((name, self.checkpoint_shapes.get(name, (1,))) for name in self.sources.get(weight, (weight,)))
 
 
-_LAYER_OPS = ("linear", "rms_norm", "layer_norm", "embedding")
-"""Ops that are a whole layer, and so take its name; others add their own."""
-
-
 class _Tracer(fx.Tracer):
     """Traces through every layer, and remembers which layer made each node: its label, unique, and its name in the plan."""
 
@@ -92,7 +89,8 @@ class _Tracer(fx.Tracer):
         node: Node = super().create_node(*args, **kwargs)
         if node.op == "call_function":
             scope, op = self.scope.module_path, op_name(node)
-            label = scope if scope and op in _LAYER_OPS else f"{scope}.{op}".lstrip(".")
+            whole_layer = op in OP_SPECS and Trait.LAYER in OP_SPECS[op].traits
+            label = scope if scope and whole_layer else f"{scope}.{op}".lstrip(".")
             self.labels[label] += 1
             node.meta["label"] = label if self.labels[label] == 1 else f"{label}_{self.labels[label]}"
         return node

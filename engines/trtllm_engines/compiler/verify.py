@@ -18,16 +18,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 
 from trtllm_engines.compiler.graph import ModelGraph, op_name
+from trtllm_kernels.dialect.ops import OP_SPECS, Trait
 from trtllm_kernels.dialect.specs import DTYPES, dtype_name, spec_of
 from trtllm_kernels.dialect.types import TensorSpec
-from trtllm_kernels.references import OPS
 
 _HINTS = {"T": 1009, "R": 211, "S": 103, "P": 499}
 """Distinct primes: no accidental equality between two sizes."""
 
 
-_PRODUCTS = ("linear", "linear_sample", "gate_up_silu", "linear_gelu")
-_ELEMENTWISE = ("add", "silu_mul", "add_rms_norm", "add_layer_norm")
 Spec = TensorSpec | tuple[TensorSpec, ...]
 
 
@@ -90,7 +88,7 @@ def verify(graph: ModelGraph, stage: str) -> None:
         elif op_name(node):
             arguments = tuple(a.meta["spec"] if isinstance(a, fx.Node) else a for a in node.args)
             _check_arguments(node, arguments, stage)
-            if "layer" in OPS[op_name(node)].attrs:
+            if "layer" in OP_SPECS[op_name(node)].attrs:
                 at = _attr_index(node, "layer")
                 arguments = (*arguments[:at], 0, *arguments[at + 1 :])
             try:
@@ -113,18 +111,19 @@ def _check_use(graph: ModelGraph, node: fx.Node, stage: str) -> None:
         raise VerifyError(f"after {stage}: {node.name} is no step input")
     if node.op == "get_attr" and str(node.target) not in graph.weights and str(node.target) not in graph.constants:
         raise VerifyError(f"after {stage}: weight {node.target} does not exist")
-    if node.op == "call_function" and not node.users and not (op_name(node) and OPS[op_name(node)].mutates):
+    if node.op == "call_function" and not node.users and not (op_name(node) and OP_SPECS[op_name(node)].mutates):
         raise VerifyError(f"after {stage}: result of {_describe(node)} is not used")
     if node.op not in ("placeholder", "get_attr", "call_function", "output"):
         raise VerifyError(f"after {stage}: node {node.name} is of kind {node.op}, which a compiled graph does not have")
 
 
 def _check_arguments(node: fx.Node, arguments: Any, stage: str) -> None:
-    """Floating-point tensors of one op share a dtype, but for the rope table, the cache, scales, and what an fp8 product adds."""
-    by_name = dict(zip((a.name for a in OPS[op_name(node)].overload._schema.arguments), arguments, strict=True))
-    present = {name: by_name[name] for name in OPS[op_name(node)].tensors if by_name[name] is not None}
-    own = {"cos_sin", "kv_cache"} | {name for name in present if name.endswith("scale")}
-    if op_name(node) in _PRODUCTS:
+    """Floating-point tensors of one op share a dtype, but for those its specification names, scales, and what an fp8 GEMM adds."""
+    op = OP_SPECS[op_name(node)]
+    by_name = dict(zip((argument.name for argument in op.arguments), arguments, strict=True))
+    present = {name: by_name[name] for name in op.tensors if by_name[name] is not None}
+    own = {*op.own_dtype, *op.scales}
+    if op.kind == "gemm":
         x, weight, bias, residual = present["x"], present["weight"], present.get("bias"), present.get("residual")
         if x.shape[1] != weight.shape[1] or (bias is not None and bias.shape[0] != weight.shape[0]):
             raise VerifyError(f"after {stage}: {_describe(node)} multiplies {x.shape} by {weight.shape}")
@@ -139,7 +138,7 @@ def _check_arguments(node: fx.Node, arguments: Any, stage: str) -> None:
         raise VerifyError(f"after {stage}: {_describe(node)} mixes {', '.join(sorted(dtypes))}")
     if "kv_cache" in present and present["kv_cache"].dtype == "fp8" and not {"k_scale", "v_scale"} <= present.keys():
         raise VerifyError(f"after {stage}: {_describe(node)} uses an fp8 cache without both its scales")
-    combined = [arguments[0], arguments[1], present.get("addend", arguments[0])] if op_name(node) in _ELEMENTWISE else []
+    combined = [present[name] for name in op.same_shape if name in present]
     for spec in combined[1:]:
         if spec.shape != combined[0].shape:
             raise VerifyError(f"after {stage}: {_describe(node)} combines {combined[0].shape} with {spec.shape}")
@@ -158,16 +157,17 @@ def _check_cache_order(graph: ModelGraph, stage: str) -> None:
     """Each layer of the cache is written exactly once, before it is read, and layers are 0, 1, 2, ..."""
     written: list[int] = []
     for node in graph.fx.nodes:
-        if op_name(node) == "rope_kv_write":
+        traits = OP_SPECS[op_name(node)].traits if op_name(node) else frozenset()
+        if Trait.WRITES_CACHE in traits:
             written.append(_attr(node, "layer"))
-        elif op_name(node) == "paged_attention" and _attr(node, "layer") not in written:
+        elif Trait.READS_CACHE in traits and _attr(node, "layer") not in written:
             raise VerifyError(f"after {stage}: {_describe(node)} reads the cache of layer {_attr(node, 'layer')} before it is written")
     if written != list(range(len(written))):
         raise VerifyError(f"after {stage}: cache layers are written in the order {written}")
 
 
 def _attr_index(node: fx.Node, name: str) -> int:
-    return [a.name for a in OPS[op_name(node)].overload._schema.arguments].index(name)
+    return [argument.name for argument in OP_SPECS[op_name(node)].arguments].index(name)
 
 
 def _attr(node: fx.Node, name: str) -> Any:

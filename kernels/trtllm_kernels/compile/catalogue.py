@@ -1,7 +1,7 @@
-"""Every kernel at the shapes it is used at: the ops of whole models with symbolic leading dimensions, as the compiler lowers them.
+"""Every kernel at the shapes it is used at: the examples that ops give of themselves, at the sizes of whole models.
 
-What the resource report lists and the compile tests hold to zero spills. Both dtype and model matter: registers grow with head_dim and
-with the size of an element.
+What the resource report lists and the compile tests hold to zero spills. Both dtype and model matter: registers grow with head_dim and with
+the size of an element. Plans of real models were rejected as the source: they belong to the engines, and hold no op that is fused away.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from trtllm_kernels.dialect.types import SAMPLING_WORDS, Attr, KernelSpec, TensorSpec
-from trtllm_kernels.lowering import IN_PLACE, lower
-from trtllm_kernels.samples import ModelShape
+from trtllm_kernels.dialect.model_shape import ModelShape, ModelTensors
+from trtllm_kernels.dialect.ops import OP_SPECS
+from trtllm_kernels.dialect.types import Attr, KernelSpec, TensorSpec
+from trtllm_kernels.lowering import lower
 
 MODELS: Mapping[str, ModelShape] = {
     "llama-3.1-8b": ModelShape(4096, 14336, 32, 8, 128, 128, vocab=128256, layers=32),
@@ -30,71 +31,17 @@ class OpShape:
     attrs: Mapping[str, Attr]
 
     def kernels(self, arch: str) -> tuple[KernelSpec, ...]:
-        """In place where there are such, as engines have them."""
-        return lower(self.op, self.inputs, self.outputs, self.attrs, arch, in_place=self.op in IN_PLACE).kernels
+        """In place where the op can be, as engines have it."""
+        in_place = bool(OP_SPECS[self.op].in_place)
+        return lower(self.op, self.inputs, self.outputs, self.attrs, arch, in_place=in_place).kernels
 
 
 def ops_of(model: ModelShape, precision: str, *, max_seq_len: int = 4096, max_batch_size: int = 256) -> Iterator[OpShape]:
-    """Every op that lowers, at a model's shapes. Precision `fp8`: products, what feeds them and the cache are fp8, the rest bf16."""
-    fp8 = precision == "fp8"
-    dtype = "bf16" if fp8 else precision
-    scale = TensorSpec((1,), "fp32") if fp8 else None
-
-    def ints(*shape: int | str) -> TensorSpec:
-        return TensorSpec(shape, "int32")
-
-    def rows(width: int, count: str = "T") -> TensorSpec:
-        return TensorSpec((count, width), dtype)
-
-    def codes(*shape: int | str) -> TensorSpec:
-        return TensorSpec(shape, precision)
-
-    def vector(n: int) -> TensorSpec:
-        return TensorSpec((n,), dtype)
-
-    h, i, d = model.hidden, model.intermediate, model.head_dim
-    hidden, weight, inner, eps = rows(h), vector(h), rows(i), {"eps": 1e-5}
-    q_width, kv_width = model.heads * d, model.kv_heads * d
-    qkv = rows(q_width + 2 * kv_width)
-    table = TensorSpec((max_seq_len, model.rotary_dim), "fp32")
-    cache = codes(model.layers, 1, 2, model.kv_heads, model.page_size, d)
-    blocks = ints(max_batch_size + 1, -(-max_seq_len // model.page_size))
-    norm = vector(d) if model.qk_norm else None
-    heads: dict[str, Attr] = {"num_heads": model.heads, "num_kv_heads": model.kv_heads}
-    rotary: dict[str, Attr] = {"head_dim": d, "interleaved": model.interleaved}
-    step = (ints("R"), ints("R + 1"), ints("R"))
-
-    yield OpShape("embedding", (ints("T"), TensorSpec((model.vocab, h), dtype)), (hidden,), {})
-    yield OpShape("rms_norm", (hidden, weight, scale), (codes("T", h),), eps)
-    yield OpShape("add_rms_norm", (hidden, hidden, weight, None, scale), (codes("T", h), hidden), eps)
-    yield OpShape("layer_norm", (hidden, weight, weight, scale), (codes("T", h),), eps)
-    yield OpShape("add_layer_norm", (hidden, hidden, weight, weight, hidden, scale), (codes("T", h), hidden), eps)
-    yield OpShape("linear", (codes("T", h), codes(q_width + 2 * kv_width, h), vector(q_width + 2 * kv_width), scale, scale), (qkv,), {})
-    yield OpShape("linear", (codes("T", i), codes(h, i), None, scale, scale), (hidden,), {})
-    yield OpShape("linear", (codes("T", i), codes(h, i), None, scale, scale, hidden), (hidden,), {})
-    yield OpShape("linear", (codes("T", i), codes(h, i), vector(h), scale, scale, hidden), (hidden,), {})
-    state = (ints("S", SAMPLING_WORDS), ints("S"), ints(1), TensorSpec((max_batch_size,), "int64"), ints(max_batch_size + 1))
-    head = (rows(h, "S"), TensorSpec((model.vocab, h), dtype), None, *state, ints(4, max_batch_size))
-    yield OpShape("linear_sample", head, (rows(model.vocab, "S"), ints("S")), {})
-    yield OpShape("gate_up_silu", (codes("T", h), codes(2 * i, h), scale, scale, scale), (codes("T", i),), {})
-    yield OpShape("linear_gelu", (codes("T", h), codes(i, h), vector(i), scale, scale, scale), (codes("T", i),), {})
-    yield OpShape("silu_mul", (inner, inner), (inner,), {})
-    yield OpShape("silu_mul_packed", (rows(2 * i), scale), (codes("T", i),), {})
-    yield OpShape("gelu", (inner, scale), (codes("T", i),), {})
-    yield OpShape("add", (hidden, hidden), (hidden,), {})
-    yield OpShape("gather_rows", (hidden, ints("S")), (rows(h, "S"),), {})
-    yield OpShape("split", (qkv,), (rows(q_width), rows(kv_width)), {"sizes": [q_width, kv_width]})
-    yield OpShape("prepare_step", (ints("T"), *step, ints(max_batch_size + 1), blocks), (ints("T"),) * 3, {"page_size": model.page_size})
-    yield OpShape("rope", (rows(q_width), ints("T"), table), (rows(q_width),), rotary)
-    write: dict[str, Attr] = {"layer": 0, **heads, **rotary, "eps": 1e-6}
-    yield OpShape("rope_kv_write", (qkv, ints("T"), table, cache, ints("T"), norm, norm, scale, scale), (qkv,), write)
-    attend: dict[str, Attr] = {"layer": 0, **heads, "scale": d**-0.5}
-    yield OpShape("paged_attention", (qkv, cache, blocks, *step, scale, scale, scale), (codes("T", q_width),), attend)
-    if scale is not None:
-        yield OpShape("quantize", (hidden, scale), (codes("T", h),), {})
-        by_row = TensorSpec(("T", 1), "fp32")
-        yield OpShape("quantize_rows", (hidden,), (codes("T", h), by_row), {})
-        yield OpShape("linear", (codes("T", i), codes(h, i), None, by_row, TensorSpec((h, 1), "fp32")), (hidden,), {})
+    """Every op that lowers, at a model's shapes. Precision `fp8`: GEMMs, what feeds them and the cache are fp8, the rest bf16."""
+    tensors = ModelTensors(model, precision, max_seq_len, max_batch_size)
+    for spec in OP_SPECS.values():
+        for inputs, outputs, attrs in spec.examples(tensors):
+            yield OpShape(spec.name, tuple(inputs), tuple(outputs), attrs)
 
 
 def kernels_of(name: str, precision: str, arch: str, page_size: int = 32) -> dict[str, KernelSpec]:

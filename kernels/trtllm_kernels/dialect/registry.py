@@ -1,4 +1,4 @@
-"""How an op enters the dialect: one schema, one fake (shapes), one reference (its definition and its CPU implementation).
+"""How an op enters torch: the schema of its specification, one fake (shapes), one reference (its definition and its CPU implementation).
 
 Ops are registered with `torch.library.Library` rather than the `custom_op` decorator: the dialect is for inference only, and the
 decorator's autograd wrapper costs more per call than many of the references themselves. The CUDA implementation is generic
@@ -13,6 +13,9 @@ from typing import Any, TypeVar
 
 import torch
 
+from trtllm_kernels.dialect.ops import OP_SPECS, OpSpec
+from trtllm_kernels.errors import KernelError
+
 NAMESPACE = "trtllm"
 LIBRARY = torch.library.Library(NAMESPACE, "DEF")  # type: ignore[no-untyped-call]
 
@@ -21,14 +24,27 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class OpDef:
-    """One op of the dialect. `tensors` and `attrs` name its arguments, each in schema order."""
+    """One op of the dialect in torch."""
 
-    name: str
-    tensors: tuple[str, ...]
-    attrs: tuple[str, ...]
-    mutates: tuple[str, ...]
+    spec: OpSpec
     reference: Callable[..., Any]
     fake: Callable[..., Any]
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        return self.spec.tensors
+
+    @property
+    def attrs(self) -> tuple[str, ...]:
+        return self.spec.attrs
+
+    @property
+    def mutates(self) -> tuple[str, ...]:
+        return self.spec.mutates
 
     @property
     def overload(self) -> Any:
@@ -38,24 +54,17 @@ class OpDef:
 OPS: dict[str, OpDef] = {}
 
 
-def dialect_op(schema: str, *, fake: Callable[..., Any]) -> Callable[[F], F]:
-    """Register the decorated reference under `schema`, whose text before `(` is the op's name."""
+def dialect_op(name: str, *, fake: Callable[..., Any]) -> Callable[[F], F]:
+    """Registers the decorated reference of the op whose specification is `name`. Raises `KernelError` where there is none."""
+    if name not in OP_SPECS:
+        raise KernelError(f"op {name!r} has no specification; register one in trtllm_kernels.dialect.ops")
+    spec = OP_SPECS[name]
 
     def register(reference: F) -> F:
-        name = schema.split("(", 1)[0]
-        LIBRARY.define(schema)  # type: ignore[no-untyped-call]
+        LIBRARY.define(spec.schema)  # type: ignore[no-untyped-call]
         LIBRARY.impl(name, reference, "CPU")  # type: ignore[no-untyped-call]
         torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=LIBRARY)
-        arguments = getattr(torch.ops.trtllm, name).default._schema.arguments
-        tensors = tuple(a.name for a in arguments if "Tensor" in str(a.type))
-        OPS[name] = OpDef(
-            name=name,
-            tensors=tensors,
-            attrs=tuple(a.name for a in arguments if a.name not in tensors),
-            mutates=tuple(a.name for a in arguments if a.alias_info is not None and a.alias_info.is_write),
-            reference=reference,
-            fake=fake,
-        )
+        OPS[name] = OpDef(spec, reference, fake)
         return reference
 
     return register

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 from trtllm_kernels.dialect.expr import evaluate
-from trtllm_kernels.dialect.registry import LIBRARY, OPS, OpDef
+from trtllm_kernels.dialect.registry import LIBRARY, OpDef
 from trtllm_kernels.dialect.specs import DTYPES, spec_of
 from trtllm_kernels.dialect.types import SYMBOLS, Attr, Lowered, TensorSpec
-from trtllm_kernels.lowering import ARGUMENTS, lower
+from trtllm_kernels.lowering import LOWERINGS, lower
 
 
 def bound_arguments(op: OpDef, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -82,10 +82,9 @@ def _run(op: OpDef, *args: Any, **kwargs: Any) -> Any:
     return result
 
 
-def register() -> None:
-    """Give every op of the dialect its CUDA implementation."""
-    for name, op in OPS.items():
-        if name in ARGUMENTS:
-            LIBRARY.impl(name, lambda *args, _op=op, **kwargs: _run(_op, *args, **kwargs), "CUDA")  # type: ignore[no-untyped-call]
-        else:
-            LIBRARY.impl(name, op.reference, "CUDA")  # type: ignore[no-untyped-call]
+def register(op: OpDef) -> None:
+    """Gives an op its CUDA implementation: the launches of its lowering or, where it has none, the reference."""
+    if op.name in LOWERINGS:
+        LIBRARY.impl(op.name, lambda *args, **kwargs: _run(op, *args, **kwargs), "CUDA")  # type: ignore[no-untyped-call]
+    else:
+        LIBRARY.impl(op.name, op.reference, "CUDA")  # type: ignore[no-untyped-call]

@@ -8,78 +8,20 @@ Without a `tactic`, the one recorded for the architecture's GPU is used if there
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from trtllm_kernels import tactics
+from trtllm_kernels.dialect.ops import OP_SPECS
 from trtllm_kernels.dialect.types import Attr, Lowered, TensorSpec
+from trtllm_kernels.discovery import import_modules
 from trtllm_kernels.errors import KernelError
-from trtllm_kernels.lowering import attention, gemm, rows
 from trtllm_kernels.lowering.call import OpCall, Operand
-from trtllm_kernels.lowering.space import Choice, choices
+from trtllm_kernels.lowering.registry import LOWERINGS, Lowering, Phase
+from trtllm_kernels.lowering.space import Choice
 
-ARGUMENTS: Mapping[str, tuple[str, ...]] = {
-    "embedding": ("ids", "weight"),
-    "quantize": ("x", "scale"),
-    "quantize_rows": ("x",),
-    "rms_norm": ("x", "weight", "out_scale"),
-    "layer_norm": ("x", "weight", "bias", "out_scale"),
-    "linear": ("x", "weight", "bias", "x_scale", "weight_scale", "residual"),
-    "linear_sample": ("x", "weight", "bias", "sampling_words", "sample_slots", "ring_slot", "argmax_scratch", "last_tokens", "token_ring"),
-    "gate_up_silu": ("x", "weight", "x_scale", "weight_scale", "out_scale"),
-    "linear_gelu": ("x", "weight", "bias", "x_scale", "weight_scale", "out_scale"),
-    "split": ("x",),
-    "rope": ("x", "positions", "cos_sin"),
-    "silu_mul": ("gate", "up"),
-    "silu_mul_packed": ("gate_up", "out_scale"),
-    "gelu": ("x", "out_scale"),
-    "add": ("a", "b"),
-    "gather_rows": ("x", "rows"),
-    "add_rms_norm": ("x", "residual", "weight", "addend", "out_scale"),
-    "add_layer_norm": ("x", "residual", "weight", "bias", "addend", "out_scale"),
-    "prepare_step": ("context_tokens", "seq_slots", "query_start", "kv_lens", "last_tokens", "block_table"),
-    "rope_kv_write": ("qkv", "positions", "cos_sin", "kv_cache", "kv_slots", "q_norm", "k_norm", "k_scale", "v_scale"),
-    "paged_attention": (
-        "qkv",
-        "kv_cache",
-        "block_table",
-        "seq_slots",
-        "query_start",
-        "kv_lens",
-        "k_scale",
-        "v_scale",
-        "out_scale",
-    ),
-}
-"""Tensor arguments of each op that lowers, in schema order (here, so that lowering needs no torch; a test compares)"""
+import_modules(__name__, __path__)
 
-IN_PLACE: Mapping[str, str] = {"rope_kv_write": "qkv", "linear": "residual"}
-"""Ops whose launches may leave the first result in the memory of an argument: where most of it stays as it is, or each element of the
-result needs that element of the argument alone. The ops themselves are functional: whether an argument may be given up is for whoever
-plans memory to know."""
-
-_LOWERINGS: Mapping[str, Callable[[OpCall], Lowered]] = {
-    "embedding": rows.gather,
-    "rms_norm": rows.norm,
-    "layer_norm": rows.norm,
-    "linear": gemm.linear,
-    "linear_sample": gemm.linear_sample,
-    "gate_up_silu": gemm.gate_up_silu,
-    "linear_gelu": gemm.linear_gelu,
-    "quantize": rows.quantize,
-    "quantize_rows": rows.quantize_rows,
-    "split": rows.split,
-    "rope": attention.rope,
-    "silu_mul": rows.silu_mul,
-    "silu_mul_packed": rows.silu_mul,
-    "gelu": rows.gelu,
-    "add": rows.add,
-    "gather_rows": rows.gather,
-    "add_rms_norm": rows.norm,
-    "add_layer_norm": rows.norm,
-    "prepare_step": rows.prepare_step,
-    "rope_kv_write": attention.rope_kv_write,
-    "paged_attention": attention.paged_attention,
-}
+__all__ = ["LOWERINGS", "Lowering", "Phase", "kernel_phase", "lower", "search_space"]
 
 
 def lower(
@@ -96,21 +38,27 @@ def lower(
 ) -> Lowered:
     """How `op` runs on `arch` (`sm_80`, `sm_89`, `sm_90`...). `inputs` in schema order, None for an absent optional.
 
-    `in_place`: the first result and the argument `IN_PLACE` names are the same memory.
+    `in_place`: the first result and the argument `OpSpec.in_place` names are the same memory.
     """
-    if in_place and op not in IN_PLACE:
-        raise KernelError(f"op {op} has no launches that work in place; those that have: {', '.join(IN_PLACE)}")
+    if in_place and not OP_SPECS[op].in_place:
+        able = ", ".join(name for name, spec in OP_SPECS.items() if spec.in_place)
+        raise KernelError(f"op {op} has no launches that work in place; those that have: {able}")
     if tactic is None:
         tactic = tactics.recorded(arch, op, inputs, outputs, attrs)
     call = _call(op, inputs, outputs, attrs, arch, tactic or {}, input_names, output_names, in_place)
-    return _LOWERINGS[op](call)
+    return LOWERINGS[op].lower(call)
 
 
 def search_space(
     op: str, inputs: Sequence[TensorSpec | None], outputs: Sequence[TensorSpec], attrs: Mapping[str, Attr], arch: str
 ) -> tuple[Choice, ...]:
     """What tuning may try for `op`; the arguments are those of `lower`."""
-    return choices(_call(op, inputs, outputs, attrs, arch, {}, None, None))
+    return LOWERINGS[op].space(_call(op, inputs, outputs, attrs, arch, {}, None, None))
+
+
+def kernel_phase(op: str, kernel: str) -> Phase | None:
+    """Which sequences of a step kernel function `kernel` of `op` serves; None: all of them."""
+    return LOWERINGS[op].kernel_phases.get(kernel) if op in LOWERINGS else None
 
 
 def _call(
@@ -124,9 +72,9 @@ def _call(
     output_names: Sequence[str] | None,
     in_place: bool = False,
 ) -> OpCall:
-    if op not in _LOWERINGS:
-        raise KernelError(f"op {op!r} has no GPU lowering; those that have: {', '.join(_LOWERINGS)}")
-    arguments = ARGUMENTS[op]
+    if op not in LOWERINGS:
+        raise KernelError(f"op {op!r} has no GPU lowering; those that have: {', '.join(LOWERINGS)}")
+    arguments = OP_SPECS[op].tensors
     if len(inputs) > len(arguments):
         raise KernelError(f"op {op} takes {len(arguments)} tensors ({', '.join(arguments)}), got {len(inputs)}")
     names = list(input_names) if input_names is not None else list(arguments)

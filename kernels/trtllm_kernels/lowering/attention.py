@@ -18,7 +18,7 @@ from trtllm_kernels.dialect.dtypes import bytes_of
 from trtllm_kernels.dialect.expr import ceil_div, product
 from trtllm_kernels.dialect.types import Dim, Lowered
 from trtllm_kernels.errors import KernelError
-from trtllm_kernels.lowering.call import F32, FLOATS, I32, Builder, OpCall, Operand, next_power_of_2
+from trtllm_kernels.lowering.call import FLOATS, I32, Builder, OpCall, Operand, next_power_of_2, power_of_2
 from trtllm_kernels.lowering.prefill import (
     cuda_context_fits,
     cuda_context_launch,
@@ -30,99 +30,57 @@ from trtllm_kernels.lowering.prefill import (
     tiles,
     uncached_prefill_launch,
 )
+from trtllm_kernels.lowering.registry import lowers
+from trtllm_kernels.lowering.space import CHUNK, PREFILL, Choice, grid, table
 
 _MAX_SPLITS = 64
 
 
-def _power_of_2(name: str, value: int, least: int, most: int) -> int:
-    if value != next_power_of_2(value) or not least <= value <= most:
-        raise KernelError(f"{name} must be a power of two from {least} to {most} for the GPU kernels, got {value}")
-    return value
-
-
-def _rotary_half(call: OpCall, head_dim: int) -> int:
-    rotary_dim = call["cos_sin"].size(1)
-    if rotary_dim > head_dim:
-        raise KernelError(f"rotary dimension {rotary_dim} is larger than the head dimension {head_dim}")
-    return _power_of_2("rotary dimension", rotary_dim, 4, 256) // 2
-
-
-def rope(call: OpCall) -> Lowered:
-    x, head_dim = call["x"], call.integer("head_dim")
-    _power_of_2("head dimension", head_dim, 16, 256)
-    heads = x.size(1) // head_dim
-    tuned = call.tuned(block_h=min(8, next_power_of_2(heads)), warps=2)
-    builder = Builder(call)
-    builder.launch(
-        "rope.rope",
-        {"X": x, "Positions": call["positions"], "CosSin": call["cos_sin"], "Y": call.outputs[0]},
-        grid=(x.shape[0], ceil_div(heads, tuned["block_h"])),
-        constexprs={
-            "HEADS": heads,
-            "D": head_dim,
-            "HALF": _rotary_half(call, head_dim),
-            "INTERLEAVED": bool(call.attrs["interleaved"]),
-            "BLOCK_H": tuned["block_h"],
-        },
-        warps=tuned["warps"],
+def _space(call: OpCall) -> tuple[Choice, ...]:
+    decode = Choice("decode", grid(decode_warps=(1, 2, 4), decode_stages=(2, 3, 4, 6, 8)))
+    split = Choice("split", grid(split_target=tuple(n * call.sm_count for n in (1, 2, 4, 8)), split_tokens=(32, 64, 128, 256)))
+    names = ("block_m", "block_n", "warps", "stages")
+    fresh = (
+        *((64, 64, 4, 3),) * cuda_fits(call),
+        *((64, 64, 4, 2), (64, 64, 4, 4), (64, 128, 4, 2), (64, 32, 4, 2), (64, 32, 4, 3)),
+        *((128, 64, 8, 2), (128, 64, 8, 3), (128, 64, 4, 2), (128, 32, 8, 2), (128, 32, 8, 3), (128, 128, 8, 2)),
     )
-    return builder.finish()
-
-
-def rope_kv_write(call: OpCall) -> Lowered:
-    qkv, cache = call["qkv"], call["kv_cache"]
-    heads, kv_heads, head_dim = call.integer("num_heads"), call.integer("num_kv_heads"), call.integer("head_dim")
-    _power_of_2("head dimension", head_dim, 16, 256)
-    half = _rotary_half(call, head_dim)
-    q_norm, k_norm = call.inputs.get("q_norm"), call.inputs.get("k_norm")
-    if q_norm is not None and 2 * half != head_dim:
-        raise KernelError("QK norm with partial rotary embedding is not supported by the GPU kernels")
-    all_heads = heads + 2 * kv_heads
-    tuned = call.tuned(block_h=min(8, next_power_of_2(all_heads)), warps=2 if head_dim <= 128 else 4)
-    builder = Builder(call)
-    builder.launch(
-        "rope.rope_kv_write",
-        {
-            "QKV": qkv,
-            "Positions": call["positions"],
-            "CosSin": call["cos_sin"],
-            "Cache": _layer(call, cache),
-            "KvSlots": call["kv_slots"],
-            "QNorm": q_norm or qkv,
-            "KNorm": k_norm or qkv,
-            "KScale": call.get("k_scale") or qkv,
-            "VScale": call.get("v_scale") or qkv,
-            "Y": call.outputs[0],
-            "eps": F32(call.number("eps")),
-        },
-        grid=(qkv.shape[0], ceil_div(all_heads, tuned["block_h"])),
-        constexprs={
-            "HQ": heads,
-            "HKV": kv_heads,
-            "D": head_dim,
-            "HALF": half,
-            "PAGE": cache.size(4),
-            "INTERLEAVED": bool(call.attrs["interleaved"]),
-            "QK_NORM": q_norm is not None,
-            "BLOCK_H": tuned["block_h"],
-            "SCALED_CACHE": call.get("k_scale") is not None,
-            "IN_PLACE": call.in_place,
-        },
-        warps=tuned["warps"],
+    by_triton = {"uncached_prefill_cuda": 0} if cuda_fits(call) else {}
+    chunks = {"context_cuda": 0} if cuda_context_fits(call) else {}
+    context = (
+        *((128, 64, 8, 2),) * cuda_context_fits(call),
+        *((128, 64, 8, 3), (128, 32, 8, 2), (128, 32, 4, 2), (64, 64, 4, 2), (64, 32, 4, 2), (64, 32, 4, 3), (128, 64, 4, 2)),
     )
-    return builder.finish()
+    return (
+        decode,
+        split,
+        Choice(
+            "fresh prompts",
+            tuple({**by_triton, **tile} for tile in table(tuple(f"uncached_prefill_{name}" for name in names), *fresh)),
+            (PREFILL,),
+        ),
+        Choice(
+            "context chunks", tuple({**chunks, **tile} for tile in table(tuple(f"context_{name}" for name in names), *context)), (CHUNK,)
+        ),
+    )
 
 
-def _layer(call: OpCall, cache: Operand) -> Operand:
-    return Operand(cache.name, cache.spec, call.integer("layer"))
-
-
+@lowers(
+    "paged_attention",
+    space=_space,
+    kernel_phases={
+        "decode_attention": "decode",
+        "reduce_splits": "decode",
+        "uncached_prefill_attention": "context",
+        "context_attention": "context",
+    },
+)
 def paged_attention(call: OpCall) -> Lowered:
     q, cache = call["qkv"], call["kv_cache"]
     heads, kv_heads = call.integer("num_heads"), call.integer("num_kv_heads")
     head_dim, page = cache.size(5), cache.size(4)
-    _power_of_2("head dimension", head_dim, 16, 256)
-    _power_of_2("page size", page, 16, 128)
+    power_of_2("head dimension", head_dim, 16, 256)
+    power_of_2("page size", page, 16, 128)
     if heads % kv_heads or heads // kv_heads > 64:
         raise KernelError(f"{heads} query heads cannot be grouped over {kv_heads} KV heads (a whole number of at most 64 each)")
     if q.dtype not in FLOATS:
@@ -247,7 +205,7 @@ def _decode_launch(
         "decode_attention.decode_attention",
         {
             "QKV": call["qkv"],
-            "Cache": _layer(call, cache),
+            "Cache": cache.slice(call.integer("layer")),
             "BlockTable": table,
             "Slots": call["seq_slots"],
             "KvLens": call["kv_lens"],
@@ -291,14 +249,14 @@ def _context(builder: Builder, tuned: dict[str, int], together: str) -> None:
         else:
             uncached_prefill_launch(builder, tuned, "uncached_prefill", here, 0)
     if tuned["context_cuda"] and cuda_context_fits(call):
-        cuda_context_launch(builder, _layer(call, cache), "C")
+        cuda_context_launch(builder, cache.slice(call.integer("layer")), "C")
         return
     block_q = tuned["context_block_m"] // group
     builder.launch(
         "context_attention.context_attention",
         {
             "QKV": q,
-            "Cache": _layer(call, cache),
+            "Cache": cache.slice(call.integer("layer")),
             "BlockTable": table,
             "Slots": slots,
             "QueryStart": call["query_start"],

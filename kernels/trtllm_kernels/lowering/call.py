@@ -7,7 +7,7 @@ grid" into the `KernelSpec` and `Launch` pair, so that the order, the types and 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from trtllm_kernels.dialect.types import Arg, Attr, Dim, KernelSpec, Launch, Lowered, TensorSpec
@@ -48,6 +48,10 @@ class Operand:
         if not isinstance(size, int):
             raise KernelError(f"dimension {dim} of {self.name!r} must be a number at build time, got {size!r}")
         return size
+
+    def slice(self, index: int) -> Operand:
+        """Slice `index` along the first dimension, such as a layer of the KV cache."""
+        return replace(self, index=index)
 
 
 @dataclass(frozen=True)
@@ -137,6 +141,12 @@ def shared_limit(arch: str) -> int:
 
 def next_power_of_2(n: int) -> int:
     return 1 << max(0, n - 1).bit_length()
+
+
+def power_of_2(name: str, value: int, least: int, most: int) -> int:
+    if value != next_power_of_2(value) or not least <= value <= most:
+        raise KernelError(f"{name} must be a power of two from {least} to {most} for the GPU kernels, got {value}")
+    return value
 
 
 @dataclass

@@ -11,13 +11,14 @@ the size before) another one is taken: number `lt_512`, say, of those proposed f
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
 
 from trtllm_kernels.dialect.dtypes import bits_of, elements_in
 from trtllm_kernels.dialect.expr import ceil_div, product
 from trtllm_kernels.dialect.types import Arg, Dim, Launch, Lowered
-from trtllm_kernels.lowering.call import I32, Builder, OpCall, Operand, Tma
-from trtllm_kernels.lowering.skinny_gemm import launch_skinny, offers, skinny_tunables, within
+from trtllm_kernels.lowering.call import I32, Builder, OpCall, Operand
+from trtllm_kernels.lowering.registry import lowers
+from trtllm_kernels.lowering.skinny_gemm import launch_skinny, offers, skinny_sizes, skinny_space, skinny_tunables, within
+from trtllm_kernels.lowering.space import PREFILL, Choice, grid
 
 ALGORITHM_SIZES = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
 """Tokens up to which one choice of cuBLASLt's algorithm holds; beyond the last its first proposal is taken."""
@@ -30,10 +31,13 @@ def algorithm_of(size: int) -> str:
     return f"lt_{size}"
 
 
+PROPOSALS = (1, 2, 3, 4, 5)
+"""Of cuBLASLt's heuristic, after its first."""
+
 ALGORITHMS = tuple(algorithm_of(size) for size in ALGORITHM_SIZES)
 
 
-def _beyond(tokens: Dim, covered: int) -> Dim:
+def beyond(tokens: Dim, covered: int) -> Dim:
     """The tokens of a step of more than `covered`, else 0 or less."""
     if covered == 0:
         return tokens
@@ -53,7 +57,7 @@ def _algorithm(tokens: Dim, tuned: Mapping[str, int]) -> tuple[Arg, ...]:
     return Arg("i32", " + ".join(ranks)), Arg("i32", " + ".join(sizes)), Arg("i32", tuned[LT_VERSION])
 
 
-def _matmul(call: OpCall, y: Operand, rows: Dim, algorithm: tuple[Arg, ...] = ()) -> Launch:
+def matmul(call: OpCall, y: Operand, rows: Dim, algorithm: tuple[Arg, ...] = ()) -> Launch:
     x, weight, scaled = call["x"], call["weight"], call["x"].dtype == "fp8"
     added = [operand for operand in (call.get("bias"), call.get("residual")) if operand]
     operands = (x, weight, *((call["x_scale"], call["weight_scale"]) if scaled else ()), *added, y)
@@ -61,7 +65,7 @@ def _matmul(call: OpCall, y: Operand, rows: Dim, algorithm: tuple[Arg, ...] = ()
     return Launch(library="scaled_matmul" if scaled else "matmul", grid=(rows, weight.size(0), weight.size(1)), args=args)
 
 
-def _gemv_tile(call: OpCall) -> dict[str, int]:
+def gemv_tile(call: OpCall) -> dict[str, int]:
     """Rows and columns a program and its warps. 4 x 2048 in fp8, and as many bytes in wider types.
 
     Where kernels overlap, what counts is how a step's follow each other: a weight of so few and short rows that one program an SM holds all
@@ -81,12 +85,12 @@ def _gemv_tile(call: OpCall) -> dict[str, int]:
     return {"gemv_rows": rows, "gemv_columns": columns, "gemv_warps": warps}
 
 
-def _own_x(weight: Operand, columns: int) -> bool:
+def own_x(weight: Operand, columns: int) -> bool:
     """Whether a row is long enough for the loop to be written out (`gemv._rows_dot`), and its text still fits the instruction cache."""
     return 2 * columns < weight.size(1) <= 16 * columns
 
 
-def _gemv_fits(call: OpCall, weight: Operand, rows: int, columns: int) -> bool:
+def gemv_fits(call: OpCall, weight: Operand, rows: int, columns: int) -> bool:
     return call.capability >= (89 if weight.dtype == "fp8" else 80) and weight.size(0) % rows == 0 and weight.size(1) % columns == 0
 
 
@@ -95,6 +99,31 @@ EVICT_FIRST = "evict_first"
 have something in L2, and tuning times an op alone."""
 
 
+def one_token_space(call: OpCall) -> tuple[Choice, ...]:
+    """Our kernel at several tiles, or cuBLASLt; that first, since a tile that does not fit the shape comes to the same."""
+    if call.capability >= 90:
+        return ()
+    wide = 1 if call["weight"].dtype == "fp8" else 2
+    tiles = ((2, 2048, 4), (4, 1024, 4), (4, 2048, 2), (4, 2048, 8), (8, 1024, 4), (8, 2048, 8), (2, 4096, 4), (16, 512, 4))
+    ours = tuple({"gemv_rows": max(2, rows // wide), "gemv_columns": columns, "gemv_warps": warps} for rows, columns, warps in tiles)
+    return (Choice("one token", ({"gemv": 0}, *ours)),)
+
+
+def _algorithm_choice(size: int) -> Choice:
+    """cuBLASLt's other proposals, judged at the largest size they are taken for and at one well below."""
+    return Choice(f"algorithm to {size}", grid(**{algorithm_of(size): PROPOSALS}), (PREFILL,), (size - size // 4, size))
+
+
+def _space(call: OpCall) -> tuple[Choice, ...]:
+    few = skinny_space(call)
+    covered = skinny_sizes(call)[-1] if few else 0
+    ours = (*one_token_space(call), *few) if call["x"].dtype != "fp32" else ()
+    scale = call.get("weight_scale")
+    by_torch = scale is not None and len(scale.shape) == 2
+    return ours if by_torch else (*ours, *(_algorithm_choice(size) for size in ALGORITHM_SIZES if size > covered))
+
+
+@lowers("linear", space=_space)
 def linear(call: OpCall) -> Lowered:
     builder, _ = _linear(call)
     return builder.finish()
@@ -106,6 +135,7 @@ _PUBLISHED = 128
 """Rows a program of `sampling.publish` ends."""
 
 
+@lowers("linear_sample", space=_space)
 def linear_sample(call: OpCall) -> Lowered:
     """As `linear`; logits that our own kernels compute are offered by their epilogues, the library's are read once more."""
     builder, covered = _linear(call)
@@ -115,7 +145,7 @@ def linear_sample(call: OpCall) -> Lowered:
     builder.launch(
         "sampling.candidates",
         {"Logits": logits, "ArgmaxScratch": call["argmax_scratch"], "SamplingWords": call["sampling_words"], "num_rows": I32(rows)},
-        grid=(_beyond(rows, covered), ceil_div(columns, _CANDIDATES)),
+        grid=(beyond(rows, covered), ceil_div(columns, _CANDIDATES)),
         constexprs={"N": columns, "BLOCK": _CANDIDATES},
         warps=8,
     )
@@ -140,12 +170,12 @@ def _linear(call: OpCall) -> tuple[Builder, int]:
     """The product's launches, and the number of tokens up to which they are our own kernels."""
     x, weight, bias, residual, y = call["x"], call["weight"], call.get("bias"), call.get("residual"), call.outputs[0]
     defaults = {EVICT_FIRST: 1, **skinny_tunables(call), **dict.fromkeys((*ALGORITHMS, LT_VERSION), 0)}
-    tuned = call.tuned(gemv=1, **_gemv_tile(call), **defaults)
+    tuned = call.tuned(gemv=1, **gemv_tile(call), **defaults)
     rows, columns = tuned["gemv_rows"], tuned["gemv_columns"]
     tokens = x.shape[0]
     builder = Builder(call)
     scales = {"XScale": call.get("x_scale") or x, "WScale": call.get("weight_scale") or x}
-    fits = bool(tuned["gemv"]) and x.dtype != "fp32" and _gemv_fits(call, weight, rows, columns)
+    fits = bool(tuned["gemv"]) and x.dtype != "fp32" and gemv_fits(call, weight, rows, columns)
     if fits:
         builder.launch(
             "gemv.gemv",
@@ -168,135 +198,11 @@ def _linear(call: OpCall) -> tuple[Builder, int]:
                 "BIASED": bias is not None,
                 "ADDED": residual is not None,
                 "SAMPLED": call.op == "linear_sample",
-                "OWN_X": _own_x(weight, columns),
+                "OWN_X": own_x(weight, columns),
                 "EVICT_FIRST": bool(tuned[EVICT_FIRST]),
             },
             warps=tuned["gemv_warps"],
         )
     covered = launch_skinny(builder, tuned, scales, int(fits))
-    builder.launches.append(_matmul(call, y, _beyond(tokens, covered), _algorithm(tokens, tuned)))
+    builder.launches.append(matmul(call, y, beyond(tokens, covered), _algorithm(tokens, tuned)))
     return builder, covered
-
-
-def gate_up_silu(call: OpCall) -> Lowered:
-    return _Activated(call, "gate_up").lower()
-
-
-def linear_gelu(call: OpCall) -> Lowered:
-    return _Activated(call, "gelu").lower()
-
-
-def fused_fits(call: OpCall) -> bool:
-    """Whether the fused kernel's tiles divide the product."""
-    weight = call["weight"]
-    return call.capability == 90 and call["x"].dtype != "fp32" and weight.size(0) % 256 == 0 and weight.size(1) % 128 == 0
-
-
-class _Activated:
-    """A product followed by an activation: `gate_up` (SwiGLU of interleaved rows, half as wide) or `gelu`."""
-
-    def __init__(self, call: OpCall, kind: Literal["gate_up", "gelu"]) -> None:
-        x = call["x"]
-        self.call, self.gate_up, self.wide = call, kind == "gate_up", x.dtype != "fp8"
-        self.tokens, self.width = x.shape[0], call.outputs[0].size(1)
-        self.tuned = call.tuned(
-            **({"gemv": 1, **_gemv_tile(call), EVICT_FIRST: 1} if self.gate_up else {}),
-            **skinny_tunables(call),
-            fused_from=192 if fused_fits(call) else 1 << 30,
-            block_m=128,
-            block_n=256,
-            block_k=64 if self.wide else 128,
-            group=8,
-            warps=8,
-            halves=0,
-            stages=4 if self.gate_up or not self.wide else 3,
-        )
-        self.scales = {
-            "XScale": call.get("x_scale") or x,
-            "WScale": call.get("weight_scale") or x,
-            "OutScale": call.get("out_scale") or x,
-        }
-        self.quantize = call.get("out_scale") is not None
-        self.builder = Builder(call)
-
-    def lower(self) -> Lowered:
-        covered = launch_skinny(self.builder, self.tuned, self.scales, int(self._one()), self.tuned["fused_from"] - 1)
-        self._some(covered)
-        if self.tuned["fused_from"] < 1 << 30:
-            self._many()
-        return self.builder.finish()
-
-    def _one(self) -> bool:
-        """One token, gated only: product and activation in one kernel that reads the weight once."""
-        call, weight = self.call, self.call["weight"]
-        if not self.gate_up or not self.tuned["gemv"] or call["x"].dtype == "fp32":
-            return False
-        rows, columns = self.tuned["gemv_rows"], self.tuned["gemv_columns"]
-        if not _gemv_fits(call, weight, rows, columns):
-            return False
-        self.builder.launch(
-            "gemv.gemv_gate_up_silu",
-            {"X": call["x"], "W": weight, **self.scales, "Y": call.outputs[0]},
-            grid=(product(weight.size(0) // rows, within(self.tokens, 0, 1)),),
-            constexprs={
-                "K": weight.size(1),
-                "ROWS": rows,
-                "COLS": columns,
-                "SCALED": not self.wide,
-                "QUANTIZE": self.quantize,
-                "OWN_X": _own_x(weight, columns),
-                "EVICT_FIRST": bool(self.tuned[EVICT_FIRST]),
-            },
-            warps=self.tuned["gemv_warps"],
-        )
-        return True
-
-    def _some(self, covered: int) -> None:
-        """From `covered` + 1 tokens: cuBLASLt into scratch, then the activation."""
-        call, tokens, first_fused = self.call, self.tokens, self.tuned["fused_from"]
-        weight, y = call["weight"], call.outputs[0]
-        some = product(_beyond(tokens, covered), within(tokens, -1, first_fused - 1))
-        raw = self.builder.workspace("product", (f"min({tokens}, {first_fused})", weight.size(0)), y.dtype if self.wide else "bf16")
-        self.builder.launches.append(_matmul(call, raw, some))
-        block = 1024
-        while block > 16 and self.width % block:
-            block //= 2
-        self.builder.launch(
-            "elementwise.silu_mul_interleaved" if self.gate_up else "elementwise.gelu",
-            {"GateUp" if self.gate_up else "X": raw, "OutScale": self.scales["OutScale"], "Y": y},
-            grid=(some, -(-self.width // block)),
-            constexprs={"N": self.width, "BLOCK": block, "QUANTIZE": self.quantize},
-            warps=max(1, min(8, block // 256)),
-        )
-
-    def _many(self) -> None:
-        call, tuned = self.call, self.tuned
-        x, weight, bias, y = call["x"], call["weight"], call.get("bias"), call.outputs[0]
-        self.builder.launch(
-            "gate_up.gate_up_silu" if self.gate_up else "linear_gelu.linear_gelu",
-            {
-                "X": Tma(x, tuned["block_m"], tuned["block_k"]),
-                "W": Tma(weight, tuned["block_n"], tuned["block_k"]),
-                "WHalf": Tma(weight, tuned["block_n"] // 2, tuned["block_k"]),
-                "Y": Tma(y, tuned["block_m"], tuned["block_n"] // 2),
-                **({"YHalf": Tma(y, tuned["block_m"], tuned["block_n"] // 4)} if self.gate_up else {"Bias": bias or x}),
-                **self.scales,
-                "num_tokens": I32(self.tokens),
-            },
-            grid=(f"{call.sm_count} * max(0, min(1, {self.tokens} - {tuned['fused_from'] - 1}))",),
-            constexprs={
-                "N": weight.size(0),
-                "K": weight.size(1),
-                "BLOCK_M": tuned["block_m"],
-                "BLOCK_N": tuned["block_n"],
-                "BLOCK_K": tuned["block_k"],
-                "GROUP": tuned["group"],
-                "PROGRAMS": call.sm_count,
-                "HALVES": bool(tuned["halves"]),
-                "SCALED": not self.wide,
-                **({} if self.gate_up else {"BIASED": bias is not None}),
-                "QUANTIZE": self.quantize,
-            },
-            warps=tuned["warps"],
-            stages=tuned["stages"],
-        )

@@ -6,10 +6,13 @@ from trtllm_kernels.dialect.expr import ceil_div, product
 from trtllm_kernels.dialect.types import Lowered
 from trtllm_kernels.errors import KernelError
 from trtllm_kernels.lowering.call import F32, I32, Builder, OpCall, Operand, next_power_of_2
+from trtllm_kernels.lowering.registry import lowers
+from trtllm_kernels.lowering.space import Choice, column_space, grid, row_space
 
 _LONGEST_ROW = 1 << 16
 
 
+@lowers("rms_norm", "layer_norm", "add_rms_norm", "add_layer_norm", space=row_space)
 def norm(call: OpCall) -> Lowered:
     """rms_norm, layer_norm, add_rms_norm, add_layer_norm: one program a row (or a group of a row)."""
     x, weight, y = call["x"], call["weight"], call.outputs[0]
@@ -47,6 +50,7 @@ def _columns(n: int, call: OpCall) -> tuple[int, int, int]:
     return block, ceil_div(n, block), tuned["warps"] or max(1, min(8, block // 256))
 
 
+@lowers("silu_mul", "silu_mul_packed", space=column_space)
 def silu_mul(call: OpCall) -> Lowered:
     y = call.outputs[0]
     n = y.size(1)
@@ -61,6 +65,7 @@ def silu_mul(call: OpCall) -> Lowered:
     return builder.finish()
 
 
+@lowers("gelu", space=column_space)
 def gelu(call: OpCall) -> Lowered:
     x = call["x"]
     block, blocks, warps = _columns(x.size(1), call)
@@ -72,6 +77,7 @@ def gelu(call: OpCall) -> Lowered:
     return builder.finish()
 
 
+@lowers("quantize", space=column_space)
 def quantize(call: OpCall) -> Lowered:
     x = call["x"]
     block, blocks, warps = _columns(x.size(1), call)
@@ -81,6 +87,7 @@ def quantize(call: OpCall) -> Lowered:
     return builder.finish()
 
 
+@lowers("quantize_rows", space=row_space)
 def quantize_rows(call: OpCall) -> Lowered:
     x = call["x"]
     n = x.size(1)
@@ -94,6 +101,7 @@ def quantize_rows(call: OpCall) -> Lowered:
     return builder.finish()
 
 
+@lowers("add", space=column_space)
 def add(call: OpCall) -> Lowered:
     a = call["a"]
     block, blocks, warps = _columns(a.size(1), call)
@@ -103,6 +111,7 @@ def add(call: OpCall) -> Lowered:
     return builder.finish()
 
 
+@lowers("embedding", "gather_rows", space=column_space)
 def gather(call: OpCall) -> Lowered:
     """embedding and gather_rows."""
     source, rows = (call["weight"], call["ids"]) if call.op == "embedding" else (call["x"], call["rows"])
@@ -114,6 +123,7 @@ def gather(call: OpCall) -> Lowered:
     return builder.finish()
 
 
+@lowers("split", space=column_space)
 def split(call: OpCall) -> Lowered:
     x = call["x"]
     builder = Builder(call)
@@ -127,6 +137,11 @@ def split(call: OpCall) -> Lowered:
     return builder.finish()
 
 
+def _prepare_space(call: OpCall) -> tuple[Choice, ...]:
+    return (Choice("step", grid(block=(64, 128, 256), warps=(2, 4))),)
+
+
+@lowers("prepare_step", space=_prepare_space)
 def prepare_step(call: OpCall) -> Lowered:
     tokens, slots, table = call["context_tokens"], call["seq_slots"], call["block_table"]
     tuned = call.tuned(block=128, warps=4)

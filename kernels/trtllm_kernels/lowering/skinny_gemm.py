@@ -17,6 +17,7 @@ from trtllm_kernels.dialect.expr import ceil_div
 from trtllm_kernels.dialect.types import SKINNY_TOKENS, Dim
 from trtllm_kernels.errors import KernelError
 from trtllm_kernels.lowering.call import I32, Builder, OpCall, Operand, Parameter, Tma
+from trtllm_kernels.lowering.space import PREFILL, Choice, grid, table
 
 IN_TRITON = (16, 32, 64)
 PADDED = (*IN_TRITON, 96, SKINNY_TOKENS)
@@ -108,6 +109,33 @@ def _cuda_default(call: OpCall, padded: int) -> dict[str, int]:
     if tiles <= call.sm_count:
         return {"blocks": 2, "parts": 1 if padded <= IN_TRITON[-1] else 2}
     return {"blocks": 1 if padded == PADDED[0] else 2, "parts": 1}
+
+
+def skinny_space(call: OpCall) -> tuple[Choice, ...]:
+    """A tile for each padded size, whole and divided: rows, bytes of K, warps, stages, splits; in CUDA C++ blocks an SM and parts of K. And
+    up to how many tokens they are taken."""
+    if not skinny_fits(call):
+        return ()
+    tiles: tuple[tuple[int, ...], ...] = (
+        *((64, 512, 4, 3, 1), (64, 256, 4, 3, 1), (64, 256, 4, 6, 1), (64, 128, 4, 8, 1), (128, 256, 8, 4, 1)),
+        *(((64, 512, 4, 3, 2), (64, 256, 4, 3, 2), (128, 256, 8, 4, 4)) if call.op == "linear" else ()),
+    )
+    in_cuda = ((1, 1), (1, 2), (2, 1), (2, 2)) if skinny_cuda_fits(call) else ()
+    dtype = call["weight"].dtype
+    rows, k, *rest = tiles[0]
+    in_both = (
+        *((rows, elements_in(k, dtype), *rest, *one) for one in in_cuda),
+        *((rows, elements_in(k, dtype), *rest, 0, 1) for rows, k, *rest in tiles),
+    )
+    cuda_names = ("blocks", "parts")
+    names = ("rows", "k", "warps", "stages", "splits", *cuda_names)
+
+    def choice(padded: int) -> Choice:
+        these, values = (names, in_both) if padded in IN_TRITON else (cuda_names, in_cuda)
+        return Choice(f"few {padded}", table(tuple(f"skinny{padded}_{name}" for name in these), *values))
+
+    sizes = skinny_sizes(call)
+    return (*map(choice, sizes), Choice("few to", grid(**{SKINNY_TO: (0, *sizes[:-1])}), (PREFILL,), sizes))
 
 
 @dataclass(frozen=True)

@@ -35,10 +35,7 @@ def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, first_position: i
     return out[0].transpose(0, 1)
 
 
-@dialect_op(
-    "attention(Tensor q, Tensor k, Tensor v, Tensor query_start, int num_heads, int num_kv_heads, float scale) -> Tensor",
-    fake=fake_like_first,
-)
+@dialect_op("attention", fake=fake_like_first)
 def attention(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -92,11 +89,7 @@ def _fake_paged(
     return fake_result(qkv, (qkv.shape[0], num_heads * kv_cache.shape[5]), out_scale)
 
 
-@dialect_op(
-    "paged_attention(Tensor qkv, Tensor kv_cache, Tensor block_table, Tensor seq_slots, Tensor query_start, Tensor kv_lens, int layer, "
-    "int num_heads, int num_kv_heads, float scale, Tensor? k_scale=None, Tensor? v_scale=None, Tensor? out_scale=None) -> Tensor",
-    fake=_fake_paged,
-)
+@dialect_op("paged_attention", fake=_fake_paged)
 def paged_attention(
     qkv: torch.Tensor,
     kv_cache: torch.Tensor,

@@ -9,7 +9,7 @@ from trtllm_kernels.dialect.registry import dialect_op, fake_like_first
 from trtllm_kernels.references.quantize import fake_result, finish
 
 
-@dialect_op("silu_mul(Tensor gate, Tensor up) -> Tensor", fake=fake_like_first)
+@dialect_op("silu_mul", fake=fake_like_first)
 def silu_mul(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     """SwiGLU's product (Shazeer 2020): silu(gate) * up."""
     return (functional.silu(gate.float()) * up.float()).to(gate.dtype)
@@ -19,7 +19,7 @@ def _fake_packed(gate_up: torch.Tensor, out_scale: torch.Tensor | None = None) -
     return fake_result(gate_up, (gate_up.shape[0], gate_up.shape[1] // 2), out_scale)
 
 
-@dialect_op("silu_mul_packed(Tensor gate_up, Tensor? out_scale=None) -> Tensor", fake=_fake_packed)
+@dialect_op("silu_mul_packed", fake=_fake_packed)
 def silu_mul_packed(gate_up: torch.Tensor, out_scale: torch.Tensor | None = None) -> torch.Tensor:
     gate, up = gate_up.float().chunk(2, dim=-1)
     return finish(functional.silu(gate) * up, gate_up.dtype, out_scale)
@@ -29,12 +29,12 @@ def _fake_gelu(x: torch.Tensor, out_scale: torch.Tensor | None = None) -> torch.
     return fake_result(x, tuple(x.shape), out_scale)
 
 
-@dialect_op("gelu(Tensor x, Tensor? out_scale=None) -> Tensor", fake=_fake_gelu)
+@dialect_op("gelu", fake=_fake_gelu)
 def gelu(x: torch.Tensor, out_scale: torch.Tensor | None = None) -> torch.Tensor:
     """The tanh approximation (`gelu_new`)."""
     return finish(functional.gelu(x.float(), approximate="tanh"), x.dtype, out_scale)
 
 
-@dialect_op("add(Tensor a, Tensor b) -> Tensor", fake=fake_like_first)
+@dialect_op("add", fake=fake_like_first)
 def add(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return (a.float() + b.float()).to(a.dtype)

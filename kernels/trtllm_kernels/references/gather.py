@@ -11,7 +11,7 @@ def _fake_embedding(ids: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return weight.new_empty(ids.shape[0], weight.shape[1])
 
 
-@dialect_op("embedding(Tensor ids, Tensor weight) -> Tensor", fake=_fake_embedding)
+@dialect_op("embedding", fake=_fake_embedding)
 def embedding(ids: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return weight.index_select(0, ids)
 
@@ -20,7 +20,7 @@ def _fake_gather(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     return x.new_empty(rows.shape[0], x.shape[1])
 
 
-@dialect_op("gather_rows(Tensor x, Tensor rows) -> Tensor", fake=_fake_gather)
+@dialect_op("gather_rows", fake=_fake_gather)
 def gather_rows(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     return x.index_select(0, rows)
 
@@ -29,11 +29,7 @@ def _fake_prepare(context_tokens: torch.Tensor, *_: object) -> tuple[torch.Tenso
     return torch.empty_like(context_tokens), torch.empty_like(context_tokens), torch.empty_like(context_tokens)
 
 
-@dialect_op(
-    "prepare_step(Tensor context_tokens, Tensor seq_slots, Tensor query_start, Tensor kv_lens, Tensor last_tokens, Tensor block_table, "
-    "int page_size) -> (Tensor, Tensor, Tensor)",
-    fake=_fake_prepare,
-)
+@dialect_op("prepare_step", fake=_fake_prepare)
 def prepare_step(
     context_tokens: torch.Tensor,
     seq_slots: torch.Tensor,

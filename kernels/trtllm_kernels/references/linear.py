@@ -27,10 +27,7 @@ def _fake_linear(
     return x.new_empty(x.shape[0], weight.shape[0], dtype=_wide(x))
 
 
-@dialect_op(
-    "linear(Tensor x, Tensor weight, Tensor? bias=None, Tensor? x_scale=None, Tensor? weight_scale=None, Tensor? residual=None) -> Tensor",
-    fake=_fake_linear,
-)
+@dialect_op("linear", fake=_fake_linear)
 def linear(
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -67,10 +64,7 @@ def _fake_gate_up(
     return fake_result(x.new_empty(0, dtype=_wide(x)), (x.shape[0], weight.shape[0] // 2), out_scale)
 
 
-@dialect_op(
-    "gate_up_silu(Tensor x, Tensor weight, Tensor? x_scale=None, Tensor? weight_scale=None, Tensor? out_scale=None) -> Tensor",
-    fake=_fake_gate_up,
-)
+@dialect_op("gate_up_silu", fake=_fake_gate_up)
 def gate_up_silu(
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -87,7 +81,7 @@ def _fake_split(x: torch.Tensor, sizes: Sequence[int]) -> list[torch.Tensor]:
     return [x.new_empty(x.shape[0], size) for size in sizes]
 
 
-@dialect_op("split(Tensor x, int[] sizes) -> Tensor[]", fake=_fake_split)
+@dialect_op("split", fake=_fake_split)
 def split(x: torch.Tensor, sizes: Sequence[int]) -> list[torch.Tensor]:
     """Columns of x as separate contiguous tensors (copies: an op's result never aliases its argument)."""
     return [part.contiguous() if part.shape[1] != x.shape[1] else part.clone() for part in torch.split_with_sizes(x, list(sizes), dim=-1)]
@@ -104,11 +98,7 @@ def _fake_linear_gelu(
     return fake_result(x.new_empty(0, dtype=_wide(x)), (x.shape[0], weight.shape[0]), out_scale)
 
 
-@dialect_op(
-    "linear_gelu(Tensor x, Tensor weight, Tensor? bias=None, Tensor? x_scale=None, Tensor? weight_scale=None, "
-    "Tensor? out_scale=None) -> Tensor",
-    fake=_fake_linear_gelu,
-)
+@dialect_op("linear_gelu", fake=_fake_linear_gelu)
 def linear_gelu(
     x: torch.Tensor,
     weight: torch.Tensor,

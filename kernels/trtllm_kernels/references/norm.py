@@ -26,18 +26,12 @@ def _fake(x: torch.Tensor, out_scale: torch.Tensor | None) -> torch.Tensor:
     return fake_result(x, tuple(x.shape), out_scale)
 
 
-@dialect_op(
-    "rms_norm(Tensor x, Tensor weight, float eps, Tensor? out_scale=None) -> Tensor",
-    fake=lambda x, w, eps, out_scale=None: _fake(x, out_scale),
-)
+@dialect_op("rms_norm", fake=lambda x, w, eps, out_scale=None: _fake(x, out_scale))
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, out_scale: torch.Tensor | None = None) -> torch.Tensor:
     return finish(rms_normalize(x, weight, eps), x.dtype, out_scale)
 
 
-@dialect_op(
-    "layer_norm(Tensor x, Tensor weight, Tensor bias, float eps, Tensor? out_scale=None) -> Tensor",
-    fake=lambda x, w, b, eps, out_scale=None: _fake(x, out_scale),
-)
+@dialect_op("layer_norm", fake=lambda x, w, b, eps, out_scale=None: _fake(x, out_scale))
 def layer_norm(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, out_scale: torch.Tensor | None = None
 ) -> torch.Tensor:
@@ -50,10 +44,18 @@ def _total(x: torch.Tensor, residual: torch.Tensor, addend: torch.Tensor | None)
     return add(residual, both)
 
 
-@dialect_op(
-    "add_rms_norm(Tensor x, Tensor residual, Tensor weight, float eps, Tensor? addend=None, Tensor? out_scale=None) -> (Tensor, Tensor)",
-    fake=lambda x, residual, w, eps, addend=None, out_scale=None: (_fake(x, out_scale), torch.empty_like(residual)),
-)
+def _fake_add_rms_norm(
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    addend: torch.Tensor | None = None,
+    out_scale: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return _fake(x, out_scale), torch.empty_like(residual)
+
+
+@dialect_op("add_rms_norm", fake=_fake_add_rms_norm)
 def add_rms_norm(
     x: torch.Tensor,
     residual: torch.Tensor,
@@ -66,11 +68,19 @@ def add_rms_norm(
     return rms_norm(total, weight, eps, out_scale), total
 
 
-@dialect_op(
-    "add_layer_norm(Tensor x, Tensor residual, Tensor weight, Tensor bias, float eps, Tensor? addend=None, Tensor? out_scale=None) "
-    "-> (Tensor, Tensor)",
-    fake=lambda x, residual, w, b, eps, addend=None, out_scale=None: (_fake(x, out_scale), torch.empty_like(residual)),
-)
+def _fake_add_layer_norm(
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    eps: float,
+    addend: torch.Tensor | None = None,
+    out_scale: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return _fake(x, out_scale), torch.empty_like(residual)
+
+
+@dialect_op("add_layer_norm", fake=_fake_add_layer_norm)
 def add_layer_norm(
     x: torch.Tensor,
     residual: torch.Tensor,

@@ -35,7 +35,7 @@ def _fake(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     return torch.empty_like(x, dtype=FP8, memory_format=torch.contiguous_format)
 
 
-@dialect_op("quantize(Tensor x, Tensor scale) -> Tensor", fake=_fake)
+@dialect_op("quantize", fake=_fake)
 def quantize(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     return finish(x.float(), x.dtype, scale)
 
@@ -53,7 +53,7 @@ def _fake_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.empty_like(x, dtype=FP8, memory_format=torch.contiguous_format), x.new_empty((x.shape[0], 1), dtype=torch.float32)
 
 
-@dialect_op("quantize_rows(Tensor x) -> (Tensor, Tensor)", fake=_fake_rows)
+@dialect_op("quantize_rows", fake=_fake_rows)
 def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(codes, scales [rows, 1]) of x, each row by its own largest magnitude: nothing to calibrate, nothing clipped."""
     scales = row_scales(x)

@@ -29,7 +29,7 @@ def rotate(x: torch.Tensor, table_rows: torch.Tensor, interleaved: bool) -> torc
     return torch.cat((rotary, rest), dim=-1)
 
 
-@dialect_op("rope(Tensor x, Tensor positions, Tensor cos_sin, int head_dim, bool interleaved) -> Tensor", fake=fake_like_first)
+@dialect_op("rope", fake=fake_like_first)
 def rope(x: torch.Tensor, positions: torch.Tensor, cos_sin: torch.Tensor, head_dim: int, interleaved: bool) -> torch.Tensor:
     heads = x.float().view(x.shape[0], -1, head_dim)
     return rotate(heads, cos_sin[positions], interleaved).flatten(-2).to(x.dtype)
@@ -55,12 +55,7 @@ def _fake_rope_kv_write(
     return torch.empty_like(qkv, memory_format=torch.contiguous_format)
 
 
-@dialect_op(
-    "rope_kv_write(Tensor qkv, Tensor positions, Tensor cos_sin, Tensor(a!) kv_cache, Tensor kv_slots, Tensor? q_norm, Tensor? k_norm, "
-    "int layer, int num_heads, int num_kv_heads, int head_dim, bool interleaved, float eps, "
-    "Tensor? k_scale=None, Tensor? v_scale=None) -> Tensor",
-    fake=_fake_rope_kv_write,
-)
+@dialect_op("rope_kv_write", fake=_fake_rope_kv_write)
 def rope_kv_write(
     qkv: torch.Tensor,
     positions: torch.Tensor,

@@ -23,11 +23,7 @@ def _fake_linear_sample(
     return x.new_empty(x.shape[0], weight.shape[0]), torch.empty_like(sample_slots)
 
 
-@dialect_op(
-    "linear_sample(Tensor x, Tensor weight, Tensor? bias, Tensor sampling_words, Tensor sample_slots, Tensor ring_slot, "
-    "Tensor(a!) argmax_scratch, Tensor(b!) last_tokens, Tensor(c!) token_ring) -> (Tensor, Tensor)",
-    fake=_fake_linear_sample,
-)
+@dialect_op("linear_sample", fake=_fake_linear_sample)
 def linear_sample(
     x: torch.Tensor,
     weight: torch.Tensor,

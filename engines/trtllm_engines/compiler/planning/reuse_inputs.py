@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from trtllm_engines.compiler.plan import Op
+from trtllm_kernels.dialect.ops import OP_SPECS
 from trtllm_kernels.dialect.types import TensorSpec
-from trtllm_kernels.lowering import ARGUMENTS, IN_PLACE
 
 
 def reuse_inputs(ops: Sequence[Op], values: Mapping[str, TensorSpec], outputs: Sequence[str]) -> tuple[Op, ...]:
@@ -22,9 +22,10 @@ def reuse_inputs(ops: Sequence[Op], values: Mapping[str, TensorSpec], outputs: S
 def _reusable(op: Op, later: Sequence[Op], values: Mapping[str, TensorSpec], outputs: Sequence[str]) -> str:
     """The input whose memory the first result of `op` may take: one its launches can work on in place, an activation of the same shape that
     neither a later op nor the caller reads. "" where there is none."""
-    if op.op not in IN_PLACE:
+    spec = OP_SPECS[op.op]
+    if not spec.in_place:
         return ""
-    name = op.inputs[ARGUMENTS[op.op].index(IN_PLACE[op.op])]
+    name = op.inputs[spec.tensors.index(spec.in_place)]
     needed = name in outputs or any(name in other.inputs for other in later)
     same = values.get(name) == values[op.outputs[0]] and op.inputs.count(name) == 1
     return name if same and not needed else ""

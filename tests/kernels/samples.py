@@ -1,4 +1,4 @@
-"""Random but valid arguments for every op, at any model's and batch's shape: what tests compare on and micro-benchmarks time.
+"""Random but valid arguments for every op, at any model's and batch's shape: what tests compare kernels and references on.
 
 Memory that an op must not read is poisoned with NaN (cache rows past a sequence's end, pages of nobody) or with page numbers that do not
 exist (block-table entries past a sequence's last page), so that reading it shows.
@@ -11,25 +11,11 @@ from typing import Any
 
 import torch
 
+from trtllm_kernels.dialect.model_shape import ModelShape
 from trtllm_kernels.dialect.specs import DTYPES
 from trtllm_kernels.references import OPS
 from trtllm_kernels.references.quantize import FP8, FP8_MAX, finish, row_scales
 from trtllm_kernels.references.sampling import EMPTY
-
-
-@dataclass(frozen=True)
-class ModelShape:
-    hidden: int = 64
-    intermediate: int = 96
-    heads: int = 4
-    kv_heads: int = 2
-    head_dim: int = 16
-    rotary_dim: int = 16
-    interleaved: bool = False
-    qk_norm: bool = False
-    vocab: int = 50
-    page_size: int = 32
-    layers: int = 2
 
 
 @dataclass(frozen=True)

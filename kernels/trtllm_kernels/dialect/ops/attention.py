@@ -1,0 +1,62 @@
+"""Causal attention: dense (the model as written) and over the paged KV cache (the model as run)."""
+
+from __future__ import annotations
+
+from trtllm_kernels.dialect.dtypes import bits_of, bytes_of
+from trtllm_kernels.dialect.op_spec import OpSpec, Trait, register
+from trtllm_kernels.dialect.work import OpInStep, Work, size
+
+_PAIR_FLOP = 4.0
+"""Per (query token, key) pair and element of a head: a multiplication and an addition each for the score and for the value."""
+
+
+def _wide(precision: str) -> str:
+    """Attention multiplies 16-bit operands where the GEMMs multiply 8-bit ones."""
+    return precision if bits_of(precision) > 8 else "fp16"
+
+
+def _dense(op: OpInStep) -> Work:
+    flop = _PAIR_FLOP * op.step.pairs * size(op.tensors["q"].shape[1])
+    return Work(flop, 0.0, 0.0, op.activation_bytes, compute=_wide(op.precision))
+
+
+register(
+    OpSpec(
+        "attention(Tensor q, Tensor k, Tensor v, Tensor query_start, int num_heads, int num_kv_heads, float scale) -> Tensor",
+        "causal attention of a ragged batch without a cache; replaced by the compiler, so it has no lowering",
+        work=_dense,
+        kind="attention",
+    )
+)
+
+
+def _paged(op: OpInStep) -> Work:
+    """Of qkv the queries are read, of the cache every key and value once."""
+    step, qkv, cache = op.step, op.tensors["qkv"], op.tensors["kv_cache"]
+    kv_heads, page_size, head_dim = (size(dim) for dim in cache.shape[3:])
+    width = op.integer("num_heads") * head_dim
+    lists = 4.0 * (step.pages(page_size) + 3 * step.sequences)
+    outside = bytes_of(step.tokens * width, qkv.dtype) + op.bytes_without(*op.tensors) + lists
+    cached = float(step.kv_tokens * bytes_of(2 * kv_heads * head_dim, cache.dtype))
+    return Work(_PAIR_FLOP * step.pairs * width, 0.0, cached, outside, compute=_wide(op.precision))
+
+
+register(
+    OpSpec(
+        "paged_attention(Tensor qkv, Tensor kv_cache, Tensor block_table, Tensor seq_slots, Tensor query_start, Tensor kv_lens, int layer, "
+        "int num_heads, int num_kv_heads, float scale, Tensor? k_scale=None, Tensor? v_scale=None, Tensor? out_scale=None) -> Tensor",
+        "causal attention over the paged cache and this step's own keys and values",
+        work=_paged,
+        examples=lambda t: [
+            (
+                (t.rows(t.qkv_width), t.kv_cache, t.block_table, *t.sequences, t.scale, t.scale, t.scale),
+                (t.codes("T", t.q_width),),
+                {"layer": 0, **t.heads, "scale": t.model.head_dim**-0.5},
+            )
+        ],
+        kind="attention",
+        traits=frozenset({Trait.READS_CACHE}),
+        state=("kv_cache", "block_table"),
+        own_dtype=("kv_cache",),
+    )
+)

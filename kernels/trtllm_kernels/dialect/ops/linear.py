@@ -1,0 +1,80 @@
+"""GEMMs, alone and with the activation that follows, and the split of a merged one's columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from trtllm_kernels.dialect.model_shape import ModelTensors
+from trtllm_kernels.dialect.op_spec import ExampleCall, OpSpec, Trait, register
+from trtllm_kernels.dialect.types import TensorSpec
+from trtllm_kernels.dialect.work import elementwise, gemm
+
+
+def _linear_examples(t: ModelTensors) -> Iterator[ExampleCall]:
+    """QKV with a bias; the down projection without, with a residual, with both; and with row-wise scales."""
+    h, i = t.model.hidden, t.model.intermediate
+    down = t.codes(h, i)
+    yield (t.hidden_codes, t.codes(t.qkv_width, h), t.vector(t.qkv_width), t.scale, t.scale), (t.rows(t.qkv_width),), {}
+    yield (t.inner_codes, down, None, t.scale, t.scale), (t.hidden,), {}
+    yield (t.inner_codes, down, None, t.scale, t.scale, t.hidden), (t.hidden,), {}
+    yield (t.inner_codes, down, t.vector(h), t.scale, t.scale, t.hidden), (t.hidden,), {}
+    if t.quantized:
+        yield (t.inner_codes, down, None, t.row_scales, TensorSpec((h, 1), "fp32")), (t.hidden,), {}
+
+
+register(
+    OpSpec(
+        "linear(Tensor x, Tensor weight, Tensor? bias=None, Tensor? x_scale=None, Tensor? weight_scale=None, Tensor? residual=None) "
+        "-> Tensor",
+        "x @ weight.T + bias + residual",
+        work=gemm,
+        examples=_linear_examples,
+        kind="gemm",
+        traits=frozenset({Trait.LAYER}),
+        in_place="residual",
+    )
+)
+register(
+    OpSpec(
+        "gate_up_silu(Tensor x, Tensor weight, Tensor? x_scale=None, Tensor? weight_scale=None, Tensor? out_scale=None) -> Tensor",
+        "silu(x @ gate.T) * (x @ up.T), rows of gate and up interleaved in one weight",
+        work=gemm,
+        examples=lambda t: [
+            ((t.hidden_codes, t.codes(2 * t.model.intermediate, t.model.hidden), t.scale, t.scale, t.scale), (t.inner_codes,), {})
+        ],
+        kind="gemm",
+        traits=frozenset({Trait.ACTIVATION}),
+    )
+)
+register(
+    OpSpec(
+        "linear_gelu(Tensor x, Tensor weight, Tensor? bias=None, Tensor? x_scale=None, Tensor? weight_scale=None, "
+        "Tensor? out_scale=None) -> Tensor",
+        "gelu(x @ weight.T + bias), tanh approximation",
+        work=gemm,
+        examples=lambda t: [
+            (
+                (
+                    t.hidden_codes,
+                    t.codes(t.model.intermediate, t.model.hidden),
+                    t.vector(t.model.intermediate),
+                    *(t.scale, t.scale, t.scale),
+                ),
+                (t.inner_codes,),
+                {},
+            )
+        ],
+        kind="gemm",
+        traits=frozenset({Trait.ACTIVATION}),
+    )
+)
+register(
+    OpSpec(
+        "split(Tensor x, int[] sizes) -> Tensor[]",
+        "columns of x as separate tensors",
+        work=elementwise(0),
+        examples=lambda t: [
+            ((t.rows(t.qkv_width),), (t.rows(t.q_width), t.rows(t.kv_width)), {"sizes": [t.q_width, t.kv_width]}),
+        ],
+    )
+)

@@ -1,0 +1,23 @@
+"""Quantization of activations to FP8."""
+
+from __future__ import annotations
+
+from trtllm_kernels.dialect.op_spec import OpSpec, register
+from trtllm_kernels.dialect.work import elementwise
+
+register(
+    OpSpec(
+        "quantize(Tensor x, Tensor scale) -> Tensor",
+        "x / scale, clamped and rounded to E4M3",
+        work=elementwise(2),
+        examples=lambda t: [((t.hidden, t.scale), (t.hidden_codes,), {})] if t.quantized else [],
+    )
+)
+register(
+    OpSpec(
+        "quantize_rows(Tensor x) -> (Tensor, Tensor)",
+        "(codes, scales) of x, each row scaled by its own largest magnitude",
+        work=elementwise(0),
+        examples=lambda t: [((t.hidden,), (t.hidden_codes, t.row_scales), {})] if t.quantized else [],
+    )
+)

@@ -1,0 +1,168 @@
+"""Lowerings of GEMMs that end in an activation: one token, a skinny GEMM, cuBLASLt and an activation kernel, or one fused kernel.
+
+The fused kernel is taken from `fused_from` tokens, where its tiles fill the chip; between the skinny GEMM and that it is cuBLASLt into
+scratch memory and the activation.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from trtllm_kernels.dialect.expr import product
+from trtllm_kernels.dialect.types import Lowered
+from trtllm_kernels.lowering.call import I32, Builder, OpCall, Tma
+from trtllm_kernels.lowering.gemm import EVICT_FIRST, beyond, gemv_fits, gemv_tile, matmul, one_token_space, own_x
+from trtllm_kernels.lowering.registry import lowers
+from trtllm_kernels.lowering.skinny_gemm import launch_skinny, skinny_space, skinny_tunables, within
+from trtllm_kernels.lowering.space import NEVER, PREFILL, TOKENS, Choice, table
+
+
+def fused_fits(call: OpCall) -> bool:
+    """Whether the fused kernel's tiles divide the product."""
+    weight = call["weight"]
+    return call.capability == 90 and call["x"].dtype != "fp32" and weight.size(0) % 256 == 0 and weight.size(1) % 128 == 0
+
+
+def _space(call: OpCall) -> tuple[Choice, ...]:
+    if call["x"].dtype == "fp32":
+        return ()
+    few = (one_token_space(call) if call.op == "gate_up_silu" else ()) + skinny_space(call)
+    if not fused_fits(call):
+        return few
+    names = ("block_m", "block_n", "block_k", "group", "warps", "stages")
+    k = 64 if call["x"].dtype != "fp8" else 128
+    rows: tuple[tuple[int, ...], ...] = (
+        (128, 256, k, 4, 8, 4),
+        (128, 256, k, 16, 8, 4),
+        (128, 256, k, 8, 8, 3),
+        (128, 256, k // 2, 8, 8, 4),
+        (128, 128, k, 8, 8, 4),
+        (128, 128, k, 8, 4, 4),
+        (256, 128, k, 8, 8, 3),
+        (64, 256, k, 8, 4, 4),
+        (64, 256, k, 8, 8, 4),
+    )
+    tiles = Choice("tiles", table(names, *rows), (PREFILL,))
+    halves = Choice("halves", ({"halves": 1},), (PREFILL,))
+    threshold = Choice("fused from", tuple({"fused_from": n} for n in (*TOKENS, NEVER)), (PREFILL,), TOKENS)
+    return (*few, tiles, halves, threshold)
+
+
+class _Activated:
+    """A product followed by an activation: `gate_up` (SwiGLU of interleaved rows, half as wide) or `gelu`."""
+
+    def __init__(self, call: OpCall, kind: Literal["gate_up", "gelu"]) -> None:
+        x = call["x"]
+        self.call, self.gate_up, self.wide = call, kind == "gate_up", x.dtype != "fp8"
+        self.tokens, self.width = x.shape[0], call.outputs[0].size(1)
+        self.tuned = call.tuned(
+            **({"gemv": 1, **gemv_tile(call), EVICT_FIRST: 1} if self.gate_up else {}),
+            **skinny_tunables(call),
+            fused_from=192 if fused_fits(call) else 1 << 30,
+            block_m=128,
+            block_n=256,
+            block_k=64 if self.wide else 128,
+            group=8,
+            warps=8,
+            halves=0,
+            stages=4 if self.gate_up or not self.wide else 3,
+        )
+        self.scales = {
+            "XScale": call.get("x_scale") or x,
+            "WScale": call.get("weight_scale") or x,
+            "OutScale": call.get("out_scale") or x,
+        }
+        self.quantize = call.get("out_scale") is not None
+        self.builder = Builder(call)
+
+    def lower(self) -> Lowered:
+        covered = launch_skinny(self.builder, self.tuned, self.scales, int(self._one()), self.tuned["fused_from"] - 1)
+        self._some(covered)
+        if self.tuned["fused_from"] < 1 << 30:
+            self._many()
+        return self.builder.finish()
+
+    def _one(self) -> bool:
+        """One token, gated only: product and activation in one kernel that reads the weight once."""
+        call, weight = self.call, self.call["weight"]
+        if not self.gate_up or not self.tuned["gemv"] or call["x"].dtype == "fp32":
+            return False
+        rows, columns = self.tuned["gemv_rows"], self.tuned["gemv_columns"]
+        if not gemv_fits(call, weight, rows, columns):
+            return False
+        self.builder.launch(
+            "gemv.gemv_gate_up_silu",
+            {"X": call["x"], "W": weight, **self.scales, "Y": call.outputs[0]},
+            grid=(product(weight.size(0) // rows, within(self.tokens, 0, 1)),),
+            constexprs={
+                "K": weight.size(1),
+                "ROWS": rows,
+                "COLS": columns,
+                "SCALED": not self.wide,
+                "QUANTIZE": self.quantize,
+                "OWN_X": own_x(weight, columns),
+                "EVICT_FIRST": bool(self.tuned[EVICT_FIRST]),
+            },
+            warps=self.tuned["gemv_warps"],
+        )
+        return True
+
+    def _some(self, covered: int) -> None:
+        """From `covered` + 1 tokens: cuBLASLt into scratch, then the activation."""
+        call, tokens, first_fused = self.call, self.tokens, self.tuned["fused_from"]
+        weight, y = call["weight"], call.outputs[0]
+        some = product(beyond(tokens, covered), within(tokens, -1, first_fused - 1))
+        raw = self.builder.workspace("product", (f"min({tokens}, {first_fused})", weight.size(0)), y.dtype if self.wide else "bf16")
+        self.builder.launches.append(matmul(call, raw, some))
+        block = 1024
+        while block > 16 and self.width % block:
+            block //= 2
+        self.builder.launch(
+            "elementwise.silu_mul_interleaved" if self.gate_up else "elementwise.gelu",
+            {"GateUp" if self.gate_up else "X": raw, "OutScale": self.scales["OutScale"], "Y": y},
+            grid=(some, -(-self.width // block)),
+            constexprs={"N": self.width, "BLOCK": block, "QUANTIZE": self.quantize},
+            warps=max(1, min(8, block // 256)),
+        )
+
+    def _many(self) -> None:
+        call, tuned = self.call, self.tuned
+        x, weight, bias, y = call["x"], call["weight"], call.get("bias"), call.outputs[0]
+        self.builder.launch(
+            "gate_up.gate_up_silu" if self.gate_up else "linear_gelu.linear_gelu",
+            {
+                "X": Tma(x, tuned["block_m"], tuned["block_k"]),
+                "W": Tma(weight, tuned["block_n"], tuned["block_k"]),
+                "WHalf": Tma(weight, tuned["block_n"] // 2, tuned["block_k"]),
+                "Y": Tma(y, tuned["block_m"], tuned["block_n"] // 2),
+                **({"YHalf": Tma(y, tuned["block_m"], tuned["block_n"] // 4)} if self.gate_up else {"Bias": bias or x}),
+                **self.scales,
+                "num_tokens": I32(self.tokens),
+            },
+            grid=(f"{call.sm_count} * max(0, min(1, {self.tokens} - {tuned['fused_from'] - 1}))",),
+            constexprs={
+                "N": weight.size(0),
+                "K": weight.size(1),
+                "BLOCK_M": tuned["block_m"],
+                "BLOCK_N": tuned["block_n"],
+                "BLOCK_K": tuned["block_k"],
+                "GROUP": tuned["group"],
+                "PROGRAMS": call.sm_count,
+                "HALVES": bool(tuned["halves"]),
+                "SCALED": not self.wide,
+                **({} if self.gate_up else {"BIASED": bias is not None}),
+                "QUANTIZE": self.quantize,
+            },
+            warps=tuned["warps"],
+            stages=tuned["stages"],
+        )
+
+
+@lowers("gate_up_silu", space=_space)
+def gate_up_silu(call: OpCall) -> Lowered:
+    return _Activated(call, "gate_up").lower()
+
+
+@lowers("linear_gelu", space=_space)
+def linear_gelu(call: OpCall) -> Lowered:
+    return _Activated(call, "gelu").lower()

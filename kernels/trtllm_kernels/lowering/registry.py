@@ -1,0 +1,44 @@
+"""Lowerings register themselves: the decorator names the ops, what tuning may try for them and, where it differs, which sequences each
+kernel serves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from trtllm_kernels.dialect.ops import OP_SPECS
+from trtllm_kernels.dialect.types import Lowered
+from trtllm_kernels.errors import KernelError
+from trtllm_kernels.lowering.call import OpCall
+from trtllm_kernels.lowering.space import Choice
+
+Phase = Literal["decode", "context"]
+LowerFunction = Callable[[OpCall], Lowered]
+
+
+@dataclass(frozen=True)
+class Lowering:
+    lower: LowerFunction
+    space: Callable[[OpCall], tuple[Choice, ...]]
+    kernel_phases: Mapping[str, Phase] = field(default_factory=dict)
+    """Kernel function -> the sequences of a step that it serves; a kernel of all of them is not in it."""
+
+
+LOWERINGS: dict[str, Lowering] = {}
+"""By op."""
+
+
+def lowers(
+    *ops: str, space: Callable[[OpCall], tuple[Choice, ...]], kernel_phases: Mapping[str, Phase] | None = None
+) -> Callable[[LowerFunction], LowerFunction]:
+    """Registers the decorated function as the lowering of `ops`. Raises `KernelError` for an op without a specification."""
+
+    def register(lower: LowerFunction) -> LowerFunction:
+        for op in ops:
+            if op not in OP_SPECS:
+                raise KernelError(f"op {op!r} has no specification; register one in trtllm_kernels.dialect.ops")
+            LOWERINGS[op] = Lowering(lower, space, kernel_phases or {})
+        return lower
+
+    return register
