@@ -43,7 +43,7 @@ def test_every_product_but_the_head_reads_rows_quantized_once(kind: str) -> None
         assert plan.values[x_scale].shape == ("T", 1)
         assert plan.weights[weight_scale].shape == (plan.weights[weight].shape[0], 1)
         assert op.tactics["sm_90"].launches[-1].library == "scaled_matmul"
-    assert not any(recipe == "input_scale" for recipe in plan.weight_recipes.values())
+    assert not any(recipe.kind == "fp8_input_scale" for recipe in plan.weight_recipes.values())
 
 
 def hf_folder(folder: Path, tensors: dict[str, torch.Tensor]) -> Path:
@@ -99,9 +99,10 @@ def test_codes_and_scales_of_a_checkpoint_with_scales_of_rows_are_kept(tmp_path:
     engine = load_engine(folder)
     ours = engine.tensors("cpu")
     seen = 0
-    for name, parts in engine.plan.weight_parts.items():
+    for name, recipe in engine.plan.weight_recipes.items():
         if engine.plan.weights[name].dtype != "fp8":
             continue
+        parts = recipe.inputs
         seen += len(parts)
         codes = torch.cat([stored[part].view(torch.uint8) for part, _ in parts])
         assert torch.equal(ours[name].view(torch.uint8), codes)
@@ -114,7 +115,7 @@ def test_drawn_weights_are_quantized_without_clipping() -> None:
     name = "model.layers.0.self_attn.qkv_proj.weight"
     codes, scale = assemble(plan, name, source, CPU), assemble(plan, f"{name}_scale", source, CPU)
     assert (codes.dtype, scale.shape) == (FP8, (plan.weights[name].shape[0], 1))
-    parts = torch.cat([source.read(part, shape, torch.float32, CPU) for part, shape in plan.weight_parts[name]])
+    parts = torch.cat([source.read(part, shape, torch.float32, CPU) for part, shape in plan.weight_recipes[name].inputs])
     assert ((codes.float() * scale - parts).abs() <= parts.abs() / 16 + scale * 2**-10).all()
 
 

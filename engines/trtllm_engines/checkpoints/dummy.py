@@ -44,6 +44,12 @@ class DummyWeights:
         draw(out, name, self.seed)
         return out
 
+    def check(self, name: str, shape: tuple[int, ...]) -> None:
+        pass
+
+    def codes(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
+        return None
+
     def largest(self, name: str, shape: tuple[int, ...]) -> float:
         return _moments(name, shape)[1] * _BYTE_SUM_MEAN / _BYTE_SUM_STD
 

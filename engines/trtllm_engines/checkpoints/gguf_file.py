@@ -145,7 +145,17 @@ class GgufWeights:
     def description(self) -> Mapping[str, Any]:
         return {"kind": "gguf", "path": str(self._file.path)}
 
-    def largest(self, name: str, shape: tuple[int, ...]) -> float | None:
+    def check(self, name: str, shape: tuple[int, ...]) -> None:
+        stored = _stored_name(name)
+        found = None if stored is None else self._file.shape(stored)
+        if found is None:
+            raise EngineError(f"weight {name} ({stored} in GGUF) is missing from {self._file.path} (expected shape {list(shape)})")
+        check_shape(name, shape, found, str(self._file.path))
+
+    def codes(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
+        return None
+
+    def largest(self, name: str, shape: tuple[int, ...]) -> None:
         return None
 
     def scale(self, name: str, kind: str) -> float:
@@ -154,11 +164,9 @@ class GgufWeights:
         raise EngineError("a GGUF file has no activation scales, which an fp8 engine needs; calibrate first: trtllm-bench quantize")
 
     def read(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-        stored = _stored_name(name)
-        values = None if stored is None else self._file.tensor(stored)
-        if values is None:
-            raise EngineError(f"weight {name} ({stored} in GGUF) is missing from {self._file.path} (expected shape {list(shape)})")
-        check_shape(name, shape, values.shape, str(self._file.path))
+        self.check(name, shape)
+        values = self._file.tensor(str(_stored_name(name)))
+        assert values is not None
         config = self._file.config
         if self._file.architecture == "llama" and ".q_proj." in name:
             values = unpermute(values, config.num_heads)
