@@ -159,7 +159,7 @@ def compressed(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         scale = tensor.float().abs().amax(1, keepdim=True) / FP8_MAX
         stored[name], stored[f"{name}_scale"] = (tensor.float() / scale).to(FP8), scale
         module = name.removesuffix("weight")
-        stored[f"{module}input_scale"] = torch.tensor([source.scale(f"{module}input_scale", "input_scale")])
+        stored[f"{module}input_scale"] = torch.tensor([source.input_scale(f"{module}input_scale")])
     for layer in range(LLAMA.num_layers):
         for index, kind in enumerate("kv"):
             stored[f"model.layers.{layer}.self_attn.{kind}_scale"] = torch.tensor(0.25 * (layer + 1) + index)

@@ -31,8 +31,11 @@ class WeightSource(Protocol):
     def largest(self, name: str, shape: tuple[int, ...]) -> float | None:
         """A bound on the magnitude of matrix `name` that is known without reading it, such as an fp8 checkpoint's scale times 448."""
 
-    def scale(self, name: str, kind: str) -> float:
-        """Static scale `name`; `kind` is `input_scale` or `kv_scale`. Raises `EngineError` when it must be there and is not."""
+    def input_scale(self, name: str) -> float:
+        """Static scale `name` of a product's input. Raises `EngineError` when it is not there."""
+
+    def kv_scale(self, name: str) -> float:
+        """Static scale `name` of cached keys or values; 1 when it is not there."""
 
 
 def open_weights(weights: str | Path, seed: int = 0) -> WeightSource:

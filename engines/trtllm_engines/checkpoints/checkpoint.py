@@ -25,7 +25,6 @@ _WIDE = ("F64", "F32", "F16", "BF16")
 _FP8 = "F8_E4M3"
 _WEIGHT_SCALES = ("_scale", "_scale_inv")
 """Endings of the name of a weight's scale: ModelOpt's and compressed-tensors', and that of transformers' fp8. Both are multiplied by."""
-_SPELLINGS = {"input_scale": ("input_scale", "activation_scale")}
 
 
 class SafetensorsWeights:
@@ -101,19 +100,25 @@ class SafetensorsWeights:
         scale = self._weight_scale(name)
         return None if scale is None else float(scale.max()) * 448.0
 
-    def scale(self, name: str, kind: str) -> float:
-        """ModelOpt and compressed-tensors agree on `input_scale`; for the cache: `k_proj.k_scale`, or `self_attn.k_scale`."""
+    def kv_scale(self, name: str) -> float:
+        """`k_proj.k_scale` of ModelOpt, or `self_attn.k_scale` of compressed-tensors."""
         module, _, leaf = name.rpartition(".")
-        owners = (module, module.rpartition(".")[0]) if kind == "kv_scale" else (module,)
-        for spelling in (f"{owner}.{spelled}" for owner in owners for spelled in _SPELLINGS.get(leaf, (leaf,))):
-            if spelling in self._shard_of:
-                return float(self._tensor(spelling).float().max())
-        if kind == "kv_scale":
-            return 1.0
+        stored = self._stored_scale(name, f"{module.rpartition('.')[0]}.{leaf}")
+        return 1.0 if stored is None else stored
+
+    def input_scale(self, name: str) -> float:
+        """`input_scale` of ModelOpt and compressed-tensors, or `activation_scale` of transformers."""
+        stored = self._stored_scale(name, f"{name.removesuffix('input_scale')}activation_scale")
+        if stored is not None:
+            return stored
         raise EngineError(
             f"{self.folder} has no activation scale {name}, which an fp8 engine needs; "
             f"calibrate first: trtllm-bench quantize {self.folder} --out FOLDER"
         )
+
+    def _stored_scale(self, *spellings: str) -> float | None:
+        """The largest element of the first of these tensors that there is."""
+        return next((float(self._tensor(name).float().max()) for name in spellings if name in self._shard_of), None)
 
     def first_codes(self) -> str | None:
         """A tensor that is stored as codes, if there is one."""

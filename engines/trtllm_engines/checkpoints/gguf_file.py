@@ -158,9 +158,10 @@ class GgufWeights:
     def largest(self, name: str, shape: tuple[int, ...]) -> None:
         return None
 
-    def scale(self, name: str, kind: str) -> float:
-        if kind == "kv_scale":
-            return 1.0
+    def kv_scale(self, name: str) -> float:
+        return 1.0
+
+    def input_scale(self, name: str) -> float:
         raise EngineError("a GGUF file has no activation scales, which an fp8 engine needs; calibrate first: trtllm-bench quantize")
 
     def read(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

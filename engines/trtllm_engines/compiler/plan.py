@@ -31,7 +31,7 @@ STEP_INPUTS: Mapping[str, str] = {
     "seq_slots": "int32 [R]: slot of each sequence; decode sequences first",
     "query_start": "int32 [R + 1]: first token of each sequence in this step's ragged batch",
     "kv_lens": "int32 [R]: tokens each sequence has in the KV cache once this step has written its own",
-    "logit_rows": "int32 [S]: tokens of the batch whose logits are wanted",
+    "logit_rows": "int32 [S]: tokens of the batch whose logits are asked for",
     "sampling_words": "int32 [S, 4]: how each token is sampled (`trtllm_kernels.dialect.types.SAMPLING_WORDS`)",
     "sample_slots": "int32 [S]: slot of each row that is sampled",
     "ring_slot": "int32 [1]: row of token_ring that this step writes",
@@ -171,7 +171,7 @@ class Plan:
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
-        """Inverse of `to_json`. Raises KeyError, TypeError or ValueError when the text is no plan of this format version."""
+        """Inverse of `to_json`. Raises KeyError, TypeError or ValueError when the text is not a plan of this format version."""
         data = json.loads(text)
         fingerprint = data["fingerprint"]
         return cls(

@@ -29,6 +29,7 @@ _HINTS = {"T": 1009, "R": 211, "S": 103, "P": 499}
 
 
 _ELEMENTWISE = ("add", "silu_mul", "add_rms_norm", "add_layer_norm")
+_SCALES = ("scale", "x_scale", "weight_scale", "out_scale", "k_scale", "v_scale")
 Spec = TensorSpec | tuple[TensorSpec, ...]
 
 
@@ -125,7 +126,7 @@ def _check_arguments(graph: ModelGraph, node: fx.Node, arguments: Any, stage: st
     names = [a.name for a in OPS[op_name(node)].overload._schema.arguments]
     by_name = dict(zip(names, arguments, strict=True))
     present = {name: by_name[name] for name in OPS[op_name(node)].tensors if by_name[name] is not None}
-    own = {"cos_sin", "kv_cache"} | {name for name in present if name.endswith("scale")}
+    own = {"cos_sin", "kv_cache", *_SCALES}
     if {"x", "weight"} <= present.keys() and len(present["weight"].shape) == 2:
         x, weight, bias, residual = present["x"], present["weight"], present.get("bias"), present.get("residual")
         if x.shape[1] != weight.shape[1] or (bias is not None and bias.shape[0] != weight.shape[0]):

@@ -43,7 +43,7 @@ def _scale_of(recipe: WeightRecipe, source: WeightSource, device: torch.device, 
 
 
 def _input_scale(recipe: WeightRecipe, source: WeightSource, dtype: torch.dtype, device: torch.device) -> Tensor:
-    scales = [source.scale(name, "input_scale") for name, _ in recipe.inputs]
+    scales = [source.input_scale(name) for name, _ in recipe.inputs]
     return torch.tensor([max(scales)], dtype=dtype, device=device)
 
 

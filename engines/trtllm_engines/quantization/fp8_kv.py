@@ -22,7 +22,7 @@ def cache_scale_sources(label: str) -> tuple[str, str]:
 
 
 def _scale(recipe: WeightRecipe, source: WeightSource, dtype: torch.dtype, device: torch.device) -> Tensor:
-    scales = [source.scale(name, "kv_scale") for name, _ in recipe.inputs]
+    scales = [source.kv_scale(name) for name, _ in recipe.inputs]
     return torch.tensor([max(scales)], dtype=dtype, device=device)
 
 
