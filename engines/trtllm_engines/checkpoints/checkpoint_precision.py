@@ -45,7 +45,7 @@ def checkpoint_precision(model: str | Path) -> str | None:
 
 
 def plan_for(weights: str | Path | None, precision: str, kv_dtype: str = "auto") -> QuantPlan:
-    """The plan of an engine in `precision` of the checkpoint `weights` (None for drawn weights).
+    """The plan of an engine in `precision` of the checkpoint `weights` (None where there is none: a preset).
 
     The checkpoint's own plan where it goes by that name. Else the named plan, but for the modules that the checkpoint leaves wide. A
     checkpoint in an unknown form decides nothing here: its tensors are looked at before they are read. Raises `EngineError` for types that

@@ -50,7 +50,7 @@ def build(
     resolved = resolve_model(model)
     source = _weights(resolved, weights, seed)
     report("compile", 0, 1)
-    quant = plan_for(source.description.get("path"), precision, kv_dtype)
+    quant = plan_for(source.description.get("path", resolved.path), precision, kv_dtype)
     compiled = compile_model(resolved.config, quant, profile, arches=arches, weights_source=source.description, mark_outputs=mark_outputs)
     check_weights(compiled.plan, source)
     made_by = {**compiled.plan.fingerprint.provenance, "model": str(model if resolved.path is None else resolved.path.resolve())}
