@@ -6,7 +6,6 @@ from trtllm_engines.quantization.precision import (
     kv_cache_dtype,
     kv_dtypes,
     named_plan,
-    nvidia_algorithm,
     precisions,
     wide_dtype,
 )
@@ -17,7 +16,6 @@ __all__ = [
     "kv_cache_dtype",
     "kv_dtypes",
     "named_plan",
-    "nvidia_algorithm",
     "precisions",
     "wide_dtype",
 ]

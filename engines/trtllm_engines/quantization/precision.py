@@ -78,8 +78,3 @@ def gemm_dtype(precision: str) -> str:
 def kv_cache_dtype(precision: str, asked: str = "auto") -> str:
     """The cache's type. `auto` quantizes that of a quantized engine. Raises `EngineError` for one that does not go with `precision`."""
     return named_plan(precision, asked).kv.dtype
-
-
-def nvidia_algorithm(precision: str) -> str | None:
-    """NVIDIA's name (`QuantAlgo`) of what `precision` quantizes; None where it quantizes nothing."""
-    return next(iter(definition(precision).algorithms), None)
