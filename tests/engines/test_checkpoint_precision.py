@@ -56,7 +56,7 @@ def test_a_checkpoint_says_its_precision(tmp_path: Path, config: Any, apart: Any
         ({"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}, "fp8"),
         ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "NVFP4"),
         (compressed({"weights": {"num_bits": 4, "type": "int"}}), "4-bit int"),
-        (compressed(group("group", False)), "a group"),
+        (compressed(group("group", False)), "per group"),
         (compressed(), "config_groups"),
     ],
 )
