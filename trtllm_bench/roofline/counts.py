@@ -156,7 +156,7 @@ class PlanCounter:
         self.plan = plan
         self._precision = gemm_dtype(plan.precision)
         self.specs: dict[str, TensorSpec] = {
-            **step_input_specs(plan.config, plan.profile, plan.kv_dtype),
+            **step_input_specs(plan.config, plan.profile, plan.kv_dtype, plan.parallel),
             **plan.constants,
             **plan.weights,
             **plan.values,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from trtllm_engines.checkpoints import WeightSource
+from trtllm_engines.checkpoints.shard import take
 from trtllm_engines.compiler.plan import Plan
 from trtllm_engines.quantization.registry import recipe_kind
 from trtllm_kernels.dialect.dtypes import nbytes
@@ -28,10 +29,11 @@ def weight_bytes(specs: Mapping[str, TensorSpec]) -> int:
     return sum(map(nbytes, specs.values()))
 
 
-def assemble(plan: Plan, name: str, source: WeightSource, device: torch.device) -> Tensor:
-    """Weight `name` of the plan, made by its recipe."""
-    recipe = plan.weight_recipes[name]
-    return recipe_kind(recipe.kind).make(recipe, source, DTYPES[plan.weights[name].dtype], device)
+def assemble(plan: Plan, name: str, source: WeightSource, device: torch.device, rank: int = 0) -> Tensor:
+    """Weight `name` of the plan, made by its recipe: the part of it that `rank` of the tensor-parallel group has."""
+    recipe, spec = plan.weight_recipes[name], plan.weights[name]
+    whole = recipe_kind(recipe.kind).make(recipe, source, DTYPES[spec.dtype], device)
+    return take(recipe, whole, tuple(int(size) for size in spec.shape), rank) if recipe.shards else whole
 
 
 def check_weights(plan: Plan, source: WeightSource) -> None:

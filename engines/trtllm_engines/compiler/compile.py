@@ -12,7 +12,7 @@ from torch import Tensor, fx
 
 from trtllm_engines.compiler.graph import ModelGraph, assign_schemes, op_name, trace
 from trtllm_engines.compiler.passes import run_passes
-from trtllm_engines.compiler.plan import LOGITS, STEP_INPUTS, Op, ParallelLayout, Plan, Profile
+from trtllm_engines.compiler.plan import LOGITS, ONE_GPU, STEP_INPUTS, Op, ParallelLayout, Plan, Profile
 from trtllm_engines.compiler.planning import plan_ops
 from trtllm_engines.engine.fingerprint import make_fingerprint
 from trtllm_engines.errors import EngineError
@@ -41,6 +41,7 @@ def compile_model(
     weights_source: Mapping[str, Any],
     kv_dtype: str = "auto",
     mark_outputs: Sequence[str] = (),
+    layout: ParallelLayout = ONE_GPU,
 ) -> Compiled:
     """`precision` is a quantization plan, or the name of one, whose KV cache is `kv_dtype`.
 
@@ -50,6 +51,7 @@ def compile_model(
     check_gpus(quant, arches)
     config.check_sequence_length(profile.max_seq_len)
     graph = trace(config, quant.wide_dtype, profile)
+    graph.layout = layout
     assign_schemes(graph, quant)
     run_passes(graph)
     ops, values = export(graph)
@@ -61,7 +63,7 @@ def compile_model(
         model=config.to_dict(),
         quant=quant,
         profile=profile,
-        parallel=ParallelLayout(),
+        parallel=layout,
         fingerprint=make_fingerprint(arches, _any_cuda_kernels(planned.ops)),
         weights=graph.weights,
         weight_recipes={name: graph.recipe(name) for name in graph.weights},

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx import Graph, Node
 
-from trtllm_engines.compiler.plan import Profile
+from trtllm_engines.compiler.plan import ONE_GPU, ParallelLayout, Profile
 from trtllm_engines.errors import EngineError
 from trtllm_engines.models.config import ModelConfig
 from trtllm_engines.models.families import define
@@ -62,6 +62,8 @@ class ModelGraph:
     """What keys and values are cached in; None is the activations' dtype."""
     checkpoint_shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     """Shape of every tensor of the checkpoint, as traced."""
+    layout: ParallelLayout = ONE_GPU
+    """Over how many ranks `passes.shard` splits it."""
 
     def nodes(self, op: str) -> list[Node]:
         """Nodes of one dialect op, in order."""
@@ -102,6 +104,7 @@ class _Tracer(fx.Tracer):
         if node.op == "call_function":
             scope, op = self.scope.module_path, op_name(node)
             whole_layer = op in OP_SPECS and Trait.LAYER in OP_SPECS[op].traits
+            node.meta["split"] = getattr(self.root.get_submodule(scope), "split", None)
             label = scope if scope and whole_layer else f"{scope}.{op}".lstrip(".")
             self.labels[label] += 1
             node.meta["label"] = label if self.labels[label] == 1 else f"{label}_{self.labels[label]}"
@@ -208,7 +211,10 @@ def stack_weight(graph: ModelGraph, name: str, parts: Sequence[Node]) -> str:
     specs = [graph.weights[part] for part in names]
     rows = sum(int(spec.shape[0]) for spec in specs)
     graph.weights[name] = TensorSpec((rows, *specs[0].shape[1:]), specs[0].dtype)
-    graph.recipes[name] = WeightRecipe(CAST, tuple(one for part in names for one in graph.parts(part)))
+    recipes = [graph.recipe(part) for part in names]
+    inputs = tuple(one for recipe in recipes for one in recipe.inputs)
+    shards = tuple(shard for recipe in recipes for shard in recipe.shards or (None,) * len(recipe.inputs))
+    graph.recipes[name] = WeightRecipe(CAST, inputs, shards=shards if any(shards) else ())
     if names[0] in graph.schemes:
         graph.schemes[name] = graph.schemes[names[0]]
     return name

@@ -14,6 +14,7 @@ from typing import Any
 from trtllm_engines.errors import EngineError
 from trtllm_engines.models.config import ModelConfig
 from trtllm_engines.quantization.scheme import QuantPlan, QuantScheme, WeightRecipe
+from trtllm_kernels.dialect.group import group_spec
 from trtllm_kernels.dialect.types import SAMPLING_WORDS, Arg, Attr, KernelSpec, Launch, Lowered, TensorSpec
 
 FORMAT_VERSION = 4
@@ -40,13 +41,39 @@ STEP_INPUTS: Mapping[str, str] = {
     "last_tokens": "int32 [max_batch_size + 1]: state, last sampled token of each slot (the last row is padding's)",
     "block_table": "int32 [max_batch_size + 1, max_pages_per_seq]: state, pages of each slot (page 0 is padding's)",
     "kv_cache": "kv dtype [layers, pages, 2, kv_heads, page_size, head_dim]: state",
+    "group": "int64 [words]: the ranks of a tensor-parallel group (`trtllm_kernels.dialect.group`), where there are several",
 }
 
 
-def step_input_specs(config: ModelConfig, profile: Profile, kv_dtype: str) -> Mapping[str, TensorSpec]:
-    """Shape and dtype of each of `STEP_INPUTS`; the cache's number of pages, known only at run time, is the symbol P."""
+@dataclass(frozen=True)
+class ParallelLayout:
+    """Over how many GPUs an engine runs: `tp` ranks share every layer, `pp` stages follow each other."""
+
+    tp: int = 1
+    pp: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("tp", "pp"):
+            if getattr(self, name) < 1:
+                raise EngineError(f"{name} is {getattr(self, name)} but must be at least 1")
+
+    @property
+    def ranks(self) -> int:
+        return self.tp * self.pp
+
+    def kv_heads(self, config: ModelConfig) -> int:
+        """KV heads that one rank caches; where there are fewer than ranks, neighbours cache the same one."""
+        return max(1, config.num_kv_heads // self.tp)
+
+
+ONE_GPU = ParallelLayout()
+
+
+def step_input_specs(config: ModelConfig, profile: Profile, kv_dtype: str, layout: ParallelLayout) -> Mapping[str, TensorSpec]:
+    """Shape and dtype of each of `STEP_INPUTS` that an engine of this layout has; the cache's number of pages, known only at run time, is
+    the symbol P."""
     slots = profile.max_batch_size + 1
-    cache = (config.num_layers, "P", 2, config.num_kv_heads, profile.page_size, config.head_dim)
+    cache = (config.num_layers, "P", 2, layout.kv_heads(config), profile.page_size, config.head_dim)
     return {
         "context_tokens": TensorSpec(("T",), "int32"),
         "seq_slots": TensorSpec(("R",), "int32"),
@@ -61,6 +88,7 @@ def step_input_specs(config: ModelConfig, profile: Profile, kv_dtype: str) -> Ma
         "last_tokens": TensorSpec((slots,), "int32"),
         "block_table": TensorSpec((slots, profile.max_pages_per_seq), "int32"),
         "kv_cache": TensorSpec(cache, kv_dtype),
+        **({"group": group_spec(layout.tp)} if layout.tp > 1 else {}),
     }
 
 
@@ -88,13 +116,6 @@ class Profile:
     @property
     def max_pages_per_seq(self) -> int:
         return -(-self.max_seq_len // self.page_size)
-
-
-@dataclass(frozen=True)
-class ParallelLayout:
-    tp: int = 1
-    pp: int = 1
-    rank: int = 0
 
 
 @dataclass(frozen=True)
@@ -156,6 +177,11 @@ class Plan:
     @property
     def config(self) -> ModelConfig:
         return ModelConfig.from_dict(self.model)
+
+    @property
+    def kv_heads(self) -> int:
+        """KV heads of one rank."""
+        return self.parallel.kv_heads(self.config)
 
     @property
     def precision(self) -> str:

@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 
 from trtllm_engines.compiler.graph import ModelGraph, op_name
+from trtllm_engines.compiler.placement import Placement, PlacementError, place
 from trtllm_engines.quantization.registry import recipe_kind
 from trtllm_kernels.dialect.ops import OP_SPECS, Trait
 from trtllm_kernels.dialect.specs import DTYPES, dtype_name, spec_of
@@ -101,6 +102,7 @@ def verify(graph: ModelGraph, stage: str) -> None:
             source, index = node.args
             node.meta["spec"] = source.meta["spec"][index]
     _check_stacks(graph, stage)
+    _check_placements(graph, stage)
     _check_cache_order(graph, stage)
 
 
@@ -176,9 +178,21 @@ def _check_stacks(graph: ModelGraph, stage: str) -> None:
         recipe = graph.recipe(name)
         if recipe_kind(recipe.kind).is_scale:
             continue
-        parts = [shape for _, shape in recipe.inputs]
+        parts = [shape for _, shape in recipe.local_inputs]
         if sum(p[0] for p in parts) != spec.shape[0] or any(p[1:] != spec.shape[1:] for p in parts):
             raise VerifyError(f"after {stage}: weight {name} is {spec.shape} but its parts are {parts}")
+
+
+def _check_placements(graph: ModelGraph, stage: str) -> None:
+    """In a tensor-parallel graph every op finds its arguments where it needs them."""
+    if graph.layout.tp == 1 or "group" not in graph.inputs:
+        return
+    placed: dict[fx.Node, Placement] = {}
+    for node in graph.fx.nodes:
+        try:
+            placed[node] = place(graph, node, placed)
+        except PlacementError as error:
+            raise VerifyError(f"after {stage}: {_describe(node)}: {error}") from error
 
 
 def _check_cache_order(graph: ModelGraph, stage: str) -> None:

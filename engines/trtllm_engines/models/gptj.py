@@ -15,10 +15,10 @@ from trtllm_engines.models.layers import CausalAttention, Embedding, LayerNorm, 
 class Attention(nn.Module):
     def __init__(self, config: ModelConfig, rope: Rotary) -> None:
         super().__init__()
-        self.q_proj = Linear(config.hidden_size, config.q_size)
-        self.k_proj = Linear(config.hidden_size, config.kv_size)
-        self.v_proj = Linear(config.hidden_size, config.kv_size)
-        self.out_proj = Linear(config.q_size, config.hidden_size)
+        self.q_proj = Linear(config.hidden_size, config.q_size, split="outputs")
+        self.k_proj = Linear(config.hidden_size, config.kv_size, split="outputs")
+        self.v_proj = Linear(config.hidden_size, config.kv_size, split="outputs")
+        self.out_proj = Linear(config.q_size, config.hidden_size, split="inputs")
         self.attn = CausalAttention(config, rope)
 
     def forward(self, x: Tensor, positions: Tensor, query_start: Tensor) -> Tensor:
@@ -29,8 +29,8 @@ class Attention(nn.Module):
 class FeedForward(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.fc_in = Linear(config.hidden_size, config.intermediate_size, bias=True)
-        self.fc_out = Linear(config.intermediate_size, config.hidden_size, bias=True)
+        self.fc_in = Linear(config.hidden_size, config.intermediate_size, bias=True, split="outputs")
+        self.fc_out = Linear(config.intermediate_size, config.hidden_size, bias=True, split="inputs")
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.fc_out(ops.gelu.default(self.fc_in(x)))
@@ -71,7 +71,7 @@ class GPTJForCausalLM(nn.Module):
         super().__init__()
         self.rope = Rotary(config)
         self.transformer = Decoder(config, self.rope)
-        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=True)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=True, split="outputs")
         if config.tie_embeddings:
             self.lm_head.weight = self.transformer.wte.weight
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
@@ -9,6 +11,7 @@ import trtllm_kernels.references  # noqa: F401  (registers torch.ops.trtllm)
 from trtllm_engines.models.config import ModelConfig
 
 ops = torch.ops.trtllm
+Split = Literal["outputs", "inputs"] | None
 
 
 def parameter(*shape: int) -> nn.Parameter:
@@ -26,8 +29,12 @@ class Embedding(nn.Module):
 
 
 class Linear(nn.Module):
-    def __init__(self, inputs: int, outputs: int, bias: bool = False) -> None:
+    """`split` hints how a tensor-parallel group divides it (`passes.shard`): by its outputs (Megatron's column-parallel) or its inputs
+    (row-parallel)."""
+
+    def __init__(self, inputs: int, outputs: int, bias: bool = False, split: Split = None) -> None:
         super().__init__()
+        self.split = split
         self.weight = parameter(outputs, inputs)
         self.bias = parameter(outputs) if bias else None
 

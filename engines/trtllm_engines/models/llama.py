@@ -15,10 +15,10 @@ from trtllm_engines.models.layers import CausalAttention, Embedding, Linear, RMS
 class Attention(nn.Module):
     def __init__(self, config: ModelConfig, rope: Rotary) -> None:
         super().__init__()
-        self.q_proj = Linear(config.hidden_size, config.q_size, bias=config.qkv_bias)
-        self.k_proj = Linear(config.hidden_size, config.kv_size, bias=config.qkv_bias)
-        self.v_proj = Linear(config.hidden_size, config.kv_size, bias=config.qkv_bias)
-        self.o_proj = Linear(config.q_size, config.hidden_size, bias=config.output_bias)
+        self.q_proj = Linear(config.hidden_size, config.q_size, bias=config.qkv_bias, split="outputs")
+        self.k_proj = Linear(config.hidden_size, config.kv_size, bias=config.qkv_bias, split="outputs")
+        self.v_proj = Linear(config.hidden_size, config.kv_size, bias=config.qkv_bias, split="outputs")
+        self.o_proj = Linear(config.q_size, config.hidden_size, bias=config.output_bias, split="inputs")
         self.q_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
         self.attn = CausalAttention(config, rope)
@@ -32,9 +32,9 @@ class Attention(nn.Module):
 class FeedForward(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.gate_proj = Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
-        self.up_proj = Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
-        self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+        self.gate_proj = Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias, split="outputs")
+        self.up_proj = Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias, split="outputs")
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias, split="inputs")
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.down_proj(ops.silu_mul.default(self.gate_proj(x), self.up_proj(x)))
@@ -75,7 +75,7 @@ class LlamaForCausalLM(nn.Module):
         super().__init__()
         self.rope = Rotary(config)
         self.model = Decoder(config, self.rope)
-        self.lm_head = Linear(config.hidden_size, config.vocab_size)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, split="outputs")
         if config.tie_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
 

@@ -110,6 +110,30 @@ class QuantPlan:
 
 
 @dataclass(frozen=True)
+class Shard:
+    """Which part of a tensor a rank of a tensor-parallel group has: one of `pieces` along dimension `dim`.
+
+    Each piece is held by `copies` neighbouring ranks (KV heads that are fewer than the ranks). `dim` None: the first rank has all of it and
+    the others have zeros (a bias that is added once).
+    """
+
+    dim: int | None
+    pieces: int = 1
+    copies: int = 1
+
+    def local_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of a rank's part of a tensor of `shape`."""
+        return tuple(size // self.pieces if dim == self.dim else size for dim, size in enumerate(shape))
+
+    def rows(self, count: int, rank: int) -> range:
+        """Which of `count` rows a rank has."""
+        if self.dim != 0:
+            return range(count)
+        size, piece = count // self.pieces, rank // self.copies
+        return range(piece * size, (piece + 1) * size)
+
+
+@dataclass(frozen=True)
 class WeightRecipe:
     """How a weight of the engine is made of checkpoint tensors.
 
@@ -120,8 +144,19 @@ class WeightRecipe:
     kind: str
     inputs: tuple[tuple[str, tuple[int, ...]], ...]
     interleave: bool = False
+    shards: tuple[Shard | None, ...] = ()
+    """Which part of each input a rank has, None for all of it; empty where every rank has all of all. `kind` makes the whole weight, so
+    that its codes and scales are those of one rank, and the rank takes its part (`checkpoints.shard`)."""
+
+    @property
+    def local_inputs(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        """Inputs with the shapes of a rank's parts."""
+        shards = self.shards or (None,) * len(self.inputs)
+        pairs = zip(self.inputs, shards, strict=True)
+        return tuple((name, shape if shard is None else shard.local_shape(shape)) for (name, shape), shard in pairs)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> WeightRecipe:
         """Inverse of `dataclasses.asdict`, also after a trip through JSON."""
-        return cls(data["kind"], tuple((name, tuple(shape)) for name, shape in data["inputs"]), data["interleave"])
+        shards = tuple(None if shard is None else Shard(**shard) for shard in data["shards"])
+        return cls(data["kind"], tuple((name, tuple(shape)) for name, shape in data["inputs"]), data["interleave"], shards)

@@ -33,10 +33,10 @@ class CpuHandle:
 class CpuRunner:
     """`tensors` holds the plan's weights and constants. `outputs` are the last step's results by name: logits and marked values."""
 
-    def __init__(self, plan: Plan, tensors: Mapping[str, torch.Tensor], num_pages: int) -> None:
+    def __init__(self, plan: Plan, tensors: Mapping[str, torch.Tensor], num_pages: int, group: torch.Tensor | None = None) -> None:
         self.plan = plan
         self.num_pages = num_pages
-        self.state = DeviceState(plan, num_pages, "cpu")
+        self.state = DeviceState(plan, num_pages, "cpu", group)
         self.outputs: dict[str, torch.Tensor] = {}
         self._tensors = tensors
         self._calls = [(op, OPS[op.op].overload, dict(op.attrs)) for op in plan.ops]

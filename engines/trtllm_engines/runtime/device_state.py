@@ -25,7 +25,7 @@ from trtllm_kernels.references.sampling import EMPTY
 def page_bytes(plan: Plan) -> int:
     """Memory of one page across all layers."""
     config = plan.config
-    per_token = config.num_layers * 2 * config.num_kv_heads * config.head_dim
+    per_token = config.num_layers * 2 * plan.kv_heads * config.head_dim
     return bytes_of(per_token * plan.profile.page_size, plan.kv_dtype)
 
 
@@ -43,11 +43,12 @@ def pages_within(plan: Plan, nbytes: int) -> int:
 
 
 class DeviceState:
-    def __init__(self, plan: Plan, num_pages: int, device: torch.device | str) -> None:
+    def __init__(self, plan: Plan, num_pages: int, device: torch.device | str, group: torch.Tensor | None = None) -> None:
+        """`group`: the plan's step input of that name, where it has one."""
         profile, config = plan.profile, plan.config
         self.device = torch.device(device)
         slots = profile.max_batch_size + 1
-        cache = (config.num_layers, num_pages, 2, config.num_kv_heads, profile.page_size, config.head_dim)
+        cache = (config.num_layers, num_pages, 2, plan.kv_heads, profile.page_size, config.head_dim)
         self.kv_cache = torch.zeros(cache, dtype=DTYPES[plan.kv_dtype], device=self.device)
         self.block_table = torch.zeros((slots, profile.max_pages_per_seq), dtype=torch.int32, device=self.device)
         self.last_tokens = torch.zeros(slots, dtype=torch.int32, device=self.device)
@@ -62,9 +63,10 @@ class DeviceState:
             "token_ring": self.token_ring,
             "argmax_scratch": torch.full((slots - 1,), EMPTY, dtype=torch.int64, device=self.device),
             **{name: self.inputs.tensors[name] for name in STEP_INPUTS if name in self.inputs.tensors},
+            **({} if group is None else {"group": group}),
         }
         """Every step input of the plan, at full capacity."""
-        self._specs = step_input_specs(config, profile, plan.kv_dtype)
+        self._specs = step_input_specs(config, profile, plan.kv_dtype, plan.parallel)
 
     def of_step(self, symbols: Mapping[str, int]) -> dict[str, torch.Tensor]:
         """The step inputs of the plan, cut to a step's sizes."""

@@ -4,6 +4,7 @@
 // Macros: WORLD ranks; H elements a row; THREADS; NORM 1: residual + RMS norm, 0: the sum alone; QUANTIZE: to fp8;
 // HALF and OUT_HALF: elements are fp16, else bf16.
 #pragma once
+#include "group.cuh"
 #include "hopper.cuh"
 
 constexpr u32 ABSENT = 0x80000000u;  // as a pair of floats of 16 bits: -0 above +0
@@ -50,32 +51,6 @@ INLINE float block_sum(float x) {
 #pragma unroll
     for (int i = 0; i < THREADS / 32; i++) x += sums[i];
     return x;
-}
-
-// One rank's side of a group, in its device memory (`launch/group.py` writes it). The last fields are of the one-shot kernel.
-struct Group {
-    u32 rank;
-    u32 ended;            // blocks of the kernel that runs which have ended
-    u32 rounds;           // two-shot kernels that have ended
-    u32 one_shot_rounds;  // one-shot kernels that have
-    u32 used[3];          // rows that lie in each of their buffers since its last use
-    u32 most_rows;        // that a buffer holds of each rank
-    char* arena[WORLD];   // memory of values, at the same offsets on every rank, as this rank sees it
-    char* buffer[WORLD];  // three buffers of [WORLD, most_rows, H]
-    u32* flags[WORLD];    // [2, blocks, WORLD], counting rounds
-};
-
-// The last block of a kernel to end ends the round. Only then does the next kernel that waits begin.
-template <class End>
-INLINE void end_round(Group* group, End end) {
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        __threadfence();
-        if (atomicAdd(&group->ended, 1) == gridDim.x - 1) {
-            group->ended = 0;
-            end();
-        }
-    }
 }
 
 // What becomes of a row whose partial sums are known, EACH vectors of 8 elements a thread. Each sum is rounded before the next is made of it.

@@ -22,9 +22,10 @@ from trtllm_kernels.dialect.types import Attr, TensorSpec
 from trtllm_kernels.dialect.work import OpInStep, Work
 from trtllm_kernels.errors import KernelError
 
-Kind = Literal["gemm", "attention", "rows"]
+Kind = Literal["gemm", "attention", "rows", "communication"]
 """What bounds an op: `gemm` multiplies by a matrix of weights (its arguments are x, weight and optionally bias, residual and both scales),
-`attention` reads keys and values, `rows` moves rows of activations and computes next to nothing."""
+`attention` reads keys and values, `rows` moves rows of activations and computes next to nothing, `communication` exchanges rows with
+other ranks."""
 
 
 class Trait(StrEnum):
@@ -40,6 +41,13 @@ class Trait(StrEnum):
     """It reads only some rows of its matrix."""
     READS_CACHE = "reads KV cache"
     WRITES_CACHE = "writes KV cache"
+    ADDITIVE = "additive"
+    """It adds its arguments, so that summands of them give a summand of the result."""
+    COLUMNWISE = "columnwise"
+    """A column (or head) of the result needs only the same of the arguments, so that it works on one rank's."""
+    NORM = "norm"
+    REDUCES = "reduces"
+    """It sums its first argument over the ranks of a group."""
 
 
 ExampleCall = tuple[Sequence[TensorSpec | None], Sequence[TensorSpec], Mapping[str, Attr]]

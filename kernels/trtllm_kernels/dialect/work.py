@@ -47,7 +47,8 @@ class StepNumbers(Protocol):
 
 @dataclass(frozen=True)
 class Work:
-    """`rows` is the M of a GEMM. `compute` is the number format of the arithmetic; "" is that of the plan's GEMMs."""
+    """`rows` is the M of a GEMM. `compute` is the number format of the arithmetic; "" is that of the plan's GEMMs.
+    `link_bytes` go from this GPU to others."""
 
     flop: float = 0.0
     weight_bytes: float = 0.0
@@ -55,6 +56,7 @@ class Work:
     activation_bytes: float = 0.0
     rows: int = 0
     compute: str = ""
+    link_bytes: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -125,7 +125,7 @@ def _space(call: OpCall) -> tuple[Choice, ...]:
 
 @lowers("linear", space=_space)
 def linear(call: OpCall) -> Lowered:
-    builder, _ = _linear(call)
+    builder, _ = linear_launches(call)
     return builder.finish()
 
 
@@ -138,7 +138,7 @@ _PUBLISHED = 128
 @lowers("linear_sample", space=_space)
 def linear_sample(call: OpCall) -> Lowered:
     """As `linear`; logits that our own kernels compute are offered by their epilogues, the library's are read once more."""
-    builder, covered = _linear(call)
+    builder, covered = linear_launches(call)
     logits, tokens = call.outputs
     rows, ring = call["x"].shape[0], call["token_ring"]
     columns = logits.size(1)
@@ -166,7 +166,7 @@ def linear_sample(call: OpCall) -> Lowered:
     return builder.finish()
 
 
-def _linear(call: OpCall) -> tuple[Builder, int]:
+def linear_launches(call: OpCall) -> tuple[Builder, int]:
     """The product's launches, and the number of tokens up to which they are our own kernels."""
     x, weight, bias, residual, y = call["x"], call["weight"], call.get("bias"), call.get("residual"), call.outputs[0]
     defaults = {EVICT_FIRST: 1, **skinny_tunables(call), **dict.fromkeys((*ALGORITHMS, LT_VERSION), 0)}

@@ -43,14 +43,22 @@ def linear_sample(
     int64 [most rows] is scratch of the kernels, `EMPTY` before and after.
     """
     logits = functional.linear(x, weight, bias)
+    tokens = chosen_value_and_column(logits, sampling_words, 0, weight.shape[0])[1].to(torch.int32)
+    last_tokens[sample_slots.long()] = tokens
+    token_ring[int(ring_slot), : len(tokens)] = tokens
+    return logits, tokens
+
+
+def chosen_value_and_column(
+    logits: torch.Tensor, sampling_words: torch.Tensor, first_column: int, num_columns: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(value fp32 [S], column int64 [S]) that each row of `logits` chooses, which are columns from `first_column` of `num_columns`."""
     z = logits.float()
     temperature = sampling_words[:, :1].contiguous().view(torch.float32)
     drawn = temperature > 0
     if bool(drawn.any()):
         seeds = (sampling_words[:, 1].long() & 0xFFFFFFFF) | (sampling_words[:, 2].long() << 32)
-        noise = gumbel_noise(seeds, sampling_words[:, 3].long(), z.shape[1])
+        noise = gumbel_noise(seeds, sampling_words[:, 3].long(), num_columns)[:, first_column : first_column + z.shape[1]]
         z = torch.where(drawn, z / torch.where(drawn, temperature, 1.0) + noise, z)
-    tokens = z.argmax(dim=-1).to(torch.int32)
-    last_tokens[sample_slots.long()] = tokens
-    token_ring[int(ring_slot), : len(tokens)] = tokens
-    return logits, tokens
+    column = z.argmax(dim=-1)
+    return z.gather(1, column[:, None])[:, 0], column + first_column

@@ -77,6 +77,20 @@ def candidates(Logits, ArgmaxScratch, SamplingWords, num_rows, N: tl.constexpr, 
 
 
 @triton.jit
+def rank_candidates(
+    Logits, ArgmaxScratch, SamplingWords, Group, num_rows, N: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr
+):  # fmt: skip
+    """As `candidates`, of this rank's columns of the vocabulary, N a rank in rank order. Group: `dialect/group.py`."""
+    let_next_start(PDL)
+    first_column = (tl.load(Group) & 0xFFFFFFFF).to(tl.int32) * N
+    wait_for_previous(PDL)
+    row = tl.program_id(0) + tl.arange(0, 1)
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    logits = tl.load(Logits + row.to(tl.int64)[:, None] * N + columns[None, :], mask=(columns < N)[None, :], other=float("-inf"))
+    offer(logits, ArgmaxScratch, SamplingWords, row, columns + first_column, num_rows, N + first_column)
+
+
+@triton.jit
 def publish(ArgmaxScratch, Slots, RingSlot, Tokens, LastTokens, Ring, num_rows, ring_stride, BLOCK: tl.constexpr, PDL: tl.constexpr):
     """Tokens [num_rows], LastTokens of their slots, and row RingSlot of Ring [ring slots, ring_stride], which lies in the host's memory."""
     let_next_start(PDL)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from trtllm_engines.compiler.graph import ModelGraph
 from trtllm_engines.compiler.passes import (
     fuse_add_norm,
+    fuse_all_reduce,
     fuse_gate_up,
     fuse_gelu,
     fuse_residual,
@@ -23,12 +24,14 @@ from trtllm_engines.compiler.passes import (
     page_attention,
     push_quantize,
     quantize,
+    shard,
 )
 from trtllm_engines.compiler.verify import verify
 
 Pass = Callable[[ModelGraph], None]
 
 PASSES: Mapping[str, Pass] = {
+    "shard": shard.apply,
     "merge_qkv": merge_qkv.apply,
     "merge_gate_up": merge_gate_up.apply,
     "page_attention": page_attention.apply,
@@ -36,6 +39,7 @@ PASSES: Mapping[str, Pass] = {
     "fuse_silu_mul": fuse_silu_mul.apply,
     "quantize": quantize.apply,
     "push_quantize": push_quantize.apply,
+    "fuse_all_reduce": fuse_all_reduce.apply,
     "fuse_gate_up": fuse_gate_up.apply,
     "fuse_gelu": fuse_gelu.apply,
     "fuse_residual": fuse_residual.apply,

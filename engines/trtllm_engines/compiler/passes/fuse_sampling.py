@@ -7,6 +7,8 @@ logits, which are written in any case (`runtime.sampler`).
 from __future__ import annotations
 
 from trtllm_engines.compiler.graph import ModelGraph, call, item, op_name, prune
+from trtllm_engines.compiler.passes.shard import GROUP
+from trtllm_engines.compiler.placement import split_of
 from trtllm_engines.errors import EngineError
 
 STEP = ("sampling_words", "sample_slots", "ring_slot", "argmax_scratch", "last_tokens", "token_ring")
@@ -20,6 +22,8 @@ def apply(graph: ModelGraph) -> None:
     step = {node.name: node for node in graph.fx.nodes if node.op == "placeholder"}
     label = str(head.meta["label"])
     with graph.fx.inserting_before(output):
-        sampled = call(graph.fx, "linear_sample", *head.args[:3], *(step[name] for name in STEP), label=label)
+        split = split_of(graph, head.args[1]) is not None
+        op, inputs = ("sharded_linear_sample", (*STEP, GROUP)) if split else ("linear_sample", STEP)
+        sampled = call(graph.fx, op, *head.args[:3], *(step[name] for name in inputs), label=label)
         head.replace_all_uses_with(item(graph.fx, sampled, 0, label))
     prune(graph)

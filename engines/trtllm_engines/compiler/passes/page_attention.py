@@ -13,7 +13,7 @@ from torch import fx
 
 from trtllm_engines.compiler.graph import ModelGraph, call, item
 from trtllm_engines.compiler.pattern import Bindings, Item, OpPattern, Rule, Var, rewrite
-from trtllm_engines.compiler.plan import STEP_INPUTS, step_input_specs
+from trtllm_engines.compiler.plan import step_input_specs
 from trtllm_engines.errors import EngineError
 
 PREPARED = ("token_ids", "positions", "kv_slots")
@@ -82,9 +82,10 @@ RULES = tuple(
 def _insert_prepare_step(graph: ModelGraph) -> None:
     dense = {node.name: node for node in graph.fx.nodes if node.op == "placeholder"}
     first_op = next(node for node in graph.fx.nodes if node.op != "placeholder")
-    step = {name: dense[name] for name in STEP_INPUTS if name in dense}
+    inputs = dict(step_input_specs(graph.config, graph.profile, graph.dtype, graph.layout))
+    step = {name: dense[name] for name in inputs if name in dense}
     with graph.fx.inserting_before(first_op):
-        for name in STEP_INPUTS:
+        for name in inputs:
             if name not in step:
                 step[name] = graph.fx.placeholder(name)
         arguments = [step[n] for n in ("context_tokens", "seq_slots", "query_start", "kv_lens", "last_tokens", "block_table")]
@@ -94,7 +95,7 @@ def _insert_prepare_step(graph: ModelGraph) -> None:
             if name in dense:
                 dense[name].replace_all_uses_with(node)
                 graph.fx.erase_node(dense[name])
-    graph.inputs = dict(step_input_specs(graph.config, graph.profile, graph.dtype))
+    graph.inputs = inputs
 
 
 def apply(graph: ModelGraph) -> None:

@@ -25,6 +25,7 @@ register(
         "attention(Tensor q, Tensor k, Tensor v, Tensor query_start, int num_heads, int num_kv_heads, float scale) -> Tensor",
         "causal attention of a ragged batch without a cache; replaced by the compiler, so it has no lowering",
         work=_dense,
+        traits=frozenset({Trait.COLUMNWISE}),
         kind="attention",
     )
 )
@@ -55,7 +56,7 @@ register(
             )
         ],
         kind="attention",
-        traits=frozenset({Trait.READS_CACHE}),
+        traits=frozenset({Trait.READS_CACHE, Trait.COLUMNWISE}),
         state=("kv_cache", "block_table"),
         own_dtype=("kv_cache",),
     )

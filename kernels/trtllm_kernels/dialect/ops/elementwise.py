@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trtllm_kernels.dialect.op_spec import OpSpec, register
+from trtllm_kernels.dialect.op_spec import OpSpec, Trait, register
 from trtllm_kernels.dialect.work import elementwise
 
 register(
@@ -10,6 +10,7 @@ register(
         "silu_mul(Tensor gate, Tensor up) -> Tensor",
         "silu(gate) * up",
         work=elementwise(5),
+        traits=frozenset({Trait.COLUMNWISE}),
         examples=lambda t: [((t.inner, t.inner), (t.inner,), {})],
         same_shape=("gate", "up"),
     )
@@ -19,6 +20,7 @@ register(
         "silu_mul_packed(Tensor gate_up, Tensor? out_scale=None) -> Tensor",
         "silu of the left half of the columns, times the right half",
         work=elementwise(5),
+        traits=frozenset({Trait.COLUMNWISE}),
         examples=lambda t: [((t.rows(2 * t.model.intermediate), t.scale), (t.inner_codes,), {})],
     )
 )
@@ -27,6 +29,7 @@ register(
         "gelu(Tensor x, Tensor? out_scale=None) -> Tensor",
         "GELU, tanh approximation",
         work=elementwise(9),
+        traits=frozenset({Trait.COLUMNWISE}),
         examples=lambda t: [((t.inner, t.scale), (t.inner_codes,), {})],
     )
 )
@@ -35,6 +38,7 @@ register(
         "add(Tensor a, Tensor b) -> Tensor",
         "a + b",
         work=elementwise(1),
+        traits=frozenset({Trait.ADDITIVE, Trait.COLUMNWISE}),
         examples=lambda t: [((t.hidden, t.hidden), (t.hidden,), {})],
         same_shape=("a", "b"),
     )

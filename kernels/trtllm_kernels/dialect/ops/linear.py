@@ -73,6 +73,7 @@ register(
         "split(Tensor x, int[] sizes) -> Tensor[]",
         "columns of x as separate tensors",
         work=elementwise(0),
+        traits=frozenset({Trait.COLUMNWISE}),
         examples=lambda t: [
             ((t.rows(t.qkv_width),), (t.rows(t.q_width), t.rows(t.kv_width)), {"sizes": [t.q_width, t.kv_width]}),
         ],

@@ -13,7 +13,7 @@ register(
         "RMS norm over groups as long as the weight",
         work=elementwise(4),
         examples=lambda t: [((t.hidden, t.norm_weight, t.scale), (t.hidden_codes,), _EPS)],
-        traits=frozenset({Trait.LAYER}),
+        traits=frozenset({Trait.LAYER, Trait.COLUMNWISE, Trait.NORM}),
     )
 )
 register(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trtllm_kernels.dialect.op_spec import OpSpec, register
+from trtllm_kernels.dialect.op_spec import OpSpec, Trait, register
 from trtllm_kernels.dialect.work import elementwise
 
 register(
@@ -10,6 +10,7 @@ register(
         "quantize(Tensor x, Tensor scale) -> Tensor",
         "x / scale, clamped and rounded to E4M3",
         work=elementwise(2),
+        traits=frozenset({Trait.COLUMNWISE}),
         examples=lambda t: [((t.hidden, t.scale), (t.hidden_codes,), {})] if t.quantized else [],
     )
 )
@@ -18,6 +19,7 @@ register(
         "quantize_rows(Tensor x) -> (Tensor, Tensor)",
         "(codes, scales) of x, each row scaled by its own largest magnitude",
         work=elementwise(0),
+        traits=frozenset({Trait.COLUMNWISE}),
         examples=lambda t: [((t.hidden,), (t.hidden_codes, t.row_scales), {})] if t.quantized else [],
     )
 )

@@ -17,6 +17,7 @@ register(
         "rope(Tensor x, Tensor positions, Tensor cos_sin, int head_dim, bool interleaved) -> Tensor",
         "rotary position embedding of every head of x",
         work=elementwise(_ROTATION_FLOP),
+        traits=frozenset({Trait.COLUMNWISE}),
         examples=lambda t: [((t.rows(t.q_width), t.ints("T"), t.cos_sin), (t.rows(t.q_width),), t.rotary)],
         own_dtype=("cos_sin",),
     )
@@ -53,7 +54,7 @@ register(
         "normalizes (if asked) and rotates q and k, writes k and v to the cache",
         work=_rope_kv_write,
         examples=_rope_kv_write_examples,
-        traits=frozenset({Trait.WRITES_CACHE}),
+        traits=frozenset({Trait.WRITES_CACHE, Trait.COLUMNWISE}),
         in_place="qkv",
         state=("kv_cache",),
         own_dtype=("cos_sin", "kv_cache"),

@@ -1,0 +1,37 @@
+"""The layout of a group of ranks as kernels see it: the op argument `group`, int64 [group_words(ranks)].
+
+On a GPU it is the struct `Group` of `cuda_kernels/all_reduce.cuh`: counters of rounds, then for each rank the addresses of its memory as
+this rank has them mapped (`launch/group.py` fills it). On a CPU its first word is the number of a communicator
+(`references/communication.py`). Only its length is known when an engine is built, and tells how many ranks there are; which of them a
+process is, it finds in it at run time. So all ranks of a stage run one plan.
+"""
+
+from __future__ import annotations
+
+from trtllm_kernels.dialect.types import TensorSpec
+
+HEADER_WORDS = 6
+ADDRESSES = ("arena", "buffer", "flags", "words")
+"""Memory of each rank that the others reach: values of the plan, the buffers of one-shot reductions, counters where blocks meet, and the
+sampling words that ranks exchange."""
+ONE_SHOT_ROWS = 128
+"""Rows up to which a reduction is one-shot. Two H200: at 128 rows of 8,192 it takes 10.1 us and the two-shot 10.8; at 64 rows 7.0 and
+8.5."""
+TWO_SHOT_BLOCKS = 132
+"""Blocks of a two-shot reduction: all of them run at once on any Hopper GPU."""
+
+
+def group_words(ranks: int) -> int:
+    """64-bit words of a group of `ranks`."""
+    return HEADER_WORDS + len(ADDRESSES) * ranks
+
+
+def group_spec(ranks: int) -> TensorSpec:
+    return TensorSpec((group_words(ranks),), "int64")
+
+
+def ranks_of(group: TensorSpec) -> int:
+    """How many ranks a group argument is of."""
+    (words,) = group.shape
+    assert isinstance(words, int)
+    return (words - HEADER_WORDS) // len(ADDRESSES)

@@ -1,0 +1,76 @@
+"""Ops in which the ranks of a tensor-parallel group exchange data. `group` says which ranks there are (`dialect/group.py`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from trtllm_kernels.dialect.dtypes import nbytes
+from trtllm_kernels.dialect.group import group_spec, ranks_of
+from trtllm_kernels.dialect.model_shape import ModelTensors
+from trtllm_kernels.dialect.op_spec import ExampleCall, OpSpec, Trait, register
+from trtllm_kernels.dialect.types import SAMPLING_WORDS, TensorSpec
+from trtllm_kernels.dialect.work import OpInStep, Work, elementwise, gemm
+
+_EXAMPLE_RANKS = 2
+
+
+def _reduced(flop: int) -> Callable[[OpInStep], Work]:
+    """As `elementwise`, and what a rank sends: its rows to each peer (as in a one-shot reduction, which steps of few tokens take)."""
+    rows = elementwise(flop)
+
+    def work(op: OpInStep) -> Work:
+        counted = rows(op)
+        peers = ranks_of(op.tensors["group"]) - 1
+        sent = float(peers * nbytes(op.tensors["x"], op.step.symbols))
+        return Work(counted.flop, counted.weight_bytes, 0.0, counted.activation_bytes, link_bytes=sent)
+
+    return work
+
+
+def _sample_examples(t: ModelTensors) -> Iterator[ExampleCall]:
+    sampling = (t.ints("S", SAMPLING_WORDS), t.ints("S"), t.ints(1))
+    state = (TensorSpec((t.max_batch_size,), "int64"), t.ints(t.max_batch_size + 1), t.ints(4, t.max_batch_size))
+    rows = t.model.vocab // _EXAMPLE_RANKS
+    head = TensorSpec((rows, t.model.hidden), t.dtype)
+    inputs = (t.rows(t.model.hidden, "S"), head, None, *sampling, *state, group_spec(_EXAMPLE_RANKS))
+    yield inputs, (t.rows(rows, "S"), t.ints("S")), {}
+
+
+register(
+    OpSpec(
+        "all_reduce(Tensor x, Tensor group) -> Tensor",
+        "sum of x over the ranks, in rank order, rounded once: the same bits on every rank",
+        work=_reduced(1),
+        traits=frozenset({Trait.REDUCES}),
+        examples=lambda t: [((t.hidden, group_spec(_EXAMPLE_RANKS)), (t.hidden,), {})],
+        kind="communication",
+        state=("group",),
+    )
+)
+register(
+    OpSpec(
+        "all_reduce_add_rms_norm(Tensor x, Tensor residual, Tensor weight, Tensor group, float eps, Tensor? out_scale=None) "
+        "-> (Tensor, Tensor)",
+        "(RMS norm of the sum, the sum) of x over the ranks and the residual",
+        work=_reduced(6),
+        traits=frozenset({Trait.REDUCES}),
+        examples=lambda t: [
+            ((t.hidden, t.hidden, t.norm_weight, group_spec(_EXAMPLE_RANKS), t.scale), (t.hidden_codes, t.hidden), {"eps": 1e-5})
+        ],
+        kind="communication",
+        state=("group",),
+        same_shape=("x", "residual"),
+    )
+)
+register(
+    OpSpec(
+        "sharded_linear_sample(Tensor x, Tensor weight, Tensor? bias, Tensor sampling_words, Tensor sample_slots, Tensor ring_slot, "
+        "Tensor(a!) argmax_scratch, Tensor(b!) last_tokens, Tensor(c!) token_ring, Tensor group) -> (Tensor, Tensor)",
+        "(this rank's columns of the logits, sampled tokens) where each rank has rows of the vocabulary",
+        work=gemm,
+        examples=_sample_examples,
+        kind="gemm",
+        traits=frozenset({Trait.SAMPLES}),
+        state=("argmax_scratch", "last_tokens", "token_ring", "group"),
+    )
+)

@@ -1,0 +1,118 @@
+"""Lowerings of what ranks exchange: reductions by one of two kernels, chosen by the step's tokens, and sampling over a split vocabulary."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from trtllm_kernels.dialect.expr import ceil_div
+from trtllm_kernels.dialect.group import ONE_SHOT_ROWS, TWO_SHOT_BLOCKS, ranks_of
+from trtllm_kernels.dialect.types import Dim, Lowered
+from trtllm_kernels.errors import KernelError
+from trtllm_kernels.lowering.call import F32, I32, Builder, OpCall, Operand, Parameter
+from trtllm_kernels.lowering.gemm import linear_launches
+from trtllm_kernels.lowering.registry import lowers
+from trtllm_kernels.lowering.space import Choice
+
+_CANDIDATES = 2048
+_EXCHANGED = 256
+"""Rows a block exchanges the words of."""
+
+
+def _no_space(call: OpCall) -> tuple[Choice, ...]:
+    return ()
+
+
+@lowers("all_reduce", "all_reduce_add_rms_norm", space=_no_space)
+def all_reduce(call: OpCall) -> Lowered:
+    """Steps of up to `ONE_SHOT_ROWS` tokens exchange rows whole, larger ones by owners. Each kernel has no blocks in the other's steps."""
+    x, group, y = call["x"], call["group"], call.outputs[0]
+    if call.capability != 90 or x.dtype not in ("bf16", "fp16"):
+        raise KernelError(f"op {call.op} has kernels for sm_90 in bf16 and fp16, not for {call.arch} in {x.dtype}")
+    normed = call.op == "all_reduce_add_rms_norm"
+    ranks, hidden = ranks_of(group.spec), x.size(1)
+    out_scale = call.get("out_scale")
+    parameters: dict[str, Parameter] = {
+        "X": x,
+        "Residual": call["residual"] if normed else x,
+        "Weight": call["weight"] if normed else x,
+        "OutScale": out_scale or x,
+        "Group": group,
+        "Y": y,
+        "Total": call.outputs[1] if normed else y,
+        "eps": F32(call.number("eps") if normed else 0.0),
+        "num_rows": I32(x.shape[0]),
+    }
+    half = int(x.dtype == "fp16")
+    threads = _threads(hidden)
+    constexprs = {
+        "WORLD": ranks,
+        "H": hidden,
+        "THREADS": threads,
+        "NORM": int(normed),
+        "QUANTIZE": int(out_scale is not None),
+        "HALF": half,
+        "OUT_HALF": half,
+        "SHARED_BYTES": 0,
+    }
+    rows = x.shape[0]
+    builder = Builder(call)
+    for kernel, grid in (("all_reduce_one_shot", _few(rows)), ("all_reduce_two_shot", _many(rows))):
+        builder.launch(f"{kernel}.{kernel}", parameters, grid=(grid,), constexprs=constexprs, warps=threads // 32, cuda=True)
+    return builder.finish()
+
+
+def _few(rows: Dim) -> Dim:
+    """A block a row in steps of up to `ONE_SHOT_ROWS`, else none."""
+    if isinstance(rows, int):
+        return rows if rows <= ONE_SHOT_ROWS else 0
+    return f"{rows} * max(0, min(1, {ONE_SHOT_ROWS + 1} - {rows}))"
+
+
+def _many(rows: Dim) -> Dim:
+    if isinstance(rows, int):
+        return TWO_SHOT_BLOCKS if rows > ONE_SHOT_ROWS else 0
+    return f"{TWO_SHOT_BLOCKS} * max(0, min(1, {rows} - {ONE_SHOT_ROWS}))"
+
+
+def _threads(hidden: int) -> int:
+    """As many threads as make a row of whole 16-byte vectors each, at most 512. Two H200: 1,024 are no faster, 256 are slower."""
+    vectors = hidden // 8
+    threads = next((n for n in range(512, 31, -32) if vectors % n == 0), 0)
+    if hidden % 8 or not threads:
+        raise KernelError(f"rows of {hidden} elements cannot be reduced over ranks on a GPU; they must be a multiple of 256")
+    return threads
+
+
+@lowers("sharded_linear_sample", space=_no_space)
+def sharded_linear_sample(call: OpCall) -> Lowered:
+    """The product of this rank's rows of the vocabulary, the best of its columns as a word a row, and the best word of all ranks."""
+    builder, _ = linear_launches(replace(call, op="linear"))
+    logits, tokens = call.outputs
+    rows, ring, group = call["x"].shape[0], call["token_ring"], call["group"]
+    columns = logits.size(1)
+    words = call["argmax_scratch"]
+    builder.launch(
+        "sampling.rank_candidates",
+        {"Logits": logits, "ArgmaxScratch": words, "SamplingWords": call["sampling_words"], "Group": group, "num_rows": I32(rows)},
+        grid=(rows, ceil_div(columns, _CANDIDATES)),
+        constexprs={"N": columns, "BLOCK": _CANDIDATES},
+        warps=8,
+    )
+    ends: dict[str, Operand] = {
+        "ArgmaxScratch": words,
+        "Group": group,
+        "Slots": call["sample_slots"],
+        "RingSlot": call["ring_slot"],
+        "Tokens": tokens,
+        "LastTokens": call["last_tokens"],
+        "Ring": ring,
+    }
+    builder.launch(
+        "exchange_words.exchange_words",
+        {**ends, "num_rows": I32(rows), "ring_stride": I32(ring.size(1))},
+        grid=(f"ceil_div({rows}, {_EXCHANGED})",),
+        constexprs={"WORLD": ranks_of(group.spec), "THREADS": _EXCHANGED, "MOST_ROWS": ring.size(1), "SHARED_BYTES": 0},
+        warps=_EXCHANGED // 32,
+        cuda=True,
+    )
+    return builder.finish()

@@ -1,0 +1,116 @@
+"""What the ranks of a group compute together: each a function of all ranks' arguments, in rank order, so that all have the same bits.
+
+A communicator gathers tensors; here that is all it has to do. The first word of `group` is its number (`communicate`).
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Protocol
+
+import torch
+from torch.nn import functional
+
+from trtllm_kernels.dialect.group import group_words
+from trtllm_kernels.dialect.registry import dialect_op
+from trtllm_kernels.references.norm import rms_norm
+from trtllm_kernels.references.quantize import fake_result
+from trtllm_kernels.references.sampling import chosen_value_and_column
+
+
+class Communicator(Protocol):
+    """One rank's end of a group."""
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def size(self) -> int: ...
+
+    def all_gather(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """`x` of every rank, in rank order. Every rank calls it with the same shape and dtype."""
+
+
+_COMMUNICATORS: dict[int, Communicator] = {}
+_numbers = itertools.count(1)
+
+
+def communicate(communicator: Communicator) -> torch.Tensor:
+    """The `group` argument of ops on a CPU whose ranks `communicator` joins."""
+    number = next(_numbers)
+    _COMMUNICATORS[number] = communicator
+    group = torch.zeros(group_words(communicator.size), dtype=torch.int64)
+    group[0] = number
+    return group
+
+
+def communicator_of(group: torch.Tensor) -> Communicator:
+    return _COMMUNICATORS[int(group[0])]
+
+
+@dialect_op("all_reduce", fake=lambda x, group: torch.empty_like(x))
+def all_reduce(x: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
+    """x [T, H] summed over the ranks in fp32, in rank order, and rounded once."""
+    parts = communicator_of(group).all_gather(x)
+    total = parts[0].float()
+    for part in parts[1:]:
+        total = total + part.float()
+    return total.to(x.dtype)
+
+
+@dialect_op(
+    "all_reduce_add_rms_norm",
+    fake=lambda x, residual, weight, group, eps, out_scale=None: (fake_result(x, x.shape, out_scale), torch.empty_like(residual)),
+)
+def all_reduce_add_rms_norm(
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    group: torch.Tensor,
+    eps: float,
+    out_scale: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(RMS norm of the sum, the sum): of x [T, H] over the ranks, rounded, plus the residual, rounded.
+
+    On GPUs, in steps of more than `ONE_SHOT_ROWS` tokens, a rank's second result holds only the rows it owns (an equal share, in rank
+    order): the reduction after it, which owns the same, is what reads it.
+    """
+    total = residual + all_reduce(x, group)
+    return rms_norm(total, weight, eps, out_scale), total
+
+
+def _fake_sample(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, words: torch.Tensor, sample_slots: torch.Tensor, *_: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return x.new_empty(x.shape[0], weight.shape[0]), torch.empty_like(sample_slots)
+
+
+@dialect_op("sharded_linear_sample", fake=_fake_sample)
+def sharded_linear_sample(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    sampling_words: torch.Tensor,
+    sample_slots: torch.Tensor,
+    ring_slot: torch.Tensor,
+    argmax_scratch: torch.Tensor,
+    last_tokens: torch.Tensor,
+    token_ring: torch.Tensor,
+    group: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`linear_sample` of which each rank has V / ranks rows of the weight, in rank order: (logits [S, V / ranks], tokens int32 [S]).
+
+    Ranks exchange the best (value, column) of each row, not logits. Noise is that of the column in the whole vocabulary, so a token is the
+    same however many ranks there are.
+    """
+    communicator = communicator_of(group)
+    logits = functional.linear(x, weight, bias)
+    columns = weight.shape[0]
+    value, column = chosen_value_and_column(logits, sampling_words, communicator.rank * columns, communicator.size * columns)
+    values = torch.stack(communicator.all_gather(value))
+    firsts = torch.stack(communicator.all_gather(column))
+    best = values.max(dim=0, keepdim=True).values
+    tokens = torch.where(values == best, firsts, torch.iinfo(torch.int64).max).min(dim=0).values.to(torch.int32)
+    last_tokens[sample_slots.long()] = tokens
+    token_ring[int(ring_slot), : len(tokens)] = tokens
+    return logits, tokens
