@@ -61,7 +61,7 @@ def stacked(graph: ModelGraph, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
     def made(weight: str) -> Tensor:
         parts = [tensors[name] for name, _ in graph.parts(weight)]
-        return torch.stack(parts, 1).flatten(0, 1) if graph.recipes.get(weight) == "interleave" else torch.cat(parts)
+        return torch.stack(parts, 1).flatten(0, 1) if graph.recipe(weight).interleave else torch.cat(parts)
 
     return {weight: made(weight) for weight in graph.weights}
 

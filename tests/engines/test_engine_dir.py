@@ -75,8 +75,8 @@ def test_loaded_weights_are_the_models_stacked(built: Path, hf_folder: Path) -> 
     original = checkpoint(trace(LLAMA, "fp32", PROFILE))
     assert set(tensors) == {*loaded.plan.weights, *loaded.plan.constants}
     for name in loaded.plan.weights:
-        parts = [original[part] for part, _ in loaded.plan.weight_parts[name]]
-        interleaved = loaded.plan.weight_recipes.get(name) == "interleave"
+        parts = [original[part] for part, _ in loaded.plan.weight_recipes[name].inputs]
+        interleaved = loaded.plan.weight_recipes[name].interleave
         assert torch.equal(tensors[name], torch.stack(parts, 1).flatten(0, 1) if interleaved else torch.cat(parts))
     assert loaded.plan.config.hidden_size == 64
     assert loaded.plan.profile == PROFILE

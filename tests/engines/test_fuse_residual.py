@@ -10,20 +10,20 @@ from compiler_models import LLAMA, MODELS, PROFILE, checkpoint, paged_inputs, st
 from torch import fx
 
 from trtllm_engines.compiler.compile import compile_model
-from trtllm_engines.compiler.graph import ModelGraph, call, evaluate, op_name, trace
+from trtllm_engines.compiler.graph import ModelGraph, assign_schemes, call, evaluate, op_name, trace
 from trtllm_engines.compiler.passes import PASSES, fuse_residual, run_passes
 from trtllm_engines.compiler.plan import Plan
 from trtllm_engines.compiler.verify import VerifyError, verify
+from trtllm_engines.quantization import named_plan
 from trtllm_kernels.references import OPS
 
 BEFORE = {name: apply for name, apply in PASSES.items() if name != "fuse_residual"}
 RESIDUAL = OPS["linear"].tensors.index("residual")
 
 
-def unfused(model: str, dtype: str = "fp32", **flags: object) -> ModelGraph:
+def unfused(model: str, dtype: str = "fp32", precision: str = "") -> ModelGraph:
     graph = trace(MODELS[model], dtype, PROFILE)
-    for name, value in flags.items():
-        setattr(graph, name, value)
+    assign_schemes(graph, named_plan(precision or dtype, dtype))
     run_passes(graph, BEFORE)
     return graph
 
@@ -106,7 +106,7 @@ def test_a_marked_sum_keeps_its_memory() -> None:
 
 
 def test_what_is_read_elsewhere_or_scaled_by_row_is_left_alone() -> None:
-    graph = unfused("llama", "bf16", quantized=True, by_row=True)
+    graph = unfused("llama", "bf16", "fp8_rowwise")
     before = str(graph.fx)
     apply(graph)
     assert str(graph.fx) == before

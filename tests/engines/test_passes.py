@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from compiler_models import LENGTHS, LLAMA, MODELS, PROFILE, TOTAL, checkpoint, dense_inputs, int32, paged_inputs, stacked
@@ -214,7 +216,8 @@ def test_verifier_refuses_reading_the_cache_before_writing_it() -> None:
 def test_verifier_refuses_a_stack_that_does_not_add_up() -> None:
     graph = _graph()
     run_passes(graph)
-    graph.sources["model.layers.0.mlp.gate_up_proj.weight"] = ("model.layers.0.mlp.gate_proj.weight",)
+    recipe = graph.recipes["model.layers.0.mlp.gate_up_proj.weight"]
+    graph.recipes["model.layers.0.mlp.gate_up_proj.weight"] = replace(recipe, inputs=recipe.inputs[:1])
     with pytest.raises(VerifyError, match=r"weight model\.layers\.0\.mlp\.gate_up_proj\.weight is .* but its parts are"):
         verify(graph, "test")
 

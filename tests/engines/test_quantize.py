@@ -163,20 +163,20 @@ def test_an_engine_keeps_the_checkpoints_codes_and_scales(quantized: tuple[Path,
     engine = load_engine(build_fp8(folder, tmp_path / "e"))
     stored, ours = load_file(folder / "model.safetensors"), engine.tensors("cpu")
     quantized_weights = 0
-    for name, parts in engine.plan.weight_parts.items():
+    for name, recipe in engine.plan.weight_recipes.items():
         if engine.plan.weights[name].dtype != "fp8":
             continue
+        parts = recipe.inputs
         quantized_weights += len(parts)
         codes = [stored[part].view(torch.uint8) for part, _ in parts]
-        interleave = engine.plan.weight_recipes.get(name) == "interleave"
-        assert torch.equal(ours[name].view(torch.uint8), torch.stack(codes, 1).flatten(0, 1) if interleave else torch.cat(codes))
+        assert torch.equal(ours[name].view(torch.uint8), torch.stack(codes, 1).flatten(0, 1) if recipe.interleave else torch.cat(codes))
         scales = {stored[part.removesuffix("weight") + "weight_scale"].item() for part, _ in parts}
         assert len(scales) == 1
         assert ours[f"{name}_scale"].item() == pytest.approx(scales.pop())
     assert quantized_weights == made.modules
     for name, recipe in engine.plan.weight_recipes.items():
-        if recipe in ("input_scale", "kv_scale"):
-            sources = [stored[part].item() for part, _ in engine.plan.weight_parts[name]]
+        if recipe.kind in ("fp8_input_scale", "kv_scale"):
+            sources = [stored[part].item() for part, _ in recipe.inputs]
             assert ours[name].item() == pytest.approx(max(sources))
 
 
@@ -215,7 +215,7 @@ def test_a_checkpoint_of_rows_is_kept_by_an_engine_of_rows(model: Path, tmp_path
     fp8 = [name for name, spec in engine.plan.weights.items() if spec.dtype == "fp8"]
     assert fp8
     for name in fp8:
-        parts = [part for part, _ in engine.plan.weight_parts[name]]
+        parts = [part for part, _ in engine.plan.weight_recipes[name].inputs]
         assert torch.equal(ours[name].view(torch.uint8), torch.cat([stored[part].view(torch.uint8) for part in parts]))
         torch.testing.assert_close(ours[f"{name}_scale"].flatten(), torch.cat([stored[f"{part}_scale"] for part in parts]))
     wide = perplexity.perplexity(model, "fp32", model.parent / "samples.jsonl", length=64).value

@@ -14,10 +14,11 @@ from torch.nn import functional
 from trtllm_engines.checkpoints.checkpoint import SafetensorsWeights
 from trtllm_engines.checkpoints.write import assemble
 from trtllm_engines.compiler.compile import compile_model
-from trtllm_engines.compiler.graph import ModelGraph, evaluate, op_name, trace
+from trtllm_engines.compiler.graph import ModelGraph, assign_schemes, evaluate, op_name, trace
 from trtllm_engines.compiler.passes import PASSES, run_passes
 from trtllm_engines.compiler.verify import VerifyError, verify
 from trtllm_engines.errors import EngineError
+from trtllm_engines.quantization import named_plan
 from trtllm_kernels.references.quantize import FP8, FP8_MAX
 
 CPU = torch.device("cpu")
@@ -26,7 +27,7 @@ QKV = [f"model.layers.1.self_attn.{p}_proj" for p in "qkv"]
 
 def quantized_graph(model: str, kv_dtype: str = "fp8", quantized: bool = True) -> ModelGraph:
     graph = trace(MODELS[model], "bf16", PROFILE)
-    graph.quantized, graph.kv_dtype = quantized, kv_dtype
+    assign_schemes(graph, named_plan("fp8" if quantized else "bf16", kv_dtype))
     run_passes(graph)
     return graph
 
@@ -54,7 +55,7 @@ def weights_of(folder: Path, model: str, kv_dtype: str = "auto") -> dict[str, Te
 @pytest.mark.parametrize("model", MODELS)
 def test_logits_of_a_calibrated_engine_are_nearly_the_wide_ones(model: str, tmp_path: Path) -> None:
     tensors = write_checkpoint(tmp_path, model)
-    wide = quantized_graph(model, kv_dtype="", quantized=False)
+    wide = quantized_graph(model, kv_dtype="bf16", quantized=False)
     expected = evaluate(wide, stacked(wide, tensors), paged_inputs(wide))[0].float()
     graph = quantized_graph(model)
     assert graph.inputs["kv_cache"].dtype == "fp8"
@@ -72,7 +73,7 @@ def test_passes_after_quantization_keep_the_result(model: str, tmp_path: Path) -
     write_checkpoint(tmp_path, model)
     weights = weights_of(tmp_path, model)
     graph = trace(MODELS[model], "bf16", PROFILE)
-    graph.quantized, graph.kv_dtype = True, "fp8"
+    assign_schemes(graph, named_plan("fp8"))
     before, stages = None, list(PASSES)
     for name, apply in PASSES.items():
         apply(graph)
@@ -93,7 +94,7 @@ def deinterleaved(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def test_an_fp8_cache_alone_changes_little_and_a_wide_one_goes_with_fp8_products(tmp_path: Path) -> None:
     tensors = write_checkpoint(tmp_path, "llama")
-    wide = quantized_graph("llama", kv_dtype="", quantized=False)
+    wide = quantized_graph("llama", kv_dtype="bf16", quantized=False)
     expected = evaluate(wide, stacked(wide, tensors), paged_inputs(wide))[0].float()
     cached = quantized_graph("llama", quantized=False)
     scales = {name: torch.ones(1) for name in cached.weights if name.endswith(("k_scale", "v_scale"))}
@@ -103,7 +104,7 @@ def test_an_fp8_cache_alone_changes_little_and_a_wide_one_goes_with_fp8_products
     logits = evaluate(cached, {**stacked(wide, tensors), **scales}, inputs)[0].float()
     assert functional.cosine_similarity(logits, expected).min() > 0.99
     assert inputs["kv_cache"].dtype == FP8
-    narrow = quantized_graph("llama", kv_dtype="")
+    narrow = quantized_graph("llama", kv_dtype="bf16")
     assert narrow.inputs["kv_cache"].dtype == "bf16"
     assert not any(name.endswith(("k_scale", "v_scale")) for name in narrow.weights)
 
@@ -127,7 +128,7 @@ def test_products_of_one_tensor_share_its_quantization() -> None:
     ]
     assert [op_name(node) for node in readers] == ["linear", "linear_gelu"]
     modules = ("attn.q_proj", "attn.k_proj", "attn.v_proj", "mlp.fc_in")
-    assert graph.sources[scale] == tuple(f"transformer.h.1.{module}.input_scale" for module in modules)
+    assert [name for name, _ in graph.parts(scale)] == [f"transformer.h.1.{module}.input_scale" for module in modules]
 
 
 def drop(node: fx.Node, argument: str) -> None:
@@ -158,7 +159,7 @@ def compressed(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         scale = tensor.float().abs().amax(1, keepdim=True) / FP8_MAX
         stored[name], stored[f"{name}_scale"] = (tensor.float() / scale).to(FP8), scale
         module = name.removesuffix("weight")
-        stored[f"{module}input_scale"] = torch.tensor([source.scale(f"{module}input_scale", "input_scale")])
+        stored[f"{module}input_scale"] = torch.tensor([source.input_scale(f"{module}input_scale")])
     for layer in range(LLAMA.num_layers):
         for index, kind in enumerate("kv"):
             stored[f"model.layers.{layer}.self_attn.{kind}_scale"] = torch.tensor(0.25 * (layer + 1) + index)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
-from compiler_models import MODELS, PROFILE, checkpoint, int32
-from safetensors.torch import save_file
+from compiler_models import MODELS, PROFILE, checkpoint
+from hf_folders import hf_folder, logits_of
 
 from trtllm_engines.checkpoints.dummy import DummyWeights
 from trtllm_engines.checkpoints.write import assemble
@@ -17,7 +16,6 @@ from trtllm_engines.compiler.graph import trace
 from trtllm_engines.compiler.plan import Plan, Profile
 from trtllm_engines.engine.build import build
 from trtllm_engines.engine.folder import load_engine
-from trtllm_engines.runtime.cpu import CpuRunner
 from trtllm_kernels.references.quantize import FP8, finish, row_scales
 
 CPU = torch.device("cpu")
@@ -43,28 +41,7 @@ def test_every_product_but_the_head_reads_rows_quantized_once(kind: str) -> None
         assert plan.values[x_scale].shape == ("T", 1)
         assert plan.weights[weight_scale].shape == (plan.weights[weight].shape[0], 1)
         assert op.tactics["sm_90"].launches[-1].library == "scaled_matmul"
-    assert not any(recipe == "input_scale" for recipe in plan.weight_recipes.values())
-
-
-def hf_folder(folder: Path, tensors: dict[str, torch.Tensor]) -> Path:
-    config = {"architectures": ["LlamaForCausalLM"], "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 97, "max_position_embeddings": 64, "rms_norm_eps": 1e-5}
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps({**config, **heads}))
-    save_file(tensors, folder / "model.safetensors")
-    return folder
-
-
-def logits_of(engine: Path) -> torch.Tensor:
-    loaded = load_engine(engine)
-    runner = CpuRunner(loaded.plan, loaded.tensors("cpu"), num_pages=8)
-    values = {"context_tokens": int32(list(range(16))), "seq_slots": int32([0]), "query_start": int32([0, 16]), "kv_lens": int32([16])}
-    for name, value in {**values, "logit_rows": torch.arange(4, dtype=torch.int32) * 5}.items():
-        runner.state.tensors[name][: len(value)] = value
-    runner.state.block_table[0] = torch.arange(1, PROFILE.max_pages_per_seq + 1)
-    from trtllm_engines.runtime.inputs import StepSizes
-
-    return runner.forward(StepSizes(16, 1, 0, 4, 16, 0, 0))["logits"]
+    assert not any(recipe.kind == "fp8_input_scale" for recipe in plan.weight_recipes.values())
 
 
 def test_an_engine_is_built_from_wide_weights_and_is_nearer_to_them_than_one_scale_a_tensor(tmp_path: Path) -> None:
@@ -99,9 +76,10 @@ def test_codes_and_scales_of_a_checkpoint_with_scales_of_rows_are_kept(tmp_path:
     engine = load_engine(folder)
     ours = engine.tensors("cpu")
     seen = 0
-    for name, parts in engine.plan.weight_parts.items():
+    for name, recipe in engine.plan.weight_recipes.items():
         if engine.plan.weights[name].dtype != "fp8":
             continue
+        parts = recipe.inputs
         seen += len(parts)
         codes = torch.cat([stored[part].view(torch.uint8) for part, _ in parts])
         assert torch.equal(ours[name].view(torch.uint8), codes)
@@ -114,7 +92,7 @@ def test_drawn_weights_are_quantized_without_clipping() -> None:
     name = "model.layers.0.self_attn.qkv_proj.weight"
     codes, scale = assemble(plan, name, source, CPU), assemble(plan, f"{name}_scale", source, CPU)
     assert (codes.dtype, scale.shape) == (FP8, (plan.weights[name].shape[0], 1))
-    parts = torch.cat([source.read(part, shape, torch.float32, CPU) for part, shape in plan.weight_parts[name]])
+    parts = torch.cat([source.read(part, shape, torch.float32, CPU) for part, shape in plan.weight_recipes[name].inputs])
     assert ((codes.float() * scale - parts).abs() <= parts.abs() / 16 + scale * 2**-10).all()
 
 

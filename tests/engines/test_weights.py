@@ -100,7 +100,7 @@ def test_a_merged_weight_is_its_parts() -> None:
     plan = compile_model(LLAMA, "bf16", PROFILE, weights_source={"kind": "dummy", "seed": 3}).plan
     name = "model.layers.1.self_attn.qkv_proj.weight"
     merged = assemble(plan, name, DummyWeights(3), CPU)
-    parts = [DummyWeights(3).read(part, shape, torch.bfloat16, CPU) for part, shape in plan.weight_parts[name]]
+    parts = [DummyWeights(3).read(part, shape, torch.bfloat16, CPU) for part, shape in plan.weight_recipes[name].inputs]
     assert merged.dtype == torch.bfloat16
     assert torch.equal(merged, torch.cat(parts))
 

@@ -28,7 +28,7 @@ def command(
     from trtllm_bench.targets.native import device_of
     from trtllm_engines.calibration.perplexity import perplexity
     from trtllm_engines.checkpoints.checkpoint_precision import default_precision
-    from trtllm_engines.quantization.precision import kv_cache_dtype
+    from trtllm_engines.quantization import kv_cache_dtype
 
     place = device_of(device)
     chosen = precision or default_precision(model, place == "cuda")

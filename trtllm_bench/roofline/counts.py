@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trtllm_engines.compiler.plan import LOGITS, Op, Plan, step_input_specs
-from trtllm_engines.quantization.precision import gemm_dtype
+from trtllm_engines.quantization import gemm_dtype
 from trtllm_kernels.dialect.dtypes import bytes_of
 from trtllm_kernels.dialect.op_spec import Kind
 from trtllm_kernels.dialect.ops import OP_SPECS, Trait

@@ -31,7 +31,7 @@ from trtllm_engines.engine.cache import cached_engine
 from trtllm_engines.engine.folder import CHECKSUMS, WEIGHTS, load_engine
 from trtllm_engines.llm import LLM
 from trtllm_engines.models.presets import resolve_model
-from trtllm_engines.quantization.precision import check_types
+from trtllm_engines.quantization import check_types
 from trtllm_engines.runtime.ranges import annotate, check_detail
 from trtllm_engines.runtime.scheduler import POLICIES, Policy
 from trtllm_results.metrics.requests import RequestLog

@@ -5,7 +5,7 @@
     hf_quant_config.json    what is quantized and what is not
 
 `fp8_rowwise` has a weight_scale of [out] and no input_scale: inputs are scaled token by token as they come. Everything else (embeddings,
-norms, biases, the head) is bf16. Projections that an engine merges into one product share one weight scale where it is of a tensor, the
+norms, biases, the head) is bf16. Projections that an engine merges into one product share one weight scale where it is per tensor, the
 largest of theirs: the engine can then keep the codes as they are, instead of rounding them a second time onto a common scale.
 """
 
@@ -26,15 +26,15 @@ from trtllm_engines.calibration.probe import Progress
 from trtllm_engines.calibration.ranges import Ranges, modules, quantized_gemms
 from trtllm_engines.checkpoints import WeightSource
 from trtllm_engines.checkpoints.checkpoint import INDEX
+from trtllm_engines.checkpoints.checkpoint_precision import MODELOPT_CONFIG
 from trtllm_engines.checkpoints.write import weight_bytes, write_safetensors
-from trtllm_engines.compiler.passes.quantize import LM_HEAD
 from trtllm_engines.compiler.plan import Plan
 from trtllm_engines.engine.folder import COPIED
 from trtllm_engines.errors import EngineError
+from trtllm_engines.quantization.registry import HEAD, SchemeDefinition
 from trtllm_kernels.dialect.types import TensorSpec
 from trtllm_kernels.references.quantize import FP8_MAX, SMALLEST_SCALE, finish, row_scales
 
-CONFIG = "hf_quant_config.json"
 SHARD_BYTES = 5 << 30
 _CPU = torch.device("cpu")
 
@@ -42,9 +42,13 @@ _CPU = torch.device("cpu")
 class Fp8Checkpoint:
     """The tensors of a checkpoint yet to be written: what there is (`specs`), and each when it is asked for (`tensor`)."""
 
-    def __init__(self, plan: Plan, source: WeightSource, ranges: Ranges, *, by_row: bool, quantize_cache: bool) -> None:
-        self.source, self.ranges, self.by_row, self.quantize_cache = source, ranges, by_row, quantize_cache
-        self._shapes = {name: shape for weight, parts in plan.weight_parts.items() for name, shape in parts if weight in plan.weights}
+    def __init__(self, plan: Plan, source: WeightSource, ranges: Ranges, definition: SchemeDefinition, *, quantize_cache: bool) -> None:
+        """`plan` is of the wide engine that was measured; `definition` the scheme of the checkpoint to come."""
+        self.source, self.ranges, self.definition, self.quantize_cache = source, ranges, definition, quantize_cache
+        weights = definition.scheme.weights
+        self._by_row = weights is not None and weights.granularity == "row"
+        self._static = definition.scheme.inputs.scaling == "static"
+        self._shapes = {name: shape for recipe in plan.weight_recipes.values() for name, shape in recipe.inputs}
         self._group_of = {module: tuple(group) for group in (modules(plan, op) for op in quantized_gemms(plan)) for module in group}
         self._weight_scales: dict[tuple[str, ...], Tensor] = {}
 
@@ -55,19 +59,19 @@ class Fp8Checkpoint:
 
     @property
     def specs(self) -> dict[str, TensorSpec]:
-        found: dict[str, TensorSpec] = {}
+        specs: dict[str, TensorSpec] = {}
         for name, shape in sorted(self._shapes.items()):
             module = name.removesuffix(".weight")
             if name.endswith(".weight") and module in self._group_of:
-                found[name] = TensorSpec(shape, "fp8")
-                found[f"{module}.weight_scale"] = TensorSpec((shape[0],) if self.by_row else (), "fp32")
-                if not self.by_row:
-                    found[f"{module}.input_scale"] = TensorSpec((), "fp32")
+                specs[name] = TensorSpec(shape, "fp8")
+                specs[f"{module}.weight_scale"] = TensorSpec((shape[0],) if self._by_row else (), "fp32")
+                if self._static:
+                    specs[f"{module}.input_scale"] = TensorSpec((), "fp32")
             else:
-                found[name] = TensorSpec(shape, "bf16")
+                specs[name] = TensorSpec(shape, "bf16")
         if self.quantize_cache:
-            found |= {name: TensorSpec((), "fp32") for name in self.ranges.cache}
-        return found
+            specs |= {name: TensorSpec((), "fp32") for name in self.ranges.cache}
+        return specs
 
     def tensor(self, name: str) -> Tensor:
         """Raises `EngineError` when the source lacks it."""
@@ -80,14 +84,14 @@ class Fp8Checkpoint:
             return self._weight_scale(module)
         if leaf == "weight" and module in self._group_of:
             scale = self._weight_scale(module)
-            return finish(self._read(name, torch.float32), torch.float32, scale[:, None] if self.by_row else scale)
+            return finish(self._read(name, torch.float32), torch.float32, scale[:, None] if self._by_row else scale)
         return self._read(name, torch.bfloat16)
 
     def _read(self, name: str, dtype: torch.dtype) -> Tensor:
         return self.source.read(name, self._shapes[name], dtype, _CPU)
 
     def _weight_scale(self, module: str) -> Tensor:
-        if self.by_row:
+        if self._by_row:
             return row_scales(self._read(f"{module}.weight", torch.float32)).flatten()
         group = self._group_of[module]
         if group not in self._weight_scales:
@@ -126,7 +130,7 @@ def write(checkpoint: Fp8Checkpoint, model: Path, folder: Path, progress: Progre
     config = json.loads((model / "config.json").read_text(encoding="utf-8"))
     config.pop("quantization_config", None)
     (folder / "config.json").write_text(json.dumps({**config, "torch_dtype": "bfloat16"}, indent=2) + "\n")
-    (folder / CONFIG).write_text(json.dumps(_description(checkpoint), indent=2) + "\n")
+    (folder / MODELOPT_CONFIG).write_text(json.dumps(_description(checkpoint), indent=2) + "\n")
     return weight_bytes(specs)
 
 
@@ -138,9 +142,9 @@ def _description(checkpoint: Fp8Checkpoint) -> dict[str, Any]:
     return {
         "producer": {"name": "trtllm-bench", "version": made_by},
         "quantization": {
-            "quant_algo": "FP8_PER_CHANNEL_PER_TOKEN" if checkpoint.by_row else "FP8",
+            "quant_algo": checkpoint.definition.algorithms[0],
             "kv_cache_quant_algo": "FP8" if checkpoint.quantize_cache else None,
-            "exclude_modules": [LM_HEAD],
+            "exclude_modules": [HEAD],
         },
     }
 

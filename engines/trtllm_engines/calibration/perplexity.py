@@ -21,7 +21,7 @@ from trtllm_engines.calibration.probe import Probe, Progress
 from trtllm_engines.checkpoints.tokenizer import Tokenizer
 from trtllm_engines.compiler.plan import LOGITS, Op, Plan
 from trtllm_engines.models.presets import resolve_model
-from trtllm_engines.quantization.precision import check_types
+from trtllm_engines.quantization import check_types
 from trtllm_engines.runtime.batch import IntArray
 
 CHUNK = 32
@@ -84,8 +84,8 @@ def measure(probe: Probe, windows: Sequence[IntArray], progress: Progress | None
         first = 0
         for outputs in probe.run(ids):
             states = outputs[hidden]
-            wanted = targets[first + 1 : first + 1 + len(states)]
-            loss += _loss(states[: len(wanted)], weight, bias, wanted)
+            following = targets[first + 1 : first + 1 + len(states)]
+            loss += _loss(states[: len(following)], weight, bias, following)
             first += len(states)
         tokens += len(ids) - 1
         if progress is not None:
@@ -96,9 +96,9 @@ def measure(probe: Probe, windows: Sequence[IntArray], progress: Progress | None
 def _loss(states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> float:
     total = 0.0
     for first in range(0, len(targets), _ROWS):
-        rows, wanted = states[first : first + _ROWS], targets[first : first + _ROWS]
+        rows, row_targets = states[first : first + _ROWS], targets[first : first + _ROWS]
         logits = functional.linear(rows.to(weight.dtype), weight, bias).to(states.dtype).float()
-        total += float(functional.cross_entropy(logits, wanted, reduction="sum"))
+        total += float(functional.cross_entropy(logits, row_targets, reduction="sum"))
     return total
 
 

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from trtllm_engines.checkpoints import open_weights
-from trtllm_engines.checkpoints.write import assemble
+from trtllm_engines.checkpoints.checkpoint_precision import plan_for
+from trtllm_engines.checkpoints.write import assemble, check_weights
 from trtllm_engines.compiler.compile import Compiled, compile_model
 from trtllm_engines.compiler.plan import Plan, Profile
 from trtllm_engines.engine.fingerprint import CPU, detect_target
@@ -56,15 +57,16 @@ class Probe:
         arch = CPU if self.device.type == "cpu" else detect_target().arch
         profile = Profile(max_batch_size=1, max_num_tokens=self.chunk, max_seq_len=window, page_size=PAGE_SIZE)
 
+        quant = plan_for(source.path, precision, kv_dtype)
+
         def compiled(arches: tuple[str, ...], marked: Sequence[str]) -> Compiled:
             description = self.weights.description
-            return compile_model(
-                source.config, precision, profile, arches=arches, weights_source=description, kv_dtype=kv_dtype, mark_outputs=marked
-            )
+            return compile_model(source.config, quant, profile, arches=arches, weights_source=description, mark_outputs=marked)
 
         self.marked = tuple(dict.fromkeys(marks(compiled((CPU,), ()).plan)))
         made = compiled((arch,), self.marked)
         self.plan = made.plan
+        check_weights(self.plan, self.weights)
         self.tensors: dict[str, Tensor] = {name: tensor.to(self.device) for name, tensor in made.constants.items()}
         for done, name in enumerate(self.plan.weights, start=1):
             self.tensors[name] = assemble(self.plan, name, self.weights, self.device)

@@ -17,9 +17,14 @@ from trtllm_engines.calibration.ranges import Ranges
 from trtllm_engines.checkpoints.tokenizer import Tokenizer
 from trtllm_engines.errors import EngineError
 from trtllm_engines.models.presets import resolve_model
+from trtllm_engines.quantization.registry import definition, definitions
 
-PRECISIONS = ("fp8", "fp8_rowwise")
 KV_DTYPES = ("fp8", "none")
+
+
+def writable() -> tuple[str, ...]:
+    """Precisions that a checkpoint can be written in."""
+    return tuple(name for name, one in definitions().items() if one.scheme.weights is not None and one.scheme.weights.dtype == "fp8")
 
 
 @dataclass(frozen=True)
@@ -51,8 +56,8 @@ def quantize(
     Raises `EngineError` for input that cannot be used and a folder that cannot be written.
     """
     out = Path(out)
-    if precision not in PRECISIONS:
-        raise EngineError(f"unknown precision {precision!r} for quantization; supported are {', '.join(PRECISIONS)}")
+    if precision not in writable():
+        raise EngineError(f"unknown precision {precision!r} for quantization; supported are {', '.join(writable())}")
     if kv_dtype not in KV_DTYPES:
         raise EngineError(f"unknown KV cache dtype {kv_dtype!r} for quantization; supported are {', '.join(KV_DTYPES)}")
     source = resolve_model(model)
@@ -65,13 +70,13 @@ def quantize(
     wide = "fp32" if device == "cpu" else "bf16"
     with torch.inference_mode():
         probe = Probe(source.path, wide, ranges.marks, window=max(map(len, windows)), device=device, progress=progress)
-        found = ranges.measure(probe, windows, progress)
-        by_row, cache = precision == "fp8_rowwise", kv_dtype == "fp8"
-        checkpoint = export.Fp8Checkpoint(probe.plan, probe.weights, found, by_row=by_row, quantize_cache=cache)
+        measured = ranges.measure(probe, windows, progress)
+        chosen = definition(precision)
+        checkpoint = export.Fp8Checkpoint(probe.plan, probe.weights, measured, chosen, quantize_cache=kv_dtype == "fp8")
         del probe
         with _new_folder(out) as folder:
             nbytes = export.write(checkpoint, source.path, folder, progress)
-    return Quantized(found, len(windows), sum(map(len, windows)), len(checkpoint.quantized), nbytes)
+    return Quantized(measured, len(windows), sum(map(len, windows)), len(checkpoint.quantized), nbytes)
 
 
 @contextmanager

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from trtllm_engines.calibration.probe import Probe, Progress
-from trtllm_engines.compiler.passes.quantize import cache_scale_sources, stays_wide
 from trtllm_engines.compiler.plan import Op, Plan
 from trtllm_engines.errors import EngineError
+from trtllm_engines.quantization import named_plan
+from trtllm_engines.quantization.fp8_kv import cache_scale_sources
 from trtllm_engines.runtime.batch import IntArray
 
 PRODUCTS = ("linear", "gate_up_silu", "linear_gelu")
@@ -32,13 +33,18 @@ class Ranges:
 
 
 def quantized_gemms(plan: Plan) -> list[Op]:
-    """The products that an fp8 engine of this model quantizes."""
-    return [op for op in plan.ops if op.op in PRODUCTS and not stays_wide(op.name, op.inputs[1])]
+    """The products of a wide plan that an fp8 engine of this model quantizes. (A tied head's weight has the embedding's name.)"""
+    quant = named_plan("fp8")
+    return [
+        op
+        for op in plan.ops
+        if op.op in PRODUCTS and all(quant.scheme_of(module).weights is not None for module in (op.name, *modules(plan, op)))
+    ]
 
 
 def modules(plan: Plan, product: Op) -> list[str]:
     """Checkpoint modules a product is made of, such as the three projections of attention."""
-    return [name.removesuffix(".weight") for name, _ in plan.weight_parts[product.inputs[1]]]
+    return [name.removesuffix(".weight") for name, _ in plan.weight_recipes[product.inputs[1]].inputs]
 
 
 def marks(plan: Plan) -> list[str]:
@@ -57,11 +63,11 @@ def measure(probe: Probe, windows: Sequence[IntArray], progress: Progress | None
     largest: Tensor | None = None
     for done, ids in enumerate(windows, start=1):
         for outputs in probe.run(ids):
-            found = [outputs[name].abs().amax() for name in values]
+            magnitudes = [outputs[name].abs().amax() for name in values]
             for write in writes:
                 heads = outputs[write.outputs[0]]
-                found += [heads[:, -2 * kv_size : -kv_size].abs().amax(), heads[:, -kv_size:].abs().amax()]
-            stacked = torch.stack([value.float() for value in found])
+                magnitudes += [heads[:, -2 * kv_size : -kv_size].abs().amax(), heads[:, -kv_size:].abs().amax()]
+            stacked = torch.stack([value.float() for value in magnitudes])
             largest = stacked if largest is None else torch.maximum(largest, stacked)
         if progress is not None:
             progress("calibration", done, len(windows))

@@ -34,21 +34,21 @@ def windows(path: Path | None, tokenizer: Tokenizer | None, *, length: int, voca
         samples = [
             _sample(line, f"{path}, line {number}", tokenizer) for number, line in enumerate(content.splitlines(), 1) if line.strip()
         ]
-        found = [np.asarray(ids[:length], np.int32) for ids in samples]
+        cut = [np.asarray(ids[:length], np.int32) for ids in samples]
     else:
         ids = np.asarray(_encode(content, str(path), tokenizer), np.int32)
-        found = [ids[first : first + length] for first in range(0, len(ids), length)]
-        if len(found) > 1 and len(found[-1]) < length:
-            found.pop()
-    found = [ids for ids in found if len(ids) >= SHORTEST][:count]
-    if not found:
+        cut = [ids[first : first + length] for first in range(0, len(ids), length)]
+        if len(cut) > 1 and len(cut[-1]) < length:
+            cut.pop()
+    kept = [ids for ids in cut if len(ids) >= SHORTEST][:count]
+    if not kept:
         raise EngineError(f"dataset {path} holds no text of {SHORTEST} tokens or more")
-    for ids in found:
+    for ids in kept:
         if ids.min() < 0 or ids.max() >= vocab_size:
             raise EngineError(
                 f"dataset {path} holds token id {ids.min() if ids.min() < 0 else ids.max()}; the model has 0 to {vocab_size - 1}"
             )
-    return found
+    return kept
 
 
 def _encode(text: str, where: str, tokenizer: Tokenizer | None) -> list[int]:

@@ -20,13 +20,22 @@ class WeightSource(Protocol):
         """What the plan records as `weights_source`."""
 
     def read(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-        """The tensor called `name`. Raises `EngineError` when it is missing or not of this shape."""
+        """The tensor called `name` as wide numbers. Raises `EngineError` when it is missing, of another shape, or in unknown codes."""
+
+    def check(self, name: str, shape: tuple[int, ...]) -> None:
+        """Raises the `EngineError` that `read` would, without reading."""
+
+    def codes(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor] | None:
+        """(codes [N, K] of `dtype`, fp32 scale [1, 1] or [N, 1]) of a matrix that is stored so; None for a wide one."""
 
     def largest(self, name: str, shape: tuple[int, ...]) -> float | None:
         """A bound on the magnitude of matrix `name` that is known without reading it, such as an fp8 checkpoint's scale times 448."""
 
-    def scale(self, name: str, kind: str) -> float:
-        """Static scale `name`; `kind` is `input_scale` or `kv_scale`. Raises `EngineError` when it must be there and is not."""
+    def input_scale(self, name: str) -> float:
+        """Static scale `name` of a product's input. Raises `EngineError` when it is not there."""
+
+    def kv_scale(self, name: str) -> float:
+        """Static scale `name` of cached keys or values; 1 when it is not there."""
 
 
 def open_weights(weights: str | Path, seed: int = 0) -> WeightSource:
@@ -47,6 +56,6 @@ def open_weights(weights: str | Path, seed: int = 0) -> WeightSource:
     raise EngineError(f"weights {str(weights)!r}: not 'dummy' and no such folder or .gguf file")
 
 
-def check_shape(name: str, expected: tuple[int, ...], found: tuple[int, ...], where: str) -> None:
-    if tuple(expected) != tuple(found):
-        raise EngineError(f"weight {name} in {where} has shape {list(found)} but the model's config.json asks for {list(expected)}")
+def check_shape(name: str, expected: tuple[int, ...], stored: tuple[int, ...], where: str) -> None:
+    if tuple(expected) != tuple(stored):
+        raise EngineError(f"weight {name} in {where} has shape {list(stored)} but the model's config.json asks for {list(expected)}")

@@ -1,4 +1,9 @@
-"""Hugging Face safetensors: one file, or shards behind `model.safetensors.index.json`. Memory-mapped, read when asked for."""
+"""Hugging Face safetensors: one file, or shards behind `model.safetensors.index.json`. Memory-mapped, read when asked for.
+
+A tensor is a weight only if it is stored as floating-point numbers. fp8 is codes: read together with its scale (one per tensor or per row),
+or refused. Integers are codes of some quantizer and are always refused, whatever precision is asked for: cast to a float, they run and mean
+nothing.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +17,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from trtllm_engines.checkpoints import check_shape
+from trtllm_engines.checkpoints.checkpoint_precision import stated_method
 from trtllm_engines.errors import EngineError
 
 INDEX = "model.safetensors.index.json"
+_WIDE = ("F64", "F32", "F16", "BF16")
+_FP8 = "F8_E4M3"
+_WEIGHT_SCALES = ("_scale", "_scale_inv")
+"""Endings of the name of a weight's scale: ModelOpt's and compressed-tensors', and that of transformers' fp8. Both are multiplied by."""
 
 
 class SafetensorsWeights:
@@ -54,41 +64,96 @@ class SafetensorsWeights:
         return {"kind": "safetensors", "path": str(self.folder)}
 
     def read(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-        path = self._shard_of.get(name)
-        if path is None:
-            raise EngineError(f"weight {name} is missing from {self.folder} (expected shape {list(shape)})")
-        shard = self._shards[path]
-        check_shape(name, shape, tuple(shard.get_slice(name).get_shape()), str(path))
-        tensor: Tensor = shard.get_tensor(name)
-        if tensor.dtype == torch.float8_e4m3fn:
-            tensor = tensor.to(device).float() * self._stored_scale(name).to(device)
+        self.check(name, shape)
+        tensor = self._tensor(name)
+        if (scale := self._weight_scale(name)) is not None:
+            tensor = tensor.to(device).float() * scale.to(device)
         return tensor.to(device=device, dtype=dtype)
 
-    def largest(self, name: str, shape: tuple[int, ...]) -> float | None:
-        scale = f"{name}_scale"
-        return float(self._tensor(scale).float().max()) * 448.0 if scale in self._shard_of else None
+    def check(self, name: str, shape: tuple[int, ...]) -> None:
+        if name not in self._shard_of:
+            module = name.rpartition(".")[0]
+            if (codes := next((one for one in self._shard_of if one.startswith(f"{module}.") and self._is_codes(one)), None)) is not None:
+                raise self._refused(codes, f"are codes of {name}")
+            raise EngineError(f"weight {name} is missing from {self.folder} (expected shape {list(shape)})")
+        stored_dtype, stored_shape = self._header(name)
+        if stored_dtype not in (*_WIDE, _FP8):
+            raise self._refused(name, "are codes")
+        check_shape(name, shape, stored_shape, str(self._shard_of[name]))
+        if stored_dtype == _FP8:
+            scale = self._weight_scale_name(name)
+            if scale is None:
+                raise EngineError(f"weight {name} in {self.folder} is fp8 but has no {name}{_WEIGHT_SCALES[0]}; quantize the model again")
+            scale_shape = self._header(scale)[1]
+            if scale_shape not in ((), (1,), (1, 1), shape[:1], (shape[0], 1)):
+                raise self._refused(name, f"have scales of shape {list(scale_shape)}, one per block")
 
-    def scale(self, name: str, kind: str) -> float:
-        """ModelOpt and compressed-tensors agree on `input_scale`; for the cache: `k_proj.k_scale`, or `self_attn.k_scale`."""
+    def codes(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor] | None:
+        self.check(name, shape)
+        scale = self._weight_scale(name)
+        if scale is None or dtype != torch.float8_e4m3fn:
+            return None
+        return self._tensor(name).to(device), scale.view(-1, 1).to(device)
+
+    def largest(self, name: str, shape: tuple[int, ...]) -> float | None:
+        self.check(name, shape)
+        scale = self._weight_scale(name)
+        return None if scale is None else float(scale.max()) * 448.0
+
+    def kv_scale(self, name: str) -> float:
+        """`k_proj.k_scale` of ModelOpt, or `self_attn.k_scale` of compressed-tensors."""
         module, _, leaf = name.rpartition(".")
-        for spelling in (name, f"{module.rpartition('.')[0]}.{leaf}"):
-            if spelling in self._shard_of:
-                return float(self._tensor(spelling).float().max())
-        if kind == "kv_scale":
-            return 1.0
+        stored = self._stored_scale(name, f"{module.rpartition('.')[0]}.{leaf}")
+        return 1.0 if stored is None else stored
+
+    def input_scale(self, name: str) -> float:
+        """`input_scale` of ModelOpt and compressed-tensors, or `activation_scale` of transformers."""
+        stored = self._stored_scale(name, f"{name.removesuffix('input_scale')}activation_scale")
+        if stored is not None:
+            return stored
         raise EngineError(
             f"{self.folder} has no activation scale {name}, which an fp8 engine needs; "
             f"calibrate first: trtllm-bench quantize {self.folder} --out FOLDER"
+        )
+
+    def _stored_scale(self, *spellings: str) -> float | None:
+        """The largest element of the first of these tensors that there is."""
+        return next((float(self._tensor(name).float().max()) for name in spellings if name in self._shard_of), None)
+
+    def first_codes(self) -> str | None:
+        """A tensor that is stored as codes, if there is one."""
+        return next((name for name in sorted(self._shard_of) if self._is_codes(name)), None)
+
+    def wide_modules(self) -> list[str]:
+        """Modules with a matrix of wide numbers for a weight."""
+        named = [name for name in sorted(self._shard_of) if name.endswith(".weight") and len(self._header(name)[1]) == 2]
+        return [name.removesuffix(".weight") for name in named if self._header(name)[0] in _WIDE]
+
+    def _header(self, name: str) -> tuple[str, tuple[int, ...]]:
+        entry = self._shards[self._shard_of[name]].get_slice(name)
+        return str(entry.get_dtype()), tuple(entry.get_shape())
+
+    def _is_codes(self, name: str) -> bool:
+        """Whether it is a matrix of weights in anything but wide numbers."""
+        dtype, shape = self._header(name)
+        return dtype not in _WIDE and len(shape) > 1 and "weight" in name.rpartition(".")[2]
+
+    def _refused(self, name: str, why: str) -> EngineError:
+        return EngineError(
+            f"weight {name}: its {self._header(name)[0]} values in {self.folder} {why}, quantized by {stated_method(self.folder)}, "
+            f"which no engine here runs; use the original checkpoint, or one in fp8 with one scale per tensor or row"
         )
 
     def _tensor(self, name: str) -> Tensor:
         tensor: Tensor = self._shards[self._shard_of[name]].get_tensor(name)
         return tensor
 
-    def _stored_scale(self, name: str) -> Tensor:
-        """Of an fp8 matrix: one element, or one a row."""
-        scale = f"{name}_scale"
-        if scale not in self._shard_of:
-            raise EngineError(f"weight {name} in {self.folder} is fp8 but has no {scale}; quantize the model again")
-        tensor = self._tensor(scale).float()
-        return tensor.view(-1, 1) if tensor.numel() > 1 else tensor.view(())
+    def _weight_scale_name(self, name: str) -> str | None:
+        return next((f"{name}{ending}" for ending in _WEIGHT_SCALES if f"{name}{ending}" in self._shard_of), None)
+
+    def _weight_scale(self, name: str) -> Tensor | None:
+        """fp32, one element or [rows, 1], of an fp8 matrix that passed `check`; None for a wide one."""
+        if self._header(name)[0] != _FP8:
+            return None
+        scale = self._tensor(str(self._weight_scale_name(name))).float()
+        return scale.view(-1, 1) if scale.numel() > 1 else scale.view(())

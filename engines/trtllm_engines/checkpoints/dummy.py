@@ -44,12 +44,22 @@ class DummyWeights:
         draw(out, name, self.seed)
         return out
 
+    def check(self, name: str, shape: tuple[int, ...]) -> None:
+        pass
+
+    def codes(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
+        return None
+
     def largest(self, name: str, shape: tuple[int, ...]) -> float:
         return _moments(name, shape)[1] * _BYTE_SUM_MEAN / _BYTE_SUM_STD
 
-    def scale(self, name: str, kind: str) -> float:
-        """Room for what drawn weights give: norms and caches stay under 8, SwiGLU's product (the input of the last projection) under 24."""
+    def input_scale(self, name: str) -> float:
+        """Room for what drawn weights give: norms stay under 8, SwiGLU's product (the input of the last projection) under 24."""
         return (24.0 if name.endswith(("down_proj.input_scale", "fc_out.input_scale")) else 8.0) / 448.0
+
+    def kv_scale(self, name: str) -> float:
+        """Room likewise: keys and values stay under 8."""
+        return 8.0 / 448.0
 
 
 def draw(out: Tensor, name: str, seed: int) -> None:

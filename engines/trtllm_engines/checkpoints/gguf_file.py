@@ -145,20 +145,29 @@ class GgufWeights:
     def description(self) -> Mapping[str, Any]:
         return {"kind": "gguf", "path": str(self._file.path)}
 
-    def largest(self, name: str, shape: tuple[int, ...]) -> float | None:
+    def check(self, name: str, shape: tuple[int, ...]) -> None:
+        stored = _stored_name(name)
+        found = None if stored is None else self._file.shape(stored)
+        if found is None:
+            raise EngineError(f"weight {name} ({stored} in GGUF) is missing from {self._file.path} (expected shape {list(shape)})")
+        check_shape(name, shape, found, str(self._file.path))
+
+    def codes(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
         return None
 
-    def scale(self, name: str, kind: str) -> float:
-        if kind == "kv_scale":
-            return 1.0
+    def largest(self, name: str, shape: tuple[int, ...]) -> None:
+        return None
+
+    def kv_scale(self, name: str) -> float:
+        return 1.0
+
+    def input_scale(self, name: str) -> float:
         raise EngineError("a GGUF file has no activation scales, which an fp8 engine needs; calibrate first: trtllm-bench quantize")
 
     def read(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-        stored = _stored_name(name)
-        values = None if stored is None else self._file.tensor(stored)
-        if values is None:
-            raise EngineError(f"weight {name} ({stored} in GGUF) is missing from {self._file.path} (expected shape {list(shape)})")
-        check_shape(name, shape, values.shape, str(self._file.path))
+        self.check(name, shape)
+        values = self._file.tensor(str(_stored_name(name)))
+        assert values is not None
         config = self._file.config
         if self._file.architecture == "llama" and ".q_proj." in name:
             values = unpermute(values, config.num_heads)

@@ -18,10 +18,10 @@ _LLAMA3_SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,
 _QWEN2_SPLIT = _LLAMA3_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}")
 
 
-def _pre_tokenizer(kind: str) -> Any:
-    if kind == "smollm":
+def _pre_tokenizer(name: str) -> Any:
+    if name == "smollm":
         return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
-    split = {"llama-bpe": _LLAMA3_SPLIT, "qwen2": _QWEN2_SPLIT}.get(kind)
+    split = {"llama-bpe": _LLAMA3_SPLIT, "qwen2": _QWEN2_SPLIT}.get(name)
     if split is None:
         return None
     return pre_tokenizers.Sequence(
@@ -30,7 +30,7 @@ def _pre_tokenizer(kind: str) -> Any:
 
 
 def write_tokenizer(file: GgufFile, folder: Path) -> bool:
-    """Writes both files into `folder`; False (and nothing written) when the kind is not covered."""
+    """Writes both files into `folder`; False (and nothing written) when the tokenizer is not covered."""
     pre_tokenizer = _pre_tokenizer(str(file.get("tokenizer.ggml.pre")))
     if file.get("tokenizer.ggml.model") != "gpt2" or pre_tokenizer is None:
         return False

@@ -10,16 +10,16 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from trtllm_engines.compiler.graph import ModelGraph, op_name, trace
+from trtllm_engines.compiler.graph import ModelGraph, assign_schemes, op_name, trace
 from trtllm_engines.compiler.passes import run_passes
 from trtllm_engines.compiler.plan import LOGITS, STEP_INPUTS, Op, ParallelLayout, Plan, Profile
-from trtllm_engines.compiler.planning.plan_memory import plan_memory
-from trtllm_engines.compiler.planning.reuse_inputs import reuse_inputs
-from trtllm_engines.compiler.planning.select_tactics import select_tactics
+from trtllm_engines.compiler.planning import plan_ops
 from trtllm_engines.engine.fingerprint import make_fingerprint
 from trtllm_engines.errors import EngineError
 from trtllm_engines.models.config import ModelConfig
-from trtllm_engines.quantization.precision import check_types, gemm_dtype, kv_cache_dtype, wide_dtype
+from trtllm_engines.quantization import named_plan
+from trtllm_engines.quantization.precision import check_gpus
+from trtllm_engines.quantization.scheme import QuantPlan
 from trtllm_kernels.dialect.types import TensorSpec
 from trtllm_kernels.references import OPS
 
@@ -34,7 +34,7 @@ class Compiled:
 
 def compile_model(
     config: ModelConfig,
-    precision: str,
+    precision: str | QuantPlan,
     profile: Profile,
     *,
     arches: Sequence[str] = ("cpu",),
@@ -42,37 +42,36 @@ def compile_model(
     kv_dtype: str = "auto",
     mark_outputs: Sequence[str] = (),
 ) -> Compiled:
-    """Raises `EngineError` for types that do not go together, an unknown marked node, and for sequences the model cannot express."""
-    check_types(precision, kv_dtype, arches)
+    """`precision` is a quantization plan, or the name of one, whose KV cache is `kv_dtype`.
+
+    Raises `EngineError` for types that do not go together, an unknown marked node, and for sequences the model cannot express.
+    """
+    quant = named_plan(precision, kv_dtype) if isinstance(precision, str) else precision
+    check_gpus(quant, arches)
     config.check_sequence_length(profile.max_seq_len)
-    graph = trace(config, wide_dtype(precision), profile)
-    graph.quantized = gemm_dtype(precision) == "fp8"
-    graph.by_row = precision == "fp8_rowwise"
-    graph.kv_dtype = kv_cache_dtype(precision, kv_dtype)
+    graph = trace(config, quant.wide_dtype, profile)
+    assign_schemes(graph, quant)
     run_passes(graph)
     ops, values = export(graph)
     outputs = (LOGITS, *_marked(mark_outputs, values))
     step_specs = {**graph.inputs, **graph.weights, **values}
     constants = {name: TensorSpec(tuple(tensor.shape), "fp32") for name, tensor in graph.constants.items()}
-    ops = reuse_inputs(ops, values, outputs)
-    ops = select_tactics(ops, {**step_specs, **constants}, arches)
-    buffers, arena_bytes = plan_memory(ops, values, outputs, profile)
+    planned = plan_ops(ops, values, {**step_specs, **constants}, outputs, profile, arches)
     plan = Plan(
         model=config.to_dict(),
-        precision=precision,
-        kv_dtype=graph.kv_dtype,
+        quant=quant,
         profile=profile,
         parallel=ParallelLayout(),
-        fingerprint=make_fingerprint(arches, _any_cuda_kernels(ops)),
+        fingerprint=make_fingerprint(arches, _any_cuda_kernels(planned.ops)),
         weights=graph.weights,
-        weight_parts={name: graph.parts(name) for name in graph.weights},
-        weight_recipes=dict(graph.recipes),
+        weight_recipes={name: graph.recipe(name) for name in graph.weights},
+        schemes=dict(graph.schemes),
         constants=constants,
         weights_source=weights_source,
         values=values,
-        buffers=buffers,
-        arena_bytes=arena_bytes,
-        ops=ops,
+        buffers=planned.buffers,
+        arena_bytes=planned.arena_bytes,
+        ops=planned.ops,
         outputs=outputs,
     )
     return Compiled(plan, graph.constants)
@@ -118,11 +117,11 @@ def _value_name(node: fx.Node) -> str:
 
 def _result_nodes(node: fx.Node) -> list[fx.Node | None]:
     """The getitem node of each result of an op with several; None for one nobody reads."""
-    found: list[fx.Node | None] = [None] * len(node.meta["spec"])
+    results: list[fx.Node | None] = [None] * len(node.meta["spec"])
     for user in node.users:
         if user.target is operator.getitem:
-            found[int(user.args[1])] = user  # type: ignore[arg-type]
-    return found
+            results[int(user.args[1])] = user  # type: ignore[arg-type]
+    return results
 
 
 def _marked(names: Sequence[str], values: Mapping[str, TensorSpec]) -> list[str]:

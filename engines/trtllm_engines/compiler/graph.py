@@ -4,8 +4,9 @@ Nodes are of four kinds only: placeholders (step inputs), `get_attr` (weights an
 overload, every argument positional and defaults filled in, so that a pattern sees one spelling) and `getitem` (one result of several). A
 bare `Graph` rather than a `GraphModule`: the module would want an attribute for every weight, and nothing here needs its generated code.
 
-Weights carry only a specification. What a merged weight is made of is recorded beside it (`sources`), so that weights can be read, drawn
-or refitted long after the passes ran.
+Weights carry only a specification. How each is made of checkpoint tensors is recorded beside it (`recipes`), so that weights can be read,
+drawn or refitted long after the passes ran. How a product is quantized is recorded by its weight (`schemes`): passes ask the scheme what it
+allows, and know none by name.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import operator
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -25,6 +26,8 @@ from trtllm_engines.errors import EngineError
 from trtllm_engines.models.config import ModelConfig
 from trtllm_engines.models.families import define
 from trtllm_engines.models.rope import cos_sin_table
+from trtllm_engines.quantization.registry import CAST, Fusion, definition
+from trtllm_engines.quantization.scheme import Codes, KvScheme, QuantPlan, QuantScheme, WeightRecipe
 from trtllm_kernels.dialect.ops import OP_SPECS, Trait
 from trtllm_kernels.dialect.types import TensorSpec
 from trtllm_kernels.references import OPS
@@ -51,28 +54,37 @@ class ModelGraph:
     """Step inputs by placeholder name; shapes may hold symbols."""
     weights: dict[str, TensorSpec]
     constants: dict[str, Tensor]
-    sources: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """Weight -> checkpoint tensors it stacks along its first dimension; absent for a weight that is one checkpoint tensor."""
-
-    kv_dtype: str = ""
-    """dtype of the KV cache; "" is the activations'."""
-    quantized: bool = False
-    """Whether products become fp8 (`passes.quantize`), with one static scale a tensor or,"""
-    by_row: bool = False
-    """with one a row of the weights and one a row of the activations, found at run time."""
-    recipes: dict[str, str] = field(default_factory=dict)
-    """Weight -> how it is made of its sources when not by stacking: see `plan.WeightRecipe`."""
+    recipes: dict[str, WeightRecipe] = field(default_factory=dict)
+    """Weight -> how it is made; absent for a weight that is one wide checkpoint tensor."""
+    schemes: dict[str, QuantScheme] = field(default_factory=dict)
+    """Weight of a product -> how that is (or will be) quantized; absent for a wide one."""
+    kv: KvScheme | None = None
+    """What keys and values are cached in; None is the activations' dtype."""
+    checkpoint_shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """Shape of every tensor of the checkpoint, as traced."""
 
     def nodes(self, op: str) -> list[Node]:
         """Nodes of one dialect op, in order."""
         return [node for node in self.fx.nodes if op_name(node) == op]
 
-    checkpoint_shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    """Shape of every tensor of the checkpoint, as traced."""
+    def recipe(self, weight: str) -> WeightRecipe:
+        """How `weight` is made."""
+        return self.recipes.get(weight) or WeightRecipe(CAST, ((weight, self.checkpoint_shapes.get(weight, (1,))),))
 
     def parts(self, weight: str) -> tuple[tuple[str, tuple[int, ...]], ...]:
-        """(checkpoint name, shape) of what `weight` stacks."""
-        return tuple((name, self.checkpoint_shapes.get(name, (1,))) for name in self.sources.get(weight, (weight,)))
+        """(checkpoint name, shape) of what `weight` is made of."""
+        return self.recipe(weight).inputs
+
+    def scheme(self, weight: Node) -> QuantScheme:
+        """The scheme of the product over `weight`: a weight, or what an op made of one."""
+        while weight.op != "get_attr":
+            weight = weight.all_input_nodes[0]
+        return self.schemes.get(str(weight.target)) or QuantScheme(self.dtype)
+
+    def allows(self, product: Node, fusion: Fusion) -> bool:
+        """Whether the scheme of `product` (whose second argument is its weight) may be fused so."""
+        weight = product.args[1]
+        return isinstance(weight, Node) and fusion in definition(self.scheme(weight).name).fusions
 
 
 class _Tracer(fx.Tracer):
@@ -97,7 +109,7 @@ class _Tracer(fx.Tracer):
 
 
 def trace(config: ModelConfig, dtype: str, profile: Profile) -> ModelGraph:
-    """The model as written: dense attention, one op a line of its definition."""
+    """The model as written: dense attention, one op per line of its definition, everything in `dtype`."""
     module = define(config)
     graph = _Tracer().trace(module)
     constants = {ROPE_TABLE: cos_sin_table(config.rope, profile.max_seq_len)}
@@ -158,7 +170,7 @@ def evaluate(graph: ModelGraph, tensors: Mapping[str, Tensor], inputs: Mapping[s
     `tensors` holds weights by name (constants are the graph's own). Returns the graph's output, then `outputs`.
     """
     values: dict[Node, Any] = {}
-    wanted = set(outputs)
+    read_back = set(outputs)
     last_use = {arg: node for node in graph.fx.nodes for arg in node.all_input_nodes}
     for node in graph.fx.nodes:
         if node.op == "placeholder":
@@ -173,26 +185,50 @@ def evaluate(graph: ModelGraph, tensors: Mapping[str, Tensor], inputs: Mapping[s
             result = fx.node.map_arg(node.args[0], lambda n: values[n])
             return [*(result if isinstance(result, tuple) else (result,)), *(values[n] for n in outputs)]
         for arg in node.all_input_nodes:
-            if last_use[arg] is node and arg not in wanted:
+            if last_use[arg] is node and arg not in read_back:
                 del values[arg]
     raise EngineError("graph has no output")
 
 
+def assign_schemes(graph: ModelGraph, plan: QuantPlan) -> None:
+    """Gives every product of a traced graph the scheme that `plan` has for its module, and the cache its own.
+
+    A weight that something else reads as well (a tied embedding) stays wide.
+    """
+    readers = Counter(str(weight.target) for node in graph.fx.nodes for weight in node.all_input_nodes if weight.op == "get_attr")
+    for product in graph.nodes("linear"):
+        weight = str(product.args[1].target)  # type: ignore[union-attr]
+        graph.schemes[weight] = plan.scheme_of(weight.removesuffix(".weight")) if readers[weight] == 1 else plan.wide
+    graph.kv = plan.kv
+
+
 def stack_weight(graph: ModelGraph, name: str, parts: Sequence[Node]) -> str:
-    """Registers weight `name` as `parts` (weights) stacked along their first dimension."""
-    specs = [graph.weights[str(part.target)] for part in parts]
+    """Registers weight `name` as `parts` (weights of one scheme) stacked along their first dimension."""
+    names = [str(part.target) for part in parts]
+    specs = [graph.weights[part] for part in names]
     rows = sum(int(spec.shape[0]) for spec in specs)
     graph.weights[name] = TensorSpec((rows, *specs[0].shape[1:]), specs[0].dtype)
-    graph.sources[name] = tuple(source for part in parts for source in graph.sources.get(str(part.target), (str(part.target),)))
+    graph.recipes[name] = WeightRecipe(CAST, tuple(one for part in names for one in graph.parts(part)))
+    if names[0] in graph.schemes:
+        graph.schemes[name] = graph.schemes[names[0]]
     return name
 
 
-def scale_weight(graph: ModelGraph, name: str, sources: Sequence[str], recipe: str, rows: int = 0) -> Node:
-    """Registers a scale (fp32, one element, or [rows, 1]) derived from `sources` and returns the node that reads it."""
-    graph.weights[name] = TensorSpec((rows, 1) if rows else (1,), "fp32")
-    graph.sources[name] = tuple(sources)
+def derived_weight(graph: ModelGraph, name: str, shape: tuple[int, ...], dtype: str, recipe: WeightRecipe) -> Node:
+    """Registers a weight that no layer of the model has, such as a scale, and returns the node that reads it."""
+    graph.weights[name] = TensorSpec(shape, dtype)
     graph.recipes[name] = recipe
     return graph.fx.get_attr(name)
+
+
+def quantize_weight(graph: ModelGraph, name: str, codes: Codes, codes_kind: str, scale_kind: str) -> Node:
+    """Makes weight `name` [N, K] the codes that recipe `codes_kind` gives, registers its scale, which `scale_kind` gives, and returns the
+    node that reads the scale."""
+    rows, columns = (int(size) for size in graph.weights[name].shape)
+    recipe = graph.recipe(name)
+    graph.weights[name] = replace(graph.weights[name], dtype=codes.dtype)
+    graph.recipes[name] = replace(recipe, kind=codes_kind)
+    return derived_weight(graph, f"{name}_scale", codes.scale_shape(rows, columns), codes.scale_dtype, replace(recipe, kind=scale_kind))
 
 
 def prune(graph: ModelGraph) -> None:
@@ -202,6 +238,6 @@ def prune(graph: ModelGraph) -> None:
         if node.op in ("call_function", "get_attr") and not node.users and not mutates:
             graph.fx.erase_node(node)
     named = {str(node.target) for node in graph.fx.nodes if node.op == "get_attr"}
-    for table in (graph.weights, graph.sources, graph.constants, graph.recipes):
+    for table in (graph.weights, graph.constants, graph.recipes, graph.schemes):
         for name in [n for n in table if n not in named]:
             del table[name]

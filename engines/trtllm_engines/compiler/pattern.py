@@ -53,27 +53,27 @@ class Rule:
     rewrite: Callable[[ModelGraph, Bindings], None]
 
 
-def match(pattern: Any, value: Any, found: Mapping[str, Any]) -> Bindings | None:
-    """Bindings extending `found` under which `pattern` is `value`, or None."""
+def match(pattern: Any, value: Any, bound: Mapping[str, Any]) -> Bindings | None:
+    """Bindings extending `bound` under which `pattern` is `value`, or None."""
     if isinstance(pattern, Var):
-        if pattern.name in found:
-            return dict(found) if found[pattern.name] is value or found[pattern.name] == value else None
-        return {**found, pattern.name: value}
+        if pattern.name in bound:
+            return dict(bound) if bound[pattern.name] is value or bound[pattern.name] == value else None
+        return {**bound, pattern.name: value}
     if isinstance(pattern, Item):
         if not isinstance(value, fx.Node) or value.op != "call_function" or getattr(value.target, "__name__", "") != "getitem":
             return None
         if value.args[1] != pattern.index:
             return None
-        inner = match(pattern.source, value.args[0], found)
+        inner = match(pattern.source, value.args[0], bound)
         return _bind(inner, pattern.bind, value)
     if isinstance(pattern, OpPattern):
         if op_name(value) != pattern.op or (pattern.users is not None and len(value.users) != pattern.users):
             return None
-        bindings: Bindings | None = dict(found)
-        for wanted, argument in zip(pattern.args, value.args, strict=False):
-            bindings = match(wanted, argument, bindings) if bindings is not None else None
+        bindings: Bindings | None = dict(bound)
+        for subpattern, argument in zip(pattern.args, value.args, strict=False):
+            bindings = match(subpattern, argument, bindings) if bindings is not None else None
         return _bind(bindings, pattern.bind, value)
-    return dict(found) if pattern == value else None
+    return dict(bound) if pattern == value else None
 
 
 def _bind(bindings: Bindings | None, name: str, value: Any) -> Bindings | None:

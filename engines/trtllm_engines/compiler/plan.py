@@ -13,6 +13,7 @@ from typing import Any
 
 from trtllm_engines.errors import EngineError
 from trtllm_engines.models.config import ModelConfig
+from trtllm_engines.quantization.scheme import QuantPlan, QuantScheme, WeightRecipe
 from trtllm_kernels.dialect.types import SAMPLING_WORDS, Arg, Attr, KernelSpec, Launch, Lowered, TensorSpec
 
 FORMAT_VERSION = 4
@@ -30,7 +31,7 @@ STEP_INPUTS: Mapping[str, str] = {
     "seq_slots": "int32 [R]: slot of each sequence; decode sequences first",
     "query_start": "int32 [R + 1]: first token of each sequence in this step's ragged batch",
     "kv_lens": "int32 [R]: tokens each sequence has in the KV cache once this step has written its own",
-    "logit_rows": "int32 [S]: tokens of the batch whose logits are wanted",
+    "logit_rows": "int32 [S]: tokens of the batch whose logits are asked for",
     "sampling_words": "int32 [S, 4]: how each token is sampled (`trtllm_kernels.dialect.types.SAMPLING_WORDS`)",
     "sample_slots": "int32 [S]: slot of each row that is sampled",
     "ring_slot": "int32 [1]: row of token_ring that this step writes",
@@ -132,18 +133,15 @@ class Buffer:
 @dataclass(frozen=True)
 class Plan:
     model: Mapping[str, Any]
-    precision: str
-    kv_dtype: str
+    quant: QuantPlan
     profile: Profile
     parallel: ParallelLayout
     fingerprint: Fingerprint
     weights: Mapping[str, TensorSpec]
-    weight_parts: Mapping[str, tuple[tuple[str, tuple[int, ...]], ...]]
-    """Weight -> the checkpoint tensors (name, shape) it stacks along its first dimension. What `refit` and the generator read."""
-    weight_recipes: Mapping[str, str]
-    """How a weight is made of its parts when not by stacking: `interleave` (two parts, rows alternating), `weight_scale` (largest magnitude
-    of the parts over 448), `weight_row_scale` (the same of each row), `input_scale` and `kv_scale` (largest of the parts, or the stated
-    default where the checkpoint has none)."""
+    weight_recipes: Mapping[str, WeightRecipe]
+    """How each weight is made of checkpoint tensors. What `build`, `refit` and the generator read."""
+    schemes: Mapping[str, QuantScheme]
+    """How each product is quantized, by its weight."""
     constants: Mapping[str, TensorSpec]
     """Tables the compiler computed (the rotary one), stored in `constants.safetensors`; named in `Op.inputs` like weights."""
     weights_source: Mapping[str, Any]
@@ -159,24 +157,32 @@ class Plan:
     def config(self) -> ModelConfig:
         return ModelConfig.from_dict(self.model)
 
+    @property
+    def precision(self) -> str:
+        """The name its quantization goes by."""
+        return self.quant.name
+
+    @property
+    def kv_dtype(self) -> str:
+        return self.quant.kv.dtype
+
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
-        """Inverse of `to_json`. Raises KeyError, TypeError or ValueError when the text is no plan of this format version."""
+        """Inverse of `to_json`. Raises KeyError, TypeError or ValueError when the text is not a plan of this format version."""
         data = json.loads(text)
         fingerprint = data["fingerprint"]
         return cls(
             model=data["model"],
-            precision=data["precision"],
-            kv_dtype=data["kv_dtype"],
+            quant=QuantPlan.from_dict(data["quant"]),
             profile=Profile(**data["profile"]),
             parallel=ParallelLayout(**data["parallel"]),
             fingerprint=Fingerprint(**{**fingerprint, "arches": tuple(fingerprint["arches"])}),
             weights=_specs(data["weights"]),
-            weight_parts={name: tuple((n, tuple(shape)) for n, shape in parts) for name, parts in data["weight_parts"].items()},
-            weight_recipes=data["weight_recipes"],
+            weight_recipes={name: WeightRecipe.from_dict(recipe) for name, recipe in data["weight_recipes"].items()},
+            schemes={name: QuantScheme.from_dict(scheme) for name, scheme in data["schemes"].items()},
             constants=_specs(data["constants"]),
             weights_source=data["weights_source"],
             values=_specs(data["values"]),

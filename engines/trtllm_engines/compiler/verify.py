@@ -8,6 +8,7 @@ tuple of them) that later passes and the memory plan read. A failure is a bug in
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 
 from trtllm_engines.compiler.graph import ModelGraph, op_name
+from trtllm_engines.quantization.registry import recipe_kind
 from trtllm_kernels.dialect.ops import OP_SPECS, Trait
 from trtllm_kernels.dialect.specs import DTYPES, dtype_name, spec_of
 from trtllm_kernels.dialect.types import TensorSpec
@@ -87,7 +89,7 @@ def verify(graph: ModelGraph, stage: str) -> None:
             node.meta["spec"] = graph.weights[name] if constant is None else spec_of(constant)
         elif op_name(node):
             arguments = tuple(a.meta["spec"] if isinstance(a, fx.Node) else a for a in node.args)
-            _check_arguments(node, arguments, stage)
+            _check_arguments(graph, node, arguments, stage)
             if "layer" in OP_SPECS[op_name(node)].attrs:
                 at = _attr_index(node, "layer")
                 arguments = (*arguments[:at], 0, *arguments[at + 1 :])
@@ -108,19 +110,20 @@ def _describe(node: fx.Node) -> str:
 
 def _check_use(graph: ModelGraph, node: fx.Node, stage: str) -> None:
     if node.op == "placeholder" and node.name not in graph.inputs:
-        raise VerifyError(f"after {stage}: {node.name} is no step input")
+        raise VerifyError(f"after {stage}: {node.name} is not a step input")
     if node.op == "get_attr" and str(node.target) not in graph.weights and str(node.target) not in graph.constants:
         raise VerifyError(f"after {stage}: weight {node.target} does not exist")
     if node.op == "call_function" and not node.users and not (op_name(node) and OP_SPECS[op_name(node)].mutates):
         raise VerifyError(f"after {stage}: result of {_describe(node)} is not used")
     if node.op not in ("placeholder", "get_attr", "call_function", "output"):
-        raise VerifyError(f"after {stage}: node {node.name} is of kind {node.op}, which a compiled graph does not have")
+        raise VerifyError(f"after {stage}: node {node.name} is a {node.op}, which a compiled graph does not have")
 
 
-def _check_arguments(node: fx.Node, arguments: Any, stage: str) -> None:
-    """Floating-point tensors of one op share a dtype, but for those its specification names, scales, and what an fp8 GEMM adds."""
+def _check_arguments(graph: ModelGraph, node: fx.Node, arguments: Any, stage: str) -> None:
+    """Floating-point tensors of one op share a dtype, but for those it names itself, scales, and what a GEMM's scheme says of it."""
     op = OP_SPECS[op_name(node)]
-    by_name = dict(zip((argument.name for argument in op.arguments), arguments, strict=True))
+    names = [argument.name for argument in op.arguments]
+    by_name = dict(zip(names, arguments, strict=True))
     present = {name: by_name[name] for name in op.tensors if by_name[name] is not None}
     own = {*op.own_dtype, *op.scales}
     if op.kind == "gemm":
@@ -129,26 +132,51 @@ def _check_arguments(node: fx.Node, arguments: Any, stage: str) -> None:
             raise VerifyError(f"after {stage}: {_describe(node)} multiplies {x.shape} by {weight.shape}")
         if residual is not None and residual.shape != (x.shape[0], weight.shape[0]):
             raise VerifyError(f"after {stage}: {_describe(node)} adds {residual.shape} to a product of {x.shape} by {weight.shape}")
-        if x.dtype == "fp8":
-            own |= {name for name in ("bias", "residual") if name in present and present[name].dtype == "bf16"}
-            if not {"x_scale", "weight_scale"} <= present.keys():
-                raise VerifyError(f"after {stage}: {_describe(node)} multiplies fp8 without both its scales")
+    if "weight" in present:
+        own |= _check_scheme(graph, node, node.args[names.index("weight")], present, stage)
     dtypes = {spec.dtype for name, spec in present.items() if name not in own} - {"int32", "int64"}
     if len(dtypes) > 1:
         raise VerifyError(f"after {stage}: {_describe(node)} mixes {', '.join(sorted(dtypes))}")
-    if "kv_cache" in present and present["kv_cache"].dtype == "fp8" and not {"k_scale", "v_scale"} <= present.keys():
-        raise VerifyError(f"after {stage}: {_describe(node)} uses an fp8 cache without both its scales")
+    scaled = graph.kv is not None and graph.kv.granularity == "tensor"
+    if scaled and "kv_cache" in present and present["kv_cache"].dtype != graph.dtype and not {"k_scale", "v_scale"} <= present.keys():
+        raise VerifyError(f"after {stage}: {_describe(node)} uses an {present['kv_cache'].dtype} cache without both its scales")
     combined = [present[name] for name in op.same_shape if name in present]
     for spec in combined[1:]:
         if spec.shape != combined[0].shape:
             raise VerifyError(f"after {stage}: {_describe(node)} combines {combined[0].shape} with {spec.shape}")
 
 
+def _check_scheme(graph: ModelGraph, node: fx.Node, weight: Any, present: Mapping[str, TensorSpec], stage: str) -> set[str]:
+    """Refuses an op over codes without what their scheme asks for; returns the arguments whose dtypes the scheme gives."""
+    scheme = graph.schemes.get(str(weight.target)) if weight.op == "get_attr" else None
+    if scheme is None or scheme.weights is None or present["weight"].dtype != scheme.weights.dtype:
+        return set()
+    codes, inputs = scheme.weights, scheme.inputs
+    scales = {"weight_scale"} | ({"x_scale"} if inputs.scaling != "none" else set())
+    if not scales <= present.keys():
+        unscaled = (
+            f"multiplies {codes.dtype} without both its scales" if len(scales) == 2 else f"takes {codes.dtype} codes without their scale"
+        )
+        raise VerifyError(f"after {stage}: {_describe(node)} {unscaled}")
+    if codes.zero_point and "weight_zero" not in present:
+        raise VerifyError(f"after {stage}: {_describe(node)} takes {codes.dtype} codes without their zero points")
+    rows, columns = (int(size) for size in present["weight"].shape)
+    expected = TensorSpec(codes.scale_shape(rows, columns), codes.scale_dtype)
+    if present["weight_scale"] != expected:
+        raise VerifyError(f"after {stage}: {_describe(node)} has scales {present['weight_scale']} where {scheme.name} has {expected}")
+    dtype = inputs.dtype or graph.dtype
+    if "x" in present and present["x"].dtype != dtype:
+        raise VerifyError(f"after {stage}: {_describe(node)} multiplies {present['x'].dtype} inputs where {scheme.name} has {dtype}")
+    wide = {name for name in ("bias", "residual") if name in present and present[name].dtype == graph.dtype}
+    return wide | {"x", "weight", "weight_zero"}
+
+
 def _check_stacks(graph: ModelGraph, stage: str) -> None:
     for name, spec in graph.weights.items():
-        if graph.recipes.get(name, "").endswith("scale"):
+        recipe = graph.recipe(name)
+        if recipe_kind(recipe.kind).is_scale:
             continue
-        parts = [shape for _, shape in graph.parts(name)]
+        parts = [shape for _, shape in recipe.inputs]
         if sum(p[0] for p in parts) != spec.shape[0] or any(p[1:] != spec.shape[1:] for p in parts):
             raise VerifyError(f"after {stage}: weight {name} is {spec.shape} but its parts are {parts}")
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 
 from trtllm_engines.checkpoints import WeightSource, open_weights
-from trtllm_engines.checkpoints.write import assemble, weight_bytes, write_safetensors
+from trtllm_engines.checkpoints.checkpoint_precision import plan_for
+from trtllm_engines.checkpoints.write import assemble, check_weights, weight_bytes, write_safetensors
 from trtllm_engines.compiler.compile import compile_model
 from trtllm_engines.compiler.plan import Plan, Profile
 from trtllm_engines.engine.fingerprint import CPU, parse_arches
@@ -49,9 +50,9 @@ def build(
     resolved = resolve_model(model)
     source = _weights(resolved, weights, seed)
     report("compile", 0, 1)
-    compiled = compile_model(
-        resolved.config, precision, profile, arches=arches, weights_source=source.description, kv_dtype=kv_dtype, mark_outputs=mark_outputs
-    )
+    quant = plan_for(source.description.get("path", resolved.path), precision, kv_dtype)
+    compiled = compile_model(resolved.config, quant, profile, arches=arches, weights_source=source.description, mark_outputs=mark_outputs)
+    check_weights(compiled.plan, source)
     made_by = {**compiled.plan.fingerprint.provenance, "model": str(model if resolved.path is None else resolved.path.resolve())}
     plan = replace(compiled.plan, fingerprint=replace(compiled.plan.fingerprint, provenance=made_by))
     report("compile", 1, 1)
@@ -71,6 +72,7 @@ def refit(engine: Path | str, weights: str | Path, *, seed: int = 0, progress: P
     path = Path(engine)
     source = open_weights(weights, seed)
     plan = replace(load_engine(path).plan, weights_source=source.description)
+    check_weights(plan, source)
     stored = 0 if source.description["kind"] == "dummy" else weight_bytes(plan.weights)
     with writing(path, stored) as folder:
         shutil.copytree(path, folder, copy_function=os.link, dirs_exist_ok=True, ignore=shutil.ignore_patterns(PLAN, WEIGHTS, CHECKSUMS))

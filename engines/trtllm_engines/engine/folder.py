@@ -42,7 +42,7 @@ from trtllm_engines.checkpoints.write import assemble
 from trtllm_engines.compiler.plan import LOGITS, Plan
 from trtllm_engines.engine.fingerprint import DetectedDevice, check_target, check_versions
 from trtllm_engines.errors import EngineError
-from trtllm_engines.quantization.precision import kv_cache_dtype
+from trtllm_engines.quantization import kv_cache_dtype
 from trtllm_kernels.compile.cubin import Cubin
 
 PLAN = "engine.json"
@@ -135,7 +135,8 @@ def _rebuild_from(raw: Mapping[str, Any], path: Path) -> str:
     """As `rebuild_command`, from a plan of another version: as much of it as can be read."""
     provenance = (raw.get("fingerprint") or {}).get("provenance") or {}
     command = ["trtllm-bench", "build", "--model", str(provenance.get("model", "MODEL"))]
-    return shlex.join([*command, "--precision", str(raw.get("precision", "PRECISION")), "--out", str(path)])
+    precision = (raw.get("quant") or {}).get("name") or raw.get("precision", "PRECISION")
+    return shlex.join([*command, "--precision", str(precision), "--out", str(path)])
 
 
 @contextmanager

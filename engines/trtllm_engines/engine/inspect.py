@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from trtllm_engines.compiler.plan import Plan
 from trtllm_engines.engine.fingerprint import CPU
 from trtllm_engines.engine.folder import Engine, load_engine, rebuild_command
 from trtllm_engines.errors import EngineError
+from trtllm_engines.quantization.registry import recipe_kind
+from trtllm_engines.quantization.scheme import QuantScheme
 from trtllm_kernels.compile.cubin import Cubin
 from trtllm_kernels.dialect.dtypes import bytes_of
 
@@ -33,8 +35,9 @@ def describe(path: Path | str, *, verify: bool = False) -> Description:
     engine = load_engine(path, verify="full" if verify else "fast")
     plan = engine.plan
     config = plan.config
-    parts = (plan.weight_parts[name] for name in plan.weights if not plan.weight_recipes.get(name, "").endswith("scale"))
-    parameters = sum(math.prod(shape) for stacked in parts for _, shape in stacked)
+    parameters = sum(
+        math.prod(shape) for recipe in plan.weight_recipes.values() if not recipe_kind(recipe.kind).is_scale for _, shape in recipe.inputs
+    )
     kv_bytes_per_token = bytes_of(2 * config.num_layers * config.kv_size, plan.kv_dtype)
     profile = plan.profile
     return {
@@ -43,6 +46,7 @@ def describe(path: Path | str, *, verify: bool = False) -> Description:
         "model": {**plan.model, "parameters": parameters},
         "precision": plan.precision,
         "kv_dtype": plan.kv_dtype,
+        "quantization": {"source": plan.quant.source, "schemes": _schemes(plan)},
         "profile": asdict(profile),
         "parallel": asdict(plan.parallel),
         "weights": {"source": dict(plan.weights_source), "tensors": len(plan.weights), "bytes": weight_bytes(plan.weights)},
@@ -59,6 +63,38 @@ def describe(path: Path | str, *, verify: bool = False) -> Description:
         "fingerprint": {**asdict(plan.fingerprint), "arches": list(plan.fingerprint.arches)},
         "rebuild": rebuild_command(plan, engine.path),
     }
+
+
+def _schemes(plan: Plan) -> list[Description]:
+    """One row per scheme: what it is, and the products that have it, with their layers where these are not all."""
+    layers: dict[QuantScheme, dict[str, list[int]]] = {}
+    for weight, scheme in plan.schemes.items():
+        products = layers.setdefault(scheme, {})
+        numbers = products.setdefault(_starred(weight.removesuffix(".weight")), [])
+        numbers += [int(number) for number in re.findall(r"\.(\d+)\.", weight)[:1]]
+    return [
+        {
+            "scheme": scheme.name,
+            "weights": str(scheme.weights) if scheme.weights else scheme.name,
+            "inputs": str(scheme.inputs) if scheme.weights else scheme.name,
+            "count": sum(max(1, len(numbers)) for numbers in products.values()),
+            "products": [name + _some_layers(numbers, plan.config.num_layers) for name, numbers in products.items()],
+        }
+        for scheme, products in layers.items()
+    ]
+
+
+def _some_layers(numbers: Sequence[int], count: int) -> str:
+    """ " (layers 0-3, 7)" where it is not every layer of `count`."""
+    if len(numbers) in (0, count):
+        return ""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return f" (layers {', '.join(str(run[0]) if len(run) == 1 else f'{run[0]}-{run[-1]}' for run in runs)})"
 
 
 def _ops(plan: Plan) -> list[Description]:
@@ -81,6 +117,11 @@ def _ops(plan: Plan) -> list[Description]:
 
 def _starred(name: str) -> str:
     return re.sub(r"\.\d+\.", ".*.", name)
+
+
+def _without_prefix(names: Sequence[str]) -> list[str]:
+    """Names from the layer's star on: what is before it is the same in all of them."""
+    return [name[name.find("*") :] if "*" in name else name for name in names]
 
 
 def _kernels(engine: Engine) -> list[Description]:
@@ -134,6 +175,14 @@ def _sections(d: Mapping[str, Any]) -> Iterator[RenderableType]:
     for name, value in rows.items():
         facts.add_row(name, Text(value))
     yield facts
+
+    schemes = Table(title="schemes of the products (* is the layer)", title_justify="left", box=None, pad_edge=False)
+    for column, justify in (("n", "right"), ("weights", "left"), ("inputs", "left"), ("products", "left")):
+        schemes.add_column(column, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    for row in d["quantization"]["schemes"]:
+        schemes.add_row(str(row["count"]), row["weights"], row["inputs"], Text(", ".join(_without_prefix(row["products"]))))
+    yield Text()
+    yield schemes
 
     ops = Table(title="ops, in order (* is the layer)", title_justify="left", box=None, pad_edge=False)
     for column, justify in (("n", "right"), ("op", "left"), ("name", "left"), ("result", "left")):

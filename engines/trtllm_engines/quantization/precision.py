@@ -1,55 +1,80 @@
-"""What an engine computes and caches in: the precisions there are, which KV cache goes with which, and which GPUs have the types.
+"""Precisions: the quantization plans that have a name, and which of them run where.
 
-`precision` names weights and products; activations between products stay wide (bf16 where products are fp8). The KV cache has a type of
+A precision names what products multiply; activations between products stay wide (bf16 where products are fp8). The KV cache has a type of
 its own, because it pays for itself alone: half the bytes of a cache are half the reads of every decode step, whatever the weights are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from trtllm_engines.engine.fingerprint import CPU
 from trtllm_engines.errors import EngineError
+from trtllm_engines.quantization.registry import HEAD, definition, definitions, kv_definitions
+from trtllm_engines.quantization.scheme import KvScheme, ModuleRule, QuantPlan
 from trtllm_kernels.lowering.call import capability
 
-PRECISIONS = ("fp32", "fp16", "bf16", "fp8", "fp8_rowwise")
-"""`fp8`: a calibrated scale a tensor. `fp8_rowwise`: one a row, of the weights stored, of the activations found as they come."""
-KV_DTYPES = ("auto", "fp16", "bf16", "fp32", "fp8")
-FP8_SINCE = 89
-"""Oldest compute capability (Ada) with fp8 conversions and products."""
-_QUANTIZED: Mapping[str, str] = {"fp8": "fp8", "fp8_rowwise": "fp8"}
+
+def precisions() -> tuple[str, ...]:
+    """Every name that `--precision` takes."""
+    return tuple(definitions())
 
 
-def wide_dtype(precision: str) -> str:
-    """What activations are in an engine of `precision`."""
-    return "bf16" if precision in _QUANTIZED else precision
+def kv_dtypes() -> tuple[str, ...]:
+    """Every name that `--kv-dtype` takes."""
+    return ("auto", *(name for name, one in definitions().items() if one.scheme.weights is None), *kv_definitions())
 
 
-def gemm_dtype(precision: str) -> str:
-    """What products multiply in an engine of `precision`."""
-    return _QUANTIZED.get(precision, precision)
+def named_plan(precision: str, kv_dtype: str = "auto") -> QuantPlan:
+    """The plan called `precision`: its scheme for every product but the head. Raises `EngineError` for types that do not go together."""
+    chosen = definition(precision)
+    wide = definition(chosen.wide_dtype).scheme
+    rules = () if chosen.scheme.weights is None else (ModuleRule(HEAD, wide), ModuleRule(".*", chosen.scheme))
+    return QuantPlan(precision, chosen.wide_dtype, _kv_scheme(precision, kv_dtype), rules, f"precision {precision}")
 
 
-def kv_cache_dtype(precision: str, asked: str = "auto") -> str:
-    """The cache's type. `auto` quantizes that of a quantized engine. Raises `EngineError` for one that does not go with `precision`."""
-    wide = wide_dtype(precision)
-    if asked not in KV_DTYPES:
-        raise EngineError(f"unknown KV cache dtype {asked!r}; supported are {', '.join(KV_DTYPES)}")
-    if asked == "fp8" and wide == "fp32":
-        raise EngineError("an fp8 KV cache needs 16-bit activations; use precision fp8, bf16 or fp16")
-    if asked not in ("auto", "fp8", wide):
-        raise EngineError(f"an engine in {precision} can keep its KV cache in {wide} or fp8, not {asked}")
-    return "fp8" if asked == "fp8" or (asked == "auto" and precision in _QUANTIZED) else wide
+def _kv_scheme(precision: str, asked: str) -> KvScheme:
+    chosen = definition(precision)
+    wide = chosen.wide_dtype
+    if asked not in kv_dtypes():
+        raise EngineError(f"unknown KV cache dtype {asked!r}; supported are {', '.join(kv_dtypes())}")
+    dtype = chosen.kv_dtype if asked == "auto" else asked
+    quantized = kv_definitions()
+    if dtype in quantized:
+        if wide == "fp32":
+            raise EngineError(f"an {dtype} KV cache needs 16-bit activations; use precision {dtype}, bf16 or fp16")
+        return quantized[dtype].scheme
+    if dtype != wide:
+        raise EngineError(f"an engine in {precision} can keep its KV cache in {' or '.join((wide, *quantized))}, not {dtype}")
+    return KvScheme(wide)
+
+
+def check_gpus(plan: QuantPlan, arches: Sequence[str]) -> None:
+    """Raises `EngineError` unless every GPU of `arches` has the types of `plan`."""
+    names = {plan.name, *(rule.scheme.name for rule in plan.rules)}
+    needs = [(f"precision {one.name}", one.gemm_dtype, one.min_capability) for one in map(definition, sorted(names))]
+    if plan.kv.dtype in kv_definitions():
+        needs.append((f"an {plan.kv.dtype} KV cache", plan.kv.dtype, kv_definitions()[plan.kv.dtype].min_capability))
+    gpus = [arch for arch in arches if arch.startswith("sm_")]
+    for what, dtype, least in needs:
+        if old := [arch for arch in gpus if capability(arch) < least]:
+            raise EngineError(f"{what} needs sm_{least} or later and {', '.join(old)} has no {dtype}; choose bf16, or other architectures")
 
 
 def check_types(precision: str, kv_dtype: str = "auto", arches: Sequence[str] = ()) -> None:
     """Raises `EngineError` unless an engine of `precision` with a cache of `kv_dtype` exists and runs on `arches`."""
-    if precision not in PRECISIONS:
-        raise EngineError(f"unknown precision {precision!r}; supported are {', '.join(PRECISIONS)}")
-    cache = kv_cache_dtype(precision, kv_dtype)
-    if "fp8" not in (gemm_dtype(precision), cache):
-        return
-    without = [arch for arch in arches if arch != CPU and capability(arch) < FP8_SINCE]
-    if without:
-        what = f"precision {precision}" if precision in _QUANTIZED else "an fp8 KV cache"
-        raise EngineError(f"{what} needs sm_{FP8_SINCE} or later and {', '.join(without)} has no fp8; choose bf16, or other architectures")
+    check_gpus(named_plan(precision, kv_dtype), arches)
+
+
+def wide_dtype(precision: str) -> str:
+    """What activations are in an engine of `precision`."""
+    return definition(precision).wide_dtype
+
+
+def gemm_dtype(precision: str) -> str:
+    """What products multiply in an engine of `precision`."""
+    return definition(precision).gemm_dtype
+
+
+def kv_cache_dtype(precision: str, asked: str = "auto") -> str:
+    """The cache's type. `auto` quantizes that of a quantized engine. Raises `EngineError` for one that does not go with `precision`."""
+    return named_plan(precision, asked).kv.dtype

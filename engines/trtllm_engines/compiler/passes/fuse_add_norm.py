@@ -15,14 +15,14 @@ from trtllm_engines.compiler.graph import ModelGraph, call, item, op_name
 from trtllm_engines.compiler.pattern import Bindings, OpPattern, Rule, Var, rewrite
 
 
-def _fuse(graph: ModelGraph, found: Bindings) -> None:
-    norm: fx.Node = found["root"]
-    total: fx.Node = found["sum"]
-    parameters: tuple[Any, ...] = (*norm.args[1:-1], found.get("addend"), norm.args[-1])
+def _fuse(graph: ModelGraph, matched: Bindings) -> None:
+    norm: fx.Node = matched["root"]
+    total: fx.Node = matched["sum"]
+    parameters: tuple[Any, ...] = (*norm.args[1:-1], matched.get("addend"), norm.args[-1])
     label = str(norm.meta["label"])
     with graph.fx.inserting_before(_first_user(graph, total)):
         moved = [graph.fx.get_attr(str(p.target)) if isinstance(p, fx.Node) and p.op == "get_attr" else p for p in parameters]
-        fused = call(graph.fx, f"add_{op_name(norm)}", found["x"], found["residual"], *moved, label=label)
+        fused = call(graph.fx, f"add_{op_name(norm)}", matched["x"], matched["residual"], *moved, label=label)
         normed = item(graph.fx, fused, 0, label)
         carried = item(graph.fx, fused, 1, str(total.meta["label"]))
     norm.replace_all_uses_with(normed)

@@ -6,22 +6,30 @@ thread. Runs after quantization, which the fused op carries through.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from torch import fx
+
 from trtllm_engines.compiler.graph import ModelGraph, call
 from trtllm_engines.compiler.pattern import Bindings, OpPattern, Rule, Var, rewrite
 
-INTERLEAVE = "interleave"
 
-
-def _fuse(graph: ModelGraph, found: Bindings) -> None:
-    product = found["product"]
+def _fuse(graph: ModelGraph, matched: Bindings) -> None:
+    product = matched["product"]
     x, weight, _, x_scale, weight_scale, _ = product.args
-    name = str(weight.target)
-    if graph.by_row or len(weight.users) != 1 or len(graph.parts(name)) != 2:
+    if not graph.allows(product, "gate_up_silu") or len(weight.users) != 1 or len(graph.parts(str(weight.target))) != 2:
         return
-    graph.recipes[name] = INTERLEAVE
-    label = str(found["root"].meta["label"])
-    fused = call(graph.fx, "gate_up_silu", x, weight, x_scale, weight_scale, found["out_scale"], label=label)
-    found["root"].replace_all_uses_with(fused)
+    _interleave(graph, weight)
+    if weight_scale is not None:
+        _interleave(graph, weight_scale)
+    label = str(matched["root"].meta["label"])
+    fused = call(graph.fx, "gate_up_silu", x, weight, x_scale, weight_scale, matched["out_scale"], label=label)
+    matched["root"].replace_all_uses_with(fused)
+
+
+def _interleave(graph: ModelGraph, weight: fx.Node) -> None:
+    name = str(weight.target)
+    graph.recipes[name] = replace(graph.recipe(name), interleave=True)
 
 
 _PRODUCT = OpPattern("linear", (Var("x"), Var("weight"), None), bind="product", users=1)

@@ -6,11 +6,13 @@ from trtllm_engines.compiler.graph import ModelGraph, call
 from trtllm_engines.compiler.pattern import Bindings, OpPattern, Rule, Var, rewrite
 
 
-def _fuse(graph: ModelGraph, found: Bindings) -> None:
-    x, weight, bias, x_scale, weight_scale, _ = found["product"].args
-    label = str(found["root"].meta["label"])
-    fused = call(graph.fx, "linear_gelu", x, weight, bias, x_scale, weight_scale, found["out_scale"], label=label)
-    found["root"].replace_all_uses_with(fused)
+def _fuse(graph: ModelGraph, matched: Bindings) -> None:
+    if not graph.allows(matched["product"], "linear_gelu"):
+        return
+    x, weight, bias, x_scale, weight_scale, _ = matched["product"].args
+    label = str(matched["root"].meta["label"])
+    fused = call(graph.fx, "linear_gelu", x, weight, bias, x_scale, weight_scale, matched["out_scale"], label=label)
+    matched["root"].replace_all_uses_with(fused)
 
 
 RULES = (
@@ -23,5 +25,4 @@ RULES = (
 
 
 def apply(graph: ModelGraph) -> None:
-    if not graph.by_row:
-        rewrite(graph, RULES)
+    rewrite(graph, RULES)

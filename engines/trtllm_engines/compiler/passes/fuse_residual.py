@@ -3,8 +3,7 @@
 What was product, then addition and norm, becomes a product with a residual and a norm of its result, which also carries the residual on.
 The norm's kernel then reads one tensor and writes one in place of two and two. Where attention and feed-forward join the residual together
 (GPT-J), the two products add in turn, the second to the first's result. Each sum is rounded once, with its product, where the
-additions rounded twice; so this runs after the passes that change no bit. A product with a scale a row stays as it is (torch
-multiplies it, and adds nothing).
+additions rounded twice; so this runs after the passes that change no bit. A product whose scheme does not allow it stays as it is.
 
 The sum keeps the name it had; the product alone is no value any more.
 """
@@ -23,12 +22,15 @@ _NORMS = {"add_rms_norm": "rms_norm", "add_layer_norm": "layer_norm"}
 
 
 def apply(graph: ModelGraph) -> None:
-    if graph.by_row:
-        return
     for node in list(graph.fx.nodes):
         if op_name(node) in _NORMS:
             _fuse(graph, node)
     prune(graph)
+
+
+def _is_product_for(graph: ModelGraph, summand: fx.Node, norm: fx.Node) -> bool:
+    """Whether it is a product that `norm` alone reads, and that may add the residual."""
+    return op_name(summand) == "linear" and list(summand.users) == [norm] and graph.allows(summand, "residual")
 
 
 def _fuse(graph: ModelGraph, node: fx.Node) -> None:
@@ -36,7 +38,7 @@ def _fuse(graph: ModelGraph, node: fx.Node) -> None:
     named: dict[str, Any] = dict(zip((a.name for a in OPS[op].overload._schema.arguments), node.args, strict=True))
     summands: list[fx.Node] = [named.pop("x"), *([addend] if (addend := named.pop("addend")) is not None else [])]
     total: fx.Node = named.pop("residual")
-    taken = [one for one in summands if op_name(one) == "linear" and list(one.users) == [node] and summands.count(one) == 1 and total < one]
+    taken = [one for one in summands if _is_product_for(graph, one, node) and summands.count(one) == 1 and total < one]
     if not taken:
         return
     for product in sorted(taken):

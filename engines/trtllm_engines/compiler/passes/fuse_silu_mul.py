@@ -6,9 +6,9 @@ from trtllm_engines.compiler.graph import ModelGraph, call
 from trtllm_engines.compiler.pattern import Bindings, Item, OpPattern, Rule, Var, rewrite
 
 
-def _fuse(graph: ModelGraph, found: Bindings) -> None:
-    packed = call(graph.fx, "silu_mul_packed", found["packed"], label=str(found["root"].meta["label"]))
-    found["root"].replace_all_uses_with(packed)
+def _fuse(graph: ModelGraph, matched: Bindings) -> None:
+    packed = call(graph.fx, "silu_mul_packed", matched["packed"], label=str(matched["root"].meta["label"]))
+    matched["root"].replace_all_uses_with(packed)
 
 
 _SPLIT = OpPattern("split", (Var("packed"), Var("sizes")), bind="split", users=2)

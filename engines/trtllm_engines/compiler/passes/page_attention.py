@@ -26,8 +26,8 @@ def _rotated(name: str, index: int, normed: bool) -> OpPattern:
     return OpPattern("rope", (split, Var("positions"), Var("table"), Var("head_dim"), Var("interleaved")))
 
 
-def _page(graph: ModelGraph, found: Bindings) -> None:
-    attention: fx.Node = found["root"]
+def _page(graph: ModelGraph, matched: Bindings) -> None:
+    attention: fx.Node = matched["root"]
     _, _, _, query_start, num_heads, num_kv_heads, scale = attention.args
     step = {node.name: node for node in graph.fx.nodes if node.op == "placeholder"}
     prepared = {str(node.meta["label"]): node for node in graph.fx.nodes if node.meta.get("label") in PREPARED}
@@ -36,19 +36,19 @@ def _page(graph: ModelGraph, found: Bindings) -> None:
     q = call(
         graph.fx,
         "rope_kv_write",
-        found["qkv"],
-        found["positions"],
-        found["table"],
+        matched["qkv"],
+        matched["positions"],
+        matched["table"],
         step["kv_cache"],
         prepared["kv_slots"],
-        found.get("q_norm"),
-        found.get("k_norm"),
+        matched.get("q_norm"),
+        matched.get("k_norm"),
         layer,
         num_heads,
         num_kv_heads,
-        found["head_dim"],
-        found["interleaved"],
-        found.get("eps", 0.0),
+        matched["head_dim"],
+        matched["interleaved"],
+        matched.get("eps", 0.0),
         label=f"{label}.rope_kv_write",
     )
     paged = call(

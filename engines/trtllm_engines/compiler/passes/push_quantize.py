@@ -1,6 +1,7 @@
 """Moves each `quantize` into the op that makes its input, which then rounds once, straight to fp8, and writes half the bytes.
 
-Only where nothing else reads the wide result (GPT-J's norm feeds two products: they share one quantization, so one reader is left).
+Only where nothing else reads the wide result (GPT-J's norm feeds two products: they share one quantization, so one reader is left), and
+where the scheme of the products allows it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from trtllm_kernels.references import OPS
 
 def apply(graph: ModelGraph) -> None:
     for node in graph.nodes("quantize"):
+        if not all(graph.allows(product, "quantize") for product in node.users):
+            continue
         x, scale = node.args
         assert isinstance(x, fx.Node)
         is_item = x.op == "call_function" and not op_name(x)

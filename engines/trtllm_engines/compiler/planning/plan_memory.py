@@ -57,11 +57,11 @@ def plan_memory(
 
 def owners(ops: Sequence[Op]) -> dict[str, str]:
     """Value that has no memory of its own -> the value whose memory it takes."""
-    found: dict[str, str] = {}
+    owner_of: dict[str, str] = {}
     for op in ops:
         if op.reuses:
-            found[op.outputs[0]] = found.get(op.reuses, op.reuses)
-    return found
+            owner_of[op.outputs[0]] = owner_of.get(op.reuses, op.reuses)
+    return owner_of
 
 
 def largest_bytes(spec: TensorSpec, profile: Profile) -> int:

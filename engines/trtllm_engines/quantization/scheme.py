@@ -1,0 +1,127 @@
+"""How the products of a model are quantized, as values: nothing here computes, and all of it is stored in the plan.
+
+A `QuantScheme` belongs to one product: what its weight is stored as, and what its input is quantized to. A `QuantPlan` belongs to a model:
+which scheme each module of the checkpoint takes, and what the KV cache is kept in. It comes from a precision's name or from what a
+checkpoint says of itself; a checkpoint may leave any of its layers wide.
+
+What a scheme does to the graph and to the checkpoint's tensors is code, found by the scheme's name (`registry`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Granularity = Literal["tensor", "row", "group"]
+
+
+@dataclass(frozen=True)
+class Codes:
+    """A weight [N, K] stored as codes: it is about `scale * code`, or `scale * (code - zero)` with a `zero_point`."""
+
+    dtype: str
+    granularity: Granularity
+    """What shares a scale: the tensor, a row (an output channel), or `group_size` neighbours of a row."""
+    group_size: int = 0
+    zero_point: bool = False
+    scale_dtype: str = "fp32"
+
+    def scale_shape(self, rows: int, columns: int) -> tuple[int, ...]:
+        """Shape of the scales of a weight [rows, columns]."""
+        if self.granularity == "tensor":
+            return (1,)
+        return (rows, 1 if self.granularity == "row" else columns // self.group_size)
+
+    def __str__(self) -> str:
+        unit = f"group of {self.group_size}" if self.granularity == "group" else self.granularity
+        return f"{self.dtype}, one scale per {unit}{' with a zero point' if self.zero_point else ''}"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a product's input is multiplied as: wide, or codes with one static scale per tensor or one dynamic scale per token."""
+
+    dtype: str = ""
+    """"" for wide inputs."""
+    scaling: Literal["none", "static", "dynamic"] = "none"
+
+    def __str__(self) -> str:
+        return {"none": "wide", "static": f"{self.dtype}, static scale", "dynamic": f"{self.dtype}, one scale per token"}[self.scaling]
+
+
+@dataclass(frozen=True)
+class QuantScheme:
+    """How one product is quantized. `weights` is None for a wide product, whose scheme is named for its dtype."""
+
+    name: str
+    weights: Codes | None = None
+    inputs: Inputs = Inputs()
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> QuantScheme:
+        """Inverse of `dataclasses.asdict`."""
+        return cls(data["name"], None if data["weights"] is None else Codes(**data["weights"]), Inputs(**data["inputs"]))
+
+
+@dataclass(frozen=True)
+class KvScheme:
+    """What keys and values are cached in. `granularity`: `none` for a wide cache, `tensor` for one scale per layer for each of the two."""
+
+    dtype: str
+    granularity: Literal["none", "tensor"] = "none"
+
+
+@dataclass(frozen=True)
+class ModuleRule:
+    """Modules whose whole name the regular expression `pattern` matches take `scheme`."""
+
+    pattern: str
+    scheme: QuantScheme
+
+
+@dataclass(frozen=True)
+class QuantPlan:
+    """The scheme of every product of a model. The first rule that matches decides; a module that none matches stays wide."""
+
+    name: str
+    """The precision it goes by: the name of its scheme, or of the one that needs no calibration where a checkpoint has several."""
+    wide_dtype: str
+    """Of everything that is not quantized."""
+    kv: KvScheme
+    rules: tuple[ModuleRule, ...] = field(default=())
+    source: str = ""
+    """Where it comes from, for people: `precision fp8`, or the file of the checkpoint."""
+
+    @property
+    def wide(self) -> QuantScheme:
+        return QuantScheme(self.wide_dtype)
+
+    def scheme_of(self, module: str) -> QuantScheme:
+        """The scheme of the product whose weight is `module`'s, such as `model.layers.0.mlp.down_proj`."""
+        return next((rule.scheme for rule in self.rules if re.fullmatch(rule.pattern, module)), self.wide)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> QuantPlan:
+        """Inverse of `dataclasses.asdict`."""
+        rules = tuple(ModuleRule(rule["pattern"], QuantScheme.from_dict(rule["scheme"])) for rule in data["rules"])
+        return cls(**{**data, "kv": KvScheme(**data["kv"]), "rules": rules})
+
+
+@dataclass(frozen=True)
+class WeightRecipe:
+    """How a weight of the engine is made of checkpoint tensors.
+
+    `kind` names the function that makes it, registered by a scheme (`registry.RecipeKind`). `inputs` are the checkpoint tensors it reads
+    (name, shape), stacked along their first dimension, row by row in turn where they `interleave`.
+    """
+
+    kind: str
+    inputs: tuple[tuple[str, tuple[int, ...]], ...]
+    interleave: bool = False
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> WeightRecipe:
+        """Inverse of `dataclasses.asdict`, also after a trip through JSON."""
+        return cls(data["kind"], tuple((name, tuple(shape)) for name, shape in data["inputs"]), data["interleave"])
