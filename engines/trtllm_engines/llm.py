@@ -13,7 +13,6 @@ what is wrong with the call itself raises.
 
 from __future__ import annotations
 
-import os
 import queue
 import threading
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -32,20 +31,17 @@ from trtllm_engines.compiler.plan import Profile
 from trtllm_engines.engine.build import DEFAULT_PROFILE, Progress
 from trtllm_engines.engine.cache import cached_engine
 from trtllm_engines.engine.fingerprint import CPU, detect_target
-from trtllm_engines.engine.folder import PLAN, Engine, load_engine
+from trtllm_engines.engine.folder import PLAN, load_engine
 from trtllm_engines.errors import EngineError
 from trtllm_engines.models.presets import resolve_model
 from trtllm_engines.runtime.batch import IntArray, TokenLogprobs
-from trtllm_engines.runtime.cpu import CpuRunner
-from trtllm_engines.runtime.device_state import pages_within
 from trtllm_engines.runtime.engine_loop import EngineLoop, EngineThread
+from trtllm_engines.runtime.rank import CacheSize, start_rank
 from trtllm_engines.runtime.request import FinishReason, Request
 from trtllm_engines.runtime.sampling_params import SamplingParams
 from trtllm_engines.runtime.scheduler import Policy, SchedulerConfig
 
 Prompt = str | Sequence[int] | IntArray
-CPU_CACHE_BYTES = 4 << 30
-"""Most memory the KV cache takes on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +127,13 @@ class LLM:
         self.engine = load_engine(path, target)
         self.plan = self.engine.plan
         config = _within(self.plan.profile, asked, str(path))
-        self._runner = self._make_runner(self.engine, config, kv_cache_fraction, num_pages, cuda_graphs, progress)
+        self._runner = start_rank(
+            self.engine,
+            CacheSize(kv_cache_fraction, num_pages),
+            cuda_graphs=cuda_graphs,
+            max_graph_batch=config.max_batch_size,
+            captured=lambda done, total: progress("graphs", done, total) if progress else None,
+        )
         self.tokenizer: Tokenizer | None = self.engine.tokenizer
         self.loop = EngineLoop(
             self._runner,
@@ -144,30 +146,6 @@ class LLM:
             detokenizer=None if self.tokenizer is None else self.tokenizer.detokenizer,
         )
         self._thread: EngineThread | None = None
-
-    @staticmethod
-    def _make_runner(
-        engine: Engine, profile: Profile, fraction: float, num_pages: int | None, cuda_graphs: bool, progress: Progress | None
-    ) -> Any:
-        if engine.arch == CPU:
-            if num_pages is None:
-                free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-                num_pages = pages_within(engine.plan, min(CPU_CACHE_BYTES, int(free * fraction)))
-            return CpuRunner(engine.plan, engine.tensors("cpu"), num_pages)
-        from trtllm_engines.runtime.cuda import CudaRunner
-
-        runner = CudaRunner(
-            engine.plan,
-            engine.arch,
-            engine.tensors("cuda"),
-            engine.cubin,
-            kv_cache_fraction=fraction,
-            num_pages=num_pages,
-            cuda_graphs=cuda_graphs,
-            max_graph_batch=profile.max_batch_size,
-        )
-        runner.capture(progress=lambda done, total: progress("graphs", done, total) if progress else None)
-        return runner
 
     # --- generating ---
 

@@ -208,6 +208,8 @@ def test_fields_that_change_nothing_are_passed_over() -> None:
         "torch_dtype": "bfloat16",
     }
     assert parse(**harmless) == parse()
+    both = {"rope_theta": 5e5, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}
+    assert parse(**both).rope.theta == 5e5
 
 
 def test_gptj_reads_its_rotary_dimensions_as_transformers_does() -> None:

@@ -154,7 +154,8 @@ def _architecture(raw: Mapping[str, Any], name: str) -> str:
 
 def partial_rotary_factor(fields: Fields, default: float = 1.0) -> float:
     """Share of a head's dimensions that a `config.json` says are rotated; transformers lets each architecture decide whether to heed it."""
-    return float(_rope_fields(fields).get("partial_rotary_factor") or fields.get("partial_rotary_factor") or default)
+    outside = fields.get("partial_rotary_factor")
+    return float(_rope_fields(fields).get("partial_rotary_factor") or outside or default)
 
 
 def rope_from_hf(fields: Fields, rotary_dim: int) -> RopeConfig:
@@ -163,7 +164,8 @@ def rope_from_hf(fields: Fields, rotary_dim: int) -> RopeConfig:
     Raises `EngineError` for frequency scalings that `models/rope.py` has not, and where layers differ.
     """
     parameters = _rope_fields(fields)
-    theta = float(parameters.get("rope_theta") or fields.get("rope_theta") or 10000.0)
+    outside = fields.get("rope_theta")
+    theta = float(parameters.get("rope_theta") or outside or 10000.0)
     scaling = str(parameters.get("rope_type") or parameters.get("type") or "default")
     rope = RopeConfig(theta=theta, rotary_dim=rotary_dim, scaling=scaling)
     if scaling == "default":
