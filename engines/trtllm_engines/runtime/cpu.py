@@ -69,7 +69,7 @@ class CpuRunner:
         if not logprobs:
             return CpuHandle(StepOutput(tokens))
         chosen, top, top_ids = (tensor.numpy() for tensor in logprobs)
-        return CpuHandle(StepOutput(tokens, collect_logprobs(plan.wanted, chosen, top, top_ids)))
+        return CpuHandle(StepOutput(tokens, collect_logprobs(plan.row_logprobs, chosen, top, top_ids)))
 
     def forward(self, sizes: StepSizes) -> dict[str, torch.Tensor]:
         """Runs the plan on the inputs loaded; returns its outputs."""

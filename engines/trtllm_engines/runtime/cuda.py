@@ -52,7 +52,7 @@ class CudaHandle:
         if not self.logprobs:
             return StepOutput(tokens)
         chosen, top, top_ids = (tensor.numpy() for tensor in self.logprobs)
-        return StepOutput(tokens, collect_logprobs(self.plan.wanted, chosen, top, top_ids))
+        return StepOutput(tokens, collect_logprobs(self.plan.row_logprobs, chosen, top, top_ids))
 
 
 class CudaRunner:

@@ -122,28 +122,28 @@ class EngineLoop:
     def _refusal(self, tokens: npt.NDArray[np.generic], sampling: SamplingParams) -> str | None:
         config = self.scheduler.config
         if tokens.ndim != 1 or len(tokens) == 0:
-            return "The prompt is empty: at least one token is needed."
+            return "the prompt is empty; at least one token is needed"
         if not np.issubdtype(tokens.dtype, np.integer):
-            return f"The prompt must be a flat list of token ids (integers), not {tokens.dtype}."
+            return f"the prompt must be a flat list of token ids (integers), not {tokens.dtype}"
         low, high = int(tokens.min()), int(tokens.max())
         if low < 0 or high >= self._vocab_size:
             bad = low if low < 0 else high
-            return f"Token id {bad} of the prompt is outside the vocabulary (0..{self._vocab_size - 1})."
+            return f"token id {bad} of the prompt is outside the vocabulary (0..{self._vocab_size - 1})"
         if max(sampling.stop_token_ids, default=0) >= self._vocab_size:
-            return f"Stop token id {max(sampling.stop_token_ids)} is outside the vocabulary (0..{self._vocab_size - 1})."
+            return f"stop token id {max(sampling.stop_token_ids)} is outside the vocabulary (0..{self._vocab_size - 1})"
         if len(tokens) + sampling.max_tokens > config.max_seq_len:
             return (
-                f"The prompt has {len(tokens)} tokens and max_tokens is {sampling.max_tokens}, together more than the engine's max_seq_len "
-                f"{config.max_seq_len}: shorten the request or build with a larger --max-seq-len."
+                f"the prompt has {len(tokens)} tokens and max_tokens is {sampling.max_tokens}, together more than the engine's max_seq_len "
+                f"{config.max_seq_len}; shorten the request or build with a larger --max-seq-len"
             )
         pages = self.scheduler.pages_for(len(tokens) + sampling.max_tokens - 1)
         if pages > self.scheduler.pool.capacity:
             return (
-                f"The request needs {pages} KV cache pages of {config.page_size} tokens and the whole cache has "
-                f"{self.scheduler.pool.capacity}: give the cache more memory or shorten the request."
+                f"the request needs {pages} KV cache pages of {config.page_size} tokens and the whole cache has "
+                f"{self.scheduler.pool.capacity}; give the cache more memory or shorten the request"
             )
         if sampling.stop and self._detokenizer is None:
-            return "Stop strings need a tokenizer and this engine has none: use stop_token_ids."
+            return "stop strings need a tokenizer and this engine has none; use stop_token_ids"
         return None
 
     # --- the loop's thread ---
@@ -276,7 +276,7 @@ class EngineLoop:
                 if request.on_token is not None:
                     request.on_token(request, token, now)
             except Exception as exc:
-                self._end(request, "error", f"A callback failed while the request ran: {type(exc).__name__}: {exc}")
+                self._end(request, "error", f"a callback failed while the request ran: {type(exc).__name__}: {exc}")
                 continue
             if stop:
                 self._end(request, "stop", None)
@@ -289,13 +289,13 @@ class EngineLoop:
             detokenizer = self._detokenizers[request.request_id] = self._detokenizer()
         before = len(request.text_tail)
         request.text_tail += detokenizer.add([token])
-        found = [
+        ends = [
             at
             for stop in request.sampling.stop
             if (at := request.text_tail.find(stop, max(0, before - len(stop) + 1))) >= 0 and count >= request.sampling.min_tokens
         ]
-        if found:
-            request.stop_at = request.text_dropped + min(found)
+        if ends:
+            request.stop_at = request.text_dropped + min(ends)
             return True
         keep = max(len(stop) for stop in request.sampling.stop) - 1
         drop = max(0, len(request.text_tail) - keep)
@@ -325,11 +325,11 @@ class EngineLoop:
             try:
                 request.on_finish(request)
             except Exception as exc:
-                request.finish_reason, request.error = "error", f"The finish callback failed: {type(exc).__name__}: {exc}"
+                request.finish_reason, request.error = "error", f"the finish callback failed: {type(exc).__name__}: {exc}"
 
     def _break(self, exc: Exception) -> None:
         """The runner failed: nothing it holds can be trusted, so every request ends and none is taken any more."""
-        self._broken = f"The engine stopped: {type(exc).__name__}: {exc}"
+        self._broken = f"the engine stopped: {type(exc).__name__}: {exc}"
         self._flights.clear()
         while self._incoming:
             self.scheduler.enqueue(self._incoming.popleft())
@@ -360,4 +360,4 @@ class EngineThread:
         self.loop.wake()
         self._thread.join()
         if self.failure is not None:
-            raise EngineError(f"The engine's thread failed: {type(self.failure).__name__}: {self.failure}") from self.failure
+            raise EngineError(f"the engine's thread failed: {type(self.failure).__name__}: {self.failure}") from self.failure

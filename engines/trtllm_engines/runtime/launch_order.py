@@ -38,7 +38,7 @@ class LaunchOrder:
     def __init__(self, plan: Plan, arch: str) -> None:
         """Raises `EngineError` when the plan was not built for `arch`."""
         if any(arch not in op.tactics for op in plan.ops):
-            raise EngineError(f"The plan has no launches for {arch}; it was built for {', '.join(plan.fingerprint.arches)}.")
+            raise EngineError(f"the plan has no launches for {arch}; it was built for {', '.join(plan.fingerprint.arches)}")
         self._num_ops = len(plan.ops)
         self._launches: list[PlannedLaunch] = []
         grids: list[int | str] = []

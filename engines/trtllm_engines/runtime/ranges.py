@@ -117,14 +117,14 @@ def nvtx_marker() -> Marker:
 
         if torch.version.cuda is None:
             raise EngineError(
-                "NVTX ranges need the nvtx package (python3 -m pip install nvtx) or a CUDA build of torch; neither is here."
+                "NVTX ranges need the nvtx package (python3 -m pip install nvtx) or a CUDA build of torch; neither is here"
             ) from None
         return TorchNvtxMarker()
 
 
 def check_detail(detail: str) -> Detail:
     if detail not in DETAILS:
-        raise EngineError(f"Unknown NVTX detail {detail!r}; choose one of {', '.join(DETAILS)}.")
+        raise EngineError(f"unknown NVTX detail {detail!r}; choose one of {', '.join(DETAILS)}")
     return detail  # type: ignore[return-value]
 
 
