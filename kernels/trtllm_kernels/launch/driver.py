@@ -267,14 +267,16 @@ class BoundProgram:
                 serialized = isinstance(step, _Kernel) and step.serialize_next
         self._symbols = symbols
 
-    def run(self) -> None:
+    def run(self, first: int = 0, end: int | None = None) -> None:
+        """Launches all of the step, or launches [first, end) of those that it makes."""
         if self._symbols is None:
             raise KernelError("set_symbols must be called before run")
         stream = torch.cuda.current_stream().cuda_stream
         self._library.stream.value = stream
         self._use(stream)
         launch = cuda.cuLaunchKernelEx
-        for step in self._active:
+        whole = first == 0 and end is None
+        for step in self._active if whole else self._active[first:end]:
             if not isinstance(step, _Kernel):
                 step.run()
                 continue
