@@ -13,7 +13,6 @@ what is wrong with the call itself raises.
 
 from __future__ import annotations
 
-import os
 import queue
 import threading
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -32,20 +31,17 @@ from trtllm_engines.compiler.plan import Profile
 from trtllm_engines.engine.build import DEFAULT_PROFILE, Progress
 from trtllm_engines.engine.cache import cached_engine
 from trtllm_engines.engine.fingerprint import CPU, detect_target
-from trtllm_engines.engine.folder import PLAN, Engine, load_engine
+from trtllm_engines.engine.folder import PLAN, load_engine
 from trtllm_engines.errors import EngineError
 from trtllm_engines.models.presets import resolve_model
 from trtllm_engines.runtime.batch import IntArray, TokenLogprobs
-from trtllm_engines.runtime.cpu import CpuRunner
-from trtllm_engines.runtime.device_state import pages_within
 from trtllm_engines.runtime.engine_loop import EngineLoop, EngineThread
+from trtllm_engines.runtime.rank import CacheSize, start_rank
 from trtllm_engines.runtime.request import FinishReason, Request
 from trtllm_engines.runtime.sampling_params import SamplingParams
 from trtllm_engines.runtime.scheduler import Policy, SchedulerConfig
 
 Prompt = str | Sequence[int] | IntArray
-CPU_CACHE_BYTES = 4 << 30
-"""Most memory the KV cache takes on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -104,18 +100,18 @@ class LLM:
         Raises `EngineError`.
         """
         if device not in ("auto", "cuda", "cpu"):
-            raise EngineError(f"Unknown device {device!r}; choose auto, cuda or cpu.")
+            raise EngineError(f"unknown device {device!r}; choose auto, cuda or cpu")
         if not 0 < kv_cache_fraction <= 1:
-            raise EngineError(f"kv_cache_fraction must lie in (0, 1], not {kv_cache_fraction}.")
+            raise EngineError(f"kv_cache_fraction must lie in (0, 1], not {kv_cache_fraction}")
         use_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
         target = detect_target() if use_gpu else None
         sizes = {"max_batch_size": max_batch_size, "max_num_tokens": max_num_tokens, "max_seq_len": max_seq_len}
-        asked = {name: size for name, size in sizes.items() if size is not None}
+        requested = {name: size for name, size in sizes.items() if size is not None}
         path = Path(model_or_engine_dir)
         if not (path / PLAN).is_file():
             precision = precision or default_precision(model_or_engine_dir, target is not None)
             arches = (CPU if target is None else target.arch,)
-            profile = _profile(model_or_engine_dir, asked)
+            profile = _profile(model_or_engine_dir, requested)
             path = cached_engine(
                 model_or_engine_dir,
                 precision,
@@ -127,11 +123,17 @@ class LLM:
                 progress=progress,
             )
         elif precision is not None or kv_dtype != "auto" or str(weights) != "auto":
-            raise EngineError(f"{path} is a built engine: its types and weights are fixed; give the model instead to build another.")
+            raise EngineError(f"{path} is a built engine, whose types and weights are fixed; give the model instead to build another")
         self.engine = load_engine(path, target)
         self.plan = self.engine.plan
-        config = _within(self.plan.profile, asked, str(path))
-        self._runner = self._make_runner(self.engine, config, kv_cache_fraction, num_pages, cuda_graphs, progress)
+        config = _within(self.plan.profile, requested, str(path))
+        self._runner = start_rank(
+            self.engine,
+            CacheSize(kv_cache_fraction, num_pages),
+            cuda_graphs=cuda_graphs,
+            max_graph_batch=config.max_batch_size,
+            captured=lambda done, total: progress("graphs", done, total) if progress else None,
+        )
         self.tokenizer: Tokenizer | None = self.engine.tokenizer
         self.loop = EngineLoop(
             self._runner,
@@ -145,30 +147,6 @@ class LLM:
         )
         self._thread: EngineThread | None = None
 
-    @staticmethod
-    def _make_runner(
-        engine: Engine, profile: Profile, fraction: float, num_pages: int | None, cuda_graphs: bool, progress: Progress | None
-    ) -> Any:
-        if engine.arch == CPU:
-            if num_pages is None:
-                free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-                num_pages = pages_within(engine.plan, min(CPU_CACHE_BYTES, int(free * fraction)))
-            return CpuRunner(engine.plan, engine.tensors("cpu"), num_pages)
-        from trtllm_engines.runtime.cuda import CudaRunner
-
-        runner = CudaRunner(
-            engine.plan,
-            engine.arch,
-            engine.tensors("cuda"),
-            engine.cubin,
-            kv_cache_fraction=fraction,
-            num_pages=num_pages,
-            cuda_graphs=cuda_graphs,
-            max_graph_batch=profile.max_batch_size,
-        )
-        runner.capture(progress=lambda done, total: progress("graphs", done, total) if progress else None)
-        return runner
-
     # --- generating ---
 
     def generate(
@@ -177,15 +155,15 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
     ) -> list[RequestOutput]:
         """One output a prompt, in order. A prompt is text or token ids; a single one may be given without a list."""
-        many = _as_list(prompts)
-        params = self._params(sampling_params, len(many))
-        ids = [self.encode(prompt) for prompt in many]
-        left = threading.Semaphore(0)
+        prompt_list = _as_list(prompts)
+        params = self._params(sampling_params, len(prompt_list))
+        ids = [self.encode(prompt) for prompt in prompt_list]
+        finished = threading.Semaphore(0)
         self.start()
-        requests = [self.loop.add_request(p, s, on_finish=lambda _: left.release()) for p, s in zip(ids, params, strict=True)]
+        requests = [self.loop.add_request(p, s, on_finish=lambda _: finished.release()) for p, s in zip(ids, params, strict=True)]
         try:
             for _ in requests:
-                left.acquire()
+                finished.acquire()
         except BaseException:
             for request in requests:
                 self.loop.cancel(request)
@@ -244,7 +222,7 @@ class LLM:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(self, exc_type: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None) -> None:
         self.close()
 
     def _submit_stream(self, prompt: Prompt, sampling_params: SamplingParams | None, put: Any) -> Request:
@@ -281,12 +259,12 @@ class LLM:
         if given is None or isinstance(given, SamplingParams):
             return [given or SamplingParams()] * count
         if len(given) != count:
-            raise EngineError(f"{count} prompts came with {len(given)} sampling parameters; give one for all or one for each.")
+            raise EngineError(f"{count} prompts came with {len(given)} sampling parameters; give one for all or one for each")
         return list(given)
 
     def _need_tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:
-            raise EngineError(f"Engine {self.engine.path} has no tokenizer: give prompts as token ids.")
+            raise EngineError(f"engine {self.engine.path} has no tokenizer; give prompts as token ids")
         return self.tokenizer
 
 
@@ -332,20 +310,20 @@ def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     return [cast(Prompt, prompt) for prompt in prompts]
 
 
-def _profile(model: str | Path, asked: Mapping[str, int]) -> Profile:
+def _profile(model: str | Path, requested: Mapping[str, int]) -> Profile:
     """The default profile with what was asked for, no longer than the model can be and no fewer tokens than sequences."""
     longest = resolve_model(model).config.max_position_embeddings
-    sizes = {"max_seq_len": min(DEFAULT_PROFILE.max_seq_len, longest), **asked}
-    if "max_num_tokens" not in asked:
+    sizes = {"max_seq_len": min(DEFAULT_PROFILE.max_seq_len, longest), **requested}
+    if "max_num_tokens" not in requested:
         sizes["max_num_tokens"] = max(DEFAULT_PROFILE.max_num_tokens, sizes.get("max_batch_size", 0))
-    if "max_batch_size" not in asked:
+    if "max_batch_size" not in requested:
         sizes["max_batch_size"] = min(DEFAULT_PROFILE.max_batch_size, sizes["max_num_tokens"])
     return replace(DEFAULT_PROFILE, **sizes)
 
 
-def _within(profile: Profile, asked: Mapping[str, int], path: str) -> Profile:
-    for name, size in asked.items():
+def _within(profile: Profile, requested: Mapping[str, int], path: str) -> Profile:
+    for name, size in requested.items():
         limit = getattr(profile, name)
         if size > limit:
-            raise EngineError(f"{name} {size} is more than the {limit} engine {path} was built for: ask for less, or build it larger.")
-    return replace(profile, **asked)
+            raise EngineError(f"{name} {size} is more than the {limit} engine {path} was built for; ask for less, or build it larger")
+    return replace(profile, **requested)

@@ -1,5 +1,5 @@
-"""Errors a user of the kernels can cause. Each carries one sentence: what was wrong, where, what to do."""
+"""Errors that a user of the kernels can cause. Each message is one sentence: what was wrong, where, and what to do."""
 
 
 class KernelError(ValueError):
-    """An op, expression, tactic, compilation or launch that cannot be carried out as asked."""
+    """An op, expression, tactic, compilation or launch cannot be carried out as requested."""

@@ -1,13 +1,13 @@
-"""Tuned tile configurations: data, one JSON file a GPU, never branches in code.
+"""Tuned tile configurations: data in one JSON file per GPU, never branches in code.
 
     {"gpu": "NVIDIA H100 80GB HBM3", "arch": "sm_90", "tactics": {"linear bf16[:,4096] bf16[:,4096] -> bf16[:,6144]": {"gemv_rows": 2}}}
 
-One rule makes the key: the op; of every tensor of numbers, in and out, its dtype and the sizes of one row of it; every integer attribute
-but the layer. What a step or a profile decides is left open, shown as `:` (tokens, pages, the length of a table), so an engine of any
-profile and any layer finds the entry. Integer tensors (indices) are no numbers. What is not recorded runs with the lowering's stated
-default; only what differs from it is recorded.
+The key is built by one rule: the op; for every numeric tensor, in and out, its dtype and the sizes of one row; every integer attribute but
+the layer. What a step or a profile decides (tokens, pages, the length of a table) stays open and is written `:`, so an engine of any
+profile and any layer finds the entry. Integer tensors (indices) are left out. An op that is not recorded runs with the default its lowering
+states; only what differs from the default is recorded.
 
-Files live beside the source (`kernels/tactics/`) and, in an installed wheel, inside the package. `merge` is the only writer.
+The files live beside the source (`kernels/tactics/`) and, in an installed wheel, inside the package. Only `merge` writes them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ GPU_OF_ARCH: Mapping[str, str] = {"sm_80": "a100", "sm_89": "l40s", "sm_90": "h1
 Tactic = Mapping[str, int]
 _HERE = Path(__file__).resolve().parent
 _CACHE_DIMS = 6
-"""Rank of the KV cache, of which layers, pages and the key-value pair say nothing of a tile."""
+"""Rank of the KV cache; its layers, pages and key-value pair do not affect a tile."""
 
 
 def folder() -> Path:
@@ -36,19 +36,19 @@ def folder() -> Path:
 
 
 def file_for(arch: str) -> Path:
-    """The file that builds for `arch` read."""
+    """The file that a build for `arch` reads."""
     return folder() / f"{GPU_OF_ARCH.get(arch, arch)}.json"
 
 
 def key(op: str, inputs: Sequence[TensorSpec | None], outputs: Sequence[TensorSpec], attrs: Mapping[str, Attr]) -> str:
-    """Name of the shape class a tactic is for."""
-    taken = [_tensor(spec) for spec in inputs if spec is not None and _is_numbers(spec)]
-    made = [_tensor(spec) for spec in outputs if _is_numbers(spec)]
+    """Name of the class of shapes that a tactic is for."""
+    read_from = [_tensor(spec) for spec in inputs if spec is not None and _is_numeric(spec)]
+    written_to = [_tensor(spec) for spec in outputs if _is_numeric(spec)]
     sizes = [f"{name}={int(value)}" for name, value in sorted(attrs.items()) if isinstance(value, int) and name != "layer"]
-    return " ".join([op, *taken, *(["->", *made] if made else []), *sizes])
+    return " ".join([op, *read_from, *(["->", *written_to] if written_to else []), *sizes])
 
 
-def _is_numbers(spec: TensorSpec) -> bool:
+def _is_numeric(spec: TensorSpec) -> bool:
     return spec.dtype not in ("int32", "int64", "uint8")
 
 
@@ -70,27 +70,28 @@ def _parsed(path: Path) -> tuple[dict[str, Any], dict[str, Tactic]]:
         table = content["tactics"]
         return content, {str(name): {str(k): int(v) for k, v in values.items()} for name, values in table.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise KernelError(f"tactics file {path} is not readable ({error}); delete it or tune again") from error
+        raise KernelError(f"tactics file {path} is not readable ({error}); delete it or run trtllm-bench tune again") from error
 
 
 def recorded(
     arch: str, op: str, inputs: Sequence[TensorSpec | None], outputs: Sequence[TensorSpec], attrs: Mapping[str, Attr]
 ) -> Tactic | None:
     """The tactic recorded for the GPU that stands for `arch`, or None."""
-    found = read(file_for(arch))
-    return found.get(key(op, inputs, outputs, attrs)) if found else None
+    table = read(file_for(arch))
+    return table.get(key(op, inputs, outputs, attrs)) if table else None
 
 
 def read(path: Path) -> Mapping[str, Tactic]:
-    """Everything a file records; nothing where there is none. Raises KernelError for one that cannot be read."""
+    """Everything a file records; empty if the file does not exist. Raises `KernelError` for a file that cannot be read."""
     return _load(path) if path.is_file() else {}
 
 
 def merge(path: Path, gpu: str, arch: str, found: Mapping[str, Tactic], measured: Mapping[str, set[str]]) -> None:
-    """Writes what tuning found into `path`, whole or not at all, keeping what it holds of other ops and of tunables not in `measured`.
+    """Writes what tuning found into `path`, whole or not at all. Keeps what it holds of other ops and of tunables that are not in
+    `measured`.
 
-    `found`: values that beat the default, by key. `measured`: the tunables that were decided, by key; one of them not in `found` goes
-    back to its default. Raises KernelError for a file that cannot be read or is of another GPU, whose times say nothing of this one.
+    `found`: values that beat the default, by key. `measured`: the tunables that were decided, by key; one that is not in `found` goes back
+    to its default. Raises `KernelError` for a file that cannot be read or is of another GPU, whose times do not apply to this one.
     """
     tactics: dict[str, Tactic] = {}
     if path.is_file():

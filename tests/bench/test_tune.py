@@ -137,11 +137,11 @@ def test_races_are_where_a_choice_shows() -> None:
         return {(label, m) for _, name, label, m in shown if name == choice}
 
     assert not where("one token")
-    assert where("fresh prompts") == {("prefill", 64), ("prefill", 2048)}
+    assert where("uncached prefill") == {("prefill", 64), ("prefill", 2048)}
     assert where("context chunks") == {("chunk", 64), ("chunk", 2048)}
     assert where("decode") == {("decode", 1), ("decode", 64), ("decode", 2048)}
     assert where("tiles") == {("prefill", 2048)}
-    assert where("few 64") == {("decode", 64)}
+    assert where("skinny 64") == {("decode", 64)}
     assert {race.case.shape.kv_lens[0] for race in races if race.case.label == "decode"} == {1024, 256}
     for race in races:
         assert race.entrants[0].tactic == {}
@@ -151,7 +151,7 @@ def test_races_are_where_a_choice_shows() -> None:
     fused = [race for race in later if race.choice.name == "fused from"]
     assert [race.case.shape.tokens for race in fused] == [32, 64, 128, 192, 256, 384]
     assert all(len(race.entrants) == 2 for race in fused)
-    few = [race for race in later if race.choice.name == "few to"]
+    few = [race for race in later if race.choice.name == "skinny to"]
     assert {race.case.shape.tokens for race in few} == {16, 32, 64, 96, 128}
     assert all(len(race.entrants) == 2 for race in few)
     algorithms = {(race.choice.name, race.case.shape.tokens) for race in later if race.choice.name.startswith("algorithm")}

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from trtllm_engines.checkpoints.checkpoint_precision import checkpoint_precision, default_precision
+from trtllm_engines.checkpoints.checkpoint_precision import checkpoint_plan, checkpoint_precision, default_precision
 from trtllm_engines.errors import EngineError
 
 FP8 = {"num_bits": 8, "type": "float"}
@@ -63,6 +63,17 @@ def test_a_checkpoint_says_its_precision(tmp_path: Path, config: Any, apart: Any
 def test_other_quantizations_are_named_and_refused(tmp_path: Path, config: dict[str, Any], named: str) -> None:
     with pytest.raises(EngineError, match=named):
         checkpoint_precision(folder(tmp_path, config))
+
+
+def test_names_of_modules_that_cannot_be_read_are_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match=r"config\.json: the names of modules hold an expression that cannot be read .*\[0-9"):
+        checkpoint_precision(folder(tmp_path, {**compressed(group("channel", True)), "ignore": ["re:.*layers.[0-9"]}))
+    with pytest.raises(EngineError, match="not an object"):
+        checkpoint_precision(folder(tmp_path, {"quant_method": "compressed-tensors", "config_groups": {"group_0": "FP8"}}))
+    plan = checkpoint_plan(folder(tmp_path, {"quant_method": "fp8", "modules_to_not_convert": ["*visual", "layers.1"]}))
+    assert plan is not None
+    names = ["model.layers.0.mlp.up_proj", "model.layers.1", "model*visual", "lm_head"]
+    assert [plan.scheme_of(name).name for name in names] == ["fp8_rowwise", "bf16", "bf16", "bf16"]
 
 
 def test_presets_and_files_say_nothing(tmp_path: Path) -> None:

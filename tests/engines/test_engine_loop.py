@@ -109,16 +109,16 @@ def test_of_two_stop_strings_in_one_token_the_earlier_one_counts() -> None:
 @pytest.mark.parametrize(
     ("prompt", "params", "sentence"),
     [
-        ([], SamplingParams(), "The prompt is empty: at least one token is needed."),
-        ([1, VOCAB], SamplingParams(), r"Token id 97 of the prompt is outside the vocabulary \(0..96\)."),
-        ([-1], SamplingParams(), "Token id -1 of the prompt is outside"),
+        ([], SamplingParams(), "the prompt is empty; at least one token is needed"),
+        ([1, VOCAB], SamplingParams(), r"token id 97 of the prompt is outside the vocabulary \(0..96\)"),
+        ([-1], SamplingParams(), "token id -1 of the prompt is outside"),
         ([1.5], SamplingParams(), ".*flat list of token ids"),
         (
             [1] * 60,
             SamplingParams(max_tokens=5),
-            "The prompt has 60 tokens and max_tokens is 5, together more than the engine's max_seq_len",
+            "the prompt has 60 tokens and max_tokens is 5, together more than the engine's max_seq_len",
         ),
-        ([1], SamplingParams(max_tokens=4, stop_token_ids=(500,)), "Stop token id 500 is outside the vocabulary"),
+        ([1], SamplingParams(max_tokens=4, stop_token_ids=(500,)), "stop token id 500 is outside the vocabulary"),
     ],
 )
 def test_a_request_that_cannot_run_fails_alone_with_a_sentence(prompt: list[int], params: SamplingParams, sentence: str) -> None:
@@ -145,7 +145,7 @@ def test_stop_strings_without_a_tokenizer_are_refused() -> None:
     config = SchedulerConfig(4, 16, 64, 4, 40)
     loop = EngineLoop(FakeRunner(4, 16, 40, 4, 16), config, vocab_size=VOCAB)
     request = loop.add_request([1], SamplingParams(max_tokens=4, stop=("x",)))
-    assert request.error == "Stop strings need a tokenizer and this engine has none: use stop_token_ids."
+    assert request.error == "stop strings need a tokenizer and this engine has none; use stop_token_ids"
 
 
 def test_a_callback_that_raises_ends_its_request_and_no_other() -> None:
@@ -158,7 +158,7 @@ def test_a_callback_that_raises_ends_its_request_and_no_other() -> None:
     bad = loop.add_request([1, 2], SamplingParams(max_tokens=9, ignore_eos=True), on_token=fail_at_third)
     good = loop.add_request([4], SamplingParams(max_tokens=9, ignore_eos=True))
     loop.run()
-    assert bad.error == "A callback failed while the request ran: OSError: connection lost"
+    assert bad.error == "a callback failed while the request ran: OSError: connection lost"
     assert bad.output.tolist() == expected_tokens([1, 2], 3)
     assert good.output.tolist() == expected_tokens([4], 9)
     assert loop.scheduler.pool.used == 0
@@ -176,10 +176,10 @@ def test_a_runner_that_fails_ends_every_request_and_says_so() -> None:
     requests = [loop.add_request([n], SamplingParams(max_tokens=9, ignore_eos=True)) for n in range(6)]
     with pytest.raises(RuntimeError, match="device lost"):
         loop.run()
-    assert all(request.error == "The engine stopped: RuntimeError: device lost" for request in requests)
+    assert all(request.error == "the engine stopped: RuntimeError: device lost" for request in requests)
     assert loop.idle
     late = loop.add_request([1])
-    assert late.error == "The engine stopped: RuntimeError: device lost"
+    assert late.error == "the engine stopped: RuntimeError: device lost"
 
 
 def test_cancelling_twice_or_after_the_end_does_nothing() -> None:

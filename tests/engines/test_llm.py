@@ -51,10 +51,10 @@ def test_a_bad_prompt_fails_alone(llm: LLM) -> None:
     good, empty, long, unknown = llm.generate([[1, 2], [], [1] * 200, [9999]], GREEDY)
     assert good.error is None
     assert len(good.token_ids) == 12
-    assert empty.error == "The prompt is empty: at least one token is needed."
+    assert empty.error == "the prompt is empty; at least one token is needed"
     assert long.error is not None
     assert "200 tokens" in long.error
-    assert unknown.error == "Token id 9999 of the prompt is outside the vocabulary (0..511)."
+    assert unknown.error == "token id 9999 of the prompt is outside the vocabulary (0..511)"
     assert [o.finish_reason for o in (empty, long, unknown)] == ["error"] * 3
 
 
@@ -122,9 +122,9 @@ def test_an_engine_folder_runs_with_smaller_sizes_but_not_larger(llm: LLM) -> No
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"device": "tpu"}, "Unknown device 'tpu'; choose auto, cuda or cpu."),
+        ({"device": "tpu"}, "unknown device 'tpu'; choose auto, cuda or cpu"),
         ({"kv_cache_fraction": 0.0}, "kv_cache_fraction must lie in"),
-        ({"policy": "lifo"}, "Unknown batching policy 'lifo'"),
+        ({"policy": "lifo"}, "unknown batching policy 'lifo'"),
         ({"precision": "fp7"}, "fp7"),
         ({"max_batch_size": 0}, "max_batch_size"),
     ],
@@ -136,7 +136,7 @@ def test_bad_options_are_one_sentence(cache: Path, options: dict[str, object], s
 
 
 def test_text_without_a_tokenizer_and_mismatched_parameters_raise(llm: LLM) -> None:
-    with pytest.raises(EngineError, match="has no tokenizer: give prompts as token ids"):
+    with pytest.raises(EngineError, match="has no tokenizer; give prompts as token ids"):
         llm.generate("hello", GREEDY)
     with pytest.raises(EngineError, match="2 prompts came with 1 sampling parameters"):
         llm.generate([[1], [2]], [GREEDY])
@@ -145,7 +145,7 @@ def test_text_without_a_tokenizer_and_mismatched_parameters_raise(llm: LLM) -> N
 def test_a_cache_that_holds_no_page_is_refused(llm: LLM) -> None:
     from trtllm_engines.runtime.device_state import pages_within
 
-    with pytest.raises(EngineError, match="No room for the KV cache"):
+    with pytest.raises(EngineError, match="no room for the KV cache"):
         pages_within(llm.plan, 1000)
 
 

@@ -25,7 +25,10 @@ from trtllm_engines.engine.inspect import describe
 from trtllm_engines.quantization import named_plan, precisions, registry
 from trtllm_engines.quantization.registry import RecipeKind, SchemeDefinition, SharedInputs, register
 from trtllm_engines.quantization.scheme import Codes, QuantScheme, WeightRecipe
+from trtllm_kernels.dialect import op_spec
+from trtllm_kernels.dialect.op_spec import OP_SPECS, OpSpec
 from trtllm_kernels.dialect.registry import OPS, dialect_op
+from trtllm_kernels.dialect.work import gemm
 
 NAME = "int8_rows"
 CODES, SCALE = "int8_rows_codes", "int8_rows_scale"
@@ -35,13 +38,24 @@ def _fake(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None =
     return x.new_empty(x.shape[0], weight.shape[0])
 
 
-@dialect_op("linear_int8_rows(Tensor x, Tensor weight, Tensor weight_scale, Tensor? bias=None) -> Tensor", fake=_fake)
+SPEC = op_spec.register(
+    OpSpec(
+        "linear_int8_rows(Tensor x, Tensor weight, Tensor weight_scale, Tensor? bias=None) -> Tensor",
+        "x @ (weight_scale * weight).T + bias",
+        work=gemm,
+        kind="gemm",
+    )
+)
+
+
+@dialect_op(SPEC.name, fake=_fake)
 def linear_int8_rows(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None = None) -> Tensor:
     """x [T, K] times weight_scale [N, 1] * codes [N, K], transposed."""
     return functional.linear(x.float(), weight.float() * weight_scale, None if bias is None else bias.float()).to(x.dtype)
 
 
-OP = OPS.pop("linear_int8_rows")
+OP = OPS.pop(SPEC.name)
+del OP_SPECS[SPEC.name]
 
 
 def _scale(recipe: WeightRecipe, source: WeightSource, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -63,6 +77,7 @@ def _quantize_product(graph: ModelGraph, product: Node, scheme: QuantScheme, sha
 @pytest.fixture(autouse=True)
 def scheme(monkeypatch: pytest.MonkeyPatch) -> SchemeDefinition:
     """Scheme and op, registered for one test."""
+    monkeypatch.setitem(OP_SPECS, SPEC.name, SPEC)
     monkeypatch.setitem(OPS, OP.name, OP)
     precisions()
     monkeypatch.setattr(registry, "_SCHEMES", dict(registry._SCHEMES))

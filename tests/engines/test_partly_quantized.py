@@ -94,6 +94,7 @@ CASES = {
     ),
     "not converted by end": Case(transformers_fp8("dynamic", "o_proj"), wide_where("o_proj", "fp8_rowwise")),
     "null block and nothing left wide": Case(transformers_fp8("static"), wide_where("nothing", "fp8")),
+    "stored wide and not said so": Case(transformers_fp8("dynamic"), wide_where(r"layers\.2\.mlp", "fp8_rowwise")),
     "FBGEMM": Case(
         {"quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0, "modules_to_not_convert": ["lm_head", "down_proj"]},
         wide_where("down_proj", "fp8_rowwise"),

@@ -16,7 +16,7 @@ from trtllm_engines.compiler.plan import Buffer, Op, Plan, Profile
 from trtllm_engines.compiler.planning.plan_memory import ALIGNMENT, Lifetime, largest_bytes, lifetimes, place
 from trtllm_engines.compiler.planning.reuse_inputs import reuse_inputs
 from trtllm_engines.models.config import ModelConfig
-from trtllm_engines.runtime.cuda import CudaRunner
+from trtllm_engines.runtime.rank import RankMemory
 from trtllm_kernels.dialect.expr import evaluate
 from trtllm_kernels.dialect.types import SKINNY_TOKENS, SYMBOLS, Lowered, TensorSpec
 
@@ -146,20 +146,20 @@ def test_sizes_are_of_the_largest_step_and_have_room_for_tiles_of_few_tokens() -
 def test_kernels_are_given_a_values_whole_buffer() -> None:
     """Of a workspace that is larger on another architecture, the whole rows of it."""
     plan = compiled(arches=("sm_90",))
-    runner = object.__new__(CudaRunner)
-    runner.plan, runner._arena = plan, torch.arange(plan.arena_bytes).to(torch.uint8)
+    memory = object.__new__(RankMemory)
+    memory.plan, memory.arena = plan, torch.arange(plan.arena_bytes).to(torch.uint8)
     sizes = {**dict.fromkeys(SYMBOLS, PROFILE.max_batch_size), "T": PROFILE.max_num_tokens}
     workspaces = {name: spec for op in plan.ops for name, spec in op.tactics["sm_90"].workspaces.items()}
     assert workspaces
     for name, spec in {**plan.values, **workspaces}.items():
-        view = runner._view(name, spec)
+        view = memory.view(name, spec)
         rows, *row = (evaluate(dim, sizes) for dim in spec.shape)
         assert view.shape[0] >= (max(rows, SKINNY_TOKENS) if spec.shape[0] in SYMBOLS else rows)
         assert list(view.shape[1:]) == row
-        assert view.data_ptr() == runner._arena.data_ptr() + plan.buffers[name].offset
+        assert view.data_ptr() == memory.arena.data_ptr() + plan.buffers[name].offset
         assert view.nbytes <= plan.buffers[name].nbytes
-    runner.plan = replace(plan, buffers={"uneven": Buffer(256, 7 * 12 + 5)})
-    assert runner._view("uneven", TensorSpec(("2 * T", 3), "fp32")).shape == (7, 3)
+    memory.plan = replace(plan, buffers={"uneven": Buffer(256, 7 * 12 + 5)})
+    assert memory.view("uneven", TensorSpec(("2 * T", 3), "fp32")).shape == (7, 3)
 
 
 def test_plan_round_trips_through_json() -> None:

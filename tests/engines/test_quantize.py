@@ -34,7 +34,7 @@ SAMPLES = 3
 
 def raw_config(config: ModelConfig) -> dict[str, object]:
     """As Hugging Face spells it."""
-    if config.family == "gptj":
+    if config.architecture == "GPTJForCausalLM":
         sizes = {
             "n_embd": config.hidden_size,
             "n_head": config.num_heads,

@@ -15,8 +15,9 @@ from trtllm_engines.errors import EngineError
 from trtllm_engines.models.presets import preset_config
 from trtllm_engines.runtime import ranges
 from trtllm_engines.runtime.engine_loop import EngineLoop
-from trtllm_engines.runtime.launch_order import LaunchOrder
-from trtllm_engines.runtime.ranges import RangedProgram, annotate, groups_of, nvtx_marker
+from trtllm_engines.runtime.launch_order import LaunchOrder, run_in_groups
+from trtllm_engines.runtime.observer import op_groups
+from trtllm_engines.runtime.ranges import RangeObserver, annotate, nvtx_marker
 from trtllm_engines.runtime.sampling_params import SamplingParams
 from trtllm_engines.runtime.scheduler import SchedulerConfig
 from trtllm_kernels.dialect.types import SYMBOLS
@@ -51,7 +52,7 @@ def test_off_leaves_the_engine_as_it_was() -> None:
     before = (dict(vars(loop)), dict(vars(loop.scheduler)), dict(vars(loop._runner)))
     annotate(loop, "off")
     assert (dict(vars(loop)), dict(vars(loop.scheduler)), dict(vars(loop._runner))) == before
-    with pytest.raises(EngineError, match="Unknown NVTX detail 'all'; choose one of off, step, layer, op"):
+    with pytest.raises(EngineError, match="unknown NVTX detail 'all'; choose one of off, step, layer, op"):
         annotate(loop, "all")
 
 
@@ -88,13 +89,13 @@ def test_an_error_closes_its_ranges() -> None:
 
 def test_groups_are_ops_or_layers() -> None:
     names = ["prepare_step", "model.layers.0.a", "model.layers.0.b", "model.layers.1.a", "lm_head"]
-    assert groups_of(names, by_op=True) == [(name, i, i + 1) for i, name in enumerate(names)]
-    assert groups_of(names, by_op=False) == [("prepare_step", 0, 1), ("layer 0", 1, 3), ("layer 1", 3, 4), ("lm_head", 4, 5)]
+    assert op_groups(names, "op") == [(name, i, i + 1) for i, name in enumerate(names)]
+    assert op_groups(names, "layer") == [("prepare_step", 0, 1), ("layer 0", 1, 3), ("layer 1", 3, 4), ("lm_head", 4, 5)]
 
 
 @pytest.mark.parametrize("sizes", [(4, 4, 4, 4, 0), (40, 6, 4, 6, 1), (1, 1, 1, 1, 0)])
-@pytest.mark.parametrize("by_op", [True, False])
-def test_launches_run_in_order_each_in_its_range(sizes: tuple[int, ...], by_op: bool) -> None:
+@pytest.mark.parametrize("detail", ["op", "layer"])
+def test_launches_run_in_order_each_in_its_range(sizes: tuple[int, ...], detail: Any) -> None:
     symbols = dict(zip(SYMBOLS, sizes, strict=True))
     plan = compile_model(
         preset_config("tiny-llama"), "bf16", Profile(8, 64, 64), arches=("sm_90",), weights_source={"kind": "dummy", "seed": 0}
@@ -106,24 +107,15 @@ def test_launches_run_in_order_each_in_its_range(sizes: tuple[int, ...], by_op: 
     class Program:
         """Stands for the driver's: its active launches are the plan's that have a grid."""
 
-        _active: list[Any]
+        def run(self, first: int = 0, end: int | None = None) -> None:
+            ran.extend((recorder.seen[-1][1], launch) for launch in order.active(symbols)[first:end])
 
-        def set_symbols(self, **given: int) -> None:
-            self._active = order.active(given)
-
-        def run(self) -> None:
-            ran.extend((recorder.seen[-1][1], launch) for launch in self._active)
-
-    program = Program()
     names = [op.name for op in plan.ops]
-    ranged = RangedProgram(program, order, names, recorder, by_op)
-    ranged.set_symbols(**symbols)
-    whole = program._active
-    ranged.run()
-    assert [launch for _, launch in ran] == whole == order.active(symbols)
-    assert program._active is whole
+    run_in_groups(Program(), op_groups(names, detail), order.ends(symbols), RangeObserver(recorder, detail))
+    assert recorder.depth == 0
+    assert [launch for _, launch in ran] == order.active(symbols)
     for label, launch in ran:
-        expected = next(name for name, first, end in groups_of(names, by_op) if first <= launch.op < end)
+        expected = next(name for name, first, end in op_groups(names, detail) if first <= launch.op < end)
         assert label == expected
 
 

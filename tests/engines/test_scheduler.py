@@ -212,7 +212,7 @@ def test_a_batch_that_ends_by_length_wastes_no_step() -> None:
 
 
 def test_config_errors_are_sentences() -> None:
-    with pytest.raises(EngineError, match="Unknown batching policy 'fifo'; choose one of guaranteed_no_evict"):
+    with pytest.raises(EngineError, match="unknown batching policy 'fifo'; choose one of guaranteed_no_evict"):
         SchedulerConfig(4, 8, 16, 4, 10, "fifo")  # type: ignore[arg-type]
     with pytest.raises(EngineError, match=r"max_num_tokens \(3\) must be at least max_batch_size \(4\)"):
         SchedulerConfig(4, 3, 16, 4, 10)

@@ -190,7 +190,7 @@ def test_logits_differ_from_those_of_one_rank_by_less_than_the_precision_costs(p
             found[name, tp] = logits_of(runner, lambda runner=runner: [runner.outputs["logits"]], config)  # type: ignore[misc]
         else:
             ranks = ThreadRanks(model.plan, lambda rank, model=model: tensors_of(model, rank), PAGES)  # type: ignore[misc]
-            found[name, tp] = logits_of(ranks, lambda: [rank.outputs["logits"] for rank in ranks.ranks], config)
+            found[name, tp] = logits_of(ranks, lambda ranks=ranks: [rank.outputs["logits"] for rank in ranks.ranks], config)  # type: ignore[misc]
             ranks.close()
     exact, one, two = found["fp32", 1], found[precision, 1], found[precision, 2]
     assert 0 < (two - one).norm() < (one - exact).norm()

@@ -5,22 +5,23 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import gguf
 import numpy as np
 import pytest
 import torch
 from compiler_models import LLAMA, PROFILE, checkpoint
+from gguf_files import permute, write_gguf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from trtllm_engines.checkpoints import dummy, open_weights
 from trtllm_engines.checkpoints.dummy import DummyWeights, draw
-from trtllm_engines.checkpoints.gguf_file import GgufWeights, unpermute
+from trtllm_engines.checkpoints.gguf_file import GgufWeights
 from trtllm_engines.checkpoints.write import assemble, write_safetensors
 from trtllm_engines.compiler.compile import compile_model
 from trtllm_engines.compiler.graph import trace
 from trtllm_engines.errors import EngineError
+from trtllm_engines.models.llama.gguf import unpermute
 from trtllm_engines.models.presets import resolve_model
 from trtllm_kernels.dialect.types import TensorSpec
 
@@ -152,44 +153,6 @@ def test_missing_weights_are_named(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors.index.json").write_text("{}")
     with pytest.raises(EngineError, match="is not a safetensors index"):
         open_weights(tmp_path)
-
-
-def permute(values: np.ndarray, heads: int) -> np.ndarray:
-    """What llama.cpp's converter does to q and k."""
-    rows = values.shape[0]
-    return values.reshape(heads, 2, rows // heads // 2, *values.shape[1:]).swapaxes(1, 2).reshape(values.shape)
-
-
-def write_gguf(path: Path, tensors: dict[str, torch.Tensor], quantized: bool, architecture: str = "llama") -> None:
-    writer = gguf.GGUFWriter(path, architecture)
-    writer.add_block_count(LLAMA.num_layers)
-    writer.add_context_length(LLAMA.max_position_embeddings)
-    writer.add_embedding_length(LLAMA.hidden_size)
-    writer.add_feed_forward_length(LLAMA.intermediate_size)
-    writer.add_head_count(LLAMA.num_heads)
-    writer.add_head_count_kv(LLAMA.num_kv_heads)
-    writer.add_layer_norm_rms_eps(LLAMA.norm_eps)
-    writer.add_rope_freq_base(LLAMA.rope.theta)
-    writer.add_eos_token_id(2)
-    from trtllm_engines.checkpoints.gguf_file import _stored_name
-
-    for name, tensor in tensors.items():
-        values = tensor.numpy()
-        if architecture == "llama" and ".q_proj." in name:
-            values = permute(values, LLAMA.num_heads)
-        if architecture == "llama" and ".k_proj." in name:
-            values = permute(values, LLAMA.num_kv_heads)
-        stored = _stored_name(name)
-        assert stored is not None
-        if quantized and values.ndim == 2:
-            kind = gguf.GGMLQuantizationType.Q8_0
-            writer.add_tensor(stored, gguf.quants.quantize(values, kind), raw_dtype=kind)
-        else:
-            writer.add_tensor(stored, np.ascontiguousarray(values))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
 
 
 @pytest.mark.parametrize("quantized", [False, True])

@@ -1,4 +1,4 @@
-"""Kernels that begin before the one before them has ended (`triton_kernels/overlap.py`) change no bit of a step, captured or not.
+"""Kernels that begin before the one before them has ended (`triton_kernels/pdl.py`) change no bit of a step, captured or not.
 
 A kernel that read or overwrote something too early would do so rarely: hence hundreds of steps, of kernels of a few microseconds (`tiny`)
 and of ones whose weights fill the chip (`wide`: two layers at the 8B's widths, where a product's blocks wait while attention runs).

@@ -1,4 +1,4 @@
-"""Watches, in Triton's CPU interpreter, that every program of a kernel keeps to the order that `triton_kernels/overlap.py` asks for.
+"""Watches, in Triton's CPU interpreter, that every program of a kernel keeps to the order that `triton_kernels/pdl.py` requires.
 
 Of each access the addresses are compared, so what a pointer argument stands for where an optional tensor is absent needs no list.
 """
@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from triton.runtime import interpreter
 
-from trtllm_kernels.triton_kernels import pdl as overlap
-from trtllm_kernels.triton_kernels import prefetch as ahead
+from trtllm_kernels.triton_kernels import pdl, prefetch
 
 _LINE_BYTES = 128
 
@@ -21,8 +20,8 @@ class Watch:
 
     def __init__(self, kernel: str, constants: Sequence[torch.Tensor], bound: Sequence[torch.Tensor], waits: bool) -> None:
         self.kernel, self.seen, self.programs, self.waits = kernel, [], 0, waits
-        self.asked: list[int] = []
-        """Addresses of lines asked for ahead, by all programs."""
+        self.prefetched: list[int] = []
+        """Addresses of lines prefetched, by all programs."""
         self.ranges, self.bound = ([(t.data_ptr(), t.data_ptr() + t.nbytes) for t in of] for of in (constants, bound))
 
     def begin(self) -> None:
@@ -40,19 +39,19 @@ class Watch:
         self.seen.append("let_next_start")
 
     def wait_for_previous(self) -> None:
-        assert self.waits, f"{self.kernel}: waits for the one it runs beside"
+        assert self.waits, f"{self.kernel}: waits for the one it runs concurrently with"
         assert "wait_for_previous" not in self.seen, f"{self.kernel}: waits twice"
         self.seen.append("wait_for_previous")
 
-    def ask(self, at, wanted) -> None:
-        """`ahead._ask`, of lines of the launch's memory: constants or not, they are read when their time comes."""
-        assert "wait_for_previous" not in self.seen, f"{self.kernel}: asks for what may come after the wait"
-        lines = at.handle.data[wanted.handle.data.astype(np.bool_)]
+    def prefetch(self, at, enabled) -> None:
+        """`prefetch._prefetch_lines`, of lines of the launch's memory: constants or not, they are read when their time comes."""
+        assert "wait_for_previous" not in self.seen, f"{self.kernel}: prefetches after the wait"
+        lines = at.handle.data[enabled.handle.data.astype(np.bool_)]
         inside = np.zeros(lines.shape, np.bool_)
         for first, end in self.bound:
             inside |= (lines >= first) & (lines + _LINE_BYTES <= end)
-        assert inside.all(), f"{self.kernel}: asks for what is none of its memory"
-        self.asked += lines.tolist()
+        assert inside.all(), f"{self.kernel}: prefetches what is not its memory"
+        self.prefetched += lines.tolist()
 
     def access(self, kind: str, addresses: np.ndarray) -> None:
         if self.waits and "wait_for_previous" not in self.seen:
@@ -86,8 +85,8 @@ def watched(kernel: str, constants: Sequence[torch.Tensor], bound: Sequence[torc
         return place(self, *index)
 
     builder.create_masked_load, builder.create_masked_store, builder.set_grid_idx = watched_load, watched_store, watched_place
-    overlap.gdc_launch_dependents, overlap.gdc_wait = watch.let_next_start, watch.wait_for_previous
-    ahead._ask = watch.ask
+    pdl.gdc_launch_dependents, pdl.gdc_wait = watch.let_next_start, watch.wait_for_previous
+    prefetch._prefetch_lines = watch.prefetch
     try:
         yield watch
         watch.end()

@@ -1,4 +1,4 @@
-"""Runs the kernels for few tokens in Triton's CPU interpreter against the references; one JSON line a case.."""
+"""Runs the skinny GEMMs in Triton's CPU interpreter against the references; one JSON line a case.."""
 
 import json
 import sys
@@ -45,9 +45,9 @@ def cases() -> list[tuple[str, str, ModelShape, int, str, str]]:
 LINE = 128
 
 
-class Asked:
-    """Of each kernel run that may ask for lines ahead, which it asked for. That none lies outside the weight, and none is asked for after
-    the wait, `interpreted_pdl` asserts."""
+class Prefetched:
+    """The lines that each launched kernel prefetched. `interpreted_pdl` asserts that none lies outside the weight and none is prefetched
+    after the wait."""
 
     def __init__(self) -> None:
         self.launches, self._plain = [], interpreted.watched
@@ -58,7 +58,7 @@ class Asked:
         with self._plain(kernel, *args, **options) as watch:
             yield watch
         if kernel.startswith("skinny_") and not kernel.startswith("skinny_sum"):
-            self.launches.append(watch.asked)
+            self.launches.append(watch.prefetched)
 
     def wrong(self, weight: torch.Tensor, tactic: dict[str, int]) -> str:
         """Compared with the beginning of each row's part of each program, by rows and parts and not as the kernel computes it."""
@@ -70,12 +70,12 @@ class Asked:
             count = 0
         first = [weight.data_ptr() + row * row_bytes + part * share for row in range(len(weight)) for part in range(parts)]
         wanted = sorted(at + LINE * i for at in first for i in range(count))
-        return "" if all(sorted(one) == wanted for one in lines) else "other lines than those meant are asked for, or some twice"
+        return "" if all(sorted(one) == wanted for one in lines) else "other lines than those meant are prefetched, or some twice"
 
 
 def main() -> None:
     make_interpreter_exact()
-    asked = Asked()
+    prefetched = Prefetched()
     for op, name, model, tokens, dtype, tile in cases():
         lowering.tactics.recorded = lambda *_, chosen=TACTICS[tile]: chosen
         batch = BatchShape((tokens,), (tokens,))
@@ -86,7 +86,7 @@ def main() -> None:
         failure = difference(op, dtype.split()[0], got, want)
         if named.get("residual") is not None and not torch.equal(run(op, named, "sm_90", in_place=True)[0], got):
             failure += "in place it gives something else"
-        failure += asked.wrong(named["weight"], TACTICS[tile])
+        failure += prefetched.wrong(named["weight"], TACTICS[tile])
         print(json.dumps({"case": f"{op}-{name}-{tokens}-{dtype}-{tile}", "failure": failure}), flush=True)
 
 

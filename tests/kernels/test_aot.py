@@ -225,7 +225,7 @@ def test_cuda_errors_are_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "\n" not in str(caught.value)
     with pytest.raises(KernelError, match="cannot be found"):
         aot.compile_kernel(replace(spec, function="nothing"), "sm_90", cache=False)
-    with pytest.raises(KernelError, match="must be of 128 bytes a row of fp8e4nv, fp16, bf16"):
+    with pytest.raises(KernelError, match="a row must be 128 bytes of fp8e4nv, fp16, bf16"):
         nvrtc.tensor_descriptions(replace(spec, signature={"QKV": "tensordesc<fp32[128,32]>"}))
     bindings = nvrtc._bindings()
 

@@ -137,7 +137,7 @@ def test_choices_of_another_version_are_left_alone_with_a_note(lt: FakeCublasLt,
     tensors = draw(torch.bfloat16, "xwry")
     programs = [bind(tensors, ranked(120800)) for _ in range(2)]
     assert [chosen(lt, program, 5) for program in programs] == [(5, 0)] * 2
-    said = "note: choices of cuBLASLt's algorithms were measured with version 120800, and this is 131000: its own choices are used\n"
+    said = "note: cuBLASLt algorithms were chosen with version 120800 and this is 131000, so the library's own choices are used\n"
     assert capsys.readouterr().err == said
 
 
@@ -205,7 +205,7 @@ def test_refusals_name_the_status(lt: FakeCublasLt) -> None:
 def test_without_the_library_one_sentence_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cublaslt, "_candidates", lambda: ["/nowhere/libcublasLt.so.13"])
     cublaslt.library.cache_clear()
-    with pytest.raises(KernelError, match=r"matrix products need cuBLASLt .* install a CUDA build of torch"):
+    with pytest.raises(KernelError, match=r"GEMMs need cuBLASLt .* install a CUDA build of torch"):
         cublaslt.library()
 
 

@@ -143,7 +143,7 @@ def test_prompts_go_to_cuda_where_it_has_a_kernel_and_tuning_may_choose_triton()
     assert not prompts_in_cuda(attention(ModelShape(head_dim=256), uncached_prefill_cuda=1))
     assert not prompts_in_cuda(attention(ModelShape(head_dim=128), uncached_prefill_cuda=0))
     shape = next(o for o in ops_of(ModelShape(head_dim=128), "bf16") if o.op == "paged_attention")
-    choice = next(c for c in search_space(shape.op, shape.inputs, shape.outputs, shape.attrs, "sm_90") if c.name == "fresh prompts")
+    choice = next(c for c in search_space(shape.op, shape.inputs, shape.outputs, shape.attrs, "sm_90") if c.name == "uncached prefill")
     assert len(choice.candidates) > 1
     assert not any(prompts_in_cuda(attention(ModelShape(head_dim=128), **tactic)) for tactic in choice.candidates)
 

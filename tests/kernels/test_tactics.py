@@ -17,8 +17,8 @@ from trtllm_kernels.errors import KernelError
 from trtllm_kernels.lowering import lower, search_space
 from trtllm_kernels.lowering.space import TOKENS
 
-FEW = ["few 16", "few 32", "few 64", "few 96", "few 128", "few to"]
-FEW_SAMPLED = ["few 16", "few 32", "few 64", "few to"]
+FEW = ["skinny 16", "skinny 32", "skinny 64", "skinny 96", "skinny 128", "skinny to"]
+FEW_SAMPLED = ["skinny 16", "skinny 32", "skinny 64", "skinny to"]
 
 
 def key(shape: OpShape) -> str:
@@ -77,7 +77,7 @@ def test_choices_of_an_op_share_no_tunable_and_thresholds_only_where_tiles_fit()
     assert [c.name for c in search_space(*_fields(odd), "sm_90")] == FEW_SAMPLED, "no whole 16 rows: by Triton as well"
     assert search_space(*_fields(odd), "sm_89") == ()
     thresholds = {c.name: c.tokens for c in search_space(*_fields(one("gate_up_silu")), "sm_90") if c.tokens}
-    assert thresholds == {"few to": (16, 32, 64, 96, 128), "fused from": TOKENS}
+    assert thresholds == {"skinny to": (16, 32, 64, 96, 128), "fused from": TOKENS}
 
 
 def test_of_few_tokens_it_is_our_tile_that_is_chosen_of_more_the_librarys_algorithm() -> None:

@@ -79,6 +79,7 @@ def command(
 def _predict(toml: Path | None, flags: dict[str, Any], gpu: str | None) -> None:
     from rich.console import Console
 
+    from trtllm_bench.analysis.step_constants import constants_for
     from trtllm_bench.measure.spec import longest, make_workload
     from trtllm_bench.sweep.predicted import hardware_for, predict_sweep
     from trtllm_bench.sweep.spec import load_spec
@@ -94,7 +95,8 @@ def _predict(toml: Path | None, flags: dict[str, Any], gpu: str | None) -> None:
     console = Console(highlight=False)
     rows = predict_sweep(spec, hardware, max_seq_len, workloads.__getitem__, " ".join(["trtllm-bench", *sys.argv[1:]]))
     print_table(rows, console)
-    console.print("predicted from counts and ceilings, not measured", style="dim")
+    note = constants_for(hardware.name).note
+    console.print(f"predicted from counts and ceilings, not measured{'; ' if note else ''}{note}", style="dim")
     if not any(row.status == "ok" for row in rows):
         raise typer.Exit(FAILURE)
 

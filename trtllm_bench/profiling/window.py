@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 from trtllm_bench.errors import BenchError
 from trtllm_bench.roofline.counts import StepShape
-from trtllm_engines.runtime.batch import StepBatch, StepHandle
+from trtllm_engines.runtime.batch import StepBatch
 from trtllm_engines.runtime.engine_loop import EngineLoop
+from trtllm_engines.runtime.observer import StepObserver
 
 LEAD_IN = 2
 
@@ -58,8 +59,8 @@ class SeenStep:
     graph: bool
 
 
-class StepWindow:
-    """Hooks into one engine loop. `runs`: how often the loop is served before the measured run (a warm-up is a run of its own)."""
+class StepWindow(StepObserver):
+    """Observes one engine loop. `runs_before`: how often the loop is served before the measured run (a warm-up is a run of its own)."""
 
     def __init__(
         self, loop: EngineLoop, window: Window, collector: Collector, *, runs_before: int = 0, synchronize: Callable[[], None] | None = None
@@ -67,33 +68,30 @@ class StepWindow:
         self.window = window
         self.seen: list[SeenStep] = []
         """Lead-in steps first."""
-        self._loop, self._collector = loop, collector
+        self._collector = collector
         self._synchronize = synchronize or (lambda: None)
         self._runs_left = runs_before
-        self._base: int | None = None
+        self._first_step: int | None = None
+        """Number, in the engine's log, of the measured run's first step."""
         self._active = False
-        self._serve, self._runner = loop.serve, loop._runner
-        self._launch = self._runner.launch
-        setattr(loop, "serve", self._served)  # noqa: B010
-        setattr(self._runner, "launch", self._launched)  # noqa: B010
+        loop.observe(self)
 
     @property
     def lead_in(self) -> int:
         return sum(step.number < self.window.first for step in self.seen)
 
-    def _served(self, *args: Any) -> None:
-        if self._runs_left == 0 and self._base is None:
-            self._base = len(self._loop.log)
+    def serve_begins(self, step: int) -> None:
+        if self._runs_left == 0 and self._first_step is None:
+            self._first_step = step
         self._runs_left -= 1
-        try:
-            self._serve(*args)
-        finally:
-            self._end()
 
-    def _launched(self, batch: StepBatch) -> StepHandle:
-        if self._base is None:
-            return self._launch(batch)
-        number = len(self._loop.log) - 1 - self._base
+    def serve_ends(self) -> None:
+        self._end()
+
+    def launch_begins(self, step: int, batch: StepBatch) -> None:
+        if self._first_step is None:
+            return
+        number = step - self._first_step
         if number == max(0, self.window.first - LEAD_IN):
             self._synchronize()
             self._collector.start()
@@ -101,14 +99,12 @@ class StepWindow:
         if number > self.window.last:
             self._end()
         if self._active:
-            self.seen.append(self._see(number, batch))
-        return self._launch(batch)
+            shape = StepShape.of(batch)
+            self.seen.append(SeenStep(number, shape, shape.symbols, False))
 
-    def _see(self, number: int, batch: StepBatch) -> SeenStep:
-        shape = StepShape.of(batch)
-        bucket_of: Any = getattr(self._runner, "_bucket", None)
-        bucket = bucket_of(batch) if bucket_of is not None else None
-        return SeenStep(number, shape, shape.symbols if bucket is None else shape.padded(bucket), bucket is not None)
+    def replays_graph(self, sequences: int) -> None:
+        if self._active:
+            self.seen[-1] = replace(self.seen[-1], symbols=self.seen[-1].shape.padded(sequences), graph=True)
 
     def _end(self) -> None:
         if self._active:

@@ -28,7 +28,7 @@ from trtllm_bench.targets.drive import drive
 from trtllm_bench.targets.native_engine import NativeTarget
 from trtllm_engines.compiler.plan import Profile
 from trtllm_engines.engine.cache import cached_engine
-from trtllm_engines.engine.folder import CHECKSUMS, WEIGHTS, load_engine
+from trtllm_engines.engine.folder import CHECKSUMS, load_engine, rank_weights
 from trtllm_engines.llm import LLM
 from trtllm_engines.models.presets import resolve_model
 from trtllm_engines.quantization import check_types
@@ -151,7 +151,7 @@ class NativeSession:
         profile = plan.profile
         named = self._wish.engine_dir is not None
         files = json.loads((self._folder / CHECKSUMS).read_text())
-        weights = files.pop(WEIGHTS, None)
+        weights = files.pop(rank_weights(0), None)
         source = dict(plan.weights_source)
         return Identity(
             target="native",
@@ -217,7 +217,7 @@ class NativeSession:
             assert self._folder is not None
             began = time.perf_counter()
             self._llm = load_engine_for(self._folder, self._wish, self._report)
-            annotate(self._llm.loop, self._wish.nvtx_detail, arch=self._llm.engine.arch)
+            annotate(self._llm.loop, self._wish.nvtx_detail)
             self._load_s = time.perf_counter() - began
         return self._llm
 

@@ -20,8 +20,7 @@ from trtllm_engines.errors import EngineError
 from trtllm_engines.quantization import named_plan
 from trtllm_engines.quantization.fp8_kv import cache_scale_sources
 from trtllm_engines.runtime.batch import IntArray
-
-PRODUCTS = ("linear", "gate_up_silu", "linear_gelu")
+from trtllm_kernels.dialect.ops import OP_SPECS
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ def quantized_gemms(plan: Plan) -> list[Op]:
     return [
         op
         for op in plan.ops
-        if op.op in PRODUCTS and all(quant.scheme_of(module).weights is not None for module in (op.name, *modules(plan, op)))
+        if OP_SPECS[op.op].kind == "gemm" and all(quant.scheme_of(module).weights is not None for module in (op.name, *modules(plan, op)))
     ]
 
 

@@ -124,6 +124,11 @@ class SafetensorsWeights:
         """A tensor that is stored as codes, if there is one."""
         return next((name for name in sorted(self._shard_of) if self._is_codes(name)), None)
 
+    def wide_modules(self) -> list[str]:
+        """Modules with a matrix of wide numbers for a weight."""
+        named = [name for name in sorted(self._shard_of) if name.endswith(".weight") and len(self._header(name)[1]) == 2]
+        return [name.removesuffix(".weight") for name in named if self._header(name)[0] in _WIDE]
+
     def _header(self, name: str) -> tuple[str, tuple[int, ...]]:
         entry = self._shards[self._shard_of[name]].get_slice(name)
         return str(entry.get_dtype()), tuple(entry.get_shape())

@@ -2,8 +2,9 @@
 
 ModelOpt writes `hf_quant_config.json` (or the same under `quantization_config` in config.json); compressed-tensors (llm-compressor) and the
 `fp8` methods of transformers, vLLM and FBGEMM write `quantization_config`. All say which modules they left wide, each in its own way: names
-and `re:` expressions (`ignore`), wildcards (`exclude_modules`), names or their beginnings or ends (`modules_to_not_convert`). Those stay
-wide in the engine, under a precision that is asked for too: whoever quantized the model had a reason.
+and `re:` expressions (`ignore`), wildcards (`exclude_modules`), names or their beginnings or ends (`modules_to_not_convert`). Where that
+misses a module whose weight is stored wide beside others in codes, what is stored decides. Modules left wide stay wide in the engine,
+under a precision that is asked for too: whoever quantized the model had a reason.
 """
 
 from __future__ import annotations
@@ -13,12 +14,15 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trtllm_engines.errors import EngineError
 from trtllm_engines.quantization import named_plan
 from trtllm_engines.quantization.registry import HEAD, SchemeDefinition, by_algorithm, definition
 from trtllm_engines.quantization.scheme import ModuleRule, QuantPlan
+
+if TYPE_CHECKING:
+    from trtllm_engines.checkpoints.checkpoint import SafetensorsWeights
 
 MODELOPT_CONFIG = "hf_quant_config.json"
 _CONFIG = "config.json"
@@ -88,9 +92,13 @@ def checkpoint_plan(model: str | Path) -> QuantPlan | None:
         return None
     # what is found as tokens come needs no calibration, so it is what the whole goes by
     chosen = next((scheme for _, scheme in schemes if scheme.scheme.inputs.scaling == "dynamic"), schemes[0][1])
-    wide_rule = ModuleRule("|".join([HEAD, *wide]), definition(chosen.wide_dtype).scheme)
-    rules = (wide_rule, *(ModuleRule(pattern, scheme.scheme) for pattern, scheme in schemes))
-    return replace(named_plan(chosen.name), rules=rules, source=file)
+    wide_scheme = definition(chosen.wide_dtype).scheme
+    rules = (ModuleRule("|".join([HEAD, *wide]), wide_scheme), *(ModuleRule(pattern, scheme.scheme) for pattern, scheme in schemes))
+    for rule in rules:
+        _check_expression(folder / file, rule.pattern)
+    plan = replace(named_plan(chosen.name), rules=rules, source=file)
+    unstated = [module for module in _stored_wide(folder) if plan.scheme_of(module).weights is not None]
+    return replace(plan, rules=(ModuleRule("|".join(map(re.escape, unstated)), wide_scheme), *rules)) if unstated else plan
 
 
 def stated_method(model: Path) -> str:
@@ -142,8 +150,10 @@ def _compressed_tensors(folder: Path, config: Mapping[str, Any]) -> list[tuple[s
     groups = config.get("config_groups")
     targets: list[tuple[int, str, SchemeDefinition]] = []
     for group in groups.values() if isinstance(groups, dict) else ():
+        if not isinstance(group, dict):
+            raise _unknown(folder, "compressed-tensors with a config_group that is not an object")
         scheme = _compressed_tensors_scheme(folder, group)
-        for target in group.get("targets") or [_EVERY_LINEAR]:
+        for target in _names(group, "targets") if group.get("targets") else [_EVERY_LINEAR]:
             rank = 2 if target == _EVERY_LINEAR else 1 if target.startswith("re:") else 0
             targets.append((rank, _target(target), scheme))
     if not targets:
@@ -185,7 +195,18 @@ def _target(target: str) -> str:
 
 def _part_of_name(name: str) -> str:
     """transformers': an expression that the name begins with, or what it ends with."""
-    return f"(?:{name}).*|.*{re.escape(name)}"
+    try:
+        beginning = re.compile(name).pattern
+    except re.error:
+        beginning = re.escape(name)
+    return f"(?:{beginning}).*|.*{re.escape(name)}"
+
+
+def _check_expression(path: Path, pattern: str) -> None:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise EngineError(f"{path}: the names of modules hold an expression that cannot be read ({error}): {pattern}") from None
 
 
 def _unknown(folder: Path, how: str) -> UnknownQuantization:
@@ -196,10 +217,22 @@ def _unknown(folder: Path, how: str) -> UnknownQuantization:
 
 
 def _example(folder: Path) -> str:
+    weights = _weights(folder)
+    codes = None if weights is None else weights.first_codes()
+    return f" (such as {codes})" if codes else ""
+
+
+def _stored_wide(folder: Path) -> list[str]:
+    """Modules whose weights are wide in a folder where others are codes; none where all are wide, to be quantized when they are read."""
+    weights = _weights(folder)
+    return weights.wide_modules() if weights is not None and weights.first_codes() else []
+
+
+def _weights(folder: Path) -> SafetensorsWeights | None:
+    """The folder's tensors, where there are any yet: a configuration alone can be asked about, too."""
     from trtllm_engines.checkpoints.checkpoint import SafetensorsWeights
 
     try:
-        codes = SafetensorsWeights(folder).first_codes()
+        return SafetensorsWeights(folder)
     except EngineError:
-        return ""
-    return f" (such as {codes})" if codes else ""
+        return None

@@ -16,7 +16,7 @@ from trtllm_engines.checkpoints.write import assemble, check_weights, weight_byt
 from trtllm_engines.compiler.compile import compile_model
 from trtllm_engines.compiler.plan import Plan, Profile
 from trtllm_engines.engine.fingerprint import CPU, parse_arches
-from trtllm_engines.engine.folder import CHECKSUMS, CONSTANTS, COPIED, PLAN, WEIGHTS, load_engine, writing
+from trtllm_engines.engine.folder import CHECKSUMS, CONSTANTS, COPIED, PLAN, load_engine, rank_weights, writing
 from trtllm_engines.models.presets import ModelSource, resolve_model
 
 Progress = Callable[[str, int, int], None]
@@ -75,7 +75,8 @@ def refit(engine: Path | str, weights: str | Path, *, seed: int = 0, progress: P
     check_weights(plan, source)
     stored = 0 if source.description["kind"] == "dummy" else weight_bytes(plan.weights)
     with writing(path, stored) as folder:
-        shutil.copytree(path, folder, copy_function=os.link, dirs_exist_ok=True, ignore=shutil.ignore_patterns(PLAN, WEIGHTS, CHECKSUMS))
+        replaced = shutil.ignore_patterns(PLAN, *map(rank_weights, range(plan.parallel.tp)), CHECKSUMS)
+        shutil.copytree(path, folder, copy_function=os.link, dirs_exist_ok=True, ignore=replaced)
         (folder / PLAN).write_text(plan.to_json())
         _write_weights(plan, source, folder, progress or (lambda stage, done, total: None))
 
@@ -100,12 +101,13 @@ def _compile_kernels(plan: Plan, arch: str, folder: Path, report: Progress) -> N
 def _write_weights(plan: Plan, source: WeightSource, folder: Path, report: Progress) -> None:
     if source.description["kind"] == "dummy":
         return
-    write_safetensors(
-        folder / WEIGHTS,
-        plan.weights,
-        lambda name: assemble(plan, name, source, _CPU_DEVICE),
-        lambda done, total: report("weights", done, total),
-    )
+    for rank in range(plan.parallel.tp):
+        write_safetensors(
+            folder / rank_weights(rank),
+            plan.weights,
+            lambda name, rank=rank: assemble(plan, name, source, _CPU_DEVICE, rank),  # type: ignore[misc]
+            lambda done, total, rank=rank: report("weights", rank * total + done, plan.parallel.tp * total),  # type: ignore[misc]
+        )
 
 
 def _existing(weights: str | Path) -> Path | None:

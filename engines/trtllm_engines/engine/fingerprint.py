@@ -97,9 +97,9 @@ def compatible_arch(arches: Sequence[str], device: str) -> str | None:
     """Which of `arches` runs on `device`: itself, or the newest older one of its major version (not on 9.x and later)."""
     if device in arches:
         return device
-    wanted = int(device.removeprefix("sm_"))
-    older = [int(a.removeprefix("sm_")) for a in arches if a != CPU and int(a.removeprefix("sm_")) // 10 == wanted // 10]
-    runnable = [n for n in older if n <= wanted and n // 10 < 9]
+    number = int(device.removeprefix("sm_"))
+    older = [int(a.removeprefix("sm_")) for a in arches if a != CPU and int(a.removeprefix("sm_")) // 10 == number // 10]
+    runnable = [n for n in older if n <= number and n // 10 < 9]
     return f"sm_{max(runnable)}" if runnable else None
 
 
@@ -121,9 +121,9 @@ def check_target(fingerprint: Fingerprint, target: DetectedDevice, where: str, r
 
 def check_versions(format_version: object, kernel_abi: object, where: str, rebuild: str) -> None:
     """Raises `EngineError` when this release cannot run what that one wrote."""
-    for what, found, ours in (("folder format", format_version, FORMAT_VERSION), ("kernel ABI", kernel_abi, KERNEL_ABI)):
-        if found != ours:
-            raise EngineError(f"engine {where} has {what} version {found} but this release runs version {ours}; rebuild with: {rebuild}")
+    for what, theirs, ours in (("folder format", format_version, FORMAT_VERSION), ("kernel ABI", kernel_abi, KERNEL_ABI)):
+        if theirs != ours:
+            raise EngineError(f"engine {where} has {what} version {theirs} but this release runs version {ours}; rebuild with: {rebuild}")
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -2,7 +2,7 @@
 
     engine.json            the plan
     constants.safetensors  tables the compiler computed
-    rank0.safetensors      weights (absent when they are drawn from a seed)
+    rank<n>.safetensors    weights of each rank (absent when they are drawn from a seed)
     kernels/<arch>/        <key>.cubin and <key>.json
     tokenizer.json, ...    copied from the model's folder when it has them
     checksums.json         size and sha256 of every file above
@@ -47,12 +47,16 @@ from trtllm_kernels.compile.cubin import Cubin
 
 PLAN = "engine.json"
 CONSTANTS = "constants.safetensors"
-WEIGHTS = "rank0.safetensors"
 CHECKSUMS = "checksums.json"
 COPIED = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 _SAMPLE_ABOVE = 64 << 20
 _SAMPLES, _SAMPLE_BYTES = 64, 256 << 10
+
+
+def rank_weights(rank: int) -> str:
+    """Name of the file of a rank's weights."""
+    return f"rank{rank}.safetensors"
 
 
 @dataclass(frozen=True)
@@ -63,15 +67,15 @@ class Engine:
     plan: Plan
     arch: str
 
-    def tensors(self, device: torch.device | str) -> dict[str, Tensor]:
-        """Weights and constants by name, on `device`. Dummy weights are drawn there."""
+    def tensors(self, device: torch.device | str, rank: int = 0) -> dict[str, Tensor]:
+        """Weights and constants of `rank` by name, on `device`. Dummy weights are drawn there."""
         device = torch.device(device)
         loaded: dict[str, Tensor] = load_file(self.path / CONSTANTS, device=str(device))
         if self.plan.weights_source["kind"] == "dummy":
             source = DummyWeights(int(self.plan.weights_source["seed"]))
-            loaded |= {name: assemble(self.plan, name, source, device) for name in self.plan.weights}
+            loaded |= {name: assemble(self.plan, name, source, device, rank) for name in self.plan.weights}
         else:
-            loaded |= load_file(self.path / WEIGHTS, device=str(device))
+            loaded |= load_file(self.path / rank_weights(rank), device=str(device))
         return loaded
 
     def cubin(self, key: str) -> Cubin:

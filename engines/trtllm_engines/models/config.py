@@ -1,23 +1,23 @@
 """What a model is, in numbers: one frozen record read from a Hugging Face `config.json`.
 
 Hugging Face spells the same fact in several ways (`rope_theta` beside `rope_scaling`, or both inside `rope_parameters`; GPT-J's `n_embd`
-for `hidden_size`). All spellings end here; nothing behind this module looks at a raw configuration again. What the model
-definitions cannot express (other activations, YaRN, a sliding window shorter than the engine's sequences) is refused here or in
-`check_sequence_length`, rather than computed wrongly.
+for `hidden_size`). Each family reads its own fields (`models/<family>/`), with what several share here; nothing behind looks at a raw
+configuration again. What a definition cannot express (other activations, YaRN, a sliding window shorter than the engine's sequences,
+experts, soft caps) is refused when parsing or in `check_sequence_length`, rather than computed wrongly.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from trtllm_engines.errors import EngineError
-
-LLAMA_FAMILY = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
-SUPPORTED_ARCHITECTURES = (*LLAMA_FAMILY, "GPTJForCausalLM")
+from trtllm_engines.models import families
+from trtllm_engines.models.fields import Fields
 
 
 @dataclass(frozen=True)
@@ -59,11 +59,8 @@ class ModelConfig:
     sliding_window: int | None = None
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
-
-    @property
-    def family(self) -> str:
-        """`llama` or `gptj`: which model definition builds it."""
-        return "gptj" if self.architecture == "GPTJForCausalLM" else "llama"
+    options: Mapping[str, bool | int | float | str] = field(default_factory=dict, hash=False)
+    """What a family's parser tells its own module and nobody else reads, such as the factor of scaled embeddings."""
 
     @property
     def q_size(self) -> int:
@@ -107,116 +104,100 @@ def read_config(folder: Path) -> ModelConfig:
     )
     generation = folder / "generation_config.json"
     if generation.is_file():
-        ids = _token_ids(_read_json(generation, "").get("eos_token_id"))
+        ids = token_ids(_read_json(generation, "").get("eos_token_id"))
         config = replace(config, eos_token_ids=tuple(dict.fromkeys((*config.eos_token_ids, *ids))))
     return config
 
 
 def config_from_hf(raw: Mapping[str, Any], name: str) -> ModelConfig:
     """Parses the contents of a Hugging Face `config.json`; raises `EngineError` naming the field that cannot be used."""
-    architectures = raw.get("architectures") or []
-    architecture = str(architectures[0]) if architectures else "(none)"
-    if architecture not in SUPPORTED_ARCHITECTURES:
-        raise EngineError(f"{name}: architecture {architecture} is not supported; supported are {', '.join(SUPPORTED_ARCHITECTURES)}")
-    try:
-        config = _gptj(raw, name) if architecture == "GPTJForCausalLM" else _llama(raw, name, architecture)
-    except KeyError as missing:
-        raise EngineError(f"{name}: config.json lacks {missing.args[0]!r}, which {architecture} needs") from None
-    except (TypeError, ValueError) as wrong:
-        if isinstance(wrong, EngineError):
-            raise
-        raise EngineError(f"{name}: config.json holds a value of the wrong type ({wrong})") from None
+    architecture = _architecture(raw, name)
+    family = families.family_of(architecture)
+    if family is None:
+        raise EngineError(f"{name}: architecture {architecture} is not supported; supported are {families.supported()}")
+    model_type = family.architectures[architecture]
+    if raw.get("model_type", model_type) != model_type:
+        raise EngineError(
+            f"{name}: config.json: model_type is {raw['model_type']!r}, but architecture {architecture} goes with {model_type!r}; "
+            f"one of the two is wrong"
+        )
+    fields = Fields(raw, f"{name}: config.json")
+    with readable(fields, lambda key: f"{name}: config.json lacks {key!r}, which {architecture} needs"):
+        config = family.parse(fields, architecture, name)
+    fields.check_unread()
     _validate(config)
     return config
 
 
-def _llama(raw: Mapping[str, Any], name: str, architecture: str) -> ModelConfig:
-    activation = raw.get("hidden_act", "silu")
-    if activation != "silu":
-        raise EngineError(f"{name}: hidden_act {activation!r} is not supported for {architecture}; only 'silu' is")
-    heads = int(raw["num_attention_heads"])
-    hidden = int(raw["hidden_size"])
-    head_dim = int(raw.get("head_dim") or hidden // heads)
-    bias = bool(raw.get("attention_bias", False))
-    window = raw.get("sliding_window")
-    if architecture.startswith("Qwen") and not raw.get("use_sliding_window", False):
-        window = None
-    return ModelConfig(
-        name=name,
-        architecture=architecture,
-        hidden_size=hidden,
-        num_layers=int(raw["num_hidden_layers"]),
-        num_heads=heads,
-        num_kv_heads=int(raw.get("num_key_value_heads") or heads),
-        head_dim=head_dim,
-        intermediate_size=int(raw["intermediate_size"]),
-        vocab_size=int(raw["vocab_size"]),
-        max_position_embeddings=int(raw["max_position_embeddings"]),
-        norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
-        rope=_rope(raw, name, head_dim),
-        qkv_bias=architecture == "Qwen2ForCausalLM" or bias,
-        output_bias=bias,
-        mlp_bias=bool(raw.get("mlp_bias", False)),
-        qk_norm=architecture == "Qwen3ForCausalLM",
-        tie_embeddings=bool(raw.get("tie_word_embeddings", False)),
-        sliding_window=None if window is None else int(window),
-        bos_token_id=raw.get("bos_token_id"),
-        eos_token_ids=_token_ids(raw.get("eos_token_id")),
-    )
+@contextmanager
+def readable(fields: Fields, missing: Callable[[object], str]) -> Iterator[None]:
+    """Turns what a parser trips over into an `EngineError`: a missing key (`missing` says so) or a value of another type."""
+    try:
+        yield
+    except KeyError as absent:
+        raise EngineError(missing(absent.args[0])) from None
+    except (TypeError, ValueError, OverflowError) as wrong:
+        if isinstance(wrong, EngineError):
+            raise
+        raise EngineError(f"{fields.source} holds a value of the wrong type ({wrong})") from None
 
 
-def _gptj(raw: Mapping[str, Any], name: str) -> ModelConfig:
-    activation = raw.get("activation_function", "gelu_new")
-    if activation != "gelu_new":
-        raise EngineError(f"{name}: activation_function {activation!r} is not supported for GPTJForCausalLM; only 'gelu_new' is")
-    hidden, heads = int(raw["n_embd"]), int(raw["n_head"])
-    head_dim = hidden // heads
-    return ModelConfig(
-        name=name,
-        architecture="GPTJForCausalLM",
-        hidden_size=hidden,
-        num_layers=int(raw["n_layer"]),
-        num_heads=heads,
-        num_kv_heads=heads,
-        head_dim=head_dim,
-        intermediate_size=int(raw.get("n_inner") or 4 * hidden),
-        vocab_size=int(raw["vocab_size"]),
-        max_position_embeddings=int(raw["n_positions"]),
-        norm_eps=float(raw.get("layer_norm_epsilon", 1e-5)),
-        rope=RopeConfig(theta=10000.0, rotary_dim=int(raw.get("rotary_dim") or head_dim), interleaved=True),
-        mlp_bias=True,
-        tie_embeddings=bool(raw.get("tie_word_embeddings", False)),
-        bos_token_id=raw.get("bos_token_id"),
-        eos_token_ids=_token_ids(raw.get("eos_token_id")),
-    )
+def _architecture(raw: Mapping[str, Any], name: str) -> str:
+    """The first of `architectures`; without any, that of the `model_type`."""
+    architectures = raw.get("architectures") or []
+    if not isinstance(architectures, list):
+        raise EngineError(f"{name}: config.json: architectures is {architectures!r}; it must be a list of names")
+    if architectures:
+        return str(architectures[0])
+    return families.architecture_of(str(raw.get("model_type"))) or "(none)"
 
 
-def _rope(raw: Mapping[str, Any], name: str, head_dim: int) -> RopeConfig:
-    """Old style: `rope_theta` and `rope_scaling`. New style: one `rope_parameters` holding both."""
-    scaling: Mapping[str, Any] = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    theta = float(scaling.get("rope_theta") or raw.get("rope_theta") or 10000.0)
-    kind = str(scaling.get("rope_type") or scaling.get("type") or "default")
-    partial = float(scaling.get("partial_rotary_factor") or raw.get("partial_rotary_factor") or 1.0)
-    rope = RopeConfig(theta=theta, rotary_dim=int(head_dim * partial), scaling=kind)
-    if kind == "default":
+def partial_rotary_factor(fields: Fields, default: float = 1.0) -> float:
+    """Share of a head's dimensions that a `config.json` says are rotated; transformers lets each architecture decide whether to heed it."""
+    outside = fields.get("partial_rotary_factor")
+    return float(_rope_fields(fields).get("partial_rotary_factor") or outside or default)
+
+
+def rope_from_hf(fields: Fields, rotary_dim: int) -> RopeConfig:
+    """Rotary embedding of `rotary_dim` dimensions a head. Old style: `rope_theta` and `rope_scaling`; new: one `rope_parameters`.
+
+    Raises `EngineError` for frequency scalings that `models/rope.py` has not, and where layers differ.
+    """
+    parameters = _rope_fields(fields)
+    outside = fields.get("rope_theta")
+    theta = float(parameters.get("rope_theta") or outside or 10000.0)
+    scaling = str(parameters.get("rope_type") or parameters.get("type") or "default")
+    rope = RopeConfig(theta=theta, rotary_dim=rotary_dim, scaling=scaling)
+    if scaling == "default":
         return rope
-    if kind == "linear":
-        return replace(rope, factor=float(scaling["factor"]))
-    if kind == "llama3":
+    if scaling == "linear":
+        return replace(rope, factor=float(parameters["factor"]))
+    if scaling == "llama3":
         return replace(
             rope,
-            factor=float(scaling["factor"]),
-            low_freq_factor=float(scaling["low_freq_factor"]),
-            high_freq_factor=float(scaling["high_freq_factor"]),
-            original_max_position=int(scaling["original_max_position_embeddings"]),
+            factor=float(parameters["factor"]),
+            low_freq_factor=float(parameters["low_freq_factor"]),
+            high_freq_factor=float(parameters["high_freq_factor"]),
+            original_max_position=int(parameters["original_max_position_embeddings"]),
         )
-    raise EngineError(f"{name}: rope scaling {kind!r} is not supported; supported are default, linear and llama3")
+    raise EngineError(f"{fields.source}: rope scaling {scaling!r} is not supported; supported are default, linear and llama3")
+
+
+def _rope_fields(fields: Fields) -> Mapping[str, Any]:
+    old, new = fields.get("rope_scaling") or {}, fields.get("rope_parameters") or {}
+    if old and new and old != new:
+        raise EngineError(f"{fields.source}: rope_scaling and rope_parameters are both given and differ; keep one of them")
+    parameters: Mapping[str, Any] = new or old
+    nested = next((key for key, value in parameters.items() if isinstance(value, Mapping)), None)
+    if nested is not None:
+        raise EngineError(f"{fields.source}: rope_parameters differ by layer ({nested} has its own), which is not supported")
+    return parameters
 
 
 def _validate(config: ModelConfig) -> None:
-    for field in ("hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_dim", "intermediate_size", "vocab_size"):
-        if getattr(config, field) < 1:
-            raise EngineError(f"{config.name}: {field} is {getattr(config, field)} in config.json but must be at least 1")
+    for size in ("hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_dim", "intermediate_size", "vocab_size"):
+        if getattr(config, size) < 1:
+            raise EngineError(f"{config.name}: {size} is {getattr(config, size)} in config.json but must be at least 1")
     if config.num_heads % config.num_kv_heads:
         raise EngineError(
             f"{config.name}: {config.num_heads} attention heads cannot be shared evenly among {config.num_kv_heads} key-value heads"
@@ -225,7 +206,8 @@ def _validate(config: ModelConfig) -> None:
         raise EngineError(f"{config.name}: rotary dimension {config.rope.rotary_dim} must be even and at most head_dim {config.head_dim}")
 
 
-def _token_ids(value: Any) -> tuple[int, ...]:
+def token_ids(value: Any) -> tuple[int, ...]:
+    """Of one id, a list of them, or none."""
     if value is None:
         return ()
     return tuple(int(v) for v in value) if isinstance(value, list) else (int(value),)

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from trtllm_engines.runtime.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from trtllm_engines.runtime.observer import StepObserver
 
 IntArray = npt.NDArray[np.int32]
 
@@ -88,6 +91,17 @@ class StepHandle(Protocol):
 
 
 class StepRunner(Protocol):
-    """Executes steps in the order launched. `launch` must not wait for the device."""
+    """Executes steps in the order launched. `launch` must not wait for the device.
+
+    It may be one rank or stand for several: all that a step needs is in its `StepBatch`, which `wire.py` turns into bytes.
+    """
 
     def launch(self, batch: StepBatch) -> StepHandle: ...
+
+
+@runtime_checkable
+class ObservedRunner(StepRunner, Protocol):
+    """A runner that tells an observer what happens within a launch."""
+
+    def observe(self, observer: StepObserver) -> None:
+        """`observer` replaces the one before."""

@@ -13,8 +13,10 @@ import torch
 
 from trtllm_engines.compiler.plan import Op, Plan
 from trtllm_engines.runtime.batch import StepBatch, StepOutput
-from trtllm_engines.runtime.device_state import DeviceState
+from trtllm_engines.runtime.group import RankGroup
 from trtllm_engines.runtime.inputs import StepSizes
+from trtllm_engines.runtime.observer import NOBODY, StepObserver, op_groups
+from trtllm_engines.runtime.rank import CacheSize, RankMemory
 from trtllm_engines.runtime.sampler import collect_logprobs
 from trtllm_kernels.references import OPS
 
@@ -31,16 +33,31 @@ class CpuHandle:
 
 
 class CpuRunner:
-    """`tensors` holds the plan's weights and constants. `outputs` are the last step's results by name: logits and marked values."""
+    """`tensors` holds the plan's weights and constants. `outputs` are the last step's results by name: logits and marked values.
 
-    def __init__(self, plan: Plan, tensors: Mapping[str, torch.Tensor], num_pages: int, group: torch.Tensor | None = None) -> None:
+    The KV cache takes `kv_cache_fraction` of the free memory, unless `num_pages` says how much.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        tensors: Mapping[str, torch.Tensor],
+        num_pages: int | None = None,
+        *,
+        kv_cache_fraction: float = 0.9,
+        group: RankGroup | None = None,
+    ) -> None:
         self.plan = plan
-        self.num_pages = num_pages
-        self.state = DeviceState(plan, num_pages, "cpu", group)
+        self.memory = RankMemory(plan, "cpu", tensors, CacheSize(kv_cache_fraction, num_pages), group)
+        self.num_pages, self.state = self.memory.num_pages, self.memory.state
         self.outputs: dict[str, torch.Tensor] = {}
-        self._tensors = tensors
         self._calls = [(op, OPS[op.op].overload, dict(op.attrs)) for op in plan.ops]
         self._last_use = _last_uses(plan)
+        self.observe(NOBODY)
+
+    def observe(self, observer: StepObserver) -> None:
+        self._observer = observer
+        self._groups = op_groups([op.name for op in self.plan.ops], observer.op_detail)
 
     @torch.inference_mode()
     def launch(self, batch: StepBatch) -> CpuHandle:
@@ -48,24 +65,42 @@ class CpuRunner:
         plan = state.start(batch)
         sizes = state.upload(batch)
         self.outputs = self.forward(sizes)
-        logprobs = state.sample(plan, self.outputs["logits"], sizes).logprobs if plan.by_sampler else ()
+        logprobs: tuple[torch.Tensor, ...] = ()
+        if plan.by_sampler:
+            self._observer.sample_begins(plan.count)
+            try:
+                logprobs = state.sample(plan, self.memory.logits(self.outputs["logits"]), sizes).logprobs
+            finally:
+                self._observer.sample_ends()
         tokens = state.tokens[: plan.count].numpy().copy()
         if not logprobs:
             return CpuHandle(StepOutput(tokens))
         chosen, top, top_ids = (tensor.numpy() for tensor in logprobs)
-        return CpuHandle(StepOutput(tokens, collect_logprobs(plan.wanted, chosen, top, top_ids)))
+        return CpuHandle(StepOutput(tokens, collect_logprobs(plan.row_logprobs, chosen, top, top_ids)))
 
     def forward(self, sizes: StepSizes) -> dict[str, torch.Tensor]:
         """Runs the plan on the inputs loaded; returns its outputs."""
-        values: dict[str, torch.Tensor] = {**self._tensors, **self.state.of_step(sizes.symbols)}
-        for index, (op, call, attrs) in enumerate(self._calls):
+        values: dict[str, torch.Tensor] = {**self.memory.tensors, **self.state.of_step(sizes.symbols)}
+        if not self._groups:
+            self._run(values, 0, len(self._calls))
+        for label, first, end in self._groups:
+            self._observer.ops_begin(label)
+            try:
+                self._run(values, first, end)
+            finally:
+                self._observer.ops_end()
+        return {name: values[name] for name in self.plan.outputs}
+
+    def _run(self, values: dict[str, torch.Tensor], first: int, end: int) -> None:
+        """Ops [first, end) on `values`, to which it adds their results and from which it drops what nothing reads any more."""
+        for index in range(first, end):
+            op, call, attrs = self._calls[index]
             inputs = {argument: values[name] if name else None for argument, name in zip(OPS[op.op].tensors, op.inputs, strict=True)}
             result: Any = call(**inputs, **attrs)
             results = [result] if isinstance(result, torch.Tensor) else list(result)
             values.update(zip(op.outputs, results, strict=True))
             for name in self._last_use[index]:
                 del values[name]
-        return {name: values[name] for name in self.plan.outputs}
 
 
 def _last_uses(plan: Plan) -> list[tuple[str, ...]]:

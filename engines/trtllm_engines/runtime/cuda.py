@@ -12,7 +12,6 @@ op samples, greedy or at a temperature, and leaves the tokens in the host's memo
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -22,13 +21,15 @@ import torch
 from trtllm_engines.compiler.plan import LOGITS, Plan
 from trtllm_engines.runtime.batch import StepBatch, StepOutput
 from trtllm_engines.runtime.buckets import LARGEST_GRAPH, graph_buckets
-from trtllm_engines.runtime.device_state import DeviceState, SamplingPlan, pages_within
+from trtllm_engines.runtime.device_state import SamplingPlan
+from trtllm_engines.runtime.group import RankGroup
 from trtllm_engines.runtime.inputs import StepSizes
+from trtllm_engines.runtime.launch_order import LaunchOrder, run_in_groups
+from trtllm_engines.runtime.observer import NOBODY, StepObserver, op_groups
+from trtllm_engines.runtime.rank import CacheSize, RankMemory
 from trtllm_engines.runtime.sampler import collect_logprobs
 from trtllm_kernels.compile.cubin import Cubin
 from trtllm_kernels.dialect.expr import evaluate
-from trtllm_kernels.dialect.specs import DTYPES
-from trtllm_kernels.dialect.types import TensorSpec
 from trtllm_kernels.launch.driver import BoundProgram
 
 Progress = Callable[[int, int], None]
@@ -52,7 +53,7 @@ class CudaHandle:
         if not self.logprobs:
             return StepOutput(tokens)
         chosen, top, top_ids = (tensor.numpy() for tensor in self.logprobs)
-        return StepOutput(tokens, collect_logprobs(self.plan.wanted, chosen, top, top_ids))
+        return StepOutput(tokens, collect_logprobs(self.plan.row_logprobs, chosen, top, top_ids))
 
 
 class CudaRunner:
@@ -74,33 +75,29 @@ class CudaRunner:
         cuda_graphs: bool = True,
         max_graph_batch: int = LARGEST_GRAPH,
         pdl: bool = True,
+        group: RankGroup | None = None,
     ) -> None:
         self.plan = plan
+        self._arch = arch
         device = torch.device("cuda", torch.cuda.current_device())
-        self._arena = torch.zeros(plan.arena_bytes, dtype=torch.uint8, device=device)
-        if num_pages is None:
-            torch.cuda.empty_cache()
-            free, _ = torch.cuda.mem_get_info(device)
-            num_pages = pages_within(plan, int(free * kv_cache_fraction))
-        self.num_pages = num_pages
-        self.state = DeviceState(plan, num_pages, device)
+        self.memory = RankMemory(plan, device, tensors, CacheSize(kv_cache_fraction, num_pages), group)
+        self.num_pages, self.state = self.memory.num_pages, self.memory.state
         lowered = [op.tactics[arch] for op in plan.ops]
         specs = {**plan.values, **{name: spec for one in lowered for name, spec in one.workspaces.items()}}
-        self._values = {name: self._view(name, spec) for name, spec in specs.items() if name in plan.buffers}
-        memory = {**tensors, **self.state.tensors, **self._values}
+        self._values = {name: self.memory.view(name, spec) for name, spec in specs.items() if name in plan.buffers}
+        addressed = {**tensors, **self.state.tensors, **self._values}
         cubins = {kernel.key: cubin(kernel.key) for one in lowered for kernel in one.kernels}
-        self._program = BoundProgram(lowered, memory.__getitem__, cubins, pdl=pdl)
+        self._program = BoundProgram(lowered, addressed.__getitem__, cubins, pdl=pdl)
         self._sizes = StepSizes(0, 0, 0, 0, 1, 0, 0)
         self.buckets = graph_buckets(min(plan.profile.max_batch_size, max_graph_batch)) if cuda_graphs else ()
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self._pool = torch.cuda.graph_pool_handle()
+        self.observe(NOBODY)
 
-    def _view(self, name: str, spec: TensorSpec) -> torch.Tensor:
-        """All rows that its buffer has room for."""
-        buffer, dtype = self.plan.buffers[name], DTYPES[spec.dtype]
-        row = [int(dim) for dim in spec.shape[1:]]
-        count = buffer.nbytes // (math.prod(row) * dtype.itemsize)
-        return self._arena[buffer.offset :].view(dtype)[: count * math.prod(row)].view(count, *row)
+    def observe(self, observer: StepObserver) -> None:
+        self._observer = observer
+        self._groups = op_groups([op.name for op in self.plan.ops], observer.op_detail)
+        self._order = LaunchOrder(self.plan, self._arch) if self._groups else None
 
     @property
     def outputs(self) -> dict[str, torch.Tensor]:
@@ -118,9 +115,14 @@ class CudaRunner:
         else:
             graph = self._captured(bucket)
             sizes = self.state.upload(batch, bucket)
+            self._observer.replays_graph(bucket)
             graph.replay()
         self._sizes = sizes
         return self._handle(plan)
+
+    def _logits(self) -> torch.Tensor:
+        """[S, V] of the last step, all ranks' columns."""
+        return self.memory.logits(self.outputs[LOGITS])
 
     def capture(self, progress: Progress | None = None) -> None:
         """Captures every bucket ahead."""
@@ -148,14 +150,21 @@ class CudaRunner:
 
     def _forward(self, sizes: StepSizes) -> None:
         self._program.set_symbols(**sizes.symbols)
-        self._program.run()
+        if self._order is None:
+            self._program.run()
+        else:
+            run_in_groups(self._program, self._groups, self._order.ends(sizes.symbols), self._observer)
 
     def _handle(self, plan: SamplingPlan) -> CudaHandle:
         """Of the step just launched, sampled anew where that takes more than the plan does."""
         logprobs: tuple[torch.Tensor, ...] = ()
         if plan.by_sampler:
-            found = self.state.sample(plan, self._values[LOGITS], self._sizes).logprobs
-            logprobs = tuple(torch.empty(t.shape, dtype=t.dtype, pin_memory=True).copy_(t, non_blocking=True) for t in found)
+            self._observer.sample_begins(plan.count)
+            try:
+                on_device = self.state.sample(plan, self._logits(), self._sizes).logprobs
+            finally:
+                self._observer.sample_ends()
+            logprobs = tuple(torch.empty(t.shape, dtype=t.dtype, pin_memory=True).copy_(t, non_blocking=True) for t in on_device)
         event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         event.record()
         return CudaHandle(event, self.state.tokens[: plan.count], logprobs, plan)

@@ -36,8 +36,8 @@ def pages_within(plan: Plan, nbytes: int) -> int:
     count = min(useful, nbytes // page_bytes(plan))
     if count < RESERVED_PAGES + 1:
         raise EngineError(
-            f"No room for the KV cache: {max(nbytes, 0) / 2**30:.2f} GiB are left and one page of {profile.page_size} tokens takes "
-            f"{page_bytes(plan) / 2**20:.1f} MiB; free device memory, or build for fewer tokens or a smaller batch."
+            f"no room for the KV cache: {max(nbytes, 0) / 2**30:.2f} GiB are left and one page of {profile.page_size} tokens takes "
+            f"{page_bytes(plan) / 2**20:.1f} MiB; free device memory, or build for fewer tokens or a smaller batch"
         )
     return int(count)
 
@@ -70,11 +70,11 @@ class DeviceState:
 
     def of_step(self, symbols: Mapping[str, int]) -> dict[str, torch.Tensor]:
         """The step inputs of the plan, cut to a step's sizes."""
-        found = dict(self.tensors)
+        cut = dict(self.tensors)
         for name, spec in self._specs.items():
             if isinstance(spec.shape[0], str):
-                found[name] = found[name][: evaluate(spec.shape[0], symbols)]
-        return found
+                cut[name] = cut[name][: evaluate(spec.shape[0], symbols)]
+        return cut
 
     def start(self, batch: StepBatch) -> SamplingPlan:
         """Takes over the sampling parameters of sequences new in this step; returns what sampling it takes."""
@@ -113,5 +113,6 @@ class SamplingPlan:
         self.flags = sampler.flags(slots)
         self.by_sampler = bool(self.flags & ~IN_PLAN)
         """Whether `DeviceState.sample` is needed."""
-        self.wanted = sampler.num_logprobs(slots) if self.flags & LOGPROBS else np.empty(0, np.int32)
-        self.num_logprobs = int(self.wanted.max(initial=0))
+        self.row_logprobs = sampler.num_logprobs(slots) if self.flags & LOGPROBS else np.empty(0, np.int32)
+        """[count] most likely tokens whose log-probabilities each row wants, -1 for none; empty where no row does."""
+        self.num_logprobs = int(self.row_logprobs.max(initial=0))

@@ -21,7 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from trtllm_engines.errors import EngineError
-from trtllm_engines.runtime.batch import IntArray, StepBatch, StepHandle, StepOutput, StepRunner
+from trtllm_engines.runtime.batch import IntArray, ObservedRunner, StepBatch, StepHandle, StepOutput, StepRunner
+from trtllm_engines.runtime.observer import NOBODY, Observers, StepObserver
 from trtllm_engines.runtime.request import EMPTY, FinishReason, OnFinish, OnToken, Request
 from trtllm_engines.runtime.sampling_params import SamplingParams
 from trtllm_engines.runtime.scheduler import Received, Scheduler, SchedulerConfig
@@ -70,6 +71,13 @@ class EngineLoop:
         self._step = 0
         self._finished: list[Request] = []
         self._broken: str | None = None
+        self._observer = NOBODY
+
+    def observe(self, observer: StepObserver) -> None:
+        """Tells `observer` of every step from now on, around those that observe already. Call it between runs."""
+        self._observer = observer if self._observer is NOBODY else Observers(observer, self._observer)
+        if isinstance(self._runner, ObservedRunner):
+            self._runner.observe(self._observer)
 
     # --- from any thread ---
 
@@ -114,28 +122,28 @@ class EngineLoop:
     def _refusal(self, tokens: npt.NDArray[np.generic], sampling: SamplingParams) -> str | None:
         config = self.scheduler.config
         if tokens.ndim != 1 or len(tokens) == 0:
-            return "The prompt is empty: at least one token is needed."
+            return "the prompt is empty; at least one token is needed"
         if not np.issubdtype(tokens.dtype, np.integer):
-            return f"The prompt must be a flat list of token ids (integers), not {tokens.dtype}."
+            return f"the prompt must be a flat list of token ids (integers), not {tokens.dtype}"
         low, high = int(tokens.min()), int(tokens.max())
         if low < 0 or high >= self._vocab_size:
             bad = low if low < 0 else high
-            return f"Token id {bad} of the prompt is outside the vocabulary (0..{self._vocab_size - 1})."
+            return f"token id {bad} of the prompt is outside the vocabulary (0..{self._vocab_size - 1})"
         if max(sampling.stop_token_ids, default=0) >= self._vocab_size:
-            return f"Stop token id {max(sampling.stop_token_ids)} is outside the vocabulary (0..{self._vocab_size - 1})."
+            return f"stop token id {max(sampling.stop_token_ids)} is outside the vocabulary (0..{self._vocab_size - 1})"
         if len(tokens) + sampling.max_tokens > config.max_seq_len:
             return (
-                f"The prompt has {len(tokens)} tokens and max_tokens is {sampling.max_tokens}, together more than the engine's max_seq_len "
-                f"{config.max_seq_len}: shorten the request or build with a larger --max-seq-len."
+                f"the prompt has {len(tokens)} tokens and max_tokens is {sampling.max_tokens}, together more than the engine's max_seq_len "
+                f"{config.max_seq_len}; shorten the request or build with a larger --max-seq-len"
             )
         pages = self.scheduler.pages_for(len(tokens) + sampling.max_tokens - 1)
         if pages > self.scheduler.pool.capacity:
             return (
-                f"The request needs {pages} KV cache pages of {config.page_size} tokens and the whole cache has "
-                f"{self.scheduler.pool.capacity}: give the cache more memory or shorten the request."
+                f"the request needs {pages} KV cache pages of {config.page_size} tokens and the whole cache has "
+                f"{self.scheduler.pool.capacity}; give the cache more memory or shorten the request"
             )
         if sampling.stop and self._detokenizer is None:
-            return "Stop strings need a tokenizer and this engine has none: use stop_token_ids."
+            return "stop strings need a tokenizer and this engine has none; use stop_token_ids"
         return None
 
     # --- the loop's thread ---
@@ -147,7 +155,15 @@ class EngineLoop:
     def step(self) -> list[Request]:
         """Launches one step and takes in the one before (without overlap: the same); returns the requests that finished."""
         self._finished = []
-        self._take_in()
+        self._observer.step_begins(self.scheduler.pool.used)
+        try:
+            self._take_in()
+            self._step_once()
+        finally:
+            self._observer.step_ends()
+        return self._finished
+
+    def _step_once(self) -> None:
         try:
             launched = self._launch()
             if self._flights and (len(self._flights) > self._depth or not launched):
@@ -156,7 +172,6 @@ class EngineLoop:
         except Exception as exc:
             self._break(exc)
             raise
-        return self._finished
 
     def run(self) -> None:
         """Steps until every request is finished."""
@@ -165,12 +180,16 @@ class EngineLoop:
 
     def serve(self, stop: threading.Event) -> None:
         """Steps until `stop` is set (then call `wake`), sleeping while there is nothing to do."""
-        while not stop.is_set():
-            if self.idle:
-                self._wake.wait(timeout=1.0)
-                self._wake.clear()
-            else:
-                self.step()
+        self._observer.serve_begins(self._step)
+        try:
+            while not stop.is_set():
+                if self.idle:
+                    self._wake.wait(timeout=1.0)
+                    self._wake.clear()
+                else:
+                    self.step()
+        finally:
+            self._observer.serve_ends()
 
     def wake(self) -> None:
         self._wake.set()
@@ -183,15 +202,17 @@ class EngineLoop:
 
     def _launch(self) -> bool:
         begin = self._clock()
-        scheduler = self.scheduler
-        batch = scheduler.schedule(self._step)
+        scheduler, observer = self.scheduler, self._observer
+        observer.schedule_begins(scheduler.num_waiting)
+        try:
+            batch = scheduler.schedule(self._step)
+        finally:
+            observer.schedule_ends()
         if batch is None:
             return False
         now = self._clock()
-        for start in batch.starts:
-            request = scheduler.slots.requests[start.slot]
-            assert request is not None
-            request.scheduled_s = now if request.scheduled_s is None else request.scheduled_s
+        if batch.starts:
+            observer.admitted(self._admitted(batch, now))
         step = self.log.append(
             launched_s=now,
             schedule_us=(now - begin) * 1e6,
@@ -204,14 +225,33 @@ class EngineLoop:
             preemptions=scheduler.preemptions,
         )
         self._step = step + 1
-        self._flights.append(Flight(step, batch, self._runner.launch(batch)))
+        observer.launch_begins(step, batch)
+        try:
+            handle = self._runner.launch(batch)
+        finally:
+            observer.launch_ends()
+        self._flights.append(Flight(step, batch, handle))
         return True
+
+    def _admitted(self, batch: StepBatch, now: float) -> list[Request]:
+        """The requests that take their slots in `batch`, scheduled at `now` where this is their first time."""
+        requests = []
+        for start in batch.starts:
+            request = self.scheduler.slots.requests[start.slot]
+            assert request is not None
+            request.scheduled_s = now if request.scheduled_s is None else request.scheduled_s
+            requests.append(request)
+        return requests
 
     def _receive(self, flight: Flight, output: StepOutput) -> None:
         now = self._clock()
         self.log.finish(flight.step, now)
         slots = self.scheduler.slots
-        received = self.scheduler.receive(flight.step, flight.batch, output.tokens)
+        self._observer.receive_begins(flight.step)
+        try:
+            received = self.scheduler.receive(flight.step, flight.batch, output.tokens)
+        finally:
+            self._observer.receive_ends()
         if slots.watched.any():
             self._watch(received, np.flatnonzero(slots.watched[received.slots]), output, now)
         for slot in received.stopped.tolist():
@@ -236,7 +276,7 @@ class EngineLoop:
                 if request.on_token is not None:
                     request.on_token(request, token, now)
             except Exception as exc:
-                self._end(request, "error", f"A callback failed while the request ran: {type(exc).__name__}: {exc}")
+                self._end(request, "error", f"a callback failed while the request ran: {type(exc).__name__}: {exc}")
                 continue
             if stop:
                 self._end(request, "stop", None)
@@ -249,13 +289,13 @@ class EngineLoop:
             detokenizer = self._detokenizers[request.request_id] = self._detokenizer()
         before = len(request.text_tail)
         request.text_tail += detokenizer.add([token])
-        found = [
+        ends = [
             at
             for stop in request.sampling.stop
             if (at := request.text_tail.find(stop, max(0, before - len(stop) + 1))) >= 0 and count >= request.sampling.min_tokens
         ]
-        if found:
-            request.stop_at = request.text_dropped + min(found)
+        if ends:
+            request.stop_at = request.text_dropped + min(ends)
             return True
         keep = max(len(stop) for stop in request.sampling.stop) - 1
         drop = max(0, len(request.text_tail) - keep)
@@ -285,11 +325,11 @@ class EngineLoop:
             try:
                 request.on_finish(request)
             except Exception as exc:
-                request.finish_reason, request.error = "error", f"The finish callback failed: {type(exc).__name__}: {exc}"
+                request.finish_reason, request.error = "error", f"the finish callback failed: {type(exc).__name__}: {exc}"
 
     def _break(self, exc: Exception) -> None:
         """The runner failed: nothing it holds can be trusted, so every request ends and none is taken any more."""
-        self._broken = f"The engine stopped: {type(exc).__name__}: {exc}"
+        self._broken = f"the engine stopped: {type(exc).__name__}: {exc}"
         self._flights.clear()
         while self._incoming:
             self.scheduler.enqueue(self._incoming.popleft())
@@ -320,4 +360,4 @@ class EngineThread:
         self.loop.wake()
         self._thread.join()
         if self.failure is not None:
-            raise EngineError(f"The engine's thread failed: {type(self.failure).__name__}: {self.failure}") from self.failure
+            raise EngineError(f"the engine's thread failed: {type(self.failure).__name__}: {self.failure}") from self.failure

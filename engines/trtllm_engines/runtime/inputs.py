@@ -73,9 +73,9 @@ class StepInputs:
         self._device = torch.zeros(end, dtype=torch.uint8, device=self.device)
         self._host_buffers = buffers
         self._hosts = [{n: _shaped(n, b.numpy()[lo:hi].view(dtype)) for n, (lo, hi, dtype) in offsets.items()} for b in buffers]
-        kinds = {np.int64: torch.int64, np.int32: torch.int32}
+        torch_types = {np.int64: torch.int64, np.int32: torch.int32}
         self.tensors: Mapping[str, torch.Tensor] = {
-            n: _shaped(n, self._device[lo:hi].view(kinds[dtype])) for n, (lo, hi, dtype) in offsets.items()
+            n: _shaped(n, self._device[lo:hi].view(torch_types[dtype])) for n, (lo, hi, dtype) in offsets.items()
         }
         self.ring_slot = 0
         """Of the last step uploaded."""

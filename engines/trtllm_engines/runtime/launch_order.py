@@ -8,11 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from trtllm_engines.compiler.plan import Plan
 from trtllm_engines.errors import EngineError
+from trtllm_engines.runtime.observer import StepObserver
 from trtllm_kernels.dialect.expr import compile_all
 from trtllm_kernels.dialect.types import SYMBOLS
+
+
+class Program(Protocol):
+    """A bound program (`trtllm_kernels.launch.driver.BoundProgram`)."""
+
+    def run(self, first: int = 0, end: int | None = None) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -30,7 +38,7 @@ class LaunchOrder:
     def __init__(self, plan: Plan, arch: str) -> None:
         """Raises `EngineError` when the plan was not built for `arch`."""
         if any(arch not in op.tactics for op in plan.ops):
-            raise EngineError(f"The plan has no launches for {arch}; it was built for {', '.join(plan.fingerprint.arches)}.")
+            raise EngineError(f"the plan has no launches for {arch}; it was built for {', '.join(plan.fingerprint.arches)}")
         self._num_ops = len(plan.ops)
         self._launches: list[PlannedLaunch] = []
         grids: list[int | str] = []
@@ -53,3 +61,16 @@ class LaunchOrder:
         for index in range(self._num_ops):
             counts[index + 1] += counts[index]
         return counts
+
+
+def run_in_groups(program: Program, groups: Sequence[tuple[str, int, int]], ends: Sequence[int], observer: StepObserver) -> None:
+    """Runs `program` group of ops by group (`op_groups`) and tells `observer` of each; `ends` is `LaunchOrder.ends` of the step."""
+    for label, first_op, end_op in groups:
+        first, end = ends[first_op], ends[end_op]
+        if first == end:
+            continue
+        observer.ops_begin(label)
+        try:
+            program.run(first, end)
+        finally:
+            observer.ops_end()

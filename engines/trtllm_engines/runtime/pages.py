@@ -21,7 +21,7 @@ class PagePool:
 
     def __init__(self, num_pages: int) -> None:
         if num_pages <= RESERVED_PAGES:
-            raise ValueError(f"A KV cache of {num_pages} pages holds nothing: page 0 is padding's.")
+            raise ValueError(f"a KV cache of {num_pages} pages holds nothing; page 0 is padding's")
         self.capacity = num_pages - RESERVED_PAGES
         self.refs = np.zeros(num_pages, np.int32)
         self._stack = np.arange(num_pages - 1, RESERVED_PAGES - 1, -1, dtype=np.int32)

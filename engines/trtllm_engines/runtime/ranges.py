@@ -2,8 +2,7 @@
 
     annotate(llm.loop, "op")
 
-wraps, on these objects alone, the few methods a range belongs around; an engine that was not annotated runs exactly the code it has always
-run, so `off` costs nothing and needs no `if` on the path. Levels, each holding the ones before:
+observes the engine (`observer.py`) and turns what it is told into ranges. Levels, each holding the ones before:
 
 - `step`: `step` (payload: KV pages in use), `schedule` (requests waiting), `launch <phase>` (tokens), `sample` (rows), `finish`, and a mark
   naming the requests admitted;
@@ -17,16 +16,16 @@ Without the nvtx package the ranges go through torch's own NVTX, which has no do
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, get_args
 
 from trtllm_engines.errors import EngineError
 from trtllm_engines.runtime.batch import StepBatch
-from trtllm_engines.runtime.launch_order import LaunchOrder
+from trtllm_engines.runtime.observer import OpDetail, StepObserver
 
 if TYPE_CHECKING:
     from trtllm_engines.runtime.engine_loop import EngineLoop
+    from trtllm_engines.runtime.request import Request
 
 Detail = Literal["off", "step", "layer", "op"]
 DETAILS: tuple[str, ...] = get_args(Detail)
@@ -118,14 +117,14 @@ def nvtx_marker() -> Marker:
 
         if torch.version.cuda is None:
             raise EngineError(
-                "NVTX ranges need the nvtx package (python3 -m pip install nvtx) or a CUDA build of torch; neither is here."
+                "NVTX ranges need the nvtx package (python3 -m pip install nvtx) or a CUDA build of torch; neither is here"
             ) from None
         return TorchNvtxMarker()
 
 
 def check_detail(detail: str) -> Detail:
     if detail not in DETAILS:
-        raise EngineError(f"Unknown NVTX detail {detail!r}; choose one of {', '.join(DETAILS)}.")
+        raise EngineError(f"unknown NVTX detail {detail!r}; choose one of {', '.join(DETAILS)}")
     return detail  # type: ignore[return-value]
 
 
@@ -135,123 +134,45 @@ def phase_of(batch: StepBatch) -> str:
     return "mixed" if batch.num_decodes else "prefill"
 
 
-def annotate(loop: EngineLoop, detail: str, *, arch: str = "cpu", marker: Marker | None = None) -> None:
-    """Wraps `loop` and its runner, whose plan was built for `arch`; call it before the first step.
+def annotate(loop: EngineLoop, detail: str, *, marker: Marker | None = None) -> None:
+    """Observes `loop` and its runner; call it before the first step.
 
     Raises `EngineError` for an unknown level, and where no NVTX is to be had.
     """
-    level = DETAILS.index(check_detail(detail))
-    if level == 0:
-        return
-    to = marker or nvtx_marker()
-    runner: Any = loop._runner
-    _wrap(loop, "step", to, lambda: "step", lambda: loop.scheduler.pool.used)
-    _wrap(loop.scheduler, "receive", to, lambda *args: "finish")
-    _annotate_admission(loop, to)
-    _wrap(runner, "launch", to, lambda batch: f"launch {phase_of(batch)}", lambda batch: batch.num_tokens)
-    state = getattr(runner, "state", None)
-    if state is not None:
-        _wrap(state, "sample", to, lambda *args: "sample", lambda plan, *rest: plan.count)
-    if level > 1 and hasattr(runner, "plan"):
-        _annotate_ops(runner, to, arch, by_op=detail == "op")
+    if check_detail(detail) != "off":
+        loop.observe(RangeObserver(marker or nvtx_marker(), detail))
 
 
-def _wrap(owner: Any, name: str, to: Marker, label: Callable[..., str], payload: Callable[..., int] = lambda *args, **named: 0) -> None:
-    inner = getattr(owner, name)
+class RangeObserver(StepObserver):
+    """Pushes and pops ranges of `marker`."""
 
-    def ranged(*args: Any, **named: Any) -> Any:
-        to.push(label(*args, **named), payload(*args, **named))
-        try:
-            return inner(*args, **named)
-        finally:
-            to.pop()
+    def __init__(self, marker: Marker, detail: str) -> None:
+        self._marker = marker
+        self.op_detail = "off" if detail == "step" else cast(OpDetail, detail)
 
-    setattr(owner, name, ranged)
+    def step_begins(self, kv_pages_used: int) -> None:
+        self._marker.push("step", kv_pages_used)
 
+    def schedule_begins(self, waiting: int) -> None:
+        self._marker.push("schedule", waiting)
 
-def _annotate_admission(loop: EngineLoop, to: Marker) -> None:
-    inner = loop.scheduler.schedule
+    def admitted(self, requests: Sequence[Request]) -> None:
+        shown = ", ".join(str(request.request_id) for request in requests[:MAX_IDS]) + (", ..." if len(requests) > MAX_IDS else "")
+        self._marker.mark(f"admit {len(requests)}: {shown}")
 
-    def schedule(step: int) -> StepBatch | None:
-        to.push("schedule", loop.scheduler.num_waiting)
-        try:
-            batch = inner(step)
-        finally:
-            to.pop()
-        if batch is not None and batch.starts:
-            ids = [request.request_id for start in batch.starts if (request := loop.scheduler.slots.requests[start.slot]) is not None]
-            shown = ", ".join(map(str, ids[:MAX_IDS])) + (", ..." if len(ids) > MAX_IDS else "")
-            to.mark(f"admit {len(ids)}: {shown}")
-        return batch
+    def launch_begins(self, step: int, batch: StepBatch) -> None:
+        self._marker.push(f"launch {phase_of(batch)}", batch.num_tokens)
 
-    setattr(loop.scheduler, "schedule", schedule)  # noqa: B010
+    def ops_begin(self, label: str) -> None:
+        self._marker.push(label)
 
+    def sample_begins(self, rows: int) -> None:
+        self._marker.push("sample", rows)
 
-def _annotate_ops(runner: Any, to: Marker, arch: str, by_op: bool) -> None:
-    if hasattr(runner, "_calls"):
-        _annotate_cpu(runner, to, by_op)
-    else:
-        runner._program = RangedProgram(runner._program, LaunchOrder(runner.plan, arch), [op.name for op in runner.plan.ops], to, by_op)
+    def receive_begins(self, step: int) -> None:
+        self._marker.push("finish")
 
+    def _pop(self) -> None:
+        self._marker.pop()
 
-def groups_of(names: Sequence[str], by_op: bool) -> list[tuple[str, int, int]]:
-    """(range's name, first op, end) of consecutive ops: one an op, or one a layer and one for each op outside the layers."""
-    groups: list[tuple[str, int, int]] = []
-    for index, name in enumerate(names):
-        layer = re.search(r"\.(\d+)\.", name)
-        label = name if by_op or layer is None else f"layer {layer.group(1)}"
-        if groups and groups[-1][0] == label:
-            groups[-1] = (label, groups[-1][1], index + 1)
-        else:
-            groups.append((label, index, index + 1))
-    return groups
-
-
-def _annotate_cpu(runner: Any, to: Marker, by_op: bool) -> None:
-    """The CPU runner calls ops one by one: the first and last call of a group open and close its range."""
-    calls = list(runner._calls)
-    for label, first, end in groups_of([op.name for op, _, _ in calls], by_op):
-        for index in range(first, end):
-            op, call, attrs = calls[index]
-            calls[index] = (op, _ranged_call(call, to, label if index == first else None, index == end - 1), attrs)
-    runner._calls = calls
-
-
-def _ranged_call(call: Any, to: Marker, opens: str | None, closes: bool) -> Any:
-    def ranged(*args: Any, **attrs: Any) -> Any:
-        if opens is not None:
-            to.push(opens)
-        try:
-            return call(*args, **attrs)
-        finally:
-            if closes:
-                to.pop()
-
-    return ranged
-
-
-class RangedProgram:
-    """A bound program whose launches are made group by group, each group in its range."""
-
-    def __init__(self, program: Any, order: LaunchOrder, names: Sequence[str], to: Marker, by_op: bool) -> None:
-        self._program, self._order, self._to = program, order, to
-        self._groups = groups_of(names, by_op)
-        self._bounds: list[tuple[str, int, int]] = []
-
-    def set_symbols(self, **symbols: int) -> None:
-        self._program.set_symbols(**symbols)
-        ends = self._order.ends(symbols)
-        self._bounds = [(label, ends[first], ends[end]) for label, first, end in self._groups if ends[end] > ends[first]]
-
-    def run(self) -> None:
-        active = self._program._active
-        try:
-            for label, first, end in self._bounds:
-                self._program._active = active[first:end]
-                self._to.push(label)
-                try:
-                    self._program.run()
-                finally:
-                    self._to.pop()
-        finally:
-            self._program._active = active
+    step_ends = schedule_ends = launch_ends = ops_end = sample_ends = receive_ends = _pop

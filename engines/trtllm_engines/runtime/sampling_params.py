@@ -80,4 +80,4 @@ def _finite(value: float) -> bool:
 
 def _check(ok: bool, sentence: str) -> None:
     if not ok:
-        raise SamplingError(f"Invalid sampling parameters: {sentence}.")
+        raise SamplingError(f"invalid sampling parameters: {sentence}")

@@ -48,14 +48,14 @@ class SchedulerConfig:
 
     def __post_init__(self) -> None:
         if self.policy not in POLICIES:
-            raise EngineError(f"Unknown batching policy {self.policy!r}; choose one of {', '.join(POLICIES)}.")
+            raise EngineError(f"unknown batching policy {self.policy!r}; choose one of {', '.join(POLICIES)}")
         for name in ("max_batch_size", "max_num_tokens", "max_seq_len", "page_size"):
             if getattr(self, name) < 1:
-                raise EngineError(f"{name} must be at least 1, not {getattr(self, name)}.")
+                raise EngineError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.max_num_tokens < self.max_batch_size:
             raise EngineError(
-                f"max_num_tokens ({self.max_num_tokens}) must be at least max_batch_size ({self.max_batch_size}): "
-                "each decoding sequence takes one token of a step."
+                f"max_num_tokens ({self.max_num_tokens}) must be at least max_batch_size ({self.max_batch_size}); "
+                "each decoding sequence takes one token of a step"
             )
 
     @property

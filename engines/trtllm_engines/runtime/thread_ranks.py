@@ -42,8 +42,8 @@ class _Meeting:
 
 
 @dataclass(frozen=True)
-class ThreadCommunicator:
-    """One thread's end of a meeting."""
+class ThreadGroup:
+    """One thread's membership in a group, for ops (as a `Communicator`) and for the runtime (as a `RankGroup`)."""
 
     meeting: _Meeting
     rank: int
@@ -55,6 +55,19 @@ class ThreadCommunicator:
     def all_gather(self, x: torch.Tensor) -> list[torch.Tensor]:
         return self.meeting.all_gather(self.rank, x)
 
+    def arena(self, nbytes: int) -> torch.Tensor:
+        return torch.zeros(nbytes, dtype=torch.uint8)
+
+    def join(self, plan: Plan) -> torch.Tensor:
+        return communicate(self)
+
+    def least(self, count: int) -> int:
+        """Threads of one machine have the same memory."""
+        return count
+
+    def columns(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat(self.all_gather(x), dim=1)
+
 
 class ThreadRanks:
     """A `StepRunner` of several CPU ranks. `tensors(rank)` gives a rank's weights and constants."""
@@ -62,8 +75,8 @@ class ThreadRanks:
     def __init__(self, plan: Plan, tensors: Callable[[int], Mapping[str, torch.Tensor]], num_pages: int) -> None:
         self.plan, self.num_pages = plan, num_pages
         self._meeting = _Meeting(plan.parallel.tp)
-        groups = [communicate(ThreadCommunicator(self._meeting, rank)) for rank in range(plan.parallel.tp)]
-        self.ranks = [CpuRunner(plan, tensors(rank), num_pages, group) for rank, group in enumerate(groups)]
+        groups = [ThreadGroup(self._meeting, rank) for rank in range(plan.parallel.tp)]
+        self.ranks = [CpuRunner(plan, tensors(group.rank), num_pages, group=group) for group in groups]
         self._inboxes: list[queue.SimpleQueue[tuple[StepBatch, Future[StepOutput]] | None]] = [queue.SimpleQueue() for _ in self.ranks]
         self._threads = [
             threading.Thread(target=self._serve, args=(rank,), name=f"rank-{rank}", daemon=True) for rank in range(len(self.ranks))

@@ -1,11 +1,11 @@
 """KernelSpec to machine code, ahead of time, on a machine with or without a GPU.
 
-Triton's compiler is called on the source of the kernel directly (no launcher, no driver, no torch), with every pointer promised to be
-16-byte aligned: without that promise no load is 128 bits wide. Results are cached on disk by the specification, the architecture, the
-version of the compiler and the hash of all its kernels' sources, so that a changed helper function is never served stale code. Registers
-and spills are read back from the cubin by `cuobjdump`, which Triton's wheel carries.
+Triton's compiler is called on the kernel's source directly (no launcher, no driver, no torch), with the promise that every pointer is
+16-byte aligned: without it no load would be 128 bits wide. Results are cached on disk by the specification, the architecture, the
+compiler's version and a hash of all kernel sources of that compiler, so a change to a helper function never leads to stale code. Registers
+and spills are read back from the cubin by `cuobjdump`, which is part of Triton's wheel.
 
-Kernels in CUDA C++ go to NVRTC instead (`nvrtc`) and from there on are like the others.
+Kernels in CUDA C++ go to NVRTC instead (`nvrtc`) and are treated like the others from there on.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ def _triton_hashes() -> Mapping[str, str]:
 
 
 def source_hashes() -> Mapping[str, str]:
-    """sha256 of each kernel source file: provenance of an engine."""
+    """sha256 of each kernel source file: part of an engine's provenance."""
     return {**_triton_hashes(), **nvrtc.source_hashes()}
 
 
 def cache_folder(arch: str, *, cuda: bool = False) -> Path:
-    """Where compiled kernels are kept (`TRTLLM_BENCH_CACHE`, else the user's cache folder): Triton's, or those in CUDA C++."""
+    """Where compiled kernels are kept (`TRTLLM_BENCH_CACHE`, else the user's cache folder), one folder per compiler."""
     users = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     root = os.environ.get("TRTLLM_BENCH_CACHE") or os.path.join(users, "trtllm-bench")
     hashes = nvrtc.source_hashes() if cuda else _triton_hashes()
@@ -58,7 +58,7 @@ def _compiler(cuda: bool) -> str:
 
 
 def cached(spec: KernelSpec, arch: str) -> Cubin | None:
-    """What the cache holds of a kernel; None where that is nothing or damaged."""
+    """A kernel from the cache; None if it is missing or damaged."""
     folder = cache_folder(arch, cuda=spec.is_cuda)
     if not (folder / f"{spec.key}.json").is_file():
         return None
@@ -68,18 +68,18 @@ def cached(spec: KernelSpec, arch: str) -> Cubin | None:
 
 
 def compile_kernel(spec: KernelSpec, arch: str, *, cache: bool = True) -> Cubin:
-    """Compile one kernel for `arch`, or take it from the cache. Raises KernelError if it does not compile."""
-    if cache and (kept := cached(spec, arch)) is not None:
-        return kept
+    """Compiles one kernel for `arch`, or takes it from the cache. Raises `KernelError` if it does not compile."""
+    if cache and (stored := cached(spec, arch)) is not None:
+        return stored
     cubin = _compile_cuda(spec, arch) if spec.is_cuda else _compile(spec, arch)
     if cache:
-        with contextlib.suppress(OSError):  # a cache that cannot be written costs time, nothing else
+        with contextlib.suppress(OSError):  # a cache that cannot be written only costs time
             cubin.save(cache_folder(arch, cuda=spec.is_cuda), spec.key)
     return cubin
 
 
 def compile_all(specs: Iterable[KernelSpec], arch: str, progress: Callable[[str, int, int], None] | None = None) -> dict[str, Cubin]:
-    """Every distinct kernel of `specs`, by key. `progress(key, done, total)` is called after each."""
+    """Compiles every distinct kernel of `specs`; the result is by key. `progress(key, done, total)` is called after each."""
     distinct = {spec.key: spec for spec in specs}
     compiled: dict[str, Cubin] = {}
     for key, spec in distinct.items():
@@ -155,7 +155,7 @@ def _compile_cuda(spec: KernelSpec, arch: str) -> Cubin:
 
 
 def resource_usage(code: bytes) -> tuple[int, int]:
-    """(registers, stack + local bytes) a thread, as `cuobjdump --dump-resource-usage` states them."""
+    """(registers, stack + local bytes) per thread, as `cuobjdump --dump-resource-usage` states them."""
     import triton
 
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"

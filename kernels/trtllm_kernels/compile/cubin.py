@@ -15,11 +15,11 @@ from trtllm_kernels.errors import KernelError
 
 @dataclass(frozen=True)
 class CubinInfo:
-    """`entry` is the symbol to launch; `spill_bytes` is stack and local memory a thread (0 in a healthy kernel).
+    """`entry` is the symbol to launch. `spill_bytes` is stack and local memory per thread (0 in a healthy kernel).
 
-    `tensordesc` describes, in order, the TMA descriptors the kernel takes: element type, swizzle and block size, as Triton chose them or
-    `nvrtc` states them.
-    `waits`: the kernel waits by itself for the one before it, so it may begin before that has ended (`triton_kernels/overlap.py`).
+    `tensordesc` describes, in order, the TMA descriptors that the kernel takes: element type, swizzle and block size, as Triton chose them
+    or `nvrtc` states them.
+    `waits`: the kernel waits for its predecessor itself, so it may begin before that one has ended (`triton_kernels/pdl.py`).
     """
 
     entry: str
@@ -38,7 +38,7 @@ class Cubin:
     code: bytes
 
     def save(self, folder: Path, key: str) -> None:
-        """Write `key.cubin` and `key.json`, each whole or not at all; the code first, so that a description implies its code."""
+        """Writes `key.cubin` and `key.json`, each whole or not at all; the code first, so that a description implies its code."""
         folder.mkdir(parents=True, exist_ok=True)
         _write(folder / f"{key}.cubin", self.code)
         _write(folder / f"{key}.json", json.dumps(asdict(self.info), indent=1, sort_keys=True).encode())

@@ -1,10 +1,11 @@
-"""CUDA C++ kernels (`cuda_kernels/`) to machine code by NVRTC: no GPU, no nvcc, no header of CUDA's. What `aot` does for Triton's.
+"""Compiles CUDA C++ kernels (`cuda_kernels/`) to machine code by NVRTC, without a GPU, nvcc or CUDA headers. The counterpart of `aot` for
+Triton.
 
-A kernel of that folder is a `.cu` file with one function of the file's name; constants of its specification become macros. It takes what
-the launch ABI passes (`driver`), so nothing but this file knows of its language. It says in SHARED_BYTES how much shared memory its launch
-asks for (static memory ends at 48 KiB), and a matrix it reads by TMA comes in boxes of 128-byte rows with the swizzle of that width.
+A kernel is a `.cu` file with one function of the file's name; the constants of its specification become macros. It takes what the launch
+ABI passes (`driver`), so only this file knows its language. Its SHARED_BYTES says how much shared memory its launch requests (static shared
+memory ends at 48 KiB), and a matrix that it reads by TMA comes in boxes of 128-byte rows with the 128-byte swizzle.
 
-Code is for `sm_90a`, whose instructions (wgmma, setmaxnreg) are why such kernels are written; no other architecture has any.
+The code is for `sm_90a`: its instructions (wgmma, setmaxnreg) are why these kernels are written. Other architectures have no such kernels.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from trtllm_kernels.errors import KernelError
 
 SOURCES = Path(__file__).resolve().parents[1] / "cuda_kernels"
 _ELEMENT_TYPES = {"fp8e4nv": (0, 1), "fp16": (6, 2), "bf16": (10, 2)}
-"""In the numbering of `CubinInfo.tensordesc`, which is Triton's; bytes."""
+"""(number, bytes): the numbering of `CubinInfo.tensordesc`, which is Triton's."""
 _SWIZZLE_128 = 3
 
 
@@ -33,14 +34,14 @@ def source_hashes() -> Mapping[str, str]:
 
 @lru_cache(maxsize=1)
 def version() -> str:
-    """Of NVRTC, such as 13.0. Raises KernelError where it is missing."""
+    """NVRTC's version, such as 13.0. Raises `KernelError` if it is missing."""
     nvrtc = _bindings()
     _, major, minor = nvrtc.nvrtcVersion()
     return f"{major}.{minor}"
 
 
 def compile_source(spec: KernelSpec, arch: str) -> tuple[bytes, str, str]:
-    """(machine code, PTX, what the assembler said) of a kernel. Raises KernelError if it does not compile."""
+    """(machine code, PTX, the assembler's log) of a kernel. Raises `KernelError` if it does not compile."""
     nvrtc = _bindings()
     path = SOURCES / f"{spec.module.rpartition('.')[2]}.cu"
     if not path.is_file() or path.stem != spec.function:
@@ -64,15 +65,15 @@ def compile_source(spec: KernelSpec, arch: str) -> tuple[bytes, str, str]:
 
 
 def tensor_descriptions(spec: KernelSpec) -> tuple[Mapping[str, Any], ...]:
-    """`CubinInfo.tensordesc`: a box is what the specification says, in one piece."""
-    found = (re.fullmatch(r"tensordesc<(\w+)\[(\d+),(\d+)\]>", kind) for kind in spec.signature.values())
-    boxes = [(match[1], int(match[2]), int(match[3])) for match in found if match]
-    types = [_ELEMENT_TYPES.get(kind, (0, 0)) for kind, _, _ in boxes]
+    """`CubinInfo.tensordesc`: one box per TMA parameter, as the specification states it."""
+    matches = (re.fullmatch(r"tensordesc<(\w+)\[(\d+),(\d+)\]>", type_name) for type_name in spec.signature.values())
+    boxes = [(match[1], int(match[2]), int(match[3])) for match in matches if match]
+    types = [_ELEMENT_TYPES.get(element, (0, 0)) for element, _, _ in boxes]
     if any(columns * size != 128 for (_, _, columns), (_, size) in zip(boxes, types, strict=True)):
-        raise KernelError(f"kernel {spec.function} takes boxes {boxes}; they must be of 128 bytes a row of {', '.join(_ELEMENT_TYPES)}")
+        raise KernelError(f"kernel {spec.function} takes boxes {boxes}; a row must be 128 bytes of {', '.join(_ELEMENT_TYPES)}")
     return tuple(
-        {"block_size": [rows, columns], "elem_size": size, "elem_type": kind, "swizzle": _SWIZZLE_128}
-        for (_, rows, columns), (kind, size) in zip(boxes, types, strict=True)
+        {"block_size": [rows, columns], "elem_size": size, "elem_type": number, "swizzle": _SWIZZLE_128}
+        for (_, rows, columns), (number, size) in zip(boxes, types, strict=True)
     )
 
 
@@ -88,9 +89,7 @@ def _bindings() -> Any:
 
         nvrtc.nvrtcVersion()
     except ImportError as error:
-        raise KernelError(
-            "cuda-python, through which CUDA C++ kernels are compiled, is missing; python3 -m pip install cuda-python"
-        ) from error
+        raise KernelError("cuda-python, which compiles CUDA C++ kernels, is missing; run python3 -m pip install cuda-python") from error
     except (RuntimeError, OSError) as error:
-        raise KernelError("NVRTC, which compiles the CUDA C++ kernels, is missing; python3 -m pip install nvidia-cuda-nvrtc") from error
+        raise KernelError("NVRTC, which compiles CUDA C++ kernels, is missing; run python3 -m pip install nvidia-cuda-nvrtc") from error
     return nvrtc

@@ -1,8 +1,8 @@
-"""Many kernels at once, one process a core: what tuning compiles, where most of a minute would pass one kernel after another.
+"""Compiles many kernels at once, one process per core. Tuning would otherwise spend most of a minute compiling one after another.
 
-Processes and not threads: Triton's compiler is Python for the larger part. They are started afresh, since a process with a CUDA context
-cannot be forked. A kernel that cannot be compiled is a result here and no error, and one that takes its process down (compilers do crash)
-costs the others nothing: they are tried once more, in the opposite order. What the cache holds starts no process.
+Processes and not threads: most of Triton's compiler is Python. They are spawned, since a process with a CUDA context cannot be forked. A
+kernel that cannot be compiled is a result here and not an error. A kernel that crashes its process (compilers do crash) does not harm the
+others: they are tried once more, in the opposite order. If the cache holds all kernels, no process is started.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from trtllm_kernels.dialect.types import KernelSpec
 from trtllm_kernels.errors import KernelError
 
 Compiled = Mapping[str, Cubin | str]
-"""By kernel key: the machine code, or why there is none."""
+"""By kernel key: the machine code, or the reason why there is none."""
 
 
 def compile_many(
@@ -31,13 +31,13 @@ def compile_many(
     seconds: float = float("inf"),
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Compiled:
-    """Every distinct kernel; those not begun after `seconds` are given up."""
+    """Compiles every distinct kernel. Those not begun after `seconds` are given up."""
     distinct = {spec.key: spec for spec in specs}
     total, deadline = len(distinct), time.monotonic() + seconds
-    found: dict[str, Cubin | str] = {key: cubin for key, spec in distinct.items() if (cubin := cached(spec, arch)) is not None}
-    left = {key: spec for key, spec in distinct.items() if key not in found}
-    if found:
-        progress(len(found), total)
+    results: dict[str, Cubin | str] = {key: cubin for key, spec in distinct.items() if (cubin := cached(spec, arch)) is not None}
+    left = {key: spec for key, spec in distinct.items() if key not in results}
+    if results:
+        progress(len(results), total)
     context = multiprocessing.get_context("spawn")
     count = min(workers or len(os.sched_getaffinity(0)), max(1, len(left)))
     for order in (1, -1):
@@ -48,15 +48,15 @@ def compile_many(
             try:
                 for future in as_completed(futures, None if deadline == float("inf") else max(0.0, deadline - time.monotonic())):
                     key, result = future.result()
-                    found[key] = result
+                    results[key] = result
                     del left[key]
-                    progress(len(found), total)
+                    progress(len(results), total)
             except BrokenProcessPool:
                 continue
             except TimeoutError:
                 pool.shutdown(wait=True, cancel_futures=True)
-                return found | dict.fromkeys(left, "no time was left to compile it")
-    return found | dict.fromkeys(left, "the compiler crashed")
+                return results | dict.fromkeys(left, "no time was left to compile it")
+    return results | dict.fromkeys(left, "the compiler crashed")
 
 
 def _attempt(spec: KernelSpec, arch: str) -> tuple[str, Cubin | str]:

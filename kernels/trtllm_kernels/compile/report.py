@@ -1,4 +1,4 @@
-"""`python -m trtllm_kernels.compile.report --arch sm_90`: registers, shared memory and spills of every kernel, compiled here and now."""
+"""`python -m trtllm_kernels.compile.report --arch sm_90`: compiles every kernel and prints its registers, shared memory and spills."""
 
 from __future__ import annotations
 

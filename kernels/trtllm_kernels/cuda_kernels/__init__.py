@@ -1,1 +1,1 @@
-"""Kernels in CUDA C++, where the compiler of `triton_kernels` leaves too much of the chip unused: `.cu` files, compiled by `nvrtc.py`."""
+"""Kernels in CUDA C++, for where Triton's compiler leaves too much of the GPU unused: `.cu` files, compiled by `nvrtc.py`."""

@@ -1,18 +1,20 @@
-// What attention of prompts computes on Hopper, whoever loads for it: the kernels of `uncached_prefill_attention.cu` and `context_attention.cu`.
+// The computation of prefill attention on Hopper, common to `uncached_prefill_attention.cu` and `context_attention.cu`, which differ in
+// what they load.
 //
-// After FlashAttention-3 (Shah et al. 2024). One block an SM: a warpgroup that loads, and two that compute 64 queries each of a tile of 128
-// queries by 128 keys. A warpgroup begins the scores of the next keys before it waits for the values of these; and the two take turns at
-// beginning products, so that the softmax of each runs beside the products of the other. Probabilities go from the registers they are
-// computed in straight into the second product. Blocks stay and walk tiles (`tiles.cuh`): the next tile's loads run, and a result is
-// stored, while others compute.
+// After FlashAttention-3 (Shah et al. 2024). One block per SM: one warpgroup loads, and two compute 64 queries each of a tile of 128
+// queries by 128 keys. A warpgroup issues the scores of the next keys before it waits for the values of these, and the two take turns at
+// issuing wgmma, so that the softmax of each overlaps with the multiplications of the other. Probabilities stay in the registers they are
+// computed in and are an operand of the second multiplication. Blocks are persistent and walk tiles (`tiles.cuh`): loads of the next tile,
+// and stores of the last one, overlap with the computation.
 //
 // Tried on an H100 and slower: two blocks of a cluster that share loads of keys and values (multicast), which wait for each other longer
-// than they would for L2; a tile's first scores begun with the last values of the tile before, in code of its own for each warpgroup (half
-// of whose diagonal is empty); keeping the wait for values behind the softmax, where the assembler moves it up; no turns.
+// than they would for L2; the first scores of a tile issued together with the last values of the tile before, in separate code for each
+// warpgroup (half of whose diagonal is empty); keeping the wait for values behind the softmax, where the assembler moves it up; no turns.
 //
-// D is 64 or 128. Products are of bf16, or fp16 (HALF); results are fp8 if QUANTIZE, else bf16, or fp16 (OUT_HALF). Blocks of keys come
-// from the last that a tile's queries see down to the first. Without PAST a tile's last block is its own tokens; with it the diagonal lies
-// anywhere in the last two. CODES: keys and values pass through shared memory as fp8. LOADERS: arrivals that make a block of them full.
+// D is 64 or 128. Operands are bf16, or fp16 (HALF); results are fp8 if QUANTIZE, else bf16, or fp16 (OUT_HALF). Blocks of keys come from
+// the last one that a tile's queries see down to the first. Without PAST, a tile's last block is its own tokens; with PAST, the diagonal
+// lies anywhere in the last two. CODES: keys and values pass through shared memory as fp8. LOADERS: arrivals that make a block of them
+// full.
 #pragma once
 #include "hopper.cuh"
 #include "tiles.cuh"
@@ -20,10 +22,10 @@
 constexpr int PANELS = D / 64, STAGES = 2, SLOTS = 2;
 constexpr int PANEL_BYTES = TILE * 128, TILE_BYTES = PANELS * PANEL_BYTES;
 constexpr int THREADS = 128 * 3, CONSUMER_WARPS = 8;
-// Registers of a thread that loads, and of one that computes: together what a launch gives, 168 a thread of 384.
+// Registers of a thread that loads and of one that computes: together what a launch gives, 168 for each of 384 threads.
 constexpr int LOADING = CODES ? 72 : 56, COMPUTING = (3 * 168 - LOADING) / 2;
-static_assert(LOADING % 8 == 0 && COMPUTING % 8 == 0, "registers are given and taken by eights");
-constexpr int TURN = 1, OWN = 3, CODES_READ = 5;  // numbers of barriers among warps; one a warpgroup of the first two
+static_assert(LOADING % 8 == 0 && COMPUTING % 8 == 0, "registers are moved in multiples of eight");
+constexpr int TURN = 1, OWN = 3, CODES_READ = 5;  // numbers of barriers among warps; the first two are one per warpgroup
 
 struct Shared {
     char queries[SLOTS][TILE_BYTES];
@@ -44,7 +46,7 @@ static_assert(sizeof(Shared) <= SHARED_BYTES, "SHARED_BYTES is what a launch ask
 
 extern __shared__ __align__(1024) char memory[];
 
-// By one thread, before all others use them.
+// Called by one thread, before all others use them.
 INLINE void make_barriers(Shared& shared) {
 #pragma unroll
     for (int i = 0; i < SLOTS; i++) {
@@ -70,7 +72,7 @@ INLINE void load_tile(char* to, const TensorMap& qkv, int row, int column, u64& 
     for (int panel = 0; panel < PANELS; panel++) load_box(to + panel * PANEL_BYTES, qkv, row, column + 64 * panel, full);
 }
 
-// By one thread: makes room for a tile's queries and has them loaded, or tells that there are no more tiles.
+// Called by one thread: waits for room for a tile's queries and loads them, or announces that there are no more tiles.
 INLINE void announce(Shared& shared, const TensorMap& qkv, const Tile& tile, u32 count) {
     u32 slot = count % SLOTS;
     wait(shared.queries_empty[slot], (count / SLOTS + 1) % 2);
@@ -82,24 +84,24 @@ INLINE void announce(Shared& shared, const TensorMap& qkv, const Tile& tile, u32
     }
 }
 
-// scores = queries @ keys.T; begins, does not wait
+// scores = queries @ keys.T; issued, not awaited
 INLINE void begin_scores(float (&scores)[64], u64 queries, u64 keys) {
 #pragma unroll
     for (int k = 0; k < D / 16; k++) {
         int at = (k / 4 * PANEL_BYTES + k % 4 * 32) / 16;
         multiply(scores, queries + at, keys + at, k > 0);
     }
-    products_end();
+    wgmma_commit();
 }
 
-// acc += probabilities @ values; begins, does not wait
+// acc += probabilities @ values; issued, not awaited
 INLINE void begin_values(float (&acc)[D / 2], const u32 (&probabilities)[32], u64 values) {
 #pragma unroll
     for (int k = 0; k < TILE / 16; k++) multiply_add(acc, probabilities + 4 * k, values + 2048 / 16 * k);
-    products_end();
+    wgmma_commit();
 }
 
-// A row sees the keys of a block up to its own number.
+// Masks the scores of keys that a row does not see: those after its own position in the block.
 INLINE void hide(float (&s)[64], int row, int column) {
 #pragma unroll
     for (int j = 0; j < 64; j++) {
@@ -108,8 +110,9 @@ INLINE void hide(float (&s)[64], int row, int column) {
     }
 }
 
-// Scores become probabilities over the running maximum (Milakov and Gimelshein 2018), of a thread's two rows; `shrink` is what was summed
-// before is worth now. FIRST: of the block that the diagonal ends in. With PAST a row may see none of it, so the maximum begins finite.
+// Turns scores into probabilities relative to the running maximum (Milakov and Gimelshein 2018), for a thread's two rows. `shrink` is the
+// factor for what was summed before. FIRST: the block in which the diagonal ends. With PAST a row may see none of its keys, so the maximum
+// begins finite.
 template <bool FIRST>
 INLINE void soften(float (&s)[64], float (&highest)[2], float (&total)[2], float (&shrink)[2], float scale_log2, int row, int column) {
 #pragma unroll
@@ -144,7 +147,7 @@ INLINE void round_to(u32 (&p)[32], const float (&s)[64]) {
     for (int i = 0; i < 32; i++) p[i] = pack(s[2 * i], s[2 * i + 1]);
 }
 
-// Of four neighbouring lanes: lane i's x[k] becomes lane k's x[i].
+// Transposes among four neighbouring lanes: lane i's x[k] becomes lane k's x[i].
 INLINE void transpose(u32 (&x)[4], int lane) {
 #pragma unroll
     for (int by = 1; by <= 2; by *= 2) {
@@ -162,7 +165,7 @@ INLINE void transpose(u32 (&x)[4], int lane) {
     }
 }
 
-// Columns lie with four lanes; each stores 16 bytes at a time, four lanes 64 that are neighbours.
+// Four lanes hold the columns of a row. Each stores 16 bytes at a time, and the four store 64 adjacent bytes.
 INLINE void store_row(char* to, const float (&acc)[D / 2], int half, float factor, int lane, bool present) {
     constexpr int WORDS = QUANTIZE ? D / 16 : D / 8;
     u32 words[WORDS];
@@ -180,7 +183,7 @@ INLINE void store_row(char* to, const float (&acc)[D / 2], int half, float facto
         u32 x[4] = {words[i], words[i + 1], words[i + 2], words[i + 3]};
         transpose(x, lane);
         uint4 y;
-#if QUANTIZE  // a word is of two groups of columns
+#if QUANTIZE  // a word holds two groups of columns
         y.x = __byte_perm(x[0], x[1], 0x5410), y.y = __byte_perm(x[2], x[3], 0x5410);
         y.z = __byte_perm(x[0], x[1], 0x7632), y.w = __byte_perm(x[2], x[3], 0x7632);
 #else
@@ -190,7 +193,7 @@ INLINE void store_row(char* to, const float (&acc)[D / 2], int half, float facto
     }
 }
 
-// A warpgroup's part of a tile, over the totals.
+// Stores a warpgroup's part of a tile, divided by the totals.
 INLINE void store(char* out, const float (&acc)[D / 2], const float (&total)[2], Tile tile, float factor, int row) {
     constexpr int BYTES = QUANTIZE ? 1 : 2, ROW_BYTES = HKV * G * D * BYTES;
     char* at = out + (long long)(tile.row + row) * ROW_BYTES + tile.head * D * BYTES;
@@ -208,7 +211,7 @@ INLINE void zero(T (&x)[N]) {
     for (int i = 0; i < N; i++) x[i] = 0;
 }
 
-// Rows from `from` on; by a warpgroup, of whose own all products see it.
+// Zeroes rows from `from` on. Called by a whole warpgroup; all its later wgmma see it.
 INLINE void zero_rows(char* tile, int from, u32 number) {
     int thread = threadIdx.x % 128;
     for (int chunk = from * 8 + thread; chunk < TILE * 8; chunk += 128) {
@@ -220,7 +223,7 @@ INLINE void zero_rows(char* tile, int from, u32 number) {
 }
 
 #if HALF != OUT_HALF
-// Queries that came as bf16 become fp16, as cached codes do, which it holds exactly; a warpgroup's 64 rows, by itself.
+// Converts bf16 queries to fp16, which holds cached codes exactly. Each warpgroup converts its own 64 rows.
 INLINE void to_half(char* rows, u32 number) {
 #pragma unroll
     for (int panel = 0; panel < PANELS; panel++) {
@@ -236,10 +239,10 @@ INLINE void to_half(char* rows, u32 number) {
 }
 #endif
 
-// Warpgroup `who`: queries 64 * who to 64 * who + 63 of each tile.
+// Warpgroup `who` computes queries 64 * who to 64 * who + 63 of each tile.
 INLINE void consume(Shared& shared, char* out, float scale_log2, float out_factor, int who) {
     int lane = threadIdx.x % 32, row = 64 * who + 16 * (threadIdx.x / 32 % 4) + lane / 4, column = 2 * (lane % 4);
-    auto release = [&](u64& empty) {  // each warp reads by itself, so each says when it has
+    auto release = [&](u64& empty) {  // each warp reads on its own, so each reports when it is done
         if (lane == 0) arrive(empty);
     };
     auto keys = [&](u32 step) { return by_rows(shared_address(shared.keys[step % STAGES])); };
@@ -249,7 +252,7 @@ INLINE void consume(Shared& shared, char* out, float scale_log2, float out_facto
 
     float scores[64], acc[D / 2], highest[2], total[2], shrink[2];
     u32 probabilities[32];
-    for (u32 count = 0, step = 0;; count++, step++) {  // tiles, and blocks of keys, before this one
+    for (u32 count = 0, step = 0;; count++, step++) {  // numbers of tiles and of blocks of keys before this one
         u32 slot = count % SLOTS;
         wait(shared.queries_full[slot], count / SLOTS % 2);
         Tile tile = shared.tiles[slot];
@@ -259,9 +262,9 @@ INLINE void consume(Shared& shared, char* out, float scale_log2, float out_facto
         to_half(shared.queries[slot] + who * 64 * 128, OWN + who);
 #endif
         wait(shared.keys_full[step % STAGES], step / STAGES % 2);
-        products_begin();
+        wgmma_begin();
         begin_scores(scores, queries(slot), keys(step));
-        wait_for_products<0>();
+        wait_for_wgmma<0>();
         hold(scores);
         release(shared.keys_empty[step % STAGES]);
         soften<true>(scores, highest, total, shrink, scale_log2, row + diagonal, column);
@@ -278,17 +281,17 @@ INLINE void consume(Shared& shared, char* out, float scale_log2, float out_facto
             sync_warps(TURN + who, 256);
             hold(probabilities);
             hold(acc);
-            products_begin();
+            wgmma_begin();
             begin_scores(scores, queries(slot), keys(step));
             wait(shared.values_full[last], (step - 1) / STAGES % 2);
             begin_values(acc, probabilities, values(step - 1));
             signal_warps(TURN + 1 - who, 256);
-            wait_for_products<1>();
+            wait_for_wgmma<1>();
             hold(scores);
             release(shared.keys_empty[now]);
             if (PAST && block == 1 && diagonal < 0) hide(scores, row + diagonal + TILE, column);
             soften<false>(scores, highest, total, shrink, scale_log2, row, column);
-            wait_for_products<0>();
+            wait_for_wgmma<0>();
             hold(acc);
             hold(probabilities);
             release(shared.values_empty[last]);
@@ -300,18 +303,18 @@ INLINE void consume(Shared& shared, char* out, float scale_log2, float out_facto
         wait(shared.values_full[step % STAGES], step / STAGES % 2);
         hold(probabilities);
         hold(acc);
-        products_begin();
+        wgmma_begin();
         begin_values(acc, probabilities, values(step));
-        wait_for_products<0>();
+        wait_for_wgmma<0>();
         hold(acc);
         hold(probabilities);
         release(shared.values_empty[step % STAGES]);
         store(out, acc, total, tile, out_factor, row);
     }
-    if (who == 0) sync_warps(TURN, 256);  // the other's last signal
+    if (who == 0) sync_warps(TURN, 256);  // consumes the other's last signal
 }
 
-// A block from its beginning to its end: `load` by the warps that load, and what they load computed on. `of_..`: scales, 1 without.
+// A block from beginning to end: some warps run `load`, the others compute. `of_..`: scales, 1 where there are none.
 template <typename Load>
 INLINE void run(Shared& shared, const TensorMap& qkv, char* out, float scale_log2, float of_keys, float of_values, float of_out,
                 Load load) {

@@ -1,25 +1,25 @@
-// Causal attention of prompts that continue: `triton_kernels/context_attention.py` scheduled by hand (`attention.cuh`). Keys and values,
-// the step's own too, are read from the paged cache, queries from qkv.
+// Causal attention of continued prompts: `triton_kernels/context_attention.py` scheduled by hand (`attention.cuh`). Keys and values, the
+// step's own too, are read from the paged cache, queries from qkv.
 //
-// Blocks of 128 keys begin at multiples of 128, so a page lies in one block, or a block in one page. Where the cache's elements are what is
-// multiplied, one warp loads boxes of PAGE rows by TMA. Where they are fp8 (CODES), pages come as they lie and four warps convert them to
-// fp16, laid out as TMA would have. Queries become fp16 in shared memory.
+// Blocks of 128 keys begin at multiples of 128, so a page lies in one block, or a block in one page. Where the cache has the type of the
+// operands, one warp loads boxes of PAGE rows by TMA. Where it is fp8 (CODES), pages are copied unchanged, and four warps convert them to
+// fp16 in the layout that TMA would produce. Queries become fp16 in shared memory.
 //
 // qkv: [tokens, (G * HKV + 2 * HKV) * D], boxes of 128 rows and 64 columns; cache: [pages, 2, HKV, PAGE, D], as a matrix of rows of D in
-// boxes of PAGE rows and 64 columns, or codes. Sequences [num_decodes, num_seqs); those without a past are left alone. As keys, rows behind
-// a sequence's end hold anything, as values they are made zero.
+// boxes of PAGE rows and 64 columns, or codes. Sequences [num_decodes, num_seqs); those without a past are skipped. Rows behind a
+// sequence's end are arbitrary as keys, and are set to zero as values.
 #define PAST 1
 #define LOADERS (CODES ? 4 : 1)
 #include "attention.cuh"
 
-constexpr int PAGES = TILE / PAGE;  // of a block
+constexpr int PAGES = TILE / PAGE;  // per block
 
-// Pages of the blocks of one sequence.
+// The pages of one sequence's blocks.
 struct Pages {
     const int* table;
     int count;
 
-    // Lane i's is the i-th page of the block.
+    // Lane i gets the i-th page of the block.
     INLINE int of_block(int block) const {
         int index = block * PAGES + (int)(threadIdx.x % 32);
         return threadIdx.x % 32 < PAGES && index < count ? __ldg(table + index) : 0;
@@ -37,15 +37,15 @@ struct Source {
 };
 
 #if CODES
-// A block of codes as fp16, a part of it by each of 128 threads: in panels of 64 columns with the 128-byte swizzle, in which of row r 16
-// bytes n lie where n ^ r % 8 would. A thread's pieces lie in rows 8 or 16 apart, so at one place of them, and eight neighbours' in eight
-// places of one row, so in all banks. Unless WHOLE, rows from `rows` on become zero.
+// Converts a block of codes to fp16, shared by 128 threads, into panels of 64 columns with the 128-byte swizzle: the 16-byte piece n of row
+// r is stored at position n ^ r % 8. A thread's pieces are in rows 8 or 16 apart, so at the same position of each, and those of eight
+// neighbours are at eight positions of one row, so in all banks. Unless WHOLE, rows from `rows` on become zero.
 template <bool WHOLE>
 INLINE void convert(char* to, const char* codes, int rows) {
-    constexpr int PIECES = D / 8, ROWS = 128 / PIECES;  // of a row, 8 codes each; rows at once
+    constexpr int PIECES = D / 8, ROWS = 128 / PIECES;  // pieces per row, 8 codes each; rows at once
     int row = threadIdx.x / PIECES, piece = threadIdx.x % PIECES;
     to += piece / 8 * PANEL_BYTES + row * 128 + (piece % 8 ^ row % 8) * 16;
-    constexpr int AT_ONCE = 4;  // loads before their stores, which the compiler cannot tell from them
+    constexpr int AT_ONCE = 4;  // loads issued before their stores; the compiler cannot tell that they do not alias
 #pragma unroll
     for (int first = 0; first < TILE / ROWS; first += AT_ONCE) {
         uint2 x[AT_ONCE];
@@ -62,19 +62,20 @@ INLINE void convert(char* to, const char* codes, int rows) {
     }
 }
 
-// Four warps'. The first loads codes, two blocks ahead of the one that all convert.
+// Run by four warps. The first loads codes, two blocks ahead of the one that all four convert.
 INLINE void produce(Shared& shared, const TensorMap& qkv, const unsigned char* cache, Source source, Walk walk) {
     bool first = threadIdx.x < 32;
     Tile tile = walk.next();
-    u32 step = 0, done = 0;  // blocks of keys before this tile's; blocks of keys and of values
+    u32 step = 0, done = 0;  // blocks of keys before this tile's; blocks of keys and of values loaded
     for (u32 count = 0;; count++) {
         if (threadIdx.x == 0) announce(shared, qkv, tile, count);
         __syncwarp();
         if (tile.blocks == 0) return;
         Pages pages = source.of(tile);
         int last = tile.blocks - 1, items = 2 * tile.blocks;
-        int ids = 0, next = first ? pages.of_block(last) : 0, before = next;  // of keys loaded last, to be loaded, of values to be
-        // Keys are wanted one step before the values of the same tokens: keys 0, keys 1, values 0, keys 2, values 1, and so on.
+        // Pages of the keys loaded last, of the keys to load next, and of the values to load next.
+        int ids = 0, next = first ? pages.of_block(last) : 0, before = next;
+        // Keys are needed one step before the values of the same tokens: keys 0, keys 1, values 0, keys 2, values 1, and so on.
         auto is_keys = [&](int item) { return item == 0 || (item % 2 && item < items - 1); };
         auto block_of = [&](int item) { return is_keys(item) ? (item + 1) / 2 : (item - 1) / 2; };
         auto load = [&](int item) {
@@ -124,7 +125,7 @@ INLINE void produce(Shared& shared, const TensorMap& qkv, const unsigned char* c
     }
 }
 #else
-// One warp's; its first lane waits and loads.
+// Run by one warp; its first lane waits and loads.
 INLINE void produce(Shared& shared, const TensorMap& qkv, const TensorMap& cache, Source source, Walk walk) {
     bool leads = threadIdx.x % 32 == 0;
     Tile tile = walk.next();
@@ -161,7 +162,7 @@ INLINE void produce(Shared& shared, const TensorMap& qkv, const TensorMap& cache
         };
         int ids = pages.of_block(last);
         load_keys(0, ids);
-        for (int block = 0; block <= last; block++) {  // keys are wanted one step before the values of the same tokens
+        for (int block = 0; block <= last; block++) {  // keys are needed one step before the values of the same tokens
             int next = pages.of_block(max(0, last - block - 1));
             if (block < last) load_keys(block + 1, next);
             load_values(block, ids);
@@ -173,7 +174,7 @@ INLINE void produce(Shared& shared, const TensorMap& qkv, const TensorMap& cache
 }
 #endif
 
-// The 2 i32 and 2 i64 after a map are sizes and strides, of the launch ABI (`driver.py`).
+// The 2 i32 and 2 i64 after a map are its sizes and strides in the launch ABI (`driver.py`).
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     context_attention(const __grid_constant__ TensorMap qkv, int, int, long long, long long,
 #if CODES

@@ -1,13 +1,13 @@
-// What Hopper adds to a kernel, one instruction a function: asynchronous copies of tiles (TMA) that complete on barriers in shared memory,
-// matrix products of a warpgroup (wgmma), registers moved between warpgroups, and the meeting of one kernel with the next.
-// Everything is as the PTX ISA describes it (sections on mbarrier, cp.async.bulk.tensor, wgmma, setmaxnreg, griddepcontrol).
-// No header of CUDA's is needed, so NVRTC compiles this as it is.
+// Hopper's additions to a kernel, one instruction per function: asynchronous copies of tiles (TMA) that complete on barriers in shared
+// memory, matrix multiplication by a warpgroup (wgmma), registers moved between warpgroups, and programmatic dependent launch.
+// Everything is used as the PTX ISA describes it (sections on mbarrier, cp.async.bulk.tensor, wgmma, setmaxnreg, griddepcontrol).
+// No CUDA header is needed, so NVRTC compiles this as it is.
 #pragma once
 
 typedef unsigned int u32;
 typedef unsigned long long u64;
 
-// As the host describes a matrix to TMA (cuTensorMapEncodeTiled); a kernel's parameter of it is __grid_constant__.
+// A TMA descriptor made by the host (cuTensorMapEncodeTiled). As a kernel parameter it must be __grid_constant__.
 struct alignas(128) TensorMap {
     char opaque[128];
 };
@@ -16,26 +16,26 @@ struct alignas(128) TensorMap {
 
 INLINE u32 shared_address(const void* pointer) { return (u32)__cvta_generic_to_shared(pointer); }
 
-// ---- One kernel and the next (triton_kernels/overlap.py)
+// ---- Programmatic dependent launch (triton_kernels/pdl.py)
 
 INLINE void let_next_start() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
 
 INLINE void wait_for_previous() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 
-// Here and not before.
+// A load that the compiler does not move.
 INLINE float load_constant(const float* from) {
     float x;
     asm volatile("ld.global.nc.f32 %0, [%1];" : "=f"(x) : "l"(from) : "memory");
     return x;
 }
 
-// ---- Barriers in shared memory: a phase ends when all arrivals are in and all bytes expected have come
+// ---- Barriers in shared memory: a phase ends when all arrivals and all expected bytes are in
 
 INLINE void barrier_init(u64& barrier, u32 arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(&barrier)), "r"(arrivals) : "memory");
 }
 
-// After the last barrier_init: the copy engine sees them.
+// Called after the last barrier_init, so that the copy engine sees the barriers.
 INLINE void barriers_are_made() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
 
 INLINE void arrive(u64& barrier) { asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(&barrier)) : "memory"); }
@@ -44,7 +44,7 @@ INLINE void arrive_expecting(u64& barrier, u32 bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(&barrier)), "r"(bytes) : "memory");
 }
 
-// Until the phase of this parity has ended; of a new barrier, the phase before its first has (parity 1).
+// Waits until the phase of this parity has ended. For a new barrier the phase before its first (parity 1) counts as ended.
 INLINE void wait(u64& barrier, u32 parity) {
     u32 address = shared_address(&barrier), done = 0;
     while (!done) {
@@ -56,7 +56,7 @@ INLINE void wait(u64& barrier, u32 parity) {
     }
 }
 
-// Barriers among warps by number; 0 is __syncthreads'.
+// Numbered barriers among warps; 0 is that of __syncthreads.
 INLINE void sync_warps(u32 number, u32 threads) { asm volatile("bar.sync %0, %1;" ::"r"(number), "r"(threads) : "memory"); }
 
 INLINE void signal_warps(u32 number, u32 threads) { asm volatile("bar.arrive %0, %1;" ::"r"(number), "r"(threads) : "memory"); }
@@ -65,7 +65,7 @@ INLINE void signal_warps(u32 number, u32 threads) { asm volatile("bar.arrive %0,
 
 INLINE void prefetch(const TensorMap& map) { asm volatile("prefetch.tensormap [%0];" ::"l"((u64)&map) : "memory"); }
 
-// The box whose first element is at (row, column); elements outside the matrix are zero and count as bytes all the same.
+// Loads the box whose first element is at (row, column). Elements outside the matrix are zero and count as bytes, too.
 INLINE void load_box(void* to, const TensorMap& map, int row, int column, u64& barrier) {
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(
                      shared_address(to)),
@@ -73,7 +73,7 @@ INLINE void load_box(void* to, const TensorMap& map, int row, int column, u64& b
                  : "memory");
 }
 
-// The same of what is read once: it leaves L2 first.
+// The policy for data that is read once: it is evicted from L2 first.
 INLINE u64 evict_first() {
     u64 policy;
     asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
@@ -88,39 +88,39 @@ INLINE void load_box(void* to, const TensorMap& map, int row, int column, u64& b
         : "memory");
 }
 
-// Bytes that follow each other, a multiple of 16.
+// Loads contiguous bytes, a multiple of 16.
 INLINE void load_bytes(void* to, const void* from, u32 bytes, u64& barrier) {
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared_address(to)),
                  "l"((u64)from), "r"(bytes), "r"(shared_address(&barrier))
                  : "memory");
 }
 
-// What this thread wrote to shared memory is seen by TMA and wgmma that come after.
+// Makes this thread's writes to shared memory visible to later TMA and wgmma.
 INLINE void publish_to_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 // ---- Clusters of blocks
 
-// By all threads that have not ended. It orders no memory, which would have every thread wait for all it ever loaded or stored: before it
-// barriers are made (`barriers_are_made`), and what blocks tell each other goes through those.
+// Called by all threads that have not ended. It does not order memory, since then every thread would wait for all its loads and stores:
+// barriers are made before it (`barriers_are_made`), and blocks communicate through those.
 INLINE void cluster_arrive() { asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory"); }
 
 INLINE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
 
-// The same place in the shared memory of block `rank` of the cluster.
+// Address of the same location in the shared memory of block `rank` of the cluster.
 INLINE u32 address_in_block(const void* pointer, u32 rank) {
     u32 there;
     asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(shared_address(pointer)), "r"(rank));
     return there;
 }
 
-// 16 bytes to the same place in block `rank`, which complete on its barrier.
+// Sends 16 bytes to the same location in block `rank`; they complete on its barrier.
 INLINE void send(float4* to, float4 x, u64& barrier, u32 rank) {
     asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(address_in_block(to, rank)),
                  "f"(x.x), "f"(x.y), "f"(x.z), "f"(x.w), "r"(address_in_block(&barrier, rank))
                  : "memory");
 }
 
-// ---- Registers: of all warps together never more than the launch gave, or who takes waits for ever
+// ---- Registers: all warps together never have more than the launch gave, or the one that takes waits forever
 
 template <int COUNT>
 INLINE void give_registers_down_to() {
@@ -139,24 +139,25 @@ INLINE u64 matrix(u32 address, u32 leading_bytes, u32 stride_bytes) {
     return (u64)((address & 0x3FFFF) >> 4) | (u64)(leading_bytes >> 4) << 16 | (u64)(stride_bytes >> 4) << 32 | 1ull << 62;
 }
 
-// Rows of it are the rows of an operand ("K-major"): groups of 8 rows follow each other; a panel is 4 steps of 16 columns, 32 bytes each.
+// The matrix's rows are the operand's rows ("K-major"): groups of 8 rows follow each other; a panel is 4 steps of 16 columns, 32 bytes
+// each.
 INLINE u64 by_rows(u32 address) { return matrix(address, 16, 1024); }
 
-// Columns of it are the rows of an operand ("MN-major"): the panels lie `panel_bytes` apart; a step of 16 rows is 2,048 bytes.
+// The matrix's columns are the operand's rows ("MN-major"): the panels lie `panel_bytes` apart; a step of 16 rows is 2,048 bytes.
 INLINE u64 by_columns(u32 address, u32 panel_bytes) { return matrix(address, panel_bytes, 1024); }
 
-// Registers written before are seen by the products after.
-INLINE void products_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+// Makes registers written before visible to the wgmma after.
+INLINE void wgmma_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 
-INLINE void products_end() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+INLINE void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 
-// Until at most PENDING groups of products run.
+// Waits until at most PENDING groups of wgmma are in flight.
 template <int PENDING>
-INLINE void wait_for_products() {
+INLINE void wait_for_wgmma() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
 }
 
-// Keeps the compiler from moving uses of these registers across: they are of a product that runs, or ran, by itself.
+// Keeps the compiler from moving uses of these registers across this point: an asynchronous wgmma uses them.
 template <int LENGTH>
 INLINE void hold(float (&x)[LENGTH]) {
 #pragma unroll
@@ -195,8 +196,8 @@ INLINE void hold(u32 (&x)[LENGTH]) {
 
 #define MULTIPLY(SHAPE, NAMES) "wgmma.mma_async.sync.aligned." SHAPE ".f32." ELEMENTS " {" NAMES "}, "
 
-// d = a @ b.T, or += if `add`: [64, 128] of [64, 16] @ [128, 16].T, a and b in shared memory by rows. Register 4 j + 2 h + i of a thread is
-// of row 16 * (warp % 4) + lane / 4 + 8 h and column 8 j + 2 * (lane % 4) + i.
+// d = a @ b.T, or += if `add`: [64, 128] from [64, 16] @ [128, 16].T, a and b in shared memory by rows. Register 4 j + 2 h + i of a thread
+// holds row 16 * (warp % 4) + lane / 4 + 8 h and column 8 j + 2 * (lane % 4) + i.
 INLINE void multiply(float (&d)[64], u64 a, u64 b, bool add) {
     if (add) {
         asm volatile(MULTIPLY("m64n128k16", NAMES_64) "%64, %65, 1, 1, 1, 0, 0;" : REGISTERS_64("+f", d) : "l"(a), "l"(b));
@@ -205,8 +206,8 @@ INLINE void multiply(float (&d)[64], u64 a, u64 b, bool add) {
     }
 }
 
-// d += a @ b, [64, 64 or 128] of [64, 16] @ [16, ..], a in registers, b in shared memory by columns. Registers of a, two elements each, are
-// of the same rows and columns as d's: (row, first 8), (row + 8, first 8), (row, last 8), (row + 8, last 8).
+// d += a @ b, [64, 64 or 128] from [64, 16] @ [16, ..], a in registers, b in shared memory by columns. Registers of a, two elements each,
+// hold the same rows and columns as d's: (row, first 8), (row + 8, first 8), (row, last 8), (row + 8, last 8).
 INLINE void multiply_add(float (&d)[64], const u32* a, u64 b) {
     asm volatile(MULTIPLY("m64n128k16", NAMES_64) "{%64, %65, %66, %67}, %68, 1, 1, 1, 1;"
                  : REGISTERS_64("+f", d)
@@ -219,33 +220,33 @@ INLINE void multiply_add(float (&d)[32], const u32* a, u64 b) {
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
 
-// d += a @ b.T: [64, 16, 32, 64, 96 or 128] of [64, 32 bytes] @ [.., 32 bytes].T, both in shared memory by rows.
+// d += a @ b.T: [64, 16, 32, 64, 96 or 128] from [64, 32 bytes] @ [.., 32 bytes].T, both in shared memory by rows.
 #if FP8
-#define MULTIPLY_FEW(COUNT, NAMES) MULTIPLY("m64n" COUNT "k32", NAMES)
-#define AS_THEY_LIE "1, 1, 1;"
+#define MULTIPLY_SKINNY(COUNT, NAMES) MULTIPLY("m64n" COUNT "k32", NAMES)
+#define NOT_TRANSPOSED "1, 1, 1;"
 #else
-#define MULTIPLY_FEW(COUNT, NAMES) MULTIPLY("m64n" COUNT "k16", NAMES)
-#define AS_THEY_LIE "1, 1, 1, 0, 0;"
+#define MULTIPLY_SKINNY(COUNT, NAMES) MULTIPLY("m64n" COUNT "k16", NAMES)
+#define NOT_TRANSPOSED "1, 1, 1, 0, 0;"
 #endif
 
 INLINE void multiply_add(float (&d)[8], u64 a, u64 b) {
-    asm volatile(MULTIPLY_FEW("16", NAMES_8) "%8, %9, " AS_THEY_LIE : REGISTERS_8("+f", d, 0) : "l"(a), "l"(b));
+    asm volatile(MULTIPLY_SKINNY("16", NAMES_8) "%8, %9, " NOT_TRANSPOSED : REGISTERS_8("+f", d, 0) : "l"(a), "l"(b));
 }
 
 INLINE void multiply_add(float (&d)[16], u64 a, u64 b) {
-    asm volatile(MULTIPLY_FEW("32", NAMES_16) "%16, %17, " AS_THEY_LIE : REGISTERS_16("+f", d, 0) : "l"(a), "l"(b));
+    asm volatile(MULTIPLY_SKINNY("32", NAMES_16) "%16, %17, " NOT_TRANSPOSED : REGISTERS_16("+f", d, 0) : "l"(a), "l"(b));
 }
 
 INLINE void multiply_add(float (&d)[32], u64 a, u64 b) {
-    asm volatile(MULTIPLY_FEW("64", NAMES_32) "%32, %33, " AS_THEY_LIE : REGISTERS_32("+f", d, 0) : "l"(a), "l"(b));
+    asm volatile(MULTIPLY_SKINNY("64", NAMES_32) "%32, %33, " NOT_TRANSPOSED : REGISTERS_32("+f", d, 0) : "l"(a), "l"(b));
 }
 
 INLINE void multiply_add(float (&d)[48], u64 a, u64 b) {
-    asm volatile(MULTIPLY_FEW("96", NAMES_48) "%48, %49, " AS_THEY_LIE : REGISTERS_48("+f", d) : "l"(a), "l"(b));
+    asm volatile(MULTIPLY_SKINNY("96", NAMES_48) "%48, %49, " NOT_TRANSPOSED : REGISTERS_48("+f", d) : "l"(a), "l"(b));
 }
 
 INLINE void multiply_add(float (&d)[64], u64 a, u64 b) {
-    asm volatile(MULTIPLY_FEW("128", NAMES_64) "%64, %65, " AS_THEY_LIE : REGISTERS_64("+f", d) : "l"(a), "l"(b));
+    asm volatile(MULTIPLY_SKINNY("128", NAMES_64) "%64, %65, " NOT_TRANSPOSED : REGISTERS_64("+f", d) : "l"(a), "l"(b));
 }
 
 // ---- Numbers
@@ -256,7 +257,7 @@ INLINE float exp2_of(float x) {
     return y;
 }
 
-// Two elements of 2 bytes, the first in the low half.
+// Packs two elements of 2 bytes, the first in the low half.
 INLINE u32 pack_fp16(float first, float second) {
     u32 y;
     asm("cvt.rn.f16x2.f32 %0, %2, %1;" : "=r"(y) : "f"(first), "f"(second));
@@ -282,17 +283,17 @@ INLINE float2 unpack_out(u32 x) {
     return y;
 }
 
-// Two bf16 as fp16.
+// Converts two bf16 to fp16.
 INLINE u32 half_of(u32 x) { return pack_fp16(__int_as_float(x << 16), __int_as_float(x & 0xFFFF0000)); }
 
-// Four E4M3 codes as fp16, which is exact.
+// Converts four E4M3 codes to fp16, which is exact.
 INLINE void unpack_fp8(u32& low, u32& high, u32 codes) {
     asm("{\n .reg .b16 low, high;\n mov.b32 {low, high}, %2;\n cvt.rn.f16x2.e4m3x2 %0, low;\n cvt.rn.f16x2.e4m3x2 %1, high;\n}"
         : "=r"(low), "=r"(high)
         : "r"(codes));
 }
 
-// Four E4M3 codes, the first lowest; beyond 448 is 448.
+// Packs four values as E4M3 codes, the first lowest; values beyond 448 become 448.
 INLINE u32 pack_fp8(float a, float b, float c, float d) {
     u32 y;
     asm("{\n .reg .b16 low, high;\n cvt.rn.satfinite.e4m3x2.f32 low, %2, %1;\n cvt.rn.satfinite.e4m3x2.f32 high, %4, %3;\n"

@@ -1,29 +1,31 @@
-// Products of a few tokens (2 to 128) on Hopper: `triton_kernels/skinny_gemm.py` with weights on the way before x is there.
+// Skinny GEMM (2 to 128 tokens) on Hopper: `triton_kernels/skinny_gemm.py`, but with weights in flight before x is available.
 //
-// Reading the weight is nearly all the time there is. 64 rows of it are the tall side of the tensor core's tile, tokens, padded to TOKENS,
-// the narrow one. One warp loads weights into a ring of its own and waits for no kernel; another loads x, once the kernel before has
-// ended; a warpgroup multiplies. So what blocks have room for, 10 MB and more in all, comes from memory while that kernel runs.
-// Where SPLITS is 2, two blocks of a cluster share rows and divide K; each sends the other its sums of every other token, which complete on
-// a barrier there: to meet at the cluster's barrier, where every thread waits for all it loaded and stored, was slower.
+// Nearly all of its time is that of reading the weight. 64 rows of the weight are the tall side of the tensor core's tile, and the tokens,
+// padded to TOKENS, the narrow one. One warp loads weights into a ring of its own and does not wait for any kernel; another loads x once
+// the kernel before has ended; a warpgroup multiplies. So as much as the blocks have room for, 10 MB and more in all, comes from memory
+// while the kernel before runs.
+// Where SPLITS is 2, two blocks of a cluster share rows and split K. Each sends the other its sums of every other token, which complete on
+// a barrier there. Meeting at the cluster's barrier instead, where every thread waits for all its loads and stores, was slower.
 //
-// Tried on an H100 and slower: 128 rows a block, which read x half as often; blocks of several rows of a cluster that load x for each other
-// (multicast), though of 128 tokens all blocks together read twice as much from L2 as the weight is; x no further ahead than weights: it
-// comes from L2 only once the wait is over, and what is there of the weight waits for it.
+// Tried on an H100 and slower: 128 rows per block, which read x half as often; blocks of a cluster with different rows that load x for each
+// other (multicast), although with 128 tokens all blocks together read twice the weight's size from L2; a ring for x no deeper than that
+// for weights: x comes from L2 only once the wait is over, and the weights already there would wait for it.
 //
-// x: [tokens, K], boxes of TOKENS rows; w: [N, K], boxes of 64 rows; y: [num_tokens, N], or [num_tokens, N / 2] where ACT is SWIGLU, of
-// whose rows of w even ones are gates and odd ones what they gate. Rows of x from num_tokens on hold anything: no row that is stored sees
+// x: [tokens, K], boxes of TOKENS rows; w: [N, K], boxes of 64 rows; y: [num_tokens, N], or [num_tokens, N / 2] where ACT is SWIGLU, whose
+// even rows of w are gates and whose odd rows are what they gate. Rows of x from num_tokens on are arbitrary: no stored row depends on
 // them. Past N and K TMA reads zeros; N is a multiple of 16.
-// y = act(x @ w.T * scales + bias + residual), one scale each (SCALED), or one a row of each (SCALED_ROWS), over out_scale if QUANTIZE.
+// y = act(x @ w.T * scales + bias + residual), with one scale each (SCALED) or one per row of each (SCALED_ROWS), divided by out_scale if
+// QUANTIZE.
 #include "hopper.cuh"
 
 #define SWIGLU 1
 #define GELU 2
 
-constexpr int ELEMENT = FP8 ? 1 : 2, COLUMNS = 128 / ELEMENT;  // of a panel
+constexpr int ELEMENT = FP8 ? 1 : 2, COLUMNS = 128 / ELEMENT;  // per panel
 constexpr int STEPS = (K * ELEMENT + PANELS * 128 - 1) / (PANELS * 128), SHARE = (STEPS + SPLITS - 1) / SPLITS;
 constexpr int ROWS = 64, CONSUMERS = 128, THREADS = CONSUMERS + 64;
 constexpr int W_BYTES = PANELS * ROWS * 128, X_BYTES = PANELS * TOKENS * 128;
-constexpr int PITCH = ROWS + 4;  // of a token's sums: a warp's stores are to different banks, rows begin at 16 bytes
+constexpr int PITCH = ROWS + 4;  // of a token's sums: a warp's stores go to different banks, and rows are aligned to 16 bytes
 
 struct Shared {
     union {
@@ -31,19 +33,19 @@ struct Shared {
             char w[W_STAGES][W_BYTES];
             char x[X_STAGES][X_BYTES];
         };
-        float sums[TOKENS / SPLITS][PITCH];  // after the last product
+        float sums[TOKENS / SPLITS][PITCH];  // after the last wgmma
     };
-    float4 received[TOKENS / 16][SPLITS > 1 ? CONSUMERS : 1];  // sums of a thread's own tokens, by the other block
+    float4 received[TOKENS / 16][SPLITS > 1 ? CONSUMERS : 1];  // sums of a thread's own tokens, from the other block
     u64 all_received;
     u64 w_full[W_STAGES], w_empty[W_STAGES];
     u64 x_full[X_STAGES], x_empty[X_STAGES];
 };
 static_assert(sizeof(Shared) <= SHARED_BYTES, "SHARED_BYTES is what a launch asks for");
-static_assert(SPLITS <= 2, "a block sends to one other");
+static_assert(SPLITS <= 2, "a block sends to one other block");
 
 extern __shared__ __align__(1024) char memory[];
 
-// A place in a ring of STAGES, and the parity of the phase that fills it.
+// A position in a ring of STAGES, and the parity of the phase that fills it.
 template <int STAGES>
 struct Place {
     u32 stage = 0, parity = 0;
@@ -53,7 +55,7 @@ struct Place {
     }
 };
 
-// By one thread: this block's part of a matrix, PANELS panels of HEIGHT rows a step.
+// Used by one thread: loads this block's part of a matrix, PANELS panels of HEIGHT rows per step.
 template <int BYTES, int HEIGHT, int STAGES>
 struct Loader {
     char (&to)[STAGES][BYTES];
@@ -75,7 +77,7 @@ struct Loader {
     }
 };
 
-// 8 results of a token, from column `column` of y on.
+// Stores 8 results of a token, from column `column` of y on.
 INLINE void store(char* y, int token, int column, const float (&x)[8]) {
     constexpr int WIDTH = ACT == SWIGLU ? N / 2 : N;
     long long at = (long long)token * WIDTH + column;
@@ -87,7 +89,7 @@ INLINE void store(char* y, int token, int column, const float (&x)[8]) {
 #endif
 }
 
-// x += 8 elements of 2 bytes.
+// Adds 8 elements of 2 bytes to x.
 INLINE void add(float (&x)[8], uint4 words) {
     u32 each[4] = {words.x, words.y, words.z, words.w};
 #pragma unroll
@@ -100,14 +102,14 @@ INLINE void add(float (&x)[8], uint4 words) {
 
 // A thread's part of the results: EACH rows of every AT_ONCE-th token.
 struct Epilogue {
-    static constexpr int EACH = ACT == SWIGLU ? 16 : 8, OF_TOKEN = ROWS / EACH;  // threads of a token
+    static constexpr int EACH = ACT == SWIGLU ? 16 : 8, OF_TOKEN = ROWS / EACH;  // threads per token
     static constexpr int AT_ONCE = CONSUMERS / OF_TOKEN * SPLITS, COUNT = (TOKENS + AT_ONCE - 1) / AT_ONCE;
 
     int own, row, first, num_tokens;  // row of the weight; tokens
     float factor = 1.0f, over = 1.0f;
     uint4 addends[ADDED ? COUNT : 1], biases;
 
-    // What the sums are scaled by and added to is asked for while the weight comes.
+    // Loads what the sums are scaled by and added to while the weight is still coming.
     INLINE Epilogue(int block_row, u32 part, int num_tokens, const char* bias, const char* residual, const float* x_scale,
                     const float* w_scale, const float* out_scale)
         : own(threadIdx.x % OF_TOKEN * EACH), row(block_row + own), first(threadIdx.x / OF_TOKEN * SPLITS + part),
@@ -157,7 +159,7 @@ struct Epilogue {
     }
 };
 
-// The 2 i32 and 2 i64 after a map are sizes and strides, of the launch ABI (`driver.py`).
+// The 2 i32 and 2 i64 after a map are its sizes and strides in the launch ABI (`driver.py`).
 extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(THREADS)
     skinny_gemm(const __grid_constant__ TensorMap x, int, int, long long, long long, const __grid_constant__ TensorMap w, int, int,
                long long, long long, const char* bias, const char* residual, const float* x_scale, const float* w_scale,
@@ -183,7 +185,7 @@ extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(THRE
         if (SPLITS > 1) arrive_expecting(shared.all_received, sizeof(shared.received));
     }
     __syncthreads();
-    if (SPLITS > 1) cluster_arrive();  // until both have, none may reach for the other's barriers
+    if (SPLITS > 1) cluster_arrive();  // until both have arrived, neither may use the other's barriers
     if (warp == LOADS_W) {
         u64 policy = evict_first();
         Loader<W_BYTES, ROWS, W_STAGES> loader{shared.w, shared.w_full, shared.w_empty, row, column};
@@ -224,18 +226,18 @@ extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(THRE
             wait(shared.x_full[at_x.stage], at_x.parity);
             u64 a = by_rows(shared_address(shared.w[at_w.stage])), b = by_rows(shared_address(shared.x[at_x.stage]));
             hold(acc);
-            products_begin();
+            wgmma_begin();
 #pragma unroll
             for (int i = 0; i < PANELS * 4; i++) {
                 multiply_add(acc, a + (i / 4 * ROWS * 128 + i % 4 * 32) / 16, b + (i / 4 * TOKENS * 128 + i % 4 * 32) / 16);
             }
-            products_end();
-            wait_for_products<1>();
+            wgmma_commit();
+            wait_for_wgmma<1>();
             if (step > 0) release();
             at_w.next();
             at_x.next();
         }
-        wait_for_products<0>();
+        wait_for_wgmma<0>();
         hold(acc);
         u32 first = 16 * warp + lane / 4;
         float own[TOKENS / 2 / SPLITS];
@@ -261,7 +263,7 @@ extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(THRE
                 own[4 * i] += sums.x, own[4 * i + 1] += sums.y, own[4 * i + 2] += sums.z, own[4 * i + 3] += sums.w;
             }
         }
-        sync_warps(1, CONSUMERS);  // all have read w and x, where the sums go
+        sync_warps(1, CONSUMERS);  // all have read w and x, whose memory the sums take
 #pragma unroll
         for (int i = 0; i < TOKENS / 2 / SPLITS; i++) {
             if (SPLITS == 1) {

@@ -1,23 +1,24 @@
-// Which tiles of a ragged batch of prompts a block computes: all it needs is the lengths, no list and no counter in memory. Sequences with
-// tokens in the cache from earlier steps are the one kernel's (PAST), those without the other's.
+// Which tiles of a ragged batch of prompts a block computes. It needs only the lengths, no list and no counter in memory. Continued
+// sequences, with tokens in the cache from earlier steps, belong to one kernel (PAST), the others to the other.
 //
-// Tile t of a sequence has t + 1 blocks of keys, and those of its past, so levels from the highest t down are tiles from the longest down,
-// and "the r-th of the sequences with more than t tiles" is a tile. Blocks take tiles of this order in turns, 0..n-1, then n-1..0, and so
-// on: all end at about the same time. Heads of one group are neighbours in it, so that keys and values come from L2.
+// Tile t of a sequence has t + 1 blocks of keys plus those of its past. So going through levels from the highest t down orders tiles from
+// the longest down, and "the r-th of the sequences with more than t tiles" is a tile. Blocks take tiles of this order in alternating
+// direction, 0..n-1, then n-1..0, and so on, so that all end at about the same time. Heads of one group are neighbours in it, so that keys
+// and values come from L2.
 #pragma once
 #include "hopper.cuh"
 
 constexpr int TILE = 128;
 
 struct Tile {
-    int row;     // of qkv, of the tile's first query
-    int rows;    // of the sequence from there on
+    int row;     // of qkv: that of the tile's first query
+    int rows;    // of the sequence, from there on
     int blocks;  // of keys; 0: there are no more tiles
     int head;
 #if PAST
     int begin, length, seq;  // position of the first query; keys of the sequence
 
-    // Of the last block of keys: the last that the first query sees, and how many there are.
+    // In the last block of keys: the last key that the first query sees, and the number of keys.
     INLINE int diagonal() const { return begin - (blocks - 1) * TILE; }
     INLINE int keys() const { return min(TILE, length - (blocks - 1) * TILE); }
 #else
@@ -26,11 +27,11 @@ struct Tile {
 #endif
 };
 
-// The tiles of this block, one after another; by a whole warp.
+// Yields the tiles of this block, one after another. Called by a whole warp.
 struct Walk {
     const int *query_start, *kv_lens;
     int num_decodes, num_seqs, lane;
-    int level, above, here, turn;  // sequences with tiles of this level: `here`; tiles of those before it: `above`, each of all heads
+    int level, above, here, turn;  // `here`: sequences with a tile of this level; `above`: tiles of the levels before, each for all heads
 
     INLINE Walk(const int* query_start, const int* kv_lens, int num_decodes, int num_seqs)
         : query_start(query_start), kv_lens(kv_lens), num_decodes(num_decodes), num_seqs(num_seqs), lane(threadIdx.x % 32), turn(0) {

@@ -1,15 +1,15 @@
-// Causal attention of whole prompts on Hopper: `triton_kernels/uncached_prefill_attention.py`, scheduled by hand (`attention.cuh`).
+// Causal attention of uncached prefill on Hopper: `triton_kernels/uncached_prefill_attention.py`, scheduled by hand (`attention.cuh`).
 //
 // qkv: [tokens, (G * HKV + 2 * HKV) * D], boxes of 128 rows and 64 columns. Sequences [num_decodes, num_seqs); those with more keys than
-// queries are left alone. Rows of a tile behind its sequence's end hold anything: as keys and queries they touch no row that is stored, as
-// values they are made zero.
+// queries are skipped. Rows of a tile behind its sequence's end are arbitrary: as keys and queries they affect no stored row, as values
+// they are set to zero.
 #define PAST 0
 #define OUT_HALF HALF
 #define CODES 0
 #define LOADERS 1
 #include "attention.cuh"
 
-// One warp's; its first lane waits and loads.
+// Run by one warp; its first lane waits and loads.
 INLINE void produce(Shared& shared, const TensorMap& qkv, Walk walk) {
     bool leads = threadIdx.x % 32 == 0;
     Tile tile = walk.next();
@@ -32,9 +32,9 @@ INLINE void produce(Shared& shared, const TensorMap& qkv, Walk walk) {
         }
         __syncwarp();
         if (tile.blocks == 0) return;
-        Tile after = walk.next();  // while these are on their way
+        Tile after = walk.next();  // while these are in flight
         if (leads) {
-            for (u32 block = 0; block < tile.blocks; block++) {  // keys are wanted one step before the values of the same tokens
+            for (u32 block = 0; block < tile.blocks; block++) {  // keys are needed one step before the values of the same tokens
                 if (block + 1 < tile.blocks) load_keys(block + 1);
                 load_values(block);
             }
@@ -45,7 +45,7 @@ INLINE void produce(Shared& shared, const TensorMap& qkv, Walk walk) {
     }
 }
 
-// The 2 i32 and 2 i64 after a map are sizes and strides, of the launch ABI (`driver.py`).
+// The 2 i32 and 2 i64 after a map are its sizes and strides in the launch ABI (`driver.py`).
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     uncached_prefill_attention(const __grid_constant__ TensorMap qkv, int, int, long long, long long, const int* query_start, const int* kv_lens,
                     const float* out_scale, char* out, float scale_log2, int num_decodes, int num_seqs) {

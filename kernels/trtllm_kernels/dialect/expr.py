@@ -1,8 +1,8 @@
 """The expression language of launches: integers, the symbols T R D S C, `+ - * //`, unary minus, parentheses, `ceil_div`, `min`, `max`.
 
-An expression is parsed by Python's own parser, checked against a whitelist of nodes, and only then compiled: a plan is data that
-came from a file, so nothing in it may run. All the expressions of an engine become one function called once a step (`compile_all`), which
-is why a launch with ten symbolic arguments costs no more from Python than one with none.
+An expression is parsed by Python's own parser, checked against a whitelist of nodes, and only then compiled: a plan is data read from a
+file, so nothing in it may execute. All expressions of an engine become one function that is called once per step (`compile_all`). That is
+why a launch with ten symbolic arguments costs no more from Python than one with none.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def _check(node: ast.AST, text: str) -> None:
             if len(children) < 2 or (name == "ceil_div" and len(children) > 2):
                 raise KernelError(f"expression {text!r}: {name} cannot take {len(children)} argument(s)")
         case _:
-            found = ast.unparse(node) if isinstance(node, ast.expr) else type(node).__name__
-            raise KernelError(f"expression {text!r}: {found!r} is not allowed; {_ALPHABET}")
+            unparsed = ast.unparse(node) if isinstance(node, ast.expr) else type(node).__name__
+            raise KernelError(f"expression {text!r}: {unparsed!r} is not allowed; {_ALPHABET}")
     for child in children:
         _check(child, text)
 
@@ -61,7 +61,10 @@ def _parse(expr: Dim) -> ast.expr:
 
 
 def compile_all(exprs: Sequence[Dim]) -> StepFunction:
-    """One function evaluating every expression. Raises KernelError now for a malformed one, at the call for a division by zero."""
+    """One function that evaluates every expression.
+
+    Raises `KernelError` at once for a malformed expression, and when called for a division by zero.
+    """
     arguments = ast.arguments(posonlyargs=[], args=[ast.arg(arg=s) for s in SYMBOLS], kwonlyargs=[], kw_defaults=[], defaults=[])
     body = ast.Tuple(elts=[_parse(e) for e in exprs], ctx=ast.Load())
     tree = ast.fix_missing_locations(ast.Expression(body=ast.Lambda(args=arguments, body=body)))
@@ -96,7 +99,7 @@ def symbols_of(expr: Dim) -> frozenset[str]:
 
 
 def product(*dims: Dim) -> Dim:
-    """dims multiplied; folds the constants."""
+    """The product of dims, with the constants folded."""
     constant, symbolic = 1, []
     for dim in dims:
         if isinstance(dim, int):

@@ -1,4 +1,4 @@
-"""Between torch tensors and the plan's specifications."""
+"""Conversion between torch tensors and the plan's tensor specifications."""
 
 from __future__ import annotations
 

@@ -1,14 +1,14 @@
-"""What the compiler and the kernels say to each other: tensor specifications, kernel specifications and launches.
+"""The types that the compiler and the kernels exchange: tensor specifications, kernel specifications and launches.
 
-A *launch* is data: a kernel, a grid and arguments, all serialisable to JSON. The engine stores launches, so that running
-it needs neither Triton nor the heuristics that chose them. Sizes known only at run time are *symbols*:
+A *launch* is data: a kernel, a grid and arguments, all serialisable to JSON. The engine stores launches, so running it needs neither
+Triton nor the heuristics that chose them. Sizes known only at run time are *symbols*:
 
     T  tokens in this step            R  sequences in this step
     D  decode sequences (rows [0, D), one token each; context chunks follow)
-    S  rows whose logits are wanted
-    C  context sequences that continue: part of them is in the cache from earlier steps
+    S  rows whose logits are needed
+    C  continued context sequences: part of their prompt is in the cache from earlier steps
 
-Grid sizes and integer arguments may be expressions over symbols (`ceil_div(T - D, 64) + R - D`), evaluated once a step by
+Grid sizes and integer arguments may be expressions over symbols (`ceil_div(T - D, 64) + R - D`), evaluated once per step by
 `trtllm_kernels.dialect.expr`. Rejected: Python callables in the plan (not serialisable), and padding every step to the profile (wasteful).
 """
 
@@ -22,9 +22,10 @@ from typing import Any, Literal
 
 SYMBOLS = ("T", "R", "D", "S", "C")
 SAMPLING_WORDS = 4
-"""How a row's token is sampled: the bits of its temperature (0: greedy), its seed's low and high half, the number of tokens before it."""
+"""Words that say how a row's token is sampled: the bits of its temperature (0: greedy), the low and the high half of its seed, and the
+number of tokens before it."""
 SKINNY_TOKENS = 128
-"""Tokens of a step up to which its products are our own kernels, on Hopper, and not the library's."""
+"""Largest number of tokens in a step whose GEMMs run in our own kernels on Hopper; larger steps use the library."""
 Dim = int | str
 Attr = int | float | bool | str | list[int] | list[float] | None
 
@@ -39,10 +40,10 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class KernelSpec:
-    """One specialisation of one kernel, Triton's or (in `cuda_kernels`) CUDA C++, compilable without a GPU.
+    """One specialisation of one kernel, in Triton or (in `cuda_kernels`) CUDA C++, that compiles without a GPU.
 
-    `signature` maps every non-constexpr parameter, in order, to Triton's type (`*bf16`, `i32`, `fp32`,
-    `tensordesc<fp8e4nv[128,128]>`); `aligned` names those divisible by 16 (pointers, and integers known to be).
+    `signature` maps every parameter that is not a constexpr, in order, to its Triton type (`*bf16`, `i32`, `fp32`,
+    `tensordesc<fp8e4nv[128,128]>`). `aligned` names those divisible by 16 (pointers, and integers known to be).
     """
 
     module: str
@@ -55,12 +56,12 @@ class KernelSpec:
 
     @property
     def is_cuda(self) -> bool:
-        """Whether it is CUDA C++."""
+        """Whether the kernel is CUDA C++."""
         return self.module.split(".")[-2:-1] == ["cuda_kernels"]
 
     @property
     def key(self) -> str:
-        """Stable name of this specialisation: function plus a hash of everything that changes the code."""
+        """Stable name of this specialisation: the function and a hash of everything that changes the code."""
         digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True, default=str).encode()).hexdigest()
         return f"{self.function}-{digest[:16]}"
 
@@ -69,9 +70,10 @@ class KernelSpec:
 class Arg:
     """One launch argument.
 
-    kind `tensor`: `value` names a value, weight or workspace of the op: a pointer to its first byte, or, with `index`, to that of its
-    `index`-th slice along dimension 0 (a layer of the KV cache, whose number of pages only the runtime knows).
-    kind `tma`: as `tensor`, all but its last dimension as rows, passed as a host-made 2-D TMA descriptor with `box` (rows, columns).
+    kind `tensor`: `value` names a value, weight or workspace of the op. The argument is a pointer to its first byte or, with `index`, to
+    its `index`-th slice along dimension 0 (a layer of the KV cache, whose number of pages only the runtime knows).
+    kind `tma`: as `tensor`, flattened to rows of the last dimension and passed as a host-made 2-D TMA descriptor with `box` (rows,
+    columns).
     kind `i32`, `i64`, `fp32`: `value` is a number or, for integers, an expression over symbols.
     """
 
@@ -83,18 +85,19 @@ class Arg:
 
 @dataclass(frozen=True)
 class Launch:
-    """A kernel launch, or (when `library` is set) a call of a routine of the runtime's (`products`).
+    """A kernel launch or, when `library` is set, a call of a library routine (`launch/gemm.py`).
 
     library `matmul`: args are x, weight, bias (optional: a vector), residual (optional: a matrix) and y; grid is (rows, N, K);
     y[:rows] = x[:rows] @ weight.T + bias + residual[:rows], rounded once; y may be the residual's memory.
-    After y may follow three `i32`: number of the algorithm among cuBLASLt's proposals, rows it is a proposal for, the version they are of.
-    library `scaled_matmul`: as that with two scales, of one element or [rows, 1] and [N, 1], after x and weight, which are fp8.
-    Skipped at run time when any grid dimension evaluates to zero or less.
+    Three `i32` may follow y: the number of the algorithm among cuBLASLt's proposals, the rows it was proposed for, and the library version.
+    library `scaled_matmul`: the same with two scales, of one element or of [rows, 1] and [N, 1], after x and weight, which are fp8.
+    A launch is skipped at run time when any grid dimension evaluates to zero or less.
 
-    concurrent: needs and disturbs nothing of the launch before it in the list, so both may run at once where kernels can overlap. Its
-    kernel does not wait; it may begin when all blocks of the one before have begun. So that one begins only after all before it has ended,
-    and so does the launch after this one.
-    serialize_next: the launch after this one begins only when it has ended, so that all later ones may load its results before they wait.
+    concurrent: the launch neither needs nor disturbs anything of the launch before it, so the two may run concurrently where kernels can
+    overlap. Its kernel does not wait: it may begin when all blocks of the one before have begun. Therefore the one before begins only after
+    everything before it has ended, and so does the launch after this one.
+    serialize_next: the launch after this one begins only when this one has ended, so all later kernels may load its results before they
+    wait.
     """
 
     kernel: str = ""
@@ -107,7 +110,7 @@ class Launch:
 
 @dataclass(frozen=True)
 class Lowered:
-    """How one op runs on one architecture: its launches in order, the kernels they name, and scratch memory they need."""
+    """How one op runs on one architecture: its launches in order, the kernels they name, and the scratch memory they need."""
 
     launches: tuple[Launch, ...]
     kernels: tuple[KernelSpec, ...] = ()

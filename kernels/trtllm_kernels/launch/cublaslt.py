@@ -1,14 +1,14 @@
-"""cuBLASLt, called as a C library: what torch does not offer of it is a matrix added to the product, and a say in which algorithm runs.
+"""cuBLASLt as a C library: unlike torch, it adds a matrix to the GEMM's result and lets the caller choose the algorithm.
 
     y[:rows] = (x_scale * x[:rows]) @ (weight_scale * weight).T + residual[:rows] + bias
 
 Row-major matrices are column-major ones transposed, so the library is asked for D [N, rows] = op(A) B + C with A the weight (K x N, to be
-transposed), B the activations (K x rows), C the residual and D the result; with no leading dimension depending on the rows, a step
-changes nothing but the number of columns of two layouts. A `Product` holds these layouts and the algorithm for all launches of one shape:
-they are rewritten in place once a step, and a launch is one call on arguments made when it was bound, so that ctypes has none to convert.
+transposed), B the activations (K x rows), C the residual and D the result. No leading dimension depends on the rows, so a step changes only
+the number of columns of two layouts. A `Gemm` holds these layouts and the algorithm for all launches of one shape: they are rewritten in
+place once per step, and a launch is one call on arguments made when it was bound, so ctypes has nothing to convert.
 
-The library is the one torch has loaded, so that one version serves both. Numbers of types and attributes are those of cublasLt.h, the same
-in versions 12 and 13. Every algorithm the heuristic proposes for a number of rows is kept for the process.
+The library is the one that torch has loaded, so one version serves both. Numbers of types and attributes are those of cublasLt.h, the same
+in versions 12 and 13. Every algorithm that the heuristic proposes for a number of rows is kept for the life of the process.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _STATUS = {
     16: "LICENSE_ERROR",
 }
 ALIGNMENT = 256
-"""Bytes beyond which alignment changes no algorithm."""
+"""Bytes beyond which alignment does not change the choice of algorithm."""
 Algorithm = ctypes.c_uint64 * 8
 
 
@@ -66,7 +66,7 @@ def status_name(status: int) -> str:
 
 
 class Library:
-    """The loaded library; `call` raises KernelError with the name of any status but success."""
+    """The loaded library. `call` raises `KernelError` with the name of any status but success."""
 
     def __init__(self, entry: Any) -> None:
         self.entry = entry
@@ -89,24 +89,24 @@ class Library:
 
 @lru_cache(maxsize=1)
 def library() -> Library:
-    """Raises KernelError where there is none."""
+    """The library that torch has loaded. Raises `KernelError` if there is none."""
     for path in _candidates():
         try:
             return Library(ctypes.CDLL(path))
         except OSError:
             continue
-    raise KernelError("matrix products need cuBLASLt (libcublasLt.so), which this torch has not loaded; install a CUDA build of torch")
+    raise KernelError("GEMMs need cuBLASLt (libcublasLt.so), which this torch has not loaded; install a CUDA build of torch")
 
 
 def _candidates() -> list[str]:
-    """The file in this process, then by the name torch links it by."""
+    """Paths to try: the file mapped into this process, then the name that torch links."""
     loaded = re.findall(r"(/\S*libcublasLt\.so\S*)", _MAPS.read_text()) if _MAPS.exists() else []
     major = (torch.version.cuda or "").partition(".")[0]
     return [*dict.fromkeys(loaded), *([f"libcublasLt.so.{major}"] if major else [])]
 
 
 class Descriptor:
-    """An object of the library's (`MatmulDesc`, `MatrixLayout`, `MatmulPreference`), destroyed with this one."""
+    """An object of the library (`MatmulDesc`, `MatrixLayout`, `MatmulPreference`), destroyed together with this one."""
 
     def __init__(self, lt: Library, kind: str, *args: Any) -> None:
         self._lt, self._set = lt, f"cublasLt{kind}SetAttribute"
@@ -119,28 +119,28 @@ class Descriptor:
 
 
 def layout(lt: Library, dtype: torch.dtype, rows: int, columns: int) -> Descriptor:
-    """Of a dense column-major matrix."""
+    """Layout of a dense column-major matrix."""
     return Descriptor(lt, "MatrixLayout", _DATA_TYPE[dtype], ctypes.c_uint64(rows), ctypes.c_uint64(columns), ctypes.c_int64(rows))
 
 
 def operation(lt: Library, bias: torch.Tensor | None, weight_scale: torch.Tensor | None, x_scale: torch.Tensor | None) -> Descriptor:
-    """What one launch computes: with its bias, its scales (of one element, on the device) and, with scales, fast accumulation."""
-    found = Descriptor(lt, "MatmulDesc", _COMPUTE_32F, _DATA_TYPE[torch.float32])
-    found.set(_TRANSA, ctypes.c_int32(_OP_T))
+    """What one launch computes: its bias, its scales (of one element, on the device) and, with scales, fast accumulation."""
+    description = Descriptor(lt, "MatmulDesc", _COMPUTE_32F, _DATA_TYPE[torch.float32])
+    description.set(_TRANSA, ctypes.c_int32(_OP_T))
     if weight_scale is not None and x_scale is not None:
-        found.set(_A_SCALE_POINTER, ctypes.c_void_p(weight_scale.data_ptr()))
-        found.set(_B_SCALE_POINTER, ctypes.c_void_p(x_scale.data_ptr()))
-        found.set(_FAST_ACCUM, ctypes.c_int8(1))
+        description.set(_A_SCALE_POINTER, ctypes.c_void_p(weight_scale.data_ptr()))
+        description.set(_B_SCALE_POINTER, ctypes.c_void_p(x_scale.data_ptr()))
+        description.set(_FAST_ACCUM, ctypes.c_int8(1))
     if bias is not None:
-        found.set(_EPILOGUE, ctypes.c_uint32(_EPILOGUE_BIAS))
-        found.set(_BIAS_POINTER, ctypes.c_void_p(bias.data_ptr()))
-        found.set(_BIAS_DATA_TYPE, ctypes.c_int32(_DATA_TYPE[bias.dtype]))
-    return found
+        description.set(_EPILOGUE, ctypes.c_uint32(_EPILOGUE_BIAS))
+        description.set(_BIAS_POINTER, ctypes.c_void_p(bias.data_ptr()))
+        description.set(_BIAS_DATA_TYPE, ctypes.c_int32(_DATA_TYPE[bias.dtype]))
+    return description
 
 
 @dataclass(frozen=True)
 class Shape:
-    """All of a product, but its rows, that algorithms depend on. `alignments`: bytes, of weight, x, residual, y and bias."""
+    """What the choice of algorithm depends on, besides the rows. `alignments`: bytes, of weight, x, residual, y and bias."""
 
     n: int
     k: int
@@ -153,11 +153,11 @@ class Shape:
 _algorithms: dict[tuple[object, ...], bytes] = {}
 
 
-class Product:
-    """Layouts and algorithm of the products of one shape and number of rows in a program; their launches point here."""
+class Gemm:
+    """Layouts and algorithm of all GEMMs of a program with one shape and number of rows; their launches point here."""
 
     def __init__(self, lt: Library, device: int, shape: Shape, example: Descriptor, workspace_bytes: int) -> None:
-        """`example`: one of the operations."""
+        """`example`: any one of the operations."""
         self._lt, self._device, self._shape, self._example, self._workspace_bytes = lt, device, shape, example, workspace_bytes
         self.weight = layout(lt, shape.x, shape.k, shape.n)
         self.x = layout(lt, shape.x, shape.k, 1)
@@ -170,7 +170,8 @@ class Product:
         self._current: tuple[int, ...] = ()
 
     def resize(self, rows: int, rank: int = 0, asked: int = 0) -> None:
-        """For so many rows, by the heuristic's first algorithm; or by its algorithm number `rank` for `asked` rows, where that fits."""
+        """Sets the number of rows and takes the heuristic's first algorithm, or algorithm `rank` of its proposals for `asked` rows if that
+        fits."""
         if self._current == (rows, rank, asked):
             return
         key = (self._lt.version, self._device, self._shape, self._workspace_bytes, rows, rank, asked)
@@ -197,18 +198,18 @@ class Product:
         return proposed[0]
 
     def proposals(self, rows: int, count: int) -> list[Any]:
-        """What the heuristic expects to be fast, best first."""
+        """Algorithms that the heuristic expects to be fast, best first."""
         self._set_rows(rows)
-        results, found = (_HeuristicResult * count)(), ctypes.c_int(0)
+        results, returned = (_HeuristicResult * count)(), ctypes.c_int(0)
         self._lt.call(
             "cublasLtMatmulAlgoGetHeuristic",
             *self._problem(),
             self._preference.pointer,
             count,
             results,
-            ctypes.byref(found),
+            ctypes.byref(returned),
         )
-        return [one.algorithm for one in results[: found.value] if one.state == 0]
+        return [one.algorithm for one in results[: returned.value] if one.state == 0]
 
     def _runs(self, algorithm: Any, rows: int) -> bool:
         """Whether the library can run an algorithm proposed for other rows."""

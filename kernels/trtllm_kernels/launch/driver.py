@@ -1,19 +1,19 @@
-"""Carries out launches: cubins through the CUDA driver, matrix products by `products`.
+"""Carries out launches: cubins through the CUDA driver, GEMMs through `launch/gemm.py`.
 
 An engine's launches never change, only the sizes of the step do, so everything is bound once. Each launch has a prebuilt array of pointers
-to its parameters; tensors' addresses are fixed, and an integer that depends on the step is one shared ctypes object, rewritten once a step
-for every launch that uses it. What is left of a launch in Python is one call of `cuLaunchKernelEx` with a prebuilt configuration.
-Launches go to torch's current stream, so they order with torch's work and are captured by `torch.cuda.graph`. Triton is not imported.
+to its parameters. Addresses of tensors are fixed, and an integer that depends on the step is one shared ctypes object, rewritten once per
+step for every launch that uses it. What is left of a launch in Python is one call of `cuLaunchKernelEx` with a prebuilt configuration.
+Launches go to torch's current stream, so they are ordered with torch's work and captured by `torch.cuda.graph`. Triton is not imported.
 
-Kernels that wait for their predecessors themselves (`triton_kernels/pdl.py`) are launched as programmatic dependents, in a capture too,
-where that becomes an edge of the graph; but for the first of a run and what follows a launch with `serialize_next`. So whatever came
-before a run is complete and visible before any kernel of it begins: weights that were just drawn, refitted or copied are the constants
-that kernels take them for. A `concurrent` launch is a programmatic dependent that does not wait; around the two everything is in turn. What
-follows them has to wait for both, as a stream has it; a graph may have its edge from the second alone, so steps with such a pair are not
-for capture (engines capture those that only decode).
+Programmatic dependent launch (PDL). Kernels that wait for their predecessors themselves (`triton_kernels/pdl.py`) are launched as
+programmatic dependents, in a capture too, where the dependency becomes an edge of the graph. Exceptions are the first launch of a run and
+the one after a launch with `serialize_next`. So whatever came before a run is complete and visible before any kernel of the run begins:
+weights that were just drawn, refitted or copied are the constants that kernels take them for. A `concurrent` launch is a programmatic
+dependent that does not wait; the launches around such a pair are serialized. What follows the pair has to wait for both, and on a stream it
+does. A graph may have its edge from the second alone, so steps with such a pair must not be captured (engines capture only decode steps).
 
 Triton's ABI, which this must match: parameters in the signature's order; a TMA descriptor is the 128-byte map, then its two sizes as i32
-and two strides as i64; two scratch pointers (unused here) come last, which kernels in CUDA C++ do not declare.
+and two strides as i64; two scratch pointers (unused here) come last, and kernels in CUDA C++ do not declare them.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _HOST_ELEMENT_TYPE = {8: 10, 9: 8, 10: 9}
 _Loaded = tuple[Any, Any]
 """A module and its function."""
 _functions: dict[tuple[int, bytes, int], tuple[_Loaded, _Loaded]] = {}
-"""By device, code and shared memory, of which two launches of one code may ask for different amounts."""
+"""By device, code and shared memory: two launches of the same code may ask for different amounts."""
 
 
 def _check(result: tuple[Any, ...], doing: str) -> Any:
@@ -50,26 +50,26 @@ def _check(result: tuple[Any, ...], doing: str) -> Any:
 
 
 def load_functions(cubin: Cubin) -> tuple[Any, Any]:
-    """A cubin's launchable function in the current device's context for steps of few tokens and for others, loaded once a process each;
-    the same one where it does not overlap with what comes before.
+    """(function for steps of up to `SKINNY_TOKENS` tokens, function for larger steps) of a cubin, loaded once per process and device.
 
-    An SM changes how its memory is split between L1 and shared memory only when it is empty (docs/facts/decode-steps.md, not proven), so a
-    kernel with another split than the one before it cannot begin on an SM before that has left. In steps of up to `SKINNY_TOKENS` kernels
-    overlap from end to end, and all ask for shared memory as far as it goes. In larger ones the library's products, which nothing
-    overlaps, stand between, and the CUDA driver chooses: all shared cost them a little in bf16 and nothing in fp8.
+    They are the same function if the kernel does not overlap with its predecessor. An SM changes how its memory is split between L1 and
+    shared memory only when it is empty (docs/facts/decode-steps.md, not proven). So a kernel with another split than the one before it
+    cannot begin on an SM before that one has left. In steps of up to `SKINNY_TOKENS` kernels overlap from end to end, and all ask for the
+    largest shared memory. In larger steps the library's GEMMs, which nothing overlaps, stand in between, and the CUDA driver chooses: the
+    largest split cost them a little in bf16 and nothing in fp8.
     """
     device = torch.cuda.current_device()
     key = (device, hashlib.sha256(cubin.code).digest(), cubin.info.shared_bytes)
     if key not in _functions:
         torch.cuda.current_stream().synchronize()  # makes torch create the primary context and bind it to this thread
-        few = many = _load(cubin)
+        skinny = large = _load(cubin)
         if cubin.info.waits:
-            few = _load(cubin)
+            skinny = _load(cubin)
             all_shared = cuda.CUfunction_attribute.CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, 100
-            _check(cuda.cuFuncSetAttribute(few[1], *all_shared), f"load kernel {cubin.info.entry} beside others")
-        _functions[key] = few, many
-    few, many = _functions[key]
-    return few[1], many[1]
+            _check(cuda.cuFuncSetAttribute(skinny[1], *all_shared), f"let kernel {cubin.info.entry} overlap with others")
+        _functions[key] = skinny, large
+    skinny, large = _functions[key]
+    return skinny[1], large[1]
 
 
 def _load(cubin: Cubin) -> _Loaded:
@@ -83,12 +83,12 @@ def _load(cubin: Cubin) -> _Loaded:
 
 
 def _bindable(tensor: torch.Tensor) -> bool:
-    """Kernels are compiled on the promise that every pointer is divisible by 16. Pinned memory has one address for host and device."""
+    """Kernels are compiled with the promise that every pointer is divisible by 16. Pinned memory has one address for host and device."""
     return (tensor.is_cuda or tensor.is_pinned()) and tensor.is_contiguous() and tensor.data_ptr() % 16 == 0
 
 
 class _Symbolic:
-    """The distinct expressions of a program and their current values; integers used as parameters have one ctypes object each."""
+    """The distinct expressions of a program and their current values. Integers used as parameters have one ctypes object each."""
 
     def __init__(self) -> None:
         self._index: dict[str, int] = {}
@@ -114,7 +114,7 @@ class _Symbolic:
 
 
 def _launch_config(threads: int, shared_bytes: int) -> Any:
-    """All of a launch but grid and stream; its one attribute counts where `numAttrs` says so."""
+    """A launch configuration without grid and stream. Its one attribute takes effect when `numAttrs` is 1."""
     attribute = cuda.CUlaunchAttribute()
     attribute.id = cuda.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
     attribute.value.programmaticStreamSerializationAllowed = 1
@@ -130,8 +130,8 @@ class _Kernel:
     """One bound launch of a cubin."""
 
     def __init__(self, launch: Launch, cubin: Cubin, resolve: Resolve, symbolic: _Symbolic) -> None:
-        self._few, self._many = load_functions(cubin)
-        self.function = self._many
+        self._skinny_function, self._large_function = load_functions(cubin)
+        self.function = self._large_function
         self.name = launch.kernel
         self.waits = cubin.info.waits
         self.concurrent, self.serialize_next = launch.concurrent, launch.serialize_next
@@ -148,14 +148,14 @@ class _Kernel:
         self.parameters = self._hold(array)
 
     def size(self, x: int, y: int, z: int) -> None:
-        """Grid of the next launches."""
+        """Sets the grid of the next launches."""
         self.config.gridDimX, self.config.gridDimY, self.config.gridDimZ = x, y, z
 
-    def of_few_tokens(self, few: bool) -> None:
-        """Whether the next launches are in steps of up to `SKINNY_TOKENS`."""
-        self.function = self._few if few else self._many
+    def set_skinny_step(self, skinny: bool) -> None:
+        """Whether the next launches belong to a step of up to `SKINNY_TOKENS` tokens."""
+        self.function = self._skinny_function if skinny else self._large_function
 
-    def begins_early(self, dependent: bool) -> None:
+    def set_dependent(self, dependent: bool) -> None:
         """Whether the next launches may begin before the kernel before them has ended."""
         self.config.numAttrs = int(dependent)
 
@@ -213,10 +213,10 @@ class _Kernel:
 
 
 class BoundProgram:
-    """Launches bound to memory. `set_symbols` for the step's sizes, then `run` as often as wanted on torch's current stream."""
+    """Launches bound to memory. Call `set_symbols` with the step's sizes, then `run` as often as needed on torch's current stream."""
 
     def __init__(self, lowered: Iterable[Lowered], resolve: Resolve, cubins: Mapping[str, Cubin], *, pdl: bool = True) -> None:
-        """`cubins` by kernel key. `pdl`: kernels that can may begin before the one before them has ended; no result depends on it.
+        """`cubins` by kernel key. `pdl`: kernels that support it may begin before the one before them has ended; no result depends on it.
 
         Raises KernelError for a kernel that is missing or cannot be loaded, or memory that cannot be bound.
         """
@@ -236,7 +236,7 @@ class BoundProgram:
         self._stream: int | None = None
 
     def set_symbols(self, *, T: int, R: int, D: int, S: int, C: int) -> None:
-        """Sizes of the next step: tokens, sequences, decode sequences, rows whose logits are wanted, continued context sequences."""
+        """Sizes of the next step: tokens, sequences, decode sequences, rows whose logits are needed, continued context sequences."""
         symbols = (T, R, D, S, C)
         if self._symbols == symbols:
             return
@@ -256,25 +256,27 @@ class BoundProgram:
                     if step.concurrent and self._active and before is self._active[-1]:
                         concurrent.add(len(self._active))
                     step.size(x, y, z)
-                    step.of_few_tokens(T <= SKINNY_TOKENS)
+                    step.set_skinny_step(T <= SKINNY_TOKENS)
                     self._active.append(step)
         if self._pdl:
-            settled = True
+            serialized = True
             for at, step in enumerate(self._active):
                 if isinstance(step, _Kernel):
-                    in_turn = settled or at - 1 in concurrent or at + 1 in concurrent
-                    step.begins_early(at in concurrent or (step.waits and not in_turn))
-                settled = isinstance(step, _Kernel) and step.serialize_next
+                    serialize = serialized or at - 1 in concurrent or at + 1 in concurrent
+                    step.set_dependent(at in concurrent or (step.waits and not serialize))
+                serialized = isinstance(step, _Kernel) and step.serialize_next
         self._symbols = symbols
 
-    def run(self) -> None:
+    def run(self, first: int = 0, end: int | None = None) -> None:
+        """Launches all of the step, or launches [first, end) of those that it makes."""
         if self._symbols is None:
             raise KernelError("set_symbols must be called before run")
         stream = torch.cuda.current_stream().cuda_stream
         self._library.stream.value = stream
         self._use(stream)
         launch = cuda.cuLaunchKernelEx
-        for step in self._active:
+        whole = first == 0 and end is None
+        for step in self._active if whole else self._active[first:end]:
             if not isinstance(step, _Kernel):
                 step.run()
                 continue
@@ -284,7 +286,7 @@ class BoundProgram:
                 raise KernelError(f"the CUDA driver refused to launch {step.name} on grid {grid}: {error.name}")
 
     def _use(self, stream: int) -> None:
-        """A capture has a stream of its own; otherwise it is always the same."""
+        """Directs the launches to `stream`. A capture has a stream of its own; otherwise it is always the same one."""
         if stream != self._stream:
             for step in self._steps:
                 if isinstance(step, _Kernel):

@@ -1,7 +1,7 @@
-"""Library routines of a bound program: matrix products by cuBLASLt, or by torch where every row has a scale of its own.
+"""Library routines of a bound program: GEMMs by cuBLASLt, or by torch where every row has a scale of its own.
 
-A launch's arguments, in order, those in brackets optional: x, weight, [x_scale, weight_scale], [bias: a vector], [residual: a matrix], y,
-and [rank, rows it was measured at, version of cuBLASLt] of an algorithm that tuning chose.
+A launch's arguments in order, with optional ones in brackets: x, weight, [x_scale, weight_scale], [bias: a vector], [residual: a matrix],
+y, and [rank, rows it was measured at, version of cuBLASLt] of an algorithm that tuning chose.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import torch
 from trtllm_kernels.dialect.types import Dim, Launch
 from trtllm_kernels.errors import KernelError
 from trtllm_kernels.launch import cublaslt
-from trtllm_kernels.launch.cublaslt import Descriptor, Product, Shape
+from trtllm_kernels.launch.cublaslt import Descriptor, Gemm, Shape
 
 Resolve = Callable[[str], torch.Tensor]
-"""Name of a value, weight or workspace -> its tensor, at the profile's maximum size. Bound programs keep the tensors alive."""
+"""Name of a value, weight or workspace -> its tensor at the profile's maximum size. Bound programs keep the tensors alive."""
 Views = dict[tuple[int, int, tuple[int, ...], torch.dtype], torch.Tensor]
 Index = Callable[[Dim], int]
-"""Where a symbolic number's value is found among those of a step."""
+"""Position of a symbolic number's value among those of a step."""
 ROUTINES = ("matmul", "scaled_matmul")
 
 _SCRATCH_BYTES = {9: 64 << 20}
@@ -34,7 +34,7 @@ _scratch: dict[tuple[int, int], torch.Tensor] = {}
 
 
 class LibraryCall(Protocol):
-    """One bound call; `rows` says which of a step's values is its number of rows."""
+    """One bound call. `rows` is the position of its number of rows among a step's values."""
 
     rows: int
 
@@ -69,11 +69,11 @@ class Operands:
 
 
 class LibraryCalls:
-    """Binds the library calls of one program, which share layouts, algorithms, scratch memory and the stream they go to."""
+    """Binds the library calls of one program, which share layouts, algorithms, scratch memory and a stream."""
 
     def __init__(self) -> None:
         self.stream = ctypes.c_void_p()
-        self._products: dict[tuple[object, ...], Product] = {}
+        self._gemms: dict[tuple[object, ...], Gemm] = {}
 
     def bind(self, launch: Launch, resolve: Resolve, index: Index) -> LibraryCall:
         if launch.library not in ROUTINES:
@@ -83,12 +83,12 @@ class LibraryCalls:
             return RowScaledMatmul(operands, index(launch.grid[0]))
         return LtMatmul(self, operands, launch, index)
 
-    def product(self, key: tuple[object, ...], shape: Shape, example: Descriptor, scratch: torch.Tensor) -> Product:
-        """The one of this shape whose rows and algorithm are the same numbers in every step."""
-        if (shape, *key) not in self._products:
+    def gemm(self, key: tuple[object, ...], shape: Shape, example: Descriptor, scratch: torch.Tensor) -> Gemm:
+        """The `Gemm` of this shape whose rows and algorithm are the same numbers in every step."""
+        if (shape, *key) not in self._gemms:
             device = scratch.device.index or 0
-            self._products[(shape, *key)] = Product(cublaslt.library(), device, shape, example, scratch.numel())
-        return self._products[(shape, *key)]
+            self._gemms[(shape, *key)] = Gemm(cublaslt.library(), device, shape, example, scratch.numel())
+        return self._gemms[(shape, *key)]
 
 
 class LtMatmul:
@@ -103,8 +103,8 @@ class LtMatmul:
         shape = Shape(weight.shape[0], weight.shape[1], x.dtype, y.dtype, bias is not None, _alignments(weight, x, added, y, bias))
         self.rows = index(launch.grid[0])
         self._choice = _choice(launch, lt.version, index)
-        product = calls.product((self.rows, *self._choice), shape, operation, scratch)
-        self._product = product
+        gemm = calls.gemm((self.rows, *self._choice), shape, operation, scratch)
+        self._gemm = gemm
         self._keep = (operands, operation, scratch)
         self._call: Callable[[], int] = partial(
             lt.entry.cublasLtMatmul,
@@ -112,22 +112,22 @@ class LtMatmul:
             operation.pointer,
             ctypes.byref(_ONE),
             _pointer(weight),
-            product.weight.pointer,
+            gemm.weight.pointer,
             _pointer(x),
-            product.x.pointer,
+            gemm.x.pointer,
             ctypes.byref(_ZERO if residual is None else _ONE),
             _pointer(added),
-            product.y.pointer,
+            gemm.y.pointer,
             _pointer(y),
-            product.y.pointer,
-            ctypes.byref(product.algorithm),
+            gemm.y.pointer,
+            ctypes.byref(gemm.algorithm),
             _pointer(scratch),
             ctypes.c_size_t(scratch.numel()),
             calls.stream,
         )
 
     def resize(self, values: Sequence[int], views: Views) -> None:
-        self._product.resize(values[self.rows], *(values[at] for at in self._choice))
+        self._gemm.resize(values[self.rows], *(values[at] for at in self._choice))
 
     def run(self) -> None:
         if status := self._call():
@@ -136,15 +136,16 @@ class LtMatmul:
 
 
 class RowScaledMatmul:
-    """y[:rows] = (x_scale[:rows] * x[:rows]) @ (weight_scale * weight).T (+ bias), with a scale a row of x and of the weight [N, 1].
+    """y[:rows] = (x_scale[:rows] * x[:rows]) @ (weight_scale * weight).T (+ bias), with a scale per row of x and per row of the weight [N,
+    1].
 
-    By torch, on views made once a step.
+    Computed by torch, on views made once per step.
     """
 
     def __init__(self, operands: Operands, rows: int) -> None:
         x_scale, weight_scale = operands.x_scale, operands.weight_scale
         if x_scale is None or weight_scale is None or operands.residual is not None:
-            raise KernelError("a product with a scale a row needs scales of both operands and takes no residual")
+            raise KernelError("a GEMM with row-wise scales needs scales of both operands and takes no residual")
         self.rows, self._operands = rows, operands
         self._weight, self._weight_scale, self._x_scale = operands.weight.t(), weight_scale.t(), x_scale
         self._x_rows, self._x_scale_rows, self._y_rows = operands.x, x_scale, operands.y
@@ -163,7 +164,7 @@ class RowScaledMatmul:
 
 
 def _first(tensor: torch.Tensor, rows: int, views: Views) -> torch.Tensor:
-    """First rows of a tensor; layers share buffers, so most views are made once."""
+    """The first rows of a tensor. Layers share buffers, so most views are made once."""
     key = (rows, tensor.data_ptr(), tuple(tensor.shape), tensor.dtype)
     if key not in views:
         views[key] = tensor[:rows]
@@ -171,14 +172,14 @@ def _first(tensor: torch.Tensor, rows: int, views: Views) -> torch.Tensor:
 
 
 def _choice(launch: Launch, version: int, index: Index) -> tuple[int, ...]:
-    """Where a step's values say which algorithm: (its number, the rows it was proposed for), or nothing."""
+    """Positions of (the algorithm's number, the rows it was proposed for) among a step's values; empty if tuning chose none."""
     numbers = [arg.value for arg in launch.args if arg.kind == "i32"]
     if not numbers:
         return ()
     rank, asked, measured = (value for value in numbers if not isinstance(value, float))
     if measured not in (0, version):
         _report_once(
-            f"choices of cuBLASLt's algorithms were measured with version {measured}, and this is {version}: its own choices are used"
+            f"cuBLASLt algorithms were chosen with version {measured} and this is {version}, so the library's own choices are used"
         )
         return ()
     return index(rank), index(asked)
@@ -194,17 +195,17 @@ def _pointer(tensor: torch.Tensor) -> Any:
 
 
 def _alignments(*tensors: torch.Tensor | None) -> tuple[int, ...]:
-    found = []
+    alignments = []
     for tensor in tensors:
         address = cublaslt.ALIGNMENT if tensor is None else tensor.data_ptr()
         if tensor is not None and not tensor.is_contiguous():
-            raise KernelError(f"a matrix product needs contiguous matrices, got shape {tuple(tensor.shape)} and strides {tensor.stride()}")
-        found.append(min(cublaslt.ALIGNMENT, address & -address))
-    return tuple(found)
+            raise KernelError(f"a GEMM needs contiguous matrices, got shape {tuple(tensor.shape)} and strides {tensor.stride()}")
+        alignments.append(min(cublaslt.ALIGNMENT, address & -address))
+    return tuple(alignments)
 
 
 def _scratch_of(tensor: torch.Tensor) -> torch.Tensor:
-    """The library's workspace: one for the stream programs are bound on, since what runs on one stream runs in turn."""
+    """The library's workspace, one per stream that programs are bound on: calls on one stream run one after another."""
     device = tensor.device
     stream = torch.cuda.current_stream().cuda_stream
     key = (device.index or 0, stream)

@@ -1,7 +1,7 @@
 """CUDA implementations of the dialect in torch: lower, compile (cached), bind and launch, exactly as an engine does.
 
-For tests and for running a graph op by op; an engine binds once and does none of this in a step. `attention` (no cache) is not run by any
-engine, so its reference serves on every device.
+They serve tests and running a graph op by op; an engine binds once and does none of this in a step. No engine runs `attention` (without a
+cache), so its reference serves on every device.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from trtllm_kernels.lowering import LOWERINGS, lower
 
 
 def bound_arguments(op: OpDef, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Every argument of the op by name, defaults included."""
+    """Every argument of the op by name, including defaults."""
     arguments = op.overload._schema.arguments
     named = {a.name: a.default_value for a in arguments if a.has_default_value()}
     named.update(zip((a.name for a in arguments), args, strict=False))
@@ -27,13 +27,14 @@ def bound_arguments(op: OpDef, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
 
 
 def num_decodes(query_start: torch.Tensor) -> int:
-    """Leading sequences of one token: what the batch's order makes decode rows."""
+    """Number of leading sequences with one token: the batch's order makes them decode rows."""
     many = torch.nonzero(query_start.diff() != 1)
     return int(many[0]) if len(many) else len(query_start) - 1
 
 
 def step_sizes(named: dict[str, Any]) -> dict[str, int]:
-    """The symbols that launches of one call need: leading dimensions are numbers there, so only what the batch's order says."""
+    """The symbols that the launches of one call need. Leading dimensions are numbers there, so only what the batch's order decides is
+    left."""
     if "query_start" not in named:
         return dict.fromkeys(SYMBOLS, 0)
     decodes = num_decodes(named["query_start"])
@@ -52,7 +53,7 @@ def as_list(result: Any) -> list[torch.Tensor]:
 
 
 def execute(op: OpDef, named: dict[str, Any], outputs: list[torch.Tensor]) -> None:
-    """Launch `op` on CUDA tensors, writing `outputs`."""
+    """Launches `op` on CUDA tensors, writing `outputs`."""
     from trtllm_kernels.compile.aot import compile_all
     from trtllm_kernels.launch.driver import BoundProgram
 

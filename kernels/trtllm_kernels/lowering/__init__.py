@@ -1,9 +1,9 @@
-"""From an op to launches: `lower` is all the compiler needs of the kernels. Pure data in and out; no GPU, no Triton.
+"""From an op to launches: `lower` is all that the compiler needs of the kernels. Pure data in and out; no GPU, no Triton, no torch.
 
     lower("rms_norm", [x_spec, weight_spec], [y_spec], {"eps": 1e-5}, "sm_90", input_names=["x.3", "norm.weight"], output_names=["y.3"])
 
 Leading dimensions may be symbols (`T`, `S`); everything else must be a number. Names default to the op's argument names and `out0`, `out1`.
-Without a `tactic`, the one recorded for the architecture's GPU is used if there is one, else the stated default.
+Without a `tactic`, the one recorded for the architecture's GPU is used if there is one, else the lowering's default.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ def lower(
 ) -> Lowered:
     """How `op` runs on `arch` (`sm_80`, `sm_89`, `sm_90`...). `inputs` in schema order, None for an absent optional.
 
-    `in_place`: the first result and the argument `OpSpec.in_place` names are the same memory.
+    `in_place`: the first result and the argument `OpSpec.in_place` share memory. Raises `KernelError` for an op, a shape or a tactic that
+    cannot be lowered.
     """
     if in_place and not OP_SPECS[op].in_place:
         able = ", ".join(name for name, spec in OP_SPECS.items() if spec.in_place)
@@ -52,7 +53,7 @@ def lower(
 def search_space(
     op: str, inputs: Sequence[TensorSpec | None], outputs: Sequence[TensorSpec], attrs: Mapping[str, Attr], arch: str
 ) -> tuple[Choice, ...]:
-    """What tuning may try for `op`; the arguments are those of `lower`."""
+    """What tuning may try for `op`. The arguments are those of `lower`."""
     return LOWERINGS[op].space(_call(op, inputs, outputs, attrs, arch, {}, None, None))
 
 

@@ -18,7 +18,7 @@ from trtllm_kernels.lowering.space import NEVER, PREFILL, TOKENS, Choice, table
 
 
 def fused_fits(call: OpCall) -> bool:
-    """Whether the fused kernel's tiles divide the product."""
+    """Whether the fused kernel's tiles divide the weight."""
     weight = call["weight"]
     return call.capability == 90 and call["x"].dtype != "fp32" and weight.size(0) % 256 == 0 and weight.size(1) % 128 == 0
 
@@ -26,9 +26,9 @@ def fused_fits(call: OpCall) -> bool:
 def _space(call: OpCall) -> tuple[Choice, ...]:
     if call["x"].dtype == "fp32":
         return ()
-    few = (one_token_space(call) if call.op == "gate_up_silu" else ()) + skinny_space(call)
+    below_fused = (one_token_space(call) if call.op == "gate_up_silu" else ()) + skinny_space(call)
     if not fused_fits(call):
-        return few
+        return below_fused
     names = ("block_m", "block_n", "block_k", "group", "warps", "stages")
     k = 64 if call["x"].dtype != "fp8" else 128
     rows: tuple[tuple[int, ...], ...] = (
@@ -45,15 +45,15 @@ def _space(call: OpCall) -> tuple[Choice, ...]:
     tiles = Choice("tiles", table(names, *rows), (PREFILL,))
     halves = Choice("halves", ({"halves": 1},), (PREFILL,))
     threshold = Choice("fused from", tuple({"fused_from": n} for n in (*TOKENS, NEVER)), (PREFILL,), TOKENS)
-    return (*few, tiles, halves, threshold)
+    return (*below_fused, tiles, halves, threshold)
 
 
-class _Activated:
-    """A product followed by an activation: `gate_up` (SwiGLU of interleaved rows, half as wide) or `gelu`."""
+class _ActivatedGemm:
+    """A GEMM followed by an activation: `gate_up` (SwiGLU of interleaved rows, half as wide) or `gelu`."""
 
-    def __init__(self, call: OpCall, kind: Literal["gate_up", "gelu"]) -> None:
+    def __init__(self, call: OpCall, activation: Literal["gate_up", "gelu"]) -> None:
         x = call["x"]
-        self.call, self.gate_up, self.wide = call, kind == "gate_up", x.dtype != "fp8"
+        self.call, self.gate_up, self.wide = call, activation == "gate_up", x.dtype != "fp8"
         self.tokens, self.width = x.shape[0], call.outputs[0].size(1)
         self.tuned = call.tuned(
             **({"gemv": 1, **gemv_tile(call), EVICT_FIRST: 1} if self.gate_up else {}),
@@ -76,14 +76,14 @@ class _Activated:
         self.builder = Builder(call)
 
     def lower(self) -> Lowered:
-        covered = launch_skinny(self.builder, self.tuned, self.scales, int(self._one()), self.tuned["fused_from"] - 1)
-        self._some(covered)
+        covered = launch_skinny(self.builder, self.tuned, self.scales, int(self._launch_gemv()), self.tuned["fused_from"] - 1)
+        self._launch_separate(covered)
         if self.tuned["fused_from"] < 1 << 30:
-            self._many()
+            self._launch_fused()
         return self.builder.finish()
 
-    def _one(self) -> bool:
-        """One token, gated only: product and activation in one kernel that reads the weight once."""
+    def _launch_gemv(self) -> bool:
+        """One token, gated only: GEMV and activation in one kernel that reads the weight once. Returns whether it fits."""
         call, weight = self.call, self.call["weight"]
         if not self.gate_up or not self.tuned["gemv"] or call["x"].dtype == "fp32":
             return False
@@ -107,25 +107,26 @@ class _Activated:
         )
         return True
 
-    def _some(self, covered: int) -> None:
-        """From `covered` + 1 tokens: cuBLASLt into scratch, then the activation."""
+    def _launch_separate(self, covered: int) -> None:
+        """From `covered` + 1 tokens: cuBLASLt into scratch memory, then the activation."""
         call, tokens, first_fused = self.call, self.tokens, self.tuned["fused_from"]
         weight, y = call["weight"], call.outputs[0]
-        some = product(beyond(tokens, covered), within(tokens, -1, first_fused - 1))
-        raw = self.builder.workspace("product", (f"min({tokens}, {first_fused})", weight.size(0)), y.dtype if self.wide else "bf16")
-        self.builder.launches.append(matmul(call, raw, some))
+        rows = product(beyond(tokens, covered), within(tokens, -1, first_fused - 1))
+        raw = self.builder.workspace("gemm", (f"min({tokens}, {first_fused})", weight.size(0)), y.dtype if self.wide else "bf16")
+        self.builder.launches.append(matmul(call, raw, rows))
         block = 1024
         while block > 16 and self.width % block:
             block //= 2
         self.builder.launch(
             "elementwise.silu_mul_interleaved" if self.gate_up else "elementwise.gelu",
             {"GateUp" if self.gate_up else "X": raw, "OutScale": self.scales["OutScale"], "Y": y},
-            grid=(some, -(-self.width // block)),
+            grid=(rows, -(-self.width // block)),
             constexprs={"N": self.width, "BLOCK": block, "QUANTIZE": self.quantize},
             warps=max(1, min(8, block // 256)),
         )
 
-    def _many(self) -> None:
+    def _launch_fused(self) -> None:
+        """From `fused_from` tokens: one kernel."""
         call, tuned = self.call, self.tuned
         x, weight, bias, y = call["x"], call["weight"], call.get("bias"), call.outputs[0]
         self.builder.launch(
@@ -160,9 +161,9 @@ class _Activated:
 
 @lowers("gate_up_silu", space=_space)
 def gate_up_silu(call: OpCall) -> Lowered:
-    return _Activated(call, "gate_up").lower()
+    return _ActivatedGemm(call, "gate_up").lower()
 
 
 @lowers("linear_gelu", space=_space)
 def linear_gelu(call: OpCall) -> Lowered:
-    return _Activated(call, "gelu").lower()
+    return _ActivatedGemm(call, "gelu").lower()

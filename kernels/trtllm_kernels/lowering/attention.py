@@ -1,15 +1,15 @@
-"""Lowerings of rope (alone and with the KV write) and of paged attention.
+"""Lowering of paged attention.
 
-Paged attention is several launches over disjoint rows: decode sequences without and with a split of the KV axis (one of the two
-has a grid that is not empty, chosen by an expression over D, so a captured graph holds the right one), the merge of the split, and
-context chunks; on Hopper whole prompts go apart from chunks with a cached past, and either launch is left out of a step that has none of
-its kind (`fresh`). Which rows are decode rows is the batch's order: sequences [0, D) decode.
+It is several launches over disjoint rows: decode sequences without and with a split of the KV axis (one of the two has a non-empty grid,
+chosen by an expression over D, so a captured graph contains the right one), the merge of the split, and context chunks. On Hopper, whole
+prompts are launched separately from chunks with a cached past, and either launch is skipped in a step that has none of its kind. The
+batch's order says which rows are decode rows: sequences [0, D) decode.
 
-Where a step has both, decode sequences run beside whole prompts on Hopper: the one waits for memory, the other for tensor cores. Prompts
-come first, one block an SM (`uncached_prefill_attention`), since what came second would have to wait for room. Its shared memory decides
-how many blocks of decode attention join it there: with more, prompts lose more than decoding gains. That is slower for the prompts alone,
-so only where decoding takes longer anyway: with `concurrent_tokens` prompt tokens a decode sequence or fewer, whatever their lengths, as
-both times grow with them.
+Where a step has both, decode sequences run concurrently with whole prompts on Hopper: decoding waits for memory, prefill for tensor cores.
+Prefill is launched first, with one block per SM (`uncached_prefill_attention`), since the second launch would have to wait for room. Its
+shared memory decides how many blocks of decode attention fit beside it on an SM: with more, prefill loses more than decoding gains. The
+concurrent kernel is slower for the prompts alone, so it is used only where decoding takes longer anyway: up to `concurrent_tokens` prompt
+tokens per decode sequence, whatever their lengths, as both times grow with them.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def _space(call: OpCall) -> tuple[Choice, ...]:
     decode = Choice("decode", grid(decode_warps=(1, 2, 4), decode_stages=(2, 3, 4, 6, 8)))
     split = Choice("split", grid(split_target=tuple(n * call.sm_count for n in (1, 2, 4, 8)), split_tokens=(32, 64, 128, 256)))
     names = ("block_m", "block_n", "warps", "stages")
-    fresh = (
+    uncached_tiles = (
         *((64, 64, 4, 3),) * cuda_fits(call),
         *((64, 64, 4, 2), (64, 64, 4, 4), (64, 128, 4, 2), (64, 32, 4, 2), (64, 32, 4, 3)),
         *((128, 64, 8, 2), (128, 64, 8, 3), (128, 64, 4, 2), (128, 32, 8, 2), (128, 32, 8, 3), (128, 128, 8, 2)),
@@ -55,8 +55,8 @@ def _space(call: OpCall) -> tuple[Choice, ...]:
         decode,
         split,
         Choice(
-            "fresh prompts",
-            tuple({**by_triton, **tile} for tile in table(tuple(f"uncached_prefill_{name}" for name in names), *fresh)),
+            "uncached prefill",
+            tuple({**by_triton, **tile} for tile in table(tuple(f"uncached_prefill_{name}" for name in names), *uncached_tiles)),
             (PREFILL,),
         ),
         Choice(
@@ -109,22 +109,22 @@ def paged_attention(call: OpCall) -> Lowered:
         concurrent_decode_stages=3,
     )
     builder = Builder(call)
-    together = _together(call, tuned)
-    _decode(builder, tuned, together)
-    _context(builder, tuned, together)
-    if together:
-        uncached_prefill_launch(builder, tuned, "concurrent", together, call.sm_count)
-        _decode_launch(builder, tuned, f"D * max(0, {together})", concurrent=True)
+    concurrent_steps = _concurrent(call, tuned)
+    _decode(builder, tuned, concurrent_steps)
+    _context(builder, tuned, concurrent_steps)
+    if concurrent_steps:
+        uncached_prefill_launch(builder, tuned, "concurrent", concurrent_steps, call.sm_count)
+        _decode_launch(builder, tuned, f"D * max(0, {concurrent_steps})", concurrent=True)
     return builder.finish()
 
 
 def _leaves_room(call: OpCall, dtype: str, head_dim: int) -> bool:
-    """Whether a block of `uncached_prefill_attention` an SM leaves shared memory for decode attention's; larger heads leave none."""
+    """Whether one block of `uncached_prefill_attention` per SM leaves shared memory for decode attention; larger heads leave none."""
     return reads_uncached_prefill(call, dtype, head_dim) and head_dim <= 128
 
 
 def _decode_warps(dtype: str, tile_bytes: int) -> int:
-    """Few enough to leave each some work, as many as hold a page's tile without spilling; with fp8 one or two (measured on an H100)."""
+    """Few enough that each has some work, enough to hold a page's tile without spilling; one or two with fp8 (measured on an H100)."""
     return min(2, max(1, tile_bytes // 2048)) if dtype == "fp8" else min(8, max(1, tile_bytes // 4096))
 
 
@@ -133,7 +133,7 @@ def _flags(call: OpCall) -> dict[str, bool]:
 
 
 def _context_tile(call: OpCall, dtype: str, head_dim: int, group: int) -> tuple[int, int, int, int]:
-    """(rows, keys, warps, stages) that need neither spilled registers nor more shared memory than the architecture has."""
+    """(rows, keys, warps, stages) that neither spill registers nor need more shared memory than the architecture has."""
     least = next_power_of_2(group)
     if dtype == "fp32":
         return max(32 if head_dim <= 128 else 16, least), 32 if head_dim <= 64 else 16, 4 if head_dim <= 64 else 8, 1
@@ -144,37 +144,40 @@ def _context_tile(call: OpCall, dtype: str, head_dim: int, group: int) -> tuple[
     return max(64, least), 32, 8, 2
 
 
-def _together(call: OpCall, tuned: dict[str, int]) -> str:
-    """1 in steps whose decode sequences, none of them split, run beside their whole prompts, else 0 or less; empty where none do."""
+def _concurrent(call: OpCall, tuned: dict[str, int]) -> str:
+    """1 in steps whose decode sequences, none of them split, run concurrently with whole prompts, else 0 or less; empty if none do."""
     if not tuned["concurrent_tokens"]:
         return ""
     tokens, seqs = call["qkv"].shape[0], call["seq_slots"].shape[0]
     enough = f"{tuned['concurrent_tokens']} * D - ({tokens} - D) + 1"
-    return f"min(1, {enough}, {seqs} - D - C, D - {_wanted(call, tuned)} + 1)"
+    return f"min(1, {enough}, {seqs} - D - C, D - {_parts_to_fill(call, tuned)} + 1)"
 
 
-def _wanted(call: OpCall, tuned: dict[str, int]) -> int:
-    """Parts of all sequences together, of each KV head, that fill the chip."""
+def _parts_to_fill(call: OpCall, tuned: dict[str, int]) -> int:
+    """Number of parts of all sequences together, per KV head, that fill the GPU."""
     return max(1, tuned["split_target"] // call.integer("num_kv_heads"))
 
 
 def _most_parts(call: OpCall, longest: int) -> int:
-    """Parts of one sequence; the longest there can be is worth `longest`. Where kernels overlap, programs of empty parts are worth their
-    launch: with programs on a few SMs alone, whole steps of one sequence were slower (docs/facts/decode-steps.md)."""
+    """Most parts of one sequence; the longest possible sequence justifies `longest`.
+
+    Where kernels overlap, programs of empty parts are worth their launch: with programs on only a few SMs, whole steps of one sequence were
+    slower (docs/facts/decode-steps.md).
+    """
     return _MAX_SPLITS if call.capability >= 90 and longest > 1 else min(_MAX_SPLITS, longest)
 
 
-def _decode(builder: Builder, tuned: dict[str, int], together: str) -> None:
+def _decode(builder: Builder, tuned: dict[str, int], concurrent_steps: str) -> None:
     call = builder.call
     table, out, heads = call["block_table"], call.outputs[0], call.integer("num_heads")
     page, head_dim = call["kv_cache"].size(4), call["kv_cache"].size(5)
-    most, wanted = _most_parts(call, ceil_div(table.size(1) * page, tuned["split_tokens"])), _wanted(call, tuned)
-    alone = f"D * (1 - max(0, {together}))" if together else "D"
+    most, parts_to_fill = _most_parts(call, ceil_div(table.size(1) * page, tuned["split_tokens"])), _parts_to_fill(call, tuned)
+    alone = f"D * (1 - max(0, {concurrent_steps}))" if concurrent_steps else "D"
     if most == 1:
         _decode_launch(builder, tuned, alone)
         return
-    splits = f"max(1, min({most}, {wanted} // max(1, D)))"
-    rows, many = f"min({wanted}, {most} * D)", f"min(1, {splits} - 1)"
+    splits = f"max(1, min({most}, {parts_to_fill} // max(1, D)))"
+    rows, many = f"min({parts_to_fill}, {most} * D)", f"min(1, {splits} - 1)"
     partials = builder.workspace("partials", (product(rows, heads), head_dim))
     stats = builder.workspace("stats", (product(rows, heads), 2))
     _decode_launch(builder, tuned, product(alone, f"max(0, 2 - {splits})"))
@@ -197,7 +200,7 @@ def _decode_launch(
     *,
     concurrent: bool = False,
 ) -> None:
-    """`parts`: where partial results go, if each sequence is split."""
+    """`parts`: where partial results go if sequences are split."""
     call, out = builder.call, builder.call.outputs[0]
     cache, table, kv_heads = call["kv_cache"], call["block_table"], call.integer("num_kv_heads")
     group, head_dim = call.integer("num_heads") // kv_heads, cache.size(5)
@@ -235,15 +238,15 @@ def _decode_launch(
     )
 
 
-def _context(builder: Builder, tuned: dict[str, int], together: str) -> None:
+def _context(builder: Builder, tuned: dict[str, int], concurrent_steps: str) -> None:
     call = builder.call
     q, cache, table, slots = call["qkv"], call["kv_cache"], call["block_table"], call["seq_slots"]
     kv_heads, head_dim = call.integer("num_kv_heads"), cache.size(5)
     group = call.integer("num_heads") // kv_heads
-    fresh = reads_uncached_prefill(call, q.dtype, head_dim)
-    if fresh:
+    separate_prefill = reads_uncached_prefill(call, q.dtype, head_dim)
+    if separate_prefill:
         some = f"{slots.shape[0]} - D - C"
-        here = f"{some} - {slots.shape[0]} * max(0, {together})" if together else some
+        here = f"{some} - {slots.shape[0]} * max(0, {concurrent_steps})" if concurrent_steps else some
         if tuned["uncached_prefill_cuda"] and cuda_fits(call):
             cuda_launch(builder, here)
         else:
@@ -268,7 +271,7 @@ def _context(builder: Builder, tuned: dict[str, int], together: str) -> None:
             "num_decodes": I32("D"),
             "num_seqs": I32(slots.shape[0]),
         },
-        grid=(f"{tiles(call, block_q)} * min(1, C)" if fresh else tiles(call, block_q), kv_heads),
+        grid=(f"{tiles(call, block_q)} * min(1, C)" if separate_prefill else tiles(call, block_q), kv_heads),
         constexprs={
             "HKV": kv_heads,
             "G": group,
@@ -277,7 +280,7 @@ def _context(builder: Builder, tuned: dict[str, int], together: str) -> None:
             "BLOCK_M": tuned["context_block_m"],
             "BLOCK_N": tuned["context_block_n"],
             **_flags(call),
-            "SKIP_UNCACHED": fresh,
+            "SKIP_UNCACHED": separate_prefill,
         },
         warps=tuned["context_warps"],
         stages=tuned["context_stages"],

@@ -1,7 +1,7 @@
 """What a lowering sees of an op, and how it writes a launch down.
 
-A lowering is a pure function of an `OpCall`; it reads shapes, chooses tiles, and states launches. `Builder` turns "these parameters, this
-grid" into the `KernelSpec` and `Launch` pair, so that the order, the types and the alignment of the two cannot disagree.
+A lowering is a pure function of an `OpCall`: it reads shapes, chooses tiles and states launches. `Builder` turns "these parameters, this
+grid" into the pair of `KernelSpec` and `Launch`, so that order, types and alignment of the two cannot disagree.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ FLOATS = ("fp32", "fp16", "bf16")
 
 @dataclass(frozen=True)
 class Operand:
-    """A tensor of the op: its specification and the name launches know it by."""
+    """A tensor of the op: its specification and its name in launches."""
 
     name: str
     spec: TensorSpec
@@ -43,7 +43,7 @@ class Operand:
         return self.spec.dtype
 
     def size(self, dim: int) -> int:
-        """A dimension that must be known when the engine is built."""
+        """A dimension that must be known when the engine is built. Raises `KernelError` for a symbol."""
         size = self.spec.shape[dim]
         if not isinstance(size, int):
             raise KernelError(f"dimension {dim} of {self.name!r} must be a number at build time, got {size!r}")
@@ -66,7 +66,7 @@ class F32:
 
 @dataclass(frozen=True)
 class Tma:
-    """A matrix, or the rows of a tensor, passed as a host-made TMA descriptor of boxes [rows, columns]."""
+    """A matrix, or the rows of a tensor, passed as a host-made TMA descriptor with boxes of [rows, columns]."""
 
     operand: Operand
     rows: int
@@ -98,7 +98,7 @@ class OpCall:
 
     @property
     def sm_count(self) -> int:
-        """SMs of the data-centre part of the architecture (A100, L40S, H100): how many programs fill it."""
+        """Number of SMs of the architecture's data-centre GPU (A100, L40S, H100): how many programs fill it."""
         return {80: 108, 89: 142, 90: 132}.get(self.capability, 128)
 
     def integer(self, name: str) -> int:
@@ -114,7 +114,7 @@ class OpCall:
         return float(value)
 
     def tuned(self, **defaults: int) -> dict[str, int]:
-        """The tile configuration: the tactic's values over the defaults; an unknown key in a tactic is an error."""
+        """The tile configuration: the tactic's values over the defaults. Raises `KernelError` for an unknown key in the tactic."""
         unknown = self.tactic.keys() - defaults.keys()
         if unknown:
             raise KernelError(f"tactic of {self.op} sets {sorted(unknown)}, which it does not have; it has {sorted(defaults)}")
@@ -134,7 +134,7 @@ def capability(arch: str) -> int:
 
 
 def shared_limit(arch: str) -> int:
-    """Shared memory a block may use (CUDA C++ programming guide, table of compute capabilities)."""
+    """Bytes of shared memory that a block may use (CUDA C++ programming guide, table of compute capabilities)."""
     number = capability(arch)
     return 227 * 1024 if number in (90, 100, 103) else 163 * 1024 if number in (80, 87) else 99 * 1024
 
@@ -151,7 +151,7 @@ def power_of_2(name: str, value: int, least: int, most: int) -> int:
 
 @dataclass
 class Builder:
-    """Collects the launches of one op."""
+    """Collects the launches, kernels and workspaces of one op."""
 
     call: OpCall
     launches: list[Launch] = field(default_factory=list)
@@ -159,7 +159,7 @@ class Builder:
     workspaces: dict[str, TensorSpec] = field(default_factory=dict)
 
     def workspace(self, suffix: str, shape: tuple[Dim, ...], dtype: str = "fp32") -> Operand:
-        """Scratch memory, named after the op's first result so that names stay unique in an engine."""
+        """Adds scratch memory, named after the op's first result so that names stay unique in an engine."""
         operand = Operand(f"{self.call.outputs[0].name}.{suffix}", TensorSpec(shape, dtype))
         self.workspaces[operand.name] = operand.spec
         return operand
@@ -177,10 +177,10 @@ class Builder:
         serialize_next: bool = False,
         cuda: bool = False,
     ) -> None:
-        """`kernel` is `module.function` under `trtllm_kernels.triton_kernels` or, with `cuda`, `trtllm_kernels.cuda_kernels`; parameters in
-        the kernel's order; `concurrent` and `serialize_next` are `Launch`'s.
+        """Adds a launch. `parameters` are in the kernel's order; `concurrent` and `serialize_next` are `Launch`'s.
 
-        Every Triton kernel also takes PDL: whether the architecture can start it before the kernel before it has ended.
+        `kernel` is `module.function` under `trtllm_kernels.triton_kernels` or, with `cuda`, `trtllm_kernels.cuda_kernels`. Every Triton
+        kernel also takes PDL: whether the architecture can start it before the kernel before it has ended.
         """
         module, function = kernel.split(".")
         signature: dict[str, str] = {}

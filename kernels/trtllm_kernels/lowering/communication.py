@@ -111,7 +111,14 @@ def sharded_linear_sample(call: OpCall) -> Lowered:
         "exchange_words.exchange_words",
         {**ends, "num_rows": I32(rows), "ring_stride": I32(ring.size(1))},
         grid=(f"ceil_div({rows}, {_EXCHANGED})",),
-        constexprs={"WORLD": ranks_of(group.spec), "THREADS": _EXCHANGED, "MOST_ROWS": ring.size(1), "HALF": 0, "OUT_HALF": 0, "SHARED_BYTES": 0},
+        constexprs={
+            "WORLD": ranks_of(group.spec),
+            "THREADS": _EXCHANGED,
+            "MOST_ROWS": ring.size(1),
+            "HALF": 0,
+            "OUT_HALF": 0,
+            "SHARED_BYTES": 0,
+        },
         warps=_EXCHANGED // 32,
         cuda=True,
     )

@@ -1,11 +1,11 @@
-"""Lowerings of matrix products: which routine multiplies depends on how many tokens a step has, so several are launched and one has a grid.
+"""Lowering of GEMMs: which routine multiplies depends on the number of tokens of a step, so several are launched and one has a non-empty
+grid.
 
-One token: our own kernel, bound by reading the weight; up to `skinny_to` tokens those of `few.py`, bound by that too. More: cuBLASLt. A
-product that ends in an activation: our fused kernel from `fused_from` tokens, where its tiles fill the chip; between the two cuBLASLt and
-an activation kernel.
+One token: our GEMV kernel, bound by reading the weight. Up to `skinny_to` tokens: our skinny GEMM (`skinny_gemm.py`), bound by that too.
+More: cuBLASLt. GEMMs that end in an activation are in `activated_gemm.py`.
 
-cuBLASLt proposes several algorithms, the one it expects to be fastest first. A tactic may say that for up to so many tokens (and more than
-the size before) another one is taken: number `lt_512`, say, of those proposed for 512. It holds for the version it was measured with.
+cuBLASLt proposes several algorithms, the one it expects to be fastest first. A tactic may take another one up to a number of tokens (and
+above the size before): number `lt_512`, say, of those proposed for 512. That holds for the library version it was measured with.
 """
 
 from __future__ import annotations
@@ -17,35 +17,35 @@ from trtllm_kernels.dialect.expr import ceil_div, product
 from trtllm_kernels.dialect.types import Arg, Dim, Launch, Lowered
 from trtllm_kernels.lowering.call import I32, Builder, OpCall, Operand
 from trtllm_kernels.lowering.registry import lowers
-from trtllm_kernels.lowering.skinny_gemm import launch_skinny, offers, skinny_sizes, skinny_space, skinny_tunables, within
+from trtllm_kernels.lowering.skinny_gemm import launch_skinny, sampling_parameters, skinny_sizes, skinny_space, skinny_tunables, within
 from trtllm_kernels.lowering.space import PREFILL, Choice, grid
 
 ALGORITHM_SIZES = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
-"""Tokens up to which one choice of cuBLASLt's algorithm holds; beyond the last its first proposal is taken."""
+"""Numbers of tokens up to which one choice of cuBLASLt's algorithm holds; beyond the last its first proposal is taken."""
 LT_VERSION = "cublaslt"
-"""Tunable: the library's version that the choices were measured with; 0 holds for any."""
+"""Tunable: the library version that the choices were measured with; 0 holds for any."""
 
 
 def algorithm_of(size: int) -> str:
-    """Tunable: which of the proposals for `size` tokens is taken up to there; 0 is the first of the proposals for the tokens there are."""
+    """Tunable: which proposal for `size` tokens is taken up to that size; 0 is the first proposal for the actual number of tokens."""
     return f"lt_{size}"
 
 
 PROPOSALS = (1, 2, 3, 4, 5)
-"""Of cuBLASLt's heuristic, after its first."""
+"""Numbers of the proposals that tuning tries, after the first."""
 
 ALGORITHMS = tuple(algorithm_of(size) for size in ALGORITHM_SIZES)
 
 
 def beyond(tokens: Dim, covered: int) -> Dim:
-    """The tokens of a step of more than `covered`, else 0 or less."""
+    """The number of tokens in a step of more than `covered`, else 0 or less."""
     if covered == 0:
         return tokens
     return product(tokens, int(tokens > covered) if isinstance(tokens, int) else f"min(1, {tokens} - {covered})")
 
 
 def _algorithm(tokens: Dim, tuned: Mapping[str, int]) -> tuple[Arg, ...]:
-    """(number of the proposal, tokens it is a proposal for, version) for a library call; nothing where no choice was made."""
+    """(number of the proposal, tokens it was proposed for, library version) for a library call; empty if no choice was made."""
     ranks, sizes = [], []
     for below, size in zip((0, *ALGORITHM_SIZES), ALGORITHM_SIZES, strict=False):
         if rank := tuned[algorithm_of(size)]:
@@ -66,11 +66,11 @@ def matmul(call: OpCall, y: Operand, rows: Dim, algorithm: tuple[Arg, ...] = ())
 
 
 def gemv_tile(call: OpCall) -> dict[str, int]:
-    """Rows and columns a program and its warps. 4 x 2048 in fp8, and as many bytes in wider types.
+    """Rows and columns per program, and its warps: 4 x 2048 in fp8, and as many bytes in wider types.
 
-    Where kernels overlap, what counts is how a step's follow each other: a weight of so few and short rows that one program an SM holds all
-    of its rows is on the way as a whole while the kernels before it end, and few programs ask for the same x at once. Chosen by whole steps
-    of Llama-3.1-8B in fp8 on an H100 (docs/facts/decode-steps.md).
+    Where kernels overlap, what counts is how the kernels of a step follow each other. If a weight has few and short rows, so that one
+    program per SM holds all of its rows, the whole weight is on its way while the kernels before it end, and few programs read the same x
+    at once. Chosen by whole steps of Llama-3.1-8B in fp8 on an H100 (docs/facts/decode-steps.md).
     """
     weight = call["weight"]
     n, k = weight.size(0), weight.size(1)
@@ -86,7 +86,8 @@ def gemv_tile(call: OpCall) -> dict[str, int]:
 
 
 def own_x(weight: Operand, columns: int) -> bool:
-    """Whether a row is long enough for the loop to be written out (`gemv._rows_dot`), and its text still fits the instruction cache."""
+    """Whether a row is long enough that the loop is unrolled (`gemv._rows_dot`), and short enough that its code fits the instruction
+    cache."""
     return 2 * columns < weight.size(1) <= 16 * columns
 
 
@@ -95,12 +96,12 @@ def gemv_fits(call: OpCall, weight: Operand, rows: int, columns: int) -> bool:
 
 
 EVICT_FIRST = "evict_first"
-"""Tunable of products of one token: whether a weight once read leaves L2 first. Not in `space.py`: it shows in whole steps, where others
-have something in L2, and tuning times an op alone."""
+"""Tunable of GEMV: whether a weight, once read, is evicted from L2 first. Not part of the search space: it matters in whole steps, where
+other kernels keep something in L2, and tuning times an op alone."""
 
 
 def one_token_space(call: OpCall) -> tuple[Choice, ...]:
-    """Our kernel at several tiles, or cuBLASLt; that first, since a tile that does not fit the shape comes to the same."""
+    """GEMV at several tiles, or cuBLASLt: the library first, since a tile that does not fit the shape lowers to it as well."""
     if call.capability >= 90:
         return ()
     wide = 1 if call["weight"].dtype == "fp8" else 2
@@ -110,14 +111,14 @@ def one_token_space(call: OpCall) -> tuple[Choice, ...]:
 
 
 def _algorithm_choice(size: int) -> Choice:
-    """cuBLASLt's other proposals, judged at the largest size they are taken for and at one well below."""
+    """cuBLASLt's other proposals, judged at the largest size they are taken for and at one well below it."""
     return Choice(f"algorithm to {size}", grid(**{algorithm_of(size): PROPOSALS}), (PREFILL,), (size - size // 4, size))
 
 
 def _space(call: OpCall) -> tuple[Choice, ...]:
-    few = skinny_space(call)
-    covered = skinny_sizes(call)[-1] if few else 0
-    ours = (*one_token_space(call), *few) if call["x"].dtype != "fp32" else ()
+    skinny = skinny_space(call)
+    covered = skinny_sizes(call)[-1] if skinny else 0
+    ours = (*one_token_space(call), *skinny) if call["x"].dtype != "fp32" else ()
     scale = call.get("weight_scale")
     by_torch = scale is not None and len(scale.shape) == 2
     return ours if by_torch else (*ours, *(_algorithm_choice(size) for size in ALGORITHM_SIZES if size > covered))
@@ -130,14 +131,14 @@ def linear(call: OpCall) -> Lowered:
 
 
 _CANDIDATES = 4096
-"""Logits of a row that a program of `sampling.candidates` looks at."""
+"""Logits of a row per program of `sampling.candidates`."""
 _PUBLISHED = 128
-"""Rows a program of `sampling.publish` ends."""
+"""Rows per program of `sampling.publish`."""
 
 
 @lowers("linear_sample", space=_space)
 def linear_sample(call: OpCall) -> Lowered:
-    """As `linear`; logits that our own kernels compute are offered by their epilogues, the library's are read once more."""
+    """As `linear`. Our own kernels find candidates in their epilogues; the library's logits are read once more."""
     builder, covered = linear_launches(call)
     logits, tokens = call.outputs
     rows, ring = call["x"].shape[0], call["token_ring"]
@@ -149,7 +150,7 @@ def linear_sample(call: OpCall) -> Lowered:
         constexprs={"N": columns, "BLOCK": _CANDIDATES},
         warps=8,
     )
-    ends = {
+    published = {
         "ArgmaxScratch": call["argmax_scratch"],
         "Slots": call["sample_slots"],
         "RingSlot": call["ring_slot"],
@@ -158,7 +159,7 @@ def linear_sample(call: OpCall) -> Lowered:
     }
     builder.launch(
         "sampling.publish",
-        {**ends, "Ring": ring, "num_rows": I32(rows), "ring_stride": I32(ring.size(1))},
+        {**published, "Ring": ring, "num_rows": I32(rows), "ring_stride": I32(ring.size(1))},
         grid=(f"ceil_div({rows}, {_PUBLISHED})",),
         constexprs={"BLOCK": _PUBLISHED},
         warps=1,
@@ -167,7 +168,7 @@ def linear_sample(call: OpCall) -> Lowered:
 
 
 def linear_launches(call: OpCall) -> tuple[Builder, int]:
-    """The product's launches, and the number of tokens up to which they are our own kernels."""
+    """The GEMM's launches, and the number of tokens up to which they are our own kernels."""
     x, weight, bias, residual, y = call["x"], call["weight"], call.get("bias"), call.get("residual"), call.outputs[0]
     defaults = {EVICT_FIRST: 1, **skinny_tunables(call), **dict.fromkeys((*ALGORITHMS, LT_VERSION), 0)}
     tuned = call.tuned(gemv=1, **gemv_tile(call), **defaults)
@@ -186,7 +187,7 @@ def linear_launches(call: OpCall) -> tuple[Builder, int]:
                 "Residual": residual or x,
                 **scales,
                 "Y": y,
-                **offers(call),
+                **sampling_parameters(call),
             },
             grid=(product(weight.size(0) // rows, within(tokens, 0, 1)),),
             constexprs={

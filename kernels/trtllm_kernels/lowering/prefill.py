@@ -1,7 +1,8 @@
-"""Lowering of attention of prompts to CUDA C++, and to Triton of whole prompts, which reads keys and values from the projection.
+"""Lowering of prefill attention: of context chunks and whole prompts to CUDA C++, and of whole prompts, with keys and values read from the
+projection, to Triton.
 
-In either language a kernel means the same. In CUDA C++ it is the faster at every length measured on an H100, so it is the default where it
-fits; tuning races the two.
+A kernel computes the same in either language. CUDA C++ was faster at every length measured on an H100, so it is the default where it fits;
+tuning measures both.
 """
 
 from __future__ import annotations
@@ -15,19 +16,20 @@ from trtllm_kernels.lowering.call import F32, I32, Builder, OpCall, Operand, Par
 CUDA_TILE = 128
 """Queries of a tile, and keys of a block, of the kernel in CUDA C++."""
 _CUDA_TILES = 6
-"""It keeps so many of them in shared memory: two each of queries, keys and values; where there are codes, two of them; and barriers."""
+"""Tiles that it keeps in shared memory: two each of queries, keys and values. With an fp8 cache two tiles of codes are added, and
+barriers."""
 _CUDA_REST_BYTES = 256
 
 
 def scales(call: OpCall) -> dict[str, Operand]:
-    """The scale pointers kernels take; any pointer where there is none."""
+    """The scale pointers that kernels take; an arbitrary pointer where there is no scale."""
     return {
         name: call.get(arg) or call["kv_lens"] for name, arg in (("KScale", "k_scale"), ("VScale", "v_scale"), ("OutScale", "out_scale"))
     }
 
 
 def reads_uncached_prefill(call: OpCall, dtype: str, head_dim: int) -> bool:
-    """Whether whole prompts take their keys by TMA from the projection (`uncached_prefill_attention`) rather than from the cache."""
+    """Whether whole prompts read their keys by TMA from the projection (`uncached_prefill_attention`) rather than from the cache."""
     return call.capability == 90 and dtype in ("bf16", "fp16") and head_dim >= 64
 
 
@@ -36,12 +38,12 @@ def scale_log2(call: OpCall) -> F32:
 
 
 def tiles(call: OpCall, block_q: int) -> str:
-    """At most so many tiles of `block_q` tokens the context sequences have (`tiles.locate`)."""
+    """Upper bound on the tiles of `block_q` tokens that the context sequences have (`tiles.locate`)."""
     return f"(({call['qkv'].shape[0]} - D) // {block_q} + {call['seq_slots'].shape[0]} - D)"
 
 
 def _sequences(call: OpCall) -> dict[str, Parameter]:
-    """What both take after their matrices, in their order."""
+    """Parameters that both kernels take after their matrices, in order."""
     return {
         "QueryStart": call["query_start"],
         "KvLens": call["kv_lens"],
@@ -53,11 +55,11 @@ def _sequences(call: OpCall) -> dict[str, Parameter]:
     }
 
 
-def uncached_prefill_launch(builder: Builder, tuned: Mapping[str, int], kind: str, some: str, programs: int) -> None:
-    """`kind`: whose tile; `some`: 1 or more where there are any; `programs`: `uncached_prefill_attention`'s."""
+def uncached_prefill_launch(builder: Builder, tuned: Mapping[str, int], tile: str, some: str, programs: int) -> None:
+    """`tile`: prefix of the tunables of its tile. `some`: 1 or more in steps that have whole prompts. `programs`: the kernel's PROGRAMS."""
     call = builder.call
     q, kv_heads, head_dim = call["qkv"], call.integer("num_kv_heads"), call["kv_cache"].size(5)
-    block_m, block_n = tuned[f"{kind}_block_m"], tuned[f"{kind}_block_n"]
+    block_m, block_n = tuned[f"{tile}_block_m"], tuned[f"{tile}_block_n"]
     count, here = tiles(call, block_m), f"min(1, {some})"
     heads = call.integer("num_heads")
     builder.launch(
@@ -78,18 +80,18 @@ def uncached_prefill_launch(builder: Builder, tuned: Mapping[str, int], kind: st
             "QUANTIZE": call.get("out_scale") is not None,
             "PROGRAMS": programs,
         },
-        warps=tuned[f"{kind}_warps"],
-        stages=tuned[f"{kind}_stages"],
+        warps=tuned[f"{tile}_warps"],
+        stages=tuned[f"{tile}_stages"],
     )
 
 
 def cuda_fits(call: OpCall) -> bool:
-    """Whether `uncached_prefill_attention` is there in CUDA C++."""
+    """Whether the CUDA C++ version of `uncached_prefill_attention` fits."""
     return reads_uncached_prefill(call, call["qkv"].dtype, call["kv_cache"].size(5)) and call["kv_cache"].size(5) in (64, 128)
 
 
 def cuda_context_fits(call: OpCall) -> bool:
-    """Whether `context_attention` is: over a cache of codes with their scales, or of what is multiplied."""
+    """Whether the CUDA C++ version of `context_attention` fits: the cache is fp8 with scales, or of the queries' dtype."""
     q, cache = call["qkv"], call["kv_cache"]
     same = cache.dtype == q.dtype and call.get("k_scale") is None
     codes = cache.dtype == "fp8" and call.get("k_scale") is not None and call.get("v_scale") is not None
@@ -97,13 +99,13 @@ def cuda_context_fits(call: OpCall) -> bool:
 
 
 def cuda_launch(builder: Builder, some: str) -> None:
-    """`some`: as for `uncached_prefill_launch`."""
+    """`some`: as in `uncached_prefill_launch`."""
     half = builder.call["qkv"].dtype == "fp16"
     _launch_cuda(builder, "uncached_prefill_attention", some, {}, {}, {"HALF": half})
 
 
 def cuda_context_launch(builder: Builder, cache: Operand, some: str) -> None:
-    """`cache`: the layer's; `some`: 1 or more where there are sequences with a past."""
+    """`cache`: that of the layer. `some`: 1 or more in steps with continued sequences."""
     call = builder.call
     table, half, codes = call["block_table"], call["qkv"].dtype == "fp16", cache.dtype == "fp8"
     page = call["kv_cache"].size(4)
@@ -127,7 +129,7 @@ def cuda_context_launch(builder: Builder, cache: Operand, some: str) -> None:
 def _launch_cuda(
     builder: Builder, name: str, some: str, first: Mapping[str, Parameter], last: Mapping[str, Parameter], own: Mapping[str, int]
 ) -> None:
-    """`first` and `last`: what `name` takes between the projection and what both take, and after it. Blocks stay, one an SM."""
+    """`first` and `last`: what kernel `name` takes before and after the parameters common to both. Persistent, one block per SM."""
     call = builder.call
     q, heads, kv_heads, head_dim = call["qkv"], call.integer("num_heads"), call.integer("num_kv_heads"), call["kv_cache"].size(5)
     tile = CUDA_TILE * head_dim

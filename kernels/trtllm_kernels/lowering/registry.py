@@ -1,5 +1,6 @@
-"""Lowerings register themselves: the decorator names the ops, what tuning may try for them and, where it differs, which sequences each
-kernel serves."""
+"""Lowerings register themselves: the decorator names the ops, what tuning may try for them and, where kernels differ in it, which
+sequences of a step each kernel serves.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lowerings of everything that works row by row: norms, activations, gathers and slices."""
+"""Lowerings of everything that works row by row: norms, activations, quantization, gathers and slices."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _LONGEST_ROW = 1 << 16
 
 @lowers("rms_norm", "layer_norm", "add_rms_norm", "add_layer_norm", space=row_space)
 def norm(call: OpCall) -> Lowered:
-    """rms_norm, layer_norm, add_rms_norm, add_layer_norm: one program a row (or a group of a row)."""
+    """rms_norm, layer_norm, add_rms_norm, add_layer_norm: one program per row, or per group of a row."""
     x, weight, y = call["x"], call["weight"], call.outputs[0]
     n = weight.size(0)
     if n > _LONGEST_ROW:
-        raise KernelError(f"op {call.op}: rows of {n} are longer than the {_LONGEST_ROW} one program can hold")
+        raise KernelError(f"op {call.op}: a row of {n} elements is longer than the {_LONGEST_ROW} that one program can hold")
     block = next_power_of_2(n)
     tuned = call.tuned(warps=max(1, min(16, block // 512)))
     parameters: dict[str, Operand | F32 | I32] = {"X": x}
@@ -44,7 +44,7 @@ def norm(call: OpCall) -> Lowered:
 
 
 def _columns(n: int, call: OpCall) -> tuple[int, int, int]:
-    """(block, blocks a row, warps) of a kernel over blocks of columns: 8 elements a thread."""
+    """(block, blocks per row, warps) of a kernel over blocks of columns: 8 elements per thread."""
     tuned = call.tuned(block=min(1024, next_power_of_2(n)), warps=0)
     block = tuned["block"]
     return block, ceil_div(n, block), tuned["warps"] or max(1, min(8, block // 256))
@@ -92,7 +92,7 @@ def quantize_rows(call: OpCall) -> Lowered:
     x = call["x"]
     n = x.size(1)
     if n > _LONGEST_ROW:
-        raise KernelError(f"op {call.op}: rows of {n} are longer than the {_LONGEST_ROW} one program can hold")
+        raise KernelError(f"op {call.op}: a row of {n} elements is longer than the {_LONGEST_ROW} that one program can hold")
     block = next_power_of_2(n)
     tuned = call.tuned(warps=max(1, min(16, block // 512)))
     builder = Builder(call)

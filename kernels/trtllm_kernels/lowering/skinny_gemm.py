@@ -1,10 +1,10 @@
-"""Lowering of products of few tokens: one kernel a padded size, of which a step launches one, or none.
+"""Lowering of skinny GEMMs, those of few tokens: one kernel per padded size, of which a step launches one or none.
 
 On Hopper it is `cuda_kernels/skinny_gemm.cu` where that fits, else (and where sampling follows) `triton_kernels/skinny_gemm.py`, for up to
 64 tokens.
 
-What counts is how many bytes are on the way, and not that every SM has as many programs as the next: a tile is as low as the tensor core
-allows, Triton's steps of K as long as shared memory holds three of, and where programs are at most one for two SMs, K is divided.
+What counts is how many bytes are in flight, and not that every SM has as many programs as the next. A tile is as low as the tensor core
+allows, Triton's steps of K are as long as shared memory holds three of, and where there is at most one program for two SMs, K is split.
 """
 
 from __future__ import annotations
@@ -21,31 +21,31 @@ from trtllm_kernels.lowering.space import PREFILL, Choice, grid, table
 
 IN_TRITON = (16, 32, 64)
 PADDED = (*IN_TRITON, 96, SKINNY_TOKENS)
-"""Tokens a tile holds; these kernels are made for no more. The last two in CUDA C++ alone."""
+"""Tokens that a tile holds; these kernels take no more. The last two exist in CUDA C++ only."""
 SKINNY_TO = "skinny_to"
-"""Tunable: tokens up to which these kernels are taken; 0: never."""
+"""Tunable: largest number of tokens for which these kernels are taken; 0: never."""
 LINE_BYTES = 128
 _LONG_ROW_BYTES = 16384
 _SUM_BLOCK = 1024
-"""Columns of a token that a program adds the parts of."""
+"""Columns of a token per program that adds the parts."""
 
 
 def skinny_tunables(call: OpCall) -> dict[str, int]:
     """The defaults, for `OpCall.tuned`."""
-    found = {SKINNY_TO: skinny_sizes(call)[-1]}
+    defaults = {SKINNY_TO: skinny_sizes(call)[-1]}
     for padded in PADDED:
         for name, value in ((_default(call, padded) if padded in IN_TRITON else {}) | _cuda_default(call, padded)).items():
-            found[f"skinny{padded}_{name}"] = value
-    return found
+            defaults[f"skinny{padded}_{name}"] = value
+    return defaults
 
 
 def skinny_sizes(call: OpCall) -> tuple[int, ...]:
-    """Those of `PADDED` that there are tiles of."""
+    """Sizes of `PADDED` for which there are tiles."""
     return PADDED if skinny_cuda_fits(call) else IN_TRITON
 
 
-def offers(call: OpCall) -> dict[str, Parameter]:
-    """What a product's kernel takes to offer its logits (`triton_kernels/sampling.py`); any pointers where it does not."""
+def sampling_parameters(call: OpCall) -> dict[str, Parameter]:
+    """What a GEMM kernel takes to find candidates among its logits (`triton_kernels/sampling.py`); arbitrary pointers if it does not."""
     return {"ArgmaxScratch": call.get("argmax_scratch") or call["x"], "SamplingWords": call.get("sampling_words") or call["x"]}
 
 
@@ -57,18 +57,19 @@ def within(tokens: Dim, below: int, most: int) -> Dim:
 
 
 def skinny_fits(call: OpCall) -> bool:
-    """TMA wants rows of whole 16 bytes; a weight smaller than the smallest tile is left to the library."""
+    """TMA needs rows that are a multiple of 16 bytes; a weight smaller than the smallest tile is left to the library."""
     weight = call["weight"]
     row_bytes = bytes_of(weight.size(1), weight.dtype)
     return call.capability == 90 and weight.dtype != "fp32" and row_bytes % 16 == 0 and row_bytes >= 128 and weight.size(0) >= 64
 
 
 def _default(call: OpCall, padded: int) -> dict[str, int]:
-    """What trials on an H100 chose (QKV, O, down, gate_up and lm_head of Llama-3.1-8B, fp8 and bf16): nowhere 2% behind the fastest tried.
+    """Chosen by trials on an H100 (QKV, O, down, gate_up and lm_head of Llama-3.1-8B, fp8 and bf16): nowhere 2% slower than the fastest
+    tried.
 
-    512 bytes of K in 3 stages, K divided by 2 where a program for each 64 rows would leave every other SM idle. But with so few programs a
-    long row, or 64 tokens, is better read whole in steps of 256 bytes, 6 stages; and where 64 tokens have several programs an SM, 3 of 256
-    bytes let two be there at once.
+    512 bytes of K in 3 stages, with K split by 2 where a program per 64 rows would leave every other SM idle. But with so few programs, a
+    long row or 64 tokens is better read whole in steps of 256 bytes and 6 stages; and where 64 tokens have several programs per SM, 3
+    stages of 256 bytes let two programs share it.
     """
     weight = call["weight"]
     row_bytes, tiles = bytes_of(weight.size(1), weight.dtype), ceil_div(weight.size(0), 64)
@@ -83,7 +84,7 @@ def _default(call: OpCall, padded: int) -> dict[str, int]:
 
 
 def skinny_cuda_fits(call: OpCall) -> bool:
-    """Whether `skinny_gemm` is there in CUDA C++."""
+    """Whether the CUDA C++ version of `skinny_gemm` fits."""
     x, weight, y = call["x"], call["weight"], call.outputs[0]
     wide = [operand.dtype for operand in (call.get("bias"), call.get("residual")) if operand]
     wide += [] if call.get("out_scale") else [y.dtype]
@@ -98,9 +99,12 @@ def skinny_cuda_fits(call: OpCall) -> bool:
 
 
 def _cuda_default(call: OpCall, padded: int) -> dict[str, int]:
-    """By whole steps of Llama-3.1-8B on an H100. Where a block for each 64 rows would leave every other SM idle, two divide K and have an
-    SM each. Else two share an SM, so that one loads while the other waits for x or ends; but of 16 tokens the many blocks of a large weight
-    have one each, and of more than 64 those that leave SMs idle divide K."""
+    """Chosen by whole steps of Llama-3.1-8B on an H100.
+
+    Where a block per 64 rows would leave every other SM idle, two blocks split K and have an SM each. Else two share an SM, so that one
+    loads while the other waits for x or ends. But with 16 tokens the many blocks of a large weight have an SM each, and with more than 64
+    tokens blocks that would leave SMs idle split K.
+    """
     tiles = ceil_div(call["weight"].size(0), _CUDA_ROWS)
     if not skinny_cuda_fits(call):
         return {"blocks": 0, "parts": 1}
@@ -112,8 +116,9 @@ def _cuda_default(call: OpCall, padded: int) -> dict[str, int]:
 
 
 def skinny_space(call: OpCall) -> tuple[Choice, ...]:
-    """A tile for each padded size, whole and divided: rows, bytes of K, warps, stages, splits; in CUDA C++ blocks an SM and parts of K. And
-    up to how many tokens they are taken."""
+    """A tile for each padded size, whole and split: rows, bytes of K, warps, stages, splits; in CUDA C++ blocks per SM and parts of K. And
+    the number of tokens up to which they are taken.
+    """
     if not skinny_fits(call):
         return ()
     tiles: tuple[tuple[int, ...], ...] = (
@@ -132,15 +137,15 @@ def skinny_space(call: OpCall) -> tuple[Choice, ...]:
 
     def choice(padded: int) -> Choice:
         these, values = (names, in_both) if padded in IN_TRITON else (cuda_names, in_cuda)
-        return Choice(f"few {padded}", table(tuple(f"skinny{padded}_{name}" for name in these), *values))
+        return Choice(f"skinny {padded}", table(tuple(f"skinny{padded}_{name}" for name in these), *values))
 
     sizes = skinny_sizes(call)
-    return (*map(choice, sizes), Choice("few to", grid(**{SKINNY_TO: (0, *sizes[:-1])}), (PREFILL,), sizes))
+    return (*map(choice, sizes), Choice("skinny to", grid(**{SKINNY_TO: (0, *sizes[:-1])}), (PREFILL,), sizes))
 
 
 @dataclass(frozen=True)
 class _Tile:
-    """Of one padded size, in Triton. `prefetch`: KB of its weight that a program asks into L2 before it waits."""
+    """Tile of one padded size in Triton. `prefetch`: KB of its weight that a program prefetches into L2 before it waits."""
 
     tokens: int
     rows: int
@@ -153,7 +158,7 @@ class _Tile:
 
 @dataclass(frozen=True)
 class _CudaTile:
-    """In CUDA C++: `blocks` share an SM (0: Triton's is taken), `parts` divide K."""
+    """Tile in CUDA C++: `blocks` share an SM (0: Triton's tile is taken), `parts` split K."""
 
     tokens: int
     blocks: int
@@ -168,13 +173,13 @@ def _cuda_tile(tuned: Mapping[str, int], padded: int) -> _CudaTile:
     return _CudaTile(padded, *_values(_CudaTile, tuned, padded))
 
 
-def _values(kind: type[_Tile | _CudaTile], tuned: Mapping[str, int], padded: int) -> list[int]:
-    """Its tunables: all fields but the first, `tokens`."""
-    return [tuned[f"skinny{padded}_{field.name}"] for field in fields(kind)[1:]]
+def _values(tile: type[_Tile | _CudaTile], tuned: Mapping[str, int], padded: int) -> list[int]:
+    """Values of a tile's tunables: of all its fields but the first, `tokens`."""
+    return [tuned[f"skinny{padded}_{field.name}"] for field in fields(tile)[1:]]
 
 
 def _lines(weight: Operand, tile: _Tile) -> int:
-    """Lines of each row asked for ahead, all of them inside the weight, of which the last part of K may be shorter than the others."""
+    """Lines of each row that are prefetched. All lie inside the weight, where the last part of K may be shorter than the others."""
     row_bytes = bytes_of(weight.size(1), weight.dtype)
     share = bytes_of(ceil_div(ceil_div(weight.size(1), tile.k), tile.splits) * tile.k, weight.dtype)
     if weight.size(0) % tile.rows or row_bytes % LINE_BYTES:
@@ -183,7 +188,9 @@ def _lines(weight: Operand, tile: _Tile) -> int:
 
 
 def launch_skinny(builder: Builder, tuned: Mapping[str, int], scales: Mapping[str, Parameter], below: int, most: int = PADDED[-1]) -> int:
-    """Launches for more than `below` and up to `most` tokens, or as many as the tunables say; the number covered, `below` if none.
+    """Adds launches for more than `below` and up to `most` tokens, or fewer if the tunables say so.
+
+    Returns the number of tokens covered, `below` if none.
 
     `scales`: XScale, WScale and, for an op that ends in an activation, OutScale.
     """
@@ -211,14 +218,14 @@ def launch_skinny(builder: Builder, tuned: Mapping[str, int], scales: Mapping[st
 
 
 def _launch(builder: Builder, tile: _Tile, scales: Mapping[str, Parameter], here: Dim, parts: Operand | None) -> None:
-    """`here`: 1 in steps that this tile is for, else 0."""
+    """`here`: 1 in steps that this tile serves, else 0."""
     call = builder.call
     x, weight, bias, residual, y = call["x"], call["weight"], call.get("bias"), call.get("residual"), call.outputs[0]
     n, fp8 = weight.size(0), x.dtype == "fp8"
     count = I32(x.shape[0])
     divided = tile.splits > 1 and parts is not None
 
-    def product(function: str, rest: Mapping[str, Parameter], flags: Mapping[str, bool | int]) -> None:
+    def gemm(function: str, rest: Mapping[str, Parameter], flags: Mapping[str, bool | int]) -> None:
         constexprs = {
             "N": n,
             "K": weight.size(1),
@@ -241,32 +248,32 @@ def _launch(builder: Builder, tile: _Tile, scales: Mapping[str, Parameter], here
     if call.op in ("gate_up_silu", "linear_gelu"):
         quantize = call.get("out_scale") is not None
         if call.op == "gate_up_silu":
-            product("skinny_gate_up_silu", {**scales, "Y": y}, {"SCALED": fp8, "QUANTIZE": quantize})
+            gemm("skinny_gate_up_silu", {**scales, "Y": y}, {"SCALED": fp8, "QUANTIZE": quantize})
         else:
             flags = {"SCALED": fp8, "BIASED": bias is not None, "QUANTIZE": quantize}
-            product("skinny_linear_gelu", {"Bias": bias or x, **scales, "Y": y}, flags)
+            gemm("skinny_linear_gelu", {"Bias": bias or x, **scales, "Y": y}, flags)
         return
     by_row = fp8 and len(call["weight_scale"].shape) == 2
-    stated = {"SCALED": fp8, "SCALED_ROWS": by_row, "BIASED": bias is not None, "ADDED": residual is not None}
+    epilogue_flags = {"SCALED": fp8, "SCALED_ROWS": by_row, "BIASED": bias is not None, "ADDED": residual is not None}
     epilogue: Mapping[str, Parameter] = {"Bias": bias or x, "Residual": residual or x, **scales, "Y": y}
     if parts is None or not divided:
-        product("skinny_linear", {**epilogue, **offers(call)}, {**stated, "SAMPLED": call.op == "linear_sample"})
+        gemm("skinny_linear", {**epilogue, **sampling_parameters(call)}, {**epilogue_flags, "SAMPLED": call.op == "linear_sample"})
         return
-    product("skinny_parts", {"Parts": parts}, {"SPLITS": tile.splits})
+    gemm("skinny_parts", {"Parts": parts}, {"SPLITS": tile.splits})
     builder.launch(
         "skinny_gemm.skinny_sum",
         {"Parts": parts, **epilogue, "num_tokens": count},
         grid=(f"{ceil_div(n, _SUM_BLOCK)} * {here}", x.shape[0]),
-        constexprs={"N": n, "BLOCK": _SUM_BLOCK, "SPLITS": tile.splits, **stated},
+        constexprs={"N": n, "BLOCK": _SUM_BLOCK, "SPLITS": tile.splits, **epilogue_flags},
         warps=4,
     )
 
 
 _CUDA_ROWS = 64
 _LONG_STEPS = 64
-"""Tokens up to which a block that has an SM takes two lines of K a step."""
-_AHEAD_BYTES = 2048
-"""Of each row of x on the way at once, if there is room."""
+"""Largest number of tokens for which a block that has an SM of its own takes two lines of K per step."""
+_X_IN_FLIGHT_BYTES = 2048
+"""Bytes of each row of x in flight at once, if there is room."""
 _SM_BYTES, _RESERVED_BYTES, _BARRIER_BYTES = 228 * 1024, 1024, 640
 _ACTIVATIONS = {"linear": 0, "gate_up_silu": 1, "linear_gelu": 2}
 
@@ -276,13 +283,13 @@ def _launch_cuda(builder: Builder, tile: _CudaTile, scales: Mapping[str, Paramet
     x, weight, bias, residual, y = call["x"], call["weight"], call.get("bias"), call.get("residual"), call.outputs[0]
     n = weight.size(0)
     if tile.parts > 2:
-        raise KernelError(f"skinny{tile.tokens}_parts is {tile.parts}, but two blocks divide K at most")
+        raise KernelError(f"skinny{tile.tokens}_parts is {tile.parts}, but at most two blocks split K")
     panels = 2 if tile.blocks == 1 and tile.tokens <= _LONG_STEPS else 1
     step = 128 * panels
     share = ceil_div(ceil_div(bytes_of(weight.size(1), weight.dtype), step), tile.parts)
     received = 4 * _CUDA_ROWS * tile.tokens // 2 if tile.parts > 1 else 0
     room = _SM_BYTES // tile.blocks - _RESERVED_BYTES - _BARRIER_BYTES - received
-    x_stages = min(share, _AHEAD_BYTES // step, room // 2 // (step * tile.tokens))
+    x_stages = min(share, _X_IN_FLIGHT_BYTES // step, room // 2 // (step * tile.tokens))
     w_stages = min(share, (room - x_stages * step * tile.tokens) // (step * _CUDA_ROWS))
     rings = step * (w_stages * _CUDA_ROWS + x_stages * tile.tokens)
     sums = 4 * (_CUDA_ROWS + 4) * tile.tokens // tile.parts

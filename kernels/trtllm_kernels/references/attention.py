@@ -1,8 +1,8 @@
-"""Causal grouped-query attention: over a ragged batch without a cache (the model as written), and over the paged cache (the model as run).
+"""Causal grouped-query attention: over a ragged batch without a cache (the model as written) and over the paged cache (the model as run).
 
-References compute in fp32 whatever the dtype. Decode rows (one query) are batched: gathered, padded to the longest of their chunk, masked.
-Context sequences run one by one. Cache rows past a sequence's `kv_len` are never used: pages past the end of a sequence are not even
-looked up, and whatever the tail of its last page holds (NaN included) is overwritten with zeros in the gathered copy.
+References compute in fp32 whatever the dtype. Decode rows (one query each) are batched: gathered, padded to the longest of their chunk and
+masked. Context sequences run one by one. Cache rows past a sequence's `kv_len` are never used: pages past the end of a sequence are not
+even looked up, and whatever the tail of its last page holds (NaN included) is replaced by zeros in the gathered copy.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from trtllm_kernels.dialect.registry import dialect_op, fake_like_first
 from trtllm_kernels.references.quantize import dequantized, fake_result, finish
 
 _DECODE_CHUNK_ROWS = 1 << 15
-"""Gathered key rows a chunk of decode sequences may hold; bounds the reference's memory."""
+"""Most gathered key rows in a chunk of decode sequences; it bounds the reference's memory."""
 
 
 def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, first_position: int, scale: float) -> torch.Tensor:
@@ -105,17 +105,17 @@ def paged_attention(
     v_scale: torch.Tensor | None = None,
     out_scale: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """qkv [T, (Hq + 2 Hkv)*D] as `rope_kv_write` returns it, ragged over R sequences whose last query sits at position kv_len - 1.
+    """Attention of qkv [T, (Hq + 2 Hkv)*D] as `rope_kv_write` returns it, ragged over R sequences; the last query of each is at kv_len - 1.
 
     kv_cache is [layers, pages, 2, Hkv, page_size, D]. A context sequence takes the keys and values of this step from qkv and earlier ones
-    from the cache, a decode sequence all from the cache; a kernel may take a chunk's own from the cache too, which differs by its rounding.
-    Returns [T, Hq*D].
+    from the cache; a decode sequence takes all from the cache. A kernel may take a chunk's own keys and values from the cache too, which
+    differs by the cache's rounding. Returns [T, Hq*D].
     """
     cache = kv_cache[layer]
     page_size, head_dim = cache.shape[3], cache.shape[4]
     heads = qkv.view(qkv.shape[0], -1, head_dim)
     q3 = heads[:, :num_heads]
-    fresh = heads[:, num_heads:].reshape(-1, 2, num_kv_heads, head_dim).float()
+    own_keys_values = heads[:, num_heads:].reshape(-1, 2, num_kv_heads, head_dim).float()
     out = torch.zeros(q3.shape, dtype=torch.float32, device=q3.device)
     tables = block_table[seq_slots.long()]
     query_lens = query_start.diff()
@@ -140,8 +140,8 @@ def paged_attention(
         past = int(kv_lens[r]) - (end - begin)
         pages = tables[r, : -(-past // page_size)].long()
         keys_values = cache[pages].float().transpose(2, 3).transpose(0, 1).flatten(1, 2)[:, :past]
-        keys = torch.cat((dequantized(keys_values[0], k_scale), fresh[begin:end, 0]))
-        values = torch.cat((dequantized(keys_values[1], v_scale), fresh[begin:end, 1]))
+        keys = torch.cat((dequantized(keys_values[0], k_scale), own_keys_values[begin:end, 0]))
+        values = torch.cat((dequantized(keys_values[1], v_scale), own_keys_values[begin:end, 1]))
         out[begin:end] = _attend(q3[begin:end], keys, values, past, scale)
     return finish(out.flatten(-2), qkv.dtype, out_scale)
 

@@ -11,7 +11,7 @@ from trtllm_kernels.references.quantize import fake_result, finish
 
 @dialect_op("silu_mul", fake=fake_like_first)
 def silu_mul(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-    """SwiGLU's product (Shazeer 2020): silu(gate) * up."""
+    """SwiGLU's activation (Shazeer 2020): silu(gate) * up."""
     return (functional.silu(gate.float()) * up.float()).to(gate.dtype)
 
 

@@ -1,4 +1,4 @@
-"""Row gathers and the step's bookkeeping: embedding, rows whose logits are wanted, and `prepare_step`."""
+"""Row gathers and the step's bookkeeping: the embedding, rows whose logits are needed, and `prepare_step`."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def prepare_step(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(token_ids, positions, kv_slots) of each token of the ragged batch.
 
-    A context token of -1 stands for the last token sampled in its slot. Tokens from `query_start[R]` on belong to nobody: id, position and
-    slot are 0 (page 0 is padding's).
+    A context token of -1 stands for the last token sampled in its slot. Tokens from `query_start[R]` on are padding: their id, position and
+    slot are 0 (page 0 is reserved for padding).
     """
     token = torch.arange(context_tokens.shape[0], dtype=torch.int32)
     owner = torch.searchsorted(query_start[1:].contiguous(), token, right=True)

@@ -1,4 +1,4 @@
-"""Matrix product, and the column split that follows a merged one."""
+"""GEMMs, alone and fused with the activation that follows, and the column split that follows a merged one."""
 
 from __future__ import annotations
 
@@ -42,16 +42,16 @@ def linear(
     """
     if x.dtype != FP8 and residual is None:
         return functional.linear(x, weight, bias)
-    product = _product(x, weight, bias, x_scale, weight_scale)
-    return (product if residual is None else product + residual.float()).to(_wide(x))
+    gemm = _gemm(x, weight, bias, x_scale, weight_scale)
+    return (gemm if residual is None else gemm + residual.float()).to(_wide(x))
 
 
-def _product(
+def _gemm(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, x_scale: torch.Tensor | None, weight_scale: torch.Tensor | None
 ) -> torch.Tensor:
-    """`linear` in fp32, not rounded."""
-    product = dequantized(x, x_scale) @ dequantized(weight, weight_scale).T
-    return product if bias is None else product + bias.float()
+    """`linear` in fp32, before rounding."""
+    gemm = dequantized(x, x_scale) @ dequantized(weight, weight_scale).T
+    return gemm if bias is None else gemm + bias.float()
 
 
 def _fake_gate_up(
@@ -73,8 +73,8 @@ def gate_up_silu(
     out_scale: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """silu(x @ gate.T) * (x @ up.T) for weight [2 I, K] whose rows interleave: gate 0, up 0, gate 1, up 1, ..."""
-    product = _product(x, weight, None, x_scale, weight_scale)
-    return finish(functional.silu(product[:, 0::2]) * product[:, 1::2], _wide(x), out_scale)
+    gemm = _gemm(x, weight, None, x_scale, weight_scale)
+    return finish(functional.silu(gemm[:, 0::2]) * gemm[:, 1::2], _wide(x), out_scale)
 
 
 def _fake_split(x: torch.Tensor, sizes: Sequence[int]) -> list[torch.Tensor]:
@@ -83,7 +83,7 @@ def _fake_split(x: torch.Tensor, sizes: Sequence[int]) -> list[torch.Tensor]:
 
 @dialect_op("split", fake=_fake_split)
 def split(x: torch.Tensor, sizes: Sequence[int]) -> list[torch.Tensor]:
-    """Columns of x as separate contiguous tensors (copies: an op's result never aliases its argument)."""
+    """Columns of x as separate contiguous tensors. They are copies: the result of an op never aliases its argument."""
     return [part.contiguous() if part.shape[1] != x.shape[1] else part.clone() for part in torch.split_with_sizes(x, list(sizes), dim=-1)]
 
 
@@ -107,6 +107,7 @@ def linear_gelu(
     weight_scale: torch.Tensor | None = None,
     out_scale: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """gelu(linear(...)), tanh approximation. (Where it runs as two kernels, for few tokens, a GPU rounds the product in between.)"""
-    product = _product(x, weight, bias, x_scale, weight_scale)
-    return finish(functional.gelu(product, approximate="tanh"), _wide(x), out_scale)
+    """gelu(linear(...)), tanh approximation. Where a GPU runs it as two kernels, in steps of few tokens, it rounds the GEMM's result in
+    between."""
+    gemm = _gemm(x, weight, bias, x_scale, weight_scale)
+    return finish(functional.gelu(gemm, approximate="tanh"), _wide(x), out_scale)

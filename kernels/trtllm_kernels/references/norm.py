@@ -15,7 +15,7 @@ from trtllm_kernels.references.quantize import fake_result, finish
 
 
 def rms_normalize(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """fp32 RMS norm over groups of `weight.numel()` trailing elements, unrounded. (Zhang and Sennrich 2019, eq. 4.)"""
+    """fp32 RMS norm over groups of `weight.numel()` trailing elements, not rounded (Zhang and Sennrich 2019, eq. 4)."""
     grouped = x.float().view(x.shape[0], -1, weight.shape[0])
     scale = torch.rsqrt(grouped.square().mean(-1, keepdim=True) + eps)
     normed: torch.Tensor = grouped * scale * weight.float()

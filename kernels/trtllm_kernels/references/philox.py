@@ -1,8 +1,9 @@
-"""Random numbers that depend on (seed, position) alone: Philox4x32-10 in torch's integer operations, the same bits on CPU and CUDA.
+"""Random numbers that depend on (seed, position) alone: Philox4x32-10 in torch's integer operations, with the same bits on CPU and CUDA.
 
-Counter-based, so that a token drawn in a batch of 512, after a preemption or on another machine is the token drawn alone: no generator
-state to keep, save or replay. Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011); test vectors from Random123's
-`kat_vectors`. Words are 32-bit values in int64 tensors: a product wraps modulo 2^64 and its bits are those of the unsigned one.
+Counter-based, so a token sampled in a batch of 512, after a preemption or on another machine is the token sampled alone: there is no
+generator state to keep, save or replay. Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011); test vectors from
+Random123's `kat_vectors`. Words are 32-bit values in int64 tensors: a product wraps modulo 2^64, and its bits are those of the unsigned
+one.
 """
 
 from __future__ import annotations
@@ -37,9 +38,9 @@ def random_words(seeds: torch.Tensor, positions: torch.Tensor, count: int) -> to
 
 
 def gumbel_noise(seeds: torch.Tensor, positions: torch.Tensor, count: int) -> torch.Tensor:
-    """Standard Gumbel noise, fp32 [S, count]: the arg-max of logits plus this is a draw from their softmax.
+    """Standard Gumbel noise, fp32 [S, count]: the arg-max of logits plus this noise is a sample from their softmax.
 
-    -log(E) with E = -log(1 - u): large values, which decide, come from small u, where fp32 keeps all 32 bits. u stays below 1.
+    -log(E) with E = -log(1 - u). Large values, which decide, come from small u, where fp32 keeps all 32 bits. u stays below 1.
     """
     u = (random_words(seeds, positions, count).to(torch.float32) + 0.5) * 2.0**-32
     exponential = -torch.log1p(-u.clamp_max_(1.0 - 2.0**-24))

@@ -1,8 +1,8 @@
-"""FP8 (E4M3) with scales: x is about `scale * q`, with one static scale a tensor, or one a row that is found as the row is quantized.
+"""FP8 (E4M3) with scales: x is about `scale * q`, with one static scale per tensor or one per row, computed as the row is quantized.
 
-Every op that can end in a quantization takes `out_scale`: given, the op's fp32 result is divided by it, clamped to E4M3's largest value and
-rounded once; absent, the result keeps the op's dtype. So quantization costs no rounding of its own and, fused, no memory traffic.
-Scales are fp32 tensors of one element, not attributes: calibration and `refit` change them without recompiling.
+Every op that can end in a quantization takes `out_scale`. If it is given, the op's fp32 result is divided by it, clamped to E4M3's largest
+value and rounded once; if not, the result keeps the op's dtype. So quantization costs no rounding of its own and, fused, no memory traffic.
+Scales are fp32 tensors of one element and not attributes: calibration and `refit` change them without recompiling.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ FP8_MAX = 448.0
 
 
 def finish(x: torch.Tensor, dtype: torch.dtype, out_scale: torch.Tensor | None) -> torch.Tensor:
-    """fp32 result of an op -> what it returns."""
+    """Turns the fp32 result of an op into what it returns."""
     if out_scale is None:
         return x.to(dtype)
     return (x / out_scale).clamp(-FP8_MAX, FP8_MAX).to(FP8)
 
 
 def dequantized(x: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
-    """fp32 value of a tensor that may be quantized."""
+    """The fp32 value of a tensor that may be quantized."""
     return x.float() if scale is None else x.float() * scale
 
 
@@ -41,11 +41,11 @@ def quantize(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
 
 
 SMALLEST_SCALE = 1e-12
-"""Of a row of zeros."""
+"""The scale of a row of zeros."""
 
 
 def row_scales(x: torch.Tensor) -> torch.Tensor:
-    """fp32 [rows, 1]: what maps each row's largest magnitude to E4M3's."""
+    """fp32 [rows, 1]: the scale that maps each row's largest magnitude to E4M3's largest value."""
     return (x.float().abs().amax(dim=1, keepdim=True) / FP8_MAX).clamp_min(SMALLEST_SCALE)
 
 

@@ -1,8 +1,8 @@
 """Rotary position embedding (Su et al. 2021), alone and fused with the write of keys and values into the paged cache.
 
-`cos_sin` is an fp32 table [max positions, rotary_dim]: the cosines of the rotary_dim / 2 frequencies, then their sines, so that frequency
-scaling (Llama 3.1, linear) is the table's affair alone. `interleaved` pairs (2i, 2i + 1) as GPT-J does; otherwise (i, i + rotary_dim / 2).
-Dimensions from rotary_dim on pass through.
+`cos_sin` is an fp32 table [max positions, rotary_dim]: the cosines of the rotary_dim / 2 frequencies, then their sines. Frequency scaling
+(Llama 3.1, linear) is therefore a property of the table alone. `interleaved` pairs elements (2i, 2i + 1) as GPT-J does; otherwise the pairs
+are (i, i + rotary_dim / 2). Dimensions from rotary_dim on pass through.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ def rotate(x: torch.Tensor, table_rows: torch.Tensor, interleaved: bool) -> torc
         first, second = rotary[..., 0::2], rotary[..., 1::2]
     else:
         first, second = rotary[..., :half], rotary[..., half:]
-    turned = (first * cos - second * sin, second * cos + first * sin)
-    rotary = torch.stack(turned, dim=-1).flatten(-2) if interleaved else torch.cat(turned, dim=-1)
+    rotated = (first * cos - second * sin, second * cos + first * sin)
+    rotary = torch.stack(rotated, dim=-1).flatten(-2) if interleaved else torch.cat(rotated, dim=-1)
     return torch.cat((rotary, rest), dim=-1)
 
 
@@ -73,11 +73,11 @@ def rope_kv_write(
     k_scale: torch.Tensor | None = None,
     v_scale: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Split qkv [T, (Hq + 2 Hkv) * head_dim]; norm (if asked) and rotate q and k; write k and v at `kv_slots`; return qkv so changed.
+    """Splits qkv [T, (Hq + 2 Hkv) * head_dim], normalizes q and k if asked, rotates them, and writes k and v at `kv_slots`.
 
-    kv_cache is [layers, pages, 2, Hkv, page_size, head_dim], fp8 with the two scales or of qkv's dtype. Keys and values are returned as
-    well as cached, so that attention can read this step's own without quantization and without a gather. Should two tokens name one slot
-    (padding's), which of them wins is undefined.
+    kv_cache is [layers, pages, 2, Hkv, page_size, head_dim], fp8 with the two scales or of qkv's dtype. Returns the changed qkv: keys and
+    values are returned as well as cached, so that attention can read this step's own without quantization and without a gather. If two
+    tokens name one slot (padding does), it is undefined which of them wins.
     """
     queries, keys, values = torch.split_with_sizes(qkv, [num_heads * head_dim, num_kv_heads * head_dim, num_kv_heads * head_dim], dim=-1)
     rows = cos_sin[positions]
@@ -89,8 +89,8 @@ def rope_kv_write(
     page_size = kv_cache.shape[4]
     pages, offsets = (kv_slots // page_size).long(), (kv_slots % page_size).long()
     cache = kv_cache[layer]
-    turned = finish(keys, k_norm)
-    cache[pages, 0, :, offsets] = rounded(turned, kv_cache.dtype, k_scale)
+    rotated_keys = finish(keys, k_norm)
+    cache[pages, 0, :, offsets] = rounded(rotated_keys, kv_cache.dtype, k_scale)
     cache[pages, 1, :, offsets] = rounded(values.float().reshape(values.shape[0], -1, head_dim), kv_cache.dtype, v_scale)
-    rotated = torch.cat((finish(queries, q_norm).flatten(-2), turned.flatten(-2)), dim=-1)
+    rotated = torch.cat((finish(queries, q_norm).flatten(-2), rotated_keys.flatten(-2)), dim=-1)
     return torch.cat((rotated.to(qkv.dtype), values), dim=-1)

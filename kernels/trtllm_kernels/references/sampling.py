@@ -1,4 +1,4 @@
-"""The last product of a step and what it decides: a token for each row whose logits are wanted, greedy or drawn at a temperature."""
+"""The last GEMM of a step and what it decides: a token for each row whose logits are needed, greedy or sampled at a temperature."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from trtllm_kernels.dialect.registry import dialect_op
 from trtllm_kernels.references.philox import gumbel_noise
 
 EMPTY = torch.iinfo(torch.int64).min
-"""`argmax_scratch` between steps: nothing offered yet."""
+"""Value of `argmax_scratch` between steps: no candidate yet."""
 
 
 def _fake_linear_sample(
@@ -37,10 +37,10 @@ def linear_sample(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(logits [S, V], tokens int32 [S]) of x [S, K] and weight [V, K].
 
-    sampling_words int32 [S, 4] (`types.SAMPLING_WORDS`), sample_slots int32 [S]. The token is the arg-max of the row's logits as
-    rounded, the first of equals; with a temperature t > 0 that of logits / t + Gumbel noise, a draw from their softmax. It goes into
-    `last_tokens` of its slot and into `token_ring` [ring slots, most rows] at [ring_slot, row], where the host reads it. `argmax_scratch`
-    int64 [most rows] is scratch of the kernels, `EMPTY` before and after.
+    sampling_words is int32 [S, 4] (`types.SAMPLING_WORDS`), sample_slots int32 [S]. The token is the arg-max of the row's rounded logits,
+    the first of equals; with a temperature t > 0 it is the arg-max of logits / t + Gumbel noise, which samples from their softmax. It is
+    stored in `last_tokens` of its slot and in `token_ring` [ring slots, most rows] at [ring_slot, row], where the host reads it.
+    `argmax_scratch` int64 [most rows] is scratch memory of the kernels, `EMPTY` before and after.
     """
     logits = functional.linear(x, weight, bias)
     tokens = chosen_value_and_column(logits, sampling_words, 0, weight.shape[0])[1].to(torch.int32)
@@ -55,10 +55,10 @@ def chosen_value_and_column(
     """(value fp32 [S], column int64 [S]) that each row of `logits` chooses, which are columns from `first_column` of `num_columns`."""
     z = logits.float()
     temperature = sampling_words[:, :1].contiguous().view(torch.float32)
-    drawn = temperature > 0
-    if bool(drawn.any()):
+    sampled = temperature > 0
+    if bool(sampled.any()):
         seeds = (sampling_words[:, 1].long() & 0xFFFFFFFF) | (sampling_words[:, 2].long() << 32)
         noise = gumbel_noise(seeds, sampling_words[:, 3].long(), num_columns)[:, first_column : first_column + z.shape[1]]
-        z = torch.where(drawn, z / torch.where(drawn, temperature, 1.0) + noise, z)
+        z = torch.where(sampled, z / torch.where(sampled, temperature, 1.0) + noise, z)
     column = z.argmax(dim=-1)
     return z.gather(1, column[:, None])[:, 0], column + first_column

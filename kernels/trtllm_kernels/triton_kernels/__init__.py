@@ -1,1 +1,1 @@
-"""Kernel bodies. Importing a module here needs Triton but no GPU; running an engine imports none of them."""
+"""Triton kernels. Importing a module here needs Triton but no GPU; running an engine imports none of them."""

@@ -1,8 +1,8 @@
-"""Paged causal attention of context chunks: a ragged batch of sequences, each with many queries ending at its cache's last row.
+"""Paged causal attention of context chunks: a ragged batch of sequences, each with many queries that end at its cache's last row.
 
-A program is one tile of queries of one KV head; the group's heads are folded into the tile's rows (row = token * G + head in group), so a
-key tile is read once a group and short prompts still fill the tile. Late tiles (the longest) start first. Tiles wholly below the diagonal
-skip the mask. With SKIP_UNCACHED, sequences that have no cached past are left to `uncached_prefill_attention`.
+A program is one tile of queries of one KV head. The group's heads are folded into the tile's rows (row = token * G + head in group), so a
+key tile is read once per group and short prompts still fill the tile. Late tiles (the longest) start first. Tiles wholly below the diagonal
+skip the mask. With SKIP_UNCACHED, sequences without a cached past are left to `uncached_prefill_attention`.
 """
 
 import triton
@@ -18,7 +18,7 @@ def _visit(
     acc, m, total, q, position, start, length, kv_head, table, Cache, scale_log2,
     HKV: tl.constexpr, D: tl.constexpr, PAGE: tl.constexpr, BLOCK_N: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """Fold keys [start, start + BLOCK_N) into the running softmax (Milakov and Gimelshein 2018)."""
+    """Folds keys [start, start + BLOCK_N) into the running softmax (Milakov and Gimelshein 2018)."""
     n = start + tl.arange(0, BLOCK_N)
     d = tl.arange(0, D)
     if MASKED:

@@ -1,12 +1,13 @@
-"""Paged attention of one query a sequence: memory-bound, so the design is about streaming the cache.
+"""Paged attention of one query per sequence: bound by memory, so the design is about streaming the cache.
 
 One program reads all keys and values of one (sequence, KV head), page by page; a page of one head is one contiguous tile. Keys are rows of
-the left operand and a group's heads, padded to 8, columns of the right one: scores are [PAGE, heads], results [D, heads]. The other way
-round the group would be padded to 16 rows, and twice the registers and instructions spent on padding.
-Tensor cores want pairs of values that follow each other in time, and bytes of an fp8 tile cannot be transposed on the way from shared
-memory but one by one. So values are read as words of four dimensions, and a word's bytes feed four products, each for every fourth one.
-Half of a chip's SMs nearly suffice to read its memory this way; multi-head models (group 1) too, where plain sums are slower.
-When programs would be too few to fill the chip, each sequence's pages are divided among `num_splits` programs whose partial results
+the left operand, and a group's heads, padded to 8, are columns of the right one: scores are [PAGE, heads], results [D, heads]. With the
+operands swapped, the group would be padded to 16 rows, and twice the registers and instructions would be spent on padding.
+Tensor cores need pairs of values that follow each other in time, and the bytes of an fp8 tile can be transposed on the way from shared
+memory only one by one. So values are read as words of four dimensions, and the four bytes of a word feed four multiplications, each of
+which computes every fourth dimension. This way half of a GPU's SMs nearly suffice to read its memory. It holds for multi-head models (group
+1) too, where plain sums are slower.
+When there would be too few programs to fill the GPU, each sequence's pages are split among `num_splits` programs, whose partial results
 `reduce_splits` merges (Dao et al. 2023, flash-decoding).
 """
 
@@ -14,7 +15,7 @@ import triton
 import triton.language as tl
 
 from trtllm_kernels.triton_kernels.pdl import let_next_start, wait_for_previous
-from trtllm_kernels.triton_kernels.prefetch import ask_rows
+from trtllm_kernels.triton_kernels.prefetch import prefetch_rows
 from trtllm_kernels.triton_kernels.quantize import finish, result_scale
 
 
@@ -30,10 +31,10 @@ def decode_attention(
     SCALED_CACHE: tl.constexpr, WORDS: tl.constexpr, QUANTIZE: tl.constexpr, CONCURRENT: tl.constexpr, THREADS: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
-    """Cache: one layer, [pages, 2, HKV, PAGE, D], fp8 where SCALED_CACHE. Query of sequence s is token s. GP: G padded.
+    """Cache: one layer, [pages, 2, HKV, PAGE, D], fp8 where SCALED_CACHE. The query of sequence s is token s. GP: G padded.
 
-    CONCURRENT: runs while the kernel before it does (`types.Launch`), so it waits for nothing. SPLIT: a short piece, so that its first page
-    is asked into L2 before the wait counts; what the step itself writes there comes through L2 as well.
+    CONCURRENT: runs while the kernel before it does (`types.Launch`), so it does not wait. SPLIT: the program has a short part, so
+    prefetching its first page into L2 before the wait pays off; what the step itself writes there goes through L2 as well.
     """
     let_next_start(PDL)
     if SCALED_CACHE:
@@ -52,7 +53,7 @@ def decode_attention(
         if PDL:
             first_page = tl.load(table + tl.maximum(tl.minimum(first, last - 1), 0)).to(tl.int64)
             at = Cache + (first_page * (2 * HKV) + kv_head) * (PAGE * D)
-            ask_rows(at, HKV * PAGE * D, 2, PAGE * D * Cache.dtype.element_ty.primitive_bitwidth // 1024, THREADS)
+            prefetch_rows(at, HKV * PAGE * D, 2, PAGE * D * Cache.dtype.element_ty.primitive_bitwidth // 1024, THREADS)
     wait_for_previous(PDL and not CONCURRENT)
     g = tl.arange(0, GP)
     d = tl.arange(0, D)
@@ -118,7 +119,7 @@ def decode_attention(
 def reduce_splits(
     Acc, Stats, OutScale, Out, num_splits, D: tl.constexpr, MAX_SPLITS: tl.constexpr, QUANTIZE: tl.constexpr, PDL: tl.constexpr
 ):
-    """Merge the partial results of one (sequence, head)."""
+    """Merges the partial results of one (sequence, head)."""
     let_next_start(PDL)
     out_scale = result_scale(OutScale, QUANTIZE)
     wait_for_previous(PDL)

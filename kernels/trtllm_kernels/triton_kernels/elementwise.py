@@ -12,7 +12,7 @@ def silu_mul(
     Gate, Up, OutScale, Y,
     N: tl.constexpr, STRIDE: tl.constexpr, UP_OFFSET: tl.constexpr, BLOCK: tl.constexpr, QUANTIZE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Gate and Up have rows of STRIDE elements; Up starts UP_OFFSET elements on. Packed: both name one buffer, STRIDE 2N, UP_OFFSET N."""
+    """Gate and Up have rows of STRIDE elements; Up starts UP_OFFSET elements later. Packed: both are one buffer, STRIDE 2N, UP_OFFSET N."""
     let_next_start(PDL)
     out_scale = result_scale(OutScale, QUANTIZE)
     wait_for_previous(PDL)
@@ -43,7 +43,7 @@ def silu_mul_interleaved(GateUp, OutScale, Y, N: tl.constexpr, BLOCK: tl.constex
 
 @triton.jit
 def gelu(X, OutScale, Y, N: tl.constexpr, BLOCK: tl.constexpr, QUANTIZE: tl.constexpr, PDL: tl.constexpr):
-    """0.5 x (1 + tanh u) written as x * sigmoid(2u), which loses nothing where tanh is near -1."""
+    """0.5 x (1 + tanh u) written as x * sigmoid(2u), which loses no precision where tanh is near -1."""
     let_next_start(PDL)
     out_scale = result_scale(OutScale, QUANTIZE)
     wait_for_previous(PDL)

@@ -1,11 +1,11 @@
-"""The feed-forward's first half as one kernel: y = silu(x @ gate.T) * (x @ up.T), quantized if asked, for many tokens.
+"""The first half of a gated feed-forward as one kernel, for many tokens: y = silu(x @ gate.T) * (x @ up.T), quantized if requested.
 
-Rows of gate and up are interleaved in the weight (gate 0, up 0, gate 1, ...), so both factors of an output sit in one thread's accumulator
-and the epilogue needs no exchange. Persistent: each program walks tiles (`tiling.py`), and the loop over tiles and K is flattened so that
-the next tile's loads run under this tile's epilogue. TMA for all three matrices; rows past M are read and written inside the buffers (sized
-for the profile) and mean nothing.
-On an H100 the activation costs nothing on top of the product (docs/facts/kernels-gemm.md). Rejected: `warp_specialize` (no gain in
-Triton 3.6 on Hopper), 64-row tiles (slower).
+Rows of gate and up are interleaved in the weight (gate 0, up 0, gate 1, ...), so both factors of an output are in one thread's accumulator
+and the epilogue needs no exchange. Persistent: each program walks tiles (`tiling.py`), and the loop over tiles and K is flattened, so the
+next tile's loads overlap with this tile's epilogue. All three matrices use TMA. Rows past M are read and written inside the buffers (sized
+for the profile), and their contents are meaningless.
+On an H100 the activation adds no time to the GEMM (docs/facts/kernels-gemm.md). Rejected: `warp_specialize` (no gain in Triton 3.6 on
+Hopper), 64-row tiles (slower).
 """
 
 import triton
@@ -28,7 +28,8 @@ def gate_up_silu(
     N: tl.constexpr, K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     GROUP: tl.constexpr, PROGRAMS: tl.constexpr, HALVES: tl.constexpr, SCALED: tl.constexpr, QUANTIZE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """X [tokens, K], W [N, K] interleaved, Y [tokens, N // 2], all TMA descriptors, the halves' of boxes half as tall and half as wide."""
+    """X [tokens, K], W [N, K] interleaved, Y [tokens, N // 2], all TMA descriptors. Boxes of WHalf are half as tall, those of YHalf half
+    as wide."""
     dequantize, out_scale = begin(XScale, WScale, OutScale, SCALED, QUANTIZE, PDL)
     tiles_m = tl.cdiv(num_tokens, BLOCK_M)
     tiles_n = N // BLOCK_N

@@ -8,7 +8,7 @@ from trtllm_kernels.triton_kernels.pdl import let_next_start, wait_for_previous
 
 @triton.jit
 def gather_rows(X, Rows, Y, N: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr):
-    """Y[r] = X[Rows[r]]; also the embedding."""
+    """Y[r] = X[Rows[r]]. The embedding uses it, too."""
     let_next_start(PDL)
     wait_for_previous(PDL)
     row = tl.program_id(0).to(tl.int64)
@@ -34,7 +34,7 @@ def prepare_step(
     ContextTokens, Slots, QueryStart, KvLens, LastTokens, BlockTable, Ids, Positions, KvSlots,
     num_tokens, num_seqs, table_stride, PAGE: tl.constexpr, STEPS: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Each token finds its sequence by bisection of QueryStart (2**STEPS sequences at most), then its position and cache slot."""
+    """Each token finds its sequence by bisection of QueryStart (at most 2**STEPS sequences), then its position and cache slot."""
     let_next_start(PDL)
     wait_for_previous(PDL)
     token = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)

@@ -1,14 +1,14 @@
-"""Matrix times one vector: a single decoding sequence, where reading the weight is all the time there is.
+"""GEMV, a matrix times one vector: a single decoding sequence, whose time is that of reading the weight.
 
-A program sums ROWS output rows over K in fp32, COLS columns at a time, 16-byte loads, no tensor cores, no shared memory. Its first two
-weight tiles (all of them where K is 4096 in fp8) are loaded before it waits for x (`overlap.py`): weights do not depend on the step, so
+A program sums ROWS output rows over K in fp32, COLS columns at a time, with 16-byte loads, without tensor cores or shared memory. Its first
+two weight tiles (all of them where K is 4096 in fp8) are loaded before it waits for x (`pdl.py`): weights do not depend on the step, so
 they are in flight while the kernels before this one end.
-What a thread loads at once it sums before it accumulates, so it holds an accumulator a load and not one an element: registers enough for
-as many threads an SM as keep weights in flight.
-Faster on an H100 in fp8 than cuBLASLt; from two rows of x on tensor cores are (`skinny_gemm.py`). Which tile is best, a step decides
-(`lowering.gemm`).
+Elements that a thread loads at once are summed before they are accumulated, so a thread holds one accumulator per load and not one per
+element. That leaves registers for as many threads per SM as keep enough weights in flight.
+Faster than cuBLASLt on an H100 in fp8; from two rows of x on, tensor cores are faster (`skinny_gemm.py`). Which tile is best is decided by
+whole steps (`lowering/gemm.py`).
 
-Rejected: asking L2 for what comes after those tiles and for the next product's weight while waiting (docs/facts/decode-steps.md).
+Rejected: prefetching into L2 what comes after those tiles, and the next GEMM's weight, while waiting (docs/facts/decode-steps.md).
 """
 
 import triton
@@ -16,7 +16,7 @@ import triton.language as tl
 
 from trtllm_kernels.triton_kernels.pdl import let_next_start, wait_for_previous
 from trtllm_kernels.triton_kernels.quantize import finish, result_scale
-from trtllm_kernels.triton_kernels.sampling import offer
+from trtllm_kernels.triton_kernels.sampling import keep_best
 
 
 @triton.jit
@@ -29,20 +29,20 @@ def _to_fp32(x):
 
 @triton.jit
 def _load(at, EVICT_FIRST: tl.constexpr):
-    """A weight's tile. It is read once a step: evicted first, it leaves L2 to what is read again."""
+    """Loads a tile of the weight, which is read once per step: evicted first, it leaves L2 to data that is read again."""
     return tl.load(at, eviction_policy="evict_first" if EVICT_FIRST else "")
 
 
 @triton.jit
 def _first_tiles(at, K: tl.constexpr, COLS: tl.constexpr, EVICT_FIRST: tl.constexpr):
-    """The first two tiles of the row block at `at`: all of it where K is short."""
+    """The first two tiles of the row block at `at`, which is all of it where K is short."""
     first = _load(at, EVICT_FIRST)
     return first, _load(at + COLS, EVICT_FIRST) if K > COLS else first
 
 
 @triton.jit
 def _sums(w, x, ROWS: tl.constexpr, COLS: tl.constexpr):
-    """fp32 [ROWS, COLS // n]: w [ROWS, COLS] times x, summed over each n elements that one load brings a thread."""
+    """fp32 [ROWS, COLS // n]: w [ROWS, COLS] times x, summed over the n elements that a thread gets with one load."""
     N: tl.constexpr = 128 // w.dtype.primitive_bitwidth
     if len(x.shape) == 1:
         products = _to_fp32(w) * _to_fp32(x)[None, :]
@@ -55,11 +55,11 @@ def _sums(w, x, ROWS: tl.constexpr, COLS: tl.constexpr):
 def _rows_dot(
     X, at, first, second, K: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, OWN_X: tl.constexpr, EVICT_FIRST: tl.constexpr
 ):  # fmt: skip
-    """fp32 [ROWS]: the row block at `at`, of which two tiles are loaded, times x; K a multiple of COLS.
+    """fp32 [ROWS]: the row block at `at`, of which two tiles are already loaded, times x; K is a multiple of COLS.
 
-    A thread takes its part of x from the others through shared memory. OWN_X: each loads the x that goes with its weights, which the
-    first-level cache has: nothing waits for all then, and as the loop is written out the compiler asks for tiles while it multiplies
-    earlier ones.
+    Without OWN_X, threads exchange their parts of x through shared memory. OWN_X: each thread loads the x that goes with its weights, from
+    the L1 cache. Then no thread waits for others, and since the loop is unrolled, the compiler issues loads of later tiles while it
+    multiplies earlier ones.
     """
     x = X + tl.arange(0, COLS)
     if OWN_X:
@@ -82,8 +82,8 @@ def gemv(
     K: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, SCALED: tl.constexpr, SCALED_ROWS: tl.constexpr, BIASED: tl.constexpr,
     ADDED: tl.constexpr, SAMPLED: tl.constexpr, OWN_X: tl.constexpr, EVICT_FIRST: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """x [K], W [N, K], y [N]; N a multiple of ROWS. SCALED_ROWS: each row of W has its own scale. ADDED: a residual [N], maybe y itself.
-    SAMPLED: y are logits; the best of them is offered (`sampling.py`).
+    """x [K], W [N, K], y [N]; N is a multiple of ROWS. SCALED_ROWS: each row of W has its own scale. ADDED: a residual [N], which may be y
+    itself. SAMPLED: y are logits, of which candidates are kept (`sampling.py`).
     """
     let_next_start(PDL)
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -108,7 +108,7 @@ def gemv(
     y = y.to(Y.dtype.element_ty)
     tl.store(Y + rows, y)
     if SAMPLED:
-        offer(y[None, :], ArgmaxScratch, SamplingWords, tl.arange(0, 1), rows, 1, 1 << 30)
+        keep_best(y[None, :], ArgmaxScratch, SamplingWords, tl.arange(0, 1), rows, 1, 1 << 30)
 
 
 @triton.jit

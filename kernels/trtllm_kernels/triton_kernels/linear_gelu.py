@@ -1,7 +1,7 @@
-"""y = gelu(x @ W.T + bias), quantized if asked, for many tokens: the first half of a feed-forward without a gate (GPT-J's).
+"""y = gelu(x @ W.T + bias), quantized if requested, for many tokens: the first half of a feed-forward without a gate (GPT-J's).
 
-Built as `gate_up.gate_up_silu` is (persistent, flattened, TMA): there the activation costs nothing on top of the product, whereas a
-separate kernel reads and writes [tokens, 4 * hidden] once more.
+Built like `gate_up.gate_up_silu` (persistent, flattened, TMA): the activation adds no time to the GEMM, whereas a separate kernel reads and
+writes [tokens, 4 * hidden] once more.
 """
 
 import triton
@@ -13,7 +13,7 @@ from trtllm_kernels.triton_kernels.tiling import begin, locate_tile, whole_tiles
 
 @triton.jit
 def gelu_tanh(x):
-    """As `elementwise.gelu`, of fp32."""
+    """As `elementwise.gelu`, for fp32."""
     u = 0.7978845608028654 * (x + 0.044715 * x * x * x)
     return x / (1.0 + tl.exp2(u * -2.8853900817779268))
 
@@ -36,7 +36,7 @@ def linear_gelu(
     GROUP: tl.constexpr, PROGRAMS: tl.constexpr, HALVES: tl.constexpr, SCALED: tl.constexpr, BIASED: tl.constexpr, QUANTIZE: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
-    """X [tokens, K], W [N, K], Y [tokens, N], all TMA descriptors (Y's boxes, and WHalf's, are half as large as W's are tall); Bias [N]."""
+    """X [tokens, K], W [N, K], Y [tokens, N], all TMA descriptors. Boxes of Y and WHalf are half as large as W's are tall. Bias [N]."""
     dequantize, out_scale = begin(XScale, WScale, OutScale, SCALED, QUANTIZE, PDL)
     tiles_m = tl.cdiv(num_tokens, BLOCK_M)
     tiles_n = N // BLOCK_N

@@ -1,7 +1,7 @@
-"""RMS and layer norm, alone and after a residual addition: one row a program, the whole row in registers.
+"""RMS norm and layer norm, alone and after a residual addition: one row per program, the whole row in registers.
 
 The row length is a compile-time constant (an engine knows it), so loads are 128-bit without run-time checks. Every sum is rounded to the
-residual's dtype, the last before it is normalised, as the reference has it. Weights are loaded before the row is there (`overlap.py`).
+residual's dtype, the last before it is normalized, as in the reference. Weights are loaded before the row is available (`pdl.py`).
 """
 
 import triton
@@ -27,7 +27,7 @@ def rms_norm(X, W, OutScale, Y, eps, N: tl.constexpr, BLOCK: tl.constexpr, QUANT
 
 @triton.jit
 def _add(X, Addend, Residual, Total, at, mask, ADDEND: tl.constexpr):
-    """Stores (X + Addend) + Residual, each sum rounded, and returns it as fp32."""
+    """Stores (X + Addend) + Residual, with each sum rounded, and returns it as fp32."""
     x = tl.load(X + at, mask=mask, other=0.0).to(tl.float32)
     residual = tl.load(Residual + at, mask=mask, other=0.0).to(tl.float32)
     if ADDEND:

@@ -8,7 +8,7 @@ from trtllm_kernels.triton_kernels.pdl import let_next_start, wait_for_previous
 
 @triton.jit
 def result_scale(OutScale, QUANTIZE: tl.constexpr):
-    """For `finish`: the scale OutScale points at, a constant; loaded where a kernel begins, so that none ends by waiting for it."""
+    """For `finish`: the scale that OutScale points at, a constant. Loaded where a kernel begins, so that none ends by waiting for it."""
     if QUANTIZE:
         return tl.load(OutScale)
     else:
@@ -17,7 +17,7 @@ def result_scale(OutScale, QUANTIZE: tl.constexpr):
 
 @triton.jit
 def finish(y, scale, dtype: tl.constexpr, QUANTIZE: tl.constexpr):
-    """fp32 `y` as `dtype`; QUANTIZE: over `scale`, clamped to E4M3."""
+    """fp32 `y` as `dtype`. QUANTIZE: divided by `scale` and clamped to E4M3's range."""
     if QUANTIZE:
         y = tl.minimum(tl.maximum(y * (1.0 / scale), -448.0), 448.0)
     return y.to(dtype)
@@ -37,9 +37,10 @@ def quantize(X, Scale, Y, N: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexp
 
 @triton.jit
 def quantize_rows(X, Y, Scales, N: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr):
-    """One program a row of N, in one pass: BLOCK holds it whole.
+    """One program per row of N, in one pass: BLOCK holds the whole row.
 
-    Divisions are rounded as IEEE says: of a row whose scale is off by one unit every code on a tie would differ from the reference's.
+    Divisions are rounded as IEEE 754 says: if a row's scale were off by one unit in the last place, every code on a tie would differ from
+    the reference's.
     """
     let_next_start(PDL)
     wait_for_previous(PDL)

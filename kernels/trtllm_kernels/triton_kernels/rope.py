@@ -1,7 +1,7 @@
 """Rotary embedding, and its fusion with QK norm and the write of keys and values into the paged cache.
 
-A program is BLOCK_H heads of one token. A head is handled as the two halves that rotate into each other (registers only, no partner
-re-read) and the rest that passes through. Query, key and value heads share one grid: what a head is follows from its index.
+A program is BLOCK_H heads of one token. A head is handled as the two halves that rotate into each other (in registers, without reading the
+partner again) and the rest that passes through. Query, key and value heads share one grid: a head's index says which of them it is.
 """
 
 import triton
@@ -26,7 +26,7 @@ def _load_pair(X, heads, mask, D: tl.constexpr, HALF: tl.constexpr, INTERLEAVED:
 
 @triton.jit
 def _store_pair(Y, offsets, first, second, mask, HALF: tl.constexpr, INTERLEAVED: tl.constexpr, BLOCK_H: tl.constexpr):
-    """Store both halves at Y + offsets[head]."""
+    """Stores both halves at Y + offsets[head]."""
     if INTERLEAVED:
         pair = tl.arange(0, 2 * HALF)
         x = tl.reshape(tl.join(first, second), (BLOCK_H, 2 * HALF))
@@ -69,9 +69,9 @@ def rope_kv_write(
     INTERLEAVED: tl.constexpr, QK_NORM: tl.constexpr, BLOCK_H: tl.constexpr, SCALED_CACHE: tl.constexpr, IN_PLACE: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
-    """Y is QKV normed and rotated. Cache is one layer, [pages, 2, HKV, PAGE, D]. QK_NORM requires the whole head to be rotary.
+    """Y is QKV, normalized and rotated. Cache is one layer, [pages, 2, HKV, PAGE, D]. QK_NORM requires the whole head to be rotary.
 
-    IN_PLACE: Y is QKV. Only what changes is written there, the rotary part of q and k, and the rest of q is not read.
+    IN_PLACE: Y is QKV. Only what changes is written there, which is the rotary part of q and k, and the rest of q is not read.
     """
     let_next_start(PDL)
     i = tl.arange(0, HALF)
@@ -92,7 +92,7 @@ def rope_kv_write(
     is_q = heads < HQ
     is_k = (heads >= HQ) & (heads < HQ + HKV)
     is_v = (heads >= HQ + HKV) & (heads < HQ + 2 * HKV)
-    turns = is_q | is_k if IN_PLACE else is_q | is_k | is_v
+    rotates = is_q | is_k if IN_PLACE else is_q | is_k | is_v
     passes = is_k | is_v if IN_PLACE else is_q | is_k | is_v
     key_or_value = tl.where(is_v, 1, 0).to(tl.int64)
     kv_head = heads - HQ - tl.where(is_v, HKV, 0)
@@ -107,7 +107,7 @@ def rope_kv_write(
         rest = passes[:, None] & (d >= 2 * HALF)
         passing = tl.load(QKV + heads[:, None] * D + d, mask=rest, other=0.0)
     if IN_PLACE:
-        tl.debug_barrier()  # a tile smaller than the block is held by several threads: none may load what another has turned
+        tl.debug_barrier()  # several threads hold a tile smaller than the block: none may load what another has already rotated
     if QK_NORM:
         square = tl.sum(first * first, 1) + tl.sum(second * second, 1)
         scale = tl.where(is_v, 1.0, tl.rsqrt(square / D + eps))[:, None]
@@ -115,14 +115,14 @@ def rope_kv_write(
         first *= scale * tl.where(is_v[:, None], 1.0, weight)
         weight = tl.where(is_q[:, None], wq2.to(tl.float32)[None, :], wk2.to(tl.float32)[None, :])
         second *= scale * tl.where(is_v[:, None], 1.0, weight)
-    turned_first, turned_second = first * cos - second * sin, second * cos + first * sin
-    _store_pair(Y, heads * D, turned_first, turned_second, turns, HALF, INTERLEAVED, BLOCK_H)
+    rotated_first, rotated_second = first * cos - second * sin, second * cos + first * sin
+    _store_pair(Y, heads * D, rotated_first, rotated_second, rotates, HALF, INTERLEAVED, BLOCK_H)
     inverse = 1.0
     if SCALED_CACHE:
         inverse = 1.0 / tl.where(is_v, v_scale, k_scale)[:, None]
-        turned_first = tl.minimum(tl.maximum(turned_first * inverse, -448.0), 448.0)
-        turned_second = tl.minimum(tl.maximum(turned_second * inverse, -448.0), 448.0)
-    _store_pair(Cache, cached, turned_first, turned_second, is_k | is_v, HALF, INTERLEAVED, BLOCK_H)
+        rotated_first = tl.minimum(tl.maximum(rotated_first * inverse, -448.0), 448.0)
+        rotated_second = tl.minimum(tl.maximum(rotated_second * inverse, -448.0), 448.0)
+    _store_pair(Cache, cached, rotated_first, rotated_second, is_k | is_v, HALF, INTERLEAVED, BLOCK_H)
     if 2 * HALF < D:
         if not IN_PLACE:
             tl.store(Y + heads[:, None] * D + d, passing, mask=rest)

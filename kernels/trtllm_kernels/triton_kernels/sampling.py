@@ -1,12 +1,13 @@
-"""From logits to tokens, greedy or at a temperature: the arg-max of z, or of z over the temperature plus Gumbel noise (`ops.sampling`).
+"""From logits to tokens, greedy or at a temperature: the arg-max of z, or of z / temperature + Gumbel noise (`references/sampling.py`).
 
-Whoever computes logits, a product's epilogue or `candidates` below, offers the best of its columns to one 64-bit word a row by an atomic
-maximum: value above, column below, so that the word decides both, the first column wins among equals, and no order of arrival shows in the
-result. `publish` turns the words into tokens, hands them to the next step and to the host, and empties the words for the next step.
-Rejected: candidates in memory and a second reduction (a product of one token has as many programs as pairs of rows).
+Whatever computes logits (a GEMM's epilogue or `candidates` below) combines the best of its columns into one 64-bit word per row by an
+atomic maximum, with the value in the high half and the column in the low half. So one word decides both, the first column wins among
+equals, and the result does not depend on the order of arrival. `publish` turns the words into tokens, passes them to the next step and to
+the host, and resets the words for the next step.
+Rejected: candidates in memory and a second reduction (the GEMV has as many programs as pairs of rows).
 
-A row's draw is four words: its temperature's bits, its seed's low and high half, its position. Noise is Philox4x32-10 (Salmon et al., SC
-2011) keyed by the seed and counted by position and column, as the reference has it.
+Four words say how a row is sampled: its temperature's bits, its seed's low and high half, and its position. Noise is Philox4x32-10 (Salmon
+et al., SC 2011) keyed by the seed and counted by position and column, as in the reference.
 """
 
 import triton
@@ -17,7 +18,7 @@ from trtllm_kernels.triton_kernels.pdl import let_next_start, wait_for_previous
 
 @triton.jit
 def _gumbel(words):
-    """-log(-log(1 - u)) of uniform words; small u, which decide, by the series of log(1 - u), where the GPU's logarithm is not exact."""
+    """-log(-log(1 - u)) of uniform words. Small u, which decide, use the series of log(1 - u): the GPU's logarithm is not exact there."""
     u = tl.minimum((words.to(tl.float32) + 0.5) * 2.3283064365386963e-10, 0.99999994)
     series = u * (1.0 + u * (0.5 + u * (0.3333333333 + u * (0.25 + u * (0.2 + u * 0.1666666667)))))
     return -tl.log(tl.where(u < 0.0625, series, -tl.log(1.0 - u)))
@@ -25,7 +26,7 @@ def _gumbel(words):
 
 @triton.jit
 def _ranked(z, columns):
-    """int64 that orders as (z, then the lower column first)."""
+    """int64 whose order is by z, then by the lower column."""
     bits = (z + 0.0).to(tl.int32, bitcast=True)
     ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
     return (ordered.to(tl.int64) << 32) | (0x7FFFFFFF - columns).to(tl.int64)
@@ -37,8 +38,8 @@ def _temperature(SamplingWords, rows, inside):
 
 
 @triton.jit
-def _drawn(z, SamplingWords, rows, columns, inside, temperature):
-    """z [rows, columns] over the temperature plus noise, but for rows of temperature 0."""
+def _with_noise(z, SamplingWords, rows, columns, inside, temperature):
+    """z [rows, columns] / temperature + noise, except in rows of temperature 0."""
     low = tl.load(SamplingWords + rows * 4 + 1, mask=inside, other=0)[:, None].to(tl.uint32, bitcast=True)
     high = tl.load(SamplingWords + rows * 4 + 2, mask=inside, other=0)[:, None].to(tl.uint32, bitcast=True)
     position = tl.load(SamplingWords + rows * 4 + 3, mask=inside, other=0)[:, None]
@@ -53,13 +54,14 @@ def _drawn(z, SamplingWords, rows, columns, inside, temperature):
 
 
 @triton.jit
-def offer(logits, ArgmaxScratch, SamplingWords, rows, columns, num_rows, num_columns):
-    """The best of `logits` [rows, columns], as they are stored, of rows below `num_rows` and columns below `num_columns`."""
+def keep_best(logits, ArgmaxScratch, SamplingWords, rows, columns, num_rows, num_columns):
+    """Combines the best of `logits` [rows, columns], as stored, into ArgmaxScratch: of rows below `num_rows` and columns below
+    `num_columns`."""
     inside = rows < num_rows
     z = tl.where((columns < num_columns)[None, :], logits.to(tl.float32), float("-inf"))
     temperature = _temperature(SamplingWords, rows, inside)
     if tl.max(temperature, 0) > 0.0:
-        z = _drawn(z, SamplingWords, rows, columns, inside, temperature)
+        z = _with_noise(z, SamplingWords, rows, columns, inside, temperature)
     best = tl.max(z, 1)
     first = tl.min(tl.where(z == best[:, None], columns[None, :], num_columns - 1), 1)
     tl.atomic_max(ArgmaxScratch + rows, _ranked(best, first), mask=inside, sem="relaxed")
@@ -67,13 +69,13 @@ def offer(logits, ArgmaxScratch, SamplingWords, rows, columns, num_rows, num_col
 
 @triton.jit
 def candidates(Logits, ArgmaxScratch, SamplingWords, num_rows, N: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr):
-    """Logits [num_rows, N], BLOCK columns of one row a program."""
+    """Logits [num_rows, N], BLOCK columns of one row per program."""
     let_next_start(PDL)
     wait_for_previous(PDL)
     row = tl.program_id(0) + tl.arange(0, 1)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     logits = tl.load(Logits + row.to(tl.int64)[:, None] * N + columns[None, :], mask=(columns < N)[None, :], other=float("-inf"))
-    offer(logits, ArgmaxScratch, SamplingWords, row, columns, num_rows, N)
+    keep_best(logits, ArgmaxScratch, SamplingWords, row, columns, num_rows, N)
 
 
 @triton.jit
@@ -87,12 +89,12 @@ def rank_candidates(
     row = tl.program_id(0) + tl.arange(0, 1)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     logits = tl.load(Logits + row.to(tl.int64)[:, None] * N + columns[None, :], mask=(columns < N)[None, :], other=float("-inf"))
-    offer(logits, ArgmaxScratch, SamplingWords, row, columns + first_column, num_rows, N + first_column)
+    keep_best(logits, ArgmaxScratch, SamplingWords, row, columns + first_column, num_rows, N + first_column)
 
 
 @triton.jit
 def publish(ArgmaxScratch, Slots, RingSlot, Tokens, LastTokens, Ring, num_rows, ring_stride, BLOCK: tl.constexpr, PDL: tl.constexpr):
-    """Tokens [num_rows], LastTokens of their slots, and row RingSlot of Ring [ring slots, ring_stride], which lies in the host's memory."""
+    """Writes Tokens [num_rows], LastTokens of their slots, and row RingSlot of Ring [ring slots, ring_stride] in host memory."""
     let_next_start(PDL)
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = row < num_rows

@@ -1,14 +1,14 @@
-"""Products of a few tokens (2 to 64): reading the weight is nearly all the time there is, tensor cores multiply beside it.
+"""Skinny GEMM, of 2 to 64 tokens: nearly all of its time is that of reading the weight, while tensor cores multiply.
 
-Weight rows are the tall side of the tensor core's tile and the tokens, padded to TOKENS, the narrow one: with the roles of a product of
-many tokens 64 rows of x would be multiplied whatever their number. Weights and x stream through TMA, several steps of K ahead, so that what
-is on the way covers the memory's latency. A tile of x comes from L2 once a tile of rows; tiles of more rows, which read it less often, won
-next to nothing in trials on an H100.
-Where tiles of rows alone are too few to fill the chip, K is divided among SPLITS programs each (split-K); their sums go to memory in fp32
-and `skinny_sum` adds them in order, so that the same step gives the same bits. Rejected: atomic additions, whose order changes.
+Weight rows are the tall side of the tensor core's tile and the tokens, padded to TOKENS, the narrow one: with the operands of a GEMM of
+many tokens, 64 rows of x would be multiplied whatever their number. Weights and x are streamed by TMA, several steps of K in advance, so
+that the bytes in flight cover the memory's latency. A tile of x is read from L2 once per tile of rows. Tiles of more rows, which read it
+less often, gained next to nothing in trials on an H100.
+Where tiles of rows alone are too few to fill the GPU, K is split among SPLITS programs each (split-K). Their sums go to memory in fp32, and
+`skinny_sum` adds them in order, so that the same step gives the same bits. Rejected: atomic additions, whose order changes.
 
-Before x is there (`overlap.py`) a program asks the beginning of its rows into L2 (`ahead.py`), LINES lines of each: TMA's own loads begin
-after the wait. Rows of x past the step's tokens are read (the buffer has them, or TMA gives zeros) and mean nothing; they are not stored.
+Before x is available (`pdl.py`), a program prefetches the beginning of its rows into L2 (`prefetch.py`), LINES lines of each: TMA loads
+begin after the wait. Rows of x past the step's tokens are read (the buffer has them, or TMA gives zeros), but their results are not stored.
 """
 
 import triton
@@ -16,9 +16,9 @@ import triton.language as tl
 
 from trtllm_kernels.triton_kernels.linear_gelu import gelu_tanh
 from trtllm_kernels.triton_kernels.pdl import let_next_start, wait_for_previous
-from trtllm_kernels.triton_kernels.prefetch import ask_rows
+from trtllm_kernels.triton_kernels.prefetch import prefetch_rows
 from trtllm_kernels.triton_kernels.quantize import finish, result_scale
-from trtllm_kernels.triton_kernels.sampling import offer
+from trtllm_kernels.triton_kernels.sampling import keep_best
 
 
 @triton.jit
@@ -30,7 +30,7 @@ def _sums(
     SHARE: tl.constexpr = ((K + BLOCK_K - 1) // BLOCK_K + SPLITS - 1) // SPLITS
     row = tl.program_id(0) * BLOCK_N
     first = tl.program_id(1) * (SHARE * BLOCK_K)
-    ask_rows(WeightRows + row.to(tl.int64) * K + first, K, BLOCK_N, LINES, THREADS)
+    prefetch_rows(WeightRows + row.to(tl.int64) * K + first, K, BLOCK_N, LINES, THREADS)
     wait_for_previous(PDL)
     acc = tl.zeros((BLOCK_N, TOKENS), dtype=tl.float32)
     for step in range(SHARE):
@@ -41,7 +41,7 @@ def _sums(
 
 @triton.jit
 def _weight_scale(WScale, rows, N: tl.constexpr, SCALED: tl.constexpr, SCALED_ROWS: tl.constexpr):
-    """Loaded before the wait: a constant."""
+    """The scale of W, a constant, so it is loaded before the wait."""
     if SCALED_ROWS:
         return tl.load(WScale + rows, mask=rows < N, other=0.0)
     elif SCALED:
@@ -55,7 +55,7 @@ def _epilogue(
     y, tokens, rows, Bias, Residual, XScale, w_scale, num_tokens, N: tl.constexpr, SCALED: tl.constexpr, SCALED_ROWS: tl.constexpr,
     BIASED: tl.constexpr, ADDED: tl.constexpr,
 ):  # fmt: skip
-    """fp32 sums [tokens, rows] as the product they stand for: scaled, with bias and residual."""
+    """fp32 sums [tokens, rows], scaled, with bias and residual added."""
     if SCALED_ROWS:
         y *= w_scale[None, :] * tl.load(XScale + tokens, mask=tokens < num_tokens, other=0.0)[:, None]
     elif SCALED:
@@ -75,7 +75,7 @@ def skinny_linear(
     THREADS: tl.constexpr, SCALED: tl.constexpr, SCALED_ROWS: tl.constexpr, BIASED: tl.constexpr, ADDED: tl.constexpr,
     SAMPLED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """X [tokens, K], W [N, K], TMA descriptors; WeightRows points at W; Y [tokens, N]. As `gemv.gemv`, whose flags these are."""
+    """X [tokens, K], W [N, K], TMA descriptors; WeightRows points at W; Y [tokens, N]. Flags as in `gemv.gemv`."""
     let_next_start(PDL)
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     tokens = tl.arange(0, TOKENS)
@@ -86,7 +86,7 @@ def skinny_linear(
     inside = (tokens < num_tokens)[:, None] & (rows < N)[None, :]
     tl.store(Y + tokens[:, None] * N + rows[None, :], y, mask=inside)
     if SAMPLED:
-        offer(y, ArgmaxScratch, SamplingWords, tokens, rows, num_tokens, N)
+        keep_best(y, ArgmaxScratch, SamplingWords, tokens, rows, num_tokens, N)
 
 
 @triton.jit
@@ -110,7 +110,7 @@ def skinny_sum(
     N: tl.constexpr, BLOCK: tl.constexpr, SPLITS: tl.constexpr, SCALED: tl.constexpr, SCALED_ROWS: tl.constexpr, BIASED: tl.constexpr,
     ADDED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Y [tokens, N] from `skinny_parts`, one program a token and BLOCK columns."""
+    """Y [tokens, N] from `skinny_parts`, one program per token and BLOCK columns."""
     let_next_start(PDL)
     token = tl.program_id(1) + tl.arange(0, 1)
     columns = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)

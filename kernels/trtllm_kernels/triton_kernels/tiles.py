@@ -1,7 +1,7 @@
 """Which tile of a ragged batch of context chunks a program computes.
 
-Sequence s owns tiles from `start(s) // BLOCK_Q + s`, an upper bound on what came before that needs no prefix sum, so the grid is an
-expression over symbols and a few programs find nothing to do.
+Sequence s owns tiles from `start(s) // BLOCK_Q + s` on, an upper bound on the tiles before it that needs no prefix sum. So the grid is an
+expression over symbols, and a few programs have nothing to do.
 """
 
 import triton
@@ -10,9 +10,9 @@ import triton.language as tl
 
 @triton.jit
 def locate(tile, QueryStart, num_decodes, num_seqs, BLOCK_Q: tl.constexpr):
-    """(sequence, its first row, its rows, the tile's first row within it), of sequences [num_decodes, num_seqs).
+    """(sequence, its first row, its rows, the tile's first row within it), among sequences [num_decodes, num_seqs).
 
-    The others hold one row each, before them. The last result may lie at or past the sequence's rows: then the tile is empty.
+    The other sequences have one row each, before these. The last result may lie at or past the sequence's rows: then the tile is empty.
     """
     low = num_decodes
     high = num_seqs

@@ -1,11 +1,11 @@
-"""Causal attention of whole prompts (nothing of them cached before this step), keys and values read where the projection left them.
+"""Causal attention of uncached prefill: whole prompts, none of them cached before this step, with keys and values read from the projection.
 
-They are contiguous in the rotated QKV rows, so whole tiles come through TMA, and they are exact also where the cache is fp8. A program is
-one tile of tokens of one query head; late tiles (the longest) start first. On an H100 faster than through pages
-(docs/facts/kernels-attention.md). Chunks with a cached past are `context_attention`'s.
+They are contiguous in the rotated QKV rows, so whole tiles come by TMA, and they are exact even where the cache is fp8. A program is one
+tile of tokens of one query head; late tiles (the longest) start first. On an H100 this is faster than reading pages
+(docs/facts/kernels-attention.md). Chunks with a cached past are left to `context_attention`.
 
-Beside decode attention (`lowering.attention`) one program an SM walks the tiles: it leaves that kernel, which waits for memory, the rest of
-every SM, and computes while it waits.
+When it runs concurrently with decode attention (`lowering/attention.py`), one program per SM walks the tiles. It leaves the rest of every
+SM to that kernel, which waits for memory, and computes in the meantime.
 """
 
 import triton
@@ -18,7 +18,7 @@ from trtllm_kernels.triton_kernels.tiles import locate
 
 @triton.jit
 def _fold(acc, m, total, q, Keys, row, key_column, value_column, visible, present, scale_log2, MASKED: tl.constexpr, LAST: tl.constexpr):
-    """One tile of keys into the running softmax (Milakov and Gimelshein 2018)."""
+    """Folds one tile of keys into the running softmax (Milakov and Gimelshein 2018)."""
     x = tl.dot(q, tl.trans(Keys.load([row, key_column])))
     if MASKED:
         x = tl.where(visible, x * scale_log2, float("-inf"))
@@ -79,8 +79,8 @@ def uncached_prefill_attention(
 ):  # fmt: skip
     """Queries and Keys are TMA descriptors of one matrix, [tokens, (G*HKV + 2*HKV) * D], in boxes [BLOCK_M, D] and [BLOCK_N, D].
 
-    Sequences [num_decodes, num_seqs); decode tokens precede theirs. Those with more keys than queries are left alone.
-    PROGRAMS: so many programs walk all tiles; with 0 each has one, on a grid of [num_tiles, heads].
+    Sequences [num_decodes, num_seqs); decode tokens precede theirs. Those with more keys than queries are skipped.
+    PROGRAMS: this many programs walk all tiles; with 0 each tile has its own, on a grid of [num_tiles, heads].
     """
     let_next_start(PDL)
     out_scale = result_scale(OutScale, QUANTIZE)

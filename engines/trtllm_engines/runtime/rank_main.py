@@ -1,0 +1,93 @@
+"""One rank's process: loads its part of an engine, then runs the steps it is sent. Started by torchrun (`rank_processes`).
+
+Steps stay one ahead of the device: the next is launched before the tokens of the one before are waited for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections import deque
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from trtllm_engines.engine.fingerprint import CPU, detect_target
+from trtllm_engines.engine.folder import load_engine
+from trtllm_engines.runtime import wire
+from trtllm_engines.runtime.batch import StepHandle
+from trtllm_engines.runtime.group import ProcessGroup
+from trtllm_engines.runtime.rank import CacheSize, start_rank
+from trtllm_engines.runtime.step_ring import StepRing
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m trtllm_engines.runtime.rank_main")
+    parser.add_argument("engine", type=Path)
+    parser.add_argument("arch")
+    parser.add_argument("--ring", required=True)
+    parser.add_argument("--message-bytes", type=int, required=True)
+    parser.add_argument("--answer-bytes", type=int, required=True)
+    parser.add_argument("--kv-cache-fraction", type=float, required=True)
+    parser.add_argument("--num-pages", type=int)
+    parser.add_argument("--max-graph-batch", type=int, required=True)
+    options = parser.parse_args()
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    ring = StepRing.attach(options.ring, size, options.message_bytes, options.answer_bytes)
+    try:
+        _run(options, rank, ring)
+    except BaseException as error:
+        ring.fail(rank, f"{type(error).__name__}: {' '.join(str(error).split())}")
+        raise
+
+
+def _run(options: argparse.Namespace, rank: int, ring: StepRing) -> None:
+    on_gpu = options.arch != CPU
+    if on_gpu:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("gloo")
+    group = ProcessGroup(torch.device("cuda" if on_gpu else "cpu"))
+    engine = load_engine(options.engine, detect_target() if on_gpu else None)
+    runner = start_rank(
+        engine,
+        CacheSize(options.kv_cache_fraction, options.num_pages),
+        cuda_graphs=options.max_graph_batch > 0,
+        max_graph_batch=max(1, options.max_graph_batch),
+        group=group,
+    )
+    dist.barrier()
+    ring.ready(rank, runner.num_pages)
+    flights: deque[tuple[int, StepHandle]] = deque()
+    number = 0
+
+    def land(all_of_them: bool = False) -> None:
+        """Answers steps that are done; the first rank alone is listened to."""
+        while flights and (all_of_them or flights[0][1].done()):
+            landed, handle = flights.popleft()
+            output = handle.result()
+            if rank == 0:
+                ring.reply(landed, wire.encode_output(output))
+
+    parent = os.getppid()
+
+    def wait() -> None:
+        land()
+        if os.getppid() != parent:
+            sys.exit("torchrun is gone")
+
+    while (message := ring.receive(rank, wait)) is not None:
+        flights.append((number, runner.launch(wire.decode(message))))
+        number += 1
+        land()
+        while len(flights) > 2:
+            land()
+            time.sleep(20e-6)
+    land(all_of_them=True)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

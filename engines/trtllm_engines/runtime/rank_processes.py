@@ -1,0 +1,152 @@
+"""The ranks of an engine as processes under torchrun: one a GPU, driven by the process that schedules.
+
+That process has no CUDA context of its own. It sends each step once, through shared memory (`step_ring`), to all ranks, and takes the
+tokens that the first one leaves there; what ranks exchange among themselves is in the plan's ops. torchrun starts them, and ends the
+others when one dies. A rank that hangs would be noticed by nobody, since the others wait for it on the device: so the controller gives
+every step a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from trtllm_engines.compiler.plan import Plan
+from trtllm_engines.errors import EngineError
+from trtllm_engines.runtime import wire
+from trtllm_engines.runtime.batch import StepBatch, StepOutput
+from trtllm_engines.runtime.observer import StepObserver
+from trtllm_engines.runtime.rank import CacheSize
+from trtllm_engines.runtime.step_ring import FAILED, READY, StepRing
+
+STEP_S = 10.0
+"""Most time between a step's launch and its tokens, or the tokens of the step before it. The largest step of a 70B takes under a second."""
+START_S = 900.0
+ENVIRONMENT = {"NCCL_NVLS_ENABLE": "0", "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1", "NVSHMEM_DISABLE_NVLS": "1"}
+"""No NVLink multicast, whatever a library would choose."""
+
+
+@dataclass(frozen=True)
+class RemoteHandle:
+    """A step in flight on the ranks."""
+
+    ranks: RankProcesses
+    number: int
+
+    def done(self) -> bool:
+        return self.ranks.ring.answered(self.number)
+
+    def result(self) -> StepOutput:
+        return self.ranks.answer(self.number)
+
+
+class RankProcesses:
+    """A `StepRunner` whose ranks are processes. Raises `EngineError` when they cannot be started."""
+
+    def __init__(
+        self,
+        folder: Path,
+        plan: Plan,
+        arch: str,
+        cache: CacheSize,
+        *,
+        cuda_graphs: bool,
+        max_graph_batch: int,
+        step_s: float = STEP_S,
+        waiting: Callable[[float], None] | None = None,
+    ) -> None:
+        """`folder`: the engine's. `step_s`: seconds a step may take. `waiting` is told the seconds the ranks have been starting for."""
+        self.plan, self._step_s = plan, step_s
+        count = plan.parallel.ranks
+        message_bytes, answer_bytes = wire.most_bytes(plan.profile)
+        self.ring = StepRing.create(count, message_bytes, answer_bytes)
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 (kept as long as the processes)
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), "--no-python"]
+        command += [sys.executable, "-m", "trtllm_engines.runtime.rank_main", str(folder), arch]
+        command += ["--ring", self.ring.name, "--message-bytes", str(message_bytes), "--answer-bytes", str(answer_bytes)]
+        command += ["--kv-cache-fraction", str(cache.fraction), "--max-graph-batch", str(max_graph_batch if cuda_graphs else 0)]
+        command += [] if cache.num_pages is None else ["--num-pages", str(cache.num_pages)]
+        environment = {"OMP_NUM_THREADS": "1", **os.environ, **ENVIRONMENT, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        self._agent = subprocess.Popen(
+            command, env=environment, stdout=self._log, stderr=self._log, stdin=subprocess.DEVNULL, start_new_session=True
+        )
+        try:
+            self._await_start(waiting)
+        except BaseException:
+            self.close()
+            raise
+        self.num_pages = self.ring.num_pages
+
+    def _await_start(self, waiting: Callable[[float], None] | None) -> None:
+        began = time.monotonic()
+        while not all(state == READY for state in self.ring.states()):
+            self._check()
+            if time.monotonic() - began > START_S:
+                raise EngineError(f"the ranks were not ready after {START_S:g} s; {self._last_words()}")
+            if waiting is not None:
+                waiting(time.monotonic() - began)
+            time.sleep(0.05)
+
+    def observe(self, observer: StepObserver) -> None:
+        """Ranks run elsewhere: what happens inside their steps is not seen here."""
+
+    def launch(self, batch: StepBatch) -> RemoteHandle:
+        deadline = time.monotonic() + self._step_s
+        return RemoteHandle(self, self.ring.send(wire.encode(batch), lambda: self._in_time(deadline)))
+
+    def answer(self, number: int) -> StepOutput:
+        deadline = time.monotonic() + self._step_s
+        return wire.decode_output(self.ring.answer(number, lambda: self._in_time(deadline)))
+
+    def _in_time(self, deadline: float) -> None:
+        if time.monotonic() > deadline:
+            self._check()
+            raise EngineError(f"a step was not done after {self._step_s:g} s: a rank hangs; {self._last_words()}")
+        if int(time.monotonic() * 1e4) % 100 == 0:
+            self._check()
+
+    def _check(self) -> None:
+        """Raises `EngineError` when a rank has failed or died."""
+        for rank, state in enumerate(self.ring.states()):
+            if state == FAILED:
+                raise EngineError(f"rank {rank} failed: {self.ring.reason(rank)}")
+        if (code := self._agent.poll()) is not None:
+            for rank, state in enumerate(self.ring.states()):
+                if state == FAILED:
+                    raise EngineError(f"rank {rank} failed: {self.ring.reason(rank)}")
+            raise EngineError(f"the ranks' processes ended (torchrun exit code {code}); {self._last_words()}")
+
+    def _last_words(self) -> str:
+        """Of the processes' output, the last line that says something."""
+        self._log.seek(0, os.SEEK_END)
+        self._log.seek(max(0, self._log.tell() - 16384))
+        lines = [line.strip() for line in self._log.read().decode(errors="replace").splitlines()]
+        said = [line for line in lines if "Error" in line or "error" in line] or [line for line in lines if line]
+        return f"they said last: {said[-1][:300]}" if said else "they said nothing"
+
+    def close(self) -> None:
+        """Ends the processes, whatever they are doing."""
+        if self._agent.poll() is None:
+            self.ring.close()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._agent.wait(3.0)
+        else:
+            self.ring.close()
+        if self._agent.poll() is None:
+            for end in (signal.SIGTERM, signal.SIGKILL):
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self._agent.pid, end)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._agent.wait(3.0)
+                    break
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._agent.pid, signal.SIGKILL)
+        self._log.close()

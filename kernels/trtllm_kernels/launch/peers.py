@@ -1,0 +1,119 @@
+"""GPU memory that the ranks of one host reach in each other, and the `group` argument made of it (`dialect/group.py`).
+
+Memory is plain allocations, exported by CUDA IPC and mapped over NVLink or PCIe: nothing is registered with a library, and NVLink multicast
+is not used. Addresses differ from rank to rank, so each rank keeps its own list of where the memory of every rank is.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from trtllm_kernels.dialect.group import ADDRESSES, ONE_SHOT_ROWS, TWO_SHOT_BLOCKS, group_words
+from trtllm_kernels.errors import KernelError
+from trtllm_kernels.references.sampling import EMPTY
+
+ABSENT = -(1 << 31)
+"""As int32, the word of a one-shot buffer that nothing was sent to yet (`cuda_kernels/all_reduce.cuh`)."""
+Exchange = Callable[[bytes], list[bytes]]
+"""Gives every rank the bytes of each, in rank order."""
+
+
+class PeerMemory:
+    """One rank's memory for its peers. `allocate` comes first, then `join`, which every rank calls together."""
+
+    def __init__(self, rank: int, size: int, exchange: Exchange) -> None:
+        self.rank, self.size = rank, size
+        self._exchange = exchange
+        self._arena: torch.Tensor | None = None
+        self._mapped: list[int] = []
+
+    def allocate(self, nbytes: int) -> torch.Tensor:
+        """The arena: uint8 [nbytes], zeros, on the current device."""
+        self._arena = _allocated(max(nbytes, 1))
+        return self._arena
+
+    def join(self, row_bytes: int, most_rows: int) -> torch.Tensor:
+        """The group, int64 on the device. `row_bytes`: of what is reduced; `most_rows`: sampled in a step.
+
+        Raises `KernelError` where GPUs cannot reach each other's memory.
+        """
+        if self._arena is None:
+            raise KernelError("the arena must be allocated before ranks join")
+        own = {
+            "arena": self._arena,
+            "buffer": _allocated(3 * self.size * ONE_SHOT_ROWS * row_bytes),
+            "flags": _allocated(2 * TWO_SHOT_BLOCKS * self.size * 4),
+            "words": _allocated(3 * self.size * most_rows * 8),
+        }
+        own["buffer"].view(torch.int32).fill_(ABSENT)
+        own["words"].view(torch.int64).fill_(EMPTY)
+        torch.cuda.synchronize()
+        self._own = own
+        exported = b"".join(_export(own[name]) for name in ADDRESSES)
+        addresses = {name: [0] * self.size for name in ADDRESSES}
+        for rank, handles in enumerate(self._exchange(exported)):
+            for index, name in enumerate(ADDRESSES):
+                handle = handles[64 * index : 64 * (index + 1)]
+                addresses[name][rank] = own[name].data_ptr() if rank == self.rank else self._map(handle, rank)
+        header = struct.pack("<12I", self.rank, 0, 0, 0, 0, 0, 0, ONE_SHOT_ROWS, 0, 0, 0, 0)
+        packed = header + b"".join(struct.pack(f"<{self.size}Q", *addresses[name]) for name in ADDRESSES)
+        assert len(packed) == 8 * group_words(self.size)
+        group = torch.frombuffer(bytearray(packed), dtype=torch.int64).cuda()
+        torch.cuda.synchronize()
+        self._exchange(b"joined")  # none writes into another's memory before that is ready
+        return group
+
+    def _map(self, handle: bytes, rank: int) -> int:
+        from cuda.bindings import runtime
+
+        described = runtime.cudaIpcMemHandle_t()
+        described.reserved = handle
+        error, pointer = runtime.cudaIpcOpenMemHandle(described, runtime.cudaIpcMemLazyEnablePeerAccess)
+        if int(error):
+            raise KernelError(
+                f"the memory of rank {rank}'s GPU cannot be mapped here ({error.name}); ranks of one host need GPUs with peer access: "
+                f"see nvidia-smi topo -p2p r"
+            )
+        self._mapped.append(int(pointer))
+        return int(pointer)
+
+    def close(self) -> None:
+        """Unmaps the others' memory."""
+        from cuda.bindings import runtime
+
+        for pointer in self._mapped:
+            runtime.cudaIpcCloseMemHandle(pointer)
+        self._mapped.clear()
+
+
+class _Raw:
+    """Device memory as torch takes it over."""
+
+    def __init__(self, pointer: int, nbytes: int) -> None:
+        self.__cuda_array_interface__ = {"shape": (nbytes,), "typestr": "|u1", "data": (pointer, False), "version": 3}
+
+
+def _allocated(nbytes: int) -> torch.Tensor:
+    """Zeros in an allocation of their own, which torch's allocator would not give and IPC wants; kept until the process ends."""
+    from cuda.bindings import runtime
+
+    torch.cuda.current_stream()  # the device's context
+    error, pointer = runtime.cudaMalloc(nbytes)
+    if int(error):
+        raise torch.cuda.OutOfMemoryError(f"{nbytes / 2**30:.1f} GiB of device memory for peers could not be allocated ({error.name})")
+    tensor = torch.as_tensor(_Raw(int(pointer), nbytes), device="cuda")
+    return tensor.zero_()
+
+
+def _export(tensor: torch.Tensor) -> bytes:
+    from cuda.bindings import runtime
+
+    error, handle = runtime.cudaIpcGetMemHandle(tensor.data_ptr())
+    if int(error):
+        raise KernelError(f"device memory cannot be exported to other processes ({error.name}); CUDA IPC is needed for several ranks")
+    reserved: Any = handle.reserved
+    return bytes(reserved)

@@ -1,0 +1,71 @@
+"""The step model's constants are data: each has its record and command, and a prediction says when they are another GPU's."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from trtllm_bench.analysis.step_constants import FOLDER, SECTIONS, constants_for, read_file
+from trtllm_bench.errors import BenchError
+
+ROOT = Path(__file__).resolve().parents[2]
+FILES = sorted(FOLDER.glob("*.toml"))
+
+
+@pytest.mark.parametrize("name", ["h100", "H100", "NVIDIA H100 80GB HBM3"])
+def test_the_h100s_constants_are_its_own(name: str) -> None:
+    constants = constants_for(name)
+    assert (constants.gpu, constants.fitted, constants.note) == ("h100", True, "")
+    assert constants.bandwidth_share["skinny"] == 0.95
+    assert constants.prefill_time["uncached_triton"] == 586 / 439
+
+
+@pytest.mark.parametrize(("name", "gpu"), [("NVIDIA H200", "h200"), ("a100", "h100"), ("NVIDIA L40S", "h100")])
+def test_constants_that_are_not_a_gpus_own_say_so(name: str, gpu: str) -> None:
+    constants = constants_for(name)
+    assert (constants.gpu, constants.fitted) == (gpu, False)
+    shown = "H200" if gpu == "h200" else name
+    assert constants.note == f"the step model's constants are not fitted to {shown}: they are the H100's"
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_every_constant_has_its_record_and_the_command_that_made_it(file: Path) -> None:
+    data = read_file(file)
+    assert data["gpu"] == file.stem
+    for section, names in SECTIONS.items():
+        for name in names:
+            constant = data[section][name]
+            assert constant["unit"]
+            assert constant["what"]
+            assert bool(constant["record"]) == bool(constant["command"])
+            record = ROOT / constant["record"]
+            if not constant["record"]:
+                continue
+            text = next(path for path in (record, record / "profile.json", record / "results.json") if path.is_file()).read_text()
+            assert json.dumps(constant["command"]) in re.sub(r'("command"):"', r'\1: "', text), f"{section}.{name}"
+
+
+def test_constants_not_fitted_to_a_gpu_are_the_h100s() -> None:
+    h100 = read_file(FOLDER / "h100.toml")
+    for file in FILES:
+        data = read_file(file)
+        if not data["fitted"]:
+            assert {section: data[section] for section in SECTIONS} == {section: h100[section] for section in SECTIONS}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: text.replace("[step.norm]", "[step.power]"), r"lacks step\.norm and has step\.power that is unknown"),
+        (lambda text: text.replace("value = 16.0", 'value = "16"'), r"step\.between_us must have value, unit, .*must be a number"),
+        (lambda text: text + "[", "cannot be read as TOML"),
+    ],
+)
+def test_damaged_constants_are_refused(change: object, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "x.toml"
+    file.write_text(change((FOLDER / "h100.toml").read_text()))  # type: ignore[operator]
+    with pytest.raises(BenchError, match=message):
+        read_file(file)

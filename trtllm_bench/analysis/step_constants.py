@@ -1,0 +1,80 @@
+"""The step model's constants, one file per GPU: `step_models/<gpu>.toml`. Each has its unit, its record and the command that made that.
+
+A GPU without a file, or with one that says `fitted = false`, is predicted with the H100's constants, and `StepConstants.note` says so.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from trtllm_bench.errors import BenchError
+
+FOLDER = Path(__file__).parent / "step_models"
+DEFAULT_GPU = "h100"
+SECTIONS: Mapping[str, tuple[str, ...]] = {
+    "bandwidth_share": ("gemv", "skinny", "gemm", "attention", "rows"),
+    "peak_share": ("gemm", "attention"),
+    "kernel_us": ("gemv", "skinny", "gemm", "attention", "rows"),
+    "pdl_us": ("gemv", "skinny", "rows"),
+    "prefill_time": ("uncached_triton", "cached_bf16", "cached_fp8", "cached_bf16_triton", "cached_fp8_triton"),
+    "concurrent": ("shorter_share", "sms"),
+    "step": ("between_us", "launch_us", "host_us", "norm"),
+}
+FIELDS = ("value", "unit", "what", "record", "command")
+
+
+@dataclass(frozen=True)
+class StepConstants:
+    """Each mapping is a section of the file, its values by name; the files say what they are, and in which unit."""
+
+    gpu: str
+    fitted: bool
+    bandwidth_share: Mapping[str, float]
+    peak_share: Mapping[str, float]
+    kernel_us: Mapping[str, float]
+    pdl_us: Mapping[str, float]
+    prefill_time: Mapping[str, float]
+    concurrent: Mapping[str, float]
+    step: Mapping[str, float]
+    note: str = ""
+    """What is to be said beside a prediction with these constants; "" where they follow the GPU's own kernels."""
+
+
+def constants_for(device: str) -> StepConstants:
+    """Of the GPU of this name, as its data sheet's entry has it or its driver gives it (`NVIDIA H100 80GB HBM3`)."""
+    name = device.lower().replace(" ", "")
+    gpu = next((path.stem for path in sorted(FOLDER.glob("*.toml")) if path.stem in name), DEFAULT_GPU)
+    return _read(FOLDER / f"{gpu}.toml", "" if gpu in name else device)
+
+
+@cache
+def _read(path: Path, stands_for: str) -> StepConstants:
+    data = read_file(path)
+    values = {section: {name: float(data[section][name]["value"]) for name in names} for section, names in SECTIONS.items()}
+    fitted = bool(data["fitted"]) and not stands_for
+    note = "" if fitted else f"the step model's constants are not fitted to {stands_for or data['gpu'].upper()}: they are the H100's"
+    return StepConstants(gpu=str(data["gpu"]), fitted=fitted, note=note, **values)
+
+
+def read_file(path: Path) -> Mapping[str, Any]:
+    """A file of constants, whole. Raises `BenchError` naming what is missing, unknown or not a number."""
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BenchError(f"{path} cannot be read as TOML ({error})") from None
+    expected = {f"{section}.{name}" for section, names in SECTIONS.items() for name in names}
+    given = {f"{section}.{name}" for section, table in data.items() if isinstance(table, dict) for name in table}
+    if given != expected:
+        missing, unknown = ", ".join(sorted(expected - given)) or "nothing", ", ".join(sorted(given - expected)) or "nothing"
+        raise BenchError(f"{path} lacks {missing} and has {unknown} that is unknown")
+    for name in sorted(expected):
+        section, _, key = name.partition(".")
+        constant = data[section][key]
+        if not isinstance(constant, dict) or set(constant) != set(FIELDS) or not isinstance(constant["value"], int | float):
+            raise BenchError(f"{path}: {name} must have {', '.join(FIELDS)}, and its value must be a number")
+    return data
