@@ -24,7 +24,7 @@ from trtllm_bench import commands
 
 PANELS = {
     "Measure": ("sweep", "throughput", "latency", "search", "profile", "kernels", "tune", "ceilings"),
-    "Engines": ("build", "inspect", "refit", "quantize", "perplexity", "fetch", "generate", "serve"),
+    "Engines": ("build", "inspect", "refit", "quantize", "perplexity", "fetch", "generate"),
     "Workloads": ("prepare-dataset", "trace"),
     "Results": ("results", "compare", "gate", "plot", "dashboard", "explain"),
     "Machine": ("doctor",),

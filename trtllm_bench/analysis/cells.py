@@ -11,6 +11,7 @@ from pathlib import Path
 from trtllm_bench.errors import BenchError
 from trtllm_bench.roofline import ceilings
 from trtllm_bench.roofline.hardware import Hardware, published_for
+from trtllm_bench.targets.registry import is_own
 from trtllm_engines.compiler.compile import compile_model
 from trtllm_engines.compiler.plan import Plan, Profile
 from trtllm_engines.models.presets import resolve_model
@@ -69,7 +70,7 @@ def _names(rows: Iterable[Row]) -> list[str]:
 def plan_of(row: Row, precision: str | None = None, kv_dtype: str | None = None) -> Plan:
     """The plan a row's engine has, or would have at another precision or cache type. Raises `BenchError` for a target that is not ours."""
     cell = row.cell
-    if cell.target != "native":
+    if not is_own(cell.target):
         raise BenchError(f"{cell.label} was served by {cell.target}, of which nothing is known inside; explain works on our own engine")
     settings = cell.settings
     longest = int(settings.get("max_seq_len") or cell.isl + cell.osl)

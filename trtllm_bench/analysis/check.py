@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from trtllm_bench.analysis.cells import hardware_of, plan_of
 from trtllm_bench.analysis.predict import predict
 from trtllm_bench.errors import BenchError
+from trtllm_bench.targets.registry import is_own
 from trtllm_engines.errors import EngineError
 from trtllm_results.record.row import Row
 from trtllm_workloads.synthetic import fixed
@@ -32,7 +33,7 @@ def check(rows: Sequence[Row]) -> list[Checked]:
     """Each cell of our own engine with fixed lengths. Raises `BenchError` when there is none."""
     cells: dict[str, list[Row]] = {}
     for row in rows:
-        mine = row.cell.target == "native" and row.cell.workload in ("", "fixed") and not row.cell.request_rate
+        mine = is_own(row.cell.target) and row.cell.workload in ("", "fixed") and not row.cell.request_rate
         if mine and row.status == "ok" and FIGURE in row.figures:
             cells.setdefault(row.key, []).append(row)
     if not cells:

@@ -60,7 +60,7 @@ def command(
 
 
 def _apply(store: Path, found: Ceilings) -> None:
-    from trtllm_bench.roofline.fill_utilisation import fill
+    from trtllm_bench.analysis.fill_utilisation import fill
 
     filled, left = fill(store, found)
     without = f"; {left} left alone, their requests or steps were not kept" if left else ""

@@ -53,7 +53,7 @@ def command(
 
     from trtllm_bench.micro.bench import Bench
     from trtllm_bench.micro.timing import CuptiTimer
-    from trtllm_bench.profiling.cell import ceilings_for
+    from trtllm_bench.roofline.hardware import ceilings_for
     from trtllm_bench.tracing.collect import prime
     from trtllm_results.record.environment import Environment
 

@@ -24,7 +24,7 @@ def command(
     """Measure a text's perplexity in a precision and KV cache type."""
     import time
 
-    from trtllm_bench.commands._build_progress import build_progress
+    from trtllm_bench.build_progress import build_progress
     from trtllm_bench.targets.native import device_of
     from trtllm_engines.calibration.perplexity import perplexity
     from trtllm_engines.checkpoints.checkpoint_precision import default_precision
