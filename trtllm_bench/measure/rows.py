@@ -82,7 +82,7 @@ class RowMaker:
             extra=_asked(spec),
         )
 
-    def failed(self, cell: Cell, repeat: int, error: Exception) -> Row:
+    def failed(self, spec: MeasurementSpec, cell: Cell, repeat: int, error: Exception) -> Row:
         return Row(
             cell=cell,
             environment=self.environment,
@@ -91,6 +91,7 @@ class RowMaker:
             reason=reason_of(error),
             run_id=self.run_id,
             command=self.command,
+            extra=_asked(spec),
         )
 
 

@@ -106,7 +106,7 @@ class Sweep:
         except Exception as error:
             if isinstance(error, ResultsError):
                 raise
-            measurement, row = None, maker.failed(cell, repeat, error)
+            measurement, row = None, maker.failed(spec, cell, repeat, error)
         if measurement is None:
             # Only now: until the handler ends, the error's traceback holds on to what the cell had allocated.
             session.recover()
@@ -119,7 +119,7 @@ class Sweep:
         for point in points:
             identity = Identity(target=point.spec.target, places=point.spec.engine.max_batch_size or 0)
             for repeat in range(self.repeats):
-                yield self._keep(point, maker.failed(cell_of(point.spec, identity, None), repeat, error), 0.0)
+                yield self._keep(point, maker.failed(point.spec, cell_of(point.spec, identity, None), repeat, error), 0.0)
 
     def _keep(self, point: GridPoint, row: Row, seconds: float, measurement: Measurement | None = None) -> Row:
         keep(self.store, row, measurement)
