@@ -76,8 +76,8 @@ def plan_of(row: Row, precision: str | None = None, kv_dtype: str | None = None)
     longest = int(settings.get("max_seq_len") or cell.isl + cell.osl)
     batch = int(settings.get("max_batch_size") or max(cell.batch, 1))
     profile = Profile(batch, max(int(settings.get("max_num_tokens") or 8192), batch), longest, int(settings.get("page_size") or 32))
-    kind = kv_dtype or (cell.kv_dtype if precision is None and cell.kv_dtype else "auto")
-    return _compiled(cell.model, precision or cell.precision, profile, kind)
+    cache = kv_dtype or (cell.kv_dtype if precision is None and cell.kv_dtype else "auto")
+    return _compiled(cell.model, precision or cell.precision, profile, cache)
 
 
 @lru_cache(maxsize=16)
@@ -92,11 +92,11 @@ def hardware_of(environment: Environment) -> Hardware:
     Raises `BenchError` for neither.
     """
     measured = ceilings.cached(environment)
-    found = published_for(environment.gpu)
-    memory = environment.gpu_memory_gib * 2**30 if environment.gpu_memory_gib else found.memory_bytes if found else 0.0
+    sheet = published_for(environment.gpu)
+    memory = environment.gpu_memory_gib * 2**30 if environment.gpu_memory_gib else sheet.memory_bytes if sheet else 0.0
     if measured is not None:
         return replace(Hardware.of(measured), memory_bytes=memory)
-    if found is None:
+    if sheet is None:
         name = environment.device or "the device of this row"
         raise BenchError(f"no ceilings of {name} are known; run trtllm-bench ceilings there, on the machine that measured the cell")
-    return replace(found, memory_bytes=memory)
+    return replace(sheet, memory_bytes=memory)

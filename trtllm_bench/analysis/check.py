@@ -38,7 +38,7 @@ def check(rows: Sequence[Row]) -> list[Checked]:
             cells.setdefault(row.key, []).append(row)
     if not cells:
         raise BenchError("none of these cells is a measured one of our own engine with fixed lengths, which is what can be predicted")
-    return [found for repeats in cells.values() if (found := _checked(repeats)) is not None]
+    return [checked for repeats in cells.values() if (checked := _checked(repeats)) is not None]
 
 
 def _checked(repeats: Sequence[Row]) -> Checked | None:
@@ -49,7 +49,7 @@ def _checked(repeats: Sequence[Row]) -> Checked | None:
     if not hardware.memory_bytes:
         return None
     try:
-        found, _ = predict(
+        predicted, _ = predict(
             plan_of(row),
             hardware,
             workload,
@@ -59,7 +59,7 @@ def _checked(repeats: Sequence[Row]) -> Checked | None:
         )
     except EngineError:
         return None
-    return Checked(row, statistics.fmean(one.figures[FIGURE] for one in repeats), found[FIGURE])
+    return Checked(row, statistics.fmean(one.figures[FIGURE] for one in repeats), predicted[FIGURE])
 
 
 def median_error(checked: Sequence[Checked]) -> float:

@@ -122,9 +122,9 @@ def predict(
     loop = EngineLoop(runner, config, vocab_size=plan.config.vocab_size, clock=clock)
     log = _drive(loop, clock, workload, concurrency, open_loop)
     steps = loop.log.rows()
-    found = figures(log)
-    found |= {"steps": float(len(steps)), "step_mean_ms": mean_step_ms(steps)}
-    return found, log
+    known = figures(log)
+    known |= {"steps": float(len(steps)), "step_mean_ms": mean_step_ms(steps)}
+    return known, log
 
 
 def _drive(loop: EngineLoop, clock: Clock, workload: Workload, concurrency: int, open_loop: bool) -> RequestLog:

@@ -67,10 +67,10 @@ def measures(
 
 def _parameter(one: KnobField, grid: bool, help: str) -> inspect.Parameter:
     """An option that is None where it was not given, so that the command knows what was."""
-    kind: Any = one.type if one.type is bool or not grid else str
+    taken: Any = one.type if one.type is bool or not grid else str
     shown: dict[str, Any] = {"metavar": f"<{one.type.__name__.lower()}{one.knob.separator}..>"} if grid and one.type is not bool else {}
     flag = typer.Option(*one.flags, help=help, **shown)
-    return inspect.Parameter(one.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, flag])
+    return inspect.Parameter(one.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[taken | None, flag])
 
 
 def single(asked: Asked) -> MeasurementSpec:

@@ -67,5 +67,5 @@ def _arches(names: str | None) -> tuple[str, ...]:
 
     if names is not None:
         return tuple(name.strip() for name in names.split(",") if name.strip())
-    found = gpus()
-    return (arch_of(found[0]) if found else "cpu",)
+    devices = gpus()
+    return (arch_of(devices[0]) if devices else "cpu",)

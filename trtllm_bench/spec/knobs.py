@@ -134,16 +134,16 @@ class KnobField:
 def knobs_of(spec: type) -> tuple[KnobField, ...]:
     """The knobs of a spec class, in order."""
     hints = get_type_hints(spec)
-    found = []
+    knobs = []
     for one in fields(spec):
         if "knob" not in one.metadata:
             continue
-        options = [kind for kind in get_args(hints[one.name]) or (hints[one.name],) if kind is not type(None)]
+        options = [option for option in get_args(hints[one.name]) or (hints[one.name],) if option is not type(None)]
         assert len(options) == 1, f"{spec.__name__}.{one.name}: a knob has one type"
         assert one.default is not MISSING, f"{spec.__name__}.{one.name}: a knob has a default"
         optional = type(None) in get_args(hints[one.name])
-        found.append(KnobField(one.name, options[0], optional, one.default, one.metadata["knob"]))
-    return tuple(found)
+        knobs.append(KnobField(one.name, options[0], optional, one.default, one.metadata["knob"]))
+    return tuple(knobs)
 
 
 def check(spec: Any) -> None:
@@ -154,5 +154,5 @@ def check(spec: Any) -> None:
 
 def identity_of(spec: Any) -> dict[str, Any]:
     """Settings that can change a result, by the name a row keeps them under; choices left open are left out."""
-    found = {one.setting: getattr(spec, one.setting) for one in knobs_of(spec.__class__) if one.knob.identity}
-    return {name: value for name, value in found.items() if value not in (None, False, "") and value != {}}
+    settings = {one.setting: getattr(spec, one.setting) for one in knobs_of(spec.__class__) if one.knob.identity}
+    return {name: value for name, value in settings.items() if value not in (None, False, "") and value != {}}

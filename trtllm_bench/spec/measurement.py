@@ -214,15 +214,6 @@ class MeasurementSpec:
                     other[one.name] = str(value) if isinstance(value, Path) else value
         return other
 
-    @property
-    def label(self) -> str:
-        """Short name beside others of the same model: `fp8 b64 128/128 4/s`."""
-        from_dataset = Path(self.workload.dataset).stem if self.workload.dataset else ""
-        isl, osl = self.workload.lengths
-        rate = f"{self.workload.request_rate:g}/s" if self.workload.request_rate else ""
-        parts = (self.engine.precision, f"b{self.places}" if self.places else "", from_dataset or f"{isl}/{osl}", rate)
-        return " ".join(part for part in parts if part)
-
 
 def all_knobs() -> Iterator[KnobField]:
     """Every knob of a measurement, each name once: the target, then the parts in order."""

@@ -89,9 +89,7 @@ class SweepView:
         self._estimate.done(work_of(point.spec), seconds if row.status == "ok" else None)
         head = f"{self._counter()} {self._title(point, row.repeat)}  "
         if row.status == "ok":
-            line = head + _headline(row) + self._tail(seconds)
-            fits = len(line) <= self._console.width
-            self._print(Text(line if fits else head + _headline(row, brief=True) + self._tail(seconds)))
+            self._print(Text(self._line_of(head, row, seconds)))
         else:
             self._print(Text(head) + Text(f"{row.status}: {row.reason}", style="yellow" if row.status == "void" else "red"))
         for warning in row.warnings:
@@ -101,6 +99,14 @@ class SweepView:
         self._count += 1
         self._estimate.done(work_of(point.spec), None)
         self._print(Text(f"{self._counter()} {self._title(point, repeat)}  measured before", style="dim"))
+
+    def _line_of(self, head: str, row: Row, seconds: float) -> str:
+        """As much as fits the console."""
+        line = head + _headline(row) + self._tail(seconds)
+        for shorter in (self._tail(seconds), f"  ({seconds:.1f} s)", ""):
+            if len(line) > self._console.width:
+                line = head + _headline(row, brief=True) + shorter
+        return line
 
     def _title(self, point: GridPoint, repeat: int) -> str:
         suffix = f" #{repeat + 1}" if self._spec.repeats > 1 else ""

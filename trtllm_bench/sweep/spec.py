@@ -10,7 +10,7 @@ import itertools
 import json
 import math
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +24,7 @@ SPEC_FILE = "sweep.json"
 MIN_REQUESTS, WAVES = 8, 4
 REPEATS = KnobField("repeats", int, False, 1, Knob("Measurements of each cell (default 1).", least=1))
 SHOWN = frozenset({"precision", "isl", "osl", "dataset", "concurrency", "request_rate"})
-"""Axes that every label shows; others stand in it where they vary."""
+"""Knobs that a label shows in short form."""
 Values = Mapping[str, tuple[Any, ...]]
 
 
@@ -89,9 +89,10 @@ class SweepSpec:
         for combination in itertools.product(*(self.values[name] for name in order)):
             chosen = dict(zip(order, combination, strict=True))
             spec = _as_open_loop(MeasurementSpec.of(chosen)).with_defaults(MIN_REQUESTS, WAVES)
-            varying = {name: chosen[name] for name in chosen if name in self.axes and name not in SHOWN}
+            varying = {name: value for name, value in chosen.items() if name in self.axes}
             of_engine = {name: value for name, value in varying.items() if name in engine_knobs()}
-            points.setdefault(spec, GridPoint(spec, _label(spec.label, varying), _label(spec.engine.precision or spec.target, of_engine)))
+            engine_label = label(spec, of_engine, ("precision",)) or spec.engine.precision or spec.target
+            points.setdefault(spec, GridPoint(spec, label(spec, varying), engine_label))
         place: dict[tuple[Any, ...], int] = {}
         for point in points.values():
             place.setdefault(point.engine_key, len(place))
@@ -116,8 +117,24 @@ def _as_open_loop(spec: MeasurementSpec) -> MeasurementSpec:
     return replace(spec, engine=engine, load=replace(spec.load, concurrency=0))
 
 
-def _label(base: str, varying: Mapping[str, Any]) -> str:
-    return " ".join([base, *(f"{name.replace('_', '-')}={value}" for name, value in varying.items())])
+def label(spec: MeasurementSpec, varying: Mapping[str, Any], shown: Collection[str] = SHOWN) -> str:
+    """Short name of a point among others, from what varies over the grid: `fp8 b64 128/128 4/s`.
+
+    What stands in it in any case is left out where it does not vary and something else does.
+    """
+    isl, osl = spec.workload.lengths
+    source = Path(spec.workload.dataset).stem if spec.workload.dataset else f"{isl}/{osl}"
+    rate = f"{spec.workload.request_rate:g}/s" if spec.workload.request_rate else ""
+    places = f"b{spec.places}" if spec.places else ""
+    parts = (
+        (spec.engine.precision, {"precision"}),
+        (places, {"concurrency"}),
+        (source, {"isl", "osl", "dataset"}),
+        (rate, {"request_rate"}),
+    )
+    others = [f"{name.replace('_', '-')}={value}" for name, value in varying.items() if name not in SHOWN]
+    usual = [text for text, names in parts if text and names & set(shown) and (not others or names & set(varying))]
+    return " ".join([*usual, *others])
 
 
 def work_of(spec: MeasurementSpec) -> float:

@@ -55,7 +55,7 @@ def _asked(row: Row, one: KnobField) -> Any:
     name = {"dataset": "workload"}.get(one.name, one.name)
     places = (vars(row.cell), row.cell.settings, row.extra.get(ASKED, {}))
     value = next((place[key] for place, key in zip(places, (name, one.setting, one.name), strict=True) if key in place), one.default)
-    return value if isinstance(value, int | float | str) else str(value)
+    return value if isinstance(value, int) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _line(repeats: Sequence[Row]) -> dict[str, Any]:
@@ -80,7 +80,7 @@ def _line(repeats: Sequence[Row]) -> dict[str, Any]:
 
 
 def _column(one: KnobField) -> Column:
-    return Column(one.name, one.name.replace("_", " "), kind="number") if one.type in (int, float) else Column(one.name)
+    return Column(one.name, one.name.replace("_", " "), kind="number") if one.type is int else Column(one.name, one.name.replace("_", " "))
 
 
 def print_table(rows: Sequence[Row], console: Console, axes: Iterable[str] = ()) -> None:
