@@ -221,6 +221,11 @@ def test_a_target_is_one_file_that_registers_itself(
     assert run(capsys, "throughput", "--target", "echo:here", *shape)[0] == 0
     cell = Store(tmp_path).rows()[0].cell
     assert (cell.target, cell.target_version, cell.model, cell.settings["url"]) == ("echo", "2", "parrot", "echo:here")
+    (tmp_path / "s.toml").write_text('target = "echo:here"\nconcurrency = 1\nnum-requests = 2\n')
+    assert run(capsys, "sweep", tmp_path / "s.toml", "--out", tmp_path / "s")[0] == 0
+    code, out, _ = run(capsys, "sweep", "--resume", "--out", tmp_path / "s")
+    assert (code, out.count("measured before")) == (0, 1), "a target that names its model keeps doing so when resumed"
+    assert Store(tmp_path / "s").rows()[0].cell.model == "parrot"
     assert "echo:HOST" in refused(capsys, "throughput", "--target", "nonsense")
 
 

@@ -7,6 +7,7 @@ Flags and `sweep.toml` say the same things; both are derived from the knobs in `
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any
@@ -97,7 +98,7 @@ def _run(toml: Path | None, flags: dict[str, Any], out: Path | None, resume: boo
         raise BenchError(f"no sweep to resume in {folder}: the folder does not exist")
     if not resume and (folder / SPEC_FILE).exists():
         raise BenchError(f"{folder} already holds a sweep; add --resume to go on with it, or choose another --out")
-    spec = load_spec(flags, toml, folder if known else None, _defaults(flags))
+    spec = load_spec(flags, toml, folder if known else None, _defaults)
     engines = settled(spec)
     first = engines[0][0].spec
     if profile is not None:
@@ -141,14 +142,16 @@ def _run(toml: Path | None, flags: dict[str, Any], out: Path | None, resume: boo
         _profile(rows, sweep, profile, console)
 
 
-def _defaults(flags: dict[str, Any]) -> dict[str, Any]:
-    """By the target and the machine: what to measure where nothing was said."""
+def _defaults(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """By the target asked for and the machine: what to measure where nothing was said."""
     from trtllm_bench.machine import has_gpu
     from trtllm_bench.targets.registry import OWN, target_kind
 
-    if target_kind(str(flags.get("target", OWN)).split(",")[0].strip()).names_its_model:
+    target = given.get("target", OWN)
+    first = target.split(",")[0].strip() if isinstance(target, str) else str(target[0])
+    if target_kind(first).names_its_model:
         return DEFAULTS_SERVER
-    return DEFAULTS_GPU if flags.get("device") != "cpu" and has_gpu() else DEFAULTS_CPU
+    return DEFAULTS_GPU if given.get("device") != "cpu" and has_gpu() else DEFAULTS_CPU
 
 
 def _profile(rows: Any, sweep: Any, which: str, console: Any) -> None:

@@ -145,12 +145,15 @@ def work_of(spec: MeasurementSpec) -> float:
 
 
 def load_spec(
-    flags: Mapping[str, Any], toml: Path | None = None, folder: Path | None = None, defaults: Mapping[str, Any] | None = None
+    flags: Mapping[str, Any],
+    toml: Path | None = None,
+    folder: Path | None = None,
+    defaults: Mapping[str, Any] | Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
 ) -> SweepSpec:
     """The specification from a resumed sweep's folder or a TOML file, with flags that were given (not None) laid over it.
 
-    Where none of them names a precision, it is what the model's checkpoint was quantized for, before the default's. Raises `BenchError`
-    naming the field, and the file where one was read.
+    `defaults` fill in what is left open; they may depend on what was given. Where nothing names a precision, it is what the model's
+    checkpoint was quantized for, before the default's. Raises `BenchError` naming the field, and the file where one was read.
     """
     from trtllm_engines.checkpoints.checkpoint_precision import checkpoint_precision
 
@@ -169,6 +172,8 @@ def load_spec(
         lay(_read_toml(toml), lambda key: f"{toml}: {key}")
     lay(flags, _flag_name)
     models = _several(content["model"][0]) if "model" in content else []
+    if callable(defaults):
+        defaults = defaults({name: value for name, (value, _) in content.items()})
     for name, value in (defaults or {}).items():
         redundant = (
             name in content
@@ -188,6 +193,7 @@ def _knobs_by_key() -> dict[str, KnobField]:
 
 
 def _several(value: Any) -> list[Any]:
+    """The values of an axis as it was given."""
     if isinstance(value, str):
         return [part.strip() for part in value.split(",")]
     return list(value) if isinstance(value, list | tuple) else [value]
