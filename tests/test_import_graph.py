@@ -101,7 +101,6 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("errors",),
     ),
     "trtllm_kernels": (
-        ("samples",),
         ("references",),
         ("launch",),
         ("compile",),
@@ -109,6 +108,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("tactics",),
         ("cuda_kernels", "triton_kernels"),
         ("dialect",),
+        ("discovery",),
         ("errors",),
     ),
 }
@@ -117,10 +117,10 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
 UPWARD = {
     "trtllm_engines": {
         ("compiler", "engine"),  # the fingerprint
-        ("quantization", "engine"),
         ("models", "checkpoints"),  # a .gguf file brings its configuration
+        ("quantization", "checkpoints"),  # a scheme's file holds its recipes of weights
+        ("quantization", "compiler"),  # and its passes
     },
-    "trtllm_kernels": {("compile", "samples")},
 }
 """Imports that still point upwards; the list only gets shorter."""
 
