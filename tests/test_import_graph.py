@@ -70,3 +70,83 @@ def test_help_loads_nothing_heavy() -> None:
     loaded = set(ast.literal_eval(run.stderr.strip().splitlines()[-1]))
     assert not loaded & {"torch", "triton", "numpy", "pandas", "pyarrow", "matplotlib", "scipy", "plotly", "aiohttp", "pydantic"}
     assert "trtllm_bench.app" in loaded
+
+
+LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "trtllm_bench": (
+        ("__main__",),
+        ("app",),
+        ("commands",),
+        ("sweep", "tune"),
+        ("analysis",),
+        ("profiling",),
+        ("micro",),
+        ("measure",),
+        ("targets",),
+        ("load",),
+        ("roofline", "tracing", "telemetry", "build_progress"),
+        ("spec", "machine"),
+        ("errors",),
+    ),
+    "trtllm_results": (("gate",), ("compare", "importers"), ("store",), ("record",), ("metrics", "stats"), ("errors",)),
+    "trtllm_engines": (
+        ("__init__",),
+        ("llm", "calibration"),
+        ("runtime",),
+        ("engine",),
+        ("checkpoints",),
+        ("compiler",),
+        ("quantization",),
+        ("models",),
+        ("errors",),
+    ),
+    "trtllm_kernels": (
+        ("references",),
+        ("launch",),
+        ("compile",),
+        ("lowering",),
+        ("tactics",),
+        ("cuda_kernels", "triton_kernels"),
+        ("dialect",),
+        ("discovery",),
+        ("errors",),
+    ),
+}
+"""Rooms of a component, from the top: a room imports from those below it, never from beside or above."""
+
+UPWARD = {
+    "trtllm_engines": {
+        ("compiler", "engine"),  # the fingerprint
+        ("models", "checkpoints"),  # a .gguf file brings its configuration
+        ("quantization", "checkpoints"),  # a scheme's file holds its recipes of weights
+        ("quantization", "compiler"),  # and its passes
+    },
+}
+"""Imports that still point upwards; the list only gets shorter."""
+
+
+def rooms_imported(package: str, path: Path) -> set[str]:
+    """Rooms of its own component that a file imports from, inside functions too."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(), str(path))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            names |= {f"{package}.{alias.name}" for alias in node.names} if node.module == package else {node.module}
+    rooms = {name.split(".")[1] for name in names if name.startswith(f"{package}.")}
+    return {room for room in rooms if (FOLDERS[package] / room).is_dir() or (FOLDERS[package] / f"{room}.py").is_file()}
+
+
+@pytest.mark.parametrize("package", LAYERS)
+def test_a_room_imports_only_from_rooms_below_it(package: str) -> None:
+    place = {room: depth for depth, rooms in enumerate(LAYERS[package]) for room in rooms}
+    files = {path: path.relative_to(FOLDERS[package]).parts[0].removesuffix(".py") for path in FOLDERS[package].rglob("*.py")}
+    present = {room for path, room in files.items() if room in place or path.read_text()}
+    assert present <= set(place), f"rooms without a place among the layers: {sorted(present - set(place))}"
+    wrong = {
+        f"{path.relative_to(ROOT)} imports {other}"
+        for path, room in files.items()
+        for other in rooms_imported(package, path) - {room}
+        if place[other] <= place[room] and (room, other) not in UPWARD.get(package, set())
+    }
+    assert not wrong

@@ -24,7 +24,7 @@ from trtllm_bench import commands
 
 PANELS = {
     "Measure": ("sweep", "throughput", "latency", "search", "profile", "kernels", "tune", "ceilings"),
-    "Engines": ("build", "inspect", "refit", "quantize", "perplexity", "fetch", "generate", "serve"),
+    "Engines": ("build", "inspect", "refit", "quantize", "perplexity", "fetch", "generate"),
     "Workloads": ("prepare-dataset", "trace"),
     "Results": ("results", "compare", "gate", "plot", "dashboard", "explain"),
     "Machine": ("doctor",),
@@ -36,8 +36,8 @@ class CommandFolder(MutableMapping[str, Any]):
 
     def __init__(self) -> None:
         known = [name for names in PANELS.values() for name in names]
-        found = {module.name.replace("_", "-") for module in pkgutil.iter_modules(commands.__path__) if not module.name.startswith("_")}
-        self._names = [name for name in known if name in found] + sorted(found.difference(known))
+        present = {module.name.replace("_", "-") for module in pkgutil.iter_modules(commands.__path__) if not module.name.startswith("_")}
+        self._names = [name for name in known if name in present] + sorted(present.difference(known))
         self._loaded: dict[str, Any] = {}
 
     def __getitem__(self, name: str) -> Any:
@@ -121,8 +121,8 @@ app = typer.Typer(
 )
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(asked: bool) -> None:
+    if asked:
         from importlib.metadata import version
 
         typer.echo(f"trtllm-bench {version('trtllm-bench')}")

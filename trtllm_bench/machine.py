@@ -36,23 +36,11 @@ class Check:
 def gpus() -> list[dict[str, Any]]:
     """The NVIDIA GPUs visible to this process, as `read_gpu` describes them; empty without a driver or a GPU."""
     first = read_gpu(0)
-    count = int(first.get("gpu_count", 0))
-    return [first if index == 0 else read_gpu(index) for index in _visible(count)]
+    return [first, *map(read_gpu, range(1, int(first["gpu_count"])))] if first else []
 
 
 def has_gpu() -> bool:
     return bool(gpus())
-
-
-def _visible(count: int) -> list[int]:
-    """Indices that `CUDA_VISIBLE_DEVICES` leaves of `count` GPUs, which NVML ignores; names (GPU-...) only say how many."""
-    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if chosen is None:
-        return list(range(count))
-    names = [name.strip() for name in chosen.split(",") if name.strip()]
-    if any(not name.lstrip("-").isdigit() for name in names):
-        return list(range(count))[: len(names)]
-    return [int(name) for name in names if 0 <= int(name) < count]
 
 
 def arch_of(gpu: Mapping[str, Any]) -> str:

@@ -46,15 +46,6 @@ def number(value: object, places: int | None = None, digits: int = 4) -> str:
     return f"{float(value):,.{places}f}"  # type: ignore[arg-type]
 
 
-def with_error(value: object, half_width: object, places: int | None = None, *, ascii_only: bool = False) -> str:
-    """`24,318 ± 120`; the value alone when there is no interval."""
-    if not is_number(half_width):
-        return number(value, places)
-    if places is None:
-        places = decimals([value, half_width])
-    return f"{number(value, places)} {'+-' if ascii_only else '±'} {number(half_width, places)}"
-
-
 def percent(ratio: object, *, signed: bool = True) -> str:
     """A ratio of change (0.031) as `+3.1%`."""
     if not is_number(ratio):

@@ -9,6 +9,7 @@ import pytest
 from command_line import run
 
 from trtllm_bench.__main__ import main
+from trtllm_results.record.environment import visible_devices
 from trtllm_results.store.table import Store
 
 
@@ -82,11 +83,16 @@ def test_doctor_stops_when_a_dependency_is_out_of_range(monkeypatch: pytest.Monk
 def test_hidden_gpus_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     from trtllm_bench import machine
 
-    for chosen, visible in (("", []), ("-1", []), ("1", [1]), ("0,3", [0, 3]), ("GPU-abc", [0]), ("7", [])):
+    def read(index: int) -> dict[str, object]:
+        return {"gpu": f"G{visible_devices(4)[index]}", "gpu_count": len(visible_devices(4))} if visible_devices(4) else {}
+
+    monkeypatch.setattr(machine, "read_gpu", read)
+    for chosen, visible in (("", []), ("-1", []), ("1", [1]), ("0,3", [0, 3]), ("GPU-abc", ["GPU-abc"]), ("7", [])):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen)
-        assert machine._visible(4) == visible
+        assert visible_devices(4) == visible
+        assert [gpu["gpu"] for gpu in machine.gpus()] == [f"G{one}" for one in visible]
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    assert machine._visible(2) == [0, 1]
+    assert visible_devices(2) == [0, 1]
 
 
 @pytest.mark.parametrize(

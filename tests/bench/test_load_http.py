@@ -15,7 +15,7 @@ from aiohttp import web
 from trtllm_bench.__main__ import main
 from trtllm_bench.errors import BenchError, RunFailure
 from trtllm_bench.load.driver import Drive, run_load
-from trtllm_bench.measure.validity import judge
+from trtllm_bench.measure import validity
 from trtllm_bench.targets.http import HttpTarget, complaint, laid_over
 from trtllm_results.metrics import requests as metrics
 from trtllm_results.store.table import Store
@@ -142,7 +142,8 @@ def test_errors_are_outcomes(mirror: Mirror) -> None:
 def test_prompts_the_server_counts_differently_are_noted(mirror: Mirror) -> None:
     def noted(template: int, length: int = 20) -> tuple[str, ...]:
         mirror.template = template
-        return judge(run_load(fixed(2, length, 3).requests(), HttpTarget(url(mirror)), Drive(concurrency=1)), open_loop=False).warnings
+        result = run_load(fixed(2, length, 3).requests(), HttpTarget(url(mirror)), Drive(concurrency=1))
+        return validity.verdict(result, open_loop=False).warnings
 
     assert noted(0) == noted(1) == noted(4, 500) == ()
     assert noted(12) == ("prompts were longer than asked: 32.0 tokens by the target's count instead of 20.0",)

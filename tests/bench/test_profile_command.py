@@ -10,7 +10,7 @@ import pytest
 
 from trtllm_bench.__main__ import main
 from trtllm_bench.errors import BenchError
-from trtllm_bench.measure.from_row import wishes_of
+from trtllm_bench.measure.from_row import spec_of_row
 from trtllm_bench.profiling.record import CellProfile
 from trtllm_bench.tracing.trace import read_json
 from trtllm_results.record.environment import Environment
@@ -91,17 +91,17 @@ def test_a_measured_cell_is_run_again_and_linked(tmp_path: Path, capsys: pytest.
 
 def test_cells_that_cannot_be_made_again_are_refused() -> None:
     row = Row(Cell("m", "fp32", 4, 8, 8, target="native", weights_hash="dummy-3"), Environment())
-    engine, workload, load = wishes_of(row)
-    assert (engine.seed, workload.seed, load.concurrency) == (3, 3, 4)
+    spec = spec_of_row(row)
+    assert (spec.engine.seed, spec.workload.seed, spec.load.concurrency) == (3, 3, 4)
     bursts = replace(row.cell, request_rate=4.8, settings={"arrivals": "on-off:9,1,1", "open_loop": True})
-    _, workload, load = wishes_of(replace(row, cell=bursts))
-    assert (workload.arrivals, workload.request_rate, load.open_loop) == ("on-off:9,1,1", 0, True)
+    workload = spec_of_row(replace(row, cell=bursts)).workload
+    assert (workload.arrivals, workload.request_rate, workload.open_loop) == ("on-off:9,1,1", 0, True)
     gamma = replace(row.cell, request_rate=4.8, settings={"burstiness": 0.5, "open_loop": True})
-    assert wishes_of(replace(row, cell=gamma))[1].burstiness == 0.5
+    assert spec_of_row(replace(row, cell=gamma)).workload.burstiness == 0.5
     for change, sentence in (
         ({"target": "http"}, "was served by http"),
         ({"workload": "azure"}, "ran dataset azure"),
         ({"weights_hash": "0a1b"}, "weights of a checkpoint"),
     ):
         with pytest.raises(BenchError, match=sentence):
-            wishes_of(replace(row, cell=replace(row.cell, **change)))  # type: ignore[arg-type]
+            spec_of_row(replace(row, cell=replace(row.cell, **change)))  # type: ignore[arg-type]

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 from trtllm_bench.measure.rows import reason_of
-from trtllm_bench.measure.session import Identity, Load, Measurement, OnRequests
-from trtllm_bench.measure.spec import make_workload
+from trtllm_bench.measure.session import Measurement, OnRequests
+from trtllm_bench.measure.workload import make_workload
+from trtllm_bench.spec.measurement import MeasurementSpec
 from trtllm_bench.sweep.runner import Sweep
-from trtllm_bench.sweep.spec import GridCase, SweepSpec
+from trtllm_bench.sweep.spec import GridPoint, SweepSpec
+from trtllm_bench.targets.registry import Identity
 from trtllm_results.metrics.requests import RequestLog, figures
 from trtllm_results.record.environment import Environment
 from trtllm_results.record.row import Row
@@ -51,10 +53,10 @@ class Scripted:
     def ready(self) -> None:
         self.readied += 1
 
-    def measure(self, workload: Workload, load: Load, on_requests: OnRequests) -> Measurement:
+    def measure(self, workload: Workload, spec: MeasurementSpec, on_requests: OnRequests) -> Measurement:
         osl = int(workload.output_tokens[0])
-        self.calls.append((load.concurrency, osl, len(workload)))
-        failure = self.failures.get((load.concurrency, osl))
+        self.calls.append((spec.load.concurrency, osl, len(workload)))
+        failure = self.failures.get((spec.load.concurrency, osl))
         if failure is not None:
             raise failure
         on_requests(len(workload))
@@ -72,33 +74,37 @@ class Scripted:
 class Watching:
     events: list[str] = field(default_factory=list)
 
-    def preparing(self, precision: str) -> None:
-        self.events.append(f"prepare {precision}")
+    def preparing(self, engine: str) -> None:
+        self.events.append(f"prepare {engine}")
 
-    def started(self, case: GridCase, repeat: int, requests: int) -> None:
-        self.events.append(f"start {case.label} {repeat}")
+    def started(self, point: GridPoint, repeat: int, requests: int) -> None:
+        self.events.append(f"start {point.label} {repeat}")
 
     def requests_done(self, done: int) -> None:
         pass
 
-    def finished(self, case: GridCase, row: Row, seconds: float) -> None:
-        self.events.append(f"{row.status} {case.label} {row.repeat}")
+    def finished(self, point: GridPoint, row: Row, seconds: float) -> None:
+        self.events.append(f"{row.status} {point.label} {row.repeat}")
 
-    def skipped(self, case: GridCase, repeat: int) -> None:
-        self.events.append(f"skip {case.label} {repeat}")
+    def skipped(self, point: GridPoint, repeat: int) -> None:
+        self.events.append(f"skip {point.label} {repeat}")
 
 
 def spec_of(**grid: object) -> SweepSpec:
-    return SweepSpec.model_validate({"model": "m", "precision": "fp32", "batch_size": "1,2", "isl": 4, "osl": "2,3", **grid})
+    return SweepSpec.of(**{"model": "m", "precision": "fp32", "batch_size": "1,2", "isl": 4, "osl": "2,3", **grid})
 
 
-def workloads(spec: SweepSpec) -> Callable[[GridCase], Workload]:
-    return lambda case: make_workload(spec.workload_wish(case), vocabulary=100)
+def workload_of(spec: MeasurementSpec) -> Workload:
+    return make_workload(spec.workload, vocabulary=100)
+
+
+def sweep_of(spec: SweepSpec, folder: Path, open_session: Callable[[MeasurementSpec], Scripted], watching: Watching) -> Sweep:
+    return Sweep(list(spec.engines()), spec.repeats, Store(folder), open_session, workload_of, watching, lambda _: HERE)
 
 
 def sweep(folder: Path, session: Scripted, **grid: object) -> tuple[Sweep, Watching]:
     spec, watching = spec_of(**grid), Watching()
-    return Sweep(spec, Store(folder), lambda _: session, workloads(spec), watching, HERE), watching
+    return sweep_of(spec, folder, lambda _: session, watching), watching
 
 
 def test_every_cell_and_repeat_is_measured_and_stored(tmp_path: Path) -> None:
@@ -127,7 +133,7 @@ def test_a_duration_gives_every_rate_equally_long(tmp_path: Path) -> None:
 
 
 def test_a_cell_of_a_dataset_is_named_for_it() -> None:
-    (case,) = SweepSpec(model="m", precision="fp8", batch_size=4, dataset="specs/chat.toml", request_rate=2).cases()
+    (case,) = SweepSpec.of(model="m", precision="fp8", batch_size=4, dataset="specs/chat.toml", request_rate=2).points
     assert case.label == "fp8 b4 chat 2/s"
 
 
@@ -142,9 +148,9 @@ def test_a_row_is_on_disk_before_the_next_cell_starts(tmp_path: Path) -> None:
     seen: list[int] = []
 
     class Counting(Scripted):
-        def measure(self, workload: Workload, load: Load, on_requests: OnRequests) -> Measurement:
+        def measure(self, workload: Workload, spec: MeasurementSpec, on_requests: OnRequests) -> Measurement:
             seen.append(len(Store(tmp_path).rows()))
-            return super().measure(workload, load, on_requests)
+            return super().measure(workload, spec, on_requests)
 
     sweep(tmp_path, Counting())[0].run()
     assert seen == [0, 1, 2, 3]
@@ -162,12 +168,12 @@ def test_out_of_memory_and_errors_are_rows_and_the_sweep_goes_on(tmp_path: Path)
 def test_a_precision_whose_engine_cannot_be_made_fails_alone(tmp_path: Path) -> None:
     spec = spec_of(precision="bad,good", batch_size=1, osl=2, repeats=2)
 
-    def open_session(precision: str) -> Scripted:
-        if precision == "bad":
+    def open_session(asked: MeasurementSpec) -> Scripted:
+        if asked.engine.precision == "bad":
             raise ValueError("cannot build")
         return Scripted()
 
-    rows = Sweep(spec, Store(tmp_path), open_session, workloads(spec), Watching(), HERE).run()
+    rows = sweep_of(spec, tmp_path, open_session, Watching()).run()
     assert [(r.cell.precision, r.status) for r in rows] == [("bad", "failed")] * 2 + [("good", "ok")] * 2
     assert len(Store(tmp_path).rows()) == 4
 
@@ -213,7 +219,7 @@ def test_another_machine_makes_finished_cells_stale(tmp_path: Path) -> None:
     sweep(tmp_path, Scripted())[0].run()
     again = Scripted()
     run, _ = sweep(tmp_path, again)
-    run.environment = Environment(cpu="test", gpu="H100")
+    run.environment = lambda _: Environment(cpu="test", gpu="H100")
     run.run()
     assert len(again.calls) == 4
 

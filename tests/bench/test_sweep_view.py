@@ -9,13 +9,13 @@ import pytest
 from rich.console import Console
 
 from trtllm_bench.sweep.progress import Estimate, SweepView, duration
-from trtllm_bench.sweep.spec import GridCase, SweepSpec, work_of
+from trtllm_bench.sweep.spec import SweepSpec, work_of
 from trtllm_bench.sweep.table import print_table, summarise
 from trtllm_results.record.environment import Environment
 from trtllm_results.record.row import Cell, Row
 
-SPEC = SweepSpec(model="llama-3.1-8b", precision=("bf16",), batch_size=(1, 512), isl=(2048,), osl=(128,), repeats=2)
-CASES = list(SPEC.cases())
+SPEC = SweepSpec.of(model="llama-3.1-8b", precision=("bf16",), batch_size=(1, 512), isl=(2048,), osl=(128,), repeats=2)
+CASES = SPEC.points
 ROW = Row(
     cell=Cell("llama-3.1-8b", "bf16", 1, 2048, 128),
     environment=Environment(gpu="NVIDIA H100 80GB HBM3"),
@@ -51,9 +51,12 @@ def test_the_estimate_follows_recent_cells() -> None:
 
 
 def test_more_work_is_estimated_for_more_tokens() -> None:
-    small, long, wide = GridCase("fp32", 1, 8, 8), GridCase("fp32", 1, 8, 64), GridCase("fp32", 64, 8, 8)
-    assert work_of(small, 8) < work_of(long, 8)
-    assert work_of(wide, 64) > work_of(wide, 32)
+    def work(batch: int, osl: int, requests: int) -> float:
+        (point,) = SweepSpec.of(precision="fp32", batch_size=batch, isl=8, osl=osl, num_requests=requests).points
+        return work_of(point.spec)
+
+    assert work(1, 8, 8) < work(1, 64, 8)
+    assert work(64, 8, 64) > work(64, 8, 32)
 
 
 @pytest.mark.parametrize(

@@ -9,14 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from trtllm_bench.measure.telemetry import COLUMNS, Samples, Telemetry, visible_devices
+from trtllm_bench.telemetry import COLUMNS, Samples, Telemetry
 from trtllm_results.metrics.registry import METRICS
+from trtllm_results.record.environment import visible_devices
 
 
 class FakeNvml:
     """A board at 300 W, 1,500 MHz, its energy counter in step with the clock."""
 
     NVML_CLOCK_SM, NVML_CLOCK_MEM, NVML_TEMPERATURE_GPU = 1, 2, 0
+    nvmlDeviceGetCount = staticmethod(lambda: 4)
 
     def __init__(self, refuse: tuple[str, ...] = (), reasons: int = 0) -> None:
         self.refuse, self.reasons = refuse, reasons
@@ -142,7 +144,7 @@ def test_cuda_visible_devices_is_followed(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert visible_devices(2) == [0, 1]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-abc,1")
-    assert visible_devices(2) == [3, "GPU-abc"]
+    assert visible_devices(4)[:2] == [3, "GPU-abc"]
     nvml = FakeNvml()
     sampled(nvml, gpus=2, seconds=0.01)
     assert nvml.opened == [3, "GPU-abc"]

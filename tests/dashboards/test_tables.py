@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
-from trtllm_dashboards.numbers import compact, decimals, number, percent, with_error
+from trtllm_dashboards.numbers import compact, decimals, number, percent
 from trtllm_dashboards.tables import Column, show, to_text
 
 COLUMNS = [
@@ -86,8 +86,6 @@ def test_absent_nan_and_empty_are_told_apart() -> None:
 
 
 def test_number_formats() -> None:
-    assert with_error(24318.4, 120.2) == "24,318 ± 120"
-    assert with_error(5.0, None) == "5"
     assert percent(0.031) == "+3.1%"
     assert percent(-0.0004) == "-0.04%"
     assert compact(24318) == "24.3k"

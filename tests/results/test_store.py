@@ -68,14 +68,14 @@ def test_a_figure_first_seen_later_is_null_in_earlier_rows(tmp_path: Path) -> No
     assert "power_mean_w" not in store.rows()[0].figures
 
 
-def test_has_counts_only_ok_rows_and_a_rerun_replaces_a_failed_one(tmp_path: Path) -> None:
+def test_finished_counts_only_ok_rows_and_a_rerun_replaces_a_failed_one(tmp_path: Path) -> None:
     store = Store(tmp_path)
     failed = row(8, status="oom", reason="out of memory")
     store.append(failed)
-    assert not store.has(failed.key, 0)
+    assert (failed.key, 0) not in store.finished()
     store.append(row(8))
-    assert store.has(failed.key, 0)
-    assert not store.has(failed.key, 1)
+    assert (failed.key, 0) in store.finished()
+    assert (failed.key, 1) not in store.finished()
     assert [one.status for one in store.rows()] == ["ok"]
     store.append(row(8, rate=101.0))
     assert len(store.rows()) == 2, "a second good sample of the same repeat is kept"

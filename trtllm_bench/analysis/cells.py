@@ -11,6 +11,7 @@ from pathlib import Path
 from trtllm_bench.errors import BenchError
 from trtllm_bench.roofline import ceilings
 from trtllm_bench.roofline.hardware import Hardware, published_for
+from trtllm_bench.targets.registry import is_own
 from trtllm_engines.compiler.compile import compile_model
 from trtllm_engines.compiler.plan import Plan, Profile
 from trtllm_engines.models.presets import resolve_model
@@ -69,14 +70,14 @@ def _names(rows: Iterable[Row]) -> list[str]:
 def plan_of(row: Row, precision: str | None = None, kv_dtype: str | None = None) -> Plan:
     """The plan a row's engine has, or would have at another precision or cache type. Raises `BenchError` for a target that is not ours."""
     cell = row.cell
-    if cell.target != "native":
+    if not is_own(cell.target):
         raise BenchError(f"{cell.label} was served by {cell.target}, of which nothing is known inside; explain works on our own engine")
     settings = cell.settings
     longest = int(settings.get("max_seq_len") or cell.isl + cell.osl)
     batch = int(settings.get("max_batch_size") or max(cell.batch, 1))
     profile = Profile(batch, max(int(settings.get("max_num_tokens") or 8192), batch), longest, int(settings.get("page_size") or 32))
-    kind = kv_dtype or (cell.kv_dtype if precision is None and cell.kv_dtype else "auto")
-    return _compiled(cell.model, precision or cell.precision, profile, kind)
+    cache = kv_dtype or (cell.kv_dtype if precision is None and cell.kv_dtype else "auto")
+    return _compiled(cell.model, precision or cell.precision, profile, cache)
 
 
 @lru_cache(maxsize=16)
@@ -91,11 +92,11 @@ def hardware_of(environment: Environment) -> Hardware:
     Raises `BenchError` for neither.
     """
     measured = ceilings.cached(environment)
-    found = published_for(environment.gpu)
-    memory = environment.gpu_memory_gib * 2**30 if environment.gpu_memory_gib else found.memory_bytes if found else 0.0
+    sheet = published_for(environment.gpu)
+    memory = environment.gpu_memory_gib * 2**30 if environment.gpu_memory_gib else sheet.memory_bytes if sheet else 0.0
     if measured is not None:
         return replace(Hardware.of(measured), memory_bytes=memory)
-    if found is None:
+    if sheet is None:
         name = environment.device or "the device of this row"
         raise BenchError(f"no ceilings of {name} are known; run trtllm-bench ceilings there, on the machine that measured the cell")
-    return replace(found, memory_bytes=memory)
+    return replace(sheet, memory_bytes=memory)

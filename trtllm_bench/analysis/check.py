@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from trtllm_bench.analysis.cells import hardware_of, plan_of
 from trtllm_bench.analysis.predict import predict
 from trtllm_bench.errors import BenchError
+from trtllm_bench.targets.registry import is_own
 from trtllm_engines.errors import EngineError
 from trtllm_results.record.row import Row
 from trtllm_workloads.synthetic import fixed
@@ -32,12 +33,12 @@ def check(rows: Sequence[Row]) -> list[Checked]:
     """Each cell of our own engine with fixed lengths. Raises `BenchError` when there is none."""
     cells: dict[str, list[Row]] = {}
     for row in rows:
-        mine = row.cell.target == "native" and row.cell.workload in ("", "fixed") and not row.cell.request_rate
+        mine = is_own(row.cell.target) and row.cell.workload in ("", "fixed") and not row.cell.request_rate
         if mine and row.status == "ok" and FIGURE in row.figures:
             cells.setdefault(row.key, []).append(row)
     if not cells:
         raise BenchError("none of these cells is a measured one of our own engine with fixed lengths, which is what can be predicted")
-    return [found for repeats in cells.values() if (found := _checked(repeats)) is not None]
+    return [checked for repeats in cells.values() if (checked := _checked(repeats)) is not None]
 
 
 def _checked(repeats: Sequence[Row]) -> Checked | None:
@@ -48,7 +49,7 @@ def _checked(repeats: Sequence[Row]) -> Checked | None:
     if not hardware.memory_bytes:
         return None
     try:
-        found, _ = predict(
+        predicted, _ = predict(
             plan_of(row),
             hardware,
             workload,
@@ -58,7 +59,7 @@ def _checked(repeats: Sequence[Row]) -> Checked | None:
         )
     except EngineError:
         return None
-    return Checked(row, statistics.fmean(one.figures[FIGURE] for one in repeats), found[FIGURE])
+    return Checked(row, statistics.fmean(one.figures[FIGURE] for one in repeats), predicted[FIGURE])
 
 
 def median_error(checked: Sequence[Checked]) -> float:

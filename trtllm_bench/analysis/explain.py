@@ -17,6 +17,7 @@ from trtllm_bench.analysis.cells import MeasuredCell, hardware_of, plan_of
 from trtllm_bench.analysis.step_model import PARTS, StepModel
 from trtllm_bench.errors import BenchError
 from trtllm_bench.profiling.record import CellProfile
+from trtllm_bench.roofline.costs import step_seconds
 from trtllm_bench.roofline.counts import StepShape
 
 IDLE, UNKNOWN = "no step in flight", "not accounted for"
@@ -91,7 +92,7 @@ def _times(steps: Mapping[str, Any]) -> tuple[Any, Any]:
     """(taken, idle before) of each step, microseconds: from the later of its launch and the end of the step before."""
     done, launched = np.asarray(steps["done_s"]), np.asarray(steps["launched_s"])
     before = np.concatenate([[launched[0]], done[:-1]])
-    return (done - np.maximum(before, launched)) * 1e6, np.maximum(launched - before, 0.0) * 1e6
+    return step_seconds(steps) * 1e6, np.maximum(launched - before, 0.0) * 1e6
 
 
 def shape_of(steps: Mapping[str, Any], index: int, page_size: int) -> StepShape:

@@ -14,6 +14,7 @@ import numpy as np
 
 from trtllm_bench.analysis.step_model import StepModel, StepTime
 from trtllm_bench.errors import BenchError
+from trtllm_bench.roofline.costs import mean_step_ms
 from trtllm_bench.roofline.counts import StepShape
 from trtllm_bench.roofline.hardware import Hardware
 from trtllm_engines.compiler.plan import Plan
@@ -121,9 +122,9 @@ def predict(
     loop = EngineLoop(runner, config, vocab_size=plan.config.vocab_size, clock=clock)
     log = _drive(loop, clock, workload, concurrency, open_loop)
     steps = loop.log.rows()
-    found = figures(log)
-    found |= {"steps": float(len(steps)), "step_mean_ms": float((steps["done_s"].max() - steps["launched_s"].min()) / len(steps) * 1e3)}
-    return found, log
+    known = figures(log)
+    known |= {"steps": float(len(steps)), "step_mean_ms": mean_step_ms(steps)}
+    return known, log
 
 
 def _drive(loop: EngineLoop, clock: Clock, workload: Workload, concurrency: int, open_loop: bool) -> RequestLog:

@@ -1,63 +1,92 @@
-"""Flags that several commands share, each defined once, under NVIDIA's name where its tool has one (`_` and `-` are the same)."""
+"""Flags that several commands share. Those of a measurement are derived from its knobs (`spec.measurement`), under NVIDIA's name where its
+tool has one (`_` and `-` are the same)."""
 
 from __future__ import annotations
 
+import inspect
 import math
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from trtllm_bench.errors import BenchError
-
-Model = Annotated[str | None, typer.Option("--model", "-m", help="Preset name, or folder with config.json (and weights).")]
-EngineDir = Annotated[Path | None, typer.Option("--engine-dir", help="Engine folder made by build, instead of --model.")]
-Weights = Annotated[
-    str | None, typer.Option("--weights", help="dummy, or a folder or .gguf file (default: the model folder's own; dummy for presets).")
-]
-Precision = Annotated[
-    str | None,
-    typer.Option("--precision", help="fp32, fp16, bf16, fp8 or fp8_rowwise (default: the checkpoint's; else bf16 on a GPU, fp32 on CPU)."),
-]
-KV_DTYPE_HELP = "KV cache: auto (fp8 with precision fp8), fp8, bf16, fp16 or fp32."
-KvDtype = Annotated[str, typer.Option("--kv-dtype", help=KV_DTYPE_HELP)]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
-MaxBatchSize = Annotated[int | None, typer.Option("--max-batch-size", min=1, help="Most sequences in a step.")]
-MaxNumTokens = Annotated[int | None, typer.Option("--max-num-tokens", min=1, help="Most tokens in a step.")]
-MaxSeqLen = Annotated[int | None, typer.Option("--max-seq-len", min=1, help="Longest sequence, prompt and output together.")]
-KvFraction = Annotated[
-    float, typer.Option("--kv-cache-free-gpu-mem-fraction", min=0.01, max=1.0, help="Share of free memory given to the KV cache.")
-]
-NvtxDetail = Annotated[str, typer.Option("--nvtx-detail", help="NVTX ranges: off, step, layer or op.")]
-Policy = Annotated[str, typer.Option("--scheduler-policy", help="guaranteed_no_evict, max_utilization or static_batch.")]
-Target = Annotated[str, typer.Option("--target", help="native (our engine), a server's address, null or fake (these test the driver).")]
-Dataset = Annotated[
-    str | None, typer.Option("--dataset", help="JSON lines in NVIDIA's format, a trace, a workload .toml, or a shipped workload's name.")
-]
-Replay = Annotated[bool, typer.Option("--replay", help="Send at the dataset's own arrival times.")]
-TimeScale = Annotated[float, typer.Option("--time-scale", help="Multiply the dataset's times; 0.1 is ten times as fast.")]
-Isl = Annotated[int | None, typer.Option("--isl", min=1, help="Input sequence length, tokens (default 128).")]
-Osl = Annotated[int | None, typer.Option("--osl", min=1, help="Output sequence length, tokens (default 128).")]
-RequestRate = Annotated[float | None, typer.Option("--request-rate", help="Requests/s of an open loop (Poisson); inf: all at once.")]
-Burstiness = Annotated[float, typer.Option("--burstiness", help="Shape of gamma gaps; 1 is Poisson, below 1 burstier.")]
-ARRIVALS_HELP = "Another open loop: constant:R, linear-ramp:FROM,TO,S, exponential-ramp:FROM,TO,S, on-off:R,ON,OFF, rate-series:R/R/...,S."
-Arrivals = Annotated[str | None, typer.Option("--arrivals", help=ARRIVALS_HELP)]
-Warmup = Annotated[int, typer.Option("--warmup", min=0, help="Requests run before measuring, with short outputs.")]
-MaxLag = Annotated[float, typer.Option("--max-lag-ms", min=0, help="Void the run when the driver itself sends this late (p99).")]
-WarmupSeconds = Annotated[float, typer.Option("--warmup-seconds", min=0, help="Also leave out requests of the run's first seconds.")]
-Goodput = Annotated[str | None, typer.Option("--goodput", help="Limits in ms, such as ttft:200,tpot:50,e2e:5000.")]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of prompts, arrivals and dummy weights.")]
+from trtllm_bench.spec.knobs import KnobField
+from trtllm_bench.spec.measurement import MeasurementSpec, all_knobs
 
 
-def rate_from(request_rate: float | None, burstiness: float) -> float:
-    """`--request-rate` as a wish has it: 0 where it is left out or infinite, as vLLM's is by default. Raises `BenchError`."""
-    if burstiness != 1 and request_rate is None:
-        raise BenchError("--burstiness shapes the gaps of --request-rate; give both")
-    if request_rate is not None and not request_rate > 0:
-        raise BenchError(f"--request-rate must be above 0, not {request_rate:g}")
-    return 0.0 if request_rate is None or request_rate == math.inf else request_rate
+def option(name: str, **settings: Any) -> Any:
+    """The flag of one knob, for a command that takes it as a parameter of its own."""
+    one = next(one for one in all_knobs() if one.name == name)
+    return typer.Option(*one.flags, help=settings.pop("help", one.help), **settings)
 
 
-NumRequests = Annotated[int | None, typer.Option("--num-requests", min=1, help="Requests to send (default: the whole dataset).")]
+Model = Annotated[str | None, option("model")]
+EngineDir = Annotated[Path | None, option("engine_dir")]
+Weights = Annotated[str | None, option("weights")]
+Precision = Annotated[str | None, option("precision")]
+KvDtype = Annotated[str, option("kv_dtype")]
+Device = Annotated[str, option("device")]
+MaxBatchSize = Annotated[int | None, option("max_batch_size", min=1)]
+MaxNumTokens = Annotated[int | None, option("max_num_tokens", min=1)]
+MaxSeqLen = Annotated[int | None, option("max_seq_len", min=1)]
+Seed = Annotated[int, option("seed", min=0)]
 Out = Annotated[Path | None, typer.Option("--out", help="Also append the result to the store in this folder.")]
 ReportJson = Annotated[Path | None, typer.Option("--report-json", help="Write the report here, with NVIDIA's field names.")]
+
+Asked = Mapping[str, Any]
+"""What the user gave, by the name of the knob; what was left out is not in it."""
+
+
+def measures(
+    without: Collection[str] = (), grid: bool = False, help: Mapping[str, str] | None = None
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a command the flags of a measurement, less those of the knobs `without`: it receives them as one mapping, `asked`.
+
+    `grid`: each takes a list. `help`: what this command says of a knob instead of the knob's own words.
+    """
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        def command(**given: Any) -> None:
+            asked = {name: value for name, value in given.items() if name in names and value is not None}
+            function(asked=asked, **{name: value for name, value in given.items() if name not in names})
+
+        own = list(inspect.signature(function, eval_str=True).parameters.values())
+        knobs = {one.name: one for one in all_knobs() if one.name not in without}
+        names = tuple(knobs)
+        derived = [_parameter(one, grid, (help or {}).get(one.name, one.help)) for one in knobs.values()]
+        parameters = [new for one in own for new in (derived if one.name == "asked" else [one])]
+        command.__signature__ = inspect.Signature([one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in parameters])  # type: ignore[attr-defined]
+        command.__annotations__ = {one.name: one.annotation for one in parameters}
+        command.__doc__, command.__name__, command.__module__ = function.__doc__, function.__name__, function.__module__
+        return command
+
+    return decorate
+
+
+def _parameter(one: KnobField, grid: bool, help: str) -> inspect.Parameter:
+    """An option that is None where it was not given, so that the command knows what was."""
+    taken: Any = one.type if one.type is bool or not grid else str
+    shown: dict[str, Any] = {"metavar": f"<{one.type.__name__.lower()}{one.knob.separator}..>"} if grid and one.type is not bool else {}
+    flag = typer.Option(*one.flags, help=help, **shown)
+    return inspect.Parameter(one.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[taken | None, flag])
+
+
+def single(asked: Asked) -> MeasurementSpec:
+    """The measurement asked for on the command line. Raises `BenchError` naming the flag."""
+    values = dict(asked)
+    if values.get("concurrency", 1) <= 0:
+        values.pop("concurrency")
+    rate = values.get("request_rate")
+    if rate is not None and not rate > 0:
+        raise BenchError(f"--request-rate must be above 0, not {rate:g}")
+    if rate == math.inf:  # vLLM's default: all at once
+        values.pop("request_rate"), values.pop("burstiness", None)
+    return MeasurementSpec.of(dict(_checked(values)))
+
+
+def _checked(values: Asked) -> Iterator[tuple[str, Any]]:
+    for one in all_knobs():
+        if one.name in values:
+            yield one.name, one.parsed(values[one.name], "/".join(one.flags))

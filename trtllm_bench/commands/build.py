@@ -15,7 +15,7 @@ from trtllm_bench.errors import BenchError
 def command(
     model: options.Model = None,
     precision: options.Precision = None,
-    kv_dtype: Annotated[str | None, typer.Option("--kv-dtype", help=options.KV_DTYPE_HELP)] = None,
+    kv_dtype: Annotated[str | None, options.option("kv_dtype")] = None,
     weights: options.Weights = None,
     arch: Annotated[
         str | None, typer.Option("--arch", help="List of sm_80, sm_86, sm_89, sm_90, cpu (default: this machine's GPU, else cpu).")
@@ -32,7 +32,7 @@ def command(
     """Build an engine ahead of time; works without a GPU."""
     import time
 
-    from trtllm_bench.commands._build_progress import build_progress
+    from trtllm_bench.build_progress import build_progress
     from trtllm_engines.checkpoints.checkpoint_precision import default_precision
     from trtllm_engines.engine.build import DEFAULT_PROFILE, build
     from trtllm_engines.engine.folder import load_engine
@@ -67,5 +67,5 @@ def _arches(names: str | None) -> tuple[str, ...]:
 
     if names is not None:
         return tuple(name.strip() for name in names.split(",") if name.strip())
-    found = gpus()
-    return (arch_of(found[0]) if found else "cpu",)
+    devices = gpus()
+    return (arch_of(devices[0]) if devices else "cpu",)

@@ -41,27 +41,29 @@ def command(
     if not 0.01 <= seconds <= 600:
         raise BenchError(f"--seconds is {seconds:g}; it must lie in [0.01, 600]")
     environment = Environment.capture(use_gpu=device != "cpu" and has_gpu())
-    found = None if again else ceilings.cached(environment)
-    fresh = found is None
-    if found is None:
-        found = ceilings.measure(environment, seconds, None if as_json else typer.echo)
-        ceilings.keep(found, environment)
+    measured = None if again else ceilings.cached(environment)
+    fresh = measured is None
+    if measured is None:
+        measured = ceilings.measure(environment, seconds, None if as_json else typer.echo)
+        ceilings.keep(measured, environment)
     if apply is not None:
-        _apply(apply, found)
+        _apply(apply, measured)
         return
     if as_json:
-        typer.echo(json.dumps(asdict(found), indent=2))
+        typer.echo(json.dumps(asdict(measured), indent=2))
         return
     if not fresh:
-        for name, rate in found.flops_per_s.items():
+        for name, rate in measured.flops_per_s.items():
             typer.echo(f"{name}: {ceilings.rate_text(rate)}")
-        typer.echo(f"memory: copy {found.copy_bytes_per_s / 1e9:,.1f} GB/s, read {found.read_bytes_per_s / 1e9:,.1f} GB/s")
-    typer.echo(f"{found.device}, {found.measured_s:g} s a figure; {'kept in' if fresh else 'from'} {ceilings.cache_file(environment)}")
+        typer.echo(f"memory: copy {measured.copy_bytes_per_s / 1e9:,.1f} GB/s, read {measured.read_bytes_per_s / 1e9:,.1f} GB/s")
+    typer.echo(
+        f"{measured.device}, {measured.measured_s:g} s a figure; {'kept in' if fresh else 'from'} {ceilings.cache_file(environment)}"
+    )
 
 
-def _apply(store: Path, found: Ceilings) -> None:
-    from trtllm_bench.roofline.fill_utilisation import fill
+def _apply(store: Path, measured: Ceilings) -> None:
+    from trtllm_bench.analysis.fill_utilisation import fill
 
-    filled, left = fill(store, found)
+    filled, left = fill(store, measured)
     without = f"; {left} left alone, their requests or steps were not kept" if left else ""
     typer.echo(f"{store}: MFU and MBU of {filled} row{'' if filled == 1 else 's'} filled in{without}")

@@ -59,10 +59,10 @@ def command(
         stop=tuple(stop or ()),
         ignore_eos=ignore_eos,
     )
-    wanted = _prompts(prompts, token_ids)
+    asked = _prompts(prompts, token_ids)
     if (model is None) == (engine_dir is None):
         raise BenchError("give one of --model and --engine-dir")
-    batch = len(wanted) if engine_dir is None else None
+    batch = len(asked) if engine_dir is None else None
     source = cast(Path | str, engine_dir if engine_dir is not None else model)
     if engine_dir is not None:
         from trtllm_engines.engine.folder import load_engine
@@ -77,18 +77,18 @@ def command(
         max_seq_len=max_seq_len,
         device=device_of(device),
     ) as llm:
-        given = wanted
+        inputs = asked
         if chat:
             tokenizer = llm.tokenizer
             if tokenizer is None:
                 raise BenchError(f"{source} has no tokenizer, so --chat has no meaning; give --token-ids")
-            given = [tokenizer.encode_chat([{"role": "user", "content": str(prompt)}]) for prompt in wanted]
-        if as_json or len(wanted) > 1:
-            outputs = llm.generate(given, sampling)
-            for prompt, output in zip(wanted, outputs, strict=True):
+            inputs = [tokenizer.encode_chat([{"role": "user", "content": str(prompt)}]) for prompt in asked]
+        if as_json or len(asked) > 1:
+            outputs = llm.generate(inputs, sampling)
+            for prompt, output in zip(asked, outputs, strict=True):
                 _print(prompt, output, as_json)
         else:
-            outputs = [_stream(llm, given[0], sampling)]
+            outputs = [_stream(llm, inputs[0], sampling)]
     failed = [output for output in outputs if output.error]
     for output in failed:
         print(f"trtllm-bench: {output.error}", file=sys.stderr)

@@ -45,15 +45,15 @@ def command(
         raise BenchError("--noise and --seconds must be above 0, and --margin between 0 and 0.5")
     if plot is not None and plot.suffix not in (".png", ".svg"):
         raise BenchError(f"--plot {plot}: the file must end in .png or .svg")
-    wanted = KernelSelection(shapes, precision or "bf16", parse_m(m), kv_len, name, past)
+    selection = KernelSelection(shapes, precision or "bf16", parse_m(m), kv_len, name, past)
     earlier = None if baseline is None else Run.load(baseline)
-    found = gpus()
-    if not found:
+    devices = gpus()
+    if not devices:
         raise BenchError("kernels measures GPU kernels and no NVIDIA GPU is usable here; see trtllm-bench doctor")
 
     from trtllm_bench.micro.bench import Bench
     from trtllm_bench.micro.timing import CuptiTimer
-    from trtllm_bench.profiling.cell import ceilings_for
+    from trtllm_bench.roofline.hardware import ceilings_for
     from trtllm_bench.tracing.collect import prime
     from trtllm_results.record.environment import Environment
 
@@ -61,9 +61,9 @@ def command(
     environment = Environment.capture(use_gpu=True)
     hardware, notes = ceilings_for(environment)
     prime("cuda")
-    bench = Bench(shapes, wanted.precision, arch_of(found[0]), cases_of(wanted), page_size, kv_dtype=kv_dtype)
+    bench = Bench(shapes, selection.precision, arch_of(devices[0]), cases_of(selection), page_size, kv_dtype=kv_dtype)
     results = run(
-        wanted,
+        selection,
         bench,
         CuptiTimer(),
         StoppingRule(noise=noise, seconds=seconds),
@@ -71,7 +71,7 @@ def command(
         lambda one: console.print(f"{one.key}: {one.cold.mean_us:,.2f} us", style="dim") if console.is_terminal else None,
         peers,
     )
-    outcome = Run(shapes, wanted.precision, environment.device, tuple(results), " ".join(["trtllm-bench", *sys.argv[1:]]))
+    outcome = Run(shapes, selection.precision, environment.device, tuple(results), " ".join(["trtllm-bench", *sys.argv[1:]]))
     print_results(outcome, console, notes)
     if as_json is not None:
         outcome.save(as_json)

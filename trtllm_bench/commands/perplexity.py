@@ -24,7 +24,7 @@ def command(
     """Measure a text's perplexity in a precision and KV cache type."""
     import time
 
-    from trtllm_bench.commands._build_progress import build_progress
+    from trtllm_bench.build_progress import build_progress
     from trtllm_bench.targets.native import device_of
     from trtllm_engines.calibration.perplexity import perplexity
     from trtllm_engines.checkpoints.checkpoint_precision import default_precision
@@ -34,15 +34,15 @@ def command(
     chosen = precision or default_precision(model, place == "cuda")
     began = time.perf_counter()
     with build_progress() as report:
-        found = perplexity(
+        result = perplexity(
             model, chosen, dataset, kv_dtype=kv_dtype, count=windows, length=window_len, chunk=chunk, device=place, progress=report
         )
     cache = kv_cache_dtype(chosen, kv_dtype)
     if as_json:
         import json
 
-        facts = {"model": model, "precision": chosen, "kv_dtype": cache, "dataset": str(dataset), "windows": found.windows, "chunk": chunk}
-        typer.echo(json.dumps({**facts, "tokens": found.tokens, "perplexity": found.value}))
+        facts = {"model": model, "precision": chosen, "kv_dtype": cache, "dataset": str(dataset), "windows": result.windows, "chunk": chunk}
+        typer.echo(json.dumps({**facts, "tokens": result.tokens, "perplexity": result.value}))
         return
-    typer.echo(f"{model} {chosen}, KV cache {cache}: perplexity {found.value:.3f}")
-    typer.echo(f"{found.tokens:,} tokens in {found.windows} windows of {dataset}, {time.perf_counter() - began:.1f} s")
+    typer.echo(f"{model} {chosen}, KV cache {cache}: perplexity {result.value:.3f}")
+    typer.echo(f"{result.tokens:,} tokens in {result.windows} windows of {dataset}, {time.perf_counter() - began:.1f} s")

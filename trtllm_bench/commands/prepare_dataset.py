@@ -37,7 +37,7 @@ def _options(
         float | None, typer.Option("--request-rate", help="Write Poisson arrival times at this rate (requests/s).")
     ] = None,
     burstiness: Annotated[float, typer.Option("--burstiness", help="Shape of gamma gaps; 1 is Poisson, below 1 burstier.")] = 1.0,
-    arrivals: flags.Arrivals = None,
+    arrivals: Annotated[str | None, flags.option("arrivals")] = None,
     lora: Annotated[int, typer.Option("--num-loras", min=0, help="Spread requests over this many LoRA ids.")] = 0,
     lora_pick: Annotated[str, typer.Option("--lora-pick", help="How: uniform, round-robin or zipf.")] = "uniform",
 ) -> None:

@@ -34,7 +34,7 @@ def command(
 
     from rich.console import Console
 
-    from trtllm_bench.commands._build_progress import build_progress
+    from trtllm_bench.build_progress import build_progress
     from trtllm_bench.targets.native import device_of
     from trtllm_engines.calibration.quantize import quantize
 

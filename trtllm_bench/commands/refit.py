@@ -18,7 +18,7 @@ def command(
     """Swap an engine's weights without recompiling it."""
     import time
 
-    from trtllm_bench.commands._build_progress import build_progress
+    from trtllm_bench.build_progress import build_progress
     from trtllm_engines.engine.build import refit
 
     began = time.perf_counter()

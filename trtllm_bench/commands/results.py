@@ -105,7 +105,7 @@ def _by_definitions(store: Path, rows: list[Row], wanted: str) -> None:
         table = Store(store, create=False).read_side("requests", row)
         if table is None:
             raise ResultsError(f"{row.cell.label} has no stored requests, so it cannot be told under other definitions.")
-        log = RequestLog.from_side(table, gpus=row.cell.tp * row.cell.pp)
+        log = RequestLog.from_side(table, gpus=row.cell.gpus)
         found = {tool: figures(log, tool) for tool in tools}
         shown = [name for name in METRICS if name.endswith(("_mean_ms", "_p50_ms", "_p99_ms", "_per_s", "_per_user"))]
         names = [name for name in shown if any(name in one for one in found.values()) and not name.startswith(("queue", "lag"))]

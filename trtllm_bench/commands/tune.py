@@ -38,15 +38,15 @@ def command(
     if not precisions:
         raise BenchError("--precision is empty; give a list such as bf16,fp8")
     tokens = parse_m(m)
-    found = gpus()
-    if not found:
+    devices = gpus()
+    if not devices:
         raise BenchError("tune measures GPU kernels and no NVIDIA GPU is usable here; builds use recorded tactics, or stated defaults")
 
     from trtllm_bench.tune.session import tune_on_gpu
     from trtllm_kernels import tactics
 
     began = time.monotonic()
-    arch, gpu = arch_of(found[0]), str(found[0]["gpu"])
+    arch, gpu = arch_of(devices[0]), str(devices[0]["gpu"])
     path = out or tactics.file_for(arch)
     if out is None and arch in tactics.GPU_OF_ARCH and path.stem.upper() not in gpu.upper():
         raise BenchError(f"builds for {arch} read {path.name}, and this is {gpu}, whose times are others; choose another file with --out")

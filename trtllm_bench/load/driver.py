@@ -70,14 +70,8 @@ class LoadResult:
     def own_slo_ms(self) -> dict[str, FloatArray]:
         """Limits that the measured requests bring themselves, [n] each, infinite where a request has none; empty when none has any."""
         columns = self.measured.columns
-        found = {name: columns[f"slo_{name}_ms"] for name in SLO_NAMES if f"slo_{name}_ms" in columns}
-        return {name: np.where(np.isnan(limits), np.inf, limits) for name, limits in found.items()}
-
-    @property
-    def lag_s(self) -> FloatArray:
-        """[sent requests] sent - due."""
-        lag = self.log.sent_s - self.log.columns["due_s"]
-        return np.asarray(lag[np.isfinite(lag)], dtype=np.float64)
+        own = {name: columns[f"slo_{name}_ms"] for name in SLO_NAMES if f"slo_{name}_ms" in columns}
+        return {name: np.where(np.isnan(limits), np.inf, limits) for name, limits in own.items()}
 
 
 def run_load(

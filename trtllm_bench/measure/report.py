@@ -17,6 +17,7 @@ import numpy.typing as npt
 from rich.console import Console
 
 from trtllm_bench.errors import RunFailure
+from trtllm_bench.targets.registry import is_own
 from trtllm_results.metrics import definitions
 from trtllm_results.metrics import requests as metrics
 from trtllm_results.metrics.requests import RequestLog
@@ -32,15 +33,15 @@ QUANTIZATION = {"fp8": "FP8", "fp8_rowwise": "FP8_PER_CHANNEL_PER_TOKEN"}
 
 def _spread(values: Floats) -> dict[str, float]:
     """NVIDIA's `PercentileStats`."""
-    found = {f"p{percent}": NVIDIA.percentile(values, percent) for percent in (50, 90, 95, 99)}
-    return found | {"minimum": float(values.min()), "maximum": float(values.max()), "average": float(values.mean())}
+    points = {f"p{percent}": NVIDIA.percentile(values, percent) for percent in (50, 90, 95, 99)}
+    return points | {"minimum": float(values.min()), "maximum": float(values.max()), "average": float(values.mean())}
 
 
 def nvidia_report(row: Row, log: RequestLog, engine: Mapping[str, Any], streaming: bool) -> dict[str, Any]:
     """The JSON report. `engine` holds what is known of the engine: `model_path`, `engine_dir`, limits, policy, KV cache share."""
     done = log.select(log.ok)
     cell, environment = row.cell, row.environment
-    gpus = max(cell.tp * cell.pp, 1)
+    gpus = cell.gpus
     report: dict[str, Any] = {
         "engine": {
             "model": cell.model,
@@ -140,7 +141,7 @@ def print_report(row: Row, console: Console) -> None:
     figures, cell = row.figures, row.cell
     for warning in row.warnings:
         console.print(f"note: {warning}", style="yellow", highlight=False, soft_wrap=True)
-    served = "" if cell.target == "native" else f", target {cell.target}"
+    served = "" if is_own(cell.target) else f", target {cell.target}"
     console.print(f"{cell.label} on {row.environment.device or 'this machine'}{served}", style="bold", highlight=False, soft_wrap=True)
     if row.status != "ok":
         console.print(f"{row.status}: {row.reason}", style="red", highlight=False, soft_wrap=True)

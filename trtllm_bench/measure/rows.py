@@ -2,50 +2,57 @@
 
 from __future__ import annotations
 
+import sys
+import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Self
 
-from trtllm_bench.measure.session import Identity, Measurement
+from trtllm_bench.measure.session import Measurement
+from trtllm_bench.measure.workload import rate_of
+from trtllm_bench.spec.measurement import MeasurementSpec
+from trtllm_bench.targets.registry import Identity, runs_on_gpu
 from trtllm_results.record.environment import Environment
-from trtllm_results.record.row import Cell, Row
+from trtllm_results.record.row import CELL_FIELDS, Cell, Row
 from trtllm_results.store.table import Store
 from trtllm_workloads.request import Workload
 
 MAX_REASON = 300
+ASKED = "asked"
+"""Where a row keeps what was asked for and is no part of its identity."""
 
 
-def cell_of(
-    model: str,
-    precision: str,
-    identity: Identity,
-    workload: Workload | None,
-    *,
-    batch: int,
-    isl: int,
-    osl: int,
-    request_rate: float = 0.0,
-    settings: Mapping[str, Any] | None = None,
-) -> Cell:
-    """What was asked for. `workload` None: it could not be made; the cell then only names the case."""
-    both = {**identity.settings, **(settings or {})}
+def cell_of(spec: MeasurementSpec, identity: Identity, workload: Workload | None) -> Cell:
+    """The cell that a measurement belongs to. `workload` None: it could not be made; the cell then only names the case.
+
+    `batch` is the bound on sequences in flight; in an open loop without one, what the target serves at once.
+    """
+    engine, asked = identity.engine or spec.engine, spec.workload
+    isl, osl = asked.lengths if workload is None else workload.mean_lengths
     return Cell(
-        model=model,
-        precision=precision,
-        batch=batch,
+        model=spec.engine.model or identity.model,
+        precision=spec.engine.precision or identity.precision,
+        batch=spec.load.concurrency or (identity.places if asked.open_loop else 0),
         isl=isl,
         osl=osl,
         kv_dtype=identity.kv_dtype,
+        tp=engine.tp,
+        pp=engine.pp,
+        replicas=engine.replicas,
         num_requests=len(workload) if workload is not None else 0,
-        request_rate=request_rate,
+        request_rate=asked.request_rate if workload is None else rate_of(asked, workload),
         workload=workload.name if workload is not None else "",
         workload_hash=workload.content_hash if workload is not None else "",
         target=identity.target,
         target_version=identity.target_version,
         engine_fingerprint=identity.engine_fingerprint,
         weights_hash=identity.weights_hash,
-        settings={name: value for name, value in both.items() if value is not None},
+        settings={**identity.settings, **spec.identity_settings(identity.engine)},
     )
+
+
+def command_line() -> str:
+    return " ".join(["trtllm-bench", *sys.argv[1:]])
 
 
 @dataclass(frozen=True)
@@ -53,10 +60,15 @@ class RowMaker:
     """Makes the rows of one run."""
 
     environment: Environment
-    run_id: str
-    command: str
+    command: str = field(default_factory=command_line)
+    run_id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
 
-    def measured(self, cell: Cell, repeat: int, measurement: Measurement) -> Row:
+    @classmethod
+    def here(cls, spec: MeasurementSpec) -> Self:
+        """For measurements on this machine."""
+        return cls(Environment.capture(use_gpu=runs_on_gpu(spec)))
+
+    def measured(self, spec: MeasurementSpec, cell: Cell, repeat: int, measurement: Measurement) -> Row:
         return Row(
             cell=cell,
             environment=self.environment,
@@ -67,9 +79,10 @@ class RowMaker:
             warnings=measurement.warnings,
             run_id=self.run_id,
             command=self.command,
+            extra=_asked(spec),
         )
 
-    def failed(self, cell: Cell, repeat: int, error: Exception) -> Row:
+    def failed(self, spec: MeasurementSpec, cell: Cell, repeat: int, error: Exception) -> Row:
         return Row(
             cell=cell,
             environment=self.environment,
@@ -78,7 +91,13 @@ class RowMaker:
             reason=reason_of(error),
             run_id=self.run_id,
             command=self.command,
+            extra=_asked(spec),
         )
+
+
+def _asked(spec: MeasurementSpec) -> Mapping[str, Any]:
+    other = {name: value for name, value in spec.other_settings().items() if name not in CELL_FIELDS}
+    return {ASKED: other} if other else {}
 
 
 def keep(store: Store, row: Row, measurement: Measurement | None) -> None:

@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
-import uuid
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,21 +18,13 @@ from rich.console import Console
 
 from trtllm_bench.errors import BenchError, RunFailure
 from trtllm_bench.load.saturation import Good, Probe, Saturation, Search, find_saturation
+from trtllm_bench.measure.prepare import sized, with_model
 from trtllm_bench.measure.rows import RowMaker, cell_of, keep
-from trtllm_bench.measure.session import Identity, Load, Measurement, Session
-from trtllm_bench.measure.spec import (
-    EngineWish,
-    WorkloadWish,
-    check_target,
-    longest,
-    make_workload,
-    mean_lengths,
-    open_session,
-    runs_on_gpu,
-    vocabulary_of,
-)
+from trtllm_bench.measure.session import Measurement, Session, open_session
+from trtllm_bench.measure.workload import make_workload
+from trtllm_bench.spec.measurement import MeasurementSpec
+from trtllm_bench.targets.registry import target_kind, vocabulary_of
 from trtllm_results.metrics.requests import goodput_mask
-from trtllm_results.record.environment import Environment
 from trtllm_results.store.table import Store
 
 RAMP_UP = 0.1
@@ -44,16 +33,13 @@ VOID_RUNS = 3
 
 @dataclass(frozen=True)
 class Settings:
-    target: str
-    engine: EngineWish
-    workload: WorkloadWish
+    spec: MeasurementSpec
+    """What each probe measures, at a load of its own."""
     search: Search
-    slo_ms: Mapping[str, float]
     by_rate: bool
     start: float
     duration_s: float
-    warmup: int
-    max_lag_ms: float
+    burstiness: float = 1.0
     report_json: Path | None = None
     out: Path | None = None
 
@@ -61,31 +47,44 @@ class Settings:
     def unit(self) -> str:
         return "requests/s" if self.by_rate else "at a time"
 
+    def probe(self, load: float, run: int) -> MeasurementSpec:
+        """The measurement at this load; each run has prompts and arrivals of its own, so that pooled runs are independent."""
+        spec, by_rate = self.spec, self.by_rate and load > 0
+        asked = replace(
+            spec.workload,
+            num_requests=_requests(self, load),
+            request_rate=load if by_rate else 0.0,
+            burstiness=self.burstiness if by_rate else 1.0,
+            seed=spec.workload.seed + run,
+        )
+        bounded = replace(spec.load, concurrency=0 if by_rate else max(1, int(load)))
+        return replace(spec, workload=asked, load=bounded)
+
 
 def run(settings: Settings) -> Saturation:
     """Searches, prints each probe and the answer. Raises the components' errors."""
     console = Console(highlight=False)
-    check_target(settings.target, settings.engine)
-    vocabulary = vocabulary_of(settings.target, settings.engine)
-    engine = settings.engine
-    if engine.max_seq_len is None and engine.engine_dir is None:
-        engine = replace(
-            engine, max_seq_len=longest(make_workload(replace(settings.workload, requests=_requests(settings, 1.0)), vocabulary))
-        )
-    session = open_session(settings.target, engine)
+    spec = with_model(settings.spec)
+    target_kind(spec.target).check(spec)
+    settings = replace(settings, spec=spec)
+    probe = settings.probe(1.0, 0).workload
+    longest = make_workload(probe, vocabulary_of(spec)).longest_sequence
+    spec = replace(spec, engine=sized(spec.engine, 0, longest))
+    settings = replace(settings, spec=spec)
+    session = open_session(spec)
     try:
-        prober = _Prober(settings, engine, session, session.identity(), vocabulary)
-        limits = ", ".join(f"{name} {limit:g} ms" for name, limit in settings.slo_ms.items())
+        prober = _Prober(settings, session)
+        limits = ", ".join(f"{name} {limit:g} ms" for name, limit in spec.load.slo_ms.items())
         least = _requests(settings, 0)
         console.print(f"{limits} for {settings.search.attainment:.0%} of requests, at least {least:,} a run; {settings.unit}:")
-        found = find_saturation(prober.measure, settings.start, settings.search, lambda probe: _tell(console, settings, probe))
+        result = find_saturation(prober.measure, settings.start, settings.search, lambda probe: _print_probe(console, settings, probe))
     finally:
         session.close()
     console.print()
-    console.print(answer(settings, found), soft_wrap=True)
+    console.print(answer(settings, result), soft_wrap=True)
     if settings.report_json is not None:
-        settings.report_json.write_text(json.dumps(report(settings, found), indent=2) + "\n")
-    return found
+        settings.report_json.write_text(json.dumps(report(settings, result), indent=2) + "\n")
+    return result
 
 
 def requests_to_decide(search: Search) -> int:
@@ -102,13 +101,13 @@ def _requests(settings: Settings, load: float) -> int:
 
 
 class _Prober:
-    """Runs probes; every run of the search has prompts and arrivals of its own, so that pooled runs are independent."""
+    """Runs probes."""
 
-    def __init__(self, settings: Settings, engine: EngineWish, session: Session, identity: Identity, vocabulary: int) -> None:
-        self._settings, self._engine, self._session, self._identity, self._vocabulary = settings, engine, session, identity, vocabulary
+    def __init__(self, settings: Settings, session: Session) -> None:
+        self._settings, self._session, self._identity = settings, session, session.identity()
+        self._vocabulary = vocabulary_of(settings.spec)
         self._runs = 0
-        environment = Environment.capture(use_gpu=runs_on_gpu(settings.target, engine.device))
-        self._rows = RowMaker(environment, uuid.uuid4().hex[:12], " ".join(["trtllm-bench", *sys.argv[1:]]))
+        self._rows = RowMaker.here(settings.spec)
         self._store = Store(settings.out) if settings.out is not None else None
 
     def measure(self, load: float) -> Good:
@@ -119,48 +118,28 @@ class _Prober:
             if not measurement.void:
                 log = measurement.log
                 order = np.argsort(log.intended_s, kind="stable")
-                return goodput_mask(log, self._settings.slo_ms)[order][int(len(log) * RAMP_UP) :]
+                return goodput_mask(log, self._settings.spec.load.slo_ms)[order][int(len(log) * RAMP_UP) :]
             void = measurement.void
         raise RunFailure(f"at {load:.4g} {self._settings.unit}: {void}")
 
     def _measure(self, load: float) -> Measurement:
-        settings = self._settings
-        rate = load if settings.by_rate else 0.0
-        wish = replace(settings.workload, requests=_requests(settings, load), request_rate=rate, seed=settings.workload.seed + self._runs)
+        spec = self._settings.probe(load, self._runs).with_defaults(0, 0)
         self._runs += 1
-        workload = make_workload(wish, self._vocabulary)
-        if wish.requests is not None and len(workload) < wish.requests:
+        workload = make_workload(spec.workload, self._vocabulary)
+        needed = spec.workload.num_requests
+        if needed is not None and len(workload) < needed:
             raise BenchError(
-                f"the dataset has {len(workload)} requests and a run at {load:.4g} {settings.unit} needs {wish.requests}; "
+                f"the dataset has {len(workload)} requests and a run at {load:.4g} {self._settings.unit} needs {needed}; "
                 "give a longer one, a workload .toml that makes as many as asked, a shorter --duration, or a lower --attainment"
             )
-        how = Load(
-            concurrency=0 if rate else max(1, int(load)),
-            open_loop=rate > 0,
-            warmup=settings.warmup,
-            slo_ms=settings.slo_ms,
-            max_lag_ms=settings.max_lag_ms,
-        )
-        measurement = self._session.measure(workload, how, lambda done: None)
+        measurement = self._session.measure(workload, spec, lambda done: None)
         if self._store is not None:
-            isl, osl = mean_lengths(workload)
-            model, precision = self._identity.model or self._engine.model or "", self._identity.precision or self._engine.precision or ""
-            cell = cell_of(
-                model,
-                precision,
-                self._identity,
-                workload,
-                batch=how.concurrency,
-                isl=isl,
-                osl=osl,
-                request_rate=rate,
-                settings={"search": 1},
-            )
-            keep(self._store, self._rows.measured(cell, 0, measurement), measurement)
+            row = self._rows.measured(spec, cell_of(spec, self._identity, workload), 0, measurement)
+            keep(self._store, row, measurement)
         return measurement
 
 
-def _tell(console: Console, settings: Settings, probe: Probe) -> None:
+def _print_probe(console: Console, settings: Settings, probe: Probe) -> None:
     low, high = probe.interval(settings.search.z)
     counted = sum(map(len, probe.runs))
     style = {"pass": "green", "fail": "red", "undecided": "yellow"}[probe.verdict]
@@ -174,21 +153,21 @@ def _tell(console: Console, settings: Settings, probe: Probe) -> None:
     )
 
 
-def answer(settings: Settings, found: Saturation) -> str:
+def answer(settings: Settings, result: Saturation) -> str:
     """The result as a sentence."""
     what = "request rate" if settings.by_rate else "concurrency"
-    sure = f"with {found.confidence:.0%} confidence"
-    if found.failed == 0:
+    sure = f"with {result.confidence:.0%} confidence"
+    if result.failed == 0:
         return f"no {what} meets these limits: requests sent one at a time miss them, {sure}"
-    if found.passed == 0:
-        lowest = min(probe.load for probe in found.probes if probe.load)
+    if result.passed == 0:
+        lowest = min(probe.load for probe in result.probes if probe.load)
         return f"no {what} tried meets these limits; the lowest tried was {lowest:.4g} {settings.unit}"
-    if math.isinf(found.failed):
-        return f"every {what} tried meets these limits, up to {found.passed:.4g} {settings.unit}"
-    return f"the highest {what} that meets these limits lies between {found.passed:.4g} and {found.failed:.4g} {settings.unit}, {sure}"
+    if math.isinf(result.failed):
+        return f"every {what} tried meets these limits, up to {result.passed:.4g} {settings.unit}"
+    return f"the highest {what} that meets these limits lies between {result.passed:.4g} and {result.failed:.4g} {settings.unit}, {sure}"
 
 
-def report(settings: Settings, found: Saturation) -> dict[str, Any]:
+def report(settings: Settings, result: Saturation) -> dict[str, Any]:
     z = settings.search.z
     probes = [
         {
@@ -199,15 +178,15 @@ def report(settings: Settings, found: Saturation) -> dict[str, Any]:
             "requests": sum(map(len, p.runs)),
             "runs": len(p.runs),
         }
-        for p in found.probes
+        for p in result.probes
     ]
     return {
         "by": "rate" if settings.by_rate else "concurrency",
-        "slo_ms": dict(settings.slo_ms),
+        "slo_ms": settings.spec.load.slo_ms,
         "search": {name: value for name, value in asdict(settings.search).items() if value != math.inf},
-        "passed": found.passed,
-        "failed": None if math.isinf(found.failed) else found.failed,
-        "confidence": found.confidence,
+        "passed": result.passed,
+        "failed": None if math.isinf(result.failed) else result.failed,
+        "confidence": result.confidence,
         "probes": probes,
-        "answer": answer(settings, found),
+        "answer": answer(settings, result),
     }

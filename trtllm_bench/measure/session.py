@@ -1,51 +1,32 @@
 """One measurement: what a target made ready (`Session`) is asked, and what comes back (`Measurement`).
 
-`throughput`, `latency` and `sweep` all measure through this seam, and so does the scripted session of the tests. A session outlives a cell,
-because loading an engine costs more than many cells do; after a cell has failed it is told to `recover`, since a device that ran out of
-memory is not to be trusted with the next one before it was emptied.
+Every command that measures does so through this seam, and so does the scripted session of the tests. What all targets share is in
+`TargetSession`: warm-up as a run of its own (nothing of it is in the log), telemetry, figures from the log, and the reasons to distrust
+them. A session outlives a cell, because loading an engine costs more than many cells do; after a cell has failed it is told to `recover`,
+since a device that ran out of memory is not to be trusted with the next one before it was emptied.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from trtllm_results.metrics.requests import RequestLog
+import numpy as np
+
+from trtllm_bench.errors import RunFailure
+from trtllm_bench.load.driver import Drive, run_load
+from trtllm_bench.measure.validity import commonest_failure, verdict
+from trtllm_bench.spec.measurement import MeasurementSpec
+from trtllm_bench.targets.registry import Identity, OnBuild, OpenTarget, target_kind
+from trtllm_bench.telemetry import Telemetry
+from trtllm_results.metrics.requests import RequestLog, figures
 from trtllm_workloads.request import Workload
 
 OnRequests = Callable[[int], None]
 """Called with the number of requests finished so far."""
-
-
-@dataclass(frozen=True)
-class Identity:
-    """What serves, as far as it can change a result; known before anything is measured."""
-
-    target: str
-    target_version: str = ""
-    engine_fingerprint: str = ""
-    weights_hash: str = ""
-    kv_dtype: str = ""
-    model: str = ""
-    precision: str = ""
-    """What the engine says it is; empty where the target does not know."""
-    settings: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Load:
-    """How requests are sent: at most `concurrency` in flight (0: no bound), at the workload's own arrival times when `open_loop`."""
-
-    concurrency: int = 0
-    open_loop: bool = False
-    warmup: int = 2
-    """Requests run beforehand, with short outputs."""
-    warmup_s: float = 0.0
-    """Seconds at the start of the run itself whose requests are sent and kept out of the figures."""
-    slo_ms: Mapping[str, float] = field(default_factory=dict)
-    max_lag_ms: float = 25.0
-    """p99 of the driver's own lateness beyond which a measurement is void."""
+WARMUP_TOKENS = 16
+"""Most output tokens of a warm-up request: prefill and decode at the cell's batch are met, and no more time is spent."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +34,7 @@ class Measurement:
     figures: Mapping[str, float]
     log: RequestLog
     steps: Mapping[str, Any] = field(default_factory=dict)
-    """Columns, one entry an engine step, where the target knows its steps."""
+    """Columns, one entry per engine step, where the target knows its steps."""
     samples: Mapping[str, Any] = field(default_factory=dict)
     """Columns of telemetry samples, where there is telemetry."""
     no_telemetry: str = ""
@@ -64,7 +45,7 @@ class Measurement:
 
 
 class Session(Protocol):
-    """A target, ready for any cell whose precision it was opened with."""
+    """A target, ready for any cell that its engine can serve."""
 
     def identity(self) -> Identity:
         """Builds what has to be built. Raises the components' user errors."""
@@ -72,9 +53,57 @@ class Session(Protocol):
     def ready(self) -> None:
         """Loads what `measure` needs, so that a cell's time is its own. Called after `identity`; cheap when it is ready."""
 
-    def measure(self, workload: Workload, load: Load, on_requests: OnRequests) -> Measurement: ...
+    def measure(self, workload: Workload, spec: MeasurementSpec, on_requests: OnRequests) -> Measurement: ...
 
     def recover(self) -> None:
-        """Give everything back after a failed measurement; the next one starts afresh."""
+        """Gives everything back after a failed measurement; the next one starts afresh."""
 
     def close(self) -> None: ...
+
+
+class TargetSession:
+    """A session over any target."""
+
+    def __init__(self, target: OpenTarget) -> None:
+        self.target = target
+        self.identity, self.ready, self.recover, self.close = target.identity, target.ready, target.recover, target.close
+
+    def measure(self, workload: Workload, spec: MeasurementSpec, on_requests: OnRequests) -> Measurement:
+        """Warms up, sends the workload under telemetry, and says whether what came back may be believed.
+
+        Raises `RunFailure` when nothing succeeded, `BenchError` when the workload does not fit the target.
+        """
+        driven, gpus = self.target.serve(workload), self.target.gpus
+        load, open_loop = spec.load, spec.workload.open_loop
+        requests = workload.requests()
+        if load.warmup:
+            first = workload.head(load.warmup)
+            short = replace(first, output_tokens=np.minimum(first.output_tokens, WARMUP_TOKENS), after=None, arrival_s=np.zeros(0))
+            run_load(short.requests(), driven, Drive(concurrency=load.concurrency))
+        with Telemetry(gpus) as telemetry:
+            drive = Drive(concurrency=load.concurrency, open_loop=open_loop, warmup_s=load.warmup_seconds)
+            result = run_load(requests, driven, drive, on_requests=on_requests, gpus=max(gpus, 1))
+        log = result.measured
+        if not log.ok.any():
+            raise RunFailure(f"every request failed: {commonest_failure(result)}")
+        judged = verdict(result, open_loop, load.max_lag_ms)
+        window = (judged.window.start_s, judged.window.end_s) if judged.window is not None else None
+        known = figures(log, load.slo_ms or result.own_slo_ms or None, window=window)
+        samples = telemetry.stop()
+        span = (float(log.intended_s.min()), float(np.nanmax(log.end_s)))
+        details = self.target.details(log)
+        known |= {**samples.figures(*span, known.get("output_tokens", 0.0)), **details.figures}
+        return Measurement(
+            known,
+            log,
+            steps=details.steps,
+            samples=samples.columns(),
+            no_telemetry=samples.absent,
+            warnings=(*judged.warnings, *samples.suspicions(*span), *details.warnings),
+            void=judged.void,
+        )
+
+
+def open_session(spec: MeasurementSpec, on_build: OnBuild | None = None) -> TargetSession:
+    """Nothing is built or loaded until the session is asked for its identity or a measurement; `on_build` then sees it."""
+    return TargetSession(target_kind(spec.target).open(spec, on_build))

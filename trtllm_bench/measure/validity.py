@@ -37,7 +37,7 @@ class Verdict:
     window: Span | None
 
 
-def judge(result: LoadResult, open_loop: bool, max_lag_ms: float = MAX_LAG_MS) -> Verdict:
+def verdict(result: LoadResult, open_loop: bool, max_lag_ms: float = MAX_LAG_MS) -> Verdict:
     """The verdict on a run. The steady span is found by slope in an open loop and by concurrency in a closed one (`steady.py`)."""
     log = result.measured
     done = log.select(log.ok)
@@ -54,10 +54,10 @@ def _shortfall(result: LoadResult) -> list[str]:
     done = result.measured.select(result.measured.ok)
     if not len(done) or done.requested_tokens is None:
         return []
-    found, asked = float(done.output_tokens.mean()), float(done.requested_tokens.mean())
-    if found >= SHORT_OUTPUT * asked:
+    length, asked = float(done.output_tokens.mean()), float(done.requested_tokens.mean())
+    if length >= SHORT_OUTPUT * asked:
         return []
-    return [f"outputs were shorter than asked: {found:.1f} tokens a request instead of {asked:.1f}"]
+    return [f"outputs were shorter than asked: {length:.1f} tokens a request instead of {asked:.1f}"]
 
 
 def _other_prompts(result: LoadResult) -> list[str]:
@@ -65,12 +65,11 @@ def _other_prompts(result: LoadResult) -> list[str]:
     known = result.log.ok & ~result.log.columns["warmup"] & (result.sent_tokens > 0)
     if not known.any():
         return []
-    found, sent = float(result.log.input_tokens[known].mean()), float(result.sent_tokens[known].mean())
-    if abs(found - sent) <= max(1.0, (1 - SHORT_OUTPUT) * sent):
+    counted, sent = float(result.log.input_tokens[known].mean()), float(result.sent_tokens[known].mean())
+    if abs(counted - sent) <= max(1.0, (1 - SHORT_OUTPUT) * sent):
         return []
-    return [
-        f"prompts were {'shorter' if found < sent else 'longer'} than asked: {found:.1f} tokens by the target's count instead of {sent:.1f}"
-    ]
+    how = "shorter" if counted < sent else "longer"
+    return [f"prompts were {how} than asked: {counted:.1f} tokens by the target's count instead of {sent:.1f}"]
 
 
 def _failures(result: LoadResult) -> list[str]:

@@ -181,7 +181,7 @@ def split_samples(durations: list[float], count: int, cold: bool) -> list[float]
 
 def _slow_down_reasons() -> Callable[[], bool]:
     """Asks NVML whether heat or power supply slow this GPU down now; never, where NVML cannot say."""
-    from trtllm_bench.measure.telemetry import SLOW_DOWN
+    from trtllm_bench.telemetry import SLOW_DOWN
 
     try:
         import pynvml

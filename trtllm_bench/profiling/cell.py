@@ -16,18 +16,20 @@ import numpy as np
 
 from trtllm_bench.errors import RunFailure
 from trtllm_bench.measure.rows import cell_of
-from trtllm_bench.measure.session import Identity, Load
-from trtllm_bench.measure.spec import EngineWish, Report, mean_lengths
+from trtllm_bench.measure.session import TargetSession
 from trtllm_bench.profiling.align import AROUND, Placed, place_kernels, place_ranges
 from trtllm_bench.profiling.capture import LOG_COLUMNS, Capture
 from trtllm_bench.profiling.counters import CountedKernel, collect
 from trtllm_bench.profiling.record import TRACE_FILE, CellProfile
 from trtllm_bench.profiling.summary import summarise
 from trtllm_bench.profiling.window import Collector, SeenStep, StepWindow, Window
-from trtllm_bench.roofline import ceilings
+from trtllm_bench.roofline.costs import step_seconds
 from trtllm_bench.roofline.counts import PlanCounter
-from trtllm_bench.roofline.hardware import Hardware, published_for
-from trtllm_bench.targets.native import NativeSession, device_of
+from trtllm_bench.roofline.hardware import Hardware, ceilings_for
+from trtllm_bench.spec.measurement import MeasurementSpec
+from trtllm_bench.targets.native import device_of
+from trtllm_bench.targets.native_engine import OpenEngine
+from trtllm_bench.targets.registry import OnBuild
 from trtllm_bench.tracing.collect import TorchCollector, prime
 from trtllm_bench.tracing.ncu_export import as_row
 from trtllm_bench.tracing.trace import Event, device_events, ranges, with_tracks, write_json
@@ -36,7 +38,7 @@ from trtllm_engines.llm import LLM
 from trtllm_engines.runtime.launch_order import LaunchOrder
 from trtllm_engines.runtime.ranges import TorchMarker, annotate
 from trtllm_results.record.environment import Environment
-from trtllm_results.record.row import Cell, cell_key
+from trtllm_results.record.row import cell_key
 from trtllm_workloads.request import Workload
 
 DEFAULT_STEPS = 32
@@ -50,55 +52,53 @@ ALIKE = 0.03
 class ProfileRequest:
     """What to profile. `window` None: some steps in the middle of the run."""
 
-    engine: EngineWish
+    spec: MeasurementSpec
     workload: Workload
-    load: Load
     window: Window | None = None
-    request_rate: float = 0.0
     command: str = ""
 
 
-def middle(workload: Workload, load: Load, max_batch: int) -> Window:
+def middle(workload: Workload, spec: MeasurementSpec, max_batch: int) -> Window:
     """Steps half-way through the run, from the fewest steps it can take: each wave of requests decodes at least its mean output."""
-    in_flight = min(load.concurrency or len(workload), max_batch, len(workload))
+    in_flight = min(spec.load.concurrency or len(workload), max_batch, len(workload))
     output = max(1, int(np.mean(workload.output_tokens)))
-    steps = output if load.open_loop else math.ceil(len(workload) / in_flight) * output
+    steps = output if spec.workload.open_loop else math.ceil(len(workload) / in_flight) * output
     first = max(0, steps // 2 - DEFAULT_STEPS // 2)
     return Window(first, first + min(DEFAULT_STEPS, max(1, steps - first - 1)) - 1)
 
 
-def profile_cell(wanted: ProfileRequest, folder: Path, report: Report | None = None) -> CellProfile:
+def profile_cell(request: ProfileRequest, folder: Path, on_build: OnBuild | None = None) -> CellProfile:
     """Runs the cell, writes `folder` (profile, trace, page) and returns the profile. Raises the components' errors."""
-    device = device_of(wanted.engine.device)
+    device = device_of(request.spec.engine.device)
     prime(device)
     collector = TorchCollector(device)
-    recorded = record(wanted, collector, report)
+    recorded = record(request, collector, on_build)
     content = collector.content()
     name = "torch.profiler (CUPTI)" if device == "cuda" else "torch.profiler (CPU ranges)"
     events = device_events(content) if device == "cuda" else ranges(content)
-    profile, tracks = analyse(recorded, events, name, wanted.command)
+    profile, tracks = analyse(recorded, events, name, request.command)
     write(profile, folder, with_tracks(content, tracks))
     return profile
 
 
-def record(wanted: ProfileRequest, collector: Collector, report: Report | None = None) -> Capture:
+def record(request: ProfileRequest, collector: Collector, on_build: OnBuild | None = None) -> Capture:
     """Runs the cell with `collector` on during its window."""
-    device = device_of(wanted.engine.device)
-    session = NativeSession(wanted.engine, report)
+    device = device_of(request.spec.engine.device)
+    opened = OpenEngine(request.spec.engine, on_build)
     try:
-        identity = session.identity()
-        llm = session.engine
-        window = wanted.window or middle(wanted.workload, wanted.load, llm.loop.scheduler.config.max_batch_size)
-        hooks = attach(llm, window, collector, device, runs_before=1 if wanted.load.warmup else 0)
-        measurement = session.measure(wanted.workload, wanted.load, lambda done: None)
+        identity = opened.identity()
+        llm = opened.engine
+        window = request.window or middle(request.workload, request.spec, llm.loop.scheduler.config.max_batch_size)
+        hooks = attach(llm, window, collector, device, runs_before=1 if request.spec.load.warmup else 0)
+        measurement = TargetSession(opened).measure(request.workload, request.spec, lambda done: None)
     finally:
-        session.close()
+        opened.close()
     if not hooks.seen:
         taken = len(measurement.steps["done_s"])
         raise RunFailure(f"the run took {taken} steps and the window begins at step {window.first}; ask for earlier --steps")
     environment = Environment.capture(use_gpu=device == "cuda")
     hardware, notes = ceilings_for(environment)
-    cell = _cell(wanted, identity)
+    cell = cell_of(request.spec, identity, request.workload)
     return Capture(
         engine=str(llm.engine.path),
         arch=llm.engine.arch,
@@ -143,19 +143,20 @@ def analyse(recorded: Capture, events: Sequence[Event], collector: str, command:
     return profile, _tracks(placed, seen, [op.name for op in plan.ops])
 
 
-def with_counters(profile: CellProfile, wanted: ProfileRequest, kernel: str, folder: Path) -> CellProfile:
+def with_counters(profile: CellProfile, request: ProfileRequest, kernel: str, folder: Path) -> CellProfile:
     """The profile with Nsight Compute's counters of one kernel, written anew. Raises `BenchError`."""
     cell, settings = profile.cell, profile.cell["settings"]
-    model = wanted.engine.model
-    if wanted.engine.engine_dir is not None:
-        model = load_engine(wanted.engine.engine_dir).plan.fingerprint.provenance["model"]
+    engine = request.spec.engine
+    model = engine.model
+    if engine.engine_dir is not None:
+        model = load_engine(engine.engine_dir).plan.fingerprint.provenance["model"]
     flags = (("kv_dtype", str(cell["kv_dtype"])),)
     sequences = min(cell["batch"] or settings["max_batch_size"], settings["max_batch_size"])
     shape = (cell["isl"], cell["osl"], settings["max_num_tokens"], settings["page_size"])
     target = CountedKernel(str(model), cell["precision"], kernel, sequences, *shape, flags)
-    found = replace(profile, counters=tuple(as_row(one) for one in collect(target, folder)))
-    write(found, folder)
-    return found
+    counted = replace(profile, counters=tuple(as_row(one) for one in collect(target, folder)))
+    write(counted, folder)
+    return counted
 
 
 def attach(llm: LLM, window: Window, collector: Collector, device: str, runs_before: int) -> StepWindow:
@@ -177,40 +178,11 @@ def write(profile: CellProfile, folder: Path, trace: Mapping[str, Any] | None = 
         write_json(trace, folder / TRACE_FILE)
 
 
-def ceilings_for(environment: Environment) -> tuple[Hardware | None, list[str]]:
-    """What this device can do at best, and what is to be said of how that is known."""
-    measured = ceilings.cached(environment)
-    if measured is not None:
-        return Hardware.of(measured), []
-    hardware = published_for(environment.gpu)
-    if hardware is None:
-        return None, ["no ceilings are known for this device; measure them with trtllm-bench ceilings"]
-    return hardware, [
-        f"ceilings are the {hardware.name} data sheet's, reduced to what such a GPU reaches; trtllm-bench ceilings measures them"
-    ]
-
-
-def _cell(wanted: ProfileRequest, identity: Identity) -> Cell:
-    isl, osl = mean_lengths(wanted.workload)
-    load = wanted.load
-    return cell_of(
-        identity.model or wanted.engine.model or "",
-        identity.precision or wanted.engine.precision or "",
-        identity,
-        wanted.workload,
-        batch=load.concurrency,
-        isl=isl,
-        osl=osl,
-        request_rate=wanted.request_rate,
-        settings={"warmup": load.warmup, "open_loop": load.open_loop or None},
-    )
-
-
 def _free_steps(recorded: Capture) -> tuple[float | None, float | None]:
     """Median time of recorded steps, and of unrecorded ones like them: same phase, tokens and pages in use within a few percent."""
     log = {name: np.asarray(recorded.log[name]) for name in LOG_COLUMNS}
     done = log["done_s"]
-    taken = (done - np.maximum(np.concatenate([[-np.inf], done[:-1]]), log["launched_s"])) * 1e6
+    taken = step_seconds(log) * 1e6
     first, last = recorded.seen[0].number, recorded.seen[-1].number
     free = np.ones(len(done), bool)
     free[max(0, first - 1) : last + 2] = False

@@ -45,9 +45,9 @@ def without(arguments: Sequence[str], flags: Sequence[str], options: Sequence[st
     return kept
 
 
-def inside(wanted: ProfileRequest, folder: Path) -> None:
+def inside(request: ProfileRequest, folder: Path) -> None:
     """What runs under the tool."""
-    record(wanted, ProfilerApi()).save(folder / STEPS_FILE)
+    record(request, ProfilerApi()).save(folder / STEPS_FILE)
 
 
 def profile_with_nsys(arguments: Sequence[str], folder: Path, command: str) -> CellProfile:

@@ -105,20 +105,30 @@ def utilisation(cost: ModelCost, ceilings: Ceilings, log: RequestLog, steps: npt
     if not len(done) or not len(steps) or band <= 0:
         return {}
     seconds = float(np.nanmax(done.end_s) - log.intended_s.min())
-    found = _ratios("", cost.flops_of(log), cost.bytes_of(log, len(steps)), seconds, peak, band)
-    for kind, work in _by_kind(cost, steps).items():
-        found |= _ratios(f"_{kind}", work["flops"], work["bytes"], work["seconds"], peak, band)
-    return found
+    shares = _ratios("", cost.flops_of(log), cost.bytes_of(log, len(steps)), seconds, peak, band)
+    for phase, work in _by_phase(cost, steps).items():
+        shares |= _ratios(f"_{phase}", work["flops"], work["bytes"], work["seconds"], peak, band)
+    return shares
 
 
-def _by_kind(cost: ModelCost, steps: npt.NDArray[Any]) -> Mapping[str, Mapping[str, float]]:
-    done = steps["done_s"]
-    taken = done - np.maximum(np.concatenate([[-np.inf], done[:-1]]), steps["launched_s"])
+def step_seconds(steps: Any) -> npt.NDArray[np.float64]:
+    """[steps] how long each took: from the later of its launch and the end of the step before. `steps` has columns of `STEP_DTYPE`."""
+    done, launched = np.asarray(steps["done_s"]), np.asarray(steps["launched_s"])
+    return np.asarray(done - np.maximum(np.concatenate([[-np.inf], done[:-1]]), launched), dtype=np.float64)
+
+
+def mean_step_ms(steps: Any) -> float:
+    """From the first launch to the last end, over the number of steps: gaps between steps count."""
+    return float((np.max(steps["done_s"]) - np.min(steps["launched_s"])) / len(steps["done_s"]) * 1e3)
+
+
+def _by_phase(cost: ModelCost, steps: npt.NDArray[Any]) -> Mapping[str, Mapping[str, float]]:
+    taken = step_seconds(steps)
     decode, context = steps["decode_tokens"].astype(np.float64), steps["context_tokens"].astype(np.float64)
     sequences = np.maximum(steps["context_seqs"].astype(np.float64), 1)
     held = np.maximum(steps["kv_pages_used"] * float(cost.page_size) - steps["running"] * cost.page_size / 2, decode)
     pairs = context * (context / sequences + 1) / 2
-    kinds = {
+    phases = {
         "decode": (
             (context == 0) & (decode > 0),
             decode * (cost.token_flops + cost.row_flops) + cost.pair_flops * held,
@@ -131,8 +141,8 @@ def _by_kind(cost: ModelCost, steps: npt.NDArray[Any]) -> Mapping[str, Mapping[s
         ),
     }
     return {
-        kind: {"flops": float(flops[chosen].sum()), "bytes": float(moved[chosen].sum()), "seconds": float(taken[chosen].sum())}
-        for kind, (chosen, flops, moved) in kinds.items()
+        phase: {"flops": float(flops[chosen].sum()), "bytes": float(moved[chosen].sum()), "seconds": float(taken[chosen].sum())}
+        for phase, (chosen, flops, moved) in phases.items()
         if chosen.any()
     }
 
@@ -140,8 +150,8 @@ def _by_kind(cost: ModelCost, steps: npt.NDArray[Any]) -> Mapping[str, Mapping[s
 def _ratios(suffix: str, flops: float, moved: float, seconds: float, peak: float, band: float) -> dict[str, float]:
     if seconds <= 0:
         return {}
-    found = {f"mbu{suffix}": moved / seconds / band}
-    return found | {f"mfu{suffix}": flops / seconds / peak} if peak > 0 else found
+    shares = {f"mbu{suffix}": moved / seconds / band}
+    return shares | {f"mfu{suffix}": flops / seconds / peak} if peak > 0 else shares
 
 
 def doubtful(figures: Mapping[str, float]) -> tuple[str, ...]:

@@ -144,11 +144,6 @@ def role_of(name: str) -> str:
     return re.sub(r"\.\d+(?=\.|$)", ".*", name).removeprefix("model.")
 
 
-def layer_of(name: str) -> int | None:
-    found = re.search(r"\.(\d+)\.", name)
-    return None if found is None else int(found.group(1))
-
-
 class PlanCounter:
     """Counts of one plan. Layers whose ops agree in shape are counted once a step."""
 

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from trtllm_bench.errors import BenchError
-from trtllm_bench.roofline.ceilings import Ceilings
+from trtllm_bench.roofline.ceilings import Ceilings, cached
+from trtllm_results.record.environment import Environment
 
 ACHIEVABLE_BYTES = 3.06 / 3.35
 """Read bandwidth measured on an H100 80GB HBM3 over its data sheet's."""
@@ -70,3 +71,16 @@ def published_for(device: str) -> Hardware | None:
     """The data sheet of a device by the name its driver gives it (`NVIDIA H100 80GB HBM3`), or None."""
     name = next((gpu for gpu in GPUS if gpu in device.lower().replace(" ", "")), None)
     return None if name is None else published(name)
+
+
+def ceilings_for(environment: Environment) -> tuple[Hardware | None, list[str]]:
+    """What this device can do at best, and what is to be said of how that is known."""
+    measured = cached(environment)
+    if measured is not None:
+        return Hardware.of(measured), []
+    hardware = published_for(environment.gpu)
+    if hardware is None:
+        return None, ["no ceilings are known for this device; measure them with trtllm-bench ceilings"]
+    return hardware, [
+        f"ceilings are the {hardware.name} data sheet's, reduced to what such a GPU reaches; trtllm-bench ceilings measures them"
+    ]

@@ -6,19 +6,19 @@ uses the least of both the compute and the bandwidth ceiling (or, without ceilin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from trtllm_bench.errors import BenchError
-from trtllm_bench.measure.session import Load
-from trtllm_bench.measure.spec import Report, rate_of
+from trtllm_bench.measure.workload import make_workload
 from trtllm_bench.profiling.cell import ProfileRequest, profile_cell
 from trtllm_bench.profiling.record import CellProfile
-from trtllm_bench.sweep.spec import GridCase, SweepSpec
+from trtllm_bench.spec.measurement import MeasurementSpec
+from trtllm_bench.sweep.spec import GridPoint
+from trtllm_bench.targets.registry import OnBuild, is_own, vocabulary_of
 from trtllm_results.record.row import Row
 from trtllm_results.store.table import Store
-from trtllm_workloads.request import Workload
 
 FOLDER = "profiles"
 
@@ -34,8 +34,15 @@ def parse_which(text: str) -> int | None:
     raise BenchError(f"--profile is '{text}'; give worst, all, or how many of the worst cells")
 
 
+def check_profiled(engines: Sequence[Sequence[GridPoint]]) -> None:
+    """Raises `BenchError` where a grid has targets that cannot be looked into."""
+    other = next((points[0].spec.target for points in engines if not is_own(points[0].spec.target)), None)
+    if other is not None:
+        raise BenchError(f"--profile looks into our own engine; {other} is another target")
+
+
 def choose(rows: Sequence[Row], count: int | None) -> list[Row]:
-    """One good row a cell, the worst cell first."""
+    """One good row per cell, the worst cell first."""
     last = {row.key: row for row in rows if row.status == "ok"}
     known = all("mbu" in row.figures for row in last.values())
 
@@ -49,42 +56,27 @@ def choose(rows: Sequence[Row], count: int | None) -> list[Row]:
 
 def profile_cells(
     rows: Sequence[Row],
-    spec: SweepSpec,
+    asked: Mapping[str, MeasurementSpec],
     store: Store,
-    max_seq_len: int,
-    make_workload: Callable[[GridCase], Workload],
-    report: Report | None,
-    tell: Callable[[Row, CellProfile | Exception, Path], None],
+    on_build: OnBuild | None,
+    report: Callable[[Row, CellProfile | Exception, Path], None],
 ) -> None:
-    """Profiles these rows' cells; a cell that cannot be profiled is told and the rest go on."""
-    cases = {case: case for case in spec.cases()}
+    """Profiles these rows' cells, `asked` by cell key; a cell that cannot be profiled is reported and the rest go on."""
     for row in rows:
-        case = _case_of(row, cases)
-        workload, wish = make_workload(case), spec.workload_wish(case)
-        load = Load(0 if wish.open_loop else case.batch, wish.open_loop, spec.warmup_of(case), spec.warmup_seconds)
-        wanted = ProfileRequest(spec.engine_wish(case.precision, max_seq_len), workload, load, None, rate_of(wish, workload), row.command)
+        spec = asked[row.key]
         relative = Path(FOLDER) / row.key
         try:
-            found: CellProfile | Exception = profile_cell(wanted, store.path / relative, report)
+            workload = make_workload(spec.workload, vocabulary_of(spec))
+            request = ProfileRequest(spec, workload, command=row.command)
+            outcome: CellProfile | Exception = profile_cell(request, store.path / relative, on_build)
         except Exception as error:
-            found = error
-        if isinstance(found, CellProfile):
+            outcome = error
+        if isinstance(outcome, CellProfile):
             link(store, row.key, relative)
-        tell(row, found, store.path / relative)
+        report(row, outcome, store.path / relative)
 
 
 def link(store: Store, key: str, relative: Path) -> None:
     """Every good row of the cell names its profile's folder, relative to the store."""
     rows = [row for row in store.rows() if row.key == key and row.status == "ok"]
     store.append(*(replace(row, extra={**row.extra, "profile": relative.as_posix()}) for row in rows))
-
-
-def _case_of(row: Row, cases: dict[GridCase, GridCase]) -> GridCase:
-    cell = row.cell
-    return next(
-        case
-        for case in cases
-        if (case.precision, case.batch) == (cell.precision, cell.batch)
-        and (case.request_rate == cell.request_rate or not case.request_rate)
-        and ((case.isl, case.osl) == (cell.isl, cell.osl) or len({(c.isl, c.osl) for c in cases}) == 1)
-    )

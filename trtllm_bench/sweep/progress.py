@@ -1,7 +1,7 @@
 """What a running sweep shows: a line for each finished cell, and on a terminal a live line below with the time left.
 
 Lines scroll, so that a log keeps them and nothing flickers; only the last line is redrawn. The estimate scales the seconds per unit of
-work seen so far (`spec.work_of`) to the work left, the latest cells counting most, since early cells of a new precision tell little.
+work seen so far (`spec.work_of`) to the work left, the latest cells counting most, since early cells of a new engine tell little.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from trtllm_bench.sweep.spec import GridCase, SweepSpec, work_of
+from trtllm_bench.sweep.spec import GridPoint, SweepSpec, work_of
 from trtllm_results.record.row import Row
 
 RECENT = 0.5
@@ -45,10 +45,10 @@ class SweepView:
 
     def __init__(self, spec: SweepSpec, console: Console) -> None:
         self._spec, self._console = spec, console
-        cases = list(spec.cases())
-        self._total = len(cases) * spec.repeats
-        self._label_width = max(len(case.label) for case in cases)
-        self._estimate = Estimate(spec.repeats * sum(work_of(case, spec.requests_of(case)) for case in cases))
+        points = spec.points
+        self._total = len(points) * spec.repeats
+        self._label_width = max(len(point.label) for point in points)
+        self._estimate = Estimate(spec.repeats * sum(work_of(point.spec) for point in points))
         self._count = 0
         self._now = ""
         self._requests = self._done = 0
@@ -65,10 +65,10 @@ class SweepView:
         if self._live is not None:
             self._live.stop()
 
-    def preparing(self, precision: str) -> None:
-        self._now, self._requests = f"{precision}: making the engine ready", 0
+    def preparing(self, engine: str) -> None:
+        self._now, self._requests = f"{engine}: making the engine ready", 0
         if self._live is None:
-            self._print(Text(f"{precision}: making the engine ready"))
+            self._print(Text(f"{engine}: making the engine ready"))
 
     def stage(self, stage: str, done: int, total: int) -> None:
         """The engine being built or loaded; one line a stage in a log."""
@@ -76,35 +76,41 @@ class SweepView:
         if self._live is None and done == total:
             self._print(Text(f"  {stage}: {total} done"))
 
-    def started(self, case: GridCase, repeat: int, requests: int) -> None:
-        self._now, self._requests, self._done = self._title(case, repeat), requests, 0
-        self._work, self._cell_began = work_of(case, self._spec.requests_of(case)), time.perf_counter()
+    def started(self, point: GridPoint, repeat: int, requests: int) -> None:
+        self._now, self._requests, self._done = self._title(point, repeat), requests, 0
+        self._work, self._cell_began = work_of(point.spec), time.perf_counter()
 
     def requests_done(self, done: int) -> None:
         self._done = done
 
-    def finished(self, case: GridCase, row: Row, seconds: float) -> None:
+    def finished(self, point: GridPoint, row: Row, seconds: float) -> None:
         self._count += 1
         self._requests = 0
-        self._estimate.done(work_of(case, self._spec.requests_of(case)), seconds if row.status == "ok" else None)
-        head = f"{self._counter()} {self._title(case, row.repeat)}  "
+        self._estimate.done(work_of(point.spec), seconds if row.status == "ok" else None)
+        head = f"{self._counter()} {self._title(point, row.repeat)}  "
         if row.status == "ok":
-            line = head + _headline(row) + self._tail(seconds)
-            fits = len(line) <= self._console.width
-            self._print(Text(line if fits else head + _headline(row, brief=True) + self._tail(seconds)))
+            self._print(Text(self._line_of(head, row, seconds)))
         else:
             self._print(Text(head) + Text(f"{row.status}: {row.reason}", style="yellow" if row.status == "void" else "red"))
         for warning in row.warnings:
             self._print(Text(f"{' ' * (2 * len(str(self._total)) + 4)}{warning}", style="yellow"))
 
-    def skipped(self, case: GridCase, repeat: int) -> None:
+    def skipped(self, point: GridPoint, repeat: int) -> None:
         self._count += 1
-        self._estimate.done(work_of(case, self._spec.requests_of(case)), None)
-        self._print(Text(f"{self._counter()} {self._title(case, repeat)}  measured before", style="dim"))
+        self._estimate.done(work_of(point.spec), None)
+        self._print(Text(f"{self._counter()} {self._title(point, repeat)}  measured before", style="dim"))
 
-    def _title(self, case: GridCase, repeat: int) -> str:
+    def _line_of(self, head: str, row: Row, seconds: float) -> str:
+        """As much as fits the console."""
+        line = head + _headline(row) + self._tail(seconds)
+        for shorter in (self._tail(seconds), f"  ({seconds:.1f} s)", ""):
+            if len(line) > self._console.width:
+                line = head + _headline(row, brief=True) + shorter
+        return line
+
+    def _title(self, point: GridPoint, repeat: int) -> str:
         suffix = f" #{repeat + 1}" if self._spec.repeats > 1 else ""
-        return case.label.ljust(self._label_width) + suffix
+        return point.label.ljust(self._label_width) + suffix
 
     def _counter(self) -> str:
         width = len(str(self._total))

@@ -1,7 +1,7 @@
-"""What a sweep is to measure: a grid, written as flags, as a `sweep.toml`, or both (flags win).
+"""What a sweep is to measure: a grid over a `MeasurementSpec`, written as flags, as a `sweep.toml`, or both (flags win).
 
-Validation happens here and once. Everything that the grid crosses is a tuple; everything else holds for all cells. The folder of a sweep
-keeps its specification (`sweep.json`), so that resuming needs nothing but the folder.
+Any knob may be an axis: one with several values. The folder of a sweep keeps its specification (`sweep.json`), so that resuming needs
+nothing but the folder; keys are the names of the knobs or of their flags, so folders of earlier versions are read too.
 """
 
 from __future__ import annotations
@@ -10,217 +10,197 @@ import itertools
 import json
 import math
 import tomllib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
-
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from typing import Any, Self
 
 from trtllm_bench.errors import BenchError
-from trtllm_bench.measure.spec import EngineWish, WorkloadWish
-from trtllm_results.metrics.requests import parse_slo
-from trtllm_workloads.arrivals import parse
+from trtllm_bench.spec.knobs import Knob, KnobField
+from trtllm_bench.spec.measurement import MeasurementSpec, all_knobs, engine_knobs
 
-Positive = Annotated[int, Field(ge=1)]
-Grid = Annotated[tuple[Positive, ...], Field(min_length=1)]
 SPEC_FILE = "sweep.json"
-FLAGS = {"policy": "scheduler-policy", "kv_cache_fraction": "kv-cache-free-gpu-mem-fraction"}
-"""Where a flag is called other than its field."""
-MIN_REQUESTS, WAVES, MIN_WARMUP = 8, 4, 2
+MIN_REQUESTS, WAVES = 8, 4
+REPEATS = KnobField("repeats", int, False, 1, Knob("Measurements of each cell (default 1).", least=1))
+SHOWN = frozenset({"precision", "isl", "osl", "dataset", "concurrency", "request_rate"})
+"""Knobs that a label shows in short form."""
+Values = Mapping[str, tuple[Any, ...]]
 
 
 @dataclass(frozen=True)
-class GridCase:
-    """One point of the grid. `batch`: sequences in flight; `request_rate`: requests/s of an open loop, 0 for a closed one."""
+class GridPoint:
+    """One cell of the grid: what is measured, and its name among the others."""
 
-    precision: str
-    batch: int
-    isl: int
-    osl: int
-    request_rate: float = 0.0
-    dataset: str = ""
-    """Name of what the requests come from instead of `isl` and `osl`."""
+    spec: MeasurementSpec
+    label: str
+    engine_label: str
+    """Name of its engine among those of the grid."""
 
     @property
-    def label(self) -> str:
-        rate = f" {self.request_rate:g}/s" if self.request_rate else ""
-        return f"{self.precision} b{self.batch} {self.dataset or f'{self.isl}/{self.osl}'}{rate}"
+    def engine_key(self) -> tuple[Any, ...]:
+        """Points that share it are served by one engine."""
+        return self.spec.target, self.spec.engine
 
 
-class SweepSpec(BaseModel):
-    """A sweep's specification. Names are those of the flags, with `_` for `-`."""
+@dataclass(frozen=True)
+class SweepSpec:
+    """`values` holds what was given: for each knob its values, in the order of the grid."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    values: Values
+    repeats: int = 1
 
-    model: str
-    precision: Annotated[tuple[str, ...], Field(min_length=1)]
-    kv_dtype: str = "auto"
-    """Type of the KV cache; `auto` is fp8 for the fp8 cells, the activations' for others."""
-    batch_size: Grid = (1, 8)
-    isl: Grid = (128,)
-    osl: Grid = (128,)
-    request_rate: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = ()
-    burstiness: Annotated[float, Field(gt=0)] = 1.0
-    arrivals: str | None = None
-    """An arrival process in short form, such as `on-off:30,5,10`, instead of rates."""
-    dataset: str | None = None
-    """A dataset file, trace or workload specification instead of fixed `isl` x `osl`."""
-    replay: bool = False
-    """Send at the dataset's own times; `batch_size` then only sizes the engine."""
-    time_scale: Annotated[float, Field(gt=0)] = 1.0
-    target: str = "native"
-    repeats: Positive = 1
-    num_requests: Positive | None = None
-    duration: Annotated[float, Field(gt=0)] | None = None
-    """Seconds of arrivals of an open loop, instead of `num_requests`: each rate then takes equally long."""
-    goodput: str | None = None
-    """Limits, such as `ttft:200,tpot:50`."""
-    warmup: Annotated[int, Field(ge=0)] | None = None
-    warmup_seconds: Annotated[float, Field(ge=0)] = 0.0
-    max_lag_ms: Annotated[float, Field(gt=0)] = 25.0
-    weights: str | None = None
-    """`dummy`, a path, or None for the model's own (dummy for presets)."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    policy: Literal["guaranteed_no_evict", "max_utilization", "static_batch"] = "guaranteed_no_evict"
-    max_num_tokens: Positive | None = None
-    kv_cache_fraction: Annotated[float, Field(gt=0, le=1)] = 0.9
-    seed: int = 0
-    nvtx_detail: Literal["off", "step", "layer", "op"] = "off"
-
-    @field_validator("precision", "batch_size", "isl", "osl", "request_rate", mode="before")
     @classmethod
-    def _listed(cls, value: Any) -> Any:
-        """`8`, `"1,8,64"` and `[1, 8, 64]` are all lists."""
-        if isinstance(value, str):
-            return [part.strip() for part in value.split(",") if part.strip()]
-        return [value] if isinstance(value, int | float) else value
+    def of(cls, **given: Any) -> Self:
+        """From values by name, each one value, several, or a text with commas. Raises `BenchError`."""
+        return cls.parse({name: (value, _flag_name(name)) for name, value in given.items()})
 
-    @field_validator("precision", "batch_size", "isl", "osl", "request_rate")
     @classmethod
-    def _distinct(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
-        return tuple(dict.fromkeys(value))
-
-    @model_validator(mode="after")
-    def _one_source_of_lengths(self) -> Self:
-        if self.dataset is not None and {"isl", "osl"} & self.model_fields_set:
-            raise ValueError("dataset and isl/osl are two sources of lengths; give one of them")
-        if self.replay and (self.dataset is None or self.request_rate):
-            raise ValueError("replay needs a dataset, and its own times instead of a request rate")
-        if self.arrivals is not None and (self.replay or self.request_rate):
-            raise ValueError("request-rate, arrivals and replay each say when requests go out; give one of them")
-        return self
-
-    @model_validator(mode="after")
-    def _one_measure_of_length(self) -> Self:
-        if self.duration is not None and not self.request_rate:
-            raise ValueError("duration needs a request rate; a closed loop's length is its num-requests")
-        if self.duration is not None and self.num_requests is not None:
-            raise ValueError("duration and num-requests both say how long to measure; give one of them")
-        return self
-
-    @field_validator("arrivals")
-    @classmethod
-    def _process(cls, value: str | None) -> str | None:
-        if value is not None:
-            parse(value)
-        return value
-
-    @field_validator("goodput")
-    @classmethod
-    def _limits(cls, value: str | None) -> str | None:
-        parse_slo(value or "ttft:1")
-        return value
+    def parse(cls, given: Mapping[str, tuple[Any, str]]) -> Self:
+        """From (value, name that the user gave it). Raises `BenchError` naming the field; every point of the grid is valid then."""
+        knobs = _knobs_by_key()
+        read: dict[str, tuple[Any, ...]] = {}
+        for key, (value, name) in given.items():
+            if key not in knobs:
+                known = sorted({one.name for one in knobs.values()})
+                raise BenchError(f"{name.removesuffix(key)}unknown field {key}; known are {', '.join(known)}")
+            read[knobs[key].name] = knobs[key].values(value, name)
+        repeats = read.pop(REPEATS.name, (1,))
+        if len(repeats) > 1:
+            raise BenchError(f"{given[REPEATS.name][1]} takes one value, not {len(repeats)}")
+        spec = cls({one.name: read[one.name] for one in all_knobs() if one.name in read}, repeats[0])
+        assert spec.points
+        return spec
 
     @property
-    def slo_ms(self) -> dict[str, float]:
-        return parse_slo(self.goodput) if self.goodput else {}
+    def axes(self) -> dict[str, tuple[Any, ...]]:
+        """The knobs that vary."""
+        return {name: values for name, values in self.values.items() if len(values) > 1}
 
-    def cases(self) -> Iterator[GridCase]:
-        """The grid, precision outermost (one engine each), then shape, then load."""
-        rates, source = self.request_rate or (0.0,), Path(self.dataset or "").stem
-        for precision, isl, osl, batch, rate in itertools.product(self.precision, self.isl, self.osl, self.batch_size, rates):
-            yield GridCase(precision, batch, isl, osl, rate, source)
+    def axis(self, name: str) -> tuple[Any, ...]:
+        """Values of one knob; empty where it was not given."""
+        return tuple(self.values.get(name, ()))
 
-    def requests_of(self, case: GridCase) -> int:
-        """Requests measured in one repeat: as asked, else several full batches so that ramp-up and tail do not dominate."""
-        if self.duration is not None:
-            return max(MIN_REQUESTS, round(case.request_rate * self.duration))
-        return self.num_requests or max(MIN_REQUESTS, WAVES * case.batch)
+    @cached_property
+    def points(self) -> tuple[GridPoint, ...]:
+        """The grid: engine by engine, since loading one costs more than many cells do; then shape, load and rate."""
+        points: dict[MeasurementSpec, GridPoint] = {}
+        order = sorted(self.values, key=lambda name: name == "request_rate")  # innermost
+        for combination in itertools.product(*(self.values[name] for name in order)):
+            chosen = dict(zip(order, combination, strict=True))
+            spec = _as_open_loop(MeasurementSpec.of(chosen)).with_defaults(MIN_REQUESTS, WAVES)
+            varying = {name: value for name, value in chosen.items() if name in self.axes}
+            of_engine = {name: value for name, value in varying.items() if name in engine_knobs()}
+            engine_label = label(spec, of_engine, ("precision",)) or spec.engine.precision or spec.target
+            points.setdefault(spec, GridPoint(spec, label(spec, varying), engine_label))
+        place: dict[tuple[Any, ...], int] = {}
+        for point in points.values():
+            place.setdefault(point.engine_key, len(place))
+        return tuple(sorted(points.values(), key=lambda point: place[point.engine_key]))
 
-    def warmup_of(self, case: GridCase) -> int:
-        """Warm-up requests: as asked, else one full batch."""
-        return max(MIN_WARMUP, case.batch) if self.warmup is None else self.warmup
-
-    def engine_wish(self, precision: str, max_seq_len: int) -> EngineWish:
-        """One engine for all cells of a precision: its ranges cover the grid."""
-        return EngineWish(
-            model=self.model,
-            precision=precision,
-            weights=self.weights,
-            device=self.device,
-            max_batch_size=max(self.batch_size),
-            max_num_tokens=self.max_num_tokens,
-            max_seq_len=max_seq_len,
-            kv_cache_fraction=self.kv_cache_fraction,
-            policy=self.policy,
-            seed=self.seed,
-            nvtx_detail=self.nvtx_detail,
-            kv_dtype=self.kv_dtype,
-        )
-
-    def workload_wish(self, case: GridCase) -> WorkloadWish:
-        return WorkloadWish(
-            requests=self.num_requests if self.dataset is not None and self.duration is None else self.requests_of(case),
-            isl=case.isl,
-            osl=case.osl,
-            dataset=self.dataset,
-            request_rate=case.request_rate,
-            burstiness=self.burstiness,
-            replay=self.replay,
-            time_scale=self.time_scale,
-            seed=self.seed,
-            arrivals=self.arrivals,
-        )
+    def engines(self) -> Iterator[list[GridPoint]]:
+        """The points of one engine after another."""
+        for _, points in itertools.groupby(self.points, key=lambda point: point.engine_key):
+            yield list(points)
 
     def save(self, folder: Path) -> None:
-        (folder / SPEC_FILE).write_text(json.dumps(self.model_dump(exclude_unset=True), indent=1) + "\n")
+        listed = {name: [str(one) if isinstance(one, Path) else one for one in values] for name, values in self.values.items()}
+        content = {name: values if len(values) > 1 else values[0] for name, values in listed.items()}
+        (folder / SPEC_FILE).write_text(json.dumps({**content, REPEATS.name: self.repeats}, indent=1) + "\n")
 
 
-def work_of(case: GridCase, requests: int) -> float:
-    """Relative cost of a case, for the estimate of time left: decode steps, with context tokens as a small share of a step each."""
-    return math.ceil(requests / case.batch) * case.osl * (1 + case.batch / 256) + requests * case.isl / 256
+def _as_open_loop(spec: MeasurementSpec) -> MeasurementSpec:
+    """In an open loop the grid's sequences in flight are what the engine holds, and bound nothing."""
+    if not spec.workload.open_loop or not spec.load.concurrency:
+        return spec
+    engine = spec.engine if spec.engine.max_batch_size else replace(spec.engine, max_batch_size=spec.load.concurrency)
+    return replace(spec, engine=engine, load=replace(spec.load, concurrency=0))
+
+
+def label(spec: MeasurementSpec, varying: Mapping[str, Any], shown: Collection[str] = SHOWN) -> str:
+    """Short name of a point among others, from what varies over the grid: `fp8 b64 128/128 4/s`.
+
+    What stands in it in any case is left out where it does not vary and something else does.
+    """
+    isl, osl = spec.workload.lengths
+    source = Path(spec.workload.dataset).stem if spec.workload.dataset else f"{isl}/{osl}"
+    rate = f"{spec.workload.request_rate:g}/s" if spec.workload.request_rate else ""
+    places = f"b{spec.places}" if spec.places else ""
+    parts = (
+        (spec.engine.precision, {"precision"}),
+        (places, {"concurrency"}),
+        (source, {"isl", "osl", "dataset"}),
+        (rate, {"request_rate"}),
+    )
+    others = [f"{name.replace('_', '-')}={value}" for name, value in varying.items() if name not in SHOWN]
+    usual = [text for text, names in parts if text and names & set(shown) and (not others or names & set(varying))]
+    return " ".join([*usual, *others])
+
+
+def work_of(spec: MeasurementSpec) -> float:
+    """Relative cost of a cell, for the estimate of time left: decode steps, with context tokens as a small share of a step each."""
+    places, requests = max(spec.places, 1), spec.workload.num_requests or MIN_REQUESTS
+    isl, osl = spec.workload.lengths
+    return math.ceil(requests / places) * osl * (1 + places / 256) + requests * isl / 256
 
 
 def load_spec(
-    flags: Mapping[str, Any], toml: Path | None = None, folder: Path | None = None, defaults: Mapping[str, Any] | None = None
+    flags: Mapping[str, Any],
+    toml: Path | None = None,
+    folder: Path | None = None,
+    defaults: Mapping[str, Any] | Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
 ) -> SweepSpec:
     """The specification from a resumed sweep's folder or a TOML file, with flags that were given (not None) laid over it.
 
-    Where none of them names a precision, it is what the model's checkpoint was quantized for, before the default's. Raises `BenchError`
-    naming the field, and the file where one was read.
+    `defaults` fill in what is left open; they may depend on what was given. Where nothing names a precision, it is what the model's
+    checkpoint was quantized for, before the default's. Raises `BenchError` naming the field, and the file where one was read.
     """
     from trtllm_engines.checkpoints.checkpoint_precision import checkpoint_precision
 
-    content: dict[str, Any] = {}
-    source = ""
+    knobs = _knobs_by_key()
+    content: dict[str, tuple[Any, str]] = {}
+
+    def lay(source: Mapping[str, Any], called: Callable[[str], str]) -> None:
+        given = {knobs[key].name if key in knobs else key: (value, called(key)) for key, value in source.items() if value is not None}
+        if "dataset" in given:  # over lengths that came from elsewhere
+            content.pop("isl", None), content.pop("osl", None)
+        content.update(given)
+
     if folder is not None:
-        content |= json.loads((folder / SPEC_FILE).read_text())
+        lay(json.loads((folder / SPEC_FILE).read_text()), str)
     if toml is not None:
-        source = f"{toml}: "
-        content |= _read_toml(toml)
-    given = {name: value for name, value in flags.items() if value is not None}
-    model = {**content, **given}.get("model")
-    stated = checkpoint_precision(model) if isinstance(model, str) else None
-    content = {**(defaults or {}), **({"precision": stated} if stated else {}), **content}
-    if "dataset" in given:
-        content = {name: value for name, value in content.items() if name not in ("isl", "osl")}
-    content |= given
-    try:
-        return SweepSpec.model_validate(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise BenchError(source + _sentence(first, content, is_toml=toml is not None)) from error
+        lay(_read_toml(toml), lambda key: f"{toml}: {key}")
+    lay(flags, _flag_name)
+    models = _several(content["model"][0]) if "model" in content else []
+    if callable(defaults):
+        defaults = defaults({name: value for name, (value, _) in content.items()})
+    for name, value in (defaults or {}).items():
+        redundant = (
+            name in content
+            or (name in ("isl", "osl") and "dataset" in content)
+            or (name in ("model", "precision") and "engine_dir" in content)
+            or (name == "precision" and len(models) > 1)
+        )
+        if redundant:
+            continue
+        checkpoint = checkpoint_precision(str(models[0])) if name == "precision" and models else None
+        content[name] = (checkpoint or value, _flag_name(name))
+    return SweepSpec.parse(content)
+
+
+def _knobs_by_key() -> dict[str, KnobField]:
+    return {key: one for one in (*all_knobs(), REPEATS) for key in one.keys}
+
+
+def _several(value: Any) -> list[Any]:
+    """The values of an axis as it was given."""
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",")]
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _flag_name(name: str) -> str:
+    return next(("/".join(one.flags) for one in (*all_knobs(), REPEATS) if name in one.keys), "--" + name.replace("_", "-"))
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -231,26 +211,3 @@ def _read_toml(path: Path) -> dict[str, Any]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BenchError(f"{path} is not valid TOML: {error}") from error
     return {name.replace("-", "_"): value for name, value in content.items()}
-
-
-def _sentence(problem: Mapping[str, Any], content: Mapping[str, Any], is_toml: bool) -> str:
-    """Pydantic's first complaint in the words of the flags."""
-    where = problem["loc"]
-    if not where:
-        return str(problem["msg"]).removeprefix("Value error, ")
-    field = str(where[0])
-    name = field if is_toml else "--" + FLAGS.get(field, field).replace("_", "-")
-    value = problem.get("input")
-    if problem["type"] == "extra_forbidden":
-        return f"unknown field {field}; known are {', '.join(sorted(SweepSpec.model_fields))}"
-    if problem["type"] == "missing":
-        return f"{name} is missing"
-    if problem["type"] == "greater_than_equal":
-        return f"{name} must be at least {problem['ctx']['ge']}, not {value}"
-    if problem["type"] in ("too_short", "tuple_type"):
-        return f"{name} needs at least one value"
-    if problem["type"].startswith("int_"):
-        return f"{name} takes whole numbers separated by commas, not {content.get(field)!r}"
-    if problem["type"] == "value_error":
-        return f"{name}: {problem['ctx']['error']}"
-    return f"{name}: {problem['msg']}, not {value!r}"

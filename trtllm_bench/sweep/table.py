@@ -8,8 +8,11 @@ from typing import Any
 
 from rich.console import Console
 
+from trtllm_bench.measure.rows import ASKED
+from trtllm_bench.spec.knobs import KnobField
+from trtllm_bench.spec.measurement import all_knobs
 from trtllm_dashboards.tables import Column, show
-from trtllm_results.record.row import Cell, Row
+from trtllm_results.record.row import Row
 
 COLUMNS = (
     Column("precision"),
@@ -30,16 +33,29 @@ COLUMNS = (
 )
 
 
-def summarise(rows: Iterable[Row]) -> list[dict[str, Any]]:
-    """One mapping a cell, in order of first appearance: means over `ok` repeats, and the output rate's sample deviation in percent."""
+ALWAYS = frozenset({"precision", "concurrency", "request_rate", "isl", "osl"})
+"""Axes that have a column in any case."""
+
+
+def summarise(rows: Iterable[Row], axes: Iterable[str] = ()) -> list[dict[str, Any]]:
+    """One mapping per cell, in order of first appearance: means over `ok` repeats, and the output rate's sample deviation in percent.
+
+    `axes`: knobs that vary over the rows, which each mapping then names too.
+    """
+    varying = [one for one in all_knobs() if one.name in set(axes) - ALWAYS]
     by_cell: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
-        by_cell.setdefault(_place(row.cell), []).append(row)
-    return [_line(repeats) for repeats in by_cell.values()]
+        values = tuple(_asked(row, one) for one in varying)
+        by_cell.setdefault((*row.cell.align, row.cell.target, row.cell.engine_fingerprint, *values), []).append(row)
+    return [{**{one.name: _asked(repeats[0], one) for one in varying}, **_line(repeats)} for repeats in by_cell.values()]
 
 
-def _place(cell: Cell) -> tuple[Any, ...]:
-    return (*cell.align, cell.target, cell.engine_fingerprint)
+def _asked(row: Row, one: KnobField) -> Any:
+    """What a row says of a knob: in a column, in its settings, or beside them."""
+    name = {"dataset": "workload"}.get(one.name, one.name)
+    places = (vars(row.cell), row.cell.settings, row.extra.get(ASKED, {}))
+    value = next((place[key] for place, key in zip(places, (name, one.setting, one.name), strict=True) if key in place), one.default)
+    return value if isinstance(value, int) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _line(repeats: Sequence[Row]) -> dict[str, Any]:
@@ -63,13 +79,19 @@ def _line(repeats: Sequence[Row]) -> dict[str, Any]:
     return line
 
 
-def print_table(rows: Sequence[Row], console: Console) -> None:
-    """The sweep's result and, below it, why cells failed."""
-    lines = summarise(rows)
+def _column(one: KnobField) -> Column:
+    return Column(one.name, one.name.replace("_", " "), kind="number") if one.type is int else Column(one.name, one.name.replace("_", " "))
+
+
+def print_table(rows: Sequence[Row], console: Console, axes: Iterable[str] = ()) -> None:
+    """The sweep's result, with a column for each of `axes`, and below it why cells failed."""
+    lines = summarise(rows, axes)
+    extra = [_column(one) for one in all_knobs() if one.name in set(axes) - ALWAYS]
     used = [column for column in COLUMNS if column.kind != "number" or any(line.get(column.key) is not None for line in lines)]
-    cell = rows[0].cell
+    used[1:1] = extra
     device = rows[0].environment.gpu or rows[0].environment.cpu or "this machine"
-    show(lines, used, title=f"{cell.model} on {device}, target {cell.target}", console=console)
+    models, targets = (list(dict.fromkeys(getattr(row.cell, name) for row in rows)) for name in ("model", "target"))
+    show(lines, used, title=f"{', '.join(models)} on {device}, target {', '.join(targets)}", console=console)
     reasons: dict[str, list[str]] = {}
     for row in rows:
         for reason in ([row.reason] if row.status != "ok" else []) + list(row.warnings):

@@ -22,6 +22,8 @@ import numpy as np
 
 from trtllm_bench.errors import BenchError, RunFailure
 from trtllm_bench.load.target import Deliver, RequestOutcome
+from trtllm_bench.spec.measurement import MeasurementSpec
+from trtllm_bench.targets.registry import Identity, OnBuild, StaticTarget, register
 from trtllm_workloads.request import RequestSpec
 from trtllm_workloads.tokens import Int32Array
 
@@ -196,3 +198,24 @@ def complaint(body: str) -> str:
     line = " ".join(body.split())
     short = line if len(line) <= COMPLAINT else line[: COMPLAINT - 1] + "…"
     return short + (" (prompts go out as token ids, which the server must take)" if "prompt" in line and "string" in line else "")
+
+
+def _open(spec: MeasurementSpec, on_build: OnBuild | None) -> StaticTarget:
+    """It does not say what precision it serves with. Raises `RunFailure` when it is not there."""
+    target = HttpTarget(spec.target)
+    model = target.check()
+    return StaticTarget(target, Identity("http", model=model, precision="as served", settings={"url": spec.target}))
+
+
+def _check(spec: MeasurementSpec) -> None:
+    HttpTarget(spec.target).check()
+
+
+register(
+    "http",
+    open=_open,
+    check=_check,
+    matches=lambda address: address.startswith(("http://", "https://")),
+    shown="the address of a server such as http://127.0.0.1:8000",
+    names_its_model=True,
+)

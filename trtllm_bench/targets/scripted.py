@@ -16,6 +16,8 @@ import numpy as np
 
 from trtllm_bench.load.clock import FakeClock
 from trtllm_bench.load.target import Deliver, RequestOutcome
+from trtllm_bench.spec.measurement import MeasurementSpec
+from trtllm_bench.targets.registry import Identity, OnBuild, StaticTarget, register
 from trtllm_workloads.request import RequestSpec
 
 
@@ -43,7 +45,7 @@ class Script:
     short_by: int = 0
     """Tokens left off each answer, to play a server that stops early."""
     fail_every: int = 0
-    """Every so-manieth request fails; 0 for none."""
+    """Every n-th request fails; 0 for none."""
 
     def answer(self, request: RequestSpec, begin_s: float) -> RequestOutcome:
         if self.fail_every and request.id % self.fail_every == self.fail_every - 1:
@@ -136,3 +138,16 @@ class ScriptedTarget:
             self._stopped = True
             self._changed.notify()
         self._thread.join()
+
+
+def _open_null(spec: MeasurementSpec, on_build: OnBuild | None) -> StaticTarget:
+    return StaticTarget(NullTarget(), Identity("null", "1"))
+
+
+def _open_fake(spec: MeasurementSpec, on_build: OnBuild | None) -> StaticTarget:
+    script = Script(slots=spec.engine.max_batch_size or 1)
+    return StaticTarget(ScriptedTarget(script), Identity("fake", "1", places=script.slots, settings={"script": repr(script)}))
+
+
+register("null", open=_open_null)
+register("fake", open=_open_fake)

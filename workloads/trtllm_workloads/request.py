@@ -172,6 +172,16 @@ class Workload:
         """Requests that arrive by themselves (do not follow another)."""
         return len(self) if self.after is None else int((self.after < 0).sum())
 
+    @property
+    def longest_sequence(self) -> int:
+        """Tokens of the longest sequence that is asked for, prompt and output."""
+        return int((self.input_tokens.astype(int) + self.output_tokens).max())
+
+    @property
+    def mean_lengths(self) -> tuple[int, int]:
+        """Mean prompt and output length, to the token."""
+        return round(float(self.input_tokens.mean())), round(float(self.output_tokens.mean()))
+
     @cached_property
     def content_hash(self) -> str:
         """Hash of everything a target could notice: prompts, lengths, arrivals, sessions, adapters, priorities, limits; not the name."""

@@ -30,7 +30,7 @@ NUMBERS: dict[str, Callable[[Point], float]] = {
     "osl": lambda p: p.cell.osl,
     "request_rate": lambda p: p.cell.request_rate,
     "num_requests": lambda p: p.cell.num_requests,
-    "gpus": lambda p: p.cell.tp * p.cell.pp,
+    "gpus": lambda p: p.cell.gpus,
 }
 
 

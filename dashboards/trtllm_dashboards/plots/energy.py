@@ -45,7 +45,7 @@ def draw(material: Material) -> Figure:
             else:
                 style.compact_axis(ax)
                 ax.set_ylim(top=max(e.high for p in members if (e := p.get(figure))) * 1.15)
-                limit = max(p.environment.power_limit_w * p.cell.tp * p.cell.pp for p in members)
+                limit = max(p.environment.power_limit_w * p.cell.gpus for p in members)
                 if limit:
                     ax.axhline(limit, color=style.SOFT, linewidth=0.9, linestyle=(0, (4, 3)))
                     ax.set_ylim(top=max(limit * 1.15, ax.get_ylim()[1]))

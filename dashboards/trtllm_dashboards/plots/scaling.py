@@ -18,7 +18,7 @@ FIGURE = "output_tokens_per_s"
 
 
 def gpus(point: Point) -> int:
-    return point.cell.tp * point.cell.pp
+    return point.cell.gpus
 
 
 def mean(point: Point) -> float:

@@ -59,10 +59,6 @@ class Request:
         return self.finish_reason is not None
 
     @property
-    def queue_s(self) -> float | None:
-        return None if self.scheduled_s is None else self.scheduled_s - self.arrival_s
-
-    @property
     def first_token_s(self) -> float | None:
         return float(self.token_times_s[0]) if len(self.token_times_s) else None
 

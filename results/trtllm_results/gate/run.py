@@ -24,7 +24,7 @@ from trtllm_results.record.environment import Environment
 
 Arm = Literal["A", "B"]
 ORDERS: tuple[tuple[Arm, ...], ...] = (("A", "B", "B", "A"), ("B", "A", "A", "B"))
-MUST_MATCH = ("gpu", "gpu_count", "driver", "power_limit_w", "sm_clock_limit_mhz", "memory_clock_limit_mhz", "mig", "cpu", "cpu_count")
+MUST_MATCH = ("gpu", "driver", "power_limit_w", "sm_clock_limit_mhz", "memory_clock_limit_mhz", "mig", "cpu", "cpu_count")
 SHOULD_MATCH = ("torch", "triton", "python")
 THERMAL = ("hw_slowdown", "sw_thermal_slowdown", "hw_thermal_slowdown", "hw_power_brake_slowdown")
 CLOCK_TOLERANCE = 0.02

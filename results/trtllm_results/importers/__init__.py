@@ -76,8 +76,9 @@ def _override(row: Row, overrides: Mapping[str, str], path: Path) -> Row:
             cell = replace(cell, **{name: kind(text)})
         except ValueError:
             raise ResultsError(f"--set {name}={text}: {name} is a number.") from None
-    tokens = cell.tp * cell.pp
     figures = dict(row.figures)
-    if "output_tokens_per_s" in figures and tokens:
-        figures["output_tokens_per_s_per_gpu"] = figures["output_tokens_per_s"] / tokens
-    return replace(row, cell=cell, environment=environment, figures=figures, extra={**row.extra, "imported_from": path.name})
+    if "output_tokens_per_s" in figures:
+        figures["output_tokens_per_s_per_gpu"] = figures["output_tokens_per_s"] / cell.gpus
+    key = row.stored_key if (cell, environment) == (row.cell, row.environment) else ""
+    extra = {**row.extra, "imported_from": path.name}
+    return replace(row, cell=cell, environment=environment, figures=figures, extra=extra, stored_key=key)

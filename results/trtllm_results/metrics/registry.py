@@ -41,7 +41,7 @@ def _latencies() -> dict[str, Metric]:
 _RATES: dict[str, Metric] = {
     "output_tokens_per_s": Metric("tok/s", "higher", "output tokens of completed requests / duration_s, summed over GPUs"),
     "total_tokens_per_s": Metric("tok/s", "higher", "input + output tokens of completed requests / duration_s"),
-    "output_tokens_per_s_per_gpu": Metric("tok/s/GPU", "higher", "output_tokens_per_s / (tp * pp)"),
+    "output_tokens_per_s_per_gpu": Metric("tok/s/GPU", "higher", "output_tokens_per_s / (tp * pp * replicas)"),
     "output_tokens_per_s_per_user": Metric("tok/s/user", "higher", "mean over requests with N >= 2 of 1 / TPOT"),
     "requests_per_s": Metric("req/s", "higher", "completed requests / duration_s"),
     "goodput_requests_per_s": Metric("req/s", "higher", "completed requests that met every limit of the SLO / duration_s"),

@@ -71,7 +71,7 @@ class Environment:
 
 
 DECISIVE = (
-    *("gpu", "gpu_count", "compute_capability", "driver", "power_limit_w", "sm_clock_limit_mhz", "memory_clock_limit_mhz", "mig"),
+    *("gpu", "compute_capability", "driver", "power_limit_w", "sm_clock_limit_mhz", "memory_clock_limit_mhz", "mig"),
     *("cpu", "cpu_count", "python", "torch", "triton", "bench", "source_hash"),
 )
 assert set(DECISIVE) <= {f.name for f in fields(Environment)}

@@ -47,6 +47,7 @@ class Cell:
     kv_dtype: str = ""
     tp: int = 1
     pp: int = 1
+    replicas: int = 1
     num_requests: int = 0
     request_rate: float = 0.0
     workload: str = ""
@@ -65,6 +66,11 @@ class Cell:
         return tuple((name, getattr(self, name)) for name in ALIGN_FIELDS)
 
     @property
+    def gpus(self) -> int:
+        """GPUs the cell ran on, where it ran on GPUs; however many the machine has."""
+        return max(self.tp * self.pp * self.replicas, 1)
+
+    @property
     def label(self) -> str:
         """Short human name: `llama-3.1-8b fp8 b64 128/128`."""
         parts = [self.model, self.precision]
@@ -74,6 +80,8 @@ class Cell:
             parts.append(f"tp{self.tp}")
         if self.pp > 1:
             parts.append(f"pp{self.pp}")
+        if self.replicas > 1:
+            parts.append(f"x{self.replicas}")
         if self.batch:
             parts.append(f"b{self.batch}")
         if self.request_rate:
@@ -84,7 +92,7 @@ class Cell:
         return " ".join(parts)
 
 
-ALIGN_FIELDS = ("model", "precision", "kv_dtype", "tp", "pp", "batch", "request_rate", "isl", "osl", "workload")
+ALIGN_FIELDS = ("model", "precision", "kv_dtype", "tp", "pp", "batch", "request_rate", "isl", "osl", "workload", "replicas")
 CELL_FIELDS: Mapping[str, str] = {f.name: str(f.type) for f in fields(Cell)}
 ENVIRONMENT_FIELDS: Mapping[str, str] = {f.name: str(f.type) for f in fields(Environment)}
 ROW_FIELDS: Mapping[str, str] = {
@@ -126,10 +134,12 @@ class Row:
     started_at: str = field(default_factory=lambda: datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"))
     extra: Mapping[str, Any] = field(default_factory=dict)
     row_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    stored_key: str = field(default="", compare=False, repr=False)
+    """The key that a stored row was written with, by the rule of its day."""
 
     @property
     def key(self) -> str:
-        return cell_key(self.cell, self.environment)
+        return self.stored_key or cell_key(self.cell, self.environment)
 
     def checked(self) -> Row:
         """This row, fit to store: unknown figures refused, figures that are not finite dropped with a warning.
@@ -201,6 +211,7 @@ class Row:
             figures=figures,
             warnings=() if _absent(warnings) else tuple(json.loads(str(warnings))),
             extra={} if _absent(extra) else json.loads(str(extra)),
+            stored_key="" if _absent(flat.get("cell_key")) else str(flat["cell_key"]),
             **text,
         )
 

@@ -80,10 +80,6 @@ class Store:
         """All rows as a pandas table, one column a field."""
         return read_table(self.path / _TABLE).to_pandas() if (self.path / _TABLE).exists() else _empty_frame()
 
-    def has(self, cell_key: str, repeat: int) -> bool:
-        """Whether this cell and repeat was measured (`ok`) before; a failed or void one is to be run again."""
-        return (cell_key, repeat) in self.finished()
-
     def finished(self) -> set[tuple[str, int]]:
         """(cell key, repeat) of every `ok` row: what a resumed sweep skips."""
         path = self.path / _TABLE

@@ -9,7 +9,6 @@ The clock is `time.perf_counter`, the driver's and the engine's, so samples, req
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trtllm_results.record.environment import THROTTLE_BITS
+from trtllm_results.record.environment import THROTTLE_BITS, visible_devices
 
 FloatArray = npt.NDArray[np.float64]
 RATE_HZ = 20.0
@@ -43,7 +42,7 @@ SLOW_DOWN = 0x8 | 0x20 | 0x40 | 0x80
 
 @dataclass(frozen=True)
 class Samples:
-    """Rows of `COLUMNS`, one a device and moment. `absent` says in one sentence why there are none."""
+    """Rows of `COLUMNS`, one per device and moment. `absent` says in one sentence why there are none."""
 
     rows: FloatArray
     absent: str = ""
@@ -57,16 +56,16 @@ class Samples:
         if not len(self.rows) or end_s <= start_s:
             return {}
         per_device = [self._of(device, start_s, end_s) for device in np.unique(self.rows[:, 1])]
-        found: dict[str, float] = {}
+        combined: dict[str, float] = {}
         for name, combine in _COMBINE.items():
             values = [figures[name] for figures in per_device if name in figures and np.isfinite(figures[name])]
             if len(values) == len(per_device):
-                found[name] = float(combine(values))
-        if "energy_j" in found:
-            found["power_mean_w"] = found["energy_j"] / (end_s - start_s)
+                combined[name] = float(combine(values))
+        if "energy_j" in combined:
+            combined["power_mean_w"] = combined["energy_j"] / (end_s - start_s)
             if output_tokens > 0:
-                found["energy_per_output_token_j"] = found["energy_j"] / output_tokens
-        return found
+                combined["energy_per_output_token_j"] = combined["energy_j"] / output_tokens
+        return combined
 
     def _of(self, device: float, start_s: float, end_s: float) -> dict[str, float]:
         mine = self.rows[self.rows[:, 1] == device]
@@ -96,14 +95,14 @@ class Samples:
         inside = self.rows[(self.rows[:, 0] >= start_s) & (self.rows[:, 0] <= end_s)]
         masks = inside[:, COLUMNS.index("throttle_mask")]
         known = np.asarray(masks[np.isfinite(masks)], dtype=np.int64)
-        found = []
+        sentences = []
         for bit, name in THROTTLE_BITS.items():
             share = float(((known & bit) != 0).mean()) if len(known) else 0.0
             if bit & SLOW_DOWN and share > 0:
-                found.append(
+                sentences.append(
                     f"suspect: the GPU's clocks were held back ({name}) in {share:.0%} of samples; cool it or check its power supply"
                 )
-        return found
+        return sentences
 
 
 _COMBINE: Mapping[str, Callable[[Sequence[float]], float]] = {
@@ -135,15 +134,6 @@ def _energy(times: FloatArray, counter: FloatArray, power: FloatArray, start_s: 
             v = np.concatenate([[0.0], np.cumsum((v[1:] + v[:-1]) / 2 * np.diff(t))])
         return float(np.interp(end_s, t, v) - np.interp(start_s, t, v))
     return float("nan")
-
-
-def visible_devices(count: int) -> list[int | str]:
-    """The first `count` GPUs CUDA would use, as NVML indices or UUIDs: `CUDA_VISIBLE_DEVICES` renumbers for CUDA and not for NVML."""
-    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if listed is None:
-        return list(range(count))
-    names = [name.strip() for name in listed.split(",") if name.strip()]
-    return [int(name) if name.isdecimal() else name for name in names][:count]
 
 
 class Telemetry:
@@ -182,7 +172,7 @@ class Telemetry:
 
                 self._nvml = pynvml
             self._nvml.nvmlInit()
-            for device in visible_devices(self._gpus):
+            for device in visible_devices(int(self._nvml.nvmlDeviceGetCount()))[: self._gpus]:
                 by = self._nvml.nvmlDeviceGetHandleByIndex if isinstance(device, int) else self._nvml.nvmlDeviceGetHandleByUUID
                 self._handles.append(by(device))
         except Exception as error:

@@ -9,6 +9,7 @@ from trtllm_bench.analysis.cells import plan_of
 from trtllm_bench.errors import BenchError
 from trtllm_bench.roofline.ceilings import Ceilings, key_of
 from trtllm_bench.roofline.costs import ModelCost, utilisation
+from trtllm_bench.targets.registry import is_own
 from trtllm_results.metrics.requests import RequestLog
 from trtllm_results.record.row import Row
 from trtllm_results.store.table import Store
@@ -20,14 +21,14 @@ def fill(store: Path, ceilings: Ceilings) -> tuple[int, int]:
     Raises `BenchError` when a row that lacks them was measured on a device that `ceilings` are not of; nothing is written then.
     """
     table = Store(store, create=False)
-    lacking = [row for row in table.rows() if row.status == "ok" and row.cell.target == "native" and "mbu" not in row.figures]
+    lacking = [row for row in table.rows() if row.status == "ok" and is_own(row.cell.target) and "mbu" not in row.figures]
     for row in lacking:
         if key_of(row.environment) != ceilings.key:
             raise BenchError(
                 f"the ceilings are of {ceilings.device} with one driver, power limit and torch, and {row.cell.label} was measured with "
                 f"others ({row.environment.gpu or row.environment.cpu}); measure that device with trtllm-bench ceilings"
             )
-    filled = [found for row in lacking if (found := _filled(table, row, ceilings)) is not None]
+    filled = [complete for row in lacking if (complete := _filled(table, row, ceilings)) is not None]
     table.append(*filled)
     return len(filled), len(lacking) - len(filled)
 
@@ -36,7 +37,7 @@ def _filled(table: Store, row: Row, ceilings: Ceilings) -> Row | None:
     requests, steps = table.read_side("requests", row), table.read_side("steps", row)
     if requests is None or steps is None:
         return None
-    gpus = max(row.environment.gpu_count, 1)
+    gpus = row.cell.gpus
     log = RequestLog.from_side(requests, gpus)
     records = steps.to_pandas().to_records(index=False)
     return replace(row, figures={**row.figures, **utilisation(ModelCost.of(plan_of(row)), ceilings, log, records, gpus)})

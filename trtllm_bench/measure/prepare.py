@@ -1,0 +1,56 @@
+"""From what was asked to what is run: the choices left open are settled here, by one rule for every command."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from trtllm_bench.errors import BenchError
+from trtllm_bench.measure.workload import make_workload
+from trtllm_bench.spec.measurement import EngineSpec, MeasurementSpec
+from trtllm_bench.targets.registry import runs_on_gpu, target_kind, vocabulary_of
+from trtllm_workloads.request import Workload
+
+MOST_SEQUENCES = 256
+"""Sequences an engine is built for where nothing bounds those in flight."""
+
+
+def with_model(spec: MeasurementSpec) -> MeasurementSpec:
+    """With model and precision where none was named: nothing beside an engine folder or for a target that names its own, else what suits
+    the device. Raises `BenchError`, and the engine's errors."""
+    engine = spec.engine
+    if engine.engine_dir is not None:
+        if engine.model is not None or engine.precision is not None:
+            raise BenchError("--engine-dir already says model and precision; give either it or --model and --precision")
+        if engine.kv_dtype != "auto":
+            raise BenchError("--engine-dir already says what the KV cache is; leave --kv-dtype out, or give --model instead")
+        if engine.page_size is not None:
+            raise BenchError("--engine-dir already says the page size; leave --page-size out, or give --model instead")
+        return spec
+    if target_kind(spec.target).names_its_model:
+        return spec
+    gpu = runs_on_gpu(spec)
+    model, precision = engine.model or ("llama-3.1-8b" if gpu else "tiny-llama"), engine.precision
+    if precision is None:
+        from trtllm_engines.checkpoints.checkpoint_precision import default_precision
+
+        precision = default_precision(model, gpu)
+    return replace(spec, engine=replace(engine, model=model, precision=precision))
+
+
+def sized(engine: EngineSpec, sequences: int, longest: int) -> EngineSpec:
+    """An engine to be built for so many sequences in flight and tokens per sequence, where it was not said; a folder stays as it is."""
+    if engine.engine_dir is not None:
+        return engine if engine.max_batch_size or not sequences else replace(engine, max_batch_size=sequences)
+    return replace(engine, max_batch_size=engine.max_batch_size or sequences or None, max_seq_len=engine.max_seq_len or longest)
+
+
+def prepare(spec: MeasurementSpec, least: int, per_place: int) -> tuple[MeasurementSpec, Workload]:
+    """One measurement, complete and checked, with its requests: `per_place` of them for each sequence in flight, at least `least`,
+    where it was not said how many. Raises the components' errors."""
+    spec = with_model(spec).with_defaults(least, per_place)
+    target_kind(spec.target).check(spec)
+    workload = make_workload(spec.workload, vocabulary_of(spec))
+    sequences = spec.load.concurrency
+    if not sequences and spec.engine.engine_dir is None:
+        sequences = min(spec.workload.num_requests or MOST_SEQUENCES, MOST_SEQUENCES)
+    return replace(spec, engine=sized(spec.engine, sequences, workload.longest_sequence)), workload

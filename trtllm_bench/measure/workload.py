@@ -1,0 +1,37 @@
+"""From a `WorkloadSpec` to the requests themselves, and the rate they stand for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from trtllm_bench.errors import BenchError
+from trtllm_bench.spec.measurement import WorkloadSpec
+from trtllm_workloads.request import Workload
+
+
+def make_workload(spec: WorkloadSpec, vocabulary: int) -> Workload:
+    """The requests, their prompts drawn from `vocabulary` token ids. Raises `BenchError` or `WorkloadError`."""
+    from trtllm_workloads.arrivals import from_flags, parse
+    from trtllm_workloads.open_workload import open_workload
+    from trtllm_workloads.synthetic import fixed, generator
+
+    if spec.dataset is not None:
+        made = open_workload(spec.dataset, requests=spec.num_requests, vocab_size=vocabulary, seed=spec.seed, time_scale=spec.time_scale)
+    else:
+        made = replace(fixed(spec.num_requests or 1, *spec.lengths, vocab_size=vocabulary, seed=spec.seed), name="fixed")
+    if spec.replay and not len(made.arrival_s):
+        raise BenchError(f"workload {made.name} has no arrival times to replay; give --request-rate, or leave --replay out")
+    if spec.request_rate or spec.arrivals is not None:
+        arrivals = from_flags(spec.request_rate, spec.burstiness) if spec.arrivals is None else parse(spec.arrivals)
+        return made.with_arrivals(arrivals.times(made.num_arrivals, generator(spec.seed, "arrivals")))
+    return made
+
+
+def rate_of(spec: WorkloadSpec, workload: Workload) -> float:
+    """Requests/s asked of an open loop; where times were given otherwise, their mean rate; 0 for a closed loop."""
+    if spec.request_rate or not spec.open_loop:
+        return spec.request_rate
+    span = float(np.nanmax(workload.arrival_s)) if len(workload.arrival_s) else 0.0
+    return float(f"{workload.num_arrivals / span:.4g}") if span > 0 else 0.0

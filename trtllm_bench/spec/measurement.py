@@ -1,0 +1,230 @@
+"""One measured request: what serves, what is asked of it, and how it is sent. Every command that measures builds a `MeasurementSpec`.
+
+`identity_settings` is the one rule for what enters a cell's key beside the columns of `Cell`, so the same work has the same key whichever
+command asked for it. All four classes are frozen, validated once when made, and light to import: `--help` reads them.
+
+`PARTS` names the classes the flags, TOML keys and rows are derived from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Self
+
+from trtllm_bench.errors import BenchError
+from trtllm_bench.spec.knobs import KnobField, check, identity_of, knob, knobs_of
+
+DEFAULT_LENGTH = 128
+MIN_WARMUP = 2
+
+
+def _limits(value: Any) -> str:
+    """`ttft:200,tpot:50` in order of names; a table of limits is taken too."""
+    from trtllm_results.metrics.requests import parse_slo
+
+    text = ",".join(f"{name}:{limit}" for name, limit in value.items()) if isinstance(value, Mapping) else str(value)
+    return ",".join(f"{name}:{limit:g}" for name, limit in sorted(parse_slo(text).items()))
+
+
+def _process(value: Any) -> str:
+    from trtllm_workloads.arrivals import parse
+
+    parse(str(value))
+    return str(value)
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """An engine: from `engine_dir` as it is, or built of `model` for at least these ranges. None leaves a choice open.
+
+    Targets that are no engine of ours take `model` and `precision` as labels.
+    """
+
+    model: str | None = knob(None, "Preset name, or folder with config.json (and weights).", aliases=("-m",))
+    engine_dir: Path | None = knob(None, "Engine folder made by build, instead of --model.")
+    precision: str | None = knob(None, "fp32, fp16, bf16, fp8 or fp8_rowwise (default: the checkpoint's; else bf16 on a GPU, fp32 on CPU).")
+    kv_dtype: str = knob("auto", "KV cache: auto (fp8 with precision fp8), fp8, bf16, fp16 or fp32.")
+    weights: str | None = knob(None, "dummy, or a folder or .gguf file (default: the model folder's own; dummy for presets).")
+    device: str = knob("auto", "auto, cpu or cuda.", identity=True)
+    tp: int = knob(1, "Tensor-parallel GPUs.", least=1)
+    pp: int = knob(1, "Pipeline stages.", least=1)
+    replicas: int = knob(1, "Copies of the engine, each on GPUs of its own.", least=1)
+    max_batch_size: int | None = knob(None, "Most sequences in a step.", least=1, identity=True)
+    max_num_tokens: int | None = knob(None, "Most tokens in a step.", least=1, identity=True)
+    max_seq_len: int | None = knob(None, "Longest sequence, prompt and output together.", least=1, identity=True, unit="tokens")
+    page_size: int | None = knob(None, "Tokens in a page of the KV cache (default 32).", least=1, identity=True)
+    kv_cache_fraction: float = knob(
+        0.9, "Share of free memory given to the KV cache.", flag="--kv-cache-free-gpu-mem-fraction", above=0, most=1, identity=True
+    )
+    policy: str = knob(
+        "guaranteed_no_evict",
+        "guaranteed_no_evict (default), max_utilization or static_batch.",
+        flag="--scheduler-policy",
+        identity=True,
+    )
+    nvtx_detail: str = knob("off", "NVTX ranges: off (default), step, layer or op.", identity=True)
+    seed: int = knob(0, "Seed of prompts, arrivals and dummy weights (default 0).", least=0)
+
+    def __post_init__(self) -> None:
+        check(self)
+        for name in ("tp", "pp", "replicas"):
+            if getattr(self, name) > 1:
+                raise BenchError(f"--{name} is {getattr(self, name)}; parallelism is not built yet, so leave it at 1")
+
+    @property
+    def gpus(self) -> int:
+        """GPUs the engine runs on, where it runs on GPUs."""
+        return self.tp * self.pp * self.replicas
+
+
+@dataclass(frozen=True)
+class WorkloadSpec:
+    """Requests: those of `dataset` (anything `open_workload` knows), or random prompts of fixed lengths.
+
+    They go out at `request_rate` (requests/s), by the process `arrivals` names, or at the dataset's own times with `replay`; else as fast
+    as the load allows.
+    """
+
+    dataset: str | None = knob(
+        None, "JSON lines in NVIDIA's format, a trace, a workload .toml, or a shipped workload's name, instead of --isl and --osl."
+    )
+    isl: int | None = knob(None, "Input sequence length (default 128).", least=1, unit="tokens")
+    osl: int | None = knob(None, "Output sequence length (default 128).", least=1, unit="tokens")
+    num_requests: int | None = knob(None, "Requests to send (default: some full batches, or the whole dataset).", least=1)
+    duration: float | None = knob(None, "Seconds of arrivals of an open loop, instead of --num-requests.", above=0)
+    request_rate: float = knob(0.0, "Requests/s of an open loop (Poisson).", above=0)
+    burstiness: float = knob(1.0, "Shape of gamma gaps; 1 is Poisson, below 1 burstier.", above=0, identity=True)
+    arrivals: str | None = knob(
+        None,
+        "Another open loop: constant:R, linear-ramp:FROM,TO,S, exponential-ramp:FROM,TO,S, on-off:R,ON,OFF, rate-series:R/R/...,S.",
+        separator=";",
+        parse=_process,
+        identity=True,
+    )
+    replay: bool = knob(False, "Send at the dataset's own arrival times.", identity=True)
+    time_scale: float = knob(1.0, "Multiply the dataset's times; 0.1 is ten times as fast.", above=0, identity=True)
+    seed: int = knob(0, "Seed of prompts, arrivals and dummy weights (default 0).", least=0)
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.dataset is not None and (self.isl is not None or self.osl is not None):
+            raise BenchError("--dataset and --isl/--osl are two sources of lengths; give one of them")
+        if self.replay + (self.request_rate > 0) + (self.arrivals is not None) > 1:
+            raise BenchError("--request-rate, --arrivals and --replay each say when requests go out; give one of them")
+        if self.replay and self.dataset is None:
+            raise BenchError("--replay needs --dataset, whose times it sends at")
+        if self.time_scale != 1 and self.dataset is None:
+            raise BenchError("--time-scale multiplies a dataset's times; give --dataset too")
+        if self.burstiness != 1 and not self.request_rate:
+            raise BenchError("--burstiness shapes the gaps of --request-rate; give both")
+        if self.duration is not None and not self.request_rate:
+            raise BenchError("--duration needs a request rate; a closed loop's length is its --num-requests")
+        if self.duration is not None and self.num_requests is not None:
+            raise BenchError("--duration and --num-requests both say how long to measure; give one of them")
+
+    @property
+    def open_loop(self) -> bool:
+        return self.replay or self.request_rate > 0 or self.arrivals is not None
+
+    @property
+    def lengths(self) -> tuple[int, int]:
+        """Prompt and output length of random prompts, tokens."""
+        return self.isl or DEFAULT_LENGTH, self.osl or DEFAULT_LENGTH
+
+    def with_requests(self, least: int, per_place: int, places: int) -> WorkloadSpec:
+        """With a number of requests: as asked, or `duration` seconds at the rate, or the whole dataset (None), or `per_place` for each of
+        `places` sequences in flight, at least `least`."""
+        if self.duration is not None:
+            return replace(self, num_requests=max(least, round(self.request_rate * self.duration)), duration=None)
+        if self.num_requests is not None or self.dataset is not None:
+            return self
+        return replace(self, num_requests=max(least, per_place * places))
+
+
+@dataclass(frozen=True)
+class LoadSpec:
+    """How requests are sent, and when the run may be believed."""
+
+    concurrency: int = knob(0, "Most requests in flight (default: no bound).", aliases=("--batch-size",), least=1, identity=True)
+    warmup: int | None = knob(
+        None, "Requests run before measuring, with short outputs (default: one full batch, at least 2).", least=0, identity=True
+    )
+    warmup_seconds: float = knob(0.0, "Also leave out requests of the run's first seconds.", least=0, identity=True)
+    goodput: str | None = knob(None, "Limits in ms, such as ttft:200,tpot:50,e2e:5000.", separator=";", parse=_limits, identity="slo_ms")
+    max_lag_ms: float = knob(25.0, "Void the run when the driver itself sends this late (p99).", least=0, unit="ms")
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    @property
+    def slo_ms(self) -> dict[str, float]:
+        """Limits by metric, milliseconds."""
+        from trtllm_results.metrics.requests import parse_slo
+
+        return parse_slo(self.goodput) if self.goodput else {}
+
+
+PARTS: dict[str, type] = {"engine": EngineSpec, "workload": WorkloadSpec, "load": LoadSpec}
+
+
+@dataclass(frozen=True)
+class MeasurementSpec:
+    """A whole measurement. `target` is a name the registry knows, or a server's address."""
+
+    target: str = knob("native", "native (our engine, the default), a server's address, null or fake (these test the driver).")
+    engine: EngineSpec = field(default_factory=lambda: PARTS["engine"]())
+    workload: WorkloadSpec = field(default_factory=lambda: PARTS["workload"]())
+    load: LoadSpec = field(default_factory=lambda: PARTS["load"]())
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Self:
+        """From values by field name, each given to every part that has such a field (`seed` has two)."""
+        parts = {part: kind(**{one.name: values[one.name] for one in knobs_of(kind) if one.name in values}) for part, kind in PARTS.items()}
+        return cls(**({"target": values["target"]} if "target" in values else {}), **parts)
+
+    @property
+    def places(self) -> int:
+        """Sequences in flight as far as the request says: the bound, else what the engine is to hold; 0 for neither."""
+        return self.load.concurrency or self.engine.max_batch_size or 0
+
+    def with_defaults(self, least: int, per_place: int) -> MeasurementSpec:
+        """With the numbers of requests and of warm-up requests that were left open."""
+        workload = self.workload.with_requests(least, per_place, self.places)
+        warmup = max(MIN_WARMUP, self.places) if self.load.warmup is None else self.load.warmup
+        return replace(self, workload=workload, load=replace(self.load, warmup=warmup))
+
+    def identity_settings(self, served: EngineSpec | None) -> dict[str, Any]:
+        """What can change the result and has no column in `Cell`. The only settings that enter a cell's key, beside those a target has.
+
+        `served` is the engine as the target settled it; None where a target has no such settings.
+        """
+        parts = (*(() if served is None else (served,)), self.workload, self.load)
+        return {name: value for part in parts for name, value in identity_of(part).items()}
+
+    def other_settings(self) -> dict[str, Any]:
+        """Everything else that was asked for and is not the default, for making the same request again."""
+        other: dict[str, Any] = {}
+        parts: tuple[Any, ...] = (self.engine, self.workload, self.load)
+        for part in parts:
+            for one in knobs_of(part.__class__):
+                value = getattr(part, one.name)
+                if not one.knob.identity and value != one.default:
+                    other[one.name] = str(value) if isinstance(value, Path) else value
+        return other
+
+
+def all_knobs() -> Iterator[KnobField]:
+    """Every knob of a measurement, each name once: the target, then the parts in order."""
+    seen: set[str] = set()
+    for kind in (MeasurementSpec, *PARTS.values()):
+        for one in knobs_of(kind):
+            if one.name not in seen:
+                seen.add(one.name)
+                yield one
+
+
+def engine_knobs() -> frozenset[str]:
+    """Names of the knobs on which it depends which engine serves."""
+    return frozenset({"target", *(one.name for one in fields(PARTS["engine"]))})
