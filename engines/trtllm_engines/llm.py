@@ -27,7 +27,7 @@ import torch
 
 from trtllm_engines.checkpoints.checkpoint_precision import default_precision
 from trtllm_engines.checkpoints.tokenizer import Tokenizer
-from trtllm_engines.compiler.plan import Profile
+from trtllm_engines.compiler.plan import ParallelLayout, Profile
 from trtllm_engines.engine.build import DEFAULT_PROFILE, Progress
 from trtllm_engines.engine.cache import cached_engine
 from trtllm_engines.engine.fingerprint import CPU, detect_target
@@ -36,7 +36,8 @@ from trtllm_engines.errors import EngineError
 from trtllm_engines.models.presets import resolve_model
 from trtllm_engines.runtime.batch import IntArray, TokenLogprobs
 from trtllm_engines.runtime.engine_loop import EngineLoop, EngineThread
-from trtllm_engines.runtime.rank import CacheSize, start_rank
+from trtllm_engines.runtime.rank import CacheSize
+from trtllm_engines.runtime.ranks import start_ranks
 from trtllm_engines.runtime.request import FinishReason, Request
 from trtllm_engines.runtime.sampling_params import SamplingParams
 from trtllm_engines.runtime.scheduler import Policy, SchedulerConfig
@@ -90,10 +91,13 @@ class LLM:
         policy: Policy = "guaranteed_no_evict",
         overlap: bool = True,
         cuda_graphs: bool = True,
+        tp: int | None = None,
         progress: Progress | None = None,
     ) -> None:
         """`device`: `auto` (a GPU when there is one), `cuda` or `cpu`. `precision` defaults to `default_precision`;
         `kv_dtype` is the cache's (`auto`: fp8 in an fp8 engine, else the activations').
+
+        `tp` is the number of tensor-parallel GPUs (1 where none is given and no engine folder says another).
 
         `overlap` applies to a GPU (a CPU computes while launching, so there is nothing to overlap). With an engine folder the three sizes
         may be less than the engine's profile, not more. `num_pages` fixes the KV cache's size instead of `kv_cache_fraction`.
@@ -120,19 +124,22 @@ class LLM:
                 seed=seed,
                 profile=profile,
                 arches=arches,
+                layout=ParallelLayout(tp or 1),
                 progress=progress,
             )
         elif precision is not None or kv_dtype != "auto" or str(weights) != "auto":
             raise EngineError(f"{path} is a built engine, whose types and weights are fixed; give the model instead to build another")
         self.engine = load_engine(path, target)
         self.plan = self.engine.plan
+        if tp is not None and tp != self.plan.parallel.tp:
+            raise EngineError(f"{path} was built for --tp {self.plan.parallel.tp}, not {tp}; leave --tp out, or build another engine")
         config = _within(self.plan.profile, requested, str(path))
-        self._runner = start_rank(
+        self._runner = start_ranks(
             self.engine,
             CacheSize(kv_cache_fraction, num_pages),
             cuda_graphs=cuda_graphs,
             max_graph_batch=config.max_batch_size,
-            captured=lambda done, total: progress("graphs", done, total) if progress else None,
+            progress=progress or (lambda stage, done, total: None),
         )
         self.tokenizer: Tokenizer | None = self.engine.tokenizer
         self.loop = EngineLoop(
@@ -214,10 +221,15 @@ class LLM:
             self._thread = EngineThread(self.loop)
 
     def close(self) -> None:
-        """Stops the thread; requests still running stay unfinished."""
+        """Stops the thread and ranks that are processes; requests still running stay unfinished."""
         if self._thread is not None:
             thread, self._thread = self._thread, None
-            thread.close()
+            try:
+                thread.close()
+            finally:
+                self._runner.close()
+        else:
+            self._runner.close()
 
     def __enter__(self) -> Self:
         return self

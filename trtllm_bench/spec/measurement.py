@@ -69,9 +69,9 @@ class EngineSpec:
 
     def __post_init__(self) -> None:
         check(self)
-        for name in ("tp", "pp", "replicas"):
+        for name in ("pp", "replicas"):
             if getattr(self, name) > 1:
-                raise BenchError(f"--{name} is {getattr(self, name)}; parallelism is not built yet, so leave it at 1")
+                raise BenchError(f"--{name} is {getattr(self, name)}; only tensor parallelism (--tp) is built yet, so leave it at 1")
 
     @property
     def gpus(self) -> int:

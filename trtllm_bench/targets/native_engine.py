@@ -28,7 +28,7 @@ from trtllm_bench.roofline.costs import ModelCost, doubtful, mean_step_ms, utili
 from trtllm_bench.spec.measurement import EngineSpec
 from trtllm_bench.targets.native import arch_for, device_of, model_of
 from trtllm_bench.targets.registry import OWN, Identity, OnBuild, RunDetails
-from trtllm_engines.compiler.plan import Profile
+from trtllm_engines.compiler.plan import ParallelLayout, Plan, Profile
 from trtllm_engines.engine.cache import cached_engine
 from trtllm_engines.engine.folder import CHECKSUMS, load_engine, rank_weights
 from trtllm_engines.llm import LLM
@@ -72,6 +72,7 @@ def engine_folder(spec: EngineSpec, on_build: OnBuild | None = None) -> Path:
             seed=spec.seed,
             profile=profile_for(spec, device_of(spec.device)),
             arches=(arch_for(spec.device),),
+            layout=ParallelLayout(spec.tp),
             progress=report,
         )
 
@@ -114,9 +115,10 @@ class OpenEngine:
         self._folder = engine_folder(self._spec, self._on_build)
         self._build_s = time.perf_counter() - began
         plan = load_engine(self._folder).plan
-        served = self._settled(plan.profile)
+        served = self._settled(plan)
         files = json.loads((self._folder / CHECKSUMS).read_text())
-        weights = files.pop(rank_weights(plan.parallel.rank), None)
+        stored = [files.pop(rank_weights(rank), None) for rank in range(plan.parallel.tp)]
+        weights = stored[0]
         return Identity(
             target=OWN,
             engine_fingerprint=hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:16],
@@ -128,9 +130,9 @@ class OpenEngine:
             engine=served,
         )
 
-    def _settled(self, profile: Profile) -> EngineSpec:
+    def _settled(self, plan: Plan) -> EngineSpec:
         """Every choice as the engine has it: a named engine may be run at less than it was built for."""
-        named, asked = self._spec.engine_dir is not None, self._spec
+        named, asked, profile = self._spec.engine_dir is not None, self._spec, plan.profile
         return replace(
             asked,
             device=device_of(asked.device),
@@ -138,6 +140,7 @@ class OpenEngine:
             max_num_tokens=(named and asked.max_num_tokens) or profile.max_num_tokens,
             max_seq_len=(named and asked.max_seq_len) or profile.max_seq_len,
             page_size=profile.page_size,
+            tp=plan.parallel.tp,
         )
 
     def serve(self, workload: Workload) -> NativeTarget:
@@ -185,6 +188,8 @@ class OpenEngine:
         assert self.engine is not None
 
     def recover(self) -> None:
+        if self._llm is not None:
+            self._llm.close()
         self._llm = None
         gc.collect()
         if self.gpus:

@@ -14,7 +14,7 @@ from trtllm_engines.checkpoints import WeightSource, open_weights
 from trtllm_engines.checkpoints.checkpoint_precision import plan_for
 from trtllm_engines.checkpoints.write import assemble, check_weights, weight_bytes, write_safetensors
 from trtllm_engines.compiler.compile import compile_model
-from trtllm_engines.compiler.plan import Plan, Profile
+from trtllm_engines.compiler.plan import ONE_GPU, ParallelLayout, Plan, Profile
 from trtllm_engines.engine.fingerprint import CPU, parse_arches
 from trtllm_engines.engine.folder import CHECKSUMS, CONSTANTS, COPIED, PLAN, load_engine, rank_weights, writing
 from trtllm_engines.models.presets import ModelSource, resolve_model
@@ -36,13 +36,15 @@ def build(
     kv_dtype: str = "auto",
     profile: Profile = DEFAULT_PROFILE,
     arches: Sequence[str] = (CPU,),
+    layout: ParallelLayout = ONE_GPU,
     mark_outputs: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Path:
     """Builds `model` (preset, Hugging Face folder or .gguf file) into engine folder `out` and returns it.
 
     `weights`: `auto` (the model's own, drawn from `seed` for a preset), `dummy`, or a folder or .gguf file. `arches`: `sm_80`, `sm_90`,
-    ..., or `cpu` for no machine code. Raises `EngineError` for anything asked for that cannot be built or written.
+    ..., or `cpu` for no machine code. `layout`: over how many GPUs it runs. Raises `EngineError` for anything asked for that cannot be
+    built or written.
     """
     out = Path(out)
     report = progress or (lambda stage, done, total: None)
@@ -51,12 +53,20 @@ def build(
     source = _weights(resolved, weights, seed)
     report("compile", 0, 1)
     quant = plan_for(source.description.get("path", resolved.path), precision, kv_dtype)
-    compiled = compile_model(resolved.config, quant, profile, arches=arches, weights_source=source.description, mark_outputs=mark_outputs)
+    compiled = compile_model(
+        resolved.config,
+        quant,
+        profile,
+        arches=arches,
+        weights_source=source.description,
+        mark_outputs=mark_outputs,
+        layout=layout,
+    )
     check_weights(compiled.plan, source)
     made_by = {**compiled.plan.fingerprint.provenance, "model": str(model if resolved.path is None else resolved.path.resolve())}
     plan = replace(compiled.plan, fingerprint=replace(compiled.plan.fingerprint, provenance=made_by))
     report("compile", 1, 1)
-    stored = 0 if source.description["kind"] == "dummy" else weight_bytes(plan.weights)
+    stored = 0 if source.description["kind"] == "dummy" else plan.parallel.tp * weight_bytes(plan.weights)
     with writing(out, stored) as folder:
         (folder / PLAN).write_text(plan.to_json())
         write_safetensors(folder / CONSTANTS, plan.constants, lambda name: compiled.constants[name])
@@ -73,7 +83,7 @@ def refit(engine: Path | str, weights: str | Path, *, seed: int = 0, progress: P
     source = open_weights(weights, seed)
     plan = replace(load_engine(path).plan, weights_source=source.description)
     check_weights(plan, source)
-    stored = 0 if source.description["kind"] == "dummy" else weight_bytes(plan.weights)
+    stored = 0 if source.description["kind"] == "dummy" else plan.parallel.tp * weight_bytes(plan.weights)
     with writing(path, stored) as folder:
         replaced = shutil.ignore_patterns(PLAN, *map(rank_weights, range(plan.parallel.tp)), CHECKSUMS)
         shutil.copytree(path, folder, copy_function=os.link, dirs_exist_ok=True, ignore=replaced)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import trtllm_engines
 import trtllm_kernels
-from trtllm_engines.compiler.plan import Profile
+from trtllm_engines.compiler.plan import ONE_GPU, ParallelLayout, Profile
 from trtllm_engines.engine.build import Progress, build
 from trtllm_engines.engine.folder import PLAN
 from trtllm_engines.models.presets import resolve_model
@@ -38,6 +38,7 @@ def cached_engine(
     seed: int = 0,
     profile: Profile,
     arches: Sequence[str],
+    layout: ParallelLayout = ONE_GPU,
     progress: Progress | None = None,
 ) -> Path:
     """The engine's folder, built now if it was not before. Raises `EngineError`."""
@@ -52,12 +53,24 @@ def cached_engine(
         "kv_dtype": kv_dtype,
         "profile": asdict(profile),
         "arches": list(arches),
+        "layout": asdict(layout),
         "sources": source_digest(),
     }
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
     folder = cache_folder() / "engines" / f"{Path(model).name}-{precision}-{key}"
     if not (folder / PLAN).is_file():
-        build(model, precision, kv_dtype=kv_dtype, out=folder, weights=chosen, seed=seed, profile=profile, arches=arches, progress=progress)
+        build(
+            model,
+            precision,
+            kv_dtype=kv_dtype,
+            out=folder,
+            weights=chosen,
+            seed=seed,
+            profile=profile,
+            arches=arches,
+            layout=layout,
+            progress=progress,
+        )
     return folder
 
 

@@ -119,6 +119,8 @@ def rebuild_command(plan: Plan, path: Path, *arches: str) -> str:
         "--max-seq-len": profile.max_seq_len,
         "--page-size": profile.page_size,
     }
+    if plan.parallel.tp > 1:
+        flags["--tp"] = plan.parallel.tp
     command = [
         "trtllm-bench",
         "build",

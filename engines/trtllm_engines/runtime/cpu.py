@@ -55,6 +55,9 @@ class CpuRunner:
         self._last_use = _last_uses(plan)
         self.observe(NOBODY)
 
+    def close(self) -> None:
+        """Its memory goes with it."""
+
     def observe(self, observer: StepObserver) -> None:
         self._observer = observer
         self._groups = op_groups([op.name for op in self.plan.ops], observer.op_detail)

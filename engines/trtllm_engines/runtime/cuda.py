@@ -94,6 +94,9 @@ class CudaRunner:
         self._pool = torch.cuda.graph_pool_handle()
         self.observe(NOBODY)
 
+    def close(self) -> None:
+        """Its memory goes with it."""
+
     def observe(self, observer: StepObserver) -> None:
         self._observer = observer
         self._groups = op_groups([op.name for op in self.plan.ops], observer.op_detail)

@@ -37,6 +37,7 @@ def main() -> None:
     options = parser.parse_args()
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     ring = StepRing.attach(options.ring, size, options.message_bytes, options.answer_bytes)
+    ring.enter(rank, os.getpid())
     try:
         _run(options, rank, ring)
     except BaseException as error:

@@ -114,15 +114,17 @@ class RankProcesses:
             self._check()
 
     def _check(self) -> None:
-        """Raises `EngineError` when a rank has failed or died."""
-        for rank, state in enumerate(self.ring.states()):
-            if state == FAILED:
-                raise EngineError(f"rank {rank} failed: {self.ring.reason(rank)}")
-        if (code := self._agent.poll()) is not None:
-            for rank, state in enumerate(self.ring.states()):
-                if state == FAILED:
-                    raise EngineError(f"rank {rank} failed: {self.ring.reason(rank)}")
-            raise EngineError(f"the ranks' processes ended (torchrun exit code {code}); {self._last_words()}")
+        """Raises `EngineError` when a rank has failed or died. A death is told before what the others say of it."""
+        failed = [rank for rank, state in enumerate(self.ring.states()) if state == FAILED]
+        ended = self._agent.poll()
+        if not failed and ended is None:
+            return
+        gone = [rank for rank, process in enumerate(self.ring.processes()) if process and rank not in failed and not _lives(process)]
+        if gone and (failed or ended):
+            raise EngineError(f"the process of rank {gone[0]} ended without a word, as when it is killed; {self._last_words()}")
+        if failed:
+            raise EngineError(f"rank {failed[0]} failed: {self.ring.reason(failed[0])[:300]}")
+        raise EngineError(f"the ranks' processes ended (torchrun exit code {ended}); {self._last_words()}")
 
     def _last_words(self) -> str:
         """Of the processes' output, the last line that says something."""
@@ -134,6 +136,9 @@ class RankProcesses:
 
     def close(self) -> None:
         """Ends the processes, whatever they are doing."""
+        if self._log.closed:
+            return
+        processes = [process for process in self.ring.processes() if process and _lives(process)]
         if self._agent.poll() is None:
             self.ring.close()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -147,6 +152,15 @@ class RankProcesses:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self._agent.wait(3.0)
                     break
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._agent.pid, signal.SIGKILL)
+        for process in (self._agent.pid, *processes):  # torchrun's workers have sessions of their own, and outlive it when they hang
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
         self._log.close()
+
+
+def _lives(process: int) -> bool:
+    """Whether a process runs or could; one that ended and was not waited for does not."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+    except OSError:
+        return False

@@ -1,7 +1,7 @@
 """Steps from the process that schedules to the ranks' processes and tokens back, through shared memory of one host.
 
-    header     int64: steps written, steps the controller wants no more (closing), pages of KV cache, then for each rank its state and the
-               steps it has read, then steps answered
+    header     int64: steps written, steps the controller wants no more (closing), pages of KV cache, steps answered, then for each rank its
+               state, the steps it has read, and its process
     messages   a ring of `SLOTS`: length and bytes of a step batch (`wire`), which every rank reads
     answers    a ring of `SLOTS`: length and bytes of what the first rank sampled
     reasons    a sentence of each rank that failed
@@ -25,6 +25,7 @@ from trtllm_engines.errors import EngineError
 SLOTS = 8
 STARTING, READY, FAILED, ENDED = range(4)
 _WRITTEN, _CLOSING, _PAGES, _ANSWERED, _FIXED = range(5)
+_PER_RANK = 3
 _REASON_BYTES = 1024
 _SPIN_S = 200e-6
 """How long a waiting process polls without sleeping: about as long as the host needs between two steps."""
@@ -36,8 +37,8 @@ class StepRing:
     def __init__(self, memory: shared_memory.SharedMemory, ranks: int, message_bytes: int, answer_bytes: int, owner: bool) -> None:
         assert memory.buf is not None
         self._memory, self._bytes, self._owner, self.ranks = memory, memory.buf, owner, ranks
-        self._counts: npt.NDArray[np.int64] = np.ndarray(_FIXED + 2 * ranks, np.int64, memory.buf)
-        self._messages = 8 * (_FIXED + 2 * ranks)
+        self._counts: npt.NDArray[np.int64] = np.ndarray(_FIXED + _PER_RANK * ranks, np.int64, memory.buf)
+        self._messages = 8 * (_FIXED + _PER_RANK * ranks)
         self._message_bytes = message_bytes
         self._answers = self._messages + SLOTS * (8 + message_bytes)
         self._answer_bytes = answer_bytes
@@ -45,7 +46,7 @@ class StepRing:
 
     @classmethod
     def create(cls, ranks: int, message_bytes: int, answer_bytes: int) -> StepRing:
-        size = 8 * (_FIXED + 2 * ranks) + SLOTS * (16 + message_bytes + answer_bytes) + ranks * _REASON_BYTES
+        size = 8 * (_FIXED + _PER_RANK * ranks) + SLOTS * (16 + message_bytes + answer_bytes) + ranks * _REASON_BYTES
         try:
             memory = shared_memory.SharedMemory(create=True, size=size)
         except OSError as error:
@@ -72,7 +73,7 @@ class StepRing:
         if len(message) > self._message_bytes:
             raise EngineError(f"a step of {len(message)} bytes is larger than the ranks' ring has room for ({self._message_bytes})")
         number = int(self._counts[_WRITTEN])
-        _poll(lambda: number - int(self._counts[_FIXED + 1 :: 2].min()) < SLOTS, wait)
+        _poll(lambda: number - int(self._counts[_FIXED + 1 :: _PER_RANK].min()) < SLOTS, wait)
         self._put(self._messages, self._message_bytes, number, message)
         self._counts[_WRITTEN] = number + 1
         return number
@@ -86,7 +87,11 @@ class StepRing:
         return self._get(self._answers, self._answer_bytes, number)
 
     def states(self) -> list[int]:
-        return [int(state) for state in self._counts[_FIXED::2]]
+        return [int(state) for state in self._counts[_FIXED::_PER_RANK]]
+
+    def processes(self) -> list[int]:
+        """Process id of each rank, 0 where it has not come yet."""
+        return [int(process) for process in self._counts[_FIXED + 2 :: _PER_RANK]]
 
     def reason(self, rank: int) -> str:
         at = self._reasons + rank * _REASON_BYTES
@@ -107,23 +112,26 @@ class StepRing:
 
     # --- a rank's end ---
 
+    def enter(self, rank: int, process: int) -> None:
+        self._counts[_FIXED + _PER_RANK * rank + 2] = process
+
     def ready(self, rank: int, num_pages: int) -> None:
         self._counts[_PAGES] = num_pages
-        self._counts[_FIXED + 2 * rank] = READY
+        self._counts[_FIXED + _PER_RANK * rank] = READY
 
     def fail(self, rank: int, reason: str) -> None:
         at, text = self._reasons + rank * _REASON_BYTES, reason.encode()[: _REASON_BYTES - 1]
         self._bytes[at : at + len(text)] = text
-        self._counts[_FIXED + 2 * rank] = FAILED
+        self._counts[_FIXED + _PER_RANK * rank] = FAILED
 
     def receive(self, rank: int, wait: Callable[[], None]) -> bytes | None:
         """The next step, or None when there will be no more."""
-        number = int(self._counts[_FIXED + 2 * rank + 1])
+        number = int(self._counts[_FIXED + _PER_RANK * rank + 1])
         _poll(lambda: int(self._counts[_WRITTEN]) > number or bool(self._counts[_CLOSING]), wait)
         if int(self._counts[_WRITTEN]) <= number:
             return None
         message = self._get(self._messages, self._message_bytes, number)
-        self._counts[_FIXED + 2 * rank + 1] = number + 1
+        self._counts[_FIXED + _PER_RANK * rank + 1] = number + 1
         return message
 
     def reply(self, number: int, answer: bytes) -> None:
@@ -131,7 +139,7 @@ class StepRing:
         self._counts[_ANSWERED] = number + 1
 
     def has_step(self, rank: int) -> bool:
-        return int(self._counts[_WRITTEN]) > int(self._counts[_FIXED + 2 * rank + 1])
+        return int(self._counts[_WRITTEN]) > int(self._counts[_FIXED + _PER_RANK * rank + 1])
 
     def _put(self, first: int, room: int, number: int, data: bytes) -> None:
         at = first + number % SLOTS * (8 + room)

@@ -1,0 +1,52 @@
+"""Starting the ranks of an engine, however many there are: one in this process, several as processes of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+
+from trtllm_engines.engine.fingerprint import CPU
+from trtllm_engines.engine.folder import Engine
+from trtllm_engines.errors import EngineError
+from trtllm_engines.runtime.batch import StepRunner
+from trtllm_engines.runtime.observer import StepObserver
+from trtllm_engines.runtime.rank import CacheSize, start_rank
+
+
+class Ranks(StepRunner, Protocol):
+    """All ranks of an engine as one runner."""
+
+    num_pages: int
+    """Pages of KV cache: as many as the rank with the fewest has."""
+
+    def observe(self, observer: StepObserver) -> None: ...
+
+    def close(self) -> None:
+        """Ends ranks that are processes; no step may follow."""
+
+
+def start_ranks(
+    engine: Engine, cache: CacheSize, *, cuda_graphs: bool, max_graph_batch: int, progress: Callable[[str, int, int], None]
+) -> Ranks:
+    """`progress` is told (stage, done, of how many). Raises `EngineError`, also for more ranks than there are GPUs."""
+    count = engine.plan.parallel.ranks
+    if count == 1:
+        return start_rank(
+            engine,
+            cache,
+            cuda_graphs=cuda_graphs,
+            max_graph_batch=max_graph_batch,
+            captured=lambda done, total: progress("graphs", done, total),
+        )
+    if engine.arch != CPU and (here := torch.cuda.device_count()) < count:
+        raise EngineError(
+            f"{engine.path} runs on {count} GPUs and this machine has {here}; build it with a smaller --tp, or run it elsewhere"
+        )
+    from trtllm_engines.runtime.rank_processes import RankProcesses
+
+    progress("ranks", 0, count)
+    ranks = RankProcesses(engine.path, engine.plan, engine.arch, cache, cuda_graphs=cuda_graphs, max_graph_batch=max_graph_batch)
+    progress("ranks", count, count)
+    return ranks

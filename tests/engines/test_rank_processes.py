@@ -1,0 +1,90 @@
+"""Ranks as processes under torchrun, on the CPU: the tokens of one rank; one that dies or hangs ends the requests in time."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from trtllm_engines import LLM, SamplingParams
+from trtllm_engines.compiler.plan import ParallelLayout, Profile
+from trtllm_engines.engine.build import build
+from trtllm_engines.errors import EngineError
+from trtllm_engines.runtime.rank_processes import _lives
+
+PROFILE = Profile(max_batch_size=4, max_num_tokens=64, max_seq_len=128)
+PROMPTS = [[3, 4, 5], list(range(3, 90)), [7] * 20]
+SAMPLING = [
+    SamplingParams(max_tokens=12, ignore_eos=True),
+    SamplingParams(max_tokens=12, ignore_eos=True, temperature=0.8, seed=1),
+    SamplingParams(max_tokens=12, ignore_eos=True, temperature=0.8, top_k=20, seed=2, logprobs=2),  # sampled from all ranks' logits
+]
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tp") / "two.engine"
+    return build("tiny-llama", "fp32", out=folder, weights="dummy", profile=PROFILE, layout=ParallelLayout(2))
+
+
+@pytest.fixture
+def llm(engine: Path) -> Iterator[LLM]:
+    loaded = LLM(engine, device="cpu", num_pages=40)
+    yield loaded
+    loaded.close()
+
+
+def rank_pids(llm: LLM) -> list[int]:
+    agent = llm._runner._agent.pid  # type: ignore[attr-defined]
+    listed = subprocess.run(["ps", "--ppid", str(agent), "-o", "pid="], capture_output=True, text=True, check=True)
+    return [int(line) for line in listed.stdout.split()]
+
+
+def test_tokens_and_log_probabilities_are_those_of_one_rank(llm: LLM, tmp_path: Path) -> None:
+    one = LLM(build("tiny-llama", "fp32", out=tmp_path / "one.engine", weights="dummy", profile=PROFILE), device="cpu", num_pages=40)
+    expected = one.generate(PROMPTS, SAMPLING)
+    found = llm.generate(PROMPTS, SAMPLING)
+    assert [list(output.token_ids) for output in found] == [list(output.token_ids) for output in expected]
+    chosen = [entry.chosen for entry in found[2].logprobs or ()]
+    assert chosen == pytest.approx([entry.chosen for entry in expected[2].logprobs or ()], abs=1e-5)
+    assert len(chosen) == 12
+
+
+@pytest.mark.parametrize(
+    ("end", "said"),
+    [(signal.SIGKILL, "the process of rank 1 ended without a word"), (signal.SIGSTOP, "a rank hangs")],
+)
+def test_a_rank_that_dies_or_hangs_is_told_in_time(llm: LLM, monkeypatch: pytest.MonkeyPatch, end: signal.Signals, said: str) -> None:
+    monkeypatch.setattr(llm._runner, "_step_s", 3.0)
+    llm.generate(PROMPTS[0], SAMPLING[0])
+    os.kill(rank_pids(llm)[1], end)
+    began = time.monotonic()
+    output = llm.generate([5, 6], SamplingParams(max_tokens=100, ignore_eos=True))
+    assert time.monotonic() - began < 15
+    assert said in str(output[0].error)
+    pids = rank_pids(llm)
+    with pytest.raises(EngineError):
+        llm.close()
+    deadline = time.monotonic() + 5
+    while any(_lives(pid) for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(_lives(pid) for pid in pids)
+
+
+def test_ranks_that_cannot_start_say_why(engine: Path) -> None:
+    (engine / "constants.safetensors").rename(engine / "away")
+    try:
+        with pytest.raises(EngineError, match="constants"):
+            LLM(engine, device="cpu", num_pages=40)
+    finally:
+        (engine / "away").rename(engine / "constants.safetensors")
+
+
+def test_an_engine_of_two_gpus_is_not_one_of_four(engine: Path) -> None:
+    with pytest.raises(EngineError, match="was built for --tp 2, not 4"):
+        LLM(engine, device="cpu", tp=4)
