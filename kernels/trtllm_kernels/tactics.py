@@ -86,12 +86,12 @@ def read(path: Path) -> Mapping[str, Tactic]:
     return _load(path) if path.is_file() else {}
 
 
-def merge(path: Path, gpu: str, arch: str, found: Mapping[str, Tactic], measured: Mapping[str, set[str]]) -> None:
+def merge(path: Path, gpu: str, arch: str, faster: Mapping[str, Tactic], measured: Mapping[str, set[str]]) -> None:
     """Writes what tuning found into `path`, whole or not at all. Keeps what it holds of other ops and of tunables that are not in
     `measured`.
 
-    `found`: values that beat the default, by key. `measured`: the tunables that were decided, by key; one that is not in `found` goes back
-    to its default. Raises `KernelError` for a file that cannot be read or is of another GPU, whose times do not apply to this one.
+    `faster`: values that beat the default, by key. `measured`: the tunables that were decided, by key; one that is not in `faster` goes
+    back to its default. Raises `KernelError` for a file that cannot be read or is of another GPU, whose times do not apply to this one.
     """
     tactics: dict[str, Tactic] = {}
     if path.is_file():
@@ -100,7 +100,7 @@ def merge(path: Path, gpu: str, arch: str, found: Mapping[str, Tactic], measured
             raise KernelError(f"{path} was measured on {content.get('gpu')} and this is {gpu}; choose another file with --out")
     for name, decided in measured.items():
         kept = {tunable: value for tunable, value in tactics.get(name, {}).items() if tunable not in decided}
-        tactics[name] = dict(sorted({**kept, **found.get(name, {})}.items()))
+        tactics[name] = dict(sorted({**kept, **faster.get(name, {})}.items()))
     ordered = {name: tactics[name] for name in sorted(tactics) if tactics[name]}
     _write(path, json.dumps({"gpu": gpu, "arch": arch, "tactics": ordered}, indent=1) + "\n")
     _load.cache_clear()

@@ -140,7 +140,7 @@ def test_where_they_are_off_or_do_not_fit_it_is_the_librarys() -> None:
     assert functions(linear(4096, 4096, "fp32")) == set()
     with pytest.raises(KernelError, match=r"skinny96_blocks is 0, but .* set skinny_to to 64 or less"):
         linear(4096, 4096, skinny96_blocks=0)
-    with pytest.raises(KernelError, match="skinny32_parts is 4, but two blocks divide K at most"):
+    with pytest.raises(KernelError, match="skinny32_parts is 4, but at most two blocks split K"):
         linear(4096, 4096, skinny32_parts=4)
     with pytest.raises(KernelError, match="skinny128_rows"):
         linear(4096, 4096, skinny128_rows=64)

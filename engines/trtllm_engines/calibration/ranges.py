@@ -20,7 +20,7 @@ from trtllm_engines.errors import EngineError
 from trtllm_engines.quantization import named_plan
 from trtllm_engines.quantization.fp8_kv import cache_scale_sources
 from trtllm_engines.runtime.batch import IntArray
-from trtllm_kernels.dialect.ops import OP_SPECS
+from trtllm_kernels.dialect.ops import OP_SPECS, Trait
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def modules(plan: Plan, product: Op) -> list[str]:
 
 def marks(plan: Plan) -> list[str]:
     """Values to be read for `measure`."""
-    writes = [op.outputs[0] for op in plan.ops if op.op == "rope_kv_write"]
+    writes = [op.outputs[0] for op in plan.ops if Trait.WRITES_CACHE in OP_SPECS[op.op].traits]
     return [*(op.inputs[0] for op in quantized_gemms(plan)), *writes]
 
 
@@ -56,7 +56,7 @@ def measure(probe: Probe, windows: Sequence[IntArray], progress: Progress | None
     """Runs `windows` through `probe`, which marks `marks`. Raises `EngineError` when a value is not finite."""
     plan = probe.plan
     products = quantized_gemms(plan)
-    writes = [op for op in plan.ops if op.op == "rope_kv_write"]
+    writes = [op for op in plan.ops if Trait.WRITES_CACHE in OP_SPECS[op.op].traits]
     values = list(dict.fromkeys(op.inputs[0] for op in products))
     kv_size = plan.config.kv_size
     largest: Tensor | None = None

@@ -188,11 +188,11 @@ class _Kernel:
     def _tensor_map(self, tensor: torch.Tensor, description: Mapping[str, Any]) -> int:
         """Address of a 64-byte aligned copy of the TMA descriptor of a row-major matrix (CUDA driver API, cuTensorMapEncodeTiled)."""
         rows, columns = tensor.shape
-        kind = description["elem_type"]
+        element_type = description["elem_type"]
         box_rows, box_columns = description["block_size"]
         encoded = _check(
             cuda.cuTensorMapEncodeTiled(
-                cuda.CUtensorMapDataType(_HOST_ELEMENT_TYPE.get(kind, kind)),
+                cuda.CUtensorMapDataType(_HOST_ELEMENT_TYPE.get(element_type, element_type)),
                 2,
                 tensor.data_ptr(),
                 [cuda.cuuint64_t(columns), cuda.cuuint64_t(rows)],

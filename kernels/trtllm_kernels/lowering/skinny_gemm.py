@@ -17,6 +17,7 @@ from trtllm_kernels.dialect.expr import ceil_div
 from trtllm_kernels.dialect.types import SKINNY_TOKENS, Dim
 from trtllm_kernels.errors import KernelError
 from trtllm_kernels.lowering.call import I32, Builder, OpCall, Operand, Parameter, Tma
+from trtllm_kernels.lowering.skinny_gemm_cuda import CUDA_ROWS, CudaTile, launch_cuda
 from trtllm_kernels.lowering.space import PREFILL, Choice, grid, table
 
 IN_TRITON = (16, 32, 64)
@@ -105,7 +106,7 @@ def _cuda_default(call: OpCall, padded: int) -> dict[str, int]:
     loads while the other waits for x or ends. But with 16 tokens the many blocks of a large weight have an SM each, and with more than 64
     tokens blocks that would leave SMs idle split K.
     """
-    tiles = ceil_div(call["weight"].size(0), _CUDA_ROWS)
+    tiles = ceil_div(call["weight"].size(0), CUDA_ROWS)
     if not skinny_cuda_fits(call):
         return {"blocks": 0, "parts": 1}
     if 2 * tiles <= call.sm_count:
@@ -156,24 +157,15 @@ class _Tile:
     prefetch: int
 
 
-@dataclass(frozen=True)
-class _CudaTile:
-    """Tile in CUDA C++: `blocks` share an SM (0: Triton's tile is taken), `parts` split K."""
-
-    tokens: int
-    blocks: int
-    parts: int
-
-
 def _tile(tuned: Mapping[str, int], padded: int) -> _Tile:
     return _Tile(padded, *_values(_Tile, tuned, padded))
 
 
-def _cuda_tile(tuned: Mapping[str, int], padded: int) -> _CudaTile:
-    return _CudaTile(padded, *_values(_CudaTile, tuned, padded))
+def _cuda_tile(tuned: Mapping[str, int], padded: int) -> CudaTile:
+    return CudaTile(padded, *_values(CudaTile, tuned, padded))
 
 
-def _values(tile: type[_Tile | _CudaTile], tuned: Mapping[str, int], padded: int) -> list[int]:
+def _values(tile: type[_Tile | CudaTile], tuned: Mapping[str, int], padded: int) -> list[int]:
     """Values of a tile's tunables: of all its fields but the first, `tokens`."""
     return [tuned[f"skinny{padded}_{field.name}"] for field in fields(tile)[1:]]
 
@@ -207,7 +199,7 @@ def launch_skinny(builder: Builder, tuned: Mapping[str, int], scales: Mapping[st
             here = within(call["x"].shape[0], max(below, least), min(most, padded))
             cuda = _cuda_tile(tuned, padded)
             if in_cuda and cuda.blocks:
-                _launch_cuda(builder, cuda, scales, here)
+                launch_cuda(builder, cuda, scales, here)
             elif padded in IN_TRITON:
                 _launch(builder, _tile(tuned, padded), scales, here, parts)
             else:
@@ -266,68 +258,4 @@ def _launch(builder: Builder, tile: _Tile, scales: Mapping[str, Parameter], here
         grid=(f"{ceil_div(n, _SUM_BLOCK)} * {here}", x.shape[0]),
         constexprs={"N": n, "BLOCK": _SUM_BLOCK, "SPLITS": tile.splits, **epilogue_flags},
         warps=4,
-    )
-
-
-_CUDA_ROWS = 64
-_LONG_STEPS = 64
-"""Largest number of tokens for which a block that has an SM of its own takes two lines of K per step."""
-_X_IN_FLIGHT_BYTES = 2048
-"""Bytes of each row of x in flight at once, if there is room."""
-_SM_BYTES, _RESERVED_BYTES, _BARRIER_BYTES = 228 * 1024, 1024, 640
-_ACTIVATIONS = {"linear": 0, "gate_up_silu": 1, "linear_gelu": 2}
-
-
-def _launch_cuda(builder: Builder, tile: _CudaTile, scales: Mapping[str, Parameter], here: Dim) -> None:
-    call = builder.call
-    x, weight, bias, residual, y = call["x"], call["weight"], call.get("bias"), call.get("residual"), call.outputs[0]
-    n = weight.size(0)
-    if tile.parts > 2:
-        raise KernelError(f"skinny{tile.tokens}_parts is {tile.parts}, but at most two blocks split K")
-    panels = 2 if tile.blocks == 1 and tile.tokens <= _LONG_STEPS else 1
-    step = 128 * panels
-    share = ceil_div(ceil_div(bytes_of(weight.size(1), weight.dtype), step), tile.parts)
-    received = 4 * _CUDA_ROWS * tile.tokens // 2 if tile.parts > 1 else 0
-    room = _SM_BYTES // tile.blocks - _RESERVED_BYTES - _BARRIER_BYTES - received
-    x_stages = min(share, _X_IN_FLIGHT_BYTES // step, room // 2 // (step * tile.tokens))
-    w_stages = min(share, (room - x_stages * step * tile.tokens) // (step * _CUDA_ROWS))
-    rings = step * (w_stages * _CUDA_ROWS + x_stages * tile.tokens)
-    sums = 4 * (_CUDA_ROWS + 4) * tile.tokens // tile.parts
-    wide = bias or residual or (y if call.get("out_scale") is None else None)
-    by_row = x.dtype == "fp8" and len(call["weight_scale"].shape) == 2
-    builder.launch(
-        "skinny_gemm.skinny_gemm",
-        {
-            "X": Tma(x, tile.tokens, elements_in(128, x.dtype)),
-            "W": Tma(weight, _CUDA_ROWS, elements_in(128, weight.dtype)),
-            "Bias": bias or x,
-            "Residual": residual or x,
-            "XScale": scales["XScale"],
-            "WScale": scales["WScale"],
-            "OutScale": call.get("out_scale") or x,
-            "Y": y,
-            "num_tokens": I32(x.shape[0]),
-        },
-        grid=(f"{ceil_div(n, _CUDA_ROWS)} * {here}", tile.parts),
-        constexprs={
-            "N": n,
-            "K": weight.size(1),
-            "TOKENS": tile.tokens,
-            "PANELS": panels,
-            "W_STAGES": w_stages,
-            "X_STAGES": x_stages,
-            "SPLITS": tile.parts,
-            "FP8": x.dtype == "fp8",
-            "HALF": x.dtype == "fp16",
-            "OUT_HALF": wide is not None and wide.dtype == "fp16",
-            "ACT": _ACTIVATIONS[call.op],
-            "SCALED": x.dtype == "fp8" and not by_row,
-            "SCALED_ROWS": by_row,
-            "BIASED": bias is not None,
-            "ADDED": residual is not None,
-            "QUANTIZE": call.get("out_scale") is not None,
-            "SHARED_BYTES": max(rings, sums) + received + _BARRIER_BYTES,
-        },
-        warps=6,
-        cuda=True,
     )

@@ -20,7 +20,7 @@ register(
 register(
     OpSpec(
         "gather_rows(Tensor x, Tensor rows) -> Tensor",
-        "rows of x, such as those whose logits are wanted",
+        "rows of x, such as those whose logits are needed",
         work=picked_rows("x"),
         examples=lambda t: [((t.hidden, t.ints("S")), (t.rows(t.model.hidden, "S"),), {})],
         traits=frozenset({Trait.PICKS_ROWS}),

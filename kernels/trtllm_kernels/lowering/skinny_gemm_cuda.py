@@ -1,0 +1,86 @@
+"""Launch of the skinny GEMM in CUDA C++ (`cuda_kernels/skinny_gemm.cu`): how much of the weight and of x its blocks keep in flight."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from trtllm_kernels.dialect.dtypes import bytes_of, elements_in
+from trtllm_kernels.dialect.expr import ceil_div
+from trtllm_kernels.dialect.types import Dim
+from trtllm_kernels.errors import KernelError
+from trtllm_kernels.lowering.call import I32, Builder, Parameter, Tma
+
+CUDA_ROWS = 64
+"""Rows of the weight per block."""
+_LONG_STEPS = 64
+"""Largest number of tokens for which a block that has an SM of its own takes two lines of K per step."""
+_X_IN_FLIGHT_BYTES = 2048
+"""Bytes of each row of x in flight at once, if there is room."""
+_SM_BYTES, _RESERVED_BYTES, _BARRIER_BYTES = 228 * 1024, 1024, 640
+_ACTIVATIONS = {"linear": 0, "gate_up_silu": 1, "linear_gelu": 2}
+
+
+@dataclass(frozen=True)
+class CudaTile:
+    """Tile in CUDA C++: `blocks` share an SM (0: Triton's tile is taken), `parts` split K."""
+
+    tokens: int
+    blocks: int
+    parts: int
+
+
+def launch_cuda(builder: Builder, tile: CudaTile, scales: Mapping[str, Parameter], here: Dim) -> None:
+    """`here`: 1 in steps that this tile serves, else 0. Raises `KernelError` for more than two parts."""
+    call = builder.call
+    x, weight, bias, residual, y = call["x"], call["weight"], call.get("bias"), call.get("residual"), call.outputs[0]
+    n = weight.size(0)
+    if tile.parts > 2:
+        raise KernelError(f"skinny{tile.tokens}_parts is {tile.parts}, but at most two blocks split K")
+    panels = 2 if tile.blocks == 1 and tile.tokens <= _LONG_STEPS else 1
+    step = 128 * panels
+    share = ceil_div(ceil_div(bytes_of(weight.size(1), weight.dtype), step), tile.parts)
+    received = 4 * CUDA_ROWS * tile.tokens // 2 if tile.parts > 1 else 0
+    room = _SM_BYTES // tile.blocks - _RESERVED_BYTES - _BARRIER_BYTES - received
+    x_stages = min(share, _X_IN_FLIGHT_BYTES // step, room // 2 // (step * tile.tokens))
+    w_stages = min(share, (room - x_stages * step * tile.tokens) // (step * CUDA_ROWS))
+    rings = step * (w_stages * CUDA_ROWS + x_stages * tile.tokens)
+    sums = 4 * (CUDA_ROWS + 4) * tile.tokens // tile.parts
+    wide = bias or residual or (y if call.get("out_scale") is None else None)
+    by_row = x.dtype == "fp8" and len(call["weight_scale"].shape) == 2
+    builder.launch(
+        "skinny_gemm.skinny_gemm",
+        {
+            "X": Tma(x, tile.tokens, elements_in(128, x.dtype)),
+            "W": Tma(weight, CUDA_ROWS, elements_in(128, weight.dtype)),
+            "Bias": bias or x,
+            "Residual": residual or x,
+            "XScale": scales["XScale"],
+            "WScale": scales["WScale"],
+            "OutScale": call.get("out_scale") or x,
+            "Y": y,
+            "num_tokens": I32(x.shape[0]),
+        },
+        grid=(f"{ceil_div(n, CUDA_ROWS)} * {here}", tile.parts),
+        constexprs={
+            "N": n,
+            "K": weight.size(1),
+            "TOKENS": tile.tokens,
+            "PANELS": panels,
+            "W_STAGES": w_stages,
+            "X_STAGES": x_stages,
+            "SPLITS": tile.parts,
+            "FP8": x.dtype == "fp8",
+            "HALF": x.dtype == "fp16",
+            "OUT_HALF": wide is not None and wide.dtype == "fp16",
+            "ACT": _ACTIVATIONS[call.op],
+            "SCALED": x.dtype == "fp8" and not by_row,
+            "SCALED_ROWS": by_row,
+            "BIASED": bias is not None,
+            "ADDED": residual is not None,
+            "QUANTIZE": call.get("out_scale") is not None,
+            "SHARED_BYTES": max(rings, sums) + received + _BARRIER_BYTES,
+        },
+        warps=6,
+        cuda=True,
+    )
