@@ -26,6 +26,7 @@ from trtllm_kernels import lowering
 from trtllm_kernels.compile.aot import load_function
 from trtllm_kernels.dialect.expr import evaluate
 from trtllm_kernels.dialect.model_shape import ModelShape
+from trtllm_kernels.dialect.ops import OP_SPECS
 from trtllm_kernels.dialect.specs import DTYPES
 from trtllm_kernels.dialect.types import Lowered
 from trtllm_kernels.launch.torch_ops import as_list, lower_call, step_sizes
@@ -211,7 +212,7 @@ FEW, MANY = BatchShape(query_lens=(7,), kv_lens=(7,)), BatchShape(query_lens=(20
 FUSED = ModelShape(hidden=256, intermediate=256)
 """Sizes that fill whole tiles of the fused products; 1 token, a few and 192 or more take different launches."""
 
-ROWS = tuple(op for op in OPS if op not in ("attention", "linear_sample", *BATCHED, *PRODUCTS))
+ROWS = tuple(op for op in OPS if OP_SPECS[op].kind == "rows" and op not in BATCHED)
 QUANTIZED = tuple(op for op in (*ROWS, *BATCHED) if OPS[op].tensors[-1].endswith("scale"))
 CASES = [(op, "gqa", GQA, "few", FEW, dtype) for op in ROWS for dtype in ("fp32", "bf16")]
 CASES += [(op, "gqa", GQA, "mixed", MIXED, dtype) for op in BATCHED for dtype in ("fp32", "bf16")]

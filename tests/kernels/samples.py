@@ -14,6 +14,7 @@ import torch
 from trtllm_kernels.dialect.model_shape import ModelShape
 from trtllm_kernels.dialect.specs import DTYPES
 from trtllm_kernels.references import OPS
+from trtllm_kernels.references.communication import communicate
 from trtllm_kernels.references.quantize import FP8, FP8_MAX, finish, row_scales
 from trtllm_kernels.references.sampling import EMPTY
 
@@ -118,6 +119,15 @@ def code_steps(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return torch.where(a.float().isnan() & b.float().isnan(), 0, (place(a) - place(b)).abs())
 
 
+class Alone:
+    """A group of one rank."""
+
+    rank, size = 0, 1
+
+    def all_gather(self, x: torch.Tensor) -> list[torch.Tensor]:
+        return [x]
+
+
 def sample(op: str, model: ModelShape, batch: BatchShape, dtype: str, seed: int = 0, poison: bool = True) -> dict[str, Any]:
     """Arguments of `op` by name, on the CPU; optional tensors not drawn are None."""
     torch.manual_seed(seed)
@@ -153,6 +163,12 @@ def _draw(op: str, model: ModelShape, batch: BatchShape, dtype: str, poison: boo
         case "linear" | "linear_gelu":
             more = {"residual": randn(t, model.intermediate)} if op == "linear" else {}
             return {"x": randn(t, h), "weight": randn(model.intermediate, h) / h**0.5, "bias": randn(model.intermediate), **more}
+        case "all_reduce":
+            return {"x": randn(t, h), "group": communicate(Alone())}
+        case "all_reduce_add_rms_norm":
+            return {"x": randn(t, h), "residual": randn(t, h), "weight": randn(h), "group": communicate(Alone()), "eps": 1e-5}
+        case "sharded_linear_sample":
+            return {**_draw("linear_sample", model, batch, dtype, poison), "group": communicate(Alone())}
         case "linear_sample":
             kinds = torch.tensor([0.0, 1.0, 0.7])[torch.arange(t) % 3]
             seeds = torch.randint(-(1 << 31), 1 << 31, (t, 2)).int()

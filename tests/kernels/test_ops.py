@@ -35,11 +35,17 @@ def test_what_an_op_says_of_itself() -> None:
     assert write.attrs == ("layer", "num_heads", "num_kv_heads", "head_dim", "interleaved", "eps")
     assert (write.mutates, write.scales, write.in_place) == (("kv_cache",), ("k_scale", "v_scale"), "qkv")
     assert {name for name, spec in OP_SPECS.items() if Trait.LAYER in spec.traits} == {"linear", "rms_norm", "layer_norm", "embedding"}
-    assert {name for name, spec in OP_SPECS.items() if spec.kind == "gemm"} == {"linear", "linear_sample", "gate_up_silu", "linear_gelu"}
+    assert {name for name, spec in OP_SPECS.items() if spec.kind == "gemm"} == {
+        "linear",
+        "linear_sample",
+        "sharded_linear_sample",
+        "gate_up_silu",
+        "linear_gelu",
+    }
 
 
 def test_specifications_and_lowerings_load_without_torch() -> None:
-    code = "import sys, trtllm_kernels.lowering as lowering; assert len(lowering.LOWERINGS) == 21; print('torch' in sys.modules)"
+    code = "import sys, trtllm_kernels.lowering as lowering; assert len(lowering.LOWERINGS) == 24; print('torch' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "False"
 

@@ -24,6 +24,8 @@ SYMBOLS = ("T", "R", "D", "S", "C")
 SAMPLING_WORDS = 4
 """Words that say how a row's token is sampled: the bits of its temperature (0: greedy), the low and the high half of its seed, and the
 number of tokens before it."""
+EMPTY_WORD = -(1 << 63)
+"""A row's word of sampling that no column was offered under, as int64."""
 SKINNY_TOKENS = 128
 """Largest number of tokens in a step whose GEMMs run in our own kernels on Hopper; larger steps use the library."""
 Dim = int | str

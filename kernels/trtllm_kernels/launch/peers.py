@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from trtllm_kernels.dialect.group import ADDRESSES, ONE_SHOT_ROWS, TWO_SHOT_BLOCKS, group_words
+from trtllm_kernels.dialect.types import EMPTY_WORD
 from trtllm_kernels.errors import KernelError
-from trtllm_kernels.references.sampling import EMPTY
 
 ABSENT = -(1 << 31)
 """As int32, the word of a one-shot buffer that nothing was sent to yet (`cuda_kernels/all_reduce.cuh`)."""
@@ -50,7 +50,7 @@ class PeerMemory:
             "words": _allocated(3 * self.size * most_rows * 8),
         }
         own["buffer"].view(torch.int32).fill_(ABSENT)
-        own["words"].view(torch.int64).fill_(EMPTY)
+        own["words"].view(torch.int64).fill_(EMPTY_WORD)
         torch.cuda.synchronize()
         self._own = own
         exported = b"".join(_export(own[name]) for name in ADDRESSES)

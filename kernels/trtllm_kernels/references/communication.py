@@ -51,10 +51,9 @@ def communicator_of(group: torch.Tensor) -> Communicator:
 @dialect_op("all_reduce", fake=lambda x, group: torch.empty_like(x))
 def all_reduce(x: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
     """x [T, H] summed over the ranks in fp32, in rank order, and rounded once."""
-    parts = communicator_of(group).all_gather(x)
-    total = parts[0].float()
-    for part in parts[1:]:
-        total = total + part.float()
+    total = torch.zeros_like(x, dtype=torch.float32)
+    for part in communicator_of(group).all_gather(x):
+        total += part.float()
     return total.to(x.dtype)
 
 

@@ -6,9 +6,10 @@ import torch
 from torch.nn import functional
 
 from trtllm_kernels.dialect.registry import dialect_op
+from trtllm_kernels.dialect.types import EMPTY_WORD
 from trtllm_kernels.references.philox import gumbel_noise
 
-EMPTY = torch.iinfo(torch.int64).min
+EMPTY = EMPTY_WORD
 """Value of `argmax_scratch` between steps: no candidate yet."""
 
 

@@ -28,6 +28,8 @@ def _reduced(flop: int) -> Callable[[OpInStep], Work]:
 
 
 def _sample_examples(t: ModelTensors) -> Iterator[ExampleCall]:
+    if t.dtype == "fp32":
+        return
     sampling = (t.ints("S", SAMPLING_WORDS), t.ints("S"), t.ints(1))
     state = (TensorSpec((t.max_batch_size,), "int64"), t.ints(t.max_batch_size + 1), t.ints(4, t.max_batch_size))
     rows = t.model.vocab // _EXAMPLE_RANKS
@@ -36,13 +38,29 @@ def _sample_examples(t: ModelTensors) -> Iterator[ExampleCall]:
     yield inputs, (t.rows(rows, "S"), t.ints("S")), {}
 
 
+def _reduces(t: ModelTensors) -> bool:
+    """Whether the GPU kernels take rows of this width: whole vectors for whole warps."""
+    return t.model.hidden % 256 == 0 and t.dtype in ("bf16", "fp16")
+
+
+def _all_reduce_examples(t: ModelTensors) -> Iterator[ExampleCall]:
+    if _reduces(t):
+        yield (t.hidden, group_spec(_EXAMPLE_RANKS)), (t.hidden,), {}
+
+
+def _fused_examples(t: ModelTensors) -> Iterator[ExampleCall]:
+    if _reduces(t):
+        inputs = (t.hidden, t.hidden, t.norm_weight, group_spec(_EXAMPLE_RANKS), t.scale)
+        yield inputs, (t.hidden_codes, t.hidden), {"eps": 1e-5}
+
+
 register(
     OpSpec(
         "all_reduce(Tensor x, Tensor group) -> Tensor",
         "sum of x over the ranks, in rank order, rounded once: the same bits on every rank",
         work=_reduced(1),
         traits=frozenset({Trait.REDUCES}),
-        examples=lambda t: [((t.hidden, group_spec(_EXAMPLE_RANKS)), (t.hidden,), {})],
+        examples=_all_reduce_examples,
         kind="communication",
         state=("group",),
     )
@@ -54,9 +72,7 @@ register(
         "(RMS norm of the sum, the sum) of x over the ranks and the residual",
         work=_reduced(6),
         traits=frozenset({Trait.REDUCES}),
-        examples=lambda t: [
-            ((t.hidden, t.hidden, t.norm_weight, group_spec(_EXAMPLE_RANKS), t.scale), (t.hidden_codes, t.hidden), {"eps": 1e-5})
-        ],
+        examples=_fused_examples,
         kind="communication",
         state=("group",),
         same_shape=("x", "residual"),
