@@ -1,10 +1,12 @@
 """Other tools' result files as rows, so that their runs sit in the same tables.
 
 Figures are mapped by *meaning* and not by name: AIPerf's and GuideLLM's "inter token latency" is one mean a request, which here is TPOT;
-GuideLLM's "time per output token" counts the first token, which here is nothing, so it goes to `extra`. A figure that a tool did not measure
-is absent, whatever placeholder it wrote. What a tool does not say (precision, GPU) is asked for with `results import --set FIELD=VALUE` and
-stays empty otherwise; `extra.definitions` names the tool whose clock and percentile rule produced the figures. Times are UTC; vLLM, AIPerf
-and GuideLLM's CSV write local time without its zone, which is taken to be this machine's (`_common.local_time`). vLLM's is the run's end.
+GuideLLM's "time per output token" counts the first token, which here is nothing, so it goes to `extra`. A figure that a tool did not
+measure is absent, whatever placeholder it wrote. What a tool does not say (precision, GPU) is asked for with `results import --set
+FIELD=VALUE` and stays empty otherwise; `extra.definitions` names the tool whose clock and percentile rule produced the figures.
+
+Times are UTC. vLLM, AIPerf and GuideLLM's CSV write local time without its zone, which is taken to be this machine's
+(`_common.local_time`); vLLM's is the time when the run had ended.
 
 The tool is recognised by the shape of its file. A file that one of these tools writes beside its result is refused by what it is.
 """
@@ -101,6 +103,8 @@ def _content(text: str, path: Path) -> Any:
     """JSON values, or a table or log in the form its importer takes. Raises `FieldError`."""
     if mlperf.is_log(text):
         return mlperf.table(text)
+    if what := mlperf.unreadable(text):
+        raise ResultsError(f"{path} is {what}")
     if path.suffix == ".csv" and text.lstrip()[:1] not in ("{", "["):
         lines = csv_lines(text, path)
         if guidellm.is_table(lines):
@@ -116,7 +120,7 @@ def _content(text: str, path: Path) -> Any:
 
 
 def _unknown(path: Path, content: Any) -> str:
-    for what in (vllm.unreadable(content), aiperf.unreadable(content), mlperf.unreadable_json(content)):
+    for what in (vllm.unreadable(content), aiperf.unreadable(content)):
         if what:
             return f"{path} is {what}"
     return f"{path} is not a result file of {', '.join(TOOLS)}; import reads the files these tools write"

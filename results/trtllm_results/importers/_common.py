@@ -69,6 +69,12 @@ def _rate(value: Any) -> float | None:
     return None if value in ("inf", "trace") else _above_zero(float(value) if isinstance(value, str) and _is_number(value) else value)
 
 
+def _nanoseconds(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 2**63:
+        raise ValueError("must be nanoseconds since 1970")
+    return value
+
+
 def _is_number(text: str) -> bool:
     try:
         float(text)
@@ -80,11 +86,15 @@ def _is_number(text: str) -> bool:
 Measured = Annotated[float | None, BeforeValidator(_above_zero)]
 MeasuredOrZero = Annotated[float | None, BeforeValidator(_at_least_zero)]
 Count = Annotated[int | None, BeforeValidator(_count)]
+Nanoseconds = Annotated[int, BeforeValidator(_nanoseconds)]
 Rate = Annotated[float | None, BeforeValidator(_rate)]
 Text = Annotated[str, BeforeValidator(lambda value: "" if value is None else value), Field(max_length=10_000)]
 
 _Model = TypeVar("_Model", bound=BaseModel)
-_SHAPES = {"model_type": "an object", "dict_type": "an object", "list_type": "a list", "string_type": "a text", "tuple_type": "a list"}
+_SHAPES = {
+    **{"model_type": "an object", "dict_type": "an object", "list_type": "a list", "tuple_type": "a list", "string_type": "a text"},
+    **{"bool_type": "true or false", "bool_parsing": "true or false"},
+}
 
 
 def parse(model: type[_Model], content: Any) -> _Model:

@@ -20,6 +20,7 @@ from trtllm_results.importers._common import (
     Foreign,
     Measured,
     MeasuredOrZero,
+    Nanoseconds,
     Rate,
     Text,
     epoch_time,
@@ -143,7 +144,7 @@ def table(lines: list[list[str]]) -> dict[str, Any]:
             key = {"total_input_sequence_length": "total_isl", "total_output_sequence_length": "total_osl"}.get(key, key)
             values = {("avg" if stat == "Value" else stat): _cell(line[0], text) for stat, text in zip(header[1:], line[1:], strict=False)}
             metrics[key] = {"unit": unit or "", **values}
-    return {"table": "genai-perf" if "p75" in lines[0] and "sum" not in lines[0] and "std" not in lines[0] else "aiperf", **metrics}
+    return {"table": "genai-perf" if lines[0][4:5] == ["p99"] else "aiperf", **metrics}
 
 
 def _cell(name: str, text: str) -> float | None:
@@ -266,15 +267,17 @@ WHERE = (
     *("input_dataset", "synthetic_input_tokens_mean", "synthetic_input_tokens_stddev", "output_tokens_mean", "output_tokens_stddev"),
     *("extra_inputs", "perf_analyzer.stimulus", "request_rate_mode", "prompt_source", "batch_size_text", "num_dataset_entries"),
 )
-SECRET = re.compile(r"key|token$|secret|password|header|authorization", re.IGNORECASE)
+LEFT_OUT = re.compile(
+    r"key|token$|secret|password|header|authorization|(^|\.)(audio|image|video|random_seed|artifact\w*)(\.|$)", re.IGNORECASE
+)
 
 
 def _settings(config: dict[str, Any], phase: dict[str, Any]) -> dict[str, Any]:
-    """What of a configuration can change the result, flat; nothing that may be a credential."""
+    """What of a configuration can change a text benchmark's result, flat; nothing that may be a credential."""
     chosen = {name: _find(config, name) for name in WHERE}
     flat = dict(_flatten({name: value for name, value in chosen.items() if value is not None}))
     flat |= {f"load.{name}": phase[name] for name in LOAD if isinstance(phase.get(name), str | int | float)}
-    return {name: value for name, value in flat.items() if not SECRET.search(name) and value not in ("", None)}
+    return {name: value for name, value in flat.items() if not LEFT_OUT.search(name) and value not in ("", None)}
 
 
 def _flatten(values: Any, prefix: str = "", depth: int = 6) -> Iterator[tuple[str, Any]]:
@@ -309,8 +312,8 @@ class _Value(Foreign):
 
 
 class _Metadata(Foreign):
-    request_start_ns: Measured
-    request_end_ns: Measured
+    request_start_ns: Nanoseconds
+    request_end_ns: Nanoseconds
     benchmark_phase: Text = "profiling"
     was_cancelled: bool | None = None
 
@@ -334,8 +337,6 @@ def _from_records(content: list[Any]) -> Row:
     records = [record for record in records if record.metadata.benchmark_phase == "profiling"]
     good = [record for record in records if record.error is None and not record.metadata.was_cancelled]
     starts, ends = ([getattr(record.metadata, name) for record in good] for name in ("request_start_ns", "request_end_ns"))
-    if any(moment is None for moment in (*starts, *ends)):
-        raise FieldError("a record has no metadata.request_start_ns or request_end_ns")
     seconds = (max(ends) - min(starts)) / 1e9 if good else None
     values = {name: _values(good, name) for name in (*LATENCIES, "input_sequence_length", "output_sequence_length")}
     tokens_in, tokens_out = values["input_sequence_length"], values["output_sequence_length"]

@@ -49,11 +49,11 @@ def is_log(text: str) -> bool:
     return SUMMARY_TITLE in text[:500] or text.startswith(DETAIL_PREFIX)
 
 
-def unreadable_json(content: Any) -> str:
+def unreadable(text: str) -> str:
     """What a LoadGen file is that holds no result, or ''."""
-    if isinstance(content, dict) and "traceEvents" in content:
-        return "a trace for Chrome's viewer (LoadGen's mlperf_log_trace.json has this form), which holds no result"
-    if isinstance(content, list) and content and isinstance(content[0], dict) and {"seq_id", "qsl_idx"} <= set(content[0]):
+    if '"traceEvents"' in text[:200]:
+        return "a trace for Chrome's viewer, such as LoadGen's mlperf_log_trace.json, which holds no result; import mlperf_log_summary.txt"
+    if re.match(r'\[\s*\{\s*"seq_id"', text):
         return "MLPerf's log of answers for the accuracy check; import mlperf_log_summary.txt of a performance run"
     return ""
 
