@@ -92,8 +92,13 @@ Text = Annotated[str, BeforeValidator(lambda value: "" if value is None else val
 
 _Model = TypeVar("_Model", bound=BaseModel)
 _SHAPES = {
-    **{"model_type": "an object", "dict_type": "an object", "list_type": "a list", "tuple_type": "a list", "string_type": "a text"},
-    **{"bool_type": "true or false", "bool_parsing": "true or false"},
+    "model_type": "an object",
+    "dict_type": "an object",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "string_type": "a text",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
 }
 
 
