@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from trtllm_bench.commands import _options as flags
 from trtllm_bench.errors import BenchError
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ def _group() -> None:
 
 File = Annotated[Path, typer.Argument(metavar="FILE", help="Azure, BurstGPT, Mooncake, Qwen-Bailian, ShareGPT, or NVIDIA's JSON lines.")]
 Format = Annotated[str | None, typer.Option("--format", help="Its format (default: seen from its first line).")]
-SkipBadRows = Annotated[bool, typer.Option("--skip-bad-rows", help="Leave bad rows out and count them, instead of stopping.")]
 Window = Annotated[tuple[float, float] | None, typer.Option("--window", metavar="FROM TO", help="Only arrivals between these seconds.")]
 MaxInput = Annotated[int | None, typer.Option("--max-input", min=1, help="Leave out longer prompts.")]
 MaxTotal = Annotated[int | None, typer.Option("--max-total", min=1, help="Leave out rows with more prompt and output tokens together.")]
@@ -39,7 +39,7 @@ Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of sampling, jitt
 def info_command(
     file: File,
     format: Format = None,
-    skip_bad_rows: SkipBadRows = False,
+    skip_bad_rows: flags.SkipBadRows = False,
     window: Window = None,
     max_input: MaxInput = None,
     max_total: MaxTotal = None,
@@ -148,6 +148,7 @@ def _draw(trace: Trace, found: TraceInfo, path: Path) -> None:
     import numpy as np
 
     from trtllm_dashboards.plots import style
+    from trtllm_workloads.files import replacing
     from trtllm_workloads.traces.info import histogram
 
     with style.themed():
@@ -174,7 +175,8 @@ def _draw(trace: Trace, found: TraceInfo, path: Path) -> None:
             axes[2].axhline(found.rate_per_s, color=style.SOFT, linewidth=1.0, linestyle=":")
             axes[2].set(xlabel="time since the first arrival (s)", ylabel="rate (requests/s)", ylim=(0, None))
         figure = sheet.finish(drawing, looks, marker_only=True)
-        figure.savefig(path, dpi=160, facecolor="white")
+        with replacing(path, binary=True) as stream:
+            figure.savefig(stream, format=path.suffix[1:], dpi=160, facecolor="white")
 
 
 def _means(found: TraceInfo) -> str:
