@@ -506,3 +506,13 @@ def read_or_refused(path: Path) -> None:
         assert len(str(error)) < 600  # noqa: PT017
     else:
         assert all(math.isfinite(value) and value >= 0 for row in rows for value in row.checked().figures.values())
+
+
+def test_files_of_one_cell_are_imported_as_its_repeats(tmp_path: Path) -> None:
+    from trtllm_bench.__main__ import main
+
+    for number, seconds in enumerate((20.0, 21.0)):
+        (tmp_path / f"{number}.json").write_text(json.dumps(result_of_vllm(duration=seconds)))
+    arguments = ["results", "import", str(tmp_path / "store"), str(tmp_path / "0.json")]
+    assert main(arguments) == main([*arguments, str(tmp_path / "1.json")]) == main(arguments) == 0
+    assert [row.repeat for row in Store(tmp_path / "store").rows()] == [0, 1]

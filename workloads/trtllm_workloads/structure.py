@@ -107,7 +107,7 @@ class Conversations:
     ) -> Workload:
         """n requests as whole sessions (the last one cut where n ends), in order of session then turn; think times are exponential."""
         n = len(inputs)
-        wanted = np.maximum(self.turns.at(rng.random(n)), 1)
+        turns_of = np.maximum(self.turns.at(rng.random(n)), 1)
         think = -self.think_mean_s * np.log1p(-rng.random(n))
         session, turn = np.empty(n, np.int64), np.empty(n, np.int32)
         prompt_tokens = np.empty(n, np.int64)
@@ -115,7 +115,7 @@ class Conversations:
         for row in range(n):
             asked = int(inputs[row]) + int(outputs[row])
             full = self.max_tokens and held + asked > self.max_tokens
-            if current < 0 or position >= wanted[current] or full:
+            if current < 0 or position >= turns_of[current] or full:
                 current, position, held = current + 1, 0, self.system_tokens
             session[row], turn[row] = current, position
             prompt_tokens[row] = held + int(inputs[row])

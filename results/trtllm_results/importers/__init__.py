@@ -14,7 +14,7 @@ The tool is recognised by the shape of its file. A file that one of these tools 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ def read(path: Path, tool: str = "", overrides: Mapping[str, str] | None = None)
         raise ResultsError(f"There is no importer for '{tool}'; choose from {', '.join(TOOLS)}.")
     files = _results_in(path) if path.is_dir() else [path]
     rows = [_override(row, overrides or {}, one) for one in files for row in _read_file(one, tool)]
-    return _numbered({row.row_id: row for row in rows}.values())
+    return as_repeats({row.row_id: row for row in rows}.values())
 
 
 def _results_in(folder: Path) -> list[Path]:
@@ -67,9 +67,11 @@ def _results_in(folder: Path) -> list[Path]:
     raise ResultsError(f"{folder} has no result file of {', '.join(TOOLS)}; name the file itself")
 
 
-def _numbered(rows: Any) -> list[Row]:
-    """Rows whose cell was measured several times, numbered as repeats where their tool did not number them."""
+def as_repeats(rows: Iterable[Row], present: Iterable[Row] = ()) -> list[Row]:
+    """Rows whose cell was measured several times, numbered as its repeats where their tool did not number them, after those `present`."""
     taken: dict[str, set[int]] = {}
+    for row in present:
+        taken.setdefault(row.key, set()).add(row.repeat)
     numbered = []
     for row in rows:
         used = taken.setdefault(row.key, set())

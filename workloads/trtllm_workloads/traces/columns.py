@@ -21,16 +21,16 @@ class Csv:
 
     header_lines = 1
 
-    def __init__(self, header: str, wanted: Sequence[str], optional: Sequence[str] = ()) -> None:
+    def __init__(self, header: str, required: Sequence[str], optional: Sequence[str] = ()) -> None:
         names = [name.strip().lower() for name in next(csv.reader([header]))]
-        twice = [name for name in (*wanted, *optional) if names.count(name.lower()) > 1]
+        twice = [name for name in (*required, *optional) if names.count(name.lower()) > 1]
         if twice:
             raise ValueError(f"there are two columns {twice[0]}; leave one")
-        missing = [name for name in wanted if name.lower() not in names]
+        missing = [name for name in required if name.lower() not in names]
         if missing:
             raise ValueError(f"there is no column {', '.join(missing)}; the columns are {header.strip()}")
         self._width = len(names)
-        self._places = {name: names.index(name.lower()) for name in (*wanted, *optional) if name.lower() in names}
+        self._places = {name: names.index(name.lower()) for name in (*required, *optional) if name.lower() in names}
 
     def columns(self, lines: Sequence[str]) -> dict[str, tuple[str, ...]]:
         rows = list(csv.reader(lines))
