@@ -148,7 +148,7 @@ BURST = "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
         ["throughput", "--replay", "--time-scale", "0.001"],
         ["latency"],
         ["sweep", "--batch-size", "2", "--out"],
-        ["search", "--goodput", "ttft:500", "--duration", "0.2", "--repeats", "1", "--highest", "50", "--start", "20"],
+        ["search", "--goodput", "ttft:500", "--duration", "0.2", "--repeats", "1", "--highest", "200", "--start", "150"],
     ],
     ids=lambda command: command[0],
 )

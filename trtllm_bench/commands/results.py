@@ -169,7 +169,7 @@ def import_results(
         Strings, typer.Option("--set", help="FIELD=VALUE the file does not tell, such as precision=fp8; repeatable.")
     ] = None,
 ) -> None:
-    """Read other tools' result files into a store."""
+    """Read other tools' result files into a store. Times they wrote without a zone are taken to be this machine's (TZ changes it)."""
     from trtllm_results import importers
     from trtllm_results.errors import ResultsError
     from trtllm_results.store.table import Store, extend
