@@ -137,3 +137,37 @@ def test_a_trace_of_one_request_has_a_time_though_no_rate(tmp_path: Path, capsys
     out = capsys.readouterr().out
     assert "1 request\n  all at one instant: no rate" in out
     assert "nan" not in out
+
+
+BURST = "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n" + "5,GPT-4,47,18,65,C\n45,GPT-4,108,0,108,C\n" * 200
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["throughput", "--replay", "--time-scale", "0.001"],
+        ["latency"],
+        ["sweep", "--batch-size", "2", "--out"],
+        ["search", "--goodput", "ttft:500", "--duration", "0.2", "--repeats", "1", "--highest", "200", "--start", "150"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_a_trace_with_failed_requests_runs_without_them(command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "burst.csv"
+    path.write_text(BURST)
+    more = [str(tmp_path / "store")] if command[-1] == "--out" else []
+    flags = [*command, *more, "--target", "null", "--dataset", str(path)]
+    assert run(*flags) == 3
+    assert "line 3: Response tokens is 0; it must be at least 1 (leave such rows out with --skip-bad-rows" in capsys.readouterr().err
+    assert run(*flags, "--skip-bad-rows") == 0
+    if command[0] in ("throughput", "latency"):
+        assert "note: 200 rows of" in capsys.readouterr().out
+
+
+def test_a_burstiness_beside_another_process_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text("kept")
+    assert run("prepare-dataset", "-o", str(path), "--arrivals", "poisson:10", "--burstiness", "0.25", *NORM) == 3
+    assert "write --arrivals gamma:RATE,0.25" in capsys.readouterr().err
+    assert run("prepare-dataset", "-o", str(path), "--burstiness", "0.25", *NORM) == 3
+    assert path.read_text() == "kept"

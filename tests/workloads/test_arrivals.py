@@ -144,3 +144,29 @@ def test_flags_pick_the_process_vllm_users_expect() -> None:
     assert arrivals.from_flags(5.0, 0.5) == arrivals.Gamma(5.0, 0.5)
     with pytest.raises(WorkloadError, match="rate is 0"):
         arrivals.from_flags(0.0)
+
+
+def test_a_burstiness_that_nothing_would_use_is_refused() -> None:
+    assert arrivals.chosen(None) is None
+    assert arrivals.chosen(5.0, 0.5) == arrivals.Gamma(5.0, 0.5)
+    assert arrivals.chosen(None, 1.0, "constant:4") == arrivals.Constant(4.0)
+    for given_flags, message in (
+        (
+            (None, 0.25, "poisson:10"),
+            "--burstiness shapes the gaps of --request-rate, and --arrivals is given; write --arrivals gamma:RATE,0.25",
+        ),
+        ((None, 0.25, None), "give both"),
+        ((5.0, 1.0, "poisson:10"), "give one of them"),
+    ):
+        with pytest.raises(WorkloadError, match=message):
+            arrivals.chosen(*given_flags)
+
+
+@pytest.mark.parametrize(
+    "text", ["poisson:nan", "poisson:1e-300", "constant:1e300", "gamma:5,1e-9", "linear-ramp:nan,5,5", "on-off:5,1,1,nan"]
+)
+@pytest.mark.parametrize("more", [[], ["rate-series:nan/1,5"]])
+def test_rates_that_give_no_times_are_refused(text: str, more: list[str]) -> None:
+    for process in (text, *more):
+        with pytest.raises(WorkloadError, match="it must"):
+            arrivals.parse(process)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pytest
@@ -13,7 +15,9 @@ from hypothesis import strategies as st
 
 from trtllm_workloads import WorkloadError, dataset
 from trtllm_workloads.arrivals import Poisson
+from trtllm_workloads.files import replacing
 from trtllm_workloads.lengths import Correlated, Fixed, Uniform
+from trtllm_workloads.open_workload import open_workload
 from trtllm_workloads.request import Workload
 from trtllm_workloads.structure import Conversations, with_adapters, with_priorities, with_slo
 from trtllm_workloads.synthetic import fixed, generator, synthetic
@@ -94,6 +98,94 @@ def test_a_bad_row_names_its_line_and_can_be_skipped(line: str, complaint: str, 
         dataset.read(path)
     workload, skipped = dataset.read(path, skip_bad_rows=True)
     assert (len(workload), skipped) == (2, 1)
+
+
+@pytest.mark.parametrize("length", ["output_tokens", "output_len", "output_length", "max_tokens"])
+@pytest.mark.parametrize("prompt", ["prompt", "text_input"])
+def test_custom_datasets_of_other_tools_are_read(prompt: str, length: str, tmp_path: Path) -> None:
+    path = tmp_path / "custom.jsonl"
+    path.write_text(json.dumps({prompt: "two words", length: 7}) + "\n")
+    workload = open_workload(path)
+    assert ([request.text for request in workload.requests()], workload.output_tokens.tolist()) == (["two words"], [7])
+
+
+def test_texts_become_tokens_where_a_tokenizer_is_given(tmp_path: Path) -> None:
+    path = tmp_path / "text.jsonl"
+    path.write_text(
+        '{"prompt": "abc", "output_tokens": 5}\n{"prompt": "de", "output_tokens": 6, "arrival_s": 1}\n'.replace(', "arrival_s": 1', "")
+    )
+    workload = open_workload(path, tokenize=lambda text: [ord(letter) for letter in text])
+    assert [request.prompt.tolist() for request in workload.requests() if request.prompt is not None] == [[97, 98, 99], [100, 101]]
+    assert workload.input_tokens.tolist() == [3, 2]
+    with pytest.raises(WorkloadError, match="the prompt of request 0 has no token"):
+        open_workload(path, tokenize=lambda text: [])
+
+
+WRONG = st.sampled_from(
+    [None, True, -1, 0, 2**31, 2**63, 10**400, 1e308, float("nan"), float("inf"), "x", "", [], [[1]], {"a": {}}, ["a", -1]]
+)
+RICH: dict[str, object] = {
+    "task_id": 0,
+    "input_ids": [5, 6],
+    "output_tokens": 3,
+    "lora_request": {"lora_name": "a", "lora_int_id": 1, "lora_path": ""},
+    "arrival_s": 0.5,
+    "priority": 1,
+    "session": 2,
+    "turn": 0,
+    "after": -1,
+    "think_s": 0.5,
+    "slo_ms": {"ttft": 100.5},
+}
+
+
+@given(field=st.sampled_from(sorted(RICH)), wrong=WRONG, nested=st.booleans(), cut=st.floats(0, 1), whole=st.booleans())
+@settings(max_examples=200, deadline=None)
+def test_a_wrong_value_is_read_or_refused_in_a_sentence(
+    field: str, wrong: object, nested: bool, cut: float, whole: bool, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    inner = RICH[field]
+    value = {**inner, next(reversed(inner)): wrong} if nested and isinstance(inner, dict) else wrong
+    text = json.dumps({**RICH, field: value}) + "\n"
+    path = tmp_path_factory.mktemp("fuzz") / "d.jsonl"
+    path.write_text(f"{GOOD}\n" + (text if whole else text[: int(len(text) * cut)]))
+    for skip in (False, True):
+        try:
+            workload, _ = dataset.read(path, skip_bad_rows=skip)
+        except WorkloadError as error:
+            assert "d.jsonl" in str(error) or "workload" in str(error)  # noqa: PT017
+            assert len(str(error).splitlines()) == 1 and "validation" not in str(error)  # noqa: PT017, PT018
+        else:
+            assert len(workload.requests()) == len(workload)
+
+
+def test_damaged_lines_name_the_way_out(tmp_path: Path) -> None:
+    path = tmp_path / "d.jsonl"
+    for line in ("[" * 100_000, '{"input_ids":[' + "9" * 5000 + '],"output_tokens":1}', '{"input_ids":[1],"output_tokens":1e400}'):
+        path.write_text(f"{GOOD}\n{line}\n")
+        with pytest.raises(WorkloadError, match=r"d\.jsonl, line 2: .*--skip-bad-rows"):
+            dataset.read(path)
+
+
+def _interrupted(stream: IO[str]) -> None:
+    stream.write("half")
+    raise KeyboardInterrupt
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "set.jsonl"
+    path.write_text("old")
+    with pytest.raises(KeyboardInterrupt), replacing(path) as stream:
+        _interrupted(stream)
+    assert (path.read_text(), [file.name for file in tmp_path.iterdir()]) == ("old", ["set.jsonl"])
+    with replacing(path) as stream:
+        stream.write("new\n")
+    assert path.read_bytes() == b"new\n"
+    with pytest.raises(WorkloadError, match="cannot write"), replacing(tmp_path / "none" / "set.jsonl"):
+        pass
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(WorkloadError, match="is a pipe or device; a dataset is a file"):
+        dataset.read(tmp_path / "pipe")
 
 
 def test_files_that_are_no_dataset_are_refused(tmp_path: Path) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from trtllm_workloads import WorkloadError
 from trtllm_workloads.open_workload import data_folder, open_workload, shipped
@@ -120,11 +123,85 @@ def test_a_column_of_a_trace_is_a_distribution(tmp_path: Path) -> None:
         (GOOD + 'arrivals = { kind = "poisson", rate = -1 }', "rate is -1"),
         (GOOD + 'trace = { path = "x.csv" }', "either"),
         ('trace = { path = "x.csv" }', "cannot read trace"),
-        (GOOD.replace("requests = 20", "requests = 0"), "requests: "),
+        (GOOD.replace("requests = 20", "requests = 0"), "requests is 0; it must be at least 1"),
         (GOOD + "prefixes = { levels = [[1, 4]] }\nconversations = { turns = { kind = 'fixed', tokens = 2 } }", "cannot be combined"),
     ],
 )
 def test_a_wrong_file_is_refused_with_its_name_and_the_field(text: str, complaint: str, tmp_path: Path) -> None:
+    with pytest.raises(WorkloadError, match=complaint):
+        open_workload(written(tmp_path, text))
+
+
+WHOLE = (
+    "requests = 20\nseed = 3\nvocab_size = 500\ncorrelation = 0.5\npriorities = [1, 2]\n"
+    'input = { kind = "lognormal", mean = 20, stdev = 10, low = 1, high = 99 }\n'
+    'output = { kind = "mixture", weights = [1, 2], components = [{ kind = "fixed", tokens = 4 }, '
+    '{ kind = "zipf", alpha = 1.1, low = 1, high = 9 }] }\n'
+    'arrivals = { kind = "on-off", rate = 5.0, on_s = 1, off_s = 2, off_rate = 0.5 }\nslo = { ttft_ms = 100 }\n'
+    'lora = { count = 2, pick = "zipf", alpha = 1.5, share = 0.5 }\nprefixes = { levels = [[1, 4], [2, 3]], pick = "zipf", alpha = 1.0 }\n'
+)
+VALUES = re.findall(r"= *([\d.]+|\"[a-z-]+\"|\[[\d, \[\]]+\])", WHOLE)
+WRONG = [
+    "-1",
+    "0",
+    "nan",
+    "inf",
+    "-inf",
+    "1e308",
+    "1e-308",
+    "9223372036854775808",
+    '"x"',
+    '""',
+    "true",
+    "[]",
+    "[[]]",
+    "{ a = 1 }",
+    "2020-01-01",
+]
+
+
+@given(
+    place=st.integers(0, len(VALUES) - 1),
+    wrong=st.sampled_from([*WRONG, "[" * 5000 + "]" * 5000, "9" * 5000]),
+    cut=st.integers(0, 4 * len(WHOLE)),
+)
+@settings(max_examples=150, deadline=None)
+def test_a_wrong_value_is_built_or_refused_in_a_sentence(
+    place: int, wrong: str, cut: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    pieces = WHOLE.split(VALUES[place])
+    text = (VALUES[place].join(pieces[:-1]) + wrong + pieces[-1])[: max(cut, 1)]
+    path = written(tmp_path_factory.mktemp("spec"), text)
+    try:
+        workload = open_workload(path)
+    except WorkloadError as error:
+        assert len(str(error).splitlines()) == 1  # noqa: PT017
+        assert len(str(error)) < 500  # noqa: PT017
+        assert "Input should" not in str(error)  # noqa: PT017
+    else:
+        assert np.isfinite(workload.arrival_s).all()
+        assert workload.input_tokens.min() >= 1
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        (GOOD.replace("tokens = 8", "tokens = 1e30"), "input.tokens is 1e[+]30; it must be a whole number"),
+        (GOOD.replace("tokens = 8", "tokens = nan"), "input.tokens is nan; it must be a"),
+        (GOOD.replace('kind = "fixed"', 'kind = "pareto"'), "input.kind is 'pareto'; it must be one of fixed, uniform"),
+        (GOOD + "vocab_size = 1", "vocab_size is 1; it must be at least 2"),
+        (GOOD + 'name = "a"\ncorrelation = 2', "correlation is 2; it must be at most 1"),
+        (GOOD + 'arrivals = { kind = "poisson", rate = inf }', "arrivals.rate is inf; it must be a finite number"),
+        (GOOD + 'arrivals = { kind = "poisson", rate = 1e-300 }', "rate is 1e-300; it must lie between"),
+        (GOOD + 'arrivals = { kind = "poisson", rate = 5, burstiness = 0.25 }', "poisson arrivals take rate; given: rate, burstiness"),
+        (GOOD + "priorities = 3", "priorities is 3; it must be a list"),
+        (GOOD + "lora = 3", "lora is 3; it must be a table"),
+        (GOOD + "seed = true", "seed is True; it must be a whole number"),
+        (GOOD.replace("requests = 20", "requests = 1_000_000_000"), "requests is 1000000000; it must be at most 1e[+]08"),
+        ("a = " + "[" * 5000 + "]" * 5000, "nested too deeply"),
+    ],
+)
+def test_bounds_and_types_are_told_in_the_projects_words(text: str, complaint: str, tmp_path: Path) -> None:
     with pytest.raises(WorkloadError, match=complaint):
         open_workload(written(tmp_path, text))
 

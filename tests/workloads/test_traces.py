@@ -370,6 +370,147 @@ def test_replay_keeps_lengths_times_and_order() -> None:
     assert [len(r.prompt) for r in workload.requests()] == workload.input_tokens.tolist()
 
 
+def lines_of(rows: list[dict[str, object]]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def test_lines_without_blocks_keep_lengths_and_times(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [
+        {"timestamp": 1000, "input_length": 655, "output_length": 52},
+        {"timestamp": 1535, "input_length": 672, "output_length": 26},
+    ]
+    trace = read_trace(written(tmp_path, lines_of(rows), "nohash.jsonl"))
+    assert (trace.input_tokens.tolist(), trace.output_tokens.tolist()) == ([655, 672], [52, 26])
+    assert trace.arrival_s.tolist() == pytest.approx([0.0, 0.535])
+    assert (trace.block_ids, trace.session, trace.delay_s) == (None, None, None)
+    first, second = trace.to_workload().requests()
+    assert (first.prompt[:100] != second.prompt[:100]).any(), "they share nothing"
+    part = written(tmp_path, lines_of([rows[0] | {"hash_ids": [4]}, rows[1], {**rows[1], "hash_ids": [4, 5]}]), "some.jsonl")
+    offsets = read_trace(part).block_offsets
+    assert offsets is not None
+    assert offsets.tolist() == [0, 1, 1, 3]
+
+
+def test_a_turn_with_a_delay_waits_for_the_answer_before_it(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [
+        {"session_id": "a", "timestamp": 0, "input_length": 600, "output_length": 5, "hash_ids": [0, 1]},
+        {"session_id": "b", "timestamp": 200, "input_length": 50, "output_length": 5},
+        {"session_id": "a", "delay": 500, "input_length": 700, "output_length": 8, "hash_ids": [0, 2]},
+        {"session_id": "a", "input_length": 800, "output_length": 8},
+        {"session_id": "b", "timestamp": 300, "input_length": 60, "output_length": 5},
+    ]
+    path = written(tmp_path, lines_of(rows), "sessions.jsonl")
+    workload = open_workload(path)
+    assert workload.input_tokens.tolist() == [600, 50, 60, 700, 800]
+    assert workload.after is not None
+    assert workload.think_s is not None
+    assert workload.after.tolist() == [-1, -1, -1, 0, 3], "a turn with a time of its own waits for none"
+    assert workload.think_s.tolist() == [0, 0, 0, 0.5, 0]
+    np.testing.assert_allclose(workload.arrival_s, [0, 0.2, 0.3, np.nan, np.nan])
+    assert workload.session is not None
+    assert workload.session.tolist() == [0, 1, 1, 0, 0]
+    first, *_, third, _ = workload.requests()
+    assert (first.prompt[:512] == third.prompt[:512]).all()
+    alone = read_trace(path)
+    alone = alone.take(alone.input_tokens != 600).to_workload()
+    assert alone.after is not None
+    assert alone.after.tolist() == [-1, -1, -1, 2], "a session that lost its first turn starts with its second"
+    np.testing.assert_allclose(alone.arrival_s, [0, 0.1, 0.3, np.nan])
+
+
+def test_sessions_without_times_are_sent_as_the_load_has_them(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [{"session_id": k % 2, "delay": 100, "input_length": 10 + k, "output_length": 3} for k in range(4)]
+    workload = open_workload(written(tmp_path, lines_of(rows), "untimed.jsonl"))
+    assert len(workload.arrival_s) == 0
+    assert workload.after is not None
+    assert workload.after.tolist() == [-1, -1, 0, 1]
+    assert workload.num_arrivals == 2
+
+
+@pytest.mark.parametrize(
+    ("row", "complaint"),
+    [
+        ({"session_id": "z", "delay": 1, "input_length": 5, "output_length": 1}, "no earlier line of its session"),
+        ({"session_id": "a", "delay": -1, "input_length": 5, "output_length": 1}, "delay is -1; it must be at least 0"),
+        ({"session_id": "a", "delay": "soon", "input_length": 5, "output_length": 1}, "delay is 'soon', not a number"),
+        ({"session_id": ["a"], "timestamp": 1, "input_length": 5, "output_length": 1}, "session_id is"),
+        ({"session_id": "a", "timestamp": 1e300, "input_length": 5, "output_length": 1}, "beyond any time"),
+        ({"session_id": "a", "timestamp": 1, "input_length": True, "output_length": 1}, "input_length is True, not a number"),
+        ({"session_id": "a", "timestamp": 1, "input_length": "7", "output_length": 1}, "input_length is '7', not a number"),
+        ({"session_id": "a", "timestamp": 1, "input_length": 7.5, "output_length": 1}, "input_length is 7.5, not a whole number"),
+        ({"session_id": "a", "timestamp": 10**400, "input_length": 7, "output_length": 1}, "timestamp is 1000"),
+        ({"session_id": "a", "timestamp": 1, "input_length": 7, "output_length": 0}, "output_length is 0; it must be at least 1"),
+    ],
+)
+def test_a_bad_turn_names_its_line_and_the_way_out(row: dict[str, object], complaint: str, tmp_path: Path) -> None:
+    good: dict[str, object] = {"session_id": "a", "timestamp": 0, "input_length": 5, "output_length": 1}
+    path = written(tmp_path, lines_of([good, row, good]), "s.jsonl")
+    with pytest.raises(WorkloadError, match=rf"s\.jsonl, line 2: .*{complaint}.*--skip-bad-rows"):
+        read_trace(path)
+    assert (len(open_workload(path, skip_bad_rows=True)), open_workload(path, skip_bad_rows=True).skipped) == (2, 1)
+
+
+def test_a_workload_file_over_a_trace_skips_bad_rows_when_asked(tmp_path: Path) -> None:
+    header = "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
+    written(tmp_path, header + "5,ChatGPT,472,18,490,C\n45,ChatGPT,1087,0,1087,C\n118,GPT-4,417,276,693,C\n", "burst.csv")
+    spec = written(tmp_path, 'trace = { path = "burst.csv" }\n', "burst.toml")
+    with pytest.raises(WorkloadError, match="line 3: Response tokens is 0"):
+        open_workload(spec)
+    assert open_workload(spec, skip_bad_rows=True).output_tokens.tolist() == [18, 276]
+
+
+def test_a_text_without_a_length_says_what_to_add(tmp_path: Path) -> None:
+    with pytest.raises(WorkloadError, match="not how many tokens to answer it with; add output_tokens"):
+        read_trace(written(tmp_path, '{"prompt": "hello"}\n', "text.jsonl"))
+
+
+JSON_LINES = {
+    "mooncake": {"session_id": "a", "timestamp": 5, "delay": 3, "input_length": 5, "output_length": 1, "hash_ids": [1]},
+    "qwen": {"chat_id": 1, "parent_chat_id": -1, "timestamp": 1.5, "input_length": 33, "output_length": 4, "turn": 1, "hash_ids": [7]},
+    "nvidia": {"input_ids": [1, 2], "output_tokens": 3, "arrival_s": 1.0},
+}
+WRONG = st.sampled_from(
+    [None, True, -1, 0, 2**31, 2**63, 10**400, 1e308, float("nan"), float("inf"), "x", "", [], [[1]], {"a": {}}, ["a", -1]]
+)
+
+
+@given(name=st.sampled_from(sorted(JSON_LINES)), field=st.integers(0, 6), wrong=WRONG, data=st.data())
+@settings(max_examples=150, deadline=None)
+def test_a_wrong_value_in_a_line_is_read_or_refused_in_a_sentence(
+    name: str, field: int, wrong: object, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    good = JSON_LINES[name]
+    bad = {**good, list(good)[field % len(good)]: wrong}
+    text = lines_of([good, bad, good])
+    cut = data.draw(st.one_of(st.just(len(text)), st.integers(1, len(text))))
+    path = written(tmp_path_factory.mktemp("lines"), text[:cut], "t.jsonl")
+    for skip in (False, True):
+        try:
+            workload = read_trace(path, format=name, skip_bad_rows=skip).to_workload()
+        except WorkloadError as error:
+            assert "t.jsonl" in str(error) and len(str(error).splitlines()) == 1  # noqa: PT017, PT018
+        else:
+            assert workload.input_tokens.min() >= 1
+
+
+def test_nested_lines_are_refused(tmp_path: Path) -> None:
+    deep = '{"timestamp": 0, "input_length": 5, "output_length": 1, "hash_ids": ' + "[" * 100_000 + "]" * 100_000 + "}\n"
+    with pytest.raises(WorkloadError, match=r"nested too deeply|in no trace format known"):
+        read_trace(written(tmp_path, deep, "deep.jsonl"))
+    with pytest.raises(WorkloadError, match="nested too deeply"):
+        read_trace(written(tmp_path, "[" * 100_000, "deep.json"))
+
+
+def test_the_line_of_the_rate_has_the_traces_time_axis() -> None:
+    series = [0.0] * 60
+    series[30] = 1.0
+    drawn = bars(series, 48)
+    assert (len(drawn), [column for column, mark in enumerate(drawn) if mark != " "]) == (48, [24])
+    series[59] = 1.0
+    assert bars(series, 48)[-1] == "█"
+    assert bars([1.0] * 60, 48) == "█" * 48
+
+
 def test_bars_scale_to_the_largest() -> None:
     assert bars([0, 1, 8]) == " ▁█"
     assert bars([0.0, 0.0]) == ""

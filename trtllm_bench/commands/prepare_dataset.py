@@ -110,7 +110,7 @@ def trace(
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="A trace file, a workload .toml, or a shipped workload's name.")],
     num_requests: Annotated[int | None, typer.Option("--num-requests", min=1, help="Only so many requests.")] = None,
     time_scale: Annotated[float, typer.Option("--time-scale", help="Multiply arrival times; 0.1 is ten times as fast.")] = 1.0,
-    skip_bad_rows: Annotated[bool, typer.Option("--skip-bad-rows", help="Leave bad rows of a trace out.")] = False,
+    skip_bad_rows: flags.SkipBadRows = False,
 ) -> None:
     """A recorded trace or a workload specification, with its arrival times and shared prefixes."""
     from trtllm_workloads.open_workload import open_workload
@@ -142,20 +142,16 @@ def _write_synthetic(context: typer.Context, num_requests: int, isl: Lengths, os
 
 
 def _arrivals(options: dict[str, Any]) -> Arrivals | None:
-    from trtllm_workloads.arrivals import from_flags, parse
+    from trtllm_workloads.arrivals import chosen
 
-    rate, process = options["request_rate"], options["arrivals"]
-    if process is None:
-        return None if rate is None else from_flags(rate, options["burstiness"])
-    if rate is not None:
-        raise BenchError("--request-rate and --arrivals each say when requests arrive; give one of them")
-    return parse(process)
+    return chosen(options["request_rate"], options["burstiness"], options["arrivals"])
 
 
 def _write(context: typer.Context, workload: Workload) -> None:
     import sys
 
     from trtllm_workloads import dataset
+    from trtllm_workloads.files import replacing
     from trtllm_workloads.structure import with_adapters
     from trtllm_workloads.synthetic import generator
 
@@ -168,7 +164,7 @@ def _write(context: typer.Context, workload: Workload) -> None:
         if left_out:
             typer.echo(f"{len(workload)} requests{left_out}", err=True)
         return
-    with options["output"].open("w", encoding="utf-8", newline="\n") as stream:
+    with replacing(options["output"]) as stream:
         dataset.write(workload, stream)
     inputs, outputs = workload.input_tokens, workload.output_tokens
     typer.echo(

@@ -159,13 +159,17 @@ def merge(
 @app.command("import")
 def import_results(
     store: Annotated[Path, typer.Argument(help="Store that receives (made if absent).")],
-    files: Annotated[list[Path], typer.Argument(help="JSON results of vLLM bench, AIPerf, GuideLLM or NVIDIA's trtllm-bench.")],
-    tool: Annotated[str, typer.Option("--tool", help="nvidia, vllm, aiperf or guidellm (default: recognised).")] = "",
+    files: Annotated[
+        list[Path], typer.Argument(help="Results of vLLM, SGLang, GenAI-Perf, AIPerf, GuideLLM, MLPerf or NVIDIA: files or folders.")
+    ],
+    tool: Annotated[
+        str, typer.Option("--tool", help="nvidia, vllm, sglang, genai-perf, aiperf, guidellm or mlperf (default: recognised).")
+    ] = "",
     settings: Annotated[
         Strings, typer.Option("--set", help="FIELD=VALUE the file does not tell, such as precision=fp8; repeatable.")
     ] = None,
 ) -> None:
-    """Read other tools' result files into a store."""
+    """Read other tools' result files into a store. Times they wrote without a zone are taken to be this machine's (TZ changes it)."""
     from trtllm_results import importers
     from trtllm_results.errors import ResultsError
     from trtllm_results.store.table import Store, extend
@@ -176,7 +180,10 @@ def import_results(
         if not equals:
             raise ResultsError(f"--set {text}: write FIELD=VALUE.")
         overrides[name] = value
-    rows = [(path, importers.read(path, tool, overrides)) for path in files]
+    imported = [(path, importers.read(path, tool, overrides)) for path in files]
     target = Store(store)
-    for path, found in rows:
-        typer.echo(f"{extend(target, found)} new of {len(found)} rows from {path} ({found[0].extra.get('definitions', 'trtllm-bench')})")
+    for path, rows in imported:
+        present = target.rows()
+        known = {row.row_id for row in present}
+        new = importers.as_repeats([row for row in rows if row.row_id not in known], present)
+        typer.echo(f"{extend(target, new)} new of {len(rows)} rows from {path} ({rows[0].extra.get('definitions', 'trtllm-bench')})")

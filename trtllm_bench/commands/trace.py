@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from trtllm_bench.commands import _options as flags
 from trtllm_bench.errors import BenchError
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ def _group() -> None:
 
 File = Annotated[Path, typer.Argument(metavar="FILE", help="Azure, BurstGPT, Mooncake, Qwen-Bailian, ShareGPT, or NVIDIA's JSON lines.")]
 Format = Annotated[str | None, typer.Option("--format", help="Its format (default: seen from its first line).")]
-SkipBadRows = Annotated[bool, typer.Option("--skip-bad-rows", help="Leave bad rows out and count them, instead of stopping.")]
 Window = Annotated[tuple[float, float] | None, typer.Option("--window", metavar="FROM TO", help="Only arrivals between these seconds.")]
 MaxInput = Annotated[int | None, typer.Option("--max-input", min=1, help="Leave out longer prompts.")]
 MaxTotal = Annotated[int | None, typer.Option("--max-total", min=1, help="Leave out rows with more prompt and output tokens together.")]
@@ -39,7 +39,7 @@ Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of sampling, jitt
 def info_command(
     file: File,
     format: Format = None,
-    skip_bad_rows: SkipBadRows = False,
+    skip_bad_rows: flags.SkipBadRows = False,
     window: Window = None,
     max_input: MaxInput = None,
     max_total: MaxTotal = None,
@@ -54,17 +54,17 @@ def info_command(
     from trtllm_workloads.traces.info import info
 
     trace = _filtered(file, format, skip_bad_rows, window, max_input, max_total, sample, time_scale, jitter, seed)
-    found = info(trace)
+    figures = info(trace)
     if plot is not None:
         if plot.suffix not in (".png", ".svg"):
             raise BenchError(f"--plot {plot}: the file must end in .png or .svg")
-        _draw(trace, found, plot)
+        _draw(trace, figures, plot)
     if as_json:
         import json
 
-        typer.echo(json.dumps(found.to_json(), indent=2))
+        typer.echo(json.dumps(figures.to_json(), indent=2))
         return
-    for line in _lines(file, trace, found):
+    for line in _lines(file, trace, figures):
         typer.echo(line)
     if plot is not None:
         typer.echo(f"drawn in {plot}")
@@ -101,40 +101,40 @@ def _filtered(
     return trace
 
 
-def _lines(file: Path, trace: Trace, found: TraceInfo) -> list[str]:
+def _lines(file: Path, trace: Trace, figures: TraceInfo) -> list[str]:
     from trtllm_workloads.traces.info import bars, histogram
 
     lines = [
-        f"{file.name}: {found.requests:,} request{'s' * (found.requests != 1)}"
-        + (f", {found.skipped:,} bad row{'s' * (found.skipped > 1)} left out" if found.skipped else "")
+        f"{file.name}: {figures.requests:,} request{'s' * (figures.requests != 1)}"
+        + (f", {figures.skipped:,} bad row{'s' * (figures.skipped > 1)} left out" if figures.skipped else "")
     ]
-    if found.duration_s > 0:
-        lines.append(f"  {_span(found.duration_s)}, {found.rate_per_s:.3g} requests/s, gap CV {found.gap_cv:.2f} (Poisson: 1)")
-        if found.distinct_times < 0.5 * found.requests:
-            step = found.duration_s / max(found.distinct_times - 1, 1)
-            lines.append(f"  times lie on a grid of about {step:.3g} s: {found.distinct_times:,} instants; --jitter spreads them")
+    if figures.duration_s > 0:
+        lines.append(f"  {_span(figures.duration_s)}, {figures.rate_per_s:.3g} requests/s, gap CV {figures.gap_cv:.2f} (Poisson: 1)")
+        if figures.distinct_times < 0.5 * figures.requests:
+            step = figures.duration_s / max(figures.distinct_times - 1, 1)
+            lines.append(f"  times lie on a grid of about {step:.3g} s: {figures.distinct_times:,} instants; --jitter spreads them")
     elif trace.timed:
         lines.append("  all at one instant: no rate")
     else:
         lines.append("  no timestamps: lengths only")
-    lines += ["", f"  {'tokens':<8}" + "".join(f"{name:>9}" for name in found.input_tokens)]
-    for name, row in (("prompt", found.input_tokens), ("output", found.output_tokens)):
+    lines += ["", f"  {'tokens':<8}" + "".join(f"{name:>9}" for name in figures.input_tokens)]
+    for name, row in (("prompt", figures.input_tokens), ("output", figures.output_tokens)):
         lines.append(f"  {name:<8}" + "".join(f"{value:>9,.0f}" for value in row.values()))
-    if found.rank_correlation == found.rank_correlation:
-        lines.append(f"  rank correlation of prompt and output length {found.rank_correlation:+.2f}")
-    if found.sessions:
-        lines.append(f"  {found.sessions:,} sessions of {found.turns_mean:.2f} turns on average")
-    if found.block_tokens:
+    if figures.rank_correlation == figures.rank_correlation:
+        lines.append(f"  rank correlation of prompt and output length {figures.rank_correlation:+.2f}")
+    if figures.sessions:
+        lines.append(f"  {figures.sessions:,} sessions of {figures.turns_mean:.2f} turns on average")
+    if figures.block_tokens:
         lines.append(
-            f"  an endless prefix cache would hit {found.prefix_hit_blocks:.1%} of blocks ({found.block_tokens} tokens each) "
-            f"and skip\n  {found.prefix_hit_tokens:.1%} of prompt tokens"
+            f"  an endless prefix cache would hit {figures.prefix_hit_blocks:.1%} of blocks ({figures.block_tokens} tokens each) "
+            f"and skip\n  {figures.prefix_hit_tokens:.1%} of prompt tokens"
         )
     lines.append("")
     for name, values in (("prompt", trace.input_tokens), ("output", trace.output_tokens)):
         edges, counts = histogram(values)
         lines.append(f"  {name:<8}{bars(counts)}  {edges[0]:,.0f} .. {edges[-1] - 1:,.0f} tokens, log scale")
-    if found.rate_series:
-        lines.append(f"  {'rate':<8}{bars(found.rate_series, 48)}  peak {max(found.rate_series):.3g}/s")
+    if figures.rate_series:
+        lines.append(f"  {'rate':<8}{bars(figures.rate_series, 48)}  peak {max(figures.rate_series):.3g}/s")
     return lines
 
 
@@ -144,16 +144,17 @@ def _span(seconds: float) -> str:
     return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def _draw(trace: Trace, found: TraceInfo, path: Path) -> None:
+def _draw(trace: Trace, figures: TraceInfo, path: Path) -> None:
     import numpy as np
 
     from trtllm_dashboards.plots import style
+    from trtllm_workloads.files import replacing
     from trtllm_workloads.traces.info import histogram
 
     with style.themed():
         looks = {name: style.Look(color, "s", "-") for name, color in zip(("prompt", "output"), style.PALETTE, strict=False)}
-        sheet = style.Sheet(f"{trace.name}: {len(trace):,} requests", _means(found))
-        drawing, axes = sheet.panels(["Lengths", "Prompt against output", "Arrivals"][: 3 if found.rate_series else 2])
+        sheet = style.Sheet(f"{trace.name}: {len(trace):,} requests", _means(figures))
+        drawing, axes = sheet.panels(["Lengths", "Prompt against output", "Arrivals"][: 3 if figures.rate_series else 2])
         for one, values in zip(looks.values(), (trace.input_tokens, trace.output_tokens), strict=True):
             edges, counts = histogram(values)
             axes[0].stairs(counts, edges, color=one.color, fill=True, alpha=0.18)
@@ -167,20 +168,21 @@ def _draw(trace: Trace, found: TraceInfo, path: Path) -> None:
         sheet.notes.append(
             "Dotted: mean." + (f" {len(kept):,} requests drawn as points, evenly spaced by arrival." if len(kept) < len(trace) else "")
         )
-        if found.rate_series:
+        if figures.rate_series:
             axes[2].stairs(
-                found.rate_series, np.linspace(0, found.duration_s, len(found.rate_series) + 1), color=style.PALETTE[0], linewidth=1.4
+                figures.rate_series, np.linspace(0, figures.duration_s, len(figures.rate_series) + 1), color=style.PALETTE[0], linewidth=1.4
             )
-            axes[2].axhline(found.rate_per_s, color=style.SOFT, linewidth=1.0, linestyle=":")
+            axes[2].axhline(figures.rate_per_s, color=style.SOFT, linewidth=1.0, linestyle=":")
             axes[2].set(xlabel="time since the first arrival (s)", ylabel="rate (requests/s)", ylim=(0, None))
         figure = sheet.finish(drawing, looks, marker_only=True)
-        figure.savefig(path, dpi=160, facecolor="white")
+        with replacing(path, binary=True) as stream:
+            figure.savefig(stream, format=path.suffix[1:], dpi=160, facecolor="white")
 
 
-def _means(found: TraceInfo) -> str:
-    parts = [f"mean prompt {found.input_tokens['mean']:,.0f}, output {found.output_tokens['mean']:,.0f} tokens"]
-    if found.duration_s > 0:
-        parts.append(f"{found.rate_per_s:.3g} requests/s, gap CV {found.gap_cv:.2f} (Poisson: 1)")
-    if found.block_tokens:
-        parts.append(f"an endless prefix cache hits {found.prefix_hit_blocks:.1%} of blocks")
+def _means(figures: TraceInfo) -> str:
+    parts = [f"mean prompt {figures.input_tokens['mean']:,.0f}, output {figures.output_tokens['mean']:,.0f} tokens"]
+    if figures.duration_s > 0:
+        parts.append(f"{figures.rate_per_s:.3g} requests/s, gap CV {figures.gap_cv:.2f} (Poisson: 1)")
+    if figures.block_tokens:
+        parts.append(f"an endless prefix cache hits {figures.prefix_hit_blocks:.1%} of blocks")
     return "; ".join(parts)

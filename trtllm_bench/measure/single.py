@@ -58,6 +58,9 @@ def _measured(single: Single, reports: Iterable[Path | None], console: Console) 
         console.print(
             f"note: {spec.workload.dataset} has {len(workload):,} of the {asked:,} requests asked for", style="yellow", soft_wrap=True
         )
+    if workload.skipped:
+        rows = f"{workload.skipped:,} row{'s' * (workload.skipped > 1)}"
+        console.print(f"note: {rows} of {spec.workload.dataset} left out, being no requests", style="yellow", soft_wrap=True)
     session = open_session(spec)
     try:
         if is_own(spec.target):

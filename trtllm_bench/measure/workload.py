@@ -13,20 +13,25 @@ from trtllm_workloads.request import Workload
 
 def make_workload(spec: WorkloadSpec, vocabulary: int) -> Workload:
     """The requests, their prompts drawn from `vocabulary` token ids. Raises `BenchError` or `WorkloadError`."""
-    from trtllm_workloads.arrivals import from_flags, parse
+    from trtllm_workloads.arrivals import chosen
     from trtllm_workloads.open_workload import open_workload
     from trtllm_workloads.synthetic import fixed, generator
 
     if spec.dataset is not None:
-        made = open_workload(spec.dataset, requests=spec.num_requests, vocab_size=vocabulary, seed=spec.seed, time_scale=spec.time_scale)
+        made = open_workload(
+            spec.dataset,
+            requests=spec.num_requests,
+            vocab_size=vocabulary,
+            seed=spec.seed,
+            time_scale=spec.time_scale,
+            skip_bad_rows=spec.skip_bad_rows,
+        )
     else:
         made = replace(fixed(spec.num_requests or 1, *spec.lengths, vocab_size=vocabulary, seed=spec.seed), name="fixed")
     if spec.replay and not len(made.arrival_s):
         raise BenchError(f"workload {made.name} has no arrival times to replay; give --request-rate, or leave --replay out")
-    if spec.request_rate or spec.arrivals is not None:
-        arrivals = from_flags(spec.request_rate, spec.burstiness) if spec.arrivals is None else parse(spec.arrivals)
-        return made.with_arrivals(arrivals.times(made.num_arrivals, generator(spec.seed, "arrivals")))
-    return made
+    process = chosen(spec.request_rate or None, spec.burstiness, spec.arrivals)
+    return made if process is None else made.with_arrivals(process.times(made.num_arrivals, generator(spec.seed, "arrivals")))
 
 
 def rate_of(spec: WorkloadSpec, workload: Workload) -> float:

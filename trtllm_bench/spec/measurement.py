@@ -105,6 +105,7 @@ class WorkloadSpec:
     )
     replay: bool = knob(False, "Send at the dataset's own arrival times.", identity=True)
     time_scale: float = knob(1.0, "Multiply the dataset's times; 0.1 is ten times as fast.", above=0, identity=True)
+    skip_bad_rows: bool = knob(False, "Leave out a dataset's rows that are no requests (of zero tokens, say), and count them.")
     seed: int = knob(0, "Seed of prompts, arrivals and dummy weights (default 0).", least=0)
 
     def __post_init__(self) -> None:

@@ -29,9 +29,20 @@ class Arrivals(Protocol):
         """The first n arrivals, seconds, non-decreasing, none below 0."""
 
 
+SMALLEST, LARGEST = 1e-9, 1e9
+"""Rates (requests/s) and times (s) lie between these; beyond them arrival times overflow or are all the same."""
+
+
 def _need_rate(kind: str, name: str, value: float) -> None:
-    if not (value > 0 and np.isfinite(value)):
+    if not value > 0:
         raise WorkloadError(f"{kind} arrivals: {name} is {value:g}; it must be above 0")
+    if not SMALLEST <= value <= LARGEST:
+        raise WorkloadError(f"{kind} arrivals: {name} is {value:g}; it must lie between {SMALLEST:g} and {LARGEST:g}")
+
+
+def _need_rate_or_zero(kind: str, name: str, value: float) -> None:
+    if not 0 <= value <= LARGEST:
+        raise WorkloadError(f"{kind} arrivals: {name} is {value:g}; it must lie between 0 and {LARGEST:g}")
 
 
 def _exponentials(n: int, rng: np.random.Generator) -> Float64Array:
@@ -84,7 +95,8 @@ class Gamma:
 
     def __post_init__(self) -> None:
         _need_rate("gamma", "rate", self.rate)
-        _need_rate("gamma", "burstiness", self.burstiness)
+        if not 1e-3 <= self.burstiness <= 1e6:
+            raise WorkloadError(f"gamma arrivals: burstiness is {self.burstiness:g}; it must lie between 0.001 and 1e+06")
 
     def times(self, n: int, rng: np.random.Generator) -> Float64Array:
         from scipy.special import gammaincinv
@@ -102,8 +114,7 @@ class LinearRamp:
     duration_s: float
 
     def __post_init__(self) -> None:
-        if self.start < 0:
-            raise WorkloadError(f"linear ramp: the starting rate is {self.start:g}; it cannot be negative")
+        _need_rate_or_zero("linear ramp", "start", self.start)
         _need_rate("linear ramp", "end", self.end)
         _need_rate("linear ramp", "duration_s", self.duration_s)
 
@@ -149,7 +160,9 @@ class RateSeries:
 
     def __post_init__(self) -> None:
         _need_rate("rate series", "step_s", self.step_s)
-        if not self.rates or min(self.rates) < 0 or sum(self.rates) <= 0:
+        for rate in self.rates:
+            _need_rate_or_zero("rate series", "a rate", rate)
+        if not any(self.rates):
             raise WorkloadError("rate series: give rates of at least 0, one of them above 0")
 
     def times(self, n: int, rng: np.random.Generator) -> Float64Array:
@@ -175,8 +188,7 @@ class OnOff:
     def __post_init__(self) -> None:
         for name in ("rate", "on_s", "off_s"):
             _need_rate("on/off", name, getattr(self, name))
-        if self.off_rate < 0:
-            raise WorkloadError(f"on/off arrivals: off_rate is {self.off_rate:g}; it cannot be negative")
+        _need_rate_or_zero("on/off", "off_rate", self.off_rate)
 
     def times(self, n: int, rng: np.random.Generator) -> Float64Array:
         unit = np.cumsum(_exponentials(n, rng))
@@ -228,8 +240,27 @@ def parse(text: str) -> Arrivals:
     return build(text, KINDS, "arrival process")  # type: ignore[no-any-return]
 
 
+def chosen(request_rate: float | None, burstiness: float = 1.0, process: str | None = None) -> Arrivals | None:
+    """The process that `--request-rate` with `--burstiness`, or `--arrivals` alone, asks for; None where nothing is asked.
+
+    Raises:
+        WorkloadError: both are given, or a burstiness that nothing would use.
+    """
+    if process is None:
+        if request_rate is None and burstiness != 1:
+            raise WorkloadError("--burstiness shapes the gaps of --request-rate; give both")
+        return None if request_rate is None else from_flags(request_rate, burstiness)
+    if request_rate is not None:
+        raise WorkloadError("--request-rate and --arrivals each say when requests arrive; give one of them")
+    if burstiness != 1:
+        raise WorkloadError(
+            f"--burstiness shapes the gaps of --request-rate, and --arrivals is given; write --arrivals gamma:RATE,{burstiness:g}"
+        )
+    return parse(process)
+
+
 def from_flags(request_rate: float | None, burstiness: float = 1.0) -> Arrivals:
     """Open-loop flags as vLLM's users know them: no or infinite `--request-rate` is all at once, `--burstiness` shapes the gaps."""
-    if request_rate is None or np.isinf(request_rate):
+    if request_rate is None or np.isposinf(request_rate):
         return AtOnce()
     return Poisson(request_rate) if burstiness == 1.0 else Gamma(request_rate, burstiness)

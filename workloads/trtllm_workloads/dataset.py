@@ -1,5 +1,9 @@
 """Datasets on disk: JSON lines in the format of NVIDIA's `prepare_dataset.py`, one request a line.
 
+Read as well: the custom datasets of vLLM, SGLang and AIPerf, which have the prompt under `prompt` or `text_input` and the output's length
+under `output_tokens`, `output_len`, `output_length` or `max_tokens`. A prompt that is text stays text; `open_workload` turns it into token
+ids where it is given a tokenizer.
+
 NVIDIA's fields are `task_id`, `input_ids` or `prompt`, `output_tokens`, and `lora_request` {`lora_name`, `lora_int_id`, `lora_path`}.
 What a request has beyond them (`arrival_s`, `priority`, `session`, `turn`, `after`, `think_s`, `slo_ms`) is written only where it is
 set, under keys their reader passes over; so a plain workload is exactly their file. Keys come in one order, without spaces: equal
@@ -12,12 +16,14 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
-from trtllm_workloads.errors import WorkloadError
+from trtllm_workloads import typed
+from trtllm_workloads.errors import SKIP_HINT, WorkloadError
 from trtllm_workloads.files import open_text
 from trtllm_workloads.request import NO_LORA, OPTIONAL, RequestSpec, Workload
 from trtllm_workloads.tokens import Prompts, TextPrompts, TokenPrompts
@@ -62,14 +68,14 @@ def read(path: Path | str, *, skip_bad_rows: bool = False, name: str | None = No
         WorkloadError: no such file, no request in it, or (naming the line) a row that is no request.
     """
     path = Path(path)
-    rows: list[dict[str, Any]] = []
+    rows: list[_Line] = []
     skipped = 0
     for number, line in _lines(path):
         try:
             rows.append(_check(line))
         except ValueError as error:
             if not skip_bad_rows:
-                raise WorkloadError(f"{path}, line {number}: {error}") from None
+                raise WorkloadError(f"{path}, line {number}: {error} ({SKIP_HINT})") from None
             skipped += 1
     if not rows:
         raise WorkloadError(f"{path} holds no request; expected JSON lines with input_ids or prompt, and output_tokens")
@@ -83,75 +89,121 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
                 yield number, line
 
 
-def _check(line: str) -> dict[str, Any]:
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+Seconds = Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False)]
+Limit = Annotated[float, Field(gt=0, le=1e12, allow_inf_nan=False)]
+
+
+class _Lora(BaseModel):
+    lora_int_id: Annotated[int, Field(ge=NO_LORA, lt=2**31)]
+
+
+class _Limits(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    ttft: Limit | None = None
+    tpot: Limit | None = None
+    e2e: Limit | None = None
+
+
+class _Line(BaseModel):
+    """A line of a dataset; what it does not name is passed over."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
+
+    input_ids: Annotated[list[TokenId], Field(min_length=1)] | None = None
+    prompt: Annotated[str, Field(min_length=1)] | None = Field(None, validation_alias=AliasChoices("prompt", "text_input"))
+    output_tokens: Annotated[int, Field(ge=1, lt=2**31)] = Field(
+        validation_alias=AliasChoices("output_tokens", "output_len", "output_length", "max_tokens")
+    )
+    lora_request: _Lora | None = None
+    arrival_s: Seconds | None = None
+    think_s: Seconds | None = None
+    priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] | None = None
+    session: Annotated[int, Field(ge=-1, lt=2**63)] | None = None
+    turn: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    after: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
+    slo_ms: _Limits | None = None
+
+
+_OBJECTS = {"lora_request": "an object with a whole number lora_int_id", "slo_ms": "an object of ttft, tpot and e2e limits above 0"}
+_MUST_BE = {
+    "input_ids": "a list of at least one token id; token ids are whole numbers of at least 0",
+    "output_tokens": "a whole number of at least 1 and below 2**31",
+    "prompt": "a text that is not empty",
+    **dict.fromkeys(("arrival_s", "think_s"), "seconds of at least 0"),
+    **dict.fromkeys(("priority", "session", "turn", "after"), "a whole number, no larger than the field holds"),
+}
+
+
+def _check(line: str) -> _Line:
     """A row with its types checked. Raises ValueError saying what is wrong with it."""
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON ({error.msg} at column {error.colno})") from None
+    except RecursionError:
+        raise ValueError("not a dataset's JSON: its objects are nested too deeply") from None
+    except ValueError:
+        raise ValueError("not JSON that can be read: a number has too many digits") from None
     if not isinstance(row, dict):
         raise ValueError("expected a JSON object with input_ids or prompt, and output_tokens")
-    ids, text = row.get("input_ids"), row.get("prompt")
-    if ids is None and text is None:
+    try:
+        checked = _Line.model_validate(row)
+    except ValidationError as error:
+        raise ValueError(_wrong(error, row)) from None
+    if checked.input_ids is None and checked.prompt is None:
         raise ValueError("neither input_ids nor prompt is there")
-    if ids is not None:
-        if not isinstance(ids, list) or not ids:
-            raise ValueError("input_ids must be a list of at least one token id")
-        if not all(type(i) is int and 0 <= i < 2**31 for i in ids):
-            raise ValueError("input_ids must hold token ids, whole numbers of at least 0")
-    elif not isinstance(text, str) or not text:
-        raise ValueError("prompt must be a text that is not empty")
-    output = row.get("output_tokens")
-    if type(output) is not int or not 1 <= output < 2**31:
-        raise ValueError(f"output_tokens is {output!r}; it must be a whole number of at least 1")
-    lora = row.get("lora_request")
-    if lora is not None and (not isinstance(lora, dict) or type(lora.get("lora_int_id")) is not int):
-        raise ValueError("lora_request must be an object with a whole number lora_int_id")
-    for key in ("arrival_s", "think_s"):
-        value = row.get(key)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf):
-            raise ValueError(f"{key} is {value!r}; it must be seconds of at least 0")
-    for key in ("priority", "session", "turn", "after"):
-        if row.get(key) is not None and type(row[key]) is not int:
-            raise ValueError(f"{key} is {row[key]!r}; it must be a whole number")
-    slo = row.get("slo_ms")
-    if slo is not None and (
-        not isinstance(slo, dict) or not all(k in _SLO and isinstance(v, int | float) and v > 0 for k, v in slo.items())
-    ):
-        raise ValueError("slo_ms must be an object of ttft, tpot and e2e limits above 0")
-    return row
+    return checked
 
 
-def _workload(rows: list[dict[str, Any]], path: Path, name: str) -> Workload:
+def _wrong(error: ValidationError, row: dict[str, Any]) -> str:
+    problem = typed.first(error)
+    where, field = typed.location(problem), str(problem["loc"][0])
+    if field in _OBJECTS:
+        return f"{field} must be {_OBJECTS[field]}, not {typed.shorten(row[field])}"
+    if problem["type"] == "missing":
+        return "output_tokens is None; it must be a whole number of at least 1"
+    name = "prompt" if field == "text_input" else "output_tokens" if field not in _MUST_BE else field
+    return f"{where} is {typed.shorten(problem['input'])}; it must be {_MUST_BE[name]}"
+
+
+def _workload(rows: list[_Line], path: Path, name: str) -> Workload:
     n = len(rows)
-    with_ids = sum("input_ids" in row and row["input_ids"] is not None for row in rows)
+    ids = [row.input_ids for row in rows if row.input_ids is not None]
+    texts = [row.prompt for row in rows if row.input_ids is None and row.prompt is not None]
     prompts: Prompts
-    if with_ids == n:
-        prompts = TokenPrompts.of([row["input_ids"] for row in rows])
+    if not texts:
+        prompts = TokenPrompts.of(ids)
         inputs = np.diff(prompts.offsets).astype(np.int32)
-    elif with_ids == 0:
-        prompts, inputs = TextPrompts(tuple(row["prompt"] for row in rows)), np.zeros(n, np.int32)
+    elif not ids:
+        prompts, inputs = TextPrompts(tuple(texts)), np.zeros(n, np.int32)
     else:
-        raise WorkloadError(f"{path}: {with_ids} of {n} rows have input_ids and the others only a prompt; use one kind in a file")
+        raise WorkloadError(f"{path}: {len(ids)} of {n} rows have input_ids and the others only a prompt; use one kind in a file")
 
     def column(key: str) -> npt.NDArray[np.generic] | None:
         neutral, dtype = OPTIONAL[key]
-        if not any(key in row for row in rows):
+        if all(key not in row.model_fields_set for row in rows):
             return None
-        return np.asarray([neutral if row.get(key) is None else row[key] for row in rows], dtype=dtype)
+        return np.asarray([neutral if getattr(row, key) is None else getattr(row, key) for row in rows], dtype=dtype)
 
     columns: dict[str, Any] = {key: column(key) for key in ("priority", "session", "turn", "after", "think_s")}
     after = columns["after"]
-    if any(row.get("lora_request") for row in rows):
-        ids = [row["lora_request"]["lora_int_id"] if row.get("lora_request") else NO_LORA for row in rows]
-        columns["lora_id"] = np.asarray(ids, dtype=np.int32)
-    if any(row.get("slo_ms") for row in rows):
-        columns["slo_ms"] = np.asarray([[(row.get("slo_ms") or {}).get(k, math.nan) for k in _SLO] for row in rows])
-    if any("arrival_s" in row for row in rows):
-        times = [row.get("arrival_s") for row in rows]
+    if any(row.lora_request for row in rows):
+        loras = [row.lora_request.lora_int_id if row.lora_request else NO_LORA for row in rows]
+        columns["lora_id"] = np.asarray(loras, dtype=np.int32)
+    if any(row.slo_ms for row in rows):
+        columns["slo_ms"] = np.asarray([[_limit(row.slo_ms, name) for name in _SLO] for row in rows], dtype=np.float64)
+    if any("arrival_s" in row.model_fields_set for row in rows):
+        times = [row.arrival_s for row in rows]
         for k, time in enumerate(times):
             if time is None and (after is None or after[k] < 0):
                 raise WorkloadError(f"{path}: request {k} has no arrival_s though others do; give every request one, or none")
         columns["arrival_s"] = np.asarray([math.nan if t is None else t for t in times], dtype=np.float64)
-    outputs = np.asarray([row["output_tokens"] for row in rows], dtype=np.int32)
+    outputs = np.asarray([row.output_tokens for row in rows], dtype=np.int32)
     return Workload(name=name, prompts=prompts, input_tokens=inputs, output_tokens=outputs, **columns)
+
+
+def _limit(limits: _Limits | None, name: str) -> float:
+    value = None if limits is None else getattr(limits, name)
+    return math.nan if value is None else float(value)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+SKIP_HINT = "leave such rows out with --skip-bad-rows, or skip_bad_rows = true in a workload file"
+
 
 class WorkloadError(ValueError):
     """One clear sentence: what was wrong, where, and what to do."""

@@ -1,14 +1,19 @@
-"""Text files as users keep them: UTF-8 with or without a byte-order mark, any line ends, packed with gzip or not (its first bytes tell)."""
+"""Text files as users keep them: UTF-8 with or without a byte-order mark, any line ends, packed with gzip or not (its first bytes tell).
+
+What is written is written beside its place and renamed into it, so that a full disk or Ctrl-C leaves the old file or the new one, never
+a half.
+"""
 
 from __future__ import annotations
 
 import gzip
 import io
+import os
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from trtllm_workloads.errors import WorkloadError
 
@@ -22,6 +27,10 @@ def open_text(path: Path, what: str) -> Iterator[IO[str]]:
     Raises:
         WorkloadError: also from reading within the `with`: no such file, damaged compression, not UTF-8.
     """
+    if path.exists() and not path.is_file():
+        raise WorkloadError(
+            f"{path} is {'a folder' if path.is_dir() else 'a pipe or device'}; a {what} is a file, which is read more than once"
+        )
     try:
         with path.open("rb") as raw:
             packed = raw.peek(2)[:2] == _GZIP
@@ -41,3 +50,31 @@ def first_line(stream: IO[str]) -> tuple[str, int]:
         if not line.isspace():
             return line, number
     return "", 1
+
+
+@contextmanager
+def replacing(path: Path, *, binary: bool = False) -> Iterator[IO[Any]]:
+    """A stream (UTF-8 text, or bytes) whose content becomes the file `path` when the block ends; `path` stays as it was when it raises.
+
+    What is no regular file (`/dev/stdout`, a pipe) is written to directly.
+
+    Raises:
+        WorkloadError: the folder is missing or not writable, or the disk is full.
+    """
+    how: dict[str, Any] = {"mode": "wb"} if binary else {"mode": "w", "encoding": "utf-8", "newline": "\n"}
+    try:
+        if path.exists() and not path.is_file():
+            with path.open(**how) as stream:
+                yield stream
+            return
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            with temporary.open(**how) as stream:
+                yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise WorkloadError(f"cannot write {path}: {error.strerror or error}") from None

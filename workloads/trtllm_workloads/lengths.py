@@ -45,8 +45,15 @@ def _check_range(kind: str, low: int, high: int) -> None:
 
 
 def _check_positive(kind: str, name: str, value: float) -> None:
-    if not 0 < value < np.inf:
+    if not value > 0:
         raise WorkloadError(f"{kind} lengths: {name} is {value:g}; it must be above 0")
+    if not 1e-6 <= value <= MAX_TOKENS:
+        raise WorkloadError(f"{kind} lengths: {name} is {value:g}; it must lie between 1e-06 and {MAX_TOKENS}")
+
+
+def _check_weights(what: str, weights: Sequence[float]) -> None:
+    if not all(weight >= 0 for weight in weights) or not 0 < sum(weights) < np.inf:
+        raise WorkloadError(f"{what} must not be negative, and one must be above 0")
 
 
 @dataclass(frozen=True)
@@ -87,8 +94,8 @@ class Normal:
 
     def __post_init__(self) -> None:
         _check_positive("normal", "mean", self.mean)
-        if not 0 <= self.stdev < np.inf:
-            raise WorkloadError(f"normal lengths: stdev is {self.stdev:g}; it must be at least 0")
+        if self.stdev != 0:
+            _check_positive("normal", "stdev", self.stdev)
         _check_range("normal", self.low, self.high)
 
     def at(self, u: Float64Array) -> Int32Array:
@@ -139,8 +146,8 @@ class Zipf:
     high: int = 4096
 
     def __post_init__(self) -> None:
-        if not 0 <= self.alpha < np.inf:
-            raise WorkloadError(f"zipf lengths: alpha is {self.alpha:g}; it must be at least 0")
+        if not 0 <= self.alpha <= 100:
+            raise WorkloadError(f"zipf lengths: alpha is {self.alpha:g}; it must lie in [0, 100]")
         _check_range("zipf", self.low, self.high)
 
     def at(self, u: Float64Array) -> Int32Array:
@@ -180,8 +187,7 @@ class Histogram:
             )
         if any(b <= a for a, b in zip(self.edges, self.edges[1:], strict=False)):
             raise WorkloadError("histogram lengths: the edges must increase")
-        if min(self.counts) < 0 or sum(self.counts) <= 0:
-            raise WorkloadError("histogram lengths: counts must not be negative, and one must be above 0")
+        _check_weights("histogram lengths: counts", self.counts)
         _check_range("histogram", self.edges[0], self.edges[-1])
 
     def at(self, u: Float64Array) -> Int32Array:
@@ -200,8 +206,7 @@ class Mixture:
     def __post_init__(self) -> None:
         if len(self.components) != len(self.weights) or not self.components:
             raise WorkloadError(f"mixture of lengths: {len(self.components)} components for {len(self.weights)} weights")
-        if min(self.weights) < 0 or sum(self.weights) <= 0:
-            raise WorkloadError("mixture of lengths: weights must not be negative, and one must be above 0")
+        _check_weights("mixture of lengths: weights", self.weights)
 
     def at(self, u: Float64Array) -> Int32Array:
         chosen, within = _choose(u, np.asarray(self.weights, dtype=np.float64))

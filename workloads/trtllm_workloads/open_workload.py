@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
 
 from trtllm_workloads import dataset
 from trtllm_workloads.errors import WorkloadError
 from trtllm_workloads.files import first_line, open_text
 from trtllm_workloads.request import Workload
 from trtllm_workloads.spec import read_spec
-from trtllm_workloads.tokens import Vocabulary
+from trtllm_workloads.tokens import TokenPrompts, Vocabulary
 from trtllm_workloads.traces import filters, reading
 
 
@@ -34,8 +37,13 @@ def open_workload(
     seed: int | None = None,
     time_scale: float = 1.0,
     skip_bad_rows: bool = False,
+    tokenize: Callable[[str], Sequence[int]] | None = None,
 ) -> Workload:
-    """The workload `source` names, its first `requests` requests when given. Raises `WorkloadError`."""
+    """The workload `source` names, its first `requests` requests when given.
+
+    `skip_bad_rows` leaves out rows that are no requests, those of zero tokens among them. `tokenize` turns the prompts of a dataset of
+    texts into token ids, as a target without a tokenizer needs them. Raises `WorkloadError`.
+    """
     path = Path(source)
     if not path.exists():
         known = data_folder("specs") / f"{source}.toml"
@@ -45,16 +53,34 @@ def open_workload(
     if path.is_dir():
         raise WorkloadError(f"{path} is a folder; name a dataset, a trace or a workload .toml")
     if path.suffix == ".toml":
-        workload = read_spec(path).build(path.parent, requests=requests, vocab_size=vocab_size, seed=seed)
+        spec = read_spec(path)
+        workload = spec.build(path.parent, requests=requests, vocab_size=vocab_size, seed=seed, skip_bad_rows=skip_bad_rows)
         return _scaled(workload, time_scale)
-    if _format(path) in ("nvidia", ""):
+    if _format(path) in ("nvidia", "", "text without lengths"):
         workload, skipped = dataset.read(path, skip_bad_rows=skip_bad_rows)
         workload = replace(workload, skipped=skipped)
-        return _scaled(workload if requests is None else workload.head(requests), time_scale)
+        workload = workload if requests is None else workload.head(requests)
+        return _scaled(workload if tokenize is None else tokenized(workload, tokenize), time_scale)
     trace = reading.read_trace(path, skip_bad_rows=skip_bad_rows, limit=requests)
     if time_scale != 1:
         trace = filters.time_scale(trace, time_scale)
     return trace.to_workload(Vocabulary(vocab_size) if vocab_size else None, seed or 0)
+
+
+def tokenized(workload: Workload, tokenize: Callable[[str], Sequence[int]]) -> Workload:
+    """The workload with token ids in place of texts; unchanged where it has ids already.
+
+    Raises:
+        WorkloadError: a prompt has no token under `tokenize`.
+    """
+    texts = [workload.prompts.text(row) for row in range(len(workload))]
+    if None in texts:
+        return workload
+    ids = [list(tokenize(text)) for text in texts if text is not None]
+    if empty := [row for row, prompt in enumerate(ids) if not prompt]:
+        raise WorkloadError(f"workload {workload.name}: the prompt of request {empty[0]} has no token under the model's tokenizer")
+    prompts = TokenPrompts.of(ids)
+    return replace(workload, prompts=prompts, input_tokens=np.diff(prompts.offsets).astype(np.int32))
 
 
 def _scaled(workload: Workload, factor: float) -> Workload:

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, model_validator
 
 from trtllm_workloads import arrivals as processes
 from trtllm_workloads import lengths as distributions
+from trtllm_workloads import typed
 from trtllm_workloads.errors import WorkloadError
 from trtllm_workloads.request import Workload
 from trtllm_workloads.structure import Conversations, Pick, PrefixTree, with_adapters, with_priorities, with_slo
@@ -25,8 +26,13 @@ from trtllm_workloads.synthetic import generator, synthetic
 from trtllm_workloads.tokens import Vocabulary
 from trtllm_workloads.traces import Trace, filters, read_trace
 
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Strict(), Field(ge=1, le=2**31 - 1)]
+Whole = Annotated[int, Strict(), Field(ge=-(2**31), lt=2**31)]
+Number = Annotated[float, Strict(), Field(allow_inf_nan=False, ge=-1e12, le=1e12)]
+Positive = Annotated[float, Strict(), Field(gt=0, le=1e12, allow_inf_nan=False)]
+MOST_REQUESTS = 100_000_000
+LARGEST_BYTES = 1 << 20
+"""A workload file names settings; one beyond this is something else."""
 
 
 class _Table(BaseModel):
@@ -44,16 +50,16 @@ class LengthTable(_Table):
     kind: Literal["fixed", "uniform", "normal", "lognormal", "exponential", "zipf", "histogram", "mixture", "empirical"]
     trace: Path | None = None
     column: Literal["input", "output"] | None = None
-    tokens: int | None = None
-    low: int | None = None
-    high: int | None = None
-    mean: float | None = None
-    stdev: float | None = None
-    alpha: float | None = None
-    edges: tuple[int, ...] | None = None
-    counts: tuple[float, ...] | None = None
+    tokens: Whole | None = None
+    low: Whole | None = None
+    high: Whole | None = None
+    mean: Number | None = None
+    stdev: Number | None = None
+    alpha: Number | None = None
+    edges: tuple[Whole, ...] | None = None
+    counts: tuple[Number, ...] | None = None
     components: tuple[LengthTable, ...] | None = None
-    weights: tuple[float, ...] | None = None
+    weights: tuple[Number, ...] | None = None
 
     def build(self, folder: Path) -> distributions.Lengths:
         given = {name: value for name, value in self.model_dump(exclude={"kind", "components"}).items() if value is not None}
@@ -73,16 +79,16 @@ class LengthTable(_Table):
 
 class ArrivalTable(_Table):
     kind: Literal["at-once", "constant", "poisson", "gamma", "linear-ramp", "exponential-ramp", "on-off", "rate-series"]
-    rate: float | None = None
-    burstiness: float | None = None
-    start: float | None = None
-    end: float | None = None
-    duration_s: float | None = None
-    on_s: float | None = None
-    off_s: float | None = None
-    off_rate: float | None = None
-    rates: tuple[float, ...] | None = None
-    step_s: float | None = None
+    rate: Number | None = None
+    burstiness: Number | None = None
+    start: Number | None = None
+    end: Number | None = None
+    duration_s: Number | None = None
+    on_s: Number | None = None
+    off_s: Number | None = None
+    off_rate: Number | None = None
+    rates: tuple[Number, ...] | None = None
+    step_s: Number | None = None
 
     def build(self) -> processes.Arrivals:
         given = {name: value for name, value in self.model_dump(exclude={"kind"}).items() if value is not None}
@@ -94,23 +100,23 @@ class ArrivalTable(_Table):
 
 
 class PrefixTable(_Table):
-    levels: Annotated[tuple[tuple[Count, Count], ...], Field(min_length=1)]
+    levels: Annotated[tuple[tuple[Count, Count], ...], Field(min_length=1, max_length=16)]
     pick: Pick = "uniform"
-    alpha: float = 1.0
+    alpha: Annotated[float, Strict(), Field(ge=0, le=100, allow_inf_nan=False)] = 1.0
 
 
 class ConversationTable(_Table):
     turns: LengthTable
-    think_mean_s: Annotated[float, Field(ge=0)] = 0.0
-    system_tokens: Annotated[int, Field(ge=0)] = 0
-    max_tokens: Annotated[int, Field(ge=0)] = 0
+    think_mean_s: Annotated[float, Strict(), Field(ge=0, le=1e9, allow_inf_nan=False)] = 0.0
+    system_tokens: Annotated[int, Strict(), Field(ge=0, le=distributions.MAX_TOKENS)] = 0
+    max_tokens: Annotated[int, Strict(), Field(ge=0, le=2**31 - 1)] = 0
 
 
 class LoraTable(_Table):
     count: Count
     pick: Pick = "uniform"
-    alpha: float = 1.0
-    share: Annotated[float, Field(ge=0, le=1)] = 1.0
+    alpha: Annotated[float, Strict(), Field(ge=0, le=100, allow_inf_nan=False)] = 1.0
+    share: Annotated[float, Strict(), Field(ge=0, le=1)] = 1.0
 
 
 class SloTable(_Table):
@@ -123,11 +129,11 @@ class TraceTable(_Table):
     path: Path
     format: str | None = None
     skip_bad_rows: bool = False
-    window_s: tuple[float, float] | None = None
+    window_s: tuple[Number, float] | None = None
     max_input: Count | None = None
     max_output: Count | None = None
     max_total: Count | None = None
-    sample: Annotated[float, Field(gt=0, le=1)] = 1.0
+    sample: Annotated[float, Strict(), Field(gt=0, le=1)] = 1.0
     jitter: bool = False
     length_scale: Positive = 1.0
     time_scale: Positive = 1.0
@@ -137,10 +143,10 @@ class WorkloadSpec(_Table):
     """The file's top level. `requests` may be left out for a trace (then all its rows)."""
 
     name: str
-    requests: Count | None = None
-    seed: Annotated[int, Field(ge=0)] = 0
-    vocab_size: Annotated[int, Field(ge=2)] = 32_000
-    correlation: Annotated[float, Field(ge=-1, le=1)] = 0.0
+    requests: Annotated[int, Strict(), Field(ge=1, le=MOST_REQUESTS)] | None = None
+    seed: Annotated[int, Strict(), Field(ge=0, lt=2**63)] = 0
+    vocab_size: Annotated[int, Strict(), Field(ge=2, le=2**31 - 1)] = 32_000
+    correlation: Annotated[float, Strict(), Field(ge=-1, le=1)] = 0.0
     input: LengthTable | None = None
     output: LengthTable | None = None
     lengths: TraceTable | None = None
@@ -149,7 +155,7 @@ class WorkloadSpec(_Table):
     prefixes: PrefixTable | None = None
     conversations: ConversationTable | None = None
     lora: LoraTable | None = None
-    priorities: Annotated[tuple[float, ...], Field(min_length=1)] | None = None
+    priorities: Annotated[tuple[Number, ...], Field(min_length=1)] | None = None
     slo: SloTable | None = None
 
     @model_validator(mode="after")
@@ -166,8 +172,18 @@ class WorkloadSpec(_Table):
             raise ValueError("prefixes and conversations are the trace's own; leave them out beside [trace]")
         return self
 
-    def build(self, folder: Path, *, requests: int | None = None, vocab_size: int | None = None, seed: int | None = None) -> Workload:
+    def build(
+        self,
+        folder: Path,
+        *,
+        requests: int | None = None,
+        vocab_size: int | None = None,
+        seed: int | None = None,
+        skip_bad_rows: bool = False,
+    ) -> Workload:
         """The workload; the keywords replace the file's values. `folder` is what a trace's relative path starts from."""
+        if skip_bad_rows:
+            return self._skipping_bad_rows().build(folder, requests=requests, vocab_size=vocab_size, seed=seed)
         number, seed = requests or self.requests, self.seed if seed is None else seed
         vocabulary = Vocabulary(vocab_size or self.vocab_size)
         if self.trace is not None:
@@ -181,6 +197,12 @@ class WorkloadSpec(_Table):
         if self.slo is not None:
             workload = with_slo(workload, self.slo.ttft_ms, self.slo.tpot_ms, self.slo.e2e_ms)
         return workload
+
+    def _skipping_bad_rows(self) -> WorkloadSpec:
+        changes = {
+            name: table.model_copy(update={"skip_bad_rows": True}) for name in ("lengths", "trace") if (table := getattr(self, name))
+        }
+        return self.model_copy(update=changes)
 
     def _pairs(self, folder: Path, seed: int) -> distributions.Pairs:
         if self.lengths is not None:
@@ -235,20 +257,26 @@ def _filtered(table: TraceTable, folder: Path, seed: int) -> Trace:
 def read_spec(path: Path) -> WorkloadSpec:
     """The specification in a TOML file. Raises `WorkloadError` naming file and field."""
     try:
+        if not path.is_file():
+            raise WorkloadError(f"cannot read workload {path}: it is not a file")
+        if path.stat().st_size > LARGEST_BYTES:
+            raise WorkloadError(f"{path} has {path.stat().st_size:,} bytes; a workload file has less than {LARGEST_BYTES:,}")
         content = tomllib.loads(path.read_text(encoding="utf-8"))
+        return WorkloadSpec.model_validate({"name": path.stem, **content})
     except OSError as error:
         raise WorkloadError(f"cannot read workload {path}: {error.strerror or error}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise WorkloadError(f"{path} is not valid TOML: {error}") from None
-    try:
-        return WorkloadSpec.model_validate({"name": path.stem, **content})
     except ValidationError as error:
-        raise WorkloadError(f"{path}: {_sentence(error.errors()[0])}") from None
+        raise WorkloadError(f"{path}: {_sentence(error)}") from None
+    except RecursionError:
+        raise WorkloadError(f"{path} is not a workload: its tables are nested too deeply") from None
+    except WorkloadError:
+        raise
+    except ValueError as error:
+        raise WorkloadError(f"{path} is not valid TOML: {error}") from None
 
 
-def _sentence(problem: Any) -> str:
-    where = ".".join(str(part) for part in problem["loc"])
+def _sentence(error: ValidationError) -> str:
+    problem = typed.first(error)
     if problem["type"] == "extra_forbidden":
-        return f"{where} is no setting of a workload; check its spelling"
-    message = problem["msg"].removeprefix("Value error, ")
-    return f"{where}: {message}" if where else str(message)
+        return f"{typed.location(problem)} is no setting of a workload; check its spelling"
+    return typed.sentence(error)

@@ -6,6 +6,7 @@ Prompts share a prefix by naming the same token stream (`tokens.py`); so sharing
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -66,6 +67,8 @@ class PrefixTree:
         for fan_out, tokens in self.levels:
             if fan_out < 1 or tokens < 1:
                 raise WorkloadError(f"shared prefixes: a level of {fan_out} branches of {tokens} tokens; both must be at least 1")
+        if math.prod(fan_out for fan_out, _ in self.levels) >= 2**62:
+            raise WorkloadError("shared prefixes: the branches of all levels multiply to 2**62 or more; give fewer")
 
     def prompts(self, lengths: Int32Array, vocabulary: Vocabulary, seed: int, rng: np.random.Generator) -> SegmentPrompts:
         n = len(lengths)
@@ -104,7 +107,7 @@ class Conversations:
     ) -> Workload:
         """n requests as whole sessions (the last one cut where n ends), in order of session then turn; think times are exponential."""
         n = len(inputs)
-        wanted = np.maximum(self.turns.at(rng.random(n)), 1)
+        turns_of = np.maximum(self.turns.at(rng.random(n)), 1)
         think = -self.think_mean_s * np.log1p(-rng.random(n))
         session, turn = np.empty(n, np.int64), np.empty(n, np.int32)
         prompt_tokens = np.empty(n, np.int64)
@@ -112,7 +115,7 @@ class Conversations:
         for row in range(n):
             asked = int(inputs[row]) + int(outputs[row])
             full = self.max_tokens and held + asked > self.max_tokens
-            if current < 0 or position >= wanted[current] or full:
+            if current < 0 or position >= turns_of[current] or full:
                 current, position, held = current + 1, 0, self.system_tokens
             session[row], turn[row] = current, position
             prompt_tokens[row] = held + int(inputs[row])
@@ -153,7 +156,7 @@ def with_adapters(workload: Workload, count: int, how: Pick, rng: np.random.Gene
 
 def with_priorities(workload: Workload, weights: tuple[float, ...], rng: np.random.Generator) -> Workload:
     """Priority k (0 is the most urgent) with probability proportional to weights[k]."""
-    if not weights or min(weights) < 0 or sum(weights) <= 0:
+    if not weights or not all(weight >= 0 for weight in weights) or not 0 < sum(weights) < np.inf:
         raise WorkloadError("priorities: weights must not be negative, and one must be above 0")
     edges = np.cumsum(weights) / sum(weights)
     return replace(

@@ -1,66 +1,131 @@
 """Other tools' result files as rows, so that their runs sit in the same tables.
 
 Figures are mapped by *meaning* and not by name: AIPerf's and GuideLLM's "inter token latency" is one mean a request, which here is TPOT;
-GuideLLM's "time per output token" counts the first token, which here is nothing, so it goes to `extra`. What a tool does not say
-(precision, GPU) is asked for with `results import --set FIELD=VALUE` and stays empty otherwise; `extra.definitions` names the tool whose
-clock and percentile rule produced the figures.
+GuideLLM's "time per output token" counts the first token, which here is nothing, so it goes to `extra`. A figure that a tool did not
+measure is absent, whatever placeholder it wrote. What a tool does not say (precision, GPU) is asked for with `results import --set
+FIELD=VALUE` and stays empty otherwise; `extra.definitions` names the tool whose clock and percentile rule produced the figures.
 
-The tool is recognised by the shape of its JSON.
+Times are UTC. vLLM, AIPerf and GuideLLM's CSV write local time without its zone, which is taken to be this machine's
+(`_common.local_time`); vLLM's is the time when the run had ended.
+
+The tool is recognised by the shape of its file. A file that one of these tools writes beside its result is refused by what it is.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from trtllm_results.errors import ResultsError
-from trtllm_results.importers import aiperf, guidellm, nvidia, vllm
+from trtllm_results.importers import aiperf, guidellm, mlperf, nvidia, sglang, vllm
+from trtllm_results.importers._common import FieldError
+from trtllm_results.importers.files import csv_lines, json_values, read_text
 from trtllm_results.record.row import CELL_FIELDS, Row
 
-TOOLS: Mapping[str, tuple[Callable[[Any], bool], Callable[[Any], list[Row]]]] = {
-    "nvidia": (nvidia.recognises, nvidia.rows),
-    "vllm": (vllm.recognises, vllm.rows),
-    "aiperf": (aiperf.recognises, aiperf.rows),
-    "guidellm": (guidellm.recognises, guidellm.rows),
+
+@dataclass(frozen=True)
+class Importer:
+    recognises: Callable[[Any], bool]
+    rows: Callable[[Any], list[Row]]
+
+
+TOOLS: Mapping[str, Importer] = {
+    "nvidia": Importer(nvidia.recognises, nvidia.rows),
+    "vllm": Importer(vllm.recognises, vllm.rows),
+    "sglang": Importer(sglang.recognises, sglang.rows),
+    "genai-perf": Importer(aiperf.recognises_genai_perf, aiperf.rows_genai_perf),
+    "aiperf": Importer(aiperf.recognises, aiperf.rows),
+    "guidellm": Importer(guidellm.recognises, guidellm.rows),
+    "mlperf": Importer(mlperf.recognises, mlperf.rows),
 }
+RESULTS_IN_A_FOLDER = (
+    *("**/run=*.json", "**/profile_export_aiperf.json", "**/profile_export_genai_perf.json", "**/mlperf_log_detail.txt"),
+    *("**/mlperf_log_summary.txt", "**/benchmarks.json", "**/*.json", "**/*.jsonl"),
+)
+"""What is taken of a folder: the first of these that it has. `run=N.json` are the runs of a vLLM sweep."""
 
 
 def read(path: Path, tool: str = "", overrides: Mapping[str, str] | None = None) -> list[Row]:
-    """Rows of another tool's JSON (or JSON lines) file. `overrides` sets cell fields, or `gpu`, the file does not tell.
+    """Rows of another tool's file, or of all its results in a folder. `overrides` sets cell fields, or `gpu`, that the file does not tell.
 
-    Raises `ResultsError` for a file that is missing, not JSON, of no known tool, or lacks what every result has.
+    Raises `ResultsError` for a file that is missing, damaged, of no known tool, or lacks what every result has.
     """
-    content = _load(path)
-    names = [tool] if tool else [name for name, (recognises, _) in TOOLS.items() if recognises(content)]
     if tool and tool not in TOOLS:
         raise ResultsError(f"There is no importer for '{tool}'; choose from {', '.join(TOOLS)}.")
-    if not names:
-        raise ResultsError(f"{path} is not a result file of {', '.join(TOOLS)}; import reads the JSON these tools write.")
-    try:
-        rows = TOOLS[names[0]][1](content)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise ResultsError(f"{path} looks like a {names[0]} result but lacks {error}; it may be cut short or of a new version.") from error
-    return [_override(row, overrides or {}, path) for row in rows]
+    files = _results_in(path) if path.is_dir() else [path]
+    rows = [_override(row, overrides or {}, one) for one in files for row in _read_file(one, tool)]
+    return as_repeats({row.row_id: row for row in rows}.values())
 
 
-def _load(path: Path) -> Any:
+def _results_in(folder: Path) -> list[Path]:
+    for pattern in RESULTS_IN_A_FOLDER:
+        if files := sorted(file for file in folder.glob(pattern) if file.is_file()):
+            return files
+    raise ResultsError(f"{folder} has no result file of {', '.join(TOOLS)}; name the file itself")
+
+
+def as_repeats(rows: Iterable[Row], present: Iterable[Row] = ()) -> list[Row]:
+    """Rows whose cell was measured several times, numbered as its repeats where their tool did not number them, after those `present`."""
+    taken: dict[str, set[int]] = {}
+    for row in present:
+        taken.setdefault(row.key, set()).add(row.repeat)
+    numbered = []
+    for row in rows:
+        used = taken.setdefault(row.key, set())
+        repeat = row.repeat if row.repeat not in used else next(number for number in range(len(used) + 1) if number not in used)
+        used.add(repeat)
+        numbered.append(row if repeat == row.repeat else replace(row, repeat=repeat))
+    return numbered
+
+
+def _read_file(path: Path, tool: str) -> list[Row]:
+    text = read_text(path)
     try:
-        text = path.read_text()
-    except OSError as error:
-        raise ResultsError(f"Cannot read {path}: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise ResultsError(f"{path} is not a JSON file.") from error
+        content = _content(text, path)
+        names = [tool] if tool else [name for name, importer in TOOLS.items() if importer.recognises(content)]
+        if not names:
+            raise ResultsError(_unknown(path, content))
+    except FieldError as error:
+        raise ResultsError(f"{path}: {error}") from None
+    name = names[0]
+    if not TOOLS[name].recognises(content):
+        raise ResultsError(f"{path} is not a result file of {name}; leave --tool out to have it recognised")
     try:
-        return json.loads(text)
-    except ValueError:
-        pass
-    try:
-        return [json.loads(line) for line in text.splitlines() if line.strip()]
-    except ValueError as error:
-        raise ResultsError(f"{path} is not a JSON file: {error}.") from error
+        return TOOLS[name].rows(content)
+    except FieldError as error:
+        if str(error).startswith("lacks"):
+            raise ResultsError(f"{path} looks like a {name} result but {error}; it may be cut short or of a new version") from None
+        raise ResultsError(f"{path}: {error}") from None
+
+
+def _content(text: str, path: Path) -> Any:
+    """JSON values, or a table or log in the form its importer takes. Raises `FieldError`."""
+    if mlperf.is_log(text):
+        return mlperf.table(text)
+    if what := mlperf.unreadable(text):
+        raise ResultsError(f"{path} is {what}")
+    if path.suffix == ".csv" and text.lstrip()[:1] not in ("{", "["):
+        lines = csv_lines(text, path)
+        if guidellm.is_table(lines):
+            return guidellm.table(lines)
+        if lines and lines[0][:2] == ["Metric", "avg"]:
+            return aiperf.table(lines)
+        if lines and {"request_throughput", "total_input_tokens", "duration"} <= set(lines[0]):
+            return vllm.table(lines)
+        raise ResultsError(
+            f"{path} is not a result file of {', '.join(TOOLS)}: its columns are {', '.join(lines[0])[:80] if lines else 'none'}"
+        )
+    return json_values(text, path)
+
+
+def _unknown(path: Path, content: Any) -> str:
+    for what in (vllm.unreadable(content), aiperf.unreadable(content)):
+        if what:
+            return f"{path} is {what}"
+    return f"{path} is not a result file of {', '.join(TOOLS)}; import reads the files these tools write"
 
 
 def _override(row: Row, overrides: Mapping[str, str], path: Path) -> Row:
@@ -71,14 +136,22 @@ def _override(row: Row, overrides: Mapping[str, str], path: Path) -> Row:
             continue
         if name not in CELL_FIELDS or name == "settings":
             raise ResultsError(f"--set {name}: not a cell field; use {', '.join(f for f in CELL_FIELDS if f != 'settings')} or gpu.")
-        kind = {"int": int, "float": float}.get(CELL_FIELDS[name], str)
-        try:
-            cell = replace(cell, **{name: kind(text)})
-        except ValueError:
-            raise ResultsError(f"--set {name}={text}: {name} is a number.") from None
+        cell = replace(cell, **{name: _cell_value(name, text)})
     figures = dict(row.figures)
     if "output_tokens_per_s" in figures:
         figures["output_tokens_per_s_per_gpu"] = figures["output_tokens_per_s"] / cell.gpus
     key = row.stored_key if (cell, environment) == (row.cell, row.environment) else ""
     extra = {**row.extra, "imported_from": path.name}
     return replace(row, cell=cell, environment=environment, figures=figures, extra=extra, stored_key=key)
+
+
+def _cell_value(name: str, text: str) -> Any:
+    convert: Callable[[str], Any] = {"int": int, "float": float}.get(CELL_FIELDS[name], str)
+    lowest = 1 if name in ("tp", "pp") else 0
+    try:
+        value = convert(text)
+    except ValueError:
+        raise ResultsError(f"--set {name}={text}: {name} is a number of at least {lowest}") from None
+    if not isinstance(value, str) and not lowest <= value < math.inf:
+        raise ResultsError(f"--set {name}={text}: {name} is a number of at least {lowest}")
+    return value

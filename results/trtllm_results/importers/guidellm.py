@@ -1,66 +1,290 @@
-"""GuideLLM's benchmark report JSON: one row a benchmark (a rate or concurrency level)."""
+"""GuideLLM's report, JSON or CSV, of versions 0.2 to 0.8: one row a benchmark (a rate or a concurrency).
+
+Up to 0.3 a benchmark's settings lie in `args`, `worker` and `request_loader`; from 0.4 on they lie in `config`, and the request totals in
+the metrics. The CSV has one header line up to 0.3 and three (group, field, unit or statistic) after it.
+"""
 
 from __future__ import annotations
 
-import datetime
+import json
 from typing import Any
 
-from trtllm_results.importers._common import make
+from pydantic import Field
+
+from trtllm_results.importers._common import (
+    Count,
+    FieldError,
+    Foreign,
+    Measured,
+    MeasuredOrZero,
+    Rate,
+    Text,
+    epoch_time,
+    local_time,
+    make,
+    parse,
+    ratio,
+    scaled,
+    settings_of,
+    shorten,
+    whole,
+)
 from trtllm_results.metrics.registry import PERCENTILES
 from trtllm_results.record.row import Cell, Row
 
 LATENCIES = {"time_to_first_token_ms": ("ttft", 1.0), "inter_token_latency_ms": ("tpot", 1.0), "request_latency": ("e2e", 1e3)}
 """Theirs -> ours, and the factor to milliseconds. Their inter token latency is a request's mean gap, weighted by its gaps."""
+CSV_SPREAD = ("min", "p001", "p01", "p05", "p10", "p25", "p75", "p90", "p95", "p99", "max")
+"""What the list in a percentiles column of the CSV holds."""
+
+
+class Spread(Foreign):
+    mean: Measured = None
+    median: Measured = None
+    max: Measured = None
+    total_sum: Measured = None
+    percentiles: dict[str, Measured] = Field(default_factory=dict)
+
+
+class Statuses(Foreign):
+    successful: Spread = Spread()
+
+
+class Totals(Foreign):
+    successful: Count = None
+    errored: Count = None
+    incomplete: Count = None
+    total: Count = None
+
+
+class Metrics(Foreign):
+    request_totals: Totals | None = None
+    request_latency: Statuses = Statuses()
+    prompt_token_count: Statuses = Statuses()
+    output_token_count: Statuses = Statuses()
+    time_to_first_token_ms: Statuses = Statuses()
+    time_per_output_token_ms: Statuses = Statuses()
+    inter_token_latency_ms: Statuses = Statuses()
+    request_goodput: Statuses | None = None
+    slo_attainment: MeasuredOrZero = None
+
+
+class Strategy(Foreign):
+    type_: Text = ""
+    streams: Count = None
+    rate: Rate = None
+    max_concurrency: Count = None
+
+
+class _Args(Foreign):
+    """`args` up to 0.3, `config` from 0.4 on."""
+
+    strategy: Strategy = Strategy()
+    backend: dict[str, Any] = Field(default_factory=dict)
+    requests: dict[str, Any] = Field(default_factory=dict)
+
+
+class Benchmark(Foreign):
+    metrics: Metrics
+    args: _Args | None = None
+    config: _Args | None = None
+    worker: dict[str, Any] = Field(default_factory=dict)
+    request_loader: dict[str, Any] = Field(default_factory=dict)
+    request_totals: Totals | None = None
+    start_time: Measured = None
+    duration: Measured = None
 
 
 def recognises(content: Any) -> bool:
     benchmarks = content.get("benchmarks") if isinstance(content, dict) else None
-    return bool(benchmarks) and isinstance(benchmarks, list) and "time_to_first_token_ms" in benchmarks[0].get("metrics", {})
+    if not isinstance(benchmarks, list) or not benchmarks or not isinstance(benchmarks[0], dict):
+        return False
+    metrics = benchmarks[0].get("metrics")
+    return isinstance(metrics, dict) and bool({"request_latency", "time_to_first_token_ms"} & set(metrics))
 
 
 def rows(content: Any) -> list[Row]:
-    version = content.get("metadata", {}).get("guidellm_version", "")
-    return [_row(one, version) for one in content["benchmarks"]]
+    metadata = content.get("metadata")
+    version = str(metadata.get("guidellm_version", "")) if isinstance(metadata, dict) else ""
+    made = []
+    for place, one in enumerate(content["benchmarks"]):
+        try:
+            made.append(_row(one, version))
+        except FieldError as error:
+            raise FieldError(f"benchmarks.{place}: {error}" if len(content["benchmarks"]) > 1 else str(error)) from None
+    return made
 
 
-def _row(one: dict[str, Any], version: str) -> Row:
-    metrics, config = one["metrics"], one.get("config", {})
-    totals = metrics["request_totals"]
-    seconds = float(one["duration"])
-    tokens_in, tokens_out = (metrics[name]["successful"] for name in ("prompt_token_count", "output_token_count"))
-    figures: dict[str, Any] = {
+def _row(one: Any, version: str) -> Row:
+    benchmark = parse(Benchmark, one)
+    metrics, config = benchmark.metrics, benchmark.config or benchmark.args or _Args()
+    totals = metrics.request_totals or benchmark.request_totals
+    if totals is None or totals.successful is None:
+        raise FieldError("lacks 'request_totals'")
+    seconds = benchmark.duration
+    tokens_in, tokens_out = metrics.prompt_token_count.successful, metrics.output_token_count.successful
+    total_in, total_out = tokens_in.total_sum, tokens_out.total_sum
+    goodput = metrics.request_goodput.successful.mean if metrics.request_goodput else None
+    figures: dict[str, float | None] = {
         "duration_s": seconds,
-        "completed_requests": totals["successful"],
-        "failed_requests": totals["errored"] + totals["incomplete"],
-        "input_tokens": tokens_in["total_sum"],
-        "output_tokens": tokens_out["total_sum"],
-        "input_length_mean": tokens_in["mean"],
-        "output_length_mean": tokens_out["mean"],
-        "requests_per_s": totals["successful"] / seconds,
-        "output_tokens_per_s": tokens_out["total_sum"] / seconds,
-        "total_tokens_per_s": (tokens_in["total_sum"] + tokens_out["total_sum"]) / seconds,
+        "completed_requests": totals.successful,
+        "failed_requests": (totals.errored or 0) + (totals.incomplete or 0),
+        "input_tokens": total_in,
+        "output_tokens": total_out,
+        "input_length_mean": tokens_in.mean,
+        "output_length_mean": tokens_out.mean,
+        "requests_per_s": ratio(totals.successful or None, seconds),
+        "output_tokens_per_s": ratio(total_out, seconds),
+        "total_tokens_per_s": ratio(total_in + total_out, seconds) if total_in and total_out else None,
+        "goodput_requests_per_s": goodput if goodput is not None or metrics.slo_attainment is None else 0.0,
+        "goodput_ratio": metrics.slo_attainment,
     }
     for theirs, (ours, factor) in LATENCIES.items():
-        spread = metrics[theirs]["successful"]
-        figures |= {f"{ours}_mean_ms": spread["mean"] * factor, f"{ours}_max_ms": spread["max"] * factor}
-        figures |= {f"{ours}_p{percent}_ms": spread["percentiles"][f"p{percent}"] * factor for percent in PERCENTILES}
-    strategy = config.get("strategy", {})
+        spread = getattr(metrics, theirs).successful
+        figures |= {f"{ours}_mean_ms": scaled(spread.mean, factor), f"{ours}_max_ms": scaled(spread.max, factor)}
+        figures |= {f"{ours}_p{percent}_ms": scaled(spread.percentiles.get(f"p{percent}"), factor) for percent in PERCENTILES}
+        if figures[f"{ours}_p50_ms"] is None:
+            figures[f"{ours}_p50_ms"] = scaled(spread.median, factor)
+    strategy = config.strategy
+    model = config.backend.get("model") or benchmark.worker.get("backend_model")
+    url = config.backend.get("target") or benchmark.worker.get("backend_target")
+    limit = None if strategy.type_ in ("concurrent", "synchronous") else strategy.max_concurrency
     cell = Cell(
-        model=str(config.get("backend", {}).get("model") or ""),
+        model=str(model or ""),
         precision="",
-        batch=int(strategy.get("streams") or 0),
-        isl=round(tokens_in["mean"]),
-        osl=round(tokens_out["mean"]),
-        num_requests=int(totals["total"]),
-        request_rate=float(strategy.get("rate") or 0),
+        batch=strategy.streams or (1 if strategy.type_ == "synchronous" else 0),
+        isl=whole(tokens_in.mean),
+        osl=whole(tokens_out.mean),
+        num_requests=totals.total or totals.successful,
+        request_rate=strategy.rate or 0.0,
         target="openai",
-    )
-    started = (
-        datetime.datetime.fromtimestamp(one["start_time"], datetime.UTC).isoformat(timespec="seconds") if one.get("start_time") else ""
+        settings=settings_of(
+            strategy=strategy.type_,
+            max_concurrency=limit,
+            data=str(config.requests.get("data") or benchmark.request_loader.get("data") or ""),
+        ),
     )
     extra = {
         "tool_version": version,
-        "url": config.get("backend", {}).get("target", ""),
-        "time_per_output_token_mean_ms": metrics.get("time_per_output_token_ms", {}).get("successful", {}).get("mean"),
+        "url": url,
+        "time_per_output_token_mean_ms": metrics.time_per_output_token_ms.successful.mean,
+        "start_time": one.get("start_time_text"),
     }
+    started = epoch_time(benchmark.start_time) or local_time(str(one.get("start_time_text") or ""), "%Y-%m-%d %H:%M:%S")
     return make(cell, figures, "guidellm", one, started_at=started, extra=extra)
+
+
+def is_table(lines: list[list[str]]) -> bool:
+    return bool(lines) and (lines[0][:4] == ["Type", "Run Id", "Id", "Name"] or "Run Info" in lines[0])
+
+
+def table(lines: list[list[str]]) -> dict[str, Any]:
+    """The benchmarks of a CSV in the form of the JSON. Raises `FieldError`."""
+    if lines[0][0] == "Type":
+        return {"benchmarks": [_old_line(dict(zip(lines[0], line, strict=False))) for line in lines[1:] if any(line)]}
+    if len(lines) < 4:
+        raise FieldError("has no row below its three header lines")
+    names = list(zip(*(line + [""] * (len(lines[0]) - len(line)) for line in lines[:3]), strict=False))
+    benchmarks = [_new_line(dict(zip(names, line, strict=False)), place) for place, line in enumerate(lines[3:]) if any(line)]
+    return {"benchmarks": benchmarks}
+
+
+def _old_line(line: dict[str, str]) -> dict[str, Any]:
+    metrics: dict[str, Any] = {}
+    for name in Metrics.model_fields:
+        title = f"Successful {name.replace('_', ' ').capitalize()}"
+        if f"{title} mean" in line:
+            statistics = line.get(f"{title} [min, 0.1, 1, 5, 10, 25, 75, 90, 95, 99, max]", "")
+            metrics[name] = {"successful": _spread(title, line[f"{title} mean"], line.get(f"{title} median", ""), statistics)}
+    totals = {
+        status: _value(f"{status} requests", line.get(f"{status.capitalize()} Requests", ""))
+        for status in ("successful", "incomplete", "errored")
+    }
+    return _benchmark(
+        metrics,
+        totals,
+        start_time_text=line.get("Start Time", ""),
+        duration=_value("Duration", line.get("Duration", "")),
+        args=_object("Args", line.get("Args", "")),
+        worker=_object("Worker", line.get("Worker", "")),
+        request_loader=_object("Request Loader", line.get("Request Loader", "")),
+    )
+
+
+CSV_METRICS = {
+    "request_latency": ("Request Latency", "Successful Sec"),
+    "time_to_first_token_ms": ("Time to First Token", "Successful ms"),
+    "time_per_output_token_ms": ("Time per Output Token", "Successful ms"),
+    "inter_token_latency_ms": ("Inter Token Latency", "Successful ms"),
+    "prompt_token_count": ("Token Metrics", "Successful Input Tokens"),
+    "output_token_count": ("Token Metrics", "Successful Output Tokens"),
+}
+
+
+def _new_line(line: dict[tuple[str, ...], str], place: int) -> dict[str, Any]:
+    def at(*name: str) -> str:
+        return line.get(name, "")
+
+    metrics: dict[str, Any] = {}
+    for name, column in CSV_METRICS.items():
+        metrics[name] = {"successful": _spread(" ".join(column), at(*column, "Mean"), at(*column, "Median"), at(*column, "Percentiles"))}
+    totals = {
+        status: _value(f"Request Counts {status}", at("Request Counts", status.capitalize(), ""))
+        for status in ("successful", "incomplete", "errored", "total")
+    }
+    attainment = _value("SLO Attainment", at("Server Throughput", "SLO Attainment", ""))
+    if attainment is not None:
+        goodput = _value("Goodput", at("Server Throughput", "Successful Goodput/Sec", "mean"))
+        metrics |= {"slo_attainment": attainment, "request_goodput": {"successful": {"mean": goodput}}}
+    profile = _object("Profile", at("Run Info", "Profile", ""))
+    strategies = profile.get("completed_strategies")
+    ours = strategies[place] if isinstance(strategies, list) and place < len(strategies) and isinstance(strategies[place], dict) else {}
+    return _benchmark(
+        metrics,
+        totals,
+        start_time_text=at("Timings", "Measure Start Time", "") or at("Timings", "Start Time", ""),
+        duration=_value("Duration", at("Timings", "Duration", "Sec")),
+        config={
+            "strategy": ours or {"type_": at("Benchmark", "Strategy", "")},
+            "backend": _object("Backend", at("Run Info", "Backend", "")),
+            "requests": _object("Requests", at("Run Info", "Requests", "")),
+        },
+    )
+
+
+def _benchmark(metrics: dict[str, Any], totals: dict[str, Any], **rest: Any) -> dict[str, Any]:
+    for name in ("prompt_token_count", "output_token_count"):
+        mean = metrics.get(name, {}).get("successful", {}).get("mean")
+        if mean is not None and totals["successful"]:
+            metrics[name]["successful"]["total_sum"] = mean * totals["successful"]
+    return {"metrics": {**metrics, "request_totals": totals}, **rest}
+
+
+def _spread(title: str, mean: str, median: str, statistics: str) -> dict[str, Any]:
+    try:
+        listed = json.loads(statistics) if statistics else []
+    except ValueError:
+        listed = None
+    if not isinstance(listed, list):
+        raise FieldError(f"{title}: the percentiles are {shorten(statistics)}; they must be a list of numbers")
+    values = dict(zip(CSV_SPREAD, listed, strict=False))
+    return {"mean": _value(title, mean), "median": _value(title, median), "max": values.pop("max", None), "percentiles": values}
+
+
+def _value(title: str, text: str) -> float | None:
+    if text in ("", "None", "null"):
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise FieldError(f"{title} is {shorten(text)}; it must be a number") from None
+
+
+def _object(title: str, text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text) if text else {}
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise FieldError(f"{title} is {shorten(text)}; it must be a JSON object")
+    return value

@@ -4,11 +4,102 @@ from __future__ import annotations
 
 from typing import Any
 
-from trtllm_results.importers._common import make
+from trtllm_results.importers._common import (
+    Count,
+    FieldError,
+    Foreign,
+    Measured,
+    Text,
+    make,
+    parse,
+    ratio,
+    required,
+    scaled,
+    settings_of,
+    whole,
+)
 from trtllm_results.record.environment import Environment
 from trtllm_results.record.row import Cell, Row
 
 PERCENT = ("p50", "p90", "p95", "p99")
+SAME_AS_NONE = ("", "none", "no_quant")
+
+
+class Engine(Foreign):
+    model_config = Foreign.model_config | {"protected_namespaces": ()}
+
+    model: Text
+    version: Text = ""
+    backend: Text = ""
+    dtype: Text = ""
+    quantization: Text = ""
+    kv_cache_dtype: Text = ""
+
+
+class World(Foreign):
+    tp_size: Count = None
+    pp_size: Count = None
+    ep_size: Count = None
+    max_batch_size: Count = None
+    max_num_tokens: Count = None
+    scheduling_policy: Text = ""
+    kv_cache_percentage: Measured = None
+    issue_rate: Measured = None
+
+
+class Requests(Foreign):
+    num_requests: Count
+    avg_num_concurrent_requests: Measured = None
+    avg_input_length: Measured
+    avg_output_length: Measured
+
+
+class Percentiles(Foreign):
+    p50: Measured = None
+    p90: Measured = None
+    p95: Measured = None
+    p99: Measured = None
+    maximum: Measured = None
+
+
+class Performance(Foreign):
+    total_latency_ms: Measured
+    avg_request_latency_ms: Measured = None
+    request_throughput_req_s: Measured
+    system_output_throughput_tok_s: Measured
+    system_total_throughput_tok_s: Measured = None
+    request_latency_percentiles_ms: Percentiles | None = None
+
+
+class Streaming(Foreign):
+    avg_ttft_ms: Measured = None
+    avg_tpot_ms: Measured = None
+    token_output_speed_tok_s: Measured = None
+    ttft_percentiles: Percentiles | None = None
+    tpot_percentiles: Percentiles | None = None
+
+
+class Machine(Foreign):
+    name: Text = ""
+
+
+class Energy(Foreign):
+    total_energy_j: Measured = None
+
+
+class Decoding(Foreign):
+    mode: Text = ""
+
+
+class Report(Foreign):
+    engine: Engine
+    world_info: World
+    request_info: Requests
+    performance: Performance
+    streaming_metrics: Streaming | None = None
+    machine: Machine | None = None
+    energy: Energy | None = None
+    decoding_stats: Decoding | None = None
 
 
 def recognises(content: Any) -> bool:
@@ -20,62 +111,75 @@ def rows(content: Any) -> list[Row]:
 
 
 def own(record: dict[str, Any]) -> Row:
-    """The row under `record` in a report of ours."""
+    """The row under `record` in a report of ours. Raises `FieldError`."""
     flat = {name: value for name, value in record.items() if name not in ("figures", "warnings")}
-    row = Row.from_flat(flat | dict(record["figures"]))
-    return Row(**{**{name: getattr(row, name) for name in row.__dataclass_fields__}, "warnings": tuple(record.get("warnings", ()))})
+    try:
+        row = Row.from_flat(flat | dict(record["figures"]))
+        return Row(**{**{name: getattr(row, name) for name in row.__dataclass_fields__}, "warnings": tuple(record.get("warnings", ()))})
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise FieldError(f"lacks '{error.args[0]}'" if isinstance(error, KeyError) else f"record is no row of ours ({error})") from None
 
 
 def _foreign(content: dict[str, Any]) -> Row:
-    engine, world, info, speed = (content[name] for name in ("engine", "world_info", "request_info", "performance"))
-    streaming = content.get("streaming_metrics") or {}
-    requests = int(info["num_requests"])
-    tokens_in, tokens_out = requests * float(info["avg_input_length"]), requests * float(info["avg_output_length"])
-    seconds = float(speed["total_latency_ms"]) / 1e3
-    figures: dict[str, Any] = {
+    report = parse(Report, content)
+    engine, world, info, speed = report.engine, report.world_info, report.request_info, report.performance
+    streaming = report.streaming_metrics or Streaming()
+    requests = int(required(info.num_requests, "request_info.num_requests"))
+    tokens_in, tokens_out = (scaled(length, requests) for length in (info.avg_input_length, info.avg_output_length))
+    seconds = scaled(speed.total_latency_ms, 1e-3)
+    energy = report.energy.total_energy_j if report.energy else None
+    figures: dict[str, float | None] = {
         "duration_s": seconds,
         "completed_requests": requests,
         "input_tokens": tokens_in,
         "output_tokens": tokens_out,
-        "input_length_mean": info["avg_input_length"],
-        "output_length_mean": info["avg_output_length"],
-        "requests_per_s": speed["request_throughput_req_s"],
-        "output_tokens_per_s": speed["system_output_throughput_tok_s"],
-        "total_tokens_per_s": speed.get("system_total_throughput_tok_s", (tokens_in + tokens_out) / seconds),
-        "e2e_mean_ms": speed.get("avg_request_latency_ms"),
-        "ttft_mean_ms": streaming.get("avg_ttft_ms"),
-        "tpot_mean_ms": streaming.get("avg_tpot_ms"),
-        "output_tokens_per_s_per_user": streaming.get("token_output_speed_tok_s"),
+        "input_length_mean": info.avg_input_length,
+        "output_length_mean": info.avg_output_length,
+        "requests_per_s": speed.request_throughput_req_s,
+        "output_tokens_per_s": speed.system_output_throughput_tok_s,
+        "total_tokens_per_s": speed.system_total_throughput_tok_s
+        or (ratio(tokens_in + tokens_out, seconds) if tokens_in and tokens_out else None),
+        "e2e_mean_ms": speed.avg_request_latency_ms,
+        "ttft_mean_ms": streaming.avg_ttft_ms,
+        "tpot_mean_ms": streaming.avg_tpot_ms,
+        "output_tokens_per_s_per_user": streaming.token_output_speed_tok_s,
+        "energy_j": energy,
+        "energy_per_output_token_j": ratio(energy, tokens_out),
     }
-    spreads = {
-        "e2e": speed.get("request_latency_percentiles_ms"),
-        "ttft": streaming.get("ttft_percentiles"),
-        "tpot": streaming.get("tpot_percentiles"),
-    }
+    spreads = {"e2e": speed.request_latency_percentiles_ms, "ttft": streaming.ttft_percentiles, "tpot": streaming.tpot_percentiles}
     for name, spread in spreads.items():
         for percent in PERCENT:
-            figures[f"{name}_{percent}_ms"] = (spread or {}).get(percent)
-        figures[f"{name}_max_ms"] = (spread or {}).get("maximum")
+            figures[f"{name}_{percent}_ms"] = getattr(spread, percent, None)
+        figures[f"{name}_max_ms"] = getattr(spread, "maximum", None)
     cell = Cell(
-        model=str(engine["model"]),
+        model=engine.model,
         precision=_precision(engine),
-        kv_dtype=str(engine.get("kv_cache_dtype") or "").lower(),
-        batch=int(world.get("max_batch_size") or 0),
-        isl=round(float(info["avg_input_length"])),
-        osl=round(float(info["avg_output_length"])),
-        tp=int(world.get("tp_size") or 1),
-        pp=int(world.get("pp_size") or 1),
+        kv_dtype="" if engine.kv_cache_dtype.lower() in SAME_AS_NONE else engine.kv_cache_dtype.lower(),
+        batch=world.max_batch_size or 0,
+        isl=whole(info.avg_input_length),
+        osl=whole(info.avg_output_length),
+        tp=world.tp_size or 1,
+        pp=world.pp_size or 1,
         num_requests=requests,
         target="tensorrt-llm",
-        target_version=str(engine.get("version") or ""),
-        settings={name: world[name] for name in ("max_num_tokens", "scheduling_policy") if world.get(name) is not None},
+        target_version=engine.version,
+        settings=settings_of(
+            max_num_tokens=world.max_num_tokens,
+            scheduling_policy=world.scheduling_policy,
+            ep=world.ep_size if world.ep_size not in (None, 1) else None,
+            kv_cache_percentage=world.kv_cache_percentage,
+            backend=engine.backend,
+            streaming=True if report.streaming_metrics else None,
+            speculative=report.decoding_stats.mode if report.decoding_stats else None,
+        ),
     )
-    machine = content.get("machine") or {}
-    return make(cell, figures, "nvidia", content, started_at="", environment=Environment(gpu=str(machine.get("name") or "")))
+    extra = {"concurrent_requests_mean": info.avg_num_concurrent_requests, "issue_rate": world.issue_rate}
+    gpu = report.machine.name if report.machine else ""
+    return make(cell, figures, "nvidia", content, started_at="", extra=extra, environment=Environment(gpu=gpu))
 
 
-def _precision(engine: dict[str, Any]) -> str:
-    quantization = str(engine.get("quantization") or "").lower()
-    if quantization and quantization != "none":
+def _precision(engine: Engine) -> str:
+    quantization = engine.quantization.lower()
+    if quantization not in SAME_AS_NONE:
         return quantization
-    return {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}.get(str(engine.get("dtype")), str(engine.get("dtype") or ""))
+    return {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}.get(engine.dtype, engine.dtype)

@@ -1,71 +1,240 @@
-"""`vllm bench serve --save-result` (and `--append-result`: JSON lines), and `vllm bench throughput --output-json`."""
+"""vLLM's `vllm bench serve` (and `--append-result`, `sweep`), `throughput` and `latency`, and NVIDIA's and other forks of its serve script.
+
+`serve` writes its settings first, then the results from `duration` on; `sweep` adds the parameters it varied at the end. So whatever is
+neither a result nor the run's name is a setting of the cell, `--metadata` included: two runs that differ in one are two cells.
+"""
 
 from __future__ import annotations
 
-import math
+import json
+import re
 from typing import Any
 
-from trtllm_results.importers._common import make
+from pydantic import Field
+
+from trtllm_results.importers._common import (
+    Count,
+    FieldError,
+    Foreign,
+    Measured,
+    MeasuredOrZero,
+    Rate,
+    Text,
+    local_time,
+    make,
+    parse,
+    ratio,
+    required,
+    scaled,
+    settings_of,
+    whole,
+)
 from trtllm_results.metrics.registry import PERCENTILES
 from trtllm_results.record.row import Cell, Row
 
-NAMES = {"ttft": "ttft", "tpot": "tpot", "itl": "itl", "e2el": "e2e"}
+LATENCIES = {"ttft": "ttft", "tpot": "tpot", "itl": "itl", "e2el": "e2e"}
+SERVERS = {"tensorrt-llm": "tensorrt-llm", "sglang": "sglang", "sglang-native": "sglang", "tgi": "tgi", "lmdeploy": "lmdeploy"}
+"""What `--backend` says of the server; `openai` and the like say nothing, and it is vLLM's own client."""
+IDENTITY = {"date", "label", "model_id", "tokenizer_id", "num_prompts", "request_rate", "max_concurrency", "burstiness", "run_number"}
+MAPPED = {"backend", "endpoint_type", "tensor_parallel_size", "tp", "tp_size", "pipeline_parallel_size", "pp", "pp_size", "version"}
+RATES = {"request_throughput", "request_goodput", "request_goodput:", "output_throughput", "input_throughput", "total_token_throughput"}
+COUNTS = {"duration", "completed", "failed", "total_input_tokens", "total_output_tokens", "max_concurrent_requests", "rtfx", "concurrency"}
+DETAILS = {"input_lens", "output_lens", "ttfts", "itls", "latencies", "start_times", "queue_times", "generated_texts", "errors"}
+OTHERS = {"rps_change_events", "user_throughput", "tput_user", "avg_decoded_tokens_per_iter", "max_output_tokens_per_s", "request_ids"}
+NOT_SETTINGS = IDENTITY | MAPPED | RATES | COUNTS | DETAILS | OTHERS | {"kv_cache_dtype"}
+RESULT_NAME = re.compile(r"(mean|median|std|min|max|p\d+(\.\d+)?)_\w+_ms|(spec_decode|probe|diffusion)_\w+|benchmark_(start|end)_time_unix")
+
+
+class Serve(Foreign):
+    duration: Measured
+    completed: Count
+    failed: Count = None
+    num_prompts: Count = None
+    total_input_tokens: MeasuredOrZero
+    total_output_tokens: MeasuredOrZero = None
+    request_throughput: Measured = None
+    output_throughput: Measured = None
+    total_token_throughput: Measured = None
+    goodput: MeasuredOrZero = Field(None, alias="request_goodput")
+    goodput_misspelt: MeasuredOrZero = Field(None, alias="request_goodput:")
+    """vLLM 0.6.2 to 0.11 wrote the key with a colon."""
+    date: Text = ""
+    label: Text = ""
+    backend: Text = ""
+    model_id: Text = ""
+    request_rate: Rate = None
+    burstiness: Measured = None
+    max_concurrency: Count = None
+    run_number: Count = None
+
+
+class Offline(Foreign):
+    elapsed_time: Measured
+    num_requests: Count
+    total_num_tokens: Measured
+    requests_per_second: Measured
+    tokens_per_second: Measured
+
+
+class Latency(Foreign):
+    avg_latency: Measured
+    latencies: tuple[Measured, ...]
+    percentiles: dict[str, Measured]
+
+
+def _first(content: Any) -> dict[str, Any]:
+    first = content[0] if isinstance(content, list) and content else content
+    return first if isinstance(first, dict) else {}
 
 
 def recognises(content: Any) -> bool:
-    first = content[0] if isinstance(content, list) and content else content
-    if not isinstance(first, dict):
-        return False
-    serve = {"output_throughput", "total_input_tokens", "duration"} <= set(first)
-    return serve or {"elapsed_time", "num_requests", "total_num_tokens", "tokens_per_second"} <= set(first)
+    first = set(_first(content))
+    serve = {"output_throughput", "total_input_tokens", "duration"} <= first and "total_throughput" not in first
+    return serve or {"elapsed_time", "num_requests", "total_num_tokens", "tokens_per_second"} <= first or _is_latency(first)
+
+
+def _is_latency(names: set[str]) -> bool:
+    return {"avg_latency", "latencies", "percentiles"} <= names
+
+
+def unreadable(content: Any) -> str:
+    """What a file of vLLM's is that holds no result to import, or ''."""
+    first = _first(content)
+    if isinstance(first.get("benchmark"), dict) and isinstance(first.get("metric"), dict):
+        return "vLLM's copy of a result for PyTorch's benchmark database; import the .json of the same name without .pytorch"
+    if {"total_input_tokens", "duration"} <= set(first) and {"input_sequence_throughput", "total_input_sequences"} & set(first):
+        return "a vLLM benchmark of a pooling model, which generates no tokens"
+    if {"run_number", "error_type", "error"} <= set(first):
+        return f"vLLM's note of a run that failed in a sweep ({first['error_type']})"
+    return ""
+
+
+def table(lines: list[list[str]]) -> list[dict[str, Any]]:
+    """The runs of a sweep's `summary.csv`, as its JSON has them."""
+    return [
+        {name: _csv_value(text) for name, text in zip(lines[0], line, strict=False) if name and text} for line in lines[1:] if any(line)
+    ]
+
+
+def _csv_value(text: str) -> Any:
+    try:
+        return {"True": True, "False": False, "None": None}[text] if text in ("True", "False", "None") else json.loads(text)
+    except ValueError:
+        return text
 
 
 def rows(content: Any) -> list[Row]:
-    return [_serve(one) if "output_throughput" in one else _offline(one) for one in (content if isinstance(content, list) else [content])]
+    return [_row(one) for one in (content if isinstance(content, list) else [content])]
+
+
+def _row(one: Any) -> Row:
+    if not isinstance(one, dict):
+        raise FieldError(f"a result is {one!r:.60}; it must be an object")
+    if _is_latency(set(one)):
+        return _latency(one)
+    return _offline(one) if "elapsed_time" in one else _serve(one)
+
+
+class _Percentiles(Foreign):
+    """Latencies of one run, ms, by vLLM's key."""
+
+    values: dict[str, Measured]
 
 
 def _serve(one: dict[str, Any]) -> Row:
-    completed = int(one["completed"])
-    rate = float(one.get("request_rate") or 0) if one.get("request_rate") != "inf" else math.inf
-    tokens_in, tokens_out = float(one["total_input_tokens"]), float(one["total_output_tokens"])
-    figures: dict[str, Any] = {
-        "duration_s": one["duration"],
+    result = parse(Serve, one)
+    completed = required(result.completed, "completed")
+    keys = [f"{stat}_{name}_ms" for name in LATENCIES for stat in ("mean", "median", *(f"p{percent}" for percent in PERCENTILES))]
+    spread = parse(_Percentiles, {"values": {key: one[key] for key in keys if key in one}}).values
+    failed = result.failed
+    if failed is None and result.num_prompts is not None:
+        failed = max(0, result.num_prompts - int(completed))
+    figures: dict[str, float | None] = {
+        "duration_s": result.duration,
         "completed_requests": completed,
-        "failed_requests": one.get("failed", int(one.get("num_prompts", completed)) - completed),
-        "input_tokens": tokens_in,
-        "output_tokens": tokens_out,
-        "input_length_mean": tokens_in / max(completed, 1),
-        "output_length_mean": tokens_out / max(completed, 1),
-        "requests_per_s": one["request_throughput"],
-        "output_tokens_per_s": one["output_throughput"],
-        "total_tokens_per_s": one["total_token_throughput"],
-        "goodput_requests_per_s": one.get("request_goodput"),
+        "failed_requests": failed,
+        "input_tokens": result.total_input_tokens or None,
+        "output_tokens": result.total_output_tokens or None,
+        "input_length_mean": ratio(result.total_input_tokens or None, completed),
+        "output_length_mean": ratio(result.total_output_tokens or None, completed),
+        "requests_per_s": result.request_throughput,
+        "output_tokens_per_s": result.output_throughput,
+        "total_tokens_per_s": result.total_token_throughput,
+        "goodput_requests_per_s": result.goodput if result.goodput is not None else result.goodput_misspelt,
     }
-    for theirs, ours in NAMES.items():
-        figures[f"{ours}_mean_ms"] = one.get(f"mean_{theirs}_ms")
-        figures[f"{ours}_p50_ms"] = one.get(f"median_{theirs}_ms")
+    for theirs, ours in LATENCIES.items():
+        figures[f"{ours}_mean_ms"] = spread.get(f"mean_{theirs}_ms")
         for percent in PERCENTILES:
-            if f"p{percent}_{theirs}_ms" in one:
-                figures[f"{ours}_p{percent}_ms"] = one[f"p{percent}_{theirs}_ms"]
+            figures[f"{ours}_p{percent}_ms"] = spread.get(f"p{percent}_{theirs}_ms")
+        figures[f"{ours}_p50_ms"] = spread.get(f"median_{theirs}_ms") or figures[f"{ours}_p50_ms"]
+    settings = _settings(one)
+    if result.request_rate is not None and result.burstiness not in (None, 1.0):
+        settings["burstiness"] = result.burstiness
     cell = Cell(
-        model=str(one.get("model_id", "")),
+        model=result.model_id,
         precision="",
-        batch=int(one.get("max_concurrency") or 0),
-        isl=round(tokens_in / max(completed, 1)),
-        osl=round(tokens_out / max(completed, 1)),
-        num_requests=int(one.get("num_prompts", completed)),
-        request_rate=0.0 if math.isinf(rate) else rate,
-        target="vllm",
+        kv_dtype=_kv_dtype(one),
+        batch=result.max_concurrency or 0,
+        isl=whole(figures["input_length_mean"]),
+        osl=whole(figures["output_length_mean"]),
+        tp=_gpus(one, "tensor_parallel_size", "tp", "tp_size"),
+        pp=_gpus(one, "pipeline_parallel_size", "pp", "pp_size"),
+        num_requests=int(completed) if result.num_prompts is None else result.num_prompts,
+        request_rate=result.request_rate or 0.0,
+        target=_target(one, result.backend),
+        target_version=str(one.get("version") or ""),
+        settings=settings,
     )
-    return make(cell, figures, "vllm", one, started_at=str(one.get("date", "")))
+    extra = {"date": result.date, "label": result.label}
+    started = local_time(result.date, "%Y%m%d-%H%M%S")
+    return make(cell, figures, "vllm", one, started_at=started, extra=extra, repeat=result.run_number or 0)
+
+
+def _target(one: dict[str, Any], backend: str) -> str:
+    """NVIDIA's fork of the script is known by figures that only it writes."""
+    return "tensorrt-llm" if "user_throughput" in one else SERVERS.get(backend, "vllm")
+
+
+def _settings(one: dict[str, Any]) -> dict[str, Any]:
+    others = {name: value for name, value in one.items() if name not in NOT_SETTINGS and not RESULT_NAME.fullmatch(name)}
+    simple = {name: value if isinstance(value, str | int | float | bool) else json.dumps(value) for name, value in others.items() if value}
+    zeros = {name: value for name, value in others.items() if value is False or (value == 0 and not isinstance(value, bool | str))}
+    return settings_of(backend=one.get("backend") or one.get("endpoint_type")) | simple | zeros
+
+
+def _gpus(one: dict[str, Any], *names: str) -> int:
+    """A parallel degree under one of these names (`--metadata` writes it as text), or 1."""
+    for name in names:
+        text = str(one.get(name) or "")
+        if text.isdecimal() and 1 <= int(text) < 2**16:
+            return int(text)
+    return 1
+
+
+def _kv_dtype(one: dict[str, Any]) -> str:
+    kept = str(one.get("kv_cache_dtype") or "")
+    return "" if kept == "auto" else kept
 
 
 def _offline(one: dict[str, Any]) -> Row:
+    result = parse(Offline, one)
+    requests = required(result.num_requests, "num_requests")
     figures = {
-        "duration_s": one["elapsed_time"],
-        "completed_requests": one["num_requests"],
-        "requests_per_s": one["requests_per_second"],
-        "total_tokens_per_s": one["tokens_per_second"],
+        "duration_s": result.elapsed_time,
+        "completed_requests": requests,
+        "requests_per_s": result.requests_per_second,
+        "total_tokens_per_s": result.tokens_per_second,
     }
-    cell = Cell(model="", precision="", batch=0, isl=0, osl=0, num_requests=int(one["num_requests"]), target="vllm")
+    cell = Cell(model="", precision="", batch=0, isl=0, osl=0, num_requests=int(requests), target="vllm", settings={"mode": "throughput"})
     return make(cell, figures, "vllm", one, started_at="")
+
+
+def _latency(one: dict[str, Any]) -> Row:
+    """Seconds of one whole batch, repeated; the file tells neither batch nor lengths (give them with `--set`)."""
+    result = parse(Latency, one)
+    slowest = max((value for value in result.latencies if value is not None), default=None)
+    figures = {"e2e_mean_ms": scaled(result.avg_latency, 1e3), "e2e_max_ms": scaled(slowest, 1e3)}
+    for percent in PERCENTILES:
+        figures[f"e2e_p{percent}_ms"] = scaled(result.percentiles.get(str(percent)), 1e3)
+    cell = Cell(model="", precision="", batch=0, isl=0, osl=0, target="vllm", settings={"mode": "latency"})
+    return make(cell, figures, "vllm", one, started_at="", extra={"iterations": len(result.latencies)})

@@ -1,7 +1,7 @@
 """BurstGPT (github.com/HPMLL/BurstGPT, CC-BY-4.0): CSV read by column name, since later versions insert `Session ID` and `Elapsed time`.
 
 `Timestamp` is in seconds from the start of the first day. A row whose `Response tokens` is 0 is a request that failed; it is a bad row
-here, so leave such rows out with `--skip-bad-rows`, or use the publisher's files without failures.
+here, which every command that takes a trace leaves out with `--skip-bad-rows`; the publisher has files without failures too.
 """
 
 from __future__ import annotations

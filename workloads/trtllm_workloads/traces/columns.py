@@ -12,6 +12,8 @@ from trtllm_workloads.tokens import Int32Array
 
 Float64Array = npt.NDArray[np.float64]
 MAX_TOKENS = 2**31 - 1
+LARGEST_TIME = 1e15
+"""In whatever unit a trace has: milliseconds since 1970 are 1.8e12."""
 
 
 class Csv:
@@ -19,16 +21,16 @@ class Csv:
 
     header_lines = 1
 
-    def __init__(self, header: str, wanted: Sequence[str], optional: Sequence[str] = ()) -> None:
+    def __init__(self, header: str, required: Sequence[str], optional: Sequence[str] = ()) -> None:
         names = [name.strip().lower() for name in next(csv.reader([header]))]
-        twice = [name for name in (*wanted, *optional) if names.count(name.lower()) > 1]
+        twice = [name for name in (*required, *optional) if names.count(name.lower()) > 1]
         if twice:
             raise ValueError(f"there are two columns {twice[0]}; leave one")
-        missing = [name for name in wanted if name.lower() not in names]
+        missing = [name for name in required if name.lower() not in names]
         if missing:
             raise ValueError(f"there is no column {', '.join(missing)}; the columns are {header.strip()}")
         self._width = len(names)
-        self._places = {name: names.index(name.lower()) for name in (*wanted, *optional) if name.lower() in names}
+        self._places = {name: names.index(name.lower()) for name in (*required, *optional) if name.lower() in names}
 
     def columns(self, lines: Sequence[str]) -> dict[str, tuple[str, ...]]:
         rows = list(csv.reader(lines))
@@ -45,13 +47,11 @@ class Csv:
 def counts(values: Sequence[str] | Sequence[int], what: str) -> Int32Array:
     """Token counts, whole numbers of at least 1."""
     try:
-        array = np.asarray(values).astype(np.int64)
+        given = np.asarray(values)
+        array = _whole(given) if given.dtype.kind == "f" else given.astype(np.int64)
     except (ValueError, TypeError, OverflowError):
         try:
-            exact = np.asarray(values).astype(np.float64)
-            if not (np.isfinite(exact) & (exact == np.floor(exact)) & (np.abs(exact) < 2**63)).all():
-                raise ValueError
-            array = exact.astype(np.int64)
+            array = _whole(np.asarray(values).astype(np.float64))
         except (ValueError, TypeError, OverflowError):
             raise ValueError(f"{what} is {_example(values)}, not a whole number") from None
     if len(array) and (array.min() < 1 or array.max() > MAX_TOKENS):
@@ -60,16 +60,25 @@ def counts(values: Sequence[str] | Sequence[int], what: str) -> Int32Array:
     return array.astype(np.int32)
 
 
+def _whole(numbers: Float64Array) -> npt.NDArray[np.int64]:
+    """Floating-point numbers that are whole, as integers. Raises ValueError when one is not, or is beyond 64 bits."""
+    if not (np.isfinite(numbers) & (numbers == np.floor(numbers)) & (np.abs(numbers) < 2**63)).all():
+        raise ValueError
+    return numbers.astype(np.int64)
+
+
 def seconds(values: Sequence[str] | Sequence[float], what: str) -> Float64Array:
     """Finite numbers."""
     try:
         array = np.asarray(values).astype(np.float64)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         raise ValueError(f"{what} is {_example(values)}, not a number") from None
     if not np.isfinite(array).all():
         raise ValueError(f"{what} is not a finite number")
+    if len(array) and np.abs(array).max() > LARGEST_TIME:
+        raise ValueError(f"{what} is {array[np.abs(array).argmax()]:g}, beyond any time")
     return array
 
 
 def _example(values: Sequence[object]) -> str:
-    return repr(values[0]) if len(values) == 1 else "in some row"
+    return f"{values[0]!r:.60}" if len(values) == 1 else "in some row"

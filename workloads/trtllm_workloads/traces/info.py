@@ -98,11 +98,14 @@ def _ranks(values: npt.NDArray[np.int32]) -> Float64Array:
 
 
 def bars(values: list[float] | Float64Array, width: int = RATE_BINS) -> str:
-    """Values as a line of block characters, the largest filling its cell."""
+    """Values as a line of block characters, the largest filling its cell; the line's axis is the values' own."""
     array = np.asarray(values, dtype=np.float64)
     if len(array) == 0 or array.max() <= 0:
         return ""
-    pooled = np.asarray([part.mean() for part in np.array_split(array, min(width, len(array)))])
+    columns = min(width, len(array))
+    # Each column shows the same stretch of the values: where 60 share 48 columns, a value on an edge counts in both by its parts.
+    edges = np.linspace(0, len(array), columns + 1)
+    pooled = np.diff(np.interp(edges, np.arange(len(array) + 1), np.concatenate([[0.0], np.cumsum(array)])))
     levels = np.ceil(pooled / pooled.max() * 8).astype(int)
     return "".join(" ▁▂▃▄▅▆▇█"[level] for level in levels)
 

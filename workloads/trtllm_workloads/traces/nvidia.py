@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from trtllm_workloads.traces.columns import counts, seconds
-from trtllm_workloads.traces.jsonlines import objects
+from trtllm_workloads.traces.jsonlines import numbers, objects
 from trtllm_workloads.traces.trace import Trace
 
 
@@ -23,6 +23,6 @@ class NvidiaLines:
             raise ValueError("there is no input_ids; the length of a text prompt is not known without a tokenizer")
         arrival = np.empty(0)
         if all("arrival_s" in row for row in rows):
-            arrival = seconds([row["arrival_s"] for row in rows], "arrival_s")
+            arrival = seconds(numbers(rows, "arrival_s"), "arrival_s")
         inputs = counts([len(row["input_ids"]) for row in rows], "the number of input_ids")
-        return Trace("nvidia", inputs, counts([row["output_tokens"] for row in rows], "output_tokens"), arrival)
+        return Trace("nvidia", inputs, counts(numbers(rows, "output_tokens"), "output_tokens"), arrival)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from trtllm_workloads.traces.columns import counts, seconds
-from trtllm_workloads.traces.jsonlines import blocks, objects
+from trtllm_workloads.traces.jsonlines import blocks, numbers, objects
 from trtllm_workloads.traces.trace import Trace
 
 BLOCK_TOKENS = 16
@@ -25,15 +25,17 @@ class Qwen:
 
     def parse(self, lines: Sequence[str]) -> Trace:
         rows = objects(lines, ("chat_id", "parent_chat_id", "timestamp", "input_length", "output_length", "hash_ids"))
-        arrival = seconds([row["timestamp"] for row in rows], "timestamp")
-        inputs = counts([row["input_length"] for row in rows], "input_length")
-        outputs = counts([row["output_length"] for row in rows], "output_length")
+        arrival = seconds(numbers(rows, "timestamp"), "timestamp")
+        inputs = counts(numbers(rows, "input_length"), "input_length")
+        outputs = counts(numbers(rows, "output_length"), "output_length")
         offsets, ids = blocks(rows)
         session, turn = np.empty(len(rows), np.int64), np.empty(len(rows), np.int32)
         for place, row in enumerate(rows):
             chat, parent, position = row["chat_id"], row["parent_chat_id"], row.get("turn", 1)
             if type(chat) is not int or type(parent) is not int or type(position) is not int:
                 raise ValueError("chat_id, parent_chat_id and turn must be whole numbers")
+            if not (-(2**63) <= chat < 2**63 and -(2**63) <= parent < 2**63 and -(2**31) < position < 2**31):
+                raise ValueError("chat_id and parent_chat_id must be 64-bit numbers, and turn a 32-bit one")
             session[place] = self._session_of[chat] = self._session_of.get(parent, chat)
             turn[place] = max(position - 1, 0)
         return Trace("qwen", inputs, outputs, arrival, session, turn, offsets, ids, BLOCK_TOKENS)

@@ -16,7 +16,7 @@ from typing import Protocol
 
 import numpy as np
 
-from trtllm_workloads.errors import WorkloadError
+from trtllm_workloads.errors import SKIP_HINT, WorkloadError
 from trtllm_workloads.files import first_line, open_text
 from trtllm_workloads.traces import azure, burstgpt, mooncake, nvidia, qwen, sharegpt
 from trtllm_workloads.traces.trace import Trace, concatenate
@@ -52,12 +52,14 @@ def detect(first_line: str) -> str:
     if line.startswith("{"):
         try:
             keys = set(json.loads(line))
-        except ValueError:
+        except (ValueError, RecursionError):
             return ""
-        if {"input_ids", "prompt"} & keys and "output_tokens" in keys:
+        if {"input_ids", "prompt", "text_input"} & keys and {"output_tokens", "output_len", "output_length", "max_tokens"} & keys:
             return "nvidia"
-        if "hash_ids" in keys and "timestamp" in keys:
+        if {"input_length", "output_length"} <= keys:
             return "qwen" if "chat_id" in keys else "mooncake"
+        if {"prompt", "text_input", "messages", "conversations"} & keys:
+            return "text without lengths"
         return ""
     columns = {name.strip().strip('"').lower() for name in line.split(",")}
     if {"contexttokens", "generatedtokens"} <= columns:
@@ -84,6 +86,10 @@ def iter_trace(path: Path | str, *, format: str | None = None, skip_bad_rows: bo
         if name == "sharegpt":
             yield from sharegpt.read_json(path, skip_bad_rows)
             return
+        if name == "text without lengths":
+            raise WorkloadError(
+                f"{path}, line {number}: there is a text, but not how many tokens to answer it with; add output_tokens to each line"
+            )
         if name not in FORMATS:
             known = ", ".join([*FORMATS, "sharegpt"])
             told = f"'{name}' is no trace format" if name else f"{path} is in no trace format known here (it begins {first.strip()[:60]!r})"
@@ -112,10 +118,21 @@ def read_trace(path: Path | str, *, format: str | None = None, skip_bad_rows: bo
             break
     if rows == 0:
         raise WorkloadError(f"{path} holds no request")
-    whole = concatenate(parts)
+    whole = _without_empty_columns(concatenate(parts))
     if limit is not None and len(whole) > limit:
         whole = whole.take(np.arange(limit))
     return replace(whole, name=Path(path).stem).in_order()
+
+
+def _without_empty_columns(trace: Trace) -> Trace:
+    """A trace without blocks, sessions or delays where its lines might have had them and none has."""
+    if trace.block_ids is not None and len(trace.block_ids) == 0:
+        trace = replace(trace, block_offsets=None, block_ids=None, block_tokens=0)
+    if trace.delay_s is not None and np.isnan(trace.delay_s).all():
+        trace = replace(trace, delay_s=None)
+    if trace.session is not None and (trace.session < 0).all():
+        trace = replace(trace, session=None, turn=None)
+    return trace
 
 
 def _block(reader: Format, lines: list[str], path: Path, number: int, skip: bool) -> Trace | None:
@@ -136,7 +153,7 @@ def _good(reader: Format, rows: list[tuple[int, str]], path: Path, skip: bool) -
         if len(rows) == 1:
             if skip:
                 return [], 1
-            raise WorkloadError(f"{path}, line {rows[0][0]}: {error}") from None
+            raise WorkloadError(f"{path}, line {rows[0][0]}: {error} ({SKIP_HINT})") from None
     middle = len(rows) // 2
     first, bad_first = _good(reader, rows[:middle], path, skip)
     second, bad_second = _good(reader, rows[middle:], path, skip)

@@ -93,6 +93,8 @@ def _items(path: Path) -> Iterator[Any]:
                 return
             try:
                 item, end = decoder.raw_decode(buffer)
+            except RecursionError:
+                raise WorkloadError(f"{path} is no ShareGPT file: its JSON is nested too deeply") from None
             except ValueError as error:
                 more = stream.read(max(_READ_CHARACTERS, len(buffer)))
                 if not more:

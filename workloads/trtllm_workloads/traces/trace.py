@@ -36,6 +36,9 @@ class Trace:
     block_tokens: int = 0
     skipped: int = 0
     """Bad rows left out."""
+    delay_s: Float64Array | None = None
+    """[n] seconds that a turn waits after the answer to the turn before it in its session; NaN where the row has a time of its own. The
+    `arrival_s` of a turn that waits is the earliest possible, as if every answer came at once: for order, windows and rates only."""
 
     def __len__(self) -> int:
         return len(self.input_tokens)
@@ -50,7 +53,7 @@ class Trace:
         changes: dict[str, object] = {"input_tokens": self.input_tokens[index], "output_tokens": self.output_tokens[index]}
         if self.timed:
             changes["arrival_s"] = self.arrival_s[index]
-        for name in ("session", "turn"):
+        for name in ("session", "turn", "delay_s"):
             column = getattr(self, name)
             if column is not None:
                 changes[name] = column[index]
@@ -88,20 +91,36 @@ class Trace:
         return SegmentPrompts(offsets, stream[kept], np.zeros(len(kept), np.int64), length[kept].astype(np.int64), vocabulary)
 
     def to_workload(self, vocabulary: Vocabulary | None = None, seed: int = 0) -> Workload:
-        """The trace as requests, first arrival at 0. Turns keep their recorded times: they do not wait for the turn before."""
+        """The trace as requests, first arrival at 0. A turn keeps its recorded time, where it has one, and then waits for no other."""
         if len(self) == 0:
             raise WorkloadError(f"trace {self.name}: no row is left to replay")
         ordered = self.in_order()
+        after, think_s = ordered._followers()
         return Workload(
             name=self.name,
             prompts=ordered.prompts(vocabulary or Vocabulary(), seed),
             input_tokens=ordered.input_tokens,
             output_tokens=ordered.output_tokens,
-            arrival_s=ordered.arrival_s,
+            arrival_s=ordered.arrival_s if after is None or not self.timed else np.where(after >= 0, np.nan, ordered.arrival_s),
             session=ordered.session,
             turn=ordered.turn,
+            after=after,
+            think_s=think_s,
             skipped=self.skipped,
         )
+
+    def _followers(self) -> tuple[Int64Array | None, Float64Array | None]:
+        """(row each row waits for or -1, seconds it waits then); None where none waits. Without its predecessor a row waits for none."""
+        if self.delay_s is None or self.session is None or np.isnan(self.delay_s).all():
+            return None, None
+        after = np.full(len(self), -1, np.int64)
+        last: dict[int, int] = {}
+        for row, session in enumerate(self.session.tolist()):
+            if session >= 0:
+                after[row] = last.get(session, -1)
+                last[session] = row
+        after[np.isnan(self.delay_s)] = -1
+        return after, np.where(after >= 0, self.delay_s, 0.0)
 
 
 def concatenate(parts: Sequence[Trace]) -> Trace:
@@ -114,7 +133,7 @@ def concatenate(parts: Sequence[Trace]) -> Trace:
         return None if columns[0] is None else np.concatenate(columns)
 
     changes: dict[str, object] = {
-        name: joined(name) for name in ("input_tokens", "output_tokens", "arrival_s", "session", "turn", "block_ids")
+        name: joined(name) for name in ("input_tokens", "output_tokens", "arrival_s", "session", "turn", "block_ids", "delay_s")
     }
     if parts[0].block_offsets is not None:
         counts = np.concatenate([np.diff(part.block_offsets) for part in parts if part.block_offsets is not None])
