@@ -25,6 +25,7 @@ def command(
     max_num_tokens: options.MaxNumTokens = None,
     max_seq_len: options.MaxSeqLen = None,
     page_size: Annotated[int | None, typer.Option("--page-size", min=16, help="Tokens of a KV cache page, a power of two.")] = None,
+    tp: Annotated[int | None, options.option("tp")] = None,
     mark_output: Annotated[list[str] | None, typer.Option("--mark-output", help="Value to add as an output; may be repeated.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Seed of dummy weights (default 0).")] = None,
     out: Annotated[Path | None, typer.Option("--out", "--output-dir", help="Engine folder (default: <model>-<precision>.engine).")] = None,
@@ -34,6 +35,7 @@ def command(
 
     from trtllm_bench.build_progress import build_progress
     from trtllm_engines.checkpoints.checkpoint_precision import default_precision
+    from trtllm_engines.compiler.plan import ParallelLayout
     from trtllm_engines.engine.build import DEFAULT_PROFILE, build
     from trtllm_engines.engine.folder import load_engine
     from trtllm_engines.engine.recipes import load_recipe
@@ -48,6 +50,8 @@ def command(
         chosen["arches"] = _arches(arch)
     if precision is not None or recipe is None:
         chosen["precision"] = precision or default_precision(chosen["model"], tuple(chosen["arches"]) != ("cpu",))
+    if tp is not None:
+        chosen["layout"] = ParallelLayout(tp)
     sizes = {"max_batch_size": max_batch_size, "max_num_tokens": max_num_tokens, "max_seq_len": max_seq_len, "page_size": page_size}
     chosen["profile"] = replace(chosen["profile"], **{name: size for name, size in sizes.items() if size is not None})
     folder = out or Path(f"{Path(chosen['model']).name}-{chosen['precision']}.engine")
@@ -56,7 +60,7 @@ def command(
         build(**chosen, out=folder, mark_outputs=mark_output or (), progress=report)
     plan = load_engine(folder).plan
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 2**20
-    types = f"{plan.precision}, KV cache {plan.kv_dtype}"
+    types = f"{plan.precision}, KV cache {plan.kv_dtype}" + (f", for {plan.parallel.ranks} GPUs" if plan.parallel.ranks > 1 else "")
     typer.echo(f"{folder}: {plan.config.name} {types}, for {', '.join(plan.fingerprint.arches)}, {len(plan.ops)} ops, {size:,.1f} MiB")
     typer.echo(f"built in {time.perf_counter() - began:.1f} s")
 

@@ -30,8 +30,14 @@ from trtllm_engines.runtime.step_ring import FAILED, READY, StepRing
 STEP_S = 10.0
 """Most time between a step's launch and its tokens, or the tokens of the step before it. The largest step of a 70B takes under a second."""
 START_S = 900.0
-ENVIRONMENT = {"NCCL_NVLS_ENABLE": "0", "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1", "NVSHMEM_DISABLE_NVLS": "1"}
-"""No NVLink multicast, whatever a library would choose."""
+ENVIRONMENT = {
+    "NCCL_NVLS_ENABLE": "0",
+    "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1",
+    "NVSHMEM_DISABLE_NVLS": "1",
+    "GLOO_SOCKET_IFNAME": "lo",
+    "NCCL_SOCKET_IFNAME": "lo",
+}
+"""No NVLink multicast, whatever a library would choose; and ranks of one host meet there, whatever its name resolves to."""
 
 
 @dataclass(frozen=True)
