@@ -70,6 +70,8 @@ class Engine:
     def tensors(self, device: torch.device | str, rank: int = 0) -> dict[str, Tensor]:
         """Weights and constants of `rank` by name, on `device`. Dummy weights are drawn there."""
         device = torch.device(device)
+        if device.type == "cuda" and device.index is None:  # safetensors takes that for the first GPU, whichever is current
+            device = torch.device("cuda", torch.cuda.current_device())
         loaded: dict[str, Tensor] = load_file(self.path / CONSTANTS, device=str(device))
         if self.plan.weights_source["kind"] == "dummy":
             source = DummyWeights(int(self.plan.weights_source["seed"]))
