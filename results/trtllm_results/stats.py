@@ -76,16 +76,12 @@ class Evidence:
             return 0.0 if self.mean > bound else 1.0
         return float(stdtr(self.df, (bound - self.mean) / self.error))
 
-    def widened(self, sd: float) -> Evidence:
-        """With an independent error of standard deviation `sd` added (the calibrated noise between sessions)."""
-        return Evidence(self.mean, math.hypot(self.error, sd), self.df)
-
 
 def paired(differences: npt.ArrayLike) -> Evidence:
     """Mean of n >= 2 differences, one a block."""
     values = np.asarray(differences, dtype=float)
     if len(values) < 2:
-        raise ResultsError(f"An interval needs at least 2 blocks; there is {len(values)}.")
+        raise ResultsError(f"an interval needs at least 2 blocks; there is {len(values)}")
     return Evidence(float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values))), len(values) - 1)
 
 
@@ -93,7 +89,7 @@ def log_ratio(a: npt.ArrayLike, b: npt.ArrayLike) -> Evidence:
     """ln(B/A) of two independent samples of positive values, n >= 2 each, with unequal variances (Welch, Biometrika 1947)."""
     first, second = np.log(_positive(a)), np.log(_positive(b))
     if min(len(first), len(second)) < 2:
-        raise ResultsError(f"An interval needs at least 2 repeats on each side; there are {len(first)} and {len(second)}.")
+        raise ResultsError(f"an interval needs at least 2 repeats on each side; there are {len(first)} and {len(second)}")
     va, vb = first.var(ddof=1) / len(first), second.var(ddof=1) / len(second)
     total = va + vb
     df = total**2 / (va**2 / (len(first) - 1) + vb**2 / (len(second) - 1)) if total > 0 else len(first) + len(second) - 2
@@ -103,7 +99,7 @@ def log_ratio(a: npt.ArrayLike, b: npt.ArrayLike) -> Evidence:
 def _positive(values: npt.ArrayLike) -> FloatArray:
     array = np.asarray(values, dtype=float)
     if not np.all(np.isfinite(array)) or np.any(array <= 0):
-        raise ResultsError("A figure to compare is zero, negative or not a number; a ratio needs positive values.")
+        raise ResultsError("a figure to compare is zero, negative or not a number; a ratio needs positive values")
     return array
 
 
@@ -157,49 +153,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def power_of(shift: float, sd: float, n: int, alpha: float = 0.05) -> float:
-    """Chance that a one-sided t test at `alpha` over n differences with deviation `sd` finds a true mean `shift` beyond its bound."""
-    from scipy.special import nctdtr
-
-    if n < 2:
-        return 0.0
-    if sd <= 0:
-        return 1.0 if shift > 0 else 0.0
-    return 1 - float(nctdtr(n - 1, shift / sd * math.sqrt(n), t_quantile(1 - alpha, n - 1)))
-
-
-def minimum_detectable_effect(sd: float, n: int, alpha: float = 0.05, power: float = 0.8) -> float:
-    """Smallest shift beyond the bound that is found with probability `power`; infinite for n < 2. In the units of `sd`."""
-    if n < 2:
-        return math.inf
-    if sd <= 0:
-        return 0.0
-    low, high = 0.0, sd
-    while power_of(high, sd, n, alpha) < power:
-        high *= 2
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if power_of(middle, sd, n, alpha) < power else (low, middle)
-    return high
-
-
-def blocks_to_decide(evidence: Evidence, bound: float, alpha: float = 0.05, limit: int = 10_000) -> int | None:
-    """Total number of blocks at which the present estimate and spread would clear `bound` on the side it is on; None if over `limit`.
-
-    A projection, not a promise: it holds the estimate and the standard deviation where they are now.
-    """
-    n_now = round(evidence.df) + 1
-    sd, gap = evidence.error * math.sqrt(n_now), abs(evidence.mean - bound)
-    if gap == 0:
-        return None
-    n = max(2, math.ceil((1.6449 * sd / gap) ** 2) if sd > 0 else 2)
-    while n <= limit:
-        if t_quantile(1 - alpha, n - 1) * sd / math.sqrt(n) < gap:
-            return n
-        n += 1 if n < 200 else n // 50
-    return None
-
-
 def alpha_spending(looks: Sequence[float], alpha: float = 0.05, shape: str = "pocock") -> list[float]:
     """Significance level to use at each of several looks (information fractions rising to 1) so that the total stays within `alpha`.
 
@@ -211,14 +164,14 @@ def alpha_spending(looks: Sequence[float], alpha: float = 0.05, shape: str = "po
 
     fractions = list(looks)
     if not fractions or sorted(fractions) != fractions or fractions[0] <= 0 or abs(fractions[-1] - 1) > 1e-9:
-        raise ResultsError("Looks must be rising fractions that end at 1.")
+        raise ResultsError("looks must be rising fractions that end at 1")
     if shape == "pocock":
         spent = [alpha * math.log(1 + (math.e - 1) * t) for t in fractions]
     elif shape == "obrien_fleming":
         z = float(ndtri(1 - alpha / 2))
         spent = [2 - 2 * float(ndtr(z / math.sqrt(t))) for t in fractions]
     else:
-        raise ResultsError(f"Spending shape '{shape}' is not known; use pocock or obrien_fleming.")
+        raise ResultsError(f"spending shape '{shape}' is not known; use pocock or obrien_fleming")
     return [now - before for now, before in zip(spent, [0.0, *spent[:-1]], strict=True)]
 
 
@@ -245,22 +198,26 @@ def change_points(series: npt.ArrayLike, penalty: float = 3.0, minimum: int = 2)
         totals = best[starts] + cost + cost_of_shift
         choice = int(np.argmin(totals))
         best[end], previous[end] = totals[choice], starts[choice]
-    found, end = [], n
+    shifts, end = [], n
     while end > 0:
         end = int(previous[end])
         if end > 0:
-            found.append(end)
-    return found[::-1]
+            shifts.append(end)
+    return shifts[::-1]
 
 
 def trend(series: npt.ArrayLike) -> tuple[float, float]:
-    """Total rise of the least-squares line over `series`, and the two-sided p value of Mann and Kendall's test that there is none."""
-    from scipy.stats import kendalltau
+    """Total rise of the least-squares line over `series`, and the two-sided p value of the t test that its slope is zero."""
+    from scipy.special import stdtr
 
     values = np.asarray(series, dtype=float)
     if len(values) < 3:
         return 0.0, 1.0
-    index = np.arange(len(values))
-    slope = float(np.polyfit(index, values, 1)[0])
-    p = float(kendalltau(index, values).pvalue)
-    return slope * (len(values) - 1), 1.0 if math.isnan(p) else p
+    index = np.arange(len(values)) - (len(values) - 1) / 2
+    slope = float(index @ values / (index @ index))
+    residuals = values - values.mean() - slope * index
+    df = len(values) - 2
+    error = math.sqrt(float(residuals @ residuals) / df / float(index @ index))
+    if error < 1e-12 * abs(slope) or slope == 0:
+        return slope * (len(values) - 1), 1.0 if slope == 0 else 0.0
+    return slope * (len(values) - 1), 2 * float(stdtr(df, -abs(slope) / error))

@@ -118,7 +118,7 @@ def test_compare_prints_and_writes(capsys: pytest.CaptureFixture[str], tmp_path:
         (("compare", "A", "OTHER"), "no cell in common"),
         (("compare", "A", "A100"), "--across-gpus"),
         (("compare", "A", "ZERO"), "cannot be compared"),
-        (("compare", "A", "A", "--where", "batch=7"), "No result passes"),
+        (("compare", "A", "A", "--where", "batch=7"), "no result passes"),
         (("compare", "A", "A", "--format", "xml"), "choose table"),
         (("compare", "A", "A", "--sort", "colour"), "no such column"),
         (("compare", "A", "--by", "precision"), "nothing to compare by precision"),
@@ -127,7 +127,7 @@ def test_compare_prints_and_writes(capsys: pytest.CaptureFixture[str], tmp_path:
         (("results", "export", "A", "x.doc"), "writes .csv"),
         (("results", "import", "new", "A/results.json"), "not a result file of"),
         (("results", "import", "new", "VLLM", "--set", "precision"), "FIELD=VALUE"),
-        (("gate", "check", "A", "--baseline", "none.json"), "There is no baseline"),
+        (("gate", "check", "A", "--baseline", "none.json"), "there is no baseline"),
         (("gate", "run", "--a", "nowhere", "--b", "nowhere"), "neither an engine folder, nor a checkout"),
         (("gate", "run", "--a", "A", "--b", "A"), "holds neither an engine (engine.json"),
         (("gate", "run", "--a", "HEAD", "--b", "HEAD", "--margin", "speed=2%"), "not a figure"),
@@ -153,8 +153,14 @@ def test_bad_input_is_one_sentence_and_exit_3(
 
 def test_gate_check_accept_and_history(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     a, slow, base = store(tmp_path / "a"), store(tmp_path / "slow", 0.95), tmp_path / "base.json"
-    assert run(capsys, "gate", "accept", a, "--baseline", base, "--note", "start")[0] == 0
-    assert run(capsys, "gate", "check", a, "--baseline", base)[0] == 0
+    code, out, _ = run(capsys, "gate", "accept", a, "--baseline", base, "--note", "start")
+    assert (code, "--same-state" in out) == (0, True)
+    code, out, _ = run(capsys, "gate", "check", a, "--baseline", base)
+    assert (code, "1.0% is assumed" in out) == (2, True), "nobody knows how much days differ"
+    for day, scale in (("tue", 1.001), ("wed", 0.999)):
+        assert run(capsys, "gate", "accept", store(tmp_path / day, scale), "--baseline", base, "--same-state")[0] == 0
+    code, out, _ = run(capsys, "gate", "check", a, "--baseline", base)
+    assert (code, "is assumed" in out) == (0, False)
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
     files = ["--junit", tmp_path / "j.xml", "--json", tmp_path / "g.json", "--markdown", tmp_path / "g.md", "--github"]
     code, out, _ = run(capsys, "gate", "check", slow, "--baseline", base, *files)
@@ -226,7 +232,7 @@ def test_a_run_that_fails_or_says_nothing_is_one_sentence() -> None:
 def test_a_void_run_says_why_and_is_kept(tmp_path: Path) -> None:
     void = SCRIPT.replace("Row(Cell", 'Row(status="void", reason="the driver was late", cell=Cell') + "sys.exit(1)"
     arm = dataclasses.replace(scripted("slow", 0.0), command=(sys.executable, "-c", void, "0", "0"))
-    with pytest.raises(ResultsError, match="A run of slow is void: the driver was late"):
+    with pytest.raises(ResultsError, match="a run of slow is void: the driver was late"):
         CommandRunner(arm, arm, Store(tmp_path)).run("A")
     assert [row.status for row in Store(tmp_path).rows()] == ["void"]
 
@@ -262,7 +268,7 @@ def test_kept_arms_measure_every_run_in_one_process(tmp_path: Path) -> None:
         assert all("one process" in runner.run("A").warnings[-1] for _ in range(3))
         assert runner._processes["A"] is first
         runner.run("B")
-        with pytest.raises(ResultsError, match="A run of b ended with exit code 1: trtllm-bench: the GPU fell off"):
+        with pytest.raises(ResultsError, match="a run of b ended with exit code 1: trtllm-bench: the GPU fell off"):
             runner.run("B")
     assert len(Store(tmp_path).rows()) == 4
 

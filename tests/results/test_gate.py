@@ -143,7 +143,7 @@ def test_config_is_validated_with_the_file_named(tmp_path: Path) -> None:
         ("blocks = 9\nmax_blocks = 3", "blocks is 9"),
         ("[margins]\nspeed = 0.1", "'speed' is not a figure"),
         ("[margins]\nduration_s = 0.1", "'duration_s' is not a figure"),
-        ('[margins]\noutput_tokens_per_s = "lots"', "Margin 'lots'"),
+        ('[margins]\noutput_tokens_per_s = "lots"', "margin 'lots'"),
         ("[margins]\noutput_tokens_per_s = 2", "between 0 and 0.5"),
         ('blocks = "a"', "wrong type"),
         ("margins = 3", "wrong type"),
@@ -154,7 +154,7 @@ def test_config_is_validated_with_the_file_named(tmp_path: Path) -> None:
         with pytest.raises(ResultsError, match=message) as caught:
             load_config(path)
         assert str(path) in str(caught.value)
-    with pytest.raises(ResultsError, match="Cannot read gate settings"):
+    with pytest.raises(ResultsError, match="cannot read gate settings"):
         load_config(tmp_path / "none.toml")
 
 
@@ -174,7 +174,7 @@ def test_baseline_moves_only_by_accept_and_keeps_its_history(tmp_path: Path) -> 
     second = baseline.accept(baseline.load(path), "h100", rows(950, seed=1), "slower on purpose")
     baseline.save(second, path)
     assert [entry.note for entry in baseline.load(path).history] == ["first", "slower on purpose"]
-    assert baseline.check(baseline.load(path), rows(951, seed=2), CONFIG).verdict == "pass"
+    assert baseline.check(baseline.load(path), rows(951, seed=2), CONFIG, noise={RATE: 0.003}).verdict == "pass"
 
 
 def test_baseline_check_needs_repeats_and_widens_with_calibrated_noise() -> None:
@@ -182,7 +182,7 @@ def test_baseline_check_needs_repeats_and_widens_with_calibrated_noise() -> None
     single = baseline.check(base, rows(900, repeats=1), CONFIG)
     assert single.verdict == "inconclusive"
     assert "only 1 repeat" in single.findings[0].why
-    assert baseline.check(base, rows(960, seed=5), CONFIG).verdict == "fail"
+    assert baseline.check(base, rows(960, seed=5), CONFIG, noise={RATE: 0.002}).verdict == "fail"
     assert baseline.check(base, rows(960, seed=5), CONFIG, noise={RATE: 0.02}).verdict == "inconclusive"
 
 
@@ -202,7 +202,7 @@ def test_baseline_check_refuses_other_machines_and_other_cells() -> None:
 
 
 def test_bad_baseline_files_are_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(ResultsError, match="There is no baseline"):
+    with pytest.raises(ResultsError, match="there is no baseline"):
         baseline.load(tmp_path / "none.json")
     for text, message in (
         ("{", "not a baseline"),
@@ -251,7 +251,8 @@ def test_calibration_recovers_the_noise_it_was_given(tmp_path: Path) -> None:
     assert floor.block_sd_interval[0] < 0.01 < floor.block_sd_interval[1]
     assert floor.false_fail_rate <= 0.01
     calibrate.save([floor], tmp_path / "noise.json")
-    assert calibrate.load_noise(tmp_path / "noise.json") == {RATE: floor.drift_sd}
+    (noise,) = calibrate.load_noise(tmp_path / "noise.json").values()
+    assert (noise.sd, noise.df) == (floor.drift_sd, floor.drift_df)
     assert calibrate.load_noise(None) == {}
     (tmp_path / "bad.json").write_text(json.dumps({"x": 1}))
     with pytest.raises(ResultsError, match="not a noise file"):

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from trtllm_results.store.selection import ResultSet
 
 Strings = list[str] | None
+HEADER = 12
+"""Longer names of result sets head no column: they would widen it beyond its numbers."""
 
 
 def command(
@@ -35,13 +37,13 @@ def command(
     from trtllm_results.store import selection
 
     if output not in ("table", "markdown", "csv", "json"):
-        raise ResultsError(f"--format {output}: choose table, markdown, csv or json.")
+        raise ResultsError(f"--format {output}: choose table, markdown, csv or json")
     if against not in ("", "published"):
-        raise ResultsError(f"--against {against}: only 'published' is known; name a second store to compare with it.")
+        raise ResultsError(f"--against {against}: only 'published' is known; name a second store to compare with it")
     sets = [selection.load_set(spec) for spec in results]
     sets = [selection.ResultSet(one.name, tuple(selection.keep(one.rows, where or []))) for one in sets]
     if not any(one.rows for one in sets):
-        raise ResultsError("No result passes the filters.")
+        raise ResultsError("no result passes the filters")
     if against == "published":
         _published([row for one in sets for row in one.rows], sort, output, out)
     elif pareto:
@@ -62,31 +64,33 @@ def _compare(
 
     if by:
         if len(sets) != 1:
-            raise ResultsError("--by splits one store; name only one.")
+            raise ResultsError("--by splits one store; name only one")
         sets = selection.split_by(sets[0].rows, by)
         ignore = [*ignore, *([by] if by in ALIGN_FIELDS else []), *(["kv_dtype"] if by == "precision" else [])]
-    found = compare(sets, figures or [HEADLINE], ignore, across_gpus or by == "gpu")
+    comparison = compare(sets, figures or [HEADLINE], ignore, across_gpus or by == "gpu")
     if output == "table" and out is None:
-        _print(found, sort)
+        _print(comparison, sort)
         return
     if output == "json":
-        text = compare_text.to_json(found)
+        text = compare_text.to_json(comparison)
     elif output == "csv":
-        text = compare_text.to_csv(_sorted(compare_text.records(found), sort))
+        text = compare_text.to_csv(_sorted(compare_text.records(comparison), sort))
     else:
-        text = compare_text.to_markdown(found)
+        text = compare_text.to_markdown(comparison)
     _emit(text, out)
 
 
-def _print(found: Comparison, sort: str) -> None:
+def _print(comparison: Comparison, sort: str) -> None:
     from rich.console import Console
 
-    from trtllm_dashboards.tables import Column, show
+    from trtllm_bench.commands._verdict_table import show_verdicts
+    from trtllm_dashboards.tables import Column
     from trtllm_results.compare import report as compare_text
     from trtllm_results.metrics.registry import common_words, title
 
     console = Console(highlight=False)
-    rows = _sorted(compare_text.records(found), sort)
+    rows = _sorted(compare_text.records(comparison), sort)
+    base, *others = comparison.sets
     shared, labels = common_words([one["label"] for one in rows])
     for one, label in zip(rows, labels, strict=True):
         one |= {"label": label, "figure": title(one["figure"])}
@@ -97,18 +101,21 @@ def _print(found: Comparison, sort: str) -> None:
         Column("figure"),
         Column("unit"),
         Column("other", "against"),
-        Column("base_value", found.sets[0], kind="number"),
-        Column("other_value", found.sets[1] if len(found.sets) == 2 else "other", kind="number"),
+        Column("base_value", base if len(base) <= HEADER else "base", kind="number"),
+        Column("other_value", others[0] if len(others) == 1 and len(others[0]) <= HEADER else "other", kind="number"),
         Column("change", kind="percent"),
-        Column("interval", "95% interval", priority=1),
+        Column("interval", "95% interval"),
         Column("repeats", priority=2),
         Column("verdict", kind="verdict"),
     ]
-    show(rows, columns, title=f"{found.sets[0]} against {', '.join(found.sets[1:])}" + (f": {shared}" if shared else ""), console=console)
-    for label, why in found.left_out:
-        console.print(f"left out: {label} ({why})", style="dim")
-    for note in [*found.notes, *dict.fromkeys(text for change in found.changes for text in change.warnings)]:
-        console.print(f"note: {note}", style="yellow")
+    heading = f"base {base} against {', '.join(others)}; {compare_text.MEANS}" + (f": {shared}" if shared else "")
+    show_verdicts(rows, columns, ("label", "figure", "other"), heading, console)
+    for line in compare_text.explanations(comparison):
+        console.print(line, style="dim", soft_wrap=True, markup=False)
+    for label, why in comparison.left_out:
+        console.print(f"left out: {label} ({why})", style="dim", soft_wrap=True, markup=False)
+    for note in [*comparison.notes, *dict.fromkeys(text for change in comparison.changes for text in change.warnings)]:
+        console.print(f"note: {note}", style="yellow", soft_wrap=True, markup=False)
 
 
 def _published(rows: list[Row], sort: str, output: str, out: Path | None) -> None:
@@ -120,15 +127,15 @@ def _published(rows: list[Row], sort: str, output: str, out: Path | None) -> Non
     from trtllm_results.compare import report as compare_text
     from trtllm_results.compare.published import beside
 
-    found = beside(rows)
-    flat_in_order = compare_text.beside_records(found)
+    comparisons = beside(rows)
+    flat_in_order = compare_text.beside_records(comparisons)
     flat = _sorted(flat_in_order, sort)
     if output != "table" or out is not None:
         texts = {"json": lambda: json.dumps(flat, indent=1), "csv": lambda: compare_text.to_csv(flat)}
-        _emit(texts.get(output, lambda: compare_text.beside_markdown(found))(), out)
+        _emit(texts.get(output, lambda: compare_text.beside_markdown(comparisons))(), out)
         return
     console = Console(highlight=False)
-    marks, meanings = compare_text.lettered(found)
+    marks, meanings = compare_text.lettered(comparisons)
     marked = {id(one): mark for one, mark in zip(flat_in_order, marks, strict=True)}
     for one in flat:
         one["shape"] = f"{one['precision']} {one['isl']}/{one['osl']}"
@@ -146,7 +153,12 @@ def _published(rows: list[Row], sort: str, output: str, out: Path | None) -> Non
         Column("ratio", kind="number", places=2),
         Column("mark", "note", hoist=False),
     ]
-    show(flat, columns, title="ours beside published figures; ratio is ours / theirs", console=console)
+    show(
+        flat,
+        columns,
+        title="ours beside published figures; ours is an arithmetic mean over repeats, ratio is ours / theirs",
+        console=console,
+    )
     for letter, meaning in meanings.items():
         console.print(f"{letter}  {meaning}", style="dim", soft_wrap=True)
     for text in dict.fromkeys(f"here, {one['shape']}: {one['here']}" for one in flat):
@@ -168,7 +180,7 @@ def _pareto(sets: list[ResultSet], output: str, out: Path | None) -> None:
         for row in pareto(one.rows)
     ]
     if not flat:
-        raise ResultsError(f"No result carries both {per_user} and {per_gpu}; measure with token times.")
+        raise ResultsError(f"no result carries both {per_user} and {per_gpu}; measure with token times")
     if output != "table" or out is not None:
         _emit(json.dumps(flat, indent=1) if output == "json" else to_csv(flat), out)
         return
@@ -188,7 +200,7 @@ def _sorted(rows: list[dict[str, Any]], sort: str) -> list[dict[str, Any]]:
     if not name or not rows:
         return rows
     if name not in rows[0]:
-        raise ResultsError(f"--sort {name}: no such column; choose from {', '.join(rows[0])}.")
+        raise ResultsError(f"--sort {name}: no such column; choose from {', '.join(rows[0])}")
     return sorted(rows, key=lambda one: (one[name] is None, one[name]), reverse=sort.startswith("-"))
 
 

@@ -42,6 +42,7 @@ def run(
     max_blocks: Annotated[int | None, typer.Option("--max-blocks", help="Cap on blocks.")] = None,
     looks: Annotated[int | None, typer.Option("--looks", help="Looks between the two; 1: exactly --blocks blocks.")] = None,
     warmup: Annotated[int, typer.Option("--warmup-runs", min=0, help="Discarded runs of each arm first.")] = 1,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Seed of the blocks' orders; drawn and printed when absent.")] = None,
     keep_loaded: KeepLoaded = False,
     out: Out = None,
     junit: Junit = None,
@@ -54,7 +55,7 @@ def run(
 
     settings = _settings(config, margin, blocks, max_blocks, looks)
     with _runner(a, b, list(flags or []), out, keep_loaded) as (runner, name_a, name_b):
-        report = run_gate(runner, settings, name_a, name_b, warmup, _progress)
+        report = run_gate(runner, settings, name_a, name_b, warmup, _progress, seed)
     _finish(report, junit, as_json, markdown, github)
 
 
@@ -88,15 +89,20 @@ def accept(
     store: Annotated[str, typer.Argument(help="Result store that becomes the baseline.")],
     baseline: BaselineFile,
     note: Annotated[str, typer.Option("--note", help="Why it moves; kept in the history.")] = "",
+    same_state: Annotated[
+        bool, typer.Option("--same-state", help="Another day's session of the newest state: teaches gate check how much days differ.")
+    ] = False,
 ) -> None:
     """Make these results the baseline. Nothing else moves it; the old ones stay in its history."""
     from trtllm_results.gate import baseline as baselines
+    from trtllm_results.gate.sessions import FEWEST_SESSIONS
     from trtllm_results.store import selection
 
-    old = baselines.load(baseline) if baseline.exists() else None
-    new = baselines.accept(old, old.name if old else baseline.stem, selection.load_set(store).rows, note)
-    baselines.save(new, baseline)
-    typer.echo(f"{baseline}: {len(new.current.cells)} cells accepted as state {len(new.history)}")
+    new = baselines.accept_into(baseline, selection.load_set(store).rows, note, same_state)
+    sessions = len(new.states[-1])
+    typer.echo(f"{baseline}: {len(new.current.cells)} cells accepted as session {sessions} of state {len(new.states)}")
+    if sessions < FEWEST_SESSIONS:
+        typer.echo(f"gate check learns from {FEWEST_SESSIONS} sessions of a state how much days differ; add them with --same-state")
 
 
 @app.command("history")
@@ -107,9 +113,9 @@ def history(baseline: BaselineFile, config: Config = None, margin: Margins = Non
     from trtllm_dashboards.tables import Column, show
     from trtllm_results.gate import baseline as baselines
 
-    settings, known = _settings(config, margin), baselines.load(baseline)
+    settings, stored = _settings(config, margin), baselines.load(baseline)
     console = Console(highlight=False)
-    lines = baselines.history_records(known, list(settings.margins))
+    lines = baselines.history_records(stored, list(settings.margins))
     columns = [Column("accepted", hoist=False), Column("revision", hoist=False), Column("cell"), Column("figure")]
     columns += [
         Column("value", kind="number"),
@@ -117,9 +123,9 @@ def history(baseline: BaselineFile, config: Config = None, margin: Margins = Non
         Column("total", kind="percent"),
         Column("note", priority=1),
     ]
-    show(lines, columns, title=f"baseline {known.name}", console=console)
-    for text in baselines.drift(known, settings):
-        console.print(f"drift: {text}", style="bold red")
+    show(lines, columns, title=f"baseline {stored.name}; values are geometric means of a session's runs", console=console)
+    for text in baselines.drift(stored, settings):
+        console.print(f"drift: {text}", style="bold red", soft_wrap=True, markup=False)
 
 
 @app.command("calibrate")
@@ -139,26 +145,27 @@ def calibrate(
     from trtllm_dashboards.tables import Column, show
     from trtllm_results.gate import calibrate as calibration
     from trtllm_results.gate.run import run_blocks
+    from trtllm_results.metrics.registry import title
 
     settings = _settings(config, margin)
     with _runner(engine, engine, list(flags or []), out, keep_loaded) as (runner, _, _):
-        found = run_blocks(runner, blocks, warmup=1, on_block=_progress)
-    floors = calibration.noise_floor(found, settings)
+        measured = run_blocks(runner, blocks, warmup=1, on_block=_progress)
+    floors = calibration.noise_floor(measured, settings)
     console = Console(highlight=False)
     lines = [
-        {"figure": one.figure, "run": one.run_sd, "drift": one.drift_sd, "block": one.block_sd, "mean": one.mean}
+        {"figure": title(one.figure), "run": one.run_sd, "drift": one.drift_sd, "block": one.block_sd, "mean": one.mean}
         | {f"n{n}": loss for n, loss in one.detectable.items()}
         | {"wrong": one.false_fail_rate, "pass": one.pass_rate}
         for one in floors
     ]
     columns = [Column("figure")] + [Column(name, f"{name} sd", kind="percent") for name in ("run", "drift", "block")]
-    columns += [Column(f"n{n}", f"{n} blocks", kind="percent") for n in (5, 12, 20)]
-    show(
-        lines, columns, title=f"noise floor over {len(found.runs)} A/A blocks; loss beyond the margin found with power 0.8", console=console
-    )
+    columns += [Column(f"n{n}", f"by {n}", kind="percent") for n in floors[0].detectable]
+    heading = f"noise floor over {len(measured.runs)} A/A blocks (seed {measured.seed}); loss beyond the margin that gate run finds "
+    show(lines, columns, title=heading + "by so many blocks with power 0.8", console=console)
     for one in floors:
         low, high = (f"{sd:.2%}" for sd in one.block_sd_interval)
-        console.print(f"{one.figure}: block sd {one.block_sd:.2%} (95% interval {low} to {high}); mean of A/A blocks {one.mean:+.2%}")
+        console.print(f"{one.figure}: block sd {one.block_sd:.2%} (95% interval {low} to {high})", soft_wrap=True)
+        console.print(f"{one.figure}: arithmetic mean of the blocks' ln(B/A) {one.mean:+.2%}", soft_wrap=True)
         console.print(f"{one.figure}: A against A would fail {one.false_fail_rate:.1%} and pass {one.pass_rate:.1%} of the time.")
     if noise is not None:
         calibration.save(floors, noise)
@@ -167,18 +174,23 @@ def calibrate(
 
 @contextmanager
 def _runner(a: str, b: str, flags: list[str], out: Path | None, keep_loaded: bool) -> Iterator[tuple[Runner, str, str]]:
-    """The runner of both arms and their names; unpacked revisions are removed at the end."""
-    from trtllm_results.gate.runners import CommandRunner, arm_command
+    """The runner of both arms and their names; unpacked revisions are removed at the end, whatever ends it."""
+    from trtllm_results.gate.runners import CommandRunner, Stopped, arm_command, named_apart, stoppable
     from trtllm_results.store.table import Store
 
-    with ExitStack() as cleanup:
-        first, second = arm_command(a, flags, cleanup), arm_command(b, flags, cleanup)
-        store = Store(out) if out is not None else None
-        runner = cleanup.enter_context(CommandRunner(first, second, store, _say, keep_loaded))
-        yield runner, first.name, second.name
+    try:
+        with stoppable(), ExitStack() as cleanup:
+            first, second = named_apart(arm_command(a, flags, cleanup), arm_command(b, flags, cleanup), a, b)
+            store = Store(out) if out is not None else None
+            runner = cleanup.enter_context(CommandRunner(first, second, store, _report_run, keep_loaded))
+            yield runner, first.name, second.name
+    except Stopped as stop:
+        kept = f"the finished runs are in {out}" if out is not None else "nothing was kept (--out keeps every run)"
+        typer.echo(f"trtllm-bench: stopped by {stop.signal}; {kept}", err=True)
+        raise
 
 
-def _say(arm: str, row: Row) -> None:
+def _report_run(arm: str, row: Row) -> None:
     rate = row.figures.get("output_tokens_per_s")
     typer.echo(f"  {arm}  {rate:,.1f} tok/s" if rate else f"  {arm}  {row.status}", err=True)
 
@@ -201,7 +213,7 @@ def _settings(
     for text in margins or []:
         name, equals, value = text.partition("=")
         if not equals:
-            raise ResultsError(f"--margin {text}: write FIGURE=LOSS, such as output_tokens_per_s=2%.")
+            raise ResultsError(f"--margin {text}: write FIGURE=LOSS, such as output_tokens_per_s=2%")
         given[name] = parse_margin(value)
     blocks = blocks or settings.blocks
     return replace(
@@ -235,7 +247,8 @@ def _finish(report: GateReport, junit: Path | None, as_json: Path | None, markdo
 def _print(report: GateReport) -> None:
     from rich.console import Console
 
-    from trtllm_dashboards.tables import Column, show
+    from trtllm_bench.commands._verdict_table import show_verdicts
+    from trtllm_dashboards.tables import Column
     from trtllm_results.gate import report as gate_text
     from trtllm_results.metrics.registry import common_words, title
 
@@ -258,12 +271,14 @@ def _print(report: GateReport) -> None:
         Column("verdict", kind="verdict"),
     ]
     blocks = f" after {report.blocks} blocks" if report.blocks else ""
-    show(lines, columns, title=f"A = {report.a}, B = {report.b}{blocks}" + (f": {shared}" if shared else ""), console=console)
-    for finding in report.findings:
-        console.print(f"{finding.name}: {finding.why}", style="dim", soft_wrap=True)
+    order = "" if report.seed is None else f", block orders drawn with seed {report.seed}"
+    heading = f"A = {report.a}, B = {report.b}{blocks}{order}; {gate_text.MEANS}" + (f": {shared}" if shared else "")
+    show_verdicts(lines, columns, ("cell", "figure"), heading, console)
+    for text in gate_text.explanations(report):
+        console.print(text, style="dim", soft_wrap=True, markup=False)
     for text in report.drift:
-        console.print(f"drift: {text}", style="bold red", soft_wrap=True)
+        console.print(f"drift: {text}", style="bold red", soft_wrap=True, markup=False)
     for text in report.warnings:
-        console.print(f"note: {text}", style="yellow", soft_wrap=True)
+        console.print(f"note: {text}", style="yellow", soft_wrap=True, markup=False)
     style = {"pass": "bold green", "fail": "bold red", "inconclusive": "bold yellow"}[report.verdict]
-    console.print(gate_text.headline(report), style=style, soft_wrap=True)
+    console.print(gate_text.headline(report), style=style, soft_wrap=True, markup=False)

@@ -2,14 +2,15 @@
 
 The first set is the base. Repeats are the sample: two or more on both sides give a Welch interval on ln(other/base); with one repeat the
 change is printed and the verdict is `inconclusive`, because a single run says nothing of its own noise. Verdict words survive Holm's
-correction over everything compared, so that a table of a hundred cells does not announce five accidents.
+correction over everything compared, so that a table of a hundred cells does not announce five accidents. That holds for `same` too: of a
+hundred cells that all differ by just over `SAME_WITHIN`, some interval lies within it by luck in 87% of comparisons.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from trtllm_results import stats
@@ -20,7 +21,7 @@ from trtllm_results.stats import Interval
 from trtllm_results.store.selection import ResultSet
 
 SAME_WITHIN = 0.01
-"""A change whose whole interval lies within this is called `same`."""
+"""A change shown to be smaller than this, in either direction, is called `same` (two one-sided tests, Schuirmann 1987)."""
 CLOCK = "sm_clock_mean_mhz"
 Key = tuple[tuple[str, Any], ...]
 
@@ -44,6 +45,8 @@ class Change:
     """Mann and Whitney's test: a check on the t interval that no outlier can sway; needs 4 repeats a side to reach 0.05."""
     verdict: str
     warnings: tuple[str, ...] = ()
+    same_p_value: float = 1.0
+    """Of the claim that the change is smaller than `SAME_WITHIN`."""
 
     @property
     def change(self) -> float:
@@ -78,13 +81,13 @@ def compare(
     zero, negative or NaN.
     """
     if len(sets) < 2:
-        raise ResultsError("Comparing needs two result sets; name two stores, or one store and --by FIELD.")
+        raise ResultsError("comparing needs two result sets; name two stores, or one store and --by FIELD")
     for name in figures:
         if name not in METRICS:
-            raise ResultsError(f"There is no figure '{name}'; docs/schema.md lists them.")
+            raise ResultsError(f"there is no figure '{name}'; docs/schema.md lists them")
     for name in ignore:
         if name not in ALIGN_FIELDS:
-            raise ResultsError(f"'{name}' is not a field cells are aligned by; those are {', '.join(ALIGN_FIELDS)}.")
+            raise ResultsError(f"'{name}' is not a field cells are aligned by; those are {', '.join(ALIGN_FIELDS)}")
     if not across_gpus:
         _one_device(sets)
     aligned = [_by_cell(one, ignore) for one in sets]
@@ -123,7 +126,7 @@ def _one_device(sets: Sequence[ResultSet]) -> None:
     devices = sorted({row.environment.device for one in sets for row in one.rows if row.status == "ok"})
     if len(devices) > 1:
         raise ResultsError(
-            f"These results come from different devices ({', '.join(d or 'unknown' for d in devices)}); say --across-gpus to compare them."
+            f"these results come from different devices ({', '.join(d or 'unknown' for d in devices)}); say --across-gpus to compare them"
         )
 
 
@@ -183,7 +186,7 @@ def _values(rows: Sequence[Row], figure: str, name: str) -> list[float]:
     for value in values:
         if not value > 0 or math.isinf(value):
             raise ResultsError(
-                f"{figure} of {_label(rows)} in {name} is {value:g}; a measurement like that cannot be compared, drop or repeat it."
+                f"{figure} of {_label(rows)} in {name} is {value:g}; a measurement like that cannot be compared, drop or repeat it"
             )
     return values
 
@@ -193,14 +196,23 @@ def _geometric_mean(values: Sequence[float]) -> float:
 
 
 def _verdicts(drafts: Sequence[tuple[Change, stats.Evidence | None]], alpha: float) -> tuple[Change, ...]:
-    tested = [index for index, (_, evidence) in enumerate(drafts) if evidence is not None]
-    adjusted = dict(zip(tested, stats.holm([drafts[i][0].p_value for i in tested]), strict=True))
-    return tuple(_worded(change, adjusted.get(index), alpha) for index, (change, _) in enumerate(drafts))
+    tested = [(index, evidence) for index, (_, evidence) in enumerate(drafts) if evidence is not None]
+    changed = stats.holm([drafts[index][0].p_value for index, _ in tested])
+    same = stats.holm([_p_of_same(evidence) for _, evidence in tested])
+    p_values = {index: both for (index, _), both in zip(tested, zip(changed, same, strict=True), strict=True)}
+    return tuple(_worded(change, *p_values.get(index, (1.0, 1.0)), alpha) for index, (change, _) in enumerate(drafts))
 
 
-def _worded(change: Change, p: float | None, alpha: float) -> Change:
+def _p_of_same(evidence: stats.Evidence) -> float:
+    """That the ratio lies within 1 - `SAME_WITHIN` and 1 + `SAME_WITHIN`: the larger of two one-sided p values."""
+    return max(evidence.p_above(math.log1p(-SAME_WITHIN)), evidence.p_below(math.log1p(SAME_WITHIN)))
+
+
+def _worded(change: Change, p: float, p_same: float, alpha: float) -> Change:
+    """With its verdict and corrected p values. `same` is shown at alpha / 2, as an interval of confidence 1 - alpha within the limits shows
+    it of one comparison."""
     verdict = "inconclusive"
-    if p is not None and change.interval is not None:
+    if change.interval is not None:
         if p <= alpha:
             grew, better = change.interval.estimate > 0, METRICS[change.figure].better
             if better == "":
@@ -209,11 +221,9 @@ def _worded(change: Change, p: float | None, alpha: float) -> Change:
                 verdict = "faster" if grew == (better == "higher") else "slower"
             else:
                 verdict = "better" if grew == (better == "higher") else "worse"
-        if change.interval.low >= -SAME_WITHIN and change.interval.high <= SAME_WITHIN:
+        if p_same <= alpha / 2:
             verdict = "same"
-    return Change(
-        **{**{name: getattr(change, name) for name in change.__dataclass_fields__}, "verdict": verdict, "p_value": 1.0 if p is None else p}
-    )
+    return replace(change, verdict=verdict, p_value=p, same_p_value=p_same)
 
 
 def _notes(sets: Sequence[ResultSet]) -> tuple[str, ...]:

@@ -90,14 +90,14 @@ def folder() -> Path:
     for place in (package / "published", package.parent / "published"):
         if (place / "published.csv").exists():
             return place
-    raise ResultsError("The published figures are not part of this installation; reinstall trtllm-bench.")
+    raise ResultsError("the published figures are not part of this installation; reinstall trtllm-bench")
 
 
 @cache
 def load() -> tuple[Published, ...]:
     """All published figures and measured peers."""
     with open(folder() / "published.csv", newline="") as handle:
-        found = [
+        figures = [
             Published(
                 source=f"{line['source']} {line['version']}".strip(),
                 gpu=line["gpu"],
@@ -113,7 +113,7 @@ def load() -> tuple[Published, ...]:
             for line in csv.DictReader(handle)
         ]
     with open(folder() / "measured_peers.csv", newline="") as handle:
-        found += [
+        figures += [
             Published(
                 source=line["engine"].split(" (")[0],
                 gpu=line["gpu"],
@@ -130,13 +130,13 @@ def load() -> tuple[Published, ...]:
             )
             for line in csv.DictReader(handle)
         ]
-    return tuple(found)
+    return tuple(figures)
 
 
 def gpu_class(name: str) -> str:
     """`NVIDIA H100 80GB HBM3` -> `H100`; the name itself when it is not one that figures were published for."""
     words = name.upper().replace("-", " ").split()
-    return next((kind for kind in GPU_CLASSES if kind in words), name)
+    return next((gpu for gpu in GPU_CLASSES if gpu in words), name)
 
 
 def beside(rows: Iterable[Row], published: Sequence[Published] | None = None) -> list[Beside]:
@@ -148,21 +148,22 @@ def beside(rows: Iterable[Row], published: Sequence[Published] | None = None) ->
             cell = row.cell
             key = (row.environment.gpu, _model(cell.model), _precision(cell.precision), cell.isl, cell.osl, cell.tp)
             groups.setdefault(key, []).append(row)
-    found: list[Beside] = []
+    comparisons: list[Beside] = []
     for group in groups.values():
         for theirs in published:
             candidates = [row for row in group if _matches(row.cell, theirs)]
             if candidates:
                 best, rate, repeats = _fastest(candidates)
                 same = gpu_class(best.environment.gpu) == gpu_class(theirs.gpu)
-                found.append(Beside(best, rate, repeats, theirs, same, _differences(best, theirs, same), _method(best.cell)))
-    if not found:
+                comparisons.append(Beside(best, rate, repeats, theirs, same, _differences(best, theirs, same), _method(best.cell)))
+    if not comparisons:
         raise ResultsError(
-            "None of these results has a published counterpart (same model, precision, ISL/OSL and tensor parallelism); "
-            "published are " + ", ".join(sorted({p.model for p in published})) + "."
+            "none of these results has a published counterpart (same model, precision, ISL/OSL and tensor parallelism); "
+            "published are " + ", ".join(sorted({p.model for p in published}))
         )
     return sorted(
-        found, key=lambda b: (b.ours.cell.model, b.ours.cell.precision, b.ours.cell.isl, b.ours.cell.osl, not b.same_gpu, b.theirs.source)
+        comparisons,
+        key=lambda b: (b.ours.cell.model, b.ours.cell.precision, b.ours.cell.isl, b.ours.cell.osl, not b.same_gpu, b.theirs.source),
     )
 
 

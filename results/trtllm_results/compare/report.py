@@ -8,9 +8,32 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from trtllm_results.compare.align import Change, Comparison
+from trtllm_results.compare.align import SAME_WITHIN, Change, Comparison
 from trtllm_results.compare.published import Beside, gpu_class
 from trtllm_results.metrics.registry import brief
+
+MEANS = "geometric means over repeats"
+"""What the values of both sides are."""
+
+
+def explanations(comparison: Comparison) -> list[str]:
+    """What the verdict words in this comparison promise, one sentence each."""
+    words = {change.verdict for change in comparison.changes}
+    tested = sum(change.interval is not None for change in comparison.changes)
+    lines = []
+    if tested > 1:
+        lines.append(
+            f"{tested} comparisons judged together: the chance that any word for a change is wrong is 5% at most, and that any `same` is, "
+            "2.5% (Holm); intervals are of one comparison each"
+        )
+    if "same" in words:
+        lines.append(f"same: shown to differ by less than {SAME_WITHIN:.0%}")
+    if "inconclusive" in words:
+        lines.append(
+            f"inconclusive: neither a change nor a difference below {SAME_WITHIN:.0%} is shown; it does not mean the same. "
+            "More repeats on both sides narrow the interval"
+        )
+    return lines
 
 
 def records(comparison: Comparison) -> list[dict[str, Any]]:
@@ -35,12 +58,13 @@ def _record(change: Change) -> dict[str, Any]:
         "high": None if change.interval is None else change.interval.high,
         "p_value": change.p_value,
         "rank_p_value": change.rank_p_value,
+        "same_p_value": change.same_p_value,
         "verdict": change.verdict,
         "warnings": "; ".join(change.warnings),
     }
 
 
-def beside_records(found: Sequence[Beside]) -> list[dict[str, Any]]:
+def beside_records(comparisons: Sequence[Beside]) -> list[dict[str, Any]]:
     """One flat record a published figure."""
     return [
         {
@@ -60,12 +84,18 @@ def beside_records(found: Sequence[Beside]) -> list[dict[str, Any]]:
             "differs": "; ".join(one.differs),
             "here": one.here,
         }
-        for one in found
+        for one in comparisons
     ]
 
 
 def to_json(comparison: Comparison) -> str:
-    content = {"sets": comparison.sets, "changes": records(comparison), "left_out": comparison.left_out, "notes": comparison.notes}
+    content = {
+        "sets": comparison.sets,
+        "means": MEANS,
+        "changes": records(comparison),
+        "left_out": comparison.left_out,
+        "notes": [*comparison.notes, *explanations(comparison)],
+    }
     return json.dumps(content, indent=1)
 
 
@@ -97,21 +127,21 @@ def to_markdown(comparison: Comparison) -> str:
             f"| {one['label']} | {figure} | {brief(one['base_value'])} | {brief(one['other_value'])} | {percent(one['change'])} "
             f"| {interval_text(one['low'], one['high'])} | {one['verdict']} |"
         )
-    head = f"Base **{comparison.sets[0]}**, against {', '.join(f'**{name}**' for name in comparison.sets[1:])}.\n\n"
+    head = f"Base **{comparison.sets[0]}**, against {', '.join(f'**{name}**' for name in comparison.sets[1:])}; {MEANS}.\n\n"
     tail = "".join(f"\n- left out: {label} ({why})" for label, why in comparison.left_out) + "".join(
-        f"\n- {note}" for note in comparison.notes
+        f"\n- {note}" for note in [*comparison.notes, *explanations(comparison)]
     )
     return head + "\n".join(lines) + "\n" + (tail + "\n" if tail else "")
 
 
-def lettered(found: Sequence[Beside]) -> tuple[list[str], dict[str, str]]:
+def lettered(comparisons: Sequence[Beside]) -> tuple[list[str], dict[str, str]]:
     """The letters of each figure's differences, and what each letter means: a difference shared by twenty rows is said once.
 
     The GPU is left out: tables show it.
     """
     meanings: dict[str, str] = {}
     marks = []
-    for one in found:
+    for one in comparisons:
         parts = [part for part in one.differs if one.same_gpu or part != one.differs[0]]
         marks.append("".join(meanings.setdefault(part, _letter(len(meanings))) for part in parts))
     return marks, {letter: part for part, letter in meanings.items()}
@@ -121,15 +151,15 @@ def _letter(index: int) -> str:
     return chr(ord("a") + index) if index < 26 else f"({index})"
 
 
-def beside_markdown(found: Sequence[Beside]) -> str:
+def beside_markdown(comparisons: Sequence[Beside]) -> str:
     header = "| model | precision | ISL/OSL | TP | ours, tok/s | source | GPU there | theirs, tok/s | ours / theirs | differs |"
     lines = [header, "|---|---|---|--:|--:|---|---|--:|--:|---|"]
-    marks, meanings = lettered(found)
-    for one, mark in zip(beside_records(found), marks, strict=True):
+    marks, meanings = lettered(comparisons)
+    for one, mark in zip(beside_records(comparisons), marks, strict=True):
         lines.append(
             f"| {one['model']} | {one['precision']} | {one['isl']}/{one['osl']} | {one['tp']} | {one['ours']:,.0f} | {one['source']} "
             f"| {one['their_gpu']} | {one['theirs']:,.0f} | {one['ratio']:.2f} | {mark} |"
         )
-    here = dict.fromkeys(f"here, {one['precision']} {one['isl']}/{one['osl']}: {one['here']}" for one in beside_records(found))
+    here = dict.fromkeys(f"here, {one['precision']} {one['isl']}/{one['osl']}: {one['here']}" for one in beside_records(comparisons))
     notes = [f"{letter}: {part}" for letter, part in meanings.items()]
     return "\n".join(lines) + "\n\n" + "".join(f"- {note}\n" for note in [*notes, *here])

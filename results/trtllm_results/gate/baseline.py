@@ -1,37 +1,41 @@
 """Stored baselines: a file that moves only by an explicit `accept`, and remembers every place it has been.
 
-    {"schema_version": 1, "name": ..., "history": [{accepted_at, revision, note, environment, cells: {key: {cell, figures: {name:
-    [runs]}}}}]}
+    {"schema_version": 1, "name": ..., "history": [{accepted_at, revision, note, same_state, environment, cells: {key: {cell, figures:
+    {name: [runs]}}}}]}
 
-The newest entry is the baseline. The older ones are what makes drift visible: twenty changes of -0.3%, each within its margin, are -6%,
-and no pairwise gate sees them. `drift` looks at the whole history for a slide (Mann-Kendall) and for shifts (change points), and names
-the entries.
+One accept is one *session*: runs of one day, which share its temperature, its neighbours and its boot. Two sessions of the same code
+differ by more than their repeats show, and no repeat measures that; only further sessions do. `same_state` marks an accept as another
+session of the newest state. The newest state's sessions together are the baseline (`sessions.py` has the comparison), and the older
+states are what makes drift visible (`drift.py`).
 """
 
 from __future__ import annotations
 
 import datetime
-import itertools
+import fcntl
 import json
 import math
-from collections.abc import Mapping, Sequence
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from trtllm_results import stats
 from trtllm_results.errors import ResultsError
 from trtllm_results.gate.config import GateConfig
+from trtllm_results.gate.drift import find_loss
 from trtllm_results.gate.run import refuse_if_different, throttled
+from trtllm_results.gate.sessions import SessionNoise, compared, level, session_noise
 from trtllm_results.gate.verdict import GateReport, Judged, combine, judge
 from trtllm_results.metrics.registry import METRICS
 from trtllm_results.record.environment import Environment
 from trtllm_results.record.row import ALIGN_FIELDS, Row
 
 BASELINE_VERSION = 1
-DRIFT_P = 0.05
 
 
 @dataclass(frozen=True)
@@ -45,13 +49,14 @@ class Measured:
 
 @dataclass(frozen=True)
 class Entry:
-    """One accepted state."""
+    """One accepted session. `same_state`: it measured what the entry before it did, on another day."""
 
     accepted_at: str
     revision: str
     note: str
     environment: Environment
     cells: Mapping[str, Measured]
+    same_state: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,13 +68,32 @@ class Baseline:
     def current(self) -> Entry:
         return self.history[-1]
 
+    @property
+    def states(self) -> list[list[Entry]]:
+        """The sessions of each state, oldest first."""
+        states: list[list[Entry]] = []
+        for entry in self.history:
+            if entry.same_state and states:
+                states[-1].append(entry)
+            else:
+                states.append([entry])
+        return states
+
+    def runs(self, key: str, figure: str) -> list[list[Sequence[float]]]:
+        """[states][sessions] values of one figure of one cell, where it was measured."""
+        states = [
+            [entry.cells[key].figures[figure] for entry in state if entry.cells.get(key) and entry.cells[key].figures.get(figure)]
+            for state in self.states
+        ]
+        return [state for state in states if state]
+
 
 def measured_cells(rows: Sequence[Row]) -> tuple[dict[str, Measured], Environment]:
     """The ok rows by cell, with their (single) environment. Raises `ResultsError` for none, mixed conditions, or a figure that is zero or
     NaN."""
     ok = [row for row in rows if row.status == "ok"]
     if not ok:
-        raise ResultsError("There is no successful measurement among these results; nothing can be judged.")
+        raise ResultsError("there is no successful measurement among these results; nothing can be judged")
     refuse_if_different([row.environment for row in ok])
     groups: dict[str, list[Row]] = {}
     for row in ok:
@@ -86,19 +110,58 @@ def _key(row: Row) -> str:
     return " ".join(f"{name}={getattr(row.cell, name)}" for name in ALIGN_FIELDS)
 
 
-def accept(baseline: Baseline | None, name: str, rows: Sequence[Row], note: str) -> Baseline:
-    """`baseline` (None: a new one) with `rows` as its newest entry."""
+def accept(baseline: Baseline | None, name: str, rows: Sequence[Row], note: str, same_state: bool = False) -> Baseline:
+    """`baseline` (None: a new one) with `rows` as its newest entry; `same_state`: as one more session of its newest state.
+
+    Raises `ResultsError` when a further session has no state to belong to, or was measured under other conditions than that state.
+    """
     cells, environment = measured_cells(rows)
+    if same_state and baseline is None:
+        raise ResultsError("there is no state yet that this could be another session of; accept the first one without --same-state")
+    if same_state and baseline is not None:
+        refuse_if_different([baseline.current.environment, environment])
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    entry = Entry(now, environment.git_revision or environment.source_hash, note, environment, cells)
+    entry = Entry(now, environment.git_revision or environment.source_hash, note, environment, cells, same_state)
     return Baseline(name, (*(baseline.history if baseline else ()), entry))
 
 
-def save(baseline: Baseline, path: Path) -> None:
+def accept_into(path: Path, rows: Sequence[Row], note: str, same_state: bool = False) -> Baseline:
+    """Accepts `rows` into the file at `path`, which need not exist. Concurrent accepts wait for each other, so none is lost."""
+    with _locked(path):
+        old = load(path) if path.exists() else None
+        new = accept(old, old.name if old else path.stem, rows, note, same_state)
+        save(new, path)
+    return new
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Holds the folder of `path` locked. The folder and not a file beside it: nothing is left over, and `replace` moves no lock away."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps({"schema_version": BASELINE_VERSION, **asdict(baseline)}, indent=1) + "\n")
-    temporary.replace(path)
+    handle = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def save(baseline: Baseline, path: Path) -> None:
+    """Writes the file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = json.dumps({"schema_version": BASELINE_VERSION, **asdict(baseline)}, indent=1) + "\n"
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        with open(handle, "w") as stream:
+            stream.write(content)
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
 
 
 def load(path: Path) -> Baseline:
@@ -107,47 +170,60 @@ def load(path: Path) -> Baseline:
         content = json.loads(path.read_text())
         version = int(content["schema_version"])
         if version > BASELINE_VERSION:
-            raise ResultsError(f"Baseline {path} has version {version}, newer than this tool's {BASELINE_VERSION}; upgrade trtllm-bench.")
+            raise ResultsError(f"baseline {path} has version {version}, newer than this tool's {BASELINE_VERSION}; upgrade trtllm-bench")
         history = tuple(
             Entry(
                 accepted_at=one["accepted_at"],
                 revision=one["revision"],
                 note=one["note"],
                 environment=Environment(**one["environment"]),
-                cells={key: Measured(**cell) for key, cell in one["cells"].items()},
+                cells={key: _measured(cell) for key, cell in one["cells"].items()},
+                same_state=bool(one.get("same_state", False)),
             )
             for one in content["history"]
         )
         if not history:
-            raise ResultsError(f"Baseline {path} has an empty history; run gate accept.")
+            raise ResultsError(f"baseline {path} has an empty history; run gate accept")
         return Baseline(content["name"], history)
     except FileNotFoundError:
-        raise ResultsError(f"There is no baseline at {path}; make one with gate accept.") from None
+        raise ResultsError(f"there is no baseline at {path}; make one with gate accept") from None
     except ResultsError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ResultsError(f"{path} is not a baseline file of trtllm-bench.") from error
+        raise ResultsError(f"{path} is not a baseline file of trtllm-bench") from error
+
+
+def _measured(content: Mapping[str, Any]) -> Measured:
+    figures = {name: [float(value) for value in runs] for name, runs in content["figures"].items()}
+    return Measured(str(content["label"]), dict(content["cell"]), figures)
 
 
 def check(
-    baseline: Baseline, rows: Sequence[Row], config: GateConfig, noise: Mapping[str, float] | None = None, candidate: str = "candidate"
+    baseline: Baseline,
+    rows: Sequence[Row],
+    config: GateConfig,
+    noise: Mapping[str, SessionNoise | float] | None = None,
+    candidate: str = "candidate",
 ) -> GateReport:
-    """Judges `rows` against the newest entry.
+    """Judges `rows` against the newest state.
 
-    `noise` maps figures to the calibrated standard deviation of ln(value) between sessions: two sessions differ by more than their
-    repeats show, so it widens every error by sqrt(2) of itself. Raises `ResultsError` when nothing is in common or conditions differ.
+    Two sessions differ by more than their repeats show. How much is taken from the baseline's own sessions, or from `noise` (figure ->
+    what a noise file of `gate calibrate` says, or a deviation that is known), the larger of both; without either it is assumed, and the
+    report says so. Raises `ResultsError` when nothing is in common or conditions differ.
     """
     cells, environment = measured_cells(rows)
     base = baseline.current
     refuse_if_different([base.environment, environment])
     common = [key for key in base.cells if key in cells]
     if not common:
-        wanted = next(iter(base.cells.values())).label
-        raise ResultsError(f"The candidate has no cell in common with baseline {baseline.name}; measure {wanted} and the like.")
-    items = [
-        _judged(base.cells[key], cells[key], figure, margin, noise or {}) for key in common for figure, margin in config.margins.items()
+        missing_label = next(iter(base.cells.values())).label
+        raise ResultsError(f"the candidate has no cell in common with baseline {baseline.name}; measure {missing_label} and the like")
+    judged = [
+        _judged(base.cells[key], cells[key], figure, margin, noise or {}, baseline.runs(key, figure))
+        for key in common
+        for figure, margin in config.margins.items()
     ]
-    findings = judge(items, config.alpha)
+    findings = judge(judged, config.alpha)
     slides = drift(baseline, config, cells)
     why = throttled([row.environment for row in rows], [row.figures for row in rows])
     verdict = "inconclusive" if why else combine(findings)
@@ -155,62 +231,77 @@ def check(
         verdict = "fail"
     missing = [f"{cell.label} is in the baseline but was not measured" for key, cell in base.cells.items() if key not in cells]
     suspect = list(dict.fromkeys(text for row in rows for text in row.warnings))
+    sources = list(dict.fromkeys(item.note for item in judged if item.note))
     return GateReport(
-        f"{baseline.name} ({base.revision[:12]})",
+        f"{baseline.name} ({base.revision[:12]})" if base.revision else baseline.name,
         candidate,
         verdict,
         findings,
         config.alpha,
         0,
-        tuple(missing + suspect),
+        tuple(sources + missing + suspect),
         tuple(slides),
         why,
     )
 
 
-def _judged(base: Measured, new: Measured, figure: str, margin: float, noise: Mapping[str, float]) -> Judged:
+def _judged(
+    base: Measured,
+    new: Measured,
+    figure: str,
+    margin: float,
+    noise: Mapping[str, SessionNoise | float],
+    states: Sequence[Sequence[Sequence[float]]] = (),
+) -> Judged:
+    """One figure. `states` is [states][sessions] runs of it; without them the baseline is the one session `base`."""
     for side, cell in (("baseline", base), ("candidate", new)):
         if not cell.figures.get(figure):
-            raise ResultsError(f"{cell.label} has no {figure} in the {side}; measure it or remove it from [margins].")
+            raise ResultsError(f"{cell.label} has no {figure} in the {side}; measure it or remove it from [margins]")
         bad = [value for value in cell.figures[figure] if not value > 0 or math.isinf(value)]
         if bad:
-            raise ResultsError(f"{figure} of {cell.label} in the {side} is {bad[0]:g}; a measurement like that cannot be judged.")
-    a, b = list(base.figures[figure]), list(new.figures[figure])
-    n = min(len(a), len(b))
-    evidence = stats.log_ratio(a, b).widened(math.sqrt(2) * noise.get(figure, 0.0)) if n >= 2 else None
+            raise ResultsError(f"{figure} of {cell.label} in the {side} is {bad[0]:g}; a measurement like that cannot be judged")
+    states = states or [[base.figures[figure]]]
+    sessions, runs = states[-1], list(new.figures[figure])
+    known = noise.get(figure)
+    source = session_noise(states, SessionNoise(known) if isinstance(known, (int, float)) else known)
+    comparison = compared(sessions, runs, source)
+    repeats = min(len(runs), *(len(one) for one in sessions))
     return Judged(
         label=new.label,
         figure=figure,
         margin=margin,
-        evidence=evidence,
-        a_value=float(np.exp(np.mean(np.log(a)))),
-        b_value=float(np.exp(np.mean(np.log(b)))),
-        blocks=n,
-        sample_sd=evidence.error * math.sqrt(n) if evidence else 0.0,
+        evidence=comparison.evidence if comparison else None,
+        a_value=math.exp(float(np.mean([level(one) for one in sessions]))),
+        b_value=math.exp(level(runs)),
+        blocks=len(runs) if comparison else repeats,
+        sample_sd=comparison.evidence.error if comparison else 0.0,
+        fixed=comparison.fixed if comparison else None,
+        repeat_df=len(runs) - 1.0,
+        note=source.sentence,
     )
 
 
 def drift(baseline: Baseline, config: GateConfig, candidate: Mapping[str, Measured] | None = None) -> list[str]:
     """One sentence for each figure that lost more than its margin over the history although every step was accepted."""
-    found = []
+    sentences = []
     for key, newest in baseline.current.cells.items():
         for figure, margin in config.margins.items():
             entries = [entry for entry in baseline.history if entry.cells.get(key) and entry.cells[key].figures.get(figure)]
             sign = -1 if METRICS[figure].better == "lower" else 1
-            levels = [sign * float(np.mean(np.log(entry.cells[key].figures[figure]))) for entry in entries]
+            levels = [sign * level(entry.cells[key].figures[figure]) for entry in entries]
             names = [f"{entry.revision[:10] or '?'} of {entry.accepted_at[:10]}" for entry in entries]
             if candidate and candidate.get(key) and candidate[key].figures.get(figure):
-                levels.append(sign * float(np.mean(np.log(candidate[key].figures[figure]))))
+                levels.append(sign * level(candidate[key].figures[figure]))
                 names.append("the candidate")
-            sentence = _slide(levels, names, margin)
+            sentence = find_loss(levels, names, margin)
             if sentence:
-                found.append(f"{newest.label}, {figure}: {sentence}")
-    return found
+                sentences.append(f"{newest.label}, {figure}: {sentence}")
+    return sentences
 
 
 def history_records(baseline: Baseline, figures: Sequence[str]) -> list[dict[str, Any]]:
-    """One flat record a (cell, figure, state): value, change to the state before, total change since the first (relative)."""
-    found = []
+    """One flat record a (cell, figure, session): value, change to the session before, total change since the first (relative)."""
+    records = []
     for key in baseline.current.cells:
         for figure in figures:
             values: list[float] = []
@@ -218,8 +309,8 @@ def history_records(baseline: Baseline, figures: Sequence[str]) -> list[dict[str
                 runs = entry.cells[key].figures.get(figure) if key in entry.cells else None
                 if not runs:
                     continue
-                values.append(float(np.exp(np.mean(np.log(runs)))))
-                found.append(
+                values.append(math.exp(level(runs)))
+                records.append(
                     {
                         "cell": entry.cells[key].label,
                         "figure": figure,
@@ -231,25 +322,4 @@ def history_records(baseline: Baseline, figures: Sequence[str]) -> list[dict[str
                         "note": entry.note,
                     }
                 )
-    return found
-
-
-def _slide(levels: Sequence[float], names: Sequence[str], margin: float) -> str:
-    bound = math.log1p(-margin)
-    if len(levels) < 4:
-        return ""
-    fall, p = stats.trend(levels)
-    edges = [0, *stats.change_points(levels), len(levels)]
-    segments = [float(np.mean(levels[i:j])) for i, j in itertools.pairwise(edges)]
-    if p < DRIFT_P and fall < bound:
-        worst = int(np.argmin(np.diff(levels))) + 1
-        return (
-            f"slid by {math.expm1(fall):.1%} over {len(levels)} states since {names[0]} (p = {p:.3f}), more than the {margin:.1%} "
-            f"tolerated at once; largest step at {names[worst]}"
-        )
-    lost = segments[-1] - max(segments)
-    if len(segments) > 1 and lost < bound:
-        start = edges[int(np.argmax(segments)) + 1]
-        below = f"lies {math.expm1(lost):.1%} below its best level since the shift at {names[start]}"
-        return f"{below}, more than the {margin:.1%} tolerated at once"
-    return ""
+    return records

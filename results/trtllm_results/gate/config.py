@@ -1,7 +1,7 @@
 """What the gate tolerates and how long it may try, from a TOML file.
 
 alpha = 0.05            # chance of a wrong fail, and of a wrong pass, at the margin
-blocks = 5              # ABBA blocks before the first look
+blocks = 6              # ABBA blocks before the first look
 max_blocks = 20         # cap; looks are spread evenly from `blocks` to here
 looks = 4               # 1: a fixed number of blocks, no alpha spending
 spending = "pocock"     # or "obrien_fleming"
@@ -9,6 +9,9 @@ drift = "warn"          # or "fail": what a slow slide over accepted baselines d
 [margins]               # figure = tolerated relative loss
 output_tokens_per_s = "2%"
 ttft_p99_ms = 0.05
+
+Six blocks before the first look, because a block's order is drawn of two: where one run in five is slow, the slow runs fall on one arm in
+all of n blocks with a chance of 2^(1 - n), and with five that alone exceeds what the first look may spend.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from typing import Any
 
 from trtllm_results import stats
 from trtllm_results.errors import ResultsError
+from trtllm_results.gate.power import Plan
 from trtllm_results.metrics.registry import HEADLINE, METRICS
 
 DEFAULT_MARGINS: Mapping[str, float] = {HEADLINE: 0.02}
@@ -29,7 +33,7 @@ DEFAULT_MARGINS: Mapping[str, float] = {HEADLINE: 0.02}
 @dataclass(frozen=True)
 class GateConfig:
     alpha: float = 0.05
-    blocks: int = 5
+    blocks: int = 6
     max_blocks: int = 20
     looks: int = 4
     spending: str = "pocock"
@@ -38,37 +42,35 @@ class GateConfig:
 
     def __post_init__(self) -> None:
         if not 0 < self.alpha < 0.5:
-            raise ResultsError(f"Gate: alpha is {self.alpha}; it must lie between 0 and 0.5.")
+            raise ResultsError(f"gate: alpha is {self.alpha}; it must lie between 0 and 0.5")
         if not 1 <= self.blocks <= self.max_blocks:
-            raise ResultsError(f"Gate: blocks is {self.blocks} and max_blocks {self.max_blocks}; 1 <= blocks <= max_blocks must hold.")
+            raise ResultsError(f"gate: blocks is {self.blocks} and max_blocks {self.max_blocks}; 1 <= blocks <= max_blocks must hold")
         if self.looks < 1:
-            raise ResultsError(f"Gate: looks is {self.looks}; at least one is needed.")
+            raise ResultsError(f"gate: looks is {self.looks}; at least one is needed")
         if self.drift not in ("warn", "fail"):
-            raise ResultsError(f"Gate: drift is '{self.drift}'; use warn or fail.")
+            raise ResultsError(f"gate: drift is '{self.drift}'; use warn or fail")
         if not self.margins:
-            raise ResultsError("Gate: no margins are set; name at least one figure and its tolerated loss under [margins].")
+            raise ResultsError("gate: no margins are set; name at least one figure and its tolerated loss under [margins]")
         for name, margin in self.margins.items():
             if name not in METRICS or not METRICS[name].better:
-                raise ResultsError(f"Gate: '{name}' is not a figure that can be judged; docs/schema.md lists those with a direction.")
+                raise ResultsError(f"gate: '{name}' is not a figure that can be judged; docs/schema.md lists those with a direction")
             if not 0 < margin < 0.5:
-                raise ResultsError(
-                    f"Gate: margin of {name} is {margin}; it is a relative loss and must lie between 0 and 0.5 (2% is 0.02)."
-                )
+                raise ResultsError(f"gate: margin of {name} is {margin}; it is a relative loss and must lie between 0 and 0.5 (2% is 0.02)")
         stats.alpha_spending([1.0], self.alpha, self.spending)
+
+    @property
+    def plan(self) -> Plan:
+        return Plan(self.blocks, self.max_blocks, self.looks, self.alpha, self.spending)
 
     @property
     def look_blocks(self) -> tuple[int, ...]:
         """Numbers of blocks at which a verdict is tried, rising, ending at the cap (at `blocks` when there is one look)."""
-        if self.looks == 1:
-            return (self.blocks,)
-        step = (self.max_blocks - self.blocks) / (self.looks - 1)
-        return tuple(sorted({round(self.blocks + i * step) for i in range(self.looks)}))
+        return self.plan.counts
 
     @property
     def look_alphas(self) -> tuple[float, ...]:
         """Significance level of each look; they sum to alpha."""
-        last = self.look_blocks[-1]
-        return tuple(stats.alpha_spending([n / last for n in self.look_blocks], self.alpha, self.spending))
+        return self.plan.levels
 
 
 def load_config(path: Path | None) -> GateConfig:
@@ -78,18 +80,18 @@ def load_config(path: Path | None) -> GateConfig:
     try:
         content: dict[str, Any] = tomllib.loads(path.read_text())
     except OSError as error:
-        raise ResultsError(f"Cannot read gate settings {path}: {error.strerror}.") from error
+        raise ResultsError(f"cannot read gate settings {path}: {error.strerror}") from error
     except tomllib.TOMLDecodeError as error:
-        raise ResultsError(f"{path} is not valid TOML: {error}.") from error
+        raise ResultsError(f"{path} is not valid TOML: {error}") from error
     unknown = sorted(set(content) - {f.name for f in fields(GateConfig)})
     if unknown:
-        raise ResultsError(f"{path}: unknown setting '{unknown[0]}'; known are {', '.join(f.name for f in fields(GateConfig))}.")
+        raise ResultsError(f"{path}: unknown setting '{unknown[0]}'; known are {', '.join(f.name for f in fields(GateConfig))}")
     try:
         if "margins" in content:
             content["margins"] = {name: parse_margin(value) for name, value in content["margins"].items()}
         return GateConfig(**content)
     except (TypeError, AttributeError) as error:
-        raise ResultsError(f"{path}: a setting has the wrong type ({error}).") from error
+        raise ResultsError(f"{path}: a setting has the wrong type ({error})") from error
     except ResultsError as error:
         raise ResultsError(f"{path}: {error}") from error
 
@@ -100,4 +102,4 @@ def parse_margin(value: Any) -> float:
     try:
         return float(text[:-1]) / 100 if text.endswith("%") else float(text)
     except ValueError:
-        raise ResultsError(f"Margin '{value}' is not understood; write 2% or 0.02.") from None
+        raise ResultsError(f"margin '{value}' is not understood; write 2% or 0.02") from None

@@ -12,9 +12,13 @@ from typing import Any
 from xml.etree import ElementTree
 
 from trtllm_results.compare.report import percent
-from trtllm_results.gate.verdict import Finding, GateReport
+from trtllm_results.gate.verdict import INCONCLUSIVE_MEANS, Finding, GateReport, would_decide
 from trtllm_results.metrics.registry import METRICS, brief
 
+MEANS = "geometric means over the runs"
+"""What the values of both sides are."""
+NAMED = 2
+"""Figures named one by one; of more only the first ones are."""
 WORDS: Mapping[str, str] = {"pass": "PASS", "fail": "FAIL", "inconclusive": "INCONCLUSIVE"}
 
 
@@ -63,6 +67,27 @@ def headline(report: GateReport) -> str:
     return f"{WORDS[report.verdict]}: {reason}{more}."
 
 
+def explanations(report: GateReport) -> list[str]:
+    """Why each figure got its verdict: one sentence for all that share a reason, and what `inconclusive` means where it occurs."""
+    groups: dict[tuple[str, str, bool], list[Finding]] = {}
+    for finding in report.findings:
+        groups.setdefault((finding.verdict, finding.cause, finding.more is None), []).append(finding)
+    lines = []
+    for (verdict, cause, _), members in groups.items():
+        counts = [finding.more for finding in members if finding.more is not None]
+        more = f"; {would_decide(min(counts), max(counts))}" if counts else ""
+        lines.append(f"{verdict}: {_names(members)}: {cause}{more}")
+    if any(finding.verdict == "inconclusive" for finding in report.findings):
+        lines.append(INCONCLUSIVE_MEANS)
+    return lines
+
+
+def _names(findings: list[Finding]) -> str:
+    if len(findings) <= NAMED:
+        return ", ".join(finding.name for finding in findings)
+    return f"{_figures(len(findings))} ({', '.join(finding.name for finding in findings[:NAMED])}, ...)"
+
+
 def _figures(count: int) -> str:
     return "1 figure" if count == 1 else f"{count} figures"
 
@@ -87,7 +112,7 @@ def to_markdown(report: GateReport) -> str:
             f"| {finding.name} | {brief(one['a'])} | {brief(one['b'])} | {percent(one['change'])} | {interval_text(finding)} "
             f"| {sign}{one['margin']:.1%} | {detectable} | {one['verdict']} |"
         )
-    lines += ["", *(f"- {finding.name}: {finding.why}" for finding in report.findings if finding.verdict != "pass")]
+    lines += ["", f"A and B are {MEANS}.", "", *(f"- {line}" for line in explanations(report))]
     lines += [f"- drift: {text}" for text in report.drift] + [f"- note: {text}" for text in report.warnings]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -101,6 +126,8 @@ def to_json(report: GateReport) -> str:
         "b": report.b,
         "alpha": report.alpha,
         "blocks": report.blocks,
+        "seed": report.seed,
+        "means": MEANS,
         "findings": records(report),
         "warnings": list(report.warnings),
         "drift": list(report.drift),

@@ -1,8 +1,11 @@
 """Interleaved A/B on one machine: ABBA blocks, looks at preset counts, stop when decided.
 
-A block runs A B B A (every other one B A A B) and yields one number, mean ln B - mean ln A: a linear drift of clocks or temperature over
-the block cancels exactly, and what the four runs share drops out. The block is the sample. Rejected: all A then all B (a warming GPU is
-then a regression; see the figure in docs/gate.md) and pairing requests (they share a run's noise).
+A block runs A B B A or B A A B and yields one number, mean ln B - mean ln A: a linear drift of clocks or temperature over the block
+cancels exactly, and what the four runs share drops out. The block is the sample. Each block's order is drawn at random from a seed that
+the report names: whatever disturbs the machine did not know the draw, so its part of the block has a random sign and the blocks are
+independent of each other. Rejected: orders that alternate (a disturbance every eighth run then always hits the same arm: 45% wrong
+verdicts where 5% is claimed), all A then all B (a warming GPU is then a regression; see the figure in docs/gate.md) and pairing requests
+(they share a run's noise).
 
 The runner is a protocol, so that the logic is tested with a scripted one; `runners.py` has the one that calls the command line.
 """
@@ -10,6 +13,7 @@ The runner is a protocol, so that the logic is tested with a scripted one; `runn
 from __future__ import annotations
 
 import math
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -46,11 +50,21 @@ class Runner(Protocol):
     def run(self, arm: Arm) -> RunResult: ...
 
 
+def draw_seed() -> int:
+    """A seed nobody chose, short enough to be typed again."""
+    return secrets.randbelow(10**6)
+
+
 @dataclass
 class Blocks:
-    """Runs so far, by block: `runs[i]` is the four (arm, result) of block i."""
+    """Runs so far, by block: `runs[i]` is the four (arm, result) of block i. `seed` is that of the blocks' orders."""
 
     runs: list[list[tuple[Arm, RunResult]]] = field(default_factory=list)
+    seed: int = field(default_factory=draw_seed)
+
+    def order(self, block: int) -> tuple[Arm, ...]:
+        """The order of runs in a block: of the two in `ORDERS`, drawn independently for each block."""
+        return ORDERS[int(np.random.default_rng([self.seed, block]).integers(2))]
 
     def values(self, figure: str, arm: Arm) -> list[list[float]]:
         """[blocks][2] values of `figure` on one arm."""
@@ -67,10 +81,10 @@ class Blocks:
 
 def _positive(result: RunResult, figure: str) -> float:
     if figure not in result.figures:
-        raise ResultsError(f"A run reported no {figure}; remove it from [margins] or measure it (latencies need --streaming).")
+        raise ResultsError(f"a run reported no {figure}; remove it from [margins] or measure it (latencies need --streaming)")
     value = result.figures[figure]
     if not value > 0 or math.isinf(value):
-        raise ResultsError(f"A run reported {figure} = {value:g}; such a run cannot be compared.")
+        raise ResultsError(f"a run reported {figure} = {value:g}; such a run cannot be compared")
     return value
 
 
@@ -78,9 +92,11 @@ OnBlock = Callable[[int, int], None]
 """Called with the number of blocks done and the cap."""
 
 
-def run_gate(runner: Runner, config: GateConfig, a: str, b: str, warmup: int = 1, on_block: OnBlock | None = None) -> GateReport:
-    """Runs blocks until a look decides or the cap is reached."""
-    blocks = Blocks()
+def run_gate(
+    runner: Runner, config: GateConfig, a: str, b: str, warmup: int = 1, on_block: OnBlock | None = None, seed: int | None = None
+) -> GateReport:
+    """Runs blocks until a look decides or the cap is reached. `seed` draws the blocks' orders; None draws a seed too."""
+    blocks = Blocks() if seed is None else Blocks(seed=seed)
     for index, (look, alpha_now) in enumerate(zip(config.look_blocks, config.look_alphas, strict=True)):
         run_blocks(runner, look, warmup if index == 0 else 0, on_block, blocks, config.look_blocks[-1])
         report = report_blocks(blocks, config, a, b, alpha_now)
@@ -98,8 +114,7 @@ def run_blocks(
         runner.run("A")
         runner.run("B")
     while len(blocks.runs) < count:
-        order = ORDERS[len(blocks.runs) % 2]
-        blocks.runs.append([(arm, runner.run(arm)) for arm in order])
+        blocks.runs.append([(arm, runner.run(arm)) for arm in blocks.order(len(blocks.runs))])
         refuse_if_different(blocks.environments())
         if on_block is not None:
             on_block(len(blocks.runs), cap or count)
@@ -109,7 +124,7 @@ def run_blocks(
 def report_blocks(blocks: Blocks, config: GateConfig, a: str, b: str, alpha_now: float | None = None) -> GateReport:
     """The verdict on the blocks run so far."""
     items = [judged_blocks(blocks, figure, margin) for figure, margin in config.margins.items()]
-    findings = judge(items, config.alpha, alpha_now)
+    findings = judge(items, config.alpha, alpha_now, config.plan)
     why = throttled(blocks.environments(), [result.figures for block in blocks.runs for _, result in block])
     return GateReport(
         a=a,
@@ -120,6 +135,7 @@ def report_blocks(blocks: Blocks, config: GateConfig, a: str, b: str, alpha_now:
         blocks=len(blocks.runs),
         warnings=tuple(_warnings(blocks)),
         why=why,
+        seed=blocks.seed,
     )
 
 
@@ -146,7 +162,7 @@ def refuse_if_different(environments: Sequence[Environment]) -> None:
     for name in MUST_MATCH:
         seen = dict.fromkeys(str(getattr(environment, name)) for environment in environments)
         if len(seen) > 1:
-            raise ResultsError(f"The runs to compare differ in {name} ({' and '.join(seen)}); measure both under the same conditions.")
+            raise ResultsError(f"the runs to compare differ in {name} ({' and '.join(seen)}); measure both under the same conditions")
 
 
 def throttled(environments: Sequence[Environment], figures: Sequence[Mapping[str, float]]) -> str:
@@ -162,11 +178,11 @@ def throttled(environments: Sequence[Environment], figures: Sequence[Mapping[str
 
 
 def _warnings(blocks: Blocks) -> list[str]:
-    found = list(dict.fromkeys(text for block in blocks.runs for _, result in block for text in result.warnings))
+    warnings = list(dict.fromkeys(text for block in blocks.runs for _, result in block for text in result.warnings))
     for name in SHOULD_MATCH:
         seen = dict.fromkeys(str(getattr(e, name)) for e in blocks.environments())
         if len(seen) > 1:
-            found.append(f"{name} differs between the arms: {' and '.join(seen)}")
+            warnings.append(f"{name} differs between the arms: {' and '.join(seen)}")
     clocks = {
         arm: [
             result.figures["sm_clock_mean_mhz"]
@@ -179,5 +195,5 @@ def _warnings(blocks: Blocks) -> list[str]:
     if clocks["A"] and clocks["B"]:
         a, b = (float(np.mean(clocks[arm])) for arm in ("A", "B"))
         if abs(b / a - 1) > CLOCK_TOLERANCE:
-            found.append(f"the SM clock was {a:.0f} MHz under A and {b:.0f} MHz under B: part of the difference may be the clock's")
-    return found
+            warnings.append(f"the SM clock was {a:.0f} MHz under A and {b:.0f} MHz under B: part of the difference may be the clock's")
+    return warnings

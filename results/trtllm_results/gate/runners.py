@@ -4,20 +4,26 @@ A process a run, because the run is the sample: whatever a process fixes at its 
 drawn anew each time or it is a bias of the arm. Where loading costs more than measuring, `keep_loaded` holds one process an arm instead,
 both on the device at once, and the report says what that leaves out. A revision is unpacked with `git archive` into a temporary folder
 and put first on PYTHONPATH, so the repository's work tree and its `.git` stay untouched.
+
+Every process is the leader of its own group, so that a signal to the gate (`stoppable`) ends the whole group and the temporary folders go
+with it, whatever the process started itself.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Self
+from types import FrameType
+from typing import Any, Self
 
 from trtllm_results.errors import ResultsError
 from trtllm_results.gate.run import Arm, RunResult
@@ -26,6 +32,8 @@ from trtllm_results.record.row import Row
 from trtllm_results.store.table import Store
 
 PACKAGE_FOLDERS = ("", "kernels", "engines", "workloads", "results", "dashboards")
+GRACE_S = 5.0
+"""How long a process may take to end when asked."""
 KEPT = "each arm was one process throughout: what a process draws at its start (memory layout, clocks of its first run) counts as the arm's"
 
 
@@ -50,16 +58,100 @@ def arm_command(spec: str, flags: Sequence[str], cleanup: ExitStack) -> ArmComma
     if (folder / "trtllm_bench" / "__init__.py").exists():
         return ArmCommand(folder.resolve().name, (*command, *flags), {"PYTHONPATH": _packages_of(folder)})
     if folder.is_dir():
-        raise ResultsError(f"{spec} holds neither an engine (engine.json; make one with build) nor a checkout (trtllm_bench/).")
+        raise ResultsError(f"{spec} holds neither an engine (engine.json; make one with build) nor a checkout (trtllm_bench/)")
     root = _git("rev-parse", "--show-toplevel")
     revision = _git("rev-parse", "--verify", "--quiet", f"{spec}^{{commit}}")
     if not root or not revision:
-        raise ResultsError(f"'{spec}' is neither an engine folder, nor a checkout, nor a git revision of this repository.")
+        raise ResultsError(f"'{spec}' is neither an engine folder, nor a checkout, nor a git revision of this repository")
+    if _git("cat-file", "-t", f"{revision}:trtllm_bench/__init__.py") != "blob":
+        raise ResultsError(
+            f"'{spec}' is a revision of {root}, which does not hold trtllm-bench (no trtllm_bench/ at its top); both arms would be the "
+            "installed tool, so run this in a checkout of trtllm-bench, or name engine folders"
+        )
     unpacked = cleanup.enter_context(tempfile.TemporaryDirectory(prefix="trtllm-bench-gate-"))
     archive = subprocess.run(["git", "-C", root, "archive", revision], capture_output=True, check=True)
     subprocess.run(["tar", "-x", "-C", unpacked], input=archive.stdout, check=True)
     name = revision[:10] if revision.startswith(spec) else f"{spec} ({revision[:10]})"
     return ArmCommand(name, (*command, *flags), {"PYTHONPATH": _packages_of(Path(unpacked))})
+
+
+def named_apart(a: ArmCommand, b: ArmCommand, a_spec: str, b_spec: str) -> tuple[ArmCommand, ArmCommand]:
+    """Both with names a reader can tell apart: as they are, else as they were given, else with the arm's letter."""
+    if a.name != b.name:
+        return a, b
+    if a_spec != b_spec:
+        return replace(a, name=f"{a.name} ({a_spec})"), replace(b, name=f"{b.name} ({b_spec})")
+    return replace(a, name=f"{a.name} as A"), replace(b, name=f"{b.name} as B")
+
+
+class Stopped(SystemExit):
+    """A signal asked the gate to end; the exit code is the shell's, 128 + signal."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+        self.signal = signal.Signals(number).name
+
+
+class _Signals:
+    """Turns signals into exceptions, but not between a process's start and the first line that knows the process."""
+
+    def __init__(self) -> None:
+        self.earlier: dict[int, Any] = {}
+        self.starting = False
+        self.pending: tuple[int, FrameType | None] | None = None
+
+    def arrived(self, number: int, frame: FrameType | None) -> None:
+        if self.starting:
+            self.pending = (number, frame)
+            return
+        before = self.earlier.get(number)
+        if callable(before):
+            before(number, frame)
+        raise Stopped(number)
+
+    @contextmanager
+    def held_back(self) -> Iterator[None]:
+        self.starting = True
+        try:
+            yield
+        finally:
+            self.starting = False
+        if self.pending is not None:
+            (number, frame), self.pending = self.pending, None
+            self.arrived(number, frame)
+
+
+_SIGNALS = _Signals()
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Within it SIGTERM and SIGHUP end the running process group and unwind (`Stopped`), and no signal leaves a process behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(one) is not signal.SIG_IGN:  # nohup
+            _SIGNALS.earlier[one] = signal.signal(one, _SIGNALS.arrived)
+    try:
+        yield
+    finally:
+        for number, before in _SIGNALS.earlier.items():
+            signal.signal(number, before)
+        _SIGNALS.earlier.clear()
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """Asks the process's group to end, and makes it."""
+    for request in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, request)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=GRACE_S)
+            break
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def _packages_of(checkout: Path) -> str:
@@ -75,10 +167,10 @@ def _search_path() -> str:
 
 def _git(*arguments: str) -> str:
     try:
-        found = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
     except OSError:
         return ""
-    return found.stdout.strip() if found.returncode == 0 else ""
+    return done.stdout.strip() if done.returncode == 0 else ""
 
 
 class FreshProcess:
@@ -89,12 +181,28 @@ class FreshProcess:
 
     def measure(self, report: Path) -> str:
         """Writes `report`; returns what the process said of its failure, empty when it ended well."""
-        done = subprocess.run(
-            [*self.side.command, "--report-json", str(report)], env={**os.environ, **self.side.variables}, capture_output=True, text=True
-        )
-        return _failure(done.returncode, done.stderr or done.stdout)
+        process = None
+        try:
+            with _SIGNALS.held_back():
+                process = subprocess.Popen(
+                    [*self.side.command, "--report-json", str(report)],
+                    env={**os.environ, **self.side.variables},
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                    start_new_session=True,
+                )
+            said, complained = process.communicate()
+        except BaseException:
+            if process is not None:
+                _end(process)
+            raise
+        return _failure(process.returncode, complained or said)
 
     def close(self) -> None:
+        pass
+
+    def stop(self) -> None:
         pass
 
 
@@ -110,6 +218,7 @@ class PersistentProcess:
             stdout=subprocess.PIPE,
             stderr=self._said,
             text=True,
+            start_new_session=True,
         )
 
     def measure(self, report: Path) -> str:
@@ -137,6 +246,11 @@ class PersistentProcess:
             self._process.wait()
         self._said.close()
 
+    def stop(self) -> None:
+        """Ends the process in the middle of whatever it measures."""
+        _end(self._process)
+        self.close()
+
 
 def _failure(code: int, said: str) -> str:
     if code == 0:
@@ -161,7 +275,14 @@ class CommandRunner:
         self.store, self.on_run = store, on_run
         self.note = KEPT if keep_loaded else ""
         self.count = 0
-        self._processes = {arm: PersistentProcess(side) if keep_loaded else FreshProcess(side) for arm, side in self.arms.items()}
+        self._processes: dict[Arm, FreshProcess | PersistentProcess] = {}
+        try:
+            for arm, side in self.arms.items():
+                with _SIGNALS.held_back():
+                    self._processes[arm] = PersistentProcess(side) if keep_loaded else FreshProcess(side)
+        except BaseException:
+            self.stop()
+            raise
 
     def run(self, arm: Arm) -> RunResult:
         """Measures one arm. Raises `ResultsError` when the process fails, writes no report, or the run is void."""
@@ -173,8 +294,8 @@ class CommandRunner:
                 row = own(json.loads(report.read_text())["record"])
             except (OSError, ValueError, KeyError, TypeError) as error:
                 if failure:
-                    raise ResultsError(f"A run of {side.name} {failure}") from error
-                raise ResultsError(f"A run of {side.name} left no report that can be read ({type(error).__name__}).") from error
+                    raise ResultsError(f"a run of {side.name} {failure}") from error
+                raise ResultsError(f"a run of {side.name} left no report that can be read ({type(error).__name__})") from error
         row = replace(row, repeat=self.count, extra={**row.extra, "gate_arm": arm, "gate_name": side.name})
         self.count += 1
         if self.store is not None:
@@ -182,7 +303,7 @@ class CommandRunner:
         if self.on_run is not None:
             self.on_run(arm, row)
         if row.status != "ok":
-            raise ResultsError(f"A run of {side.name} is {row.status}: {row.reason or 'no reason given'}.")
+            raise ResultsError(f"a run of {side.name} is {row.status}: {row.reason or 'no reason given'}")
         warnings = (*row.warnings, self.note) if self.note else row.warnings
         return RunResult(row.figures, row.environment, warnings)
 
@@ -190,8 +311,15 @@ class CommandRunner:
         for process in self._processes.values():
             process.close()
 
+    def stop(self) -> None:
+        for process in self._processes.values():
+            process.stop()
+
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self.close()
+    def __exit__(self, error_type: type[BaseException] | None, *error: object) -> None:
+        if error_type is None:
+            self.close()
+        else:
+            self.stop()

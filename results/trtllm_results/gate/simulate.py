@@ -6,6 +6,8 @@ Each model gives the noise of ln(speed) of consecutive runs (standard deviation 
     autocorrelated   AR(1), 0.7 from run to run: slow wandering of clocks
     drift            normal, and the machine loses 3% over the session: warming up
     outliers         normal, and 1 run in 20 is 5% slow: something else woke up
+    periodic         normal, and every 8th run is 5% slow: a timer of the machine's
+    alternating      AR(1), -0.5 from run to run: what one run takes, the next gets
     heavy tails      Student t with 3 degrees of freedom
     all at once      AR(1) 0.7 with drift and outliers
 
@@ -18,12 +20,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from trtllm_results.gate.config import GateConfig
+from trtllm_results.gate.run import ORDERS
 from trtllm_results.stats import t_quantile
 
 FloatArray = npt.NDArray[np.float64]
@@ -49,6 +53,12 @@ def _outliers(rng: np.random.Generator, machines: int, runs: int, sd: float) -> 
     return _independent(rng, machines, runs, sd) + math.log(0.95) * (rng.random((machines, runs)) < 0.05)
 
 
+def _periodic(rng: np.random.Generator, machines: int, runs: int, sd: float, period: int = 8) -> FloatArray:
+    phase = rng.integers(0, period, (machines, 1))
+    slow: FloatArray = math.log(0.95) * ((np.arange(runs) + phase) % period == 0)
+    return _independent(rng, machines, runs, sd) + slow
+
+
 def _heavy(rng: np.random.Generator, machines: int, runs: int, sd: float) -> FloatArray:
     return rng.standard_t(3, (machines, runs)) * sd / math.sqrt(3)
 
@@ -63,6 +73,8 @@ MODELS: Mapping[str, Noise] = {
     "autocorrelated": _autocorrelated,
     "drift": _drift,
     "outliers": _outliers,
+    "periodic": _periodic,
+    "alternating": partial(_autocorrelated, rho=-0.5),
     "heavy tails": _heavy,
     "all at once": _all,
 }
@@ -103,10 +115,10 @@ def _sequential(differences: FloatArray, bound: float, config: GateConfig) -> tu
     return verdict, blocks
 
 
-def _abba(machines: int, blocks: int) -> npt.NDArray[np.bool_]:
-    """[4 * blocks] whether each run is B's."""
-    order = np.array([[False, True, True, False], [True, False, False, True]])
-    return np.concatenate([order[i % 2] for i in range(blocks)])
+def _abba(rng: np.random.Generator, machines: int, blocks: int) -> npt.NDArray[np.bool_]:
+    """[machines, 4 * blocks] whether each run is B's: every block's order drawn at random, as the gate draws it."""
+    orders = np.array([[arm == "B" for arm in order] for order in ORDERS])
+    return orders[rng.integers(0, 2, (machines, blocks))].reshape(machines, 4 * blocks)
 
 
 def simulate(
@@ -125,7 +137,7 @@ def simulate(
     noise = MODELS[model](rng, machines, 4 * blocks, sd)
     bound = math.log1p(-margin)
     if interleaved:
-        is_b = _abba(machines, blocks)
+        is_b = _abba(rng, machines, blocks)
         speed = noise + np.where(is_b, math.log1p(-loss), 0.0)
         sign = np.where(is_b, 0.5, -0.5)
         differences = (speed * sign).reshape(machines, blocks, 4).sum(axis=2)

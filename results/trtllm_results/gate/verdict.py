@@ -4,7 +4,7 @@ For each figure the evidence is a mean of ln(B/A) with its error. Turned so that
 
     fail           "the loss exceeds the margin" is shown at level alpha, after Holm's correction over all figures judged together
     pass           "the loss is within the margin" is shown at level alpha, for every figure (all must hold, so no correction is due)
-    inconclusive   neither: more runs would decide, and the report says how many
+    inconclusive   neither is shown, which is no pass; the report says how many more runs would decide, where runs can
 
 An improvement passes. "Not significantly different" does not: absence of evidence is what `inconclusive` is for. Rejected: a threshold on
 the change alone (passes or fails by luck), and a plain significance test (with enough runs it fails on 0.1%).
@@ -18,13 +18,16 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from trtllm_results import stats
+from trtllm_results.gate import power
+from trtllm_results.gate.power import Component, Design, Plan
 from trtllm_results.metrics.registry import METRICS
 from trtllm_results.stats import Evidence, Interval
 
 Verdict = Literal["pass", "fail", "inconclusive"]
 EXIT_CODES: Mapping[str, int] = {"pass": 0, "fail": 1, "inconclusive": 2}
-POWER = 0.8
-"""Power at which the minimum detectable effect is stated."""
+INCONCLUSIVE_MEANS = (
+    "inconclusive: neither a loss above the tolerated one nor one within it is shown at this alpha; it is no pass, and says nothing about B"
+)
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,12 @@ class Judged:
     blocks: int
     sample_sd: float = 0.0
     """Standard deviation of one block's ln(B/A)."""
+    fixed: Component | None = None
+    """Part of the evidence's error that more repeats of the candidate do not shrink: noise between days, the baseline's own repeats."""
+    repeat_df: float = 0.0
+    """Degrees of freedom of the part that they do shrink; 0: the evidence's own."""
+    note: str = ""
+    """What a reader has to know of the evidence; empty when nothing is unusual."""
 
     @property
     def sign(self) -> int:
@@ -65,9 +74,20 @@ class Finding:
     p_fail: float
     p_pass: float
     detectable: float
-    """Loss that this many blocks would have found with power 0.8, margin included (0.03: 3%)."""
+    """Loss that a gate of this many blocks finds with power 0.8, margin included (0.03: 3%)."""
     blocks_needed: int | None
-    why: str
+    """Total number of repeats that would decide with a chance of 0.8 or more; None when decided, or when no affordable number would."""
+    cause: str
+    """Why this verdict, without the number of further repeats: the same for all figures that share it."""
+
+    @property
+    def more(self) -> int | None:
+        """How many more repeats would decide."""
+        return None if self.blocks_needed is None else max(self.blocks_needed - self.judged.blocks, 1)
+
+    @property
+    def why(self) -> str:
+        return self.cause if self.more is None else f"{self.cause}; {would_decide(self.more, self.more)}"
 
     @property
     def name(self) -> str:
@@ -86,18 +106,30 @@ class GateReport:
     drift: tuple[str, ...] = ()
     why: str = ""
     """Why the whole is inconclusive whatever the figures say (throttling), one sentence."""
+    seed: int | None = None
+    """Seed of the blocks' orders; None where nothing was interleaved."""
 
     @property
     def exit_code(self) -> int:
         return EXIT_CODES[self.verdict]
 
 
-def judge(items: Sequence[Judged], alpha: float = 0.05, alpha_now: float | None = None) -> tuple[Finding, ...]:
-    """Verdicts on figures judged together. `alpha_now` is this look's share of `alpha` in a sequential gate."""
+def would_decide(least: int, most: int) -> str:
+    """`about 3 more repeats would decide`, or `about 3 to 17` for several figures."""
+    count = f"{least:,}" if least == most else f"{least:,} to {most:,}"
+    return f"about {count} more repeat{'s' * (most > 1)} would decide"
+
+
+def judge(items: Sequence[Judged], alpha: float = 0.05, alpha_now: float | None = None, plan: Plan | None = None) -> tuple[Finding, ...]:
+    """Verdicts on figures judged together.
+
+    `alpha_now` is this look's share of `alpha` in a sequential gate and `plan` that gate's looks, from which follow what it could detect
+    and how many blocks would decide. Without a plan this is the only look.
+    """
     level = alpha if alpha_now is None else alpha_now
     p_fail = [1.0 if item.oriented is None else item.oriented.p_below(item.bound) for item in items]
     corrected = stats.holm(p_fail)
-    return tuple(_finding(item, p, level) for item, p in zip(items, corrected, strict=True))
+    return tuple(_finding(item, p, level, len(items), plan) for item, p in zip(items, corrected, strict=True))
 
 
 def combine(findings: Sequence[Finding]) -> Verdict:
@@ -108,15 +140,15 @@ def combine(findings: Sequence[Finding]) -> Verdict:
     return "pass" if verdicts == {"pass"} else "inconclusive"
 
 
-def _finding(item: Judged, p_fail: float, alpha: float) -> Finding:
+def _finding(item: Judged, p_fail: float, alpha: float, tests: int, plan: Plan | None) -> Finding:
     oriented = item.oriented
     if oriented is None or item.evidence is None:
-        why = f"only {item.blocks} repeat, so nothing is known of the noise; at least 2 are needed"
-        return Finding(item, "inconclusive", None, 1.0, 1.0, math.inf, None, why)
+        cause = f"only {item.blocks} repeat, so nothing is known of the noise; at least 2 are needed"
+        return Finding(item, "inconclusive", None, 1.0, 1.0, math.inf, None, cause)
     p_pass = oriented.p_above(item.bound)
     verdict: Verdict = "fail" if p_fail <= alpha else "pass" if p_pass <= alpha else "inconclusive"
-    needed = stats.blocks_to_decide(oriented, item.bound, alpha) if verdict == "inconclusive" else None
-    beyond = stats.minimum_detectable_effect(item.sample_sd, item.blocks, alpha, POWER)
+    needed = _needed(item, oriented, alpha, tests, plan) if verdict == "inconclusive" else None
+    beyond = _detectable(item, oriented, alpha, tests, plan)
     return Finding(
         judged=item,
         verdict=verdict,
@@ -125,18 +157,51 @@ def _finding(item: Judged, p_fail: float, alpha: float) -> Finding:
         p_pass=p_pass,
         detectable=-math.expm1(item.bound - beyond) if item.sign > 0 else math.expm1(beyond - item.bound),
         blocks_needed=needed,
-        why=_why(item, verdict, needed),
+        cause=_cause(item, verdict, needed),
     )
 
 
-def _why(item: Judged, verdict: Verdict, needed: int | None) -> str:
+def _needed(item: Judged, oriented: Evidence, alpha: float, tests: int, plan: Plan | None) -> int | None:
+    gap = oriented.mean - item.bound
+    if oriented.error == 0:
+        return None
+    if plan is not None:
+        return power.blocks_to_decide(gap / oriented.error, item.blocks, plan, tests)
+    fixed = item.fixed or Component(0.0, power.MOST_DF)
+    shrinking = math.sqrt(max(oriented.error**2 - fixed.error**2, 0.0))
+    # A fail has to pass Holm's correction, a pass does not.
+    level = alpha / tests if gap < 0 else alpha
+    return power.repeats_to_decide(gap, Component(shrinking, item.repeat_df or oriented.df), fixed, item.blocks, level)
+
+
+def _detectable(item: Judged, oriented: Evidence, alpha: float, tests: int, plan: Plan | None) -> float:
+    """Loss beyond the bound, in ln, found with power 0.8."""
+    if oriented.error == 0:
+        return 0.0
+    if plan is not None:
+        return item.sample_sd * power.detectable_shift(plan.design.until(item.blocks), item.blocks - 1.0, tests)
+    df = _coarse(oriented.df)
+    return oriented.error * power.detectable_shift(Design((1.0,), (alpha,), df), df, tests)
+
+
+def _coarse(df: float) -> float:
+    """Two digits of the degrees of freedom are enough, and let figures share one computation."""
+    digits = 1 - math.floor(math.log10(df))
+    return round(df, digits)
+
+
+def _cause(item: Judged, verdict: Verdict, needed: int | None) -> str:
     word = "rise" if item.sign < 0 else "drop"
     margin = f"{item.margin:.1%} {word}"
     if verdict == "fail":
         return f"worse than the tolerated {margin}"
     if verdict == "pass":
         return f"within the tolerated {margin}"
-    if needed is None:
-        return f"too close to the tolerated {margin} for any affordable number of repeats"
-    more = max(needed - item.blocks, 1)
-    return f"the interval reaches across the tolerated {margin}; about {more} more repeat{'s' * (more > 1)} would decide"
+    if needed is not None:
+        return f"the interval reaches across the tolerated {margin}"
+    if item.fixed is not None:
+        return (
+            f"the interval reaches across the tolerated {margin}, and more repeats would not change that: what differs between days, and "
+            "the baseline's own error, do not shrink with them; measure on more days (gate accept --same-state), or use gate run"
+        )
+    return f"too close to the tolerated {margin} for any affordable number of repeats"
