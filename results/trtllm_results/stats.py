@@ -20,6 +20,8 @@ import numpy.typing as npt
 from trtllm_results.errors import ResultsError
 
 FloatArray = npt.NDArray[np.float64]
+FEW = 6
+"""So few paired values must all agree (`Evidence`): 2^-6 is the chance that drawn signs alone make them."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +52,16 @@ def t_quantile(probability: float, df: float) -> float:
 
 @dataclass(frozen=True)
 class Evidence:
-    """Mean of a quantity with its standard error and degrees of freedom: all a t test needs."""
+    """Mean of a quantity with its standard error and degrees of freedom: all a t test needs.
+
+    `extremes` is the smallest and largest of `FEW` paired values or fewer. A claim about the mean then asks that all of them agree with it:
+    where each value's sign is drawn (the order of a block), a t test of so few is fooled by a disturbance that hits most of them.
+    """
 
     mean: float
     error: float
     df: float
+    extremes: tuple[float, float] | None = None
 
     def interval(self, confidence: float = 0.95) -> Interval:
         reach = t_quantile(0.5 + confidence / 2, self.df) * self.error if self.error > 0 else 0.0
@@ -64,6 +71,8 @@ class Evidence:
         """One-sided p value for the claim "the mean lies below `bound`" (null: it does not)."""
         from scipy.special import stdtr
 
+        if self.extremes is not None and self.extremes[1] >= bound:
+            return 1.0
         if self.error == 0:
             return 0.0 if self.mean < bound else 1.0
         return float(stdtr(self.df, (self.mean - bound) / self.error))
@@ -72,9 +81,15 @@ class Evidence:
         """One-sided p value for the claim "the mean lies above `bound`"."""
         from scipy.special import stdtr
 
+        if self.extremes is not None and self.extremes[0] <= bound:
+            return 1.0
         if self.error == 0:
             return 0.0 if self.mean > bound else 1.0
         return float(stdtr(self.df, (bound - self.mean) / self.error))
+
+    def negated(self) -> Evidence:
+        """Of the quantity's negative."""
+        return Evidence(-self.mean, self.error, self.df, self.extremes and (-self.extremes[1], -self.extremes[0]))
 
 
 def paired(differences: npt.ArrayLike) -> Evidence:
@@ -82,7 +97,8 @@ def paired(differences: npt.ArrayLike) -> Evidence:
     values = np.asarray(differences, dtype=float)
     if len(values) < 2:
         raise ResultsError(f"an interval needs at least 2 blocks; there is {len(values)}")
-    return Evidence(float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values))), len(values) - 1)
+    extremes = (float(values.min()), float(values.max())) if len(values) <= FEW else None
+    return Evidence(float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values))), len(values) - 1, extremes)
 
 
 def log_ratio(a: npt.ArrayLike, b: npt.ArrayLike) -> Evidence:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +14,18 @@ import pytest
 
 from trtllm_results.errors import ResultsError
 from trtllm_results.gate import baseline, calibrate
+from trtllm_results.gate import run as gate_run
 from trtllm_results.gate.config import GateConfig, load_config
-from trtllm_results.gate.run import Arm, Blocks, RunResult, report_blocks, run_gate
+from trtllm_results.gate.report import explanations
+from trtllm_results.gate.run import Arm, Blocks, RunResult, report_blocks
 from trtllm_results.gate.simulate import MODELS, simulate, verdicts
-from trtllm_results.gate.verdict import EXIT_CODES, Judged, judge
+from trtllm_results.gate.verdict import EXIT_CODES, GateReport, Judged, judge
 from trtllm_results.record.environment import Environment
 from trtllm_results.record.row import Cell, Row
 from trtllm_results.stats import paired
 
+run_gate = functools.partial(gate_run.run_gate, seed=34)
+"""Seed 34 draws A B B A, B A A B, A B B A, B A A B first."""
 H100 = Environment(gpu="H100", driver="580.1", power_limit_w=700.0)
 RATE, TTFT = "output_tokens_per_s", "ttft_p99_ms"
 
@@ -68,6 +74,20 @@ def test_runs_are_interleaved_and_a_steady_decline_is_not_a_regression() -> None
     assert runner.order[2:10] == ["A", "B", "B", "A", "B", "A", "A", "B"]
     assert report.verdict == "pass"
     assert abs(report.findings[0].judged.evidence.mean) < 0.005  # type: ignore[union-attr]
+
+
+def test_block_orders_are_drawn_from_a_seed_that_the_report_names() -> None:
+    def order(seed: int | None) -> tuple[list[Arm], int | None]:
+        runner = Scripted()
+        report = gate_run.run_gate(runner, GateConfig(blocks=12, max_blocks=12, looks=1), "a", "b", warmup=0, seed=seed)
+        return runner.order, report.seed
+
+    first, seed = order(None)
+    assert order(seed) == (first, seed)
+    assert {"".join(first[i : i + 4]) for i in range(0, 48, 4)} <= {"ABBA", "BAAB"}
+    drawn = [[Blocks(seed=seed).order(block)[0] == "B" for block in range(10)] for seed in range(200)]
+    assert np.mean(drawn) == pytest.approx(0.5, abs=0.04)
+    assert abs(np.corrcoef(np.array(drawn)[:, :-1].ravel(), np.array(drawn)[:, 1:].ravel())[0, 1]) < 0.08
 
 
 def test_one_block_is_inconclusive_and_says_why() -> None:
@@ -271,6 +291,15 @@ def test_wrong_verdicts_stay_within_alpha_and_real_losses_are_found(model: str) 
     assert simulate(model, 0.04, GateConfig()).fail >= 0.95
 
 
+@pytest.mark.parametrize("period", [2, 3, 4, 5, 6, 7, 8, 12])
+@pytest.mark.parametrize("sd", [0.01, 0.003])
+def test_a_disturbance_of_any_period_makes_no_more_wrong_verdicts(monkeypatch: pytest.MonkeyPatch, period: int, sd: float) -> None:
+    """8,000 machines; 0.0575 is three standard errors above alpha. Alternating orders: 45% wrong at a period of 8."""
+    monkeypatch.setitem(MODELS, "every nth", functools.partial(MODELS["periodic"], period=period))  # type: ignore[arg-type]
+    at_margin = simulate("every nth", 0.02, GateConfig(), sd=sd, machines=8000)
+    assert max(at_margin.fail, at_margin.passed) <= 0.0575
+
+
 def test_running_all_a_then_all_b_would_break_the_promise() -> None:
     assert simulate("drift", 0.02, GateConfig(), interleaved=False).fail > 0.9
     assert simulate("autocorrelated", 0.02, GateConfig(), interleaved=False).fail > 0.1
@@ -292,6 +321,78 @@ def test_the_simulated_gate_is_the_real_one() -> None:
             if slow != "inconclusive":
                 break
         assert fast[machine] == slow
+
+
+def test_calibration_states_what_the_gate_then_finds() -> None:
+    """200 calibrations of 8 A/A blocks each, 50 gates of a B that lost what was stated beyond the margin: power 0.8."""
+    config, rng, found = GateConfig(), np.random.default_rng(17), []
+    last = config.look_blocks[-1]
+    for _ in range(200):
+        runs = [[(arm, RunResult({RATE: math.exp(rng.normal(0, 0.01))}, H100)) for arm in "ABBA"] for _ in range(8)]
+        (floor,) = calibrate.noise_floor(Blocks(runs), config, resamples=1)  # type: ignore[arg-type]
+        assert list(floor.detectable) == list(config.look_blocks)
+        differences = math.log1p(-0.02) + math.log1p(-floor.detectable[last]) + rng.normal(0, 0.01, (50, last))
+        found.append((verdicts(differences, math.log1p(-0.02), config) == "fail").mean())
+    assert np.mean(found) == pytest.approx(0.8, abs=0.03)
+
+
+def test_sentences_of_one_kind_are_one_sentence() -> None:
+    rng = np.random.default_rng(5)
+    spread = np.array([-1, 1, -1, 1, -1, 1]) * 0.01
+    items = [Judged(f"b{batch}", RATE, 0.02, paired(-0.012 + spread * (1 + batch / 20)), 1, 1, 6, 0.01) for batch in range(12)]
+    findings = judge([*items, Judged("b99", RATE, 0.02, paired(rng.normal(0, 1e-4, 6)), 1, 1, 6, 1e-4)], plan=GateConfig().plan)
+    undecided, passed, meaning = explanations(GateReport("a", "b", "inconclusive", findings, 0.05, 6))
+    assert undecided.startswith("inconclusive: 12 figures (b0 output, b1 output, b2 output, ...): ")
+    assert " more repeats would decide" in undecided
+    assert passed == "pass: b99 output: within the tolerated 2.0% drop"
+    assert "it is no pass" in meaning
+
+
+def test_concurrent_accepts_lose_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "base.json"
+    with ThreadPoolExecutor(12) as pool:
+        list(pool.map(lambda day: baseline.accept_into(path, rows(1000, seed=day), f"day {day}"), range(12)))
+    assert sorted(entry.note for entry in baseline.load(path).history) == sorted(f"day {day}" for day in range(12))
+    assert [one.name for one in tmp_path.iterdir()] == ["base.json"], "no lock and no temporary is left"
+
+
+def test_an_accept_that_cannot_be_written_leaves_the_baseline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "base.json"
+    before = baseline.accept_into(path, rows(1000), "first")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(OSError, match="No space"):
+        baseline.accept_into(path, rows(990), "second")
+    assert baseline.load(path) == before
+    assert [one.name for one in tmp_path.iterdir()] == ["base.json"]
+
+
+def test_sessions_of_a_state_are_its_baseline_together() -> None:
+    base = baseline.accept(None, "b", rows(1000), "")
+    for level, seed in ((1010, 1), (990, 2)):
+        base = baseline.accept(base, "b", rows(level, seed=seed), "", same_state=True)
+    report = baseline.check(base, rows(1000, seed=3), CONFIG)
+    assert report.findings[0].judged.a_value == pytest.approx(1000, rel=0.002)
+    assert report.warnings == ()
+    assert [len(state) for state in base.states] == [3]
+    assert baseline.check(base, rows(965, seed=4), CONFIG).verdict == "inconclusive", "three sessions 1% apart decide little"
+    assert baseline.check(base, rows(900, seed=4), CONFIG).verdict == "fail"
+    with pytest.raises(ResultsError, match="differ in driver"):
+        baseline.accept(base, "b", rows(1000, environment=dataclasses.replace(H100, driver="9")), "", same_state=True)
+    with pytest.raises(ResultsError, match="no state yet"):
+        baseline.accept(None, "b", rows(1000), "", same_state=True)
+
+
+def test_one_session_knows_nothing_of_days() -> None:
+    """Two sessions of the same code, 3.2% apart, are no fail; the report says what it assumed."""
+    report = baseline.check(baseline.accept(None, "b", rows(1000), ""), rows(968, seed=1), CONFIG)
+    assert report.verdict == "inconclusive"
+    assert "1.0% is assumed" in report.warnings[0]
+    assert "no number of repeats changes that" in report.findings[0].why
+    assert report.findings[0].blocks_needed is None
 
 
 def test_exit_codes() -> None:

@@ -59,24 +59,6 @@ def test_holm_known_answer() -> None:
     assert stats.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
 
 
-def test_power_and_detectable_effect_agree_with_simulation() -> None:
-    rng = np.random.default_rng(1)
-    effect = stats.minimum_detectable_effect(sd=0.01, n=6, alpha=0.05, power=0.8)
-    samples = rng.normal(effect, 0.01, (20_000, 6))
-    t = samples.mean(1) / (samples.std(1, ddof=1) / math.sqrt(6))
-    assert (t > reference.t.ppf(0.95, 5)).mean() == pytest.approx(0.8, abs=0.015)
-    assert stats.minimum_detectable_effect(0.01, 1) == math.inf
-
-
-def test_blocks_to_decide_is_the_least_number_that_clears() -> None:
-    evidence = stats.Evidence(mean=-0.01, error=0.01 / math.sqrt(5), df=4)
-    needed = stats.blocks_to_decide(evidence, bound=-0.015)
-    assert needed is not None
-    reach = [float(reference.t.ppf(0.95, n - 1)) * 0.01 / math.sqrt(n) for n in (needed - 1, needed)]
-    assert reach[1] < 0.005 <= reach[0]
-    assert stats.blocks_to_decide(evidence, bound=-0.01) is None
-
-
 @given(st.integers(1, 6), st.sampled_from(["pocock", "obrien_fleming"]), st.floats(0.01, 0.2))
 def test_alpha_spending_spends_exactly_alpha(looks: int, shape: str, alpha: float) -> None:
     levels = stats.alpha_spending([(i + 1) / looks for i in range(looks)], alpha, shape)
@@ -107,6 +89,14 @@ def test_trend_sees_a_slow_slide_and_not_noise() -> None:
     assert slide == pytest.approx(-0.05, abs=0.01)
     assert p < 0.001
     assert stats.trend(rng.normal(0, 0.003, 12))[1] > 0.05
+
+
+def test_a_trends_p_value_is_the_regressions() -> None:
+    series = np.random.default_rng(6).normal(0, 1, 15) + 0.1 * np.arange(15)
+    fit = reference.linregress(np.arange(15), series)
+    assert stats.trend(series) == pytest.approx((14 * fit.slope, fit.pvalue))
+    assert stats.trend([3.0, 2.0, 1.0]) == (pytest.approx(-2.0), 0.0)
+    assert stats.trend([1.0, 1.0, 1.0]) == (0.0, 1.0)
 
 
 def test_sd_interval_covers_the_deviation_as_often_as_it_says() -> None:

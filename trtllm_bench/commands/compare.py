@@ -100,7 +100,7 @@ def _print(comparison: Comparison, sort: str) -> None:
         Column("label", "cell"),
         Column("figure"),
         Column("unit"),
-        Column("other", "against"),
+        *([Column("other", "against")] if len(others) > 1 else []),
         Column("base_value", base if len(base) <= HEADER else "base", kind="number"),
         Column("other_value", others[0] if len(others) == 1 and len(others[0]) <= HEADER else "other", kind="number"),
         Column("change", kind="percent"),
@@ -109,7 +109,7 @@ def _print(comparison: Comparison, sort: str) -> None:
         Column("verdict", kind="verdict"),
     ]
     heading = f"base {base} against {', '.join(others)}; {compare_text.MEANS}" + (f": {shared}" if shared else "")
-    show_verdicts(rows, columns, ("label", "figure", "other"), heading, console)
+    show_verdicts(rows, columns, ("label", "figure", *(["other"] if len(others) > 1 else [])), heading, console)
     for line in compare_text.explanations(comparison):
         console.print(line, style="dim", soft_wrap=True, markup=False)
     for label, why in comparison.left_out:

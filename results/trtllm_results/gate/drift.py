@@ -32,8 +32,8 @@ from trtllm_results import stats
 FloatArray = npt.NDArray[np.float64]
 FALSE_ALARMS = 0.05
 """Chance of any alarm over 50 states without a change, at most."""
-SLIDE_LEVEL = 1.2e-4
-SHIFT_LEVEL = 7e-5
+SLIDE_LEVEL = 1e-4
+SHIFT_LEVEL = 5e-5
 CLEAR = 3.0
 FEWEST = 4
 STRETCHES = (7, 8, 9, 10, 12, 15, 18, 22, 27, 33, 40, 50)

@@ -18,7 +18,7 @@ from trtllm_results.gate.config import GateConfig
 from trtllm_results.gate.drift import FEWEST, find_loss
 from trtllm_results.gate.power import detectable_shift
 from trtllm_results.gate.sessions import Runs, compared, session_noise
-from trtllm_results.gate.simulate import verdicts
+from trtllm_results.gate.simulate import sequential, verdicts
 from trtllm_results.gate.verdict import Judged, judge
 from trtllm_results.metrics.registry import HEADLINE
 
@@ -35,27 +35,16 @@ def delivered_power(config: GateConfig, look: int, calibration_blocks: int, mach
     estimated = 0.01 * np.sqrt(rng.chisquare(df, machines) / df)
     beyond = estimated * detectable_shift(config.plan.design.until(look), df)
     differences = rng.normal(0, 0.01, (machines, config.max_blocks)) + BOUND - beyond[:, None]
-    return _failed_by(differences, look, config)
-
-
-def _failed_by(differences: FloatArray, look: int, config: GateConfig) -> float:
-    """Share of [machines, blocks] that fail at `look` or before. Blocks after it are made to say nothing."""
-    design = config.plan.design.until(look)
-    open_ones, failed = np.ones(len(differences), dtype=bool), 0
-    for count, alpha in zip(design.counts, design.alphas, strict=True):
-        seen = differences[:, : int(count)]
-        score = (seen.mean(axis=1) - BOUND) / (seen.std(axis=1, ddof=1) / math.sqrt(count))
-        critical = stats.t_quantile(1 - alpha, count - 1)
-        failed += int((open_ones & (score <= -critical)).sum())
-        open_ones &= np.abs(score) < critical
-    return failed / len(differences)
+    word, blocks = sequential(differences, BOUND, config)
+    return float(((word == "fail") & (blocks <= look)).mean())
 
 
 def decided_after(config: GateConfig, loss: float, machines: int = 400, sd: float = 0.02, seed: int = 0) -> tuple[float, float, int]:
     """(share decided, share of the decided that are wrong, median blocks) of new gates run with as many blocks as an inconclusive one said
     would decide; machines whose gate was conclusive, or named no number, are passed over."""
     rng = np.random.default_rng(seed)
-    decided, wrong, proposed = 0, 0, []
+    decided = wrong = 0
+    proposed: list[int] = []
     while len(proposed) < machines:
         first = rng.normal(math.log1p(-loss), sd, config.max_blocks)
         if verdicts(first[None], BOUND, config)[0] != "inconclusive":
@@ -129,6 +118,6 @@ def first_alarms(levels: Levels, accepts: int = 50, histories: int = 250, margin
     names = [str(index) for index in range(accepts)]
 
     def first(history: FloatArray) -> int:
-        return next((count for count in range(FEWEST, accepts + 1) if find_loss(history[:count], names[:count], margin)), 0)
+        return next((count for count in range(FEWEST, accepts + 1) if find_loss(history[:count].tolist(), names[:count], margin)), 0)
 
     return np.array([first(levels(np.random.default_rng([seed, index]), accepts)) for index in range(histories)])

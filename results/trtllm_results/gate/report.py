@@ -13,11 +13,11 @@ from xml.etree import ElementTree
 
 from trtllm_results.compare.report import percent
 from trtllm_results.gate.verdict import INCONCLUSIVE_MEANS, Finding, GateReport, would_decide
-from trtllm_results.metrics.registry import METRICS, brief
+from trtllm_results.metrics.registry import METRICS, brief, common_words, title
 
 MEANS = "geometric means over the runs"
 """What the values of both sides are."""
-NAMED = 2
+NAMED = 3
 """Figures named one by one; of more only the first ones are."""
 WORDS: Mapping[str, str] = {"pass": "PASS", "fail": "FAIL", "inconclusive": "INCONCLUSIVE"}
 
@@ -69,23 +69,23 @@ def headline(report: GateReport) -> str:
 
 def explanations(report: GateReport) -> list[str]:
     """Why each figure got its verdict: one sentence for all that share a reason, and what `inconclusive` means where it occurs."""
-    groups: dict[tuple[str, str, bool], list[Finding]] = {}
-    for finding in report.findings:
-        groups.setdefault((finding.verdict, finding.cause, finding.more is None), []).append(finding)
+    groups: dict[tuple[str, str, bool], list[tuple[str, Finding]]] = {}
+    _, labels = common_words([finding.judged.label for finding in report.findings])
+    for finding, label in zip(report.findings, labels, strict=True):
+        name = f"{label} {title(finding.judged.figure)}".strip()
+        groups.setdefault((finding.verdict, finding.cause, finding.more is None), []).append((name, finding))
     lines = []
     for (verdict, cause, _), members in groups.items():
-        counts = [finding.more for finding in members if finding.more is not None]
+        counts = [finding.more for _, finding in members if finding.more is not None]
         more = f"; {would_decide(min(counts), max(counts))}" if counts else ""
-        lines.append(f"{verdict}: {_names(members)}: {cause}{more}")
+        lines.append(f"{verdict}: {_named([name for name, _ in members])}: {cause}{more}")
     if any(finding.verdict == "inconclusive" for finding in report.findings):
         lines.append(INCONCLUSIVE_MEANS)
     return lines
 
 
-def _names(findings: list[Finding]) -> str:
-    if len(findings) <= NAMED:
-        return ", ".join(finding.name for finding in findings)
-    return f"{_figures(len(findings))} ({', '.join(finding.name for finding in findings[:NAMED])}, ...)"
+def _named(names: list[str]) -> str:
+    return ", ".join(names) if len(names) <= NAMED else f"{_figures(len(names))} ({', '.join(names[:NAMED])}, ...)"
 
 
 def _figures(count: int) -> str:

@@ -105,7 +105,7 @@ class _Signals:
             self.pending = (number, frame)
             return
         before = self.earlier.get(number)
-        if callable(before):
+        if callable(before) and before is not signal.default_int_handler:
             before(number, frame)
         raise Stopped(number)
 
@@ -126,7 +126,7 @@ _SIGNALS = _Signals()
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Within it SIGTERM and SIGHUP end the running process group and unwind (`Stopped`), and no signal leaves a process behind."""
+    """Within it SIGINT, SIGTERM and SIGHUP unwind (`Stopped`, or what the handlers before raise) and leave no process behind."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -28,7 +28,7 @@ import numpy.typing as npt
 
 from trtllm_results.gate.config import GateConfig
 from trtllm_results.gate.run import ORDERS
-from trtllm_results.stats import t_quantile
+from trtllm_results.stats import FEW, t_quantile
 
 FloatArray = npt.NDArray[np.float64]
 Noise = Callable[[np.random.Generator, int, int, float], FloatArray]
@@ -95,10 +95,11 @@ class SimulatedVerdict:
 
 def verdicts(differences: FloatArray, bound: float, config: GateConfig) -> npt.NDArray[np.str_]:
     """[machines] verdict of the sequential gate on one figure, from [machines, blocks] values of ln(B/A): `gate.judge`, vectorised."""
-    return _sequential(differences, bound, config)[0]
+    return sequential(differences, bound, config)[0]
 
 
-def _sequential(differences: FloatArray, bound: float, config: GateConfig) -> tuple[npt.NDArray[np.str_], npt.NDArray[np.int64]]:
+def sequential(differences: FloatArray, bound: float, config: GateConfig) -> tuple[npt.NDArray[np.str_], npt.NDArray[np.int64]]:
+    """`verdicts`, and the [machines] number of blocks at which each was reached."""
     machines = len(differences)
     verdict = np.full(machines, "inconclusive", dtype="<U12")
     blocks = np.full(machines, config.look_blocks[-1])
@@ -109,7 +110,8 @@ def _sequential(differences: FloatArray, bound: float, config: GateConfig) -> tu
         error = np.maximum(seen.std(axis=1, ddof=1), 1e-300) / math.sqrt(look)
         score = (seen.mean(axis=1) - bound) / error
         reach = t_quantile(1 - alpha, look - 1)
-        for word, hit in (("fail", score <= -reach), ("pass", score >= reach)):
+        below, above = (seen.max(axis=1) < bound, seen.min(axis=1) > bound) if look <= FEW else (True, True)
+        for word, hit in (("fail", (score <= -reach) & below), ("pass", (score >= reach) & above)):
             new = hit & (verdict == "inconclusive")
             verdict[new], blocks[new] = word, look
     return verdict, blocks
@@ -144,7 +146,7 @@ def simulate(
     else:
         a, b = noise[:, : 2 * blocks], noise[:, 2 * blocks :] + math.log1p(-loss)
         differences = (b - a).reshape(machines, blocks, 2).mean(axis=2)
-    verdict, used = _sequential(differences, bound, config)
+    verdict, used = sequential(differences, bound, config)
     rates = {word: float((verdict == word).mean()) for word in ("fail", "pass", "inconclusive")}
     design = "ABBA" if interleaved else "all A, then all B"
     return SimulatedVerdict(model, design, loss, rates["fail"], rates["pass"], rates["inconclusive"], float(used.mean()))

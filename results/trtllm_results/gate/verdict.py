@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from trtllm_results import stats
@@ -61,7 +61,7 @@ class Judged:
 
     @property
     def oriented(self) -> Evidence | None:
-        return None if self.evidence is None else replace(self.evidence, mean=self.sign * self.evidence.mean)
+        return self.evidence if self.evidence is None or self.sign > 0 else self.evidence.negated()
 
 
 @dataclass(frozen=True)
@@ -197,11 +197,14 @@ def _cause(item: Judged, verdict: Verdict, needed: int | None) -> str:
         return f"worse than the tolerated {margin}"
     if verdict == "pass":
         return f"within the tolerated {margin}"
+    extremes = item.oriented.extremes if item.oriented is not None else None
+    if needed is not None and extremes is not None and extremes[0] <= item.bound <= extremes[1]:
+        return f"the {item.blocks} blocks lie on both sides of the tolerated {margin}"
     if needed is not None:
         return f"the interval reaches across the tolerated {margin}"
     if item.fixed is not None:
         return (
-            f"the interval reaches across the tolerated {margin}, and more repeats would not change that: what differs between days, and "
-            "the baseline's own error, do not shrink with them; measure on more days (gate accept --same-state), or use gate run"
+            f"the interval reaches across the tolerated {margin}, and no number of repeats changes that, since they do not shrink what "
+            "differs between days; accept more days (gate accept --same-state), or use gate run"
         )
     return f"too close to the tolerated {margin} for any affordable number of repeats"
