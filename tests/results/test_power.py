@@ -41,9 +41,9 @@ def test_figures_judged_together_share_alpha() -> None:
     assert shares[0] < 0.65, "what one figure could find, one of four cannot"
 
 
-@pytest.mark.parametrize("loss", [0.0, 0.01, 0.015, 0.025, 0.03])
+@pytest.mark.parametrize("loss", [0.0, 0.01, 0.015, 0.0175, 0.0225, 0.025, 0.03])
 def test_so_many_more_blocks_decide_in_four_of_five_cases(loss: float) -> None:
-    """300 gates that were inconclusive, repeated with as many blocks as they named; a quarter of the margin away or more."""
+    """300 gates that were inconclusive, repeated with as many blocks as they named; an eighth of the margin away or more."""
     share, wrong, _ = decided_after(GateConfig(), loss, machines=300)
     assert share >= 0.8
     assert wrong <= 0.02
@@ -60,7 +60,7 @@ def test_so_many_more_repeats_decide_in_four_of_five_cases(loss: float) -> None:
 
 def test_an_estimate_at_the_bound_names_no_number_of_blocks() -> None:
     plan = GateConfig().plan
-    assert power.blocks_to_decide(0.0, 20, plan) is None
+    assert power.blocks_to_decide(0.0, 20, plan, limit=1000) is None
     far, near = power.blocks_to_decide(3.0, 20, plan), power.blocks_to_decide(1.5, 20, plan)
     assert far is not None
     assert near is not None
