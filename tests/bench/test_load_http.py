@@ -16,7 +16,8 @@ from trtllm_bench.__main__ import main
 from trtllm_bench.errors import BenchError, RunFailure
 from trtllm_bench.load.driver import Drive, run_load
 from trtllm_bench.measure import validity
-from trtllm_bench.targets.http import HttpTarget, complaint, laid_over
+from trtllm_bench.targets.http import HttpTarget
+from trtllm_bench.targets.openai_answer import complaint, laid_over
 from trtllm_results.metrics import requests as metrics
 from trtllm_results.store.table import Store
 from trtllm_workloads.synthetic import fixed

@@ -39,7 +39,23 @@ def read(stream: bytes, cuts: list[int]) -> list[Event]:
 
 
 LINE = st.sampled_from(
-    ["data: {}", "data:x", "data", "data: ", "data:  two", ": ping", ":", "event: error", "event", "id: 7", "retry: 10", "", "", "dat", "é\u2028\x0b"]
+    [
+        "data: {}",
+        "data:x",
+        "data",
+        "data: ",
+        "data:  two",
+        ": ping",
+        ":",
+        "event: error",
+        "event",
+        "id: 7",
+        "retry: 10",
+        "",
+        "",
+        "dat",
+        "é\u2028\x0b",
+    ]
 )
 
 
@@ -50,9 +66,7 @@ LINE = st.sampled_from(
     cuts=st.lists(st.integers(0, 400), max_size=20),
 )
 @settings(max_examples=300, deadline=None)
-def test_any_chunking_gives_the_events_of_the_whole(
-    lines: list[tuple[str, str]], begin: bytes, rest: bytes, cuts: list[int]
-) -> None:
+def test_any_chunking_gives_the_events_of_the_whole(lines: list[tuple[str, str]], begin: bytes, rest: bytes, cuts: list[int]) -> None:
     stream = begin + "".join(line + end for line, end in lines).encode() + rest
     assert read(stream, cuts) == reference(stream)
     assert read(stream, list(range(len(stream)))) == reference(stream)

@@ -157,3 +157,85 @@ def test_percentile_rules_differ_as_stated() -> None:
     assert definitions.percentile_index(values, 50) == 6.0
     assert definitions.percentile_cumulative(values, 50) == 5.0
     assert definitions.percentile_index(values, 99) == 10.0
+
+
+def chunked(tokens: int, size: int, gap_s: float = 0.02, ttft_s: float = 0.1, sent_s: float = 0.0) -> tuple[float, float, list[float]]:
+    """An answer whose tokens are made every `gap_s` and come `size` at a time, when the last of them is made."""
+    made = [ttft_s + gap_s * k for k in range(tokens)]
+    return sent_s, sent_s, [sent_s + made[min(k // size * size + size, tokens) - 1] for k in range(tokens)]
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 8])
+def test_per_user_speed_is_the_servers_whatever_the_chunks_hold(size: int) -> None:
+    found = metrics.figures(make([chunked(32, size)] * 3))
+    assert found["output_tokens_per_s_per_user"] == pytest.approx(50.0)
+
+
+def test_tokens_that_came_at_once_have_no_tpot_and_no_speed() -> None:
+    log = make([chunked(32, 1), chunked(32, 1), (0.0, 0.0, [0.7 + 1e-6 * k for k in range(32)]), chunked(32, 32)])
+    assert metrics.came_at_once(log).tolist() == [False, False, True, True]
+    found = metrics.figures(log)
+    assert found["tpot_p50_ms"] == pytest.approx(20.0)
+    assert found["output_tokens_per_s_per_user"] == pytest.approx(50.0)
+    assert "tpot_p50_ms" not in metrics.figures(make([chunked(32, 32)]))
+
+
+def test_itl_of_vllm_is_gaps_between_chunks() -> None:
+    log = make([chunked(9, 3)])
+    assert definitions.figures(log, "vllm")["itl_p50_ms"] == pytest.approx(60.0)
+    assert metrics.figures(log)["itl_p50_ms"] == 0.0
+    together = make([chunked(9, 3)], columns={"chunks": np.array([9])})  # nine chunks, read three at a time
+    assert definitions.figures(together, "vllm")["itl_mean_ms"] == pytest.approx(120 / 8)
+
+
+def test_vllm_counts_from_before_the_first_wait_to_the_end_of_the_last_stream() -> None:
+    columns = {"start_s": np.array([0.0, 0.0]), "closed_s": np.array([3.0, 5.0])}
+    log = make([(1.0, 1.0, [2.0, 2.5]), (2.0, 2.0, [])], columns=columns)
+    assert definitions.figures(log, "vllm")["duration_s"] == 5.0
+    assert definitions.figures(log, "vllm")["output_tokens_per_s"] == pytest.approx(2 / 5)
+    assert definitions.figures(log, "nvidia")["duration_s"] == 1.5
+
+
+def test_e2e_of_guidellm_ends_with_the_stream() -> None:
+    log = make([(0.0, 0.5, [1.0, 1.5])], columns={"closed_s": np.array([2.0])})
+    assert definitions.figures(log, "guidellm")["e2e_p50_ms"] == pytest.approx(1500.0)
+    assert definitions.figures(log, "guidellm")["tpot_p50_ms"] == pytest.approx(500.0)
+    assert definitions.figures(log, "vllm")["e2e_p50_ms"] == pytest.approx(1000.0)
+
+
+GUIDELLM_PERCENTILES = {10: [5, 10, 10, 10], 77: [39, 70, 74, 77], 220: [111, 199, 210, 218], 400: [200, 361, 381, 397]}
+"""p50, p90, p95, p99 of 1, 2, ..., n by GuideLLM 0.8.0 itself (`DistributionSummary.from_values`)."""
+
+
+def test_percentiles_of_guidellm_are_its_own_to_the_order_statistic() -> None:
+    for n, expected in GUIDELLM_PERCENTILES.items():
+        values = np.arange(1.0, n + 1)
+        assert [definitions.percentile_cumulative(values, p) for p in (50, 90, 95, 99)] == expected
+
+
+def test_a_request_never_sent_does_not_take_the_rates_away() -> None:
+    log = make([(0.0, 0.0, [1.0, 2.0]), (0.0, float("nan"), [])])
+    assert definitions.figures(log, "vllm")["output_tokens_per_s"] == pytest.approx(1.0)
+
+
+def test_figures_of_tokens_nobody_counted_are_left_out() -> None:
+    requests = [(0.0, 0.0, [1.0, 2.0]), (0.0, 0.0, [1.0, 3.0])]
+    found = metrics.figures(make(requests, columns={"counted": np.array([True, False])}), window=(0.0, 3.0))
+    assert not [name for name in found if "output" in name or "total" in name or "tpot" in name or "itl" in name]
+    assert found["ttft_p50_ms"] == 1000.0
+    assert found["input_tokens"] == 20
+    assert found["steady_requests_per_s"] == pytest.approx(2 / 3)
+    unknown = RequestLog(**{**make(requests).__dict__, "input_tokens": np.array([0, 5])})
+    assert not {"input_tokens", "total_tokens_per_s", "input_length_mean"} & set(metrics.figures(unknown))
+    assert metrics.figures(unknown)["output_tokens"] == 4
+
+
+def test_a_window_in_which_nothing_ended_has_no_request_rate() -> None:
+    log = make([(0.0, 0.0, [1.0, 2.0])])
+    assert "steady_requests_per_s" not in metrics.figures(log, window=(0.5, 1.5))
+
+
+def test_the_share_of_prompts_from_a_cache_is_a_figure() -> None:
+    log = make([(0.0, 0.0, [1.0, 2.0])] * 3, columns={"cached_tokens": np.array([0, 5, -1])})
+    assert metrics.figures(log)["prefix_hit_ratio"] == 0.25
+    assert "prefix_hit_ratio" not in metrics.figures(LOG)

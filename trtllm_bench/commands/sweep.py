@@ -19,7 +19,7 @@ from trtllm_bench.errors import FAILURE, INTERRUPTED, BenchError
 
 DEFAULTS_GPU = {"model": "llama-3.1-8b", "precision": "bf16", "concurrency": (1, 8, 64), "isl": (128, 2048), "osl": (128,)}
 DEFAULTS_SERVER = {"concurrency": (1, 8, 64)}
-"""A server says its model itself; `--model` and `--precision` then only label the rows."""
+"""A server says its model itself, or is asked for the one `--model` names; `--precision` only labels the rows."""
 DEFAULTS_CPU = {"model": "tiny-llama", "precision": "fp32", "concurrency": (1, 8), "isl": (32, 128), "osl": (32,)}
 HELP = {
     "precision": "fp32, fp16, bf16, fp8 or fp8_rowwise, such as bf16,fp8.",
@@ -81,6 +81,7 @@ def _run(toml: Path | None, flags: dict[str, Any], out: Path | None, resume: boo
     from trtllm_bench.measure.rows import command_line
     from trtllm_bench.measure.session import open_session
     from trtllm_bench.measure.workload import make_workload
+    from trtllm_bench.spec.measurement import safe_target
     from trtllm_bench.sweep.progress import SweepView
     from trtllm_bench.sweep.runner import Sweep
     from trtllm_bench.sweep.settle import settled
@@ -111,7 +112,7 @@ def _run(toml: Path | None, flags: dict[str, Any], out: Path | None, resume: boo
     spec.save(folder)
     console = Console(highlight=False)
     environment = Environment.capture(use_gpu=runs_on_gpu(first))
-    models = ", ".join(dict.fromkeys(points[0].spec.engine.model or points[0].spec.target for points in engines))
+    models = ", ".join(dict.fromkeys(points[0].spec.engine.model or safe_target(points[0].spec.target) for points in engines))
     console.print(f"{models} on {environment.device or 'this machine'}: {_count(spec)}; results in {folder}", soft_wrap=True)
     try:
         with SweepView(spec, console) as view:

@@ -63,6 +63,16 @@ class FakeClock:
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._inbox: deque[RequestOutcome] = deque()
         self._order = 0
+        self._stops: list[tuple[float, float]] = []
+
+    def stand_still(self, when: float, seconds: float) -> None:
+        """The driver's thread will not run from `when` on, for `seconds`: what a suspended process or a starved machine does to it."""
+        heapq.heappush(self._stops, (when, seconds))
+
+    def _stopped(self) -> None:
+        while self._stops and self._stops[0][0] <= self._now:
+            when, seconds = heapq.heappop(self._stops)
+            self._now = max(self._now, when + seconds)
 
     def now(self) -> float:
         return self._now
@@ -83,10 +93,10 @@ class FakeClock:
             when, _, event = heapq.heappop(self._events)
             self._now = max(self._now, when)
             event()
-        if self._inbox:
-            return self._inbox.popleft()
-        self._now = max(self._now, until)
-        return None
+        if not self._inbox:
+            self._now = max(self._now, until)
+        self._stopped()
+        return self._inbox.popleft() if self._inbox else None
 
     def poll(self) -> RequestOutcome | None:
         while self._events and self._events[0][0] <= self._now:

@@ -8,11 +8,20 @@ Garbage collection is off while requests are timed, as a collection over a large
 interpreter's switch interval is lowered, since an engine in the same process may hold the GIL for the 5 ms default while a
 request is due. Rejected: one coroutine a request (at 10,000 requests/s the event loop itself is late), and spinning for
 precision (takes a core from the target).
+
+The driver watches itself: it wakes at least every `BEAT_S`, and where it woke or went on later than that, the run holds a standstill
+(`LoadResult.standstills`), which `validity.py` weighs. A process that was stopped for a second shows nowhere else: in a closed loop the
+stamps of what it missed, and the requests it did not send, are all late by the same second.
+
+A request is given up alone: when it has taken `Drive.request_limit_s`, or when `Drive.stall_s` has passed since its last token. The run as
+a whole is given up only when requests sent after that stay silent too.
 """
 
 from __future__ import annotations
 
 import gc
+import heapq
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,13 +32,17 @@ import numpy.typing as npt
 
 from trtllm_bench.load.clock import Clock, RealClock
 from trtllm_bench.load.pacing import Pacer
-from trtllm_bench.load.target import RequestOutcome, Target
+from trtllm_bench.load.target import RequestOutcome, Standstill, Target
 from trtllm_results.metrics.requests import SLO_NAMES, FloatArray, RequestLog
 from trtllm_workloads.request import RequestSpec
 
 SWITCH_INTERVAL_S = 0.0005
 START_DELAY_S = 0.01
 PROGRESS_S = 0.1
+BEAT_S = 0.02
+"""Longest that the driver sleeps without looking at the clock."""
+STANDSTILL_S = 0.01
+"""Lateness from which on it is a standstill: a few of the kernel's scheduling periods."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +52,9 @@ class Drive:
     concurrency: int = 0
     open_loop: bool = False
     stall_s: float = 600.0
-    """Give up when nothing has been sent or has ended for this long while requests are in flight."""
+    """A request is given up when this long has passed since it was sent and since its last token."""
+    request_limit_s: float = math.inf
+    """A request is given up when it has taken this long, tokens or not."""
     warmup_requests: int = 0
     """The first requests of the run, kept out of the figures."""
     warmup_s: float = 0.0
@@ -51,14 +66,19 @@ class LoadResult:
     """What came back. Times are on the driver's clock."""
 
     log: RequestLog
-    """All requests, in workload order, warm-up included; `columns` has due_s, warmup, session, turn, priority, lora_id, preemptions,
-    and slo_*_ms where requests bring limits of their own."""
+    """All requests, in workload order, warm-up included; `columns` has start_s, due_s, closed_s, warmup, session, turn, priority, lora_id,
+    preemptions, chunks, counted and cached_tokens, and slo_*_ms where requests bring limits of their own."""
     start_s: float
     failures: tuple[tuple[int, str], ...]
     """(request, reason) of those that failed, in workload order."""
     stalled: bool
+    """The target fell silent: more than half of the requests, or those sent after one that was given up, had no answer."""
     sent_tokens: npt.NDArray[np.int64]
     """[n] tokens of each prompt by the workload; 0 where it is text. The log has the target's own count where it reports one."""
+    concurrency: int = 0
+    """The bound on requests in flight; 0 for none."""
+    standstills: tuple[Standstill, ...] = ()
+    """When the driver's thread, or the target's client thread, should have run and did not, in order."""
 
     @property
     def measured(self) -> RequestLog:
@@ -88,13 +108,14 @@ def run_load(
     """
     clock = clock or RealClock()
     with _undisturbed():
+        target.prepare(requests)
         target.start(clock.deliver)
         try:
             run = _Run(requests, target, drive, clock, on_requests)
             run.loop()
         finally:
             target.stop()
-    return run.result(gpus)
+    return run.result(gpus, target.standstills())
 
 
 @contextmanager
@@ -124,7 +145,12 @@ class _Run:
         self._sent: list[float] = [float("nan")] * n
         self._outcomes: list[RequestOutcome | None] = [None] * n
         self._ended = self._in_flight = 0
+        self._deadlines: list[tuple[float, int]] = []
+        self._silent = 0
+        self._silent_since = math.inf
+        """When a request was first given up as silent, with nothing heard of any other since."""
         self._stalled = False
+        self._standstills: list[Standstill] = []
         self._told_s = 0.0
         self.start_s = clock.now() + START_DELAY_S
         self._pacer = Pacer(requests, self.start_s, drive.concurrency, drive.open_loop)
@@ -132,32 +158,42 @@ class _Run:
     def loop(self) -> None:
         clock, pacer = self.clock, self._pacer
         n = len(self.requests)
-        moved_s = clock.now()
+        self._awake_s = clock.now()
         while self._ended < n:
             now = clock.now()
             due = pacer.next_due()
             if due <= now:
                 self._send()
-                moved_s = now
                 # Outcomes between two sends, so that a burst does not starve them, but never waiting for one.
                 outcome = clock.poll()
+                self._beat(now)
             else:
-                outcome = clock.wait(min(due, moved_s + self.drive.stall_s) if self._in_flight else due)
+                until = min(due, self._deadlines[0][0] if self._deadlines else math.inf, now + BEAT_S)
+                outcome = clock.wait(until)
+                self._beat(until)
             while outcome is not None:
                 self._end(outcome)
-                moved_s = clock.now()
-                outcome = clock.poll() if pacer.next_due() > moved_s else None
-            if self._in_flight and clock.now() - moved_s >= self.drive.stall_s:
-                self._give_up()
+                self._silent_since = math.inf
+                outcome = clock.poll() if pacer.next_due() > clock.now() else None
+            self._give_up_overdue()
             self._tell()
+        self._stalled |= 2 * self._silent > n
         self._tell(last=True)
+
+    def _beat(self, expected_s: float) -> None:
+        """The thread runs, and should have by `expected_s`, or since it last did."""
+        now, since = self.clock.now(), max(self._awake_s, expected_s)
+        if now - since > STANDSTILL_S:
+            self._standstills.append((since, now))
+        self._awake_s = now
 
     def _send(self) -> None:
         due = self._pacer.take()
         request = self.requests[due.id]
         self._due[due.id], self._intended[due.id] = due.due_s, due.intended_s
-        self._sent[due.id] = self.clock.now()
+        self._sent[due.id] = sent_s = self.clock.now()
         self._in_flight += 1
+        heapq.heappush(self._deadlines, (sent_s + min(self.drive.stall_s, self.drive.request_limit_s), due.id))
         try:
             self.target.submit(request, due.intended_s)
         except Exception as error:
@@ -170,26 +206,58 @@ class _Run:
         self._outcomes[place] = outcome
         self._ended += 1
         self._in_flight -= 1
-        for lost in self._pacer.ended(place, outcome.end_s, not outcome.error):
+        for lost in self._pacer.ended(place, outcome.free_s, not outcome.error):
             why = "not sent: an earlier turn of its session failed"
             self._outcomes[lost] = RequestOutcome(self.requests[lost].id, float("nan"), 0, error=why)
             self._ended += 1
 
-    def _give_up(self) -> None:
-        self._stalled = True
-        for place, outcome in enumerate(self._outcomes):
-            if outcome is None:
-                sent = self._sent[place] == self._sent[place]
-                why = f"no answer: nothing moved for {self.drive.stall_s:g} s" if sent else "not sent: the run stalled"
-                self._outcomes[place] = RequestOutcome(self.requests[place].id, float("nan"), 0, error=why)
-                self._ended += 1
+    def _give_up_overdue(self) -> None:
+        """Fails each request whose time is up, by itself; tokens put the end of its patience off."""
+        now = self.clock.now()
+        while self._deadlines and self._deadlines[0][0] <= now:
+            _, place = heapq.heappop(self._deadlines)
+            if self._outcomes[place] is not None:
+                continue
+            sent_s, heard_s = self._sent[place], self.target.heard_s(self.requests[place].id)
+            silent_at = max(sent_s, sent_s if math.isnan(heard_s) else heard_s) + self.drive.stall_s
+            limit_at = sent_s + self.drive.request_limit_s
+            if min(silent_at, limit_at) > now:
+                heapq.heappush(self._deadlines, (min(silent_at, limit_at), place))
+            elif limit_at <= now:
+                self._give_up(place, f"given up: it took longer than its limit of {self.drive.request_limit_s:g} s")
+            else:
+                self._fall_silent(place, math.isnan(heard_s))
+
+    def _fall_silent(self, place: int, unheard: bool) -> None:
+        open_places = [other for other, outcome in enumerate(self._outcomes) if outcome is None and not math.isnan(self._sent[other])]
+        if any(self.target.heard_s(self.requests[other].id) > self._silent_since for other in open_places):
+            self._silent_since = math.inf
+        lost_target = self._sent[place] >= self._silent_since
+        self._silent += 1
+        self._silent_since = min(self._silent_since, self.clock.now())
+        why = f"nothing moved for {self.drive.stall_s:g} s"
+        self._give_up(place, f"no answer: {why}" if unheard else f"the answer broke off: {why} after its last token")
+        if lost_target:
+            self._stalled = True
+            for other in open_places:
+                self._give_up(other, f"no answer: {why}")
+            for other, outcome in enumerate(self._outcomes):
+                if outcome is None:
+                    self._outcomes[other] = RequestOutcome(self.requests[other].id, math.nan, 0, error="not sent: the run stalled")
+                    self._ended += 1
+
+    def _give_up(self, place: int, why: str) -> None:
+        if self._outcomes[place] is None:
+            number = self.requests[place].id
+            self.target.cancel(number)
+            self._end(RequestOutcome(number, math.nan, 0, error=why, closed_s=self.clock.now()))
 
     def _tell(self, last: bool = False) -> None:
         if self._on_requests is not None and (last or self.clock.now() - self._told_s >= PROGRESS_S):
             self._told_s = self.clock.now()
             self._on_requests(self._ended)
 
-    def result(self, gpus: int) -> LoadResult:
+    def result(self, gpus: int, of_target: Sequence[Standstill] = ()) -> LoadResult:
         outcomes = [outcome for outcome in self._outcomes if outcome is not None]
         assert len(outcomes) == len(self.requests)
         ok = np.asarray([not outcome.error for outcome in outcomes])
@@ -200,10 +268,16 @@ class _Run:
         warmup = np.arange(len(outcomes)) < self.drive.warmup_requests
         if self.drive.warmup_s > 0:
             warmup |= intended < self.start_s + self.drive.warmup_s
+        stamped = np.asarray([outcome.sent_s for outcome in outcomes])
         columns = {
+            "start_s": np.full(len(outcomes), self.start_s),
             "due_s": np.asarray(self._due),
+            "closed_s": np.asarray([outcome.free_s for outcome in outcomes]),
             "warmup": warmup,
             "preemptions": np.asarray([outcome.preemptions for outcome in outcomes]),
+            "chunks": np.asarray([outcome.chunks or len(outcome.token_times_s) for outcome in outcomes], dtype=np.int64),
+            "counted": np.asarray([outcome.counted for outcome in outcomes]),
+            "cached_tokens": np.asarray([outcome.cached_tokens for outcome in outcomes], dtype=np.int64),
             **{
                 name: np.asarray([getattr(request, name) for request in self.requests])
                 for name in ("session", "turn", "priority", "lora_id")
@@ -217,7 +291,7 @@ class _Run:
         # An unsent request has no intended time in a closed loop; it did not happen at the start of the run.
         log = RequestLog(
             intended_s=np.where(np.isnan(intended), self.clock.now(), intended),
-            sent_s=np.asarray(self._sent),
+            sent_s=np.where(np.isnan(stamped), np.asarray(self._sent), stamped),
             first_token_s=np.asarray(first),
             end_s=np.asarray([outcome.end_s for outcome in outcomes]),
             input_tokens=np.asarray(inputs, dtype=np.int64),
@@ -232,7 +306,8 @@ class _Run:
         )
         failures = tuple((request.id, outcome.error) for outcome, request in self._pairs(outcomes) if outcome.error)
         sent_tokens = np.asarray([request.input_tokens for request in self.requests], dtype=np.int64)
-        return LoadResult(log, self.start_s, failures, self._stalled, sent_tokens)
+        standstills = tuple(sorted((*self._standstills, *of_target)))
+        return LoadResult(log, self.start_s, failures, self._stalled, sent_tokens, self.drive.concurrency, standstills)
 
     def _pairs(self, outcomes: list[RequestOutcome]) -> Iterator[tuple[RequestOutcome, RequestSpec]]:
         return zip(outcomes, self.requests, strict=True)

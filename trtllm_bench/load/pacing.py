@@ -3,7 +3,8 @@
 A request is *eligible* at its arrival time, or `think_s` after the request it follows ended; without arrival times, from the start.
 It is *due* when it is eligible and a place is free. Its *intended* time, from which latency counts, is the arrival time in an open loop (a
 bound on concurrency makes it wait, and that wait is latency), and the due time in a closed one, which has no other. The driver's own
-lag is always sent - due.
+lag is always sent - due. A request has ended, and its place is free, when its answer is closed: what the target does between the last
+token and that end is neither the next request's latency nor the driver's lag.
 
 Pure bookkeeping, no clock: the driver tells it what ended when.
 """

@@ -1,7 +1,11 @@
-"""When a run was steady: two stated rules, so that a reader can see whether they agree.
+"""When a run was steady: stated rules, so that a reader can see which was used.
+
+*Turnover*, for a closed loop of a known bound c: from the end of its c-th request, when every place has been handed on, to its last
+turnover, the c-th end from the last, when the last request took its place. All places are taken throughout, and the span holds whole waves
+where requests are of equal length: exactly n - 2c requests end in it, however close together.
 
 *Concurrency*: the longest span in which the number of requests in flight stays at or above `ratio` of its peak (SGLang's rule). Right for
-a closed loop and for a batch; under Poisson load the count fluctuates and the span is short, which is an honest answer.
+a batch; under Poisson load the count fluctuates and the span is short, which is an honest answer.
 
 *Slope*: the run is cut into equal bins; the steady span is the longest run of bins over which a least-squares line through the number in
 flight changes by no more than `tolerance` of its mean. Right for open loops; a queue that grows to the end of the run has no such span.
@@ -35,11 +39,25 @@ class Span:
 
 def in_flight(log: RequestLog) -> tuple[FloatArray, FloatArray]:
     """(times, requests in flight from that time on): a step function over requests that were sent and ended."""
-    known = np.isfinite(log.sent_s) & np.isfinite(log.end_s)
-    times = np.concatenate([log.sent_s[known], log.end_s[known]])
+    ends = closed(log)
+    known = np.isfinite(log.sent_s) & np.isfinite(ends)
+    times = np.concatenate([log.sent_s[known], ends[known]])
     change = np.concatenate([np.ones(int(known.sum())), -np.ones(int(known.sum()))])
     order = np.lexsort((change, times))
     return times[order], np.cumsum(change[order])
+
+
+def closed(log: RequestLog) -> FloatArray:
+    """[n] when each request's place was free again: the end of its answer, where the log tells it from the last token."""
+    return np.asarray(log.columns.get("closed_s", log.end_s), dtype=np.float64)
+
+
+def by_turnover(log: RequestLog, concurrency: int) -> Span | None:
+    """From the c-th end to the c-th end from the last; by concurrency where there is no bound, or there are fewer than three waves."""
+    ends = np.sort(closed(log)[np.isfinite(log.sent_s) & np.isfinite(closed(log))])
+    if not concurrency or len(ends) < 3 * concurrency:
+        return by_concurrency(log)
+    return _span(log, float(ends[concurrency - 1]), float(ends[-concurrency - 1]), "concurrency")
 
 
 def by_concurrency(log: RequestLog, ratio: float = CONCURRENCY_RATIO) -> Span | None:

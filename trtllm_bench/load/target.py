@@ -9,7 +9,8 @@ All times are `time.perf_counter` seconds, the clock the engine's loop and the t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -39,13 +40,36 @@ class RequestOutcome:
     scheduled_s: float = float("nan")
     preemptions: int = 0
     error: str = ""
+    sent_s: float = float("nan")
+    """When the request left the client, where the target knows better than the driver, whose own stamp is the hand-over."""
+    closed_s: float = float("nan")
+    """End of the answer, when its place is free again; NaN where it ends with its last token."""
+    cached_tokens: int = -1
+    """Prompt tokens that the target took from its prefix cache; -1 where it does not say."""
+    chunks: int = 0
+    """Pieces the tokens came in; 0 where every token came by itself."""
+    counted: bool = True
+    """False where nobody counted the output tokens and `output_tokens` is the number of pieces."""
+
+    @property
+    def free_s(self) -> float:
+        """When the request's place is free again."""
+        return self.end_s if math.isnan(self.closed_s) else self.closed_s
 
 
 Deliver = Callable[[RequestOutcome], None]
 
 
+Standstill = tuple[float, float]
+"""(since when, until when) a thread that should have run did not, in seconds on the driver's clock."""
+
+
 class Target(Protocol):
-    """Something that serves requests."""
+    """Something that serves requests. Only `start`, `submit` and `stop` must be there; the rest has a default for who inherits."""
+
+    def prepare(self, requests: Sequence[RequestSpec]) -> None:
+        """Called before `start`, with everything the run will submit: what can be done before the clock runs is done here."""
+        return
 
     def start(self, deliver: Deliver) -> None:
         """Called once before a run; every outcome of the run goes to `deliver`, which is thread-safe and does not block."""
@@ -53,5 +77,17 @@ class Target(Protocol):
     def submit(self, request: RequestSpec, arrival_s: float) -> None:
         """Takes a request whose intended arrival is `arrival_s`. Must not wait for the target's answer."""
 
+    def heard_s(self, request_id: int) -> float:
+        """When the last token of an open request came; NaN where none did or the target does not say."""
+        return math.nan
+
+    def cancel(self, request_id: int) -> None:
+        """The driver has given this request up; its outcome, should it still come, is ignored."""
+        return
+
     def stop(self) -> None:
         """Called once after a run, finished or not: requests still open are dropped."""
+
+    def standstills(self) -> Sequence[Standstill]:
+        """When the target's own client thread stood still during the run, as far as it watched itself."""
+        return ()

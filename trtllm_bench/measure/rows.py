@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from trtllm_bench.measure.session import Measurement
 from trtllm_bench.measure.workload import rate_of
-from trtllm_bench.spec.measurement import MeasurementSpec
+from trtllm_bench.spec.measurement import MeasurementSpec, safe_arguments
 from trtllm_bench.targets.registry import Identity, runs_on_gpu
 from trtllm_results.record.environment import Environment
 from trtllm_results.record.row import CELL_FIELDS, Cell, Row
@@ -52,7 +52,8 @@ def cell_of(spec: MeasurementSpec, identity: Identity, workload: Workload | None
 
 
 def command_line() -> str:
-    return " ".join(["trtllm-bench", *sys.argv[1:]])
+    """What was typed, without its secrets."""
+    return " ".join(["trtllm-bench", *safe_arguments(sys.argv[1:])])
 
 
 @dataclass(frozen=True)

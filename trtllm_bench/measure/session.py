@@ -2,12 +2,18 @@
 
 Every command that measures does so through this seam, and so does the scripted session of the tests. What all targets share is in
 `TargetSession`: warm-up as a run of its own (nothing of it is in the log), telemetry, figures from the log, and the reasons to distrust
-them. A session outlives a cell, because loading an engine costs more than many cells do; after a cell has failed it is told to `recover`,
+them.
+
+No prompt is measured twice: warm-up has prompts of its own, and each measurement of a session after the first, and every one of a server,
+draws random prompts anew (what they share with each other on purpose stays shared). A workload's hash is that of the workload as given.
+
+A session outlives a cell, because loading an engine costs more than many cells do; after a cell has failed it is told to `recover`,
 since a device that ran out of memory is not to be trusted with the next one before it was emptied.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -16,7 +22,7 @@ import numpy as np
 
 from trtllm_bench.errors import RunFailure
 from trtllm_bench.load.driver import Drive, run_load
-from trtllm_bench.measure.validity import commonest_failure, verdict
+from trtllm_bench.measure.validity import commonest_failures, verdict
 from trtllm_bench.spec.measurement import MeasurementSpec
 from trtllm_bench.targets.registry import Identity, OnBuild, OpenTarget, target_kind
 from trtllm_bench.telemetry import Telemetry
@@ -66,6 +72,7 @@ class TargetSession:
 
     def __init__(self, target: OpenTarget) -> None:
         self.target = target
+        self._measurements = 0
         self.identity, self.ready, self.recover, self.close = target.identity, target.ready, target.recover, target.close
 
     def measure(self, workload: Workload, spec: MeasurementSpec, on_requests: OnRequests) -> Measurement:
@@ -75,18 +82,20 @@ class TargetSession:
         """
         driven, gpus = self.target.serve(workload), self.target.gpus
         load, open_loop = spec.load, spec.workload.open_loop
-        requests = workload.requests()
+        salt, self._measurements = self.target.salt + self._measurements, self._measurements + 1
+        workload = workload.reseeded(salt) if salt else workload
+        drive = Drive(load.concurrency, open_loop, load.stall_timeout, load.request_timeout or math.inf, warmup_s=load.warmup_seconds)
         if load.warmup:
-            first = workload.head(load.warmup)
-            short = replace(first, output_tokens=np.minimum(first.output_tokens, WARMUP_TOKENS), after=None, arrival_s=np.zeros(0))
-            run_load(short.requests(), driven, Drive(concurrency=load.concurrency))
+            first = workload.for_warmup(load.warmup)
+            short = replace(first, output_tokens=np.minimum(first.output_tokens, WARMUP_TOKENS))
+            run_load(short.requests(), driven, replace(drive, open_loop=False, warmup_s=0.0))
+        requests = workload.requests()
         with Telemetry(gpus) as telemetry:
-            drive = Drive(concurrency=load.concurrency, open_loop=open_loop, warmup_s=load.warmup_seconds)
             result = run_load(requests, driven, drive, on_requests=on_requests, gpus=max(gpus, 1))
         log = result.measured
         if not log.ok.any():
-            raise RunFailure(f"every request failed: {commonest_failure(result)}")
-        judged = verdict(result, open_loop, load.max_lag_ms)
+            raise RunFailure(f"every request failed: {commonest_failures(result)}")
+        judged = verdict(result, open_loop, load.max_lag_ms, workload.shares_prefixes)
         window = (judged.window.start_s, judged.window.end_s) if judged.window is not None else None
         known = figures(log, load.slo_ms or result.own_slo_ms or None, window=window)
         samples = telemetry.stop()

@@ -36,6 +36,8 @@ class Knob:
     """Exclusive lower bound."""
     separator: str = ","
     """Between the values of an axis on the command line."""
+    secret: bool = False
+    """Whether it must reach no file, row or message."""
     parse: Callable[[Any], Any] | None = None
     """Checks a value and brings it into its one canonical form. Raises a component's user error."""
 

@@ -8,7 +8,8 @@ command asked for it. All four classes are frozen, validated once when made, and
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Self
@@ -18,6 +19,11 @@ from trtllm_bench.spec.knobs import KnobField, check, identity_of, knob, knobs_o
 
 DEFAULT_LENGTH = 128
 MIN_WARMUP = 2
+SENT_FIELDS = "temperature,ignore_eos,stream_options"
+"""Optional fields of a request's body that are sent where nothing else is asked for."""
+MORE_FIELDS = ("min_tokens", "max_completion_tokens")
+NO_FIELDS = "none"
+HIDDEN = "***"
 
 
 def _limits(value: Any) -> str:
@@ -33,6 +39,35 @@ def _process(value: Any) -> str:
 
     parse(str(value))
     return str(value)
+
+
+def _one_of(*known: str) -> Callable[[Any], str]:
+    def parsed(value: Any) -> str:
+        if value not in known:
+            raise BenchError(f"'{value}' is unknown; choose from {', '.join(known)}")
+        return str(value)
+
+    return parsed
+
+
+def _fields(value: Any) -> str:
+    """Names of optional fields in their one order; `none` for no field."""
+    given = {name.strip() for name in str(value).split(",")} - {"", NO_FIELDS}
+    known = (*SENT_FIELDS.split(","), *MORE_FIELDS)
+    for name in sorted(given - set(known)):
+        raise BenchError(f"'{name}' is no field that may be left out; choose from {', '.join(known)}, or {NO_FIELDS}")
+    return ",".join(name for name in known if name in given) or NO_FIELDS
+
+
+def _json_object(value: Any) -> str:
+    """A JSON object in its one spelling."""
+    try:
+        content = value if isinstance(value, Mapping) else json.loads(str(value))
+    except ValueError as error:
+        raise BenchError(f"{value!r} cannot be read as JSON ({error})") from None
+    if not isinstance(content, Mapping):
+        raise BenchError(f'{value!r} is no JSON object; write for example {{"top_k": 1}}')
+    return json.dumps(content, sort_keys=True)
 
 
 @dataclass(frozen=True)
@@ -145,6 +180,32 @@ class WorkloadSpec:
 
 
 @dataclass(frozen=True)
+class ServerSpec:
+    """How a server is asked; targets that are none take no notice. A row keeps it with what else its target says of itself."""
+
+    served_model_name: str | None = knob(None, "Name the server has for the model (default: --model, else the first it lists).")
+    endpoint: str = knob("completions", "completions (default) or chat.", parse=_one_of("completions", "chat"))
+    prompts: str = knob("tokens", "Send prompts as tokens (default) or as text, which needs --tokenizer.", parse=_one_of("tokens", "text"))
+    tokenizer: Path | None = knob(None, "Folder with tokenizer.json: makes text of prompts, counts tokens that the server does not.")
+    optional_fields: str = knob(
+        SENT_FIELDS,
+        f"Fields to send that not every server takes (default {SENT_FIELDS}; also {', '.join(MORE_FIELDS)}; or none).",
+        separator=";",
+        parse=_fields,
+    )
+    extra_body: str | None = knob(None, "Further fields of the request body, as a JSON object.", separator=";", parse=_json_object)
+    api_key: str | None = knob(None, "Key the server asks for (default: $OPENAI_API_KEY); kept in no record.", secret=True)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    @property
+    def fields_sent(self) -> tuple[str, ...]:
+        """Names of the optional fields to send."""
+        return tuple(name for name in self.optional_fields.split(",") if name and name != NO_FIELDS)
+
+
+@dataclass(frozen=True)
 class LoadSpec:
     """How requests are sent, and when the run may be believed."""
 
@@ -155,6 +216,8 @@ class LoadSpec:
     warmup_seconds: float = knob(0.0, "Also leave out requests of the run's first seconds.", least=0, identity=True)
     goodput: str | None = knob(None, "Limits in ms, such as ttft:200,tpot:50,e2e:5000.", separator=";", parse=_limits, identity="slo_ms")
     max_lag_ms: float = knob(25.0, "Void the run when the driver itself sends this late (p99).", least=0, unit="ms")
+    stall_timeout: float = knob(600.0, "Give a request up when it has had no token for so long (default 600).", above=0, unit="s")
+    request_timeout: float | None = knob(None, "Give a request up when it has taken so long (default: no limit).", above=0, unit="s")
 
     def __post_init__(self) -> None:
         check(self)
@@ -167,7 +230,7 @@ class LoadSpec:
         return parse_slo(self.goodput) if self.goodput else {}
 
 
-PARTS: dict[str, type] = {"engine": EngineSpec, "workload": WorkloadSpec, "load": LoadSpec}
+PARTS: dict[str, type] = {"engine": EngineSpec, "workload": WorkloadSpec, "load": LoadSpec, "server": ServerSpec}
 
 
 @dataclass(frozen=True)
@@ -178,6 +241,7 @@ class MeasurementSpec:
     engine: EngineSpec = field(default_factory=lambda: PARTS["engine"]())
     workload: WorkloadSpec = field(default_factory=lambda: PARTS["workload"]())
     load: LoadSpec = field(default_factory=lambda: PARTS["load"]())
+    server: ServerSpec = field(default_factory=lambda: PARTS["server"]())
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
@@ -205,13 +269,13 @@ class MeasurementSpec:
         return {name: value for part in parts for name, value in identity_of(part).items()}
 
     def other_settings(self) -> dict[str, Any]:
-        """Everything else that was asked for and is not the default, for making the same request again."""
+        """Everything else that was asked for and is not the default, for making the same request again; no secrets."""
         other: dict[str, Any] = {}
         parts: tuple[Any, ...] = (self.engine, self.workload, self.load)
         for part in parts:
             for one in knobs_of(part.__class__):
                 value = getattr(part, one.name)
-                if not one.knob.identity and value != one.default:
+                if not one.knob.identity and not one.knob.secret and value != one.default:
                     other[one.name] = str(value) if isinstance(value, Path) else value
         return other
 
@@ -227,5 +291,28 @@ def all_knobs() -> Iterator[KnobField]:
 
 
 def engine_knobs() -> frozenset[str]:
-    """Names of the knobs on which it depends which engine serves."""
-    return frozenset({"target", *(one.name for one in fields(PARTS["engine"]))})
+    """Names of the knobs on which it depends which engine serves, or how a server is asked."""
+    return frozenset({"target", *(one.name for part in ("engine", "server") for one in fields(PARTS[part]))})
+
+
+def safe_target(target: str) -> str:
+    """A target without the user and password that a server's address may hold."""
+    scheme, slashes, rest = target.partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme}{slashes}{host.rpartition('@')[2]}{slash}{path}" if "@" in host else target
+
+
+def safe_arguments(arguments: Iterable[str]) -> list[str]:
+    """A command line's arguments with what is secret in them starred out."""
+    flags = {flag for one in all_knobs() if one.knob.secret for flag in one.flags}
+    safe: list[str] = []
+    for argument in arguments:
+        name, equals, _ = argument.partition("=")
+        if safe and safe[-1].replace("_", "-") in flags:
+            argument = HIDDEN
+        elif equals and name.replace("_", "-") in flags:
+            argument = f"{name}={HIDDEN}"
+        elif "://" in argument:
+            argument = f"{name}={safe_target(argument[len(name) + 1 :])}" if name.startswith("--") else safe_target(argument)
+        safe.append(argument)
+    return safe

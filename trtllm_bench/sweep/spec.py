@@ -18,7 +18,7 @@ from typing import Any, Self
 
 from trtllm_bench.errors import BenchError
 from trtllm_bench.spec.knobs import Knob, KnobField
-from trtllm_bench.spec.measurement import MeasurementSpec, all_knobs, engine_knobs
+from trtllm_bench.spec.measurement import HIDDEN, MeasurementSpec, all_knobs, engine_knobs, safe_target
 
 SPEC_FILE = "sweep.json"
 MIN_REQUESTS, WAVES = 8, 4
@@ -40,7 +40,7 @@ class GridPoint:
     @property
     def engine_key(self) -> tuple[Any, ...]:
         """Points that share it are served by one engine."""
-        return self.spec.target, self.spec.engine
+        return self.spec.target, self.spec.engine, self.spec.server
 
 
 @dataclass(frozen=True)
@@ -89,9 +89,9 @@ class SweepSpec:
         for combination in itertools.product(*(self.values[name] for name in order)):
             chosen = dict(zip(order, combination, strict=True))
             spec = _as_open_loop(MeasurementSpec.of(chosen)).with_defaults(MIN_REQUESTS, WAVES)
-            varying = {name: value for name, value in chosen.items() if name in self.axes}
+            varying = {name: _told(name, value) for name, value in chosen.items() if name in self.axes}
             of_engine = {name: value for name, value in varying.items() if name in engine_knobs()}
-            engine_label = label(spec, of_engine, ("precision",)) or spec.engine.precision or spec.target
+            engine_label = label(spec, of_engine, ("precision",)) or spec.engine.precision or safe_target(spec.target)
             points.setdefault(spec, GridPoint(spec, label(spec, varying), engine_label))
         place: dict[tuple[Any, ...], int] = {}
         for point in points.values():
@@ -104,7 +104,12 @@ class SweepSpec:
             yield list(points)
 
     def save(self, folder: Path) -> None:
-        listed = {name: [str(one) if isinstance(one, Path) else one for one in values] for name, values in self.values.items()}
+        """Writes everything but secrets, which `--resume` is given anew."""
+        secret = {one.name for one in all_knobs() if one.knob.secret}
+        values = {name: values for name, values in self.values.items() if name not in secret}
+        if "target" in values:
+            values["target"] = tuple(safe_target(one) for one in values["target"])
+        listed = {name: [str(one) if isinstance(one, Path) else one for one in several] for name, several in values.items()}
         content = {name: values if len(values) > 1 else values[0] for name, values in listed.items()}
         (folder / SPEC_FILE).write_text(json.dumps({**content, REPEATS.name: self.repeats}, indent=1) + "\n")
 
@@ -135,6 +140,12 @@ def label(spec: MeasurementSpec, varying: Mapping[str, Any], shown: Collection[s
     others = [f"{name.replace('_', '-')}={value}" for name, value in varying.items() if name not in SHOWN]
     usual = [text for text, names in parts if text and names & set(shown) and (not others or names & set(varying))]
     return " ".join([*usual, *others])
+
+
+def _told(name: str, value: Any) -> Any:
+    """A value as a label may show it."""
+    knob = next((one.knob for one in all_knobs() if one.name == name), None)
+    return HIDDEN if knob is not None and knob.secret else safe_target(value) if name == "target" else value
 
 
 def work_of(spec: MeasurementSpec) -> float:

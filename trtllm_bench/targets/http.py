@@ -1,55 +1,93 @@
 """An OpenAI-compatible server as a target: streaming completions over HTTP, token arrivals stamped as their bytes are read.
 
 One thread with one event loop serves all streams; the driver's thread only hands requests over, so its send times do not wait for parsing.
-`sent` is when the driver handed over, and the client's own time until the bytes are out counts as latency, as it does for any user.
+Bodies are encoded before the run. `sent` is when the request leaves the client: the write of its body to the socket, or the opening of the
+connection where it needs a new one. The client's own time before that is the driver's lag, and the loop watches itself as the driver does.
 
-The server's `usage` is the truth about token counts. When it counts more tokens than there were pieces (a server may put several tokens
-in a piece), tokens are laid over the pieces evenly in order; the first token's and the last token's time are exact either way.
+A request is answered when its stream ended as an answer does (`openai_answer.py`); its place is free when the answer is closed. A
+connection that the server had closed while it was idle is replaced once, as any client would: nothing of that request was served.
 """
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
+import math
+import os
+import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
-from urllib.parse import urlsplit
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
 
 from trtllm_bench.errors import BenchError, RunFailure
-from trtllm_bench.load.target import Deliver, RequestOutcome
-from trtllm_bench.spec.measurement import MeasurementSpec
+from trtllm_bench.load.driver import BEAT_S, STANDSTILL_S
+from trtllm_bench.load.sse import EventStream
+from trtllm_bench.load.target import Deliver, RequestOutcome, Standstill, Target
+from trtllm_bench.spec.measurement import NO_FIELDS, SENT_FIELDS, MeasurementSpec, safe_target
+from trtllm_bench.targets.openai_answer import Answer, AnswerError, complaint
 from trtllm_bench.targets.registry import Identity, OnBuild, StaticTarget, register
 from trtllm_workloads.request import RequestSpec
 from trtllm_workloads.tokens import Int32Array
 
+if TYPE_CHECKING:
+    import aiohttp
+
 CONNECT_S = 10.0
-COMPLAINT = 110
-"""Most characters of a refusal that are told."""
+DRAIN_S = 1.0
+"""Patience with a stream after its [DONE], so that its connection can be used again."""
+BODIES_BYTES = 2 << 30
+"""Most bytes of request bodies encoded before the run; later ones are encoded as they are sent."""
+PATHS: Mapping[str, str] = {"completions": "completions", "chat": "chat/completions"}
+NO_LIST = (404, 405, 501)
+"""Answers of a server that has no list of models."""
+KEY_VARIABLE = "OPENAI_API_KEY"
 
 
 @dataclass
-class HttpTarget:
+class HttpTarget(Target):
     """`base_url` such as `http://127.0.0.1:8000` (with or without `/v1`). `model` empty: the first the server lists."""
 
     base_url: str
     model: str = ""
-    api_key: str = ""
+    api_key: str = field(default="", repr=False)
     extra: dict[str, Any] = field(default_factory=dict)
     """Further fields of the request body."""
     decode: Callable[[Int32Array], str] | None = None
     """A tokenizer's decoding, for servers that take text only; without it token ids are sent as they are."""
+    endpoint: str = "completions"
+    prompts: str = "tokens"
+    optional_fields: tuple[str, ...] = tuple(SENT_FIELDS.split(","))
+    """Fields to send that not every server takes."""
+    count: Callable[[str], int] | None = None
+    """Tokens of a text, for servers that count none."""
 
     def __post_init__(self) -> None:
         parts = urlsplit(self.base_url)
         if parts.scheme not in ("http", "https") or not parts.netloc:
-            raise BenchError(f"'{self.base_url}' is no server address; write for example http://127.0.0.1:8000")
+            raise BenchError(f"'{safe_target(self.base_url)}' is no server address; write for example http://127.0.0.1:8000")
+        self._user = (unquote(parts.username or ""), unquote(parts.password or ""))
+        self.base_url = safe_target(self.base_url)
         self._root = self.base_url.rstrip("/").removesuffix("/v1") + "/v1"
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._url = f"{self._root}/{PATHS[self.endpoint]}"
+        self._bodies: dict[int, bytes] = {}
+        self._stopped_at: list[Standstill] = []
+
+    def settings(self) -> dict[str, Any]:
+        """What a row says of how the server was asked; no credentials."""
+        sent = ",".join(self.optional_fields)
+        told = {
+            "url": self.base_url,
+            "served_model": self.model,
+            "endpoint": self.endpoint,
+            "prompts": "text" if self.decode is not None or self.prompts == "text" or self.endpoint == "chat" else "tokens",
+            "optional_fields": "" if sent == SENT_FIELDS else sent or NO_FIELDS,
+            "extra_body": json.dumps(self.extra, sort_keys=True) if self.extra else "",
+        }
+        return {name: value for name, value in told.items() if value}
 
     def check(self) -> str:
         """Asks the server for its models and settles which is used. Raises `RunFailure` when it does not answer as such a server does."""
@@ -60,15 +98,22 @@ class HttpTarget:
 
         try:
             timeout = aiohttp.ClientTimeout(total=CONNECT_S)
-            async with (
-                aiohttp.ClientSession(timeout=timeout, headers=self._headers()) as session,
-                session.get(f"{self._root}/models") as answer,
-            ):
-                if answer.status != 200:
-                    raise RunFailure(f"{self._root}/models answered {answer.status}: is this an OpenAI-compatible server?")
-                listed = [entry["id"] for entry in (await answer.json())["data"]]
+            async with aiohttp.ClientSession(timeout=timeout, headers=self._headers()) as session:
+                async with session.get(f"{self._root}/models") as answer:
+                    status, said = answer.status, await answer.text(errors="replace")
+                if status in NO_LIST and self.model:
+                    return await self._probe(session)
         except (aiohttp.ClientError, TimeoutError) as error:
-            raise RunFailure(f"no server answers at {self._root}: {error or type(error).__name__}") from None
+            raise RunFailure(f"no server answers at {self._root}: {self._hidden(str(error)) or type(error).__name__}") from None
+        if status != 200:
+            hint = "; name one with --model" if status in NO_LIST else ""
+            raise RunFailure(f"{self._root}/models answered {status}: {self._hidden(complaint(said)) or 'nothing'}{hint}")
+        return self._settle(said)
+
+    def _settle(self, said: str) -> str:
+        """The model to use, from the server's list."""
+        try:
+            listed = [str(entry["id"]) for entry in json.loads(said)["data"]]
         except (KeyError, TypeError, ValueError):
             raise RunFailure(f"{self._root}/models is not the list of models an OpenAI-compatible server gives") from None
         if self.model and self.model not in listed:
@@ -78,10 +123,39 @@ class HttpTarget:
         self.model = self.model or listed[0]
         return self.model
 
+    async def _probe(self, session: aiohttp.ClientSession) -> str:
+        """A request for one token, where the server lists no models."""
+        import numpy as np
+
+        asked = RequestSpec(-1, np.ones(1, np.int32), None, 1, 1, 0.0)
+        if self.decode is None and (self.prompts == "text" or self.endpoint == "chat"):
+            asked = RequestSpec(-1, None, "a", 1, 1, 0.0)
+        async with session.post(self._url, data=self._encoded(asked), headers=JSON) as answer:
+            if answer.status != 200:
+                said = self._hidden(complaint(await answer.text(errors="replace")))
+                raise RunFailure(f"{self._url} answered {answer.status} to a request for one token of '{self.model}': {said or 'nothing'}")
+        return self.model
+
+    def prepare(self, requests: Sequence[RequestSpec]) -> None:
+        if not self.model:
+            self.check()
+        self._bodies, size = {}, 0
+        for request in requests:
+            if size > BODIES_BYTES:
+                break
+            try:
+                self._bodies[request.id] = body = self._encoded(request)
+            except BenchError:
+                continue  # told when it is submitted
+            size += len(body)
+
     def start(self, deliver: Deliver) -> None:
         if not self.model:
             self.check()
         self._deliver = deliver
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._heard: dict[int, float] = {}
+        self._stopped_at = []
         self._loop = asyncio.new_event_loop()
         ready = threading.Event()
         self._thread = threading.Thread(target=self._serve, args=(ready,), name="http-target", daemon=True)
@@ -89,126 +163,229 @@ class HttpTarget:
         ready.wait()
 
     def _serve(self, ready: threading.Event) -> None:
-        import aiohttp
-
         asyncio.set_event_loop(self._loop)
-
-        async def opened() -> aiohttp.ClientSession:
-            connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=300)
-            timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S)
-            return aiohttp.ClientSession(connector=connector, timeout=timeout, headers=self._headers(), read_bufsize=1 << 18)
-
-        self._session = self._loop.run_until_complete(opened())
+        self._loop.run_until_complete(self._open_sessions())
+        self._loop.call_later(BEAT_S, self._beat, self._loop.time() + BEAT_S)
         ready.set()
         self._loop.run_forever()
         self._loop.run_until_complete(self._close())
         self._loop.close()
 
+    async def _open_sessions(self) -> None:
+        import aiohttp
+
+        def session(**connector: Any) -> aiohttp.ClientSession:
+            return aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0, **connector),
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
+                headers=self._headers(),
+                trace_configs=[_stamping()],
+            )
+
+        self._session = session(keepalive_timeout=300)
+        self._fresh = session(force_close=True)
+
+    def _beat(self, expected_s: float) -> None:
+        """Runs every `BEAT_S`; the loop's clock is the driver's (`time.monotonic` and `time.perf_counter` are one on Linux)."""
+        late, now = self._loop.time() - expected_s, time.perf_counter()
+        if late > STANDSTILL_S:
+            self._stopped_at.append((now - late, now))
+        self._loop.call_later(BEAT_S, self._beat, self._loop.time() + BEAT_S)
+
     async def _close(self) -> None:
-        for task in self._tasks:
+        tasks = list(self._tasks.values())
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         await self._session.close()
+        await self._fresh.close()
 
     def submit(self, request: RequestSpec, arrival_s: float) -> None:
-        self._loop.call_soon_threadsafe(self._begin, request)
+        body = self._bodies.pop(request.id, None) or self._encoded(request)
+        self._loop.call_soon_threadsafe(self._begin, request, body)
 
-    def _begin(self, request: RequestSpec) -> None:
-        task = self._loop.create_task(self._ask(request))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    def _begin(self, request: RequestSpec, body: bytes) -> None:
+        task = self._loop.create_task(self._ask(request, body))
+        self._tasks[request.id] = task
+        task.add_done_callback(lambda _: self._tasks.pop(request.id, None))
+
+    def heard_s(self, request_id: int) -> float:
+        return self._heard.get(request_id, math.nan)
+
+    def cancel(self, request_id: int) -> None:
+        def drop() -> None:
+            task = self._tasks.get(request_id)
+            if task is not None:
+                task.cancel()
+
+        self._loop.call_soon_threadsafe(drop)
 
     def stop(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
 
+    def standstills(self) -> Sequence[Standstill]:
+        return self._stopped_at
+
     def _headers(self) -> dict[str, str]:
-        return {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
+        if self.api_key:
+            return {"Authorization": f"Bearer {self.api_key}"}
+        if any(self._user):
+            return {"Authorization": "Basic " + base64.b64encode(":".join(self._user).encode()).decode()}
+        return {}
+
+    def _hidden(self, text: str) -> str:
+        """What a server said, without the credentials it may have repeated."""
+        for secret in (self.api_key, self._user[1]):
+            text = text.replace(secret, "***") if secret else text
+        return text
 
     def body(self, request: RequestSpec) -> dict[str, Any]:
-        """The request as the completions interface takes it: token ids, or text where only that is known or taken."""
-        prompt: str | list[int] | None = request.text
-        if request.prompt is not None:
-            prompt = self.decode(request.prompt) if self.decode else request.prompt.tolist()
-        return {
-            "model": self.model,
-            "prompt": prompt,
-            "max_tokens": request.output_tokens,
-            "ignore_eos": True,
+        """The request as the endpoint takes it. Raises `BenchError` where the prompt cannot be had in its form."""
+        text = request.text
+        if request.prompt is not None and self.decode is not None:
+            text = self.decode(request.prompt)
+        if text is None and (self.endpoint == "chat" or self.prompts == "text"):
+            what = "the chat endpoint takes text" if self.endpoint == "chat" else "prompts are to go out as text"
+            raise BenchError(f"{what} and the workload has token ids; give --tokenizer, whose decoding makes text of them")
+        content: dict[str, Any] = {"model": self.model}
+        if self.endpoint == "chat":
+            content["messages"] = [{"role": "user", "content": text}]
+        else:
+            content["prompt"] = text if text is not None or request.prompt is None else request.prompt.tolist()
+        named = "max_completion_tokens" if "max_completion_tokens" in self.optional_fields else "max_tokens"
+        content[named] = request.output_tokens
+        values = {
             "temperature": 0.0,
-            "stream": True,
+            "ignore_eos": True,
+            "min_tokens": request.output_tokens,
             "stream_options": {"include_usage": True},
-            **self.extra,
         }
+        optional = {name: values[name] for name in values if name in self.optional_fields}
+        return {**content, "stream": True, **optional, **self.extra}
 
-    async def _ask(self, request: RequestSpec) -> None:
+    def _encoded(self, request: RequestSpec) -> bytes:
+        return json.dumps(self.body(request), separators=(",", ":")).encode()
+
+    async def _ask(self, request: RequestSpec, body: bytes) -> None:
+        import aiohttp
+
+        trace = _Trace()
         try:
-            outcome = await self._stream(request)
+            try:
+                await self._stream(self._session, request, body, trace)
+            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, ConnectionResetError):
+                if not trace.reused or trace.answered:
+                    raise
+                await self._stream(self._fresh, request, body, trace)
         except asyncio.CancelledError:
             raise
+        except AnswerError as error:
+            self._fail(request, trace, str(error))
         except Exception as error:
-            outcome = RequestOutcome(request.id, time.perf_counter(), 0, error=str(error) or type(error).__name__)
-        self._deliver(outcome)
+            broke = f"after {trace.tokens} events with tokens: " if trace.tokens else ""
+            self._fail(request, trace, broke + (str(error) or type(error).__name__))
+        finally:
+            self._heard.pop(request.id, None)
 
-    async def _stream(self, request: RequestSpec) -> RequestOutcome:
-        pieces: list[float] = []
-        usage: dict[str, Any] = {}
-        async with self._session.post(f"{self._root}/completions", json=self.body(request)) as answer:
-            if answer.status != 200:
-                raise RuntimeError(f"HTTP {answer.status}: {complaint(await answer.text())}")
-            async for raw in answer.content:
+    def _fail(self, request: RequestSpec, trace: _Trace, why: str) -> None:
+        now = time.perf_counter()
+        self._deliver(RequestOutcome(request.id, now, 0, error=self._hidden(why), sent_s=trace.sent_s, closed_s=now))
+
+    async def _stream(self, session: aiohttp.ClientSession, request: RequestSpec, body: bytes, trace: _Trace) -> None:
+        async with session.post(self._url, data=body, headers=JSON, trace_request_ctx=trace) as reply:
+            trace.answered = True
+            if reply.status != 200:
+                raise AnswerError(f"HTTP {reply.status}: {complaint(await reply.text(errors='replace'))}")
+            if reply.content_type == "application/json":
+                raise AnswerError(f"the server did not stream; it said: {complaint(await reply.text(errors='replace'))}")
+            events, answer = EventStream(), Answer()
+            while not answer.closed and (chunk := await reply.content.readany()):
                 now = time.perf_counter()
-                line = raw.strip()
-                if not line.startswith(b"data:"):
-                    continue
-                data = line[5:].strip()
-                if data == b"[DONE]":
-                    break
-                try:
-                    event = json.loads(data)
-                except ValueError:
-                    raise RuntimeError(f"the stream holds what is no JSON: {data[:60].decode(errors='replace')}") from None
-                if event.get("error"):
-                    raise RuntimeError(f"the server said: {event['error']}")
-                usage = event.get("usage") or usage
-                if any(choice.get("text") for choice in event.get("choices", ())):
-                    pieces.append(now)
-        if not pieces:
-            raise RuntimeError("the stream ended without a token")
-        tokens = int(usage.get("completion_tokens") or len(pieces))
-        times = np.asarray(pieces)[laid_over(tokens, len(pieces))]
-        return RequestOutcome(request.id, pieces[-1], tokens, times, input_tokens=int(usage.get("prompt_tokens") or -1))
+                for event in events.feed(chunk):
+                    answer.take(event, now)
+                self._heard[request.id], trace.tokens = answer.heard_s, len(answer.pieces)
+            answer.end(events.unfinished)
+            outcome = answer.outcome(request, time.perf_counter(), self.count)
+            outcome.sent_s = trace.sent_s
+            self._deliver(outcome)
+            try:
+                async with asyncio.timeout(DRAIN_S):
+                    await reply.content.read()
+            except Exception:
+                reply.close()  # it was answered; only its connection is lost
 
 
-def laid_over(tokens: int, pieces: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Piece of each token: evenly in order, the first token in the first piece and the last in the last."""
-    if tokens == 1:
-        return np.zeros(1, dtype=np.int64)
-    return (np.arange(tokens) * (pieces - 1) // (tokens - 1)).astype(np.int64)
+JSON = {"Content-Type": "application/json", "Accept": "text/event-stream"}
 
 
-def complaint(body: str) -> str:
-    """What a server says of a request it refused, on one short line, so that equal failures read equal and can be counted."""
-    try:
-        content = json.loads(body)
-        error = content.get("error", content)
-        body = str(error.get("message") or error.get("detail") or error) if isinstance(error, dict) else str(error)
-    except (ValueError, AttributeError):
-        pass
-    line = " ".join(body.split())
-    short = line if len(line) <= COMPLAINT else line[: COMPLAINT - 1] + "…"
-    return short + (" (prompts go out as token ids, which the server must take)" if "prompt" in line and "string" in line else "")
+@dataclass
+class _Trace:
+    """What is seen of one request on its way out."""
+
+    sent_s: float = math.nan
+    reused: bool = False
+    answered: bool = False
+    """Its response had begun."""
+    tokens: int = 0
+
+    def stamp(self) -> None:
+        if math.isnan(self.sent_s):
+            self.sent_s = time.perf_counter()
+
+
+def _stamping() -> aiohttp.TraceConfig:
+    """Stamps a request when it leaves: at the write of its body, or as its connection is opened."""
+    import aiohttp
+
+    async def leaves(session: Any, context: Any, params: Any) -> None:
+        context.trace_request_ctx.stamp()
+
+    async def reused(session: Any, context: Any, params: Any) -> None:
+        context.trace_request_ctx.reused = True
+
+    config = aiohttp.TraceConfig()
+    config.on_connection_create_start.append(leaves)
+    config.on_request_chunk_sent.append(leaves)
+    config.on_connection_reuseconn.append(reused)
+    return config
+
+
+def target_of(spec: MeasurementSpec) -> HttpTarget:
+    """Raises `BenchError` for an address or a tokenizer that is none."""
+    server = spec.server
+    decode: Callable[[Int32Array], str] | None = None
+    count: Callable[[str], int] | None = None
+    if server.tokenizer is not None:
+        from trtllm_engines.checkpoints.tokenizer import Tokenizer
+
+        tokenizer = Tokenizer(server.tokenizer)
+        count = lambda text: len(tokenizer.encode(text, add_special_tokens=False))  # noqa: E731
+        if server.prompts == "text" or server.endpoint == "chat":
+            decode = lambda ids: tokenizer.decode(ids.tolist())  # noqa: E731
+    return HttpTarget(
+        spec.target,
+        server.served_model_name or spec.engine.model or "",
+        server.api_key or os.environ.get(KEY_VARIABLE, ""),
+        json.loads(server.extra_body or "{}"),
+        decode,
+        server.endpoint,
+        server.prompts,
+        server.fields_sent,
+        count,
+    )
 
 
 def _open(spec: MeasurementSpec, on_build: OnBuild | None) -> StaticTarget:
-    """It does not say what precision it serves with. Raises `RunFailure` when it is not there."""
-    target = HttpTarget(spec.target)
+    """It does not say what precision it serves with. Raises `RunFailure` when it is not there, or does not serve the model."""
+    target = target_of(spec)
     model = target.check()
-    return StaticTarget(target, Identity("http", model=model, precision="as served", settings={"url": spec.target}))
+    identity = Identity("http", model=model, precision="as served", settings=target.settings())
+    return StaticTarget(target, identity, salt=secrets.randbits(47) << 16)
 
 
 def _check(spec: MeasurementSpec) -> None:
-    HttpTarget(spec.target).check()
+    target_of(spec).check()
 
 
 register(

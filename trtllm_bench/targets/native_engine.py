@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from trtllm_bench.build_progress import build_progress
 from trtllm_bench.errors import BenchError
-from trtllm_bench.load.target import Deliver, RequestOutcome
+from trtllm_bench.load.target import Deliver, RequestOutcome, Target
 from trtllm_bench.roofline import ceilings
 from trtllm_bench.roofline.costs import ModelCost, doubtful, mean_step_ms, utilisation
 from trtllm_bench.spec.measurement import EngineSpec
@@ -107,6 +107,7 @@ class OpenEngine:
         self._folder: Path | None = None
         self._llm: LLM | None = None
         self.gpus = spec.gpus if device_of(spec.device) == "cuda" else 0
+        self.salt = 0
         self._build_s = self._load_s = 0.0
         self._steps_before = 0
 
@@ -201,7 +202,7 @@ class OpenEngine:
         self.recover()
 
 
-class NativeTarget:
+class NativeTarget(Target):
     """Drives `loop`, which nobody else may step between `start` and `stop`."""
 
     def __init__(self, loop: EngineLoop) -> None:
@@ -240,6 +241,16 @@ class NativeTarget:
                 error=request.error or "",
             )
         )
+
+    def heard_s(self, request_id: int) -> float:
+        """The end of the engine's latest step: a request that waits while the engine works is not forgotten."""
+        steps = np.arange(max(0, len(self._loop.log) - 4), len(self._loop.log))
+        return float(self._loop.log.times_of(steps.astype(np.int32)).max()) if len(steps) else float("nan")
+
+    def cancel(self, request_id: int) -> None:
+        running = self._open.pop(request_id, None)
+        if running is not None:
+            self._loop.cancel(running)
 
     def stop(self) -> None:
         """Cancels what is still running, so that the next run finds the engine empty."""

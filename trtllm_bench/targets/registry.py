@@ -61,6 +61,8 @@ class OpenTarget(Protocol):
 
     gpus: int
     """GPUs of this machine that take part; their telemetry is recorded."""
+    salt: int
+    """Added to that of each measurement's prompts: a random number where the target outlives this command and may remember them, else 0."""
 
     def identity(self) -> Identity:
         """Builds what has to be built. Raises the components' user errors."""
@@ -85,8 +87,8 @@ class StaticTarget:
 
     gpus = 0
 
-    def __init__(self, target: Target, identity: Identity) -> None:
-        self._target, self._identity = target, identity
+    def __init__(self, target: Target, identity: Identity, salt: int = 0) -> None:
+        self._target, self._identity, self.salt = target, identity, salt
 
     def identity(self) -> Identity:
         return self._identity

@@ -15,13 +15,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from trtllm_bench.load.clock import FakeClock
-from trtllm_bench.load.target import Deliver, RequestOutcome
+from trtllm_bench.load.target import Deliver, RequestOutcome, Target
 from trtllm_bench.spec.measurement import MeasurementSpec
 from trtllm_bench.targets.registry import Identity, OnBuild, StaticTarget, register
 from trtllm_workloads.request import RequestSpec
 
 
-class NullTarget:
+class NullTarget(Target):
     """Every request ends the moment it is submitted."""
 
     def start(self, deliver: Deliver) -> None:
@@ -55,7 +55,7 @@ class Script:
         return RequestOutcome(request.id, float(times[-1]), tokens, times, scheduled_s=begin_s)
 
 
-class VirtualTarget:
+class VirtualTarget(Target):
     """The script on a `FakeClock`: exact, and as quick as the driver."""
 
     def __init__(self, clock: FakeClock, script: Script) -> None:
@@ -92,7 +92,7 @@ class VirtualTarget:
         pass
 
 
-class ScriptedTarget:
+class ScriptedTarget(Target):
     """The script in real time, on one thread."""
 
     def __init__(self, script: Script) -> None:

@@ -18,10 +18,12 @@ import numpy as np
 import numpy.typing as npt
 
 from trtllm_workloads.errors import WorkloadError
-from trtllm_workloads.tokens import Int32Array, Int64Array, Prompts, SegmentPrompts
+from trtllm_workloads.tokens import Int32Array, Int64Array, Prompts, SegmentPrompts, TextPrompts, TokenPrompts
 
 Float64Array = npt.NDArray[np.float64]
 NO_LORA = -1
+_WARMUP = 0x77A3
+"""Salt of prompts that are only for warm-up."""
 NO_SLO = (float("nan"),) * 3
 
 
@@ -134,6 +136,31 @@ class Workload:
         if name == "slo_ms":
             return np.full((len(self), 3), np.nan)
         return _column(len(self), neutral, dtype)
+
+    def reseeded(self, salt: int) -> Workload:
+        """The same requests with other prompts, where those are drawn at random; what they share with each other stays shared. Prompts
+        read from a file stay what they are."""
+        if isinstance(self.prompts, SegmentPrompts):
+            return replace(self, prompts=self.prompts.reseeded(salt))
+        return self
+
+    @property
+    def shares_prefixes(self) -> bool:
+        """Whether prompts begin alike on purpose: turns of a session, a tree of prefixes, a trace that says so."""
+        return self.after is not None or (isinstance(self.prompts, SegmentPrompts) and self.prompts.shared)
+
+    def for_warmup(self, n: int) -> Workload:
+        """The first n requests, each on its own and due at once, with prompts as long as theirs that no request of the workload has: drawn
+        anew, or, where they come from a file, written backwards."""
+        rows = list(range(min(n, len(self))))
+        alone = replace(self.take(rows), after=None, think_s=None, arrival_s=np.zeros(0))
+        if isinstance(self.prompts, SegmentPrompts):
+            drawn = [self.prompts.reseeded(_WARMUP).tokens(row) for row in rows]
+            return replace(alone, prompts=TokenPrompts.of(drawn))
+        texts, tokens = [self.prompts.text(row) for row in rows], [self.prompts.tokens(row) for row in rows]
+        if all(one is not None for one in tokens):
+            return replace(alone, prompts=TokenPrompts.of([one[::-1] for one in tokens if one is not None]))
+        return replace(alone, prompts=TextPrompts(tuple(" ".join((text or "").split()[::-1]) for text in texts)))
 
     def head(self, n: int) -> Workload:
         """The first n requests (all, when there are fewer)."""

@@ -11,7 +11,7 @@ The mixer is the finaliser of SplitMix64 (Steele, Lea, Flood, "Fast splittable p
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -94,6 +94,16 @@ class SegmentPrompts:
         """[n] tokens of each prompt."""
         ends = np.concatenate([[0], np.cumsum(self.length)])
         return np.asarray(ends[self.offsets[1:]] - ends[self.offsets[:-1]], dtype=np.int64)
+
+    def reseeded(self, salt: int) -> SegmentPrompts:
+        """Other tokens of the same lengths; prompts share with each other what they shared, and nothing with those of another salt."""
+        return replace(self, stream=mix(self.stream ^ mix(np.asarray([salt], dtype=np.uint64))))
+
+    @property
+    def shared(self) -> bool:
+        """Whether two prompts begin with the same tokens."""
+        first = self.stream[self.offsets[:-1][np.diff(self.offsets) > 0]]
+        return len(np.unique(first)) < len(first)
 
     def tokens(self, index: int) -> Int32Array:
         return self._draw(int(self.offsets[index]), int(self.offsets[index + 1]))

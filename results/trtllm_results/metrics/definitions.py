@@ -2,18 +2,21 @@
 
 What differs, read from the tools' own sources and documents (2026-07):
 
-| | clock starts | TPOT | ITL | per user | percentile |
-|---|---|---|---|---|---|
-| trtllm-bench (this) | intended arrival | (E2E - TTFT)/(N - 1), N >= 2 | gaps pooled over tokens | mean 1/TPOT | linear |
-| vllm | send | same | same | - | linear |
-| aiperf | send | = its ITL | (E2E - TTFT)/(N - 1), one a request | mean 1/ITL | linear |
-| nvidia (trtllm-bench) | submission | same, but 0 for N = 1 and counted | - | mean N/E2E | sorted[int(n p)] |
-| guidellm | send | E2E/N, first token included, weighted by N | (E2E - TTFT)/(N - 1), weighted by N - 1 | - | least value of cumulative
-share >= p |
+| | clock starts | E2E ends | TPOT | ITL | per user | percentile |
+|---|---|---|---|---|---|---|
+| trtllm-bench (this) | intended arrival | last token | (E2E - TTFT)/(N - 1), N >= 2 | gaps pooled over tokens | mean of (tokens after the
+first chunk)/(E2E - TTFT) | linear |
+| vllm | send | last chunk | same | gaps pooled over chunks | - | linear |
+| aiperf | send | last token | = its ITL | (E2E - TTFT)/(N - 1), one a request | mean 1/ITL | linear |
+| nvidia (trtllm-bench) | submission | last token | same, but 0 for N = 1 and counted | - | mean N/E2E | sorted[int(n p)] |
+| guidellm | send | end of the stream | (last token - send)/N, weighted by N | (last - first token)/(N - 1), weighted by N - 1 | - | least
+value of cumulative share >= p, summed in floating point |
 
-Sources: vLLM `vllm/benchmarks/serve.py` (`calculate_metrics`); AIPerf "Metrics Reference" (docs.nvidia.com/aiperf); TensorRT-LLM
-`tensorrt_llm/bench/dataclasses/{statistics,reporting}.py`; GuideLLM `schemas/base/{request_stats,statistics}.py` and
-`benchmark/schemas/metrics.py` (0.8). Rates divide by last completion - first send in all four, and a failed request is never good in any.
+Sources: vLLM `vllm/benchmarks/serve.py` (`benchmark`, `calculate_metrics`) and `lib/endpoint_request_func.py`, 2026-06; AIPerf "Metrics
+Reference" (docs.nvidia.com/aiperf); TensorRT-LLM `tensorrt_llm/bench/dataclasses/{statistics,reporting}.py`; GuideLLM
+`schemas/base/{request_stats,statistics}.py`, `backends/openai/http.py` and `benchmark/schemas/metrics.py` (0.8). Rates divide by last
+completion - first send; vLLM's clock runs from before the wait for the first request to the end of the last stream, a failed one's too. A
+failed request is never good in any.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from trtllm_results.metrics import requests as metrics
 from trtllm_results.metrics.registry import PERCENTILES
 from trtllm_results.metrics.requests import FloatArray, RequestLog
 
+RATES = ("output_tokens_per_s", "total_tokens_per_s", "output_tokens_per_s_per_gpu", "requests_per_s", "goodput_requests_per_s")
 Percentile = Callable[[FloatArray, float], float]
 
 
@@ -41,8 +45,11 @@ def percentile_index(values: FloatArray, percent: float) -> float:
 
 
 def percentile_cumulative(values: FloatArray, percent: float) -> float:
-    """GuideLLM: the least value whose cumulative share reaches p."""
-    return float(np.percentile(values, percent, method="inverted_cdf"))
+    """GuideLLM: the least value whose cumulative share reaches p. The shares are summed in floating point, as there: where n p is a whole
+    number the sum may fall short of p by its last bit, and the next value is taken."""
+    distinct, counts = np.unique(values, return_counts=True)
+    reached = np.cumsum(counts / len(values))
+    return float(distinct[min(int(np.searchsorted(reached, percent / 100, side="left")), len(distinct) - 1)])
 
 
 @dataclass(frozen=True)
@@ -53,6 +60,8 @@ class Definitions:
     tpot: Callable[[RequestLog], FloatArray]
     itl: Callable[[RequestLog], FloatArray]
     per_user: Callable[[RequestLog], FloatArray]
+    e2e: Callable[[RequestLog], FloatArray] = metrics.e2e
+    duration: Callable[[RequestLog], float] = metrics.duration
     from_send: bool = True
 
 
@@ -61,7 +70,27 @@ def _none(log: RequestLog) -> FloatArray:
 
 
 def _tpot_or_zero(log: RequestLog) -> FloatArray:
-    return np.where(log.output_tokens >= 2, metrics.tpot(log), 0.0)
+    return np.where(log.output_tokens >= 2, metrics.mean_gap(log), 0.0)
+
+
+def _chunk_gaps(log: RequestLog) -> FloatArray:
+    """Gaps between the chunks of a request: those between distinct arrivals, and a zero for each chunk that came with another."""
+    gaps = metrics.itl(log)
+    apart = gaps[gaps > 0]
+    chunks = log.columns.get("chunks")
+    if chunks is None:
+        return apart
+    together = int(np.maximum(chunks - 1, 0).sum()) - len(apart)
+    return np.concatenate([apart, np.zeros(max(together, 0))])
+
+
+def _to_end_of_stream(log: RequestLog) -> FloatArray:
+    return np.asarray(log.columns.get("closed_s", log.end_s) - log.intended_s, dtype=np.float64)
+
+
+def _whole_benchmark(log: RequestLog) -> float:
+    begin = log.columns.get("start_s", log.intended_s)
+    return float(np.nanmax(log.columns.get("closed_s", log.end_s)) - np.nanmin(begin))
 
 
 def _time_per_token(log: RequestLog) -> FloatArray:
@@ -69,11 +98,11 @@ def _time_per_token(log: RequestLog) -> FloatArray:
 
 
 def _mean_gap_by_token(log: RequestLog) -> FloatArray:
-    return np.repeat(metrics.tpot(log), np.maximum(log.output_tokens - 1, 0))
+    return np.repeat(metrics.mean_gap(log), np.maximum(log.output_tokens - 1, 0))
 
 
 def _speed(log: RequestLog) -> FloatArray:
-    gaps = metrics.tpot(log)
+    gaps = metrics.mean_gap(log)
     return 1 / gaps[np.isfinite(gaps) & (gaps > 0)]
 
 
@@ -82,11 +111,11 @@ def _whole_speed(log: RequestLog) -> FloatArray:
 
 
 DEFINITIONS: Mapping[str, Definitions] = {
-    "trtllm-bench": Definitions(percentile_linear, metrics.tpot, metrics.itl, _speed, from_send=False),
-    "vllm": Definitions(percentile_linear, metrics.tpot, metrics.itl, _none),
-    "aiperf": Definitions(percentile_linear, metrics.tpot, metrics.tpot, _speed),
+    "trtllm-bench": Definitions(percentile_linear, metrics.tpot, metrics.itl, metrics.speed, from_send=False),
+    "vllm": Definitions(percentile_linear, metrics.mean_gap, _chunk_gaps, _none, duration=_whole_benchmark),
+    "aiperf": Definitions(percentile_linear, metrics.mean_gap, metrics.mean_gap, _speed),
     "nvidia": Definitions(percentile_index, _tpot_or_zero, _none, _whole_speed),
-    "guidellm": Definitions(percentile_cumulative, _time_per_token, _mean_gap_by_token, _none),
+    "guidellm": Definitions(percentile_cumulative, _time_per_token, _mean_gap_by_token, _none, e2e=_to_end_of_stream),
 }
 
 
@@ -100,8 +129,11 @@ def figures(log: RequestLog, definitions: str = "trtllm-bench", slo: Mapping[str
     seen = replace(log, intended_s=log.sent_s) if rules.from_send else log
     found = {name: value for name, value in metrics.figures(seen, slo).items() if not name.startswith(("tpot_", "itl_", "lag_"))}
     found.pop("output_tokens_per_s_per_user", None)
+    if found.get("duration_s", 0.0) > 0:
+        seconds = rules.duration(seen)
+        found |= {name: found[name] * found["duration_s"] / seconds for name in RATES if name in found} | {"duration_s": seconds}
     done = seen.select(seen.ok)
-    latencies = {"ttft": metrics.ttft(done), "tpot": rules.tpot(done), "itl": rules.itl(done), "e2e": metrics.e2e(done)}
+    latencies = {"ttft": metrics.ttft(done), "tpot": rules.tpot(done), "itl": rules.itl(done), "e2e": rules.e2e(done)}
     for name, values in latencies.items():
         found |= _summarise(values, name, rules.percentile)
     speeds = rules.per_user(done)

@@ -21,7 +21,7 @@ class Metric:
 PERCENTILES = (50, 90, 95, 99)
 LATENCIES: Mapping[str, str] = {
     "ttft": "time to first token: first token received - intended arrival",
-    "tpot": "time per output token after the first: (E2E - TTFT) / (N - 1), one value a request, requests with N >= 2",
+    "tpot": "time per output token after the first: (E2E - TTFT) / (N - 1), requests with N >= 2 whose tokens did not come at once",
     "itl": "inter-token latency: gap between consecutive tokens of a request, pooled over all tokens of all requests",
     "e2e": "end to end: last token received - intended arrival",
     "queue": "queue time: start of the request's first step - intended arrival, where the target reports it",
@@ -42,7 +42,9 @@ _RATES: dict[str, Metric] = {
     "output_tokens_per_s": Metric("tok/s", "higher", "output tokens of completed requests / duration_s, summed over GPUs"),
     "total_tokens_per_s": Metric("tok/s", "higher", "input + output tokens of completed requests / duration_s"),
     "output_tokens_per_s_per_gpu": Metric("tok/s/GPU", "higher", "output_tokens_per_s / (tp * pp * replicas)"),
-    "output_tokens_per_s_per_user": Metric("tok/s/user", "higher", "mean over requests with N >= 2 of 1 / TPOT"),
+    "output_tokens_per_s_per_user": Metric(
+        "tok/s/user", "higher", "mean over requests with a TPOT of tokens after the first chunk / (E2E - TTFT)"
+    ),
     "requests_per_s": Metric("req/s", "higher", "completed requests / duration_s"),
     "goodput_requests_per_s": Metric("req/s", "higher", "completed requests that met every limit of the SLO / duration_s"),
     "goodput_ratio": Metric("", "higher", "requests that met every limit of the SLO / all requests, failed ones included"),

@@ -4,6 +4,10 @@ All latencies count from the *intended* arrival: a driver that sends late must n
 TPOT is a mean over one request, so a stall hides in it; ITL pools single gaps, so it shows. Both are reported. Percentiles interpolate
 linearly between order statistics (NumPy's `linear`, Hyndman and Fan's type 7), as vLLM's benchmark does.
 
+A figure that was not measured is absent: TPOT of an answer whose tokens all came at once, token counts that nobody made. A speed is that of
+the tokens after the first chunk, over the time they took: where a chunk holds several tokens, 1 / TPOT would count the first chunk's tokens
+and not the time they took.
+
 `definitions.py` reports the same log under other tools' definitions.
 """
 
@@ -24,6 +28,21 @@ IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 PERCENTILE_METHOD: Literal["linear"] = "linear"
 SLO_NAMES = ("ttft", "tpot", "e2e")
+AT_ONCE_S = 1e-4
+"""Mean gap below which the tokens of an answer came at once: 10,000 tokens/s is no user's speed, it is a buffer that was emptied."""
+OF_OUTPUT_TOKENS = (
+    "output_tokens",
+    "output_length_",
+    "total_tokens",
+    "tpot_",
+    "itl_",
+    "steady_output",
+    "steady_total",
+    "steady_tpot",
+    "steady_itl",
+)
+OF_INPUT_TOKENS = ("input_tokens", "input_length_", "total_tokens", "steady_total")
+DERIVED = ("ttft_s", "tpot_s", "e2e_s", "token_times_s")
 
 
 @dataclass(frozen=True)
@@ -49,7 +68,9 @@ class RequestLog:
     token_offsets: IntArray | None = None
     gpus: int = 1
     columns: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
-    """Further per-request columns to keep (session, priority, LoRA id); of these only `due_s` is used in a metric."""
+    """Further per-request columns to keep (session, priority, LoRA id). Those used in a metric: `due_s`; `start_s`, when the run started;
+    `closed_s`, the end of the answer; `chunks`, the pieces its tokens came in; `counted`, false where `output_tokens` is a number of
+    pieces; `cached_tokens`, -1 where unknown."""
 
     def __post_init__(self) -> None:
         n = len(self.intended_s)
@@ -98,7 +119,9 @@ class RequestLog:
         if "token_times_s" in names:
             lists = table.column("token_times_s").combine_chunks()
             arrays |= {"token_times_s": lists.flatten().to_numpy(), "token_offsets": lists.offsets.to_numpy().astype(np.int64)}
-        return cls(**arrays, gpus=gpus)
+        further = names - set(arrays) - set(DERIVED)
+        columns = {name: table.column(name).to_numpy() for name in sorted(further)}
+        return cls(**arrays, gpus=gpus, columns=columns)
 
     def side_columns(self) -> dict[str, Any]:
         """Columns for `Store.write_side("requests", ...)`."""
@@ -123,10 +146,45 @@ def e2e(log: RequestLog) -> FloatArray:
     return log.end_s - log.intended_s
 
 
-def tpot(log: RequestLog) -> FloatArray:
+def mean_gap(log: RequestLog) -> FloatArray:
     """[n] s: (E2E - TTFT) / (N - 1); NaN for requests of fewer than two tokens."""
     gaps = np.where(log.output_tokens >= 2, log.output_tokens - 1, 1)
     return np.where(log.output_tokens >= 2, (log.end_s - log.first_token_s) / gaps, np.nan)
+
+
+def came_at_once(log: RequestLog) -> BoolArray:
+    """[n]: two tokens or more, and no time to speak of between the first and the last."""
+    return np.asarray(mean_gap(log) < AT_ONCE_S, dtype=np.bool_)
+
+
+def tpot(log: RequestLog) -> FloatArray:
+    """[n] s: (E2E - TTFT) / (N - 1); NaN for requests of fewer than two tokens, and for those whose tokens came at once."""
+    return np.where(came_at_once(log), np.nan, mean_gap(log))
+
+
+def speed(log: RequestLog) -> FloatArray:
+    """[n] tokens/s: tokens after the first chunk / (E2E - TTFT); NaN where TPOT is."""
+    rest = (log.output_tokens - _first_chunk(log)).astype(np.float64)
+    return np.where(np.isfinite(tpot(log)), rest / np.maximum(log.end_s - log.first_token_s, 1e-12), np.nan)
+
+
+def _first_chunk(log: RequestLog) -> IntArray:
+    """[n] tokens that came with the first one; 1 where token times were not recorded."""
+    if log.token_times_s is None or log.token_offsets is None or not len(log.token_times_s):
+        return np.ones(len(log), dtype=np.int64)
+    counts = np.diff(log.token_offsets)
+    with_first = log.token_times_s == np.repeat(log.first_token_s, counts)
+    sums = np.concatenate([[0], np.cumsum(with_first)])
+    return np.asarray(np.maximum(sums[log.token_offsets[1:]] - sums[log.token_offsets[:-1]], 1), dtype=np.int64)
+
+
+def cached_share(log: RequestLog) -> float:
+    """Prompt tokens that the target took from a prefix cache, of all those of requests for which it says so; NaN where it never does."""
+    cached = log.columns.get("cached_tokens")
+    if cached is None or not (cached >= 0).any():
+        return float("nan")
+    known = cached >= 0
+    return float(cached[known].sum() / max(log.input_tokens[known].sum(), 1))
 
 
 def itl(log: RequestLog) -> FloatArray:
@@ -154,7 +212,7 @@ def lag(log: RequestLog) -> FloatArray:
 def duration(log: RequestLog) -> float:
     """s: last token received - first intended arrival, over completed requests."""
     done = log.ok & np.isfinite(log.end_s)
-    return float(log.end_s[done].max() - log.intended_s.min()) if done.any() else 0.0
+    return float(log.end_s[done].max() - np.nanmin(log.intended_s)) if done.any() else 0.0
 
 
 def goodput_mask(log: RequestLog, slo: Mapping[str, float] | Mapping[str, FloatArray]) -> BoolArray:
@@ -225,16 +283,29 @@ def figures(
         found["goodput_ratio"] = good / len(log)
         if seconds > 0:
             found["goodput_requests_per_s"] = good / seconds
+    if np.isfinite(cached_share(done)):
+        found["prefix_hit_ratio"] = cached_share(done)
     found |= _latency_figures(done) | summarise(queue(done), "queue")
     if window is not None:
         found |= {"steady_start_s": window[0] - log.intended_s.min(), "steady_end_s": window[1] - log.intended_s.min()}
         found |= steady(log, window)
-    return found
+    return _without(found, _unmeasured(done))
+
+
+def _unmeasured(done: RequestLog) -> tuple[str, ...]:
+    """Beginnings of the names of figures that would be made of counts nobody made. No prompt has 0 tokens: 0 is an unknown length."""
+    counted = done.columns.get("counted")
+    of_output = OF_OUTPUT_TOKENS if counted is not None and not counted.all() else ()
+    return (*of_output, *(OF_INPUT_TOKENS if (done.input_tokens == 0).any() else ()))
+
+
+def _without(found: dict[str, float], beginnings: tuple[str, ...]) -> dict[str, float]:
+    return {name: value for name, value in found.items() if not name.startswith(beginnings)} if beginnings else found
 
 
 def steady(log: RequestLog, window: tuple[float, float]) -> dict[str, float]:
-    """`steady_*` figures. Rates count tokens that arrived and requests that ended inside the window; latencies, requests that lie wholly
-    inside it.
+    """`steady_*` figures. Rates count tokens that arrived and requests that ended after the window's start and up to its end; latencies,
+    requests that lie wholly inside it, its ends included. A window in which nothing ended has no request rate.
 
     Where token times were not recorded, a request's tokens are spread evenly from its first to its last.
     """
@@ -243,10 +314,12 @@ def steady(log: RequestLog, window: tuple[float, float]) -> dict[str, float]:
     done = log.select(log.ok)
     if seconds <= 0 or not len(done):
         return {}
-    first_in = (done.first_token_s >= start) & (done.first_token_s < end)
+    first_in = (done.first_token_s > start) & (done.first_token_s <= end)
     tokens_in = float(done.input_tokens[first_in].sum())
-    ended = int(((done.end_s >= start) & (done.end_s < end)).sum())
+    ended = int(((done.end_s > start) & (done.end_s <= end)).sum())
     found = _rates(tokens_in, _tokens_inside(done, start, end), ended, seconds, log.gpus)
+    if not ended:
+        del found["requests_per_s"]
     inside = done.select((done.intended_s >= start) & (done.end_s <= end))
     if len(inside):
         found |= {name: value for name, value in _latency_figures(inside).items() if name.endswith(("_p50_ms", "_p99_ms", "_per_user"))}
@@ -255,10 +328,10 @@ def steady(log: RequestLog, window: tuple[float, float]) -> dict[str, float]:
 
 def _tokens_inside(done: RequestLog, start: float, end: float) -> float:
     if done.token_times_s is not None and done.token_offsets is not None and len(done.token_times_s):
-        return float(((done.token_times_s >= start) & (done.token_times_s < end)).sum())
+        return float(((done.token_times_s > start) & (done.token_times_s <= end)).sum())
     span = np.maximum(done.end_s - done.first_token_s, 1e-12)
     overlap = np.clip(np.minimum(done.end_s, end) - np.maximum(done.first_token_s, start), 0.0, None)
-    first = (done.first_token_s >= start) & (done.first_token_s < end)
+    first = (done.first_token_s > start) & (done.first_token_s <= end)
     return float((first + (done.output_tokens - 1) * overlap / span).sum())
 
 
@@ -274,9 +347,9 @@ def _rates(tokens_in: float, tokens_out: float, requests: int, seconds: float, g
 def _latency_figures(done: RequestLog) -> dict[str, float]:
     per_token = tpot(done)
     found = summarise(ttft(done), "ttft") | summarise(per_token, "tpot") | summarise(itl(done), "itl") | summarise(e2e(done), "e2e")
-    moving = per_token[np.isfinite(per_token) & (per_token > 0)]
-    if len(moving):
-        found["output_tokens_per_s_per_user"] = float((1 / moving).mean())
+    speeds = speed(done)
+    if np.isfinite(speeds).any():
+        found["output_tokens_per_s_per_user"] = float(np.nanmean(speeds))
     return found
 
 

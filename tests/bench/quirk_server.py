@@ -1,0 +1,192 @@
+"""An OpenAI-compatible server with one peculiarity, the first part of its path: `http://127.0.0.1:PORT/QUIRK/v1`.
+
+True timing: the first token after `TTFT_S`, then one every `ITL_S`. Everything a server was asked is in `asked`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from aiohttp import web
+
+TTFT_S, ITL_S = 0.03, 0.005
+FAST_S, TAIL_S = 0.002, 0.3
+KEY = "sesame"
+
+
+def event(content: Any) -> bytes:
+    return b"data: " + json.dumps(content).encode() + b"\n\n"
+
+
+def piece(text: str, finish: str | None = None, **more: Any) -> dict[str, Any]:
+    return {"choices": [{"index": 0, "text": text, "finish_reason": finish}], **more}
+
+
+def delta(content: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
+    return {"choices": [{"index": 0, "delta": content, "finish_reason": finish}]}
+
+
+class QuirkServer:
+    """Runs on a thread of its own until `close`."""
+
+    def __init__(self) -> None:
+        self.asked: list[dict[str, Any]] = []
+        self.seen: set[str] = set()
+        self.served: Counter[str] = Counter()
+        self.loop = asyncio.new_event_loop()
+        ready = threading.Event()
+        threading.Thread(target=self._run, args=(ready,), daemon=True).start()
+        ready.wait()
+
+    def url(self, quirk: str) -> str:
+        return f"http://127.0.0.1:{self.port}/{quirk}"
+
+    def close(self) -> None:
+        self.loop.call_soon_threadsafe(self.loop.stop)
+
+    def _run(self, ready: threading.Event) -> None:
+        asyncio.set_event_loop(self.loop)
+
+        async def begin() -> None:
+            app = web.Application(client_max_size=1 << 28)
+            app.router.add_get("/{quirk}/v1/models", self.models)
+            app.router.add_post("/{quirk}/v1/completions", self.complete)
+            app.router.add_post("/{quirk}/v1/chat/completions", self.complete)
+            runner = web.AppRunner(app)
+            await runner.setup()
+            await web.TCPSite(runner, "127.0.0.1", 0).start()
+            self.port = runner.addresses[0][1]
+
+        self.loop.run_until_complete(begin())
+        ready.set()
+        self.loop.run_forever()
+
+    async def models(self, request: web.Request) -> web.StreamResponse:
+        quirk = request.match_info["quirk"]
+        if quirk == "key" and request.headers.get("Authorization") != f"Bearer {KEY}":
+            return web.json_response({"error": {"message": f"no key, or a wrong one: {request.headers.get('Authorization')}"}}, status=401)
+        if quirk == "loading":
+            return web.json_response({"error": {"message": "model is loading"}}, status=503)
+        if quirk == "nolist":
+            raise web.HTTPNotFound
+        listed = {"data": [{"id": name} for name in (["base", "adapter"] if quirk == "two" else ["m"])]}
+        return web.Response(text=json.dumps(listed), content_type="text/plain" if quirk == "plaintext" else "application/json")
+
+    async def complete(self, request: web.Request) -> web.StreamResponse:
+        quirk, body = request.match_info["quirk"], await request.json()
+        self.served[quirk] += 1
+        self.asked.append({**body, "quirk": quirk, "path": request.path})
+        prompt = body.get("prompt", body.get("messages"))
+        refusal = self._refusal(quirk, body, prompt)
+        if refusal is not None:
+            return web.json_response({"error": {"message": refusal[1]}}, status=refusal[0])
+        if quirk == "whole":
+            return web.json_response({"choices": [{"text": "all of it"}]})
+        if quirk == "closing" and self.served[quirk] == 3:  # an idle connection closed just as it is used again
+            assert request.transport is not None
+            request.transport.close()
+            return web.Response()
+        reply = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await reply.prepare(request)
+        await self._answer(reply, request, quirk, body["max_tokens"], prompt)
+        return reply
+
+    def _refusal(self, quirk: str, body: dict[str, Any], prompt: Any) -> tuple[int, str] | None:
+        if quirk == "strict" and {"ignore_eos", "stream_options"} & set(body):
+            return 400, "unknown field ignore_eos"
+        if quirk == "textonly" and not isinstance(prompt, str):
+            return 422, "input should be text"
+        if quirk == "nolist" and body["model"] != "m":
+            return 404, f"model {body['model']} does not exist"
+        return None
+
+    async def _answer(self, reply: web.StreamResponse, request: web.Request, quirk: str, n: int, prompt: Any) -> None:
+        mark = json.dumps(prompt)
+        known = mark in self.seen
+        self.seen.add(mark)
+        usage: dict[str, Any] = {"prompt_tokens": len(prompt), "completion_tokens": n}
+        if quirk == "cache":
+            usage["prompt_tokens_details"] = {"cached_tokens": len(prompt) if known else 0}
+        served = self.served[quirk]
+
+        async def send(parts: Sequence[Any], every: float = ITL_S, wait: float = FAST_S if quirk == "cache" and known else TTFT_S) -> None:
+            await asyncio.sleep(wait)
+            for place, part in enumerate(parts):
+                if place and every:
+                    await asyncio.sleep(every)
+                await reply.write(part if isinstance(part, bytes) else event(piece(part) if isinstance(part, str) else part))
+
+        async def end(counts: Any = usage) -> None:
+            await reply.write((event({"choices": [], "usage": counts}) if counts else b"") + b"data: [DONE]\n\n")
+
+        a = [" a"] * n
+        if quirk == "silentfirst":
+            await send(["", *a[1:]])
+        elif quirk == "silentall":
+            await send([""] * n)
+        elif quirk == "silentlast":
+            await send([*a[:-2], "", piece("", "length")])
+        elif quirk == "finishapart":  # llama.cpp's and TGI's way: the last event holds no token
+            await send(a)
+            await reply.write(event(piece("", "length")))
+        elif quirk == "beginapart":
+            await reply.write(event(piece("")))
+            await send(a)
+        elif quirk == "nullchoices":
+            await send(a)
+            await reply.write(event({"choices": None, "usage": usage}))
+            return await end(None)
+        elif quirk == "big":
+            await send([*a[:-1], piece(" a", extra="x" * 600_000)])
+        elif quirk == "twolines":
+            await send([b': ping\ndata: {"choices":\ndata: [{"index":0,"text":" a"}]}\n\n'] * n)
+        elif quirk == "cr":
+            await send([event(piece(" a")).replace(b"\n", b"\r")] * n)
+        elif quirk == "nousage":
+            await send([" a b c d"] * (n // 4), every=4 * ITL_S)
+            return await end(None)
+        elif quirk == "usageless":  # one token a piece, and no usage
+            await send(a)
+            return await end(None)
+        elif quirk == "running":  # vLLM's continuous_usage_stats: 1, 2, 3, 2, 3, ... tokens a piece
+            sizes = ([1] + [2, 3] * n)[: 1 + 2 * (n // 5)]
+            await send(
+                [piece(" a" * size, usage={"prompt_tokens": 1, "completion_tokens": sum(sizes[: k + 1])}) for k, size in enumerate(sizes)]
+            )
+            usage["completion_tokens"] = sum(sizes)
+        elif quirk == "nodone":
+            await send([*a[:-1], piece(" a", "length")])
+            return None
+        elif quirk == "cutoff":
+            return await send(a[: n // 2])
+        elif quirk == "reset":
+            await send(a[: n // 2])
+            assert request.transport is not None
+            return request.transport.abort()
+        elif quirk == "errorevent":
+            await send([*a[:2], {"error": {"message": "out of blocks"}}])
+            return None
+        elif quirk == "abort":
+            await send([*a[:2], piece("", "abort")])
+        elif quirk == "tail":  # the answer stays open after its last token
+            await send(a)
+            await asyncio.sleep(TAIL_S)
+        elif quirk == "hang" and served == 3:
+            await send(a[:1])
+            await asyncio.sleep(60)
+        elif quirk == "drip":
+            await send(a, every=0.06)
+        elif quirk == "chat":
+            await reply.write(event(delta({"role": "assistant", "content": ""})))
+            await send([delta({"reasoning_content": "a"}), *[delta({"content": "a"})] * (n - 2), delta({"content": ""}, "length")])
+        elif quirk == "burst":
+            await asyncio.sleep((n - 1) * ITL_S)
+            await send(a, every=0)
+        else:
+            await send(a)
+        return await end()

@@ -1,0 +1,194 @@
+"""One streamed answer of an OpenAI-compatible server: which events are tokens, how many, and whether the answer ended as answers do.
+
+An event with a choice is a token's arrival even when its text is empty: special tokens and parts of a character decode to nothing. Two
+kinds of event may be none: the last one, where it only brings `finish_reason`, and in a chat the first, which only names the role. The
+server's `usage` decides where it can: as many tokens as events, or one fewer.
+
+Counts come from `usage`, from the running `usage` of each event where the server sends it (vLLM's `continuous_usage_stats`), or from a
+tokenizer. Without any of them the pieces are counted, and the outcome says so unless there are as many as tokens were asked for.
+Where several tokens come in a piece and only their total is known, they are laid over the pieces evenly; the first piece's and the last
+piece's times are exact either way.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from trtllm_bench.load.sse import Event
+from trtllm_bench.load.target import RequestOutcome
+from trtllm_workloads.request import RequestSpec
+
+IntArray = npt.NDArray[np.int64]
+DONE = "[DONE]"
+NO_ANSWER = ("abort", "error", "cancelled", "canceled", "timeout")
+"""Values of `finish_reason` with which a server gives an answer up."""
+CONTENT = ("content", "reasoning_content", "reasoning", "tool_calls", "function_call", "refusal")
+COMPLAINT = 110
+"""Most characters of a refusal that are told."""
+
+
+class AnswerError(Exception):
+    """The request failed; the text is the reason, in the server's words where it gave any."""
+
+
+@dataclass
+class _Piece:
+    time_s: float
+    text: str = ""
+    tokens: int = -1
+    """Tokens so far by the event's own `usage`; -1 where it has none."""
+    doubtful: bool = False
+    """Its text is empty and it brings `finish_reason`: perhaps no token."""
+
+
+@dataclass
+class Answer:
+    """Takes the events of one stream. `closed` is true once the answer has ended for certain."""
+
+    closed: bool = False
+    finish_reason: str = ""
+    usage: Mapping[str, Any] = field(default_factory=dict)
+    pieces: list[_Piece] = field(default_factory=list)
+
+    @property
+    def heard_s(self) -> float:
+        return self.pieces[-1].time_s if self.pieces else float("nan")
+
+    def take(self, event: Event, now: float) -> None:
+        """Raises `AnswerError` for an event that ends the request badly, or that is none of this interface."""
+        if event.data.strip() == DONE:
+            self.closed = True
+            return
+        try:
+            content = json.loads(event.data)
+        except ValueError:
+            if not event.data.strip():
+                return
+            if event.name == "error":
+                raise AnswerError(f"the server said: {short(event.data)}") from None
+            raise AnswerError(f"the stream holds what is no JSON: {event.data[:60]}") from None
+        if not isinstance(content, dict):
+            raise AnswerError(f"the stream holds what is no event of this interface: {event.data[:60]}")
+        if content.get("error") or event.name == "error" or content.get("object") == "error":
+            raise AnswerError(f"the server said: {complaint(event.data)}")
+        usage = content.get("usage")
+        if isinstance(usage, dict):
+            self.usage = usage
+        choices = content.get("choices")
+        if isinstance(choices, list) and choices and isinstance(choices[0], dict):
+            self._choice(choices[0], now)
+
+    def _choice(self, choice: Mapping[str, Any], now: float) -> None:
+        reason = choice.get("finish_reason")
+        self.finish_reason = str(reason or "") or self.finish_reason
+        delta = choice.get("delta")
+        if isinstance(delta, dict):
+            said = "".join(value if isinstance(value, str) else "\0" for name in CONTENT if (value := delta.get(name)))
+            if not said and not reason and delta.get("role") and not self.pieces:
+                return
+        else:
+            said = str(choice.get("text") or "")
+        counted = self.usage.get("completion_tokens")
+        self.pieces.append(_Piece(now, said, counted if isinstance(counted, int) else -1, doubtful=bool(reason) and not said))
+
+    def end(self, unfinished: str) -> None:
+        """The stream is over, with `unfinished` data that no blank line ended. Raises `AnswerError` where the answer is not."""
+        self.closed |= unfinished.strip() == DONE
+        if self.finish_reason in NO_ANSWER:
+            raise AnswerError(f"the server gave the answer up (finish_reason '{self.finish_reason}') after {self._so_far()}")
+        if not self.closed and not self.finish_reason:
+            raise AnswerError(f"the stream ended after {self._so_far()}, without a finish_reason or [DONE]")
+
+    def _so_far(self) -> str:
+        return f"{len(self.pieces)} event{'s' if len(self.pieces) != 1 else ''} with tokens"
+
+    def outcome(self, request: RequestSpec, closed_s: float, count: Callable[[str], int] | None) -> RequestOutcome:
+        """The request's outcome. Raises `AnswerError` where no token came."""
+        told = self.usage.get("completion_tokens")
+        tokens = told if isinstance(told, int) and told > 0 else 0
+        pieces = self._arrivals(tokens)
+        if not pieces:
+            raise AnswerError("the stream ended without a token")
+        known = tokens > 0
+        if not known and count is not None:
+            tokens, known = max(1, count("".join(piece.text for piece in pieces).replace("\0", ""))), True
+        if not known:
+            tokens, known = len(pieces), len(pieces) == request.output_tokens
+        times = np.asarray([piece.time_s for piece in pieces])
+        details = self.usage.get("prompt_tokens_details")
+        cached = details.get("cached_tokens") if isinstance(details, dict) else None
+        return RequestOutcome(
+            request.id,
+            end_s=float(times[-1]),
+            output_tokens=tokens,
+            token_times_s=times[_places(pieces, tokens)],
+            input_tokens=_counted(self.usage.get("prompt_tokens")),
+            closed_s=closed_s,
+            cached_tokens=cached if isinstance(cached, int) else -1,
+            chunks=len(pieces),
+            counted=known,
+        )
+
+    def _arrivals(self, tokens: int) -> list[_Piece]:
+        """The pieces that are tokens' arrivals; `tokens` is the server's count, 0 where it gave none."""
+        pieces = self.pieces
+        if pieces and pieces[-1].doubtful and not self._last_counts(tokens):
+            pieces = pieces[:-1]
+        if len(pieces) > 1 and tokens == len(pieces) - 1 and not pieces[0].text and pieces[1].text:
+            return pieces[1:]  # the beginning of the answer, announced with an empty text
+        return pieces
+
+    def _last_counts(self, tokens: int) -> bool:
+        """Whether a last event without text was a token: it was when there are exactly as many tokens as events, and when tokens come
+        several to a piece and it came at their pace."""
+        n = len(self.pieces)
+        if tokens <= n:
+            return tokens == n
+        gaps = np.diff([piece.time_s for piece in self.pieces])
+        return n < 3 or bool(gaps[-1] > np.median(gaps[:-1]) / 2)
+
+
+def _counted(value: Any) -> int:
+    """A count of prompt tokens; -1 where there is none, since no prompt has 0."""
+    return value if isinstance(value, int) and value > 0 else -1
+
+
+def _places(pieces: list[_Piece], tokens: int) -> IntArray:
+    """Piece of each token, by the running count of the events where they have one."""
+    running = np.asarray([piece.tokens for piece in pieces])
+    steps = np.diff(running, prepend=0)
+    if (running > 0).all() and (steps >= 0).all() and running[-1] == tokens and steps[0] > 0:
+        return np.repeat(np.arange(len(pieces)), steps)
+    return laid_over(tokens, len(pieces))
+
+
+def laid_over(tokens: int, pieces: int) -> IntArray:
+    """Piece of each token: evenly in order, the first token in the first piece and the last in the last."""
+    if tokens >= pieces:
+        return (np.arange(tokens) * pieces // tokens).astype(np.int64)
+    if tokens == 1:
+        return np.zeros(1, dtype=np.int64)
+    return (np.arange(tokens) * (pieces - 1) // (tokens - 1)).astype(np.int64)
+
+
+def complaint(body: str) -> str:
+    """What a server says of a request it refused, on one short line, so that equal failures read equal and can be counted."""
+    try:
+        content = json.loads(body)
+        error = content.get("error", content)
+        body = str(error.get("message") or error.get("detail") or error) if isinstance(error, dict) else str(error)
+    except (ValueError, AttributeError):
+        pass
+    line = " ".join(body.split())
+    return short(line) + (" (prompts go out as token ids, which the server must take)" if "prompt" in line and "string" in line else "")
+
+
+def short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= COMPLAINT else line[: COMPLAINT - 1] + "…"
