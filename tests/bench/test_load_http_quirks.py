@@ -16,8 +16,10 @@ from quirk_server import ITL_S, KEY, TAIL_S, TTFT_S, QuirkServer
 from trtllm_bench.__main__ import main
 from trtllm_bench.errors import BenchError, RunFailure
 from trtllm_bench.load.driver import Drive, LoadResult, run_load
-from trtllm_bench.measure.session import Measurement
-from trtllm_bench.targets.http import HttpTarget
+from trtllm_bench.measure.session import Measurement, TargetSession, open_session
+from trtllm_bench.measure.validity import verdict
+from trtllm_bench.spec.measurement import EngineSpec, LoadSpec, MeasurementSpec, ServerSpec
+from trtllm_bench.targets.http import HttpTarget, target_of
 from trtllm_results.metrics import requests as metrics
 from trtllm_results.store.table import Store
 from trtllm_workloads.request import Workload
@@ -46,6 +48,10 @@ def server(running: QuirkServer) -> QuirkServer:
 def load(server: QuirkServer, quirk: str, osl: int = 16, n: int = 4, concurrency: int = 2, **how: float) -> LoadResult:
     target = HttpTarget(server.url(quirk), endpoint="chat" if quirk == "chat" else "completions", decode=str if quirk == "chat" else None)
     return run_load(fixed(n, 8, osl).requests(), target, replace(Drive(concurrency), **how))
+
+
+def asking(url: str, model: str | None = None, **server: str | Path | None) -> MeasurementSpec:
+    return MeasurementSpec(url, EngineSpec(model=model), server=ServerSpec(**server))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

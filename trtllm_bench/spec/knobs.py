@@ -44,7 +44,7 @@ class Knob:
 
 def knob(default: Any, help: str, **facts: Any) -> Any:
     """A dataclass field with a `Knob`; `facts` are those of `Knob`. The default is valid whatever the bounds say."""
-    return field(default=default, metadata={"knob": Knob(help, **facts)})
+    return field(default=default, metadata={"knob": Knob(help, **facts)}, repr=not facts.get("secret", False))
 
 
 @dataclass(frozen=True)
