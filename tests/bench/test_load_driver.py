@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -209,3 +210,90 @@ def test_request_numbers_need_not_start_at_zero() -> None:
     shifted = [replace(request, id=request.id + 100) for request in fixed(4, 4, 2).requests()]
     result = run_load(shifted, NullTarget(), Drive(concurrency=2))
     assert result.log.ok.all()
+
+
+class _Late(VirtualTarget):
+    """Its answers stay open for `tail_s` after their last token; requests in `hang` are never answered."""
+
+    def __init__(self, clock: FakeClock, script: Script, tail_s: float = 0.0, hang: tuple[int, ...] = ()) -> None:
+        super().__init__(clock, script)
+        self._own_clock, self._tail_s, self._hang = clock, tail_s, hang
+        self.cancelled: list[int] = []
+        self.heard: dict[int, float] = {}
+
+    def submit(self, request: RequestSpec, arrival_s: float) -> None:
+        if request.id in self._hang:
+            self.heard[request.id] = float("nan")
+            return
+        answer = self._script.answer(request, self._own_clock.now())
+        answer.closed_s = answer.end_s + self._tail_s
+        self.heard[request.id] = answer.end_s
+        self._own_clock.at(answer.closed_s, lambda: self._deliver(answer))
+
+    def heard_s(self, request_id: int) -> float:
+        heard = self.heard[request_id]
+        return heard if heard <= self._own_clock.now() else float("nan")
+
+    def cancel(self, request_id: int) -> None:
+        self.cancelled.append(request_id)
+
+
+def late(workload: Workload, drive: Drive, **how: Any) -> tuple[LoadResult, _Late]:
+    clock = FakeClock()
+    target = _Late(clock, Script(ttft_s=0.1, itl_s=0.0), **how)
+    return run_load(workload.requests(), target, drive, clock), target
+
+
+def test_a_place_is_free_when_the_answer_is_closed_and_the_tail_is_nobodys_latency_or_lag() -> None:
+    result, _ = late(fixed(5, 4, 1), Drive(concurrency=1), tail_s=0.4)
+    np.testing.assert_allclose(result.log.sent_s - result.start_s, np.arange(5) * 0.5)
+    np.testing.assert_allclose(metrics.ttft(result.log), 0.1)
+    np.testing.assert_allclose(result.log.sent_s - result.log.columns["due_s"], 0.0, atol=1e-12)
+    np.testing.assert_allclose(result.log.columns["closed_s"] - result.log.end_s, 0.4)
+
+
+def test_a_hung_request_fails_alone_and_its_place_goes_on() -> None:
+    result, target = late(fixed(12, 4, 1), Drive(concurrency=2, stall_s=5.0), hang=(4,))
+    assert [place for place, _ in result.failures] == [4] == target.cancelled
+    assert not result.stalled
+    assert result.log.ok.sum() == 11
+
+
+def test_every_place_may_hang_once_and_the_rest_is_still_measured() -> None:
+    result, _ = late(fixed(12, 4, 1), Drive(concurrency=2, stall_s=5.0), hang=(4, 5))
+    assert [place for place, _ in result.failures] == [4, 5]
+    assert not result.stalled
+    assert result.log.ok.sum() == 10
+
+
+def test_a_target_that_stays_silent_ends_the_run_after_twice_its_patience() -> None:
+    result, _ = late(fixed(100, 4, 1), Drive(concurrency=2, stall_s=5.0), hang=tuple(range(10, 100)))
+    assert result.stalled
+    assert result.log.ok.sum() == 10
+    assert np.isfinite(result.log.sent_s).sum() == 14
+    assert dict(result.failures)[99] == "not sent: the run stalled"
+
+
+def test_tokens_are_progress_and_the_limit_of_a_request_counts_all_its_time() -> None:
+    slow = Script(ttft_s=1.0, itl_s=1.0)
+
+    def run(**limits: float) -> LoadResult:
+        clock = FakeClock()
+        target = _Late(clock, slow)
+        target.heard_s = lambda request_id: np.floor(clock.now())  # type: ignore[method-assign]
+        return run_load(fixed(2, 4, 640).requests(), target, replace(Drive(concurrency=2), **limits), clock)
+
+    assert run(stall_s=3.0).log.ok.all()
+    assert run(stall_s=3.0, request_limit_s=100.0).failures == tuple(
+        (place, "given up: it took longer than its limit of 100 s") for place in (0, 1)
+    )
+
+
+def test_a_standstill_of_the_driver_is_seen_whatever_it_waits_for() -> None:
+    clock = FakeClock()
+    clock.stand_still(clock.now() + 3.0, 1.0)
+    workload = fixed(200, 4, 1)
+    result = run_load(workload.requests(), VirtualTarget(clock, Script(ttft_s=0.1, itl_s=0.0)), Drive(concurrency=2), clock)
+    ((since, until),) = result.standstills
+    assert until - since == pytest.approx(1.0, abs=0.021)
+    assert virtual(workload, Drive(concurrency=2), Script(ttft_s=0.1, itl_s=0.0))[0].standstills == ()

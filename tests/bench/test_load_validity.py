@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -10,8 +12,9 @@ from trtllm_bench.load.driver import Drive, LoadResult, run_load
 from trtllm_bench.measure import validity
 from trtllm_bench.measure.validity import empty_places
 from trtllm_bench.targets.scripted import Script, VirtualTarget
+from trtllm_results.metrics.requests import FloatArray
 from trtllm_workloads.arrivals import Poisson
-from trtllm_workloads.lengths import Correlated, Fixed
+from trtllm_workloads.lengths import Correlated, Fixed, Uniform
 from trtllm_workloads.synthetic import synthetic
 
 LENGTHS = Correlated(Fixed(8), Fixed(28))
@@ -84,3 +87,80 @@ def test_overload_is_warned_of_and_not_void() -> None:
 def test_load_below_capacity_is_not_called_growing(rate: float) -> None:
     verdict = validity.verdict(virtual(Script(ttft_s=0.2, itl_s=0.0, slots=1), rate=rate, n=2000), open_loop=True)
     assert not any("grew" in warning for warning in verdict.warnings)
+
+
+def stopped(concurrency: int, n: int, rate: float = 20.0, seconds: float = 1.0, at: float = 3.0, process: bool = True) -> LoadResult:
+    """A run whose client stands still once. `process`: with it the stamps of what came meanwhile are late too."""
+    clock = FakeClock()
+    clock.stand_still(clock.now() + at, seconds)
+    workload = synthetic(n, Correlated(Fixed(8), Fixed(8)), arrivals=Poisson(rate))
+    target = VirtualTarget(clock, Script(ttft_s=0.05, itl_s=0.005))
+    result = run_load(workload.requests(), target, Drive(concurrency, open_loop=concurrency == 0), clock)
+    if not process:
+        return result
+    since, until = result.standstills[0]
+
+    def stamped(times: FloatArray) -> FloatArray:
+        return np.where((times > since) & (times < until), until, times)
+
+    log = result.log
+    assert log.token_times_s is not None
+    columns = {**log.columns, "closed_s": stamped(log.columns["closed_s"]), "due_s": stamped(log.columns["due_s"])}
+    if concurrency == 0:
+        columns["due_s"] = log.columns["due_s"]
+    return replace(
+        result,
+        log=replace(
+            log,
+            first_token_s=stamped(log.first_token_s),
+            end_s=stamped(log.end_s),
+            token_times_s=stamped(log.token_times_s),
+            columns=columns,
+            intended_s=stamped(log.intended_s) if concurrency else log.intended_s,
+        ),
+    )
+
+
+def test_a_client_that_stood_still_for_a_second_of_eleven_voids_a_closed_loop() -> None:
+    result = stopped(concurrency=8, n=900)
+    assert result.log.end_s.max() - result.start_s == pytest.approx(900 / 8 * 0.085 + 1, abs=0.3)
+    judged = validity.verdict(result, open_loop=False)
+    assert judged.void.startswith("the client stood still for ")
+    assert "output may be off by 10%" in judged.void
+    assert validity.verdict(result, open_loop=False, max_lag_ms=5000).void == ""
+
+
+@pytest.mark.parametrize("process", [True, False])
+def test_a_second_in_two_minutes_of_an_open_loop_is_not_hidden(process: bool) -> None:
+    """12 of 1,500 requests are touched: fewer than one in a hundred, and the 99th percentile of TTFT still moves."""
+    judged = validity.verdict(stopped(concurrency=0, n=1500, rate=12.0, at=20.0, process=process), open_loop=True)
+    assert "the client stood still" in judged.void + " ".join(judged.warnings)
+
+
+def test_a_standstill_that_moves_nothing_is_not_spoken_of() -> None:
+    judged = validity.verdict(stopped(concurrency=0, n=6000, rate=20.0, seconds=0.03), open_loop=True)
+    assert (judged.void, judged.warnings) == ("", ())
+
+
+def test_a_short_standstill_that_moves_a_figure_is_a_warning() -> None:
+    judged = validity.verdict(stopped(concurrency=8, n=160, seconds=0.1, at=0.5), open_loop=False)
+    assert judged.void == ""
+    assert any("the client stood still for " in warning for warning in judged.warnings)
+
+
+def test_several_reasons_of_failures_are_told_with_their_counts() -> None:
+    result = virtual(Script(fail_every=7))
+    why = ["a"] * 30 + ["b"] * 20 + ["c"] * 5 + ["d", "e"]
+    mixed = replace(result, failures=tuple((place, reason) for (place, _), reason in zip(result.failures, why, strict=True)))
+    assert "57 of 400 requests failed: a (30); b (20); c (5); 2 other reasons" in validity.verdict(mixed, open_loop=True).warnings
+
+
+def test_a_closed_loop_too_short_to_be_steady_says_so() -> None:
+    def warned(n: int) -> bool:
+        workload = synthetic(n, Correlated(Fixed(8), Uniform(1, 400)))
+        clock = FakeClock()
+        result = run_load(workload.requests(), VirtualTarget(clock, Script(ttft_s=0.2, itl_s=0.02)), Drive(20), clock)
+        return any("of the run was steady" in warning for warning in validity.verdict(result, open_loop=False).warnings)
+
+    assert warned(20)
+    assert not warned(80)

@@ -36,7 +36,8 @@ SHORT_STEADY = 0.25
 MOVED, VOID_MOVED = 0.01, 0.05
 """Share by which a standstill may have moved a figure: from the first on it is warned of, from the second on it may void the run."""
 LONG_STANDSTILL = 10.0
-"""In units of the lag allowed: a standstill this long voids a run; a shorter one, which any busy machine has, is a warning."""
+"""In units of the lag allowed: a standstill this long voids a run, and is told where it moves no more than a maximum; a shorter one, which
+any busy machine has, is a warning where it moves more."""
 BACKLOG_S = 0.02
 """What the client stamps within this time after a standstill may have come during it."""
 CACHED = 0.01
@@ -188,17 +189,21 @@ def _standstill(result: LoadResult, open_loop: bool, max_lag_ms: float) -> _Effe
     if not gaps:
         return None
     total, longest = sum(until - since for since, until in gaps), max(until - since for since, until in gaps)
+    long = longest * 1e3 > LONG_STANDSTILL * max_lag_ms
     moved = _moved(done, gaps)
     if not open_loop:
         moved["output_tokens_per_s"] = total / max(end - begin - total, 1e-9)
-    name, share = max(moved.items(), key=lambda one: one[1], default=("", 0.0))
+    lasting = {name: share for name, share in moved.items() if not name.endswith("_max_ms")}
+    name, share = max(lasting.items(), key=lambda one: one[1], default=("", 0.0))
+    if share < MOVED and long:
+        name, share = max(moved.items(), key=lambda one: one[1], default=("", 0.0))
     if share < MOVED:
         return None
     sentence = (
         f"the client stood still for {longest * 1e3:,.0f} ms ({total:.2f} s in all of {end - begin:.1f} s): {title(name)} may be off by "
         f"{share:.0%}; give this machine less to do beside"
     )
-    return _Effect(sentence, share > VOID_MOVED and longest * 1e3 > LONG_STANDSTILL * max_lag_ms)
+    return _Effect(sentence, long and lasting.get(name, 0.0) > VOID_MOVED)
 
 
 def _merged(gaps: Sequence[Standstill]) -> list[Standstill]:
@@ -224,7 +229,7 @@ def _moved(done: RequestLog, gaps: Sequence[Standstill]) -> dict[str, float]:
 
 def _percentiles(log: RequestLog) -> dict[str, float]:
     found = metrics.figures(log)
-    return {name: value for name, value in found.items() if name.startswith(("ttft_p", "tpot_p", "itl_p", "e2e_p"))}
+    return {name: value for name, value in found.items() if name.startswith(("ttft_p", "tpot_p", "itl_p", "e2e_p", "ttft_max", "e2e_max"))}
 
 
 def _undisturbed(done: RequestLog, gaps: Sequence[Standstill]) -> RequestLog:
