@@ -8,6 +8,10 @@ from pathlib import Path
 import pytest
 
 from trtllm_bench.__main__ import main
+from trtllm_bench.load.saturation import Saturation
+from trtllm_bench.load.saturation import Search as SaturationSearch
+from trtllm_bench.measure.search import Settings, answer
+from trtllm_bench.spec.measurement import MeasurementSpec
 from trtllm_results.store.table import Store
 
 FAKE = ["search", "--target", "fake", "--isl", "8", "--osl", "20", "--max-batch-size", "4", "--max-lag-ms", "1000", "--attainment", "0.8"]
@@ -73,3 +77,11 @@ def test_warm_up_seconds_are_sent_and_not_counted(tmp_path: Path) -> None:
 def test_bad_input(arguments: list[str], complaint: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*FAKE, *arguments]) == 3
     assert complaint in capsys.readouterr().err
+
+
+def test_an_answer_wider_than_asked_says_so() -> None:
+    settings = Settings(MeasurementSpec(), SaturationSearch(tolerance=0.1), True, 1.0, 20.0)
+    wide = answer(settings, Saturation(10.0, 13.0, (), 0.95, reached=False))
+    assert "lies between 10 and 13 requests/s" in wide
+    assert "the tolerance of 10% was not reached: the interval is 30% wide; give --max-seconds more" in wide
+    assert "tolerance" not in answer(settings, Saturation(10.0, 10.5, (), 0.95))

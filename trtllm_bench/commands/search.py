@@ -22,8 +22,11 @@ def command(
     by: Annotated[Literal["rate", "concurrency"], typer.Option("--by", help="What is raised.")] = "rate",
     attainment: Annotated[float, typer.Option("--attainment", help="Share of requests that must be within every limit.")] = 0.95,
     confidence: Annotated[float, typer.Option("--confidence", help="That the limit lies in the interval printed.")] = 0.95,
-    tolerance: Annotated[float, typer.Option("--tolerance", help="Relative width of the interval to stop at.")] = 0.05,
-    repeats: Annotated[int, typer.Option("--repeats", help="Most runs of one load, when one does not decide.")] = 3,
+    tolerance: Annotated[float, typer.Option("--tolerance", help="Relative width of the interval to stop at.")] = 0.1,
+    repeats: Annotated[int, typer.Option("--repeats", help="Most runs of one load, when one does not decide.")] = 1,
+    max_seconds: Annotated[
+        float | None, typer.Option("--max-seconds", help="Seconds of load to spend (default: 120 for a tolerance of 10%, 480 for 5%).")
+    ] = None,
     start: Annotated[
         float | None, typer.Option("--start", help="Load to begin with (default: what makes a run --duration long; 1 at a time).")
     ] = None,
@@ -40,7 +43,7 @@ def command(
 
     by_rate = by == "rate"
     top = highest if highest is not None else (10_000.0 if by_rate else 4096.0)
-    search = Search(attainment, confidence, tolerance, repeats, whole=not by_rate, alone=by_rate, highest=top)
+    search = Search(attainment, confidence, tolerance, repeats, whole=not by_rate, alone=by_rate, highest=top, budget_s=max_seconds)
     begin = start if start is not None else 1.0
     if start is None and by_rate and duration > 0:
         begin = max(1.0, round(requests_to_decide(search) / duration))

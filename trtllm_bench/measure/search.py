@@ -1,7 +1,8 @@
 """The saturation search over real sessions: makes each probe's workload, measures it, and tells the story.
 
 A probe's first tenth is ramp-up and does not count: it meets an empty server. Overload shows only once a queue has had time to grow, so a
-probe lasts at least `duration_s` of arrivals and has at least as many requests as could decide it. A run that the driver's own lag voids is
+probe lasts at least `duration_s` of arrivals and has at least as many requests as could decide it. Few long runs tell more than many short
+ones, since each pays for its ramp-up. A run that the driver's own lag voids is
 made again, a few times; one bad moment of this machine must not end a long search, nor count.
 """
 
@@ -17,7 +18,7 @@ import numpy as np
 from rich.console import Console
 
 from trtllm_bench.errors import BenchError, RunFailure
-from trtllm_bench.load.saturation import Good, Probe, Saturation, Search, find_saturation
+from trtllm_bench.load.saturation import RAMP_UP, Good, Probe, Saturation, Search, find_saturation
 from trtllm_bench.measure.prepare import sized, with_model
 from trtllm_bench.measure.rows import RowMaker, cell_of, keep
 from trtllm_bench.measure.session import Measurement, Session, open_session
@@ -27,7 +28,6 @@ from trtllm_bench.targets.registry import target_kind, vocabulary_of
 from trtllm_results.metrics.requests import goodput_mask
 from trtllm_results.store.table import Store
 
-RAMP_UP = 0.1
 VOID_RUNS = 3
 
 
@@ -164,7 +164,15 @@ def answer(settings: Settings, result: Saturation) -> str:
         return f"no {what} tried meets these limits; the lowest tried was {lowest:.4g} {settings.unit}"
     if math.isinf(result.failed):
         return f"every {what} tried meets these limits, up to {result.passed:.4g} {settings.unit}"
-    return f"the highest {what} that meets these limits lies between {result.passed:.4g} and {result.failed:.4g} {settings.unit}, {sure}"
+    between = f"the highest {what} that meets these limits lies between {result.passed:.4g} and {result.failed:.4g} {settings.unit}, {sure}"
+    if result.reached:
+        return between
+    width, asked = result.failed / result.passed - 1, settings.search.tolerance
+    return f"{between}; the tolerance of {asked:.0%} was not reached: the interval is {width:.0%} wide{_more(settings)}"
+
+
+def _more(settings: Settings) -> str:
+    return "; give --max-seconds more, or runs a longer --duration" if settings.by_rate else "; give more --repeats"
 
 
 def report(settings: Settings, result: Saturation) -> dict[str, Any]:
@@ -183,10 +191,11 @@ def report(settings: Settings, result: Saturation) -> dict[str, Any]:
     return {
         "by": "rate" if settings.by_rate else "concurrency",
         "slo_ms": settings.spec.load.slo_ms,
-        "search": {name: value for name, value in asdict(settings.search).items() if value != math.inf},
+        "search": {name: value for name, value in asdict(settings.search).items() if value not in (math.inf, None)},
         "passed": result.passed,
         "failed": None if math.isinf(result.failed) else result.failed,
         "confidence": result.confidence,
+        "reached": result.reached,
         "probes": probes,
         "answer": answer(settings, result),
     }
