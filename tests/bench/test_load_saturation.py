@@ -167,8 +167,8 @@ def test_the_limit_of_a_queue_is_held_in_two_minutes_of_load(service_s: float, s
     for seed in range(40):
         rng = np.random.default_rng(seed)
         found = find_saturation(
-            lambda load, rng=rng: queue(load, service_s, servers, 0.1, rng, 220) if load else np.ones(200, bool),  # type: ignore[misc]
-            11.0,
+            lambda load, rng=rng: queue(load, service_s, servers, 0.1, rng, 180) if load else np.ones(200, bool),  # type: ignore[misc]
+            9.0,
             search,
         )
         held += found.passed <= truth <= found.failed

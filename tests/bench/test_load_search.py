@@ -51,7 +51,7 @@ def test_a_dataset_too_short_to_decide_is_refused(tmp_path: Path, capsys: pytest
     data.write_text('{"input_ids":[1,2],"output_tokens":3}\n' * 5)
     flags = ["search", "--target", "fake", "--max-lag-ms", "1000", "--dataset", str(data), "--goodput", "e2e:100"]
     assert main(flags) == 3
-    assert "the dataset has 5 requests and a run at 11 requests/s needs" in capsys.readouterr().err
+    assert "the dataset has 5 requests and a run at 9 requests/s needs" in capsys.readouterr().err
 
 
 def test_warm_up_seconds_are_sent_and_not_counted(tmp_path: Path) -> None:

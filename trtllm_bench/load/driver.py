@@ -275,7 +275,7 @@ class _Run:
             "closed_s": np.asarray([outcome.free_s for outcome in outcomes]),
             "warmup": warmup,
             "preemptions": np.asarray([outcome.preemptions for outcome in outcomes]),
-            "chunks": np.asarray([outcome.chunks or len(outcome.token_times_s) for outcome in outcomes], dtype=np.int64),
+            "chunks": np.asarray([outcome.chunks for outcome in outcomes], dtype=np.int64),
             "counted": np.asarray([outcome.counted for outcome in outcomes]),
             "cached_tokens": np.asarray([outcome.cached_tokens for outcome in outcomes], dtype=np.int64),
             **{

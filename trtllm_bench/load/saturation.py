@@ -35,8 +35,7 @@ Good = npt.NDArray[np.bool_]
 FloatArray = npt.NDArray[np.float64]
 Verdict = Literal["pass", "fail", "undecided"]
 BATCHES = 10
-MAX_STEPS, LOOKS = 24, 3
-"""Loads of a search, and looks at each, that the confidence is shared among; more where more repeats are asked for."""
+MAX_STEPS = 24
 SLOPE, SLOPE_SPREAD = 10.0, 2.0
 """Before anything is seen: how many times faster than the load the odds of a good request fall at the limit (a lognormal's median and its
 standard deviation). Queues have 3 to 15, a wall hundreds."""
@@ -131,7 +130,7 @@ class Search:
 
     @property
     def z(self) -> float:
-        return NormalDist().inv_cdf(1 - (1 - self.confidence) / (MAX_STEPS * max(self.repeats, LOOKS)))
+        return NormalDist().inv_cdf(1 - (1 - self.confidence) / (MAX_STEPS * self.repeats))
 
     @property
     def seconds(self) -> float:

@@ -47,7 +47,7 @@ class RequestOutcome:
     cached_tokens: int = -1
     """Prompt tokens that the target took from its prefix cache; -1 where it does not say."""
     chunks: int = 0
-    """Pieces the tokens came in; 0 where every token came by itself."""
+    """Pieces the tokens came in over a wire; 0 where there is none."""
     counted: bool = True
     """False where nobody counted the output tokens and `output_tokens` is the number of pieces."""
 

@@ -94,7 +94,7 @@ def _cached(done: RequestLog, shares_prefixes: bool) -> list[str]:
 
 
 def _in_bursts(done: RequestLog) -> list[str]:
-    at_once = metrics.came_at_once(done)
+    at_once = metrics.came_at_once(done) & (done.columns["chunks"] > 0)
     if not at_once.any():
         return []
     return [

@@ -78,7 +78,7 @@ def _chunk_gaps(log: RequestLog) -> FloatArray:
     gaps = metrics.itl(log)
     apart = gaps[gaps > 0]
     chunks = log.columns.get("chunks")
-    if chunks is None:
+    if chunks is None or not (chunks > 0).all():
         return apart
     together = int(np.maximum(chunks - 1, 0).sum()) - len(apart)
     return np.concatenate([apart, np.zeros(max(together, 0))])

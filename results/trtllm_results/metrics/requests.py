@@ -69,8 +69,8 @@ class RequestLog:
     gpus: int = 1
     columns: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
     """Further per-request columns to keep (session, priority, LoRA id). Those used in a metric: `due_s`; `start_s`, when the run started;
-    `closed_s`, the end of the answer; `chunks`, the pieces its tokens came in; `counted`, false where `output_tokens` is a number of
-    pieces; `cached_tokens`, -1 where unknown."""
+    `closed_s`, the end of the answer; `chunks`, the pieces its tokens came in (0: unknown); `counted`, false where `output_tokens` is a
+    number of pieces; `cached_tokens`, -1 where unknown."""
 
     def __post_init__(self) -> None:
         n = len(self.intended_s)
