@@ -123,6 +123,18 @@ def test_several_tokens_a_piece_are_counted_by_a_tokenizer_or_not_claimed(server
     assert metrics.figures(counted.log)["output_tokens_per_s_per_user"] < 2 / ITL_S
 
 
+def test_a_report_claims_no_tokens_that_nobody_counted(server: QuirkServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--isl", "4", "--osl", "16", "--num-requests", "4", "--concurrency", "2", "--warmup", "0", "--max-lag-ms", "10000"]
+    report = tmp_path / "r.json"
+    assert main(["throughput", "--target", server.url("nousage"), *flags, "--streaming", "--report-json", str(report)]) == 0
+    out = capsys.readouterr().out
+    assert "4 requests (4.0 in, ? out)" in out
+    assert "tok/s" not in out
+    content = json.loads(report.read_text())
+    assert not [name for name in (*content["performance"], *content["streaming_metrics"]) if "tok_s" in name or "tpot" in name]
+    assert content["streaming_metrics"]["avg_ttft_ms"] > 0
+
+
 def test_the_running_count_of_a_server_places_each_token(server: QuirkServer) -> None:
     log = load(server, "running", osl=20, n=1).log
     assert log.token_times_s is not None

@@ -69,7 +69,10 @@ def nvidia_report(row: Row, log: RequestLog, engine: Mapping[str, Any], streamin
     }
     if environment.memory_clock_limit_mhz:
         report["machine"]["clocks.mem"] = environment.memory_clock_limit_mhz / 1000
-    report |= _performance(done, gpus, streaming)
+    sections = _performance(done, gpus, streaming)
+    if not np.all(done.columns.get("counted", True)):
+        sections = {part: {name: value for name, value in content.items() if not _of_tokens(name)} for part, content in sections.items()}
+    report |= sections
     report["dataset"] = {"name": cell.workload, "hash": cell.workload_hash, "num_requests": len(log), "isl": cell.isl, "osl": cell.osl}
     flat = {name: value for name, value in row.to_flat().items() if value not in ("", None)}
     report["record"] = {**flat, "figures": dict(row.figures), "warnings": list(row.warnings)}
@@ -81,6 +84,10 @@ def _issue_rate(log: RequestLog) -> float | None:
     sent = log.sent_s[np.isfinite(log.sent_s)]
     span = float(sent.max() - sent.min()) if len(sent) else 0.0
     return len(sent) / span if span > 0 else None
+
+
+def _of_tokens(name: str) -> bool:
+    return "tok_s" in name or "tpot" in name or "gen_tps" in name or name in ("avg_output_length", "token_output_speed_tok_s")
 
 
 def _performance(done: RequestLog, gpus: int, streaming: bool) -> dict[str, Any]:
@@ -145,7 +152,8 @@ def print_report(row: Row, console: Console) -> None:
     console.print(f"{cell.label} on {row.environment.device or 'this machine'}{served}", style="bold", highlight=False, soft_wrap=True)
     if row.status != "ok":
         console.print(f"{row.status}: {row.reason}", style="red", highlight=False, soft_wrap=True)
-    lengths = f"{figures.get('input_length_mean', 0):,.1f} in, {figures.get('output_length_mean', 0):,.1f} out"
+    known = (("input_length_mean", "in"), ("output_length_mean", "out"))
+    lengths = ", ".join(f"{figures[name]:,.1f} {label}" if name in figures else f"? {label}" for name, label in known)
     console.print(
         f"{figures.get('completed_requests', 0):,.0f} requests ({lengths}) in {figures.get('duration_s', 0):,.2f} s, "
         f"{figures.get('failed_requests', 0):,.0f} failed",
