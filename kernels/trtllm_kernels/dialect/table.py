@@ -11,7 +11,8 @@ _HEAD = """\
 
 Written by `python -m trtllm_kernels.dialect.table > docs/ops.md` from the specifications in `kernels/trtllm_kernels/dialect/ops`; do not
 edit. `?` marks an optional tensor, `!` one that the op writes to. *In place*: the argument whose memory the first result may take. *Kind*:
-what bounds the op (`gemm`: a matrix of weights; `attention`: keys and values; `rows`: rows of activations).
+what bounds the op (`gemm`: a matrix of weights; `attention`: keys and values; `rows`: rows of activations;
+`communication`: what ranks exchange).
 
 | op | meaning | tensors | attributes | results | in place | kind | traits |
 |---|---|---|---|---|---|---|---|
