@@ -13,6 +13,7 @@ from trtllm_kernels.dialect.model_shape import ModelShape, ModelTensors
 from trtllm_kernels.dialect.ops import OP_SPECS
 from trtllm_kernels.dialect.types import Attr, KernelSpec, TensorSpec
 from trtllm_kernels.lowering import lower
+from trtllm_kernels.lowering.registry import has_kernels
 
 MODELS: Mapping[str, ModelShape] = {
     "llama-3.1-8b": ModelShape(4096, 14336, 32, 8, 128, 128, vocab=128256, layers=32),
@@ -46,4 +47,5 @@ def ops_of(model: ModelShape, precision: str, *, max_seq_len: int = 4096, max_ba
 
 def kernels_of(name: str, precision: str, arch: str, page_size: int = 32) -> dict[str, KernelSpec]:
     """The kernels of a model of `MODELS`, by key."""
-    return {spec.key: spec for op in ops_of(replace(MODELS[name], page_size=page_size), precision) for spec in op.kernels(arch)}
+    ops = (op for op in ops_of(replace(MODELS[name], page_size=page_size), precision) if has_kernels(op.op, arch))
+    return {spec.key: spec for op in ops for spec in op.kernels(arch)}

@@ -16,7 +16,7 @@ from trtllm_kernels.dialect.types import Attr, Lowered, TensorSpec
 from trtllm_kernels.discovery import import_modules
 from trtllm_kernels.errors import KernelError
 from trtllm_kernels.lowering.call import OpCall, Operand
-from trtllm_kernels.lowering.registry import LOWERINGS, Lowering, Phase
+from trtllm_kernels.lowering.registry import LOWERINGS, Lowering, Phase, has_kernels
 from trtllm_kernels.lowering.space import Choice
 
 import_modules(__name__, __path__)
@@ -47,6 +47,9 @@ def lower(
     if tactic is None:
         tactic = tactics.recorded(arch, op, inputs, outputs, attrs)
     call = _call(op, inputs, outputs, attrs, arch, tactic or {}, input_names, output_names, in_place)
+    if not has_kernels(op, arch):
+        only = ", ".join(f"sm_{number}" for number in LOWERINGS[op].capabilities)
+        raise KernelError(f"op {op} has kernels for {only} only, not for {arch}")
     return LOWERINGS[op].lower(call)
 
 

@@ -22,12 +22,12 @@ def _no_space(call: OpCall) -> tuple[Choice, ...]:
     return ()
 
 
-@lowers("all_reduce", "all_reduce_add_rms_norm", space=_no_space)
+@lowers("all_reduce", "all_reduce_add_rms_norm", space=_no_space, capabilities=(90,))
 def all_reduce(call: OpCall) -> Lowered:
     """Steps of up to `ONE_SHOT_ROWS` tokens exchange rows whole, larger ones by owners. Each kernel has no blocks in the other's steps."""
     x, group, y = call["x"], call["group"], call.outputs[0]
-    if call.capability != 90 or x.dtype not in ("bf16", "fp16"):
-        raise KernelError(f"op {call.op} has kernels for sm_90 in bf16 and fp16, not for {call.arch} in {x.dtype}")
+    if x.dtype not in ("bf16", "fp16"):
+        raise KernelError(f"op {call.op} has kernels for bf16 and fp16, not for {x.dtype}; choose another --precision, or --tp 1")
     normed = call.op == "all_reduce_add_rms_norm"
     ranks, hidden = ranks_of(group.spec), x.size(1)
     out_scale = call.get("out_scale")
@@ -83,7 +83,7 @@ def _threads(hidden: int) -> int:
     return threads
 
 
-@lowers("sharded_linear_sample", space=_no_space)
+@lowers("sharded_linear_sample", space=_no_space, capabilities=(90,))
 def sharded_linear_sample(call: OpCall) -> Lowered:
     """The product of this rank's rows of the vocabulary, the best of its columns as a word a row, and the best word of all ranks."""
     builder, _ = linear_launches(replace(call, op="linear"))

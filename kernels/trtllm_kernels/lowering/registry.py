@@ -11,7 +11,7 @@ from typing import Literal
 from trtllm_kernels.dialect.ops import OP_SPECS
 from trtllm_kernels.dialect.types import Lowered
 from trtllm_kernels.errors import KernelError
-from trtllm_kernels.lowering.call import OpCall
+from trtllm_kernels.lowering.call import OpCall, capability
 from trtllm_kernels.lowering.space import Choice
 
 Phase = Literal["decode", "context"]
@@ -24,14 +24,25 @@ class Lowering:
     space: Callable[[OpCall], tuple[Choice, ...]]
     kernel_phases: Mapping[str, Phase] = field(default_factory=dict)
     """Kernel function -> the sequences of a step that it serves; a kernel of all of them is not in it."""
+    capabilities: tuple[int, ...] = ()
+    """Compute capabilities it has kernels for; empty for all."""
 
 
 LOWERINGS: dict[str, Lowering] = {}
 """By op."""
 
 
+def has_kernels(op: str, arch: str) -> bool:
+    """Whether `op` lowers on `arch`."""
+    capabilities = LOWERINGS[op].capabilities if op in LOWERINGS else (0,)
+    return not capabilities or capability(arch) in capabilities
+
+
 def lowers(
-    *ops: str, space: Callable[[OpCall], tuple[Choice, ...]], kernel_phases: Mapping[str, Phase] | None = None
+    *ops: str,
+    space: Callable[[OpCall], tuple[Choice, ...]],
+    kernel_phases: Mapping[str, Phase] | None = None,
+    capabilities: tuple[int, ...] = (),
 ) -> Callable[[LowerFunction], LowerFunction]:
     """Registers the decorated function as the lowering of `ops`. Raises `KernelError` for an op without a specification."""
 
@@ -39,7 +50,7 @@ def lowers(
         for op in ops:
             if op not in OP_SPECS:
                 raise KernelError(f"op {op!r} has no specification; register one in trtllm_kernels.dialect.ops")
-            LOWERINGS[op] = Lowering(lower, space, kernel_phases or {})
+            LOWERINGS[op] = Lowering(lower, space, kernel_phases or {}, capabilities)
         return lower
 
     return register
