@@ -135,6 +135,7 @@ def main() -> None:
             found |= {"same_rows": bool(torch.equal(ours.isnan(), theirs.isnan()))}
             found |= {"same_tokens": all(torch.equal(states[0][name], states[1][name]) for name in states[0])}
             print(json.dumps({"case": f"{model}-{precision}-{step}", **found}), flush=True)
+        print(json.dumps({"done": f"{model}-{precision}"}), flush=True)
 
 
 if __name__ == "__main__":

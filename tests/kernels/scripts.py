@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,15 @@ class Script:
         out, err = folder / f"{name}.out", folder / f"{name}.err"
         with out.open("wb") as stdout, err.open("wb") as stderr:
             return cls(subprocess.Popen([sys.executable, Path(__file__).with_name(name)], stdout=stdout, stderr=stderr), out, err)
+
+    def until(self, case: str) -> list[dict[str, Any]]:
+        """What it has written when it says that `case` is done: a test waits for its own cases and not for all."""
+        mark = json.dumps({"done": case})
+        while (code := self.process.poll()) is None and mark not in self.out.read_text().splitlines():
+            time.sleep(0.1)
+        lines = self.out.read_text().splitlines()
+        assert mark in lines, f"exit code {code}: {self.err.read_text()[-3000:]}"
+        return [row for row in map(json.loads, lines[: lines.index(mark)]) if "done" not in row]
 
     def rows(self) -> list[dict[str, Any]]:
         """One a line of JSON, once it has ended."""
