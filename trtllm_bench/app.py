@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 import pkgutil
 from collections.abc import Iterator, MutableMapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -21,6 +23,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from trtllm_bench import commands
+from trtllm_bench.commands._other_names import add_other_names
 
 PANELS = {
     "Measure": ("sweep", "throughput", "latency", "search", "profile", "kernels", "tune", "ceilings"),
@@ -64,7 +67,7 @@ class CommandFolder(MutableMapping[str, Any]):
             sub_app.command(name)(module.command)
         command = get_command(sub_app)
         command.name = name
-        _without_boxes(command)
+        _finished(command, name)
         return command
 
     def __setitem__(self, name: str, command: Any) -> None:
@@ -82,11 +85,14 @@ class CommandFolder(MutableMapping[str, Any]):
         return len(self._names)
 
 
-def _without_boxes(command: Any) -> None:
-    """Plain help everywhere: half the start-up time of rich help, and readable in a log."""
+def _finished(command: Any, path: str) -> None:
+    """A command and its sub-commands with what all have: plain help (half the start-up time of rich's, and readable in a log), examples as
+    they are written, and other tools' names of flags."""
     command.rich_markup_mode = None
-    for child in getattr(command, "commands", {}).values():
-        _without_boxes(child)
+    command.help = command.help and command.help.replace("Examples:\n", "\b\nExamples:\n")
+    add_other_names(command, path)
+    for name, child in getattr(command, "commands", {}).items():
+        _finished(child, f"{path} {name}")
 
 
 class LazyGroup(TyperGroup):
@@ -94,6 +100,7 @@ class LazyGroup(TyperGroup):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
+        add_other_names(self, "")
         self.commands = self.folder = CommandFolder()
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
@@ -133,12 +140,17 @@ def _print_version(asked: bool) -> None:
 def _root(
     context: typer.Context,
     model: Annotated[str | None, typer.Option("--model", "-m", help="Default of the command's own --model.")] = None,
-    version: Annotated[bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version.")] = False,
+    workspace: Annotated[
+        Path | None, typer.Option("--workspace", "-w", help="Folder for engines built on the way (default: the user's cache).")
+    ] = None,
+    version: Annotated[bool, typer.Option("--version", "-V", is_eager=True, callback=_print_version, help="Print the version.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error (accepted anywhere).")] = False,
 ) -> None:
     """Benchmark LLM inference on NVIDIA GPUs, with an ahead-of-time engine of its own.
 
     Start with `trtllm-bench doctor`, then `trtllm-bench sweep`.
     """
+    if workspace is not None:
+        os.environ["TRTLLM_BENCH_CACHE"] = str(workspace.absolute())
     if model is not None:
         context.default_map = {name: {"model": model} for name in context.command.commands}  # type: ignore[attr-defined]

@@ -249,7 +249,7 @@ def test_a_baseline_passes_the_same_and_fails_the_slower(tmp_path: Path) -> None
         judge(base, replace(base, device="other"), 0.03)
     with pytest.raises(BenchError, match="none of these kernels"):
         judge(base, replace(base, results=tuple(replace(one, m=9) for one in base.results)), 0.03)
-    with pytest.raises(BenchError, match="write them with trtllm-bench kernels --json"):
+    with pytest.raises(BenchError, match="write them with trtllm-bench kernels --out"):
         Run.load(tmp_path / "none.json")
     (tmp_path / "other.json").write_text("[]")
     with pytest.raises(BenchError, match="is no file of trtllm-bench kernels"):

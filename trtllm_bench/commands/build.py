@@ -28,7 +28,7 @@ def command(
     tp: Annotated[int | None, options.option("tp")] = None,
     mark_output: Annotated[list[str] | None, typer.Option("--mark-output", help="Value to add as an output; may be repeated.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Seed of dummy weights (default 0).")] = None,
-    out: Annotated[Path | None, typer.Option("--out", "--output-dir", help="Engine folder (default: <model>-<precision>.engine).")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Engine folder (default: <model>-<precision>.engine).")] = None,
 ) -> None:
     """Build an engine ahead of time; works without a GPU."""
     import time

@@ -29,8 +29,8 @@ NumRequests = Annotated[int, typer.Option("--num-requests", help="Requests to wr
 @app.callback()
 def _options(
     context: typer.Context,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write (default: standard output).")] = None,
-    stdout: Annotated[bool, typer.Option("--stdout", help="Write to standard output even when --output is given.")] = False,
+    output: Annotated[Path | None, typer.Option("--out", "-o", help="File to write (default: standard output).")] = None,
+    stdout: Annotated[bool, typer.Option("--stdout", help="Write to standard output even when --out is given.")] = False,
     seed: Annotated[int, typer.Option("--random-seed", "--seed", min=0, help="Equal seeds give equal bytes.")] = 420,
     vocab_size: Annotated[int, typer.Option("--vocab-size", help="Token ids are drawn below this.")] = 32_000,
     request_rate: Annotated[

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def command(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Hugging Face folder with config.json, weights and tokenizer.")],
-    out: Annotated[Path, typer.Option("--out", "--output-dir", help="Folder to write, new or empty.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder to write, new or empty.")],
     precision: Annotated[
         str, typer.Option("--precision", help="fp8 (a scale a tensor) or fp8_rowwise (a scale a row, inputs scaled as they come).")
     ] = "fp8",

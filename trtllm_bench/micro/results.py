@@ -74,9 +74,9 @@ class Run:
             results = [Measured(**{**one, **{how: _timing(one[how]) for how in _TIMED if one.get(how)}}) for one in data.pop("results")]
             return cls(**data, results=tuple(results))
         except FileNotFoundError as error:
-            raise BenchError(f"no kernel results at {path}; write them with trtllm-bench kernels --json {path}") from error
+            raise BenchError(f"no kernel results at {path}; write them with trtllm-bench kernels --out {path}") from error
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise BenchError(f"{path} is no file of trtllm-bench kernels --json ({type(error).__name__}: {error})") from error
+            raise BenchError(f"{path} is no file of trtllm-bench kernels --out ({type(error).__name__}: {error})") from error
 
 
 _TIMED = ("cold", "warm", "chained")

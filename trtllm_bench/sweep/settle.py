@@ -17,15 +17,30 @@ def settled(spec: SweepSpec) -> list[list[GridPoint]]:
 
 
 def _settled(points: list[GridPoint]) -> list[GridPoint]:
-    specs = [with_model(point.spec) for point in points]
-    target_kind(specs[0].target).check(specs[0])
-    longest = longest_sequence([spec.workload for spec in specs], vocabulary_of(specs[0]))
-    engine = sized(specs[0].engine, max(spec.load.concurrency for spec in specs), longest)
-    return [replace(point, spec=replace(spec, engine=engine)) for point, spec in zip(points, specs, strict=True)]
+    named = [replace(point, spec=with_model(point.spec)) for point in points]
+    target_kind(named[0].spec.target).check(named[0].spec)
+    return fitted(named)
 
 
-def longest_sequence(workloads: list[WorkloadSpec], vocabulary: int) -> int:
-    """Tokens of the longest sequence of all; only datasets have to be read for it."""
-    fixed = [sum(one.lengths) for one in workloads if one.dataset is None]
-    read = [make_workload(one, vocabulary).longest_sequence for one in workloads if one.dataset is not None]
-    return max(fixed + read)
+def fitted(points: list[GridPoint]) -> list[GridPoint]:
+    """The points of one engine, sized for all that it can serve; a point whose sequences are too long for it says so (`refused`)."""
+    first = points[0].spec
+    kind, vocabulary = target_kind(first.target), vocabulary_of(first)
+    limit = kind.longest(first.engine)
+    longest = [_longest_sequence(point.spec.workload, vocabulary) for point in points]
+    serving = [n for n, tokens in enumerate(longest) if limit is None or tokens <= limit]
+    engine = sized(
+        first.engine,
+        max((points[n].spec.load.concurrency for n in serving), default=0),
+        max((longest[n] for n in serving), default=min(longest)),
+    )
+    asks = "the longest sequence has {:,} tokens (prompt and output), and at most {:,} fit; ask for shorter --isl or --osl"
+    return [
+        replace(point, spec=replace(point.spec, engine=engine), refused="" if n in serving else asks.format(longest[n], limit))
+        for n, point in enumerate(points)
+    ]
+
+
+def _longest_sequence(workload: WorkloadSpec, vocabulary: int) -> int:
+    """Tokens of the longest sequence; only datasets have to be read for it."""
+    return sum(workload.lengths) if workload.dataset is None else make_workload(workload, vocabulary).longest_sequence

@@ -68,10 +68,22 @@ def vocabulary(engine: EngineSpec) -> int:
     return resolve_model(model_of(engine)).config.vocab_size
 
 
+def longest(engine: EngineSpec) -> int:
+    """Most tokens of a sequence: what was asked for or built, and no more than the model has positions."""
+    from trtllm_engines.engine.folder import load_engine
+    from trtllm_engines.models.presets import resolve_model
+
+    if engine.engine_dir is not None:
+        most = load_engine(engine.engine_dir).plan.profile.max_seq_len
+    else:
+        most = resolve_model(model_of(engine)).config.max_position_embeddings
+    return min(most, engine.max_seq_len or most)
+
+
 def _open(spec: MeasurementSpec, on_build: OnBuild | None) -> OpenEngine:
     from trtllm_bench.targets.native_engine import OpenEngine
 
     return OpenEngine(spec.engine, on_build)
 
 
-register(OWN, open=_open, check=check, vocabulary=vocabulary, runs_on_gpu=lambda device: device_of(device) == "cuda")
+register(OWN, open=_open, check=check, vocabulary=vocabulary, longest=longest, runs_on_gpu=lambda device: device_of(device) == "cuda")

@@ -127,6 +127,8 @@ class TargetKind:
     """Finds bad input before anything is built or measured. Raises `BenchError` or the engine's errors."""
     vocabulary: Callable[[EngineSpec], int] = lambda engine: DEFAULT_VOCABULARY
     """Token ids that prompts may be drawn from."""
+    longest: Callable[[EngineSpec], int | None] = lambda engine: None
+    """Most tokens of a sequence, prompt and output, as far as that is known before anything is built."""
     runs_on_gpu: Callable[[str], bool] = lambda device: False
     """Whether it runs on this machine's GPU, given `--device`."""
     names_its_model: bool = False
