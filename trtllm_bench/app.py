@@ -14,6 +14,7 @@ import importlib
 import inspect
 import os
 import pkgutil
+import re
 from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -85,11 +86,27 @@ class CommandFolder(MutableMapping[str, Any]):
         return len(self._names)
 
 
+def _name_type(param: Any) -> None:
+    """The type of one value: `<int>`, and not `<int range>` or `<list[str]>`."""
+    shown = param.display_type
+    param.display_type = lambda context: re.sub(r"list\[(.*)\]| range", r"\1", shown(context))
+
+
+def _as_written(text: str | None) -> str:
+    """Help whose examples keep their lines."""
+    return (text or "").replace("Examples:\n", "\b\nExamples:\n")
+
+
 def _finished(command: Any, path: str) -> None:
     """A command and its sub-commands with what all have: plain help (half the start-up time of rich's, and readable in a log), examples as
     they are written, and other tools' names of flags."""
     command.rich_markup_mode = None
-    command.help = command.help and command.help.replace("Examples:\n", "\b\nExamples:\n")
+    command.help = _as_written(command.help)
+    command.short_help = command.help.split("\n")[0].rstrip(".")
+    for param in command.params:
+        if param.param_type_name == "argument":
+            param.metavar = (param.metavar or param.name.upper()).strip("[].")
+        _name_type(param)
     add_other_names(command, path)
     for name, child in getattr(command, "commands", {}).items():
         _finished(child, f"{path} {name}")
@@ -100,6 +117,7 @@ class LazyGroup(TyperGroup):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
+        self.help = _as_written(self.help)
         add_other_names(self, "")
         self.commands = self.folder = CommandFolder()
 
@@ -148,7 +166,9 @@ def _root(
 ) -> None:
     """Benchmark LLM inference on NVIDIA GPUs, with an ahead-of-time engine of its own.
 
-    Start with `trtllm-bench doctor`, then `trtllm-bench sweep`.
+    Examples:
+      trtllm-bench doctor
+      trtllm-bench sweep
     """
     if workspace is not None:
         os.environ["TRTLLM_BENCH_CACHE"] = str(workspace.absolute())

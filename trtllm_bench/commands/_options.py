@@ -19,7 +19,7 @@ from trtllm_bench.spec.measurement import MeasurementSpec, all_knobs
 def option(name: str, **settings: Any) -> Any:
     """The flag of one knob, for a command that takes it as a parameter of its own."""
     one = next(one for one in all_knobs() if one.name == name)
-    return typer.Option(*one.flags, help=settings.pop("help", one.help), **settings)
+    return typer.Option(*one.flags, help=settings.pop("help", one.help), show_default=False, **settings)
 
 
 Model = Annotated[str | None, option("model")]

@@ -13,7 +13,12 @@ def command(
     every: Annotated[bool, typer.Option("--all", help="All cells of RESULTS beside what the step model predicts.")] = False,
     percentile: Annotated[float, typer.Option("--percentile", min=1, max=100, help="Which request to follow through its steps.")] = 99.0,
 ) -> None:
-    """Say in words what limits a cell, or why two cells differ, part by part."""
+    """Say in words what limits a cell, or why two cells differ, part by part.
+
+    Examples:
+      trtllm-bench explain runs/a@batch=64
+      trtllm-bench explain runs/a@batch=64 runs/b@batch=64
+    """
     from rich.console import Console
 
     from trtllm_bench.analysis.cells import find_cell

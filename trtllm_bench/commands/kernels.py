@@ -32,7 +32,12 @@ def command(
     baseline: Annotated[Path | None, typer.Option("--baseline", help="Judge against results of an earlier --out.")] = None,
     margin: Annotated[float, typer.Option("--margin", help="Relative slow-down that --baseline tolerates.")] = 0.03,
 ) -> None:
-    """Measure each kernel of a model alone: time, correctness, peers, share of the ceiling."""
+    """Measure each kernel of a model alone: time, correctness, peers, share of the ceiling.
+
+    Examples:
+      trtllm-bench kernels attention --model llama-3.1-8b --precision fp8
+      trtllm-bench kernels --m 1,64 --baseline before.json --out after.json
+    """
     from rich.console import Console
 
     from trtllm_bench.machine import arch_of, gpus

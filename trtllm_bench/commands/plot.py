@@ -16,7 +16,12 @@ def command(
     formats: Annotated[str, typer.Option("--format", help="List: png, svg.")] = "png,svg",
     as_list: Annotated[bool, typer.Option("--list", help="Name the kinds and what each shows.")] = False,
 ) -> None:
-    """Draw figures from results: throughput, latency, speed-up, roofline, energy, history."""
+    """Draw figures from results: throughput, latency, speed-up, roofline, energy, history.
+
+    Examples:
+      trtllm-bench plot throughput runs/a runs/b
+      trtllm-bench plot all runs/a --out figures --format svg
+    """
     from trtllm_dashboards.errors import DashboardError, OutputError
     from trtllm_dashboards.plots import KINDS
 

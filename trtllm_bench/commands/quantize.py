@@ -29,7 +29,12 @@ def command(
     kv_dtype: Annotated[str, typer.Option("--kv-dtype", help="fp8, or none to leave out the KV cache's scales.")] = "fp8",
     device: options.Device = "auto",
 ) -> None:
-    """Calibrate a model and write it as an fp8 checkpoint."""
+    """Calibrate a model and write it as an fp8 checkpoint.
+
+    Examples:
+      trtllm-bench quantize smollm2 --out smollm2-fp8
+      trtllm-bench quantize smollm2 --precision fp8_rowwise --out smollm2-rows
+    """
     import time
 
     from rich.console import Console

@@ -42,6 +42,10 @@ def command(
     """Measure a grid of precision, batch and lengths into a table.
 
     Every flag shown with .. takes a list and may be an axis of the grid.
+
+    Examples:
+      trtllm-bench sweep --model llama-3.1-8b --batch-size 1,64 --isl 128,2048
+      trtllm-bench sweep --target http://127.0.0.1:8000 --request-rate 1,2,4
     """
     flags = {**asked, "repeats": repeats}
     if gpu is not None and not predict:
