@@ -43,8 +43,9 @@ NVIDIA: list[tuple[tuple[str, ...], str, dict[str, Any] | str | tuple[str, ...]]
     (MEASURED, "--tp_size 2", {"tp": 2}),
     (MEASURED, "-tp 2", {"tp": 2}),
     (MEASURED, "--pp_size 2", {"pp": 2}),
-    (("build",), "-tp 1", {}),
+    (("build",), "-tp 2", {"tp": 2}),
     (("build",), "--pp_size 1", {}),
+    (("build",), "-pp 2", "give --tp instead"),
     (MEASURED, "--ep 1", {}),
     (MEASURED, "--ep 8", "have no experts; use --tp"),
     (("throughput",), "--cluster_size 2", "have no experts; use --tp"),
@@ -156,7 +157,7 @@ def test_every_option_of_nvidias_tool(
             parsed(path, typed)
         sentence = str(caught.value)
         assert outcome in sentence
-        assert sentence.startswith(typed.split()[0].replace("_", "-") if typed[:2] == "--" else "--"), "it names the flag"
+        assert sentence.startswith(typed.split()[0].replace("_", "-") if typed[:2] == "--" else "-"), "it names the flag"
         assert not sentence.endswith(".")
         assert "\n" not in sentence
         return

@@ -151,9 +151,9 @@ FOREIGN = (
     ),
     Foreign(("--trust-remote-code",), ("build",), note="has no effect: no code of a checkpoint is ever run"),
     Foreign(
-        ("--tp-size", "-tp", "--tp", "--pp-size", "-pp", "--pp"),
+        ("--pp-size", "-pp", "--pp"),
         ("build",),
-        "is not built; leave it at 1 and measure with --replicas",
+        "above 1 is not built: give --tp instead",
         harmless=("1",),
     ),
     Foreign(("--dataset",), ("build",), "is not read for sizes; give --max-seq-len, --max-batch-size and --max-num-tokens"),

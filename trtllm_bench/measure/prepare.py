@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from trtllm_bench.errors import BenchError
-from trtllm_bench.measure.workload import make_workload
+from trtllm_bench.measure.workload import workload_of
 from trtllm_bench.spec.measurement import EngineSpec, MeasurementSpec
-from trtllm_bench.targets.registry import runs_on_gpu, target_kind, vocabulary_of
+from trtllm_bench.targets.registry import runs_on_gpu, target_kind
 from trtllm_workloads.request import Workload
 
 MOST_SEQUENCES = 256
@@ -49,7 +49,7 @@ def prepare(spec: MeasurementSpec, least: int, per_place: int) -> tuple[Measurem
     where it was not said how many. Raises the components' errors."""
     spec = with_model(spec).with_defaults(least, per_place)
     target_kind(spec.target).check(spec)
-    workload = make_workload(spec.workload, vocabulary_of(spec))
+    workload = workload_of(spec)
     sequences = spec.load.concurrency
     if not sequences and spec.engine.engine_dir is None:
         sequences = min(spec.workload.num_requests or MOST_SEQUENCES, MOST_SEQUENCES)

@@ -200,12 +200,14 @@ class WorkloadSpec:
 
 @dataclass(frozen=True)
 class ServerSpec:
-    """How a server is asked; targets that are none take no notice. A row keeps it with what else its target says of itself."""
+    """How a server is asked; targets that are none take notice of `tokenizer` only, for a dataset of texts. A row keeps it with what else its target says of itself."""
 
     served_model_name: str | None = knob(None, "Name the server has for the model (default: --model, else the first it lists).")
     endpoint: str = knob("completions", "completions (default) or chat.", parse=_one_of("completions", "chat"))
     prompts: str = knob("tokens", "Send prompts as tokens (default) or as text, which needs --tokenizer.", parse=_one_of("tokens", "text"))
-    tokenizer: Path | None = knob(None, "Folder with tokenizer.json: makes text of prompts, counts tokens that the server does not.")
+    tokenizer: Path | None = knob(
+        None, "Folder with tokenizer.json: for a dataset of texts (default: the model's own); for prompts and counts of a server."
+    )
     optional_fields: str = knob(
         SENT_FIELDS,
         f"Fields to send that not every server takes (default {SENT_FIELDS}; also {', '.join(MORE_FIELDS)}; or none).",

@@ -8,14 +8,14 @@ from typing import cast
 from trtllm_bench.analysis.predict import predict
 from trtllm_bench.errors import BenchError
 from trtllm_bench.measure.rows import cell_of, reason_of
-from trtllm_bench.measure.workload import make_workload
+from trtllm_bench.measure.workload import workload_of
 from trtllm_bench.roofline.hardware import Hardware, published
 from trtllm_bench.spec.measurement import EngineSpec, MeasurementSpec
 from trtllm_bench.sweep.settle import fitted
 from trtllm_bench.sweep.spec import SweepSpec
 from trtllm_bench.targets.native import model_of
 from trtllm_bench.targets.native_engine import profile_for
-from trtllm_bench.targets.registry import Identity, vocabulary_of
+from trtllm_bench.targets.registry import Identity
 from trtllm_engines.compiler.compile import compile_model
 from trtllm_engines.compiler.plan import Plan
 from trtllm_engines.models.presets import resolve_model
@@ -47,7 +47,7 @@ def predict_sweep(spec: SweepSpec, hardware: Hardware, command: str) -> list[Row
         plan, error = _plan(points[0].spec.engine, hardware)
         for point in points:
             reason = BenchError(point.refused) if point.refused else error
-            workload = make_workload(point.spec.workload, vocabulary_of(point.spec))
+            workload = workload_of(point.spec)
             rows.append(_row(point.spec, None if point.refused else plan, reason, hardware, workload, run_id, command))
     return rows
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from trtllm_bench.measure.prepare import sized, with_model
-from trtllm_bench.measure.workload import make_workload
-from trtllm_bench.spec.measurement import WorkloadSpec
+from trtllm_bench.measure.workload import workload_of
+from trtllm_bench.spec.measurement import MeasurementSpec
 from trtllm_bench.sweep.spec import GridPoint, SweepSpec
-from trtllm_bench.targets.registry import target_kind, vocabulary_of
+from trtllm_bench.targets.registry import target_kind
 
 
 def settled(spec: SweepSpec) -> list[list[GridPoint]]:
@@ -25,9 +25,8 @@ def _settled(points: list[GridPoint]) -> list[GridPoint]:
 def fitted(points: list[GridPoint]) -> list[GridPoint]:
     """The points of one engine, sized for all that it can serve; a point whose sequences are too long for it says so (`refused`)."""
     first = points[0].spec
-    kind, vocabulary = target_kind(first.target), vocabulary_of(first)
-    limit = kind.longest(first.engine)
-    longest = [_longest_sequence(point.spec.workload, vocabulary) for point in points]
+    limit = target_kind(first.target).longest(first.engine)
+    longest = [_longest_sequence(point.spec) for point in points]
     serving = [n for n, tokens in enumerate(longest) if limit is None or tokens <= limit]
     engine = sized(
         first.engine,
@@ -41,6 +40,6 @@ def fitted(points: list[GridPoint]) -> list[GridPoint]:
     ]
 
 
-def _longest_sequence(workload: WorkloadSpec, vocabulary: int) -> int:
+def _longest_sequence(spec: MeasurementSpec) -> int:
     """Tokens of the longest sequence; only datasets have to be read for it."""
-    return sum(workload.lengths) if workload.dataset is None else make_workload(workload, vocabulary).longest_sequence
+    return sum(spec.workload.lengths) if spec.workload.dataset is None else workload_of(spec).longest_sequence
