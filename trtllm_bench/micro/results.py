@@ -93,7 +93,7 @@ def judge(base: Run, now: Run, margin: float, alpha: float = 0.05) -> tuple[gate
     earlier = {one.key: one for one in base.results}
     both = [(earlier[one.key], one) for one in now.results if one.key in earlier]
     if not both:
-        raise BenchError("the baseline has none of these kernels and shapes; measure it with the same --shapes, --precision and --m")
+        raise BenchError("the baseline has none of these kernels and shapes; measure it with the same --model, --precision and --m")
     return gate.judge([_judged(a, b, margin) for a, b in both], alpha)
 
 
