@@ -226,8 +226,8 @@ def test_a_prompt_may_continue_what_is_in_the_cache() -> None:
 
 def test_a_sequence_longer_than_the_model_has_positions_is_refused() -> None:
     for case in (chunk_case(64, 4033), decode_case(2, 4097)):
-        with pytest.raises(BenchError, match=r"tiny-llama has 4,096 positions; a sequence of 4,097 tokens is too long for it"):
-            Bench("tiny-llama", "fp32", "cpu", [case])
+        with pytest.raises(BenchError, match=r"llama-2-7b has 4,096 positions; a sequence of 4,097 tokens is too long for it"):
+            Bench("llama-2-7b", "fp32", "cpu", [case])
 
 
 def results(scale: float, seed: int) -> Run:

@@ -250,9 +250,9 @@ def test_reasons_name_foreign_errors_by_type_and_ours_by_their_sentence() -> Non
 
 
 def test_a_cell_too_long_for_the_model_is_a_row_and_the_others_run(tmp_path: Path) -> None:
-    """tiny-llama has 4,096 positions: its engine is sized for the cells that it can serve."""
+    """llama-2-7b has 4,096 positions: its engine is sized for the cells that it can serve."""
     spec, session, watching = (
-        SweepSpec.of(model="tiny-llama", precision="fp32", batch_size="1,2", isl="8,5000", osl=4),
+        SweepSpec.of(model="llama-2-7b", precision="fp32", batch_size="1,2", isl="8,5000", osl=4),
         Scripted(),
         Watching(),
     )
@@ -265,7 +265,8 @@ def test_a_cell_too_long_for_the_model_is_a_row_and_the_others_run(tmp_path: Pat
         (2, 8, "ok"),
     ]
     assert (
-        rows[0].reason == "the longest sequence has 5,004 tokens (prompt and output), and at most 4,096 fit; ask for shorter --isl or --osl"
+        rows[0].reason
+        == "the longest sequence has 5,004 tokens (prompt and output) but llama-2-7b takes 4,096; ask for shorter --isl or --osl"
     )
     assert {point.spec.engine.max_seq_len for points in engines for point in points} == {12}
     assert watching.events[0].startswith("failed"), "it is told before anything is built"
@@ -275,7 +276,7 @@ def test_nothing_is_built_where_every_cell_is_too_long(tmp_path: Path) -> None:
     def no_session(_: MeasurementSpec) -> Scripted:
         raise AssertionError
 
-    spec = SweepSpec.of(model="tiny-llama", precision="fp32", batch_size=1, isl="4096,5000", osl=4)
+    spec = SweepSpec.of(model="llama-2-7b", precision="fp32", batch_size=1, isl="4096,5000", osl=4)
     rows = Sweep(settled(spec), 2, Store(tmp_path), no_session, workload_of, Watching(), lambda _: HERE).run()
     assert [(row.cell.isl, row.repeat, row.status) for row in rows] == [(isl, n, "failed") for isl in (4096, 5000) for n in (0, 1)]
 

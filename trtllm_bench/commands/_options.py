@@ -81,9 +81,10 @@ def _parameter(one: KnobField, grid: bool, help: str) -> inspect.Parameter:
 def single(asked: Asked) -> MeasurementSpec:
     """The measurement asked for on the command line. Raises `BenchError` naming the flag."""
     values = dict(asked)
-    for unbounded in ("concurrency", "num_requests"):  # NVIDIA's 0 and -1
-        if values.get(unbounded, 1) <= 0:
-            values.pop(unbounded)
+    if values.get("concurrency", 1) <= 0:
+        values.pop("concurrency")
+    if values.get("num_requests") == 0 and "dataset" in values:  # NVIDIA's way to say: all of it
+        values.pop("num_requests")
     rate = values.get("request_rate")
     if rate is not None and not rate > 0:
         raise BenchError(f"--request-rate must be above 0, not {rate:g}")

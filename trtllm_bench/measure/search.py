@@ -19,7 +19,7 @@ from rich.console import Console
 
 from trtllm_bench.errors import BenchError, RunFailure
 from trtllm_bench.load.saturation import RAMP_UP, Good, Probe, Saturation, Search, find_saturation
-from trtllm_bench.measure.prepare import sized, with_model
+from trtllm_bench.measure.prepare import misfit, sized, with_model
 from trtllm_bench.measure.rows import RowMaker, cell_of, keep
 from trtllm_bench.measure.session import Measurement, Session, open_session
 from trtllm_bench.measure.workload import notes_of, workload_of
@@ -69,6 +69,8 @@ def run(settings: Settings) -> Saturation:
     settings = replace(settings, spec=spec)
     probe = settings.probe(1.0, 0)
     workload = workload_of(probe)
+    if reason := misfit(spec, workload.longest_sequence):
+        raise BenchError(reason)
     spec = replace(spec, engine=sized(spec.engine, 0, workload.longest_sequence))
     for note in notes_of(replace(probe.workload, num_requests=None), workload):
         console.print(f"note: {note}", style="yellow", soft_wrap=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from trtllm_bench.measure.prepare import sized, with_model
+from trtllm_bench.measure.prepare import misfit, sized, with_model
 from trtllm_bench.measure.workload import workload_of
 from trtllm_bench.spec.measurement import MeasurementSpec
 from trtllm_bench.sweep.spec import GridPoint, SweepSpec
@@ -25,19 +25,15 @@ def _settled(points: list[GridPoint]) -> list[GridPoint]:
 def fitted(points: list[GridPoint]) -> list[GridPoint]:
     """The points of one engine, sized for all that it can serve; a point whose sequences are too long for it says so (`refused`)."""
     first = points[0].spec
-    limit = target_kind(first.target).longest(first.engine)
     longest = [_longest_sequence(point.spec) for point in points]
-    serving = [n for n, tokens in enumerate(longest) if limit is None or tokens <= limit]
+    refused = [misfit(point.spec, tokens) for point, tokens in zip(points, longest, strict=True)]
+    serving = [n for n, reason in enumerate(refused) if not reason]
     engine = sized(
         first.engine,
         max((points[n].spec.load.concurrency for n in serving), default=0),
         max((longest[n] for n in serving), default=min(longest)),
     )
-    asks = "the longest sequence has {:,} tokens (prompt and output), and at most {:,} fit; ask for shorter --isl or --osl"
-    return [
-        replace(point, spec=replace(point.spec, engine=engine), refused="" if n in serving else asks.format(longest[n], limit))
-        for n, point in enumerate(points)
-    ]
+    return [replace(point, spec=replace(point.spec, engine=engine), refused=reason) for point, reason in zip(points, refused, strict=True)]
 
 
 def _longest_sequence(spec: MeasurementSpec) -> int:
