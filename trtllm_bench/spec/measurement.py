@@ -200,7 +200,9 @@ class WorkloadSpec:
 
 @dataclass(frozen=True)
 class ServerSpec:
-    """How a server is asked; targets that are none take notice of `tokenizer` only, for a dataset of texts. A row keeps it with what else its target says of itself."""
+    """How a server is asked; targets that are none take notice of `tokenizer` only, for a dataset of texts.
+
+    A row keeps it with what else its target says of itself."""
 
     served_model_name: str | None = knob(None, "Name the server has for the model (default: --model, else the first it lists).")
     endpoint: str = knob("completions", "completions (default) or chat.", parse=_one_of("completions", "chat"))
