@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from command_line import run
 
+from trtllm_bench.__main__ import main
 from trtllm_bench.app import CommandFolder
 
 
@@ -76,3 +77,24 @@ def test_an_example_that_does_not_parse_is_found() -> None:
 
 def test_every_command_says_in_a_line_what_it_does() -> None:
     assert all(CommandFolder().summary(name) for name in CommandFolder())
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("trtllm-bench sw", {"sweep"}),
+        ("trtllm-bench results e", {"export"}),
+        ("trtllm-bench throughput --max-b", {"--max-batch-size"}),
+        ("trtllm-bench throughput --back", set()),
+    ],
+)
+def test_a_shell_completes_commands_and_flags_and_no_hidden_ones(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, typed: str, offered: set[str]
+) -> None:
+    monkeypatch.setenv("_TRTLLM_BENCH_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", typed)
+    monkeypatch.setenv("COMP_CWORD", str(len(typed.split()) - 1))
+    with pytest.raises(SystemExit) as caught:
+        main([])
+    assert caught.value.code == 0
+    assert set(capsys.readouterr().out.split()) == offered
