@@ -12,8 +12,11 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 import pkgutil
+import re
 from collections.abc import Iterator, MutableMapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -21,6 +24,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from trtllm_bench import commands
+from trtllm_bench.commands._other_names import add_other_names
 
 PANELS = {
     "Measure": ("sweep", "throughput", "latency", "search", "profile", "kernels", "tune", "ceilings"),
@@ -64,7 +68,7 @@ class CommandFolder(MutableMapping[str, Any]):
             sub_app.command(name)(module.command)
         command = get_command(sub_app)
         command.name = name
-        _without_boxes(command)
+        _finished(command, name)
         return command
 
     def __setitem__(self, name: str, command: Any) -> None:
@@ -82,11 +86,30 @@ class CommandFolder(MutableMapping[str, Any]):
         return len(self._names)
 
 
-def _without_boxes(command: Any) -> None:
-    """Plain help everywhere: half the start-up time of rich help, and readable in a log."""
+def _name_type(param: Any) -> None:
+    """The type of one value: `<int>`, and not `<int range>` or `<list[str]>`."""
+    shown = param.display_type
+    param.display_type = lambda context: re.sub(r"list\[(.*)\]| range", r"\1", shown(context))
+
+
+def _as_written(text: str | None) -> str:
+    """Help whose examples keep their lines."""
+    return (text or "").replace("Examples:\n", "\b\nExamples:\n")
+
+
+def _finished(command: Any, path: str) -> None:
+    """A command and its sub-commands with what all have: plain help (half the start-up time of rich's, and readable in a log), examples as
+    they are written, and other tools' names of flags."""
     command.rich_markup_mode = None
-    for child in getattr(command, "commands", {}).values():
-        _without_boxes(child)
+    command.help = _as_written(command.help)
+    command.short_help = command.help.split("\n")[0].rstrip(".")
+    for param in command.params:
+        if param.param_type_name == "argument":
+            param.metavar = (param.metavar or param.name.upper()).strip("[].")
+        _name_type(param)
+    add_other_names(command, path)
+    for name, child in getattr(command, "commands", {}).items():
+        _finished(child, f"{path} {name}")
 
 
 class LazyGroup(TyperGroup):
@@ -94,6 +117,8 @@ class LazyGroup(TyperGroup):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
+        self.help = _as_written(self.help)
+        add_other_names(self, "")
         self.commands = self.folder = CommandFolder()
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
@@ -113,7 +138,6 @@ def _hyphens(token: str) -> str:
 
 app = typer.Typer(
     cls=LazyGroup,
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -133,12 +157,19 @@ def _print_version(asked: bool) -> None:
 def _root(
     context: typer.Context,
     model: Annotated[str | None, typer.Option("--model", "-m", help="Default of the command's own --model.")] = None,
-    version: Annotated[bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version.")] = False,
+    workspace: Annotated[
+        Path | None, typer.Option("--workspace", "-w", help="Folder for engines built on the way (default: the user's cache).")
+    ] = None,
+    version: Annotated[bool, typer.Option("--version", "-V", is_eager=True, callback=_print_version, help="Print the version.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error (accepted anywhere).")] = False,
 ) -> None:
     """Benchmark LLM inference on NVIDIA GPUs, with an ahead-of-time engine of its own.
 
-    Start with `trtllm-bench doctor`, then `trtllm-bench sweep`.
+    Examples:
+      trtllm-bench doctor
+      trtllm-bench sweep
     """
+    if workspace is not None:
+        os.environ["TRTLLM_BENCH_CACHE"] = str(workspace.absolute())
     if model is not None:
         context.default_map = {name: {"model": model} for name in context.command.commands}  # type: ignore[attr-defined]

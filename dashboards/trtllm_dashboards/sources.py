@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from pyarrow import Table
 
 
+ROWS = "results.parquet"
+
+
 @dataclass(frozen=True)
 class Sources:
     """Result sets by name, and the stores among them."""
@@ -33,10 +36,13 @@ class Sources:
 
 
 def load(specs: Sequence[str], filters: Sequence[str] = ()) -> Sources:
-    """Read the sets. Raises `ResultsError` for what cannot be read, for two sets of one name, and when the filters leave nothing."""
+    """Read the sets; a folder of stores stands for those in it.
+
+    Raises `ResultsError` for what cannot be read, for two sets of one name, and when the filters leave nothing.
+    """
     sets: dict[str, list[Row]] = {}
     stores = []
-    for spec in specs:
+    for spec in (store for named in specs for store in stores_in(named)):
         found = load_set(spec)
         if found.name in sets:
             raise DashboardError(f"Two result sets are called '{found.name}'; name them, such as before={spec.split('=')[-1]}.")
@@ -47,3 +53,11 @@ def load(specs: Sequence[str], filters: Sequence[str] = ()) -> Sources:
     if not any(sets.values()):
         raise DashboardError(f"No row passes {' and '.join(filters)}.")
     return Sources(sets if len(sets) > 1 else {"": next(iter(sets.values()))}, tuple(stores))
+
+
+def stores_in(spec: str) -> list[str]:
+    """The stores directly in a folder that is none itself, such as `results/recorded/h100`; else what was named."""
+    folder = Path(spec)
+    if not folder.is_dir() or (folder / ROWS).exists():
+        return [spec]
+    return sorted(str(path.parent) for path in folder.glob(f"*/{ROWS}")) or [spec]

@@ -43,6 +43,25 @@ from trtllm_engines.runtime.sampling_params import SamplingParams
 from trtllm_engines.runtime.scheduler import Policy, SchedulerConfig
 
 Prompt = str | Sequence[int] | IntArray
+ELSEWHERE = {
+    "dtype": "use precision",
+    "quantization": "use precision",
+    "kv_cache_dtype": "use kv_dtype",
+    "tensor_parallel_size": "use tp",
+    "pipeline_parallel_size": "pipeline parallelism is not built; use tp",
+    "gpu_memory_utilization": "use kv_cache_fraction, of the memory that is left after weights",
+    "max_model_len": "use max_seq_len",
+    "max_num_seqs": "use max_batch_size",
+    "max_num_batched_tokens": "use max_num_tokens",
+    "tokenizer": "the model folder's own is used",
+    "trust_remote_code": "no code of a checkpoint is ever run, so leave it out",
+    "enforce_eager": "use cuda_graphs=False",
+    "backend": "there is one engine; leave it out",
+    "kv_cache_config": "use kv_cache_fraction, num_pages and kv_dtype",
+    "build_config": "use max_batch_size, max_num_tokens and max_seq_len",
+    "model": "the model or engine folder is the first argument",
+}
+"""Options of other engines' LLM class (vLLM, TensorRT-LLM), and what they are here."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +81,8 @@ class RequestOutput:
     finished_s: float | None
     token_times_s: npt.NDArray[np.float64]
     preemptions: int
+    index: int = 0
+    """Which of the `n` answers to its prompt it is."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +114,7 @@ class LLM:
         cuda_graphs: bool = True,
         tp: int | None = None,
         progress: Progress | None = None,
+        **other: Any,
     ) -> None:
         """`device`: `auto` (a GPU when there is one), `cuda` or `cpu`. `precision` defaults to `default_precision`;
         `kv_dtype` is the cache's (`auto`: fp8 in an fp8 engine, else the activations').
@@ -101,8 +123,10 @@ class LLM:
 
         `overlap` applies to a GPU (a CPU computes while launching, so there is nothing to overlap). With an engine folder the three sizes
         may be less than the engine's profile, not more. `num_pages` fixes the KV cache's size instead of `kv_cache_fraction`.
-        Raises `EngineError`.
+        Raises `EngineError`, also for an option of another engine, saying what it is here.
         """
+        for name in other:
+            raise EngineError(f"LLM has no option {name}; {ELSEWHERE.get(name, 'see docs/python-api.md for those there are')}")
         if device not in ("auto", "cuda", "cpu"):
             raise EngineError(f"unknown device {device!r}; choose auto, cuda or cpu")
         if not 0 < kv_cache_fraction <= 1:
@@ -161,13 +185,22 @@ class LLM:
         prompts: Prompt | Sequence[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
     ) -> list[RequestOutput]:
-        """One output a prompt, in order. A prompt is text or token ids; a single one may be given without a list."""
+        """One output per prompt, in order, or `n` of each, one after another (`index` says which). A prompt is text or token ids; a single
+        one may be given without a list.
+
+        What cannot run at all raises `EngineError`; a request that cannot be served has `error` set in its output, and the others run.
+        """
         prompt_list = _as_list(prompts)
         params = self._params(sampling_params, len(prompt_list))
-        ids = [self.encode(prompt) for prompt in prompt_list]
+        answers = [
+            (index, ids, one)
+            for prompt, several in zip(prompt_list, params, strict=True)
+            for ids in [self.encode(prompt)]
+            for index, one in enumerate(_one_by_one(self._in_tokens(several)))
+        ]
         finished = threading.Semaphore(0)
         self.start()
-        requests = [self.loop.add_request(p, s, on_finish=lambda _: finished.release()) for p, s in zip(ids, params, strict=True)]
+        requests = [self.loop.add_request(ids, one, on_finish=lambda _: finished.release()) for _, ids, one in answers]
         try:
             for _ in requests:
                 finished.acquire()
@@ -175,7 +208,7 @@ class LLM:
             for request in requests:
                 self.loop.cancel(request)
             raise
-        return [self._output(request) for request in requests]
+        return [replace(self._output(request), index=index) for (index, _, _), request in zip(answers, requests, strict=True)]
 
     def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[Chunk]:
         """Chunks as tokens come; the last one holds the output. Closing the iterator cancels the request."""
@@ -208,6 +241,7 @@ class LLM:
 
     def chat(self, messages: Sequence[Mapping[str, str]], sampling_params: SamplingParams | None = None) -> RequestOutput:
         """One answer to a conversation, through the model's chat template."""
+        _need_one(sampling_params)
         return self.generate(self._need_tokenizer().encode_chat(messages), sampling_params)[0]
 
     def encode(self, prompt: Prompt) -> Sequence[int] | IntArray:
@@ -238,7 +272,8 @@ class LLM:
         self.close()
 
     def _submit_stream(self, prompt: Prompt, sampling_params: SamplingParams | None, put: Any) -> Request:
-        params = sampling_params or SamplingParams()
+        _need_one(sampling_params)
+        params = self._in_tokens(sampling_params or SamplingParams())
         stream = _TextStream(self.tokenizer, params)
         ids = self.encode(prompt)
         self.start()
@@ -274,9 +309,20 @@ class LLM:
             raise EngineError(f"{count} prompts came with {len(given)} sampling parameters; give one for all or one for each")
         return list(given)
 
-    def _need_tokenizer(self) -> Tokenizer:
+    def _in_tokens(self, params: SamplingParams) -> SamplingParams:
+        """With bad words that are texts as the tokens they are made of, with and without a space before them."""
+        if not any(isinstance(word, str) for word in params.bad_words):
+            return params
+        tokenizer, words = self._need_tokenizer("give bad_words as lists of token ids"), []
+        for word in params.bad_words:
+            texts = dict.fromkeys([word, " " + word.lstrip()]) if isinstance(word, str) else ()
+            words += [tuple(tokenizer.encode(text, add_special_tokens=False)) for text in texts]
+            words += [] if isinstance(word, str) else [tuple(word)]
+        return replace(params, bad_words=tuple(dict.fromkeys(word for word in words if word)))
+
+    def _need_tokenizer(self, instead: str = "give prompts as token ids") -> Tokenizer:
         if self.tokenizer is None:
-            raise EngineError(f"engine {self.engine.path} has no tokenizer; give prompts as token ids")
+            raise EngineError(f"engine {self.engine.path} has no tokenizer; {instead}")
         return self.tokenizer
 
 
@@ -312,6 +358,19 @@ def _final_text(tokenizer: Tokenizer | None, request: Request) -> str:
         return ""
     text = tokenizer.decode(request.output.tolist())
     return text[: request.stop_at]
+
+
+def _one_by_one(params: SamplingParams) -> list[SamplingParams]:
+    """For each of `n` answers its own: seeds count up from the one given."""
+    if params.n == 1:
+        return [params]
+    seeds = [None if params.seed is None else (params.seed + index) % 2**63 for index in range(params.n)]
+    return [replace(params, n=1, seed=seed) for seed in seeds]
+
+
+def _need_one(params: SamplingParams | None) -> None:
+    if params is not None and params.n != 1:
+        raise EngineError(f"n is {params.n}, and a stream or a chat has one answer; LLM.generate gives several")
 
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

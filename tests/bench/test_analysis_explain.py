@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -334,6 +335,20 @@ def test_the_command_tells_one_cell_and_two(store: Path, capsys: pytest.CaptureF
     assert "whole" in capsys.readouterr().out
     assert main(["explain", f"{store}@batch=8,batch=9"]) == 3
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_what_the_command_says_is_told_as_json_too(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", f"{store}@batch=32", "--json"]) == 0
+    cell = json.loads(capsys.readouterr().out)
+    assert sum(cell["parts_us_per_output_token"].values()) == pytest.approx(cell["us_per_output_token"])
+    assert (cell["source"], cell["request"]["index"]) == ("step log", 31)
+    assert main(["explain", f"{store}@batch=8", f"{store}@batch=32", "--json"]) == 0
+    both = json.loads(capsys.readouterr().out)
+    assert both["us_per_output_token"]["b"] == pytest.approx(cell["us_per_output_token"])
+    for arm in "ab":
+        assert sum(part[arm] for part in both["parts"]) == pytest.approx(both["us_per_output_token"][arm])
+    assert main(["explain", "--all", str(store), "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)) == 2
 
 
 def test_all_cells_stand_beside_their_prediction(store: Path, capsys: pytest.CaptureFixture[str]) -> None:

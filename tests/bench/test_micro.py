@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -10,12 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from trtllm_bench.__main__ import main
 from trtllm_bench.errors import BenchError, RunFailure
 from trtllm_bench.micro.bench import MOST_COPIES, Bench, BoundOp, _reading, chunk_case, decode_case, prefill_case
 from trtllm_bench.micro.results import Measured, Run, draw, is_right, judge
 from trtllm_bench.micro.run import KernelSelection, cases_of, parse_m, run
+from trtllm_bench.micro.show import print_findings
 from trtllm_bench.micro.timing import Call, How, StoppingRule, measure, split_samples
 from trtllm_bench.roofline.counts import StepShape
 from trtllm_bench.roofline.hardware import Hardware
@@ -223,8 +226,8 @@ def test_a_prompt_may_continue_what_is_in_the_cache() -> None:
 
 def test_a_sequence_longer_than_the_model_has_positions_is_refused() -> None:
     for case in (chunk_case(64, 4033), decode_case(2, 4097)):
-        with pytest.raises(BenchError, match=r"tiny-llama has 4,096 positions; a sequence of 4,097 tokens is too long for it"):
-            Bench("tiny-llama", "fp32", "cpu", [case])
+        with pytest.raises(BenchError, match=r"llama-2-7b has 4,096 positions; a sequence of 4,097 tokens is too long for it"):
+            Bench("llama-2-7b", "fp32", "cpu", [case])
 
 
 def results(scale: float, seed: int) -> Run:
@@ -249,11 +252,21 @@ def test_a_baseline_passes_the_same_and_fails_the_slower(tmp_path: Path) -> None
         judge(base, replace(base, device="other"), 0.03)
     with pytest.raises(BenchError, match="none of these kernels"):
         judge(base, replace(base, results=tuple(replace(one, m=9) for one in base.results)), 0.03)
-    with pytest.raises(BenchError, match="write them with trtllm-bench kernels --json"):
+    with pytest.raises(BenchError, match="write them with trtllm-bench kernels --out"):
         Run.load(tmp_path / "none.json")
     (tmp_path / "other.json").write_text("[]")
     with pytest.raises(BenchError, match="is no file of trtllm-bench kernels"):
         Run.load(tmp_path / "other.json")
+
+
+def test_inconclusive_is_explained_where_it_is_printed() -> None:
+    stream = io.StringIO()
+    console = Console(file=stream, width=200, no_color=True)
+    assert print_findings(judge(results(1.0, 1), results(1.03, 4), 0.03), console) == 2
+    assert "inconclusive: the interval of the change, in brackets, reaches across the margin" in stream.getvalue()
+    stream.truncate(0)
+    assert print_findings(judge(results(1.0, 1), results(1.0, 2), 0.03), console) == 0
+    assert "reaches across" not in stream.getvalue()
 
 
 def test_the_plot_is_written(tmp_path: Path) -> None:

@@ -244,3 +244,9 @@ def test_a_stored_row_keeps_its_key(tmp_path: Path) -> None:
     assert all(row.key != cell_key(row.cell, row.environment) for row in rows), "the rule has changed since"
     Store(tmp_path).append(*rows)
     assert [row.key for row in Store(tmp_path).rows()] == [row.key for row in rows]
+
+
+def test_a_number_that_is_none_is_told_in_plain_words() -> None:
+    for value in ("nan", "inf"):
+        with pytest.raises(BenchError, match=f"--time-scale must be a finite number, not {value}"):
+            SweepSpec.of(dataset="d.jsonl", time_scale=value)

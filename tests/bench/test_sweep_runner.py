@@ -14,6 +14,7 @@ from trtllm_bench.measure.session import Measurement, OnRequests
 from trtllm_bench.measure.workload import make_workload
 from trtllm_bench.spec.measurement import MeasurementSpec
 from trtllm_bench.sweep.runner import Sweep
+from trtllm_bench.sweep.settle import settled
 from trtllm_bench.sweep.spec import GridPoint, SweepSpec
 from trtllm_bench.targets.registry import Identity
 from trtllm_results.metrics.requests import RequestLog, figures
@@ -246,3 +247,41 @@ def test_reasons_name_foreign_errors_by_type_and_ours_by_their_sentence() -> Non
     assert reason_of(BenchError("too long")) == "too long"
     assert reason_of(KeyError("x")) == "KeyError: 'x'"
     assert len(reason_of(RuntimeError("a" * 1000))) < 350
+
+
+def test_a_cell_too_long_for_the_model_is_a_row_and_the_others_run(tmp_path: Path) -> None:
+    """llama-2-7b has 4,096 positions: its engine is sized for the cells that it can serve."""
+    spec, session, watching = (
+        SweepSpec.of(model="llama-2-7b", precision="fp32", batch_size="1,2", isl="8,5000", osl=4),
+        Scripted(),
+        Watching(),
+    )
+    engines = settled(spec)
+    rows = Sweep(engines, 1, Store(tmp_path), lambda _: session, workload_of, watching, lambda _: HERE).run()
+    assert [(row.cell.batch, row.cell.isl, row.status) for row in rows] == [
+        (1, 5000, "failed"),
+        (2, 5000, "failed"),
+        (1, 8, "ok"),
+        (2, 8, "ok"),
+    ]
+    assert (
+        rows[0].reason
+        == "the longest sequence has 5,004 tokens (prompt and output) but llama-2-7b takes 4,096; ask for shorter --isl or --osl"
+    )
+    assert {point.spec.engine.max_seq_len for points in engines for point in points} == {12}
+    assert watching.events[0].startswith("failed"), "it is told before anything is built"
+
+
+def test_nothing_is_built_where_every_cell_is_too_long(tmp_path: Path) -> None:
+    def no_session(_: MeasurementSpec) -> Scripted:
+        raise AssertionError
+
+    spec = SweepSpec.of(model="llama-2-7b", precision="fp32", batch_size=1, isl="4096,5000", osl=4)
+    rows = Sweep(settled(spec), 2, Store(tmp_path), no_session, workload_of, Watching(), lambda _: HERE).run()
+    assert [(row.cell.isl, row.repeat, row.status) for row in rows] == [(isl, n, "failed") for isl in (4096, 5000) for n in (0, 1)]
+
+
+def test_a_maximum_that_was_asked_for_bounds_the_cells_too() -> None:
+    (points,) = settled(SweepSpec.of(model="tiny-llama", precision="fp32", batch_size=1, isl="8,60", osl=4, max_seq_len=32))
+    assert [bool(point.refused) for point in points] == [False, True]
+    assert points[0].spec.engine.max_seq_len == 32

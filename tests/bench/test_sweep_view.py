@@ -120,6 +120,7 @@ def test_the_table_fits_80_columns_and_says_why_cells_failed() -> None:
     print_table(rows(), out)
     text = stream.getvalue()
     assert "llama-3.1-8b on NVIDIA H100 80GB HBM3" in text
+    assert "figures are arithmetic means over a cell's repeats" in text
     assert "bf16 b512 2048/128: CUDA out of memory" in text
     assert "bf16 b512 2048/128: the GPU was throttled" in text
     assert max(len(line.rstrip()) for line in text.splitlines()) <= 80
@@ -129,6 +130,7 @@ def test_power_and_rate_columns_appear_only_where_they_say_something() -> None:
     out, stream = console(terminal=False)
     print_table([ROW], out)
     assert "power" in stream.getvalue()
+    assert "means" not in stream.getvalue(), "one repeat is no mean"
     assert "rate" not in stream.getvalue()
     out, stream = console(terminal=False)
     print_table([replace(ROW, cell=replace(ROW.cell, request_rate=3.5), figures={"output_tokens_per_s": 1.0})], out)

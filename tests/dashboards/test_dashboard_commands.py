@@ -26,6 +26,15 @@ def test_plot_all_draws_what_it_can_and_says_what_it_cannot(store: Path, tmp_pat
     assert "scaling      not drawn: The scaling plot needs" in capsys.readouterr().out
 
 
+def test_plot_published_draws_what_was_recorded_where_no_results_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As the README prints it. The folder holds stores and is none."""
+    assert main(["plot", "published", "--out", str(tmp_path), "--format", "svg"]) == 0
+    assert "results/recorded/h100 are drawn" in capsys.readouterr().out
+    assert "llama-3.1-8b fp8, 128/128" in (tmp_path / "published.svg").read_text()
+    recorded = Path(__file__).parents[2] / "results" / "recorded" / "h100"
+    assert main(["plot", "published", str(recorded), "--out", str(tmp_path / "again"), "--format", "svg"]) == 0
+
+
 def test_dashboard_writes_one_file(store: Path, tmp_path: Path) -> None:
     assert main(["dashboard", str(store), "--out", str(tmp_path / "page.html")]) == 0
     assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")

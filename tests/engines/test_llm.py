@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -127,6 +129,9 @@ def test_an_engine_folder_runs_with_smaller_sizes_but_not_larger(llm: LLM) -> No
         ({"policy": "lifo"}, "unknown batching policy 'lifo'"),
         ({"precision": "fp7"}, "fp7"),
         ({"max_batch_size": 0}, "max_batch_size"),
+        ({"tensor_parallel_size": 2}, "LLM has no option tensor_parallel_size; use tp"),
+        ({"max_model_len": 99}, "LLM has no option max_model_len; use max_seq_len"),
+        ({"colour": "red"}, "LLM has no option colour; see docs/python-api.md"),
     ],
 )
 def test_bad_options_are_one_sentence(cache: Path, options: dict[str, object], sentence: str) -> None:
@@ -140,6 +145,54 @@ def test_text_without_a_tokenizer_and_mismatched_parameters_raise(llm: LLM) -> N
         llm.generate("hello", GREEDY)
     with pytest.raises(EngineError, match="2 prompts came with 1 sampling parameters"):
         llm.generate([[1], [2]], [GREEDY])
+
+
+def test_n_answers_are_those_of_n_seeds(llm: LLM) -> None:
+    drawn = SamplingParams(max_tokens=8, temperature=1.5, seed=7, ignore_eos=True, n=3)
+    outputs = llm.generate([[1, 2], [5, 6, 7]], [drawn, GREEDY])
+    assert [(output.index, output.prompt_token_ids.tolist()) for output in outputs] == [
+        (0, [1, 2]),
+        (1, [1, 2]),
+        (2, [1, 2]),
+        (0, [5, 6, 7]),
+    ]
+    for index, output in enumerate(outputs[:3]):
+        alone = llm.generate([1, 2], SamplingParams(max_tokens=8, temperature=1.5, seed=7 + index, ignore_eos=True))
+        assert output.token_ids.tolist() == alone[0].token_ids.tolist()
+    assert len({tuple(output.token_ids.tolist()) for output in outputs[:3]}) == 3
+    free = llm.generate([1, 2], SamplingParams(max_tokens=8, temperature=1.5, ignore_eos=True, n=4))
+    assert len({tuple(output.token_ids.tolist()) for output in free}) == 4
+
+
+def test_a_stream_and_a_chat_have_one_answer(llm: LLM) -> None:
+    several = SamplingParams(temperature=1.0, n=2)
+    with pytest.raises(EngineError, match=r"n is 2, and a stream or a chat has one answer; LLM.generate gives several"):
+        next(iter(llm.stream([1], several)))
+    with pytest.raises(EngineError, match="n is 2"):
+        llm.chat([{"role": "user", "content": "x"}], several)
+
+
+def test_a_bias_of_100_makes_a_token_sure_and_a_bad_word_is_never_made(llm: LLM) -> None:
+    sure = llm.generate([5, 6, 7], SamplingParams(max_tokens=6, logit_bias={42: 100}, ignore_eos=True))[0]
+    assert sure.token_ids.tolist() == [42] * 6
+    free = llm.generate([5, 6, 7], GREEDY)[0].token_ids.tolist()
+    first, pair = free[0], tuple(free[1:3])
+    bounded = llm.generate([5, 6, 7], SamplingParams(max_tokens=12, ignore_eos=True, bad_words=([first], pair)))[0].token_ids.tolist()
+    assert first not in bounded
+    without_pair = llm.generate([5, 6, 7], SamplingParams(max_tokens=12, ignore_eos=True, bad_words=(pair,)))[0].token_ids.tolist()
+    assert without_pair[:2] == free[:2], "its first token is allowed"
+    assert without_pair[2] != free[2]
+    assert pair not in list(pairwise(without_pair))
+
+
+def test_what_a_request_asks_of_unknown_tokens_fails_alone(llm: LLM) -> None:
+    asked = [SamplingParams(logit_bias={9999: 1}), SamplingParams(bad_words=([5, 9999],)), GREEDY]
+    bias, word, good = llm.generate([[1], [1], [1]], asked)
+    assert bias.error == "token id 9999 of logit_bias is outside the vocabulary (0..511)"
+    assert word.error == "token id 9999 of bad_words is outside the vocabulary (0..511)"
+    assert good.error is None
+    with pytest.raises(EngineError, match="has no tokenizer; give bad_words as lists of token ids"):
+        llm.generate([1], SamplingParams(bad_words=("word",)))
 
 
 def test_a_cache_that_holds_no_page_is_refused(llm: LLM) -> None:
@@ -161,3 +214,20 @@ def test_smollm2_answers_in_text(smollm2: Path, cache: Path) -> None:
         assert stopped.finish_reason == "stop"
         assert "Pa" not in stopped.text
         assert "".join(chunk.text for chunk in chunks) == stopped.text
+        question = [{"role": "user", "content": "What is the capital of France?"}]
+        assert "Paris" not in llm.chat(question, SamplingParams(max_tokens=24, bad_words=("Paris",))).text
+
+
+@pytest.mark.usefixtures("cache")
+def test_the_pages_examples_run_as_they_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "python-api.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names: dict[str, object] = {}
+    for block in blocks:
+        compiled = compile(block, "docs/python-api.md", "exec")
+        if '"smollm2"' not in block:
+            exec(compiled, names)
+    said = capsys.readouterr().out
+    assert len(blocks) >= 9
+    assert "invalid sampling parameters: max_new_tokens is another name: use max_tokens" in said
+    assert said.count("[") > 5

@@ -37,6 +37,12 @@ def plain_choice(
 ) -> tuple[int, np.ndarray]:
     """The chosen token and the distribution drawn from, for one row, the slow way."""
     z = logits.astype(np.float64).copy()
+    for token, bias in dict(p.logit_bias).items():
+        z[token] += bias
+    known = prompt + output
+    for word in p.bad_words:
+        if list(word[:-1]) == known[len(known) - len(word) + 1 :] and len(known) >= len(word) - 1:
+            z[word[-1]] = -np.inf
     if len(output) < p.min_tokens:
         z[list(stops)] = -np.inf
     for token in set(prompt) | set(output):
@@ -75,13 +81,15 @@ params_strategy = st.builds(
     repetition_penalty=st.sampled_from([1.0, 1.3, 0.7]),
     presence_penalty=st.sampled_from([0.0, 0.5, -0.5]),
     frequency_penalty=st.sampled_from([0.0, 0.4]),
+    logit_bias=st.dictionaries(st.integers(0, VOCAB - 1), st.sampled_from([-100.0, -3.5, 0.0, 2.0, 8.0]), max_size=4),
+    bad_words=st.lists(st.lists(st.integers(0, 4), min_size=1, max_size=3), max_size=3),
 )
 tokens_strategy = st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=8)
 
 
 @settings(max_examples=150, deadline=None)
 @given(
-    rows=st.lists(st.tuples(params_strategy, tokens_strategy, st.lists(st.integers(0, VOCAB - 1), max_size=8)), min_size=1, max_size=5),
+    rows=st.lists(st.tuples(params_strategy, tokens_strategy, st.lists(st.integers(0, 4), max_size=8)), min_size=1, max_size=5),
     seed=st.integers(0, 2**31),
 )
 def test_every_filter_in_any_mix_matches_the_plain_definition(rows: list[tuple[SamplingParams, list[int], list[int]]], seed: int) -> None:
@@ -220,6 +228,23 @@ def test_default_requests_upload_nothing_and_cost_an_arg_max() -> None:
         ({"stop": ("",)}, "a stop string must not be empty"),
         ({"stop_token_ids": (-4,)}, "stop_token_ids must not be negative"),
         ({"logprobs": 21}, "logprobs must lie in 0..20"),
+        ({"n": 0}, "n must lie in 1..128, not 0"),
+        ({"n": 2}, "n is 2, and greedy answers would all be the same; give a temperature above 0"),
+        ({"logit_bias": {3: 101.0}}, r"logit_bias must map up to 200 token ids to numbers in \[-100, 100\], not 3 to 101"),
+        ({"logit_bias": {-1: 1.0}}, "logit_bias must map"),
+        ({"logit_bias": {"a": 1.0}}, "logit_bias must map"),
+        ({"logit_bias": {3: float("nan")}}, "logit_bias must map"),
+        ({"logit_bias": dict.fromkeys(range(201), 1.0)}, "logit_bias must map up to 200 token ids .* not 201"),
+        ({"bad_words": [[]]}, r"bad_words must be texts, or lists of token ids, none of them empty, not \[\]"),
+        ({"bad_words": [""]}, "bad_words must be texts"),
+        ({"bad_words": [[-1]]}, "bad_words must be texts"),
+        ({"bad_words": [5]}, "bad_words must be texts"),
+        ({"bad_words": [[1] * 129]}, "at most 64 bad_words of 128 tokens together are taken, not 1 of 129"),
+        ({"max_tokens": "5"}, "max_tokens must be a whole number, not '5'"),
+        ({"max_tokens": 5.5}, "max_tokens must be a whole number, not 5.5"),
+        ({"temperature": "hot"}, "temperature must be a number, not 'hot'"),
+        ({"top_k": True}, "top_k must be a whole number, not True"),
+        ({"ignore_eos": "yes"}, "ignore_eos must be True or False, not 'yes'"),
     ],
 )
 def test_a_parameter_out_of_range_is_one_sentence(change: dict[str, object], sentence: str) -> None:
@@ -241,3 +266,55 @@ def test_a_slots_draw_is_its_temperature_and_seed_and_is_forgotten_with_it() -> 
     assert not sampler.sampling_words[[0, 1, 3]].any()
     sampler.start([start(2, SamplingParams(), [1], [], seed=9)])
     assert not sampler.sampling_words.any()
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("max_new_tokens", "max_new_tokens is another name: use max_tokens"),
+        ("best_of", "best_of is not built; ask for n answers with logprobs"),
+        ("use_beam_search", "use_beam_search is not built"),
+        ("tempratur", "tempratur is unknown; known are max_tokens, min_tokens, temperature"),
+    ],
+)
+def test_another_engines_parameter_says_what_to_use(name: str, sentence: str) -> None:
+    with pytest.raises(SamplingError, match=sentence) as caught:
+        SamplingParams(**{name: 1})  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+
+
+def test_a_bias_makes_a_token_sure_or_impossible_and_leaves_neighbours_alone() -> None:
+    logits = np.zeros((3, VOCAB), np.float32)
+    logits[:, 5] = 1.0
+    sampler = Sampler(4, 40, "cpu")
+    sampler.start(
+        [start(0, SamplingParams(logit_bias={9: 3.0}), [1], []), start(1, SamplingParams(logit_bias={5: -100.0, 2: 0.5}), [1], [])]
+    )
+    sampler.start([start(2, SamplingParams(), [1], [])])
+    assert sample(sampler, logits, [0, 1, 2], [1, 1, 1]) == [9, 2, 5]
+    sampler.start([start(0, SamplingParams(), [1], [])])
+    assert sample(sampler, logits, [0, 1, 2], [1, 1, 1]) == [5, 2, 5], "a slot's bias is forgotten with its request"
+
+
+def test_a_bad_word_is_never_completed_as_tokens_come() -> None:
+    """Bad are 7, and 5 6: after a 5 a 6 is forbidden, elsewhere it is not."""
+    logits = np.zeros((1, VOCAB), np.float32)
+    logits[0, [7, 6, 5, 4]] = [4.0, 3.0, 2.0, 1.0]
+    sampler = Sampler(3, 40, "cpu")
+    sampler.start([start(0, SamplingParams(bad_words=([7], [5, 6])), [1, 5], [])])
+    assert sample(sampler, logits, [0], [2]) == [5], "the prompt ends with 5"
+    assert sample(sampler, logits, [0], [3]) == [5]
+    logits[0, 5] = 0.0
+    assert sample(sampler, logits, [0], [4]) == [4]
+    assert sample(sampler, logits, [0], [5]) == [6]
+    sampler.start([start(0, SamplingParams(repetition_penalty=1.5), [1, 5], [])])
+    sampler.start([start(1, SamplingParams(bad_words=([1],)), [2], [])])
+    assert sample(sampler, np.repeat(logits, 2, axis=0), [0, 1], [2, 1])[0] == 7, "a slot's bad words are forgotten with its request"
+
+
+def test_a_bad_word_longer_than_the_sequence_forbids_nothing() -> None:
+    logits = np.zeros((1, VOCAB), np.float32)
+    logits[0, 3] = 1.0
+    sampler = Sampler(2, 40, "cpu")
+    sampler.start([start(0, SamplingParams(bad_words=([0, 0, 3],)), [0], [])])
+    assert sample(sampler, logits, [0], [1]) == [3]

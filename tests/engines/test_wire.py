@@ -36,6 +36,8 @@ SAMPLING = st.builds(
     min_p=unit(0, 1),
     repetition_penalty=unit(0, 1e300, exclude_min=True),
     presence_penalty=unit(-2, 2),
+    logit_bias=st.dictionaries(st.integers(0, 2**20), unit(-100, 100), max_size=3),
+    bad_words=st.lists(st.lists(st.integers(0, 2**20), min_size=1, max_size=3), max_size=3),
     frequency_penalty=unit(-2, 2),
     seed=st.none() | st.integers(0, 2**63 - 1),
     stop=st.lists(st.text(min_size=1), max_size=3).map(tuple),

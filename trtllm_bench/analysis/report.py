@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from typing import Any
+
 from rich.console import Console
 
 from trtllm_bench.analysis.advice import findings
 from trtllm_bench.analysis.cells import MeasuredCell
-from trtllm_bench.analysis.check import check, median_error
+from trtllm_bench.analysis.check import Checked, check, median_error
 from trtllm_bench.analysis.explain import breakdown, difference
 from trtllm_bench.analysis.slowest import SlowRequest, slow_request
 from trtllm_bench.analysis.step_constants import constants_for
@@ -19,6 +22,41 @@ from trtllm_results.store.table import read_rows
 LEAST = 0.005
 """Parts below this share are summed up in one line."""
 KERNELS = 3
+
+
+def cell_facts(cell: MeasuredCell, percentile: float) -> dict[str, Any]:
+    """What `report_cell` says, as data. Times in the unit of their name."""
+    found = breakdown(cell)
+    facts: dict[str, Any] = {
+        "cell": cell.label,
+        "key": cell.row.key,
+        "device": cell.row.environment.device,
+        "output_tokens_per_s": cell.row.figures.get("output_tokens_per_s"),
+        "us_per_output_token": found.per_token_us,
+        "source": found.source,
+        "parts_us_per_output_token": dict(sorted(found.parts.items(), key=lambda part: -abs(part[1]))),
+        "note": constants_for(cell.row.environment.gpu).note,
+        "findings": [asdict(one) for one in findings(cell, found)],
+    }
+    try:
+        return facts | {"request": asdict(slow_request(cell, percentile))}
+    except BenchError as error:
+        return facts | {"request": None, "note": "; ".join(part for part in (facts["note"], str(error)) if part)}
+
+
+def difference_facts(a: MeasuredCell, b: MeasuredCell) -> dict[str, Any]:
+    """What `report_difference` says, as data."""
+    found = difference(breakdown(a), breakdown(b))
+    parts = [{"part": name, "a": x, "b": y} for name, x, y in found.rows]
+    return {"a": a.label, "b": b.label, "us_per_output_token": dict(zip("ab", found.total, strict=True)), "parts": parts}
+
+
+def all_facts(results: str) -> list[dict[str, Any]]:
+    """What `report_all` says, as data: output tokens/s."""
+    return [
+        {"cell": one.row.cell.label, "key": one.row.key, "measured": one.measured, "predicted": one.predicted, "error": one.error}
+        for one in _checked(results)
+    ]
 
 
 def report_cell(cell: MeasuredCell, percentile: float, console: Console) -> None:
@@ -83,17 +121,19 @@ def report_difference(a: MeasuredCell, b: MeasuredCell, console: Console) -> Non
 
 def report_all(results: str, console: Console) -> None:
     """Every cell of a store, or of its part (`RESULTS@precision=fp8`), measured and predicted."""
+    checked = _checked(results)
+    numbers = [Column(name, unit="tok/s", kind="number") for name in ("measured", "predicted")]
+    show(all_facts(results), [Column("cell"), *numbers, Column("error", "predicted - measured", kind="percent")], console=console)
+    console.print(f"median error {median_error(checked):.1%} over {len(checked)} cells")
+
+
+def _checked(results: str) -> list[Checked]:
+    """The largest error first."""
     path, _, chosen = results.partition("@")
     checked = check(keep(read_rows(path), [part for part in chosen.split(",") if part]))
     if not checked:
         raise BenchError(f"{results}: the memory of these GPUs is not known, so what fits them cannot be predicted")
-    rows = [
-        {"cell": one.row.cell.label, "measured": one.measured, "predicted": one.predicted, "error": one.error}
-        for one in sorted(checked, key=lambda one: -abs(one.error))
-    ]
-    numbers = [Column(name, unit="tok/s", kind="number") for name in ("measured", "predicted")]
-    show(rows, [Column("cell"), *numbers, Column("error", "predicted - measured", kind="percent")], console=console)
-    console.print(f"median error {median_error(checked):.1%} over {len(checked)} cells")
+    return sorted(checked, key=lambda one: -abs(one.error))
 
 
 def _short(name: str) -> str:

@@ -19,7 +19,7 @@ from trtllm_bench.spec.measurement import MeasurementSpec, all_knobs
 def option(name: str, **settings: Any) -> Any:
     """The flag of one knob, for a command that takes it as a parameter of its own."""
     one = next(one for one in all_knobs() if one.name == name)
-    return typer.Option(*one.flags, help=settings.pop("help", one.help), **settings)
+    return typer.Option(*one.flags, help=settings.pop("help", one.help), show_default=False, **settings)
 
 
 Model = Annotated[str | None, option("model")]
@@ -49,8 +49,10 @@ def measures(
     """
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
-        def command(**given: Any) -> None:
+        def command(context: typer.Context, **given: Any) -> None:
             asked = {name: value for name, value in given.items() if name in names and value is not None}
+            if "engine_dir" in asked and getattr(context.get_parameter_source("model"), "name", "") == "DEFAULT_MAP":
+                del asked["model"]  # NVIDIA's tool wants a model before the command even where an engine is named
             function(asked=asked, **{name: value for name, value in given.items() if name not in names})
 
         own = list(inspect.signature(function, eval_str=True).parameters.values())
@@ -58,7 +60,9 @@ def measures(
         names = tuple(knobs)
         derived = [_parameter(one, grid, (help or {}).get(one.name, one.help)) for one in knobs.values()]
         parameters = [new for one in own for new in (derived if one.name == "asked" else [one])]
-        command.__signature__ = inspect.Signature([one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in parameters])  # type: ignore[attr-defined]
+        context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+        parameters = [context, *(one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in parameters)]
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         command.__annotations__ = {one.name: one.annotation for one in parameters}
         command.__doc__, command.__name__, command.__module__ = function.__doc__, function.__name__, function.__module__
         return command
@@ -79,6 +83,8 @@ def single(asked: Asked) -> MeasurementSpec:
     values = dict(asked)
     if values.get("concurrency", 1) <= 0:
         values.pop("concurrency")
+    if values.get("num_requests") == 0 and "dataset" in values:  # NVIDIA's way to say: all of it
+        values.pop("num_requests")
     rate = values.get("request_rate")
     if rate is not None and not rate > 0:
         raise BenchError(f"--request-rate must be above 0, not {rate:g}")

@@ -28,9 +28,14 @@ def command(
     tp: Annotated[int | None, options.option("tp")] = None,
     mark_output: Annotated[list[str] | None, typer.Option("--mark-output", help="Value to add as an output; may be repeated.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Seed of dummy weights (default 0).")] = None,
-    out: Annotated[Path | None, typer.Option("--out", "--output-dir", help="Engine folder (default: <model>-<precision>.engine).")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Engine folder (default: <model>-<precision>.engine).")] = None,
 ) -> None:
-    """Build an engine ahead of time; works without a GPU."""
+    """Build an engine ahead of time; works without a GPU.
+
+    Examples:
+      trtllm-bench build --model llama-3.1-8b --precision fp8 --arch sm_90
+      trtllm-bench build --model tiny-llama --arch cpu --out tiny.engine
+    """
     import time
 
     from trtllm_bench.build_progress import build_progress

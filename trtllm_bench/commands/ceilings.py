@@ -21,7 +21,12 @@ def command(
     apply: Annotated[Path | None, typer.Option("--apply", help="Fill in MFU and MBU of this store's rows that lack them.")] = None,
     file: Annotated[Path | None, typer.Option("--from", help="With --apply: ceilings kept in this file, of another machine.")] = None,
 ) -> None:
-    """Measure peak FLOP/s and memory bandwidth of this device, and cache them."""
+    """Measure peak FLOP/s and memory bandwidth of this device, and cache them.
+
+    Examples:
+      trtllm-bench ceilings
+      trtllm-bench ceilings --again --apply runs/a
+    """
     import json
     from dataclasses import asdict
 

@@ -32,7 +32,12 @@ def command(
     output: Annotated[str, typer.Option("--format", help="table, markdown, csv or json.")] = "table",
     out: Annotated[Path | None, typer.Option("--out", help="Write there instead of the terminal.")] = None,
 ) -> None:
-    """Compare result sets by cell, with change, interval and verdict."""
+    """Compare result sets by cell, with change, interval and verdict.
+
+    Examples:
+      trtllm-bench compare runs/a runs/b
+      trtllm-bench compare runs/a --against published
+    """
     from trtllm_results.errors import ResultsError
     from trtllm_results.store import selection
 

@@ -16,7 +16,12 @@ def command(
     serve: Annotated[bool, typer.Option("--serve", help="Serve the page on this machine and follow the results as they grow.")] = False,
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port of --serve; 0 takes a free one.")] = 8060,
 ) -> None:
-    """Write one HTML page: summary, curves, tables, cells; no network. --serve follows a sweep."""
+    """Write one HTML page: summary, curves, tables, cells; no network. --serve follows a sweep.
+
+    Examples:
+      trtllm-bench dashboard runs/a --out a.html
+      trtllm-bench dashboard runs/a --serve
+    """
     from trtllm_dashboards.errors import DashboardError
 
     if not results:

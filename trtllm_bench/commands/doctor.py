@@ -17,7 +17,12 @@ def command(
     out: Annotated[Path, typer.Option("--out", help="Folder results would be written to.")] = Path("runs"),
     as_json: Annotated[bool, typer.Option("--json", help="Print the checks as JSON.")] = False,
 ) -> None:
-    """Say what works on this machine, and how to mend what does not."""
+    """Say what works on this machine, and how to mend what does not.
+
+    Examples:
+      trtllm-bench doctor
+      trtllm-bench doctor --json
+    """
     from trtllm_bench import machine
 
     found = list(machine.checks(out))

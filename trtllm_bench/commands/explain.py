@@ -12,13 +12,29 @@ def command(
     other: Annotated[str | None, typer.Argument(metavar="[OTHER]", help="A second cell: says where the difference comes from.")] = None,
     every: Annotated[bool, typer.Option("--all", help="All cells of RESULTS beside what the step model predicts.")] = False,
     percentile: Annotated[float, typer.Option("--percentile", min=1, max=100, help="Which request to follow through its steps.")] = 99.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
-    """Say in words what limits a cell, or why two cells differ, part by part."""
+    """Say in words what limits a cell, or why two cells differ, part by part.
+
+    Examples:
+      trtllm-bench explain runs/a@batch=64
+      trtllm-bench explain runs/a@batch=64 runs/b@batch=64 --json
+    """
     from rich.console import Console
 
     from trtllm_bench.analysis.cells import find_cell
-    from trtllm_bench.analysis.report import report_all, report_cell, report_difference
+    from trtllm_bench.analysis.report import all_facts, cell_facts, difference_facts, report_all, report_cell, report_difference
 
+    if as_json:
+        import json
+
+        first = None if every else find_cell(cell)
+        if first is None:
+            facts: object = all_facts(cell)
+        else:
+            facts = cell_facts(first, percentile) if other is None else difference_facts(first, find_cell(other))
+        typer.echo(json.dumps(facts, indent=2))
+        return
     console = Console(highlight=False)
     if every:
         report_all(cell, console)

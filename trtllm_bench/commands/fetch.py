@@ -12,7 +12,12 @@ def command(
     name: Annotated[str, typer.Argument(metavar="MODEL", help="smollm2-135m.")],
     out: Annotated[Path | None, typer.Option("--out", help="Folder to write (default: in the cache).")] = None,
 ) -> None:
-    """Download a small real model (SmolLM2) as a Hugging Face folder."""
+    """Download a small real model (SmolLM2) as a Hugging Face folder.
+
+    Examples:
+      trtllm-bench fetch smollm2-135m
+      trtllm-bench fetch smollm2-135m --out smollm2
+    """
     from trtllm_engines.checkpoints.fetch import fetch
     from trtllm_engines.engine.cache import cache_folder
 

@@ -15,7 +15,13 @@ if TYPE_CHECKING:
     from trtllm_results.gate.verdict import GateReport
     from trtllm_results.record.row import Row
 
-app = typer.Typer(help="Did it get slower? Interleaved A/B runs, or a stored baseline.", no_args_is_help=True, add_completion=False)
+HELP = """Did it get slower? Interleaved A/B runs, or a stored baseline.
+
+Examples:
+  trtllm-bench gate run --a main --b HEAD -- --model tiny-llama
+  trtllm-bench gate check runs/today --baseline baseline.json
+"""
+app = typer.Typer(help=HELP, no_args_is_help=True, add_completion=False)
 
 Config = Annotated[Path | None, typer.Option("--config", help="TOML with margins, alpha and block counts (docs/gate.md).")]
 Margins = Annotated[list[str] | None, typer.Option("--margin", help="FIGURE=LOSS, such as output_tokens_per_s=2%; repeatable.")]
@@ -50,7 +56,12 @@ def run(
     markdown: Markdown = None,
     github: Github = False,
 ) -> None:
-    """Run A and B in interleaved blocks on this machine until the verdict is clear or the cap is reached."""
+    """Run A and B in interleaved blocks on this machine until the verdict is clear or the cap is reached.
+
+    Examples:
+      trtllm-bench gate run --a main --b HEAD -- --model tiny-llama
+      trtllm-bench gate run --a old.engine --b new.engine --blocks 5 -- --isl 64
+    """
     from trtllm_results.gate.run import run_gate
 
     settings = _settings(config, margin, blocks, max_blocks, looks)
@@ -73,7 +84,12 @@ def check(
     markdown: Markdown = None,
     github: Github = False,
 ) -> None:
-    """Judge a result store against the stored baseline; look for slow drift over its history."""
+    """Judge a result store against the stored baseline; look for slow drift over its history.
+
+    Examples:
+      trtllm-bench gate check runs/today --baseline baseline.json
+      trtllm-bench gate check runs/today --baseline b.json --junit gate.xml
+    """
     from trtllm_results.gate import baseline as baselines
     from trtllm_results.gate.calibrate import load_noise
     from trtllm_results.store import selection
@@ -93,7 +109,12 @@ def accept(
         bool, typer.Option("--same-state", help="Another day's session of the newest state: teaches gate check how much days differ.")
     ] = False,
 ) -> None:
-    """Make these results the baseline. Nothing else moves it; the old ones stay in its history."""
+    """Make these results the baseline. Nothing else moves it; the old ones stay in its history.
+
+    Examples:
+      trtllm-bench gate accept runs/today --baseline baseline.json
+      trtllm-bench gate accept runs/a --baseline b.json --note "new kernels"
+    """
     from trtllm_results.gate import baseline as baselines
     from trtllm_results.gate.sessions import FEWEST_SESSIONS
     from trtllm_results.store import selection
@@ -107,7 +128,12 @@ def accept(
 
 @app.command("history")
 def history(baseline: BaselineFile, config: Config = None, margin: Margins = None) -> None:
-    """Every state the baseline has had, with the change to the one before, and any drift."""
+    """Every state the baseline has had, with the change to the one before, and any drift.
+
+    Examples:
+      trtllm-bench gate history --baseline baseline.json
+      trtllm-bench gate history --baseline b.json --margin ttft_p50_ms=5%
+    """
     from rich.console import Console
 
     from trtllm_dashboards.tables import Column, show
@@ -139,7 +165,12 @@ def calibrate(
     out: Out = None,
     noise: Annotated[Path | None, typer.Option("--noise", help="Write the noise floor here, for gate check --noise.")] = None,
 ) -> None:
-    """Measure the noise floor with A against A: detectable effects, and how often the gate would be wrong here."""
+    """Measure the noise floor with A against A: detectable effects, and how often the gate would be wrong here.
+
+    Examples:
+      trtllm-bench gate calibrate --engine main -- --model tiny-llama
+      trtllm-bench gate calibrate --engine tiny.engine --noise noise.json
+    """
     from rich.console import Console
 
     from trtllm_dashboards.tables import Column, show

@@ -42,7 +42,12 @@ def command(
     device: options.Device = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a prompt, with token ids and times.")] = False,
 ) -> None:
-    """Generate text from prompts."""
+    """Generate text from prompts.
+
+    Examples:
+      trtllm-bench generate --model smollm2 --chat "What is a GPU?"
+      trtllm-bench generate --engine-dir llama.engine --token-ids 1,2,3
+    """
     from trtllm_bench.targets.native import device_of
     from trtllm_engines import LLM, SamplingParams
 

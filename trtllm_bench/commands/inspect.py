@@ -13,7 +13,12 @@ def command(
     verify: Annotated[bool, typer.Option("--verify", help="Hash every byte, weights included.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
-    """Print what an engine holds: ops, kernels, memory, fingerprint."""
+    """Print what an engine holds: ops, kernels, memory, fingerprint.
+
+    Examples:
+      trtllm-bench inspect llama.engine
+      trtllm-bench inspect llama.engine --verify --json
+    """
     from trtllm_engines.engine.inspect import describe, render
 
     found = describe(engine, verify=verify)

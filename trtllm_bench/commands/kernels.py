@@ -14,7 +14,7 @@ from trtllm_bench.errors import FAILURE, BenchError
 
 def command(
     name: Annotated[str, typer.Argument(metavar="[NAME]", help="Only ops whose name contains this, such as attention.")] = "",
-    shapes: Annotated[str, typer.Option("--shapes", "--model", "-m", help="Model whose shapes to take.")] = "llama-3.1-8b",
+    model: Annotated[str, typer.Option("--model", "-m", help="Model whose shapes to take.")] = "llama-3.1-8b",
     precision: options.Precision = None,
     kv_dtype: options.KvDtype = "auto",
     m: Annotated[str, typer.Option("--m", help="List: tokens in a step.")] = "1,64,1024",
@@ -27,12 +27,17 @@ def command(
     noise: Annotated[float, typer.Option("--noise", help="Relative standard error at which a measurement ends.")] = 0.005,
     seconds: Annotated[float, typer.Option("--seconds", help="Longest measurement of one kernel.")] = 2.0,
     peers: Annotated[bool, typer.Option("--peers/--no-peers", help="Measure cuBLASLt and SDPA beside ours.")] = True,
-    as_json: Annotated[Path | None, typer.Option("--json", help="Write the results; a later --baseline.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="JSON file to write the results to; a later --baseline.")] = None,
     plot: Annotated[Path | None, typer.Option("--plot", help="Draw each op's share of the ceiling (.png or .svg).")] = None,
-    baseline: Annotated[Path | None, typer.Option("--baseline", help="Judge against results of an earlier --json.")] = None,
+    baseline: Annotated[Path | None, typer.Option("--baseline", help="Judge against results of an earlier --out.")] = None,
     margin: Annotated[float, typer.Option("--margin", help="Relative slow-down that --baseline tolerates.")] = 0.03,
 ) -> None:
-    """Measure each kernel of a model alone: time, correctness, peers, share of the ceiling."""
+    """Measure each kernel of a model alone: time, correctness, peers, share of the ceiling.
+
+    Examples:
+      trtllm-bench kernels attention --model llama-3.1-8b --precision fp8
+      trtllm-bench kernels --m 1,64 --baseline before.json --out after.json
+    """
     from rich.console import Console
 
     from trtllm_bench.machine import arch_of, gpus
@@ -45,7 +50,7 @@ def command(
         raise BenchError("--noise and --seconds must be above 0, and --margin between 0 and 0.5")
     if plot is not None and plot.suffix not in (".png", ".svg"):
         raise BenchError(f"--plot {plot}: the file must end in .png or .svg")
-    selection = KernelSelection(shapes, precision or "bf16", parse_m(m), kv_len, name, past)
+    selection = KernelSelection(model, precision or "bf16", parse_m(m), kv_len, name, past)
     earlier = None if baseline is None else Run.load(baseline)
     devices = gpus()
     if not devices:
@@ -61,7 +66,7 @@ def command(
     environment = Environment.capture(use_gpu=True)
     hardware, notes = ceilings_for(environment)
     prime("cuda")
-    bench = Bench(shapes, selection.precision, arch_of(devices[0]), cases_of(selection), page_size, kv_dtype=kv_dtype)
+    bench = Bench(model, selection.precision, arch_of(devices[0]), cases_of(selection), page_size, kv_dtype=kv_dtype)
     results = run(
         selection,
         bench,
@@ -71,11 +76,11 @@ def command(
         lambda one: console.print(f"{one.key}: {one.cold.mean_us:,.2f} us", style="dim") if console.is_terminal else None,
         peers,
     )
-    outcome = Run(shapes, selection.precision, environment.device, tuple(results), " ".join(["trtllm-bench", *sys.argv[1:]]))
+    outcome = Run(model, selection.precision, environment.device, tuple(results), " ".join(["trtllm-bench", *sys.argv[1:]]))
     print_results(outcome, console, notes)
-    if as_json is not None:
-        outcome.save(as_json)
-        console.print(f"results: {as_json}", soft_wrap=True)
+    if out is not None:
+        outcome.save(out)
+        console.print(f"results: {out}", soft_wrap=True)
     if plot is not None:
         from trtllm_bench.micro.results import draw
 

@@ -13,7 +13,12 @@ PER_PLACE = 10
 
 @options.measures(without=OPEN_LOOP, help={"concurrency": "Requests in flight (default 1)."})
 def command(asked: options.Asked, report_json: options.ReportJson = None, out: options.Out = None) -> None:
-    """Measure time to first token and per token, one request at a time."""
+    """Measure time to first token and per token, one request at a time.
+
+    Examples:
+      trtllm-bench latency --model llama-3.1-8b --isl 2048 --osl 128
+      trtllm-bench latency --engine-dir llama.engine --report-json r.json
+    """
     from trtllm_bench.measure.single import Single, run
 
     if asked.get("concurrency", 1) < 1:

@@ -21,7 +21,12 @@ def command(
     device: options.Device = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
-    """Measure a text's perplexity in a precision and KV cache type."""
+    """Measure a text's perplexity in a precision and KV cache type.
+
+    Examples:
+      trtllm-bench perplexity smollm2 --dataset text.txt
+      trtllm-bench perplexity smollm2-fp8 --precision fp8 --dataset text.txt
+    """
     import time
 
     from trtllm_bench.build_progress import build_progress

@@ -16,9 +16,15 @@ def command(
     formats: Annotated[str, typer.Option("--format", help="List: png, svg.")] = "png,svg",
     as_list: Annotated[bool, typer.Option("--list", help="Name the kinds and what each shows.")] = False,
 ) -> None:
-    """Draw figures from results: throughput, latency, speed-up, roofline, energy, history."""
+    """Draw figures from results: throughput, latency, speed-up, roofline, energy, history.
+
+    Examples:
+      trtllm-bench plot published
+      trtllm-bench plot throughput runs/a runs/b --out figures
+    """
     from trtllm_dashboards.errors import DashboardError, OutputError
     from trtllm_dashboards.plots import KINDS
+    from trtllm_results.compare.published import recorded
 
     if as_list:
         for name, meaning in KINDS.items():
@@ -26,6 +32,9 @@ def command(
         return
     if kind != "all" and kind not in KINDS:
         raise DashboardError(f"There is no plot '{kind}'; choose all or one of {', '.join(KINDS)}.")
+    if not results and kind == "published" and (shipped := recorded()) is not None:
+        results = [str(shipped)]
+        typer.echo(f"no results named, so those of {shipped} are drawn")
     if not results:
         raise DashboardError("No results named; give the folder a sweep wrote, such as: trtllm-bench plot throughput runs/mine.")
     from trtllm_dashboards.plots import render

@@ -21,7 +21,13 @@ if TYPE_CHECKING:
     from trtllm_workloads.arrivals import Arrivals
     from trtllm_workloads.lengths import Lengths
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, help="Write a workload as JSON lines in NVIDIA's dataset format.")
+HELP = """Write a workload as JSON lines in NVIDIA's dataset format.
+
+Examples:
+  trtllm-bench prepare-dataset random --num-requests 9 --isl 64 --osl 16
+  trtllm-bench prepare-dataset --out d.jsonl trace requests.csv
+"""
+app = typer.Typer(add_completion=False, no_args_is_help=True, help=HELP)
 
 NumRequests = Annotated[int, typer.Option("--num-requests", help="Requests to write.")]
 
@@ -29,8 +35,8 @@ NumRequests = Annotated[int, typer.Option("--num-requests", help="Requests to wr
 @app.callback()
 def _options(
     context: typer.Context,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write (default: standard output).")] = None,
-    stdout: Annotated[bool, typer.Option("--stdout", help="Write to standard output even when --output is given.")] = False,
+    output: Annotated[Path | None, typer.Option("--out", "-o", help="File to write (default: standard output).")] = None,
+    stdout: Annotated[bool, typer.Option("--stdout", help="Write to standard output even when --out is given.")] = False,
     seed: Annotated[int, typer.Option("--random-seed", "--seed", min=0, help="Equal seeds give equal bytes.")] = 420,
     vocab_size: Annotated[int, typer.Option("--vocab-size", help="Token ids are drawn below this.")] = 32_000,
     request_rate: Annotated[
@@ -62,7 +68,15 @@ def token_norm_dist(
     output_mean: Annotated[float, typer.Option("--output-mean", help="Mean output length, tokens.")],
     output_stdev: Annotated[float, typer.Option("--output-stdev", help="Its standard deviation.")],
 ) -> None:
-    """Normally distributed lengths; a standard deviation of 0 makes them fixed."""
+    r"""Normally distributed lengths; a standard deviation of 0 makes them fixed.
+
+    Examples:
+      trtllm-bench prepare-dataset --out d.jsonl token-norm-dist \
+        --num-requests 100 --input-mean 128 --input-stdev 0 \
+        --output-mean 128 --output-stdev 0
+      trtllm-bench prepare-dataset token-norm-dist --num-requests 9 \
+        --input-mean 64 --input-stdev 8 --output-mean 16 --output-stdev 4
+    """
     from trtllm_workloads.lengths import Normal
 
     _write_synthetic(context, num_requests, Normal(input_mean, input_stdev), Normal(output_mean, output_stdev))
@@ -77,7 +91,15 @@ def token_unif_dist(
     output_min: Annotated[int, typer.Option("--output-min", help="Shortest output.")],
     output_max: Annotated[int, typer.Option("--output-max", help="Longest output.")],
 ) -> None:
-    """Uniformly distributed lengths, both ends included."""
+    r"""Uniformly distributed lengths, both ends included.
+
+    Examples:
+      trtllm-bench prepare-dataset --out d.jsonl token-unif-dist \
+        --num-requests 100 --input-min 64 --input-max 256 \
+        --output-min 16 --output-max 64
+      trtllm-bench prepare-dataset token-unif-dist --num-requests 9 \
+        --input-min 8 --input-max 8 --output-min 1 --output-max 4
+    """
     from trtllm_workloads.lengths import Uniform
 
     _write_synthetic(context, num_requests, Uniform(input_min, input_max), Uniform(output_min, output_max))
@@ -94,7 +116,13 @@ def random_lengths(
     ] = 0.0,
     correlation: Annotated[float, typer.Option("--correlation", help="Gaussian-copula correlation of the two lengths.")] = 0.0,
 ) -> None:
-    """Any length distribution the tool knows, by its short form."""
+    r"""Any length distribution the tool knows, by its short form.
+
+    Examples:
+      trtllm-bench prepare-dataset random --num-requests 9 --isl 64 --osl 16
+      trtllm-bench prepare-dataset --out d.jsonl random --num-requests 100 \
+        --isl lognormal:1155,1000 --osl zipf:1.1,1,4096
+    """
     from trtllm_workloads.lengths import Fixed, around, parse
 
     given = (parse(isl), parse(osl))
@@ -112,7 +140,12 @@ def trace(
     time_scale: Annotated[float, typer.Option("--time-scale", help="Multiply arrival times; 0.1 is ten times as fast.")] = 1.0,
     skip_bad_rows: flags.SkipBadRows = False,
 ) -> None:
-    """A recorded trace or a workload specification, with its arrival times and shared prefixes."""
+    """A recorded trace or a workload specification, with its arrival times and shared prefixes.
+
+    Examples:
+      trtllm-bench prepare-dataset --out d.jsonl trace requests.csv
+      trtllm-bench prepare-dataset trace chat --num-requests 100
+    """
     from trtllm_workloads.open_workload import open_workload
     from trtllm_workloads.synthetic import generator
 

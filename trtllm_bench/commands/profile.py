@@ -30,7 +30,12 @@ def command(
     inside_nsys: Annotated[bool, typer.Option("--inside-nsys", hidden=True)] = False,
     out: Annotated[Path | None, typer.Option("--out", help="Folder for profile, trace and page (default: profiles/<time>).")] = None,
 ) -> None:
-    """See kernel by kernel where a cell's time goes, and how near the hardware's limits."""
+    """See kernel by kernel where a cell's time goes, and how near the hardware's limits.
+
+    Examples:
+      trtllm-bench profile runs/a@batch=64
+      trtllm-bench profile --model llama-3.1-8b --concurrency 64 --steps 40-60
+    """
     import time
     from dataclasses import replace
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def command(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Hugging Face folder with config.json, weights and tokenizer.")],
-    out: Annotated[Path, typer.Option("--out", "--output-dir", help="Folder to write, new or empty.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder to write, new or empty.")],
     precision: Annotated[
         str, typer.Option("--precision", help="fp8 (a scale a tensor) or fp8_rowwise (a scale a row, inputs scaled as they come).")
     ] = "fp8",
@@ -29,7 +29,12 @@ def command(
     kv_dtype: Annotated[str, typer.Option("--kv-dtype", help="fp8, or none to leave out the KV cache's scales.")] = "fp8",
     device: options.Device = "auto",
 ) -> None:
-    """Calibrate a model and write it as an fp8 checkpoint."""
+    """Calibrate a model and write it as an fp8 checkpoint.
+
+    Examples:
+      trtllm-bench quantize smollm2 --out smollm2-fp8
+      trtllm-bench quantize smollm2 --precision fp8_rowwise --out smollm2-rows
+    """
     import time
 
     from rich.console import Console

@@ -15,7 +15,12 @@ def command(
     weights: Annotated[str, typer.Option("--weights", help="dummy, or a folder or .gguf file with weights of the same shapes.")],
     seed: options.Seed = 0,
 ) -> None:
-    """Swap an engine's weights without recompiling it."""
+    """Swap an engine's weights without recompiling it.
+
+    Examples:
+      trtllm-bench refit llama.engine --weights llama-3.1-8b-tuned
+      trtllm-bench refit llama.engine --weights dummy --seed 1
+    """
     import time
 
     from trtllm_bench.build_progress import build_progress

@@ -10,7 +10,13 @@ import typer
 if TYPE_CHECKING:
     from trtllm_results.record.row import Row
 
-app = typer.Typer(help="List, show, export, merge and import results.", no_args_is_help=True, add_completion=False)
+HELP = """List, show, export, merge and import results.
+
+Examples:
+  trtllm-bench results ls runs/a
+  trtllm-bench results export runs/a a.csv
+"""
+app = typer.Typer(help=HELP, no_args_is_help=True, add_completion=False)
 Strings = list[str] | None
 Where = Annotated[Strings, typer.Option("--where", help="Filter such as precision=fp8 or status=ok; repeatable.")]
 
@@ -21,7 +27,12 @@ def ls(
     where: Where = None,
     figure: Annotated[Strings, typer.Option("--figure", help="Figure to show; repeatable.")] = None,
 ) -> None:
-    """List the rows of stores, one line each."""
+    """List the rows of stores, one line each.
+
+    Examples:
+      trtllm-bench results ls runs/a
+      trtllm-bench results ls runs/a runs/b --where precision=fp8
+    """
     from rich.console import Console
 
     from trtllm_dashboards.tables import Column, show
@@ -61,7 +72,12 @@ def show_row(
         str, typer.Option("--definitions", help="Latencies as another tool defines them: vllm, aiperf, nvidia, guidellm, or all.")
     ] = "",
 ) -> None:
-    """Everything about the rows of one cell, or of all: settings, figures with their units, environment, command."""
+    """Everything about the rows of one cell, or of all: settings, figures with their units, environment, command.
+
+    Examples:
+      trtllm-bench results show runs/a
+      trtllm-bench results show runs/a 3f2a --definitions vllm
+    """
     from trtllm_results.errors import ResultsError
     from trtllm_results.metrics.registry import METRICS, brief
     from trtllm_results.store import selection
@@ -127,7 +143,12 @@ def export(
     out: Annotated[Path, typer.Argument(help="File to write: .csv (opens in a spreadsheet), .json or .parquet.")],
     where: Where = None,
 ) -> None:
-    """Write the rows as one CSV, JSON or Parquet file."""
+    """Write the rows as one CSV, JSON or Parquet file.
+
+    Examples:
+      trtllm-bench results export runs/a a.csv
+      trtllm-bench results export runs/a fp8.parquet --where precision=fp8
+    """
     from trtllm_results.errors import ResultsError
     from trtllm_results.store import selection
     from trtllm_results.store import table as stores
@@ -148,7 +169,12 @@ def merge(
     into: Annotated[Path, typer.Argument(help="Store that receives (made if absent).")],
     sources: Annotated[list[Path], typer.Argument(help="Stores or tables to take rows from.")],
 ) -> None:
-    """Add the rows of other stores; rows already there are left alone, so merging twice is safe."""
+    """Add the rows of other stores; rows already there are left alone, so merging twice is safe.
+
+    Examples:
+      trtllm-bench results merge runs/all runs/a
+      trtllm-bench results merge runs/all runs/a runs/b
+    """
     from trtllm_results.store.table import Store, merge_store
 
     store = Store(into)
@@ -169,7 +195,14 @@ def import_results(
         Strings, typer.Option("--set", help="FIELD=VALUE the file does not tell, such as precision=fp8; repeatable.")
     ] = None,
 ) -> None:
-    """Read other tools' result files into a store. Times they wrote without a zone are taken to be this machine's (TZ changes it)."""
+    """Read other tools' result files into a store.
+
+    Times they wrote without a zone are taken to be this machine's (TZ changes it).
+
+    Examples:
+      trtllm-bench results import runs/vllm result.json
+      trtllm-bench results import runs/nv report.json --set precision=fp8
+    """
     from trtllm_results import importers
     from trtllm_results.errors import ResultsError
     from trtllm_results.store.table import Store, extend

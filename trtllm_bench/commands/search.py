@@ -37,7 +37,12 @@ def command(
     report_json: Annotated[Path | None, typer.Option("--report-json", help="Write probes and answer here.")] = None,
     out: options.Out = None,
 ) -> None:
-    """Find the highest load that still meets an SLO, by bisection with confidence."""
+    """Find the highest load that still meets an SLO, by bisection with confidence.
+
+    Examples:
+      trtllm-bench search --goodput ttft:200,tpot:50 --model llama-3.1-8b
+      trtllm-bench search --goodput e2e:5000 --by concurrency --out runs/limit
+    """
     from trtllm_bench.load.saturation import Search
     from trtllm_bench.measure.search import Settings, requests_to_decide, run
 

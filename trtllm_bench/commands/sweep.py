@@ -42,6 +42,10 @@ def command(
     """Measure a grid of precision, batch and lengths into a table.
 
     Every flag shown with .. takes a list and may be an axis of the grid.
+
+    Examples:
+      trtllm-bench sweep --model llama-3.1-8b --batch-size 1,64 --isl 128,2048
+      trtllm-bench sweep --target http://127.0.0.1:8000 --request-rate 1,2,4
     """
     flags = {**asked, "repeats": repeats}
     if gpu is not None and not predict:
@@ -80,14 +84,14 @@ def _run(toml: Path | None, flags: dict[str, Any], out: Path | None, resume: boo
 
     from trtllm_bench.measure.rows import command_line
     from trtllm_bench.measure.session import open_session
-    from trtllm_bench.measure.workload import make_workload
+    from trtllm_bench.measure.workload import notes_of, workload_of
     from trtllm_bench.spec.measurement import safe_target
     from trtllm_bench.sweep.progress import SweepView
     from trtllm_bench.sweep.runner import Sweep
     from trtllm_bench.sweep.settle import settled
     from trtllm_bench.sweep.spec import SPEC_FILE, load_spec
     from trtllm_bench.sweep.table import print_table
-    from trtllm_bench.targets.registry import runs_on_gpu, vocabulary_of
+    from trtllm_bench.targets.registry import runs_on_gpu
     from trtllm_results.record.environment import Environment
     from trtllm_results.store.table import Store
 
@@ -114,6 +118,9 @@ def _run(toml: Path | None, flags: dict[str, Any], out: Path | None, resume: boo
     environment = Environment.capture(use_gpu=runs_on_gpu(first))
     models = ", ".join(dict.fromkeys(points[0].spec.engine.model or safe_target(points[0].spec.target) for points in engines))
     console.print(f"{models} on {environment.device or 'this machine'}: {_count(spec)}; results in {folder}", soft_wrap=True)
+    datasets = {point.spec.workload.dataset: point.spec for points in engines for point in points if point.spec.workload.dataset}
+    for note in dict.fromkeys(note for one in datasets.values() for note in notes_of(one.workload, workload_of(one))):
+        console.print(f"note: {note}", style="yellow", soft_wrap=True)
     try:
         with SweepView(spec, console) as view:
             sweep = Sweep(
@@ -121,7 +128,7 @@ def _run(toml: Path | None, flags: dict[str, Any], out: Path | None, resume: boo
                 repeats=spec.repeats,
                 store=store,
                 open_session=lambda point: open_session(point, view.stage),
-                make_workload=lambda point: make_workload(point.workload, vocabulary_of(point)),
+                make_workload=workload_of,
                 watcher=view,
                 environment=lambda point: Environment.capture(use_gpu=runs_on_gpu(point)),
                 command=command_line(),

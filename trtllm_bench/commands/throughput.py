@@ -21,7 +21,12 @@ def command(
     out: options.Out = None,
     keep_loaded: Annotated[bool, typer.Option("--keep-loaded", hidden=True)] = False,
 ) -> None:
-    """Measure tokens/s of one engine under load."""
+    """Measure tokens/s of one engine under load.
+
+    Examples:
+      trtllm-bench throughput --model llama-3.1-8b --isl 128 --osl 128
+      trtllm-bench throughput --model smollm2 --dataset data.jsonl --out runs/a
+    """
     from trtllm_bench.measure.single import Single, follow, run
 
     single = Single(options.single(asked), LEAST_REQUESTS, PER_PLACE, streaming, report_json, out)

@@ -14,7 +14,13 @@ if TYPE_CHECKING:
     from trtllm_workloads.traces import Trace
     from trtllm_workloads.traces.info import TraceInfo
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, help="Look into recorded traces (prepare-dataset makes datasets of them).")
+HELP = """Look into recorded traces (prepare-dataset makes datasets of them).
+
+Examples:
+  trtllm-bench trace info requests.csv
+  trtllm-bench trace info requests.csv --json
+"""
+app = typer.Typer(add_completion=False, no_args_is_help=True, help=HELP)
 SCATTERED = 4000
 """Most requests drawn as points."""
 
@@ -50,7 +56,12 @@ def info_command(
     plot: Annotated[Path | None, typer.Option("--plot", help="Also draw it: a .png or .svg file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
-    """Lengths, rate over time, burstiness, sessions, and the most a prefix cache could save."""
+    """Lengths, rate over time, burstiness, sessions, and the most a prefix cache could save.
+
+    Examples:
+      trtllm-bench trace info requests.csv
+      trtllm-bench trace info requests.csv --plot requests.png --json
+    """
     from trtllm_workloads.traces.info import info
 
     trace = _filtered(file, format, skip_bad_rows, window, max_input, max_total, sample, time_scale, jitter, seed)

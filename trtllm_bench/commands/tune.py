@@ -24,7 +24,12 @@ def command(
         Path | None, typer.Option("--out", help="Tactics file to write into (default: the one builds for this GPU read).")
     ] = None,
 ) -> None:
-    """Choose tiles and routines for each op by measuring them on this GPU; builds then use what was recorded."""
+    """Choose tiles and routines for each op by measuring them on this GPU; builds then use what was recorded.
+
+    Examples:
+      trtllm-bench tune --model llama-3.1-8b --precision bf16,fp8
+      trtllm-bench tune attention --m 1,64 --seconds 120
+    """
     import time
 
     from rich.console import Console

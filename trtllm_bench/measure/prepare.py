@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from trtllm_bench.errors import BenchError
-from trtllm_bench.measure.workload import make_workload
+from trtllm_bench.measure.workload import workload_of
 from trtllm_bench.spec.measurement import EngineSpec, MeasurementSpec
-from trtllm_bench.targets.registry import runs_on_gpu, target_kind, vocabulary_of
+from trtllm_bench.targets.registry import runs_on_gpu, target_kind
 from trtllm_workloads.request import Workload
 
 MOST_SEQUENCES = 256
@@ -44,12 +44,24 @@ def sized(engine: EngineSpec, sequences: int, longest: int) -> EngineSpec:
     return replace(engine, max_batch_size=engine.max_batch_size or sequences or None, max_seq_len=engine.max_seq_len or longest)
 
 
+def misfit(spec: MeasurementSpec, longest: int) -> str:
+    """Why the target cannot serve a sequence of `longest` tokens, as far as is known before anything is built; "" where it can."""
+    limit = target_kind(spec.target).longest(spec.engine)
+    if limit is None or longest <= limit:
+        return ""
+    cure = "ask for shorter --isl or --osl" if spec.workload.dataset is None else "give a dataset of shorter requests, or another --model"
+    name = spec.engine.engine_dir or spec.engine.model
+    return f"the longest sequence has {longest:,} tokens (prompt and output) but {name} takes {limit:,}; {cure}"
+
+
 def prepare(spec: MeasurementSpec, least: int, per_place: int) -> tuple[MeasurementSpec, Workload]:
     """One measurement, complete and checked, with its requests: `per_place` of them for each sequence in flight, at least `least`,
     where it was not said how many. Raises the components' errors."""
     spec = with_model(spec).with_defaults(least, per_place)
     target_kind(spec.target).check(spec)
-    workload = make_workload(spec.workload, vocabulary_of(spec))
+    workload = workload_of(spec)
+    if reason := misfit(spec, workload.longest_sequence):
+        raise BenchError(reason)
     sequences = spec.load.concurrency
     if not sequences and spec.engine.engine_dir is None:
         sequences = min(spec.workload.num_requests or MOST_SEQUENCES, MOST_SEQUENCES)

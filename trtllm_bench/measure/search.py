@@ -19,12 +19,12 @@ from rich.console import Console
 
 from trtllm_bench.errors import BenchError, RunFailure
 from trtllm_bench.load.saturation import RAMP_UP, Good, Probe, Saturation, Search, find_saturation
-from trtllm_bench.measure.prepare import sized, with_model
+from trtllm_bench.measure.prepare import misfit, sized, with_model
 from trtllm_bench.measure.rows import RowMaker, cell_of, keep
 from trtllm_bench.measure.session import Measurement, Session, open_session
-from trtllm_bench.measure.workload import make_workload
+from trtllm_bench.measure.workload import notes_of, workload_of
 from trtllm_bench.spec.measurement import MeasurementSpec
-from trtllm_bench.targets.registry import target_kind, vocabulary_of
+from trtllm_bench.targets.registry import target_kind
 from trtllm_results.metrics.requests import goodput_mask
 from trtllm_results.store.table import Store
 
@@ -67,9 +67,13 @@ def run(settings: Settings) -> Saturation:
     spec = with_model(settings.spec)
     target_kind(spec.target).check(spec)
     settings = replace(settings, spec=spec)
-    probe = settings.probe(1.0, 0).workload
-    longest = make_workload(probe, vocabulary_of(spec)).longest_sequence
-    spec = replace(spec, engine=sized(spec.engine, 0, longest))
+    probe = settings.probe(1.0, 0)
+    workload = workload_of(probe)
+    if reason := misfit(spec, workload.longest_sequence):
+        raise BenchError(reason)
+    spec = replace(spec, engine=sized(spec.engine, 0, workload.longest_sequence))
+    for note in notes_of(replace(probe.workload, num_requests=None), workload):
+        console.print(f"note: {note}", style="yellow", soft_wrap=True)
     settings = replace(settings, spec=spec)
     session = open_session(spec)
     try:
@@ -105,7 +109,6 @@ class _Prober:
 
     def __init__(self, settings: Settings, session: Session) -> None:
         self._settings, self._session, self._identity = settings, session, session.identity()
-        self._vocabulary = vocabulary_of(settings.spec)
         self._runs = 0
         self._rows = RowMaker.here(settings.spec)
         self._store = Store(settings.out) if settings.out is not None else None
@@ -125,7 +128,7 @@ class _Prober:
     def _measure(self, load: float) -> Measurement:
         spec = self._settings.probe(load, self._runs).with_defaults(0, 0)
         self._runs += 1
-        workload = make_workload(spec.workload, self._vocabulary)
+        workload = workload_of(spec)
         needed = spec.workload.num_requests
         if needed is not None and len(workload) < needed:
             raise BenchError(

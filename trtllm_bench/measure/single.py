@@ -16,6 +16,7 @@ from trtllm_bench.measure.prepare import prepare
 from trtllm_bench.measure.report import nvidia_report, print_report, write_json
 from trtllm_bench.measure.rows import RowMaker, cell_of, keep
 from trtllm_bench.measure.session import Measurement, OnRequests, open_session
+from trtllm_bench.measure.workload import notes_of
 from trtllm_bench.spec.measurement import EngineSpec, MeasurementSpec
 from trtllm_bench.targets.registry import is_own
 from trtllm_results.record.row import Row
@@ -53,14 +54,8 @@ def follow(single: Single, lines: Iterable[str]) -> None:
 def _measured(single: Single, reports: Iterable[Path | None], console: Console) -> Iterator[tuple[Path | None, Row]]:
     """One measurement for each of `reports`, all by one session."""
     spec, workload = prepare(single.spec, single.least, single.per_place)
-    asked = spec.workload.num_requests or 0
-    if len(workload) < asked:
-        console.print(
-            f"note: {spec.workload.dataset} has {len(workload):,} of the {asked:,} requests asked for", style="yellow", soft_wrap=True
-        )
-    if workload.skipped:
-        rows = f"{workload.skipped:,} row{'s' * (workload.skipped > 1)}"
-        console.print(f"note: {rows} of {spec.workload.dataset} left out, being no requests", style="yellow", soft_wrap=True)
+    for note in notes_of(spec.workload, workload):
+        console.print(f"note: {note}", style="yellow", soft_wrap=True)
     session = open_session(spec)
     try:
         if is_own(spec.target):

@@ -7,12 +7,35 @@ from dataclasses import replace
 import numpy as np
 
 from trtllm_bench.errors import BenchError
-from trtllm_bench.spec.measurement import WorkloadSpec
-from trtllm_workloads.request import Workload
+from trtllm_bench.spec.measurement import MeasurementSpec, WorkloadSpec
+from trtllm_bench.targets.registry import Tokenize, tokenize_of, vocabulary_of
+from trtllm_workloads.request import NO_LORA, Workload
 
 
-def make_workload(spec: WorkloadSpec, vocabulary: int) -> Workload:
-    """The requests, their prompts drawn from `vocabulary` token ids. Raises `BenchError` or `WorkloadError`."""
+def workload_of(spec: MeasurementSpec) -> Workload:
+    """The requests that are asked for, in the form that the target takes. Raises `BenchError`, and the components' errors."""
+    return make_workload(spec.workload, vocabulary_of(spec), tokenize_of(spec))
+
+
+def notes_of(spec: WorkloadSpec, workload: Workload) -> list[str]:
+    """What a reader of the figures should know of the requests, a sentence each."""
+    notes = []
+    if len(workload) < (spec.num_requests or 0):
+        notes.append(f"{spec.dataset} has {len(workload):,} of the {spec.num_requests:,} requests asked for")
+    if workload.skipped:
+        rows = f"{workload.skipped:,} row{'s' * (workload.skipped > 1)}"
+        notes.append(f"{rows} of {spec.dataset} left out, being no requests")
+    adapted = 0 if workload.lora_id is None else int((workload.lora_id != NO_LORA).sum())
+    if adapted:
+        notes.append(f"lora_request of {adapted:,} request{'s' * (adapted > 1)} of {spec.dataset} is ignored: adapters are not built yet")
+    return notes
+
+
+def make_workload(spec: WorkloadSpec, vocabulary: int, tokenize: Tokenize | None = None) -> Workload:
+    """The requests, their prompts drawn from `vocabulary` token ids, texts of a dataset turned into ids by `tokenize`.
+
+    Raises `BenchError` or `WorkloadError`.
+    """
     from trtllm_workloads.arrivals import chosen
     from trtllm_workloads.open_workload import open_workload
     from trtllm_workloads.synthetic import fixed, generator
@@ -25,6 +48,7 @@ def make_workload(spec: WorkloadSpec, vocabulary: int) -> Workload:
             seed=spec.seed,
             time_scale=spec.time_scale,
             skip_bad_rows=spec.skip_bad_rows,
+            tokenize=tokenize,
         )
     else:
         made = replace(fixed(spec.num_requests or 1, *spec.lengths, vocab_size=vocabulary, seed=spec.seed), name="fixed")

@@ -74,9 +74,9 @@ class Run:
             results = [Measured(**{**one, **{how: _timing(one[how]) for how in _TIMED if one.get(how)}}) for one in data.pop("results")]
             return cls(**data, results=tuple(results))
         except FileNotFoundError as error:
-            raise BenchError(f"no kernel results at {path}; write them with trtllm-bench kernels --json {path}") from error
+            raise BenchError(f"no kernel results at {path}; write them with trtllm-bench kernels --out {path}") from error
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise BenchError(f"{path} is no file of trtllm-bench kernels --json ({type(error).__name__}: {error})") from error
+            raise BenchError(f"{path} is no file of trtllm-bench kernels --out ({type(error).__name__}: {error})") from error
 
 
 _TIMED = ("cold", "warm", "chained")
@@ -93,7 +93,7 @@ def judge(base: Run, now: Run, margin: float, alpha: float = 0.05) -> tuple[gate
     earlier = {one.key: one for one in base.results}
     both = [(earlier[one.key], one) for one in now.results if one.key in earlier]
     if not both:
-        raise BenchError("the baseline has none of these kernels and shapes; measure it with the same --shapes, --precision and --m")
+        raise BenchError("the baseline has none of these kernels and shapes; measure it with the same --model, --precision and --m")
     return gate.judge([_judged(a, b, margin) for a, b in both], alpha)
 
 

@@ -57,4 +57,11 @@ def print_findings(findings: Sequence[gate.Finding], console: Console) -> int:
             style=styles[finding.verdict],
             soft_wrap=True,
         )
+    if any(finding.verdict == "inconclusive" for finding in findings):
+        console.print(
+            "inconclusive: the interval of the change, in brackets, reaches across the margin; a smaller --noise or longer --seconds "
+            "narrows it",
+            style="dim",
+            soft_wrap=True,
+        )
     return gate.EXIT_CODES[gate.combine(findings)]

@@ -99,7 +99,7 @@ class KnobField:
     def _bounded(self, value: Any, name: str) -> Any:
         facts = self.knob
         if isinstance(value, float) and not math.isfinite(value):
-            raise BenchError(f"{name}: Input should be a finite number, not {value:g}")
+            raise BenchError(f"{name} must be a finite number, not {value:g}")
         for broken, bound in (
             (facts.least is not None and value < facts.least, f"at least {facts.least}"),
             (facts.most is not None and value > facts.most, f"at most {facts.most}"),

@@ -70,6 +70,22 @@ def _json_object(value: Any) -> str:
     return json.dumps(content, sort_keys=True)
 
 
+def _dataset(value: Any) -> str:
+    """The dataset's name; standard input (`-`) is kept in the cache, named for its content, so that the row names what was run."""
+    if str(value) != "-":
+        return str(value)
+    import hashlib
+    import sys
+
+    from trtllm_engines.engine.cache import cache_folder
+
+    content = sys.stdin.buffer.read()
+    path = cache_folder() / "datasets" / f"stdin-{hashlib.sha256(content).hexdigest()[:12]}.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return str(path)
+
+
 @dataclass(frozen=True)
 class EngineSpec:
     """An engine: from `engine_dir` as it is, or built of `model` for at least these ranges. None leaves a choice open.
@@ -123,7 +139,10 @@ class WorkloadSpec:
     """
 
     dataset: str | None = knob(
-        None, "JSON lines in NVIDIA's format, a trace, a workload .toml, or a shipped workload's name, instead of --isl and --osl."
+        None,
+        "JSON lines in NVIDIA's format (- reads them from standard input), a trace, a workload .toml, or a shipped workload's name, "
+        "instead of --isl and --osl.",
+        parse=_dataset,
     )
     isl: int | None = knob(None, "Input sequence length (default 128).", least=1, unit="tokens")
     osl: int | None = knob(None, "Output sequence length (default 128).", least=1, unit="tokens")
@@ -181,12 +200,16 @@ class WorkloadSpec:
 
 @dataclass(frozen=True)
 class ServerSpec:
-    """How a server is asked; targets that are none take no notice. A row keeps it with what else its target says of itself."""
+    """How a server is asked; targets that are none take notice of `tokenizer` only, for a dataset of texts.
+
+    A row keeps it with what else its target says of itself."""
 
     served_model_name: str | None = knob(None, "Name the server has for the model (default: --model, else the first it lists).")
     endpoint: str = knob("completions", "completions (default) or chat.", parse=_one_of("completions", "chat"))
     prompts: str = knob("tokens", "Send prompts as tokens (default) or as text, which needs --tokenizer.", parse=_one_of("tokens", "text"))
-    tokenizer: Path | None = knob(None, "Folder with tokenizer.json: makes text of prompts, counts tokens that the server does not.")
+    tokenizer: Path | None = knob(
+        None, "Folder with tokenizer.json: for a dataset of texts (default: the model's own); for prompts and counts of a server."
+    )
     optional_fields: str = knob(
         SENT_FIELDS,
         f"Fields to send that not every server takes (default {SENT_FIELDS}; also {', '.join(MORE_FIELDS)}; or none).",

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import uuid
-from dataclasses import replace
 from typing import cast
 
 from trtllm_bench.analysis.predict import predict
 from trtllm_bench.errors import BenchError
-from trtllm_bench.measure.prepare import sized
 from trtllm_bench.measure.rows import cell_of, reason_of
-from trtllm_bench.measure.workload import make_workload
+from trtllm_bench.measure.workload import workload_of
 from trtllm_bench.roofline.hardware import Hardware, published
 from trtllm_bench.spec.measurement import EngineSpec, MeasurementSpec
-from trtllm_bench.sweep.settle import longest_sequence
+from trtllm_bench.sweep.settle import fitted
 from trtllm_bench.sweep.spec import SweepSpec
 from trtllm_bench.targets.native import model_of
 from trtllm_bench.targets.native_engine import profile_for
-from trtllm_bench.targets.registry import Identity, vocabulary_of
+from trtllm_bench.targets.registry import Identity
 from trtllm_engines.compiler.compile import compile_model
 from trtllm_engines.compiler.plan import Plan
 from trtllm_engines.models.presets import resolve_model
@@ -44,14 +42,13 @@ def predict_sweep(spec: SweepSpec, hardware: Hardware, command: str) -> list[Row
     """One row per cell of the grid; a cell that could not run (no such precision, no memory) says why."""
     rows: list[Row] = []
     run_id = uuid.uuid4().hex[:12]
-    for points in spec.engines():
-        vocabulary = vocabulary_of(points[0].spec)
-        longest = longest_sequence([point.spec.workload for point in points], vocabulary)
-        engine = sized(points[0].spec.engine, max(point.spec.load.concurrency for point in points), longest)
-        plan, error = _plan(engine, hardware)
+    for grid_points in spec.engines():
+        points = fitted(grid_points)
+        plan, error = _plan(points[0].spec.engine, hardware)
         for point in points:
-            asked = replace(point.spec, engine=engine)
-            rows.append(_row(asked, plan, error, hardware, make_workload(asked.workload, vocabulary), run_id, command))
+            reason = BenchError(point.refused) if point.refused else error
+            workload = workload_of(point.spec)
+            rows.append(_row(point.spec, None if point.refused else plan, reason, hardware, workload, run_id, command))
     return rows
 
 

@@ -11,12 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from trtllm_bench.errors import BenchError
-from trtllm_bench.measure.workload import make_workload
+from trtllm_bench.measure.workload import workload_of
 from trtllm_bench.profiling.cell import ProfileRequest, profile_cell
 from trtllm_bench.profiling.record import CellProfile
 from trtllm_bench.spec.measurement import MeasurementSpec
 from trtllm_bench.sweep.spec import GridPoint
-from trtllm_bench.targets.registry import OnBuild, is_own, vocabulary_of
+from trtllm_bench.targets.registry import OnBuild, is_own
 from trtllm_results.record.row import Row
 from trtllm_results.store.table import Store
 
@@ -66,7 +66,7 @@ def profile_cells(
         spec = asked[row.key]
         relative = Path(FOLDER) / row.key
         try:
-            workload = make_workload(spec.workload, vocabulary_of(spec))
+            workload = workload_of(spec)
             request = ProfileRequest(spec, workload, command=row.command)
             outcome: CellProfile | Exception = profile_cell(request, store.path / relative, on_build)
         except Exception as error:

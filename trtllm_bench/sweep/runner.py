@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from trtllm_bench.errors import BenchError
 from trtllm_bench.measure.rows import RowMaker, cell_of, keep
 from trtllm_bench.measure.session import Measurement, Session
 from trtllm_bench.spec.measurement import MeasurementSpec
@@ -66,6 +67,12 @@ class Sweep:
     def _run_engine(self, points: Sequence[GridPoint]) -> Iterator[Row]:
         session: Session | None = None
         maker = RowMaker(self.environment(points[0].spec), self.command)
+        for point in points:
+            if point.refused:
+                yield from self._all_failed(maker, [point], BenchError(point.refused))
+        points = [point for point in points if not point.refused]
+        if not points:
+            return
         try:
             self.watcher.preparing(points[0].engine_label)
             try:
@@ -115,7 +122,7 @@ class Sweep:
         return self._keep(point, maker.measured(spec, cell, repeat, measurement), time.perf_counter() - began, measurement)
 
     def _all_failed(self, maker: RowMaker, points: Sequence[GridPoint], error: Exception) -> Iterator[Row]:
-        """An engine could not be made: each of its cells says so."""
+        """Cells that cannot be measured, as when their engine could not be made: each says so."""
         for point in points:
             identity = Identity(target=point.spec.target, places=point.spec.engine.max_batch_size or 0)
             for repeat in range(self.repeats):

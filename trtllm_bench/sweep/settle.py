@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from trtllm_bench.measure.prepare import sized, with_model
-from trtllm_bench.measure.workload import make_workload
-from trtllm_bench.spec.measurement import WorkloadSpec
+from trtllm_bench.measure.prepare import misfit, sized, with_model
+from trtllm_bench.measure.workload import workload_of
+from trtllm_bench.spec.measurement import MeasurementSpec
 from trtllm_bench.sweep.spec import GridPoint, SweepSpec
-from trtllm_bench.targets.registry import target_kind, vocabulary_of
+from trtllm_bench.targets.registry import target_kind
 
 
 def settled(spec: SweepSpec) -> list[list[GridPoint]]:
@@ -17,15 +17,25 @@ def settled(spec: SweepSpec) -> list[list[GridPoint]]:
 
 
 def _settled(points: list[GridPoint]) -> list[GridPoint]:
-    specs = [with_model(point.spec) for point in points]
-    target_kind(specs[0].target).check(specs[0])
-    longest = longest_sequence([spec.workload for spec in specs], vocabulary_of(specs[0]))
-    engine = sized(specs[0].engine, max(spec.load.concurrency for spec in specs), longest)
-    return [replace(point, spec=replace(spec, engine=engine)) for point, spec in zip(points, specs, strict=True)]
+    named = [replace(point, spec=with_model(point.spec)) for point in points]
+    target_kind(named[0].spec.target).check(named[0].spec)
+    return fitted(named)
 
 
-def longest_sequence(workloads: list[WorkloadSpec], vocabulary: int) -> int:
-    """Tokens of the longest sequence of all; only datasets have to be read for it."""
-    fixed = [sum(one.lengths) for one in workloads if one.dataset is None]
-    read = [make_workload(one, vocabulary).longest_sequence for one in workloads if one.dataset is not None]
-    return max(fixed + read)
+def fitted(points: list[GridPoint]) -> list[GridPoint]:
+    """The points of one engine, sized for all that it can serve; a point whose sequences are too long for it says so (`refused`)."""
+    first = points[0].spec
+    longest = [_longest_sequence(point.spec) for point in points]
+    refused = [misfit(point.spec, tokens) for point, tokens in zip(points, longest, strict=True)]
+    serving = [n for n, reason in enumerate(refused) if not reason]
+    engine = sized(
+        first.engine,
+        max((points[n].spec.load.concurrency for n in serving), default=0),
+        max((longest[n] for n in serving), default=min(longest)),
+    )
+    return [replace(point, spec=replace(point.spec, engine=engine), refused=reason) for point, reason in zip(points, refused, strict=True)]
+
+
+def _longest_sequence(spec: MeasurementSpec) -> int:
+    """Tokens of the longest sequence; only datasets have to be read for it."""
+    return sum(spec.workload.lengths) if spec.workload.dataset is None else workload_of(spec).longest_sequence

@@ -36,6 +36,8 @@ class GridPoint:
     label: str
     engine_label: str
     """Name of its engine among those of the grid."""
+    refused: str = ""
+    """Why it cannot be measured, where that is known before anything is built."""
 
     @property
     def engine_key(self) -> tuple[Any, ...]:

@@ -92,6 +92,10 @@ def print_table(rows: Sequence[Row], console: Console, axes: Iterable[str] = ())
     device = rows[0].environment.gpu or rows[0].environment.cpu or "this machine"
     models, targets = (list(dict.fromkeys(getattr(row.cell, name) for row in rows)) for name in ("model", "target"))
     show(lines, used, title=f"{', '.join(models)} on {device}, target {', '.join(targets)}", console=console)
+    if any(row.repeat for row in rows):
+        console.print(
+            "figures are arithmetic means over a cell's repeats, +-% the sample standard deviation of the output rate", style="dim"
+        )
     reasons: dict[str, list[str]] = {}
     for row in rows:
         for reason in ([row.reason] if row.status != "ok" else []) + list(row.warnings):

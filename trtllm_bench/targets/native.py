@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trtllm_bench.errors import BenchError
 from trtllm_bench.machine import arch_of, gpus
 from trtllm_bench.spec.measurement import EngineSpec, MeasurementSpec
-from trtllm_bench.targets.registry import OWN, OnBuild, register
+from trtllm_bench.targets.registry import OWN, OnBuild, Tokenize, register
 
 if TYPE_CHECKING:
     from trtllm_bench.targets.native_engine import OpenEngine
+    from trtllm_engines.checkpoints.tokenizer import Tokenizer
 
+TOKENIZER = "tokenizer.json"
 DEVICES = ("auto", "cpu", "cuda")
 
 
@@ -68,10 +73,69 @@ def vocabulary(engine: EngineSpec) -> int:
     return resolve_model(model_of(engine)).config.vocab_size
 
 
+def tokenize(spec: MeasurementSpec) -> Tokenize:
+    """By `--tokenizer`, else the model's or the engine's own. What it returns raises `BenchError` where there is none."""
+
+    def ids(text: str) -> Sequence[int]:
+        tokenizer = _tokenizer(spec.server.tokenizer, spec.engine)
+        if tokenizer is None:
+            raise BenchError(
+                f"dataset {spec.workload.dataset} holds texts and {spec.engine.model or spec.engine.engine_dir} has no tokenizer; "
+                "give --tokenizer a folder with tokenizer.json"
+            )
+        return tokenizer.encode(text)
+
+    return ids
+
+
+@lru_cache(maxsize=4)
+def _tokenizer(named: Path | None, engine: EngineSpec) -> Tokenizer | None:
+    import tempfile
+
+    from trtllm_engines.checkpoints.gguf_file import GgufFile
+    from trtllm_engines.checkpoints.gguf_tokenizer import write_tokenizer
+    from trtllm_engines.checkpoints.tokenizer import Tokenizer
+    from trtllm_engines.engine.folder import load_engine
+    from trtllm_engines.models.presets import resolve_model
+
+    if named is not None:
+        folder = named.parent if named.name == TOKENIZER else named
+        if not (folder / TOKENIZER).is_file():
+            raise BenchError(f"--tokenizer {named}: there is no {TOKENIZER}; name the folder of a Hugging Face model")
+        return Tokenizer(folder)
+    if engine.engine_dir is not None:
+        return load_engine(engine.engine_dir).tokenizer
+    path = resolve_model(model_of(engine)).path
+    if path is not None and path.is_file():
+        with tempfile.TemporaryDirectory() as written:
+            return Tokenizer(Path(written)) if write_tokenizer(GgufFile(path), Path(written)) else None
+    return Tokenizer(path) if path is not None and (path / TOKENIZER).is_file() else None
+
+
+def longest(engine: EngineSpec) -> int:
+    """Most tokens of a sequence: what was asked for or built, and no more than the model has positions."""
+    from trtllm_engines.engine.folder import load_engine
+    from trtllm_engines.models.presets import resolve_model
+
+    if engine.engine_dir is not None:
+        most = load_engine(engine.engine_dir).plan.profile.max_seq_len
+    else:
+        most = resolve_model(model_of(engine)).config.max_position_embeddings
+    return min(most, engine.max_seq_len or most)
+
+
 def _open(spec: MeasurementSpec, on_build: OnBuild | None) -> OpenEngine:
     from trtllm_bench.targets.native_engine import OpenEngine
 
     return OpenEngine(spec.engine, on_build)
 
 
-register(OWN, open=_open, check=check, vocabulary=vocabulary, runs_on_gpu=lambda device: device_of(device) == "cuda")
+register(
+    OWN,
+    open=_open,
+    check=check,
+    vocabulary=vocabulary,
+    tokenize=tokenize,
+    longest=longest,
+    runs_on_gpu=lambda device: device_of(device) == "cuda",
+)

@@ -7,7 +7,7 @@ that all targets share (warm-up, the driver, telemetry, validity) is the busines
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -25,6 +25,9 @@ OWN = "native"
 DEFAULT_VOCABULARY = 32_000
 OnBuild = Callable[[str, int, int], None]
 """(stage, done, total) of an engine being built or loaded."""
+
+
+Tokenize = Callable[[str], Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -127,6 +130,10 @@ class TargetKind:
     """Finds bad input before anything is built or measured. Raises `BenchError` or the engine's errors."""
     vocabulary: Callable[[EngineSpec], int] = lambda engine: DEFAULT_VOCABULARY
     """Token ids that prompts may be drawn from."""
+    tokenize: Callable[[MeasurementSpec], Tokenize | None] = lambda spec: None
+    """What makes token ids of a dataset's texts; None where it takes texts as they are. It may read a tokenizer when first called."""
+    longest: Callable[[EngineSpec], int | None] = lambda engine: None
+    """Most tokens of a sequence, prompt and output, as far as that is known before anything is built."""
     runs_on_gpu: Callable[[str], bool] = lambda device: False
     """Whether it runs on this machine's GPU, given `--device`."""
     names_its_model: bool = False
@@ -158,6 +165,10 @@ def runs_on_gpu(spec: MeasurementSpec) -> bool:
 
 def vocabulary_of(spec: MeasurementSpec) -> int:
     return target_kind(spec.target).vocabulary(spec.engine)
+
+
+def tokenize_of(spec: MeasurementSpec) -> Tokenize | None:
+    return target_kind(spec.target).tokenize(spec)
 
 
 def is_own(target: str) -> bool:

@@ -131,6 +131,8 @@ class EngineLoop:
             return f"token id {bad} of the prompt is outside the vocabulary (0..{self._vocab_size - 1})"
         if max(sampling.stop_token_ids, default=0) >= self._vocab_size:
             return f"stop token id {max(sampling.stop_token_ids)} is outside the vocabulary (0..{self._vocab_size - 1})"
+        if error := self._refused_sampling(sampling):
+            return error
         if len(tokens) + sampling.max_tokens > config.max_seq_len:
             return (
                 f"the prompt has {len(tokens)} tokens and max_tokens is {sampling.max_tokens}, together more than the engine's max_seq_len "
@@ -144,6 +146,18 @@ class EngineLoop:
             )
         if sampling.stop and self._detokenizer is None:
             return "stop strings need a tokenizer and this engine has none; use stop_token_ids"
+        return None
+
+    def _refused_sampling(self, sampling: SamplingParams) -> str | None:
+        if sampling.n != 1:
+            return f"n is {sampling.n}, and a request has one answer; LLM.generate makes n requests of it"
+        named = {"logit_bias": list(dict(sampling.logit_bias))}
+        named["bad_words"] = [int(token) for word in sampling.bad_words if not isinstance(word, str) for token in word]
+        for name, ids in named.items():
+            if max(ids, default=0) >= self._vocab_size:
+                return f"token id {max(ids)} of {name} is outside the vocabulary (0..{self._vocab_size - 1})"
+        if any(isinstance(word, str) for word in sampling.bad_words):
+            return "bad_words as text need a tokenizer and this engine has none; give them as lists of token ids"
         return None
 
     # --- the loop's thread ---

@@ -1,6 +1,7 @@
 """From logits to tokens, on the device, without a sync: penalties, temperature, top-k, top-p, min-p, Gumbel noise, arg-max.
 
-Order and definitions (z are logits): 1. `min_tokens`: stop tokens get -inf until so many tokens exist. 2. Repetition penalty over prompt
+Order and definitions (z are logits): 1. `logit_bias` is added. `min_tokens`: stop tokens get -inf until so many tokens exist.
+`bad_words`: the last token of one gets -inf where those before it are the sequence's last. 2. Repetition penalty over prompt
 and output (Keskar et al., CTRL, 2019): z / r where z > 0, else z * r. Frequency and presence penalties over the output: z - f * count - p
 * (count > 0). 3. z / temperature. Temperature 0 takes the arg-max from here and ignores the rest. 4. top-k keeps the k largest; top-p
 then keeps the fewest whose probability, renormalised, reaches p; min-p keeps those with at least min_p times the largest probability. 5.
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +26,8 @@ from trtllm_engines.runtime.batch import SlotStart, TokenLogprobs
 from trtllm_kernels.dialect.types import SAMPLING_WORDS
 from trtllm_kernels.references.philox import gumbel_noise
 
-RANDOM, PENALTY, SORT, MIN_P, FORBID, LOGPROBS = 1, 2, 4, 8, 16, 32
+RANDOM, PENALTY, SORT, MIN_P, FORBID, LOGPROBS, BIAS, BAD_WORDS = 1, 2, 4, 8, 16, 32, 64, 128
+NEEDS_HISTORY = PENALTY | BAD_WORDS
 IN_PLAN = RANDOM
 """A step that asks for nothing beyond these bits is sampled by the plan's last op."""
 CHUNK_ELEMENTS = 1 << 24
@@ -32,6 +35,8 @@ CHUNK_ELEMENTS = 1 << 24
 
 TEMPERATURE, TOP_P, MIN_P_VALUE, REPETITION, PRESENCE, FREQUENCY = range(6)
 SEED, TOP_K, PROMPT_LEN, MIN_LEN = range(4)
+NO_TOKEN, BEFORE_ALL = -1, -2
+"""In a table of bad words: nothing stands here. In a sequence: the place before its first token."""
 DEFAULT_FLOATS = (0.0, 1.0, 0.0, 1.0, 0.0, 0.0)
 
 
@@ -61,6 +66,10 @@ class Sampler:
         """Slots whose row holds the defaults already."""
         self._stops: torch.Tensor | None = None
         self._history: torch.Tensor | None = None
+        self._biases: torch.Tensor | None = None
+        """[num_slots, n, 2] token ids and biases; a bias of 0 fills up."""
+        self._bad: torch.Tensor | None = None
+        """[num_slots, n, longest] bad words, at the right; NO_TOKEN before them, and in place of whole words that fill up."""
 
     # --- what the host decides ---
 
@@ -89,8 +98,11 @@ class Sampler:
             (MIN_P, not p.greedy and p.min_p > 0),
             (FORBID, p.min_tokens > 0 and bool(start.stop_ids)),
             (LOGPROBS, p.logprobs is not None),
+            (BIAS, bool(p.logit_bias)),
+            (BAD_WORDS, bool(p.bad_words)),
         )
         flags = sum(bit for bit, wanted in wants if wanted)
+        self._forget(slot, int(self._flags[slot]) & ~flags)
         self._flags[slot] = flags
         self._num_logprobs[slot] = p.logprobs or 0
         if not flags & ~LOGPROBS:
@@ -100,15 +112,28 @@ class Sampler:
             self._host_floats[slot], self._host_ints[slot], self.sampling_words[slot] = DEFAULT_FLOATS, 0, 0
             return True
         self._default.discard(slot)
-        if flags & PENALTY:
+        if flags & NEEDS_HISTORY:
             self._remember(start)
         if flags & FORBID:
             self._forbid(start)
+        if flags & BIAS:
+            self._biases = self._rows_with(self._biases, np.array(p.logit_bias, np.float64), slot, 0)
+        if flags & BAD_WORDS:
+            longest = max(len(word) for word in p.bad_words)
+            words = [[NO_TOKEN] * (longest - len(word)) + list(word) for word in p.bad_words]
+            self._bad = self._rows_with(self._bad, np.array(words, np.int64), slot, NO_TOKEN)
         self._host_floats[slot] = (p.temperature, p.top_p, p.min_p, p.repetition_penalty, p.presence_penalty, p.frequency_penalty)
         self._host_ints[slot] = (start.seed, p.top_k, len(start.prompt), len(start.prompt) + p.min_tokens)
         self.sampling_words[slot, 0] = self._host_floats[slot, TEMPERATURE].view(np.int32)
         self.sampling_words[slot, 1:] = self._host_ints[slot, SEED : SEED + 1].view(np.int32)
         return True
+
+    def _forget(self, slot: int, flags: int) -> None:
+        """Empties the rows of what an earlier sequence in the slot asked for; a neighbour's asking would bring them back."""
+        if flags & BIAS and self._biases is not None:
+            self._biases[slot].fill_(0)
+        if flags & BAD_WORDS and self._bad is not None:
+            self._bad[slot].fill_(NO_TOKEN)
 
     def _remember(self, start: SlotStart) -> None:
         if self._history is None:
@@ -127,6 +152,21 @@ class Sampler:
         row = np.full(self._stops.shape[1], start.stop_ids[0], np.int64)
         row[:width] = start.stop_ids
         self._stops[start.slot].copy_(self._upload(row))
+
+    def _rows_with(self, table: torch.Tensor | None, rows: npt.NDArray[Any], slot: int, filler: int) -> torch.Tensor:
+        """A table [num_slots, n, width] in which `slot` has these rows [m, width], aligned right; it is made, or grown, to hold them."""
+        count, width = rows.shape
+        if table is not None:
+            count, width = max(count, table.shape[1]), max(width, table.shape[2])
+        if table is None or table.shape[1:] != (count, width):
+            grown = torch.full((len(self._flags), count, width), filler, dtype=torch.from_numpy(rows).dtype, device=self.device)
+            if table is not None:
+                grown[:, : table.shape[1], width - table.shape[2] :] = table
+            table = grown
+        row = np.full((count, width), filler, rows.dtype)
+        row[: len(rows), width - rows.shape[1] :] = rows
+        table[slot].copy_(self._upload(row))
+        return table
 
     def _upload(self, array: npt.NDArray[np.generic]) -> torch.Tensor:
         host = torch.from_numpy(np.ascontiguousarray(array))
@@ -147,7 +187,7 @@ class Sampler:
             tokens = torch.cat(pieces) if len(pieces) != 1 else pieces[0]
         else:
             tokens = logits.argmax(dim=-1)
-        if flags & PENALTY and self._history is not None:
+        if flags & NEEDS_HISTORY and self._history is not None:
             self._history.index_put_((slots, positions), tokens.to(torch.int32))
         if not flags & LOGPROBS:
             return Sampled(tokens.to(torch.int32))
@@ -158,8 +198,12 @@ class Sampler:
     def _choose(self, flags: int, logits: torch.Tensor, slots: torch.Tensor, positions: torch.Tensor, longest: int) -> torch.Tensor:
         floats, ints = self._floats.index_select(0, slots), self._ints.index_select(0, slots)
         z = logits.to(torch.float32, copy=True)
+        if flags & BIAS:
+            z = self._add_biases(z, slots)
         if flags & FORBID:
             z = self._mask_stops(z, slots, positions < ints[:, MIN_LEN])
+        if flags & BAD_WORDS:
+            z = self._mask_bad_words(z, slots, positions)
         if flags & PENALTY:
             z = self._penalise(z, slots, positions, floats, ints, longest)
         if not flags & RANDOM:
@@ -175,6 +219,24 @@ class Sampler:
             z.masked_fill_(~kept, float("-inf"))
         z += torch.where(drawn, gumbel_noise(ints[:, SEED], positions, z.shape[1]), 0.0)
         return z.argmax(dim=-1)
+
+    def _add_biases(self, z: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+        assert self._biases is not None
+        tokens, biases = self._biases.index_select(0, slots).unbind(-1)
+        return z.scatter_add_(1, tokens.long(), biases.float())
+
+    def _mask_bad_words(self, z: torch.Tensor, slots: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        assert self._bad is not None
+        assert self._history is not None
+        words = self._bad.index_select(0, slots)
+        last = words[:, :, -1]
+        before = words.shape[2] - 1
+        at = positions[:, None] - before + torch.arange(before, device=z.device)[None, :]
+        latest = self._history.index_select(0, slots).gather(1, at.clamp_min(0)).long()
+        met = (words[:, :, :-1] == torch.where(at < 0, BEFORE_ALL, latest)[:, None, :]) | (words[:, :, :-1] == NO_TOKEN)
+        completed = met.all(dim=-1) & (last != NO_TOKEN)
+        forbidden = torch.zeros_like(z).scatter_add_(1, last.clamp_min(0), completed.float())
+        return z.masked_fill_(forbidden > 0, float("-inf"))
 
     def _mask_stops(self, z: torch.Tensor, slots: torch.Tensor, early: torch.Tensor) -> torch.Tensor:
         assert self._stops is not None

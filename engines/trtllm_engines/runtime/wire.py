@@ -26,8 +26,8 @@ from trtllm_engines.runtime.batch import IntArray, SlotStart, StepBatch, StepOut
 from trtllm_engines.runtime.sampling_params import SamplingParams
 
 MAGIC = int.from_bytes(b"STP1", "little")
-_START_BYTES = 4096
-"""Room for the sampling parameters of a sequence that starts."""
+_START_BYTES = 8192
+"""Room for the sampling parameters of a sequence that starts, which `sampling_params` bounds."""
 _LOGPROBS_BYTES = 1024
 """Room for the log-probabilities of a row."""
 _HEADER = struct.Struct("<9i")

@@ -84,6 +84,12 @@ class Beside:
         return self.ours_tokens_per_s / self.theirs.output_tokens_per_s
 
 
+def recorded() -> Path | None:
+    """The folder of stores that the published figures' neighbours were recorded in, in a checkout; None where installed without it."""
+    place = folder().parent / "recorded" / "h100"
+    return place if place.is_dir() else None
+
+
 def folder() -> Path:
     """Where the CSV files lie: beside the package in a checkout, inside it when installed. Raises `ResultsError` if neither has them."""
     package = Path(__file__).parents[1]

@@ -41,7 +41,7 @@ _LLAMA_31 = {
 }
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "tiny-llama": _llama(128, 384, 4, 4, 2, 512, 4096, 10000.0, bos_token_id=1, eos_token_id=2),
+    "tiny-llama": _llama(128, 384, 4, 4, 2, 512, 131072, 10000.0, bos_token_id=1, eos_token_id=2),
     "smollm2-135m": _llama(576, 1536, 30, 9, 3, 49152, 8192, 100000.0, tie_word_embeddings=True, bos_token_id=1, eos_token_id=2),
     "llama-2-7b": _llama(4096, 11008, 32, 32, 32, 32000, 4096, 10000.0, bos_token_id=1, eos_token_id=2),
     "llama-3.1-8b": _llama(4096, 14336, 32, 32, 8, 128256, 131072, 500000.0, **_LLAMA_31),
