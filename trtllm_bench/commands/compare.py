@@ -81,14 +81,12 @@ def _compare(
 
 
 def _print(comparison: Comparison, sort: str) -> None:
-    from rich.console import Console
-
     from trtllm_bench.commands._verdict_table import show_verdicts
-    from trtllm_dashboards.tables import Column
+    from trtllm_dashboards.tables import Column, plain_console
     from trtllm_results.compare import report as compare_text
     from trtllm_results.metrics.registry import common_words, title
 
-    console = Console(highlight=False)
+    console = plain_console()
     rows = _sorted(compare_text.records(comparison), sort)
     base, *others = comparison.sets
     shared, labels = common_words([one["label"] for one in rows])
@@ -121,9 +119,7 @@ def _print(comparison: Comparison, sort: str) -> None:
 def _published(rows: list[Row], sort: str, output: str, out: Path | None) -> None:
     import json
 
-    from rich.console import Console
-
-    from trtllm_dashboards.tables import Column, show
+    from trtllm_dashboards.tables import Column, plain_console, show
     from trtllm_results.compare import report as compare_text
     from trtllm_results.compare.published import beside
 
@@ -134,7 +130,7 @@ def _published(rows: list[Row], sort: str, output: str, out: Path | None) -> Non
         texts = {"json": lambda: json.dumps(flat, indent=1), "csv": lambda: compare_text.to_csv(flat)}
         _emit(texts.get(output, lambda: compare_text.beside_markdown(comparisons))(), out)
         return
-    console = Console(highlight=False)
+    console = plain_console()
     marks, meanings = compare_text.lettered(comparisons)
     marked = {id(one): mark for one, mark in zip(flat_in_order, marks, strict=True)}
     for one in flat:

@@ -14,12 +14,11 @@ def command(
     percentile: Annotated[float, typer.Option("--percentile", min=1, max=100, help="Which request to follow through its steps.")] = 99.0,
 ) -> None:
     """Say in words what limits a cell, or why two cells differ, part by part."""
-    from rich.console import Console
-
     from trtllm_bench.analysis.cells import find_cell
     from trtllm_bench.analysis.report import report_all, report_cell, report_difference
+    from trtllm_dashboards.tables import plain_console
 
-    console = Console(highlight=False)
+    console = plain_console()
     if every:
         report_all(cell, console)
         return

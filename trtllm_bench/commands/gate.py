@@ -108,13 +108,11 @@ def accept(
 @app.command("history")
 def history(baseline: BaselineFile, config: Config = None, margin: Margins = None) -> None:
     """Every state the baseline has had, with the change to the one before, and any drift."""
-    from rich.console import Console
-
-    from trtllm_dashboards.tables import Column, show
+    from trtllm_dashboards.tables import Column, plain_console, show
     from trtllm_results.gate import baseline as baselines
 
     settings, stored = _settings(config, margin), baselines.load(baseline)
-    console = Console(highlight=False)
+    console = plain_console()
     lines = baselines.history_records(stored, list(settings.margins))
     columns = [Column("accepted", hoist=False), Column("revision", hoist=False), Column("cell"), Column("figure")]
     columns += [
@@ -140,9 +138,7 @@ def calibrate(
     noise: Annotated[Path | None, typer.Option("--noise", help="Write the noise floor here, for gate check --noise.")] = None,
 ) -> None:
     """Measure the noise floor with A against A: detectable effects, and how often the gate would be wrong here."""
-    from rich.console import Console
-
-    from trtllm_dashboards.tables import Column, show
+    from trtllm_dashboards.tables import Column, plain_console, show
     from trtllm_results.gate import calibrate as calibration
     from trtllm_results.gate.run import run_blocks
     from trtllm_results.metrics.registry import title
@@ -151,7 +147,7 @@ def calibrate(
     with _runner(engine, engine, list(flags or []), out, keep_loaded) as (runner, _, _):
         measured = run_blocks(runner, blocks, warmup=1, on_block=_progress)
     floors = calibration.noise_floor(measured, settings)
-    console = Console(highlight=False)
+    console = plain_console()
     lines = [
         {"figure": title(one.figure), "run": one.run_sd, "drift": one.drift_sd, "block": one.block_sd, "mean": one.mean}
         | {f"n{n}": loss for n, loss in one.detectable.items()}
@@ -245,14 +241,12 @@ def _finish(report: GateReport, junit: Path | None, as_json: Path | None, markdo
 
 
 def _print(report: GateReport) -> None:
-    from rich.console import Console
-
     from trtllm_bench.commands._verdict_table import show_verdicts
-    from trtllm_dashboards.tables import Column
+    from trtllm_dashboards.tables import Column, plain_console
     from trtllm_results.gate import report as gate_text
     from trtllm_results.metrics.registry import common_words, title
 
-    console = Console(highlight=False)
+    console = plain_console()
     lines = gate_text.records(report)
     shared, labels = common_words([line["cell"] for line in lines])
     for line, finding, label in zip(lines, report.findings, labels, strict=True):

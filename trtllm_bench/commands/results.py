@@ -22,9 +22,7 @@ def ls(
     figure: Annotated[Strings, typer.Option("--figure", help="Figure to show; repeatable.")] = None,
 ) -> None:
     """List the rows of stores, one line each."""
-    from rich.console import Console
-
-    from trtllm_dashboards.tables import Column, show
+    from trtllm_dashboards.tables import Column, plain_console, show
     from trtllm_results.metrics.registry import METRICS, common_words, title
     from trtllm_results.store import selection
 
@@ -50,7 +48,7 @@ def ls(
     columns += [
         Column(name, title(name), unit=METRICS[name].unit if name in METRICS else "", kind="number", priority=1) for name in figures
     ]
-    show(lines, columns, title=shared, console=Console(highlight=False))
+    show(lines, columns, title=shared, console=plain_console())
 
 
 @app.command("show")
@@ -91,9 +89,7 @@ def show_row(
 
 def _by_definitions(store: Path, rows: list[Row], wanted: str) -> None:
     """The stored requests of each row under the named tools' definitions, side by side."""
-    from rich.console import Console
-
-    from trtllm_dashboards.tables import Column, show
+    from trtllm_dashboards.tables import Column, plain_console, show
     from trtllm_results.errors import ResultsError
     from trtllm_results.metrics.definitions import DEFINITIONS, figures
     from trtllm_results.metrics.registry import METRICS
@@ -111,7 +107,7 @@ def _by_definitions(store: Path, rows: list[Row], wanted: str) -> None:
         names = [name for name in shown if any(name in one for one in found.values()) and not name.startswith(("queue", "lag"))]
         lines = [{"figure": _with_unit(name)} | {tool: one.get(name) for tool, one in found.items()} for name in names]
         columns = [Column("figure"), *(Column(tool, kind="number") for tool in tools)]
-        show(lines, columns, title=f"{row.cell.label}, repeat {row.repeat}", console=Console(highlight=False))
+        show(lines, columns, title=f"{row.cell.label}, repeat {row.repeat}", console=plain_console())
 
 
 def _with_unit(name: str) -> str:

@@ -25,6 +25,7 @@ from trtllm_bench.measure.session import Measurement, Session, open_session
 from trtllm_bench.measure.workload import make_workload
 from trtllm_bench.spec.measurement import MeasurementSpec
 from trtllm_bench.targets.registry import target_kind, vocabulary_of
+from trtllm_dashboards.tables import plain_console
 from trtllm_results.metrics.requests import goodput_mask
 from trtllm_results.store.table import Store
 
@@ -63,7 +64,7 @@ class Settings:
 
 def run(settings: Settings) -> Saturation:
     """Searches, prints each probe and the answer. Raises the components' errors."""
-    console = Console(highlight=False)
+    console = plain_console()
     spec = with_model(settings.spec)
     target_kind(spec.target).check(spec)
     settings = replace(settings, spec=spec)

@@ -7,7 +7,6 @@ nothing but the folder; keys are the names of the knobs or of their flags, so fo
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import tomllib
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -19,9 +18,10 @@ from typing import Any, Self
 from trtllm_bench.errors import BenchError
 from trtllm_bench.spec.knobs import Knob, KnobField
 from trtllm_bench.spec.measurement import HIDDEN, MeasurementSpec, all_knobs, engine_knobs, safe_target
+from trtllm_bench.sweep.folder import SPEC_FILE, read_spec, write_spec
 
-SPEC_FILE = "sweep.json"
 MIN_REQUESTS, WAVES = 8, 4
+MOST_MEASUREMENTS = 100_000
 REPEATS = KnobField("repeats", int, False, 1, Knob("Measurements of each cell (default 1).", least=1))
 SHOWN = frozenset({"precision", "isl", "osl", "dataset", "concurrency", "request_rate"})
 """Knobs that a label shows in short form."""
@@ -68,6 +68,9 @@ class SweepSpec:
         repeats = read.pop(REPEATS.name, (1,))
         if len(repeats) > 1:
             raise BenchError(f"{given[REPEATS.name][1]} takes one value, not {len(repeats)}")
+        measurements = math.prod(len(values) for values in read.values()) * repeats[0]
+        if measurements > MOST_MEASUREMENTS:
+            raise BenchError(f"the grid has {measurements:,} measurements; at most {MOST_MEASUREMENTS:,} make a sweep")
         spec = cls({one.name: read[one.name] for one in all_knobs() if one.name in read}, repeats[0])
         assert spec.points
         return spec
@@ -111,7 +114,7 @@ class SweepSpec:
             values["target"] = tuple(safe_target(one) for one in values["target"])
         listed = {name: [str(one) if isinstance(one, Path) else one for one in several] for name, several in values.items()}
         content = {name: values if len(values) > 1 else values[0] for name, values in listed.items()}
-        (folder / SPEC_FILE).write_text(json.dumps({**content, REPEATS.name: self.repeats}, indent=1) + "\n")
+        write_spec(folder, {**content, REPEATS.name: self.repeats})
 
 
 def _as_open_loop(spec: MeasurementSpec) -> MeasurementSpec:
@@ -178,7 +181,7 @@ def load_spec(
         content.update(given)
 
     if folder is not None:
-        lay(json.loads((folder / SPEC_FILE).read_text()), str)
+        lay(read_spec(folder), lambda key: f"{folder / SPEC_FILE}: {key}")
     if toml is not None:
         lay(_read_toml(toml), lambda key: f"{toml}: {key}")
     lay(flags, _flag_name)
