@@ -113,7 +113,6 @@ def _hyphens(token: str) -> str:
 
 app = typer.Typer(
     cls=LazyGroup,
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -133,7 +132,7 @@ def _print_version(asked: bool) -> None:
 def _root(
     context: typer.Context,
     model: Annotated[str | None, typer.Option("--model", "-m", help="Default of the command's own --model.")] = None,
-    version: Annotated[bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version.")] = False,
+    version: Annotated[bool, typer.Option("--version", "-V", is_eager=True, callback=_print_version, help="Print the version.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error (accepted anywhere).")] = False,
 ) -> None:
     """Benchmark LLM inference on NVIDIA GPUs, with an ahead-of-time engine of its own.

@@ -13,7 +13,7 @@ from trtllm_bench.analysis.step_constants import constants_for
 from trtllm_bench.errors import BenchError
 from trtllm_bench.profiling.record import CellProfile
 from trtllm_dashboards.tables import Column, show
-from trtllm_results.store.selection import keep
+from trtllm_results.store.selection import keep, path_and_filters
 from trtllm_results.store.table import read_rows
 
 LEAST = 0.005
@@ -83,8 +83,8 @@ def report_difference(a: MeasuredCell, b: MeasuredCell, console: Console) -> Non
 
 def report_all(results: str, console: Console) -> None:
     """Every cell of a store, or of its part (`RESULTS@precision=fp8`), measured and predicted."""
-    path, _, chosen = results.partition("@")
-    checked = check(keep(read_rows(path), [part for part in chosen.split(",") if part]))
+    path, filters = path_and_filters(results)
+    checked = check(keep(read_rows(path), filters))
     if not checked:
         raise BenchError(f"{results}: the memory of these GPUs is not known, so what fits them cannot be predicted")
     rows = [

@@ -25,6 +25,7 @@ from trtllm_dashboards import profile_page
 from trtllm_dashboards.errors import OutputError
 from trtllm_dashboards.html.payload import build
 from trtllm_dashboards.sources import Sources, load
+from trtllm_results.store.selection import named_path
 
 SCRIPTS = ("data.js", "filters.js", "summary.js", "charts.js", "table.js", "detail.js", "main.js")
 """In this order; each defines functions the later ones use."""
@@ -42,7 +43,7 @@ def render(stores: str | Path | Sequence[str | Path], out: str | Path, *, where:
         return profile_page.render(profile_page.load(Path(specs[0])), Path(out))
     sources = load(specs, where)
     target = Path(out)
-    named = title or ", ".join(spec.partition("=")[0] if "=" in spec else Path(spec).name for spec in specs)
+    named = title or ", ".join(named_path(spec)[0] for spec in specs)
     text = page(build(sources.sets, named) | {"profiles": profiles(sources, target.parent)})
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

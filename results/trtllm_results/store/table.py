@@ -99,15 +99,16 @@ class Store:
         with self._locked():
             atomically(self.path / name, write)
 
-    def clean(self) -> list[Path]:
-        """Removes what killed writers left: temporaries, and side tables without a row. Returns what it removed."""
+    def clean(self) -> list[tuple[Path, int]]:
+        """Removes what killed writers left: temporaries, and side tables without a row. Returns what it removed, with sizes in bytes."""
         with self._locked(), writing(self.path):
             left = self._stale_temporaries()
             if (self.path / _TABLE).exists() or not (self.path / _JSON).exists():
                 known = {self._side_path("requests", row).name for row in self.rows()}
                 left += [path for path in self._side_files() if path.name not in known]
+            removed = [(path, path.stat().st_size) for path in left]
             _remove(left)
-            return left
+            return removed
 
     def rows(self) -> list[Row]:
         return self._read_rows()
