@@ -18,7 +18,10 @@ from typing import Any, Self
 from trtllm_bench.errors import BenchError
 from trtllm_bench.spec.knobs import Knob, KnobField
 from trtllm_bench.spec.measurement import HIDDEN, MeasurementSpec, all_knobs, engine_knobs, safe_target
-from trtllm_bench.sweep.folder import SPEC_FILE, read_spec, write_spec
+from trtllm_bench.sweep.folder import MOST_SPEC_BYTES, SPEC_FILE, read_spec, write_spec
+from trtllm_results.errors import ResultsError
+from trtllm_results.record.flat import shown
+from trtllm_results.store.files import read_text
 
 MIN_REQUESTS, WAVES = 8, 4
 MOST_MEASUREMENTS = 100_000
@@ -63,7 +66,7 @@ class SweepSpec:
         for key, (value, name) in given.items():
             if key not in knobs:
                 known = sorted({one.name for one in knobs.values()})
-                raise BenchError(f"{name.removesuffix(key)}unknown field {key}; known are {', '.join(known)}")
+                raise BenchError(f"{name.removesuffix(key)}unknown field {shown(key)[1:-1]}; known are {', '.join(known)}")
             read[knobs[key].name] = knobs[key].values(value, name)
         repeats = read.pop(REPEATS.name, (1,))
         if len(repeats) > 1:
@@ -169,8 +172,6 @@ def load_spec(
     `defaults` fill in what is left open; they may depend on what was given. Where nothing names a precision, it is what the model's
     checkpoint was quantized for, before the default's. Raises `BenchError` naming the field, and the file where one was read.
     """
-    from trtllm_engines.checkpoints.checkpoint_precision import checkpoint_precision
-
     knobs = _knobs_by_key()
     content: dict[str, tuple[Any, str]] = {}
 
@@ -197,9 +198,18 @@ def load_spec(
         )
         if redundant:
             continue
-        checkpoint = checkpoint_precision(str(models[0])) if name == "precision" and models else None
+        checkpoint = _checkpoint_precision(str(models[0])) if name == "precision" and models else None
         content[name] = (checkpoint or value, _flag_name(name))
     return SweepSpec.parse(content)
+
+
+def _checkpoint_precision(model: str) -> str | None:
+    from trtllm_engines.checkpoints.checkpoint_precision import checkpoint_precision
+
+    try:
+        return checkpoint_precision(model)
+    except OSError as error:
+        raise BenchError(f"model {shown(model)} cannot be looked for: {error.strerror}") from error
 
 
 def _knobs_by_key() -> dict[str, KnobField]:
@@ -218,10 +228,14 @@ def _flag_name(name: str) -> str:
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        raise BenchError(f"no sweep specification at {path}")
     try:
-        content = tomllib.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise BenchError(f"no sweep specification at {path}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        content = tomllib.loads(read_text(path, MOST_SPEC_BYTES))
+    except ResultsError as error:
+        raise BenchError(str(error)) from error
+    except RecursionError:
+        raise BenchError(f"{path} is not valid TOML: it is nested too deep") from None
+    except ValueError as error:  # tomllib's own, and Python's for a number of thousands of digits
         raise BenchError(f"{path} is not valid TOML: {error}") from error
     return {name.replace("-", "_"): value for name, value in content.items()}

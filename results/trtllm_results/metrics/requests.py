@@ -27,6 +27,8 @@ FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 PERCENTILE_METHOD: Literal["linear"] = "linear"
+MOST_VALUE = 1e12
+"""Of a count or a time in seconds that is still believed when read."""
 SLO_NAMES = ("ttft", "tpot", "e2e")
 AT_ONCE_S = 1e-4
 """Mean gap below which the tokens of an answer came at once: 10,000 tokens/s is no user's speed, it is a buffer that was emptied."""
@@ -110,17 +112,38 @@ class RequestLog:
     @classmethod
     def from_side(cls, table: Any, gpus: int = 1) -> RequestLog:
         """Inverse of `side_columns`, from the Arrow table of `Store.read_side`. Raises `ResultsError` if it lacks a column."""
-        names = set(table.column_names)
-        needed = ("intended_s", "sent_s", "first_token_s", "end_s", "input_tokens", "output_tokens", "ok")
+        import pyarrow.types as kinds
+
+        names = list(table.column_names)
+        moments, counts = ("intended_s", "sent_s", "first_token_s", "end_s"), ("input_tokens", "output_tokens")
+        needed = (*moments, *counts, "ok")
         missing = [name for name in needed if name not in names]
         if missing:
             raise ResultsError(f"The per-request table lacks {', '.join(missing)}; it was not written by a measurement.")
-        arrays = {name: table.column(name).to_numpy() for name in (*needed, "requested_tokens", "scheduled_s") if name in names}
-        if "token_times_s" in names:
-            lists = table.column("token_times_s").combine_chunks()
-            arrays |= {"token_times_s": lists.flatten().to_numpy(), "token_offsets": lists.offsets.to_numpy().astype(np.int64)}
-        further = names - set(arrays) - set(DERIVED)
-        columns = {name: table.column(name).to_numpy() for name in sorted(further)}
+        arrays: dict[str, Any] = {}
+        for name in (*needed, "requested_tokens", "scheduled_s", "token_times_s"):
+            if name not in names:
+                continue
+            column, typed = table.column(names.index(name)).combine_chunks(), kinds.is_boolean if name == "ok" else kinds.is_integer
+            if name == "token_times_s":
+                if names.count(name) > 1 or not kinds.is_list(column.type) or column.null_count:
+                    raise ResultsError("The per-request table's token_times_s holds no lists of times; it is damaged.")
+                arrays["token_offsets"] = column.offsets.to_numpy().astype(np.int64)
+                column = column.flatten()
+            if name.endswith("_s"):
+                typed = kinds.is_floating
+            if names.count(name) > 1 or not typed(column.type) or column.null_count:
+                raise ResultsError(f"The per-request table's {name} is of type {column.type}, or has gaps; it is damaged.")
+            values = column.to_numpy(zero_copy_only=False)
+            if np.any(np.abs(values[np.isfinite(values)]) > MOST_VALUE) or (typed is kinds.is_integer and np.any(values < 0)):
+                raise ResultsError(f"The per-request table's {name} has values that no measurement has; it is damaged.")
+            arrays[name] = values
+        columns = {}
+        for name in sorted(set(names) - set(arrays) - set(DERIVED)):
+            column = table.column(names.index(name))
+            if names.count(name) > 1 or not any(known(column.type) for known in (kinds.is_integer, kinds.is_floating, kinds.is_boolean, kinds.is_string)):
+                raise ResultsError(f"The per-request table's {name} is of type {column.type}; it is damaged.")
+            columns[name] = column.to_numpy()
         return cls(**arrays, gpus=gpus, columns=columns)
 
     def side_columns(self) -> dict[str, Any]:
@@ -237,7 +260,7 @@ def parse_slo(text: str) -> dict[str, float]:
             limit = float("nan")
         if name not in SLO_NAMES or not colon or not limit > 0:
             raise ResultsError(
-                f"Goodput limit '{part.strip()}' is not understood; write for example ttft:200,tpot:50,e2e:5000 (milliseconds)."
+                f"Goodput limit '{part.strip()[:60]}' is not understood; write for example ttft:200,tpot:50,e2e:5000 (milliseconds)."
             )
         slo[name] = limit
     return slo

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trtllm_results.errors import ResultsError
-from trtllm_results.record.row import SCHEMA_VERSION
+from trtllm_results.record.row import REQUIRED, SCHEMA_VERSION
 from trtllm_results.store.files import check_regular
 
 if TYPE_CHECKING:
@@ -140,12 +140,15 @@ def _subset(schema: pa.Schema, columns: list[str] | None) -> pa.Schema:
 
 
 def _check_schema(path: Path, metadata: Mapping[bytes, bytes], names: list[str]) -> None:
-    if VERSION_KEY not in metadata or not {"row_id", "cell_key", "model"} <= set(names):
+    if VERSION_KEY not in metadata:
         raise ResultsError(f"{path} is a Parquet file but not one of trtllm-bench; use `results import` for other tools' files.")
     check_version(path, metadata[VERSION_KEY].decode("ascii", "replace"))
+    missing = next((name for name in ("row_id", "cell_key", "repeat", "status", *REQUIRED) if name not in names), None)
+    if missing is not None:
+        raise ResultsError(f"{path}: column {missing} is missing; it is damaged, or another tool changed it")
     double = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
     if double is not None:
-        raise ResultsError(f"{path}: column {double} is there twice; it is damaged, or another tool wrote it")
+        raise ResultsError(f"{path}: column {double} is there twice; it is damaged, or another tool changed it")
 
 
 def check_version(path: Path, version: object) -> None:

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal, get_args
 from trtllm_results.errors import ResultsError
 from trtllm_results.record.flat import shown
 from trtllm_results.record.row import CELL_FIELDS, ENVIRONMENT_FIELDS, ROW_FIELDS, SCHEMA_VERSION, Row
-from trtllm_results.store.files import atomically, check_regular, read_text, temporaries, writing
+from trtllm_results.store.files import atomically, read_text, temporaries, writing
 from trtllm_results.store.lock import WRITE_LOCK, locked
 from trtllm_results.store.parquet import METADATA, OPTIONS, check_version, read_table, replacement
 
@@ -41,7 +41,7 @@ SIDE_KINDS: tuple[SideKind, ...] = get_args(SideKind)
 _SIDE_NAME = re.compile(r"^[A-Za-z0-9._]+-r\d+-[A-Za-z0-9._-]{1,8}\.parquet$")
 _TABLE = "results.parquet"
 _JSON = "results.json"
-_ID_AT, _ID_LENGTH = len('{"row_id": "'), 32
+_ID_AT = len('{"row_id": "')
 """A line of results.json starts with the row's id, so that appending need not parse the others."""
 MOST_JSON_BYTES = 2**28
 WAIT_S = 60.0
@@ -54,6 +54,9 @@ class Store:
     def __init__(self, path: str | os.PathLike[str], create: bool = True) -> None:
         """Opens `path`, making it when `create`. Raises `ResultsError` if it is not there, not writable, or not a store."""
         self.path = Path(path)
+        self._lines: list[str] = []
+        self._written = (0, 0, 0)
+        """What this process last wrote into results.json, and the stamp of that file."""
         if self.path.is_file():
             raise ResultsError(f"{self.path} is a file; a result store is a folder (read a single table with `read_rows`).")
         if not self.path.is_dir():
@@ -170,13 +173,19 @@ class Store:
 
     def _append(self, rows: list[Row]) -> None:
         _remove(self._stale_temporaries())
-        earlier = self._table()
-        table, replaced = _merged(earlier, rows)
-        lines = self._json_lines(table, rows)
+        try:
+            table, replaced = _merged(self._table(), rows)
+            lines = self._json_lines(table, rows)
+        except (OverflowError, TypeError, UnicodeError) as error:
+            raise ResultsError(
+                f"{self.path / _TABLE}: a column has values that cannot be read ({shown(str(error))}); it is damaged"
+            ) from None
         content = replacement(table, self.path / _TABLE)
         atomically(self.path / _TABLE, lambda handle: handle.write(content))
         _remove(self.path / kind / name for name in replaced for kind in SIDE_KINDS)
+        self._lines = []
         atomically(self.path / _JSON, lambda handle: _write_lines(lines, handle))
+        self._lines, self._written = lines, self._stamp()
 
     def _ids(self) -> set[str]:
         table = read_table(self.path / _TABLE, ["row_id"]) if (self.path / _TABLE).exists() else None
@@ -191,18 +200,21 @@ class Store:
         return read_table(path) if path.exists() else None
 
     def _json_lines(self, table: pa.Table, new: list[Row]) -> list[str]:
-        """One JSON line a row of `table`: earlier rows' from the file as they are, or all anew if the file lacks any."""
+        """One JSON line a row of `table`: earlier rows' as this process wrote them last, or all anew where another wrote since."""
         ids = table.column("row_id").to_pylist()
-        try:
-            check_regular(self.path / _JSON)
-            lines = [line.rstrip(",") for line in (self.path / _JSON).read_text(encoding="utf-8").splitlines()[1:-1]]
-        except (OSError, ValueError):
-            lines = []
-        known = {line[_ID_AT : _ID_AT + _ID_LENGTH]: line for line in lines if line.startswith('{"row_id": "') and line.endswith("}")}
+        known = {line[_ID_AT : line.index('"', _ID_AT)]: line for line in self._lines if self._stamp() == self._written}
         known |= {row.row_id: _json_line(row.to_flat()) for row in new}
         if all(one in known for one in ids):
             return [known[one] for one in ids]
         return [_json_line(flat) for flat in table.to_pylist()]
+
+    def _stamp(self) -> tuple[int, int, int]:
+        """Changes whenever another version of results.json is put in place."""
+        try:
+            found = os.stat(self.path / _JSON)
+        except OSError:
+            return (0, 0, 0)
+        return (found.st_ino, found.st_size, found.st_mtime_ns)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -236,9 +248,13 @@ def _rows_of(table: pa.Table, path: Path) -> list[Row]:
             try:
                 yield from batch.to_pylist()
             except (ValueError, OverflowError, TypeError) as error:
-                raise ResultsError(f"{path}: a column has values that cannot be read ({shown(str(error))}); the file is damaged") from None
+                raise _unreadable(path, error) from None
 
     return _parsed(flats(), path)
+
+
+def _unreadable(path: Path, error: Exception) -> ResultsError:
+    return ResultsError(f"{path}: a column has values that cannot be read ({shown(str(error))}); the file is damaged")
 
 
 def _parsed(flats: Iterable[Any], path: Path) -> list[Row]:
