@@ -174,7 +174,7 @@ def test_a_bad_dataset_names_the_line(tmp_path: Path, capsys: pytest.CaptureFixt
         (["latency", "--engine-dir", "x", "--model", "y"], "--engine-dir already says"),
         (["latency", "--target", "other"], "unknown target 'other'"),
         (["throughput", "--request-rate", "nan"], "--request-rate must be above 0"),
-        (["sweep", "--request-rate", "4,inf"], "--request-rate: Input should be a finite number"),
+        (["sweep", "--request-rate", "4,inf"], "--request-rate must be a finite number"),
         (["throughput", "--max-lag-ms", "-1"], "--max-lag-ms"),
         (["throughput", "--goodput", "ttft"], "ttft:200"),
         (["throughput", "--arrivals", "on-off:400,0.1"], "on-off needs off_s"),

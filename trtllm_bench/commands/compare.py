@@ -201,9 +201,10 @@ def _sorted(rows: list[dict[str, Any]], sort: str) -> list[dict[str, Any]]:
 
 
 def _emit(text: str, out: Path | None) -> None:
+    from trtllm_results.store.files import write_text
+
     if out is None:
         typer.echo(text.rstrip("\n"))
         return
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(text if text.endswith("\n") else text + "\n")
+    write_text(out, text if text.endswith("\n") else text + "\n")
     typer.echo(f"written: {out}")

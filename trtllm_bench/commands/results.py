@@ -149,7 +149,6 @@ def export(
     from trtllm_results.errors import ResultsError
     from trtllm_results.store import selection
     from trtllm_results.store import table as stores
-    from trtllm_results.store.files import writing
 
     rows = selection.keep(selection.load_set(store).rows, where or [])
     if not rows:
@@ -157,8 +156,6 @@ def export(
     writers = {".csv": stores.write_csv, ".json": stores.write_json, ".parquet": stores.write_parquet}
     if out.suffix not in writers:
         raise ResultsError(f"{out}: export writes .csv, .json or .parquet files.")
-    with writing(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
     writers[out.suffix](rows, out)
     typer.echo(f"{len(rows)} rows written to {out}")
 

@@ -24,24 +24,33 @@ _TEMPORARY = re.compile(r"^\..+\.\d+-[0-9a-f]{8}\.tmp$")
 def atomically(target: Path, write: Callable[[BinaryIO], object]) -> None:
     """`write(handle)` to a temporary file, sync, rename over `target`, sync the folder. Nothing is left of a failed attempt.
 
+    Folders above are made. What is no regular file (a pipe, `/dev/stdout`) is written to as it is, and a link is followed.
     Raises `WriteError` where the disk or the folder does not take it.
     """
-    temporary = target.with_name(f".{target.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        with writing(target):
-            try:
-                with open(temporary, "wb") as handle:
-                    write(handle)
-                    handle.flush()
-                    os.fsync(handle.fileno())
-                os.replace(temporary, target)
-            except BaseException:
-                with contextlib.suppress(OSError):
-                    temporary.unlink(missing_ok=True)
-                raise
-            sync_folder(target.parent)
-    except MemoryError:
-        raise WriteError(f"cannot write {target}: memory ran out") from None
+    with writing(target):
+        target = Path(os.path.realpath(target))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.exists() and not target.is_file():
+            with open(target, "wb") as handle:
+                write(handle)
+            return
+        temporary = target.with_name(f".{target.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
+        try:
+            with open(temporary, "wb") as handle:
+                write(handle)
+                handle.flush()
+                os.fsync(handle.fileno())
+            os.replace(temporary, target)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+        sync_folder(target.parent)
+
+
+def write_text(target: Path, text: str) -> None:
+    """`atomically`, in UTF-8."""
+    atomically(target, lambda handle: handle.write(text.encode()))
 
 
 @contextlib.contextmanager
@@ -51,7 +60,8 @@ def writing(target: Path) -> Iterator[None]:
         yield
     except OSError as error:
         hint = "; free some space, then go on" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
-        raise WriteError(f"cannot write {target}: {error.strerror or error}{hint}") from error
+        code = 3 if error.errno in (errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG) else 1
+        raise WriteError(target, f"{error.strerror or error}{hint}", code) from error
 
 
 def sync_folder(folder: Path) -> None:

@@ -156,8 +156,6 @@ class Store:
         import pyarrow.parquet as pq
 
         target = self._side_path(kind, row)
-        with writing(target):
-            target.parent.mkdir(parents=True, exist_ok=True)
         try:
             arrays = {
                 name: pa.ListArray.from_arrays(pa.array(data[1], pa.int32()), pa.array(data[0]))
@@ -375,8 +373,6 @@ def merge_store(store: Store, source: Path) -> int:
             target = store.path / path.parent.name / path.name
             if target.exists():
                 continue
-            with writing(target):
-                target.parent.mkdir(parents=True, exist_ok=True)
             with open(path, "rb") as origin:
                 atomically(target, partial(shutil.copyfileobj, origin))
         present = {row.row_id for row in store.rows()}
