@@ -14,6 +14,7 @@ spent in other people's loops), and handlers by command (the moments between the
 from __future__ import annotations
 
 import _thread
+import atexit
 import os
 import signal
 import sys
@@ -61,6 +62,7 @@ def install() -> None:
     signal.signal(signal.SIGALRM, _raise_again)
     sys.unraisablehook = _on_unraisable
     os.register_at_fork(after_in_child=_as_if_never_installed)
+    atexit.register(_ignore)  # registered first, so called last
 
 
 def finished() -> None:
@@ -68,6 +70,12 @@ def finished() -> None:
     for number in SIGNALS:
         if signal.getsignal(number) is _on_signal:
             signal.signal(number, lambda number, _: os._exit(128 + number))
+
+
+def _ignore() -> None:
+    """For the interpreter's own end, which gives every handler of ours back to the system but leaves what is ignored."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def received() -> int:

@@ -85,7 +85,7 @@ def stopped_at_random(folder: Path, number: int, times: int, chance: random.Rand
         process = sweep(here)
         rows = chance.randrange(CELLS)
         if chance.random() < 0.4:
-            time.sleep(chance.uniform(0.05, 3.0))
+            time.sleep(chance.uniform(0.15, 3.0))  # before, it is Python's own start that is met
         else:
             while process.poll() is None and len(finished(here)) < rows:
                 time.sleep(0.01)
