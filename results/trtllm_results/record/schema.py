@@ -53,8 +53,8 @@ newer one than the tool's is refused. New figures and new identity columns with 
 column does.
 
 The store may be read at any moment, also while a sweep appends: each file is written beside its place, synced and renamed over it, and a
-new `results.parquet` keeps the bytes of the version it replaces, so that a reader that opens the file twice (pandas does) reads the old rows
-or the new ones, whole. The file is therefore up to three times as large as its rows; `results export` writes it without the older version.
+new `results.parquet` keeps the bytes of the version it replaces, so that a reader that opens the file twice (pandas does) reads the old
+rows or the new ones, whole. The file is therefore up to three times as large as its rows; `results export` writes the rows alone.
 Writers take a lock on the folder (`.lock` for one append, `.run.lock` for a sweep's whole run) that ends with its process. What a killed
 process left (temporary files, side tables without a row) is removed by the next sweep in that folder and by `trtllm-bench results clean`.
 
