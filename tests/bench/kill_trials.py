@@ -83,9 +83,10 @@ def stopped_at_random(folder: Path, number: int, times: int, chance: random.Rand
     while stops < times:
         here = folder / str(generation)
         process = sweep(here)
-        rows = chance.randrange(CELLS)
+        rows = len(before) + chance.randrange(CELLS)
+        time.sleep(0.15)  # before, it is Python's own start that is met
         if chance.random() < 0.4:
-            time.sleep(chance.uniform(0.15, 3.0))  # before, it is Python's own start that is met
+            time.sleep(chance.uniform(0, 3.0))
         else:
             while process.poll() is None and len(finished(here)) < rows:
                 time.sleep(0.01)

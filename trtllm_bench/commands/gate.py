@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from trtllm_bench import interrupts
+
 if TYPE_CHECKING:
     from trtllm_results.gate.config import GateConfig
     from trtllm_results.gate.run import Runner
@@ -174,14 +176,14 @@ def _runner(a: str, b: str, flags: list[str], out: Path | None, keep_loaded: boo
     from trtllm_results.gate.runners import CommandRunner, Stopped, arm_command, named_apart, stoppable
     from trtllm_results.store.table import Store
 
+    kept = f"the finished runs are in {out}" if out is not None else "nothing was kept (--out keeps every run)"
     try:
-        with stoppable(), ExitStack() as cleanup:
+        with interrupts.keeping(lambda: kept), stoppable(), ExitStack() as cleanup:
             first, second = named_apart(arm_command(a, flags, cleanup), arm_command(b, flags, cleanup), a, b)
             store = Store(out) if out is not None else None
             runner = cleanup.enter_context(CommandRunner(first, second, store, _report_run, keep_loaded))
             yield runner, first.name, second.name
     except Stopped as stop:
-        kept = f"the finished runs are in {out}" if out is not None else "nothing was kept (--out keeps every run)"
         typer.echo(f"trtllm-bench: stopped by {stop.signal}; {kept}", err=True)
         raise
 
