@@ -86,6 +86,8 @@ def read_spec(folder: Path) -> dict[str, Any]:
 
 def what_is_kept(folder: Path) -> str:
     """For the sentence on the way out."""
+    if not holds_sweep(folder):
+        return "nothing was measured yet; run the command again"
     done = len(Store(folder).finished())
     return (
         f"{done} finished measurement{'s are' if done != 1 else ' is'} kept; "
