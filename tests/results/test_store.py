@@ -440,6 +440,7 @@ def test_a_bad_results_json_is_refused_naming_row_field_and_value(tmp_path: Path
     [
         (lambda table: table.rename_columns(["ISL" if name == "isl" else name for name in table.column_names]), "column isl is missing"),
         (lambda table: table.drop_columns(["repeat"]), "column repeat is missing"),
+        (lambda table: table.drop_columns(["repeat"]).append_column("repeat", pa.nulls(1, pa.int64())), "row 1: repeat is missing"),
         (lambda table: table.append_column("isl", table.column("isl")), "column isl is there twice"),
         (lambda table: table.set_column(0, "batch2", pa.array([2**70 * 1.0])), "batch2 is 1.18"),
         (lambda table: table.drop_columns(["model"]).append_column("model", pa.array([None], pa.string())), "row 1: model is missing"),

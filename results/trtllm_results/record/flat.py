@@ -110,7 +110,7 @@ def _expected(kind: str, context: Mapping[str, Any]) -> str:
 
 @cache
 def _model() -> type[BaseModel]:
-    """One field per identity column; none is required but those without which there is no cell."""
+    """One field per identity column, those of `REQUIRED` required."""
     from pydantic import BeforeValidator, ConfigDict, Field, create_model
 
     from trtllm_results.record.row import CELL_FIELDS, ENVIRONMENT_FIELDS, REQUIRED, ROW_FIELDS, STATUSES

@@ -95,8 +95,11 @@ class Cell:
 
 ALIGN_FIELDS = ("model", "precision", "kv_dtype", "tp", "pp", "batch", "request_rate", "isl", "osl", "workload", "replicas")
 CELL_FIELDS: Mapping[str, str] = {f.name: str(f.type) for f in fields(Cell)}
-REQUIRED = tuple(f.name for f in fields(Cell) if f.default is MISSING and f.default_factory is MISSING)
-"""Without these there is no cell."""
+REQUIRED = (
+    *("row_id", "cell_key", "repeat", "status"),
+    *(f.name for f in fields(Cell) if f.default is MISSING and f.default_factory is MISSING),
+)
+"""Columns without which a stored row is none."""
 ENVIRONMENT_FIELDS: Mapping[str, str] = {f.name: str(f.type) for f in fields(Environment)}
 ROW_FIELDS: Mapping[str, str] = {
     "schema_version": "int",
@@ -197,7 +200,7 @@ class Row:
 
     @classmethod
     def from_flat(cls, flat: Mapping[str, Any]) -> Row:
-        """Inverse of `to_flat`; absent identity columns take their defaults, unknown numeric columns are kept as figures.
+        """Inverse of `to_flat`; absent columns take their defaults, unknown numeric columns are kept as figures.
 
         Raises `ResultsError` naming the field that is missing, of another type or out of bounds.
         """

@@ -143,7 +143,7 @@ def _check_schema(path: Path, metadata: Mapping[bytes, bytes], names: list[str])
     if VERSION_KEY not in metadata:
         raise ResultsError(f"{path} is a Parquet file but not one of trtllm-bench; use `results import` for other tools' files.")
     check_version(path, metadata[VERSION_KEY].decode("ascii", "replace"))
-    missing = next((name for name in ("row_id", "cell_key", "repeat", "status", *REQUIRED) if name not in names), None)
+    missing = next((name for name in REQUIRED if name not in names), None)
     if missing is not None:
         raise ResultsError(f"{path}: column {missing} is missing; it is damaged, or another tool changed it")
     double = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
