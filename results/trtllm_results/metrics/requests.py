@@ -13,7 +13,7 @@ and not the time they took.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -111,39 +111,30 @@ class RequestLog:
 
     @classmethod
     def from_side(cls, table: Any, gpus: int = 1) -> RequestLog:
-        """Inverse of `side_columns`, from the Arrow table of `Store.read_side`. Raises `ResultsError` if it lacks a column."""
-        import pyarrow.types as kinds
+        """Inverse of `side_columns`, from the Arrow table of `Store.read_side`.
+
+        Raises `ResultsError` if it lacks a column, or one is of another type, has gaps, or values that no measurement has.
+        """
+        from pyarrow import types
 
         names = list(table.column_names)
         moments, counts = ("intended_s", "sent_s", "first_token_s", "end_s"), ("input_tokens", "output_tokens")
-        needed = (*moments, *counts, "ok")
-        missing = [name for name in needed if name not in names]
+        missing = [name for name in (*moments, *counts, "ok") if name not in names]
         if missing:
             raise ResultsError(f"The per-request table lacks {', '.join(missing)}; it was not written by a measurement.")
-        arrays: dict[str, Any] = {}
-        for name in (*needed, "requested_tokens", "scheduled_s", "token_times_s"):
-            if name not in names:
-                continue
-            column, typed = table.column(names.index(name)).combine_chunks(), kinds.is_boolean if name == "ok" else kinds.is_integer
-            if name == "token_times_s":
-                if names.count(name) > 1 or not kinds.is_list(column.type) or column.null_count:
-                    raise ResultsError("The per-request table's token_times_s holds no lists of times; it is damaged.")
-                arrays["token_offsets"] = column.offsets.to_numpy().astype(np.int64)
-                column = column.flatten()
-            if name.endswith("_s"):
-                typed = kinds.is_floating
-            if names.count(name) > 1 or not typed(column.type) or column.null_count:
-                raise ResultsError(f"The per-request table's {name} is of type {column.type}, or has gaps; it is damaged.")
-            values = column.to_numpy(zero_copy_only=False)
-            if np.any(np.abs(values[np.isfinite(values)]) > MOST_VALUE) or (typed is kinds.is_integer and np.any(values < 0)):
-                raise ResultsError(f"The per-request table's {name} has values that no measurement has; it is damaged.")
-            arrays[name] = values
-        columns = {}
-        for name in sorted(set(names) - set(arrays) - set(DERIVED)):
-            column = table.column(names.index(name))
-            if names.count(name) > 1 or not any(known(column.type) for known in (kinds.is_integer, kinds.is_floating, kinds.is_boolean, kinds.is_string)):
-                raise ResultsError(f"The per-request table's {name} is of type {column.type}; it is damaged.")
-            columns[name] = column.to_numpy()
+        arrays = {"ok": _typed(table, "ok", types.is_boolean).to_numpy(zero_copy_only=False)}
+        for name in (*moments, "scheduled_s", *counts, "requested_tokens"):
+            if name in names:
+                arrays[name] = _plausible(_typed(table, name, types.is_floating if name.endswith("_s") else types.is_integer), name)
+        if "token_times_s" in names:
+            lists = _typed(table, "token_times_s", types.is_list)
+            arrays |= {
+                "token_times_s": _plausible(lists.flatten(), "token_times_s"),
+                "token_offsets": lists.offsets.to_numpy().astype(np.int64),
+            }
+        further = sorted(set(names) - set(arrays) - set(DERIVED))
+        scalar = (types.is_integer, types.is_floating, types.is_boolean, types.is_string)
+        columns = {name: _typed(table, name, *scalar).to_numpy(zero_copy_only=False) for name in further}
         return cls(**arrays, gpus=gpus, columns=columns)
 
     def side_columns(self) -> dict[str, Any]:
@@ -157,6 +148,23 @@ class RequestLog:
         if self.token_times_s is not None and self.token_offsets is not None:
             columns["token_times_s"] = (self.token_times_s, self.token_offsets)
         return columns | dict(self.columns)
+
+
+def _typed(table: Any, name: str, *kinds: Callable[[Any], bool]) -> Any:
+    """The column `name` as one Arrow array. Raises `ResultsError` if it is there twice, of none of `kinds`, or has gaps."""
+    column = table.column(table.column_names.index(name)).combine_chunks()
+    if table.column_names.count(name) > 1 or not any(kind(column.type) for kind in kinds) or column.null_count:
+        raise ResultsError(f"The per-request table's {name} is of type {column.type}, has gaps or is there twice; it is damaged.")
+    return column
+
+
+def _plausible(column: Any, name: str) -> Any:
+    """Its values: numbers of a measurement, counts not negative; a time may be NaN."""
+    values = column.to_numpy(zero_copy_only=False)
+    finite = values[np.isfinite(values)] if values.dtype != object else values
+    if values.dtype == object or np.any(np.abs(finite) > MOST_VALUE) or (not name.endswith("_s") and np.any(finite < 0)):
+        raise ResultsError(f"The per-request table's {name} has values that no measurement has; it is damaged.")
+    return values
 
 
 def ttft(log: RequestLog) -> FloatArray:
