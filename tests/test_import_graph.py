@@ -86,7 +86,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("load",),
         ("roofline", "tracing", "telemetry", "build_progress"),
         ("spec", "machine"),
-        ("errors",),
+        ("errors", "interrupts"),
     ),
     "trtllm_results": (("gate",), ("compare", "importers"), ("store",), ("record",), ("metrics", "stats"), ("errors",)),
     "trtllm_engines": (

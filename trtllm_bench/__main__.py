@@ -1,16 +1,18 @@
 """Entry point: runs the command line and turns every error into one sentence on stderr and an exit code (`errors.py`).
 
 Usage mistakes end in 3, not click's 2, since 2 means "inconclusive" for gates. `--debug` is taken out of the arguments here, wherever it
-stands, because it must work even when parsing is what failed.
+stands, because it must work even when parsing is what failed. Signals are taken over before anything else is imported (`interrupts.py`).
 """
 
 from __future__ import annotations
 
 import sys
-import traceback
-from collections.abc import Sequence
 
-from trtllm_bench.errors import FAILURE, INTERRUPTED, USAGE, sentence_for, user_errors
+from trtllm_bench import interrupts
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 def _say(message: str) -> None:
@@ -19,6 +21,8 @@ def _say(message: str) -> None:
 
 def _explain(error: Exception) -> int:
     """Prints the error as one sentence; returns the exit code."""
+    from trtllm_bench.errors import FAILURE, USAGE, sentence_for, user_errors
+
     if hasattr(error, "format_message"):  # click's own errors, whichever click typer brings
         command = getattr(getattr(error, "ctx", None), "command_path", "trtllm-bench")
         if not error.format_message():
@@ -27,10 +31,11 @@ def _explain(error: Exception) -> int:
         _say(f"{error.format_message()}\nSee: {command} --help")
         return USAGE if error.exit_code == 2 else int(error.exit_code)  # type: ignore[attr-defined]
     if isinstance(error, user_errors()):
-        _say(" ".join(str(error).split()))
-        return int(getattr(error, "exit_code", USAGE))
+        code = int(getattr(error, "exit_code", USAGE))
+        _say("; ".join(part for part in (" ".join(str(error).split()), interrupts.kept() if code == FAILURE else "") if part))
+        return code
     if isinstance(error, OSError):
-        _say(sentence_for(error))
+        _say("; ".join(part for part in (sentence_for(error), interrupts.kept()) if part))
         return FAILURE
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         _say(f"out of memory ({' '.join(str(error).split())[:200]}); try a smaller --max-batch-size, --max-seq-len or model")
@@ -39,27 +44,43 @@ def _explain(error: Exception) -> int:
     return FAILURE
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns its exit code."""
+def _run(given: Sequence[str]) -> int:
+    """The exit code of a command line that was not interrupted."""
     from trtllm_bench.app import app
+    from trtllm_bench.errors import INTERRUPTED, USAGE
 
-    given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     try:
         result = app([argument for argument in given if argument != "--debug"], prog_name="trtllm-bench", standalone_mode=False)
-        return result if isinstance(result, int) else 0
-    except KeyboardInterrupt:
-        _say("interrupted")
-        return INTERRUPTED
     except Exception as error:
+        if interrupts.received():
+            raise KeyboardInterrupt from error
         if type(error).__name__ == "NoArgsIsHelpError":
             error.show()  # type: ignore[attr-defined]
             return USAGE
         if type(error).__name__ == "Abort":
             return INTERRUPTED
         if debug:
+            import traceback
+
             traceback.print_exc()
         return _explain(error)
+    if result == INTERRUPTED:  # what typer makes of a KeyboardInterrupt
+        raise KeyboardInterrupt
+    return result if isinstance(result, int) else 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns its exit code. Without `arguments` it is the process's own, and takes its signals over."""
+    try:
+        if arguments is None:
+            interrupts.install()
+        code = _run(sys.argv[1:] if arguments is None else list(arguments))
+        if arguments is None:
+            interrupts.finished()
+        return interrupts.farewell() if interrupts.received() else code
+    except KeyboardInterrupt:
+        return interrupts.farewell()
 
 
 if __name__ == "__main__":

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from trtllm_dashboards.tables import plain_console
 from trtllm_engines.engine.build import Progress as Report
 
 
 @contextmanager
 def build_progress() -> Iterator[Report]:
     """What to hand to `trtllm_engines.engine.build.build(progress=...)`."""
-    console = Console(highlight=False, stderr=True)
+    console = plain_console(stderr=True)
     columns = (TextColumn("{task.description:<16}"), BarColumn(30), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as view:
         tasks: dict[str, TaskID] = {}

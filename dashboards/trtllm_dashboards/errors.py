@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from trtllm_results.errors import ResultsError
+from pathlib import Path
+
+from trtllm_results.errors import ResultsError, WriteError
 
 
 class DashboardError(ResultsError):
@@ -11,3 +13,11 @@ class DashboardError(ResultsError):
 
 class OutputError(DashboardError):
     """The figure or page could be drawn but not written as asked."""
+
+
+class NotWritten(OutputError, WriteError):
+    """The disk or the folder did not take it."""
+
+    def __init__(self, target: Path, error: WriteError) -> None:
+        OutputError.__init__(self, f"Cannot write {target}: {error.reason}.")
+        self.reason, self.exit_code = error.reason, error.exit_code

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from trtllm_dashboards.errors import DashboardError
 from trtllm_results.record.row import Row
-from trtllm_results.store.selection import keep, load_set
+from trtllm_results.store.selection import keep, load_set, named_path
 from trtllm_results.store.table import Store
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def load(specs: Sequence[str], filters: Sequence[str] = ()) -> Sources:
         if found.name in sets:
             raise DashboardError(f"Two result sets are called '{found.name}'; name them, such as before={spec.split('=')[-1]}.")
         sets[found.name] = keep(found.rows, filters)
-        path = Path(spec.partition("=")[2] or spec)
+        _, path = named_path(spec)
         if path.is_dir():
             stores.append(Store(path, create=False))
     if not any(sets.values()):

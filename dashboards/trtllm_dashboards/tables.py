@@ -70,16 +70,21 @@ class Column:
         return self.kind in ("number", "percent")
 
 
+def plain_console(stderr: bool = False) -> Console:
+    """The console of every command: text is printed as it is. Paths, labels and reasons hold brackets that rich would read as markup."""
+    return Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+
+
 def show(rows: Sequence[Row], columns: Sequence[Column], *, title: str = "", console: Console | None = None) -> None:
     """Print the table to `console` (standard output by default) in the width it has; 80 where there is no terminal."""
-    console = console or Console()
+    console = console or plain_console()
     console.print(table(rows, columns, title=title, width=console.width, ascii_only=console.options.ascii_only))
 
 
 def to_text(rows: Sequence[Row], columns: Sequence[Column], *, title: str = "", width: int = 80, ascii_only: bool = False) -> str:
     """The table as plain text without colour codes, for logs, reports and tests."""
     stream = io.StringIO()
-    console = Console(file=stream, width=width, color_system=None, force_terminal=False, legacy_windows=False)
+    console = Console(file=stream, width=width, color_system=None, force_terminal=False, legacy_windows=False, markup=False, emoji=False)
     console.print(table(rows, columns, title=title, width=width, ascii_only=ascii_only))
     return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
 

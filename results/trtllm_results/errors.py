@@ -2,6 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 
 class ResultsError(ValueError):
     """Bad input to the store, the comparison or the gate; the command line prints it on one line and exits 3."""
+
+
+class WriteError(ResultsError):
+    """The disk or the folder did not take a file (full, read-only, gone); nothing half-written is left. Exits 1, or 3 where the
+    name was a mistake."""
+
+    def __init__(self, target: Path, reason: str, exit_code: int = 1) -> None:
+        super().__init__(f"cannot write {target}: {reason}")
+        self.reason, self.exit_code = reason, exit_code

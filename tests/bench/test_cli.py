@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from command_line import run
+from command_line import refused, run
 
 from trtllm_bench.__main__ import main
 from trtllm_results.record.environment import visible_devices
@@ -189,3 +192,69 @@ def test_sweep_output_fits_a_log(capsys: pytest.CaptureFixture[str], tmp_path: P
     assert code == 0
     assert "\x1b" not in out
     assert max(map(len, out.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("name", ["o[/x]", "bs=1", "a@b=[red]c", ":smile:", "with space"])
+def test_any_folder_name_is_taken_and_read_again(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = run(capsys, "sweep", "--target", "null", "--batch-size", 1, "--isl", 4, "--osl", 2, "--model", "m[/b]", "--out", name)
+    assert code == 0
+    assert f"results in {name}\n" in out
+    assert "m[/b] on" in out
+    for spec in (name, f"./{name}", f"set={name}"):
+        code, out, _ = run(capsys, "results", "ls", spec)
+        assert (code, "m[/b]" in out) == (0, True)
+
+
+def test_only_one_place_makes_consoles() -> None:
+    """Rich reads brackets in paths and labels as markup unless told not to."""
+    import ast
+
+    root = Path(__file__).parents[2]
+    makers = {
+        path.relative_to(root).as_posix()
+        for folder in ("trtllm_bench", "results", "dashboards", "engines", "kernels", "workloads")
+        for path in (root / folder).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Console"
+    }
+    assert makers == {"dashboards/trtllm_dashboards/tables.py"}
+
+
+def test_results_as_json(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert run(capsys, "sweep", "--target", "null", "--batch-size", "1,2", "--isl", 4, "--osl", 2, "--out", tmp_path / "a")[0] == 0
+    stored = Store(tmp_path / "a").rows()
+    listed = json.loads(run(capsys, "results", "ls", tmp_path / "a", "--where", "batch=2", "--json")[1])
+    assert [(one["store"], one["batch"], one["row_id"]) for one in listed] == [("a", 2, stored[1].row_id)]
+    shown = json.loads(run(capsys, "results", "show", tmp_path / "a", stored[0].key, "--json")[1])
+    assert [(one["row_id"], one["settings"], one["isl"]) for one in shown] == [(stored[0].row_id, dict(stored[0].cell.settings), 4)]
+
+
+def test_results_clean_says_what_it_removed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert run(capsys, "sweep", "--target", "null", "--batch-size", 1, "--isl", 4, "--osl", 2, "--out", tmp_path / "a")[0] == 0
+    left = tmp_path / "a" / "requests" / "0123456789abcdef-r0-01234567.parquet"
+    left.write_bytes(b"x" * 2**20)
+    code, out, _ = run(capsys, "results", "clean", tmp_path / "a")
+    assert (code, out.splitlines()) == (0, [f"removed {left}", "1 files, 1.0 MiB freed"])
+    assert run(capsys, "results", "clean", tmp_path / "a")[1] == "nothing to remove\n"
+    assert "does not exist" in refused(capsys, "results", "clean", tmp_path / "none")
+
+
+def test_short_version_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "-V")[1] == run(capsys, "--version")[1]
+    assert run(capsys, "-V")[1].startswith("trtllm-bench ")
+
+
+def test_shells_complete_commands_and_options() -> None:
+    def completed(words: str) -> list[str]:
+        asked = {"_TRTLLM_BENCH_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split(" ")) - 1)}
+        run = subprocess.run(
+            [sys.executable, "-m", "trtllm_bench"], env={**os.environ, **asked}, capture_output=True, text=True, check=False
+        )
+        return run.stdout.split()
+
+    assert completed("trtllm-bench sw") == ["sweep"]
+    assert completed("trtllm-bench results cl") == ["clean"]
+    assert "--max-lag-ms" in completed("trtllm-bench sweep --max")

@@ -19,7 +19,8 @@ from trtllm_bench.profiling.record import CellProfile
 from trtllm_bench.spec import measurement
 from trtllm_bench.spec.knobs import knob
 from trtllm_bench.spec.measurement import EngineSpec, LoadSpec, MeasurementSpec, WorkloadSpec
-from trtllm_bench.sweep.spec import SPEC_FILE, SweepSpec, load_spec
+from trtllm_bench.sweep.folder import SPEC_FILE
+from trtllm_bench.sweep.spec import SweepSpec, load_spec
 from trtllm_bench.sweep.table import summarise
 from trtllm_bench.targets import registry
 from trtllm_bench.targets.registry import Identity, StaticTarget, register

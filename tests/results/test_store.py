@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import multiprocessing
 import os
 import random
 import signal
+import stat
+import subprocess
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +22,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from trtllm_results.errors import ResultsError
+from trtllm_results.errors import ResultsError, WriteError
 from trtllm_results.record.environment import Environment
 from trtllm_results.record.row import Cell, Row, cell_key
+from trtllm_results.store import files, parquet
+from trtllm_results.store.lock import RUN_LOCK, locked
+from trtllm_results.store.selection import load_set, named_path, path_and_filters
 from trtllm_results.store.table import Store, extend, read_rows
 
 HERE = Environment(gpu="H100", driver="580.1", torch="2.13.0")
@@ -219,3 +228,277 @@ def test_unwritable_folder_is_one_sentence(tmp_path: Path) -> None:
         Store(tmp_path / "file" / "below")
     with pytest.raises(ResultsError, match="is a file"):
         Store(tmp_path / "file")
+
+
+COLUMNS = {"ttft_s": np.arange(3.0)}
+
+
+def test_a_reader_that_saw_the_old_footer_reads_the_old_rows_from_the_new_file(tmp_path: Path) -> None:
+    """What pandas does when a file is renamed over between its two opens, made certain; over many versions and a new column."""
+    store, path = Store(tmp_path), tmp_path / "results.parquet"
+    store.append(row(1))
+    for number in range(2, 12):
+        footer, before = pq.read_metadata(path), pq.read_table(path)
+        figures = {"output_tokens_per_s": 1.0, **({"power_mean_w": 5.0} if number == 5 else {})}
+        store.append(Row(row(number).cell, HERE, status="failed" if number == 7 else "ok", reason="x" * 500 * number, figures=figures))
+        if number == 8:
+            store.append(Row(row(7).cell, HERE, figures=figures))
+        assert pq.ParquetFile(path, metadata=footer).read().equals(before)
+        assert len(pd.read_parquet(path)) == number
+
+
+def test_old_versions_do_not_pile_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, path = Store(tmp_path), tmp_path / "results.parquet"
+    monkeypatch.setattr(parquet, "KEEP_S", -1.0)
+    for number in range(1, 30):
+        store.append(row(number))
+    alone = tmp_path / "alone.parquet"
+    pq.write_table(pq.read_table(path), alone, **parquet.OPTIONS)
+    assert path.stat().st_size < 3.5 * alone.stat().st_size
+
+
+def _append_until_killed(path: str) -> None:
+    store = Store(path)
+    for number in range(100_000):
+        store.append(row(number % 40 + 1, repeat=number, status="failed" if number % 3 else "ok", reason="x" * (number % 300)))
+
+
+def test_pandas_reads_a_store_that_is_appended_to(tmp_path: Path) -> None:
+    Store(tmp_path).append(row(1))
+    writer = multiprocessing.get_context("fork").Process(target=_append_until_killed, args=(str(tmp_path),))
+    writer.start()
+    try:
+        assert all(len(pd.read_parquet(tmp_path / "results.parquet")) for _ in range(150))
+    finally:
+        assert writer.pid is not None
+        os.kill(writer.pid, signal.SIGKILL)
+        writer.join()
+
+
+def test_a_flipped_byte_in_a_stored_table_is_found(tmp_path: Path) -> None:
+    Store(tmp_path).append(*(row(number, reason="a reason") for number in range(1, 9)))
+    content = bytearray((tmp_path / "results.parquet").read_bytes())
+    content[content.index(b"a reason")] ^= 1
+    (tmp_path / "results.parquet").write_bytes(content)
+    with pytest.raises(ResultsError, match=r"results\.parquet is not a readable Parquet file"):
+        read_rows(tmp_path)
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from trtllm_results.store.lock import RUN_LOCK, locked
+with locked(Path(sys.argv[1]), RUN_LOCK, 0.0, "being measured into"):
+    import os
+    child = os.fork()
+    if child == 0:
+        time.sleep(60)
+        os._exit(0)
+    print(child, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_lock_names_its_holder_and_dies_with_it_though_a_child_lives_on(tmp_path: Path) -> None:
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    child = int(holder.stdout.readline())
+    try:
+        with (
+            pytest.raises(ResultsError, match=rf"is being measured into by process {holder.pid} on "),
+            locked(tmp_path, RUN_LOCK, 0.0, "being measured into"),
+        ):
+            pass
+        holder.kill()
+        holder.wait()
+        os.kill(child, 0)
+        with locked(tmp_path, RUN_LOCK, 5.0, "being measured into"):
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
+class FullDisk(io.FileIO):
+    """Takes half of the n-th write of all, and then nothing more."""
+
+    left = 0
+
+    def write(self, data: object) -> int:  # type: ignore[override]
+        FullDisk.left -= 1
+        if FullDisk.left < 0:
+            super().write(bytes(data)[: len(bytes(data)) // 2])  # type: ignore[call-overload]
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return super().write(data)  # type: ignore[arg-type]
+
+
+def test_a_full_disk_at_any_write_loses_nothing_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path)
+    store.record(row(1), {"requests": COLUMNS})
+    monkeypatch.setattr(files, "open", FullDisk, raising=False)
+    for write in range(1000):
+        FullDisk.left = write
+        new, before = row(2, repeat=write), store.rows()
+        full = None
+        try:
+            store.record(new, {"requests": COLUMNS, "steps": COLUMNS})
+        except WriteError as error:
+            full = error
+        if full is None:
+            break
+        assert full.exit_code == 1
+        assert "No space left on device" in str(full)
+        assert read_rows(tmp_path) in (before, [*before, new]), "the row is there, or it is not"
+        sides = {path.name.split("-")[1] for path in (tmp_path / "requests").iterdir()}
+        assert sides == {f"r{one.repeat}" for one in read_rows(tmp_path)}
+        assert not list(tmp_path.rglob("*.tmp"))
+    assert 10 < write < 1000
+    assert read_rows(tmp_path / "results.json") == store.rows()
+
+
+def test_clean_removes_what_nothing_mentions_and_nothing_else(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.record(row(1), {"requests": COLUMNS, "steps": COLUMNS})
+    orphans = [tmp_path / "requests" / f"{row(2).key}-r0-01234567.parquet", tmp_path / "steps" / ".x.parquet.1-0123abcd.tmp"]
+    orphans += [tmp_path / ".results.json.1-0123abcd.tmp"]
+    others = [tmp_path / "notes.txt", tmp_path / "requests" / "mine.parquet"]
+    for path in (*orphans, *others):
+        path.write_bytes(b"xyz")
+    before = {path for path in tmp_path.rglob("*") if path not in orphans}
+    assert sorted(store.clean()) == sorted((path, 3) for path in orphans)
+    assert set(tmp_path.rglob("*")) == before
+    assert store.clean() == []
+
+
+def test_a_row_measured_again_takes_its_side_tables_with_it(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.record(row(1, status="void", reason="late"), {"requests": COLUMNS})
+    store.record(row(1), {"requests": COLUMNS})
+    (kept,) = store.rows()
+    assert [path.name for path in (tmp_path / "requests").iterdir()] == [f"{kept.key}-r0-{kept.row_id[:8]}.parquet"]
+
+
+def test_a_damaged_json_is_written_anew_by_the_next_append(tmp_path: Path) -> None:
+    Store(tmp_path).append(row(1), row(2))
+    text = (tmp_path / "results.json").read_text()
+    (tmp_path / "results.json").write_text(text.replace('"batch": 1', '"batch": 5'))
+    store = Store(tmp_path)
+    store.append(row(3))
+    assert read_rows(tmp_path / "results.json") == store.rows()
+
+
+def _json(change: Callable[[dict[str, object]], object]) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        content = json.loads((folder / "results.json").read_text())
+        change(content["rows"][0])
+        (folder / "results.json").write_text(json.dumps(content))
+
+    return damage
+
+
+def _text(text: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / "results.json").write_text(text) and None
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (_json(lambda flat: flat.pop("isl")), "results.json: row 1: isl is missing"),
+        (_json(lambda flat: flat.update(isl="128")), "results.json: row 1: isl is '128'; it must be a whole number"),
+        (_json(lambda flat: flat.update(isl=-4)), "results.json: row 1: isl is -4; it must be at least 0"),
+        (_json(lambda flat: flat.update(isl=True)), "isl is True; it must be a whole number"),
+        (_json(lambda flat: flat.update(isl=10**400)), "isl is a whole number of 1329 bits; it must be at most"),
+        (_json(lambda flat: flat.update(tp=0)), "tp is 0; it must be at least 1"),
+        (_json(lambda flat: flat.update(request_rate=float("inf"))), "request_rate is inf; it must be"),
+        (_json(lambda flat: flat.update(model=7)), "model is 7; it must be text"),
+        (_json(lambda flat: flat.update(status="great")), "status is 'great'; use one of 'ok', 'failed', 'oom' or 'void'"),
+        (_json(lambda flat: flat.update(settings="{")), "settings is '{'; it must be valid JSON"),
+        (_json(lambda flat: flat.update(extra="[" * 900 + "]" * 900)), "it must be nested at most 32 deep"),
+        (_json(lambda flat: flat.update(warnings="[1]")), "warnings.0 is 1; it must be text"),
+        (_json(lambda flat: flat.update(output_tokens_per_s="fast")), "output_tokens_per_s is 'fast'; it must be a number"),
+        (_json(lambda flat: flat.update(output_tokens_per_s=-1.0)), "output_tokens_per_s is -1.0; it must be at least 0"),
+        (_json(lambda flat: flat.update(row_id="../../x")), "row_id is '../../x'; it must be of letters"),
+        (_json(lambda flat: flat.update(started_at="noon")), "started_at is 'noon'; it must be a time in ISO 8601"),
+        (_json(lambda flat: flat.update(model="\ud800")), "model is '\\ud800'; it must be valid Unicode text"),
+        (_text('{"schema_version": 1, "rows": 3}'), "rows is 3; it must be a list"),
+        (_text('{"schema_version": 1, "rows": [7]}'), "row 1 is 7; it must be an object"),
+        (_text('{"schema_version": "x", "rows": []}'), "schema_version is 'x'; it must be a whole number"),
+        (_text("[" * 100_000), "contains invalid JSON"),
+        (_text('{"schema_version": 1,\n"rows": [{]}'), "contains invalid JSON at line 2"),
+    ],
+)
+def test_a_bad_results_json_is_refused_naming_row_field_and_value(tmp_path: Path, damage: Callable[[Path], None], says: str) -> None:
+    Store(tmp_path).append(row(1))
+    damage(tmp_path)
+    with pytest.raises(ResultsError) as refused:
+        read_rows(tmp_path / "results.json")
+    assert says in str(refused.value)
+    assert len(str(refused.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda table: table.rename_columns(["ISL" if name == "isl" else name for name in table.column_names]), "column isl is missing"),
+        (lambda table: table.drop_columns(["repeat"]), "column repeat is missing"),
+        (lambda table: table.drop_columns(["repeat"]).append_column("repeat", pa.nulls(1, pa.int64())), "row 1: repeat is missing"),
+        (lambda table: table.append_column("isl", table.column("isl")), "column isl is there twice"),
+        (lambda table: table.set_column(0, "batch2", pa.array([2**70 * 1.0])), "batch2 is 1.18"),
+        (lambda table: table.drop_columns(["model"]).append_column("model", pa.array([None], pa.string())), "row 1: model is missing"),
+        (
+            lambda table: table.drop_columns(["isl"]).append_column("isl", pa.array([[1]])),
+            "isl is a list of 1 entries; it must be a whole number",
+        ),
+        (lambda table: table.drop_columns(["isl"]).append_column("isl", pa.array([float("nan")])), "row 1: isl is missing"),
+    ],
+)
+def test_a_table_of_another_schema_is_refused_naming_the_column(tmp_path: Path, change: Callable[[pa.Table], pa.Table], says: str) -> None:
+    Store(tmp_path).append(row(1))
+    path = tmp_path / "results.parquet"
+    table = pq.read_table(path)
+    pq.write_table(change(table).replace_schema_metadata(parquet.METADATA), path)
+    with pytest.raises(ResultsError) as refused:
+        read_rows(tmp_path)
+    assert says in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["results.parquet", "results.json"])
+def test_what_is_no_file_is_refused_at_once(tmp_path: Path, name: str) -> None:
+    Store(tmp_path).append(row(1))
+    path = tmp_path / name
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(ResultsError, match="is a pipe, socket or device"):
+        read_rows(path)
+    path.unlink()
+    path.write_bytes(b"")
+    with pytest.raises(ResultsError, match="is empty"):
+        read_rows(path)
+
+
+def test_what_is_written_to_a_pipe_or_link_leaves_it_one(tmp_path: Path) -> None:
+    os.symlink(tmp_path / "real.json", tmp_path / "link.json")
+    files.write_text(tmp_path / "link.json", "x")
+    assert (tmp_path / "link.json").is_symlink()
+    assert (tmp_path / "real.json").read_text() == "x"
+    files.write_text(Path(os.devnull), "x")
+    assert stat.S_ISCHR(os.stat(os.devnull).st_mode)
+
+
+def test_what_cannot_be_read_again_is_not_stored(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with pytest.raises(ResultsError, match="cannot be stored: isl is -1; it must be at least 0"):
+        store.append(Row(Cell("m", "fp8", 1, -1, 2), HERE))
+    store.append(Row(row().cell, HERE, figures={"output_tokens_per_s": 5.0, "ttft_p50_ms": -2.0}))
+    (stored,) = store.rows()
+    assert stored.figures == {"output_tokens_per_s": 5.0}
+    assert stored.warnings == ("ttft_p50_ms is -2.0; it must be at least 0, so it is left out",)
+
+
+def test_a_path_that_exists_is_one_whatever_signs_it_holds(tmp_path: Path) -> None:
+    folder = tmp_path / "bs=1@[x]"
+    Store(folder).append(row(1))
+    assert load_set(str(folder)).name == "bs=1@[x]"
+    assert load_set(f"mine={folder}").name == "mine"
+    assert named_path(f"a={tmp_path}") == ("a", tmp_path)
+    assert path_and_filters(str(folder)) == (str(folder), [])
+    assert path_and_filters(f"{folder}@batch=1, isl=2") == (str(folder), ["batch=1", "isl=2"])

@@ -17,7 +17,7 @@ from trtllm_engines.compiler.plan import Plan, Profile
 from trtllm_engines.models.presets import resolve_model
 from trtllm_results.record.environment import Environment
 from trtllm_results.record.row import Row
-from trtllm_results.store.selection import keep
+from trtllm_results.store.selection import keep, path_and_filters
 from trtllm_results.store.table import Store, read_rows
 
 SHOWN = 6
@@ -41,8 +41,7 @@ def find_cell(text: str) -> MeasuredCell:
 
     Raises `BenchError` when that names no measured cell, or several.
     """
-    path, _, chosen = text.partition("@")
-    parts = [part.strip() for part in chosen.split(",") if part.strip()]
+    path, parts = path_and_filters(text)
     filters = [part for part in parts if any(symbol in part for symbol in "=<>")]
     prefixes = [part for part in parts if part not in filters]
     rows = [row for row in keep(read_rows(path), filters) if row.status == "ok" and all(row.key.startswith(p) for p in prefixes)]

@@ -16,7 +16,7 @@ from trtllm_bench.analysis.step_constants import constants_for
 from trtllm_bench.errors import BenchError
 from trtllm_bench.profiling.record import CellProfile
 from trtllm_dashboards.tables import Column, show
-from trtllm_results.store.selection import keep
+from trtllm_results.store.selection import keep, path_and_filters
 from trtllm_results.store.table import read_rows
 
 LEAST = 0.005
@@ -129,8 +129,8 @@ def report_all(results: str, console: Console) -> None:
 
 def _checked(results: str) -> list[Checked]:
     """The largest error first."""
-    path, _, chosen = results.partition("@")
-    checked = check(keep(read_rows(path), [part for part in chosen.split(",") if part]))
+    path, filters = path_and_filters(results)
+    checked = check(keep(read_rows(path), filters))
     if not checked:
         raise BenchError(f"{results}: the memory of these GPUs is not known, so what fits them cannot be predicted")
     return sorted(checked, key=lambda one: -abs(one.error))

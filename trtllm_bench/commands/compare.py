@@ -86,14 +86,12 @@ def _compare(
 
 
 def _print(comparison: Comparison, sort: str) -> None:
-    from rich.console import Console
-
     from trtllm_bench.commands._verdict_table import show_verdicts
-    from trtllm_dashboards.tables import Column
+    from trtllm_dashboards.tables import Column, plain_console
     from trtllm_results.compare import report as compare_text
     from trtllm_results.metrics.registry import common_words, title
 
-    console = Console(highlight=False)
+    console = plain_console()
     rows = _sorted(compare_text.records(comparison), sort)
     base, *others = comparison.sets
     shared, labels = common_words([one["label"] for one in rows])
@@ -126,9 +124,7 @@ def _print(comparison: Comparison, sort: str) -> None:
 def _published(rows: list[Row], sort: str, output: str, out: Path | None) -> None:
     import json
 
-    from rich.console import Console
-
-    from trtllm_dashboards.tables import Column, show
+    from trtllm_dashboards.tables import Column, plain_console, show
     from trtllm_results.compare import report as compare_text
     from trtllm_results.compare.published import beside
 
@@ -139,7 +135,7 @@ def _published(rows: list[Row], sort: str, output: str, out: Path | None) -> Non
         texts = {"json": lambda: json.dumps(flat, indent=1), "csv": lambda: compare_text.to_csv(flat)}
         _emit(texts.get(output, lambda: compare_text.beside_markdown(comparisons))(), out)
         return
-    console = Console(highlight=False)
+    console = plain_console()
     marks, meanings = compare_text.lettered(comparisons)
     marked = {id(one): mark for one, mark in zip(flat_in_order, marks, strict=True)}
     for one in flat:
@@ -210,9 +206,10 @@ def _sorted(rows: list[dict[str, Any]], sort: str) -> list[dict[str, Any]]:
 
 
 def _emit(text: str, out: Path | None) -> None:
+    from trtllm_results.store.files import write_text
+
     if out is None:
         typer.echo(text.rstrip("\n"))
         return
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(text if text.endswith("\n") else text + "\n")
+    write_text(out, text if text.endswith("\n") else text + "\n")
     typer.echo(f"written: {out}")

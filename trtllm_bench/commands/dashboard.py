@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from trtllm_bench import interrupts
+
 
 def command(
     results: Annotated[list[str] | None, typer.Argument(metavar="RESULTS...", help="Store folders or tables, PATH or NAME=PATH.")] = None,
@@ -29,13 +31,14 @@ def command(
     if serve:
         from trtllm_dashboards.html.serve import serve as serve_page
 
-        serve_page(
-            results,
-            where=where or [],
-            title=title or ", ".join(results),
-            port=port,
-            announce=lambda address: typer.echo(f"{address}  (Ctrl-C ends it)"),
-        )
+        with interrupts.keeping(lambda: "the page is no longer served, the results are as they were"):
+            serve_page(
+                results,
+                where=where or [],
+                title=title or ", ".join(results),
+                port=port,
+                announce=lambda address: typer.echo(f"{address}  (Ctrl-C ends it)"),
+            )
         return
     from trtllm_dashboards.html import render
 

@@ -43,9 +43,10 @@ def command(
 
 
 def _print(found: list[Check]) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from trtllm_dashboards.tables import plain_console
 
     marks = {"ok": ("ok", "green"), "limit": ("limit", "yellow"), "stop": ("STOP", "bold red")}
     grid = Table.grid(padding=(0, 2))
@@ -53,4 +54,4 @@ def _print(found: list[Check]) -> None:
         grid.add_row(Text(*marks[check.state]), check.what, Text(check.found))
         if check.fix:
             grid.add_row("", "", Text(f"-> {check.fix}", style="dim"))
-    Console(highlight=False).print(grid)
+    plain_console().print(grid)

@@ -20,10 +20,9 @@ def command(
       trtllm-bench explain runs/a@batch=64
       trtllm-bench explain runs/a@batch=64 runs/b@batch=64 --json
     """
-    from rich.console import Console
-
     from trtllm_bench.analysis.cells import find_cell
     from trtllm_bench.analysis.report import all_facts, cell_facts, difference_facts, report_all, report_cell, report_difference
+    from trtllm_dashboards.tables import plain_console
 
     if as_json:
         import json
@@ -35,7 +34,7 @@ def command(
             facts = cell_facts(first, percentile) if other is None else difference_facts(first, find_cell(other))
         typer.echo(json.dumps(facts, indent=2))
         return
-    console = Console(highlight=False)
+    console = plain_console()
     if every:
         report_all(cell, console)
         return

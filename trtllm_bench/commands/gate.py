@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from trtllm_bench import interrupts
+
 if TYPE_CHECKING:
     from trtllm_results.gate.config import GateConfig
     from trtllm_results.gate.run import Runner
@@ -134,13 +136,11 @@ def history(baseline: BaselineFile, config: Config = None, margin: Margins = Non
       trtllm-bench gate history --baseline baseline.json
       trtllm-bench gate history --baseline b.json --margin ttft_p50_ms=5%
     """
-    from rich.console import Console
-
-    from trtllm_dashboards.tables import Column, show
+    from trtllm_dashboards.tables import Column, plain_console, show
     from trtllm_results.gate import baseline as baselines
 
     settings, stored = _settings(config, margin), baselines.load(baseline)
-    console = Console(highlight=False)
+    console = plain_console()
     lines = baselines.history_records(stored, list(settings.margins))
     columns = [Column("accepted", hoist=False), Column("revision", hoist=False), Column("cell"), Column("figure")]
     columns += [
@@ -171,9 +171,7 @@ def calibrate(
       trtllm-bench gate calibrate --engine main -- --model tiny-llama
       trtllm-bench gate calibrate --engine tiny.engine --noise noise.json
     """
-    from rich.console import Console
-
-    from trtllm_dashboards.tables import Column, show
+    from trtllm_dashboards.tables import Column, plain_console, show
     from trtllm_results.gate import calibrate as calibration
     from trtllm_results.gate.run import run_blocks
     from trtllm_results.metrics.registry import title
@@ -182,7 +180,7 @@ def calibrate(
     with _runner(engine, engine, list(flags or []), out, keep_loaded) as (runner, _, _):
         measured = run_blocks(runner, blocks, warmup=1, on_block=_progress)
     floors = calibration.noise_floor(measured, settings)
-    console = Console(highlight=False)
+    console = plain_console()
     lines = [
         {"figure": title(one.figure), "run": one.run_sd, "drift": one.drift_sd, "block": one.block_sd, "mean": one.mean}
         | {f"n{n}": loss for n, loss in one.detectable.items()}
@@ -209,14 +207,14 @@ def _runner(a: str, b: str, flags: list[str], out: Path | None, keep_loaded: boo
     from trtllm_results.gate.runners import CommandRunner, Stopped, arm_command, named_apart, stoppable
     from trtllm_results.store.table import Store
 
+    kept = f"the finished runs are in {out}" if out is not None else "nothing was kept (--out keeps every run)"
     try:
-        with stoppable(), ExitStack() as cleanup:
+        with interrupts.keeping(lambda: kept), stoppable(), ExitStack() as cleanup:
             first, second = named_apart(arm_command(a, flags, cleanup), arm_command(b, flags, cleanup), a, b)
             store = Store(out) if out is not None else None
             runner = cleanup.enter_context(CommandRunner(first, second, store, _report_run, keep_loaded))
             yield runner, first.name, second.name
     except Stopped as stop:
-        kept = f"the finished runs are in {out}" if out is not None else "nothing was kept (--out keeps every run)"
         typer.echo(f"trtllm-bench: stopped by {stop.signal}; {kept}", err=True)
         raise
 
@@ -276,14 +274,12 @@ def _finish(report: GateReport, junit: Path | None, as_json: Path | None, markdo
 
 
 def _print(report: GateReport) -> None:
-    from rich.console import Console
-
     from trtllm_bench.commands._verdict_table import show_verdicts
-    from trtllm_dashboards.tables import Column
+    from trtllm_dashboards.tables import Column, plain_console
     from trtllm_results.gate import report as gate_text
     from trtllm_results.metrics.registry import common_words, title
 
-    console = Console(highlight=False)
+    console = plain_console()
     lines = gate_text.records(report)
     shared, labels = common_words([line["cell"] for line in lines])
     for line, finding, label in zip(lines, report.findings, labels, strict=True):

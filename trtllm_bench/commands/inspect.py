@@ -27,6 +27,6 @@ def command(
 
         typer.echo(json.dumps(found, indent=2, default=str))
         return
-    from rich.console import Console
+    from trtllm_dashboards.tables import plain_console
 
-    Console(highlight=False).print(render(found))
+    plain_console().print(render(found))

@@ -38,13 +38,12 @@ def command(
       trtllm-bench kernels attention --model llama-3.1-8b --precision fp8
       trtllm-bench kernels --m 1,64 --baseline before.json --out after.json
     """
-    from rich.console import Console
-
     from trtllm_bench.machine import arch_of, gpus
     from trtllm_bench.micro.results import Run, judge
     from trtllm_bench.micro.run import KernelSelection, cases_of, parse_m, run
     from trtllm_bench.micro.show import print_findings, print_results
     from trtllm_bench.micro.timing import StoppingRule
+    from trtllm_dashboards.tables import plain_console
 
     if noise <= 0 or seconds <= 0 or not 0 < margin < 0.5:
         raise BenchError("--noise and --seconds must be above 0, and --margin between 0 and 0.5")
@@ -62,7 +61,7 @@ def command(
     from trtllm_bench.tracing.collect import prime
     from trtllm_results.record.environment import Environment
 
-    console = Console(highlight=False)
+    console = plain_console()
     environment = Environment.capture(use_gpu=True)
     hardware, notes = ceilings_for(environment)
     prime("cuda")

@@ -39,8 +39,6 @@ def command(
     import time
     from dataclasses import replace
 
-    from rich.console import Console
-
     from trtllm_bench.analysis.cells import find_cell
     from trtllm_bench.measure.from_row import spec_of_row
     from trtllm_bench.measure.prepare import prepare
@@ -52,6 +50,7 @@ def command(
     from trtllm_bench.sweep.profiles import FOLDER, link
     from trtllm_bench.targets.registry import runs_on_gpu
     from trtllm_bench.tracing.nsight import find
+    from trtllm_dashboards.tables import plain_console
 
     window = None if steps is None else Window.parse(steps)
     measured = None if cell is None else find_cell(cell)
@@ -69,7 +68,7 @@ def command(
         folder = store.path / FOLDER / measured.row.key
     else:
         folder = out or Path(FOLDER) / time.strftime("%Y%m%d-%H%M%S")
-    console = Console(highlight=False)
+    console = plain_console()
     if inside_nsys:
         inside(request, folder)
         return

@@ -37,10 +37,9 @@ def command(
     """
     import time
 
-    from rich.console import Console
-
     from trtllm_bench.build_progress import build_progress
     from trtllm_bench.targets.native import device_of
+    from trtllm_dashboards.tables import plain_console
     from trtllm_engines.calibration.quantize import quantize
 
     began = time.perf_counter()
@@ -56,7 +55,7 @@ def command(
             device=device_of(device),
             progress=report,
         )
-    console = Console(highlight=False)
+    console = plain_console()
     console.print(
         f"calibrated on {made.tokens:,} tokens in {made.windows} windows of {dataset or 'the text that ships with the project'}\n"
     )

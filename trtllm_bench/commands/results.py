@@ -1,16 +1,18 @@
-"""`results`: look into, export, merge and import result stores."""
+"""`results`: look into, export, merge, import and clean result stores."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
     from trtllm_results.record.row import Row
 
-HELP = """List, show, export, merge and import results.
+HELP = """List, show, export, merge, import and clean results.
 
 Examples:
   trtllm-bench results ls runs/a
@@ -18,6 +20,7 @@ Examples:
 """
 app = typer.Typer(help=HELP, no_args_is_help=True, add_completion=False)
 Strings = list[str] | None
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON list of rows, as results.json holds them.")]
 Where = Annotated[Strings, typer.Option("--where", help="Filter such as precision=fp8 or status=ok; repeatable.")]
 
 
@@ -26,6 +29,7 @@ def ls(
     store: Annotated[list[str], typer.Argument(help="Store folders or tables.")],
     where: Where = None,
     figure: Annotated[Strings, typer.Option("--figure", help="Figure to show; repeatable.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """List the rows of stores, one line each.
 
@@ -33,12 +37,14 @@ def ls(
       trtllm-bench results ls runs/a
       trtllm-bench results ls runs/a runs/b --where precision=fp8
     """
-    from rich.console import Console
-
-    from trtllm_dashboards.tables import Column, show
+    from trtllm_dashboards.tables import Column, plain_console, show
     from trtllm_results.metrics.registry import METRICS, common_words, title
     from trtllm_results.store import selection
 
+    if as_json:
+        sets = [selection.load_set(spec) for spec in store]
+        _echo_json([{"store": one.name, **flat} for one in sets for flat in _flats(selection.keep(one.rows, where or []))])
+        return
     figures = figure or ["output_tokens_per_s", "ttft_p50_ms", "tpot_p50_ms"]
     lines = []
     for spec in store:
@@ -61,7 +67,7 @@ def ls(
     columns += [
         Column(name, title(name), unit=METRICS[name].unit if name in METRICS else "", kind="number", priority=1) for name in figures
     ]
-    show(lines, columns, title=shared, console=Console(highlight=False))
+    show(lines, columns, title=shared, console=plain_console())
 
 
 @app.command("show")
@@ -71,6 +77,7 @@ def show_row(
     definitions: Annotated[
         str, typer.Option("--definitions", help="Latencies as another tool defines them: vllm, aiperf, nvidia, guidellm, or all.")
     ] = "",
+    as_json: AsJson = False,
 ) -> None:
     """Everything about the rows of one cell, or of all: settings, figures with their units, environment, command.
 
@@ -87,6 +94,9 @@ def show_row(
         raise ResultsError(
             f"No cell of {store} has a key that starts with '{key}'; results ls lists them." if key else f"{store} is empty."
         )
+    if as_json:
+        _echo_json(_flats(rows))
+        return
     if definitions:
         _by_definitions(Path(store), rows, definitions)
         return
@@ -105,11 +115,19 @@ def show_row(
             typer.echo(f"  command: {row.command}")
 
 
+def _flats(rows: Iterable[Row]) -> list[dict[str, Any]]:
+    """Columns by name; those that hold JSON as what it says."""
+    flats = [row.to_flat() for row in rows]
+    return [flat | {name: json.loads(flat[name]) for name in ("settings", "warnings", "extra")} for flat in flats]
+
+
+def _echo_json(rows: list[dict[str, Any]]) -> None:
+    typer.echo(json.dumps(rows, indent=1))
+
+
 def _by_definitions(store: Path, rows: list[Row], wanted: str) -> None:
     """The stored requests of each row under the named tools' definitions, side by side."""
-    from rich.console import Console
-
-    from trtllm_dashboards.tables import Column, show
+    from trtllm_dashboards.tables import Column, plain_console, show
     from trtllm_results.errors import ResultsError
     from trtllm_results.metrics.definitions import DEFINITIONS, figures
     from trtllm_results.metrics.registry import METRICS
@@ -127,7 +145,7 @@ def _by_definitions(store: Path, rows: list[Row], wanted: str) -> None:
         names = [name for name in shown if any(name in one for one in found.values()) and not name.startswith(("queue", "lag"))]
         lines = [{"figure": _with_unit(name)} | {tool: one.get(name) for tool, one in found.items()} for name in names]
         columns = [Column("figure"), *(Column(tool, kind="number") for tool in tools)]
-        show(lines, columns, title=f"{row.cell.label}, repeat {row.repeat}", console=Console(highlight=False))
+        show(lines, columns, title=f"{row.cell.label}, repeat {row.repeat}", console=plain_console())
 
 
 def _with_unit(name: str) -> str:
@@ -159,7 +177,6 @@ def export(
     writers = {".csv": stores.write_csv, ".json": stores.write_json, ".parquet": stores.write_parquet}
     if out.suffix not in writers:
         raise ResultsError(f"{out}: export writes .csv, .json or .parquet files.")
-    out.parent.mkdir(parents=True, exist_ok=True)
     writers[out.suffix](rows, out)
     typer.echo(f"{len(rows)} rows written to {out}")
 
@@ -180,6 +197,17 @@ def merge(
     store = Store(into)
     for source in sources:
         typer.echo(f"{merge_store(store, source)} new rows from {source}")
+
+
+@app.command("clean")
+def clean(store: Annotated[Path, typer.Argument(help="Store folder.")]) -> None:
+    """Remove what killed runs left: temporary files, and per-request tables without a row."""
+    from trtllm_results.store.table import Store
+
+    removed = Store(store, create=store.is_dir()).clean()
+    for path, _ in removed:
+        typer.echo(f"removed {path}")
+    typer.echo(f"{len(removed)} files, {sum(size for _, size in removed) / 2**20:,.1f} MiB freed" if removed else "nothing to remove")
 
 
 @app.command("import")

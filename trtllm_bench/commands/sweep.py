@@ -6,7 +6,6 @@ Flags and `sweep.toml` say the same things; both are derived from the knobs in `
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -14,8 +13,9 @@ from typing import Annotated, Any
 
 import typer
 
+from trtllm_bench import interrupts
 from trtllm_bench.commands import _options as options
-from trtllm_bench.errors import FAILURE, INTERRUPTED, BenchError
+from trtllm_bench.errors import FAILURE, BenchError
 
 DEFAULTS_GPU = {"model": "llama-3.1-8b", "precision": "bf16", "concurrency": (1, 8, 64), "isl": (128, 2048), "osl": (128,)}
 DEFAULTS_SERVER = {"concurrency": (1, 8, 64)}
@@ -57,18 +57,17 @@ def command(
 
 
 def _predict(toml: Path | None, flags: dict[str, Any], gpu: str | None) -> None:
-    from rich.console import Console
-
     from trtllm_bench.analysis.step_constants import constants_for
     from trtllm_bench.measure.rows import command_line
     from trtllm_bench.sweep.predicted import hardware_for, predict_sweep
     from trtllm_bench.sweep.spec import load_spec
     from trtllm_bench.sweep.table import print_table
+    from trtllm_dashboards.tables import plain_console
     from trtllm_results.record.environment import Environment
 
     spec = load_spec(flags, toml, None, DEFAULTS_GPU)
     hardware = hardware_for(gpu, Environment.capture(use_gpu=gpu is None))
-    console = Console(highlight=False)
+    console = plain_console()
     rows = predict_sweep(spec, hardware, command_line())
     print_table(rows, console, spec.axes)
     note = constants_for(hardware.name).note
@@ -78,67 +77,65 @@ def _predict(toml: Path | None, flags: dict[str, Any], gpu: str | None) -> None:
 
 
 def _run(toml: Path | None, flags: dict[str, Any], out: Path | None, resume: bool, profile: str | None) -> None:
-    import time
+    from contextlib import ExitStack
 
-    from rich.console import Console
+    from trtllm_bench.sweep.folder import holds_sweep, new_folder, resumed_folder, what_is_kept
+    from trtllm_bench.sweep.settle import settled
+    from trtllm_bench.sweep.spec import load_spec
 
+    if resume and out is None:
+        raise BenchError("--resume needs --out: the folder of the sweep to go on with")
+    with ExitStack() as claim:  # from the first look into the folder to the last row, no other sweep may write there
+        earlier = None
+        if resume and out is not None:
+            given = toml is not None or any(value is not None for value in flags.values())
+            earlier = claim.enter_context(resumed_folder(out, given))
+        known = earlier is not None and holds_sweep(earlier)
+        spec = load_spec(flags, toml, earlier if known else None, _defaults)
+        engines = settled(spec)
+        if profile is not None:
+            from trtllm_bench.sweep.profiles import check_profiled, parse_which
+
+            parse_which(profile)
+            check_profiled(engines)
+        folder = earlier or claim.enter_context(new_folder(out))
+        with interrupts.keeping(lambda: what_is_kept(folder)):
+            _measure(spec, engines, folder, profile)
+
+
+def _measure(spec: Any, engines: Any, folder: Path, profile: str | None) -> None:
     from trtllm_bench.measure.rows import command_line
     from trtllm_bench.measure.session import open_session
     from trtllm_bench.measure.workload import notes_of, workload_of
     from trtllm_bench.spec.measurement import safe_target
     from trtllm_bench.sweep.progress import SweepView
     from trtllm_bench.sweep.runner import Sweep
-    from trtllm_bench.sweep.settle import settled
-    from trtllm_bench.sweep.spec import SPEC_FILE, load_spec
     from trtllm_bench.sweep.table import print_table
     from trtllm_bench.targets.registry import runs_on_gpu
+    from trtllm_dashboards.tables import plain_console
     from trtllm_results.record.environment import Environment
     from trtllm_results.store.table import Store
 
-    if resume and out is None:
-        raise BenchError("--resume needs --out: the folder of the sweep to go on with")
-    folder = out or Path("runs") / time.strftime("%Y%m%d-%H%M%S")
-    known = resume and (folder / SPEC_FILE).exists()
-    if resume and not folder.is_dir():
-        raise BenchError(f"no sweep to resume in {folder}: the folder does not exist")
-    if not resume and (folder / SPEC_FILE).exists():
-        raise BenchError(f"{folder} already holds a sweep; add --resume to go on with it, or choose another --out")
-    spec = load_spec(flags, toml, folder if known else None, _defaults)
-    engines = settled(spec)
-    first = engines[0][0].spec
-    if profile is not None:
-        from trtllm_bench.sweep.profiles import check_profiled, parse_which
-
-        parse_which(profile)
-        check_profiled(engines)
-
-    store = Store(folder)
     spec.save(folder)
-    console = Console(highlight=False)
-    environment = Environment.capture(use_gpu=runs_on_gpu(first))
+    console = plain_console()
+    environment = Environment.capture(use_gpu=runs_on_gpu(engines[0][0].spec))
     models = ", ".join(dict.fromkeys(points[0].spec.engine.model or safe_target(points[0].spec.target) for points in engines))
     console.print(f"{models} on {environment.device or 'this machine'}: {_count(spec)}; results in {folder}", soft_wrap=True)
     datasets = {point.spec.workload.dataset: point.spec for points in engines for point in points if point.spec.workload.dataset}
     for note in dict.fromkeys(note for one in datasets.values() for note in notes_of(one.workload, workload_of(one))):
         console.print(f"note: {note}", style="yellow", soft_wrap=True)
-    try:
-        with SweepView(spec, console) as view:
-            sweep = Sweep(
-                engines=engines,
-                repeats=spec.repeats,
-                store=store,
-                open_session=lambda point: open_session(point, view.stage),
-                make_workload=workload_of,
-                watcher=view,
-                environment=lambda point: Environment.capture(use_gpu=runs_on_gpu(point)),
-                command=command_line(),
-            )
-            rows = sweep.run()
-    except KeyboardInterrupt:
-        done = [row for row in store.rows() if row.status == "ok"]
-        print(f"\nstopped; {len(done)} finished measurements are kept", file=sys.stderr)
-        print(f"go on with: trtllm-bench sweep --resume --out {folder}", file=sys.stderr)
-        raise typer.Exit(INTERRUPTED) from None
+    with SweepView(spec, console) as view:
+        sweep = Sweep(
+            engines=engines,
+            repeats=spec.repeats,
+            store=Store(folder),
+            open_session=lambda point: open_session(point, view.stage),
+            make_workload=workload_of,
+            watcher=view,
+            environment=lambda point: Environment.capture(use_gpu=runs_on_gpu(point)),
+            command=command_line(),
+        )
+        rows = sweep.run()
     console.print()
     print_table(rows, console, spec.axes)
     if sweep.no_telemetry:
@@ -156,7 +153,7 @@ def _defaults(given: Mapping[str, Any]) -> Mapping[str, Any]:
     from trtllm_bench.targets.registry import OWN, target_kind
 
     target = given.get("target", OWN)
-    first = target.split(",")[0].strip() if isinstance(target, str) else str(target[0])
+    first = target.split(",")[0].strip() if isinstance(target, str) else str(next(iter(target), "") if isinstance(target, list) else target)
     if target_kind(first).names_its_model:
         return DEFAULTS_SERVER
     return DEFAULTS_GPU if given.get("device") != "cpu" and has_gpu() else DEFAULTS_CPU

@@ -32,10 +32,9 @@ def command(
     """
     import time
 
-    from rich.console import Console
-
     from trtllm_bench.machine import arch_of, gpus
     from trtllm_bench.micro.run import parse_m
+    from trtllm_dashboards.tables import plain_console
 
     if seconds <= 0:
         raise BenchError("--seconds must be above 0")
@@ -55,7 +54,7 @@ def command(
     path = out or tactics.file_for(arch)
     if out is None and arch in tactics.GPU_OF_ARCH and path.stem.upper() not in gpu.upper():
         raise BenchError(f"builds for {arch} read {path.name}, and this is {gpu}, whose times are others; choose another file with --out")
-    console = Console(highlight=False)
+    console = plain_console()
     summary = tune_on_gpu(model, precisions, kv_dtype, tokens, kv_len, page_size, name, seconds, arch, gpu, path, console)
     console.print(
         f"{summary.changed} choices differ from the default, {summary.kept} keep it; {time.monotonic() - began:.0f} s", soft_wrap=True

@@ -18,10 +18,12 @@ from rich.console import Console
 
 from trtllm_bench.errors import RunFailure
 from trtllm_bench.targets.registry import is_own
+from trtllm_results.errors import WriteError
 from trtllm_results.metrics import definitions
 from trtllm_results.metrics import requests as metrics
 from trtllm_results.metrics.requests import RequestLog
 from trtllm_results.record.row import Row
+from trtllm_results.store.files import write_text
 
 NVIDIA = definitions.DEFINITIONS["nvidia"]
 Floats = npt.NDArray[np.float64]
@@ -132,10 +134,9 @@ def _performance(done: RequestLog, gpus: int, streaming: bool) -> dict[str, Any]
 def write_json(report: Mapping[str, Any], path: Path) -> None:
     """Raises `RunFailure` when the file cannot be written."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(report, indent=2, default=float) + "\n")
-    except OSError as error:
-        raise RunFailure(f"cannot write the report {path}: {error.strerror}") from error
+        write_text(path, json.dumps(report, indent=2, default=float) + "\n")
+    except WriteError as error:
+        raise RunFailure(f"cannot write the report {path}: {error.reason}") from error
 
 
 LATENCY_ROWS = (("ttft", "TTFT"), ("tpot", "TPOT"), ("itl", "ITL"), ("e2e", "E2E"))

@@ -14,7 +14,7 @@ from trtllm_bench.spec.measurement import MeasurementSpec, safe_arguments
 from trtllm_bench.targets.registry import Identity, runs_on_gpu
 from trtllm_results.record.environment import Environment
 from trtllm_results.record.row import CELL_FIELDS, Cell, Row
-from trtllm_results.store.table import Store
+from trtllm_results.store.table import SideKind, Store
 from trtllm_workloads.request import Workload
 
 MAX_REASON = 300
@@ -102,14 +102,13 @@ def _asked(spec: MeasurementSpec) -> Mapping[str, Any]:
 
 
 def keep(store: Store, row: Row, measurement: Measurement | None) -> None:
-    """Stores a row, its side tables first."""
+    """Stores a row with its side tables."""
+    sides: dict[SideKind, Mapping[str, Any]] = {}
     if measurement is not None:
-        store.write_side("requests", row, measurement.log.side_columns())
-        if measurement.steps:
-            store.write_side("steps", row, measurement.steps)
-        if measurement.samples:
-            store.write_side("samples", row, measurement.samples)
-    store.append(row)
+        sides["requests"] = measurement.log.side_columns()
+        sides |= {"steps": measurement.steps} if measurement.steps else {}
+        sides |= {"samples": measurement.samples} if measurement.samples else {}
+    store.record(row, sides)
 
 
 def out_of_memory(error: Exception) -> bool:

@@ -8,7 +8,6 @@ made again, a few times; one bad moment of this machine must not end a long sear
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,11 +19,13 @@ from rich.console import Console
 from trtllm_bench.errors import BenchError, RunFailure
 from trtllm_bench.load.saturation import RAMP_UP, Good, Probe, Saturation, Search, find_saturation
 from trtllm_bench.measure.prepare import misfit, sized, with_model
+from trtllm_bench.measure.report import write_json
 from trtllm_bench.measure.rows import RowMaker, cell_of, keep
 from trtllm_bench.measure.session import Measurement, Session, open_session
 from trtllm_bench.measure.workload import notes_of, workload_of
 from trtllm_bench.spec.measurement import MeasurementSpec
 from trtllm_bench.targets.registry import target_kind
+from trtllm_dashboards.tables import plain_console
 from trtllm_results.metrics.requests import goodput_mask
 from trtllm_results.store.table import Store
 
@@ -63,7 +64,7 @@ class Settings:
 
 def run(settings: Settings) -> Saturation:
     """Searches, prints each probe and the answer. Raises the components' errors."""
-    console = Console(highlight=False)
+    console = plain_console()
     spec = with_model(settings.spec)
     target_kind(spec.target).check(spec)
     settings = replace(settings, spec=spec)
@@ -87,7 +88,7 @@ def run(settings: Settings) -> Saturation:
     console.print()
     console.print(answer(settings, result), soft_wrap=True)
     if settings.report_json is not None:
-        settings.report_json.write_text(json.dumps(report(settings, result), indent=2) + "\n")
+        write_json(report(settings, result), settings.report_json)
     return result
 
 

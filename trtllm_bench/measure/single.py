@@ -19,6 +19,7 @@ from trtllm_bench.measure.session import Measurement, OnRequests, open_session
 from trtllm_bench.measure.workload import notes_of
 from trtllm_bench.spec.measurement import EngineSpec, MeasurementSpec
 from trtllm_bench.targets.registry import is_own
+from trtllm_dashboards.tables import plain_console
 from trtllm_results.record.row import Row
 from trtllm_results.store.table import Store
 
@@ -38,7 +39,7 @@ class Single:
 
 def run(single: Single) -> Row:
     """Measures, prints, and writes what was asked for. Raises the components' errors."""
-    ((_, row),) = _measured(single, [single.report_json], Console(highlight=False))
+    ((_, row),) = _measured(single, [single.report_json], plain_console())
     return row
 
 
@@ -47,7 +48,7 @@ def follow(single: Single, lines: Iterable[str]) -> None:
 
     Standard output carries the answers, so what is for people goes to standard error.
     """
-    for path, _ in _measured(single, (Path(line.rstrip("\n")) for line in lines), Console(highlight=False, stderr=True)):
+    for path, _ in _measured(single, (Path(line.rstrip("\n")) for line in lines), plain_console(stderr=True)):
         print(f"measured {path}", flush=True)
 
 

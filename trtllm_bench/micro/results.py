@@ -13,6 +13,7 @@ from trtllm_bench.errors import BenchError
 from trtllm_bench.micro.timing import Timing
 from trtllm_results import stats
 from trtllm_results.gate import verdict as gate
+from trtllm_results.store.files import write_text
 
 LIMITS = {"fp32": 1e-4, "bf16": 0.02, "fp16": 0.02, "fp8": 0.05, "int8": 0.05}
 """Relative root-mean-square difference to the reference that is still the same result: a few units in the last place of the result."""
@@ -63,8 +64,7 @@ class Run:
     command: str = ""
 
     def save(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(asdict(self), indent=1) + "\n")
+        write_text(path, json.dumps(asdict(self), indent=1) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> Run:

@@ -14,6 +14,7 @@ import numpy as np
 from trtllm_bench.errors import RunFailure
 from trtllm_bench.profiling.window import SeenStep
 from trtllm_bench.roofline.counts import StepShape
+from trtllm_results.store.files import write_text
 
 LOG_COLUMNS = ("done_s", "launched_s", "decode_tokens", "context_tokens", "kv_pages_used")
 
@@ -38,8 +39,7 @@ class Capture:
     def save(self, path: Path) -> None:
         data = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "seen"}
         data["seen"] = [_step(step) for step in self.seen]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(data))
+        write_text(path, json.dumps(data))
 
     @classmethod
     def load(cls, path: Path) -> Capture:

@@ -15,6 +15,7 @@ from typing import Any
 
 from trtllm_bench.errors import BenchError
 from trtllm_dashboards.profile_page import DATA_FILE
+from trtllm_results.store.files import write_text
 
 TRACE_FILE = "trace.json.gz"
 
@@ -114,9 +115,8 @@ class CellProfile:
         return {**self.roles, "gaps between kernels": self.gap_inside_us, "gaps between steps": self.gap_before_us}
 
     def save(self, folder: Path) -> Path:
-        folder.mkdir(parents=True, exist_ok=True)
         path = folder / DATA_FILE
-        path.write_text(json.dumps(asdict(self), indent=1) + "\n")
+        write_text(path, json.dumps(asdict(self), indent=1) + "\n")
         return path
 
     @classmethod

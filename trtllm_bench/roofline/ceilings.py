@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from trtllm_bench.errors import BenchError
 from trtllm_results.record.environment import Environment
+from trtllm_results.store.files import write_text
 
 if TYPE_CHECKING:
     import torch
@@ -76,10 +77,7 @@ def load(path: Path) -> Ceilings:
 
 def keep(ceilings: Ceilings, environment: Environment) -> Path:
     path = cache_file(environment)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(".tmp")
-    scratch.write_text(json.dumps(asdict(ceilings), indent=1, sort_keys=True) + "\n")
-    scratch.replace(path)
+    write_text(path, json.dumps(asdict(ceilings), indent=1, sort_keys=True) + "\n")
     return path
 
 

@@ -17,6 +17,10 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from trtllm_bench.errors import BenchError
+from trtllm_results.record.flat import shown
+
+MOST_TEXT = 4096
+"""Characters of a knob's text; no path is longer."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,7 @@ class KnobField:
             (facts.above is not None and not value > facts.above, f"above {facts.above}"),
         ):
             if broken:
-                raise BenchError(f"{name} must be {bound}, not {value}")
+                raise BenchError(f"{name} must be {bound}, not {shown(value)}")
         if facts.parse is None:
             return value
         try:
@@ -124,11 +128,15 @@ class KnobField:
                 return self.type(raw)
         except (ValueError, TypeError, KeyError, OverflowError):
             kinds = {int: "whole numbers separated by commas", float: "numbers separated by commas", bool: "true or false"}
-            raise BenchError(f"{name} takes {kinds[self.type]}, not {raw!r}") from None
+            raise BenchError(f"{name} takes {kinds[self.type]}, not {shown(raw)}") from None
         if self.knob.parse is not None and isinstance(raw, Mapping):
             return raw
         if not isinstance(raw, str | Path):
-            raise BenchError(f"{name} takes text, not {raw!r}")
+            raise BenchError(f"{name} takes text, not {shown(raw)}")
+        if len(str(raw)) > MOST_TEXT:
+            raise BenchError(f"{name} has {len(str(raw)):,} characters; at most {MOST_TEXT:,} are taken")
+        if not str(raw).isprintable():
+            raise BenchError(f"{name} is {shown(raw)}; it must be text that can be printed")
         return self.type(raw)
 
 

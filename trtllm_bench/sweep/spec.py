@@ -7,7 +7,6 @@ nothing but the folder; keys are the names of the knobs or of their flags, so fo
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import tomllib
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -19,9 +18,13 @@ from typing import Any, Self
 from trtllm_bench.errors import BenchError
 from trtllm_bench.spec.knobs import Knob, KnobField
 from trtllm_bench.spec.measurement import HIDDEN, MeasurementSpec, all_knobs, engine_knobs, safe_target
+from trtllm_bench.sweep.folder import MOST_SPEC_BYTES, SPEC_FILE, read_spec, write_spec
+from trtllm_results.errors import ResultsError
+from trtllm_results.record.flat import shown
+from trtllm_results.store.files import read_text
 
-SPEC_FILE = "sweep.json"
 MIN_REQUESTS, WAVES = 8, 4
+MOST_MEASUREMENTS = 100_000
 REPEATS = KnobField("repeats", int, False, 1, Knob("Measurements of each cell (default 1).", least=1))
 SHOWN = frozenset({"precision", "isl", "osl", "dataset", "concurrency", "request_rate"})
 """Knobs that a label shows in short form."""
@@ -65,11 +68,14 @@ class SweepSpec:
         for key, (value, name) in given.items():
             if key not in knobs:
                 known = sorted({one.name for one in knobs.values()})
-                raise BenchError(f"{name.removesuffix(key)}unknown field {key}; known are {', '.join(known)}")
+                raise BenchError(f"{name.removesuffix(key)}unknown field {shown(key)[1:-1]}; known are {', '.join(known)}")
             read[knobs[key].name] = knobs[key].values(value, name)
         repeats = read.pop(REPEATS.name, (1,))
         if len(repeats) > 1:
             raise BenchError(f"{given[REPEATS.name][1]} takes one value, not {len(repeats)}")
+        measurements = math.prod(len(values) for values in read.values()) * repeats[0]
+        if measurements > MOST_MEASUREMENTS:
+            raise BenchError(f"the grid has {measurements:,} measurements; at most {MOST_MEASUREMENTS:,} make a sweep")
         spec = cls({one.name: read[one.name] for one in all_knobs() if one.name in read}, repeats[0])
         assert spec.points
         return spec
@@ -113,7 +119,7 @@ class SweepSpec:
             values["target"] = tuple(safe_target(one) for one in values["target"])
         listed = {name: [str(one) if isinstance(one, Path) else one for one in several] for name, several in values.items()}
         content = {name: values if len(values) > 1 else values[0] for name, values in listed.items()}
-        (folder / SPEC_FILE).write_text(json.dumps({**content, REPEATS.name: self.repeats}, indent=1) + "\n")
+        write_spec(folder, {**content, REPEATS.name: self.repeats})
 
 
 def _as_open_loop(spec: MeasurementSpec) -> MeasurementSpec:
@@ -168,8 +174,6 @@ def load_spec(
     `defaults` fill in what is left open; they may depend on what was given. Where nothing names a precision, it is what the model's
     checkpoint was quantized for, before the default's. Raises `BenchError` naming the field, and the file where one was read.
     """
-    from trtllm_engines.checkpoints.checkpoint_precision import checkpoint_precision
-
     knobs = _knobs_by_key()
     content: dict[str, tuple[Any, str]] = {}
 
@@ -180,7 +184,7 @@ def load_spec(
         content.update(given)
 
     if folder is not None:
-        lay(json.loads((folder / SPEC_FILE).read_text()), str)
+        lay(read_spec(folder), lambda key: f"{folder / SPEC_FILE}: {key}")
     if toml is not None:
         lay(_read_toml(toml), lambda key: f"{toml}: {key}")
     lay(flags, _flag_name)
@@ -196,9 +200,18 @@ def load_spec(
         )
         if redundant:
             continue
-        checkpoint = checkpoint_precision(str(models[0])) if name == "precision" and models else None
+        checkpoint = _checkpoint_precision(str(models[0])) if name == "precision" and models else None
         content[name] = (checkpoint or value, _flag_name(name))
     return SweepSpec.parse(content)
+
+
+def _checkpoint_precision(model: str) -> str | None:
+    from trtllm_engines.checkpoints.checkpoint_precision import checkpoint_precision
+
+    try:
+        return checkpoint_precision(model)
+    except OSError as error:
+        raise BenchError(f"model {shown(model)} cannot be looked for: {error.strerror}") from error
 
 
 def _knobs_by_key() -> dict[str, KnobField]:
@@ -217,10 +230,14 @@ def _flag_name(name: str) -> str:
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        raise BenchError(f"no sweep specification at {path}")
     try:
-        content = tomllib.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise BenchError(f"no sweep specification at {path}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        content = tomllib.loads(read_text(path, MOST_SPEC_BYTES))
+    except ResultsError as error:
+        raise BenchError(str(error)) from error
+    except RecursionError:
+        raise BenchError(f"{path} is not valid TOML: it is nested too deep") from None
+    except ValueError as error:  # tomllib's own, and Python's for a number of thousands of digits
         raise BenchError(f"{path} is not valid TOML: {error}") from error
     return {name.replace("-", "_"): value for name, value in content.items()}

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from trtllm_bench.errors import BenchError
 from trtllm_bench.spec.measurement import EngineSpec, MeasurementSpec
+from trtllm_results.record.flat import shown
 
 if TYPE_CHECKING:
     from trtllm_bench.load.target import Target
@@ -156,7 +157,7 @@ def target_kind(address: str) -> TargetKind:
     for kind in _KINDS.values():
         if kind.matches(address):
             return kind
-    raise BenchError(f"unknown target '{address}'; choose from {', '.join(kind.shown for kind in _KINDS.values())}")
+    raise BenchError(f"unknown target {shown(address)}; choose from {', '.join(kind.shown for kind in _KINDS.values())}")
 
 
 def runs_on_gpu(spec: MeasurementSpec) -> bool:

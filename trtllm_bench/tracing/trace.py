@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trtllm_bench.errors import BenchError
+from trtllm_results.store.files import atomically
 
 EventKind = Literal["kernel", "memcpy", "memset", "range"]
 _CATEGORIES: Mapping[str, EventKind] = {"kernel": "kernel", "gpu_memcpy": "memcpy", "gpu_memset": "memset"}
@@ -78,4 +79,5 @@ def with_tracks(content: dict[str, Any], tracks: Mapping[str, Iterable[tuple[str
 
 
 def write_json(content: Mapping[str, Any], path: Path) -> None:
-    path.write_bytes(gzip.compress(json.dumps(content).encode(), 5))
+    packed = gzip.compress(json.dumps(content).encode(), 5)
+    atomically(path, lambda handle: handle.write(packed))

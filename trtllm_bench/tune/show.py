@@ -12,7 +12,7 @@ from rich.progress import Progress as Bars
 
 from trtllm_bench.tune.decide import Decision
 from trtllm_bench.tune.run import Progress
-from trtllm_dashboards.tables import Column, show
+from trtllm_dashboards.tables import Column, plain_console, show
 
 COLUMNS = (
     Column("op", hoist=False, whole=True),
@@ -31,7 +31,7 @@ _LOG_EVERY_S = 15.0
 @contextmanager
 def tuning_progress() -> Iterator[Progress]:
     """A bar for each stage with the time it still takes; in a log, a line now and then. On standard error, as it is no result."""
-    console = Console(highlight=False, stderr=True)
+    console = plain_console(stderr=True)
     columns = (
         TextColumn("{task.description:<18}"),
         BarColumn(24),

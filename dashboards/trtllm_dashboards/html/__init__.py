@@ -22,9 +22,12 @@ from typing import Any
 from urllib.parse import quote
 
 from trtllm_dashboards import profile_page
-from trtllm_dashboards.errors import OutputError
+from trtllm_dashboards.errors import NotWritten
 from trtllm_dashboards.html.payload import build
 from trtllm_dashboards.sources import Sources, load
+from trtllm_results.errors import WriteError
+from trtllm_results.store.files import write_text
+from trtllm_results.store.selection import named_path
 
 SCRIPTS = ("data.js", "filters.js", "summary.js", "charts.js", "table.js", "detail.js", "main.js")
 """In this order; each defines functions the later ones use."""
@@ -35,20 +38,19 @@ def render(stores: str | Path | Sequence[str | Path], out: str | Path, *, where:
     """Write the dashboard of one or more result sets (`PATH` or `NAME=PATH`) to `out`. Returns its path.
 
     A single folder that holds a profile gives that profile's page instead. Raises `ResultsError` for sets that cannot be read or are empty
-    and `OutputError` when `out` cannot be written.
+    and `NotWritten` when `out` cannot be written.
     """
     specs = [str(s) for s in ([stores] if isinstance(stores, str | Path) else stores)]
     if len(specs) == 1 and (Path(specs[0]) / profile_page.DATA_FILE).is_file():
         return profile_page.render(profile_page.load(Path(specs[0])), Path(out))
     sources = load(specs, where)
     target = Path(out)
-    named = title or ", ".join(spec.partition("=")[0] if "=" in spec else Path(spec).name for spec in specs)
+    named = title or ", ".join(named_path(spec)[0] for spec in specs)
     text = page(build(sources.sets, named) | {"profiles": profiles(sources, target.parent)})
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"Cannot write {target}: {error.strerror}.") from error
+        write_text(target, text)
+    except WriteError as error:
+        raise NotWritten(target, error) from error
     return target
 
 

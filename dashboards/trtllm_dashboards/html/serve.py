@@ -24,6 +24,7 @@ from trtllm_dashboards.html import page
 from trtllm_dashboards.html.payload import build
 from trtllm_dashboards.sources import load
 from trtllm_results.errors import ResultsError
+from trtllm_results.store.selection import named_path
 
 POLL_S = 1.0
 Stamp = tuple[tuple[int, int], ...]
@@ -41,7 +42,7 @@ class Watch:
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def files(self) -> list[Path]:
-        paths = [Path(spec.partition("=")[2] or spec) for spec in self.specs]
+        paths = [named_path(spec)[1] for spec in self.specs]
         return [path if path.is_file() else path / "results.parquet" for path in paths]
 
     def stamp(self) -> Stamp:

@@ -12,12 +12,15 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from trtllm_dashboards.errors import OutputError
+from trtllm_dashboards.errors import NotWritten, OutputError
 from trtllm_dashboards.numbers import compact
 from trtllm_dashboards.points import Estimate, Point, common
+from trtllm_results.errors import WriteError
+from trtllm_results.store.files import atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -259,10 +262,11 @@ def save(figure: Figure, out: Path, name: str, formats: Sequence[str]) -> Iterat
         if file_format not in FORMATS:
             raise OutputError(f"Cannot write figures as '{file_format}'; use {' or '.join(FORMATS)}.")
         path = out / f"{name}.{file_format}"
+        metadata = {"Date": None} if file_format == "svg" else {"Software": None}
+        write = partial(figure.savefig, format=file_format, dpi=160, metadata=metadata, facecolor="white")
         try:
-            out.mkdir(parents=True, exist_ok=True)
             with themed():
-                figure.savefig(path, dpi=160, metadata={"Date": None} if file_format == "svg" else {"Software": None}, facecolor="white")
-        except OSError as error:
-            raise OutputError(f"Cannot write {path}: {error.strerror}.") from error
+                atomically(path, write)
+        except WriteError as error:
+            raise NotWritten(path, error) from error
         yield path

@@ -12,7 +12,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from trtllm_dashboards.errors import DashboardError, OutputError
+from trtllm_dashboards.errors import DashboardError, NotWritten
+from trtllm_results.errors import WriteError
+from trtllm_results.store.files import write_text
 
 DATA_FILE, PAGE_FILE = "profile.json", "profile.html"
 
@@ -31,12 +33,11 @@ def page(profile: Mapping[str, Any]) -> str:
 
 
 def render(profile: Mapping[str, Any], out: Path) -> Path:
-    """Writes the page. Raises `OutputError` when it cannot be written."""
+    """Writes the page. Raises `NotWritten` when it cannot be written."""
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(page(profile), encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"Cannot write {out}: {error.strerror}.") from error
+        write_text(out, page(profile))
+    except WriteError as error:
+        raise NotWritten(out, error) from error
     return out
 
 

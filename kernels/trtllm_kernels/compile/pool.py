@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -43,7 +44,7 @@ def compile_many(
     for order in (1, -1):
         if not left:
             break
-        with ProcessPoolExecutor(count, mp_context=context) as pool:
+        with ProcessPoolExecutor(count, mp_context=context, initializer=_end_quietly) as pool:
             futures = [pool.submit(_attempt, spec, arch) for spec in list(left.values())[::order]]
             try:
                 for future in as_completed(futures, None if deadline == float("inf") else max(0.0, deadline - time.monotonic())):
@@ -57,6 +58,11 @@ def compile_many(
                 pool.shutdown(wait=True, cancel_futures=True)
                 return results | dict.fromkeys(left, "no time was left to compile it")
     return results | dict.fromkeys(left, "the compiler crashed")
+
+
+def _end_quietly() -> None:
+    """Ctrl-C reaches every process of the terminal; the one that started the workers says what there is to say."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _attempt(spec: KernelSpec, arch: str) -> tuple[str, Cubin | str]:

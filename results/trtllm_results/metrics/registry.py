@@ -110,6 +110,8 @@ def _steady(base: Mapping[str, Metric]) -> dict[str, Metric]:
 
 _BASE: dict[str, Metric] = {**_RATES, **_latencies()}
 METRICS: Mapping[str, Metric] = {**_BASE, **_COUNTS, **_DEVICE, **_steady(_BASE)}
+SIGNED = frozenset({*(name for name in METRICS if name.startswith("lag_")), "steady_start_s", "steady_end_s", "temperature_max_c"})
+"""Figures that may be negative."""
 HEADLINE = "output_tokens_per_s"
 
 

@@ -13,7 +13,7 @@ and not the time they took.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -27,6 +27,8 @@ FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 PERCENTILE_METHOD: Literal["linear"] = "linear"
+MOST_VALUE = 1e12
+"""Of a count or a time in seconds that is still believed when read."""
 SLO_NAMES = ("ttft", "tpot", "e2e")
 AT_ONCE_S = 1e-4
 """Mean gap below which the tokens of an answer came at once: 10,000 tokens/s is no user's speed, it is a buffer that was emptied."""
@@ -109,18 +111,30 @@ class RequestLog:
 
     @classmethod
     def from_side(cls, table: Any, gpus: int = 1) -> RequestLog:
-        """Inverse of `side_columns`, from the Arrow table of `Store.read_side`. Raises `ResultsError` if it lacks a column."""
-        names = set(table.column_names)
-        needed = ("intended_s", "sent_s", "first_token_s", "end_s", "input_tokens", "output_tokens", "ok")
-        missing = [name for name in needed if name not in names]
+        """Inverse of `side_columns`, from the Arrow table of `Store.read_side`.
+
+        Raises `ResultsError` if it lacks a column, or one is of another type, has gaps, or values that no measurement has.
+        """
+        from pyarrow import types
+
+        names = list(table.column_names)
+        moments, counts = ("intended_s", "sent_s", "first_token_s", "end_s"), ("input_tokens", "output_tokens")
+        missing = [name for name in (*moments, *counts, "ok") if name not in names]
         if missing:
             raise ResultsError(f"The per-request table lacks {', '.join(missing)}; it was not written by a measurement.")
-        arrays = {name: table.column(name).to_numpy() for name in (*needed, "requested_tokens", "scheduled_s") if name in names}
+        arrays = {"ok": _typed(table, "ok", types.is_boolean).to_numpy(zero_copy_only=False)}
+        for name in (*moments, "scheduled_s", *counts, "requested_tokens"):
+            if name in names:
+                arrays[name] = _plausible(_typed(table, name, types.is_floating if name.endswith("_s") else types.is_integer), name)
         if "token_times_s" in names:
-            lists = table.column("token_times_s").combine_chunks()
-            arrays |= {"token_times_s": lists.flatten().to_numpy(), "token_offsets": lists.offsets.to_numpy().astype(np.int64)}
-        further = names - set(arrays) - set(DERIVED)
-        columns = {name: table.column(name).to_numpy() for name in sorted(further)}
+            lists = _typed(table, "token_times_s", types.is_list)
+            arrays |= {
+                "token_times_s": _plausible(lists.flatten(), "token_times_s"),
+                "token_offsets": lists.offsets.to_numpy().astype(np.int64),
+            }
+        further = sorted(set(names) - set(arrays) - set(DERIVED))
+        scalar = (types.is_integer, types.is_floating, types.is_boolean, types.is_string)
+        columns = {name: _typed(table, name, *scalar).to_numpy(zero_copy_only=False) for name in further}
         return cls(**arrays, gpus=gpus, columns=columns)
 
     def side_columns(self) -> dict[str, Any]:
@@ -134,6 +148,23 @@ class RequestLog:
         if self.token_times_s is not None and self.token_offsets is not None:
             columns["token_times_s"] = (self.token_times_s, self.token_offsets)
         return columns | dict(self.columns)
+
+
+def _typed(table: Any, name: str, *kinds: Callable[[Any], bool]) -> Any:
+    """The column `name` as one Arrow array. Raises `ResultsError` if it is there twice, of none of `kinds`, or has gaps."""
+    column = table.column(table.column_names.index(name)).combine_chunks()
+    if table.column_names.count(name) > 1 or not any(kind(column.type) for kind in kinds) or column.null_count:
+        raise ResultsError(f"The per-request table's {name} is of type {column.type}, has gaps or is there twice; it is damaged.")
+    return column
+
+
+def _plausible(column: Any, name: str) -> Any:
+    """Its values: numbers of a measurement, counts not negative; a time may be NaN."""
+    values = column.to_numpy(zero_copy_only=False)
+    finite = values[np.isfinite(values)] if values.dtype != object else values
+    if values.dtype == object or np.any(np.abs(finite) > MOST_VALUE) or (not name.endswith("_s") and np.any(finite < 0)):
+        raise ResultsError(f"The per-request table's {name} has values that no measurement has; it is damaged.")
+    return values
 
 
 def ttft(log: RequestLog) -> FloatArray:
@@ -237,7 +268,7 @@ def parse_slo(text: str) -> dict[str, float]:
             limit = float("nan")
         if name not in SLO_NAMES or not colon or not limit > 0:
             raise ResultsError(
-                f"Goodput limit '{part.strip()}' is not understood; write for example ttft:200,tpot:50,e2e:5000 (milliseconds)."
+                f"Goodput limit '{part.strip()[:60]}' is not understood; write for example ttft:200,tpot:50,e2e:5000 (milliseconds)."
             )
         slo[name] = limit
     return slo

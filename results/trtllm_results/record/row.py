@@ -20,12 +20,13 @@ import json
 import math
 import uuid
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from trtllm_results.errors import ResultsError
 from trtllm_results.metrics.registry import METRICS
 from trtllm_results.record.environment import Environment
+from trtllm_results.record.flat import checked_figure, checked_flat
 
 SCHEMA_VERSION = 1
 """Raised when a column changes meaning or disappears; a new figure or a new identity column with a default does not raise it."""
@@ -94,6 +95,11 @@ class Cell:
 
 ALIGN_FIELDS = ("model", "precision", "kv_dtype", "tp", "pp", "batch", "request_rate", "isl", "osl", "workload", "replicas")
 CELL_FIELDS: Mapping[str, str] = {f.name: str(f.type) for f in fields(Cell)}
+REQUIRED = (
+    *("row_id", "cell_key", "repeat", "status"),
+    *(f.name for f in fields(Cell) if f.default is MISSING and f.default_factory is MISSING),
+)
+"""Columns without which a stored row is none."""
 ENVIRONMENT_FIELDS: Mapping[str, str] = {f.name: str(f.type) for f in fields(Environment)}
 ROW_FIELDS: Mapping[str, str] = {
     "schema_version": "int",
@@ -142,9 +148,9 @@ class Row:
         return self.stored_key or cell_key(self.cell, self.environment)
 
     def checked(self) -> Row:
-        """This row, fit to store: unknown figures refused, figures that are not finite dropped with a warning.
+        """This row, fit to store: unknown figures refused, figures that are not finite or out of bounds dropped with a warning.
 
-        Raises `ResultsError` for an unknown figure or status.
+        Raises `ResultsError` for an unknown figure or status, and for what could not be read again.
         """
         if self.status not in STATUSES:
             raise ResultsError(f"Row of {self.cell.label} has status '{self.status}'; use one of {', '.join(STATUSES)}.")
@@ -153,9 +159,21 @@ class Row:
             raise ResultsError(
                 f"Row of {self.cell.label} carries unknown figure '{unknown[0]}'; add it to trtllm_results/figures.py or use extra."
             )
-        finite = {name: float(value) for name, value in self.figures.items() if math.isfinite(value)}
-        dropped = tuple(f"{name} was not a finite number and is left out" for name in self.figures if name not in finite)
-        return Row(**{**_shallow(self), "figures": finite, "warnings": self.warnings + dropped})
+        kept, dropped = {}, []
+        for name, value in self.figures.items():
+            if not math.isfinite(value):
+                dropped.append(f"{name} was not a finite number and is left out")
+                continue
+            try:
+                kept[name] = checked_figure(name, value)
+            except ResultsError as error:
+                dropped.append(f"{error}, so it is left out")
+        row = Row(**{**_shallow(self), "figures": kept, "warnings": (*self.warnings, *dropped)})
+        try:
+            checked_flat(row.to_flat())
+        except ResultsError as error:
+            raise ResultsError(f"row of {self.cell.label} cannot be stored: {error}") from None
+        return row
 
     def to_flat(self) -> dict[str, Any]:
         """Scalar columns: identity, environment (`env_*`), figures."""
@@ -182,47 +200,23 @@ class Row:
 
     @classmethod
     def from_flat(cls, flat: Mapping[str, Any]) -> Row:
-        """Inverse of `to_flat`; absent identity columns take their defaults, unknown numeric columns are kept as figures."""
-        known = {
-            name: _restore(flat[name], kind) for name, kind in CELL_FIELDS.items() if not _absent(flat.get(name)) and name != "settings"
-        }
-        settings = flat.get("settings")
-        cell = Cell(**known, settings={} if _absent(settings) else json.loads(str(settings)))
-        environment = Environment(
-            **{
-                name: _restore(flat[f"env_{name}"], kind)
-                for name, kind in ENVIRONMENT_FIELDS.items()
-                if not _absent(flat.get(f"env_{name}"))
-            }
-        )
-        taken = set(CELL_FIELDS) | set(ROW_FIELDS) | {f"env_{name}" for name in ENVIRONMENT_FIELDS}
-        figures = {
-            name: float(value)
-            for name, value in flat.items()
-            if name not in taken and isinstance(value, int | float) and not _absent(value)
-        }
-        text = {name: str(flat[name]) for name in ("row_id", "run_id", "reason", "started_at", "command") if not _absent(flat.get(name))}
-        warnings, extra = flat.get("warnings"), flat.get("extra")
+        """Inverse of `to_flat`; absent columns take their defaults, unknown numeric columns are kept as figures.
+
+        Raises `ResultsError` naming the field that is missing, of another type or out of bounds.
+        """
+        values, figures = checked_flat(flat)
+        cell = Cell(**{name: values[name] for name in CELL_FIELDS if name in values})
+        environment = Environment(**{name: values[f"env_{name}"] for name in ENVIRONMENT_FIELDS if f"env_{name}" in values})
+        names = ("row_id", "run_id", "repeat", "status", "reason", "started_at", "command", "extra")
         return cls(
             cell=cell,
             environment=environment,
-            repeat=int(flat.get("repeat") or 0),
-            status=flat.get("status") or "ok",
             figures=figures,
-            warnings=() if _absent(warnings) else tuple(json.loads(str(warnings))),
-            extra={} if _absent(extra) else json.loads(str(extra)),
-            stored_key="" if _absent(flat.get("cell_key")) else str(flat["cell_key"]),
-            **text,
+            warnings=tuple(values.get("warnings", ())),
+            stored_key=values.get("cell_key", ""),
+            **{name: values[name] for name in names if name in values},
         )
 
 
 def _shallow(row: Row) -> dict[str, Any]:
     return {f.name: getattr(row, f.name) for f in fields(row)}
-
-
-def _absent(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and math.isnan(value))
-
-
-def _restore(value: Any, kind: str) -> Any:
-    return {"int": int, "float": float, "bool": bool}.get(kind, str)(value)

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 
 from trtllm_results.metrics.registry import METRICS
 from trtllm_results.record.environment import DECISIVE
+from trtllm_results.record.flat import MOST_DEPTH, MOST_TEXT
 from trtllm_results.record.row import ALIGN_FIELDS, CELL_FIELDS, ENVIRONMENT_FIELDS, ROW_FIELDS, SCHEMA_VERSION
 
 MEANINGS: Mapping[str, str] = {
@@ -50,6 +51,15 @@ A store is a folder. `results.parquet` holds one row a (cell, repeat), scalar co
 `results.json` holds the same rows. The schema version stands in the Parquet metadata (`trtllm_results.schema_version`) and in each row; a
 newer one than the tool's is refused. New figures and new identity columns with a default do not raise it; a changed meaning or a removed
 column does.
+
+The store may be read at any moment, also while a sweep appends: each file is written beside its place, synced and renamed over it, and a
+new `results.parquet` keeps the bytes of the version it replaces, so that a reader that opens the file twice (pandas does) reads the old
+rows or the new ones, whole. The file is therefore up to three times as large as its rows; `results export` writes the rows alone.
+Writers take a lock on the folder (`.lock` for one append, `.run.lock` for a sweep's whole run) that ends with its process. What a killed
+process left (temporary files, side tables without a row) is removed by the next sweep in that folder and by `trtllm-bench results clean`.
+
+A row is read only if every field is of its type and within bounds: counts from 0 to 2^53, figures from 0 to 1e21 (lags and window times may
+be negative), text of at most {MOST_TEXT:,} characters, nested at most {MOST_DEPTH} deep; a null is an absent figure.
 
 Side tables of a row lie beside it, `<kind>/<cell key>-r<repeat>-<row id>.parquet`:
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import operator
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from trtllm_results.errors import ResultsError
@@ -77,11 +79,25 @@ def keep(rows: Iterable[Row], filters: Sequence[str]) -> list[Row]:
     return [row for row in rows if all(test(row) for test in tests)]
 
 
+def named_path(spec: str) -> tuple[str, Path]:
+    """Name and path of a result set, `PATH` or `NAME=PATH`. What exists is a path as it stands, whatever signs it holds."""
+    name, equals, path = spec.partition("=")
+    if equals and not os.path.exists(spec):
+        return name, Path(path)
+    return spec.rstrip("/").rsplit("/", 1)[-1] or spec, Path(spec)
+
+
+def path_and_filters(spec: str) -> tuple[str, list[str]]:
+    """`PATH@FILTER,FILTER` apart. What exists is a path as it stands."""
+    if os.path.exists(spec):
+        return spec, []
+    path, _, filters = spec.rpartition("@") if "@" in spec else (spec, "", "")
+    return path, [part.strip() for part in filters.split(",") if part.strip()]
+
+
 def load_set(spec: str) -> ResultSet:
     """`PATH` or `NAME=PATH`, a store folder or a table file. Raises `ResultsError` if it cannot be read or is empty."""
-    name, equals, path = spec.partition("=")
-    if not equals:
-        name, path = spec.rstrip("/").rsplit("/", 1)[-1], spec
+    name, path = named_path(spec)
     rows = tuple(read_rows(path))
     if not rows:
         raise ResultsError(f"{path} holds no results.")

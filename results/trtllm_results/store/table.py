@@ -4,10 +4,12 @@
     results.json      the same rows for people and scripts, one step behind at most
     requests/, steps/, samples/   side tables of a row, `<cell key>-r<repeat>-<row id>.parquet`
 
-`append` takes a lock, reads, adds, writes a new file beside the old one, syncs it and renames it over: a reader sees the old rows or the
-new ones. The whole file is rewritten because a sweep has thousands of rows, not millions (appending to 5,000 takes about 0.3 s on two
-cores, a cell takes seconds); side tables, which do have millions, are written once each and never rewritten. Rejected: one file a row
-(5,000 small files are slow to read and ugly to share) and SQLite (not what pandas, DuckDB or a spreadsheet open first).
+`record` takes the folder's lock, writes the row's side tables, then reads, adds and writes a new file beside the old one, syncs it and
+renames it over: a reader sees the old rows or the new ones, even one that opens the file twice (`parquet.replacement`). The whole file is
+rewritten because a sweep has thousands of rows, not millions (appending to 5,000 takes about 0.3 s on two cores, a cell takes seconds);
+side tables, which do have millions, are written once each and never rewritten. What a killed writer leaves (temporaries, side tables
+without a row) mentions nothing and is removed by `clean`. Rejected: one file a row (5,000 small files are slow to read and ugly to share)
+and SQLite (not what pandas, DuckDB or a spreadsheet open first).
 """
 
 from __future__ import annotations
@@ -15,25 +17,35 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import uuid
+import re
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, get_args
 
 from trtllm_results.errors import ResultsError
+from trtllm_results.record.flat import shown
 from trtllm_results.record.row import CELL_FIELDS, ENVIRONMENT_FIELDS, ROW_FIELDS, SCHEMA_VERSION, Row
+from trtllm_results.store.files import atomically, read_text, temporaries, writing
+from trtllm_results.store.lock import WRITE_LOCK, locked
+from trtllm_results.store.parquet import METADATA, OPTIONS, check_version, read_table, replacement
 
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
 SideKind = Literal["requests", "steps", "samples"]
-_VERSION_KEY = b"trtllm_results.schema_version"
-_METADATA = {_VERSION_KEY: str(SCHEMA_VERSION).encode()}
+Sides = Mapping[SideKind, Mapping[str, Any]]
+"""Side tables of a row: NumPy arrays of one length by column; a pair (values, offsets) makes a list column."""
+SIDE_KINDS: tuple[SideKind, ...] = get_args(SideKind)
+_SIDE_NAME = re.compile(r"^[A-Za-z0-9._]+-r\d+-[A-Za-z0-9._-]{1,8}\.parquet$")
 _TABLE = "results.parquet"
 _JSON = "results.json"
-_ID_AT, _ID_LENGTH = len('{"row_id": "'), 32
+_ID_AT = len('{"row_id": "')
 """A line of results.json starts with the row's id, so that appending need not parse the others."""
+MOST_JSON_BYTES = 2**28
+WAIT_S = 60.0
+"""For another writer of the same folder; an append takes well below a second."""
 
 
 class Store:
@@ -42,6 +54,9 @@ class Store:
     def __init__(self, path: str | os.PathLike[str], create: bool = True) -> None:
         """Opens `path`, making it when `create`. Raises `ResultsError` if it is not there, not writable, or not a store."""
         self.path = Path(path)
+        self._lines: list[str] = []
+        self._written = (0, 0, 0)
+        """What this process last wrote into results.json, and the stamp of that file."""
         if self.path.is_file():
             raise ResultsError(f"{self.path} is a file; a result store is a folder (read a single table with `read_rows`).")
         if not self.path.is_dir():
@@ -59,19 +74,44 @@ class Store:
     def append(self, *rows: Row) -> None:
         """Adds rows atomically. A row replaces an earlier one of the same cell and repeat that was not `ok`.
 
-        Raises `ResultsError` when the folder cannot be written or a row is malformed.
+        Raises `ResultsError` when a row is malformed or another writer does not end, `WriteError` when the folder cannot be written.
         """
         checked = [row.checked() for row in rows]
-        if not checked:
-            return
-        try:
+        if checked:
             with self._locked():
-                table = _merged(self._table(), checked)
-                lines = self._json_lines(table, checked)
-                self._replace(_TABLE, lambda target: _write_table(table, target))
-                self._replace(_JSON, lambda target: _write_lines(lines, target))
-        except OSError as error:
-            raise ResultsError(f"Cannot write results to {self.path}: {error.strerror}.") from error
+                self._append(checked)
+
+    def record(self, row: Row, sides: Sides) -> None:
+        """Adds one row with its side tables: all or nothing. Raises as `append`."""
+        checked = row.checked()
+        with self._locked():
+            written: list[Path] = []
+            try:
+                for kind, columns in sides.items():
+                    written.append(self._side_path(kind, checked))
+                    self._write_side(kind, checked, columns)
+                self._append([checked])
+            except BaseException:
+                with contextlib.suppress(ResultsError):
+                    if checked.row_id not in self._ids():
+                        _remove(written)
+                raise
+
+    def write(self, name: str, write: Any) -> None:
+        """Writes another file of the folder, `write(handle)`, as whole as the store's own."""
+        with self._locked():
+            atomically(self.path / name, write)
+
+    def clean(self) -> list[tuple[Path, int]]:
+        """Removes what killed writers left: temporaries, and side tables without a row. Returns what it removed, with sizes in bytes."""
+        with self._locked(), writing(self.path):
+            left = self._stale_temporaries()
+            if (self.path / _TABLE).exists() or not (self.path / _JSON).exists():
+                known = {self._side_path("requests", row).name for row in self.rows()}
+                left += [path for path in self._side_files() if path.name not in known]
+            removed = [(path, path.stat().st_size) for path in left]
+            _remove(left)
+            return removed
 
     def rows(self) -> list[Row]:
         return self._read_rows()
@@ -90,29 +130,9 @@ class Store:
         return {(key, repeat) for key, repeat, status in zip(*columns, strict=True) if status == "ok"}
 
     def write_side(self, kind: SideKind, row: Row, columns: Mapping[str, Any]) -> Path:
-        """Writes one side table of `row` (NumPy arrays of one length; a pair (values, offsets) makes a list column). Returns its path.
-
-        Write it before `append(row)`: a row's side tables then always exist.
-        """
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        target = self._side_path(kind, row)
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            arrays = {
-                name: pa.ListArray.from_arrays(pa.array(data[1], pa.int32()), pa.array(data[0]))
-                if isinstance(data, tuple)
-                else pa.array(data)
-                for name, data in columns.items()
-            }
-            table = pa.table(arrays)
-            _atomically(target, lambda temporary: pq.write_table(table, temporary, compression="lz4", use_dictionary=False))
-        except OSError as error:
-            raise ResultsError(f"Cannot write {target}: {error.strerror}.") from error
-        except pa.ArrowInvalid as error:
-            raise ResultsError(f"Side table '{kind}' of {row.cell.label} has columns of unequal length: {error}.") from error
-        return target
+        """Writes one side table of a row that is to be appended. Returns its path. Raises as `append`."""
+        with self._locked():
+            return self._write_side(kind, row, columns)
 
     def read_side(self, kind: SideKind, row: Row, columns: list[str] | None = None) -> pa.Table | None:
         """The side table of `row`, or None when it has none."""
@@ -122,103 +142,166 @@ class Store:
     def _side_path(self, kind: SideKind, row: Row) -> Path:
         return self.path / kind / f"{row.key}-r{row.repeat}-{row.row_id[:8]}.parquet"
 
+    def _side_files(self) -> list[Path]:
+        folders = [self.path / kind for kind in SIDE_KINDS if (self.path / kind).is_dir()]
+        return sorted(folder / name for folder in folders for name in os.listdir(folder) if _SIDE_NAME.match(name))
+
+    def _stale_temporaries(self) -> list[Path]:
+        """Call with the lock held: nobody is writing them then."""
+        own = [path for path in temporaries(self.path) if path.name.startswith((f".{_TABLE}.", f".{_JSON}.", ".sweep.json."))]
+        return own + [path for kind in SIDE_KINDS for path in temporaries(self.path / kind)]
+
+    def _write_side(self, kind: SideKind, row: Row, columns: Mapping[str, Any]) -> Path:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        target = self._side_path(kind, row)
+        try:
+            arrays = {
+                name: pa.ListArray.from_arrays(pa.array(data[1], pa.int32()), pa.array(data[0]))
+                if isinstance(data, tuple)
+                else pa.array(data)
+                for name, data in columns.items()
+            }
+            table = pa.table(arrays)
+        except pa.ArrowInvalid as error:
+            raise ResultsError(f"Side table '{kind}' of {row.cell.label} has columns of unequal length: {error}.") from error
+        atomically(target, lambda handle: pq.write_table(table, handle, use_dictionary=False, **OPTIONS))
+        return target
+
+    def _append(self, rows: list[Row]) -> None:
+        _remove(self._stale_temporaries())
+        try:
+            table, replaced = _merged(self._table(), rows)
+            lines = self._json_lines(table, rows)
+        except (OverflowError, TypeError, UnicodeError) as error:
+            raise ResultsError(
+                f"{self.path / _TABLE}: a column has values that cannot be read ({shown(str(error))}); it is damaged"
+            ) from None
+        content = replacement(table, self.path / _TABLE)
+        atomically(self.path / _TABLE, lambda handle: handle.write(content))
+        _remove(self.path / kind / name for name in replaced for kind in SIDE_KINDS)
+        self._lines = []
+        atomically(self.path / _JSON, lambda handle: _write_lines(lines, handle))
+        self._lines, self._written = lines, self._stamp()
+
+    def _ids(self) -> set[str]:
+        table = read_table(self.path / _TABLE, ["row_id"]) if (self.path / _TABLE).exists() else None
+        return set() if table is None else set(table.column("row_id").to_pylist())
+
     def _read_rows(self) -> list[Row]:
         table = self._table()
-        return [] if table is None else [Row.from_flat(flat) for flat in table.to_pylist()]
+        return [] if table is None else _rows_of(table, self.path / _TABLE)
 
     def _table(self) -> pa.Table | None:
         path = self.path / _TABLE
         return read_table(path) if path.exists() else None
 
     def _json_lines(self, table: pa.Table, new: list[Row]) -> list[str]:
-        """One JSON line a row of `table`: earlier rows' from the file as they are, or all anew if the file lacks any."""
+        """One JSON line a row of `table`: earlier rows' as this process wrote them last, or all anew where another wrote since."""
         ids = table.column("row_id").to_pylist()
-        try:
-            lines = (self.path / _JSON).read_text().splitlines()[1:-1]
-        except OSError:
-            lines = []
-        known = {line[_ID_AT : _ID_AT + _ID_LENGTH]: line.rstrip(",") for line in lines}
+        known = {line[_ID_AT : line.index('"', _ID_AT)]: line for line in self._lines if self._stamp() == self._written}
         known |= {row.row_id: _json_line(row.to_flat()) for row in new}
         if all(one in known for one in ids):
             return [known[one] for one in ids]
         return [_json_line(flat) for flat in table.to_pylist()]
 
+    def _stamp(self) -> tuple[int, int, int]:
+        """Changes whenever another version of results.json is put in place."""
+        try:
+            found = os.stat(self.path / _JSON)
+        except OSError:
+            return (0, 0, 0)
+        return (found.st_ino, found.st_size, found.st_mtime_ns)
+
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         """Exclusive among writers of this folder; the kernel drops the lock when a writer dies."""
-        import fcntl
-
-        with open(self.path / ".lock", "a") as handle:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            for name in (_TABLE, _JSON):
-                for stale in self.path.glob(f".{name}.*.tmp"):
-                    stale.unlink(missing_ok=True)
+        with locked(self.path, WRITE_LOCK, WAIT_S, "being written"):
             yield
 
-    def _replace(self, name: str, write: Any) -> None:
-        _atomically(self.path / name, write)
 
-
-def read_table(path: Path, columns: list[str] | None = None, side: bool = False) -> pa.Table:
-    """Reads one Parquet file of ours. Raises `ResultsError` if it is missing, damaged, foreign, or of a newer schema."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    if not path.exists():
-        raise ResultsError(f"No results at {path}.")
-    try:
-        with pq.ParquetFile(path) as file:
-            metadata = file.schema_arrow.metadata or {}
-            names = set(file.schema_arrow.names)
-            if not side:
-                _check_schema(path, metadata, names)
-            return file.read(columns=[name for name in columns if name in names] if columns is not None else None)
-    except (pa.ArrowInvalid, pa.ArrowException, OSError) as error:
-        raise ResultsError(f"{path} is not a readable Parquet file (damaged or not Parquet).") from error
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
 
 
 def read_rows(path: str | os.PathLike[str]) -> list[Row]:
-    """Rows of a store folder or of one Parquet or JSON table that a store wrote or `results export` made."""
+    """Rows of a store folder or of one Parquet or JSON table that a store wrote or `results export` made.
+
+    Raises `ResultsError` naming the file, and the row and field that are wrong.
+    """
     source = Path(path)
     if source.is_dir():
         return Store(source, create=False).rows()
     if source.suffix == ".json" and source.exists():
         return _read_json(source)
-    return [Row.from_flat(flat) for flat in read_table(source).to_pylist()]
+    return _rows_of(read_table(source), source)
 
 
-def _check_schema(path: Path, metadata: Mapping[bytes, bytes], names: set[str]) -> None:
-    if _VERSION_KEY not in metadata or not {"row_id", "cell_key", "model"} <= names:
-        raise ResultsError(f"{path} is a Parquet file but not one of trtllm-bench; use `results import` for other tools' files.")
-    version = int(metadata[_VERSION_KEY])
-    if version > SCHEMA_VERSION:
-        raise ResultsError(f"{path} has result schema {version}, newer than this tool's {SCHEMA_VERSION}; upgrade trtllm-bench to read it.")
+def _rows_of(table: pa.Table, path: Path) -> list[Row]:
+    def flats() -> Iterator[Mapping[str, Any]]:
+        for batch in table.to_batches(max_chunksize=512):
+            try:
+                yield from batch.to_pylist()
+            except (ValueError, OverflowError, TypeError) as error:
+                raise _unreadable(path, error) from None
+
+    return _parsed(flats(), path)
+
+
+def _unreadable(path: Path, error: Exception) -> ResultsError:
+    return ResultsError(f"{path}: a column has values that cannot be read ({shown(str(error))}); the file is damaged")
+
+
+def _parsed(flats: Iterable[Any], path: Path) -> list[Row]:
+    rows = []
+    for number, flat in enumerate(flats, 1):
+        if not isinstance(flat, Mapping):
+            raise ResultsError(f"{path}: row {number} is {shown(flat)}; it must be an object")
+        try:
+            rows.append(Row.from_flat(flat))
+        except ResultsError as error:
+            raise ResultsError(f"{path}: row {number}: {error}") from None
+    return rows
 
 
 def _read_json(path: Path) -> list[Row]:
+    text = read_text(path, MOST_JSON_BYTES)
     try:
-        content = json.loads(path.read_text())
-        version, flats = int(content["schema_version"]), content["rows"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ResultsError(f"{path} is not a results.json of trtllm-bench; use `results import` for other tools' files.") from error
-    if version > SCHEMA_VERSION:
-        raise ResultsError(f"{path} has result schema {version}, newer than this tool's {SCHEMA_VERSION}; upgrade trtllm-bench to read it.")
-    return [Row.from_flat(flat) for flat in flats]
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        where = f" at line {error.lineno:,}" if isinstance(error, json.JSONDecodeError) else ""
+        raise ResultsError(f"{path} is not a results.json of trtllm-bench: it contains invalid JSON{where}") from None
+    if not isinstance(content, dict) or not {"schema_version", "rows"} <= set(content):
+        raise ResultsError(f"{path} is not a results.json of trtllm-bench; use `results import` for other tools' files.")
+    check_version(path, content["schema_version"])
+    if not isinstance(content["rows"], list):
+        raise ResultsError(f"{path}: rows is {shown(content['rows'])}; it must be a list")
+    return _parsed(content["rows"], path)
 
 
-def _merged(table: pa.Table | None, new: list[Row]) -> pa.Table:
-    """`table` without the rows that `new` replaces (same id, or same cell and repeat and not ok), then `new`."""
+def _merged(table: pa.Table | None, new: list[Row]) -> tuple[pa.Table, list[str]]:
+    """`table` without the rows that `new` replaces (same id, or same cell and repeat and not ok), then `new`; and the names of side tables
+    that have lost their row."""
     import pyarrow as pa
 
     added = to_table(new)
     if table is None:
-        return added
+        return added, []
     replaced, ids = {(row.key, row.repeat) for row in new}, {row.row_id for row in new}
     columns = (table.column(name).to_pylist() for name in ("row_id", "cell_key", "repeat", "status"))
-    keep = [one not in ids and (status == "ok" or (key, repeat) not in replaced) for one, key, repeat, status in zip(*columns, strict=True)]
+    earlier = list(zip(*columns, strict=True))
+    keep = [one not in ids and (status == "ok" or (key, repeat) not in replaced) for one, key, repeat, status in earlier]
+    gone = [f"{key}-r{repeat}-{one[:8]}.parquet" for kept, (one, key, repeat, _) in zip(keep, earlier, strict=True) if not kept]
+    gone = [name for name in gone if _SIDE_NAME.match(name) and not any(name.endswith(f"-{one[:8]}.parquet") for one in ids)]
     kept = table if all(keep) else table.filter(pa.array(keep, pa.bool_()))
-    merged = pa.concat_tables([kept, added], promote_options="default")
-    return merged.combine_chunks().replace_schema_metadata(_METADATA)
+    try:
+        merged = pa.concat_tables([kept, added], promote_options="default")
+    except pa.ArrowException:  # another tool wrote it with types of its own
+        merged = to_table([*_parsed(kept.to_pylist(), Path(_TABLE)), *new])
+    return merged.combine_chunks().replace_schema_metadata(METADATA), gone
 
 
 def _arrow_type(kind: str) -> Any:
@@ -234,7 +317,7 @@ def _schema(rows: list[Row]) -> pa.Schema:
     fields += [pa.field(f"env_{name}", _arrow_type(kind)) for name, kind in ENVIRONMENT_FIELDS.items()]
     figures = dict.fromkeys(name for row in rows for name in row.figures)
     fields += [pa.field(name, pa.float64()) for name in figures]
-    return pa.schema(fields, metadata=_METADATA)
+    return pa.schema(fields, metadata=METADATA)
 
 
 def to_table(rows: list[Row]) -> pa.Table:
@@ -250,48 +333,26 @@ def _empty_frame() -> pd.DataFrame:
 
 
 def write_parquet(rows: list[Row], target: Path) -> None:
-    _write_table(to_table(rows), target)
-
-
-def _write_table(table: pa.Table, target: Path) -> None:
     import pyarrow.parquet as pq
 
-    pq.write_table(table, target, compression="lz4")
+    atomically(target, lambda handle: pq.write_table(to_table(rows), handle, **OPTIONS))
 
 
 def write_json(rows: list[Row], target: Path) -> None:
-    _write_lines([_json_line(row.to_flat()) for row in rows], target)
+    atomically(target, lambda handle: _write_lines([_json_line(row.to_flat()) for row in rows], handle))
 
 
 def _json_line(flat: Mapping[str, Any]) -> str:
     return json.dumps({"row_id": flat["row_id"]} | {name: value for name, value in flat.items() if value not in ("", None)})
 
 
-def _write_lines(lines: list[str], target: Path) -> None:
-    target.write_text(f'{{"schema_version": {SCHEMA_VERSION}, "rows": [\n' + ",\n".join(lines) + "\n]}\n")
+def _write_lines(lines: list[str], handle: BinaryIO) -> None:
+    handle.write((f'{{"schema_version": {SCHEMA_VERSION}, "rows": [\n' + ",\n".join(lines) + "\n]}\n").encode())
 
 
 def write_csv(rows: list[Row], target: Path) -> None:
     """CSV with a byte order mark, which is what makes a spreadsheet read it as UTF-8."""
-    to_table(rows).to_pandas().to_csv(target, index=False, encoding="utf-8-sig")
-
-
-def _atomically(target: Path, write: Any) -> None:
-    """`write(path)` to a temporary file, sync, rename over `target`, sync the folder."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        write(temporary)
-        with open(temporary, "rb") as handle:
-            os.fsync(handle.fileno())
-        os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    atomically(target, lambda handle: to_table(rows).to_pandas().to_csv(handle, index=False, encoding="utf-8-sig"))
 
 
 def extend(store: Store, rows: Iterable[Row]) -> int:
@@ -307,11 +368,15 @@ def merge_store(store: Store, source: Path) -> int:
     import shutil
 
     rows = read_rows(source)
-    if source.is_dir():
-        for kind in ("requests", "steps", "samples"):
-            for path in sorted((source / kind).glob("*.parquet")):
-                target = store.path / kind / path.name
-                if not target.exists():
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    _atomically(target, lambda temporary, path=path: shutil.copyfile(path, temporary))
-    return extend(store, rows)
+    with store._locked():
+        for path in Store(source, create=False)._side_files() if source.is_dir() else []:
+            target = store.path / path.parent.name / path.name
+            if target.exists():
+                continue
+            with open(path, "rb") as origin:
+                atomically(target, partial(shutil.copyfileobj, origin))
+        present = {row.row_id for row in store.rows()}
+        new = [row.checked() for row in rows if row.row_id not in present]
+        if new:
+            store._append(new)
+    return len(new)

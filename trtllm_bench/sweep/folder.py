@@ -1,0 +1,95 @@
+"""A sweep's folder: one sweep at a time, its specification always whole, and what to tell when a sweep ends early."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shlex
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from trtllm_bench.errors import BenchError
+from trtllm_results.errors import ResultsError
+from trtllm_results.record.flat import MOST_DEPTH, depth
+from trtllm_results.store.files import read_text
+from trtllm_results.store.lock import RUN_LOCK, locked
+from trtllm_results.store.table import Store
+
+SPEC_FILE = "sweep.json"
+MOST_SPEC_BYTES = 2**20
+
+
+def holds_sweep(folder: Path) -> bool:
+    """Whether there is something to resume. An empty `sweep.json` is what earlier versions left on a full disk, before any row."""
+    path = folder / SPEC_FILE
+    return path.exists() and (not path.is_file() or path.stat().st_size > 0)
+
+
+@contextlib.contextmanager
+def new_folder(out: Path | None) -> Iterator[Path]:
+    """Makes and claims the folder of a new sweep, `runs/<time>` by default. Raises `BenchError` where it holds a sweep already."""
+    with _claimed(Store(out or _by_time()).path) as folder:
+        if holds_sweep(folder):
+            raise BenchError(f"{folder} already holds a sweep; add --resume to go on with it, or choose another --out")
+        yield folder
+
+
+@contextlib.contextmanager
+def resumed_folder(out: Path, grid_given: bool) -> Iterator[Path]:
+    """Claims the folder of an earlier sweep. `grid_given`: whether the command line says itself what to measure."""
+    if not out.is_dir():
+        raise BenchError(f"no sweep to resume in {out}: the folder does not exist")
+    with _claimed(out) as folder:
+        if not holds_sweep(folder) and not grid_given:
+            raise BenchError(f"no sweep to resume in {out}: it holds no {SPEC_FILE}; give the flags of the sweep again")
+        yield folder
+
+
+@contextlib.contextmanager
+def _claimed(folder: Path) -> Iterator[Path]:
+    with locked(folder, RUN_LOCK, 0.0, "being measured into"):
+        Store(folder).clean()
+        yield folder
+
+
+def _by_time() -> Path:
+    """A folder of its own, also for sweeps that begin in the same second."""
+    runs, name = Path("runs"), time.strftime("%Y%m%d-%H%M%S")
+    for suffix in ("", *(f"-{number}" for number in range(2, 100))):
+        folder = runs / f"{name}{suffix}"
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(parents=True)
+            return folder
+    raise BenchError(f"{runs / name} is taken; choose a folder with --out")
+
+
+def write_spec(folder: Path, content: Mapping[str, Any]) -> None:
+    text = json.dumps(content, indent=1) + "\n"
+    Store(folder).write(SPEC_FILE, lambda handle: handle.write(text.encode()))
+
+
+def read_spec(folder: Path) -> dict[str, Any]:
+    """What `write_spec` wrote, values unchecked. Raises `BenchError` naming the file where it is no JSON object."""
+    path = folder / SPEC_FILE
+    try:
+        content = json.loads(read_text(path, MOST_SPEC_BYTES))
+    except ResultsError as error:
+        raise BenchError(str(error)) from None
+    except (ValueError, RecursionError):
+        raise BenchError(f"{path} contains invalid JSON; remove it and give the flags of the sweep again with --resume") from None
+    if not isinstance(content, dict) or depth(content) > MOST_DEPTH:
+        raise BenchError(f"{path} must hold one object of flags; remove it and give the flags of the sweep again with --resume")
+    return content
+
+
+def what_is_kept(folder: Path) -> str:
+    """For the sentence on the way out."""
+    if not holds_sweep(folder):
+        return "nothing was measured yet; run the command again"
+    done = len(Store(folder).finished())
+    return (
+        f"{done} finished measurement{'s are' if done != 1 else ' is'} kept; "
+        f"go on with: trtllm-bench sweep --resume --out {shlex.quote(str(folder))}"
+    )
