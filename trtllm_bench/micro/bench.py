@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -20,22 +21,27 @@ from trtllm_bench.micro.timing import FLUSH_BYTES
 from trtllm_bench.roofline.counts import OpCost, PlanCounter, StepShape
 from trtllm_engines.checkpoints.dummy import DummyWeights
 from trtllm_engines.checkpoints.write import assemble
-from trtllm_engines.compiler.compile import compile_model
+from trtllm_engines.compiler.compile import Compiled, compile_model
 from trtllm_engines.compiler.plan import Op, Plan, Profile
+from trtllm_engines.models.config import ModelConfig
 from trtllm_engines.models.presets import resolve_model
 from trtllm_engines.runtime.batch import StepBatch
 from trtllm_engines.runtime.device_state import DeviceState
 from trtllm_engines.runtime.pages import RESERVED_PAGES
 from trtllm_kernels.dialect.expr import evaluate
 from trtllm_kernels.dialect.specs import DTYPES
-from trtllm_kernels.dialect.types import SKINNY_TOKENS, Arg, Lowered
+from trtllm_kernels.dialect.ops import OP_SPECS
+from trtllm_kernels.dialect.types import SKINNY_TOKENS, Arg, Lowered, TensorSpec
 from trtllm_kernels.errors import KernelError
+from trtllm_kernels.lowering import lower
 from trtllm_kernels.references import OPS
 
 LAYERS = 2
 VALUE_RANGE = 3.0
 LEAST_CALLS, MOST_COPIES = 64, 256
 """Of a chain: so many that what lies between two replays of its graph does not count, and of a weight, which has to leave L2."""
+REPLAYS = 6
+"""Of a graph, between two events."""
 RIDGE = 270
 """FLOP a byte from which a product's time is its arithmetic's, an H100's roughly."""
 
@@ -61,26 +67,50 @@ def chunk_case(tokens: int, past: int) -> KernelCase:
     return KernelCase("chunk", StepShape(np.array([tokens]), np.array([tokens + past]), 0, 1))
 
 
-class Bench:
-    """A model's ops on one device. `arch` "cpu" runs the references, for tests. Raises `BenchError` for a sequence of more
-    tokens than the model has positions."""
+def compile_cases(
+    config: ModelConfig, precision: str, arch: str, cases: Sequence[KernelCase], page_size: int = 32, **compile_flags: Any
+) -> Compiled:
+    """A model's plan for these steps. Raises `BenchError` for a sequence of more tokens than the model has positions."""
+    tokens = max(case.shape.tokens for case in cases)
+    sequences = max(case.shape.sequences for case in cases)
+    longest = max(int(case.shape.kv_lens.max()) for case in cases)
+    if longest > config.max_position_embeddings:
+        most = config.max_position_embeddings
+        raise BenchError(f"{config.name} has {most:,} positions; a sequence of {longest:,} tokens is too long for it")
+    profile = Profile(sequences, max(tokens, sequences), min(longest + 1, config.max_position_embeddings), page_size)
+    return compile_model(config, precision, profile, arches=(arch,), weights_source=DummyWeights(0).description, **compile_flags)
 
-    def __init__(self, model: str, precision: str, arch: str, cases: list[KernelCase], page_size: int = 32, **compile_flags: Any) -> None:
+
+def ops_until(plan: Plan, last: str) -> tuple[Op, ...]:
+    """A plan's ops up to the first whose kind is `last`; all of them where that is empty."""
+    end = next((index + 1 for index, op in enumerate(plan.ops) if op.op == last), len(plan.ops))
+    return plan.ops[:end]
+
+
+class Bench:
+    """A model's ops on one device. `arch` "cpu" runs the references, for tests. `last`: the kind of op behind whose first nothing is
+    prepared. Raises `BenchError` for a sequence of more tokens than the model has positions."""
+
+    def __init__(
+        self,
+        model: str | ModelConfig,
+        precision: str,
+        arch: str,
+        cases: Sequence[KernelCase],
+        page_size: int = 32,
+        last: str = "",
+        **compile_flags: Any,
+    ) -> None:
         self.arch = arch
         self.device = torch.device("cpu" if arch == "cpu" else "cuda")
-        config = replace(resolve_model(model).config, num_layers=LAYERS)
-        tokens = max(case.shape.tokens for case in cases)
-        sequences = max(case.shape.sequences for case in cases)
-        longest = max(int(case.shape.kv_lens.max()) for case in cases)
-        if longest > config.max_position_embeddings:
-            most = config.max_position_embeddings
-            raise BenchError(f"{model} has {most:,} positions; a sequence of {longest:,} tokens is too long for it")
-        profile = Profile(sequences, max(tokens, sequences), min(longest + 1, config.max_position_embeddings), page_size)
+        config = model if isinstance(model, ModelConfig) else replace(resolve_model(model).config, num_layers=LAYERS)
+        compiled = compile_cases(config, precision, arch, cases, page_size, **compile_flags)
         source = DummyWeights(0)
-        compiled = compile_model(config, precision, profile, arches=(arch,), weights_source=source.description, **compile_flags)
         self.plan: Plan = compiled.plan
         self.counter = PlanCounter(self.plan)
-        self.weights = {name: assemble(self.plan, name, source, self.device) for name in self.plan.weights}
+        self._ops = ops_until(self.plan, last)
+        needed = {name for op in self._ops for name in op.inputs}
+        self.weights = {name: assemble(self.plan, name, source, self.device) for name in self.plan.weights if name in needed}
         self.weights |= {name: compiled.constants[name].to(self.device) for name in self.plan.constants}
         pages = max(int((-(-case.shape.kv_lens // page_size)).sum()) for case in cases) + RESERVED_PAGES
         self.state = DeviceState(self.plan, pages, self.device)
@@ -90,7 +120,7 @@ class Bench:
         if arch != "cpu":
             from trtllm_kernels.compile.pool import compile_many
 
-            found = compile_many([k for op in self.plan.ops for k in op.tactics[arch].kernels], arch)
+            found = compile_many([k for op in self._ops for k in op.tactics[arch].kernels], arch)
             for reason in (one for one in found.values() if isinstance(one, str)):
                 raise KernelError(reason)
             self._cubins = found
@@ -102,7 +132,7 @@ class Bench:
         memory: dict[str, torch.Tensor] = {**self.weights, **self.state.of_step(symbols)}
         costs = self.counter.step(case.shape)
         met: set[int] = set()
-        for op, cost, like in zip(self.plan.ops, costs, self.counter.likeness, strict=True):
+        for op, cost, like in zip(self._ops, costs, self.counter.likeness, strict=False):
             for name in op.outputs:
                 memory[name] = self._empty(self.plan.values[name], symbols)
             if op.reuses:
@@ -163,6 +193,57 @@ class Bench:
         with torch.cuda.graph(graph):
             program.run()
         return Chain(graph.replay, calls, program)
+
+    def loop(self, parts: Sequence[BoundOp], copies: int) -> Chain:
+        """The parts one after another, in rounds of one CUDA graph that is replayed `REPLAYS` times at a run: how AIConfigurator's collectors
+        measure. In each of the `copies` rounds a product reads a weight of its own."""
+        product = next((part for part in parts if part.cost.kind == "gemm"), None)
+        name = "" if product is None else product.operand("weight")
+        others = {} if product is None else dict(islice(self._copies_of(name, product.memory[name]).items(), copies - 1))
+        names = [name, *others]
+        memory, symbols = {**parts[0].memory, **others}, parts[0].symbols
+        calls = REPLAYS * len(names)
+        if self.arch == "cpu":
+            rounds = [replace(part, memory={**memory, name: memory[one]} if name else memory) for one in names for part in parts]
+
+            def run() -> None:
+                for _ in range(REPLAYS):
+                    for part in rounds:
+                        part.run()
+
+            return Chain(run, calls)
+        program = self._bind([_reading(part.lowered, name, one) for one in names for part in parts], memory, symbols, overlap=True)
+        program.run()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            program.run()
+
+        def replays() -> None:
+            for _ in range(REPLAYS):
+                graph.replay()
+
+        return Chain(replays, calls, (program, graph))
+
+    def before(self, bound: BoundOp, op: str, inputs: Sequence[tuple[str, TensorSpec]], output: str) -> BoundOp:
+        """An op that the plan does not have, with `output`, a value of the plan that `bound` reads, as its result. Inputs that the memory
+        lacks are drawn."""
+        memory = bound.memory
+        for name, spec in inputs:
+            if name not in memory:
+                memory[name] = self._empty(spec, bound.symbols).normal_()
+        extra = Op(f"{op} before {bound.op.name}", op, tuple(name for name, _ in inputs), (output,), {})
+        lowered = Lowered(())
+        if self.arch != "cpu":
+            from trtllm_kernels.compile.pool import compile_many
+
+            specs = [spec for _, spec in inputs]
+            lowered = lower(op, specs, [self.plan.values[output]], {}, self.arch, input_names=extra.inputs, output_names=extra.outputs)
+            cubins = compile_many(list(lowered.kernels), self.arch)
+            for reason in (one for one in cubins.values() if isinstance(one, str)):
+                raise KernelError(reason)
+            self.add_kernels(cubins)
+        cost = replace(bound.cost, name=extra.name, op=op, kind=OP_SPECS[op].kind)
+        return BoundOp(extra, cost, memory, bound.symbols, lowered, None if self.arch == "cpu" else self._bind([lowered], memory, bound.symbols))
 
     def _copies_of(self, name: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
         """By names of their own. Those asked for last are kept, for the next variant."""
