@@ -31,6 +31,13 @@ def command(
     plot: Annotated[Path | None, typer.Option("--plot", help="Draw each op's share of the ceiling (.png or .svg).")] = None,
     baseline: Annotated[Path | None, typer.Option("--baseline", help="Judge against results of an earlier --out.")] = None,
     margin: Annotated[float, typer.Option("--margin", help="Relative slow-down that --baseline tolerates.")] = 0.03,
+    against: Annotated[
+        str, typer.Option("--against", help="published: at the shapes of TensorRT-LLM's, vLLM's and SGLang's kernels.")
+    ] = "",
+    ops: Annotated[str, typer.Option("--ops", help="List for --against: gemm, attention.")] = "gemm,attention",
+    limit: Annotated[
+        int, typer.Option("--limit", min=0, help="Shapes for --against, spread over ops, types and sizes; 0: all (1,571 on an H200).")
+    ] = 240,
 ) -> None:
     """Measure each kernel of a model alone: time, correctness, peers, share of the ceiling.
 
@@ -45,10 +52,15 @@ def command(
     from trtllm_bench.micro.timing import StoppingRule
     from trtllm_dashboards.tables import plain_console
 
+    if against not in ("", "published"):
+        raise BenchError(f"--against {against}: only 'published' is known")
     if noise <= 0 or seconds <= 0 or not 0 < margin < 0.5:
         raise BenchError("--noise and --seconds must be above 0, and --margin between 0 and 0.5")
     if plot is not None and plot.suffix not in (".png", ".svg"):
         raise BenchError(f"--plot {plot}: the file must end in .png or .svg")
+    if against:
+        _beside_published(ops, limit, page_size, noise, seconds, out, plot)
+        return
     selection = KernelSelection(model, precision or "bf16", parse_m(m), kv_len, name, past)
     earlier = None if baseline is None else Run.load(baseline)
     devices = gpus()
@@ -91,3 +103,62 @@ def command(
         code = FAILURE
     if code:
         raise typer.Exit(code)
+
+
+MOST_SECONDS = 0.5
+"""Of measuring one shape, at most: there are hundreds."""
+
+
+def _beside_published(ops: str, limit: int, page_size: int, noise: float, seconds: float, as_json: Path | None, plot: Path | None) -> None:
+    from rich.console import Console
+
+    from trtllm_bench.machine import arch_of, gpus
+    from trtllm_results.compare import published_ops
+    from trtllm_results.record.environment import Environment
+
+    devices = gpus()
+    if not devices:
+        raise BenchError("kernels measures GPU kernels and no NVIDIA GPU is usable here; see trtllm-bench doctor")
+    environment = Environment.capture(use_gpu=True)
+    published = published_ops.by_shape(environment.device)
+    able = published_ops.ours(published, [name.strip() for name in ops.split(",") if name.strip()])
+
+    from trtllm_bench.micro.observatory import compile_groups, groups_of, rule_of, run
+    from trtllm_bench.micro.show import print_beside
+    from trtllm_bench.micro.timing import CuptiTimer
+    from trtllm_bench.roofline.hardware import ceilings_for
+
+    console = Console(highlight=False)
+    chosen = published_ops.sample(able, limit)
+    groups, arch = groups_of(chosen), arch_of(devices[0])
+    console.print(f"{len(chosen):,} of {len(able):,} shapes; compiling the kernels of {len(groups)} plans", style="dim")
+    compile_groups(groups, arch, page_size, lambda done, total: None)
+    hardware, notes = ceilings_for(environment)
+    rows, wrong = run(
+        groups,
+        published,
+        arch,
+        CuptiTimer(),
+        rule_of(noise, min(seconds, MOST_SECONDS)),
+        hardware,
+        lambda one: console.print(f"{one.shape.text}: {one.ours_us:,.1f} us", style="dim") if console.is_terminal else None,
+        page_size,
+    )
+    outcome = published_ops.OpRun(
+        environment.device,
+        tuple(rows),
+        " ".join(["trtllm-bench", *sys.argv[1:]]),
+        environment.git_revision,
+        wrong=tuple(wrong),
+        notes=(*published_ops.left_out(published), *notes),
+    )
+    print_beside(outcome, console)
+    if as_json is not None:
+        outcome.save(as_json)
+        console.print(f"results: {as_json}", soft_wrap=True)
+    if plot is not None:
+        from trtllm_dashboards.plots.ops import write
+
+        console.print(f"plot: {write(outcome, plot)}", soft_wrap=True)
+    if wrong:
+        raise typer.Exit(FAILURE)

@@ -29,8 +29,8 @@ from trtllm_engines.runtime.batch import StepBatch
 from trtllm_engines.runtime.device_state import DeviceState
 from trtllm_engines.runtime.pages import RESERVED_PAGES
 from trtllm_kernels.dialect.expr import evaluate
-from trtllm_kernels.dialect.specs import DTYPES
 from trtllm_kernels.dialect.ops import OP_SPECS
+from trtllm_kernels.dialect.specs import DTYPES
 from trtllm_kernels.dialect.types import SKINNY_TOKENS, Arg, Lowered, TensorSpec
 from trtllm_kernels.errors import KernelError
 from trtllm_kernels.lowering import lower
@@ -195,8 +195,8 @@ class Bench:
         return Chain(graph.replay, calls, program)
 
     def loop(self, parts: Sequence[BoundOp], copies: int) -> Chain:
-        """The parts one after another, in rounds of one CUDA graph that is replayed `REPLAYS` times at a run: how AIConfigurator's collectors
-        measure. In each of the `copies` rounds a product reads a weight of its own."""
+        """The parts one after another, in rounds of one CUDA graph that is replayed `REPLAYS` times at a run, as AIConfigurator's
+        collectors do. In each of the `copies` rounds a product reads a weight of its own."""
         product = next((part for part in parts if part.cost.kind == "gemm"), None)
         name = "" if product is None else product.operand("weight")
         others = {} if product is None else dict(islice(self._copies_of(name, product.memory[name]).items(), copies - 1))
@@ -243,7 +243,9 @@ class Bench:
                 raise KernelError(reason)
             self.add_kernels(cubins)
         cost = replace(bound.cost, name=extra.name, op=op, kind=OP_SPECS[op].kind)
-        return BoundOp(extra, cost, memory, bound.symbols, lowered, None if self.arch == "cpu" else self._bind([lowered], memory, bound.symbols))
+        return BoundOp(
+            extra, cost, memory, bound.symbols, lowered, None if self.arch == "cpu" else self._bind([lowered], memory, bound.symbols)
+        )
 
     def _copies_of(self, name: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
         """By names of their own. Those asked for last are kept, for the next variant."""

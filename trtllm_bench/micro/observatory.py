@@ -159,4 +159,3 @@ def _timing(bench: Bench, parts: Sequence[BoundOp], timer: Timer, rule: Stopping
 
 def rule_of(noise: float, seconds: float) -> StoppingRule:
     return StoppingRule(noise=noise, batch=BATCH, seconds=seconds)
-

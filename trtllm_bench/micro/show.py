@@ -8,6 +8,7 @@ from rich.console import Console
 
 from trtllm_bench.micro.results import Run, lines
 from trtllm_dashboards.tables import Column, show
+from trtllm_results.compare.published_ops import OpRun, summaries
 from trtllm_results.gate import verdict as gate
 
 COLUMNS = (
@@ -65,3 +66,52 @@ def print_findings(findings: Sequence[gate.Finding], console: Console) -> int:
             soft_wrap=True,
         )
     return gate.EXIT_CODES[gate.combine(findings)]
+
+
+MOST_BEHIND = 10
+"""Shapes behind that are named a family."""
+
+
+def print_beside(run: OpRun, console: Console) -> None:
+    """Every shape, then a sentence a family."""
+    engines = sorted({engine for row in run.rows for engine in row.theirs_us})
+    rows = [
+        {
+            "op": row.shape.family,
+            "dtype": row.shape.dtype,
+            "shape": row.shape.text,
+            "ours": row.ours_us,
+            "alone": row.alone_us,
+            "ratio": row.ratio,
+            "best": row.best[0].split()[0],
+            "share": None if row.share is None else 100 * row.share,
+            **row.theirs_us,
+        }
+        for row in run.rows
+    ]
+    columns = [
+        Column("op"),
+        Column("dtype"),
+        Column("shape", hoist=False, whole=True),
+        Column("ours", unit="us", kind="number", places=1),
+        Column("alone", unit="us", kind="number", places=1, priority=2),
+        *(Column(engine, engine.split()[0], unit="us", kind="number", places=1, priority=3) for engine in engines),
+        Column("ratio", "theirs/ours", kind="number", places=2),
+        Column("best", "fastest there", hoist=False, priority=1),
+        Column("share", "of ceiling", unit="%", kind="number", places=0, priority=1),
+    ]
+    show(rows, columns, title=f"our kernels on {run.device} beside {', '.join(engines)}", console=console)
+    console.print(f"{run.method}; of ceiling: the op alone", style="dim", soft_wrap=True)
+    for family in summaries(run.rows):
+        console.print(family.sentence, style="green" if not family.behind else "yellow", soft_wrap=True)
+        for row in family.behind[:MOST_BEHIND]:
+            engine, theirs = row.best
+            mine = f"ours {row.ours_us:,.1f} us (alone {row.alone_us:,.1f})"
+            text = f"  behind: {row.shape.dtype} {row.shape.text}: {mine}, {engine} {theirs:,.1f}, ratio {row.ratio:.2f}"
+            console.print(text, style="dim", soft_wrap=True)
+        if len(family.behind) > MOST_BEHIND:
+            console.print(f"  and {len(family.behind) - MOST_BEHIND} more; --json has them all", style="dim")
+    for text in run.wrong:
+        console.print(text, style="bold red", soft_wrap=True)
+    for note in run.notes:
+        console.print(f"note: {note}", style="yellow", soft_wrap=True)

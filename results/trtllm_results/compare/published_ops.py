@@ -1,7 +1,7 @@
-"""Other engines' kernels, one by one: latencies of GEMM, attention, mixtures of experts and all-reduce at stated shapes, and ours beside them.
+"""Other engines' kernels, one by one: latencies of GEMM, attention, MoE and all-reduce at stated shapes, and ours beside them.
 
-The figures are those of AIConfigurator's collectors (`results/published/ORIGIN.md`), and its collectors' source says how they were taken: in a
-CUDA graph, after a few warm-up replays, the mean of six replays between two events. A GEMM's graph holds up to six calls with a weight each, so
+The figures are AIConfigurator's (`results/published/ORIGIN.md`), and the source of its collectors says how they were taken: in a CUDA
+graph, after a few warm-up replays, the mean of six replays between two events. A GEMM's graph holds up to six calls with a weight each, so
 that weights come from memory; attention's holds one call, so a cache of keys and values that fits into L2 is found there. What a call
 holds differs by engine: an fp8 GEMM takes bf16 activations and quantizes them, in all three; attention rotates and writes the new keys and
 values in TensorRT-LLM, and at most writes them in the others. So ours is given twice: with that work (`ours_us`, what ratios are of; an
@@ -38,8 +38,8 @@ NOT_MEASURED: Mapping[Family, str] = {
 }
 NOT_OURS = {"fp8_block": "fp8 with a scale per block of 128 is not among our schemes"}
 METHOD = (
-    "theirs and ours: CUDA graph, warm-up, mean of six replays between two events; GEMM weights rotate through copies, attention finds in L2 "
-    "what fits; with quantization of activations (fp8 GEMM), rotation and cache write (attention)"
+    "theirs and ours: CUDA graph, warm-up, mean of six replays between two events; GEMM weights rotate through copies, attention finds in "
+    "L2 what fits; with quantization of activations (fp8 GEMM), rotation and cache write (attention)"
 )
 _FAMILIES: Mapping[str, Family] = {
     "gemm": "gemm",

@@ -1,0 +1,215 @@
+"""Our kernels at published shapes: reading the figures, the sample, the synthetic ops, the way of timing, the record and the plot."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from trtllm_bench.__main__ import main
+from trtllm_bench.micro import observatory
+from trtllm_bench.micro.bench import Bench, BoundOp, compile_cases, ops_until
+from trtllm_bench.micro.show import print_beside
+from trtllm_bench.micro.timing import Call, How, StoppingRule
+from trtllm_bench.roofline.hardware import Hardware
+from trtllm_dashboards.plots import ops as plot
+from trtllm_results.compare import published_ops
+from trtllm_results.compare.published_ops import OpBeside, OpRun, OpShape
+from trtllm_results.errors import ResultsError
+
+RULE = StoppingRule(batch=2, min_batches=1, seconds=0)
+PRODUCT = OpShape("gemm", (4096, 256), "fp8", 8)
+SMALL = (
+    OpShape("gemm", (4096, 256), "bf16", 4),
+    PRODUCT,
+    OpShape("prompt attention", (8, 2, 128, 40), "fp8/fp8", 2),
+    OpShape("decode attention", (8, 2, 128, 70), "bf16/fp8", 3),
+)
+
+
+class FakeTimer:
+    """A run takes 720 us. `ran`: how it was asked for."""
+
+    def __init__(self) -> None:
+        self.ran: list[How] = []
+
+    def sample(self, call: Call, count: int, how: How) -> list[float]:
+        call()
+        self.ran.append(how)
+        return [720.0] * count
+
+    def slowed(self) -> bool:
+        return False
+
+
+def beside(family: str, ours: float, alone: float, **theirs: float) -> OpBeside:
+    shape = OpShape(family, (4096, 4096) if family == "gemm" else (32, 8, 128, 1024), "fp8", 64)  # type: ignore[arg-type]
+    return OpBeside(shape, ours, alone, theirs, roof_us=alone / 2)
+
+
+def test_the_published_latencies_are_read_as_printed() -> None:
+    latencies = published_ops.load_ops()
+    assert len(latencies) == 14_880
+    assert {one.engine for one in latencies} == {"trtllm 1.3.0rc20", "vllm 0.24.0", "sglang 0.5.14", "nccl 2.29.2"}
+    decode = published_ops.by_shape("NVIDIA H200")[OpShape("decode attention", (32, 8, 128, 256), "bf16/fp8", 1024)]
+    assert decode == pytest.approx({"trtllm 1.3.0rc20": 159.1, "vllm 0.24.0": 357.3, "sglang 0.5.14": 353.5}, abs=0.06)
+    product = published_ops.by_shape("NVIDIA H100 80GB HBM3")[OpShape("gemm", (6144, 4096), "fp8", 1)]
+    assert {engine: round(value, 1) for engine, value in product.items()} == {
+        "trtllm 1.3.0rc20": 21.8,
+        "vllm 0.24.0": 14.4,
+        "sglang 0.5.14": 14.3,
+    }
+    with pytest.raises(ResultsError, match="no op latencies are published for NVIDIA A100-SXM4-80GB; they are for H100, H200"):
+        published_ops.by_shape("NVIDIA A100-SXM4-80GB")
+
+
+def test_what_is_not_ours_is_counted_and_said() -> None:
+    shapes = published_ops.by_shape("NVIDIA H200")
+    able = published_ops.ours(shapes, ["gemm", "attention"])
+    assert Counter(one.family for one in able) == {"decode attention": 644, "prompt attention": 687, "gemm": 240}
+    told = published_ops.left_out(shapes)
+    assert len(able) + sum(int(one.rpartition("(")[2].split()[0].replace(",", "")) for one in told) == len(shapes)
+    assert [one.split(":")[0] for one in told] == ["all-reduce", "gemm fp8_block", "moe"]
+    assert {one.family for one in published_ops.ours(shapes, ["gemm"])} == {"gemm"}
+    with pytest.raises(ResultsError, match="--ops is 'moe'; choose from gemm, attention"):
+        published_ops.ours(shapes, ["moe"])
+
+
+@pytest.mark.parametrize("limit", [1, 7, 60, 240, 1570])
+def test_a_sample_is_spread_over_families_types_and_sizes(limit: int) -> None:
+    able = published_ops.ours(published_ops.by_shape("NVIDIA H200"), ["gemm", "attention"])
+    chosen = published_ops.sample(able, limit)
+    assert len(set(chosen)) == len(chosen) == limit
+    assert chosen == published_ops.sample(reversed(able), limit)
+    if 3 <= limit <= 240:
+        assert max(Counter(one.family for one in chosen).values()) - min(Counter(one.family for one in chosen).values()) <= 1
+    if limit == 240:
+        products = [one for one in chosen if one.sizes == (6144, 4096) and one.dtype == "fp8"]
+        assert len(products) == 5
+        assert products[0].rows < 8
+        assert products[-1].rows > 1024
+    assert published_ops.sample(able, 0) == published_ops.sample(able, 5000)
+
+
+def test_ours_has_the_published_sizes() -> None:
+    for group in observatory.groups_of(SMALL):
+        bench = Bench(group.config, group.precision, "cpu", group.cases, last=group.last, kv_dtype=group.kv_dtype)
+        bound, _ = observatory.parts_of(bench, group.shapes[0])
+        shape = group.shapes[0]
+        if shape.family == "gemm":
+            x, weight = bound.arguments()["x"], bound.arguments()["weight"]
+            assert (len(x), *weight.shape) == (shape.rows, *shape.sizes)
+            assert bound.cost.flop == shape.size
+            assert (x.dtype == torch.float8_e4m3fn) == (shape.dtype == "fp8")
+        else:
+            cache, lens = bound.arguments()["kv_cache"], bound.arguments()["kv_lens"]
+            assert (bound.op.attrs["num_heads"], cache.shape[3], cache.shape[5]) == shape.sizes[:3]
+            assert lens[: shape.rows].tolist() == [shape.sizes[3] + (shape.family == "decode attention")] * shape.rows
+            assert cache.dtype == torch.float8_e4m3fn
+
+
+def test_an_op_is_timed_as_theirs_with_the_work_that_theirs_holds() -> None:
+    timer = FakeTimer()
+    rows, wrong = observatory.run(
+        observatory.groups_of(SMALL),
+        {shape: {"a": 20.0, "b": 10.0} for shape in SMALL},
+        "cpu",
+        timer,
+        RULE,
+        Hardware("t", {"fp8": 1e12}, 1e11),
+    )
+    assert not wrong
+    assert set(timer.ran) == {"chained"}
+    by_shape = {row.shape: row for row in rows}
+    assert by_shape[PRODUCT].ours_us == 720 / 36, "six replays of a graph with six weights"
+    assert by_shape[SMALL[3]].ours_us == 720 / 6, "six replays of one call"
+    assert by_shape[PRODUCT].best == ("b", 10.0)
+    assert by_shape[PRODUCT].ratio == pytest.approx(0.5)
+    roof = max(2 * 8 * 4096 * 256 / 1e12, (4096 * 256 + 8 + 8 * 256 + 8 * 4096 * 2) / 1e11) * 1e6
+    assert by_shape[PRODUCT].share == pytest.approx(roof / 20, rel=1e-3)
+
+
+def test_an_fp8_product_behind_its_quantization_reads_what_that_makes_and_weights_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    (group,) = observatory.groups_of([PRODUCT])
+    bench = Bench(group.config, "fp8", "cpu", group.cases, last="linear")
+    bound, parts = observatory.parts_of(bench, PRODUCT)
+    assert [part.op.op for part in parts] == ["quantize", "linear"]
+    wide = parts[0].arguments()
+    expected = (wide["x"].float() / wide["scale"]).clamp(-448, 448).to(torch.float8_e4m3fn)
+    read: list[tuple[str, int]] = []
+    made: list[torch.Tensor] = []
+    real = BoundOp.run
+
+    def run(self: BoundOp) -> None:
+        real(self)
+        read.append((self.op.op, self.arguments()["weight"].data_ptr() if self.op.op == "linear" else 0))
+        made.extend([self.memory[bound.operand("x")]] * (self.op.op == "quantize"))
+
+    monkeypatch.setattr(BoundOp, "run", run)
+    chain = bench.loop(parts, 6)
+    chain.run()
+    assert chain.calls == 36
+    assert [op for op, _ in read] == ["quantize", "linear"] * 36
+    assert len({pointer for op, pointer in read if op == "linear"}) == 6
+    assert torch.equal(made[-1].float(), expected.float())
+
+
+@pytest.mark.parametrize("arch", ["sm_90"])
+def test_every_published_shape_of_ours_lowers(arch: str) -> None:
+    able = published_ops.ours(published_ops.by_shape("NVIDIA H200"), ["gemm", "attention"])
+    groups = observatory.groups_of(published_ops.sample(able, 200))
+    assert len({(group.family, group.shapes[0].sizes[:3], group.shapes[0].dtype) for group in groups}) == len(groups)
+    for group in groups:
+        plan = compile_cases(group.config, group.precision, arch, group.cases, kv_dtype=group.kv_dtype).plan
+        last = ops_until(plan, group.last)[-1]
+        assert last.op == group.last
+        assert last.tactics[arch].launches
+
+
+def test_summaries_count_rows_ahead_and_name_those_behind() -> None:
+    rows = (
+        beside("gemm", 10, 9, a=20.0, b=12.0),
+        beside("gemm", 10, 7, a=8.0, b=30.0),
+        beside("gemm", 10, 10, a=5.0),
+        beside("decode attention", 10, 9, a=10.0),
+    )
+    gemm, decode = published_ops.summaries(rows)
+    assert (gemm.shapes, gemm.ahead, gemm.ahead_alone) == (3, 1, 2)
+    assert gemm.behind == (rows[2], rows[1])
+    assert gemm.geometric_ratio == pytest.approx((1.2 * 0.8 * 0.5) ** (1 / 3))
+    assert gemm.sentence == (
+        "gemm: ahead of the fastest of the published engines at 1 of 3 shapes, 2 by the op alone; theirs / ours 0.78 (geometric mean)"
+    )
+    assert not decode.behind
+
+
+def test_the_record_comes_back_and_the_plot_has_a_panel_a_family(tmp_path: Path) -> None:
+    run = OpRun("NVIDIA H200", (beside("gemm", 10, 9, a=20.0), beside("decode attention", 10, 9, a=9.0)), "kernels", notes=("n",))
+    run.save(tmp_path / "ops.json")
+    assert OpRun.load(tmp_path / "ops.json") == run
+    written = plot.write(run, tmp_path / "ops.svg").read_text()
+    assert "gemm: ahead at 1 of 1" in written
+    assert "decode attention: ahead at 0 of 1" in written
+    (tmp_path / "bad.json").write_text("[]")
+    with pytest.raises(ResultsError, match="does not hold a run of kernels --against published"):
+        OpRun.load(tmp_path / "bad.json")
+    stream = io.StringIO()
+    print_beside(replace(run, wrong=("decode attention: differs",)), Console(file=stream, width=120))
+    said = stream.getvalue()
+    assert "gemm: ahead of the fastest of the published engines at 1 of 1 shapes; theirs / ours 2.00 (geometric mean)" in said
+    assert "behind: fp8 64 of 1,024, 32/8 heads of 128: ours 10.0 us (alone 9.0), a 9.0, ratio 0.90" in said
+    assert "decode attention: differs" in said
+    assert "note: n" in said
+
+
+def test_the_command_without_a_gpu_is_one_sentence(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trtllm_bench.machine.gpus", list)
+    assert main(["kernels", "--against", "published"]) == 3
+    assert "no NVIDIA GPU is usable here" in capsys.readouterr().err
+    assert main(["kernels", "--against", "folklore"]) == 3
+    assert "only 'published' is known" in capsys.readouterr().err
