@@ -88,7 +88,15 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("spec", "machine"),
         ("errors", "interrupts"),
     ),
-    "trtllm_results": (("gate",), ("compare", "importers"), ("store",), ("record",), ("metrics", "stats"), ("errors",)),
+    "trtllm_results": (
+        ("gate",),
+        ("compare", "importers"),
+        ("store",),
+        ("record",),
+        ("metrics", "stats", "plausibility"),
+        ("gpus", "model_sizes"),
+        ("errors",),
+    ),
     "trtllm_engines": (
         ("__init__",),
         ("llm", "calibration"),

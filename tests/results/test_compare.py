@@ -218,7 +218,7 @@ def test_published_near_lengths_match_and_say_so() -> None:
 
 
 def test_every_published_figure_has_a_source_and_a_method() -> None:
-    assert len(published.load()) == 268 + 21
+    assert len(published.load()) == 268 + 21 + 503
     assert all(one.source and one.method and one.output_tokens_per_s > 0 and one.tp >= 1 for one in published.load())
     assert len({one.as_row().row_id for one in published.load() if not one.measured}) > 200
 

@@ -1,8 +1,7 @@
 """Ceilings of GPUs: measured here (`trtllm-bench ceilings`) or, for a GPU that is not, from its maker's data sheet.
 
-Data-sheet rates are at clocks and power a board does not hold, so a prediction from them takes the share of the data sheet that was
-measured on an H100 (`ACHIEVABLE`). Dense rates, no sparsity.
-Sources: NVIDIA A100 80GB SXM, L40S, H100 SXM5 and H200 SXM data sheets; memory of the H100 as its driver reports it.
+Data-sheet rates (`trtllm_results.gpus`) are at clocks and power a board does not hold, so a prediction from them takes the share of the
+data sheet that was measured on an H100 (`ACHIEVABLE_*`).
 """
 
 from __future__ import annotations
@@ -12,18 +11,8 @@ from dataclasses import dataclass
 
 from trtllm_bench.errors import BenchError
 from trtllm_bench.roofline.ceilings import Ceilings, cached
+from trtllm_results.gpus import ACHIEVABLE_BYTES, ACHIEVABLE_FLOPS, SHEETS
 from trtllm_results.record.environment import Environment
-
-ACHIEVABLE_BYTES = 3.06 / 3.35
-"""Read bandwidth measured on an H100 80GB HBM3 over its data sheet's."""
-ACHIEVABLE_FLOPS: Mapping[str, float] = {
-    "fp8": 1280 / 1979,
-    "bf16": 677 / 989.4,
-    "fp16": 646 / 989.4,
-    "int8": 867 / 1979,
-    "fp32": 50.5 / 67,
-}
-"""GEMM rates measured on an H100 80GB HBM3 over a second, at its power limit, over its data sheet's (results/recorded/h100)."""
 
 
 @dataclass(frozen=True)
@@ -49,22 +38,16 @@ class Hardware:
         return cls(ceilings.device, dict(ceilings.flops_per_s), ceilings.bytes_per_s, arch=known.arch if known else "")
 
 
-_SHEETS: Mapping[str, tuple[str, float, float, Mapping[str, float]]] = {
-    "a100": ("sm_80", 80e9, 2.039e12, {"bf16": 312e12, "fp16": 312e12, "int8": 624e12, "fp32": 19.5e12}),
-    "l40s": ("sm_89", 48e9, 0.864e12, {"bf16": 362e12, "fp16": 362e12, "fp8": 733e12, "int8": 733e12, "fp32": 91.6e12}),
-    "h100": ("sm_90", 79.65 * 2**30, 3.35e12, {"bf16": 989.4e12, "fp16": 989.4e12, "fp8": 1979e12, "int8": 1979e12, "fp32": 67e12}),
-    "h200": ("sm_90", 141e9, 4.8e12, {"bf16": 989.4e12, "fp16": 989.4e12, "fp8": 1979e12, "int8": 1979e12, "fp32": 67e12}),
-}
-GPUS = tuple(_SHEETS)
+GPUS = tuple(SHEETS)
 
 
 def published(name: str) -> Hardware:
     """What is to be expected of a GPU known by its data sheet. Raises `BenchError` for another."""
-    if name.lower() not in _SHEETS:
+    if name.lower() not in SHEETS:
         raise BenchError(f"no data sheet of GPU '{name}' is known here; choose from {', '.join(GPUS)}")
-    arch, memory, band, flops = _SHEETS[name.lower()]
-    reachable = {kind: rate * ACHIEVABLE_FLOPS[kind] for kind, rate in flops.items()}
-    return Hardware(name.lower(), reachable, band * ACHIEVABLE_BYTES, memory, arch, measured=False)
+    sheet = SHEETS[name.lower()]
+    reachable = {kind: rate * ACHIEVABLE_FLOPS[kind] for kind, rate in sheet.flops_per_s.items()}
+    return Hardware(name.lower(), reachable, sheet.bytes_per_s * ACHIEVABLE_BYTES, sheet.memory_bytes, sheet.arch, measured=False)
 
 
 def published_for(device: str) -> Hardware | None:

@@ -14,10 +14,11 @@ from dataclasses import asdict
 from typing import Any
 
 from trtllm_dashboards.points import DIMENSIONS, Estimate, Point, RowSets, newest, points
-from trtllm_results.compare.published import SAME_SHAPE, beside, load
+from trtllm_results.compare.published import beside, load
 from trtllm_results.compare.report import beside_records
 from trtllm_results.errors import ResultsError
 from trtllm_results.metrics.registry import METRICS
+from trtllm_results.model_sizes import canonical
 from trtllm_results.record.row import Row
 
 PAYLOAD_VERSION = 1
@@ -123,8 +124,8 @@ def _environment(point: Point) -> dict[str, Any]:
 
 def _published(cells: Sequence[Point]) -> list[dict[str, Any]]:
     """Ours beside published figures, with the index of our cell; empty when nothing is comparable."""
-    comparable = {(_model(one.model), one.osl, one.tp) for one in load()}
-    rows = [row for p in cells if (_model(p.cell.model), p.cell.osl, p.cell.tp) in comparable for row in p.rows if row.status == "ok"]
+    comparable = {(canonical(one.model), one.osl, one.tp) for one in load()}
+    rows = [row for p in cells if (canonical(p.cell.model), p.cell.osl, p.cell.tp) in comparable for row in p.rows if row.status == "ok"]
     place = {row.row_id: index for index, p in enumerate(cells) for row in p.rows}
     try:
         found = beside(rows)
@@ -134,7 +135,3 @@ def _published(cells: Sequence[Point]) -> list[dict[str, Any]]:
     for record, one in zip(records, found, strict=True):
         record["cell"] = place[one.ours.row_id]
     return records
-
-
-def _model(name: str) -> str:
-    return SAME_SHAPE.get(name.lower(), name.lower())

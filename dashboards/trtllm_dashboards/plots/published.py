@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from trtllm_dashboards.numbers import compact
 from trtllm_dashboards.plots import Material, style
 from trtllm_dashboards.points import estimate
-from trtllm_results.compare.published import Beside, Published, beside, gpu_class
+from trtllm_results.compare.published import Beside, Published, beside
+from trtllm_results.gpus import gpu_class
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 FIGURE = "output_tokens_per_s"
 OURS, SAME, OTHER = "#0072B2", "#8C959F", "#D0D7DE"
 MOST, COLUMNS = 6, 2
+DOUBTFUL = "†"
+"""Marks a figure that its GPU cannot reach; the footer says why."""
 
 
 def case(one: Beside) -> str:
@@ -42,6 +45,11 @@ def draw(material: Material) -> Figure:
     drawing, axes = sheet.panels(list(cases), columns=COLUMNS, width=6.2, height=heights)
     for ax, found, room in zip(axes, cases.values(), slots, strict=True):
         _bars(ax, found, material, room)
+    shown = {one.theirs for found in cases.values() for one in found}
+    doubts = sorted(
+        f"{name(theirs)}, {theirs.output_tokens_per_s:,.0f}: {doubt.text}" for theirs in shown if (doubt := theirs.implausible) is not None
+    )
+    sheet.notes += [f"{DOUBTFUL} {text}." for text in doubts]
     legend = {"ours": OURS, "others on the same kind of GPU": SAME, "others on another GPU": OTHER}
     sheet.notes.append(
         "Published figures carry no interval; methods differ: `trtllm-bench compare --against published` says how, row by row."
@@ -62,7 +70,8 @@ def _bars(ax: Axes, found: list[Beside], material: Material, slots: int) -> None
     names = [name(one.theirs) for one in theirs]
     entries += [
         (
-            f"{text}, {one.theirs.requests} requests" if names.count(text) > 1 else text,
+            (f"{text}, {one.theirs.at_once or one.theirs.requests} requests" if names.count(text) > 1 else text)
+            + f" {DOUBTFUL}" * (one.theirs.implausible is not None),
             one.theirs.output_tokens_per_s,
             SAME if one.same_gpu else OTHER,
         )

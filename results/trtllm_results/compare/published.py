@@ -2,34 +2,36 @@
 
 A published figure is one number with a source: no repeats, no environment, a method known only in part. So it gets a ratio and a sentence
 on what differs, never a verdict or an interval. Ours is the fastest cell (mean over repeats) of the same model, precision, shape and
-parallel layout, because the published ones are maximum throughput. A published ISL within 10% is matched and the difference said (GPT-J
+parallel layout, because the published ones are maximum throughput; a figure taken at so many requests at once meets cells with as many
+sequences in flight only. A published ISL within 10% is matched and the difference said (GPT-J
 cannot do 2048/128 within its 2048 positions).
 """
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
 from trtllm_results.errors import ResultsError
+from trtllm_results.gpus import gpu_class
+from trtllm_results.model_sizes import canonical
+from trtllm_results.plausibility import Claim, Implausible, judge
 from trtllm_results.record.environment import Environment
 from trtllm_results.record.row import Cell, Row
 
 ISL_TOLERANCE = 0.10
 HANDFUL = 256
 """Up to this many requests all run at once, so the figure is one of a fixed batch."""
-SAME_SHAPE: Mapping[str, str] = {"llama-3-8b": "llama-3.1-8b", "llama-3-70b": "llama-3.1-70b"}
-"""Models with the same layer shapes (Llama 3 and 3.1 differ in RoPE scaling only)."""
-GPU_CLASSES = ("B200", "H200", "H100", "A100", "L40S", "L4", "A10", "RTX")
 HALF = frozenset({"fp16", "bf16"})
 
 
 @dataclass(frozen=True)
 class Published:
-    """One figure from elsewhere. `measured` marks our own measurement of a peer."""
+    """One figure from elsewhere. `measured` marks our own measurement of a peer. `requests`: queued at once and no more; `concurrency`: at
+    once, each followed by the next. Either is 0 where not told."""
 
     source: str
     gpu: str
@@ -43,6 +45,21 @@ class Published:
     method: str
     measured: bool = False
     requests: int = 0
+    concurrency: int = 0
+    ttft_ms: float = 0.0
+    tpot_ms: float = 0.0
+    """Medians; 0 where not told."""
+
+    @property
+    def at_once(self) -> int:
+        """Sequences in flight that a counterpart must have; 0: any number."""
+        return self.concurrency or (self.requests if self.requests <= HANDFUL else 0)
+
+    @property
+    def implausible(self) -> Implausible | None:
+        """What is wrong with the figure, by what it asks of its GPUs."""
+        claim = Claim(self.gpu, self.model, self.precision, self.isl, self.osl, self.output_tokens_per_s, self.tp, self.kv_dtype)
+        return judge(replace(claim, batch=self.at_once))
 
     def as_row(self) -> Row:
         """The figure as a row, for tables and plots that take rows."""
@@ -51,7 +68,7 @@ class Published:
                 model=self.model,
                 precision=self.precision,
                 kv_dtype=self.kv_dtype,
-                batch=0,
+                batch=self.concurrency,
                 isl=self.isl,
                 osl=self.osl,
                 tp=self.tp,
@@ -59,11 +76,17 @@ class Published:
                 target=self.source,
             ),
             environment=Environment(gpu=self.gpu),
-            figures={"output_tokens_per_s": self.output_tokens_per_s, "output_tokens_per_s_per_gpu": self.output_tokens_per_s / self.tp},
+            figures={
+                "output_tokens_per_s": self.output_tokens_per_s,
+                "output_tokens_per_s_per_gpu": self.output_tokens_per_s / self.tp,
+                **{name: value for name, value in (("ttft_p50_ms", self.ttft_ms), ("tpot_p50_ms", self.tpot_ms)) if value},
+            },
+            warnings=() if self.implausible is None else (self.implausible.text,),
             run_id="published",
             started_at="",
             extra={"method": self.method},
-            row_id=f"published-{self.source}-{self.gpu}-{self.model}-{self.precision}-{self.kv_dtype}-{self.isl}-{self.osl}-{self.tp}",
+            row_id=f"published-{self.source}-{self.gpu}-{self.model}-{self.precision}-{self.kv_dtype}-{self.isl}-{self.osl}-{self.tp}"
+            + f"-{self.concurrency}" * bool(self.concurrency),
         )
 
 
@@ -136,13 +159,32 @@ def load() -> tuple[Published, ...]:
             )
             for line in csv.DictReader(handle)
         ]
-    return tuple(figures)
+    return (*figures, *_points())
 
 
-def gpu_class(name: str) -> str:
-    """`NVIDIA H100 80GB HBM3` -> `H100`; the name itself when it is not one that figures were published for."""
-    words = name.upper().replace("-", " ").split()
-    return next((gpu for gpu in GPU_CLASSES if gpu in words), name)
+def _points() -> Iterator[Published]:
+    """End-to-end points at fixed concurrency. Their throughput is derived: concurrency x OSL / (TTFT + TPOT x (OSL - 1))."""
+    engines = {"trtllm": "TensorRT-LLM", "vllm": "vLLM", "sglang": "SGLang"}
+    with open(folder() / "peers_end_to_end.csv", newline="") as handle:
+        for line in csv.DictReader(handle):
+            engine, _, version = line["engine"].partition(" ")
+            concurrency = int(line["concurrency"])
+            yield Published(
+                source=f"{engines.get(engine, engine)} {version or 'of unknown version'} (AIConfigurator)",
+                gpu=gpu_class(line["system"]),
+                model=canonical(line["model"]),
+                precision=line["precision"],
+                kv_dtype="",
+                isl=int(line["isl"]),
+                osl=int(line["osl"]),
+                tp=int(line["tp"]),
+                output_tokens_per_s=float(line["derived_output_tok_s_total"]),
+                method=f"{line['model']}, {concurrency} requests at once, throughput derived from medians of TTFT and TPOT"
+                + ("" if line["precision"] else "; precision not stated"),
+                concurrency=concurrency,
+                ttft_ms=float(line["ttft_ms"]),
+                tpot_ms=float(line["tpot_ms"]),
+            )
 
 
 def beside(rows: Iterable[Row], published: Sequence[Published] | None = None) -> list[Beside]:
@@ -152,7 +194,7 @@ def beside(rows: Iterable[Row], published: Sequence[Published] | None = None) ->
     for row in rows:
         if row.status == "ok" and row.figures.get("output_tokens_per_s", 0) > 0 and row.cell.pp == 1:
             cell = row.cell
-            key = (row.environment.gpu, _model(cell.model), _precision(cell.precision), cell.isl, cell.osl, cell.tp)
+            key = (row.environment.gpu, canonical(cell.model), _precision(cell.precision), cell.isl, cell.osl, cell.tp)
             groups.setdefault(key, []).append(row)
     comparisons: list[Beside] = []
     for group in groups.values():
@@ -174,14 +216,15 @@ def beside(rows: Iterable[Row], published: Sequence[Published] | None = None) ->
 
 
 def _matches(cell: Cell, theirs: Published) -> bool:
-    """A figure for a handful of sequences is matched by that many in flight, one for maximum throughput by any cell."""
+    """A figure for a handful of sequences, or at a fixed concurrency, is matched by that many in flight, one for maximum throughput by any
+    cell. A figure whose precision is not stated matches nothing."""
     return (
-        _model(cell.model) == _model(theirs.model)
+        canonical(cell.model) == canonical(theirs.model)
         and _precision(cell.precision) == _precision(theirs.precision)
         and cell.tp == theirs.tp
         and cell.osl == theirs.osl
         and abs(cell.isl - theirs.isl) <= ISL_TOLERANCE * theirs.isl
-        and (not 0 < theirs.requests <= HANDFUL or theirs.requests == _in_flight(cell))
+        and theirs.at_once in (0, _in_flight(cell))
     )
 
 
@@ -200,10 +243,6 @@ def _fastest(group: list[Row]) -> tuple[Row, float, int]:
     return cells[key][0], means[key], len(cells[key])
 
 
-def _model(name: str) -> str:
-    return SAME_SHAPE.get(name.lower(), name.lower())
-
-
 def _precision(name: str) -> str:
     return "half" if name in HALF else name
 
@@ -220,7 +259,8 @@ def _differences(ours: Row, theirs: Published, same_gpu: bool) -> tuple[str, ...
         parts.append(f"KV {theirs.kv_dtype} there, {cell.kv_dtype} here")
     if cell.isl != theirs.isl:
         parts.append(f"ISL {theirs.isl} there, {cell.isl} here")
-    return (*parts, f"there: {theirs.method}")
+    doubt = theirs.implausible
+    return (*parts, *([f"there: {doubt.text}"] if doubt else []), f"there: {theirs.method}")
 
 
 def _method(cell: Cell) -> str:

@@ -24,8 +24,9 @@ from pathlib import Path
 from statistics import geometric_mean
 from typing import Any, Literal
 
-from trtllm_results.compare.published import folder, gpu_class
+from trtllm_results.compare.published import folder
 from trtllm_results.errors import ResultsError
+from trtllm_results.gpus import gpu_class
 
 Family = Literal["gemm", "prompt attention", "decode attention", "all-reduce", "moe"]
 MEASURED: tuple[Family, ...] = ("gemm", "prompt attention", "decode attention")

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from trtllm_results.compare.align import SAME_WITHIN, Change, Comparison
-from trtllm_results.compare.published import Beside, gpu_class
+from trtllm_results.compare.published import Beside
+from trtllm_results.gpus import gpu_class
 from trtllm_results.metrics.registry import brief
 
 MEANS = "geometric means over repeats"
@@ -81,6 +82,7 @@ def beside_records(comparisons: Sequence[Beside]) -> list[dict[str, Any]]:
             "theirs": one.theirs.output_tokens_per_s,
             "ratio": one.ratio,
             "same_gpu": one.same_gpu,
+            "implausible": "" if one.theirs.implausible is None else one.theirs.implausible.text,
             "differs": "; ".join(one.differs),
             "here": one.here,
         }

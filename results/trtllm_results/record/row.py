@@ -20,11 +20,12 @@ import json
 import math
 import uuid
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 from trtllm_results.errors import ResultsError
 from trtllm_results.metrics.registry import METRICS
+from trtllm_results.plausibility import Claim, Implausible, judge
 from trtllm_results.record.environment import Environment
 from trtllm_results.record.flat import checked_figure, checked_flat
 
@@ -147,8 +148,28 @@ class Row:
     def key(self) -> str:
         return self.stored_key or cell_key(self.cell, self.environment)
 
+    @property
+    def implausible(self) -> Implausible | None:
+        """What is wrong with the throughput, by what it asks of the GPUs; None where nothing is or too little is known."""
+        cell, figures = self.cell, self.figures
+        return judge(
+            Claim(
+                gpu=self.environment.gpu,
+                model=cell.model,
+                precision=cell.precision,
+                isl=figures.get("input_length_mean", cell.isl),
+                osl=figures.get("output_length_mean", cell.osl),
+                output_tokens_per_s=figures.get("output_tokens_per_s", 0.0),
+                gpus=cell.gpus,
+                kv_dtype=cell.kv_dtype,
+                batch=cell.batch,
+                prompt_share=1 - figures.get("prefix_hit_ratio", 0.0),
+            )
+        )
+
     def checked(self) -> Row:
-        """This row, fit to store: unknown figures refused, figures that are not finite or out of bounds dropped with a warning.
+        """This row, fit to store: unknown figures refused, figures that are not finite or out of bounds dropped with a warning, and a
+        throughput that its GPUs cannot reach marked by one.
 
         Raises `ResultsError` for an unknown figure or status, and for what could not be read again.
         """
@@ -159,16 +180,19 @@ class Row:
             raise ResultsError(
                 f"Row of {self.cell.label} carries unknown figure '{unknown[0]}'; add it to trtllm_results/figures.py or use extra."
             )
-        kept, dropped = {}, []
+        kept, notes = {}, []
         for name, value in self.figures.items():
             if not math.isfinite(value):
-                dropped.append(f"{name} was not a finite number and is left out")
+                notes.append(f"{name} was not a finite number and is left out")
                 continue
             try:
                 kept[name] = checked_figure(name, value)
             except ResultsError as error:
-                dropped.append(f"{error}, so it is left out")
-        row = Row(**{**_shallow(self), "figures": kept, "warnings": (*self.warnings, *dropped)})
+                notes.append(f"{error}, so it is left out")
+        doubt = replace(self, figures=kept).implausible
+        if doubt is not None and doubt.text not in self.warnings:
+            notes.append(doubt.text)
+        row = Row(**{**_shallow(self), "figures": kept, "warnings": (*self.warnings, *notes)})
         try:
             checked_flat(row.to_flat())
         except ResultsError as error:

@@ -1,0 +1,53 @@
+"""GPUs by class: the name that figures are published under, data sheets, and the share of a data sheet that is reached.
+
+Data-sheet rates are at clocks and power a board does not hold. Dense rates, no sparsity.
+Sources: NVIDIA A100 80GB SXM, L40S, H100 SXM5 and H200 SXM data sheets; memory of the H100 as its driver reports it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+GPU_CLASSES = ("B200", "H200", "H100", "A100", "L40S", "L4", "A10", "RTX")
+ACHIEVABLE_BYTES = 3.06 / 3.35
+"""Read bandwidth measured on an H100 80GB HBM3 over its data sheet's."""
+ACHIEVABLE_FLOPS: Mapping[str, float] = {
+    "fp8": 1280 / 1979,
+    "bf16": 677 / 989.4,
+    "fp16": 646 / 989.4,
+    "int8": 867 / 1979,
+    "fp32": 50.5 / 67,
+}
+"""GEMM rates measured on an H100 80GB HBM3 over a second, at its power limit, over its data sheet's (results/recorded/h100)."""
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """`flops_per_s` by number format; formats the GPU lacks are left out. `measured`: `ACHIEVABLE_*` are of this die."""
+
+    arch: str
+    memory_bytes: float
+    bytes_per_s: float
+    flops_per_s: Mapping[str, float]
+    measured: bool = False
+
+
+_HOPPER = {"bf16": 989.4e12, "fp16": 989.4e12, "fp8": 1979e12, "int8": 1979e12, "fp32": 67e12}
+SHEETS: Mapping[str, Sheet] = {
+    "a100": Sheet("sm_80", 80e9, 2.039e12, {"bf16": 312e12, "fp16": 312e12, "int8": 624e12, "fp32": 19.5e12}),
+    "l40s": Sheet("sm_89", 48e9, 0.864e12, {"bf16": 362e12, "fp16": 362e12, "fp8": 733e12, "int8": 733e12, "fp32": 91.6e12}),
+    "h100": Sheet("sm_90", 79.65 * 2**30, 3.35e12, _HOPPER, measured=True),
+    "h200": Sheet("sm_90", 141e9, 4.8e12, _HOPPER, measured=True),
+}
+
+
+def gpu_class(name: str) -> str:
+    """`NVIDIA H100 80GB HBM3` -> `H100`; the name itself when it is not one that figures were published for."""
+    words = name.upper().replace("-", " ").replace("_", " ").split()
+    return next((gpu for gpu in GPU_CLASSES if gpu in words), name)
+
+
+def sheet_of(name: str) -> Sheet | None:
+    """The data sheet of a GPU by any of its names, or None."""
+    return SHEETS.get(gpu_class(name).lower())

@@ -1,0 +1,138 @@
+"""Figures that a GPU cannot reach are found, with the likely cause; what was recorded here is not called so."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from trtllm_engines.models.presets import PRESETS, preset_config
+from trtllm_results.compare import published
+from trtllm_results.gpus import sheet_of
+from trtllm_results.model_sizes import SIZES, canonical, size_of
+from trtllm_results.plausibility import Claim, bytes_limit, flops_limit, judge
+from trtllm_results.record.environment import Environment
+from trtllm_results.record.row import Cell, Row
+from trtllm_results.store.table import read_rows
+
+RECORDED = Path(__file__).resolve().parents[2] / "results" / "recorded"
+CLAIM = Claim("NVIDIA H200", "llama-3.1-8b", "fp8", 1000, 100, 9446.2)
+
+
+@pytest.mark.parametrize("name", sorted(set(SIZES) & set(PRESETS)))
+def test_sizes_are_those_of_the_presets(name: str) -> None:
+    config, size = preset_config(name), SIZES[name]
+    assert (size.layers, size.hidden, size.heads, size.kv_heads, size.head_dim, size.intermediate, size.vocabulary) == (
+        config.num_layers,
+        config.hidden_size,
+        config.num_heads,
+        config.num_kv_heads,
+        config.head_dim,
+        config.intermediate_size,
+        config.vocab_size,
+    )
+
+
+def test_counts_of_a_request() -> None:
+    size = SIZES["llama-3.1-8b"]
+    assert size.layer_weights == 6_979_321_856
+    assert size.layer_weights + 2 * size.head_weights == pytest.approx(8.03e9, rel=1e-3), "parameters, embedding and norms included"
+    assert SIZES["gptj-6b"].layer_weights + 2 * SIZES["gptj-6b"].head_weights == pytest.approx(6.05e9, rel=2e-3)
+    assert size.kv_elements == 65_536
+    assert size.request_flops(1000, 100) == pytest.approx(2 * 6.979e9 * 1099 + 2 * 0.5253e9 * 100 + 524_288 * 1099 * 1100 / 2, rel=1e-3)
+
+
+def test_names_of_one_shape() -> None:
+    names = ("meta-llama/Llama-3.1-8B-Instruct", "nvidia/Llama-3.1-8B-Instruct-FP8", "llama-3-8b", "llama-3.1-8b")
+    assert {canonical(name) for name in names} == {"llama-3.1-8b"}
+    assert size_of("no-such-model") is None
+
+
+def test_limits_lie_between_what_was_measured_and_the_data_sheet() -> None:
+    h200, a100 = sheet_of("h200_sxm"), sheet_of("NVIDIA A100-SXM4-80GB")
+    assert h200 is not None
+    assert a100 is not None
+    assert flops_limit(h200, "fp8") == pytest.approx(1_408e12), "measured 1,265; data sheet 1,979"
+    assert 4.38e12 < bytes_limit(h200) <= 4.8e12
+    assert flops_limit(a100, "bf16") == 312e12
+    assert flops_limit(a100, "fp8") == 0
+
+
+def test_the_published_figures_that_cannot_be_are_found_and_no_others() -> None:
+    doubtful = {
+        (one.source.split()[0], one.model, one.isl, one.osl, one.tp, one.concurrency) for one in published.load() if one.implausible
+    }
+    assert doubtful == {
+        ("project", "llama-3-8b", 128, 128, 1, 0),
+        ("vLLM", "llama-3.1-8b", 1000, 100, 1, 112),
+        ("vLLM", "llama-3.1-8b", 2000, 100, 1, 64),
+        ("vLLM", "llama-3.1-8b", 2000, 100, 2, 96),
+        ("vLLM", "llama-3.1-8b", 4000, 100, 1, 32),
+    }
+
+
+def test_the_cause_is_told() -> None:
+    doubt = judge(CLAIM)
+    assert doubt is not None
+    assert doubt.text == (
+        "implausible: it implies 1,489 TFLOP/s where an H200 does at most 1,408 in fp8; likely prompts served from a prefix cache, "
+        "or shorter prompts than told"
+    )
+    (brief,) = (one for one in published.load() if one.gpu.startswith("A100") and one.model == "llama-3-8b" and one.implausible)
+    assert brief.output_tokens_per_s == 12_085
+    assert brief.implausible is not None
+    assert brief.implausible.needed == pytest.approx(350e12, rel=0.01)
+    assert "INT8; the GPU has no fp8" in brief.implausible.text
+    half = judge(replace(CLAIM, precision="bf16", isl=128, osl=128, output_tokens_per_s=40_000))
+    assert half is not None
+    assert "narrower number format than told" in half.cause
+    short = judge(replace(CLAIM, isl=1, osl=1000, output_tokens_per_s=120_000))
+    assert short is not None
+    assert "shorter outputs" in short.cause
+
+
+def test_a_small_batch_is_held_to_the_bytes_of_its_weights() -> None:
+    alone = replace(CLAIM, isl=128, osl=256, batch=1, kv_dtype="fp8")
+    assert judge(replace(alone, output_tokens_per_s=465)) is None
+    fast = judge(replace(alone, output_tokens_per_s=700))
+    assert fast is not None
+    assert (fast.what, fast.needed) == ("bytes", pytest.approx(700 * (6.979e9 + 0.5253e9 + 256 * 65_536), rel=1e-3))
+    assert "speculation" in fast.cause
+    assert judge(replace(alone, batch=2, output_tokens_per_s=700)) is None
+
+
+@pytest.mark.parametrize(
+    "claim",
+    [
+        replace(CLAIM, prompt_share=0.5),
+        replace(CLAIM, gpus=2),
+        replace(CLAIM, gpu="AMD EPYC"),
+        replace(CLAIM, model="some-moe"),
+        replace(CLAIM, precision="int4"),
+        replace(CLAIM, output_tokens_per_s=0),
+    ],
+)
+def test_what_is_possible_or_not_known_is_not_judged(claim: Claim) -> None:
+    assert judge(claim) is None
+
+
+def test_no_row_recorded_here_is_implausible() -> None:
+    stores = sorted(path.parent for path in RECORDED.rglob("results.parquet"))
+    rows = [row for store in stores for row in read_rows(store)]
+    assert len(rows) > 50
+    assert sum(row.environment.gpu != "" and size_of(row.cell.model) is not None for row in rows) > 50
+    assert [(row.cell.label, row.implausible.text) for row in rows if row.implausible] == []
+    tripled = [
+        replace(row, figures={**row.figures, "output_tokens_per_s": 3 * row.figures["output_tokens_per_s"]}) for row in rows if row.figures
+    ]
+    assert sum(row.implausible is not None for row in tripled) > 10, "the check is no dead letter on these rows"
+
+
+def test_a_stored_row_carries_the_mark_once() -> None:
+    row = Row(Cell("llama-3.1-8b", "fp8", 112, 1000, 100), Environment(gpu="NVIDIA H200"), figures={"output_tokens_per_s": 9446.2})
+    stored = row.checked()
+    assert stored.warnings[0].startswith("implausible: it implies 1,489 TFLOP/s")
+    assert stored.checked().warnings == stored.warnings
+    assert replace(row, figures={"output_tokens_per_s": 7000.0}).checked().warnings == ()
+    assert replace(row, figures={**row.figures, "prefix_hit_ratio": 0.9}).checked().warnings == ()
