@@ -89,7 +89,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("errors", "interrupts"),
     ),
     "trtllm_results": (
-        ("gate",),
+        ("gate", "cost"),
         ("compare", "importers"),
         ("store",),
         ("record",),

@@ -193,7 +193,7 @@ def test_the_record_comes_back_and_the_plot_has_a_panel_a_family(tmp_path: Path)
     run.save(tmp_path / "ops.json")
     assert OpRun.load(tmp_path / "ops.json") == run
     written = plot.write(run, tmp_path / "ops.svg").read_text()
-    assert "gemm: ahead at 1 of 1" in written
+    assert "GEMM: ahead at 1 of 1" in written
     assert "decode attention: ahead at 0 of 1" in written
     (tmp_path / "bad.json").write_text("[]")
     with pytest.raises(ResultsError, match="does not hold a run of kernels --against published"):

@@ -15,12 +15,14 @@ from matplotlib.figure import Figure
 
 from trtllm_dashboards.errors import DashboardError
 from trtllm_dashboards.plots import KINDS, Material, figure, render
+from trtllm_dashboards.plots.cost import cheapest
 from trtllm_dashboards.plots.pareto import front
 from trtllm_dashboards.plots.scaling import best_by_count, gpus
 from trtllm_dashboards.plots.style import PALETTE, look
 from trtllm_dashboards.plots.timeline import phases
 from trtllm_dashboards.points import estimate, grouped, points, ratio, varying
 from trtllm_results.compare.published import Published
+from trtllm_results.cost import Price, priced
 from trtllm_results.record.row import Cell, Row
 
 FROM_SWEEP = ("throughput", "latency", "pareto", "percentiles", "precision", "roofline", "energy")
@@ -113,6 +115,39 @@ def test_published_puts_ours_first_with_the_ratio_to_each(make_rows: Callable[..
     drawn = figure("published", Material({"": rows}, published=[theirs]))
     assert [t.get_text() for t in drawn.axes[0].get_yticklabels()] == ["ours, NVIDIA Synthetic 80GB", "Peer v1, A100"]
     assert "ours 2.00 x" in texts(drawn)
+
+
+def test_published_marks_what_cannot_be_and_says_why(make_rows: Callable[..., list[Row]], make_grid: Callable[..., Any]) -> None:
+    rows = make_rows(make_grid(models=("llama-3.1-8b",), precisions=("fp8",), shapes=((128, 128),), batches=(64,)))
+    brief = Published("project brief", "A100-80GB", "llama-3-8b", "fp8", "", 128, 128, 1, 12_085, "table")
+    slower = dataclasses.replace(brief, output_tokens_per_s=9_000)
+    drawn = figure("published", Material({"": rows}, published=[brief, slower]))
+    labels = [t.get_text() for t in drawn.axes[0].get_yticklabels()]
+    assert sorted("†" in text for text in labels[1:]) == [False, True]
+    assert "† project brief, A100, 12,085: implausible: it implies 350 TFLOP/s" in " ".join(texts(drawn).split("\n"))
+
+
+def test_published_at_a_concurrency_has_a_panel_of_its_own(make_rows: Callable[..., list[Row]], make_grid: Callable[..., Any]) -> None:
+    rows = make_rows(make_grid(models=("llama-3.1-8b",), precisions=("fp8",), shapes=((128, 128),), batches=(8, 64)))
+    theirs = [Published("Peer", "H200", "llama-3.1-8b", "fp8", "", 128, 128, 1, 100.0 * count, "m", concurrency=count) for count in (8, 64)]
+    drawn = figure("published", Material({"": rows}, published=theirs))
+    assert sorted(ax.get_title(loc="left") for ax in drawn.axes) == [
+        "llama-3.1-8b fp8, 128/128, 64 at once",
+        "llama-3.1-8b fp8, 128/128, 8 at once",
+    ]
+
+
+def test_cost_is_drawn_for_priced_rows_only(make_rows: Callable[..., list[Row]], make_grid: Callable[..., Any]) -> None:
+    rows = make_rows(make_grid(models=("llama-3.1-8b",), precisions=("fp8",), shapes=((128, 128),), batches=(8, 64)))
+    with pytest.raises(DashboardError, match="give --gpu-price-per-hour"):
+        figure("cost", Material({"": rows}))
+    drawn = figure("cost", Material({"": [priced(row, Price(3.6)) for row in rows]}))
+    (ax,) = drawn.axes
+    assert ax.get_ylabel() == "cost of a million output tokens (USD)"
+    heights = sorted(float(y) for container in ax.containers for y in container.lines[0].get_ydata())
+    rates = [[r.figures["output_tokens_per_s"] for r in p.rows] for p in points(rows)]
+    assert heights == pytest.approx(sorted(float(np.mean([1e3 / rate for rate in one])) for one in rates))
+    assert cheapest([(1, 5), (2, 6), (3, 4)]) == [(3, 4)]
 
 
 def test_timeline_splits_each_request_into_wait_prefill_and_decode(sweep_rows: list[Row]) -> None:

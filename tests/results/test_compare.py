@@ -217,6 +217,38 @@ def test_published_near_lengths_match_and_say_so() -> None:
         published.beside(rows(10.0, model="tiny-llama"))
 
 
+def test_end_to_end_points_meet_cells_of_the_same_concurrency() -> None:
+    h200 = Environment(gpu="NVIDIA H200")
+
+    def cells(batch: int, rate: float, num_requests: int = 1024) -> list[Row]:
+        cell = Cell("llama-3.1-70b", "fp8", batch, 1024, 1024, num_requests=num_requests)
+        return [Row(cell=cell, environment=h200, figures={"output_tokens_per_s": rate})]
+
+    found = published.beside(cells(64, 2_000.0) + cells(100, 2_500.0))
+    points = [one for one in found if one.theirs.concurrency]
+    assert {(one.ours.cell.batch, one.theirs.concurrency, one.theirs.source) for one in points} == {
+        (64, 64, "TensorRT-LLM of unknown version (AIConfigurator)"),
+        (64, 64, "vLLM of unknown version (AIConfigurator)"),
+    }
+    ours = next(one for one in points if one.theirs.source.startswith("TensorRT"))
+    assert ours.theirs.output_tokens_per_s == pytest.approx(64 * 1024 / (ours.theirs.ttft_ms + ours.theirs.tpot_ms * 1023) * 1e3, rel=1e-3)
+    assert ours.ratio == pytest.approx(2_000 / ours.theirs.output_tokens_per_s)
+    assert any("64 requests at once" in part for part in ours.differs)
+    unstated = [one for one in published.load() if not one.precision]
+    assert len(unstated) == 147
+    assert all("precision not stated" in one.method for one in unstated)
+
+
+def test_an_implausible_figure_is_told_beside_ours() -> None:
+    found = published.beside(rows(33_000.0, 2048, num_requests=8192))
+    (brief,) = (one for one in found if one.theirs.implausible)
+    assert (brief.theirs.gpu, brief.theirs.output_tokens_per_s) == ("A100-80GB", 12_085)
+    records = [one for one in compare_text.beside_records(found) if one["implausible"]]
+    assert len(records) == 1
+    assert records[0]["implausible"].startswith("implausible: it implies 350 TFLOP/s where an A100 does at most 312 in bf16; likely")
+    assert "implies 350 TFLOP/s" in compare_text.beside_markdown(found)
+
+
 def test_every_published_figure_has_a_source_and_a_method() -> None:
     assert len(published.load()) == 268 + 21 + 503
     assert all(one.source and one.method and one.output_tokens_per_s > 0 and one.tp >= 1 for one in published.load())

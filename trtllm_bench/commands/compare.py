@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from trtllm_bench.commands._price import GpuPrice
+
 if TYPE_CHECKING:
     from trtllm_results.compare.align import Comparison
     from trtllm_results.record.row import Row
@@ -29,6 +31,7 @@ def command(
     sort: Annotated[str, typer.Option("--sort", help="Field or column to sort by; prefix - for descending.")] = "",
     across_gpus: Annotated[bool, typer.Option("--across-gpus", help="Allow results from different GPUs.")] = False,
     pareto: Annotated[bool, typer.Option("--pareto", help="Show the front of throughput per GPU against per-user speed.")] = False,
+    gpu_price: GpuPrice = "",
     output: Annotated[str, typer.Option("--format", help="table, markdown, csv or json.")] = "table",
     out: Annotated[Path | None, typer.Option("--out", help="Write there instead of the terminal.")] = None,
 ) -> None:
@@ -38,6 +41,7 @@ def command(
       trtllm-bench compare runs/a runs/b
       trtllm-bench compare runs/a --against published
     """
+    from trtllm_results.cost import ADDED, Price, priced
     from trtllm_results.errors import ResultsError
     from trtllm_results.store import selection
 
@@ -49,12 +53,25 @@ def command(
     sets = [selection.ResultSet(one.name, tuple(selection.keep(one.rows, where or []))) for one in sets]
     if not any(one.rows for one in sets):
         raise ResultsError("no result passes the filters")
+    figures, notes = figure or [], list[str]()
+    if gpu_price or set(figures) & set(ADDED):
+        price = Price.parse(gpu_price) if gpu_price else None
+        sets = [selection.ResultSet(one.name, tuple(priced(row, price) for row in one.rows)) for one in sets]
+        notes = price.notes(row for one in sets for row in one.rows) if price else []
+    if gpu_price and not figures:
+        from trtllm_results.metrics.registry import HEADLINE
+
+        present = {name for one in sets for row in one.rows for name in row.figures}
+        figures = [HEADLINE, *(name for name in ADDED if name in present)]
     if against == "published":
         _published([row for one in sets for row in one.rows], sort, output, out)
     elif pareto:
-        _pareto(sets, output, out)
+        _pareto(sets, output, out, bool(gpu_price))
     else:
-        _compare(sets, by, figure or [], ignore or [], across_gpus, sort, output, out)
+        _compare(sets, by, figures, ignore or [], across_gpus, sort, output, out)
+    if output == "table" and out is None:
+        for note in notes:
+            typer.echo(note)
 
 
 def _compare(
@@ -166,17 +183,20 @@ def _published(rows: list[Row], sort: str, output: str, out: Path | None) -> Non
         console.print(text, style="dim", soft_wrap=True)
 
 
-def _pareto(sets: list[ResultSet], output: str, out: Path | None) -> None:
+def _pareto(sets: list[ResultSet], output: str, out: Path | None, with_cost: bool) -> None:
     import json
 
     from trtllm_dashboards.tables import Column, show
     from trtllm_results.compare.align import pareto
     from trtllm_results.compare.report import to_csv
+    from trtllm_results.cost import ADDED, places, short, short_unit
     from trtllm_results.errors import ResultsError
 
     per_user, per_gpu = "output_tokens_per_s_per_user", "output_tokens_per_s_per_gpu"
+    more = ADDED if with_cost else ()
     flat = [
         {"set": one.name, "cell": row.cell.label, "batch": row.cell.batch, per_user: row.figures[per_user], per_gpu: row.figures[per_gpu]}
+        | {name: row.figures.get(name) for name in more}
         for one in sets
         for row in pareto(one.rows)
     ]
@@ -190,6 +210,7 @@ def _pareto(sets: list[ResultSet], output: str, out: Path | None) -> None:
         Column("cell", hoist=False, whole=True),
         Column(per_user, "per user", unit="tok/s/user", kind="number"),
         Column(per_gpu, "per GPU", unit="tok/s/GPU", kind="number"),
+        *(Column(name, short(name), unit=short_unit(name), kind="number", places=places(name), priority=1) for name in more),
     ]
     show(flat, columns, title="Pareto front: no other cell is better in both")
 

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from trtllm_bench.commands._price import GpuPrice
+
 
 def command(
     kind: Annotated[str, typer.Argument(help="Kind of figure, or all: every kind the results can feed. --list names them.")] = "",
@@ -14,6 +16,7 @@ def command(
     where: Annotated[list[str] | None, typer.Option("--where", help="Filter such as precision=fp8 or batch>=64; repeatable.")] = None,
     out: Annotated[Path, typer.Option("--out", help="Folder for the figures.")] = Path("figures"),
     formats: Annotated[str, typer.Option("--format", help="List: png, svg.")] = "png,svg",
+    gpu_price: GpuPrice = "",
     as_list: Annotated[bool, typer.Option("--list", help="Name the kinds and what each shows.")] = False,
 ) -> None:
     """Draw figures from results: throughput, latency, speed-up, roofline, energy, history.
@@ -39,14 +42,17 @@ def command(
         raise DashboardError("No results named; give the folder a sweep wrote, such as: trtllm-bench plot throughput runs/mine.")
     from trtllm_dashboards.plots import render
     from trtllm_dashboards.sources import load
+    from trtllm_results.cost import Price, priced
     from trtllm_results.errors import ResultsError
 
     sources = load(results, where or [])
+    price = Price.parse(gpu_price) if gpu_price else None
+    sets = {name: [priced(row, price) for row in rows] for name, rows in sources.sets.items()}
     chosen = list(KINDS) if kind == "all" else [kind]
     written = 0
     for name in chosen:
         try:
-            paths = render(name, sources.sets, out, formats=[f.strip() for f in formats.split(",")], requests=sources.requests)
+            paths = render(name, sets, out, formats=[f.strip() for f in formats.split(",")], requests=sources.requests)
         except ResultsError as error:
             if kind != "all" or isinstance(error, OutputError):
                 raise
@@ -54,5 +60,7 @@ def command(
             continue
         written += 1
         typer.echo(f"{name:<12} {', '.join(str(path) for path in paths)}")
+    for note in price.notes(row for rows in sets.values() for row in rows) if price else []:
+        typer.echo(note)
     if not written:
         raise DashboardError("None of the kinds could be drawn from these results.")

@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from trtllm_bench.commands._price import GpuPrice
+
 if TYPE_CHECKING:
+    from trtllm_results.cost import Price
     from trtllm_results.record.row import Row
 
 HELP = """List, show, export, merge, import and clean results.
@@ -30,6 +33,7 @@ def ls(
     where: Where = None,
     figure: Annotated[Strings, typer.Option("--figure", help="Figure to show; repeatable.")] = None,
     as_json: AsJson = False,
+    gpu_price: GpuPrice = "",
 ) -> None:
     """List the rows of stores, one line each.
 
@@ -38,18 +42,23 @@ def ls(
       trtllm-bench results ls runs/a runs/b --where precision=fp8
     """
     from trtllm_dashboards.tables import Column, plain_console, show
+    from trtllm_results.cost import ADDED, Price, places, priced, short, short_unit
     from trtllm_results.metrics.registry import METRICS, common_words, title
     from trtllm_results.store import selection
 
+    price = Price.parse(gpu_price) if gpu_price else None
     if as_json:
         sets = [selection.load_set(spec) for spec in store]
-        _echo_json([{"store": one.name, **flat} for one in sets for flat in _flats(selection.keep(one.rows, where or []))])
+        kept = [(one.name, selection.keep(one.rows, where or [])) for one in sets]
+        _echo_json([{"store": name, **flat} for name, rows in kept for flat in _flats(_priced(rows, price))])
         return
-    figures = figure or ["output_tokens_per_s", "ttft_p50_ms", "tpot_p50_ms"]
-    lines = []
+    figures = figure or ["output_tokens_per_s", *(ADDED if price else ("ttft_p50_ms", "tpot_p50_ms"))]
+    lines, all_rows = [], []
     for spec in store:
         one = selection.load_set(spec)
-        for row in selection.keep(one.rows, where or []):
+        for stored in selection.keep(one.rows, where or []):
+            row = priced(stored, price)
+            all_rows.append(row)
             line = {"store": one.name, "key": row.key[:8], "cell": row.cell.label, "repeat": row.repeat, "status": row.status}
             lines.append(line | {name: selection.field_of(row, name) for name in figures} | {"gpu": row.environment.device})
     if not lines:
@@ -65,9 +74,14 @@ def ls(
     ]
     columns += [Column("status", kind="verdict"), Column("gpu", "device", priority=2)]
     columns += [
-        Column(name, title(name), unit=METRICS[name].unit if name in METRICS else "", kind="number", priority=1) for name in figures
+        Column(name, short(name), unit=short_unit(name), kind="number", places=places(name), priority=1)
+        if name in ADDED
+        else Column(name, title(name), unit=METRICS[name].unit if name in METRICS else "", kind="number", priority=1)
+        for name in figures
     ]
     show(lines, columns, title=shared, console=plain_console())
+    for note in price.notes(all_rows) if price else []:
+        typer.echo(note)
 
 
 @app.command("show")
@@ -78,6 +92,7 @@ def show_row(
         str, typer.Option("--definitions", help="Latencies as another tool defines them: vllm, aiperf, nvidia, guidellm, or all.")
     ] = "",
     as_json: AsJson = False,
+    gpu_price: GpuPrice = "",
 ) -> None:
     """Everything about the rows of one cell, or of all: settings, figures with their units, environment, command.
 
@@ -85,25 +100,29 @@ def show_row(
       trtllm-bench results show runs/a
       trtllm-bench results show runs/a 3f2a --definitions vllm
     """
+    from trtllm_results.cost import Price, priced
     from trtllm_results.errors import ResultsError
     from trtllm_results.metrics.registry import METRICS, brief
     from trtllm_results.store import selection
 
+    price = Price.parse(gpu_price) if gpu_price else None
     rows = [row for row in selection.load_set(store).rows if row.key.startswith(key)]
     if not rows:
         raise ResultsError(
             f"No cell of {store} has a key that starts with '{key}'; results ls lists them." if key else f"{store} is empty."
         )
     if as_json:
-        _echo_json(_flats(rows))
+        _echo_json(_flats(_priced(rows, price)))
         return
     if definitions:
         _by_definitions(Path(store), rows, definitions)
         return
+    rows = [priced(row, price) for row in rows]
     for row in rows:
         typer.echo(f"{row.cell.label}  repeat {row.repeat}  {row.status}{': ' + row.reason if row.reason else ''}")
         typer.echo(f"  key {row.key}  started {row.started_at}")
-        for text in row.warnings:
+        doubt = row.implausible
+        for text in dict.fromkeys([*row.warnings, *([doubt.text] if doubt else [])]):
             typer.echo(f"  note: {text}")
         for name in [name for name in METRICS if name in row.figures] + [name for name in row.figures if name not in METRICS]:
             typer.echo(f"  {name:<32}{brief(row.figures[name]):>16} {METRICS[name].unit if name in METRICS else ''}".rstrip())
@@ -113,6 +132,32 @@ def show_row(
                 typer.echo(f"  {title}: {shown}")
         if row.command:
             typer.echo(f"  command: {row.command}")
+    if price is not None:
+        for line in [*cost_lines(rows, price), *price.notes(rows)]:
+            typer.echo(line)
+
+
+def cost_lines(rows: list[Row], price: Price) -> list[str]:
+    """Cost of each cell over its repeats, a sentence each; the interval is that of throughput, inverted."""
+    from trtllm_dashboards.points import points
+    from trtllm_results.cost import cost_per_million
+
+    lines = []
+    for point in points(rows):
+        hour, rate = price.of(point.environment.gpu), point.get("output_tokens_per_s")
+        if hour is None or rate is None or rate.low <= 0:
+            continue
+        mean, low, high = (cost_per_million(hour, point.cell.gpus, value) for value in (rate.mean, rate.high, rate.low))
+        spread = "one repeat" if rate.n == 1 else f"{'95% interval' if rate.n > 2 else 'two repeats:'} {low:.4f} to {high:.4f}"
+        lines.append(f"{point.cell.label}: {mean:.4f} USD per million output tokens ({spread})")
+    return lines
+
+
+def _priced(rows: list[Row], price: Price | None) -> list[Row]:
+    """Rows with the derived figures where a price was asked for."""
+    from trtllm_results.cost import priced
+
+    return rows if price is None else [priced(row, price) for row in rows]
 
 
 def _flats(rows: Iterable[Row]) -> list[dict[str, Any]]:

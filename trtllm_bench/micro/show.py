@@ -77,12 +77,13 @@ def print_beside(run: OpRun, console: Console) -> None:
     engines = sorted({engine for row in run.rows for engine in row.theirs_us})
     rows = [
         {
-            "op": row.shape.family,
+            "op": row.shape.family.removesuffix(" attention"),
             "dtype": row.shape.dtype,
             "shape": row.shape.text,
             "ours": row.ours_us,
             "alone": row.alone_us,
             "ratio": row.ratio,
+            "theirs": row.best[1],
             "best": row.best[0].split()[0],
             "share": None if row.share is None else 100 * row.share,
             **row.theirs_us,
@@ -94,14 +95,16 @@ def print_beside(run: OpRun, console: Console) -> None:
         Column("dtype"),
         Column("shape", hoist=False, whole=True),
         Column("ours", unit="us", kind="number", places=1),
-        Column("alone", unit="us", kind="number", places=1, priority=2),
-        *(Column(engine, engine.split()[0], unit="us", kind="number", places=1, priority=3) for engine in engines),
-        Column("ratio", "theirs/ours", kind="number", places=2),
-        Column("best", "fastest there", hoist=False, priority=1),
-        Column("share", "of ceiling", unit="%", kind="number", places=0, priority=1),
+        Column("alone", unit="us", kind="number", places=1, priority=3),
+        Column("theirs", unit="us", kind="number", places=1),
+        Column("best", "by", hoist=False, priority=2),
+        Column("ratio", kind="number", places=2),
+        Column("share", "ceiling", unit="%", kind="number", places=0, priority=1),
+        *(Column(engine, engine.split()[0], unit="us", kind="number", places=1, priority=4) for engine in engines),
     ]
     show(rows, columns, title=f"our kernels on {run.device} beside {', '.join(engines)}", console=console)
-    console.print(f"{run.method}; of ceiling: the op alone", style="dim", soft_wrap=True)
+    says = "theirs: the fastest engine; ratio: theirs / ours; ceiling: share that the op alone reaches, above 100 where L2 holds its input"
+    console.print(f"{says}. {run.method}", style="dim", soft_wrap=True)
     for family in summaries(run.rows):
         console.print(family.sentence, style="green" if not family.behind else "yellow", soft_wrap=True)
         for row in family.behind[:MOST_BEHIND]:

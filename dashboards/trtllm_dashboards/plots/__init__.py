@@ -31,6 +31,7 @@ KINDS: Mapping[str, str] = {
     "scaling": "throughput with more GPUs",
     "roofline": "how near the hardware's limits",
     "energy": "power and energy per token",
+    "cost": "cost of a million output tokens against speed per user",
     "published": "ours beside published figures",
     "history": "a cell over time, with change points",
     "timeline": "when each request of one run waited, prefilled and decoded",

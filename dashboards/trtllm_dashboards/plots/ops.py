@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SIZES = {"gemm": "FLOP of the product", "prompt attention": "prompt tokens", "decode attention": "tokens in the cache"}
+TITLES = {"gemm": "GEMM"}
 WIDTH = 4.6
 
 
@@ -28,9 +29,10 @@ def draw(run: OpRun) -> Figure:
         raise DashboardError("the run has no rows to draw; measure some with trtllm-bench kernels --against published")
     found = summaries(run.rows)
     sheet = style.Sheet("Our kernels beside published engines' kernels", f"{run.device}; fastest of the published engines / ours")
-    titles = [f"{one.family}: ahead at {one.ahead} of {one.shapes}" for one in found]
+    titles = [f"{TITLES.get(one.family, one.family)}: ahead at {one.ahead} of {one.shapes}" for one in found]
     drawing, axes = sheet.panels(titles, columns=3, width=WIDTH)
-    legend = style.looks(sorted({one.shape.dtype for one in run.rows}))
+    dtypes = sorted({one.shape.dtype for one in run.rows})
+    legend = {dtype: style.Look(style.PALETTE[i], style.MARKERS[i], "") for i, dtype in enumerate(dtypes)}
     for ax, family in zip(axes, found, strict=True):
         members = [one for one in run.rows if one.shape.family == family.family]
         for dtype in dict.fromkeys(one.shape.dtype for one in members):
@@ -41,6 +43,8 @@ def draw(run: OpRun) -> Figure:
         ax.set_ylim(min(0.5, *(0.85 * one.ratio for one in members)), max(2.0, *(1.18 * one.ratio for one in members)))
         ax.set_xlabel(SIZES.get(family.family, "size"))
         ax.set_ylabel("theirs / ours (ratio)")
+    if any("/" in dtype for dtype in dtypes):
+        sheet.notes.append("Types of attention are those of activations / cache.")
     sheet.notes.append(f"Above 1 ours is faster. {run.method[:1].upper()}{run.method[1:]}. Published latencies carry no interval.")
     return sheet.finish(drawing, legend, marker_only=True)
 

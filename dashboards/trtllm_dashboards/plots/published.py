@@ -28,7 +28,8 @@ DOUBTFUL = "†"
 def case(one: Beside) -> str:
     cell = one.ours.cell
     tp = f" tp {cell.tp}" if cell.tp > 1 else ""
-    return f"{cell.model} {cell.precision}{tp}, {cell.isl}/{cell.osl}"
+    at_once = f", {one.theirs.at_once} at once" if one.theirs.at_once else ""
+    return f"{cell.model} {cell.precision}{tp}, {cell.isl}/{cell.osl}{at_once}"
 
 
 def draw(material: Material) -> Figure:
@@ -70,7 +71,7 @@ def _bars(ax: Axes, found: list[Beside], material: Material, slots: int) -> None
     names = [name(one.theirs) for one in theirs]
     entries += [
         (
-            (f"{text}, {one.theirs.at_once or one.theirs.requests} requests" if names.count(text) > 1 else text)
+            (f"{text}, {one.theirs.requests} requests" if names.count(text) > 1 else text)
             + f" {DOUBTFUL}" * (one.theirs.implausible is not None),
             one.theirs.output_tokens_per_s,
             SAME if one.same_gpu else OTHER,

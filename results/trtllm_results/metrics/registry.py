@@ -69,6 +69,16 @@ _COUNTS: dict[str, Metric] = {
 _DEVICE: dict[str, Metric] = {
     "energy_j": Metric("J", "lower", "energy of all GPUs of the cell over duration_s, from the driver's counter"),
     "energy_per_output_token_j": Metric("J/tok", "lower", "energy_j / output_tokens"),
+    "output_tokens_per_j": Metric("tok/J", "higher", "output_tokens / energy_j; not stored, derived where asked for"),
+    "output_tokens_per_s_per_mw": Metric(
+        "tok/s/MW", "higher", "output_tokens_per_j * 10^6: of boards alone, without host and cooling; not stored, derived where asked for"
+    ),
+    "cost_per_million_output_tokens_usd": Metric(
+        "USD",
+        "lower",
+        "price of the cell's GPUs for an hour / output tokens in an hour at output_tokens_per_s, in millions; not stored, derived by "
+        "--gpu-price-per-hour",
+    ),
     "power_mean_w": Metric("W", "", "mean board power of all GPUs over duration_s"),
     "power_max_w": Metric("W", "", "largest board power sample, summed over GPUs"),
     "sm_clock_mean_mhz": Metric("MHz", "", "mean SM clock over duration_s"),
@@ -113,10 +123,17 @@ METRICS: Mapping[str, Metric] = {**_BASE, **_COUNTS, **_DEVICE, **_steady(_BASE)
 SIGNED = frozenset({*(name for name in METRICS if name.startswith("lag_")), "steady_start_s", "steady_end_s", "temperature_max_c"})
 """Figures that may be negative."""
 HEADLINE = "output_tokens_per_s"
+_TITLES = {
+    "output_tokens_per_j": "output tokens per joule",
+    "output_tokens_per_s_per_mw": "output per MW",
+    "cost_per_million_output_tokens_usd": "cost per million output tokens",
+}
 
 
 def title(name: str) -> str:
     """A figure's name for a table that shows its unit elsewhere: `output`, `TTFT p50`, `steady output per GPU`."""
+    if name in _TITLES:
+        return _TITLES[name]
     text = name.removesuffix("_ms").replace("_tokens_per_s_per_", " per ").replace("_tokens_per_s", "").replace("_requests_per_s", "")
     words = [
         word.upper() if word in (*LATENCIES, "mfu", "mbu", "gpu", "kv", "sm") and word != "queue" else word for word in text.split("_")

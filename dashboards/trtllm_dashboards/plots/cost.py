@@ -1,0 +1,66 @@
+"""Cost of a million output tokens against speed per user, with the front: what a user's speed costs.
+
+As the Pareto plot with money for throughput; across GPUs and precisions it is the fairer one, since a dearer GPU has to earn its price.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from trtllm_dashboards.errors import DashboardError
+from trtllm_dashboards.plots import Material, style
+from trtllm_dashboards.plots.pareto import front
+from trtllm_dashboards.points import Point, axis_label, grouped, having, load_of, points, varying
+from trtllm_results.cost import COST
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+X = "output_tokens_per_s_per_user"
+
+
+def at(point: Point) -> tuple[float, float]:
+    x, y = point.get(X), point.get(COST)
+    assert x is not None
+    assert y is not None
+    return x.mean, y.mean
+
+
+def cheapest(places: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The places that none other beats in speed and cost, by falling speed."""
+    return [(x, -y) for x, y in front([(x, -y) for x, y in places])]
+
+
+def draw(material: Material) -> Figure:
+    found = having(points(material.sets), X, COST)
+    if not found:
+        raise DashboardError(
+            f"no row carries both {X} and a cost, which the cost plot needs; give --gpu-price-per-hour, for results of a GPU"
+        )
+    sheet = style.Sheet("Cost against speed per user", "")
+    panel_by = [d for d in ("model", "shape") if d in varying(found)]
+    groups = style.limited(grouped(found, panel_by), sheet)
+    shown = [p for members in groups.values() for p in members]
+    sheet.subtitle = style.subtitle(shown)
+    series_by = varying(shown, [*panel_by, "batch", "request_rate"])
+    legend = style.looks(grouped(shown, series_by))
+    drawing, axes = sheet.panels(list(groups))
+    for ax, members in zip(axes, groups.values(), strict=True):
+        edge = cheapest([at(p) for p in members])
+        ax.plot([x for x, _ in edge], [y for _, y in edge], color="#9aa4af", linewidth=5, alpha=0.35, solid_capstyle="round", zorder=1)
+        for label, line in grouped(members, series_by).items():
+            line.sort(key=load_of)
+            style.errorbars(ax, [at(p)[0] for p in line], [e for p in line if (e := p.get(COST))], legend[label])
+        for point in members:
+            if at(point) in edge:
+                style.remark(ax, f"{load_of(point):g}", at(point), (5, 4))
+        costs = [at(p)[1] for p in members]
+        style.log_axis(ax, "y", [min(costs) / 2, max(costs) * 2])
+        ax.set_ylim(min(costs) / 2, max(costs) * 2)
+        style.compact_axis(ax, "x")
+        ax.set_xlabel(axis_label(X, "speed per user"))
+        ax.set_ylabel("cost of a million output tokens (USD)")
+    unit = "request rate (req/s)" if any(p.cell.request_rate for p in shown) else "batch size"
+    bars = style.uncertainty_note(e for p in shown if (e := p.get(COST)))
+    sheet.notes.append(f"The GPUs alone, all hours used. Grey: front over all series; small figures on it: {unit}. {bars}")
+    return sheet.finish(drawing, legend)
