@@ -18,9 +18,11 @@ from trtllm_bench.micro.show import print_beside
 from trtllm_bench.micro.timing import Call, How, StoppingRule
 from trtllm_bench.roofline.hardware import Hardware
 from trtllm_dashboards.plots import ops as plot
+from trtllm_kernels.lowering import lower
 from trtllm_results.compare import published_ops
 from trtllm_results.compare.published_ops import OpBeside, OpRun, OpShape
 from trtllm_results.errors import ResultsError
+from trtllm_results.record.environment import Environment
 
 RULE = StoppingRule(batch=2, min_batches=1, seconds=0)
 PRODUCT = OpShape("gemm", (4096, 256), "fp8", 8)
@@ -167,6 +169,9 @@ def test_every_published_shape_of_ours_lowers(arch: str) -> None:
     for group in groups:
         plan = compile_cases(group.config, group.precision, arch, group.cases, kv_dtype=group.kv_dtype).plan
         last = ops_until(plan, group.last)[-1]
+        if observatory.quantized(group.shapes[0]):
+            specs = [spec for _, spec in observatory.quantize_inputs(plan, last)]
+            assert lower("quantize", specs, [plan.values[last.inputs[0]]], {}, arch).kernels
         assert last.op == group.last
         assert last.tactics[arch].launches
 
@@ -205,6 +210,32 @@ def test_the_record_comes_back_and_the_plot_has_a_panel_a_family(tmp_path: Path)
     assert "behind: fp8 64 of 1,024, 32/8 heads of 128: ours 10.0 us (alone 9.0), a 9.0, ratio 0.90" in said
     assert "decode attention: differs" in said
     assert "note: n" in said
+
+
+def test_the_command_measures_prints_and_keeps_what_it_was_asked_for(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """With a CPU in the place of an H200, small shapes and a fake timer."""
+    latencies = tuple(published_ops.PeerLatency("NVIDIA H200", "vllm 0.24.0", shape, 15.0) for shape in SMALL)
+    monkeypatch.setattr(published_ops, "load_ops", lambda: latencies)
+    monkeypatch.setattr("trtllm_bench.machine.gpus", lambda: ["gpu"])
+    monkeypatch.setattr("trtllm_bench.machine.arch_of", lambda gpu: "cpu")
+    monkeypatch.setattr("trtllm_bench.micro.timing.CuptiTimer", FakeTimer)
+    monkeypatch.setattr(observatory, "compile_groups", lambda *given: None)
+    monkeypatch.setattr(Environment, "capture", lambda use_gpu: Environment(gpu="NVIDIA H200"))
+    monkeypatch.setattr("trtllm_bench.commands.kernels.SAVED_EVERY", 1)
+    record, drawing = tmp_path / "ops.json", tmp_path / "ops.png"
+    assert main(["kernels", "--against", "published", "--ops", "gemm", "--json", str(record), "--plot", str(drawing)]) == 0
+    said = capsys.readouterr().out
+    assert "2 of 2 shapes; compiling the kernels of 2 plans" in said
+    assert "gemm: ahead of the fastest of the published engines at 0 of 2 shapes" in said
+    run = OpRun.load(record)
+    assert (run.device, [row.shape for row in run.rows], [row.ours_us for row in run.rows]) == (
+        "NVIDIA H200",
+        list(SMALL[:2]),
+        [20.0, 20.0],
+    )
+    assert drawing.read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_command_without_a_gpu_is_one_sentence(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

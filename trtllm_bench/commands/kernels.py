@@ -107,6 +107,8 @@ def command(
 
 MOST_SECONDS = 0.5
 """Of measuring one shape, at most: there are hundreds."""
+SAVED_EVERY = 20
+"""Shapes between two writes of the record, so that a run cut short leaves what it measured."""
 
 
 def _beside_published(ops: str, limit: int, page_size: int, noise: float, seconds: float, as_json: Path | None, plot: Path | None) -> None:
@@ -134,24 +136,23 @@ def _beside_published(ops: str, limit: int, page_size: int, noise: float, second
     console.print(f"{len(chosen):,} of {len(able):,} shapes; compiling the kernels of {len(groups)} plans", style="dim")
     compile_groups(groups, arch, page_size, lambda done, total: None)
     hardware, notes = ceilings_for(environment)
-    rows, wrong = run(
-        groups,
-        published,
-        arch,
-        CuptiTimer(),
-        rule_of(noise, min(seconds, MOST_SECONDS)),
-        hardware,
-        lambda one: console.print(f"{one.shape.text}: {one.ours_us:,.1f} us", style="dim") if console.is_terminal else None,
-        page_size,
-    )
-    outcome = published_ops.OpRun(
-        environment.device,
-        tuple(rows),
-        " ".join(["trtllm-bench", *sys.argv[1:]]),
-        environment.git_revision,
-        wrong=tuple(wrong),
-        notes=(*published_ops.left_out(published), *notes),
-    )
+    done: list[published_ops.OpBeside] = []
+
+    def outcome_of(rows: list[published_ops.OpBeside], wrong: list[str]) -> published_ops.OpRun:
+        command = " ".join(["trtllm-bench", *sys.argv[1:]])
+        told = (*published_ops.left_out(published), *notes)
+        return published_ops.OpRun(environment.device, tuple(rows), command, environment.git_revision, wrong=tuple(wrong), notes=told)
+
+    def tell(one: published_ops.OpBeside) -> None:
+        done.append(one)
+        if as_json is not None and len(done) % SAVED_EVERY == 0:
+            outcome_of(done, []).save(as_json)
+        if console.is_terminal:
+            console.print(f"{one.shape.text}: {one.ours_us:,.1f} us", style="dim")
+
+    rule = rule_of(noise, min(seconds, MOST_SECONDS))
+    rows, wrong = run(groups, published, arch, CuptiTimer(), rule, hardware, tell, page_size)
+    outcome = outcome_of(rows, wrong)
     print_beside(outcome, console)
     if as_json is not None:
         outcome.save(as_json)

@@ -18,9 +18,12 @@ from trtllm_bench.micro.run import coarsest, roof_us
 from trtllm_bench.micro.timing import StoppingRule, Timer, Timing, measure
 from trtllm_bench.roofline.counts import StepShape
 from trtllm_bench.roofline.hardware import Hardware
+from trtllm_engines.compiler.plan import Op, Plan
 from trtllm_engines.models.config import ModelConfig
 from trtllm_engines.models.presets import preset_config
+from trtllm_kernels.dialect.ops import OP_SPECS
 from trtllm_kernels.dialect.types import TensorSpec
+from trtllm_kernels.lowering import lower
 from trtllm_results.compare.published_ops import OpBeside, OpShape
 
 MOST_COPIES = 6
@@ -96,8 +99,26 @@ def compile_groups(groups: Sequence[Group], arch: str, page_size: int, progress:
     kernels = []
     for group in groups:
         plan = compile_cases(group.config, group.precision, arch, group.cases, page_size, kv_dtype=group.kv_dtype).plan
-        kernels += [kernel for op in ops_until(plan, group.last) for kernel in op.tactics[arch].kernels]
+        ops = ops_until(plan, group.last)
+        kernels += [kernel for op in ops for kernel in op.tactics[arch].kernels]
+        if quantized(group.shapes[0]):
+            x, *_ = ops[-1].inputs
+            specs = [spec for _, spec in quantize_inputs(plan, ops[-1])]
+            kernels += lower("quantize", specs, [plan.values[x]], {}, arch).kernels
     compile_many(kernels, arch, progress=progress)
+
+
+def quantized(shape: OpShape) -> bool:
+    """Whether the published latency holds a quantization of the op's input."""
+    return shape.family == "gemm" and shape.dtype != "bf16"
+
+
+def quantize_inputs(plan: Plan, product: Op) -> list[tuple[str, TensorSpec]]:
+    """Name and specification of what a quantization before a product reads: activations in the wide type, and the product's scale."""
+    named = dict(zip(OP_SPECS[product.op].tensors, product.inputs, strict=True))
+    x, scale = named["x"], named["x_scale"]
+    wide = TensorSpec(plan.values[x].shape, plan.quant.wide_dtype)
+    return [(f"{x} in {wide.dtype}", wide), (scale, plan.weights[scale])]
 
 
 def run(
@@ -144,12 +165,9 @@ def parts_of(bench: Bench, shape: OpShape) -> tuple[BoundOp, list[BoundOp]]:
     *before, bound = bench.ops(case_of(shape))
     if shape.family != "gemm":
         return bound, [*(part for part in before if part.op.op == "rope_kv_write"), bound]
-    if shape.dtype == "bf16":
+    if not quantized(shape):
         return bound, [bound]
-    x, scale = bound.operand("x"), bound.operand("x_scale")
-    wide = TensorSpec(bench.plan.values[x].shape, bench.plan.quant.wide_dtype)
-    inputs = [(f"{x} in {wide.dtype}", wide), (scale, bench.plan.weights[scale])]
-    return bound, [bench.before(bound, "quantize", inputs, x), bound]
+    return bound, [bench.before(bound, "quantize", quantize_inputs(bench.plan, bound.op), bound.operand("x")), bound]
 
 
 def _timing(bench: Bench, parts: Sequence[BoundOp], timer: Timer, rule: StoppingRule) -> Timing:
