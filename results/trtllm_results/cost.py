@@ -45,7 +45,11 @@ class ListPrice:
 def list_prices() -> dict[str, ListPrice]:
     """By GPU class."""
     with open(folder() / "gpu_prices.csv", newline="") as handle:
-        return {line["gpu"]: ListPrice(**{**line, "usd_per_gpu_hour": float(line["usd_per_gpu_hour"])}) for line in csv.DictReader(handle)}
+        prices = [
+            ListPrice(line["gpu"], float(line["usd_per_gpu_hour"]), line["as_of"], line["product"], line["page"], line["read_by"])
+            for line in csv.DictReader(handle)
+        ]
+    return {one.gpu: one for one in prices}
 
 
 @dataclass(frozen=True)
