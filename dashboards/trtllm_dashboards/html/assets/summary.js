@@ -61,7 +61,7 @@ function gainTile(rows) {
 
 function publishedTile(rows) {
   const shown = new Set(rows);
-  const found = state.data.published.filter((p) => shown.has(p.cell) && p.same_gpu);
+  const found = state.data.published.filter((p) => shown.has(p.cell) && p.same_gpu && !p.implausible);
   if (!found.length) return null;
   const hardest = [...groupBy(found, (p) => p.cell).values()].map((ps) => ps.reduce((a, b) => (a.ratio < b.ratio ? a : b)));
   const worst = hardest.reduce((a, b) => (a.ratio < b.ratio ? a : b));
