@@ -225,7 +225,7 @@ def test_the_command_measures_prints_and_keeps_what_it_was_asked_for(
     monkeypatch.setattr(Environment, "capture", lambda use_gpu: Environment(gpu="NVIDIA H200"))
     monkeypatch.setattr("trtllm_bench.commands.kernels.SAVED_EVERY", 1)
     record, drawing = tmp_path / "ops.json", tmp_path / "ops.png"
-    assert main(["kernels", "--against", "published", "--ops", "gemm", "--json", str(record), "--plot", str(drawing)]) == 0
+    assert main(["kernels", "--against", "published", "--ops", "gemm", "--out", str(record), "--plot", str(drawing)]) == 0
     said = capsys.readouterr().out
     assert "2 of 2 shapes; compiling the kernels of 2 plans" in said
     assert "gemm: ahead of the fastest of the published engines at 0 of 2 shapes" in said

@@ -43,7 +43,7 @@ def command(
 
     Examples:
       trtllm-bench kernels attention --model llama-3.1-8b --precision fp8
-      trtllm-bench kernels --m 1,64 --baseline before.json --out after.json
+      trtllm-bench kernels --against published --limit 240 --out ops.json
     """
     from trtllm_bench.machine import arch_of, gpus
     from trtllm_bench.micro.results import Run, judge
@@ -111,9 +111,7 @@ SAVED_EVERY = 20
 """Shapes between two writes of the record, so that a run cut short leaves what it measured."""
 
 
-def _beside_published(ops: str, limit: int, page_size: int, noise: float, seconds: float, as_json: Path | None, plot: Path | None) -> None:
-    from rich.console import Console
-
+def _beside_published(ops: str, limit: int, page_size: int, noise: float, seconds: float, record: Path | None, plot: Path | None) -> None:
     from trtllm_bench.machine import arch_of, gpus
     from trtllm_results.compare import published_ops
     from trtllm_results.record.environment import Environment
@@ -129,8 +127,9 @@ def _beside_published(ops: str, limit: int, page_size: int, noise: float, second
     from trtllm_bench.micro.show import print_beside
     from trtllm_bench.micro.timing import CuptiTimer
     from trtllm_bench.roofline.hardware import ceilings_for
+    from trtllm_dashboards.tables import plain_console
 
-    console = Console(highlight=False)
+    console = plain_console()
     chosen = published_ops.sample(able, limit)
     groups, arch = groups_of(chosen), arch_of(devices[0])
     console.print(f"{len(chosen):,} of {len(able):,} shapes; compiling the kernels of {len(groups)} plans", style="dim")
@@ -145,8 +144,8 @@ def _beside_published(ops: str, limit: int, page_size: int, noise: float, second
 
     def tell(one: published_ops.OpBeside) -> None:
         done.append(one)
-        if as_json is not None and len(done) % SAVED_EVERY == 0:
-            outcome_of(done, []).save(as_json)
+        if record is not None and len(done) % SAVED_EVERY == 0:
+            outcome_of(done, []).save(record)
         if console.is_terminal:
             console.print(f"{one.shape.text}: {one.ours_us:,.1f} us", style="dim")
 
@@ -154,9 +153,9 @@ def _beside_published(ops: str, limit: int, page_size: int, noise: float, second
     rows, wrong = run(groups, published, arch, CuptiTimer(), rule, hardware, tell, page_size)
     outcome = outcome_of(rows, wrong)
     print_beside(outcome, console)
-    if as_json is not None:
-        outcome.save(as_json)
-        console.print(f"results: {as_json}", soft_wrap=True)
+    if record is not None:
+        outcome.save(record)
+        console.print(f"results: {record}", soft_wrap=True)
     if plot is not None:
         from trtllm_dashboards.plots.ops import write
 

@@ -113,7 +113,7 @@ def print_beside(run: OpRun, console: Console) -> None:
             text = f"  behind: {row.shape.dtype} {row.shape.text}: {mine}, {engine} {theirs:,.1f}, ratio {row.ratio:.2f}"
             console.print(text, style="dim", soft_wrap=True)
         if len(family.behind) > MOST_BEHIND:
-            console.print(f"  and {len(family.behind) - MOST_BEHIND} more; --json has them all", style="dim")
+            console.print(f"  and {len(family.behind) - MOST_BEHIND} more; --out keeps them all", style="dim")
     for text in run.wrong:
         console.print(text, style="bold red", soft_wrap=True)
     for note in run.notes:
