@@ -8,7 +8,7 @@ import pytest
 from trtllm_bench.roofline.costs import ModelCost
 from trtllm_bench.roofline.counts import OpCost, PlanCounter, StepShape, role_of
 from trtllm_engines.compiler.compile import compile_model
-from trtllm_engines.compiler.plan import Plan, Profile
+from trtllm_engines.compiler.plan import ParallelLayout, Plan, Profile
 from trtllm_engines.models.presets import preset_config
 
 VOCAB, HIDDEN, INNER, LAYERS = 128256, 4096, 14336, 32
@@ -96,6 +96,21 @@ def test_the_sum_over_ops_agrees_with_the_whole_model_count(plan: Plan) -> None:
     embedding = next(cost for cost in costs if cost.op == "embedding")
     assert sum(cost.weight_bytes for cost in costs) - embedding.weight_bytes == pytest.approx(model.weight_bytes, rel=1e-9)
     assert sum(cost.kv_bytes for cost in costs) == pytest.approx(model.kv_bytes * (32 * 300 + 32))
+
+
+def test_a_rank_of_two_computes_half_and_sends_its_rows_twice_a_layer(plan: Plan) -> None:
+    source = {"kind": "dummy", "seed": 0}
+    half = compile_model(plan.config, plan.precision, plan.profile, weights_source=source, layout=ParallelLayout(2)).plan
+    shape = StepShape.decode(64, 200)
+    one, two = (PlanCounter(p).step(shape) for p in (plan, half))
+    for kind in ("gemm", "attention"):
+        assert sum(c.flop for c in two if c.kind == kind) == pytest.approx(sum(c.flop for c in one if c.kind == kind) / 2)
+    sent = [cost.link_bytes for cost in two if cost.kind == "communication"]
+    assert sent == [64 * plan.config.hidden_size * 2] * (2 * plan.config.num_layers)
+    assert ModelCost.of(half).token_flops == ModelCost.of(plan).token_flops
+    assert ModelCost.of(half).row_flops == ModelCost.of(plan).row_flops
+    assert ModelCost.of(half).kv_bytes == ModelCost.of(plan).kv_bytes
+    assert ModelCost.of(half).weight_bytes == pytest.approx(ModelCost.of(plan).weight_bytes, rel=1e-3), "norms are on every rank"
 
 
 def test_classes_sum_to_the_same_as_ops(plan: Plan) -> None:

@@ -92,6 +92,8 @@ def _from_parts(cell: MeasuredCell, found: Breakdown) -> Iterator[Finding]:
     arithmetic = f"matrix products take {label['compute']:.0%} at the rate of the arithmetic units"
     to_fp8 = (_another(cell, "compute in fp8: --precision fp8", now, batch, precision="fp8"),) if wide else ()
     limit(label["compute"], arithmetic + ("" if wide else ", which is this GPU's limit"), ("", None), *to_fp8)
+    exchange = f"ranks exchange rows {label['communication']:.0%} of the time: the fewer tokens a step has, the more of it is waiting"
+    limit(label["communication"], exchange, larger)
     gaps = found.share("gaps between kernels", "gaps between steps", "host")
     limit(gaps, f"the GPU waits for the host {gaps:.0%} of the time", larger)
     overhead = f"starting and draining kernels takes {label['kernel overhead']:.0%}: each has little to do"

@@ -13,7 +13,7 @@ from trtllm_bench.roofline import ceilings
 from trtllm_bench.roofline.hardware import Hardware, published_for
 from trtllm_bench.targets.registry import is_own
 from trtllm_engines.compiler.compile import compile_model
-from trtllm_engines.compiler.plan import Plan, Profile
+from trtllm_engines.compiler.plan import ParallelLayout, Plan, Profile
 from trtllm_engines.models.presets import resolve_model
 from trtllm_results.record.environment import Environment
 from trtllm_results.record.row import Row
@@ -76,13 +76,13 @@ def plan_of(row: Row, precision: str | None = None, kv_dtype: str | None = None)
     batch = int(settings.get("max_batch_size") or max(cell.batch, 1))
     profile = Profile(batch, max(int(settings.get("max_num_tokens") or 8192), batch), longest, int(settings.get("page_size") or 32))
     cache = kv_dtype or (cell.kv_dtype if precision is None and cell.kv_dtype else "auto")
-    return _compiled(cell.model, precision or cell.precision, profile, cache)
+    return _compiled(cell.model, precision or cell.precision, profile, cache, ParallelLayout(cell.tp, cell.pp))
 
 
 @lru_cache(maxsize=16)
-def _compiled(model: str, precision: str, profile: Profile, kv_dtype: str) -> Plan:
-    weights = {"kind": "dummy", "seed": 0}
-    return compile_model(resolve_model(model).config, precision, profile, weights_source=weights, kv_dtype=kv_dtype).plan
+def _compiled(model: str, precision: str, profile: Profile, kv_dtype: str, layout: ParallelLayout) -> Plan:
+    config, weights = resolve_model(model).config, {"kind": "dummy", "seed": 0}
+    return compile_model(config, precision, profile, weights_source=weights, kv_dtype=kv_dtype, layout=layout).plan
 
 
 def hardware_of(environment: Environment) -> Hardware:

@@ -107,7 +107,7 @@ def predict(
     policy: Policy = "guaranteed_no_evict",
     kv_cache_fraction: float = 0.9,
 ) -> tuple[dict[str, float], RequestLog]:
-    """Figures of the run, and its requests. Raises `BenchError` when the model does not fit the GPU."""
+    """Figures of the run on as many of the GPU as the plan has ranks, and its requests. Raises `BenchError` when the model does not fit."""
     clock = Clock()
     profile = plan.profile
     config = SchedulerConfig(
@@ -120,14 +120,14 @@ def predict(
     )
     runner = PredictedRunner(StepModel(plan, hardware), clock)
     loop = EngineLoop(runner, config, vocab_size=plan.config.vocab_size, clock=clock)
-    log = _drive(loop, clock, workload, concurrency, open_loop)
+    log = _drive(loop, clock, workload, concurrency, open_loop, plan.parallel.ranks)
     steps = loop.log.rows()
     known = figures(log)
     known |= {"steps": float(len(steps)), "step_mean_ms": mean_step_ms(steps)}
     return known, log
 
 
-def _drive(loop: EngineLoop, clock: Clock, workload: Workload, concurrency: int, open_loop: bool) -> RequestLog:
+def _drive(loop: EngineLoop, clock: Clock, workload: Workload, concurrency: int, open_loop: bool, gpus: int) -> RequestLog:
     arrivals = np.asarray(workload.arrival_s) if open_loop and len(workload.arrival_s) else np.zeros(len(workload))
     waiting = deque(range(len(workload)))
     done: list[Request] = []
@@ -162,4 +162,5 @@ def _drive(loop: EngineLoop, clock: Clock, workload: Workload, concurrency: int,
         scheduled_s=np.array([request.scheduled_s for request in done], float),
         token_times_s=np.concatenate(times),
         token_offsets=np.concatenate([[0], np.cumsum(counts)]),
+        gpus=gpus,
     )

@@ -23,6 +23,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
     "pdl_us": ("gemv", "skinny", "rows"),
     "prefill_time": ("uncached_triton", "cached_bf16", "cached_fp8", "cached_bf16_triton", "cached_fp8_triton"),
     "concurrent": ("shorter_share", "sms"),
+    "communication": ("one_shot_us", "one_shot_row_us", "one_shot_bytes_per_s", "two_shot_us", "two_shot_bytes_per_s", "wait_us"),
     "step": ("between_us", "launch_us", "host_us", "norm"),
 }
 FIELDS = ("value", "unit", "what", "record", "command")
@@ -40,6 +41,7 @@ class StepConstants:
     pdl_us: Mapping[str, float]
     prefill_time: Mapping[str, float]
     concurrent: Mapping[str, float]
+    communication: Mapping[str, float]
     step: Mapping[str, float]
     note: str = ""
     """What is to be said beside a prediction with these constants; "" where they follow the GPU's own kernels."""

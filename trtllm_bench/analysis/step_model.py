@@ -9,6 +9,10 @@ are from whole steps.
 Two things make a step less than its kernels in turn, both on Hopper alone. Kernels of ours begin before those before them end (PDL), which
 hides most of the fixed time; cuBLASLt's, which take GEMMs of more tokens, begin when all before has ended. And decode attention runs
 concurrently with whole prompts (`lowering/attention.py` says when): the shorter of the two then costs a third of its time.
+
+An op in which ranks exchange rows takes a fixed time and one in proportion to its bytes: a one-shot reduction those that a rank sends, a
+two-shot one 2 (N - 1) / N of the rows. The wait for the slowest rank, which comes on top, is from whole steps. All ranks of a group have
+the same plan and the same step, so the model is of one of them.
 """
 
 from __future__ import annotations
@@ -21,6 +25,8 @@ from trtllm_bench.roofline.counts import OpCost, PlanCounter, StepShape
 from trtllm_bench.roofline.hardware import Hardware
 from trtllm_engines.compiler.plan import Plan
 from trtllm_engines.runtime.buckets import LARGEST_GRAPH
+from trtllm_kernels.dialect.dtypes import bytes_of
+from trtllm_kernels.dialect.group import ONE_SHOT_ROWS
 from trtllm_kernels.dialect.ops import OP_SPECS, Trait
 from trtllm_kernels.dialect.types import SKINNY_TOKENS
 from trtllm_kernels.lowering.skinny_gemm import IN_TRITON as SKINNY_IN_TRITON
@@ -33,7 +39,7 @@ CONCURRENT_HEAD = (64, 128)
 """Least and largest head of which both find room."""
 UNSPLIT_PROGRAMS = 4
 """Sequences times KV heads an SM from which decode attention is not split, as running concurrently asks."""
-PARTS = ("weights", "KV cache", "compute", "element-wise", "kernel overhead", "host")
+PARTS = ("weights", "KV cache", "compute", "element-wise", "communication", "kernel overhead", "host")
 
 
 @dataclass(frozen=True)
@@ -67,13 +73,18 @@ class StepModel:
         roles: dict[str, float] = {}
         norm = self.constants.step["norm"]
         for cost, count in self.kernels(shape):
+            exchange = self.communication_us(cost)
+            parts["communication"] += count * exchange
+            roles[cost.role] = roles.get(cost.role, 0.0) + count * exchange
+            if cost.kind == "communication":
+                continue
             memory, compute, fixed = self.op_us(cost)
             joined = self._joined(memory, compute)
             share = memory**norm / joined**norm if joined else 0.0
             parts[_memory_part(cost)] += count * joined * share
             parts["compute"] += count * joined * (1 - share)
             parts["kernel overhead"] += count * fixed
-            roles[cost.role] = roles.get(cost.role, 0.0) + count * (joined + fixed)
+            roles[cost.role] += count * (joined + fixed)
         between = self.constants.step["between_us"]
         parts["kernel overhead"] += between
         roles["between steps"] = between
@@ -92,6 +103,24 @@ class StepModel:
         if self._hopper:
             fixed = constants.pdl_us.get(kind, fixed)
         return memory, cost.flop / peak * 1e6 if peak else 0.0, fixed
+
+    def communication_us(self, cost: OpCost) -> float:
+        """Microseconds in which an op exchanges data with other ranks; 0 for one that does not."""
+        plan, constants = self.counter.plan, self.constants.communication
+        ranks = plan.parallel.tp
+        if ranks == 1:
+            return 0.0
+        if Trait.SAMPLES in OP_SPECS[cost.op].traits:  # a word a row: nothing but the fixed time
+            return constants["wait_us"] + constants["one_shot_us"]
+        if cost.kind != "communication":
+            return 0.0
+        rows_bytes = cost.link_bytes / (ranks - 1)
+        if rows_bytes <= bytes_of(ONE_SHOT_ROWS * plan.config.hidden_size, plan.quant.wide_dtype):
+            row_us = constants["one_shot_row_us"] * plan.config.hidden_size / 1024
+            fixed = constants["wait_us"] + constants["one_shot_us"]
+            return fixed + row_us + cost.link_bytes / constants["one_shot_bytes_per_s"] * 1e6
+        moved = 2 * (ranks - 1) / ranks * rows_bytes
+        return constants["wait_us"] + constants["two_shot_us"] + moved / constants["two_shot_bytes_per_s"] * 1e6
 
     def kernels(self, shape: StepShape) -> Iterator[tuple[OpCost, float]]:
         """(cost, how many times its time a step has)."""

@@ -32,6 +32,8 @@ class _Sum:
     op: str = ""
     at_once: bool = False
     """Of two kernels a call, which use memory and arithmetic at the same time."""
+    communicates: bool = False
+    """Bound by the links between GPUs and by the other ranks, which have no ceiling here."""
 
     @property
     def least_us(self) -> float:
@@ -120,7 +122,9 @@ def _add(total: _Sum, cost: OpCost, hardware: Hardware | None) -> None:
     total.bytes += cost.bytes
     total.flop += cost.flop
     total.compute = cost.compute
-    if hardware is None:
+    if cost.kind == "communication":
+        total.communicates = True
+    if hardware is None or total.communicates:
         return
     peak = hardware.flops(cost.compute) if cost.kind != "rows" else 0.0
     memory = cost.bytes / hardware.bytes_per_s * 1e6
@@ -132,7 +136,7 @@ def _add(total: _Sum, cost: OpCost, hardware: Hardware | None) -> None:
 
 def _row(role: str, kernel: str, total: _Sum, window_us: float) -> KernelRow:
     share = total.least_us / total.time_us if total.least_us and total.time_us else None
-    bound = ""
+    bound = "communication" if total.communicates else ""
     if share is not None:
         bound = "latency" if share < LATENCY_SHARE else "memory" if total.memory_us >= total.compute_us else "compute"
     return KernelRow(

@@ -29,7 +29,7 @@ CEILING_SLACK = 1.2
 
 @dataclass(frozen=True)
 class ModelCost:
-    """What one engine costs, summed over its layers."""
+    """What one engine costs, summed over its layers and its ranks."""
 
     token_flops: float
     """Matrix products on every token of a step."""
@@ -40,13 +40,14 @@ class ModelCost:
     weight_bytes: float
     """All weights but the embedding table, of which a step reads a row a token."""
     kv_bytes: float
-    """Keys and values of one token."""
+    """Keys and values of one token; where ranks outnumber KV heads, each rank's own."""
     page_size: int
     compute_dtype: str
     """Number format of most products of a token (an fp8 model's head stays wide): the ceiling that MFU is measured against."""
 
     @classmethod
     def of(cls, plan: Plan) -> ModelCost:
+        """`plan` is one rank's; all have the same."""
         flops = {"T": 0.0, "S": 0.0}
         used: set[str] = set()
         formats: dict[str, float] = {}
@@ -66,13 +67,13 @@ class ModelCost:
                     product = 2.0 * int(spec.shape[0]) * int(spec.shape[1])
                     flops[str(rows)] += product
                     formats[spec.dtype] = formats.get(spec.dtype, 0.0) + product * (rows == "T")
-        config = plan.config
+        config, ranks = plan.config, plan.parallel.tp
         return cls(
-            token_flops=flops["T"],
-            row_flops=flops["S"],
+            token_flops=ranks * flops["T"],
+            row_flops=ranks * flops["S"],
             pair_flops=4.0 * layers * config.num_heads * config.head_dim,
-            weight_bytes=float(sum(nbytes(plan.weights[name]) for name in used)),
-            kv_bytes=float(bytes_of(2 * layers * config.num_kv_heads * config.head_dim, plan.kv_dtype)),
+            weight_bytes=float(ranks * sum(nbytes(plan.weights[name]) for name in used)),
+            kv_bytes=float(bytes_of(2 * layers * ranks * plan.kv_heads * config.head_dim, plan.kv_dtype)),
             page_size=plan.profile.page_size,
             compute_dtype=max(formats, key=formats.__getitem__, default=plan.precision),
         )

@@ -1,5 +1,7 @@
 """Bytes and FLOP of every op of a step, counted from the engine's plan: what a kernel's time is judged against.
 
+The plan is one rank's, so the counts are of one GPU.
+
 What one op must do, its specification says (`trtllm_kernels.dialect.work`): each tensor it needs is moved once, each key and value of a
 sequence is read once per step. Here an op of a plan is put before it with the tensors it has and the sizes of a step.
 
@@ -127,6 +129,8 @@ class OpCost:
     activation_bytes: float
     rows: int = 0
     """M of a matrix product."""
+    link_bytes: float = 0.0
+    """Sent to other GPUs, as in a one-shot reduction."""
 
     @property
     def bytes(self) -> float:
@@ -212,4 +216,5 @@ class PlanCounter:
             )
         )
         compute = work.compute or self._precision
-        return OpCost(op.name, op.op, spec.kind, compute, work.flop, work.weight_bytes, work.kv_bytes, work.activation_bytes, work.rows)
+        moved = (work.weight_bytes, work.kv_bytes, work.activation_bytes)
+        return OpCost(op.name, op.op, spec.kind, compute, work.flop, *moved, rows=work.rows, link_bytes=work.link_bytes)

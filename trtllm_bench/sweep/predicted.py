@@ -17,7 +17,7 @@ from trtllm_bench.targets.native import model_of
 from trtllm_bench.targets.native_engine import profile_for
 from trtllm_bench.targets.registry import Identity
 from trtllm_engines.compiler.compile import compile_model
-from trtllm_engines.compiler.plan import Plan
+from trtllm_engines.compiler.plan import ParallelLayout, Plan
 from trtllm_engines.models.presets import resolve_model
 from trtllm_engines.runtime.scheduler import Policy
 from trtllm_results.record.environment import Environment
@@ -59,7 +59,10 @@ def _plan(engine: EngineSpec, hardware: Hardware) -> tuple[Plan | None, Exceptio
         source = {"kind": "dummy", "seed": 0}
         arches = (hardware.arch,) if hardware.arch else ("cpu",)
         precision = str(engine.precision)
-        return compile_model(config, precision, profile, arches=arches, weights_source=source, kv_dtype=engine.kv_dtype).plan, None
+        layout = ParallelLayout(engine.tp, engine.pp)
+        kv_dtype = engine.kv_dtype
+        plan = compile_model(config, precision, profile, arches=arches, weights_source=source, kv_dtype=kv_dtype, layout=layout).plan
+        return plan, None
     except ValueError as error:
         return None, error
 
