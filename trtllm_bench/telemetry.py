@@ -67,6 +67,15 @@ class Samples:
                 combined["energy_per_output_token_j"] = combined["energy_j"] / output_tokens
         return combined
 
+    def by_gpu(self, start_s: float, end_s: float) -> list[dict[str, float]]:
+        """Of each GPU over [start_s, end_s] what `figures` sums, averages or takes the worst of; nothing for one GPU alone."""
+        devices = np.unique(self.rows[:, 1]) if len(self.rows) and end_s > start_s else np.zeros(0)
+        if len(devices) < 2:
+            return []
+        names = ("energy_j", "sm_clock_mean_mhz", "sm_clock_min_mhz", "memory_clock_mean_mhz", "temperature_max_c", "memory_peak_gib")
+        figures = [self._of(device, start_s, end_s) for device in devices]
+        return [{name: round(one[name], 3) for name in names if np.isfinite(one.get(name, np.nan))} for one in figures]
+
     def _of(self, device: float, start_s: float, end_s: float) -> dict[str, float]:
         mine = self.rows[self.rows[:, 1] == device]
         column = {name: mine[:, place] for place, name in enumerate(COLUMNS)}
@@ -93,15 +102,18 @@ class Samples:
         if not len(self.rows):
             return []
         inside = self.rows[(self.rows[:, 0] >= start_s) & (self.rows[:, 0] <= end_s)]
-        masks = inside[:, COLUMNS.index("throttle_mask")]
-        known = np.asarray(masks[np.isfinite(masks)], dtype=np.int64)
+        devices = np.unique(inside[:, 1])
         sentences = []
-        for bit, name in THROTTLE_BITS.items():
-            share = float(((known & bit) != 0).mean()) if len(known) else 0.0
-            if bit & SLOW_DOWN and share > 0:
-                sentences.append(
-                    f"suspect: the GPU's clocks were held back ({name}) in {share:.0%} of samples; cool it or check its power supply"
-                )
+        for device in devices:
+            masks = inside[inside[:, 1] == device, COLUMNS.index("throttle_mask")]
+            known = np.asarray(masks[np.isfinite(masks)], dtype=np.int64)
+            whose = f"GPU {device:.0f}'s" if len(devices) > 1 else "the GPU's"
+            for bit, name in THROTTLE_BITS.items():
+                share = float(((known & bit) != 0).mean()) if len(known) else 0.0
+                if bit & SLOW_DOWN and share > 0:
+                    sentences.append(
+                        f"suspect: {whose} clocks were held back ({name}) in {share:.0%} of samples; cool it or check its power supply"
+                    )
         return sentences
 
 
@@ -175,6 +187,8 @@ class Telemetry:
             for device in visible_devices(int(self._nvml.nvmlDeviceGetCount()))[: self._gpus]:
                 by = self._nvml.nvmlDeviceGetHandleByIndex if isinstance(device, int) else self._nvml.nvmlDeviceGetHandleByUUID
                 self._handles.append(by(device))
+            if len(self._handles) < self._gpus:
+                return f"{self._gpus} GPUs took part and NVML shows {len(self._handles)}, so there are no power and clock figures"
         except Exception as error:
             return f"NVML is not available ({error}), so there are no power and clock figures"
         return ""

@@ -225,6 +225,21 @@ def test_another_machine_makes_finished_cells_stale(tmp_path: Path) -> None:
     assert len(again.calls) == 4
 
 
+def test_layouts_follow_each_other_and_one_that_needs_more_gpus_than_there_are_says_so(tmp_path: Path) -> None:
+    session = Scripted()
+    run, watching = sweep(tmp_path, session, tp="1,4,2", osl=2)
+    run.environment = lambda _: Environment(cpu="test", gpu="H200", gpu_count=2)
+    rows = run.run()
+    assert [(row.cell.tp, row.cell.gpus, row.status) for row in rows] == [
+        *[(1, 1, "ok")] * 2,
+        *[(4, 4, "failed")] * 2,
+        *[(2, 2, "ok")] * 2,
+    ]
+    assert rows[2].reason == "--tp 4 takes 4 GPUs and this machine has 2; leave that layout out, or run it elsewhere"
+    assert [event for event in watching.events if event.startswith("prepare")] == ["prepare tp=1", "prepare tp=4", "prepare tp=2"]
+    assert session.closed == 2
+
+
 def test_a_void_measurement_is_kept_but_measured_again(tmp_path: Path) -> None:
     rows = sweep(tmp_path, Scripted(void="the driver was late"), osl=2, batch_size=1)[0].run()
     assert (rows[0].status, rows[0].reason) == ("void", "the driver was late")

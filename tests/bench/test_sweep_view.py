@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from dataclasses import replace
 
 import pytest
@@ -124,6 +125,23 @@ def test_the_table_fits_80_columns_and_says_why_cells_failed() -> None:
     assert "bf16 b512 2048/128: CUDA out of memory" in text
     assert "bf16 b512 2048/128: the GPU was throttled" in text
     assert max(len(line.rstrip()) for line in text.splitlines()) <= 80
+
+
+def test_a_reason_in_brackets_is_printed_as_it_is() -> None:
+    out, stream = console(terminal=False)
+    print_table([ROW, replace(ROW, repeat=1, status="failed", reason="[/src/pair.cc:537] reset [by peer]")], out)
+    assert "[/src/pair.cc:537] reset [by peer]" in stream.getvalue()
+
+
+def test_layouts_have_figures_per_gpu_and_a_table_of_speed_up() -> None:
+    out, stream = console(terminal=False)
+    rate = {"output_tokens_per_s": 150.0, "output_tokens_per_s_per_gpu": 75.0}
+    copies = replace(ROW, cell=replace(ROW.cell, replicas=2), figures={"output_tokens_per_s": 196.0, "output_tokens_per_s_per_gpu": 98.0})
+    print_table([ROW, replace(ROW, cell=replace(ROW.cell, tp=2), figures=rate), copies], out, ["tp", "replicas"])
+    text = re.sub(r"[ ]+", " ", stream.getvalue().partition("the same load on more GPUs")[2])
+    assert "one GPU 1 100 1.00 100" in text
+    assert "tp2 2 150 1.50 75" in text
+    assert "x2 2 196 1.96 98" in text
 
 
 def test_power_and_rate_columns_appear_only_where_they_say_something() -> None:

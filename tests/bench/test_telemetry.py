@@ -93,6 +93,35 @@ def test_two_boards_add_their_power_and_not_their_clocks() -> None:
     assert "energy_per_output_token_j" not in figures
 
 
+def test_each_of_two_boards_keeps_its_clocks_and_memory_and_the_worst_counts() -> None:
+    rows = np.full((4, len(COLUMNS)), np.nan)
+    rows[:, 0], rows[:, 1], rows[:, 3] = [0, 0, 2, 2], [0, 1, 0, 1], [0, 50, 600, 850]
+    for name, values in {
+        "sm_clock_mhz": [1900, 1700, 1900, 1500],
+        "throttle_mask": [0, 0, 0, 8],
+        "memory_used_gib": [70, 75, 71, 76],
+    }.items():
+        rows[:, COLUMNS.index(name)] = values
+    samples = Samples(rows)
+    figures = samples.figures(0, 2, 100)
+    assert (figures["energy_j"], figures["power_mean_w"], figures["energy_per_output_token_j"]) == (1400, 700, 14)
+    assert (figures["sm_clock_mean_mhz"], figures["sm_clock_min_mhz"], figures["memory_peak_gib"]) == (1750, 1500, 76)
+    assert samples.by_gpu(0, 2) == [
+        {"energy_j": 600, "sm_clock_mean_mhz": 1900, "sm_clock_min_mhz": 1900, "memory_peak_gib": 71},
+        {"energy_j": 800, "sm_clock_mean_mhz": 1600, "sm_clock_min_mhz": 1500, "memory_peak_gib": 76},
+    ]
+    assert samples.suspicions(0, 2) == [
+        "suspect: GPU 1's clocks were held back (hw_slowdown) in 50% of samples; cool it or check its power supply"
+    ]
+    assert Samples(rows[rows[:, 1] == 0]).by_gpu(0, 2) == []
+
+
+def test_fewer_boards_than_took_part_give_no_figures_of_the_whole() -> None:
+    samples, start, end = sampled(FakeNvml(), gpus=8, seconds=0.05)
+    assert samples.figures(start, end, 1) == {}
+    assert samples.absent == "8 GPUs took part and NVML shows 4, so there are no power and clock figures"
+
+
 def test_sampling_is_at_least_ten_times_a_second() -> None:
     samples, _, _ = sampled(FakeNvml(), seconds=0.6)
     gaps = np.diff(samples.columns()["time_s"])

@@ -152,7 +152,7 @@ def print_report(row: Row, console: Console) -> None:
     served = "" if is_own(cell.target) else f", target {cell.target}"
     console.print(f"{cell.label} on {row.environment.device or 'this machine'}{served}", style="bold", highlight=False, soft_wrap=True)
     if row.status != "ok":
-        console.print(f"{row.status}: {row.reason}", style="red", highlight=False, soft_wrap=True)
+        console.print(f"{row.status}: {row.reason}", style="red", markup=False, highlight=False, soft_wrap=True)
     known = (("input_length_mean", "in"), ("output_length_mean", "out"))
     lengths = ", ".join(f"{figures[name]:,.1f} {label}" if name in figures else f"? {label}" for name, label in known)
     console.print(

@@ -22,6 +22,10 @@ ASKED = "asked"
 """Where a row keeps what was asked for and is no part of its identity."""
 
 
+BY_GPU = "by_gpu"
+"""Where a row keeps telemetry of each GPU of a cell that took several."""
+
+
 def cell_of(spec: MeasurementSpec, identity: Identity, workload: Workload | None) -> Cell:
     """The cell that a measurement belongs to. `workload` None: it could not be made; the cell then only names the case.
 
@@ -80,7 +84,7 @@ class RowMaker:
             warnings=measurement.warnings,
             run_id=self.run_id,
             command=self.command,
-            extra=_asked(spec),
+            extra={**_asked(spec), **({BY_GPU: list(measurement.by_gpu)} if measurement.by_gpu else {})},
         )
 
     def failed(self, spec: MeasurementSpec, cell: Cell, repeat: int, error: Exception) -> Row:

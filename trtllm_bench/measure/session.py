@@ -14,7 +14,7 @@ since a device that ran out of memory is not to be trusted with the next one bef
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -43,6 +43,8 @@ class Measurement:
     """Columns, one entry per engine step, where the target knows its steps."""
     samples: Mapping[str, Any] = field(default_factory=dict)
     """Columns of telemetry samples, where there is telemetry."""
+    by_gpu: Sequence[Mapping[str, float]] = ()
+    """Clocks, energy, heat and memory of each GPU, where several took part."""
     no_telemetry: str = ""
     """Why there is none, one sentence; empty where there is."""
     warnings: tuple[str, ...] = ()
@@ -107,6 +109,7 @@ class TargetSession:
             log,
             steps=details.steps,
             samples=samples.columns(),
+            by_gpu=samples.by_gpu(*span),
             no_telemetry=samples.absent,
             warnings=(*judged.warnings, *samples.suspicions(*span), *details.warnings),
             void=judged.void,

@@ -11,6 +11,7 @@ from rich.console import Console
 from trtllm_bench.measure.rows import ASKED
 from trtllm_bench.spec.knobs import KnobField
 from trtllm_bench.spec.measurement import all_knobs
+from trtllm_dashboards.scaling import print_scaling
 from trtllm_dashboards.tables import Column, show
 from trtllm_results.record.row import Row
 
@@ -33,6 +34,8 @@ COLUMNS = (
 )
 
 
+PER_GPU = Column("output_tokens_per_s_per_gpu", "per GPU", unit="tok/s", kind="number", priority=2)
+"""Where the rows differ in how many GPUs they took."""
 ALWAYS = frozenset({"precision", "concurrency", "request_rate", "isl", "osl"})
 """Axes that have a column in any case."""
 
@@ -65,7 +68,7 @@ def _line(repeats: Sequence[Row]) -> dict[str, Any]:
     line: dict[str, Any] = {"precision": cell.precision, "batch": cell.batch, "isl": cell.isl, "osl": cell.osl}
     line["rate"] = cell.request_rate or None
     line["status"] = bad[0].status if bad else "suspect" if any(row.warnings for row in good) else "ok"
-    for column in COLUMNS:
+    for column in (*COLUMNS, PER_GPU):
         values = [row.figures[column.key] for row in good if column.key in row.figures]
         if values:
             line[column.key] = statistics.fmean(values)
@@ -89,6 +92,8 @@ def print_table(rows: Sequence[Row], console: Console, axes: Iterable[str] = ())
     extra = [_column(one) for one in all_knobs() if one.name in set(axes) - ALWAYS]
     used = [column for column in COLUMNS if column.kind != "number" or any(line.get(column.key) is not None for line in lines)]
     used[1:1] = extra
+    if len({row.cell.gpus for row in rows}) > 1:
+        used.insert(next(i for i, column in enumerate(used) if column.kind == "verdict"), PER_GPU)
     device = rows[0].environment.gpu or rows[0].environment.cpu or "this machine"
     models, targets = (list(dict.fromkeys(getattr(row.cell, name) for row in rows)) for name in ("model", "target"))
     show(lines, used, title=f"{', '.join(models)} on {device}, target {', '.join(targets)}", console=console)
@@ -105,4 +110,7 @@ def print_table(rows: Sequence[Row], console: Console, axes: Iterable[str] = ())
                 reasons[reason].append(where)
     for reason, places in reasons.items():
         more = f" and {len(places) - 2} more" if len(places) > 2 else ""
-        console.print(f"{', '.join(places[:2])}{more}: {reason}", highlight=False, style="yellow", soft_wrap=True)
+        console.print(f"{', '.join(places[:2])}{more}: {reason}", markup=False, highlight=False, style="yellow", soft_wrap=True)
+    if len({row.cell.gpus for row in rows if row.status == "ok"}) > 1:
+        console.print()
+        print_scaling(rows, console)

@@ -12,7 +12,7 @@ import gc
 import hashlib
 import json
 import time
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -31,6 +31,7 @@ from trtllm_bench.targets.registry import OWN, Identity, OnBuild, RunDetails
 from trtllm_engines.compiler.plan import ParallelLayout, Plan, Profile
 from trtllm_engines.engine.cache import cached_engine
 from trtllm_engines.engine.folder import CHECKSUMS, load_engine, rank_weights
+from trtllm_engines.errors import EngineError
 from trtllm_engines.llm import LLM
 from trtllm_engines.models.presets import resolve_model
 from trtllm_engines.runtime.engine_loop import EngineLoop, EngineThread
@@ -117,6 +118,7 @@ class OpenEngine:
         self._build_s = time.perf_counter() - began
         plan = load_engine(self._folder).plan
         served = self._settled(plan)
+        self.gpus = served.gpus if self.gpus else 0  # a named engine has the layout it was built with
         files = json.loads((self._folder / CHECKSUMS).read_text())
         stored = [files.pop(rank_weights(rank), None) for rank in range(plan.parallel.tp)]
         weights = stored[0]
@@ -189,9 +191,11 @@ class OpenEngine:
         assert self.engine is not None
 
     def recover(self) -> None:
-        if self._llm is not None:
-            self._llm.close()
-        self._llm = None
+        loaded, self._llm = self._llm, None
+        if loaded is not None:
+            with suppress(EngineError):  # what its ranks died of, the cell has told
+                loaded.close()
+        del loaded
         gc.collect()
         if self.gpus:
             import torch
