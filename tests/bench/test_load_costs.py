@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from trtllm_bench.__main__ import main
+from trtllm_bench.errors import BenchError
 from trtllm_bench.roofline import ceilings as ceilings_module
+from trtllm_bench.roofline import links as links_module
 from trtllm_bench.roofline.ceilings import Ceilings
 from trtllm_bench.roofline.costs import ModelCost, doubtful, utilisation
+from trtllm_bench.roofline.link_rank import HIDDEN as HIDDEN_ROW
+from trtllm_bench.roofline.link_rank import ROWS, lowered_reduction
 from trtllm_engines.compiler.plan import Profile
 from trtllm_engines.engine.cache import cached_engine
 from trtllm_engines.engine.folder import load_engine
 from trtllm_engines.runtime.step_log import STEP_DTYPE
+from trtllm_kernels.dialect.group import group_words
 from trtllm_results.metrics.requests import RequestLog
 from trtllm_results.record.environment import Environment
 
@@ -113,6 +121,62 @@ def test_ceilings_are_measured_kept_and_found_again(
     assert "from " in capsys.readouterr().out
     ceilings_module.cache_file(environment).write_text("{")
     assert ceilings_module.cached(environment) is None
+
+
+def rank_that(statements: str) -> Callable[[int, float, Path], list[str]]:
+    """In place of the processes that measure links."""
+    return lambda gpus, seconds, out: [sys.executable, "-c", f"import json, sys; gpus, out = {gpus}, open({str(out)!r}, 'w')\n{statements}"]
+
+
+def test_links_are_kept_with_the_ceilings_of_a_machine_of_several_gpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TRTLLM_BENCH_CACHE", str(tmp_path))
+    found = "json.dump({'gpus': gpus, 'copy_bytes_per_s': 3.9e11, 'all_reduce_us': {'16384': 3.6, '2097152': 10.1}}, out)"
+    monkeypatch.setattr(links_module, "command", rank_that(found))
+    environment = Environment(gpu="H200", gpu_count=2, driver="1")
+    earlier = {"device": "H200", "flops_per_s": {}, "copy_bytes_per_s": 4e12, "read_bytes_per_s": 4.4e12, "measured_s": 1.0, "key": "k"}
+    ceilings_module.cache_file(environment).parent.mkdir(parents=True)
+    ceilings_module.cache_file(environment).write_text(json.dumps(earlier))
+    before = ceilings_module.cached(environment)
+    assert before is not None
+    assert before.link_gpus == 0, "a file of before links were measured"
+    assert ceilings_module.with_links(before, 1) is before
+    monkeypatch.setattr("trtllm_bench.machine.has_gpu", lambda: True)
+    monkeypatch.setattr(Environment, "capture", lambda use_gpu: environment)
+    for source in ("processes", "file"):
+        assert main(["ceilings"]) == 0
+        shown = capsys.readouterr().out
+        assert "links: copy 390.0 GB/s one way (2 GPUs, slowest pair)" in shown, source
+        assert "all-reduce: 2 MiB 10.1 us" in shown
+    after = ceilings_module.cached(environment)
+    assert after is not None
+    assert (after.link_gpus, after.peer_copy_bytes_per_s, after.all_reduce_us["16384"]) == (2, 3.9e11, 3.6)
+    assert after.read_bytes_per_s == 4.4e12
+
+
+def test_links_that_cannot_be_measured_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[str] = []
+    copied = "json.dump({'gpus': 2, 'copy_bytes_per_s': 1e11}, out); out.close(); sys.exit('KernelError: no peer access')"
+    monkeypatch.setattr(links_module, "command", rank_that(copied))
+    assert links_module.measure_links(2, 0.1, heard.append).all_reduce_us == {}
+    assert heard[-1] == "all-reduce: not here (KernelError: no peer access)"
+    monkeypatch.setattr(links_module, "command", lambda *_: [sys.executable, "-c", "raise ValueError('no gloo')"])
+    with pytest.raises(BenchError, match=r"the links between 2 GPUs could not be measured: ValueError: no gloo"):
+        links_module.measure_links(2, 0.1, heard.append)
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_the_reductions_of_a_curve_have_launches_and_every_tensor_of_them(ranks: int) -> None:
+    for rows in ROWS:
+        wide, codes = torch.empty(rows, HIDDEN_ROW, dtype=torch.bfloat16), torch.empty(rows, HIDDEN_ROW, dtype=torch.float8_e4m3fn)
+        group = torch.empty(group_words(ranks), dtype=torch.int64)
+        vectors = {"weight": wide[0], "out_scale": torch.ones(1), "group": group}
+        tensors = {"x": wide, "residual": wide, "out0": codes, "out1": wide, **vectors}
+        lowered = lowered_reduction(tensors, "sm_90")
+        assert {arg.value for launch in lowered.launches for arg in launch.args if arg.kind == "tensor"} == set(tensors)
+        at_work = [launch.kernel.split(".")[0] for launch in lowered.launches if launch.grid[0]]
+        assert len(at_work) == 1
 
 
 @pytest.mark.parametrize(("flags", "complaint"), [(["--device", "tpu"], "unknown device 'tpu'"), (["--seconds", "0"], "--seconds is 0")])

@@ -21,7 +21,7 @@ def command(
     apply: Annotated[Path | None, typer.Option("--apply", help="Fill in MFU and MBU of this store's rows that lack them.")] = None,
     file: Annotated[Path | None, typer.Option("--from", help="With --apply: ceilings kept in this file, of another machine.")] = None,
 ) -> None:
-    """Measure peak FLOP/s and memory bandwidth of this device, and cache them.
+    """Measure peak FLOP/s, memory bandwidth and links of this machine's GPUs (or its CPU), and cache them.
 
     Examples:
       trtllm-bench ceilings
@@ -32,6 +32,7 @@ def command(
 
     from trtllm_bench.machine import has_gpu
     from trtllm_bench.roofline import ceilings
+    from trtllm_bench.roofline.links import reduction_text
     from trtllm_results.record.environment import Environment
 
     if file is not None:
@@ -51,6 +52,13 @@ def command(
     if measured is None:
         measured = ceilings.measure(environment, seconds, None if as_json else typer.echo)
         ceilings.keep(measured, environment)
+    if apply is None and environment.gpu and environment.gpu_count > 1 and measured.link_gpus != environment.gpu_count:
+        measured = ceilings.with_links(measured, environment.gpu_count, seconds, None if as_json else typer.echo)
+        ceilings.keep(measured, environment)
+    elif not fresh and not as_json and measured.link_gpus:
+        typer.echo(f"links: copy {measured.peer_copy_bytes_per_s / 1e9:,.1f} GB/s one way ({measured.link_gpus} GPUs, slowest pair)")
+        for size, us in measured.all_reduce_us.items():
+            typer.echo(reduction_text(int(size), us))
     if apply is not None:
         _apply(apply, measured)
         return

@@ -3,7 +3,7 @@
 Measured and not taken from a data sheet, because data sheets give rates at clocks that a board cannot hold: a long FP8 GEMM on an H100 is
 limited by power and not by its tensor cores. So each figure is the mean over a second of continuous work on random data (zeros draw less
 power and run faster), after warm-up, the best of a few large shapes. Kept in the cache folder under the device, its driver and its power
-limit; a change of any of them measures anew.
+limit; a change of any of them measures anew. Where there are several GPUs, what their links do is measured beside (`links.py`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +40,12 @@ class Ceilings:
     measured_s: float
     """How long each figure was measured."""
     key: str
+    link_gpus: int = 0
+    """GPUs between which links were measured (`roofline/links.py`); 0 where there is one, or they were not."""
+    peer_copy_bytes_per_s: float = 0.0
+    """From one GPU to another, one way, of the slowest pair."""
+    all_reduce_us: Mapping[str, float] = field(default_factory=dict)
+    """Microseconds of a reduction over them, by bytes of the rows in bf16 as text."""
 
     @property
     def bytes_per_s(self) -> float:
@@ -104,6 +110,16 @@ def measure(environment: Environment, seconds: float = 1.0, tell: Callable[[str]
     copy, read = _bandwidth(device, seconds)
     heard(f"memory: copy {copy / 1e9:,.1f} GB/s, read {read / 1e9:,.1f} GB/s")
     return Ceilings(environment.device, flops, copy, read, seconds, key_of(environment))
+
+
+def with_links(ceilings: Ceilings, gpus: int, seconds: float = 1.0, tell: Callable[[str], None] | None = None) -> Ceilings:
+    """With what the links between the first `gpus` GPUs do; as they are on fewer than two. Raises `BenchError`."""
+    from trtllm_bench.roofline.links import measure_links
+
+    if gpus < 2:
+        return ceilings
+    links = measure_links(gpus, seconds, tell or (lambda line: None))
+    return replace(ceilings, link_gpus=links.gpus, peer_copy_bytes_per_s=links.copy_bytes_per_s, all_reduce_us=dict(links.all_reduce_us))
 
 
 def rate_text(flops_per_s: float) -> str:
