@@ -67,6 +67,7 @@ DIMENSIONS: Mapping[str, Callable[[Point], str]] = {
     "kv_dtype": lambda p: f"kv {p.cell.kv_dtype}" if p.cell.kv_dtype else "",
     "tp": lambda p: f"tp {p.cell.tp}",
     "pp": lambda p: f"pp {p.cell.pp}",
+    "replicas": lambda p: f"{p.cell.replicas} replicas" if p.cell.replicas > 1 else "",
     "shape": lambda p: f"{p.cell.isl}/{p.cell.osl}",
     "workload": lambda p: p.cell.workload,
     "loop": lambda p: "open loop" if p.cell.request_rate else "closed loop",

@@ -21,12 +21,15 @@ from trtllm_dashboards.plots.scaling import best_by_count, gpus
 from trtllm_dashboards.plots.style import PALETTE, look
 from trtllm_dashboards.plots.timeline import phases
 from trtllm_dashboards.points import estimate, grouped, points, ratio, varying
+from trtllm_dashboards.scaling import layout_name, matched
 from trtllm_results.compare.published import Published
 from trtllm_results.cost import Price, priced
 from trtllm_results.record.row import Cell, Row
 
 FROM_SWEEP = ("throughput", "latency", "pareto", "percentiles", "precision", "roofline", "energy")
-UNIT = re.compile(r"\((tok/s|tok/s/GPU|tok/s/user|s|ms|W|J|ratio|count|sequences in flight|requests/s|tp x pp)\)|by arrival|oldest first")
+UNIT = re.compile(
+    r"\((tok/s|tok/s/GPU|tok/s/user|s|ms|W|J|ratio|count|sequences in flight|requests/s|tp x pp x replicas)\)|by arrival|oldest first"
+)
 
 
 def texts(drawn: Figure) -> str:
@@ -92,6 +95,23 @@ def test_scaling_takes_the_best_batch_and_names_the_share_of_perfect(
     share = float(np.mean([r.figures["output_tokens_per_s"] for r in best[2].rows]))
     share /= 4 * float(np.mean([r.figures["output_tokens_per_s"] for r in best[0].rows]))
     assert f"{share:.0%}" in texts(figure("scaling", Material({"": rows})))
+
+
+def test_scaling_of_the_same_load_is_of_cells_that_differ_in_layout_alone(
+    make_rows: Callable[..., list[Row]], make_grid: Callable[..., Any]
+) -> None:
+    rows = make_rows(make_grid(precisions=("fp8",), shapes=((128, 128),), batches=(16, 256), tps=(1, 2)))
+    copies = [dataclasses.replace(row, cell=dataclasses.replace(row.cell, tp=1, replicas=2), row_id="") for row in rows if row.cell.tp == 2]
+    other = [dataclasses.replace(row, cell=dataclasses.replace(row.cell, tp=4, batch=64), row_id="") for row in rows if row.cell.tp == 2]
+    groups = matched(points([*rows, *copies, *other]))
+    assert [[layout_name(one.point.cell) for one in group] for group in groups] == [["one GPU", "tp2", "x2"]] * 2
+    first, second, _ = groups[0]
+    means = [float(np.mean([row.figures["output_tokens_per_s"] for row in one.point.rows])) for one in (first, second)]
+    assert second.speed_up == pytest.approx(means[1] / means[0])
+    assert second.efficiency(1) == pytest.approx(means[1] / means[0] / 2)
+    drawn = figure("scaling", Material({"": [*rows, *copies, *other]}))
+    assert {ax.get_ylabel() for ax in drawn.axes} == {"output throughput (tok/s)", "speed-up (x)", "TPOT p50 (ms)"}
+    assert f"{second.efficiency(1):.0%}" in texts(drawn)
 
 
 def test_history_marks_a_planted_step_and_its_size(make_rows: Callable[..., list[Row]], make_grid: Callable[..., Any]) -> None:
