@@ -181,6 +181,22 @@ def test_a_predicted_run_serves_every_token_through_the_real_batcher(fp8: Plan) 
     assert slower["output_tokens_per_s"] < found["output_tokens_per_s"] / 2
 
 
+def test_copies_share_a_predicted_load_and_a_single_request_uses_one(fp8: Plan) -> None:
+    load = fixed(96, 128, 32, vocab_size=100, seed=0)
+    (one, _), (half, _), (two, log) = (
+        predict(fp8, H100, some, concurrency=places, replicas=copies)
+        for some, places, copies in ((load, 32, 1), (fixed(48, 128, 32, vocab_size=100, seed=0), 16, 1), (load, 32, 2))
+    )
+    assert (len(log), log.gpus) == (96, 2)
+    assert two["output_tokens_per_s"] == pytest.approx(2 * half["output_tokens_per_s"])
+    assert two["output_tokens_per_s_per_gpu"] == pytest.approx(half["output_tokens_per_s"])
+    assert one["output_tokens_per_s"] < two["output_tokens_per_s"] < 2 * one["output_tokens_per_s"]
+    assert two["tpot_p50_ms"] == pytest.approx(half["tpot_p50_ms"])
+    single = fixed(4, 128, 32, vocab_size=100, seed=0)
+    alone, spare = (predict(fp8, H100, single, concurrency=1, replicas=copies)[0] for copies in (1, 2))
+    assert alone["output_tokens_per_s"] == spare["output_tokens_per_s"] == 2 * spare["output_tokens_per_s_per_gpu"]
+
+
 def test_open_loop_arrivals_are_waited_for(fp8: Plan) -> None:
     load = replace(fixed(4, 16, 4, vocab_size=100, seed=0), arrival_s=np.array([0.0, 1.0, 2.0, 3.0]))
     found, log = predict(fp8, H100, load, concurrency=0, open_loop=True)
@@ -265,6 +281,20 @@ def test_a_breakdown_sums_to_the_time_measured(store: Path) -> None:
     for name, us in predicted.parts.items():
         assert found.parts.get(name, 0.0) == pytest.approx(us / 8, rel=0.03, abs=0.01)
     assert found.parts["not accounted for"] == pytest.approx(7000 / 8 - predicted.total_us / 8, rel=0.1)
+
+
+def test_two_ranks_have_communication_as_a_part_and_are_told_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRTLLM_BENCH_CACHE", str(tmp_path / "cache"))
+    keep_cell(tmp_path / "runs", 8, 5.0)
+    row = Store(tmp_path / "runs").rows()[0]
+    cell = MeasuredCell(replace(row, cell=replace(row.cell, tp=2)), Store(tmp_path / "runs"), None)
+    found = breakdown(cell)
+    exchange = StepModel(plan_of(cell.row), hardware_of(cell.row.environment)).step(StepShape.decode(8, 200)).parts["communication"]
+    assert exchange > 64 * 4
+    assert found.parts["communication"] == pytest.approx(exchange / 8, rel=0.01)
+    assert found.per_token_us == pytest.approx(5000 / 8, rel=0.02)
+    said = advised(cell, {"communication": 30.0, "weights": 70.0})
+    assert any(text.startswith("ranks exchange rows 30% of the time") for text in said)
 
 
 def test_a_difference_sums_to_the_whole(store: Path) -> None:

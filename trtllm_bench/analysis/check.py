@@ -56,6 +56,7 @@ def _checked(repeats: Sequence[Row]) -> Checked | None:
             concurrency=cell.batch,
             policy=settings.get("policy") or "guaranteed_no_evict",
             kv_cache_fraction=float(settings.get("kv_cache_fraction") or 0.9),
+            replicas=cell.replicas,
         )
     except EngineError:
         return None

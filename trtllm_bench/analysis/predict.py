@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
 
 import numpy as np
 
@@ -106,9 +109,12 @@ def predict(
     max_num_tokens: int | None = None,
     policy: Policy = "guaranteed_no_evict",
     kv_cache_fraction: float = 0.9,
+    replicas: int = 1,
 ) -> tuple[dict[str, float], RequestLog]:
-    """Figures of the run on as many of the GPU as the plan has ranks, and its requests. Raises `BenchError` when the model does not fit."""
-    clock = Clock()
+    """Figures of the run on as many of the GPU as the plan has ranks, and its requests. Raises `BenchError` when the model does not fit.
+
+    `replicas` copies of the engine, each on GPUs of its own, take the requests in turn and share the places in flight.
+    """
     profile = plan.profile
     config = SchedulerConfig(
         max_batch_size or profile.max_batch_size,
@@ -118,21 +124,36 @@ def predict(
         pages_on(plan, hardware, kv_cache_fraction),
         policy,
     )
-    runner = PredictedRunner(StepModel(plan, hardware), clock)
-    loop = EngineLoop(runner, config, vocab_size=plan.config.vocab_size, clock=clock)
-    log = _drive(loop, clock, workload, concurrency, open_loop, plan.parallel.ranks)
-    steps = loop.log.rows()
+    model = StepModel(plan, hardware)
+    copies = min(replicas, concurrency, len(workload)) if concurrency else min(replicas, len(workload))
+    logs, steps = [], []
+    for copy in range(copies):
+        clock = Clock()
+        loop = EngineLoop(PredictedRunner(model, clock), config, vocab_size=plan.config.vocab_size, clock=clock)
+        places = concurrency // copies + (copy < concurrency % copies) if concurrency else 0
+        logs.append(_drive(loop, clock, workload, range(copy, len(workload), copies), places, open_loop))
+        steps.append(loop.log.rows())
+    log = _joined(logs, replicas * plan.parallel.ranks)
     known = figures(log)
-    known |= {"steps": float(len(steps)), "step_mean_ms": mean_step_ms(steps)}
+    known |= {"steps": float(sum(map(len, steps))), "step_mean_ms": fmean(map(mean_step_ms, steps))}
     return known, log
 
 
-def _drive(loop: EngineLoop, clock: Clock, workload: Workload, concurrency: int, open_loop: bool, gpus: int) -> RequestLog:
+def _joined(logs: Sequence[RequestLog], gpus: int) -> RequestLog:
+    """The requests of all copies, one after another."""
+    known = [{name: value for name, value in vars(log).items() if isinstance(value, np.ndarray)} for log in logs]
+    arrays: dict[str, Any] = {name: np.concatenate([one[name] for one in known]) for name in known[0] if name != "token_offsets"}
+    counts = np.concatenate([np.diff(one["token_offsets"]) for one in known])
+    return RequestLog(**arrays, token_offsets=np.concatenate([[0], np.cumsum(counts)]), gpus=gpus)
+
+
+def _drive(loop: EngineLoop, clock: Clock, workload: Workload, chosen: Sequence[int], concurrency: int, open_loop: bool) -> RequestLog:
+    """`chosen`: requests of the workload that this engine gets."""
     arrivals = np.asarray(workload.arrival_s) if open_loop and len(workload.arrival_s) else np.zeros(len(workload))
-    waiting = deque(range(len(workload)))
+    waiting = deque(chosen)
     done: list[Request] = []
     order: list[int] = []
-    bound = concurrency or len(workload)
+    bound = concurrency or len(chosen)
     while waiting or not loop.idle:
         while waiting and len(order) - len(done) < bound and arrivals[waiting[0]] <= clock.now:
             index = waiting.popleft()
@@ -162,5 +183,4 @@ def _drive(loop: EngineLoop, clock: Clock, workload: Workload, concurrency: int,
         scheduled_s=np.array([request.scheduled_s for request in done], float),
         token_times_s=np.concatenate(times),
         token_offsets=np.concatenate([[0], np.cumsum(counts)]),
-        gpus=gpus,
     )

@@ -85,6 +85,7 @@ def _row(
                 open_loop=spec.workload.open_loop,
                 policy=cast(Policy, engine.policy),
                 kv_cache_fraction=engine.kv_cache_fraction,
+                replicas=engine.replicas,
             )
         except ValueError as problem:
             error = problem
