@@ -17,7 +17,7 @@ from trtllm_bench.roofline.counts import PlanCounter, StepShape
 from trtllm_bench.roofline.hardware import Hardware
 from trtllm_bench.tracing.trace import Event, device_events
 from trtllm_engines.compiler.compile import compile_model
-from trtllm_engines.compiler.plan import Plan, Profile
+from trtllm_engines.compiler.plan import ParallelLayout, Plan, Profile
 from trtllm_engines.models.presets import preset_config
 from trtllm_engines.runtime.launch_order import LaunchOrder
 
@@ -166,6 +166,21 @@ def test_counts_turn_into_rates_and_a_bound(plan: Plan) -> None:
     assert row.flops_per_s == pytest.approx(row.flop / (3 * KERNEL_US * 1e-6))
     assert row.ceiling_share == pytest.approx(row.bytes / slow.bytes_per_s / (3 * KERNEL_US * 1e-6))
     assert row.bound == "memory"
+
+
+def test_reductions_over_ranks_are_communication_and_have_no_ceiling() -> None:
+    config, source = replace(preset_config("llama-3.1-8b"), num_layers=2), {"kind": "dummy", "seed": 0}
+    profile = Profile(64, 256, 256)
+    rank = compile_model(config, "bf16", profile, arches=("sm_90",), weights_source=source, layout=ParallelLayout(2)).plan
+    events, _ = trace(rank)
+    placed = place_kernels(events, STEPS, LaunchOrder(rank, "sm_90"))
+    hardware = Hardware("fast", {"bf16": 1e18}, 1e18)
+    kernels, _, _, _ = summarise(placed, STEPS, PlanCounter(rank), hardware, lead_in=0)
+    exchanged = [row for row in kernels if row.bound == "communication"]
+    assert {row.op for row in exchanged} == {"all_reduce_add_rms_norm"}
+    assert sum(row.calls for row in exchanged) == 4 * len(STEPS), "two a layer"
+    assert all(row.ceiling_share is None for row in exchanged)
+    assert any(row.bound == "latency" for row in kernels)
 
 
 def test_kernels_that_begin_early_are_timed_from_the_end_of_the_one_before(plan: Plan) -> None:

@@ -56,6 +56,7 @@ def test_the_trace_shows_steps_and_ops(tmp_path: Path, capsys: pytest.CaptureFix
         (("--steps", "9-2"), "--steps 9-2 is not a range of steps", 3),
         (("--steps", "500-510"), "the window begins at step 500", 1),
         (("--model", "no-such"), "no-such", 3),
+        (("--tp", "2"), "the engine has 2 ranks in processes of their own, which profile cannot look into; use --tp 1", 3),
     ],
 )
 def test_mistakes_are_one_sentence(

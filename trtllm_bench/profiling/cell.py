@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from trtllm_bench.errors import RunFailure
+from trtllm_bench.errors import BenchError, RunFailure
 from trtllm_bench.measure.rows import cell_of
 from trtllm_bench.measure.session import TargetSession
 from trtllm_bench.profiling.align import AROUND, Placed, place_kernels, place_ranges
@@ -26,7 +26,7 @@ from trtllm_bench.profiling.window import Collector, SeenStep, StepWindow, Windo
 from trtllm_bench.roofline.costs import step_seconds
 from trtllm_bench.roofline.counts import PlanCounter
 from trtllm_bench.roofline.hardware import Hardware, ceilings_for
-from trtllm_bench.spec.measurement import MeasurementSpec
+from trtllm_bench.spec.measurement import EngineSpec, MeasurementSpec
 from trtllm_bench.targets.native import device_of
 from trtllm_bench.targets.native_engine import OpenEngine
 from trtllm_bench.targets.registry import OnBuild
@@ -86,7 +86,9 @@ def record(request: ProfileRequest, collector: Collector, on_build: OnBuild | No
     device = device_of(request.spec.engine.device)
     opened = OpenEngine(request.spec.engine, on_build)
     try:
+        _check_ranks(request.spec.engine)
         identity = opened.identity()
+        _check_ranks(identity.engine or request.spec.engine)
         llm = opened.engine
         window = request.window or middle(request.workload, request.spec, llm.loop.scheduler.config.max_batch_size)
         hooks = attach(llm, window, collector, device, runs_before=1 if request.spec.load.warmup else 0)
@@ -112,6 +114,12 @@ def record(request: ProfileRequest, collector: Collector, on_build: OnBuild | No
         ceilings={} if hardware is None else asdict(hardware),
         notes=tuple(notes),
     )
+
+
+def _check_ranks(engine: EngineSpec) -> None:
+    """Raises `BenchError` for several: they run elsewhere, and nothing of their steps is seen here."""
+    if engine.gpus > 1:
+        raise BenchError(f"the engine has {engine.gpus} ranks in processes of their own, which profile cannot look into; use --tp 1")
 
 
 def analyse(recorded: Capture, events: Sequence[Event], collector: str, command: str) -> tuple[CellProfile, Tracks]:
