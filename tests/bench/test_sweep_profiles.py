@@ -91,6 +91,15 @@ def test_mistakes_are_one_sentence(flags: tuple[str, ...], sentence: str, tmp_pa
     assert sentence in said
 
 
+def test_a_prediction_over_several_gpus_says_whose_communication_it_has(capsys: pytest.CaptureFixture[str]) -> None:
+    shape = ("--batch-size", "8", "--isl", "32", "--osl", "16", "--model", "llama-3.1-8b", "--precision", "bf16")
+    assert main(["sweep", "--predict", "--gpu", "h200", "--tp", "1,2,3", *shape]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "the same load on more GPUs" in said
+    assert "does not divide by --tp 3" in said
+    assert "communication is that of two H200" in said
+
+
 def test_a_prediction_needs_a_gpu(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trtllm_results.record.environment.read_gpu", lambda index: {})
     assert main(["sweep", "--predict", *GRID]) == 3

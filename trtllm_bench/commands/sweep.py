@@ -57,9 +57,8 @@ def command(
 
 
 def _predict(toml: Path | None, flags: dict[str, Any], gpu: str | None) -> None:
-    from trtllm_bench.analysis.step_constants import constants_for
     from trtllm_bench.measure.rows import command_line
-    from trtllm_bench.sweep.predicted import hardware_for, predict_sweep
+    from trtllm_bench.sweep.predicted import hardware_for, notes_on, predict_sweep
     from trtllm_bench.sweep.spec import load_spec
     from trtllm_bench.sweep.table import print_table
     from trtllm_dashboards.tables import plain_console
@@ -70,8 +69,7 @@ def _predict(toml: Path | None, flags: dict[str, Any], gpu: str | None) -> None:
     console = plain_console()
     rows = predict_sweep(spec, hardware, command_line())
     print_table(rows, console, spec.axes)
-    note = constants_for(hardware.name).note
-    console.print(f"predicted from counts and ceilings, not measured{'; ' if note else ''}{note}", style="dim")
+    console.print("; ".join(notes_on(rows, hardware)), style="dim")
     if not any(row.status == "ok" for row in rows):
         raise typer.Exit(FAILURE)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from typing import cast
 
 from trtllm_bench.analysis.predict import predict
+from trtllm_bench.analysis.step_constants import constants_for
 from trtllm_bench.errors import BenchError
 from trtllm_bench.measure.rows import cell_of, reason_of
 from trtllm_bench.measure.workload import workload_of
@@ -25,6 +27,14 @@ from trtllm_results.record.row import Row
 from trtllm_workloads.request import Workload
 
 TARGET = "predicted"
+
+
+def notes_on(rows: Sequence[Row], hardware: Hardware) -> list[str]:
+    """What is to be said beside a predicted table."""
+    note = constants_for(hardware.name).note
+    ranks = max((row.cell.tp for row in rows if row.status == "ok"), default=1)
+    exchange = "communication is that of two H200" + (", by formula for more GPUs" if ranks > 2 else "")
+    return ["predicted from counts and ceilings, not measured", *([note] if note else []), *([exchange] if ranks > 1 else [])]
 
 
 def hardware_for(gpu: str | None, environment: Environment) -> Hardware:
