@@ -416,6 +416,7 @@ def _text(text: str) -> Callable[[Path], None]:
         (_json(lambda flat: flat.update(warnings="[1]")), "warnings.0 is 1; it must be text"),
         (_json(lambda flat: flat.update(output_tokens_per_s="fast")), "output_tokens_per_s is 'fast'; it must be a number"),
         (_json(lambda flat: flat.update(output_tokens_per_s=-1.0)), "output_tokens_per_s is -1.0; it must be at least 0"),
+        (_json(lambda flat: flat.update(output_tokens_per_s=1e-320)), "it must be 0 or at least 1e-21"),
         (_json(lambda flat: flat.update(row_id="../../x")), "row_id is '../../x'; it must be of letters"),
         (_json(lambda flat: flat.update(started_at="noon")), "started_at is 'noon'; it must be a time in ISO 8601"),
         (_json(lambda flat: flat.update(model="\ud800")), "model is '\\ud800'; it must be valid Unicode text"),

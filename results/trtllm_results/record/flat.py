@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 MOST_COUNT = 2**53
 """Largest integer that a number of a JSON or Parquet reader keeps exact."""
 MOST_FIGURE = 1e21
+LEAST_FIGURE = 1e-21
+"""Of what is not 0: quotients and logarithms of two figures stay far from a float's ends."""
 MOST_TEXT = 100_000
 """Characters."""
 MOST_DEPTH = 32
@@ -127,7 +129,7 @@ def _model() -> type[BaseModel]:
         least = -MOST_COUNT if name.startswith("env_") else LEAST.get(name, 0)
         return {
             "int": Annotated[int, Field(strict=True, ge=least, le=MOST_COUNT), BeforeValidator(_integral)],
-            "float": Annotated[float, Field(strict=True, ge=least, le=MOST_FIGURE, allow_inf_nan=False), BeforeValidator(_unboxed)],
+            "float": Annotated[float, Field(strict=True, ge=least, le=MOST_FIGURE, allow_inf_nan=False), BeforeValidator(_number)],
             "bool": Annotated[bool, Field(strict=True)],
             "str": Annotated[str, Field(strict=True, max_length=MOST_TEXT)],
         }.get(kind, Annotated[dict[str, Any], Field(strict=True), BeforeValidator(_unpacked)])
@@ -146,7 +148,7 @@ def _figure(signed: bool) -> TypeAdapter[float]:
 
     least = -MOST_FIGURE if signed else 0
     bounds = Field(strict=True, ge=least, le=MOST_FIGURE, allow_inf_nan=False)
-    return TypeAdapter(Annotated[float, bounds, BeforeValidator(_unboxed)])
+    return TypeAdapter(Annotated[float, bounds, BeforeValidator(_number)])
 
 
 def _integral(value: Any) -> Any:
@@ -156,8 +158,11 @@ def _integral(value: Any) -> Any:
     return int(value) if hasattr(value, "__index__") and not isinstance(value, bool) else value
 
 
-def _unboxed(value: Any) -> Any:
-    return value.item() if type(value).__module__ == "numpy" else value
+def _number(value: Any) -> Any:
+    value = value.item() if type(value).__module__ == "numpy" else value
+    if isinstance(value, float) and 0 < abs(value) < LEAST_FIGURE:
+        raise ValueError(f"it must be 0 or at least {LEAST_FIGURE:g}")
+    return value
 
 
 def _moment(value: Any) -> Any:

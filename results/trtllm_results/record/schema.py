@@ -58,8 +58,8 @@ rows or the new ones, whole. The file is therefore up to three times as large as
 Writers take a lock on the folder (`.lock` for one append, `.run.lock` for a sweep's whole run) that ends with its process. What a killed
 process left (temporary files, side tables without a row) is removed by the next sweep in that folder and by `trtllm-bench results clean`.
 
-A row is read only if every field is of its type and within bounds: counts from 0 to 2^53, figures from 0 to 1e21 (lags and window times may
-be negative), text of at most {MOST_TEXT:,} characters, nested at most {MOST_DEPTH} deep; a null is an absent figure.
+A row is read only if every field is of its type and within bounds: counts from 0 to 2^53, figures 0 or from 1e-21 to 1e21 (lags and
+window times may be negative), text of at most {MOST_TEXT:,} characters, nested at most {MOST_DEPTH} deep; a null is an absent figure.
 
 Side tables of a row lie beside it, `<kind>/<cell key>-r<repeat>-<row id>.parquet`:
 
