@@ -113,13 +113,15 @@ class LLM:
         overlap: bool = True,
         cuda_graphs: bool = True,
         tp: int | None = None,
+        replica: int | None = None,
         progress: Progress | None = None,
         **other: Any,
     ) -> None:
         """`device`: `auto` (a GPU when there is one), `cuda` or `cpu`. `precision` defaults to `default_precision`;
         `kv_dtype` is the cache's (`auto`: fp8 in an fp8 engine, else the activations').
 
-        `tp` is the number of tensor-parallel GPUs (1 where none is given and no engine folder says another).
+        `tp` is the number of tensor-parallel GPUs (1 where none is given and no engine folder says another). `replica` is this engine's
+        number among copies that run side by side: its ranks are then processes, on the GPUs after those of the copies before it.
 
         `overlap` applies to a GPU (a CPU computes while launching, so there is nothing to overlap). With an engine folder the three sizes
         may be less than the engine's profile, not more. `num_pages` fixes the KV cache's size instead of `kv_cache_fraction`.
@@ -164,6 +166,7 @@ class LLM:
             cuda_graphs=cuda_graphs,
             max_graph_batch=config.max_batch_size,
             progress=progress or (lambda stage, done, total: None),
+            replica=replica,
         )
         self.tokenizer: Tokenizer | None = self.engine.tokenizer
         self.loop = EngineLoop(

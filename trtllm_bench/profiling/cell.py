@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from trtllm_bench.errors import RunFailure
+from trtllm_bench.errors import BenchError, RunFailure
 from trtllm_bench.measure.rows import cell_of
 from trtllm_bench.measure.session import TargetSession
 from trtllm_bench.profiling.align import AROUND, Placed, place_kernels, place_ranges
@@ -84,6 +84,8 @@ def profile_cell(request: ProfileRequest, folder: Path, on_build: OnBuild | None
 def record(request: ProfileRequest, collector: Collector, on_build: OnBuild | None = None) -> Capture:
     """Runs the cell with `collector` on during its window."""
     device = device_of(request.spec.engine.device)
+    if request.spec.engine.replicas > 1:
+        raise BenchError(f"--replicas is {request.spec.engine.replicas} and a profile is of one engine; leave --replicas out")
     opened = OpenEngine(request.spec.engine, on_build)
     try:
         identity = opened.identity()

@@ -58,10 +58,28 @@ def check(spec: MeasurementSpec) -> None:
     if engine.policy not in POLICIES:
         raise BenchError(f"unknown scheduler policy '{engine.policy}'; choose from {', '.join(POLICIES)}")
     if engine.engine_dir is not None:
-        load_engine(engine.engine_dir)
+        built = load_engine(engine.engine_dir).plan.parallel
+        for name in ("tp", "pp"):
+            if getattr(engine, name) not in (1, getattr(built, name)):
+                raise BenchError(
+                    f"{engine.engine_dir} was built for --{name} {getattr(built, name)}, not {getattr(engine, name)}; leave --{name} out, "
+                    "or build another engine"
+                )
+        _check_gpus(engine, built.ranks)
         return
+    _check_gpus(engine, engine.tp * engine.pp)
     resolve_model(model_of(engine))
     check_types(str(engine.precision), engine.kv_dtype, (arch_for(engine.device),))
+
+
+def _check_gpus(engine: EngineSpec, ranks: int) -> None:
+    """Raises `BenchError` when this machine has fewer GPUs than `engine`, of so many ranks, takes."""
+    needed = ranks * engine.replicas
+    if needed == 1 or device_of(engine.device) == "cpu" or (here := len(gpus())) >= needed:
+        return
+    copies = f"{engine.replicas} replicas of {ranks} GPUs each take" if engine.replicas > 1 and ranks > 1 else "the engine takes"
+    flags = "--replicas" if ranks == 1 else "--tp" if engine.replicas == 1 else "--tp or --replicas"
+    raise BenchError(f"{copies} {needed} GPUs and this machine has {here}; ask for a smaller {flags}")
 
 
 def vocabulary(engine: EngineSpec) -> int:

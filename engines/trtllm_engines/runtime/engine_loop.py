@@ -8,6 +8,7 @@ the runner's failure ends all, and says so to each.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import secrets
 import threading
@@ -111,6 +112,10 @@ class EngineLoop:
             return request
         request.prompt = tokens.astype(np.int32)
         self._incoming.append(request)
+        if self._broken is not None:  # meanwhile: `_break` ends what it finds in the queue, and nobody else looks there
+            with contextlib.suppress(ValueError):
+                self._incoming.remove(request)
+                self._close(request, "error", self._broken)
         self._wake.set()
         return request
 
@@ -161,6 +166,11 @@ class EngineLoop:
         return None
 
     # --- the loop's thread ---
+
+    @property
+    def broken(self) -> str | None:
+        """Why no request is taken any more, when the runner has failed."""
+        return self._broken
 
     @property
     def idle(self) -> bool:

@@ -1,4 +1,4 @@
-"""One rank's process: loads its part of an engine, then runs the steps it is sent. Started by torchrun (`rank_processes`).
+"""One rank's process: loads its part of an engine, then runs the steps it is sent. Started by `rank_processes`, several by torchrun.
 
 Steps stay one ahead of the device: the next is launched before the tokens of the one before are waited for.
 """
@@ -28,6 +28,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m trtllm_engines.runtime.rank_main")
     parser.add_argument("engine", type=Path)
     parser.add_argument("arch")
+    parser.add_argument("--first-gpu", type=int, default=0, help="index of the first rank's GPU among those visible")
     parser.add_argument("--ring", required=True)
     parser.add_argument("--message-bytes", type=int, required=True)
     parser.add_argument("--answer-bytes", type=int, required=True)
@@ -39,19 +40,21 @@ def main() -> None:
     ring = StepRing.attach(options.ring, size, options.message_bytes, options.answer_bytes)
     ring.enter(rank, os.getpid())
     try:
-        _run(options, rank, ring)
+        _run(options, rank, size, ring)
     except BaseException as error:
         ring.fail(rank, f"{type(error).__name__}: {' '.join(str(error).split())}")
         raise
 
 
-def _run(options: argparse.Namespace, rank: int, ring: StepRing) -> None:
+def _run(options: argparse.Namespace, rank: int, size: int, ring: StepRing) -> None:
     on_gpu = options.arch != CPU
+    gpu = options.first_gpu + int(os.environ["LOCAL_RANK"])
     if on_gpu:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("gloo")
-    group = ProcessGroup(torch.device("cuda" if on_gpu else "cpu"))
-    engine = load_engine(options.engine, detect_target() if on_gpu else None)
+        torch.cuda.set_device(gpu)
+    if size > 1:
+        dist.init_process_group("gloo")
+    group = ProcessGroup(torch.device("cuda" if on_gpu else "cpu")) if size > 1 else None
+    engine = load_engine(options.engine, detect_target(gpu) if on_gpu else None)
     runner = start_rank(
         engine,
         CacheSize(options.kv_cache_fraction, options.num_pages),
@@ -59,7 +62,8 @@ def _run(options: argparse.Namespace, rank: int, ring: StepRing) -> None:
         max_graph_batch=max(1, options.max_graph_batch),
         group=group,
     )
-    dist.barrier()
+    if size > 1:
+        dist.barrier()
     ring.ready(rank, runner.num_pages)
     flights: deque[tuple[int, StepHandle]] = deque()
     number = 0
@@ -77,7 +81,7 @@ def _run(options: argparse.Namespace, rank: int, ring: StepRing) -> None:
     def wait() -> None:
         land()
         if os.getppid() != parent:
-            sys.exit("torchrun is gone")
+            sys.exit("the process that started this rank is gone")
 
     while (message := ring.receive(rank, wait)) is not None:
         flights.append((number, runner.launch(wire.decode(message))))
@@ -87,7 +91,8 @@ def _run(options: argparse.Namespace, rank: int, ring: StepRing) -> None:
             land()
             time.sleep(20e-6)
     land(all_of_them=True)
-    dist.destroy_process_group()
+    if size > 1:
+        dist.destroy_process_group()
 
 
 if __name__ == "__main__":
