@@ -65,20 +65,26 @@ def check(spec: MeasurementSpec) -> None:
                     f"{engine.engine_dir} was built for --{name} {getattr(built, name)}, not {getattr(engine, name)}; leave --{name} out, "
                     "or build another engine"
                 )
-        _check_gpus(engine, built.ranks)
+        _check_gpus(engine, built.tp, built.pp)
         return
-    _check_gpus(engine, engine.tp * engine.pp)
+    _check_gpus(engine, engine.tp, engine.pp)
     resolve_model(model_of(engine))
     check_types(str(engine.precision), engine.kv_dtype, (arch_for(engine.device),))
 
 
-def _check_gpus(engine: EngineSpec, ranks: int) -> None:
-    """Raises `BenchError` when this machine has fewer GPUs than `engine`, of so many ranks, takes."""
-    needed = ranks * engine.replicas
-    if needed == 1 or device_of(engine.device) == "cpu" or (here := len(gpus())) >= needed:
+def _check_gpus(engine: EngineSpec, tp: int, pp: int) -> None:
+    """Raises `BenchError` for pipeline stages on GPUs, and when this machine has fewer GPUs than `engine`, so laid out, takes."""
+    if device_of(engine.device) == "cpu":
         return
-    copies = f"{engine.replicas} replicas of {ranks} GPUs each take" if engine.replicas > 1 and ranks > 1 else "the engine takes"
-    flags = "--replicas" if ranks == 1 else "--tp" if engine.replicas == 1 else "--tp or --replicas"
+    if pp > 1:
+        raise BenchError(
+            f"--pp is {pp}, and what passes from stage to stage is not yet sent between GPUs; use --tp or --replicas, or --device cpu"
+        )
+    needed = tp * engine.replicas
+    if needed == 1 or (here := len(gpus())) >= needed:
+        return
+    copies = f"{engine.replicas} replicas of {tp} GPUs each take" if engine.replicas > 1 and tp > 1 else "the engine takes"
+    flags = "--replicas" if tp == 1 else "--tp" if engine.replicas == 1 else "--tp or --replicas"
     raise BenchError(f"{copies} {needed} GPUs and this machine has {here}; ask for a smaller {flags}")
 
 

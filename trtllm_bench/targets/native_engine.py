@@ -82,7 +82,7 @@ def engine_folder(spec: EngineSpec, on_build: OnBuild | None = None) -> Path:
             seed=spec.seed,
             profile=profile_for(spec, device_of(spec.device)),
             arches=(arch_for(spec.device),),
-            layout=ParallelLayout(spec.tp),
+            layout=ParallelLayout(spec.tp, spec.pp),
             progress=report,
         )
 
@@ -148,7 +148,7 @@ class OpenEngine:
         served = self._settled(plan)
         self.gpus = served.gpus if served.device == "cuda" else 0
         files = json.loads((self._folder / CHECKSUMS).read_text())
-        stored = [files.pop(rank_weights(rank), None) for rank in range(plan.parallel.tp)]
+        stored = [files.pop(rank_weights(rank), None) for rank in range(plan.parallel.ranks)]
         weights = stored[0]
         return Identity(
             target=OWN,
@@ -172,6 +172,7 @@ class OpenEngine:
             max_seq_len=(named and asked.max_seq_len) or profile.max_seq_len,
             page_size=profile.page_size,
             tp=plan.parallel.tp,
+            pp=plan.parallel.pp,
         )
 
     def serve(self, workload: Workload) -> NativeTarget:

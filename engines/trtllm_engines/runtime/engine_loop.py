@@ -60,7 +60,7 @@ class EngineLoop:
         self._runner = runner
         self._vocab_size = vocab_size
         self._eos_ids = tuple(eos_ids)
-        self._depth = 1 if overlap else 0
+        self._depth = config.stages - 1 if config.stages > 1 else int(overlap)
         self._detokenizer = detokenizer
         self._detokenizers: dict[int, Detokenizer] = {}
         self._clock = clock
@@ -177,7 +177,8 @@ class EngineLoop:
         return not (self._incoming or self._cancelled or self._flights) and self.scheduler.idle
 
     def step(self) -> list[Request]:
-        """Launches one step and takes in the one before (without overlap: the same); returns the requests that finished."""
+        """Launches one step and takes in the one before (without overlap: the same; in a pipeline: the oldest, once each stage has one);
+        returns the requests that finished."""
         self._finished = []
         self._observer.step_begins(self.scheduler.pool.used)
         try:

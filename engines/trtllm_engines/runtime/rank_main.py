@@ -19,7 +19,7 @@ from trtllm_engines.engine.fingerprint import CPU, detect_target
 from trtllm_engines.engine.folder import load_engine
 from trtllm_engines.runtime import wire
 from trtllm_engines.runtime.batch import StepHandle
-from trtllm_engines.runtime.group import ProcessGroup
+from trtllm_engines.runtime.group import ProcessGroup, ProcessLink
 from trtllm_engines.runtime.rank import CacheSize, start_rank
 from trtllm_engines.runtime.step_ring import StepRing
 
@@ -28,6 +28,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m trtllm_engines.runtime.rank_main")
     parser.add_argument("engine", type=Path)
     parser.add_argument("arch")
+    parser.add_argument("--tp", type=int, required=True, help="ranks of a stage; as many follow as there are processes")
     parser.add_argument("--first-gpu", type=int, default=0, help="index of the first rank's GPU among those visible")
     parser.add_argument("--ring", required=True)
     parser.add_argument("--message-bytes", type=int, required=True)
@@ -53,15 +54,18 @@ def _run(options: argparse.Namespace, rank: int, size: int, ring: StepRing) -> N
         torch.cuda.set_device(gpu)
     if size > 1:
         dist.init_process_group("gloo")
-    group = ProcessGroup(torch.device("cuda" if on_gpu else "cpu")) if size > 1 else None
-    engine = load_engine(options.engine, detect_target(gpu) if on_gpu else None)
+    tp, stages = options.tp, size // options.tp
+    group = ProcessGroup(torch.device("cuda" if on_gpu else "cpu"), tp) if size > 1 else None
+    engine = load_engine(options.engine, detect_target(gpu) if on_gpu else None, stage=rank // tp)
     runner = start_rank(
         engine,
         CacheSize(options.kv_cache_fraction, options.num_pages),
         cuda_graphs=options.max_graph_batch > 0,
         max_graph_batch=max(1, options.max_graph_batch),
         group=group,
+        link=ProcessLink(tp) if stages > 1 else None,
     )
+    answers = rank == (stages - 1) * tp
     if size > 1:
         dist.barrier()
     ring.ready(rank, runner.num_pages)
@@ -69,11 +73,11 @@ def _run(options: argparse.Namespace, rank: int, size: int, ring: StepRing) -> N
     number = 0
 
     def land(all_of_them: bool = False) -> None:
-        """Answers steps that are done; the first rank alone is listened to."""
+        """Answers steps that are done; the first rank of the last stage alone is listened to."""
         while flights and (all_of_them or flights[0][1].done()):
             landed, handle = flights.popleft()
             output = handle.result()
-            if rank == 0:
+            if answers:
                 ring.reply(landed, wire.encode_output(output))
 
     parent = os.getppid()

@@ -1,9 +1,9 @@
 """The ranks of an engine as processes: one a GPU, driven by the process that schedules.
 
 That process has no CUDA context of its own. It sends each step once, through shared memory (`step_ring`), to all ranks, and takes the
-tokens that the first one leaves there; what ranks exchange among themselves is in the plan's ops. torchrun starts several, and ends the
-others when one dies; a single one, as a replica of an engine of one GPU is, needs nobody beside it. A rank that hangs would be noticed by
-nobody, since the others wait for it on the device: so the controller gives every step a time.
+tokens that the first one of the last stage leaves there; what ranks exchange among themselves is in the plan's ops. torchrun starts
+several, and ends the others when one dies; a single one, as a replica of an engine of one GPU is, needs nobody beside it. A rank that hangs
+would be noticed by nobody, since the others wait for it on the device: so the controller gives every step a time.
 """
 
 from __future__ import annotations
@@ -77,7 +77,8 @@ class RankProcesses:
         message_bytes, answer_bytes = wire.most_bytes(plan.profile)
         self.ring = StepRing.create(count, message_bytes, answer_bytes)
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 (kept as long as the processes)
-        command = [sys.executable, "-m", "trtllm_engines.runtime.rank_main", str(folder), arch, "--first-gpu", str(first_gpu)]
+        command = [sys.executable, "-m", "trtllm_engines.runtime.rank_main", str(folder), arch]
+        command += ["--tp", str(plan.parallel.tp), "--first-gpu", str(first_gpu)]
         command += ["--ring", self.ring.name, "--message-bytes", str(message_bytes), "--answer-bytes", str(answer_bytes)]
         command += ["--kv-cache-fraction", str(cache.fraction), "--max-graph-batch", str(max_graph_batch if cuda_graphs else 0)]
         command += [] if cache.num_pages is None else ["--num-pages", str(cache.num_pages)]

@@ -48,6 +48,10 @@ def start_ranks(
             max_graph_batch=max_graph_batch,
             captured=lambda done, total: progress("graphs", done, total),
         )
+    if engine.arch != CPU and engine.plan.parallel.pp > 1:
+        raise EngineError(
+            f"{engine.path} has {engine.plan.parallel.pp} pipeline stages, which run on CPUs only yet; build it with --tp instead"
+        )
     if engine.arch != CPU and (here := torch.cuda.device_count()) < first_gpu + count:
         what = f"{engine.path} runs on {count} GPUs" if replica is None else f"replica {replica + 1} of {engine.path} needs GPU {first_gpu}"
         more = "build it with a smaller --tp, or run it elsewhere" if replica is None else "ask for fewer --replicas"
