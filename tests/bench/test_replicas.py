@@ -177,3 +177,20 @@ def test_an_engine_of_another_layout_is_refused(capsys: pytest.CaptureFixture[st
     run(capsys, "build", "--model", "tiny-llama", "--precision", "fp32", "--arch", "cpu", *ranges, "--out", folder)
     said = refused(capsys, "throughput", "--engine-dir", folder, "--device", "cpu", "--tp", 2, "--concurrency", 2)
     assert "was built for --tp 1, not 2" in said
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_a_pipeline_on_the_cpu_makes_a_row(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    shape = ["--isl", 16, "--osl", 8, "--num-requests", 8, "--warmup", 2, "--device", "cpu", "--max-lag-ms", 1000]
+    arguments = ["--model", "tiny-llama", "--precision", "fp32", *shape, "--concurrency", 4, "--pp", 2, "--out", tmp_path]
+    code, _, err = run(capsys, "throughput", *arguments)
+    assert code == 0, err
+    row = Store(tmp_path).rows()[0]
+    assert (row.cell.pp, row.cell.gpus) == (2, 2)
+    assert row.figures["output_tokens"] == 8 * 8
+
+
+def test_a_pipeline_on_gpus_is_one_sentence(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "gpus", lambda: [{"compute_capability": "9.0"}] * 2)
+    asked = ["throughput", "--model", "tiny-llama", "--precision", "bf16", "--concurrency", 4, "--pp", 2]
+    assert "--pp is 2, and what passes from stage to stage is not yet sent between GPUs; use --tp" in refused(capsys, *asked)

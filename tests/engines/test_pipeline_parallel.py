@@ -4,22 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from compiler_models import LLAMA, checkpoint
+from compiler_models import PROFILE as LLAMA_PROFILE
+from hf_folders import hf_folder
+from safetensors.torch import load_file
 from test_tensor_parallel import MODELS, PAGES, PROFILE, SOURCE, TINY, of_one_rank, tensors_of, tokens
 
 from trtllm_engines.checkpoints.dummy import DummyWeights
 from trtllm_engines.checkpoints.write import assemble
 from trtllm_engines.compiler.compile import Compiled, compile_model
+from trtllm_engines.compiler.graph import assign_schemes, trace
 from trtllm_engines.compiler.passes.stage import head_layers, stages_of
 from trtllm_engines.compiler.plan import HIDDEN, LOGITS, NEXT_HIDDEN, ParallelLayout, Stage
+from trtllm_engines.engine.build import build, refit
+from trtllm_engines.engine.folder import load_engine, rebuild_command
+from trtllm_engines.engine.inspect import describe
 from trtllm_engines.errors import EngineError
 from trtllm_engines.models.config import ModelConfig
 from trtllm_engines.models.presets import preset_config
+from trtllm_engines.quantization import named_plan
 from trtllm_engines.runtime.engine_loop import EngineLoop
+from trtllm_engines.runtime.rank import CacheSize
+from trtllm_engines.runtime.ranks import start_ranks
 from trtllm_engines.runtime.sampling_params import SamplingParams
 from trtllm_engines.runtime.scheduler import SchedulerConfig
 from trtllm_engines.runtime.thread_ranks import ThreadRanks
@@ -125,9 +137,6 @@ def test_stages_are_balanced_with_the_head(layers: int, pp: int, head: float, co
 
 def test_the_head_counts_by_its_bytes() -> None:
     """Llama 3.1 8B: 128,256 x 4,096 beside 218.1 M weights a layer, in bf16, and in fp8 twice that as the head stays wide."""
-    from trtllm_engines.compiler.graph import assign_schemes, trace
-    from trtllm_engines.quantization import named_plan
-
     config = preset_config("llama-3.1-8b")
     layer = 2 * 4096 * 4096 + 2 * 1024 * 4096 + 3 * 4096 * 14336
     for precision, times in (("bf16", 1), ("fp8", 2)):
@@ -151,3 +160,58 @@ def test_a_rank_of_another_stage_that_fails_ends_the_step_with_its_name(monkeypa
         loop.run()
     assert "rank 0 failed" in str(request.error)
     runner.close()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of the small Llama, of three layers and a vocabulary that two ranks can share, with weights."""
+    config = replace(LLAMA, vocab_size=96)
+    folder = hf_folder(tmp_path_factory.mktemp("pipeline") / "model", checkpoint(trace(config, "fp32", LLAMA_PROFILE)))
+    (folder / "config.json").write_text((folder / "config.json").read_text().replace('"vocab_size": 97', '"vocab_size": 96'))
+    return folder
+
+
+def test_a_folder_has_the_plan_of_each_stage_and_the_weights_of_each_rank(model: Path, tmp_path: Path) -> None:
+    folder = build(model, "fp32", out=tmp_path / "e", profile=LLAMA_PROFILE, layout=ParallelLayout(1, 2))
+    names = {file.name for file in folder.iterdir()}
+    assert {"engine.json", "engine.1.json", "rank0.safetensors", "rank1.safetensors"} <= names
+    assert "rank2.safetensors" not in names
+    whole = load_engine(build(model, "fp32", out=tmp_path / "whole", profile=LLAMA_PROFILE)).tensors("cpu")
+    stored = [load_engine(folder, stage=stage).tensors("cpu") for stage in range(2)]
+    for name in whole:
+        own = [tensors[name] for tensors in stored if name in tensors]
+        assert own, name
+        assert all(torch.equal(tensor, whole[name]) for tensor in own), name
+    assert "--pp 2" in rebuild_command(load_engine(folder).plan, folder)
+    described = describe(folder)
+    assert described["parallel"] == {"tp": 1, "pp": 2, "layers": [2, 1]}
+    assert described["model"]["parameters"] == describe(tmp_path / "whole")["model"]["parameters"]
+    (folder / "engine.1.json").unlink()
+    with pytest.raises(EngineError, match=r"engine\.1\.json"):
+        load_engine(folder)
+
+
+def test_refit_swaps_the_weights_of_every_stage(model: Path, tmp_path: Path) -> None:
+    folder = build(model, "fp32", out=tmp_path / "e", profile=LLAMA_PROFILE, layout=ParallelLayout(2, 2))
+    assert len(list(folder.glob("rank*.safetensors"))) == 4
+    last = load_engine(folder, stage=1)
+    assert torch.equal(last.tensors("cpu", rank=1)["lm_head.weight"], load_file(model / "model.safetensors")["lm_head.weight"][48:])
+    refit(folder, "dummy", seed=3)
+    assert not list(folder.glob("rank*.safetensors"))
+    for stage in range(2):
+        engine = load_engine(folder, stage=stage)
+        name = f"model.layers.{engine.plan.stage.first_layer}.self_attn.o_proj.weight"
+        expected = DummyWeights(3).read(name, (64, 64), torch.float32, torch.device("cpu"))
+        assert torch.equal(engine.tensors("cpu", rank=1)[name], expected[:, 32:])
+
+
+def test_marked_outputs_are_of_whole_models() -> None:
+    with pytest.raises(EngineError, match=r"^--mark-output adds results of a whole model and --pp is 2; leave one of them out$"):
+        compile_model(TINY, "fp32", PROFILE, weights_source=SOURCE, layout=ParallelLayout(1, 2), mark_outputs=["model.norm"])
+
+
+def test_stages_on_gpus_are_refused(model: Path, tmp_path: Path) -> None:
+    folder = build(model, "fp32", out=tmp_path / "e", profile=LLAMA_PROFILE, layout=ParallelLayout(1, 2))
+    engine = replace(load_engine(folder), arch="sm_90")
+    with pytest.raises(EngineError, match=r"has 2 pipeline stages, which run on CPUs only yet; build it with --tp instead"):
+        start_ranks(engine, CacheSize(), cuda_graphs=True, max_graph_batch=1, progress=lambda *_: None)
