@@ -57,6 +57,11 @@ class ProfileRequest:
     window: Window | None = None
     command: str = ""
 
+    def __post_init__(self) -> None:
+        for name in ("pp", "replicas"):
+            if (count := getattr(self.spec.engine, name)) > 1:
+                raise BenchError(f"--{name} is {count}, and a profile is of one engine in one stage; leave --{name} out")
+
 
 def middle(workload: Workload, spec: MeasurementSpec, max_batch: int) -> Window:
     """Steps half-way through the run, from the fewest steps it can take: each wave of requests decodes at least its mean output."""
@@ -84,8 +89,6 @@ def profile_cell(request: ProfileRequest, folder: Path, on_build: OnBuild | None
 def record(request: ProfileRequest, collector: Collector, on_build: OnBuild | None = None) -> Capture:
     """Runs the cell with `collector` on during its window."""
     device = device_of(request.spec.engine.device)
-    if request.spec.engine.replicas > 1:
-        raise BenchError(f"--replicas is {request.spec.engine.replicas} and a profile is of one engine; leave --replicas out")
     opened = OpenEngine(request.spec.engine, on_build)
     try:
         identity = opened.identity()

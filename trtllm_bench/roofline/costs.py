@@ -10,8 +10,8 @@ Source of the definitions: Chowdhery et al., "PaLM" (2022), appendix B (MFU); Da
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -76,6 +76,13 @@ class ModelCost:
             page_size=plan.profile.page_size,
             compute_dtype=max(formats, key=formats.__getitem__, default=plan.precision),
         )
+
+    @classmethod
+    def of_stages(cls, plans: Sequence[Plan]) -> ModelCost:
+        """Of a pipeline, all its stages together."""
+        first, *others = (cls.of(plan) for plan in plans)
+        summed = ("token_flops", "row_flops", "pair_flops", "weight_bytes", "kv_bytes")
+        return replace(first, **{name: getattr(first, name) + sum(getattr(other, name) for other in others) for name in summed})
 
     def flops_of(self, log: RequestLog) -> float:
         """FLOP for all completed requests. The last output token is sampled but never fed back."""

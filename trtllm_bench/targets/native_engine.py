@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -146,7 +146,7 @@ class OpenEngine:
         self._build_s = time.perf_counter() - began
         plan = load_engine(self._folder).plan
         served = self._settled(plan)
-        self.gpus = served.gpus if served.device == "cuda" else 0
+        self.gpus = served.gpus if self.gpus else 0  # a named engine has the layout it was built with
         files = json.loads((self._folder / CHECKSUMS).read_text())
         stored = [files.pop(rank_weights(rank), None) for rank in range(plan.parallel.ranks)]
         weights = stored[0]
@@ -204,7 +204,9 @@ class OpenEngine:
         measured = ceilings.cached(Environment.capture(use_gpu=self.gpus > 0))
         if measured is None:
             return {}
-        return utilisation(ModelCost.of(self.engine.plan), measured, log, steps, max(self.gpus, 1))
+        engine = self.engine.engine
+        stages = [load_engine(engine.path, stage=stage).plan for stage in range(1, engine.plan.parallel.pp)]
+        return utilisation(ModelCost.of_stages([engine.plan, *stages]), measured, log, steps, max(self.gpus, 1))
 
     @property
     def replicas(self) -> list[LLM]:
@@ -229,7 +231,8 @@ class OpenEngine:
     def recover(self) -> None:
         replicas, self._replicas = self._replicas, []
         for llm in replicas:
-            llm.close()
+            with suppress(EngineError):  # what its ranks died of, the cell has told
+                llm.close()
         gc.collect()
         if self.gpus:
             import torch

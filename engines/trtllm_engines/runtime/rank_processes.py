@@ -25,7 +25,7 @@ from trtllm_engines.runtime import wire
 from trtllm_engines.runtime.batch import StepBatch, StepOutput
 from trtllm_engines.runtime.observer import StepObserver
 from trtllm_engines.runtime.rank import CacheSize
-from trtllm_engines.runtime.step_ring import FAILED, READY, StepRing
+from trtllm_engines.runtime.step_ring import FAILED, READY, SLOTS, StepRing
 
 STEP_S = 10.0
 """Most time between a step's launch and its tokens, or the tokens of the step before it. The largest step of a 70B takes under a second."""
@@ -74,6 +74,8 @@ class RankProcesses:
         `first_gpu`: index of the first rank's GPU among those visible; the others follow it."""
         self.plan, self._step_s = plan, step_s
         count = plan.parallel.ranks
+        if plan.parallel.pp > SLOTS:
+            raise EngineError(f"{folder} has {plan.parallel.pp} pipeline stages and at most {SLOTS} steps are in flight; use a smaller --pp")
         message_bytes, answer_bytes = wire.most_bytes(plan.profile)
         self.ring = StepRing.create(count, message_bytes, answer_bytes)
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 (kept as long as the processes)
