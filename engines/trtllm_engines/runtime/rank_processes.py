@@ -75,7 +75,7 @@ class RankProcesses:
         self.plan, self._step_s = plan, step_s
         count = plan.parallel.ranks
         if plan.parallel.pp > SLOTS:
-            raise EngineError(f"{folder} has {plan.parallel.pp} pipeline stages and at most {SLOTS} steps are in flight; use a smaller --pp")
+            raise EngineError(f"{folder} has {plan.parallel.pp} pipeline stages and at most {SLOTS} can have a step; use a smaller --pp")
         message_bytes, answer_bytes = wire.most_bytes(plan.profile)
         self.ring = StepRing.create(count, message_bytes, answer_bytes)
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 (kept as long as the processes)
