@@ -14,7 +14,7 @@ from compiler_models import LLAMA, checkpoint
 from compiler_models import PROFILE as LLAMA_PROFILE
 from hf_folders import hf_folder
 from safetensors.torch import load_file
-from test_tensor_parallel import MODELS, PAGES, PROFILE, SOURCE, TINY, of_one_rank, tensors_of, tokens
+from test_tensor_parallel import MODELS, PAGES, PROFILE, SOURCE, TINY, compiled, of_one_rank, tensors_of, tokens
 
 from trtllm_engines.checkpoints.dummy import DummyWeights
 from trtllm_engines.checkpoints.write import assemble
@@ -29,6 +29,8 @@ from trtllm_engines.errors import EngineError
 from trtllm_engines.models.config import ModelConfig
 from trtllm_engines.models.presets import preset_config
 from trtllm_engines.quantization import named_plan
+from trtllm_engines.runtime.batch import StepRunner
+from trtllm_engines.runtime.cpu import CpuRunner
 from trtllm_engines.runtime.engine_loop import EngineLoop
 from trtllm_engines.runtime.rank import CacheSize
 from trtllm_engines.runtime.ranks import start_ranks
@@ -66,8 +68,23 @@ def test_tokens_are_those_of_one_rank(name: str, tp: int, pp: int) -> None:
 
 @pytest.mark.parametrize(("tp", "pp"), [(1, 2), (1, 4), (2, 2)])
 def test_tokens_are_those_of_one_rank_when_sequences_are_preempted(tp: int, pp: int) -> None:
-    few: dict[str, Any] = {"policy": "max_utilization", "pages": 14}
-    assert of_pipeline(FOUR["llama"], tp, pp, **few) == of_one_rank(FOUR["llama"], **few)
+    whole = compiled(FOUR["llama"], "fp32", 1)
+    runner = ranks_of(staged(FOUR["llama"], tp, pp), tp, 18)
+    found, preempted = long_outputs(runner, pp)
+    runner.close()
+    expected, _ = long_outputs(CpuRunner(whole.plan, tensors_of(whole, 0), 18), 1)
+    assert found == expected
+    assert preempted > 0
+
+
+def long_outputs(runner: StepRunner, stages: int) -> tuple[list[list[int]], int]:
+    """What 8 requests get that are admitted with a page each and grow to three, of 17; and how often one lost its pages."""
+    config = SchedulerConfig(8, 64, 256, PROFILE.page_size, 18, "max_utilization", stages)
+    loop = EngineLoop(runner, config, vocab_size=512, overlap=False)
+    settings = [SamplingParams(max_tokens=70, ignore_eos=True, temperature=0.9 * (seed % 2), seed=seed) for seed in range(8)]
+    requests = [loop.add_request([3 + seed] * 20, sampling) for seed, sampling in enumerate(settings)]
+    loop.run()
+    return [request.output.tolist() for request in requests], loop.scheduler.preemptions
 
 
 @pytest.mark.parametrize("pp", [2, 4])
