@@ -48,7 +48,7 @@ ELSEWHERE = {
     "quantization": "use precision",
     "kv_cache_dtype": "use kv_dtype",
     "tensor_parallel_size": "use tp",
-    "pipeline_parallel_size": "pipeline parallelism is not built; use tp",
+    "pipeline_parallel_size": "use pp",
     "gpu_memory_utilization": "use kv_cache_fraction, of the memory that is left after weights",
     "max_model_len": "use max_seq_len",
     "max_num_seqs": "use max_batch_size",
@@ -113,13 +113,17 @@ class LLM:
         overlap: bool = True,
         cuda_graphs: bool = True,
         tp: int | None = None,
+        pp: int | None = None,
+        replica: int | None = None,
         progress: Progress | None = None,
         **other: Any,
     ) -> None:
         """`device`: `auto` (a GPU when there is one), `cuda` or `cpu`. `precision` defaults to `default_precision`;
         `kv_dtype` is the cache's (`auto`: fp8 in an fp8 engine, else the activations').
 
-        `tp` is the number of tensor-parallel GPUs (1 where none is given and no engine folder says another).
+        `tp` is the number of tensor-parallel GPUs and `pp` that of pipeline stages, on CPUs only yet (1 where none is given and no engine
+        folder says another). `replica` is this engine's number among copies that run side by side: its ranks are then processes, on the
+        GPUs after those of the copies before it.
 
         `overlap` applies to a GPU (a CPU computes while launching, so there is nothing to overlap). With an engine folder the three sizes
         may be less than the engine's profile, not more. `num_pages` fixes the KV cache's size instead of `kv_cache_fraction`.
@@ -148,15 +152,17 @@ class LLM:
                 seed=seed,
                 profile=profile,
                 arches=arches,
-                layout=ParallelLayout(tp or 1),
+                layout=ParallelLayout(tp or 1, pp or 1),
                 progress=progress,
             )
         elif precision is not None or kv_dtype != "auto" or str(weights) != "auto":
             raise EngineError(f"{path} is a built engine, whose types and weights are fixed; give the model instead to build another")
         self.engine = load_engine(path, target)
         self.plan = self.engine.plan
-        if tp is not None and tp != self.plan.parallel.tp:
-            raise EngineError(f"{path} was built for --tp {self.plan.parallel.tp}, not {tp}; leave --tp out, or build another engine")
+        for name, ranks in (("tp", tp), ("pp", pp)):
+            built = getattr(self.plan.parallel, name)
+            if ranks is not None and ranks != built:
+                raise EngineError(f"{path} was built for --{name} {built}, not {ranks}; leave --{name} out, or build another engine")
         config = _within(self.plan.profile, requested, str(path))
         self._runner = start_ranks(
             self.engine,
@@ -164,12 +170,19 @@ class LLM:
             cuda_graphs=cuda_graphs,
             max_graph_batch=config.max_batch_size,
             progress=progress or (lambda stage, done, total: None),
+            replica=replica,
         )
         self.tokenizer: Tokenizer | None = self.engine.tokenizer
         self.loop = EngineLoop(
             self._runner,
             SchedulerConfig(
-                config.max_batch_size, config.max_num_tokens, config.max_seq_len, config.page_size, self._runner.num_pages, policy
+                config.max_batch_size,
+                config.max_num_tokens,
+                config.max_seq_len,
+                config.page_size,
+                self._runner.num_pages,
+                policy,
+                self.plan.parallel.pp,
             ),
             vocab_size=self.plan.config.vocab_size,
             eos_ids=self.plan.config.eos_token_ids,

@@ -20,9 +20,11 @@ from trtllm_bench.roofline.ceilings import Ceilings
 from trtllm_bench.roofline.costs import ModelCost, doubtful, utilisation
 from trtllm_bench.roofline.link_rank import HIDDEN as HIDDEN_ROW
 from trtllm_bench.roofline.link_rank import ROWS, lowered_reduction
-from trtllm_engines.compiler.plan import Profile
+from trtllm_engines.compiler.compile import compile_model
+from trtllm_engines.compiler.plan import ParallelLayout, Profile
 from trtllm_engines.engine.cache import cached_engine
 from trtllm_engines.engine.folder import load_engine
+from trtllm_engines.models.presets import preset_config
 from trtllm_engines.runtime.step_log import STEP_DTYPE
 from trtllm_kernels.dialect.group import group_words
 from trtllm_results.metrics.requests import RequestLog
@@ -93,6 +95,30 @@ def test_phases_are_told_apart_and_timed_from_step_to_step(cost: ModelCost) -> N
     assert found["mfu_decode"] == pytest.approx((2 * (cost.token_flops + cost.row_flops) + cost.pair_flops * held) / 0.5 / 1e9)
     assert found["mbu_decode"] == pytest.approx((cost.weight_bytes + cost.kv_bytes * (held + 2)) / 0.5 / 2e9)
     assert found["mfu"] == pytest.approx(cost.flops_of(log_of([10, 10], [2, 1], 2.0)) / 2.0 / 1e9)
+
+
+def test_a_pipeline_costs_what_the_whole_model_does() -> None:
+    layout, source = ParallelLayout(1, 2), {"kind": "dummy", "seed": 0}
+    config = preset_config("tiny-llama")
+    profile = Profile(8, 64, 256)
+    whole = ModelCost.of(compile_model(config, "fp32", profile, weights_source=source).plan)
+    stages = [compile_model(config, "fp32", profile, weights_source=source, layout=layout, stage=stage).plan for stage in range(2)]
+    assert ModelCost.of_stages(stages) == whole
+
+
+def test_shares_of_replicas_are_of_the_ceilings_of_all() -> None:
+    """Two replicas that each do what one does, beside each other, are used as well as the one."""
+    cost = ModelCost(1e6, 1e5, 1e2, 1e6, 1e3, 32, "fp32")
+    ceilings = Ceilings("test", {"fp32": 1e9}, 1e9, 2e9, 1.0, "k")
+    one = steps_of([(0.0, 1.0, 0, 20, 2, 2, 2), (0.5, 1.5, 2, 0, 0, 2, 2)])
+    expected = utilisation(cost, ceilings, log_of([10, 10], [2, 2], 1.5), one)
+    both = np.empty(4, np.dtype([*STEP_DTYPE.descr, ("replica", np.int32)]))
+    for name in STEP_DTYPE.names or ():
+        both[name] = np.repeat(one[name], 2)
+    both["replica"] = (0, 1, 0, 1)
+    found = utilisation(cost, ceilings, log_of([10] * 4, [2] * 4, 1.5), both, gpus=2)
+    assert found == pytest.approx(expected)
+    assert {"mfu", "mbu", "mfu_decode", "mbu_decode", "mfu_prefill"} <= found.keys()
 
 
 def test_without_a_ceiling_for_the_format_there_is_no_mfu(cost: ModelCost) -> None:

@@ -160,8 +160,8 @@ def test_folders_of_earlier_versions_are_resumed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        ({"pp": "1,2"}, "--pp is 2; only tensor parallelism (--tp) is built yet"),
-        ({"replicas": 4}, "only tensor parallelism"),
+        ({"pp": "1,0"}, "--pp must be at least 1, not 0"),
+        ({"replicas": 0}, "--replicas must be at least 1, not 0"),
         ({"batch_size": "4,0"}, "must be at least 1, not 0"),
         ({"kv_cache_fraction": 1.5}, "--kv-cache-free-gpu-mem-fraction must be at most 1, not 1.5"),
         ({"nonsense": 1}, "unknown field nonsense"),

@@ -82,7 +82,7 @@ class FakeRunner:
         for row, slot in enumerate(batch.slots):
             length, kv_len = int(batch.query_lens[row]), int(batch.kv_lens[row])
             if row < batch.num_decodes:
-                new = [int(self.last_tokens[slot])]
+                new = [int(self.last_tokens[slot] if batch.decode_tokens is None else batch.decode_tokens[row])]
             else:
                 new = batch.context_tokens[cursor : cursor + length].tolist()
                 cursor += length

@@ -88,3 +88,16 @@ def test_ranks_that_cannot_start_say_why(engine: Path) -> None:
 def test_an_engine_of_two_gpus_is_not_one_of_four(engine: Path) -> None:
     with pytest.raises(EngineError, match="was built for --tp 2, not 4"):
         LLM(engine, device="cpu", tp=4)
+
+
+def test_a_pipeline_of_two_stages_of_two_ranks_gives_the_tokens_of_one_rank(tmp_path: Path) -> None:
+    folder = build("tiny-llama", "fp32", out=tmp_path / "four.engine", weights="dummy", profile=PROFILE, layout=ParallelLayout(2, 2))
+    one = LLM(build("tiny-llama", "fp32", out=tmp_path / "one.engine", weights="dummy", profile=PROFILE), device="cpu", num_pages=40)
+    expected = one.generate(PROMPTS, SAMPLING)
+    with pytest.raises(EngineError, match="was built for --pp 2, not 1"):
+        LLM(folder, device="cpu", pp=1)
+    with LLM(folder, device="cpu", num_pages=40) as four:
+        found = four.generate(PROMPTS, SAMPLING)
+    assert [list(output.token_ids) for output in found] == [list(output.token_ids) for output in expected]
+    chosen = [entry.chosen for entry in found[2].logprobs or ()]
+    assert chosen == pytest.approx([entry.chosen for entry in expected[2].logprobs or ()], abs=1e-5)

@@ -23,8 +23,10 @@ STOPS = tuple(range(5, 15))
 """So many that one token in nine ends a request."""
 
 
-def make_loop(policy: str, overlap: bool = True, slots: int = 4, budget: int = 9, pages: int = 14, page_size: int = 4) -> EngineLoop:
-    config = SchedulerConfig(slots, budget, MAX_SEQ_LEN, page_size, pages, policy)  # type: ignore[arg-type]
+def make_loop(
+    policy: str, overlap: bool = True, slots: int = 4, budget: int = 9, pages: int = 14, page_size: int = 4, stages: int = 1
+) -> EngineLoop:
+    config = SchedulerConfig(slots, budget, MAX_SEQ_LEN, page_size, pages, policy, stages)  # type: ignore[arg-type]
     runner = FakeRunner(slots, config.max_pages_per_seq, pages, page_size, budget)
     return EngineLoop(runner, config, vocab_size=VOCAB, eos_ids=(3,), overlap=overlap)
 
@@ -41,6 +43,10 @@ def check_accounts(loop: EngineLoop) -> None:
     assert len(occupied) == scheduler.num_running
     for flight in loop._flights:
         assert (slots.state[flight.batch.slots] != State.FREE).all()
+    if scheduler.config.stages > 1:
+        decoding = [slot for flight in loop._flights for slot in flight.batch.slots[: flight.batch.num_decodes].tolist()]
+        assert len(set(decoding)) == len(decoding)
+        assert len(loop._flights) < scheduler.config.stages
 
 
 request_strategy = st.tuples(
@@ -55,10 +61,15 @@ class LoopMachine(RuleBasedStateMachine):
     """Requests come, are cancelled and run, in any order; each ends with the tokens it would have had alone."""
 
     @initialize(
-        policy=st.sampled_from(POLICIES), overlap=st.booleans(), slots=st.integers(1, 5), extra=st.integers(0, 8), pages=st.integers(20, 30)
+        policy=st.sampled_from(POLICIES),
+        overlap=st.booleans(),
+        slots=st.integers(1, 5),
+        extra=st.integers(0, 8),
+        pages=st.integers(20, 30),
+        stages=st.integers(1, 4),
     )
-    def start(self, policy: str, overlap: bool, slots: int, extra: int, pages: int) -> None:
-        self.loop = make_loop(policy, overlap, slots, slots + extra, pages, page_size=2)
+    def start(self, policy: str, overlap: bool, slots: int, extra: int, pages: int, stages: int) -> None:
+        self.loop = make_loop(policy, overlap, slots, slots + extra, pages, page_size=2, stages=stages)
         self.policy = policy
         self.requests: list[tuple[Request, list[int]]] = []
         self.cancelled: set[int] = set()

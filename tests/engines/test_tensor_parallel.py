@@ -62,7 +62,7 @@ def tensors_of(model: Compiled, rank: int) -> dict[str, torch.Tensor]:
     return {**model.constants, **{name: assemble(model.plan, name, DummyWeights(0), cpu, rank) for name in model.plan.weights}}
 
 
-def tokens(runner: StepRunner, config: ModelConfig, policy: str = "guaranteed_no_evict", pages: int = PAGES) -> list[Any]:
+def tokens(runner: StepRunner, config: ModelConfig, policy: str = "guaranteed_no_evict", pages: int = PAGES, stages: int = 1) -> list[Any]:
     """What 16 requests get: prompts of 1 to 150 tokens in steps of 64, greedy or at a temperature."""
     rng = np.random.default_rng(0)
     settings = SchedulerConfig(
@@ -72,6 +72,7 @@ def tokens(runner: StepRunner, config: ModelConfig, policy: str = "guaranteed_no
         PROFILE.page_size,
         pages,
         policy,  # type: ignore[arg-type]
+        stages,
     )
     loop = EngineLoop(runner, settings, vocab_size=config.vocab_size, eos_ids=config.eos_token_ids, overlap=False)
     requests = []

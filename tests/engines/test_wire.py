@@ -73,6 +73,7 @@ def steps(draw: st.DrawFn) -> StepBatch:
         sampled=np.array([True] * decodes + draw(st.lists(st.booleans(), min_size=contexts, max_size=contexts)), np.bool_),
         page_updates=draw(ints(3 * updates)).reshape(updates, 3),
         starts=tuple(draw(st.lists(starts, max_size=3))),
+        decode_tokens=draw(st.one_of(st.none(), ints(decodes))) if decodes else None,
     )
 
 

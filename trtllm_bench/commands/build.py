@@ -26,6 +26,7 @@ def command(
     max_seq_len: options.MaxSeqLen = None,
     page_size: Annotated[int | None, typer.Option("--page-size", min=16, help="Tokens of a KV cache page, a power of two.")] = None,
     tp: Annotated[int | None, options.option("tp")] = None,
+    pp: Annotated[int | None, options.option("pp")] = None,
     mark_output: Annotated[list[str] | None, typer.Option("--mark-output", help="Value to add as an output; may be repeated.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Seed of dummy weights (default 0).")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Engine folder (default: <model>-<precision>.engine).")] = None,
@@ -55,8 +56,8 @@ def command(
         chosen["arches"] = _arches(arch)
     if precision is not None or recipe is None:
         chosen["precision"] = precision or default_precision(chosen["model"], tuple(chosen["arches"]) != ("cpu",))
-    if tp is not None:
-        chosen["layout"] = ParallelLayout(tp)
+    if tp is not None or pp is not None:
+        chosen["layout"] = ParallelLayout(tp or 1, pp or 1)
     sizes = {"max_batch_size": max_batch_size, "max_num_tokens": max_num_tokens, "max_seq_len": max_seq_len, "page_size": page_size}
     chosen["profile"] = replace(chosen["profile"], **{name: size for name, size in sizes.items() if size is not None})
     folder = out or Path(f"{Path(chosen['model']).name}-{chosen['precision']}.engine")

@@ -38,7 +38,9 @@ def with_model(spec: MeasurementSpec) -> MeasurementSpec:
 
 
 def sized(engine: EngineSpec, sequences: int, longest: int) -> EngineSpec:
-    """An engine to be built for so many sequences in flight and tokens per sequence, where it was not said; a folder stays as it is."""
+    """An engine to be built for so many sequences in flight and tokens per sequence, where it was not said; a folder stays as it is.
+    Replicas share the sequences evenly (`runtime.dispatch`)."""
+    sequences = -(-sequences // engine.replicas)
     if engine.engine_dir is not None:
         return engine if engine.max_batch_size or not sequences else replace(engine, max_batch_size=sequences)
     return replace(engine, max_batch_size=engine.max_batch_size or sequences or None, max_seq_len=engine.max_seq_len or longest)

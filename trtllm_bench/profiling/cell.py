@@ -57,6 +57,11 @@ class ProfileRequest:
     window: Window | None = None
     command: str = ""
 
+    def __post_init__(self) -> None:
+        for name in ("pp", "replicas"):
+            if (count := getattr(self.spec.engine, name)) > 1:
+                raise BenchError(f"--{name} is {count}, and a profile is of one engine in one stage; leave --{name} out")
+
 
 def middle(workload: Workload, spec: MeasurementSpec, max_batch: int) -> Window:
     """Steps half-way through the run, from the fewest steps it can take: each wave of requests decodes at least its mean output."""

@@ -10,8 +10,8 @@ Source of the definitions: Chowdhery et al., "PaLM" (2022), appendix B (MFU); Da
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -78,6 +78,13 @@ class ModelCost:
             compute_dtype=max(formats, key=formats.__getitem__, default=plan.precision),
         )
 
+    @classmethod
+    def of_stages(cls, plans: Sequence[Plan]) -> ModelCost:
+        """Of a pipeline, all its stages together."""
+        first, *others = (cls.of(plan) for plan in plans)
+        summed = ("token_flops", "row_flops", "pair_flops", "weight_bytes", "kv_bytes")
+        return replace(first, **{name: getattr(first, name) + sum(getattr(other, name) for other in others) for name in summed})
+
     def flops_of(self, log: RequestLog) -> float:
         """FLOP for all completed requests. The last output token is sampled but never fed back."""
         done = log.select(log.ok)
@@ -97,8 +104,9 @@ class ModelCost:
 def utilisation(cost: ModelCost, ceilings: Ceilings, log: RequestLog, steps: npt.NDArray[Any], gpus: int = 1) -> dict[str, float]:
     """`mfu`, `mbu` over the run, and `_prefill`, `_decode` over steps of that kind alone; a figure without a basis is left out.
 
-    `steps` is the engine's step log (`STEP_DTYPE`). In a step of one kind the cache length is taken from the pages in use, each sequence's
-    last page counted half; in prefill steps every prompt is taken to be whole.
+    `steps` is the engine's step log (`STEP_DTYPE`, with a column `replica` where there are several), `gpus` all that it ran on. In a step
+    of one kind the cache length is taken from the pages in use, each sequence's last page counted half; in prefill steps every prompt is
+    taken to be whole.
     """
     peak = ceilings.flops_per_s.get(cost.compute_dtype, 0.0) * gpus
     band = ceilings.bytes_per_s * gpus
@@ -107,9 +115,20 @@ def utilisation(cost: ModelCost, ceilings: Ceilings, log: RequestLog, steps: npt
         return {}
     seconds = float(np.nanmax(done.end_s) - log.intended_s.min())
     shares = _ratios("", cost.flops_of(log), cost.bytes_of(log, len(steps)), seconds, peak, band)
-    for phase, work in _by_phase(cost, steps).items():
-        shares |= _ratios(f"_{phase}", work["flops"], work["bytes"], work["seconds"], peak, band)
+    replicas = [steps[whose] for whose in _replicas(steps)]
+    phases = [_by_phase(cost, one) for one in replicas]
+    for phase in ("decode", "prefill"):
+        work = [one[phase] for one in phases if phase in one]
+        total = {name: sum(one[name] for one in work) for name in ("flops", "bytes", "seconds")}
+        shares |= _ratios(f"_{phase}", total["flops"], total["bytes"], total["seconds"], peak / len(replicas), band / len(replicas))
     return shares
+
+
+def _replicas(steps: npt.NDArray[Any]) -> list[npt.NDArray[np.bool_]]:
+    """[steps] for each copy of the engine, which of the steps are its own."""
+    if "replica" not in (steps.dtype.names or ()):
+        return [np.ones(len(steps), np.bool_)]
+    return [steps["replica"] == one for one in np.unique(steps["replica"])]
 
 
 def step_seconds(steps: Any) -> npt.NDArray[np.float64]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from trtllm_engines.compiler.plan import LOGITS, Op, Plan, step_input_specs
+from trtllm_engines.compiler.plan import LOGITS, Op, Plan
 from trtllm_engines.quantization import gemm_dtype
 from trtllm_kernels.dialect.dtypes import bytes_of
 from trtllm_kernels.dialect.op_spec import Kind
@@ -155,7 +155,7 @@ class PlanCounter:
         self.plan = plan
         self._precision = gemm_dtype(plan.precision)
         self.specs: dict[str, TensorSpec] = {
-            **step_input_specs(plan.config, plan.profile, plan.kv_dtype, plan.parallel),
+            **plan.step_inputs,
             **plan.constants,
             **plan.weights,
             **plan.values,

@@ -100,9 +100,9 @@ class EngineSpec:
     weights: str | None = knob(None, "dummy, or a folder or .gguf file (default: the model folder's own; dummy for presets).")
     device: str = knob("auto", "auto, cpu or cuda.", identity=True)
     tp: int = knob(1, "Tensor-parallel GPUs.", least=1)
-    pp: int = knob(1, "Pipeline stages.", least=1)
+    pp: int = knob(1, "Pipeline stages (on CPUs only yet).", least=1)
     replicas: int = knob(1, "Copies of the engine, each on GPUs of its own.", least=1)
-    max_batch_size: int | None = knob(None, "Most sequences in a step.", least=1, identity=True)
+    max_batch_size: int | None = knob(None, "Most sequences in a step (of each replica).", least=1, identity=True)
     max_num_tokens: int | None = knob(None, "Most tokens in a step.", least=1, identity=True)
     max_seq_len: int | None = knob(None, "Longest sequence, prompt and output together.", least=1, identity=True, unit="tokens")
     page_size: int | None = knob(None, "Tokens in a page of the KV cache (default 32).", least=1, identity=True)
@@ -120,9 +120,6 @@ class EngineSpec:
 
     def __post_init__(self) -> None:
         check(self)
-        for name in ("pp", "replicas"):
-            if getattr(self, name) > 1:
-                raise BenchError(f"--{name} is {getattr(self, name)}; only tensor parallelism (--tp) is built yet, so leave it at 1")
 
     @property
     def gpus(self) -> int:
@@ -275,7 +272,7 @@ class MeasurementSpec:
     @property
     def places(self) -> int:
         """Sequences in flight as far as the request says: the bound, else what the engine is to hold; 0 for neither."""
-        return self.load.concurrency or self.engine.max_batch_size or 0
+        return self.load.concurrency or (self.engine.max_batch_size or 0) * self.engine.replicas
 
     def with_defaults(self, least: int, per_place: int) -> MeasurementSpec:
         """With the numbers of requests and of warm-up requests that were left open."""

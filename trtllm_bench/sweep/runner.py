@@ -128,7 +128,7 @@ class Sweep:
     def _all_failed(self, maker: RowMaker, points: Sequence[GridPoint], error: Exception) -> Iterator[Row]:
         """Cells that cannot be measured, as when their engine could not be made: each says so."""
         for point in points:
-            identity = Identity(target=point.spec.target, places=point.spec.engine.max_batch_size or 0)
+            identity = Identity(target=point.spec.target, places=(point.spec.engine.max_batch_size or 0) * point.spec.engine.replicas)
             for repeat in range(self.repeats):
                 yield self._keep(point, maker.failed(point.spec, cell_of(point.spec, identity, None), repeat, error), 0.0)
 

@@ -58,10 +58,34 @@ def check(spec: MeasurementSpec) -> None:
     if engine.policy not in POLICIES:
         raise BenchError(f"unknown scheduler policy '{engine.policy}'; choose from {', '.join(POLICIES)}")
     if engine.engine_dir is not None:
-        load_engine(engine.engine_dir)
+        built = load_engine(engine.engine_dir).plan.parallel
+        for name in ("tp", "pp"):
+            if getattr(engine, name) not in (1, getattr(built, name)):
+                raise BenchError(
+                    f"{engine.engine_dir} was built for --{name} {getattr(built, name)}, not {getattr(engine, name)}; leave --{name} out, "
+                    "or build another engine"
+                )
+        _check_gpus(engine, built.tp, built.pp)
         return
+    _check_gpus(engine, engine.tp, engine.pp)
     resolve_model(model_of(engine))
     check_types(str(engine.precision), engine.kv_dtype, (arch_for(engine.device),))
+
+
+def _check_gpus(engine: EngineSpec, tp: int, pp: int) -> None:
+    """Raises `BenchError` for pipeline stages on GPUs, and when this machine has fewer GPUs than `engine`, so laid out, takes."""
+    if device_of(engine.device) == "cpu":
+        return
+    if pp > 1:
+        raise BenchError(
+            f"--pp is {pp}, and what passes from stage to stage is not yet sent between GPUs; use --tp or --replicas, or --device cpu"
+        )
+    needed = tp * engine.replicas
+    if needed == 1 or (here := len(gpus())) >= needed:
+        return
+    copies = f"{engine.replicas} replicas of {tp} GPUs each take" if engine.replicas > 1 and tp > 1 else "the engine takes"
+    flags = "--replicas" if tp == 1 else "--tp" if engine.replicas == 1 else "--tp or --replicas"
+    raise BenchError(f"{copies} {needed} GPUs and this machine has {here}; ask for a smaller {flags}")
 
 
 def vocabulary(engine: EngineSpec) -> int:

@@ -4,6 +4,10 @@ Its loop runs on a thread of its own from `start` to `stop`, so that the driver'
 steps (a token is seen when the step that made it ends), on the driver's clock. Every request generates exactly what it asks for
 (`ignore_eos`): a random prompt's end-of-sequence token would cut runs short at random. The step log becomes the row's step table and the
 figures that only the engine can know (batch composition, cache use, preemptions).
+
+Replicas are copies of the engine, each with a scheduler, a KV cache and processes of its own, whose loops run on threads of this process.
+`runtime.dispatch` says which of them a request goes to; their steps are pooled. When one dies, requests end everywhere: the rest would
+only measure something else than was asked for.
 """
 
 from __future__ import annotations
@@ -11,7 +15,10 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
+import threading
 import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -34,11 +41,13 @@ from trtllm_engines.engine.folder import CHECKSUMS, load_engine, rank_weights
 from trtllm_engines.errors import EngineError
 from trtllm_engines.llm import LLM
 from trtllm_engines.models.presets import resolve_model
+from trtllm_engines.runtime.dispatch import Dispatcher
 from trtllm_engines.runtime.engine_loop import EngineLoop, EngineThread
 from trtllm_engines.runtime.ranges import annotate
 from trtllm_engines.runtime.request import Request
 from trtllm_engines.runtime.sampling_params import SamplingParams
 from trtllm_engines.runtime.scheduler import Policy
+from trtllm_engines.runtime.step_log import STEP_DTYPE
 from trtllm_results.metrics.requests import RequestLog
 from trtllm_results.record.environment import Environment
 from trtllm_workloads.request import RequestSpec, Workload
@@ -73,7 +82,7 @@ def engine_folder(spec: EngineSpec, on_build: OnBuild | None = None) -> Path:
             seed=spec.seed,
             profile=profile_for(spec, device_of(spec.device)),
             arches=(arch_for(spec.device),),
-            layout=ParallelLayout(spec.tp),
+            layout=ParallelLayout(spec.tp, spec.pp),
             progress=report,
         )
 
@@ -83,20 +92,39 @@ def _shown(on_build: OnBuild | None) -> AbstractContextManager[OnBuild]:
     return build_progress() if on_build is None else nullcontext(on_build)
 
 
-def load_for(folder: Path, spec: EngineSpec, on_build: OnBuild | None = None) -> LLM:
-    """The engine, loaded and ready to serve; a named one may be run at less than it was built for. Raises `EngineError`."""
-    named = spec.engine_dir is not None
+def load_for(folder: Path, spec: EngineSpec, on_build: OnBuild | None = None) -> list[LLM]:
+    """The engine's replicas, loaded and ready to serve; a named one may be run at less than it was built for. Raises `EngineError`."""
     with _shown(on_build) as report:
-        return LLM(
-            folder,
-            max_batch_size=spec.max_batch_size if named else None,
-            max_num_tokens=spec.max_num_tokens if named else None,
-            max_seq_len=spec.max_seq_len if named else None,
-            device=device_of(spec.device),
-            kv_cache_fraction=spec.kv_cache_fraction,
-            policy=cast(Policy, spec.policy),
-            progress=report,
-        )
+        if spec.replicas == 1:
+            return [_load(folder, spec, None, report)]
+        report("replicas", 0, spec.replicas)
+        with ThreadPoolExecutor(spec.replicas) as pool:  # they start together: most of it is waiting for processes
+            starting = [pool.submit(_load, folder, spec, number, lambda *_: None) for number in range(spec.replicas)]
+            for done, _ in enumerate(as_completed(starting), 1):
+                report("replicas", done, spec.replicas)
+        failures = [(number, one.exception()) for number, one in enumerate(starting) if one.exception() is not None]
+        if failures:
+            for one in starting:
+                if one.exception() is None:
+                    one.result().close()
+            number, error = failures[0]
+            raise EngineError(f"replica {number + 1} of {spec.replicas}: {error}") from error
+        return [one.result() for one in starting]
+
+
+def _load(folder: Path, spec: EngineSpec, replica: int | None, report: OnBuild) -> LLM:
+    named = spec.engine_dir is not None
+    return LLM(
+        folder,
+        max_batch_size=spec.max_batch_size if named else None,
+        max_num_tokens=spec.max_num_tokens if named else None,
+        max_seq_len=spec.max_seq_len if named else None,
+        device=device_of(spec.device),
+        kv_cache_fraction=spec.kv_cache_fraction,
+        policy=cast(Policy, spec.policy),
+        replica=replica,
+        progress=report,
+    )
 
 
 class OpenEngine:
@@ -106,11 +134,11 @@ class OpenEngine:
         """`on_build` sees the engine being built and loaded; without one, progress bars are drawn."""
         self._spec, self._on_build = spec, on_build
         self._folder: Path | None = None
-        self._llm: LLM | None = None
+        self._replicas: list[LLM] = []
         self.gpus = spec.gpus if device_of(spec.device) == "cuda" else 0
         self.salt = 0
         self._build_s = self._load_s = 0.0
-        self._steps_before = 0
+        self._steps_before: list[int] = []
 
     def identity(self) -> Identity:
         began = time.perf_counter()
@@ -120,7 +148,7 @@ class OpenEngine:
         served = self._settled(plan)
         self.gpus = served.gpus if self.gpus else 0  # a named engine has the layout it was built with
         files = json.loads((self._folder / CHECKSUMS).read_text())
-        stored = [files.pop(rank_weights(rank), None) for rank in range(plan.parallel.tp)]
+        stored = [files.pop(rank_weights(rank), None) for rank in range(plan.parallel.ranks)]
         weights = stored[0]
         return Identity(
             target=OWN,
@@ -129,7 +157,7 @@ class OpenEngine:
             kv_dtype=plan.kv_dtype,
             model=plan.config.name,
             precision=plan.precision,
-            places=served.max_batch_size or 0,
+            places=(served.max_batch_size or 0) * served.replicas,
             engine=served,
         )
 
@@ -144,58 +172,67 @@ class OpenEngine:
             max_seq_len=(named and asked.max_seq_len) or profile.max_seq_len,
             page_size=profile.page_size,
             tp=plan.parallel.tp,
+            pp=plan.parallel.pp,
         )
 
     def serve(self, workload: Workload) -> NativeTarget:
-        loop = self.engine.loop
-        limit = loop.scheduler.config.max_seq_len
+        loops = [llm.loop for llm in self.replicas]
+        limit = loops[0].scheduler.config.max_seq_len
         longest = workload.longest_sequence
         if longest > limit:
             raise BenchError(
                 f"the workload's longest sequence has {longest} tokens (prompt and output) but the engine takes {limit}; "
                 "build it with a larger --max-seq-len, or ask for shorter lengths"
             )
-        self._steps_before = len(loop.log)
-        return NativeTarget(loop)
+        self._steps_before = [len(loop.log) for loop in loops]
+        return NativeTarget(loops)
 
     def details(self, log: RequestLog) -> RunDetails:
-        loop = self.engine.loop
-        steps = loop.log.rows()[self._steps_before :]
-        steps = steps[steps["done_s"] >= float(log.intended_s.min())]
+        begin_s = float(log.intended_s.min())
+        logs = [llm.loop.log.rows()[before:] for llm, before in zip(self.replicas, self._steps_before, strict=True)]
+        steps = [rows[rows["done_s"] >= begin_s] for rows in logs]
+        pooled = pooled_steps(steps)
         figures = (
-            _step_figures(steps, loop.scheduler.pool.capacity)
-            | self._utilisation(log, steps)
+            pooled_figures(steps, self.engine.loop.scheduler.pool.capacity)
+            | self._utilisation(log, pooled)
             | {"load_s": self._load_s, "build_s": self._build_s}
         )
-        return RunDetails(figures, {name: steps[name] for name in steps.dtype.names or ()}, doubtful(figures))
+        return RunDetails(figures, {name: pooled[name] for name in pooled.dtype.names or ()}, doubtful(figures))
 
     def _utilisation(self, log: RequestLog, steps: npt.NDArray[Any]) -> dict[str, float]:
         """MFU and MBU, once `trtllm-bench ceilings` has measured this device."""
         measured = ceilings.cached(Environment.capture(use_gpu=self.gpus > 0))
         if measured is None:
             return {}
-        return utilisation(ModelCost.of(self.engine.plan), measured, log, steps, max(self.gpus, 1))
+        engine = self.engine.engine
+        stages = [load_engine(engine.path, stage=stage).plan for stage in range(1, engine.plan.parallel.pp)]
+        return utilisation(ModelCost.of_stages([engine.plan, *stages]), measured, log, steps, max(self.gpus, 1))
+
+    @property
+    def replicas(self) -> list[LLM]:
+        """The engine, loaded as often as was asked for; call `identity` first."""
+        if not self._replicas:
+            assert self._folder is not None
+            began = time.perf_counter()
+            self._replicas = load_for(self._folder, self._spec, self._on_build)
+            for llm in self._replicas:
+                annotate(llm.loop, self._spec.nvtx_detail)
+            self._load_s = time.perf_counter() - began
+        return self._replicas
 
     @property
     def engine(self) -> LLM:
-        """The engine, loaded; call `identity` first."""
-        if self._llm is None:
-            assert self._folder is not None
-            began = time.perf_counter()
-            self._llm = load_for(self._folder, self._spec, self._on_build)
-            annotate(self._llm.loop, self._spec.nvtx_detail)
-            self._load_s = time.perf_counter() - began
-        return self._llm
+        """The first replica."""
+        return self.replicas[0]
 
     def ready(self) -> None:
-        assert self.engine is not None
+        assert self.replicas
 
     def recover(self) -> None:
-        loaded, self._llm = self._llm, None
-        if loaded is not None:
+        replicas, self._replicas = self._replicas, []
+        for llm in replicas:
             with suppress(EngineError):  # what its ranks died of, the cell has told
-                loaded.close()
-        del loaded
+                llm.close()
         gc.collect()
         if self.gpus:
             import torch
@@ -207,32 +244,44 @@ class OpenEngine:
 
 
 class NativeTarget(Target):
-    """Drives `loop`, which nobody else may step between `start` and `stop`."""
+    """Drives `loops`, one a replica, which nobody else may step between `start` and `stop`."""
 
-    def __init__(self, loop: EngineLoop) -> None:
-        self._loop = loop
-        self._thread: EngineThread | None = None
+    def __init__(self, loops: Sequence[EngineLoop]) -> None:
+        self._loops = loops
+        self._threads: list[EngineThread] = []
 
     def start(self, deliver: Deliver) -> None:
         self._deliver = deliver
-        self._open: dict[int, Request] = {}
-        self._thread = EngineThread(self._loop)
+        self._open: dict[int, tuple[EngineLoop, Request]] = {}
+        self._dispatcher = Dispatcher(len(self._loops))
+        self._given_up = threading.Event()
+        self._threads = [EngineThread(loop) for loop in self._loops]
 
     def submit(self, request: RequestSpec, arrival_s: float) -> None:
         if request.prompt is None:
             raise ValueError("the workload gives text and the engine takes token ids; prepare it with a tokenizer")
-        number = request.id
-        sampling = SamplingParams(max_tokens=request.output_tokens, ignore_eos=True)
-        accepted = self._loop.add_request(
-            request.prompt, sampling, arrival_s=arrival_s, on_finish=lambda finished: self._finish(number, finished)
-        )
-        if not accepted.finished:
-            self._open[number] = accepted
+        number, tokens = request.id, len(request.prompt) + request.output_tokens
+        replica = self._dispatcher.take(tokens)
+        loop = next((one for one in self._loops if one.broken), self._loops[replica])
 
-    def _finish(self, number: int, request: Request) -> None:
+        def finish(finished: Request) -> None:
+            self._dispatcher.done(replica, tokens)
+            self._finish(number, loop, finished)
+
+        sampling = SamplingParams(max_tokens=request.output_tokens, ignore_eos=True)
+        accepted = loop.add_request(request.prompt, sampling, arrival_s=arrival_s, on_finish=finish)
+        if not accepted.finished:
+            self._open[number] = (loop, accepted)
+            if accepted.finished:  # meanwhile, on the loop's thread
+                self._open.pop(number, None)
+            elif self._given_up.is_set():
+                loop.cancel(accepted)
+
+    def _finish(self, number: int, loop: EngineLoop, request: Request) -> None:
         self._open.pop(number, None)
         times = request.token_times_s
         end = float(times[-1]) if len(times) else float(request.finished_s or np.nan)
+        stopped = request.finish_reason == "cancelled" and self._given_up.is_set()
         self._deliver(
             RequestOutcome(
                 id=number,
@@ -242,42 +291,77 @@ class NativeTarget(Target):
                 input_tokens=len(request.prompt),
                 scheduled_s=float("nan") if request.scheduled_s is None else request.scheduled_s,
                 preemptions=request.preemptions,
-                error=request.error or "",
+                error=request.error or ("another replica stopped" if stopped else ""),
             )
         )
+        if loop.broken and not self._given_up.is_set():
+            self._given_up.set()
+            self._cancel_open()
+
+    def _cancel_open(self) -> None:
+        for loop, request in list(self._open.values()):
+            loop.cancel(request)
 
     def heard_s(self, request_id: int) -> float:
-        """The end of the engine's latest step: a request that waits while the engine works is not forgotten."""
-        steps = np.arange(max(0, len(self._loop.log) - 4), len(self._loop.log))
-        return float(self._loop.log.times_of(steps.astype(np.int32)).max()) if len(steps) else float("nan")
+        """The end of its replica's latest step: a request that waits while the engine works is not forgotten."""
+        held = self._open.get(request_id)
+        if held is None:
+            return float("nan")
+        log = held[0].log
+        steps = np.arange(max(0, len(log) - 2 - held[0].scheduler.config.stages), len(log))
+        return float(log.times_of(steps.astype(np.int32)).max()) if len(steps) else float("nan")
 
     def cancel(self, request_id: int) -> None:
-        running = self._open.pop(request_id, None)
-        if running is not None:
-            self._loop.cancel(running)
+        held = self._open.pop(request_id, None)
+        if held is not None:
+            loop, request = held
+            loop.cancel(request)
 
     def stop(self) -> None:
-        """Cancels what is still running, so that the next run finds the engine empty."""
-        for request in list(self._open.values()):
-            self._loop.cancel(request)
-        if self._thread is not None:
-            self._thread.close()
-            self._thread = None
-        self._loop.run()
+        """Cancels what is still running, so that the next run finds the engine empty. Raises `EngineError` when a replica has died."""
+        self._cancel_open()
+        threads, self._threads = self._threads, []
+        failures: list[EngineError] = []
+        for number, thread in enumerate(threads, 1):
+            try:
+                thread.close()
+            except EngineError as error:
+                failures.append(error if len(threads) == 1 else EngineError(f"replica {number} of {len(threads)}: {error}"))
+        if failures:
+            raise failures[0]
+        for loop in self._loops:
+            loop.run()
 
 
-def _step_figures(steps: npt.NDArray[Any], pages: int) -> dict[str, float]:
-    """Figures of the engine's own steps; `preemptions` in the log is a running total."""
-    if not len(steps):
+def pooled_steps(replicas: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    """The steps of all replicas in the order in which they ended; where there are several, column `replica` says whose each was."""
+    if len(replicas) == 1:
+        return replicas[0]
+    steps = np.concatenate(list(replicas))
+    pooled = np.empty(len(steps), np.dtype([*STEP_DTYPE.descr, ("replica", np.int32)]))
+    for name in steps.dtype.names or ():
+        pooled[name] = steps[name]
+    pooled["replica"] = np.repeat(np.arange(len(replicas)), [len(one) for one in replicas])
+    return pooled[np.argsort(pooled["done_s"], kind="stable")]
+
+
+def pooled_figures(replicas: Sequence[npt.NDArray[Any]], pages: int) -> dict[str, float]:
+    """Figures of the engine's own steps, those of all replicas together. `pages`: capacity of one replica's KV cache.
+
+    `preemptions` in a log is a running total. A step's mean time is that of a replica's steps, not of the shorter spans between any two.
+    """
+    logs = [steps for steps in replicas if len(steps)]
+    if not logs:
         return {}
+    steps = np.concatenate(logs)
     used = steps["kv_pages_used"] / max(pages, 1)
     return {
         "steps": float(len(steps)),
-        "step_mean_ms": mean_step_ms(steps),
+        "step_mean_ms": sum(mean_step_ms(one) * len(one) for one in logs) / len(steps),
         "batch_mean": float((steps["decode_tokens"] + steps["context_seqs"]).mean()),
         "decode_tokens_per_step_mean": float(steps["decode_tokens"].mean()),
         "context_tokens_per_step_mean": float(steps["context_tokens"].mean()),
         "kv_used_peak_ratio": float(used.max()),
         "kv_used_mean_ratio": float(used.mean()),
-        "preemptions": float(steps["preemptions"][-1] - steps["preemptions"][0]),
+        "preemptions": float(sum(one["preemptions"][-1] - one["preemptions"][0] for one in logs)),
     }

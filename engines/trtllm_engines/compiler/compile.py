@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor, fx
 
 from trtllm_engines.compiler.graph import ModelGraph, assign_schemes, op_name, trace
 from trtllm_engines.compiler.passes import run_passes
-from trtllm_engines.compiler.plan import LOGITS, ONE_GPU, STEP_INPUTS, Op, ParallelLayout, Plan, Profile
+from trtllm_engines.compiler.plan import LOGITS, NEXT_HIDDEN, ONE_GPU, STEP_INPUTS, Op, ParallelLayout, Plan, Profile
 from trtllm_engines.compiler.planning import plan_ops
 from trtllm_engines.engine.fingerprint import make_fingerprint
 from trtllm_engines.errors import EngineError
@@ -42,8 +42,9 @@ def compile_model(
     kv_dtype: str = "auto",
     mark_outputs: Sequence[str] = (),
     layout: ParallelLayout = ONE_GPU,
+    stage: int = 0,
 ) -> Compiled:
-    """`precision` is a quantization plan, or the name of one, whose KV cache is `kv_dtype`.
+    """`precision` is a quantization plan, or the name of one, whose KV cache is `kv_dtype`. `stage`: which of the layout's stages.
 
     Raises `EngineError` for types that do not go together, an unknown marked node, and for sequences the model cannot express.
     """
@@ -51,11 +52,13 @@ def compile_model(
     check_gpus(quant, arches)
     config.check_sequence_length(profile.max_seq_len)
     graph = trace(config, quant.wide_dtype, profile)
-    graph.layout = layout
+    graph.layout, graph.stage = layout, replace(graph.stage, index=stage)
     assign_schemes(graph, quant)
     run_passes(graph)
     ops, values = export(graph)
-    outputs = (LOGITS, *_marked(mark_outputs, values))
+    if mark_outputs and layout.pp > 1:
+        raise EngineError(f"--mark-output adds results of a whole model and --pp is {layout.pp}; leave one of them out")
+    outputs = (_result(graph), *_marked(mark_outputs, values))
     step_specs = {**graph.inputs, **graph.weights, **values}
     constants = {name: TensorSpec(tuple(tensor.shape), "fp32") for name, tensor in graph.constants.items()}
     planned = plan_ops(ops, values, {**step_specs, **constants}, outputs, profile, arches)
@@ -64,6 +67,7 @@ def compile_model(
         quant=quant,
         profile=profile,
         parallel=layout,
+        stage=graph.stage,
         fingerprint=make_fingerprint(arches, _any_cuda_kernels(planned.ops)),
         weights=graph.weights,
         weight_recipes={name: graph.recipe(name) for name in graph.weights},
@@ -85,7 +89,7 @@ def _any_cuda_kernels(ops: Sequence[Op]) -> bool:
 
 def export(graph: ModelGraph) -> tuple[tuple[Op, ...], dict[str, TensorSpec]]:
     """The graph as plan ops over named values. A value is named by its node's label, or by what a pass called it (meta `value`);
-    the model's result is `logits`."""
+    the model's result is `logits`, that of a stage before the last `next_hidden`."""
     result = next(node for node in graph.fx.nodes if node.op == "output").args[0]
     names: dict[fx.Node, str] = {}
     values: dict[str, TensorSpec] = {}
@@ -100,7 +104,7 @@ def export(graph: ModelGraph) -> tuple[tuple[Op, ...], dict[str, TensorSpec]]:
         outputs = _result_nodes(node) if isinstance(specs, tuple) else [node]
         output_names = []
         for index, output in enumerate(outputs):
-            name = LOGITS if output is result else _value_name(output) if output is not None else f"{node.meta['label']}.{index}"
+            name = _result(graph) if output is result else _value_name(output) if output is not None else f"{node.meta['label']}.{index}"
             if output is not None:
                 names[output] = name
             values[name] = specs[index] if isinstance(specs, tuple) else specs
@@ -111,6 +115,10 @@ def export(graph: ModelGraph) -> tuple[tuple[Op, ...], dict[str, TensorSpec]]:
         attrs = {name: arguments[name] for name in definition.attrs}
         ops.append(Op(str(node.meta["label"]), op, inputs, tuple(output_names), attrs))
     return tuple(ops), values
+
+
+def _result(graph: ModelGraph) -> str:
+    return LOGITS if graph.stage.index == graph.layout.pp - 1 else NEXT_HIDDEN
 
 
 def _value_name(node: fx.Node) -> str:

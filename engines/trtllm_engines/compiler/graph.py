@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx import Graph, Node
 
-from trtllm_engines.compiler.plan import ONE_GPU, ParallelLayout, Profile
+from trtllm_engines.compiler.plan import ONE_GPU, ParallelLayout, Profile, Stage
 from trtllm_engines.errors import EngineError
 from trtllm_engines.models.config import ModelConfig
 from trtllm_engines.models.families import define
@@ -63,7 +63,9 @@ class ModelGraph:
     checkpoint_shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     """Shape of every tensor of the checkpoint, as traced."""
     layout: ParallelLayout = ONE_GPU
-    """Over how many ranks `passes.shard` splits it."""
+    """Over how many stages `passes.stage` cuts it, and over how many ranks `passes.shard` splits each."""
+    stage: Stage = field(kw_only=True)
+    """Which part of the model it is, once `passes.stage` has run."""
 
     def nodes(self, op: str) -> list[Node]:
         """Nodes of one dialect op, in order."""
@@ -128,7 +130,7 @@ def trace(config: ModelConfig, dtype: str, profile: Profile) -> ModelGraph:
         elif node.op == "call_function":
             normalize(node)
     graph.owning_module = None
-    result = ModelGraph(config, dtype, profile, graph, dict(DENSE_INPUTS), weights, constants)
+    result = ModelGraph(config, dtype, profile, graph, dict(DENSE_INPUTS), weights, constants, stage=Stage(0, 0, config.num_layers))
     result.checkpoint_shapes = {name: tuple(int(d) for d in spec.shape) for name, spec in weights.items()}
     return result
 

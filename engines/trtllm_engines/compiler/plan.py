@@ -26,6 +26,10 @@ RING_SLOTS = 4
 
 LOGITS = "logits"
 """The model's result: float [S, vocabulary]."""
+HIDDEN = "hidden"
+"""Step input of every pipeline stage but the first: the residual stream, [T, hidden_size] in the wide dtype."""
+NEXT_HIDDEN = "next_hidden"
+"""Result of every pipeline stage but the last: `hidden` of the next."""
 
 STEP_INPUTS: Mapping[str, str] = {
     "context_tokens": "int32 [T]: token id of each context token; -1 where the token is the slot's last sampled one",
@@ -41,6 +45,7 @@ STEP_INPUTS: Mapping[str, str] = {
     "last_tokens": "int32 [max_batch_size + 1]: state, last sampled token of each slot (the last row is padding's)",
     "block_table": "int32 [max_batch_size + 1, max_pages_per_seq]: state, pages of each slot (page 0 is padding's)",
     "kv_cache": "kv dtype [layers, pages, 2, kv_heads, page_size, head_dim]: state",
+    "hidden": "wide dtype [T, hidden_size]: the residual stream of the pipeline stage before, where there is one",
     "group": "int64 [words]: the ranks of a tensor-parallel group (`trtllm_kernels.dialect.group`), where there are several",
 }
 
@@ -65,15 +70,35 @@ class ParallelLayout:
         """KV heads that one rank caches; where there are fewer than ranks, neighbours cache the same one."""
         return max(1, config.num_kv_heads // self.tp)
 
+    @property
+    def ring_slots(self) -> int:
+        """Rows of the token ring, and copies of a step's inputs: a pipeline has a step in each stage, and the host is at one more."""
+        return max(RING_SLOTS, self.pp + 2)
+
 
 ONE_GPU = ParallelLayout()
 
 
-def step_input_specs(config: ModelConfig, profile: Profile, kv_dtype: str, layout: ParallelLayout) -> Mapping[str, TensorSpec]:
-    """Shape and dtype of each of `STEP_INPUTS` that an engine of this layout has; the cache's number of pages, known only at run time, is
-    the symbol P."""
+@dataclass(frozen=True)
+class Stage:
+    """What one stage of a pipeline has: layers [first_layer, end_layer), the first the embedding too, the last the head."""
+
+    index: int
+    first_layer: int
+    end_layer: int
+
+    @property
+    def num_layers(self) -> int:
+        return self.end_layer - self.first_layer
+
+
+def step_input_specs(
+    config: ModelConfig, profile: Profile, kv_dtype: str, layout: ParallelLayout, stage: Stage, wide_dtype: str
+) -> Mapping[str, TensorSpec]:
+    """Shape and dtype of each of `STEP_INPUTS` that this stage of an engine of this layout has; the cache's number of pages, known only at
+    run time, is the symbol P."""
     slots = profile.max_batch_size + 1
-    cache = (config.num_layers, "P", 2, layout.kv_heads(config), profile.page_size, config.head_dim)
+    cache = (stage.num_layers, "P", 2, layout.kv_heads(config), profile.page_size, config.head_dim)
     return {
         "context_tokens": TensorSpec(("T",), "int32"),
         "seq_slots": TensorSpec(("R",), "int32"),
@@ -83,11 +108,12 @@ def step_input_specs(config: ModelConfig, profile: Profile, kv_dtype: str, layou
         "sampling_words": TensorSpec(("S", SAMPLING_WORDS), "int32"),
         "sample_slots": TensorSpec(("S",), "int32"),
         "ring_slot": TensorSpec((1,), "int32"),
-        "token_ring": TensorSpec((RING_SLOTS, profile.max_batch_size), "int32"),
+        "token_ring": TensorSpec((layout.ring_slots, profile.max_batch_size), "int32"),
         "argmax_scratch": TensorSpec((profile.max_batch_size,), "int64"),
         "last_tokens": TensorSpec((slots,), "int32"),
         "block_table": TensorSpec((slots, profile.max_pages_per_seq), "int32"),
         "kv_cache": TensorSpec(cache, kv_dtype),
+        **({HIDDEN: TensorSpec(("T", config.hidden_size), wide_dtype)} if stage.index > 0 else {}),
         **({"group": group_spec(layout.tp)} if layout.tp > 1 else {}),
     }
 
@@ -157,6 +183,8 @@ class Plan:
     quant: QuantPlan
     profile: Profile
     parallel: ParallelLayout
+    stage: Stage
+    """What part of the model this plan is of: its ranks, those of one tensor-parallel group, run nothing else."""
     fingerprint: Fingerprint
     weights: Mapping[str, TensorSpec]
     weight_recipes: Mapping[str, WeightRecipe]
@@ -172,11 +200,21 @@ class Plan:
     arena_bytes: int
     ops: tuple[Op, ...]
     outputs: tuple[str, ...]
-    """`("logits",)` plus what `--mark-output` added."""
+    """`("logits",)` plus what `--mark-output` added; `("next_hidden",)` of a stage before the last."""
 
     @property
     def config(self) -> ModelConfig:
         return ModelConfig.from_dict(self.model)
+
+    @property
+    def is_last_stage(self) -> bool:
+        """Whether it ends in logits and samples."""
+        return self.stage.index == self.parallel.pp - 1
+
+    @property
+    def step_inputs(self) -> Mapping[str, TensorSpec]:
+        """Of `STEP_INPUTS`, those it has."""
+        return step_input_specs(self.config, self.profile, self.kv_dtype, self.parallel, self.stage, self.quant.wide_dtype)
 
     @property
     def kv_heads(self) -> int:
@@ -205,6 +243,7 @@ class Plan:
             quant=QuantPlan.from_dict(data["quant"]),
             profile=Profile(**data["profile"]),
             parallel=ParallelLayout(**data["parallel"]),
+            stage=Stage(**data["stage"]) if "stage" in data else Stage(0, 0, ModelConfig.from_dict(data["model"]).num_layers),
             fingerprint=Fingerprint(**{**fingerprint, "arches": tuple(fingerprint["arches"])}),
             weights=_specs(data["weights"]),
             weight_recipes={name: WeightRecipe.from_dict(recipe) for name, recipe in data["weight_recipes"].items()},

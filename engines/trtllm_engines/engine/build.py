@@ -16,7 +16,7 @@ from trtllm_engines.checkpoints.write import assemble, check_weights, weight_byt
 from trtllm_engines.compiler.compile import compile_model
 from trtllm_engines.compiler.plan import ONE_GPU, ParallelLayout, Plan, Profile
 from trtllm_engines.engine.fingerprint import CPU, parse_arches
-from trtllm_engines.engine.folder import CHECKSUMS, CONSTANTS, COPIED, PLAN, load_engine, rank_weights, writing
+from trtllm_engines.engine.folder import CHECKSUMS, CONSTANTS, COPIED, load_engine, rank_weights, stage_plan, writing
 from trtllm_engines.models.presets import ModelSource, resolve_model
 
 Progress = Callable[[str, int, int], None]
@@ -53,26 +53,32 @@ def build(
     source = _weights(resolved, weights, seed)
     report("compile", 0, 1)
     quant = plan_for(source.description.get("path", resolved.path), precision, kv_dtype)
-    compiled = compile_model(
-        resolved.config,
-        quant,
-        profile,
-        arches=arches,
-        weights_source=source.description,
-        mark_outputs=mark_outputs,
-        layout=layout,
-    )
-    check_weights(compiled.plan, source)
-    made_by = {**compiled.plan.fingerprint.provenance, "model": str(model if resolved.path is None else resolved.path.resolve())}
-    plan = replace(compiled.plan, fingerprint=replace(compiled.plan.fingerprint, provenance=made_by))
+    stages = [
+        compile_model(
+            resolved.config,
+            quant,
+            profile,
+            arches=arches,
+            weights_source=source.description,
+            mark_outputs=mark_outputs,
+            layout=layout,
+            stage=stage,
+        )
+        for stage in range(layout.pp)
+    ]
+    plans = []
+    for compiled in stages:
+        check_weights(compiled.plan, source)
+        made_by = {**compiled.plan.fingerprint.provenance, "model": str(model if resolved.path is None else resolved.path.resolve())}
+        plans.append(replace(compiled.plan, fingerprint=replace(compiled.plan.fingerprint, provenance=made_by)))
+    constants = {name: tensor for compiled in stages for name, tensor in compiled.constants.items()}
+    specs = {name: spec for plan in plans for name, spec in plan.constants.items()}
     report("compile", 1, 1)
-    stored = 0 if source.description["kind"] == "dummy" else plan.parallel.tp * weight_bytes(plan.weights)
-    with writing(out, stored) as folder:
-        (folder / PLAN).write_text(plan.to_json())
-        write_safetensors(folder / CONSTANTS, plan.constants, lambda name: compiled.constants[name])
+    with writing(out, _stored_bytes(plans, source)) as folder:
+        write_safetensors(folder / CONSTANTS, specs, lambda name: constants[name])
         for arch in arches:
-            _compile_kernels(plan, arch, folder, report)
-        _write_weights(plan, source, folder, report)
+            _compile_kernels(plans, arch, folder, report)
+        _write_plans(plans, source, folder, report)
         _copy_tokenizer(resolved.path or _existing(weights), folder)
     return out
 
@@ -81,14 +87,18 @@ def refit(engine: Path | str, weights: str | Path, *, seed: int = 0, progress: P
     """Replaces an engine's weights, recompiling nothing. The engine stays as it was if the new weights do not fit."""
     path = Path(engine)
     source = open_weights(weights, seed)
-    plan = replace(load_engine(path).plan, weights_source=source.description)
-    check_weights(plan, source)
-    stored = 0 if source.description["kind"] == "dummy" else plan.parallel.tp * weight_bytes(plan.weights)
-    with writing(path, stored) as folder:
-        replaced = shutil.ignore_patterns(PLAN, *map(rank_weights, range(plan.parallel.tp)), CHECKSUMS)
+    layout = load_engine(path).plan.parallel
+    plans = [replace(load_engine(path, stage=stage).plan, weights_source=source.description) for stage in range(layout.pp)]
+    for plan in plans:
+        check_weights(plan, source)
+    with writing(path, _stored_bytes(plans, source)) as folder:
+        replaced = shutil.ignore_patterns(*map(stage_plan, range(layout.pp)), *map(rank_weights, range(layout.ranks)), CHECKSUMS)
         shutil.copytree(path, folder, copy_function=os.link, dirs_exist_ok=True, ignore=replaced)
-        (folder / PLAN).write_text(plan.to_json())
-        _write_weights(plan, source, folder, progress or (lambda stage, done, total: None))
+        _write_plans(plans, source, folder, progress or (lambda stage, done, total: None))
+
+
+def _stored_bytes(plans: Sequence[Plan], source: WeightSource) -> int:
+    return 0 if source.description["kind"] == "dummy" else sum(plan.parallel.tp * weight_bytes(plan.weights) for plan in plans)
 
 
 def _weights(model: ModelSource, weights: str | Path, seed: int) -> WeightSource:
@@ -97,27 +107,33 @@ def _weights(model: ModelSource, weights: str | Path, seed: int) -> WeightSource
     return open_weights(weights, seed)
 
 
-def _compile_kernels(plan: Plan, arch: str, folder: Path, report: Progress) -> None:
+def _compile_kernels(plans: Sequence[Plan], arch: str, folder: Path, report: Progress) -> None:
     if arch == CPU:
         return
     from trtllm_kernels.compile.aot import compile_all
 
-    specs = [kernel for op in plan.ops for kernel in op.tactics[arch].kernels]
+    specs = [kernel for plan in plans for op in plan.ops for kernel in op.tactics[arch].kernels]
     cubins = compile_all(specs, arch, lambda key, done, total: report(f"kernels {arch}", done, total))
     for key, cubin in cubins.items():
         cubin.save(folder / "kernels" / arch, key)
 
 
-def _write_weights(plan: Plan, source: WeightSource, folder: Path, report: Progress) -> None:
+def _write_plans(plans: Sequence[Plan], source: WeightSource, folder: Path, report: Progress) -> None:
+    """The plan of every stage, and the weights of every rank where they are not drawn."""
+    for plan in plans:
+        (folder / stage_plan(plan.stage.index)).write_text(plan.to_json())
     if source.description["kind"] == "dummy":
         return
-    for rank in range(plan.parallel.tp):
-        write_safetensors(
-            folder / rank_weights(rank),
-            plan.weights,
-            lambda name, rank=rank: assemble(plan, name, source, _CPU_DEVICE, rank),  # type: ignore[misc]
-            lambda done, total, rank=rank: report("weights", rank * total + done, plan.parallel.tp * total),  # type: ignore[misc]
-        )
+    written, total = 0, sum(plan.parallel.tp * len(plan.weights) for plan in plans)
+    for plan in plans:
+        for rank in range(plan.parallel.tp):
+            write_safetensors(
+                folder / rank_weights(plan.stage.index * plan.parallel.tp + rank),
+                plan.weights,
+                lambda name, plan=plan, rank=rank: assemble(plan, name, source, _CPU_DEVICE, rank),  # type: ignore[misc]
+                lambda done, _, written=written: report("weights", written + done, total),  # type: ignore[misc]
+            )
+            written += len(plan.weights)
 
 
 def _existing(weights: str | Path) -> Path | None:

@@ -1,8 +1,8 @@
 """An engine on disk: written whole or not at all, checked when read.
 
-    engine.json            the plan
+    engine.json            the plan; of a pipeline its first stage's, with those of the others in engine.<n>.json
     constants.safetensors  tables the compiler computed
-    rank<n>.safetensors    weights of each rank (absent when they are drawn from a seed)
+    rank<n>.safetensors    weights of each rank, n being stage * tp + rank of its group (absent when they are drawn from a seed)
     kernels/<arch>/        <key>.cubin and <key>.json
     tokenizer.json, ...    copied from the model's folder when it has them
     checksums.json         size and sha256 of every file above
@@ -54,6 +54,11 @@ _SAMPLE_ABOVE = 64 << 20
 _SAMPLES, _SAMPLE_BYTES = 64, 256 << 10
 
 
+def stage_plan(stage: int) -> str:
+    """Name of the file of a pipeline stage's plan."""
+    return PLAN if stage == 0 else f"engine.{stage}.json"
+
+
 def rank_weights(rank: int) -> str:
     """Name of the file of a rank's weights."""
     return f"rank{rank}.safetensors"
@@ -61,14 +66,15 @@ def rank_weights(rank: int) -> str:
 
 @dataclass(frozen=True)
 class Engine:
-    """A loaded engine. `arch` is the architecture whose launches and kernels to use, `cpu` on a machine without a GPU."""
+    """A loaded engine, or one pipeline stage of it. `arch` is the architecture whose launches and kernels to use, `cpu` on a machine
+    without a GPU."""
 
     path: Path
     plan: Plan
     arch: str
 
     def tensors(self, device: torch.device | str, rank: int = 0) -> dict[str, Tensor]:
-        """Weights and constants of `rank` by name, on `device`. Dummy weights are drawn there."""
+        """Weights and constants of `rank` of the stage's group by name, on `device`. Dummy weights are drawn there."""
         device = torch.device(device)
         if device.type == "cuda" and device.index is None:  # safetensors takes that for the first GPU, whichever is current
             device = torch.device("cuda", torch.cuda.current_device())
@@ -77,7 +83,8 @@ class Engine:
             source = DummyWeights(int(self.plan.weights_source["seed"]))
             loaded |= {name: assemble(self.plan, name, source, device, rank) for name in self.plan.weights}
         else:
-            loaded |= load_file(self.path / rank_weights(rank), device=str(device))
+            number = self.plan.stage.index * self.plan.parallel.tp + rank
+            loaded |= load_file(self.path / rank_weights(number), device=str(device))
         return loaded
 
     def cubin(self, key: str) -> Cubin:
@@ -90,8 +97,8 @@ class Engine:
         return Tokenizer(self.path) if (self.path / "tokenizer.json").is_file() else None
 
 
-def load_engine(path: Path | str, target: DetectedDevice | None = None, verify: Literal["fast", "full"] = "fast") -> Engine:
-    """Reads and checks an engine, for the CPU or, given a `target`, for that GPU.
+def load_engine(path: Path | str, target: DetectedDevice | None = None, verify: Literal["fast", "full"] = "fast", stage: int = 0) -> Engine:
+    """Reads and checks an engine, for the CPU or, given a `target`, for that GPU; of a pipeline, one `stage`.
 
     Raises `EngineError`: not an engine, a damaged file (named), another format or kernel ABI, another architecture, or an older driver.
     """
@@ -101,9 +108,11 @@ def load_engine(path: Path | str, target: DetectedDevice | None = None, verify: 
     check_versions(fingerprint.get("format_version"), fingerprint.get("kernel_abi"), str(path), _rebuild_from(raw, path))
     check_files(path, verify)
     try:
-        plan = Plan.from_json((path / PLAN).read_text())
+        plan = Plan.from_json((path / stage_plan(stage)).read_text())
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise EngineError(f"engine file {path / PLAN} is damaged ({error!r}); rebuild with: {_rebuild_from(raw, path)}") from None
+        raise EngineError(
+            f"engine file {path / stage_plan(stage)} is damaged ({error!r}); rebuild with: {_rebuild_from(raw, path)}"
+        ) from None
     arch = "cpu" if target is None else check_target(plan.fingerprint, target, str(path), rebuild_command(plan, path, target.arch))
     return Engine(path, plan, arch)
 
@@ -123,6 +132,8 @@ def rebuild_command(plan: Plan, path: Path, *arches: str) -> str:
     }
     if plan.parallel.tp > 1:
         flags["--tp"] = plan.parallel.tp
+    if plan.parallel.pp > 1:
+        flags["--pp"] = plan.parallel.pp
     command = [
         "trtllm-bench",
         "build",

@@ -35,9 +35,9 @@ def describe(path: Path | str, *, verify: bool = False) -> Description:
     engine = load_engine(path, verify="full" if verify else "fast")
     plan = engine.plan
     config = plan.config
-    parameters = sum(
-        math.prod(shape) for recipe in plan.weight_recipes.values() if not recipe_kind(recipe.kind).is_scale for _, shape in recipe.inputs
-    )
+    stages = [plan, *(load_engine(path, stage=stage).plan for stage in range(1, plan.parallel.pp))]
+    recipes = [recipe for one in stages for recipe in one.weight_recipes.values() if not recipe_kind(recipe.kind).is_scale]
+    parameters = sum(math.prod(shape) for shape in {name: shape for recipe in recipes for name, shape in recipe.inputs}.values())
     kv_bytes_per_token = bytes_of(2 * config.num_layers * config.kv_size, plan.kv_dtype)
     profile = plan.profile
     return {
@@ -48,7 +48,7 @@ def describe(path: Path | str, *, verify: bool = False) -> Description:
         "kv_dtype": plan.kv_dtype,
         "quantization": {"source": plan.quant.source, "schemes": _schemes(plan)},
         "profile": asdict(profile),
-        "parallel": asdict(plan.parallel),
+        "parallel": {**asdict(plan.parallel), "layers": [one.stage.num_layers for one in stages]},
         "weights": {"source": dict(plan.weights_source), "tensors": len(plan.weights), "bytes": weight_bytes(plan.weights)},
         "memory": {
             "activation_arena_bytes": plan.arena_bytes,
@@ -165,6 +165,7 @@ def _sections(d: Mapping[str, Any]) -> Iterator[RenderableType]:
         "weights": f"{weights['tensors']} tensors, {_size(weights['bytes'])}, {origin}",
         "memory": f"activations {_size(memory['activation_arena_bytes'])} (without sharing {_size(memory['sum_of_values_bytes'])}), "
         f"KV {_size(memory['kv_bytes_per_token'])} a token, {_size(memory['kv_bytes_at_profile'])} for a full profile",
+        **({} if d["parallel"]["tp"] * d["parallel"]["pp"] == 1 else {"layout": _layout(d["parallel"])}),
         "runs on": f"CPU{''.join(f', {arch}' for arch in gpus)}"
         + (f"; NVIDIA driver {fingerprint['min_driver']} or later" if gpus else ""),
         "versions": f"format {fingerprint['format_version']}, kernel ABI {fingerprint['kernel_abi']}; made by "
@@ -202,6 +203,15 @@ def _sections(d: Mapping[str, Any]) -> Iterator[RenderableType]:
             kernels.add_row(row["arch"], row["kernel"].rsplit("-", 1)[0], *map(str, numbers), spill)
         yield Text()
         yield kernels
+
+
+def _layout(parallel: Mapping[str, Any]) -> str:
+    group = f"{parallel['tp']} tensor-parallel ranks"
+    if parallel["pp"] == 1:
+        return f"{group}; weights, memory and ops are one rank's"
+    layers = ", ".join(map(str, parallel["layers"]))
+    shown = "weights, memory and ops are those of a rank of the first"
+    return f"{parallel['pp']} pipeline stages of {layers} layers{f', each of {group}' if parallel['tp'] > 1 else ''}; {shown}"
 
 
 def _size(count: int) -> str:

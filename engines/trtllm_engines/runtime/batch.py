@@ -54,6 +54,8 @@ class StepBatch:
     """[U, 3] (slot, index in the slot's block table, page) entries that became valid since the last step."""
     starts: tuple[SlotStart, ...] = ()
     """Sequences that take their slot in this step; applied before it runs."""
+    decode_tokens: IntArray | None = None
+    """[D] token that each decode sequence goes on from; None where the device has it from the step before, as outside pipelines."""
 
     @property
     def num_tokens(self) -> int:

@@ -9,16 +9,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
-from trtllm_engines.compiler.plan import Op, Plan
-from trtllm_engines.runtime.batch import StepBatch, StepOutput
-from trtllm_engines.runtime.group import RankGroup
+from trtllm_engines.compiler.plan import HIDDEN, NEXT_HIDDEN, Op, Plan
+from trtllm_engines.runtime.batch import IntArray, StepBatch, StepOutput
+from trtllm_engines.runtime.group import RankGroup, StageLink
 from trtllm_engines.runtime.inputs import StepSizes
 from trtllm_engines.runtime.observer import NOBODY, StepObserver, op_groups
 from trtllm_engines.runtime.rank import CacheSize, RankMemory
 from trtllm_engines.runtime.sampler import collect_logprobs
 from trtllm_kernels.references import OPS
+
+NO_TOKENS: IntArray = np.empty(0, np.int32)
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,8 @@ class CpuHandle:
 class CpuRunner:
     """`tensors` holds the plan's weights and constants. `outputs` are the last step's results by name: logits and marked values.
 
-    The KV cache takes `kv_cache_fraction` of the free memory, unless `num_pages` says how much.
+    The KV cache takes `kv_cache_fraction` of the free memory, unless `num_pages` says how much. `link`: of a pipeline's stage, which gives
+    tokens only if it is the last.
     """
 
     def __init__(
@@ -46,11 +50,13 @@ class CpuRunner:
         *,
         kv_cache_fraction: float = 0.9,
         group: RankGroup | None = None,
+        link: StageLink | None = None,
     ) -> None:
         self.plan = plan
         self.memory = RankMemory(plan, "cpu", tensors, CacheSize(kv_cache_fraction, num_pages), group)
         self.num_pages, self.state = self.memory.num_pages, self.memory.state
         self.outputs: dict[str, torch.Tensor] = {}
+        self._link = link
         self._calls = [(op, OPS[op.op].overload, dict(op.attrs)) for op in plan.ops]
         self._last_use = _last_uses(plan)
         self.observe(NOBODY)
@@ -67,7 +73,14 @@ class CpuRunner:
         state = self.state
         plan = state.start(batch)
         sizes = state.upload(batch)
+        if HIDDEN in state.tensors:
+            assert self._link is not None
+            self._link.receive(state.tensors[HIDDEN][: sizes.num_tokens])
         self.outputs = self.forward(sizes)
+        if not self.plan.is_last_stage:
+            assert self._link is not None
+            self._link.send(self.outputs[NEXT_HIDDEN])
+            return CpuHandle(StepOutput(NO_TOKENS))
         logprobs: tuple[torch.Tensor, ...] = ()
         if plan.by_sampler:
             self._observer.sample_begins(plan.count)

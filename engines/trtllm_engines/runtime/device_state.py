@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from trtllm_engines.compiler.plan import RING_SLOTS, STEP_INPUTS, Plan, step_input_specs
+from trtllm_engines.compiler.plan import HIDDEN, STEP_INPUTS, Plan
 from trtllm_engines.errors import EngineError
 from trtllm_engines.runtime.batch import StepBatch
 from trtllm_engines.runtime.inputs import StepInputs, StepSizes
@@ -23,9 +23,9 @@ from trtllm_kernels.references.sampling import EMPTY
 
 
 def page_bytes(plan: Plan) -> int:
-    """Memory of one page across all layers."""
+    """Memory of one page across all layers of a rank."""
     config = plan.config
-    per_token = config.num_layers * 2 * plan.kv_heads * config.head_dim
+    per_token = plan.stage.num_layers * 2 * plan.kv_heads * config.head_dim
     return bytes_of(per_token * plan.profile.page_size, plan.kv_dtype)
 
 
@@ -48,13 +48,13 @@ class DeviceState:
         profile, config = plan.profile, plan.config
         self.device = torch.device(device)
         slots = profile.max_batch_size + 1
-        cache = (config.num_layers, num_pages, 2, plan.kv_heads, profile.page_size, config.head_dim)
+        cache = (plan.stage.num_layers, num_pages, 2, plan.kv_heads, profile.page_size, config.head_dim)
         self.kv_cache = torch.zeros(cache, dtype=DTYPES[plan.kv_dtype], device=self.device)
         self.block_table = torch.zeros((slots, profile.max_pages_per_seq), dtype=torch.int32, device=self.device)
         self.last_tokens = torch.zeros(slots, dtype=torch.int32, device=self.device)
-        self.token_ring = torch.zeros((RING_SLOTS, slots - 1), dtype=torch.int32, pin_memory=self.device.type == "cuda")
+        self.token_ring = torch.zeros((plan.parallel.ring_slots, slots - 1), dtype=torch.int32, pin_memory=self.device.type == "cuda")
         """Where the device leaves a step's tokens for the host: no copy back, which would have to be waited for and launched."""
-        self.inputs = StepInputs(profile, self.device)
+        self.inputs = StepInputs(profile, self.device, plan.parallel.ring_slots)
         self.sampler = Sampler(slots, profile.max_seq_len, self.device)
         self.tensors = {
             "kv_cache": self.kv_cache,
@@ -66,7 +66,10 @@ class DeviceState:
             **({} if group is None else {"group": group}),
         }
         """Every step input of the plan, at full capacity."""
-        self._specs = step_input_specs(config, profile, plan.kv_dtype, plan.parallel)
+        self._specs = plan.step_inputs
+        if HIDDEN in self._specs:
+            hidden = (profile.max_num_tokens, config.hidden_size)
+            self.tensors[HIDDEN] = torch.zeros(hidden, dtype=DTYPES[self._specs[HIDDEN].dtype], device=self.device)
 
     def of_step(self, symbols: Mapping[str, int]) -> dict[str, torch.Tensor]:
         """The step inputs of the plan, cut to a step's sizes."""

@@ -8,6 +8,7 @@ the runner's failure ends all, and says so to each.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import secrets
 import threading
@@ -59,7 +60,7 @@ class EngineLoop:
         self._runner = runner
         self._vocab_size = vocab_size
         self._eos_ids = tuple(eos_ids)
-        self._depth = 1 if overlap else 0
+        self._depth = config.stages - 1 if config.stages > 1 else int(overlap)
         self._detokenizer = detokenizer
         self._detokenizers: dict[int, Detokenizer] = {}
         self._clock = clock
@@ -111,6 +112,10 @@ class EngineLoop:
             return request
         request.prompt = tokens.astype(np.int32)
         self._incoming.append(request)
+        if self._broken is not None:  # meanwhile: `_break` ends what it finds in the queue, and nobody else looks there
+            with contextlib.suppress(ValueError):
+                self._incoming.remove(request)
+                self._close(request, "error", self._broken)
         self._wake.set()
         return request
 
@@ -163,11 +168,17 @@ class EngineLoop:
     # --- the loop's thread ---
 
     @property
+    def broken(self) -> str | None:
+        """Why no request is taken any more, when the runner has failed."""
+        return self._broken
+
+    @property
     def idle(self) -> bool:
         return not (self._incoming or self._cancelled or self._flights) and self.scheduler.idle
 
     def step(self) -> list[Request]:
-        """Launches one step and takes in the one before (without overlap: the same); returns the requests that finished."""
+        """Launches one step and takes in the one before (without overlap: the same; in a pipeline: the oldest, once each stage has one);
+        returns the requests that finished."""
         self._finished = []
         self._observer.step_begins(self.scheduler.pool.used)
         try:

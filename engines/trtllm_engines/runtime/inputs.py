@@ -43,7 +43,7 @@ class StepSizes:
 class StepInputs:
     """`tensors` names device views of full capacity; the step's own lengths are in `StepSizes`."""
 
-    def __init__(self, profile: Profile, device: torch.device | str) -> None:
+    def __init__(self, profile: Profile, device: torch.device | str, ring_slots: int = RING_SLOTS) -> None:
         self.device = torch.device(device)
         self._profile = profile
         self.padding_slot = profile.max_batch_size
@@ -69,7 +69,7 @@ class StepInputs:
             end += -(-nbytes // 16) * 16
         self._tokens_at = offsets["context_tokens"][0]
         on_gpu = self.device.type == "cuda"
-        buffers = [torch.zeros(end, dtype=torch.uint8, pin_memory=on_gpu) for _ in range(RING_SLOTS)]
+        buffers = [torch.zeros(end, dtype=torch.uint8, pin_memory=on_gpu) for _ in range(ring_slots)]
         self._device = torch.zeros(end, dtype=torch.uint8, device=self.device)
         self._host_buffers = buffers
         self._hosts = [{n: _shaped(n, b.numpy()[lo:hi].view(dtype)) for n, (lo, hi, dtype) in offsets.items()} for b in buffers]
@@ -84,7 +84,7 @@ class StepInputs:
     def upload(self, batch: StepBatch, sampling_words: IntArray, padded_seqs: int | None = None) -> StepSizes:
         """Packs and copies one step. sampling_words [max_batch_size + 1, 3] holds each slot's temperature and seed, with which the plan's
         `sampling_words` begin. `padded_seqs` fills a decode-only step up to a CUDA graph's batch size."""
-        self.ring_slot = (self.ring_slot + 1) % RING_SLOTS
+        self.ring_slot = (self.ring_slot + 1) % len(self._hosts)
         host = self._hosts[self.ring_slot]
         pad = 0 if padded_seqs is None else padded_seqs - batch.num_seqs
         sizes = self._pack(host, batch, sampling_words, pad)
@@ -98,7 +98,7 @@ class StepInputs:
         tokens = batch.num_tokens
         host["seq_slots"][:seqs] = batch.slots
         host["kv_lens"][:seqs] = batch.kv_lens
-        host["context_tokens"][:decodes] = -1
+        host["context_tokens"][:decodes] = -1 if batch.decode_tokens is None else batch.decode_tokens
         if seqs == decodes:
             host["query_start"][: seqs + pad + 1] = self._iota[: seqs + pad + 1]
             host["logit_rows"][: seqs + pad] = self._iota[: seqs + pad]

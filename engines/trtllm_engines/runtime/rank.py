@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from trtllm_engines.engine.folder import Engine
     from trtllm_engines.runtime.cpu import CpuRunner
     from trtllm_engines.runtime.cuda import CudaRunner
-    from trtllm_engines.runtime.group import RankGroup
+    from trtllm_engines.runtime.group import RankGroup, StageLink
 
 CPU_CACHE_BYTES = 4 << 30
 """Most memory the KV cache takes on a CPU."""
@@ -92,6 +92,7 @@ def start_rank(
     max_graph_batch: int,
     captured: Callable[[int, int], None] | None = None,
     group: RankGroup | None = None,
+    link: StageLink | None = None,
 ) -> CpuRunner | CudaRunner:
     """Loads this rank's weights onto its device and makes it ready to run steps; its CUDA graphs are captured ahead.
 
@@ -101,7 +102,8 @@ def start_rank(
     if engine.arch == "cpu":
         from trtllm_engines.runtime.cpu import CpuRunner
 
-        return CpuRunner(engine.plan, engine.tensors("cpu", rank), cache.num_pages, kv_cache_fraction=cache.fraction, group=group)
+        tensors = engine.tensors("cpu", rank)
+        return CpuRunner(engine.plan, tensors, cache.num_pages, kv_cache_fraction=cache.fraction, group=group, link=link)
     from trtllm_engines.runtime.cuda import CudaRunner
 
     runner = CudaRunner(

@@ -1,4 +1,4 @@
-"""One rank's process: loads its part of an engine, then runs the steps it is sent. Started by torchrun (`rank_processes`).
+"""One rank's process: loads its part of an engine, then runs the steps it is sent. Started by `rank_processes`, several by torchrun.
 
 Steps stay one ahead of the device: the next is launched before the tokens of the one before are waited for.
 """
@@ -19,7 +19,7 @@ from trtllm_engines.engine.fingerprint import CPU, detect_target
 from trtllm_engines.engine.folder import load_engine
 from trtllm_engines.runtime import wire
 from trtllm_engines.runtime.batch import StepHandle
-from trtllm_engines.runtime.group import ProcessGroup
+from trtllm_engines.runtime.group import ProcessGroup, ProcessLink
 from trtllm_engines.runtime.rank import CacheSize, start_rank
 from trtllm_engines.runtime.step_ring import StepRing
 
@@ -28,6 +28,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m trtllm_engines.runtime.rank_main")
     parser.add_argument("engine", type=Path)
     parser.add_argument("arch")
+    parser.add_argument("--tp", type=int, required=True, help="ranks of a stage; as many follow as there are processes")
+    parser.add_argument("--first-gpu", type=int, default=0, help="index of the first rank's GPU among those visible")
     parser.add_argument("--ring", required=True)
     parser.add_argument("--message-bytes", type=int, required=True)
     parser.add_argument("--answer-bytes", type=int, required=True)
@@ -39,37 +41,43 @@ def main() -> None:
     ring = StepRing.attach(options.ring, size, options.message_bytes, options.answer_bytes)
     ring.enter(rank, os.getpid())
     try:
-        _run(options, rank, ring)
+        _run(options, rank, size, ring)
     except BaseException as error:
         ring.fail(rank, f"{type(error).__name__}: {' '.join(str(error).split())}")
         raise
 
 
-def _run(options: argparse.Namespace, rank: int, ring: StepRing) -> None:
+def _run(options: argparse.Namespace, rank: int, size: int, ring: StepRing) -> None:
     on_gpu = options.arch != CPU
+    gpu = options.first_gpu + int(os.environ["LOCAL_RANK"])
     if on_gpu:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("gloo")
-    group = ProcessGroup(torch.device("cuda" if on_gpu else "cpu"))
-    engine = load_engine(options.engine, detect_target() if on_gpu else None)
+        torch.cuda.set_device(gpu)
+    if size > 1:
+        dist.init_process_group("gloo")
+    tp, stages = options.tp, size // options.tp
+    group = ProcessGroup(torch.device("cuda" if on_gpu else "cpu"), tp) if size > 1 else None
+    engine = load_engine(options.engine, detect_target(gpu) if on_gpu else None, stage=rank // tp)
     runner = start_rank(
         engine,
         CacheSize(options.kv_cache_fraction, options.num_pages),
         cuda_graphs=options.max_graph_batch > 0,
         max_graph_batch=max(1, options.max_graph_batch),
         group=group,
+        link=ProcessLink(tp) if stages > 1 else None,
     )
-    dist.barrier()
+    answers = rank == (stages - 1) * tp
+    if size > 1:
+        dist.barrier()
     ring.ready(rank, runner.num_pages)
     flights: deque[tuple[int, StepHandle]] = deque()
     number = 0
 
     def land(all_of_them: bool = False) -> None:
-        """Answers steps that are done; the first rank alone is listened to."""
+        """Answers steps that are done; the first rank of the last stage alone is listened to."""
         while flights and (all_of_them or flights[0][1].done()):
             landed, handle = flights.popleft()
             output = handle.result()
-            if rank == 0:
+            if answers:
                 ring.reply(landed, wire.encode_output(output))
 
     parent = os.getppid()
@@ -77,7 +85,7 @@ def _run(options: argparse.Namespace, rank: int, ring: StepRing) -> None:
     def wait() -> None:
         land()
         if os.getppid() != parent:
-            sys.exit("torchrun is gone")
+            sys.exit("the process that started this rank is gone")
 
     while (message := ring.receive(rank, wait)) is not None:
         flights.append((number, runner.launch(wire.decode(message))))
@@ -87,7 +95,8 @@ def _run(options: argparse.Namespace, rank: int, ring: StepRing) -> None:
             land()
             time.sleep(20e-6)
     land(all_of_them=True)
-    dist.destroy_process_group()
+    if size > 1:
+        dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""The ranks of an engine as processes under torchrun: one a GPU, driven by the process that schedules.
+"""The ranks of an engine as processes: one a GPU, driven by the process that schedules.
 
 That process has no CUDA context of its own. It sends each step once, through shared memory (`step_ring`), to all ranks, and takes the
-tokens that the first one leaves there; what ranks exchange among themselves is in the plan's ops. torchrun starts them, and ends the
-others when one dies. A rank that hangs would be noticed by nobody, since the others wait for it on the device: so the controller gives
-every step a time.
+tokens that the first one of the last stage leaves there; what ranks exchange among themselves is in the plan's ops. torchrun starts
+several, and ends the others when one dies; a single one, as a replica of an engine of one GPU is, needs nobody beside it. A rank that hangs
+would be noticed by nobody, since the others wait for it on the device: so the controller gives every step a time.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from trtllm_engines.runtime import wire
 from trtllm_engines.runtime.batch import StepBatch, StepOutput
 from trtllm_engines.runtime.observer import StepObserver
 from trtllm_engines.runtime.rank import CacheSize
-from trtllm_engines.runtime.step_ring import FAILED, READY, StepRing
+from trtllm_engines.runtime.step_ring import FAILED, READY, SLOTS, StepRing
 
 STEP_S = 10.0
 """Most time between a step's launch and its tokens, or the tokens of the step before it. The largest step of a 70B takes under a second."""
@@ -68,19 +68,28 @@ class RankProcesses:
         max_graph_batch: int,
         step_s: float = STEP_S,
         waiting: Callable[[float], None] | None = None,
+        first_gpu: int = 0,
     ) -> None:
-        """`folder`: the engine's. `step_s`: seconds a step may take. `waiting` is told the seconds the ranks have been starting for."""
+        """`folder`: the engine's. `step_s`: seconds a step may take. `waiting` is told the seconds the ranks have been starting for.
+        `first_gpu`: index of the first rank's GPU among those visible; the others follow it."""
         self.plan, self._step_s = plan, step_s
         count = plan.parallel.ranks
+        if plan.parallel.pp > SLOTS:
+            raise EngineError(f"{folder} has {plan.parallel.pp} pipeline stages and at most {SLOTS} can have a step; use a smaller --pp")
         message_bytes, answer_bytes = wire.most_bytes(plan.profile)
         self.ring = StepRing.create(count, message_bytes, answer_bytes)
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 (kept as long as the processes)
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), "--no-python"]
-        command += [sys.executable, "-m", "trtllm_engines.runtime.rank_main", str(folder), arch]
+        command = [sys.executable, "-m", "trtllm_engines.runtime.rank_main", str(folder), arch]
+        command += ["--tp", str(plan.parallel.tp), "--first-gpu", str(first_gpu)]
         command += ["--ring", self.ring.name, "--message-bytes", str(message_bytes), "--answer-bytes", str(answer_bytes)]
         command += ["--kv-cache-fraction", str(cache.fraction), "--max-graph-batch", str(max_graph_batch if cuda_graphs else 0)]
         command += [] if cache.num_pages is None else ["--num-pages", str(cache.num_pages)]
         environment = {"OMP_NUM_THREADS": "1", **os.environ, **ENVIRONMENT, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        if count == 1:
+            environment |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+        else:
+            launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), "--no-python"]
+            command = launcher + command
         self._agent = subprocess.Popen(
             command, env=environment, stdout=self._log, stderr=self._log, stdin=subprocess.DEVNULL, start_new_session=True
         )
@@ -130,7 +139,7 @@ class RankProcesses:
             raise EngineError(f"the process of rank {gone[0]} ended without a word, as when it is killed; {self._last_words()}")
         if failed:
             raise EngineError(f"rank {failed[0]} failed: {self.ring.reason(failed[0])[:300]}")
-        raise EngineError(f"the ranks' processes ended (torchrun exit code {ended}); {self._last_words()}")
+        raise EngineError(f"the ranks' processes ended (exit code {ended}); {self._last_words()}")
 
     def _last_words(self) -> str:
         """Of the processes' output, the last line that says something."""

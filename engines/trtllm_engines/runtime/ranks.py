@@ -28,11 +28,19 @@ class Ranks(StepRunner, Protocol):
 
 
 def start_ranks(
-    engine: Engine, cache: CacheSize, *, cuda_graphs: bool, max_graph_batch: int, progress: Callable[[str, int, int], None]
+    engine: Engine,
+    cache: CacheSize,
+    *,
+    cuda_graphs: bool,
+    max_graph_batch: int,
+    progress: Callable[[str, int, int], None],
+    replica: int | None = None,
 ) -> Ranks:
-    """`progress` is told (stage, done, of how many). Raises `EngineError`, also for more ranks than there are GPUs."""
+    """`progress` is told (stage, done, of how many). `replica`: which copy of the engine this is, where several run side by side; its ranks
+    are processes then, on the GPUs after those of the copies before it. Raises `EngineError`, also for more ranks than there are GPUs."""
     count = engine.plan.parallel.ranks
-    if count == 1:
+    first_gpu = count * (replica or 0)
+    if count == 1 and replica is None:
         return start_rank(
             engine,
             cache,
@@ -40,13 +48,25 @@ def start_ranks(
             max_graph_batch=max_graph_batch,
             captured=lambda done, total: progress("graphs", done, total),
         )
-    if engine.arch != CPU and (here := torch.cuda.device_count()) < count:
+    if engine.arch != CPU and engine.plan.parallel.pp > 1:
         raise EngineError(
-            f"{engine.path} runs on {count} GPUs and this machine has {here}; build it with a smaller --tp, or run it elsewhere"
+            f"{engine.path} has {engine.plan.parallel.pp} pipeline stages, which run on CPUs only yet; build it with --tp instead"
         )
+    if engine.arch != CPU and (here := torch.cuda.device_count()) < first_gpu + count:
+        what = f"{engine.path} runs on {count} GPUs" if replica is None else f"replica {replica + 1} of {engine.path} needs GPU {first_gpu}"
+        more = "build it with a smaller --tp, or run it elsewhere" if replica is None else "ask for fewer --replicas"
+        raise EngineError(f"{what} and this machine has {here}; {more}")
     from trtllm_engines.runtime.rank_processes import RankProcesses
 
     progress("ranks", 0, count)
-    ranks = RankProcesses(engine.path, engine.plan, engine.arch, cache, cuda_graphs=cuda_graphs, max_graph_batch=max_graph_batch)
+    ranks = RankProcesses(
+        engine.path,
+        engine.plan,
+        engine.arch,
+        cache,
+        cuda_graphs=cuda_graphs,
+        max_graph_batch=max_graph_batch,
+        first_gpu=first_gpu,
+    )
     progress("ranks", count, count)
     return ranks

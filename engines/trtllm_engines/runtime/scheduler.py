@@ -12,6 +12,8 @@ than be cut, since attention over a cached past costs more than over fresh rows 
 The host runs ahead of the device: `schedule` builds step n + 1 before step n's tokens are known. A sequence that reaches its length is
 known to end and is not scheduled again; one that ends by a stop token is in one step too many, whose token `receive` drops. Slot and pages
 are released when the last launched step that contains them has come back, so nothing in flight can write a page that has a new owner.
+In a pipeline (`stages`) a step takes a share of the sequences, so that each stage has one: a sequence goes on once its token has come back
+from the last stage, while chunks of one prompt follow each other at once.
 A decode step touches whole vectors only: Python per request runs when one is admitted, preempted or finished. (One Python object per
 sequence and step, as is usual, costs more at 2,048 sequences than a step of a small model takes on the device.)
 """
@@ -45,11 +47,13 @@ class SchedulerConfig:
     page_size: int
     num_pages: int
     policy: Policy = "guaranteed_no_evict"
+    stages: int = 1
+    """Of a pipeline: so many steps are in flight, and a sequence decodes in one of them at a time."""
 
     def __post_init__(self) -> None:
         if self.policy not in POLICIES:
             raise EngineError(f"unknown batching policy {self.policy!r}; choose one of {', '.join(POLICIES)}")
-        for name in ("max_batch_size", "max_num_tokens", "max_seq_len", "page_size"):
+        for name in ("max_batch_size", "max_num_tokens", "max_seq_len", "page_size", "stages"):
             if getattr(self, name) < 1:
                 raise EngineError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.max_num_tokens < self.max_batch_size:
@@ -129,7 +133,7 @@ class Scheduler:
         starts: list[SlotStart] = []
         static = self.config.policy == "static_batch"
         batch_is_empty = self.num_running == 0
-        decodes = self._decoding
+        decodes = self._decoding if self.config.stages == 1 else self._next_flight()
         if static and self._prefilling:
             decodes = decodes[:0]
         decodes = self._grant_pages(decodes, updates)
@@ -140,6 +144,15 @@ class Scheduler:
         if len(decodes) == 0 and not self._prefilling:
             return None
         return self._pack(step, decodes, updates, starts)
+
+    def _next_flight(self) -> SlotArray:
+        """The sequences to decode in a pipeline's next step: an equal share of all, of those that no step in flight has those that waited
+        longest. Their tokens are on the host, from which the first stage takes them."""
+        last_step = self.slots.last_step.take(self._decoding)
+        ready = np.flatnonzero(last_step <= self._returned)
+        share = -(-self.num_running // self.config.stages)
+        chosen = ready[np.argsort(last_step[ready], kind="stable")[:share]]
+        return self._decoding[np.sort(chosen)]
 
     def _unfinished_context(self) -> int:
         slots = self.slots
@@ -243,12 +256,14 @@ class Scheduler:
             kv_lens = slots.computed.take(running) + query_lens
             sampled = kv_lens >= slots.context_len.take(running)
             context_tokens = np.concatenate(pieces)
+        last = None if self.config.stages == 1 else slots.tokens.reshape(-1)[slots.cursor.take(decodes) - 1]
         slots.computed[running] = kv_lens
         slots.launched[running] = slots.launched.take(running) + sampled
         slots.last_step[running] = step
         self._advance(len(decodes), running, sampled)
         page_updates = np.concatenate(updates) if updates else NO_PAGES
-        return StepBatch(running.astype(np.int32), query_lens, kv_lens, len(decodes), context_tokens, sampled, page_updates, tuple(starts))
+        slots_of_rows = running.astype(np.int32)
+        return StepBatch(slots_of_rows, query_lens, kv_lens, len(decodes), context_tokens, sampled, page_updates, tuple(starts), last)
 
     def _advance(self, num_decodes: int, running: SlotArray, sampled: npt.NDArray[np.bool_]) -> None:
         """Sequences whose prompt is done start to decode; those whose last token is launched stop."""

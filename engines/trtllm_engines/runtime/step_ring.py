@@ -156,8 +156,7 @@ def _poll(done: Callable[[], bool], wait: Callable[[], None]) -> None:
     began = time.perf_counter()
     while not done():
         wait()
-        if time.perf_counter() - began > _SPIN_S:
-            time.sleep(50e-6)
+        time.sleep(50e-6 if time.perf_counter() - began > _SPIN_S else 0)  # 0 lets other threads run: those of other replicas
 
 
 def _leave_to_its_owner(memory: shared_memory.SharedMemory) -> None:

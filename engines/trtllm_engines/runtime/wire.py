@@ -3,6 +3,7 @@
     header     nine little-endian int32: magic, R, D, T - D, U, starts, words of JSON, words of tokens, and the number of bytes in all
     arrays     int32: slots [R], kv_lens [R], query_lens [R - D], sampled [R - D], context_tokens [T - D], page_updates [U, 3]
     starts     JSON, filled up to whole words with blanks, then their prompts and outputs as int32
+    last       int32: decode_tokens [D], where there are any; the number of bytes says so
 
 Decode sequences have one token each and are all sampled, so their rows of `query_lens` and `sampled` are not sent. Sequences that take a
 slot are few in a step; of their sampling parameters only those that are not the defaults are sent. A decode step of 2,048 sequences is 17
@@ -39,7 +40,8 @@ def encode(batch: StepBatch) -> bytes:
     prefix, tokens = _encode_starts(batch.starts)
     context = batch.num_seqs - decodes
     counts = (batch.num_seqs, decodes, len(batch.context_tokens), len(batch.page_updates))
-    words = 2 * counts[0] + 2 * context + counts[2] + 3 * counts[3] + len(prefix) // 4 + sum(map(len, tokens))
+    last = () if batch.decode_tokens is None else (batch.decode_tokens,)
+    words = 2 * counts[0] + 2 * context + counts[2] + 3 * counts[3] + len(prefix) // 4 + sum(map(len, (*tokens, *last)))
     header = _HEADER.pack(MAGIC, *counts, len(batch.starts), len(prefix) // 4, sum(map(len, tokens)), _HEADER.size + 4 * words)
     arrays = (
         batch.slots,
@@ -49,7 +51,7 @@ def encode(batch: StepBatch) -> bytes:
         batch.context_tokens,
         batch.page_updates,
     )
-    return b"".join((header, *(_int32(array) for array in arrays), prefix, *(_int32(array) for array in tokens)))
+    return b"".join((header, *(_int32(array) for array in arrays), prefix, *(_int32(array) for array in (*tokens, *last))))
 
 
 def decode(data: bytes | bytearray | memoryview) -> StepBatch:
@@ -63,8 +65,8 @@ def decode(data: bytes | bytearray | memoryview) -> StepBatch:
         raise EngineError(f"a step message has {len(data)} bytes and says that it has {size}")
     words = np.frombuffer(data, "<i4", offset=_HEADER.size).astype(np.int32)
     ends = list(itertools.accumulate((seqs, seqs, seqs - decodes, seqs - decodes, tokens, 3 * updates, json_words, start_tokens)))
-    parts = [words[begin:end] for begin, end in zip((0, *ends), ends, strict=False)]
-    slots, kv_lens, query_lens, sampled, context_tokens, page_updates, prefix, history = parts
+    parts = [words[begin:end] for begin, end in zip((0, *ends), (*ends, len(words)), strict=True)]
+    slots, kv_lens, query_lens, sampled, context_tokens, page_updates, prefix, history, last = parts
     return StepBatch(
         slots=slots,
         query_lens=np.concatenate((np.ones(decodes, np.int32), query_lens)),
@@ -74,6 +76,7 @@ def decode(data: bytes | bytearray | memoryview) -> StepBatch:
         sampled=np.concatenate((np.ones(decodes, np.bool_), sampled.astype(np.bool_))),
         page_updates=page_updates.reshape(updates, 3),
         starts=_decode_starts(prefix, history) if starts else (),
+        decode_tokens=last if len(last) else None,
     )
 
 
@@ -148,5 +151,5 @@ def most_bytes(profile: Profile) -> tuple[int, int]:
     sequences, tokens = profile.max_batch_size, profile.max_num_tokens
     history = sequences * profile.max_seq_len
     pages = sequences * profile.max_pages_per_seq
-    step = _HEADER.size + 4 * (4 * sequences + tokens + 3 * pages + history) + sequences * _START_BYTES
+    step = _HEADER.size + 4 * (5 * sequences + tokens + 3 * pages + history) + sequences * _START_BYTES
     return step, _OUTPUT.size + sequences * (4 + _LOGPROBS_BYTES)

@@ -32,7 +32,7 @@ MEANINGS: Mapping[str, str] = {
     "kv_dtype": "type of the KV cache",
     "tp": "tensor-parallel GPUs",
     "pp": "pipeline stages",
-    "replicas": "copies of the engine, each on GPUs of its own",
+    "replicas": "copies of the engine, each on GPUs of its own, with max_batch_size sequences and a KV cache of its own",
     "num_requests": "requests sent",
     "request_rate": "requests/s of an open loop; 0: closed loop or all at once",
     "workload": "name of the workload",

@@ -1,6 +1,7 @@
 """The compiler's middle: an ordered list of passes, each one file, with the verifier between every two.
 
-Order matters and is this: sharding sees single projections, so it will come before merging; quantization comes after merging, so that a
+Order matters and is this: a pipeline is cut first, while every op is one layer's; sharding sees single projections, so it comes before
+merging; quantization comes after merging, so that a
 merged product is quantized once, and after the fusions whose results it is pushed into; the product of gate and up is fused after that,
 carrying the quantization with it. The residual goes into products, and sampling into the last one, at the end: what is a plain product
 is known only then.
@@ -25,12 +26,14 @@ from trtllm_engines.compiler.passes import (
     push_quantize,
     quantize,
     shard,
+    stage,
 )
 from trtllm_engines.compiler.verify import verify
 
 Pass = Callable[[ModelGraph], None]
 
 PASSES: Mapping[str, Pass] = {
+    "stage": stage.apply,
     "shard": shard.apply,
     "merge_qkv": merge_qkv.apply,
     "merge_gate_up": merge_gate_up.apply,

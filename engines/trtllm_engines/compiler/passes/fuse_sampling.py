@@ -15,6 +15,8 @@ STEP = ("sampling_words", "sample_slots", "ring_slot", "argmax_scratch", "last_t
 
 
 def apply(graph: ModelGraph) -> None:
+    if graph.stage.index < graph.layout.pp - 1:
+        return
     output = next(node for node in graph.fx.nodes if node.op == "output")
     head = output.args[0]
     if op_name(head) != "linear" or any(argument is not None for argument in head.args[3:]):

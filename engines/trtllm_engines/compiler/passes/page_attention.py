@@ -82,7 +82,7 @@ RULES = tuple(
 def _insert_prepare_step(graph: ModelGraph) -> None:
     dense = {node.name: node for node in graph.fx.nodes if node.op == "placeholder"}
     first_op = next(node for node in graph.fx.nodes if node.op != "placeholder")
-    inputs = dict(step_input_specs(graph.config, graph.profile, graph.dtype, graph.layout))
+    inputs = dict(step_input_specs(graph.config, graph.profile, graph.dtype, graph.layout, graph.stage, graph.dtype))
     step = {name: dense[name] for name in inputs if name in dense}
     with graph.fx.inserting_before(first_op):
         for name in inputs:
@@ -91,6 +91,9 @@ def _insert_prepare_step(graph: ModelGraph) -> None:
         arguments = [step[n] for n in ("context_tokens", "seq_slots", "query_start", "kv_lens", "last_tokens", "block_table")]
         prepare = call(graph.fx, "prepare_step", *arguments, graph.profile.page_size, label="prepare_step")
         for index, name in enumerate(PREPARED):
+            if name in dense and not dense[name].users:  # the token ids, in a pipeline stage after the first
+                graph.fx.erase_node(dense[name])
+                continue
             node = item(graph.fx, prepare, index, name)
             if name in dense:
                 dense[name].replace_all_uses_with(node)
