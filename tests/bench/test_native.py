@@ -218,8 +218,8 @@ def test_a_full_disk_is_one_sentence(capsys: pytest.CaptureFixture[str], tmp_pat
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    said = refused(capsys, "sweep", "--target", "null", "--batch-size", 1, "--out", tmp_path / "o")
-    assert "No space left on device" in said
+    said = refused(capsys, "sweep", "--target", "null", "--batch-size", 1, "--out", tmp_path / "o", code=1)
+    assert "No space left on device; free some space" in said
 
 
 def test_text_for_an_engine_without_a_tokenizer(capsys: pytest.CaptureFixture[str], engine: Path) -> None:

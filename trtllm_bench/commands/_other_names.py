@@ -150,12 +150,6 @@ FOREIGN = (
         values=0,
     ),
     Foreign(("--trust-remote-code",), ("build",), note="has no effect: no code of a checkpoint is ever run"),
-    Foreign(
-        ("--pp-size", "-pp", "--pp"),
-        ("build",),
-        "above 1 is not built: give --tp instead",
-        harmless=("1",),
-    ),
     Foreign(("--dataset",), ("build",), "is not read for sizes; give --max-seq-len, --max-batch-size and --max-num-tokens"),
     Foreign(("--log-level",), ("",), note="has no effect; --debug shows where an error comes from"),
     Foreign(("--revision",), ("",), "names a version on a hub; give --model a local folder with that version"),

@@ -246,7 +246,12 @@ def merge(
 
 @app.command("clean")
 def clean(store: Annotated[Path, typer.Argument(help="Store folder.")]) -> None:
-    """Remove what killed runs left: temporary files, and per-request tables without a row."""
+    """Remove what killed runs left: temporary files, and per-request tables without a row.
+
+    Examples:
+      trtllm-bench results clean runs/a
+      trtllm-bench results clean ~/measurements/h200
+    """
     from trtllm_results.store.table import Store
 
     removed = Store(store, create=store.is_dir()).clean()
