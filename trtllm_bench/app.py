@@ -87,7 +87,7 @@ class CommandFolder(MutableMapping[str, Any]):
 
 
 def _name_type(param: Any) -> None:
-    """The type of one value: `<int>`, and not `<int range>` or `<list[str]>`. Typer before 0.29 writes it in another way, and is left to it."""
+    """The type of one value: `<int>`, not `<int range>` or `<list[str]>`. Typer before 0.29 has other words, and keeps them."""
     if (shown := getattr(param, "display_type", None)) is not None:
         param.display_type = lambda context: re.sub(r"list\[(.*)\]| range", r"\1", shown(context))
 
