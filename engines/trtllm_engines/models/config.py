@@ -15,9 +15,24 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from trtllm_engines.documents import is_finite, read_object, read_object_if_there, shown
 from trtllm_engines.errors import EngineError
 from trtllm_engines.models import families
 from trtllm_engines.models.fields import Fields
+
+MOST_TOKEN_ID = 2**31 - 1
+MOST_POSITIONS = 2**30
+MOST_SIZES: Mapping[str, int] = {
+    "hidden_size": 2**20,
+    "num_layers": 4096,
+    "num_heads": 2**16,
+    "num_kv_heads": 2**16,
+    "head_dim": 2**14,
+    "intermediate_size": 2**24,
+    "vocab_size": 2**24,
+    "max_position_embeddings": MOST_POSITIONS,
+}
+"""No model comes near these; what is beyond them is damage, and is refused before anything of such a size is allocated."""
 
 
 @dataclass(frozen=True)
@@ -100,13 +115,12 @@ def read_config(folder: Path) -> ModelConfig:
     """Reads `folder/config.json` (and end-of-sequence ids from `generation_config.json` when it lists more of them)."""
     path = folder / "config.json"
     config = config_from_hf(
-        _read_json(path, f"{folder} has no config.json; point at a Hugging Face model folder"), name=folder.resolve().name
+        read_object(path, f"{folder} has no config.json; point at a Hugging Face model folder"), name=folder.resolve().name
     )
     generation = folder / "generation_config.json"
-    if generation.is_file():
-        ids = token_ids(_read_json(generation, "").get("eos_token_id"))
-        config = replace(config, eos_token_ids=tuple(dict.fromkeys((*config.eos_token_ids, *ids))))
-    return config
+    ids = token_ids(Fields(read_object_if_there(generation), str(generation)), "eos_token_id")
+    _check_eos(ids, config.vocab_size, str(generation))
+    return replace(config, eos_token_ids=tuple(dict.fromkeys((*config.eos_token_ids, *ids))))
 
 
 def config_from_hf(raw: Mapping[str, Any], name: str) -> ModelConfig:
@@ -114,18 +128,18 @@ def config_from_hf(raw: Mapping[str, Any], name: str) -> ModelConfig:
     architecture = _architecture(raw, name)
     family = families.family_of(architecture)
     if family is None:
-        raise EngineError(f"{name}: architecture {architecture} is not supported; supported are {families.supported()}")
+        raise EngineError(f"{name}: architecture {architecture[:60]} is not supported; supported are {families.supported()}")
     model_type = family.architectures[architecture]
     if raw.get("model_type", model_type) != model_type:
         raise EngineError(
-            f"{name}: config.json: model_type is {raw['model_type']!r}, but architecture {architecture} goes with {model_type!r}; "
+            f"{name}: config.json: model_type is {shown(raw['model_type'])}, but architecture {architecture} goes with {model_type!r}; "
             f"one of the two is wrong"
         )
     fields = Fields(raw, f"{name}: config.json")
     with readable(fields, lambda key: f"{name}: config.json lacks {key!r}, which {architecture} needs"):
         config = family.parse(fields, architecture, name)
     fields.check_unread()
-    _validate(config)
+    check_sizes(config, fields.source)
     return config
 
 
@@ -136,26 +150,23 @@ def readable(fields: Fields, missing: Callable[[object], str]) -> Iterator[None]
         yield
     except KeyError as absent:
         raise EngineError(missing(absent.args[0])) from None
-    except (TypeError, ValueError, OverflowError) as wrong:
+    except (TypeError, ValueError, ArithmeticError) as wrong:
         if isinstance(wrong, EngineError):
             raise
-        raise EngineError(f"{fields.source} holds a value of the wrong type ({wrong})") from None
+        raise EngineError(f"{fields.source} holds a value of the wrong type ({' '.join(str(wrong).split())[:200]})") from None
 
 
 def _architecture(raw: Mapping[str, Any], name: str) -> str:
     """The first of `architectures`; without any, that of the `model_type`."""
-    architectures = raw.get("architectures") or []
-    if not isinstance(architectures, list):
-        raise EngineError(f"{name}: config.json: architectures is {architectures!r}; it must be a list of names")
-    if architectures:
-        return str(architectures[0])
-    return families.architecture_of(str(raw.get("model_type"))) or "(none)"
+    fields = Fields(raw, f"{name}: config.json")
+    architectures, model_type = fields.strings("architectures"), fields.text("model_type")
+    return architectures[0] if architectures else families.architecture_of(model_type) or "(none)"
 
 
 def partial_rotary_factor(fields: Fields, default: float = 1.0) -> float:
     """Share of a head's dimensions that a `config.json` says are rotated; transformers lets each architecture decide whether to heed it."""
-    outside = fields.get("partial_rotary_factor")
-    return float(_rope_fields(fields).get("partial_rotary_factor") or outside or default)
+    outside = fields.number("partial_rotary_factor", default, most=1.0)
+    return _rope_fields(fields).number("partial_rotary_factor", outside, most=1.0)
 
 
 def rope_from_hf(fields: Fields, rotary_dim: int) -> RopeConfig:
@@ -164,62 +175,82 @@ def rope_from_hf(fields: Fields, rotary_dim: int) -> RopeConfig:
     Raises `EngineError` for frequency scalings that `models/rope.py` has not, and where layers differ.
     """
     parameters = _rope_fields(fields)
-    outside = fields.get("rope_theta")
-    theta = float(parameters.get("rope_theta") or outside or 10000.0)
-    scaling = str(parameters.get("rope_type") or parameters.get("type") or "default")
+    theta = parameters.number("rope_theta", fields.number("rope_theta", 10000.0))
+    scaling = parameters.text("rope_type") or parameters.text("type") or "default"
     rope = RopeConfig(theta=theta, rotary_dim=rotary_dim, scaling=scaling)
     if scaling == "default":
         return rope
     if scaling == "linear":
-        return replace(rope, factor=float(parameters["factor"]))
+        return replace(rope, factor=parameters.number("factor"))
     if scaling == "llama3":
         return replace(
             rope,
-            factor=float(parameters["factor"]),
-            low_freq_factor=float(parameters["low_freq_factor"]),
-            high_freq_factor=float(parameters["high_freq_factor"]),
-            original_max_position=int(parameters["original_max_position_embeddings"]),
+            factor=parameters.number("factor"),
+            low_freq_factor=parameters.number("low_freq_factor"),
+            high_freq_factor=parameters.number("high_freq_factor"),
+            original_max_position=parameters.integer("original_max_position_embeddings", least=1, most=MOST_POSITIONS),
         )
-    raise EngineError(f"{fields.source}: rope scaling {scaling!r} is not supported; supported are default, linear and llama3")
+    raise EngineError(f"{fields.source}: rope scaling {shown(scaling)} is not supported; supported are default, linear and llama3")
 
 
-def _rope_fields(fields: Fields) -> Mapping[str, Any]:
-    old, new = fields.get("rope_scaling") or {}, fields.get("rope_parameters") or {}
-    if old and new and old != new:
+def _rope_fields(fields: Fields) -> Fields:
+    old, new = fields.section("rope_scaling"), fields.section("rope_parameters")
+    if old and new and dict(old) != dict(new):
         raise EngineError(f"{fields.source}: rope_scaling and rope_parameters are both given and differ; keep one of them")
-    parameters: Mapping[str, Any] = new or old
+    parameters = new or old
     nested = next((key for key, value in parameters.items() if isinstance(value, Mapping)), None)
     if nested is not None:
         raise EngineError(f"{fields.source}: rope_parameters differ by layer ({nested} has its own), which is not supported")
     return parameters
 
 
-def _validate(config: ModelConfig) -> None:
-    for size in ("hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_dim", "intermediate_size", "vocab_size"):
-        if getattr(config, size) < 1:
-            raise EngineError(f"{config.name}: {size} is {getattr(config, size)} in config.json but must be at least 1")
+def check_sizes(config: ModelConfig, source: str) -> None:
+    """Raises `EngineError` for a size that no model has, and for sizes that do not go together."""
+    for size, most in MOST_SIZES.items():
+        value = getattr(config, size)
+        if value < 1:
+            raise EngineError(f"{source}: {size} is {value} but must be at least 1")
+        if value > most:
+            raise EngineError(f"{source}: {size} is {value} but must be at most {most}")
+    for label, count in (("num_heads * head_dim", config.q_size), ("num_kv_heads * head_dim", config.kv_size)):
+        if count > MOST_SIZES["intermediate_size"]:
+            raise EngineError(f"{source}: {label} is {count} but must be at most {MOST_SIZES['intermediate_size']}")
     if config.num_heads % config.num_kv_heads:
         raise EngineError(
-            f"{config.name}: {config.num_heads} attention heads cannot be shared evenly among {config.num_kv_heads} key-value heads"
+            f"{source}: {config.num_heads} attention heads cannot be shared evenly among {config.num_kv_heads} key-value heads"
         )
-    if config.rope.rotary_dim % 2 or config.rope.rotary_dim > config.head_dim:
-        raise EngineError(f"{config.name}: rotary dimension {config.rope.rotary_dim} must be even and at most head_dim {config.head_dim}")
+    rope = config.rope
+    if not 0 < rope.rotary_dim <= config.head_dim or rope.rotary_dim % 2:
+        raise EngineError(f"{source}: rotary dimension {rope.rotary_dim} must be even and at most head_dim {config.head_dim}")
+    numbers = {"norm_eps": config.norm_eps, "rope theta": rope.theta, "rope factor": rope.factor}
+    numbers |= {"rope low_freq_factor": rope.low_freq_factor, "rope high_freq_factor": rope.high_freq_factor}
+    for label, number in [*numbers.items(), *(("rope_freqs", factor) for factor in rope.freq_factors)]:
+        if not is_finite(number) or number <= 0:
+            raise EngineError(f"{source}: {label} is {number}; it must be a positive number")
+    if rope.scaling == "llama3" and rope.high_freq_factor <= rope.low_freq_factor:
+        raise EngineError(
+            f"{source}: rope high_freq_factor is {rope.high_freq_factor:g}; it must be more than low_freq_factor {rope.low_freq_factor:g}"
+        )
+    _check_eos(config.eos_token_ids, config.vocab_size, source)
 
 
-def token_ids(value: Any) -> tuple[int, ...]:
-    """Of one id, a list of them, or none."""
+def _check_eos(ids: tuple[int, ...], vocab_size: int, source: str) -> None:
+    outside = next((one for one in ids if not 0 <= one < vocab_size), None)
+    if outside is not None:
+        raise EngineError(f"{source}: eos_token_id is {outside}; it must be a token of the vocabulary, 0 to {vocab_size - 1}")
+
+
+def token_ids(fields: Fields, key: str) -> tuple[int, ...]:
+    """Of one id, a list of them, or none. Raises `EngineError`."""
+    value = fields.get(key)
     if value is None:
         return ()
-    return tuple(int(v) for v in value) if isinstance(value, list) else (int(value),)
+    ids = value if isinstance(value, list | tuple) else [value]
+    if not all(isinstance(one, int) and not isinstance(one, bool) and 0 <= one <= MOST_TOKEN_ID for one in ids):
+        raise fields.wrong(key, "a token id or a list of them")
+    return tuple(ids)
 
 
-def _read_json(path: Path, absent: str) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise EngineError(absent or f"{path} does not exist") from None
-    except (OSError, ValueError) as error:
-        raise EngineError(f"{path} cannot be read as JSON ({error})") from None
-    if not isinstance(data, dict):
-        raise EngineError(f"{path} should hold a JSON object but holds a {type(data).__name__}")
-    return data
+def token_id(fields: Fields, key: str) -> int | None:
+    """One id, or none; the first of a list. Raises `EngineError`."""
+    return next(iter(token_ids(fields, key)), None)

@@ -13,7 +13,11 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from trtllm_engines.documents import is_finite, shown
 from trtllm_engines.errors import EngineError
+
+MOST = 2**40
+"""Largest number that any size is read as."""
 
 ALTERING: tuple[tuple[str, tuple[Any, ...]], ...] = (
     (r"soft_?cap", (0, False)),
@@ -59,21 +63,77 @@ class Fields(Mapping[str, Any]):
     def __len__(self) -> int:
         return len(self._values)
 
-    def integer(self, key: str, default: int | None = None) -> int:
-        """A whole number; `default` stands for one absent or null. Raises KeyError where there is no default, `EngineError` for others."""
+    def integer(self, key: str, default: int | None = None, *, least: int = 0, most: int = MOST) -> int:
+        """A whole number within bounds; `default` stands for one absent or null.
+
+        Raises KeyError where there is neither a value nor a default, `EngineError` for anything else.
+        """
         value: Any = self[key] if default is None else self.get(key)
         if value is None and default is not None:
             return default
+        if not is_finite(value) or value != int(value):
+            raise self.wrong(key, "a whole number")
         number = int(value)
-        if isinstance(value, bool) or number != float(value):
-            raise EngineError(f"{self.source}: {key} is {value!r}; it must be a whole number")
+        if not least <= number <= most:
+            raise self.wrong(key, f"at least {least}" if number < least else f"at most {most}")
         return number
+
+    def number(self, key: str, default: float | None = None, *, above: float = 0.0, most: float = MOST) -> float:
+        """A finite number in (above, most]; `default` stands for one absent or null. Raises as `integer` does."""
+        value: Any = self[key] if default is None else self.get(key)
+        if value is None and default is not None:
+            return default
+        if not is_finite(value):
+            raise self.wrong(key, "a finite number")
+        if not above < value <= most:
+            raise self.wrong(key, f"more than {above:g}" if value <= above else f"at most {most:g}")
+        return float(value)
+
+    def flag(self, key: str, default: bool = False) -> bool:
+        """True or false; `default` stands for one absent or null. Raises `EngineError` for anything else, such as "false"."""
+        value = self.get(key)
+        if value is None:
+            return default
+        if not isinstance(value, bool):
+            raise self.wrong(key, "true or false")
+        return value
+
+    def text(self, key: str, default: str = "") -> str:
+        """A string; `default` stands for one absent or null. Raises `EngineError` for anything else."""
+        value = self.get(key)
+        if value is None:
+            return default
+        if not isinstance(value, str):
+            raise self.wrong(key, "text")
+        return value
+
+    def strings(self, key: str) -> tuple[str, ...]:
+        """A list of strings; empty where it is absent or null. Raises `EngineError` for anything else."""
+        value = self.get(key)
+        if value is None:
+            return ()
+        if not isinstance(value, list | tuple) or not all(isinstance(one, str) for one in value):
+            raise self.wrong(key, "a list of names")
+        return tuple(value)
+
+    def section(self, key: str) -> Fields:
+        """The object under `key`; empty where it is absent or null. Raises `EngineError` for anything else."""
+        value = self.get(key)
+        if value is None:
+            return Fields({}, f"{self.source}: {key}")
+        if not isinstance(value, Mapping):
+            raise self.wrong(key, "an object")
+        return Fields(value, f"{self.source}: {key}")
+
+    def wrong(self, key: str, expected: str) -> EngineError:
+        """What to raise for a value that is not as `expected`."""
+        return EngineError(f"{self.source}: {key} is {shown(self._values.get(key))}; it must be {expected}")
 
     def only(self, key: str, supported: str) -> None:
         """Raises `EngineError` when `key` is there with another value than the one supported."""
         value = self.get(key, supported)
         if value != supported:
-            raise EngineError(f"{self.source}: {key} {value!r} is not supported; only {supported!r} is")
+            raise EngineError(f"{self.source}: {key} {shown(value)} is not supported; only {supported!r} is")
 
     def passed_over(self, key: str) -> None:
         """Counts `key` as read: whatever its value, this model's results do not depend on it."""
@@ -84,9 +144,9 @@ class Fields(Mapping[str, Any]):
 
     def refuse(self, key: str) -> EngineError:
         """What to raise for a statement that nothing here carries out."""
-        shown = json.dumps(self._values[key], default=str)
-        shown = shown if len(shown) <= 60 else f"{shown[:60]}..."
-        return EngineError(f"{self.source}: {key} is {shown}, which changes the model's results and is not supported")
+        quoted = json.dumps(self._values[key], default=str)
+        quoted = quoted if len(quoted) <= 60 else f"{quoted[:60]}..."
+        return EngineError(f"{self.source}: {key} is {quoted}, which changes the model's results and is not supported")
 
     def check_unread(self) -> None:
         """Raises `EngineError` for a key that was not read, is of a kind in `ALTERING`, and has a value that changes results."""

@@ -42,10 +42,10 @@ def parse(fields: Fields, architecture: str, name: str) -> ModelConfig:
         intermediate_size=fields.integer("intermediate_size"),
         vocab_size=fields.integer("vocab_size"),
         max_position_embeddings=fields.integer("max_position_embeddings"),
-        norm_eps=float(fields.get("layer_norm_eps", 1e-5)),
+        norm_eps=fields.number("layer_norm_eps", 1e-5),
         rope=rope_from_hf(fields, int(head_dim * partial_rotary_factor(fields, 0.25))),
-        eos_token_ids=token_ids(fields.get("eos_token_id")),
-        options={"attention_biases": bool(fields.get("use_qkv_bias", False))},
+        eos_token_ids=token_ids(fields, "eos_token_id"),
+        options={"attention_biases": fields.flag("use_qkv_bias")},
     )
 
 

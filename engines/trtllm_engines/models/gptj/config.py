@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from trtllm_engines.errors import EngineError
-from trtllm_engines.models.config import ModelConfig, RopeConfig, token_ids
+from trtllm_engines.models.config import ModelConfig, RopeConfig, token_id, token_ids
 from trtllm_engines.models.fields import Fields
 
 ARCHITECTURE = "GPTJForCausalLM"
@@ -33,7 +33,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 
 def parse(fields: Fields, architecture: str, name: str) -> ModelConfig:
     fields.only("activation_function", "gelu_new")
-    hidden, heads = fields.integer("n_embd"), fields.integer("n_head")
+    hidden, heads = fields.integer("n_embd"), fields.integer("n_head", least=1)
     head_dim = hidden // heads
     return ModelConfig(
         name=name,
@@ -46,12 +46,12 @@ def parse(fields: Fields, architecture: str, name: str) -> ModelConfig:
         intermediate_size=fields.integer("n_inner", 0) or 4 * hidden,
         vocab_size=fields.integer("vocab_size"),
         max_position_embeddings=fields.integer("n_positions"),
-        norm_eps=float(fields.get("layer_norm_epsilon", 1e-5)),
+        norm_eps=fields.number("layer_norm_epsilon", 1e-5),
         rope=RopeConfig(theta=ROPE_THETA, rotary_dim=_rotary_dim(fields), interleaved=True),
         mlp_bias=True,
-        tie_embeddings=bool(fields.get("tie_word_embeddings", False)),
-        bos_token_id=fields.get("bos_token_id"),
-        eos_token_ids=token_ids(fields.get("eos_token_id")),
+        tie_embeddings=fields.flag("tie_word_embeddings"),
+        bos_token_id=token_id(fields, "bos_token_id"),
+        eos_token_ids=token_ids(fields, "eos_token_id"),
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from trtllm_engines.errors import EngineError
-from trtllm_engines.models.config import ModelConfig, RopeConfig, partial_rotary_factor, rope_from_hf, token_ids
+from trtllm_engines.models.config import ModelConfig, RopeConfig, partial_rotary_factor, rope_from_hf, token_id, token_ids
 from trtllm_engines.models.fields import Fields
 
 
@@ -44,10 +44,10 @@ ARCHITECTURES = {
 def parse(fields: Fields, architecture: str, name: str) -> ModelConfig:
     facts = ARCHITECTURES[architecture]
     fields.only("hidden_act", "silu")
-    heads = fields.integer("num_attention_heads")
+    heads = fields.integer("num_attention_heads", least=1)
     hidden = fields.integer("hidden_size")
     head_dim = _head_dim(fields, facts, hidden, heads)
-    attention_bias = facts.attention_bias and bool(fields.get("attention_bias", False))
+    attention_bias = facts.attention_bias and fields.flag("attention_bias")
     if facts.qkv_bias:
         fields.passed_over("attention_bias")
     return ModelConfig(
@@ -61,16 +61,16 @@ def parse(fields: Fields, architecture: str, name: str) -> ModelConfig:
         intermediate_size=fields.integer("intermediate_size"),
         vocab_size=fields.integer("vocab_size"),
         max_position_embeddings=fields.integer("max_position_embeddings"),
-        norm_eps=float(fields.get("rms_norm_eps", 1e-6)),
+        norm_eps=fields.number("rms_norm_eps", 1e-6),
         rope=_rope(fields, head_dim, architecture),
         qkv_bias=facts.qkv_bias or attention_bias,
         output_bias=attention_bias,
-        mlp_bias=facts.mlp_bias and bool(fields.get("mlp_bias", False)),
+        mlp_bias=facts.mlp_bias and fields.flag("mlp_bias"),
         qk_norm=facts.qk_norm,
-        tie_embeddings=bool(fields.get("tie_word_embeddings", False)),
+        tie_embeddings=fields.flag("tie_word_embeddings"),
         sliding_window=_sliding_window(fields, facts),
-        bos_token_id=fields.get("bos_token_id"),
-        eos_token_ids=token_ids(fields.get("eos_token_id")),
+        bos_token_id=token_id(fields, "bos_token_id"),
+        eos_token_ids=token_ids(fields, "eos_token_id"),
     )
 
 
@@ -99,11 +99,11 @@ def _rope(fields: Fields, head_dim: int, architecture: str) -> RopeConfig:
 
 def _sliding_window(fields: Fields, facts: Architecture) -> int | None:
     """Tokens that a layer attends to, where some layer attends to so many only."""
-    layer_types = set(fields.get("layer_types") or ())
+    layer_types = set(fields.strings("layer_types"))
     if layer_types - {"full_attention", "sliding_attention"}:
-        listed = ", ".join(sorted(map(str, layer_types)))
+        listed = ", ".join(sorted(layer_types))[:60]
         raise EngineError(f"{fields.source}: layer_types has {listed}; only full_attention and sliding_attention are supported")
-    switched_on = bool(fields.get("use_sliding_window", False))
+    switched_on = fields.flag("use_sliding_window")
     if facts.window_switch and not switched_on:
         fields.passed_over("sliding_window")
         return None

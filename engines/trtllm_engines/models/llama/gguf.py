@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from trtllm_engines.documents import shown
 from trtllm_engines.errors import EngineError
 from trtllm_engines.models.config import ModelConfig, RopeConfig
 from trtllm_engines.models.families import FloatArray, GgufFormat, GgufTensors
@@ -37,7 +38,7 @@ NAMES: Mapping[str, str] = {
 
 def _parser(architecture: str) -> Callable[[Fields, GgufTensors, str], ModelConfig]:
     def parse(fields: Fields, tensors: GgufTensors, name: str) -> ModelConfig:
-        heads = fields.integer("attention.head_count")
+        heads = fields.integer("attention.head_count", least=1)
         hidden = fields.integer("embedding_length")
         head_dim = fields.integer("attention.key_length", 0) or hidden // heads
         if fields.integer("attention.value_length", head_dim) != head_dim:
@@ -59,7 +60,7 @@ def _parser(architecture: str) -> Callable[[Fields, GgufTensors, str], ModelConf
             intermediate_size=fields.integer("feed_forward_length"),
             vocab_size=embedding[0],
             max_position_embeddings=fields.integer("context_length"),
-            norm_eps=float(np.float32(fields["attention.layer_norm_rms_epsilon"]).astype(str)),
+            norm_eps=float(np.float32(fields.number("attention.layer_norm_rms_epsilon")).astype(str)),
             rope=_rope(fields, tensors, head_dim),
             qkv_bias=tensors.shape("blk.0.attn_q.bias") is not None,
             output_bias=tensors.shape("blk.0.attn_output.bias") is not None,
@@ -78,18 +79,18 @@ def _rope(fields: Fields, tensors: GgufTensors, head_dim: int) -> RopeConfig:
         raise EngineError(
             f"{fields.source}: rope.dimension_count is {rotary_dim} and heads have {head_dim} dimensions; whole heads are rotated"
         )
-    rope = RopeConfig(theta=float(fields.get("rope.freq_base") or 10000.0), rotary_dim=rotary_dim)
+    rope = RopeConfig(theta=fields.number("rope.freq_base", 10000.0), rotary_dim=rotary_dim)
     factors = tensors.tensor("rope_freqs.weight")
-    scaling = fields.get("rope.scaling.type") or "none"
-    factor = fields.get("rope.scaling.factor")
+    scaling = fields.text("rope.scaling.type") or "none"
+    factor = fields.number("rope.scaling.factor", 1.0) if scaling == "none" else fields.number("rope.scaling.factor")
     if scaling not in ("none", "linear"):
-        raise EngineError(f"{fields.source}: rope scaling {scaling!r} is not supported; supported are none and linear")
+        raise EngineError(f"{fields.source}: rope scaling {shown(scaling)} is not supported; supported are none and linear")
     if factors is not None:
         if scaling == "linear":
             raise EngineError(f"{fields.source}: rope frequencies are scaled twice, by rope.scaling and by rope_freqs.weight")
         return replace(rope, scaling="factors", freq_factors=tuple(float(divisor) for divisor in factors))
     if scaling == "linear":
-        return replace(rope, scaling="linear", factor=float(fields["rope.scaling.factor"] if factor is None else factor))
+        return replace(rope, scaling="linear", factor=factor)
     return rope
 
 
