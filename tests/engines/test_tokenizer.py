@@ -99,3 +99,14 @@ def test_unreadable_tokenizer(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(EngineError, match=r"tokenizer\.json cannot be read"):
         Tokenizer(tmp_path)
+
+
+def test_a_tokenizer_that_makes_its_library_panic_is_one_sentence(folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["model"]["continuing_subword_prefix"] = "x" * 9
+    content["model"]["merges"] = [["a", "b"]]
+    content["model"]["vocab"] = {"a": 0, "b": 1, "ab": 2}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(EngineError, match=r"tokenizer\.json cannot be read \("):
+        Tokenizer(tmp_path)
+    assert capfd.readouterr().err == ""

@@ -7,17 +7,73 @@ U+FFFD (the method of Hugging Face's text-generation-inference).
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tokenizers
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from trtllm_engines.checkpoints import chat_template
+from trtllm_engines.checkpoints.chat_template import ChatTemplate
+from trtllm_engines.documents import MOST_BYTES, checked, read_object_if_there, read_text, regular_file
 from trtllm_engines.errors import EngineError
 
-Message = Mapping[str, str]
+Message = Mapping[str, Any]
+"""`role` and `content` (text, or a list of parts), and whatever else the model's template reads."""
+DEFAULT, TOOL_USE = "default", "tool_use"
+"""Names of templates where a model has several."""
+_REASONING = ("reasoning_content", "thinking", "reasoning")
+_Template = Annotated[str, Field(max_length=chat_template.MOST_CHARACTERS)]
+
+
+class SpecialToken(BaseModel):
+    """A string, or an object with the string in `content`."""
+
+    model_config = ConfigDict(strict=True)
+
+    content: Annotated[str, Field(max_length=1000)]
+
+
+class NamedTemplate(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    name: Annotated[str, Field(max_length=100)]
+    template: _Template
+
+
+def _as_object(token: Any) -> Any:
+    return {"content": token} if isinstance(token, str) else token
+
+
+def _as_templates(stated: Any) -> Any:
+    return [{"name": DEFAULT, "template": stated}] if isinstance(stated, str) else stated
+
+
+_Special = Annotated[SpecialToken | None, BeforeValidator(_as_object)]
+
+
+class TokenizerConfig(BaseModel):
+    """What is used of `tokenizer_config.json`."""
+
+    model_config = ConfigDict(strict=True)
+
+    bos_token: _Special = None
+    eos_token: _Special = None
+    unk_token: _Special = None
+    sep_token: _Special = None
+    pad_token: _Special = None
+    cls_token: _Special = None
+    mask_token: _Special = None
+    chat_template: Annotated[list[NamedTemplate] | None, BeforeValidator(_as_templates)] = None
+
+    def special_tokens(self) -> dict[str, SpecialToken]:
+        """Those there are, by their fields' names."""
+        tokens = {name: getattr(self, name) for name in type(self).model_fields if name.endswith("_token")}
+        return {name: token for name, token in tokens.items() if token is not None}
 
 
 class Tokenizer:
@@ -25,17 +81,30 @@ class Tokenizer:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        path = folder / "tokenizer.json"
         try:
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-        except Exception as error:
-            raise EngineError(f"{folder / 'tokenizer.json'} cannot be read ({error})") from None
+            if (size := regular_file(path).st_size) > MOST_BYTES:
+                raise EngineError(f"{path} has {size / 2**20:,.0f} MiB; it must have at most {MOST_BYTES / 2**20:,.0f}")
+            with _silent_panics():
+                self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        except BaseException as error:
+            if isinstance(error, EngineError) or not _is_library_error(error):
+                raise
+            raise EngineError(f"{path} cannot be read ({' '.join(str(error).split())[:200]})") from None
 
     @property
     def vocab_size(self) -> int:
         return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+        if (lone := next((at for at, one in enumerate(text) if "\ud800" <= one <= "\udfff"), None)) is not None:
+            raise EngineError(f"the text is not valid Unicode: character {lone} is half of a surrogate pair")
+        try:
+            return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+        except BaseException as error:
+            if not _is_library_error(error):
+                raise
+            raise EngineError(f"the text cannot be tokenized by {self._folder} ({' '.join(str(error).split())[:200]})") from None
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens))
@@ -48,46 +117,71 @@ class Tokenizer:
         return Detokenizer(self, skip_special_tokens)
 
     @cached_property
-    def _config(self) -> Mapping[str, Any]:
+    def _config(self) -> TokenizerConfig:
         path = self._folder / "tokenizer_config.json"
-        try:
-            config: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-        except ValueError as error:
-            raise EngineError(f"{path} cannot be read as JSON ({error})") from None
-        return config
+        return checked(TokenizerConfig, read_object_if_there(path), str(path))
 
     @cached_property
+    def _templates(self) -> Mapping[str, str]:
+        """By name; one without a name is `default`. A file of its own counts before a field of `tokenizer_config.json`."""
+        try:
+            return {DEFAULT: read_text(self._folder / "chat_template.jinja", chat_template.MOST_CHARACTERS)}
+        except FileNotFoundError:
+            return {one.name: one.template for one in self._config.chat_template or ()}
+
+    @cached_property
+    def _compiled(self) -> dict[str, ChatTemplate]:
+        return {name: ChatTemplate(source, str(self._folder)) for name, source in self._templates.items()}
+
+    @property
     def chat_template(self) -> str | None:
         """A file of its own, or a field of `tokenizer_config.json` (a string, or named ones of which `default` counts)."""
-        file = self._folder / "chat_template.jinja"
-        if file.is_file():
-            return file.read_text()
-        template = self._config.get("chat_template")
-        if isinstance(template, list):
-            return next((t["template"] for t in template if t["name"] == "default"), None)
-        return template
+        return self._templates.get(DEFAULT)
 
-    def render_chat(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
-        """The conversation as the model was trained to see it. Raises `EngineError` when there is no template or it refuses."""
-        if self.chat_template is None:
-            raise EngineError(f"{self._folder} has no chat template; give a plain prompt instead of messages")
-        from jinja2 import TemplateError
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
+    def render_chat(
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool = True,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The conversation as the model was trained to see it, which is as transformers' `apply_chat_template` renders it.
 
-        def refuse(message: str) -> None:
-            raise TemplateError(message)
+        `tools` are JSON schemas; `variables` are the template's own, such as `enable_thinking`. Raises `EngineError` when there is no
+        template, when it refuses, and when it takes too long or too much.
+        """
+        name = TOOL_USE if tools is not None and TOOL_USE in self._templates else DEFAULT
+        if name not in self._templates:
+            named = ", ".join(self._templates)[:200]
+            known = f"only templates named {named}" if named else "no chat template"
+            raise EngineError(f"{self._folder} has {known}; give a plain prompt instead of messages")
+        special = {field: token.content for field, token in self._config.special_tokens().items()}
+        return self._compiled[name].render(
+            **{
+                **special,
+                **(variables or {}),
+                "messages": [_message(message) for message in messages],
+                "tools": None if tools is None else list(tools),
+                "documents": None if documents is None else list(documents),
+                "add_generation_prompt": add_generation_prompt,
+            }
+        )
 
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-        environment.globals["raise_exception"] = refuse
-        special = {name: _text(self._config.get(name)) for name in ("bos_token", "eos_token", "unk_token", "pad_token")}
-        try:
-            template = environment.from_string(self.chat_template)
-            return template.render(messages=list(messages), add_generation_prompt=add_generation_prompt, **special)
-        except TemplateError as error:
-            raise EngineError(f"the chat template of {self._folder} refuses these messages ({error})") from None
-
-    def encode_chat(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> list[int]:
-        return self.encode(self.render_chat(messages, add_generation_prompt), add_special_tokens=False)
+    def encode_chat(
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool = True,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> list[int]:
+        """Tokens of `render_chat`. Raises `EngineError` as it does, and for a template that makes nothing of the messages."""
+        text = self.render_chat(messages, add_generation_prompt, tools=tools, variables=variables)
+        if not text.strip():
+            raise EngineError(f"the chat template of {self._folder} gives no text for these messages; give a plain prompt instead")
+        return self.encode(text, add_special_tokens=False)
 
 
 class Detokenizer:
@@ -121,6 +215,30 @@ class Detokenizer:
         return before, decode(self._ids[self._emitted_from :], self._skip)
 
 
-def _text(token: Any) -> str:
-    """Special tokens are strings, or objects with the string in `content`."""
-    return str(token.get("content", "")) if isinstance(token, dict) else str(token or "")
+def _is_library_error(error: BaseException) -> bool:
+    """Whether tokenizers raised it: its panics are no `Exception`."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
+@contextmanager
+def _silent_panics() -> Iterator[None]:
+    """tokenizers is Rust, whose panics print to the process's standard error before Python hears of them: lines that say what it was."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # there is no standard error
+        yield
+        return
+    try:
+        with open(os.devnull, "wb") as nothing:
+            os.dup2(nothing.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def _message(message: Message) -> dict[str, Any]:
+    """As transformers hands it on: absent where null, and reasoning under every name that templates know it by."""
+    given = {name: value for name, value in message.items() if value is not None}
+    reasoning = next((given[name] for name in _REASONING if name in given), None)
+    return given if reasoning is None else {"thinking": reasoning, **given, "reasoning_content": reasoning}
