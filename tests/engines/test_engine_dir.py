@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,9 +24,11 @@ from trtllm_engines.checkpoints.write import assemble
 from trtllm_engines.compiler.graph import trace
 from trtllm_engines.compiler.plan import FORMAT_VERSION, Profile
 from trtllm_engines.engine import folder as engine_dir
+from trtllm_engines.engine import verified
 from trtllm_engines.engine.build import build, refit
+from trtllm_engines.engine.checksums import check_files, write_checksums
 from trtllm_engines.engine.fingerprint import DetectedDevice, compatible_arch, parse_arches
-from trtllm_engines.engine.folder import check_files, load_engine, rebuild_command
+from trtllm_engines.engine.folder import load_engine, rebuild_command
 from trtllm_engines.errors import EngineError
 from trtllm_engines.models import presets
 
@@ -190,21 +195,135 @@ def test_damage_is_named(engine: Path, name: str, damage: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_large_files_are_sampled_at_load_and_read_whole_on_request(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_dir, "_SAMPLE_ABOVE", 10_000)
-    monkeypatch.setattr(engine_dir, "_SAMPLE_BYTES", 16)
-    engine_dir._write_checksums(engine)
+def flip(file: Path, at: int) -> None:
+    with file.open("r+b") as stream:
+        stream.seek(at)
+        (byte,) = stream.read(1)
+        stream.seek(at)
+        stream.write(bytes([byte ^ 64]))
+
+
+def test_a_flipped_byte_anywhere_is_found_and_files_are_hashed_once(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[str] = []
+    hash_file = verified.Verifier._hash
+    monkeypatch.setattr(verified.Verifier, "_hash", lambda self, path: (hashed.append(path.name), hash_file(self, path))[1])
+    monkeypatch.setattr(verified, "_CLOCK_TICK_NS", 0)
     file = engine / "rank0.safetensors"
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2 + 100] ^= 1  # between two samples
-    file.write_bytes(content)
+    check_files(engine)
+    hashed.clear()
+    check_files(engine)
+    assert hashed == []
+    check_files(engine, "full")
+    assert "rank0.safetensors" in hashed
+    size = file.stat().st_size
+    for at in (0, 9, size // 3, size // 2 + 100, size - 1):
+        flip(file, at)
+        for _ in range(2):
+            with pytest.raises(EngineError, match=r"rank0\.safetensors was altered \(its checksum differs\)"):
+                load_engine(engine)
+        flip(file, at)
+        load_engine(engine)
+
+
+def test_a_change_that_leaves_size_and_time_is_found_on_request(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verified, "_CLOCK_TICK_NS", 0)
+    file = engine / "rank0.safetensors"
+    check_files(engine)
+    before = file.stat()
+    flip(file, before.st_size // 2)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
     check_files(engine)
     with pytest.raises(EngineError, match=r"rank0\.safetensors was altered"):
         check_files(engine, "full")
-    content[-1] ^= 1  # in the last sample
-    file.write_bytes(content)
-    with pytest.raises(EngineError, match=r"rank0\.safetensors was altered"):
-        check_files(engine)
+
+
+def test_long_hashing_shows_progress(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verified, "_SHOW_AFTER_S", -1.0)
+    seen: list[tuple[str, int, int]] = []
+    load_engine(engine, verify="full", progress=lambda *told: seen.append(told))
+    assert {stage for stage, _, _ in seen} == {"verify"}
+    assert all(done <= total for _, done, total in seen)
+
+
+def edited(engine: Path, name: str, change: Callable[[dict[str, Any]], Any], checksums: bool = True) -> Path:
+    content = json.loads((engine / name).read_text())
+    (engine / name).write_text(json.dumps(change(content) or content))
+    if checksums:
+        write_checksums(engine)
+    return engine
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda sums: sums.update({"../../etc/passwd": {"bytes": 1, "sha256": "0" * 64}}), "'../../etc/passwd' is no file of the engine"),
+        (lambda sums: sums.update({"/dev/zero": {"bytes": 0, "sha256": "0" * 64}}), "'/dev/zero' is no file of the engine"),
+        (lambda sums: sums.update({"a\0b": {"bytes": 1, "sha256": "0" * 64}}), "is no file of the engine"),
+        (lambda sums: sums.update({"engine.json": [1]}), r"engine\.json is \[1\]; it must be an object"),
+        (lambda sums: sums["engine.json"].update(bytes="12"), r"engine\.json\.bytes is '12'; it must be a whole number"),
+        (lambda sums: sums["engine.json"].pop("sha256"), r"engine\.json\.sha256 is missing"),
+        (lambda sums: sums["engine.json"].update(sha256="x"), r"engine\.json\.sha256 is 'x'; it must match"),
+        (lambda sums: sums.pop("rank0.safetensors"), r"does not list rank0\.safetensors, which the engine reads"),
+        (lambda sums: sums.pop("config.json"), r"does not list config\.json, which the engine reads"),
+        (lambda sums: sums.clear(), r"does not list engine\.json, which the engine reads"),
+    ],
+)
+def test_checksums_name_the_files_of_the_folder(engine: Path, change: Callable[[dict[str, Any]], Any], said: str) -> None:
+    with pytest.raises(EngineError, match=said):
+        load_engine(edited(engine, "checksums.json", lambda sums: (change(sums), None)[1], checksums=False))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda plan: plan.update(precision="fp32"), "precision is not a known key"),
+        (lambda plan: plan["ops"][0].update(extra=1), r"ops\.0\.extra is not a known key"),
+        (lambda plan: plan.update(fingerprint="x"), r"fingerprint is 'x'; it must be an object"),
+        (lambda plan: plan.update(ops="x"), "ops is 'x'; it must be a list"),
+        (lambda plan: plan.pop("buffers"), "buffers is missing"),
+        (lambda plan: plan["profile"].update(max_batch_size=-1), "max_batch_size is -1 but must be at least 1"),
+        (lambda plan: plan["profile"].update(max_seq_len=10**12), "max_seq_len is 1000000000000 but must be at most 1073741824"),
+        (lambda plan: plan["profile"].update(max_seq_len=10**6), "max_seq_len 1000000 is beyond the 64 positions"),
+        (lambda plan: plan["model"].update(hidden_size=10**9), "hidden_size is 1000000000 but must be at most 1048576"),
+        (lambda plan: plan["model"].update(extra=1), r"model\.extra is not a known key"),
+        (lambda plan: plan["model"]["rope"].update(theta="x"), r"model: rope\.theta is 'x'; it must be a number"),
+        (lambda plan: plan.update(arena_bytes=16), "lies outside the arena of 16 bytes"),
+        (lambda plan: plan["ops"][2].update(inputs=[]), "has 0 inputs and"),
+        (lambda plan: plan["ops"][2].update(op="rm_rf"), "is 'rm_rf', which is not in this release"),
+        (lambda plan: plan["ops"][2]["inputs"].__setitem__(0, "nobody"), "reads 'nobody', which nothing before it makes"),
+        (lambda plan: plan["values"]["logits"].update(dtype="fp3"), "values logits is of dtype 'fp3'"),
+        (lambda plan: plan["values"]["logits"].update(shape=["__import__('os')", 4]), "has a size .* that cannot be read"),
+        (
+            lambda plan: plan["weights"]["lm_head.weight"].update(shape=[3, 3]),
+            r"tensor lm_head\.weight is float32 \[97, 64\]; the plan has",
+        ),
+        (lambda plan: plan["weight_recipes"].clear(), "has no recipe"),
+        (lambda plan: plan.update(outputs=["nothing"]), "output 'nothing' is made by none of its ops"),
+        (lambda plan: plan.update(weights_source={"kind": "dummy"}), "weights_source.seed is None; it must be a whole number"),
+        (lambda plan: plan["fingerprint"]["provenance"].clear(), "provenance has no model"),
+    ],
+)
+def test_a_plan_that_makes_no_sense_is_named(engine: Path, change: Callable[[dict[str, Any]], Any], said: str) -> None:
+    with pytest.raises(EngineError, match=said) as caught:
+        load_engine(edited(engine, "engine.json", lambda plan: (change(plan), None)[1])).tensors("cpu")
+    assert "\n" not in str(caught.value)
+
+
+def test_pipes_and_links_in_an_engine(engine: Path, tmp_path: Path) -> None:
+    weights = engine / "rank0.safetensors"
+    weights.rename(tmp_path / "elsewhere")
+    weights.symlink_to(tmp_path / "elsewhere")
+    load_engine(engine)
+    for target in ("/etc/passwd", "/nonexistent", str(weights)):
+        weights.unlink()
+        weights.symlink_to(target)
+        with pytest.raises(EngineError, match=r"rank0\.safetensors (was|is|cannot)"):
+            load_engine(engine)
+    for name in ("rank0.safetensors", "checksums.json", "engine.json"):
+        (engine / name).unlink()
+        os.mkfifo(engine / name)
+        with pytest.raises(EngineError, match=rf"{name} is a pipe; it must be a regular file"):
+            load_engine(engine)
 
 
 def test_no_engine_here(tmp_path: Path) -> None:

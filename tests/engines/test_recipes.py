@@ -37,10 +37,10 @@ def test_wrong_recipes(tmp_path: Path) -> None:
     path = tmp_path / "r.toml"
     text = (recipes.folder() / "tiny-llama-fp32-cpu.toml").read_text()
     path.write_text(text + "max_batchsize = 3\n")
-    with pytest.raises(EngineError, match=r"r\.toml: max_batchsize: extra inputs are not permitted"):
+    with pytest.raises(EngineError, match=r"r\.toml: max_batchsize is not a known key"):
         load_recipe(path)
     path.write_text(text.replace("max_seq_len = 1024", 'max_seq_len = "long"'))
-    with pytest.raises(EngineError, match=r"r\.toml: max_seq_len: input should be a valid integer"):
+    with pytest.raises(EngineError, match=r"r\.toml: max_seq_len is .*; it must be a whole number"):
         load_recipe(path)
     path.write_text("= 3")
     with pytest.raises(EngineError, match="is not TOML"):

@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
+from trtllm_engines.documents import checked_json, parse_object
 from trtllm_engines.errors import EngineError
 from trtllm_engines.models.config import ModelConfig
 from trtllm_engines.quantization.scheme import QuantPlan, QuantScheme, WeightRecipe
 from trtllm_kernels.dialect.group import group_spec
-from trtllm_kernels.dialect.types import SAMPLING_WORDS, Arg, Attr, KernelSpec, Launch, Lowered, TensorSpec
+from trtllm_kernels.dialect.types import SAMPLING_WORDS, Attr, Lowered, TensorSpec
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 FORMAT_VERSION = 4
 KERNEL_ABI = 5
@@ -50,6 +55,9 @@ STEP_INPUTS: Mapping[str, str] = {
 }
 
 
+MOST_RANKS = 256
+
+
 @dataclass(frozen=True)
 class ParallelLayout:
     """Over how many GPUs an engine runs: `tp` ranks share every layer, `pp` stages follow each other."""
@@ -59,8 +67,9 @@ class ParallelLayout:
 
     def __post_init__(self) -> None:
         for name in ("tp", "pp"):
-            if getattr(self, name) < 1:
-                raise EngineError(f"{name} is {getattr(self, name)} but must be at least 1")
+            size = getattr(self, name)
+            if not 1 <= size <= MOST_RANKS:
+                raise EngineError(f"{name} is {size} but must be at {'least 1' if size < 1 else f'most {MOST_RANKS}'}")
 
     @property
     def ranks(self) -> int:
@@ -118,6 +127,10 @@ def step_input_specs(
     }
 
 
+MOST_RANGES = {"max_batch_size": 2**16, "max_num_tokens": 2**24, "max_seq_len": 2**30, "page_size": 2**20}
+"""Largest ranges of an engine, in sequences and tokens."""
+
+
 @dataclass(frozen=True)
 class Profile:
     """The ranges an engine was built for."""
@@ -128,9 +141,12 @@ class Profile:
     page_size: int = 32
 
     def __post_init__(self) -> None:
-        for name in ("max_batch_size", "max_num_tokens", "max_seq_len"):
-            if getattr(self, name) < 1:
-                raise EngineError(f"{name} is {getattr(self, name)} but must be at least 1")
+        for name, most in MOST_RANGES.items():
+            size = getattr(self, name)
+            if size < 1:
+                raise EngineError(f"{name} is {size} but must be at least 1")
+            if size > most:
+                raise EngineError(f"{name} is {size} but must be at most {most}")
         if self.page_size < 16 or self.page_size & (self.page_size - 1):
             raise EngineError(f"page_size is {self.page_size} but must be a power of two of at least 16")
         if self.max_num_tokens < self.max_batch_size:
@@ -233,58 +249,33 @@ class Plan:
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1, sort_keys=True)
 
+    def to_dict(self) -> dict[str, Any]:
+        """In JSON's own types."""
+        data: dict[str, Any] = _plan_reader().dump_python(self, mode="json")
+        return data
+
     @classmethod
-    def from_json(cls, text: str) -> Plan:
-        """Inverse of `to_json`. Raises KeyError, TypeError or ValueError when the text is not a plan of this format version."""
-        data = json.loads(text)
-        fingerprint = data["fingerprint"]
-        return cls(
-            model=data["model"],
-            quant=QuantPlan.from_dict(data["quant"]),
-            profile=Profile(**data["profile"]),
-            parallel=ParallelLayout(**data["parallel"]),
-            stage=Stage(**data["stage"]) if "stage" in data else Stage(0, 0, ModelConfig.from_dict(data["model"]).num_layers),
-            fingerprint=Fingerprint(**{**fingerprint, "arches": tuple(fingerprint["arches"])}),
-            weights=_specs(data["weights"]),
-            weight_recipes={name: WeightRecipe.from_dict(recipe) for name, recipe in data["weight_recipes"].items()},
-            schemes={name: QuantScheme.from_dict(scheme) for name, scheme in data["schemes"].items()},
-            constants=_specs(data["constants"]),
-            weights_source=data["weights_source"],
-            values=_specs(data["values"]),
-            buffers={name: Buffer(**buffer) for name, buffer in data["buffers"].items()},
-            arena_bytes=data["arena_bytes"],
-            ops=tuple(_op(op) for op in data["ops"]),
-            outputs=tuple(data["outputs"]),
-        )
+    def from_json(cls, text: str, source: str = "the plan") -> Plan:
+        """Inverse of `to_json`, every field of its type. Raises `EngineError` naming `source`, the field and its value."""
+        content = parse_object(text, source)
+        if "stage" not in content:  # written before there were pipelines
+            model = content.get("model")
+            content["stage"] = {"index": 0, "first_layer": 0, "end_layer": model.get("num_layers") if isinstance(model, dict) else None}
+            text = json.dumps(content)
+        plan = checked_json(_plan_reader(), text, source)
+        model = checked_json(_model_reader(), json.dumps(plan.model), f"{source}: model")
+        return replace(plan, model=model.to_dict())
 
 
-def _specs(data: Mapping[str, Any]) -> dict[str, TensorSpec]:
-    return {name: TensorSpec(tuple(spec["shape"]), spec["dtype"]) for name, spec in data.items()}
+@cache
+def _plan_reader() -> TypeAdapter[Plan]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(Plan)
 
 
-def _op(data: Mapping[str, Any]) -> Op:
-    return Op(
-        name=data["name"],
-        op=data["op"],
-        inputs=tuple(data["inputs"]),
-        outputs=tuple(data["outputs"]),
-        attrs=data["attrs"],
-        tactics={arch: _lowered(lowered) for arch, lowered in data["tactics"].items()},
-        reuses=data["reuses"],
-    )
+@cache
+def _model_reader() -> TypeAdapter[ModelConfig]:
+    from pydantic import TypeAdapter
 
-
-def _lowered(data: Mapping[str, Any]) -> Lowered:
-    return Lowered(
-        launches=tuple(_launch(launch) for launch in data["launches"]),
-        kernels=tuple(KernelSpec(**{**kernel, "aligned": tuple(kernel["aligned"])}) for kernel in data["kernels"]),
-        workspaces=_specs(data["workspaces"]),
-    )
-
-
-def _launch(data: Mapping[str, Any]) -> Launch:
-    args = tuple(
-        Arg(arg["kind"], arg["value"], None if arg["box"] is None else (arg["box"][0], arg["box"][1]), arg["index"]) for arg in data["args"]
-    )
-    grid = data["grid"]
-    return Launch(data["kernel"], (grid[0], grid[1], grid[2]), args, data["library"], data["concurrent"], data["serialize_next"])
+    return TypeAdapter(ModelConfig)

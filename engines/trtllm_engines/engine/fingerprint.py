@@ -15,6 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from trtllm_engines.compiler.plan import FORMAT_VERSION, KERNEL_ABI, Fingerprint
+from trtllm_engines.documents import shown
 from trtllm_engines.errors import EngineError
 
 CPU = "cpu"
@@ -123,7 +124,9 @@ def check_versions(format_version: object, kernel_abi: object, where: str, rebui
     """Raises `EngineError` when this release cannot run what that one wrote."""
     for what, theirs, ours in (("folder format", format_version, FORMAT_VERSION), ("kernel ABI", kernel_abi, KERNEL_ABI)):
         if theirs != ours:
-            raise EngineError(f"engine {where} has {what} version {theirs} but this release runs version {ours}; rebuild with: {rebuild}")
+            raise EngineError(
+                f"engine {where} has {what} version {shown(theirs)} but this release runs version {ours}; rebuild with: {rebuild}"
+            )
 
 
 def _numbers(text: str) -> tuple[int, ...]:

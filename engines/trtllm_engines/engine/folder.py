@@ -10,16 +10,12 @@
 Writing goes to a temporary folder beside the target, renamed at the end: a crash never leaves half an engine. (Replacing one takes two
 renames; a crash just between them leaves the old engine whole in `.<name>.old.*` beside the target.)
 
-Checking at load: every file's size, and the sha256 of every file up to 64 MiB. Larger files (weights) are checked by size and by a sha256
-over 64 blocks of 256 KiB spread evenly from first to last byte: hashing every byte would be most of an engine's start (1.5 s for 538 MB
-on the busy two-core machine where it was tried). That finds truncation and replaced files, not a flipped bit between samples;
-`verify="full"` (`inspect --verify`) hashes everything.
+Checking at load: every file's size, and the sha256 of every byte of those that were not hashed since they last changed (`verified`);
+`--verify` hashes all of them. Then the plan: types, names, sizes (`check_plan`), and the tensors against it.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shlex
 import shutil
@@ -30,9 +26,10 @@ from dataclasses import dataclass
 from errno import EACCES, EDQUOT, ENOSPC, EPERM, EROFS
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -40,18 +37,23 @@ from trtllm_engines.checkpoints.dummy import DummyWeights
 from trtllm_engines.checkpoints.tokenizer import Tokenizer
 from trtllm_engines.checkpoints.write import assemble
 from trtllm_engines.compiler.plan import LOGITS, Plan
+from trtllm_engines.documents import parse_object, read_text, shown_path
+from trtllm_engines.engine.check_plan import check_listed, check_plan, check_tensors, unknown_key
+from trtllm_engines.engine.checksums import CHECKSUMS, Verify, check_files, write_checksums
 from trtllm_engines.engine.fingerprint import DetectedDevice, check_target, check_versions
+from trtllm_engines.engine.verified import Progress
 from trtllm_engines.errors import EngineError
+from trtllm_engines.models.fields import Fields
 from trtllm_engines.quantization import kv_cache_dtype
 from trtllm_kernels.compile.cubin import Cubin
+from trtllm_kernels.dialect.types import TensorSpec
+
+__all__ = ["CHECKSUMS", "COPIED", "PLAN", "Engine", "check_files", "load_engine", "rank_weights", "rebuild_command", "writing"]
 
 PLAN = "engine.json"
 CONSTANTS = "constants.safetensors"
-CHECKSUMS = "checksums.json"
+MOST_PLAN_BYTES = 1 << 30
 COPIED = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
-
-_SAMPLE_ABOVE = 64 << 20
-_SAMPLES, _SAMPLE_BYTES = 64, 256 << 10
 
 
 def stage_plan(stage: int) -> str:
@@ -78,14 +80,20 @@ class Engine:
         device = torch.device(device)
         if device.type == "cuda" and device.index is None:  # safetensors takes that for the first GPU, whichever is current
             device = torch.device("cuda", torch.cuda.current_device())
-        loaded: dict[str, Tensor] = load_file(self.path / CONSTANTS, device=str(device))
+        loaded = self._read(CONSTANTS, self.plan.constants, device)
         if self.plan.weights_source["kind"] == "dummy":
             source = DummyWeights(int(self.plan.weights_source["seed"]))
-            loaded |= {name: assemble(self.plan, name, source, device, rank) for name in self.plan.weights}
-        else:
-            number = self.plan.stage.index * self.plan.parallel.tp + rank
-            loaded |= load_file(self.path / rank_weights(number), device=str(device))
-        return loaded
+            return loaded | {name: assemble(self.plan, name, source, device, rank) for name in self.plan.weights}
+        number = self.plan.stage.index * self.plan.parallel.tp + rank
+        return loaded | self._read(rank_weights(number), self.plan.weights, device)
+
+    def _read(self, name: str, specs: Mapping[str, TensorSpec], device: torch.device) -> dict[str, Tensor]:
+        try:
+            tensors: dict[str, Tensor] = load_file(self.path / name, device=str(device))
+        except (SafetensorError, OSError) as error:
+            raise EngineError(f"engine file {self.path / name} cannot be read ({error}); rebuild the engine or copy it again") from None
+        check_tensors(tensors, specs, f"engine file {self.path / name}")
+        return tensors
 
     def cubin(self, key: str) -> Cubin:
         """The machine code of kernel `key` for this engine's architecture."""
@@ -97,22 +105,34 @@ class Engine:
         return Tokenizer(self.path) if (self.path / "tokenizer.json").is_file() else None
 
 
-def load_engine(path: Path | str, target: DetectedDevice | None = None, verify: Literal["fast", "full"] = "fast", stage: int = 0) -> Engine:
+def load_engine(
+    path: Path | str,
+    target: DetectedDevice | None = None,
+    verify: Verify = "once",
+    progress: Progress | None = None,
+    stage: int = 0,
+) -> Engine:
     """Reads and checks an engine, for the CPU or, given a `target`, for that GPU; of a pipeline, one `stage`.
 
+    `progress` is told of files being hashed once that takes seconds.
     Raises `EngineError`: not an engine, a damaged file (named), another format or kernel ABI, another architecture, or an older driver.
     """
     path = Path(path)
-    raw = _read_json(path, PLAN)
-    fingerprint = raw.get("fingerprint") or {}
+    text, raw = _read_plan(path)
+    fingerprint = Fields(raw, str(path / PLAN)).section("fingerprint")
     check_versions(fingerprint.get("format_version"), fingerprint.get("kernel_abi"), str(path), _rebuild_from(raw, path))
-    check_files(path, verify)
-    try:
-        plan = Plan.from_json((path / stage_plan(stage)).read_text())
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise EngineError(
-            f"engine file {path / stage_plan(stage)} is damaged ({error!r}); rebuild with: {_rebuild_from(raw, path)}"
-        ) from None
+    listed = check_files(path, verify, progress)
+    if stage:
+        text, raw = _read_plan(path, stage_plan(stage))
+    source = f"engine file {path / stage_plan(stage)} is damaged"
+    plan = Plan.from_json(text, source)
+    if (unknown := unknown_key(raw, plan.to_dict())) is not None:
+        raise EngineError(f"{source}: {unknown[:200]} is not a known key; rebuild with: {_rebuild_from(raw, path)}")
+    check_plan(plan, source)
+    layout = plan.parallel
+    stored = [] if plan.weights_source["kind"] == "dummy" else map(rank_weights, range(layout.ranks))
+    copied = [name for name in COPIED if os.path.lexists(path / name)]
+    check_listed(plan, listed, [*map(stage_plan, range(layout.pp)), CONSTANTS, *stored, *copied], str(path / CHECKSUMS))
     arch = "cpu" if target is None else check_target(plan.fingerprint, target, str(path), rebuild_command(plan, path, target.arch))
     return Engine(path, plan, arch)
 
@@ -152,9 +172,13 @@ def rebuild_command(plan: Plan, path: Path, *arches: str) -> str:
 
 def _rebuild_from(raw: Mapping[str, Any], path: Path) -> str:
     """As `rebuild_command`, from a plan of another version: as much of it as can be read."""
-    provenance = (raw.get("fingerprint") or {}).get("provenance") or {}
-    command = ["trtllm-bench", "build", "--model", str(provenance.get("model", "MODEL"))]
-    precision = (raw.get("quant") or {}).get("name") or raw.get("precision", "PRECISION")
+    fields = Fields(raw, PLAN)
+    try:
+        model = fields.section("fingerprint").section("provenance").text("model") or "MODEL"
+        precision = fields.section("quant").text("name") or fields.text("precision") or "PRECISION"
+    except EngineError:
+        model, precision = "MODEL", "PRECISION"
+    command = ["trtllm-bench", "build", "--model", model]
     return shlex.join([*command, "--precision", str(precision), "--out", str(path)])
 
 
@@ -178,7 +202,7 @@ def writing(out: Path, needed_bytes: int = 0) -> Iterator[Path]:
         temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
         temporary.chmod(0o755)
         yield temporary
-        _write_checksums(temporary)
+        write_checksums(temporary)
         _swap(temporary, out)
     except OSError as error:
         if error.errno in (ENOSPC, EDQUOT):
@@ -203,61 +227,12 @@ def _swap(new: Path, out: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def check_files(path: Path, verify: Literal["fast", "full"] = "fast") -> None:
-    """Raises `EngineError` naming the first file that is missing, truncated or altered."""
-    expected: Mapping[str, Mapping[str, Any]] = _read_json(path, CHECKSUMS)
-    for name, entry in expected.items():
-        file = path / name
-        try:
-            size = file.stat().st_size
-        except OSError:
-            raise EngineError(f"engine file {file} is missing; rebuild the engine or copy it again") from None
-        if size != entry["bytes"]:
-            raise EngineError(
-                f"engine file {file} is {'truncated' if size < entry['bytes'] else 'altered'}: {size} bytes instead of {entry['bytes']}; "
-                f"rebuild the engine or copy it again"
-            )
-        sampled = size > _SAMPLE_ABOVE and verify == "fast"
-        if (sampled_digest(file) if sampled else _digest(file)) != entry["sampled_sha256" if sampled else "sha256"]:
-            raise EngineError(f"engine file {file} was altered (its checksum differs); rebuild the engine or copy it again")
-
-
-def _write_checksums(folder: Path) -> None:
-    entries = {}
-    for file in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != CHECKSUMS):
-        size = file.stat().st_size
-        entry: dict[str, Any] = {"bytes": size, "sha256": _digest(file)}
-        if size > _SAMPLE_ABOVE:
-            entry["sampled_sha256"] = sampled_digest(file)
-        entries[file.relative_to(folder).as_posix()] = entry
-    (folder / CHECKSUMS).write_text(json.dumps(entries, indent=1))
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def sampled_digest(file: Path) -> str:
-    """sha256 over evenly spread blocks, the first and the last included."""
-    size = file.stat().st_size
-    digest = hashlib.sha256(str(size).encode())
-    with file.open("rb") as stream:
-        for index in range(_SAMPLES):
-            stream.seek(max(0, size - _SAMPLE_BYTES) * index // (_SAMPLES - 1))
-            digest.update(stream.read(_SAMPLE_BYTES))
-    return digest.hexdigest()
-
-
-def _read_json(path: Path, name: str) -> dict[str, Any]:
+def _read_plan(path: Path, name: str = PLAN) -> tuple[str, dict[str, Any]]:
+    """The text of a plan, and its JSON. Raises `EngineError`."""
     if not path.is_dir():
-        raise EngineError(f"no engine at {path}: there is no such folder; make one with trtllm-bench build")
+        raise EngineError(f"no engine at {shown_path(path)}: there is no such folder; make one with trtllm-bench build")
     try:
-        data = json.loads((path / name).read_text())
+        text = read_text(path / name, MOST_PLAN_BYTES)
     except FileNotFoundError:
         raise EngineError(f"{path} is not an engine: it has no {name}; make one with trtllm-bench build") from None
-    except (OSError, ValueError) as error:
-        raise EngineError(f"engine file {path / name} is damaged ({error}); rebuild the engine or copy it again") from None
-    if not isinstance(data, dict):
-        raise EngineError(f"engine file {path / name} is damaged (it holds no JSON object); rebuild the engine or copy it again")
-    return data
+    return text, parse_object(text, f"engine file {path / name} is damaged and")

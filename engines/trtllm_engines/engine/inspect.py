@@ -21,6 +21,7 @@ from trtllm_engines.checkpoints.write import weight_bytes
 from trtllm_engines.compiler.plan import Plan
 from trtllm_engines.engine.fingerprint import CPU
 from trtllm_engines.engine.folder import Engine, load_engine, rebuild_command
+from trtllm_engines.engine.verified import Progress
 from trtllm_engines.errors import EngineError
 from trtllm_engines.quantization.registry import recipe_kind
 from trtllm_engines.quantization.scheme import QuantScheme
@@ -30,9 +31,9 @@ from trtllm_kernels.dialect.dtypes import bytes_of
 Description = dict[str, Any]
 
 
-def describe(path: Path | str, *, verify: bool = False) -> Description:
+def describe(path: Path | str, *, verify: bool = False, progress: Progress | None = None) -> Description:
     """Everything `render` shows. `verify` hashes every byte. Raises `EngineError` for a folder that is no whole engine."""
-    engine = load_engine(path, verify="full" if verify else "fast")
+    engine = load_engine(path, verify="full" if verify else "once", progress=progress)
     plan = engine.plan
     config = plan.config
     stages = [plan, *(load_engine(path, stage=stage).plan for stage in range(1, plan.parallel.pp))]

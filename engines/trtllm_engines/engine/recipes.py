@@ -10,9 +10,10 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from trtllm_engines.compiler.plan import Profile
+from trtllm_engines.documents import checked, read_text
 from trtllm_engines.errors import EngineError
 
 _HERE = Path(__file__).resolve().parents[1]
@@ -21,7 +22,7 @@ _HERE = Path(__file__).resolve().parents[1]
 class Recipe(BaseModel):
     """What `build` needs; `weights` may be overridden there."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     model: str
     precision: str
@@ -57,12 +58,18 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
     """A ready recipe by name, or a TOML file. Raises `EngineError` naming the file and the key that is wrong."""
     known = folder() / f"{name_or_path}.toml"
     path = known if known.is_file() else Path(name_or_path)
-    if not path.is_file():
+    if not path.exists():
         raise EngineError(f"no recipe {str(name_or_path)!r}: neither a file nor one of {', '.join(names())}")
+    text = read_text(path)
     try:
-        return Recipe(**tomllib.loads(path.read_text(encoding="utf-8")))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise EngineError(f"{path} is not TOML ({error})") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise EngineError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg'].lower()}") from None
+        content = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise EngineError(f"{path} is not TOML ({' '.join(str(error).split())[:200]})") from None
+    if "arches" in content and isinstance(content["arches"], list):
+        content["arches"] = tuple(content["arches"])
+    recipe = checked(Recipe, content, str(path))
+    try:
+        recipe.profile  # noqa: B018
+    except EngineError as error:
+        raise EngineError(f"{path}: {error}") from None
+    return recipe

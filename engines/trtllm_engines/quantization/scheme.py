@@ -10,9 +10,8 @@ What a scheme does to the graph and to the checkpoint's tensors is code, found b
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 Granularity = Literal["tensor", "row", "group"]
 
@@ -59,11 +58,6 @@ class QuantScheme:
     weights: Codes | None = None
     inputs: Inputs = Inputs()
 
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> QuantScheme:
-        """Inverse of `dataclasses.asdict`."""
-        return cls(data["name"], None if data["weights"] is None else Codes(**data["weights"]), Inputs(**data["inputs"]))
-
 
 @dataclass(frozen=True)
 class KvScheme:
@@ -101,12 +95,6 @@ class QuantPlan:
     def scheme_of(self, module: str) -> QuantScheme:
         """The scheme of the product whose weight is `module`'s, such as `model.layers.0.mlp.down_proj`."""
         return next((rule.scheme for rule in self.rules if re.fullmatch(rule.pattern, module)), self.wide)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> QuantPlan:
-        """Inverse of `dataclasses.asdict`."""
-        rules = tuple(ModuleRule(rule["pattern"], QuantScheme.from_dict(rule["scheme"])) for rule in data["rules"])
-        return cls(**{**data, "kv": KvScheme(**data["kv"]), "rules": rules})
 
 
 @dataclass(frozen=True)
@@ -154,9 +142,3 @@ class WeightRecipe:
         shards = self.shards or (None,) * len(self.inputs)
         pairs = zip(self.inputs, shards, strict=True)
         return tuple((name, shape if shard is None else shard.local_shape(shape)) for (name, shape), shard in pairs)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> WeightRecipe:
-        """Inverse of `dataclasses.asdict`, also after a trip through JSON."""
-        shards = tuple(None if shard is None else Shard(**shard) for shard in data["shards"])
-        return cls(data["kind"], tuple((name, tuple(shape)) for name, shape in data["inputs"]), data["interleave"], shards)

@@ -56,7 +56,7 @@ def _run(options: argparse.Namespace, rank: int, size: int, ring: StepRing) -> N
         dist.init_process_group("gloo")
     tp, stages = options.tp, size // options.tp
     group = ProcessGroup(torch.device("cuda" if on_gpu else "cpu"), tp) if size > 1 else None
-    engine = load_engine(options.engine, detect_target(gpu) if on_gpu else None, stage=rank // tp)
+    engine = load_engine(options.engine, detect_target(gpu) if on_gpu else None, verify="sizes", stage=rank // tp)
     runner = start_rank(
         engine,
         CacheSize(options.kv_cache_fraction, options.num_pages),
