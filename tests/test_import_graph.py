@@ -106,6 +106,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("compiler",),
         ("quantization",),
         ("models",),
+        ("documents", "memory"),
         ("errors",),
     ),
     "trtllm_kernels": (

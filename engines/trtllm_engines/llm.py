@@ -28,8 +28,9 @@ import torch
 from trtllm_engines.checkpoints.checkpoint_precision import default_precision
 from trtllm_engines.checkpoints.tokenizer import Tokenizer
 from trtllm_engines.compiler.plan import ParallelLayout, Profile
-from trtllm_engines.engine.build import DEFAULT_PROFILE, Progress
+from trtllm_engines.engine.build import Progress, default_profile
 from trtllm_engines.engine.cache import cached_engine
+from trtllm_engines.engine.checksums import Verify
 from trtllm_engines.engine.fingerprint import CPU, detect_target
 from trtllm_engines.engine.folder import PLAN, load_engine
 from trtllm_engines.errors import EngineError
@@ -115,6 +116,8 @@ class LLM:
         tp: int | None = None,
         pp: int | None = None,
         replica: int | None = None,
+        check_logits: bool = False,
+        verify: Verify = "once",
         progress: Progress | None = None,
         **other: Any,
     ) -> None:
@@ -124,6 +127,9 @@ class LLM:
         `tp` is the number of tensor-parallel GPUs and `pp` that of pipeline stages, on CPUs only yet (1 where none is given and no engine
         folder says another). `replica` is this engine's number among copies that run side by side: its ranks are then processes, on the
         GPUs after those of the copies before it.
+
+        `check_logits`: on a GPU, look at the logits of every step and stop where they are no numbers (a CPU always does); a pass over them,
+        so it is off where time is measured. `verify`: which of the engine's files are hashed (`engine.checksums`).
 
         `overlap` applies to a GPU (a CPU computes while launching, so there is nothing to overlap). With an engine folder the three sizes
         may be less than the engine's profile, not more. `num_pages` fixes the KV cache's size instead of `kv_cache_fraction`.
@@ -143,7 +149,7 @@ class LLM:
         if not (path / PLAN).is_file():
             precision = precision or default_precision(model_or_engine_dir, target is not None)
             arches = (CPU if target is None else target.arch,)
-            profile = _profile(model_or_engine_dir, requested)
+            profile = default_profile(resolve_model(model_or_engine_dir).config, requested)
             path = cached_engine(
                 model_or_engine_dir,
                 precision,
@@ -157,7 +163,7 @@ class LLM:
             )
         elif precision is not None or kv_dtype != "auto" or str(weights) != "auto":
             raise EngineError(f"{path} is a built engine, whose types and weights are fixed; give the model instead to build another")
-        self.engine = load_engine(path, target)
+        self.engine = load_engine(path, target, verify, progress)
         self.plan = self.engine.plan
         for name, ranks in (("tp", tp), ("pp", pp)):
             built = getattr(self.plan.parallel, name)
@@ -171,6 +177,7 @@ class LLM:
             max_graph_batch=config.max_batch_size,
             progress=progress or (lambda stage, done, total: None),
             replica=replica,
+            check_logits=check_logits,
         )
         self.tokenizer: Tokenizer | None = self.engine.tokenizer
         self.loop = EngineLoop(
@@ -392,17 +399,6 @@ def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     if len(prompts) and isinstance(prompts[0], int | np.integer):
         return [cast(Prompt, prompts)]
     return [cast(Prompt, prompt) for prompt in prompts]
-
-
-def _profile(model: str | Path, requested: Mapping[str, int]) -> Profile:
-    """The default profile with what was asked for, no longer than the model can be and no fewer tokens than sequences."""
-    longest = resolve_model(model).config.max_position_embeddings
-    sizes = {"max_seq_len": min(DEFAULT_PROFILE.max_seq_len, longest), **requested}
-    if "max_num_tokens" not in requested:
-        sizes["max_num_tokens"] = max(DEFAULT_PROFILE.max_num_tokens, sizes.get("max_batch_size", 0))
-    if "max_batch_size" not in requested:
-        sizes["max_batch_size"] = min(DEFAULT_PROFILE.max_batch_size, sizes["max_num_tokens"])
-    return replace(DEFAULT_PROFILE, **sizes)
 
 
 def _within(profile: Profile, requested: Mapping[str, int], path: str) -> Profile:

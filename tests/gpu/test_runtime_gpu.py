@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from trtllm_engines import LLM
 from trtllm_engines.compiler.plan import Profile
 from trtllm_engines.engine.build import build
 from trtllm_engines.engine.fingerprint import detect_target
 from trtllm_engines.engine.folder import Engine, load_engine
+from trtllm_engines.errors import EngineError
 from trtllm_engines.runtime.cpu import CpuRunner
 from trtllm_engines.runtime.engine_loop import EngineLoop
 from trtllm_engines.runtime.sampling_params import SamplingParams
@@ -218,3 +220,20 @@ def test_smollm2_in_bf16_says_what_it_says_in_fp32_on_the_cpu(smollm2: Path, tmp
         divergence = float((torch.softmax(first[0], 0) * difference).sum())
         assert divergence < 2e-2
         assert float(difference[first[0].topk(50).indices].abs().max()) < 0.5
+
+
+def test_logits_that_are_no_numbers_are_told_where_they_are_looked_at(tmp_path: Path) -> None:
+    target = detect_target()
+    engine = build("tiny-llama", "bf16", out=tmp_path / "e", profile=PROFILE, arches=(target.arch,))
+    llm: Any = LLM(engine, device="cuda", check_logits=True)
+    good = llm.generate([[1, 2, 3]], SamplingParams(max_tokens=8))[0]
+    assert len(good.token_ids) == 8
+    llm._runner.memory.tensors["model.norm.weight"].fill_(float("nan"))
+    (output,) = llm.generate([[1, 2, 3]], SamplingParams(max_tokens=8))
+    assert len(output.token_ids) == 0
+    assert "the logits of a step are NaN or infinite, so there is no next token" in output.error
+    with pytest.raises(EngineError, match="NaN or infinite"):
+        llm.close()
+    plain = LLM(engine, device="cuda")
+    assert plain.generate([[1, 2, 3]], SamplingParams(max_tokens=8))[0].token_ids.tolist() == good.token_ids.tolist()
+    plain.close()

@@ -14,7 +14,7 @@ from trtllm_bench.errors import BenchError
 from trtllm_bench.profiling.record import CellProfile
 from trtllm_bench.roofline.counts import StepShape
 from trtllm_engines.errors import EngineError
-from trtllm_engines.runtime.device_state import page_bytes
+from trtllm_engines.runtime.memory import page_bytes
 from trtllm_kernels.errors import KernelError
 
 NOTABLE = 0.15

@@ -22,8 +22,9 @@ from trtllm_bench.roofline.counts import StepShape
 from trtllm_bench.roofline.hardware import Hardware
 from trtllm_engines.compiler.plan import Plan
 from trtllm_engines.runtime.batch import StepBatch, StepOutput
-from trtllm_engines.runtime.device_state import page_bytes, pages_within
+from trtllm_engines.runtime.device_state import pages_within
 from trtllm_engines.runtime.engine_loop import EngineLoop
+from trtllm_engines.runtime.memory import page_bytes
 from trtllm_engines.runtime.request import Request
 from trtllm_engines.runtime.sampling_params import SamplingParams
 from trtllm_engines.runtime.scheduler import Policy, SchedulerConfig

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,23 +31,25 @@ def command(
     mark_output: Annotated[list[str] | None, typer.Option("--mark-output", help="Value to add as an output; may be repeated.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Seed of dummy weights (default 0).")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Engine folder (default: <model>-<precision>.engine).")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was built as JSON.")] = False,
 ) -> None:
     """Build an engine ahead of time; works without a GPU.
 
     Examples:
       trtllm-bench build --model llama-3.1-8b --precision fp8 --arch sm_90
-      trtllm-bench build --model tiny-llama --arch cpu --out tiny.engine
+      trtllm-bench build --model tiny-llama --arch cpu --out tiny.engine --json
     """
     import time
 
     from trtllm_bench.build_progress import build_progress
     from trtllm_engines.checkpoints.checkpoint_precision import default_precision
     from trtllm_engines.compiler.plan import ParallelLayout
-    from trtllm_engines.engine.build import DEFAULT_PROFILE, build
+    from trtllm_engines.engine.build import build, default_profile
     from trtllm_engines.engine.folder import load_engine
     from trtllm_engines.engine.recipes import load_recipe
+    from trtllm_engines.models.presets import resolve_model
 
-    chosen: dict[str, Any] = {"profile": DEFAULT_PROFILE} if recipe is None else load_recipe(recipe).build_arguments()
+    chosen: dict[str, Any] = {} if recipe is None else load_recipe(recipe).build_arguments()
     chosen |= {
         name: value for name, value in {"model": model, "kv_dtype": kv_dtype, "weights": weights, "seed": seed}.items() if value is not None
     }
@@ -59,16 +62,41 @@ def command(
     if tp is not None or pp is not None:
         chosen["layout"] = ParallelLayout(tp or 1, pp or 1)
     sizes = {"max_batch_size": max_batch_size, "max_num_tokens": max_num_tokens, "max_seq_len": max_seq_len, "page_size": page_size}
-    chosen["profile"] = replace(chosen["profile"], **{name: size for name, size in sizes.items() if size is not None})
+    asked = {name: size for name, size in sizes.items() if size is not None}
+    known = chosen.get("profile")
+    chosen["profile"] = replace(known, **asked) if known else default_profile(resolve_model(chosen["model"]).config, asked)
+    _note_if_too_large(chosen)
     folder = out or Path(f"{Path(chosen['model']).name}-{chosen['precision']}.engine")
     began = time.perf_counter()
     with build_progress() as report:
         build(**chosen, out=folder, mark_outputs=mark_output or (), progress=report)
     plan = load_engine(folder).plan
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 2**20
+    if as_json:
+        import json
+
+        from trtllm_engines.engine.inspect import describe
+
+        typer.echo(json.dumps({**describe(folder), "build_s": round(time.perf_counter() - began, 3)}, indent=2, default=str))
+        return
     types = f"{plan.precision}, KV cache {plan.kv_dtype}" + (f", for {plan.parallel.ranks} GPUs" if plan.parallel.ranks > 1 else "")
     typer.echo(f"{folder}: {plan.config.name} {types}, for {', '.join(plan.fingerprint.arches)}, {len(plan.ops)} ops, {size:,.1f} MiB")
     typer.echo(f"built in {time.perf_counter() - began:.1f} s")
+
+
+def _note_if_too_large(chosen: Mapping[str, Any]) -> None:
+    """Says before the build what of it cannot run on this machine; another may run it."""
+    from trtllm_engines.checkpoints.checkpoint_precision import plan_for
+    from trtllm_engines.compiler.plan import ONE_GPU
+    from trtllm_engines.engine.fits import too_large
+    from trtllm_engines.models.presets import resolve_model
+
+    source = resolve_model(chosen["model"])
+    weights = chosen.get("weights", "auto")
+    quant = plan_for(source.path if weights in ("auto", "dummy") else weights, chosen["precision"], chosen.get("kv_dtype", "auto"))
+    for arch in chosen["arches"]:
+        if said := too_large(source.config, quant, chosen["profile"], arch, chosen.get("layout", ONE_GPU)):
+            typer.echo(f"trtllm-bench: note: this machine cannot run the engine: {said}", err=True)
 
 
 def _arches(names: str | None) -> tuple[str, ...]:

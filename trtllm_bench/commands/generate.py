@@ -40,6 +40,7 @@ def command(
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on past the end-of-sequence token.")] = False,
     max_seq_len: options.MaxSeqLen = None,
     device: options.Device = "auto",
+    verify: Annotated[bool, typer.Option("--verify", help="Hash every byte of the engine before it runs.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a prompt, with token ids and times.")] = False,
 ) -> None:
     """Generate text from prompts.
@@ -65,14 +66,18 @@ def command(
         ignore_eos=ignore_eos,
     )
     asked = _prompts(prompts, token_ids)
+    if chat and token_ids is not None:
+        raise BenchError("--chat takes a prompt of text, not --token-ids; leave one of them out")
     if (model is None) == (engine_dir is None):
         raise BenchError("give one of --model and --engine-dir")
     batch = len(asked) if engine_dir is None else None
     source = cast(Path | str, engine_dir if engine_dir is not None else model)
     if engine_dir is not None:
+        from trtllm_bench.build_progress import build_progress
         from trtllm_engines.engine.folder import load_engine
 
-        load_engine(engine_dir)
+        with build_progress() as report:
+            load_engine(engine_dir, verify="full" if verify else "once", progress=report)
     with LLM(
         source,
         precision=precision,
@@ -81,6 +86,7 @@ def command(
         max_batch_size=batch,
         max_seq_len=max_seq_len,
         device=device_of(device),
+        check_logits=True,
     ) as llm:
         inputs = asked
         if chat:

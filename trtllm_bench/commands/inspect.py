@@ -10,7 +10,9 @@ import typer
 
 def command(
     engine: Annotated[Path, typer.Argument(metavar="ENGINE", help="Engine folder made by build.")],
-    verify: Annotated[bool, typer.Option("--verify", help="Hash every byte, weights included.")] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Hash every byte again, also of files that did not change since they were hashed.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
     """Print what an engine holds: ops, kernels, memory, fingerprint.
@@ -19,9 +21,11 @@ def command(
       trtllm-bench inspect llama.engine
       trtllm-bench inspect llama.engine --verify --json
     """
+    from trtllm_bench.build_progress import build_progress
     from trtllm_engines.engine.inspect import describe, render
 
-    found = describe(engine, verify=verify)
+    with build_progress() as report:
+        found = describe(engine, verify=verify, progress=report)
     if as_json:
         import json
 

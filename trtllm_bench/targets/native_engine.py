@@ -37,7 +37,8 @@ from trtllm_bench.targets.native import arch_for, device_of, model_of
 from trtllm_bench.targets.registry import OWN, Identity, OnBuild, RunDetails
 from trtllm_engines.compiler.plan import ParallelLayout, Plan, Profile
 from trtllm_engines.engine.cache import cached_engine
-from trtllm_engines.engine.folder import CHECKSUMS, load_engine, rank_weights
+from trtllm_engines.engine.checksums import read_checksums
+from trtllm_engines.engine.folder import load_engine, rank_weights
 from trtllm_engines.errors import EngineError
 from trtllm_engines.llm import LLM
 from trtllm_engines.models.presets import resolve_model
@@ -60,7 +61,8 @@ DEFAULT_SEQ_LEN = 4096
 def profile_for(spec: EngineSpec, device: str) -> Profile:
     """Ranges to build for: those asked for, and this device's defaults for the others."""
     batch = spec.max_batch_size or DEFAULT_BATCH[device]
-    limit = resolve_model(model_of(spec)).config.max_position_embeddings
+    config = resolve_model(model_of(spec)).config
+    limit = min(config.max_position_embeddings, config.sliding_window or config.max_position_embeddings)
     profile = Profile(
         max_batch_size=batch,
         max_num_tokens=spec.max_num_tokens or max(DEFAULT_TOKENS[device], batch),
@@ -144,10 +146,11 @@ class OpenEngine:
         began = time.perf_counter()
         self._folder = engine_folder(self._spec, self._on_build)
         self._build_s = time.perf_counter() - began
-        plan = load_engine(self._folder).plan
+        with _shown(self._on_build) as report:
+            plan = load_engine(self._folder, progress=report).plan
         served = self._settled(plan)
         self.gpus = served.gpus if self.gpus else 0  # a named engine has the layout it was built with
-        files = json.loads((self._folder / CHECKSUMS).read_text())
+        files = {name: entry.model_dump() for name, entry in read_checksums(self._folder).items()}
         stored = [files.pop(rank_weights(rank), None) for rank in range(plan.parallel.ranks)]
         weights = stored[0]
         return Identity(

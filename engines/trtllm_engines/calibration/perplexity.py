@@ -8,6 +8,7 @@ serving (with the whole window at once, attention would read this step's keys an
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +21,13 @@ from trtllm_engines.calibration import text
 from trtllm_engines.calibration.probe import Probe, Progress
 from trtllm_engines.checkpoints.tokenizer import Tokenizer
 from trtllm_engines.compiler.plan import LOGITS, Op, Plan
+from trtllm_engines.errors import EngineError
 from trtllm_engines.models.presets import resolve_model
 from trtllm_engines.quantization import check_types
 from trtllm_engines.runtime.batch import IntArray
 
 CHUNK = 32
+_LARGEST_EXPONENT = math.log(sys.float_info.max)
 _ROWS = 256
 """Tokens whose logits are held at once."""
 
@@ -88,9 +91,12 @@ def measure(probe: Probe, windows: Sequence[IntArray], progress: Progress | None
             loss += _loss(states[: len(following)], weight, bias, following)
             first += len(states)
         tokens += len(ids) - 1
+        if not math.isfinite(loss):
+            raise EngineError(f"the {LOGITS} of window {done} are NaN or infinite; the weights are damaged, or need a wider precision")
         if progress is not None:
             progress("perplexity", done, len(windows))
-    return Perplexity(math.exp(loss / tokens), tokens, len(windows))
+    mean = loss / tokens
+    return Perplexity(math.exp(mean) if mean < _LARGEST_EXPONENT else math.inf, tokens, len(windows))
 
 
 def _loss(states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> float:

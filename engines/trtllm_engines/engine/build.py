@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
+from typing import Protocol
 
 import torch
 
@@ -17,12 +19,28 @@ from trtllm_engines.compiler.compile import compile_model
 from trtllm_engines.compiler.plan import ONE_GPU, ParallelLayout, Plan, Profile
 from trtllm_engines.engine.fingerprint import CPU, parse_arches
 from trtllm_engines.engine.folder import CHECKSUMS, CONSTANTS, COPIED, load_engine, rank_weights, stage_plan, writing
+from trtllm_engines.memory import allocating
+from trtllm_engines.models.config import ModelConfig
 from trtllm_engines.models.presets import ModelSource, resolve_model
 
 Progress = Callable[[str, int, int], None]
 """(stage, done, total): stages are `compile`, `kernels sm_90`, `weights`."""
 
 DEFAULT_PROFILE = Profile(max_batch_size=256, max_num_tokens=8192, max_seq_len=4096)
+"""Of a model with so many positions; `default_profile` for any."""
+
+
+def default_profile(config: ModelConfig, requested: Mapping[str, int] = MappingProxyType({})) -> Profile:
+    """`DEFAULT_PROFILE` with what was asked for: no longer than the model's positions and window, no fewer tokens a step than sequences."""
+    longest = min(config.max_position_embeddings, config.sliding_window or config.max_position_embeddings)
+    sizes = {"max_seq_len": min(DEFAULT_PROFILE.max_seq_len, longest), **requested}
+    if "max_num_tokens" not in requested:
+        sizes["max_num_tokens"] = max(DEFAULT_PROFILE.max_num_tokens, sizes.get("max_batch_size", 0))
+    if "max_batch_size" not in requested:
+        sizes["max_batch_size"] = min(DEFAULT_PROFILE.max_batch_size, sizes["max_num_tokens"])
+    return replace(DEFAULT_PROFILE, **sizes)
+
+
 _CPU_DEVICE = torch.device("cpu")
 
 
@@ -34,38 +52,42 @@ def build(
     weights: str | Path = "auto",
     seed: int = 0,
     kv_dtype: str = "auto",
-    profile: Profile = DEFAULT_PROFILE,
+    profile: Profile | None = None,
     arches: Sequence[str] = (CPU,),
     layout: ParallelLayout = ONE_GPU,
     mark_outputs: Sequence[str] = (),
+    share: WeightPool | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """Builds `model` (preset, Hugging Face folder or .gguf file) into engine folder `out` and returns it.
 
     `weights`: `auto` (the model's own, drawn from `seed` for a preset), `dummy`, or a folder or .gguf file. `arches`: `sm_80`, `sm_90`,
-    ..., or `cpu` for no machine code. `layout`: over how many GPUs it runs. Raises `EngineError` for anything asked for that cannot be
+    ..., or `cpu` for no machine code. `profile`: `default_profile`'s where none is given. `layout`: over how many GPUs it runs. `share`:
+    files of weights that are the same in several engines are linked from there. Raises `EngineError` for anything asked for that cannot be
     built or written.
     """
     out = Path(out)
     report = progress or (lambda stage, done, total: None)
     arches = parse_arches(arches)
     resolved = resolve_model(model)
+    profile = profile or default_profile(resolved.config)
     source = _weights(resolved, weights, seed)
     report("compile", 0, 1)
     quant = plan_for(source.description.get("path", resolved.path), precision, kv_dtype)
-    stages = [
-        compile_model(
-            resolved.config,
-            quant,
-            profile,
-            arches=arches,
-            weights_source=source.description,
-            mark_outputs=mark_outputs,
-            layout=layout,
-            stage=stage,
-        )
-        for stage in range(layout.pp)
-    ]
+    with allocating(f"compiling {resolved.config.name}"):
+        stages = [
+            compile_model(
+                resolved.config,
+                quant,
+                profile,
+                arches=arches,
+                weights_source=source.description,
+                mark_outputs=mark_outputs,
+                layout=layout,
+                stage=stage,
+            )
+            for stage in range(layout.pp)
+        ]
     plans = []
     for compiled in stages:
         check_weights(compiled.plan, source)
@@ -78,7 +100,7 @@ def build(
         write_safetensors(folder / CONSTANTS, specs, lambda name: constants[name])
         for arch in arches:
             _compile_kernels(plans, arch, folder, report)
-        _write_plans(plans, source, folder, report)
+        _write_plans(plans, source, folder, report, share)
         _copy_tokenizer(resolved.path or _existing(weights), folder)
     return out
 
@@ -118,7 +140,7 @@ def _compile_kernels(plans: Sequence[Plan], arch: str, folder: Path, report: Pro
         cubin.save(folder / "kernels" / arch, key)
 
 
-def _write_plans(plans: Sequence[Plan], source: WeightSource, folder: Path, report: Progress) -> None:
+def _write_plans(plans: Sequence[Plan], source: WeightSource, folder: Path, report: Progress, share: WeightPool | None = None) -> None:
     """The plan of every stage, and the weights of every rank where they are not drawn."""
     for plan in plans:
         (folder / stage_plan(plan.stage.index)).write_text(plan.to_json())
@@ -127,13 +149,29 @@ def _write_plans(plans: Sequence[Plan], source: WeightSource, folder: Path, repo
     written, total = 0, sum(plan.parallel.tp * len(plan.weights) for plan in plans)
     for plan in plans:
         for rank in range(plan.parallel.tp):
-            write_safetensors(
-                folder / rank_weights(plan.stage.index * plan.parallel.tp + rank),
-                plan.weights,
-                lambda name, plan=plan, rank=rank: assemble(plan, name, source, _CPU_DEVICE, rank),  # type: ignore[misc]
-                lambda done, _, written=written: report("weights", written + done, total),  # type: ignore[misc]
-            )
+            path = folder / rank_weights(plan.stage.index * plan.parallel.tp + rank)
+            if share is None or not share.link(plan, rank, path):
+                with allocating(f"making the weights of {plan.config.name}"):
+                    write_safetensors(
+                        path,
+                        plan.weights,
+                        lambda name, plan=plan, rank=rank: assemble(plan, name, source, _CPU_DEVICE, rank),  # type: ignore[misc]
+                        lambda done, _, written=written: report("weights", written + done, total),  # type: ignore[misc]
+                    )
+                if share is not None:
+                    share.add(plan, rank, path)
             written += len(plan.weights)
+            report("weights", written, total)
+
+
+class WeightPool(Protocol):
+    """Files of weights that engines share."""
+
+    def link(self, plan: Plan, rank: int, path: Path) -> bool:
+        """Makes `path` a link to the weights of `rank` of such a plan; False where there are none, or none that can be linked."""
+
+    def add(self, plan: Plan, rank: int, path: Path) -> None:
+        """Keeps `path` for the next engine."""
 
 
 def _existing(weights: str | Path) -> Path | None:

@@ -5,6 +5,7 @@ Launching computes at once, so a handle is done when made; the loop around it be
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from trtllm_engines.compiler.plan import HIDDEN, NEXT_HIDDEN, Op, Plan
+from trtllm_engines.compiler.plan import HIDDEN, LOGITS, NEXT_HIDDEN, Op, Plan
+from trtllm_engines.errors import EngineError
+from trtllm_engines.memory import allocating
 from trtllm_engines.runtime.batch import IntArray, StepBatch, StepOutput
 from trtllm_engines.runtime.group import RankGroup, StageLink
 from trtllm_engines.runtime.inputs import StepSizes
@@ -76,16 +79,21 @@ class CpuRunner:
         if HIDDEN in state.tensors:
             assert self._link is not None
             self._link.receive(state.tensors[HIDDEN][: sizes.num_tokens])
-        self.outputs = self.forward(sizes)
+        last_tokens = state.last_tokens.clone()
+        with allocating("running a step"):
+            self.outputs = self.forward(sizes)
         if not self.plan.is_last_stage:
             assert self._link is not None
             self._link.send(self.outputs[NEXT_HIDDEN])
             return CpuHandle(StepOutput(NO_TOKENS))
+        if not _finite(self.outputs[LOGITS][: plan.count]):
+            state.last_tokens.copy_(last_tokens)
+            raise self._not_finite(sizes)
         logprobs: tuple[torch.Tensor, ...] = ()
         if plan.by_sampler:
             self._observer.sample_begins(plan.count)
             try:
-                logprobs = state.sample(plan, self.memory.logits(self.outputs["logits"]), sizes).logprobs
+                logprobs = state.sample(plan, self.memory.logits(self.outputs[LOGITS]), sizes).logprobs
             finally:
                 self._observer.sample_ends()
         tokens = state.tokens[: plan.count].numpy().copy()
@@ -93,6 +101,21 @@ class CpuRunner:
             return CpuHandle(StepOutput(tokens))
         chosen, top, top_ids = (tensor.numpy() for tensor in logprobs)
         return CpuHandle(StepOutput(tokens, collect_logprobs(plan.row_logprobs, chosen, top, top_ids)))
+
+    def _not_finite(self, sizes: StepSizes) -> EngineError:
+        """Names the first op whose results are no numbers, by running the step once more; ranks of a group would wait for each other."""
+        name = LOGITS
+        if self.memory.group is None:
+            values: dict[str, torch.Tensor] = {**self.memory.tensors, **self.state.of_step(sizes.symbols)}
+            for index, (op, _, _) in enumerate(self._calls):
+                self._run(values, index, index + 1)
+                results = [values[output] for output in op.outputs if output in values]
+                if not all(map(_finite, results)):
+                    name = op.name
+                    break
+        return EngineError(
+            f"the values of {name} are NaN or infinite, so there is no next token; the weights are damaged, or need a wider precision"
+        )
 
     def forward(self, sizes: StepSizes) -> dict[str, torch.Tensor]:
         """Runs the plan on the inputs loaded; returns its outputs."""
@@ -117,6 +140,13 @@ class CpuRunner:
             values.update(zip(op.outputs, results, strict=True))
             for name in self._last_use[index]:
                 del values[name]
+
+
+def _finite(tensor: torch.Tensor) -> bool:
+    """Whether all values are numbers; codes and integers are."""
+    if not tensor.is_floating_point() or tensor.element_size() < 2 or not tensor.numel():
+        return True
+    return all(math.isfinite(float(bound)) for bound in torch.aminmax(tensor))
 
 
 def _last_uses(plan: Plan) -> list[tuple[str, ...]]:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from trtllm_engines.compiler.plan import LOGITS, Plan
+from trtllm_engines.errors import EngineError
 from trtllm_engines.runtime.batch import StepBatch, StepOutput
 from trtllm_engines.runtime.buckets import LARGEST_GRAPH, graph_buckets
 from trtllm_engines.runtime.device_state import SamplingPlan
@@ -43,12 +44,18 @@ class CudaHandle:
     """In the host's memory, int32 [S]; reused a few steps later."""
     logprobs: tuple[torch.Tensor, ...]
     plan: SamplingPlan
+    finite: torch.Tensor | None = None
+    """In the host's memory, bool [1]: whether the logits are numbers. None where nobody looked."""
 
     def done(self) -> bool:
         return bool(self.event.query())  # type: ignore[no-untyped-call]
 
     def result(self) -> StepOutput:
         self.event.synchronize()
+        if self.finite is not None and not bool(self.finite):
+            raise EngineError(
+                f"the {LOGITS} of a step are NaN or infinite, so there is no next token; the weights are damaged, or need a wider precision"
+            )
         tokens = self.tokens.numpy().copy()
         if not self.logprobs:
             return StepOutput(tokens)
@@ -60,7 +67,8 @@ class CudaRunner:
     """`tensors` holds the plan's weights and constants on the device; `cubin` finds a kernel's code by key.
 
     The KV cache takes `kv_cache_fraction` of the memory left after weights and arena, unless `num_pages` says how much.
-    `pdl` is `BoundProgram`'s.
+    `pdl` is `BoundProgram`'s. `check_logits` looks at every step's logits on the device, one pass over them, and raises where they are no
+    numbers; off where time is measured.
     """
 
     def __init__(
@@ -76,9 +84,11 @@ class CudaRunner:
         max_graph_batch: int = LARGEST_GRAPH,
         pdl: bool = True,
         group: RankGroup | None = None,
+        check_logits: bool = False,
     ) -> None:
         self.plan = plan
         self._arch = arch
+        self._check_logits = check_logits
         device = torch.device("cuda", torch.cuda.current_device())
         self.memory = RankMemory(plan, device, tensors, CacheSize(kv_cache_fraction, num_pages), group)
         self.num_pages, self.state = self.memory.num_pages, self.memory.state
@@ -168,9 +178,13 @@ class CudaRunner:
             finally:
                 self._observer.sample_ends()
             logprobs = tuple(torch.empty(t.shape, dtype=t.dtype, pin_memory=True).copy_(t, non_blocking=True) for t in on_device)
+        finite: torch.Tensor | None = None
+        if self._check_logits:
+            seen = torch.isfinite(self.outputs[LOGITS][: plan.count]).all().view(1)
+            finite = torch.empty(1, dtype=torch.bool, pin_memory=True).copy_(seen, non_blocking=True)
         event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         event.record()
-        return CudaHandle(event, self.state.tokens[: plan.count], logprobs, plan)
+        return CudaHandle(event, self.state.tokens[: plan.count], logprobs, plan, finite)
 
 
 _EMPTY = np.empty(0, np.int32)

@@ -11,22 +11,15 @@ import numpy as np
 import torch
 
 from trtllm_engines.compiler.plan import HIDDEN, STEP_INPUTS, Plan
-from trtllm_engines.errors import EngineError
+from trtllm_engines.errors import OutOfMemoryError
 from trtllm_engines.runtime.batch import StepBatch
 from trtllm_engines.runtime.inputs import StepInputs, StepSizes
+from trtllm_engines.runtime.memory import page_bytes
 from trtllm_engines.runtime.pages import RESERVED_PAGES
 from trtllm_engines.runtime.sampler import IN_PLAN, LOGPROBS, Sampled, Sampler
-from trtllm_kernels.dialect.dtypes import bytes_of
 from trtllm_kernels.dialect.expr import evaluate
 from trtllm_kernels.dialect.specs import DTYPES
 from trtllm_kernels.references.sampling import EMPTY
-
-
-def page_bytes(plan: Plan) -> int:
-    """Memory of one page across all layers of a rank."""
-    config = plan.config
-    per_token = plan.stage.num_layers * 2 * plan.kv_heads * config.head_dim
-    return bytes_of(per_token * plan.profile.page_size, plan.kv_dtype)
 
 
 def pages_within(plan: Plan, nbytes: int) -> int:
@@ -35,7 +28,7 @@ def pages_within(plan: Plan, nbytes: int) -> int:
     useful = profile.max_batch_size * profile.max_pages_per_seq + RESERVED_PAGES
     count = min(useful, nbytes // page_bytes(plan))
     if count < RESERVED_PAGES + 1:
-        raise EngineError(
+        raise OutOfMemoryError(
             f"no room for the KV cache: {max(nbytes, 0) / 2**30:.2f} GiB are left and one page of {profile.page_size} tokens takes "
             f"{page_bytes(plan) / 2**20:.1f} MiB; free device memory, or build for fewer tokens or a smaller batch"
         )

@@ -21,7 +21,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from trtllm_engines.errors import EngineError
+from trtllm_engines.errors import EngineError, OutOfMemoryError
 from trtllm_engines.runtime.batch import IntArray, ObservedRunner, StepBatch, StepHandle, StepOutput, StepRunner
 from trtllm_engines.runtime.observer import NOBODY, Observers, StepObserver
 from trtllm_engines.runtime.request import EMPTY, FinishReason, OnFinish, OnToken, Request
@@ -354,13 +354,19 @@ class EngineLoop:
 
     def _break(self, exc: Exception) -> None:
         """The runner failed: nothing it holds can be trusted, so every request ends and none is taken any more."""
-        self._broken = f"the engine stopped: {type(exc).__name__}: {exc}"
+        self._broken = f"the engine stopped: {_said(exc)}"
         self._flights.clear()
         while self._incoming:
             self.scheduler.enqueue(self._incoming.popleft())
         for request in self.scheduler.unfinished():
             self._end(request, "error", self._broken)
         self.scheduler.release(self._step)
+
+
+def _said(error: Exception) -> str:
+    """An error on one line, with its type unless it is a sentence of ours."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, EngineError) else f"{type(error).__name__}: {text}"
 
 
 class EngineThread:
@@ -385,4 +391,5 @@ class EngineThread:
         self.loop.wake()
         self._thread.join()
         if self.failure is not None:
-            raise EngineError(f"the engine's thread failed: {type(self.failure).__name__}: {self.failure}") from self.failure
+            kind = OutOfMemoryError if isinstance(self.failure, OutOfMemoryError) else EngineError
+            raise kind(f"the engine's thread failed: {_said(self.failure)}") from self.failure

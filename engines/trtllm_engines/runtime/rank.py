@@ -8,15 +8,18 @@ in its own process; of several, each is a process (`rank_processes`) or, on a CP
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
+from trtllm_engines.checkpoints.write import weight_bytes
 from trtllm_engines.compiler.plan import Plan
+from trtllm_engines.engine.fits import check_weights_room
+from trtllm_engines.memory import allocating
 from trtllm_engines.runtime.device_state import DeviceState, pages_within
+from trtllm_engines.runtime.memory import check_room, free_bytes, step_bytes
 from trtllm_kernels.dialect.specs import DTYPES
 from trtllm_kernels.dialect.types import TensorSpec
 
@@ -57,6 +60,7 @@ class RankMemory:
         self.tensors = tensors
         self.group = group
         arena_bytes = plan.arena_bytes if self.device.type == "cuda" else 0
+        check_room(plan, arena_bytes, cache.num_pages, free_bytes(self.device))
         self.arena = torch.zeros(arena_bytes, dtype=torch.uint8, device=self.device) if group is None else group.arena(arena_bytes)
         """Of activations; the CPU's references allocate their own."""
         self.num_pages = pages_within(plan, self._free_bytes(cache.fraction)) if cache.num_pages is None else cache.num_pages
@@ -65,12 +69,8 @@ class RankMemory:
         self.state = DeviceState(plan, self.num_pages, self.device, None if group is None else group.join(plan))
 
     def _free_bytes(self, fraction: float) -> int:
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-            free, _ = torch.cuda.mem_get_info(self.device)
-            return int(free * fraction)
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        return min(CPU_CACHE_BYTES, int(free * fraction))
+        left = free_bytes(self.device) - step_bytes(self.plan.profile)
+        return int(left * fraction) if self.device.type == "cuda" else min(CPU_CACHE_BYTES, int(left * fraction))
 
     def logits(self, x: torch.Tensor) -> torch.Tensor:
         """Logits [S, V] of which this rank's op gave `x`, its columns."""
@@ -93,17 +93,21 @@ def start_rank(
     captured: Callable[[int, int], None] | None = None,
     group: RankGroup | None = None,
     link: StageLink | None = None,
+    check_logits: bool = False,
 ) -> CpuRunner | CudaRunner:
     """Loads this rank's weights onto its device and makes it ready to run steps; its CUDA graphs are captured ahead.
 
-    `captured` is told (graphs captured, of how many). Raises `EngineError`.
+    `captured` is told (graphs captured, of how many). `check_logits` is `CudaRunner`'s. Raises `EngineError`.
     """
     rank = 0 if group is None else group.rank
+    device = torch.device("cpu" if engine.arch == "cpu" else "cuda")
+    check_weights_room(engine.plan, weight_bytes(engine.plan.weights) + weight_bytes(engine.plan.constants), free_bytes(device))
     if engine.arch == "cpu":
         from trtllm_engines.runtime.cpu import CpuRunner
 
-        tensors = engine.tensors("cpu", rank)
-        return CpuRunner(engine.plan, tensors, cache.num_pages, kv_cache_fraction=cache.fraction, group=group, link=link)
+        with allocating(f"loading {engine.path}"):
+            tensors = engine.tensors("cpu", rank)
+            return CpuRunner(engine.plan, tensors, cache.num_pages, kv_cache_fraction=cache.fraction, group=group, link=link)
     from trtllm_engines.runtime.cuda import CudaRunner
 
     runner = CudaRunner(
@@ -116,6 +120,7 @@ def start_rank(
         cuda_graphs=cuda_graphs,
         max_graph_batch=max_graph_batch,
         group=group,
+        check_logits=check_logits,
     )
     runner.capture(captured)
     return runner

@@ -35,9 +35,12 @@ def start_ranks(
     max_graph_batch: int,
     progress: Callable[[str, int, int], None],
     replica: int | None = None,
+    check_logits: bool = False,
 ) -> Ranks:
     """`progress` is told (stage, done, of how many). `replica`: which copy of the engine this is, where several run side by side; its ranks
-    are processes then, on the GPUs after those of the copies before it. Raises `EngineError`, also for more ranks than there are GPUs."""
+    are processes then, on the GPUs after those of the copies before it. `check_logits` is `CudaRunner`'s, of an engine of one rank.
+
+    Raises `EngineError`, also for more ranks than there are GPUs."""
     count = engine.plan.parallel.ranks
     first_gpu = count * (replica or 0)
     if count == 1 and replica is None:
@@ -47,6 +50,7 @@ def start_ranks(
             cuda_graphs=cuda_graphs,
             max_graph_batch=max_graph_batch,
             captured=lambda done, total: progress("graphs", done, total),
+            check_logits=check_logits,
         )
     if engine.arch != CPU and engine.plan.parallel.pp > 1:
         raise EngineError(
