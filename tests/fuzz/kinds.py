@@ -162,3 +162,6 @@ def _sweep_toml(folder: Path) -> Prepared:
         'model = "tiny-llama"\ntarget = "fake"\nbatch-size = [1, 2]\nisl = [8, 16]\nosl = 8\nrepeats = 2\ngoodput = "ttft:200"\n'
     )
     return path, lambda: load_spec({}, path, None, _defaults).points
+
+
+import engine_kinds  # noqa: E402, F401

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kinds import KINDS
 
-CASES = 100 // len(KINDS) + 1
+CASES = 300 // len(KINDS) + 1
 
 
 @pytest.mark.parametrize("name", KINDS)
