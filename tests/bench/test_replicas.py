@@ -6,11 +6,13 @@ import os
 import signal
 import threading
 import time
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from command_line import refused, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -194,3 +196,26 @@ def test_a_pipeline_on_gpus_is_one_sentence(capsys: pytest.CaptureFixture[str], 
     monkeypatch.setattr(native, "gpus", lambda: [{"compute_capability": "9.0"}] * 2)
     asked = ["throughput", "--model", "tiny-llama", "--precision", "bf16", "--concurrency", 4, "--pp", 2]
     assert "--pp is 2, and what passes from stage to stage is not yet sent between GPUs; use --tp" in refused(capsys, *asked)
+
+
+class Closable:
+    """An engine as far as closing it goes; one of two cannot be."""
+
+    def __init__(self, dead: bool) -> None:
+        self.dead, self.itself = dead, self  # only the collector frees it
+
+    def close(self) -> None:
+        if self.dead:
+            raise EngineError("its ranks have died")
+
+
+def test_the_gpu_is_emptied_once_nothing_refers_to_the_closed_engines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory that is freed later stays with the process, and the next layout's ranks find it taken."""
+    target = OpenEngine(EngineSpec(model="tiny-llama", device="cpu"))
+    target.gpus = 2
+    target._replicas = [Closable(False), Closable(True)]  # type: ignore[list-item]
+    seen = [weakref.ref(one) for one in target._replicas]
+    left: list[list[object]] = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: left.append([ref() for ref in seen]))
+    target.close()
+    assert left == [[None, None]]

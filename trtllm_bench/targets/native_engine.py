@@ -232,10 +232,9 @@ class OpenEngine:
         assert self.replicas
 
     def recover(self) -> None:
-        replicas, self._replicas = self._replicas, []
-        for llm in replicas:
+        while self._replicas:  # no name may hold an engine here: its memory is free only once nothing refers to it
             with suppress(EngineError):  # what its ranks died of, the cell has told
-                llm.close()
+                self._replicas.pop().close()
         gc.collect()
         if self.gpus:
             import torch
