@@ -336,7 +336,7 @@ def test_an_engine_built_for_one_request_is_not_taken_for_a_full_gpu(store: Path
 
     parts = {"weights": 90.0, "compute": 10.0}
     assert any("--concurrency 2" in text for text in advised(built_for(1), parts))
-    assert any("needs more memory for its KV cache than this GPU has" in text for text in advised(built_for(100_000), parts))
+    assert any("needs more memory for its KV cache than this GPU has" in text for text in advised(built_for(60_000), parts))
 
 
 def test_what_the_figures_tell_is_said(store: Path) -> None:

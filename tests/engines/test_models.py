@@ -49,7 +49,7 @@ CONFIGS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "gpt-j": (
         "GPTJConfig",
         "GPTJForCausalLM",
-        {"n_embd": 64, "n_head": 4, "n_layer": 2, "n_positions": 64, "rotary_dim": 8, "vocab_size": 97},
+        {"n_embd": 64, "n_head": 4, "n_layer": 2, "n_positions": 64, "rotary_dim": 8, "vocab_size": 97, "eos_token_id": 2},
     ),
 }
 
