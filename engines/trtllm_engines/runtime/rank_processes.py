@@ -30,6 +30,8 @@ from trtllm_engines.runtime.step_ring import FAILED, READY, SLOTS, StepRing
 STEP_S = 10.0
 """Most time between a step's launch and its tokens, or the tokens of the step before it. The largest step of a 70B takes under a second."""
 START_S = 900.0
+PF_EXITING = 0x4
+"""Flag of a process in /proc, from the first thing that its end does (linux/sched.h)."""
 ENVIRONMENT = {
     "NCCL_NVLS_ENABLE": "0",
     "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1",
@@ -174,8 +176,12 @@ class RankProcesses:
 
 
 def _lives(process: int) -> bool:
-    """Whether a process runs or could; one that ended and was not waited for does not."""
+    """Whether a process runs or could; one that is about to end does not, nor one that ended and was not waited for.
+
+    A process that was killed closes its sockets before it is a zombie, and others fail of that: its flag tells it apart until then.
+    """
     try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return False
+    return fields[0] not in ("Z", "X") and not int(fields[6]) & PF_EXITING
