@@ -14,7 +14,19 @@ from compiler_models import LLAMA, checkpoint
 from compiler_models import PROFILE as LLAMA_PROFILE
 from hf_folders import hf_folder
 from safetensors.torch import load_file
-from test_tensor_parallel import MODELS, PAGES, PROFILE, SOURCE, TINY, compiled, of_one_rank, tensors_of, tokens
+from test_tensor_parallel import (
+    FEW_PAGES,
+    MODELS,
+    PAGES,
+    PROFILE,
+    SOURCE,
+    TINY,
+    compiled,
+    of_one_rank,
+    outputs_in_few_pages,
+    tensors_of,
+    tokens,
+)
 
 from trtllm_engines.checkpoints.dummy import DummyWeights
 from trtllm_engines.checkpoints.write import assemble
@@ -29,7 +41,6 @@ from trtllm_engines.errors import EngineError
 from trtllm_engines.models.config import ModelConfig
 from trtllm_engines.models.presets import preset_config
 from trtllm_engines.quantization import named_plan
-from trtllm_engines.runtime.batch import StepRunner
 from trtllm_engines.runtime.cpu import CpuRunner
 from trtllm_engines.runtime.engine_loop import EngineLoop
 from trtllm_engines.runtime.rank import CacheSize
@@ -50,10 +61,10 @@ def ranks_of(stages: Sequence[Compiled], tp: int, pages: int = PAGES) -> ThreadR
     return ThreadRanks([one.plan for one in stages], lambda rank: tensors_of(stages[rank // tp], rank % tp), pages)
 
 
-def of_pipeline(config: ModelConfig, tp: int, pp: int, **options: Any) -> list[Any]:
-    runner = ranks_of(staged(config, tp, pp), tp, options.get("pages", PAGES))
+def of_pipeline(config: ModelConfig, tp: int, pp: int) -> list[Any]:
+    runner = ranks_of(staged(config, tp, pp), tp)
     try:
-        return tokens(runner, config, stages=pp, **options)
+        return tokens(runner, config, pp)
     finally:
         runner.close()
 
@@ -69,22 +80,12 @@ def test_tokens_are_those_of_one_rank(name: str, tp: int, pp: int) -> None:
 @pytest.mark.parametrize(("tp", "pp"), [(1, 2), (1, 4), (2, 2)])
 def test_tokens_are_those_of_one_rank_when_sequences_are_preempted(tp: int, pp: int) -> None:
     whole = compiled(FOUR["llama"], "fp32", 1)
-    runner = ranks_of(staged(FOUR["llama"], tp, pp), tp, 18)
-    found, preempted = long_outputs(runner, pp)
+    runner = ranks_of(staged(FOUR["llama"], tp, pp), tp, FEW_PAGES)
+    found, preempted = outputs_in_few_pages(runner, pp)
     runner.close()
-    expected, _ = long_outputs(CpuRunner(whole.plan, tensors_of(whole, 0), 18), 1)
+    expected, _ = outputs_in_few_pages(CpuRunner(whole.plan, tensors_of(whole, 0), FEW_PAGES))
     assert found == expected
     assert preempted > 0
-
-
-def long_outputs(runner: StepRunner, stages: int) -> tuple[list[list[int]], int]:
-    """What 8 requests get that are admitted with a page each and grow to three, of 17; and how often one lost its pages."""
-    config = SchedulerConfig(8, 64, 256, PROFILE.page_size, 18, "max_utilization", stages)
-    loop = EngineLoop(runner, config, vocab_size=512, overlap=False)
-    settings = [SamplingParams(max_tokens=70, ignore_eos=True, temperature=0.9 * (seed % 2), seed=seed) for seed in range(8)]
-    requests = [loop.add_request([3 + seed] * 20, sampling) for seed, sampling in enumerate(settings)]
-    loop.run()
-    return [request.output.tolist() for request in requests], loop.scheduler.preemptions
 
 
 @pytest.mark.parametrize("pp", [2, 4])

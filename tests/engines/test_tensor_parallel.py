@@ -63,17 +63,11 @@ def tensors_of(model: Compiled, rank: int) -> dict[str, torch.Tensor]:
     return {**model.constants, **{name: assemble(model.plan, name, DummyWeights(0), cpu, rank) for name in model.plan.weights}}
 
 
-def tokens(runner: StepRunner, config: ModelConfig, policy: str = "guaranteed_no_evict", pages: int = PAGES, stages: int = 1) -> list[Any]:
+def tokens(runner: StepRunner, config: ModelConfig, stages: int = 1) -> list[Any]:
     """What 16 requests get: prompts of 1 to 150 tokens in steps of 64, greedy or at a temperature."""
     rng = np.random.default_rng(0)
     settings = SchedulerConfig(
-        PROFILE.max_batch_size,
-        PROFILE.max_num_tokens,
-        PROFILE.max_seq_len,
-        PROFILE.page_size,
-        pages,
-        policy,  # type: ignore[arg-type]
-        stages,
+        PROFILE.max_batch_size, PROFILE.max_num_tokens, PROFILE.max_seq_len, PROFILE.page_size, PAGES, "guaranteed_no_evict", stages
     )
     loop = EngineLoop(runner, settings, vocab_size=config.vocab_size, eos_ids=config.eos_token_ids, overlap=False)
     requests = []
@@ -86,16 +80,16 @@ def tokens(runner: StepRunner, config: ModelConfig, policy: str = "guaranteed_no
     return [(request.output.tolist(), request.finish_reason, request.error) for request in requests]
 
 
-def of_one_rank(config: ModelConfig, precision: str = "fp32", **options: Any) -> list[Any]:
+def of_one_rank(config: ModelConfig, precision: str = "fp32") -> list[Any]:
     model = compiled(config, precision, 1)
-    return tokens(CpuRunner(model.plan, tensors_of(model, 0), options.get("pages", PAGES)), config, **options)
+    return tokens(CpuRunner(model.plan, tensors_of(model, 0), PAGES), config)
 
 
-def of_ranks(config: ModelConfig, tp: int, precision: str = "fp32", **options: Any) -> list[Any]:
+def of_ranks(config: ModelConfig, tp: int, precision: str = "fp32") -> list[Any]:
     model = compiled(config, precision, tp)
-    runner = ThreadRanks(model.plan, lambda rank: tensors_of(model, rank), options.get("pages", PAGES))
+    runner = ThreadRanks(model.plan, lambda rank: tensors_of(model, rank), PAGES)
     try:
-        return tokens(runner, config, **options)
+        return tokens(runner, config)
     finally:
         runner.close()
 
@@ -129,9 +123,9 @@ def test_tokens_are_those_of_one_rank_when_sequences_are_preempted() -> None:
     assert preempted > 0
 
 
-def outputs_in_few_pages(runner: StepRunner) -> tuple[list[list[int]], int]:
+def outputs_in_few_pages(runner: StepRunner, stages: int = 1) -> tuple[list[list[int]], int]:
     """What 8 requests get that are admitted with a page each and grow to three; and how often one lost its pages."""
-    settings = SchedulerConfig(8, 64, 256, PROFILE.page_size, FEW_PAGES, "max_utilization")
+    settings = SchedulerConfig(8, 64, 256, PROFILE.page_size, FEW_PAGES, "max_utilization", stages)
     loop = EngineLoop(runner, settings, vocab_size=TINY.vocab_size, overlap=False)
     sampling = [SamplingParams(max_tokens=70, ignore_eos=True, temperature=0.9 * (seed % 2), seed=seed) for seed in range(8)]
     requests = [loop.add_request([3 + seed] * 20, one) for seed, one in enumerate(sampling)]
