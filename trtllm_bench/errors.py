@@ -44,3 +44,7 @@ def sentence_for(error: OSError) -> str:
         errno.EROFS: "; choose a folder you may write to",
     }.get(error.errno or 0, "")
     return f"{error.strerror or error}{where}{hint}"
+
+
+class LayoutError(BenchError):
+    """A layout that this machine cannot run, as for want of GPUs; others may."""

@@ -17,10 +17,13 @@ from command_line import refused, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trtllm_bench.errors import LayoutError
 from trtllm_bench.load.driver import Drive, run_load
 from trtllm_bench.load.target import RequestOutcome
 from trtllm_bench.measure.prepare import sized
 from trtllm_bench.spec.measurement import EngineSpec, LoadSpec, MeasurementSpec
+from trtllm_bench.sweep.settle import settled
+from trtllm_bench.sweep.spec import SweepSpec
 from trtllm_bench.targets import native, native_engine
 from trtllm_bench.targets.native_engine import NativeTarget, OpenEngine, pooled_figures, pooled_steps
 from trtllm_engines.errors import EngineError
@@ -219,3 +222,13 @@ def test_the_gpu_is_emptied_once_nothing_refers_to_the_closed_engines(monkeypatc
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: left.append([ref() for ref in seen]))
     target.close()
     assert left == [[None, None]]
+
+
+def test_a_sweep_leaves_out_the_layouts_that_this_machine_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "gpus", lambda: [{"compute_capability": "9.0"}])
+    grid = SweepSpec.of(model="tiny-llama", precision="bf16", tp="1,2", isl=8, osl=4, concurrency=2)
+    alone, pair = settled(grid)
+    assert alone[0].refused == ""
+    assert pair[0].refused == "the engine takes 2 GPUs and this machine has 1; ask for a smaller --tp"
+    with pytest.raises(LayoutError, match="this machine has 1"):
+        settled(SweepSpec.of(model="tiny-llama", precision="bf16", tp="2,4", isl=8, osl=4, concurrency=2))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from trtllm_bench.errors import LayoutError
 from trtllm_bench.measure.prepare import misfit, sized, with_model
 from trtllm_bench.measure.workload import workload_of
 from trtllm_bench.spec.measurement import MeasurementSpec
@@ -12,14 +13,26 @@ from trtllm_bench.targets.registry import target_kind
 
 
 def settled(spec: SweepSpec) -> list[list[GridPoint]]:
-    """The points of each engine. Raises the components' errors for what cannot work, before anything is built."""
-    return [_settled(points) for points in spec.engines()]
+    """The points of each engine. Raises the components' errors for what cannot work, before anything is built.
+
+    Where this machine can run some layouts, points of the others are `refused` with the reason.
+    """
+    engines = [[replace(point, spec=with_model(point.spec)) for point in points] for points in spec.engines()]
+    unfit = {index: error for index, points in enumerate(engines) if (error := _unfit(points[0].spec))}
+    if len(unfit) == len(engines):
+        raise unfit[0]
+    settled = [fitted(points) for points in engines]
+    for index, error in unfit.items():
+        settled[index] = [replace(point, refused=str(error)) for point in settled[index]]
+    return settled
 
 
-def _settled(points: list[GridPoint]) -> list[GridPoint]:
-    named = [replace(point, spec=with_model(point.spec)) for point in points]
-    target_kind(named[0].spec.target).check(named[0].spec)
-    return fitted(named)
+def _unfit(spec: MeasurementSpec) -> LayoutError | None:
+    try:
+        target_kind(spec.target).check(spec)
+    except LayoutError as error:
+        return error
+    return None
 
 
 def fitted(points: list[GridPoint]) -> list[GridPoint]:

@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trtllm_bench.errors import BenchError
+from trtllm_bench.errors import BenchError, LayoutError
 from trtllm_bench.machine import arch_of, gpus
 from trtllm_bench.spec.measurement import EngineSpec, MeasurementSpec
 from trtllm_bench.targets.registry import OWN, OnBuild, Tokenize, register
@@ -73,11 +73,11 @@ def check(spec: MeasurementSpec) -> None:
 
 
 def _check_gpus(engine: EngineSpec, tp: int, pp: int) -> None:
-    """Raises `BenchError` for pipeline stages on GPUs, and when this machine has fewer GPUs than `engine`, so laid out, takes."""
+    """Raises `LayoutError` for pipeline stages on GPUs, and when this machine has fewer GPUs than `engine`, so laid out, takes."""
     if device_of(engine.device) == "cpu":
         return
     if pp > 1:
-        raise BenchError(
+        raise LayoutError(
             f"--pp is {pp}, and what passes from stage to stage is not yet sent between GPUs; use --tp or --replicas, or --device cpu"
         )
     needed = tp * engine.replicas
@@ -85,7 +85,7 @@ def _check_gpus(engine: EngineSpec, tp: int, pp: int) -> None:
         return
     copies = f"{engine.replicas} replicas of {tp} GPUs each take" if engine.replicas > 1 and tp > 1 else "the engine takes"
     flags = "--replicas" if tp == 1 else "--tp" if engine.replicas == 1 else "--tp or --replicas"
-    raise BenchError(f"{copies} {needed} GPUs and this machine has {here}; ask for a smaller {flags}")
+    raise LayoutError(f"{copies} {needed} GPUs and this machine has {here}; ask for a smaller {flags}")
 
 
 def vocabulary(engine: EngineSpec) -> int:
