@@ -62,12 +62,12 @@ def test_tokens_and_log_probabilities_are_those_of_one_rank(llm: LLM, tmp_path: 
 def test_a_rank_that_dies_or_hangs_is_told_in_time(llm: LLM, monkeypatch: pytest.MonkeyPatch, end: signal.Signals, said: str) -> None:
     monkeypatch.setattr(llm._runner, "_step_s", 3.0)
     llm.generate(PROMPTS[0], SAMPLING[0])
-    os.kill(rank_pids(llm)[1], end)
+    pids = rank_pids(llm)
+    os.kill(pids[1], end)
     began = time.monotonic()
     output = llm.generate([5, 6], SamplingParams(max_tokens=100, ignore_eos=True))
     assert time.monotonic() - began < 15
     assert said in str(output[0].error)
-    pids = rank_pids(llm)
     with pytest.raises(EngineError):
         llm.close()
     deadline = time.monotonic() + 5

@@ -138,7 +138,9 @@ class RankProcesses:
             return
         gone = [rank for rank, process in enumerate(self.ring.processes()) if process and rank not in failed and not _lives(process)]
         if gone and (failed or ended):
-            raise EngineError(f"the process of rank {gone[0]} ended without a word, as when it is killed; {self._last_words()}")
+            which = " and ".join(f"rank {rank}" for rank in gone)  # torchrun ends the others too: which was first is not known then
+            processes = "process" if len(gone) == 1 else "processes"
+            raise EngineError(f"the {processes} of {which} ended without a word, as when it is killed; {self._last_words()}")
         if failed:
             raise EngineError(f"rank {failed[0]} failed: {self.ring.reason(failed[0])[:300]}")
         raise EngineError(f"the ranks' processes ended (exit code {ended}); {self._last_words()}")
