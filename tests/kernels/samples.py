@@ -15,7 +15,7 @@ from trtllm_kernels.dialect.model_shape import ModelShape
 from trtllm_kernels.dialect.specs import DTYPES
 from trtllm_kernels.references import OPS
 from trtllm_kernels.references.communication import communicate
-from trtllm_kernels.references.quantize import FP8, FP8_MAX, finish, row_scales
+from trtllm_kernels.references.quantize import FP8, FP8_MAX, INT8_MAX, finish, row_scales
 from trtllm_kernels.references.sampling import EMPTY
 
 
@@ -97,10 +97,25 @@ def fp8_sample(
     return named
 
 
+def int8_cache_sample(op: str, model: ModelShape, batch: BatchShape, dtype: str = "bf16", seed: int = 0) -> dict[str, Any]:
+    """As `sample`, with the cache in int8. What no sequence owns has scales that are not numbers."""
+    named = sample(op, model, batch, dtype, seed)
+    cache = named["kv_cache"].float()
+    # powers of two, as above
+    scales = (cache.abs().amax(-1) / INT8_MAX).log2().ceil().exp2()
+    named["kv_cache"] = (cache / scales[..., None]).round().nan_to_num(127.0).to(torch.int8)
+    named["kv_scales"] = torch.zeros_like(scales) if op == "rope_kv_write" else scales
+    if op == "paged_attention":
+        _uncached_as_cached(named, model, batch)
+    return named
+
+
 def _uncached_as_cached(named: dict[str, Any], model: ModelShape, batch: BatchShape) -> None:
     """Makes this step's keys and values in qkv those the cache holds, as `rope_kv_write` leaves them."""
     qkv, cache, page = named["qkv"], named["kv_cache"][named["layer"]].float(), model.page_size
     cache = cache * torch.cat([*(torch.ones(1) if named.get(n) is None else named[n] for n in ("k_scale", "v_scale"))]).view(1, 2, 1, 1, 1)
+    if named.get("kv_scales") is not None:
+        cache = cache * named["kv_scales"][named["layer"]][..., None]
     token, width = 0, model.heads * model.head_dim
     for r, (queries, length) in enumerate(zip(batch.query_lens, batch.kv_lens, strict=True)):
         for position in range(length - queries, length):

@@ -49,6 +49,15 @@ def row_scales(x: torch.Tensor) -> torch.Tensor:
     return (x.float().abs().amax(dim=1, keepdim=True) / FP8_MAX).clamp_min(SMALLEST_SCALE)
 
 
+INT8_MAX = 127.0
+
+
+def int8_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(int8 codes, fp32 scales without the last dimension) of fp32 `x` [..., n]: each row by its own largest magnitude, halves to even."""
+    scales = (x.abs().amax(dim=-1) / INT8_MAX).clamp_min(SMALLEST_SCALE)
+    return (x / scales[..., None]).round().to(torch.int8), scales
+
+
 def _fake_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.empty_like(x, dtype=FP8, memory_format=torch.contiguous_format), x.new_empty((x.shape[0], 1), dtype=torch.float32)
 
