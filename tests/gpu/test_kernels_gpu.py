@@ -55,7 +55,8 @@ BATCHES = {
 BATCHED = ("prepare_step", "rope", "rope_kv_write", "paged_attention", "attention")
 ACTIVATED = ("gate_up_silu", "linear_gelu")
 PRODUCTS = ("linear", *ACTIVATED)
-ROWS = tuple(name for name in OPS if name not in (*BATCHED, *PRODUCTS, "linear_sample"))
+ROWS = tuple(name for name in OPS if name not in (*BATCHED, *PRODUCTS, "linear_sample") and "group" not in OPS[name].tensors)
+"""Ops of several ranks are tested on several (`test_ranks_gpu.py`)."""
 ENDS_IN_SCALES = tuple(name for name in OPS if any(tensor.endswith("scale") for tensor in OPS[name].tensors))
 INT8_CACHE = "bf16 with an int8 cache"
 

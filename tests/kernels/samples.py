@@ -6,6 +6,7 @@ exist (block-table entries past a sequence's last page), so that reading it show
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +44,9 @@ def rope_table(positions: int, rotary_dim: int, theta: float = 10000.0) -> torch
     return torch.cat((angles.cos(), angles.sin()), dim=-1).float()
 
 
+_BLOCK = 1_000_003
+
+
 def paged_cache(
     model: ModelShape, batch: BatchShape, dtype: torch.dtype, poison: bool = True
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -50,7 +54,10 @@ def paged_cache(
     sequences = len(batch.kv_lens)
     pages = [-(-length // model.page_size) for length in batch.kv_lens]
     shape = (model.layers, sum(pages) + 2, 2, model.kv_heads, model.page_size, model.head_dim)
-    cache = torch.randn(shape).to(dtype)
+    # a block of prime length over and over: no two pages hold the same, and drawing them all would take most of a test's time
+    count = math.prod(shape)
+    block = torch.randn(min(count, _BLOCK)).to(dtype)
+    cache = block.repeat(-(-count // len(block)))[:count].view(shape)
     free = iter((torch.randperm(sum(pages)) + 1).tolist())
     table = torch.full((sequences + 2, batch.max_pages), 1 << 24 if poison else 0, dtype=torch.int32)
     slots = torch.randperm(sequences + 2)[:sequences].int()
@@ -87,9 +94,8 @@ def fp8_sample(
     if op in ("rope_kv_write", "paged_attention"):
         # powers of two: what a code stands for is then exact in bf16, where this step's own keys and values are read
         named |= {"k_scale": torch.tensor([2.0**-7]), "v_scale": torch.tensor([2.0**-6])}
-        cache = named["kv_cache"].float()
         scales = torch.stack((named["k_scale"], named["v_scale"])).view(1, 1, 2, 1, 1, 1)
-        named["kv_cache"] = torch.where(cache.isnan(), cache, (cache / scales).clamp(-FP8_MAX, FP8_MAX)).to(FP8)
+        named["kv_cache"] = (named["kv_cache"] / scales.to(named["kv_cache"].dtype)).clamp_(-FP8_MAX, FP8_MAX).to(FP8)
         if op == "paged_attention":
             _uncached_as_cached(named, model, batch)
     if op in QUANTIZABLE:
