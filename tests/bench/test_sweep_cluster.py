@@ -45,7 +45,7 @@ def test_jobs_that_are_stopped_go_on_and_one_that_fails_leaves_its_reason(
     assert code == 130
     first = Store(tmp_path).rows()
     assert [(row.cell.batch, row.status) for row in first] == [(1, "ok")]
-    (error,) = (tmp_path / "jobs" / "fake" / "log").glob("*.err")
+    (error,) = (tmp_path / "jobs" / "fake" / "log").glob("*_log.err")
     assert "KeyboardInterrupt" in error.read_text()
     assert not (tmp_path / "jobs" / "native").exists()
 

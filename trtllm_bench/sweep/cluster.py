@@ -14,6 +14,7 @@ hosts are not to be trusted on every cluster's file system.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import re
@@ -317,10 +318,25 @@ def submit(cluster: Cluster, part: JobPart, command: str) -> Job[None]:
     from trtllm_bench.sweep.cluster_job import SweepJob
 
     executor = executor_of(cluster, part)
+    (part.folder / LOGS).mkdir(exist_ok=True)
     try:
-        return executor.submit(SweepJob(str(part.folder.absolute()), command))
+        with _errors_into(part.folder / LOGS / "submit.err"):
+            return executor.submit(SweepJob(str(part.folder.absolute()), command))
     except Exception as error:  # submitit raises what sbatch said, and what subprocess did
         raise RunFailure(f"it was not taken: {' '.join(str(error).split())[:MAX_REASON]}") from error
+
+
+@contextlib.contextmanager
+def _errors_into(path: Path) -> Iterator[None]:
+    """For processes that are started meanwhile: what watches a local job says how it was cancelled, to whom nobody asked."""
+    own = os.dup(2)
+    with open(path, "ab") as file:
+        os.dup2(file.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(own, 2)
+        os.close(own)
 
 
 def executor_of(cluster: Cluster, part: JobPart) -> Any:

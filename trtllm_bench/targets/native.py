@@ -80,8 +80,14 @@ def _check_gpus(engine: EngineSpec, tp: int, pp: int) -> None:
         raise LayoutError(
             f"--pp is {pp}, and what passes from stage to stage is not yet sent between GPUs; use --tp or --replicas, or --device cpu"
         )
-    needed = tp * engine.replicas
-    if needed == 1 or (here := len(gpus())) >= needed:
+    nodes = engine.nnodes or 1
+    if nodes > 1 and tp * pp // nodes % tp:
+        raise LayoutError(
+            f"--tp is {tp} and each of {nodes} hosts has {tp * pp // nodes} of its ranks; ranks of a stage reach each other's memory, "
+            "which hosts do not share, so use fewer --nnodes, or a smaller --tp with --pp"
+        )
+    needed = tp * pp * engine.replicas // nodes
+    if needed <= 1 or (here := len(gpus())) >= needed:
         return
     copies = f"{engine.replicas} replicas of {tp} GPUs each take" if engine.replicas > 1 and tp > 1 else "the engine takes"
     flags = "--replicas" if tp == 1 else "--tp" if engine.replicas == 1 else "--tp or --replicas"
