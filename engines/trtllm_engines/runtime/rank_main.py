@@ -19,7 +19,7 @@ from trtllm_engines.engine.fingerprint import CPU, detect_target
 from trtllm_engines.engine.folder import load_engine
 from trtllm_engines.runtime import wire
 from trtllm_engines.runtime.batch import StepHandle
-from trtllm_engines.runtime.group import ProcessGroup, ProcessLink
+from trtllm_engines.runtime.group import GpuLink, ProcessGroup, ProcessLink
 from trtllm_engines.runtime.rank import CacheSize, start_rank
 from trtllm_engines.runtime.step_ring import StepRing
 
@@ -64,7 +64,7 @@ def _run(options: argparse.Namespace, rank: int, local: int, size: int, ring: St
         cuda_graphs=options.max_graph_batch > 0,
         max_graph_batch=max(1, options.max_graph_batch),
         group=group,
-        link=ProcessLink(tp) if stages > 1 else None,
+        link=None if stages == 1 else GpuLink(tp) if on_gpu else ProcessLink(tp),
     )
     answers = rank == (stages - 1) * tp
     if size > 1:
