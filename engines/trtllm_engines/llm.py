@@ -127,7 +127,7 @@ class LLM:
         """`device`: `auto` (a GPU when there is one), `cuda` or `cpu`. `precision` defaults to `default_precision`;
         `kv_dtype` is the cache's (`auto`: fp8 in an fp8 engine, else the activations').
 
-        `tp` is the number of tensor-parallel GPUs and `pp` that of pipeline stages, on CPUs only yet (1 where none is given and no engine
+        `tp` is the number of tensor-parallel GPUs and `pp` that of pipeline stages (1 where none is given and no engine
         folder says another). `replica` is this engine's number among copies that run side by side: its ranks are then processes, on the
         GPUs after those of the copies before it. `nnodes` hosts run the ranks, each as many; the others join this process at
         `rdzv_endpoint`, HOST:PORT of an address of this host (`trtllm-bench host`), and find the engine under the same path.

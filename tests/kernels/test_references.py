@@ -12,9 +12,9 @@ from trtllm_kernels.references.communication import communicate, connect
 from trtllm_kernels.references.quantize import FP8
 
 OPS = torch.ops.trtllm
-ALL_OPS = """add add_layer_norm add_rms_norm all_reduce all_reduce_add all_reduce_add_rms_norm attention embedding gate_up_silu gather_rows
-gelu layer_norm linear linear_gelu linear_sample paged_attention prepare_step quantize quantize_rows receive rms_norm rope rope_kv_write send
-sharded_linear_sample silu_mul silu_mul_packed split"""
+ALL_OPS = """add add_layer_norm add_rms_norm all_reduce all_reduce_add all_reduce_add_rms_norm attention embedding gate_up_silu
+gather_rows gelu layer_norm linear linear_gelu linear_sample paged_attention prepare_step quantize quantize_rows receive rms_norm rope
+rope_kv_write send sharded_linear_sample silu_mul silu_mul_packed split"""
 BATCH = BatchShape(query_lens=(1, 1, 5, 40), kv_lens=(1, 77, 5, 70), max_pages=3)
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 

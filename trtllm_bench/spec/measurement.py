@@ -100,7 +100,7 @@ class EngineSpec:
     weights: str | None = knob(None, "dummy, or a folder or .gguf file (default: the model folder's own; dummy for presets).")
     device: str = knob("auto", "auto, cpu or cuda.", identity=True)
     tp: int = knob(1, "Tensor-parallel GPUs.", least=1)
-    pp: int = knob(1, "Pipeline stages (on CPUs only yet).", least=1)
+    pp: int = knob(1, "Pipeline stages, each on GPUs of its own.", least=1)
     replicas: int = knob(1, "Copies of the engine, each on GPUs of its own.", least=1)
     nnodes: int | None = knob(None, "Hosts that run the ranks, each as many (default: this one).", least=1, identity=True)
     rdzv_endpoint: str | None = knob(None, "HOST:PORT of this host where the others join (see host).")

@@ -67,8 +67,8 @@ class CudaRunner:
     """`tensors` holds the plan's weights and constants on the device; `cubin` finds a kernel's code by key.
 
     The KV cache takes `kv_cache_fraction` of the memory left after weights and arena, unless `num_pages` says how much.
-    `link`: of a pipeline's stage, whose tokens mean nothing unless it is the last. `pdl` is `BoundProgram`'s. `check_logits` looks at every step's logits on the device, one pass over them, and raises where they are no
-    numbers; off where time is measured.
+    `link`: of a pipeline's stage, whose tokens mean nothing unless it is the last. `pdl` is `BoundProgram`'s. `check_logits` looks at every
+    step's logits on the device, one pass over them, and raises where they are no numbers; off where time is measured.
     """
 
     def __init__(

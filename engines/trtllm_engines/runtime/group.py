@@ -128,7 +128,8 @@ class ProcessGroup:
     def _group_of_stage(self, backend: str | None) -> dist.ProcessGroup:
         firsts = range(0, dist.get_world_size(), self.size)
         groups = [dist.new_group(list(range(first, first + self.size)), backend=backend) for first in firsts]
-        return groups[dist.get_rank() // self.size]
+        own: dist.ProcessGroup = groups[dist.get_rank() // self.size]
+        return own
 
     def arena(self, nbytes: int) -> torch.Tensor:
         if self._device.type == "cpu" or self.size == 1:

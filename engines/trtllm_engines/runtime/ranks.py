@@ -55,19 +55,14 @@ def start_ranks(
             captured=lambda done, total: progress("graphs", done, total),
             check_logits=check_logits,
         )
-    if engine.arch != CPU and engine.plan.parallel.pp > 1:
+    if engine.arch != CPU and nnodes > 1:
         raise EngineError(
-            f"{engine.path} has {engine.plan.parallel.pp} pipeline stages, which run on CPUs only yet; build it with --tp instead"
+            f"--nnodes is {nnodes}, and ranks of {engine.path} write into each other's GPUs, which hosts do not share; run them on one host"
         )
     if engine.arch != CPU and (here := torch.cuda.device_count()) < first_gpu + count // nnodes:
         what = f"{engine.path} runs on {count} GPUs" if replica is None else f"replica {replica + 1} of {engine.path} needs GPU {first_gpu}"
-        more = "build it with a smaller --tp, or run it elsewhere" if replica is None else "ask for fewer --replicas"
+        more = "build it with a smaller --tp or --pp, or run it elsewhere" if replica is None else "ask for fewer --replicas"
         raise EngineError(f"{what} and this machine has {here}; {more}")
-    if engine.arch != CPU and count // nnodes % engine.plan.parallel.tp:
-        raise EngineError(
-            f"{engine.path} has --tp {engine.plan.parallel.tp} and {count // nnodes} GPUs on each host; ranks of a stage reach each "
-            "other's memory, which hosts do not share, so use fewer --nnodes, or a smaller --tp with --pp"
-        )
     from trtllm_engines.runtime.rank_processes import RankProcesses
 
     progress("ranks", 0, count)

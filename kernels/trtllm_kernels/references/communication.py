@@ -1,8 +1,8 @@
 """What the ranks of a group compute together: each a function of all ranks' arguments, in rank order, so that all have the same bits; and
 what passes from stage to stage of a pipeline.
 
-A communicator gathers tensors; here that is all it has to do. The first word of `group` is its number (`communicate`), and that of `pipe` the
-number of a link (`connect`).
+A communicator gathers tensors; here that is all it has to do. The first word of `group` is its number (`communicate`), and that of `pipe`
+the number of a link (`connect`).
 """
 
 from __future__ import annotations

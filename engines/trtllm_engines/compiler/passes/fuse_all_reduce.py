@@ -1,7 +1,7 @@
 """A reduction over ranks takes in the residual addition and RMS norm that follow it: one kernel, and what is normalised is sent in fp8.
 
-Where no norm follows, as at the end of a pipeline's stage, it takes in the addition: the residual that it adds may be one rank's own rows (of
-large steps, on GPUs), and only the reduction makes whole rows of it. Runs after quantization has been pushed into the norm.
+Where no norm follows, as at the end of a pipeline's stage, it takes in the addition: the residual that it adds may be one rank's own rows
+(of large steps, on GPUs), and only the reduction makes whole rows of it. Runs after quantization has been pushed into the norm.
 """
 
 from __future__ import annotations

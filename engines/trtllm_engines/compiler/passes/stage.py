@@ -1,7 +1,8 @@
 """Cuts a model into the stages of a pipeline, at the residual stream between two layers, and keeps one of them.
 
-The stream is received at a stage's beginning, and sent at its end, by ops of the plan like any other. Runs first, when every op is one layer's and only
-the stream passes from a layer to the next; what a tensor-parallel group divides is then found in each stage as in a whole model.
+The stream is received at a stage's beginning, and sent at its end, by ops of the plan like any other. Runs first, when every op is one
+layer's and only the stream passes from a layer to the next; what a tensor-parallel group divides is then found in each stage as in a whole
+model.
 
 Stages are balanced by the bytes of weights that a decode step reads, on which its time depends, with every layer alike: the head counts as
 so many layers as it has bytes of theirs (of a model of 8 billion parameters in fp8, whose head stays wide, 4.8 of 32), and the embedding,
