@@ -14,6 +14,8 @@ from typing import Any
 from trtllm_results.record.row import Row
 
 Case = tuple[Any, ...]
+WARMUP = "gate_warmup"
+"""In a row's `extra`: whether a gate ran it before its blocks."""
 
 
 def case_of(row: Row) -> Case:
@@ -23,12 +25,22 @@ def case_of(row: Row) -> Case:
 
 
 def versions(rows: Iterable[Row]) -> list[tuple[Row, ...]]:
-    """The `ok` repeats of each version of each case, in the order first seen."""
+    """The `ok` repeats of each version of each case, in the order first seen; a gate's warm-up runs are none."""
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         if row.status == "ok":
             groups.setdefault((row.key, row.arm), []).append(row)
-    return [tuple(group) for group in groups.values()]
+    return [tuple(_counted(group)) for group in groups.values()]
+
+
+def _counted(group: list[Row]) -> list[Row]:
+    """Without a gate's warm-up runs: those that say so, else (rows written before they did) the first of an odd number, since a block has
+    two runs of each arm and a gate warms up with one."""
+    if not group[0].arm:
+        return group
+    if any(WARMUP in row.extra for row in group):
+        return [row for row in group if not row.extra.get(WARMUP)] or group
+    return sorted(group, key=lambda row: row.repeat)[len(group) % 2 if len(group) > 1 else 0 :]
 
 
 def newest(rows: Iterable[Row]) -> list[tuple[Row, ...]]:

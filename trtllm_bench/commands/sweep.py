@@ -122,7 +122,7 @@ def _measure(spec: Any, engines: Any, folder: Path, profile: str | None) -> None
     datasets = {point.spec.workload.dataset: point.spec for points in engines for point in points if point.spec.workload.dataset}
     for note in dict.fromkeys(note for one in datasets.values() for note in notes_of(one.workload, workload_of(one))):
         console.print(f"note: {note}", style="yellow", soft_wrap=True)
-    with SweepView(spec, console) as view:
+    with SweepView(spec, console, Store(folder)) as view:
         sweep = Sweep(
             engines=engines,
             repeats=spec.repeats,
