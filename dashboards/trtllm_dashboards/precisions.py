@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trtllm_dashboards.points import Point, having, newest, started
+from trtllm_dashboards.points import Point, having, load_of, newest, started
 from trtllm_results import stats
 from trtllm_results.record.row import ALIGN_FIELDS
 
@@ -45,13 +45,19 @@ class Pair:
 
 
 def pairs(found: Iterable[Point]) -> list[Pair]:
-    """Matched pairs, then the best against the best of each case that was measured at several loads."""
+    """The best against the best of each case that was measured at several loads, then matched pairs; by model, shape and load."""
     current = [p for p in newest(found) if not p.rows[0].arm and all(v > 0 for v in values(p))]
     current = having(current, FIGURE)
     matched = _matched(current, lambda p: (_named(p, _SAME), p.cell.target, p.environment.device))
     best = _matched(_best(current), lambda p: (_named(p, _BEST), p.cell.target, p.environment.device))
     known = {(id(a), id(b)) for a, b in matched}
-    return _judged([*((a, b, False) for a, b in matched), *((a, b, True) for a, b in best if (id(a), id(b)) not in known)])
+    found = [*((a, b, True) for a, b in best if (id(a), id(b)) not in known), *((a, b, False) for a, b in matched)]
+    return sorted(_judged(found), key=_order)
+
+
+def _order(pair: Pair) -> tuple[Any, ...]:
+    cell = pair.point.cell
+    return (not pair.best, cell.model, cell.isl, cell.osl, cell.precision, bool(cell.request_rate), load_of(pair.point), cell.tp)
 
 
 def values(point: Point) -> list[float]:

@@ -157,8 +157,8 @@ def test_page_renders_without_console_error_or_network_request(browser: Browser,
     for y in range(0, 4000, 400):
         browser.js(f"scrollTo(0, {y})")
         time.sleep(0.15)
-    assert browser.js("document.querySelectorAll('.chart:not([hidden])').length") == 8
-    browser.until("[...document.querySelectorAll('.chart:not([hidden])')].every((chart) => chart.querySelector('.main-svg'))")
+    assert browser.js("document.querySelectorAll('#charts .chart:not([hidden])').length") == 8
+    browser.until("[...document.querySelectorAll('#charts .chart:not([hidden])')].every((chart) => chart.querySelector('.main-svg'))")
     assert browser.errors == []
     assert [url for url in browser.requests if not url.startswith(("data:", "blob:"))] == [report.as_uri()]
     assert browser.js("document.querySelector('#headline').textContent").startswith("Fastest: ")

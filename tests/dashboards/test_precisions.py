@@ -22,7 +22,7 @@ RECORDED = Path(__file__).parents[2] / "results" / "recorded" / "h100"
 
 
 def test_recorded_precisions_are_matched_across_their_two_stores() -> None:
-    matched, best = pairs(points(load([str(RECORDED)]).sets))
+    best, matched = pairs(points(load([str(RECORDED)]).sets))
     assert (matched.point.cell.label, matched.base.cell.label) == ("llama-3.1-8b fp8 b512 2048/128", "llama-3.1-8b bf16 b512 2048/128")
     assert (matched.repeats, matched.verdict, matched.low) == ((3, 1), "inconclusive", None)
     assert (best.point.cell.batch, best.base.cell.batch, best.best, best.verdict) == (2048, 1024, True, "faster")

@@ -85,7 +85,8 @@ def contents(sources: Sources, title: str, link: Callable[[Profile, str], str]) 
         own = cells_of(profile, cells)
         entries.append({**profile.summary, "cells": own, "href": link(profile, cells[own[0]].key if own else "")})
     skipped = [f"Left out: {text}." for text in sources.skipped]
-    return {**content, "profiles": entries, "gates": gates(sources.stores, found), "notes": [*skipped, *content["notes"]]}
+    paths = {store.path.name: str(store.path) for store in sources.stores} | {"": str(sources.stores[0].path) if len(sources.stores) == 1 else "RESULTS"}
+    return {**content, "paths": paths, "profiles": entries, "gates": gates(sources.stores, found), "notes": [*skipped, *content["notes"]]}
 
 
 def explanations(sources: Sources, content: Mapping[str, Any], explain: Explain, count: int) -> dict[int, Mapping[str, Any]]:

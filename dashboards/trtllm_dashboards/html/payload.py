@@ -11,6 +11,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from trtllm_dashboards import looks
@@ -51,11 +52,14 @@ class Table:
         self.values: list[Any] = []
         self._index: dict[Any, int] = {}
 
-    def add(self, value: Any, key: Any = None) -> int:
-        key = value if key is None else key
+    def add(self, value: Any) -> int:
+        return self.made(value, lambda: value)
+
+    def made(self, key: Any, make: Callable[[], Any]) -> int:
+        """The index of `key`'s value, which is made when it is new."""
         if key not in self._index:
             self._index[key] = len(self.values)
-            self.values.append(value)
+            self.values.append(make())
         return self._index[key]
 
 
@@ -93,7 +97,7 @@ def build(sets: RowSets, title: str = "", stores: Sequence[Store] = ()) -> dict[
         "started": [max(row.started_at for row in p.rows)[:19] for p in cells],
         "reasons": {i: p.rows[0].reason for i, p in enumerate(cells) if p.rows[0].reason},
         "warnings": {i: found for i, p in enumerate(cells) if (found := sorted({w for row in p.rows for w in row.warnings}))},
-        "environment": [environments.add(_environment(p), p.environment) for p in cells],
+        "environment": [environments.made(p.environment, partial(_environment, p)) for p in cells],
         "environments": environments.values,
         "command": [commands.add(p.rows[0].command) for p in cells],
         "commands": commands.values,
@@ -102,6 +106,7 @@ def build(sets: RowSets, title: str = "", stores: Sequence[Store] = ()) -> dict[
         "prices": _prices(cells),
         "within": _within(cells, estimates.get(HEADLINE, []), stores),
         "notes": _notes(measured),
+        "paths": {},
         "profiles": [],
         "gates": [],
         "explained": {},

@@ -85,31 +85,42 @@ function logTicks(low, high) {
 
 // Ticks with their texts, no two alike and none on top of another.
 function thinned(values, at, axis, pixels) {
-  const text = (v) => (axis.percent ? `${brief(100 * v)}%` : axis.load ? brief(v) : compact(v));
+  const inside = values.filter((v) => at(v) >= -0.5 && at(v) <= pixels + 0.5);
+  const ways = axis.percent ? [(v) => `${brief(Number((100 * v).toPrecision(12)))}%`] : axis.load ? [brief] : [compact, brief, (v) => formatter(9).format(v)];
+  const text = ways.find((way) => new Set(inside.map(way)).size === inside.length) ?? ways[ways.length - 1];
   const kept = [];
-  for (const v of values) {
-    const place = at(v), words = text(v), room = axis.across ? 10 + 6.4 * words.length : 16;
-    if (place < -0.5 || place > pixels + 0.5) continue;
-    const before = kept[kept.length - 1];
-    if (before && (before[1] === words || place - at(before[0]) < (axis.across ? (room + 10 + 6.4 * before[1].length) / 2 : room))) continue;
+  for (const v of inside) {
+    const words = text(v), before = kept[kept.length - 1];
+    const room = axis.across && before ? 10 + 6.4 * (words.length + before[1].length) / 2 : axis.across ? 0 : 16;
+    if (before && (before[1] === words || at(v) - at(before[0]) < room)) continue;
     kept.push([v, words]);
   }
   return kept;
 }
 
+// A chart is drawn when it comes near the window, and anew in the next frame when what it shows has changed.
+const watcher = new IntersectionObserver((entries) => {
+  for (const { target, isIntersecting } of entries) {
+    target.near = isIntersecting;
+    if (isIntersecting && target.stale) drawPlot(target);
+  }
+}, { rootMargin: "300px" });
+const resizer = new ResizeObserver((entries) => {
+  for (const { target } of entries) if (target.near && target.clientWidth !== target.drawnWidth) drawPlot(target);
+});
+
 function plot(node, spec) {
   node.plotSpec = spec;
-  if (!node.watched) {
-    node.watched = true;
-    new ResizeObserver(() => { if (node.plotSpec && node.clientWidth !== node.drawnWidth) drawPlot(node); }).observe(node);
-  }
-  drawPlot(node);
+  node.stale = true;
+  if (node.near === undefined) { node.near = false; watcher.observe(node); resizer.observe(node); }
+  if (node.near) requestAnimationFrame(() => { if (node.stale) drawPlot(node); });
 }
 
 function drawPlot(node) {
   const spec = node.plotSpec, width = node.clientWidth, height = node.clientHeight || 300;
   if (!width) return;
   node.drawnWidth = width;
+  node.stale = false;
   const frame = { ...FRAME, ...spec.frame }, w = width - frame.left - frame.right, h = height - frame.top - frame.bottom;
   const points = spec.series.flatMap((s) => s.points);
   const xs = [...points.map((p) => p.x), ...(spec.x.include ?? [])];
@@ -126,7 +137,7 @@ function drawPlot(node) {
     const x0 = clamp(r.x0 === undefined ? frame.left : px(r.x0), frame.left, frame.left + w), x1 = clamp(r.x1 === undefined ? frame.left + w : px(r.x1), frame.left, frame.left + w);
     const y1 = clamp(r.y1 === undefined ? frame.top : py(r.y1), frame.top, frame.top + h), y0 = clamp(r.y0 === undefined ? frame.top + h : py(r.y0), frame.top, frame.top + h);
     return svg("g", { "aria-hidden": "true" }, svg("rect", { x: Math.min(x0, x1), y: Math.min(y0, y1), width: Math.abs(x1 - x0), height: Math.abs(y0 - y1), class: r.class ?? "region", fill: r.fill }),
-      r.text ? svg("text", { x: Math.min(x0, x1) + 6, y: Math.min(y0, y1) + 14, class: "note" }, r.text) : null);
+      r.text ? svg("text", { x: Math.min(x0, x1) + 6, y: Math.max(y0, y1) - 7, class: "note" }, r.text) : null);
   });
   const rules = (spec.rules ?? []).map((r) => {
     const line = r.y !== undefined ? { x1: frame.left, x2: frame.left + w, y1: py(r.y), y2: py(r.y) } : r.x !== undefined ? { x1: px(r.x), x2: px(r.x), y1: frame.top, y2: frame.top + h } : { x1: px(r.x0), y1: py(r.y0), x2: px(r.x1), y2: py(r.y1) };

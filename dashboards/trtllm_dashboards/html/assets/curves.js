@@ -37,7 +37,11 @@ function exploreMenu() {
   return el("div", { class: "axes" }, pick("y"), pick("x"), log("y"), log("x"));
 }
 
-function caseOf(i) { return label(i, state.data.dimensions.loop.names.length > 1 ? ["model", "shape", "loop"] : ["model", "shape"]); }
+// Asked of every cell again and again, so told once for each payload.
+function caseOf(i) {
+  if (state.caseOf?.data !== state.data) state.caseOf = { data: state.data, names: [] };
+  return (state.caseOf.names[i] ??= label(i, state.data.dimensions.loop.names.length > 1 ? ["model", "shape", "loop"] : ["model", "shape"]));
+}
 function axisTitle(figure) { return figure === "load" ? loadTitle() : `${words(figure)} (${unit(figure)})`; }
 function loadTitle() {
   const open = caseRows.filter((i) => num(i, "request_rate")).length;

@@ -95,12 +95,12 @@ function best(rows, figure, higher = true) {
 function brief(value) {
   if (value === null || value === undefined) return "-";
   if (!isFinite(value)) return String(value);
-  if (Math.abs(value) >= 1000 || Number.isInteger(value)) return value.toLocaleString("en-US", { maximumFractionDigits: 0 });
-  const places = 3 - Math.floor(Math.log10(Math.abs(Number(value.toPrecision(4)))));
-  return value.toLocaleString("en-US", { maximumFractionDigits: Math.min(places, 20) });
+  if (Math.abs(value) >= 1000 || Number.isInteger(value)) return formatter(0).format(value);
+  return formatter(Math.min(20, 3 - Math.floor(Math.log10(Math.abs(Number(value.toPrecision(4))))))).format(value);
 }
 
-function fixed(value, count) { return value === null || value === undefined ? "-" : value.toLocaleString("en-US", { minimumFractionDigits: count, maximumFractionDigits: count }); }
+const formatters = [];
+function formatter(places) { return (formatters[places] ??= new Intl.NumberFormat("en-US", { maximumFractionDigits: places })); }
 
 // For axes alone, where room is short: `24k`, `1.5M`.
 function compact(value) {

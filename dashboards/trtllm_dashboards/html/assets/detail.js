@@ -74,7 +74,7 @@ function limitSection(i, profiled) {
     out.push(el("p", {}, p.href ? el("a", { href: p.href }, `Profile: kernels, roofline, timeline of ${p.steps} ${p.phase} steps`) : `Profile of ${p.steps} ${p.phase} steps`, `, ${brief(p.step_us)} \u00b5s a step, ${p.started}.`));
     if (!found) out.push(partsTable(p.parts));
   }
-  if (!found) out.push(el("p", { class: "note" }, profiled.length ? "What would help is said by:" : "Neither explained nor profiled here. What limits it is said by:"), commandLine(`trtllm-bench explain ${dim(i, "source") || state.data.title || "RESULTS"}@${state.data.keys[i].slice(0, 8)}`));
+  if (!found) out.push(el("p", { class: "note" }, profiled.length ? "What would help is said by:" : "Neither explained nor profiled here. What limits it is said by:"), commandLine(`trtllm-bench explain ${state.data.paths[dim(i, "source")] ?? "RESULTS"}@${state.data.keys[i].slice(0, 8)}`));
   return out;
 }
 
@@ -90,7 +90,7 @@ function repeatPlots(i) {
   return Object.entries(state.data.runs).filter(([, runs]) => runs[i].length > 1).map(([figure, runs]) => {
     const value = mean(i, figure), h = half(i, figure);
     return {
-      label: `${words(figure)} of each run`, frame: { left: 16, top: 22, bottom: 38 }, x: { title: `${words(figure)} (${unit(figure)}): each run, and the mean with its interval`, zero: false }, y: { title: "", categories: ["mean", "runs"] },
+      label: `${words(figure)} of each run`, frame: { left: 46, top: 14, bottom: 38 }, x: { title: `${words(figure)} (${unit(figure)}): each run, and the mean with its interval`, zero: false, include: h === null ? [] : [value - h, value + h] }, y: { title: "", categories: ["mean", "runs"] },
       series: [
         { name: "runs", look: lookOf("", 0), line: false, points: runs[i].map((v, k) => ({ x: v, y: 1, hollow: true, text: `run ${k + 1}: ${brief(v)} ${unit(figure)}` })) },
         { name: "mean", look: lookOf("", 1), line: false, points: [{ x: value, y: 0, text: `mean ${withError(i, figure)} ${unit(figure)}\n${runsText(i)}` }] },
@@ -102,9 +102,10 @@ function repeatPlots(i) {
 
 // A ladder: one line a latency, its percentiles along a logarithmic axis, named at the marks.
 function ladderPlot(i, latencies) {
+  latencies = [...latencies].reverse();
   const quantiles = LADDER.filter((q) => q !== "mean"), symbols = ["circle", "square", "triangle", "diamond", "star"];
   return {
-    label: "Latency percentiles", frame: { left: 52 }, x: { title: "latency (ms); o p50, square p90, triangle p95, diamond p99, star max", log: true }, y: { title: "", categories: latencies.map((m) => m.toUpperCase()) },
+    label: "Latency percentiles", frame: { left: 56, top: 14 }, x: { title: "latency (ms): circle p50, square p90, triangle p95, diamond p99, star max", log: true }, y: { title: "", categories: latencies.map((m) => m.toUpperCase()) },
     series: latencies.map((m, at) => ({
       name: m, look: { ...lookOf("", at), dash: "solid" }, points: quantiles.filter((q) => mean(i, `${m}_${q}_ms`) > 0).map((q) => ({
         x: mean(i, `${m}_${q}_ms`), y: at, symbol: symbols[quantiles.indexOf(q)], hollow: half(i, `${m}_${q}_ms`) === null, text: `${m.toUpperCase()} ${q}: ${withError(i, `${m}_${q}_ms`)} ms\n${runsText(i)}`,
@@ -113,7 +114,7 @@ function ladderPlot(i, latencies) {
   };
 }
 
-function wrapped(name, table) { return el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": name }, table); }
+function wrapped(name, table) { return el("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": name }, table); }
 
 function percentileTable(i, latencies) {
   const shown = LADDER.filter((q) => latencies.some((m) => mean(i, `${m}_${q}_ms`) !== null));

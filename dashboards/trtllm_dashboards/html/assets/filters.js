@@ -36,7 +36,8 @@ function passing() {
   return { rows, counts };
 }
 
-function natural(a, b) { return a.localeCompare(b, "en", { numeric: true }); }
+const collator = new Intl.Collator("en", { numeric: true });
+function natural(a, b) { return collator.compare(a, b); }
 
 function drawFilters(counts) {
   const bar = document.getElementById("filters");
@@ -51,7 +52,7 @@ function drawFilters(counts) {
   if (found.value !== state.find) found.value = state.find;
   const reset = document.getElementById("reset") || el("button", { type: "button", id: "reset", onclick: () => { state.chosen = {}; state.find = ""; startFilters(); changed(); } }, "Reset");
   const counted = document.getElementById("counted") || el("span", { id: "counted", role: "status" });
-  const text = `${state.rows.length.toLocaleString("en-US")} of ${state.data.n.toLocaleString("en-US")} cells`;
+  const text = `${brief(state.rows.length)} of ${brief(state.data.n)} cells`;
   if (counted.textContent !== text) counted.textContent = text;
   for (const old of bar.querySelectorAll("details")) old.remove();
   if (found.parentElement !== bar) bar.append(found, reset, counted);
@@ -75,7 +76,7 @@ function menu(name, open, counts) {
         choose(next);
       },
     }),
-    el("span", {}, value || "(none)"), el("span", { class: "count" }, count.toLocaleString("en-US"))));
+    el("span", {}, value || "(none)"), el("span", { class: "count" }, brief(count))));
   const summary = wanted ? `${FILTER_NAMES[name]}: ${[...wanted].slice(0, 2).join(", ") || "none"}${wanted.size > 2 ? ` +${wanted.size - 2}` : ""}` : FILTER_NAMES[name];
   return el("details", { class: wanted ? "menu active" : "menu", "data-name": name, open },
     el("summary", { "data-key": `filter ${name}` }, summary),

@@ -28,7 +28,7 @@ function gateCard(g) {
   return el("article", { class: "chart gate" },
     el("h3", {}, el("span", { class: `verdict ${g.verdict}` }, SAID[g.verdict]), ` ${g.store}: A = ${g.a}, B = ${g.b}, ${g.label}, ${g.blocks} blocks of four runs`),
     el("div", { class: "pairs" }, g.findings.flatMap((f) => [holder(() => blockPlot(g, f)), holder(() => changePlot(g, f))])),
-    el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": `Findings of ${g.store}` }, el("table", {}, el("thead", {}, el("tr", {}, heads.map((t, at) => el("th", { scope: "col", class: at > 1 && at < 7 ? "num" : "" }, t)))), el("tbody", {}, rows))),
+    el("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": `Findings of ${g.store}` }, el("table", {}, el("thead", {}, el("tr", {}, heads.map((t, at) => el("th", { scope: "col", class: at > 1 && at < 7 ? "num" : "" }, t)))), el("tbody", {}, rows))),
     ...g.explanations.map((text) => el("p", { class: "note" }, `${text}.`)),
     culprits(g),
     ...g.warnings.map((text) => el("p", { class: "warning" }, `Note: ${text}.`)),

@@ -1,6 +1,6 @@
 "use strict";
-// Which settings meet a service's limits: a card for each that does, the front of throughput against speed among them, and a map of batch
-// and shape. A cell meets a limit when its interval does; where only the mean does, or nothing was repeated, the card says so.
+// Which settings of one case meet a service's limits: a card for each that does, the front of throughput against speed among them, and a
+// map of batch and shape over the model's cases. A cell meets a limit when its interval does; where only the mean does, or nothing was repeated, the card says so.
 
 const LIMITED = ["ttft", "tpot", "e2e"];
 const QUANTILES = ["p50", "p90", "p95", "p99", "max", "mean"];
@@ -13,7 +13,7 @@ function startLimits() {
     el("label", {}, "percentile ", el("select", { id: "limit-quantile", onchange: (e) => { state.quantile = e.target.value; drawLimits(); writeAddress(); } }, QUANTILES.map((q) => el("option", { value: q }, q)))),
     ...LIMITED.map((name) => number(name, `${name.toUpperCase()} at most (ms) `, "any")),
     el("label", {}, "price (USD per GPU hour) ", el("input", { type: "number", min: "0", step: "any", id: "price", placeholder: "none", oninput: (e) => { state.price = Number(e.target.value) > 0 ? Number(e.target.value) : null; drawLimits(); writeAddress(); } })),
-    el("label", {}, "model and device ", el("select", { id: "group", onchange: (e) => { state.group = e.target.value; drawLimits(); writeAddress(); } })));
+    el("label", {}, "for ", el("select", { id: "group", onchange: (e) => { state.group = e.target.value; drawLimits(); writeAddress(); } })));
 }
 
 function fillLimits() {
@@ -36,7 +36,7 @@ function meets(i) {
   return found;
 }
 
-function groupOf(i) { return label(i, ["model", "device"]); }
+function groupOf(i) { return `${caseOf(i)}, ${dim(i, "device")}`; }
 function priceOf(i) { return state.price ?? state.data.prices[dim(i, "device")]?.usd ?? null; }
 function costOf(i) { const price = priceOf(i), rate = mean(i, "output_tokens_per_s"); return price && rate ? price * num(i, "gpus") / 3600 / rate * 1e6 : null; }
 
@@ -68,7 +68,8 @@ function drawLimits() {
   const note = state.price ? `Cost at ${brief(state.price)} USD for an hour of one GPU, as given; the GPUs alone.` : state.data.prices[dim(members[0], "device")]?.note;
   document.getElementById("price-note").textContent = note ? (state.price ? note : `Cost: ${note}; give your own above.`) : "No list price is known for this device: give one above to see cost.";
   plot(document.getElementById("front"), frontPlot(members, verdicts));
-  drawMap(members, verdicts);
+  const alike = rows.filter((i) => dim(i, "model") === dim(members[0], "model") && dim(i, "device") === dim(members[0], "device"));
+  drawMap(alike, new Map(alike.map((i) => [i, meets(i)])));
 }
 
 function card(i, verdict) {
@@ -113,11 +114,12 @@ function frontPlot(members, verdicts) {
 function drawMap(members, verdicts) {
   const figure = "output_tokens_per_s_per_gpu";
   const placed = members.filter((i) => mean(i, figure) !== null);
-  const across = [...new Map(placed.map((i) => [num(i, "request_rate") ? `${brief(num(i, "request_rate"))}/s` : brief(num(i, "batch")) , [num(i, "request_rate") > 0, load(i)]]))].sort((a, b) => a[1][0] - b[1][0] || a[1][1] - b[1][1]).map(([text]) => text);
+  const column = (i) => (num(i, "request_rate") ? `${brief(num(i, "request_rate"))}/s` : brief(num(i, "batch")));
+  const across = [...new Map(placed.map((i) => [column(i), [num(i, "request_rate") > 0, load(i)]]))].sort((a, b) => a[1][0] - b[1][0] || a[1][1] - b[1][1]).map(([text]) => text);
   const down = [...new Set(placed.map((i) => dim(i, "shape")))].sort(natural);
   const order = { meets: 3, perhaps: 2, unknown: 1, misses: 0 }, cells = new Map();
   for (const i of placed) {
-    const key = `${dim(i, "shape")} ${num(i, "request_rate") ? `${brief(num(i, "request_rate"))}/s` : brief(num(i, "batch"))}`, now = cells.get(key);
+    const key = `${dim(i, "shape")} ${column(i)}`, now = cells.get(key);
     if (now === undefined || order[verdicts.get(i)] > order[verdicts.get(now)] || (verdicts.get(i) === verdicts.get(now) && mean(i, figure) > mean(now, figure))) cells.set(key, i);
   }
   const top = Math.max(...placed.map((i) => mean(i, figure)));
@@ -129,7 +131,7 @@ function drawMap(members, verdicts) {
         el("span", { class: "mark" }, dim(i, "precision") + (good ? "" : verdict === "misses" ? ", over a limit" : ", unknown"))));
   };
   const table = document.getElementById("map");
-  table.querySelector("caption").textContent = "Most output tokens/s per GPU by batch or rate (across) and ISL/OSL (down), of the best precision and layout that meets the limits";
+  document.getElementById("map-said").textContent = "Most output tokens/s per GPU by batch or rate (across) and ISL/OSL (down), of the best precision and layout that meets the limits.";
   heads(table, [el("th", { scope: "col" }, "ISL/OSL"), ...across.map((text) => el("th", { scope: "col", class: "num" }, text))]);
   table.tBodies[0].replaceChildren(...down.map((shape) => el("tr", {}, el("th", { scope: "row" }, shape), across.map((text) => one(cells.get(`${shape} ${text}`))))));
 }

@@ -1,11 +1,11 @@
 "use strict";
 // What a narrower precision is worth: cells matched in all else, across result sets, each pair with its interval and verdict.
 
-const MOST_PAIRS = 60;
+const MOST_PAIRS = 40;
 
 function drawPrecisions() {
   const shown = new Set(state.rows);
-  const found = state.data.pairs.filter((p) => shown.has(p.cell) && shown.has(p.base)).sort((a, b) => b.best - a.best || natural(caseOf(a.cell), caseOf(b.cell)) || load(a.cell) - load(b.cell));
+  const found = state.data.pairs.filter((p) => shown.has(p.cell) && shown.has(p.base));
   const section = document.getElementById("precisions");
   section.hidden = !found.length;
   if (!found.length) return;

@@ -44,9 +44,9 @@ const CLOSE = 0.1;
 // Of the pairs shown, the best against the best where there is one, else the matched pair of the fastest cell.
 function bestPair(rows) {
   const shown = new Set(rows);
-  const found = state.data.pairs.filter((p) => shown.has(p.cell) && shown.has(p.base));
   const rate = (p) => mean(p.cell, "output_tokens_per_s_per_gpu") ?? mean(p.cell, "output_tokens_per_s");
-  return found.sort((a, b) => (b.verdict !== "inconclusive") - (a.verdict !== "inconclusive") || b.best - a.best || rate(b) - rate(a))[0] ?? null;
+  const better = (a, b) => (a.verdict !== "inconclusive") - (b.verdict !== "inconclusive") || a.best - b.best || rate(a) - rate(b);
+  return state.data.pairs.filter((p) => shown.has(p.cell) && shown.has(p.base)).reduce((a, b) => (a === null || better(b, a) > 0 ? b : a), null);
 }
 
 function pairSentence(p) {
@@ -108,5 +108,5 @@ function healthTile() {
   const suspect = state.rows.filter((i) => ok(i) && state.data.warnings[i]).length;
   const running = runningNow();
   const value = lost ? [`${lost}`, " ", el("small", {}, "did not finish")] : suspect ? [`${suspect}`, " ", el("small", {}, "with warnings")] : [running ? "none failed so far" : "all fine"];
-  return box(`${state.rows.length.toLocaleString("en-US")} cells`, value, lost && suspect ? `${suspect} more with warnings` : lost || suspect ? "see Status in the table" : running ? "the sweep goes on" : "no failure, no warning", lost ? "bad" : suspect || running ? "" : "good");
+  return box(`${brief(state.rows.length)} cells`, value, lost && suspect ? `${suspect} more with warnings` : lost || suspect ? "see Status in the table" : running ? "the sweep goes on" : "no failure, no warning", lost ? "bad" : suspect || running ? "" : "good");
 }

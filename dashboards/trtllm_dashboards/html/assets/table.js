@@ -96,7 +96,7 @@ function drawPager(count, pages) {
   const from = count ? state.page * PAGE + 1 : 0, to = Math.min(count, (state.page + 1) * PAGE);
   document.getElementById("pager").replaceChildren(
     el("button", { type: "button", "data-key": "previous page", disabled: state.page === 0, onclick: () => go(state.page - 1) }, "Previous"),
-    el("span", {}, `${from.toLocaleString("en-US")} to ${to.toLocaleString("en-US")} of ${count.toLocaleString("en-US")}`),
+    el("span", {}, `${brief(from)} to ${brief(to)} of ${brief(count)}`),
     el("button", { type: "button", id: "next", "data-key": "next page", disabled: state.page >= pages - 1, onclick: () => go(state.page + 1) }, "Next"));
 }
 
