@@ -51,8 +51,8 @@ def pairs(found: Iterable[Point]) -> list[Pair]:
     matched = _matched(current, lambda p: (_named(p, _SAME), p.cell.target, p.environment.device))
     best = _matched(_best(current), lambda p: (_named(p, _BEST), p.cell.target, p.environment.device))
     known = {(id(a), id(b)) for a, b in matched}
-    found = [*((a, b, True) for a, b in best if (id(a), id(b)) not in known), *((a, b, False) for a, b in matched)]
-    return sorted(_judged(found), key=_order)
+    both = [*((a, b, True) for a, b in best if (id(a), id(b)) not in known), *((a, b, False) for a, b in matched)]
+    return sorted(_judged(both), key=_order)
 
 
 def _order(pair: Pair) -> tuple[Any, ...]:

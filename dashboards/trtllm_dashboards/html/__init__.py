@@ -1,7 +1,7 @@
 """The dashboard: one HTML file that holds everything it shows and asks the network for nothing.
 
-`render(stores, out)` writes it; `serve.py` shows the same page live. The data travel gzipped in base64 and are unpacked by the browser's own
-`DecompressionStream`. A content-security policy in the page forbids every outside request, so that a report from an air-gapped
+`render(stores, out)` writes it; `serve.py` shows the same page live. The data travel gzipped in base64 and are unpacked by the browser's
+own `DecompressionStream`. A content-security policy in the page forbids every outside request, so that a report from an air-gapped
 machine behaves the same anywhere, and a mistake in the page cannot leak the results in it.
 
 The page draws its own SVG (`chart.js`). plotly.js, used before, is 4.8 MB of script a browser must parse before the first chart, puts
@@ -42,8 +42,8 @@ STYLES = ("style.css",)
 
 
 Explain = Callable[[Store, Row], Mapping[str, Any]]
-"""What limits a row's cell and what would help: `trtllm_bench.analysis` knows, which this package does not import. Raises `ValueError` where
-nothing can be said."""
+"""What limits a row's cell and what would help: `trtllm_bench.analysis` knows, which this package does not import. Raises `ValueError`
+where nothing can be said."""
 
 
 def render(
@@ -85,7 +85,9 @@ def contents(sources: Sources, title: str, link: Callable[[Profile, str], str]) 
         own = cells_of(profile, cells)
         entries.append({**profile.summary, "cells": own, "href": link(profile, cells[own[0]].key if own else "")})
     skipped = [f"Left out: {text}." for text in sources.skipped]
-    paths = {store.path.name: str(store.path) for store in sources.stores} | {"": str(sources.stores[0].path) if len(sources.stores) == 1 else "RESULTS"}
+    paths = {store.path.name: str(store.path) for store in sources.stores} | {
+        "": str(sources.stores[0].path) if len(sources.stores) == 1 else "RESULTS"
+    }
     return {**content, "paths": paths, "profiles": entries, "gates": gates(sources.stores, found), "notes": [*skipped, *content["notes"]]}
 
 

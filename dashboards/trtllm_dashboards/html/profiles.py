@@ -21,7 +21,6 @@ from trtllm_results.record.row import ALIGN_FIELDS
 from trtllm_results.store.table import Store
 
 MOST = 200
-TOP = 4
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ def _profile(folder: Path, key: str) -> Profile | None:
         "steps": len(steps),
         "phase": ", ".join(dict.fromkeys(str(step.get("phase", "")) for step in steps)),
         "step_us": sum(step.get("span_us", 0.0) for step in steps) / len(steps),
-        "parts": sorted(([name, us, us / total] for name, us in parts.items()), key=lambda part: -part[1])[:12],
+        "parts": [[name, us, us / total] for name, us in sorted(parts.items(), key=lambda part: -part[1])[:12]],
         "started": str(content.get("started_at", ""))[:16],
     }
     return Profile(folder, key or str(cell.get("cell_key", "")), cell, summary)

@@ -302,7 +302,9 @@ class CommandRunner:
                 if failure:
                     raise ResultsError(f"a run of {side.name} {failure}") from error
                 raise ResultsError(f"a run of {side.name} left no report that can be read ({type(error).__name__})") from error
-        row = replace(row, repeat=self.count, extra={**row.extra, "gate_arm": arm, "gate_name": side.name, WARMUP: self.count < self.warmup_runs})
+        row = replace(
+            row, repeat=self.count, extra={**row.extra, "gate_arm": arm, "gate_name": side.name, WARMUP: self.count < self.warmup_runs}
+        )
         self.count += 1
         if self.store is not None:
             self.store.append(row)

@@ -70,7 +70,7 @@ def judged_again(rows: Sequence[Row], said: Mapping[str, Any] | None) -> tuple[B
     names = {arm: next((str(row.extra.get("gate_name", "")) for row in rows if row.arm == arm), "") or arm for arm in ("A", "B")}
     margins, level = dict(config.margins), config.look_alphas[-1]
     if said:
-        stated = {one.get("figure"): one.get("margin") for one in said["findings"] if isinstance(one, dict)}
+        stated = {str(one.get("figure")): one.get("margin") for one in said["findings"] if isinstance(one, dict)}
         margins = {name: float(margin) for name, margin in stated.items() if name in METRICS and isinstance(margin, float)} or margins
         level = said["alpha"] if isinstance(said.get("alpha"), float) and 0 < said["alpha"] < 0.5 else level
     margins = {

@@ -98,6 +98,16 @@ function thinned(values, at, axis, pixels) {
   return kept;
 }
 
+// A title in as many lines as its width takes.
+function folded(text, pixels) {
+  const lines = [""];
+  for (const word of text.split(" ")) {
+    const longer = `${lines[lines.length - 1]} ${word}`.trim();
+    if (longer.length * 6.5 > pixels && lines[lines.length - 1]) lines.push(word); else lines[lines.length - 1] = longer;
+  }
+  return lines;
+}
+
 // A chart is drawn when it comes near the window, and anew in the next frame when what it shows has changed.
 const watcher = new IntersectionObserver((entries) => {
   for (const { target, isIntersecting } of entries) {
@@ -121,7 +131,11 @@ function drawPlot(node) {
   if (!width) return;
   node.drawnWidth = width;
   node.stale = false;
-  const frame = { ...FRAME, ...spec.frame }, w = width - frame.left - frame.right, h = height - frame.top - frame.bottom;
+  const titles = { x: folded(spec.x.title, width - 12), y: folded(spec.y.title, width - 8) };
+  const frame = { ...FRAME, ...spec.frame };
+  frame.bottom += 14 * (titles.x.length - 1);
+  frame.top += 14 * (titles.y.length - 1);
+  const w = width - frame.left - frame.right, h = height - frame.top - frame.bottom;
   const points = spec.series.flatMap((s) => s.points);
   const xs = [...points.map((p) => p.x), ...(spec.x.include ?? [])];
   const ys = [...points.flatMap((p) => [p.y, p.low ?? p.y, p.high ?? p.y]).filter((v) => !spec.y.log || v > 0), ...(spec.y.include ?? [])];
@@ -132,7 +146,8 @@ function drawPlot(node) {
   const grid = svg("g", { class: "axis", "aria-hidden": "true" },
     X.ticks.map(([v, text]) => [svg("line", { x1: px(v), x2: px(v), y1: frame.top, y2: frame.top + h }), svg("text", { x: px(v), y: frame.top + h + 15, "text-anchor": "middle", class: "xtick" }, text)]),
     Y.ticks.map(([v, text]) => [svg("line", { x1: frame.left, x2: frame.left + w, y1: py(v), y2: py(v) }), svg("text", { x: frame.left - 7, y: py(v) + 4, "text-anchor": "end", class: "ytick" }, text)]),
-    svg("text", { x: 4, y: 13, class: "title ytitle" }, spec.y.title), svg("text", { x: frame.left + w, y: height - 8, "text-anchor": "end", class: "title xtitle" }, spec.x.title));
+    titles.y.map((text, k) => svg("text", { x: 4, y: 13 + 14 * k, class: "title ytitle" }, text)),
+    titles.x.map((text, k) => svg("text", { x: frame.left + w, y: height - 8 - 14 * (titles.x.length - 1 - k), "text-anchor": "end", class: "title xtitle" }, text)));
   const regions = (spec.regions ?? []).map((r) => {
     const x0 = clamp(r.x0 === undefined ? frame.left : px(r.x0), frame.left, frame.left + w), x1 = clamp(r.x1 === undefined ? frame.left + w : px(r.x1), frame.left, frame.left + w);
     const y1 = clamp(r.y1 === undefined ? frame.top : py(r.y1), frame.top, frame.top + h), y0 = clamp(r.y0 === undefined ? frame.top + h : py(r.y0), frame.top, frame.top + h);
