@@ -11,11 +11,14 @@ from trtllm_dashboards.html.profiles import Profile
 from trtllm_results.gate.report import explanations, headline, records
 from trtllm_results.gate.run import Blocks
 from trtllm_results.gate.stored import judged_again, report_of
+from trtllm_results.gate.verdict import GateReport
 from trtllm_results.metrics.registry import METRICS, title
 from trtllm_results.record.row import Row
 from trtllm_results.store.table import Store
 
 CULPRITS = 5
+FINDING = ("figure", "unit", "a", "b", "change", "low", "high", "margin", "verdict")
+"""What the page shows of a finding, of the gate's own report where there is one."""
 
 
 def gates(stores: Iterable[Store], profiles: Iterable[Profile] = ()) -> list[dict[str, Any]]:
@@ -31,20 +34,22 @@ def _gate(store: Store, profiles: list[Profile]) -> dict[str, Any] | None:
     if judged is None:
         return None
     blocks, report = judged
+    told = said if said is not None and all({*one} >= {*FINDING} and one["figure"] in METRICS for one in said["findings"]) else None
+    findings = records(report) if told is None else [one for one in told["findings"] if one["figure"] in _figures(report)]
     culprits, note = _culprits(rows, profiles)
     return {
         "store": store.path.name,
         "label": rows[0].cell.label,
         "a": report.a,
         "b": report.b,
-        "verdict": report.verdict,
-        "headline": headline(report),
+        "verdict": report.verdict if told is None else told["verdict"],
+        "headline": headline(report) if told is None else str(told.get("headline", "")),
         "level": 1 - 2 * report.alpha,
         "blocks": report.blocks,
-        "given": said is not None,
+        "given": told is not None,
         "findings": [
-            {**one, "title": title(one["figure"]), "better": METRICS[one["figure"]].better, "runs": _runs(blocks, one["figure"])}
-            for one in records(report)
+            {**one, "title": title(one["figure"]), "better": METRICS[one["figure"]].better, "by_block": _by_block(blocks, one["figure"])}
+            for one in findings
         ],
         "explanations": explanations(report),
         "warnings": list(dict.fromkeys((*(said or {}).get("warnings", ()), *report.warnings))),
@@ -53,7 +58,11 @@ def _gate(store: Store, profiles: list[Profile]) -> dict[str, Any] | None:
     }
 
 
-def _runs(blocks: Blocks, figure: str) -> list[dict[str, Any]]:
+def _figures(report: GateReport) -> set[str]:
+    return {finding.judged.figure for finding in report.findings}
+
+
+def _by_block(blocks: Blocks, figure: str) -> list[dict[str, Any]]:
     """[blocks] of A's and B's two values and the change between their geometric means."""
     pairs = zip(blocks.values(figure, "A"), blocks.values(figure, "B"), blocks.differences(figure), strict=True)
     return [{"a": a, "b": b, "log_change": change} for a, b, change in pairs]

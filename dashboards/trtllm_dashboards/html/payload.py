@@ -206,11 +206,6 @@ def _notes(measured: Sequence[Point]) -> list[str]:
     devices = sorted({p.names["device"] for p in measured})
     if len(devices) > 1:
         notes.append(f"Measured on {len(devices)} devices ({', '.join(devices)}): compare within one; the Device filter keeps it.")
-    broken = sum(
-        any(value != value or value in (float("inf"), float("-inf")) for row in p.rows for value in row.figures.values()) for p in measured
-    )
-    if broken:
-        notes.append(f"{broken} cell{'s' * (broken > 1)} carry figures that are not finite numbers; those are left out.")
     if measured and all(len(p.rows) == 1 for p in measured):
         notes.append(
             "Every cell ran once, so nothing is known of the spread and no difference is shown to be real: measure with --repeats 3."

@@ -26,7 +26,8 @@ SCRIPTS = ("page.js", "roofline.js", "timeline.js", "tables.js")
 def page(profile: Mapping[str, Any], back: str = "") -> str:
     """The HTML text of a profile (`trtllm_bench.profiling.record.CellProfile` as a mapping); `back` is the page it is linked from."""
     text = _asset("page.html")
-    data = json.dumps({**profile, "back": back, "looks": {"light": looks.LIGHT, "dark": looks.DARK}}, separators=(",", ":"), allow_nan=False).replace("</", "<\\/")
+    content = {**profile, "back": back, "looks": {"light": looks.LIGHT, "dark": looks.DARK}}
+    data = json.dumps(content, separators=(",", ":"), allow_nan=False).replace("</", "<\\/")
     parts = {"style": _asset("page.css"), "script": "\n".join(_asset(name) for name in SCRIPTS), "data": data}
     for name, value in parts.items():
         text = text.replace(f"{{{{{name}}}}}", value, 1)

@@ -47,22 +47,22 @@ function culprits(g) {
 
 function blockPlot(g, f) {
   const looks = { a: lookOf("", 0), b: lookB() };
-  const dots = (arm, shift) => f.runs.flatMap((block, k) => block[arm].map((value) => ({ x: k + shift, y: value, hollow: true, text: `block ${k + 1}, ${arm.toUpperCase()}: ${brief(value)} ${f.unit}` })));
+  const dots = (arm, shift) => f.by_block.flatMap((block, k) => block[arm].map((value) => ({ x: k + shift, y: value, hollow: true, text: `block ${k + 1}, ${arm.toUpperCase()}: ${brief(value)} ${f.unit}` })));
   const limit = f.a * (f.better === "lower" ? 1 + f.margin : 1 - f.margin);
   return {
-    label: `${f.title} of each run, by block`, x: { title: `block (${looks.a.symbol} A, ${looks.b.symbol} B)`, categories: f.runs.map((_, k) => String(k + 1)) }, y: { title: `${f.title} (${f.unit || "ratio"})`, zero: false, include: [f.a, f.b, limit] },
+    label: `${f.title} of each run, by block`, x: { title: `block (${looks.a.symbol} A, ${looks.b.symbol} B)`, categories: f.by_block.map((_, k) => String(k + 1)) }, y: { title: `${f.title} (${f.unit || "ratio"})`, zero: false, include: [f.a, f.b, limit] },
     series: [{ name: "A", look: looks.a, line: false, points: dots("a", -0.15) }, { name: "B", look: looks.b, line: false, points: dots("b", 0.15) }],
     rules: [{ y: limit, class: "limit", text: `tolerated, ${brief(limit)}` }, { y: f.a, text: `mean of A, ${brief(f.a)}` }],
   };
 }
 
 function changePlot(g, f) {
-  const change = f.runs.map((block, k) => ({ x: k, y: Math.expm1(block.log_change), text: `block ${k + 1}: ${signed(Math.expm1(block.log_change))}`, hollow: true }));
+  const change = f.by_block.map((block, k) => ({ x: k, y: Math.expm1(block.log_change), text: `block ${k + 1}: ${signed(Math.expm1(block.log_change))}`, hollow: true }));
   const bound = f.better === "lower" ? f.margin : -f.margin;
-  const whole = { x: f.runs.length, y: f.change, low: f.low ?? undefined, high: f.high ?? undefined, size: 6, text: `all blocks: ${signed(f.change)}${f.low === null ? "" : `, ${(100 * g.level).toFixed(0)}% interval ${signed(f.low)} to ${signed(f.high)}`}` };
+  const whole = { x: f.by_block.length, y: f.change, low: f.low ?? undefined, high: f.high ?? undefined, size: 6, text: `all blocks: ${signed(f.change)}${f.low === null ? "" : `, ${(100 * g.level).toFixed(0)}% interval ${signed(f.low)} to ${signed(f.high)}`}` };
   const look = lookB(), beyond = f.better === "lower" ? { y0: bound } : { y1: bound };
   return {
-    label: `change of ${f.title}, B against A`, x: { title: "block, then all with interval", categories: [...f.runs.map((_, k) => String(k + 1)), "all"] }, y: { title: "change, B against A", percent: true, zero: false, include: [0, bound * 1.6] },
+    label: `change of ${f.title}, B against A`, x: { title: "block, then all with interval", categories: [...f.by_block.map((_, k) => String(k + 1)), "all"] }, y: { title: "change, B against A", percent: true, zero: false, include: [0, bound * 1.6] },
     series: [{ name: "blocks", look, line: false, points: change }, { name: "all", look, line: false, points: [whole] }],
     regions: [{ ...beyond, class: "beyond" }], rules: [{ y: 0 }, { y: bound, class: "limit", text: `margin ${signed(bound)}` }],
   };
