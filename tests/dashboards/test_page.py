@@ -5,6 +5,7 @@ sweep, and is quick with 5,000 cells. What browser it needs is said in `browser.
 from __future__ import annotations
 
 import asyncio
+import json
 import queue
 import threading
 import time
@@ -19,6 +20,8 @@ from trtllm_dashboards.html import page, render
 from trtllm_dashboards.html.payload import build
 from trtllm_dashboards.html.serve import Watch, listening
 from trtllm_results.record.row import Row
+from trtllm_results.store.lock import RUN_LOCK, locked
+from trtllm_results.store.progress import PROGRESS
 from trtllm_results.store.table import Store
 
 pytestmark = pytest.mark.browser
@@ -174,7 +177,8 @@ def test_text_from_results_cannot_become_markup(
 
 def test_a_live_page_shows_cells_as_they_are_measured(browser: Browser, tmp_path: Path, sweep_rows: list[Row]) -> None:
     store = Store(tmp_path / "sweep")
-    store.append(*sweep_rows[:3])
+    told = {"state": "running", "done": 0, "total": 30, "now": "fp8 b1 128/128 #1", "requests": 8, "left_s": None, "at": time.time()}
+    store.write(PROGRESS, lambda handle: handle.write(json.dumps(told).encode()))
     started: queue.Queue[tuple[asyncio.AbstractEventLoop, asyncio.Event, str]] = queue.Queue()
 
     async def run() -> None:
@@ -187,12 +191,23 @@ def test_a_live_page_shows_cells_as_they_are_measured(browser: Browser, tmp_path
     thread.start()
     loop, stop, address = started.get(timeout=20)
     try:
-        browser.open(address)
+        with locked(store.path, RUN_LOCK, 0.0, "being measured into"):
+            browser.open(address)
+            running = browser.js("document.querySelector('#progress').textContent")
+            assert "0 of 30 measurements done, time left not known yet. Now: fp8 b1 128/128 #1, 8 requests." in running
+            assert browser.js("document.querySelector('#headline').textContent") == "No cell has been measured yet."
+            assert "all fine" not in browser.js("document.querySelector('main').textContent")
+            store.append(*sweep_rows[:3])
+            store.write(PROGRESS, lambda handle: handle.write(json.dumps(told | {"done": 3, "left_s": 90}).encode()))
+            browser.until("document.querySelector('#progress').textContent.includes('about 1 min')", 15)
+            assert "none failed so far" in browser.js("document.querySelector('#tiles').textContent")
         assert browser.js("document.querySelector('#counted').textContent") == "1 of 1 cells"
         browser.js("openDetail(0)")
         store.append(*sweep_rows[3:30])
         browser.until("document.querySelector('#counted').textContent === '10 of 10 cells'", 15)
         browser.until("document.querySelectorAll('.chart .point').length > 0", 15)
+        store.write(PROGRESS, lambda handle: handle.write(json.dumps(told | {"done": 30, "state": "ended"}).encode()))
+        browser.until("document.querySelector('#progress').textContent.includes('Sweep ended: 30 of 30')", 15)
         assert browser.js("document.querySelector('#live').textContent") == "live"
         assert browser.js("document.querySelector('#detail').open")
         assert {url.split("/")[2] for url in browser.requests if url.startswith("http")} == {address.split("/")[2]}

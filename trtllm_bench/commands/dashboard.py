@@ -23,6 +23,9 @@ def command(
     explain: Annotated[
         int, typer.Option("--explain", min=0, help="Explain so many cells, the fastest first, as the command explain does (seconds each).")
     ] = 0,
+    picture: Annotated[
+        Path | None, typer.Option("--picture", help="Also draw the top of the page as PNG, with an installed Chromium.")
+    ] = None,
     serve: Annotated[bool, typer.Option("--serve", help="Serve the page on this machine and follow the results as they grow.")] = False,
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port of --serve; 0 takes a free one.")] = 8060,
 ) -> None:
@@ -51,6 +54,10 @@ def command(
     from trtllm_dashboards.html import render
 
     path = render(list(results), out, where=where or [], title=title, explain=_facts if explain else None, explained=explain)
+    if picture is not None:
+        from trtllm_dashboards.html.picture import picture as draw
+
+        typer.echo(f"{draw(path, picture)}  (1280 x 1000 pixels)")
     typer.echo(f"{path}  ({path.stat().st_size / 1e6:.1f} MB, opens in any browser)")
 
 
