@@ -21,12 +21,16 @@ ROWS = "results.parquet"
 
 @dataclass(frozen=True)
 class Sources:
-    """Result sets by name, and the stores among them."""
+    """Result sets by name, filtered, and the stores among them, each with all its rows."""
 
     sets: dict[str, list[Row]]
-    stores: tuple[Store, ...]
+    stored: tuple[tuple[Store, tuple[Row, ...]], ...]
     skipped: tuple[str, ...] = ()
     """Stores of a folder that could not be read or are empty, a sentence each."""
+
+    @property
+    def stores(self) -> tuple[Store, ...]:
+        return tuple(store for store, _ in self.stored)
 
     def requests(self, row: Row) -> Table | None:
         """The per-request table of `row`, from whichever store holds it."""
@@ -43,7 +47,7 @@ def load(specs: Sequence[str], filters: Sequence[str] = ()) -> Sources:
     Raises `ResultsError` for what cannot be read, for two sets of one name, and when the filters leave nothing.
     """
     sets: dict[str, list[Row]] = {}
-    stores, skipped = [], list[str]()
+    stored, skipped = [], list[str]()
     for named in specs:
         inside = stores_in(named)
         for spec in inside:
@@ -59,12 +63,12 @@ def load(specs: Sequence[str], filters: Sequence[str] = ()) -> Sources:
             sets[found.name] = keep(found.rows, filters)
             _, path = named_path(spec)
             if path.is_dir():
-                stores.append(Store(path, create=False))
+                stored.append((Store(path, create=False), found.rows))
     if not sets and skipped:
         raise DashboardError(f"None of the stores in {', '.join(specs)} can be read: {skipped[0]}")
     if not any(sets.values()):
         raise DashboardError(f"No row passes {' and '.join(filters)}.")
-    return Sources(sets if len(sets) > 1 else {"": next(iter(sets.values()))}, tuple(stores), tuple(skipped))
+    return Sources(sets if len(sets) > 1 else {"": next(iter(sets.values()))}, tuple(stored), tuple(skipped))
 
 
 def stores_in(spec: str) -> list[str]:

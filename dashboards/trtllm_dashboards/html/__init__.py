@@ -79,7 +79,7 @@ def contents(sources: Sources, title: str, link: Callable[[Profile, str], str]) 
     """The page's data of these sources; `link` gives the address of a profile's page, linking back to a cell."""
     content = build(sources.sets, title, sources.stores)
     cells = cells_in(sources.sets)
-    found = profiles(sources.stores, cells)
+    found = profiles(sources.stored)
     entries = []
     for profile in found:
         own = cells_of(profile, cells)
@@ -88,7 +88,7 @@ def contents(sources: Sources, title: str, link: Callable[[Profile, str], str]) 
     paths = {store.path.name: str(store.path) for store in sources.stores} | {
         "": str(sources.stores[0].path) if len(sources.stores) == 1 else "RESULTS"
     }
-    return {**content, "paths": paths, "profiles": entries, "gates": gates(sources.stores, found), "notes": [*skipped, *content["notes"]]}
+    return {**content, "paths": paths, "profiles": entries, "gates": gates(sources.stored, found), "notes": [*skipped, *content["notes"]]}
 
 
 def explanations(sources: Sources, content: Mapping[str, Any], explain: Explain, count: int) -> dict[int, Mapping[str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from trtllm_dashboards import profile_page
@@ -21,14 +21,14 @@ FINDING = ("figure", "unit", "a", "b", "change", "low", "high", "margin", "verdi
 """What the page shows of a finding, of the gate's own report where there is one."""
 
 
-def gates(stores: Iterable[Store], profiles: Iterable[Profile] = ()) -> list[dict[str, Any]]:
+def gates(stored: Iterable[tuple[Store, Sequence[Row]]], profiles: Iterable[Profile] = ()) -> list[dict[str, Any]]:
     """One entry a store that a gate filled, for JSON."""
     known = list(profiles)
-    return [found for store in stores if (found := _gate(store, known)) is not None]
+    return [found for store, rows in stored if (found := _gate(store, rows, known)) is not None]
 
 
-def _gate(store: Store, profiles: list[Profile]) -> dict[str, Any] | None:
-    rows = [row for row in store.rows() if row.arm]
+def _gate(store: Store, stored: Sequence[Row], profiles: list[Profile]) -> dict[str, Any] | None:
+    rows = [row for row in stored if row.arm]
     said = report_of(store.path)
     judged = judged_again(rows, said) if rows else None
     if judged is None:

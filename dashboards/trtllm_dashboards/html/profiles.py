@@ -17,7 +17,7 @@ from urllib.parse import quote
 from trtllm_dashboards import profile_page
 from trtllm_dashboards.errors import DashboardError
 from trtllm_dashboards.points import Point
-from trtllm_results.record.row import ALIGN_FIELDS
+from trtllm_results.record.row import ALIGN_FIELDS, Row
 from trtllm_results.store.table import Store
 
 MOST = 200
@@ -33,11 +33,11 @@ class Profile:
     summary: Mapping[str, Any] = field(default_factory=dict)
 
 
-def profiles(stores: Iterable[Store], found: Sequence[Point]) -> list[Profile]:
+def profiles(stored: Iterable[tuple[Store, Sequence[Row]]]) -> list[Profile]:
     """Of the folders that rows name, then of those in and beside the stores; unreadable ones are left out."""
     folders: dict[Path, str] = {}
-    for store in stores:
-        named = {str(row.extra["profile"]): row.key for row in store.rows() if row.extra.get("profile")}
+    for store, rows in stored:
+        named = {str(row.extra["profile"]): row.key for row in rows if row.extra.get("profile")}
         for relative, key in named.items():
             folders.setdefault((store.path / relative).resolve(), key)
         for path in sorted([*store.path.glob(f"*/*/{profile_page.DATA_FILE}"), *store.path.parent.glob(f"*/{profile_page.DATA_FILE}")])[
