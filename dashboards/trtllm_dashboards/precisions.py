@@ -2,7 +2,7 @@
 
 The base is the widest precision measured for a model on a device: bf16, else fp16, else fp32. A pair comes from one result set where that
 has both; else from two, the newest on each side, since where a row was stored changes nothing of what it measured. `best` pairs are the
-fastest cell of each precision, whatever the batch: what a precision is worth when each is used at its best.
+fastest cell of each precision at one layout, whatever the batch: what a precision is worth when each is used at its best.
 
 Throughputs are compared as ln(ratio) by Welch's interval; a verdict survives Holm's correction over all pairs. A side with one run gives a
 ratio and no verdict.
@@ -23,7 +23,7 @@ FIGURE = "output_tokens_per_s"
 BASES = ("bf16", "fp16", "fp32")
 ALPHA = 0.05
 _SAME = tuple(name for name in ALIGN_FIELDS if name not in ("precision", "kv_dtype"))
-_BEST = tuple(name for name in _SAME if name not in ("batch", "tp", "pp", "replicas"))
+_BEST = tuple(name for name in _SAME if name != "batch")
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,13 @@ class Pair:
 
 
 def pairs(found: Iterable[Point]) -> list[Pair]:
-    """The best against the best of each case that was measured at several loads, then matched pairs; by model, shape and load."""
+    """The best against the best of each case, then the other matched pairs; by model, shape and load."""
     current = [p for p in newest(found) if not p.rows[0].arm and all(v > 0 for v in values(p))]
     current = having(current, FIGURE)
     matched = _matched(current, lambda p: (_named(p, _SAME), p.cell.target, p.environment.device))
     best = _matched(_best(current), lambda p: (_named(p, _BEST), p.cell.target, p.environment.device))
-    known = {(id(a), id(b)) for a, b in matched}
-    both = [*((a, b, True) for a, b in best if (id(a), id(b)) not in known), *((a, b, False) for a, b in matched)]
+    ids = {(id(a), id(b)) for a, b in best}
+    both = [*((a, b, True) for a, b in best), *((a, b, False) for a, b in matched if (id(a), id(b)) not in ids)]
     return sorted(_judged(both), key=_order)
 
 
@@ -74,13 +74,13 @@ def _mean(point: Point) -> float:
 
 
 def _best(found: Iterable[Point]) -> list[Point]:
-    """The fastest cell per GPU of each precision, result set and case, of closed loops."""
+    """The fastest cell of each precision, result set and case, of closed loops."""
     fastest: dict[tuple[Any, ...], Point] = {}
     for point in found:
         if point.cell.request_rate:
             continue
         case = (point.source, point.cell.precision, _named(point, _BEST), point.cell.target, point.environment.device)
-        if case not in fastest or _mean(point) / point.cell.gpus > _mean(fastest[case]) / fastest[case].cell.gpus:
+        if case not in fastest or _mean(point) > _mean(fastest[case]):
             fastest[case] = point
     return list(fastest.values())
 

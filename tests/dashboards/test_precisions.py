@@ -24,7 +24,7 @@ RECORDED = Path(__file__).parents[2] / "results" / "recorded" / "h100"
 def test_recorded_precisions_are_matched_across_their_two_stores() -> None:
     best, matched = pairs(points(load([str(RECORDED)]).sets))
     assert (matched.point.cell.label, matched.base.cell.label) == ("llama-3.1-8b fp8 b512 2048/128", "llama-3.1-8b bf16 b512 2048/128")
-    assert (matched.repeats, matched.verdict, matched.low) == ((3, 1), "inconclusive", None)
+    assert (matched.repeats, matched.verdict, matched.low, matched.best) == ((3, 1), "inconclusive", None, True)
     assert (best.point.cell.batch, best.base.cell.batch, best.best, best.verdict) == (2048, 1024, True, "faster")
     logs = [np.log(values(one)) for one in (best.point, best.base)]
     interval = stats.ttest_ind(*logs, equal_var=False).confidence_interval(0.95)
@@ -39,6 +39,14 @@ def test_a_difference_within_the_noise_is_inconclusive(make_rows: Callable[..., 
     (pair,) = pairs(points(rows))
     assert pair.ratio == pytest.approx(1.0267, abs=1e-3)
     assert pair.verdict == "inconclusive"
+
+
+def test_the_best_are_compared_at_one_layout(make_rows: Callable[..., list[Row]], make_grid: Callable[..., Any]) -> None:
+    rows = make_rows(make_grid(precisions=("fp8", "bf16"), shapes=((128, 128),), batches=(8, 64), tps=(1, 2)))
+    found = pairs(points(rows))
+    assert len(found) == 4
+    assert all(one.point.cell.tp == one.base.cell.tp for one in found)
+    assert [(one.point.cell.batch, one.point.cell.tp) for one in found if one.best] == [(64, 1), (64, 2)]
 
 
 def test_precisions_have_looks_of_their_own_at_three_to_one() -> None:

@@ -109,7 +109,7 @@ def test_every_chart_has_distinct_ticks_apart_from_titles_and_units(browser: Bro
 def test_a_failed_gate_looks_failed_and_its_runs_are_drawn(browser: Browser, tmp_path: Path) -> None:
     said = json.loads((RECORDED / "gate" / "ab.json").read_text())
     browser.open(render(RECORDED / "gate" / "ab", tmp_path / "page.html").as_uri())
-    assert text(browser, "#headline").startswith("FAIL: output_tokens_per_s (-2.6%)")
+    assert text(browser, "#headline").startswith("FAIL: output (-2.6%)")
     assert "all fine" not in text(browser, "body > main")
     gate = browser.js("state.data.gates[0]")
     for finding, own in zip(said["findings"], gate["findings"], strict=True):

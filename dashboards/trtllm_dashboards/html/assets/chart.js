@@ -46,8 +46,9 @@ function swatch(look) {
 // Ends and ticks of an axis over these values.
 function scaleOf(axis, values, pixels) {
   if (axis.categories) {
-    const step = pixels / axis.categories.length;
-    return { at: (v) => (v + 0.5) * step, ticks: axis.categories.map((text, k) => [k, text]), step };
+    const step = pixels / axis.categories.length, longest = Math.max(...axis.categories.flatMap((text) => text.split("\n").map((line) => line.length)));
+    const every = axis.across ? Math.ceil((longest * 6.6 + 6) / step) : 1;
+    return { at: (v) => (v + 0.5) * step, ticks: axis.categories.map((text, k) => [k, text]).filter(([k]) => k % every === 0) };
   }
   const finite = values.filter((v) => Number.isFinite(v) && (!axis.log || v > 0));
   let low = Math.min(...finite), high = Math.max(...finite);
@@ -87,7 +88,8 @@ function logTicks(low, high) {
 function thinned(values, at, axis, pixels) {
   const inside = values.filter((v) => at(v) >= -0.5 && at(v) <= pixels + 0.5);
   const ways = axis.percent ? [(v) => `${brief(Number((100 * v).toPrecision(12)))}%`] : axis.load ? [brief] : [compact, brief, (v) => formatter(9).format(v)];
-  const text = ways.find((way) => new Set(inside.map(way)).size === inside.length) ?? ways[ways.length - 1];
+  const exact = (text, v) => Math.abs(Number(text.replaceAll(",", "").replace(/[kMGT%]$/, "")) * ({ k: 1e3, M: 1e6, G: 1e9, T: 1e12, "%": 0.01 }[text.slice(-1)] ?? 1) - v) < 1e-9 * Math.abs(v) || v === 0;
+  const text = ways.find((way) => inside.every((v) => exact(way(v), v))) ?? ways[ways.length - 1];
   const kept = [];
   for (const v of inside) {
     const words = text(v), before = kept[kept.length - 1];
@@ -135,6 +137,7 @@ function drawPlot(node) {
   const frame = { ...FRAME, ...spec.frame };
   frame.bottom += 14 * (titles.x.length - 1);
   frame.top += 14 * (titles.y.length - 1);
+  if (spec.x.categories?.some((text) => text.includes("\n"))) frame.bottom += 14;
   const w = width - frame.left - frame.right, h = height - frame.top - frame.bottom;
   const points = spec.series.flatMap((s) => s.points);
   const xs = [...points.map((p) => p.x), ...(spec.x.include ?? [])];
@@ -144,7 +147,7 @@ function drawPlot(node) {
   const clip = `clip${++charts}`;
   const clamp = (v, a, b) => Math.min(b, Math.max(a, v));
   const grid = svg("g", { class: "axis", "aria-hidden": "true" },
-    X.ticks.map(([v, text]) => [svg("line", { x1: px(v), x2: px(v), y1: frame.top, y2: frame.top + h }), svg("text", { x: px(v), y: frame.top + h + 15, "text-anchor": "middle", class: "xtick" }, text)]),
+    X.ticks.map(([v, text]) => [svg("line", { x1: px(v), x2: px(v), y1: frame.top, y2: frame.top + h }), svg("text", { x: px(v), y: frame.top + h + 15, "text-anchor": "middle", class: "xtick" }, text.split("\n").map((line, k) => svg("tspan", { x: px(v), dy: k ? 14 : 0 }, line)))]),
     Y.ticks.map(([v, text]) => [svg("line", { x1: frame.left, x2: frame.left + w, y1: py(v), y2: py(v) }), svg("text", { x: frame.left - 7, y: py(v) + 4, "text-anchor": "end", class: "ytick" }, text)]),
     titles.y.map((text, k) => svg("text", { x: 4, y: 13 + 14 * k, class: "title ytitle" }, text)),
     titles.x.map((text, k) => svg("text", { x: frame.left + w, y: height - 8 - 14 * (titles.x.length - 1 - k), "text-anchor": "end", class: "title xtitle" }, text)));
@@ -167,11 +170,11 @@ function drawPlot(node) {
     if (s.marks === false) return;
     for (const p of shown) {
       const x = px(p.x), y = py(p.y);
-      const bar = p.low !== undefined && p.high > p.low && (!spec.y.log || p.low > 0) ? svg("path", { d: `M${x},${py(p.low)}V${py(p.high)}M${x - 4},${py(p.low)}h8M${x - 4},${py(p.high)}h8`, stroke: look.color, class: "interval" })
+      const bar = p.low !== undefined && p.high > p.low && (!spec.y.log || p.low > 0) ? svg("path", { d: `M${x},${py(p.low)}V${py(p.high)}M${x - 4},${py(p.low)}h8M${x - 4},${py(p.high)}h8`, stroke: s.bar ? "var(--ink)" : look.color, class: "interval" })
         : p.low !== undefined && p.high > p.low ? svg("path", { d: `M${x},${frame.top + h}V${py(p.high)}M${x - 4},${py(p.high)}h8`, stroke: look.color, class: "interval" }) : null;
       const shape = s.bar ? svg("rect", { x: x - s.bar / 2, width: s.bar, y: Math.min(y, py(spec.y.from ?? 0)), height: Math.abs(py(spec.y.from ?? 0) - y), fill: p.hollow ? "var(--card)" : look.color, stroke: look.color })
         : svg("path", { d: MARKS[p.symbol ?? look.symbol](p.size ?? 4.6), transform: `translate(${x.toFixed(1)},${y.toFixed(1)})`, fill: p.hollow ? "var(--card)" : look.color, stroke: look.color, "stroke-width": 1.6 });
-      const mark = svg("g", { class: "point", tabindex: placed.length ? -1 : 0, role: p.cell === undefined ? "img" : "button", "aria-label": p.text.replaceAll("\n", ", "), "data-series": at, opacity: soft }, bar, shape);
+      const mark = svg("g", { class: "point", tabindex: placed.length ? -1 : 0, role: p.cell === undefined ? "img" : "button", "aria-label": p.text.replaceAll("\n", ", "), "data-series": at, opacity: soft }, s.bar ? [shape, bar] : [bar, shape]);
       placed.push({ mark, x, y, p, at });
       marks.push(mark);
     }

@@ -76,11 +76,14 @@ function staleCharts() {
   document.getElementById("absent").textContent = missing.length ? `Not measured here: ${missing.join("; ")}.` : "";
 }
 
-// Series by what varies in the case besides load. Eight are drawn at a time, those of most throughput until the reader chooses.
+// Series by what varies in the case besides load, the result set only where two hold the same. Eight are drawn at a time, those of most throughput until the reader chooses.
 function seriesOf() {
   if (!caseRows.length) return [];
-  const names = varying(caseRows, ["model", "shape", "loop", "status", ...LOADS]);
-  const groups = [...groupBy(caseRows, (i) => label(i, names) || "all")];
+  const names = varying(caseRows, ["model", "shape", "loop", "status", "source", ...LOADS]);
+  const plain = (i) => label(i, names.filter((n) => n !== "kv_dtype" || dim(i, n) !== `kv ${dim(i, "precision")}`));
+  const sources = groupBy(caseRows, plain);
+  const shared = new Map([...sources].map(([name, members]) => [name, new Set(members.map((i) => dim(i, "source"))).size > 1]));
+  const groups = [...groupBy(caseRows, (i) => [plain(i), shared.get(plain(i)) ? dim(i, "source") : ""].filter(Boolean).join(", ") || "all")];
   for (const [, members] of groups) members.sort((a, b) => load(a) - load(b));
   return groups;
 }
@@ -141,7 +144,7 @@ function plotOf(spec) {
 function barPlot() {
   const shown = new Set(caseRows), found = state.data.pairs.filter((p) => shown.has(p.cell) && shown.has(p.base)).sort((a, b) => load(a.cell) - load(b.cell) || a.best - b.best);
   if (!found.length) return null;
-  const name = (p) => (p.best ? "best" : num(p.cell, "request_rate") ? `${brief(load(p.cell))}/s` : `b${brief(load(p.cell))}`) + label(p.cell, varying(caseRows, ["precision", "kv_dtype", "version", "model", "shape", "status", "loop", "source", ...LOADS])).replace(/^(.)/, " $1");
+  const name = (p) => (load(p.cell) !== load(p.base) ? "best" : num(p.cell, "request_rate") ? `${brief(load(p.cell))}/s` : `b${brief(load(p.cell))}`) + label(p.cell, varying(caseRows, ["precision", "kv_dtype", "version", "model", "shape", "status", "loop", "source", ...LOADS])).replace(/^(.)/, "\n$1");
   const categories = [...new Set(found.map(name))].slice(0, 24), kinds = [...new Set(found.map((p) => dim(p.cell, "precision")))];
   const width = 0.8 / kinds.length;
   const series = kinds.map((kind, at) => ({

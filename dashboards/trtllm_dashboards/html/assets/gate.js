@@ -5,10 +5,12 @@ const SAID = { pass: "PASS", fail: "FAIL", inconclusive: "INCONCLUSIVE" };
 
 function gateSentence() {
   const { gates } = state.data, failed = gates.filter((g) => g.verdict !== "pass");
-  if (gates.length === 1) return [el("b", { class: `verdict ${gates[0].verdict}` }, SAID[gates[0].verdict]), gates[0].headline.slice(gates[0].headline.indexOf(":")), " "];
+  if (gates.length === 1) return [el("b", { class: `verdict ${gates[0].verdict}` }, SAID[gates[0].verdict]), worded(gates[0]).slice(worded(gates[0]).indexOf(":")), " "];
   return [el("b", { class: `verdict ${failed.some((g) => g.verdict === "fail") ? "fail" : failed.length ? "inconclusive" : "pass"}` },
-    `${gates.length - failed.length} of ${gates.length} gates pass`), ". ", failed.map((g) => `${g.store}: ${g.headline} `).join("")];
+    `${gates.length - failed.length} of ${gates.length} gates pass`), ". ", failed.map((g) => `${g.store}: ${worded(g)} `).join("")];
 }
+
+function worded(g) { return g.findings.reduce((text, f) => text.replaceAll(f.figure, f.title), g.headline); }
 
 function signed(ratio) { const v = 100 * ratio, text = brief(Number(v.toPrecision(3))); return `${v > 0 ? "+" : ""}${text.replace("-", "\u2212")}%`; }
 
