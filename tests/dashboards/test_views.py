@@ -14,6 +14,7 @@ from browser import Browser
 
 from trtllm_dashboards import profile_page
 from trtllm_dashboards.html import contents, page, render
+from trtllm_dashboards.html.payload import build
 from trtllm_dashboards.points import points
 from trtllm_dashboards.sources import load
 from trtllm_results.compare.align import compare
@@ -260,3 +261,17 @@ def test_what_cannot_be_read_or_compared_is_told_in_a_sentence(browser: Browser,
     assert "Every cell ran once" in text(browser, "#notes")
     assert "one run, spread unknown" in text(browser, "#headline")
     assert browser.errors == []
+
+
+def test_a_prediction_is_never_told_as_a_measurement(browser: Browser, tmp_path: Path, sweep_rows: list[Row]) -> None:
+    one = sweep_rows[0]
+    made = [replace(one, cell=replace(one.cell, target="predicted"), figures={**one.figures, RATE: 9e9}, row_id="p" * 32)]
+    for rows, beginning in (
+        ([*made, *sweep_rows], "Fastest: "),
+        (made, "Nothing here was measured. Predicted fastest: 9,000,000,000 tok/s"),
+    ):
+        (tmp_path / "page.html").write_text(page(build({"": rows})))
+        browser.open((tmp_path / "page.html").as_uri())
+        assert text(browser, "#headline").startswith(beginning)
+        assert ("9,000,000,000" in text(browser, "#headline")) == (rows == made)
+    assert "predicted by the step model, not measured" in text(browser, "#tiles")

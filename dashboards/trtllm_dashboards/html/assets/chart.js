@@ -121,6 +121,8 @@ const resizer = new ResizeObserver((entries) => {
   for (const { target } of entries) if (target.near && target.clientWidth !== target.drawnWidth) drawPlot(target);
 });
 
+addEventListener("beforeprint", () => { for (const node of document.querySelectorAll(".plot")) if (node.stale) drawPlot(node); });
+
 function plot(node, spec) {
   node.plotSpec = spec;
   node.stale = true;

@@ -32,6 +32,7 @@ function unit(figure) {
 }
 function load(i) { return num(i, "request_rate") || num(i, "batch"); }
 function ok(i) { return dim(i, "status") === "ok"; }
+function predicted(i) { return dim(i, "target").startsWith("predicted"); }
 
 // Dimensions along which these cells differ.
 function varying(rows, skip = []) {
@@ -119,7 +120,10 @@ function withError(i, figure) {
   return h === null ? brief(value) : `${brief(value)} ± ${spreadText(h)}`;
 }
 
-function runsText(i) { const n = state.data.repeats[i]; return n > 2 ? `mean of ${n} runs, 95% interval` : n === 2 ? "mean of two runs, ± spans both" : "one run, spread unknown"; }
+function runsText(i) {
+  if (predicted(i)) return "predicted by the step model, not measured";
+  const n = state.data.repeats[i]; return n > 2 ? `mean of ${n} runs, 95% interval` : n === 2 ? "mean of two runs, ± spans both" : "one run, spread unknown";
+}
 
 // Whether two cells' means are shown to differ: three runs each, and intervals apart (stricter than a test of the difference).
 function apart(i, j, figure) {

@@ -22,6 +22,8 @@ function drawProgress() {
   const text = box.querySelector("p");
   if (text.textContent !== lines.join(" ")) text.textContent = lines.join(" ");
   box.querySelector(".bars").replaceChildren(...bars);
+  const spoken = told.map((p) => `Sweep ${p.state}, ${p.done} of ${p.total}`).join("; "), status = box.querySelector("[role=status]");
+  if (status.textContent !== spoken) status.textContent = spoken; // without the seconds left, which would be read out every second
 }
 
 function follow() {

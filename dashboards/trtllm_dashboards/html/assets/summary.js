@@ -3,7 +3,8 @@
 // A winner is named with its interval; where others are not shown to be slower, or nothing was repeated, the sentence says so.
 
 function drawSummary() {
-  const rows = state.rows.filter((i) => ok(i) && !dim(i, "arm"));
+  const whole = state.rows.filter((i) => ok(i) && !dim(i, "arm")), measured = whole.filter((i) => !predicted(i));
+  const rows = measured.length ? measured : whole; // predictions are told of only where nothing was measured, and then as such
   const fastest = best(rows, "output_tokens_per_s");
   document.getElementById("headline").replaceChildren(...headline(rows, fastest));
   document.getElementById("notes").replaceChildren(...state.data.notes.map((text) => el("p", { class: "note" }, text)));
@@ -26,7 +27,7 @@ function headline(rows, fastest) {
   if (data.gates.length) return [...gateSentence(), ...failed];
   if (!data.n) return [runningNow() ? "No cell has been measured yet." : data.notes.length ? "Nothing to show." : "There are no cells here."];
   if (fastest === null) return state.rows.length ? [...failed, lost === state.rows.length ? "No cell here has a result." : "No cell here has a throughput."] : ["No cell passes the filters."];
-  const out = ["Fastest: ", el("b", {}, `${withError(fastest, "output_tokens_per_s")} tok/s`), ` with ${cellLabel(fastest)} on ${dim(fastest, "device")} (${runsText(fastest)})`, rivals(rows, fastest, "output_tokens_per_s"), ". "];
+  const out = [predicted(fastest) ? "Nothing here was measured. Predicted fastest: " : "Fastest: ", el("b", {}, `${withError(fastest, "output_tokens_per_s")} tok/s`), ` with ${cellLabel(fastest)} on ${dim(fastest, "device")} (${runsText(fastest)})`, rivals(rows, fastest, "output_tokens_per_s"), ". "];
   const pair = bestPair(rows);
   if (pair) out.push(...pairSentence(pair));
   return [...out, ...failed];
