@@ -91,7 +91,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
     "trtllm_results": (
         ("gate", "cost"),
         ("compare", "importers"),
-        ("store",),
+        ("store", "versions"),
         ("record",),
         ("metrics", "stats", "plausibility"),
         ("gpus", "model_sizes"),

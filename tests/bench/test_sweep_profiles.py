@@ -12,7 +12,8 @@ from trtllm_bench.analysis.explain import breakdown
 from trtllm_bench.errors import BenchError
 from trtllm_bench.profiling.record import CellProfile
 from trtllm_bench.sweep.profiles import choose, parse_which
-from trtllm_dashboards.html import profiles
+from trtllm_dashboards.html import contents
+from trtllm_dashboards.html.profiles import linked as linked_page
 from trtllm_dashboards.sources import load
 from trtllm_results.record.environment import Environment
 from trtllm_results.record.row import Cell, Row
@@ -59,7 +60,8 @@ def test_a_sweep_links_its_worst_cell_to_a_profile(tmp_path: Path, capsys: pytes
     said = capsys.readouterr().out
     assert "by its profile" in said
     assert "were profiled:" in said
-    links = profiles(load([str(folder)]), tmp_path / "page")
+    content = contents(load([str(folder)]), "", lambda found, key: linked_page(found, tmp_path / "page", "page.html", key))
+    links = {content["keys"][cell]: one["href"] for one in content["profiles"] for cell in one["cells"]}
     assert (tmp_path / "page" / links[linked[0].key]).resolve() == cell.profile.resolve() / "profile.html"
 
 

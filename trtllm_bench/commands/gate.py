@@ -65,10 +65,13 @@ def run(
       trtllm-bench gate run --a old.engine --b new.engine --blocks 5 -- --isl 64
     """
     from trtllm_results.gate.run import run_gate
+    from trtllm_results.gate.stored import keep_report
 
     settings = _settings(config, margin, blocks, max_blocks, looks)
-    with _runner(a, b, list(flags or []), out, keep_loaded) as (runner, name_a, name_b):
+    with _runner(a, b, list(flags or []), out, keep_loaded, warmup) as (runner, name_a, name_b):
         report = run_gate(runner, settings, name_a, name_b, warmup, _progress, seed)
+    if out is not None:
+        keep_report(out, report)
     _finish(report, junit, as_json, markdown, github)
 
 
@@ -177,7 +180,7 @@ def calibrate(
     from trtllm_results.metrics.registry import title
 
     settings = _settings(config, margin)
-    with _runner(engine, engine, list(flags or []), out, keep_loaded) as (runner, _, _):
+    with _runner(engine, engine, list(flags or []), out, keep_loaded, 1) as (runner, _, _):
         measured = run_blocks(runner, blocks, warmup=1, on_block=_progress)
     floors = calibration.noise_floor(measured, settings)
     console = plain_console()
@@ -202,7 +205,7 @@ def calibrate(
 
 
 @contextmanager
-def _runner(a: str, b: str, flags: list[str], out: Path | None, keep_loaded: bool) -> Iterator[tuple[Runner, str, str]]:
+def _runner(a: str, b: str, flags: list[str], out: Path | None, keep_loaded: bool, warmup: int) -> Iterator[tuple[Runner, str, str]]:
     """The runner of both arms and their names; unpacked revisions are removed at the end, whatever ends it."""
     from trtllm_results.gate.runners import CommandRunner, Stopped, arm_command, named_apart, stoppable
     from trtllm_results.store.table import Store
@@ -212,7 +215,7 @@ def _runner(a: str, b: str, flags: list[str], out: Path | None, keep_loaded: boo
         with interrupts.keeping(lambda: kept), stoppable(), ExitStack() as cleanup:
             first, second = named_apart(arm_command(a, flags, cleanup), arm_command(b, flags, cleanup), a, b)
             store = Store(out) if out is not None else None
-            runner = cleanup.enter_context(CommandRunner(first, second, store, _report_run, keep_loaded))
+            runner = cleanup.enter_context(CommandRunner(first, second, store, _report_run, keep_loaded, warmup))
             yield runner, first.name, second.name
     except Stopped as stop:
         typer.echo(f"trtllm-bench: stopped by {stop.signal}; {kept}", err=True)

@@ -81,6 +81,7 @@ def _predict(toml: Path | None, flags: dict[str, Any], gpu: str | None) -> None:
     from trtllm_bench.sweep.table import print_table
     from trtllm_dashboards.tables import plain_console
     from trtllm_results.record.environment import Environment
+    from trtllm_results.store.table import Store
 
     spec = load_spec(flags, toml, None, DEFAULTS_GPU)
     hardware = hardware_for(gpu, Environment.capture(use_gpu=gpu is None))
@@ -144,6 +145,7 @@ def _measure(spec: Any, engines: Any, folder: Path, profile: str | None) -> None
     from trtllm_bench.targets.registry import runs_on_gpu
     from trtllm_dashboards.tables import plain_console
     from trtllm_results.record.environment import Environment
+    from trtllm_results.store.table import Store
 
     spec.save(folder)
     console = plain_console()
@@ -153,7 +155,7 @@ def _measure(spec: Any, engines: Any, folder: Path, profile: str | None) -> None
     datasets = {point.spec.workload.dataset: point.spec for points in engines for point in points if point.spec.workload.dataset}
     for note in dict.fromkeys(note for one in datasets.values() for note in notes_of(one.workload, workload_of(one))):
         console.print(f"note: {note}", style="yellow", soft_wrap=True)
-    with SweepView(spec, console) as view:
+    with SweepView(spec, console, Store(folder)) as view:
         sweep = sweep_here(folder, spec, engines, view, command_line())
         rows = sweep.run()
     _report(rows, spec, folder, console, sweep.no_telemetry)
@@ -184,6 +186,7 @@ def _submit(toml: Path | None, flags: dict[str, Any], out: Path | None, resume: 
     from trtllm_bench.sweep.folder import what_is_kept
     from trtllm_dashboards.tables import plain_console
     from trtllm_results.record.environment import Environment
+    from trtllm_results.store.table import Store
 
     with ExitStack() as claim:
         defaults = partial(_defaults, on_gpus=True) if cluster.kind == SLURM else _defaults

@@ -19,6 +19,7 @@ from trtllm_results.metrics.registry import HEADLINE, METRICS
 from trtllm_results.record.row import ALIGN_FIELDS, Row
 from trtllm_results.stats import Interval
 from trtllm_results.store.selection import ResultSet
+from trtllm_results.versions import newest
 
 SAME_WITHIN = 0.01
 """A change shown to be smaller than this, in either direction, is called `same` (two one-sided tests, Schuirmann 1987)."""
@@ -86,7 +87,7 @@ def compare(
         if name not in METRICS:
             raise ResultsError(f"there is no figure '{name}'; docs/schema.md lists them")
     for name in ignore:
-        if name not in ALIGN_FIELDS:
+        if name not in (*ALIGN_FIELDS, "arm"):
             raise ResultsError(f"'{name}' is not a field cells are aligned by; those are {', '.join(ALIGN_FIELDS)}")
     if not across_gpus:
         _one_device(sets)
@@ -131,9 +132,12 @@ def _one_device(sets: Sequence[ResultSet]) -> None:
 
 
 def _by_cell(one: ResultSet, ignore: Sequence[str]) -> dict[Key, list[Row]]:
+    """Rows by cell: the newest version of what was measured, and what failed where nothing was. A gate's arms are cells of their own."""
     cells: dict[Key, list[Row]] = {}
-    for row in one.rows:
-        cells.setdefault(tuple(pair for pair in row.cell.align if pair[0] not in ignore), []).append(row)
+    current = [row for group in newest(one.rows) for row in group]
+    for row in (*current, *(row for row in one.rows if row.status != "ok")):
+        arm = (("arm", row.arm),) * bool(row.arm and "arm" not in ignore)
+        cells.setdefault((*(pair for pair in row.cell.align if pair[0] not in ignore), *arm), []).append(row)
     return cells
 
 
@@ -143,7 +147,7 @@ def _label(rows: Sequence[Row]) -> str:
 
 def _nothing_in_common(first: ResultSet, second: ResultSet, a: Mapping[Key, Any], b: Mapping[Key, Any]) -> str:
     names = [name for name, _ in next(iter(a))]
-    apart = [name for name in names if not {dict(k)[name] for k in a} & {dict(k)[name] for k in b}]
+    apart = [name for name in names if not {dict(k).get(name) for k in a} & {dict(k).get(name) for k in b}]
     why = f"they differ in {', '.join(apart)}" if apart else "no combination of settings occurs in both"
     return f"{first.name} and {second.name} have no cell in common ({why}); measure the same cells or name fields to --ignore."
 

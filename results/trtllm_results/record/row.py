@@ -149,6 +149,11 @@ class Row:
         return self.stored_key or cell_key(self.cell, self.environment)
 
     @property
+    def arm(self) -> str:
+        """`A` or `B` where a gate ran the row, else empty."""
+        return str(self.extra.get("gate_arm", ""))
+
+    @property
     def implausible(self) -> Implausible | None:
         """What is wrong with the throughput, by what it asks of the GPUs; None where nothing is or too little is known."""
         cell, figures = self.cell, self.figures

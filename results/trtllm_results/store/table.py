@@ -148,7 +148,11 @@ class Store:
 
     def _stale_temporaries(self) -> list[Path]:
         """Call with the lock held: nobody is writing them then."""
-        own = [path for path in temporaries(self.path) if path.name.startswith((f".{_TABLE}.", f".{_JSON}.", ".sweep.json."))]
+        own = [
+            path
+            for path in temporaries(self.path)
+            if path.name.startswith((f".{_TABLE}.", f".{_JSON}.", ".sweep.json.", ".progress.json."))
+        ]
         return own + [path for kind in SIDE_KINDS for path in temporaries(self.path / kind)]
 
     def _write_side(self, kind: SideKind, row: Row, columns: Mapping[str, Any]) -> Path:
