@@ -81,7 +81,6 @@ def _predict(toml: Path | None, flags: dict[str, Any], gpu: str | None) -> None:
     from trtllm_bench.sweep.table import print_table
     from trtllm_dashboards.tables import plain_console
     from trtllm_results.record.environment import Environment
-    from trtllm_results.store.table import Store
 
     spec = load_spec(flags, toml, None, DEFAULTS_GPU)
     hardware = hardware_for(gpu, Environment.capture(use_gpu=gpu is None))
@@ -186,7 +185,6 @@ def _submit(toml: Path | None, flags: dict[str, Any], out: Path | None, resume: 
     from trtllm_bench.sweep.folder import what_is_kept
     from trtllm_dashboards.tables import plain_console
     from trtllm_results.record.environment import Environment
-    from trtllm_results.store.table import Store
 
     with ExitStack() as claim:
         defaults = partial(_defaults, on_gpus=True) if cluster.kind == SLURM else _defaults
