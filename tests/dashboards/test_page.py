@@ -81,7 +81,7 @@ def test_filters_change_what_every_part_shows(browser: Browser, report: Path) ->
     assert browser.js("document.querySelector('#counted').textContent") == "37 of 55 cells"
     assert browser.js("[...document.querySelectorAll('#table tbody tr')].every((r) => !r.textContent.includes('fp8'))")
     assert browser.js("document.querySelector('#tiles').textContent") != before
-    assert browser.js("tracesOf(CHARTS[0]).map((t) => t.name).join()") == "bf16,int8"
+    browser.until("tracesOf(CHARTS[0]).map((t) => t.name).join() === 'bf16,int8'", 10)
     search(browser, "2048/128 batch 64")
     assert browser.js("document.querySelector('#counted').textContent") == "2 of 55 cells"
     browser.js("document.querySelector('#reset').click()")

@@ -18,21 +18,35 @@ function applyTheme(next) {
   staleCharts();
 }
 
-// After a filter: everything that shows cells.
+// After a filter: the sentence, the tiles and the table at once; what takes longer in the turns after, so that a click is never waited for.
+let waiting = [];
 function changed() {
   state.page = 0;
-  keepingFocus(redraw);
+  keepingFocus(drawFirst);
   writeAddress();
+  if (!waiting.length) setTimeout(drawWaiting, 0);
+  waiting = [drawCharts, drawLimits, drawPrecisions];
 }
 
-function redraw() {
+function drawWaiting() {
+  const next = waiting.shift();
+  if (!next) return;
+  keepingFocus(next);
+  if (waiting.length) setTimeout(drawWaiting, 0); else writeAddress();
+}
+
+function drawFirst() {
   const { rows, counts } = passing();
   select(rows);
   drawFilters(counts);
   drawSummary();
+  drawTable();
+}
+
+function redraw() {
+  drawFirst();
   drawLimits();
   drawPrecisions();
-  drawTable();
   drawCharts();
 }
 
