@@ -74,7 +74,7 @@ function limitSection(i, profiled) {
     out.push(el("p", {}, p.href ? el("a", { href: p.href }, `Profile: kernels, roofline, timeline of ${p.steps} ${p.phase} steps`) : `Profile of ${p.steps} ${p.phase} steps`, `, ${brief(p.step_us)} \u00b5s a step, ${p.started}.`));
     if (!found) out.push(partsTable(p.parts));
   }
-  if (!found) out.push(el("p", { class: "note" }, profiled.length ? "What would help is said by:" : "Neither explained nor profiled here. What limits it is said by:"), commandLine(`trtllm-bench explain ${state.data.paths[dim(i, "source")] ?? "RESULTS"}@${state.data.keys[i].slice(0, 8)}`));
+  if (!found) out.push(el("p", { class: "note" }, `${profiled.length ? "What would help" : "Neither explained nor profiled here. What limits it"} is said by this command, or for the fastest cells in the page by dashboard --explain 8:`), commandLine(`trtllm-bench explain ${state.data.paths[dim(i, "source")] ?? "RESULTS"}@${state.data.keys[i].slice(0, 8)}`));
   return out;
 }
 
