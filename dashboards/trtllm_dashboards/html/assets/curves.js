@@ -69,11 +69,11 @@ function staleCharts() {
   drawChooser(names);
   const missing = [];
   for (const card of cards.values()) {
-    const spec = state.case === null ? null : plotOf(card.spec);
+    const spec = state.case === null || caseRows.length < 2 ? null : plotOf(card.spec); // one cell makes no curve
     card.node.hidden = !spec;
     if (spec) plot(card.plot, spec); else if (!card.spec.explore) missing.push(card.spec.title.toLowerCase());
   }
-  document.getElementById("absent").textContent = missing.length ? `Not measured here: ${missing.join("; ")}.` : "";
+  document.getElementById("absent").textContent = caseRows.length === 1 ? `One cell was measured of this case, so nothing varies: ${withError(caseRows[0], "output_tokens_per_s")} tok/s with ${cellLabel(caseRows[0])}.` : missing.length ? `Not measured here: ${missing.join("; ")}.` : "";
 }
 
 // Series by what varies in the case besides load, the result set only where two hold the same. Eight are drawn at a time, those of most throughput until the reader chooses.

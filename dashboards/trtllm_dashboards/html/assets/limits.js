@@ -58,7 +58,7 @@ function drawLimits() {
   const sure = fit.filter((i) => verdicts.get(i) === "meets").length, unknown = members.filter((i) => verdicts.get(i) === "unknown").length;
   document.getElementById("limits-said").textContent = asked
     ? `${fit.length} of ${members.length} cells have means within ${asked}; ${sure} of them with their 95% interval.${unknown ? ` ${unknown} cells were measured without these figures.` : ""}`
-    : `No limit is set: all ${members.length} cells of ${state.group}, the most throughput per GPU first.`;
+    : `No limit is set: ${members.length === 1 ? "the one cell" : `all ${members.length} cells`} of ${state.group}, the most throughput per GPU first.`;
   const shown = state.allCards ? fit : fit.slice(0, MOST_CARDS);
   document.getElementById("cards").replaceChildren(...shown.map((i) => card(i, verdicts.get(i))));
   const more = document.getElementById("more-cards");
