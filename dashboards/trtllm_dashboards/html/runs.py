@@ -16,6 +16,7 @@ from trtllm_results.record.row import Row
 from trtllm_results.store.table import SideKind, Store
 
 BUCKETS, BINS, REQUESTS = 120, 100, 60
+STEPS = ("launched_s", "done_s", "decode_tokens", "context_tokens", "replica")
 Floats = npt.NDArray[np.float64]
 
 
@@ -40,6 +41,8 @@ def run_of(point: Point, stores: Sequence[Store]) -> dict[str, Any] | None:
         found["rate"] = _rate(requests, begin, end)
         if (samples := _columns(stores, "samples", row, ("time_s", "device", "power_w", "sm_clock_mhz"))) is not None:
             found["telemetry"] = _telemetry(samples, begin, end)
+        if (steps := _columns(stores, "steps", row, STEPS)) is not None:
+            found["phases"] = _phases(steps)
         return found
     return None
 
@@ -92,6 +95,25 @@ def _telemetry(samples: dict[str, Any], begin: float, end: float) -> dict[str, A
             sums = np.bincount(place, np.nan_to_num(np.asarray(samples[name], float)[inside]), minlength=buckets)
             found[name] = [_round(float(v)) for v in sums[used] / held[used] * scale]
     return found
+
+
+def _phases(steps: dict[str, Any]) -> dict[str, float | int | None] | None:
+    """Seconds in steps that decode, that prefill, that do both, and with no step in flight; of one replica where several ran."""
+    if len(steps["done_s"]) < 2:
+        return None
+    if "replica" in steps:
+        first = steps.pop("replica")
+        steps = {name: column[first == first.min()] for name, column in steps.items()}
+    done, launched = np.asarray(steps["done_s"], float), np.asarray(steps["launched_s"], float)
+    before = np.concatenate([launched[:1], done[:-1]])
+    taken = done - np.maximum(launched, before)
+    decodes, prompts = np.asarray(steps["decode_tokens"]) > 0, np.asarray(steps["context_tokens"]) > 0
+    return {
+        "decode steps": _round(float(taken[decodes & ~prompts].sum())),
+        "prefill steps": _round(float(taken[prompts & ~decodes].sum())),
+        "mixed steps": _round(float(taken[prompts & decodes].sum())),
+        "no step in flight": _round(float(np.maximum(launched - before, 0.0).sum())),
+    }
 
 
 def _round(value: float) -> float | int | None:

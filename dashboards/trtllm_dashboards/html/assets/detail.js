@@ -70,6 +70,8 @@ function limitSection(i, profiled) {
       el("ul", { class: "advice" }, found.findings.map((f) => el("li", {}, [f.limit, f.change].filter(Boolean).join("; "), f.gain === null ? "" : ` (predicted ${signed(f.gain)} tokens/s)`))));
     if (found.note) out.push(el("p", { class: "note" }, `${found.note}.`));
   }
+  const phases = Object.entries(state.data.within[i]?.phases ?? {}).filter(([, s]) => s > 0), whole = phases.reduce((sum, [, s]) => sum + s, 0);
+  if (!found && !profiled.length && phases.length) out.push(el("p", { class: "note" }, "Where the time of its last run went, by the log of its steps:"), partsTable(phases.sort((a, b) => b[1] - a[1]).map(([name, s]) => [name, s, s / whole]), "s"));
   for (const p of profiled) {
     out.push(el("p", {}, p.href ? el("a", { href: p.href }, `Profile: kernels, roofline, timeline of ${p.steps} ${p.phase} steps`) : `Profile of ${p.steps} ${p.phase} steps`, `, ${brief(p.step_us)} \u00b5s a step, ${p.started}.`));
     if (!found) out.push(partsTable(p.parts));
@@ -78,10 +80,10 @@ function limitSection(i, profiled) {
   return out;
 }
 
-function partsTable(parts) {
+function partsTable(parts, unitName = "\u00b5s/token") {
   const most = Math.max(...parts.map(([, , share]) => share));
-  return wrapped("Parts of the time of an output token", el("table", { class: "parts" },
-    el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "part"), el("th", { scope: "col", class: "num" }, "\u00b5s/token"), el("th", { scope: "col", class: "num" }, "share"), el("th", { scope: "col" }, "of the longest"))),
+  return wrapped("Parts of the time", el("table", { class: "parts" },
+    el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "part"), el("th", { scope: "col", class: "num" }, unitName), el("th", { scope: "col", class: "num" }, "share"), el("th", { scope: "col" }, "of the longest"))),
     el("tbody", {}, parts.map(([name, us, share]) => el("tr", {}, el("td", { title: name }, name.split(".").pop()), el("td", { class: "num" }, brief(us)), el("td", { class: "num" }, `${(100 * share).toFixed(1)}%`),
       el("td", { class: "wide" }, el("span", { class: "share", style: `width:${Math.max(0, 100 * share / most).toFixed(1)}%` })))))));
 }
