@@ -83,7 +83,7 @@ def test_a_grid_is_predicted_for_a_gpu_that_is_not_here(capsys: pytest.CaptureFi
         (("--gpu", "h100"), "add --predict"),
         (("--profile", "some"), "give worst, all"),
         (("--profile", "worst", "--target", "fake"), "fake is another target"),
-        (("--profile", "worst", "--tp", "1,2"), "the grid has one of 2 ranks; profile it at --tp 1"),
+        (("--profile", "worst", "--replicas", "1,2"), "the grid has 2 replicas of one; leave --replicas out"),
     ],
 )
 def test_mistakes_are_one_sentence(flags: tuple[str, ...], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
