@@ -37,7 +37,7 @@ def command(
     profile: Annotated[str | None, typer.Option("--profile", help="Then profile cells: worst, all, or how many of the worst.")] = None,
     predict: Annotated[bool, typer.Option("--predict", help="Measure nothing: predict the grid by the step model.")] = False,
     gpu: Annotated[str | None, typer.Option("--gpu", help="GPU of --predict: a100, l40s, h100 or h200 (default: the one here).")] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder for the results (default: runs/<time>).")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for the results (default: runs/<time>; of --predict: none).")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the sweep in --out; finished cells are not measured again.")] = False,
     cluster: Annotated[str | None, typer.Option("--cluster", help="Run it as jobs: slurm, or local (one after another here).")] = None,
     partition: Annotated[str | None, typer.Option("--partition", help="Slurm partition of the jobs.")] = None,
@@ -67,27 +67,32 @@ def command(
     if gpu is not None and not predict:
         raise BenchError("--gpu names the GPU of a prediction; add --predict, or leave it out to measure on this machine's")
     if predict:
-        _predict(spec, flags, gpu)
+        _predict(spec, flags, gpu, out)
     elif where is not None:
         _submit(spec, flags, out, resume, where)
     else:
         _run(spec, flags, out, resume, profile)
 
 
-def _predict(toml: Path | None, flags: dict[str, Any], gpu: str | None) -> None:
+def _predict(toml: Path | None, flags: dict[str, Any], gpu: str | None, out: Path | None) -> None:
     from trtllm_bench.measure.rows import command_line
-    from trtllm_bench.sweep.predicted import hardware_for, notes_on, predict_sweep
+    from trtllm_bench.sweep.predicted import hardware_for, keep_predictions, notes_on, predict_sweep
     from trtllm_bench.sweep.spec import load_spec
     from trtllm_bench.sweep.table import print_table
     from trtllm_dashboards.tables import plain_console
     from trtllm_results.record.environment import Environment
+    from trtllm_results.store.table import Store
 
     spec = load_spec(flags, toml, None, DEFAULTS_GPU)
+    store = None if out is None else Store(out)
     hardware = hardware_for(gpu, Environment.capture(use_gpu=gpu is None))
     console = plain_console()
     rows = predict_sweep(spec, hardware, command_line())
     print_table(rows, console, spec.axes)
-    console.print("; ".join(notes_on(rows, hardware)), style="dim")
+    console.print("; ".join(notes_on(rows, hardware)), style="dim", soft_wrap=True)
+    if store is not None:
+        new = keep_predictions(store, rows)
+        console.print(f"{new} of {len(rows)} predicted rows are new and written to {store.path}", soft_wrap=True)
     if not any(row.status == "ok" for row in rows):
         raise typer.Exit(FAILURE)
 
