@@ -26,7 +26,7 @@ def command(
       trtllm-bench plot throughput runs/a runs/b --out figures
     """
     from trtllm_dashboards.errors import DashboardError, OutputError
-    from trtllm_dashboards.plots import KINDS
+    from trtllm_dashboards.plots import KINDS, NEED_NO_ROWS
     from trtllm_results.compare.published import recorded
 
     if as_list:
@@ -35,17 +35,19 @@ def command(
         return
     if kind != "all" and kind not in KINDS:
         raise DashboardError(f"There is no plot '{kind}'; choose all or one of {', '.join(KINDS)}.")
-    if not results and kind == "published" and (shipped := recorded()) is not None:
+    if not results and kind == "gpus":
+        typer.echo("no results named, so what was recorded with the tool is drawn")
+    elif not results and kind == "published" and (shipped := recorded()) is not None:
         results = [str(shipped)]
         typer.echo(f"no results named, so those of {shipped} are drawn")
-    if not results:
+    if not results and kind not in NEED_NO_ROWS:
         raise DashboardError("No results named; give the folder a sweep wrote, such as: trtllm-bench plot throughput runs/mine.")
     from trtllm_dashboards.plots import render
-    from trtllm_dashboards.sources import load
+    from trtllm_dashboards.sources import Sources, load
     from trtllm_results.cost import Price, priced
     from trtllm_results.errors import ResultsError
 
-    sources = load(results, where or [])
+    sources = load(results, where or []) if results else Sources({}, ())
     price = Price.parse(gpu_price) if gpu_price else None
     sets = {name: [priced(row, price) for row in rows] for name, rows in sources.sets.items()}
     chosen = list(KINDS) if kind == "all" else [kind]

@@ -77,6 +77,8 @@ class Look:
     color: str
     marker: str
     line: Line
+    hatch: str = ""
+    """Of a bar; bars with one are drawn on white."""
 
 
 def look(label: str, index: int) -> Look:
@@ -127,6 +129,7 @@ class Sheet:
     def finish(self, figure: Figure, legend: Mapping[str, Look] | None = None, *, marker_only: bool = False) -> Figure:
         """Header, legend and footer at fixed heights in inches, the panels in what is left."""
         from matplotlib.lines import Line2D
+        from matplotlib.patches import Patch
 
         width, height = figure.get_size_inches()
         left = 0.12 / width
@@ -139,7 +142,10 @@ class Sheet:
             top += 0.19
         if legend and (len(legend) > 1 or next(iter(legend))):
             handles = [
-                Line2D([], [], color=v.color, marker=v.marker, linestyle="" if marker_only else v.line, label=k) for k, v in legend.items()
+                Patch(facecolor="white", edgecolor=v.color, hatch=v.hatch, label=k)
+                if v.hatch
+                else Line2D([], [], color=v.color, marker=v.marker, linestyle="" if marker_only else v.line, label=k)
+                for k, v in legend.items()
             ]
             longest = max(len(label) for label in legend)
             ncols = max(1, min(len(legend), int((width - 0.2) / (0.55 + 0.075 * longest))))
