@@ -81,12 +81,12 @@ def recorded_rows() -> list[Row]:
 
 
 def compare_gpus(rows: Iterable[Row], published: Sequence[Published] | None = None) -> GpuComparison:
-    """Ours (`rows`, predictions among them) beside the brief's and NVIDIA's figures. Raises `ResultsError` if there is no brief's figure."""
+    """Ours (`rows`, predictions among them) beside the brief's and NVIDIA's. Raises `ResultsError` without a figure of the brief."""
     published = load() if published is None else published
     briefs = [one for one in published if one.source.startswith(BRIEF)]
     if not briefs:
         raise ResultsError("the published figures contain none of the project brief, so there is no case to compare")
-    mine = [p for p in having(points({"": list(rows)}), FIGURE) if p.environment.gpu and p.cell.gpus == 1]
+    mine = [p for p in having(points(list(rows)), FIGURE) if p.environment.gpu and p.cell.gpus == 1]
     cases, notes = [], []
     for model, isl, osl in dict.fromkeys((one.model, one.isl, one.osl) for one in briefs):
         of_case = [p for p in mine if _matches(p, model, isl, osl)]
@@ -95,7 +95,7 @@ def compare_gpus(rows: Iterable[Row], published: Sequence[Published] | None = No
             ours = _ours([p for p in of_case if gpu_class(p.environment.gpu) == gpu])
             if gpu not in ALWAYS and not any(bar.kind == "ours" for bar, _ in ours):
                 continue
-            bars[gpu] = tuple([*(bar for bar, _ in ours), *_theirs(published, gpu, model, isl, osl)])
+            bars[gpu] = (*(bar for bar, _ in ours), *_theirs(published, gpu, model, isl, osl))
             notes += [note for _, point in ours for note in _differences(point, model, isl)]
         cases.append(Case(model, isl, osl, bars))
     doubts = [

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 
 from trtllm_dashboards.gpu_comparison import KINDS, Case, compare_gpus, recorded_rows
 from trtllm_dashboards.plots import Material, style
+from trtllm_results.metrics.registry import brief
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLORS = {"ours": "#0072B2", "predicted": "#0072B2", "nvidia": "#8C959F", "brief": "#D0D7DE"}
+COLORS = {"ours": style.PALETTE[0], "predicted": style.PALETTE[0], "nvidia": "#8C959F", "brief": "#D0D7DE"}
 HATCH = "////"
 DOUBTFUL = "†"
 BAR, GAP = 0.24, 0.6
@@ -38,7 +39,9 @@ def draw(material: Material) -> Figure:
     if any(rate.n > 1 for rate in measured):
         sheet.notes.append(style.uncertainty_note([rate for rate in measured if rate.n > 1]))
     shown = {bar.kind for case in found.cases for bars in case.bars.values() for bar in bars}
-    legend = {text: style.Look(COLORS[kind], "s", "", HATCH if kind == "predicted" else "") for kind, text in KINDS.items() if kind in shown}
+    legend = {
+        text: style.Look(COLORS[kind], "s", "", HATCH if kind == "predicted" else "") for kind, text in KINDS.items() if kind in shown
+    }
     return sheet.finish(drawing, legend, marker_only=True)
 
 
@@ -64,9 +67,11 @@ def _bars(ax: Axes, case: Case, slots: float) -> None:
                 linewidth=0.8,
             )
             if rate.n > 1:
-                ax.errorbar(rate.mean, at, xerr=[[rate.mean - rate.low], [rate.high - rate.mean]], color=style.INK, elinewidth=1, capsize=2.5)
+                ax.errorbar(
+                    rate.mean, at, xerr=[[rate.mean - rate.low], [rate.high - rate.mean]], color=style.INK, elinewidth=1, capsize=2.5
+                )
             mark = f" {DOUBTFUL}" if bar.doubt else ""
-            style.remark(ax, f"{rate.mean:,.0f}{mark}  {bar.detail}", (rate.high, at), (5, 0), va="center", color=style.INK)
+            style.remark(ax, f"{brief(rate.mean)}{mark}  {bar.detail}", (rate.high, at), (5, 0), va="center", color=style.INK)
             highest = max(highest, rate.high)
             at += 1
         at += GAP if bars else 1 + GAP
