@@ -49,8 +49,9 @@ def test_every_axis_has_a_unit_and_the_footer_says_what_the_bars_are(kind: str, 
 
 
 def test_png_and_svg_are_written_and_byte_identical_for_equal_rows(tmp_path: Path, sweep_rows: list[Row]) -> None:
-    first = render("throughput", sweep_rows, tmp_path / "a")
-    second = render("throughput", sweep_rows, tmp_path / "b")
+    rows = [row for row in sweep_rows if row.cell.isl == row.cell.osl == 128]
+    first = render("throughput", rows, tmp_path / "a")
+    second = render("throughput", rows, tmp_path / "b")
     assert [p.suffix for p in first] == [".png", ".svg"]
     assert first[0].read_bytes().startswith(b"\x89PNG")
     assert [p.read_bytes() for p in first] == [p.read_bytes() for p in second]
@@ -190,7 +191,7 @@ def test_timeline_splits_each_request_into_wait_prefill_and_decode(sweep_rows: l
     assert "1 requests that failed" in texts(drawn)
 
 
-@pytest.mark.parametrize("kind", [k for k in KINDS if k not in ("throughput", *NEED_NO_ROWS)])
+@pytest.mark.parametrize("kind", [k for k in KINDS if k not in ("throughput", "repeats", *NEED_NO_ROWS)])
 def test_each_kind_says_in_one_sentence_what_it_lacks(
     kind: str, make_rows: Callable[..., list[Row]], make_grid: Callable[..., Any]
 ) -> None:

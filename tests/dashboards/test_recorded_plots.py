@@ -15,7 +15,7 @@ from matplotlib.text import Text
 
 from trtllm_dashboards.errors import DashboardError
 from trtllm_dashboards.gpu_comparison import GpuComparison, compare_gpus, recorded_rows
-from trtllm_dashboards.plots import KINDS, Material, figure
+from trtllm_dashboards.plots import KINDS, Axes, Material, figure
 from trtllm_dashboards.plots.history import in_order, labels
 from trtllm_dashboards.plots.style import looks, themed, tick_texts
 from trtllm_dashboards.points import points
@@ -59,7 +59,8 @@ def drawn_texts(drawn: Figure) -> Iterator[Text]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_recorded_figures_have_distinct_ticks_units_and_no_text_upon_another(kind: str, recorded: Sources) -> None:
-    material = Material(recorded.sets, requests=recorded.requests)
+    axes = Axes("batch", "output_tokens_per_s", by=("precision",), col=("model",))
+    material = Material(recorded.sets, requests=recorded.requests, axes=axes)
     if kind in ("scaling", "cost"):
         with pytest.raises(DashboardError, match="needs"):
             figure(kind, material)

@@ -136,28 +136,35 @@ class Sheet:
         return figure, axes[: len(titles)]
 
     def finish(self, figure: Figure, legend: Mapping[str, Look] | None = None, *, marker_only: bool = False) -> Figure:
-        """Header, legend and footer at fixed heights in inches, the panels in what is left."""
+        """Header, legend and footer at fixed heights in inches; where they take more than an inch, the figure grows for them."""
         from matplotlib.lines import Line2D
         from matplotlib.patches import Patch
 
         width, height = figure.get_size_inches()
         left = 0.12 / width
-        wrap = int(width * 15.5)
+        subtitle = _wrapped(self.subtitle, int(width * 15.5))
+        footer = [line for note in self.notes for line in _wrapped(note, int(width * 17))]
+        bottom = 0.10 + 0.16 * len(footer)
+        ncols, lines = 1, 0
+        if legend and (len(legend) > 1 or next(iter(legend))):
+            longest = max(len(label) for label in legend)
+            ncols = max(1, min(len(legend), int((width - 0.2) / (0.55 + 0.075 * longest))))
+            lines = math.ceil(len(legend) / ncols)
+        height += max(0.0, 0.40 + 0.19 * len(subtitle) + 0.21 * lines + bottom + 0.12 - 1.0)
+        figure.set_size_inches(width, height)
         top = 0.10
         figure.text(left, 1 - top / height, self.title, size=13, weight="bold", va="top")
         top += 0.30
-        for line in _wrapped(self.subtitle, wrap):
+        for line in subtitle:
             figure.text(left, 1 - top / height, line, size=9, color=SOFT, va="top")
             top += 0.19
-        if legend and (len(legend) > 1 or next(iter(legend))):
+        if legend and lines:
             handles = [
                 Patch(facecolor="white", edgecolor=v.color, hatch=v.hatch, label=k)
                 if v.hatch
                 else Line2D([], [], color=v.color, marker=v.marker, linestyle="" if marker_only else v.line, label=k)
                 for k, v in legend.items()
             ]
-            longest = max(len(label) for label in legend)
-            ncols = max(1, min(len(legend), int((width - 0.2) / (0.55 + 0.075 * longest))))
             figure.legend(
                 handles=handles,
                 loc="upper left",
@@ -167,9 +174,7 @@ class Sheet:
                 borderpad=0.1,
                 columnspacing=1.6,
             )
-            top += 0.21 * math.ceil(len(legend) / ncols) + 0.06
-        footer = [line for note in self.notes for line in _wrapped(note, int(width * 17))]
-        bottom = 0.10 + 0.16 * len(footer)
+            top += 0.21 * lines + 0.06
         for index, line in enumerate(footer):
             figure.text(left, (bottom - 0.04 - 0.16 * index) / height, line, size=7.5, color=SOFT, va="top")
         figure.set_layout_engine("constrained", rect=(0, bottom / height, 1, 1 - (top + 0.06 + bottom) / height), w_pad=0.08, h_pad=0.06)

@@ -23,7 +23,7 @@ _OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
     ">": operator.gt,
     "<": operator.lt,
 }
-ROW_NAMES = ("status", "repeat", "run_id", "arm")
+ROW_NAMES = ("status", "repeat", "run_id", "arm", "started_at")
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class ResultSet:
 
 
 def field_of(row: Row, name: str) -> Any:
-    """A cell field, `env_*` field, figure, `status`, `repeat`, `gpu`, `run_id` or `arm` of `row`; None for a figure it lacks.
+    """A cell field, `env_*` field, figure, `status`, `repeat`, `gpu`, `run_id`, `arm` or `started_at` of `row`; None for a figure it lacks.
 
     Raises `ResultsError` for a name that is none of these.
     """
