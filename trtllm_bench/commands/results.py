@@ -203,25 +203,25 @@ def _with_unit(name: str) -> str:
 @app.command("export")
 def export(
     store: Annotated[str, typer.Argument(help="Store folder or table.")],
-    out: Annotated[Path, typer.Argument(help="File to write: .csv (opens in a spreadsheet), .json or .parquet.")],
+    out: Annotated[Path, typer.Argument(help="File to write: .xlsx or .csv (open in a spreadsheet), .json or .parquet.")],
     where: Where = None,
 ) -> None:
-    """Write the rows as one CSV, JSON or Parquet file.
+    """Write the rows as one XLSX, CSV, JSON or Parquet file, which every command reads like the store.
 
     Examples:
       trtllm-bench results export runs/a a.csv
       trtllm-bench results export runs/a fp8.parquet --where precision=fp8
     """
     from trtllm_results.errors import ResultsError
-    from trtllm_results.store import selection
+    from trtllm_results.store import selection, sheets
     from trtllm_results.store import table as stores
 
     rows = selection.keep(selection.load_set(store).rows, where or [])
     if not rows:
         raise ResultsError("No result passes the filters.")
-    writers = {".csv": stores.write_csv, ".json": stores.write_json, ".parquet": stores.write_parquet}
+    writers = {".xlsx": sheets.write_xlsx, ".csv": sheets.write_csv, ".json": stores.write_json, ".parquet": stores.write_parquet}
     if out.suffix not in writers:
-        raise ResultsError(f"{out}: export writes .csv, .json or .parquet files.")
+        raise ResultsError(f"{out}: export writes .xlsx, .csv, .json or .parquet files.")
     writers[out.suffix](rows, out)
     typer.echo(f"{len(rows)} rows written to {out}")
 

@@ -118,7 +118,8 @@ def _row(
             error = problem
     if error is not None:
         return Row(cell, environment, status="failed", reason=reason_of(error), run_id=run_id, command=command)
-    return Row(cell, environment, figures=figures, run_id=run_id, command=command, extra={PREDICTED: _notes(engine.tp, engine.pp, hardware)})
+    basis = {PREDICTED: _notes(engine.tp, engine.pp, hardware)}
+    return Row(cell, environment, figures=figures, run_id=run_id, command=command, extra=basis)
 
 
 def _environment(hardware: Hardware) -> Environment:

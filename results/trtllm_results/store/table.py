@@ -43,6 +43,8 @@ _TABLE = "results.parquet"
 _JSON = "results.json"
 _ID_AT = len('{"row_id": "')
 """A line of results.json starts with the row's id, so that appending need not parse the others."""
+SHEETS = (".csv", ".xlsx")
+"""Endings of tables that a spreadsheet opens (`sheets`)."""
 MOST_JSON_BYTES = 2**28
 WAIT_S = 60.0
 """For another writer of the same folder; an append takes well below a second."""
@@ -232,7 +234,7 @@ def _remove(paths: Iterable[Path]) -> None:
 
 
 def read_rows(path: str | os.PathLike[str]) -> list[Row]:
-    """Rows of a store folder or of one Parquet or JSON table that a store wrote or `results export` made.
+    """Rows of a store folder or of one Parquet, JSON, CSV or XLSX table that a store wrote or `results export` made.
 
     Raises `ResultsError` naming the file, and the row and field that are wrong.
     """
@@ -241,6 +243,10 @@ def read_rows(path: str | os.PathLike[str]) -> list[Row]:
         return Store(source, create=False).rows()
     if source.suffix == ".json" and source.exists():
         return _read_json(source)
+    if source.suffix.lower() in SHEETS and source.exists():
+        from trtllm_results.store import sheets
+
+        return _parsed(sheets.read_csv(source) if source.suffix.lower() == ".csv" else sheets.read_xlsx(source), source)
     return _rows_of(read_table(source), source)
 
 
@@ -352,11 +358,6 @@ def _json_line(flat: Mapping[str, Any]) -> str:
 
 def _write_lines(lines: list[str], handle: BinaryIO) -> None:
     handle.write((f'{{"schema_version": {SCHEMA_VERSION}, "rows": [\n' + ",\n".join(lines) + "\n]}\n").encode())
-
-
-def write_csv(rows: list[Row], target: Path) -> None:
-    """CSV with a byte order mark, which is what makes a spreadsheet read it as UTF-8."""
-    atomically(target, lambda handle: to_table(rows).to_pandas().to_csv(handle, index=False, encoding="utf-8-sig"))
 
 
 def extend(store: Store, rows: Iterable[Row]) -> int:
