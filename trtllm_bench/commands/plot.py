@@ -32,7 +32,7 @@ def command(
 
     Examples:
       trtllm-bench plot gpus
-      trtllm-bench plot axes runs/a --x batch --y ttft_p99_ms --by precision --col isl
+      trtllm-bench plot runs/a --x batch --y ttft_p99_ms --by precision
     """
     from trtllm_dashboards.errors import DashboardError, OutputError
     from trtllm_dashboards.plots import KINDS, NEED_NO_ROWS, Axes

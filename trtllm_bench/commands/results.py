@@ -1,4 +1,4 @@
-"""`results`: look into, export, merge, import and clean result stores."""
+"""`results`: look into, query, export, merge, import and clean result stores."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from trtllm_results.cost import Price
     from trtllm_results.record.row import Row
 
-HELP = """List, show, export, merge, import and clean results.
+HELP = """List, show, query, export, merge, import and clean results.
 
 Examples:
   trtllm-bench results ls runs/a
@@ -226,22 +226,67 @@ def export(
     typer.echo(f"{len(rows)} rows written to {out}")
 
 
+@app.command("query")
+def query(
+    sql: Annotated[str, typer.Argument(metavar="SQL", help="Statement over the table `results`: a row a measurement, docs/schema.md.")],
+    store: Annotated[list[str], typer.Argument(help="Store folders, folders or addresses of stores, or tables.")],
+    where: Where = None,
+    output: Annotated[str, typer.Option("--format", help="table, csv or json.")] = "table",
+) -> None:
+    """Answer a question in SQL over any number of stores (DuckDB). The column `store` names where a row is from.
+
+    Examples:
+      trtllm-bench results query "SELECT max(mfu) FROM results" runs/a runs/b
+      trtllm-bench results query "FROM results SELECT model" s3://bucket/set
+    """
+    from trtllm_results.errors import ResultsError
+    from trtllm_results.store import selection
+    from trtllm_results.store.query import query as answer_to
+
+    if output not in ("table", "csv", "json"):
+        raise ResultsError(f"--format {output}: choose table, csv or json")
+    sets = [selection.load_set(spec) for spec in store]
+    answer = answer_to(sql, [selection.ResultSet(one.name, tuple(selection.keep(one.rows, where or []))) for one in sets])
+    rows = answer.to_pylist()
+    if output == "json":
+        typer.echo(json.dumps(rows, indent=1, default=str))
+        return
+    if output == "csv":
+        typer.echo(answer.to_pandas().to_csv(index=False), nl=False)
+        return
+    from trtllm_dashboards.tables import Column, plain_console, show
+
+    texts = {name for row in rows for name, value in row.items() if isinstance(value, str | bool | list | dict)}
+    columns = [Column(name, kind="text" if name in texts else "number", hoist=False, whole=True) for name in answer.column_names]
+    show(rows, columns, console=plain_console())
+
+
 @app.command("merge")
 def merge(
     into: Annotated[Path, typer.Argument(help="Store that receives (made if absent).")],
-    sources: Annotated[list[Path], typer.Argument(help="Stores or tables to take rows from.")],
+    sources: Annotated[list[str], typer.Argument(help="Stores, folders or addresses (s3://...) of stores, or tables.")],
 ) -> None:
-    """Add the rows of other stores; rows already there are left alone, so merging twice is safe.
+    """Add the rows of other stores, as of several hosts; rows already there are left alone, so merging twice is safe.
+
+    What the sources say differently is told.
 
     Examples:
-      trtllm-bench results merge runs/all runs/a
       trtllm-bench results merge runs/all runs/a runs/b
+      trtllm-bench results merge runs/all s3://bucket/set
     """
-    from trtllm_results.store.table import Store, merge_store
+    from trtllm_results.compare.conflicts import conflicts
+    from trtllm_results.errors import ResultsError
+    from trtllm_results.store.remote import is_address
+    from trtllm_results.store.table import Store, merge_store, read_rows
 
+    if is_address(str(into)) or ":/" in str(into):
+        raise ResultsError(f"{into} is an address; merge into a folder of this machine")
     store = Store(into)
     for source in sources:
+        told = conflicts(store.rows(), into.name, read_rows(source), source)
         typer.echo(f"{merge_store(store, source)} new rows from {source}")
+        for text in told:
+            typer.echo(f"  note: {text}")
 
 
 @app.command("clean")

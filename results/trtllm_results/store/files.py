@@ -98,7 +98,7 @@ def check_regular(path: Path) -> int:
 
 
 def read_text(path: Path, most_bytes: int) -> str:
-    """A text file of ours, with its line ends as they are. Raises `ResultsError` where it is no file, is larger than `most_bytes`, or is not UTF-8."""
+    """A text file of ours, with its line ends. Raises `ResultsError` where it is no file, is larger than `most_bytes`, or is not UTF-8."""
     size = check_regular(path)
     if size > most_bytes:
         raise ResultsError(f"{path} has {size:,} bytes; at most {most_bytes:,} are read")
