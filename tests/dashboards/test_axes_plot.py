@@ -12,6 +12,7 @@ from trtllm_bench.__main__ import main
 from trtllm_dashboards.errors import DashboardError
 from trtllm_dashboards.plots import Axes, Material, figure
 from trtllm_dashboards.plots.repeats import FEWEST
+from trtllm_dashboards.points import points
 from trtllm_results.errors import ResultsError
 from trtllm_results.record.row import Row
 from trtllm_results.store.table import read_rows, write_parquet
@@ -70,7 +71,8 @@ def test_the_density_of_repeats_stands_over_its_runs_from_five_on() -> None:
     (ax,) = figure("repeats", Material({"": rows})).axes
     assert [text.get_text() for text in ax.get_yticklabels()] == ["A, t 8870366", "B, .slow 08931a2"]
     assert len(ax.collections) == 2
-    runs = sorted(row.figures["output_tokens_per_s"] for row in rows if row.arm == "A")
+    runs = sorted(row.figures["output_tokens_per_s"] for row in points(rows)[0].rows)
+    assert len(runs) == 10
     dots = [sorted(line.get_xdata()) for line in ax.lines if len(line.get_xdata()) > 2]
     assert dots[0] == pytest.approx(runs)
     few = [row for row in rows if row.repeat < 2 * (FEWEST - 1)]
@@ -82,12 +84,12 @@ def test_the_density_of_repeats_stands_over_its_runs_from_five_on() -> None:
 def test_one_command_bundles_figures_the_same_each_time(
     tmp_path: Path, sweep_rows: list[Row], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trtllm_dashboards.plots.KINDS", {"repeats": "", "roofline": ""})
+    monkeypatch.setattr("trtllm_dashboards.plots.KINDS", {"repeats": ""})
     write_parquet([row for row in sweep_rows if row.cell.batch < 16 and row.cell.osl == 128], tmp_path / "rows.parquet")
     for name in ("a", "b"):
         assert main(["plot", "all", str(tmp_path / "rows.parquet"), "--format", "svg", "--out", str(tmp_path / f"{name}.zip")]) == 0
     assert (tmp_path / "a.zip").read_bytes() == (tmp_path / "b.zip").read_bytes()
-    assert zipfile.ZipFile(tmp_path / "a.zip").namelist() == ["repeats.svg", "roofline.svg"]
+    assert zipfile.ZipFile(tmp_path / "a.zip").namelist() == ["repeats.svg"]
     assert f"written: {tmp_path / 'a.zip'}" in capsys.readouterr().out
 
 

@@ -91,7 +91,7 @@ def test_a_gates_arms_stand_in_their_order_and_the_loss_reads_as_one() -> None:
     (ax,) = drawn.axes
     means = next(line.get_ydata() for line in ax.lines if line.get_linestyle() == "-")
     assert means[0] > means[1]
-    assert "-2.6%\n-3.2% to -2.1%" in [text.get_text() for text in ax.texts]
+    assert "-2.6%\n-2.9% to -2.3%" in [text.get_text() for text in ax.texts]
     assert [text.get_text() for text in ax.get_xticklabels()] == ["A, t\n8870366", "B, .slow\n08931a2"]
 
 
