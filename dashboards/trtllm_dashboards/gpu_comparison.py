@@ -122,7 +122,8 @@ def _ours(of_gpu: list[Point]) -> list[tuple[Bar, Point]]:
         return []
     kind: Kind = "predicted" if best.rows[0].predicted else "ours"
     doubt = best.rows[0].implausible
-    return [(Bar(kind, _rate(best), f"{best.cell.precision}, batch {best.cell.batch:,}", "" if doubt is None else doubt.text), best)]
+    detail = f"{best.cell.precision}, batch {best.cell.batch:,}" + ", one run" * (kind == "ours" and len(best.rows) == 1)
+    return [(Bar(kind, _rate(best), detail, "" if doubt is None else doubt.text), best)]
 
 
 def _rate(point: Point) -> Estimate:
