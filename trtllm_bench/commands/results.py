@@ -1,4 +1,4 @@
-"""`results`: look into, query, export, merge, import and clean result stores."""
+"""`results`: look into, query, export, push, merge, import and clean result stores."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from trtllm_results.cost import Price
     from trtllm_results.record.row import Row
 
-HELP = """List, show, query, export, merge, import and clean results.
+HELP = """List, show, query, export, push, merge, import and clean results.
 
 Examples:
   trtllm-bench results ls runs/a
@@ -259,6 +259,30 @@ def query(
     texts = {name for row in rows for name, value in row.items() if isinstance(value, str | bool | list | dict)}
     columns = [Column(name, kind="text" if name in texts else "number", hoist=False, whole=True) for name in answer.column_names]
     show(rows, columns, console=plain_console())
+
+
+@app.command("push")
+def push(
+    store: Annotated[str, typer.Argument(help="Store folder, folder or address of stores, or table.")],
+    to: Annotated[str, typer.Option("--to", help="mlflow or wandb.")],
+    place: Annotated[str, typer.Option("--uri", help="Server or tracking URI (default: the tracker's own).")] = "",
+    project: Annotated[str, typer.Option("--project", help="Experiment of MLflow, project of W&B.")] = "trtllm-bench",
+    where: Where = None,
+) -> None:
+    """Send rows to an experiment tracker, one run a row; rows already there are left alone.
+
+    Examples:
+      trtllm-bench results push runs/a --to mlflow
+      trtllm-bench results push runs/a --to mlflow --uri http://127.0.0.1:5000
+    """
+    from trtllm_results.errors import ResultsError
+    from trtllm_results.store import selection
+    from trtllm_results.trackers import push as push_to
+
+    rows = selection.keep(selection.load_set(store).rows, where or [])
+    if not rows:
+        raise ResultsError("no result passes the filters")
+    typer.echo(f"{push_to(to, rows, place, project)} of {len(rows)} rows are new and sent to {to}{f' at {place}' if place else ''}")
 
 
 @app.command("merge")
