@@ -119,7 +119,7 @@ def test_the_arms_of_a_gate_are_compared_as_any_split(capsys: pytest.CaptureFixt
     code, out, _ = run(capsys, "compare", AB, "--by", "arm")
     assert code == 0
     assert "slower" in out
-    assert "95% interval -3.2% to -2.1%" in " ".join(out.split())
+    assert "95% interval -2.9% to -2.3%" in " ".join(out.split())
 
 
 @pytest.mark.parametrize(

@@ -221,7 +221,7 @@ def export(
         raise ResultsError("No result passes the filters.")
     writers = {".xlsx": sheets.write_xlsx, ".csv": sheets.write_csv, ".json": stores.write_json, ".parquet": stores.write_parquet}
     if out.suffix not in writers:
-        raise ResultsError(f"{out}: export writes .xlsx, .csv, .json or .parquet files.")
+        raise ResultsError(f"{out}: export writes .csv, .json, .parquet or .xlsx files.")
     writers[out.suffix](rows, out)
     typer.echo(f"{len(rows)} rows written to {out}")
 
