@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -96,6 +97,15 @@ def _foreign_book(path: Path) -> None:
     book.save(path)
 
 
+def _broken_book(path: Path) -> None:
+    write_xlsx([Row(Cell("tiny", "fp8", 7, 1, 1), Environment())], path)
+    with zipfile.ZipFile(path) as book:
+        parts = {name: book.read(name) for name in book.namelist()}
+    with zipfile.ZipFile(path, "w") as book:
+        for name, content in parts.items():
+            book.writestr(name, content[:-40] if name.endswith("sheet1.xml") else content)
+
+
 def _edited(old: str, new: str) -> Callable[[Path], None]:
     def edit(path: Path) -> None:
         write_csv([Row(Cell("tiny", "fp8", 7, 1, 1), Environment())], path)
@@ -117,6 +127,7 @@ def _edited(old: str, new: str) -> Callable[[Path], None]:
         ("a.xlsx", lambda path: path.write_text("no book"), "no workbook that can be read"),
         ("a.xlsx", _foreign_book, "no table of trtllm-bench: column row_id is missing"),
         ("a.xlsx", lambda path: path.write_bytes(b""), "is empty"),
+        ("a.xlsx", _broken_book, "no workbook that can be read"),
     ],
 )
 def test_a_damaged_table_is_one_sentence(name: str, make: Callable[[Path], object], says: str, tmp_path: Path) -> None:

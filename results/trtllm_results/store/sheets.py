@@ -98,7 +98,6 @@ def read_csv(path: Path) -> Iterator[Mapping[str, Any]]:
 def read_xlsx(path: Path) -> Iterator[Mapping[str, Any]]:
     """Flat rows of the first sheet of a workbook of ours. Raises `ResultsError` naming file, row and column."""
     from openpyxl import load_workbook
-    from openpyxl.utils.exceptions import InvalidFileException
 
     if check_regular(path) > MOST_BYTES:
         raise ResultsError(f"{path} is larger than the {MOST_BYTES >> 20} MiB that are read")
@@ -110,8 +109,8 @@ def read_xlsx(path: Path) -> Iterator[Mapping[str, Any]]:
         lines = [["" if value is None else _plain(value) for value in line] for line in sheet.iter_rows(values_only=True)]
     except ResultsError:
         raise
-    except (InvalidFileException, zipfile.BadZipFile, KeyError, ValueError, OSError, IndexError) as error:
-        raise ResultsError(f"{path} is no workbook that can be read ({shown(str(error))})") from None
+    except Exception as error:  # of a damaged part openpyxl raises whatever its parser does: zlib's, expat's, TypeError
+        raise ResultsError(f"{path} is no workbook that can be read ({shown(' '.join(str(error).split()))})") from None
     yield from _flats(path, iter(lines))
 
 
