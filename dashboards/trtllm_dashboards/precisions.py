@@ -20,7 +20,6 @@ from trtllm_results import stats
 from trtllm_results.record.row import ALIGN_FIELDS
 
 FIGURE = "output_tokens_per_s"
-"""Target of rows that the step model made: not repeated, and not compared here."""
 BASES = ("bf16", "fp16", "fp32")
 ALPHA = 0.05
 _SAME = tuple(name for name in ALIGN_FIELDS if name not in ("precision", "kv_dtype"))
