@@ -90,7 +90,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "trtllm_results": (
         ("gate", "cost"),
-        ("compare", "importers"),
+        ("compare", "importers", "trackers"),
         ("store", "versions"),
         ("record",),
         ("metrics", "stats", "plausibility"),

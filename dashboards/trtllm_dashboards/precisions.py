@@ -20,8 +20,6 @@ from trtllm_results import stats
 from trtllm_results.record.row import ALIGN_FIELDS
 
 FIGURE = "output_tokens_per_s"
-PREDICTED = "predicted"
-"""Target of rows that the step model made: not repeated, and not compared here."""
 BASES = ("bf16", "fp16", "fp32")
 ALPHA = 0.05
 _SAME = tuple(name for name in ALIGN_FIELDS if name not in ("precision", "kv_dtype"))
@@ -48,7 +46,7 @@ class Pair:
 
 def pairs(found: Iterable[Point]) -> list[Pair]:
     """The best against the best of each case, then the other matched pairs; by model, shape and load."""
-    current = [p for p in newest(found) if not p.rows[0].arm and p.cell.target != PREDICTED and all(v > 0 for v in values(p))]
+    current = [p for p in newest(found) if not p.rows[0].arm and not p.rows[0].predicted and all(v > 0 for v in values(p))]
     current = having(current, FIGURE)
     matched = _matched(current, lambda p: (_named(p, _SAME), p.cell.target, p.environment.device))
     best = _matched(_best(current), lambda p: (_named(p, _BEST), p.cell.target, p.environment.device))

@@ -10,7 +10,7 @@ from trtllm_dashboards.errors import DashboardError
 from trtllm_results.errors import ResultsError
 from trtllm_results.record.row import Row
 from trtllm_results.store.selection import keep, load_set, named_path
-from trtllm_results.store.table import Store
+from trtllm_results.store.table import Store, stores_below
 
 if TYPE_CHECKING:
     from pyarrow import Table
@@ -74,7 +74,4 @@ def load(specs: Sequence[str], filters: Sequence[str] = ()) -> Sources:
 def stores_in(spec: str) -> list[str]:
     """The stores directly in a folder that is none itself, such as `results/recorded/h100`; else what was named."""
     _, folder = named_path(spec)
-    if not folder.is_dir() or (folder / ROWS).exists():
-        return [spec]
-    inside = sorted(str(path.parent) for path in folder.glob(f"*/{ROWS}"))
-    return inside or [spec]
+    return [str(path) for path in stores_below(folder)] or [spec]

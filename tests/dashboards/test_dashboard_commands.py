@@ -23,7 +23,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, sweep_rows: list[Row]) -> Pa
 def test_plot_all_draws_what_it_can_and_says_what_it_cannot(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plot", "all", str(store), "--out", str(tmp_path), "--format", "svg", "--where", "isl=128", "--where", "osl=128"]) == 0
     drawn = {path.stem for path in tmp_path.glob("*.svg")}
-    assert drawn == {"throughput", "latency", "pareto", "percentiles", "precision", "roofline", "energy"}
+    assert drawn == {"throughput", "latency", "pareto", "percentiles", "precision", "roofline", "energy", "repeats", "gpus"}
     assert "scaling      not drawn: The scaling plot needs" in capsys.readouterr().out
 
 

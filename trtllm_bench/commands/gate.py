@@ -139,7 +139,7 @@ def history(baseline: BaselineFile, config: Config = None, margin: Margins = Non
       trtllm-bench gate history --baseline baseline.json
       trtllm-bench gate history --baseline b.json --margin ttft_p50_ms=5%
     """
-    from trtllm_dashboards.tables import Column, plain_console, show
+    from trtllm_dashboards.tables import Column, plain_console, sentence, show
     from trtllm_results.gate import baseline as baselines
 
     settings, stored = _settings(config, margin), baselines.load(baseline)
@@ -154,7 +154,7 @@ def history(baseline: BaselineFile, config: Config = None, margin: Margins = Non
     ]
     show(lines, columns, title=f"baseline {stored.name}; values are geometric means of a session's runs", console=console)
     for text in baselines.drift(stored, settings):
-        console.print(f"drift: {text}", style="bold red", soft_wrap=True, markup=False)
+        sentence(console, f"drift: {text}", "bold red")
 
 
 @app.command("calibrate")
@@ -278,7 +278,7 @@ def _finish(report: GateReport, junit: Path | None, as_json: Path | None, markdo
 
 def _print(report: GateReport) -> None:
     from trtllm_bench.commands._verdict_table import show_verdicts
-    from trtllm_dashboards.tables import Column, plain_console
+    from trtllm_dashboards.tables import Column, plain_console, sentence
     from trtllm_results.gate import report as gate_text
     from trtllm_results.metrics.registry import common_words, title
 
@@ -305,10 +305,10 @@ def _print(report: GateReport) -> None:
     heading = f"A = {report.a}, B = {report.b}{blocks}{order}; {gate_text.MEANS}" + (f": {shared}" if shared else "")
     show_verdicts(lines, columns, ("cell", "figure"), heading, console)
     for text in gate_text.explanations(report):
-        console.print(text, style="dim", soft_wrap=True, markup=False)
+        sentence(console, text, "dim")
     for text in report.drift:
-        console.print(f"drift: {text}", style="bold red", soft_wrap=True, markup=False)
+        sentence(console, f"drift: {text}", "bold red")
     for text in report.warnings:
-        console.print(f"note: {text}", style="yellow", soft_wrap=True, markup=False)
+        sentence(console, f"note: {text}", "yellow")
     style = {"pass": "bold green", "fail": "bold red", "inconclusive": "bold yellow"}[report.verdict]
-    console.print(gate_text.headline(report), style=style, soft_wrap=True, markup=False)
+    sentence(console, gate_text.headline(report), style)

@@ -18,6 +18,7 @@ from rich.console import Console
 
 from trtllm_bench.errors import BenchError, RunFailure
 from trtllm_bench.load.saturation import RAMP_UP, Good, Probe, Saturation, Search, find_saturation
+from trtllm_bench.measure.place import open_store
 from trtllm_bench.measure.prepare import misfit, sized, with_model
 from trtllm_bench.measure.report import write_json
 from trtllm_bench.measure.rows import RowMaker, cell_of, keep
@@ -27,7 +28,6 @@ from trtllm_bench.spec.measurement import MeasurementSpec
 from trtllm_bench.targets.registry import target_kind
 from trtllm_dashboards.tables import plain_console
 from trtllm_results.metrics.requests import goodput_mask
-from trtllm_results.store.table import Store
 
 VOID_RUNS = 3
 
@@ -42,7 +42,7 @@ class Settings:
     duration_s: float
     burstiness: float = 1.0
     report_json: Path | None = None
-    out: Path | None = None
+    out: str | None = None
 
     @property
     def unit(self) -> str:
@@ -85,6 +85,7 @@ def run(settings: Settings) -> Saturation:
         result = find_saturation(prober.measure, settings.start, settings.search, lambda probe: _print_probe(console, settings, probe))
     finally:
         session.close()
+    prober.finish()
     console.print()
     console.print(answer(settings, result), soft_wrap=True)
     if settings.report_json is not None:
@@ -112,7 +113,7 @@ class _Prober:
         self._settings, self._session, self._identity = settings, session, session.identity()
         self._runs = 0
         self._rows = RowMaker.here(settings.spec)
-        self._store = Store(settings.out) if settings.out is not None else None
+        self._store = open_store(settings.out) if settings.out is not None else None
 
     def measure(self, load: float) -> Good:
         """A run that counts. Raises `RunFailure` when `VOID_RUNS` in a row were void."""
@@ -141,6 +142,10 @@ class _Prober:
             row = self._rows.measured(spec, cell_of(spec, self._identity, workload), 0, measurement)
             keep(self._store, row, measurement)
         return measurement
+
+    def finish(self) -> None:
+        if self._store is not None:
+            self._store.finish()
 
 
 def _print_probe(console: Console, settings: Settings, probe: Probe) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from trtllm_bench.measure.place import open_store
 from trtllm_bench.measure.prepare import prepare
 from trtllm_bench.measure.report import nvidia_report, print_report, write_json
 from trtllm_bench.measure.rows import RowMaker, cell_of, keep
@@ -21,7 +22,6 @@ from trtllm_bench.spec.measurement import EngineSpec, MeasurementSpec
 from trtllm_bench.targets.registry import is_own
 from trtllm_dashboards.tables import plain_console
 from trtllm_results.record.row import Row
-from trtllm_results.store.table import Store
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Single:
     streaming: bool
     """Whether the JSON report has token timings."""
     report_json: Path | None = None
-    out: Path | None = None
+    out: str | None = None
 
 
 def run(single: Single) -> Row:
@@ -82,9 +82,10 @@ def _write(single: Single, report: Path | None, row: Row, measurement: Measureme
         write_json(nvidia_report(row, measurement.log, known, single.streaming), report)
         console.print(f"\nreport: {report}", soft_wrap=True)
     if single.out is not None:
-        store = Store(single.out)
+        store = open_store(single.out)
         keep(store, row, measurement)
-        console.print(f"results: {single.out}", soft_wrap=True)
+        store.finish()
+        console.print(f"results: {store.place}", soft_wrap=True)
 
 
 def _counter(console: Console, total: int) -> OnRequests:

@@ -31,8 +31,9 @@ class SweepJob:
         with resumed_folder(Path(self.folder), grid_given=False) as folder:
             spec = load_spec({}, None, folder)
             engines = settled(spec)
-            with SweepView(spec, plain_console(), Store(folder)) as view:
-                sweep_here(folder, spec, engines, view, self.command).run()
+            store = Store(folder)
+            with SweepView(spec, plain_console(), store) as view:
+                sweep_here(store, spec, engines, view, self.command).run()
 
     def checkpoint(self) -> Any:
         """What a requeued job runs."""

@@ -16,7 +16,7 @@ from typing import Any
 from trtllm_results import stats
 from trtllm_results.errors import ResultsError
 from trtllm_results.metrics.registry import HEADLINE, METRICS
-from trtllm_results.record.row import ALIGN_FIELDS, Row
+from trtllm_results.record.row import ALIGN_FIELDS, PREDICTED, Row
 from trtllm_results.stats import Interval
 from trtllm_results.store.selection import ResultSet
 from trtllm_results.versions import newest
@@ -121,6 +121,31 @@ def pareto(rows: Sequence[Row], speed: str = "output_tokens_per_s_per_user", thr
         if not front or row.figures[throughput] > front[-1].figures[throughput]:
             front.append(row)
     return front[::-1]
+
+
+def fronts(rows: Sequence[Row]) -> list[tuple[str, Row, int]]:
+    """The Pareto front of each workload: its name, each unbeaten cell with its figures as arithmetic means over repeats, and their number.
+
+    A workload is a model, a shape, an arrival process and a device: speeds under different ones are no alternatives. A cell counts once, by
+    its newest version.
+    """
+    workloads: dict[tuple[Any, ...], list[tuple[Row, int]]] = {}
+    for group in newest(rows):
+        cell = group[0].cell
+        key = (cell.model, cell.isl, cell.osl, cell.workload, cell.request_rate > 0, group[0].environment.device, cell.target == PREDICTED)
+        workloads.setdefault(key, []).append((_means(group), len(group)))
+    found = []
+    for (model, isl, osl, workload, is_open, _, _), cells in workloads.items():
+        others = [workload] * (workload not in ("", "fixed")) + ["open loop"] * is_open
+        counts = {row.row_id: count for row, count in cells}
+        found += [(" ".join([model, f"{isl}/{osl}", *others]), row, counts[row.row_id]) for row in pareto([row for row, _ in cells])]
+    return found
+
+
+def _means(group: Sequence[Row]) -> Row:
+    """The first repeat with the figures that all carry, each the mean over repeats."""
+    names = [name for name in group[0].figures if all(name in row.figures for row in group)]
+    return replace(group[0], figures={name: sum(row.figures[name] for row in group) / len(group) for name in names})
 
 
 def _one_device(sets: Sequence[ResultSet]) -> None:

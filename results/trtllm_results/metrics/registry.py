@@ -7,6 +7,7 @@ this file.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -135,7 +136,8 @@ def title(name: str) -> str:
     """A figure's name for a table that shows its unit elsewhere: `output`, `TTFT p50`, `steady output per GPU`."""
     if name in _TITLES:
         return _TITLES[name]
-    text = name.removesuffix("_ms").replace("_tokens_per_s_per_", " per ").replace("_tokens_per_s", "").replace("_requests_per_s", "")
+    text = name if name.endswith("_per_s") else re.sub(r"_(ms|s|w|mhz|gib|j|c)$", "", name)
+    text = text.replace("_tokens_per_s_per_", " per ").replace("_tokens_per_s", "").replace("_requests_per_s", "")
     words = [
         word.upper() if word in (*LATENCIES, "mfu", "mbu", "gpu", "kv", "sm") and word != "queue" else word for word in text.split("_")
     ]
