@@ -1,4 +1,7 @@
-"""An engine build's progress: a bar for each stage on a terminal, a line for each in a log. On standard error, as it is no result."""
+"""An engine build's progress: a bar for each stage on a terminal, a line for each in a log. On standard error, as it is no result.
+
+In a log a stage's line waits until the next stage begins or all is done, so that an error stands alone with what led up to it.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +21,19 @@ def build_progress() -> Iterator[Report]:
     columns = (TextColumn("{task.description:<16}"), BarColumn(30), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as view:
         tasks: dict[str, TaskID] = {}
+        waiting = ""
 
         def report(stage: str, done: int, total: int) -> None:
+            nonlocal waiting
+            if waiting and not waiting.startswith(f"{stage}: "):
+                console.print(waiting)
+                waiting = ""
             if stage not in tasks:
                 tasks[stage] = view.add_task(stage, total=total)
             view.update(tasks[stage], completed=done, total=total)
             if done == total and not console.is_terminal:
-                console.print(f"{stage}: {total} done")
+                waiting = f"{stage}: {total} done"
 
         yield report
+        if waiting:
+            console.print(waiting)
