@@ -21,5 +21,6 @@ def test_an_error_stands_alone_and_earlier_stages_are_told(capsys: pytest.Captur
             report("compile", 1, 1)
             raise OSError("the disk is full")
 
-    pytest.raises(OSError, broken)
+    with pytest.raises(OSError, match="full"):
+        broken()
     assert not capsys.readouterr().err
