@@ -1,17 +1,19 @@
-"""An engine build's progress: a bar for each stage on a terminal, a line for each in a log. On standard error, as it is no result.
-
-In a log a stage's line waits until the next stage begins or all is done, so that an error stands alone with what led up to it.
+"""An engine build's progress: a bar for each stage on a terminal; in a log a line for each that took long, so that a sentence about a
+mistake stands alone. On standard error, as it is no result.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from time import monotonic
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from trtllm_dashboards.tables import plain_console
 from trtllm_engines.engine.build import Progress as Report
+
+TOLD_AFTER_S = 20.0
 
 
 @contextmanager
@@ -21,19 +23,13 @@ def build_progress() -> Iterator[Report]:
     columns = (TextColumn("{task.description:<16}"), BarColumn(30), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as view:
         tasks: dict[str, TaskID] = {}
-        waiting = ""
+        began: dict[str, float] = {}
 
         def report(stage: str, done: int, total: int) -> None:
-            nonlocal waiting
-            if waiting and not waiting.startswith(f"{stage}: "):
-                console.print(waiting)
-                waiting = ""
             if stage not in tasks:
-                tasks[stage] = view.add_task(stage, total=total)
+                tasks[stage], began[stage] = view.add_task(stage, total=total), monotonic()
             view.update(tasks[stage], completed=done, total=total)
-            if done == total and not console.is_terminal:
-                waiting = f"{stage}: {total} done"
+            if done == total and not console.is_terminal and monotonic() - began[stage] > TOLD_AFTER_S:
+                console.print(f"{stage}: {total} done")
 
         yield report
-        if waiting:
-            console.print(waiting)

@@ -36,7 +36,7 @@ OVERLOADED = 0.3
 RIDGE = 1e-2
 STEPS, ENOUGH = 30, 1e-4
 BISECTIONS = 6
-DOUBT = 0.25
+DOUBT = 0.5
 """Clumps of bad requests, beyond the first, at which the fit is trusted by half: one clump fits any curve."""
 
 

@@ -46,7 +46,7 @@ MODEL_BATCHES, BETWEEN = 5, 1.8
 LOW_TAIL = 0.2
 """Share of its tail that the interval's lower end leaves out: failures come in clumps, so more runs look too good than too bad, and by
 simulation the limit then lies below the interval more often than above."""
-KNOWN_SPREAD, KNOWN_WEIGHT, LEAST_EFFECT = 0.35, 1.0, 0.3
+KNOWN_SPREAD, KNOWN_WEIGHT, LEAST_EFFECT = 0.35, 1.0, 0.7
 """Where a run's arrivals explain all of its luck: the spread about the slope that they tell, the runs that the design effect before is
 worth, and its least (constant service times leave less than independent requests have)."""
 THETAS, SLOPES = 240, 17
