@@ -170,7 +170,7 @@ def measured(measure: Callable[[str, Load, Path], Figures], load: Load, port: in
 
 def row(label: str, cells: list[tuple[float, ...] | None]) -> str:
     def shown(cell: tuple[float, ...] | None) -> str:
-        return "-" if cell is None else " / ".join(f"{value:,.1f}" if value >= 100 else f"{value:.2f}" for value in cell)
+        return "-" if cell is None else " / ".join(f"{value:,.{0 if value >= 1000 else 1 if value >= 100 else 2}f}" for value in cell)
 
     return f"| {label} | " + " | ".join(shown(cell) for cell in cells) + " |"
 
