@@ -364,6 +364,14 @@ def test_gate_run_end_to_end_on_a_revision(capsys: pytest.CaptureFixture[str], t
     assert "only 1 repeat" in out
 
 
+def test_a_report_that_cannot_be_written_is_told_before_anything_runs(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    code, _, err = run(capsys, "gate", "run", "--a", "HEAD", "--b", "HEAD", "--junit", tmp_path / "file" / "g.xml")
+    assert (code, "A  " in err) == (1, False)
+    assert "cannot write" in err
+    assert "g.xml" in err
+
+
 def test_kept_arms_measure_every_run_in_one_process(tmp_path: Path) -> None:
     arms = scripted("a", 0.0), scripted("b", 0.9)
     with CommandRunner(*arms, Store(tmp_path), keep_loaded=True) as runner:

@@ -66,8 +66,10 @@ def run(
     """
     from trtllm_results.gate.run import run_gate
     from trtllm_results.gate.stored import keep_report
+    from trtllm_results.store.files import check_writable
 
     settings = _settings(config, margin, blocks, max_blocks, looks)
+    check_writable(junit, as_json, markdown)
     with _runner(a, b, list(flags or []), out, keep_loaded, warmup) as (runner, name_a, name_b):
         report = run_gate(runner, settings, name_a, name_b, warmup, _progress, seed)
     if out is not None:
@@ -261,12 +263,12 @@ def _finish(report: GateReport, junit: Path | None, as_json: Path | None, markdo
     import os
 
     from trtllm_results.gate import report as gate_text
+    from trtllm_results.store.files import write_text
 
+    _print(report)
     for path, text in ((junit, gate_text.to_junit), (as_json, gate_text.to_json), (markdown, gate_text.to_markdown)):
         if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text(report))
-    _print(report)
+            write_text(path, text(report))
     if github:
         typer.echo(gate_text.to_annotations(report), nl=False)
         summary = os.environ.get("GITHUB_STEP_SUMMARY")

@@ -17,10 +17,11 @@ import numpy as np
 from rich.console import Console
 
 from trtllm_bench.errors import BenchError, RunFailure
-from trtllm_bench.load.saturation import RAMP_UP, Good, Probe, Saturation, Search, find_saturation
+from trtllm_bench.load.control_variate import Run
+from trtllm_bench.load.saturation import RAMP_UP, Probe, Saturation, Search, find_saturation
 from trtllm_bench.measure.place import open_store
 from trtllm_bench.measure.prepare import misfit, sized, with_model
-from trtllm_bench.measure.report import write_json
+from trtllm_bench.measure.report import check_report, write_json
 from trtllm_bench.measure.rows import RowMaker, cell_of, keep
 from trtllm_bench.measure.session import Measurement, Session, open_session
 from trtllm_bench.measure.workload import notes_of, workload_of
@@ -40,7 +41,6 @@ class Settings:
     by_rate: bool
     start: float
     duration_s: float
-    burstiness: float = 1.0
     report_json: Path | None = None
     out: str | None = None
 
@@ -55,7 +55,7 @@ class Settings:
             spec.workload,
             num_requests=_requests(self, load),
             request_rate=load if by_rate else 0.0,
-            burstiness=self.burstiness if by_rate else 1.0,
+            burstiness=self.search.burstiness if by_rate else 1.0,
             seed=spec.workload.seed + run,
         )
         bounded = replace(spec.load, concurrency=0 if by_rate else max(1, int(load)))
@@ -65,6 +65,7 @@ class Settings:
 def run(settings: Settings) -> Saturation:
     """Searches, prints each probe and the answer. Raises the components' errors."""
     console = plain_console()
+    check_report(settings.report_json)
     spec = with_model(settings.spec)
     target_kind(spec.target).check(spec)
     settings = replace(settings, spec=spec)
@@ -115,7 +116,7 @@ class _Prober:
         self._rows = RowMaker.here(settings.spec)
         self._store = open_store(settings.out) if settings.out is not None else None
 
-    def measure(self, load: float) -> Good:
+    def measure(self, load: float) -> Run:
         """A run that counts. Raises `RunFailure` when `VOID_RUNS` in a row were void."""
         void = ""
         for _ in range(VOID_RUNS):
@@ -123,7 +124,8 @@ class _Prober:
             if not measurement.void:
                 log = measurement.log
                 order = np.argsort(log.intended_s, kind="stable")
-                return goodput_mask(log, self._settings.spec.load.slo_ms)[order][int(len(log) * RAMP_UP) :]
+                good = goodput_mask(log, self._settings.spec.load.slo_ms)[order][int(len(log) * RAMP_UP) :]
+                return Run(good, log.intended_s[order] - log.intended_s.min())
             void = measurement.void
         raise RunFailure(f"at {load:.4g} {self._settings.unit}: {void}")
 

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from trtllm_bench.measure.place import open_store
 from trtllm_bench.measure.prepare import prepare
-from trtllm_bench.measure.report import nvidia_report, print_report, write_json
+from trtllm_bench.measure.report import check_report, nvidia_report, print_report, write_json
 from trtllm_bench.measure.rows import RowMaker, cell_of, keep
 from trtllm_bench.measure.session import Measurement, OnRequests, open_session
 from trtllm_bench.measure.workload import notes_of
@@ -39,6 +39,7 @@ class Single:
 
 def run(single: Single) -> Row:
     """Measures, prints, and writes what was asked for. Raises the components' errors."""
+    check_report(single.report_json)
     ((_, row),) = _measured(single, [single.report_json], plain_console())
     return row
 

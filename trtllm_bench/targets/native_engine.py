@@ -153,7 +153,7 @@ class OpenEngine:
         self._folder = engine_folder(self._spec, self._on_build)
         self._build_s = time.perf_counter() - began
         with _shown(self._on_build) as report:
-            plan = load_engine(self._folder, progress=report).plan
+            plan = load_engine(self._folder, verify="full" if self._spec.verify else "once", progress=report).plan
         served = self._settled(plan)
         self.gpus = served.gpus if self.gpus else 0  # a named engine has the layout it was built with
         files = {name: entry.model_dump() for name, entry in read_checksums(self._folder).items()}

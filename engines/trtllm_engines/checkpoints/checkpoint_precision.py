@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from trtllm_engines.documents import SHOWN, checked, read_object_if_there, shown
 from trtllm_engines.errors import EngineError
 from trtllm_engines.quantization import named_plan
+from trtllm_engines.quantization.module_names import check_counted, expression
 from trtllm_engines.quantization.registry import HEAD, SchemeDefinition, by_algorithm, definition
 from trtllm_engines.quantization.scheme import ModuleRule, QuantPlan
 
@@ -140,11 +141,18 @@ def checkpoint_plan(model: str | Path) -> QuantPlan | None:
     # what is found as tokens come needs no calibration, so it is what the whole goes by
     chosen = next((scheme for _, scheme in schemes if scheme.scheme.inputs.scaling == "dynamic"), schemes[0][1])
     wide_scheme = definition(chosen.wide_dtype).scheme
+    patterns = [*wide, *(pattern for pattern, _ in schemes)]
     rules = (ModuleRule("|".join([HEAD, *wide]), wide_scheme), *(ModuleRule(pattern, scheme.scheme) for pattern, scheme in schemes))
-    for rule in rules:
-        _check_expression(folder / file, rule.pattern)
     plan = replace(named_plan(chosen.name), rules=rules, source=file)
-    unstated = [module for module in _stored_wide(folder) if plan.scheme_of(module).weights is not None]
+    stored_wide = _stored_wide(folder)
+    try:
+        for pattern in patterns:
+            check_counted(pattern)
+        for rule in rules:
+            expression(rule.pattern)
+        unstated = [module for module in stored_wide if plan.scheme_of(module).weights is not None]
+    except EngineError as error:
+        raise EngineError(f"{folder / file}: {error}") from None
     return replace(plan, rules=(ModuleRule("|".join(map(re.escape, unstated)), wide_scheme), *rules)) if unstated else plan
 
 
@@ -227,13 +235,6 @@ def _part_of_name(name: str) -> str:
     except re.error:
         beginning = re.escape(name)
     return f"(?:{beginning}).*|.*{re.escape(name)}"
-
-
-def _check_expression(path: Path, pattern: str) -> None:
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise EngineError(f"{path}: the names of modules hold an expression that cannot be read ({error}): {pattern}") from None
 
 
 def _unknown(folder: Path, how: str) -> UnknownQuantization:

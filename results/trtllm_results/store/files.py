@@ -53,6 +53,22 @@ def write_text(target: Path, text: str) -> None:
     atomically(target, lambda handle: handle.write(text.encode()))
 
 
+def check_writable(*targets: Path | None) -> None:
+    """Before long work whose result goes there: raises `WriteError` for a file that `atomically` could not write now."""
+    for target in targets:
+        if target is None or (target.exists() and not target.is_file()):
+            continue
+        with writing(target):
+            place = Path(os.path.realpath(target))
+            place.parent.mkdir(parents=True, exist_ok=True)
+            trial = place.with_name(f".{place.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
+            try:
+                with open(trial, "wb") as handle:
+                    handle.write(b" ")
+            finally:
+                trial.unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
 def writing(target: Path) -> Iterator[None]:
     """Turns the operating system's refusal to write `target` into `WriteError`."""
