@@ -17,7 +17,7 @@ from typing import Any
 from trtllm_dashboards import looks
 from trtllm_dashboards.html.runs import run_of
 from trtllm_dashboards.points import DIMENSIONS, Estimate, Point, RowSets, newest, points
-from trtllm_dashboards.precisions import PREDICTED, pairs
+from trtllm_dashboards.precisions import pairs
 from trtllm_results.compare.published import beside, load
 from trtllm_results.compare.report import beside_records
 from trtllm_results.cost import list_prices
@@ -161,7 +161,7 @@ def _published(current: Sequence[Point], cells: Sequence[Point]) -> list[dict[st
     rows = [row for p in current if (canonical(p.cell.model), p.cell.osl, p.cell.tp) in comparable for row in p.rows if row.status == "ok"]
     place = {row.row_id: index for index, p in enumerate(cells) for row in p.rows}
     try:
-        found = beside(row for row in rows if not row.arm and row.cell.target != PREDICTED)
+        found = beside(row for row in rows if not row.arm and not row.predicted)
     except ResultsError:
         return []
     records = beside_records(found)
