@@ -275,3 +275,19 @@ def test_a_prediction_is_never_told_as_a_measurement(browser: Browser, tmp_path:
         assert text(browser, "#headline").startswith(beginning)
         assert ("9,000,000,000" in text(browser, "#headline")) == (rows == made)
     assert "predicted by the step model, not measured" in text(browser, "#tiles")
+
+
+def test_the_briefs_cases_over_gpus_stand_beside_ours(browser: Browser, h100: Path) -> None:
+    browser.open(h100.as_uri())
+    titles = browser.js("[...document.querySelectorAll('#gpus h3')].map((h) => h.textContent)")
+    assert titles == ["gptj-6b, 128/128", "gptj-6b, 2048/128", "llama-2-7b, 128/128", "llama-3-8b, 128/128"]
+    last = "document.querySelector('#gpus-cases article:last-child')"
+    assert browser.js(f"[...{last}.querySelectorAll('h4')].map((h) => h.textContent)") == ["H100", "A100", "L40S"]
+    lines = browser.js(f"[...{last}.querySelector('.gpu').querySelectorAll('li')].map((l) => l.textContent)")
+    assert lines == [
+        "34,111 ± 160 tok/s, ours fp8, batch 2,048",
+        "28,837 tok/s, NVIDIA v0.17 fp8",
+        "16,708 tok/s, brief fp8",
+    ]
+    widths = browser.js(f"[...{last}.querySelectorAll('.length')].map((l) => parseFloat(l.style.width))")
+    assert widths[1] / widths[0] == pytest.approx(28837 / 34111, rel=1e-3)

@@ -64,6 +64,7 @@ function show(data) {
   keepingFocus(() => {
     redraw();
     drawGates();
+    drawGpus();
     drawPublished();
     drawProfiles();
     drawEnvironment();
