@@ -22,6 +22,7 @@ from typing import Any
 
 from trtllm_dashboards import profile_page
 from trtllm_dashboards.errors import NotWritten
+from trtllm_dashboards.html.comparison import compared
 from trtllm_dashboards.html.gates import gates
 from trtllm_dashboards.html.gpus import gpu_section
 from trtllm_dashboards.html.payload import HEADLINE, build, cells_in
@@ -35,7 +36,7 @@ from trtllm_results.store.selection import named_path
 from trtllm_results.store.table import Store
 
 SCRIPTS = (
-    *("data.js", "address.js", "filters.js", "chart.js", "summary.js", "gate.js", "limits.js", "precision.js"),
+    *("data.js", "address.js", "filters.js", "chart.js", "summary.js", "gate.js", "comparison.js", "limits.js", "precision.js"),
     *("curves.js", "gpus.js", "table.js", "detail.js", "live.js", "main.js"),
 )
 """In this order; each defines functions the later ones use."""
@@ -94,6 +95,7 @@ def contents(sources: Sources, title: str, link: Callable[[Profile, str], str]) 
         "paths": paths,
         "profiles": entries,
         "gates": gates(sources.stored, found),
+        "comparison": compared(sources.sets),
         "gpus": gpu_section([row for rows in sources.sets.values() for row in rows]),
         "notes": [*skipped, *content["notes"]],
     }

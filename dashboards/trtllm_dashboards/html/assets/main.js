@@ -64,6 +64,7 @@ function show(data) {
   keepingFocus(() => {
     redraw();
     drawGates();
+    drawComparison();
     drawGpus();
     drawPublished();
     drawProfiles();
