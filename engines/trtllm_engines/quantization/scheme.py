@@ -13,28 +13,54 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-Granularity = Literal["tensor", "row", "group"]
+from trtllm_kernels.dialect.types import TensorSpec
+
+Granularity = Literal["tensor", "row", "group", "block"]
 
 
 @dataclass(frozen=True)
 class Codes:
-    """A weight [N, K] stored as codes: it is about `scale * code`, or `scale * (code - zero)` with a `zero_point`."""
+    """A weight [N, K] stored as codes: it is about `scale * code`, or `scale * (code - zero)` with a `zero_point`.
+
+    What of it an op takes, and what it makes of that, is said by the formula in `trtllm_kernels.dialect.ops.linear`.
+    """
 
     dtype: str
     granularity: Granularity
-    """What shares a scale: the tensor, a row (an output channel), or `group_size` neighbours of a row."""
+    """What shares a scale: the tensor, a row (an output channel), `group_size` neighbours of a row, or a square of that side."""
     group_size: int = 0
     zero_point: bool = False
     scale_dtype: str = "fp32"
+    """Of the scales of groups; others are fp32. `e8m0` is a power of two."""
+    tensor_scale: bool = False
+    """Whether the scales of groups are codes too, with one scale for the tensor (NVFP4)."""
+
+    @property
+    def in_groups(self) -> bool:
+        return self.granularity in ("group", "block")
 
     def scale_shape(self, rows: int, columns: int) -> tuple[int, ...]:
-        """Shape of the scales of a weight [rows, columns]."""
+        """Shape of the scales of a weight [rows, columns] as they are made; an op takes those of groups transposed."""
         if self.granularity == "tensor":
             return (1,)
-        return (rows, 1 if self.granularity == "row" else columns // self.group_size)
+        return (rows, columns // self.group_size if self.in_groups else 1)
+
+    def parameters(self, rows: int, columns: int) -> dict[str, TensorSpec]:
+        """What an op takes beside a weight [rows, columns], by argument."""
+        groups = columns // self.group_size if self.in_groups else 1
+        scale_dtype = "uint8" if self.scale_dtype == "e8m0" else self.scale_dtype
+        given = {}
+        if self.tensor_scale or not self.in_groups:
+            given["weight_scale"] = TensorSpec((1,) if self.tensor_scale else self.scale_shape(rows, columns), "fp32")
+        if self.in_groups:
+            given["group_scale"] = TensorSpec((groups, rows), scale_dtype)
+        if self.zero_point:
+            given["weight_zero"] = TensorSpec((groups, rows), "bf16")
+        return given
 
     def __str__(self) -> str:
-        unit = f"group of {self.group_size}" if self.granularity == "group" else self.granularity
+        side = self.group_size
+        unit = {"group": f"group of {side}", "block": f"block of {side} x {side}"}.get(self.granularity, self.granularity)
         return f"{self.dtype}, one scale per {unit}{' with a zero point' if self.zero_point else ''}"
 
 
