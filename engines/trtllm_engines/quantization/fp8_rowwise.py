@@ -48,12 +48,18 @@ def _quantize_product(graph: ModelGraph, product: Node, scheme: QuantScheme, sha
     assert isinstance(weight, Node)
     assert scheme.weights is not None
     label = str(product.meta["label"])
+    codes, scales = quantized_rows(graph, x, weight, scheme, shared, label)
+    weight_scale = quantize_weight(graph, str(weight.target), scheme.weights, CODES, SCALE)
+    return call(graph.fx, "linear", codes, weight, bias, scales, weight_scale, label=label)
+
+
+def quantized_rows(graph: ModelGraph, x: Node, weight: Node, scheme: QuantScheme, shared: SharedInputs, label: str) -> tuple[Node, Node]:
+    """(codes, scales) of input `x`, quantized with one scale per token; products that read it alike share them."""
     if (x, scheme.inputs) not in shared:
         both = call(graph.fx, "quantize_rows", x, label=f"{label}.quantize")
         shared[x, scheme.inputs] = item(graph.fx, both, 0, f"{label}.quantize.codes"), item(graph.fx, both, 1, f"{label}.quantize.scales")
     codes, scales = shared[x, scheme.inputs]
-    weight_scale = quantize_weight(graph, str(weight.target), scheme.weights, CODES, SCALE)
-    return call(graph.fx, "linear", codes, weight, bias, scales, weight_scale, label=label)
+    return codes, scales
 
 
 FP8_ROWWISE = register(

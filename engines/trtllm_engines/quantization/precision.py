@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from trtllm_engines.errors import EngineError
-from trtllm_engines.quantization.registry import HEAD, definition, definitions, kv_definitions
+from trtllm_engines.quantization.registry import HEAD, MIXED, definition, definitions, kv_definitions
 from trtllm_engines.quantization.scheme import KvScheme, ModuleRule, QuantPlan
 from trtllm_kernels.lowering.call import capability
 
@@ -21,18 +21,24 @@ def precisions() -> tuple[str, ...]:
 
 def kv_dtypes() -> tuple[str, ...]:
     """Every name that `--kv-dtype` takes."""
-    return ("auto", *(name for name, one in definitions().items() if one.scheme.weights is None), *kv_definitions())
+    return ("auto", *(name for name, one in definitions().items() if name == one.wide_dtype), *kv_definitions())
 
 
 def named_plan(precision: str, kv_dtype: str = "auto") -> QuantPlan:
     """The plan called `precision`: its scheme for every product but the head. Raises `EngineError` for types that do not go together."""
     chosen = definition(precision)
     wide = definition(chosen.wide_dtype).scheme
+    if chosen.name == MIXED:
+        raise EngineError(
+            "precision mixed has a scheme for each product; say which with --precision-map FILE, or take a checkpoint that has"
+        )
     rules = () if chosen.scheme.weights is None else (ModuleRule(HEAD, wide), ModuleRule(".*", chosen.scheme))
-    return QuantPlan(precision, chosen.wide_dtype, _kv_scheme(precision, kv_dtype), rules, f"precision {precision}")
+    cache = kv_scheme(chosen.name, kv_dtype)
+    return QuantPlan(chosen.name, chosen.wide_dtype, cache, rules, f"precision {chosen.name}", smaller_groups=True)
 
 
-def _kv_scheme(precision: str, asked: str) -> KvScheme:
+def kv_scheme(precision: str, asked: str) -> KvScheme:
+    """The cache of dtype `asked` in an engine of `precision`. Raises `EngineError` for types that do not go together."""
     chosen = definition(precision)
     wide = chosen.wide_dtype
     if asked not in kv_dtypes():

@@ -52,6 +52,11 @@ def storage_shape(shape: Sequence[int], dtype: str) -> tuple[int, ...]:
     return (*shape[:-1], shape[-1] // packed)
 
 
+def as_stored(tensor: torch.Tensor, dtype: str) -> torch.Tensor:
+    """Bytes of 4-bit codes under the torch type of `dtype`; a tensor of another dtype as it is."""
+    return tensor.view(DTYPES[dtype]) if tensor.dtype == torch.uint8 and _elements_per_item(dtype) > 1 else tensor
+
+
 def bytes_of_codes(tensor: torch.Tensor) -> torch.Tensor:
     """The bytes of a tensor of 4-bit codes, uint8 [..., K / 2]; any other tensor as it is."""
     return tensor if _elements_per_item(dtype_name(tensor.dtype)) == 1 else tensor.view(torch.uint8)

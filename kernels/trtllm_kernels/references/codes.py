@@ -4,16 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from trtllm_kernels import formats
 from trtllm_kernels.dialect.specs import bytes_of_codes, dtype_name
 
-INT4_ZERO = 8
-"""Of int4 without zero points, whose codes are 0 to 15."""
 E8M0_BIAS = 127
-
-
-def is_tiled(dtype: str, input_dtype: str) -> bool:
-    """Whether a weight of `dtype` is stored in tiles (`formats`) for inputs of `input_dtype`, and not row by row."""
-    return dtype in ("int4", "fp4", "nf4") or (dtype == "int8" and input_dtype != "int8")
 
 
 def weight_values(
@@ -25,9 +19,7 @@ def weight_values(
 ) -> torch.Tensor:
     """fp32 [N, K] of a weight, wide or of codes as the engine stores them for inputs of `input_dtype`."""
     dtype = dtype_name(weight.dtype)
-    if is_tiled(dtype, input_dtype):
-        from trtllm_kernels import formats
-
+    if formats.is_packed(dtype, input_dtype):
         codes = formats.values(formats.unpack(bytes_of_codes(weight), dtype, input_dtype), dtype)
     else:
         codes = weight.float()
@@ -45,8 +37,8 @@ def code_values(
     columns = codes.shape[1]
     if weight_zero is not None:
         codes = codes - _by_column(weight_zero.float(), columns)
-    elif dtype == "int4":
-        codes = codes - INT4_ZERO
+    elif dtype in formats.ZERO:
+        codes = codes - formats.ZERO[dtype]
     if group_scale is not None:
         codes = codes * _by_column(scale_values(group_scale), columns)
     return codes if weight_scale is None else codes * weight_scale
