@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from trtllm_engines.checkpoints.formats import UnknownQuantization, format_of, stated_method, states_quantization
 from trtllm_engines.checkpoints.formats.format import Format
+from trtllm_engines.checkpoints.formats.modelopt import MODELOPT_CONFIG
 from trtllm_engines.errors import EngineError
 from trtllm_engines.quantization import named_plan
 from trtllm_engines.quantization.precision import kv_scheme
@@ -24,7 +25,7 @@ from trtllm_engines.quantization.scheme import ModuleRule, QuantPlan, QuantSchem
 if TYPE_CHECKING:
     from trtllm_engines.checkpoints.checkpoint import FolderWeights
 
-__all__ = ["UnknownQuantization", "checkpoint_plan", "checkpoint_precision", "default_precision", "plan_for", "stated_method"]
+__all__ = ["MODELOPT_CONFIG", "UnknownQuantization", "checkpoint_plan", "checkpoint_precision", "default_precision", "plan_for", "stated_method"]
 
 
 def default_precision(model: str | Path, gpu: bool) -> str:
