@@ -25,7 +25,7 @@ from trtllm_engines.quantization.scheme import ModuleRule, QuantPlan, QuantSchem
 if TYPE_CHECKING:
     from trtllm_engines.checkpoints.checkpoint import FolderWeights
 
-__all__ = ["MODELOPT_CONFIG", "UnknownQuantization", "checkpoint_plan", "checkpoint_precision", "default_precision", "plan_for", "stated_method"]
+__all__ = ["MODELOPT_CONFIG", "UnknownQuantization", "checkpoint_plan", "checkpoint_precision", "default_precision", "plan_for"]
 
 
 def default_precision(model: str | Path, gpu: bool) -> str:

@@ -1,8 +1,8 @@
 """Weights drawn as codes from a seed: what `dummy` draws for a scheme, without a wide weight in between.
 
-A code is a function of the same bell-shaped integer (`dummy.drawn_sums`) that a wide weight is made of, by a table of 1,021 entries, so that
-any device draws the same. Scales vary from group to group by a tenth, and zero points by a step, so that a kernel that reads the wrong one
-shows. Their mean is such that decoded weights have the standard deviation of wide ones, 1 / sqrt(fan in).
+A code is a function of the same bell-shaped integer (`dummy.drawn_sums`) that a wide weight is made of, by a table of 1,021 entries, so
+that any device draws the same. Scales vary from group to group by a tenth, and zero points by a step, so that a kernel that reads the wrong
+one shows. Their mean is such that decoded weights have the standard deviation of wide ones, 1 / sqrt(fan in).
 """
 
 from __future__ import annotations

@@ -8,9 +8,9 @@ from __future__ import annotations
 from torch.fx import Node
 
 from trtllm_engines.compiler.graph import ModelGraph, call
+from trtllm_engines.quantization.by_row import quantized_rows
 from trtllm_engines.quantization.codes import GROUP_SCALE, RECIPES, WEIGHT_SCALE, WEIGHT_ZERO, arranged_input, quantize_weight
 from trtllm_engines.quantization.fp8 import quantized_input
-from trtllm_engines.quantization.fp8_rowwise import quantized_rows
 from trtllm_engines.quantization.registry import FUSIONS, SchemeDefinition, SharedInputs, register
 from trtllm_engines.quantization.scheme import Codes, Inputs, QuantScheme
 
@@ -19,8 +19,10 @@ def _quantize_product(graph: ModelGraph, product: Node, scheme: QuantScheme, sha
     x, label = arranged_input(graph, product, scheme), str(product.meta["label"])
     _, weight, bias = product.args[:3]
     assert isinstance(weight, Node)
-    quantized = quantized_input if scheme.inputs.scaling == "static" else quantized_rows
-    codes, scale = quantized(graph, x, weight, scheme, shared, label)
+    if scheme.inputs.scaling == "static":
+        codes, scale = quantized_input(graph, x, weight, scheme, shared, label)
+    else:
+        codes, scale = quantized_rows(graph, x, scheme, shared, label)
     parameters = quantize_weight(graph, product, scheme)
     scales = parameters.get(WEIGHT_SCALE), None, parameters.get(GROUP_SCALE), parameters.get(WEIGHT_ZERO)
     return call(graph.fx, "linear", codes, weight, bias, scale, *scales, label=label)

@@ -12,10 +12,13 @@ from trtllm_kernels.dialect.specs import dtype_name
 from trtllm_kernels.references.codes import weight_values
 from trtllm_kernels.references.quantize import FP8, dequantized, fake_result, finish
 
+CODES = (FP8, torch.int8)
+"""What GEMMs take with scales."""
+
 
 def _wide(x: torch.Tensor) -> torch.dtype:
     """Engines that quantize inputs compute in bf16."""
-    return torch.bfloat16 if x.dtype in (FP8, torch.int8) else x.dtype
+    return torch.bfloat16 if x.dtype in CODES else x.dtype
 
 
 def _fake_linear(
@@ -44,9 +47,9 @@ def linear(
 ) -> torch.Tensor:
     """x [T, K] times weight [N, K] transposed, accumulated in fp32, plus bias [N] and residual [T, N], rounded once.
 
-    Both wide, or x wide or codes with its scale (result then bf16), and a weight of codes (`weight_values`).
+    Both wide, or x wide or codes with its scale (result then bf16), and a weight of codes (`weight_values`). Sums of int8 products are exact.
     """
-    if x.dtype == weight.dtype and x.is_floating_point() and x.dtype != FP8 and residual is None:
+    if x.dtype == weight.dtype and x.dtype not in CODES and residual is None:
         return functional.linear(x, weight, bias)
     gemm = _gemm(x, weight, bias, x_scale, weight_scale, group_scale, weight_zero)
     return (gemm if residual is None else gemm + residual.float()).to(_wide(x))
@@ -62,7 +65,11 @@ def _gemm(
     weight_zero: torch.Tensor | None,
 ) -> torch.Tensor:
     """`linear` in fp32, before rounding."""
-    gemm = dequantized(x, x_scale) @ weight_values(weight, dtype_name(x.dtype), weight_scale, group_scale, weight_zero).T
+    if x.dtype == weight.dtype == torch.int8 and x_scale is not None and weight_scale is not None:
+        sums = x.double() @ weight.double().T  # whole numbers below 2^53
+        gemm = sums.float() * (x_scale * weight_scale.T)
+    else:
+        gemm = dequantized(x, x_scale) @ weight_values(weight, dtype_name(x.dtype), weight_scale, group_scale, weight_zero).T
     return gemm if bias is None else gemm + bias.float()
 
 

@@ -1,7 +1,7 @@
 """AutoAWQ's layout, its version `gemm`, which auto-round writes too (Lin et al. 2024, arXiv 2306.00978).
 
-qweight int32 [K, N / 8], whose nibbles from the lowest are columns 0 2 4 6 1 3 5 7; qzeros [groups, N / 8] likewise; scales [groups, N]. The
-factors of activations are folded into the layers before.
+qweight int32 [K, N / 8], whose nibbles from the lowest are columns 0 2 4 6 1 3 5 7; qzeros [groups, N / 8] likewise; scales [groups, N].
+The factors of activations are folded into the layers before.
 """
 
 from __future__ import annotations

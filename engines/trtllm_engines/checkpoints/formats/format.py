@@ -1,8 +1,8 @@
 """What a reader of one tool's checkpoints answers, and what it reads from.
 
 A reader says two things of a checkpoint: which scheme the tool's configuration gives each module, and what is stored of one module, as
-codes in one form (`StoredCodes`). Where the two disagree, what is stored decides (`checkpoint_precision`). Readers look at headers when they
-are asked what is there, and read a tensor when its part is asked for.
+codes in one form (`StoredCodes`). Where the two disagree, what is stored decides (`checkpoint_precision`). Readers look at headers when
+they are asked what is there, and read a tensor when its part is asked for.
 """
 
 from __future__ import annotations

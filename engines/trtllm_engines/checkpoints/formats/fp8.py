@@ -1,5 +1,5 @@
-"""Weights in fp8 (E4M3) with their scales: what ModelOpt, compressed-tensors, transformers, FBGEMM and DeepSeek's form have in common, and the
-`fp8` and `fbgemm_fp8` methods of transformers and vLLM themselves.
+"""Weights in fp8 (E4M3) with their scales: what ModelOpt, compressed-tensors, transformers, FBGEMM and DeepSeek's form have in common, and
+the `fp8` and `fbgemm_fp8` methods of transformers and vLLM themselves.
 
 One scale for the tensor, for each row, or for each square of 128 x 128 (DeepSeek-V3, Qwen3-FP8); the values are the codes times it, under
 whichever of its names.

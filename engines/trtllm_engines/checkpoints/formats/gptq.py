@@ -1,8 +1,8 @@
 """GPTQ's layout: AutoGPTQ, GPTQModel, and auto-round where it writes that (Frantar et al. 2023, arXiv 2210.17323).
 
-qweight int32 [K * bits / 32, N] along K, lowest first (3 bits: a stream over three words); qzeros [groups, N * bits / 32], stored less one in
-the first version of the format; scales [groups, N]; g_idx [K] is the group of each column, out of order where columns were quantized by
-falling importance (act-order). Codes of 2 and 3 bits are stored as int4, in the middle of its range.
+qweight int32 [K * bits / 32, N] along K, lowest first (3 bits: a stream over three words); qzeros [groups, N * bits / 32], stored less one
+in the first version of the format; scales [groups, N]; g_idx [K] is the group of each column, out of order where columns were quantized by
+falling importance (act-order). Codes of 2 and 3 bits become int4.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ class Gptq(Format):
             self.need(g_idx, ("I32", "I64"), (columns,))
         elif config.desc_act and groups > 1:
             raise EngineError(
-                f"weight {module}.weight in {self.folder} was quantized with its columns in another order (desc_act) and {g_idx} is missing; "
-                f"download it again"
+                f"weight {module}.weight in {self.folder} was quantized with its columns in another order (desc_act), and {g_idx} is "
+                f"missing; download it again"
             )
         order = column_order(g_idx, self.tensors.tensor(g_idx), size, self.folder) if self.has(g_idx) else None
         middle = 1 << (bits - 1)
