@@ -158,7 +158,7 @@ class FolderWeights(ABC):
     def codes(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor] | None:
         self.check(name, shape)
         codes = self._codes_of(name)
-        if codes is None or codes.kind.granularity not in ("tensor", "row") or codes.kind.dtype != _CODES.get(dtype):
+        if codes is None or codes.kind not in _PLAIN.get(dtype, ()) or codes.order is not None or codes.factor is not None:
             return None
         stored = codes.codes()
         check_finite(name, stored, dtype, str(self.folder))
@@ -229,7 +229,8 @@ class FolderWeights(ABC):
         try:
             codes = None if self._format is None else self._format.stored(module)
         except UnknownQuantization:
-            raise self._refused(next(one for one in sorted(self._shard_of) if one.startswith(f"{module}.")), "are codes") from None
+            stored = [one for one in sorted(self._shard_of) if one.startswith(f"{module}.") and self._is_codes(one)]
+            raise self._refused(stored[0], "are codes") from None
         return stored_fp8(self, module) if codes is None else codes
 
     def _checked_scale(self, codes: StoredCodes, name: str) -> Tensor:
@@ -241,7 +242,8 @@ class FolderWeights(ABC):
         return scale.view(-1, 1) if scale.numel() > 1 else scale.view(())
 
 
-_CODES = {torch.float8_e4m3fn: "fp8", torch.int8: "int8"}
+_PLAIN = {dtype: (Codes(name, "tensor"), Codes(name, "row")) for dtype, name in ((torch.float8_e4m3fn, "fp8"), (torch.int8, "int8"))}
+"""Codes with scales of a row or the tensor and nothing besides."""
 
 
 class SafetensorsWeights(FolderWeights):

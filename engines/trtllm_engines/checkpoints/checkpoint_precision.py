@@ -19,7 +19,7 @@ from trtllm_engines.checkpoints.formats.modelopt import MODELOPT_CONFIG
 from trtllm_engines.errors import EngineError
 from trtllm_engines.quantization import named_plan
 from trtllm_engines.quantization.precision import kv_scheme
-from trtllm_engines.quantization.registry import EXACT_CODES, HEAD, MIXED, SchemeDefinition, definition, kv_definitions, scheme_for
+from trtllm_engines.quantization.registry import EXACT_CODES, HEAD, MIXED, SchemeDefinition, definition, kv_definitions
 from trtllm_engines.quantization.scheme import ModuleRule, QuantPlan, QuantScheme
 
 if TYPE_CHECKING:
@@ -149,10 +149,8 @@ def _stored_schemes(plan: QuantPlan, reader: Format, weights: FolderWeights) -> 
         if EXACT_CODES not in definition(stated.name).recipes:
             yield module, replace(stated, inputs=inputs)
             continue
-        chosen = scheme_for(stored.kind, inputs)
-        if chosen is None:
-            raise reader.unknown(f"{stated_method(reader.folder)}, with {stored.kind} and {inputs} inputs in {module}")
-        yield module, QuantScheme(chosen.name, stored.kind, inputs)
+        how = f"{stated_method(reader.folder)}, with {stored.kind} and {inputs} inputs in {module}"
+        yield module, reader.scheme(stored.kind, inputs, how)
 
 
 def _any_layer(module: str) -> str:

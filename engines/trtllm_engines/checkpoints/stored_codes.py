@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from trtllm_engines.errors import EngineError
-from trtllm_engines.quantization.scheme import Codes
+from trtllm_engines.quantization.scheme import Codes, Inputs
 from trtllm_kernels import formats
 from trtllm_kernels.references.codes import code_values
 
@@ -53,6 +53,10 @@ class StoredCodes:
             arranged[:, self.order().long()] = values
             values = arranged
         return values if self.factor is None else values * self.factor()
+
+    def suits(self, kind: Codes, inputs: Inputs) -> bool:
+        """Whether a product of weights of `kind` and such inputs can keep these codes."""
+        return kind.is_like(self.kind) and (self.order is not None, self.factor is not None) == (inputs.ordered, inputs.factored)
 
     def on(self, device: torch.device) -> StoredCodes:
         """The same with every part on `device`."""
@@ -100,7 +104,7 @@ class StoredCodes:
 
 def _as_scale(scale: Tensor, rows: int, repeats: int, kind: Codes) -> Tensor:
     if repeats == 0:
-        return scale.float() if kind.granularity == "tensor" else scale.float().view(-1, 1).expand(rows, 1)
+        return scale.float() if kind.granularity == "tensor" else scale.float().view(-1, 1).expand(rows, 1).contiguous()
     values = scale.view(-1, 1).expand(rows, 1) if scale.dim() < 2 else scale
     return _repeated(values if kind.scale_dtype in ("fp8", "e8m0") else values.to(SCALE_DTYPES[kind.scale_dtype]), repeats)
 

@@ -7,6 +7,7 @@ Nothing is calibrated, so any checkpoint will do. Each input is quantized by a `
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from trtllm_engines.checkpoints import WeightSource
 from trtllm_engines.checkpoints.dummy import LARGEST_INT8, DummyWeights
 from trtllm_engines.checkpoints.stack import stack, stack_codes
 from trtllm_engines.compiler.graph import ModelGraph, call, item, quantize_weight
-from trtllm_engines.quantization.codes import arranged_input
+from trtllm_engines.quantization.codes import arranged_input, stacked_codes
 from trtllm_engines.quantization.registry import RecipeKind, SharedInputs
 from trtllm_engines.quantization.scheme import QuantScheme, WeightRecipe
 from trtllm_kernels.dialect.specs import DTYPES
@@ -33,6 +34,8 @@ def recipes(dtype: str, codes_kind: str, scale_kind: str) -> Mapping[str, Recipe
     """
 
     def both(recipe: WeightRecipe, source: WeightSource, device: torch.device) -> tuple[Tensor, Tensor]:
+        if recipe.scheme is not None:  # its inputs are arranged, so that codes are the checkpoint's own
+            return stacked_codes(recipe, source, device)
         stored = stack_codes(recipe, source, DTYPES[dtype], device)
         if stored is not None:
             return stored
@@ -64,7 +67,10 @@ def quantize_product(codes_kind: str, scale_kind: str) -> Callable[[ModelGraph, 
         assert isinstance(weight, Node)
         assert scheme.weights is not None
         codes, scales = quantized_rows(graph, x, scheme, shared, label)
-        weight_scale = quantize_weight(graph, str(weight.target), scheme.weights, codes_kind, scale_kind)
+        name = str(weight.target)
+        if scheme.inputs.factored or scheme.inputs.ordered:
+            graph.recipes[name] = replace(graph.recipe(name), scheme=scheme)
+        weight_scale = quantize_weight(graph, name, scheme.weights, codes_kind, scale_kind)
         return call(graph.fx, "linear", codes, weight, bias, scales, weight_scale, label=label)
 
     return quantize

@@ -1,5 +1,5 @@
-"""What schemes whose weights are codes in groups have in common: how codes, scales, zero points and what arranges a product's inputs are made of a
-checkpoint's tensors, and how they enter the graph.
+"""What schemes whose weights are codes in groups have in common: how codes, scales, zero points and what arranges a product's inputs are
+made of a checkpoint's tensors, and how they enter the graph.
 
 A source that stores codes (or draws them) is asked for them as they are; a wide one is rounded to the nearest (`rounding`). Codes of
 merged products are stacked, or interleaved, before they are packed, and a rank takes its part of them before that, too.
@@ -8,6 +8,8 @@ merged products are stacked, or interleaved, before they are packed, and a rank 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,7 +21,7 @@ from trtllm_engines.compiler.graph import ModelGraph, call, derived_weight
 from trtllm_engines.errors import EngineError
 from trtllm_engines.quantization.registry import EXACT_CODES, RecipeKind, SharedInputs
 from trtllm_engines.quantization.rounding import rounded
-from trtllm_engines.quantization.scheme import QuantScheme, WeightRecipe
+from trtllm_engines.quantization.scheme import Codes, Inputs, QuantScheme, WeightRecipe
 from trtllm_kernels import formats
 from trtllm_kernels.dialect.specs import as_stored
 from trtllm_kernels.dialect.types import TensorSpec
@@ -29,18 +31,25 @@ CODES, WEIGHT_SCALE, GROUP_SCALE, WEIGHT_ZERO = EXACT_CODES, "weight_scale", "gr
 ORDER, FACTOR = "column_order", "column_factor"
 
 
-def _parts(recipe: WeightRecipe, source: WeightSource, device: torch.device) -> list[StoredCodes]:
-    kind = recipe.codes
-    assert kind is not None
+def _scheme_of(recipe: WeightRecipe) -> tuple[Codes, Inputs]:
+    assert recipe.scheme is not None
+    assert recipe.scheme.weights is not None
+    return recipe.scheme.weights, recipe.scheme.inputs
+
+
+def parts_of(recipe: WeightRecipe, source: WeightSource, device: torch.device) -> list[StoredCodes]:
+    """The codes of each input: those that are stored, where they are of the scheme's kind and want their inputs as it has them, else the
+    nearest to the values."""
+    kind, inputs = _scheme_of(recipe)
     parts = []
     for name, shape in recipe.inputs:
         stored = source.stored(name, shape, kind, device)
-        if stored is None:
-            rows, columns = shape
-            read = lambda name=name, shape=shape: source.read(name, shape, torch.float32, device)  # noqa: E731
-            parts.append(rounded(name, (rows, columns), kind, read))
-        else:
+        if stored is not None and stored.suits(kind, inputs):
             parts.append(stored.as_kind(kind))
+            continue
+        rows, columns = shape
+        read = partial(source.read, name, shape, torch.float32, device)
+        parts.append(rounded(name, (rows, columns), kind, read))
     return parts
 
 
@@ -52,33 +61,37 @@ def _stacked(recipe: WeightRecipe, parts: list[Tensor]) -> Tensor:
     return (torch.stack(items, 1).flatten(0, 1) if recipe.interleave else torch.cat(items)).view(dtype)
 
 
+def stacked_codes(recipe: WeightRecipe, source: WeightSource, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(codes [N, K], fp32 scales [N, 1]) of weights with one scale per row."""
+    parts = parts_of(recipe, source, device)
+    return _stacked(recipe, [part.codes() for part in parts]), _stacked(recipe, [part.scale().float() for part in parts]).contiguous()
+
+
 def _codes(recipe: WeightRecipe, source: WeightSource, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return _stacked(recipe, [part.codes() for part in _parts(recipe, source, device)])
+    return _stacked(recipe, [part.codes() for part in parts_of(recipe, source, device)])
 
 
 def _packed(recipe: WeightRecipe, codes: Tensor) -> Tensor:
-    kind = recipe.codes
-    assert kind is not None
+    kind, _ = _scheme_of(recipe)
     if not formats.is_packed(kind.dtype, recipe.input_dtype):
         return codes.contiguous()
     return as_stored(formats.pack(codes, kind.dtype, recipe.input_dtype), kind.dtype)
 
 
 def _weight_scale(recipe: WeightRecipe, source: WeightSource, dtype: torch.dtype, device: torch.device) -> Tensor:
-    kind = recipe.codes
-    assert kind is not None
-    parts = _parts(recipe, source, device)
+    kind, _ = _scheme_of(recipe)
+    parts = parts_of(recipe, source, device)
     if kind.tensor_scale:
         return _stacked(recipe, [part.tensor_scale().view(1, 1).expand(part.shape[0], 1) for part in parts if part.tensor_scale])
     return _stacked(recipe, [part.scale().float() for part in parts]).contiguous()
 
 
 def _group_scale(recipe: WeightRecipe, source: WeightSource, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return _stacked(recipe, [part.scale() for part in _parts(recipe, source, device)])
+    return _stacked(recipe, [part.scale() for part in parts_of(recipe, source, device)])
 
 
 def _weight_zero(recipe: WeightRecipe, source: WeightSource, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return _stacked(recipe, [part.zero().to(dtype) for part in _parts(recipe, source, device) if part.zero])
+    return _stacked(recipe, [part.zero().to(dtype) for part in parts_of(recipe, source, device) if part.zero])
 
 
 def _transposed(recipe: WeightRecipe, groups: Tensor) -> Tensor:
@@ -89,7 +102,7 @@ def _same_in_all(what: str, part: Callable[[StoredCodes], Tensor | None]) -> Cal
     """Makes what is one for all parts of a merged product. Raises `EngineError` where they differ."""
 
     def make(recipe: WeightRecipe, source: WeightSource, dtype: torch.dtype, device: torch.device) -> Tensor:
-        parts = _parts(recipe, source, device)
+        parts = parts_of(recipe, source, device)
         of_each = [part(one) for one in parts]
         first = of_each[0]
         for one, other in zip(parts, of_each, strict=True):
@@ -138,7 +151,7 @@ def quantize_weight(graph: ModelGraph, product: Node, scheme: QuantScheme) -> di
         except KernelError as error:
             raise EngineError(f"weight {checkpoint_name}{_of_a_rank(graph)}: {error}; choose another precision") from None
     recipe = graph.recipe(name)
-    made = WeightRecipe(CODES, recipe.inputs, recipe.interleave, recipe.shards, codes, input_dtype)
+    made = WeightRecipe(CODES, recipe.inputs, recipe.interleave, recipe.shards, scheme, input_dtype)
     graph.weights[name] = TensorSpec((rows, columns), codes.dtype)
     graph.recipes[name] = made
     prefix = name.removesuffix("weight")
@@ -166,7 +179,7 @@ def arranged_input(graph: ModelGraph, product: Node, scheme: QuantScheme) -> Nod
             f"weight {recipe.inputs[0][0]} was quantized with its columns in another order (act-order), of which --tp {graph.layout.tp} "
             f"ranks have no equal parts; use --tp 1"
         )
-    made = WeightRecipe("", recipe.inputs[:1] if split else recipe.inputs, shards=recipe.shards if split else (), codes=scheme.weights)
+    made = WeightRecipe("", recipe.inputs, shards=recipe.shards if split else (), scheme=scheme)
     index = factor = None
     if scheme.inputs.ordered:
         index = derived_weight(graph, f"{prefix}{ORDER}", (columns,), "int32", _with_kind(made, ORDER))
@@ -176,7 +189,7 @@ def arranged_input(graph: ModelGraph, product: Node, scheme: QuantScheme) -> Nod
 
 
 def _with_kind(recipe: WeightRecipe, kind: str) -> WeightRecipe:
-    return WeightRecipe(kind, recipe.inputs, recipe.interleave, recipe.shards, recipe.codes, recipe.input_dtype)
+    return replace(recipe, kind=kind)
 
 
 def _of_a_rank(graph: ModelGraph) -> str:

@@ -139,7 +139,7 @@ class QuantPlan:
     source: str = ""
     """Where it comes from, for people: `precision fp8`, or the file of the checkpoint."""
     smaller_groups: bool = False
-    """Whether a weight whose rows groups do not divide has smaller ones: where a precision's name asks for groups, and no codes are there."""
+    """Whether a weight whose rows the groups do not divide has smaller ones: where the name of a precision asks for groups, not codes."""
 
     @property
     def wide(self) -> QuantScheme:
@@ -188,8 +188,8 @@ class WeightRecipe:
     shards: tuple[Shard | None, ...] = ()
     """Which part of each input a rank has, None for all of it; empty where every rank has all of all. `kind` makes the whole weight, so
     that its codes and scales are those of one rank, and the rank takes its part (`checkpoints.shard`)."""
-    codes: Codes | None = None
-    """What the weight is made, where `kind` does not say that alone."""
+    scheme: QuantScheme | None = None
+    """That of the weight's product, where `kind` does not say alone what to make."""
     input_dtype: str = ""
     """What the weight is multiplied by, on which the order of codes in memory depends."""
 

@@ -47,7 +47,8 @@ def linear(
 ) -> torch.Tensor:
     """x [T, K] times weight [N, K] transposed, accumulated in fp32, plus bias [N] and residual [T, N], rounded once.
 
-    Both wide, or x wide or codes with its scale (result then bf16), and a weight of codes (`weight_values`). Sums of int8 products are exact.
+    Both wide, or x wide or codes with its scale (result then bf16), and a weight of codes (`weight_values`). Sums of int8 products are
+    exact.
     """
     if x.dtype == weight.dtype and x.dtype not in CODES and residual is None:
         return functional.linear(x, weight, bias)

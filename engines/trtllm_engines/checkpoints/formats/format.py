@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -100,11 +101,12 @@ class Format(ABC):
         )
 
     def scheme(self, kind: Codes, inputs: Inputs, how: str) -> QuantScheme:
-        """The scheme of such weights and inputs. Raises `UnknownQuantization` where there is none."""
+        """The scheme of such weights and inputs; one scale for the tensor is one for each row, since products are merged. Raises
+        `UnknownQuantization` where there is none."""
         chosen = scheme_for(kind, inputs)
         if chosen is None:
             raise self.unknown(how)
-        return QuantScheme(chosen.name, kind, inputs)
+        return QuantScheme(chosen.name, replace(kind, granularity="row") if kind.granularity == "tensor" else kind, inputs)
 
 
 def group_size(name: str, columns: int, groups: int, folder: Path) -> int:
@@ -114,10 +116,6 @@ def group_size(name: str, columns: int, groups: int, folder: Path) -> int:
             f"weight {name} in {folder} has {columns} columns and scales for {groups} groups, which do not divide; use another checkpoint"
         )
     return columns // groups
-
-
-def granularity(groups: int) -> tuple[str, bool]:
-    return ("row", False) if groups == 1 else ("group", True)
 
 
 def words_to_codes(words: Tensor, bits: int) -> Tensor:

@@ -1,7 +1,7 @@
 """NVIDIA's ModelOpt, as its Hugging Face export writes it (github.com/NVIDIA/Model-Optimizer), in `hf_quant_config.json` or config.json.
 
-INT4: uint8 [N / 2, K], two rows a byte, two's complement; W4A8's `weight_scale` is already that of the codes, and `weight_scale_2` says only
-how they were mapped to fp8. NVFP4: `weight_scale` E4M3 [N, K / 16] times `weight_scale_2`. MXFP4: powers of two [N, K / 32].
+INT4: uint8 [N / 2, K], two rows a byte, two's complement; W4A8's `weight_scale` is already that of the codes, and `weight_scale_2` says
+only how they were mapped to fp8. NVFP4: `weight_scale` E4M3 [N, K / 16] times `weight_scale_2`. MXFP4: powers of two [N, K / 32].
 `pre_quant_scale` [K] multiplies inputs that no norm before could take it from. A model that auto-quantize made says what each layer has
 (`quantized_layers`).
 """
