@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional
 
 import trtllm_kernels.references
-from samples import QUANTIZABLE, Alone, BatchShape, fp8_sample, sample
+from samples import QUANTIZABLE, Alone, BatchShape, fp8_sample, int8_cache_sample, sample
 from trtllm_kernels.dialect.model_shape import ModelShape
 from trtllm_kernels.launch.torch_ops import as_list
 from trtllm_kernels.references.communication import communicate
@@ -30,7 +30,7 @@ def _seed() -> None:
 
 def test_dialect_is_the_documented_table() -> None:
     assert sorted(trtllm_kernels.references.OPS) == ALL_OPS.split()
-    assert trtllm_kernels.references.OPS["rope_kv_write"].mutates == ("kv_cache",)
+    assert trtllm_kernels.references.OPS["rope_kv_write"].mutates == ("kv_cache", "kv_scales")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -302,6 +302,28 @@ def test_an_fp8_cache_holds_the_wide_ones_keys_and_values_over_their_scales() ->
     for i, scale in enumerate((k_scale, v_scale)):
         wide, codes = (cache[1, pages, i, :, offsets] for cache in (named["kv_cache"], narrow))
         assert torch.equal(codes.float(), fp8_grid(wide / scale))
+
+
+def test_an_int8_cache_holds_each_head_of_a_token_over_its_own_largest_value() -> None:
+    named = sample("rope_kv_write", ModelShape(interleaved=True, rotary_dim=8), BATCH, "fp32", poison=False)
+    write = trtllm_kernels.references.OPS["rope_kv_write"].reference
+    codes, scales = torch.zeros(named["kv_cache"].shape, dtype=torch.int8), torch.zeros(named["kv_cache"].shape[:-1])
+    rotated = write(**{**named, "kv_cache": codes, "kv_scales": scales})
+    assert torch.equal(write(**named), rotated)
+    pages, offsets = (named["kv_slots"] // 32).long(), (named["kv_slots"] % 32).long()
+    wide = named["kv_cache"][1, pages, :, :, offsets].double()
+    steps = wide.abs().amax(-1) / 127
+    torch.testing.assert_close(scales[1, pages, :, :, offsets].double(), steps)
+    assert int((codes[1, pages, :, :, offsets] - (wide / steps[..., None]).round()).abs().max()) == 0
+    assert int(scales.count_nonzero()) == steps.numel()
+
+
+def test_attention_over_an_int8_cache_is_attention_over_the_values_it_stands_for() -> None:
+    named = int8_cache_sample("paged_attention", ModelShape(), BATCH)
+    attend = trtllm_kernels.references.OPS["paged_attention"].reference
+    wide = {"kv_cache": named["kv_cache"].float() * named["kv_scales"][..., None], "qkv": named["qkv"].float()}
+    expected = attend(**{**named, **wide, "kv_scales": None})
+    torch.testing.assert_close(attend(**{**named, "qkv": wide["qkv"]}), expected)
 
 
 def test_attention_over_an_fp8_cache_is_attention_over_the_values_it_stands_for() -> None:

@@ -141,9 +141,9 @@ def _check_arguments(graph: ModelGraph, node: fx.Node, arguments: Any, stage: st
     dtypes = {spec.dtype for name, spec in present.items() if name not in own} - {"int32", "int64"}
     if len(dtypes) > 1:
         raise VerifyError(f"after {stage}: {_describe(node)} mixes {', '.join(sorted(dtypes))}")
-    scaled = graph.kv is not None and graph.kv.granularity == "tensor"
-    if scaled and "kv_cache" in present and present["kv_cache"].dtype != graph.dtype and not {"k_scale", "v_scale"} <= present.keys():
-        raise VerifyError(f"after {stage}: {_describe(node)} uses an {present['kv_cache'].dtype} cache without both its scales")
+    needed = {"tensor": ("k_scale", "v_scale"), "row": ("kv_scales",)}.get("" if graph.kv is None else graph.kv.granularity, ())
+    if "kv_cache" in present and present["kv_cache"].dtype != graph.dtype and not present.keys() >= set(needed):
+        raise VerifyError(f"after {stage}: {_describe(node)} uses an {present['kv_cache'].dtype} cache without {' and '.join(needed)}")
     combined = [present[name] for name in op.same_shape if name in present]
     for spec in combined[1:]:
         if spec.shape != combined[0].shape:

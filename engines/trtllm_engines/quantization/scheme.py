@@ -13,6 +13,7 @@ import re
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from trtllm_kernels.dialect.dtypes import bytes_of
 from trtllm_kernels.dialect.types import TensorSpec
 
 Granularity = Literal["tensor", "row", "group", "block"]
@@ -112,10 +113,15 @@ class QuantScheme:
 
 @dataclass(frozen=True)
 class KvScheme:
-    """What keys and values are cached in. `granularity`: `none` for a wide cache, `tensor` for one scale per layer for each of the two."""
+    """What keys and values are cached in. `granularity`: `none` for a wide cache, `tensor` for one scale per layer for each of the two,
+    `row` for one fp32 scale per token and head, kept beside the page."""
 
     dtype: str
-    granularity: Literal["none", "tensor"] = "none"
+    granularity: Literal["none", "tensor", "row"] = "none"
+
+    def nbytes(self, rows: int, head_dim: int) -> int:
+        """Memory of `rows` keys or values of one head each, with their scales."""
+        return bytes_of(rows * head_dim, self.dtype) + (bytes_of(rows, "fp32") if self.granularity == "row" else 0)
 
 
 @dataclass(frozen=True)

@@ -124,6 +124,12 @@ class ModelTensors:
         return TensorSpec(shape, self.precision if self.scale else self.dtype)
 
     @property
+    def int8_cache(self) -> tuple[TensorSpec, TensorSpec]:
+        """A cache in int8, and its scales."""
+        shape = self.kv_cache.shape
+        return TensorSpec(shape, "int8"), TensorSpec(shape[:-1], "fp32")
+
+    @property
     def block_table(self) -> TensorSpec:
         return self.ints(self.max_batch_size + 1, -(-self.max_seq_len // self.model.page_size))
 

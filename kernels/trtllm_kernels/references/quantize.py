@@ -47,22 +47,25 @@ SMALLEST_SCALE = 1e-12
 """The scale of a row of zeros."""
 
 
-def row_scales(x: torch.Tensor, largest: float = FP8_MAX) -> torch.Tensor:
-    """fp32 [rows, 1]: the scale that maps each row's largest magnitude to `largest`, the largest value of the codes."""
-    return (x.float().abs().amax(dim=1, keepdim=True) / largest).clamp_min(SMALLEST_SCALE)
+def row_scales(x: torch.Tensor) -> torch.Tensor:
+    """fp32 [rows, 1]: the scale that maps each row's largest magnitude to E4M3's largest value."""
+    return (x.float().abs().amax(dim=1, keepdim=True) / FP8_MAX).clamp_min(SMALLEST_SCALE)
+
+
+def int8_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(int8 codes, fp32 scales without the last dimension) of fp32 `x` [..., n]: each row by its own largest magnitude, halves to even."""
+    scales = (x.abs().amax(dim=-1) / INT8_MAX).clamp_min(SMALLEST_SCALE)
+    return (x / scales[..., None]).round().to(torch.int8), scales
 
 
 def codes_by_row(x: torch.Tensor, dtype: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """(codes, fp32 scales [rows, 1]) of fp32 x in `fp8` or `int8`. int8 codes are multiples of the scale's inverse, rounded half to even.
-
-    Raises `KernelError` for another dtype.
-    """
+    """(codes, fp32 scales [rows, 1]) of fp32 x in `fp8` or `int8`. Raises `KernelError` for another dtype."""
     if dtype == "fp8":
         scales = row_scales(x)
         return finish(x, x.dtype, scales), scales
     if dtype == "int8":
-        scales = row_scales(x, INT8_MAX)
-        return (x * scales.reciprocal()).round().clamp(-INT8_MAX, INT8_MAX).to(torch.int8), scales
+        codes, scales = int8_rows(x)
+        return codes, scales[:, None]
     raise KernelError(f"rows are quantized to fp8 or int8, not to {dtype}")
 
 
