@@ -52,7 +52,7 @@ def plan_for(weights: str | Path | None, precision: str, kv_dtype: str = "auto")
     """
     chosen = definition(precision)
     try:
-        stated = None if weights is None else checkpoint_plan(weights)
+        stated = None if weights is None else _codes_plan(Path(weights), chosen)
     except UnknownQuantization:
         stated = None
     if stated is not None and stated.name == chosen.name:
@@ -62,6 +62,18 @@ def plan_for(weights: str | Path | None, precision: str, kv_dtype: str = "auto")
         return named
     rules = tuple(replace(rule, scheme=_translated(rule.scheme, chosen)) for rule in stated.rules)
     return replace(named, rules=rules, source=f"{named.source}, of what {stated.source} quantizes")
+
+
+def _codes_plan(weights: Path, chosen: SchemeDefinition) -> QuantPlan | None:
+    """The plan of a checkpoint's codes; that of a GGUF file only where it goes by the name of the precision that is asked for."""
+    if weights.suffix != ".gguf":
+        return checkpoint_plan(weights)
+    if chosen.scheme.weights is None or not weights.is_file():
+        return None
+    from trtllm_engines.checkpoints.gguf_file import gguf_plan
+
+    plan = gguf_plan(weights)
+    return plan if plan is not None and plan.name == chosen.name else None
 
 
 def _translated(scheme: QuantScheme, chosen: SchemeDefinition) -> QuantScheme:

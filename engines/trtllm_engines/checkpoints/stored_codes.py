@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from trtllm_engines.errors import EngineError
 from trtllm_engines.quantization.scheme import Codes, Inputs
 from trtllm_kernels import formats
 from trtllm_kernels.references.codes import code_values
@@ -56,7 +55,15 @@ class StoredCodes:
 
     def suits(self, kind: Codes, inputs: Inputs) -> bool:
         """Whether a product of weights of `kind` and such inputs can keep these codes."""
-        return kind.is_like(self.kind) and (self.order is not None, self.factor is not None) == (inputs.ordered, inputs.factored)
+        arranged = (self.order is not None, self.factor is not None)
+        return kind.is_like(self.kind) and self.gives(kind) and arranged == (inputs.ordered, inputs.factored)
+
+    def gives(self, kind: Codes) -> bool:
+        """Whether codes of `kind` have the same values: their groups divide these, and they have zero points where these have."""
+        mine = self.kind
+        sizes = mine.group_size if mine.in_groups else self.shape[1], kind.group_size if kind.in_groups else self.shape[1]
+        coarser = sizes[0] % sizes[1] or (mine.granularity == "row" and kind.granularity == "tensor")
+        return not coarser and (kind.zero_point or not mine.zero_point)
 
     def on(self, device: torch.device) -> StoredCodes:
         """The same with every part on `device`."""
@@ -68,7 +75,7 @@ class StoredCodes:
         return self if device.type == "cpu" else replace(self, **parts)  # type: ignore[arg-type]
 
     def as_kind(self, kind: Codes) -> StoredCodes:
-        """The same values in codes of `kind`, which may have more scales, wider ones, or wider codes. Raises `EngineError` for another."""
+        """The same values in codes of `kind`, which `gives` allows: they may have more scales, wider ones, or be wider."""
         mine = self.kind
         if kind == mine:
             return self
@@ -76,30 +83,15 @@ class StoredCodes:
         if (mine.dtype, kind.dtype) == ("int4", "int8"):
             offset = 0 if mine.zero_point else 8
             result = replace(result, codes=lambda: self.codes().to(torch.int16).sub(offset).to(torch.int8))
-        elif mine.dtype != kind.dtype:
-            raise self._not(kind)
-        if mine.tensor_scale != kind.tensor_scale or (mine.granularity == "group" and kind.granularity != "group"):
-            raise self._not(kind)
-        repeats = self._repeats(kind)
+        size = mine.group_size if mine.in_groups else self.shape[1]
+        repeats = size // kind.group_size if kind.in_groups else 0
         result = replace(result, scale=lambda: _as_scale(self.scale(), self.shape[0], repeats, kind))
         if kind.zero_point:
-            zero = self.zero or (lambda: torch.full((self.shape[0], 1), float(formats.ZERO.get(kind.dtype, 0))))
-            result = replace(result, zero=lambda: _repeated(zero(), repeats))
-        elif mine.zero_point:
-            raise self._not(kind)
+            middle = float(formats.ZERO.get(kind.dtype, 0))
+            zero = self.zero or (lambda: torch.full((self.shape[0], 1), middle, device=self.codes().device))
+            groups = self.shape[1] // kind.group_size if kind.in_groups else 1
+            result = replace(result, zero=lambda: _repeated(zero(), groups // zero().shape[1]))
         return replace(result, kind=kind)
-
-    def _repeats(self, kind: Codes) -> int:
-        """How many groups of `kind` one of these scales is for; 0 for a scale of a row or tensor that stays one."""
-        if not kind.in_groups:
-            return 0
-        size = self.kind.group_size if self.kind.in_groups else self.shape[1]
-        if size % kind.group_size:
-            raise self._not(kind)
-        return size // kind.group_size
-
-    def _not(self, kind: Codes) -> EngineError:
-        return EngineError(f"weight {self.name} is stored as {self.kind}, which does not give {kind}")
 
 
 def _as_scale(scale: Tensor, rows: int, repeats: int, kind: Codes) -> Tensor:

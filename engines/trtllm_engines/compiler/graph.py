@@ -204,8 +204,8 @@ def assign_schemes(graph: ModelGraph, plan: QuantPlan) -> None:
     for product in graph.nodes("linear"):
         weight = str(product.args[1].target)  # type: ignore[union-attr]
         scheme = plan.scheme_of(weight.removesuffix(".weight")) if readers[weight] == 1 else plan.wide
-        columns = int(graph.weights[weight].shape[1])
-        graph.schemes[weight] = scheme.with_groups_for(columns // graph.layout.tp) if plan.smaller_groups else scheme
+        columns = int(graph.weights[weight].shape[1]) // (graph.layout.tp if product.meta.get("split") == "inputs" else 1)
+        graph.schemes[weight] = scheme.with_groups_for(columns) if plan.smaller_groups else scheme
     graph.kv = plan.kv
 
 

@@ -110,7 +110,7 @@ def _table(dtype: str) -> tuple[Tensor, Tensor]:
 def _of_blocks(largest: Tensor, side: int) -> Tensor:
     """The largest of each `side` rows, for each of them."""
     rows = largest.shape[0]
-    blocks = torch.stack([block.amax(0) for block in largest.split(side)])
+    blocks = torch.stack([largest[first : first + side].amax(0) for first in range(0, largest.shape[0], side)])
     return blocks.repeat_interleave(side, dim=0)[:rows]
 
 
