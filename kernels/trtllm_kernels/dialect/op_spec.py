@@ -53,7 +53,7 @@ class Trait(StrEnum):
 ExampleCall = tuple[Sequence[TensorSpec | None], Sequence[TensorSpec], Mapping[str, Attr]]
 """(inputs, outputs, attributes)"""
 
-_ARGUMENT = re.compile(r"(?P<type>\w+(?:\[\])?(?:\(\w!\))?\??) (?P<name>\w+)(?:=[\w.+-]+)?")
+_ARGUMENT = re.compile(r'(?P<type>\w+(?:\[\])?(?:\(\w!\))?\??) (?P<name>\w+)(?:=["\w.+-]+)?')
 _SCHEMA = re.compile(r"(?P<name>\w+)\((?P<arguments>.*)\) -> (?P<results>.+)")
 
 
@@ -88,6 +88,8 @@ class OpSpec:
     in_place: str = ""
     """The argument whose memory the first result may take: most of it stays as it is, or each element of the result needs that element of
     the argument alone. The op itself is functional; whether the argument may be given up is for the memory planner to know."""
+    by_row: str = ""
+    """The op that is this one with `quantize_rows` of its first result in place of that."""
     state: tuple[str, ...] = ()
     """Tensors that outlive a step and of which a call touches a part; `work` counts that part."""
     same_shape: tuple[str, ...] = ()

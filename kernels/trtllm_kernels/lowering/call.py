@@ -97,6 +97,16 @@ class OpCall:
         return self.inputs.get(name)
 
     @property
+    def quantized(self) -> bool:
+        """Whether a GEMM multiplies codes, both operands of which have scales."""
+        return self["x"].dtype in ("fp8", "int8")
+
+    @property
+    def by_row(self) -> bool:
+        """Whether each row of a GEMM's operands has a scale of its own."""
+        return self.quantized and len(self["weight_scale"].shape) == 2
+
+    @property
     def sm_count(self) -> int:
         """Number of SMs of the architecture's data-centre GPU (A100, L40S, H100): how many programs fill it."""
         return {80: 108, 89: 142, 90: 132}.get(self.capability, 128)

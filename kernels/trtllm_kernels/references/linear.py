@@ -10,10 +10,13 @@ from torch.nn import functional
 from trtllm_kernels.dialect.registry import dialect_op
 from trtllm_kernels.references.quantize import FP8, dequantized, fake_result, finish
 
+CODES = (FP8, torch.int8)
+"""What GEMMs take with scales."""
+
 
 def _wide(x: torch.Tensor) -> torch.dtype:
     """Quantized engines compute in bf16."""
-    return torch.bfloat16 if x.dtype == FP8 else x.dtype
+    return torch.bfloat16 if x.dtype in CODES else x.dtype
 
 
 def _fake_linear(
@@ -38,9 +41,9 @@ def linear(
 ) -> torch.Tensor:
     """x [T, K] times weight [N, K] transposed, accumulated in fp32, plus bias [N] and residual [T, N], rounded once.
 
-    Both fp8 with their scales (result bf16), or neither.
+    Both fp8 or both int8 with their scales (result bf16), or neither. Sums of int8 products are exact.
     """
-    if x.dtype != FP8 and residual is None:
+    if x.dtype not in CODES and residual is None:
         return functional.linear(x, weight, bias)
     gemm = _gemm(x, weight, bias, x_scale, weight_scale)
     return (gemm if residual is None else gemm + residual.float()).to(_wide(x))
@@ -50,7 +53,11 @@ def _gemm(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, x_scale: torch.Tensor | None, weight_scale: torch.Tensor | None
 ) -> torch.Tensor:
     """`linear` in fp32, before rounding."""
-    gemm = dequantized(x, x_scale) @ dequantized(weight, weight_scale).T
+    if x.dtype == torch.int8 and x_scale is not None and weight_scale is not None:
+        sums = x.double() @ weight.double().T  # whole numbers below 2^53
+        gemm = sums.float() * (x_scale * weight_scale.T)
+    else:
+        gemm = dequantized(x, x_scale) @ dequantized(weight, weight_scale).T
     return gemm if bias is None else gemm + bias.float()
 
 

@@ -14,11 +14,12 @@ def _linear_examples(t: ModelTensors) -> Iterator[ExampleCall]:
     """QKV with a bias; the down projection without, with a residual, with both; and with row-wise scales."""
     h, i = t.model.hidden, t.model.intermediate
     down = t.codes(h, i)
-    yield (t.hidden_codes, t.codes(t.qkv_width, h), t.vector(t.qkv_width), t.scale, t.scale), (t.rows(t.qkv_width),), {}
-    yield (t.inner_codes, down, None, t.scale, t.scale), (t.hidden,), {}
-    yield (t.inner_codes, down, None, t.scale, t.scale, t.hidden), (t.hidden,), {}
-    yield (t.inner_codes, down, t.vector(h), t.scale, t.scale, t.hidden), (t.hidden,), {}
-    if t.quantized:
+    qkv, scales = t.codes(t.qkv_width, h), (t.x_scale, t.weight_scale(h))
+    yield (t.hidden_codes, qkv, t.vector(t.qkv_width), t.x_scale, t.weight_scale(t.qkv_width)), (t.rows(t.qkv_width),), {}
+    yield (t.inner_codes, down, None, *scales), (t.hidden,), {}
+    yield (t.inner_codes, down, None, *scales, t.hidden), (t.hidden,), {}
+    yield (t.inner_codes, down, t.vector(h), *scales, t.hidden), (t.hidden,), {}
+    if t.scale:
         yield (t.inner_codes, down, None, t.row_scales, TensorSpec((h, 1), "fp32")), (t.hidden,), {}
 
 
@@ -40,7 +41,15 @@ register(
         "silu(x @ gate.T) * (x @ up.T), rows of gate and up interleaved in one weight",
         work=gemm,
         examples=lambda t: [
-            ((t.hidden_codes, t.codes(2 * t.model.intermediate, t.model.hidden), t.scale, t.scale, t.scale), (t.inner_codes,), {})
+            (
+                (
+                    t.hidden_codes,
+                    t.codes(2 * t.model.intermediate, t.model.hidden),
+                    *(t.x_scale, t.weight_scale(2 * t.model.intermediate), t.scale),
+                ),
+                (t.inner_result,),
+                {},
+            )
         ],
         kind="gemm",
         traits=frozenset({Trait.ACTIVATION}),
@@ -58,9 +67,9 @@ register(
                     t.hidden_codes,
                     t.codes(t.model.intermediate, t.model.hidden),
                     t.vector(t.model.intermediate),
-                    *(t.scale, t.scale, t.scale),
+                    *(t.x_scale, t.weight_scale(t.model.intermediate), t.scale),
                 ),
-                (t.inner_codes,),
+                (t.inner_result,),
                 {},
             )
         ],
