@@ -74,7 +74,7 @@ def test_norms_and_activations_quantize_their_rows_themselves(kind: str, precisi
 @pytest.mark.parametrize("kind", ["llama", "gptj"])
 @pytest.mark.parametrize("precision", ["fp8_rowwise", "int8_sq"])
 def test_quantizing_rows_where_they_are_made_changes_a_rounding_only(kind: str, precision: str) -> None:
-    """The fp32 result becomes codes without being rounded to bf16 before, so a few codes are other ones."""
+    """The fp32 result becomes codes without being rounded to bf16 before, so some codes are other ones, and steps of fp8 are large."""
     plan, source = compiled(kind, precision), DummyWeights(0)
     weights = {name: assemble(plan, name, source, CPU) for name in plan.weights}
     graph = trace(MODELS[kind], "bf16", PROFILE)
@@ -86,7 +86,7 @@ def test_quantizing_rows_where_they_are_made_changes_a_rounding_only(kind: str, 
     verify(graph, "fuse_quantize_rows")
     after = evaluate(graph, weights, paged_inputs(graph))[0].float()
     assert len(graph.nodes("quantize_rows")) < apart
-    assert 0 < (after - before).norm() / before.norm() < 0.05
+    assert 0 < (after - before).norm() / before.norm() < (0.03 if precision == "int8_sq" else 0.12)
 
 
 def test_an_engine_is_built_from_wide_weights_and_is_nearer_to_them_than_one_scale_a_tensor(tmp_path: Path) -> None:
@@ -146,7 +146,8 @@ def test_int8_weights_are_drawn_as_codes_of_the_models_spread() -> None:
     plan, source = compiled("llama", "int8_sq"), DummyWeights(0)
     for name in ("model.layers.0.self_attn.qkv_proj.weight", "model.layers.0.mlp.down_proj.weight"):
         codes, scale = assemble(plan, name, source, CPU), assemble(plan, f"{name}_scale", source, CPU)
-        assert (codes.dtype, scale.shape, int(codes.abs().max())) == (torch.int8, (plan.weights[name].shape[0], 1), 127)
+        assert (codes.dtype, scale.shape) == (torch.int8, (plan.weights[name].shape[0], 1))
+        assert 100 < int(codes.abs().max()) <= 127
         parts = torch.cat([source.read(part, shape, torch.float32, CPU) for part, shape in plan.weight_recipes[name].inputs])
         assert float((codes * scale).std()) == pytest.approx(parts.shape[1] ** -0.5, rel=0.02)
         assert ((codes * scale - parts).abs() <= 0.51 * scale).all()
