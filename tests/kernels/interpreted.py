@@ -35,6 +35,7 @@ from trtllm_kernels.lowering.call import OpCall
 from trtllm_kernels.lowering.skinny_gemm import IN_TRITON
 from trtllm_kernels.references import OPS
 from trtllm_kernels.references.quantize import FP8, dequantized
+from trtllm_kernels.triton_kernels import gemv
 
 BY_TRITON = {
     "paged_attention": {"uncached_prefill_cuda": 0, "context_cuda": 0},
@@ -78,9 +79,16 @@ def make_interpreter_exact() -> None:
         return original_cast(self, source, target)
 
     def dot(self, a, b, *rest):
-        a, b = (interpreter.TensorHandle(_values(x.data, x.dtype.scalar).numpy(), tl.float32) for x in (a, b))
+        if a.dtype.scalar in _FLOATS:
+            a, b = (interpreter.TensorHandle(_values(x.data, x.dtype.scalar).numpy(), tl.float32) for x in (a, b))
         return original_dot(self, a, b, *rest)
 
+    def dot4(w, x):
+        """`sums.dot4`: of the four int8 in each word."""
+        each = [np.ascontiguousarray(one.handle.data).view(np.int8).reshape(*one.shape, 4).astype(np.int32) for one in (w, x)]
+        return tl.core.tensor(interpreter.TensorHandle((each[0] * each[1]).sum(-1, dtype=np.int32), tl.int32), w.type)
+
+    gemv.dot4 = dot4
     interpreter._convert_float = convert
     builder.cast_impl = builder.create_fp_trunc = builder.create_fp_ext = cast
     builder.create_dot = dot
@@ -134,7 +142,7 @@ def run(op_name: str, named: dict, arch: str, in_place: bool = False) -> list[to
     op = OPS[op_name]
     outputs = as_list(op.fake(*(named[a.name] for a in op.overload._schema.arguments)))
     for y in outputs:
-        y.fill_(torch.nan if y.is_floating_point() else -(1 << 30))
+        y.fill_(torch.nan if y.is_floating_point() else torch.iinfo(y.dtype).min)
     if in_place:
         outputs[0].copy_(named[op.spec.in_place])
         named = {**named, op.spec.in_place: outputs[0]}

@@ -16,7 +16,7 @@ from trtllm_kernels.dialect.model_shape import ModelShape
 from trtllm_kernels.dialect.specs import DTYPES
 from trtllm_kernels.references import OPS
 from trtllm_kernels.references.communication import communicate
-from trtllm_kernels.references.quantize import FP8, FP8_MAX, INT8_MAX, finish, row_scales
+from trtllm_kernels.references.quantize import FP8, FP8_MAX, INT8_MAX, codes_by_row, finish, row_scales
 from trtllm_kernels.references.sampling import EMPTY
 
 
@@ -77,6 +77,14 @@ QUANTIZABLE = tuple(name for name, op in OPS.items() if "out_scale" in op.tensor
 
 OUT_SCALE = 0.02
 """Of samples: results of a few units fill E4M3's range without leaving it."""
+
+
+def int8_sample(op: str, model: ModelShape, batch: BatchShape, dtype: str = "bf16", seed: int = 0) -> dict[str, Any]:
+    """As `sample`, with a product's operands in int8 with a scale per row, or rows quantized to int8."""
+    named = sample(op, model, batch, dtype, seed)
+    for name in ("x", "weight") if "x_scale" in OPS[op].tensors else ():
+        named[name], named[f"{name}_scale"] = codes_by_row(named[name].float(), "int8")
+    return named | ({"dtype": "int8"} if "dtype" in OPS[op].attrs else {})
 
 
 def fp8_sample(
@@ -212,7 +220,9 @@ def _draw(op: str, model: ModelShape, batch: BatchShape, dtype: str, poison: boo
         case "gate_up_silu":
             return {"x": randn(t, h), "weight": randn(2 * model.intermediate, h) / h**0.5}
         case "quantize_rows":
-            return {"x": randn(t, h) * torch.logspace(-2, 2, t)[:, None].to(kind)}
+            return {"x": randn(t, h) * torch.logspace(-2, 2, t)[:, None].to(kind), "dtype": "fp8"}
+        case _ if op.endswith("_quantize_rows"):
+            return {**_draw(op.removesuffix("_quantize_rows"), model, batch, dtype, poison), "dtype": "fp8"}
         case "quantize":
             return {"x": randn(t, h), "scale": torch.tensor([0.01])}
         case "split":

@@ -98,6 +98,10 @@ class ModelTensors:
         return self.inner_codes if self.scale else self.inner
 
     @property
+    def heads_result(self) -> TensorSpec:
+        return self.codes("T", self.q_width) if self.scale else self.rows(self.q_width)
+
+    @property
     def norm_weight(self) -> TensorSpec:
         return self.vector(self.model.hidden)
 

@@ -43,12 +43,13 @@ def norm(call: OpCall) -> Lowered:
     return builder.finish()
 
 
-def _whole_row(call: OpCall, n: int) -> tuple[int, int]:
-    """(block, warps) of a kernel whose programs hold a row of n. Raises `KernelError` where it is too long."""
+def _whole_row(call: OpCall, n: int, per_thread: int = 16) -> tuple[int, int]:
+    """(block, warps) of a kernel whose programs hold a row of n, `per_thread` elements in a thread where it is not long. Raises
+    `KernelError` where it is too long."""
     if n > _LONGEST_ROW:
         raise KernelError(f"op {call.op}: a row of {n} elements is longer than the {_LONGEST_ROW} that one program can hold")
     block = next_power_of_2(n)
-    return block, call.tuned(warps=max(1, min(16, block // 512)))["warps"]
+    return block, call.tuned(warps=max(1, min(16, block // (32 * per_thread))))["warps"]
 
 
 _BY_ROW_OF = {"silu_mul_packed_quantize_rows": "elementwise", "gelu_quantize_rows": "elementwise", "quantize_rows": "quantize"}
@@ -85,7 +86,7 @@ def norm_quantize_rows(call: OpCall) -> Lowered:
     x, weight, n = call["x"], call["weight"], call["weight"].size(0)
     if n != x.size(1):
         raise KernelError(f"op {call.op} normalizes whole rows, and its weight of {n} elements is for groups of a row of {x.size(1)}")
-    block, warps = _whole_row(call, n)
+    block, warps = _whole_row(call, n, per_thread=8)
     adds = call.op.startswith("add_")
     parameters: dict[str, Operand | F32 | I32] = {"X": x}
     if adds:
