@@ -48,6 +48,7 @@ def command(
     from trtllm_engines.engine.folder import load_engine
     from trtllm_engines.engine.recipes import load_recipe
     from trtllm_engines.models.presets import resolve_model
+    from trtllm_engines.quantization.precision import canonical
 
     chosen: dict[str, Any] = {} if recipe is None else load_recipe(recipe).build_arguments()
     chosen |= {
@@ -58,7 +59,8 @@ def command(
     if arch is not None or recipe is None:
         chosen["arches"] = _arches(arch)
     if precision is not None or recipe is None:
-        chosen["precision"] = precision or default_precision(chosen["model"], tuple(chosen["arches"]) != ("cpu",))
+        default = default_precision(chosen["model"], tuple(chosen["arches"]) != ("cpu",)) if precision is None else canonical(precision)
+        chosen["precision"] = default
     if tp is not None or pp is not None:
         chosen["layout"] = ParallelLayout(tp or 1, pp or 1)
     sizes = {"max_batch_size": max_batch_size, "max_num_tokens": max_num_tokens, "max_seq_len": max_seq_len, "page_size": page_size}
