@@ -34,7 +34,7 @@ _FORMATS: Mapping[str, tuple[str, ...]] = {
     "int8": ("int8", "bf16"),
     "w4a8": ("fp8", "bf16"),
     "mixed": ("fp8", "bf16"),
-    **dict.fromkeys(("int4", "int8_wo", "nf4", "nvfp4_wo", "mxfp4_wo", "fp8_wo", "fp8_block"), ("bf16",)),
+    **dict.fromkeys(("int8_wo", "nf4", "nvfp4_wo", "mxfp4_wo", "fp8_wo"), ("bf16",)),
     "bf16": ("bf16",),
     "fp16": ("fp16",),
 }
