@@ -14,7 +14,7 @@ from trtllm_kernels.dialect.types import Lowered, TensorSpec
 from trtllm_kernels.lowering import lower
 from trtllm_kernels.references import OPS
 
-CODES_STD = {"int4": 4.6, "int8": 74.0, "fp4": 2.9, "nf4": 0.5}
+CODES_STD = {"int4": 4.6, "int8": 74.0, "fp4": 2.9, "nf4": 0.5, "fp8": 100.0}
 """Standard deviation of what uniformly drawn codes mean."""
 
 
@@ -53,10 +53,14 @@ SCHEMES = (
     Packed("int4", "fp8", 64, "fp16", zero=True, x_by_row=True),
     Packed("int4", "fp8", 0, weight_scale=2),
 )
+FP8_BLOCKS = Packed("fp8", "bf16", 64, "fp32")
+"""Stored in rows, and made wide for any number of tokens."""
 
 
 def storage_of(scheme: Packed, rows: int, columns: int, generator: torch.Generator) -> torch.Tensor:
     """A weight of random codes as an engine holds it."""
+    if scheme.dtype == "fp8":
+        return (torch.randn(rows, columns, generator=generator) * CODES_STD["fp8"]).clamp(-448, 448).to(torch.float8_e4m3fn)
     low, high = (-128, 128) if scheme.dtype == "int8" else (0, 16)
     codes = torch.randint(low, high, (rows, columns), generator=generator).to(torch.int8 if scheme.dtype == "int8" else torch.uint8)
     return as_stored(formats.pack(codes, scheme.dtype, scheme.inputs), scheme.dtype)

@@ -2,7 +2,8 @@
 
 Few tokens: `cuda_kernels/packed_gemm.cu` on Hopper, one specialisation a padded size, of which a step launches one or none. More: the
 weight is decoded into a workspace, in the inputs' format, and the op runs as it does with a wide weight. All products of a step share that
-memory, so an engine holds one wide weight at most, the widest, and only while it multiplies.
+memory, so an engine holds one wide weight at most, the widest, and only while it multiplies. fp8 weights with wide inputs, which are rows
+and not tiles, are made wide for any number of tokens.
 
 What counts in a tile: memory is waited for by whole warps, so each SM should have eight of them that decode, by more rows of the weight, by
 K in turns, or by two blocks; and x is read from L2 once by each block, so with many tokens blocks need many rows.
@@ -36,8 +37,8 @@ _TABLE_BYTES = 32 * 1024
 
 
 def has_packed_weight(call: OpCall) -> bool:
-    """Whether an op's weight is stored in tiles."""
-    return is_packed(call["weight"].dtype, call["x"].dtype)
+    """Whether an op's weight is codes that are not multiplied as they are: in tiles, or fp8 in rows under wide inputs."""
+    return is_packed(call["weight"].dtype, call["x"].dtype) or (call["weight"].dtype == "fp8" and call["x"].dtype != "fp8")
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ def few_fit(call: OpCall) -> bool:
     wide |= set() if call.get("out_scale") else {y.dtype}
     return (
         call.capability == 90
+        and call["weight"].dtype in _CODES
         and x.dtype in (*_WIDE, "fp8")
         and len(wide) <= 1
         and wide <= {*_WIDE}

@@ -1,4 +1,4 @@
-"""Packed weights (`formats/`) made wide: what runs where the number of tokens leaves the time to arithmetic."""
+"""Packed weights (`formats/`), and fp8 ones in rows, made wide: what runs where the number of tokens leaves the time to arithmetic."""
 
 import triton
 import triton.language as tl
@@ -102,7 +102,10 @@ def _scaled_values(
     N: tl.constexpr, K: tl.constexpr, GROUP: tl.constexpr, FORMAT: tl.constexpr, E8M0: tl.constexpr, ZERO: tl.constexpr,
 ):  # fmt: skip
     """fp32 values of a tile's codes [row, column] but for the weight's own scale."""
-    values = _decoded(W, tile_row.to(tl.int64) * (K // 64) + tile_column, row, column, FORMAT)
+    if FORMAT == "fp8":
+        values = tl.load(W + (tile_row.to(tl.int64) * 64 + row) * K + tile_column * 64 + column).to(tl.float32)
+    else:
+        values = _decoded(W, tile_row.to(tl.int64) * (K // 64) + tile_column, row, column, FORMAT)
     if GROUP:
         at = ((tile_column * 64 + column) // GROUP).to(tl.int64) * N + tile_row * 64 + row
     if ZERO:
