@@ -25,6 +25,12 @@ def canonical(precision: str) -> str:
     return precision if known is None else known.name
 
 
+def is_weight_only(precision: str) -> bool:
+    """Whether products of an engine of `precision` have codes for weights and wide inputs."""
+    scheme = definition(precision).scheme
+    return scheme.weights is not None and not scheme.inputs.dtype
+
+
 def kv_dtypes() -> tuple[str, ...]:
     """Every name that `--kv-dtype` takes."""
     return ("auto", *(name for name, one in definitions().items() if name == one.wide_dtype), *kv_definitions())
