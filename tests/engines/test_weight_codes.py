@@ -208,6 +208,16 @@ def test_groups_and_orders_that_do_not_fit_are_named(tmp_path: Path) -> None:
         checkpoint_plan(folder)
 
 
+def test_scales_that_are_no_numbers_are_named(tmp_path: Path) -> None:
+    folder, tensors = copied(tmp_path, "llmcompressor-w4a16")
+    tensors["model.layers.0.mlp.up_proj.weight_scale"][3, 1] = torch.nan
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(EngineError, match=r"weight model\.layers\.0\.mlp\.up_proj\.weight: a scale of its codes is not finite"):
+        logits(folder, plan_for(folder, "int4"))
+    with pytest.raises(EngineError, match=r"up_proj\.weight .*is not finite"):
+        logits(folder, plan_for(folder, "fp32"))
+
+
 def test_codes_are_kept_by_schemes_that_differ_in_inputs(tmp_path: Path) -> None:
     name = "llmcompressor-w4afp8"
     assert SCHEMES[name][0] == "w4a8"
