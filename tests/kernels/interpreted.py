@@ -100,7 +100,7 @@ def make_interpreter_exact() -> None:
     builder.create_dot = dot
 
 
-CONSTANTS = ("weight", "bias", "weight_scale", "out_scale", "scale", "k_scale", "v_scale", "q_norm", "k_norm", "cos_sin")
+CONSTANTS = ("weight", "bias", "weight_scale", "out_scale", "scale", "index", "factor", "k_scale", "v_scale", "q_norm", "k_norm", "cos_sin")
 """Arguments of ops that an engine stores; an activation's scale may be computed in the step."""
 
 

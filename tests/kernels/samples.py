@@ -181,6 +181,8 @@ def _draw(op: str, model: ModelShape, batch: BatchShape, dtype: str, poison: boo
             return {"ids": torch.randint(0, model.vocab, (t,)).int(), "weight": randn(model.vocab, h)}
         case "gather_rows":
             return {"x": randn(t, h), "rows": (starts[1:] - 1).clamp_min(0)}
+        case "arrange_columns":
+            return {"x": randn(t, h), "index": torch.randperm(h).int(), "factor": torch.rand(h) + 0.5}
         case "rms_norm":
             return {"x": randn(t, h), "weight": randn(h), "eps": 1e-5}
         case "layer_norm":

@@ -13,9 +13,9 @@ from trtllm_kernels.references.quantize import FP8
 
 OPS = torch.ops.trtllm
 ALL_OPS = """add add_layer_norm add_layer_norm_quantize_rows add_rms_norm add_rms_norm_quantize_rows all_reduce
-all_reduce_add_rms_norm attention embedding gate_up_silu gather_rows gelu gelu_quantize_rows layer_norm layer_norm_quantize_rows linear
-linear_gelu linear_sample paged_attention prepare_step quantize quantize_rows rms_norm rms_norm_quantize_rows rope rope_kv_write
-sharded_linear_sample silu_mul silu_mul_packed silu_mul_packed_quantize_rows split"""
+all_reduce_add_rms_norm arrange_columns attention embedding gate_up_silu gather_rows gelu gelu_quantize_rows layer_norm
+layer_norm_quantize_rows linear linear_gelu linear_sample paged_attention prepare_step quantize quantize_rows rms_norm
+rms_norm_quantize_rows rope rope_kv_write sharded_linear_sample silu_mul silu_mul_packed silu_mul_packed_quantize_rows split"""
 BATCH = BatchShape(query_lens=(1, 1, 5, 40), kv_lens=(1, 77, 5, 70), max_pages=3)
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -230,6 +230,7 @@ def test_fakes_agree_with_references() -> None:
         "all_reduce": (x, communicate(Alone())),
         "all_reduce_add_rms_norm": (x, x.clone(), w, communicate(Alone()), 1e-5),
         "linear_gelu": (x, randn(6, 32), randn(6)),
+        "arrange_columns": (x, torch.randperm(32).int(), torch.rand(32)),
     }
     assert calls.keys() == trtllm_kernels.references.OPS.keys()
     for name, arguments in calls.items():

@@ -15,14 +15,18 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from trtllm_engines.errors import EngineError
+
+if TYPE_CHECKING:
+    from trtllm_engines.checkpoints.stored_codes import StoredCodes
+    from trtllm_engines.quantization.scheme import Codes
 
 _MULTIPLIERS = (0x7FEB352D, 0x846CA68B - (1 << 32))
 _BYTE_SUM_MEAN = 510
@@ -56,6 +60,12 @@ class DummyWeights:
         scale = torch.full((1, 1), self.largest(name, shape) / LARGEST_INT8, device=device)
         return self.read(name, shape, dtype, device), scale
 
+    def stored(self, name: str, shape: tuple[int, ...], kind: Codes, device: torch.device) -> StoredCodes:
+        from trtllm_engines.checkpoints.drawn_codes import drawn_codes
+
+        rows, columns = shape
+        return drawn_codes(self.seed, name, (rows, columns), kind, device)
+
     def largest(self, name: str, shape: tuple[int, ...]) -> float:
         return _moments(name, shape)[1] * _BYTE_SUM_MEAN / _BYTE_SUM_STD
 
@@ -73,17 +83,23 @@ def draw(out: Tensor, name: str, seed: int) -> None:
     if out.numel() >= 1 << 31:
         raise EngineError(f"weight {name} has {out.numel()} elements; the generator counts to 2^31")
     mean, std = _moments(name, tuple(out.shape))
+    flat = out.view(-1)
+    for start, sums in drawn_sums(flat.numel(), name, seed, out.device):
+        part = flat[start : start + len(sums)]
+        if out.dtype == torch.int8:
+            part.copy_(sums.add_(2).bitwise_right_shift_(2).clamp_(-127, 127))
+        else:
+            part.copy_(sums.float().mul_(std / _BYTE_SUM_STD).add_(mean))
+
+
+def drawn_sums(count: int, name: str, seed: int, device: torch.device) -> Iterator[tuple[int, Tensor]]:
+    """The bell-shaped integers, -510 to 510, that the elements of `name` are made of, in chunks: (index of the first, int32)."""
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     before, between = (int.from_bytes(digest[i : i + 4], "little", signed=True) for i in (0, 4))
-    flat = out.view(-1)
-    chunk = _CHUNK.get(out.device.type, _CHUNK["cpu"])
-    for start in range(0, flat.numel(), chunk):
-        end = min(start + chunk, flat.numel())
-        sums = _byte_sums(torch.arange(start, end, dtype=torch.int32, device=out.device), before, between)
-        if out.dtype == torch.int8:
-            flat[start:end] = sums.add_(2).bitwise_right_shift_(2).clamp_(-127, 127)
-            continue
-        flat[start:end] = sums.float().mul_(std / _BYTE_SUM_STD).add_(mean)
+    chunk = _CHUNK.get(device.type, _CHUNK["cpu"])
+    for start in range(0, count, chunk):
+        end = min(start + chunk, count)
+        yield start, _byte_sums(torch.arange(start, end, dtype=torch.int32, device=device), before, between)
 
 
 def _moments(name: str, shape: tuple[int, ...]) -> tuple[float, float]:

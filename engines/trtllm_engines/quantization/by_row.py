@@ -7,6 +7,7 @@ Nothing is calibrated, so any checkpoint will do. Each input is quantized by a `
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from trtllm_engines.checkpoints import WeightSource
 from trtllm_engines.checkpoints.dummy import LARGEST_INT8, DummyWeights
 from trtllm_engines.checkpoints.stack import stack, stack_codes
 from trtllm_engines.compiler.graph import ModelGraph, call, item, quantize_weight
+from trtllm_engines.quantization.codes import arranged_input, stacked_codes
 from trtllm_engines.quantization.registry import RecipeKind, SharedInputs
 from trtllm_engines.quantization.scheme import QuantScheme, WeightRecipe
 from trtllm_kernels.dialect.specs import DTYPES
@@ -32,6 +34,8 @@ def recipes(dtype: str, codes_kind: str, scale_kind: str) -> Mapping[str, Recipe
     """
 
     def both(recipe: WeightRecipe, source: WeightSource, device: torch.device) -> tuple[Tensor, Tensor]:
+        if recipe.scheme is not None:  # its inputs are arranged, so that codes are the checkpoint's own
+            return stacked_codes(recipe, source, device)
         stored = stack_codes(recipe, source, DTYPES[dtype], device)
         if stored is not None:
             return stored
@@ -58,17 +62,25 @@ def quantize_product(codes_kind: str, scale_kind: str) -> Callable[[ModelGraph, 
     """`SchemeDefinition.quantize_product` of a scheme whose weights the recipes of these names make."""
 
     def quantize(graph: ModelGraph, product: Node, scheme: QuantScheme, shared: SharedInputs) -> Node:
-        x, weight, bias = product.args[:3]
-        assert isinstance(x, Node)
+        x, label = arranged_input(graph, product, scheme), str(product.meta["label"])
+        _, weight, bias = product.args[:3]
         assert isinstance(weight, Node)
         assert scheme.weights is not None
-        label = str(product.meta["label"])
-        if (x, scheme.inputs) not in shared:
-            rows = call(graph.fx, "quantize_rows", x, scheme.inputs.dtype, label=f"{label}.quantize")
-            results = (item(graph.fx, rows, index, f"{label}.quantize.{name}") for index, name in enumerate(("codes", "scales")))
-            shared[x, scheme.inputs] = tuple(results)
-        codes, scales = shared[x, scheme.inputs]
-        weight_scale = quantize_weight(graph, str(weight.target), scheme.weights, codes_kind, scale_kind)
+        codes, scales = quantized_rows(graph, x, scheme, shared, label)
+        name = str(weight.target)
+        if scheme.inputs.factored or scheme.inputs.ordered:
+            graph.recipes[name] = replace(graph.recipe(name), scheme=scheme)
+        weight_scale = quantize_weight(graph, name, scheme.weights, codes_kind, scale_kind)
         return call(graph.fx, "linear", codes, weight, bias, scales, weight_scale, label=label)
 
     return quantize
+
+
+def quantized_rows(graph: ModelGraph, x: Node, scheme: QuantScheme, shared: SharedInputs, label: str) -> tuple[Node, Node]:
+    """(codes, scales) of input `x`, quantized with one scale per token; products that read it alike share them."""
+    if (x, scheme.inputs) not in shared:
+        rows = call(graph.fx, "quantize_rows", x, scheme.inputs.dtype, label=f"{label}.quantize")
+        codes, scales = (item(graph.fx, rows, index, f"{label}.quantize.{name}") for index, name in enumerate(("codes", "scales")))
+        shared[x, scheme.inputs] = codes, scales
+    codes, scales = shared[x, scheme.inputs]
+    return codes, scales

@@ -11,6 +11,7 @@ from trtllm_engines.quantization.scheme import Codes, Inputs, QuantScheme
 
 CODES, SCALE = "fp8_row_codes", "fp8_row_scale"
 
+
 FP8_ROWWISE = register(
     SchemeDefinition(
         scheme=QuantScheme("fp8_rowwise", Codes("fp8", "row"), Inputs("fp8", "dynamic")),

@@ -21,6 +21,6 @@ INT8_SQ = register(
         quantize_product=quantize_product(CODES, SCALE),
         recipes=recipes("int8", CODES, SCALE),
         fusions=FUSIONS,
-        algorithms=("W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN",),
+        algorithms=("W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN", "W8A8_SQ_PER_CHANNEL"),
     )
 )

@@ -23,9 +23,9 @@ from trtllm_kernels.dialect.work import OpInStep, Work
 from trtllm_kernels.errors import KernelError
 
 Kind = Literal["gemm", "attention", "rows", "communication"]
-"""What bounds an op: `gemm` multiplies by a matrix of weights (its arguments are x, weight and optionally bias, residual and both scales),
-`attention` reads keys and values, `rows` moves rows of activations and computes next to nothing, `communication` exchanges rows with
-other ranks."""
+"""What bounds an op: `gemm` multiplies by a matrix of weights (its arguments are x, weight and optionally bias, residual, scales and
+zero points), `attention` reads keys and values, `rows` moves rows of activations and computes next to nothing, `communication` exchanges
+rows with other ranks."""
 
 
 class Trait(StrEnum):
@@ -145,7 +145,8 @@ class OpSpec:
 
     @cached_property
     def scales(self) -> tuple[str, ...]:
-        """Quantization scales, which are fp32 whatever the op computes in: by convention all tensors whose names end in `scale`."""
+        """Quantization scales, whose dtype is their own whatever the op computes in: by convention all tensors whose names end in
+        `scale`. They are fp32, but for `group_scale`."""
         return tuple(name for name in self.tensors if name.endswith("scale"))
 
     @property

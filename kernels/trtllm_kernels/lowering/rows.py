@@ -170,6 +170,18 @@ def gather(call: OpCall) -> Lowered:
     return builder.finish()
 
 
+@lowers("arrange_columns", space=column_space)
+def arrange_columns(call: OpCall) -> Lowered:
+    x, index, factor, out_scale = call["x"], call.get("index"), call.get("factor"), call.get("out_scale")
+    n = x.size(1)
+    block, blocks, warps = _columns(n, call)
+    builder = Builder(call)
+    parameters = {"X": x, "Index": index or x, "Factor": factor or x, "OutScale": out_scale or x, "Y": call.outputs[0]}
+    constexprs = {"N": n, "BLOCK": block, "INDEXED": index is not None, "SCALED": factor is not None, "QUANTIZE": out_scale is not None}
+    builder.launch("gather.arrange_columns", parameters, grid=(x.shape[0], blocks), constexprs=constexprs, warps=warps)
+    return builder.finish()
+
+
 @lowers("split", space=column_space)
 def split(call: OpCall) -> Lowered:
     x = call["x"]
