@@ -19,6 +19,8 @@ from trtllm_engines.errors import EngineError
 
 _READERS = (ModelOpt, CompressedTensors, Fp8Format, Gptq, Awq, BitsAndBytes)
 _CONFIG = "config.json"
+_APART = (("quantize_config.json", "gptq", "bits"), ("quant_config.json", "awq", "w_bit"))
+"""Files of AutoGPTQ and AutoAWQ of before transformers had a place for it: (name, method, a key that it has)."""
 
 __all__ = ["Format", "UnknownQuantization", "format_of", "stated_method"]
 
@@ -62,4 +64,8 @@ def _quantization_config(folder: Path) -> tuple[str, Mapping[str, Any] | None]:
             return file, config
         if config is not None:
             raise EngineError(f"{folder / file}: {key} is {shown(config)}; it must be an object")
+    for file, method, key in _APART:
+        config = read_object_if_there(folder / file)
+        if key in config:
+            return file, {"quant_method": method, **config}
     return "", None
