@@ -10,6 +10,7 @@ import pytest
 
 from trtllm_engines.checkpoints.checkpoint_precision import checkpoint_plan, checkpoint_precision, default_precision
 from trtllm_engines.errors import EngineError
+from trtllm_engines.quantization import module_names
 
 FP8 = {"num_bits": 8, "type": "float"}
 
@@ -101,6 +102,21 @@ def test_names_of_modules_that_cannot_be_read_are_one_sentence(tmp_path: Path) -
     assert plan is not None
     names = ["model.layers.0.mlp.up_proj", "model.layers.1", "model*visual", "lm_head"]
     assert [plan.scheme_of(name).name for name in names] == ["fp8_rowwise", "bf16", "bf16", "bf16"]
+
+
+@pytest.mark.parametrize("hostile", [r"re:(.*)(.*)(.*)(.*)\4\3\2\1aab?$b?", "re:(a{999}){999}", "re:(?:(?:a{9}){9}){9}"])
+def test_an_expression_that_takes_for_ever_is_refused(tmp_path: Path, hostile: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module_names, "SECONDS", 0.2)
+    module_names.expression.cache_clear()
+    config = {**compressed(group("channel", True)), "ignore": [hostile]}
+
+    def matched() -> None:
+        plan = checkpoint_plan(folder(tmp_path, config))
+        assert plan is not None
+        plan.scheme_of("model.layers.0.mlp.down_proj." + "a" * 400)
+
+    with pytest.raises(EngineError, match=r"hold an expression .*write a simpler one: "):
+        matched()
 
 
 def test_presets_and_files_say_nothing(tmp_path: Path) -> None:

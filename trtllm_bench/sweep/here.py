@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from trtllm_bench.measure.session import open_session
 from trtllm_bench.measure.workload import workload_of
@@ -15,12 +14,12 @@ from trtllm_results.record.environment import Environment
 from trtllm_results.store.table import Store
 
 
-def sweep_here(folder: Path, spec: SweepSpec, engines: Sequence[Sequence[GridPoint]], view: SweepView, command: str) -> Sweep:
-    """`engines`: the settled points of `spec`. Rows go into the store in `folder`, and name `command`."""
+def sweep_here(store: Store, spec: SweepSpec, engines: Sequence[Sequence[GridPoint]], view: SweepView, command: str) -> Sweep:
+    """`engines`: the settled points of `spec`. Rows go into `store`, and name `command`."""
     return Sweep(
         engines=engines,
         repeats=spec.repeats,
-        store=Store(folder),
+        store=store,
         open_session=lambda point: open_session(point, view.stage),
         make_workload=workload_of,
         watcher=view,
