@@ -12,7 +12,7 @@
 // one row (8 with SwiGLU, half of that where codes are stored) and four neighbours whole sectors.
 //
 // Why not Triton: its int8 products have at most 128 columns, and none is in flight while the next is prepared (Triton 3.6 waits for each
-// group of int8 products; of fp8 products it keeps one in flight). A persistent kernel with TMA took 4 to 55% longer.
+// group of int8 products; of fp8 products it keeps one in flight). A persistent kernel with TMA took 5 to 55% longer.
 //
 // x: [tokens, K], boxes of 128 rows; w: [N, K], boxes of COLUMNS rows; y: [num_tokens, N], or [num_tokens, N / 2] where ACT is SWIGLU, whose
 // even rows of w are gates and whose odd rows are what they gate. Rows of x from num_tokens on are arbitrary: no stored row depends on
