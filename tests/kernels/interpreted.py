@@ -63,8 +63,9 @@ def _stored(values, kind):
 
 def without_cuda(arch: str, op: str, inputs, *_) -> dict[str, int] | None:
     """`tactics.recorded`."""
-    tactic = BY_TRITON.get(op)
-    return tactic | {"triton": 1} if tactic and inputs[0].dtype == "int8" else tactic
+    tactic, codes = BY_TRITON.get(op), inputs[0].dtype
+    by_row = codes in ("int8", "fp8") and codes == inputs[1].dtype and any(one and one.shape[1:] == (1,) for one in inputs)
+    return tactic | {"row_scaled_cuda": 0} if tactic and by_row else tactic
 
 
 def make_interpreter_exact() -> None:

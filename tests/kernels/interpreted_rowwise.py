@@ -14,8 +14,9 @@ from trtllm_kernels.references import OPS
 MANY = BatchShape(query_lens=(37,), kv_lens=(37,))
 WIDE = ModelShape(hidden=512, intermediate=256)
 ROWS = [("quantize_rows", model, batch, dtype) for model in (GQA, MHA) for batch in (ONE, MANY) for dtype in ("fp32", "bf16", "fp16")]
-PRODUCTS = [("linear", model, batch, "fp8") for model in (GQA, WIDE) for batch in (ONE, MANY)]
 FEW, MORE, ALL = (BatchShape(query_lens=(n,), kv_lens=(n,)) for n in (5, 70, 150))
+PRODUCTS = [("linear", model, batch, "fp8") for model in (GQA, WIDE) for batch in (ONE, MANY)]
+PRODUCTS += [(op, WIDE, ALL, "fp8") for op in ("linear", "gate_up_silu", "linear_gelu")]
 BY_ROW = [(op, ModelShape(hidden=80), FEW, dtype) for op in OPS if op.endswith("_quantize_rows") for dtype in ("fp8 rows", "int8")]
 ODD = ModelShape(hidden=272, intermediate=176)
 """Columns that fill no whole step of K, and rows that fill no whole tile."""
