@@ -35,6 +35,7 @@ from trtllm_kernels.lowering.call import OpCall
 from trtllm_kernels.lowering.skinny_gemm import IN_TRITON
 from trtllm_kernels.references import OPS
 from trtllm_kernels.references.quantize import FP8, dequantized
+from trtllm_kernels.triton_kernels import gemv
 
 BY_TRITON = {
     "paged_attention": {"uncached_prefill_cuda": 0, "context_cuda": 0},
@@ -60,9 +61,16 @@ def _stored(values, kind):
     return values.to(_FLOATS[kind]).view(bits).numpy().view(np.float16 if kind == tl.float16 else stored)
 
 
+def without_cuda(arch: str, op: str, inputs, *_) -> dict[str, int] | None:
+    """`tactics.recorded`."""
+    tactic, codes = BY_TRITON.get(op), inputs[0].dtype
+    by_row = codes in ("int8", "fp8") and codes == inputs[1].dtype and any(one and one.shape[1:] == (1,) for one in inputs)
+    return tactic | {"row_scaled_cuda": 0} if tactic and by_row else tactic
+
+
 def make_interpreter_exact() -> None:
     """And what is lowered to what it can run."""
-    lowering.tactics.recorded = lambda arch, op, *_: BY_TRITON.get(op)
+    lowering.tactics.recorded = without_cuda
     builder = interpreter.InterpreterBuilder
     original_cast, original_convert, original_dot = builder.cast_impl, interpreter._convert_float, builder.create_dot
 
@@ -78,15 +86,22 @@ def make_interpreter_exact() -> None:
         return original_cast(self, source, target)
 
     def dot(self, a, b, *rest):
-        a, b = (interpreter.TensorHandle(_values(x.data, x.dtype.scalar).numpy(), tl.float32) for x in (a, b))
+        if a.dtype.scalar in _FLOATS:
+            a, b = (interpreter.TensorHandle(_values(x.data, x.dtype.scalar).numpy(), tl.float32) for x in (a, b))
         return original_dot(self, a, b, *rest)
 
+    def dot4(w, x):
+        """`sums.dot4`: of the four int8 in each word."""
+        each = [np.ascontiguousarray(one.handle.data).view(np.int8).reshape(*one.shape, 4).astype(np.int32) for one in (w, x)]
+        return tl.core.tensor(interpreter.TensorHandle((each[0] * each[1]).sum(-1, dtype=np.int32), tl.int32), w.type)
+
+    gemv.dot4 = dot4
     interpreter._convert_float = convert
     builder.cast_impl = builder.create_fp_trunc = builder.create_fp_ext = cast
     builder.create_dot = dot
 
 
-CONSTANTS = ("weight", "bias", "weight_scale", "out_scale", "scale", "k_scale", "v_scale", "q_norm", "k_norm", "cos_sin")
+CONSTANTS = ("weight", "bias", "weight_scale", "out_scale", "scale", "index", "factor", "k_scale", "v_scale", "q_norm", "k_norm", "cos_sin")
 """Arguments of ops that an engine stores; an activation's scale may be computed in the step."""
 
 
@@ -134,7 +149,7 @@ def run(op_name: str, named: dict, arch: str, in_place: bool = False) -> list[to
     op = OPS[op_name]
     outputs = as_list(op.fake(*(named[a.name] for a in op.overload._schema.arguments)))
     for y in outputs:
-        y.fill_(torch.nan if y.is_floating_point() else -(1 << 30))
+        y.fill_(torch.nan if y.is_floating_point() else torch.iinfo(y.dtype).min)
     if in_place:
         outputs[0].copy_(named[op.spec.in_place])
         named = {**named, op.spec.in_place: outputs[0]}

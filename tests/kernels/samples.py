@@ -16,7 +16,7 @@ from trtllm_kernels.dialect.model_shape import ModelShape
 from trtllm_kernels.dialect.specs import DTYPES
 from trtllm_kernels.references import OPS
 from trtllm_kernels.references.communication import communicate, connect
-from trtllm_kernels.references.quantize import FP8, FP8_MAX, INT8_MAX, finish, row_scales
+from trtllm_kernels.references.quantize import FP8, FP8_MAX, INT8_MAX, codes_by_row, finish, row_scales
 from trtllm_kernels.references.sampling import EMPTY
 
 
@@ -79,14 +79,20 @@ OUT_SCALE = 0.02
 """Of samples: results of a few units fill E4M3's range without leaving it."""
 
 
+def int8_sample(op: str, model: ModelShape, batch: BatchShape, dtype: str = "bf16", seed: int = 0) -> dict[str, Any]:
+    """As `sample`, with a product's operands in int8 with a scale per row, or rows quantized to int8."""
+    named = sample(op, model, batch, dtype, seed)
+    for name in ("x", "weight") if "x_scale" in OPS[op].tensors else ():
+        named[name], named[f"{name}_scale"] = codes_by_row(named[name].float(), "int8")
+    return named | ({"dtype": "int8"} if "dtype" in OPS[op].attrs else {})
+
+
 def fp8_sample(
     op: str, model: ModelShape, batch: BatchShape, dtype: str = "bf16", seed: int = 0, poison: bool = True, by_row: bool = False
 ) -> dict[str, Any]:
-    """As `sample`, with everything of the op quantized that can be: inputs, weights, cache, result. `by_row`: products have a scale a row
-    (and then take no residual)."""
+    """As `sample`, with everything of the op quantized that can be: inputs, weights, cache, result. `by_row`: with a scale a row of
+    products' operands."""
     named = sample(op, model, batch, dtype, seed, poison)
-    if by_row and op == "linear":
-        named["residual"] = None
     for name in ("x", "weight") if "x_scale" in OPS[op].tensors else ():
         values = named[name].float()
         scale = row_scales(values) if by_row else (values.abs().max() / FP8_MAX).reshape(1)
@@ -187,6 +193,8 @@ def _draw(op: str, model: ModelShape, batch: BatchShape, dtype: str, poison: boo
             return {"ids": torch.randint(0, model.vocab, (t,)).int(), "weight": randn(model.vocab, h)}
         case "gather_rows":
             return {"x": randn(t, h), "rows": (starts[1:] - 1).clamp_min(0)}
+        case "arrange_columns":
+            return {"x": randn(t, h), "index": torch.randperm(h).int(), "factor": torch.rand(h) + 0.5}
         case "rms_norm":
             return {"x": randn(t, h), "weight": randn(h), "eps": 1e-5}
         case "layer_norm":
@@ -230,7 +238,9 @@ def _draw(op: str, model: ModelShape, batch: BatchShape, dtype: str, poison: boo
         case "gate_up_silu":
             return {"x": randn(t, h), "weight": randn(2 * model.intermediate, h) / h**0.5}
         case "quantize_rows":
-            return {"x": randn(t, h) * torch.logspace(-2, 2, t)[:, None].to(kind)}
+            return {"x": randn(t, h) * torch.logspace(-2, 2, t)[:, None].to(kind), "dtype": "fp8"}
+        case _ if op.endswith("_quantize_rows"):
+            return {**_draw(op.removesuffix("_quantize_rows"), model, batch, dtype, poison), "dtype": "fp8"}
         case "quantize":
             return {"x": randn(t, h), "scale": torch.tensor([0.01])}
         case "split":

@@ -45,7 +45,9 @@ from trtllm_engines.engine.verified import Progress
 from trtllm_engines.errors import EngineError, NoSpaceError, WriteError
 from trtllm_engines.models.fields import Fields
 from trtllm_engines.quantization import kv_cache_dtype
+from trtllm_engines.quantization.registry import MIXED
 from trtllm_kernels.compile.cubin import Cubin
+from trtllm_kernels.dialect.specs import as_stored
 from trtllm_kernels.dialect.types import TensorSpec
 
 __all__ = ["CHECKSUMS", "COPIED", "PLAN", "Engine", "check_files", "load_engine", "rank_weights", "rebuild_command", "writing"]
@@ -92,6 +94,7 @@ class Engine:
             tensors: dict[str, Tensor] = load_file(self.path / name, device=str(device))
         except (SafetensorError, OSError) as error:
             raise EngineError(f"engine file {self.path / name} cannot be read ({error}); rebuild the engine or copy it again") from None
+        tensors |= {name: as_stored(tensors[name], spec.dtype) for name, spec in specs.items() if name in tensors}
         check_tensors(tensors, specs, f"engine file {self.path / name}")
         return tensors
 
@@ -164,6 +167,8 @@ def rebuild_command(plan: Plan, path: Path, *arches: str) -> str:
         "--weights",
         *weights,
     ]
+    if plan.precision == MIXED and Path(plan.quant.source).suffix == ".toml":
+        flags["--precision-map"] = plan.quant.source
     if plan.kv_dtype != kv_cache_dtype(plan.precision):
         flags["--kv-dtype"] = plan.kv_dtype
     command += [part for name, value in flags.items() for part in (name, str(value))]

@@ -95,6 +95,13 @@ INLINE void load_bytes(void* to, const void* from, u32 bytes, u64& barrier) {
                  : "memory");
 }
 
+INLINE void load_bytes(void* to, const void* from, u32 bytes, u64& barrier, u64 policy) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(
+                     shared_address(to)),
+                 "l"((u64)from), "r"(bytes), "r"(shared_address(&barrier)), "l"(policy)
+                 : "memory");
+}
+
 // Makes this thread's writes to shared memory visible to later TMA and wgmma.
 INLINE void publish_to_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
@@ -117,6 +124,18 @@ INLINE u32 address_in_block(const void* pointer, u32 rank) {
 INLINE void send(float4* to, float4 x, u64& barrier, u32 rank) {
     asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(address_in_block(to, rank)),
                  "f"(x.x), "f"(x.y), "f"(x.z), "f"(x.w), "r"(address_in_block(&barrier, rank))
+                 : "memory");
+}
+
+INLINE void send(int4* to, int4 x, u64& barrier, u32 rank) {
+    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.s32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(address_in_block(to, rank)),
+                 "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w), "r"(address_in_block(&barrier, rank))
+                 : "memory");
+}
+
+INLINE void send(float2* to, float2 x, u64& barrier, u32 rank) {
+    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];" ::"r"(address_in_block(to, rank)),
+                 "f"(x.x), "f"(x.y), "r"(address_in_block(&barrier, rank))
                  : "memory");
 }
 
@@ -170,8 +189,17 @@ INLINE void hold(u32 (&x)[LENGTH]) {
     for (int i = 0; i < LENGTH; i++) asm volatile("" : "+r"(x[i])::"memory");
 }
 
+template <int LENGTH>
+INLINE void hold(int (&x)[LENGTH]) {
+#pragma unroll
+    for (int i = 0; i < LENGTH; i++) asm volatile("" : "+r"(x[i])::"memory");
+}
+
 #ifndef FP8
 #define FP8 0
+#endif
+#ifndef INT8
+#define INT8 0
 #endif
 #if FP8
 #define ELEMENTS "e4m3.e4m3"
@@ -193,6 +221,13 @@ INLINE void hold(u32 (&x)[LENGTH]) {
 #define NAMES_64 \
     NAMES_48 \
     ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define REGISTERS_128(how, x) \
+    REGISTERS_64(how, x), REGISTERS_32(how, x, 64), REGISTERS_32(how, x, 96)
+#define NAMES_128 \
+    NAMES_64 \
+    ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, " \
+    "%90, %91, %92, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, %112, " \
+    "%113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
 
 #define MULTIPLY(SHAPE, NAMES) "wgmma.mma_async.sync.aligned." SHAPE ".f32." ELEMENTS " {" NAMES "}, "
 
@@ -220,33 +255,98 @@ INLINE void multiply_add(float (&d)[32], const u32* a, u64 b) {
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
 
-// d += a @ b.T: [64, 16, 32, 64, 96 or 128] from [64, 32 bytes] @ [.., 32 bytes].T, both in shared memory by rows.
-#if FP8
-#define MULTIPLY_SKINNY(COUNT, NAMES) MULTIPLY("m64n" COUNT "k32", NAMES)
-#define NOT_TRANSPOSED "1, 1, 1;"
+// What products of rows sum: int32, exactly, for INT8; fp32 for the others.
+#if INT8
+typedef int Sum;
+#define SUMS "+r"
+#define MULTIPLY_ROWS(COUNT, NAMES) "wgmma.mma_async.sync.aligned.m64n" COUNT "k32.s32.s8.s8 {" NAMES "}, "
+#define AS_THEY_ARE "1;"
+#elif FP8
+typedef float Sum;
+#define SUMS "+f"
+#define MULTIPLY_ROWS(COUNT, NAMES) MULTIPLY("m64n" COUNT "k32", NAMES)
+#define AS_THEY_ARE "1, 1, 1;"
 #else
-#define MULTIPLY_SKINNY(COUNT, NAMES) MULTIPLY("m64n" COUNT "k16", NAMES)
-#define NOT_TRANSPOSED "1, 1, 1, 0, 0;"
+typedef float Sum;
+#define SUMS "+f"
+#define MULTIPLY_ROWS(COUNT, NAMES) MULTIPLY("m64n" COUNT "k16", NAMES)
+#define AS_THEY_ARE "1, 1, 1, 0, 0;"
 #endif
 
-INLINE void multiply_add(float (&d)[8], u64 a, u64 b) {
-    asm volatile(MULTIPLY_SKINNY("16", NAMES_8) "%8, %9, " NOT_TRANSPOSED : REGISTERS_8("+f", d, 0) : "l"(a), "l"(b));
+// d += a @ b.T: [64, 16, 32, 64, 96, 128 or 256] from [64, 32 bytes] @ [.., 32 bytes].T, both in shared memory by rows.
+INLINE void multiply_add(Sum (&d)[8], u64 a, u64 b) {
+    asm volatile(MULTIPLY_ROWS("16", NAMES_8) "%8, %9, " AS_THEY_ARE : REGISTERS_8(SUMS, d, 0) : "l"(a), "l"(b));
 }
 
-INLINE void multiply_add(float (&d)[16], u64 a, u64 b) {
-    asm volatile(MULTIPLY_SKINNY("32", NAMES_16) "%16, %17, " NOT_TRANSPOSED : REGISTERS_16("+f", d, 0) : "l"(a), "l"(b));
+INLINE void multiply_add(Sum (&d)[16], u64 a, u64 b) {
+    asm volatile(MULTIPLY_ROWS("32", NAMES_16) "%16, %17, " AS_THEY_ARE : REGISTERS_16(SUMS, d, 0) : "l"(a), "l"(b));
 }
 
-INLINE void multiply_add(float (&d)[32], u64 a, u64 b) {
-    asm volatile(MULTIPLY_SKINNY("64", NAMES_32) "%32, %33, " NOT_TRANSPOSED : REGISTERS_32("+f", d, 0) : "l"(a), "l"(b));
+INLINE void multiply_add(Sum (&d)[32], u64 a, u64 b) {
+    asm volatile(MULTIPLY_ROWS("64", NAMES_32) "%32, %33, " AS_THEY_ARE : REGISTERS_32(SUMS, d, 0) : "l"(a), "l"(b));
 }
 
-INLINE void multiply_add(float (&d)[48], u64 a, u64 b) {
-    asm volatile(MULTIPLY_SKINNY("96", NAMES_48) "%48, %49, " NOT_TRANSPOSED : REGISTERS_48("+f", d) : "l"(a), "l"(b));
+INLINE void multiply_add(Sum (&d)[48], u64 a, u64 b) {
+    asm volatile(MULTIPLY_ROWS("96", NAMES_48) "%48, %49, " AS_THEY_ARE : REGISTERS_48(SUMS, d) : "l"(a), "l"(b));
 }
 
-INLINE void multiply_add(float (&d)[64], u64 a, u64 b) {
-    asm volatile(MULTIPLY_SKINNY("128", NAMES_64) "%64, %65, " NOT_TRANSPOSED : REGISTERS_64("+f", d) : "l"(a), "l"(b));
+INLINE void multiply_add(Sum (&d)[64], u64 a, u64 b) {
+    asm volatile(MULTIPLY_ROWS("128", NAMES_64) "%64, %65, " AS_THEY_ARE : REGISTERS_64(SUMS, d) : "l"(a), "l"(b));
+}
+
+INLINE void multiply_add(Sum (&d)[128], u64 a, u64 b) {
+    asm volatile(MULTIPLY_ROWS("256", NAMES_128) "%128, %129, " AS_THEY_ARE : REGISTERS_128(SUMS, d) : "l"(a), "l"(b));
+}
+
+// d = a @ b.T, or += if ADD: [64, 8, 16, 32, 64, 96 or 128] from [64, 32 bytes], in registers, and [.., 32 bytes], in shared memory by
+// rows. A register of a holds 4 bytes of a row, columns in order: (row, first 16 bytes), (row + 8, first), (row, last), (row + 8, last).
+#if FP8
+#define B_BY_ROWS "1, 1;"
+#else
+#define B_BY_ROWS "1, 1, 0;"
+#endif
+#define A_IN_REGISTERS(a, b, add) "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(int(add))
+
+template <bool ADD>
+INLINE void multiply_skinny(float (&d)[4], const u32 (&a)[4], u64 b) {
+    asm volatile(MULTIPLY_ROWS("8", "%0, %1, %2, %3") "{%4, %5, %6, %7}, %8, %9, " B_BY_ROWS
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : A_IN_REGISTERS(a, b, ADD));
+}
+
+template <bool ADD>
+INLINE void multiply_skinny(float (&d)[8], const u32 (&a)[4], u64 b) {
+    asm volatile(MULTIPLY_ROWS("16", NAMES_8) "{%8, %9, %10, %11}, %12, %13, " B_BY_ROWS
+                 : REGISTERS_8("+f", d, 0)
+                 : A_IN_REGISTERS(a, b, ADD));
+}
+
+template <bool ADD>
+INLINE void multiply_skinny(float (&d)[16], const u32 (&a)[4], u64 b) {
+    asm volatile(MULTIPLY_ROWS("32", NAMES_16) "{%16, %17, %18, %19}, %20, %21, " B_BY_ROWS
+                 : REGISTERS_16("+f", d, 0)
+                 : A_IN_REGISTERS(a, b, ADD));
+}
+
+template <bool ADD>
+INLINE void multiply_skinny(float (&d)[32], const u32 (&a)[4], u64 b) {
+    asm volatile(MULTIPLY_ROWS("64", NAMES_32) "{%32, %33, %34, %35}, %36, %37, " B_BY_ROWS
+                 : REGISTERS_32("+f", d, 0)
+                 : A_IN_REGISTERS(a, b, ADD));
+}
+
+template <bool ADD>
+INLINE void multiply_skinny(float (&d)[48], const u32 (&a)[4], u64 b) {
+    asm volatile(MULTIPLY_ROWS("96", NAMES_48) "{%48, %49, %50, %51}, %52, %53, " B_BY_ROWS
+                 : REGISTERS_48("+f", d)
+                 : A_IN_REGISTERS(a, b, ADD));
+}
+
+template <bool ADD>
+INLINE void multiply_skinny(float (&d)[64], const u32 (&a)[4], u64 b) {
+    asm volatile(MULTIPLY_ROWS("128", NAMES_64) "{%64, %65, %66, %67}, %68, %69, " B_BY_ROWS
+                 : REGISTERS_64("+f", d)
+                 : A_IN_REGISTERS(a, b, ADD));
 }
 
 // ---- Numbers
@@ -274,13 +374,17 @@ INLINE u32 pack(float first, float second) { return HALF ? pack_fp16(first, seco
 
 INLINE u32 pack_out(float first, float second) { return OUT_HALF ? pack_fp16(first, second) : pack_bf16(first, second); }
 
-INLINE float2 unpack_out(u32 x) {
-    if (!OUT_HALF) return make_float2(__int_as_float(x << 16), __int_as_float(x & 0xFFFF0000));
+INLINE float2 unpack_fp16(u32 x) {
     float2 y;
     asm("{\n .reg .b16 low, high;\n mov.b32 {low, high}, %2;\n cvt.f32.f16 %0, low;\n cvt.f32.f16 %1, high;\n}"
         : "=f"(y.x), "=f"(y.y)
         : "r"(x));
     return y;
+}
+
+INLINE float2 unpack_out(u32 x) {
+    if (!OUT_HALF) return make_float2(__int_as_float(x << 16), __int_as_float(x & 0xFFFF0000));
+    return unpack_fp16(x);
 }
 
 // Converts two bf16 to fp16.
@@ -300,5 +404,47 @@ INLINE u32 pack_fp8(float a, float b, float c, float d) {
         " mov.b32 %0, {low, high};\n}"
         : "=r"(y)
         : "f"(a), "f"(b), "f"(c), "f"(d));
+    return y;
+}
+
+// (x & mask) | with, one instruction.
+INLINE u32 masked(u32 x, u32 mask, u32 with) {
+    u32 y;
+    asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(y) : "r"(x), "r"(mask), "r"(with));
+    return y;
+}
+
+// (x & mask) ^ with.
+INLINE u32 masked_xor(u32 x, u32 mask, u32 with) {
+    u32 y;
+    asm("lop3.b32 %0, %1, %2, %3, 0x6a;" : "=r"(y) : "r"(x), "r"(mask), "r"(with));
+    return y;
+}
+
+// Of two elements of 2 bytes.
+INLINE u32 subtract(u32 a, u32 b) {
+    u32 y;
+    if (HALF) {
+        asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
+    } else {
+        asm("sub.rn.bf16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
+    }
+    return y;
+}
+
+INLINE u32 multiplied(u32 a, u32 b) {
+    u32 y;
+    if (HALF) {
+        asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
+    } else {
+        asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
+    }
+    return y;
+}
+
+// a * b + c, of two fp16, rounded once.
+INLINE u32 multiplied_and_added(u32 a, u32 b, u32 c) {
+    u32 y;
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(y) : "r"(a), "r"(b), "r"(c));
     return y;
 }

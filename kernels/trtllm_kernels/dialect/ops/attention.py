@@ -48,7 +48,7 @@ def _paged(op: OpInStep) -> Work:
 
 
 def _paged_examples(t: ModelTensors) -> Iterator[ExampleCall]:
-    qkv, lists, result = t.rows(t.qkv_width), (t.block_table, *t.sequences), t.codes("T", t.q_width)
+    qkv, lists, result = t.rows(t.qkv_width), (t.block_table, *t.sequences), t.heads_result
     attrs = {"layer": 0, **t.heads, "scale": t.model.head_dim**-0.5}
     yield (qkv, t.kv_cache, *lists, t.scale, t.scale, None, t.scale), (result,), attrs
     if t.quantized:
