@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from trtllm_results.cost import Price
     from trtllm_results.record.row import Row
 
-HELP = """List, show, query, export, push, merge, import and clean results.
+HELP = """Look into, query, export, push, merge, import and clean stores of results.
 
 Examples:
   trtllm-bench results ls runs/a
