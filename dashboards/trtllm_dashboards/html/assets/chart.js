@@ -183,7 +183,7 @@ function drawPlot(node) {
   });
   const picture = svg("svg", { class: "main-svg", width, height, viewBox: `0 0 ${width} ${height}`, role: "group", "aria-label": spec.label },
     svg("defs", {}, svg("clipPath", { id: clip }, svg("rect", { x: frame.left - 8, y: frame.top - 8, width: w + 16, height: h + 16 }))),
-    grid, svg("g", { "clip-path": `url(#${clip})` }, regions, rules, lines, marks, notes));
+    grid, svg("g", { "clip-path": `url(#${clip})` }, regions, rules, lines, notes, marks));
   node.replaceChildren(picture);
   node.placed = placed;
   interact(picture, placed, spec);
