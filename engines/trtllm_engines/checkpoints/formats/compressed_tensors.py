@@ -89,13 +89,14 @@ class CompressedTensors(Format):
         return self.scheme(self._kind(weights, how), taken, how)
 
     def _inputs(self, inputs: _Codes | None, weights: _Codes, how: str) -> Inputs:
-        """Inputs in fp4 and inputs of block-scaled fp8 are taken wide: no Hopper GPU multiplies fp4, and a wide input is exact."""
+        """Inputs in fp4 and inputs of block-scaled fp8 are taken wide: no Hopper GPU multiplies fp4, and a wide input is exact. int8 ones
+        have a scale per token where a static one is stated, too: it is nearer."""
         if inputs is None or inputs.num_bits == 4 or weights.strategy == "block":
             return Inputs()
         dtype = {(8, "float"): "fp8", (8, "int"): "int8"}.get((inputs.num_bits or 0, inputs.type or ""))
         if dtype is None:
             raise self.unknown(how)
-        return Inputs(dtype, "dynamic" if inputs.dynamic else "static")
+        return Inputs(dtype, "dynamic" if inputs.dynamic or dtype == "int8" else "static")
 
     def _kind(self, weights: _Codes, how: str) -> Codes:
         zero = weights.symmetric is False

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from trtllm_engines.checkpoints.stored_codes import StoredCodes
 from trtllm_engines.errors import EngineError
-from trtllm_engines.quantization.registry import scheme_for
+from trtllm_engines.quantization.registry import EXACT_CODES, scheme_for
 from trtllm_engines.quantization.scheme import Codes, Inputs, QuantScheme
 
 WIDE = ("F64", "F32", "F16", "BF16")
@@ -104,7 +104,7 @@ class Format(ABC):
         """The scheme of such weights and inputs; one scale for the tensor is one for each row, since products are merged. Raises
         `UnknownQuantization` where there is none."""
         chosen = scheme_for(kind, inputs)
-        if chosen is None:
+        if chosen is None or (EXACT_CODES not in chosen.recipes and (kind.zero_point or kind.in_groups)):
             raise self.unknown(how)
         return QuantScheme(chosen.name, replace(kind, granularity="row") if kind.granularity == "tensor" else kind, inputs)
 
