@@ -94,6 +94,18 @@ class Format(ABC):
             raise EngineError(f"tensor {name} in {self.folder} has shape {list(stored)}; it must be {list(shape)}")
         return stored
 
+    def matrix(self, name: str, types: Sequence[str]) -> tuple[int, int]:
+        """As `need`, of a matrix that is not empty."""
+        shape = self.need(name, types)
+        if len(shape) != 2 or 0 in shape:
+            raise EngineError(f"tensor {name} in {self.folder} has shape {list(shape)}; it must be a matrix")
+        return shape[0], shape[1]
+
+    def number(self, name: str) -> None:
+        """As `need`, of one wide number."""
+        if (shape := self.need(name, WIDE)) not in ((), (1,), (1, 1)):
+            raise EngineError(f"tensor {name} in {self.folder} has shape {list(shape)}; it must be one number")
+
     def unknown(self, how: str) -> UnknownQuantization:
         return UnknownQuantization(
             f"{self.folder} is quantized by {how}, which no engine here runs; "
