@@ -60,6 +60,10 @@ FORMATS: Mapping[str, Format] = {
 }
 
 
+METHODS: Mapping[str, tuple[str, str]] = {"int4_awq": ("int4", "awq"), "int4_gptq": ("int4", "gptq")}
+"""Names that say a precision and a method at once."""
+
+
 @dataclass(frozen=True)
 class Recipe:
     """What is asked for. `group_size` None: the format's own; 0: one scale per row."""

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from trtllm_engines.calibration import export, ranges, text
+from trtllm_engines.calibration.integers import FORMATS
 from trtllm_engines.calibration.new_folder import check_new, new_folder
 from trtllm_engines.calibration.probe import Probe, Progress
 from trtllm_engines.calibration.ranges import Ranges
@@ -20,7 +21,7 @@ KV_DTYPES = ("fp8", "none")
 
 
 def writable() -> tuple[str, ...]:
-    """Precisions that a checkpoint can be written in."""
+    """Precisions in fp8 that a checkpoint can be written in."""
     return tuple(name for name, one in definitions().items() if one.scheme.weights is not None and one.scheme.weights.dtype == "fp8")
 
 
@@ -54,7 +55,7 @@ def quantize(
     """
     out = Path(out)
     if precision not in writable():
-        raise EngineError(f"unknown precision {precision!r} for quantization; supported are {', '.join(writable())}")
+        raise EngineError(f"unknown precision {precision!r} for quantization; supported are {', '.join((*writable(), *FORMATS))}")
     if kv_dtype not in KV_DTYPES:
         raise EngineError(f"unknown KV cache dtype {kv_dtype!r} for quantization; supported are {', '.join(KV_DTYPES)}")
     source = resolve_model(model)

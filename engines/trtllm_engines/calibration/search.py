@@ -11,6 +11,7 @@ as well, token by token. The measure is the error of the outputs on tokens of th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -59,7 +60,8 @@ def awq(weights: Sequence[Tensor], inputs: Statistics, grid: Grid, fold: Fold) -
     relative = torch.cat([_relative(weight, grid) for weight in weights]).mean(0)
 
     def loss(factors: Tensor | None) -> float:
-        return sum(_loss(row, grid.rounded(row) if factors is None else grid.rounded(row * factors) / factors, inputs.gram) for row in rows)
+        rounded = [grid.rounded(row) if factors is None else grid.rounded(row * factors) / factors for row in rows]
+        return math.fsum(_loss(row, one, inputs.gram) for row, one in zip(rows, rounded, strict=True))
 
     return _best(loss, _awq_factors(inputs.mean, relative, fold))
 
