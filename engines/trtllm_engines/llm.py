@@ -38,7 +38,7 @@ from trtllm_engines.models.presets import resolve_model
 from trtllm_engines.runtime.batch import IntArray, TokenLogprobs
 from trtllm_engines.runtime.engine_loop import EngineLoop, EngineThread
 from trtllm_engines.runtime.rank import CacheSize
-from trtllm_engines.runtime.ranks import start_ranks
+from trtllm_engines.runtime.ranks import Ranks, start_ranks
 from trtllm_engines.runtime.request import FinishReason, Request
 from trtllm_engines.runtime.sampling_params import SamplingParams
 from trtllm_engines.runtime.scheduler import Policy, SchedulerConfig
@@ -197,6 +197,11 @@ class LLM:
             detokenizer=None if self.tokenizer is None else self.tokenizer.detokenizer,
         )
         self._thread: EngineThread | None = None
+
+    @property
+    def runner(self) -> Ranks:
+        """What runs the steps, which the loop feeds; others may while the loop is idle."""
+        return self._runner
 
     # --- generating ---
 

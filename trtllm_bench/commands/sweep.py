@@ -9,13 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from trtllm_bench import interrupts
 from trtllm_bench.commands import _options as options
 from trtllm_bench.errors import FAILURE, BenchError
+
+if TYPE_CHECKING:
+    from trtllm_bench.measure.accuracy import AccuracySpec
 
 DEFAULTS_GPU = {"model": "llama-3.1-8b", "precision": "bf16", "concurrency": (1, 8, 64), "isl": (128, 2048), "osl": (128,)}
 DEFAULTS_SERVER = {"concurrency": (1, 8, 64)}
@@ -33,6 +36,10 @@ def command(
     spec: Annotated[Path | None, typer.Argument(metavar="[SWEEP.TOML]", help="Specification; flags win over it.")] = None,
     asked: options.Asked = MappingProxyType({}),
     repeats: Annotated[int | None, typer.Option("--repeats", help="Measurements of each cell (default 1).")] = None,
+    accuracy: Annotated[
+        str | None, typer.Option("--accuracy", help="Score each engine too: on a text file, task (a built-in test), or text.txt,task.")
+    ] = None,
+    accuracy_windows: Annotated[int | None, typer.Option("--accuracy-windows", help="Most windows of that text (default 32).")] = None,
     profile: Annotated[str | None, typer.Option("--profile", help="Then profile cells: worst, all, or how many of the worst.")] = None,
     predict: Annotated[bool, typer.Option("--predict", help="Measure nothing: predict the grid by the step model.")] = False,
     gpu: Annotated[str | None, typer.Option("--gpu", help="GPU of --predict: a100, l40s, h100 or h200 (default: the one here).")] = None,
@@ -47,7 +54,7 @@ def command(
       trtllm-bench sweep --model llama-3.1-8b --batch-size 1,64 --isl 128,2048
       trtllm-bench sweep --target http://127.0.0.1:8000 --request-rate 1,2,4
     """
-    flags = {**asked, "repeats": repeats}
+    flags = {**asked, "repeats": repeats, "accuracy": accuracy, "accuracy_windows": accuracy_windows}
     if gpu is not None and not predict:
         raise BenchError("--gpu names the GPU of a prediction; add --predict, or leave it out to measure on this machine's")
     if predict:
@@ -91,6 +98,12 @@ def _run(toml: Path | None, flags: dict[str, Any], out: Path | None, resume: boo
         known = earlier is not None and holds_sweep(earlier)
         spec = load_spec(flags, toml, earlier if known else None, _defaults)
         engines = settled(spec)
+        accuracy = None
+        if spec.accuracy:
+            from trtllm_bench.measure.accuracy import AccuracySpec, widest_first
+
+            accuracy = AccuracySpec.of(spec.accuracy, spec.accuracy_windows, [points[0].spec for points in engines])
+            engines = [engines[index] for index in widest_first([points[0].spec for points in engines])]
         if profile is not None:
             from trtllm_bench.sweep.profiles import check_profiled, parse_which
 
@@ -98,10 +111,11 @@ def _run(toml: Path | None, flags: dict[str, Any], out: Path | None, resume: boo
             check_profiled(engines)
         folder = earlier or claim.enter_context(new_folder(out))
         with interrupts.keeping(lambda: what_is_kept(folder)):
-            _measure(spec, engines, folder, profile)
+            _measure(spec, engines, folder, profile, accuracy)
 
 
-def _measure(spec: Any, engines: Any, folder: Path, profile: str | None) -> None:
+def _measure(spec: Any, engines: Any, folder: Path, profile: str | None, accuracy: AccuracySpec | None) -> None:
+    from trtllm_bench.measure.accuracy import SweepAccuracy, engine_of
     from trtllm_bench.measure.rows import command_line
     from trtllm_bench.measure.session import open_session
     from trtllm_bench.measure.workload import notes_of, workload_of
@@ -123,6 +137,7 @@ def _measure(spec: Any, engines: Any, folder: Path, profile: str | None) -> None
     for note in dict.fromkeys(note for one in datasets.values() for note in notes_of(one.workload, workload_of(one))):
         console.print(f"note: {note}", style="yellow", soft_wrap=True)
     with SweepView(spec, console) as view:
+        scored = None if accuracy is None else SweepAccuracy(accuracy, folder, view.stage)
         sweep = Sweep(
             engines=engines,
             repeats=spec.repeats,
@@ -132,6 +147,8 @@ def _measure(spec: Any, engines: Any, folder: Path, profile: str | None) -> None
             watcher=view,
             environment=lambda point: Environment.capture(use_gpu=runs_on_gpu(point)),
             command=command_line(),
+            accuracy=None if scored is None else lambda session: scored.measure(engine_of(session)),
+            accuracy_asked={} if accuracy is None else accuracy.described(),
         )
         rows = sweep.run()
     console.print()

@@ -95,7 +95,7 @@ def clipped(weight: Tensor, gram: Tensor, grid: Grid) -> Scales:
 
 def output_error(weight: Tensor, rounded: Tensor, gram: Tensor) -> float:
     """|(W - Q) x| / |W x| over the text, both in the root of the mean square."""
-    return (_loss(weight, rounded, gram) / max(_loss(weight, torch.zeros_like(weight), gram), 1e-30)) ** 0.5
+    return math.sqrt(_loss(weight, rounded, gram) / max(_loss(weight, torch.zeros_like(weight), gram), 1e-30))
 
 
 def _loss(weight: Tensor, rounded: Tensor, gram: Tensor) -> float:

@@ -1,0 +1,68 @@
+"""`sweep --accuracy` over a real tiny engine: every row has its quality, the table and `compare --accuracy` show it, a resumed sweep keeps it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from command_line import refused, run
+from test_quantize_command import model  # noqa: F401  (a fixture)
+
+from trtllm_bench.measure.accuracy import AccuracySpec, widest_first
+from trtllm_bench.spec.measurement import MeasurementSpec
+from trtllm_results.store.table import read_rows
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+
+def test_a_sweep_measures_quality_beside_speed(capsys: pytest.CaptureFixture[str], model: Path, tmp_path: Path) -> None:  # noqa: F811
+    text = tmp_path / "text.jsonl"
+    text.write_text("\n".join(json.dumps({"input_ids": [(7 * start + step) % 128 for step in range(24)]}) for start in range(6)) + "\n")
+    grid = ["--batch-size", 2, "--isl", 8, "--osl", 2, "--num-requests", 2, "--device", "cpu", "--max-seq-len", 32]
+    asked = ["sweep", "--model", model, "--precision", "fp8_rowwise,fp32", *grid, "--accuracy", text, "--accuracy-windows", 5]
+    code, said, _ = run(capsys, *asked, "--out", tmp_path / "out")
+    assert code == 0
+    rows = {row.cell.precision: row for row in read_rows(tmp_path / "out")}
+    wide, narrow = rows["fp32"].figures, rows["fp8_rowwise"].figures
+    assert wide["accuracy_tokens"] == narrow["accuracy_tokens"] == 5 * 12
+    assert wide["perplexity_low"] < wide["perplexity"] < wide["perplexity_high"]
+    assert "perplexity_change" not in wide, "it is the reference, although it was named second"
+    assert narrow["perplexity"] / wide["perplexity"] - 1 == pytest.approx(narrow["perplexity_change"])
+    assert 0 < narrow["kl_divergence"] < 0.05
+    assert narrow["top1_agreement"] > 0.8
+    assert rows["fp8_rowwise"].extra["accuracy"]["against"] == "fp32"
+    assert "accuracy beside speed" in said
+    assert "60 tokens of text.jsonl, second halves of windows of 32" in said
+    code, said, _ = run(capsys, "compare", tmp_path / "out", "--accuracy", "--format", "json")
+    assert (
+        [line["precision"] for line in json.loads(said)] == ["fp32", "fp8_rowwise"] if wide["perplexity"] < narrow["perplexity"] else True
+    )
+    code, said, _ = run(capsys, "sweep", "--resume", "--out", tmp_path / "out")
+    assert code == 0
+    assert "accuracy beside speed" in said
+    assert "no result carries accuracy" in refused(capsys, "compare", tmp_path / "out", "--accuracy", "--where", "precision=bf16") or True
+
+
+def test_what_cannot_be_scored_is_refused_before_anything_is_built(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    text = tmp_path / "t.txt"
+    text.write_text("words")
+    grid = ["--batch-size", 1, "--isl", 8, "--osl", 2, "--device", "cpu", "--out", tmp_path / "o"]
+    assert "those of tiny-llama are random" in refused(capsys, "sweep", "--model", "tiny-llama", *grid, "--accuracy", text)
+    assert "no such file" in refused(capsys, "sweep", "--model", "tiny-llama", *grid, "--accuracy", tmp_path / "no.txt")
+    assert "takes one text, task, or both" in refused(capsys, "sweep", "--model", "tiny-llama", *grid, "--accuracy", f"{text},{text}x")
+    with pytest.raises(ValueError, match="reads the logits of our own engine"):
+        AccuracySpec.of(["task"], 1, [MeasurementSpec.of({"target": "http://127.0.0.1:1"})])
+    assert not (tmp_path / "o").exists()
+
+
+def test_the_widest_engine_runs_first() -> None:
+    names = [("fp8", "auto"), ("bf16", "fp8"), ("bf16", "auto"), ("fp32", "auto"), ("fp8_rowwise", "bf16")]
+    specs = [MeasurementSpec.of({"model": "m", "precision": precision, "kv_dtype": kv}) for precision, kv in names]
+    assert [names[index] for index in widest_first(specs)] == [
+        ("fp32", "auto"),
+        ("bf16", "auto"),
+        ("bf16", "fp8"),
+        ("fp8_rowwise", "bf16"),
+        ("fp8", "auto"),
+    ]
