@@ -116,6 +116,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("lowering",),
         ("tactics",),
         ("cuda_kernels", "triton_kernels"),
+        ("formats",),
         ("dialect",),
         ("discovery",),
         ("errors",),

@@ -19,10 +19,11 @@ from trtllm_results.model_sizes import ModelSize, size_of
 BURST = 1.1
 """Largest rate over a sustained one."""
 WIDE = ("bf16", "fp16")
-BYTES: Mapping[str, float] = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1, "fp8_rowwise": 1, "int8": 1}
+BYTES: Mapping[str, float] = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1, "fp8_rowwise": 1, "int8_sq": 1, "int8": 1}
 _FORMATS: Mapping[str, tuple[str, ...]] = {
     "fp8": ("fp8", "bf16"),
     "fp8_rowwise": ("fp8", "bf16"),
+    "int8_sq": ("int8", "bf16"),
     "int8": ("int8", "bf16"),
     "bf16": ("bf16",),
     "fp16": ("fp16",),

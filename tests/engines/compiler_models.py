@@ -9,7 +9,7 @@ from torch import Tensor
 
 from trtllm_engines.checkpoints.dummy import draw
 from trtllm_engines.compiler.graph import ModelGraph
-from trtllm_engines.compiler.plan import RING_SLOTS, Profile
+from trtllm_engines.compiler.plan import KV_SCALES, RING_SLOTS, Profile
 from trtllm_engines.models.config import ModelConfig, RopeConfig
 from trtllm_kernels.dialect.specs import DTYPES
 from trtllm_kernels.dialect.types import SAMPLING_WORDS
@@ -103,5 +103,8 @@ def paged_inputs(graph: ModelGraph, seed: int = 0) -> dict[str, Tensor]:
         "argmax_scratch": torch.full((TOTAL,), EMPTY),
         "last_tokens": int32([0] * slots),
         "block_table": table,
-        "kv_cache": torch.full(shape, float("nan"), dtype=DTYPES[graph.inputs["kv_cache"].dtype]),
+        "kv_cache": torch.full(shape, 127, dtype=torch.int8)
+        if KV_SCALES in graph.inputs
+        else torch.full(shape, float("nan"), dtype=DTYPES[graph.inputs["kv_cache"].dtype]),
+        **({KV_SCALES: torch.full(shape[:-1], float("nan"))} if KV_SCALES in graph.inputs else {}),
     }

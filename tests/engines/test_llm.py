@@ -49,6 +49,17 @@ def test_one_prompt_or_many_in_any_form(llm: LLM) -> None:
     assert [output.finish_reason for output in many] == ["length"] * 3
 
 
+def test_scales_of_an_int8_cache_follow_the_pages_of_their_sequence(cache: Path) -> None:
+    """Sequences that wait for each other's pages, and are computed in chunks, give what each gives alone."""
+    prompts = [[5, 6, 7], list(range(40, 75)), [9], list(range(100, 150))]
+    sizes = {"max_batch_size": 4, "max_num_tokens": 16, "max_seq_len": 64}
+    with LLM("tiny-llama", device="cpu", precision="bf16", kv_dtype="int8", num_pages=6, **sizes) as llm:
+        together = llm.generate(prompts, GREEDY)
+        alone = [llm.generate(prompt, GREEDY)[0] for prompt in prompts]
+    assert [one.token_ids.tolist() for one in together] == [one.token_ids.tolist() for one in alone]
+    assert all(len(one.token_ids) == 12 for one in together)
+
+
 def test_a_bad_prompt_fails_alone(llm: LLM) -> None:
     good, empty, long, unknown = llm.generate([[1, 2], [], [1] * 200, [9999]], GREEDY)
     assert good.error is None

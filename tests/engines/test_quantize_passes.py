@@ -109,6 +109,22 @@ def test_an_fp8_cache_alone_changes_little_and_a_wide_one_goes_with_fp8_products
     assert not any(name.endswith(("k_scale", "v_scale")) for name in narrow.weights)
 
 
+def test_an_int8_cache_changes_less_than_an_fp8_one_and_needs_nothing_of_the_checkpoint(tmp_path: Path) -> None:
+    tensors = write_checkpoint(tmp_path, "llama")
+    wide = quantized_graph("llama", kv_dtype="bf16", quantized=False)
+    expected = evaluate(wide, stacked(wide, tensors), paged_inputs(wide))[0].float()
+    graph = quantized_graph("llama", "int8", quantized=False)
+    assert (graph.inputs["kv_cache"].dtype, graph.inputs["kv_scales"].dtype) == ("int8", "fp32")
+    assert graph.inputs["kv_scales"].shape == graph.inputs["kv_cache"].shape[:-1]
+    assert graph.weights.keys() == wide.weights.keys()
+    logits = evaluate(graph, stacked(wide, tensors), paged_inputs(graph))[0].float()
+    assert functional.cosine_similarity(logits, expected).min() > 0.9995
+    assert not torch.equal(logits, expected)
+    drop(graph.nodes("rope_kv_write")[1], "kv_scales")
+    with pytest.raises(VerifyError, match="uses an int8 cache without kv_scales"):
+        verify(graph, "test")
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_every_quantization_is_pushed_into_the_op_before_it(model: str) -> None:
     graph = quantized_graph(model)
@@ -143,7 +159,7 @@ def test_verifier_refuses_codes_without_their_scales() -> None:
         verify(graph, "test")
     graph = quantized_graph("llama")
     drop(graph.nodes("paged_attention")[0], "v_scale")
-    with pytest.raises(VerifyError, match="uses an fp8 cache without both its scales"):
+    with pytest.raises(VerifyError, match="uses an fp8 cache without k_scale and v_scale"):
         verify(graph, "test")
 
 

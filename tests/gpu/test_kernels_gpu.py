@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import trtllm_kernels.references
-from samples import OUT_SCALE, BatchShape, code_steps, fp8_sample, sample
+from samples import OUT_SCALE, BatchShape, code_steps, fp8_sample, int8_cache_sample, sample
 from trtllm_kernels.compile.aot import compile_all
 from trtllm_kernels.dialect.expr import evaluate
 from trtllm_kernels.dialect.model_shape import ModelShape
@@ -55,14 +55,17 @@ BATCHES = {
 BATCHED = ("prepare_step", "rope", "rope_kv_write", "paged_attention", "attention")
 ACTIVATED = ("gate_up_silu", "linear_gelu")
 PRODUCTS = ("linear", *ACTIVATED)
-ROWS = tuple(name for name in OPS if name not in (*BATCHED, *PRODUCTS, "linear_sample"))
-ENDS_IN_SCALES = tuple(name for name in OPS if OPS[name].tensors[-1].endswith("scale"))
+ROWS = tuple(name for name in OPS if name not in (*BATCHED, *PRODUCTS, "linear_sample") and "group" not in OPS[name].tensors)
+"""Ops of several ranks are tested on several (`test_ranks_gpu.py`)."""
+ENDS_IN_SCALES = tuple(name for name in OPS if any(tensor.endswith("scale") for tensor in OPS[name].tensors))
+INT8_CACHE = "bf16 with an int8 cache"
 
 
 def combinations(ops: tuple[str, ...]) -> list[tuple[str, str]]:
     """(op, precision); fp8 only where something of the op is quantized."""
-    precisions = ("fp32", "bf16", "fp16", "fp8")
-    return [(op, precision) for op in ops for precision in precisions if precision != "fp8" or op in ENDS_IN_SCALES]
+    precisions = ("fp32", "bf16", "fp16", "fp8", INT8_CACHE)
+    having = {"fp8": ENDS_IN_SCALES, INT8_CACHE: tuple(op for op in OPS if "kv_scales" in OPS[op].tensors)}
+    return [(op, precision) for op in ops for precision in precisions if op in having.get(precision, ops)]
 
 
 def tolerance(op: str, precision: str) -> dict[str, float]:
@@ -78,6 +81,11 @@ def check(op: str, precision: str, got: torch.Tensor, want: torch.Tensor, column
     probabilities rounded to 8 bits times values of up to 4; of a product, what tensor cores lose that keep 14 bits of a sum of fp8's, which
     grows with the `columns` summed (cuBLASLt and our kernels lose the same, to the last digit)."""
     lost = max(1e-2, 5e-6 * columns) if precision == "fp8" and op in PRODUCTS else 0.0
+    if want.dtype == torch.int8:
+        steps = (got.int() - want.int()).abs()
+        assert int(steps.max()) <= 1, f"codes up to {int(steps.max())} steps apart"
+        assert int(steps.sum()) <= 2 + steps.numel() * 0.01, f"{int(steps.sum())} of {steps.numel()} codes differ"
+        return
     if want.dtype != FP8:
         allowed = tolerance(op, precision)
         torch.testing.assert_close(got, want, equal_nan=True, **(allowed | {"atol": max(allowed["atol"], lost)}))
@@ -91,6 +99,8 @@ def check(op: str, precision: str, got: torch.Tensor, want: torch.Tensor, column
 
 
 def draw(op: str, model: ModelShape, batch: BatchShape, precision: str) -> dict:
+    if precision == INT8_CACHE:
+        return int8_cache_sample(op, model, batch)
     return fp8_sample(op, model, batch) if precision == "fp8" else sample(op, model, batch, precision)
 
 
@@ -108,12 +118,12 @@ def compare(op_name: str, model: str, batch: str, precision: str) -> None:
     op = OPS[op_name]
     named = draw(op_name, MODELS[model], BATCHES[batch], precision)
     device = on_gpu(named)
-    expected = as_list(op.reference(**named)) + [named[name] for name in op.mutates]
+    expected = as_list(op.reference(**named)) + list(op.written_in(named).values())
     outputs = as_list(op.fake(*(device[a.name] for a in op.overload._schema.arguments)))
     for y in outputs:
         poison(y)
     execute(op, device, outputs)
-    actual = outputs + [device[name] for name in op.mutates]
+    actual = outputs + list(op.written_in(device).values())
     for want, got in zip(expected, actual, strict=True):
         check(op_name, precision, got.cpu(), want)
 

@@ -93,6 +93,7 @@ def test_perplexities_are_the_cpus(model: Path, tmp_path: Path) -> None:
         (tmp_path / "fp8", "fp8", "bf16"),
         (tmp_path / "fp8", "fp8", "fp8"),
         (tmp_path / "fp8", "fp8_rowwise", "fp8"),
+        (model, "int8_sq", "fp8"),
     ):
         values = [perplexity(folder, precision, text, kv_dtype=kv_dtype, length=200, device=device).value for device in ("cpu", "cuda")]
         assert values[1] == pytest.approx(values[0], rel=0.01), (precision, kv_dtype)

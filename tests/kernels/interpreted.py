@@ -22,7 +22,7 @@ from triton.runtime import interpreter
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 import trtllm_kernels.references
-from samples import OUT_SCALE, BatchShape, code_steps, fp8_sample, sample
+from samples import OUT_SCALE, BatchShape, code_steps, fp8_sample, int8_cache_sample, sample
 from trtllm_kernels import lowering
 from trtllm_kernels.compile.aot import load_function
 from trtllm_kernels.dialect.expr import evaluate
@@ -35,6 +35,7 @@ from trtllm_kernels.lowering.call import OpCall
 from trtllm_kernels.lowering.skinny_gemm import IN_TRITON
 from trtllm_kernels.references import OPS
 from trtllm_kernels.references.quantize import FP8, dequantized
+from trtllm_kernels.triton_kernels import gemv
 
 BY_TRITON = {
     "paged_attention": {"uncached_prefill_cuda": 0, "context_cuda": 0},
@@ -78,15 +79,22 @@ def make_interpreter_exact() -> None:
         return original_cast(self, source, target)
 
     def dot(self, a, b, *rest):
-        a, b = (interpreter.TensorHandle(_values(x.data, x.dtype.scalar).numpy(), tl.float32) for x in (a, b))
+        if a.dtype.scalar in _FLOATS:
+            a, b = (interpreter.TensorHandle(_values(x.data, x.dtype.scalar).numpy(), tl.float32) for x in (a, b))
         return original_dot(self, a, b, *rest)
 
+    def dot4(w, x):
+        """`sums.dot4`: of the four int8 in each word."""
+        each = [np.ascontiguousarray(one.handle.data).view(np.int8).reshape(*one.shape, 4).astype(np.int32) for one in (w, x)]
+        return tl.core.tensor(interpreter.TensorHandle((each[0] * each[1]).sum(-1, dtype=np.int32), tl.int32), w.type)
+
+    gemv.dot4 = dot4
     interpreter._convert_float = convert
     builder.cast_impl = builder.create_fp_trunc = builder.create_fp_ext = cast
     builder.create_dot = dot
 
 
-CONSTANTS = ("weight", "bias", "weight_scale", "out_scale", "scale", "k_scale", "v_scale", "q_norm", "k_norm", "cos_sin")
+CONSTANTS = ("weight", "bias", "weight_scale", "out_scale", "scale", "index", "factor", "k_scale", "v_scale", "q_norm", "k_norm", "cos_sin")
 """Arguments of ops that an engine stores; an activation's scale may be computed in the step."""
 
 
@@ -134,7 +142,7 @@ def run(op_name: str, named: dict, arch: str, in_place: bool = False) -> list[to
     op = OPS[op_name]
     outputs = as_list(op.fake(*(named[a.name] for a in op.overload._schema.arguments)))
     for y in outputs:
-        y.fill_(torch.nan if y.is_floating_point() else -(1 << 30))
+        y.fill_(torch.nan if y.is_floating_point() else torch.iinfo(y.dtype).min)
     if in_place:
         outputs[0].copy_(named[op.spec.in_place])
         named = {**named, op.spec.in_place: outputs[0]}
@@ -161,7 +169,8 @@ def changes_too_much(named: dict) -> bool:
     op = OPS["rope_kv_write"]
     lowered = lower_call(op, named, [y], "sm_90", in_place=True)
     cache = torch.zeros_like(named["kv_cache"])
-    run_launches(lowered, {**named, "qkv": qkv, "kv_cache": cache, "out0": y}, step_sizes(named), CONSTANTS)
+    scales = None if named["kv_scales"] is None else named["kv_scales"].clone()
+    run_launches(lowered, {**named, "qkv": qkv, "kv_cache": cache, "kv_scales": scales, "out0": y}, step_sizes(named), CONSTANTS)
     kept = torch.equal(y.isnan(), ~turned.expand(tokens, -1))
     pages, offsets = (named["kv_slots"] // cache.shape[4]).long(), (named["kv_slots"] % cache.shape[4]).long()
     rows = [one[named["layer"]][pages, :, :, offsets].float() for one in (cache, named["kv_cache"])]
@@ -181,6 +190,9 @@ def tolerance(op: str, precision: str) -> dict[str, float]:
 def difference(op: str, precision: str, got: torch.Tensor, want: torch.Tensor) -> str:
     """What is wrong with `got`, or "". Codes may lie a step apart where a rounding flips (kernels multiply by the scale's inverse), and
     attention's further where they stand for less than its error in bf16."""
+    if want.dtype == torch.int8:
+        steps = (got.int() - want.int()).abs()
+        return "" if int(steps.max()) <= 1 and float((steps > 0).float().mean()) < 1e-3 else f"codes up to {int(steps.max())} steps apart"
     if want.dtype != FP8:
         try:
             torch.testing.assert_close(got, want, equal_nan=True, **tolerance(op, precision))
@@ -214,7 +226,7 @@ FUSED = ModelShape(hidden=256, intermediate=256)
 """Sizes that fill whole tiles of the fused products; 1 token, a few and 192 or more take different launches."""
 
 ROWS = tuple(op for op in OPS if OP_SPECS[op].kind == "rows" and op not in BATCHED)
-QUANTIZED = tuple(op for op in (*ROWS, *BATCHED) if OPS[op].tensors[-1].endswith("scale"))
+QUANTIZED = tuple(op for op in (*ROWS, *BATCHED) if any(tensor.endswith("scale") for tensor in OPS[op].tensors))
 CASES = [(op, "gqa", GQA, "few", FEW, dtype) for op in ROWS for dtype in ("fp32", "bf16")]
 CASES += [(op, "gqa", GQA, "mixed", MIXED, dtype) for op in BATCHED for dtype in ("fp32", "bf16")]
 CASES += [(op, "gqa", GQA, "mixed", MIXED, "fp8") for op in QUANTIZED]
@@ -229,6 +241,8 @@ CASES += [
 ]
 CASES += [("rope_kv_write", "gptj", GPTJ, "mixed", MIXED, "fp8")]
 CASES += [("rope_kv_write", "gptj", GPTJ, "mixed", MIXED, "bf16")]
+CASES += [(op, name, model, "mixed", MIXED, "int8 cache") for op in BATCHED[-2:] for name, model in (("gptj", GPTJ), ("gqa", GQA))]
+CASES += [("paged_attention", "mha", MHA, "decodes", DECODES, "int8 cache")]
 CASES += [("paged_attention", "gptj", GPTJ, name, batch, "bf16") for name, batch in (("prompts", PROMPTS), ("chunk", CONTEXT))]
 CASES += [(op, "mha", MHA, "decodes", DECODES, "fp16") for op in ("rms_norm", "add_layer_norm", "silu_mul_packed", "rope", *BATCHED)]
 CASES += [(op, "gptj", GPTJ, name, batch, "fp32") for op in ("rope", *BATCHED) for name, batch in (("context", CONTEXT), ("one", ONE))]
@@ -268,15 +282,18 @@ def main() -> None:
     make_interpreter_exact()
     left = Counter(case[0] for case in cases())
     for op, model_name, model, batch_name, batch, dtype in cases():
-        named = fp8_sample(op, model, batch) if dtype == "fp8" else sample(op, model, batch, dtype)
+        if dtype == "int8 cache":
+            named = int8_cache_sample(op, model, batch)
+        else:
+            named = fp8_sample(op, model, batch) if dtype == "fp8" else sample(op, model, batch, dtype)
         reference_arguments = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in named.items()}
         expected = as_list(OPS[op].reference(**reference_arguments))
         actual = run(op, named, "sm_90")
-        expected += [reference_arguments[name] for name in OPS[op].mutates]
-        actual += [named[name] for name in OPS[op].mutates]
+        expected += OPS[op].written_in(reference_arguments).values()
+        actual += OPS[op].written_in(named).values()
         worst, failure = 0.0, ""
         if OPS[op].spec.in_place:
-            again = {name: torch.zeros_like(named[name]) for name in OPS[op].mutates}
+            again = {name: torch.zeros_like(tensor) for name, tensor in OPS[op].written_in(named).items()}
             once_more = run(op, {**named, **again}, "sm_90", in_place=True)
             failure += "" if torch.equal(once_more[0], actual[0]) else "in place it gives something else "
             failure += "it writes more than what it changes " if op == "rope_kv_write" and changes_too_much(named) else ""

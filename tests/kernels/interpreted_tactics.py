@@ -49,7 +49,7 @@ def main() -> None:
         specs = [None if named[name] is None else spec_of(named[name]) for name in op.tensors]
         attrs = {name: named[name] for name in op.attrs}
         reference_arguments = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in named.items()}
-        expected = as_list(op.reference(**reference_arguments)) + [reference_arguments[name] for name in op.mutates]
+        expected = as_list(op.reference(**reference_arguments)) + list(op.written_in(reference_arguments).values())
         seen = set()
         for choice in search_space(op_name, specs, [spec_of(y) for y in outputs], attrs, "sm_90"):
             for candidate in () if choice.tokens else choice.candidates:
@@ -61,7 +61,7 @@ def main() -> None:
                     continue
                 seen.add(view)
                 fresh = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in named.items()}
-                actual = run(op_name, fresh, "sm_90") + [fresh[name] for name in op.mutates]
+                actual = run(op_name, fresh, "sm_90") + list(op.written_in(fresh).values())
                 wrong = "; ".join(filter(None, (difference(op_name, dtype, a, b) for a, b in zip(actual, expected, strict=True))))
                 print(json.dumps({"case": f"{op_name} {dtype} {candidate}", "failure": wrong}), flush=True)
 

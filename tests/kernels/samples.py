@@ -6,6 +6,7 @@ exist (block-table entries past a sequence's last page), so that reading it show
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ from trtllm_kernels.dialect.model_shape import ModelShape
 from trtllm_kernels.dialect.specs import DTYPES
 from trtllm_kernels.references import OPS
 from trtllm_kernels.references.communication import communicate
-from trtllm_kernels.references.quantize import FP8, FP8_MAX, finish, row_scales
+from trtllm_kernels.references.quantize import FP8, FP8_MAX, INT8_MAX, codes_by_row, finish, row_scales
 from trtllm_kernels.references.sampling import EMPTY
 
 
@@ -43,6 +44,9 @@ def rope_table(positions: int, rotary_dim: int, theta: float = 10000.0) -> torch
     return torch.cat((angles.cos(), angles.sin()), dim=-1).float()
 
 
+_BLOCK = 1_000_003
+
+
 def paged_cache(
     model: ModelShape, batch: BatchShape, dtype: torch.dtype, poison: bool = True
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -50,7 +54,10 @@ def paged_cache(
     sequences = len(batch.kv_lens)
     pages = [-(-length // model.page_size) for length in batch.kv_lens]
     shape = (model.layers, sum(pages) + 2, 2, model.kv_heads, model.page_size, model.head_dim)
-    cache = torch.randn(shape).to(dtype)
+    # a block of prime length over and over: no two pages hold the same, and drawing them all would take most of a test's time
+    count = math.prod(shape)
+    block = torch.randn(min(count, _BLOCK)).to(dtype)
+    cache = block.repeat(-(-count // len(block)))[:count].view(shape)
     free = iter((torch.randperm(sum(pages)) + 1).tolist())
     table = torch.full((sequences + 2, batch.max_pages), 1 << 24 if poison else 0, dtype=torch.int32)
     slots = torch.randperm(sequences + 2)[:sequences].int()
@@ -72,6 +79,14 @@ OUT_SCALE = 0.02
 """Of samples: results of a few units fill E4M3's range without leaving it."""
 
 
+def int8_sample(op: str, model: ModelShape, batch: BatchShape, dtype: str = "bf16", seed: int = 0) -> dict[str, Any]:
+    """As `sample`, with a product's operands in int8 with a scale per row, or rows quantized to int8."""
+    named = sample(op, model, batch, dtype, seed)
+    for name in ("x", "weight") if "x_scale" in OPS[op].tensors else ():
+        named[name], named[f"{name}_scale"] = codes_by_row(named[name].float(), "int8")
+    return named | ({"dtype": "int8"} if "dtype" in OPS[op].attrs else {})
+
+
 def fp8_sample(
     op: str, model: ModelShape, batch: BatchShape, dtype: str = "bf16", seed: int = 0, poison: bool = True, by_row: bool = False
 ) -> dict[str, Any]:
@@ -87,9 +102,8 @@ def fp8_sample(
     if op in ("rope_kv_write", "paged_attention"):
         # powers of two: what a code stands for is then exact in bf16, where this step's own keys and values are read
         named |= {"k_scale": torch.tensor([2.0**-7]), "v_scale": torch.tensor([2.0**-6])}
-        cache = named["kv_cache"].float()
         scales = torch.stack((named["k_scale"], named["v_scale"])).view(1, 1, 2, 1, 1, 1)
-        named["kv_cache"] = torch.where(cache.isnan(), cache, (cache / scales).clamp(-FP8_MAX, FP8_MAX)).to(FP8)
+        named["kv_cache"] = (named["kv_cache"] / scales.to(named["kv_cache"].dtype)).clamp_(-FP8_MAX, FP8_MAX).to(FP8)
         if op == "paged_attention":
             _uncached_as_cached(named, model, batch)
     if op in QUANTIZABLE:
@@ -97,10 +111,25 @@ def fp8_sample(
     return named
 
 
+def int8_cache_sample(op: str, model: ModelShape, batch: BatchShape, dtype: str = "bf16", seed: int = 0) -> dict[str, Any]:
+    """As `sample`, with the cache in int8. What no sequence owns has scales that are not numbers."""
+    named = sample(op, model, batch, dtype, seed)
+    cache = named["kv_cache"].float()
+    # powers of two, as above
+    scales = (cache.abs().amax(-1) / INT8_MAX).log2().ceil().exp2()
+    named["kv_cache"] = (cache / scales[..., None]).round().nan_to_num(127.0).to(torch.int8)
+    named["kv_scales"] = torch.zeros_like(scales) if op == "rope_kv_write" else scales
+    if op == "paged_attention":
+        _uncached_as_cached(named, model, batch)
+    return named
+
+
 def _uncached_as_cached(named: dict[str, Any], model: ModelShape, batch: BatchShape) -> None:
     """Makes this step's keys and values in qkv those the cache holds, as `rope_kv_write` leaves them."""
     qkv, cache, page = named["qkv"], named["kv_cache"][named["layer"]].float(), model.page_size
     cache = cache * torch.cat([*(torch.ones(1) if named.get(n) is None else named[n] for n in ("k_scale", "v_scale"))]).view(1, 2, 1, 1, 1)
+    if named.get("kv_scales") is not None:
+        cache = cache * named["kv_scales"][named["layer"]][..., None]
     token, width = 0, model.heads * model.head_dim
     for r, (queries, length) in enumerate(zip(batch.query_lens, batch.kv_lens, strict=True)):
         for position in range(length - queries, length):
@@ -152,6 +181,8 @@ def _draw(op: str, model: ModelShape, batch: BatchShape, dtype: str, poison: boo
             return {"ids": torch.randint(0, model.vocab, (t,)).int(), "weight": randn(model.vocab, h)}
         case "gather_rows":
             return {"x": randn(t, h), "rows": (starts[1:] - 1).clamp_min(0)}
+        case "arrange_columns":
+            return {"x": randn(t, h), "index": torch.randperm(h).int(), "factor": torch.rand(h) + 0.5}
         case "rms_norm":
             return {"x": randn(t, h), "weight": randn(h), "eps": 1e-5}
         case "layer_norm":
@@ -189,7 +220,9 @@ def _draw(op: str, model: ModelShape, batch: BatchShape, dtype: str, poison: boo
         case "gate_up_silu":
             return {"x": randn(t, h), "weight": randn(2 * model.intermediate, h) / h**0.5}
         case "quantize_rows":
-            return {"x": randn(t, h) * torch.logspace(-2, 2, t)[:, None].to(kind)}
+            return {"x": randn(t, h) * torch.logspace(-2, 2, t)[:, None].to(kind), "dtype": "fp8"}
+        case _ if op.endswith("_quantize_rows"):
+            return {**_draw(op.removesuffix("_quantize_rows"), model, batch, dtype, poison), "dtype": "fp8"}
         case "quantize":
             return {"x": randn(t, h), "scale": torch.tensor([0.01])}
         case "split":

@@ -1,16 +1,29 @@
 """Sizes of number formats: torch's own where torch has the format, whole bytes of a tensor, unknown names refused."""
 
 import pytest
+import torch
 
 from trtllm_kernels.dialect import dtypes
 from trtllm_kernels.dialect.dtypes import BITS, bits_of, bytes_of, elements_in, nbytes
-from trtllm_kernels.dialect.specs import DTYPES
+from trtllm_kernels.dialect.specs import DTYPES, bytes_of_codes, spec_of, storage_shape
 from trtllm_kernels.dialect.types import TensorSpec
 from trtllm_kernels.errors import KernelError
 
 
 def test_sizes_are_torchs() -> None:
-    assert {name: BITS[name] for name in DTYPES} == {name: 8 * dtype.itemsize for name, dtype in DTYPES.items()}
+    packed = {"int4": 2, "fp4": 2, "nf4": 2}
+    assert {name: BITS[name] * packed.get(name, 1) for name in DTYPES} == {name: 8 * dtype.itemsize for name, dtype in DTYPES.items()}
+
+
+@pytest.mark.parametrize("dtype", ["int4", "fp4", "nf4"])
+def test_a_specification_counts_codes_and_torch_their_bytes(dtype: str) -> None:
+    tensor = torch.zeros(storage_shape((3, 10), dtype), dtype=torch.uint8).view(DTYPES[dtype])
+    assert tensor.shape == (3, 5)
+    assert spec_of(tensor) == TensorSpec((3, 10), dtype)
+    assert nbytes(spec_of(tensor)) == 15
+    assert bytes_of_codes(tensor).dtype == torch.uint8
+    with pytest.raises(KernelError, match=f"a row of 7 {dtype} codes does not fill whole bytes; it must be a multiple of 2"):
+        storage_shape((3, 7), dtype)
 
 
 def test_a_tensor_takes_the_bytes_of_its_shape_at_a_step() -> None:

@@ -31,9 +31,9 @@ def test_arguments_are_those_torch_reads_from_the_schema(name: str) -> None:
 def test_what_an_op_says_of_itself() -> None:
     write = OP_SPECS["rope_kv_write"]
     assert write.tensors[3:5] == ("kv_cache", "kv_slots")
-    assert write.optional_tensors == ("q_norm", "k_norm", "k_scale", "v_scale")
+    assert write.optional_tensors == ("q_norm", "k_norm", "k_scale", "v_scale", "kv_scales")
     assert write.attrs == ("layer", "num_heads", "num_kv_heads", "head_dim", "interleaved", "eps")
-    assert (write.mutates, write.scales, write.in_place) == (("kv_cache",), ("k_scale", "v_scale"), "qkv")
+    assert (write.mutates, write.scales, write.in_place) == (("kv_cache", "kv_scales"), ("k_scale", "v_scale"), "qkv")
     assert {name for name, spec in OP_SPECS.items() if Trait.LAYER in spec.traits} == {"linear", "rms_norm", "layer_norm", "embedding"}
     assert {name for name, spec in OP_SPECS.items() if spec.kind == "gemm"} == {
         "linear",
@@ -45,7 +45,7 @@ def test_what_an_op_says_of_itself() -> None:
 
 
 def test_specifications_and_lowerings_load_without_torch() -> None:
-    code = "import sys, trtllm_kernels.lowering as lowering; assert len(lowering.LOWERINGS) == 24; print('torch' in sys.modules)"
+    code = "import sys, trtllm_kernels.lowering as lowering; assert len(lowering.LOWERINGS) == 31; print('torch' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "False"
 

@@ -5,16 +5,17 @@ import torch
 from torch.nn import functional
 
 import trtllm_kernels.references
-from samples import QUANTIZABLE, Alone, BatchShape, fp8_sample, sample
+from samples import QUANTIZABLE, Alone, BatchShape, fp8_sample, int8_cache_sample, sample
 from trtllm_kernels.dialect.model_shape import ModelShape
 from trtllm_kernels.launch.torch_ops import as_list
 from trtllm_kernels.references.communication import communicate
 from trtllm_kernels.references.quantize import FP8
 
 OPS = torch.ops.trtllm
-ALL_OPS = """add add_layer_norm add_rms_norm all_reduce all_reduce_add_rms_norm attention embedding gate_up_silu gather_rows gelu
-layer_norm linear linear_gelu linear_sample paged_attention prepare_step quantize quantize_rows rms_norm rope rope_kv_write
-sharded_linear_sample silu_mul silu_mul_packed split"""
+ALL_OPS = """add add_layer_norm add_layer_norm_quantize_rows add_rms_norm add_rms_norm_quantize_rows all_reduce
+all_reduce_add_rms_norm arrange_columns attention embedding gate_up_silu gather_rows gelu gelu_quantize_rows layer_norm
+layer_norm_quantize_rows linear linear_gelu linear_sample paged_attention prepare_step quantize quantize_rows rms_norm
+rms_norm_quantize_rows rope rope_kv_write sharded_linear_sample silu_mul silu_mul_packed silu_mul_packed_quantize_rows split"""
 BATCH = BatchShape(query_lens=(1, 1, 5, 40), kv_lens=(1, 77, 5, 70), max_pages=3)
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -30,7 +31,7 @@ def _seed() -> None:
 
 def test_dialect_is_the_documented_table() -> None:
     assert sorted(trtllm_kernels.references.OPS) == ALL_OPS.split()
-    assert trtllm_kernels.references.OPS["rope_kv_write"].mutates == ("kv_cache",)
+    assert trtllm_kernels.references.OPS["rope_kv_write"].mutates == ("kv_cache", "kv_scales")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -216,13 +217,20 @@ def test_fakes_agree_with_references() -> None:
         "rope_kv_write": (x, positions, table, cache, positions + 4, None, None, 1, 2, 1, 8, True, 1e-5),
         "paged_attention": (x, cache, block_table, two, start, lens, 1, 2, 1, 1.0),
         "quantize": (x, one),
-        "quantize_rows": (x,),
+        "quantize_rows": (x, "int8"),
+        "rms_norm_quantize_rows": (x, w, 1e-5),
+        "layer_norm_quantize_rows": (x, w, b, 1e-5, "int8"),
+        "add_rms_norm_quantize_rows": (x, x.clone(), w, 1e-5, None, "int8"),
+        "add_layer_norm_quantize_rows": (x, x.clone(), w, b, 1e-5, x.clone()),
+        "silu_mul_packed_quantize_rows": (x, "int8"),
+        "gelu_quantize_rows": (x,),
         "gate_up_silu": (x, randn(6, 32)),
         "linear_sample": tuple(sample("linear_sample", ModelShape(), BATCH, "fp32").values()),
         "sharded_linear_sample": tuple(sample("sharded_linear_sample", ModelShape(), BATCH, "fp32").values()),
         "all_reduce": (x, communicate(Alone())),
         "all_reduce_add_rms_norm": (x, x.clone(), w, communicate(Alone()), 1e-5),
         "linear_gelu": (x, randn(6, 32), randn(6)),
+        "arrange_columns": (x, torch.randperm(32).int(), torch.rand(32)),
     }
     assert calls.keys() == trtllm_kernels.references.OPS.keys()
     for name, arguments in calls.items():
@@ -303,6 +311,28 @@ def test_an_fp8_cache_holds_the_wide_ones_keys_and_values_over_their_scales() ->
         assert torch.equal(codes.float(), fp8_grid(wide / scale))
 
 
+def test_an_int8_cache_holds_each_head_of_a_token_over_its_own_largest_value() -> None:
+    named = sample("rope_kv_write", ModelShape(interleaved=True, rotary_dim=8), BATCH, "fp32", poison=False)
+    write = trtllm_kernels.references.OPS["rope_kv_write"].reference
+    codes, scales = torch.zeros(named["kv_cache"].shape, dtype=torch.int8), torch.zeros(named["kv_cache"].shape[:-1])
+    rotated = write(**{**named, "kv_cache": codes, "kv_scales": scales})
+    assert torch.equal(write(**named), rotated)
+    pages, offsets = (named["kv_slots"] // 32).long(), (named["kv_slots"] % 32).long()
+    wide = named["kv_cache"][1, pages, :, :, offsets].double()
+    steps = wide.abs().amax(-1) / 127
+    torch.testing.assert_close(scales[1, pages, :, :, offsets].double(), steps)
+    assert int((codes[1, pages, :, :, offsets] - (wide / steps[..., None]).round()).abs().max()) == 0
+    assert int(scales.count_nonzero()) == steps.numel()
+
+
+def test_attention_over_an_int8_cache_is_attention_over_the_values_it_stands_for() -> None:
+    named = int8_cache_sample("paged_attention", ModelShape(), BATCH)
+    attend = trtllm_kernels.references.OPS["paged_attention"].reference
+    wide = {"kv_cache": named["kv_cache"].float() * named["kv_scales"][..., None], "qkv": named["qkv"].float()}
+    expected = attend(**{**named, **wide, "kv_scales": None})
+    torch.testing.assert_close(attend(**{**named, "qkv": wide["qkv"]}), expected)
+
+
 def test_attention_over_an_fp8_cache_is_attention_over_the_values_it_stands_for() -> None:
     named = fp8_sample("paged_attention", ModelShape(), BATCH)
     attend = trtllm_kernels.references.OPS["paged_attention"].reference
@@ -312,3 +342,30 @@ def test_attention_over_an_fp8_cache_is_attention_over_the_values_it_stands_for(
     out = attend(**{**named, "qkv": wide["qkv"], "out_scale": None})
     torch.testing.assert_close(out, expected)
     assert torch.equal(attend(**{**named, "qkv": wide["qkv"]}).float(), fp8_grid(out / named["out_scale"]))
+
+
+@pytest.mark.parametrize("dtype", ["fp8", "int8"])
+@pytest.mark.parametrize("name", sorted(name for name, op in trtllm_kernels.references.OPS.items() if op.spec.by_row))
+def test_an_op_by_row_is_the_op_with_its_unrounded_result_quantized(name: str, dtype: str) -> None:
+    """Of fp32 arguments the wide result is the unrounded one."""
+    ops = trtllm_kernels.references.OPS
+    named, by_row = sample(name, ModelShape(), BATCH, "fp32"), ops[ops[name].spec.by_row]
+    first, *rest = as_list(ops[name].reference(**named))
+    named.pop("out_scale")
+    codes, scales, *others = by_row.reference(**named, dtype=dtype)
+    expected = OPS.quantize_rows(first, dtype)
+    assert torch.equal(codes.view(torch.uint8), expected[0].view(torch.uint8))
+    assert torch.equal(scales, expected[1])
+    assert all(torch.equal(a, b) for a, b in zip(others, rest, strict=True))
+
+
+def test_int8_rows_are_rounded_half_to_even_and_products_of_them_are_exact() -> None:
+    x = torch.tensor([[0.5, 1.5, -2.5, 127.0], [0.0, 0.0, 0.0, 0.0], [-1.0, 0.25, 0.3, 0.9]])
+    codes, scales = OPS.quantize_rows(x, "int8")
+    assert codes.tolist() == [[0, 2, -2, 127], [0, 0, 0, 0], [-127, 32, 38, 114]]
+    assert scales.flatten().tolist() == pytest.approx([1.0, 1e-12, 1 / 127])
+    x, weight = torch.randint(-127, 128, (3, 20_000), dtype=torch.int8), torch.randint(-127, 128, (4, 20_000), dtype=torch.int8)
+    x_scale, weight_scale, bias = torch.rand(3, 1), torch.rand(4, 1), randn(4, dtype=torch.bfloat16)
+    sums = torch.tensor([[sum(a * b for a, b in zip(row, column, strict=True)) for column in weight.tolist()] for row in x.tolist()])
+    expected = (sums.float() * (x_scale * weight_scale.T) + bias.float()).bfloat16()
+    assert torch.equal(OPS.linear(x, weight, bias, x_scale, weight_scale), expected)

@@ -1,4 +1,4 @@
-"""fp8 with a scale a row: the reference is exact about what it says, kernels agree with it, and the launches carry the scales."""
+"""fp8 and int8 with a scale per row: the reference is exact about what it says, kernels agree with it, and launches carry the scales."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from samples import BatchShape, fp8_sample
 from trtllm_kernels.compile.aot import compile_kernel
 from trtllm_kernels.compile.catalogue import MODELS, ops_of
 from trtllm_kernels.dialect.model_shape import ModelShape
+from trtllm_kernels.dialect.ops import OP_SPECS
 from trtllm_kernels.dialect.types import TensorSpec
 from trtllm_kernels.lowering import has_kernels, lower
 from trtllm_kernels.lowering.skinny_gemm import IN_TRITON
@@ -81,10 +82,11 @@ def test_kernels_compile_without_spills(arch: str) -> None:
         if has_kernels(op.op, arch)
         for tactic in ((None, by_triton) if op.op == "linear" else (None,))
         for spec in lower(op.op, op.inputs, op.outputs, op.attrs, arch, tactic=tactic).kernels
-        if op.op == "quantize_rows" or spec.constexprs.get("SCALED_ROWS")
+        if op.op.endswith("quantize_rows") or (OP_SPECS[op.op].kind == "gemm" and spec.constexprs.get("SCALED_ROWS"))
     }
     few = {"skinny_gemm", "skinny_sum"} if arch == "sm_90" else set()
-    assert {spec.function for spec in specs.values()} == {"quantize_rows", "gemv", *few}
+    by_row = {name for name in OP_SPECS if name.endswith("quantize_rows")}
+    assert {spec.function for spec in specs.values()} == {*by_row, "gemv", *few}
     for spec in specs.values():
         info = compile_kernel(spec, arch).info
         assert info.spill_bytes == 0
@@ -96,5 +98,5 @@ def test_kernels_equal_their_references_in_the_interpreter() -> None:
     run = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr[-3000:]
     results = [json.loads(line) for line in run.stdout.splitlines()]
-    assert len(results) == 16
+    assert len(results) == 66
     assert not [r for r in results if r["failure"]]

@@ -29,7 +29,7 @@ NVIDIA = definitions.DEFINITIONS["nvidia"]
 Floats = npt.NDArray[np.float64]
 
 
-QUANTIZATION = {"fp8": "FP8", "fp8_rowwise": "FP8_PER_CHANNEL_PER_TOKEN"}
+QUANTIZATION = {"fp8": "FP8", "fp8_rowwise": "FP8_PER_CHANNEL_PER_TOKEN", "int8_sq": "W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN"}
 """NVIDIA's names of what a precision quantizes."""
 
 

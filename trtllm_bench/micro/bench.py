@@ -22,7 +22,7 @@ from trtllm_bench.roofline.counts import OpCost, PlanCounter, StepShape
 from trtllm_engines.checkpoints.dummy import DummyWeights
 from trtllm_engines.checkpoints.write import assemble
 from trtllm_engines.compiler.compile import Compiled, compile_model
-from trtllm_engines.compiler.plan import Op, Plan, Profile
+from trtllm_engines.compiler.plan import KV_SCALES, Op, Plan, Profile
 from trtllm_engines.models.config import ModelConfig
 from trtllm_engines.models.presets import resolve_model
 from trtllm_engines.runtime.batch import StepBatch
@@ -35,6 +35,7 @@ from trtllm_kernels.dialect.types import SKINNY_TOKENS, Arg, Lowered, TensorSpec
 from trtllm_kernels.errors import KernelError
 from trtllm_kernels.lowering import lower
 from trtllm_kernels.references import OPS
+from trtllm_kernels.references.quantize import INT8_MAX
 
 LAYERS = 2
 VALUE_RANGE = 3.0
@@ -114,7 +115,7 @@ class Bench:
         self.weights |= {name: compiled.constants[name].to(self.device) for name in self.plan.constants}
         pages = max(int((-(-case.shape.kv_lens // page_size)).sum()) for case in cases) + RESERVED_PAGES
         self.state = DeviceState(self.plan, pages, self.device)
-        _fill(self.state.kv_cache)
+        _fill(self.state)
         self._cubins: Mapping[str, Any] = {}
         self._copied, self._copies = "", dict[str, torch.Tensor]()
         if arch != "cpu":
@@ -356,7 +357,7 @@ class BoundOp:
     def expected(self) -> list[torch.Tensor]:
         """What the reference makes of the inputs: results, then copies of what is written in place."""
         arguments = self.arguments()
-        copies = {name: arguments[name].clone() for name in OPS[self.op.op].mutates}
+        copies = {name: tensor.clone() for name, tensor in OPS[self.op.op].written_in(arguments).items()}
         return [*self.reference({**arguments, **copies}), *copies.values()]
 
     def difference(self, expected: list[torch.Tensor]) -> float:
@@ -378,13 +379,12 @@ class BoundOp:
 
     def written(self) -> list[torch.Tensor]:
         """Results, then what is written in place."""
-        arguments = self.arguments()
-        return [*(self.memory[name] for name in self.op.outputs), *(arguments[name] for name in OPS[self.op.op].mutates)]
+        return [*(self.memory[name] for name in self.op.outputs), *OPS[self.op.op].written_in(self.arguments()).values()]
 
 
 def _difference(actual: torch.Tensor, expected: torch.Tensor) -> float:
     a, b = actual.reshape(-1), expected.reshape(-1)
-    if not a.is_floating_point():
+    if not a.is_floating_point() and a.dtype != torch.int8:  # codes are numbers
         return 0.0 if torch.equal(a, b) else float("inf")
     total = scale = 0.0
     for at in range(0, len(a), 1 << 26):
@@ -396,9 +396,13 @@ def _difference(actual: torch.Tensor, expected: torch.Tensor) -> float:
     return math.sqrt(total / scale if scale > 0 else total)
 
 
-def _fill(cache: torch.Tensor) -> None:
-    """Keys and values of sequences already there, drawn."""
-    flat = cache.view(-1)
+def _fill(state: DeviceState) -> None:
+    """Keys and values of sequences already there, drawn; where each has a scale, all scales are alike."""
+    scale = 1.0
+    if (scales := state.tensors.get(KV_SCALES)) is not None:
+        scale = VALUE_RANGE / INT8_MAX
+        scales.fill_(scale)
+    flat = state.kv_cache.view(-1)
     for at in range(0, len(flat), 1 << 26):
         part = flat[at : at + (1 << 26)]
-        part.copy_(torch.randn(len(part), device=cache.device).clamp_(-VALUE_RANGE, VALUE_RANGE))
+        part.copy_(torch.randn(len(part), device=flat.device).clamp_(-VALUE_RANGE, VALUE_RANGE) / scale)

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from trtllm_bench.roofline.ceilings import Ceilings
 from trtllm_engines.compiler.plan import Plan
-from trtllm_kernels.dialect.dtypes import bytes_of, nbytes
+from trtllm_kernels.dialect.dtypes import nbytes
 from trtllm_kernels.dialect.ops import OP_SPECS, Trait
 from trtllm_results.metrics.requests import RequestLog
 
@@ -73,7 +73,7 @@ class ModelCost:
             row_flops=ranks * flops["S"],
             pair_flops=4.0 * layers * config.num_heads * config.head_dim,
             weight_bytes=float(ranks * sum(nbytes(plan.weights[name]) for name in used)),
-            kv_bytes=float(bytes_of(2 * layers * ranks * plan.kv_heads * config.head_dim, plan.kv_dtype)),
+            kv_bytes=float(plan.quant.kv.nbytes(2 * layers * ranks * plan.kv_heads, config.head_dim)),
             page_size=plan.profile.page_size,
             compute_dtype=max(formats, key=formats.__getitem__, default=plan.precision),
         )

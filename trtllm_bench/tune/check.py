@@ -34,8 +34,8 @@ class Check:
             spoil(variant.memory[name])
         if self._given is not None:
             variant.memory[variant.op.reuses].copy_(self._given)
-        for name in OPS[variant.op.op].mutates:
-            _wipe(variant.arguments()[name])
+        for tensor in OPS[variant.op.op].written_in(variant.arguments()).values():
+            _wipe(tensor)
         variant.run()
         difference = variant.difference(self._expected)
         return "" if is_right(difference, self._format) else f"wrong: differs from the reference by {difference:.2%}"
@@ -44,8 +44,7 @@ class Check:
 @contextmanager
 def checking(bound: BoundOp) -> Iterator[Check]:
     """A check of one op's variants in one step; the op's memory is afterwards as its default leaves it."""
-    arguments = bound.arguments()
-    mutated = {name: arguments[name] for name in OPS[bound.op.op].mutates}
+    mutated = OPS[bound.op.op].written_in(bound.arguments())
     kept = {name: tensor.clone() for name, tensor in mutated.items()}
     given = bound.memory[bound.op.reuses].clone() if bound.op.reuses else None
     for tensor in mutated.values():

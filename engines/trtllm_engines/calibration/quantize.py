@@ -22,7 +22,8 @@ KV_DTYPES = ("fp8", "none")
 
 def writable() -> tuple[str, ...]:
     """Precisions in fp8 that a checkpoint can be written in."""
-    return tuple(name for name, one in definitions().items() if one.scheme.weights is not None and one.scheme.weights.dtype == "fp8")
+    schemes = [one.scheme for one in definitions().values()]
+    return tuple(one.name for one in schemes if one.weights is not None and one.weights.dtype == one.inputs.dtype == "fp8")
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
 from trtllm_engines.errors import EngineError
+
+if TYPE_CHECKING:
+    from trtllm_engines.checkpoints.stored_codes import StoredCodes
+    from trtllm_engines.quantization.scheme import Codes
 
 
 class WeightSource(Protocol):
@@ -32,6 +36,10 @@ class WeightSource(Protocol):
 
     def codes(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor] | None:
         """(codes [N, K] of `dtype`, fp32 scale [1, 1] or [N, 1]) of a matrix that is stored so; None for a wide one."""
+
+    def stored(self, name: str, shape: tuple[int, ...], kind: Codes, device: torch.device) -> StoredCodes | None:
+        """Matrix `name` as codes, where it is stored so, in whatever they are; None for a wide one. A source that draws its weights draws
+        them of `kind`."""
 
     def largest(self, name: str, shape: tuple[int, ...]) -> float | None:
         """A bound on the magnitude of matrix `name` that is known without reading it, such as an fp8 checkpoint's scale times 448."""

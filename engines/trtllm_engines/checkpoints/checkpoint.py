@@ -1,15 +1,15 @@
 """A Hugging Face folder's weights: safetensors, or PyTorch's own files where there are none; one file, or shards behind an index.
 Memory-mapped, read when asked for.
 
-A tensor is a weight only if it is stored as floating-point numbers. fp8 is codes: read together with its scale (one per tensor or per row),
-or refused. Integers are codes of some quantizer and are always refused, whatever precision is asked for: cast to a float, they run and mean
-nothing.
+A tensor is a weight only if it is stored as floating-point numbers. All else is codes of some quantizer: read together with their scales by
+the reader of the tool that wrote them (`formats`), or refused, whatever precision is asked for. Cast to a float they run and mean nothing.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,18 +19,31 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from trtllm_engines.checkpoints import check_finite, check_scale, check_shape
-from trtllm_engines.checkpoints.checkpoint_precision import stated_method
+from trtllm_engines.checkpoints.formats import UnknownQuantization, format_of, stated_method
+from trtllm_engines.checkpoints.formats.format import WIDE, Format
+from trtllm_engines.checkpoints.formats.fp8 import CODES as FP8
+from trtllm_engines.checkpoints.formats.fp8 import scale_name, stored_fp8
+from trtllm_engines.checkpoints.stored_codes import StoredCodes
 from trtllm_engines.documents import checked, read_object, regular_file
 from trtllm_engines.errors import EngineError
+from trtllm_engines.quantization.scheme import Codes
 
 INDEX = "model.safetensors.index.json"
 TORCH_INDEX = "pytorch_model.bin.index.json"
-_WIDE = ("F64", "F32", "F16", "BF16")
-_FP8 = "F8_E4M3"
-_TORCH_DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "float8_e4m3fn": _FP8}
+_TORCH_DTYPES = {
+    "float64": "F64",
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "float8_e4m3fn": FP8,
+    "int8": "I8",
+    "uint8": "U8",
+    "int32": "I32",
+    "int64": "I64",
+}
 """safetensors' names of PyTorch's types; of others, PyTorch's own names."""
-_WEIGHT_SCALES = ("_scale", "_scale_inv")
-"""Endings of the name of a weight's scale: ModelOpt's and compressed-tensors', and that of transformers' fp8. Both are multiplied by."""
+_WEIGHTS = (".weight", ".weight_packed", ".qweight")
+"""Endings of the name of what holds a module's weight."""
 
 
 def _in_folder(name: str) -> str:
@@ -82,11 +95,18 @@ class FolderWeights(ABC):
         """A shard, with a method `keys`. Raises `EngineError` for a damaged file."""
 
     @abstractmethod
-    def _header(self, name: str) -> tuple[str, tuple[int, ...]]:
+    def header(self, name: str) -> tuple[str, tuple[int, ...]]:
         """(type, shape) of a stored tensor, in safetensors' names."""
 
     @abstractmethod
-    def _tensor(self, name: str) -> Tensor: ...
+    def tensor(self, name: str) -> Tensor: ...
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._shard_of
+
+    @cached_property
+    def _format(self) -> Format | None:
+        return format_of(self.folder, self)
 
     def _paths(self) -> Iterable[Path]:
         index = self.folder / self.index
@@ -109,43 +129,52 @@ class FolderWeights(ABC):
 
     def read(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
         self.check(name, shape)
-        tensor = self._tensor(name)
-        check_finite(name, tensor, dtype, str(self._shard_of[name]))
-        if (scale := self._weight_scale(name)) is not None:
-            tensor = tensor.to(device).float() * scale.to(device)
+        codes = self._codes_of(name)
+        if codes is None or (codes.kind.granularity != "block" and codes.kind.dtype == "fp8"):
+            tensor = self.tensor(name)
+            check_finite(name, tensor, dtype, str(self._shard_of[name]))
+            if codes is not None:
+                tensor = tensor.to(device).float() * self._checked_scale(codes, name).to(device)
+        else:
+            tensor = codes.on(device).values()
+            check_finite(name, tensor, dtype, str(self.folder))
         return tensor.to(device=device, dtype=dtype)
 
     def check(self, name: str, shape: tuple[int, ...]) -> None:
+        module = name.rpartition(".")[0]
+        codes = self._codes_of(name)
+        if codes is not None:
+            check_shape(name, shape, codes.shape, str(self.folder))
+            return
         if name not in self._shard_of:
-            module = name.rpartition(".")[0]
-            if (codes := next((one for one in self._shard_of if one.startswith(f"{module}.") and self._is_codes(one)), None)) is not None:
-                raise self._refused(codes, f"are codes of {name}")
+            if (stored := next((one for one in self._shard_of if one.startswith(f"{module}.") and self._is_codes(one)), None)) is not None:
+                raise self._refused(stored, f"are codes of {name}")
             raise EngineError(f"weight {name} is missing from {self.folder} (expected shape {list(shape)})")
-        stored_dtype, stored_shape = self._header(name)
-        if stored_dtype not in (*_WIDE, _FP8):
+        stored_dtype, stored_shape = self.header(name)
+        if stored_dtype not in WIDE:
             raise self._refused(name, "are codes")
         check_shape(name, shape, stored_shape, str(self._shard_of[name]))
-        if stored_dtype == _FP8:
-            scale = self._weight_scale_name(name)
-            if scale is None:
-                raise EngineError(f"weight {name} in {self.folder} is fp8 but has no {name}{_WEIGHT_SCALES[0]}; quantize the model again")
-            scale_shape = self._header(scale)[1]
-            if scale_shape not in ((), (1,), (1, 1), shape[:1], (shape[0], 1)):
-                raise self._refused(name, f"have scales of shape {list(scale_shape)}, one per block")
 
     def codes(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor] | None:
         self.check(name, shape)
-        scale = self._weight_scale(name)
-        if scale is None or dtype != torch.float8_e4m3fn:
+        codes = self._codes_of(name)
+        if codes is None or codes.kind not in _PLAIN.get(dtype, ()) or codes.order is not None or codes.factor is not None:
             return None
-        codes = self._tensor(name)
-        check_finite(name, codes, dtype, str(self._shard_of[name]))
-        return codes.to(device), scale.view(-1, 1).to(device)
+        stored = codes.codes()
+        check_finite(name, stored, dtype, str(self.folder))
+        return stored.to(device), self._checked_scale(codes, name).view(-1, 1).to(device)
+
+    def stored(self, name: str, shape: tuple[int, ...], kind: Codes, device: torch.device) -> StoredCodes | None:
+        self.check(name, shape)
+        codes = self._codes_of(name)
+        return None if codes is None else codes.on(device)
 
     def largest(self, name: str, shape: tuple[int, ...]) -> float | None:
         self.check(name, shape)
-        scale = self._weight_scale(name)
-        return None if scale is None else float(scale.max()) * 448.0
+        codes = self._codes_of(name)
+        if codes is None or codes.kind.dtype != "fp8":
+            return None
+        return float(self._checked_scale(codes, name).max()) * 448.0
 
     def kv_scale(self, name: str) -> float:
         """`k_proj.k_scale` of ModelOpt, or `self_attn.k_scale` of compressed-tensors."""
@@ -167,43 +196,54 @@ class FolderWeights(ABC):
         """The largest element of the first of these tensors that there is."""
         for name in spellings:
             if name in self._shard_of:
-                if self._header(name)[0] not in _WIDE or 0 in self._header(name)[1]:
-                    raise EngineError(f"scale {name} in {self.folder} is stored as {self._header(name)[0]}; it must be a wide number")
-                return check_scale(name, float(self._tensor(name).float().max()), str(self._shard_of[name]))
+                if self.header(name)[0] not in WIDE or 0 in self.header(name)[1]:
+                    raise EngineError(f"scale {name} in {self.folder} is stored as {self.header(name)[0]}; it must be a wide number")
+                return check_scale(name, float(self.tensor(name).float().max()), str(self._shard_of[name]))
         return None
 
     def first_codes(self) -> str | None:
         """A tensor that is stored as codes, if there is one."""
         return next((name for name in sorted(self._shard_of) if self._is_codes(name)), None)
 
-    def wide_modules(self) -> list[str]:
-        """Modules with a matrix of wide numbers for a weight."""
-        named = [name for name in sorted(self._shard_of) if name.endswith(".weight") and len(self._header(name)[1]) == 2]
-        return [name.removesuffix(".weight") for name in named if self._header(name)[0] in _WIDE]
+    def modules(self) -> list[str]:
+        """Modules that have a matrix for a weight, wide or codes."""
+        named = [name for name in sorted(self._shard_of) if name.endswith(_WEIGHTS) and len(self.header(name)[1]) == 2]
+        return [name.rpartition(".")[0] for name in named]
 
     def _is_codes(self, name: str) -> bool:
         """Whether it is a matrix of weights in anything but wide numbers."""
-        dtype, shape = self._header(name)
-        return dtype not in _WIDE and len(shape) > 1 and "weight" in name.rpartition(".")[2]
+        dtype, shape = self.header(name)
+        return dtype not in WIDE and len(shape) > 1 and "weight" in name.rpartition(".")[2]
 
     def _refused(self, name: str, why: str) -> EngineError:
         return EngineError(
-            f"weight {name}: its {self._header(name)[0]} values in {self.folder} {why}, quantized by {stated_method(self.folder)}, "
-            f"which no engine here runs; use the original checkpoint, or one in fp8 with one scale per tensor or row"
+            f"weight {name}: its {self.header(name)[0]} values in {self.folder} {why}, quantized by {stated_method(self.folder)}, "
+            f"which no engine here runs; use the original checkpoint, or one quantized in a way that docs/quantization.md lists"
         )
 
-    def _weight_scale_name(self, name: str) -> str | None:
-        return next((f"{name}{ending}" for ending in _WEIGHT_SCALES if f"{name}{ending}" in self._shard_of), None)
-
-    def _weight_scale(self, name: str) -> Tensor | None:
-        """fp32, one element or [rows, 1], of an fp8 matrix that passed `check`; None for a wide one."""
-        if self._header(name)[0] != _FP8:
+    def _codes_of(self, name: str) -> StoredCodes | None:
+        """The codes of weight `name`, None where it is wide. Raises `EngineError` for those that no reader here knows."""
+        module, _, leaf = name.rpartition(".")
+        if leaf != "weight" or (name in self._shard_of and self.header(name)[0] in WIDE):
             return None
-        scale_name = str(self._weight_scale_name(name))
-        scale = self._tensor(scale_name).float()
+        try:
+            codes = None if self._format is None else self._format.stored(module)
+        except UnknownQuantization:
+            stored = [one for one in sorted(self._shard_of) if one.startswith(f"{module}.") and self._is_codes(one)]
+            raise self._refused(stored[0], "are codes") from None
+        return stored_fp8(self, module) if codes is None else codes
+
+    def _checked_scale(self, codes: StoredCodes, name: str) -> Tensor:
+        """fp32, one element or [rows, 1]."""
+        scale = codes.scale().float()
+        where = scale_name(self, name) or name
         for bound in torch.aminmax(scale):
-            check_scale(scale_name, float(bound), str(self._shard_of[name]))
+            check_scale(where, float(bound), str(self._shard_of[name]))
         return scale.view(-1, 1) if scale.numel() > 1 else scale.view(())
+
+
+_PLAIN = {dtype: (Codes(name, "tensor"), Codes(name, "row")) for dtype, name in ((torch.float8_e4m3fn, "fp8"), (torch.int8, "int8"))}
+"""Codes with scales of a row or the tensor and nothing besides."""
 
 
 class SafetensorsWeights(FolderWeights):
@@ -215,11 +255,11 @@ class SafetensorsWeights(FolderWeights):
         except (SafetensorError, OSError) as error:
             raise EngineError(f"{path} is not a whole safetensors file ({error}); download it again") from None
 
-    def _header(self, name: str) -> tuple[str, tuple[int, ...]]:
+    def header(self, name: str) -> tuple[str, tuple[int, ...]]:
         entry = self._shards[self._shard_of[name]].get_slice(name)
         return str(entry.get_dtype()), tuple(entry.get_shape())
 
-    def _tensor(self, name: str) -> Tensor:
+    def tensor(self, name: str) -> Tensor:
         tensor: Tensor = self._shards[self._shard_of[name]].get_tensor(name)
         return tensor
 
@@ -239,12 +279,12 @@ class TorchWeights(FolderWeights):
             raise EngineError(f"{path} holds a {type(shard).__name__}; it must be a dictionary of tensors by name")
         return {name: tensor for name, tensor in shard.items() if isinstance(tensor, Tensor)}
 
-    def _header(self, name: str) -> tuple[str, tuple[int, ...]]:
-        tensor = self._tensor(name)
+    def header(self, name: str) -> tuple[str, tuple[int, ...]]:
+        tensor = self.tensor(name)
         dtype = str(tensor.dtype).removeprefix("torch.")
         return _TORCH_DTYPES.get(dtype, dtype), tuple(tensor.shape)
 
-    def _tensor(self, name: str) -> Tensor:
+    def tensor(self, name: str) -> Tensor:
         tensor: Tensor = self._shards[self._shard_of[name]][name].detach()
         return tensor if tensor.layout == torch.strided else tensor.to_dense()
 

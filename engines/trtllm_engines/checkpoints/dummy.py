@@ -8,25 +8,31 @@ of one stream. The sum of its four bytes is bell-shaped with 1,021 levels, about
 real ones do: a kernel's power draw, and so its clock, depends on that.
 
 Scale: matrices have standard deviation 1 / sqrt(fan in), so that normalised inputs give outputs near 1 at any width; norms are 1 + 0.1 z;
-biases 0.02 z.
+biases 0.02 z. As int8 codes a matrix is the byte sums over four, so it need not be drawn wide and quantized.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from trtllm_engines.errors import EngineError
 
+if TYPE_CHECKING:
+    from trtllm_engines.checkpoints.stored_codes import StoredCodes
+    from trtllm_engines.quantization.scheme import Codes
+
 _MULTIPLIERS = (0x7FEB352D, 0x846CA68B - (1 << 32))
 _BYTE_SUM_MEAN = 510
 _BYTE_SUM_STD = math.sqrt(4 * (256**2 - 1) / 12)
+LARGEST_INT8 = _BYTE_SUM_MEAN / 4
+"""What a matrix's bound is in its int8 codes, quarters of byte sums (the largest is rounded to 127)."""
 _CHUNK = {"cpu": 1 << 18, "cuda": 1 << 22}
 """Elements at a time: temporaries stay in the last-level cache (50 MB on an H100)."""
 
@@ -47,8 +53,18 @@ class DummyWeights:
     def check(self, name: str, shape: tuple[int, ...]) -> None:
         pass
 
-    def codes(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
-        return None
+    def codes(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor] | None:
+        """Of int8, drawn as such; other codes are made of wide numbers."""
+        if dtype != torch.int8:
+            return None
+        scale = torch.full((1, 1), self.largest(name, shape) / LARGEST_INT8, device=device)
+        return self.read(name, shape, dtype, device), scale
+
+    def stored(self, name: str, shape: tuple[int, ...], kind: Codes, device: torch.device) -> StoredCodes:
+        from trtllm_engines.checkpoints.drawn_codes import drawn_codes
+
+        rows, columns = shape
+        return drawn_codes(self.seed, name, (rows, columns), kind, device)
 
     def largest(self, name: str, shape: tuple[int, ...]) -> float:
         return _moments(name, shape)[1] * _BYTE_SUM_MEAN / _BYTE_SUM_STD
@@ -63,18 +79,27 @@ class DummyWeights:
 
 
 def draw(out: Tensor, name: str, seed: int) -> None:
-    """Fills contiguous `out` in place."""
+    """Fills contiguous `out` in place; int8 with codes."""
     if out.numel() >= 1 << 31:
         raise EngineError(f"weight {name} has {out.numel()} elements; the generator counts to 2^31")
     mean, std = _moments(name, tuple(out.shape))
+    flat = out.view(-1)
+    for start, sums in drawn_sums(flat.numel(), name, seed, out.device):
+        part = flat[start : start + len(sums)]
+        if out.dtype == torch.int8:
+            part.copy_(sums.add_(2).bitwise_right_shift_(2).clamp_(-127, 127))
+        else:
+            part.copy_(sums.float().mul_(std / _BYTE_SUM_STD).add_(mean))
+
+
+def drawn_sums(count: int, name: str, seed: int, device: torch.device) -> Iterator[tuple[int, Tensor]]:
+    """The bell-shaped integers, -510 to 510, that the elements of `name` are made of, in chunks: (index of the first, int32)."""
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     before, between = (int.from_bytes(digest[i : i + 4], "little", signed=True) for i in (0, 4))
-    flat = out.view(-1)
-    chunk = _CHUNK.get(out.device.type, _CHUNK["cpu"])
-    for start in range(0, flat.numel(), chunk):
-        end = min(start + chunk, flat.numel())
-        z = _byte_sums(torch.arange(start, end, dtype=torch.int32, device=out.device), before, between).float()
-        flat[start:end] = z.mul_(std / _BYTE_SUM_STD).add_(mean)
+    chunk = _CHUNK.get(device.type, _CHUNK["cpu"])
+    for start in range(0, count, chunk):
+        end = min(start + chunk, count)
+        yield start, _byte_sums(torch.arange(start, end, dtype=torch.int32, device=device), before, between)
 
 
 def _moments(name: str, shape: tuple[int, ...]) -> tuple[float, float]:

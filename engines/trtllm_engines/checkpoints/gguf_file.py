@@ -5,7 +5,10 @@ What an architecture's metadata means, and how its tensors are called and laid o
 
 from __future__ import annotations
 
+import itertools
+import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cache, cached_property
@@ -18,13 +21,18 @@ import torch
 from torch import Tensor
 
 from trtllm_engines.checkpoints import check_finite, check_shape
+from trtllm_engines.checkpoints.formats.gguf import Blocks, common, kind_of, unpacked
 from trtllm_engines.checkpoints.gguf_header import check_frame
+from trtllm_engines.checkpoints.stored_codes import SCALE_DTYPES, StoredCodes
 from trtllm_engines.documents import shown
 from trtllm_engines.errors import EngineError
 from trtllm_engines.models import families
 from trtllm_engines.models.config import ModelConfig, check_sizes, readable, token_id, token_ids
 from trtllm_engines.models.families import FloatArray
 from trtllm_engines.models.fields import Fields, is_neutral
+from trtllm_engines.quantization.precision import kv_scheme
+from trtllm_engines.quantization.registry import HEAD, definition, scheme_for
+from trtllm_engines.quantization.scheme import Codes, Inputs, ModuleRule, QuantPlan, QuantScheme
 
 HARMLESS: Mapping[str, tuple[Any, ...] | None] = {
     "vocab_size": None,
@@ -92,8 +100,20 @@ class GgufFile:
         self.check_numbers(name)
         shape = tuple(int(n) for n in reversed(stored.shape))
         with np.errstate(all="ignore"):
+            if (blocks := self.blocks(name)) is not None:
+                return blocks.values()
             values = gguf.quants.dequantize(stored.data, stored.tensor_type)
         return np.array(values, dtype=np.float32).reshape(shape)
+
+    def kind(self, name: str) -> Codes | None:
+        """What the codes of matrix `name` are; None for one that is wide, or in codes that are read as wide numbers only."""
+        stored = self._tensors.get(name)
+        return None if stored is None or len(stored.shape) != 2 else kind_of(stored.tensor_type)
+
+    def blocks(self, name: str) -> Blocks | None:
+        """The codes of matrix `name`, where `kind` says that it has some."""
+        stored = self._tensors[name]
+        return None if self.kind(name) is None else unpacked(np.asarray(stored.data), stored.tensor_type)
 
     def check_numbers(self, name: str) -> None:
         """Raises `EngineError` unless tensor `name` holds numbers, wide or quantized in a way that is known."""
@@ -212,6 +232,38 @@ class GgufWeights:
     def codes(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
         return None
 
+    def stored(self, name: str, shape: tuple[int, ...], kind: Codes, device: torch.device) -> StoredCodes | None:
+        self.check(name, shape)
+        stored_as = str(stored_name(name, self._file.format.names))
+        own = self._file.kind(stored_as)
+        if own is None:
+            return None
+
+        @cache
+        def blocks() -> Blocks:
+            read = self._file.blocks(stored_as)
+            assert read is not None
+            return read
+
+        def converted(values: Any) -> Tensor:
+            """Rows in the model's order."""
+            return torch.from_numpy(np.ascontiguousarray(self._file.format.convert(name, values, self._file.config)))
+
+        def scale() -> Tensor:
+            values = blocks().zero_and_scale()[1] if own.zero_point else blocks().scale
+            return converted(values).to(SCALE_DTYPES[own.scale_dtype])
+
+        rows, columns = shape
+        codes = StoredCodes(
+            name,
+            own,
+            (rows, columns),
+            lambda: converted(blocks().kept_codes()),
+            scale,
+            (lambda: converted(blocks().zero_and_scale()[0]).float()) if own.zero_point else None,
+        ).on(device)
+        return codes.as_kind(kind) if (own.dtype, kind.dtype) == ("int4", "int8") and codes.gives(kind) else codes
+
     def largest(self, name: str, shape: tuple[int, ...]) -> None:
         return None
 
@@ -228,6 +280,38 @@ class GgufWeights:
         check_finite(name, torch.from_numpy(values), dtype, str(self._file.path))
         values = self._file.format.convert(name, values, self._file.config)
         return torch.from_numpy(np.ascontiguousarray(values)).to(device=device, dtype=dtype)
+
+
+def gguf_plan(path: Path) -> QuantPlan | None:
+    """The plan that keeps every product's codes as they are stored; None for a file of wide numbers.
+
+    It goes by the scheme that most weights have. Query, key and value projections, which run as one GEMM, take codes that all of theirs
+    are exactly. Raises `EngineError` as `GgufFile` does.
+    """
+    file = GgufFile(path)
+    kinds: dict[str, Codes] = {}
+    elements: Counter[str] = Counter()
+    for module, layer in itertools.product(file.format.names, range(file.config.num_layers)):
+        if "{n}" in module:
+            name = module.replace("{n}", str(layer))
+            stored = str(stored_name(f"{name}.weight", file.format.names))
+            if (kind := file.kind(stored)) is not None and (scheme := scheme_for(kind, Inputs())) is not None:
+                kinds[name] = kind
+                elements[scheme.name] += math.prod(file.shape(stored) or ())
+    if not kinds:
+        return None
+    chosen = definition(elements.most_common(1)[0][0])
+    for name in [name for name in kinds if name.endswith(".q_proj")]:
+        parts = [f"{name.removesuffix('q_proj')}{part}_proj" for part in "qkv"]
+        if all(part in kinds for part in parts):
+            kinds.update(dict.fromkeys(parts, common([kinds[part] for part in parts])))
+    modules: dict[Codes, list[str]] = {}
+    for name, kind in kinds.items():
+        modules.setdefault(kind, []).append(re.escape(name))
+    named = {kind: scheme.name for kind in modules if (scheme := scheme_for(kind, Inputs())) is not None}
+    rules = tuple(ModuleRule("|".join(modules[kind]), QuantScheme(name, kind)) for kind, name in named.items())
+    wide = ModuleRule(HEAD, definition(chosen.wide_dtype).scheme)
+    return QuantPlan(chosen.name, chosen.wide_dtype, kv_scheme(chosen.name, "auto"), (wide, *rules), path.name)
 
 
 def stored_name(name: str, names: Mapping[str, str]) -> str | None:

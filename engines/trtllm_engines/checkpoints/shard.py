@@ -8,20 +8,22 @@ from torch import Tensor
 from trtllm_engines.quantization.scheme import WeightRecipe
 
 
-def take(recipe: WeightRecipe, whole: Tensor, shape: tuple[int, ...], rank: int) -> Tensor:
-    """The part that `rank` of a tensor-parallel group has of `whole`, made by `recipe`; it is of `shape`, a copy unless it is all of it.
+def take(recipe: WeightRecipe, whole: Tensor, rank: int) -> Tensor:
+    """The part that `rank` of a tensor-parallel group has of `whole`, made by `recipe`: a copy unless it is all of it.
 
     A scale of a whole tensor, or of rows of which each rank has a part, belongs to every rank as it is.
     """
     shards = recipe.shards
     if any(shard is not None and shard.dim is None for shard in shards) and rank > 0:
         return torch.zeros_like(whole)
-    if tuple(whole.shape) == shape:
-        return whole
     columns = next((shard for shard in shards if shard is not None and shard.dim == 1), None)
     if columns is not None:
+        if whole.dim() == 1 or whole.shape[1] == 1:
+            return whole
         size = whole.shape[1] // columns.pieces
         return whole[:, (rank // columns.copies) * size :][:, :size].contiguous()
+    if whole.shape[0] != sum(full[0] for _, full in recipe.inputs):
+        return whole
     rows: list[int] = []
     first, count = 0, len(recipe.inputs)
     for index, ((_, full), shard) in enumerate(zip(recipe.inputs, shards, strict=True)):

@@ -18,11 +18,12 @@ from trtllm_engines.checkpoints.shard import take
 from trtllm_engines.compiler.plan import Plan
 from trtllm_engines.quantization.registry import recipe_kind
 from trtllm_kernels.dialect.dtypes import nbytes
-from trtllm_kernels.dialect.specs import DTYPES
+from trtllm_kernels.dialect.specs import DTYPES, storage_shape
 from trtllm_kernels.dialect.types import TensorSpec
 
 Progress = Callable[[int, int], None]
 _SAFETENSORS_NAMES = {"fp32": "F32", "fp16": "F16", "bf16": "BF16", "fp8": "F8_E4M3", "int8": "I8", "uint8": "U8", "int32": "I32"}
+"""Of types that safetensors has; 4-bit codes are bytes to it."""
 
 
 def weight_bytes(specs: Mapping[str, TensorSpec]) -> int:
@@ -32,8 +33,10 @@ def weight_bytes(specs: Mapping[str, TensorSpec]) -> int:
 def assemble(plan: Plan, name: str, source: WeightSource, device: torch.device, rank: int = 0) -> Tensor:
     """Weight `name` of the plan, made by its recipe: the part of it that `rank` of the tensor-parallel group has."""
     recipe, spec = plan.weight_recipes[name], plan.weights[name]
-    whole = recipe_kind(recipe.kind).make(recipe, source, DTYPES[spec.dtype], device)
-    return take(recipe, whole, tuple(int(size) for size in spec.shape), rank) if recipe.shards else whole
+    kind = recipe_kind(recipe.kind)
+    whole = kind.make(recipe, source, DTYPES[spec.dtype], device)
+    part = take(recipe, whole, rank) if recipe.shards else whole
+    return part if kind.finish is None else kind.finish(recipe, part)
 
 
 def check_weights(plan: Plan, source: WeightSource) -> None:
@@ -52,7 +55,8 @@ def write_safetensors(
     end = 0
     for name, spec in specs.items():
         begin, end = end, end + weight_bytes({name: spec})
-        header[name] = {"dtype": _SAFETENSORS_NAMES[spec.dtype], "shape": list(spec.shape), "data_offsets": [begin, end]}
+        shape = storage_shape([int(size) for size in spec.shape], spec.dtype)
+        header[name] = {"dtype": _SAFETENSORS_NAMES.get(spec.dtype, "U8"), "shape": list(shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:

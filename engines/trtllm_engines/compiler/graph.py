@@ -203,7 +203,9 @@ def assign_schemes(graph: ModelGraph, plan: QuantPlan) -> None:
     readers = Counter(str(weight.target) for node in graph.fx.nodes for weight in node.all_input_nodes if weight.op == "get_attr")
     for product in graph.nodes("linear"):
         weight = str(product.args[1].target)  # type: ignore[union-attr]
-        graph.schemes[weight] = plan.scheme_of(weight.removesuffix(".weight")) if readers[weight] == 1 else plan.wide
+        scheme = plan.scheme_of(weight.removesuffix(".weight")) if readers[weight] == 1 else plan.wide
+        columns = int(graph.weights[weight].shape[1]) // (graph.layout.tp if product.meta.get("split") == "inputs" else 1)
+        graph.schemes[weight] = scheme.with_groups_for(columns) if plan.smaller_groups else scheme
     graph.kv = plan.kv
 
 

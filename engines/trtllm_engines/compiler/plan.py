@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from trtllm_engines.documents import checked_json, parse_object
 from trtllm_engines.errors import EngineError
 from trtllm_engines.models.config import ModelConfig
-from trtllm_engines.quantization.scheme import QuantPlan, QuantScheme, WeightRecipe
+from trtllm_engines.quantization.scheme import KvScheme, QuantPlan, QuantScheme, WeightRecipe
 from trtllm_kernels.dialect.group import group_spec
 from trtllm_kernels.dialect.types import SAMPLING_WORDS, Attr, Lowered, TensorSpec
 
@@ -33,6 +33,8 @@ LOGITS = "logits"
 """The model's result: float [S, vocabulary]."""
 HIDDEN = "hidden"
 """Step input of every pipeline stage but the first: the residual stream, [T, hidden_size] in the wide dtype."""
+KV_SCALES = "kv_scales"
+"""Step input of an engine whose cache has a scale per token and head."""
 NEXT_HIDDEN = "next_hidden"
 """Result of every pipeline stage but the last: `hidden` of the next."""
 
@@ -50,6 +52,7 @@ STEP_INPUTS: Mapping[str, str] = {
     "last_tokens": "int32 [max_batch_size + 1]: state, last sampled token of each slot (the last row is padding's)",
     "block_table": "int32 [max_batch_size + 1, max_pages_per_seq]: state, pages of each slot (page 0 is padding's)",
     "kv_cache": "kv dtype [layers, pages, 2, kv_heads, page_size, head_dim]: state",
+    KV_SCALES: "fp32 [layers, pages, 2, kv_heads, page_size]: state, scales of a cache that has one per token and head",
     "hidden": "wide dtype [T, hidden_size]: the residual stream of the pipeline stage before, where there is one",
     "group": "int64 [words]: the ranks of a tensor-parallel group (`trtllm_kernels.dialect.group`), where there are several",
 }
@@ -102,7 +105,7 @@ class Stage:
 
 
 def step_input_specs(
-    config: ModelConfig, profile: Profile, kv_dtype: str, layout: ParallelLayout, stage: Stage, wide_dtype: str
+    config: ModelConfig, profile: Profile, kv: KvScheme, layout: ParallelLayout, stage: Stage, wide_dtype: str
 ) -> Mapping[str, TensorSpec]:
     """Shape and dtype of each of `STEP_INPUTS` that this stage of an engine of this layout has; the cache's number of pages, known only at
     run time, is the symbol P."""
@@ -121,7 +124,8 @@ def step_input_specs(
         "argmax_scratch": TensorSpec((profile.max_batch_size,), "int64"),
         "last_tokens": TensorSpec((slots,), "int32"),
         "block_table": TensorSpec((slots, profile.max_pages_per_seq), "int32"),
-        "kv_cache": TensorSpec(cache, kv_dtype),
+        "kv_cache": TensorSpec(cache, kv.dtype),
+        **({KV_SCALES: TensorSpec(cache[:-1], "fp32")} if kv.granularity == "row" else {}),
         **({HIDDEN: TensorSpec(("T", config.hidden_size), wide_dtype)} if stage.index > 0 else {}),
         **({"group": group_spec(layout.tp)} if layout.tp > 1 else {}),
     }
@@ -230,7 +234,7 @@ class Plan:
     @property
     def step_inputs(self) -> Mapping[str, TensorSpec]:
         """Of `STEP_INPUTS`, those it has."""
-        return step_input_specs(self.config, self.profile, self.kv_dtype, self.parallel, self.stage, self.quant.wide_dtype)
+        return step_input_specs(self.config, self.profile, self.quant.kv, self.parallel, self.stage, self.quant.wide_dtype)
 
     @property
     def kv_heads(self) -> int:

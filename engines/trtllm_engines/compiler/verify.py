@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -22,7 +23,7 @@ from trtllm_engines.compiler.graph import ModelGraph, op_name
 from trtllm_engines.compiler.placement import Placement, PlacementError, place
 from trtllm_engines.quantization.registry import recipe_kind
 from trtllm_kernels.dialect.ops import OP_SPECS, Trait
-from trtllm_kernels.dialect.specs import DTYPES, dtype_name, spec_of
+from trtllm_kernels.dialect.specs import DTYPES, spec_of, storage_shape
 from trtllm_kernels.dialect.types import TensorSpec
 
 _HINTS = {"T": 1009, "R": 211, "S": 103, "P": 499}
@@ -63,12 +64,13 @@ class _Shapes:
 
     def _fake(self, spec: TensorSpec) -> torch.Tensor:
         shape = [dim if isinstance(dim, int) else eval(dim, {"__builtins__": {}}, self.sizes) for dim in spec.shape]
-        return torch.empty(shape, dtype=DTYPES[spec.dtype])
+        return torch.empty(storage_shape(shape, spec.dtype), dtype=DTYPES[spec.dtype])
 
     def _spec(self, tensor: torch.Tensor) -> TensorSpec:
-        return TensorSpec(tuple(self._dim(size) for size in tensor.shape), dtype_name(tensor.dtype))
+        spec = spec_of(tensor)
+        return replace(spec, shape=tuple(map(self._dim, spec.shape)))
 
-    def _dim(self, size: int | torch.SymInt) -> int | str:
+    def _dim(self, size: Any) -> int | str:
         return size if isinstance(size, int) else re.sub(r"\bs\d+\b", lambda m: self.names.get(m[0], m[0]), str(size))
 
 
@@ -139,9 +141,9 @@ def _check_arguments(graph: ModelGraph, node: fx.Node, arguments: Any, stage: st
     dtypes = {spec.dtype for name, spec in present.items() if name not in own} - {"int32", "int64"}
     if len(dtypes) > 1:
         raise VerifyError(f"after {stage}: {_describe(node)} mixes {', '.join(sorted(dtypes))}")
-    scaled = graph.kv is not None and graph.kv.granularity == "tensor"
-    if scaled and "kv_cache" in present and present["kv_cache"].dtype != graph.dtype and not {"k_scale", "v_scale"} <= present.keys():
-        raise VerifyError(f"after {stage}: {_describe(node)} uses an {present['kv_cache'].dtype} cache without both its scales")
+    needed = {"tensor": ("k_scale", "v_scale"), "row": ("kv_scales",)}.get("" if graph.kv is None else graph.kv.granularity, ())
+    if "kv_cache" in present and present["kv_cache"].dtype != graph.dtype and not present.keys() >= set(needed):
+        raise VerifyError(f"after {stage}: {_describe(node)} uses an {present['kv_cache'].dtype} cache without {' and '.join(needed)}")
     combined = [present[name] for name in op.same_shape if name in present]
     for spec in combined[1:]:
         if spec.shape != combined[0].shape:
@@ -154,18 +156,22 @@ def _check_scheme(graph: ModelGraph, node: fx.Node, weight: Any, present: Mappin
     if scheme is None or scheme.weights is None or present["weight"].dtype != scheme.weights.dtype:
         return set()
     codes, inputs = scheme.weights, scheme.inputs
-    scales = {"weight_scale"} | ({"x_scale"} if inputs.scaling != "none" else set())
+    rows, columns = (int(size) for size in present["weight"].shape)
+    expected = codes.parameters(rows, columns)
+    scales = {name for name in expected if name.endswith("scale")} | ({"x_scale"} if inputs.scaling != "none" else set())
     if not scales <= present.keys():
         unscaled = (
-            f"multiplies {codes.dtype} without both its scales" if len(scales) == 2 else f"takes {codes.dtype} codes without their scale"
+            f"multiplies {codes.dtype} without both its scales" if "x_scale" in scales else f"takes {codes.dtype} codes without their scale"
         )
         raise VerifyError(f"after {stage}: {_describe(node)} {unscaled}")
     if codes.zero_point and "weight_zero" not in present:
         raise VerifyError(f"after {stage}: {_describe(node)} takes {codes.dtype} codes without their zero points")
-    rows, columns = (int(size) for size in present["weight"].shape)
-    expected = TensorSpec(codes.scale_shape(rows, columns), codes.scale_dtype)
-    if present["weight_scale"] != expected:
-        raise VerifyError(f"after {stage}: {_describe(node)} has scales {present['weight_scale']} where {scheme.name} has {expected}")
+    for name, spec in expected.items():
+        if present[name] != spec:
+            what = "zero points" if name == "weight_zero" else "scales"
+            raise VerifyError(f"after {stage}: {_describe(node)} has {what} {present[name]} where {scheme.name} has {spec}")
+    if extra := {"weight_scale", "group_scale", "weight_zero"} & present.keys() - expected.keys():
+        raise VerifyError(f"after {stage}: {_describe(node)} has a {min(extra)}, which {scheme.name} has not")
     dtype = inputs.dtype or graph.dtype
     if "x" in present and present["x"].dtype != dtype:
         raise VerifyError(f"after {stage}: {_describe(node)} multiplies {present['x'].dtype} inputs where {scheme.name} has {dtype}")

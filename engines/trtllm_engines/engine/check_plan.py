@@ -17,7 +17,7 @@ from trtllm_engines.models.config import check_sizes
 from trtllm_engines.quantization.registry import definition, recipe_kind
 from trtllm_kernels.dialect.expr import evaluate
 from trtllm_kernels.dialect.ops import OP_SPECS
-from trtllm_kernels.dialect.specs import DTYPES
+from trtllm_kernels.dialect.specs import DTYPES, storage_shape
 from trtllm_kernels.dialect.types import SYMBOLS, TensorSpec
 from trtllm_kernels.errors import KernelError
 
@@ -151,7 +151,7 @@ def check_tensors(tensors: Mapping[str, object], specs: Mapping[str, TensorSpec]
     for name, spec in specs.items():
         tensor = tensors.get(name)
         shape, dtype = getattr(tensor, "shape", None), getattr(tensor, "dtype", None)
-        if shape is None or tuple(shape) != tuple(spec.shape) or dtype != DTYPES[spec.dtype]:
+        if shape is None or tuple(shape) != storage_shape([int(size) for size in spec.shape], spec.dtype) or dtype != DTYPES[spec.dtype]:
             found = "is missing" if shape is None else f"is {str(dtype).removeprefix('torch.')} {list(shape)}"
             raise EngineError(f"{source}: tensor {name} {found}; the plan has {spec.dtype} {list(spec.shape)}; rebuild the engine")
 

@@ -56,9 +56,9 @@ def _parameters(config: ModelConfig) -> Mapping[str, tuple[int, bool]]:
 
 def needed_bytes(config: ModelConfig, plan: QuantPlan, profile: Profile, layout: ParallelLayout = ONE_GPU) -> int:
     """Of one device: its part of the weights, the rotary table, and the cache of one sequence."""
-    per_token = 2 * config.num_layers * layout.kv_heads(config) * config.head_dim
+    rows = 2 * config.num_layers * layout.kv_heads(config) * profile.max_seq_len // layout.pp
     table = bytes_of(config.rope.rotary_dim * profile.max_seq_len, "fp32")
-    return weight_bytes_of(config, plan) // layout.ranks + table + bytes_of(per_token * profile.max_seq_len // layout.pp, plan.kv.dtype)
+    return weight_bytes_of(config, plan) // layout.ranks + table + plan.kv.nbytes(rows, config.head_dim)
 
 
 def too_large(config: ModelConfig, plan: QuantPlan, profile: Profile, arch: str, layout: ParallelLayout = ONE_GPU) -> str:

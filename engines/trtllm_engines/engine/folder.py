@@ -46,6 +46,7 @@ from trtllm_engines.errors import EngineError
 from trtllm_engines.models.fields import Fields
 from trtllm_engines.quantization import kv_cache_dtype
 from trtllm_kernels.compile.cubin import Cubin
+from trtllm_kernels.dialect.specs import as_stored
 from trtllm_kernels.dialect.types import TensorSpec
 
 __all__ = ["CHECKSUMS", "COPIED", "PLAN", "Engine", "check_files", "load_engine", "rank_weights", "rebuild_command", "writing"]
@@ -92,6 +93,7 @@ class Engine:
             tensors: dict[str, Tensor] = load_file(self.path / name, device=str(device))
         except (SafetensorError, OSError) as error:
             raise EngineError(f"engine file {self.path / name} cannot be read ({error}); rebuild the engine or copy it again") from None
+        tensors |= {name: as_stored(tensors[name], spec.dtype) for name, spec in specs.items() if name in tensors}
         check_tensors(tensors, specs, f"engine file {self.path / name}")
         return tensors
 

@@ -26,7 +26,6 @@ from trtllm_engines.errors import EngineError
 from trtllm_engines.quantization.registry import recipe_kind
 from trtllm_engines.quantization.scheme import QuantScheme
 from trtllm_kernels.compile.cubin import Cubin
-from trtllm_kernels.dialect.dtypes import bytes_of
 
 Description = dict[str, Any]
 
@@ -39,7 +38,7 @@ def describe(path: Path | str, *, verify: bool = False, progress: Progress | Non
     stages = [plan, *(load_engine(path, stage=stage).plan for stage in range(1, plan.parallel.pp))]
     recipes = [recipe for one in stages for recipe in one.weight_recipes.values() if not recipe_kind(recipe.kind).is_scale]
     parameters = sum(math.prod(shape) for shape in {name: shape for recipe in recipes for name, shape in recipe.inputs}.values())
-    kv_bytes_per_token = bytes_of(2 * config.num_layers * config.kv_size, plan.kv_dtype)
+    kv_bytes_per_token = plan.quant.kv.nbytes(2 * config.num_layers * config.num_kv_heads, config.head_dim)
     profile = plan.profile
     return {
         "path": str(engine.path),

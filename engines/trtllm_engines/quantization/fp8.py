@@ -52,7 +52,15 @@ def _quantize_product(graph: ModelGraph, product: Node, scheme: QuantScheme, sha
     assert isinstance(x, Node)
     assert isinstance(weight, Node)
     assert scheme.weights is not None
-    name, label = str(weight.target), str(product.meta["label"])
+    label = str(product.meta["label"])
+    codes, scale = quantized_input(graph, x, weight, scheme, shared, label)
+    weight_scale = quantize_weight(graph, str(weight.target), scheme.weights, CODES, SCALE)
+    return call(graph.fx, "linear", codes, weight, bias, scale, weight_scale, label=label)
+
+
+def quantized_input(graph: ModelGraph, x: Node, weight: Node, scheme: QuantScheme, shared: SharedInputs, label: str) -> tuple[Node, Node]:
+    """(codes, scale) of input `x` of the product over `weight`, quantized with a static scale that all its readers share."""
+    name = str(weight.target)
     if (x, scheme.inputs) not in shared:
         scale = derived_weight(graph, _input_scale_name(name), (1,), "fp32", WeightRecipe(INPUT_SCALE, ()))
         shared[x, scheme.inputs] = call(graph.fx, "quantize", x, scale, label=f"{label}.quantize"), scale
@@ -60,8 +68,7 @@ def _quantize_product(graph: ModelGraph, product: Node, scheme: QuantScheme, sha
     readers = graph.recipes[str(scale.target)]
     scales: tuple[tuple[str, tuple[int, ...]], ...] = tuple((_input_scale_name(part), (1,)) for part, _ in graph.parts(name))
     graph.recipes[str(scale.target)] = replace(readers, inputs=readers.inputs + scales)
-    weight_scale = quantize_weight(graph, name, scheme.weights, CODES, SCALE)
-    return call(graph.fx, "linear", codes, weight, bias, scale, weight_scale, label=label)
+    return codes, scale
 
 
 def _input_scale_name(weight: str) -> str:

@@ -36,8 +36,8 @@ def _quantize_cache(graph: ModelGraph, scheme: KvScheme) -> None:
                 derived_weight(graph, f"{module}.{leaf}_scale", (1,), "fp32", WeightRecipe(SCALE, ((name, (1,)),)))
                 for leaf, name in zip(("k", "v"), sources, strict=True)
             ]
-        write.args = (*write.args[:-2], *scales)
-        read.args = (*read.args[:-3], *scales, None)
+        write.args = (*write.args[:-3], *scales, None)
+        read.args = (*read.args[:-4], *scales, None, None)
 
 
 FP8_KV = register_kv(

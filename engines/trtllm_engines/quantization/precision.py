@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from trtllm_engines.errors import EngineError
-from trtllm_engines.quantization.registry import HEAD, definition, definitions, kv_definitions
+from trtllm_engines.quantization.registry import HEAD, MIXED, SchemeDefinition, definition, definitions, kv_definitions
 from trtllm_engines.quantization.scheme import KvScheme, ModuleRule, QuantPlan
 from trtllm_kernels.lowering.call import capability
 
@@ -21,18 +21,28 @@ def precisions() -> tuple[str, ...]:
 
 def kv_dtypes() -> tuple[str, ...]:
     """Every name that `--kv-dtype` takes."""
-    return ("auto", *(name for name, one in definitions().items() if one.scheme.weights is None), *kv_definitions())
+    return ("auto", *(name for name, one in definitions().items() if name == one.wide_dtype), *kv_definitions())
 
 
 def named_plan(precision: str, kv_dtype: str = "auto") -> QuantPlan:
     """The plan called `precision`: its scheme for every product but the head. Raises `EngineError` for types that do not go together."""
     chosen = definition(precision)
+    if chosen.name == MIXED:
+        raise EngineError(
+            "precision mixed has a scheme for each product; say which with --precision-map FILE, or take a checkpoint that has"
+        )
+    return _plan_of(chosen, kv_dtype)
+
+
+def _plan_of(chosen: SchemeDefinition, kv_dtype: str) -> QuantPlan:
     wide = definition(chosen.wide_dtype).scheme
     rules = () if chosen.scheme.weights is None else (ModuleRule(HEAD, wide), ModuleRule(".*", chosen.scheme))
-    return QuantPlan(precision, chosen.wide_dtype, _kv_scheme(precision, kv_dtype), rules, f"precision {precision}")
+    cache = kv_scheme(chosen.name, kv_dtype)
+    return QuantPlan(chosen.name, chosen.wide_dtype, cache, rules, f"precision {chosen.name}", smaller_groups=True)
 
 
-def _kv_scheme(precision: str, asked: str) -> KvScheme:
+def kv_scheme(precision: str, asked: str) -> KvScheme:
+    """The cache of dtype `asked` in an engine of `precision`. Raises `EngineError` for types that do not go together."""
     chosen = definition(precision)
     wide = chosen.wide_dtype
     if asked not in kv_dtypes():
@@ -62,7 +72,7 @@ def check_gpus(plan: QuantPlan, arches: Sequence[str]) -> None:
 
 def check_types(precision: str, kv_dtype: str = "auto", arches: Sequence[str] = ()) -> None:
     """Raises `EngineError` unless an engine of `precision` with a cache of `kv_dtype` exists and runs on `arches`."""
-    check_gpus(named_plan(precision, kv_dtype), arches)
+    check_gpus(_plan_of(definition(precision), kv_dtype), arches)
 
 
 def wide_dtype(precision: str) -> str:
@@ -77,4 +87,4 @@ def gemm_dtype(precision: str) -> str:
 
 def kv_cache_dtype(precision: str, asked: str = "auto") -> str:
     """The cache's type. `auto` quantizes that of a quantized engine. Raises `EngineError` for one that does not go with `precision`."""
-    return named_plan(precision, asked).kv.dtype
+    return kv_scheme(definition(precision).name, asked).dtype

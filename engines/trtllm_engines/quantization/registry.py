@@ -15,7 +15,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from trtllm_engines.errors import EngineError
-from trtllm_engines.quantization.scheme import Inputs, KvScheme, QuantScheme, WeightRecipe
+from trtllm_engines.quantization.scheme import Codes, Inputs, KvScheme, QuantScheme, WeightRecipe
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +30,10 @@ CAST = "cast"
 HEAD = "lm_head"
 """Module that stays wide under every scheme: it is 6% of an 8B model's weights, errors there go straight into the logits, and its product
 also samples."""
+
+EXACT_CODES = "codes"
+"""The recipe of codes that are kept as they are stored, whatever their groups (`quantization.codes`): schemes that have it take any."""
+MIXED = "mixed"
 
 Fusion = Literal["gate_up_silu", "linear_gelu", "residual", "quantize"]
 """What a product may be fused with: SwiGLU or GELU after it, the residual added to it; its input's quantization with the op before."""
@@ -46,6 +50,8 @@ class RecipeKind:
 
     make: Callable[[WeightRecipe, WeightSource, torch.dtype, torch.device], Tensor]
     is_scale: bool = False
+    finish: Callable[[WeightRecipe, Tensor], Tensor] | None = None
+    """What is done to a rank's part of what `make` returns: codes are packed, scales of groups are transposed."""
 
 
 @dataclass(frozen=True)
@@ -113,20 +119,32 @@ def _load() -> None:
 def definitions() -> Mapping[str, SchemeDefinition]:
     """Every scheme by name, wide ones first."""
     _load()
-    return dict(sorted(_SCHEMES.items(), key=lambda one: one[1].scheme.weights is not None))
+    return dict(sorted(_SCHEMES.items(), key=lambda one: one[0] == MIXED or one[1].scheme.weights is not None))
 
 
 def definition(name: str) -> SchemeDefinition:
-    """The scheme called `name`. Raises `EngineError` where there is none."""
+    """The scheme called `name`, by us or by NVIDIA. Raises `EngineError` where there is none."""
     _load()
-    if name not in _SCHEMES:
-        raise EngineError(f"unknown precision {name!r}; supported are {', '.join(definitions())}")
-    return _SCHEMES[name]
+    if name in _SCHEMES:
+        return _SCHEMES[name]
+    if (named := by_algorithm(name)) is not None:
+        return named
+    raise EngineError(f"unknown precision {name!r}; supported are {', '.join(definitions())}")
 
 
 def by_algorithm(algorithm: str) -> SchemeDefinition | None:
-    """The scheme that NVIDIA calls `algorithm`."""
-    return next((one for one in definitions().values() if algorithm in one.algorithms), None)
+    """The scheme that NVIDIA calls `algorithm`, in capitals or not."""
+    return next((one for one in definitions().values() if algorithm.upper() in one.algorithms), None)
+
+
+def scheme_for(kind: Codes, inputs: Inputs) -> SchemeDefinition | None:
+    """The scheme of weights stored as `kind` and such inputs; None where there is none."""
+    able = [
+        one
+        for one in definitions().values()
+        if one.scheme.weights is not None and one.scheme.weights.is_like(kind) and one.scheme.inputs.dtype == inputs.dtype
+    ]
+    return next((one for one in able if one.scheme.inputs.scaling == inputs.scaling), able[0] if able else None)
 
 
 def kv_definitions() -> Mapping[str, KvDefinition]:

@@ -10,31 +10,67 @@ What a scheme does to the graph and to the checkpoint's tensors is code, found b
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
-Granularity = Literal["tensor", "row", "group"]
+from trtllm_kernels.dialect.dtypes import bytes_of
+from trtllm_kernels.dialect.types import TensorSpec
+
+Granularity = Literal["tensor", "row", "group", "block"]
 
 
 @dataclass(frozen=True)
 class Codes:
-    """A weight [N, K] stored as codes: it is about `scale * code`, or `scale * (code - zero)` with a `zero_point`."""
+    """A weight [N, K] stored as codes: it is about `scale * code`, or `scale * (code - zero)` with a `zero_point`.
+
+    What of it an op takes, and what it makes of that, is said by the formula in `trtllm_kernels.dialect.ops.linear`.
+    """
 
     dtype: str
     granularity: Granularity
-    """What shares a scale: the tensor, a row (an output channel), or `group_size` neighbours of a row."""
+    """What shares a scale: the tensor, a row (an output channel), `group_size` neighbours of a row, or a square of that side."""
     group_size: int = 0
     zero_point: bool = False
     scale_dtype: str = "fp32"
+    """Of the scales of groups; others are fp32. `e8m0` is a power of two."""
+    tensor_scale: bool = False
+    """Whether the scales of groups are codes too, with one scale for the tensor (NVFP4). Of a stack of tensors, each row has its own's."""
+
+    def is_like(self, other: Codes) -> bool:
+        """Whether a scheme of these codes takes `other` too: they may differ in groups, zero points, and the dtype of scales that are
+        numbers."""
+
+        def form(codes: Codes) -> tuple[object, ...]:
+            return codes.dtype, codes.granularity == "block", codes.scale_dtype == "e8m0", codes.tensor_scale
+
+        return form(self) == form(other)
+
+    @property
+    def in_groups(self) -> bool:
+        return self.granularity in ("group", "block")
 
     def scale_shape(self, rows: int, columns: int) -> tuple[int, ...]:
-        """Shape of the scales of a weight [rows, columns]."""
+        """Shape of the scales of a weight [rows, columns] as they are made; an op takes those of groups transposed."""
         if self.granularity == "tensor":
             return (1,)
-        return (rows, 1 if self.granularity == "row" else columns // self.group_size)
+        return (rows, columns // self.group_size if self.in_groups else 1)
+
+    def parameters(self, rows: int, columns: int) -> dict[str, TensorSpec]:
+        """What an op takes beside a weight [rows, columns], by argument."""
+        groups = columns // self.group_size if self.in_groups else 1
+        scale_dtype = "uint8" if self.scale_dtype == "e8m0" else self.scale_dtype
+        given = {}
+        if self.tensor_scale or not self.in_groups:
+            given["weight_scale"] = TensorSpec((rows, 1) if self.tensor_scale else self.scale_shape(rows, columns), "fp32")
+        if self.in_groups:
+            given["group_scale"] = TensorSpec((groups, rows), scale_dtype)
+        if self.zero_point:
+            given["weight_zero"] = TensorSpec((groups, rows), "bf16")
+        return given
 
     def __str__(self) -> str:
-        unit = f"group of {self.group_size}" if self.granularity == "group" else self.granularity
+        side = self.group_size
+        unit = {"group": f"group of {side}", "block": f"block of {side} x {side}"}.get(self.granularity, self.granularity)
         return f"{self.dtype}, one scale per {unit}{' with a zero point' if self.zero_point else ''}"
 
 
@@ -45,9 +81,15 @@ class Inputs:
     dtype: str = ""
     """"" for wide inputs."""
     scaling: Literal["none", "static", "dynamic"] = "none"
+    ordered: bool = False
+    """Whether columns are gathered first, in the order in which the weight's were quantized (act-order)."""
+    factored: bool = False
+    """Whether columns are multiplied by factors first, by the inverse of which the weight's were (AWQ, SmoothQuant)."""
 
     def __str__(self) -> str:
-        return {"none": "wide", "static": f"{self.dtype}, static scale", "dynamic": f"{self.dtype}, one scale per token"}[self.scaling]
+        said = {"none": "wide", "static": f"{self.dtype}, static scale", "dynamic": f"{self.dtype}, one scale per token"}[self.scaling]
+        arranged = [*(("columns in order",) if self.ordered else ()), *(("a factor per column",) if self.factored else ())]
+        return ", ".join([said, *arranged])
 
 
 @dataclass(frozen=True)
@@ -58,13 +100,28 @@ class QuantScheme:
     weights: Codes | None = None
     inputs: Inputs = Inputs()
 
+    def with_groups_for(self, columns: int) -> QuantScheme:
+        """This scheme with groups that divide `columns`: half as large, or a quarter, and so on, but of 16 at least."""
+        codes = self.weights
+        if codes is None or not codes.in_groups:
+            return self
+        size = codes.group_size
+        while columns % size and size > 16:
+            size //= 2
+        return replace(self, weights=replace(codes, group_size=size))
+
 
 @dataclass(frozen=True)
 class KvScheme:
-    """What keys and values are cached in. `granularity`: `none` for a wide cache, `tensor` for one scale per layer for each of the two."""
+    """What keys and values are cached in. `granularity`: `none` for a wide cache, `tensor` for one scale per layer for each of the two,
+    `row` for one fp32 scale per token and head, kept beside the page."""
 
     dtype: str
-    granularity: Literal["none", "tensor"] = "none"
+    granularity: Literal["none", "tensor", "row"] = "none"
+
+    def nbytes(self, rows: int, head_dim: int) -> int:
+        """Memory of `rows` keys or values of one head each, with their scales."""
+        return bytes_of(rows * head_dim, self.dtype) + (bytes_of(rows, "fp32") if self.granularity == "row" else 0)
 
 
 @dataclass(frozen=True)
@@ -87,6 +144,8 @@ class QuantPlan:
     rules: tuple[ModuleRule, ...] = field(default=())
     source: str = ""
     """Where it comes from, for people: `precision fp8`, or the file of the checkpoint."""
+    smaller_groups: bool = False
+    """Whether a weight whose rows the groups do not divide has smaller ones: where the name of a precision asks for groups, not codes."""
 
     @property
     def wide(self) -> QuantScheme:
@@ -135,6 +194,10 @@ class WeightRecipe:
     shards: tuple[Shard | None, ...] = ()
     """Which part of each input a rank has, None for all of it; empty where every rank has all of all. `kind` makes the whole weight, so
     that its codes and scales are those of one rank, and the rank takes its part (`checkpoints.shard`)."""
+    scheme: QuantScheme | None = None
+    """That of the weight's product, where `kind` does not say alone what to make."""
+    input_dtype: str = ""
+    """What the weight is multiplied by, on which the order of codes in memory depends."""
 
     @property
     def local_inputs(self) -> tuple[tuple[str, tuple[int, ...]], ...]:

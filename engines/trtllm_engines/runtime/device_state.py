@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from trtllm_engines.compiler.plan import HIDDEN, STEP_INPUTS, Plan
+from trtllm_engines.compiler.plan import HIDDEN, KV_SCALES, STEP_INPUTS, Plan
 from trtllm_engines.errors import OutOfMemoryError
 from trtllm_engines.runtime.batch import StepBatch
 from trtllm_engines.runtime.inputs import StepInputs, StepSizes
@@ -43,6 +43,7 @@ class DeviceState:
         slots = profile.max_batch_size + 1
         cache = (plan.stage.num_layers, num_pages, 2, plan.kv_heads, profile.page_size, config.head_dim)
         self.kv_cache = torch.zeros(cache, dtype=DTYPES[plan.kv_dtype], device=self.device)
+        scales = {KV_SCALES: torch.zeros(cache[:-1], device=self.device)} if KV_SCALES in plan.step_inputs else {}
         self.block_table = torch.zeros((slots, profile.max_pages_per_seq), dtype=torch.int32, device=self.device)
         self.last_tokens = torch.zeros(slots, dtype=torch.int32, device=self.device)
         self.token_ring = torch.zeros((plan.parallel.ring_slots, slots - 1), dtype=torch.int32, pin_memory=self.device.type == "cuda")
@@ -51,6 +52,7 @@ class DeviceState:
         self.sampler = Sampler(slots, profile.max_seq_len, self.device)
         self.tensors = {
             "kv_cache": self.kv_cache,
+            **scales,
             "block_table": self.block_table,
             "last_tokens": self.last_tokens,
             "token_ring": self.token_ring,

@@ -11,7 +11,6 @@ from trtllm_engines.compiler.plan import RING_SLOTS, Plan, Profile
 from trtllm_engines.errors import OutOfMemoryError
 from trtllm_engines.memory import gib
 from trtllm_engines.runtime.pages import RESERVED_PAGES
-from trtllm_kernels.dialect.dtypes import bytes_of
 
 _STEP_ROW_BYTES = 160
 """Of a sequence, in step inputs and sampling parameters."""
@@ -26,9 +25,8 @@ def free_bytes(device: torch.device) -> int:
 
 def page_bytes(plan: Plan) -> int:
     """Memory of one page across all layers of a rank."""
-    config = plan.config
-    per_token = plan.stage.num_layers * 2 * plan.kv_heads * config.head_dim
-    return bytes_of(per_token * plan.profile.page_size, plan.kv_dtype)
+    rows = plan.stage.num_layers * 2 * plan.kv_heads * plan.profile.page_size
+    return plan.quant.kv.nbytes(rows, plan.config.head_dim)
 
 
 def step_bytes(profile: Profile) -> int:

@@ -21,7 +21,7 @@ from trtllm_kernels.dialect.types import KernelSpec
 from trtllm_kernels.errors import KernelError
 
 SOURCES = Path(__file__).resolve().parents[1] / "cuda_kernels"
-_ELEMENT_TYPES = {"fp8e4nv": (0, 1), "fp16": (6, 2), "bf16": (10, 2)}
+_ELEMENT_TYPES = {"fp8e4nv": (0, 1), "i8": (0, 1), "fp16": (6, 2), "bf16": (10, 2)}
 """(number, bytes): the numbering of `CubinInfo.tensordesc`, which is Triton's."""
 _SWIZZLE_128 = 3
 

@@ -120,6 +120,12 @@ INLINE void send(float4* to, float4 x, u64& barrier, u32 rank) {
                  : "memory");
 }
 
+INLINE void send(int4* to, int4 x, u64& barrier, u32 rank) {
+    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.s32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(address_in_block(to, rank)),
+                 "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w), "r"(address_in_block(&barrier, rank))
+                 : "memory");
+}
+
 // ---- Registers: all warps together never have more than the launch gave, or the one that takes waits forever
 
 template <int COUNT>
@@ -170,8 +176,17 @@ INLINE void hold(u32 (&x)[LENGTH]) {
     for (int i = 0; i < LENGTH; i++) asm volatile("" : "+r"(x[i])::"memory");
 }
 
+template <int LENGTH>
+INLINE void hold(int (&x)[LENGTH]) {
+#pragma unroll
+    for (int i = 0; i < LENGTH; i++) asm volatile("" : "+r"(x[i])::"memory");
+}
+
 #ifndef FP8
 #define FP8 0
+#endif
+#ifndef INT8
+#define INT8 0
 #endif
 #if FP8
 #define ELEMENTS "e4m3.e4m3"
@@ -193,6 +208,13 @@ INLINE void hold(u32 (&x)[LENGTH]) {
 #define NAMES_64 \
     NAMES_48 \
     ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define REGISTERS_128(how, x) \
+    REGISTERS_64(how, x), REGISTERS_32(how, x, 64), REGISTERS_32(how, x, 96)
+#define NAMES_128 \
+    NAMES_64 \
+    ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, " \
+    "%90, %91, %92, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, %112, " \
+    "%113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
 
 #define MULTIPLY(SHAPE, NAMES) "wgmma.mma_async.sync.aligned." SHAPE ".f32." ELEMENTS " {" NAMES "}, "
 
@@ -220,33 +242,47 @@ INLINE void multiply_add(float (&d)[32], const u32* a, u64 b) {
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
 
-// d += a @ b.T: [64, 16, 32, 64, 96 or 128] from [64, 32 bytes] @ [.., 32 bytes].T, both in shared memory by rows.
-#if FP8
-#define MULTIPLY_SKINNY(COUNT, NAMES) MULTIPLY("m64n" COUNT "k32", NAMES)
-#define NOT_TRANSPOSED "1, 1, 1;"
+// What products of rows sum: int32, exactly, for INT8; fp32 for the others.
+#if INT8
+typedef int Sum;
+#define SUMS "+r"
+#define MULTIPLY_ROWS(COUNT, NAMES) "wgmma.mma_async.sync.aligned.m64n" COUNT "k32.s32.s8.s8 {" NAMES "}, "
+#define AS_THEY_ARE "1;"
+#elif FP8
+typedef float Sum;
+#define SUMS "+f"
+#define MULTIPLY_ROWS(COUNT, NAMES) MULTIPLY("m64n" COUNT "k32", NAMES)
+#define AS_THEY_ARE "1, 1, 1;"
 #else
-#define MULTIPLY_SKINNY(COUNT, NAMES) MULTIPLY("m64n" COUNT "k16", NAMES)
-#define NOT_TRANSPOSED "1, 1, 1, 0, 0;"
+typedef float Sum;
+#define SUMS "+f"
+#define MULTIPLY_ROWS(COUNT, NAMES) MULTIPLY("m64n" COUNT "k16", NAMES)
+#define AS_THEY_ARE "1, 1, 1, 0, 0;"
 #endif
 
-INLINE void multiply_add(float (&d)[8], u64 a, u64 b) {
-    asm volatile(MULTIPLY_SKINNY("16", NAMES_8) "%8, %9, " NOT_TRANSPOSED : REGISTERS_8("+f", d, 0) : "l"(a), "l"(b));
+// d += a @ b.T: [64, 16, 32, 64, 96, 128 or 256] from [64, 32 bytes] @ [.., 32 bytes].T, both in shared memory by rows.
+INLINE void multiply_add(Sum (&d)[8], u64 a, u64 b) {
+    asm volatile(MULTIPLY_ROWS("16", NAMES_8) "%8, %9, " AS_THEY_ARE : REGISTERS_8(SUMS, d, 0) : "l"(a), "l"(b));
 }
 
-INLINE void multiply_add(float (&d)[16], u64 a, u64 b) {
-    asm volatile(MULTIPLY_SKINNY("32", NAMES_16) "%16, %17, " NOT_TRANSPOSED : REGISTERS_16("+f", d, 0) : "l"(a), "l"(b));
+INLINE void multiply_add(Sum (&d)[16], u64 a, u64 b) {
+    asm volatile(MULTIPLY_ROWS("32", NAMES_16) "%16, %17, " AS_THEY_ARE : REGISTERS_16(SUMS, d, 0) : "l"(a), "l"(b));
 }
 
-INLINE void multiply_add(float (&d)[32], u64 a, u64 b) {
-    asm volatile(MULTIPLY_SKINNY("64", NAMES_32) "%32, %33, " NOT_TRANSPOSED : REGISTERS_32("+f", d, 0) : "l"(a), "l"(b));
+INLINE void multiply_add(Sum (&d)[32], u64 a, u64 b) {
+    asm volatile(MULTIPLY_ROWS("64", NAMES_32) "%32, %33, " AS_THEY_ARE : REGISTERS_32(SUMS, d, 0) : "l"(a), "l"(b));
 }
 
-INLINE void multiply_add(float (&d)[48], u64 a, u64 b) {
-    asm volatile(MULTIPLY_SKINNY("96", NAMES_48) "%48, %49, " NOT_TRANSPOSED : REGISTERS_48("+f", d) : "l"(a), "l"(b));
+INLINE void multiply_add(Sum (&d)[48], u64 a, u64 b) {
+    asm volatile(MULTIPLY_ROWS("96", NAMES_48) "%48, %49, " AS_THEY_ARE : REGISTERS_48(SUMS, d) : "l"(a), "l"(b));
 }
 
-INLINE void multiply_add(float (&d)[64], u64 a, u64 b) {
-    asm volatile(MULTIPLY_SKINNY("128", NAMES_64) "%64, %65, " NOT_TRANSPOSED : REGISTERS_64("+f", d) : "l"(a), "l"(b));
+INLINE void multiply_add(Sum (&d)[64], u64 a, u64 b) {
+    asm volatile(MULTIPLY_ROWS("128", NAMES_64) "%64, %65, " AS_THEY_ARE : REGISTERS_64(SUMS, d) : "l"(a), "l"(b));
+}
+
+INLINE void multiply_add(Sum (&d)[128], u64 a, u64 b) {
+    asm volatile(MULTIPLY_ROWS("256", NAMES_128) "%128, %129, " AS_THEY_ARE : REGISTERS_128(SUMS, d) : "l"(a), "l"(b));
 }
 
 // ---- Numbers

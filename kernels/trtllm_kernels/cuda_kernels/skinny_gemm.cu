@@ -15,14 +15,19 @@
 // even rows of w are gates and whose odd rows are what they gate. Rows of x from num_tokens on are arbitrary: no stored row depends on
 // them. Past N and K TMA reads zeros; N is a multiple of 16.
 // y = act(x @ w.T * scales + bias + residual), with one scale each (SCALED) or one per row of each (SCALED_ROWS), divided by out_scale if
-// QUANTIZE.
+// QUANTIZE. Sums of INT8 are int32 and exact, whatever K is split into.
 #include "hopper.cuh"
 
 #define SWIGLU 1
 #define GELU 2
 
-constexpr int ELEMENT = FP8 ? 1 : 2, COLUMNS = 128 / ELEMENT;  // per panel
+constexpr int ELEMENT = FP8 || INT8 ? 1 : 2, COLUMNS = 128 / ELEMENT;  // per panel
 constexpr int STEPS = (K * ELEMENT + PANELS * 128 - 1) / (PANELS * 128), SHARE = (STEPS + SPLITS - 1) / SPLITS;
+#if INT8
+typedef int4 Four;
+#else
+typedef float4 Four;
+#endif
 constexpr int ROWS = 64, CONSUMERS = 128, THREADS = CONSUMERS + 64;
 constexpr int W_BYTES = PANELS * ROWS * 128, X_BYTES = PANELS * TOKENS * 128;
 constexpr int PITCH = ROWS + 4;  // of a token's sums: a warp's stores go to different banks, and rows are aligned to 16 bytes
@@ -33,9 +38,9 @@ struct Shared {
             char w[W_STAGES][W_BYTES];
             char x[X_STAGES][X_BYTES];
         };
-        float sums[TOKENS / SPLITS][PITCH];  // after the last wgmma
+        float sums[TOKENS / SPLITS][PITCH];  // those of INT8 rounded to fp32; after the last wgmma
     };
-    float4 received[TOKENS / 16][SPLITS > 1 ? CONSUMERS : 1];  // sums of a thread's own tokens, from the other block
+    Four received[TOKENS / 16][SPLITS > 1 ? CONSUMERS : 1];  // sums of a thread's own tokens, from the other block
     u64 all_received;
     u64 w_full[W_STAGES], w_empty[W_STAGES];
     u64 x_full[X_STAGES], x_empty[X_STAGES];
@@ -210,7 +215,7 @@ extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(THRE
         if (SPLITS > 1) cluster_wait();
         wait_for_previous();
         Epilogue epilogue(row, part, num_tokens, bias, residual, x_scale, w_scale, out_scale);
-        float acc[TOKENS / 2] = {};
+        Sum acc[TOKENS / 2] = {};
         Place<W_STAGES> at_w, before_w;
         Place<X_STAGES> at_x, before_x;
         auto release = [&]() {
@@ -240,12 +245,12 @@ extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(THRE
         wait_for_wgmma<0>();
         hold(acc);
         u32 first = 16 * warp + lane / 4;
-        float own[TOKENS / 2 / SPLITS];
+        Sum own[TOKENS / 2 / SPLITS];
         if (SPLITS == 1) {
 #pragma unroll
             for (int i = 0; i < TOKENS / 2; i++) own[i] = acc[i];
         } else {
-            float other[TOKENS / 4];
+            Sum other[TOKENS / 4];
 #pragma unroll
             for (int i = 0; i < TOKENS / 4; i++) {
                 own[i] = part == 0 ? acc[2 * i] : acc[2 * i + 1];
@@ -253,13 +258,13 @@ extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(THRE
             }
 #pragma unroll
             for (int i = 0; i < TOKENS / 16; i++) {
-                float4 sums = make_float4(other[4 * i], other[4 * i + 1], other[4 * i + 2], other[4 * i + 3]);
+                Four sums = {other[4 * i], other[4 * i + 1], other[4 * i + 2], other[4 * i + 3]};
                 send(&shared.received[i][threadIdx.x], sums, shared.all_received, 1 - part);
             }
             wait(shared.all_received, 0);
 #pragma unroll
             for (int i = 0; i < TOKENS / 16; i++) {
-                float4 sums = shared.received[i][threadIdx.x];
+                Four sums = shared.received[i][threadIdx.x];
                 own[4 * i] += sums.x, own[4 * i + 1] += sums.y, own[4 * i + 2] += sums.z, own[4 * i + 3] += sums.w;
             }
         }
@@ -267,9 +272,9 @@ extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(THRE
 #pragma unroll
         for (int i = 0; i < TOKENS / 2 / SPLITS; i++) {
             if (SPLITS == 1) {
-                shared.sums[i / 4 * 8 + lane % 4 * 2 + i % 2][first + i / 2 % 2 * 8] = own[i];
+                shared.sums[i / 4 * 8 + lane % 4 * 2 + i % 2][first + i / 2 % 2 * 8] = (float)own[i];
             } else {
-                shared.sums[i / 2 * 4 + lane % 4][first + i % 2 * 8] = own[i];
+                shared.sums[i / 2 * 4 + lane % 4][first + i % 2 * 8] = (float)own[i];
             }
         }
         sync_warps(1, CONSUMERS);

@@ -13,7 +13,20 @@ from trtllm_kernels.dialect.expr import evaluate
 from trtllm_kernels.dialect.types import TensorSpec
 from trtllm_kernels.errors import KernelError
 
-BITS: Mapping[str, int] = {"fp32": 32, "fp16": 16, "bf16": 16, "fp8": 8, "int8": 8, "int32": 32, "int64": 64, "uint8": 8}
+BITS: Mapping[str, int] = {
+    "fp32": 32,
+    "fp16": 16,
+    "bf16": 16,
+    "fp8": 8,
+    "int8": 8,
+    "int4": 4,
+    "fp4": 4,
+    "nf4": 4,
+    "int32": 32,
+    "int64": 64,
+    "uint8": 8,
+}
+"""`int4` is codes 0 to 15, `fp4` is E2M1 (OCP MX specification), `nf4` is the 16 normal quantiles of QLoRA (Dettmers et al. 2023)."""
 
 
 def bits_of(dtype: str) -> int:

@@ -26,7 +26,7 @@ class ModelShape:
 @dataclass(frozen=True)
 class ModelTensors:
     """Specifications of a model's tensors with symbolic leading dimensions. Precision `fp8`: GEMMs, what feeds them and the KV cache are
-    fp8, the rest is bf16."""
+    fp8, the rest is bf16. Precision `int8`: GEMMs and what feeds them are int8 with a scale per row, the rest is bf16."""
 
     model: ModelShape
     precision: str
@@ -35,7 +35,7 @@ class ModelTensors:
 
     @property
     def quantized(self) -> bool:
-        return self.precision == "fp8"
+        return self.precision in ("fp8", "int8")
 
     @property
     def dtype(self) -> str:
@@ -44,8 +44,16 @@ class ModelTensors:
 
     @property
     def scale(self) -> TensorSpec | None:
-        """One scale for a tensor; None where nothing is quantized."""
-        return TensorSpec((1,), "fp32") if self.quantized else None
+        """One scale for a tensor; None where nothing is quantized, or rows have scales."""
+        return TensorSpec((1,), "fp32") if self.precision == "fp8" else None
+
+    @property
+    def x_scale(self) -> TensorSpec | None:
+        """Of what GEMMs take."""
+        return self.row_scales if self.precision == "int8" else self.scale
+
+    def weight_scale(self, rows: int) -> TensorSpec | None:
+        return TensorSpec((rows, 1), "fp32") if self.precision == "int8" else self.scale
 
     @property
     def row_scales(self) -> TensorSpec:
@@ -81,6 +89,19 @@ class ModelTensors:
         return self.codes("T", self.model.intermediate)
 
     @property
+    def hidden_result(self) -> TensorSpec:
+        """Of an op that quantizes where there is one scale for a tensor."""
+        return self.hidden_codes if self.scale else self.hidden
+
+    @property
+    def inner_result(self) -> TensorSpec:
+        return self.inner_codes if self.scale else self.inner
+
+    @property
+    def heads_result(self) -> TensorSpec:
+        return self.codes("T", self.q_width) if self.scale else self.rows(self.q_width)
+
+    @property
     def norm_weight(self) -> TensorSpec:
         return self.vector(self.model.hidden)
 
@@ -103,7 +124,14 @@ class ModelTensors:
     @property
     def kv_cache(self) -> TensorSpec:
         model = self.model
-        return self.codes(model.layers, 1, 2, model.kv_heads, model.page_size, model.head_dim)
+        shape = (model.layers, 1, 2, model.kv_heads, model.page_size, model.head_dim)
+        return TensorSpec(shape, self.precision if self.scale else self.dtype)
+
+    @property
+    def int8_cache(self) -> tuple[TensorSpec, TensorSpec]:
+        """A cache in int8, and its scales."""
+        shape = self.kv_cache.shape
+        return TensorSpec(shape, "int8"), TensorSpec(shape[:-1], "fp32")
 
     @property
     def block_table(self) -> TensorSpec:

@@ -23,9 +23,9 @@ from trtllm_kernels.dialect.work import OpInStep, Work
 from trtllm_kernels.errors import KernelError
 
 Kind = Literal["gemm", "attention", "rows", "communication"]
-"""What bounds an op: `gemm` multiplies by a matrix of weights (its arguments are x, weight and optionally bias, residual and both scales),
-`attention` reads keys and values, `rows` moves rows of activations and computes next to nothing, `communication` exchanges rows with
-other ranks."""
+"""What bounds an op: `gemm` multiplies by a matrix of weights (its arguments are x, weight and optionally bias, residual, scales and
+zero points), `attention` reads keys and values, `rows` moves rows of activations and computes next to nothing, `communication` exchanges
+rows with other ranks."""
 
 
 class Trait(StrEnum):
@@ -53,7 +53,7 @@ class Trait(StrEnum):
 ExampleCall = tuple[Sequence[TensorSpec | None], Sequence[TensorSpec], Mapping[str, Attr]]
 """(inputs, outputs, attributes)"""
 
-_ARGUMENT = re.compile(r"(?P<type>\w+(?:\[\])?(?:\(\w!\))?\??) (?P<name>\w+)(?:=[\w.+-]+)?")
+_ARGUMENT = re.compile(r'(?P<type>\w+(?:\[\])?(?:\(\w!\))?\??) (?P<name>\w+)(?:=["\w.+-]+)?')
 _SCHEMA = re.compile(r"(?P<name>\w+)\((?P<arguments>.*)\) -> (?P<results>.+)")
 
 
@@ -88,6 +88,8 @@ class OpSpec:
     in_place: str = ""
     """The argument whose memory the first result may take: most of it stays as it is, or each element of the result needs that element of
     the argument alone. The op itself is functional; whether the argument may be given up is for the memory planner to know."""
+    by_row: str = ""
+    """The op that is this one with `quantize_rows` of its first result in place of that."""
     state: tuple[str, ...] = ()
     """Tensors that outlive a step and of which a call touches a part; `work` counts that part."""
     same_shape: tuple[str, ...] = ()
@@ -143,7 +145,8 @@ class OpSpec:
 
     @cached_property
     def scales(self) -> tuple[str, ...]:
-        """Quantization scales, which are fp32 whatever the op computes in: by convention all tensors whose names end in `scale`."""
+        """Quantization scales, whose dtype is their own whatever the op computes in: by convention all tensors whose names end in
+        `scale`. They are fp32, but for `group_scale`."""
         return tuple(name for name in self.tensors if name.endswith("scale"))
 
     @property

@@ -7,7 +7,7 @@ decorator's autograd wrapper costs more per call than many of the references the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -45,6 +45,10 @@ class OpDef:
     @property
     def mutates(self) -> tuple[str, ...]:
         return self.spec.mutates
+
+    def written_in(self, arguments: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        """Of a call's arguments, the tensors that it writes to."""
+        return {name: arguments[name] for name in self.mutates if arguments.get(name) is not None}
 
     @property
     def overload(self) -> Any:

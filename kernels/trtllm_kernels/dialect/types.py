@@ -34,7 +34,10 @@ Attr = int | float | bool | str | list[int] | list[float] | None
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """Shape (ints, or expressions over `SYMBOLS`) and dtype (`fp32 fp16 bf16 fp8 int8 int32 int64 uint8`) of a contiguous tensor."""
+    """Shape (ints, or expressions over `SYMBOLS`) and dtype (a key of `dialect.dtypes.BITS`) of a contiguous tensor.
+
+    The shape counts elements: a weight of 4-bit codes is [N, K] here, and half as many bytes in memory (`dialect.specs`).
+    """
 
     shape: tuple[Dim, ...]
     dtype: str

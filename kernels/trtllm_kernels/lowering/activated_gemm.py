@@ -1,7 +1,7 @@
 """Lowerings of GEMMs that end in an activation: one token, a skinny GEMM, cuBLASLt and an activation kernel, or one fused kernel.
 
 The fused kernel is taken from `fused_from` tokens, where its tiles fill the chip; between the skinny GEMM and that it is cuBLASLt into
-scratch memory and the activation.
+scratch memory and the activation. Of int8 it is `row_scaled.py` from the skinny GEMM on.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ from typing import Literal
 from trtllm_kernels.dialect.expr import product
 from trtllm_kernels.dialect.types import Lowered
 from trtllm_kernels.lowering.call import I32, Builder, OpCall, Tma
-from trtllm_kernels.lowering.gemm import EVICT_FIRST, beyond, gemv_fits, gemv_tile, matmul, one_token_space, own_x
+from trtllm_kernels.lowering.gemm import beyond, matmul
+from trtllm_kernels.lowering.gemv import EVICT_FIRST, gemv_tile, launch_gemv, one_token_space
 from trtllm_kernels.lowering.registry import lowers
+from trtllm_kernels.lowering.row_scaled import row_scaled_gemm, row_scaled_space, takes_row_scaled
 from trtllm_kernels.lowering.skinny_gemm import launch_skinny, skinny_space, skinny_tunables, within
 from trtllm_kernels.lowering.space import NEVER, PREFILL, TOKENS, Choice, table
 
@@ -24,6 +26,8 @@ def fused_fits(call: OpCall) -> bool:
 
 
 def _space(call: OpCall) -> tuple[Choice, ...]:
+    if takes_row_scaled(call):
+        return row_scaled_space(call)
     if call["x"].dtype == "fp32":
         return ()
     below_fused = (one_token_space(call) if call.op == "gate_up_silu" else ()) + skinny_space(call)
@@ -76,36 +80,12 @@ class _ActivatedGemm:
         self.builder = Builder(call)
 
     def lower(self) -> Lowered:
-        covered = launch_skinny(self.builder, self.tuned, self.scales, int(self._launch_gemv()), self.tuned["fused_from"] - 1)
+        by_gemv = self.gate_up and launch_gemv(self.builder, self.tuned, self.scales)
+        covered = launch_skinny(self.builder, self.tuned, self.scales, int(by_gemv), self.tuned["fused_from"] - 1)
         self._launch_separate(covered)
         if self.tuned["fused_from"] < 1 << 30:
             self._launch_fused()
         return self.builder.finish()
-
-    def _launch_gemv(self) -> bool:
-        """One token, gated only: GEMV and activation in one kernel that reads the weight once. Returns whether it fits."""
-        call, weight = self.call, self.call["weight"]
-        if not self.gate_up or not self.tuned["gemv"] or call["x"].dtype == "fp32":
-            return False
-        rows, columns = self.tuned["gemv_rows"], self.tuned["gemv_columns"]
-        if not gemv_fits(call, weight, rows, columns):
-            return False
-        self.builder.launch(
-            "gemv.gemv_gate_up_silu",
-            {"X": call["x"], "W": weight, **self.scales, "Y": call.outputs[0]},
-            grid=(product(weight.size(0) // rows, within(self.tokens, 0, 1)),),
-            constexprs={
-                "K": weight.size(1),
-                "ROWS": rows,
-                "COLS": columns,
-                "SCALED": not self.wide,
-                "QUANTIZE": self.quantize,
-                "OWN_X": own_x(weight, columns),
-                "EVICT_FIRST": bool(self.tuned[EVICT_FIRST]),
-            },
-            warps=self.tuned["gemv_warps"],
-        )
-        return True
 
     def _launch_separate(self, covered: int) -> None:
         """From `covered` + 1 tokens: cuBLASLt into scratch memory, then the activation."""
@@ -161,9 +141,9 @@ class _ActivatedGemm:
 
 @lowers("gate_up_silu", space=_space)
 def gate_up_silu(call: OpCall) -> Lowered:
-    return _ActivatedGemm(call, "gate_up").lower()
+    return row_scaled_gemm(call) if takes_row_scaled(call) else _ActivatedGemm(call, "gate_up").lower()
 
 
 @lowers("linear_gelu", space=_space)
 def linear_gelu(call: OpCall) -> Lowered:
-    return _ActivatedGemm(call, "gelu").lower()
+    return row_scaled_gemm(call) if takes_row_scaled(call) else _ActivatedGemm(call, "gelu").lower()

@@ -14,7 +14,7 @@ tokens per decode sequence, whatever their lengths, as both times grow with them
 
 from __future__ import annotations
 
-from trtllm_kernels.dialect.dtypes import bytes_of
+from trtllm_kernels.dialect.dtypes import bits_of, bytes_of
 from trtllm_kernels.dialect.expr import ceil_div, product
 from trtllm_kernels.dialect.types import Dim, Lowered
 from trtllm_kernels.errors import KernelError
@@ -88,7 +88,7 @@ def paged_attention(call: OpCall) -> Lowered:
     block_m, block_n, warps, stages = _context_tile(call, q.dtype, head_dim, heads // kv_heads)
     tuned = call.tuned(
         decode_warps=_decode_warps(cache.dtype, bytes_of(page * head_dim, cache.dtype)),
-        decode_stages={"fp32": 3, "fp8": 6}.get(cache.dtype, 4),
+        decode_stages={32: 3, 8: 6}.get(bits_of(cache.dtype), 4),
         split_target=4 * call.sm_count,
         split_tokens=32,
         context_block_m=block_m,
@@ -124,12 +124,13 @@ def _leaves_room(call: OpCall, dtype: str, head_dim: int) -> bool:
 
 
 def _decode_warps(dtype: str, tile_bytes: int) -> int:
-    """Few enough that each has some work, enough to hold a page's tile without spilling; one or two with fp8 (measured on an H100)."""
-    return min(2, max(1, tile_bytes // 2048)) if dtype == "fp8" else min(8, max(1, tile_bytes // 4096))
+    """Few enough that each has some work, enough to hold a page's tile without spilling; one or two with 8 bits (measured on an H100)."""
+    return min(2, max(1, tile_bytes // 2048)) if bits_of(dtype) == 8 else min(8, max(1, tile_bytes // 4096))
 
 
 def _flags(call: OpCall) -> dict[str, bool]:
-    return {"SCALED_CACHE": call.get("k_scale") is not None, "QUANTIZE": call.get("out_scale") is not None}
+    scaled, by_row = call.get("k_scale") is not None, call.get("kv_scales") is not None
+    return {"SCALED_CACHE": scaled, "SCALED_ROWS": by_row, "QUANTIZE": call.get("out_scale") is not None}
 
 
 def _context_tile(call: OpCall, dtype: str, head_dim: int, group: int) -> tuple[int, int, int, int]:
@@ -226,7 +227,7 @@ def _decode_launch(
             "GP": max(8, next_power_of_2(group)),
             "D": head_dim,
             "PAGE": cache.size(4),
-            "WORDS": cache.dtype == "fp8" and head_dim >= 64,
+            "WORDS": bits_of(cache.dtype) == 8 and head_dim >= 64,
             "SPLIT": parts is not None,
             **_flags(call),
             "CONCURRENT": concurrent,

@@ -19,6 +19,9 @@ _POINTERS = {
     "bf16": "*bf16",
     "fp8": "*fp8e4nv",
     "int8": "*i8",
+    "int4": "*u8",
+    "fp4": "*u8",
+    "nf4": "*u8",
     "int32": "*i32",
     "int64": "*i64",
     "uint8": "*u8",
@@ -95,6 +98,16 @@ class OpCall:
     def get(self, name: str) -> Operand | None:
         """An optional argument."""
         return self.inputs.get(name)
+
+    @property
+    def quantized(self) -> bool:
+        """Whether a GEMM multiplies codes, both operands of which have scales."""
+        return self["x"].dtype in ("fp8", "int8")
+
+    @property
+    def by_row(self) -> bool:
+        """Whether each row of a GEMM's operands has a scale of its own."""
+        return self.quantized and len(self["weight_scale"].shape) == 2
 
     @property
     def sm_count(self) -> int:

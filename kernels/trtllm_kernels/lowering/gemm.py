@@ -2,7 +2,7 @@
 grid.
 
 One token: our GEMV kernel, bound by reading the weight. Up to `skinny_to` tokens: our skinny GEMM (`skinny_gemm.py`), bound by that too.
-More: cuBLASLt. GEMMs that end in an activation are in `activated_gemm.py`.
+More: cuBLASLt. GEMMs that end in an activation are in `activated_gemm.py`, those of int8 in `row_scaled.py`.
 
 cuBLASLt proposes several algorithms, the one it expects to be fastest first. A tactic may take another one up to a number of tokens (and
 above the size before): number `lt_512`, say, of those proposed for 512. That holds for the library version it was measured with.
@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from trtllm_kernels.dialect.dtypes import bits_of, elements_in
 from trtllm_kernels.dialect.expr import ceil_div, product
 from trtllm_kernels.dialect.types import Arg, Dim, Launch, Lowered
 from trtllm_kernels.lowering.call import I32, Builder, OpCall, Operand
+from trtllm_kernels.lowering.gemv import EVICT_FIRST, gemv_tile, launch_gemv, one_token_space
 from trtllm_kernels.lowering.registry import lowers
-from trtllm_kernels.lowering.skinny_gemm import launch_skinny, sampling_parameters, skinny_sizes, skinny_space, skinny_tunables, within
+from trtllm_kernels.lowering.row_scaled import row_scaled_gemm, row_scaled_space, takes_row_scaled
+from trtllm_kernels.lowering.skinny_gemm import launch_skinny, skinny_sizes, skinny_space, skinny_tunables, within
 from trtllm_kernels.lowering.space import PREFILL, Choice, grid
 
 ALGORITHM_SIZES = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
@@ -65,57 +66,14 @@ def matmul(call: OpCall, y: Operand, rows: Dim, algorithm: tuple[Arg, ...] = ())
     return Launch(library="scaled_matmul" if scaled else "matmul", grid=(rows, weight.size(0), weight.size(1)), args=args)
 
 
-def gemv_tile(call: OpCall) -> dict[str, int]:
-    """Rows and columns per program, and its warps: 4 x 2048 in fp8, and as many bytes in wider types.
-
-    Where kernels overlap, what counts is how the kernels of a step follow each other. If a weight has few and short rows, so that one
-    program per SM holds all of its rows, the whole weight is on its way while the kernels before it end, and few programs read the same x
-    at once. Chosen by whole steps of Llama-3.1-8B in fp8 on an H100 (docs/facts/decode-steps.md).
-    """
-    weight = call["weight"]
-    n, k = weight.size(0), weight.size(1)
-    columns = 2048
-    while columns > 256 and k % columns:
-        columns //= 2
-    rows, warps = max(2, elements_in(8192 // columns, weight.dtype)), 4
-    if call.capability >= 90 and bits_of(weight.dtype) == 8 and columns == 2048:
-        rows, warps = (2, 4) if k <= 2 * columns else (4, 8)
-        if k <= 2 * columns and n % 32 == 0 and n <= 32 * call.sm_count:
-            rows, warps = 32, 16
-    return {"gemv_rows": rows, "gemv_columns": columns, "gemv_warps": warps}
-
-
-def own_x(weight: Operand, columns: int) -> bool:
-    """Whether a row is long enough that the loop is unrolled (`gemv._rows_dot`), and short enough that its code fits the instruction
-    cache."""
-    return 2 * columns < weight.size(1) <= 16 * columns
-
-
-def gemv_fits(call: OpCall, weight: Operand, rows: int, columns: int) -> bool:
-    return call.capability >= (89 if weight.dtype == "fp8" else 80) and weight.size(0) % rows == 0 and weight.size(1) % columns == 0
-
-
-EVICT_FIRST = "evict_first"
-"""Tunable of GEMV: whether a weight, once read, is evicted from L2 first. Not part of the search space: it matters in whole steps, where
-other kernels keep something in L2, and tuning times an op alone."""
-
-
-def one_token_space(call: OpCall) -> tuple[Choice, ...]:
-    """GEMV at several tiles, or cuBLASLt: the library first, since a tile that does not fit the shape lowers to it as well."""
-    if call.capability >= 90:
-        return ()
-    wide = 1 if call["weight"].dtype == "fp8" else 2
-    tiles = ((2, 2048, 4), (4, 1024, 4), (4, 2048, 2), (4, 2048, 8), (8, 1024, 4), (8, 2048, 8), (2, 4096, 4), (16, 512, 4))
-    ours = tuple({"gemv_rows": max(2, rows // wide), "gemv_columns": columns, "gemv_warps": warps} for rows, columns, warps in tiles)
-    return (Choice("one token", ({"gemv": 0}, *ours)),)
-
-
 def _algorithm_choice(size: int) -> Choice:
     """cuBLASLt's other proposals, judged at the largest size they are taken for and at one well below it."""
     return Choice(f"algorithm to {size}", grid(**{algorithm_of(size): PROPOSALS}), (PREFILL,), (size - size // 4, size))
 
 
 def _space(call: OpCall) -> tuple[Choice, ...]:
+    if takes_row_scaled(call):
+        return row_scaled_space(call)
     skinny = skinny_space(call)
     covered = skinny_sizes(call)[-1] if skinny else 0
     ours = (*one_token_space(call), *skinny) if call["x"].dtype != "fp32" else ()
@@ -126,6 +84,8 @@ def _space(call: OpCall) -> tuple[Choice, ...]:
 
 @lowers("linear", space=_space)
 def linear(call: OpCall) -> Lowered:
+    if takes_row_scaled(call):
+        return row_scaled_gemm(call)
     builder, _ = linear_launches(call)
     return builder.finish()
 
@@ -169,41 +129,13 @@ def linear_sample(call: OpCall) -> Lowered:
 
 def linear_launches(call: OpCall) -> tuple[Builder, int]:
     """The GEMM's launches, and the number of tokens up to which they are our own kernels."""
-    x, weight, bias, residual, y = call["x"], call["weight"], call.get("bias"), call.get("residual"), call.outputs[0]
+    x, y = call["x"], call.outputs[0]
     defaults = {EVICT_FIRST: 1, **skinny_tunables(call), **dict.fromkeys((*ALGORITHMS, LT_VERSION), 0)}
     tuned = call.tuned(gemv=1, **gemv_tile(call), **defaults)
-    rows, columns = tuned["gemv_rows"], tuned["gemv_columns"]
     tokens = x.shape[0]
     builder = Builder(call)
     scales = {"XScale": call.get("x_scale") or x, "WScale": call.get("weight_scale") or x}
-    fits = bool(tuned["gemv"]) and x.dtype != "fp32" and gemv_fits(call, weight, rows, columns)
-    if fits:
-        builder.launch(
-            "gemv.gemv",
-            {
-                "X": x,
-                "W": weight,
-                "Bias": bias or x,
-                "Residual": residual or x,
-                **scales,
-                "Y": y,
-                **sampling_parameters(call),
-            },
-            grid=(product(weight.size(0) // rows, within(tokens, 0, 1)),),
-            constexprs={
-                "K": weight.size(1),
-                "ROWS": rows,
-                "COLS": columns,
-                "SCALED": x.dtype == "fp8",
-                "SCALED_ROWS": x.dtype == "fp8" and len(call["weight_scale"].shape) == 2,
-                "BIASED": bias is not None,
-                "ADDED": residual is not None,
-                "SAMPLED": call.op == "linear_sample",
-                "OWN_X": own_x(weight, columns),
-                "EVICT_FIRST": bool(tuned[EVICT_FIRST]),
-            },
-            warps=tuned["gemv_warps"],
-        )
+    fits = launch_gemv(builder, tuned, scales)
     covered = launch_skinny(builder, tuned, scales, int(fits))
     builder.launches.append(matmul(call, y, beyond(tokens, covered), _algorithm(tokens, tuned)))
     return builder, covered

@@ -22,9 +22,12 @@ _CUDA_REST_BYTES = 256
 
 
 def scales(call: OpCall) -> dict[str, Operand]:
-    """The scale pointers that kernels take; an arbitrary pointer where there is no scale."""
+    """The scale pointers that kernels take; an arbitrary pointer where there is no scale. A cache scaled by row has those of its layer."""
+    rows = call.get("kv_scales")
+    named = (("KScale", "k_scale"), ("VScale", "v_scale"), ("OutScale", "out_scale"))
     return {
-        name: call.get(arg) or call["kv_lens"] for name, arg in (("KScale", "k_scale"), ("VScale", "v_scale"), ("OutScale", "out_scale"))
+        **{name: call.get(arg) or call["kv_lens"] for name, arg in named},
+        **({} if rows is None else {"KScale": rows.slice(call.integer("layer"))}),
     }
 
 

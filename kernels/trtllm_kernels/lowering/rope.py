@@ -49,6 +49,7 @@ def rope_kv_write(call: OpCall) -> Lowered:
     q_norm, k_norm = call.inputs.get("q_norm"), call.inputs.get("k_norm")
     if q_norm is not None and 2 * half != head_dim:
         raise KernelError("QK norm with partial rotary embedding is not supported by the GPU kernels")
+    scales = call.get("kv_scales")
     all_heads = num_heads + 2 * kv_heads
     tuned = call.tuned(block_h=min(8, next_power_of_2(all_heads)), warps=2 if head_dim <= 128 else 4)
     builder = Builder(call)
@@ -62,7 +63,7 @@ def rope_kv_write(call: OpCall) -> Lowered:
             "KvSlots": call["kv_slots"],
             "QNorm": q_norm or qkv,
             "KNorm": k_norm or qkv,
-            "KScale": call.get("k_scale") or qkv,
+            "KScale": scales.slice(call.integer("layer")) if scales else call.get("k_scale") or qkv,
             "VScale": call.get("v_scale") or qkv,
             "Y": call.outputs[0],
             "eps": F32(call.number("eps")),
@@ -78,6 +79,7 @@ def rope_kv_write(call: OpCall) -> Lowered:
             "QK_NORM": q_norm is not None,
             "BLOCK_H": tuned["block_h"],
             "SCALED_CACHE": call.get("k_scale") is not None,
+            "SCALED_ROWS": scales is not None,
             "IN_PLACE": call.in_place,
         },
         warps=tuned["warps"],

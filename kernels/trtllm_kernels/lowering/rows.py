@@ -43,6 +43,67 @@ def norm(call: OpCall) -> Lowered:
     return builder.finish()
 
 
+def _whole_row(call: OpCall, n: int, per_thread: int = 16) -> tuple[int, int]:
+    """(block, warps) of a kernel whose programs hold a row of n, `per_thread` elements in a thread where it is not long. Raises
+    `KernelError` where it is too long."""
+    if n > _LONGEST_ROW:
+        raise KernelError(f"op {call.op}: a row of {n} elements is longer than the {_LONGEST_ROW} that one program can hold")
+    block = next_power_of_2(n)
+    return block, call.tuned(warps=max(1, min(16, block // (32 * per_thread))))["warps"]
+
+
+_BY_ROW_OF = {"silu_mul_packed_quantize_rows": "elementwise", "gelu_quantize_rows": "elementwise", "quantize_rows": "quantize"}
+
+
+@lowers("quantize_rows", "silu_mul_packed_quantize_rows", "gelu_quantize_rows", space=row_space)
+def quantize_rows(call: OpCall) -> Lowered:
+    """One program per row, in codes of the result's dtype."""
+    codes, scales = call.outputs
+    n = codes.size(1)
+    block, warps = _whole_row(call, n)
+    packed = call.op.startswith("silu_mul_packed")
+    source = call["gate_up"] if packed else call["x"]
+    builder = Builder(call)
+    builder.launch(
+        f"{_BY_ROW_OF[call.op]}.{call.op}",
+        {"GateUp" if packed else "X": source, "Y": codes, "Scales": scales},
+        grid=(source.shape[0],),
+        constexprs={"N": n, "BLOCK": block},
+        warps=warps,
+    )
+    return builder.finish()
+
+
+@lowers(
+    "rms_norm_quantize_rows",
+    "layer_norm_quantize_rows",
+    "add_rms_norm_quantize_rows",
+    "add_layer_norm_quantize_rows",
+    space=row_space,
+)
+def norm_quantize_rows(call: OpCall) -> Lowered:
+    """As `norm`, over whole rows, in codes of the first result's dtype with their scales."""
+    x, weight, n = call["x"], call["weight"], call["weight"].size(0)
+    if n != x.size(1):
+        raise KernelError(f"op {call.op} normalizes whole rows, and its weight of {n} elements is for groups of a row of {x.size(1)}")
+    block, warps = _whole_row(call, n, per_thread=8)
+    adds = call.op.startswith("add_")
+    parameters: dict[str, Operand | F32 | I32] = {"X": x}
+    if adds:
+        parameters |= {"Addend": call.get("addend") or x, "Residual": call["residual"]}
+    parameters["W"] = weight
+    if "layer_norm" in call.op:
+        parameters["B"] = call["bias"]
+    parameters |= {"Y": call.outputs[0], "Scales": call.outputs[1]}
+    if adds:
+        parameters["Total"] = call.outputs[2]
+    parameters["eps"] = F32(call.number("eps"))
+    constexprs = {"N": n, "BLOCK": block} | ({"ADDEND": call.get("addend") is not None} if adds else {})
+    builder = Builder(call)
+    builder.launch(f"norm.{call.op}", parameters, grid=(x.shape[0],), constexprs=constexprs, warps=warps)
+    return builder.finish()
+
+
 def _columns(n: int, call: OpCall) -> tuple[int, int, int]:
     """(block, blocks per row, warps) of a kernel over blocks of columns: 8 elements per thread."""
     tuned = call.tuned(block=min(1024, next_power_of_2(n)), warps=0)
@@ -87,20 +148,6 @@ def quantize(call: OpCall) -> Lowered:
     return builder.finish()
 
 
-@lowers("quantize_rows", space=row_space)
-def quantize_rows(call: OpCall) -> Lowered:
-    x = call["x"]
-    n = x.size(1)
-    if n > _LONGEST_ROW:
-        raise KernelError(f"op {call.op}: a row of {n} elements is longer than the {_LONGEST_ROW} that one program can hold")
-    block = next_power_of_2(n)
-    tuned = call.tuned(warps=max(1, min(16, block // 512)))
-    builder = Builder(call)
-    parameters = {"X": x, "Y": call.outputs[0], "Scales": call.outputs[1]}
-    builder.launch("quantize.quantize_rows", parameters, grid=(x.shape[0],), constexprs={"N": n, "BLOCK": block}, warps=tuned["warps"])
-    return builder.finish()
-
-
 @lowers("add", space=column_space)
 def add(call: OpCall) -> Lowered:
     a = call["a"]
@@ -120,6 +167,18 @@ def gather(call: OpCall) -> Lowered:
     builder = Builder(call)
     parameters = {"X": source, "Rows": rows, "Y": call.outputs[0]}
     builder.launch("gather.gather_rows", parameters, grid=(rows.shape[0], blocks), constexprs={"N": n, "BLOCK": block}, warps=warps)
+    return builder.finish()
+
+
+@lowers("arrange_columns", space=column_space)
+def arrange_columns(call: OpCall) -> Lowered:
+    x, index, factor, out_scale = call["x"], call.get("index"), call.get("factor"), call.get("out_scale")
+    n = x.size(1)
+    block, blocks, warps = _columns(n, call)
+    builder = Builder(call)
+    parameters = {"X": x, "Index": index or x, "Factor": factor or x, "OutScale": out_scale or x, "Y": call.outputs[0]}
+    constexprs = {"N": n, "BLOCK": block, "INDEXED": index is not None, "SCALED": factor is not None, "QUANTIZE": out_scale is not None}
+    builder.launch("gather.arrange_columns", parameters, grid=(x.shape[0], blocks), constexprs=constexprs, warps=warps)
     return builder.finish()
 
 

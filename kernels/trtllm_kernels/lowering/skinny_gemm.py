@@ -213,7 +213,7 @@ def _launch(builder: Builder, tile: _Tile, scales: Mapping[str, Parameter], here
     """`here`: 1 in steps that this tile serves, else 0."""
     call = builder.call
     x, weight, bias, residual, y = call["x"], call["weight"], call.get("bias"), call.get("residual"), call.outputs[0]
-    n, fp8 = weight.size(0), x.dtype == "fp8"
+    n = weight.size(0)
     count = I32(x.shape[0])
     divided = tile.splits > 1 and parts is not None
 
@@ -239,14 +239,14 @@ def _launch(builder: Builder, tile: _Tile, scales: Mapping[str, Parameter], here
 
     if call.op in ("gate_up_silu", "linear_gelu"):
         quantize = call.get("out_scale") is not None
+        scaling = {"SCALED": call.quantized, "SCALED_ROWS": call.by_row}
         if call.op == "gate_up_silu":
-            gemm("skinny_gate_up_silu", {**scales, "Y": y}, {"SCALED": fp8, "QUANTIZE": quantize})
+            gemm("skinny_gate_up_silu", {**scales, "Y": y}, {**scaling, "QUANTIZE": quantize})
         else:
-            flags = {"SCALED": fp8, "BIASED": bias is not None, "QUANTIZE": quantize}
+            flags = {**scaling, "BIASED": bias is not None, "QUANTIZE": quantize}
             gemm("skinny_linear_gelu", {"Bias": bias or x, **scales, "Y": y}, flags)
         return
-    by_row = fp8 and len(call["weight_scale"].shape) == 2
-    epilogue_flags = {"SCALED": fp8, "SCALED_ROWS": by_row, "BIASED": bias is not None, "ADDED": residual is not None}
+    epilogue_flags = {"SCALED": call.quantized, "SCALED_ROWS": call.by_row, "BIASED": bias is not None, "ADDED": residual is not None}
     epilogue: Mapping[str, Parameter] = {"Bias": bias or x, "Residual": residual or x, **scales, "Y": y}
     if parts is None or not divided:
         gemm("skinny_linear", {**epilogue, **sampling_parameters(call)}, {**epilogue_flags, "SAMPLED": call.op == "linear_sample"})

@@ -47,7 +47,6 @@ def launch_cuda(builder: Builder, tile: CudaTile, scales: Mapping[str, Parameter
     rings = step * (w_stages * CUDA_ROWS + x_stages * tile.tokens)
     sums = 4 * (CUDA_ROWS + 4) * tile.tokens // tile.parts
     wide = bias or residual or (y if call.get("out_scale") is None else None)
-    by_row = x.dtype == "fp8" and len(call["weight_scale"].shape) == 2
     builder.launch(
         "skinny_gemm.skinny_gemm",
         {
@@ -71,11 +70,12 @@ def launch_cuda(builder: Builder, tile: CudaTile, scales: Mapping[str, Parameter
             "X_STAGES": x_stages,
             "SPLITS": tile.parts,
             "FP8": x.dtype == "fp8",
+            "INT8": x.dtype == "int8",
             "HALF": x.dtype == "fp16",
             "OUT_HALF": wide is not None and wide.dtype == "fp16",
             "ACT": _ACTIVATIONS[call.op],
-            "SCALED": x.dtype == "fp8" and not by_row,
-            "SCALED_ROWS": by_row,
+            "SCALED": call.quantized and not call.by_row,
+            "SCALED_ROWS": call.by_row,
             "BIASED": bias is not None,
             "ADDED": residual is not None,
             "QUANTIZE": call.get("out_scale") is not None,

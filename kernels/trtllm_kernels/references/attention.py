@@ -55,14 +55,22 @@ def attention(
     return out.flatten(-2)
 
 
-def _decode(q: torch.Tensor, cache: torch.Tensor, pages: torch.Tensor, kv_lens: torch.Tensor, scale: float) -> torch.Tensor:
-    """n sequences of one query each: q [n, Hq, D], cache [pages, 2, Hkv, P, D], pages [n, most pages of any]; returns [n, Hq, D] fp32."""
+def _gathered(cache: torch.Tensor, scales: torch.Tensor | None, pages: torch.Tensor) -> torch.Tensor:
+    """fp32 [..., 2, Hkv, P, D]: `pages` of a layer's cache [pages, 2, Hkv, P, D], times their scales [pages, 2, Hkv, P]."""
+    return cache[pages].float() if scales is None else cache[pages].float() * scales[pages][..., None]
+
+
+def _decode(
+    q: torch.Tensor, cache: torch.Tensor, scales: torch.Tensor | None, pages: torch.Tensor, kv_lens: torch.Tensor, scale: float
+) -> torch.Tensor:
+    """n sequences of one query each: q [n, Hq, D], cache [pages, 2, Hkv, P, D] with `scales` [pages, 2, Hkv, P] or without, pages [n, most
+    pages of any]; returns [n, Hq, D] fp32."""
     n, num_heads, head_dim = q.shape
     _, _, num_kv_heads, page_size, _ = cache.shape
     length = pages.shape[1] * page_size
     valid = torch.arange(length) < kv_lens[:, None]
     pages = torch.where(valid[:, ::page_size], pages, 0).long()
-    gathered = cache[pages].float()
+    gathered = _gathered(cache, scales, pages)
     keys_values = gathered.permute(2, 0, 3, 1, 4, 5).reshape(2, n, num_kv_heads, length, head_dim)
     keys_values.masked_fill_(~valid[None, :, None, :, None], 0.0)
     grouped = q.float().reshape(n, num_kv_heads, num_heads // num_kv_heads, head_dim)
@@ -84,6 +92,7 @@ def _fake_paged(
     scale: float,
     k_scale: torch.Tensor | None = None,
     v_scale: torch.Tensor | None = None,
+    kv_scales: torch.Tensor | None = None,
     out_scale: torch.Tensor | None = None,
 ) -> torch.Tensor:
     return fake_result(qkv, (qkv.shape[0], num_heads * kv_cache.shape[5]), out_scale)
@@ -103,15 +112,16 @@ def paged_attention(
     scale: float,
     k_scale: torch.Tensor | None = None,
     v_scale: torch.Tensor | None = None,
+    kv_scales: torch.Tensor | None = None,
     out_scale: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Attention of qkv [T, (Hq + 2 Hkv)*D] as `rope_kv_write` returns it, ragged over R sequences; the last query of each is at kv_len - 1.
 
-    kv_cache is [layers, pages, 2, Hkv, page_size, D]. A context sequence takes the keys and values of this step from qkv and earlier ones
-    from the cache; a decode sequence takes all from the cache. A kernel may take a chunk's own keys and values from the cache too, which
-    differs by the cache's rounding. Returns [T, Hq*D].
+    kv_cache is [layers, pages, 2, Hkv, page_size, D]; in int8 with `kv_scales` [layers, pages, 2, Hkv, page_size]. A context sequence takes
+    the keys and values of this step from qkv and earlier ones from the cache; a decode sequence takes all from the cache. A kernel may take
+    a chunk's own keys and values from the cache too, which differs by the cache's rounding. Returns [T, Hq*D].
     """
-    cache = kv_cache[layer]
+    cache, scales = kv_cache[layer], None if kv_scales is None else kv_scales[layer]
     page_size, head_dim = cache.shape[3], cache.shape[4]
     heads = qkv.view(qkv.shape[0], -1, head_dim)
     q3 = heads[:, :num_heads]
@@ -131,7 +141,7 @@ def paged_attention(
         chosen = single[begin:end]
         most_pages = -(-lengths[end - 1] // page_size)
         rows = query_start[chosen].long()
-        decoded = _decode(q3[rows], cache, tables[chosen, :most_pages], kv_lens[chosen], _times(scale, k_scale))
+        decoded = _decode(q3[rows], cache, scales, tables[chosen, :most_pages], kv_lens[chosen], _times(scale, k_scale))
         out[rows] = decoded if v_scale is None else decoded * v_scale
         begin = end
 
@@ -139,7 +149,7 @@ def paged_attention(
         begin, end = int(query_start[r]), int(query_start[r + 1])
         past = int(kv_lens[r]) - (end - begin)
         pages = tables[r, : -(-past // page_size)].long()
-        keys_values = cache[pages].float().transpose(2, 3).transpose(0, 1).flatten(1, 2)[:, :past]
+        keys_values = _gathered(cache, scales, pages).transpose(2, 3).transpose(0, 1).flatten(1, 2)[:, :past]
         keys = torch.cat((dequantized(keys_values[0], k_scale), own_keys_values[begin:end, 0]))
         values = torch.cat((dequantized(keys_values[1], v_scale), own_keys_values[begin:end, 1]))
         out[begin:end] = _attend(q3[begin:end], keys, values, past, scale)

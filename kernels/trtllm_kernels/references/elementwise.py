@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional
 
 from trtllm_kernels.dialect.registry import dialect_op, fake_like_first
-from trtllm_kernels.references.quantize import fake_result, finish
+from trtllm_kernels.references.quantize import codes_by_row, fake_by_row, fake_result, finish
 
 
 @dialect_op("silu_mul", fake=fake_like_first)
@@ -21,8 +21,17 @@ def _fake_packed(gate_up: torch.Tensor, out_scale: torch.Tensor | None = None) -
 
 @dialect_op("silu_mul_packed", fake=_fake_packed)
 def silu_mul_packed(gate_up: torch.Tensor, out_scale: torch.Tensor | None = None) -> torch.Tensor:
+    return finish(_gated(gate_up), gate_up.dtype, out_scale)
+
+
+def _gated(gate_up: torch.Tensor) -> torch.Tensor:
     gate, up = gate_up.float().chunk(2, dim=-1)
-    return finish(functional.silu(gate) * up, gate_up.dtype, out_scale)
+    return functional.silu(gate) * up
+
+
+@dialect_op("silu_mul_packed_quantize_rows", fake=lambda x, dtype="fp8": fake_by_row(x, x.shape[1] // 2, dtype))
+def silu_mul_packed_quantize_rows(gate_up: torch.Tensor, dtype: str = "fp8") -> tuple[torch.Tensor, torch.Tensor]:
+    return codes_by_row(_gated(gate_up), dtype)
 
 
 def _fake_gelu(x: torch.Tensor, out_scale: torch.Tensor | None = None) -> torch.Tensor:
@@ -33,6 +42,11 @@ def _fake_gelu(x: torch.Tensor, out_scale: torch.Tensor | None = None) -> torch.
 def gelu(x: torch.Tensor, out_scale: torch.Tensor | None = None) -> torch.Tensor:
     """The tanh approximation (`gelu_new`)."""
     return finish(functional.gelu(x.float(), approximate="tanh"), x.dtype, out_scale)
+
+
+@dialect_op("gelu_quantize_rows", fake=lambda x, dtype="fp8": fake_by_row(x, x.shape[1], dtype))
+def gelu_quantize_rows(x: torch.Tensor, dtype: str = "fp8") -> tuple[torch.Tensor, torch.Tensor]:
+    return codes_by_row(functional.gelu(x.float(), approximate="tanh"), dtype)
 
 
 @dialect_op("add", fake=fake_like_first)

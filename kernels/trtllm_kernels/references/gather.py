@@ -1,10 +1,11 @@
-"""Row gathers and the step's bookkeeping: the embedding, rows whose logits are needed, and `prepare_step`."""
+"""Gathers of rows (the embedding, rows whose logits are needed) and of columns, and the step's bookkeeping, `prepare_step`."""
 
 from __future__ import annotations
 
 import torch
 
 from trtllm_kernels.dialect.registry import dialect_op
+from trtllm_kernels.references.quantize import fake_result, finish
 
 
 def _fake_embedding(ids: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -23,6 +24,27 @@ def _fake_gather(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
 @dialect_op("gather_rows", fake=_fake_gather)
 def gather_rows(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     return x.index_select(0, rows)
+
+
+def _fake_arrange(
+    x: torch.Tensor,
+    index: torch.Tensor | None = None,
+    factor: torch.Tensor | None = None,
+    out_scale: torch.Tensor | None = None,
+) -> torch.Tensor:
+    return fake_result(x, tuple(x.shape), out_scale)
+
+
+@dialect_op("arrange_columns", fake=_fake_arrange)
+def arrange_columns(
+    x: torch.Tensor,
+    index: torch.Tensor | None = None,
+    factor: torch.Tensor | None = None,
+    out_scale: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """y[:, k] = x[:, index[k]] * factor[k] for x [T, K], index int32 [K] and factor fp32 [K], rounded once."""
+    y = (x if index is None else x.index_select(1, index)).float()
+    return finish(y if factor is None else y * factor, x.dtype, out_scale)
 
 
 def _fake_prepare(context_tokens: torch.Tensor, *_: object) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -1,7 +1,8 @@
 """Normalisation, alone and fused with the residual addition before it.
 
 Statistics are fp32 and the result is rounded once. The fused ops return `(normed, x + residual)` with the sum rounded to the
-residual's dtype *before* it is normalised, so fusing changes no bit: the unfused `add` rounds there too. A model whose attention and
+residual's dtype *before* it is normalised, so fusing changes no bit: the unfused `add` rounds there too. Quantized by rows, the fp32 result
+is rounded once, straight to codes. A model whose attention and
 feed-forward join the residual together gives the second of them as `addend`: (x + addend) + residual, each sum rounded.
 """
 
@@ -11,7 +12,7 @@ import torch
 
 from trtllm_kernels.dialect.registry import dialect_op
 from trtllm_kernels.references.elementwise import add
-from trtllm_kernels.references.quantize import fake_result, finish
+from trtllm_kernels.references.quantize import codes_by_row, fake_by_row, fake_result, finish
 
 
 def rms_normalize(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -35,8 +36,11 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, out_scale: torch
 def layer_norm(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, out_scale: torch.Tensor | None = None
 ) -> torch.Tensor:
-    normed = torch.nn.functional.layer_norm(x.float(), (weight.shape[0],), weight.float(), bias.float(), eps)
-    return finish(normed, x.dtype, out_scale)
+    return finish(_layer_normalize(x, weight, bias, eps), x.dtype, out_scale)
+
+
+def _layer_normalize(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> torch.Tensor:
+    return torch.nn.functional.layer_norm(x.float(), (weight.shape[0],), weight.float(), bias.float(), eps)
 
 
 def _total(x: torch.Tensor, residual: torch.Tensor, addend: torch.Tensor | None) -> torch.Tensor:
@@ -92,3 +96,65 @@ def add_layer_norm(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     total = _total(x, residual, addend)
     return layer_norm(total, weight, bias, eps, out_scale), total
+
+
+@dialect_op("rms_norm_quantize_rows", fake=lambda x, w, eps, dtype="fp8": fake_by_row(x, x.shape[1], dtype))
+def rms_norm_quantize_rows(x: torch.Tensor, weight: torch.Tensor, eps: float, dtype: str = "fp8") -> tuple[torch.Tensor, torch.Tensor]:
+    return codes_by_row(rms_normalize(x, weight, eps), dtype)
+
+
+@dialect_op("layer_norm_quantize_rows", fake=lambda x, w, b, eps, dtype="fp8": fake_by_row(x, x.shape[1], dtype))
+def layer_norm_quantize_rows(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, dtype: str = "fp8"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return codes_by_row(_layer_normalize(x, weight, bias, eps), dtype)
+
+
+def _fake_add_rms_norm_quantize_rows(
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    addend: torch.Tensor | None = None,
+    dtype: str = "fp8",
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return *fake_by_row(x, x.shape[1], dtype), torch.empty_like(residual)
+
+
+@dialect_op("add_rms_norm_quantize_rows", fake=_fake_add_rms_norm_quantize_rows)
+def add_rms_norm_quantize_rows(
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    addend: torch.Tensor | None = None,
+    dtype: str = "fp8",
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    total = _total(x, residual, addend)
+    return *rms_norm_quantize_rows(total, weight, eps, dtype), total
+
+
+def _fake_add_layer_norm_quantize_rows(
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    eps: float,
+    addend: torch.Tensor | None = None,
+    dtype: str = "fp8",
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return *fake_by_row(x, x.shape[1], dtype), torch.empty_like(residual)
+
+
+@dialect_op("add_layer_norm_quantize_rows", fake=_fake_add_layer_norm_quantize_rows)
+def add_layer_norm_quantize_rows(
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    eps: float,
+    addend: torch.Tensor | None = None,
+    dtype: str = "fp8",
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    total = _total(x, residual, addend)
+    return *layer_norm_quantize_rows(total, weight, bias, eps, dtype), total

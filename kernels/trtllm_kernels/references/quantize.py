@@ -1,4 +1,5 @@
-"""FP8 (E4M3) with scales: x is about `scale * q`, with one static scale per tensor or one per row, computed as the row is quantized.
+"""FP8 (E4M3) and int8 with scales: x is about `scale * q`, with one static scale per tensor (FP8) or one per row, computed as the row is
+quantized.
 
 Every op that can end in a quantization takes `out_scale`. If it is given, the op's fp32 result is divided by it, clamped to E4M3's largest
 value and rounded once; if not, the result keeps the op's dtype. So quantization costs no rounding of its own and, fused, no memory traffic.
@@ -10,9 +11,11 @@ from __future__ import annotations
 import torch
 
 from trtllm_kernels.dialect.registry import dialect_op
+from trtllm_kernels.errors import KernelError
 
 FP8 = torch.float8_e4m3fn
 FP8_MAX = 448.0
+INT8_MAX = 127.0
 
 
 def finish(x: torch.Tensor, dtype: torch.dtype, out_scale: torch.Tensor | None) -> torch.Tensor:
@@ -49,12 +52,30 @@ def row_scales(x: torch.Tensor) -> torch.Tensor:
     return (x.float().abs().amax(dim=1, keepdim=True) / FP8_MAX).clamp_min(SMALLEST_SCALE)
 
 
-def _fake_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.empty_like(x, dtype=FP8, memory_format=torch.contiguous_format), x.new_empty((x.shape[0], 1), dtype=torch.float32)
+def int8_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(int8 codes, fp32 scales without the last dimension) of fp32 `x` [..., n]: each row by its own largest magnitude, halves to even."""
+    scales = (x.abs().amax(dim=-1) / INT8_MAX).clamp_min(SMALLEST_SCALE)
+    return (x / scales[..., None]).round().to(torch.int8), scales
 
 
-@dialect_op("quantize_rows", fake=_fake_rows)
-def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def codes_by_row(x: torch.Tensor, dtype: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """(codes, fp32 scales [rows, 1]) of fp32 x in `fp8` or `int8`. Raises `KernelError` for another dtype."""
+    if dtype == "fp8":
+        scales = row_scales(x)
+        return finish(x, x.dtype, scales), scales
+    if dtype == "int8":
+        codes, scales = int8_rows(x)
+        return codes, scales[:, None]
+    raise KernelError(f"rows are quantized to fp8 or int8, not to {dtype}")
+
+
+def fake_by_row(x: torch.Tensor, columns: int, dtype: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Shapes of `codes_by_row` of [rows of x, columns]."""
+    codes = x.new_empty((x.shape[0], columns), dtype=FP8 if dtype == "fp8" else torch.int8)
+    return codes, x.new_empty((x.shape[0], 1), dtype=torch.float32)
+
+
+@dialect_op("quantize_rows", fake=lambda x, dtype="fp8": fake_by_row(x, x.shape[1], dtype))
+def quantize_rows(x: torch.Tensor, dtype: str = "fp8") -> tuple[torch.Tensor, torch.Tensor]:
     """(codes, scales [rows, 1]) of x, each row by its own largest magnitude: nothing to calibrate, nothing clipped."""
-    scales = row_scales(x)
-    return finish(x.float(), x.dtype, scales), scales
+    return codes_by_row(x.float(), dtype)

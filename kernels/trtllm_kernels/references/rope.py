@@ -12,6 +12,7 @@ import torch
 from trtllm_kernels.dialect.registry import dialect_op, fake_like_first
 from trtllm_kernels.references.norm import rms_normalize
 from trtllm_kernels.references.quantize import finish as rounded
+from trtllm_kernels.references.quantize import int8_rows
 
 
 def rotate(x: torch.Tensor, table_rows: torch.Tensor, interleaved: bool) -> torch.Tensor:
@@ -51,6 +52,7 @@ def _fake_rope_kv_write(
     eps: float,
     k_scale: torch.Tensor | None = None,
     v_scale: torch.Tensor | None = None,
+    kv_scales: torch.Tensor | None = None,
 ) -> torch.Tensor:
     return torch.empty_like(qkv, memory_format=torch.contiguous_format)
 
@@ -72,12 +74,14 @@ def rope_kv_write(
     eps: float,
     k_scale: torch.Tensor | None = None,
     v_scale: torch.Tensor | None = None,
+    kv_scales: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Splits qkv [T, (Hq + 2 Hkv) * head_dim], normalizes q and k if asked, rotates them, and writes k and v at `kv_slots`.
 
-    kv_cache is [layers, pages, 2, Hkv, page_size, head_dim], fp8 with the two scales or of qkv's dtype. Returns the changed qkv: keys and
-    values are returned as well as cached, so that attention can read this step's own without quantization and without a gather. If two
-    tokens name one slot (padding does), it is undefined which of them wins.
+    kv_cache is [layers, pages, 2, Hkv, page_size, head_dim]: of qkv's dtype, fp8 with the two scales, or int8 with `kv_scales` [layers,
+    pages, 2, Hkv, page_size], which are written too, each the largest magnitude of its token's head over 127. Returns the changed qkv:
+    keys and values are returned as well as cached, so that attention can read this step's own without quantization and without a gather.
+    If two tokens name one slot (padding does), it is undefined which of them wins.
     """
     queries, keys, values = torch.split_with_sizes(qkv, [num_heads * head_dim, num_kv_heads * head_dim, num_kv_heads * head_dim], dim=-1)
     rows = cos_sin[positions]
@@ -90,7 +94,12 @@ def rope_kv_write(
     pages, offsets = (kv_slots // page_size).long(), (kv_slots % page_size).long()
     cache = kv_cache[layer]
     rotated_keys = finish(keys, k_norm)
-    cache[pages, 0, :, offsets] = rounded(rotated_keys, kv_cache.dtype, k_scale)
-    cache[pages, 1, :, offsets] = rounded(values.float().reshape(values.shape[0], -1, head_dim), kv_cache.dtype, v_scale)
+    heads_of_values = values.float().reshape(values.shape[0], -1, head_dim)
+    for index, (rows_of_heads, static) in enumerate(((rotated_keys, k_scale), (heads_of_values, v_scale))):
+        if kv_scales is None:
+            cache[pages, index, :, offsets] = rounded(rows_of_heads, kv_cache.dtype, static)
+        else:
+            codes, scales = int8_rows(rows_of_heads)
+            cache[pages, index, :, offsets], kv_scales[layer][pages, index, :, offsets] = codes, scales
     rotated = torch.cat((finish(queries, q_norm).flatten(-2), rotated_keys.flatten(-2)), dim=-1)
     return torch.cat((rotated.to(qkv.dtype), values), dim=-1)

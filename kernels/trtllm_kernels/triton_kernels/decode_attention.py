@@ -16,22 +16,28 @@ import triton.language as tl
 
 from trtllm_kernels.triton_kernels.pdl import let_next_start, wait_for_previous
 from trtllm_kernels.triton_kernels.prefetch import prefetch_rows
-from trtllm_kernels.triton_kernels.quantize import finish, result_scale
+from trtllm_kernels.triton_kernels.quantize import finish, int8_values, result_scale
 
 
 @triton.jit
-def _byte(words, index: tl.constexpr, dtype: tl.constexpr):
-    return ((words >> (8 * index)) & 0xFF).to(tl.uint8).to(tl.float8e4nv, bitcast=True).to(dtype)
+def _byte(words, index: tl.constexpr, dtype: tl.constexpr, INT8: tl.constexpr):
+    codes = ((words >> (8 * index)) & 0xFF).to(tl.uint8)
+    if INT8:
+        return int8_values(codes, dtype)
+    else:
+        return codes.to(tl.float8e4nv, bitcast=True).to(dtype)
 
 
 @triton.jit
 def decode_attention(
     QKV, Cache, BlockTable, Slots, KvLens, KScale, VScale, OutScale, Out, Acc, Stats, scale_log2, table_stride, num_splits,
     HKV: tl.constexpr, G: tl.constexpr, GP: tl.constexpr, D: tl.constexpr, PAGE: tl.constexpr, SPLIT: tl.constexpr,
-    SCALED_CACHE: tl.constexpr, WORDS: tl.constexpr, QUANTIZE: tl.constexpr, CONCURRENT: tl.constexpr, THREADS: tl.constexpr,
-    PDL: tl.constexpr,
+    SCALED_CACHE: tl.constexpr, SCALED_ROWS: tl.constexpr, WORDS: tl.constexpr, QUANTIZE: tl.constexpr, CONCURRENT: tl.constexpr,
+    THREADS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Cache: one layer, [pages, 2, HKV, PAGE, D], fp8 where SCALED_CACHE. The query of sequence s is token s. GP: G padded.
+
+    SCALED_ROWS: the cache is int8, and KScale is the layer's [pages, 2, HKV, PAGE], the scale of each key and value.
 
     CONCURRENT: runs while the kernel before it does (`types.Launch`), so it does not wait. SPLIT: the program has a short part, so
     prefetching its first page into L2 before the wait pays off; what the step itself writes there goes through L2 as well.
@@ -62,6 +68,8 @@ def decode_attention(
     if SCALED_CACHE:
         q = q.to(tl.float16)
         scale_log2 *= k_scale
+    if SCALED_ROWS:
+        q = q.to(tl.float16)
     m = tl.full((GP,), -1e30, tl.float32)
     total = tl.zeros((GP,), tl.float32)
     if WORDS:
@@ -78,24 +86,30 @@ def decode_attention(
         keys = (page * (2 * HKV) + kv_head) * (PAGE * D)
         values = keys + HKV * PAGE * D
         valid = i * PAGE + t < length
-        k = tl.load(Cache + keys + t[:, None] * D + d[None, :]).to(q.dtype)
+        k = tl.load(Cache + keys + t[:, None] * D + d[None, :])
+        k = int8_values(k, q.dtype) if SCALED_ROWS else k.to(q.dtype)
         if WORDS:
             w = tl.load(Words + values // 4 + t[None, :] * (D // 4) + four[:, None], mask=valid[None, :], other=0)
         else:
-            v = tl.load(Cache + values + t[None, :] * D + d[:, None], mask=valid[None, :], other=0.0).to(q.dtype)
+            v = tl.load(Cache + values + t[None, :] * D + d[:, None], mask=valid[None, :], other=0.0)
+            v = int8_values(v, q.dtype) if SCALED_ROWS else v.to(q.dtype)
         x = tl.dot(k, q, input_precision="ieee") * scale_log2
+        if SCALED_ROWS:
+            x *= tl.load(KScale + keys // D + t)[:, None]
         x = tl.where(valid[:, None], x, float("-inf"))
         highest = tl.maximum(m, tl.max(x, 0))
         p = tl.exp2(x - highest[None, :])
         shrink = tl.exp2(m - highest)
         total = total * shrink + tl.sum(p, 0)
+        if SCALED_ROWS:
+            p *= tl.load(KScale + values // D + t, mask=valid, other=0.0)[:, None]
         p = p.to(q.dtype)
         shrink = shrink[None, :]
         if WORDS:
-            acc0 = tl.dot(_byte(w, 0, q.dtype), p, acc0 * shrink)
-            acc1 = tl.dot(_byte(w, 1, q.dtype), p, acc1 * shrink)
-            acc2 = tl.dot(_byte(w, 2, q.dtype), p, acc2 * shrink)
-            acc3 = tl.dot(_byte(w, 3, q.dtype), p, acc3 * shrink)
+            acc0 = tl.dot(_byte(w, 0, q.dtype, SCALED_ROWS), p, acc0 * shrink)
+            acc1 = tl.dot(_byte(w, 1, q.dtype, SCALED_ROWS), p, acc1 * shrink)
+            acc2 = tl.dot(_byte(w, 2, q.dtype, SCALED_ROWS), p, acc2 * shrink)
+            acc3 = tl.dot(_byte(w, 3, q.dtype, SCALED_ROWS), p, acc3 * shrink)
         else:
             acc = tl.dot(v, p, acc * shrink, input_precision="ieee")
         m = highest

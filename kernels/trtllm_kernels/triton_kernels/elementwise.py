@@ -1,10 +1,10 @@
-"""Pointwise kernels over [rows, N]: a program is one block of columns of one row."""
+"""Pointwise kernels over [rows, N]: a program is one block of columns of one row, or a whole row where that is quantized by rows."""
 
 import triton
 import triton.language as tl
 
 from trtllm_kernels.triton_kernels.pdl import let_next_start, wait_for_previous
-from trtllm_kernels.triton_kernels.quantize import finish, result_scale
+from trtllm_kernels.triton_kernels.quantize import codes_of_row, finish, result_scale
 
 
 @triton.jit
@@ -53,6 +53,35 @@ def gelu(X, OutScale, Y, N: tl.constexpr, BLOCK: tl.constexpr, QUANTIZE: tl.cons
     x = tl.load(X + row * N + cols, mask=mask, other=0.0).to(tl.float32)
     u = 0.7978845608028654 * (x + 0.044715 * x * x * x)
     tl.store(Y + row * N + cols, finish(x / (1.0 + tl.exp(-2.0 * u)), out_scale, Y.dtype.element_ty, QUANTIZE), mask=mask)
+
+
+@triton.jit
+def silu_mul_packed_quantize_rows(GateUp, Y, Scales, N: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr):
+    """GateUp has rows of 2N elements: the gates, then what they gate."""
+    let_next_start(PDL)
+    wait_for_previous(PDL)
+    row = tl.program_id(0).to(tl.int64)
+    cols = tl.arange(0, BLOCK)
+    mask = cols < N
+    gate = tl.load(GateUp + row * (2 * N) + cols, mask=mask, other=0.0).to(tl.float32)
+    up = tl.load(GateUp + row * (2 * N) + N + cols, mask=mask, other=0.0).to(tl.float32)
+    codes, scale = codes_of_row(gate / (1.0 + tl.exp(-gate)) * up, Y.dtype.element_ty)
+    tl.store(Scales + row, scale)
+    tl.store(Y + row * N + cols, codes, mask=mask)
+
+
+@triton.jit
+def gelu_quantize_rows(X, Y, Scales, N: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr):
+    let_next_start(PDL)
+    wait_for_previous(PDL)
+    row = tl.program_id(0).to(tl.int64)
+    cols = tl.arange(0, BLOCK)
+    mask = cols < N
+    x = tl.load(X + row * N + cols, mask=mask, other=0.0).to(tl.float32)
+    u = 0.7978845608028654 * (x + 0.044715 * x * x * x)
+    codes, scale = codes_of_row(x / (1.0 + tl.exp(-2.0 * u)), Y.dtype.element_ty)
+    tl.store(Scales + row, scale)
+    tl.store(Y + row * N + cols, codes, mask=mask)
 
 
 @triton.jit

@@ -1,9 +1,10 @@
-"""Row gathers, column slices, and the step's bookkeeping."""
+"""Gathers of rows and columns, column slices, and the step's bookkeeping."""
 
 import triton
 import triton.language as tl
 
 from trtllm_kernels.triton_kernels.pdl import let_next_start, wait_for_previous
+from trtllm_kernels.triton_kernels.quantize import finish, result_scale
 
 
 @triton.jit
@@ -27,6 +28,24 @@ def slice_columns(X, Y, STRIDE: tl.constexpr, FIRST: tl.constexpr, N: tl.constex
     cols = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = cols < N
     tl.store(Y + row * N + cols, tl.load(X + row * STRIDE + FIRST + cols, mask=mask), mask=mask)
+
+
+@triton.jit
+def arrange_columns(
+    X, Index, Factor, OutScale, Y,
+    N: tl.constexpr, BLOCK: tl.constexpr, INDEXED: tl.constexpr, SCALED: tl.constexpr, QUANTIZE: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """Y[:, k] = X[:, Index[k]] * Factor[k]. Index and Factor are constants, so they are loaded where the kernel begins."""
+    let_next_start(PDL)
+    scale = result_scale(OutScale, QUANTIZE)
+    cols = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mask = cols < N
+    source = tl.load(Index + cols, mask=mask, other=0) if INDEXED else cols
+    factor = tl.load(Factor + cols, mask=mask, other=0.0) if SCALED else 1.0
+    wait_for_previous(PDL)
+    row = tl.program_id(0).to(tl.int64)
+    x = tl.load(X + row * N + source, mask=mask, other=0.0).to(tl.float32) * factor
+    tl.store(Y + row * N + cols, finish(x, scale, Y.dtype.element_ty, QUANTIZE), mask=mask)
 
 
 @triton.jit

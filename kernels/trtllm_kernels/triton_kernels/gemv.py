@@ -17,6 +17,7 @@ import triton.language as tl
 from trtllm_kernels.triton_kernels.pdl import let_next_start, wait_for_previous
 from trtllm_kernels.triton_kernels.quantize import finish, result_scale
 from trtllm_kernels.triton_kernels.sampling import keep_best
+from trtllm_kernels.triton_kernels.sums import dot4
 
 
 @triton.jit
@@ -41,10 +42,22 @@ def _first_tiles(at, K: tl.constexpr, COLS: tl.constexpr, EVICT_FIRST: tl.conste
 
 
 @triton.jit
+def _words(at):
+    """`at`, of int8 as pointer to words of four."""
+    if at.dtype.element_ty == tl.int8:
+        return at.to(tl.pointer_type(tl.int32))
+    else:
+        return at
+
+
+@triton.jit
 def _sums(w, x, ROWS: tl.constexpr, COLS: tl.constexpr):
-    """fp32 [ROWS, COLS // n]: w [ROWS, COLS] times x, summed over the n elements that a thread gets with one load."""
+    """fp32 [ROWS, COLS // n]: w [ROWS, COLS] times x, summed over the n elements that a thread gets with one load. Words of four int8:
+    int32, exact."""
     N: tl.constexpr = 128 // w.dtype.primitive_bitwidth
-    if len(x.shape) == 1:
+    if w.dtype == tl.int32:
+        products = dot4(w, x[None, :] + tl.zeros_like(w) if len(x.shape) == 1 else x)
+    elif len(x.shape) == 1:
         products = _to_fp32(w) * _to_fp32(x)[None, :]
     else:
         products = _to_fp32(w) * _to_fp32(x)
@@ -59,7 +72,7 @@ def _rows_dot(
 
     Without OWN_X, threads exchange their parts of x through shared memory. OWN_X: each thread loads the x that goes with its weights, from
     the L1 cache. Then no thread waits for others, and since the loop is unrolled, the compiler issues loads of later tiles while it
-    multiplies earlier ones.
+    multiplies earlier ones. Words of int8 are summed in int32, and rounded to fp32 once.
     """
     x = X + tl.arange(0, COLS)
     if OWN_X:
@@ -73,7 +86,7 @@ def _rows_dot(
     else:
         for k in range(2 * COLS, K, COLS):
             acc += _sums(_load(at + k, EVICT_FIRST), tl.load(x + k), ROWS, COLS)
-    return tl.sum(acc, 1)
+    return tl.sum(acc, 1).to(tl.float32)
 
 
 @triton.jit
@@ -86,9 +99,10 @@ def gemv(
     itself. SAMPLED: y are logits, of which candidates are kept (`sampling.py`).
     """
     let_next_start(PDL)
+    EACH: tl.constexpr = 4 if W.dtype.element_ty == tl.int8 else 1
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    at = W + rows.to(tl.int64)[:, None] * K + tl.arange(0, COLS)[None, :]
-    first, second = _first_tiles(at, K, COLS, EVICT_FIRST)
+    at = _words(W) + rows.to(tl.int64)[:, None] * (K // EACH) + tl.arange(0, COLS // EACH)[None, :]
+    first, second = _first_tiles(at, K // EACH, COLS // EACH, EVICT_FIRST)
     if SCALED:
         scale = tl.load(WScale + rows) if SCALED_ROWS else tl.load(WScale)
     if BIASED:
@@ -98,7 +112,7 @@ def gemv(
         scale *= tl.load(XScale)
     if ADDED:
         residual = tl.load(Residual + rows)
-    y = _rows_dot(X, at, first, second, K, ROWS, COLS, OWN_X, EVICT_FIRST)
+    y = _rows_dot(_words(X), at, first, second, K // EACH, ROWS, COLS // EACH, OWN_X, EVICT_FIRST)
     if SCALED:
         y *= scale
     if BIASED:
@@ -114,22 +128,23 @@ def gemv(
 @triton.jit
 def gemv_gate_up_silu(
     X, W, XScale, WScale, OutScale, Y,
-    K: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, SCALED: tl.constexpr, QUANTIZE: tl.constexpr,
+    K: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, SCALED: tl.constexpr, SCALED_ROWS: tl.constexpr, QUANTIZE: tl.constexpr,
     OWN_X: tl.constexpr, EVICT_FIRST: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """As `gate_up.gate_up_silu` for one token: W [N, K] with gate and up rows interleaved, y [N // 2]."""
     let_next_start(PDL)
     pid = tl.program_id(0)
     rows = pid.to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    at = W + rows[:, None] * K + tl.arange(0, COLS)[None, :]
-    first, second = _first_tiles(at, K, COLS, EVICT_FIRST)
+    EACH: tl.constexpr = 4 if W.dtype.element_ty == tl.int8 else 1
+    at = _words(W) + rows[:, None] * (K // EACH) + tl.arange(0, COLS // EACH)[None, :]
+    first, second = _first_tiles(at, K // EACH, COLS // EACH, EVICT_FIRST)
     out_scale = result_scale(OutScale, QUANTIZE)
     if SCALED:
-        scale = tl.load(WScale)
+        scale = tl.load(WScale + rows) if SCALED_ROWS else tl.load(WScale)
     wait_for_previous(PDL)
     if SCALED:
         scale *= tl.load(XScale)
-    both = _rows_dot(X, at, first, second, K, ROWS, COLS, OWN_X, EVICT_FIRST)
+    both = _rows_dot(_words(X), at, first, second, K // EACH, ROWS, COLS // EACH, OWN_X, EVICT_FIRST)
     if SCALED:
         both *= scale
     gate, up = tl.split(tl.reshape(both, (ROWS // 2, 2)))

@@ -2,13 +2,15 @@
 
 The row length is a compile-time constant (an engine knows it), so loads are 128-bit without run-time checks. Every sum is rounded to the
 residual's dtype, the last before it is normalized, as in the reference. Weights are loaded before the row is available (`pdl.py`).
+Since a program has the whole row, it also finds the row's scale where the result is quantized by rows (`*_quantize_rows`), and neither the
+wide result nor a second kernel is needed.
 """
 
 import triton
 import triton.language as tl
 
 from trtllm_kernels.triton_kernels.pdl import let_next_start, wait_for_previous
-from trtllm_kernels.triton_kernels.quantize import finish, result_scale
+from trtllm_kernels.triton_kernels.quantize import codes_of_row, finish, result_scale
 
 
 @triton.jit
@@ -92,3 +94,67 @@ def add_layer_norm(
     x = _add(X, Addend, Residual, Total, row * N + cols, mask, ADDEND)
     y = _layer_normalize(x, mask, w, b, eps, N)
     tl.store(Y + row * N + cols, finish(y, out_scale, Y.dtype.element_ty, QUANTIZE), mask=mask)
+
+
+@triton.jit
+def rms_norm_quantize_rows(X, W, Y, Scales, eps, N: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr):
+    let_next_start(PDL)
+    row = tl.program_id(0).to(tl.int64)
+    cols = tl.arange(0, BLOCK)
+    mask = cols < N
+    w = tl.load(W + cols, mask=mask, other=0.0)
+    wait_for_previous(PDL)
+    x = tl.load(X + row * N + cols, mask=mask, other=0.0).to(tl.float32)
+    scale = tl.rsqrt(tl.sum(x * x, 0) / N + eps)
+    codes, row_scale = codes_of_row(x * scale * w.to(tl.float32), Y.dtype.element_ty)
+    tl.store(Scales + row, row_scale)
+    tl.store(Y + row * N + cols, codes, mask=mask)
+
+
+@triton.jit
+def add_rms_norm_quantize_rows(
+    X, Addend, Residual, W, Y, Scales, Total, eps, N: tl.constexpr, BLOCK: tl.constexpr, ADDEND: tl.constexpr, PDL: tl.constexpr
+):  # fmt: skip
+    let_next_start(PDL)
+    row = tl.program_id(0).to(tl.int64)
+    cols = tl.arange(0, BLOCK)
+    mask = cols < N
+    w = tl.load(W + cols, mask=mask, other=0.0)
+    wait_for_previous(PDL)
+    x = _add(X, Addend, Residual, Total, row * N + cols, mask, ADDEND)
+    scale = tl.rsqrt(tl.sum(x * x, 0) / N + eps)
+    codes, row_scale = codes_of_row(x * scale * w.to(tl.float32), Y.dtype.element_ty)
+    tl.store(Scales + row, row_scale)
+    tl.store(Y + row * N + cols, codes, mask=mask)
+
+
+@triton.jit
+def layer_norm_quantize_rows(X, W, B, Y, Scales, eps, N: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr):
+    let_next_start(PDL)
+    row = tl.program_id(0).to(tl.int64)
+    cols = tl.arange(0, BLOCK)
+    mask = cols < N
+    w = tl.load(W + cols, mask=mask, other=0.0)
+    b = tl.load(B + cols, mask=mask, other=0.0)
+    wait_for_previous(PDL)
+    x = tl.load(X + row * N + cols, mask=mask, other=0.0).to(tl.float32)
+    codes, row_scale = codes_of_row(_layer_normalize(x, mask, w, b, eps, N), Y.dtype.element_ty)
+    tl.store(Scales + row, row_scale)
+    tl.store(Y + row * N + cols, codes, mask=mask)
+
+
+@triton.jit
+def add_layer_norm_quantize_rows(
+    X, Addend, Residual, W, B, Y, Scales, Total, eps, N: tl.constexpr, BLOCK: tl.constexpr, ADDEND: tl.constexpr, PDL: tl.constexpr
+):  # fmt: skip
+    let_next_start(PDL)
+    row = tl.program_id(0).to(tl.int64)
+    cols = tl.arange(0, BLOCK)
+    mask = cols < N
+    w = tl.load(W + cols, mask=mask, other=0.0)
+    b = tl.load(B + cols, mask=mask, other=0.0)
+    wait_for_previous(PDL)
+    x = _add(X, Addend, Residual, Total, row * N + cols, mask, ADDEND)
+    codes, row_scale = codes_of_row(_layer_normalize(x, mask, w, b, eps, N), Y.dtype.element_ty)
+    tl.store(Scales + row, row_scale)
+    tl.store(Y + row * N + cols, codes, mask=mask)

@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 
 from trtllm_kernels.triton_kernels.pdl import let_next_start, wait_for_previous
+from trtllm_kernels.triton_kernels.quantize import int8_codes
 
 
 @triton.jit
@@ -66,10 +67,13 @@ def rope(
 def rope_kv_write(
     QKV, Positions, CosSin, Cache, KvSlots, QNorm, KNorm, KScale, VScale, Y, eps,
     HQ: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, PAGE: tl.constexpr,
-    INTERLEAVED: tl.constexpr, QK_NORM: tl.constexpr, BLOCK_H: tl.constexpr, SCALED_CACHE: tl.constexpr, IN_PLACE: tl.constexpr,
-    PDL: tl.constexpr,
+    INTERLEAVED: tl.constexpr, QK_NORM: tl.constexpr, BLOCK_H: tl.constexpr, SCALED_CACHE: tl.constexpr, SCALED_ROWS: tl.constexpr,
+    IN_PLACE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Y is QKV, normalized and rotated. Cache is one layer, [pages, 2, HKV, PAGE, D]. QK_NORM requires the whole head to be rotary.
+
+    SCALED_CACHE: the cache is fp8, with one scale for keys and one for values. SCALED_ROWS: it is int8, and KScale is the layer's
+    [pages, 2, HKV, PAGE], where the scale of each key and value goes.
 
     IN_PLACE: Y is QKV. Only what changes is written there, which is the rotary part of q and k, and the rest of q is not read.
     """
@@ -122,6 +126,14 @@ def rope_kv_write(
         inverse = 1.0 / tl.where(is_v, v_scale, k_scale)[:, None]
         rotated_first = tl.minimum(tl.maximum(rotated_first * inverse, -448.0), 448.0)
         rotated_second = tl.minimum(tl.maximum(rotated_second * inverse, -448.0), 448.0)
+    if SCALED_ROWS:
+        largest = tl.maximum(tl.max(tl.abs(rotated_first), 1), tl.max(tl.abs(rotated_second), 1))
+        if 2 * HALF < D:
+            largest = tl.maximum(largest, tl.max(tl.abs(passing.to(tl.float32)), 1))
+        row_scale = tl.maximum(tl.div_rn(largest, 127.0), 1e-12)
+        tl.store(KScale + cached // D, row_scale, mask=is_k | is_v)
+        rotated_first = int8_codes(tl.div_rn(rotated_first, tl.broadcast_to(row_scale[:, None], (BLOCK_H, HALF))))
+        rotated_second = int8_codes(tl.div_rn(rotated_second, tl.broadcast_to(row_scale[:, None], (BLOCK_H, HALF))))
     _store_pair(Cache, cached, rotated_first, rotated_second, is_k | is_v, HALF, INTERLEAVED, BLOCK_H)
     if 2 * HALF < D:
         if not IN_PLACE:
@@ -129,4 +141,6 @@ def rope_kv_write(
         x = passing.to(tl.float32)
         if SCALED_CACHE:
             x = tl.minimum(tl.maximum(x * inverse, -448.0), 448.0)
+        if SCALED_ROWS:
+            x = int8_codes(tl.div_rn(x, tl.broadcast_to(row_scale[:, None], (BLOCK_H, D))))
         tl.store(Cache + cached[:, None] + d, x.to(Cache.dtype.element_ty), mask=(is_k | is_v)[:, None] & rest)

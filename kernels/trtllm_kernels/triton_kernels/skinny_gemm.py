@@ -19,6 +19,7 @@ from trtllm_kernels.triton_kernels.pdl import let_next_start, wait_for_previous
 from trtllm_kernels.triton_kernels.prefetch import prefetch_rows
 from trtllm_kernels.triton_kernels.quantize import finish, result_scale
 from trtllm_kernels.triton_kernels.sampling import keep_best
+from trtllm_kernels.triton_kernels.sums import add_product, no_sums
 
 
 @triton.jit
@@ -32,11 +33,11 @@ def _sums(
     first = tl.program_id(1) * (SHARE * BLOCK_K)
     prefetch_rows(WeightRows + row.to(tl.int64) * K + first, K, BLOCK_N, LINES, THREADS)
     wait_for_previous(PDL)
-    acc = tl.zeros((BLOCK_N, TOKENS), dtype=tl.float32)
+    acc = no_sums(BLOCK_N, TOKENS, W.dtype)
     for step in range(SHARE):
         k = first + step * BLOCK_K
-        acc = tl.dot(W.load([row, k]), X.load([0, k]).T, acc)
-    return acc
+        acc = add_product(W.load([row, k]), X.load([0, k]), acc)
+    return acc.to(tl.float32)
 
 
 @triton.jit
@@ -129,19 +130,22 @@ def skinny_sum(
 def skinny_gate_up_silu(
     X, W, WeightRows, XScale, WScale, OutScale, Y, num_tokens,
     N: tl.constexpr, K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, TOKENS: tl.constexpr, LINES: tl.constexpr,
-    THREADS: tl.constexpr, SCALED: tl.constexpr, QUANTIZE: tl.constexpr, PDL: tl.constexpr,
+    THREADS: tl.constexpr, SCALED: tl.constexpr, SCALED_ROWS: tl.constexpr, QUANTIZE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """As `gate_up.gate_up_silu`: W's rows interleave gate and up, Y [tokens, N // 2]."""
     let_next_start(PDL)
     out_scale = result_scale(OutScale, QUANTIZE)
-    scale = tl.load(WScale) if SCALED else 1.0
+    rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    scale = _weight_scale(WScale, rows, N, SCALED, SCALED_ROWS)
     sums = tl.trans(_sums(X, W, WeightRows, K, BLOCK_N, BLOCK_K, TOKENS, 1, LINES, THREADS, PDL))
-    if SCALED:
+    tokens = tl.arange(0, TOKENS)
+    if SCALED_ROWS:
+        sums *= scale[None, :] * tl.load(XScale + tokens, mask=tokens < num_tokens, other=0.0)[:, None]
+    elif SCALED:
         sums *= scale * tl.load(XScale)
     gate, up = tl.split(tl.reshape(sums, (TOKENS, BLOCK_N // 2, 2)))
     y = gate / (1.0 + tl.exp2(gate * -1.4426950408889634)) * up
     columns = tl.program_id(0) * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)
-    tokens = tl.arange(0, TOKENS)
     inside = (tokens < num_tokens)[:, None] & (columns < N // 2)[None, :]
     tl.store(Y + tokens[:, None] * (N // 2) + columns[None, :], finish(y, out_scale, Y.dtype.element_ty, QUANTIZE), mask=inside)
 
@@ -150,16 +154,17 @@ def skinny_gate_up_silu(
 def skinny_linear_gelu(
     X, W, WeightRows, Bias, XScale, WScale, OutScale, Y, num_tokens,
     N: tl.constexpr, K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, TOKENS: tl.constexpr, LINES: tl.constexpr,
-    THREADS: tl.constexpr, SCALED: tl.constexpr, BIASED: tl.constexpr, QUANTIZE: tl.constexpr, PDL: tl.constexpr,
+    THREADS: tl.constexpr, SCALED: tl.constexpr, SCALED_ROWS: tl.constexpr, BIASED: tl.constexpr, QUANTIZE: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """As `linear_gelu.linear_gelu`: Y [tokens, N]."""
     let_next_start(PDL)
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     tokens = tl.arange(0, TOKENS)
     out_scale = result_scale(OutScale, QUANTIZE)
-    w_scale = _weight_scale(WScale, rows, N, SCALED, False)
+    w_scale = _weight_scale(WScale, rows, N, SCALED, SCALED_ROWS)
     sums = tl.trans(_sums(X, W, WeightRows, K, BLOCK_N, BLOCK_K, TOKENS, 1, LINES, THREADS, PDL))
-    y = _epilogue(sums, tokens, rows, Bias, Bias, XScale, w_scale, num_tokens, N, SCALED, False, BIASED, False)
+    y = _epilogue(sums, tokens, rows, Bias, Bias, XScale, w_scale, num_tokens, N, SCALED, SCALED_ROWS, BIASED, False)
     y = gelu_tanh(y)
     inside = (tokens < num_tokens)[:, None] & (rows < N)[None, :]
     tl.store(Y + tokens[:, None] * N + rows[None, :], finish(y, out_scale, Y.dtype.element_ty, QUANTIZE), mask=inside)

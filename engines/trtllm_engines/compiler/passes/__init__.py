@@ -3,8 +3,8 @@
 Order matters and is this: a pipeline is cut first, while every op is one layer's; sharding sees single projections, so it comes before
 merging; quantization comes after merging, so that a
 merged product is quantized once, and after the fusions whose results it is pushed into; the product of gate and up is fused after that,
-carrying the quantization with it. The residual goes into products, and sampling into the last one, at the end: what is a plain product
-is known only then.
+carrying the quantization with it. The residual goes into products, quantization by rows into what is left before them, and sampling into
+the last product, at the end: what is a plain product is known only then.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from trtllm_engines.compiler.passes import (
     fuse_all_reduce,
     fuse_gate_up,
     fuse_gelu,
+    fuse_quantize_rows,
     fuse_residual,
     fuse_sampling,
     fuse_silu_mul,
@@ -46,6 +47,7 @@ PASSES: Mapping[str, Pass] = {
     "fuse_gate_up": fuse_gate_up.apply,
     "fuse_gelu": fuse_gelu.apply,
     "fuse_residual": fuse_residual.apply,
+    "fuse_quantize_rows": fuse_quantize_rows.apply,
     "fuse_sampling": fuse_sampling.apply,
 }
 

@@ -16,14 +16,15 @@ from trtllm_engines.compiler.pattern import Bindings, OpPattern, Rule, Var, rewr
 
 def _fuse(graph: ModelGraph, matched: Bindings) -> None:
     product = matched["product"]
-    x, weight, _, x_scale, weight_scale, _ = product.args
+    x, weight, _, x_scale, weight_scale, _, group_scale, weight_zero = product.args
     if not graph.allows(product, "gate_up_silu") or len(weight.users) != 1 or len(graph.parts(str(weight.target))) != 2:
         return
-    _interleave(graph, weight)
-    if weight_scale is not None:
-        _interleave(graph, weight_scale)
+    for parameter in (weight, weight_scale, group_scale, weight_zero):
+        if parameter is not None:
+            _interleave(graph, parameter)
     label = str(matched["root"].meta["label"])
-    fused = call(graph.fx, "gate_up_silu", x, weight, x_scale, weight_scale, matched["out_scale"], label=label)
+    arguments = (x, weight, x_scale, weight_scale, matched["out_scale"], group_scale, weight_zero)
+    fused = call(graph.fx, "gate_up_silu", *arguments, label=label)
     matched["root"].replace_all_uses_with(fused)
 
 

@@ -9,9 +9,10 @@ from trtllm_engines.compiler.pattern import Bindings, OpPattern, Rule, Var, rewr
 def _fuse(graph: ModelGraph, matched: Bindings) -> None:
     if not graph.allows(matched["product"], "linear_gelu"):
         return
-    x, weight, bias, x_scale, weight_scale, _ = matched["product"].args
+    x, weight, bias, x_scale, weight_scale, _, group_scale, weight_zero = matched["product"].args
     label = str(matched["root"].meta["label"])
-    fused = call(graph.fx, "linear_gelu", x, weight, bias, x_scale, weight_scale, matched["out_scale"], label=label)
+    arguments = (x, weight, bias, x_scale, weight_scale, matched["out_scale"], group_scale, weight_zero)
+    fused = call(graph.fx, "linear_gelu", *arguments, label=label)
     matched["root"].replace_all_uses_with(fused)
 
 

@@ -16,8 +16,10 @@ from typing import Any
 from torch import fx
 
 from trtllm_engines.compiler.graph import ModelGraph, call, item, op_name, prune
+from trtllm_kernels.dialect.ops import OP_SPECS
 from trtllm_kernels.references import OPS
 
+_RESIDUAL = OP_SPECS["linear"].tensors.index("residual")
 _NORMS = {"add_rms_norm": "rms_norm", "add_layer_norm": "layer_norm"}
 
 
@@ -42,8 +44,9 @@ def _fuse(graph: ModelGraph, node: fx.Node) -> None:
     if not taken:
         return
     for product in sorted(taken):
+        arguments = (*product.args[:_RESIDUAL], total, *product.args[_RESIDUAL + 1 :])
         with graph.fx.inserting_before(product):
-            total = call(graph.fx, "linear", *product.args[:-1], total, label=str(product.meta["label"]))
+            total = call(graph.fx, "linear", *arguments, label=str(product.meta["label"]))
         total.meta["value"] = f"{product.meta['label']}.residual"
     label, out_scale = str(node.meta["label"]), named.pop("out_scale")
     left = [one for one in summands if one not in taken]

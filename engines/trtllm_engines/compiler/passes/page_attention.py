@@ -15,6 +15,7 @@ from trtllm_engines.compiler.graph import ModelGraph, call, item
 from trtllm_engines.compiler.pattern import Bindings, Item, OpPattern, Rule, Var, rewrite
 from trtllm_engines.compiler.plan import step_input_specs
 from trtllm_engines.errors import EngineError
+from trtllm_engines.quantization.scheme import KvScheme
 
 PREPARED = ("token_ids", "positions", "kv_slots")
 
@@ -82,7 +83,7 @@ RULES = tuple(
 def _insert_prepare_step(graph: ModelGraph) -> None:
     dense = {node.name: node for node in graph.fx.nodes if node.op == "placeholder"}
     first_op = next(node for node in graph.fx.nodes if node.op != "placeholder")
-    inputs = dict(step_input_specs(graph.config, graph.profile, graph.dtype, graph.layout, graph.stage, graph.dtype))
+    inputs = dict(step_input_specs(graph.config, graph.profile, KvScheme(graph.dtype), graph.layout, graph.stage, graph.dtype))
     step = {name: dense[name] for name in inputs if name in dense}
     with graph.fx.inserting_before(first_op):
         for name in inputs:

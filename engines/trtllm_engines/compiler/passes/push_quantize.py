@@ -23,10 +23,13 @@ def apply(graph: ModelGraph) -> None:
         if not isinstance(producer, fx.Node) or len(x.users) != 1 or (is_item and x.args[1] != 0):
             continue
         definition = OPS.get(op_name(producer))
-        if definition is None or "out_scale" not in definition.tensors or producer.args[-1] is not None:
+        if definition is None or "out_scale" not in definition.tensors:
+            continue
+        at = [argument.name for argument in definition.spec.arguments].index("out_scale")
+        if producer.args[at] is not None:
             continue
         with graph.fx.inserting_before(producer):
             moved = graph.fx.get_attr(str(scale.target)) if isinstance(scale, fx.Node) else scale
-        producer.args = (*producer.args[:-1], moved)
+        producer.update_arg(at, moved)
         node.replace_all_uses_with(x)
     prune(graph)

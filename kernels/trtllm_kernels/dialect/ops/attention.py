@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from trtllm_kernels.dialect.dtypes import bits_of, bytes_of
-from trtllm_kernels.dialect.op_spec import OpSpec, Trait, register
+from trtllm_kernels.dialect.model_shape import ModelTensors
+from trtllm_kernels.dialect.op_spec import ExampleCall, OpSpec, Trait, register
 from trtllm_kernels.dialect.work import OpInStep, Work, size
 
 _PAIR_FLOP = 4.0
@@ -39,25 +42,31 @@ def _paged(op: OpInStep) -> Work:
     lists = 4.0 * (step.pages(page_size) + 3 * step.sequences)
     outside = bytes_of(step.tokens * width, qkv.dtype) + op.bytes_without(*op.tensors) + lists
     cached = float(step.kv_tokens * bytes_of(2 * kv_heads * head_dim, cache.dtype))
+    if scales := op.tensors.get("kv_scales"):
+        cached += float(step.kv_tokens * bytes_of(2 * kv_heads, scales.dtype))
     return Work(_PAIR_FLOP * step.pairs * width, 0.0, cached, outside, compute=_wide(op.precision))
+
+
+def _paged_examples(t: ModelTensors) -> Iterator[ExampleCall]:
+    qkv, lists, result = t.rows(t.qkv_width), (t.block_table, *t.sequences), t.heads_result
+    attrs = {"layer": 0, **t.heads, "scale": t.model.head_dim**-0.5}
+    yield (qkv, t.kv_cache, *lists, t.scale, t.scale, None, t.scale), (result,), attrs
+    if t.quantized:
+        cache, scales = t.int8_cache
+        yield (qkv, cache, *lists, None, None, scales, t.scale), (result,), attrs
 
 
 register(
     OpSpec(
         "paged_attention(Tensor qkv, Tensor kv_cache, Tensor block_table, Tensor seq_slots, Tensor query_start, Tensor kv_lens, int layer, "
-        "int num_heads, int num_kv_heads, float scale, Tensor? k_scale=None, Tensor? v_scale=None, Tensor? out_scale=None) -> Tensor",
+        "int num_heads, int num_kv_heads, float scale, Tensor? k_scale=None, Tensor? v_scale=None, "
+        "Tensor? kv_scales=None, Tensor? out_scale=None) -> Tensor",
         "causal attention over the paged cache and this step's own keys and values",
         work=_paged,
-        examples=lambda t: [
-            (
-                (t.rows(t.qkv_width), t.kv_cache, t.block_table, *t.sequences, t.scale, t.scale, t.scale),
-                (t.codes("T", t.q_width),),
-                {"layer": 0, **t.heads, "scale": t.model.head_dim**-0.5},
-            )
-        ],
+        examples=_paged_examples,
         kind="attention",
         traits=frozenset({Trait.READS_CACHE, Trait.COLUMNWISE}),
-        state=("kv_cache", "block_table"),
-        own_dtype=("kv_cache",),
+        state=("kv_cache", "block_table", "kv_scales"),
+        own_dtype=("kv_cache", "kv_scales"),
     )
 )

@@ -1,8 +1,10 @@
-"""Activations and the residual addition."""
+"""Activations, alone and with their result quantized by rows, and the residual addition."""
 
 from __future__ import annotations
 
-from trtllm_kernels.dialect.op_spec import OpSpec, Trait, register
+from trtllm_kernels.dialect.model_shape import ModelTensors
+from trtllm_kernels.dialect.op_spec import ExampleCall, OpSpec, Trait, register
+from trtllm_kernels.dialect.types import TensorSpec
 from trtllm_kernels.dialect.work import elementwise
 
 register(
@@ -21,7 +23,8 @@ register(
         "silu of the left half of the columns, times the right half",
         work=elementwise(5),
         traits=frozenset({Trait.COLUMNWISE}),
-        examples=lambda t: [((t.rows(2 * t.model.intermediate), t.scale), (t.inner_codes,), {})],
+        examples=lambda t: [((t.rows(2 * t.model.intermediate), t.scale), (t.inner_result,), {})],
+        by_row="silu_mul_packed_quantize_rows",
     )
 )
 register(
@@ -30,7 +33,32 @@ register(
         "GELU, tanh approximation",
         work=elementwise(9),
         traits=frozenset({Trait.COLUMNWISE}),
-        examples=lambda t: [((t.inner, t.scale), (t.inner_codes,), {})],
+        examples=lambda t: [((t.inner, t.scale), (t.inner_result,), {})],
+        by_row="gelu_quantize_rows",
+    )
+)
+
+
+def _by_row(t: ModelTensors, x: TensorSpec) -> list[ExampleCall]:
+    return [((x,), (t.inner_codes, t.row_scales), {"dtype": t.precision})] if t.quantized else []
+
+
+register(
+    OpSpec(
+        'silu_mul_packed_quantize_rows(Tensor gate_up, str dtype="fp8") -> (Tensor, Tensor)',
+        "(codes, scales) of silu of the left half of the columns, times the right half",
+        work=elementwise(7),
+        traits=frozenset({Trait.COLUMNWISE}),
+        examples=lambda t: _by_row(t, t.rows(2 * t.model.intermediate)),
+    )
+)
+register(
+    OpSpec(
+        'gelu_quantize_rows(Tensor x, str dtype="fp8") -> (Tensor, Tensor)',
+        "(codes, scales) of GELU, tanh approximation",
+        work=elementwise(11),
+        traits=frozenset({Trait.COLUMNWISE}),
+        examples=lambda t: _by_row(t, t.inner),
     )
 )
 register(

@@ -1,4 +1,4 @@
-"""Row gathers and the step's bookkeeping."""
+"""Gathers of rows and columns, and the step's bookkeeping."""
 
 from __future__ import annotations
 
@@ -24,6 +24,16 @@ register(
         work=picked_rows("x"),
         examples=lambda t: [((t.hidden, t.ints("S")), (t.rows(t.model.hidden, "S"),), {})],
         traits=frozenset({Trait.PICKS_ROWS}),
+    )
+)
+register(
+    OpSpec(
+        "arrange_columns(Tensor x, Tensor? index=None, Tensor? factor=None, Tensor? out_scale=None) -> Tensor",
+        "column k is column index[k] of x times factor[k]: inputs of a product whose weight was quantized with its columns so",
+        work=elementwise(1),
+        traits=frozenset({Trait.COLUMNWISE}),
+        own_dtype=("factor",),
+        examples=lambda t: [((t.inner, t.ints(t.model.intermediate), TensorSpec((t.model.intermediate,), "fp32")), (t.inner,), {})],
     )
 )
 

@@ -37,26 +37,31 @@ def _rope_kv_write(op: OpInStep) -> Work:
         unwritten = unread + kv_heads * (passing + head_dim)
         moved -= bytes_of(tokens * (unread + unwritten), qkv.dtype)
     written = bytes_of(tokens * 2 * kv_heads * head_dim, cache.dtype)
+    if scales := op.tensors.get("kv_scales"):
+        written += bytes_of(tokens * 2 * kv_heads, scales.dtype)
     return Work(float(_ROTATION_FLOP * op.elements(qkv)), op.weight_bytes, float(written), moved)
 
 
 def _rope_kv_write_examples(t: ModelTensors) -> Iterator[ExampleCall]:
     qkv, norm = t.rows(t.qkv_width), t.vector(t.model.head_dim) if t.model.qk_norm else None
     attrs = {"layer": 0, **t.heads, **t.rotary, "eps": 1e-6}
-    yield (qkv, t.ints("T"), t.cos_sin, t.kv_cache, t.ints("T"), norm, norm, t.scale, t.scale), (qkv,), attrs
+    yield (qkv, t.ints("T"), t.cos_sin, t.kv_cache, t.ints("T"), norm, norm, t.scale, t.scale, None), (qkv,), attrs
+    if t.quantized:
+        cache, scales = t.int8_cache
+        yield (qkv, t.ints("T"), t.cos_sin, cache, t.ints("T"), norm, norm, None, None, scales), (qkv,), attrs
 
 
 register(
     OpSpec(
         "rope_kv_write(Tensor qkv, Tensor positions, Tensor cos_sin, Tensor(a!) kv_cache, Tensor kv_slots, Tensor? q_norm, Tensor? k_norm, "
         "int layer, int num_heads, int num_kv_heads, int head_dim, bool interleaved, float eps, "
-        "Tensor? k_scale=None, Tensor? v_scale=None) -> Tensor",
+        "Tensor? k_scale=None, Tensor? v_scale=None, Tensor(b!)? kv_scales=None) -> Tensor",
         "normalizes (if asked) and rotates q and k, writes k and v to the cache",
         work=_rope_kv_write,
         examples=_rope_kv_write_examples,
         traits=frozenset({Trait.WRITES_CACHE, Trait.COLUMNWISE}),
         in_place="qkv",
-        state=("kv_cache",),
-        own_dtype=("cos_sin", "kv_cache"),
+        state=("kv_cache", "kv_scales"),
+        own_dtype=("cos_sin", "kv_cache", "kv_scales"),
     )
 )

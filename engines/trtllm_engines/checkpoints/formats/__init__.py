@@ -1,0 +1,62 @@
+"""Readers of quantized checkpoints, one file a tool; `format_of` finds the one that wrote a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from trtllm_engines.checkpoints.formats.awq import Awq
+from trtllm_engines.checkpoints.formats.bitsandbytes import BitsAndBytes
+from trtllm_engines.checkpoints.formats.compressed_tensors import CompressedTensors
+from trtllm_engines.checkpoints.formats.format import Format, StoredTensors, UnknownQuantization
+from trtllm_engines.checkpoints.formats.fp8 import Fp8Format
+from trtllm_engines.checkpoints.formats.gptq import AutoRound, Gptq
+from trtllm_engines.checkpoints.formats.modelopt import MODELOPT_CONFIG, ModelOpt
+from trtllm_engines.documents import SHOWN, read_object_if_there, shown
+from trtllm_engines.errors import EngineError
+
+_READERS = (ModelOpt, CompressedTensors, Fp8Format, Gptq, AutoRound, Awq, BitsAndBytes)
+_CONFIG = "config.json"
+
+__all__ = ["Format", "UnknownQuantization", "format_of", "stated_method"]
+
+
+def format_of(folder: Path, tensors: StoredTensors | None) -> Format | None:
+    """The reader of what `folder` says of its quantization; None where it says nothing, or nothing that a reader here knows."""
+    file, config = _quantization_config(folder)
+    if config is None:
+        return None
+    method = str(config.get("quant_method"))
+    reader = next((one for one in _READERS if one.reads(file, method)), None)
+    return None if reader is None else reader(folder, file, config, tensors)
+
+
+def states_quantization(folder: Path) -> bool:
+    return _quantization_config(folder)[1] is not None
+
+
+def stated_method(folder: Path) -> str:
+    """How `folder` says it is quantized, in a few words for an error message."""
+    file, config = _quantization_config(folder)
+    if config is None:
+        return "a method it does not state"
+    method = str(config.get("quant_method", "an unnamed method"))[:SHOWN]
+    if file == MODELOPT_CONFIG or method == "modelopt":
+        return f"ModelOpt's {str(config.get('quant_algo'))[:SHOWN]}"
+    if blocks := config.get("weight_block_size"):
+        return f"{method} in blocks of {('x'.join(map(str, blocks)) if isinstance(blocks, list) else str(blocks))[:SHOWN]}"
+    return f"{method} ({str(config['format'])[:SHOWN]})" if "format" in config else method
+
+
+def _quantization_config(folder: Path) -> tuple[str, Mapping[str, Any] | None]:
+    """(name of the file, what it says of the quantization)."""
+    if not folder.is_dir():
+        return "", None
+    for file, key in ((MODELOPT_CONFIG, "quantization"), (_CONFIG, "quantization_config")):
+        config = read_object_if_there(folder / file).get(key)
+        if isinstance(config, dict):
+            return file, config
+        if config is not None:
+            raise EngineError(f"{folder / file}: {key} is {shown(config)}; it must be an object")
+    return "", None

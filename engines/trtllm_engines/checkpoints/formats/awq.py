@@ -1,0 +1,81 @@
+"""AutoAWQ's layout, its version `gemm`, which auto-round writes too (Lin et al. 2024, arXiv 2306.00978).
+
+qweight int32 [K, N / 8], whose nibbles from the lowest are columns 0 2 4 6 1 3 5 7; qzeros [groups, N / 8] likewise; scales [groups, N].
+The factors of activations are folded into the layers before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+from torch import Tensor
+
+from trtllm_engines.checkpoints.formats.config import Name, Names, Stated, checked_config, within_name
+from trtllm_engines.checkpoints.formats.format import SCALES, WIDE, Format, Rule, group_size, words_to_codes
+from trtllm_engines.checkpoints.stored_codes import StoredCodes
+from trtllm_engines.quantization.scheme import Codes, Inputs
+
+_NIBBLE_OF_COLUMN = (0, 4, 1, 5, 2, 6, 3, 7)
+
+
+class _Config(Stated):
+    bits: int | None = None
+    w_bit: int | None = None
+    group_size: int | None = None
+    q_group_size: int | None = None
+    zero_point: bool = True
+    version: Name = "gemm"
+    modules_to_not_convert: Names | None = None
+
+
+class Awq(Format):
+    @staticmethod
+    def reads(file: str, method: str) -> bool:
+        return method == "awq"
+
+    @cached_property
+    def _config(self) -> _Config:
+        config = checked_config(_Config, self)
+        bits = config.bits or config.w_bit
+        if bits != 4 or config.version.lower() != "gemm" or not config.zero_point:
+            zeros = "" if config.zero_point else " without zero points"
+            raise self.unknown(f"AWQ with {bits} bits in the layout {config.version[:60]}{zeros}")
+        return config
+
+    def rules(self) -> Sequence[Rule]:
+        size = self._config.group_size or self._config.q_group_size or 128
+        kind = Codes("int4", "group", size, True, "fp16") if size > 0 else Codes("int4", "row", zero_point=True)
+        return [(".*", self.scheme(kind, Inputs(), "AWQ"))]
+
+    def wide(self) -> Sequence[str]:
+        return [within_name(name) for name in self._config.modules_to_not_convert or ()]
+
+    def stored(self, module: str) -> StoredCodes | None:
+        qweight, qzeros, scales = (f"{module}.{leaf}" for leaf in ("qweight", "qzeros", "scales"))
+        if not self.has(qweight):
+            return None
+        assert self._config
+        columns, words = self.need(qweight, ("I32",))
+        rows = 8 * words
+        groups = self.need(scales, WIDE)[0]
+        self.need(scales, WIDE, (groups, rows))
+        self.need(qzeros, ("I32",), (groups, words))
+        size = group_size(f"{module}.weight", columns, groups, self.folder)
+        if groups > 1:
+            kind = Codes("int4", "group", size, True, SCALES[self.tensors.header(scales)[0]])
+        else:
+            kind = Codes("int4", "row", zero_point=True)
+        return StoredCodes(
+            f"{module}.weight",
+            kind,
+            (rows, columns),
+            lambda: self._unpacked(qweight).T.contiguous(),
+            lambda: self.tensors.tensor(scales).T.contiguous(),
+            lambda: self._unpacked(qzeros).T.float(),
+        )
+
+    def _unpacked(self, name: str) -> Tensor:
+        """uint8 [K, N] or [groups, N], columns in order."""
+        by_nibble = words_to_codes(self.tensors.tensor(name), 4)
+        return by_nibble.view(len(by_nibble), -1, 8)[:, :, list(_NIBBLE_OF_COLUMN)].flatten(1)

@@ -1,0 +1,101 @@
+"""bitsandbytes, as transformers saves it: nf4 (Dettmers et al. 2023, arXiv 2305.14314) and int8 (2022, arXiv 2208.07339).
+
+4 bits: the matrix as one row of bytes, the high nibble first, in blocks of 64 with one largest magnitude each; these may be codes
+themselves, in blocks of 256 with an offset (double quantization). int8: one largest magnitude per row, `SCB`, of which a step is 1/127.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trtllm_engines.checkpoints.formats.config import Name, Names, Stated, checked_config, within_name
+from trtllm_engines.checkpoints.formats.format import WIDE, Format, Rule
+from trtllm_engines.checkpoints.stored_codes import StoredCodes
+from trtllm_engines.errors import EngineError
+from trtllm_engines.quantization.scheme import Codes, Inputs
+from trtllm_kernels import formats
+
+_BLOCK = 64
+_STATE = "weight.quant_state.bitsandbytes__nf4"
+
+
+class _Config(Stated):
+    load_in_4bit: bool = False
+    load_in_8bit: bool = False
+    bnb_4bit_quant_type: Name = "fp4"
+    llm_int8_skip_modules: Names | None = None
+
+
+class BitsAndBytes(Format):
+    @staticmethod
+    def reads(file: str, method: str) -> bool:
+        return method == "bitsandbytes"
+
+    @cached_property
+    def _config(self) -> _Config:
+        config = checked_config(_Config, self)
+        if config.load_in_4bit and config.bnb_4bit_quant_type != "nf4":
+            raise self.unknown(f"bitsandbytes' {config.bnb_4bit_quant_type[:60]}")
+        if not (config.load_in_4bit or config.load_in_8bit):
+            raise self.unknown("bitsandbytes without load_in_4bit or load_in_8bit")
+        return config
+
+    def rules(self) -> Sequence[Rule]:
+        if self._config.load_in_4bit:
+            return [(".*", self.scheme(Codes("nf4", "group", _BLOCK), Inputs(), "bitsandbytes' nf4"))]
+        return [(".*", self.scheme(Codes("int8", "row"), Inputs(), "bitsandbytes' int8"))]
+
+    def wide(self) -> Sequence[str]:
+        return [within_name(name) for name in self._config.llm_int8_skip_modules or ()]
+
+    def stored(self, module: str) -> StoredCodes | None:
+        name = f"{module}.weight"
+        dtype = self.tensors.header(name)[0] if self.has(name) else ""
+        if dtype == "I8":
+            rows, columns = self.need(name, ("I8",))
+            self.need(f"{module}.SCB", WIDE, (rows,))
+            scale = lambda: self.tensors.tensor(f"{module}.SCB").float().view(rows, 1) / 127  # noqa: E731
+            return StoredCodes(name, Codes("int8", "row"), (rows, columns), lambda: self.tensors.tensor(name), scale)
+        return self._nf4(module) if dtype == "U8" else None
+
+    def _nf4(self, module: str) -> StoredCodes:
+        assert self._config
+        name, absmax = f"{module}.weight", f"{module}.weight.absmax"
+        self.need(f"{module}.{_STATE}", ("U8",))
+        state: Any = json.loads(bytes(self.tensors.tensor(f"{module}.{_STATE}").tolist()).decode())
+        rows, columns = (int(size) for size in state["shape"])
+        size = int(state["blocksize"])
+        if columns % size:
+            raise EngineError(
+                f"weight {name} in {self.folder} has {columns} columns, which do not divide into blocks of {size}; use another checkpoint"
+            )
+        self.need(name, ("U8",), (rows * columns // 2, 1))
+        self.need(absmax, ("F32", "U8"), (rows * columns // size,))
+        table = self.tensors.tensor(f"{module}.weight.quant_map").float()
+        if not torch.allclose(table, torch.tensor(formats.nf4.TABLE), atol=1e-6):
+            raise self.unknown(f"bitsandbytes with a table of its own (such as {name})")
+
+        def codes() -> Tensor:
+            packed = self.tensors.tensor(name).view(rows, columns // 2)
+            return torch.stack((packed >> 4, packed & 15), dim=2).flatten(1)
+
+        def scale() -> Tensor:
+            largest = self.tensors.tensor(absmax)
+            if largest.dtype == torch.uint8:
+                largest = self._nested(module, largest, state)
+            return largest.float().view(rows, columns // size)
+
+        return StoredCodes(name, Codes("nf4", "group", size), (rows, columns), codes, scale)
+
+    def _nested(self, module: str, codes: Tensor, state: Any) -> Tensor:
+        """Largest magnitudes that are codes themselves."""
+        values = self.tensors.tensor(f"{module}.weight.nested_quant_map").float()[codes.long()]
+        blocks = self.tensors.tensor(f"{module}.weight.nested_absmax").float()
+        of_each = blocks.repeat_interleave(int(state["nested_blocksize"]))[: len(values)]
+        return values * of_each + float(state["nested_offset"])

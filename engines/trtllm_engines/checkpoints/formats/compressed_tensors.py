@@ -1,0 +1,224 @@
+"""compressed-tensors: what llm-compressor writes (github.com/vllm-project/compressed-tensors).
+
+Groups of modules, each with its own weights and inputs. `weight_packed` holds integers of 4 or 8 bits in int32 words along K, lowest first,
+shifted to be positive (`pack-quantized`), or two fp4 codes a byte; `weight` holds int8 (`int-quantized`, of 4-bit codes too) or fp8.
+NVFP4's scale of the tensor is divided by: `weight_global_scale` is what scales were multiplied by to fill E4M3.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Annotated
+
+from pydantic import Field
+from torch import Tensor
+
+from trtllm_engines.checkpoints.formats.config import EVERY_LINEAR, Name, Names, Stated, checked_config, target
+from trtllm_engines.checkpoints.formats.format import SCALES, WIDE, Format, Rule, column_order, group_size, nibbles, words_to_codes
+from trtllm_engines.checkpoints.formats.fp8 import stored_fp8
+from trtllm_engines.checkpoints.stored_codes import StoredCodes
+from trtllm_engines.errors import EngineError
+from trtllm_engines.quantization.registry import definition
+from trtllm_engines.quantization.scheme import Codes, Inputs, QuantScheme
+
+
+class _Codes(Stated):
+    """What it says of a weight or an input."""
+
+    num_bits: Annotated[int, Field(ge=1, le=64)] | None = None
+    type: Name | None = None
+    strategy: Name | None = None
+    group_size: int | None = None
+    symmetric: bool | None = None
+    block_structure: list[int] | None = None
+    scale_dtype: Name | None = None
+    dynamic: bool | Name | None = None
+
+
+class _Group(Stated):
+    targets: Names | None = None
+    weights: _Codes | None = None
+    input_activations: _Codes | None = None
+
+
+class _Config(Stated):
+    config_groups: dict[str, _Group] | None = None
+    ignore: Names | None = None
+    kv_cache_scheme: _Codes | None = None
+
+
+class CompressedTensors(Format):
+    @staticmethod
+    def reads(file: str, method: str) -> bool:
+        return method == "compressed-tensors"
+
+    @cached_property
+    def _config(self) -> _Config:
+        return checked_config(_Config, self)
+
+    @cached_property
+    def _targets(self) -> list[tuple[str, _Group]]:
+        """(modules, group) of each target, named modules before expressions before whole classes, as compressed-tensors looks them up."""
+        targets: list[tuple[int, str, _Group]] = []
+        for group in (self._config.config_groups or {}).values():
+            for one in group.targets or [EVERY_LINEAR]:
+                rank = 2 if one == EVERY_LINEAR else 1 if one.startswith("re:") else 0
+                targets.append((rank, target(one), group))
+        return [(pattern, group) for _, pattern, group in sorted(targets, key=lambda one: one[0])]
+
+    def rules(self) -> Sequence[Rule]:
+        if not self._targets:
+            raise self.unknown("compressed-tensors without config_groups")
+        return [(pattern, self._scheme(group)) for pattern, group in self._targets]
+
+    def wide(self) -> Sequence[str]:
+        return [target(name) for name in self._config.ignore or ()]
+
+    def kv_dtype(self) -> str:
+        cache = self._config.kv_cache_scheme
+        return "" if cache is None else {("float", 8): "fp8", ("int", 8): "int8"}.get((cache.type or "", cache.num_bits or 0), "")
+
+    def _scheme(self, group: _Group) -> QuantScheme:
+        weights, inputs = group.weights or _Codes(), group.input_activations
+        how = f"compressed-tensors with {_said(weights)} weights and {_said(inputs) if inputs else '16-bit'} inputs"
+        taken = self._inputs(inputs, weights, how)
+        if (weights.num_bits, weights.type) == (8, "float") and weights.strategy in ("tensor", "channel") and taken.dtype:
+            return definition("fp8_rowwise" if taken.scaling == "dynamic" else "fp8").scheme
+        return self.scheme(self._kind(weights, how), taken, how)
+
+    def _inputs(self, inputs: _Codes | None, weights: _Codes, how: str) -> Inputs:
+        """Inputs in fp4 and inputs of block-scaled fp8 are taken wide: no Hopper GPU multiplies fp4, and a wide input is exact."""
+        if inputs is None or inputs.num_bits == 4 or weights.strategy == "block":
+            return Inputs()
+        dtype = {(8, "float"): "fp8", (8, "int"): "int8"}.get((inputs.num_bits or 0, inputs.type or ""))
+        if dtype is None:
+            raise self.unknown(how)
+        return Inputs(dtype, "dynamic" if inputs.dynamic else "static")
+
+    def _kind(self, weights: _Codes, how: str) -> Codes:
+        zero = weights.symmetric is False
+        match weights.num_bits, weights.type, weights.strategy:
+            case (4 | 8) as bits, "int", "group" | "channel" | "tensor" as strategy:
+                dtype = f"int{bits}"
+                if strategy == "group":
+                    return Codes(dtype, "group", weights.group_size or 128, zero, "bf16")
+                return Codes(dtype, "row" if strategy == "channel" else "tensor", zero_point=zero)
+            case 4, "float", "tensor_group":
+                return Codes("fp4", "group", weights.group_size or 16, scale_dtype="fp8", tensor_scale=True)
+            case 4, "float", "group":
+                return Codes("fp4", "group", weights.group_size or 32, scale_dtype="e8m0")
+            case 8, "float", "block" if weights.block_structure and len(set(weights.block_structure)) == 1:
+                return Codes("fp8", "block", weights.block_structure[0])
+            case 8, "float", "tensor" | "channel" as strategy:
+                return Codes("fp8", "row" if strategy == "channel" else "tensor")
+        raise self.unknown(how)
+
+    def stored(self, module: str) -> StoredCodes | None:
+        group = next((one for pattern, one in self._targets if re.fullmatch(pattern, module)), None)
+        weights = (group.weights if group else None) or _Codes()
+        packed, plain = f"{module}.weight_packed", f"{module}.weight"
+        if self.has(packed):
+            return self._fp4(module) if self.tensors.header(packed)[0] == "U8" else self._words(module, weights)
+        if not self.has(plain):
+            return None
+        dtype = self.tensors.header(plain)[0]
+        if dtype == "I8":
+            return self._int8(module, weights)
+        block = weights.block_structure[0] if weights.block_structure else None
+        return stored_fp8(self.tensors, module, block)
+
+    def _words(self, module: str, weights: _Codes) -> StoredCodes:
+        name, scale = f"{module}.weight_packed", f"{module}.weight_scale"
+        bits = weights.num_bits
+        if bits not in (4, 8):
+            raise self.unknown(f"compressed-tensors with {_said(weights)} weights (such as {name})")
+        rows, words = self.need(name, ("I32",))
+        columns = words * 32 // bits
+        if self.has(f"{module}.weight_shape"):
+            rows, columns = (int(size) for size in self.tensors.tensor(f"{module}.weight_shape").tolist())
+        if columns > words * 32 // bits or rows != self.tensors.header(name)[1][0]:
+            raise EngineError(f"tensor {module}.weight_shape in {self.folder} is {[rows, columns]}, more than {name} holds")
+        groups = self._groups(scale, rows)
+        kind = self._int_kind(module, bits, columns, groups, f"{module}.weight_zero_point")
+        size = kind.group_size or columns
+        g_idx = f"{module}.weight_g_idx"
+        order = column_order(g_idx, self.tensors.tensor(g_idx), size, self.folder) if self.has(g_idx) else None
+
+        def codes() -> Tensor:
+            unsigned = words_to_codes(self.tensors.tensor(name), bits)[:, :columns]
+            unsigned = unsigned if order is None else unsigned[:, order.long()]
+            return unsigned if bits == 4 else (unsigned.short() - 128).char()
+
+        def zero() -> Tensor:
+            stored = self.tensors.tensor(f"{module}.weight_zero_point")
+            unpacked = words_to_codes(stored.T.contiguous(), bits).T[:rows].float() - (0 if bits == 4 else 128)
+            return unpacked.contiguous()
+
+        if kind.zero_point:
+            self.need(f"{module}.weight_zero_point", ("I32",), (-(-rows * bits // 32), groups))
+        return StoredCodes(
+            f"{module}.weight",
+            kind,
+            (rows, columns),
+            codes,
+            lambda: self.tensors.tensor(scale),
+            zero if kind.zero_point else None,
+            order=None if order is None else lambda: order,
+        )
+
+    def _int8(self, module: str, weights: _Codes) -> StoredCodes:
+        """`int-quantized`: a code a byte, of 4 bits too."""
+        name, scale, zero = f"{module}.weight", f"{module}.weight_scale", f"{module}.weight_zero_point"
+        bits = weights.num_bits
+        if bits not in (4, 8) or weights.type != "int":
+            raise self.unknown(f"compressed-tensors with {_said(weights)} weights (such as {name})")
+        rows, columns = self.need(name, ("I8",))
+        if self.need(scale, WIDE) in ((), (1,), (1, 1)):
+            kind = Codes(f"int{bits}", "tensor", zero_point=self.has(zero))
+        else:
+            kind = self._int_kind(module, bits, columns, self._groups(scale, rows), zero)
+        offset = 8 if bits == 4 else 0
+        return StoredCodes(
+            name,
+            kind,
+            (rows, columns),
+            lambda: (self.tensors.tensor(name) + offset).byte() if bits == 4 else self.tensors.tensor(name),
+            lambda: self.tensors.tensor(scale).float().view(1) if kind.granularity == "tensor" else self.tensors.tensor(scale),
+            (lambda: self.tensors.tensor(zero).float().view(rows, -1) + offset) if kind.zero_point else None,
+        )
+
+    def _groups(self, scale: str, rows: int) -> int:
+        shape = self.need(scale, WIDE)
+        if len(shape) != 2 or shape[0] != rows:
+            raise EngineError(f"tensor {scale} in {self.folder} has shape {list(shape)}; it must have {rows} rows, one per output")
+        return shape[1]
+
+    def _int_kind(self, module: str, bits: int, columns: int, groups: int, zero: str) -> Codes:
+        if groups == 1:
+            return Codes(f"int{bits}", "row", zero_point=self.has(zero))
+        size = group_size(f"{module}.weight", columns, groups, self.folder)
+        return Codes(f"int{bits}", "group", size, self.has(zero), SCALES[self.tensors.header(f"{module}.weight_scale")[0]])
+
+    def _fp4(self, module: str) -> StoredCodes:
+        name, scale, whole = f"{module}.weight_packed", f"{module}.weight_scale", f"{module}.weight_global_scale"
+        rows, half = self.need(name, ("U8",))
+        _, groups = self.need(scale, ("F8_E4M3", "U8"))
+        size = group_size(f"{module}.weight", 2 * half, groups, self.folder)
+        nvidias = self.tensors.header(scale)[0] == "F8_E4M3"
+        if nvidias:
+            self.need(whole, WIDE)
+        return StoredCodes(
+            f"{module}.weight",
+            Codes("fp4", "group", size, scale_dtype="fp8" if nvidias else "e8m0", tensor_scale=nvidias),
+            (rows, 2 * half),
+            lambda: nibbles(self.tensors.tensor(name)),
+            lambda: self.tensors.tensor(scale),
+            tensor_scale=(lambda: 1.0 / self.tensors.tensor(whole).float().view(1)) if nvidias else None,
+        )
+
+
+def _said(codes: _Codes) -> str:
+    scaled = f", one scale per {codes.strategy}" if codes.strategy else ""
+    return f"{codes.num_bits}-bit {codes.type}{scaled}"

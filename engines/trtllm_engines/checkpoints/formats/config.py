@@ -1,0 +1,58 @@
+"""What tools write of their quantization, as pydantic reads it, and how they name modules: as expressions over whole module names."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from trtllm_engines.documents import checked
+
+if TYPE_CHECKING:
+    from trtllm_engines.checkpoints.formats.format import Format
+
+Name = Annotated[str, Field(max_length=1000)]
+Names = Annotated[list[Name], Field(max_length=100_000)]
+EVERY_LINEAR = "Linear"
+"""compressed-tensors' target for all products: the class of their modules."""
+
+
+class Stated(BaseModel):
+    """What a tool says of a quantization; what it says besides is not used."""
+
+    model_config = ConfigDict(strict=True)
+
+
+Model = TypeVar("Model", bound=Stated)
+
+
+def checked_config(model: type[Model], source: Format) -> Model:
+    """The configuration of `source` as `model`. Raises `EngineError` naming the file and the field."""
+    return checked(model, source.config, str(source.path))
+
+
+def wildcards(pattern: str) -> str:
+    """ModelOpt's: a name with `*` and `?`; one of a module stands for all within it."""
+    return re.escape(pattern).replace(r"\*", ".*").replace(r"\?", ".") + r"(?:\..*)?"
+
+
+def target(target: str) -> str:
+    """compressed-tensors': a name, `re:` and an expression that the name begins with, or the class of every product."""
+    if target == EVERY_LINEAR:
+        return ".*"
+    return f"(?:{target.removeprefix('re:')}).*" if target.startswith("re:") else re.escape(target) + r"(?:\..*)?"
+
+
+def part_of_name(name: str) -> str:
+    """transformers': an expression that the name begins with, or what it ends with."""
+    try:
+        beginning = re.compile(name).pattern
+    except re.error:
+        beginning = re.escape(name)
+    return f"(?:{beginning}).*|.*{re.escape(name)}"
+
+
+def within_name(name: str) -> str:
+    """AutoAWQ's and bitsandbytes': a part of the name."""
+    return f".*{re.escape(name)}.*"

@@ -1,0 +1,153 @@
+"""What a reader of one tool's checkpoints answers, and what it reads from.
+
+A reader says two things of a checkpoint: which scheme the tool's configuration gives each module, and what is stored of one module, as
+codes in one form (`StoredCodes`). Where the two disagree, what is stored decides (`checkpoint_precision`). Readers look at headers when
+they are asked what is there, and read a tensor when its part is asked for.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from trtllm_engines.checkpoints.stored_codes import StoredCodes
+from trtllm_engines.errors import EngineError
+from trtllm_engines.quantization.registry import scheme_for
+from trtllm_engines.quantization.scheme import Codes, Inputs, QuantScheme
+
+WIDE = ("F64", "F32", "F16", "BF16")
+SCALES: Mapping[str, str] = {"F32": "fp32", "F16": "fp16", "BF16": "bf16", "F8_E4M3": "fp8"}
+"""Dtypes of stored scales, by safetensors' name."""
+
+
+class StoredTensors(Protocol):
+    """The tensors of a checkpoint, by name."""
+
+    folder: Path
+
+    def __contains__(self, name: str) -> bool: ...
+
+    def header(self, name: str) -> tuple[str, tuple[int, ...]]:
+        """(type, shape), the type in safetensors' name."""
+
+    def tensor(self, name: str) -> Tensor: ...
+
+
+class UnknownQuantization(EngineError):
+    """A checkpoint is quantized in a way that no scheme here has."""
+
+
+Rule = tuple[str, QuantScheme]
+"""(regular expression of whole module names, scheme)"""
+
+
+class Format(ABC):
+    """One tool's checkpoints. `config` is what the tool left beside the weights, in `file`; `tensors` None where there are none yet."""
+
+    def __init__(self, folder: Path, file: str, config: Mapping[str, Any], tensors: StoredTensors | None) -> None:
+        self.folder, self.file, self.config = folder, file, config
+        self._tensors = tensors
+
+    @abstractmethod
+    def rules(self) -> Sequence[Rule]:
+        """The scheme of each module that the configuration names, the more particular first. Raises `UnknownQuantization`."""
+
+    @abstractmethod
+    def wide(self) -> Sequence[str]:
+        """Regular expressions of the modules that the configuration leaves wide."""
+
+    @abstractmethod
+    def stored(self, module: str) -> StoredCodes | None:
+        """The codes of `module`, None where it has none. Raises `EngineError` where a part is missing or of the wrong shape, and
+        `UnknownQuantization` for codes in another form."""
+
+    def kv_dtype(self) -> str:
+        """What the checkpoint says the KV cache is kept in; "" where it says nothing."""
+        return ""
+
+    @property
+    def path(self) -> Path:
+        return self.folder / self.file
+
+    @property
+    def tensors(self) -> StoredTensors:
+        assert self._tensors is not None
+        return self._tensors
+
+    def has(self, name: str) -> bool:
+        return self._tensors is not None and name in self._tensors
+
+    def need(self, name: str, types: Sequence[str], shape: tuple[int, ...] | None = None) -> tuple[int, ...]:
+        """The shape of tensor `name`. Raises `EngineError` where it is missing, or not of one of these types, or not of this shape."""
+        if not self.has(name):
+            raise EngineError(f"{self.folder} has no {name}, which the codes of {name.rpartition('.')[0]} need; download it again")
+        dtype, stored = self.tensors.header(name)
+        if dtype not in types:
+            raise EngineError(f"tensor {name} in {self.folder} is of type {dtype}; it must be of {' or '.join(types)}")
+        if shape is not None and stored != shape:
+            raise EngineError(f"tensor {name} in {self.folder} has shape {list(stored)}; it must be {list(shape)}")
+        return stored
+
+    def unknown(self, how: str) -> UnknownQuantization:
+        return UnknownQuantization(
+            f"{self.folder} is quantized by {how}, which no engine here runs; "
+            f"use the original checkpoint, or one quantized in a way that docs/quantization.md lists"
+        )
+
+    def scheme(self, kind: Codes, inputs: Inputs, how: str) -> QuantScheme:
+        """The scheme of such weights and inputs; one scale for the tensor is one for each row, since products are merged. Raises
+        `UnknownQuantization` where there is none."""
+        chosen = scheme_for(kind, inputs)
+        if chosen is None:
+            raise self.unknown(how)
+        return QuantScheme(chosen.name, replace(kind, granularity="row") if kind.granularity == "tensor" else kind, inputs)
+
+
+def group_size(name: str, columns: int, groups: int, folder: Path) -> int:
+    """Columns per group. Raises `EngineError` where they do not divide."""
+    if groups < 1 or columns % groups:
+        raise EngineError(
+            f"weight {name} in {folder} has {columns} columns and scales for {groups} groups, which do not divide; use another checkpoint"
+        )
+    return columns // groups
+
+
+def words_to_codes(words: Tensor, bits: int) -> Tensor:
+    """uint8 [R, C * 32 / bits] of int32 words [R, C]: each row is a stream of bits, lowest first."""
+    words = words.long() & 0xFFFFFFFF
+    rows = words.shape[0]
+    if 32 % bits == 0:
+        shifts = torch.arange(0, 32, bits)
+        return ((words[:, :, None] >> shifts) & ((1 << bits) - 1)).to(torch.uint8).view(rows, -1)
+    per_block = words.view(rows, -1, bits)  # `bits` words hold 32 codes
+    codes = []
+    for first in range(0, 32 * bits, bits):
+        word, shift = divmod(first, 32)
+        value = per_block[:, :, word] >> shift
+        if shift + bits > 32:
+            value = value | (per_block[:, :, word + 1] << (32 - shift))
+        codes.append((value & ((1 << bits) - 1)).to(torch.uint8))
+    return torch.stack(codes, dim=2).view(rows, -1)
+
+
+def nibbles(packed: Tensor) -> Tensor:
+    """uint8 [..., 2 K] of bytes [..., K], the low half first."""
+    return torch.stack((packed & 15, packed >> 4), dim=-1).flatten(-2)
+
+
+def column_order(name: str, g_idx: Tensor, size: int, folder: Path) -> Tensor | None:
+    """int32 [K]: columns sorted by group, from the group of each; None where they are in order. Raises `EngineError` for groups of
+    unequal sizes."""
+    groups = g_idx.long()
+    count = len(groups) // size
+    if torch.equal(groups, torch.arange(len(groups)) // size):
+        return None
+    if groups.min() < 0 or groups.max() >= count or not bool((torch.bincount(groups, minlength=count) == size).all()):
+        raise EngineError(f"tensor {name} in {folder} does not give each of {count} groups {size} columns; use another checkpoint")
+    return torch.argsort(groups, stable=True).int()

@@ -1,0 +1,99 @@
+"""Weights in fp8 (E4M3) with their scales: what ModelOpt, compressed-tensors, transformers, FBGEMM and DeepSeek's form have in common, and
+the `fp8` and `fbgemm_fp8` methods of transformers and vLLM themselves.
+
+One scale for the tensor, for each row, or for each square of 128 x 128 (DeepSeek-V3, Qwen3-FP8); the values are the codes times it, under
+whichever of its names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import gcd
+from typing import Annotated
+
+from pydantic import Field
+from torch import Tensor
+
+from trtllm_engines.checkpoints.formats.config import Name, Names, Stated, checked_config, part_of_name
+from trtllm_engines.checkpoints.formats.format import WIDE, Format, Rule, StoredTensors
+from trtllm_engines.checkpoints.stored_codes import StoredCodes
+from trtllm_engines.errors import EngineError
+from trtllm_engines.quantization.registry import definition
+from trtllm_engines.quantization.scheme import Codes, Inputs
+
+CODES = "F8_E4M3"
+WEIGHT_SCALES = ("_scale", "_scale_inv")
+"""Endings of the name of a weight's scale: ModelOpt's and compressed-tensors', and that of transformers' fp8. Both are multiplied by."""
+
+
+class _Fp8(Stated):
+    activation_scheme: Name | None = None
+    weight_block_size: Annotated[list[Annotated[int, Field(ge=1, le=65536)]], Field(min_length=2, max_length=2)] | None = None
+    modules_to_not_convert: Names | None = None
+    ignored_layers: Names | None = None
+
+
+class Fp8Format(Format):
+    @staticmethod
+    def reads(file: str, method: str) -> bool:
+        return method in ("fp8", "fbgemm_fp8")
+
+    @property
+    def _config(self) -> _Fp8:
+        return checked_config(_Fp8, self)
+
+    def rules(self) -> Sequence[Rule]:
+        config = self._config
+        if config.weight_block_size:
+            rows, columns = config.weight_block_size
+            if rows != columns:
+                raise self.unknown(f"fp8 in blocks of {rows}x{columns}")
+            return [(".*", self.scheme(Codes("fp8", "block", columns), Inputs(), "fp8 in blocks"))]
+        static = self.config.get("quant_method") == "fp8" and config.activation_scheme == "static"
+        return [(".*", definition("fp8" if static else "fp8_rowwise").scheme)]
+
+    def wide(self) -> Sequence[str]:
+        return [part_of_name(name) for name in (*(self._config.modules_to_not_convert or ()), *(self._config.ignored_layers or ()))]
+
+    def stored(self, module: str) -> StoredCodes | None:
+        blocks = self._config.weight_block_size
+        return stored_fp8(self.tensors, module, blocks[0] if blocks else None)
+
+
+def scale_name(tensors: StoredTensors, weight: str) -> str | None:
+    return next((f"{weight}{ending}" for ending in WEIGHT_SCALES if f"{weight}{ending}" in tensors), None)
+
+
+def stored_fp8(tensors: StoredTensors, module: str, block: int | None = None) -> StoredCodes | None:
+    """The fp8 weight of `module`, where it has one. `block`: the side of the squares that share a scale, where they do."""
+    name = f"{module}.weight"
+    if name not in tensors or tensors.header(name)[0] != CODES:
+        return None
+    shape = tensors.header(name)[1]
+    scale = scale_name(tensors, name)
+    if scale is None:
+        raise EngineError(f"weight {name} in {tensors.folder} is fp8 but has no {name}{WEIGHT_SCALES[0]}; quantize the model again")
+    if len(shape) != 2:
+        raise EngineError(f"weight {name} in {tensors.folder} is fp8 of shape {list(shape)}; only matrices are read")
+    rows, columns = shape
+    dtype, scale_shape = tensors.header(scale)
+    if dtype not in WIDE:
+        raise EngineError(f"scale {scale} in {tensors.folder} is stored as {dtype}; it must be a wide number")
+
+    def codes() -> Tensor:
+        return tensors.tensor(name)
+
+    if scale_shape in ((), (1,), (1, 1)):
+        return StoredCodes(name, Codes("fp8", "tensor"), (rows, columns), codes, lambda: tensors.tensor(scale).float().view(1))
+    if scale_shape in ((rows,), (rows, 1)):
+        return StoredCodes(name, Codes("fp8", "row"), (rows, columns), codes, lambda: tensors.tensor(scale).float().view(-1, 1))
+    if block is None or scale_shape != (-(-rows // block), -(-columns // block)):
+        sides = f"blocks of {block}" if block else "one tensor or of rows"
+        raise EngineError(f"scale {scale} in {tensors.folder} has shape {list(scale_shape)}, which is not that of {sides} of {list(shape)}")
+    size = gcd(block, columns)
+
+    def blocks() -> Tensor:
+        by_row = tensors.tensor(scale).float().repeat_interleave(block, dim=0)[:rows]
+        return by_row.repeat_interleave(block, dim=1)[:, :columns:1][:, ::size].contiguous()
+
+    return StoredCodes(name, Codes("fp8", "block", size), (rows, columns), codes, blocks)

@@ -1,0 +1,129 @@
+"""GPTQ's layout: AutoGPTQ, GPTQModel, and auto-round where it writes that (Frantar et al. 2023, arXiv 2210.17323).
+
+qweight int32 [K * bits / 32, N] along K, lowest first (3 bits: a stream over three words); qzeros [groups, N * bits / 32], stored less one
+in the first version of the format; scales [groups, N]; g_idx [K] is the group of each column, out of order where columns were quantized by
+falling importance (act-order). Codes of 2 and 3 bits become int4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Annotated, Any
+
+from pydantic import Field
+from torch import Tensor
+
+from trtllm_engines.checkpoints.formats.config import Name, Names, Stated, checked_config, within_name
+from trtllm_engines.checkpoints.formats.format import SCALES, WIDE, Format, Rule, column_order, group_size, words_to_codes
+from trtllm_engines.checkpoints.stored_codes import StoredCodes
+from trtllm_engines.errors import EngineError
+from trtllm_engines.quantization.scheme import Codes, Inputs
+
+
+class _Config(Stated):
+    bits: Annotated[int, Field(ge=1, le=16)]
+    group_size: int = -1
+    sym: bool = True
+    desc_act: bool = False
+    checkpoint_format: Name = "gptq"
+    packing_format: Name = ""
+    modules_to_not_convert: Names | None = None
+    lm_head: bool = False
+    dynamic: dict[str, Any] | None = None
+    extra_config: dict[str, Any] | None = None
+
+
+class Gptq(Format):
+    @staticmethod
+    def reads(file: str, method: str) -> bool:
+        return method == "gptq"
+
+    @cached_property
+    def _config(self) -> _Config:
+        config = checked_config(_Config, self)
+        if config.bits not in (2, 3, 4, 8):
+            raise self.unknown(f"GPTQ with {config.bits} bits")
+        if config.checkpoint_format not in ("gptq", "gptq_v2"):
+            raise self.unknown(f"GPTQ in the layout {config.checkpoint_format[:60]}")
+        if config.dynamic:
+            raise self.unknown("GPTQ with settings of some modules (dynamic)")
+        return config
+
+    def rules(self) -> Sequence[Rule]:
+        config = self._config
+        dtype = "int8" if config.bits == 8 else "int4"
+        grouped = config.group_size > 0
+        kind = Codes(dtype, "group" if grouped else "row", max(0, config.group_size), not config.sym, "fp16" if grouped else "fp32")
+        return [(".*", self.scheme(kind, Inputs(), f"GPTQ with {config.bits} bits"))]
+
+    def wide(self) -> Sequence[str]:
+        return [within_name(name) for name in self._config.modules_to_not_convert or ()]
+
+    def stored(self, module: str) -> StoredCodes | None:
+        qweight, qzeros, scales, g_idx = (f"{module}.{leaf}" for leaf in ("qweight", "qzeros", "scales", "g_idx"))
+        if not self.has(qweight):
+            return None
+        config = self._config
+        bits = config.bits
+        words, rows = self.need(qweight, ("I32",))
+        columns = words * 32 // bits
+        scale_shape = self.need(scales, WIDE)
+        groups = scale_shape[0]
+        if scale_shape != (groups, rows):
+            raise EngineError(f"tensor {scales} in {self.folder} has shape {list(scale_shape)}; it must have {rows} columns")
+        self.need(qzeros, ("I32",), (groups, rows * bits // 32))
+        size = group_size(f"{module}.weight", columns, groups, self.folder)
+        if self.has(g_idx):
+            self.need(g_idx, ("I32", "I64"), (columns,))
+        elif config.desc_act and groups > 1:
+            raise EngineError(
+                f"weight {module}.weight in {self.folder} was quantized with its columns in another order (desc_act), and {g_idx} is "
+                f"missing; download it again"
+            )
+        order = column_order(g_idx, self.tensors.tensor(g_idx), size, self.folder) if self.has(g_idx) else None
+        middle = 1 << (bits - 1)
+        shift = 8 - middle if config.sym and bits < 8 else 0  # codes of few bits, moved so that zero is int4's own
+        stored_as = {8: "int8"}.get(bits, "int4")
+        granular = ("group", size) if groups > 1 else ("row", 0)
+        scale_dtype = SCALES[self.tensors.header(scales)[0]] if groups > 1 else "fp32"
+        kind = Codes(stored_as, granular[0], granular[1], not config.sym, scale_dtype)  # type: ignore[arg-type]
+
+        def codes() -> Tensor:
+            if config.sym and not bool((zero_codes() == middle).all()):
+                raise EngineError(f"tensor {qzeros} in {self.folder} has zero points other than {middle}, and its configuration says sym")
+            unsigned = words_to_codes(self.tensors.tensor(qweight).T.contiguous(), bits)
+            unsigned = unsigned if order is None else unsigned[:, order.long()]
+            return unsigned + shift if bits < 8 else (unsigned.short() - 128).char()
+
+        def zero_codes() -> Tensor:
+            """[N, groups]"""
+            stored_less = 1 if config.checkpoint_format == "gptq" else 0
+            return words_to_codes(self.tensors.tensor(qzeros), bits).T.short() + stored_less
+
+        return StoredCodes(
+            f"{module}.weight",
+            kind,
+            (rows, columns),
+            codes,
+            lambda: self.tensors.tensor(scales).T.contiguous(),
+            (lambda: zero_codes().float() - (128 if bits == 8 else 0)) if kind.zero_point else None,
+            order=None if order is None else lambda: order,
+        )
+
+
+class AutoRound(Gptq):
+    """auto-round's own configuration, in GPTQ's layout."""
+
+    @staticmethod
+    def reads(file: str, method: str) -> bool:
+        return method in ("auto-round", "intel/auto-round")
+
+    @cached_property
+    def _config(self) -> _Config:
+        config = super()._config
+        if not config.packing_format.endswith("auto_gptq"):
+            raise self.unknown(f"auto-round in the layout {config.packing_format[:60]}")
+        if config.extra_config:
+            raise self.unknown("auto-round with settings of some modules (extra_config)")
+        return config

@@ -1,0 +1,39 @@
+"""int4: codes 0 to 15, of which 8 is zero unless the weight has zero points.
+
+With wide inputs a tile is 2 KB and a thread has 16 bytes: a word for each step of 16 columns, whose 8 codes are those of four registers. A
+register's first element lies in nibble i (of register i) and its second in nibble i + 4, so that one shift and one mask bring both to
+where the numbers are made.
+
+With fp8 inputs a thread's 16 bytes are two words for each step of 32 columns, one for each 16 of them. A word's low nibbles are the four
+elements of row g and its high ones those of row g + 8: E4M3's smallest numbers are its code times 2^-9, so that a mask makes them.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from trtllm_kernels.formats.format import Format, join_nibbles, split_nibbles
+from trtllm_kernels.formats.tiles import BYTE_COLUMNS, THREAD, WIDE_COLUMNS, Order
+
+_WIDE = Order(WIDE_COLUMNS, (*THREAD, "step", "element", "eight", "half"))
+_FP8 = Order(BYTE_COLUMNS, (*THREAD, "step", "sixteen", "element", "half"))
+
+
+def _order(input_dtype: str) -> Order:
+    return _FP8 if input_dtype == "fp8" else _WIDE
+
+
+class Int4(Format):
+    name = "int4"
+
+    def pack(self, codes: torch.Tensor, input_dtype: str) -> torch.Tensor:
+        return join_nibbles(_order(input_dtype).pack(codes)).view(codes.shape[0], -1)
+
+    def unpack(self, storage: torch.Tensor, input_dtype: str) -> torch.Tensor:
+        return _order(input_dtype).unpack(split_nibbles(storage), storage.shape[0], 2 * storage.shape[1])
+
+    def values(self, codes: torch.Tensor) -> torch.Tensor:
+        return codes.to(torch.float32)
+
+
+FORMAT = Int4()

@@ -1,0 +1,186 @@
+"""Lowering of int8 GEMMs, whose operands have one scale per row each.
+
+One token: GEMV. Up to 128 tokens on Hopper: the skinny GEMM. More: `cuda_kernels/row_scaled_gemm.cu` on Hopper, where TMA takes the rows;
+elsewhere, and for other rows, `row_scaled.row_scaled_blocks` in Triton. cuBLASLt is not used: it knows no scales of rows, and its int8
+GEMM reaches half of its fp8 GEMM's rate on Hopper.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from trtllm_kernels.dialect.expr import ceil_div, product
+from trtllm_kernels.dialect.types import Dim, Lowered
+from trtllm_kernels.errors import KernelError
+from trtllm_kernels.lowering.call import I32, Builder, OpCall, Parameter, Tma
+from trtllm_kernels.lowering.gemv import EVICT_FIRST, gemv_tile, launch_gemv, one_token_space
+from trtllm_kernels.lowering.skinny_gemm import launch_skinny, skinny_space, skinny_tunables, within
+from trtllm_kernels.lowering.space import PREFILL, Choice, grid
+
+SIZES = (256, 512, 1024, 2048)
+"""Numbers of tokens up to which one width of tiles holds; the last width is also that of more tokens."""
+WIDTHS = (64, 128, 256)
+"""Rows of the weight per tile."""
+_STEP_CYCLES = {64: 440, 128: 640, 256: 1024}
+"""Cycles that 128 bytes of K of a tile take: at 256 rows the tensor cores', below what shared memory is read and written in."""
+_EPILOGUE_CYCLES = 10
+"""Per row of the weight in a tile."""
+_ROWS, _STEP = 128, 128
+_STAGES = {64: 8, 128: 6, 256: 4}
+"""Stages of K in flight."""
+_BLOCK_TOKENS = 64
+"""Up to so many tokens, Triton's tiles hold 64."""
+_ACTIVATIONS = {"linear": 0, "gate_up_silu": 1, "linear_gelu": 2}
+_NO_LIMIT = 1 << 30
+
+
+def takes_row_scaled(call: OpCall) -> bool:
+    """Whether `call` is lowered here. Raises `KernelError` for int8 operands that cannot be."""
+    if call["x"].dtype != "int8":
+        return False
+    if call["weight"].dtype != "int8" or not call.by_row or len(call["x_scale"].shape) != 2 or call.get("out_scale"):
+        raise KernelError(f"op {call.op}: int8 inputs need an int8 weight, scales of rows for both, and a wide result")
+    return True
+
+
+def _by_tma(call: OpCall) -> bool:
+    weight, y = call["weight"], call.outputs[0]
+    return call.capability == 90 and weight.size(0) % 16 == 0 and weight.size(1) % 16 == 0 and y.dtype in ("bf16", "fp16")
+
+
+def _width(call: OpCall, tokens: int) -> int:
+    """The width of tiles that takes the fewest cycles."""
+    n, k = call["weight"].size(0), call["weight"].size(1)
+
+    def cycles(width: int) -> int:
+        waves = ceil_div(ceil_div(tokens, _ROWS) * ceil_div(n, width), call.sm_count)
+        return waves * (ceil_div(k, _STEP) * _STEP_CYCLES[width] + _EPILOGUE_CYCLES * width)
+
+    return min(WIDTHS[::-1], key=cycles)
+
+
+def _width_of(size: int) -> str:
+    return f"width_{size}"
+
+
+def _tunables(call: OpCall) -> dict[str, int]:
+    one_token = {} if call.op == "linear_gelu" else {"gemv": 1, **gemv_tile(call), EVICT_FIRST: 1}
+    widths = {_width_of(size): _width(call, size) for size in SIZES} if _by_tma(call) else {}
+    return {**one_token, **skinny_tunables(call), **widths, "group": 8, "triton": 0}
+
+
+def row_scaled_space(call: OpCall) -> tuple[Choice, ...]:
+    """Tiles for one token and for few, and a width of tiles for each size."""
+    one_token = () if call.op == "linear_gelu" else one_token_space(call)
+    if not _by_tma(call):
+        return one_token
+    widths = (Choice(f"width to {size}", grid(**{_width_of(size): WIDTHS}), (PREFILL,), (size - size // 4, size)) for size in SIZES)
+    return (*one_token, *skinny_space(call), *widths, Choice("group", grid(group=(4, 8, 16)), (PREFILL,), (SIZES[-1],)))
+
+
+def row_scaled_gemm(call: OpCall) -> Lowered:
+    tuned = call.tuned(**_tunables(call))
+    builder = Builder(call)
+    scales: dict[str, Parameter] = {"XScale": call["x_scale"], "WScale": call["weight_scale"]}
+    with_result = scales if call.op == "linear" else {**scales, "OutScale": call["x"]}
+    by_gemv = call.op != "linear_gelu" and launch_gemv(builder, tuned, with_result)
+    below = launch_skinny(builder, tuned, with_result, int(by_gemv))
+    if not _by_tma(call):
+        _launch_blocks(builder, below, max(below, _BLOCK_TOKENS), 64)
+        _launch_blocks(builder, max(below, _BLOCK_TOKENS), _NO_LIMIT, 128)
+        return builder.finish()
+    chosen = [(size, tuned[_width_of(size)]) for size in SIZES if size > below]
+    for index, (size, width) in enumerate(chosen):
+        last = index + 1 == len(chosen)
+        if last or chosen[index + 1][1] != width:
+            launch = _launch_triton if tuned["triton"] else _launch_cuda
+            launch(builder, width, tuned, within(call["x"].shape[0], below, _NO_LIMIT if last else size))
+            below = size
+    return builder.finish()
+
+
+def _operands(call: OpCall) -> Mapping[str, Parameter]:
+    x = call["x"]
+    operands = {"Bias": call.get("bias") or x, "Residual": call.get("residual") or x}
+    return {**operands, "XScale": call["x_scale"], "WScale": call["weight_scale"]}
+
+
+def _flags(call: OpCall) -> Mapping[str, bool | int]:
+    added = {"BIASED": call.get("bias") is not None, "ADDED": call.get("residual") is not None}
+    return {"N": call["weight"].size(0), "K": call["weight"].size(1), "ACT": _ACTIVATIONS[call.op], **added}
+
+
+def _launch_cuda(builder: Builder, width: int, tuned: Mapping[str, int], here: Dim) -> None:
+    """`here`: 1 in steps that these tiles serve, else 0."""
+    call = builder.call
+    x, weight, y, tokens = call["x"], call["weight"], call.outputs[0], call["x"].shape[0]
+    flags, stages = _flags(call), _STAGES[width]
+    shared = stages * _STEP * (_ROWS + width) + 2 * (4 * width + (2 * width if flags["BIASED"] else 16)) + 8 * (2 * stages + 4)
+    builder.launch(
+        "row_scaled_gemm.row_scaled_gemm",
+        {"X": Tma(x, _ROWS, _STEP), "W": Tma(weight, width, _STEP), **_operands(call), "Y": y, "num_tokens": I32(tokens)},
+        grid=(_programs(call, tokens, width, here),),
+        constexprs={
+            **flags,
+            "COLUMNS": width,
+            "STAGES": stages,
+            "GROUP": tuned["group"],
+            "FP8": False,
+            "INT8": True,
+            "HALF": False,
+            "OUT_HALF": y.dtype == "fp16",
+            "SHARED_BYTES": shared,
+        },
+        warps=12,
+        cuda=True,
+    )
+
+
+def _programs(call: OpCall, tokens: Dim, width: int, here: Dim) -> Dim:
+    tiles = f"ceil_div({tokens}, {_ROWS}) * {ceil_div(call['weight'].size(0), width)}"
+    return f"min({call.sm_count}, {tiles}) * {here}"
+
+
+def _launch_triton(builder: Builder, width: int, tuned: Mapping[str, int], here: Dim) -> None:
+    call = builder.call
+    x, weight, y, tokens = call["x"], call["weight"], call.outputs[0], call["x"].shape[0]
+    flags = _flags(call)
+    part = width // (4 if flags["ADDED"] else 2)
+    builder.launch(
+        "row_scaled.row_scaled",
+        {
+            "X": Tma(x, _ROWS, _STEP),
+            "W": Tma(weight, width, _STEP),
+            "Y": Tma(y, _ROWS, part),
+            **_operands(call),
+            "num_tokens": I32(tokens),
+        },
+        grid=(product(call.sm_count, here),),
+        constexprs={
+            **flags,
+            "BLOCK_M": _ROWS,
+            "BLOCK_N": width,
+            "BLOCK_K": _STEP,
+            "GROUP": tuned["group"],
+            "PROGRAMS": call.sm_count,
+        },
+        warps=8,
+        stages=4 if width == WIDTHS[-1] else 5,
+    )
+
+
+def _launch_blocks(builder: Builder, below: int, most: int, rows: int) -> None:
+    """Triton's kernel without TMA, in tiles of `rows` tokens, for more than `below` and up to `most` of them."""
+    call, tokens = builder.call, builder.call["x"].shape[0]
+    if most <= below:
+        return
+    here = within(tokens, below, most)
+    tiles = f"ceil_div({tokens}, {rows}) * {ceil_div(call['weight'].size(0), 128)}"
+    builder.launch(
+        "row_scaled.row_scaled_blocks",
+        {"X": call["x"], "W": call["weight"], "Y": call.outputs[0], **_operands(call), "num_tokens": I32(tokens)},
+        grid=(f"{tiles} * {here}",),
+        constexprs={**_flags(call), "BLOCK_M": rows, "BLOCK_N": 128, "BLOCK_K": 64, "GROUP": 8},
+        warps=8,
+        stages=3,
+    )
