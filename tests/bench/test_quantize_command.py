@@ -66,7 +66,9 @@ def test_a_model_is_quantized_built_measured_and_answers(capsys: pytest.CaptureF
     assert (wide["kv_dtype"], narrow["kv_dtype"], narrow["tokens"]) == ("fp32", "fp8", 63)
     assert narrow["perplexity"] == pytest.approx(wide["perplexity"], rel=0.05)
     assert narrow["perplexity"] != wide["perplexity"]
-    assert f"perplexity {wide['perplexity']:.3f}" in run(capsys, "perplexity", model, *measure[:-1])[1]
+    said = run(capsys, "perplexity", out, "--against", model, *measure[:-1])[1]
+    assert f"perplexity {narrow['perplexity']:.3f}\n" in said, "one window has no interval"
+    assert f"against {model}: {wide['perplexity']:.3f}, a change of {100 * (narrow['perplexity'] / wide['perplexity'] - 1):+.2f}%\n" in said
 
 
 def test_a_model_becomes_integers(capsys: pytest.CaptureFixture[str], model: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,18 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from compiler_models import MODELS, PROFILE
+from compiler_models import LLAMA, MODELS, PROFILE
 from safetensors.torch import load_file
 from test_quantize import dense_inputs, model_folder, samples
 from torch import Tensor
 
-from trtllm_engines.calibration import packed
+from trtllm_engines.calibration import packed, perplexity
 from trtllm_engines.calibration.folds import Fold, fold_of
 from trtllm_engines.calibration.gptq import ActOrder, gptq
 from trtllm_engines.calibration.grid import Grid
 from trtllm_engines.calibration.integers import Integers, Recipe, _Job, quantize_integers
 from trtllm_engines.calibration.layerwise import Layerwise
+from trtllm_engines.calibration.probe import Probe
 from trtllm_engines.calibration.search import Statistics, awq, clipped, output_error, smooth
 from trtllm_engines.checkpoints import open_weights
 from trtllm_engines.compiler.graph import evaluate, trace
@@ -275,6 +277,39 @@ def test_a_checkpoint_means_nearly_what_the_model_did(model: Path, tmp_path: Pat
     assert all(error.weight < LARGEST_ERROR[asked["precision"]] for error in made.errors.values())
     assert set(made.errors) == {name.rpartition(".")[0] for name in stored if name.endswith("weight_scale")}
     read_config(tmp_path / "out")
+
+
+@pytest.fixture(scope="module")
+def tiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose weights divide into the tiles that an engine stores codes in."""
+    config = replace(LLAMA, hidden_size=64, intermediate_size=128, num_heads=2, num_kv_heads=1, head_dim=32, num_layers=1)
+    return model_folder(tmp_path_factory.mktemp("tiled") / "model", config)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"precision": "int4", "group_size": 16},
+        {"precision": "int4", "group_size": 32, "symmetric": False, "method": "gptq", "act_order": "group"},
+        {"precision": "int8_wo"},
+        {"precision": "int8_sq"},
+        {"precision": "w4a8", "group_size": 32, "method": "rtn"},
+    ],
+    ids=lambda asked: "-".join(str(value) for value in asked.values()),
+)
+def test_an_engine_computes_what_the_checkpoint_means(tiled: Path, tmp_path: Path, asked: dict[str, Any]) -> None:
+    """Logits by the engine, whose activations are bf16 (or 8 bits), are those of the decoded weights, and not those of the wide model."""
+    _, stored, config = written(tiled, tmp_path / "out", **asked)
+    graph, window = trace(read_config(tiled), "fp32", PROFILE), samples(tiled)[0]
+    meant, wide = (
+        evaluate(graph, tensors, dense_inputs(window))[0] for tensors in (decoded(stored, config), load_file(tiled / "model.safetensors"))
+    )
+    probe = Probe(tmp_path / "out", asked["precision"], perplexity.marks, window=len(window), kv_dtype="bf16")
+    ((states,),) = (tuple(outputs.values()) for outputs in probe.run(window.numpy().astype(np.int32)))
+    ours = states.float() @ load_file(tmp_path / "out" / "model.safetensors")["lm_head.weight"].float().T
+    error, moved = ((ours - other).norm() / other.norm() for other in (meant, wide))
+    assert error < {"int4": 0.01, "int8_wo": 0.01, "int8_sq": 0.02, "w4a8": 0.08}[asked["precision"]]
+    assert moved > (0.1 if "4" in asked["precision"] else 0.005)
 
 
 @torch.inference_mode()

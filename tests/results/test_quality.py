@@ -55,6 +55,7 @@ def test_a_change_in_pairs_is_known_better_than_either_perplexity() -> None:
     assert (found["kl_divergence"], found["top1_agreement"], found["accuracy_tokens"]) == (pytest.approx(0.03), pytest.approx(0.9), 3000)
     alone = text_figures(WindowSums(tokens[:1], wide[:1]))
     assert set(alone) == {"perplexity", "accuracy_tokens"}, "one window has no interval, and no reference no change"
+    assert set(text_figures(WindowSums(tokens, 800 * tokens))) == {"accuracy_tokens"}, "beyond the largest number"
     assert task_figures(8, 10)["task_accuracy"] == 0.8
 
 

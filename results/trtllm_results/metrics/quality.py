@@ -32,10 +32,10 @@ class WindowSums:
 
 def text_figures(sums: WindowSums) -> dict[str, float]:
     """Figures of a text by name; those against a reference only where there is one."""
-    figures = _figures("perplexity", block_bootstrap(sums.loss, sums.tokens), math.exp)
+    figures = _figures("perplexity", block_bootstrap(sums.loss, sums.tokens), _exp)
     figures["accuracy_tokens"] = float(sums.tokens.sum())
     if sums.reference_loss is not None:
-        figures |= _figures("perplexity_change", block_bootstrap(sums.loss - sums.reference_loss, sums.tokens), math.expm1)
+        figures |= _figures("perplexity_change", block_bootstrap(sums.loss - sums.reference_loss, sums.tokens), lambda mean: _exp(mean) - 1)
     if sums.divergence is not None:
         figures |= _figures("kl_divergence", block_bootstrap(np.maximum(sums.divergence, 0.0), sums.tokens))
     if sums.agreed is not None:
@@ -48,6 +48,12 @@ def task_figures(right: int, count: int) -> dict[str, float]:
     return _figures("task_accuracy", share_interval(right, count))
 
 
+def _exp(value: float) -> float:
+    return math.exp(value) if value < 700 else math.inf
+
+
 def _figures(name: str, interval: Interval, scale: Callable[[float], float] = float) -> dict[str, float]:
-    ends = {} if math.isnan(interval.low) else {f"{name}_low": scale(interval.low), f"{name}_high": scale(interval.high)}
-    return {name: scale(interval.estimate), **ends}
+    """The estimate and its ends, without those that are no finite numbers."""
+    ends = {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
+    scaled = {key: scale(value) for key, value in ends.items()}
+    return {key: value for key, value in scaled.items() if math.isfinite(value)}
