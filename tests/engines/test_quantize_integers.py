@@ -136,6 +136,11 @@ def test_awq_does_no_worse_than_rounding_to_nearest(weight: Tensor, inputs: Tens
     assert (after - before).square().sum() == pytest.approx(found.loss * TOKENS, rel=1e-3)
     assert (grid.rounded(weight) @ inputs.T - before).square().sum() == pytest.approx(found.loss_before * TOKENS, rel=1e-3)
     assert found.loss < 0.7 * found.loss_before
+    few = replace(known, sample=inputs[:32])
+    found = awq([weight], few, grid, Fold((), COLUMNS))
+    assert found.factors is not None
+    after = (grid.rounded(weight * found.factors) / found.factors) @ inputs[:32].T
+    assert (after - before[:, :32]).square().sum() == pytest.approx(found.loss * 32, rel=1e-3), "inputs wider than the sample"
     level = statistics(torch.eye(COLUMNS))
     assert awq([weight.sign()], level, grid, Fold((), COLUMNS)).factors is None, "a weight that is on the grid stays there"
 

@@ -37,8 +37,8 @@ from trtllm_engines.errors import EngineError
 from trtllm_engines.models.presets import resolve_model
 from trtllm_engines.quantization.registry import HEAD
 
-_SAMPLE = 512
-"""Tokens of the text on which SmoothQuant's candidates are tried."""
+_SAMPLE = 2048
+"""Tokens of the text that searches try their candidates on, where the whole would cost more."""
 _FEWEST_GROUPS = (16, 32, 64, 128)
 
 

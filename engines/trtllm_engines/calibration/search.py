@@ -3,7 +3,7 @@ the candidates, so a search never does worse than rounding to nearest, by its ow
 
 AWQ (Lin et al. 2023, arXiv 2306.00978): s = a^alpha, where a is the mean magnitude of an input's column; with the weight's share as well,
 s = a^alpha / w^(1 - alpha). Then Q(W s) / s takes the place of W. The measure is the error of the outputs over the whole text,
-sum e G e^T (see `gptq`): exact, where the paper's code runs a few samples through the block.
+sum e G e^T (see `gptq`); of wide inputs, on a sample of its tokens, which costs less.
 
 SmoothQuant (Xiao et al. 2022, arXiv 2211.10438): s = a^alpha / w^(1 - alpha) with largest magnitudes, for products whose inputs are rounded
 as well, token by token. The measure is the error of the outputs on tokens of the text, with both sides rounded.
@@ -24,6 +24,8 @@ from trtllm_engines.calibration.grid import Grid, Scales
 _STEPS = 20
 _ROWS = 1024
 """Most rows of a weight that a search tries its candidates on, evenly spaced."""
+_TOKENS = 512
+"""Most tokens that SmoothQuant's candidates are tried on."""
 _SHRINKS = tuple(1 - 0.05 * step for step in range(11))
 _INT8 = 127.0
 
@@ -61,19 +63,20 @@ def awq(weights: Sequence[Tensor], inputs: Statistics, grid: Grid, fold: Fold) -
 
     def loss(factors: Tensor | None) -> float:
         rounded = [grid.rounded(row) if factors is None else grid.rounded(row * factors) / factors for row in rows]
-        return math.fsum(_loss(row, one, inputs.gram) for row, one in zip(rows, rounded, strict=True))
+        return math.fsum(_output_loss(row, one, inputs) for row, one in zip(rows, rounded, strict=True))
 
     return _best(loss, _awq_factors(inputs.mean, relative, fold))
 
 
 def smooth(weights: Sequence[Tensor], inputs: Statistics, grid: Grid, fold: Fold) -> Found:
     """Factors for the weights [N, K] that read one input, which is rounded to int8 token by token."""
+    sample = inputs.sample[:: -(-len(inputs.sample) // _TOKENS)]
     rows = torch.cat([_some_rows(weight) for weight in weights])
     largest = torch.stack([weight.abs().amax(0) for weight in weights]).amax(0)
-    wide = inputs.sample @ rows.T
+    wide = sample @ rows.T
 
     def loss(factors: Tensor | None) -> float:
-        x, weight = (inputs.sample, rows) if factors is None else (inputs.sample / factors, rows * factors)
+        x, weight = (sample, rows) if factors is None else (sample / factors, rows * factors)
         return float((_tokens(x) @ grid.rounded(weight).T - wide).square().sum(dtype=torch.float64))
 
     return _best(loss, _smooth_factors(inputs.largest, largest, fold))
@@ -96,6 +99,13 @@ def clipped(weight: Tensor, gram: Tensor, grid: Grid) -> Scales:
 def output_error(weight: Tensor, rounded: Tensor, gram: Tensor) -> float:
     """|(W - Q) x| / |W x| over the text, both in the root of the mean square."""
     return math.sqrt(_loss(weight, rounded, gram) / max(_loss(weight, torch.zeros_like(weight), gram), 1e-30))
+
+
+def _output_loss(weight: Tensor, rounded: Tensor, inputs: Statistics) -> float:
+    """Mean squared error of the outputs: over the whole text, or over the sample where that has fewer tokens than inputs have columns."""
+    if weight.shape[1] <= len(inputs.sample):
+        return _loss(weight, rounded, inputs.gram)
+    return float((inputs.sample @ (rounded - weight).T).square().sum(dtype=torch.float64)) / len(inputs.sample)
 
 
 def _loss(weight: Tensor, rounded: Tensor, gram: Tensor) -> float:
