@@ -35,6 +35,7 @@ from trtllm_engines.engine.fingerprint import CPU, detect_target
 from trtllm_engines.engine.folder import PLAN, load_engine
 from trtllm_engines.errors import EngineError
 from trtllm_engines.models.presets import resolve_model
+from trtllm_engines.quantization.precision import canonical
 from trtllm_engines.runtime.batch import IntArray, TokenLogprobs
 from trtllm_engines.runtime.engine_loop import EngineLoop, EngineThread
 from trtllm_engines.runtime.rank import CacheSize
@@ -147,7 +148,7 @@ class LLM:
         requested = {name: size for name, size in sizes.items() if size is not None}
         path = Path(model_or_engine_dir)
         if not (path / PLAN).is_file():
-            precision = precision or default_precision(model_or_engine_dir, target is not None)
+            precision = canonical(precision) if precision else default_precision(model_or_engine_dir, target is not None)
             arches = (CPU if target is None else target.arch,)
             profile = default_profile(resolve_model(model_or_engine_dir).config, requested)
             path = cached_engine(

@@ -19,12 +19,22 @@ from trtllm_results.model_sizes import ModelSize, size_of
 BURST = 1.1
 """Largest rate over a sustained one."""
 WIDE = ("bf16", "fp16")
-BYTES: Mapping[str, float] = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1, "fp8_rowwise": 1, "int8_sq": 1, "int8": 1}
+BYTES: Mapping[str, float] = {
+    "fp32": 4,
+    "bf16": 2,
+    "fp16": 2,
+    **dict.fromkeys(("fp8", "fp8_rowwise", "fp8_block", "fp8_wo", "int8_sq", "int8_wo", "int8"), 1),
+    **dict.fromkeys(("int4", "w4a8", "nf4", "nvfp4_wo", "mxfp4_wo", "mixed"), 0.5),
+}
+"""Of a weight, its scales left out; of several in one engine the least."""
 _FORMATS: Mapping[str, tuple[str, ...]] = {
     "fp8": ("fp8", "bf16"),
     "fp8_rowwise": ("fp8", "bf16"),
     "int8_sq": ("int8", "bf16"),
     "int8": ("int8", "bf16"),
+    "w4a8": ("fp8", "bf16"),
+    "mixed": ("fp8", "bf16"),
+    **dict.fromkeys(("int8_wo", "nf4", "nvfp4_wo", "mxfp4_wo", "fp8_wo"), ("bf16",)),
     "bf16": ("bf16",),
     "fp16": ("fp16",),
 }

@@ -23,6 +23,8 @@ from trtllm_engines.checkpoints.dummy import DummyWeights
 from trtllm_engines.checkpoints.write import assemble
 from trtllm_engines.compiler.compile import compile_model
 from trtllm_engines.compiler.plan import ParallelLayout, Plan
+from trtllm_engines.engine.build import build
+from trtllm_engines.engine.folder import load_engine, rebuild_command
 from trtllm_engines.errors import EngineError
 from trtllm_engines.quantization import named_plan
 from trtllm_engines.quantization.registry import EXACT_CODES, definition, definitions
@@ -214,3 +216,47 @@ def test_codes_are_kept_by_schemes_that_differ_in_inputs(tmp_path: Path) -> None
     torch.testing.assert_close(logits(name, in_fp32(plan)), logits(name, plan_for(FOLDER / name, "fp32")), atol=2e-5, rtol=1e-4)
     source = open_weights(FOLDER / name)
     assert source.stored("model.norm.weight", (64,), Codes("int4", "row"), CPU) is None
+
+
+MAP = """
+"model.layers.0.*" = "bf16"
+"*.down_proj" = "W8A16"
+"*.mlp.*" = "int4"
+"""
+
+
+def test_a_file_says_the_precision_of_each_product(tmp_path: Path) -> None:
+    path = tmp_path / "map.toml"
+    path.write_text(MAP)
+    plan = plan_for(None, "mixed", precision_map=path)
+    names = ["model.layers.0.mlp.up_proj", "model.layers.1.mlp.down_proj", "model.layers.1.mlp.up_proj", "model.layers.1.self_attn.q_proj"]
+    assert [plan.scheme_of(name).name for name in names] == ["bf16", "int8_wo", "int4", "bf16"]
+    model, every = FOLDER / "llmcompressor-w4a16", write(tmp_path, '"*_proj" = "int4"')
+    folder = build(model, "mixed", out=tmp_path / "e", profile=PROFILE, precision_map=every)
+    built = load_engine(folder)
+    assert built.plan.schemes["model.layers.0.mlp.down_proj.weight"].weights == Codes("int4", "group", 32, scale_dtype="bf16")
+    assert "--precision mixed" in rebuild_command(built.plan, folder)
+    assert "--precision-map" in rebuild_command(built.plan, folder)
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "other.toml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('"*" = 4', r"other\.toml: '\*' is 4; it must be a precision, such as"),
+        ('"*" = "int5"', r"other\.toml: '\*': unknown precision 'int5'; supported are"),
+        ('"*" = "fp16"', r"other\.toml: '\*' is fp16; it must be bf16 or a precision with codes"),
+        ("", r"other\.toml has 0 entries"),
+        ("*", r"other\.toml is not TOML"),
+    ],
+)
+def test_entries_that_do_not_fit_are_named(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(EngineError, match=said):
+        plan_for(None, "mixed", precision_map=write(tmp_path, text))
+    with pytest.raises(EngineError, match=r"--precision-map .*none\.toml is no file"):
+        plan_for(None, "mixed", precision_map=tmp_path / "none.toml")

@@ -27,7 +27,7 @@ _SHARED_LIMIT = {"sm_80": 163 * 1024, "sm_89": 99 * 1024, "sm_90": 227 * 1024}
 _SPILL_BYTES = {"context_attention": 16}
 """All a kernel may spill: 0, but for head 256 over fp8 pages of 64 on sm_90, at the limit of 255 registers."""
 _FEW = {"skinny_gemm", "skinny_linear", "skinny_parts", "skinny_sum", "skinny_gate_up_silu", "skinny_linear_gelu"}
-_ONLY_HOPPER = {"gate_up_silu", "linear_gelu", "uncached_prefill_attention", "rank_candidates", *_FEW}
+_ONLY_HOPPER = {"gate_up_silu", "linear_gelu", "row_scaled", "uncached_prefill_attention", "rank_candidates", *_FEW}
 
 
 def skinny_kernels(precision: str) -> list[KernelSpec]:
@@ -54,6 +54,21 @@ def prompt_kernels(model: str, precision: str, page_size: int = 32, **tactic: in
     return [s for s in specs if s.function in ("uncached_prefill_attention", "context_attention") and not s.constexprs.get("PROGRAMS")]
 
 
+def int8_kernels(arch: str) -> list[KernelSpec]:
+    """Those that no other precision has: each once, those in Triton that a tactic or a shape chooses too (`test_int8.py` has more)."""
+    models, tactics = [MODELS["llama-3.1-8b"]], [None]
+    if arch == "sm_90":
+        models, tactics = [*models, replace(MODELS["smollm2-135m"], hidden=584)], [None, {"triton": 1}]
+    ops = [(op, tactic) for model in models for op in ops_of(model, "int8") for tactic in tactics if op.op == "linear" or not tactic]
+    chosen: dict[str, KernelSpec] = {}
+    for op, tactic in ops:
+        if op.op == "linear" or (arch == "sm_80" and op.op.endswith("quantize_rows")):
+            for spec in lower(op.op, op.inputs, op.outputs, op.attrs, arch, tactic=tactic).kernels:
+                if not spec.function.startswith(("skinny", "gemv")):
+                    chosen.setdefault(spec.function, spec)
+    return list(chosen.values())
+
+
 @cache
 def representative(arch: str) -> list[KernelSpec]:
     """Each kernel once at the 8B's shapes in bf16 and, where there is fp8, in fp8; the attention family at the other head sizes too."""
@@ -66,6 +81,7 @@ def representative(arch: str) -> list[KernelSpec]:
         if arch == "sm_90":
             chosen |= {spec.key: spec for spec in skinny_kernels(precision)}
             chosen |= {spec.key: spec for spec in prompt_kernels("llama-3.1-8b", precision, uncached_prefill_cuda=0, context_cuda=0)}
+    chosen |= {spec.key: spec for spec in int8_kernels(arch)}
     others = [("gptj-6b", "bf16"), ("smollm2-135m", "fp16"), ("qwen3-8b", "bf16"), *([] if arch == "sm_80" else [("gptj-6b", "fp8")])]
     family = ("rope_kv_write", "context_attention", "uncached_prefill_attention", "decode_attention")
     for name, precision in others:
@@ -83,7 +99,7 @@ def all_kernels() -> set[str]:
 
 @pytest.mark.parametrize("arch", _SHARED_LIMIT)
 def test_every_kernel_is_among_those_compiled(arch: str) -> None:
-    absent = {"sm_80": {"quantize", "quantize_rows", *_ONLY_HOPPER}, "sm_89": _ONLY_HOPPER, "sm_90": set()}[arch]
+    absent = {"sm_80": {"quantize", "widen", *_ONLY_HOPPER}, "sm_89": _ONLY_HOPPER, "sm_90": set()}[arch]
     assert {s.function for s in representative(arch) if not s.is_cuda} == all_kernels() - absent
 
 

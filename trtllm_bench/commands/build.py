@@ -16,6 +16,7 @@ from trtllm_bench.errors import BenchError
 def command(
     model: options.Model = None,
     precision: options.Precision = None,
+    precision_map: Annotated[Path | None, typer.Option("--precision-map", help="TOML file: the precision of each module.")] = None,
     kv_dtype: Annotated[str | None, options.option("kv_dtype")] = None,
     weights: options.Weights = None,
     arch: Annotated[
@@ -48,6 +49,8 @@ def command(
     from trtllm_engines.engine.folder import load_engine
     from trtllm_engines.engine.recipes import load_recipe
     from trtllm_engines.models.presets import resolve_model
+    from trtllm_engines.quantization.precision import canonical
+    from trtllm_engines.quantization.registry import MIXED
 
     chosen: dict[str, Any] = {} if recipe is None else load_recipe(recipe).build_arguments()
     chosen |= {
@@ -57,8 +60,13 @@ def command(
         raise BenchError("no model named; give --model (a preset, or a folder with config.json) or --recipe")
     if arch is not None or recipe is None:
         chosen["arches"] = _arches(arch)
+    if precision_map is not None:
+        if precision not in (None, MIXED):
+            raise BenchError(f"--precision-map says the precision of each module, and --precision is {precision}; leave one of them out")
+        precision, chosen["precision_map"] = MIXED, precision_map
     if precision is not None or recipe is None:
-        chosen["precision"] = precision or default_precision(chosen["model"], tuple(chosen["arches"]) != ("cpu",))
+        default = default_precision(chosen["model"], tuple(chosen["arches"]) != ("cpu",)) if precision is None else canonical(precision)
+        chosen["precision"] = default
     if tp is not None or pp is not None:
         chosen["layout"] = ParallelLayout(tp or 1, pp or 1)
     sizes = {"max_batch_size": max_batch_size, "max_num_tokens": max_num_tokens, "max_seq_len": max_seq_len, "page_size": page_size}
@@ -93,7 +101,8 @@ def _note_if_too_large(chosen: Mapping[str, Any]) -> None:
 
     source = resolve_model(chosen["model"])
     weights = chosen.get("weights", "auto")
-    quant = plan_for(source.path if weights in ("auto", "dummy") else weights, chosen["precision"], chosen.get("kv_dtype", "auto"))
+    origin = source.path if weights in ("auto", "dummy") else weights
+    quant = plan_for(origin, chosen["precision"], chosen.get("kv_dtype", "auto"), chosen.get("precision_map"))
     for arch in chosen["arches"]:
         if said := too_large(source.config, quant, chosen["profile"], arch, chosen.get("layout", ONE_GPU)):
             typer.echo(f"trtllm-bench: note: this machine cannot run the engine: {said}", err=True)

@@ -25,7 +25,7 @@ DEFAULTS_SERVER = {"concurrency": (1, 8, 64)}
 """A server says its model itself, or is asked for the one `--model` names; `--precision` only labels the rows."""
 DEFAULTS_CPU = {"model": "tiny-llama", "precision": "fp32", "concurrency": (1, 8), "isl": (32, 128), "osl": (32,)}
 HELP = {
-    "precision": "fp32, fp16, bf16, fp8, fp8_rowwise or int8_sq, such as bf16,fp8.",
+    "precision": "fp32, fp16, bf16, fp8, int4, int8_sq and others (docs/quantization.md), such as bf16,fp8.",
     "concurrency": "Sequences in flight.",
     "num_requests": "Requests per measurement (default: 4 full batches).",
 }

@@ -14,7 +14,7 @@ from trtllm_bench.errors import FAILURE, BenchError
 def command(
     name: Annotated[str, typer.Argument(metavar="[NAME]", help="Only ops whose name contains this, such as attention.")] = "",
     model: Annotated[str, typer.Option("--model", "-m", help="Model whose shapes to tune for.")] = "llama-3.1-8b",
-    precision: Annotated[str, typer.Option("--precision", help="List of bf16, fp16, fp8, fp8_rowwise, int8_sq.")] = "bf16,fp8",
+    precision: Annotated[str, typer.Option("--precision", help="List, such as bf16,fp8,int4.")] = "bf16,fp8",
     kv_dtype: options.KvDtype = "auto",
     m: Annotated[str, typer.Option("--m", help="List: tokens in a step.")] = "1,16,32,64,2048",
     kv_len: Annotated[int, typer.Option("--kv-len", min=1, help="Tokens each decoding sequence has in the cache.")] = 1024,

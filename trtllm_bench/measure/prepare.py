@@ -34,6 +34,10 @@ def with_model(spec: MeasurementSpec) -> MeasurementSpec:
         from trtllm_engines.checkpoints.checkpoint_precision import default_precision
 
         precision = default_precision(model, gpu)
+    else:
+        from trtllm_engines.quantization.precision import canonical
+
+        precision = canonical(precision)
     return replace(spec, engine=replace(engine, model=model, precision=precision))
 
 

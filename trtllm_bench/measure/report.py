@@ -29,8 +29,12 @@ NVIDIA = definitions.DEFINITIONS["nvidia"]
 Floats = npt.NDArray[np.float64]
 
 
-QUANTIZATION = {"fp8": "FP8", "fp8_rowwise": "FP8_PER_CHANNEL_PER_TOKEN", "int8_sq": "W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN"}
-"""NVIDIA's names of what a precision quantizes."""
+def _quantization(precision: str) -> str | None:
+    """NVIDIA's name of what a precision quantizes."""
+    from trtllm_engines.quantization.registry import definitions
+
+    known = definitions().get(precision)
+    return known.algorithms[0] if known and known.algorithms else None
 
 
 def _spread(values: Floats) -> dict[str, float]:
@@ -53,7 +57,7 @@ def nvidia_report(row: Row, log: RequestLog, engine: Mapping[str, Any], streamin
             "backend": cell.target,
             "dtype": cell.precision,
             "kv_cache_dtype": cell.kv_dtype or None,
-            "quantization": QUANTIZATION.get(cell.precision),
+            "quantization": _quantization(cell.precision),
             "max_sequence_length": engine.get("max_seq_len"),
         },
         "machine": {"name": environment.device, "memory.total": environment.gpu_memory_gib or environment.memory_gib, "clocks.mem": None},

@@ -96,7 +96,7 @@ class EngineSpec:
     model: str | None = knob(None, "Preset name, or folder with config.json (and weights).", aliases=("-m",))
     engine_dir: Path | None = knob(None, "Engine folder made by build, instead of --model.")
     precision: str | None = knob(
-        None, "fp32, fp16, bf16, fp8, fp8_rowwise or int8_sq (default: the checkpoint's; else bf16 on a GPU, fp32 on CPU)."
+        None, "fp8, int4, int8_sq, bf16, ... (docs/quantization.md; default: the checkpoint's; else bf16 on a GPU, fp32 on CPU)."
     )
     kv_dtype: str = knob("auto", "KV cache: auto (fp8 with precision fp8), fp8, bf16, fp16 or fp32.")
     weights: str | None = knob(None, "dummy, or a folder or .gguf file (default: the model folder's own; dummy for presets).")

@@ -30,7 +30,7 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#5
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 Line = Literal["-", "--", ":", "-.", ""]
 LINES: tuple[Line, ...] = ("-", "--", ":", "-.")
-PRECISION_ORDER = ("fp8", "fp8_rowwise", "bf16", "fp16", "int8_sq", "int8", "int4", "fp32")
+PRECISION_ORDER = ("fp8", "fp8_rowwise", "bf16", "fp16", "int8_sq", "int8_wo", "int4", "w4a8", "nvfp4_wo", "mxfp4_wo", "int8", "fp32")
 """Index into palette and markers."""
 INK, SOFT, RULE = "#1f2328", "#656d76", "#d8dee4"
 MAX_PANELS = 9

@@ -19,6 +19,7 @@ from trtllm_engines.checkpoints.formats.modelopt import MODELOPT_CONFIG
 from trtllm_engines.errors import EngineError
 from trtllm_engines.quantization import named_plan
 from trtllm_engines.quantization.precision import kv_scheme
+from trtllm_engines.quantization.precision_map import read_precision_map
 from trtllm_engines.quantization.registry import EXACT_CODES, HEAD, MIXED, SchemeDefinition, definition, kv_definitions
 from trtllm_engines.quantization.scheme import ModuleRule, QuantPlan, QuantScheme
 
@@ -43,18 +44,22 @@ def checkpoint_precision(model: str | Path) -> str | None:
     return None if plan is None else plan.name
 
 
-def plan_for(weights: str | Path | None, precision: str, kv_dtype: str = "auto") -> QuantPlan:
+def plan_for(weights: str | Path | None, precision: str, kv_dtype: str = "auto", precision_map: str | Path | None = None) -> QuantPlan:
     """The plan of an engine in `precision` of the checkpoint `weights` (None where there is none: a preset).
 
     The checkpoint's own plan where it goes by that name. Else the named plan, but for the modules that the checkpoint leaves wide; codes
     that `precision` has too are kept as they are. A checkpoint in an unknown form decides nothing here: its tensors are looked at before
-    they are read. Raises `EngineError` for types that do not go together.
+    they are read. `precision_map`: a file that says the precision of each module, in place of `precision`. Raises `EngineError` for types
+    that do not go together.
     """
     chosen = definition(precision)
     try:
         stated = None if weights is None else _codes_plan(Path(weights), chosen)
     except UnknownQuantization:
         stated = None
+    if precision_map is not None:
+        mapped = read_precision_map(precision_map, kv_dtype)
+        return mapped if stated is None or weights is None else _with_codes_of(mapped, stated, Path(weights))
     if stated is not None and stated.name == chosen.name:
         return stated if kv_dtype == "auto" else replace(stated, kv=kv_scheme(chosen.name, kv_dtype))
     named = named_plan(precision, kv_dtype)
@@ -62,6 +67,19 @@ def plan_for(weights: str | Path | None, precision: str, kv_dtype: str = "auto")
         return named
     rules = tuple(replace(rule, scheme=_translated(rule.scheme, chosen)) for rule in stated.rules)
     return replace(named, rules=rules, source=f"{named.source}, of what {stated.source} quantizes")
+
+
+def _with_codes_of(mapped: QuantPlan, stated: QuantPlan, folder: Path) -> QuantPlan:
+    """`mapped`, but that codes of a checkpoint are kept where its scheme has such, and modules left wide stay so."""
+    weights = _weights(folder)
+    kept: dict[QuantScheme, list[str]] = {}
+    for module in weights.modules() if weights is not None else ():
+        wanted, own = mapped.scheme_of(module), stated.scheme_of(module)
+        scheme = wanted if wanted.weights is None else _translated(own, definition(wanted.name))
+        if scheme != wanted:
+            kept.setdefault(scheme, []).append(re.escape(module))
+    rules = tuple(ModuleRule("|".join(names), scheme) for scheme, names in kept.items())
+    return replace(mapped, rules=(*rules, *mapped.rules))
 
 
 def _codes_plan(weights: Path, chosen: SchemeDefinition) -> QuantPlan | None:

@@ -52,6 +52,7 @@ def build(
     weights: str | Path = "auto",
     seed: int = 0,
     kv_dtype: str = "auto",
+    precision_map: str | Path | None = None,
     profile: Profile | None = None,
     arches: Sequence[str] = (CPU,),
     layout: ParallelLayout = ONE_GPU,
@@ -62,9 +63,9 @@ def build(
     """Builds `model` (preset, Hugging Face folder or .gguf file) into engine folder `out` and returns it.
 
     `weights`: `auto` (the model's own, drawn from `seed` for a preset), `dummy`, or a folder or .gguf file. `arches`: `sm_80`, `sm_90`,
-    ..., or `cpu` for no machine code. `profile`: `default_profile`'s where none is given. `layout`: over how many GPUs it runs. `share`:
-    files of weights that are the same in several engines are linked from there. Raises `EngineError` for anything asked for that cannot be
-    built or written.
+    ..., or `cpu` for no machine code. `precision_map`: a file of each module's precision, under precision `mixed`. `profile`:
+    `default_profile`'s where none is given. `layout`: over how many GPUs it runs. `share`: files of weights that are the same in several
+    engines are linked from there. Raises `EngineError` for anything asked for that cannot be built or written.
     """
     out = Path(out)
     report = progress or (lambda stage, done, total: None)
@@ -73,7 +74,7 @@ def build(
     profile = profile or default_profile(resolved.config)
     source = _weights(resolved, weights, seed)
     report("compile", 0, 1)
-    quant = plan_for(source.description.get("path", resolved.path), precision, kv_dtype)
+    quant = plan_for(source.description.get("path", resolved.path), precision, kv_dtype, precision_map)
     with allocating(f"compiling {resolved.config.name}"):
         stages = [
             compile_model(

@@ -45,6 +45,7 @@ from trtllm_engines.engine.verified import Progress
 from trtllm_engines.errors import EngineError
 from trtllm_engines.models.fields import Fields
 from trtllm_engines.quantization import kv_cache_dtype
+from trtllm_engines.quantization.registry import MIXED
 from trtllm_kernels.compile.cubin import Cubin
 from trtllm_kernels.dialect.specs import as_stored
 from trtllm_kernels.dialect.types import TensorSpec
@@ -166,6 +167,8 @@ def rebuild_command(plan: Plan, path: Path, *arches: str) -> str:
         "--weights",
         *weights,
     ]
+    if plan.precision == MIXED and Path(plan.quant.source).suffix == ".toml":
+        flags["--precision-map"] = plan.quant.source
     if plan.kv_dtype != kv_cache_dtype(plan.precision):
         flags["--kv-dtype"] = plan.kv_dtype
     command += [part for name, value in flags.items() for part in (name, str(value))]

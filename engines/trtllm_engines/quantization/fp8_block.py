@@ -19,5 +19,6 @@ register(
         recipes=RECIPES,
         fusions=FUSIONS,
         algorithms=("FP8_BLOCK_SCALES", "FP8_PB_WO"),
+        min_capability=89,
     )
 )

@@ -15,5 +15,6 @@ register(
         recipes=RECIPES,
         fusions=FUSIONS,
         algorithms=("FP8_WO",),
+        min_capability=89,
     )
 )

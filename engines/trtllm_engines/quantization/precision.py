@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from trtllm_engines.errors import EngineError
-from trtllm_engines.quantization.registry import HEAD, MIXED, SchemeDefinition, definition, definitions, kv_definitions
+from trtllm_engines.quantization.registry import HEAD, MIXED, SchemeDefinition, by_algorithm, definition, definitions, kv_definitions
 from trtllm_engines.quantization.scheme import KvScheme, ModuleRule, QuantPlan
 from trtllm_kernels.lowering.call import capability
 
@@ -17,6 +17,18 @@ from trtllm_kernels.lowering.call import capability
 def precisions() -> tuple[str, ...]:
     """Every name that `--precision` takes."""
     return tuple(definitions())
+
+
+def canonical(precision: str) -> str:
+    """Our name of a precision that is given by one of NVIDIA's; any other name as it is."""
+    known = None if precision in definitions() else by_algorithm(precision)
+    return precision if known is None else known.name
+
+
+def is_weight_only(precision: str) -> bool:
+    """Whether products of an engine of `precision` have codes for weights and wide inputs."""
+    scheme = definition(precision).scheme
+    return scheme.weights is not None and not scheme.inputs.dtype
 
 
 def kv_dtypes() -> tuple[str, ...]:

@@ -95,6 +95,13 @@ INLINE void load_bytes(void* to, const void* from, u32 bytes, u64& barrier) {
                  : "memory");
 }
 
+INLINE void load_bytes(void* to, const void* from, u32 bytes, u64& barrier, u64 policy) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(
+                     shared_address(to)),
+                 "l"((u64)from), "r"(bytes), "r"(shared_address(&barrier)), "l"(policy)
+                 : "memory");
+}
+
 // Makes this thread's writes to shared memory visible to later TMA and wgmma.
 INLINE void publish_to_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
@@ -123,6 +130,12 @@ INLINE void send(float4* to, float4 x, u64& barrier, u32 rank) {
 INLINE void send(int4* to, int4 x, u64& barrier, u32 rank) {
     asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.s32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(address_in_block(to, rank)),
                  "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w), "r"(address_in_block(&barrier, rank))
+                 : "memory");
+}
+
+INLINE void send(float2* to, float2 x, u64& barrier, u32 rank) {
+    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];" ::"r"(address_in_block(to, rank)),
+                 "f"(x.x), "f"(x.y), "r"(address_in_block(&barrier, rank))
                  : "memory");
 }
 
@@ -285,6 +298,57 @@ INLINE void multiply_add(Sum (&d)[128], u64 a, u64 b) {
     asm volatile(MULTIPLY_ROWS("256", NAMES_128) "%128, %129, " AS_THEY_ARE : REGISTERS_128(SUMS, d) : "l"(a), "l"(b));
 }
 
+// d = a @ b.T, or += if ADD: [64, 8, 16, 32, 64, 96 or 128] from [64, 32 bytes], in registers, and [.., 32 bytes], in shared memory by
+// rows. A register of a holds 4 bytes of a row, columns in order: (row, first 16 bytes), (row + 8, first), (row, last), (row + 8, last).
+#if FP8
+#define B_BY_ROWS "1, 1;"
+#else
+#define B_BY_ROWS "1, 1, 0;"
+#endif
+#define A_IN_REGISTERS(a, b, add) "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(int(add))
+
+template <bool ADD>
+INLINE void multiply_skinny(float (&d)[4], const u32 (&a)[4], u64 b) {
+    asm volatile(MULTIPLY_ROWS("8", "%0, %1, %2, %3") "{%4, %5, %6, %7}, %8, %9, " B_BY_ROWS
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : A_IN_REGISTERS(a, b, ADD));
+}
+
+template <bool ADD>
+INLINE void multiply_skinny(float (&d)[8], const u32 (&a)[4], u64 b) {
+    asm volatile(MULTIPLY_ROWS("16", NAMES_8) "{%8, %9, %10, %11}, %12, %13, " B_BY_ROWS
+                 : REGISTERS_8("+f", d, 0)
+                 : A_IN_REGISTERS(a, b, ADD));
+}
+
+template <bool ADD>
+INLINE void multiply_skinny(float (&d)[16], const u32 (&a)[4], u64 b) {
+    asm volatile(MULTIPLY_ROWS("32", NAMES_16) "{%16, %17, %18, %19}, %20, %21, " B_BY_ROWS
+                 : REGISTERS_16("+f", d, 0)
+                 : A_IN_REGISTERS(a, b, ADD));
+}
+
+template <bool ADD>
+INLINE void multiply_skinny(float (&d)[32], const u32 (&a)[4], u64 b) {
+    asm volatile(MULTIPLY_ROWS("64", NAMES_32) "{%32, %33, %34, %35}, %36, %37, " B_BY_ROWS
+                 : REGISTERS_32("+f", d, 0)
+                 : A_IN_REGISTERS(a, b, ADD));
+}
+
+template <bool ADD>
+INLINE void multiply_skinny(float (&d)[48], const u32 (&a)[4], u64 b) {
+    asm volatile(MULTIPLY_ROWS("96", NAMES_48) "{%48, %49, %50, %51}, %52, %53, " B_BY_ROWS
+                 : REGISTERS_48("+f", d)
+                 : A_IN_REGISTERS(a, b, ADD));
+}
+
+template <bool ADD>
+INLINE void multiply_skinny(float (&d)[64], const u32 (&a)[4], u64 b) {
+    asm volatile(MULTIPLY_ROWS("128", NAMES_64) "{%64, %65, %66, %67}, %68, %69, " B_BY_ROWS
+                 : REGISTERS_64("+f", d)
+                 : A_IN_REGISTERS(a, b, ADD));
+}
+
 // ---- Numbers
 
 INLINE float exp2_of(float x) {
@@ -310,13 +374,17 @@ INLINE u32 pack(float first, float second) { return HALF ? pack_fp16(first, seco
 
 INLINE u32 pack_out(float first, float second) { return OUT_HALF ? pack_fp16(first, second) : pack_bf16(first, second); }
 
-INLINE float2 unpack_out(u32 x) {
-    if (!OUT_HALF) return make_float2(__int_as_float(x << 16), __int_as_float(x & 0xFFFF0000));
+INLINE float2 unpack_fp16(u32 x) {
     float2 y;
     asm("{\n .reg .b16 low, high;\n mov.b32 {low, high}, %2;\n cvt.f32.f16 %0, low;\n cvt.f32.f16 %1, high;\n}"
         : "=f"(y.x), "=f"(y.y)
         : "r"(x));
     return y;
+}
+
+INLINE float2 unpack_out(u32 x) {
+    if (!OUT_HALF) return make_float2(__int_as_float(x << 16), __int_as_float(x & 0xFFFF0000));
+    return unpack_fp16(x);
 }
 
 // Converts two bf16 to fp16.
@@ -336,5 +404,47 @@ INLINE u32 pack_fp8(float a, float b, float c, float d) {
         " mov.b32 %0, {low, high};\n}"
         : "=r"(y)
         : "f"(a), "f"(b), "f"(c), "f"(d));
+    return y;
+}
+
+// (x & mask) | with, one instruction.
+INLINE u32 masked(u32 x, u32 mask, u32 with) {
+    u32 y;
+    asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(y) : "r"(x), "r"(mask), "r"(with));
+    return y;
+}
+
+// (x & mask) ^ with.
+INLINE u32 masked_xor(u32 x, u32 mask, u32 with) {
+    u32 y;
+    asm("lop3.b32 %0, %1, %2, %3, 0x6a;" : "=r"(y) : "r"(x), "r"(mask), "r"(with));
+    return y;
+}
+
+// Of two elements of 2 bytes.
+INLINE u32 subtract(u32 a, u32 b) {
+    u32 y;
+    if (HALF) {
+        asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
+    } else {
+        asm("sub.rn.bf16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
+    }
+    return y;
+}
+
+INLINE u32 multiplied(u32 a, u32 b) {
+    u32 y;
+    if (HALF) {
+        asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
+    } else {
+        asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
+    }
+    return y;
+}
+
+// a * b + c, of two fp16, rounded once.
+INLINE u32 multiplied_and_added(u32 a, u32 b, u32 c) {
+    u32 y;
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(y) : "r"(a), "r"(b), "r"(c));
     return y;
 }

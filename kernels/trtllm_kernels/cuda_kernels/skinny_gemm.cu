@@ -16,10 +16,7 @@
 // them. Past N and K TMA reads zeros; N is a multiple of 16.
 // y = act(x @ w.T * scales + bias + residual), with one scale each (SCALED) or one per row of each (SCALED_ROWS), divided by out_scale if
 // QUANTIZE. Sums of INT8 are int32 and exact, whatever K is split into.
-#include "hopper.cuh"
-
-#define SWIGLU 1
-#define GELU 2
+#include "skinny.cuh"
 
 constexpr int ELEMENT = FP8 || INT8 ? 1 : 2, COLUMNS = 128 / ELEMENT;  // per panel
 constexpr int STEPS = (K * ELEMENT + PANELS * 128 - 1) / (PANELS * 128), SHARE = (STEPS + SPLITS - 1) / SPLITS;
@@ -50,16 +47,6 @@ static_assert(SPLITS <= 2, "a block sends to one other block");
 
 extern __shared__ __align__(1024) char memory[];
 
-// A position in a ring of STAGES, and the parity of the phase that fills it.
-template <int STAGES>
-struct Place {
-    u32 stage = 0, parity = 0;
-
-    INLINE void next() {
-        if (++stage == STAGES) stage = 0, parity ^= 1;
-    }
-};
-
 // Used by one thread: loads this block's part of a matrix, PANELS panels of HEIGHT rows per step.
 template <int BYTES, int HEIGHT, int STAGES>
 struct Loader {
@@ -78,88 +65,6 @@ struct Loader {
                 box(to[at.stage] + panel * HEIGHT * 128, row, column, full[at.stage]);
             }
             at.next();
-        }
-    }
-};
-
-// Stores 8 results of a token, from column `column` of y on.
-INLINE void store(char* y, int token, int column, const float (&x)[8]) {
-    constexpr int WIDTH = ACT == SWIGLU ? N / 2 : N;
-    long long at = (long long)token * WIDTH + column;
-#if QUANTIZE
-    *(uint2*)(y + at) = make_uint2(pack_fp8(x[0], x[1], x[2], x[3]), pack_fp8(x[4], x[5], x[6], x[7]));
-#else
-    uint4 words = make_uint4(pack_out(x[0], x[1]), pack_out(x[2], x[3]), pack_out(x[4], x[5]), pack_out(x[6], x[7]));
-    *(uint4*)(y + 2 * at) = words;
-#endif
-}
-
-// Adds 8 elements of 2 bytes to x.
-INLINE void add(float (&x)[8], uint4 words) {
-    u32 each[4] = {words.x, words.y, words.z, words.w};
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        float2 pair = unpack_out(each[i]);
-        x[2 * i] += pair.x;
-        x[2 * i + 1] += pair.y;
-    }
-}
-
-// A thread's part of the results: EACH rows of every AT_ONCE-th token.
-struct Epilogue {
-    static constexpr int EACH = ACT == SWIGLU ? 16 : 8, OF_TOKEN = ROWS / EACH;  // threads per token
-    static constexpr int AT_ONCE = CONSUMERS / OF_TOKEN * SPLITS, COUNT = (TOKENS + AT_ONCE - 1) / AT_ONCE;
-
-    int own, row, first, num_tokens;  // row of the weight; tokens
-    float factor = 1.0f, over = 1.0f;
-    uint4 addends[ADDED ? COUNT : 1], biases;
-
-    // Loads what the sums are scaled by and added to while the weight is still coming.
-    INLINE Epilogue(int block_row, u32 part, int num_tokens, const char* bias, const char* residual, const float* x_scale,
-                    const float* w_scale, const float* out_scale)
-        : own(threadIdx.x % OF_TOKEN * EACH), row(block_row + own), first(threadIdx.x / OF_TOKEN * SPLITS + part),
-          num_tokens(row < N ? num_tokens : 0) {
-        if (SCALED) factor = *w_scale * *x_scale;
-        if (QUANTIZE) over = 1.0f / *out_scale;
-        if (BIASED && row < N) biases = *(const uint4*)(bias + 2 * row);
-#pragma unroll
-        for (int i = 0; i < (ADDED ? COUNT : 0); i++) {
-            long long token = first + i * AT_ONCE;
-            if (token < this->num_tokens) addends[i] = *(const uint4*)(residual + 2 * (token * N + row));
-        }
-    }
-
-    INLINE void finish(const Shared& shared, const float* x_scale, const float* w_scale, char* y) const {
-#pragma unroll
-        for (int i = 0; i < COUNT; i++) {
-            int token = first + i * AT_ONCE;
-            if (token >= num_tokens) return;
-            float sums[EACH];
-#pragma unroll
-            for (int j = 0; j < EACH; j += 4) *(float4*)&sums[j] = *(const float4*)&shared.sums[token / SPLITS][own + j];
-            float scale = SCALED_ROWS ? x_scale[token] : factor;
-#pragma unroll
-            for (int j = 0; j < EACH; j++) sums[j] *= SCALED_ROWS ? w_scale[row + j] * scale : scale;
-            float out[8];
-#if ACT == SWIGLU
-#pragma unroll
-            for (int j = 0; j < 8; j++) out[j] = sums[2 * j] / (1.0f + exp2_of(sums[2 * j] * -1.4426950408889634f)) * sums[2 * j + 1];
-#else
-#pragma unroll
-            for (int j = 0; j < 8; j++) out[j] = sums[j];
-            if (BIASED) add(out, biases);
-            if (ADDED) add(out, addends[i]);
-#if ACT == GELU
-#pragma unroll
-            for (int j = 0; j < 8; j++) {
-                float u = 0.7978845608028654f * (out[j] + 0.044715f * out[j] * out[j] * out[j]);
-                out[j] = out[j] / (1.0f + exp2_of(u * -2.8853900817779268f));
-            }
-#endif
-#endif
-#pragma unroll
-            for (int j = 0; j < 8; j++) out[j] *= over;
-            store(y, token, row / (EACH / 8), out);
         }
     }
 };
@@ -214,7 +119,7 @@ extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(THRE
     } else {
         if (SPLITS > 1) cluster_wait();
         wait_for_previous();
-        Epilogue epilogue(row, part, num_tokens, bias, residual, x_scale, w_scale, out_scale);
+        Epilogue<ROWS, CONSUMERS> epilogue(row, part, num_tokens, bias, residual, x_scale, w_scale, out_scale);
         Sum acc[TOKENS / 2] = {};
         Place<W_STAGES> at_w, before_w;
         Place<X_STAGES> at_x, before_x;
@@ -278,6 +183,6 @@ extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(THRE
             }
         }
         sync_warps(1, CONSUMERS);
-        epilogue.finish(shared, x_scale, w_scale, y);
+        epilogue.finish(shared.sums, x_scale, [&](int j) { return w_scale[epilogue.row + j]; }, y);
     }
 }

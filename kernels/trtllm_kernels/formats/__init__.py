@@ -10,10 +10,10 @@ from collections.abc import Mapping
 
 import torch
 
+from trtllm_kernels.dialect.packing import TILE, check_shape, is_packed
 from trtllm_kernels.errors import KernelError
 from trtllm_kernels.formats import fp4, int4, int8, nf4
 from trtllm_kernels.formats.format import Format
-from trtllm_kernels.formats.shape import TILE, check_shape, is_packed
 
 FORMATS: Mapping[str, Format] = {one.name: one for one in (int4.FORMAT, int8.FORMAT, fp4.FORMAT, nf4.FORMAT)}
 ZERO: Mapping[str, int] = {"int4": 8}

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 import torch
 
+from trtllm_kernels.dialect.packing import TILE
 from trtllm_kernels.errors import KernelError
-from trtllm_kernels.formats.shape import TILE
 
 _ROW_AXES = {"warp": 4, "half": 2, "group": 8}
 """A tile's row is 16 warp + 8 half + group."""

@@ -13,6 +13,7 @@ from trtllm_kernels.dialect.types import Lowered
 from trtllm_kernels.lowering.call import I32, Builder, OpCall, Tma
 from trtllm_kernels.lowering.gemm import beyond, matmul
 from trtllm_kernels.lowering.gemv import EVICT_FIRST, gemv_tile, launch_gemv, one_token_space
+from trtllm_kernels.lowering.packed_gemm import has_packed_weight, lower_packed, packed_space
 from trtllm_kernels.lowering.registry import lowers
 from trtllm_kernels.lowering.row_scaled import row_scaled_gemm, row_scaled_space, takes_row_scaled
 from trtllm_kernels.lowering.skinny_gemm import launch_skinny, skinny_space, skinny_tunables, within
@@ -28,6 +29,8 @@ def fused_fits(call: OpCall) -> bool:
 def _space(call: OpCall) -> tuple[Choice, ...]:
     if takes_row_scaled(call):
         return row_scaled_space(call)
+    if has_packed_weight(call):
+        return packed_space(call)
     if call["x"].dtype == "fp32":
         return ()
     below_fused = (one_token_space(call) if call.op == "gate_up_silu" else ()) + skinny_space(call)
@@ -141,9 +144,13 @@ class _ActivatedGemm:
 
 @lowers("gate_up_silu", space=_space)
 def gate_up_silu(call: OpCall) -> Lowered:
+    if has_packed_weight(call):
+        return lower_packed(call, gate_up_silu)
     return row_scaled_gemm(call) if takes_row_scaled(call) else _ActivatedGemm(call, "gate_up").lower()
 
 
 @lowers("linear_gelu", space=_space)
 def linear_gelu(call: OpCall) -> Lowered:
+    if has_packed_weight(call):
+        return lower_packed(call, linear_gelu)
     return row_scaled_gemm(call) if takes_row_scaled(call) else _ActivatedGemm(call, "gelu").lower()

@@ -16,6 +16,7 @@ from trtllm_kernels.dialect.expr import ceil_div, product
 from trtllm_kernels.dialect.types import Arg, Dim, Launch, Lowered
 from trtllm_kernels.lowering.call import I32, Builder, OpCall, Operand
 from trtllm_kernels.lowering.gemv import EVICT_FIRST, gemv_tile, launch_gemv, one_token_space
+from trtllm_kernels.lowering.packed_gemm import has_packed_weight, lower_packed, packed_space
 from trtllm_kernels.lowering.registry import lowers
 from trtllm_kernels.lowering.row_scaled import row_scaled_gemm, row_scaled_space, takes_row_scaled
 from trtllm_kernels.lowering.skinny_gemm import launch_skinny, skinny_sizes, skinny_space, skinny_tunables, within
@@ -74,6 +75,8 @@ def _algorithm_choice(size: int) -> Choice:
 def _space(call: OpCall) -> tuple[Choice, ...]:
     if takes_row_scaled(call):
         return row_scaled_space(call)
+    if has_packed_weight(call):
+        return packed_space(call)
     skinny = skinny_space(call)
     covered = skinny_sizes(call)[-1] if skinny else 0
     ours = (*one_token_space(call), *skinny) if call["x"].dtype != "fp32" else ()
@@ -86,6 +89,8 @@ def _space(call: OpCall) -> tuple[Choice, ...]:
 def linear(call: OpCall) -> Lowered:
     if takes_row_scaled(call):
         return row_scaled_gemm(call)
+    if has_packed_weight(call):
+        return lower_packed(call, linear)
     builder, _ = linear_launches(call)
     return builder.finish()
 

@@ -21,7 +21,7 @@ from trtllm_kernels.dialect.work import elementwise, gemm
 
 
 def _linear_examples(t: ModelTensors) -> Iterator[ExampleCall]:
-    """QKV with a bias; the down projection without, with a residual, with both; and with row-wise scales."""
+    """QKV with a bias; the down projection without, with a residual, with both; with row-wise scales; and of 4-bit codes."""
     h, i = t.model.hidden, t.model.intermediate
     down = t.codes(h, i)
     qkv, scales = t.codes(t.qkv_width, h), (t.x_scale, t.weight_scale(h))
@@ -31,6 +31,9 @@ def _linear_examples(t: ModelTensors) -> Iterator[ExampleCall]:
     yield (t.inner_codes, down, t.vector(h), *scales, t.hidden), (t.hidden,), {}
     if t.scale:
         yield (t.inner_codes, down, None, t.row_scales, TensorSpec((h, 1), "fp32")), (t.hidden,), {}
+    if t.precision in ("bf16", "fp8") and h % 64 == 0 and i % 128 == 0:
+        packed, groups = TensorSpec((h, i), "int4"), TensorSpec((i // 128, h), "bf16")
+        yield (t.inner_codes, packed, None, t.x_scale, None, t.hidden, groups), (t.hidden,), {}
 
 
 register(

@@ -1,0 +1,117 @@
+// What kernels of skinny GEMMs share: places in rings, and the epilogue, y = act(sums * scales + bias + residual) / out_scale.
+#pragma once
+#include "hopper.cuh"
+
+#define SWIGLU 1
+#define GELU 2
+
+// Scales of x and of the weight: 0 none, 1 one of all, 2 one per row. FACTOR: what else sums are multiplied by.
+#ifndef X_SCALES
+#define X_SCALES (SCALED_ROWS ? 2 : SCALED)
+#define W_SCALES X_SCALES
+#define FACTOR 1.0f
+#endif
+
+// A position in a ring of STAGES, and the parity of the phase that fills it.
+template <int STAGES>
+struct Place {
+    u32 stage = 0, parity = 0;
+
+    INLINE void next() {
+        if (++stage == STAGES) stage = 0, parity ^= 1;
+    }
+};
+
+// Stores 8 results of a token, from column `column` of y on.
+INLINE void store(char* y, int token, int column, const float (&x)[8]) {
+    constexpr int WIDTH = ACT == SWIGLU ? N / 2 : N;
+    long long at = (long long)token * WIDTH + column;
+#if QUANTIZE
+    *(uint2*)(y + at) = make_uint2(pack_fp8(x[0], x[1], x[2], x[3]), pack_fp8(x[4], x[5], x[6], x[7]));
+#else
+    uint4 words = make_uint4(pack_out(x[0], x[1]), pack_out(x[2], x[3]), pack_out(x[4], x[5]), pack_out(x[6], x[7]));
+    *(uint4*)(y + 2 * at) = words;
+#endif
+}
+
+// Adds 8 elements of 2 bytes to x.
+INLINE void add(float (&x)[8], uint4 words) {
+    u32 each[4] = {words.x, words.y, words.z, words.w};
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        float2 pair = unpack_out(each[i]);
+        x[2 * i] += pair.x;
+        x[2 * i + 1] += pair.y;
+    }
+}
+
+// A thread's part of the results: EACH of the block's ROWS, of every so many tokens. SPLITS blocks share the tokens: two have every other
+// token, and of four each has two tokens, 8 lines apart, less the other two, of 16.
+template <int ROWS, int THREADS>
+struct Epilogue {
+    static constexpr int EACH = ACT == SWIGLU ? 16 : 8, OF_TOKEN = ROWS / EACH;  // threads per token
+    static constexpr int AT_ONCE = THREADS / OF_TOKEN * SPLITS, COUNT = (TOKENS + AT_ONCE - 1) / AT_ONCE;
+
+    int own, row, first, num_tokens;  // row of the weight; tokens
+    u32 part;
+    float factor = 1.0f, over = 1.0f;
+    uint4 addends[ADDED ? COUNT : 1], biases;
+
+    // Loads what the sums are scaled by and added to while the weight is still coming.
+    INLINE Epilogue(int block_row, u32 part, int num_tokens, const char* bias, const char* residual, const float* x_scale,
+                    const float* w_scale, const float* out_scale)
+        : own(threadIdx.x % OF_TOKEN * EACH), row(block_row + own), first(threadIdx.x / OF_TOKEN * SPLITS + (SPLITS > 2 ? 0 : part)),
+          num_tokens(row < N ? num_tokens : 0), part(part) {
+        if (W_SCALES == 1) factor = *w_scale;
+        if (X_SCALES == 1) factor *= *x_scale;
+        factor *= FACTOR;
+        if (QUANTIZE) over = 1.0f / *out_scale;
+        if (BIASED && row < N) biases = *(const uint4*)(bias + 2 * row);
+#pragma unroll
+        for (int i = 0; i < (ADDED ? COUNT : 0); i++) {
+            long long token = this->token(i);
+            if (token < this->num_tokens) addends[i] = *(const uint4*)(residual + 2 * (token * N + row));
+        }
+    }
+
+    INLINE int token(int i) const {
+        int at = first + i * AT_ONCE;
+        return SPLITS <= 2 ? at : at / 16 * 16 + part / 2 * 8 + at / SPLITS % 4 * 2 + part % 2;
+    }
+
+    // `sums`: [TOKENS / SPLITS][..] of the block's rows. `row_scale`: scale of the j-th of the thread's rows.
+    template <int PITCH, typename RowScale>
+    INLINE void finish(const float (&sums_of)[TOKENS / SPLITS][PITCH], const float* x_scale, RowScale row_scale, char* y) const {
+#pragma unroll
+        for (int i = 0; i < COUNT; i++) {
+            int token = this->token(i);
+            if (token >= num_tokens) return;
+            float sums[EACH];
+#pragma unroll
+            for (int j = 0; j < EACH; j += 4) *(float4*)&sums[j] = *(const float4*)&sums_of[(SPLITS <= 2 ? token : first + i * AT_ONCE) / SPLITS][own + j];
+            float scale = X_SCALES == 2 ? x_scale[token] * factor : factor;
+#pragma unroll
+            for (int j = 0; j < EACH; j++) sums[j] *= W_SCALES == 2 ? row_scale(j) * scale : scale;
+            float out[8];
+#if ACT == SWIGLU
+#pragma unroll
+            for (int j = 0; j < 8; j++) out[j] = sums[2 * j] / (1.0f + exp2_of(sums[2 * j] * -1.4426950408889634f)) * sums[2 * j + 1];
+#else
+#pragma unroll
+            for (int j = 0; j < 8; j++) out[j] = sums[j];
+            if (BIASED) add(out, biases);
+            if (ADDED) add(out, addends[i]);
+#if ACT == GELU
+#pragma unroll
+            for (int j = 0; j < 8; j++) {
+                float u = 0.7978845608028654f * (out[j] + 0.044715f * out[j] * out[j] * out[j]);
+                out[j] = out[j] / (1.0f + exp2_of(u * -2.8853900817779268f));
+            }
+#endif
+#endif
+#pragma unroll
+            for (int j = 0; j < 8; j++) out[j] *= over;
+            store(y, token, row / (EACH / 8), out);
+        }
+    }
+};

@@ -1,0 +1,325 @@
+"""Lowering of products with packed weights (`formats`), whatever the op: few tokens by our own kernel, more by a weight made wide.
+
+Few tokens: `cuda_kernels/packed_gemm.cu` on Hopper, one specialisation a padded size, of which a step launches one or none. More: the
+weight is decoded into a workspace, in the inputs' format, and the op runs as it does with a wide weight. All products of a step share that
+memory, so an engine holds one wide weight at most, the widest, and only while it multiplies. fp8 weights with wide inputs, which are rows
+and not tiles, are made wide for any number of tokens.
+
+What counts in a tile: memory is waited for by whole warps, so each SM should have eight of them that decode, by more rows of the weight, by
+K in turns, or by two blocks; and x is read from L2 once by each block, so with many tokens blocks need many rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+
+from trtllm_kernels.dialect.dtypes import bytes_of, elements_in
+from trtllm_kernels.dialect.expr import ceil_div, product
+from trtllm_kernels.dialect.packing import TILE, check_shape, is_packed
+from trtllm_kernels.dialect.types import Dim, Launch, Lowered
+from trtllm_kernels.errors import KernelError
+from trtllm_kernels.lowering.call import I32, Builder, OpCall, Tma
+from trtllm_kernels.lowering.space import PREFILL, Choice, grid, table
+
+PADDED = (8, 16, 32, 64, 128)
+"""Tokens that a tile of the kernel of few tokens holds."""
+PACKED_TO = "packed_to"
+"""Tunable: largest number of tokens for which that kernel is taken; 0: never."""
+_WIDE = ("bf16", "fp16")
+_CODES = {"int4": 0, "int8": 1, "fp4": 2, "nf4": 3}
+_SCALES = {"fp32": 0, "fp16": 1, "bf16": 2, "fp8": 3, "uint8": 4}
+"""Numbers of `cuda_kernels/decode.cuh`; uint8 scales are powers of two."""
+_ACTIVATIONS = {"linear": 0, "gate_up_silu": 1, "linear_gelu": 2}
+_SM_BYTES, _RESERVED_BYTES = 228 * 1024, 1024
+_TABLE_BYTES = 32 * 1024
+"""Of nf4's numbers."""
+
+
+def has_packed_weight(call: OpCall) -> bool:
+    """Whether an op's weight is codes that are not multiplied as they are: in tiles, or fp8 in rows under wide inputs."""
+    return is_packed(call["weight"].dtype, call["x"].dtype) or (call["weight"].dtype == "fp8" and call["x"].dtype != "fp8")
+
+
+@dataclass(frozen=True)
+class Tile:
+    """`rows` of the weight per block, 64 a warpgroup. `turns`: warpgroups that take every so many-th step of the same rows. `parts`: blocks
+    that divide K. `blocks` share an SM. `columns`: of a step."""
+
+    tokens: int
+    rows: int
+    turns: int
+    parts: int
+    blocks: int
+    columns: int
+
+
+def _group(call: OpCall) -> int:
+    """Columns that have a scale in common; 0 if only rows have scales."""
+    scale = call.get("group_scale")
+    return 0 if scale is None else call["weight"].size(1) // scale.size(0)
+
+
+def _step_fits(call: OpCall, columns: int) -> bool:
+    """Whether the groups of scales divide a step or are whole numbers of steps."""
+    group, k = _group(call), call["weight"].size(1)
+    shortest = 32 if call["x"].dtype == "fp8" else 16
+    return group in (0, k) or (group >= shortest and (group % columns == 0 or columns % group == 0))
+
+
+def few_fit(call: OpCall) -> bool:
+    """Whether `packed_gemm.cu` can multiply."""
+    x, y = call["x"], call.outputs[0]
+    zero = call.get("weight_zero")
+    wide = {operand.dtype for operand in (call.get("bias"), call.get("residual")) if operand}
+    wide |= set() if call.get("out_scale") else {y.dtype}
+    return (
+        call.capability == 90
+        and call["weight"].dtype in _CODES
+        and x.dtype in (*_WIDE, "fp8")
+        and len(wide) <= 1
+        and wide <= {*_WIDE}
+        and (zero is None or (call.get("group_scale") is not None and zero.dtype == "bf16" and call["weight"].dtype in ("int4", "int8")))
+        and _step_fits(call, 128)
+    )
+
+
+def packed_tunables(call: OpCall) -> dict[str, int]:
+    """The defaults, for `OpCall.tuned`."""
+    defaults = {PACKED_TO: PADDED[-1] if few_fit(call) else 0}
+    for padded in PADDED:
+        tile = _default(call, padded)
+        defaults |= {_name(padded, field): getattr(tile, field) for field in _FIELDS}
+    return defaults
+
+
+_FIELDS = tuple(field.name for field in fields(Tile))[1:]
+
+
+def _name(padded: int, field: str) -> str:
+    return f"packed{padded}_{field}"
+
+
+def _default(call: OpCall, padded: int) -> Tile:
+    """Not yet tuned on a GPU: as many warps an SM as hide a decoding's latency, and x read from L2 no more often than need be."""
+    tiles, sms = ceil_div(call["weight"].size(0), TILE), call.sm_count
+    if padded <= 16:
+        columns = 256 if _step_fits(call, 256) else 128
+        if tiles > 2 * sms:
+            return Tile(padded, 128, 1, 1, 2, 128)
+        if 2 * tiles > sms:
+            return Tile(padded, 64, 1, 2, 2, columns)
+        return Tile(padded, 64, 2, 2, 1, columns)
+    blocks = ceil_div(tiles, 2)
+    parts = next((n for n in (4, 2) if blocks * n <= sms), 1)
+    return Tile(padded, 128, 1, parts, 1, 128)
+
+
+def packed_space(call: OpCall) -> tuple[Choice, ...]:
+    """A tile for each padded size, and the number of tokens up to which they are taken."""
+    if not few_fit(call):
+        return ()
+    columns = tuple(n for n in (128, 256) if _step_fits(call, n))
+    few = [(64, 1, 1, 2), (64, 1, 2, 2), (64, 2, 1, 1), (64, 2, 2, 1), (64, 2, 1, 2), (128, 1, 1, 1), (128, 1, 1, 2), (128, 1, 2, 1)]
+    many = [(64, 1, 2, 2), (64, 2, 2, 1), (128, 1, 1, 1), (128, 1, 2, 1), (128, 1, 4, 1), (128, 2, 2, 1), (256, 1, 1, 1), (256, 1, 2, 1)]
+
+    def choice(padded: int) -> Choice:
+        lines = [(*one, n) for one in (few if padded <= 16 else many) for n in columns]
+        return Choice(f"packed {padded}", table(tuple(_name(padded, field) for field in _FIELDS), *lines))
+
+    return (*map(choice, PADDED), Choice("packed to", grid(**{PACKED_TO: (0, *PADDED)}), (PREFILL,), PADDED))
+
+
+def lower_packed(call: OpCall, lower_wide: Callable[[OpCall], Lowered]) -> Lowered:
+    """Launches for any number of tokens. `lower_wide`: how the op runs with a wide weight."""
+    weight = call["weight"]
+    check_shape(weight.size(0), weight.size(1), weight.dtype)
+    ours = packed_tunables(call)
+    tuned = {**ours, **{name: value for name, value in call.tactic.items() if name in ours}}
+    builder = Builder(call)
+    covered = _launch_few(builder, tuned)
+    if isinstance(tokens := call["x"].shape[0], int) and tokens <= covered:
+        return builder.finish()
+    wide = _widened(builder, covered)
+    rest = {name: value for name, value in call.tactic.items() if name not in ours}
+    if covered:
+        rest |= {"skinny_to": 0} | ({} if call.op == "linear_gelu" else {"gemv": 0})
+    lowered = lower_wide(replace(wide, tactic=rest))
+    builder.launches += [_beyond(launch, tokens, covered) for launch in lowered.launches]
+    builder.kernels |= {spec.key: spec for spec in lowered.kernels}
+    builder.workspaces |= lowered.workspaces
+    return builder.finish()
+
+
+def _launch_few(builder: Builder, tuned: Mapping[str, int]) -> int:
+    """Adds launches of the kernel of few tokens. Returns the number of tokens up to which they serve."""
+    call = builder.call
+    most = min(tuned[PACKED_TO], PADDED[-1]) if few_fit(call) else 0
+    for below, padded in zip((0, *PADDED), PADDED, strict=False):
+        if below < most:
+            tile = Tile(padded, *(tuned[_name(padded, field)] for field in _FIELDS))
+            _launch(builder, tile, _within(call["x"].shape[0], below, min(most, padded)))
+    return most
+
+
+def _within(tokens: Dim, below: int, most: int) -> Dim:
+    """1 from `below` + 1 to `most` tokens, else 0."""
+    if isinstance(tokens, int):
+        return int(below < tokens <= most)
+    return f"max(0, min(1, {tokens} - {below}, {most + 1} - {tokens}))"
+
+
+def _some_beyond(tokens: Dim, covered: int) -> Dim:
+    """1 in a step of more than `covered` tokens, else 0."""
+    return int(tokens > covered) if isinstance(tokens, int) else f"max(0, min(1, {tokens} - {covered}))"
+
+
+def _beyond(launch: Launch, tokens: Dim, covered: int) -> Launch:
+    """The launch in steps of more than `covered` tokens only."""
+    x, y, z = launch.grid
+    return launch if covered == 0 else replace(launch, grid=(product(x, _some_beyond(tokens, covered)), y, z))
+
+
+def _launch(builder: Builder, tile: Tile, here: Dim) -> None:
+    """`here`: 1 in steps that this tile serves, else 0. Raises `KernelError` for a tile that the kernel does not have."""
+    call = builder.call
+    x, weight, bias, residual, y = call["x"], call["weight"], call.get("bias"), call.get("residual"), call.outputs[0]
+    scale, zero, group, n, k = call.get("group_scale"), call.get("weight_zero"), _group(call), weight.size(0), weight.size(1)
+    if tile.rows % TILE or tile.parts not in (1, 2, 4) or tile.tokens // tile.parts < 4 or not _step_fits(call, tile.columns):
+        raise KernelError(f"tile {tile} is none of those for packed weights in groups of {group}")
+    fp8, row_groups = x.dtype == "fp8", tile.rows // TILE
+    folded = weight.dtype == "fp4" and scale is not None and (scale.dtype == "fp8" or (scale.dtype == "uint8" and x.dtype == "bf16"))
+    x_scale, w_scale = call.get("x_scale"), call.get("weight_scale")
+    groups = 1 if not group or group >= tile.columns else tile.columns // group
+    w_stages, x_stages, shared_bytes = _rings(call, tile, groups)
+    wide = bias or residual or (y if call.get("out_scale") is None else None)
+    builder.launch(
+        "packed_gemm.packed_gemm",
+        {
+            "X": Tma(x, tile.tokens, elements_in(128, x.dtype)),
+            "W": weight,
+            "GroupScale": scale or x,
+            "WeightZero": zero or x,
+            "Bias": bias or x,
+            "Residual": residual or x,
+            "XScale": x_scale or x,
+            "WScale": w_scale or x,
+            "OutScale": call.get("out_scale") or x,
+            "Y": y,
+            "num_tokens": I32(x.shape[0]),
+        },
+        grid=(product(ceil_div(n, tile.rows), here), tile.parts),
+        constexprs={
+            "N": n,
+            "K": k,
+            "TOKENS": tile.tokens,
+            "COLUMNS": tile.columns,
+            "ROW_GROUPS": row_groups,
+            "K_GROUPS": tile.turns,
+            "SPLITS": tile.parts,
+            "BLOCKS": tile.blocks,
+            "W_STAGES": w_stages,
+            "X_STAGES": x_stages,
+            "FP8": fp8,
+            "HALF": x.dtype == "fp16",
+            "OUT_HALF": wide is not None and wide.dtype == "fp16",
+            "ACT": _ACTIVATIONS[call.op],
+            "CODES": _CODES[weight.dtype],
+            "GROUP": group,
+            "FOLDED": folded,
+            "ZEROS": zero is not None,
+            "SCALE_TYPE": _SCALES[scale.dtype] if scale else 0,
+            "X_SCALES": len(x_scale.shape) if x_scale and fp8 else 0,
+            "W_SCALES": len(w_scale.shape) if w_scale else 0,
+            "BIASED": bias is not None,
+            "ADDED": residual is not None,
+            "QUANTIZE": call.get("out_scale") is not None,
+            "SHARED_BYTES": shared_bytes,
+        },
+        warps=4 * row_groups * tile.turns + (3 if group else 2),
+        cuda=True,
+    )
+
+
+def _rings(call: OpCall, tile: Tile, groups: int) -> tuple[int, int, int]:
+    """(stages of the weight's ring, stages of x's, bytes of shared memory), as `Shared` of the kernel lays them out."""
+    weight, x = call["weight"], call["x"]
+    n_rows, owners = tile.rows, 2 * tile.rows
+    x_row = bytes_of(tile.columns, x.dtype)
+    steps = ceil_div(ceil_div(weight.size(1), tile.columns), tile.parts)
+    received = (tile.parts - 1) * 4 * owners * tile.tokens // 2 // tile.parts
+    fixed = received + 4 * (n_rows if (scale := call.get("weight_scale")) and len(scale.shape) == 2 else 4) + 64
+    fixed += _TABLE_BYTES if weight.dtype == "nf4" else 0
+    scales = 256 * n_rows // TILE * groups
+    w_stage = bytes_of(n_rows * tile.columns, weight.dtype) + 16
+    if call.get("group_scale"):
+        w_stage += scales * (2 if call.get("weight_zero") else 1)
+        fixed += 0 if call.get("weight_zero") else scales
+    else:
+        fixed += 2 * scales
+    x_stage = x_row * tile.tokens + 16
+    room = _SM_BYTES // tile.blocks - _RESERVED_BYTES - fixed
+    in_flight = 4096 if tile.tokens <= 16 else 2048
+    least = tile.turns + 1
+    x_stages = max(least, min(steps, in_flight // x_row, room // 2 // x_stage))
+    w_stages = max(least, min(steps, (room - x_stages * x_stage) // w_stage))
+    rings = x_stages * x_row * tile.tokens + w_stages * bytes_of(n_rows * tile.columns, weight.dtype)
+    rest = x_stages * x_stage + w_stages * w_stage - rings
+    sums = 4 * tile.tokens // tile.parts * (n_rows + 4) + 4 * owners * max(1, tile.turns - 1) * (tile.tokens // 2 if tile.turns > 1 else 1)
+    return w_stages, x_stages, ceil_div(max(rings, sums), 16) * 16 + rest + fixed
+
+
+def _widened(builder: Builder, covered: int) -> OpCall:
+    """The op with its weight, and fp8 inputs, made wide in workspaces by launches that are added."""
+    call = builder.call
+    x, weight, tokens = call["x"], call["weight"], call["x"].shape[0]
+    scale, zero, x_scale, w_scale = (call.get(name) for name in ("group_scale", "weight_zero", "x_scale", "weight_scale"))
+    n, k, fp8, more = weight.size(0), weight.size(1), x.dtype == "fp8", _some_beyond(tokens, covered)
+    wide_x = x
+    by_row = fp8 and x_scale is not None and len(x_scale.shape) == 2
+    if fp8:
+        wide_x = builder.workspace("x", (tokens, k), "bf16")
+        block = min(1024, k & -k)
+        builder.launch(
+            "packed.widen",
+            {"X": x, "XScale": x_scale or x, "Y": wide_x},
+            grid=(product(tokens, more), k // block),
+            constexprs={"N": k, "BLOCK": block, "SCALED": by_row},
+            warps=4,
+        )
+    wide = builder.workspace("weight", (n, k), wide_x.dtype)
+    builder.launch(
+        "packed.widen_weight",
+        {
+            "W": weight,
+            "GroupScale": scale or x,
+            "WeightZero": zero or x,
+            "WScale": w_scale or x,
+            "XScale": x_scale or x,
+            "Y": wide,
+        },
+        grid=(product(k // TILE, more), n // TILE),
+        constexprs={
+            "N": n,
+            "K": k,
+            "GROUP": _group(call),
+            "FORMAT": _layout(call),
+            "E8M0": scale is not None and scale.dtype == "uint8",
+            "ZERO": zero is not None,
+            "SCALED": len(w_scale.shape) if w_scale else 0,
+            "X_SCALED": fp8 and x_scale is not None and not by_row,
+        },
+        warps=4,
+        serialize_next=True,
+    )
+    narrow = ("x_scale", "weight_scale", "group_scale", "weight_zero")
+    inputs = {name: None if name in narrow else operand for name, operand in call.inputs.items()}
+    return replace(call, inputs={**inputs, "x": wide_x, "weight": wide})
+
+
+def _layout(call: OpCall) -> str:
+    """Name of the order of codes, as `triton_kernels/packed.py` knows it."""
+    dtype, inputs = call["weight"].dtype, call["x"].dtype
+    if dtype == "int4" and inputs == "fp8":
+        return "int4_fp8"
+    return "fp4_fp16" if dtype == "fp4" and inputs == "fp16" else dtype

@@ -1,0 +1,112 @@
+"""Products with packed weights on the GPU against their references, by the launches that engines run. Results are poisoned before."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "kernels"))
+
+from packed_samples import SCHEMES, Packed, copied, lowered_for, result_like, sample, tile
+
+from trtllm_kernels.compile.pool import compile_many
+from trtllm_kernels.dialect.expr import evaluate
+from trtllm_kernels.dialect.ops import OP_SPECS
+from trtllm_kernels.dialect.specs import DTYPES
+from trtllm_kernels.dialect.types import Lowered
+from trtllm_kernels.launch.driver import BoundProgram
+from trtllm_kernels.references import OPS
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] != 9, reason="needs a Hopper GPU"),
+]
+TOKENS = (1, 2, 7, 8, 9, 16, 33, 64, 96, 128, 200, 513)
+EPILOGUES = {
+    "linear": ({}, {"bias": True}, {"residual": True}, {"bias": True, "residual": True}),
+    "gate_up_silu": ({}, {"quantize": True}),
+    "linear_gelu": ({"bias": True}, {"bias": True, "quantize": True}),
+}
+ALL = [(op, scheme, epilogue) for op, epilogues in EPILOGUES.items() for scheme in SCHEMES for epilogue in epilogues]
+WHOLE = [(op, scheme, epilogue) for op, scheme, epilogue in ALL if scheme == SCHEMES[0] or epilogue == EPILOGUES[op][-1]]
+"""Every epilogue of the first scheme, the largest one of the others."""
+TILES = [
+    tile(8, rows=64, turns=1, parts=1, columns=256) | tile(16, rows=64, turns=2, parts=4, columns=256),
+    tile(8, rows=128, blocks=2) | tile(16, rows=256) | tile(64, rows=64, turns=2, parts=2) | tile(128, rows=64, parts=4),
+    tile(8, rows=128, turns=2, parts=2) | tile(16, rows=128, turns=2) | tile(64, rows=128, parts=2) | tile(128, rows=128, parts=4),
+]
+_compiled: dict[str, object] = {}
+
+
+def case(op: str, scheme: Packed, rows: int, columns: int, epilogue: dict[str, bool]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    return (named := sample(op, scheme, rows, columns, max(TOKENS), **epilogue)), result_like(op, named)
+
+
+def all_lowered() -> list[Lowered]:
+    found = []
+    for op, scheme, epilogue in WHOLE:
+        named, y = case(op, scheme, 384, 640, epilogue)
+        found.append(lowered_for(op, named, y))
+    for tactic in TILES:
+        named, y = case("linear", SCHEMES[0], 320, 2176, {"residual": True})
+        found.append(lowered_for("linear", named, y, tactic))
+    return found
+
+
+@pytest.fixture(scope="module")
+def cubins() -> dict[str, object]:
+    """All kernels of this file, compiled by all cores at once."""
+    compiled = dict(compile_many([spec for one in all_lowered() for spec in one.kernels], "sm_90"))
+    wrong = {key: reason for key, reason in compiled.items() if isinstance(reason, str)}
+    assert not wrong, next(iter(wrong.values()))
+    return compiled
+
+
+def run(lowered: Lowered, named: dict[str, torch.Tensor], y: torch.Tensor, cubins: dict[str, object]) -> dict[int, torch.Tensor]:
+    """The result at every number of tokens, from buffers of the largest step."""
+    tensors = {name: copied(value, "cuda") for name, value in {**named, "out0": y}.items()}
+    for name, spec in lowered.workspaces.items():
+        tensors[name] = torch.empty([evaluate(dim, {"T": max(TOKENS)}) for dim in spec.shape], dtype=DTYPES[spec.dtype], device="cuda")
+        tensors[name].view(torch.uint8).fill_(0xFF)
+    program = BoundProgram([lowered], tensors.__getitem__, cubins)  # type: ignore[arg-type]
+    results = {}
+    for tokens in TOKENS:
+        tensors["out0"].view(torch.uint8).fill_(0xFF)
+        program.set_symbols(T=tokens, R=1, D=0, S=1, C=0)
+        program.run()
+        results[tokens] = tensors["out0"][:tokens].cpu()
+        assert bool((tensors["out0"][tokens:].view(torch.uint8) == 0xFF).all()), f"rows behind {tokens} tokens were written"
+    return results
+
+
+def apart(got: torch.Tensor, want: torch.Tensor) -> float:
+    return float((got.float() - want.float()).norm() / want.float().norm())
+
+
+@pytest.mark.parametrize(("op", "scheme", "epilogue"), WHOLE, ids=lambda value: getattr(value, "name", str(value)))
+def test_products_equal_their_references(op: str, scheme: Packed, epilogue: dict[str, bool], cubins: dict[str, object]) -> None:
+    """Results are rounded once, to bf16 (2^-9 at most) or fp8; wide weights of many tokens, and nf4's numbers, once more."""
+    named, y = case(op, scheme, 384, 640, epilogue)
+    expected = OPS[op].reference(**{name: named.get(name) for name in OP_SPECS[op].tensors})
+    allowed = 4e-2 if epilogue.get("quantize") else 6e-3 if op == "linear" else 1e-2
+    wrong = {}
+    for tokens, got in run(lowered_for(op, named, y), named, y, cubins).items():
+        error = apart(got, expected[:tokens])
+        if not error < allowed:
+            wrong[tokens] = error
+    assert not wrong, f"relative errors by tokens: {wrong}"
+
+
+@pytest.mark.parametrize("tactic", TILES, ids=range(len(TILES)))
+def test_every_tile_gives_the_same(tactic: dict[str, int], cubins: dict[str, object]) -> None:
+    """Rings that turn, rows that end within a block, parts and turns of K; and the same bits again and again."""
+    named, y = case("linear", SCHEMES[0], 320, 2176, {"residual": True})
+    expected = OPS["linear"].reference(**{name: named.get(name) for name in OP_SPECS["linear"].tensors})
+    lowered = lowered_for("linear", named, y, tactic)
+    first = run(lowered, named, y, cubins)
+    for tokens, got in first.items():
+        assert apart(got, expected[:tokens]) < 6e-3, tokens
+    for _ in range(20):
+        again = run(lowered, named, y, cubins)
+        assert all(torch.equal(again[tokens], got) for tokens, got in first.items() if tokens <= 128)

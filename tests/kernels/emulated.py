@@ -1,0 +1,47 @@
+"""Runs CUDA C++ kernels of skinny GEMMs with packed weights on the host (`emulation/hopper.cuh`), by the launches that lowering makes."""
+
+import ctypes
+import hashlib
+import subprocess
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+from trtllm_kernels.compile import nvrtc
+from trtllm_kernels.dialect.expr import evaluate
+from trtllm_kernels.dialect.types import KernelSpec, Launch, Lowered
+
+HERE = Path(__file__).parent / "emulation"
+
+
+@lru_cache(maxsize=64)
+def library(macros: tuple[str, ...]) -> ctypes.CDLL:
+    folder = Path(tempfile.mkdtemp(prefix="emulated-"))
+    source = (nvrtc.SOURCES / "packed_gemm.cu").read_text().replace("extern __shared__ __align__(1024) char memory[];", "")
+    (folder / "packed_gemm.cu").write_text(source)
+    for name in ("decode.cuh", "skinny.cuh"):
+        (folder / name).write_text((nvrtc.SOURCES / name).read_text())
+    (folder / "hopper.cuh").write_text((HERE / "hopper.cuh").read_text())
+    out = folder / f"{hashlib.sha256(' '.join(macros).encode()).hexdigest()[:8]}.so"
+    command = ["g++", "-std=c++17", "-O1", "-w", "-shared", "-fPIC", f"-I{folder}", '-DKERNEL_SOURCE="packed_gemm.cu"', *macros]
+    done = subprocess.run([*command, str(HERE / "run.cpp"), "-o", str(out)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[:3000]
+    return ctypes.CDLL(str(out))
+
+
+def running(lowered: Lowered, tokens: int) -> tuple[Launch, KernelSpec]:
+    """The one launch of a step of so many tokens."""
+    (launch,) = [one for one in lowered.launches if min(evaluate(dim, {"T": tokens}) for dim in one.grid) > 0]
+    return launch, next(spec for spec in lowered.kernels if spec.key == launch.kernel)
+
+
+def emulate(lowered: Lowered, named: dict[str, torch.Tensor], y: torch.Tensor, tokens: int) -> None:
+    launch, spec = running(lowered, tokens)
+    macros = tuple(f"-D{name}={int(value)}" for name, value in spec.constexprs.items())
+    grid = evaluate(launch.grid[0], {"T": tokens})
+    tensors = [y if arg.value == "out0" else named[str(arg.value)] for arg in launch.args if arg.kind in ("tma", "tensor")]
+    pointers = (ctypes.c_void_p * len(tensors))(*(one.data_ptr() for one in tensors))
+    code = library(macros).emulate(pointers, ctypes.c_long(named["x"].shape[0]), tokens, grid, 32 * spec.num_warps)
+    assert code == 0, f"{spec.constexprs}: emulation ended with {code}"

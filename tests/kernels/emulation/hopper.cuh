@@ -1,0 +1,222 @@
+// Stands for `cuda_kernels/hopper.cuh` where a kernel is compiled for the host: each CUDA thread is a fiber, and each of that header's
+// functions does at once what the GPU does in its own time. So what a kernel computes is checked, with its barriers' phases and counts and
+// every address, and not what it does to registers in flight. A kernel that waits for ever is found out: no fiber moves.
+#pragma once
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <vector>
+
+typedef unsigned int u32;
+typedef unsigned long long u64;
+#define INLINE inline
+#define __device__
+#define __global__
+#define __shared__
+#define __align__(n)
+#define __grid_constant__
+#define __launch_bounds__(...)
+#define __cluster_dims__(...)
+using std::max;
+using std::min;
+
+struct float2 { float x, y; };
+struct float4 { float x, y, z, w; };
+struct uint2 { u32 x, y; };
+struct uint4 { u32 x, y, z, w; };
+inline float2 make_float2(float x, float y) { return {x, y}; }
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+inline uint2 make_uint2(u32 x, u32 y) { return {x, y}; }
+inline uint4 make_uint4(u32 x, u32 y, u32 z, u32 w) { return {x, y, z, w}; }
+inline float __int_as_float(u32 x) { float y; memcpy(&y, &x, 4); return y; }
+inline u32 __float_as_int(float x) { u32 y; memcpy(&y, &x, 4); return y; }
+template <typename T>
+T __ldg(const T* from) { T x; memcpy(&x, from, sizeof(T)); return x; }
+
+// ---- Fibers
+
+struct Barrier { long arrivals = 0, pending = 0, bytes = 0; u32 phase = 0; };
+struct Meeting { u32 arrived = 0, round = 0; };
+struct Block {
+    char* shared;
+    u32 x, y;
+    std::map<u32, Barrier> barriers;
+    std::map<u32, Meeting> meetings;
+    std::vector<u32> operands;  // A of each thread of the block
+};
+struct Fiber {
+    ucontext_t context;
+    std::unique_ptr<char[]> stack;
+    Block* block;
+    u32 thread;
+    bool done = false;
+};
+struct Machine {
+    std::vector<std::unique_ptr<Block>> blocks;
+    std::vector<std::unique_ptr<Fiber>> fibers;
+    Meeting cluster;
+    ucontext_t scheduler;
+    Fiber* now = nullptr;
+    u32 threads = 0;
+    bool moved = false;
+};
+inline Machine machine;
+struct Index { u32 x, y; };
+#define threadIdx (Index{machine.now->thread, 0})
+#define blockIdx (Index{machine.now->block->x, machine.now->block->y})
+#define memory (machine.now->block->shared)
+
+inline void pause_fiber() { swapcontext(&machine.now->context, &machine.scheduler); }
+inline void progress() { machine.moved = true; }
+
+inline void meet(Meeting& at, u32 count) {
+    u32 round = at.round;
+    if (++at.arrived == count) at.arrived = 0, at.round++, progress();
+    while (at.round == round) pause_fiber();
+}
+inline void sync_warps(u32 number, u32 threads) { meet(machine.now->block->meetings[number], threads); }
+inline void __syncthreads() { sync_warps(0, machine.threads); }
+inline void __syncwarp() { meet(machine.now->block->meetings[1000 + machine.now->thread / 32], 32); }
+inline u32 __shfl_sync(u32, u32 x, int) { return x; }
+inline void cluster_arrive() {}
+inline void cluster_wait() { meet(machine.cluster, machine.threads * machine.blocks.size()); }
+inline void let_next_start() {}
+inline void wait_for_previous() {}
+
+inline u32 shared_address(const void* pointer) { return (u32)((const char*)pointer - memory); }
+inline Barrier& barrier_at(u64& barrier) { return machine.now->block->barriers.at(shared_address(&barrier)); }
+inline void settle(Barrier& barrier) {
+    if (barrier.pending == 0 && barrier.bytes == 0) barrier.phase ^= 1, barrier.pending = barrier.arrivals, progress();
+}
+inline void barrier_init(u64& barrier, u32 arrivals) {
+    Barrier& made = machine.now->block->barriers[shared_address(&barrier)];
+    made.arrivals = made.pending = arrivals;
+}
+inline void barriers_are_made() {}
+inline void arrive_at(Barrier& barrier) {
+    if (barrier.pending-- == 0) printf("more arrivals than a barrier expects\n"), exit(4);
+    settle(barrier);
+}
+inline void arrive(u64& barrier) { arrive_at(barrier_at(barrier)); }
+inline void arrive_expecting(u64& barrier, u32 bytes) { barrier_at(barrier).bytes += bytes, arrive_at(barrier_at(barrier)); }
+inline void complete(Barrier& barrier, u32 bytes) { barrier.bytes -= bytes, settle(barrier); }
+inline void wait(u64& barrier, u32 parity) {
+    while (barrier_at(barrier).phase == parity) pause_fiber();
+}
+
+// ---- Copies
+
+struct TensorMap { const char* from; long rows, columns, element, box_rows; };
+inline void prefetch(const TensorMap&) {}
+inline u64 evict_first() { return 0; }
+// A box of rows of 128 bytes, 128-byte swizzle, zero outside the matrix.
+inline void load_box(void* to, const TensorMap& map, int row, int column, u64& barrier) {
+    for (long r = 0; r < map.box_rows; r++) {
+        for (long byte = 0; byte < 128; byte++) {
+            long at_row = row + r, at_byte = column * map.element + byte;
+            bool inside = at_row < map.rows && at_byte < map.columns * map.element;
+            u32 linear = shared_address(to) + r * 128 + byte;
+            memory[linear ^ (linear >> 7 & 7) << 4] = inside ? map.from[at_row * map.columns * map.element + at_byte] : 0;
+        }
+    }
+    complete(barrier_at(barrier), map.box_rows * 128);
+}
+inline void load_bytes(void* to, const void* from, u32 bytes, u64& barrier, u64 = 0) {
+    memcpy(to, from, bytes);
+    complete(barrier_at(barrier), bytes);
+}
+template <typename T>
+void send(T* to, T x, u64& barrier, u32 rank) {
+    Block& there = *machine.blocks[rank];
+    memcpy(there.shared + shared_address(to), &x, sizeof(T));
+    complete(there.barriers.at(shared_address(&barrier)), sizeof(T));
+}
+inline void publish_to_async() {}
+
+// ---- Numbers
+
+inline u32 bf16_of(float x) {
+    u32 bits = __float_as_int(x);
+    if ((bits & 0x7FFFFFFF) > 0x7F800000) return bits >> 16 | 0x40;
+    return (bits + 0x7FFF + (bits >> 16 & 1)) >> 16;
+}
+inline float of_bf16(u32 x) { return __int_as_float(x << 16); }
+inline u32 fp16_of(float x) { _Float16 y = x; unsigned short bits; memcpy(&bits, &y, 2); return bits; }
+inline float of_fp16(u32 x) { unsigned short bits = x; _Float16 y; memcpy(&y, &bits, 2); return y; }
+inline float of_fp8(u32 x) {
+    int exponent = x >> 3 & 15, mantissa = x & 7;
+    if ((x & 0x7F) == 0x7F) return NAN;
+    float y = exponent ? std::ldexp(8.0f + mantissa, exponent - 10) : std::ldexp((float)mantissa, -9);
+    return x & 0x80 ? -y : y;
+}
+inline u32 fp8_of(float x) {
+    u32 best = 0;
+    float clamped = std::min(std::fabs(x), 448.0f);
+    for (u32 code = 1; code < 127; code++) {
+        float apart = std::fabs(of_fp8(code) - clamped) - std::fabs(of_fp8(best) - clamped);
+        if (apart < 0 || (apart == 0 && code % 2 == 0)) best = code;
+    }
+    return best | (std::signbit(x) ? 0x80 : 0);
+}
+inline u32 pack_fp16(float a, float b) { return fp16_of(a) | fp16_of(b) << 16; }
+inline u32 pack_bf16(float a, float b) { return bf16_of(a) | bf16_of(b) << 16; }
+inline u32 pack(float a, float b) { return HALF ? pack_fp16(a, b) : pack_bf16(a, b); }
+inline u32 pack_out(float a, float b) { return OUT_HALF ? pack_fp16(a, b) : pack_bf16(a, b); }
+inline u32 pack_fp8(float a, float b, float c, float d) { return fp8_of(a) | fp8_of(b) << 8 | fp8_of(c) << 16 | fp8_of(d) << 24; }
+inline float2 unpack_fp16(u32 x) { return {of_fp16(x & 0xFFFF), of_fp16(x >> 16)}; }
+inline float2 unpack_x(u32 x) { return HALF ? unpack_fp16(x) : float2{of_bf16(x & 0xFFFF), of_bf16(x >> 16)}; }
+inline float2 unpack_out(u32 x) { return OUT_HALF ? unpack_fp16(x) : float2{of_bf16(x & 0xFFFF), of_bf16(x >> 16)}; }
+inline float exp2_of(float x) { return std::exp2(x); }
+inline u32 masked(u32 x, u32 mask, u32 with) { return (x & mask) | with; }
+inline u32 masked_xor(u32 x, u32 mask, u32 with) { return (x & mask) ^ with; }
+inline u32 subtract(u32 a, u32 b) { return pack(unpack_x(a).x - unpack_x(b).x, unpack_x(a).y - unpack_x(b).y); }
+inline u32 multiplied(u32 a, u32 b) { return pack(unpack_x(a).x * unpack_x(b).x, unpack_x(a).y * unpack_x(b).y); }
+inline u32 multiplied_and_added(u32 a, u32 b, u32 c) {
+    float2 x = unpack_fp16(a), y = unpack_fp16(b), z = unpack_fp16(c);
+    return pack_fp16(x.x * y.x + z.x, x.y * y.y + z.y);
+}
+
+// ---- wgmma, by the fragments that the PTX ISA draws
+
+inline u64 by_rows(u32 address) { return address / 16; }
+inline void wgmma_begin() {}
+inline void wgmma_commit() {}
+template <int PENDING>
+void wait_for_wgmma() {}
+template <int LENGTH>
+void hold(float (&)[LENGTH]) {}
+inline void meet_group() {
+    Fiber* me = machine.now;
+    meet(me->block->meetings[2000 + me->thread / 128], 128);
+}
+template <bool ADD, int LENGTH>
+void multiply_skinny(float (&d)[LENGTH], const u32 (&a)[4], u64 b) {
+    Fiber* me = machine.now;
+    Block& block = *me->block;
+    memcpy(&block.operands[4 * me->thread], a, 16);
+    meet_group();
+    u32 lane = me->thread % 32;
+    constexpr int BYTES = FP8 ? 1 : 2;
+    for (int i = 0; i < LENGTH; i++) {
+        u32 token = i / 4 * 8 + lane % 4 * 2 + i % 2, low = i / 2 % 2;
+        float sum = ADD ? d[i] : 0.0f;
+        for (u32 k = 0; k < 32 / BYTES; k++) {
+            u32 byte = k * BYTES, owner = me->thread / 4 * 4 + byte / 4 % 4;
+            u32 word = block.operands[4 * owner + byte / 16 * 2 + low] >> 8 * (byte % 4);
+            u32 linear = 16 * (u32)b + token * 128 + byte, at = linear ^ (linear >> 7 & 7) << 4;
+            u32 other = 0;
+            memcpy(&other, block.shared + at, BYTES);
+            auto number = [](u32 x) { return FP8 ? of_fp8(x & 0xFF) : HALF ? of_fp16(x & 0xFFFF) : of_bf16(x & 0xFFFF); };
+            sum += number(word) * number(other);
+        }
+        d[i] = sum;
+    }
+    meet_group();
+}

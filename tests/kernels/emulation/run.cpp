@@ -1,0 +1,70 @@
+// Runs KERNEL's blocks one cluster after another: `emulate` is what Python calls.
+#include KERNEL_SOURCE
+
+static void (*launch)();
+static void enter() {
+    launch();
+    machine.now->done = true;
+    progress();
+    while (true) pause_fiber();
+}
+struct Arguments {
+    TensorMap x;
+    const char *w, *group_scale, *weight_zero, *bias, *residual;
+    const float *x_scale, *w_scale, *out_scale;
+    char* y;
+    int num_tokens;
+};
+static Arguments arguments;
+static void call() {
+    const Arguments& a = arguments;
+    packed_gemm(a.x, 0, 0, 0, 0, a.w, a.group_scale, a.weight_zero, a.bias, a.residual, a.x_scale, a.w_scale, a.out_scale, a.y, a.num_tokens);
+}
+
+// Returns 0, or 3 where no thread moves.
+extern "C" int emulate(const char** pointers, long x_rows, int num_tokens, int grid, int threads) {
+    auto f = [&](int i) { return (const float*)pointers[i]; };
+    arguments = {{pointers[0], x_rows, K, FP8 ? 1 : 2, TOKENS}, pointers[1], pointers[2], pointers[3], pointers[4], pointers[5],
+                 f(6), f(7), f(8), (char*)pointers[9], num_tokens};
+    launch = call;
+    machine.threads = threads;
+    for (int x = 0; x < grid; x++) {
+        machine.blocks.clear(), machine.fibers.clear();
+        machine.cluster = {};
+        for (int y = 0; y < SPLITS; y++) {
+            auto block = std::make_unique<Block>();
+            block->shared = (char*)aligned_alloc(1024, SHARED_BYTES / 1024 * 1024 + 1024);
+            memset(block->shared, 0xFF, SHARED_BYTES);
+            block->x = x, block->y = y;
+            block->operands.resize(4 * threads);
+            for (int thread = 0; thread < threads; thread++) {
+                auto fiber = std::make_unique<Fiber>();
+                getcontext(&fiber->context);
+                fiber->stack = std::make_unique<char[]>(65536);
+                fiber->context.uc_stack.ss_sp = fiber->stack.get();
+                fiber->context.uc_stack.ss_size = 65536;
+                fiber->block = block.get(), fiber->thread = thread;
+                makecontext(&fiber->context, enter, 0);
+                machine.fibers.push_back(std::move(fiber));
+            }
+            machine.blocks.push_back(std::move(block));
+        }
+        size_t left = machine.fibers.size();
+        while (left) {
+            machine.moved = false;
+            left = 0;
+            for (auto& fiber : machine.fibers) {
+                if (fiber->done) continue;
+                machine.now = fiber.get();
+                swapcontext(&machine.scheduler, &fiber->context);
+                left += !fiber->done;
+            }
+            if (left && !machine.moved) {
+                printf("%zu threads wait for ever\n", left);
+                return 3;
+            }
+        }
+        for (auto& block : machine.blocks) free(block->shared);
+    }
+    return 0;
+}

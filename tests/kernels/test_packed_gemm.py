@@ -1,0 +1,154 @@
+"""Products with packed weights: results by emulation and in the interpreter, launches, machine code."""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+import triton
+from emulated import emulate
+from hypothesis import given
+from hypothesis import strategies as st
+from packed_samples import SCHEMES, Packed, lowered_for, result_like, sample, tile
+
+from trtllm_kernels.compile.aot import compile_kernel
+from trtllm_kernels.compile.catalogue import MODELS, ops_of
+from trtllm_kernels.compile.nvrtc import compile_source
+from trtllm_kernels.dialect.expr import evaluate
+from trtllm_kernels.dialect.ops import OP_SPECS
+from trtllm_kernels.dialect.types import KernelSpec, Lowered, TensorSpec
+from trtllm_kernels.errors import KernelError
+from trtllm_kernels.lowering import lower, search_space
+from trtllm_kernels.lowering.packed_gemm import PADDED
+from trtllm_kernels.references import OPS
+
+INT4, NVFP4, W4A8 = SCHEMES[0], SCHEMES[6], SCHEMES[12]
+EMULATED = [
+    # two blocks and two warpgroups divide K, rows end within a tile of tokens; rings turn
+    ("linear", INT4, 128, 1664, 5, {"bias": True, "residual": True}, tile(8, rows=64, turns=2, parts=2, columns=256)),
+    # four blocks, rows end within a block's; scales are factors of the codes
+    ("linear", NVFP4, 192, 576, 30, {"residual": True}, tile(32, rows=128, parts=4)),
+    # zero points are products, both scales of rows, gates and what they gate
+    ("gate_up_silu", W4A8, 128, 448, 12, {"quantize": True}, tile(16, rows=128)),
+]
+
+
+@pytest.mark.parametrize(("op", "scheme", "rows", "columns", "tokens", "epilogue", "tactic"), EMULATED, ids=["int4", "nvfp4", "w4a8"])
+def test_the_kernel_of_few_tokens_computes_its_reference(
+    op: str, scheme: Packed, rows: int, columns: int, tokens: int, epilogue: dict[str, bool], tactic: dict[str, int]
+) -> None:
+    """By the source that is compiled for the GPU and the launch that engines have, on fibers: sums differ in their order alone."""
+    named = sample(op, scheme, rows, columns, tokens, **epilogue)
+    y = result_like(op, named)
+    y.view(torch.uint8).fill_(0xFF)
+    emulate(lowered_for(op, named, y, tactic), named, y, tokens)
+    expected = OPS[op].reference(**{name: named.get(name) for name in OP_SPECS[op].tensors}).float()
+    assert float((y.float() - expected).norm() / expected.norm()) < 1e-3
+
+
+def test_weights_made_wide_give_the_reference() -> None:
+    """In every format; weights are rounded once more, to the inputs' format."""
+    script = Path(__file__).with_name("interpreted_packed.py")
+    run = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr[-3000:]
+    errors = {row["case"]: row["error"] for row in map(json.loads, run.stdout.splitlines())}
+    assert {f"linear-{scheme.name}" for scheme in SCHEMES} < errors.keys()
+    assert max(errors.values()) < 5e-3
+    assert errors["linear-fp4-bf16-g32-uint8"] == 0, "powers of two are exact"
+
+
+def linear(rows: int = 4096, columns: int = 4096, arch: str = "sm_90", group: int = 128, **tactic: int) -> Lowered:
+    x, weight, y = TensorSpec(("T", columns), "bf16"), TensorSpec((rows, columns), "int4"), TensorSpec(("T", rows), "bf16")
+    scale = TensorSpec((columns // group, rows), "bf16")
+    return lower("linear", [x, weight, None, None, None, None, scale], [y], {}, arch, tactic=tactic)
+
+
+def running(lowered: Lowered, tokens: int) -> list[str]:
+    specs = {spec.key: spec for spec in lowered.kernels}
+    names = []
+    for launch in lowered.launches:
+        if min(evaluate(dim, {"T": tokens}) for dim in launch.grid) > 0:
+            spec = specs.get(launch.kernel)
+            names.append(launch.library or f"{spec.function} {spec.constexprs.get('TOKENS', '')}".strip() if spec else launch.library)
+    return names
+
+
+@given(st.integers(0, 400), st.integers(1, 150))
+def test_each_number_of_tokens_has_one_routine(tokens: int, most: int) -> None:
+    names = running(linear(packed_to=most), tokens)
+    if tokens == 0:
+        assert names == []
+    elif tokens <= min(most, PADDED[-1]):
+        assert names == [f"packed_gemm {next(size for size in PADDED if tokens <= size)}"]
+    else:
+        assert names == ["widen_weight", "matmul"]
+
+
+def test_a_wide_weight_lies_in_scratch_memory_where_there_is_no_kernel_of_few_tokens() -> None:
+    for lowered in (linear(arch="sm_89"), linear(group=24, columns=192)):
+        assert running(lowered, 7)[0] == "widen_weight"
+        (wide,) = [spec for name, spec in lowered.workspaces.items() if name.endswith(".weight")]
+        assert wide.dtype == "bf16"
+    with pytest.raises(KernelError, match="96 x 4096 cannot be stored as int4"):
+        linear(rows=96)
+    with pytest.raises(KernelError, match="none of those for packed weights in groups of 128"):
+        linear(packed8_parts=3)
+
+
+def test_every_tile_of_tunings_space_lowers_within_shared_memory() -> None:
+    for op in ops_of(MODELS["llama-3.1-8b"], "fp8"):
+        weight = op.inputs[1] if len(op.inputs) > 1 else None
+        if op.op == "linear" and weight is not None and weight.dtype == "int4":
+            for choice in search_space(op.op, op.inputs, op.outputs, op.attrs, "sm_90"):
+                for candidate in choice.candidates:
+                    for spec in lower(op.op, op.inputs, op.outputs, op.attrs, "sm_90", tactic=candidate).kernels:
+                        if spec.function == "packed_gemm":
+                            assert min(spec.constexprs["W_STAGES"], spec.constexprs["X_STAGES"]) > spec.constexprs["K_GROUPS"]
+                            assert spec.constexprs["SHARED_BYTES"] <= 227 * 1024
+
+
+def instructions(spec: KernelSpec) -> list[tuple[int, str, str]]:
+    """(address, opcode, operands)."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compile_kernel(spec, "sm_90").code)
+        file.flush()
+        tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+        sass = subprocess.run([tool, "-sass", file.name], capture_output=True, text=True, check=True).stdout
+    found = re.findall(r"^\s+/\*([0-9a-f]+)\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)(.*)$", sass, re.MULTILINE)
+    return [(int(address, 16), opcode, operands) for address, opcode, operands in found]
+
+
+def in_loop(code: list[tuple[int, str, str]]) -> int:
+    """Instructions of the loop around the products."""
+    products = [address for address, opcode, _ in code if "GMMA" in opcode]
+    for address, opcode, operands in code:
+        target = re.search(r"0x([0-9a-f]+)", operands)
+        if opcode.startswith("BRA") and address > products[-1] and target and int(target[1], 16) <= products[0]:
+            return sum(int(target[1], 16) <= one <= address for one, *_ in code)
+    raise AssertionError("no loop")
+
+
+@pytest.mark.parametrize(("scheme", "most"), [(INT4, 140), (NVFP4, 180), (Packed("int4", "fp8"), 80)], ids=["int4", "nvfp4", "w4a8"])
+def test_few_instructions_decode_a_tile_and_weights_do_not_wait(scheme: Packed, most: int) -> None:
+    """Of one token: 64 x 128 codes, at whose rate memory brings them if the loop takes fewer than 200."""
+    y = TensorSpec(("T", 4096), "bf16")
+    scale = TensorSpec((4096 // scheme.group, 4096), scheme.scale)
+    one = TensorSpec((1,), "fp32")
+    x, weight = TensorSpec(("T", 4096), scheme.inputs), TensorSpec((4096, 4096), scheme.dtype)
+    inputs = [x, weight, None, one if scheme.inputs == "fp8" else None, one if scheme.weight_scale else None, None, scale]
+    spec = next(s for s in lower("linear", inputs, [y], {}, "sm_90").kernels if s.constexprs.get("TOKENS") == 8)
+    code = instructions(spec)
+    info = compile_kernel(spec, "sm_90").info
+    assert (info.spill_bytes, info.waits) == (0, True)
+    assert in_loop(code) * 128 / spec.constexprs["COLUMNS"] <= most
+    assert not [opcode for _, opcode, _ in code if opcode.startswith(("MEMBAR", "ERRBAR"))], "none waits for all its loads and stores"
+    _, ptx, said = compile_source(spec, "sm_90")
+    assert "wgmma" not in said
+    order = re.findall(r"(griddepcontrol\.wait)|(cp\.async\.bulk\.shared\S+cache_hint)|(cp\.async\.bulk\.tensor)", ptx)
+    kinds = ["wait" if a else "weight" if b else "x" for a, b, _ in order]
+    assert kinds[0] == "weight"
+    assert kinds.index("wait") < kinds.index("x")
