@@ -53,11 +53,11 @@ def command(
       trtllm-bench quantize llama-8b --precision int4_awq --out llama-8b-awq
     """
     from trtllm_bench.targets.native import device_of
-    from trtllm_engines.calibration.integers import FORMATS, METHODS
+    from trtllm_engines.calibration.integers import METHODS, named
 
-    chosen, implied = METHODS.get(precision, (precision, None))
+    chosen, implied = named(precision)
     text = Text(dataset, calib_size, calib_seq_len, device_of(device))
-    if chosen not in FORMATS:
+    if chosen not in METHODS:
         if method is not None:
             raise BenchError(f"--method {method} is for integers, and --precision is {precision}; leave it out")
         _fp8(model, out, chosen, kv_dtype, text)

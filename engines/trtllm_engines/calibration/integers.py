@@ -27,7 +27,7 @@ from trtllm_engines.calibration.gptq import ACT_ORDERS, DAMPING, ActOrder, gptq
 from trtllm_engines.calibration.grid import Grid, Rounded
 from trtllm_engines.calibration.layerwise import Layerwise, Part
 from trtllm_engines.calibration.new_folder import new_folder
-from trtllm_engines.calibration.packed import InputCodes, Layout, ShardWriter
+from trtllm_engines.calibration.packed import Layout, ShardWriter
 from trtllm_engines.calibration.probe import Progress
 from trtllm_engines.calibration.search import Statistics, awq, clipped, output_error, smooth
 from trtllm_engines.checkpoints import open_weights
@@ -35,33 +35,27 @@ from trtllm_engines.checkpoints.tokenizer import Tokenizer
 from trtllm_engines.compiler.graph import op_name
 from trtllm_engines.errors import EngineError
 from trtllm_engines.models.presets import resolve_model
-from trtllm_engines.quantization.registry import HEAD
+from trtllm_engines.quantization.precision import canonical
+from trtllm_engines.quantization.registry import HEAD, definition
+from trtllm_kernels.dialect.dtypes import bits_of
 
 _SAMPLE = 2048
 """Tokens of the text that searches try their candidates on, where the whole would cost more."""
-_FEWEST_GROUPS = (16, 32, 64, 128)
-
-
-@dataclass(frozen=True)
-class Format:
-    """A precision whose weights are integers. `methods`: the first is the default. `group` 0: one scale per row."""
-
-    bits: int
-    group: int
-    inputs: InputCodes
-    methods: tuple[str, ...]
-
-
-FORMATS: Mapping[str, Format] = {
-    "int4": Format(4, 128, "", ("awq", "gptq", "rtn")),
-    "int8_wo": Format(8, 0, "", ("rtn", "gptq", "awq")),
-    "int8_sq": Format(8, 0, "int8", ("smoothquant", "gptq", "rtn")),
-    "w4a8": Format(4, 128, "fp8", ("awq", "gptq", "rtn")),
+GROUPS = (16, 32, 64, 128)
+METHODS: Mapping[str, tuple[str, ...]] = {
+    "int4": ("awq", "gptq", "rtn"),
+    "int8_wo": ("rtn", "gptq", "awq"),
+    "int8_sq": ("smoothquant", "gptq", "rtn"),
+    "w4a8": ("awq", "gptq", "rtn"),
 }
+"""What each precision whose weights are integers may be made by; the first is the default."""
 
 
-METHODS: Mapping[str, tuple[str, str]] = {"int4_awq": ("int4", "awq"), "int4_gptq": ("int4", "gptq")}
-"""Names that say a precision and a method at once."""
+def named(precision: str) -> tuple[str, str | None]:
+    """A precision by our name, and the method that its name implies, such as ("int4", "awq") of NVIDIA's `W4A16_AWQ`."""
+    ending = precision.rpartition("_")[2].lower()
+    ours = canonical(precision)
+    return ours, ending if ours != precision and ending in METHODS.get(ours, ()) else None
 
 
 @dataclass(frozen=True)
@@ -77,26 +71,28 @@ class Recipe:
 
     @property
     def chosen_method(self) -> str:
-        return self.method or FORMATS[self.precision].methods[0]
+        return self.method or METHODS[self.precision][0]
 
     def layout(self) -> Layout:
         """Raises `EngineError` for what does not go together."""
-        form, method = FORMATS[self.precision], self.chosen_method
-        if method not in form.methods:
-            raise EngineError(f"unknown method {method!r} for {self.precision}; supported are {', '.join(form.methods)}")
-        group = form.group if self.group_size is None else self.group_size
-        if group not in (0, *_FEWEST_GROUPS):
-            raise EngineError(f"group size is {group}; it must be {', '.join(map(str, _FEWEST_GROUPS))}, or 0 for one scale per row")
+        scheme, methods, method = definition(self.precision).scheme, METHODS[self.precision], self.chosen_method
+        assert scheme.weights is not None
+        inputs = scheme.inputs.dtype
+        if method not in methods:
+            raise EngineError(f"unknown method {method!r} for {self.precision}; supported are {', '.join(methods)}")
+        group = scheme.weights.group_size if self.group_size is None else self.group_size
+        if group not in (0, *GROUPS):
+            raise EngineError(f"group size is {group}; it must be {', '.join(map(str, GROUPS))}, or 0 for one scale per row")
         if self.act_order not in ACT_ORDERS:
             raise EngineError(f"unknown act-order {self.act_order!r}; supported are {', '.join(ACT_ORDERS)}")
-        if form.inputs and not self.symmetric:
+        if inputs and not self.symmetric:
             raise EngineError(f"{self.precision} has symmetric weights, since its inputs are codes as well; leave the zero points out")
-        if form.inputs == "int8" and group:
+        if inputs == "int8" and group:
             raise EngineError(f"{self.precision} has one scale per row, since sums over a row are integers; leave the group size out")
         if not math.isfinite(self.damping) or self.damping < 0:
             raise EngineError(f"damping is {self.damping:g}; it must be a share of the diagonal's mean, such as {DAMPING:g}")
         order = self.act_order if method == "gptq" and group else "none"
-        return Layout(Grid(form.bits, group, self.symmetric), form.inputs, order)
+        return Layout(Grid(bits_of(scheme.weights.dtype), group, self.symmetric), inputs, order)
 
 
 @dataclass(frozen=True)

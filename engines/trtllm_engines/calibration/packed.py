@@ -19,7 +19,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -32,15 +32,15 @@ from trtllm_engines.engine.folder import COPIED
 from trtllm_engines.quantization.registry import HEAD
 
 SHARD_BYTES = 2 << 30
-InputCodes = Literal["", "int8", "fp8"]
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How every product of a checkpoint but the head is stored; `inputs`: what readers round its input to, one scale per token."""
+    """How every product of a checkpoint but the head is stored; `inputs`: what readers round its input to, one scale per token
+    (`int8`, `fp8`; "" for wide ones)."""
 
     grid: Grid
-    inputs: InputCodes = ""
+    inputs: str = ""
     act_order: ActOrder = "none"
 
     @property

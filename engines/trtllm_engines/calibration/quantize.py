@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from trtllm_engines.calibration import export, ranges, text
-from trtllm_engines.calibration.integers import FORMATS
+from trtllm_engines.calibration.integers import METHODS
 from trtllm_engines.calibration.new_folder import check_new, new_folder
 from trtllm_engines.calibration.probe import Probe, Progress
 from trtllm_engines.calibration.ranges import Ranges
@@ -56,7 +56,7 @@ def quantize(
     """
     out = Path(out)
     if precision not in writable():
-        raise EngineError(f"unknown precision {precision!r} for quantization; supported are {', '.join((*writable(), *FORMATS))}")
+        raise EngineError(f"unknown precision {precision!r} for quantization; supported are {', '.join((*writable(), *METHODS))}")
     if kv_dtype not in KV_DTYPES:
         raise EngineError(f"unknown KV cache dtype {kv_dtype!r} for quantization; supported are {', '.join(KV_DTYPES)}")
     source = resolve_model(model)
