@@ -30,7 +30,7 @@ def test_a_sweep_measures_quality_beside_speed(capsys: pytest.CaptureFixture[str
     assert "perplexity_change" not in wide, "it is the reference, although it was named second"
     assert narrow["perplexity"] / wide["perplexity"] - 1 == pytest.approx(narrow["perplexity_change"])
     assert 0 < narrow["kl_divergence"] < 0.05
-    assert narrow["top1_agreement"] > 0.8
+    assert 0.6 < narrow["top1_agreement"] < 1
     assert rows["fp8_rowwise"].extra["accuracy"]["against"] == "fp32"
     assert "accuracy beside speed" in said
     assert "60 tokens of text.jsonl, second halves of windows of 32" in said

@@ -21,7 +21,7 @@ from trtllm_engines.calibration import packed, perplexity
 from trtllm_engines.calibration.folds import Fold, fold_of
 from trtllm_engines.calibration.gptq import ActOrder, gptq
 from trtllm_engines.calibration.grid import Grid
-from trtllm_engines.calibration.integers import Integers, Recipe, _Job, quantize_integers
+from trtllm_engines.calibration.integers import Integers, Recipe, _Job, named, quantize_integers
 from trtllm_engines.calibration.layerwise import Layerwise
 from trtllm_engines.calibration.probe import Probe
 from trtllm_engines.calibration.search import Statistics, awq, clipped, output_error, smooth
@@ -387,6 +387,17 @@ def test_what_cannot_be_quantized_is_one_sentence(model: Path, tmp_path: Path) -
     refused("unknown act-order 'yes'", precision="int4", act_order="yes")
     refused("damping is -1", precision="int4", damping=-1)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_name_of_nvidias_says_precision_and_method() -> None:
+    assert [named(name) for name in ("W4A16_AWQ", "int4_gptq", "W4A8_AWQ", "W8A16", "int4", "fp8")] == [
+        ("int4", "awq"),
+        ("int4", "gptq"),
+        ("w4a8", "awq"),
+        ("int8_wo", None),
+        ("int4", None),
+        ("fp8", None),
+    ]
 
 
 def test_an_interrupted_run_leaves_nothing(model: Path, tmp_path: Path) -> None:
