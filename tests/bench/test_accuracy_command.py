@@ -9,8 +9,10 @@ import pytest
 from command_line import refused, run
 from test_quantize_command import model  # noqa: F401  (a fixture)
 
-from trtllm_bench.measure.accuracy import AccuracySpec, widest_first
+from trtllm_bench.measure.accuracy import AccuracySpec, widest_first, with_room
 from trtllm_bench.spec.measurement import MeasurementSpec
+from trtllm_bench.sweep.settle import settled
+from trtllm_bench.sweep.spec import SweepSpec
 from trtllm_results.store.table import read_rows
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -20,7 +22,7 @@ def test_a_sweep_measures_quality_beside_speed(capsys: pytest.CaptureFixture[str
     text = tmp_path / "text.jsonl"
     text.write_text("\n".join(json.dumps({"input_ids": [(7 * start + step) % 128 for step in range(24)]}) for start in range(6)) + "\n")
     grid = ["--batch-size", 2, "--isl", 8, "--osl", 2, "--num-requests", 2, "--device", "cpu", "--max-seq-len", 32]
-    asked = ["sweep", "--model", model, "--precision", "fp8_rowwise,fp32", *grid, "--accuracy", text, "--accuracy-windows", 5]
+    asked = ["sweep", "--model", model, "--precision", "fp8_rowwise,fp32", *grid, "--accuracy", f"{text},task", "--accuracy-windows", 5]
     code, said, _ = run(capsys, *asked, "--out", tmp_path / "out")
     assert code == 0
     rows = {row.cell.precision: row for row in read_rows(tmp_path / "out")}
@@ -33,6 +35,8 @@ def test_a_sweep_measures_quality_beside_speed(capsys: pytest.CaptureFixture[str
     assert 0.6 < narrow["top1_agreement"] < 1
     assert rows["fp8_rowwise"].extra["accuracy"]["against"] == "fp32"
     assert "accuracy beside speed" in said
+    assert "no accuracy: engine" in said
+    assert "has no tokenizer, which the task needs" in said
     assert "60 tokens of text.jsonl, second halves of windows of 32" in said
     code, said, _ = run(capsys, "compare", tmp_path / "out", "--accuracy", "--format", "json")
     assert {line["precision"]: line["perplexity"] for line in json.loads(said)} == {
@@ -56,6 +60,13 @@ def test_what_cannot_be_scored_is_refused_before_anything_is_built(capsys: pytes
     with pytest.raises(ValueError, match="reads the logits of our own engine"):
         AccuracySpec.of(["task"], 1, [MeasurementSpec.of({"target": "http://127.0.0.1:1"})])
     assert not (tmp_path / "o").exists()
+
+
+def test_engines_of_short_cells_take_whole_windows() -> None:
+    points = settled(SweepSpec.of(model="tiny-llama", precision="fp32", batch_size=1, isl="8,600", osl=8, device="cpu"))
+    assert [point.spec.engine.max_seq_len for engine in with_room(points) for point in engine] == [608, 608]
+    points = settled(SweepSpec.of(model="tiny-llama", precision="fp32", batch_size=1, isl=8, osl=8, device="cpu"))
+    assert [point.spec.engine.max_seq_len for engine in with_room(points) for point in engine] == [512]
 
 
 def test_the_widest_engine_runs_first() -> None:

@@ -18,7 +18,6 @@ from trtllm_bench.sweep.runner import Sweep
 from trtllm_bench.sweep.settle import settled
 from trtllm_bench.sweep.spec import GridPoint, SweepSpec
 from trtllm_bench.targets.registry import Identity
-from trtllm_engines.errors import EngineError
 from trtllm_results.metrics.requests import RequestLog, figures
 from trtllm_results.record.environment import Environment
 from trtllm_results.record.row import Row
@@ -308,7 +307,7 @@ def test_a_maximum_that_was_asked_for_bounds_the_cells_too() -> None:
 
 
 def scored(
-    folder: Path, session: Callable[[MeasurementSpec], Scripted], answers: list[Accuracy | Exception], **grid: object
+    folder: Path, session: Callable[[MeasurementSpec], Scripted], answers: list[Accuracy], **grid: object
 ) -> tuple[list[Row], list[int]]:
     """A sweep whose engines score `answers` in turn; also after how many measured cells each was asked."""
     run = sweep_of(spec_of(**grid), folder, session, Watching())
@@ -316,10 +315,7 @@ def scored(
 
     def measure(_: Session) -> Accuracy:
         asked.append(len(Store(folder).rows()))
-        answer = answers.pop(0)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
+        return answers.pop(0)
 
     run.accuracy, run.accuracy_asked = measure, {"text": "t.txt"}
     return run.run(), asked
@@ -348,7 +344,8 @@ def test_a_resumed_sweep_takes_accuracy_from_the_rows_there_are(tmp_path: Path) 
 
 
 def test_an_engine_that_cannot_be_scored_is_timed_all_the_same(tmp_path: Path) -> None:
-    rows, asked = scored(tmp_path, lambda _: Scripted(), [EngineError("a window has 9 tokens and the engine takes 6")])
+    details = {"text": "t.txt", "failed": "a window has 9 tokens and the engine takes 6"}
+    rows, asked = scored(tmp_path, lambda _: Scripted(), [Accuracy({}, details)])
     assert asked == [0]
     assert {row.status for row in rows} == {"ok"}
-    assert all(row.warnings == ("no accuracy: a window has 9 tokens and the engine takes 6",) for row in rows)
+    assert all(row.extra["accuracy"]["failed"].startswith("a window has 9 tokens") and not row.warnings for row in rows)

@@ -100,8 +100,9 @@ def _run(toml: Path | None, flags: dict[str, Any], out: Path | None, resume: boo
         engines = settled(spec)
         accuracy = None
         if spec.accuracy:
-            from trtllm_bench.measure.accuracy import AccuracySpec, widest_first
+            from trtllm_bench.measure.accuracy import AccuracySpec, widest_first, with_room
 
+            engines = engines if "max_seq_len" in spec.values else with_room(engines)
             accuracy = AccuracySpec.of(spec.accuracy, spec.accuracy_windows, [points[0].spec for points in engines])
             engines = [engines[index] for index in widest_first([points[0].spec for points in engines])]
         if profile is not None:

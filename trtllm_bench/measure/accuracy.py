@@ -11,23 +11,26 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trtllm_bench.errors import BenchError
 from trtllm_bench.spec.measurement import MeasurementSpec
-from trtllm_bench.targets.registry import is_own
+from trtllm_bench.targets.registry import is_own, target_kind
 
 if TYPE_CHECKING:
     from trtllm_bench.measure.session import Session
+    from trtllm_bench.sweep.spec import GridPoint
     from trtllm_engines.accuracy.likelihood import Reference
     from trtllm_engines.llm import LLM
 
 TASK = "task"
-WINDOWS, LONGEST = 32, 1024
+WINDOWS, LONGEST, ROOM = 32, 1024, 512
 FOLDER = "accuracy"
 """Where a sweep's folder keeps what the widest engines expect."""
+FAILED = "failed"
+"""Where `details` say what could not be measured."""
 Progress = Callable[[str, int, int], None]
 
 
@@ -84,18 +87,17 @@ class SweepAccuracy:
     """By model: what its widest engine expects, its losses, and its precision."""
 
     def measure(self, llm: LLM) -> Accuracy:
-        """Of an idle engine. Raises `EngineError` and `BenchError`."""
-        figures: dict[str, float] = {}
-        details = self.spec.described()
-        if self.spec.text is not None:
-            figures |= self._text(llm, details)
-        if self.spec.task:
-            from trtllm_engines.accuracy.task import exact_matches, questions
-            from trtllm_results.metrics.quality import task_figures
+        """Of an idle engine. What cannot be measured of it is said in `details`."""
+        from trtllm_engines.errors import EngineError
 
-            matches = exact_matches(llm, questions())
-            figures |= task_figures(sum(matches), len(matches))
-        return Accuracy(figures, details)
+        figures: dict[str, float] = {}
+        details, failed = self.spec.described(), list[str]()
+        for part in ([self._text] if self.spec.text is not None else []) + ([_task] if self.spec.task else []):
+            try:
+                figures |= part(llm, details)
+            except EngineError as error:
+                failed.append(str(error))
+        return Accuracy(figures, {**details, **({FAILED: "; ".join(failed)} if failed else {})})
 
     def _text(self, llm: LLM, details: dict[str, Any]) -> dict[str, float]:
         import numpy as np
@@ -153,6 +155,28 @@ class SweepAccuracy:
                 rows = {(int(window), int(position)): row for row, (window, position) in enumerate(stored["places"])}
                 self._known[model] = (Reference(rows, stored["ids"], stored["logprobs"]), stored["loss"], str(stored["precision"]))
         return self._known.get(model)
+
+
+def _task(llm: LLM, details: dict[str, Any]) -> dict[str, float]:
+    from trtllm_engines.accuracy.task import exact_matches, questions
+    from trtllm_results.metrics.quality import task_figures
+
+    matches = exact_matches(llm, questions())
+    return task_figures(sum(matches), len(matches))
+
+
+def with_room(engines: Sequence[Sequence[GridPoint]]) -> list[list[GridPoint]]:
+    """Engines that take sequences of `ROOM` tokens at least, where the model does and cells are shorter: a text in snippets says little."""
+    return [[_with_room(point) for point in points] for points in engines]
+
+
+def _with_room(point: GridPoint) -> GridPoint:
+    engine = point.spec.engine
+    if engine.engine_dir is not None or engine.max_seq_len is None or engine.max_seq_len >= ROOM:
+        return point
+    most = target_kind(point.spec.target).longest(replace(engine, max_seq_len=None))
+    engine = replace(engine, max_seq_len=max(engine.max_seq_len, min(ROOM, most or ROOM)))
+    return replace(point, spec=replace(point.spec, engine=engine))
 
 
 def engine_of(session: Session) -> LLM:

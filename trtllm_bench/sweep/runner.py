@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 from trtllm_bench.errors import BenchError
 from trtllm_bench.measure.accuracy import Accuracy
-from trtllm_bench.measure.rows import ACCURACY, RowMaker, cell_of, keep, reason_of
+from trtllm_bench.measure.rows import ACCURACY, RowMaker, cell_of, keep
 from trtllm_bench.measure.session import Measurement, Session
 from trtllm_bench.spec.measurement import MeasurementSpec
 from trtllm_bench.sweep.spec import GridPoint
@@ -162,7 +162,6 @@ class _Quality:
     ) -> None:
         self._measure = measure
         self._known: Accuracy | None = None
-        self._failure = ""
         engine = (identity.engine_fingerprint, identity.weights_hash)
         for row in finished:
             details = row.extra.get(ACCURACY, {})
@@ -171,20 +170,15 @@ class _Quality:
                 self._known = Accuracy({name: value for name, value in row.figures.items() if name in QUALITY}, details)
 
     def measure(self, session: Session) -> None:
-        """An engine whose accuracy cannot be measured is timed all the same; its rows say why."""
-        if self._measure is None or self._known is not None or self._failure:
-            return
-        try:
+        """Unless it is known."""
+        if self._measure is not None and self._known is None:
             self._known = self._measure(session)
-        except ValueError as error:  # what components raise for input and engines that cannot be used
-            self._failure = f"no accuracy: {reason_of(error)}"
 
     def beside(self, row: Row) -> Row:
         """The row with the engine's accuracy."""
-        if self._known is not None:
-            figures = {**row.figures, **self._known.figures}
-            return replace(row, figures=figures, extra={**row.extra, ACCURACY: dict(self._known.details)})
-        return replace(row, warnings=(*row.warnings, self._failure)) if self._failure else row
+        if self._known is None:
+            return row
+        return replace(row, figures={**row.figures, **self._known.figures}, extra={**row.extra, ACCURACY: dict(self._known.details)})
 
 
 def _check_gpus(spec: MeasurementSpec, environment: Environment) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 
 from rich.console import Console
 
-from trtllm_bench.measure.rows import ASKED
+from trtllm_bench.measure.accuracy import FAILED
+from trtllm_bench.measure.rows import ACCURACY, ASKED
 from trtllm_bench.spec.knobs import KnobField
 from trtllm_bench.spec.measurement import all_knobs
 from trtllm_dashboards.quality import print_quality
@@ -89,6 +90,11 @@ def _line(repeats: Sequence[Row]) -> dict[str, Any]:
     return line
 
 
+def _not_scored(row: Row) -> list[str]:
+    failed = row.extra.get(ACCURACY, {}).get(FAILED)
+    return [f"no accuracy: {failed}"] if failed else []
+
+
 def _column(one: KnobField) -> Column:
     return Column(one.name, one.name.replace("_", " "), kind="number") if one.type is int else Column(one.name, one.name.replace("_", " "))
 
@@ -110,7 +116,7 @@ def print_table(rows: Sequence[Row], console: Console, axes: Iterable[str] = ())
         )
     reasons: dict[str, list[str]] = {}
     for row in rows:
-        for reason in ([row.reason] if row.status != "ok" else []) + list(row.warnings):
+        for reason in ([row.reason] if row.status != "ok" else []) + list(row.warnings) + _not_scored(row):
             where = row.cell.label.removeprefix(f"{row.cell.model} ")
             reasons.setdefault(reason, [])
             if where not in reasons[reason]:
