@@ -9,9 +9,9 @@ import pytest
 from command_line import refused, run
 from test_quantize_command import model  # noqa: F401  (a fixture)
 
-from trtllm_bench.measure.accuracy import AccuracySpec, widest_first, with_room
+from trtllm_bench.measure.accuracy import AccuracySpec, widest_first
 from trtllm_bench.spec.measurement import MeasurementSpec
-from trtllm_bench.sweep.settle import settled
+from trtllm_bench.sweep.settle import settled, with_room
 from trtllm_bench.sweep.spec import SweepSpec
 from trtllm_results.store.table import read_rows
 
@@ -64,9 +64,9 @@ def test_what_cannot_be_scored_is_refused_before_anything_is_built(capsys: pytes
 
 def test_engines_of_short_cells_take_whole_windows() -> None:
     points = settled(SweepSpec.of(model="tiny-llama", precision="fp32", batch_size=1, isl="8,600", osl=8, device="cpu"))
-    assert [point.spec.engine.max_seq_len for engine in with_room(points) for point in engine] == [608, 608]
+    assert [point.spec.engine.max_seq_len for engine in with_room(points, 512) for point in engine] == [608, 608]
     points = settled(SweepSpec.of(model="tiny-llama", precision="fp32", batch_size=1, isl=8, osl=8, device="cpu"))
-    assert [point.spec.engine.max_seq_len for engine in with_room(points) for point in engine] == [512]
+    assert [point.spec.engine.max_seq_len for engine in with_room(points, 512) for point in engine] == [512]
 
 
 def test_the_widest_engine_runs_first() -> None:

@@ -7,6 +7,7 @@ Flags and `sweep.toml` say the same things; both are derived from the knobs in `
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,6 +25,8 @@ DEFAULTS_GPU = {"model": "llama-3.1-8b", "precision": "bf16", "concurrency": (1,
 DEFAULTS_SERVER = {"concurrency": (1, 8, 64)}
 """A server says its model itself, or is asked for the one `--model` names; `--precision` only labels the rows."""
 DEFAULTS_CPU = {"model": "tiny-llama", "precision": "fp32", "concurrency": (1, 8), "isl": (32, 128), "osl": (32,)}
+SCORED_TOKENS = 512
+"""Shortest sequence that an engine takes where its accuracy is measured and nobody said another."""
 HELP = {
     "precision": "fp32, fp16, bf16, fp8, int4, int8_sq and others (docs/quantization.md), such as bf16,fp8.",
     "concurrency": "Sequences in flight.",
@@ -45,6 +48,16 @@ def command(
     gpu: Annotated[str | None, typer.Option("--gpu", help="GPU of --predict: a100, l40s, h100 or h200 (default: the one here).")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder for the results (default: runs/<time>).")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the sweep in --out; finished cells are not measured again.")] = False,
+    cluster: Annotated[str | None, typer.Option("--cluster", help="Run it as jobs: slurm, or local (one after another here).")] = None,
+    partition: Annotated[str | None, typer.Option("--partition", help="Slurm partition of the jobs.")] = None,
+    account: Annotated[str | None, typer.Option("--account", help="Slurm account of the jobs.")] = None,
+    gpus_per_node: Annotated[
+        int | None, typer.Option("--gpus-per-node", min=0, help="GPUs of each job (default: what its layout takes).")
+    ] = None,
+    timeout_min: Annotated[int | None, typer.Option("--timeout-min", min=1, help="Minutes of each job (default 240).")] = None,
+    cluster_option: Annotated[
+        list[str] | None, typer.Option("--cluster-option", help="NAME=VALUE of submitit or sbatch, such as qos=high; repeatable.")
+    ] = None,
 ) -> None:
     """Measure a grid of precision, batch and lengths into a table.
 
@@ -55,10 +68,18 @@ def command(
       trtllm-bench sweep --target http://127.0.0.1:8000 --request-rate 1,2,4
     """
     flags = {**asked, "repeats": repeats, "accuracy": accuracy, "accuracy_windows": accuracy_windows}
+    from trtllm_bench.sweep.cluster import Cluster
+
+    where = Cluster.of(cluster, partition, account, gpus_per_node, timeout_min, cluster_option)
+    for name, given in (("predict", predict), ("profile", profile is not None), ("accuracy", accuracy is not None)):
+        if where is not None and given:
+            raise BenchError(f"--{name} works on this machine only; leave --cluster out")
     if gpu is not None and not predict:
         raise BenchError("--gpu names the GPU of a prediction; add --predict, or leave it out to measure on this machine's")
     if predict:
         _predict(spec, flags, gpu)
+    elif where is not None:
+        _submit(spec, flags, out, resume, where)
     else:
         _run(spec, flags, out, resume, profile)
 
@@ -84,25 +105,20 @@ def _predict(toml: Path | None, flags: dict[str, Any], gpu: str | None) -> None:
 def _run(toml: Path | None, flags: dict[str, Any], out: Path | None, resume: bool, profile: str | None) -> None:
     from contextlib import ExitStack
 
-    from trtllm_bench.sweep.folder import holds_sweep, new_folder, resumed_folder, what_is_kept
+    from trtllm_bench.sweep.folder import what_is_kept
     from trtllm_bench.sweep.settle import settled
-    from trtllm_bench.sweep.spec import load_spec
 
-    if resume and out is None:
-        raise BenchError("--resume needs --out: the folder of the sweep to go on with")
-    with ExitStack() as claim:  # from the first look into the folder to the last row, no other sweep may write there
-        earlier = None
-        if resume and out is not None:
-            given = toml is not None or any(value is not None for value in flags.values())
-            earlier = claim.enter_context(resumed_folder(out, given))
-        known = earlier is not None and holds_sweep(earlier)
-        spec = load_spec(flags, toml, earlier if known else None, _defaults)
+    engines: Any = None
+    accuracy: AccuracySpec | None = None
+
+    def settle(spec: Any) -> None:
+        nonlocal engines, accuracy
         engines = settled(spec)
-        accuracy = None
         if spec.accuracy:
-            from trtllm_bench.measure.accuracy import AccuracySpec, widest_first, with_room
+            from trtllm_bench.measure.accuracy import AccuracySpec, widest_first
+            from trtllm_bench.sweep.settle import with_room
 
-            engines = engines if "max_seq_len" in spec.values else with_room(engines)
+            engines = engines if "max_seq_len" in spec.values else with_room(engines, SCORED_TOKENS)
             accuracy = AccuracySpec.of(spec.accuracy, spec.accuracy_windows, [points[0].spec for points in engines])
             engines = [engines[index] for index in widest_first([points[0].spec for points in engines])]
         if profile is not None:
@@ -110,24 +126,42 @@ def _run(toml: Path | None, flags: dict[str, Any], out: Path | None, resume: boo
 
             parse_which(profile)
             check_profiled(engines)
-        folder = earlier or claim.enter_context(new_folder(out))
+
+    with ExitStack() as claim:
+        spec, folder = _claimed(claim, toml, flags, out, resume, _defaults, settle)
         with interrupts.keeping(lambda: what_is_kept(folder)):
             _measure(spec, engines, folder, profile, accuracy)
 
 
+def _claimed(
+    claim: Any, toml: Path | None, flags: dict[str, Any], out: Path | None, resume: bool, defaults: Any, check: Any
+) -> tuple[Any, Path]:
+    """The specification, once `check` has passed it, and the sweep's folder: from the first look into it to the end of `claim`, no other
+    sweep may write there."""
+    from trtllm_bench.sweep.folder import holds_sweep, new_folder, resumed_folder
+    from trtllm_bench.sweep.spec import load_spec
+
+    if resume and out is None:
+        raise BenchError("--resume needs --out: the folder of the sweep to go on with")
+    earlier = None
+    if resume and out is not None:
+        given = toml is not None or any(value is not None for value in flags.values())
+        earlier = claim.enter_context(resumed_folder(out, given))
+    known = earlier is not None and holds_sweep(earlier)
+    spec = load_spec(flags, toml, earlier if known else None, defaults)
+    check(spec)
+    return spec, earlier or claim.enter_context(new_folder(out))
+
+
 def _measure(spec: Any, engines: Any, folder: Path, profile: str | None, accuracy: AccuracySpec | None) -> None:
-    from trtllm_bench.measure.accuracy import SweepAccuracy, engine_of
     from trtllm_bench.measure.rows import command_line
-    from trtllm_bench.measure.session import open_session
     from trtllm_bench.measure.workload import notes_of, workload_of
     from trtllm_bench.spec.measurement import safe_target
+    from trtllm_bench.sweep.here import sweep_here
     from trtllm_bench.sweep.progress import SweepView
-    from trtllm_bench.sweep.runner import Sweep
-    from trtllm_bench.sweep.table import print_table
     from trtllm_bench.targets.registry import runs_on_gpu
     from trtllm_dashboards.tables import plain_console
     from trtllm_results.record.environment import Environment
-    from trtllm_results.store.table import Store
 
     spec.save(folder)
     console = plain_console()
@@ -138,33 +172,54 @@ def _measure(spec: Any, engines: Any, folder: Path, profile: str | None, accurac
     for note in dict.fromkeys(note for one in datasets.values() for note in notes_of(one.workload, workload_of(one))):
         console.print(f"note: {note}", style="yellow", soft_wrap=True)
     with SweepView(spec, console) as view:
-        scored = None if accuracy is None else SweepAccuracy(accuracy, folder, view.stage)
-        sweep = Sweep(
-            engines=engines,
-            repeats=spec.repeats,
-            store=Store(folder),
-            open_session=lambda point: open_session(point, view.stage),
-            make_workload=workload_of,
-            watcher=view,
-            environment=lambda point: Environment.capture(use_gpu=runs_on_gpu(point)),
-            command=command_line(),
-            accuracy=None if scored is None else lambda session: scored.measure(engine_of(session)),
-            accuracy_asked={} if accuracy is None else accuracy.described(),
-        )
+        sweep = sweep_here(folder, spec, engines, view, command_line(), accuracy)
         rows = sweep.run()
-    console.print()
-    print_table(rows, console, spec.axes)
-    if sweep.no_telemetry:
-        console.print(sweep.no_telemetry, style="dim", soft_wrap=True)
-    console.print(f"\nresults: {folder / 'results.parquet'}, {folder / 'results.json'}", soft_wrap=True)
-    if not any(row.status == "ok" for row in rows):
-        raise typer.Exit(FAILURE)
+    _report(rows, spec, folder, console, sweep.no_telemetry)
     if profile is not None:
         _profile(rows, sweep, profile, console)
 
 
-def _defaults(given: Mapping[str, Any]) -> Mapping[str, Any]:
-    """By the target asked for and the machine: what to measure where nothing was said."""
+def _report(rows: Any, spec: Any, folder: Path, console: Any, note: str = "") -> None:
+    """The table and where it is kept. Raises `typer.Exit` where nothing was measured."""
+    from trtllm_bench.sweep.table import print_table
+
+    console.print()
+    print_table(rows, console, spec.axes)
+    if note:
+        console.print(note, style="dim", soft_wrap=True)
+    console.print(f"\nresults: {folder / 'results.parquet'}, {folder / 'results.json'}", soft_wrap=True)
+    if not any(row.status == "ok" for row in rows):
+        raise typer.Exit(FAILURE)
+
+
+def _submit(toml: Path | None, flags: dict[str, Any], out: Path | None, resume: bool, cluster: Any) -> None:
+    """The sweep as jobs of a cluster."""
+    from contextlib import ExitStack
+
+    from trtllm_bench.measure.rows import RowMaker
+    from trtllm_bench.sweep.cluster import SLURM, ClusterSweep, check, executor_of
+    from trtllm_bench.sweep.cluster_view import ClusterView
+    from trtllm_bench.sweep.folder import what_is_kept
+    from trtllm_dashboards.tables import plain_console
+    from trtllm_results.record.environment import Environment
+
+    with ExitStack() as claim:
+        defaults = partial(_defaults, on_gpus=True) if cluster.kind == SLURM else _defaults
+        spec, folder = _claimed(claim, toml, flags, out, resume, defaults, check)
+        console = plain_console()
+        view = ClusterView(console)
+        sweep = ClusterSweep(spec, cluster, folder, view, RowMaker(Environment.capture(use_gpu=False)))
+        executor_of(cluster, sweep.parts[0])  # its parameters are checked before anything is submitted
+        spec.save(folder)
+        jobs = len(sweep.parts)
+        console.print(f"{_count(spec)} as {jobs} job{'s' * (jobs != 1)} ({cluster.kind}); results in {folder}", soft_wrap=True)
+        with interrupts.keeping(lambda: what_is_kept(folder, cluster.flags)), view.showing(sweep.parts):
+            rows = sweep.run()
+        _report(rows, spec, folder, console)
+
+
+def _defaults(given: Mapping[str, Any], on_gpus: bool = False) -> Mapping[str, Any]:
+    """By the target asked for and the machine: what to measure where nothing was said. `on_gpus`: whatever this machine has."""
     from trtllm_bench.machine import has_gpu
     from trtllm_bench.targets.registry import OWN, target_kind
 
@@ -172,7 +227,7 @@ def _defaults(given: Mapping[str, Any]) -> Mapping[str, Any]:
     first = target.split(",")[0].strip() if isinstance(target, str) else str(next(iter(target), "") if isinstance(target, list) else target)
     if target_kind(first).names_its_model:
         return DEFAULTS_SERVER
-    return DEFAULTS_GPU if given.get("device") != "cpu" and has_gpu() else DEFAULTS_CPU
+    return DEFAULTS_GPU if given.get("device") != "cpu" and (on_gpus or has_gpu()) else DEFAULTS_CPU
 
 
 def _profile(rows: Any, sweep: Any, which: str, console: Any) -> None:

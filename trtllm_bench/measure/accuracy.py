@@ -11,22 +11,21 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trtllm_bench.errors import BenchError
 from trtllm_bench.spec.measurement import MeasurementSpec
-from trtllm_bench.targets.registry import is_own, target_kind
+from trtllm_bench.targets.registry import is_own
 
 if TYPE_CHECKING:
     from trtllm_bench.measure.session import Session
-    from trtllm_bench.sweep.spec import GridPoint
     from trtllm_engines.accuracy.likelihood import Reference
     from trtllm_engines.llm import LLM
 
 TASK = "task"
-WINDOWS, LONGEST, ROOM = 32, 1024, 512
+WINDOWS, LONGEST = 32, 1024
 FOLDER = "accuracy"
 """Where a sweep's folder keeps what the widest engines expect."""
 FAILED = "failed"
@@ -163,20 +162,6 @@ def _task(llm: LLM, details: dict[str, Any]) -> dict[str, float]:
 
     matches = exact_matches(llm, questions())
     return task_figures(sum(matches), len(matches))
-
-
-def with_room(engines: Sequence[Sequence[GridPoint]]) -> list[list[GridPoint]]:
-    """Engines that take sequences of `ROOM` tokens at least, where the model does and cells are shorter: a text in snippets says little."""
-    return [[_with_room(point) for point in points] for points in engines]
-
-
-def _with_room(point: GridPoint) -> GridPoint:
-    engine = point.spec.engine
-    if engine.engine_dir is not None or engine.max_seq_len is None or engine.max_seq_len >= ROOM:
-        return point
-    most = target_kind(point.spec.target).longest(replace(engine, max_seq_len=None))
-    engine = replace(engine, max_seq_len=max(engine.max_seq_len, min(ROOM, most or ROOM)))
-    return replace(point, spec=replace(point.spec, engine=engine))
 
 
 def engine_of(session: Session) -> LLM:

@@ -84,12 +84,12 @@ def read_spec(folder: Path) -> dict[str, Any]:
     return content
 
 
-def what_is_kept(folder: Path) -> str:
-    """For the sentence on the way out."""
+def what_is_kept(folder: Path, flags: str = "") -> str:
+    """For the sentence on the way out. `flags`: what going on needs beside the folder."""
     if not holds_sweep(folder):
         return "nothing was measured yet; run the command again"
     done = len(Store(folder).finished())
     return (
         f"{done} finished measurement{'s are' if done != 1 else ' is'} kept; "
-        f"go on with: trtllm-bench sweep --resume --out {shlex.quote(str(folder))}"
+        f"go on with: trtllm-bench sweep {flags + ' ' if flags else ''}--resume --out {shlex.quote(str(folder))}"
     )

@@ -102,10 +102,10 @@ class SweepView:
 
     def _line_of(self, head: str, row: Row, seconds: float) -> str:
         """As much as fits the console."""
-        line = head + _headline(row) + self._tail(seconds)
+        line = head + headline(row) + self._tail(seconds)
         for shorter in (self._tail(seconds), f"  ({seconds:.1f} s)", ""):
             if len(line) > self._console.width:
-                line = head + _headline(row, brief=True) + shorter
+                line = head + headline(row, brief=True) + shorter
         return line
 
     def _title(self, point: GridPoint, repeat: int) -> str:
@@ -140,7 +140,8 @@ class SweepView:
         self._console.print(line, soft_wrap=self._live is None, highlight=False)
 
 
-def _headline(row: Row, brief: bool = False) -> str:
+def headline(row: Row, brief: bool = False) -> str:
+    """Output rate and, unless `brief`, time to first token."""
     figures = row.figures
     parts = [f"{figures.get('output_tokens_per_s', 0):>9,.1f} tok/s"]
     if "ttft_p50_ms" in figures and not brief:

@@ -125,6 +125,8 @@ def _load(folder: Path, spec: EngineSpec, replica: int | None, report: OnBuild) 
         kv_cache_fraction=spec.kv_cache_fraction,
         policy=cast(Policy, spec.policy),
         replica=replica,
+        nnodes=spec.nnodes or 1,
+        rdzv_endpoint=spec.rdzv_endpoint,
         progress=report,
     )
 

@@ -47,10 +47,8 @@ def weight_bytes_of(config: ModelConfig, plan: QuantPlan) -> int:
         codes = plan.scheme_of(name.removesuffix(".weight")).weights if is_product else None
         total += bytes_of(count, plan.wide_dtype if codes is None else codes.dtype)
         if codes is not None and codes.in_groups:
-            groups = codes.parameters(1, count)
-            total += sum(
-                bytes_of(count // codes.group_size, groups[name].dtype) for name in ("group_scale", "weight_zero") if name in groups
-            )
+            of_groups = {name: spec for name, spec in codes.parameters(1, count).items() if name != "weight_scale"}
+            total += sum(bytes_of(count // codes.group_size, spec.dtype) for spec in of_groups.values())
     return total
 
 

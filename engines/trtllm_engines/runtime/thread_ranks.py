@@ -21,6 +21,7 @@ from trtllm_engines.compiler.plan import Plan
 from trtllm_engines.errors import EngineError
 from trtllm_engines.runtime.batch import StepBatch, StepOutput
 from trtllm_engines.runtime.cpu import CpuRunner
+from trtllm_engines.runtime.group import joined
 from trtllm_kernels.references.communication import communicate
 
 MEETING_S = 60.0
@@ -80,6 +81,9 @@ class ThreadLink:
     before: queue.SimpleQueue[torch.Tensor]
     next: queue.SimpleQueue[torch.Tensor]
     failed: threading.Event
+
+    def join(self, plan: Plan) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return joined(self, plan)
 
     def receive(self, hidden: torch.Tensor) -> None:
         for _ in range(int(MEETING_S / _LOOK_S)):
