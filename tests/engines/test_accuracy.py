@@ -112,13 +112,15 @@ def test_what_cannot_be_scored_is_one_sentence(engines: dict[str, LLM]) -> None:
 
 
 def test_questions_have_one_answer_each() -> None:
-    asked = questions(50, lines=6, seed=1)
-    assert asked == questions(50, lines=6, seed=1) != questions(50, lines=6, seed=2)
+    asked = questions(50, lines=9, seed=1)
+    assert asked == questions(50, lines=9, seed=1) != questions(50, lines=9, seed=2)
     for question in asked:
         *listed, last = question.prompt.splitlines()
-        assert len(listed) == 6
+        assert len(set(listed[:9])) == 9
+        assert len(set(listed[9:])) == 6
+        assert set(listed[9:]) < set(listed[:9])
         (line,) = [line for line in listed if line.startswith(last)]
-        assert line == f"{last} {question.answer}."
+        assert line == f"{last} {question.answer}"
 
 
 class Copier:
@@ -141,7 +143,7 @@ class Copier:
         for number, request in enumerate(self.requests, 1):
             *listed, last = request.prompt.splitlines()
             place = next(place for place, line in enumerate(listed) if line.startswith(last))
-            text = listed[place - (number % self.wrong_every == 0)].split("number")[1]
+            text = listed[place - (number % self.wrong_every == 0)].split("=")[1] + "\n"
             request.output = np.array([ord(letter) for letter in text[: request.most]])
 
 
@@ -149,4 +151,4 @@ class Copier:
 def test_exact_matches_are_counted(wrong_every: int, right: int) -> None:
     copier: Any = Copier(wrong_every)
     assert sum(exact_matches(copier, questions(40))) == right
-    assert exact_matches(Copier(1000), [Question("The a has number 12.\nThe a has number", "1")]) == [False]  # type: ignore[arg-type]
+    assert exact_matches(Copier(1000), [Question("a = 12\na =", "1")]) == [False]  # type: ignore[arg-type]
