@@ -83,12 +83,15 @@ def smooth(weights: Sequence[Tensor], inputs: Statistics, grid: Grid, fold: Fold
 
 
 def clipped(weight: Tensor, gram: Tensor, grid: Grid) -> Scales:
-    """Scales of `weight` [N, K], each group's extremes shrunk by as much as makes its error e G e^T least, G the group's own block."""
+    """Scales of `weight` [N, K], each group's extremes shrunk by as much as makes its error e G e^T least, G the group's own block.
+
+    Those of a symmetric grid are tried half a step wider as well, where nothing is cut off."""
     size = grid.size(weight.shape[1])
     blocks = torch.stack([gram[at : at + size, at : at + size] for at in range(0, len(gram), size)])
     best = torch.full((weight.shape[0], len(blocks)), float("inf"), device=weight.device)
     shrink = torch.ones_like(best)
-    for candidate in _SHRINKS:
+    wider = ((grid.highest + 0.5) / grid.highest,) if grid.symmetric else ()
+    for candidate in (*_SHRINKS, *wider):
         error = (grid.nearest(weight, grid.fit(weight, candidate)).values() - weight).view(*best.shape, size)
         loss = (torch.einsum("ngi,gij->ngj", error, blocks) * error).sum(2)
         better = loss < best
