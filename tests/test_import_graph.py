@@ -90,8 +90,8 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "trtllm_results": (
         ("gate", "cost"),
-        ("compare", "importers"),
-        ("store",),
+        ("compare", "importers", "trackers"),
+        ("store", "versions"),
         ("record",),
         ("metrics", "plausibility"),
         ("stats", "gpus", "model_sizes"),

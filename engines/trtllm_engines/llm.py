@@ -120,6 +120,8 @@ class LLM:
         replica: int | None = None,
         nnodes: int = 1,
         rdzv_endpoint: str | None = None,
+        traced: bool = False,
+        detail: str = "off",
         check_logits: bool = False,
         verify: Verify = "once",
         progress: Progress | None = None,
@@ -131,7 +133,9 @@ class LLM:
         `tp` is the number of tensor-parallel GPUs and `pp` that of pipeline stages (1 where none is given and no engine
         folder says another). `replica` is this engine's number among copies that run side by side: its ranks are then processes, on the
         GPUs after those of the copies before it. `nnodes` hosts run the ranks, each as many; the others join this process at
-        `rdzv_endpoint`, HOST:PORT of an address of this host (`trtllm-bench host`), and find the engine under the same path.
+        `rdzv_endpoint`, HOST:PORT of an address of this host (`trtllm-bench host`), and find the engine under the same path. `traced`:
+        ranks that are processes can be asked to record their steps; `detail`: of the NVTX ranges that they make themselves
+        (`runtime.ranges`).
 
         `check_logits`: on a GPU, look at the logits of every step and stop where they are no numbers (a CPU always does); a pass over them,
         so it is off where time is measured. `verify`: which of the engine's files are hashed (`engine.checksums`).
@@ -184,6 +188,8 @@ class LLM:
             replica=replica,
             check_logits=check_logits,
             hosts=_hosts(nnodes, rdzv_endpoint),
+            traced=traced,
+            detail=detail,
         )
         self.tokenizer: Tokenizer | None = self.engine.tokenizer
         self.loop = EngineLoop(
@@ -277,6 +283,11 @@ class LLM:
 
     def encode(self, prompt: Prompt) -> Sequence[int] | IntArray:
         return self._need_tokenizer().encode(prompt) if isinstance(prompt, str) else prompt
+
+    @property
+    def ranks(self) -> Ranks:
+        """What runs the steps."""
+        return self._runner
 
     # --- the loop's thread ---
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from command_line import refused, run
 
-from trtllm_bench.sweep.cluster import Cluster, JobPart, job_parts
+from trtllm_bench.errors import BenchError
+from trtllm_bench.sweep.cluster import Cluster, JobPart, executor_of, job_parts
 from trtllm_bench.sweep.cluster_view import ClusterView
 from trtllm_bench.sweep.spec import SweepSpec
 from trtllm_results.record.row import Row
@@ -151,6 +152,23 @@ def test_what_slurm_does_not_take_is_the_reason_of_its_cells(slurm: Path, tmp_pa
     assert [row.status for row in rows] == ["failed", "failed"]
     assert "it was not taken" in rows[0].reason
     assert "invalid partition specified: closed" in out
+
+
+def test_local_jobs_take_the_first_of_the_gpus_that_may_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (part,) = job_parts(SweepSpec.of(target="fake", concurrency=1), tmp_path)
+
+    def visible(named: str | None, gpus: int) -> list[int]:
+        if named is None:
+            monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        else:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+        executor = executor_of(Cluster("local", gpus_per_node=gpus), part)
+        assert executor.parameters["gpus_per_node"] == len(executor.parameters["visible_gpus"])
+        return list(executor.parameters["visible_gpus"])
+
+    assert [visible(None, 2), visible("2,3,5", 2), visible("2", 2), visible("2,3", 0)] == [[0, 1], [2, 3], [2], []]
+    with pytest.raises(BenchError, match="CUDA_VISIBLE_DEVICES is 'GPU-1a', and local jobs take GPUs by number"):
+        visible("GPU-1a", 1)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -36,11 +37,21 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build("tiny-llama", "fp32", out=folder, weights="dummy", profile=PROFILE, layout=ParallelLayout(2))
 
 
+@pytest.fixture(scope="module")
+def started() -> Iterator[list[LLM]]:
+    every: list[LLM] = []
+    yield every
+    for one in every:
+        with contextlib.suppress(EngineError):
+            one.close()
+
+
 @pytest.fixture
-def llm(engine: Path) -> Iterator[LLM]:
-    loaded = LLM(engine, device="cpu", num_pages=40)
-    yield loaded
-    loaded.close()
+def llm(engine: Path, started: list[LLM]) -> LLM:
+    """Two ranks that live: those of the test before, unless it has ended them."""
+    if not started or started[-1].loop.broken:
+        started.append(LLM(engine, device="cpu", num_pages=40))
+    return started[-1]
 
 
 def rank_pids(llm: LLM) -> list[int]:

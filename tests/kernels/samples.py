@@ -90,11 +90,9 @@ def int8_sample(op: str, model: ModelShape, batch: BatchShape, dtype: str = "bf1
 def fp8_sample(
     op: str, model: ModelShape, batch: BatchShape, dtype: str = "bf16", seed: int = 0, poison: bool = True, by_row: bool = False
 ) -> dict[str, Any]:
-    """As `sample`, with everything of the op quantized that can be: inputs, weights, cache, result. `by_row`: products have a scale a row
-    (and then take no residual)."""
+    """As `sample`, with everything of the op quantized that can be: inputs, weights, cache, result. `by_row`: with a scale a row of
+    products' operands."""
     named = sample(op, model, batch, dtype, seed, poison)
-    if by_row and op == "linear":
-        named["residual"] = None
     for name in ("x", "weight") if "x_scale" in OPS[op].tensors else ():
         values = named[name].float()
         scale = row_scales(values) if by_row else (values.abs().max() / FP8_MAX).reshape(1)

@@ -46,7 +46,9 @@ def command(
     profile: Annotated[str | None, typer.Option("--profile", help="Then profile cells: worst, all, or how many of the worst.")] = None,
     predict: Annotated[bool, typer.Option("--predict", help="Measure nothing: predict the grid by the step model.")] = False,
     gpu: Annotated[str | None, typer.Option("--gpu", help="GPU of --predict: a100, l40s, h100 or h200 (default: the one here).")] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder for the results (default: runs/<time>).")] = None,
+    out: Annotated[
+        str | None, typer.Option("--out", metavar="<path>", help="Folder or address (s3://...) for the results (default: runs/<time>).")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the sweep in --out; finished cells are not measured again.")] = False,
     cluster: Annotated[str | None, typer.Option("--cluster", help="Run it as jobs: slurm, or local (one after another here).")] = None,
     partition: Annotated[str | None, typer.Option("--partition", help="Slurm partition of the jobs.")] = None,
@@ -69,6 +71,7 @@ def command(
     """
     flags = {**asked, "repeats": repeats, "accuracy": accuracy, "accuracy_windows": accuracy_windows}
     from trtllm_bench.sweep.cluster import Cluster
+    from trtllm_results.store.remote import is_address, open_address
 
     where = Cluster.of(cluster, partition, account, gpus_per_node, timeout_min, cluster_option)
     for name, given in (("predict", predict), ("profile", profile is not None), ("accuracy", accuracy is not None)):
@@ -76,33 +79,45 @@ def command(
             raise BenchError(f"--{name} works on this machine only; leave --cluster out")
     if gpu is not None and not predict:
         raise BenchError("--gpu names the GPU of a prediction; add --predict, or leave it out to measure on this machine's")
+    address = out if out is not None and is_address(out) else None
+    folder = None if out is None or address is not None else Path(out)
+    if address is not None:
+        open_address(address)  # what cannot be is told before anything is measured
     if predict:
-        _predict(spec, flags, gpu)
+        _predict(spec, flags, gpu, out)
     elif where is not None:
-        _submit(spec, flags, out, resume, where)
+        if address is not None:
+            raise BenchError("--cluster measures into a folder that its jobs share; give one with --out, and copy it afterwards")
+        _submit(spec, flags, folder, resume, where)
     else:
-        _run(spec, flags, out, resume, profile)
+        _run(spec, flags, folder, resume, profile, address)
 
 
-def _predict(toml: Path | None, flags: dict[str, Any], gpu: str | None) -> None:
+def _predict(toml: Path | None, flags: dict[str, Any], gpu: str | None, out: str | None) -> None:
+    from trtllm_bench.measure.place import open_store
     from trtllm_bench.measure.rows import command_line
-    from trtllm_bench.sweep.predicted import hardware_for, notes_on, predict_sweep
+    from trtllm_bench.sweep.predicted import hardware_for, keep_predictions, notes_on, predict_sweep
     from trtllm_bench.sweep.spec import load_spec
     from trtllm_bench.sweep.table import print_table
     from trtllm_dashboards.tables import plain_console
     from trtllm_results.record.environment import Environment
 
     spec = load_spec(flags, toml, None, DEFAULTS_GPU)
+    store = None if out is None else open_store(out)
     hardware = hardware_for(gpu, Environment.capture(use_gpu=gpu is None))
     console = plain_console()
     rows = predict_sweep(spec, hardware, command_line())
     print_table(rows, console, spec.axes)
-    console.print("; ".join(notes_on(rows, hardware)), style="dim")
+    console.print("; ".join(notes_on(rows, hardware)), style="dim", soft_wrap=True)
+    if store is not None:
+        new = keep_predictions(store, rows)
+        store.finish()
+        console.print(f"{new} of {len(rows)} predicted rows are new and written to {store.place}", soft_wrap=True)
     if not any(row.status == "ok" for row in rows):
         raise typer.Exit(FAILURE)
 
 
-def _run(toml: Path | None, flags: dict[str, Any], out: Path | None, resume: bool, profile: str | None) -> None:
+def _run(toml: Path | None, flags: dict[str, Any], out: Path | None, resume: bool, profile: str | None, address: str | None) -> None:
     from contextlib import ExitStack
 
     from trtllm_bench.sweep.folder import what_is_kept
@@ -130,7 +145,7 @@ def _run(toml: Path | None, flags: dict[str, Any], out: Path | None, resume: boo
     with ExitStack() as claim:
         spec, folder = _claimed(claim, toml, flags, out, resume, _defaults, settle)
         with interrupts.keeping(lambda: what_is_kept(folder)):
-            _measure(spec, engines, folder, profile, accuracy)
+            _measure(spec, engines, folder, profile, address, accuracy)
 
 
 def _claimed(
@@ -153,7 +168,8 @@ def _claimed(
     return spec, earlier or claim.enter_context(new_folder(out))
 
 
-def _measure(spec: Any, engines: Any, folder: Path, profile: str | None, accuracy: AccuracySpec | None) -> None:
+def _measure(spec: Any, engines: Any, folder: Path, profile: str | None, address: str | None, accuracy: AccuracySpec | None) -> None:
+    from trtllm_bench.measure.accuracy import SweepAccuracy
     from trtllm_bench.measure.rows import command_line
     from trtllm_bench.measure.workload import notes_of, workload_of
     from trtllm_bench.spec.measurement import safe_target
@@ -162,8 +178,10 @@ def _measure(spec: Any, engines: Any, folder: Path, profile: str | None, accurac
     from trtllm_bench.targets.registry import runs_on_gpu
     from trtllm_dashboards.tables import plain_console
     from trtllm_results.record.environment import Environment
+    from trtllm_results.store.table import MirroredStore, Store
 
     spec.save(folder)
+    store = Store(folder) if address is None else MirroredStore(folder, address)
     console = plain_console()
     environment = Environment.capture(use_gpu=runs_on_gpu(engines[0][0].spec))
     models = ", ".join(dict.fromkeys(points[0].spec.engine.model or safe_target(points[0].spec.target) for points in engines))
@@ -171,10 +189,16 @@ def _measure(spec: Any, engines: Any, folder: Path, profile: str | None, accurac
     datasets = {point.spec.workload.dataset: point.spec for points in engines for point in points if point.spec.workload.dataset}
     for note in dict.fromkeys(note for one in datasets.values() for note in notes_of(one.workload, workload_of(one))):
         console.print(f"note: {note}", style="yellow", soft_wrap=True)
-    with SweepView(spec, console) as view:
-        sweep = sweep_here(folder, spec, engines, view, command_line(), accuracy)
+    with SweepView(spec, console, Store(folder)) as view:
+        scored = None if accuracy is None else SweepAccuracy(accuracy, folder, view.stage)
+        sweep = sweep_here(store, spec, engines, view, command_line(), scored)
         rows = sweep.run()
-    _report(rows, spec, folder, console, sweep.no_telemetry)
+    try:
+        _report(rows, spec, folder, console, sweep.no_telemetry)
+    finally:
+        store.finish()
+    if address is not None:
+        console.print(f"copied to {store.place}", soft_wrap=True)
     if profile is not None:
         _profile(rows, sweep, profile, console)
 

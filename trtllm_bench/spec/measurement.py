@@ -120,6 +120,7 @@ class EngineSpec:
         identity=True,
     )
     nvtx_detail: str = knob("off", "NVTX ranges: off (default), step, layer or op.", identity=True)
+    verify: bool = knob(False, "Hash every byte of the engine again, also of files that did not change.")
     seed: int = knob(0, "Seed of prompts, arrivals and dummy weights (default 0).", least=0)
 
     def __post_init__(self) -> None:

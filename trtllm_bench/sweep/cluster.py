@@ -346,7 +346,8 @@ def executor_of(cluster: Cluster, part: JobPart) -> Any:
     gpus = cluster.gpus_per_node if cluster.gpus_per_node is not None else gpus_of(cluster, part)
     if cluster.kind == LOCAL:
         executor = submitit.LocalExecutor(logs)
-        executor.update_parameters(timeout_min=cluster.timeout_min, gpus_per_node=gpus, visible_gpus=_visible(gpus))
+        visible = _visible(gpus)
+        executor.update_parameters(timeout_min=cluster.timeout_min, gpus_per_node=len(visible), visible_gpus=visible)
         return executor
     try:
         executor = submitit.AutoExecutor(logs, cluster=SLURM)
@@ -383,8 +384,12 @@ def gpus_of(cluster: Cluster, part: JobPart) -> int:
     return part.first.engine.gpus if takes else 0
 
 
-def _visible(gpus: int) -> Sequence[int]:
-    """The first GPUs of those that this process may use, by number; empty where it may use all, or they are not numbers."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-    numbers = [int(one) for one in named if one.strip().isdecimal()]
-    return numbers[:gpus] if len(numbers) >= gpus else ()
+def _visible(gpus: int) -> list[int]:
+    """Numbers of the first GPUs of those that this process may use; fewer where it has fewer, which the job then says."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is None or not gpus:
+        return list(range(gpus))
+    parts = [part.strip() for part in named.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise BenchError(f"CUDA_VISIBLE_DEVICES is '{named}', and local jobs take GPUs by number; write numbers, such as 0,1")
+    return [int(part) for part in parts][:gpus]

@@ -26,12 +26,14 @@ class SweepJob:
         from trtllm_bench.sweep.settle import settled
         from trtllm_bench.sweep.spec import load_spec
         from trtllm_dashboards.tables import plain_console
+        from trtllm_results.store.table import Store
 
         with resumed_folder(Path(self.folder), grid_given=False) as folder:
             spec = load_spec({}, None, folder)
             engines = settled(spec)
-            with SweepView(spec, plain_console()) as view:
-                sweep_here(folder, spec, engines, view, self.command).run()
+            store = Store(folder)
+            with SweepView(spec, plain_console(), store) as view:
+                sweep_here(store, spec, engines, view, self.command).run()
 
     def checkpoint(self) -> Any:
         """What a requeued job runs."""

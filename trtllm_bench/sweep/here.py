@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from trtllm_bench.measure.accuracy import AccuracySpec, SweepAccuracy, engine_of
+from trtllm_bench.measure.accuracy import SweepAccuracy, engine_of
 from trtllm_bench.measure.session import open_session
 from trtllm_bench.measure.workload import workload_of
 from trtllm_bench.sweep.progress import SweepView
@@ -17,26 +16,23 @@ from trtllm_results.store.table import Store
 
 
 def sweep_here(
-    folder: Path,
+    store: Store,
     spec: SweepSpec,
     engines: Sequence[Sequence[GridPoint]],
     view: SweepView,
     command: str,
-    accuracy: AccuracySpec | None = None,
+    scored: SweepAccuracy | None = None,
 ) -> Sweep:
-    """`engines`: the settled points of `spec`. Rows go into the store in `folder`, and name `command`.
-
-    `accuracy`: what engines are scored on as well."""
-    scored = None if accuracy is None else SweepAccuracy(accuracy, folder, view.stage)
+    """`engines`: the settled points of `spec`. Rows go into `store`, and name `command`. `scored` measures the accuracy of engines."""
     return Sweep(
         engines=engines,
         repeats=spec.repeats,
-        store=Store(folder),
+        store=store,
         open_session=lambda point: open_session(point, view.stage),
         make_workload=workload_of,
         watcher=view,
         environment=lambda point: Environment.capture(use_gpu=runs_on_gpu(point)),
         command=command,
         accuracy=None if scored is None else lambda session: scored.measure(engine_of(session)),
-        accuracy_asked={} if accuracy is None else accuracy.described(),
+        accuracy_asked={} if scored is None else scored.spec.described(),
     )

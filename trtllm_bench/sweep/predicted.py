@@ -1,4 +1,7 @@
-"""`sweep --predict`: the same grid by the step model instead of a GPU, one row per cell, for a GPU that need not be here."""
+"""`sweep --predict`: the same grid by the step model instead of a GPU, one row per cell, for a GPU that need not be here.
+
+A stored prediction is told from a measurement by its target, `predicted`, and by its GPU's name; `extra` says what it rests on.
+"""
 
 from __future__ import annotations
 
@@ -23,20 +26,31 @@ from trtllm_engines.compiler.plan import ParallelLayout, Plan
 from trtllm_engines.models.presets import resolve_model
 from trtllm_engines.runtime.scheduler import Policy
 from trtllm_results.record.environment import Environment
-from trtllm_results.record.row import Row
+from trtllm_results.record.row import PREDICTED, Row
+from trtllm_results.store.table import Store
 from trtllm_workloads.request import Workload
-
-TARGET = "predicted"
 
 
 def notes_on(rows: Sequence[Row], hardware: Hardware) -> list[str]:
     """What is to be said beside a predicted table."""
-    note = constants_for(hardware.name).note
     tp, pp = (max((getattr(row.cell, name) for row in rows if row.status == "ok"), default=1) for name in ("tp", "pp"))
+    return _notes(tp, pp, hardware)
+
+
+def _notes(tp: int, pp: int, hardware: Hardware) -> list[str]:
+    note = constants_for(hardware.name).note
     exchange = "communication is that of two H200" + (", by formula for more GPUs" if tp > 2 else "")
     stages = "what stages send is by formula"
     notes = ["predicted from counts and ceilings, not measured", *([note] if note else []), *([exchange] if tp > 1 else [])]
     return [*notes, *([stages] if pp > 1 else [])]
+
+
+def keep_predictions(store: Store, rows: Sequence[Row]) -> int:
+    """Stores the predictions that `store` lacks (by cell key: the same sources predict the same). Returns how many were new."""
+    known = store.finished()
+    new = [row for row in rows if (row.key, row.repeat) not in known]
+    store.append(*new)
+    return len(new)
 
 
 def hardware_for(gpu: str | None, environment: Environment) -> Hardware:
@@ -84,9 +98,9 @@ def _row(
     spec: MeasurementSpec, plans: list[Plan], error: Exception | None, hardware: Hardware, workload: Workload, run_id: str, command: str
 ) -> Row:
     engine = spec.engine
-    identity = Identity(TARGET, kv_dtype=plans[0].kv_dtype if plans else "", places=engine.max_batch_size or 0, engine=engine)
+    identity = Identity(PREDICTED, kv_dtype=plans[0].kv_dtype if plans else "", places=engine.max_batch_size or 0, engine=engine)
     cell = cell_of(spec, identity, workload)
-    environment = Environment(gpu=f"{hardware.name.upper()} (by the step model)")
+    environment = _environment(hardware)
     figures: dict[str, float] = {}
     if plans:
         try:
@@ -104,4 +118,12 @@ def _row(
             error = problem
     if error is not None:
         return Row(cell, environment, status="failed", reason=reason_of(error), run_id=run_id, command=command)
-    return Row(cell, environment, figures=figures, run_id=run_id, command=command)
+    basis = {PREDICTED: _notes(engine.tp, engine.pp, hardware)}
+    return Row(cell, environment, figures=figures, run_id=run_id, command=command, extra=basis)
+
+
+def _environment(hardware: Hardware) -> Environment:
+    """The GPU predicted for, and the sources that predict; this machine has no part in the result."""
+    here = Environment.capture(use_gpu=False)
+    names = ("bench", "source_hash", "git_revision", "git_dirty")
+    return Environment(gpu=f"{hardware.name.upper()} (by the step model)", **{name: getattr(here, name) for name in names})

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from trtllm_engines.errors import EngineError
+from trtllm_engines.errors import EngineError, WriteError
 
 
 @contextmanager
@@ -25,7 +25,7 @@ def new_folder(out: Path) -> Iterator[Path]:
             out.rmdir()
         temporary.rename(out)
     except OSError as error:
-        raise EngineError(f"cannot write the checkpoint to {out} ({error.strerror or error}); choose another output folder") from None
+        raise WriteError(f"the checkpoint to {out}", error, "choose another output folder") from None
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)

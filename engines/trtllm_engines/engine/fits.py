@@ -102,8 +102,8 @@ def _alternatives(config: ModelConfig, profile: Profile, arch: str, layout: Para
         with suppress(EngineError):
             sizes[precision] = needed_bytes(config, named_plan(precision), profile, layout)
     weight_only = {name: size for name, size in sizes.items() if is_weight_only(name)}
-    smallest = min(weight_only, key=weight_only.__getitem__, default="")
-    listed = [name for name, size in sizes.items() if size <= room and (name not in weight_only or name == smallest)]
+    narrowest = min(weight_only, key=weight_only.__getitem__, default="")
+    listed = [name for name, size in sizes.items() if size <= room and (name not in weight_only or name == narrowest)]
     fitting = [f"{name} ({gib(sizes[name])})" for name in listed]
     if arch != CPU:
         plan = named_plan("bf16")

@@ -66,7 +66,8 @@ def kv_scheme(precision: str, asked: str) -> KvScheme:
             raise EngineError(f"an {dtype} KV cache needs 16-bit activations; use precision {dtype}, bf16 or fp16")
         return quantized[dtype].scheme
     if dtype != wide:
-        raise EngineError(f"an engine in {precision} can keep its KV cache in {' or '.join((wide, *quantized))}, not {dtype}")
+        *most, last = wide, *quantized
+        raise EngineError(f"an engine in {precision} can keep its KV cache in {', '.join(most)} or {last}, not {dtype}")
     return KvScheme(wide)
 
 

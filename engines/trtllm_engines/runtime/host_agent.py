@@ -151,8 +151,8 @@ def _join(endpoint: str, nnodes: int, node_rank: int, join_s: float) -> socket.s
         except OSError as error:
             if time.monotonic() > deadline:
                 raise EngineError(
-                    f"host 0 did not answer at {endpoint} within {join_s:g} s ({error.strerror or error}); start the measurement there, "
-                    f"--nnodes {nnodes} --rdzv-endpoint {endpoint}"
+                    f"host 0 did not answer at {endpoint} within {join_s:g} s ({error.strerror or error}); start the measurement there "
+                    f"with --nnodes {nnodes} --rdzv-endpoint {endpoint}"
                 ) from None
             time.sleep(0.2)
     connection.settimeout(None)

@@ -45,6 +45,10 @@ class RankOrder:
     """Index of the first rank's GPU among those visible; the others follow it."""
     nnodes: int = 1
     node_rank: int = 0
+    traced: bool = False
+    """Whether they can be asked to record their steps (`rank_trace`)."""
+    detail: str = "off"
+    """Of their NVTX ranges (`ranges`)."""
     endpoint: str = ""
     """host:port where torchrun's agents meet, of several hosts."""
 
@@ -62,6 +66,7 @@ class HostRanks:
         command += ["--message-bytes", str(order.message_bytes), "--answer-bytes", str(order.answer_bytes)]
         command += ["--kv-cache-fraction", str(order.kv_cache_fraction), "--max-graph-batch", str(order.max_graph_batch)]
         command += [] if order.num_pages is None else ["--num-pages", str(order.num_pages)]
+        command += ["--detail", order.detail, *(["--traced"] if order.traced else [])]
         environment = rank_environment(interface)
         if order.ranks == order.nnodes == 1:
             environment |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}

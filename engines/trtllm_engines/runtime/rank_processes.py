@@ -14,7 +14,7 @@ from pathlib import Path
 
 from trtllm_engines.compiler.plan import Plan
 from trtllm_engines.errors import EngineError
-from trtllm_engines.runtime import wire
+from trtllm_engines.runtime import rank_trace, wire
 from trtllm_engines.runtime.batch import StepBatch, StepOutput
 from trtllm_engines.runtime.host_ranks import HostRanks, RankOrder
 from trtllm_engines.runtime.hosts import Hosts, free_port
@@ -25,6 +25,8 @@ from trtllm_engines.runtime.step_ring import SLOTS
 STEP_S = 10.0
 """Most time between a step's launch and its tokens, or the tokens of the step before it. The largest step of a 70B takes under a second."""
 START_S = 900.0
+WRITE_S = 60.0
+"""Most time that ranks take to write what they have recorded."""
 NOTICE_S = 1.0
 """How long a host may take to notice that one of its ranks has died, after those of another have failed of it."""
 
@@ -59,10 +61,13 @@ class RankProcesses:
         waiting: Callable[[float], None] | None = None,
         first_gpu: int = 0,
         hosts: Hosts | None = None,
+        traced: bool = False,
+        detail: str = "off",
     ) -> None:
         """`folder`: the engine's, the same path on every host. `step_s`: seconds a step may take. `waiting` is told the seconds the ranks
         have been starting for. `first_gpu`: index of the first rank's GPU among those visible; the others follow it. `hosts`: the others,
-        each of which runs as many ranks as this one; stages and their groups follow in order of hosts."""
+        each of which runs as many ranks as this one; stages and their groups follow in order of hosts. `traced`: whether `record`
+        may be called. `detail`: of the ranks' own NVTX ranges."""
         self.plan, self._step_s = plan, step_s
         parallel, nnodes = plan.parallel, 1 if hosts is None else hosts.nnodes
         if parallel.pp > SLOTS:
@@ -82,6 +87,8 @@ class RankProcesses:
             max_graph_batch=max_graph_batch if cuda_graphs else 0,
             first_gpu=first_gpu,
             nnodes=nnodes,
+            traced=traced,
+            detail=detail,
         )
         self._others = [] if hosts is None else hosts.gather()
         if hosts is not None:
@@ -118,6 +125,31 @@ class RankProcesses:
         for other in self._others:
             other.send(message)
         return RemoteHandle(self, self.ring.send(message, lambda: self._in_time(deadline)))
+
+    def record(self) -> None:
+        """Has every rank record its steps from here on (`rank_trace`). Only where no step is in flight."""
+        self._obeyed(rank_trace.order(None))
+
+    def write_traces(self, folder: Path) -> list[Path]:
+        """Ends `record`; the trace of every rank, in order, written into `folder`. Raises `EngineError` when one is not written in time."""
+        self._obeyed(rank_trace.order(folder))
+        files = [rank_trace.trace_file(folder, rank) for rank in range(self.plan.parallel.ranks)]
+        deadline = time.monotonic() + WRITE_S
+        while missing := [file for file in files if not file.exists()]:
+            self._check()
+            if time.monotonic() > deadline:
+                raise EngineError(f"{missing[0].stem} wrote no trace within {WRITE_S:g} s")
+            time.sleep(0.02)
+        return files
+
+    def _obeyed(self, message: bytes) -> None:
+        deadline = time.monotonic() + WRITE_S
+        for other in self._others:
+            other.send(message)
+        number = self.ring.send(message, lambda: self._in_time(deadline))
+        while not self.answered(number):
+            self._in_time(deadline)
+            time.sleep(0.001)
 
     def answered(self, number: int) -> bool:
         return self.ring.answered(number) if self._answers_at == 0 else self._others[self._answers_at - 1].answered(number)

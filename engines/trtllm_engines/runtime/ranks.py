@@ -38,10 +38,12 @@ def start_ranks(
     replica: int | None = None,
     check_logits: bool = False,
     hosts: Hosts | None = None,
+    traced: bool = False,
+    detail: str = "off",
 ) -> Ranks:
     """`progress` is told (stage, done, of how many). `replica`: which copy of the engine this is, where several run side by side; its ranks
     are processes then, on the GPUs after those of the copies before it. `check_logits` is `CudaRunner`'s, of an engine of one rank.
-    `hosts`: the others that run ranks, each as many as this one.
+    `hosts`: the others that run ranks, each as many as this one. `traced` and `detail` are `RankProcesses`'.
 
     Raises `EngineError`, also for more ranks than there are GPUs."""
     count, nnodes = engine.plan.parallel.ranks, 1 if hosts is None else hosts.nnodes
@@ -75,6 +77,8 @@ def start_ranks(
         max_graph_batch=max_graph_batch,
         first_gpu=first_gpu,
         hosts=hosts,
+        traced=traced,
+        detail=detail,
     )
     progress("ranks", count, count)
     return ranks

@@ -78,8 +78,8 @@ class ThreadGroup:
 class ThreadLink:
     """One thread's ends of the pipeline: a queue from the stage before, where there is one, and one to the next."""
 
-    before: queue.SimpleQueue[torch.Tensor]
-    next: queue.SimpleQueue[torch.Tensor]
+    before: queue.Queue[torch.Tensor]
+    next: queue.Queue[torch.Tensor]
     failed: threading.Event
 
     def join(self, plan: Plan) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -131,7 +131,7 @@ class ThreadRanks:
         self._answers = (len(stages) - 1) * tp
         self._failed = threading.Event()
         self._meetings = [_Meeting(tp) for _ in stages]
-        links: list[queue.SimpleQueue[torch.Tensor]] = [queue.SimpleQueue() for _ in range((len(stages) + 1) * tp)]
+        links: list[queue.Queue[torch.Tensor]] = [queue.Queue() for _ in range((len(stages) + 1) * tp)]
         self.ranks = [
             CpuRunner(
                 plan,

@@ -120,12 +120,11 @@ def group_size(name: str, columns: int, groups: int, folder: Path) -> int:
 
 def words_to_codes(words: Tensor, bits: int) -> Tensor:
     """uint8 [R, C * 32 / bits] of int32 words [R, C]: each row is a stream of bits, lowest first."""
-    words = words.long() & 0xFFFFFFFF
+    if 8 % bits == 0:
+        octets = words.contiguous().view(torch.uint8)  # of a little-endian machine, as all that run torch are
+        return octets if bits == 8 else torch.stack([octets >> shift & ((1 << bits) - 1) for shift in range(0, 8, bits)], -1).flatten(-2)
     rows = words.shape[0]
-    if 32 % bits == 0:
-        shifts = torch.arange(0, 32, bits)
-        return ((words[:, :, None] >> shifts) & ((1 << bits) - 1)).to(torch.uint8).view(rows, -1)
-    per_block = words.view(rows, -1, bits)  # `bits` words hold 32 codes
+    per_block = (words.long() & 0xFFFFFFFF).view(rows, -1, bits)  # `bits` words hold 32 codes
     codes = []
     for first in range(0, 32 * bits, bits):
         word, shift = divmod(first, 32)
