@@ -64,13 +64,14 @@ struct Machine {
     Meeting cluster;
     ucontext_t scheduler;
     Fiber* now = nullptr;
-    u32 threads = 0;
+    u32 threads = 0, grid = 0;
     bool moved = false;
 };
 inline Machine machine;
 struct Index { u32 x, y; };
 #define threadIdx (Index{machine.now->thread, 0})
 #define blockIdx (Index{machine.now->block->x, machine.now->block->y})
+#define gridDim (Index{machine.grid, 0})
 #define memory (machine.now->block->shared)
 
 inline void pause_fiber() { swapcontext(&machine.now->context, &machine.scheduler); }
@@ -82,6 +83,11 @@ inline void meet(Meeting& at, u32 count) {
     while (at.round == round) pause_fiber();
 }
 inline void sync_warps(u32 number, u32 threads) { meet(machine.now->block->meetings[number], threads); }
+// Takes part in a meeting without waiting for it.
+inline void signal_warps(u32 number, u32 threads) {
+    Meeting& at = machine.now->block->meetings[number];
+    if (++at.arrived == threads) at.arrived = 0, at.round++, progress();
+}
 inline void __syncthreads() { sync_warps(0, machine.threads); }
 inline void __syncwarp() { meet(machine.now->block->meetings[1000 + machine.now->thread / 32], 32); }
 inline u32 __shfl_sync(u32, u32 x, int) { return x; }
@@ -139,6 +145,10 @@ void send(T* to, T x, u64& barrier, u32 rank) {
     complete(there.barriers.at(shared_address(&barrier)), sizeof(T));
 }
 inline void publish_to_async() {}
+template <int COUNT>
+void give_registers_down_to() {}
+template <int COUNT>
+void take_registers_up_to() {}
 
 // ---- Numbers
 
@@ -190,8 +200,8 @@ inline void wgmma_begin() {}
 inline void wgmma_commit() {}
 template <int PENDING>
 void wait_for_wgmma() {}
-template <int LENGTH>
-void hold(float (&)[LENGTH]) {}
+template <typename T, int LENGTH>
+void hold(T (&)[LENGTH]) {}
 inline void meet_group() {
     Fiber* me = machine.now;
     meet(me->block->meetings[2000 + me->thread / 128], 128);

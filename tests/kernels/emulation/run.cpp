@@ -18,7 +18,7 @@ struct Arguments {
 static Arguments arguments;
 static void call() {
     const Arguments& a = arguments;
-    packed_gemm(a.x, 0, 0, 0, 0, a.w, a.group_scale, a.weight_zero, a.bias, a.residual, a.x_scale, a.w_scale, a.out_scale, a.y, a.num_tokens);
+    KERNEL(a.x, 0, 0, 0, 0, a.w, a.group_scale, a.weight_zero, a.bias, a.residual, a.x_scale, a.w_scale, a.out_scale, a.y, a.num_tokens);
 }
 
 // Returns 0, or 3 where no thread moves.
@@ -27,7 +27,7 @@ extern "C" int emulate(const char** pointers, long x_rows, int num_tokens, int g
     arguments = {{pointers[0], x_rows, K, FP8 ? 1 : 2, TOKENS}, pointers[1], pointers[2], pointers[3], pointers[4], pointers[5],
                  f(6), f(7), f(8), (char*)pointers[9], num_tokens};
     launch = call;
-    machine.threads = threads;
+    machine.threads = threads, machine.grid = grid;
     for (int x = 0; x < grid; x++) {
         machine.blocks.clear(), machine.fibers.clear();
         machine.cluster = {};
