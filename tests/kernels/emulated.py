@@ -24,7 +24,7 @@ def library(kernel: str, macros: tuple[str, ...]) -> ctypes.CDLL:
         (folder / name).write_text(source.replace("extern __shared__ __align__(1024) char memory[];", ""))
     (folder / "hopper.cuh").write_text((HERE / "hopper.cuh").read_text())
     out = folder / f"{hashlib.sha256(' '.join(macros).encode()).hexdigest()[:8]}.so"
-    command = ["g++", "-std=c++17", "-O1", "-w", "-shared", "-fPIC", f"-I{folder}", f"-DKERNEL={kernel}", *macros]
+    command = ["g++", "-std=c++17", "-Og", "-w", "-shared", "-fPIC", f"-I{folder}", f"-DKERNEL={kernel}", *macros]
     done = subprocess.run(
         [*command, f'-DKERNEL_SOURCE="{kernel}.cu"', str(HERE / "run.cpp"), "-o", str(out)], capture_output=True, text=True, check=False
     )
@@ -38,10 +38,11 @@ def running(lowered: Lowered, tokens: int) -> tuple[Launch, KernelSpec]:
     return launch, next(spec for spec in lowered.kernels if spec.key == launch.kernel)
 
 
-def emulate(lowered: Lowered, named: dict[str, torch.Tensor], y: torch.Tensor, tokens: int) -> None:
+def emulate(lowered: Lowered, named: dict[str, torch.Tensor], y: torch.Tensor, tokens: int, blocks: int | None = None) -> None:
+    """`blocks`: at most so many, of a persistent kernel."""
     launch, spec = running(lowered, tokens)
     macros = tuple(f"-D{name}={int(value)}" for name, value in spec.constexprs.items())
-    grid = evaluate(launch.grid[0], {"T": tokens})
+    grid = min(blocks or 1 << 30, evaluate(launch.grid[0], {"T": tokens}))
     tensors = [y if arg.value == "out0" else named[str(arg.value)] for arg in launch.args if arg.kind in ("tma", "tensor")]
     pointers = (ctypes.c_void_p * len(tensors))(*(one.data_ptr() for one in tensors))
     code = library(spec.function, macros).emulate(pointers, ctypes.c_long(named["x"].shape[0]), tokens, grid, 32 * spec.num_warps)
