@@ -90,8 +90,8 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "trtllm_results": (
         ("gate", "cost"),
-        ("compare", "importers"),
-        ("store",),
+        ("compare", "importers", "trackers"),
+        ("store", "versions"),
         ("record",),
         ("metrics", "stats", "plausibility"),
         ("gpus", "model_sizes"),

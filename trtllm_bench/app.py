@@ -31,7 +31,7 @@ PANELS = {
     "Engines": ("build", "inspect", "refit", "quantize", "perplexity", "fetch", "generate"),
     "Workloads": ("prepare-dataset", "trace"),
     "Results": ("results", "compare", "gate", "plot", "dashboard", "explain"),
-    "Machine": ("doctor", "cache"),
+    "Machine": ("doctor", "cache", "host"),
 }
 
 

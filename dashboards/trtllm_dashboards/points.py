@@ -3,8 +3,7 @@
 The run is the sample, so an estimate is over repeats: 95% t interval from three on, the two values themselves for two, and for one repeat
 no interval at all (drawn hollow). Requests within a run are not independent and are never used as a sample size.
 
-Rows are grouped by content hash. Where a store holds several versions of one case (before and after a change of code),
-curves take the newest: averaging across versions would show a speed that no version has. `history` shows them all.
+Which rows speak for a case is said in `trtllm_results.versions`: the newest version's repeats. `history` shows all versions.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from trtllm_results import stats
+from trtllm_results import stats, versions
 from trtllm_results.metrics.registry import METRICS
 from trtllm_results.record.environment import Environment
 from trtllm_results.record.row import Cell, Row
@@ -58,6 +57,12 @@ def _target(point: Point) -> str:
     return " ".join(part for part in (point.cell.target, point.cell.target_version) if part)
 
 
+def _arm(row: Row) -> str:
+    """`A, main` for a gate's baseline `main`."""
+    name = str(row.extra.get("gate_name", ""))
+    return row.arm + (f", {name}" if row.arm and name else "")
+
+
 DIMENSIONS: Mapping[str, Callable[[Point], str]] = {
     "source": lambda p: p.source,
     "device": lambda p: short_device(p.environment.device),
@@ -72,6 +77,7 @@ DIMENSIONS: Mapping[str, Callable[[Point], str]] = {
     "workload": lambda p: p.cell.workload,
     "loop": lambda p: "open loop" if p.cell.request_rate else "closed loop",
     "request_rate": lambda p: f"{p.cell.request_rate:g} req/s" if p.cell.request_rate else "",
+    "arm": lambda p: _arm(p.rows[0]),
     "batch": lambda p: f"batch {p.cell.batch}" if p.cell.batch else "unbounded batch",
 }
 """Ways cells differ, most telling first."""
@@ -120,27 +126,25 @@ def as_sets(rows: Sequence[Row] | RowSets) -> RowSets:
 
 def points(rows: Sequence[Row] | RowSets, *, every_version: bool = False) -> list[Point]:
     """One point a measured cell, newest version of each unless `every_version`, in the order first seen."""
-    groups: dict[tuple[str, str], list[Row]] = {}
-    for source, members in as_sets(rows).items():
-        for row in members:
-            if row.status == "ok":
-                groups.setdefault((source, row.key), []).append(row)
-    found = [Point(source, group[0].cell, group[0].environment, tuple(group), key) for (source, key), group in groups.items()]
-    return found if every_version else newest(found)
+    return [
+        Point(source, group[0].cell, group[0].environment, group, group[0].key)
+        for source, members in as_sets(rows).items()
+        for group in (versions.versions(members) if every_version else versions.newest(members))
+    ]
 
 
 def newest(found: Iterable[Point]) -> list[Point]:
     """Of points that differ in version only (not in anything a reader names), the one measured last."""
     latest: dict[tuple[object, ...], Point] = {}
     for point in found:
-        case = (point.source, point.cell.align, point.cell.target, point.cell.target_version, point.environment.device)
+        case = (point.source, versions.case_of(point.rows[0]))
         if case not in latest or started(point) > started(latest[case]):
             latest[case] = point
     return list(latest.values())
 
 
 def started(point: Point) -> str:
-    return max(row.started_at for row in point.rows)
+    return versions.measured_at(point.rows)
 
 
 def having(found: Iterable[Point], *figures: str) -> list[Point]:
@@ -181,3 +185,12 @@ def axis_label(figure: str, text: str = "") -> str:
 def load_of(point: Point) -> float:
     """What grows along a curve: request rate in an open loop, sequences in flight in a closed one."""
     return point.cell.request_rate or point.cell.batch
+
+
+CLOSED, OPEN = "batch size (sequences in flight)", "request rate (req/s)"
+
+
+def load_axis(found: Iterable[Point]) -> str:
+    """Name of the axis that `load_of` is drawn on; open and closed loops belong into panels of their own, and are both named where not."""
+    loops = {bool(point.cell.request_rate) for point in found}
+    return f"{CLOSED}, or {OPEN}" if len(loops) > 1 else OPEN if True in loops else CLOSED

@@ -75,6 +75,11 @@ def plain_console(stderr: bool = False) -> Console:
     return Console(stderr=stderr, highlight=False, markup=False, emoji=False)
 
 
+def sentence(console: Console, text: str, style: str = "") -> None:
+    """Print a sentence: broken between words in a terminal, one line in a log, where it can be searched for."""
+    console.print(Text(text, style=style), soft_wrap=not console.is_terminal)
+
+
 def show(rows: Sequence[Row], columns: Sequence[Column], *, title: str = "", console: Console | None = None) -> None:
     """Print the table to `console` (standard output by default) in the width it has; 80 where there is no terminal."""
     console = console or plain_console()

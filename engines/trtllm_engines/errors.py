@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 MOST_CHARACTERS = 900
 """Of a sentence: room for a path, a value and a command; not for what a damaged file holds."""
 _KEPT_AT_END = 300
@@ -21,6 +23,24 @@ class OutOfMemoryError(EngineError):
     """What was asked for is right, but this machine has not the memory: a result's status is then `oom`."""
 
     exit_code = 1
+
+
+class NoSpaceError(EngineError):
+    """What was asked for is right, but the disk is full."""
+
+    exit_code = 1
+
+
+class WriteError(EngineError):
+    """What was asked for is right, but the disk or the folder's permissions do not allow it; a path that cannot be is bad input."""
+
+    def __init__(self, what: str, error: OSError, hint: str) -> None:
+        super().__init__(f"cannot write {what} ({error.strerror or error}); {hint}")
+        self.exit_code = 3 if error.errno in NO_PLACE else 1
+
+
+NO_PLACE = (errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ENOENT, errno.EEXIST, errno.ENOTEMPTY)
+"""Errors of a path, not of the machine."""
 
 
 def _sentence(text: str) -> str:

@@ -38,8 +38,9 @@ from trtllm_engines.models.presets import resolve_model
 from trtllm_engines.quantization.precision import canonical
 from trtllm_engines.runtime.batch import IntArray, TokenLogprobs
 from trtllm_engines.runtime.engine_loop import EngineLoop, EngineThread
+from trtllm_engines.runtime.hosts import Hosts, hosts_at
 from trtllm_engines.runtime.rank import CacheSize
-from trtllm_engines.runtime.ranks import start_ranks
+from trtllm_engines.runtime.ranks import Ranks, start_ranks
 from trtllm_engines.runtime.request import FinishReason, Request
 from trtllm_engines.runtime.sampling_params import SamplingParams
 from trtllm_engines.runtime.scheduler import Policy, SchedulerConfig
@@ -117,6 +118,10 @@ class LLM:
         tp: int | None = None,
         pp: int | None = None,
         replica: int | None = None,
+        nnodes: int = 1,
+        rdzv_endpoint: str | None = None,
+        traced: bool = False,
+        detail: str = "off",
         check_logits: bool = False,
         verify: Verify = "once",
         progress: Progress | None = None,
@@ -125,9 +130,12 @@ class LLM:
         """`device`: `auto` (a GPU when there is one), `cuda` or `cpu`. `precision` defaults to `default_precision`;
         `kv_dtype` is the cache's (`auto`: fp8 in an fp8 engine, else the activations').
 
-        `tp` is the number of tensor-parallel GPUs and `pp` that of pipeline stages, on CPUs only yet (1 where none is given and no engine
+        `tp` is the number of tensor-parallel GPUs and `pp` that of pipeline stages (1 where none is given and no engine
         folder says another). `replica` is this engine's number among copies that run side by side: its ranks are then processes, on the
-        GPUs after those of the copies before it.
+        GPUs after those of the copies before it. `nnodes` hosts run the ranks, each as many; the others join this process at
+        `rdzv_endpoint`, HOST:PORT of an address of this host (`trtllm-bench host`), and find the engine under the same path. `traced`:
+        ranks that are processes can be asked to record their steps; `detail`: of the NVTX ranges that they make themselves
+        (`runtime.ranges`).
 
         `check_logits`: on a GPU, look at the logits of every step and stop where they are no numbers (a CPU always does); a pass over them,
         so it is off where time is measured. `verify`: which of the engine's files are hashed (`engine.checksums`).
@@ -179,6 +187,9 @@ class LLM:
             progress=progress or (lambda stage, done, total: None),
             replica=replica,
             check_logits=check_logits,
+            hosts=_hosts(nnodes, rdzv_endpoint),
+            traced=traced,
+            detail=detail,
         )
         self.tokenizer: Tokenizer | None = self.engine.tokenizer
         self.loop = EngineLoop(
@@ -268,6 +279,11 @@ class LLM:
     def encode(self, prompt: Prompt) -> Sequence[int] | IntArray:
         return self._need_tokenizer().encode(prompt) if isinstance(prompt, str) else prompt
 
+    @property
+    def ranks(self) -> Ranks:
+        """What runs the steps."""
+        return self._runner
+
     # --- the loop's thread ---
 
     def start(self) -> None:
@@ -345,6 +361,16 @@ class LLM:
         if self.tokenizer is None:
             raise EngineError(f"engine {self.engine.path} has no tokenizer; {instead}")
         return self.tokenizer
+
+
+def _hosts(nnodes: int, rdzv_endpoint: str | None) -> Hosts | None:
+    if nnodes == 1:
+        if rdzv_endpoint is not None:
+            raise EngineError("--rdzv-endpoint is where other hosts join; give --nnodes too, how many hosts there are")
+        return None
+    if rdzv_endpoint is None:
+        raise EngineError(f"--nnodes is {nnodes}, and other hosts need to know where to join; give --rdzv-endpoint HOST:PORT of this host")
+    return hosts_at(rdzv_endpoint, nnodes)
 
 
 class _TextStream:

@@ -119,9 +119,10 @@ def twice_at_once(folder: Path, figures: Figures) -> None:
 
 
 class FullDisk(io.FileIO):
-    """A file on a disk that is full from the n-th file on: every second time at once, else after what that file's first write brought."""
+    """A file on a disk that is full from the n-th file on: at once, or after what that file's first write brought, in turn."""
 
     files = 0
+    turn = 0
 
     def __init__(self, path: Path, mode: str) -> None:
         super().__init__(path, mode)
@@ -130,20 +131,20 @@ class FullDisk(io.FileIO):
 
     def write(self, data: Any) -> int:
         self.writes += 1
-        if FullDisk.files < 0 and (self.writes > 1 or FullDisk.files % 2):
+        if FullDisk.files < 0 and (self.writes > 1 or (FullDisk.files + FullDisk.turn) % 2):
             super().write(bytes(data)[: len(data) // 2])
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return super().write(data)
 
 
-def full_at(folder: Path, file: int, figures: Figures) -> bool:
+def full_at(folder: Path, file: int, turn: int, figures: Figures) -> bool:
     """A sweep whose disk is full from the n-th file on; whether it ended for that. Runs in a child, whose `open` is replaced."""
     code = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from kill_trials import FullDisk
 from trtllm_results.store import files
-FullDisk.files = {file}
+FullDisk.files, FullDisk.turn = {file}, {turn}
 files.open = lambda path, mode: FullDisk(path, mode)
 sys.argv = {["trtllm-bench", "sweep", *GRID, "--out", str(folder)]!r}
 from trtllm_bench.__main__ import main
@@ -179,9 +180,12 @@ def main() -> int:
             twice_at_once(Path(root) / f"double{one}", figures)
         bad += report(f"{given.doubles} double sweeps", figures)
         figures = collections.Counter()
-        for file in range(given.fulls):
-            if not full_at(Path(root) / f"full{file}", file, figures):
-                break
+        file = turn = 0
+        for number in range(given.fulls):
+            if not full_at(Path(root) / f"full{number}", file, turn, figures):
+                file, turn = 0, turn + 1  # past the last file: once more from the first, the other way about
+                continue
+            file += 1
         bad += report("full disk at each file", figures)
     return 1 if bad else 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from command_line import refused, run
 
 from trtllm_bench.__main__ import main
+from trtllm_engines.engine import verified
 from trtllm_results.store.table import Store
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -54,6 +56,24 @@ def test_an_engine_measures_and_reports_its_steps(capsys: pytest.CaptureFixture[
     assert sum(steps.column("context_tokens").to_pylist()) == 12 * 16
     assert sum(steps.column("decode_tokens").to_pylist()) == 12 * 7
     assert steps.num_rows == row.figures["steps"]
+
+
+def test_verify_finds_a_change_that_left_size_and_time(
+    capsys: pytest.CaptureFixture[str], engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verified, "_CLOCK_TICK_NS", 0)
+    copy = Path(shutil.copytree(engine, tmp_path / "copy.engine"))
+    arguments = ["latency", "--engine-dir", copy, "--isl", 4, "--osl", 2, "--num-requests", 1, "--device", "cpu", "--max-lag-ms", 1000]
+    assert run(capsys, *arguments)[0] == 0
+    file = copy / "constants.safetensors"
+    before, content = file.stat(), bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert run(capsys, *arguments)[0] == 0
+    code, _, err = run(capsys, *arguments, "--verify")
+    assert code == 3
+    assert "constants.safetensors was altered" in err
 
 
 def test_the_fingerprint_tells_engines_apart_and_not_runs(capsys: pytest.CaptureFixture[str], engine: Path, tmp_path: Path) -> None:

@@ -69,8 +69,8 @@ def test_an_engine_says_its_types_and_how_to_build_it_again(capsys: pytest.Captu
     ("precision", "kv_dtype", "says"),
     [
         ("fp32", "fp8", "an fp8 KV cache needs 16-bit activations"),
-        ("fp8", "fp16", "an engine in fp8 can keep its KV cache in bf16 or fp8, not fp16"),
-        ("bf16", "fp32", "an engine in bf16 can keep its KV cache in bf16 or fp8, not fp32"),
+        ("fp8", "fp16", "an engine in fp8 can keep its KV cache in bf16, fp8 or int8, not fp16"),
+        ("bf16", "fp32", "an engine in bf16 can keep its KV cache in bf16, fp8 or int8, not fp32"),
         ("bf16", "fp7", "unknown KV cache dtype 'fp7'; supported are auto, fp32, fp16, bf16, fp8"),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,7 @@ from trtllm_bench.__main__ import main
 from trtllm_bench.errors import BenchError
 from trtllm_bench.measure.from_row import spec_of_row
 from trtllm_bench.profiling.record import CellProfile
-from trtllm_bench.tracing.trace import read_json
+from trtllm_bench.tracing.trace import merged, read_json
 from trtllm_results.record.environment import Environment
 from trtllm_results.record.row import Cell, Row
 from trtllm_results.store.table import Store
@@ -50,13 +51,44 @@ def test_the_trace_shows_steps_and_ops(tmp_path: Path, capsys: pytest.CaptureFix
     assert len(json.loads(embedded)["steps"]) == 2
 
 
+def test_ranks_are_on_one_timeline_with_what_they_exchange(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["profile", *SHAPE, "--tp", "2", "--steps", "3-4", "--out", str(tmp_path)]) == 0
+    assert "the kernels are those of rank 0 of 2; the trace has every rank" in capsys.readouterr().out
+    trace = read_json(tmp_path / "trace.json.gz")["traceEvents"]
+    spans = []
+    for rank in range(2):
+        ours = [event for event in trace if event.get("cat") == "trtllm" and event["pid"] == f"rank {rank}: trtllm"]
+        steps = [event for event in ours if event["tid"] == "steps"]
+        assert [event["name"].split(":")[0] for event in steps] == ["step 1", "step 2", "step 3", "step 4"]
+        exchanged = [event for event in ours if event["tid"] == "communication"]
+        assert len(exchanged) == 4 * 2 * 4  # two reductions a layer
+        assert {event["name"] for event in exchanged} < {event["name"] for event in ours if event["tid"] == "ops"}
+        spans.append([(event["ts"], event["ts"] + event["dur"]) for event in steps])
+    for (begin, end), (other_begin, other_end) in zip(*spans, strict=True):
+        assert max(begin, other_begin) < min(end, other_end)  # ranks compute a step together
+    profile = CellProfile.load(tmp_path)
+    assert sum(row.calls for row in profile.kernels if row.bound == "communication") == 2 * 2 * 4
+
+
+def test_clocks_of_ranks_are_brought_together() -> None:
+    def content(base: int, at: float) -> dict[str, Any]:
+        named = {"ph": "M", "name": "process_name", "pid": 7, "args": {"name": "python"}}
+        return {"baseTimeNanoseconds": base, "traceEvents": [named, {"ph": "X", "pid": 7, "ts": at, "dur": 2.0, "name": "x", "id": 3}]}
+
+    found = merged([content(5_000_000, 10.0), content(5_004_000, 7.5)])["traceEvents"]
+    assert [event["pid"] for event in found] == ["rank 0: 7"] * 2 + ["rank 1: 7"] * 2
+    assert [event["args"]["name"] for event in found if event["ph"] == "M"] == ["rank 0: python", "rank 1: python"]
+    assert [(event["ts"], event["id"]) for event in found if event["ph"] == "X"] == [(10.0, "0:3"), (11.5, "1:3")]
+
+
 @pytest.mark.parametrize(
     ("flags", "sentence", "code"),
     [
         (("--steps", "9-2"), "--steps 9-2 is not a range of steps", 3),
         (("--steps", "500-510"), "the window begins at step 500", 1),
         (("--model", "no-such"), "no-such", 3),
-        (("--tp", "2"), "the engine has 2 ranks in processes of their own, which profile cannot look into; use --tp 1", 3),
+        (("--replicas", "2"), "--replicas is 2, and a profile is of one engine; leave --replicas out", 3),
+        (("--tp", "2", "--nnodes", "2", "--rdzv-endpoint", "127.0.0.1:29400"), "traces of several hosts are not brought together", 3),
     ],
 )
 def test_mistakes_are_one_sentence(

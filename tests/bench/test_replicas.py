@@ -195,10 +195,14 @@ def test_a_pipeline_on_the_cpu_makes_a_row(capsys: pytest.CaptureFixture[str], t
     assert row.figures["output_tokens"] == 8 * 8
 
 
-def test_a_pipeline_on_gpus_is_one_sentence(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pipeline_of_more_gpus_than_there_are_is_one_sentence(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(native, "gpus", lambda: [{"compute_capability": "9.0"}] * 2)
     asked = ["throughput", "--model", "tiny-llama", "--precision", "bf16", "--concurrency", 4, "--pp", 2]
-    assert "--pp is 2, and what passes from stage to stage is not yet sent between GPUs; use --tp" in refused(capsys, *asked)
+    assert "the engine takes 4 GPUs and this machine has 2; ask for a smaller --tp or --pp" in refused(capsys, *asked, "--tp", 2)
+    hosts = ["--nnodes", 2, "--rdzv-endpoint", "127.0.0.1:29400"]
+    assert "--nnodes is 2, and ranks write into each other's GPUs, which hosts do not share" in refused(capsys, *asked, *hosts)
 
 
 class Closable:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from trtllm_bench.analysis.peers import points, predicted, summary
 from trtllm_bench.analysis.step_constants import FOLDER, SECTIONS, constants_for, read_file
 from trtllm_bench.errors import BenchError
 
@@ -28,7 +29,8 @@ def test_constants_that_are_not_a_gpus_own_say_so(name: str, gpu: str) -> None:
     constants = constants_for(name)
     assert (constants.gpu, constants.fitted) == (gpu, False)
     shown = "H200" if gpu == "h200" else name
-    assert constants.note == f"the step model's constants are not fitted to {shown}: they are the H100's"
+    whose = "most are" if gpu == "h200" else "they are"
+    assert constants.note == f"the step model's constants are not fitted to {shown}: {whose} the H100's"
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
@@ -53,7 +55,33 @@ def test_constants_not_fitted_to_a_gpu_are_the_h100s() -> None:
     for file in FILES:
         data = read_file(file)
         if not data["fitted"]:
-            assert {section: data[section] for section in SECTIONS} == {section: h100[section] for section in SECTIONS}
+            own = {tuple(name.split(".")) for name in data["own"]}
+            named = {(section, name) for section, names in SECTIONS.items() for name in names}
+            assert own == {("bandwidth_share", "gemv"), ("bandwidth_share", "skinny")}
+            assert {(section, name) for section, name in named if data[section][name] != h100[section][name]} == own
+            assert data["all_reduce"] == h100["all_reduce"]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_the_curve_of_reductions_is_the_recorded_one(file: Path) -> None:
+    links = read_file(file)["all_reduce"]
+    recorded = json.loads((ROOT / links["record"]).read_text())
+    assert links["bytes"] == [int(size) for size in recorded["all_reduce_us"]]
+    assert links["us"] == pytest.approx(list(recorded["all_reduce_us"].values()), rel=1e-4)
+    assert links["copy_bytes_per_s"] == pytest.approx(recorded["peer_copy_bytes_per_s"], rel=1e-5)
+
+
+def test_a_curve_is_met_at_its_points_and_scales_with_ranks() -> None:
+    curve = constants_for("h200").all_reduce
+    assert curve.one_shot_us(16384, 2) == pytest.approx(3.5667)
+    assert curve.one_shot_us(2**20, 2) == pytest.approx(6.8974)
+    assert curve.one_shot_us(3 * 2**19, 2) == pytest.approx((6.8974 + 9.8552) / 2, rel=1e-3)
+    assert curve.two_shot_us(2**23, 2) == pytest.approx(24.4978)
+    assert curve.two_shot_us(2**26, 2) == pytest.approx(161.98, rel=1e-3)
+    assert curve.one_shot_us(2**20, 4) - 3.5667 == pytest.approx(3 * (6.8974 - 3.5667))
+    fixed = 2 * 15.3985 - 24.4978
+    assert curve.two_shot_us(2**23, 4) - fixed == pytest.approx(1.5 * (24.4978 - fixed))
+    assert curve.send_us(387e6) == pytest.approx(3.5667 + 1000, rel=0.01)
 
 
 @pytest.mark.parametrize(
@@ -62,6 +90,7 @@ def test_constants_not_fitted_to_a_gpu_are_the_h100s() -> None:
         (lambda text: text.replace("[step.norm]", "[step.power]"), r"lacks step\.norm and has step\.power that is unknown"),
         (lambda text: text.replace("value = 16.0", 'value = "16"'), r"step\.between_us must have value, unit, .*must be a number"),
         (lambda text: text + "[", "cannot be read as TOML"),
+        (lambda text: text.replace("row_elements", "elements"), "all_reduce must have gpus, row_elements, bytes, us"),
     ],
 )
 def test_damaged_constants_are_refused(change: object, message: str, tmp_path: Path) -> None:
@@ -69,3 +98,12 @@ def test_damaged_constants_are_refused(change: object, message: str, tmp_path: P
     file.write_text(change((FOLDER / "h100.toml").read_text()))  # type: ignore[operator]
     with pytest.raises(BenchError, match=message):
         read_file(file)
+
+
+def test_other_engines_points_are_predicted_to_their_size() -> None:
+    """TensorRT-LLM's 70B in fp8 on two H200 at four requests: our engine by the model, within 10% of it."""
+    few = [one for one in points("h200", 4096) if one.model == "llama-3.1-70b" and one.source.startswith("TensorRT-LLM")]
+    found = list(predicted(one for one in few if (one.isl, one.tp) == (1024, 2)))
+    assert [point.theirs.concurrency for point in found] == [4]
+    assert abs(found[0].error) < 0.1
+    assert summary(found) == ["TensorRT-LLM H200 llama-3.1-70b fp8 tp 2: 1 points, median +3%, +3% to +3%"]

@@ -11,8 +11,10 @@ from trtllm_bench.analysis.cells import find_cell
 from trtllm_bench.analysis.explain import breakdown
 from trtllm_bench.errors import BenchError
 from trtllm_bench.profiling.record import CellProfile
+from trtllm_bench.sweep.predicted import keep_predictions
 from trtllm_bench.sweep.profiles import choose, parse_which
-from trtllm_dashboards.html import profiles
+from trtllm_dashboards.html import contents
+from trtllm_dashboards.html.profiles import linked as linked_page
 from trtllm_dashboards.sources import load
 from trtllm_results.record.environment import Environment
 from trtllm_results.record.row import Cell, Row
@@ -59,19 +61,25 @@ def test_a_sweep_links_its_worst_cell_to_a_profile(tmp_path: Path, capsys: pytes
     said = capsys.readouterr().out
     assert "by its profile" in said
     assert "were profiled:" in said
-    links = profiles(load([str(folder)]), tmp_path / "page")
+    content = contents(load([str(folder)]), "", lambda found, key: linked_page(found, tmp_path / "page", "page.html", key))
+    links = {content["keys"][cell]: one["href"] for one in content["profiles"] for cell in one["cells"]}
     assert (tmp_path / "page" / links[linked[0].key]).resolve() == cell.profile.resolve() / "profile.html"
 
 
-def test_a_grid_is_predicted_for_a_gpu_that_is_not_here(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_grid_is_predicted_for_a_gpu_that_is_not_here_and_kept_as_such(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shape = ("--batch-size", "1,8", "--isl", "32", "--osl", "16", "--model", "smollm2-135m")
-    assert main(["sweep", "--predict", "--gpu", "a100", "--precision", "bf16,fp8", *shape]) == 0
+    assert main(["sweep", "--predict", "--gpu", "a100", "--precision", "bf16,fp8", *shape, "--out", str(tmp_path)]) == 0
     said = capsys.readouterr().out
     assert "A100 (by the step model), target predicted" in said
     assert said.count("ok") >= 2
     assert "fp8 b1 32/16" in said
     assert "sm_80 has no fp8" in said
     assert "predicted from counts and ceilings, not measured" in said
+    assert "4 of 4 predicted rows are new" in said
+    rows = Store(tmp_path).rows()
+    assert {(row.predicted, row.environment.gpu) for row in rows} == {(True, "A100 (by the step model)")}
+    assert all(row.extra["predicted"][0].startswith("predicted from counts") for row in rows if row.status == "ok")
+    assert keep_predictions(Store(tmp_path), [row for row in rows if row.status == "ok"]) == 0
 
 
 @pytest.mark.parametrize(
@@ -81,7 +89,7 @@ def test_a_grid_is_predicted_for_a_gpu_that_is_not_here(capsys: pytest.CaptureFi
         (("--gpu", "h100"), "add --predict"),
         (("--profile", "some"), "give worst, all"),
         (("--profile", "worst", "--target", "fake"), "fake is another target"),
-        (("--profile", "worst", "--tp", "1,2"), "the grid has one of 2 ranks; profile it at --tp 1"),
+        (("--profile", "worst", "--replicas", "1,2"), "the grid has 2 replicas of one; leave --replicas out"),
     ],
 )
 def test_mistakes_are_one_sentence(flags: tuple[str, ...], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,6 +16,7 @@ from trtllm_bench.spec.measurement import MeasurementSpec
 from trtllm_bench.sweep.runner import Sweep
 from trtllm_bench.sweep.settle import settled
 from trtllm_bench.sweep.spec import GridPoint, SweepSpec
+from trtllm_bench.targets import native
 from trtllm_bench.targets.registry import Identity
 from trtllm_results.metrics.requests import RequestLog, figures
 from trtllm_results.record.environment import Environment
@@ -225,18 +226,21 @@ def test_another_machine_makes_finished_cells_stale(tmp_path: Path) -> None:
     assert len(again.calls) == 4
 
 
-def test_layouts_follow_each_other_and_one_that_needs_more_gpus_than_there_are_says_so(tmp_path: Path) -> None:
+def test_layouts_follow_each_other_and_one_that_needs_more_gpus_than_there_are_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "gpus", lambda: [{"compute_capability": "9.0"}] * 2)
     session = Scripted()
-    run, watching = sweep(tmp_path, session, tp="1,4,2", osl=2)
-    run.environment = lambda _: Environment(cpu="test", gpu="H200", gpu_count=2)
+    run, watching = sweep(tmp_path, session, model="tiny-llama", tp="1,4,2", osl=2)
+    run.engines = settled(spec_of(model="tiny-llama", tp="1,4,2", osl=2))
     rows = run.run()
     assert [(row.cell.tp, row.cell.gpus, row.status) for row in rows] == [
         *[(1, 1, "ok")] * 2,
         *[(4, 4, "failed")] * 2,
         *[(2, 2, "ok")] * 2,
     ]
-    assert rows[2].reason == "--tp 4 takes 4 GPUs and this machine has 2; leave that layout out, or run it elsewhere"
-    assert [event for event in watching.events if event.startswith("prepare")] == ["prepare tp=1", "prepare tp=4", "prepare tp=2"]
+    assert rows[2].reason == "the engine takes 4 GPUs and this machine has 2; ask for a smaller --tp"
+    assert [event for event in watching.events if event.startswith("prepare")] == ["prepare tp=1", "prepare tp=2"]
     assert session.closed == 2
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -14,6 +15,9 @@ from trtllm_bench.sweep.spec import SweepSpec, work_of
 from trtllm_bench.sweep.table import print_table, summarise
 from trtllm_results.record.environment import Environment
 from trtllm_results.record.row import Cell, Row
+from trtllm_results.store.lock import RUN_LOCK, locked
+from trtllm_results.store.progress import read_progress
+from trtllm_results.store.table import Store
 
 SPEC = SweepSpec.of(model="llama-3.1-8b", precision=("bf16",), batch_size=(1, 512), isl=(2048,), osl=(128,), repeats=2)
 CASES = SPEC.points
@@ -154,3 +158,35 @@ def test_power_and_rate_columns_appear_only_where_they_say_something() -> None:
     print_table([replace(ROW, cell=replace(ROW.cell, request_rate=3.5), figures={"output_tokens_per_s": 1.0})], out)
     assert "power" not in stream.getvalue()
     assert "3.5" in stream.getvalue()
+
+
+def test_the_folder_says_how_far_the_sweep_is(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    told = []
+    with locked(tmp_path, RUN_LOCK, 0.0, "being measured into"), SweepView(SPEC, console(False)[0], store) as view:
+        view.preparing("bf16")
+        told.append(read_progress(tmp_path))
+        view.started(CASES[0], 0, 8)
+        view.finished(CASES[0], ROW, 2.0)
+        view.started(CASES[1], 0, 16)
+        told.append(read_progress(tmp_path))
+    told.append(read_progress(tmp_path))
+    first, second, last = (one for one in told if one is not None)
+    assert (first["state"], first["done"], first["total"], first["left_s"]) == ("running", 0, 4, None)
+    assert (second["done"], second["requests"], second["now"]) == (1, 16, f"{CASES[1].label} #1")
+    assert second["left_s"] == pytest.approx(2.0 / work_of(CASES[0].spec) * (work_of(CASES[0].spec) + 2 * work_of(CASES[1].spec)), abs=0.1)
+    assert (last["state"], last["done"]) == ("ended", 1)
+
+
+def test_a_sweep_that_was_killed_is_not_said_to_run(tmp_path: Path) -> None:
+    assert read_progress(tmp_path) is None
+    with locked(tmp_path, RUN_LOCK, 0.0, "being measured into"):
+        found = read_progress(tmp_path)
+        assert found is not None
+        assert (found["state"], found["total"]) == ("running", 0)
+    SweepView(SPEC, console(False)[0], Store(tmp_path)).preparing("bf16")
+    found = read_progress(tmp_path)
+    assert found is not None
+    assert found["state"] == "interrupted"
+    (tmp_path / "progress.json").write_text('{"state": 3}')
+    assert read_progress(tmp_path) is None

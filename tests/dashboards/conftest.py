@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from trtllm_results.record.environment import Environment
 from trtllm_results.record.row import Cell, Row
+
+if TYPE_CHECKING:
+    from browser import Browser
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 GPU = Environment(
     gpu="NVIDIA Synthetic 80GB",
@@ -124,3 +132,12 @@ def sweep_rows() -> list[Row]:
         *rows,
         Row(lost, GPU, status="oom", reason="out of memory at 4096 sequences", started_at="2026-01-02T00:00:00.000+00:00", row_id="f" * 32),
     ]
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    from browser import Browser, chromium
+
+    tab = Browser(chromium(), tmp_path_factory.mktemp("chromium"))
+    yield tab
+    tab.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import pandas as pd
@@ -22,7 +23,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, sweep_rows: list[Row]) -> Pa
 def test_plot_all_draws_what_it_can_and_says_what_it_cannot(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plot", "all", str(store), "--out", str(tmp_path), "--format", "svg", "--where", "isl=128", "--where", "osl=128"]) == 0
     drawn = {path.stem for path in tmp_path.glob("*.svg")}
-    assert drawn == {"throughput", "latency", "pareto", "percentiles", "precision", "roofline", "energy"}
+    assert drawn == {"throughput", "latency", "pareto", "percentiles", "precision", "roofline", "energy", "repeats", "gpus"}
     assert "scaling      not drawn: The scaling plot needs" in capsys.readouterr().out
 
 
@@ -65,3 +66,17 @@ def test_mistakes_are_one_sentence_and_exit_3(
     assert sentence in said.err
     assert len(said.err.strip().splitlines()) == 1
     assert said.out == ""
+
+
+@pytest.mark.browser
+def test_a_picture_of_the_page_is_drawn_or_refused_in_a_sentence(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ["dashboard", str(store), "--out", str(tmp_path / "page.html"), "--picture", str(tmp_path / "page.png")]
+    assert main(asked) == 0
+    drawn = (tmp_path / "page.png").read_bytes()
+    assert drawn[:8] == b"\x89PNG\r\n\x1a\n"
+    assert struct.unpack(">II", drawn[16:24]) == (1280, 1000)
+    monkeypatch.setenv("TRTLLM_BENCH_CHROMIUM", str(tmp_path / "none"))
+    assert main(asked) == 3
+    assert "did not draw" in capsys.readouterr().err

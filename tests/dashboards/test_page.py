@@ -1,147 +1,30 @@
 """The dashboard in a real headless Chromium: it renders, is silent on console and network, filters, drills down, follows a live
-sweep, and is quick with 5,000 cells.
-
-A browser is part of these tests: without one the fixture fails and says how to get it. Outside CI `nox -s tests` leaves them out then, and
-says so.
+sweep, and is quick with 5,000 cells. What browser it needs is said in `browser.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
-import os
 import queue
-import shutil
-import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import pytest
+from browser import Browser
 
 from trtllm_dashboards.html import page, render
 from trtllm_dashboards.html.payload import build
 from trtllm_dashboards.html.serve import Watch, listening
 from trtllm_results.record.row import Row
+from trtllm_results.store.lock import RUN_LOCK, locked
+from trtllm_results.store.progress import PROGRESS
 from trtllm_results.store.table import Store
 
 pytestmark = pytest.mark.browser
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome-headless-shell")
-FLAGS = (
-    *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
-    *("--disable-component-update", "--disable-sync", "--disable-default-apps", "--disable-dev-shm-usage", "--hide-scrollbars"),
-)
-
-
-class Browser:
-    """A Chromium tab over the DevTools protocol, blocking, with what it said and asked for on the side."""
-
-    def __init__(self, binary: str, profile: Path) -> None:
-        command = [binary, *FLAGS, f"--user-data-dir={profile}", "--remote-debugging-port=0", "about:blank"]
-        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        self.loop = asyncio.new_event_loop()
-        self.errors: list[str] = []
-        self.requests: list[str] = []
-        self._next = 0
-        self._answers: dict[int, dict[str, Any]] = {}
-        self.loop.run_until_complete(self._connect(profile / "DevToolsActivePort"))
-
-    async def _connect(self, port_file: Path) -> None:
-        for _ in range(300):
-            if port_file.exists() and len(port_file.read_text().splitlines()) == 2:
-                break
-            await asyncio.sleep(0.1)
-        else:
-            raise RuntimeError("Chromium did not open its DevTools port within 30 s.")
-        port = port_file.read_text().splitlines()[0]
-        self.session = aiohttp.ClientSession()
-        async with self.session.get(f"http://127.0.0.1:{port}/json/list") as answer:
-            tab = next(t for t in await answer.json() if t["type"] == "page")
-        self.socket = await self.session.ws_connect(tab["webSocketDebuggerUrl"], max_msg_size=0)
-        for domain in ("Page", "Runtime", "Log", "Network"):
-            await self._call(f"{domain}.enable")
-
-    def call(self, method: str, **params: Any) -> dict[str, Any]:
-        return self.loop.run_until_complete(self._call(method, **params))
-
-    async def _call(self, method: str, **params: Any) -> dict[str, Any]:
-        self._next += 1
-        mine = self._next
-        await self.socket.send_json({"id": mine, "method": method, "params": params})
-        while True:
-            message = json.loads((await self.socket.receive(timeout=60)).data)
-            if message.get("id") == mine:
-                assert "error" not in message, message["error"]
-                return dict(message["result"])
-            self._note(message)
-
-    def _note(self, message: dict[str, Any]) -> None:
-        method, params = message.get("method", ""), message.get("params", {})
-        if method == "Runtime.consoleAPICalled" and params["type"] in ("error", "warning", "assert"):
-            self.errors.append(str([a.get("value", a.get("description")) for a in params["args"]]))
-        elif method == "Runtime.exceptionThrown":
-            self.errors.append(params["exceptionDetails"].get("exception", {}).get("description", "exception"))
-        elif method == "Log.entryAdded" and params["entry"]["level"] in ("error", "warning"):
-            self.errors.append(params["entry"]["text"])
-        elif method == "Network.requestWillBeSent":
-            self.requests.append(params["request"]["url"])
-
-    def js(self, expression: str) -> Any:
-        """Value of `expression`, promises awaited. Raises on an exception in the page."""
-        answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
-        assert "exceptionDetails" not in answer, answer["exceptionDetails"]
-        return answer["result"].get("value")
-
-    def until(self, expression: str, seconds: float = 30) -> None:
-        end = time.monotonic() + seconds
-        while not self.js(expression):
-            assert time.monotonic() < end, f"still not true after {seconds} s: {expression}"
-            time.sleep(0.05)
-
-    def open(self, url: str, width: int = 1280, height: int = 900, scheme: str = "light") -> None:
-        self.errors.clear()
-        self.requests.clear()
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
-        self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
-        self.call("Page.navigate", url=url)
-        self.until("document.documentElement?.dataset.ready === 'charts'")
-
-    def screenshot(self, path: Path, *, full: bool = False) -> None:
-        if full:
-            size = self.call("Page.getLayoutMetrics")["cssContentSize"]
-            width = self.js("innerWidth")
-            self.call("Emulation.setDeviceMetricsOverride", width=width, height=int(size["height"]), deviceScaleFactor=1, mobile=False)
-            time.sleep(1.5)
-        path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
-
-    def close(self) -> None:
-        self.loop.run_until_complete(self.socket.close())
-        self.loop.run_until_complete(self.session.close())
-        self.loop.close()
-        self.process.terminate()
-        self.process.wait(timeout=20)
-
-
-def chromium() -> str:
-    """Path of the browser: `TRTLLM_BENCH_CHROMIUM`, or a known name on PATH."""
-    found = os.environ.get("TRTLLM_BENCH_CHROMIUM") or next((path for name in NAMES if (path := shutil.which(name))), None)
-    if not found:
-        pytest.fail(
-            "The dashboard is tested in a browser and none is installed: apt-get install chromium, or set TRTLLM_BENCH_CHROMIUM.",
-            pytrace=False,
-        )
-    return found
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    tab = Browser(chromium(), tmp_path_factory.mktemp("chromium"))
-    yield tab
-    tab.close()
 
 
 @pytest.fixture(scope="module")
@@ -157,8 +40,8 @@ def test_page_renders_without_console_error_or_network_request(browser: Browser,
     for y in range(0, 4000, 400):
         browser.js(f"scrollTo(0, {y})")
         time.sleep(0.15)
-    assert browser.js("document.querySelectorAll('.chart:not([hidden])').length") == 8
-    browser.until("[...document.querySelectorAll('.chart:not([hidden])')].every((chart) => chart.querySelector('.main-svg'))")
+    assert browser.js("document.querySelectorAll('#charts .chart:not([hidden])').length") == 8
+    browser.until("[...document.querySelectorAll('#charts .chart:not([hidden])')].every((chart) => chart.querySelector('.main-svg'))")
     assert browser.errors == []
     assert [url for url in browser.requests if not url.startswith(("data:", "blob:"))] == [report.as_uri()]
     assert browser.js("document.querySelector('#headline').textContent").startswith("Fastest: ")
@@ -198,7 +81,7 @@ def test_filters_change_what_every_part_shows(browser: Browser, report: Path) ->
     assert browser.js("document.querySelector('#counted').textContent") == "37 of 55 cells"
     assert browser.js("[...document.querySelectorAll('#table tbody tr')].every((r) => !r.textContent.includes('fp8'))")
     assert browser.js("document.querySelector('#tiles').textContent") != before
-    assert browser.js("tracesOf(CHARTS[0]).map((t) => t.name).join()") == "bf16,int8"
+    browser.until("tracesOf(CHARTS[0]).map((t) => t.name).join() === 'bf16,int8'", 10)
     search(browser, "2048/128 batch 64")
     assert browser.js("document.querySelector('#counted').textContent") == "2 of 55 cells"
     browser.js("document.querySelector('#reset').click()")
@@ -284,8 +167,9 @@ def test_text_from_results_cannot_become_markup(
     rows = make_rows(make_grid(models=(evil, "plain"), shapes=((128, 128),)))
     (tmp_path / "page.html").write_text(page(build({evil: rows}, evil)))
     browser.open((tmp_path / "page.html").as_uri())
-    browser.js("openDetail(0)")
+    browser.js("document.querySelector('#charts').scrollIntoView()")
     browser.until("document.querySelector('.chart .main-svg') !== null")
+    browser.js("openDetail(0)")
     assert browser.js("document.querySelectorAll('img').length") == 0
     assert evil in browser.js("document.querySelector('#detail-h').textContent")
     assert browser.errors == []
@@ -293,7 +177,8 @@ def test_text_from_results_cannot_become_markup(
 
 def test_a_live_page_shows_cells_as_they_are_measured(browser: Browser, tmp_path: Path, sweep_rows: list[Row]) -> None:
     store = Store(tmp_path / "sweep")
-    store.append(*sweep_rows[:3])
+    told = {"state": "running", "done": 0, "total": 30, "now": "fp8 b1 128/128 #1", "requests": 8, "left_s": None, "at": time.time()}
+    store.write(PROGRESS, lambda handle: handle.write(json.dumps(told).encode()))
     started: queue.Queue[tuple[asyncio.AbstractEventLoop, asyncio.Event, str]] = queue.Queue()
 
     async def run() -> None:
@@ -306,12 +191,23 @@ def test_a_live_page_shows_cells_as_they_are_measured(browser: Browser, tmp_path
     thread.start()
     loop, stop, address = started.get(timeout=20)
     try:
-        browser.open(address)
+        with locked(store.path, RUN_LOCK, 0.0, "being measured into"):
+            browser.open(address)
+            running = browser.js("document.querySelector('#progress').textContent")
+            assert "0 of 30 measurements done, time left not known yet. Now: fp8 b1 128/128 #1, 8 requests." in running
+            assert browser.js("document.querySelector('#headline').textContent") == "No cell has been measured yet."
+            assert "all fine" not in browser.js("document.querySelector('main').textContent")
+            store.append(*sweep_rows[:3])
+            store.write(PROGRESS, lambda handle: handle.write(json.dumps(told | {"done": 3, "left_s": 90}).encode()))
+            browser.until("document.querySelector('#progress').textContent.includes('about 1 min')", 15)
+            assert "none failed so far" in browser.js("document.querySelector('#tiles').textContent")
         assert browser.js("document.querySelector('#counted').textContent") == "1 of 1 cells"
         browser.js("openDetail(0)")
         store.append(*sweep_rows[3:30])
         browser.until("document.querySelector('#counted').textContent === '10 of 10 cells'", 15)
-        browser.until("document.querySelectorAll('.chart .scatterlayer .trace').length > 0", 15)
+        browser.until("document.querySelectorAll('.chart .point').length > 0", 15)
+        store.write(PROGRESS, lambda handle: handle.write(json.dumps(told | {"done": 30, "state": "ended"}).encode()))
+        browser.until("document.querySelector('#progress').textContent.includes('Sweep ended: 30 of 30')", 15)
         assert browser.js("document.querySelector('#live').textContent") == "live"
         assert browser.js("document.querySelector('#detail').open")
         assert {url.split("/")[2] for url in browser.requests if url.startswith("http")} == {address.split("/")[2]}
@@ -323,7 +219,7 @@ def test_a_live_page_shows_cells_as_they_are_measured(browser: Browser, tmp_path
     assert not thread.is_alive()
 
 
-def test_five_thousand_cells_open_within_two_seconds(
+def test_five_thousand_cells_are_ready_within_a_second_and_a_half_of_processor_time(
     browser: Browser, tmp_path: Path, make_rows: Callable[..., list[Row]], make_grid: Callable[..., Any]
 ) -> None:
     shapes = [(i, o) for i in (128, 256, 512, 1024, 2048, 4096) for o in (128, 512, 1024, 2048)] + [(8192, 128)]
@@ -335,17 +231,20 @@ def test_five_thousand_cells_open_within_two_seconds(
     assert len(rows) == 5000
     path = tmp_path / "page.html"
     path.write_text(page(build({"": rows}, "five thousand")))
-    assert path.stat().st_size < 12e6
-    found = []
-    while len(found) < 3 and min(found, default=9999) >= 2000:  # the machine may be busy with other tests: best of three
-        browser.open(path.as_uri())
-        found.append(browser.js("performance.getEntriesByName('table')[0].startTime"))
+    assert path.stat().st_size < 3e6
+    before = browser.cpu_s()
+    browser.open(path.as_uri())
+    ready = browser.cpu_s() - before
     assert browser.js("document.querySelector('#counted').textContent") == "5,000 of 5,000 cells"
+    drawn = "[...cards.values()].filter((c) => c.plot.plotSpec).map((c) => new Set(c.plot.plotSpec.series.map((s) => s.look.color)).size)"
+    assert max(browser.js(drawn)) == 8
+    assert browser.js("allSeries.length") > 8
+    assert browser.js("state.series.size") == 8
     assert browser.errors == []
-    charts = browser.js("performance.getEntriesByName('charts')[0].startTime")
-    print(f"summary and table after {found} ms, plotting library ready after {charts:.0f} ms")
-    assert min(found) < 2000
-    started = time.monotonic()
+    before = browser.cpu_s()
     browser.js("document.querySelector('details[data-name=precision] input[value=fp8]').click()")
     assert browser.js("document.querySelector('#counted').textContent") == "3,500 of 5,000 cells"
-    assert time.monotonic() - started < 2
+    answered = browser.cpu_s() - before
+    print(f"processor time: {ready:.2f} s until the charts are ready, {answered:.3f} s for a filter")
+    assert ready < 1.5
+    assert answered < 0.5

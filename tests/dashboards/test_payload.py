@@ -70,6 +70,14 @@ def test_cells_with_published_counterparts_carry_them(make_rows: Callable[..., l
         assert record["ratio"] == pytest.approx(record["ours"] / record["theirs"])
 
 
+def test_predictions_are_not_set_beside_published_figures(make_rows: Callable[..., list[Row]], make_grid: Callable[..., Any]) -> None:
+    cells = make_grid(models=("llama-3.1-8b",), precisions=("fp8", "bf16"), shapes=((128, 128),), batches=(64,))
+    measured, made = build({"": make_rows(cells)}), build({"": make_rows([dataclasses.replace(c, target="predicted") for c in cells])})
+    assert measured["published"]
+    assert measured["pairs"]
+    assert (made["published"], made["pairs"]) == ([], [])
+
+
 def test_warnings_commands_and_json(sweep_rows: list[Row]) -> None:
     rows = [dataclasses.replace(sweep_rows[0], warnings=("throttled",)), *sweep_rows[1:]]
     payload = json.loads(json.dumps(build({"": rows}), allow_nan=False))

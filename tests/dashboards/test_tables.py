@@ -11,7 +11,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from trtllm_dashboards.numbers import compact, decimals, number, percent
-from trtllm_dashboards.tables import Column, show, to_text
+from trtllm_dashboards.tables import Column, sentence, show, to_text
 
 COLUMNS = [
     Column("gpu"),
@@ -116,3 +116,11 @@ def test_what_names_a_row_is_whole_as_long_as_something_else_can_go() -> None:
     assert "llama-3.1-8b fp8 b2 128/128" in narrow
     assert "device" in narrow.split("not shown")[1]
     assert "…" in to_text(lines, columns, width=20), "nothing left to go"
+
+
+def test_sentences_break_between_words_in_a_terminal_and_stay_whole_in_a_log() -> None:
+    text = "inconclusive: neither a change nor a difference below 1% is shown"
+    for terminal, lines in ((True, ["inconclusive: neither a change nor a", "difference below 1% is shown"]), (False, [text])):
+        stream = io.StringIO()
+        sentence(Console(file=stream, width=40, force_terminal=terminal, color_system=None), text)
+        assert [line.rstrip() for line in stream.getvalue().splitlines()] == lines

@@ -80,6 +80,8 @@ def _words(parts: dict[str, Tensor], packed: Tensor) -> Tensor:
     codes, zero = _unpacked(packed, bits)[:, :columns], torch.tensor([[1 << (bits - 1)]])
     if "weight_zero_point" in parts:
         zero = _unpacked(parts["weight_zero_point"].T, bits).T[:rows].repeat_interleave(columns // parts["weight_scale"].shape[1], 1)
+    if "weight_g_idx" in parts:
+        return (codes - zero).float() * parts["weight_scale"].float()[:, parts["weight_g_idx"].long()]
     return _scaled((codes - zero).float(), parts["weight_scale"])
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from trtllm_engines.checkpoints.checkpoint_precision import checkpoint_plan, checkpoint_precision, default_precision
 from trtllm_engines.errors import EngineError
+from trtllm_engines.quantization import module_names
 
 FP8 = {"num_bits": 8, "type": "float"}
 
@@ -48,6 +49,8 @@ def folder(path: Path, config: dict[str, Any] | None = None, apart: dict[str, An
         ({"quant_method": "awq", "bits": 4}, None, "int4"),
         ({"quant_method": "gptq", "bits": 3, "group_size": 128}, None, "int4"),
         ({"quant_method": "gptq", "bits": 8, "group_size": -1}, None, "int8_wo"),
+        ({"quant_method": "auto-round", "bits": 4, "packing_format": "auto_round:auto_gptq"}, None, "int4"),
+        ({"quant_method": "auto-round", "bits": 4, "packing_format": "auto_round:auto_awq", "sym": False}, None, "int4"),
         ({"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, None, "nf4"),
         ({"quant_method": "bitsandbytes", "load_in_8bit": True}, None, "int8_wo"),
         ({"quant_method": "modelopt", "quant_algo": "NVFP4", "group_size": 16}, None, "nvfp4_wo"),
@@ -77,6 +80,7 @@ def test_a_checkpoint_says_its_precision(tmp_path: Path, config: Any, apart: Any
         ({"quant_method": "gptq", "bits": 4, "dynamic": {"-:lm_head": {}}}, "settings of some modules"),
         ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes' fp4"),
         ({"quant_method": "hqq"}, "hqq"),
+        ({"quant_method": "auto-round", "bits": 4, "packing_format": "auto_round:llm_compressor"}, "auto-round"),
         ({"quant_method": "modelopt", "quant_algo": "W4A8_MXFP4_MXFP8"}, "W4A8_MXFP4_MXFP8"),
         (compressed({"weights": {"num_bits": 6, "type": "int", "strategy": "group"}}), "6-bit int"),
         (compressed(group("channel", True, num_bits=4, type="int") | {"input_activations": {"num_bits": 8, "type": "int"}}), "8-bit int"),
@@ -98,6 +102,21 @@ def test_names_of_modules_that_cannot_be_read_are_one_sentence(tmp_path: Path) -
     assert plan is not None
     names = ["model.layers.0.mlp.up_proj", "model.layers.1", "model*visual", "lm_head"]
     assert [plan.scheme_of(name).name for name in names] == ["fp8_rowwise", "bf16", "bf16", "bf16"]
+
+
+@pytest.mark.parametrize("hostile", [r"re:(.*)(.*)(.*)(.*)\4\3\2\1aab?$b?", "re:(a{999}){999}", "re:(?:(?:a{9}){9}){9}"])
+def test_an_expression_that_takes_for_ever_is_refused(tmp_path: Path, hostile: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module_names, "SECONDS", 0.2)
+    module_names.expression.cache_clear()
+    config = {**compressed(group("channel", True)), "ignore": [hostile]}
+
+    def matched() -> None:
+        plan = checkpoint_plan(folder(tmp_path, config))
+        assert plan is not None
+        plan.scheme_of("model.layers.0.mlp.down_proj." + "a" * 400)
+
+    with pytest.raises(EngineError, match=r"hold an expression .*write a simpler one: "):
+        matched()
 
 
 def test_presets_and_files_say_nothing(tmp_path: Path) -> None:

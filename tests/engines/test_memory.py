@@ -59,7 +59,8 @@ def test_a_model_too_large_is_told_with_what_fits(monkeypatch: pytest.MonkeyPatc
     said = too_large(config, named_plan("fp32"), Profile(1, 64, 4096), "cpu")
     assert said == (
         "llama-3.1-8b in fp32 needs 30.9 GiB for its weights and one sequence of 4096 tokens, and this machine's CPU has 20.0 GiB; "
-        "it fits in fp16 (15.5 GiB) or bf16 (15.5 GiB) or fp8 (8.7 GiB) or fp8_rowwise (8.7 GiB) or int8_sq (8.7 GiB)"
+        "it fits in fp16 (15.5 GiB) or bf16 (15.5 GiB) or fp8 (8.7 GiB) or fp8_rowwise (8.7 GiB) or int4 (5.8 GiB) or int8_sq (8.7 GiB) "
+        "or w4a8 (5.6 GiB)"
     )
     assert too_large(config, named_plan("bf16"), Profile(1, 64, 4096), "cpu") == ""
     monkeypatch.setattr(fits, "room_of", lambda arch: 1 * GIB)

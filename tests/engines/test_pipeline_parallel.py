@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -33,8 +36,9 @@ from trtllm_engines.checkpoints.write import assemble
 from trtllm_engines.compiler.compile import Compiled, compile_model
 from trtllm_engines.compiler.graph import assign_schemes, trace
 from trtllm_engines.compiler.passes.stage import head_layers, stages_of
-from trtllm_engines.compiler.plan import HIDDEN, LOGITS, NEXT_HIDDEN, ParallelLayout, Stage
+from trtllm_engines.compiler.plan import HIDDEN, LOGITS, NEXT_HIDDEN, ParallelLayout, Profile, Stage
 from trtllm_engines.engine.build import build, refit
+from trtllm_engines.engine.check_plan import check_plan
 from trtllm_engines.engine.folder import load_engine, rebuild_command
 from trtllm_engines.engine.inspect import describe
 from trtllm_engines.errors import EngineError
@@ -48,6 +52,7 @@ from trtllm_engines.runtime.ranks import start_ranks
 from trtllm_engines.runtime.sampling_params import SamplingParams
 from trtllm_engines.runtime.scheduler import SchedulerConfig
 from trtllm_engines.runtime.thread_ranks import ThreadRanks
+from trtllm_kernels.launch import peers
 
 FOUR = {name: replace(config, num_layers=4) for name, config in MODELS.items()}
 
@@ -228,8 +233,83 @@ def test_marked_outputs_are_of_whole_models() -> None:
         compile_model(TINY, "fp32", PROFILE, weights_source=SOURCE, layout=ParallelLayout(1, 2), mark_outputs=["model.norm"])
 
 
-def test_stages_on_gpus_are_refused(model: Path, tmp_path: Path) -> None:
+def test_ranks_on_gpus_of_several_hosts_are_refused(model: Path, tmp_path: Path) -> None:
     folder = build(model, "fp32", out=tmp_path / "e", profile=LLAMA_PROFILE, layout=ParallelLayout(1, 2))
     engine = replace(load_engine(folder), arch="sm_90")
-    with pytest.raises(EngineError, match=r"has 2 pipeline stages, which run on CPUs only yet; build it with --tp instead"):
-        start_ranks(engine, CacheSize(), cuda_graphs=True, max_graph_batch=1, progress=lambda *_: None)
+    hosts = SimpleNamespace(nnodes=2)
+    with pytest.raises(EngineError, match=r"^--nnodes is 2, and ranks of .* write into each other's GPUs, which hosts do not share"):
+        start_ranks(engine, CacheSize(), cuda_graphs=True, max_graph_batch=1, progress=lambda *_: None, hosts=hosts)  # type: ignore[arg-type]
+
+
+def test_a_pipeline_of_an_earlier_release_is_refused(model: Path, tmp_path: Path) -> None:
+    """Its stages were handed `hidden` and read the result; nothing in its plan sends."""
+    folder = build(model, "fp32", out=tmp_path / "e", profile=LLAMA_PROFILE, weights="dummy", layout=ParallelLayout(1, 2))
+    first, last = (load_engine(folder, stage=stage).plan for stage in range(2))
+    for plan, op in ((first, "send"), (last, "receive")):
+        check_plan(plan, "engine.json")
+        ops = (replace(one, inputs=tuple(HIDDEN if name == "receive" else name for name in one.inputs)) for one in plan.ops)
+        with pytest.raises(EngineError, match=f"^engine.json: stage {plan.stage.index} of 2 has no op {op}"):
+            check_plan(replace(plan, ops=tuple(one for one in ops if one.op != op)), "engine.json")
+
+
+@pytest.mark.parametrize(("name", "precision", "tp"), [("llama-3.1-8b", "fp8", 1), ("llama-3.1-8b", "bf16", 2), ("gptj-6b", "fp8", 2)])
+def test_stages_send_and_receive_whole_rows_on_gpus(name: str, precision: str, tp: int) -> None:
+    """In a tensor-parallel stage a rank may have its own rows only of what a fused reduction adds up (`all_reduce_add_rms_norm`, in large
+    steps on GPUs), so only another reduction may read it: what is sent is made by one that gives whole rows."""
+    profile, config = Profile(max_batch_size=64, max_num_tokens=2048, max_seq_len=1024), replace(preset_config(name), num_layers=4)
+    for stage in range(2):
+        layout = ParallelLayout(tp, 2)
+        plan = compile_model(config, precision, profile, arches=("sm_90",), weights_source=SOURCE, layout=layout, stage=stage).plan
+        assert [op.op for op in plan.ops if op.op in ("send", "receive")] == (["receive"] if stage else ["send"])
+        moved = next(op for op in plan.ops if op.op in ("send", "receive"))
+        (launch,) = moved.tactics["sm_90"].launches
+        assert [arg.value for arg in launch.args if arg.kind == "tensor"][-2:] == ["pipe", moved.outputs[0]]
+        assert launch.args[-1].value == "T"
+        if stage == 0:
+            assert (moved.reuses, moved.outputs) == (moved.inputs[0], (NEXT_HIDDEN,))
+            assert plan.ops[-1] is moved
+            assert not any(kernel.constexprs["KEEP"] for kernel in moved.tactics["sm_90"].kernels)
+        partly = {op.outputs[1] for op in plan.ops if op.op == "all_reduce_add_rms_norm"}
+        readers = {op.op for op in plan.ops if partly & set(op.inputs)}
+        assert readers <= {"all_reduce_add_rms_norm", "all_reduce_add"}
+        if tp > 1 and name.startswith("llama"):
+            assert ("all_reduce_add" in readers) == (stage == 0)
+
+
+def test_every_rank_maps_the_inbox_after_it_and_the_counters_of_both_sides(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two stages of two ranks, and three of one, whose memory is the host's: what each finds in its `pipe` are the others' addresses."""
+    kept: list[torch.Tensor] = []
+
+    def allocated(nbytes: int) -> torch.Tensor:
+        kept.append(torch.zeros(nbytes, dtype=torch.uint8))
+        return kept[-1]
+
+    monkeypatch.setattr(peers, "_allocated", allocated)
+    monkeypatch.setattr(peers, "_export", lambda tensor: tensor.data_ptr().to_bytes(8, "little").ljust(64, b"\0"))
+    monkeypatch.setattr(peers, "_mapped", lambda handle, rank: int.from_bytes(handle[:8], "little"))
+    monkeypatch.setattr(torch.Tensor, "cuda", lambda tensor: tensor)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    for size, tp in ((4, 2), (3, 1)):
+        barrier, given = threading.Barrier(size), [b""] * size
+
+        def join(rank: int, size: int, tp: int, barrier: threading.Barrier, given: list[bytes]) -> tuple[peers.PipeMemory, list[int]]:
+            def exchange(data: bytes) -> list[bytes]:
+                given[rank] = data
+                barrier.wait()
+                every = list(given)
+                barrier.wait()
+                return every
+
+            memory = peers.PipeMemory(rank, size, tp, exchange)
+            words = memory.join(row_bytes=64, most_rows=10)
+            return memory, [int(words[0]), int(words[1]) >> 32, *words[2:].tolist()]
+
+        with ThreadPoolExecutor(size) as pool:
+            joined = list(pool.map(lambda rank: join(rank, size, tp, barrier, given), range(size)))  # noqa: B023
+        for rank, (memory, (zero, most_rows, inbox, next_inbox, arrived, next_arrived, taken, before_taken)) in enumerate(joined):
+            assert (zero, most_rows, inbox) == (0, 10, memory.inbox.data_ptr())
+            assert memory.inbox.numel() == (1 if rank < tp else 2 * 10 * 64)
+            after, before = joined[rank + tp][1] if rank + tp < size else None, joined[rank - tp][1] if rank >= tp else None
+            assert (next_inbox, next_arrived) == ((after[2], after[4]) if after else (0, 0))
+            assert before_taken == (before[6] if before else 0)
+            assert abs(taken - arrived) >= 128  # not in one cache line

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +18,9 @@ from trtllm_engines import LLM, SamplingParams
 from trtllm_engines.compiler.plan import ParallelLayout, Profile
 from trtllm_engines.engine.build import build
 from trtllm_engines.errors import EngineError
-from trtllm_engines.runtime.rank_processes import _lives
+from trtllm_engines.runtime.host_agent import serve
+from trtllm_engines.runtime.host_ranks import _lives
+from trtllm_engines.runtime.hosts import free_port, hosts_at
 
 PROFILE = Profile(max_batch_size=4, max_num_tokens=64, max_seq_len=128)
 PROMPTS = [[3, 4, 5], list(range(3, 90)), [7] * 20]
@@ -32,11 +37,21 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build("tiny-llama", "fp32", out=folder, weights="dummy", profile=PROFILE, layout=ParallelLayout(2))
 
 
+@pytest.fixture(scope="module")
+def started() -> Iterator[list[LLM]]:
+    every: list[LLM] = []
+    yield every
+    for one in every:
+        with contextlib.suppress(EngineError):
+            one.close()
+
+
 @pytest.fixture
-def llm(engine: Path) -> Iterator[LLM]:
-    loaded = LLM(engine, device="cpu", num_pages=40)
-    yield loaded
-    loaded.close()
+def llm(engine: Path, started: list[LLM]) -> LLM:
+    """Two ranks that live: those of the test before, unless it has ended them."""
+    if not started or started[-1].loop.broken:
+        started.append(LLM(engine, device="cpu", num_pages=40))
+    return started[-1]
 
 
 def rank_pids(llm: LLM) -> list[int]:
@@ -90,14 +105,29 @@ def test_an_engine_of_two_gpus_is_not_one_of_four(engine: Path) -> None:
         LLM(engine, device="cpu", tp=4)
 
 
-def test_a_pipeline_of_two_stages_of_two_ranks_gives_the_tokens_of_one_rank(tmp_path: Path) -> None:
+def test_a_pipeline_of_two_stages_of_two_ranks_on_two_hosts_gives_the_tokens_of_one_rank(tmp_path: Path) -> None:
+    """The second host is a thread here, with torchrun's agent and ranks of its own: steps and tokens pass over TCP."""
     folder = build("tiny-llama", "fp32", out=tmp_path / "four.engine", weights="dummy", profile=PROFILE, layout=ParallelLayout(2, 2))
     one = LLM(build("tiny-llama", "fp32", out=tmp_path / "one.engine", weights="dummy", profile=PROFILE), device="cpu", num_pages=40)
     expected = one.generate(PROMPTS, SAMPLING)
     with pytest.raises(EngineError, match="was built for --pp 2, not 1"):
         LLM(folder, device="cpu", pp=1)
-    with LLM(folder, device="cpu", num_pages=40) as four:
-        found = four.generate(PROMPTS, SAMPLING)
+    where, said = f"127.0.0.1:{free_port('127.0.0.1')}", list[str]()
+    other = threading.Thread(target=serve, args=(where, 2, 1, said.append), daemon=True)
+    other.start()
+    four = LLM(folder, device="cpu", num_pages=40, nnodes=2, rdzv_endpoint=where)
+    found = four.generate(PROMPTS, SAMPLING)
+    remote = [pid for pid in four._runner._others[0].processes if pid != os.getpid()]  # type: ignore[attr-defined]
+    os.kill(remote[1], signal.SIGKILL)
+    began = time.monotonic()
+    output = four.generate([5, 6], SamplingParams(max_tokens=100, ignore_eos=True))
+    assert time.monotonic() - began < 15
+    assert re.match(r"the engine stopped: host 1 \(127.0.0.1\): the process(es)? of rank 3", str(output[0].error))
+    with pytest.raises(EngineError):
+        four.close()
+    hosts_at(where, 2).close()
+    other.join(10)
+    assert said == [f"joined {where} as host 1 of 2", f"2 ranks of {folder}", "host 0 has ended"]
     assert [list(output.token_ids) for output in found] == [list(output.token_ids) for output in expected]
     chosen = [entry.chosen for entry in found[2].logprobs or ()]
     assert chosen == pytest.approx([entry.chosen for entry in expected[2].logprobs or ()], abs=1e-5)

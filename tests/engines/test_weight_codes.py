@@ -156,6 +156,32 @@ def test_columns_in_another_order_are_gathered_first(tmp_path: Path) -> None:
         logits(folder, in_fp32(plan))
 
 
+def test_columns_of_compressed_tensors_in_another_order(tmp_path: Path) -> None:
+    folder, tensors = copied(tmp_path, "llmcompressor-w4a16")
+    for key in [key for key in tensors if key.endswith("weight_shape")]:
+        tensors[key.replace("weight_shape", "weight_g_idx")] = torch.arange(int(tensors[key][1]), dtype=torch.int32) // 32
+    shuffled(tensors, lambda key: len(tensors[key]))
+    save_file(tensors, folder / "model.safetensors")
+    torch.testing.assert_close(logits(folder, in_fp32(plan_for(folder, "int4"))), expected(str(folder))[::5], atol=2e-5, rtol=1e-4)
+
+
+def test_configurations_in_files_of_their_own(tmp_path: Path) -> None:
+    for name, file, renamed in (
+        ("autoround-gptq3", "quantize_config.json", {}),
+        ("autoround-awq4", "quant_config.json", {"bits": "w_bit", "group_size": "q_group_size"}),
+    ):
+        folder, _ = copied(tmp_path, name)
+        config = json.loads((folder / "config.json").read_text())
+        apart = config.pop("quantization_config")
+        del apart["quant_method"]
+        (folder / "config.json").write_text(json.dumps(config))
+        (folder / file).write_text(json.dumps({renamed.get(key, key): value for key, value in apart.items()}))
+        plan, inside = checkpoint_plan(folder), checkpoint_plan(FOLDER / name)
+        assert plan is not None
+        assert inside is not None
+        assert plan == replace(inside, source=file)
+
+
 def test_mixed_parts_of_one_product_are_refused_by_name() -> None:
     plan = named_plan("int4")
     other = QuantScheme("int4", Codes("int4", "group", 32, True, "fp16"))
@@ -206,6 +232,16 @@ def test_groups_and_orders_that_do_not_fit_are_named(tmp_path: Path) -> None:
     save_file({key: tensor for key, tensor in tensors.items() if key != g_idx}, folder / "model.safetensors")
     with pytest.raises(EngineError, match=r"down_proj\.weight in .* another order \(desc_act\), and .*g_idx is missing"):
         checkpoint_plan(folder)
+
+
+def test_scales_that_are_no_numbers_are_named(tmp_path: Path) -> None:
+    folder, tensors = copied(tmp_path, "llmcompressor-w4a16")
+    tensors["model.layers.0.mlp.up_proj.weight_scale"][3, 1] = torch.nan
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(EngineError, match=r"weight model\.layers\.0\.mlp\.up_proj\.weight: a scale of its codes is not finite"):
+        logits(folder, plan_for(folder, "int4"))
+    with pytest.raises(EngineError, match=r"up_proj\.weight .*is not finite"):
+        logits(folder, plan_for(folder, "fp32"))
 
 
 def test_codes_are_kept_by_schemes_that_differ_in_inputs(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""int8 on the GPU: products whose sums are exact, and rows quantized in the kernel that makes them.
+"""Scales of rows on the GPU: products of int8, whose sums are exact, and of fp8; and rows quantized in the kernel that makes them.
 
 Sums of int8 products are whole numbers, so a kernel's result may differ from the exact one only by the roundings after the sum: one unit of
 bf16, whatever the shape, the number of tokens and the routine.
@@ -38,25 +38,29 @@ class Product:
     bias: bool = False
     residual: bool = False
     tactic: tuple[tuple[str, int], ...] = ()
+    dtype: str = "int8"
+    to_fp8: bool = False
 
     def lowered(self, arch: str, in_place: bool = False) -> Lowered:
         n, k = self.rows, self.columns
         bias = TensorSpec((n,), "bf16") if self.bias else None
         scales = TensorSpec(("T", 1), "fp32"), TensorSpec((n, 1), "fp32")
-        operands = [TensorSpec(("T", k), "int8"), TensorSpec((n, k), "int8")]
+        operands = [TensorSpec(("T", k), self.dtype), TensorSpec((n, k), self.dtype)]
         inputs = [*operands, *scales] if self.op == "gate_up_silu" else [*operands, bias, *scales]
         if self.residual:
             inputs.append(TensorSpec(("T", n), "bf16"))
-        width = n // 2 if self.op == "gate_up_silu" else n
-        return lower(self.op, inputs, [TensorSpec(("T", width), "bf16")], {}, arch, tactic=dict(self.tactic) or None, in_place=in_place)
+        if self.to_fp8:
+            inputs.append(TensorSpec((1,), "fp32"))
+        y = TensorSpec(("T", n // 2 if self.op == "gate_up_silu" else n), "fp8" if self.to_fp8 else "bf16")
+        return lower(self.op, inputs, [y], {}, arch, tactic=dict(self.tactic) or None, in_place=in_place)
 
 
 def tactic(**values: int) -> tuple[tuple[str, int], ...]:
     return tuple(values.items())
 
 
-def widths(width: int, **more: int) -> tuple[tuple[str, int], ...]:
-    return tactic(**{f"width_{size}": width for size in (256, 512, 1024, 2048)}, **more)
+def widths(width: int) -> tuple[tuple[str, int], ...]:
+    return tactic(**{f"width_{size}": width for size in (256, 512, 1024, 2048)})
 
 
 PRODUCTS = {
@@ -65,13 +69,19 @@ PRODUCTS = {
     "ends within tiles": Product("linear", 720, 592, bias=True, residual=True),
     "ends within tiles of 256": Product("linear", 720, 592, bias=True, residual=True, tactic=widths(256)),
     "ends within tiles of 64": Product("linear", 720, 592, bias=True, residual=True, tactic=widths(64)),
-    "in Triton": Product("linear", 720, 592, bias=True, residual=True, tactic=widths(256, triton=1)),
+    "in Triton": Product("linear", 720, 592, bias=True, residual=True, tactic=tactic(row_scaled_cuda=0)),
     "rows TMA does not take": Product("linear", 100, 520, bias=True, residual=True),
     "one step of K": Product("linear", 512, 128),
     "gate_up": Product("gate_up_silu", 3072, 576),
     "gate_up in tiles of 64": Product("gate_up_silu", 3072, 576, tactic=widths(64)),
     "gelu": Product("linear_gelu", 1536, 640, bias=True),
     "without GEMV": Product("linear", 1536, 640, tactic=tactic(gemv=0)),
+    "fp8": Product("linear", 720, 592, bias=True, residual=True, dtype="fp8"),
+    "fp8 in tiles of 256": Product("linear", 720, 592, bias=True, residual=True, tactic=widths(256), dtype="fp8"),
+    "fp8 in Triton": Product("linear", 720, 592, bias=True, residual=True, tactic=tactic(row_scaled_cuda=0), dtype="fp8"),
+    "fp8 gate_up": Product("gate_up_silu", 3072, 576, dtype="fp8"),
+    "gate_up to fp8": Product("gate_up_silu", 3072, 576, dtype="fp8", to_fp8=True),
+    "gelu to fp8": Product("linear_gelu", 1536, 640, bias=True, to_fp8=True),
 }
 
 
@@ -95,12 +105,16 @@ def operands(product: Product) -> dict[str, torch.Tensor]:
     n, k, tokens = product.rows, product.columns, MOST + ROOM
 
     def codes(rows: int) -> torch.Tensor:
+        if product.dtype == "fp8":
+            return (torch.randn(rows, k, device="cuda", generator=generator) * 73).clamp(-448, 448).to(torch.float8_e4m3fn)
         return torch.randint(-127, 128, (rows, k), dtype=torch.int8, device="cuda", generator=generator)
 
     def scales(rows: int) -> torch.Tensor:
         return (torch.rand(rows, 1, device="cuda", generator=generator) + 0.5) * (k**-0.25 / 73)
 
     drawn = {"x": codes(tokens), "weight": codes(n), "x_scale": scales(tokens), "weight_scale": scales(n)}
+    if product.to_fp8:
+        drawn["out_scale"] = torch.tensor([0.03125], device="cuda")
     if product.bias:
         drawn["bias"] = torch.randn(n, device="cuda", generator=generator).bfloat16()
     if product.residual:
@@ -109,7 +123,7 @@ def operands(product: Product) -> dict[str, torch.Tensor]:
 
 
 def exact(product: Product, drawn: dict[str, torch.Tensor], tokens: int) -> torch.Tensor:
-    """fp32 results of exact sums."""
+    """fp32 results of exact sums, before they are divided by `out_scale`."""
     sums = drawn["x"][:tokens].double() @ drawn["weight"].double().T
     y = sums.float() * (drawn["weight_scale"].T * drawn["x_scale"][:tokens])
     if product.bias:
@@ -133,30 +147,38 @@ def run(program: BoundProgram, tokens: int) -> None:
     program.run()
 
 
+def roundings(product: Product, want: torch.Tensor) -> torch.Tensor:
+    """Half a unit of the rounding to bf16; the cancellation of terms of a few units; the exponential's approximation."""
+    linear = product.op == "linear"
+    return want.abs() * 2**-8 * (1.01 if linear else 1.05) + 4e-6 * (1 if linear else 10)
+
+
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_products_are_exact_but_for_their_last_roundings(name: str, arch: str, cubins: dict[str, Cubin]) -> None:
     product = PRODUCTS[name]
     lowered, drawn = product.lowered(arch), operands(product)
     width = product.rows // 2 if product.op == "gate_up_silu" else product.rows
-    y = torch.empty(MOST + ROOM, width, dtype=torch.bfloat16, device="cuda")
+    y = torch.empty(MOST + ROOM, width, dtype=torch.float8_e4m3fn if product.to_fp8 else torch.bfloat16, device="cuda")
     program = bound(product, lowered, {**drawn, "out0": y}, cubins)
     for tokens in TOKENS:
         results = []
         for _ in range(2):
             y.view(torch.uint8).fill_(0xFF)
             run(program, tokens)
-            results.append(y[:tokens].clone())
+            results.append(y[:tokens].float() * drawn.get("out_scale", 1.0))
         want = exact(product, drawn, tokens)
-        # half a unit of the rounding to bf16; the cancellation of terms of a few units; the exponential's approximation
-        slack = want.abs() * 2**-8 * (1.01 if product.op == "linear" else 1.05) + 4e-6 * (1 if product.op == "linear" else 10)
-        off = (results[0].float() - want).abs()
+        off = (results[0] - want).abs()
         assert not results[0].isnan().any(), f"{tokens} tokens: some results are not written"
-        assert (off <= slack).all(), (
-            f"{tokens} tokens: {int((off > slack).sum())} of {off.numel()} results are off by up to {off.max():.3g}"
-        )
+        if product.dtype == "fp8" or product.to_fp8:
+            error = (off.norm(dim=1) / want.norm(dim=1)).max()
+            assert error < (0.04 if product.to_fp8 else 0.005), f"{tokens} tokens: a row is off by {error:.3g} of its norm"
+        else:
+            slack = roundings(product, want)
+            assert (off <= slack).all(), (
+                f"{tokens} tokens: {int((off > slack).sum())} of {off.numel()} results are off by up to {off.max():.3g}"
+            )
         assert torch.equal(*results), f"{tokens} tokens: two runs differ"
-        if not dict(product.tactic).get("triton"):
-            assert y[tokens:].isnan().all(), f"{tokens} tokens: rows behind them are written"
+        assert y[tokens:].float().isnan().all(), f"{tokens} tokens: rows behind them are written"
 
 
 @pytest.mark.parametrize("name", ["down of 8b", "ends within tiles", "rows TMA does not take"])

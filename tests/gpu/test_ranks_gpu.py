@@ -46,10 +46,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def loaded(model: Path, precision: str, tp: int) -> LLM:
-    folder = model / f"{precision}-{tp}.engine"
+def loaded(model: Path, precision: str, tp: int, pp: int = 1) -> LLM:
+    folder = model / f"{precision}-{tp}-{pp}.engine"
     if not folder.exists():
-        build(model, precision, out=folder, weights="dummy", profile=PROFILE, arches=(detect_target().arch,), layout=ParallelLayout(tp))
+        build(model, precision, out=folder, weights="dummy", profile=PROFILE, arches=(detect_target().arch,), layout=ParallelLayout(tp, pp))
     return LLM(folder)
 
 
@@ -66,13 +66,14 @@ def two(model: Path) -> Iterator[LLM]:
     llm.close()
 
 
+@pytest.mark.parametrize(("tp", "pp"), [(2, 1), (1, 2)])
 @pytest.mark.parametrize(("precision", "bound"), [("bf16", 0.06), ("fp16", 0.02), ("fp8", 0.35)])
-def test_log_probabilities_are_close_to_those_of_one_rank(model: Path, precision: str, bound: float) -> None:
+def test_log_probabilities_are_close_to_those_of_one_rank(model: Path, precision: str, bound: float, tp: int, pp: int) -> None:
     """Of prompts' first tokens, whose context is the same; sums are rounded elsewhere."""
     sampling = SamplingParams(max_tokens=1, logprobs=5, ignore_eos=True)
     found = []
-    for tp in (1, 2):
-        llm = loaded(model, precision, tp)
+    for layout in ((1, 1), (tp, pp)):
+        llm = loaded(model, precision, *layout)
         outputs = llm.generate(prompts(24), sampling)
         assert not any(output.error for output in outputs)
         found.append([(output.logprobs or [])[0].top for output in outputs])
@@ -93,6 +94,15 @@ def test_filters_choose_from_all_ranks_columns(two: LLM) -> None:
     greedy = two.generate(prompts(8), SamplingParams(max_tokens=8, ignore_eos=True))
     filtered = two.generate(prompts(8), SamplingParams(max_tokens=8, ignore_eos=True, temperature=1.0, top_k=1, seed=3))
     assert [list(output.token_ids) for output in filtered] == [list(output.token_ids) for output in greedy]
+
+
+def test_two_stages_answer_every_request_with_a_step_in_each(model: Path) -> None:
+    llm = loaded(model, "bf16", 1, 2)
+    sampling = [SamplingParams(max_tokens=40, ignore_eos=True, temperature=0.7 if i % 2 else 0.0, seed=i, top_k=20) for i in range(24)]
+    outputs = llm.generate(prompts(24), sampling)
+    assert not any(output.error for output in outputs)
+    assert all(len(output.token_ids) == 40 for output in outputs)
+    llm.close()
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGSTOP])

@@ -61,9 +61,16 @@ def _stored(values, kind):
     return values.to(_FLOATS[kind]).view(bits).numpy().view(np.float16 if kind == tl.float16 else stored)
 
 
+def without_cuda(arch: str, op: str, inputs, *_) -> dict[str, int] | None:
+    """`tactics.recorded`."""
+    tactic, codes = BY_TRITON.get(op), inputs[0].dtype
+    by_row = codes in ("int8", "fp8") and codes == inputs[1].dtype and any(one and one.shape[1:] == (1,) for one in inputs)
+    return tactic | {"row_scaled_cuda": 0} if tactic and by_row else tactic
+
+
 def make_interpreter_exact() -> None:
     """And what is lowered to what it can run."""
-    lowering.tactics.recorded = lambda arch, op, *_: BY_TRITON.get(op)
+    lowering.tactics.recorded = without_cuda
     builder = interpreter.InterpreterBuilder
     original_cast, original_convert, original_dot = builder.cast_impl, interpreter._convert_float, builder.create_dot
 

@@ -105,7 +105,7 @@ def arena_views(plan: Plan) -> dict[str, torch.Tensor]:
 
 
 def main() -> None:
-    for model, precision in (("llama", "fp32"), ("gptj", "fp32"), ("llama", "fp8"), ("llama", "fp8_rowwise")):
+    for model, precision in (("llama", "fp32"), ("gptj", "fp32"), ("llama", "fp8"), ("llama", "fp8_rowwise"), ("llama", "int8_sq")):
         config = MODELS[model]
         compiled = compile_model(config, precision, PROFILE, arches=(ARCH,), weights_source={"kind": "dummy", "seed": 0})
         plan = compiled.plan

@@ -4,10 +4,9 @@ import json
 import sys
 
 import torch
-from interpreted import BY_TRITON, GQA, MHA, ONE, difference, make_interpreter_exact, run
+from interpreted import GQA, MHA, ONE, difference, make_interpreter_exact, run
 
 from samples import BatchShape, fp8_sample, int8_sample, sample
-from trtllm_kernels import lowering
 from trtllm_kernels.dialect.model_shape import ModelShape
 from trtllm_kernels.launch.torch_ops import as_list
 from trtllm_kernels.references import OPS
@@ -15,8 +14,9 @@ from trtllm_kernels.references import OPS
 MANY = BatchShape(query_lens=(37,), kv_lens=(37,))
 WIDE = ModelShape(hidden=512, intermediate=256)
 ROWS = [("quantize_rows", model, batch, dtype) for model in (GQA, MHA) for batch in (ONE, MANY) for dtype in ("fp32", "bf16", "fp16")]
-PRODUCTS = [("linear", model, batch, "fp8") for model in (GQA, WIDE) for batch in (ONE, MANY)]
 FEW, MORE, ALL = (BatchShape(query_lens=(n,), kv_lens=(n,)) for n in (5, 70, 150))
+PRODUCTS = [("linear", model, batch, "fp8") for model in (GQA, WIDE) for batch in (ONE, MANY)]
+PRODUCTS += [(op, WIDE, ALL, "fp8") for op in ("linear", "gate_up_silu", "linear_gelu")]
 BY_ROW = [(op, ModelShape(hidden=80), FEW, dtype) for op in OPS if op.endswith("_quantize_rows") for dtype in ("fp8 rows", "int8")]
 ODD = ModelShape(hidden=272, intermediate=176)
 """Columns that fill no whole step of K, and rows that fill no whole tile."""
@@ -25,8 +25,6 @@ IN_INT8 = ("linear", "gate_up_silu", "linear_gelu")
 INT8 = [(op, model, batch, "int8") for op in IN_INT8 for model in (WIDE, ODD, NO_TMA) for batch in (ONE, FEW, MORE, ALL)]
 INT8 += [("linear", ModelShape(hidden=1280, intermediate=64), ONE, "int8"), ("quantize_rows", GQA, MANY, "int8")]
 """One token's rows of several tiles among them."""
-IN_TRITON = {"skinny_to": 64, "triton": 1, **{f"skinny{padded}_blocks": 0 for padded in (16, 32, 64)}}
-"""A tactic that does without CUDA C++."""
 
 
 def int8_difference(got: torch.Tensor, want: torch.Tensor) -> str:
@@ -48,8 +46,6 @@ def main() -> None:
     make_interpreter_exact()
     for op, model, batch, dtype in [*ROWS, *PRODUCTS, *BY_ROW, *INT8]:
         in_int8 = dtype == "int8"
-        tactic = IN_TRITON if in_int8 and op in IN_INT8 else BY_TRITON.get(op)
-        lowering.tactics.recorded = lambda *_, tactic=tactic: tactic
         named = drawn(op, model, batch, dtype)
         expected = as_list(OPS[op].reference(**named))
         actual = run(op, named, "sm_90")

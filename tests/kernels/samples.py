@@ -15,7 +15,7 @@ import torch
 from trtllm_kernels.dialect.model_shape import ModelShape
 from trtllm_kernels.dialect.specs import DTYPES
 from trtllm_kernels.references import OPS
-from trtllm_kernels.references.communication import communicate
+from trtllm_kernels.references.communication import communicate, connect
 from trtllm_kernels.references.quantize import FP8, FP8_MAX, INT8_MAX, codes_by_row, finish, row_scales
 from trtllm_kernels.references.sampling import EMPTY
 
@@ -90,11 +90,9 @@ def int8_sample(op: str, model: ModelShape, batch: BatchShape, dtype: str = "bf1
 def fp8_sample(
     op: str, model: ModelShape, batch: BatchShape, dtype: str = "bf16", seed: int = 0, poison: bool = True, by_row: bool = False
 ) -> dict[str, Any]:
-    """As `sample`, with everything of the op quantized that can be: inputs, weights, cache, result. `by_row`: products have a scale a row
-    (and then take no residual)."""
+    """As `sample`, with everything of the op quantized that can be: inputs, weights, cache, result. `by_row`: with a scale a row of
+    products' operands."""
     named = sample(op, model, batch, dtype, seed, poison)
-    if by_row and op == "linear":
-        named["residual"] = None
     for name in ("x", "weight") if "x_scale" in OPS[op].tensors else ():
         values = named[name].float()
         scale = row_scales(values) if by_row else (values.abs().max() / FP8_MAX).reshape(1)
@@ -157,6 +155,20 @@ class Alone:
         return [x]
 
 
+class Echo:
+    """A pipeline of one stage, which receives `rows` again and again."""
+
+    def __init__(self, rows: torch.Tensor) -> None:
+        self.rows = rows
+        self.sent: list[torch.Tensor] = []
+
+    def send(self, hidden: torch.Tensor) -> None:
+        self.sent.append(hidden.clone())
+
+    def receive(self, hidden: torch.Tensor) -> None:
+        hidden.copy_(self.rows)
+
+
 def sample(op: str, model: ModelShape, batch: BatchShape, dtype: str, seed: int = 0, poison: bool = True) -> dict[str, Any]:
     """Arguments of `op` by name, on the CPU; optional tensors not drawn are None."""
     torch.manual_seed(seed)
@@ -196,6 +208,12 @@ def _draw(op: str, model: ModelShape, batch: BatchShape, dtype: str, poison: boo
             return {"x": randn(t, h), "weight": randn(model.intermediate, h) / h**0.5, "bias": randn(model.intermediate), **more}
         case "all_reduce":
             return {"x": randn(t, h), "group": communicate(Alone())}
+        case "all_reduce_add":
+            return {"x": randn(t, h), "residual": randn(t, h), "group": communicate(Alone())}
+        case "send":
+            return {"x": randn(t, h), "pipe": connect(Echo(randn(t, h)))}
+        case "receive":
+            return {"hidden": torch.full((t, h), torch.nan), "pipe": connect(Echo(randn(t, h)))}
         case "all_reduce_add_rms_norm":
             return {"x": randn(t, h), "residual": randn(t, h), "weight": randn(h), "group": communicate(Alone()), "eps": 1e-5}
         case "sharded_linear_sample":

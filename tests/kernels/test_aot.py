@@ -27,7 +27,7 @@ _SHARED_LIMIT = {"sm_80": 163 * 1024, "sm_89": 99 * 1024, "sm_90": 227 * 1024}
 _SPILL_BYTES = {"context_attention": 16}
 """All a kernel may spill: 0, but for head 256 over fp8 pages of 64 on sm_90, at the limit of 255 registers."""
 _FEW = {"skinny_gemm", "skinny_linear", "skinny_parts", "skinny_sum", "skinny_gate_up_silu", "skinny_linear_gelu"}
-_ONLY_HOPPER = {"gate_up_silu", "linear_gelu", "row_scaled", "uncached_prefill_attention", "rank_candidates", *_FEW}
+_ONLY_HOPPER = {"gate_up_silu", "linear_gelu", "uncached_prefill_attention", "rank_candidates", *_FEW}
 
 
 def skinny_kernels(precision: str) -> list[KernelSpec]:
@@ -55,15 +55,12 @@ def prompt_kernels(model: str, precision: str, page_size: int = 32, **tactic: in
 
 
 def int8_kernels(arch: str) -> list[KernelSpec]:
-    """Those that no other precision has: each once, those in Triton that a tactic or a shape chooses too (`test_int8.py` has more)."""
-    models, tactics = [MODELS["llama-3.1-8b"]], [None]
-    if arch == "sm_90":
-        models, tactics = [*models, replace(MODELS["smollm2-135m"], hidden=584)], [None, {"triton": 1}]
-    ops = [(op, tactic) for model in models for op in ops_of(model, "int8") for tactic in tactics if op.op == "linear" or not tactic]
+    """Those that no other precision has: each once, those in Triton that a shape chooses too (`test_int8.py` has more)."""
+    models = [MODELS["llama-3.1-8b"], *([replace(MODELS["smollm2-135m"], hidden=584)] if arch == "sm_90" else [])]
     chosen: dict[str, KernelSpec] = {}
-    for op, tactic in ops:
+    for op in (op for model in models for op in ops_of(model, "int8")):
         if op.op == "linear" or (arch == "sm_80" and op.op.endswith("quantize_rows")):
-            for spec in lower(op.op, op.inputs, op.outputs, op.attrs, arch, tactic=tactic).kernels:
+            for spec in op.kernels(arch):
                 if not spec.function.startswith(("skinny", "gemv")):
                     chosen.setdefault(spec.function, spec)
     return list(chosen.values())

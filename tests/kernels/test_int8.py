@@ -48,15 +48,14 @@ def running(lowered: Lowered, tokens: int) -> list[KernelSpec]:
     widths=st.tuples(*[st.sampled_from(WIDTHS)] * len(SIZES)),
     most=st.integers(0, 150),
     gemv=st.sampled_from([0, 1]),
-    triton=st.sampled_from([0, 1]),
 )
 def test_each_number_of_tokens_has_one_routine_and_the_width_of_its_size(
-    tokens: int, shape: str, widths: tuple[int, ...], most: int, gemv: int, triton: int
+    tokens: int, shape: str, widths: tuple[int, ...], most: int, gemv: int
 ) -> None:
     chosen = {f"width_{size}": width for size, width in zip(SIZES, widths, strict=True)}
-    lowered = linear(*SHAPES[shape], skinny_to=most, gemv=gemv, triton=triton, **chosen)
+    lowered = linear(*SHAPES[shape], skinny_to=most, gemv=gemv, **chosen)
     found = [spec.function for spec in running(lowered, tokens)]
-    fixed = linear(*SHAPES[shape], tokens=tokens, skinny_to=most, gemv=gemv, triton=triton, **chosen)
+    fixed = linear(*SHAPES[shape], tokens=tokens, skinny_to=most, gemv=gemv, **chosen)
     assert [spec.function for spec in running(fixed, tokens)] == found
     if tokens == 0:
         assert found == []
@@ -67,15 +66,18 @@ def test_each_number_of_tokens_has_one_routine_and_the_width_of_its_size(
     else:
         (spec,) = running(lowered, tokens)
         width = next((width for size, width in zip(SIZES, widths, strict=True) if tokens <= size), widths[-1])
-        assert (spec.function, spec.constexprs.get("COLUMNS", spec.constexprs.get("BLOCK_N"))) == (
-            ("row_scaled", width) if triton else ("row_scaled_gemm", width)
-        )
+        assert (spec.function, spec.constexprs["COLUMNS"]) == ("row_scaled_gemm", width)
 
 
 def test_tiles_are_as_wide_as_fills_the_chip() -> None:
     """O and down have 64 tiles of 128 x 128 for 256 tokens: half of those of 64 columns would leave no SM idle."""
     widths = {name: [running(linear(*SHAPES[name]), size)[0].constexprs["COLUMNS"] for size in SIZES] for name in SHAPES}
-    assert widths == {"qkv": [128, 256, 128, 256], "o": [64, 128, 256, 256], "gate_up": [256] * 4, "down": [64, 128, 256, 256]}
+    assert widths == {
+        "qkv": [128, 64, 128, 256],
+        "o": [64, 128, 256, 256],
+        "gate_up": [256, 128, 256, 256],
+        "down": [64, 128, 256, 256],
+    }
     for name, (rows, columns) in SHAPES.items():
         for tokens in (129, 700, 4000):
             launches = (one for one in linear(rows, columns).launches if "row_scaled" in one.kernel)
@@ -99,7 +101,7 @@ def test_before_hopper_and_where_tma_does_not_take_rows_it_is_triton_with_pointe
 def test_what_cannot_be_multiplied_is_refused_by_one_sentence() -> None:
     (x, weight, *_), outputs = _operands(64, 128, "T")
     one = TensorSpec((1,), "fp32")
-    with pytest.raises(KernelError, match="op linear: int8 inputs need an int8 weight, scales of rows for both, and a wide result"):
+    with pytest.raises(KernelError, match="op linear: int8 inputs need an int8 weight and scales of rows for both"):
         lower("linear", [x, weight, None, one, one], outputs, {}, "sm_90")
 
 
@@ -140,12 +142,19 @@ def test_many_tokens_are_multiplied_in_whole_tiles_with_weights_ahead_of_x(width
 
 @pytest.mark.parametrize("tokens", [16, 128])
 def test_few_tokens_are_multiplied_by_the_skinny_gemm(tokens: int) -> None:
-    for lowered in (linear(*SHAPES["down"], added=True), linear(*SHAPES["qkv"])):
-        (spec,) = running(lowered, tokens)
-        info, instructions = compile_kernel(spec, "sm_90").info, code(spec, "sm_90")
-        assert (spec.function, info.spill_bytes, info.waits) == ("skinny_gemm", 0, True)
-        assert sum(op.startswith(f"IGMMA.64x{tokens}x32.S8.S8") for op in instructions) == 4 * spec.constexprs["PANELS"]
-        assert "wgmma" not in compile_source(spec, "sm_90")[2]
+    (spec,) = running(linear(*SHAPES["down"], added=True), tokens)
+    info, instructions = compile_kernel(spec, "sm_90").info, code(spec, "sm_90")
+    assert (spec.function, info.spill_bytes, info.waits) == ("skinny_gemm", 0, True)
+    assert sum(op.startswith(f"IGMMA.64x{tokens}x32.S8.S8") for op in instructions) == 4 * spec.constexprs["PANELS"]
+    assert "wgmma" not in compile_source(spec, "sm_90")[2]
+
+
+def test_one_token_times_long_rows_is_left_to_the_skinny_gemm() -> None:
+    assert {name: [spec.function for spec in running(linear(*shape), 1)] for name, shape in SHAPES.items()} == {
+        **{name: ["gemv"] for name in ("qkv", "o", "gate_up")},
+        "down": ["skinny_gemm"],
+    }
+    assert [spec.function for spec in running(linear(*SHAPES["down"], "sm_89"), 1)] == ["gemv"]
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_89", "sm_90"])

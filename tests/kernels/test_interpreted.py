@@ -4,7 +4,8 @@ import pytest
 from scripts import Scripts
 
 _FAMILIES = """embedding gather_rows rms_norm layer_norm add_rms_norm add_layer_norm silu_mul silu_mul_packed gelu add split quantize
-linear gate_up_silu linear_gelu prepare_step rope rope_kv_write paged_attention"""
+rms_norm_quantize_rows layer_norm_quantize_rows add_rms_norm_quantize_rows add_layer_norm_quantize_rows silu_mul_packed_quantize_rows
+gelu_quantize_rows linear gate_up_silu linear_gelu prepare_step rope rope_kv_write paged_attention"""
 
 
 @pytest.mark.parametrize("op", _FAMILIES.split())
@@ -14,7 +15,7 @@ def test_kernel_equals_reference(interpreted: Scripts, op: str) -> None:
     assert not [row for row in of_op if row["failure"]]
 
 
-@pytest.mark.parametrize("model", ["llama-fp32", "gptj-fp32", "llama-fp8", "llama-fp8_rowwise"])
+@pytest.mark.parametrize("model", ["llama-fp32", "gptj-fp32", "llama-fp8", "llama-fp8_rowwise", "llama-int8_sq"])
 def test_a_whole_engine_equals_its_references(interpreted: Scripts, model: str) -> None:
     """The launches of a plan over its planned arena: prefill, then a mixed step, then a decode step."""
     steps = [row for row in interpreted["interpreted_engine.py"].until(model) if row["case"].rpartition("-")[0] == model]

@@ -5,17 +5,17 @@ import torch
 from torch.nn import functional
 
 import trtllm_kernels.references
-from samples import QUANTIZABLE, Alone, BatchShape, fp8_sample, int8_cache_sample, sample
+from samples import QUANTIZABLE, Alone, BatchShape, Echo, fp8_sample, int8_cache_sample, sample
 from trtllm_kernels.dialect.model_shape import ModelShape
 from trtllm_kernels.launch.torch_ops import as_list
-from trtllm_kernels.references.communication import communicate
+from trtllm_kernels.references.communication import communicate, connect
 from trtllm_kernels.references.quantize import FP8
 
 OPS = torch.ops.trtllm
-ALL_OPS = """add add_layer_norm add_layer_norm_quantize_rows add_rms_norm add_rms_norm_quantize_rows all_reduce
+ALL_OPS = """add add_layer_norm add_layer_norm_quantize_rows add_rms_norm add_rms_norm_quantize_rows all_reduce all_reduce_add
 all_reduce_add_rms_norm arrange_columns attention embedding gate_up_silu gather_rows gelu gelu_quantize_rows layer_norm
-layer_norm_quantize_rows linear linear_gelu linear_sample paged_attention prepare_step quantize quantize_rows rms_norm
-rms_norm_quantize_rows rope rope_kv_write sharded_linear_sample silu_mul silu_mul_packed silu_mul_packed_quantize_rows split"""
+layer_norm_quantize_rows linear linear_gelu linear_sample paged_attention prepare_step quantize quantize_rows receive rms_norm
+rms_norm_quantize_rows rope rope_kv_write send sharded_linear_sample silu_mul silu_mul_packed silu_mul_packed_quantize_rows split"""
 BATCH = BatchShape(query_lens=(1, 1, 5, 40), kv_lens=(1, 77, 5, 70), max_pages=3)
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -228,6 +228,9 @@ def test_fakes_agree_with_references() -> None:
         "linear_sample": tuple(sample("linear_sample", ModelShape(), BATCH, "fp32").values()),
         "sharded_linear_sample": tuple(sample("sharded_linear_sample", ModelShape(), BATCH, "fp32").values()),
         "all_reduce": (x, communicate(Alone())),
+        "all_reduce_add": (x, x.clone(), communicate(Alone())),
+        "send": (x, connect(Echo(x))),
+        "receive": (x, connect(Echo(x))),
         "all_reduce_add_rms_norm": (x, x.clone(), w, communicate(Alone()), 1e-5),
         "linear_gelu": (x, randn(6, 32), randn(6)),
         "arrange_columns": (x, torch.randperm(32).int(), torch.rand(32)),
@@ -369,3 +372,25 @@ def test_int8_rows_are_rounded_half_to_even_and_products_of_them_are_exact() -> 
     sums = torch.tensor([[sum(a * b for a, b in zip(row, column, strict=True)) for column in weight.tolist()] for row in x.tolist()])
     expected = (sums.float() * (x_scale * weight_scale.T) + bias.float()).bfloat16()
     assert torch.equal(OPS.linear(x, weight, bias, x_scale, weight_scale), expected)
+
+
+def test_what_is_sent_is_the_argument_and_what_is_received_the_rows_of_the_stage_before() -> None:
+    x, rows = randn(3, 8, dtype=torch.bfloat16), randn(3, 8, dtype=torch.bfloat16)
+    link = Echo(rows)
+    pipe = connect(link)
+    assert torch.equal(OPS.send(x, pipe), x)
+    assert torch.equal(link.sent[0], x)
+    assert torch.equal(OPS.receive(torch.full_like(x, torch.nan), pipe), rows)
+
+
+def test_a_reduction_with_a_residual_rounds_the_sum_first() -> None:
+    x, residual = randn(3, 8, dtype=torch.bfloat16), randn(3, 8, dtype=torch.bfloat16)
+
+    class Thrice(Alone):
+        size = 3
+
+        def all_gather(self, x: torch.Tensor) -> list[torch.Tensor]:
+            return [x, x, x]
+
+    expected = (x.float() * 3).bfloat16() + residual
+    assert torch.equal(OPS.all_reduce_add(x, residual, communicate(Thrice())), expected)

@@ -28,6 +28,7 @@ from trtllm_results.record.row import Cell, Row
 from trtllm_results.store.table import Store
 
 DATA = Path(__file__).parent / "data"
+AB = Path(__file__).parents[2] / "results" / "recorded" / "h100" / "gate" / "ab"
 H100 = Environment(gpu="NVIDIA H100 80GB HBM3", driver="580.1")
 
 
@@ -112,6 +113,13 @@ def test_compare_prints_and_writes(capsys: pytest.CaptureFixture[str], tmp_path:
     assert out.splitlines()[1].split(",")[5] == "2048"
     assert "ours beside published" in run(capsys, "compare", a, "--against", "published")[1]
     assert run(capsys, "compare", a, "--pareto")[1].count("b2048") == 1
+
+
+def test_the_arms_of_a_gate_are_compared_as_any_split(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "compare", AB, "--by", "arm")
+    assert code == 0
+    assert "slower" in out
+    assert "95% interval -2.9% to -2.3%" in " ".join(out.split())
 
 
 @pytest.mark.parametrize(
@@ -354,6 +362,14 @@ def test_gate_run_end_to_end_on_a_revision(capsys: pytest.CaptureFixture[str], t
     code, out, err = run(capsys, "gate", "run", "--a", "HEAD", "--b", "HEAD", *blocks, "--out", tmp_path / "runs", "--", *flags)
     assert (code, len(Store(tmp_path / "runs").rows())) == (2, 4), err
     assert "only 1 repeat" in out
+
+
+def test_a_report_that_cannot_be_written_is_told_before_anything_runs(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    code, _, err = run(capsys, "gate", "run", "--a", "HEAD", "--b", "HEAD", "--junit", tmp_path / "file" / "g.xml")
+    assert (code, "A  " in err) == (1, False)
+    assert "cannot write" in err
+    assert "g.xml" in err
 
 
 def test_kept_arms_measure_every_run_in_one_process(tmp_path: Path) -> None:

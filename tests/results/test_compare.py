@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from trtllm_results.compare import published
 from trtllm_results.compare import report as compare_text
-from trtllm_results.compare.align import compare, pareto
+from trtllm_results.compare.align import compare, fronts, pareto
 from trtllm_results.errors import ResultsError
 from trtllm_results.metrics.registry import brief
 from trtllm_results.record.environment import Environment
@@ -183,6 +183,24 @@ def test_pareto_front_is_exactly_the_unbeaten_rows(points: list[tuple[float, flo
     }
     beaten = {p for p in points for q in points if q[0] >= p[0] and q[1] >= p[1] and q != p}
     assert front == set(points) - beaten
+
+
+def test_a_front_is_of_one_workload_and_a_cell_counts_once_by_its_mean() -> None:
+    def run(batch: int, isl: int, speed: float, throughput: float, repeat: int = 0, rate: float = 0.0) -> Row:
+        figures = {"output_tokens_per_s_per_user": speed, "output_tokens_per_s_per_gpu": throughput}
+        return Row(Cell("m", "fp8", batch, isl, 128, request_rate=rate), H100, repeat=repeat, figures=figures)
+
+    rows = [run(1, 128, 100.0, 100.0), run(1, 128, 110.0, 120.0, 1), run(64, 128, 50.0, 3000.0), run(64, 2048, 20.0, 900.0)]
+    beaten, open_loop = run(8, 128, 40.0, 500.0), run(64, 128, 10.0, 10.0, rate=4.0)
+    found = [
+        (name, one.cell.batch, one.figures["output_tokens_per_s_per_gpu"], count) for name, one, count in fronts([*rows, beaten, open_loop])
+    ]
+    assert found == [
+        ("m 128/128", 64, 3000.0, 1),
+        ("m 128/128", 1, 110.0, 2),
+        ("m 2048/128", 64, 900.0, 1),
+        ("m 128/128 open loop", 64, 10.0, 1),
+    ]
 
 
 def test_ours_beside_published() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from trtllm_workloads import WorkloadError, dataset
 from trtllm_workloads.arrivals import Poisson
+from trtllm_workloads.errors import WriteError
 from trtllm_workloads.files import replacing
 from trtllm_workloads.lengths import Correlated, Fixed, Uniform
 from trtllm_workloads.open_workload import open_workload
@@ -170,6 +172,21 @@ def test_damaged_lines_name_the_way_out(tmp_path: Path) -> None:
 def _interrupted(stream: IO[str]) -> None:
     stream.write("half")
     raise KeyboardInterrupt
+
+
+def test_a_full_disk_is_no_mistake_of_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    (tmp_path / "set.jsonl").write_text("earlier")
+    with (
+        pytest.raises(WriteError, match=r"cannot write .*set\.jsonl: No space left on device") as caught,
+        replacing(tmp_path / "set.jsonl") as out,
+    ):
+        out.write("new")
+    assert caught.value.exit_code == 1
+    assert [(one.name, one.read_text()) for one in tmp_path.iterdir()] == [("set.jsonl", "earlier")]
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:

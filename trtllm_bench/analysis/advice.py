@@ -6,10 +6,10 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from trtllm_bench.analysis.cells import MeasuredCell, hardware_of, plan_of
+from trtllm_bench.analysis.cells import MeasuredCell, hardware_of, plans_of
 from trtllm_bench.analysis.explain import IDLE, UNKNOWN, Breakdown
 from trtllm_bench.analysis.predict import cache_bytes_on
-from trtllm_bench.analysis.step_model import StepModel
+from trtllm_bench.analysis.step_model import PipelineModel, StepModel, step_model
 from trtllm_bench.errors import BenchError
 from trtllm_bench.profiling.record import CellProfile
 from trtllm_bench.roofline.counts import StepShape
@@ -53,22 +53,23 @@ def _without_repeats(found: Iterable[Finding]) -> list[Finding]:
     return kept
 
 
-def rate(model: StepModel, batch: int, isl: int, osl: int) -> float:
-    """Output tokens/s of so many requests in flight: their prompts, then their outputs together."""
+def rate(model: StepModel | PipelineModel, batch: int, isl: int, osl: int) -> float:
+    """Output tokens/s of so many requests in flight: their prompts, then their outputs together, in a step of its share for each stage."""
     prompts_a_step = max(1, min(batch, model.counter.plan.profile.max_num_tokens // max(isl, 1)))
     prefill = model.step(StepShape.prefill(prompts_a_step, isl)).total_us * math.ceil(batch / prompts_a_step)
-    decode = model.step(StepShape.decode(batch, isl + osl / 2)).total_us * (osl - 1)
+    share = math.ceil(batch / model.stages)
+    decode = model.step(StepShape.decode(share, isl + osl / 2)).total_us * model.stages * (osl - 1)
     return batch * osl / (prefill + decode) * 1e6
 
 
 def _from_parts(cell: MeasuredCell, found: Breakdown) -> Iterator[Finding]:
     row = cell.row.cell
     hardware = hardware_of(cell.row.environment)
-    plan = plan_of(cell.row)
-    model = StepModel(plan, hardware)
+    model = step_model(plans_of(cell.row), hardware)
+    plan = model.counter.plan
     batch = row.batch or round(cell.row.figures.get("batch_mean", 1.0)) or 1
     now = rate(model, batch, row.isl, row.osl)
-    needs = model.step(StepShape.decode(batch, row.isl + row.osl / 2)).parts
+    needs = model.step(StepShape.decode(math.ceil(batch / model.stages), row.isl + row.osl / 2)).parts
     measured_us = found.per_token_us * batch
     # A profile names kernels: which limit they meet is the model's to say, of a step as long as it was measured.
     label = {name: found.share(name) if found.source == "step log" else us / measured_us for name, us in needs.items()}
@@ -122,7 +123,7 @@ def _from_kernels(profile: CellProfile) -> Iterator[Finding]:
         yield Finding(limit, "a kernel at the ceiling would win that back", lost / (1 - lost))
 
 
-def _gain_of_batch(model: StepModel, cell: MeasuredCell, batch: int, now: float) -> tuple[str, float | None]:
+def _gain_of_batch(model: StepModel | PipelineModel, cell: MeasuredCell, batch: int, now: float) -> tuple[str, float | None]:
     row, plan = cell.row.cell, model.counter.plan
     needed = 2 * batch * math.ceil((row.isl + row.osl) / plan.profile.page_size) * page_bytes(plan)
     try:
@@ -139,10 +140,10 @@ def _another(cell: MeasuredCell, change: str, now: float, batch: int, **kind: st
     if "fp8" in kind.values() and "fp8" not in hardware.flops_per_s:
         return
     try:
-        plan = plan_of(cell.row, **kind)
+        plans = plans_of(cell.row, **kind)
     except (EngineError, KernelError):
         return
-    gain = rate(StepModel(plan, hardware), batch, cell.row.cell.isl, cell.row.cell.osl) / now - 1
+    gain = rate(step_model(plans, hardware), batch, cell.row.cell.isl, cell.row.cell.osl) / now - 1
     if gain > WORTH:
         yield Finding("", change, gain)
 

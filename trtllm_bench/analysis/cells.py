@@ -67,7 +67,13 @@ def _names(rows: Iterable[Row]) -> list[str]:
 
 
 def plan_of(row: Row, precision: str | None = None, kv_dtype: str | None = None) -> Plan:
-    """The plan a row's engine has, or would have at another precision or cache type. Raises `BenchError` for a target that is not ours."""
+    """The plan a row's engine has, or would have at another precision or cache type; of a pipeline the first stage's. Raises `BenchError`
+    for a target that is not ours."""
+    return plans_of(row, precision, kv_dtype)[0]
+
+
+def plans_of(row: Row, precision: str | None = None, kv_dtype: str | None = None) -> list[Plan]:
+    """`plan_of` each stage."""
     cell = row.cell
     if not is_own(cell.target):
         raise BenchError(f"{cell.label} was served by {cell.target}, of which nothing is known inside; explain works on our own engine")
@@ -76,13 +82,14 @@ def plan_of(row: Row, precision: str | None = None, kv_dtype: str | None = None)
     batch = int(settings.get("max_batch_size") or max(cell.batch, 1))
     profile = Profile(batch, max(int(settings.get("max_num_tokens") or 8192), batch), longest, int(settings.get("page_size") or 32))
     cache = kv_dtype or (cell.kv_dtype if precision is None and cell.kv_dtype else "auto")
-    return _compiled(cell.model, precision or cell.precision, profile, cache, ParallelLayout(cell.tp, cell.pp))
+    layout = ParallelLayout(cell.tp, cell.pp)
+    return [_compiled(cell.model, precision or cell.precision, profile, cache, layout, stage) for stage in range(layout.pp)]
 
 
 @lru_cache(maxsize=16)
-def _compiled(model: str, precision: str, profile: Profile, kv_dtype: str, layout: ParallelLayout) -> Plan:
+def _compiled(model: str, precision: str, profile: Profile, kv_dtype: str, layout: ParallelLayout, stage: int) -> Plan:
     config, weights = resolve_model(model).config, {"kind": "dummy", "seed": 0}
-    return compile_model(config, precision, profile, weights_source=weights, kv_dtype=kv_dtype, layout=layout).plan
+    return compile_model(config, precision, profile, weights_source=weights, kv_dtype=kv_dtype, layout=layout, stage=stage).plan
 
 
 def hardware_of(environment: Environment) -> Hardware:

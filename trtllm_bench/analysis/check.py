@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from trtllm_bench.analysis.cells import hardware_of, plan_of
+from trtllm_bench.analysis.cells import hardware_of, plans_of
 from trtllm_bench.analysis.predict import predict
 from trtllm_bench.errors import BenchError
 from trtllm_bench.targets.registry import is_own
@@ -50,7 +50,7 @@ def _checked(repeats: Sequence[Row]) -> Checked | None:
         return None
     try:
         predicted, _ = predict(
-            plan_of(row),
+            plans_of(row),
             hardware,
             workload,
             concurrency=cell.batch,

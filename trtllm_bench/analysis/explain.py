@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from trtllm_bench.analysis.cells import MeasuredCell, hardware_of, plan_of
-from trtllm_bench.analysis.step_model import PARTS, StepModel
+from trtllm_bench.analysis.cells import MeasuredCell, hardware_of, plans_of
+from trtllm_bench.analysis.step_model import PARTS, PipelineModel, StepModel, step_model
 from trtllm_bench.errors import BenchError
 from trtllm_bench.profiling.record import CellProfile
 from trtllm_bench.roofline.costs import step_seconds
@@ -51,8 +51,10 @@ def from_profile(profile: CellProfile) -> Breakdown:
     return Breakdown({name: us / tokens for name, us in profile.parts().items() if us}, "profile", phases)
 
 
-def from_log(cell: MeasuredCell, model: StepModel) -> Breakdown:
-    """Raises `BenchError` for a row without a step log."""
+def from_log(cell: MeasuredCell, model: StepModel | PipelineModel) -> Breakdown:
+    """Of a pipeline, whose stages all have a step at once, the parts are those of the stage that takes longest.
+
+    Raises `BenchError` for a row without a step log."""
     steps = read_steps(cell)
     taken, idle = _times(steps)
     chosen = np.unique(np.linspace(0, len(taken) - 1, min(SAMPLED_STEPS, len(taken))).astype(int))
@@ -76,7 +78,7 @@ def breakdown(cell: MeasuredCell) -> Breakdown:
     """Raises `BenchError` where nothing tells the cell's steps apart."""
     if cell.profile is not None:
         return from_profile(CellProfile.load(cell.profile))
-    return from_log(cell, StepModel(plan_of(cell.row), hardware_of(cell.row.environment)))
+    return from_log(cell, step_model(plans_of(cell.row), hardware_of(cell.row.environment)))
 
 
 def read_steps(cell: MeasuredCell) -> dict[str, Any]:

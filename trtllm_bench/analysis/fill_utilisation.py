@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from trtllm_bench.analysis.cells import plan_of
+from trtllm_bench.analysis.cells import plans_of
 from trtllm_bench.errors import BenchError
 from trtllm_bench.roofline.ceilings import Ceilings, key_of
 from trtllm_bench.roofline.costs import ModelCost, utilisation
@@ -40,4 +40,4 @@ def _filled(table: Store, row: Row, ceilings: Ceilings) -> Row | None:
     gpus = row.cell.gpus
     log = RequestLog.from_side(requests, gpus)
     records = steps.to_pandas().to_records(index=False)
-    return replace(row, figures={**row.figures, **utilisation(ModelCost.of(plan_of(row)), ceilings, log, records, gpus)})
+    return replace(row, figures={**row.figures, **utilisation(ModelCost.of_stages(plans_of(row)), ceilings, log, records, gpus)})

@@ -47,24 +47,26 @@ class Clock:
 
 
 class PredictedRunner:
-    """Takes each step's predicted time on a device that is free when the step before is done."""
+    """Takes each step's predicted time on a device that is free when the step before is done; in a pipeline on one after another."""
 
-    def __init__(self, model: StepModel, clock: Clock) -> None:
-        self._model, self._clock = model, clock
-        self._free = 0.0
-        self._known: dict[tuple[int, ...], StepTime] = {}
+    def __init__(self, stages: Sequence[StepModel], clock: Clock) -> None:
+        self._stages, self._clock = stages, clock
+        self._free = [0.0] * len(stages)
+        self._known: dict[tuple[int, ...], list[StepTime]] = {}
 
     def launch(self, batch: StepBatch) -> PredictedStep:
-        time = self._time(StepShape.of(batch))
-        self._clock.now += time.host_us * 1e-6
-        self._free = max(self._free, self._clock.now) + time.device_us * 1e-6
-        return PredictedStep(self._clock, self._free, int(batch.sampled.sum()))
+        times = self._times(StepShape.of(batch))
+        self._clock.now += max(time.host_us for time in times) * 1e-6
+        done = self._clock.now
+        for stage, time in enumerate(times):
+            done = self._free[stage] = max(self._free[stage], done) + time.device_us * 1e-6
+        return PredictedStep(self._clock, done, int(batch.sampled.sum()))
 
-    def _time(self, shape: StepShape) -> StepTime:
+    def _times(self, shape: StepShape) -> list[StepTime]:
         rough = (shape.tokens, shape.sequences, shape.num_decodes, shape.samples)
         key = (*rough, *(round(FINENESS * math.log(max(n, 1))) for n in (shape.kv_tokens, shape.pairs)))
         if key not in self._known:
-            self._known[key] = self._model.step(shape)
+            self._known[key] = [stage.step(shape) for stage in self._stages]
         return self._known[key]
 
 
@@ -100,7 +102,7 @@ def pages_on(plan: Plan, hardware: Hardware, fraction: float) -> int:
 
 
 def predict(
-    plan: Plan,
+    plans: Plan | Sequence[Plan],
     hardware: Hardware,
     workload: Workload,
     *,
@@ -112,25 +114,29 @@ def predict(
     kv_cache_fraction: float = 0.9,
     replicas: int = 1,
 ) -> tuple[dict[str, float], RequestLog]:
-    """Figures of the run on as many of the GPU as the plan has ranks, and its requests. Raises `BenchError` when the model does not fit.
+    """Figures of the run on as many of the GPU as the engine has ranks, and its requests. Raises `BenchError` when the model does not fit.
 
+    `plans`: of each stage of a pipeline, in order.
     `replicas` copies of the engine, each on GPUs of its own, take the requests in turn and share the places in flight.
     """
+    stages = [plans] if isinstance(plans, Plan) else list(plans)
+    plan = stages[0]
     profile = plan.profile
     config = SchedulerConfig(
         max_batch_size or profile.max_batch_size,
         max_num_tokens or profile.max_num_tokens,
         profile.max_seq_len,
         profile.page_size,
-        pages_on(plan, hardware, kv_cache_fraction),
+        min(pages_on(stage, hardware, kv_cache_fraction) for stage in stages),
         policy,
+        len(stages),
     )
-    model = StepModel(plan, hardware)
+    models = [StepModel(stage, hardware) for stage in stages]
     copies = min(replicas, concurrency, len(workload)) if concurrency else min(replicas, len(workload))
     logs, steps = [], []
     for copy in range(copies):
         clock = Clock()
-        loop = EngineLoop(PredictedRunner(model, clock), config, vocab_size=plan.config.vocab_size, clock=clock)
+        loop = EngineLoop(PredictedRunner(models, clock), config, vocab_size=plan.config.vocab_size, clock=clock)
         places = concurrency // copies + (copy < concurrency % copies) if concurrency else 0
         logs.append(_drive(loop, clock, workload, range(copy, len(workload), copies), places, open_loop))
         steps.append(loop.log.rows())

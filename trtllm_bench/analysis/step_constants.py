@@ -1,6 +1,7 @@
 """The step model's constants, one file per GPU: `step_models/<gpu>.toml`. Each has its unit, its record and the command that made that.
 
-A GPU without a file, or with one that says `fitted = false`, is predicted with the H100's constants, and `StepConstants.note` says so.
+A GPU without a file, or with one that says `fitted = false`, is predicted with the H100's constants, but for those that its file lists as
+its `own`; `StepConstants.note` says so.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from trtllm_bench.analysis.link_curve import LinkCurve
 from trtllm_bench.errors import BenchError
 
 FOLDER = Path(__file__).parent / "step_models"
@@ -23,10 +25,12 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
     "pdl_us": ("gemv", "skinny", "rows"),
     "prefill_time": ("uncached_triton", "cached_bf16", "cached_fp8", "cached_bf16_triton", "cached_fp8_triton"),
     "concurrent": ("shorter_share", "sms"),
-    "communication": ("one_shot_us", "one_shot_row_us", "one_shot_bytes_per_s", "two_shot_us", "two_shot_bytes_per_s", "wait_us"),
+    "communication": ("one_shot_row_us", "wait_us"),
     "step": ("between_us", "launch_us", "host_us", "norm"),
 }
 FIELDS = ("value", "unit", "what", "record", "command")
+LINKS = ("gpus", "row_elements", "bytes", "us", "copy_bytes_per_s", "what", "record", "command")
+"""Fields of the section `all_reduce`, a curve as `trtllm-bench ceilings` measures it."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,7 @@ class StepConstants:
     concurrent: Mapping[str, float]
     communication: Mapping[str, float]
     step: Mapping[str, float]
+    all_reduce: LinkCurve
     note: str = ""
     """What is to be said beside a prediction with these constants; "" where they follow the GPU's own kernels."""
 
@@ -59,8 +64,12 @@ def _read(path: Path, stands_for: str) -> StepConstants:
     data = read_file(path)
     values = {section: {name: float(data[section][name]["value"]) for name in names} for section, names in SECTIONS.items()}
     fitted = bool(data["fitted"]) and not stands_for
-    note = "" if fitted else f"the step model's constants are not fitted to {stands_for or data['gpu'].upper()}: they are the H100's"
-    return StepConstants(gpu=str(data["gpu"]), fitted=fitted, note=note, **values)
+    which = "most are" if data.get("own") and not stands_for else "they are"
+    note = "" if fitted else f"the step model's constants are not fitted to {stands_for or data['gpu'].upper()}: {which} the H100's"
+    links = data["all_reduce"]
+    by_bytes = {str(size): us for size, us in zip(links["bytes"], links["us"], strict=True)}
+    curve = LinkCurve.of(links["gpus"], links["row_elements"], by_bytes, links["copy_bytes_per_s"])
+    return StepConstants(gpu=str(data["gpu"]), fitted=fitted, note=note, all_reduce=curve, **values)
 
 
 def read_file(path: Path) -> Mapping[str, Any]:
@@ -70,7 +79,9 @@ def read_file(path: Path) -> Mapping[str, Any]:
     except (OSError, ValueError) as error:
         raise BenchError(f"{path} cannot be read as TOML ({error})") from None
     expected = {f"{section}.{name}" for section, names in SECTIONS.items() for name in names}
-    given = {f"{section}.{name}" for section, table in data.items() if isinstance(table, dict) for name in table}
+    given = {
+        f"{section}.{name}" for section, table in data.items() if isinstance(table, dict) and section != "all_reduce" for name in table
+    }
     if given != expected:
         missing, unknown = ", ".join(sorted(expected - given)) or "nothing", ", ".join(sorted(given - expected)) or "nothing"
         raise BenchError(f"{path} lacks {missing} and has {unknown} that is unknown")
@@ -79,4 +90,7 @@ def read_file(path: Path) -> Mapping[str, Any]:
         constant = data[section][key]
         if not isinstance(constant, dict) or set(constant) != set(FIELDS) or not isinstance(constant["value"], int | float):
             raise BenchError(f"{path}: {name} must have {', '.join(FIELDS)}, and its value must be a number")
+    links = data.get("all_reduce")
+    if not isinstance(links, dict) or set(links) != set(LINKS) or len(links["bytes"]) != len(links["us"]):
+        raise BenchError(f"{path}: all_reduce must have {', '.join(LINKS)}, and as many us as bytes")
     return data

@@ -10,19 +10,21 @@ Two things make a step less than its kernels in turn, both on Hopper alone. Kern
 hides most of the fixed time; cuBLASLt's, which take GEMMs of more tokens, begin when all before has ended. And decode attention runs
 concurrently with whole prompts (`lowering/attention.py` says when): the shorter of the two then costs a third of its time.
 
-An op in which ranks exchange rows takes a fixed time and one in proportion to its bytes: a one-shot reduction those that a rank sends, a
-two-shot one 2 (N - 1) / N of the rows. The wait for the slowest rank, which comes on top, is from whole steps. All ranks of a group have
-the same plan and the same step, so the model is of one of them.
+An op in which ranks exchange rows takes what was measured of such reductions (`link_curve.py`): on this machine where its links were
+(`trtllm-bench ceilings`), else between two H200. The wait for the slowest rank, which comes on top, is from whole steps. All ranks of a
+group have the same plan and the same step, so the model is of one of them. A pipeline's stages work on different steps at once; where each
+has one, a step takes as long as the slowest stage.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from trtllm_bench.analysis.link_curve import LinkCurve
 from trtllm_bench.analysis.step_constants import constants_for
 from trtllm_bench.roofline.counts import OpCost, PlanCounter, StepShape
-from trtllm_bench.roofline.hardware import Hardware
+from trtllm_bench.roofline.hardware import LINK_ROW_ELEMENTS, Hardware
 from trtllm_engines.compiler.plan import Plan
 from trtllm_engines.runtime.buckets import LARGEST_GRAPH
 from trtllm_kernels.dialect.dtypes import bytes_of
@@ -67,6 +69,11 @@ class StepModel:
         self._graphs = cuda_graphs
         self._hopper = hardware.arch == "sm_90"
         self.constants = constants_for(hardware.name)
+        self._links = _links_of(hardware) or self.constants.all_reduce
+
+    @property
+    def stages(self) -> int:
+        return 1
 
     def step(self, shape: StepShape) -> StepTime:
         parts = dict.fromkeys(PARTS, 0.0)
@@ -106,21 +113,24 @@ class StepModel:
 
     def communication_us(self, cost: OpCost) -> float:
         """Microseconds in which an op exchanges data with other ranks; 0 for one that does not."""
-        plan, constants = self.counter.plan, self.constants.communication
+        plan, constants, links = self.counter.plan, self.constants.communication, self._links
         ranks = plan.parallel.tp
+        if cost.op == "send":
+            return links.send_us(cost.link_bytes)
+        if cost.op == "receive":
+            memory, _, fixed = self.op_us(replace(cost, kind="rows"))
+            return memory + fixed
         if ranks == 1:
             return 0.0
+        narrower = constants["one_shot_row_us"] * (plan.config.hidden_size - links.row_elements) / 1024
         if Trait.SAMPLES in OP_SPECS[cost.op].traits:  # a word a row: nothing but the fixed time
-            return constants["wait_us"] + constants["one_shot_us"]
+            return constants["wait_us"] + links.one_shot_us(0.0, ranks) - constants["one_shot_row_us"] * links.row_elements / 1024
         if cost.kind != "communication":
             return 0.0
         rows_bytes = cost.link_bytes / (ranks - 1)
         if rows_bytes <= bytes_of(ONE_SHOT_ROWS * plan.config.hidden_size, plan.quant.wide_dtype):
-            row_us = constants["one_shot_row_us"] * plan.config.hidden_size / 1024
-            fixed = constants["wait_us"] + constants["one_shot_us"]
-            return fixed + row_us + cost.link_bytes / constants["one_shot_bytes_per_s"] * 1e6
-        moved = 2 * (ranks - 1) / ranks * rows_bytes
-        return constants["wait_us"] + constants["two_shot_us"] + moved / constants["two_shot_bytes_per_s"] * 1e6
+            return constants["wait_us"] + links.one_shot_us(rows_bytes, ranks) + narrower
+        return constants["wait_us"] + links.two_shot_us(rows_bytes, ranks)
 
     def kernels(self, shape: StepShape) -> Iterator[tuple[OpCost, float]]:
         """(cost, how many times its time a step has)."""
@@ -171,6 +181,39 @@ class StepModel:
             and shape.tokens - decodes <= CONCURRENT_TOKENS * decodes
             and decodes * config.num_kv_heads >= UNSPLIT_PROGRAMS * self.constants.concurrent["sms"]
         )
+
+
+class PipelineModel:
+    """Of the stages of a pipeline. `step` is of the stage that takes longest, which the others wait for."""
+
+    def __init__(self, stages: Sequence[StepModel]) -> None:
+        self.models = tuple(stages)
+        self.counter, self.hardware, self.constants = stages[0].counter, stages[0].hardware, stages[0].constants
+
+    @property
+    def stages(self) -> int:
+        return len(self.models)
+
+    def step(self, shape: StepShape) -> StepTime:
+        return max(self.each(shape), key=lambda time: time.total_us)
+
+    def each(self, shape: StepShape) -> list[StepTime]:
+        """Of one step, stage after stage."""
+        return [model.step(shape) for model in self.models]
+
+
+def step_model(plans: Sequence[Plan], hardware: Hardware) -> StepModel | PipelineModel:
+    """Of an engine: the plan of each stage."""
+    models = [StepModel(plan, hardware) for plan in plans]
+    return models[0] if len(models) == 1 else PipelineModel(models)
+
+
+def _links_of(hardware: Hardware) -> LinkCurve | None:
+    """Of this machine, where enough of it was measured."""
+    if hardware.link_gpus < 2:
+        return None
+    curve = LinkCurve.of(hardware.link_gpus, LINK_ROW_ELEMENTS, hardware.all_reduce_us, hardware.peer_copy_bytes_per_s)
+    return curve if min(len(curve.one_shot), len(curve.two_shot)) > 1 else None
 
 
 def _memory_part(cost: OpCost) -> str:

@@ -33,7 +33,7 @@ MaxNumTokens = Annotated[int | None, option("max_num_tokens", min=1)]
 MaxSeqLen = Annotated[int | None, option("max_seq_len", min=1)]
 SkipBadRows = Annotated[bool, option("skip_bad_rows")]
 Seed = Annotated[int, option("seed", min=0)]
-Out = Annotated[Path | None, typer.Option("--out", help="Also append the result to the store in this folder.")]
+Out = Annotated[str | None, typer.Option("--out", metavar="<path>", help="Also append the result to this store (or address, s3://...).")]
 ReportJson = Annotated[Path | None, typer.Option("--report-json", help="Write the report here, with NVIDIA's field names.")]
 
 Asked = Mapping[str, Any]

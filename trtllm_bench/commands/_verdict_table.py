@@ -28,7 +28,7 @@ def show_verdicts(
 
     from rich.text import Text
 
-    from trtllm_dashboards.tables import VERDICT_STYLES, show
+    from trtllm_dashboards.tables import VERDICT_STYLES, sentence, show
 
     kept = list(columns)
     left_out: list[str] = []
@@ -39,9 +39,9 @@ def show_verdicts(
     if _width(rows, kept) <= console.width:
         show(rows, kept, title=title, console=console)
         if left_out:
-            console.print(Text(f"not shown, too wide for {console.width} columns: {', '.join(left_out)}", style="dim"))
+            sentence(console, f"not shown, too wide for {console.width} columns: {', '.join(left_out)}", "dim")
         return
-    console.print(Text(title, style="bold"), soft_wrap=True)
+    sentence(console, title, "bold")
     for row in rows:
         name, figures = _as_lines(row, columns, names)
         console.print(Text.assemble(f"{name}: ", (str(row["verdict"]), VERDICT_STYLES.get(str(row["verdict"]), ""))), soft_wrap=True)

@@ -30,7 +30,9 @@ def command(
     ignore: Annotated[Strings, typer.Option("--ignore", help="Field that may differ between matched cells; repeatable.")] = None,
     sort: Annotated[str, typer.Option("--sort", help="Field or column to sort by; prefix - for descending.")] = "",
     across_gpus: Annotated[bool, typer.Option("--across-gpus", help="Allow results from different GPUs.")] = False,
-    pareto: Annotated[bool, typer.Option("--pareto", help="Show the front of throughput per GPU against per-user speed.")] = False,
+    pareto: Annotated[
+        bool, typer.Option("--pareto", help="Show each workload's front of throughput per GPU against per-user speed.")
+    ] = False,
     gpu_price: GpuPrice = "",
     output: Annotated[str, typer.Option("--format", help="table, markdown, csv or json.")] = "table",
     out: Annotated[Path | None, typer.Option("--out", help="Write there instead of the terminal.")] = None,
@@ -88,7 +90,7 @@ def _compare(
         if len(sets) != 1:
             raise ResultsError("--by splits one store; name only one")
         sets = selection.split_by(sets[0].rows, by)
-        ignore = [*ignore, *([by] if by in ALIGN_FIELDS else []), *(["kv_dtype"] if by == "precision" else [])]
+        ignore = [*ignore, *([by] if by in (*ALIGN_FIELDS, "arm") else []), *(["kv_dtype"] if by == "precision" else [])]
     comparison = compare(sets, figures or [HEADLINE], ignore, across_gpus or by == "gpu")
     if output == "table" and out is None:
         _print(comparison, sort)
@@ -104,7 +106,7 @@ def _compare(
 
 def _print(comparison: Comparison, sort: str) -> None:
     from trtllm_bench.commands._verdict_table import show_verdicts
-    from trtllm_dashboards.tables import Column, plain_console
+    from trtllm_dashboards.tables import Column, plain_console, sentence
     from trtllm_results.compare import report as compare_text
     from trtllm_results.metrics.registry import common_words, title
 
@@ -131,17 +133,17 @@ def _print(comparison: Comparison, sort: str) -> None:
     heading = f"base {base} against {', '.join(others)}; {compare_text.MEANS}" + (f": {shared}" if shared else "")
     show_verdicts(rows, columns, ("label", "figure", *(["other"] if len(others) > 1 else [])), heading, console)
     for line in compare_text.explanations(comparison):
-        console.print(line, style="dim", soft_wrap=True, markup=False)
+        sentence(console, line, "dim")
     for label, why in comparison.left_out:
-        console.print(f"left out: {label} ({why})", style="dim", soft_wrap=True, markup=False)
+        sentence(console, f"left out: {label} ({why})", "dim")
     for note in [*comparison.notes, *dict.fromkeys(text for change in comparison.changes for text in change.warnings)]:
-        console.print(f"note: {note}", style="yellow", soft_wrap=True, markup=False)
+        sentence(console, f"note: {note}", "yellow")
 
 
 def _published(rows: list[Row], sort: str, output: str, out: Path | None) -> None:
     import json
 
-    from trtllm_dashboards.tables import Column, plain_console, show
+    from trtllm_dashboards.tables import Column, plain_console, sentence, show
     from trtllm_results.compare import report as compare_text
     from trtllm_results.compare.published import beside
 
@@ -178,16 +180,16 @@ def _published(rows: list[Row], sort: str, output: str, out: Path | None) -> Non
         console=console,
     )
     for letter, meaning in meanings.items():
-        console.print(f"{letter}  {meaning}", style="dim", soft_wrap=True)
+        sentence(console, f"{letter}  {meaning}", "dim")
     for text in dict.fromkeys(f"here, {one['shape']}: {one['here']}" for one in flat):
-        console.print(text, style="dim", soft_wrap=True)
+        sentence(console, text, "dim")
 
 
 def _pareto(sets: list[ResultSet], output: str, out: Path | None, with_cost: bool) -> None:
     import json
 
-    from trtllm_dashboards.tables import Column, show
-    from trtllm_results.compare.align import pareto
+    from trtllm_dashboards.tables import Column, plain_console, sentence, show
+    from trtllm_results.compare.align import fronts
     from trtllm_results.compare.report import to_csv
     from trtllm_results.cost import ADDED, places, short, short_unit
     from trtllm_results.errors import ResultsError
@@ -195,24 +197,32 @@ def _pareto(sets: list[ResultSet], output: str, out: Path | None, with_cost: boo
     per_user, per_gpu = "output_tokens_per_s_per_user", "output_tokens_per_s_per_gpu"
     more = ADDED if with_cost else ()
     flat = [
-        {"set": one.name, "cell": row.cell.label, "batch": row.cell.batch, per_user: row.figures[per_user], per_gpu: row.figures[per_gpu]}
-        | {name: row.figures.get(name) for name in more}
+        {"set": one.name, "workload": workload, "cell": row.cell.label, "batch": row.cell.batch, "repeats": repeats}
+        | {name: row.figures.get(name) for name in (per_user, per_gpu, *more)}
         for one in sets
-        for row in pareto(one.rows)
+        for workload, row, repeats in fronts(one.rows)
     ]
     if not flat:
         raise ResultsError(f"no result carries both {per_user} and {per_gpu}; measure with token times")
     if output != "table" or out is not None:
         _emit(json.dumps(flat, indent=1) if output == "json" else to_csv(flat), out)
         return
+    console = plain_console()
     columns = [
-        Column("set"),
+        Column("set", priority=3),
         Column("cell", hoist=False, whole=True),
+        Column("repeats", "rep", kind="number", priority=2),
         Column(per_user, "per user", unit="tok/s/user", kind="number"),
         Column(per_gpu, "per GPU", unit="tok/s/GPU", kind="number"),
         *(Column(name, short(name), unit=short_unit(name), kind="number", places=places(name), priority=1) for name in more),
     ]
-    show(flat, columns, title="Pareto front: no other cell is better in both")
+    for workload in dict.fromkeys(line["workload"] for line in flat):
+        words = workload.split()
+        lines = [line for line in flat if line["workload"] == workload]
+        lines = [line | {"cell": " ".join(word for word in line["cell"].split() if word not in words)} for line in lines]
+        show(lines, columns, title=f"{workload}, Pareto front", console=console)
+        console.print()
+    sentence(console, "of each set and workload the cells that no other one beats in both; arithmetic means over repeats", "dim")
 
 
 def _sorted(rows: list[dict[str, Any]], sort: str) -> list[dict[str, Any]]:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from trtllm_bench import interrupts
+
+if TYPE_CHECKING:
+    from trtllm_results.record.row import Row
+    from trtllm_results.store.table import Store
 
 
 def command(
@@ -15,6 +20,12 @@ def command(
     out: Annotated[Path, typer.Option("--out", help="The page to write.")] = Path("dashboard.html"),
     where: Annotated[list[str] | None, typer.Option("--where", help="Filter such as precision=fp8 or batch>=64; repeatable.")] = None,
     title: Annotated[str, typer.Option("--title", help="Title of the page (default: the names of the results).")] = "",
+    explain: Annotated[
+        int, typer.Option("--explain", min=0, help="Explain so many cells, the fastest first, as the command explain does (seconds each).")
+    ] = 0,
+    picture: Annotated[
+        Path | None, typer.Option("--picture", help="Also draw the top of the page as PNG, with an installed Chromium.")
+    ] = None,
     serve: Annotated[bool, typer.Option("--serve", help="Serve the page on this machine and follow the results as they grow.")] = False,
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port of --serve; 0 takes a free one.")] = 8060,
 ) -> None:
@@ -42,5 +53,18 @@ def command(
         return
     from trtllm_dashboards.html import render
 
-    path = render(list(results), out, where=where or [], title=title)
+    path = render(list(results), out, where=where or [], title=title, explain=_facts if explain else None, explained=explain)
+    if picture is not None:
+        from trtllm_dashboards.html.picture import picture as draw
+
+        typer.echo(f"{draw(path, picture)}  (1280 x 1000 pixels)")
     typer.echo(f"{path}  ({path.stat().st_size / 1e6:.1f} MB, opens in any browser)")
+
+
+def _facts(store: Store, row: Row) -> Mapping[str, Any]:
+    """What `explain` says of a cell. Raises `BenchError`, which is a `ValueError`, where it can say nothing."""
+    from trtllm_bench.analysis.cells import MeasuredCell
+    from trtllm_bench.analysis.report import cell_facts
+
+    linked = store.path / str(row.extra["profile"]) if row.extra.get("profile") else None
+    return cell_facts(MeasuredCell(row, store, linked if linked is not None and linked.is_dir() else None), 99.0)

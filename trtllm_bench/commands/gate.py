@@ -65,10 +65,15 @@ def run(
       trtllm-bench gate run --a old.engine --b new.engine --blocks 5 -- --isl 64
     """
     from trtllm_results.gate.run import run_gate
+    from trtllm_results.gate.stored import keep_report
+    from trtllm_results.store.files import check_writable
 
     settings = _settings(config, margin, blocks, max_blocks, looks)
-    with _runner(a, b, list(flags or []), out, keep_loaded) as (runner, name_a, name_b):
+    check_writable(junit, as_json, markdown)
+    with _runner(a, b, list(flags or []), out, keep_loaded, warmup) as (runner, name_a, name_b):
         report = run_gate(runner, settings, name_a, name_b, warmup, _progress, seed)
+    if out is not None:
+        keep_report(out, report)
     _finish(report, junit, as_json, markdown, github)
 
 
@@ -136,7 +141,7 @@ def history(baseline: BaselineFile, config: Config = None, margin: Margins = Non
       trtllm-bench gate history --baseline baseline.json
       trtllm-bench gate history --baseline b.json --margin ttft_p50_ms=5%
     """
-    from trtllm_dashboards.tables import Column, plain_console, show
+    from trtllm_dashboards.tables import Column, plain_console, sentence, show
     from trtllm_results.gate import baseline as baselines
 
     settings, stored = _settings(config, margin), baselines.load(baseline)
@@ -151,7 +156,7 @@ def history(baseline: BaselineFile, config: Config = None, margin: Margins = Non
     ]
     show(lines, columns, title=f"baseline {stored.name}; values are geometric means of a session's runs", console=console)
     for text in baselines.drift(stored, settings):
-        console.print(f"drift: {text}", style="bold red", soft_wrap=True, markup=False)
+        sentence(console, f"drift: {text}", "bold red")
 
 
 @app.command("calibrate")
@@ -177,7 +182,7 @@ def calibrate(
     from trtllm_results.metrics.registry import title
 
     settings = _settings(config, margin)
-    with _runner(engine, engine, list(flags or []), out, keep_loaded) as (runner, _, _):
+    with _runner(engine, engine, list(flags or []), out, keep_loaded, 1) as (runner, _, _):
         measured = run_blocks(runner, blocks, warmup=1, on_block=_progress)
     floors = calibration.noise_floor(measured, settings)
     console = plain_console()
@@ -202,7 +207,7 @@ def calibrate(
 
 
 @contextmanager
-def _runner(a: str, b: str, flags: list[str], out: Path | None, keep_loaded: bool) -> Iterator[tuple[Runner, str, str]]:
+def _runner(a: str, b: str, flags: list[str], out: Path | None, keep_loaded: bool, warmup: int) -> Iterator[tuple[Runner, str, str]]:
     """The runner of both arms and their names; unpacked revisions are removed at the end, whatever ends it."""
     from trtllm_results.gate.runners import CommandRunner, Stopped, arm_command, named_apart, stoppable
     from trtllm_results.store.table import Store
@@ -212,7 +217,7 @@ def _runner(a: str, b: str, flags: list[str], out: Path | None, keep_loaded: boo
         with interrupts.keeping(lambda: kept), stoppable(), ExitStack() as cleanup:
             first, second = named_apart(arm_command(a, flags, cleanup), arm_command(b, flags, cleanup), a, b)
             store = Store(out) if out is not None else None
-            runner = cleanup.enter_context(CommandRunner(first, second, store, _report_run, keep_loaded))
+            runner = cleanup.enter_context(CommandRunner(first, second, store, _report_run, keep_loaded, warmup))
             yield runner, first.name, second.name
     except Stopped as stop:
         typer.echo(f"trtllm-bench: stopped by {stop.signal}; {kept}", err=True)
@@ -258,12 +263,12 @@ def _finish(report: GateReport, junit: Path | None, as_json: Path | None, markdo
     import os
 
     from trtllm_results.gate import report as gate_text
+    from trtllm_results.store.files import write_text
 
+    _print(report)
     for path, text in ((junit, gate_text.to_junit), (as_json, gate_text.to_json), (markdown, gate_text.to_markdown)):
         if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text(report))
-    _print(report)
+            write_text(path, text(report))
     if github:
         typer.echo(gate_text.to_annotations(report), nl=False)
         summary = os.environ.get("GITHUB_STEP_SUMMARY")
@@ -275,7 +280,7 @@ def _finish(report: GateReport, junit: Path | None, as_json: Path | None, markdo
 
 def _print(report: GateReport) -> None:
     from trtllm_bench.commands._verdict_table import show_verdicts
-    from trtllm_dashboards.tables import Column, plain_console
+    from trtllm_dashboards.tables import Column, plain_console, sentence
     from trtllm_results.gate import report as gate_text
     from trtllm_results.metrics.registry import common_words, title
 
@@ -302,10 +307,10 @@ def _print(report: GateReport) -> None:
     heading = f"A = {report.a}, B = {report.b}{blocks}{order}; {gate_text.MEANS}" + (f": {shared}" if shared else "")
     show_verdicts(lines, columns, ("cell", "figure"), heading, console)
     for text in gate_text.explanations(report):
-        console.print(text, style="dim", soft_wrap=True, markup=False)
+        sentence(console, text, "dim")
     for text in report.drift:
-        console.print(f"drift: {text}", style="bold red", soft_wrap=True, markup=False)
+        sentence(console, f"drift: {text}", "bold red")
     for text in report.warnings:
-        console.print(f"note: {text}", style="yellow", soft_wrap=True, markup=False)
+        sentence(console, f"note: {text}", "yellow")
     style = {"pass": "bold green", "fail": "bold red", "inconclusive": "bold yellow"}[report.verdict]
-    console.print(gate_text.headline(report), style=style, soft_wrap=True, markup=False)
+    sentence(console, gate_text.headline(report), style)

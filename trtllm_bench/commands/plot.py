@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -9,58 +11,99 @@ import typer
 
 from trtllm_bench.commands._price import GpuPrice
 
+BUNDLE = ".zip"
+
 
 def command(
     kind: Annotated[str, typer.Argument(help="Kind of figure, or all: every kind the results can feed. --list names them.")] = "",
     results: Annotated[list[str] | None, typer.Argument(metavar="[RESULTS]...", help="Store folders or tables, PATH or NAME=PATH.")] = None,
     where: Annotated[list[str] | None, typer.Option("--where", help="Filter such as precision=fp8 or batch>=64; repeatable.")] = None,
-    out: Annotated[Path, typer.Option("--out", help="Folder for the figures.")] = Path("figures"),
+    out: Annotated[Path, typer.Option("--out", help="Folder for the figures, or a file.zip that holds them all.")] = Path("figures"),
     formats: Annotated[str, typer.Option("--format", help="List: png, svg.")] = "png,svg",
+    x: Annotated[str, typer.Option("--x", help="Field of the record across: a figure, cell field, setting or env_*.")] = "",
+    y: Annotated[str, typer.Option("--y", help="Field upwards; of plot repeats, the figure.")] = "",
+    by: Annotated[str, typer.Option("--by", help="List of fields, a line for each value (default: what differs).")] = "",
+    row: Annotated[str, typer.Option("--row", help="Field whose values make rows of panels.")] = "",
+    col: Annotated[str, typer.Option("--col", help="Field whose values make columns of panels.")] = "",
     gpu_price: GpuPrice = "",
     as_list: Annotated[bool, typer.Option("--list", help="Name the kinds and what each shows.")] = False,
 ) -> None:
-    """Draw figures from results: throughput, latency, speed-up, roofline, energy, history.
+    """Draw figures from results: throughput, latency, speed-up, GPUs, roofline, energy, history, any field against any other.
 
     Examples:
-      trtllm-bench plot published
-      trtllm-bench plot throughput runs/a runs/b --out figures
+      trtllm-bench plot gpus
+      trtllm-bench plot runs/a --x batch --y ttft_p99_ms --by precision
     """
     from trtllm_dashboards.errors import DashboardError, OutputError
-    from trtllm_dashboards.plots import KINDS
+    from trtllm_dashboards.plots import KINDS, NEED_NO_ROWS, Axes
     from trtllm_results.compare.published import recorded
 
     if as_list:
         for name, meaning in KINDS.items():
             typer.echo(f"{name:<12} {meaning}")
         return
+    if kind not in ("all", *KINDS) and x and y:
+        kind, results = "axes", [kind, *(results or [])] if kind else results
     if kind != "all" and kind not in KINDS:
         raise DashboardError(f"There is no plot '{kind}'; choose all or one of {', '.join(KINDS)}.")
-    if not results and kind == "published" and (shipped := recorded()) is not None:
+    if not results and kind in ("all", "published") and (shipped := recorded()) is not None:
         results = [str(shipped)]
         typer.echo(f"no results named, so those of {shipped} are drawn")
-    if not results:
+    if not results and kind not in NEED_NO_ROWS:
         raise DashboardError("No results named; give the folder a sweep wrote, such as: trtllm-bench plot throughput runs/mine.")
+    if not results and where:
+        raise DashboardError("--where filters results, and none are named; give the folder a sweep wrote.")
     from trtllm_dashboards.plots import render
-    from trtllm_dashboards.sources import load
+    from trtllm_dashboards.sources import Sources, load
     from trtllm_results.cost import Price, priced
     from trtllm_results.errors import ResultsError
 
-    sources = load(results, where or [])
+    fields = Axes(x, y, *(tuple(name.strip() for name in text.split(",") if name.strip()) for text in (by, row, col)))
+    for option, names in (("--row", fields.row), ("--col", fields.col)):
+        if len(names) > 1:
+            raise DashboardError(f"{option} takes one field and was given {len(names)}; put the others into --by.")
+    sources = load(results, where or []) if results else Sources({}, ())
     price = Price.parse(gpu_price) if gpu_price else None
     sets = {name: [priced(row, price) for row in rows] for name, rows in sources.sets.items()}
-    chosen = list(KINDS) if kind == "all" else [kind]
+    chosen = [name for name in KINDS if name != "axes" or (x and y)] if kind == "all" else [kind]
     written = 0
-    for name in chosen:
-        try:
-            paths = render(name, sets, out, formats=[f.strip() for f in formats.split(",")], requests=sources.requests)
-        except ResultsError as error:
-            if kind != "all" or isinstance(error, OutputError):
-                raise
-            typer.echo(f"{name:<12} not drawn: {error}")
-            continue
-        written += 1
-        typer.echo(f"{name:<12} {', '.join(str(path) for path in paths)}")
+    with _folder(out) as folder:
+        for name in chosen:
+            try:
+                paths = render(name, sets, folder, formats=[f.strip() for f in formats.split(",")], requests=sources.requests, axes=fields)
+            except ResultsError as error:
+                if kind != "all" or isinstance(error, OutputError):
+                    raise
+                typer.echo(f"{name:<12} not drawn: {error}")
+                continue
+            written += 1
+            typer.echo(f"{name:<12} {', '.join(path.name if folder != out else str(path) for path in paths)}")
+        if not written:
+            raise DashboardError("None of the kinds could be drawn from these results.")
     for note in price.notes(row for rows in sets.values() for row in rows) if price else []:
         typer.echo(note)
-    if not written:
-        raise DashboardError("None of the kinds could be drawn from these results.")
+    if out.suffix == BUNDLE:
+        typer.echo(f"written: {out}")
+
+
+@contextmanager
+def _folder(out: Path) -> Iterator[Path]:
+    """Where figures are written: `out`, or a folder whose files become the zip `out` at the end, the same bytes for the same figures."""
+    if out.suffix != BUNDLE:
+        yield out
+        return
+    import tempfile
+    import zipfile
+
+    from trtllm_results.store.files import atomically
+
+    with tempfile.TemporaryDirectory(prefix="trtllm-bench-figures-") as scratch:
+        yield Path(scratch)
+        files = sorted(Path(scratch).iterdir())
+
+        def write(handle: object) -> None:
+            with zipfile.ZipFile(handle, "w", zipfile.ZIP_DEFLATED) as bundle:  # type: ignore[call-overload]
+                for path in files:
+                    bundle.writestr(zipfile.ZipInfo(path.name, (1980, 1, 1, 0, 0, 0)), path.read_bytes(), zipfile.ZIP_DEFLATED)
+
+        atomically(out, write)

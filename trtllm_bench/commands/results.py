@@ -1,4 +1,4 @@
-"""`results`: look into, export, merge, import and clean result stores."""
+"""`results`: look into, query, export, push, merge, import and clean result stores."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from trtllm_results.cost import Price
     from trtllm_results.record.row import Row
 
-HELP = """List, show, export, merge, import and clean results.
+HELP = """List, show, query, export, push, merge, import and clean results.
 
 Examples:
   trtllm-bench results ls runs/a
@@ -203,45 +203,114 @@ def _with_unit(name: str) -> str:
 @app.command("export")
 def export(
     store: Annotated[str, typer.Argument(help="Store folder or table.")],
-    out: Annotated[Path, typer.Argument(help="File to write: .csv (opens in a spreadsheet), .json or .parquet.")],
+    out: Annotated[Path, typer.Argument(help="File to write: .xlsx or .csv (open in a spreadsheet), .json or .parquet.")],
     where: Where = None,
 ) -> None:
-    """Write the rows as one CSV, JSON or Parquet file.
+    """Write the rows as one XLSX, CSV, JSON or Parquet file, which every command reads like the store.
 
     Examples:
       trtllm-bench results export runs/a a.csv
       trtllm-bench results export runs/a fp8.parquet --where precision=fp8
     """
     from trtllm_results.errors import ResultsError
-    from trtllm_results.store import selection
+    from trtllm_results.store import selection, sheets
     from trtllm_results.store import table as stores
 
     rows = selection.keep(selection.load_set(store).rows, where or [])
     if not rows:
         raise ResultsError("No result passes the filters.")
-    writers = {".csv": stores.write_csv, ".json": stores.write_json, ".parquet": stores.write_parquet}
+    writers = {".xlsx": sheets.write_xlsx, ".csv": sheets.write_csv, ".json": stores.write_json, ".parquet": stores.write_parquet}
     if out.suffix not in writers:
-        raise ResultsError(f"{out}: export writes .csv, .json or .parquet files.")
+        raise ResultsError(f"{out}: export writes .csv, .json, .parquet or .xlsx files.")
     writers[out.suffix](rows, out)
     typer.echo(f"{len(rows)} rows written to {out}")
+
+
+@app.command("query")
+def query(
+    sql: Annotated[str, typer.Argument(metavar="SQL", help="Statement over the table `results`: a row a measurement, docs/schema.md.")],
+    store: Annotated[list[str], typer.Argument(help="Store folders, folders or addresses of stores, or tables.")],
+    where: Where = None,
+    output: Annotated[str, typer.Option("--format", help="table, csv or json.")] = "table",
+) -> None:
+    """Answer a question in SQL over any number of stores (DuckDB). The column `store` names where a row is from.
+
+    Examples:
+      trtllm-bench results query "SELECT max(mfu) FROM results" runs/a runs/b
+      trtllm-bench results query "FROM results SELECT model" s3://bucket/set
+    """
+    from trtllm_results.errors import ResultsError
+    from trtllm_results.store import selection
+    from trtllm_results.store.query import query as answer_to
+
+    if output not in ("table", "csv", "json"):
+        raise ResultsError(f"--format {output}: choose table, csv or json")
+    sets = [selection.load_set(spec) for spec in store]
+    answer = answer_to(sql, [selection.ResultSet(one.name, tuple(selection.keep(one.rows, where or []))) for one in sets])
+    rows = answer.to_pylist()
+    if output == "json":
+        typer.echo(json.dumps(rows, indent=1, default=str))
+        return
+    if output == "csv":
+        typer.echo(answer.to_pandas().to_csv(index=False), nl=False)
+        return
+    from trtllm_dashboards.tables import Column, plain_console, show
+
+    texts = {name for row in rows for name, value in row.items() if isinstance(value, str | bool | list | dict)}
+    columns = [Column(name, kind="text" if name in texts else "number", hoist=False, whole=True) for name in answer.column_names]
+    show(rows, columns, console=plain_console())
+
+
+@app.command("push")
+def push(
+    store: Annotated[str, typer.Argument(help="Store folder, folder or address of stores, or table.")],
+    to: Annotated[str, typer.Option("--to", help="mlflow or wandb.")],
+    place: Annotated[str, typer.Option("--uri", help="Server or tracking URI (default: the tracker's own).")] = "",
+    project: Annotated[str, typer.Option("--project", help="Experiment of MLflow, project of W&B.")] = "trtllm-bench",
+    where: Where = None,
+) -> None:
+    """Send rows to an experiment tracker, one run a row; rows already there are left alone.
+
+    Examples:
+      trtllm-bench results push runs/a --to mlflow
+      trtllm-bench results push runs/a --to mlflow --uri http://127.0.0.1:5000
+    """
+    from trtllm_results.errors import ResultsError
+    from trtllm_results.store import selection
+    from trtllm_results.trackers import push as push_to
+
+    rows = selection.keep(selection.load_set(store).rows, where or [])
+    if not rows:
+        raise ResultsError("no result passes the filters")
+    typer.echo(f"{push_to(to, rows, place, project)} of {len(rows)} rows are new and sent to {to}{f' at {place}' if place else ''}")
 
 
 @app.command("merge")
 def merge(
     into: Annotated[Path, typer.Argument(help="Store that receives (made if absent).")],
-    sources: Annotated[list[Path], typer.Argument(help="Stores or tables to take rows from.")],
+    sources: Annotated[list[str], typer.Argument(help="Stores, folders or addresses (s3://...) of stores, or tables.")],
 ) -> None:
-    """Add the rows of other stores; rows already there are left alone, so merging twice is safe.
+    """Add the rows of other stores, as of several hosts; rows already there are left alone, so merging twice is safe.
+
+    What the sources say differently is told.
 
     Examples:
-      trtllm-bench results merge runs/all runs/a
       trtllm-bench results merge runs/all runs/a runs/b
+      trtllm-bench results merge runs/all s3://bucket/set
     """
-    from trtllm_results.store.table import Store, merge_store
+    from trtllm_results.compare.conflicts import conflicts
+    from trtllm_results.errors import ResultsError
+    from trtllm_results.store.remote import is_address
+    from trtllm_results.store.table import Store, merge_store, read_rows
 
+    if is_address(str(into)) or ":/" in str(into):
+        raise ResultsError(f"{into} is an address; merge into a folder of this machine")
     store = Store(into)
     for source in sources:
+        told = conflicts(store.rows(), into.name, read_rows(source), source)
         typer.echo(f"{merge_store(store, source)} new rows from {source}")
+        for text in told:
+            typer.echo(f"  note: {text}")
 
 
 @app.command("clean")

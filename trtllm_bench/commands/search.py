@@ -48,7 +48,17 @@ def command(
 
     by_rate = by == "rate"
     top = highest if highest is not None else (10_000.0 if by_rate else 4096.0)
-    search = Search(attainment, confidence, tolerance, repeats, whole=not by_rate, alone=by_rate, highest=top, budget_s=max_seconds)
+    search = Search(
+        attainment,
+        confidence,
+        tolerance,
+        repeats,
+        whole=not by_rate,
+        alone=by_rate,
+        highest=top,
+        budget_s=max_seconds,
+        burstiness=burstiness,
+    )
     begin = start if start is not None else 1.0
     if start is None and by_rate and duration > 0:
         begin = max(1.0, round(requests_to_decide(search) / duration))
@@ -58,6 +68,6 @@ def command(
     if not by_rate and (begin != int(begin) or top != int(top)):
         raise BenchError("--start and --highest must be whole numbers when concurrency is searched")
     spec = options.single({**asked, "goodput": goodput})
-    settings = Settings(spec, search, by_rate, begin, duration, burstiness, report_json, out)
+    settings = Settings(spec, search, by_rate, begin, duration, report_json, out)
     if run(settings).passed == 0:
         raise typer.Exit(FAILURE)

@@ -7,6 +7,7 @@ Flags and `sweep.toml` say the same things; both are derived from the knobs in `
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any
@@ -36,8 +37,20 @@ def command(
     profile: Annotated[str | None, typer.Option("--profile", help="Then profile cells: worst, all, or how many of the worst.")] = None,
     predict: Annotated[bool, typer.Option("--predict", help="Measure nothing: predict the grid by the step model.")] = False,
     gpu: Annotated[str | None, typer.Option("--gpu", help="GPU of --predict: a100, l40s, h100 or h200 (default: the one here).")] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder for the results (default: runs/<time>).")] = None,
+    out: Annotated[
+        str | None, typer.Option("--out", metavar="<path>", help="Folder or address (s3://...) for the results (default: runs/<time>).")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the sweep in --out; finished cells are not measured again.")] = False,
+    cluster: Annotated[str | None, typer.Option("--cluster", help="Run it as jobs: slurm, or local (one after another here).")] = None,
+    partition: Annotated[str | None, typer.Option("--partition", help="Slurm partition of the jobs.")] = None,
+    account: Annotated[str | None, typer.Option("--account", help="Slurm account of the jobs.")] = None,
+    gpus_per_node: Annotated[
+        int | None, typer.Option("--gpus-per-node", min=0, help="GPUs of each job (default: what its layout takes).")
+    ] = None,
+    timeout_min: Annotated[int | None, typer.Option("--timeout-min", min=1, help="Minutes of each job (default 240).")] = None,
+    cluster_option: Annotated[
+        list[str] | None, typer.Option("--cluster-option", help="NAME=VALUE of submitit or sbatch, such as qos=high; repeatable.")
+    ] = None,
 ) -> None:
     """Measure a grid of precision, batch and lengths into a table.
 
@@ -48,73 +61,108 @@ def command(
       trtllm-bench sweep --target http://127.0.0.1:8000 --request-rate 1,2,4
     """
     flags = {**asked, "repeats": repeats}
+    from trtllm_bench.sweep.cluster import Cluster
+    from trtllm_results.store.remote import is_address, open_address
+
+    where = Cluster.of(cluster, partition, account, gpus_per_node, timeout_min, cluster_option)
+    if where is not None and (predict or profile is not None):
+        raise BenchError(f"--{'predict' if predict else 'profile'} works on this machine only; leave --cluster out")
     if gpu is not None and not predict:
         raise BenchError("--gpu names the GPU of a prediction; add --predict, or leave it out to measure on this machine's")
+    address = out if out is not None and is_address(out) else None
+    folder = None if out is None or address is not None else Path(out)
+    if address is not None:
+        open_address(address)  # what cannot be is told before anything is measured
     if predict:
-        _predict(spec, flags, gpu)
+        _predict(spec, flags, gpu, out)
+    elif where is not None:
+        if address is not None:
+            raise BenchError("--cluster measures into a folder that its jobs share; give one with --out, and copy it afterwards")
+        _submit(spec, flags, folder, resume, where)
     else:
-        _run(spec, flags, out, resume, profile)
+        _run(spec, flags, folder, resume, profile, address)
 
 
-def _predict(toml: Path | None, flags: dict[str, Any], gpu: str | None) -> None:
+def _predict(toml: Path | None, flags: dict[str, Any], gpu: str | None, out: str | None) -> None:
+    from trtllm_bench.measure.place import open_store
     from trtllm_bench.measure.rows import command_line
-    from trtllm_bench.sweep.predicted import hardware_for, notes_on, predict_sweep
+    from trtllm_bench.sweep.predicted import hardware_for, keep_predictions, notes_on, predict_sweep
     from trtllm_bench.sweep.spec import load_spec
     from trtllm_bench.sweep.table import print_table
     from trtllm_dashboards.tables import plain_console
     from trtllm_results.record.environment import Environment
 
     spec = load_spec(flags, toml, None, DEFAULTS_GPU)
+    store = None if out is None else open_store(out)
     hardware = hardware_for(gpu, Environment.capture(use_gpu=gpu is None))
     console = plain_console()
     rows = predict_sweep(spec, hardware, command_line())
     print_table(rows, console, spec.axes)
-    console.print("; ".join(notes_on(rows, hardware)), style="dim")
+    console.print("; ".join(notes_on(rows, hardware)), style="dim", soft_wrap=True)
+    if store is not None:
+        new = keep_predictions(store, rows)
+        store.finish()
+        console.print(f"{new} of {len(rows)} predicted rows are new and written to {store.place}", soft_wrap=True)
     if not any(row.status == "ok" for row in rows):
         raise typer.Exit(FAILURE)
 
 
-def _run(toml: Path | None, flags: dict[str, Any], out: Path | None, resume: bool, profile: str | None) -> None:
+def _run(toml: Path | None, flags: dict[str, Any], out: Path | None, resume: bool, profile: str | None, address: str | None) -> None:
     from contextlib import ExitStack
 
-    from trtllm_bench.sweep.folder import holds_sweep, new_folder, resumed_folder, what_is_kept
+    from trtllm_bench.sweep.folder import what_is_kept
     from trtllm_bench.sweep.settle import settled
-    from trtllm_bench.sweep.spec import load_spec
 
-    if resume and out is None:
-        raise BenchError("--resume needs --out: the folder of the sweep to go on with")
-    with ExitStack() as claim:  # from the first look into the folder to the last row, no other sweep may write there
-        earlier = None
-        if resume and out is not None:
-            given = toml is not None or any(value is not None for value in flags.values())
-            earlier = claim.enter_context(resumed_folder(out, given))
-        known = earlier is not None and holds_sweep(earlier)
-        spec = load_spec(flags, toml, earlier if known else None, _defaults)
+    engines: Any = None
+
+    def settle(spec: Any) -> None:
+        nonlocal engines
         engines = settled(spec)
         if profile is not None:
             from trtllm_bench.sweep.profiles import check_profiled, parse_which
 
             parse_which(profile)
             check_profiled(engines)
-        folder = earlier or claim.enter_context(new_folder(out))
+
+    with ExitStack() as claim:
+        spec, folder = _claimed(claim, toml, flags, out, resume, _defaults, settle)
         with interrupts.keeping(lambda: what_is_kept(folder)):
-            _measure(spec, engines, folder, profile)
+            _measure(spec, engines, folder, profile, address)
 
 
-def _measure(spec: Any, engines: Any, folder: Path, profile: str | None) -> None:
+def _claimed(
+    claim: Any, toml: Path | None, flags: dict[str, Any], out: Path | None, resume: bool, defaults: Any, check: Any
+) -> tuple[Any, Path]:
+    """The specification, once `check` has passed it, and the sweep's folder: from the first look into it to the end of `claim`, no other
+    sweep may write there."""
+    from trtllm_bench.sweep.folder import holds_sweep, new_folder, resumed_folder
+    from trtllm_bench.sweep.spec import load_spec
+
+    if resume and out is None:
+        raise BenchError("--resume needs --out: the folder of the sweep to go on with")
+    earlier = None
+    if resume and out is not None:
+        given = toml is not None or any(value is not None for value in flags.values())
+        earlier = claim.enter_context(resumed_folder(out, given))
+    known = earlier is not None and holds_sweep(earlier)
+    spec = load_spec(flags, toml, earlier if known else None, defaults)
+    check(spec)
+    return spec, earlier or claim.enter_context(new_folder(out))
+
+
+def _measure(spec: Any, engines: Any, folder: Path, profile: str | None, address: str | None) -> None:
     from trtllm_bench.measure.rows import command_line
-    from trtllm_bench.measure.session import open_session
     from trtllm_bench.measure.workload import notes_of, workload_of
     from trtllm_bench.spec.measurement import safe_target
+    from trtllm_bench.sweep.here import sweep_here
     from trtllm_bench.sweep.progress import SweepView
-    from trtllm_bench.sweep.runner import Sweep
-    from trtllm_bench.sweep.table import print_table
     from trtllm_bench.targets.registry import runs_on_gpu
     from trtllm_dashboards.tables import plain_console
     from trtllm_results.record.environment import Environment
-    from trtllm_results.store.table import Store
+    from trtllm_results.store.table import MirroredStore, Store
 
     spec.save(folder)
+    store = Store(folder) if address is None else MirroredStore(folder, address)
     console = plain_console()
     environment = Environment.capture(use_gpu=runs_on_gpu(engines[0][0].spec))
     models = ", ".join(dict.fromkeys(points[0].spec.engine.model or safe_target(points[0].spec.target) for points in engines))
@@ -122,31 +170,60 @@ def _measure(spec: Any, engines: Any, folder: Path, profile: str | None) -> None
     datasets = {point.spec.workload.dataset: point.spec for points in engines for point in points if point.spec.workload.dataset}
     for note in dict.fromkeys(note for one in datasets.values() for note in notes_of(one.workload, workload_of(one))):
         console.print(f"note: {note}", style="yellow", soft_wrap=True)
-    with SweepView(spec, console) as view:
-        sweep = Sweep(
-            engines=engines,
-            repeats=spec.repeats,
-            store=Store(folder),
-            open_session=lambda point: open_session(point, view.stage),
-            make_workload=workload_of,
-            watcher=view,
-            environment=lambda point: Environment.capture(use_gpu=runs_on_gpu(point)),
-            command=command_line(),
-        )
+    with SweepView(spec, console, Store(folder)) as view:
+        sweep = sweep_here(store, spec, engines, view, command_line())
         rows = sweep.run()
-    console.print()
-    print_table(rows, console, spec.axes)
-    if sweep.no_telemetry:
-        console.print(sweep.no_telemetry, style="dim", soft_wrap=True)
-    console.print(f"\nresults: {folder / 'results.parquet'}, {folder / 'results.json'}", soft_wrap=True)
-    if not any(row.status == "ok" for row in rows):
-        raise typer.Exit(FAILURE)
+    try:
+        _report(rows, spec, folder, console, sweep.no_telemetry)
+    finally:
+        store.finish()
+    if address is not None:
+        console.print(f"copied to {store.place}", soft_wrap=True)
     if profile is not None:
         _profile(rows, sweep, profile, console)
 
 
-def _defaults(given: Mapping[str, Any]) -> Mapping[str, Any]:
-    """By the target asked for and the machine: what to measure where nothing was said."""
+def _report(rows: Any, spec: Any, folder: Path, console: Any, note: str = "") -> None:
+    """The table and where it is kept. Raises `typer.Exit` where nothing was measured."""
+    from trtllm_bench.sweep.table import print_table
+
+    console.print()
+    print_table(rows, console, spec.axes)
+    if note:
+        console.print(note, style="dim", soft_wrap=True)
+    console.print(f"\nresults: {folder / 'results.parquet'}, {folder / 'results.json'}", soft_wrap=True)
+    if not any(row.status == "ok" for row in rows):
+        raise typer.Exit(FAILURE)
+
+
+def _submit(toml: Path | None, flags: dict[str, Any], out: Path | None, resume: bool, cluster: Any) -> None:
+    """The sweep as jobs of a cluster."""
+    from contextlib import ExitStack
+
+    from trtllm_bench.measure.rows import RowMaker
+    from trtllm_bench.sweep.cluster import SLURM, ClusterSweep, check, executor_of
+    from trtllm_bench.sweep.cluster_view import ClusterView
+    from trtllm_bench.sweep.folder import what_is_kept
+    from trtllm_dashboards.tables import plain_console
+    from trtllm_results.record.environment import Environment
+
+    with ExitStack() as claim:
+        defaults = partial(_defaults, on_gpus=True) if cluster.kind == SLURM else _defaults
+        spec, folder = _claimed(claim, toml, flags, out, resume, defaults, check)
+        console = plain_console()
+        view = ClusterView(console)
+        sweep = ClusterSweep(spec, cluster, folder, view, RowMaker(Environment.capture(use_gpu=False)))
+        executor_of(cluster, sweep.parts[0])  # its parameters are checked before anything is submitted
+        spec.save(folder)
+        jobs = len(sweep.parts)
+        console.print(f"{_count(spec)} as {jobs} job{'s' * (jobs != 1)} ({cluster.kind}); results in {folder}", soft_wrap=True)
+        with interrupts.keeping(lambda: what_is_kept(folder, cluster.flags)), view.showing(sweep.parts):
+            rows = sweep.run()
+        _report(rows, spec, folder, console)
+
+
+def _defaults(given: Mapping[str, Any], on_gpus: bool = False) -> Mapping[str, Any]:
+    """By the target asked for and the machine: what to measure where nothing was said. `on_gpus`: whatever this machine has."""
     from trtllm_bench.machine import has_gpu
     from trtllm_bench.targets.registry import OWN, target_kind
 
@@ -154,7 +231,7 @@ def _defaults(given: Mapping[str, Any]) -> Mapping[str, Any]:
     first = target.split(",")[0].strip() if isinstance(target, str) else str(next(iter(target), "") if isinstance(target, list) else target)
     if target_kind(first).names_its_model:
         return DEFAULTS_SERVER
-    return DEFAULTS_GPU if given.get("device") != "cpu" and has_gpu() else DEFAULTS_CPU
+    return DEFAULTS_GPU if given.get("device") != "cpu" and (on_gpus or has_gpu()) else DEFAULTS_CPU
 
 
 def _profile(rows: Any, sweep: Any, which: str, console: Any) -> None:

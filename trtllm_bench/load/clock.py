@@ -7,10 +7,11 @@ sent at exactly the intended instant; a scripted target puts its answers on the 
 from __future__ import annotations
 
 import heapq
-import queue
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Protocol
 
 from trtllm_bench.load.target import RequestOutcome
@@ -31,27 +32,34 @@ class Clock(Protocol):
 
 
 class RealClock:
-    """`time.perf_counter`, and a queue that wakes the driver. Sleeps in the kernel: spinning would take a core from the target."""
+    """`time.perf_counter`, and an inbox that wakes the driver. Sleeps in the kernel: spinning would take a core from the target.
+
+    Rejected: `queue.SimpleQueue`. Up to CPython 3.12 its `get(timeout)` may wait for ever: when an item was taken without a wait before it,
+    and the thread stands still between its two looks at the time, what is left of the timeout is below zero, which means none.
+    """
 
     def __init__(self) -> None:
-        self._inbox: queue.SimpleQueue[RequestOutcome] = queue.SimpleQueue()
+        self._inbox: deque[RequestOutcome] = deque()
+        self._bell = threading.Lock()
+        """Open once something was delivered that no wait has seen."""
+        self._bell.acquire()
         self.now = time.perf_counter
-        self.deliver = self._inbox.put
+
+    def deliver(self, outcome: RequestOutcome) -> None:
+        self._inbox.append(outcome)
+        with suppress(RuntimeError):  # it is open already
+            self._bell.release()
 
     def wait(self, until: float) -> RequestOutcome | None:
-        left = until - time.perf_counter()
-        if left <= 0:
-            return self.poll()
-        try:
-            return self._inbox.get(timeout=min(left, 3600.0))
-        except queue.Empty:
-            return None
+        while not self._inbox:
+            left = until - time.perf_counter()
+            if left <= 0:
+                return None
+            self._bell.acquire(timeout=min(left, 3600.0))
+        return self._inbox.popleft()
 
     def poll(self) -> RequestOutcome | None:
-        try:
-            return self._inbox.get_nowait()
-        except queue.Empty:
-            return None
+        return self._inbox.popleft() if self._inbox else None
 
 
 class FakeClock:

@@ -6,8 +6,9 @@ limit the logit of the share falls on a line in the logarithm of the load (`fitt
 is as narrow as `tolerance` asks, or when the time for it is spent; the answer says which.
 
 Requests of one run are not independent: a full queue spoils many at once, and near a queue's limit twenty requests may tell no more than
-one. A run in which nothing was spoiled shows nothing of that, so the design effect is pooled over all runs, from their distance from the
-line, and begins at what queues have.
+one. What a run's own arrivals explain of that is taken off first, where they are known (`control_variate.py`), and they tell how steep the
+line is. A run in which nothing was spoiled shows nothing of the rest, so the design effect is pooled over all runs, from their distance
+from the line, and begins at what queues have.
 
 The bracket's turns are each decided with confidence, or said to be undecided. The errors of all of them together stay below 1 -
 `confidence` (each gets its part: Bonferroni over steps and looks); their interval is Wilson's (1927), the sample divided by its design
@@ -27,12 +28,10 @@ from statistics import NormalDist
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from trtllm_bench.errors import BenchError
+from trtllm_bench.load.control_variate import OVERLOADED, Corrections, FloatArray, Good, Run, corrections
 
-Good = npt.NDArray[np.bool_]
-FloatArray = npt.NDArray[np.float64]
 Verdict = Literal["pass", "fail", "undecided"]
 BATCHES = 10
 MAX_STEPS = 24
@@ -47,6 +46,9 @@ MODEL_BATCHES, BETWEEN = 5, 1.8
 LOW_TAIL = 0.2
 """Share of its tail that the interval's lower end leaves out: failures come in clumps, so more runs look too good than too bad, and by
 simulation the limit then lies below the interval more often than above."""
+KNOWN_SPREAD, KNOWN_WEIGHT, LEAST_EFFECT = 0.35, 1.0, 0.7
+"""Where a run's arrivals explain all of its luck: the spread about the slope that they tell, the runs that the design effect before is
+worth, and its least (constant service times leave less than independent requests have)."""
 THETAS, SLOPES = 240, 17
 NEAR = 0.2
 """Logarithmic distance from the limit at which a run still counts in part: the line holds near the limit only."""
@@ -65,6 +67,13 @@ class Probe:
     load: float
     runs: list[Good] = field(default_factory=list)
     verdict: Verdict = "undecided"
+    arrivals_s: list[FloatArray] = field(default_factory=list)
+    """[sent] of each run, where they are known."""
+
+    def add(self, run: Run | Good) -> None:
+        if isinstance(run, Run):
+            self.arrivals_s.append(run.arrivals_s)
+        self.runs.append(run.good if isinstance(run, Run) else run)
 
     @property
     def share(self) -> float:
@@ -117,6 +126,8 @@ class Search:
     alone: bool = False
     highest: float = math.inf
     """No load above this is tried."""
+    burstiness: float = 1.0
+    """Shape of the gamma gaps between arrivals."""
     budget_s: float | None = None
     """Seconds of load after which no further run is begun; None: what the tolerance is worth. The bracket is found whatever it takes, and
     half of this is left for what follows. Only a search by rate knows its seconds."""
@@ -154,11 +165,12 @@ class Limit:
 
 
 def find_saturation(
-    measure: Callable[[float], Good], start: float, search: Search, watch: Callable[[Probe], None] | None = None
+    measure: Callable[[float], Run | Good], start: float, search: Search, watch: Callable[[Probe], None] | None = None
 ) -> Saturation:
     """Doubles or halves from `start` until the limit is bracketed, then measures beside it.
 
-    `measure(load)` runs the load once and says which requests, in order of arrival, met the SLO. `watch` sees each probe as it ends.
+    `measure(load)` runs the load once and says which requests, in order of arrival, met the SLO, and when all arrived. `watch` sees each
+    probe as it ends.
     """
     probes: list[Probe] = []
     load: float | None = min(start, search.highest)
@@ -167,7 +179,7 @@ def find_saturation(
         probe = Probe(load)
         probes.append(probe)
         for _ in range(search.repeats):
-            probe.runs.append(measure(load))
+            probe.add(measure(load))
             probe.verdict = _verdict(probe, search)
             limit = fitted_limit(probes, search)
             if probe.verdict != "undecided" or limit is not None or not _affords(probes, load, search):
@@ -237,32 +249,82 @@ def fitted_limit(probes: list[Probe], search: Search) -> Limit | None:
     batches = [(load, batch) for load, run in runs for batch in np.array_split(run, MODEL_BATCHES) if len(batch)]
     x, place = np.unique(np.log([load for load, _ in batches]), return_inverse=True)
     sizes = np.asarray([len(batch) for _, batch in batches], dtype=np.float64)
+    corrected = _corrections(probes, search)
+    before = _Prior.of(corrected)
     goods = np.asarray([batch.sum() for _, batch in batches], dtype=np.float64)
+    goods += np.asarray([batch.sum() for run in corrected.runs for batch in np.array_split(run, MODEL_BATCHES) if len(batch)])
     count, good = np.bincount(place, sizes), np.bincount(place, goods)
     at = math.log(search.attainment / (1 - search.attainment))
     theta = np.linspace(math.log(passed) - 3 * NEAR, math.log(failed) + 3 * NEAR, THETAS)
-    log_slope = np.linspace(math.log(SLOPE) - 3 * SLOPE_SPREAD, math.log(SLOPE) + 3 * SLOPE_SPREAD, SLOPES)
+    deviation = np.linspace(-3, 3, SLOPES)
+    log_slope = math.log(before.slope) + before.spread * deviation
     logit = at - np.exp(log_slope)[None, :, None] * (x - theta[:, None, None])
     worse = np.logaddexp(0, logit)
     each = good * (logit - worse) - (count - good) * worse
     shares = np.exp(logit - worse)
-    prior = -(((log_slope - math.log(SLOPE)) / SLOPE_SPREAD) ** 2) / 2
+    prior = -(deviation**2) / 2
     tail = (1 - search.confidence) / 2
-    estimate, effect = (math.log(passed) + math.log(failed)) / 2, EFFECT
+    estimate, effect = (math.log(passed) + math.log(failed)) / 2, before.effect
     for _ in range(4):
         growth = np.exp(EFFECT_GROWTH * np.clip(x - estimate, -NEAR, NEAR))
-        weight = np.exp(-(((x - estimate) / NEAR) ** 2) / 2)
-        log_density = each @ (weight / np.maximum(effect * growth, 1)) + prior
+        weight = np.exp(-(((x - estimate) / NEAR) ** 2) / 2) * np.where(good < (1 - OVERLOADED) * count, before.luck, 1)
+        log_density = each @ (weight / np.maximum(effect * growth, before.least_effect)) + prior
         density = np.exp(log_density - log_density.max())
         density /= density.sum()
         share = np.clip(np.einsum("ts,tsx->x", density, shares), 1e-4, 1 - 1e-4)
         squares = (goods - sizes * share[place]) ** 2 / (sizes * (share * (1 - share) * growth)[place])
         seen = float((weight[place] * squares).sum())
-        effect = BETWEEN * (EFFECT_WEIGHT * EFFECT + seen) / (EFFECT_WEIGHT + float(weight[place].sum()))
+        effect = before.between * (before.weight * before.effect + seen) / (before.weight + float(weight[place].sum()))
         below = np.cumsum(density.sum(axis=1))
-        low, estimate, high = (float(np.interp(q, below, theta)) for q in (tail * LOW_TAIL, 0.5, 1 - tail))
+        low, estimate, high = (float(np.interp(q, below, theta)) for q in (tail * before.low_tail, 0.5, 1 - tail))
     near = sum(abs(math.log(load) - estimate) < NEAR / 2 for load, _ in runs)
     return Limit(math.exp(low), math.exp(estimate), math.exp(high), near)
+
+
+@dataclass(frozen=True)
+class _Prior:
+    """What holds before anything is seen, between a run of which nothing is known but its share (`luck` 1) and one whose arrivals explain
+    all of it (0)."""
+
+    luck: float
+    slope: float
+    spread: float
+
+    @classmethod
+    def of(cls, corrected: Corrections) -> _Prior:
+        luck = 1 - corrected.explained
+        if not corrected.slope > 1:
+            return cls(luck, SLOPE, SLOPE_SPREAD)
+        return cls(luck, corrected.slope, luck * SLOPE_SPREAD + (1 - luck) * KNOWN_SPREAD)
+
+    @property
+    def effect(self) -> float:
+        return self.luck * EFFECT
+
+    @property
+    def weight(self) -> float:
+        return self.luck * EFFECT_WEIGHT + (1 - self.luck) * KNOWN_WEIGHT
+
+    @property
+    def between(self) -> float:
+        return self.luck * BETWEEN + (1 - self.luck)
+
+    @property
+    def low_tail(self) -> float:
+        return self.luck * LOW_TAIL + (1 - self.luck)
+
+    @property
+    def least_effect(self) -> float:
+        return max(self.luck, LEAST_EFFECT)
+
+
+def _corrections(probes: list[Probe], search: Search) -> Corrections:
+    """Of every run under load, in order; of none, unless all their arrivals are known."""
+    loaded = [probe for probe in probes if probe.load]
+    if any(len(probe.arrivals_s) < len(probe.runs) for probe in loaded):
+        return Corrections(tuple(np.zeros(len(run)) for probe in loaded for run in probe.runs), 0.0)
+    runs = [(probe.load, Run(*run)) for probe in loaded for run in zip(probe.runs, probe.arrivals_s, strict=True)]
+    return corrections(runs, search.attainment, search.burstiness, MODEL_BATCHES)
 
 
 def _bracket(probes: list[Probe]) -> tuple[float, float]:

@@ -23,7 +23,7 @@ from trtllm_results.metrics import definitions
 from trtllm_results.metrics import requests as metrics
 from trtllm_results.metrics.requests import RequestLog
 from trtllm_results.record.row import Row
-from trtllm_results.store.files import write_text
+from trtllm_results.store.files import check_writable, write_text
 
 NVIDIA = definitions.DEFINITIONS["nvidia"]
 Floats = npt.NDArray[np.float64]
@@ -133,6 +133,14 @@ def _performance(done: RequestLog, gpus: int, streaming: bool) -> dict[str, Any]
             "gen_tps_percentiles": _spread(speeds),
         }
     return sections
+
+
+def check_report(path: Path | None) -> None:
+    """Raises `RunFailure`, before anything is measured, for a report that cannot be written."""
+    try:
+        check_writable(path)
+    except WriteError as error:
+        raise RunFailure(f"cannot write the report {path}: {error.reason}") from error
 
 
 def write_json(report: Mapping[str, Any], path: Path) -> None:

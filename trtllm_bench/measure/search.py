@@ -17,9 +17,11 @@ import numpy as np
 from rich.console import Console
 
 from trtllm_bench.errors import BenchError, RunFailure
-from trtllm_bench.load.saturation import RAMP_UP, Good, Probe, Saturation, Search, find_saturation
+from trtllm_bench.load.control_variate import Run
+from trtllm_bench.load.saturation import RAMP_UP, Probe, Saturation, Search, find_saturation
+from trtllm_bench.measure.place import open_store
 from trtllm_bench.measure.prepare import misfit, sized, with_model
-from trtllm_bench.measure.report import write_json
+from trtllm_bench.measure.report import check_report, write_json
 from trtllm_bench.measure.rows import RowMaker, cell_of, keep
 from trtllm_bench.measure.session import Measurement, Session, open_session
 from trtllm_bench.measure.workload import notes_of, workload_of
@@ -27,7 +29,6 @@ from trtllm_bench.spec.measurement import MeasurementSpec
 from trtllm_bench.targets.registry import target_kind
 from trtllm_dashboards.tables import plain_console
 from trtllm_results.metrics.requests import goodput_mask
-from trtllm_results.store.table import Store
 
 VOID_RUNS = 3
 
@@ -40,9 +41,8 @@ class Settings:
     by_rate: bool
     start: float
     duration_s: float
-    burstiness: float = 1.0
     report_json: Path | None = None
-    out: Path | None = None
+    out: str | None = None
 
     @property
     def unit(self) -> str:
@@ -55,7 +55,7 @@ class Settings:
             spec.workload,
             num_requests=_requests(self, load),
             request_rate=load if by_rate else 0.0,
-            burstiness=self.burstiness if by_rate else 1.0,
+            burstiness=self.search.burstiness if by_rate else 1.0,
             seed=spec.workload.seed + run,
         )
         bounded = replace(spec.load, concurrency=0 if by_rate else max(1, int(load)))
@@ -65,6 +65,7 @@ class Settings:
 def run(settings: Settings) -> Saturation:
     """Searches, prints each probe and the answer. Raises the components' errors."""
     console = plain_console()
+    check_report(settings.report_json)
     spec = with_model(settings.spec)
     target_kind(spec.target).check(spec)
     settings = replace(settings, spec=spec)
@@ -85,6 +86,7 @@ def run(settings: Settings) -> Saturation:
         result = find_saturation(prober.measure, settings.start, settings.search, lambda probe: _print_probe(console, settings, probe))
     finally:
         session.close()
+    prober.finish()
     console.print()
     console.print(answer(settings, result), soft_wrap=True)
     if settings.report_json is not None:
@@ -112,9 +114,9 @@ class _Prober:
         self._settings, self._session, self._identity = settings, session, session.identity()
         self._runs = 0
         self._rows = RowMaker.here(settings.spec)
-        self._store = Store(settings.out) if settings.out is not None else None
+        self._store = open_store(settings.out) if settings.out is not None else None
 
-    def measure(self, load: float) -> Good:
+    def measure(self, load: float) -> Run:
         """A run that counts. Raises `RunFailure` when `VOID_RUNS` in a row were void."""
         void = ""
         for _ in range(VOID_RUNS):
@@ -122,7 +124,8 @@ class _Prober:
             if not measurement.void:
                 log = measurement.log
                 order = np.argsort(log.intended_s, kind="stable")
-                return goodput_mask(log, self._settings.spec.load.slo_ms)[order][int(len(log) * RAMP_UP) :]
+                good = goodput_mask(log, self._settings.spec.load.slo_ms)[order][int(len(log) * RAMP_UP) :]
+                return Run(good, log.intended_s[order] - log.intended_s.min())
             void = measurement.void
         raise RunFailure(f"at {load:.4g} {self._settings.unit}: {void}")
 
@@ -141,6 +144,10 @@ class _Prober:
             row = self._rows.measured(spec, cell_of(spec, self._identity, workload), 0, measurement)
             keep(self._store, row, measurement)
         return measurement
+
+    def finish(self) -> None:
+        if self._store is not None:
+            self._store.finish()
 
 
 def _print_probe(console: Console, settings: Settings, probe: Probe) -> None:

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from rich.console import Console
 
+from trtllm_bench.measure.place import open_store
 from trtllm_bench.measure.prepare import prepare
-from trtllm_bench.measure.report import nvidia_report, print_report, write_json
+from trtllm_bench.measure.report import check_report, nvidia_report, print_report, write_json
 from trtllm_bench.measure.rows import RowMaker, cell_of, keep
 from trtllm_bench.measure.session import Measurement, OnRequests, open_session
 from trtllm_bench.measure.workload import notes_of
@@ -21,7 +22,6 @@ from trtllm_bench.spec.measurement import EngineSpec, MeasurementSpec
 from trtllm_bench.targets.registry import is_own
 from trtllm_dashboards.tables import plain_console
 from trtllm_results.record.row import Row
-from trtllm_results.store.table import Store
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,12 @@ class Single:
     streaming: bool
     """Whether the JSON report has token timings."""
     report_json: Path | None = None
-    out: Path | None = None
+    out: str | None = None
 
 
 def run(single: Single) -> Row:
     """Measures, prints, and writes what was asked for. Raises the components' errors."""
+    check_report(single.report_json)
     ((_, row),) = _measured(single, [single.report_json], plain_console())
     return row
 
@@ -82,9 +83,10 @@ def _write(single: Single, report: Path | None, row: Row, measurement: Measureme
         write_json(nvidia_report(row, measurement.log, known, single.streaming), report)
         console.print(f"\nreport: {report}", soft_wrap=True)
     if single.out is not None:
-        store = Store(single.out)
+        store = open_store(single.out)
         keep(store, row, measurement)
-        console.print(f"results: {single.out}", soft_wrap=True)
+        store.finish()
+        console.print(f"results: {store.place}", soft_wrap=True)
 
 
 def _counter(console: Console, total: int) -> OnRequests:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime
 import math
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,17 +27,21 @@ from trtllm_bench.profiling.window import Collector, SeenStep, StepWindow, Windo
 from trtllm_bench.roofline.costs import step_seconds
 from trtllm_bench.roofline.counts import PlanCounter
 from trtllm_bench.roofline.hardware import Hardware, ceilings_for
-from trtllm_bench.spec.measurement import EngineSpec, MeasurementSpec
+from trtllm_bench.spec.measurement import MeasurementSpec
 from trtllm_bench.targets.native import device_of
 from trtllm_bench.targets.native_engine import OpenEngine
 from trtllm_bench.targets.registry import OnBuild
 from trtllm_bench.tracing.collect import TorchCollector, prime
 from trtllm_bench.tracing.ncu_export import as_row
-from trtllm_bench.tracing.trace import Event, device_events, ranges, with_tracks, write_json
+from trtllm_bench.tracing.trace import Event, device_events, merged, ranges, read_json, with_tracks, write_json
+from trtllm_engines.compiler.plan import Op, ParallelLayout
 from trtllm_engines.engine.folder import load_engine
 from trtllm_engines.llm import LLM
+from trtllm_engines.runtime.buckets import LARGEST_GRAPH, graph_buckets
 from trtllm_engines.runtime.launch_order import LaunchOrder
 from trtllm_engines.runtime.ranges import TorchMarker, annotate
+from trtllm_engines.runtime.rank_processes import RankProcesses
+from trtllm_kernels.dialect.ops import OP_SPECS
 from trtllm_results.record.environment import Environment
 from trtllm_results.record.row import cell_key
 from trtllm_workloads.request import Workload
@@ -58,9 +63,16 @@ class ProfileRequest:
     command: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("pp", "replicas"):
-            if (count := getattr(self.spec.engine, name)) > 1:
-                raise BenchError(f"--{name} is {count}, and a profile is of one engine in one stage; leave --{name} out")
+        if (count := self.spec.engine.replicas) > 1:
+            raise BenchError(f"--replicas is {count}, and a profile is of one engine; leave --replicas out")
+        if (self.spec.engine.nnodes or 1) > 1:
+            raise BenchError("--nnodes is for measurements: traces of several hosts are not brought together; leave it out")
+
+    @property
+    def layout(self) -> ParallelLayout:
+        """Of the engine: as asked for, or as built."""
+        engine = self.spec.engine
+        return ParallelLayout(engine.tp, engine.pp) if engine.engine_dir is None else load_engine(engine.engine_dir).plan.parallel
 
 
 def middle(workload: Workload, spec: MeasurementSpec, max_batch: int) -> Window:
@@ -75,6 +87,8 @@ def middle(workload: Workload, spec: MeasurementSpec, max_batch: int) -> Window:
 def profile_cell(request: ProfileRequest, folder: Path, on_build: OnBuild | None = None) -> CellProfile:
     """Runs the cell, writes `folder` (profile, trace, page) and returns the profile. Raises the components' errors."""
     device = device_of(request.spec.engine.device)
+    if request.layout.ranks > 1:
+        return _profile_ranks(request, folder, device, on_build)
     prime(device)
     collector = TorchCollector(device)
     recorded = record(request, collector, on_build)
@@ -86,15 +100,56 @@ def profile_cell(request: ProfileRequest, folder: Path, on_build: OnBuild | None
     return profile
 
 
+def _profile_ranks(request: ProfileRequest, folder: Path, device: str, on_build: OnBuild | None) -> CellProfile:
+    """Of an engine whose ranks are processes: each records itself; the first one's kernels are the profile, and the trace has them all."""
+    with tempfile.TemporaryDirectory() as traces:
+        collector = RankCollector(Path(traces))
+        recorded = record(request, collector, on_build)
+        contents = [read_json(path) for path in collector.written]
+    name = f"torch.profiler ({'CUPTI' if device == 'cuda' else 'CPU ranges'}), in each of {len(contents)} ranks"
+    recorded = replace(recorded, notes=(*recorded.notes, f"the kernels are those of rank 0 of {len(contents)}; the trace has every rank"))
+    tp = request.layout.tp
+    profiles, timelines = [], []
+    for rank, content in enumerate(contents):
+        events = device_events(content) if device == "cuda" else ranges(content)
+        profile, tracks = analyse(recorded, events, name, request.command, stage=rank // tp)
+        profiles.append(profile)
+        timelines.append(with_tracks(content, tracks, "trtllm-bench"))
+    write(profiles[0], folder, merged(timelines))
+    return profiles[0]
+
+
+class RankCollector:
+    """Has every rank record its own steps. `written`: the traces, in order of ranks."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.written: list[Path] = []
+        self.runner: RankProcesses | None = None
+
+    def start(self) -> None:
+        assert self.runner is not None
+        self.runner.record()
+
+    def stop(self) -> None:
+        assert self.runner is not None
+        self.written = self.runner.write_traces(self.folder)
+
+
 def record(request: ProfileRequest, collector: Collector, on_build: OnBuild | None = None) -> Capture:
     """Runs the cell with `collector` on during its window."""
     device = device_of(request.spec.engine.device)
-    opened = OpenEngine(request.spec.engine, on_build)
+    if request.layout.ranks > 1 and not isinstance(collector, RankCollector):
+        raise BenchError(
+            f"the engine has {request.layout.ranks} ranks in processes of their own, which --nsys cannot look into; leave it out"
+        )
+    opened = OpenEngine(request.spec.engine, on_build, traced=isinstance(collector, RankCollector))
     try:
-        _check_ranks(request.spec.engine)
         identity = opened.identity()
-        _check_ranks(identity.engine or request.spec.engine)
         llm = opened.engine
+        if isinstance(collector, RankCollector):
+            assert isinstance(llm.ranks, RankProcesses)
+            collector.runner = llm.ranks
         window = request.window or middle(request.workload, request.spec, llm.loop.scheduler.config.max_batch_size)
         hooks = attach(llm, window, collector, device, runs_before=1 if request.spec.load.warmup else 0)
         measurement = TargetSession(opened).measure(request.workload, request.spec, lambda done: None)
@@ -113,7 +168,7 @@ def record(request: ProfileRequest, collector: Collector, on_build: OnBuild | No
         device_name=environment.device,
         cell={**asdict(cell), "cell_key": cell_key(cell, environment), "label": cell.label},
         figures=dict(measurement.figures),
-        seen=tuple(hooks.seen),
+        seen=tuple(_padded(llm, hooks.seen) if isinstance(collector, RankCollector) and device == "cuda" else hooks.seen),
         lead_in=hooks.lead_in,
         log={name: np.asarray(measurement.steps[name], np.float64).tolist() for name in LOG_COLUMNS},
         ceilings={} if hardware is None else asdict(hardware),
@@ -121,15 +176,20 @@ def record(request: ProfileRequest, collector: Collector, on_build: OnBuild | No
     )
 
 
-def _check_ranks(engine: EngineSpec) -> None:
-    """Raises `BenchError` for several: they run elsewhere, and nothing of their steps is seen here."""
-    if engine.gpus > 1:
-        raise BenchError(f"the engine has {engine.gpus} ranks in processes of their own, which profile cannot look into; use --tp 1")
+def _padded(llm: LLM, seen: Sequence[SeenStep]) -> list[SeenStep]:
+    """Steps of ranks, which do not say which graph they replay: the smallest that holds the step, as `CudaRunner` chooses it."""
+    buckets = graph_buckets(min(llm.plan.profile.max_batch_size, llm.loop.scheduler.config.max_batch_size, LARGEST_GRAPH))
+    padded = []
+    for step in seen:
+        bucket = next((one for one in buckets if step.shape.phase == "decode" and one >= step.shape.sequences), None)
+        padded.append(step if bucket is None else replace(step, symbols=step.shape.padded(bucket), graph=True))
+    return padded
 
 
-def analyse(recorded: Capture, events: Sequence[Event], collector: str, command: str) -> tuple[CellProfile, Tracks]:
-    """The profile, and the tracks of steps and ops to lay beside the trace. `events`: the device's, or a CPU trace's ranges."""
-    plan, seen = load_engine(Path(recorded.engine)).plan, recorded.seen
+def analyse(recorded: Capture, events: Sequence[Event], collector: str, command: str, stage: int = 0) -> tuple[CellProfile, Tracks]:
+    """The profile, and the tracks of steps and ops to lay beside the trace. `events`: the device's, or a CPU trace's ranges; of a pipeline
+    one stage's."""
+    plan, seen = load_engine(Path(recorded.engine), stage=stage).plan, recorded.seen
     if recorded.device == "cuda":
         placed = place_kernels(events, seen, LaunchOrder(plan, recorded.arch))
     else:
@@ -153,7 +213,7 @@ def analyse(recorded: Capture, events: Sequence[Event], collector: str, command:
         started_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         figures=recorded.figures,
     )
-    return profile, _tracks(placed, seen, [op.name for op in plan.ops])
+    return profile, _tracks(placed, seen, plan.ops)
 
 
 def with_counters(profile: CellProfile, request: ProfileRequest, kernel: str, folder: Path) -> CellProfile:
@@ -174,11 +234,12 @@ def with_counters(profile: CellProfile, request: ProfileRequest, kernel: str, fo
 
 def attach(llm: LLM, window: Window, collector: Collector, device: str, runs_before: int) -> StepWindow:
     """Hooks the window into a loaded engine; on a CPU, ranges around its ops too."""
-    if device == "cuda":
+    if device == "cuda" and not isinstance(collector, RankCollector):
         import torch
 
         return StepWindow(llm.loop, window, collector, runs_before=runs_before, synchronize=torch.cuda.synchronize)
-    annotate(llm.loop, "op", marker=TorchMarker())
+    if not isinstance(collector, RankCollector):
+        annotate(llm.loop, "op", marker=TorchMarker())
     return StepWindow(llm.loop, window, collector, runs_before=runs_before)
 
 
@@ -211,8 +272,8 @@ def _free_steps(recorded: Capture) -> tuple[float | None, float | None]:
     return float(np.median([a for a, _ in pairs])), float(np.median([b for _, b in pairs]))
 
 
-def _tracks(placed: Sequence[Placed], seen: Sequence[SeenStep], names: Sequence[str]) -> Tracks:
-    """A track of steps and one of ops, so that Perfetto shows what each kernel belongs to."""
+def _tracks(placed: Sequence[Placed], seen: Sequence[SeenStep], planned: Sequence[Op]) -> Tracks:
+    """A track of steps and one of ops, so that Perfetto shows what each kernel belongs to; where ranks exchange data, one of that."""
     ops: list[tuple[str, float, float]] = []
     spans: dict[int, tuple[float, float]] = {}
     previous = None
@@ -224,11 +285,13 @@ def _tracks(placed: Sequence[Placed], seen: Sequence[SeenStep], names: Sequence[
             name, at, _ = ops[-1]
             ops[-1] = (name, at, end - at)
         else:
-            ops.append((names[one.op] if one.op >= 0 else AROUND[one.op], begin, end - begin))
+            ops.append((planned[one.op].name if one.op >= 0 else AROUND[one.op], begin, end - begin))
         previous = (one.step, one.op)
     steps = [
         (f"step {seen[i].number}: {seen[i].shape.phase}, {seen[i].shape.tokens} tokens", low, high - low)
         for i, (low, high) in sorted(spans.items())
         if i < len(seen)
     ]
-    return {"steps": steps, "ops": ops}
+    exchanges = {op.name for op in planned if OP_SPECS[op.op].kind == "communication"}
+    exchanged = [one for one in ops if one[0] in exchanges]
+    return {"steps": steps, "ops": ops, **({"communication": exchanged} if exchanged else {})}

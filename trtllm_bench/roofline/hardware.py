@@ -7,12 +7,15 @@ data sheet that was measured on an H100 (`ACHIEVABLE_*`).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from trtllm_bench.errors import BenchError
 from trtllm_bench.roofline.ceilings import Ceilings, cached
 from trtllm_results.gpus import ACHIEVABLE_BYTES, ACHIEVABLE_FLOPS, SHEETS
 from trtllm_results.record.environment import Environment
+
+LINK_ROW_ELEMENTS = 8192
+"""Width of the rows whose reduction `ceilings` measures."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,11 @@ class Hardware:
     memory_bytes: float = 0.0
     arch: str = ""
     measured: bool = True
+    link_gpus: int = 0
+    """GPUs between which links were measured; 0 where they were not."""
+    peer_copy_bytes_per_s: float = 0.0
+    all_reduce_us: Mapping[str, float] = field(default_factory=dict)
+    """By bytes of rows of `LINK_ROW_ELEMENTS`, as `Ceilings` has it."""
 
     def flops(self, kind: str) -> float:
         """The ceiling of a number format; of the next wider one where it is not known, 0 where nothing is."""
@@ -35,7 +43,15 @@ class Hardware:
     def of(cls, ceilings: Ceilings) -> Hardware:
         """As measured; what its architecture is, its name tells, where that is known here."""
         known = published_for(ceilings.device)
-        return cls(ceilings.device, dict(ceilings.flops_per_s), ceilings.bytes_per_s, arch=known.arch if known else "")
+        return cls(
+            ceilings.device,
+            dict(ceilings.flops_per_s),
+            ceilings.bytes_per_s,
+            arch=known.arch if known else "",
+            link_gpus=ceilings.link_gpus,
+            peer_copy_bytes_per_s=ceilings.peer_copy_bytes_per_s,
+            all_reduce_us=dict(ceilings.all_reduce_us),
+        )
 
 
 GPUS = tuple(SHEETS)

@@ -19,12 +19,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from trtllm_bench.roofline.hardware import LINK_ROW_ELEMENTS
 from trtllm_bench.roofline.links import Links
 from trtllm_kernels.dialect.specs import spec_of
 from trtllm_kernels.dialect.types import Lowered
 from trtllm_kernels.lowering import lower
 
-HIDDEN = 8192
+HIDDEN = LINK_ROW_ELEMENTS
 ROWS = (1, 4, 16, 32, 64, 128, 256, 512, 2048, 8192)
 """16 KiB to 128 MiB of bf16."""
 CALLS = 20

@@ -6,7 +6,6 @@ Each GPU needs a process of its own, as an engine's ranks have, so this starts `
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -30,14 +29,13 @@ class Links:
 
 def measure_links(gpus: int, seconds: float, tell: Callable[[str], None]) -> Links:
     """Over the first `gpus` GPUs, about `seconds` a figure. Raises `BenchError` when nothing could be measured."""
-    from trtllm_engines.runtime.rank_processes import ENVIRONMENT
+    from trtllm_engines.runtime.host_ranks import rank_environment
 
-    environment = {"OMP_NUM_THREADS": "1", **os.environ, **ENVIRONMENT, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "links.json"
         try:
             ended = subprocess.run(
-                command(gpus, seconds, out), env=environment, capture_output=True, text=True, errors="replace", timeout=TIMEOUT_S
+                command(gpus, seconds, out), env=rank_environment(), capture_output=True, text=True, errors="replace", timeout=TIMEOUT_S
             )
             said = "" if ended.returncode == 0 else _last_words(ended.stdout + ended.stderr)
         except subprocess.TimeoutExpired:

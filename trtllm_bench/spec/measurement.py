@@ -102,8 +102,10 @@ class EngineSpec:
     weights: str | None = knob(None, "dummy, or a folder or .gguf file (default: the model folder's own; dummy for presets).")
     device: str = knob("auto", "auto, cpu or cuda.", identity=True)
     tp: int = knob(1, "Tensor-parallel GPUs.", least=1)
-    pp: int = knob(1, "Pipeline stages (on CPUs only yet).", least=1)
+    pp: int = knob(1, "Pipeline stages, each on GPUs of its own.", least=1)
     replicas: int = knob(1, "Copies of the engine, each on GPUs of its own.", least=1)
+    nnodes: int | None = knob(None, "Hosts that run the ranks, each as many (default: this one).", least=1, identity=True)
+    rdzv_endpoint: str | None = knob(None, "HOST:PORT of this host where the others join (see host).")
     max_batch_size: int | None = knob(None, "Most sequences in a step (of each replica).", least=1, identity=True)
     max_num_tokens: int | None = knob(None, "Most tokens in a step.", least=1, identity=True)
     max_seq_len: int | None = knob(None, "Longest sequence, prompt and output together.", least=1, identity=True, unit="tokens")
@@ -118,10 +120,20 @@ class EngineSpec:
         identity=True,
     )
     nvtx_detail: str = knob("off", "NVTX ranges: off (default), step, layer or op.", identity=True)
+    verify: bool = knob(False, "Hash every byte of the engine again, also of files that did not change.")
     seed: int = knob(0, "Seed of prompts, arrivals and dummy weights (default 0).", least=0)
 
     def __post_init__(self) -> None:
         check(self)
+        if (self.nnodes or 1) > 1:
+            if self.rdzv_endpoint is None:
+                raise BenchError(
+                    f"--nnodes is {self.nnodes}, and the other hosts must know where to join; give --rdzv-endpoint HOST:PORT too"
+                )
+            if self.replicas > 1:
+                raise BenchError("--replicas are copies on one host; leave --nnodes out, or --replicas")
+        elif self.rdzv_endpoint is not None:
+            raise BenchError("--rdzv-endpoint is where other hosts join; give --nnodes too, how many hosts there are")
 
     @property
     def gpus(self) -> int:

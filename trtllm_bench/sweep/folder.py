@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import shlex
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from trtllm_bench.errors import BenchError
+from trtllm_bench.measure.place import by_time
 from trtllm_results.errors import ResultsError
 from trtllm_results.record.flat import MOST_DEPTH, depth
 from trtllm_results.store.files import read_text
@@ -30,7 +30,7 @@ def holds_sweep(folder: Path) -> bool:
 @contextlib.contextmanager
 def new_folder(out: Path | None) -> Iterator[Path]:
     """Makes and claims the folder of a new sweep, `runs/<time>` by default. Raises `BenchError` where it holds a sweep already."""
-    with _claimed(Store(out or _by_time()).path) as folder:
+    with _claimed(Store(out or by_time()).path) as folder:
         if holds_sweep(folder):
             raise BenchError(f"{folder} already holds a sweep; add --resume to go on with it, or choose another --out")
         yield folder
@@ -54,17 +54,6 @@ def _claimed(folder: Path) -> Iterator[Path]:
         yield folder
 
 
-def _by_time() -> Path:
-    """A folder of its own, also for sweeps that begin in the same second."""
-    runs, name = Path("runs"), time.strftime("%Y%m%d-%H%M%S")
-    for suffix in ("", *(f"-{number}" for number in range(2, 100))):
-        folder = runs / f"{name}{suffix}"
-        with contextlib.suppress(FileExistsError):
-            folder.mkdir(parents=True)
-            return folder
-    raise BenchError(f"{runs / name} is taken; choose a folder with --out")
-
-
 def write_spec(folder: Path, content: Mapping[str, Any]) -> None:
     text = json.dumps(content, indent=1) + "\n"
     Store(folder).write(SPEC_FILE, lambda handle: handle.write(text.encode()))
@@ -84,12 +73,12 @@ def read_spec(folder: Path) -> dict[str, Any]:
     return content
 
 
-def what_is_kept(folder: Path) -> str:
-    """For the sentence on the way out."""
+def what_is_kept(folder: Path, flags: str = "") -> str:
+    """For the sentence on the way out. `flags`: what going on needs beside the folder."""
     if not holds_sweep(folder):
         return "nothing was measured yet; run the command again"
     done = len(Store(folder).finished())
     return (
         f"{done} finished measurement{'s are' if done != 1 else ' is'} kept; "
-        f"go on with: trtllm-bench sweep --resume --out {shlex.quote(str(folder))}"
+        f"go on with: trtllm-bench sweep {flags + ' ' if flags else ''}--resume --out {shlex.quote(str(folder))}"
     )

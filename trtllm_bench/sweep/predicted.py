@@ -1,10 +1,13 @@
-"""`sweep --predict`: the same grid by the step model instead of a GPU, one row per cell, for a GPU that need not be here."""
+"""`sweep --predict`: the same grid by the step model instead of a GPU, one row per cell, for a GPU that need not be here.
+
+A stored prediction is told from a measurement by its target, `predicted`, and by its GPU's name; `extra` says what it rests on.
+"""
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 from trtllm_bench.analysis.predict import predict
 from trtllm_bench.analysis.step_constants import constants_for
@@ -23,18 +26,31 @@ from trtllm_engines.compiler.plan import ParallelLayout, Plan
 from trtllm_engines.models.presets import resolve_model
 from trtllm_engines.runtime.scheduler import Policy
 from trtllm_results.record.environment import Environment
-from trtllm_results.record.row import Row
+from trtllm_results.record.row import PREDICTED, Row
+from trtllm_results.store.table import Store
 from trtllm_workloads.request import Workload
-
-TARGET = "predicted"
 
 
 def notes_on(rows: Sequence[Row], hardware: Hardware) -> list[str]:
     """What is to be said beside a predicted table."""
+    tp, pp = (max((getattr(row.cell, name) for row in rows if row.status == "ok"), default=1) for name in ("tp", "pp"))
+    return _notes(tp, pp, hardware)
+
+
+def _notes(tp: int, pp: int, hardware: Hardware) -> list[str]:
     note = constants_for(hardware.name).note
-    ranks = max((row.cell.tp for row in rows if row.status == "ok"), default=1)
-    exchange = "communication is that of two H200" + (", by formula for more GPUs" if ranks > 2 else "")
-    return ["predicted from counts and ceilings, not measured", *([note] if note else []), *([exchange] if ranks > 1 else [])]
+    exchange = "communication is that of two H200" + (", by formula for more GPUs" if tp > 2 else "")
+    stages = "what stages send is by formula"
+    notes = ["predicted from counts and ceilings, not measured", *([note] if note else []), *([exchange] if tp > 1 else [])]
+    return [*notes, *([stages] if pp > 1 else [])]
+
+
+def keep_predictions(store: Store, rows: Sequence[Row]) -> int:
+    """Stores the predictions that `store` lacks (by cell key: the same sources predict the same). Returns how many were new."""
+    known = store.finished()
+    new = [row for row in rows if (row.key, row.repeat) not in known]
+    store.append(*new)
+    return len(new)
 
 
 def hardware_for(gpu: str | None, environment: Environment) -> Hardware:
@@ -54,15 +70,16 @@ def predict_sweep(spec: SweepSpec, hardware: Hardware, command: str) -> list[Row
     run_id = uuid.uuid4().hex[:12]
     for grid_points in spec.engines():
         points = fitted(grid_points)
-        plan, error = _plan(points[0].spec.engine, hardware)
+        plans, error = _plans(points[0].spec.engine, hardware)
         for point in points:
             reason = BenchError(point.refused) if point.refused else error
             workload = workload_of(point.spec)
-            rows.append(_row(point.spec, None if point.refused else plan, reason, hardware, workload, run_id, command))
+            rows.append(_row(point.spec, [] if point.refused else plans, reason, hardware, workload, run_id, command))
     return rows
 
 
-def _plan(engine: EngineSpec, hardware: Hardware) -> tuple[Plan | None, Exception | None]:
+def _plans(engine: EngineSpec, hardware: Hardware) -> tuple[list[Plan], Exception | None]:
+    """Of each stage; none where the engine cannot be, with the reason."""
     try:
         profile = profile_for(engine, "cuda")
         config = resolve_model(model_of(engine)).config
@@ -71,24 +88,24 @@ def _plan(engine: EngineSpec, hardware: Hardware) -> tuple[Plan | None, Exceptio
         precision = str(engine.precision)
         layout = ParallelLayout(engine.tp, engine.pp)
         kv_dtype = engine.kv_dtype
-        plan = compile_model(config, precision, profile, arches=arches, weights_source=source, kv_dtype=kv_dtype, layout=layout).plan
-        return plan, None
+        settings: dict[str, Any] = {"arches": arches, "weights_source": source, "kv_dtype": kv_dtype, "layout": layout}
+        return [compile_model(config, precision, profile, stage=stage, **settings).plan for stage in range(layout.pp)], None
     except ValueError as error:
-        return None, error
+        return [], error
 
 
 def _row(
-    spec: MeasurementSpec, plan: Plan | None, error: Exception | None, hardware: Hardware, workload: Workload, run_id: str, command: str
+    spec: MeasurementSpec, plans: list[Plan], error: Exception | None, hardware: Hardware, workload: Workload, run_id: str, command: str
 ) -> Row:
     engine = spec.engine
-    identity = Identity(TARGET, kv_dtype="" if plan is None else plan.kv_dtype, places=engine.max_batch_size or 0, engine=engine)
+    identity = Identity(PREDICTED, kv_dtype=plans[0].kv_dtype if plans else "", places=engine.max_batch_size or 0, engine=engine)
     cell = cell_of(spec, identity, workload)
-    environment = Environment(gpu=f"{hardware.name.upper()} (by the step model)")
+    environment = _environment(hardware)
     figures: dict[str, float] = {}
-    if plan is not None:
+    if plans:
         try:
             figures, _ = predict(
-                plan,
+                plans,
                 hardware,
                 workload,
                 concurrency=spec.load.concurrency,
@@ -101,4 +118,12 @@ def _row(
             error = problem
     if error is not None:
         return Row(cell, environment, status="failed", reason=reason_of(error), run_id=run_id, command=command)
-    return Row(cell, environment, figures=figures, run_id=run_id, command=command)
+    basis = {PREDICTED: _notes(engine.tp, engine.pp, hardware)}
+    return Row(cell, environment, figures=figures, run_id=run_id, command=command, extra=basis)
+
+
+def _environment(hardware: Hardware) -> Environment:
+    """The GPU predicted for, and the sources that predict; this machine has no part in the result."""
+    here = Environment.capture(use_gpu=False)
+    names = ("bench", "source_hash", "git_revision", "git_dirty")
+    return Environment(gpu=f"{hardware.name.upper()} (by the step model)", **{name: getattr(here, name) for name in names})

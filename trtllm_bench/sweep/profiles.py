@@ -39,9 +39,9 @@ def check_profiled(engines: Sequence[Sequence[GridPoint]]) -> None:
     other = next((points[0].spec.target for points in engines if not is_own(points[0].spec.target)), None)
     if other is not None:
         raise BenchError(f"--profile looks into our own engine; {other} is another target")
-    ranks = next((points[0].spec.engine.gpus for points in engines if points[0].spec.engine.gpus > 1), 1)
-    if ranks > 1:
-        raise BenchError(f"--profile looks into an engine of this process, and the grid has one of {ranks} ranks; profile it at --tp 1")
+    replicas = max(points[0].spec.engine.replicas for points in engines)
+    if replicas > 1:
+        raise BenchError(f"--profile looks into one engine, and the grid has {replicas} replicas of one; leave --replicas out")
 
 
 def choose(rows: Sequence[Row], count: int | None) -> list[Row]:

@@ -2,10 +2,15 @@
 
 Lines scroll, so that a log keeps them and nothing flickers; only the last line is redrawn. The estimate scales the seconds per unit of
 work seen so far (`spec.work_of`) to the work left, the latest cells counting most, since early cells of a new engine tell little.
+
+The same is kept in the sweep's folder (`progress.json`), for a dashboard that follows it. It is written between measurements only: one
+must not notice that it is watched.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
 import time
 
 from rich.console import Console
@@ -13,7 +18,10 @@ from rich.live import Live
 from rich.text import Text
 
 from trtllm_bench.sweep.spec import GridPoint, SweepSpec, work_of
+from trtllm_results.errors import ResultsError
 from trtllm_results.record.row import Row
+from trtllm_results.store.progress import PROGRESS
+from trtllm_results.store.table import Store
 
 RECENT = 0.5
 """Weight of the newest cell in the running estimate of seconds per unit of work."""
@@ -43,8 +51,9 @@ class Estimate:
 class SweepView:
     """A `runner.Watcher` that writes to a terminal or a log. Use as a context manager."""
 
-    def __init__(self, spec: SweepSpec, console: Console) -> None:
-        self._spec, self._console = spec, console
+    def __init__(self, spec: SweepSpec, console: Console, store: Store | None = None) -> None:
+        """`store`: where to keep the progress; None keeps none."""
+        self._spec, self._console, self._store = spec, console, store
         points = spec.points
         self._total = len(points) * spec.repeats
         self._label_width = max(len(point.label) for point in points)
@@ -59,16 +68,36 @@ class SweepView:
     def __enter__(self) -> SweepView:
         if self._live is not None:
             self._live.start()
+        self._keep()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error_type: type[BaseException] | None, *_: object) -> None:
         if self._live is not None:
             self._live.stop()
+        self._now = ""
+        self._keep("ended" if error_type is None else "interrupted")
+
+    def _keep(self, state: str = "running") -> None:
+        if self._store is None:
+            return
+        left = self._estimate.seconds()
+        content = {
+            "state": state,
+            "done": self._count,
+            "total": self._total,
+            "now": " ".join(self._now.split()),
+            "requests": self._requests,
+            "left_s": None if left is None else round(left, 1),
+            "at": time.time(),
+        }
+        with contextlib.suppress(ResultsError):  # a full disk is met, and told, where results are written
+            self._store.write(PROGRESS, lambda handle: handle.write(json.dumps(content).encode()))
 
     def preparing(self, engine: str) -> None:
         self._now, self._requests = f"{engine}: making the engine ready", 0
         if self._live is None:
             self._print(Text(f"{engine}: making the engine ready"))
+        self._keep()
 
     def stage(self, stage: str, done: int, total: int) -> None:
         """The engine being built or loaded; one line a stage in a log."""
@@ -78,6 +107,7 @@ class SweepView:
 
     def started(self, point: GridPoint, repeat: int, requests: int) -> None:
         self._now, self._requests, self._done = self._title(point, repeat), requests, 0
+        self._keep()
         self._work, self._cell_began = work_of(point.spec), time.perf_counter()
 
     def requests_done(self, done: int) -> None:
@@ -94,6 +124,7 @@ class SweepView:
             self._print(Text(head) + Text(f"{row.status}: {row.reason}", style="yellow" if row.status == "void" else "red"))
         for warning in row.warnings:
             self._print(Text(f"{' ' * (2 * len(str(self._total)) + 4)}{warning}", style="yellow"))
+        self._keep()
 
     def skipped(self, point: GridPoint, repeat: int) -> None:
         self._count += 1
@@ -102,10 +133,10 @@ class SweepView:
 
     def _line_of(self, head: str, row: Row, seconds: float) -> str:
         """As much as fits the console."""
-        line = head + _headline(row) + self._tail(seconds)
+        line = head + headline(row) + self._tail(seconds)
         for shorter in (self._tail(seconds), f"  ({seconds:.1f} s)", ""):
             if len(line) > self._console.width:
-                line = head + _headline(row, brief=True) + shorter
+                line = head + headline(row, brief=True) + shorter
         return line
 
     def _title(self, point: GridPoint, repeat: int) -> str:
@@ -140,7 +171,8 @@ class SweepView:
         self._console.print(line, soft_wrap=self._live is None, highlight=False)
 
 
-def _headline(row: Row, brief: bool = False) -> str:
+def headline(row: Row, brief: bool = False) -> str:
+    """Output rate and, unless `brief`, time to first token."""
     figures = row.figures
     parts = [f"{figures.get('output_tokens_per_s', 0):>9,.1f} tok/s"]
     if "ttft_p50_ms" in figures and not brief:

@@ -5,7 +5,7 @@ spreads over the cells and not over the repeats of one. A failing cell becomes a
 itself (no space, folder gone) end a sweep early; the rows written until then stay, and `--resume` goes on behind them.
 
 An engine takes as many of the machine's GPUs as its layout needs (tp x pp x replicas), from the first on; engines of other layouts follow
-one another. One that needs more than there are is not built: its cells say so.
+one another. One that needs more than there are was refused when the grid was settled: its cells say so, and nothing is built for it.
 
 Whether a cell is finished is asked of the store by content hash of everything that can change its result; that includes the engine's
 fingerprint, so the engine is built (or found built) before anything is skipped.
@@ -79,7 +79,6 @@ class Sweep:
         try:
             self.watcher.preparing(points[0].engine_label)
             try:
-                _check_gpus(points[0].spec, maker.environment)
                 session = self.open_session(points[0].spec)
                 identity = session.identity()
             except Exception as error:
@@ -136,11 +135,3 @@ class Sweep:
         keep(self.store, row, measurement)
         self.watcher.finished(point, row, seconds)
         return row
-
-
-def _check_gpus(spec: MeasurementSpec, environment: Environment) -> None:
-    """Raises `BenchError` for more GPUs than the machine has; where no GPU takes part, ranks are processes of the CPU."""
-    engine, here = spec.engine, environment.gpu_count
-    if environment.gpu and 0 < here < engine.gpus:
-        flags = " ".join(f"--{name} {getattr(engine, name)}" for name in ("tp", "pp", "replicas") if getattr(engine, name) > 1)
-        raise BenchError(f"{flags} takes {engine.gpus} GPUs and this machine has {here}; leave that layout out, or run it elsewhere")

@@ -73,18 +73,19 @@ def check(spec: MeasurementSpec) -> None:
 
 
 def _check_gpus(engine: EngineSpec, tp: int, pp: int) -> None:
-    """Raises `LayoutError` for pipeline stages on GPUs, and when this machine has fewer GPUs than `engine`, so laid out, takes."""
+    """Raises `LayoutError` when this machine has fewer GPUs than `engine`, so laid out, takes, and for ranks on GPUs of several hosts."""
     if device_of(engine.device) == "cpu":
         return
-    if pp > 1:
+    if (engine.nnodes or 1) > 1:
         raise LayoutError(
-            f"--pp is {pp}, and what passes from stage to stage is not yet sent between GPUs; use --tp or --replicas, or --device cpu"
+            f"--nnodes is {engine.nnodes}, and ranks write into each other's GPUs, which hosts do not share; leave --nnodes out, or use "
+            "--device cpu"
         )
-    needed = tp * engine.replicas
+    needed = tp * pp * engine.replicas
     if needed == 1 or (here := len(gpus())) >= needed:
         return
-    copies = f"{engine.replicas} replicas of {tp} GPUs each take" if engine.replicas > 1 and tp > 1 else "the engine takes"
-    flags = "--replicas" if tp == 1 else "--tp" if engine.replicas == 1 else "--tp or --replicas"
+    copies = f"{engine.replicas} replicas of {tp * pp} GPUs each take" if engine.replicas > 1 and tp * pp > 1 else "the engine takes"
+    flags = " or ".join(name for name, size in (("--tp", tp), ("--pp", pp), ("--replicas", engine.replicas)) if size > 1)
     raise LayoutError(f"{copies} {needed} GPUs and this machine has {here}; ask for a smaller {flags}")
 
 

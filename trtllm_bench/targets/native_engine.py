@@ -94,11 +94,12 @@ def _shown(on_build: OnBuild | None) -> AbstractContextManager[OnBuild]:
     return build_progress() if on_build is None else nullcontext(on_build)
 
 
-def load_for(folder: Path, spec: EngineSpec, on_build: OnBuild | None = None) -> list[LLM]:
-    """The engine's replicas, loaded and ready to serve; a named one may be run at less than it was built for. Raises `EngineError`."""
+def load_for(folder: Path, spec: EngineSpec, on_build: OnBuild | None = None, traced: bool = False) -> list[LLM]:
+    """The engine's replicas, loaded and ready to serve; a named one may be run at less than it was built for. `traced`: ranks that are
+    processes can record their steps. Raises `EngineError`."""
     with _shown(on_build) as report:
         if spec.replicas == 1:
-            return [_load(folder, spec, None, report)]
+            return [_load(folder, spec, None, report, traced)]
         report("replicas", 0, spec.replicas)
         with ThreadPoolExecutor(spec.replicas) as pool:  # they start together: most of it is waiting for processes
             starting = [pool.submit(_load, folder, spec, number, lambda *_: None) for number in range(spec.replicas)]
@@ -114,7 +115,7 @@ def load_for(folder: Path, spec: EngineSpec, on_build: OnBuild | None = None) ->
         return [one.result() for one in starting]
 
 
-def _load(folder: Path, spec: EngineSpec, replica: int | None, report: OnBuild) -> LLM:
+def _load(folder: Path, spec: EngineSpec, replica: int | None, report: OnBuild, traced: bool = False) -> LLM:
     named = spec.engine_dir is not None
     return LLM(
         folder,
@@ -125,6 +126,10 @@ def _load(folder: Path, spec: EngineSpec, replica: int | None, report: OnBuild) 
         kv_cache_fraction=spec.kv_cache_fraction,
         policy=cast(Policy, spec.policy),
         replica=replica,
+        nnodes=spec.nnodes or 1,
+        rdzv_endpoint=spec.rdzv_endpoint,
+        traced=traced,
+        detail=spec.nvtx_detail,
         progress=report,
     )
 
@@ -132,8 +137,9 @@ def _load(folder: Path, spec: EngineSpec, replica: int | None, report: OnBuild) 
 class OpenEngine:
     """A `targets.registry.OpenTarget` over our engine."""
 
-    def __init__(self, spec: EngineSpec, on_build: OnBuild | None = None) -> None:
-        """`on_build` sees the engine being built and loaded; without one, progress bars are drawn."""
+    def __init__(self, spec: EngineSpec, on_build: OnBuild | None = None, traced: bool = False) -> None:
+        """`on_build` sees the engine being built and loaded; without one, progress bars are drawn. `traced` is `load_for`'s."""
+        self._traced = traced
         self._spec, self._on_build = spec, on_build
         self._folder: Path | None = None
         self._replicas: list[LLM] = []
@@ -147,7 +153,7 @@ class OpenEngine:
         self._folder = engine_folder(self._spec, self._on_build)
         self._build_s = time.perf_counter() - began
         with _shown(self._on_build) as report:
-            plan = load_engine(self._folder, progress=report).plan
+            plan = load_engine(self._folder, verify="full" if self._spec.verify else "once", progress=report).plan
         served = self._settled(plan)
         self.gpus = served.gpus if self.gpus else 0  # a named engine has the layout it was built with
         files = {name: entry.model_dump() for name, entry in read_checksums(self._folder).items()}
@@ -217,7 +223,7 @@ class OpenEngine:
         if not self._replicas:
             assert self._folder is not None
             began = time.perf_counter()
-            self._replicas = load_for(self._folder, self._spec, self._on_build)
+            self._replicas = load_for(self._folder, self._spec, self._on_build, self._traced)
             for llm in self._replicas:
                 annotate(llm.loop, self._spec.nvtx_detail)
             self._load_s = time.perf_counter() - began

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -70,12 +70,38 @@ def ranges(content: Mapping[str, Any]) -> list[Event]:
     return sorted(found, key=lambda event: (event.start_us, -event.duration_us))
 
 
-def with_tracks(content: dict[str, Any], tracks: Mapping[str, Iterable[tuple[str, float, float]]]) -> dict[str, Any]:
+def with_tracks(
+    content: dict[str, Any], tracks: Mapping[str, Iterable[tuple[str, float, float]]], process: str = "trtllm-bench"
+) -> dict[str, Any]:
     """The trace with more tracks: (name, start, duration) in microseconds each, under a process of ours."""
-    events: list[dict[str, Any]] = [{"ph": "M", "name": "process_name", "pid": "trtllm", "tid": 0, "args": {"name": "trtllm-bench"}}]
+    pid = process.removesuffix("-bench")
+    events: list[dict[str, Any]] = [{"ph": "M", "name": "process_name", "pid": pid, "tid": 0, "args": {"name": process}}]
     for track, items in tracks.items():
-        events += [{"ph": "X", "cat": "trtllm", "pid": "trtllm", "tid": track, "name": n, "ts": at, "dur": took} for n, at, took in items]
+        events += [{"ph": "X", "cat": "trtllm", "pid": pid, "tid": track, "name": n, "ts": at, "dur": took} for n, at, took in items]
     return {**content, "traceEvents": [*content["traceEvents"], *events]}
+
+
+def merged(contents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The traces of an engine's ranks on one timeline: their processes by rank, their clocks by the time of day at which each began to
+    count (`baseTimeNanoseconds`). Ranks of one host have the same clock."""
+    begins = [int(content.get("baseTimeNanoseconds", 0)) for content in contents]
+    events: list[dict[str, Any]] = []
+    for rank, (content, begin) in enumerate(zip(contents, begins, strict=True)):
+        later_us = (begin - begins[0]) / 1e3
+        for event in content["traceEvents"]:
+            moved = {**event, "pid": _of_rank(event.get("pid"), rank)}
+            if "ts" in event:
+                moved["ts"] = float(event["ts"]) + later_us
+            if "id" in event:
+                moved["id"] = f"{rank}:{event['id']}"
+            if event.get("ph") == "M" and event.get("name") == "process_name":
+                moved["args"] = {"name": _of_rank(event["args"].get("name"), rank)}
+            events.append(moved)
+    return {**contents[0], "traceEvents": events}
+
+
+def _of_rank(name: object, rank: int) -> str:
+    return f"rank {rank}: {name}"
 
 
 def write_json(content: Mapping[str, Any], path: Path) -> None:

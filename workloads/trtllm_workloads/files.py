@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from trtllm_workloads.errors import WorkloadError
+from trtllm_workloads.errors import WorkloadError, WriteError
 
 _GZIP = b"\x1f\x8b"
 
@@ -59,7 +59,7 @@ def replacing(path: Path, *, binary: bool = False) -> Iterator[IO[Any]]:
     What is no regular file (`/dev/stdout`, a pipe) is written to directly.
 
     Raises:
-        WorkloadError: the folder is missing or not writable, or the disk is full.
+        WriteError: the folder is missing or not writable, or the disk is full.
     """
     how: dict[str, Any] = {"mode": "wb"} if binary else {"mode": "w", "encoding": "utf-8", "newline": "\n"}
     try:
@@ -77,4 +77,4 @@ def replacing(path: Path, *, binary: bool = False) -> Iterator[IO[Any]]:
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise WorkloadError(f"cannot write {path}: {error.strerror or error}") from None
+        raise WriteError(path, error) from None

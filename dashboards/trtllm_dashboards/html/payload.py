@@ -1,7 +1,7 @@
 """Result sets as the page's data: one column a quantity, one entry a cell, everything that repeats stored once.
 
 Estimates over repeats are made here and not in the browser, so that the page, the figures and the tables show the same numbers. Numbers
-keep six significant digits, finer than any repeat agrees with another.
+keep six significant digits, finer than any repeat agrees with another; whole ones are exact.
 
 Cells that failed have entries too (status, reason, no figures), and older versions of a case keep theirs, marked, for the drill-down.
 """
@@ -9,22 +9,32 @@ Cells that failed have entries too (status, reason, no figures), and older versi
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
+from trtllm_dashboards import looks
+from trtllm_dashboards.html.runs import run_of
 from trtllm_dashboards.points import DIMENSIONS, Estimate, Point, RowSets, newest, points
+from trtllm_dashboards.precisions import pairs
 from trtllm_results.compare.published import beside, load
 from trtllm_results.compare.report import beside_records
+from trtllm_results.cost import list_prices
 from trtllm_results.errors import ResultsError
+from trtllm_results.gpus import gpu_class
 from trtllm_results.metrics.registry import METRICS
 from trtllm_results.model_sizes import canonical
 from trtllm_results.record.row import Row
+from trtllm_results.store.table import Store
 
-PAYLOAD_VERSION = 1
+PAYLOAD_VERSION = 2
 HEADLINE = "output_tokens_per_s"
+DOTS = (HEADLINE, "ttft_p50_ms", "tpot_p50_ms")
+"""Figures whose single runs are listed in a cell's drill-down."""
 RUNS_KEPT = 40
-"""Single runs listed in a cell's drill-down."""
+RUNS_SHOWN = 60
+"""Cells whose runs are shown from within (telemetry, requests), the fastest first: some 4 kB each."""
 NUMBERS: dict[str, Callable[[Point], float]] = {
     "batch": lambda p: p.cell.batch,
     "isl": lambda p: p.cell.isl,
@@ -42,46 +52,65 @@ class Table:
         self.values: list[Any] = []
         self._index: dict[Any, int] = {}
 
-    def add(self, value: Any, key: Any = None) -> int:
-        key = value if key is None else key
+    def add(self, value: Any) -> int:
+        return self.made(value, lambda: value)
+
+    def made(self, key: Any, make: Callable[[], Any]) -> int:
+        """The index of `key`'s value, which is made when it is new."""
         if key not in self._index:
             self._index[key] = len(self.values)
-            self.values.append(value)
+            self.values.append(make())
         return self._index[key]
 
 
-def build(sets: RowSets, title: str = "") -> dict[str, Any]:
-    """The page's data, ready for JSON."""
+def cells_in(sets: RowSets) -> list[Point]:
+    """The page's cells in its order: what was measured, every version, then what never was."""
     measured = points(sets, every_version=True)
+    return measured + _lost(sets, measured)
+
+
+def build(sets: RowSets, title: str = "", stores: Sequence[Store] = ()) -> dict[str, Any]:
+    """The page's data, ready for JSON. `stores` hold the side tables of the rows."""
+    cells = cells_in(sets)
+    measured = [p for p in cells if p.rows[0].status == "ok"]
     current = {id(p) for p in newest(measured)}
-    lost = _lost(sets, measured)
-    cells = measured + lost
     environments, commands = Table(), Table()
     names = [f for f in METRICS if any(f in row.figures for p in measured for row in p.rows)]
+    estimates = {name: [p.get(name) if p.rows[0].status == "ok" else None for p in cells] for name in names}
     return {
         "version": PAYLOAD_VERSION,
         "title": title,
         "generated": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "n": len(cells),
+        "looks": {"precisions": looks.PRECISIONS, "light": looks.LIGHT, "dark": looks.DARK, "symbols": looks.SYMBOLS},
         "dimensions": {
             **{name: _coded([p.names[name] for p in cells]) for name in DIMENSIONS},
             "status": _coded([p.rows[0].status for p in cells]),
             "version": _coded(["newest" if id(p) in current or p.rows[0].status != "ok" else "older" for p in cells]),
         },
         "numbers": {name: [_short(take(p)) for p in cells] for name, take in NUMBERS.items()},
-        "figures": {name: _figure([p.get(name) if p.rows[0].status == "ok" else None for p in cells]) for name in names},
+        "figures": {name: _figure(column) for name, column in estimates.items()},
         "definitions": {name: asdict(METRICS[name]) for name in names},
         "repeats": [len(p.rows) for p in cells],
-        "runs": [_runs(p) for p in cells],
+        "runs": {name: [_runs(p, name) for p in cells] for name in DOTS if name in names},
         "keys": [p.key for p in cells],
         "started": [max(row.started_at for row in p.rows)[:19] for p in cells],
         "reasons": {i: p.rows[0].reason for i, p in enumerate(cells) if p.rows[0].reason},
         "warnings": {i: found for i, p in enumerate(cells) if (found := sorted({w for row in p.rows for w in row.warnings}))},
-        "environment": [environments.add(_environment(p), p.environment) for p in cells],
+        "environment": [environments.made(p.environment, partial(_environment, p)) for p in cells],
         "environments": environments.values,
         "command": [commands.add(p.rows[0].command) for p in cells],
         "commands": commands.values,
-        "published": _published(cells),
+        "published": _published([p for p in cells if id(p) in current], cells),
+        "pairs": _pairs(measured, cells),
+        "prices": _prices(cells),
+        "within": _within(cells, estimates.get(HEADLINE, []), stores),
+        "notes": _notes(measured),
+        "paths": {},
+        "profiles": [],
+        "gates": [],
+        "explained": {},
+        "progress": None,
     }
 
 
@@ -110,28 +139,75 @@ def _figure(estimates: Sequence[Estimate | None]) -> dict[str, Any]:
 
 
 def _short(value: float) -> float | int:
+    if value == int(value) and abs(value) < 1e15:
+        return int(value)
     number = float(f"{value:.6g}")
     return int(number) if number.is_integer() and abs(number) < 1e15 else number
 
 
-def _runs(point: Point) -> list[float | int]:
-    return [_short(row.figures[HEADLINE]) for row in point.rows[:RUNS_KEPT] if HEADLINE in row.figures]
+def _runs(point: Point, figure: str) -> list[float | int]:
+    if len(point.rows) < 2:
+        return []
+    return [_short(row.figures[figure]) for row in point.rows[:RUNS_KEPT] if figure in row.figures]
 
 
 def _environment(point: Point) -> dict[str, Any]:
     return {name: value for name, value in asdict(point.environment).items() if value not in ("", 0, 0.0, None)}
 
 
-def _published(cells: Sequence[Point]) -> list[dict[str, Any]]:
+def _published(current: Sequence[Point], cells: Sequence[Point]) -> list[dict[str, Any]]:
     """Ours beside published figures, with the index of our cell; empty when nothing is comparable."""
     comparable = {(canonical(one.model), one.osl, one.tp) for one in load()}
-    rows = [row for p in cells if (canonical(p.cell.model), p.cell.osl, p.cell.tp) in comparable for row in p.rows if row.status == "ok"]
+    rows = [row for p in current if (canonical(p.cell.model), p.cell.osl, p.cell.tp) in comparable for row in p.rows if row.status == "ok"]
     place = {row.row_id: index for index, p in enumerate(cells) for row in p.rows}
     try:
-        found = beside(rows)
+        found = beside(row for row in rows if not row.arm and not row.predicted)
     except ResultsError:
         return []
     records = beside_records(found)
     for record, one in zip(records, found, strict=True):
         record["cell"] = place[one.ours.row_id]
     return records
+
+
+def _pairs(measured: Sequence[Point], cells: Sequence[Point]) -> list[dict[str, Any]]:
+    place = {id(p): index for index, p in enumerate(cells)}
+    return [
+        {
+            "cell": place[id(one.point)],
+            "base": place[id(one.base)],
+            "ratio": _short(one.ratio),
+            "low": None if one.low is None else _short(one.low),
+            "high": None if one.high is None else _short(one.high),
+            "verdict": one.verdict,
+            "best": one.best,
+        }
+        for one in pairs(measured)
+    ]
+
+
+def _prices(cells: Sequence[Point]) -> dict[str, Mapping[str, Any]]:
+    """List price of each device on the page that has one: dollars for an hour of one GPU, and where that is from."""
+    listed = list_prices()
+    devices = {p.names["device"]: gpu_class(p.environment.gpu) for p in cells if p.environment.gpu}
+    return {name: {"usd": listed[gpu].usd_per_gpu_hour, "note": listed[gpu].text} for name, gpu in devices.items() if gpu in listed}
+
+
+def _within(cells: Sequence[Point], rates: Sequence[Estimate | None], stores: Sequence[Store]) -> dict[int, dict[str, Any]]:
+    if not stores:
+        return {}
+    order = sorted((i for i, rate in enumerate(rates) if rate is not None), key=lambda i: -rates[i].mean)  # type: ignore[union-attr]
+    return {i: found for i in order[:RUNS_SHOWN] if (found := run_of(cells[i], stores)) is not None}
+
+
+def _notes(measured: Sequence[Point]) -> list[str]:
+    """What a reader has to know before any figure."""
+    notes = []
+    devices = sorted({p.names["device"] for p in measured})
+    if len(devices) > 1:
+        notes.append(f"Measured on {len(devices)} devices ({', '.join(devices)}): compare within one; the Device filter keeps it.")
+    if measured and all(len(p.rows) == 1 for p in measured):
+        notes.append(
+            "Every cell ran once, so nothing is known of the spread and no difference is shown to be real: measure with --repeats 3."
+        )
+    return notes

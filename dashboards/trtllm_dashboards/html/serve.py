@@ -19,11 +19,14 @@ from typing import Any
 
 from aiohttp import web
 
+from trtllm_dashboards import profile_page
 from trtllm_dashboards.errors import DashboardError
-from trtllm_dashboards.html import page
+from trtllm_dashboards.html import contents, page
 from trtllm_dashboards.html.payload import build
-from trtllm_dashboards.sources import load
+from trtllm_dashboards.html.profiles import Profile
+from trtllm_dashboards.sources import ROWS, load, stores_in
 from trtllm_results.errors import ResultsError
+from trtllm_results.store.progress import PROGRESS, read_progress
 from trtllm_results.store.selection import named_path
 
 POLL_S = 1.0
@@ -39,16 +42,19 @@ class Watch:
     title: str = ""
     _stamp: Stamp | None = None
     _payload: dict[str, Any] = field(default_factory=dict)
+    _pages: dict[str, Path] = field(default_factory=dict)
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
+    def stores(self) -> list[Path]:
+        return [named_path(spec)[1] for named in self.specs for spec in stores_in(named)]
+
     def files(self) -> list[Path]:
-        paths = [named_path(spec)[1] for spec in self.specs]
-        return [path if path.is_file() else path / "results.parquet" for path in paths]
+        return [path if path.is_file() else path / ROWS for path in self.stores()]
 
     def stamp(self) -> Stamp:
         """Changes whenever a file does; a missing file is (0, 0)."""
         found = []
-        for path in self.files():
+        for path in (*self.files(), *(store / PROGRESS for store in self.stores())):
             try:
                 status = path.stat()
                 found.append((status.st_mtime_ns, status.st_size))
@@ -65,19 +71,50 @@ class Watch:
             return self._payload
 
     def _build(self) -> dict[str, Any]:
-        there = [spec for spec, file in zip(self.specs, self.files(), strict=True) if file.exists()]
+        there = [spec for named in self.specs for spec in stores_in(named) if _exists(spec)]
+        self._pages = {}
         try:
-            sets = load(there, self.where).sets if there else {"": []}
+            content = contents(load(there, self.where), self.title, self._link) if there else build({"": []}, self.title)
+        except ResultsError as error:
+            content = build({"": []}, self.title)
+            if any((path / ROWS).exists() or path.is_file() for path in self.stores()):
+                content["notes"] = [f"{str(error).rstrip('.')}."]
+        told = [found for store in self.stores() if (found := read_progress(store)) is not None]
+        content["progress"] = told or None
+        return content
+
+    def _link(self, profile: Profile, key: str) -> str:
+        name = f"profiles/{len(self._pages)}"
+        self._pages[name] = profile.folder
+        return name
+
+    def profile(self, name: str) -> str | None:
+        """The page of one of the profiles that the payload links to."""
+        folder = self._pages.get(f"profiles/{name}")
+        if folder is None:
+            return None
+        try:
+            return profile_page.page(profile_page.load(folder), back="/")
         except DashboardError:
-            sets = {"": []}
-        return build(sets, self.title)
+            return None
+
+
+def _exists(spec: str) -> bool:
+    path = named_path(spec)[1]
+    return path.is_file() or (path / ROWS).exists()
 
 
 def application(watch: Watch, poll_s: float = POLL_S) -> web.Application:
-    """`/` is the page, `/data` the payload, `/events` one server-sent event a change."""
+    """`/` is the page, `/data` the payload, `/events` one server-sent event a change, `/profiles/N` the page of a linked profile."""
 
     async def index(_: web.Request) -> web.Response:
         text = page(await watch.payload(), live=True)
+        return web.Response(text=text, content_type="text/html", headers={"Cache-Control": "no-store"})
+
+    async def profile(request: web.Request) -> web.Response:
+        text = await asyncio.to_thread(watch.profile, request.match_info["name"])
+        if text is None:
+            raise web.HTTPNotFound
         return web.Response(text=text, content_type="text/html", headers={"Cache-Control": "no-store"})
 
     async def data(_: web.Request) -> web.Response:
@@ -107,6 +144,7 @@ def application(watch: Watch, poll_s: float = POLL_S) -> web.Application:
     app.router.add_get("/", index)
     app.router.add_get("/data", data)
     app.router.add_get("/events", events)
+    app.router.add_get("/profiles/{name}", profile)
     return app
 
 
@@ -132,10 +170,10 @@ def serve(specs: Sequence[str], *, where: Sequence[str] = (), title: str = "", p
     Raises `ResultsError` for results that exist but cannot be read, before it starts to listen.
     """
     watch = Watch(specs, where, title)
-    for spec, file in zip(specs, watch.files(), strict=True):
-        if file.exists():
+    for spec in specs:
+        if all(_exists(inside) for inside in stores_in(spec)):
             load([spec])
-        elif file.suffix != ".parquet" or not (file.parent.is_dir() or file.parent.parent.is_dir()):
+        elif (path := named_path(spec)[1]).suffix == ".parquet" or not (path.is_dir() or path.parent.is_dir()):
             raise ResultsError(f"No results at {spec}.")
 
     async def run() -> None:

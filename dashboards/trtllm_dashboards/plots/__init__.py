@@ -32,30 +32,52 @@ KINDS: Mapping[str, str] = {
     "roofline": "how near the hardware's limits",
     "energy": "power and energy per token",
     "cost": "cost of a million output tokens against speed per user",
+    "gpus": "the brief's cases over H100, A100 and L40S, beside NVIDIA's tables",
     "published": "ours beside published figures",
     "history": "a cell over time, with change points",
+    "repeats": "density of the repeats of a cell (--y: of which figure)",
+    "axes": "any field against any other (--x, --y, --by, --row, --col)",
     "timeline": "when each request of one run waited, prefilled and decoded",
 }
+
+NEED_NO_ROWS = frozenset({"gpus"})
+"""Kinds that draw published figures, whether there are results or not."""
+
+
+@dataclass(frozen=True)
+class Axes:
+    """Fields of the record that were asked for; `row` and `col` hold one at most."""
+
+    x: str = ""
+    y: str = ""
+    by: tuple[str, ...] = ()
+    row: tuple[str, ...] = ()
+    col: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Material:
-    """What figures are drawn from: result sets by name, published figures (None: those shipped), and a reader of per-request tables."""
+    """What figures are drawn from: result sets by name, published figures (None: those shipped), a reader of per-request tables, and the
+    fields chosen for the axes."""
 
     sets: RowSets
     published: Sequence[Published] | None = None
     requests: Callable[[Row], Table | None] = lambda row: None
+    axes: Axes = Axes()
 
     @property
     def rows(self) -> list[Row]:
         return [row for rows in self.sets.values() for row in rows]
 
 
+NO_AXES = Axes()
+
+
 def figure(kind: str, material: Material) -> Figure:
     """Draw one kind. Raises `DashboardError` for an unknown kind or when no row carries what it needs."""
     if kind not in KINDS:
         raise DashboardError(f"There is no plot '{kind}'; choose one of {', '.join(KINDS)}.")
-    if not any(material.sets.values()):
+    if not any(material.sets.values()) and kind not in NEED_NO_ROWS:
         raise DashboardError("There are no rows to plot; check the store and the filters.")
     from trtllm_dashboards.plots.style import themed
 
@@ -73,12 +95,14 @@ def render(
     formats: Sequence[str] = ("png", "svg"),
     published: Sequence[Published] | None = None,
     requests: Callable[[Row], Table | None] = lambda row: None,
+    axes: Axes = NO_AXES,
 ) -> list[Path]:
     """Draw `kind` from `rows` (one set, or several by name) and write `out/<kind>.png` and `.svg`. Returns the files written.
 
-    `published` overrides the figures that `kind="published"` draws beside ours; `requests` reads a row's per-request table (`timeline`).
+    `published` overrides the figures that `kind="published"` draws beside ours; `requests` reads a row's per-request table (`timeline`);
+    `axes` are the fields of `kind="axes"`.
     """
     from trtllm_dashboards.plots.style import save
 
-    drawn = figure(kind, Material(as_sets(rows), published, requests))
+    drawn = figure(kind, Material(as_sets(rows), published, requests, axes))
     return list(save(drawn, Path(out), kind, formats))

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 
 from trtllm_dashboards.errors import DashboardError
 from trtllm_dashboards.plots import Material, style
+from trtllm_dashboards.plots.layout import layout
 from trtllm_dashboards.plots.pareto import front
-from trtllm_dashboards.points import Point, axis_label, grouped, having, load_of, points, varying
+from trtllm_dashboards.points import Point, axis_label, grouped, having, load_axis, load_of, points
 from trtllm_results.cost import COST
+from trtllm_results.metrics.registry import brief
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,6 +33,11 @@ def cheapest(places: list[tuple[float, float]]) -> list[tuple[float, float]]:
     return [(x, -y) for x, y in front([(x, -y) for x, y in places])]
 
 
+def told(point: Point) -> str:
+    x, y = at(point)
+    return f"{brief(y)} USD at {brief(x)} tok/s/user"
+
+
 def draw(material: Material) -> Figure:
     found = having(points(material.sets), X, COST)
     if not found:
@@ -38,29 +45,22 @@ def draw(material: Material) -> Figure:
             f"no row carries both {X} and a cost, which the cost plot needs; give --gpu-price-per-hour, for results of a GPU"
         )
     sheet = style.Sheet("Cost against speed per user", "")
-    panel_by = [d for d in ("model", "shape") if d in varying(found)]
-    groups = style.limited(grouped(found, panel_by), sheet)
-    shown = [p for members in groups.values() for p in members]
-    sheet.subtitle = style.subtitle(shown)
-    series_by = varying(shown, [*panel_by, "batch", "request_rate"])
-    legend = style.looks(grouped(shown, series_by))
-    drawing, axes = sheet.panels(list(groups))
-    for ax, members in zip(axes, groups.values(), strict=True):
+    plan = layout(found, sheet, told)
+    shown, legend = plan.shown, plan.legend
+    drawing, axes = sheet.panels(list(plan.panels))
+    for ax, members in zip(axes, plan.panels.values(), strict=True):
         edge = cheapest([at(p) for p in members])
         ax.plot([x for x, _ in edge], [y for _, y in edge], color="#9aa4af", linewidth=5, alpha=0.35, solid_capstyle="round", zorder=1)
-        for label, line in grouped(members, series_by).items():
+        for label, line in grouped(members, plan.series_by).items():
             line.sort(key=load_of)
             style.errorbars(ax, [at(p)[0] for p in line], [e for p in line if (e := p.get(COST))], legend[label])
-        for point in members:
-            if at(point) in edge:
-                style.remark(ax, f"{load_of(point):g}", at(point), (5, 4))
         costs = [at(p)[1] for p in members]
         style.log_axis(ax, "y", [min(costs) / 2, max(costs) * 2])
         ax.set_ylim(min(costs) / 2, max(costs) * 2)
         style.compact_axis(ax, "x")
+        style.remarks(ax, [(f"{load_of(point):,g}", at(point)) for point in members if at(point) in edge], (5, 4))
         ax.set_xlabel(axis_label(X, "speed per user"))
         ax.set_ylabel("cost of a million output tokens (USD)")
-    unit = "request rate (req/s)" if any(p.cell.request_rate for p in shown) else "batch size"
     bars = style.uncertainty_note(e for p in shown if (e := p.get(COST)))
-    sheet.notes.append(f"The GPUs alone, all hours used. Grey: front over all series; small figures on it: {unit}. {bars}")
+    sheet.notes.append(f"The GPUs alone, all hours used. Grey: front over all series; small figures on it: {load_axis(shown)}. {bars}")
     return sheet.finish(drawing, legend)

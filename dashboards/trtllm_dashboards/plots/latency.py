@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 from trtllm_dashboards.errors import DashboardError
 from trtllm_dashboards.plots import Material, style
-from trtllm_dashboards.points import axis_label, grouped, having, load_of, points, varying
+from trtllm_dashboards.plots.layout import layout
+from trtllm_dashboards.points import Point, axis_label, grouped, having, load_axis, load_of, points
+from trtllm_results.metrics.registry import brief
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,21 +20,22 @@ X = "output_tokens_per_s_per_gpu"
 MEDIAN, TAIL = "e2e_p50_ms", "e2e_p99_ms"
 
 
+def told(point: Point) -> str:
+    rate, latency = point.get(X), point.get(MEDIAN)
+    return "" if rate is None or latency is None else f"{brief(rate.mean)} tok/s/GPU at {brief(latency.mean / 1e3)} s"
+
+
 def draw(material: Material) -> Figure:
     found = having(points(material.sets), X, MEDIAN)
     if not found:
         raise DashboardError(f"No row carries both {X} and {MEDIAN}, which the latency plot needs.")
     sheet = style.Sheet("Latency against throughput", "")
-    panel_by = [d for d in ("model", "shape") if d in varying(found)]
-    groups = style.limited(grouped(found, panel_by), sheet)
-    shown = [p for members in groups.values() for p in members]
-    sheet.subtitle = style.subtitle(shown)
-    series_by = varying(shown, [*panel_by, "batch", "request_rate"])
-    legend = style.looks(grouped(shown, series_by))
-    drawing, axes = sheet.panels(list(groups))
+    plan = layout(found, sheet, told)
+    shown, legend = plan.shown, plan.legend
+    drawing, axes = sheet.panels(list(plan.panels))
     drawn = []
-    for ax, members in zip(axes, groups.values(), strict=True):
-        for index, (label, line) in enumerate(grouped(members, series_by).items()):
+    for ax, members in zip(axes, plan.panels.values(), strict=True):
+        for index, (label, line) in enumerate(grouped(members, plan.series_by).items()):
             line.sort(key=load_of)
             xs = [e.mean for p in line if (e := p.get(X))]
             estimates = [e for p in line if (e := p.get(MEDIAN))]
@@ -41,14 +44,13 @@ def draw(material: Material) -> Figure:
             style.errorbars(ax, xs, estimates, legend[label], scale=1e-3)
             drawn += estimates
             if index == 0:
-                for point, x, estimate in zip(line, xs, estimates, strict=True):
-                    ax.annotate(
-                        f"{load_of(point):g}", (x, estimate.mean / 1e3), (4, -9), textcoords="offset points", fontsize=7, color=style.SOFT
-                    )
+                loads = [(f"{load_of(p):,g}", (x, e.mean / 1e3)) for p, x, e in zip(line, xs, estimates, strict=True)]
         style.compact_axis(ax, "x")
         style.log_axis(ax, "y", [e.mean / 1e3 for p in members for f in (MEDIAN, TAIL) if (e := p.get(f))])
+        style.remarks(ax, loads, (4, -9))
         ax.set_xlabel(axis_label(X, "output throughput"))
         ax.set_ylabel("end-to-end latency (s)")
-    unit = "request rate (req/s)" if any(p.cell.request_rate for p in shown) else "batch size"
-    sheet.notes.append(f"Line: median; band: up to the 99th percentile; small figures: {unit}. " + style.uncertainty_note(drawn))
+    sheet.notes.append(
+        f"Line: median; band: up to the 99th percentile; small figures: {load_axis(shown)}. " + style.uncertainty_note(drawn)
+    )
     return sheet.finish(drawing, legend)

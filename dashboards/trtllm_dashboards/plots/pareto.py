@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 from trtllm_dashboards.errors import DashboardError
 from trtllm_dashboards.plots import Material, style
-from trtllm_dashboards.points import Point, axis_label, grouped, having, load_of, points, varying
+from trtllm_dashboards.plots.layout import layout
+from trtllm_dashboards.points import Point, axis_label, grouped, having, load_axis, load_of, points
+from trtllm_results.metrics.registry import brief
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,34 +36,32 @@ def front(places: list[tuple[float, float]]) -> list[tuple[float, float]]:
     return kept
 
 
+def told(point: Point) -> str:
+    x, y = at(point)
+    return f"{brief(y)} tok/s/GPU at {brief(x)} tok/s/user"
+
+
 def draw(material: Material) -> Figure:
     found = having(points(material.sets), X, Y)
     if not found:
         raise DashboardError(f"No row carries both {X} and {Y}, which the pareto plot needs (requests of two tokens or more).")
     sheet = style.Sheet("Throughput per GPU against speed per user", "")
-    panel_by = [d for d in ("model", "shape") if d in varying(found)]
-    groups = style.limited(grouped(found, panel_by), sheet)
-    shown = [p for members in groups.values() for p in members]
-    sheet.subtitle = style.subtitle(shown)
-    series_by = varying(shown, [*panel_by, "batch", "request_rate"])
-    legend = style.looks(grouped(shown, series_by))
-    drawing, axes = sheet.panels(list(groups))
-    for ax, members in zip(axes, groups.values(), strict=True):
+    plan = layout(found, sheet, told)
+    shown, legend = plan.shown, plan.legend
+    drawing, axes = sheet.panels(list(plan.panels))
+    for ax, members in zip(axes, plan.panels.values(), strict=True):
         edge = front([at(p) for p in members])
         ax.plot([x for x, _ in edge], [y for _, y in edge], color="#9aa4af", linewidth=5, alpha=0.35, solid_capstyle="round", zorder=1)
         estimates = []
-        for label, line in grouped(members, series_by).items():
+        for label, line in grouped(members, plan.series_by).items():
             line.sort(key=load_of)
             estimates = [e for p in line if (e := p.get(Y))]
             style.errorbars(ax, [at(p)[0] for p in line], estimates, legend[label])
-        for point in members:
-            if at(point) in edge:
-                style.remark(ax, f"{load_of(point):g}", at(point), (5, 4))
         style.log_axis(ax, "y", [at(p)[1] for p in members])
         style.compact_axis(ax, "x")
+        style.remarks(ax, [(f"{load_of(point):,g}", at(point)) for point in members if at(point) in edge], (5, 4))
         ax.set_xlabel(axis_label(X, "speed per user"))
         ax.set_ylabel(axis_label(Y, "output throughput"))
-    unit = "request rate (req/s)" if any(p.cell.request_rate for p in shown) else "batch size"
     bars = style.uncertainty_note(e for p in shown if (e := p.get(Y)))
-    sheet.notes.append(f"Grey: Pareto front over all series; small figures on it: {unit}. {bars}")
+    sheet.notes.append(f"Grey: Pareto front over all series; small figures on it: {load_axis(shown)}. {bars}")
     return sheet.finish(drawing, legend)

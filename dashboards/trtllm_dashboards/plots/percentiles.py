@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from trtllm_dashboards.errors import DashboardError
 from trtllm_dashboards.plots import Material, style
-from trtllm_dashboards.points import grouped, having, load_of, points, varying
+from trtllm_dashboards.plots.layout import telling
+from trtllm_dashboards.points import grouped, having, load_axis, load_of, points, varying
 from trtllm_results.metrics.registry import PERCENTILES
 
 if TYPE_CHECKING:
@@ -25,9 +26,17 @@ def draw(material: Material) -> Figure:
     if not found:
         raise DashboardError("No row carries ttft_p50_ms, which the percentiles plot needs; measure with --streaming.")
     sheet = style.Sheet("Latency percentiles against load", style.subtitle(found))
-    rate = any(p.cell.request_rate for p in found)
     metrics = [m for m in METRICS if having(found, f"{m}_p50_ms")]
-    groups = style.limited(grouped(found, varying(found, ("batch", "request_rate"))), sheet, MOST_ROWS, "settings")
+    groups = grouped(found, telling(found, varying(found, ("batch", "request_rate")), ()))
+    several = {label: members for label, members in groups.items() if len(members) > 1}
+    if several and len(several) < len(groups):
+        left_out = len(groups) - len(several)
+        sheet.notes.append(
+            f"{left_out} {'settings were' if left_out > 1 else 'setting was'} measured at one load, so there is no curve of it."
+        )
+    shown = [p for members in style.limited(several or groups, sheet, MOST_ROWS, "settings").values() for p in members]
+    sheet.subtitle = style.subtitle(shown)
+    groups = grouped(shown, telling(shown, varying(shown, ("batch", "request_rate")), ()))
     names = {"ttft": "TTFT", "tpot": "TPOT"}
     titles = [f"{names[m]}, {label}" if label else names[m] for label in groups for m in metrics]
     drawing, axes = sheet.panels(titles, columns=len(metrics), height=2.6)
@@ -45,7 +54,7 @@ def draw(material: Material) -> Figure:
             every = [e.mean for p in found for q in PERCENTILES if (e := p.get(f"{metric}_p{q}_ms"))]
             ax.set_ylim(min(every) / 1.3, max(every) * 1.3)
             style.log_axis(ax, "y", every)
-            ax.set_xlabel("load (requests/s)" if rate else "load (sequences in flight)")
+            ax.set_xlabel(load_axis(members))
             ax.set_ylabel(METRICS[metric])
     sheet.notes.append(style.uncertainty_note(drawn))
     return sheet.finish(drawing, legend)

@@ -1,6 +1,8 @@
-"""Speed-up of each precision over the widest one measured (bf16 where there is one), batch by batch.
+"""Speed-up of each precision over bf16 (or fp16, or fp32) in cells that differ in nothing else, with the interval of the ratio.
 
-A ratio's interval is Welch's on the log scale, so a bar whose interval crosses 1.0 has not been shown to be faster.
+The pairs, their intervals and verdicts are those of `trtllm_dashboards.precisions`, which the page has too: a cell's counterpart may lie in
+another result set, and the best of each precision stand beside each other whatever their batch. Values stand beside the bars since a ratio
+is read, not guessed.
 """
 
 from __future__ import annotations
@@ -9,64 +11,80 @@ from typing import TYPE_CHECKING
 
 from trtllm_dashboards.errors import DashboardError
 from trtllm_dashboards.plots import Material, style
-from trtllm_dashboards.points import Point, grouped, having, points, ratio, varying
+from trtllm_dashboards.points import points, varying
+from trtllm_dashboards.precisions import BASES, FIGURE, Pair, pairs
+from trtllm_results.metrics.registry import brief
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-FIGURE = "output_tokens_per_s"
-BASES = ("bf16", "fp16", "fp32")
-
-
-def values(point: Point) -> list[float]:
-    return [row.figures[FIGURE] for row in point.rows if FIGURE in row.figures]
+NAMED = ("device", "target", "model", "shape", "tp", "pp", "replicas", "workload")
+HIDDEN = ("source", "precision", "kv_dtype")
+MOST = 24
+FEWEST = 4
+"""Places of bars, so that the axis has room for its name."""
+ROW = 0.3
+"""Inches of a bar."""
 
 
 def draw(material: Material) -> Figure:
-    found = having(points(material.sets), FIGURE)
-    precisions = list(dict.fromkeys(p.cell.precision for p in found))
-    base = next((b for b in BASES if b in precisions), None)
-    if base is None or len(precisions) < 2:
+    found = points(material.sets)
+    precisions = list(dict.fromkeys(p.cell.precision for p in found if p.get(FIGURE) is not None))
+    if len(precisions) < 2 or not set(BASES) & set(precisions):
         raise DashboardError(
             f"The precision plot needs two precisions or more, one of them {', '.join(BASES)}; found {', '.join(precisions) or 'none'}."
         )
-    sheet = style.Sheet(f"Speed-up over {base}, output throughput", "")
-    panel_by = varying(found, ("precision", "kv_dtype", "batch", "request_rate"))
-    groups = {k: v for k, v in grouped(found, panel_by).items() if len({p.cell.precision for p in v}) > 1}
-    if not groups:
-        raise DashboardError(f"No case was measured both in {base} and in another precision.")
-    groups = style.limited(groups, sheet)
-    shown = [p for members in groups.values() for p in members]
-    sheet.subtitle = style.subtitle(shown)
-    others = [p for p in precisions if p != base]
-    legend = style.looks(others)
-    drawing, axes = sheet.panels(list(groups), sharey=True)
-    drawn = []
-    for ax, members in zip(axes, groups.values(), strict=True):
-        bases = {(p.cell.batch, p.cell.request_rate): p for p in members if p.cell.precision == base}
-        loads = sorted(bases)
-        width = 0.8 / len(others)
-        for index, precision in enumerate(others):
-            for point in (p for p in members if p.cell.precision == precision and (p.cell.batch, p.cell.request_rate) in bases):
-                at = (point.cell.batch, point.cell.request_rate)
-                gain = ratio(values(point), values(bases[at]))
-                if gain is None:
-                    continue
-                x = loads.index(at) + (index - (len(others) - 1) / 2) * width
-                alone = gain.n == 1
-                color = legend[precision].color
-                ax.bar(x, gain.mean, width * 0.92, color="white" if alone else color, edgecolor=color, linewidth=1)
-                ax.errorbar(x, gain.mean, [[gain.mean - gain.low], [gain.high - gain.mean]], color=style.INK, elinewidth=0.9, capsize=2)
-                ax.annotate(f"{gain.mean:.2f}", (x, gain.high), (0, 2), textcoords="offset points", fontsize=6.5, ha="center")
-                drawn.append(gain)
-        ax.axhline(1, color=style.INK, linewidth=0.9)
-        ax.set_xticks(range(len(loads)), [f"{rate:g}/s" if rate else f"{batch}" for batch, rate in loads])
-        ax.grid(visible=False, axis="x")
-        ax.set_ylim(bottom=0)
-        ax.set_xlabel("batch size (sequences in flight)" if any(batch for batch, _ in loads) else "request rate")
-        ax.set_ylabel(f"throughput / {base} throughput (ratio)")
-        ax.tick_params(labelleft=True)
-    known = ["Bars: 95% t interval of the ratio (Welch)"] if any(gain.n > 1 for gain in drawn) else []
-    single = ["hollow: a single run on one side, spread unknown"] if any(gain.n == 1 for gain in drawn) else []
-    sheet.notes.append("; ".join([*known, *single, f"line at 1: {base}."]))
+    found_pairs = pairs(found)
+    bases = list(dict.fromkeys(pair.base.cell.precision for pair in found_pairs))
+    if not found_pairs:
+        raise DashboardError(f"No case was measured both in one of {', '.join(BASES)} and in another precision.")
+    sheet = style.Sheet(f"Speed-up over {' or '.join(bases)}, output throughput", style.subtitle([p.point for p in found_pairs], *HIDDEN))
+    if len(found_pairs) > MOST:
+        sheet.notes.append(f"{MOST} of {len(found_pairs)} pairs shown; narrow with --where.")
+    shown = found_pairs[:MOST]
+    named = [name for name in NAMED if name in varying([pair.point for pair in shown])]
+    legend = style.looks(dict.fromkeys(pair.point.cell.precision for pair in shown))
+    drawing, (ax,) = sheet.panels([""], width=9.0, height=0.75 + ROW * max(len(shown), FEWEST))
+    _bars(ax, shown, named, legend)
+    ax.set_xlabel(f"throughput / {' or '.join(bases)} throughput (ratio)")
+    if any(pair.low is not None for pair in shown):
+        sheet.notes.append("Bars: 95% t interval of the ratio of geometric means (Welch); verdicts hold over all pairs together (Holm).")
+    if any(pair.low is None for pair in shown):
+        sheet.notes.append("Hollow: a single run on one side, spread unknown, so no verdict.")
+    if any(pair.best for pair in shown):
+        sheet.notes.append("Best: the fastest batch of each precision.")
     return sheet.finish(drawing, {k: style.Look(v.color, "s", "") for k, v in legend.items()}, marker_only=True)
+
+
+def _bars(ax: Axes, shown: list[Pair], named: list[str], legend: dict[str, style.Look]) -> None:
+    highest = 1.0
+    for at, pair in enumerate(shown):
+        color = legend[pair.point.cell.precision].color
+        end, verdict = pair.ratio, "one run"
+        ax.barh(at, pair.ratio, height=0.72, color="white" if pair.low is None else color, edgecolor=color, linewidth=1)
+        if pair.low is not None and pair.high is not None:
+            bar = [[pair.ratio - pair.low], [pair.high - pair.ratio]]
+            ax.errorbar(pair.ratio, at, xerr=bar, color=style.INK, elinewidth=0.9, capsize=2)
+            end, verdict = pair.high, pair.verdict
+        rates = [rate for one in (pair.point, pair.base) if (rate := one.get(FIGURE)) is not None]
+        figures = " against ".join(brief(rate.mean) for rate in rates)
+        style.remark(ax, f"{pair.ratio:.2f} x, {verdict}: {figures} tok/s", (end, at), (5, 0), va="center", color=style.INK)
+        highest = max(highest, end)
+    ax.set_yticks(range(len(shown)), [_name(pair, named) for pair in shown])
+    ax.tick_params(axis="y", colors=style.INK, length=0)
+    ax.set_ylim(max(len(shown), FEWEST) - 0.5, -0.6)
+    ax.axvline(1, color=style.INK, linewidth=0.9)
+    ax.grid(visible=False, axis="y")
+    ax.set_xlim(0, highest * 1.9)
+    ax.set_ylabel("case and batch\n(sequences in flight)")
+
+
+def _name(pair: Pair, named: list[str]) -> str:
+    """`2048/128, fp8, batch 512`; of the best ones `128/128, fp8 at batch 2,048, bf16 at 1,024`."""
+    point, base = pair.point.cell, pair.base.cell
+    if pair.best:
+        load = f"best: {point.precision} at batch {point.batch:,}, {base.precision} at {base.batch:,}"
+    else:
+        load = f"{point.precision}, {point.request_rate:g} req/s" if point.request_rate else f"{point.precision}, batch {point.batch:,}"
+    return ", ".join([*(pair.point.names[name] for name in named if pair.point.names[name]), load])

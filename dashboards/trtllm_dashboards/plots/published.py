@@ -8,18 +8,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from trtllm_dashboards.numbers import compact
 from trtllm_dashboards.plots import Material, style
 from trtllm_dashboards.points import estimate
 from trtllm_results.compare.published import Beside, Published, beside
 from trtllm_results.gpus import gpu_class
+from trtllm_results.metrics.registry import brief
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 FIGURE = "output_tokens_per_s"
-OURS, SAME, OTHER = "#0072B2", "#8C959F", "#D0D7DE"
+OURS, SAME, OTHER = style.PALETTE[0], "#8C959F", "#D0D7DE"
 MOST, COLUMNS = 6, 2
 DOUBTFUL = "†"
 """Marks a figure that its GPU cannot reach; the footer says why."""
@@ -68,19 +68,13 @@ def _bars(ax: Axes, found: list[Beside], material: Material, slots: int) -> None
     ]
     spread = estimate(runs)
     entries = [(f"ours, {gpu_class(mine.ours.environment.device)}", mine.ours_tokens_per_s, OURS)]
-    names = [name(one.theirs) for one in theirs]
     entries += [
-        (
-            (f"{text}, {one.theirs.requests} requests" if names.count(text) > 1 else text)
-            + f" {DOUBTFUL}" * (one.theirs.implausible is not None),
-            one.theirs.output_tokens_per_s,
-            SAME if one.same_gpu else OTHER,
-        )
-        for text, one in zip(names, theirs, strict=True)
+        (text + f" {DOUBTFUL}" * (one.theirs.implausible is not None), one.theirs.output_tokens_per_s, SAME if one.same_gpu else OTHER)
+        for text, one in zip(names_apart([one.theirs for one in theirs]), theirs, strict=True)
     ]
     for index, (_, value, color) in enumerate(entries):
         ax.barh(index, value, height=0.72, color=color)
-        label = compact(value) if index == 0 else f"{compact(value)}  (ours {mine.ours_tokens_per_s / value:.2f} x)"
+        label = brief(value) if index == 0 else f"{brief(value)}  (ours {mine.ours_tokens_per_s / value:.2f} x)"
         end = spread.high if index == 0 and spread else value
         style.remark(ax, label, (end, index), (4, 0), va="center", color=style.INK)
     if spread and spread.n > 1:
@@ -94,6 +88,13 @@ def _bars(ax: Axes, found: list[Beside], material: Material, slots: int) -> None
     ax.set_xlim(0, max(value for _, value, _ in entries) * 1.38)
     style.compact_axis(ax, "x", zero=False)
     ax.set_xlabel("output throughput, all GPUs (tok/s)")
+
+
+def names_apart(figures: list[Published]) -> list[str]:
+    """What each is called, no two alike: source and GPU, where needed the number of requests, and at last which of several runs it is."""
+    names = [name(one) for one in figures]
+    names = [f"{text}, {one.requests} requests" if names.count(text) > 1 else text for text, one in zip(names, figures, strict=True)]
+    return [f"{text} ({names[:at].count(text) + 1})" if names.count(text) > 1 else text for at, text in enumerate(names)]
 
 
 def name(theirs: Published) -> str:

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 
 from trtllm_dashboards.errors import DashboardError
 from trtllm_dashboards.plots import Material, style
-from trtllm_dashboards.points import Estimate, Point, grouped, having, load_of, points, varying
+from trtllm_dashboards.plots.layout import layout
+from trtllm_dashboards.points import Estimate, Point, grouped, having, load_axis, load_of, points
+from trtllm_results.metrics.registry import brief
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,25 +25,26 @@ def place(point: Point) -> tuple[float, Estimate] | None:
     return (mfu.mean / mbu.mean, mfu) if mfu and mbu and mfu.mean > 0 and mbu.mean > 0 else None
 
 
+def told(point: Point) -> str:
+    found = place(point)
+    return "" if found is None else f"MFU {brief(found[1].mean)} at {brief(found[0])} of the ridge point's intensity"
+
+
 def draw(material: Material) -> Figure:
     found = [p for p in having(points(material.sets), "mfu", "mbu") if place(p)]
     if not found:
         raise DashboardError("No row carries both mfu and mbu, which the roofline needs; run `trtllm-bench ceilings` before the sweep.")
     sheet = style.Sheet("Roofline: how near the hardware's limits", "")
-    panel_by = [d for d in ("model", "shape") if d in varying(found)]
-    groups = style.limited(grouped(found, panel_by), sheet)
-    shown = [p for members in groups.values() for p in members]
-    sheet.subtitle = style.subtitle(shown)
-    series_by = varying(shown, [*panel_by, "batch", "request_rate"])
-    legend = style.looks(grouped(shown, series_by))
-    drawing, axes = sheet.panels(list(groups))
+    plan = layout(found, sheet, told)
+    shown, legend = plan.shown, plan.legend
+    drawing, axes = sheet.panels(list(plan.panels))
     xs = [at[0] for p in shown if (at := place(p))]
     ys = [at[1].mean for p in shown if (at := place(p))]
     low, high = min([*xs, 0.1]) / 2, max([*xs, 4.0]) * 2
-    for ax, members in zip(axes, groups.values(), strict=True):
+    for ax, members in zip(axes, plan.panels.values(), strict=True):
         ax.plot([low, 1, high], [low, 1, 1], color=style.INK, linewidth=1.8, zorder=1)
         ax.plot([low, 1, high], [low / 2, 0.5, 0.5], color=style.SOFT, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
-        for index, (label, line) in enumerate(grouped(members, series_by).items()):
+        for index, (label, line) in enumerate(grouped(members, plan.series_by).items()):
             line.sort(key=load_of)
             placed = [at for p in line if (at := place(p))]
             style.errorbars(ax, [x for x, _ in placed], [e for _, e in placed], legend[label])
@@ -54,7 +57,8 @@ def draw(material: Material) -> Figure:
         ax.set_ylim(min(ys) / 2, 1.6)
         ax.set_xlabel("arithmetic intensity / ridge point (ratio)")
         ax.set_ylabel("share of compute ceiling, MFU (ratio)")
-    unit = "request rate (req/s)" if any(p.cell.request_rate for p in shown) else "batch size"
     bars = style.uncertainty_note(at[1] for p in shown if (at := place(p)))
-    sheet.notes.append(f"Left of 1 memory-bound, right of 1 compute-bound; dashed: half the roof; small figures: {unit}. {bars}")
+    sheet.notes.append(
+        f"Left of 1 memory-bound, right of 1 compute-bound; dashed: half the roof; small figures: {load_axis(shown)}. {bars}"
+    )
     return sheet.finish(drawing, legend)

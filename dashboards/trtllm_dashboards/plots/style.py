@@ -1,7 +1,6 @@
 """The look of every figure: palette, panels, header, footer, saving.
 
-Colours are Okabe and Ito's (2008), told apart under all common colour-vision deficiencies; yellow is left out, it is too pale on white.
-Colour is never the only cue: the marker changes with it. A precision keeps its colour in every figure. Figures are built on
+Colours and markers are those of `trtllm_dashboards.looks`, which the pages have too. Figures are built on
 `matplotlib.figure.Figure` and not on pyplot, which would keep global state and open windows; the style applies within `themed` only, so a
 caller's own matplotlib settings stay as they are. Saved SVGs are byte-identical for equal input.
 """
@@ -16,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from trtllm_dashboards import looks as looks_of
 from trtllm_dashboards.errors import NotWritten, OutputError
 from trtllm_dashboards.numbers import compact
 from trtllm_dashboards.points import Estimate, Point, common
@@ -25,14 +25,16 @@ from trtllm_results.store.files import atomically
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.ticker import Formatter
 
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#5B4A9E", "#555555")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+PALETTE = looks_of.LIGHT
+_MARKERS = {"circle": "o", "square": "s", "triangle": "^", "diamond": "D", "down": "v", "plus": "P", "cross": "X", "star": "*"}
+MARKERS = tuple(_MARKERS[symbol] for symbol in looks_of.SYMBOLS)
 Line = Literal["-", "--", ":", "-.", ""]
 LINES: tuple[Line, ...] = ("-", "--", ":", "-.")
-PRECISION_ORDER = ("fp8", "fp8_rowwise", "bf16", "fp16", "int8_sq", "int8_wo", "int4", "w4a8", "nvfp4_wo", "mxfp4_wo", "int8", "fp32")
-"""Index into palette and markers."""
 INK, SOFT, RULE = "#1f2328", "#656d76", "#d8dee4"
+HELD = "\x00"
+"""Stands for a space at which no line is broken."""
 MAX_PANELS = 9
 PANEL_WIDTH, PANEL_HEIGHT = 4.3, 3.1
 FORMATS = ("png", "svg")
@@ -77,18 +79,27 @@ class Look:
     color: str
     marker: str
     line: Line
+    hatch: str = ""
+    """Of a bar; bars with one are drawn on white."""
 
 
 def look(label: str, index: int) -> Look:
     """How series number `index`, called `label`, is drawn."""
-    words = [word for part in label.split(",") for word in part.split() if word in PRECISION_ORDER]
-    if len(words) == 1 and label.strip() == words[0]:
-        index = PRECISION_ORDER.index(words[0])
+    index = looks_of.place(label, index)
     return Look(PALETTE[index % len(PALETTE)], MARKERS[index % len(MARKERS)], LINES[index // len(PALETTE) % len(LINES)])
 
 
 def looks(labels: Iterable[str]) -> dict[str, Look]:
-    return {label: look(label, index) for index, label in enumerate(dict.fromkeys(labels))}
+    """A look a series. The first series of a precision has that precision's; the others share what is left."""
+    unique = list(dict.fromkeys(labels))
+    places: dict[str, int] = {}
+    for label in unique:
+        precision = next((part for part in label.split(", ") if part in looks_of.PRECISIONS), None)
+        place = looks_of.place(precision, -1) if precision is not None else -1
+        if place >= 0 and place not in places.values():
+            places[label] = place
+    free = (index for index in range(len(unique) + len(PALETTE)) if index not in places.values())
+    return {label: look("", places[label] if label in places else next(free)) for label in unique}
 
 
 @dataclass
@@ -111,38 +122,49 @@ class Sheet:
         """A grid of one axes a title, unused places left empty; `height` in inches, one for all lines or one each."""
         from matplotlib.figure import Figure
 
-        columns = min(columns, len(titles))
+        columns = 2 if len(titles) == 4 else min(columns, len(titles))
         lines = math.ceil(len(titles) / columns)
         heights = [height] * lines if isinstance(height, int | float) else list(height)
         figure = Figure(figsize=(max(columns * width, 6.4), sum(heights) + 1.0))
         grid = figure.subplots(lines, columns, squeeze=False, sharey=sharey, height_ratios=heights)
         axes = [ax for row in grid for ax in row]
         for ax, title in zip(axes, titles, strict=False):
-            if len(titles) > 1 or title:
-                ax.set_title(title)
+            if title:
+                ax.set_title(_fitting(title, width))
         for ax in axes[len(titles) :]:
             ax.remove()
         return figure, axes[: len(titles)]
 
     def finish(self, figure: Figure, legend: Mapping[str, Look] | None = None, *, marker_only: bool = False) -> Figure:
-        """Header, legend and footer at fixed heights in inches, the panels in what is left."""
+        """Header, legend and footer at fixed heights in inches; where they take more than an inch, the figure grows for them."""
         from matplotlib.lines import Line2D
+        from matplotlib.patches import Patch
 
         width, height = figure.get_size_inches()
         left = 0.12 / width
-        wrap = int(width * 15.5)
+        subtitle = _wrapped(self.subtitle, int(width * 15.5))
+        footer = [line for note in self.notes for line in _wrapped(note, int(width * 17))]
+        bottom = 0.10 + 0.16 * len(footer)
+        ncols, lines = 1, 0
+        if legend and (len(legend) > 1 or next(iter(legend))):
+            longest = max(len(label) for label in legend)
+            ncols = max(1, min(len(legend), int((width - 0.2) / (0.55 + 0.075 * longest))))
+            lines = math.ceil(len(legend) / ncols)
+        height += max(0.0, 0.40 + 0.19 * len(subtitle) + 0.21 * lines + bottom + 0.12 - 1.0)
+        figure.set_size_inches(width, height)
         top = 0.10
         figure.text(left, 1 - top / height, self.title, size=13, weight="bold", va="top")
         top += 0.30
-        for line in _wrapped(self.subtitle, wrap):
+        for line in subtitle:
             figure.text(left, 1 - top / height, line, size=9, color=SOFT, va="top")
             top += 0.19
-        if legend and (len(legend) > 1 or next(iter(legend))):
+        if legend and lines:
             handles = [
-                Line2D([], [], color=v.color, marker=v.marker, linestyle="" if marker_only else v.line, label=k) for k, v in legend.items()
+                Patch(facecolor="white", edgecolor=v.color, hatch=v.hatch, label=k)
+                if v.hatch
+                else Line2D([], [], color=v.color, marker=v.marker, linestyle="" if marker_only else v.line, label=k)
+                for k, v in legend.items()
             ]
-            longest = max(len(label) for label in legend)
-            ncols = max(1, min(len(legend), int((width - 0.2) / (0.55 + 0.075 * longest))))
             figure.legend(
                 handles=handles,
                 loc="upper left",
@@ -152,13 +174,19 @@ class Sheet:
                 borderpad=0.1,
                 columnspacing=1.6,
             )
-            top += 0.21 * math.ceil(len(legend) / ncols) + 0.06
-        footer = [line for note in self.notes for line in _wrapped(note, int(width * 17))]
-        bottom = 0.10 + 0.16 * len(footer)
+            top += 0.21 * lines + 0.06
         for index, line in enumerate(footer):
             figure.text(left, (bottom - 0.04 - 0.16 * index) / height, line, size=7.5, color=SOFT, va="top")
         figure.set_layout_engine("constrained", rect=(0, bottom / height, 1, 1 - (top + 0.06 + bottom) / height), w_pad=0.08, h_pad=0.06)
         return figure
+
+
+def _fitting(title: str, width: float) -> str:
+    """A panel's title in lines no wider than the panel (inches), broken between its parts."""
+    import textwrap
+
+    held = title.replace(" ", HELD).replace(f",{HELD}", ", ")
+    return "\n".join(textwrap.wrap(held, int(width * 10.5), break_long_words=False)).replace(HELD, " ")
 
 
 def _wrapped(text: str, width: int) -> list[str]:
@@ -193,6 +221,16 @@ def remark(ax: Axes, text: str, at: tuple[float, float], offset: tuple[float, fl
     ax.annotate(text, at, offset, textcoords="offset points", **{"fontsize": 7, "color": SOFT, **more})
 
 
+def remarks(ax: Axes, texts: Iterable[tuple[str, tuple[float, float]]], offset: tuple[float, float]) -> None:
+    """`remark` for each (text, place) that does not lie upon an earlier one; call it when the axes have their limits."""
+    taken: list[tuple[float, float]] = []
+    for text, at in texts:
+        x, y = ax.transAxes.inverted().transform(ax.transData.transform(at))
+        if not any(abs(x - left) < 0.07 and abs(y - low) < 0.07 for left, low in taken):
+            remark(ax, text, at, offset)
+            taken.append((x, y))
+
+
 def uncertainty_note(estimates: Iterable[Estimate]) -> str:
     """What the bars of these estimates mean."""
     counts = {e.n for e in estimates}
@@ -221,39 +259,76 @@ def subtitle(found: Sequence[Point], *ignore: str) -> str:
 
 
 def log_axis(ax: Axes, which: str, values: Sequence[float], *, every: bool = False) -> None:
-    """A base-2 axis with a plain-number tick at each measured value (thinned to what fits), or base 10 when `every` is False."""
-    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
+    """A base-2 axis with a plain-number tick at each measured value (thinned to what fits), or base 10 when `every` is False.
+
+    Less than half a decade is ticked as a linear axis would be: a logarithmic one has room for one round number at most.
+    """
+    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
     axis = ax.xaxis if which == "x" else ax.yaxis
     (ax.set_xscale if which == "x" else ax.set_yscale)("log", base=2 if every else 10)
+    positive = [v for v in values if v > 0]
+    decades = math.log10(max(positive) / min(positive)) if positive else 1
     if every:
-        ticks = _thinned(sorted(set(values)))
-        axis.set_major_locator(FixedLocator(ticks))
+        axis.set_major_locator(FixedLocator(_thinned(sorted(set(positive)))))
+    elif decades < 0.5:
+        axis.set_major_locator(MaxNLocator(nbins=5))
     else:
-        positive = [v for v in values if v > 0]
-        decades = math.log10(max(positive) / min(positive)) if positive else 1
         axis.set_major_locator(LogLocator(base=10, subs=(1.0,) if decades > 2.5 else (1.0, 2.0, 5.0), numticks=12))
     axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}" if every and value < 1e5 else compact(value)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}") if every else plain_ticks())
 
 
-def _thinned(ticks: Sequence[float], gap: float = 0.9) -> list[float]:
+def _thinned(ticks: Sequence[float]) -> list[float]:
+    """The largest, and below it what a label's width apart leaves."""
     kept: list[float] = []
-    for tick in ticks:
-        if not kept or math.log2(tick / kept[-1]) >= gap * max(1.0, math.log2(ticks[-1] / ticks[0]) / 10):
+    gap = max(0.9, 0.115 * math.log2(ticks[-1] / ticks[0])) if ticks else 0.0
+    for tick in reversed(ticks):
+        if not kept or math.log2(kept[-1] / tick) >= gap:
             kept.append(tick)
-    return kept
+    return kept[::-1]
 
 
 def compact_axis(ax: Axes, which: str = "y", *, zero: bool = True) -> None:
-    """Plain numbers with k and M, starting at zero."""
-    from matplotlib.ticker import FuncFormatter
-
-    (ax.yaxis if which == "y" else ax.xaxis).set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
+    """Plain numbers, from zero to a little above what is drawn."""
+    (ax.yaxis if which == "y" else ax.xaxis).set_major_formatter(plain_ticks())
     if zero and which == "y":
-        ax.set_ylim(bottom=0)
+        ax.set_ylim(0, _above(ax.dataLim.y1))
     elif zero:
-        ax.set_xlim(left=0)
+        ax.set_xlim(0, _above(ax.dataLim.x1))
+
+
+def _above(highest: float) -> float:
+    return highest * 1.08 if 0 < highest < math.inf else 1.0
+
+
+def plain_ticks() -> Formatter:
+    """Writes all ticks of an axis in one way: as many decimals as tell them apart, `k` and `M` where all are large, no power of ten."""
+    from matplotlib.ticker import Formatter
+
+    class Plain(Formatter):
+        def __call__(self, x: float, pos: int | None = None) -> str:
+            return tick_texts([x])[0]
+
+        def format_ticks(self, values: Any) -> list[str]:
+            return tick_texts([float(value) for value in values])
+
+    return Plain()
+
+
+def tick_texts(values: Sequence[float]) -> list[str]:
+    """`0`, `24.2k`, `24.4k`: distinct for distinct values."""
+    sizes = sorted(abs(v) for v in values if v)
+    if not sizes:
+        return ["0" for _ in values]
+    if sizes[-1] / sizes[0] > 50:  # a logarithmic axis: each in its own scale
+        return [compact(v) for v in values]
+    scale, suffix = next(((s, t) for s, t in ((1e9, "G"), (1e6, "M"), (1e3, "k")) if sizes[-1] >= 10 * s), (1.0, ""))
+    for places in range(9):
+        texts = [f"{v / scale:,.{places}f}" for v in values]
+        if all(abs(float(text.replace(",", "")) * scale - v) <= 1e-6 * sizes[-1] for text, v in zip(texts, values, strict=True)):
+            break
+    return [f"{text}{suffix}" if value else "0" for text, value in zip(texts, values, strict=True)]
 
 
 def save(figure: Figure, out: Path, name: str, formats: Sequence[str]) -> Iterator[Path]:

@@ -12,6 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from trtllm_dashboards import looks
 from trtllm_dashboards.errors import DashboardError, NotWritten
 from trtllm_results.errors import WriteError
 from trtllm_results.store.files import write_text
@@ -22,20 +23,21 @@ SCRIPTS = ("page.js", "roofline.js", "timeline.js", "tables.js")
 """In this order; the first defines what the others use, the last draws."""
 
 
-def page(profile: Mapping[str, Any]) -> str:
-    """The HTML text of a profile (`trtllm_bench.profiling.record.CellProfile` as a mapping)."""
+def page(profile: Mapping[str, Any], back: str = "") -> str:
+    """The HTML text of a profile (`trtllm_bench.profiling.record.CellProfile` as a mapping); `back` is the page it is linked from."""
     text = _asset("page.html")
-    data = json.dumps(profile, separators=(",", ":"), allow_nan=False).replace("</", "<\\/")
+    content = {**profile, "back": back, "looks": {"light": looks.LIGHT, "dark": looks.DARK}}
+    data = json.dumps(content, separators=(",", ":"), allow_nan=False).replace("</", "<\\/")
     parts = {"style": _asset("page.css"), "script": "\n".join(_asset(name) for name in SCRIPTS), "data": data}
     for name, value in parts.items():
         text = text.replace(f"{{{{{name}}}}}", value, 1)
     return text
 
 
-def render(profile: Mapping[str, Any], out: Path) -> Path:
+def render(profile: Mapping[str, Any], out: Path, back: str = "") -> Path:
     """Writes the page. Raises `NotWritten` when it cannot be written."""
     try:
-        write_text(out, page(profile))
+        write_text(out, page(profile, back))
     except WriteError as error:
         raise NotWritten(out, error) from error
     return out
@@ -51,6 +53,17 @@ def load(folder: Path) -> Mapping[str, Any]:
     if not isinstance(profile, dict) or "kernels" not in profile:
         raise DashboardError(f"{path} is no profile of trtllm-bench; record one with trtllm-bench profile.")
     return profile
+
+
+def parts_per_token(profile: Mapping[str, Any]) -> dict[str, float]:
+    """Microseconds an output token in each op and in the gaps."""
+    steps = profile.get("steps") or []
+    tokens = max(1.0, float(sum(step.get("samples", step.get("sequences", 0)) for step in steps)))
+    gaps = {
+        "gaps between kernels": sum(step.get("gap_inside_us", 0.0) for step in steps),
+        "gaps between steps": sum(step.get("gap_before_us", 0.0) for step in steps),
+    }
+    return {name: us / tokens for name, us in {**profile.get("roles", {}), **gaps}.items() if us > 0}
 
 
 def ensure(folder: Path) -> Path | None:

@@ -15,7 +15,7 @@ from trtllm_engines.calibration import export, ranges, text
 from trtllm_engines.calibration.probe import Probe, Progress
 from trtllm_engines.calibration.ranges import Ranges
 from trtllm_engines.checkpoints.tokenizer import Tokenizer
-from trtllm_engines.errors import EngineError
+from trtllm_engines.errors import EngineError, WriteError
 from trtllm_engines.models.presets import resolve_model
 from trtllm_engines.quantization.registry import definition, definitions
 
@@ -92,7 +92,7 @@ def _new_folder(out: Path) -> Iterator[Path]:
             out.rmdir()
         temporary.rename(out)
     except OSError as error:
-        raise EngineError(f"cannot write the checkpoint to {out} ({error.strerror or error}); choose another output folder") from None
+        raise WriteError(f"the checkpoint to {out}", error, "choose another output folder") from None
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)

@@ -18,6 +18,7 @@ from trtllm_engines.checkpoints.formats.format import Format
 from trtllm_engines.checkpoints.formats.modelopt import MODELOPT_CONFIG
 from trtllm_engines.errors import EngineError
 from trtllm_engines.quantization import named_plan
+from trtllm_engines.quantization.module_names import check_counted, expression
 from trtllm_engines.quantization.precision import kv_scheme
 from trtllm_engines.quantization.precision_map import read_precision_map
 from trtllm_engines.quantization.registry import EXACT_CODES, HEAD, MIXED, SchemeDefinition, definition, kv_definitions
@@ -116,24 +117,33 @@ def checkpoint_plan(model: str | Path) -> QuantPlan | None:
     try:
         if reader is None:
             raise _unknown(folder, stated_method(folder))
-        plan = _stated_plan(reader)
+        plan = _stated_plan(reader, weights)
         return None if plan is None else _as_stored(plan, reader, weights)
     except UnknownQuantization as error:
         raise _with_example(error, weights) from None
 
 
-def _stated_plan(reader: Format) -> QuantPlan | None:
+def _stated_plan(reader: Format, weights: FolderWeights | None) -> QuantPlan | None:
     schemes = list(reader.rules())
     if not schemes:
         return None
     chosen = definition(_name_of([scheme for _, scheme in schemes]))
     wide_scheme = definition(chosen.wide_dtype).scheme
+    patterns = [*reader.wide(), *(pattern for pattern, _ in schemes)]
     rules = (ModuleRule("|".join([HEAD, *reader.wide()]), wide_scheme), *(ModuleRule(pattern, scheme) for pattern, scheme in schemes))
-    for rule in rules:
-        _check_expression(reader.path, rule.pattern)
     quantized = kv_definitions()
     cache = quantized[reader.kv_dtype()].scheme if reader.kv_dtype() in quantized else kv_scheme(chosen.name, "auto")
-    return QuantPlan(chosen.name, chosen.wide_dtype, cache, rules, reader.file)
+    plan = QuantPlan(chosen.name, chosen.wide_dtype, cache, rules, reader.file)
+    try:
+        for pattern in patterns:
+            check_counted(pattern)
+        for rule in rules:
+            expression(rule.pattern)
+        for module in weights.modules() if weights is not None else ():
+            plan.scheme_of(module)
+    except EngineError as error:
+        raise EngineError(f"{reader.path}: {error}") from None
+    return plan
 
 
 def _name_of(schemes: Sequence[QuantScheme]) -> str:
@@ -186,13 +196,6 @@ def _stored_schemes(plan: QuantPlan, reader: Format, weights: FolderWeights) -> 
 def _any_layer(module: str) -> str:
     """An expression for the module and those of other layers that are called like it."""
     return re.sub(r"\\\.\d+\\\.", lambda _: r"\.\d+\.", re.escape(module))
-
-
-def _check_expression(path: Path, pattern: str) -> None:
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise EngineError(f"{path}: the names of modules hold an expression that cannot be read ({error}): {pattern}") from None
 
 
 def _unknown(folder: Path, how: str) -> UnknownQuantization:

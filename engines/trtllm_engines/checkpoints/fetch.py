@@ -26,7 +26,7 @@ from trtllm_engines.checkpoints.gguf_file import GgufFile, GgufWeights
 from trtllm_engines.checkpoints.gguf_tokenizer import write_tokenizer
 from trtllm_engines.checkpoints.write import write_safetensors
 from trtllm_engines.documents import read_object_if_there
-from trtllm_engines.errors import EngineError
+from trtllm_engines.errors import EngineError, NoSpaceError, WriteError
 from trtllm_engines.models.config import RopeConfig, token_id
 from trtllm_kernels.dialect.types import TensorSpec
 
@@ -80,20 +80,18 @@ def fetch(name: str, out: Path | str) -> Path:
                 out.rmdir()
             partial.rename(out)
         except OSError as error:
-            raise EngineError(
-                f"cannot write {name} to {out} ({error.strerror or error}); choose another folder or free some space"
-            ) from None
+            raise WriteError(f"{name} to {out}", error, "choose another folder or free some space") from None
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return out
 
 
 def _check_disk(name: str, needed: int, out: Path) -> None:
-    """Raises `EngineError` before anything is downloaded that there is no room for."""
+    """Raises `NoSpaceError` before anything is downloaded that there is no room for."""
     parent = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.is_dir())
     free = shutil.disk_usage(parent).free
     if free < needed:
-        raise EngineError(
+        raise NoSpaceError(
             f"no space for {name} at {out}: it needs {needed / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free; "
             f"free some or choose another folder"
         )

@@ -16,7 +16,7 @@ from trtllm_engines.documents import checked_json, parse_object
 from trtllm_engines.errors import EngineError
 from trtllm_engines.models.config import ModelConfig
 from trtllm_engines.quantization.scheme import KvScheme, QuantPlan, QuantScheme, WeightRecipe
-from trtllm_kernels.dialect.group import group_spec
+from trtllm_kernels.dialect.group import group_spec, pipe_spec
 from trtllm_kernels.dialect.types import SAMPLING_WORDS, Attr, Lowered, TensorSpec
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ HIDDEN = "hidden"
 """Step input of every pipeline stage but the first: the residual stream, [T, hidden_size] in the wide dtype."""
 KV_SCALES = "kv_scales"
 """Step input of an engine whose cache has a scale per token and head."""
+PIPE = "pipe"
+"""Step input of every stage of a pipeline: a rank's ends of it."""
 NEXT_HIDDEN = "next_hidden"
 """Result of every pipeline stage but the last: `hidden` of the next."""
 
@@ -53,7 +55,8 @@ STEP_INPUTS: Mapping[str, str] = {
     "block_table": "int32 [max_batch_size + 1, max_pages_per_seq]: state, pages of each slot (page 0 is padding's)",
     "kv_cache": "kv dtype [layers, pages, 2, kv_heads, page_size, head_dim]: state",
     KV_SCALES: "fp32 [layers, pages, 2, kv_heads, page_size]: state, scales of a cache that has one per token and head",
-    "hidden": "wide dtype [T, hidden_size]: the residual stream of the pipeline stage before, where there is one",
+    "hidden": "wide dtype [T, hidden_size]: where the residual stream of the pipeline stage before arrives, where there is one",
+    "pipe": "int64 [8]: a rank's place in a pipeline (`trtllm_kernels.dialect.group`), where there is one",
     "group": "int64 [words]: the ranks of a tensor-parallel group (`trtllm_kernels.dialect.group`), where there are several",
 }
 
@@ -127,6 +130,7 @@ def step_input_specs(
         "kv_cache": TensorSpec(cache, kv.dtype),
         **({KV_SCALES: TensorSpec(cache[:-1], "fp32")} if kv.granularity == "row" else {}),
         **({HIDDEN: TensorSpec(("T", config.hidden_size), wide_dtype)} if stage.index > 0 else {}),
+        **({PIPE: pipe_spec()} if layout.pp > 1 else {}),
         **({"group": group_spec(layout.tp)} if layout.tp > 1 else {}),
     }
 

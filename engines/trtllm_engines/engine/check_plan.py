@@ -64,6 +64,9 @@ def check_plan(plan: Plan, source: str) -> None:
     for op in plan.ops:
         _check_op(op, plan, known, refuse)
         known |= set(op.outputs)
+    moves = {name for name, there in (("receive", stage.index > 0), ("send", not plan.is_last_stage)) if there}
+    if lost := moves - {op.op for op in plan.ops}:
+        raise refuse(f"stage {stage.index} of {plan.parallel.pp} has no op {min(lost)}, as an earlier release wrote it; rebuild the engine")
     missing = next(
         (name for name in (*plan.outputs, LOGITS if plan.is_last_stage else NEXT_HIDDEN) if name not in plan.values or name not in known),
         None,

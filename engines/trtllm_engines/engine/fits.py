@@ -7,6 +7,7 @@ Activations and graphs come on top, so what passes here may still be refused whe
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
 
 import torch
@@ -21,6 +22,7 @@ from trtllm_engines.models.config import ModelConfig
 from trtllm_engines.models.layers import Linear
 from trtllm_engines.models.presets import PRESETS, preset_config
 from trtllm_engines.quantization import named_plan, precisions
+from trtllm_engines.quantization.precision import is_weight_only
 from trtllm_engines.quantization.scheme import QuantPlan
 from trtllm_kernels.dialect.dtypes import bytes_of
 
@@ -38,11 +40,15 @@ def room_of(arch: str) -> int | None:
 
 
 def weight_bytes_of(config: ModelConfig, plan: QuantPlan) -> int:
-    """Of the engine's weights, without padding and scales. Raises `EngineError` for a model without a definition."""
+    """Of the engine's weights, with scales of groups and without padding and other scales. Raises `EngineError` for a model without a
+    definition."""
     total = 0
     for name, (count, is_product) in _parameters(config).items():
         codes = plan.scheme_of(name.removesuffix(".weight")).weights if is_product else None
         total += bytes_of(count, plan.wide_dtype if codes is None else codes.dtype)
+        if codes is not None and codes.in_groups:
+            of_groups = {name: spec for name, spec in codes.parameters(1, count).items() if name != "weight_scale"}
+            total += sum(bytes_of(count // codes.group_size, spec.dtype) for spec in of_groups.values())
     return total
 
 
@@ -89,15 +95,16 @@ def check_weights_room(plan: Plan, stored_bytes: int, free: int) -> None:
 
 
 def _alternatives(config: ModelConfig, profile: Profile, arch: str, layout: ParallelLayout, room: int) -> str:
-    """Precisions and numbers of GPUs with which this model fits, else presets that do."""
-    fitting = []
+    """Precisions (of those that quantize weights alone the smallest) and numbers of GPUs with which this model fits, else presets that
+    do."""
+    sizes: dict[str, int] = {}
     for precision in precisions():
-        try:
-            needed = needed_bytes(config, named_plan(precision), profile, layout)
-        except EngineError:
-            continue
-        if needed <= room:
-            fitting.append(f"{precision} ({gib(needed)})")
+        with suppress(EngineError):
+            sizes[precision] = needed_bytes(config, named_plan(precision), profile, layout)
+    weight_only = {name: size for name, size in sizes.items() if is_weight_only(name)}
+    narrowest = min(weight_only, key=weight_only.__getitem__, default="")
+    listed = [name for name, size in sizes.items() if size <= room and (name not in weight_only or name == narrowest)]
+    fitting = [f"{name} ({gib(sizes[name])})" for name in listed]
     if arch != CPU:
         plan = named_plan("bf16")
         for tp in (2, 4, 8):

@@ -23,7 +23,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from errno import EACCES, EDQUOT, ENOSPC, EPERM, EROFS
+from errno import EDQUOT, ENOSPC
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ from trtllm_engines.engine.check_plan import check_listed, check_plan, check_ten
 from trtllm_engines.engine.checksums import CHECKSUMS, Verify, check_files, write_checksums
 from trtllm_engines.engine.fingerprint import DetectedDevice, check_target, check_versions
 from trtllm_engines.engine.verified import Progress
-from trtllm_engines.errors import EngineError
+from trtllm_engines.errors import EngineError, NoSpaceError, WriteError
 from trtllm_engines.models.fields import Fields
 from trtllm_engines.quantization import kv_cache_dtype
 from trtllm_engines.quantization.registry import MIXED
@@ -200,7 +200,7 @@ def writing(out: Path, needed_bytes: int = 0) -> Iterator[Path]:
         out.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(out.parent).free
         if needed_bytes > free:
-            raise EngineError(
+            raise NoSpaceError(
                 f"no space for the engine at {out}: it needs {needed_bytes / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free; "
                 f"free some or choose another output folder"
             )
@@ -211,12 +211,10 @@ def writing(out: Path, needed_bytes: int = 0) -> Iterator[Path]:
         _swap(temporary, out)
     except OSError as error:
         if error.errno in (ENOSPC, EDQUOT):
-            raise EngineError(
+            raise NoSpaceError(
                 f"no space left on disk while writing the engine to {out}; free some or choose another output folder"
             ) from None
-        if error.errno in (EACCES, EPERM, EROFS):
-            raise EngineError(f"cannot write the engine to {out} ({error.strerror}); choose a folder you may write to") from None
-        raise EngineError(f"cannot write the engine to {out} ({error})") from None
+        raise WriteError(f"the engine to {out}", error, "choose a folder you may write to") from None
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)

@@ -83,11 +83,19 @@ def _weight_scale(recipe: WeightRecipe, source: WeightSource, dtype: torch.dtype
     parts = parts_of(recipe, source, device)
     if kind.tensor_scale:
         return _stacked(recipe, [part.tensor_scale().view(1, 1).expand(part.shape[0], 1) for part in parts if part.tensor_scale])
-    return _stacked(recipe, [part.scale().float() for part in parts]).contiguous()
+    return _stacked(recipe, [_finite(part).float() for part in parts]).contiguous()
+
+
+def _finite(part: StoredCodes) -> Tensor:
+    """Its scales. Raises `EngineError` where one is no number."""
+    scale = part.scale()
+    if not bool((scale != 255).all() if scale.dtype == torch.uint8 else torch.isfinite(scale.float()).all()):
+        raise EngineError(f"weight {part.name}: a scale of its codes is not finite; download the checkpoint again, or quantize it again")
+    return scale
 
 
 def _group_scale(recipe: WeightRecipe, source: WeightSource, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return _stacked(recipe, [part.scale() for part in parts_of(recipe, source, device)])
+    return _stacked(recipe, [_finite(part) for part in parts_of(recipe, source, device)])
 
 
 def _weight_zero(recipe: WeightRecipe, source: WeightSource, dtype: torch.dtype, device: torch.device) -> Tensor:

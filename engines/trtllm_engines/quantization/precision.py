@@ -25,6 +25,12 @@ def canonical(precision: str) -> str:
     return precision if known is None else known.name
 
 
+def is_weight_only(precision: str) -> bool:
+    """Whether products of an engine of `precision` have codes for weights and wide inputs."""
+    scheme = definition(precision).scheme
+    return scheme.weights is not None and not scheme.inputs.dtype
+
+
 def kv_dtypes() -> tuple[str, ...]:
     """Every name that `--kv-dtype` takes."""
     return ("auto", *(name for name, one in definitions().items() if name == one.wide_dtype), *kv_definitions())
@@ -60,7 +66,8 @@ def kv_scheme(precision: str, asked: str) -> KvScheme:
             raise EngineError(f"an {dtype} KV cache needs 16-bit activations; use precision {dtype}, bf16 or fp16")
         return quantized[dtype].scheme
     if dtype != wide:
-        raise EngineError(f"an engine in {precision} can keep its KV cache in {' or '.join((wide, *quantized))}, not {dtype}")
+        *most, last = wide, *quantized
+        raise EngineError(f"an engine in {precision} can keep its KV cache in {', '.join(most)} or {last}, not {dtype}")
     return KvScheme(wide)
 
 

@@ -9,10 +9,10 @@ What a scheme does to the graph and to the checkpoint's tensors is code, found b
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from trtllm_engines.quantization.module_names import expression
 from trtllm_kernels.dialect.dtypes import bytes_of
 from trtllm_kernels.dialect.types import TensorSpec
 
@@ -152,8 +152,10 @@ class QuantPlan:
         return QuantScheme(self.wide_dtype)
 
     def scheme_of(self, module: str) -> QuantScheme:
-        """The scheme of the product whose weight is `module`'s, such as `model.layers.0.mlp.down_proj`."""
-        return next((rule.scheme for rule in self.rules if re.fullmatch(rule.pattern, module)), self.wide)
+        """The scheme of the product whose weight is `module`'s, such as `model.layers.0.mlp.down_proj`.
+
+        Raises `EngineError` for a rule that takes too long to match."""
+        return next((rule.scheme for rule in self.rules if expression(rule.pattern).matches(module)), self.wide)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from trtllm_engines.compiler.plan import HIDDEN, LOGITS, NEXT_HIDDEN, Op, Plan
+from trtllm_engines.compiler.plan import LOGITS, Op, Plan
 from trtllm_engines.errors import EngineError
 from trtllm_engines.memory import allocating
 from trtllm_engines.runtime.batch import IntArray, StepBatch, StepOutput
@@ -56,10 +56,10 @@ class CpuRunner:
         link: StageLink | None = None,
     ) -> None:
         self.plan = plan
-        self.memory = RankMemory(plan, "cpu", tensors, CacheSize(kv_cache_fraction, num_pages), group)
+        self.memory = RankMemory(plan, "cpu", tensors, CacheSize(kv_cache_fraction, num_pages), group, link)
         self.num_pages, self.state = self.memory.num_pages, self.memory.state
         self.outputs: dict[str, torch.Tensor] = {}
-        self._link = link
+        self._alone = group is None and link is None
         self._calls = [(op, OPS[op.op].overload, dict(op.attrs)) for op in plan.ops]
         self._last_use = _last_uses(plan)
         self.observe(NOBODY)
@@ -76,15 +76,10 @@ class CpuRunner:
         state = self.state
         plan = state.start(batch)
         sizes = state.upload(batch)
-        if HIDDEN in state.tensors:
-            assert self._link is not None
-            self._link.receive(state.tensors[HIDDEN][: sizes.num_tokens])
         last_tokens = state.last_tokens.clone()
         with allocating("running a step"):
             self.outputs = self.forward(sizes)
         if not self.plan.is_last_stage:
-            assert self._link is not None
-            self._link.send(self.outputs[NEXT_HIDDEN])
             return CpuHandle(StepOutput(NO_TOKENS))
         if not _finite(self.outputs[LOGITS][: plan.count]):
             state.last_tokens.copy_(last_tokens)
@@ -103,9 +98,9 @@ class CpuRunner:
         return CpuHandle(StepOutput(tokens, collect_logprobs(plan.row_logprobs, chosen, top, top_ids)))
 
     def _not_finite(self, sizes: StepSizes) -> EngineError:
-        """Names the first op whose results are no numbers, by running the step once more; ranks of a group would wait for each other."""
+        """Names the first op whose results are no numbers, by running the step once more; ranks of several would wait for each other."""
         name = LOGITS
-        if self.memory.group is None:
+        if self._alone:
             values: dict[str, torch.Tensor] = {**self.memory.tensors, **self.state.of_step(sizes.symbols)}
             for index, (op, _, _) in enumerate(self._calls):
                 self._run(values, index, index + 1)

@@ -23,7 +23,7 @@ from trtllm_engines.errors import EngineError
 from trtllm_engines.runtime.batch import StepBatch, StepOutput
 from trtllm_engines.runtime.buckets import LARGEST_GRAPH, graph_buckets
 from trtllm_engines.runtime.device_state import SamplingPlan
-from trtllm_engines.runtime.group import RankGroup
+from trtllm_engines.runtime.group import RankGroup, StageLink
 from trtllm_engines.runtime.inputs import StepSizes
 from trtllm_engines.runtime.launch_order import LaunchOrder, run_in_groups
 from trtllm_engines.runtime.observer import NOBODY, StepObserver, op_groups
@@ -67,8 +67,8 @@ class CudaRunner:
     """`tensors` holds the plan's weights and constants on the device; `cubin` finds a kernel's code by key.
 
     The KV cache takes `kv_cache_fraction` of the memory left after weights and arena, unless `num_pages` says how much.
-    `pdl` is `BoundProgram`'s. `check_logits` looks at every step's logits on the device, one pass over them, and raises where they are no
-    numbers; off where time is measured.
+    `link`: of a pipeline's stage, whose tokens mean nothing unless it is the last. `pdl` is `BoundProgram`'s. `check_logits` looks at every
+    step's logits on the device, one pass over them, and raises where they are no numbers; off where time is measured.
     """
 
     def __init__(
@@ -84,13 +84,14 @@ class CudaRunner:
         max_graph_batch: int = LARGEST_GRAPH,
         pdl: bool = True,
         group: RankGroup | None = None,
+        link: StageLink | None = None,
         check_logits: bool = False,
     ) -> None:
         self.plan = plan
         self._arch = arch
-        self._check_logits = check_logits
+        self._check_logits = check_logits and plan.is_last_stage
         device = torch.device("cuda", torch.cuda.current_device())
-        self.memory = RankMemory(plan, device, tensors, CacheSize(kv_cache_fraction, num_pages), group)
+        self.memory = RankMemory(plan, device, tensors, CacheSize(kv_cache_fraction, num_pages), group, link)
         self.num_pages, self.state = self.memory.num_pages, self.memory.state
         lowered = [op.tactics[arch] for op in plan.ops]
         specs = {**plan.values, **{name: spec for one in lowered for name, spec in one.workspaces.items()}}
@@ -171,7 +172,7 @@ class CudaRunner:
     def _handle(self, plan: SamplingPlan) -> CudaHandle:
         """Of the step just launched, sampled anew where that takes more than the plan does."""
         logprobs: tuple[torch.Tensor, ...] = ()
-        if plan.by_sampler:
+        if plan.by_sampler and self.plan.is_last_stage:
             self._observer.sample_begins(plan.count)
             try:
                 on_device = self.state.sample(plan, self._logits(), self._sizes).logprobs

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from trtllm_engines.compiler.plan import HIDDEN, KV_SCALES, STEP_INPUTS, Plan
+from trtllm_engines.compiler.plan import HIDDEN, KV_SCALES, PIPE, STEP_INPUTS, Plan
 from trtllm_engines.errors import OutOfMemoryError
 from trtllm_engines.runtime.batch import StepBatch
 from trtllm_engines.runtime.inputs import StepInputs, StepSizes
@@ -36,8 +36,16 @@ def pages_within(plan: Plan, nbytes: int) -> int:
 
 
 class DeviceState:
-    def __init__(self, plan: Plan, num_pages: int, device: torch.device | str, group: torch.Tensor | None = None) -> None:
-        """`group`: the plan's step input of that name, where it has one."""
+    def __init__(
+        self,
+        plan: Plan,
+        num_pages: int,
+        device: torch.device | str,
+        group: torch.Tensor | None = None,
+        pipe: torch.Tensor | None = None,
+        hidden: torch.Tensor | None = None,
+    ) -> None:
+        """`group`, `pipe` and `hidden`: the plan's step inputs of these names, where it has them."""
         profile, config = plan.profile, plan.config
         self.device = torch.device(device)
         slots = profile.max_batch_size + 1
@@ -58,13 +66,10 @@ class DeviceState:
             "token_ring": self.token_ring,
             "argmax_scratch": torch.full((slots - 1,), EMPTY, dtype=torch.int64, device=self.device),
             **{name: self.inputs.tensors[name] for name in STEP_INPUTS if name in self.inputs.tensors},
-            **({} if group is None else {"group": group}),
+            **{name: tensor for name, tensor in (("group", group), (PIPE, pipe), (HIDDEN, hidden)) if tensor is not None},
         }
         """Every step input of the plan, at full capacity."""
         self._specs = plan.step_inputs
-        if HIDDEN in self._specs:
-            hidden = (profile.max_num_tokens, config.hidden_size)
-            self.tensors[HIDDEN] = torch.zeros(hidden, dtype=DTYPES[self._specs[HIDDEN].dtype], device=self.device)
 
     def of_step(self, symbols: Mapping[str, int]) -> dict[str, torch.Tensor]:
         """The step inputs of the plan, cut to a step's sizes."""

@@ -12,9 +12,11 @@ from typing import Protocol
 import torch
 import torch.distributed as dist
 
-from trtllm_engines.compiler.plan import Plan
+from trtllm_engines.compiler.plan import HIDDEN, Plan
 from trtllm_kernels.dialect.dtypes import bytes_of
-from trtllm_kernels.references.communication import communicate
+from trtllm_kernels.dialect.group import group_words
+from trtllm_kernels.dialect.specs import DTYPES
+from trtllm_kernels.references.communication import communicate, connect
 
 
 class RankGroup(Protocol):
@@ -39,10 +41,23 @@ class RankGroup(Protocol):
 class StageLink(Protocol):
     """One rank's ends of the pipeline: the residual stream from the same rank of the stage before, and to that of the next."""
 
-    def receive(self, hidden: torch.Tensor) -> None:
-        """Fills `hidden` with what the stage before sent of its next step."""
+    def join(self, plan: Plan) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The plan's step inputs `pipe` and `hidden`, the latter where a stage is before. Every rank of the engine calls it together."""
+
+
+class CpuLink(Protocol):
+    """What `joined` makes a `StageLink` of: it is what the ops send and receive through."""
+
+    def receive(self, hidden: torch.Tensor) -> None: ...
 
     def send(self, hidden: torch.Tensor) -> None: ...
+
+
+def joined(link: CpuLink, plan: Plan) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """`StageLink.join` on a CPU."""
+    spec = plan.step_inputs.get(HIDDEN)
+    rows = (plan.profile.max_num_tokens, plan.config.hidden_size)
+    return connect(link), None if spec is None else torch.zeros(rows, dtype=DTYPES[spec.dtype])
 
 
 class ProcessLink:
@@ -51,11 +66,38 @@ class ProcessLink:
     def __init__(self, tp: int) -> None:
         self._before, self._next = dist.get_rank() - tp, dist.get_rank() + tp
 
+    def join(self, plan: Plan) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return joined(self, plan)
+
     def receive(self, hidden: torch.Tensor) -> None:
         dist.recv(hidden, src=self._before)
 
     def send(self, hidden: torch.Tensor) -> None:
         dist.send(hidden.contiguous(), dst=self._next)
+
+
+class GpuLink:
+    """Between ranks that are processes on GPUs of one host: they write into each other's memory."""
+
+    def __init__(self, tp: int) -> None:
+        self._tp = tp
+
+    def join(self, plan: Plan) -> tuple[torch.Tensor, torch.Tensor | None]:
+        from trtllm_kernels.launch.peers import PipeMemory
+
+        dtype, rows, columns = plan.quant.wide_dtype, plan.profile.max_num_tokens, plan.config.hidden_size
+        memory = PipeMemory(dist.get_rank(), dist.get_world_size(), self._tp, lambda data: _exchanged(data, dist.get_world_size(), None))
+        pipe = memory.join(bytes_of(columns, dtype), rows)
+        if HIDDEN not in plan.step_inputs:
+            return pipe, None
+        return pipe, memory.inbox.view(DTYPES[dtype]).view(-1, columns)[:rows]
+
+
+def _exchanged(data: bytes, size: int, group: dist.ProcessGroup | None) -> list[bytes]:
+    own = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    parts = [torch.empty_like(own) for _ in range(size)]
+    dist.all_gather(parts, own, group=group)
+    return [bytes(part.numpy()) for part in parts]
 
 
 @dataclass(frozen=True)
@@ -78,17 +120,20 @@ class ProcessGroup:
     def __init__(self, device: torch.device, tp: int) -> None:
         """Every `tp` ranks in order are a group."""
         self.rank, self.size = dist.get_rank() % tp, tp
-        self._own: dist.ProcessGroup | None = None
-        if tp < dist.get_world_size():
-            groups = [dist.new_group(list(range(first, first + tp))) for first in range(0, dist.get_world_size(), tp)]
-            self._own = groups[dist.get_rank() // tp]
         self._device = device
-        self._logits = dist.new_group(backend="nccl") if device.type == "cuda" else self._own
+        self._own = self._group_of_stage(None) if tp < dist.get_world_size() else None
+        self._logits = self._group_of_stage("nccl") if device.type == "cuda" and tp > 1 else self._own
         self._peers: object = None
 
+    def _group_of_stage(self, backend: str | None) -> dist.ProcessGroup:
+        firsts = range(0, dist.get_world_size(), self.size)
+        groups = [dist.new_group(list(range(first, first + self.size)), backend=backend) for first in firsts]
+        own: dist.ProcessGroup = groups[dist.get_rank() // self.size]
+        return own
+
     def arena(self, nbytes: int) -> torch.Tensor:
-        if self._device.type == "cpu":
-            return torch.zeros(nbytes, dtype=torch.uint8)
+        if self._device.type == "cpu" or self.size == 1:
+            return torch.zeros(nbytes, dtype=torch.uint8, device=self._device)
         from trtllm_kernels.launch.peers import PeerMemory
 
         self._peers = PeerMemory(self.rank, self.size, self._exchange)
@@ -97,6 +142,8 @@ class ProcessGroup:
     def join(self, plan: Plan) -> torch.Tensor:
         if self._device.type == "cpu":
             return communicate(GlooCommunicator(self.rank, self.size, self._own))
+        if self.size == 1:
+            return torch.zeros(group_words(1), dtype=torch.int64, device=self._device)
         from trtllm_kernels.launch.peers import PeerMemory
 
         assert isinstance(self._peers, PeerMemory)
@@ -108,12 +155,11 @@ class ProcessGroup:
         return int(counted)
 
     def columns(self, x: torch.Tensor) -> torch.Tensor:
+        if self.size == 1:
+            return x
         parts = [torch.empty_like(x) for _ in range(self.size)]
         dist.all_gather(parts, x.contiguous(), group=self._logits)
         return torch.cat(parts, dim=1)
 
     def _exchange(self, data: bytes) -> list[bytes]:
-        own = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        parts = [torch.empty_like(own) for _ in range(self.size)]
-        dist.all_gather(parts, own, group=self._own)
-        return [bytes(part.numpy()) for part in parts]
+        return _exchanged(data, self.size, self._own)

@@ -42,7 +42,8 @@ class CacheSize:
 
 
 class RankMemory:
-    """All memory of one rank, allocated once, in this order: `tensors` (weights and constants, given), `arena`, `state` with the KV cache.
+    """All memory of one rank, allocated once, in this order: `tensors` (weights and constants, given), `arena`, what stages receive
+    into, `state` with the KV cache.
 
     Raises `EngineError` when not one sequence's cache fits.
     """
@@ -54,6 +55,7 @@ class RankMemory:
         tensors: Mapping[str, torch.Tensor],
         cache: CacheSize,
         group: RankGroup | None = None,
+        link: StageLink | None = None,
     ) -> None:
         self.plan = plan
         self.device = torch.device(device)
@@ -63,10 +65,11 @@ class RankMemory:
         check_room(plan, arena_bytes, cache.num_pages, free_bytes(self.device))
         self.arena = torch.zeros(arena_bytes, dtype=torch.uint8, device=self.device) if group is None else group.arena(arena_bytes)
         """Of activations; the CPU's references allocate their own."""
+        pipe, hidden = (None, None) if link is None else link.join(plan)
         self.num_pages = pages_within(plan, self._free_bytes(cache.fraction)) if cache.num_pages is None else cache.num_pages
         if group is not None:
             self.num_pages = group.least(self.num_pages)
-        self.state = DeviceState(plan, self.num_pages, self.device, None if group is None else group.join(plan))
+        self.state = DeviceState(plan, self.num_pages, self.device, None if group is None else group.join(plan), pipe, hidden)
 
     def _free_bytes(self, fraction: float) -> int:
         left = free_bytes(self.device) - step_bytes(self.plan.profile)
@@ -120,6 +123,7 @@ def start_rank(
         cuda_graphs=cuda_graphs,
         max_graph_batch=max_graph_batch,
         group=group,
+        link=link,
         check_logits=check_logits,
     )
     runner.capture(captured)

@@ -17,10 +17,11 @@ import torch.distributed as dist
 
 from trtllm_engines.engine.fingerprint import CPU, detect_target
 from trtllm_engines.engine.folder import load_engine
-from trtllm_engines.runtime import wire
+from trtllm_engines.runtime import rank_trace, wire
 from trtllm_engines.runtime.batch import StepHandle
-from trtllm_engines.runtime.group import ProcessGroup, ProcessLink
+from trtllm_engines.runtime.group import GpuLink, ProcessGroup, ProcessLink
 from trtllm_engines.runtime.rank import CacheSize, start_rank
+from trtllm_engines.runtime.rank_trace import RankTrace
 from trtllm_engines.runtime.step_ring import StepRing
 
 
@@ -36,24 +37,28 @@ def main() -> None:
     parser.add_argument("--kv-cache-fraction", type=float, required=True)
     parser.add_argument("--num-pages", type=int)
     parser.add_argument("--max-graph-batch", type=int, required=True)
+    parser.add_argument("--traced", action="store_true")
+    parser.add_argument("--detail", default="off")
     options = parser.parse_args()
-    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    ring = StepRing.attach(options.ring, size, options.message_bytes, options.answer_bytes)
-    ring.enter(rank, os.getpid())
+    local = int(os.environ["LOCAL_RANK"])
+    ring = StepRing.attach(options.ring, int(os.environ["LOCAL_WORLD_SIZE"]), options.message_bytes, options.answer_bytes)
+    ring.enter(local, os.getpid())
     try:
-        _run(options, rank, size, ring)
+        _run(options, int(os.environ["RANK"]), local, int(os.environ["WORLD_SIZE"]), ring)
     except BaseException as error:
-        ring.fail(rank, f"{type(error).__name__}: {' '.join(str(error).split())}")
+        ring.fail(local, f"{type(error).__name__}: {' '.join(str(error).split())}")
         raise
 
 
-def _run(options: argparse.Namespace, rank: int, size: int, ring: StepRing) -> None:
+def _run(options: argparse.Namespace, rank: int, local: int, size: int, ring: StepRing) -> None:
+    """`rank` of `size` in all; `local`: its number on this host, under which the ring knows it."""
     on_gpu = options.arch != CPU
-    gpu = options.first_gpu + int(os.environ["LOCAL_RANK"])
+    gpu = options.first_gpu + local
     if on_gpu:
         torch.cuda.set_device(gpu)
     if size > 1:
         dist.init_process_group("gloo")
+    trace = RankTrace(rank, on_gpu, options.traced, options.detail)
     tp, stages = options.tp, size // options.tp
     group = ProcessGroup(torch.device("cuda" if on_gpu else "cpu"), tp) if size > 1 else None
     engine = load_engine(options.engine, detect_target(gpu) if on_gpu else None, verify="sizes", stage=rank // tp)
@@ -63,12 +68,13 @@ def _run(options: argparse.Namespace, rank: int, size: int, ring: StepRing) -> N
         cuda_graphs=options.max_graph_batch > 0,
         max_graph_batch=max(1, options.max_graph_batch),
         group=group,
-        link=ProcessLink(tp) if stages > 1 else None,
+        link=None if stages == 1 else GpuLink(tp) if on_gpu else ProcessLink(tp),
     )
+    trace.observe(runner)
     answers = rank == (stages - 1) * tp
     if size > 1:
         dist.barrier()
-    ring.ready(rank, runner.num_pages)
+    ring.ready(local, runner.num_pages)
     flights: deque[tuple[int, StepHandle]] = deque()
     number = 0
 
@@ -87,8 +93,18 @@ def _run(options: argparse.Namespace, rank: int, size: int, ring: StepRing) -> N
         if os.getppid() != parent:
             sys.exit("the process that started this rank is gone")
 
-    while (message := ring.receive(rank, wait)) is not None:
-        flights.append((number, runner.launch(wire.decode(message))))
+    while (message := ring.receive(local, wait)) is not None:
+        if message.startswith(rank_trace.MAGIC):
+            land(all_of_them=True)
+            trace.obey(message)
+            if answers:
+                ring.reply(number, b"")
+            number += 1
+            continue
+        batch = wire.decode(message)
+        trace.launch_begins(number, batch)
+        flights.append((number, runner.launch(batch)))
+        trace.launch_ends()
         number += 1
         land()
         while len(flights) > 2:

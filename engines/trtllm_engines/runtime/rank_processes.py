@@ -1,45 +1,34 @@
-"""The ranks of an engine as processes: one a GPU, driven by the process that schedules.
+"""The ranks of an engine as processes: one a GPU, on one host or several, driven by the process that schedules.
 
-That process has no CUDA context of its own. It sends each step once, through shared memory (`step_ring`), to all ranks, and takes the
-tokens that the first one of the last stage leaves there; what ranks exchange among themselves is in the plan's ops. torchrun starts
-several, and ends the others when one dies; a single one, as a replica of an engine of one GPU is, needs nobody beside it. A rank that hangs
-would be noticed by nobody, since the others wait for it on the device: so the controller gives every step a time.
+That process has no CUDA context of its own. It sends each step once, through shared memory (`step_ring`) to all ranks of its host and over
+TCP (`hosts`) to each other host, and takes the tokens that the first rank of the last stage leaves; what ranks exchange among themselves is
+in the plan's ops. A rank that hangs would be noticed by nobody, since the others wait for it on the device: so every step is given a time.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from trtllm_engines.compiler.plan import Plan
 from trtllm_engines.errors import EngineError
-from trtllm_engines.runtime import wire
+from trtllm_engines.runtime import rank_trace, wire
 from trtllm_engines.runtime.batch import StepBatch, StepOutput
+from trtllm_engines.runtime.host_ranks import HostRanks, RankOrder
+from trtllm_engines.runtime.hosts import Hosts, free_port
 from trtllm_engines.runtime.observer import StepObserver
 from trtllm_engines.runtime.rank import CacheSize
-from trtllm_engines.runtime.step_ring import FAILED, READY, SLOTS, StepRing
+from trtllm_engines.runtime.step_ring import SLOTS
 
 STEP_S = 10.0
 """Most time between a step's launch and its tokens, or the tokens of the step before it. The largest step of a 70B takes under a second."""
 START_S = 900.0
-PF_EXITING = 0x4
-"""Flag of a process in /proc, from the first thing that its end does (linux/sched.h)."""
-ENVIRONMENT = {
-    "NCCL_NVLS_ENABLE": "0",
-    "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1",
-    "NVSHMEM_DISABLE_NVLS": "1",
-    "GLOO_SOCKET_IFNAME": "lo",
-    "NCCL_SOCKET_IFNAME": "lo",
-}
-"""No NVLink multicast, whatever a library would choose; and ranks of one host meet there, whatever its name resolves to."""
+WRITE_S = 60.0
+"""Most time that ranks take to write what they have recorded."""
+NOTICE_S = 1.0
+"""How long a host may take to notice that one of its ranks has died, after those of another have failed of it."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +39,7 @@ class RemoteHandle:
     number: int
 
     def done(self) -> bool:
-        return self.ranks.ring.answered(self.number)
+        return self.ranks.answered(self.number)
 
     def result(self) -> StepOutput:
         return self.ranks.answer(self.number)
@@ -71,31 +60,46 @@ class RankProcesses:
         step_s: float = STEP_S,
         waiting: Callable[[float], None] | None = None,
         first_gpu: int = 0,
+        hosts: Hosts | None = None,
+        traced: bool = False,
+        detail: str = "off",
     ) -> None:
-        """`folder`: the engine's. `step_s`: seconds a step may take. `waiting` is told the seconds the ranks have been starting for.
-        `first_gpu`: index of the first rank's GPU among those visible; the others follow it."""
+        """`folder`: the engine's, the same path on every host. `step_s`: seconds a step may take. `waiting` is told the seconds the ranks
+        have been starting for. `first_gpu`: index of the first rank's GPU among those visible; the others follow it. `hosts`: the others,
+        each of which runs as many ranks as this one; stages and their groups follow in order of hosts. `traced`: whether `record`
+        may be called. `detail`: of the ranks' own NVTX ranges."""
         self.plan, self._step_s = plan, step_s
-        count = plan.parallel.ranks
-        if plan.parallel.pp > SLOTS:
-            raise EngineError(f"{folder} has {plan.parallel.pp} pipeline stages and at most {SLOTS} can have a step; use a smaller --pp")
+        parallel, nnodes = plan.parallel, 1 if hosts is None else hosts.nnodes
+        if parallel.pp > SLOTS:
+            raise EngineError(f"{folder} has {parallel.pp} pipeline stages and at most {SLOTS} can have a step; use a smaller --pp")
+        if parallel.ranks % nnodes:
+            raise EngineError(f"{folder} has {parallel.ranks} ranks, which do not divide among {nnodes} hosts; use another --nnodes")
         message_bytes, answer_bytes = wire.most_bytes(plan.profile)
-        self.ring = StepRing.create(count, message_bytes, answer_bytes)
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 (kept as long as the processes)
-        command = [sys.executable, "-m", "trtllm_engines.runtime.rank_main", str(folder), arch]
-        command += ["--tp", str(plan.parallel.tp), "--first-gpu", str(first_gpu)]
-        command += ["--ring", self.ring.name, "--message-bytes", str(message_bytes), "--answer-bytes", str(answer_bytes)]
-        command += ["--kv-cache-fraction", str(cache.fraction), "--max-graph-batch", str(max_graph_batch if cuda_graphs else 0)]
-        command += [] if cache.num_pages is None else ["--num-pages", str(cache.num_pages)]
-        environment = {"OMP_NUM_THREADS": "1", **os.environ, **ENVIRONMENT, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        if count == 1:
-            environment |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
-        else:
-            launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), "--no-python"]
-            command = launcher + command
-        self._agent = subprocess.Popen(
-            command, env=environment, stdout=self._log, stderr=self._log, stdin=subprocess.DEVNULL, start_new_session=True
+        order = RankOrder(
+            engine=str(folder if hosts is None else folder.absolute()),
+            arch=arch,
+            tp=parallel.tp,
+            ranks=parallel.ranks // nnodes,
+            message_bytes=message_bytes,
+            answer_bytes=answer_bytes,
+            kv_cache_fraction=cache.fraction,
+            num_pages=cache.num_pages,
+            max_graph_batch=max_graph_batch if cuda_graphs else 0,
+            first_gpu=first_gpu,
+            nnodes=nnodes,
+            traced=traced,
+            detail=detail,
         )
+        self._others = [] if hosts is None else hosts.gather()
+        if hosts is not None:
+            order = replace(order, endpoint=f"{hosts.address}:{free_port(hosts.address)}")
+        self._here = HostRanks(order) if hosts is None else HostRanks(order, hosts.interface)
+        self._agent, self.ring = self._here.agent, self._here.ring
+        self._answers_at = (parallel.pp - 1) * parallel.tp // order.ranks
+        """The host whose rank answers."""
         try:
+            for other in self._others:
+                other.start(replace(order, node_rank=other.node_rank))
             self._await_start(waiting)
         except BaseException:
             self.close()
@@ -104,10 +108,10 @@ class RankProcesses:
 
     def _await_start(self, waiting: Callable[[float], None] | None) -> None:
         began = time.monotonic()
-        while not all(state == READY for state in self.ring.states()):
+        while not (self._here.ready() and all(other.ready() for other in self._others)):
             self._check()
             if time.monotonic() - began > START_S:
-                raise EngineError(f"the ranks were not ready after {START_S:g} s; {self._last_words()}")
+                raise EngineError(f"the ranks were not ready after {START_S:g} s; {self._here.last_words()}")
             if waiting is not None:
                 waiting(time.monotonic() - began)
             time.sleep(0.05)
@@ -117,73 +121,79 @@ class RankProcesses:
 
     def launch(self, batch: StepBatch) -> RemoteHandle:
         deadline = time.monotonic() + self._step_s
-        return RemoteHandle(self, self.ring.send(wire.encode(batch), lambda: self._in_time(deadline)))
+        message = wire.encode(batch)
+        for other in self._others:
+            other.send(message)
+        return RemoteHandle(self, self.ring.send(message, lambda: self._in_time(deadline)))
+
+    def record(self) -> None:
+        """Has every rank record its steps from here on (`rank_trace`). Only where no step is in flight."""
+        self._obeyed(rank_trace.order(None))
+
+    def write_traces(self, folder: Path) -> list[Path]:
+        """Ends `record`; the trace of every rank, in order, written into `folder`. Raises `EngineError` when one is not written in time."""
+        self._obeyed(rank_trace.order(folder))
+        files = [rank_trace.trace_file(folder, rank) for rank in range(self.plan.parallel.ranks)]
+        deadline = time.monotonic() + WRITE_S
+        while missing := [file for file in files if not file.exists()]:
+            self._check()
+            if time.monotonic() > deadline:
+                raise EngineError(f"{missing[0].stem} wrote no trace within {WRITE_S:g} s")
+            time.sleep(0.02)
+        return files
+
+    def _obeyed(self, message: bytes) -> None:
+        deadline = time.monotonic() + WRITE_S
+        for other in self._others:
+            other.send(message)
+        number = self.ring.send(message, lambda: self._in_time(deadline))
+        while not self.answered(number):
+            self._in_time(deadline)
+            time.sleep(0.001)
+
+    def answered(self, number: int) -> bool:
+        return self.ring.answered(number) if self._answers_at == 0 else self._others[self._answers_at - 1].answered(number)
 
     def answer(self, number: int) -> StepOutput:
         deadline = time.monotonic() + self._step_s
-        return wire.decode_output(self.ring.answer(number, lambda: self._in_time(deadline)))
+        if self._answers_at == 0:
+            return wire.decode_output(self.ring.answer(number, lambda: self._in_time(deadline)))
+        return wire.decode_output(self._others[self._answers_at - 1].answer(number, lambda: self._in_time(deadline)))
 
     def _in_time(self, deadline: float) -> None:
         if time.monotonic() > deadline:
             self._check()
-            raise EngineError(f"a step was not done after {self._step_s:g} s: a rank hangs; {self._last_words()}")
+            raise EngineError(f"a step was not done after {self._step_s:g} s: a rank hangs; {self._here.last_words()}")
         if int(time.monotonic() * 1e4) % 100 == 0:
             self._check()
 
     def _check(self) -> None:
-        """Raises `EngineError` when a rank has failed or died. A death is told before what the others say of it."""
-        failed = [rank for rank, state in enumerate(self.ring.states()) if state == FAILED]
-        ended = self._agent.poll()
-        if not failed and ended is None:
-            return
-        gone = [rank for rank, process in enumerate(self.ring.processes()) if process and rank not in failed and not _lives(process)]
-        if gone and (failed or ended):
-            which = " and ".join(f"rank {rank}" for rank in gone)  # torchrun ends the others too: which was first is not known then
-            processes = "process" if len(gone) == 1 else "processes"
-            raise EngineError(f"the {processes} of {which} ended without a word, as when it is killed; {self._last_words()}")
-        if failed:
-            raise EngineError(f"rank {failed[0]} failed: {self.ring.reason(failed[0])[:300]}")
-        raise EngineError(f"the ranks' processes ended (exit code {ended}); {self._last_words()}")
+        """Raises `EngineError` when a rank or a host has failed or died. A death is told before what ranks of other hosts say of it, and
+        they may be the first to notice."""
+        errors, until = self._errors(), time.monotonic() + NOTICE_S
+        while errors and self._others and not any(map(_is_death, errors)) and time.monotonic() < until:
+            time.sleep(0.05)
+            errors = self._errors()
+        if errors:
+            raise next(filter(_is_death, errors), errors[0])
 
-    def _last_words(self) -> str:
-        """Of the processes' output, the last line that says something."""
-        self._log.seek(0, os.SEEK_END)
-        self._log.seek(max(0, self._log.tell() - 16384))
-        lines = [line.strip() for line in self._log.read().decode(errors="replace").splitlines()]
-        said = [line for line in lines if "Error" in line or "error" in line] or [line for line in lines if line]
-        return f"they said last: {said[-1][:300]}" if said else "they said nothing"
+    def _errors(self) -> list[EngineError]:
+        errors = []
+        for check in (*(other.check for other in self._others), self._here.check):
+            try:
+                check()
+            except EngineError as error:
+                errors.append(error)
+        return errors
 
     def close(self) -> None:
         """Ends the processes, whatever they are doing."""
-        if self._log.closed:
-            return
-        processes = [process for process in self.ring.processes() if process and _lives(process)]
-        if self._agent.poll() is None:
-            self.ring.close()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._agent.wait(3.0)
-        else:
-            self.ring.close()
-        if self._agent.poll() is None:
-            for end in (signal.SIGTERM, signal.SIGKILL):
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(self._agent.pid, end)
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    self._agent.wait(3.0)
-                    break
-        for process in (self._agent.pid, *processes):  # torchrun's workers have sessions of their own, and outlive it when they hang
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process, signal.SIGKILL)
-        self._log.close()
+        for other in self._others:
+            other.stop()
+        self._here.close()
+        for other in self._others:
+            other.await_stop()
 
 
-def _lives(process: int) -> bool:
-    """Whether a process runs or could; one that is about to end does not, nor one that ended and was not waited for.
-
-    A process that was killed closes its sockets before it is a zombie, and others fail of that: its flag tells it apart until then.
-    """
-    try:
-        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return False
-    return fields[0] not in ("Z", "X") and not int(fields[6]) & PF_EXITING
+def _is_death(error: EngineError) -> bool:
+    return "without a word" in str(error) or "is gone" in str(error)

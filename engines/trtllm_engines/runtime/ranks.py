@@ -11,6 +11,7 @@ from trtllm_engines.engine.fingerprint import CPU
 from trtllm_engines.engine.folder import Engine
 from trtllm_engines.errors import EngineError
 from trtllm_engines.runtime.batch import StepRunner
+from trtllm_engines.runtime.hosts import Hosts
 from trtllm_engines.runtime.observer import StepObserver
 from trtllm_engines.runtime.rank import CacheSize, start_rank
 
@@ -36,14 +37,18 @@ def start_ranks(
     progress: Callable[[str, int, int], None],
     replica: int | None = None,
     check_logits: bool = False,
+    hosts: Hosts | None = None,
+    traced: bool = False,
+    detail: str = "off",
 ) -> Ranks:
     """`progress` is told (stage, done, of how many). `replica`: which copy of the engine this is, where several run side by side; its ranks
     are processes then, on the GPUs after those of the copies before it. `check_logits` is `CudaRunner`'s, of an engine of one rank.
+    `hosts`: the others that run ranks, each as many as this one. `traced` and `detail` are `RankProcesses`'.
 
     Raises `EngineError`, also for more ranks than there are GPUs."""
-    count = engine.plan.parallel.ranks
+    count, nnodes = engine.plan.parallel.ranks, 1 if hosts is None else hosts.nnodes
     first_gpu = count * (replica or 0)
-    if count == 1 and replica is None:
+    if count == nnodes == 1 and replica is None:
         return start_rank(
             engine,
             cache,
@@ -52,13 +57,13 @@ def start_ranks(
             captured=lambda done, total: progress("graphs", done, total),
             check_logits=check_logits,
         )
-    if engine.arch != CPU and engine.plan.parallel.pp > 1:
+    if engine.arch != CPU and nnodes > 1:
         raise EngineError(
-            f"{engine.path} has {engine.plan.parallel.pp} pipeline stages, which run on CPUs only yet; build it with --tp instead"
+            f"--nnodes is {nnodes}, and ranks of {engine.path} write into each other's GPUs, which hosts do not share; run them on one host"
         )
-    if engine.arch != CPU and (here := torch.cuda.device_count()) < first_gpu + count:
+    if engine.arch != CPU and (here := torch.cuda.device_count()) < first_gpu + count // nnodes:
         what = f"{engine.path} runs on {count} GPUs" if replica is None else f"replica {replica + 1} of {engine.path} needs GPU {first_gpu}"
-        more = "build it with a smaller --tp, or run it elsewhere" if replica is None else "ask for fewer --replicas"
+        more = "build it with a smaller --tp or --pp, or run it elsewhere" if replica is None else "ask for fewer --replicas"
         raise EngineError(f"{what} and this machine has {here}; {more}")
     from trtllm_engines.runtime.rank_processes import RankProcesses
 
@@ -71,6 +76,9 @@ def start_ranks(
         cuda_graphs=cuda_graphs,
         max_graph_batch=max_graph_batch,
         first_gpu=first_gpu,
+        hosts=hosts,
+        traced=traced,
+        detail=detail,
     )
     progress("ranks", count, count)
     return ranks

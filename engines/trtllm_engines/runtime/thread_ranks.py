@@ -21,6 +21,7 @@ from trtllm_engines.compiler.plan import Plan
 from trtllm_engines.errors import EngineError
 from trtllm_engines.runtime.batch import StepBatch, StepOutput
 from trtllm_engines.runtime.cpu import CpuRunner
+from trtllm_engines.runtime.group import joined
 from trtllm_kernels.references.communication import communicate
 
 MEETING_S = 60.0
@@ -77,9 +78,12 @@ class ThreadGroup:
 class ThreadLink:
     """One thread's ends of the pipeline: a queue from the stage before, where there is one, and one to the next."""
 
-    before: queue.SimpleQueue[torch.Tensor]
-    next: queue.SimpleQueue[torch.Tensor]
+    before: queue.Queue[torch.Tensor]
+    next: queue.Queue[torch.Tensor]
     failed: threading.Event
+
+    def join(self, plan: Plan) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return joined(self, plan)
 
     def receive(self, hidden: torch.Tensor) -> None:
         for _ in range(int(MEETING_S / _LOOK_S)):
@@ -127,7 +131,7 @@ class ThreadRanks:
         self._answers = (len(stages) - 1) * tp
         self._failed = threading.Event()
         self._meetings = [_Meeting(tp) for _ in stages]
-        links: list[queue.SimpleQueue[torch.Tensor]] = [queue.SimpleQueue() for _ in range((len(stages) + 1) * tp)]
+        links: list[queue.Queue[torch.Tensor]] = [queue.Queue() for _ in range((len(stages) + 1) * tp)]
         self.ranks = [
             CpuRunner(
                 plan,

@@ -1,11 +1,15 @@
 // What the all-reduce kernels share: a group of ranks as one of them sees it, words of 16 bytes, and the end of a row (residual addition,
 // RMS norm, fp8).
 //
-// Macros: WORLD ranks; H elements a row; THREADS; NORM 1: residual + RMS norm, 0: the sum alone; QUANTIZE: to fp8;
+// Macros: WORLD ranks; H elements a row; THREADS; NORM 1: residual + RMS norm, 0: the sum alone, or with ADD 1 the residual too; QUANTIZE: to fp8;
 // HALF and OUT_HALF: elements are fp16, else bf16.
 #pragma once
 #include "group.cuh"
 #include "hopper.cuh"
+
+#ifndef ADD
+#define ADD 0
+#endif
 
 constexpr u32 ABSENT = 0x80000000u;  // as a pair of floats of 16 bits: -0 above +0
 constexpr int EACH = H / 8 / THREADS;
@@ -58,16 +62,18 @@ struct Row {
     float value[EACH][8];
     float squares = 0;
 
-    // (sum + kept), rounded twice, to be normalised; returns its words.
+    // (sum + kept), rounded twice, with NORM to be normalised; returns its words.
     INLINE Words add(int i, const float (&sum)[8], const Words& kept) {
         Words out;
 #pragma unroll
         for (int j = 0; j < 4; j++) {
             out.word[j] = pack_out(sum[2 * j], sum[2 * j + 1]);
-            if (NORM) {
+            if (NORM || ADD) {
                 float2 reduced = unpack_out(out.word[j]), before = unpack_out(kept.word[j]);
                 out.word[j] = pack_out(reduced.x + before.x, reduced.y + before.y);
-                reduced = unpack_out(out.word[j]);
+            }
+            if (NORM) {
+                float2 reduced = unpack_out(out.word[j]);
                 value[i][2 * j] = reduced.x, value[i][2 * j + 1] = reduced.y;
                 squares += reduced.x * reduced.x + reduced.y * reduced.y;
             }

@@ -50,7 +50,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
             }
         }
     }
-    if (NORM) {
+    if (NORM || ADD) {
 #pragma unroll
         for (int i = 0; i < EACH; i++) kept[i] = load_words(residual + at + i * STRIDE);
     }

@@ -63,7 +63,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 #pragma unroll
         for (int i = 0; i < EACH; i++) {
             Words kept;
-            if (NORM) kept = load_words(residual + at + i * STRIDE);
+            if (NORM || ADD) kept = load_words(residual + at + i * STRIDE);
             float sum[8] = {};
 #pragma unroll
             for (int from = 0; from < WORLD; from++) {

@@ -2,15 +2,17 @@
 //
 //     y[t, n] = act(x_scale[t] * w_scale[n] * sum over k of x[t, k] * w[n, k] + bias[n] + residual[t, n])
 //
+// divided by out_scale and stored as fp8 if QUANTIZE.
+//
 // Persistent, one block per SM. A tile is 128 tokens by COLUMNS rows of the weight. One thread loads both operands, 128 bytes of K per step,
 // into a ring of STAGES; two warpgroups multiply 64 tokens each. What the sums are scaled by and added to is loaded while they are made,
 // and the next tile's operands are on their way during this tile's epilogue. A tile's weights do not depend on the step, so the first stages
 // of them are loaded before x is there.
 // A thread's sums lie in pairs of columns, four threads to 8 columns. They are exchanged within these four, so that each stores 16 bytes of
-// one row (8 with SwiGLU) and four neighbours whole sectors.
+// one row (8 with SwiGLU, half of that where codes are stored) and four neighbours whole sectors.
 //
-// Why not Triton (`triton_kernels/row_scaled.py`): its int8 products have at most 128 columns, and none is in flight while the next is
-// prepared (Triton 3.6 waits for each group of int8 products; of fp8 products it keeps one in flight).
+// Why not Triton: its int8 products have at most 128 columns, and none is in flight while the next is prepared (Triton 3.6 waits for each
+// group of int8 products; of fp8 products it keeps one in flight). A persistent kernel with TMA took 5 to 55% longer.
 //
 // x: [tokens, K], boxes of 128 rows; w: [N, K], boxes of COLUMNS rows; y: [num_tokens, N], or [num_tokens, N / 2] where ACT is SWIGLU, whose
 // even rows of w are gates and whose odd rows are what they gate. Rows of x from num_tokens on are arbitrary: no stored row depends on
@@ -81,7 +83,7 @@ INLINE float gelu(float x) {
 
 // Stores a thread's part of a tile: rows `first` and `first + 8`, of each 8 columns the pair 2 * (lane % 4).
 INLINE void store(const Sum (&acc)[COLUMNS / 2], const Tile& tile, int first, u32 lane, const float* scales, const char* biases,
-                  const char* residual, const float* x_scale, char* y, int num_tokens) {
+                  const char* residual, const float* x_scale, float inverse, char* y, int num_tokens) {
     u32 of_four = lane % 4;
 #pragma unroll
     for (int h = 0; h < 2; h++) {
@@ -116,21 +118,27 @@ INLINE void store(const Sum (&acc)[COLUMNS / 2], const Tile& tile, int first, u3
                 }
 #if ACT == SWIGLU
                 words[j] = __float_as_uint(a / (1.0f + exp2_of(a * -1.4426950408889634f)) * b);
-#elif ACT == GELU
-                words[j] = pack_out(gelu(a), gelu(b));
 #else
-                words[j] = pack_out(a, b);
+                if (ACT == GELU) a = gelu(a), b = gelu(b);
+                words[j] = QUANTIZE ? pack_fp8(a * inverse, b * inverse, 0, 0) : pack_out(a, b);
 #endif
             }
             transpose(words, lane);
 #if ACT == SWIGLU
             int column = tile.column / 2 + 16 * i + 4 * of_four;
-            uint2 gated = make_uint2(pack_out(__uint_as_float(words[0]), __uint_as_float(words[1])),
-                                     pack_out(__uint_as_float(words[2]), __uint_as_float(words[3])));
-            if (stored && column < N / 2) *(uint2*)(y + 2 * (token * (N / 2) + column)) = gated;
+            float a = __uint_as_float(words[0]), b = __uint_as_float(words[1]), c = __uint_as_float(words[2]), d = __uint_as_float(words[3]);
+            if (stored && column < N / 2) {
+                long long at = token * (N / 2) + column;
+                if (QUANTIZE) *(u32*)(y + at) = pack_fp8(a * inverse, b * inverse, c * inverse, d * inverse);
+                else *(uint2*)(y + 2 * at) = make_uint2(pack_out(a, b), pack_out(c, d));
+            }
 #else
             int column = tile.column + 32 * i + 8 * of_four;
-            if (stored && column < N) *(uint4*)(y + 2 * (token * N + column)) = make_uint4(words[0], words[1], words[2], words[3]);
+            if (stored && column < N) {
+                long long at = token * N + column;
+                if (QUANTIZE) *(uint2*)(y + at) = make_uint2(words[0] | words[1] << 16, words[2] | words[3] << 16);
+                else *(uint4*)(y + 2 * at) = make_uint4(words[0], words[1], words[2], words[3]);
+            }
 #endif
         }
     }
@@ -139,8 +147,8 @@ INLINE void store(const Sum (&acc)[COLUMNS / 2], const Tile& tile, int first, u3
 // The 2 i32 and 2 i64 after a map are its sizes and strides in the launch ABI (`driver.py`).
 extern "C" __global__ void __launch_bounds__(CONSUMERS + 128, 1)
     row_scaled_gemm(const __grid_constant__ TensorMap x, int, int, long long, long long, const __grid_constant__ TensorMap w, int, int,
-                    long long, long long, const char* bias, const char* residual, const float* x_scale, const float* w_scale, char* y,
-                    int num_tokens) {
+                    long long, long long, const char* bias, const char* residual, const float* x_scale, const float* w_scale,
+                    const float* out_scale, char* y, int num_tokens) {
     let_next_start();
     Shared& shared = *(Shared*)memory;
     u32 warp = __shfl_sync(~0u, threadIdx.x / 32, 0), lane = threadIdx.x % 32;
@@ -198,6 +206,7 @@ extern "C" __global__ void __launch_bounds__(CONSUMERS + 128, 1)
         }
     } else {
         take_registers_up_to<232>();
+        float inverse = QUANTIZE ? 1.0f / load_constant(out_scale) : 1.0f;
         wait_for_previous();
         u32 group = warp / 4;
         Place at;
@@ -225,7 +234,7 @@ extern "C" __global__ void __launch_bounds__(CONSUMERS + 128, 1)
             u32 half = count % 2;
             wait(shared.scales_full[half], count / 2 % 2);
             int first = tile.row + 64 * group + 16 * (warp % 4) + lane / 4;
-            store(acc, tile, first, lane, shared.scales[half], shared.biases[half], residual, x_scale, y, num_tokens);
+            store(acc, tile, first, lane, shared.scales[half], shared.biases[half], residual, x_scale, inverse, y, num_tokens);
             __syncwarp();
             if (lane == 0) arrive(shared.scales_empty[half]);
         }

@@ -1,4 +1,4 @@
-"""The layout of a group of ranks as kernels see it: the op argument `group`, int64 [group_words(ranks)].
+"""The layout of a group of ranks as kernels see it: the op argument `group`, int64 [group_words(ranks)]; and `pipe`, a place in a pipeline.
 
 On a GPU it is the struct `Group` of `cuda_kernels/all_reduce.cuh`: counters of rounds, then for each rank the addresses of its memory as
 this rank has them mapped (`launch/group.py` fills it). On a CPU its first word is the number of a communicator
@@ -19,6 +19,16 @@ ONE_SHOT_ROWS = 128
 8.5."""
 TWO_SHOT_BLOCKS = 132
 """Blocks of a two-shot reduction: all of them run at once on any Hopper GPU."""
+
+
+PIPE_WORDS = 8
+"""64-bit words of a rank's place in a pipeline: on a GPU the struct `Pipe` of `cuda_kernels/pipe.cuh`, on a CPU the number of a link."""
+INBOXES = 2
+"""Steps whose rows the receiving stage has room for."""
+
+
+def pipe_spec() -> TensorSpec:
+    return TensorSpec((PIPE_WORDS,), "int64")
 
 
 def group_words(ranks: int) -> int:

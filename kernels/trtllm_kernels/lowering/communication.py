@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from trtllm_kernels.dialect.dtypes import bytes_of
 from trtllm_kernels.dialect.expr import ceil_div
 from trtllm_kernels.dialect.group import ONE_SHOT_ROWS, TWO_SHOT_BLOCKS, ranks_of
 from trtllm_kernels.dialect.types import Dim, Lowered
@@ -14,6 +15,9 @@ from trtllm_kernels.lowering.registry import lowers
 from trtllm_kernels.lowering.space import Choice
 
 _CANDIDATES = 2048
+_PIPE_THREADS, _PIPE_BLOCKS = 512, 64
+_PIPE_VECTORS = 1024
+"""Vectors of 16 bytes that make a block worth its start."""
 _EXCHANGED = 256
 """Rows a block exchanges the words of."""
 
@@ -22,18 +26,18 @@ def _no_space(call: OpCall) -> tuple[Choice, ...]:
     return ()
 
 
-@lowers("all_reduce", "all_reduce_add_rms_norm", space=_no_space, capabilities=(90,))
+@lowers("all_reduce", "all_reduce_add", "all_reduce_add_rms_norm", space=_no_space, capabilities=(90,))
 def all_reduce(call: OpCall) -> Lowered:
     """Steps of up to `ONE_SHOT_ROWS` tokens exchange rows whole, larger ones by owners. Each kernel has no blocks in the other's steps."""
     x, group, y = call["x"], call["group"], call.outputs[0]
     if x.dtype not in ("bf16", "fp16"):
         raise KernelError(f"op {call.op} has kernels for bf16 and fp16, not for {x.dtype}; choose another --precision, or --tp 1")
-    normed = call.op == "all_reduce_add_rms_norm"
+    normed, adds = call.op == "all_reduce_add_rms_norm", call.op != "all_reduce"
     ranks, hidden = ranks_of(group.spec), x.size(1)
     out_scale = call.get("out_scale")
     parameters: dict[str, Parameter] = {
         "X": x,
-        "Residual": call["residual"] if normed else x,
+        "Residual": call["residual"] if adds else x,
         "Weight": call["weight"] if normed else x,
         "OutScale": out_scale or x,
         "Group": group,
@@ -53,6 +57,7 @@ def all_reduce(call: OpCall) -> Lowered:
         "HALF": half,
         "OUT_HALF": half,
         "SHARED_BYTES": 0,
+        **({"ADD": 1} if adds and not normed else {}),
     }
     rows = x.shape[0]
     builder = Builder(call)
@@ -81,6 +86,33 @@ def _threads(hidden: int) -> int:
     if hidden % 8 or not threads:
         raise KernelError(f"rows of {hidden} elements cannot be reduced over ranks on a GPU; they must be a multiple of 256")
     return threads
+
+
+@lowers("send", "receive", space=_no_space, capabilities=(90,))
+def between_stages(call: OpCall) -> Lowered:
+    """A copy by few blocks of small steps, and by up to `_PIPE_BLOCKS`, which keep the link busy, of large ones."""
+    sends, pipe, y = call.op == "send", call["pipe"], call.outputs[0]
+    rows, row_bytes = y.shape[0], bytes_of(y.size(1), y.dtype)
+    if row_bytes % 16:
+        raise KernelError(f"rows of {row_bytes} bytes cannot be sent between GPUs; they must be whole vectors of 16 bytes, or use --tp")
+    vectors = f"{rows} * {row_bytes // 16}"
+    builder = Builder(call)
+    builder.launch(
+        f"{call.op}.{call.op}",
+        {**({"X": call["x"]} if sends else {}), "Pipe": pipe, "Y": y, "num_rows": I32(rows)},
+        grid=(f"min({_PIPE_BLOCKS}, ceil_div({vectors}, {_PIPE_VECTORS}))",),
+        constexprs={
+            "THREADS": _PIPE_THREADS,
+            "ROW_BYTES": row_bytes,
+            "HALF": 0,
+            "OUT_HALF": 0,
+            "SHARED_BYTES": 0,
+            **({"KEEP": int(not call.in_place)} if sends else {}),
+        },
+        warps=_PIPE_THREADS // 32,
+        cuda=True,
+    )
+    return builder.finish()
 
 
 @lowers("sharded_linear_sample", space=_no_space, capabilities=(90,))

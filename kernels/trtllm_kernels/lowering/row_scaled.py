@@ -1,28 +1,29 @@
-"""Lowering of int8 GEMMs, whose operands have one scale per row each.
+"""Lowering of GEMMs whose operands have one scale per row each: int8, and fp8 by rows.
 
-One token: GEMV. Up to 128 tokens on Hopper: the skinny GEMM. More: `cuda_kernels/row_scaled_gemm.cu` on Hopper, where TMA takes the rows;
-elsewhere, and for other rows, `row_scaled.row_scaled_blocks` in Triton. cuBLASLt is not used: it knows no scales of rows, and its int8
-GEMM reaches half of its fp8 GEMM's rate on Hopper.
+One token: GEMV, but for long rows on Hopper. Up to 128 tokens on Hopper: the skinny GEMM. More: `cuda_kernels/row_scaled_gemm.cu` on
+Hopper, where TMA takes the rows; elsewhere, and for other rows, `row_scaled.row_scaled_blocks` in Triton. cuBLASLt is not used: it knows no
+scales of rows, and its int8 GEMM reaches half of its fp8 GEMM's rate on Hopper.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from trtllm_kernels.dialect.expr import ceil_div, product
+from trtllm_kernels.dialect.expr import ceil_div
 from trtllm_kernels.dialect.types import Dim, Lowered
 from trtllm_kernels.errors import KernelError
 from trtllm_kernels.lowering.call import I32, Builder, OpCall, Parameter, Tma
 from trtllm_kernels.lowering.gemv import EVICT_FIRST, gemv_tile, launch_gemv, one_token_space
-from trtllm_kernels.lowering.skinny_gemm import launch_skinny, skinny_space, skinny_tunables, within
+from trtllm_kernels.lowering.skinny_gemm import launch_skinny, skinny_fits, skinny_space, skinny_tunables, within
 from trtllm_kernels.lowering.space import PREFILL, Choice, grid
 
 SIZES = (256, 512, 1024, 2048)
 """Numbers of tokens up to which one width of tiles holds; the last width is also that of more tokens."""
 WIDTHS = (64, 128, 256)
 """Rows of the weight per tile."""
-_STEP_CYCLES = {64: 440, 128: 640, 256: 1024}
-"""Cycles that 128 bytes of K of a tile take: at 256 rows the tensor cores', below what shared memory is read and written in."""
+_STEP_CYCLES = {64: 340, 128: 560, 256: 1024}
+"""Cycles that 128 bytes of K of a tile take: at 256 rows the tensor cores'; of the others the share of that which was measured on an H200
+(docs/facts/kernels-gemm.md)."""
 _EPILOGUE_CYCLES = 10
 """Per row of the weight in a tile."""
 _ROWS, _STEP = 128, 128
@@ -32,20 +33,30 @@ _BLOCK_TOKENS = 64
 """Up to so many tokens, Triton's tiles hold 64."""
 _ACTIVATIONS = {"linear": 0, "gate_up_silu": 1, "linear_gelu": 2}
 _NO_LIMIT = 1 << 30
+_CUDA = "row_scaled_cuda"
+"""Tunable: whether many tokens are multiplied in CUDA C++ where that fits."""
+_LONG_ROW_BYTES = 8192
+"""One token times longer rows of int8 is left to the skinny GEMM."""
 
 
 def takes_row_scaled(call: OpCall) -> bool:
     """Whether `call` is lowered here. Raises `KernelError` for int8 operands that cannot be."""
-    if call["x"].dtype != "int8":
-        return False
-    if call["weight"].dtype != "int8" or not call.by_row or len(call["x_scale"].shape) != 2 or call.get("out_scale"):
-        raise KernelError(f"op {call.op}: int8 inputs need an int8 weight, scales of rows for both, and a wide result")
-    return True
+    x, weight = call["x"], call["weight"]
+    by_row = x.dtype == weight.dtype and call.by_row and len(call["x_scale"].shape) == 2
+    if x.dtype == "int8" and not by_row:
+        raise KernelError(f"op {call.op}: int8 inputs need an int8 weight and scales of rows for both")
+    return x.dtype == "int8" or (x.dtype == "fp8" and by_row and call.capability >= 89)
 
 
 def _by_tma(call: OpCall) -> bool:
-    weight, y = call["weight"], call.outputs[0]
-    return call.capability == 90 and weight.size(0) % 16 == 0 and weight.size(1) % 16 == 0 and y.dtype in ("bf16", "fp16")
+    weight = call["weight"]
+    return call.capability == 90 and weight.size(0) % 16 == 0 and weight.size(1) % 16 == 0 and _wide(call) in ("bf16", "fp16")
+
+
+def _wide(call: OpCall) -> str:
+    """The dtype of what is added and, if it is not quantized, of the result."""
+    added = call.get("bias") or call.get("residual")
+    return added.dtype if added else "bf16" if call.get("out_scale") else call.outputs[0].dtype
 
 
 def _width(call: OpCall, tokens: int) -> int:
@@ -64,9 +75,11 @@ def _width_of(size: int) -> str:
 
 
 def _tunables(call: OpCall) -> dict[str, int]:
-    one_token = {} if call.op == "linear_gelu" else {"gemv": 1, **gemv_tile(call), EVICT_FIRST: 1}
-    widths = {_width_of(size): _width(call, size) for size in SIZES} if _by_tma(call) else {}
-    return {**one_token, **skinny_tunables(call), **widths, "group": 8, "triton": 0}
+    by_skinny = call["x"].dtype == "int8" and call["weight"].size(1) > _LONG_ROW_BYTES and skinny_fits(call)
+    one_token = {} if call.op == "linear_gelu" else {"gemv": int(not by_skinny), **gemv_tile(call), EVICT_FIRST: 1}
+    by_tma = _by_tma(call)
+    widths = {_width_of(size): _width(call, size) for size in SIZES} if by_tma else {}
+    return {**one_token, **skinny_tunables(call), **widths, "group": 8, _CUDA: int(by_tma)}
 
 
 def row_scaled_space(call: OpCall) -> tuple[Choice, ...]:
@@ -82,10 +95,10 @@ def row_scaled_gemm(call: OpCall) -> Lowered:
     tuned = call.tuned(**_tunables(call))
     builder = Builder(call)
     scales: dict[str, Parameter] = {"XScale": call["x_scale"], "WScale": call["weight_scale"]}
-    with_result = scales if call.op == "linear" else {**scales, "OutScale": call["x"]}
+    with_result = scales if call.op == "linear" else {**scales, "OutScale": call.get("out_scale") or call["x"]}
     by_gemv = call.op != "linear_gelu" and launch_gemv(builder, tuned, with_result)
     below = launch_skinny(builder, tuned, with_result, int(by_gemv))
-    if not _by_tma(call):
+    if not (tuned[_CUDA] and _by_tma(call)):
         _launch_blocks(builder, below, max(below, _BLOCK_TOKENS), 64)
         _launch_blocks(builder, max(below, _BLOCK_TOKENS), _NO_LIMIT, 128)
         return builder.finish()
@@ -93,8 +106,7 @@ def row_scaled_gemm(call: OpCall) -> Lowered:
     for index, (size, width) in enumerate(chosen):
         last = index + 1 == len(chosen)
         if last or chosen[index + 1][1] != width:
-            launch = _launch_triton if tuned["triton"] else _launch_cuda
-            launch(builder, width, tuned, within(call["x"].shape[0], below, _NO_LIMIT if last else size))
+            _launch_cuda(builder, width, tuned, within(call["x"].shape[0], below, _NO_LIMIT if last else size))
             below = size
     return builder.finish()
 
@@ -102,12 +114,13 @@ def row_scaled_gemm(call: OpCall) -> Lowered:
 def _operands(call: OpCall) -> Mapping[str, Parameter]:
     x = call["x"]
     operands = {"Bias": call.get("bias") or x, "Residual": call.get("residual") or x}
-    return {**operands, "XScale": call["x_scale"], "WScale": call["weight_scale"]}
+    return {**operands, "XScale": call["x_scale"], "WScale": call["weight_scale"], "OutScale": call.get("out_scale") or x}
 
 
 def _flags(call: OpCall) -> Mapping[str, bool | int]:
     added = {"BIASED": call.get("bias") is not None, "ADDED": call.get("residual") is not None}
-    return {"N": call["weight"].size(0), "K": call["weight"].size(1), "ACT": _ACTIVATIONS[call.op], **added}
+    shape = {"N": call["weight"].size(0), "K": call["weight"].size(1)}
+    return {**shape, "ACT": _ACTIVATIONS[call.op], **added, "QUANTIZE": call.get("out_scale") is not None}
 
 
 def _launch_cuda(builder: Builder, width: int, tuned: Mapping[str, int], here: Dim) -> None:
@@ -125,10 +138,10 @@ def _launch_cuda(builder: Builder, width: int, tuned: Mapping[str, int], here: D
             "COLUMNS": width,
             "STAGES": stages,
             "GROUP": tuned["group"],
-            "FP8": False,
-            "INT8": True,
+            "FP8": x.dtype == "fp8",
+            "INT8": x.dtype == "int8",
             "HALF": False,
-            "OUT_HALF": y.dtype == "fp16",
+            "OUT_HALF": _wide(call) == "fp16",
             "SHARED_BYTES": shared,
         },
         warps=12,
@@ -139,34 +152,6 @@ def _launch_cuda(builder: Builder, width: int, tuned: Mapping[str, int], here: D
 def _programs(call: OpCall, tokens: Dim, width: int, here: Dim) -> Dim:
     tiles = f"ceil_div({tokens}, {_ROWS}) * {ceil_div(call['weight'].size(0), width)}"
     return f"min({call.sm_count}, {tiles}) * {here}"
-
-
-def _launch_triton(builder: Builder, width: int, tuned: Mapping[str, int], here: Dim) -> None:
-    call = builder.call
-    x, weight, y, tokens = call["x"], call["weight"], call.outputs[0], call["x"].shape[0]
-    flags = _flags(call)
-    part = width // (4 if flags["ADDED"] else 2)
-    builder.launch(
-        "row_scaled.row_scaled",
-        {
-            "X": Tma(x, _ROWS, _STEP),
-            "W": Tma(weight, width, _STEP),
-            "Y": Tma(y, _ROWS, part),
-            **_operands(call),
-            "num_tokens": I32(tokens),
-        },
-        grid=(product(call.sm_count, here),),
-        constexprs={
-            **flags,
-            "BLOCK_M": _ROWS,
-            "BLOCK_N": width,
-            "BLOCK_K": _STEP,
-            "GROUP": tuned["group"],
-            "PROGRAMS": call.sm_count,
-        },
-        warps=8,
-        stages=4 if width == WIDTHS[-1] else 5,
-    )
 
 
 def _launch_blocks(builder: Builder, below: int, most: int, rows: int) -> None:

@@ -1,6 +1,8 @@
-"""What the ranks of a group compute together: each a function of all ranks' arguments, in rank order, so that all have the same bits.
+"""What the ranks of a group compute together: each a function of all ranks' arguments, in rank order, so that all have the same bits; and
+what passes from stage to stage of a pipeline.
 
-A communicator gathers tensors; here that is all it has to do. The first word of `group` is its number (`communicate`).
+A communicator gathers tensors; here that is all it has to do. The first word of `group` is its number (`communicate`), and that of `pipe`
+the number of a link (`connect`).
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from typing import Protocol
 import torch
 from torch.nn import functional
 
-from trtllm_kernels.dialect.group import group_words
+from trtllm_kernels.dialect.group import PIPE_WORDS, group_words
 from trtllm_kernels.dialect.registry import dialect_op
 from trtllm_kernels.references.norm import rms_norm
 from trtllm_kernels.references.quantize import fake_result
@@ -31,6 +33,16 @@ class Communicator(Protocol):
         """`x` of every rank, in rank order. Every rank calls it with the same shape and dtype."""
 
 
+class Link(Protocol):
+    """One rank's ends of a pipeline: to the same rank of the stage before, and of the next."""
+
+    def receive(self, hidden: torch.Tensor) -> None:
+        """Fills `hidden` with what the stage before sent of its next step."""
+
+    def send(self, hidden: torch.Tensor) -> None: ...
+
+
+_LINKS: dict[int, Link] = {}
 _COMMUNICATORS: dict[int, Communicator] = {}
 _numbers = itertools.count(1)
 
@@ -44,6 +56,30 @@ def communicate(communicator: Communicator) -> torch.Tensor:
     return group
 
 
+def connect(link: Link) -> torch.Tensor:
+    """The `pipe` argument of ops on a CPU whose ends `link` has."""
+    number = next(_numbers)
+    _LINKS[number] = link
+    pipe = torch.zeros(PIPE_WORDS, dtype=torch.int64)
+    pipe[0] = number
+    return pipe
+
+
+@dialect_op("send", fake=lambda x, pipe: torch.empty_like(x))
+def send(x: torch.Tensor, pipe: torch.Tensor) -> torch.Tensor:
+    """x [T, H], sent to the next stage."""
+    _LINKS[int(pipe[0])].send(x)
+    return x.clone()
+
+
+@dialect_op("receive", fake=lambda hidden, pipe: torch.empty_like(hidden))
+def receive(hidden: torch.Tensor, pipe: torch.Tensor) -> torch.Tensor:
+    """[T, H] of the stage before. `hidden` says how much: what it holds is not read."""
+    received = torch.empty_like(hidden)
+    _LINKS[int(pipe[0])].receive(received)
+    return received
+
+
 def communicator_of(group: torch.Tensor) -> Communicator:
     return _COMMUNICATORS[int(group[0])]
 
@@ -55,6 +91,12 @@ def all_reduce(x: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
     for part in communicator_of(group).all_gather(x):
         total += part.float()
     return total.to(x.dtype)
+
+
+@dialect_op("all_reduce_add", fake=lambda x, residual, group: torch.empty_like(x))
+def all_reduce_add(x: torch.Tensor, residual: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
+    """residual + `all_reduce(x)`, rounded twice. Of the residual a rank may have its own rows only (`all_reduce_add_rms_norm`)."""
+    return residual + all_reduce(x, group)
 
 
 @dialect_op(

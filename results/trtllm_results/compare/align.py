@@ -16,9 +16,10 @@ from typing import Any
 from trtllm_results import stats
 from trtllm_results.errors import ResultsError
 from trtllm_results.metrics.registry import HEADLINE, METRICS
-from trtllm_results.record.row import ALIGN_FIELDS, Row
+from trtllm_results.record.row import ALIGN_FIELDS, PREDICTED, Row
 from trtllm_results.stats import Interval
 from trtllm_results.store.selection import ResultSet
+from trtllm_results.versions import newest
 
 SAME_WITHIN = 0.01
 """A change shown to be smaller than this, in either direction, is called `same` (two one-sided tests, Schuirmann 1987)."""
@@ -86,7 +87,7 @@ def compare(
         if name not in METRICS:
             raise ResultsError(f"there is no figure '{name}'; docs/schema.md lists them")
     for name in ignore:
-        if name not in ALIGN_FIELDS:
+        if name not in (*ALIGN_FIELDS, "arm"):
             raise ResultsError(f"'{name}' is not a field cells are aligned by; those are {', '.join(ALIGN_FIELDS)}")
     if not across_gpus:
         _one_device(sets)
@@ -122,6 +123,31 @@ def pareto(rows: Sequence[Row], speed: str = "output_tokens_per_s_per_user", thr
     return front[::-1]
 
 
+def fronts(rows: Sequence[Row]) -> list[tuple[str, Row, int]]:
+    """The Pareto front of each workload: its name, each unbeaten cell with its figures as arithmetic means over repeats, and their number.
+
+    A workload is a model, a shape, an arrival process and a device: speeds under different ones are no alternatives. A cell counts once, by
+    its newest version.
+    """
+    workloads: dict[tuple[Any, ...], list[tuple[Row, int]]] = {}
+    for group in newest(rows):
+        cell = group[0].cell
+        key = (cell.model, cell.isl, cell.osl, cell.workload, cell.request_rate > 0, group[0].environment.device, cell.target == PREDICTED)
+        workloads.setdefault(key, []).append((_means(group), len(group)))
+    found = []
+    for (model, isl, osl, workload, is_open, _, _), cells in workloads.items():
+        others = [workload] * (workload not in ("", "fixed")) + ["open loop"] * is_open
+        counts = {row.row_id: count for row, count in cells}
+        found += [(" ".join([model, f"{isl}/{osl}", *others]), row, counts[row.row_id]) for row in pareto([row for row, _ in cells])]
+    return found
+
+
+def _means(group: Sequence[Row]) -> Row:
+    """The first repeat with the figures that all carry, each the mean over repeats."""
+    names = [name for name in group[0].figures if all(name in row.figures for row in group)]
+    return replace(group[0], figures={name: sum(row.figures[name] for row in group) / len(group) for name in names})
+
+
 def _one_device(sets: Sequence[ResultSet]) -> None:
     devices = sorted({row.environment.device for one in sets for row in one.rows if row.status == "ok"})
     if len(devices) > 1:
@@ -131,9 +157,12 @@ def _one_device(sets: Sequence[ResultSet]) -> None:
 
 
 def _by_cell(one: ResultSet, ignore: Sequence[str]) -> dict[Key, list[Row]]:
+    """Rows by cell: the newest version of what was measured, and what failed where nothing was. A gate's arms are cells of their own."""
     cells: dict[Key, list[Row]] = {}
-    for row in one.rows:
-        cells.setdefault(tuple(pair for pair in row.cell.align if pair[0] not in ignore), []).append(row)
+    current = [row for group in newest(one.rows) for row in group]
+    for row in (*current, *(row for row in one.rows if row.status != "ok")):
+        arm = (("arm", row.arm),) * bool(row.arm and "arm" not in ignore)
+        cells.setdefault((*(pair for pair in row.cell.align if pair[0] not in ignore), *arm), []).append(row)
     return cells
 
 
@@ -143,7 +172,7 @@ def _label(rows: Sequence[Row]) -> str:
 
 def _nothing_in_common(first: ResultSet, second: ResultSet, a: Mapping[Key, Any], b: Mapping[Key, Any]) -> str:
     names = [name for name, _ in next(iter(a))]
-    apart = [name for name in names if not {dict(k)[name] for k in a} & {dict(k)[name] for k in b}]
+    apart = [name for name in names if not {dict(k).get(name) for k in a} & {dict(k).get(name) for k in b}]
     why = f"they differ in {', '.join(apart)}" if apart else "no combination of settings occurs in both"
     return f"{first.name} and {second.name} have no cell in common ({why}); measure the same cells or name fields to --ignore."
 

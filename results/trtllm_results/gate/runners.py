@@ -30,6 +30,7 @@ from trtllm_results.gate.run import Arm, RunResult
 from trtllm_results.importers.nvidia import own
 from trtllm_results.record.row import Row
 from trtllm_results.store.table import Store
+from trtllm_results.versions import WARMUP
 
 PACKAGE_FOLDERS = ("", "kernels", "engines", "workloads", "results", "dashboards")
 GRACE_S = 5.0
@@ -261,7 +262,10 @@ def _failure(code: int, said: str) -> str:
 
 
 class CommandRunner:
-    """Runs arms as processes; keeps every row in `store` when there is one. `on_run(arm, row)` reports each. Close it after use."""
+    """Runs arms as processes; keeps every row in `store` when there is one. `on_run(arm, row)` reports each. Close it after use.
+
+    The first `warmup` runs of each arm are marked as such.
+    """
 
     def __init__(
         self,
@@ -270,7 +274,9 @@ class CommandRunner:
         store: Store | None = None,
         on_run: Callable[[Arm, Row], None] | None = None,
         keep_loaded: bool = False,
+        warmup: int = 0,
     ) -> None:
+        self.warmup_runs = 2 * warmup
         self.arms: Mapping[Arm, ArmCommand] = {"A": a, "B": b}
         self.store, self.on_run = store, on_run
         self.note = KEPT if keep_loaded else ""
@@ -296,7 +302,9 @@ class CommandRunner:
                 if failure:
                     raise ResultsError(f"a run of {side.name} {failure}") from error
                 raise ResultsError(f"a run of {side.name} left no report that can be read ({type(error).__name__})") from error
-        row = replace(row, repeat=self.count, extra={**row.extra, "gate_arm": arm, "gate_name": side.name})
+        row = replace(
+            row, repeat=self.count, extra={**row.extra, "gate_arm": arm, "gate_name": side.name, WARMUP: self.count < self.warmup_runs}
+        )
         self.count += 1
         if self.store is not None:
             self.store.append(row)

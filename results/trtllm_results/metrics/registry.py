@@ -6,6 +6,8 @@ this file.
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -134,7 +136,8 @@ def title(name: str) -> str:
     """A figure's name for a table that shows its unit elsewhere: `output`, `TTFT p50`, `steady output per GPU`."""
     if name in _TITLES:
         return _TITLES[name]
-    text = name.removesuffix("_ms").replace("_tokens_per_s_per_", " per ").replace("_tokens_per_s", "").replace("_requests_per_s", "")
+    text = name if name.endswith("_per_s") else re.sub(r"_(ms|s|w|mhz|gib|j|c)$", "", name)
+    text = text.replace("_tokens_per_s_per_", " per ").replace("_tokens_per_s", "").replace("_requests_per_s", "")
     words = [
         word.upper() if word in (*LATENCIES, "mfu", "mbu", "gpu", "kv", "sm") and word != "queue" else word for word in text.split("_")
     ]
@@ -149,5 +152,18 @@ def common_words(labels: list[str]) -> tuple[str, list[str]]:
 
 
 def brief(value: float) -> str:
-    """Four significant digits, never as a power of ten: `0.0391`, `7.004`, `24,951`."""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    """How a figure is written everywhere: four significant digits, whole from a thousand on, never as a power of ten.
+
+    `0.0391`, `7.004`, `24,951`, `1,048,576`: counts stay exact.
+    """
+    if not math.isfinite(value):
+        return str(value)
+    if abs(value) >= 1000 or value == round(value):
+        return f"{value:,.0f}"
+    places = 3 - math.floor(math.log10(abs(float(f"{value:.4g}"))))
+    return f"{value:,.{places}f}".rstrip("0").rstrip(".")
+
+
+def with_spread(value: float, half_width: float | None) -> str:
+    """`24,362 ± 25`: the half width with two digits. None: one run, so the spread is unknown."""
+    return brief(value) if half_width is None else f"{brief(value)} ± {brief(float(f'{half_width:.2g}'))}"

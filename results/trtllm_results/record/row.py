@@ -34,6 +34,8 @@ SCHEMA_VERSION = 1
 
 Status = Literal["ok", "failed", "oom", "void"]
 STATUSES: tuple[str, ...] = get_args(Status)
+PREDICTED = "predicted"
+"""The target of a row that the step model made and nobody measured."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,16 @@ class Row:
     @property
     def key(self) -> str:
         return self.stored_key or cell_key(self.cell, self.environment)
+
+    @property
+    def arm(self) -> str:
+        """`A` or `B` where a gate ran the row, else empty."""
+        return str(self.extra.get("gate_arm", ""))
+
+    @property
+    def predicted(self) -> bool:
+        """Whether the row is a prediction and no measurement."""
+        return self.cell.target == PREDICTED
 
     @property
     def implausible(self) -> Implausible | None:

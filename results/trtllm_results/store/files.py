@@ -53,6 +53,22 @@ def write_text(target: Path, text: str) -> None:
     atomically(target, lambda handle: handle.write(text.encode()))
 
 
+def check_writable(*targets: Path | None) -> None:
+    """Before long work whose result goes there: raises `WriteError` for a file that `atomically` could not write now."""
+    for target in targets:
+        if target is None or (target.exists() and not target.is_file()):
+            continue
+        with writing(target):
+            place = Path(os.path.realpath(target))
+            place.parent.mkdir(parents=True, exist_ok=True)
+            trial = place.with_name(f".{place.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
+            try:
+                with open(trial, "wb") as handle:
+                    handle.write(b" ")
+            finally:
+                trial.unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
 def writing(target: Path) -> Iterator[None]:
     """Turns the operating system's refusal to write `target` into `WriteError`."""
@@ -98,12 +114,12 @@ def check_regular(path: Path) -> int:
 
 
 def read_text(path: Path, most_bytes: int) -> str:
-    """A text file of ours. Raises `ResultsError` where it is no file, is larger than `most_bytes`, or is not UTF-8."""
+    """A text file of ours, with its line ends. Raises `ResultsError` where it is no file, is larger than `most_bytes`, or is not UTF-8."""
     size = check_regular(path)
     if size > most_bytes:
         raise ResultsError(f"{path} has {size:,} bytes; at most {most_bytes:,} are read")
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
         raise ResultsError(f"{path} is not UTF-8 text at byte {error.start:,}; it is damaged, or another tool wrote it") from None
     except OSError as error:

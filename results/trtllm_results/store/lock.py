@@ -51,6 +51,21 @@ def locked(folder: Path, name: str, wait_s: float, purpose: str) -> Iterator[Non
         os.close(descriptor)
 
 
+def held(folder: Path, name: str) -> bool:
+    """Whether someone holds the lock `name` of `folder` now."""
+    try:
+        descriptor = os.open(folder / name, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def _try(descriptor: int, path: Path) -> bool:
     with writing(path):
         try:

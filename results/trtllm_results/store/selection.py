@@ -13,6 +13,7 @@ from typing import Any
 from trtllm_results.errors import ResultsError
 from trtllm_results.metrics.registry import METRICS
 from trtllm_results.record.row import CELL_FIELDS, ENVIRONMENT_FIELDS, Row
+from trtllm_results.store.remote import is_address, name_of
 from trtllm_results.store.table import read_rows
 
 _OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
@@ -23,7 +24,7 @@ _OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
     ">": operator.gt,
     "<": operator.lt,
 }
-ROW_NAMES = ("status", "repeat", "run_id")
+ROW_NAMES = ("status", "repeat", "run_id", "arm", "started_at")
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class ResultSet:
 
 
 def field_of(row: Row, name: str) -> Any:
-    """A cell field, `env_*` field, figure, `status`, `repeat`, `gpu` or `run_id` of `row`; None for a figure it lacks.
+    """A cell field, `env_*` field, figure, `status`, `repeat`, `gpu`, `run_id`, `arm` or `started_at` of `row`; None for a figure it lacks.
 
     Raises `ResultsError` for a name that is none of these.
     """
@@ -96,12 +97,23 @@ def path_and_filters(spec: str) -> tuple[str, list[str]]:
 
 
 def load_set(spec: str) -> ResultSet:
-    """`PATH` or `NAME=PATH`, a store folder or a table file. Raises `ResultsError` if it cannot be read or is empty."""
-    name, path = named_path(spec)
-    rows = tuple(read_rows(path))
+    """`PATH` or `NAME=PATH`: a store folder, a folder of stores, a table file, or an address of any of them (`s3://bucket/set`).
+
+    Raises `ResultsError` if it cannot be read or is empty.
+    """
+    name, place = named_place(spec)
+    rows = tuple(read_rows(place))
     if not rows:
-        raise ResultsError(f"{path} holds no results.")
+        raise ResultsError(f"{place} holds no results.")
     return ResultSet(name, rows)
+
+
+def named_place(spec: str) -> tuple[str, str | Path]:
+    """`named_path`, or name and address."""
+    name, _, rest = spec.partition("=")
+    if is_address(spec):
+        return name_of(spec), spec
+    return (name, rest) if is_address(rest) and not os.path.exists(spec) else named_path(spec)
 
 
 def split_by(rows: Iterable[Row], field: str) -> list[ResultSet]:

@@ -29,6 +29,7 @@ from trtllm_results.record.row import CELL_FIELDS, ENVIRONMENT_FIELDS, ROW_FIELD
 from trtllm_results.store.files import atomically, read_text, temporaries, writing
 from trtllm_results.store.lock import WRITE_LOCK, locked
 from trtllm_results.store.parquet import METADATA, OPTIONS, check_version, read_table, replacement
+from trtllm_results.store.remote import Mirror, fetched, is_address
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,6 +44,8 @@ _TABLE = "results.parquet"
 _JSON = "results.json"
 _ID_AT = len('{"row_id": "')
 """A line of results.json starts with the row's id, so that appending need not parse the others."""
+SHEETS = (".csv", ".xlsx")
+"""Endings of tables that a spreadsheet opens (`sheets`)."""
 MOST_JSON_BYTES = 2**28
 WAIT_S = 60.0
 """For another writer of the same folder; an append takes well below a second."""
@@ -70,6 +73,14 @@ class Store:
             raise ResultsError(
                 f"{self.path} holds no {_TABLE}, so it is not a result store; name a folder written by sweep or results import."
             )
+
+    @property
+    def place(self) -> str:
+        """Where a reader finds the rows."""
+        return str(self.path)
+
+    def finish(self) -> None:
+        """To be called after the last row; a store that is copied elsewhere copies what is left."""
 
     def append(self, *rows: Row) -> None:
         """Adds rows atomically. A row replaces an earlier one of the same cell and repeat that was not `ok`.
@@ -148,7 +159,11 @@ class Store:
 
     def _stale_temporaries(self) -> list[Path]:
         """Call with the lock held: nobody is writing them then."""
-        own = [path for path in temporaries(self.path) if path.name.startswith((f".{_TABLE}.", f".{_JSON}.", ".sweep.json."))]
+        own = [
+            path
+            for path in temporaries(self.path)
+            if path.name.startswith((f".{_TABLE}.", f".{_JSON}.", ".sweep.json.", ".progress.json."))
+        ]
         return own + [path for kind in SIDE_KINDS for path in temporaries(self.path / kind)]
 
     def _write_side(self, kind: SideKind, row: Row, columns: Mapping[str, Any]) -> Path:
@@ -221,6 +236,30 @@ class Store:
             yield
 
 
+class MirroredStore(Store):
+    """A store that is copied to an address each time it has grown. What cannot be copied stays here, and `finish` tries once more."""
+
+    def __init__(self, folder: Path, address: str) -> None:
+        super().__init__(folder)
+        self.mirror = Mirror(self.path, address)
+
+    def _append(self, rows: list[Row]) -> None:
+        super()._append(rows)
+        with contextlib.suppress(ResultsError):
+            self.mirror.push()
+
+    @property
+    def place(self) -> str:
+        return self.mirror.place
+
+    def finish(self) -> None:
+        """Raises `ResultsError` saying that everything is in the folder here."""
+        try:
+            self.mirror.push()
+        except ResultsError as error:
+            raise ResultsError(f"{error}; everything is in {self.path}") from None
+
+
 def _remove(paths: Iterable[Path]) -> None:
     for path in paths:
         with contextlib.suppress(OSError):
@@ -228,16 +267,35 @@ def _remove(paths: Iterable[Path]) -> None:
 
 
 def read_rows(path: str | os.PathLike[str]) -> list[Row]:
-    """Rows of a store folder or of one Parquet or JSON table that a store wrote or `results export` made.
+    """Rows of a store folder, of a folder or an address (`remote`) with stores below it, or of one Parquet, JSON, CSV or XLSX table that a
+    store wrote or `results export` made.
 
     Raises `ResultsError` naming the file, and the row and field that are wrong.
     """
+    if is_address(path):
+        with fetched(os.fspath(path)) as copies:
+            return _united(copies)
     source = Path(path)
     if source.is_dir():
-        return Store(source, create=False).rows()
+        return _united(below) if (below := stores_below(source)) else Store(source, create=False).rows()
     if source.suffix == ".json" and source.exists():
         return _read_json(source)
+    if source.suffix.lower() in SHEETS and source.exists():
+        from trtllm_results.store import sheets
+
+        return _parsed(sheets.read_csv(source) if source.suffix.lower() == ".csv" else sheets.read_xlsx(source), source)
     return _rows_of(read_table(source), source)
+
+
+def stores_below(folder: Path) -> list[Path]:
+    """The stores directly in a folder that is none itself, such as `results/recorded/h100`."""
+    return [] if (folder / _TABLE).exists() else sorted(path.parent for path in folder.glob(f"*/{_TABLE}"))
+
+
+def _united(places: Iterable[Path]) -> list[Row]:
+    """Rows of several stores; one that was merged from another counts once."""
+    rows = {row.row_id: row for place in places for row in read_rows(place)}
+    return list(rows.values())
 
 
 def _rows_of(table: pa.Table, path: Path) -> list[Row]:
@@ -350,11 +408,6 @@ def _write_lines(lines: list[str], handle: BinaryIO) -> None:
     handle.write((f'{{"schema_version": {SCHEMA_VERSION}, "rows": [\n' + ",\n".join(lines) + "\n]}\n").encode())
 
 
-def write_csv(rows: list[Row], target: Path) -> None:
-    """CSV with a byte order mark, which is what makes a spreadsheet read it as UTF-8."""
-    atomically(target, lambda handle: to_table(rows).to_pandas().to_csv(handle, index=False, encoding="utf-8-sig"))
-
-
 def extend(store: Store, rows: Iterable[Row]) -> int:
     """Appends the rows `store` lacks (by row id): merging twice adds nothing. Returns how many were new."""
     present = {row.row_id for row in store.rows()}
@@ -363,8 +416,18 @@ def extend(store: Store, rows: Iterable[Row]) -> int:
     return len(new)
 
 
-def merge_store(store: Store, source: Path) -> int:
-    """`extend` with the rows of another store or table, and copies of their side tables. Returns how many rows were new."""
+def merge_store(store: Store, source: str | os.PathLike[str]) -> int:
+    """`extend` with the rows of another store, set of stores or table, and copies of their side tables. Returns how many rows were new."""
+    if is_address(source):
+        with fetched(os.fspath(source), sides=True) as copies:
+            return sum(merge_store(store, copy) for copy in copies)
+    source = Path(source)
+    if source.is_dir() and (below := stores_below(source)):
+        return sum(merge_store(store, one) for one in below)
+    return _merge(store, source)
+
+
+def _merge(store: Store, source: Path) -> int:
     import shutil
 
     rows = read_rows(source)

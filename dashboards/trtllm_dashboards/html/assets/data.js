@@ -1,9 +1,12 @@
 "use strict";
 // The payload (payload.py) and how to read it: one column a quantity, indexed by cell number. Nothing here touches the page.
 
-const state = { data: null, rows: [], differ: [], chosen: {}, find: "", sort: { key: "output_tokens_per_s", down: true }, page: 0, columns: null, case: null };
+const FIRST_SORT = "output_tokens_per_s";
+const state = {
+  data: null, rows: [], differ: [], chosen: {}, find: "", sort: { key: FIRST_SORT, down: true }, page: 0, columns: null, case: null,
+  limits: {}, quantile: "p99", price: null, series: null, group: null,
+};
 const LOADS = ["batch", "request_rate"];
-const PRECISIONS = ["fp8", "bf16", "fp16", "int8", "int4", "fp32"];
 
 async function inflate(bytes) {
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
@@ -23,9 +26,13 @@ function num(i, name) { return state.data.numbers[name][i]; }
 function mean(i, figure) { const c = state.data.figures[figure]; return c ? c.mean[i] : null; }
 function half(i, figure) { const c = state.data.figures[figure]; return c && c.half ? c.half[i] : null; }
 function has(figure) { return figure in state.data.figures; }
-function unit(figure) { const d = state.data.definitions[figure]; return d ? d.unit : ""; }
+function unit(figure) {
+  const d = state.data.definitions[figure];
+  return d ? d.unit || (/^(mfu|mbu)|_ratio|utilization/.test(figure) ? "ratio" : "count") : "";
+}
 function load(i) { return num(i, "request_rate") || num(i, "batch"); }
 function ok(i) { return dim(i, "status") === "ok"; }
+function predicted(i) { return dim(i, "target").startsWith("predicted"); }
 
 // Dimensions along which these cells differ.
 function varying(rows, skip = []) {
@@ -40,14 +47,29 @@ function label(i, names) {
   return names.map((name) => dim(i, name)).filter(Boolean).join(", ");
 }
 
-const LABEL = ["model", "precision", "batch", "request_rate", "shape"];
+const LABEL = ["model", "precision", "batch", "request_rate", "shape", "arm"];
+const UNTOLD = ["status", "version", "loop", "source"];
 
-function cellLabel(i) { return label(i, [...LABEL, ...state.differ.filter((n) => !LABEL.includes(n) && n !== "status" && n !== "version")]); }
+// Short and telling: what differs, and the result set only where cells of two are alike in all else.
+function cellLabel(i) {
+  const names = [...LABEL, ...state.differ.filter((n) => !LABEL.includes(n) && !UNTOLD.includes(n))].filter((n) => n !== "kv_dtype" || dim(i, n) !== `kv ${dim(i, "precision")}`);
+  const text = label(i, names);
+  return state.ambiguous?.has(text) && dim(i, "source") ? `${text}, ${dim(i, "source")}` : text;
+}
 
 // The cells to show, and along which dimensions they differ (asked for by every label, so found once).
 function select(rows) {
   state.rows = rows;
   state.differ = rows.length ? varying(rows) : [];
+  state.ambiguous = null;
+  if (!state.differ.includes("source")) return;
+  const seen = new Map(), again = new Set();
+  for (const i of rows) {
+    const text = cellLabel(i), source = dim(i, "source");
+    if (seen.has(text) && seen.get(text) !== source) again.add(text);
+    seen.set(text, source);
+  }
+  state.ambiguous = again;
 }
 
 function groupBy(rows, key) {
@@ -70,35 +92,43 @@ function best(rows, figure, higher = true) {
   return found;
 }
 
-// Numbers: one rule, as in numbers.py.
-function places(values, digits = 4) {
-  const sizes = values.filter((v) => v !== null && isFinite(v)).map(Math.abs);
-  if (sizes.every((v) => v === Math.round(v))) return 0;
-  const some = sizes.filter((v) => v > 0);
-  const largest = digits - 1 - Math.floor(Math.log10(Math.max(...some)));
-  const smallest = 1 - Math.floor(Math.log10(Math.min(...some)));
-  return Math.min(Math.max(0, largest, smallest), digits + 2, Math.max(0, largest) + 2);
-}
-
-function fixed(value, count) {
+// Numbers: one rule for every place, that of `metrics/registry.py`: four significant digits, whole from a thousand on, no powers of ten.
+function brief(value) {
   if (value === null || value === undefined) return "-";
-  return value.toLocaleString("en-US", { minimumFractionDigits: count, maximumFractionDigits: count });
+  if (!isFinite(value)) return String(value);
+  if (Math.abs(value) >= 1000 || Number.isInteger(value)) return formatter(0).format(value);
+  return formatter(Math.min(20, 3 - Math.floor(Math.log10(Math.abs(Number(value.toPrecision(4))))))).format(value);
 }
 
-function plain(value, digits = 4) { return value === null || value === undefined ? "-" : fixed(value, places([value], digits)); }
+const formatters = [];
+function formatter(places) { return (formatters[places] ??= new Intl.NumberFormat("en-US", { maximumFractionDigits: places })); }
 
+// For axes alone, where room is short: `24k`, `1.5M`.
 function compact(value) {
   if (value === null) return "-";
-  if (Math.abs(value) >= 999.5 && Math.abs(value) < 9999.5) return fixed(value, 0);
   for (const [scale, suffix] of [[1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"]]) {
-    if (Math.abs(value) >= scale * 0.9995) return Number((value / scale).toPrecision(3)) + suffix;
+    if (Math.abs(value) >= scale * 9.995 || (scale > 1e3 && Math.abs(value) >= scale * 0.9995)) return brief(Number((value / scale).toPrecision(3))) + suffix;
   }
-  return String(Number(value.toPrecision(3)));
+  return brief(value);
 }
 
+function spreadText(h) { return brief(Number(h.toPrecision(2))); }
+
+// `24,362 ± 25`, and in words what the half width is; one rule for tile, table, hover and card.
 function withError(i, figure) {
   const h = half(i, figure), value = mean(i, figure);
-  return h === null ? compact(value) : `${compact(value)} ± ${compact(Number(h.toPrecision(2)))}`;
+  return h === null ? brief(value) : `${brief(value)} ± ${spreadText(h)}`;
+}
+
+function runsText(i) {
+  if (predicted(i)) return "predicted by the step model, not measured";
+  const n = state.data.repeats[i]; return n > 2 ? `mean of ${n} runs, 95% interval` : n === 2 ? "mean of two runs, ± spans both" : "one run, spread unknown";
+}
+
+// Whether two cells' means are shown to differ: three runs each, and intervals apart (stricter than a test of the difference).
+function apart(i, j, figure) {
+  if (state.data.repeats[i] < 3 || state.data.repeats[j] < 3 || half(i, figure) === null || half(j, figure) === null) return false;
+  return Math.abs(mean(i, figure) - mean(j, figure)) > half(i, figure) + half(j, figure);
 }
 
 const NICE = {
@@ -122,8 +152,19 @@ function el(tag, attributes = {}, ...children) {
     else if (value === true) node.setAttribute(name, "");
     else if (value !== false && value !== null && value !== undefined) node.setAttribute(name, value);
   }
-  node.append(...children.flat().filter((c) => c !== null && c !== undefined && c !== ""));
+  node.append(...children.flat(Infinity).filter((c) => c !== null && c !== undefined && c !== ""));
   return node;
+}
+
+// Redraws without losing the keyboard's place: what is drawn anew is found again by its `data-key`.
+function keepingFocus(redraw) {
+  const active = document.activeElement, key = active?.dataset?.key, from = active?.selectionStart;
+  redraw();
+  if (!key || document.activeElement === active) return;
+  const again = document.querySelector(`[data-key="${CSS.escape(key)}"]`);
+  if (!again) return;
+  again.focus({ preventScroll: true });
+  if (typeof from === "number" && again.setSelectionRange && again.type !== "number") again.setSelectionRange(from, from);
 }
 
 function heads(table, cells) { table.tHead.replaceChildren(el("tr", {}, cells)); }

@@ -3,7 +3,7 @@
 
 const PAGE = 50;
 const FIRST_FIGURES = ["output_tokens_per_s", "output_tokens_per_s_per_user", "ttft_p50_ms", "ttft_p99_ms", "tpot_p50_ms", "e2e_p50_ms", "mfu", "energy_per_output_token_j"];
-const TEXT_DIMENSIONS = ["source", "device", "target", "model", "precision", "kv_dtype", "tp", "pp", "shape", "workload", "status", "version"];
+const TEXT_DIMENSIONS = ["source", "device", "target", "model", "precision", "kv_dtype", "tp", "pp", "replicas", "arm", "shape", "workload", "status", "version"];
 const SHORT_HEADS = {
   output_tokens_per_s: "output", output_tokens_per_s_per_user: "per user", output_tokens_per_s_per_gpu: "per GPU", energy_per_output_token_j: "energy", mfu: "MFU", mbu: "MBU",
 };
@@ -16,14 +16,14 @@ function startColumns() {
   if (!state.columns) state.columns = new Set(["batch", ...FIRST_FIGURES.filter(has)]);
   if (state.data.numbers.request_rate.some((v) => v > 0)) state.columns.add("request_rate");
   const menu = document.querySelector("#columns .choices");
-  menu.replaceChildren(...columnChoices().map((name) => el("label", { title: state.data.definitions[name]?.meaning ?? "" },
-    el("input", { type: "checkbox", value: name, checked: state.columns.has(name), onchange: (e) => { if (e.target.checked) state.columns.add(name); else state.columns.delete(name); drawTable(); } }),
-    el("span", {}, head(name)[0] + (head(name)[1] ? `, ${head(name)[1]}` : "")))));
+  keepingFocus(() => menu.replaceChildren(...columnChoices().map((name) => el("label", { title: state.data.definitions[name]?.meaning ?? "" },
+    el("input", { type: "checkbox", value: name, checked: state.columns.has(name), "data-key": `column ${name}`, onchange: (e) => { if (e.target.checked) state.columns.add(name); else state.columns.delete(name); drawTable(); } }),
+    el("span", {}, head(name)[0] + (head(name)[1] ? `, ${head(name)[1]}` : ""))))));
 }
 
 function head(name) {
   if (name in state.data.figures) return [SHORT_HEADS[name] ?? words(name), unit(name)];
-  return [{ isl: "ISL", osl: "OSL", request_rate: "rate", num_requests: "requests", gpus: "GPUs", started: "measured at" }[name] ?? name, { request_rate: "req/s", isl: "tok", osl: "tok" }[name] ?? ""];
+  return [{ isl: "ISL", osl: "OSL", request_rate: "rate", num_requests: "requests", gpus: "GPUs", started: "measured at" }[name] ?? name, { request_rate: "req/s", isl: "tok", osl: "tok", batch: "seq", started: "UTC" }[name] ?? ""];
 }
 
 function cellValue(i, name) {
@@ -59,41 +59,45 @@ function drawTable() {
   state.page = Math.min(state.page, pages - 1);
   const visible = rows.slice(state.page * PAGE, (state.page + 1) * PAGE);
   const table = document.getElementById("table");
-  heads(table, names.map(header));
-  const formats = Object.fromEntries(names.map((n) => [n, places(visible.map((i) => cellValue(i, n)).filter((v) => typeof v === "number"))]));
-  table.tBodies[0].replaceChildren(...visible.map((i) => line(i, names, formats)));
-  const same = TEXT_DIMENSIONS.filter((n) => !names.includes(n) && !["version"].includes(n) && rows.length && dim(rows[0], n) && !["tp 1", "pp 1", "ok", "fixed", "native"].includes(dim(rows[0], n)));
-  document.getElementById("shared").textContent = rows.length ? (same.length ? `All rows: ${label(rows[0], same)}.` : "") : "No cell passes the filters.";
-  drawPager(rows.length, pages);
+  document.getElementById("cells").hidden = !state.data.n;
+  keepingFocus(() => {
+    heads(table, names.map(header));
+    table.tBodies[0].replaceChildren(...visible.map((i) => line(i, names)));
+    drawPager(rows.length, pages);
+  });
+  const same = TEXT_DIMENSIONS.filter((n) => !names.includes(n) && rows.length && dim(rows[0], n) && !["tp 1", "pp 1", "fixed", "native", "ok", "newest", "older"].includes(dim(rows[0], n)));
+  document.getElementById("shared").textContent = rows.length ? (same.length ? `All rows: ${same.map((n) => dim(rows[0], n)).join(", ")}.` : "") : "No cell passes the filters.";
 }
 
 function header(name) {
   const text = name in FILTER_NAMES && !(name in state.data.numbers) ? [FILTER_NAMES[name], ""] : head(name);
   const numeric = !TEXT_DIMENSIONS.includes(name) && name !== "started";
   const down = state.sort.key === name ? state.sort.down : null;
-  const turn = () => { state.sort = { key: name, down: down === null ? numeric : !down }; state.page = 0; drawTable(); };
+  const turn = () => { state.sort = { key: name, down: down === null ? numeric : !down }; state.page = 0; drawTable(); writeAddress(); };
   return el("th", { class: numeric ? "num" : "", scope: "col", "aria-sort": down === null ? "none" : down ? "descending" : "ascending", title: state.data.definitions[name]?.meaning ?? null },
-    el("button", { type: "button", onclick: turn }, text[0]), text[1] ? el("span", { class: "unit" }, text[1]) : null);
+    el("button", { type: "button", "data-key": `sort ${name}`, onclick: turn }, text[0]), text[1] ? el("span", { class: "unit" }, text[1]) : null);
 }
 
-function line(i, names, formats) {
-  const cells = names.map((name) => {
-    const value = cellValue(i, name);
-    if (typeof value === "string") return el("td", { class: name === "status" ? value : "" }, value || "-");
-    const spread = name === "output_tokens_per_s" ? half(i, name) : null;
-    return el("td", { class: "num" }, fixed(value, formats[name]), spread === null ? null : el("span", { class: "pm" }, ` ± ${fixed(spread, formats[name])}`));
-  });
+// The first cell of a line holds the button that opens it, so that the keyboard reaches it; a click anywhere on the line does too.
+function line(i, names) {
   const open = () => openDetail(i);
-  return el("tr", { tabindex: "0", "data-cell": i, onclick: open, onkeydown: (e) => { if (e.key === "Enter") open(); } }, cells);
+  const cells = names.map((name, at) => {
+    const value = cellValue(i, name), text = typeof value === "string";
+    const content = text ? (name === "started" ? value.replace("T", " ") : value) || "-" : brief(value);
+    const spread = name === "output_tokens_per_s" ? half(i, name) : null;
+    const shown = at ? content : el("button", { type: "button", class: "plainly", "data-key": `row ${state.data.keys[i]}`, "aria-label": `${content}, open ${cellLabel(i)}`, onclick: (e) => { e.stopPropagation(); open(); } }, content);
+    return el("td", { class: text ? (name === "status" ? value : "") : "num" }, shown, spread === null ? null : el("span", { class: "pm" }, ` ± ${spreadText(spread)}`));
+  });
+  return el("tr", { "data-cell": i, onclick: open }, cells);
 }
 
 function drawPager(count, pages) {
   const go = (page) => { state.page = page; drawTable(); };
   const from = count ? state.page * PAGE + 1 : 0, to = Math.min(count, (state.page + 1) * PAGE);
   document.getElementById("pager").replaceChildren(
-    el("button", { type: "button", disabled: state.page === 0, onclick: () => go(state.page - 1) }, "Previous"),
-    el("span", {}, `${from.toLocaleString("en-US")} to ${to.toLocaleString("en-US")} of ${count.toLocaleString("en-US")}`),
-    el("button", { type: "button", id: "next", disabled: state.page >= pages - 1, onclick: () => go(state.page + 1) }, "Next"));
+    el("button", { type: "button", "data-key": "previous page", disabled: state.page === 0, onclick: () => go(state.page - 1) }, "Previous"),
+    el("span", {}, `${brief(from)} to ${brief(to)} of ${brief(count)}`),
+    el("button", { type: "button", id: "next", "data-key": "next page", disabled: state.page >= pages - 1, onclick: () => go(state.page + 1) }, "Next"));
 }
 
 function csvText() {

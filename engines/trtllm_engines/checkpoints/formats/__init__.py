@@ -9,15 +9,18 @@ from typing import Any
 from trtllm_engines.checkpoints.formats.awq import Awq
 from trtllm_engines.checkpoints.formats.bitsandbytes import BitsAndBytes
 from trtllm_engines.checkpoints.formats.compressed_tensors import CompressedTensors
+from trtllm_engines.checkpoints.formats.config import AUTO_ROUND
 from trtllm_engines.checkpoints.formats.format import Format, StoredTensors, UnknownQuantization
 from trtllm_engines.checkpoints.formats.fp8 import Fp8Format
-from trtllm_engines.checkpoints.formats.gptq import AutoRound, Gptq
+from trtllm_engines.checkpoints.formats.gptq import Gptq
 from trtllm_engines.checkpoints.formats.modelopt import MODELOPT_CONFIG, ModelOpt
 from trtllm_engines.documents import SHOWN, read_object_if_there, shown
 from trtllm_engines.errors import EngineError
 
-_READERS = (ModelOpt, CompressedTensors, Fp8Format, Gptq, AutoRound, Awq, BitsAndBytes)
+_READERS = (ModelOpt, CompressedTensors, Fp8Format, Gptq, Awq, BitsAndBytes)
 _CONFIG = "config.json"
+_APART = (("quantize_config.json", "gptq", "bits"), ("quant_config.json", "awq", "w_bit"))
+"""Files of AutoGPTQ and AutoAWQ of before transformers had a place for it: (name, method, a key that it has)."""
 
 __all__ = ["Format", "UnknownQuantization", "format_of", "stated_method"]
 
@@ -28,6 +31,8 @@ def format_of(folder: Path, tensors: StoredTensors | None) -> Format | None:
     if config is None:
         return None
     method = str(config.get("quant_method"))
+    if method.removeprefix("intel/") == "auto-round":
+        method = f"{AUTO_ROUND}{config.get('packing_format')}"
     reader = next((one for one in _READERS if one.reads(file, method)), None)
     return None if reader is None else reader(folder, file, config, tensors)
 
@@ -59,4 +64,8 @@ def _quantization_config(folder: Path) -> tuple[str, Mapping[str, Any] | None]:
             return file, config
         if config is not None:
             raise EngineError(f"{folder / file}: {key} is {shown(config)}; it must be an object")
+    for file, method, key in _APART:
+        config = read_object_if_there(folder / file)
+        if key in config:
+            return file, {"quant_method": method, **config}
     return "", None

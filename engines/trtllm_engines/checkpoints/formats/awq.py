@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
 
 from torch import Tensor
 
-from trtllm_engines.checkpoints.formats.config import Name, Names, Stated, checked_config, within_name
+from trtllm_engines.checkpoints.formats.config import AUTO_ROUND, Name, Names, Stated, checked_config, within_name
 from trtllm_engines.checkpoints.formats.format import SCALES, WIDE, Format, Rule, group_size, words_to_codes
 from trtllm_engines.checkpoints.stored_codes import StoredCodes
 from trtllm_engines.quantization.scheme import Codes, Inputs
@@ -27,12 +28,13 @@ class _Config(Stated):
     zero_point: bool = True
     version: Name = "gemm"
     modules_to_not_convert: Names | None = None
+    extra_config: dict[str, Any] | None = None
 
 
 class Awq(Format):
     @staticmethod
     def reads(file: str, method: str) -> bool:
-        return method == "awq"
+        return method == "awq" or (method.startswith(AUTO_ROUND) and method.endswith("auto_awq"))
 
     @cached_property
     def _config(self) -> _Config:
@@ -41,6 +43,8 @@ class Awq(Format):
         if bits != 4 or config.version.lower() != "gemm" or not config.zero_point:
             zeros = "" if config.zero_point else " without zero points"
             raise self.unknown(f"AWQ with {bits} bits in the layout {config.version[:60]}{zeros}")
+        if config.extra_config:
+            raise self.unknown("AWQ with settings of some modules (extra_config)")
         return config
 
     def rules(self) -> Sequence[Rule]:

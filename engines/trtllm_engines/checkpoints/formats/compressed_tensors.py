@@ -7,7 +7,6 @@ NVFP4's scale of the tensor is divided by: `weight_global_scale` is what scales 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Annotated
@@ -20,6 +19,7 @@ from trtllm_engines.checkpoints.formats.format import SCALES, WIDE, Format, Rule
 from trtllm_engines.checkpoints.formats.fp8 import stored_fp8
 from trtllm_engines.checkpoints.stored_codes import StoredCodes
 from trtllm_engines.errors import EngineError
+from trtllm_engines.quantization.module_names import expression
 from trtllm_engines.quantization.registry import definition
 from trtllm_engines.quantization.scheme import Codes, Inputs, QuantScheme
 
@@ -116,7 +116,7 @@ class CompressedTensors(Format):
         raise self.unknown(how)
 
     def stored(self, module: str) -> StoredCodes | None:
-        group = next((one for pattern, one in self._targets if re.fullmatch(pattern, module)), None)
+        group = next((one for pattern, one in self._targets if expression(pattern).matches(module)), None)
         weights = (group.weights if group else None) or _Codes()
         packed, plain = f"{module}.weight_packed", f"{module}.weight"
         if self.has(packed):

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 Name = Annotated[str, Field(max_length=1000)]
 Names = Annotated[list[Name], Field(max_length=100_000)]
+AUTO_ROUND = "auto-round "
+"""How the method of auto-round's own configuration begins; its packing follows, a layout of AutoGPTQ's or AutoAWQ's."""
 EVERY_LINEAR = "Linear"
 """compressed-tensors' target for all products: the class of their modules."""
 

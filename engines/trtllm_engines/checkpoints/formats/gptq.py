@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from pydantic import Field
 from torch import Tensor
 
-from trtllm_engines.checkpoints.formats.config import Name, Names, Stated, checked_config, within_name
+from trtllm_engines.checkpoints.formats.config import AUTO_ROUND, Name, Names, Stated, checked_config, within_name
 from trtllm_engines.checkpoints.formats.format import SCALES, WIDE, Format, Rule, column_order, group_size, words_to_codes
 from trtllm_engines.checkpoints.stored_codes import StoredCodes
 from trtllm_engines.errors import EngineError
@@ -27,7 +27,6 @@ class _Config(Stated):
     sym: bool = True
     desc_act: bool = False
     checkpoint_format: Name = "gptq"
-    packing_format: Name = ""
     modules_to_not_convert: Names | None = None
     lm_head: bool = False
     dynamic: dict[str, Any] | None = None
@@ -37,7 +36,7 @@ class _Config(Stated):
 class Gptq(Format):
     @staticmethod
     def reads(file: str, method: str) -> bool:
-        return method == "gptq"
+        return method == "gptq" or (method.startswith(AUTO_ROUND) and method.endswith("auto_gptq"))
 
     @cached_property
     def _config(self) -> _Config:
@@ -46,8 +45,8 @@ class Gptq(Format):
             raise self.unknown(f"GPTQ with {config.bits} bits")
         if config.checkpoint_format not in ("gptq", "gptq_v2"):
             raise self.unknown(f"GPTQ in the layout {config.checkpoint_format[:60]}")
-        if config.dynamic:
-            raise self.unknown("GPTQ with settings of some modules (dynamic)")
+        if config.dynamic or config.extra_config:
+            raise self.unknown("GPTQ with settings of some modules (dynamic, extra_config)")
         return config
 
     def rules(self) -> Sequence[Rule]:
@@ -110,20 +109,3 @@ class Gptq(Format):
             (lambda: zero_codes().float() - (128 if bits == 8 else 0)) if kind.zero_point else None,
             order=None if order is None else lambda: order,
         )
-
-
-class AutoRound(Gptq):
-    """auto-round's own configuration, in GPTQ's layout."""
-
-    @staticmethod
-    def reads(file: str, method: str) -> bool:
-        return method in ("auto-round", "intel/auto-round")
-
-    @cached_property
-    def _config(self) -> _Config:
-        config = super()._config
-        if not config.packing_format.endswith("auto_gptq"):
-            raise self.unknown(f"auto-round in the layout {config.packing_format[:60]}")
-        if config.extra_config:
-            raise self.unknown("auto-round with settings of some modules (extra_config)")
-        return config

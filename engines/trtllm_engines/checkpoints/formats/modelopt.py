@@ -52,7 +52,11 @@ class ModelOpt(Format):
     def rules(self) -> Sequence[Rule]:
         config = self._config
         if config.quantized_layers is not None:
-            return [(re.escape(name), self._scheme(layer)) for name, layer in config.quantized_layers.items() if layer.quant_algo]
+            modules: dict[QuantScheme, list[str]] = {}
+            for name, layer in config.quantized_layers.items():
+                if layer.quant_algo:
+                    modules.setdefault(self._scheme(layer), []).append(re.escape(name))
+            return [("|".join(names), scheme) for scheme, names in modules.items()]
         return [] if config.quant_algo is None else [(".*", self._scheme(config))]
 
     def _scheme(self, layer: _Layer) -> QuantScheme:

@@ -1,7 +1,8 @@
 """Cuts a model into the stages of a pipeline, at the residual stream between two layers, and keeps one of them.
 
-The stream enters a stage as the step input `hidden` and leaves it as the plan's result. Runs first, when every op is one layer's and only
-the stream passes from a layer to the next; what a tensor-parallel group divides is then found in each stage as in a whole model.
+The stream is received at a stage's beginning, and sent at its end, by ops of the plan like any other. Runs first, when every op is one
+layer's and only the stream passes from a layer to the next; what a tensor-parallel group divides is then found in each stage as in a whole
+model.
 
 Stages are balanced by the bytes of weights that a decode step reads, on which its time depends, with every layer alike: the head counts as
 so many layers as it has bytes of theirs (of a model of 8 billion parameters in fp8, whose head stays wide, 4.8 of 32), and the embedding,
@@ -15,10 +16,11 @@ import re
 
 from torch.fx import Node
 
-from trtllm_engines.compiler.graph import ModelGraph, op_name, prune
-from trtllm_engines.compiler.plan import HIDDEN, Stage
+from trtllm_engines.compiler.graph import ModelGraph, call, op_name, prune
+from trtllm_engines.compiler.plan import HIDDEN, PIPE, Stage
 from trtllm_engines.errors import EngineError
 from trtllm_kernels.dialect.dtypes import bits_of
+from trtllm_kernels.dialect.group import pipe_spec
 from trtllm_kernels.dialect.types import TensorSpec
 
 _LAYER = re.compile(r"(?:^|\.)(\d+)\.")
@@ -30,14 +32,19 @@ def apply(graph: ModelGraph) -> None:
     config = graph.config
     graph.stage = stage = stages_of(config.num_layers, graph.layout.pp, head_layers(graph), config.name)[graph.stage.index]
     enters = _crossing(graph, stage.first_layer) if stage.first_layer > 0 else None
+    with graph.fx.inserting_before(next(node for node in graph.fx.nodes if node.op != "placeholder")):
+        pipe = graph.fx.placeholder(PIPE)
+        graph.inputs[PIPE] = pipe_spec()
+        if enters is not None:
+            hidden = graph.fx.placeholder(HIDDEN)
+            graph.inputs[HIDDEN] = TensorSpec(("T", config.hidden_size), graph.dtype)
+            received = call(graph.fx, "receive", hidden, pipe, label="receive")
     if stage.end_layer < config.num_layers:
         output = next(node for node in graph.fx.nodes if node.op == "output")
-        output.args = (_crossing(graph, stage.end_layer),)
+        with graph.fx.inserting_before(output):
+            output.args = (call(graph.fx, "send", _crossing(graph, stage.end_layer), pipe, label="send"),)
     if enters is not None:
-        with graph.fx.inserting_before(next(node for node in graph.fx.nodes if node.op != "placeholder")):
-            hidden = graph.fx.placeholder(HIDDEN)
-        enters.replace_all_uses_with(hidden)
-        graph.inputs[HIDDEN] = TensorSpec(("T", config.hidden_size), graph.dtype)
+        enters.replace_all_uses_with(received)
     prune(graph)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from trtllm_kernels.dialect.dtypes import nbytes
-from trtllm_kernels.dialect.group import group_spec, ranks_of
+from trtllm_kernels.dialect.group import group_spec, pipe_spec, ranks_of
 from trtllm_kernels.dialect.model_shape import ModelTensors
 from trtllm_kernels.dialect.op_spec import ExampleCall, OpSpec, Trait, register
 from trtllm_kernels.dialect.types import SAMPLING_WORDS, TensorSpec
@@ -27,6 +27,21 @@ def _reduced(flop: int) -> Callable[[OpInStep], Work]:
     return work
 
 
+def _sent(op: OpInStep) -> Work:
+    """Rows that are read here and written into another GPU's memory."""
+    moved = float(nbytes(op.tensors["x"], op.step.symbols))
+    return Work(0.0, 0.0, 0.0, moved if op.in_place else 3 * moved, link_bytes=moved)
+
+
+def _received(op: OpInStep) -> Work:
+    """Rows that are copied out of the inbox; what they take over the link is the sender's."""
+    return Work(0.0, 0.0, 0.0, 2.0 * nbytes(op.tensors["hidden"], op.step.symbols))
+
+
+def _pipe_examples(t: ModelTensors) -> Iterator[ExampleCall]:
+    yield (t.hidden, pipe_spec()), (t.hidden,), {}
+
+
 def _sample_examples(t: ModelTensors) -> Iterator[ExampleCall]:
     if t.dtype == "fp32":
         return
@@ -46,6 +61,11 @@ def _reduces(t: ModelTensors) -> bool:
 def _all_reduce_examples(t: ModelTensors) -> Iterator[ExampleCall]:
     if _reduces(t):
         yield (t.hidden, group_spec(_EXAMPLE_RANKS)), (t.hidden,), {}
+
+
+def _added_examples(t: ModelTensors) -> Iterator[ExampleCall]:
+    if _reduces(t):
+        yield (t.hidden, t.hidden, group_spec(_EXAMPLE_RANKS)), (t.hidden,), {}
 
 
 def _fused_examples(t: ModelTensors) -> Iterator[ExampleCall]:
@@ -76,6 +96,39 @@ register(
         kind="communication",
         state=("group",),
         same_shape=("x", "residual"),
+    )
+)
+register(
+    OpSpec(
+        "all_reduce_add(Tensor x, Tensor residual, Tensor group) -> Tensor",
+        "the sum of x over the ranks, rounded, plus the residual: whole rows on every rank",
+        work=_reduced(2),
+        traits=frozenset({Trait.REDUCES}),
+        examples=_added_examples,
+        kind="communication",
+        state=("group",),
+        same_shape=("x", "residual"),
+    )
+)
+register(
+    OpSpec(
+        "send(Tensor x, Tensor pipe) -> Tensor",
+        "x, which the same rank of the next pipeline stage receives",
+        work=_sent,
+        examples=_pipe_examples,
+        kind="communication",
+        in_place="x",
+        state=("pipe",),
+    )
+)
+register(
+    OpSpec(
+        "receive(Tensor hidden, Tensor pipe) -> Tensor",
+        "what the same rank of the pipeline stage before has sent, shaped as hidden",
+        work=_received,
+        examples=_pipe_examples,
+        kind="communication",
+        state=("hidden", "pipe"),
     )
 )
 register(

@@ -1,0 +1,157 @@
+"""The ranks of an engine that are processes of this host: torchrun's agent, and the ring through which they are told their steps.
+
+The process that schedules has one of these, and so has each further host (`host_agent`). torchrun starts several ranks, and ends the others
+when one dies; a single one, as a replica of an engine of one GPU is, needs nobody beside it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from trtllm_engines.errors import EngineError
+from trtllm_engines.runtime.step_ring import FAILED, READY, StepRing
+
+PF_EXITING = 0x4
+"""Flag of a process in /proc, from the first thing that its end does (linux/sched.h)."""
+NO_MULTICAST = {"NCCL_NVLS_ENABLE": "0", "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1", "NVSHMEM_DISABLE_NVLS": "1"}
+"""No NVLink multicast, whatever a library would choose."""
+MEETING_S = 60
+"""How long torchrun's agents of several hosts wait for each other."""
+
+
+@dataclass(frozen=True)
+class RankOrder:
+    """What the ranks of one host are started with; the same on all hosts but for `node_rank`."""
+
+    engine: str
+    arch: str
+    tp: int
+    ranks: int
+    """Of this host."""
+    message_bytes: int
+    answer_bytes: int
+    kv_cache_fraction: float
+    num_pages: int | None
+    max_graph_batch: int
+    """0: no CUDA graphs."""
+    first_gpu: int = 0
+    """Index of the first rank's GPU among those visible; the others follow it."""
+    nnodes: int = 1
+    node_rank: int = 0
+    traced: bool = False
+    """Whether they can be asked to record their steps (`rank_trace`)."""
+    detail: str = "off"
+    """Of their NVTX ranges (`ranges`)."""
+    endpoint: str = ""
+    """host:port where torchrun's agents meet, of several hosts."""
+
+
+class HostRanks:
+    """Raises `EngineError` when they cannot be started."""
+
+    def __init__(self, order: RankOrder, interface: str = "lo") -> None:
+        """`interface` is `rank_environment`'s."""
+        self.order = order
+        self.ring = StepRing.create(order.ranks, order.message_bytes, order.answer_bytes)
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 (kept as long as the processes)
+        command = [sys.executable, "-m", "trtllm_engines.runtime.rank_main", order.engine, order.arch]
+        command += ["--tp", str(order.tp), "--first-gpu", str(order.first_gpu), "--ring", self.ring.name]
+        command += ["--message-bytes", str(order.message_bytes), "--answer-bytes", str(order.answer_bytes)]
+        command += ["--kv-cache-fraction", str(order.kv_cache_fraction), "--max-graph-batch", str(order.max_graph_batch)]
+        command += [] if order.num_pages is None else ["--num-pages", str(order.num_pages)]
+        command += ["--detail", order.detail, *(["--traced"] if order.traced else [])]
+        environment = rank_environment(interface)
+        if order.ranks == order.nnodes == 1:
+            environment |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+        else:
+            launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(order.ranks), *self._meeting()]
+            command = [*launcher, "--no-python", *command]
+        self.agent = subprocess.Popen(
+            command, env=environment, stdout=self._log, stderr=self._log, stdin=subprocess.DEVNULL, start_new_session=True
+        )
+
+    def _meeting(self) -> list[str]:
+        order = self.order
+        if order.nnodes == 1:
+            return ["--standalone"]
+        where = ["--rdzv-backend", "static", "--rdzv-endpoint", order.endpoint, "--rdzv-conf", f"timeout={MEETING_S}"]
+        return ["--nnodes", str(order.nnodes), "--node-rank", str(order.node_rank), *where]
+
+    @property
+    def first_rank(self) -> int:
+        return self.order.node_rank * self.order.ranks
+
+    def ready(self) -> bool:
+        return all(state == READY for state in self.ring.states())
+
+    def check(self) -> None:
+        """Raises `EngineError` when a rank has failed or died. A death is told before what the others say of it."""
+        failed = [rank for rank, state in enumerate(self.ring.states()) if state == FAILED]
+        ended = self.agent.poll()
+        if not failed and ended is None:
+            return
+        gone = [rank for rank, process in enumerate(self.ring.processes()) if process and rank not in failed and not _lives(process)]
+        if gone and (failed or ended):
+            which = " and ".join(f"rank {self.first_rank + rank}" for rank in gone)  # torchrun ends the others too
+            processes = "process" if len(gone) == 1 else "processes"
+            raise EngineError(f"the {processes} of {which} ended without a word, as when it is killed; {self.last_words()}")
+        if failed:
+            raise EngineError(f"rank {self.first_rank + failed[0]} failed: {self.ring.reason(failed[0])[:300]}")
+        raise EngineError(f"the ranks' processes ended (exit code {ended}); {self.last_words()}")
+
+    def last_words(self) -> str:
+        """Of the processes' output, the last line that says something."""
+        self._log.seek(0, os.SEEK_END)
+        self._log.seek(max(0, self._log.tell() - 16384))
+        lines = [line.strip() for line in self._log.read().decode(errors="replace").splitlines()]
+        said = [line for line in lines if "Error" in line or "error" in line] or [line for line in lines if line]
+        return f"they said last: {said[-1][:300]}" if said else "they said nothing"
+
+    def close(self) -> None:
+        """Ends the processes, whatever they are doing."""
+        if self._log.closed:
+            return
+        processes = [process for process in self.ring.processes() if process and _lives(process)]
+        if self.agent.poll() is None:
+            self.ring.close()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.agent.wait(3.0)
+        else:
+            self.ring.close()
+        if self.agent.poll() is None:
+            for end in (signal.SIGTERM, signal.SIGKILL):
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self.agent.pid, end)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self.agent.wait(3.0)
+                    break
+        for process in (self.agent.pid, *processes):  # torchrun's workers have sessions of their own, and outlive it when they hang
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        self._log.close()
+
+
+def rank_environment(interface: str = "lo") -> dict[str, str]:
+    """For processes of ranks. `interface`: the network interface on which they meet; those of one host meet on `lo`, whatever its name
+    resolves to."""
+    own = {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    return {"OMP_NUM_THREADS": "1", **os.environ, **NO_MULTICAST, **own}
+
+
+def _lives(process: int) -> bool:
+    """Whether a process runs or could; one that is about to end does not, nor one that ended and was not waited for.
+
+    A process that was killed closes its sockets before it is a zombie, and others fail of that: its flag tells it apart until then.
+    """
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return False
+    return fields[0] not in ("Z", "X") and not int(fields[6]) & PF_EXITING
