@@ -59,10 +59,10 @@ def raw_config(config: ModelConfig) -> dict[str, object]:
     }
 
 
-def model_folder(folder: Path, kind: str) -> Path:
+def model_folder(folder: Path, kind: str | ModelConfig) -> Path:
     """A model of random weights, fp32, and a dataset beside it."""
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(raw_config(MODELS[kind])))
+    (folder / "config.json").write_text(json.dumps(raw_config(MODELS[kind] if isinstance(kind, str) else kind)))
     graph = trace(read_config(folder), "fp32", PROFILE)
     tensors = {name: torch.empty(shape) for name, shape in graph.checkpoint_shapes.items()}
     for name, tensor in tensors.items():
