@@ -57,8 +57,9 @@ def main() -> None:
         expected = as_list(op.reference(**reference_arguments)) + list(op.written_in(reference_arguments).values())
         seen = set()
         for choice in search_space(op_name, specs, [spec_of(y) for y in outputs], attrs, "sm_90"):
-            skipped = choice.tokens or (batch is SHORT and choice.name != "decode pages")
-            for candidate in () if skipped else choice.candidates:
+            for candidate in () if choice.tokens else choice.candidates:
+                if batch is SHORT and not candidate.get("decode_ahead"):
+                    continue
                 tactic = {**BY_TRITON.get(op_name, {}), **candidate, **({"split_target": 1} if dtype == "int8 cache" else {})}
                 lowering.tactics.recorded = lambda *_, tactic=tactic: tactic
                 lowered = lower_call(op, named, outputs, "sm_90")

@@ -39,14 +39,14 @@ _MOST_AT_ONCE = 128 * 128
 
 
 def _space(call: OpCall) -> tuple[Choice, ...]:
-    decode = Choice("decode", grid(decode_warps=(1, 2, 4), decode_stages=(2, 3, 4, 6, 8)))
     cache = call["kv_cache"]
-    at_once = ((1, 2, 3), (1, 2, 4), (1, 2, 6), (2, 2, 2), (2, 2, 3), (2, 2, 4), (4, 4, 2), (4, 4, 3))
-    fitting = (one for one in at_once if one[0] * cache.size(4) * cache.size(5) <= _MOST_AT_ONCE)
-    pages = Choice(
-        "decode pages",
-        tuple({"decode_ahead": 1, **values} for values in table(("decode_pages", "decode_warps", "decode_stages"), *fitting)),
+    names = ("decode_pages", "decode_ahead", "decode_warps", "decode_stages")
+    ahead = table(
+        names, *((1, 1, 2, stages) for stages in (3, 4, 6)), *((2, 1, 2, stages) for stages in (2, 3, 4)), (4, 1, 4, 2), (4, 1, 4, 3)
     )
+    fitting = (one for one in ahead if one["decode_pages"] * cache.size(4) * cache.size(5) <= _MOST_AT_ONCE)
+    as_needed = grid(decode_pages=(1,), decode_ahead=(0,), decode_warps=(1, 2, 4), decode_stages=(2, 3, 4, 6, 8))
+    decode = Choice("decode", (*as_needed, *fitting))
     split = Choice("split", grid(split_target=tuple(n * call.sm_count for n in (1, 2, 4, 8)), split_tokens=(32, 64, 128, 256)))
     names = ("block_m", "block_n", "warps", "stages")
     uncached_tiles = (
@@ -62,7 +62,6 @@ def _space(call: OpCall) -> tuple[Choice, ...]:
     )
     return (
         decode,
-        pages,
         split,
         Choice(
             "uncached prefill",
