@@ -33,6 +33,7 @@ TABLES = (".parquet", ".json", ".csv", ".xlsx")
 SIDES = ("requests", "steps", "samples")
 MOST_STORES = 10_000
 RETRY_S = 20
+"""Seconds."""
 MOST_REASON = 200
 """Characters of a refusal."""
 OBJECT_STORES = ("s3", "gcs")
