@@ -51,9 +51,8 @@ KNOWN_SPREAD, KNOWN_WEIGHT, LEAST_EFFECT = 0.35, 1.0, 0.7
 """Where a run's arrivals explain all of its luck: the spread about the slope that they tell, the runs that the design effect before is
 worth, and its least (constant service times leave less than independent requests have)."""
 THETAS, SLOPES = 240, 17
-NEAR, FAR_WEIGHT = 0.2, 0.1
-"""Logarithmic distance from the limit at which a run still counts in part, and what counts of one however far: the line holds near the
-limit only, and an estimate that one bad run drew away must find back."""
+NEAR = 0.2
+"""Logarithmic distance from the limit at which a run still counts in part: the line holds near the limit only."""
 LEAST_RUNS, LEAST_AFTER = 4, 2
 """Near the limit before it is called known; and after the bracket, whatever they take."""
 BUDGET_S, BUDGET_TOLERANCE = 120.0, 0.1
@@ -271,7 +270,7 @@ def fitted_limit(probes: list[Probe], search: Search) -> Limit | None:
     estimate, effect = (math.log(passed) + math.log(failed)) / 2, before.effect
     for _ in range(4):
         growth = np.exp(EFFECT_GROWTH * np.clip(x - estimate, -NEAR, NEAR))
-        weight = np.maximum(np.exp(-(((x - estimate) / NEAR) ** 2) / 2), FAR_WEIGHT)
+        weight = np.exp(-(((x - estimate) / NEAR) ** 2) / 2)
         weight *= np.where(good < (1 - OVERLOADED) * count, before.luck, 1)
         log_density = each @ (weight / np.maximum(effect * growth, before.least_effect)) + prior
         density = np.exp(log_density - log_density.max())
