@@ -16,6 +16,7 @@ from trtllm_kernels.dialect.ops import OP_SPECS
 from trtllm_kernels.dialect.specs import DTYPES
 from trtllm_kernels.dialect.types import Lowered
 from trtllm_kernels.launch.driver import BoundProgram
+from trtllm_kernels.lowering.packed_gemm import LARGE_SIZES, LARGE_TILES
 from trtllm_kernels.references import OPS
 
 pytestmark = [
@@ -36,7 +37,12 @@ TILES = [
     tile(8, rows=128, blocks=2) | tile(16, rows=256) | tile(64, rows=64, turns=2, parts=2) | tile(128, rows=64, parts=4),
     tile(8, rows=128, turns=2, parts=2) | tile(16, rows=128, turns=2) | tile(64, rows=128, parts=2) | tile(128, rows=128, parts=4),
 ]
-_compiled: dict[str, object] = {}
+LARGE = [
+    {f"large{size}_{name}": value for size in LARGE_SIZES for name, value in zip(("rows", "tokens"), tile, strict=True)} | {"packed_to": 8}
+    for tile in LARGE_TILES
+]
+WIDENED = {"large_to": 0}
+LARGE_SCHEMES = (SCHEMES[0], SCHEMES[1], SCHEMES[6], SCHEMES[11], SCHEMES[12], SCHEMES[13])
 
 
 def case(op: str, scheme: Packed, rows: int, columns: int, epilogue: dict[str, bool]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
@@ -51,6 +57,12 @@ def all_lowered() -> list[Lowered]:
     for tactic in TILES:
         named, y = case("linear", SCHEMES[0], 320, 2176, {"residual": True})
         found.append(lowered_for("linear", named, y, tactic))
+    for scheme in LARGE_SCHEMES:
+        named, y = case("linear", scheme, 2624, 2176, {"residual": True})
+        found += [lowered_for("linear", named, y, tactic) for tactic in LARGE]
+    for scheme in (SCHEMES[0], SCHEMES[11]):
+        named, y = case("gate_up_silu", scheme, 384, 640, {"quantize": True})
+        found.append(lowered_for("gate_up_silu", named, y, WIDENED))
     return found
 
 
@@ -110,3 +122,26 @@ def test_every_tile_gives_the_same(tactic: dict[str, int], cubins: dict[str, obj
     for _ in range(20):
         again = run(lowered, named, y, cubins)
         assert all(torch.equal(again[tokens], got) for tokens, got in first.items() if tokens <= 128)
+
+
+@pytest.mark.parametrize("tactic", LARGE, ids=[f"{rows}x{tokens}" for rows, tokens in LARGE_TILES])
+@pytest.mark.parametrize("scheme", LARGE_SCHEMES, ids=lambda scheme: scheme.name)
+def test_every_tile_of_many_tokens_gives_the_same(scheme: Packed, tactic: dict[str, int], cubins: dict[str, object]) -> None:
+    """Blocks have several tiles, of whose rows and tokens some end within them; and the same bits again and again."""
+    named, y = case("linear", scheme, 2624, 2176, {"residual": True})
+    expected = OPS["linear"].reference(**{name: named.get(name) for name in OP_SPECS["linear"].tensors})
+    lowered = lowered_for("linear", named, y, tactic)
+    first = run(lowered, named, y, cubins)
+    for tokens, got in first.items():
+        assert apart(got, expected[:tokens]) < 6e-3, tokens
+    for _ in range(5):
+        again = run(lowered, named, y, cubins)
+        assert all(torch.equal(again[tokens], got) for tokens, got in first.items() if tokens > 8)
+
+
+@pytest.mark.parametrize("scheme", [SCHEMES[0], SCHEMES[11]], ids=lambda scheme: scheme.name)
+def test_a_weight_made_wide_gives_quantized_results(scheme: Packed, cubins: dict[str, object]) -> None:
+    named, y = case("gate_up_silu", scheme, 384, 640, {"quantize": True})
+    expected = OPS["gate_up_silu"].reference(**{name: named.get(name) for name in OP_SPECS["gate_up_silu"].tensors})
+    results = run(lowered_for("gate_up_silu", named, y, WIDENED), named, y, cubins)
+    assert all(apart(results[tokens], expected[:tokens]) < 4e-2 for tokens in TOKENS if tokens > 128)

@@ -2,7 +2,8 @@
 """`python3 tests/gpu/time_packed_gemm.py [--sweep] [--schemes int4,w4a8] [--tokens 1,8]`: products with packed weights, chained.
 
 Calls of one product follow each other in a CUDA graph, overlapping as in an engine, each with a weight of its own, so that none is in L2.
-Beside them bf16 and fp8 as engines run them, and cuBLASLt's. With --sweep, the fastest of a product's tiles at each number of tokens.
+Beside them bf16 and fp8 as engines run them, and cuBLASLt's; -large is the kernel of many tokens from 33 on, -widened the library with a
+weight made wide. With --sweep, the fastest of a product's tiles at each number of tokens.
 The table comes last: microseconds, and the share of 4.31 TB/s that weight and scales are read at.
 """
 
@@ -30,6 +31,7 @@ from trtllm_kernels.dialect.specs import DTYPES, as_stored, spec_of
 from trtllm_kernels.dialect.types import SYMBOLS, Lowered
 from trtllm_kernels.launch.driver import BoundProgram
 from trtllm_kernels.lowering import search_space
+from trtllm_kernels.lowering.packed_gemm import LARGE_SIZES, LARGE_TO, PACKED_TO, PADDED
 
 SHAPES = {
     "qkv": ("linear", 6144, 4096),
@@ -38,6 +40,8 @@ SHAPES = {
     "down": ("linear", 4096, 14336),
 }
 TOKENS = (1, 8, 16, 64, 128, 512, 2048)
+FEW = 32
+"""Tokens from which `packed_gemm_large.cu` is an alternative to `packed_gemm.cu`."""
 PEAK = 4.31e12
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 L2_BYTES = 256 << 20
@@ -45,7 +49,10 @@ CALLS = 48
 SCHEMES: Mapping[str, Packed | str] = {
     "int4": Packed("int4", scale="bf16"),
     "int4z": Packed("int4", scale="bf16", zero=True),
+    "int4-large": Packed("int4", scale="bf16"),
+    "int4-widened": Packed("int4", scale="bf16"),
     "w4a8": Packed("int4", "fp8", scale="bf16"),
+    "w4a8-large": Packed("int4", "fp8", scale="bf16"),
     "int8": Packed("int8", group=0, weight_scale=2),
     "nvfp4": Packed("fp4", "bf16", 16, "fp8", weight_scale=1),
     "mxfp4": Packed("fp4", "bf16", 32, "uint8"),
@@ -112,12 +119,20 @@ class Case:
 def tactics(scheme: str, op: str, named: dict[str, torch.Tensor], y: torch.Tensor, tokens: int, sweep: bool) -> list[dict[str, int]]:
     if scheme.endswith("-lt"):
         return [{"skinny_to": 0, "gemv": 0}]
+    large = {PACKED_TO: FEW} if FEW < tokens <= PADDED[-1] else {}
+    if scheme.endswith("-large"):
+        return [large]
+    if scheme.endswith("-widened"):
+        return [{LARGE_TO: 0}]
     if not sweep or isinstance(SCHEMES[scheme], str):
         return [{}]
     specs = [spec_of(named[name]) if name in named else None for name in OP_SPECS[op].tensors]
-    padded = next((size for size in (8, 16, 32, 64, 128) if tokens <= size), 0)
-    choices = [one for one in search_space(op, specs, [spec_of(y)], {}, "sm_90") if one.name == f"packed {padded}"]
-    return [{}, *(dict(candidate) for choice in choices for candidate in choice.candidates)]
+    padded = next((size for size in PADDED if tokens <= size), 0)
+    size = next((size for size in LARGE_SIZES if tokens <= size), LARGE_SIZES[-1])
+    choices = {one.name: one.candidates for one in search_space(op, specs, [spec_of(y)], {}, "sm_90")}
+    few = [dict(candidate) for candidate in choices.get(f"packed {padded}", ())]
+    many = [{**large, **candidate} for candidate in choices.get(f"large {size}", ()) if tokens > FEW]
+    return [{}, *few, *many, *([{LARGE_TO: 0}] if tokens > PADDED[-1] else [])]
 
 
 def cases(shapes: list[str], schemes: list[str], tokens: list[int], sweep: bool) -> list[Case]:
@@ -129,7 +144,7 @@ def cases(shapes: list[str], schemes: list[str], tokens: list[int], sweep: bool)
             named = {name: value[:count] if name in ("x", "residual") else value for name, value in whole.items()}
             y = result_like(op, named)
             for tactic in tactics(scheme, op, named, y, count, sweep):
-                note = " ".join(f"{name.partition('_')[2]}{value}" for name, value in tactic.items()) if sweep else ""
+                note = " ".join(f"{name.partition('_')[2] or name}{value}" for name, value in tactic.items()) if sweep else ""
                 named_whole = {**named, "x": whole["x"]} | ({"residual": whole["residual"]} if "residual" in whole else {})
                 found.append(
                     Case(shape, scheme, count, named_whole, result_like(op, named_whole), lowered_for(op, named_whole, y, tactic), note)

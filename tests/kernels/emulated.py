@@ -1,4 +1,4 @@
-"""Runs CUDA C++ kernels of skinny GEMMs with packed weights on the host (`emulation/hopper.cuh`), by the launches that lowering makes."""
+"""Runs CUDA C++ kernels of GEMMs with packed weights on the host (`emulation/hopper.cuh`), by the launches that lowering makes."""
 
 import ctypes
 import hashlib
@@ -17,16 +17,17 @@ HERE = Path(__file__).parent / "emulation"
 
 
 @lru_cache(maxsize=64)
-def library(macros: tuple[str, ...]) -> ctypes.CDLL:
+def library(kernel: str, macros: tuple[str, ...]) -> ctypes.CDLL:
     folder = Path(tempfile.mkdtemp(prefix="emulated-"))
-    source = (nvrtc.SOURCES / "packed_gemm.cu").read_text().replace("extern __shared__ __align__(1024) char memory[];", "")
-    (folder / "packed_gemm.cu").write_text(source)
-    for name in ("decode.cuh", "skinny.cuh"):
-        (folder / name).write_text((nvrtc.SOURCES / name).read_text())
+    for name in (f"{kernel}.cu", "decode.cuh", "packed.cuh", "skinny.cuh"):
+        source = (nvrtc.SOURCES / name).read_text()
+        (folder / name).write_text(source.replace("extern __shared__ __align__(1024) char memory[];", ""))
     (folder / "hopper.cuh").write_text((HERE / "hopper.cuh").read_text())
     out = folder / f"{hashlib.sha256(' '.join(macros).encode()).hexdigest()[:8]}.so"
-    command = ["g++", "-std=c++17", "-O1", "-w", "-shared", "-fPIC", f"-I{folder}", '-DKERNEL_SOURCE="packed_gemm.cu"', *macros]
-    done = subprocess.run([*command, str(HERE / "run.cpp"), "-o", str(out)], capture_output=True, text=True, check=False)
+    command = ["g++", "-std=c++17", "-Og", "-w", "-shared", "-fPIC", f"-I{folder}", f"-DKERNEL={kernel}", *macros]
+    done = subprocess.run(
+        [*command, f'-DKERNEL_SOURCE="{kernel}.cu"', str(HERE / "run.cpp"), "-o", str(out)], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr[:3000]
     return ctypes.CDLL(str(out))
 
@@ -37,11 +38,12 @@ def running(lowered: Lowered, tokens: int) -> tuple[Launch, KernelSpec]:
     return launch, next(spec for spec in lowered.kernels if spec.key == launch.kernel)
 
 
-def emulate(lowered: Lowered, named: dict[str, torch.Tensor], y: torch.Tensor, tokens: int) -> None:
+def emulate(lowered: Lowered, named: dict[str, torch.Tensor], y: torch.Tensor, tokens: int, blocks: int | None = None) -> None:
+    """`blocks`: at most so many, of a persistent kernel."""
     launch, spec = running(lowered, tokens)
     macros = tuple(f"-D{name}={int(value)}" for name, value in spec.constexprs.items())
-    grid = evaluate(launch.grid[0], {"T": tokens})
+    grid = min(blocks or 1 << 30, evaluate(launch.grid[0], {"T": tokens}))
     tensors = [y if arg.value == "out0" else named[str(arg.value)] for arg in launch.args if arg.kind in ("tma", "tensor")]
     pointers = (ctypes.c_void_p * len(tensors))(*(one.data_ptr() for one in tensors))
-    code = library(macros).emulate(pointers, ctypes.c_long(named["x"].shape[0]), tokens, grid, 32 * spec.num_warps)
+    code = library(spec.function, macros).emulate(pointers, ctypes.c_long(named["x"].shape[0]), tokens, grid, 32 * spec.num_warps)
     assert code == 0, f"{spec.constexprs}: emulation ended with {code}"

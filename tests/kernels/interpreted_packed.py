@@ -23,7 +23,7 @@ def main() -> None:
             named = sample(op, scheme, 64, 128, TOKENS, **epilogue)
             y = result_like(op, named)
             expected = OPS[op].reference(**{name: named.get(name) for name in OP_SPECS[op].tensors}).float()
-            lowered = lowered_for(op, named, y, {"packed_to": 0, "skinny_to": 0, "gemv": 0})
+            lowered = lowered_for(op, named, y, {"packed_to": 0, "large_to": 0, "skinny_to": 0, "gemv": 0})
             symbols = {**dict.fromkeys(SYMBOLS, 0), "T": TOKENS}
             tensors = {name: bytes_of_codes(value) for name, value in named.items()} | {"out0": y.fill_(torch.nan)}
             for name, spec in lowered.workspaces.items():

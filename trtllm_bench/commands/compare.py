@@ -111,7 +111,7 @@ def _print(comparison: Comparison, sort: str) -> None:
     from trtllm_bench.commands._verdict_table import show_verdicts
     from trtllm_dashboards.tables import Column, plain_console, sentence
     from trtllm_results.compare import report as compare_text
-    from trtllm_results.metrics.registry import common_words, title
+    from trtllm_results.metrics.registry import brief, common_words, title
 
     console = plain_console()
     rows = _sorted(compare_text.records(comparison), sort)
@@ -121,6 +121,7 @@ def _print(comparison: Comparison, sort: str) -> None:
         one |= {"label": label, "figure": title(one["figure"])}
         one["interval"] = compare_text.interval_text(one["low"], one["high"])
         one["repeats"] = f"{one['base_repeats']}/{one['other_repeats']}"
+        one |= {name: brief(one[name]) for name in ("base_value", "other_value")}  # as pages and figures write them
     columns = [
         Column("label", "cell"),
         Column("figure"),

@@ -298,7 +298,7 @@ INLINE void multiply_add(Sum (&d)[128], u64 a, u64 b) {
     asm volatile(MULTIPLY_ROWS("256", NAMES_128) "%128, %129, " AS_THEY_ARE : REGISTERS_128(SUMS, d) : "l"(a), "l"(b));
 }
 
-// d = a @ b.T, or += if ADD: [64, 8, 16, 32, 64, 96 or 128] from [64, 32 bytes], in registers, and [.., 32 bytes], in shared memory by
+// d = a @ b.T, or += if ADDED_TO: [64, 8, 16, 32, 64, 96 or 128] from [64, 32 bytes], in registers, and [.., 32 bytes], in shared memory by
 // rows. A register of a holds 4 bytes of a row, columns in order: (row, first 16 bytes), (row + 8, first), (row, last), (row + 8, last).
 #if FP8
 #define B_BY_ROWS "1, 1;"
@@ -307,46 +307,46 @@ INLINE void multiply_add(Sum (&d)[128], u64 a, u64 b) {
 #endif
 #define A_IN_REGISTERS(a, b, add) "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(int(add))
 
-template <bool ADD>
+template <bool ADDED_TO>
 INLINE void multiply_skinny(float (&d)[4], const u32 (&a)[4], u64 b) {
     asm volatile(MULTIPLY_ROWS("8", "%0, %1, %2, %3") "{%4, %5, %6, %7}, %8, %9, " B_BY_ROWS
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                 : A_IN_REGISTERS(a, b, ADD));
+                 : A_IN_REGISTERS(a, b, ADDED_TO));
 }
 
-template <bool ADD>
+template <bool ADDED_TO>
 INLINE void multiply_skinny(float (&d)[8], const u32 (&a)[4], u64 b) {
     asm volatile(MULTIPLY_ROWS("16", NAMES_8) "{%8, %9, %10, %11}, %12, %13, " B_BY_ROWS
                  : REGISTERS_8("+f", d, 0)
-                 : A_IN_REGISTERS(a, b, ADD));
+                 : A_IN_REGISTERS(a, b, ADDED_TO));
 }
 
-template <bool ADD>
+template <bool ADDED_TO>
 INLINE void multiply_skinny(float (&d)[16], const u32 (&a)[4], u64 b) {
     asm volatile(MULTIPLY_ROWS("32", NAMES_16) "{%16, %17, %18, %19}, %20, %21, " B_BY_ROWS
                  : REGISTERS_16("+f", d, 0)
-                 : A_IN_REGISTERS(a, b, ADD));
+                 : A_IN_REGISTERS(a, b, ADDED_TO));
 }
 
-template <bool ADD>
+template <bool ADDED_TO>
 INLINE void multiply_skinny(float (&d)[32], const u32 (&a)[4], u64 b) {
     asm volatile(MULTIPLY_ROWS("64", NAMES_32) "{%32, %33, %34, %35}, %36, %37, " B_BY_ROWS
                  : REGISTERS_32("+f", d, 0)
-                 : A_IN_REGISTERS(a, b, ADD));
+                 : A_IN_REGISTERS(a, b, ADDED_TO));
 }
 
-template <bool ADD>
+template <bool ADDED_TO>
 INLINE void multiply_skinny(float (&d)[48], const u32 (&a)[4], u64 b) {
     asm volatile(MULTIPLY_ROWS("96", NAMES_48) "{%48, %49, %50, %51}, %52, %53, " B_BY_ROWS
                  : REGISTERS_48("+f", d)
-                 : A_IN_REGISTERS(a, b, ADD));
+                 : A_IN_REGISTERS(a, b, ADDED_TO));
 }
 
-template <bool ADD>
+template <bool ADDED_TO>
 INLINE void multiply_skinny(float (&d)[64], const u32 (&a)[4], u64 b) {
     asm volatile(MULTIPLY_ROWS("128", NAMES_64) "{%64, %65, %66, %67}, %68, %69, " B_BY_ROWS
                  : REGISTERS_64("+f", d)
-                 : A_IN_REGISTERS(a, b, ADD));
+                 : A_IN_REGISTERS(a, b, ADDED_TO));
 }
 
 // ---- Numbers

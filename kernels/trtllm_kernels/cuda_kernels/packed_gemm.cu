@@ -3,7 +3,7 @@
 // Memory has the codes in the order of wgmma's A fragments (`formats/tiles.py`), so a bulk copy brings a step of a row of tiles, one wide
 // load a thread's codes of several wgmma, and what masks make of them is the A operand. x is the B operand, from shared memory, as ever.
 // Where scales are of groups of columns, sums are scaled in fp32 as each group ends, but fp4's, which are exact as factors of its numbers
-// (FOLDED). A warp of its own makes scales and zero points, whatever their format, into what threads want, as far ahead as the weights are.
+// (FOLDED). SCALE_WARPS make scales and zero points, whatever their format, into what threads want, as far ahead as the weights are.
 //
 // At 4 bits the issue of instructions is nearly as scarce as memory's bandwidth, and all blocks together read x from L2 N / ROWS times:
 // with 64 rows and 16 tokens that is as many bytes as the weight has. Hence ROW_GROUPS warpgroups of 64 rows each, which share x, and
@@ -14,24 +14,17 @@
 //
 // x: [tokens, K], boxes of TOKENS rows x 128 bytes; w: tiles; group_scale, weight_zero: [K / GROUP, N]; y as in `skinny_gemm.cu`. N and K
 // are multiples of 64. What lies behind K in x is zero; of codes there any value is a finite number.
-#define BY_SUMS (GROUP > 0 && !FOLDED)
-#define FACTOR (FP8 ? 512.0f : !FOLDED ? 1.0f : HALF ? 128.0f : 67108864.0f)
-#include "decode.cuh"
-#include "skinny.cuh"
+#define SCALES_AHEAD 0
+#include "packed.cuh"
 
-constexpr int TILE = 64, IN_STEP = COLUMNS / TILE, TILE_BYTES = CODES == CODES_INT8 ? 4096 : 2048, TILES = K / TILE;
-constexpr int STEPS = (K + COLUMNS - 1) / COLUMNS, SHARE = (STEPS + SPLITS - 1) / SPLITS;
-constexpr int ROWS = TILE * ROW_GROUPS, OWNERS = 128 * ROW_GROUPS, CONSUMERS = OWNERS * K_GROUPS;
-constexpr bool GROUPED = GROUP > 0;
-constexpr int THREADS = CONSUMERS + (GROUPED ? 96 : 64);
-constexpr int PANEL_COLUMNS = FP8 ? 128 : 64, PANELS = COLUMNS / PANEL_COLUMNS;
-constexpr int W_BYTES = ROW_GROUPS * IN_STEP * TILE_BYTES, X_BYTES = PANELS * TOKENS * 128;
-constexpr int GROUPS = !GROUPED || GROUP >= COLUMNS ? 1 : COLUMNS / GROUP;  // per step
-constexpr int PRODUCTS = 4 * PANELS, IN_GROUP = PRODUCTS / GROUPS;         // per step; per group of it
+constexpr int SHARE = (STEPS + SPLITS - 1) / SPLITS;
+constexpr int OWNERS = 128 * ROW_GROUPS, CONSUMERS = OWNERS * K_GROUPS;
+constexpr int THREADS = CONSUMERS + 64 + 32 * SCALE_WARPS;
+// Warpgroups multiply a step each, in turns: the others decode meanwhile. Left alone they would all decode, and then all multiply.
+#define IN_TURNS (TOKENS >= 64 && ROW_GROUPS * K_GROUPS > 1 && (!BY_SUMS || GROUPS * TOKENS <= 128))
 constexpr int PITCH = ROWS + 4;
 constexpr int SENT = TOKENS / 2 / SPLITS;  // sums of a thread to another block
 static_assert(SPLITS == 1 || SENT >= 2, "a thread sends whole tokens");
-static_assert(IN_GROUP >= 1, "a group is at least as long as a product");
 static_assert(K_GROUPS <= W_STAGES && K_GROUPS <= X_STAGES, "each takes a step of its own");
 
 // What one instruction sends.
@@ -66,109 +59,7 @@ struct Shared {
     u64 w_full[W_STAGES], w_empty[W_STAGES];
     u64 x_full[X_STAGES], x_empty[X_STAGES];
 };
-#if CODES == CODES_NF4
-constexpr int TABLE_BYTES = 256 * 32 * 4;
-#else
-constexpr int TABLE_BYTES = 0;
-#endif
 static_assert(sizeof(Shared) + TABLE_BYTES <= SHARED_BYTES, "SHARED_BYTES is what a launch asks for");
-
-extern __shared__ __align__(1024) char memory[];
-
-// Used by one warp: scales and zeros of each step, a register's word a load, read AHEAD steps before they are wanted.
-struct Scales {
-    static constexpr int BYTES = SCALE_BYTES<SCALE_TYPE>, EACH = 4 / BYTES;       // scales in a word
-    static constexpr int WORDS = ROW_GROUPS * GROUPS * TILE / EACH, COUNT = (WORDS + 31) / 32;
-    static constexpr int ZERO_WORDS = ROW_GROUPS * GROUPS * TILE / 2, ZERO_COUNT = ZEROS ? (ZERO_WORDS + 31) / 32 : 0;
-    static constexpr int AHEAD = COUNT + ZERO_COUNT <= 4 ? 8 : 4;
-
-    const char *scale, *zero;
-    int row, first_column;
-    u32 lane;
-    u32 raw[AHEAD][COUNT], raw_zeros[AHEAD][ZERO_COUNT ? ZERO_COUNT : 1];
-
-    // Word `at` of a step's rows: (row group and group, row in it).
-    INLINE long long element(int step, int at, int each) const {
-        int in_group = TILE / each, group = at / in_group % GROUPS, tile = at / in_group / GROUPS;
-        int column = min(first_column + step * COLUMNS + group * GROUP, K - 1);
-        int from = min(row + tile * TILE, N - TILE);
-        return (long long)(column / GROUP) * N + from + at % in_group * each;
-    }
-
-    INLINE void load(int slot, int step) {
-#pragma unroll
-        for (int i = 0; i < COUNT; i++) {
-            int at = lane + 32 * i;
-            if (WORDS % 32 == 0 || at < WORDS) raw[slot][i] = __ldg((const u32*)(scale + element(step, at, EACH) * BYTES));
-        }
-#pragma unroll
-        for (int i = 0; i < ZERO_COUNT; i++) {
-            int at = lane + 32 * i;
-            if (ZERO_WORDS % 32 == 0 || at < ZERO_WORDS) raw_zeros[slot][i] = __ldg((const u32*)(zero + element(step, at, 2) * 2));
-        }
-    }
-
-    // Where that of a row goes: rows 16 w + g and 16 w + g + 8 are a pair.
-    INLINE static u32& place(u32 (&to)[ROW_GROUPS][GROUPS][32][2], int at, int each, int j) {
-        int in_group = TILE / each, in_tile = at % in_group * each + j;
-        return to[at / in_group / GROUPS][at / in_group % GROUPS][in_tile / 16 * 8 + in_tile % 8][in_tile / 8 % 2];
-    }
-
-    INLINE void store(int slot, u32 (&scales)[ROW_GROUPS][GROUPS][32][2], u32 (&zeros)[ROW_GROUPS][GROUPS][32][2]) const {
-#pragma unroll
-        for (int i = 0; i < COUNT; i++) {
-            int at = lane + 32 * i;
-#pragma unroll
-            for (int j = 0; j < EACH; j++) {
-                float one = scale_in<SCALE_TYPE>(raw[slot][i], j);
-                float factor = one * (HALF ? 128.0f : 1.2676506002282294e30f);  // 2^7, 2^100
-                if (WORDS % 32 == 0 || at < WORDS) place(scales, at, EACH, j) = FOLDED ? pack(factor, factor) : __float_as_int(one);
-            }
-        }
-#pragma unroll
-        for (int i = 0; i < ZERO_COUNT; i++) {
-            int at = lane + 32 * i;
-#pragma unroll
-            for (int j = 0; j < 2; j++) {
-                float one = scale_in<BF16_SCALE>(raw_zeros[slot][i], j);
-                u32 made = FP8 ? 0x80808080 | (u32)one * 0x01010101 : pack(one, one);
-                if (ZERO_WORDS % 32 == 0 || at < ZERO_WORDS) place(zeros, at, 2, j) = made;
-            }
-        }
-    }
-};
-
-// A thread's codes of a step, and their decoding.
-struct Codes {
-    static constexpr int LOADS = IN_STEP * TILE_BYTES / 2048;
-    uint4 words[LOADS];
-
-    INLINE void load(const char* tiles, u32 thread) {
-#pragma unroll
-        for (int i = 0; i < LOADS; i++) words[i] = *(const uint4*)(tiles + 2048 * i + 16 * thread);
-    }
-
-    INLINE u32 word(int i) const {
-        uint4 four = words[i / 4];
-        return i % 4 == 0 ? four.x : i % 4 == 1 ? four.y : i % 4 == 2 ? four.z : four.w;
-    }
-
-    // A operand of the step's product `i`.
-    INLINE void decode(u32 (&a)[4], int i, const u32 (&scales)[2], const u32 (&zeros)[2], const char* table) const {
-#if FP8
-        decode_int4_fp8(a, word(2 * i), word(2 * i + 1));
-#elif CODES == CODES_INT4
-        decode_int4(a, word(i), zeros);
-#elif CODES == CODES_INT8
-        decode_int8(a, word(2 * i), word(2 * i + 1), zeros);
-#elif CODES == CODES_FP4
-        u32 factors[2] = {FOLDED ? scales[0] : FP4_ONE, FOLDED ? scales[1] : FP4_ONE};
-        decode_fp4(a, word(i), factors);
-#else
-        decode_nf4(a, word(i), table);
-#endif
-    }
-};
 
 // The 2 i32 and 2 i64 after a map are its sizes and strides in the launch ABI (`driver.py`).
 extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(THREADS, BLOCKS)
@@ -232,20 +123,23 @@ extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(THRE
             }
         }
     } else if (warp > LOADS_X) {
-        Scales scales{group_scale, weight_zero, row, first_step * COLUMNS, lane};
+        Scales scales{group_scale, weight_zero, lane};
+        int column = first_step * COLUMNS, first = warp - LOADS_X - 1;
 #pragma unroll
-        for (int i = 0; i < Scales::AHEAD; i++) scales.load(i, i);
+        for (int i = 0; i < Scales::AHEAD; i++) scales.load(i, row, column + (first + i * SCALE_WARPS) * COLUMNS);
         Place<W_STAGES> at;
-        for (int step = 0; step < steps; step += Scales::AHEAD) {
+        for (int i = 0; i < first; i++) at.next();
+        for (int step = first; step < steps; step += Scales::AHEAD * SCALE_WARPS) {
 #pragma unroll
             for (int i = 0; i < Scales::AHEAD; i++) {
-                if (step + i < steps) {
+                if (step + i * SCALE_WARPS < steps) {
                     wait(shared.w_empty[at.stage], at.parity ^ 1);
                     scales.store(i, shared.scales[at.stage], shared.zeros[ZEROS ? at.stage : 0]);
                     __syncwarp();
                     if (lane == 0) arrive(shared.w_full[at.stage]);
-                    scales.load(i, step + i + Scales::AHEAD);
-                    at.next();
+                    scales.load(i, row, column + (step + (i + Scales::AHEAD) * SCALE_WARPS) * COLUMNS);
+#pragma unroll
+                    for (int j = 0; j < SCALE_WARPS; j++) at.next();
                 }
             }
         }
@@ -257,16 +151,7 @@ extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(THRE
         }
         const char* table = memory + SHARED_BYTES - TABLE_BYTES + 4 * lane;
 #if CODES == CODES_NF4
-        for (int i = threadIdx.x; i < 256 * 8; i += CONSUMERS) {
-            float low = 0.0f, high = 0.0f;
-#pragma unroll
-            for (int code = 0; code < 16; code++) {
-                if ((i / 8 & 15) == code) low = NF4_VALUES[code];
-                if (i / 128 == code) high = NF4_VALUES[code];
-            }
-            u32 both = pack(low, high);
-            *(uint4*)(memory + SHARED_BYTES - TABLE_BYTES + 16 * i) = make_uint4(both, both, both, both);
-        }
+        make_table(threadIdx.x, CONSUMERS);
         sync_warps(1, CONSUMERS);
 #endif
         if (SPLITS > 1) cluster_wait();
@@ -276,6 +161,9 @@ extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(THRE
         Place<W_STAGES> at_w;
         Place<X_STAGES> at_x;
         for (u32 i = 0; i < k_group; i++) at_w.next(), at_x.next();
+#if IN_TURNS
+        if (warp / 4 == ROW_GROUPS * K_GROUPS - 1) signal_warps(2, 256);  // the first begins
+#endif
         u32 pair = thread / 32 * 8 + lane / 4;
         for (int step = k_group; step < steps; step += K_GROUPS) {
             wait(shared.w_full[at_w.stage], at_w.parity);
@@ -294,20 +182,70 @@ extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(THRE
                 }
             }
             u32 a[PRODUCTS][4];
-            constexpr int AT_ONCE = IN_GROUP < 4 ? IN_GROUP : 4;  // decoded before the next products begin
+            u64 b = by_rows(shared_address(shared.x[at_x.stage]));
 #if BY_SUMS
-            float sums[GROUPS > 1 ? 2 : 1][TOKENS / 2];
+            float sums[IN_TURNS ? GROUPS : GROUPS > 1 ? 2 : 1][TOKENS / 2];
             auto scale_sums = [&](int g) {
-                hold(sums[g % 2]);
+                auto& of_group = sums[IN_TURNS ? g : g % 2];
+                hold(of_group);
 #pragma unroll
-                for (int i = 0; i < TOKENS / 2; i++) total[i] += sums[g % 2][i] * __int_as_float(scales[g][i / 2 % 2]);
+                for (int i = 0; i < TOKENS / 2; i++) total[i] += of_group[i] * __int_as_float(scales[g][i / 2 % 2]);
             };
 #endif
-            u64 b = by_rows(shared_address(shared.x[at_x.stage]));
+            auto decode = [&](int i) { codes.decode(a[i], i, scales[i / IN_GROUP], zeros[i / IN_GROUP], table); };
+            auto multiply = [&](int i) {
+                u64 columns = b + (i / 4 * TOKENS * 128 + i % 4 * 32) / 16;
+#if BY_SUMS
+                auto& to = sums[IN_TURNS ? i / IN_GROUP : i / IN_GROUP % 2];
+                if (i % IN_GROUP == 0) {
+                    multiply_skinny<false>(to, a[i], columns);
+                } else {
+                    multiply_skinny<true>(to, a[i], columns);
+                }
+#else
+                auto& to = total;
+                multiply_skinny<true>(to, a[i], columns);
+#endif
+#if FP8 && ZEROS
+                u32 (&zero)[2] = zeros[i / IN_GROUP];
+                u32 both[4] = {zero[0], zero[1], zero[0], zero[1]};
+                multiply_skinny<true>(to, both, columns);
+#endif
+            };
+#if IN_TURNS
+#pragma unroll
+            for (int i = 0; i < PRODUCTS; i++) {
+                decode(i);
+                hold(a[i]);
+            }
+            if (lane == 0) arrive(shared.w_empty[at_w.stage]);
+            wait(shared.x_full[at_x.stage], at_x.parity);
+            sync_warps(2 + warp / 4, 256);
+#if BY_SUMS
+#pragma unroll
+            for (int g = 0; g < GROUPS; g++) hold(sums[g]);
+#else
+            hold(total);
+#endif
+            wgmma_begin();
+#pragma unroll
+            for (int i = 0; i < PRODUCTS; i++) multiply(i);
+            wgmma_commit();
+            signal_warps(2 + (warp / 4 + 1) % (ROW_GROUPS * K_GROUPS), 256);
+            wait_for_wgmma<0>();
+#if BY_SUMS
+#pragma unroll
+            for (int g = 0; g < GROUPS; g++) scale_sums(g);
+#else
+            hold(total);
+#endif
+            if (lane == 0) arrive(shared.x_empty[at_x.stage]);
+#else
+            constexpr int AT_ONCE = IN_GROUP < 4 ? IN_GROUP : 4;  // decoded before the next products begin
 #pragma unroll
             for (int from = 0; from < PRODUCTS; from += AT_ONCE) {
 #pragma unroll
-                for (int i = from; i < from + AT_ONCE; i++) codes.decode(a[i], i, scales[i / IN_GROUP], zeros[i / IN_GROUP], table);
+                for (int i = from; i < from + AT_ONCE; i++) decode(i);
                 if (from == 0) wait(shared.x_full[at_x.stage], at_x.parity);
 #if BY_SUMS
                 hold(sums[from / IN_GROUP % 2]);
@@ -316,30 +254,7 @@ extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(THRE
 #endif
                 wgmma_begin();
 #pragma unroll
-                for (int i = from; i < from + AT_ONCE; i++) {
-                    u64 columns = b + (i / 4 * TOKENS * 128 + i % 4 * 32) / 16;
-#if BY_SUMS
-                    if (i % IN_GROUP == 0) {
-                        multiply_skinny<false>(sums[i / IN_GROUP % 2], a[i], columns);
-                    } else {
-                        multiply_skinny<true>(sums[i / IN_GROUP % 2], a[i], columns);
-                    }
-#else
-                    multiply_skinny<true>(total, a[i], columns);
-#endif
-#if FP8
-                    u32 zero[4] = {0x88888888, 0x88888888, 0x88888888, 0x88888888};  // the code 8, negative
-                    if (ZEROS) {
-#pragma unroll
-                        for (int j = 0; j < 4; j++) zero[j] = zeros[i / IN_GROUP][j % 2];
-                    }
-#if BY_SUMS
-                    multiply_skinny<true>(sums[i / IN_GROUP % 2], zero, columns);
-#else
-                    multiply_skinny<true>(total, zero, columns);
-#endif
-#endif
-                }
+                for (int i = from; i < from + AT_ONCE; i++) multiply(i);
                 wgmma_commit();
 #if BY_SUMS
                 if (from > 0 && from % IN_GROUP == 0) {
@@ -356,6 +271,7 @@ extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(THRE
             hold(total);
 #endif
             if (lane == 0) arrive(shared.x_empty[at_x.stage]);
+#endif
 #pragma unroll
             for (int i = 0; i < K_GROUPS; i++) at_w.next(), at_x.next();
         }

@@ -5,7 +5,9 @@ register's first element lies in nibble i (of register i) and its second in nibb
 where the numbers are made.
 
 With fp8 inputs a thread's 16 bytes are two words for each step of 32 columns, one for each 16 of them. A word's low nibbles are the four
-elements of row g and its high ones those of row g + 8: E4M3's smallest numbers are its code times 2^-9, so that a mask makes them.
+elements of row g and its high ones those of row g + 8. A nibble is not the code but the code less 8 in E4M3's manner: a sign and three
+bits of magnitude, which a negative number has less 1 (-8 is 15, -1 is 8). E4M3's smallest numbers are 2^-9 times its own code, so that
+masks and one addition make them, and no second product takes off the 8.
 """
 
 from __future__ import annotations
@@ -19,6 +21,16 @@ _WIDE = Order(WIDE_COLUMNS, (*THREAD, "step", "element", "eight", "half"))
 _FP8 = Order(BYTE_COLUMNS, (*THREAD, "step", "sixteen", "element", "half"))
 
 
+def _signed(codes: torch.Tensor) -> torch.Tensor:
+    """Nibbles of codes with fp8 inputs."""
+    return torch.where(codes < 8, 15 - codes, codes - 8)
+
+
+def _unsigned(nibbles: torch.Tensor) -> torch.Tensor:
+    """The inverse of `_signed`."""
+    return torch.where(nibbles < 8, nibbles + 8, 15 - nibbles)
+
+
 def _order(input_dtype: str) -> Order:
     return _FP8 if input_dtype == "fp8" else _WIDE
 
@@ -27,10 +39,12 @@ class Int4(Format):
     name = "int4"
 
     def pack(self, codes: torch.Tensor, input_dtype: str) -> torch.Tensor:
-        return join_nibbles(_order(input_dtype).pack(codes)).view(codes.shape[0], -1)
+        nibbles = _signed(codes) if input_dtype == "fp8" else codes
+        return join_nibbles(_order(input_dtype).pack(nibbles)).view(codes.shape[0], -1)
 
     def unpack(self, storage: torch.Tensor, input_dtype: str) -> torch.Tensor:
-        return _order(input_dtype).unpack(split_nibbles(storage), storage.shape[0], 2 * storage.shape[1])
+        nibbles = _order(input_dtype).unpack(split_nibbles(storage), storage.shape[0], 2 * storage.shape[1])
+        return _unsigned(nibbles) if input_dtype == "fp8" else nibbles
 
     def values(self, codes: torch.Tensor) -> torch.Tensor:
         return codes.to(torch.float32)

@@ -95,7 +95,7 @@ class _ActivatedGemm:
         call, tokens, first_fused = self.call, self.tokens, self.tuned["fused_from"]
         weight, y = call["weight"], call.outputs[0]
         rows = product(beyond(tokens, covered), within(tokens, -1, first_fused - 1))
-        raw = self.builder.workspace("gemm", (f"min({tokens}, {first_fused})", weight.size(0)), y.dtype if self.wide else "bf16")
+        raw = self.builder.workspace("gemm", (f"min({tokens}, {first_fused})", weight.size(0)), call["x"].dtype if self.wide else "bf16")
         self.builder.launches.append(matmul(call, raw, rows))
         block = 1024
         while block > 16 and self.width % block:

@@ -19,9 +19,21 @@ from trtllm_kernels.dialect.expr import ceil_div, product
 from trtllm_kernels.dialect.packing import TILE, check_shape, is_packed
 from trtllm_kernels.dialect.types import Dim, Launch, Lowered
 from trtllm_kernels.errors import KernelError
-from trtllm_kernels.lowering.call import I32, Builder, OpCall, Tma
+from trtllm_kernels.lowering.call import I32, Builder, OpCall, Parameter, Tma
 from trtllm_kernels.lowering.space import PREFILL, Choice, grid, table
 
+LARGE_SIZES = (64, 128, 256, 512, 1024, 2048)
+"""Numbers of tokens up to which one tile of the kernel of many tokens holds; the last also holds for more."""
+LARGE_TILES = ((256, 128), (128, 128), (256, 64), (128, 64))
+"""(rows of the weight, tokens)."""
+LARGE_TO = "large_to"
+"""Tunable: largest number of tokens for which that kernel is taken; 0: never."""
+_NO_LIMIT = 1 << 30
+_STORED_TOKENS = 32
+_TOKEN_GROUP = 2048
+"""Tokens that go through all rows of the weight before others do."""
+_EPILOGUE_CYCLES = 20
+"""Per token of a tile."""
 PADDED = (8, 16, 32, 64, 128)
 """Tokens that a tile of the kernel of few tokens holds."""
 PACKED_TO = "packed_to"
@@ -32,6 +44,8 @@ _SCALES = {"fp32": 0, "fp16": 1, "bf16": 2, "fp8": 3, "uint8": 4}
 """Numbers of `cuda_kernels/decode.cuh`; uint8 scales are powers of two."""
 _ACTIVATIONS = {"linear": 0, "gate_up_silu": 1, "linear_gelu": 2}
 _SM_BYTES, _RESERVED_BYTES = 228 * 1024, 1024
+_FOLDED_FROM = 64
+"""Tokens of a tile."""
 _TABLE_BYTES = 32 * 1024
 """Of nf4's numbers."""
 
@@ -86,7 +100,13 @@ def few_fit(call: OpCall) -> bool:
 
 def packed_tunables(call: OpCall) -> dict[str, int]:
     """The defaults, for `OpCall.tuned`."""
-    defaults = {PACKED_TO: PADDED[-1] if few_fit(call) else 0}
+    fp8 = call["x"].dtype == "fp8"
+    defaults = {
+        PACKED_TO: PADDED[-1] if few_fit(call) else 0,
+        LARGE_TO: 0 if not large_fits(call) else _NO_LIMIT if fp8 else LARGE_SIZES[-1],
+    }
+    for size in LARGE_SIZES:
+        defaults |= dict(zip(_large_names(size), _default_large(call, size), strict=True))
     for padded in PADDED:
         tile = _default(call, padded)
         defaults |= {_name(padded, field): getattr(tile, field) for field in _FIELDS}
@@ -101,18 +121,42 @@ def _name(padded: int, field: str) -> str:
 
 
 def _default(call: OpCall, padded: int) -> Tile:
-    """Not yet tuned on a GPU: as many warps an SM as hide a decoding's latency, and x read from L2 no more often than need be."""
-    tiles, sms = ceil_div(call["weight"].size(0), TILE), call.sm_count
-    if padded <= 16:
-        columns = 256 if _step_fits(call, 256) else 128
-        if tiles > 2 * sms:
-            return Tile(padded, 128, 1, 1, 2, 128)
-        if 2 * tiles > sms:
-            return Tile(padded, 64, 1, 2, 2, columns)
+    """As tuned on an H200 with int4 and w4a8. Two warpgroups of a block multiply different rows where there are many, else different steps;
+    two blocks divide K where their rows alone would leave SMs idle."""
+    tiles, sms, few = ceil_div(call["weight"].size(0), TILE), call.sm_count, padded <= 16
+    columns = 256 if padded < PADDED[-1] and _step_fits(call, 256) else 128
+    if tiles > 2 * sms:
+        return Tile(padded, 128, 1, 1, 2 if few else 1, columns)
+    if 2 * tiles <= sms:
         return Tile(padded, 64, 2, 2, 1, columns)
-    blocks = ceil_div(tiles, 2)
-    parts = next((n for n in (4, 2) if blocks * n <= sms), 1)
-    return Tile(padded, 128, 1, parts, 1, 128)
+    if not few:
+        return Tile(padded, 128, 1, 2, 1, columns)
+    return Tile(padded, 64, 1, 2, 2, 128) if padded == 16 and call["x"].dtype != "fp8" else Tile(padded, 64, 2, 2, 1, 128)
+
+
+def _large_names(size: int) -> tuple[str, str]:
+    return f"large{size}_rows", f"large{size}_tokens"
+
+
+def _default_large(call: OpCall, tokens: int) -> tuple[int, int]:
+    """The tile that takes the fewest cycles of the tensor cores, which is what bounds large ones."""
+    n, k = call["weight"].size(0), call["weight"].size(1)
+
+    def cycles(tile: tuple[int, int]) -> int:
+        waves = ceil_div(ceil_div(tokens, tile[1]) * ceil_div(n, tile[0]), call.sm_count)
+        one = k * tile[0] * tile[1] // (4096 if call["x"].dtype == "fp8" else 2048)
+        return waves * (one + (one // 8 if tile[1] < 128 else 0) + _EPILOGUE_CYCLES * tile[1])
+
+    return min(LARGE_TILES, key=cycles)
+
+
+def large_fits(call: OpCall) -> bool:
+    """Whether `packed_gemm_large.cu` can multiply."""
+    return few_fit(call) and _step_fits(call, _large_columns(call)) and (call["x"].dtype == "fp8" or not _group(call) or _in_range(call))
+
+
+def _large_columns(call: OpCall) -> int:
+    return elements_in(128, call["x"].dtype)
 
 
 def packed_space(call: OpCall) -> tuple[Choice, ...]:
@@ -127,7 +171,14 @@ def packed_space(call: OpCall) -> tuple[Choice, ...]:
         lines = [(*one, n) for one in (few if padded <= 16 else many) for n in columns]
         return Choice(f"packed {padded}", table(tuple(_name(padded, field) for field in _FIELDS), *lines))
 
-    return (*map(choice, PADDED), Choice("packed to", grid(**{PACKED_TO: (0, *PADDED)}), (PREFILL,), PADDED))
+    def large(size: int) -> Choice:
+        return Choice(f"large {size}", table(_large_names(size), *LARGE_TILES), (PREFILL,), (size - size // 4, size))
+
+    few_tokens = (*map(choice, PADDED), Choice("packed to", grid(**{PACKED_TO: (0, *PADDED)}), (PREFILL,), PADDED))
+    if not large_fits(call):
+        return few_tokens
+    limits = Choice("large to", grid(**{LARGE_TO: (0, *LARGE_SIZES, _NO_LIMIT)}), (PREFILL,), (*LARGE_SIZES, 2 * LARGE_SIZES[-1]))
+    return (*few_tokens, *map(large, LARGE_SIZES), limits)
 
 
 def lower_packed(call: OpCall, lower_wide: Callable[[OpCall], Lowered]) -> Lowered:
@@ -137,7 +188,9 @@ def lower_packed(call: OpCall, lower_wide: Callable[[OpCall], Lowered]) -> Lower
     ours = packed_tunables(call)
     tuned = {**ours, **{name: value for name, value in call.tactic.items() if name in ours}}
     builder = Builder(call)
-    covered = _launch_few(builder, tuned)
+    covered = _launch_large(builder, tuned, _launch_few(builder, tuned))
+    if covered == _NO_LIMIT:
+        return builder.finish()
     if isinstance(tokens := call["x"].shape[0], int) and tokens <= covered:
         return builder.finish()
     wide = _widened(builder, covered)
@@ -162,6 +215,26 @@ def _launch_few(builder: Builder, tuned: Mapping[str, int]) -> int:
     return most
 
 
+def _launch_large(builder: Builder, tuned: Mapping[str, int], covered: int) -> int:
+    """Adds launches of the kernel of many tokens, for more than `covered`. Returns the number of tokens up to which they serve."""
+    call = builder.call
+    last = tuned[LARGE_TO] if large_fits(call) else 0
+    sizes = [size for size in LARGE_SIZES if size > covered]
+    while sizes and last > covered:
+        tile = _large_tile(tuned, sizes[0])
+        while len(sizes) > 1 and _large_tile(tuned, sizes[1]) == tile:
+            sizes.pop(0)
+        most = min(last, sizes.pop(0) if len(sizes) > 1 else _NO_LIMIT)
+        _launch_large_tile(builder, tile, _within(call["x"].shape[0], covered, most))
+        covered = most
+    return covered
+
+
+def _large_tile(tuned: Mapping[str, int], size: int) -> tuple[int, int]:
+    rows, tokens = _large_names(size)
+    return tuned[rows], tuned[tokens]
+
+
 def _within(tokens: Dim, below: int, most: int) -> Dim:
     """1 from `below` + 1 to `most` tokens, else 0."""
     if isinstance(tokens, int):
@@ -183,35 +256,19 @@ def _beyond(launch: Launch, tokens: Dim, covered: int) -> Launch:
 def _launch(builder: Builder, tile: Tile, here: Dim) -> None:
     """`here`: 1 in steps that this tile serves, else 0. Raises `KernelError` for a tile that the kernel does not have."""
     call = builder.call
-    x, weight, bias, residual, y = call["x"], call["weight"], call.get("bias"), call.get("residual"), call.outputs[0]
-    scale, zero, group, n, k = call.get("group_scale"), call.get("weight_zero"), _group(call), weight.size(0), weight.size(1)
+    group, n = _group(call), call["weight"].size(0)
     if tile.rows % TILE or tile.parts not in (1, 2, 4) or tile.tokens // tile.parts < 4 or not _step_fits(call, tile.columns):
         raise KernelError(f"tile {tile} is none of those for packed weights in groups of {group}")
-    fp8, row_groups = x.dtype == "fp8", tile.rows // TILE
-    folded = weight.dtype == "fp4" and scale is not None and (scale.dtype == "fp8" or (scale.dtype == "uint8" and x.dtype == "bf16"))
-    x_scale, w_scale = call.get("x_scale"), call.get("weight_scale")
+    row_groups = tile.rows // TILE
     groups = 1 if not group or group >= tile.columns else tile.columns // group
+    scale_warps = 0 if not group else max(1, min(4, 64 // group))
     w_stages, x_stages, shared_bytes = _rings(call, tile, groups)
-    wide = bias or residual or (y if call.get("out_scale") is None else None)
     builder.launch(
         "packed_gemm.packed_gemm",
-        {
-            "X": Tma(x, tile.tokens, elements_in(128, x.dtype)),
-            "W": weight,
-            "GroupScale": scale or x,
-            "WeightZero": zero or x,
-            "Bias": bias or x,
-            "Residual": residual or x,
-            "XScale": x_scale or x,
-            "WScale": w_scale or x,
-            "OutScale": call.get("out_scale") or x,
-            "Y": y,
-            "num_tokens": I32(x.shape[0]),
-        },
+        _operands(call, tile.tokens),
         grid=(product(ceil_div(n, tile.rows), here), tile.parts),
         constexprs={
-            "N": n,
-            "K": k,
+            **_flags(call),
             "TOKENS": tile.tokens,
             "COLUMNS": tile.columns,
             "ROW_GROUPS": row_groups,
@@ -220,25 +277,108 @@ def _launch(builder: Builder, tile: Tile, here: Dim) -> None:
             "BLOCKS": tile.blocks,
             "W_STAGES": w_stages,
             "X_STAGES": x_stages,
-            "FP8": fp8,
-            "HALF": x.dtype == "fp16",
-            "OUT_HALF": wide is not None and wide.dtype == "fp16",
-            "ACT": _ACTIVATIONS[call.op],
-            "CODES": _CODES[weight.dtype],
-            "GROUP": group,
-            "FOLDED": folded,
-            "ZEROS": zero is not None,
-            "SCALE_TYPE": _SCALES[scale.dtype] if scale else 0,
-            "X_SCALES": len(x_scale.shape) if x_scale and fp8 else 0,
-            "W_SCALES": len(w_scale.shape) if w_scale else 0,
-            "BIASED": bias is not None,
-            "ADDED": residual is not None,
-            "QUANTIZE": call.get("out_scale") is not None,
+            "FOLDED": _folded(call, tile.tokens),
+            "SCALE_WARPS": scale_warps,
             "SHARED_BYTES": shared_bytes,
         },
-        warps=4 * row_groups * tile.turns + (3 if group else 2),
+        warps=4 * row_groups * tile.turns + 2 + scale_warps,
         cuda=True,
     )
+
+
+def _operands(call: OpCall, tokens: int) -> dict[str, Parameter]:
+    """`tokens`: of a tile."""
+    x = call["x"]
+    return {
+        "X": Tma(x, tokens, elements_in(128, x.dtype)),
+        "W": call["weight"],
+        "GroupScale": call.get("group_scale") or x,
+        "WeightZero": call.get("weight_zero") or x,
+        "Bias": call.get("bias") or x,
+        "Residual": call.get("residual") or x,
+        "XScale": call.get("x_scale") or x,
+        "WScale": call.get("weight_scale") or x,
+        "OutScale": call.get("out_scale") or x,
+        "Y": call.outputs[0],
+        "num_tokens": I32(x.shape[0]),
+    }
+
+
+def _flags(call: OpCall) -> dict[str, int]:
+    """Macros that do not depend on a tile."""
+    x, weight, scale, bias, residual = call["x"], call["weight"], call.get("group_scale"), call.get("bias"), call.get("residual")
+    x_scale, w_scale, quantize = call.get("x_scale"), call.get("weight_scale"), call.get("out_scale") is not None
+    wide = bias or residual or (None if quantize else call.outputs[0])
+    return {
+        "N": weight.size(0),
+        "K": weight.size(1),
+        "FP8": x.dtype == "fp8",
+        "HALF": x.dtype == "fp16",
+        "OUT_HALF": wide is not None and wide.dtype == "fp16",
+        "ACT": _ACTIVATIONS[call.op],
+        "CODES": _CODES[weight.dtype],
+        "GROUP": _group(call),
+        "ZEROS": call.get("weight_zero") is not None,
+        "SCALE_TYPE": _SCALES[scale.dtype] if scale else 0,
+        "X_SCALES": len(x_scale.shape) if x_scale and x.dtype == "fp8" else 0,
+        "W_SCALES": len(w_scale.shape) if w_scale else 0,
+        "BIASED": bias is not None,
+        "ADDED": residual is not None,
+        "QUANTIZE": quantize,
+    }
+
+
+def _launch_large_tile(builder: Builder, tile: tuple[int, int], here: Dim) -> None:
+    """`here`: 1 in steps that this tile serves, else 0."""
+    call, (rows, tokens) = builder.call, tile
+    group, columns, x = _group(call), _large_columns(call), call["x"]
+    if tile not in LARGE_TILES:
+        raise KernelError(f"tile {tile} is none of {LARGE_TILES} of many tokens and packed weights")
+    groups = 1 if not group or group >= columns else columns // group
+    scales = 4 * rows * groups * (2 if call.get("weight_zero") else 1)
+    fixed = 8 * _STORED_TOKENS * (rows // 2 + 4) + (_TABLE_BYTES if call["weight"].dtype == "nf4" else 0) + 8 * rows * groups
+    stage = 128 * tokens + bytes_of(rows * columns, call["weight"].dtype) + (scales if group else 0) + 16
+    stages = (_SM_BYTES - _RESERVED_BYTES - fixed) // stage
+    blocks = ceil_div(call["weight"].size(0), rows)
+    builder.launch(
+        "packed_gemm_large.packed_gemm_large",
+        _operands(call, tokens),
+        grid=(product(_programs(call, tokens, blocks), here),),
+        constexprs={
+            **_flags(call),
+            "TOKENS": tokens,
+            "COLUMNS": columns,
+            "M_TILES": rows // 2 // TILE,
+            "RING": stages,
+            "TOKEN_GROUP": _TOKEN_GROUP // tokens,
+            "FOLDED": bool(group) and x.dtype != "fp8",
+            "SHARED_BYTES": fixed + stages * stage,
+        },
+        warps=12,
+        cuda=True,
+    )
+
+
+def _programs(call: OpCall, tile_tokens: int, row_blocks: int) -> Dim:
+    tokens = call["x"].shape[0]
+    if isinstance(tokens, int):
+        return min(call.sm_count, ceil_div(tokens, tile_tokens) * row_blocks)
+    return f"min({call.sm_count}, ceil_div({tokens}, {tile_tokens}) * {row_blocks})"
+
+
+def _folded(call: OpCall, tokens: int) -> bool:
+    """Whether scales of groups are factors of the codes. Of fp4 that is exact. Of others it rounds as a weight made wide does; it costs the
+    same whatever the tokens, where scaling sums costs as much for 64 of them and waits for the products of each group."""
+    x, scale = call["x"], call.get("group_scale")
+    if scale is None or x.dtype == "fp8" or not _in_range(call):
+        return False
+    exact = call["weight"].dtype == "fp4" and scale.dtype in ("fp8", "uint8")
+    return exact or tokens >= _FOLDED_FROM
+
+
+def _in_range(call: OpCall) -> bool:
+    """Whether scales of groups are numbers of the inputs' format, but for their last bits."""
+    return call["x"].dtype == "bf16" or call["group_scale"].dtype in ("fp16", "fp8")
 
 
 def _rings(call: OpCall, tile: Tile, groups: int) -> tuple[int, int, int]:

@@ -93,6 +93,8 @@ def _decoded(W, tile, row, column, FORMAT: tl.constexpr):
         return _fp4_value(_fp4(halves, bit, FORMAT == "fp4_fp16"))
     else:
         code = tl.load(at).to(tl.int32) >> bit & 15
+        if FORMAT == "int4_fp8":
+            code = tl.where(code < 8, code + 8, 15 - code)
         return _nf4_value(code) if FORMAT == "nf4" else code.to(tl.float32)
 
 

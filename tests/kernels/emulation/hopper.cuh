@@ -2,17 +2,11 @@
 // functions does at once what the GPU does in its own time. So what a kernel computes is checked, with its barriers' phases and counts and
 // every address, and not what it does to registers in flight. A kernel that waits for ever is found out: no fiber moves.
 #pragma once
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 #include <ucontext.h>
-
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstdio>
-#include <cstdlib>
-#include <cstring>
-#include <map>
-#include <memory>
-#include <vector>
 
 typedef unsigned int u32;
 typedef unsigned long long u64;
@@ -24,8 +18,8 @@ typedef unsigned long long u64;
 #define __grid_constant__
 #define __launch_bounds__(...)
 #define __cluster_dims__(...)
-using std::max;
-using std::min;
+inline int max(int a, int b) { return a > b ? a : b; }
+inline int min(int a, int b) { return a < b ? a : b; }
 
 struct float2 { float x, y; };
 struct float4 { float x, y, z, w; };
@@ -47,30 +41,31 @@ struct Meeting { u32 arrived = 0, round = 0; };
 struct Block {
     char* shared;
     u32 x, y;
-    std::map<u32, Barrier> barriers;
-    std::map<u32, Meeting> meetings;
-    std::vector<u32> operands;  // A of each thread of the block
+    Barrier* barriers;  // of each 8 bytes of `shared`
+    Meeting meetings[3000];
+    u32* operands;  // A of each thread of the block
 };
 struct Fiber {
     ucontext_t context;
-    std::unique_ptr<char[]> stack;
+    char* stack;
     Block* block;
     u32 thread;
-    bool done = false;
+    bool done;
 };
 struct Machine {
-    std::vector<std::unique_ptr<Block>> blocks;
-    std::vector<std::unique_ptr<Fiber>> fibers;
+    Block* blocks[8];
+    Fiber* fibers;
+    u32 num_blocks = 0, num_fibers = 0, threads = 0, grid = 0;
     Meeting cluster;
     ucontext_t scheduler;
     Fiber* now = nullptr;
-    u32 threads = 0;
     bool moved = false;
 };
 inline Machine machine;
 struct Index { u32 x, y; };
 #define threadIdx (Index{machine.now->thread, 0})
 #define blockIdx (Index{machine.now->block->x, machine.now->block->y})
+#define gridDim (Index{machine.grid, 0})
 #define memory (machine.now->block->shared)
 
 inline void pause_fiber() { swapcontext(&machine.now->context, &machine.scheduler); }
@@ -82,21 +77,31 @@ inline void meet(Meeting& at, u32 count) {
     while (at.round == round) pause_fiber();
 }
 inline void sync_warps(u32 number, u32 threads) { meet(machine.now->block->meetings[number], threads); }
+// Takes part in a meeting without waiting for it.
+inline void signal_warps(u32 number, u32 threads) {
+    Meeting& at = machine.now->block->meetings[number];
+    if (++at.arrived == threads) at.arrived = 0, at.round++, progress();
+}
 inline void __syncthreads() { sync_warps(0, machine.threads); }
 inline void __syncwarp() { meet(machine.now->block->meetings[1000 + machine.now->thread / 32], 32); }
 inline u32 __shfl_sync(u32, u32 x, int) { return x; }
 inline void cluster_arrive() {}
-inline void cluster_wait() { meet(machine.cluster, machine.threads * machine.blocks.size()); }
+inline void cluster_wait() { meet(machine.cluster, machine.threads * machine.num_blocks); }
 inline void let_next_start() {}
 inline void wait_for_previous() {}
 
 inline u32 shared_address(const void* pointer) { return (u32)((const char*)pointer - memory); }
-inline Barrier& barrier_at(u64& barrier) { return machine.now->block->barriers.at(shared_address(&barrier)); }
+inline Barrier& barrier_in(Block& block, u64& barrier) {
+    Barrier& at = block.barriers[shared_address(&barrier) / 8];
+    if (at.arrivals == 0) printf("a barrier that was not made\n"), exit(4);
+    return at;
+}
+inline Barrier& barrier_at(u64& barrier) { return barrier_in(*machine.now->block, barrier); }
 inline void settle(Barrier& barrier) {
     if (barrier.pending == 0 && barrier.bytes == 0) barrier.phase ^= 1, barrier.pending = barrier.arrivals, progress();
 }
 inline void barrier_init(u64& barrier, u32 arrivals) {
-    Barrier& made = machine.now->block->barriers[shared_address(&barrier)];
+    Barrier& made = machine.now->block->barriers[shared_address(&barrier) / 8];
     made.arrivals = made.pending = arrivals;
 }
 inline void barriers_are_made() {}
@@ -136,9 +141,13 @@ template <typename T>
 void send(T* to, T x, u64& barrier, u32 rank) {
     Block& there = *machine.blocks[rank];
     memcpy(there.shared + shared_address(to), &x, sizeof(T));
-    complete(there.barriers.at(shared_address(&barrier)), sizeof(T));
+    complete(barrier_in(there, barrier), sizeof(T));
 }
 inline void publish_to_async() {}
+template <int COUNT>
+void give_registers_down_to() {}
+template <int COUNT>
+void take_registers_up_to() {}
 
 // ---- Numbers
 
@@ -153,17 +162,17 @@ inline float of_fp16(u32 x) { unsigned short bits = x; _Float16 y; memcpy(&y, &b
 inline float of_fp8(u32 x) {
     int exponent = x >> 3 & 15, mantissa = x & 7;
     if ((x & 0x7F) == 0x7F) return NAN;
-    float y = exponent ? std::ldexp(8.0f + mantissa, exponent - 10) : std::ldexp((float)mantissa, -9);
+    float y = exponent ? ldexpf(8.0f + mantissa, exponent - 10) : ldexpf(mantissa, -9);
     return x & 0x80 ? -y : y;
 }
 inline u32 fp8_of(float x) {
     u32 best = 0;
-    float clamped = std::min(std::fabs(x), 448.0f);
+    float clamped = fminf(fabsf(x), 448.0f);
     for (u32 code = 1; code < 127; code++) {
-        float apart = std::fabs(of_fp8(code) - clamped) - std::fabs(of_fp8(best) - clamped);
+        float apart = fabsf(of_fp8(code) - clamped) - fabsf(of_fp8(best) - clamped);
         if (apart < 0 || (apart == 0 && code % 2 == 0)) best = code;
     }
-    return best | (std::signbit(x) ? 0x80 : 0);
+    return best | (signbit(x) ? 0x80 : 0);
 }
 inline u32 pack_fp16(float a, float b) { return fp16_of(a) | fp16_of(b) << 16; }
 inline u32 pack_bf16(float a, float b) { return bf16_of(a) | bf16_of(b) << 16; }
@@ -173,7 +182,7 @@ inline u32 pack_fp8(float a, float b, float c, float d) { return fp8_of(a) | fp8
 inline float2 unpack_fp16(u32 x) { return {of_fp16(x & 0xFFFF), of_fp16(x >> 16)}; }
 inline float2 unpack_x(u32 x) { return HALF ? unpack_fp16(x) : float2{of_bf16(x & 0xFFFF), of_bf16(x >> 16)}; }
 inline float2 unpack_out(u32 x) { return OUT_HALF ? unpack_fp16(x) : float2{of_bf16(x & 0xFFFF), of_bf16(x >> 16)}; }
-inline float exp2_of(float x) { return std::exp2(x); }
+inline float exp2_of(float x) { return exp2f(x); }
 inline u32 masked(u32 x, u32 mask, u32 with) { return (x & mask) | with; }
 inline u32 masked_xor(u32 x, u32 mask, u32 with) { return (x & mask) ^ with; }
 inline u32 subtract(u32 a, u32 b) { return pack(unpack_x(a).x - unpack_x(b).x, unpack_x(a).y - unpack_x(b).y); }
@@ -190,8 +199,8 @@ inline void wgmma_begin() {}
 inline void wgmma_commit() {}
 template <int PENDING>
 void wait_for_wgmma() {}
-template <int LENGTH>
-void hold(float (&)[LENGTH]) {}
+template <typename T, int LENGTH>
+void hold(T (&)[LENGTH]) {}
 inline void meet_group() {
     Fiber* me = machine.now;
     meet(me->block->meetings[2000 + me->thread / 128], 128);

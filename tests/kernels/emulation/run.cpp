@@ -18,7 +18,7 @@ struct Arguments {
 static Arguments arguments;
 static void call() {
     const Arguments& a = arguments;
-    packed_gemm(a.x, 0, 0, 0, 0, a.w, a.group_scale, a.weight_zero, a.bias, a.residual, a.x_scale, a.w_scale, a.out_scale, a.y, a.num_tokens);
+    KERNEL(a.x, 0, 0, 0, 0, a.w, a.group_scale, a.weight_zero, a.bias, a.residual, a.x_scale, a.w_scale, a.out_scale, a.y, a.num_tokens);
 }
 
 // Returns 0, or 3 where no thread moves.
@@ -27,44 +27,52 @@ extern "C" int emulate(const char** pointers, long x_rows, int num_tokens, int g
     arguments = {{pointers[0], x_rows, K, FP8 ? 1 : 2, TOKENS}, pointers[1], pointers[2], pointers[3], pointers[4], pointers[5],
                  f(6), f(7), f(8), (char*)pointers[9], num_tokens};
     launch = call;
-    machine.threads = threads;
+    machine.threads = threads, machine.grid = grid;
+    machine.num_blocks = SPLITS, machine.num_fibers = SPLITS * threads;
     for (int x = 0; x < grid; x++) {
-        machine.blocks.clear(), machine.fibers.clear();
+        machine.fibers = new Fiber[machine.num_fibers]();
         machine.cluster = {};
         for (int y = 0; y < SPLITS; y++) {
-            auto block = std::make_unique<Block>();
+            Block* block = machine.blocks[y] = new Block();
             block->shared = (char*)aligned_alloc(1024, SHARED_BYTES / 1024 * 1024 + 1024);
             memset(block->shared, 0xFF, SHARED_BYTES);
             block->x = x, block->y = y;
-            block->operands.resize(4 * threads);
+            block->operands = new u32[4 * threads];
+            block->barriers = (Barrier*)calloc(SHARED_BYTES / 8, sizeof(Barrier));
             for (int thread = 0; thread < threads; thread++) {
-                auto fiber = std::make_unique<Fiber>();
-                getcontext(&fiber->context);
-                fiber->stack = std::make_unique<char[]>(65536);
-                fiber->context.uc_stack.ss_sp = fiber->stack.get();
-                fiber->context.uc_stack.ss_size = 65536;
-                fiber->block = block.get(), fiber->thread = thread;
-                makecontext(&fiber->context, enter, 0);
-                machine.fibers.push_back(std::move(fiber));
+                Fiber& fiber = machine.fibers[y * threads + thread];
+                getcontext(&fiber.context);
+                fiber.stack = (char*)malloc(65536);
+                fiber.context.uc_stack.ss_sp = fiber.stack;
+                fiber.context.uc_stack.ss_size = 65536;
+                fiber.block = block, fiber.thread = thread;
+                makecontext(&fiber.context, enter, 0);
             }
-            machine.blocks.push_back(std::move(block));
         }
-        size_t left = machine.fibers.size();
+        u32 left = machine.num_fibers;
         while (left) {
             machine.moved = false;
             left = 0;
-            for (auto& fiber : machine.fibers) {
-                if (fiber->done) continue;
-                machine.now = fiber.get();
-                swapcontext(&machine.scheduler, &fiber->context);
-                left += !fiber->done;
+            for (u32 i = 0; i < machine.num_fibers; i++) {
+                Fiber& fiber = machine.fibers[i];
+                if (fiber.done) continue;
+                machine.now = &fiber;
+                swapcontext(&machine.scheduler, &fiber.context);
+                left += !fiber.done;
             }
             if (left && !machine.moved) {
-                printf("%zu threads wait for ever\n", left);
+                printf("%u threads wait for ever\n", left);
                 return 3;
             }
         }
-        for (auto& block : machine.blocks) free(block->shared);
+        for (u32 i = 0; i < machine.num_fibers; i++) free(machine.fibers[i].stack);
+        delete[] machine.fibers;
+        for (int y = 0; y < SPLITS; y++) {
+            Block* block = machine.blocks[y];
+            free(block->shared), free(block->barriers);
+            delete[] block->operands;
+            delete block;
+        }
     }
     return 0;
 }
