@@ -46,14 +46,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_model_is_quantized_built_measured_and_answers(capsys: pytest.CaptureFixture[str], model: Path, tmp_path: Path) -> None:
     text, out = model.parent / "text.jsonl", tmp_path / "fp8"
-    code, said, err = run(capsys, "quantize", model, "--out", out, "--dataset", text, "--calib-seq-len", 50, "--device", "cpu")
+    code, said, _ = run(capsys, "quantize", model, "--out", out, "--dataset", text, "--calib-seq-len", 50, "--device", "cpu")
     assert code == 0
     assert "calibrated on 50 tokens in 1 windows" in said
     assert "14 products in fp8" in said
     rows = {line.split()[-5]: line.split() for line in said.splitlines() if line.startswith(("input of", "cached"))}
     assert set(rows) == {*(f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")), "keys", "values"}
     assert all(row[-4] == "2" and float(row[-3]) <= float(row[-2]) <= float(row[-1]) for row in rows.values())
-    assert "calibration: 1 done" in err
     assert max(len(line) for line in said.splitlines() if str(tmp_path) not in line and "calibrated" not in line) <= 80
     code, said, _ = run(capsys, "build", "--model", out, "--arch", "cpu", "--max-seq-len", 64, "--out", tmp_path / "e")
     assert (code, "fp8 fp8, KV cache fp8" in said) == (0, True), "the precision is the checkpoint's where none is named"
@@ -74,14 +73,13 @@ def test_a_model_is_quantized_built_measured_and_answers(capsys: pytest.CaptureF
 def test_a_model_becomes_integers(capsys: pytest.CaptureFixture[str], model: Path, tmp_path: Path) -> None:
     text, out = model.parent / "text.jsonl", tmp_path / "int4"
     asked = ["--precision", "int4_awq", "--group-size", 32, "--dataset", text, "--calib-seq-len", 50, "--device", "cpu"]
-    code, said, err = run(capsys, "quantize", model, "--out", out, *asked)
+    code, said, _ = run(capsys, "quantize", model, "--out", out, *asked)
     assert code == 0
     assert "calibrated on 50 tokens in 1 windows" in said
     assert "14 products in int4, one scale per group of 32, by awq" in said
     rows = {line.split()[0]: line.split() for line in said.splitlines() if "_proj" in line}
     assert set(rows) == {f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")}
     assert all(row[1] == "2" and 0.02 < float(row[2]) < 0.2 and 0 < float(row[3]) < 0.2 for row in rows.values())
-    assert "layers: 4 done" in err
     assert max(len(line) for line in said.splitlines() if str(tmp_path) not in line and "calibrated" not in line) <= 80
     stated = json.loads((out / "config.json").read_text())["quantization_config"]
     assert (stated["format"], stated["config_groups"]["group_0"]["weights"]["group_size"]) == ("pack-quantized", 32)
