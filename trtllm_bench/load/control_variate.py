@@ -7,7 +7,7 @@ chance of a bad request is fitted to it, by a logistic curve that all runs share
 arrivals at that rate do on average is then taken off. The average comes from the same recursion over many arrivals, so a server that is
 no such queue loses nothing but the gain: the correction has mean 0 whatever the curve.
 
-By simulation the variance of a run's share falls by 10 to 50 times where service times are constant, and little where they are exponential.
+By simulation the variance of a run's share falls by 14 to 50 times where service times are constant, and little where they are exponential.
 
 Rejected: reading the limit off the fitted queue itself, which is wrong for whatever is no queue; arrivals spaced more evenly than
 Poisson's, which are another load.
