@@ -210,6 +210,11 @@ class LLM:
         )
         self._thread: EngineThread | None = None
 
+    @property
+    def runner(self) -> Ranks:
+        """What runs the steps, which the loop feeds; others may while the loop is idle."""
+        return self._runner
+
     # --- generating ---
 
     def generate(

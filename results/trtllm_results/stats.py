@@ -237,3 +237,26 @@ def trend(series: npt.ArrayLike) -> tuple[float, float]:
     if error < 1e-12 * abs(slope) or slope == 0:
         return slope * (len(values) - 1), 1.0 if slope == 0 else 0.0
     return slope * (len(values) - 1), 2 * float(stdtr(df, -abs(slope) / error))
+
+
+def block_bootstrap(sums: npt.ArrayLike, counts: npt.ArrayLike, confidence: float = 0.95, draws: int = 2000, seed: int = 0) -> Interval:
+    """Of the mean of a quantity, given its sum and count in each block: percentiles over resampled blocks (Efron 1979; Künsch 1989 for
+    values that depend on their neighbours). One block has no interval: its ends are NaN."""
+    total, number = np.asarray(sums, np.float64), np.asarray(counts, np.float64)
+    estimate = float(total.sum() / number.sum())
+    if len(total) < 2:
+        return Interval(math.nan, estimate, math.nan, confidence)
+    chosen = np.random.default_rng(seed).integers(len(total), size=(draws, len(total)))
+    means = total[chosen].sum(1) / number[chosen].sum(1)
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(float(low), estimate, float(high), confidence)
+
+
+def share_interval(right: int, count: int, confidence: float = 0.95) -> Interval:
+    """Of a share (Wilson 1927): an interval that stays within 0 and 1, and is not empty where all or none are right."""
+    from scipy.special import ndtri
+
+    share, z = right / count, float(ndtri(0.5 + confidence / 2))
+    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return Interval(max(0.0, centre - half), share, min(1.0, centre + half), confidence)

@@ -66,7 +66,31 @@ def test_a_model_is_quantized_built_measured_and_answers(capsys: pytest.CaptureF
     assert (wide["kv_dtype"], narrow["kv_dtype"], narrow["tokens"]) == ("fp32", "fp8", 63)
     assert narrow["perplexity"] == pytest.approx(wide["perplexity"], rel=0.05)
     assert narrow["perplexity"] != wide["perplexity"]
-    assert f"perplexity {wide['perplexity']:.3f}" in run(capsys, "perplexity", model, *measure[:-1])[1]
+    said = run(capsys, "perplexity", out, "--against", model, *measure[:-1])[1]
+    assert f"perplexity {narrow['perplexity']:.3f}\n" in said, "one window has no interval"
+    assert f"against {model}: {wide['perplexity']:.3f}, a change of {100 * (narrow['perplexity'] / wide['perplexity'] - 1):+.2f}%\n" in said
+
+
+def test_a_model_becomes_integers(capsys: pytest.CaptureFixture[str], model: Path, tmp_path: Path) -> None:
+    text, out = model.parent / "text.jsonl", tmp_path / "int4"
+    asked = ["--precision", "int4_awq", "--group-size", 32, "--dataset", text, "--calib-seq-len", 50, "--device", "cpu"]
+    code, said, err = run(capsys, "quantize", model, "--out", out, *asked)
+    assert code == 0
+    assert "calibrated on 50 tokens in 1 windows" in said
+    assert "14 products in int4, one scale per group of 32, by awq" in said
+    rows = {line.split()[0]: line.split() for line in said.splitlines() if "_proj" in line}
+    assert set(rows) == {f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")}
+    assert all(row[1] == "2" and 0.02 < float(row[2]) < 0.2 and 0 < float(row[3]) < 0.2 for row in rows.values())
+    assert "layers: 4 done" in err
+    assert max(len(line) for line in said.splitlines() if str(tmp_path) not in line and "calibrated" not in line) <= 80
+    stated = json.loads((out / "config.json").read_text())["quantization_config"]
+    assert (stated["format"], stated["config_groups"]["group_0"]["weights"]["group_size"]) == ("pack-quantized", 32)
+    for flags, says in (
+        (["--precision", "int4"], "groups of 128 do not divide"),
+        (["--precision", "int4_awq", "--method", "gptq"], "--precision int4_awq is --method awq, not gptq"),
+        (["--method", "awq"], "--method awq is for integers"),
+    ):
+        assert says in refused(capsys, "quantize", model, "--out", tmp_path / "o", *flags, "--dataset", text, "--device", "cpu")
 
 
 def test_mistakes_are_one_sentence(capsys: pytest.CaptureFixture[str], model: Path, tmp_path: Path) -> None:

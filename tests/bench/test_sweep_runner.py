@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from trtllm_bench.measure.accuracy import Accuracy
 from trtllm_bench.measure.rows import reason_of
-from trtllm_bench.measure.session import Measurement, OnRequests
+from trtllm_bench.measure.session import Measurement, OnRequests, Session
 from trtllm_bench.measure.workload import make_workload
 from trtllm_bench.spec.measurement import MeasurementSpec
 from trtllm_bench.sweep.runner import Sweep
@@ -304,3 +305,51 @@ def test_a_maximum_that_was_asked_for_bounds_the_cells_too() -> None:
     (points,) = settled(SweepSpec.of(model="tiny-llama", precision="fp32", batch_size=1, isl="8,60", osl=4, max_seq_len=32))
     assert [bool(point.refused) for point in points] == [False, True]
     assert points[0].spec.engine.max_seq_len == 32
+
+
+# --- accuracy beside speed ---
+
+
+def scored(
+    folder: Path, session: Callable[[MeasurementSpec], Scripted], answers: list[Accuracy], **grid: object
+) -> tuple[list[Row], list[int]]:
+    """A sweep whose engines score `answers` in turn; also after how many measured cells each was asked."""
+    run = sweep_of(spec_of(**grid), folder, session, Watching())
+    asked: list[int] = []
+
+    def measure(_: Session) -> Accuracy:
+        asked.append(len(Store(folder).rows()))
+        return answers.pop(0)
+
+    run.accuracy, run.accuracy_asked = measure, {"text": "t.txt"}
+    return run.run(), asked
+
+
+def test_accuracy_is_measured_once_an_engine_and_stands_in_every_row(tmp_path: Path) -> None:
+    answers = [Accuracy({"perplexity": value}, {"text": "t.txt", "against": "x"}) for value in (10.0, 11.0)]
+    rows, asked = scored(
+        tmp_path, lambda spec: Scripted(fingerprint=str(spec.engine.precision)), list(answers), precision="fp32,bf16", repeats=2
+    )
+    assert asked == [0, 8], "before the first cell of each engine"
+    assert {(row.cell.precision, row.figures["perplexity"]) for row in rows} == {("fp32", 10.0), ("bf16", 11.0)}
+    assert all(row.extra["accuracy"] == {"text": "t.txt", "against": "x"} for row in Store(tmp_path).rows())
+    assert all(row.figures["output_tokens_per_s"] > 0 for row in rows)
+
+
+def test_a_resumed_sweep_takes_accuracy_from_the_rows_there_are(tmp_path: Path) -> None:
+    session = Scripted(failures={(2, 3): KeyboardInterrupt()})
+    with pytest.raises(KeyboardInterrupt):
+        scored(tmp_path, lambda _: session, [Accuracy({"perplexity": 10.0}, {"text": "t.txt"})])
+    rows, asked = scored(tmp_path, lambda _: Scripted(), [])
+    assert asked == []
+    assert [row.figures["perplexity"] for row in rows] == [10.0] * 4
+    rows, asked = scored(tmp_path / "other", lambda _: Scripted(fingerprint="f1"), [Accuracy({"perplexity": 12.0}, {"text": "t.txt"})])
+    assert asked == [0]
+
+
+def test_an_engine_that_cannot_be_scored_is_timed_all_the_same(tmp_path: Path) -> None:
+    details = {"text": "t.txt", "failed": "a window has 9 tokens and the engine takes 6"}
+    rows, asked = scored(tmp_path, lambda _: Scripted(), [Accuracy({}, details)])
+    assert asked == [0]
+    assert {row.status for row in rows} == {"ok"}
+    assert all(row.extra["accuracy"]["failed"].startswith("a window has 9 tokens") and not row.warnings for row in rows)

@@ -269,3 +269,27 @@ def test_open_loop_rows_are_drawn_against_their_rate(make_rows: Callable[..., li
     assert ax.get_xlim()[0] == 0
     both = figure("throughput", Material({"": make_rows([*cells, *(Cell("m", "fp8", batch, 128, 128) for batch in (256, 512))])}))
     assert [ax.get_xlabel() for ax in both.axes] == ["request rate (req/s)", "batch size (sequences in flight)"]
+
+
+def test_quality_is_drawn_against_speed_with_the_widest_at_zero(make_rows: Callable[..., list[Row]], make_grid: Callable[..., Any]) -> None:
+    rows = make_rows(make_grid(precisions=("bf16", "fp8"), shapes=((128, 128),), batches=(8,)), repeats=2)
+    with pytest.raises(DashboardError, match="the quality plot needs accuracy of two engines or more"):
+        figure("quality", Material({"": rows}))
+    change = {"perplexity": 10.3, "perplexity_change": 0.03, "perplexity_change_low": 0.02, "perplexity_change_high": 0.04}
+    scored = [
+        dataclasses.replace(
+            one,
+            cell=dataclasses.replace(one.cell, engine_fingerprint=one.cell.precision),
+            figures={**one.figures, **({"perplexity": 10.0} if one.cell.precision == "bf16" else change)},
+        )
+        for one in rows
+    ]
+    drawn = figure("quality", Material({"": scored}))
+    (ax,) = drawn.axes
+    assert ax.get_ylabel() == "perplexity, change against the widest (%)"
+    low, high = ax.get_ylim()
+    assert low < 0 < 4 < high
+    assert "95% interval" in texts(drawn)
+    tasks = [dataclasses.replace(one, figures={**one.figures, "task_accuracy": 0.9}) for one in rows]
+    tasks = [dataclasses.replace(one, cell=dataclasses.replace(one.cell, engine_fingerprint=one.cell.precision)) for one in tasks]
+    assert figure("quality", Material({"": tasks})).axes[0].get_ylabel() == "questions of the task failed (%)"

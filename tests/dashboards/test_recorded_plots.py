@@ -68,7 +68,9 @@ def test_recorded_figures_have_distinct_ticks_units_and_no_text_upon_another(kin
     drawn = figure(kind, material)
     with themed():
         canvas = FigureCanvasAgg(drawn)
-        drawn.draw_without_rendering()
+        engine = drawn.get_layout_engine()
+        assert engine is not None
+        engine.execute(drawn)  # places everything, and draws nothing
     for ax in drawn.axes:
         for name, axis in ((ax.get_xlabel(), ax.xaxis), (ax.get_ylabel(), ax.yaxis)):
             ticks = [tick.label1.get_text() for tick in axis.get_major_ticks() if tick.label1.get_text()]

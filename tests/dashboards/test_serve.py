@@ -1,4 +1,4 @@
-"""The live page's server: it sees what a sweep appends, tells the viewer, and serves no more than three addresses."""
+"""The live page's server: it sees what a sweep appends, tells the viewer, and serves its page, data, events and linked profiles alone."""
 
 from __future__ import annotations
 
@@ -44,6 +44,27 @@ def test_a_viewer_hears_of_each_appended_cell_and_reads_it(tmp_path: Path, sweep
         return counts
 
     assert asyncio.run(watch()) == [0, 1, 3]
+
+
+def test_a_linked_profile_is_served_and_links_back_to_its_cell(tmp_path: Path, sweep_rows: list[Row]) -> None:
+    Store(tmp_path / "s").append(*sweep_rows[:3])
+    key = sweep_rows[0].key
+    (tmp_path / "profile").mkdir()
+    (tmp_path / "profile" / "profile.json").write_text(json.dumps({"kernels": [], "roles": {}, "steps": [], "cell": {"cell_key": key}}))
+
+    async def ask() -> tuple[list[str], str, int]:
+        async with listening(Watch([str(tmp_path / "s")])) as address, aiohttp.ClientSession() as viewer:
+            async with viewer.get(address + "data") as answer:
+                links = [one["href"] for one in (await answer.json())["profiles"]]
+            async with viewer.get(address + links[0]) as answer:
+                text = await answer.text()
+            async with viewer.get(address + "profiles/../s/results.parquet") as answer:
+                return links, text, answer.status
+
+    links, text, status = asyncio.run(ask())
+    assert links == ["profiles/0"]
+    assert f'"back":"/#cell={key}"' in text
+    assert status == 404
 
 
 def test_the_payload_is_built_once_a_change(tmp_path: Path, sweep_rows: list[Row]) -> None:

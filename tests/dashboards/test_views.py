@@ -59,7 +59,7 @@ def test_one_cell_has_one_number_everywhere(browser: Browser, h100: Path) -> Non
         if point.key in ours:
             assert brief(ours[point.key]) == brief(rate.mean)
         own = ResultSet("own", tuple(row for row in rows if row.key == point.key))
-        assert compare([own, replace(own, name="again")]).changes[0].base_value == pytest.approx(rate.mean, rel=1e-4)
+        assert compare([own, replace(own, name="again")]).changes[0].base_value == pytest.approx(rate.mean)
     browser.js("openDetail(state.data.keys.indexOf('81b71deda436825a'))")
     places = ["#headline", "#tiles .tile", "#table tbody tr", "#detail", "#precisions tbody tr"]
     assert all("34,111 ± 160" in text(browser, place) for place in places)
@@ -275,3 +275,42 @@ def test_a_prediction_is_never_told_as_a_measurement(browser: Browser, tmp_path:
         assert text(browser, "#headline").startswith(beginning)
         assert ("9,000,000,000" in text(browser, "#headline")) == (rows == made)
     assert "predicted by the step model, not measured" in text(browser, "#tiles")
+
+
+def test_the_briefs_cases_over_gpus_stand_beside_ours(browser: Browser, h100: Path) -> None:
+    browser.open(h100.as_uri())
+    titles = browser.js("[...document.querySelectorAll('#gpus h3')].map((h) => h.textContent)")
+    assert titles == ["gptj-6b, 128/128", "gptj-6b, 2048/128", "llama-2-7b, 128/128", "llama-3-8b, 128/128"]
+    last = "document.querySelector('#gpus-cases article:last-child')"
+    assert browser.js(f"[...{last}.querySelectorAll('h4')].map((h) => h.textContent)") == ["H100", "A100", "L40S"]
+    lines = browser.js(f"[...{last}.querySelector('.gpu').querySelectorAll('li')].map((l) => l.textContent)")
+    assert lines == [
+        "34,111 ± 160 tok/s, ours fp8, batch 2,048",
+        "28,837 tok/s, NVIDIA v0.17 fp8",
+        "16,708 tok/s, brief fp8",
+    ]
+    widths = browser.js(f"[...{last}.querySelectorAll('.length')].map((l) => parseFloat(l.style.width))")
+    assert widths[1] / widths[0] == pytest.approx(28837 / 34111, rel=1e-3)
+
+
+def test_sets_named_together_are_compared_with_the_verdict_first(browser: Browser, tmp_path: Path, sweep_rows: list[Row]) -> None:
+    before = [row for row in sweep_rows if row.cell.isl == 128 and row.status == "ok"]
+    slower = {64: 0.8, 256: 1.3}
+    after = [
+        replace(r, figures={**r.figures, RATE: r.figures[RATE] * slower.get(r.cell.batch, 1.0)}, row_id=f"b{r.row_id[1:]}") for r in before
+    ]
+    Store(tmp_path / "before").append(*before)
+    Store(tmp_path / "after").append(*after)
+    browser.open(render([tmp_path / "before", tmp_path / "after"], tmp_path / "page.html").as_uri())
+    cells = len({row.key for row in before})
+    undecided = cells - 2 * cells // 6
+    wanted = f"after against before: {cells // 6} slower, {cells // 6} faster, {undecided} inconclusive of {cells} shared cells"
+    assert text(browser, "#headline").startswith(wanted)
+    assert text(browser, "#comparison tbody tr td:last-child") == "slower"
+    browser.js("document.getElementById('more-changes').click()")
+    shown = browser.js("[...document.querySelectorAll('#comparison tbody tr')].map((r) => [...r.cells].map((c) => c.textContent))")
+    assert len(shown) == 3 * cells
+    mean = sum(r.figures[RATE] for r in before[:3]) / 3
+    line = next(one for one in shown if one[0] == before[0].cell.label and one[1] == "output")
+    assert line[3:5] == [brief(mean), brief(mean)]
+    assert line[-2:] == ["3/3", "inconclusive"]

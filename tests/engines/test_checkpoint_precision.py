@@ -13,6 +13,7 @@ from trtllm_engines.errors import EngineError
 from trtllm_engines.quantization import module_names
 
 FP8 = {"num_bits": 8, "type": "float"}
+INT8 = {"num_bits": 8, "type": "int", "strategy": "channel"}
 
 
 def group(weights: str, dynamic: bool, **more: Any) -> dict[str, Any]:
@@ -46,6 +47,7 @@ def folder(path: Path, config: dict[str, Any] | None = None, apart: dict[str, An
         (compressed(group("channel", False) | {"input_activations": None}), None, "fp8_wo"),
         (compressed({"weights": {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 64}}), None, "int4"),
         (compressed({"weights": {"num_bits": 8, "type": "int", "strategy": "channel"}}), None, "int8_wo"),
+        (compressed({"weights": INT8, "input_activations": {"num_bits": 8, "type": "int", "dynamic": False}}), None, "int8_sq"),
         ({"quant_method": "awq", "bits": 4}, None, "int4"),
         ({"quant_method": "gptq", "bits": 3, "group_size": 128}, None, "int4"),
         ({"quant_method": "gptq", "bits": 8, "group_size": -1}, None, "int8_wo"),
@@ -82,6 +84,7 @@ def test_a_checkpoint_says_its_precision(tmp_path: Path, config: Any, apart: Any
         ({"quant_method": "hqq"}, "hqq"),
         ({"quant_method": "auto-round", "bits": 4, "packing_format": "auto_round:llm_compressor"}, "auto-round"),
         ({"quant_method": "modelopt", "quant_algo": "W4A8_MXFP4_MXFP8"}, "W4A8_MXFP4_MXFP8"),
+        (compressed({"weights": {**INT8, "symmetric": False}, "input_activations": {"num_bits": 8, "type": "int"}}), "8-bit int"),
         (compressed({"weights": {"num_bits": 6, "type": "int", "strategy": "group"}}), "6-bit int"),
         (compressed(group("channel", True, num_bits=4, type="int") | {"input_activations": {"num_bits": 8, "type": "int"}}), "8-bit int"),
         (compressed(group("group", False)), "per group"),

@@ -105,11 +105,10 @@ def test_a_marked_sum_keeps_its_memory() -> None:
     assert plan.buffers[reader.outputs[0]] != plan.buffers["model.layers.0.add"]
 
 
-def test_what_is_read_elsewhere_or_scaled_by_row_is_left_alone() -> None:
+def test_norms_that_quantize_rows_and_what_is_read_elsewhere_are_left_alone() -> None:
     graph = unfused("llama", "bf16", "fp8_rowwise")
-    before = str(graph.fx)
     apply(graph)
-    assert str(graph.fx) == before
+    assert len(adding(graph)) == 1  # before the head, whose norm quantizes nothing
     graph = unfused("llama")
     product = graph.nodes("add_rms_norm")[0].args[0]
     with graph.fx.inserting_after(product):

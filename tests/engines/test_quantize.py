@@ -59,10 +59,10 @@ def raw_config(config: ModelConfig) -> dict[str, object]:
     }
 
 
-def model_folder(folder: Path, kind: str) -> Path:
+def model_folder(folder: Path, kind: str | ModelConfig) -> Path:
     """A model of random weights, fp32, and a dataset beside it."""
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(raw_config(MODELS[kind])))
+    (folder / "config.json").write_text(json.dumps(raw_config(MODELS[kind] if isinstance(kind, str) else kind)))
     graph = trace(read_config(folder), "fp32", PROFILE)
     tensors = {name: torch.empty(shape) for name, shape in graph.checkpoint_shapes.items()}
     for name, tensor in tensors.items():
@@ -215,9 +215,12 @@ def test_a_checkpoint_of_rows_is_kept_by_an_engine_of_rows(model: Path, tmp_path
     fp8 = [name for name, spec in engine.plan.weights.items() if spec.dtype == "fp8"]
     assert fp8
     for name in fp8:
-        parts = [part for part, _ in engine.plan.weight_recipes[name].inputs]
-        assert torch.equal(ours[name].view(torch.uint8), torch.cat([stored[part].view(torch.uint8) for part in parts]))
-        torch.testing.assert_close(ours[f"{name}_scale"].flatten(), torch.cat([stored[f"{part}_scale"] for part in parts]))
+        recipe = engine.plan.weight_recipes[name]
+        codes = [stored[part].view(torch.uint8) for part, _ in recipe.inputs]
+        scales = [stored[f"{part}_scale"] for part, _ in recipe.inputs]
+        stacked = [torch.stack(one, 1).flatten(0, 1) if recipe.interleave else torch.cat(one) for one in (codes, scales)]
+        assert torch.equal(ours[name].view(torch.uint8), stacked[0])
+        torch.testing.assert_close(ours[f"{name}_scale"].flatten(), stacked[1])
     wide = perplexity.perplexity(model, "fp32", model.parent / "samples.jsonl", length=64).value
     narrow = perplexity.perplexity(tmp_path / "out", "fp8_rowwise", model.parent / "samples.jsonl", length=64).value
     assert wide != narrow == pytest.approx(wide, rel=0.05)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from openpyxl import Workbook, load_workbook
 
 from trtllm_bench.__main__ import main
+from trtllm_dashboards.sources import load
 from trtllm_results.errors import ResultsError
 from trtllm_results.record.environment import Environment
 from trtllm_results.record.row import Cell, Row
@@ -54,18 +55,17 @@ def test_rows_come_back_from_a_spreadsheets_table_as_they_went(rows: list[Row], 
 
 
 @pytest.mark.parametrize("ending", WRITERS)
-def test_every_command_reads_an_exported_table_like_its_store(ending: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_exported_table_is_read_like_its_store(ending: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = tmp_path / f"ab{ending}"
     assert main(["results", "export", str(AB), str(table)]) == 0
     assert read_rows(table) == Store(AB, create=False).rows()
-    for command in (["results", "ls"], ["results", "show"], ["compare", "--by", "arm"], ["results", "ls", "--json"]):
-        said = []
-        for source in (AB, table):
-            capsys.readouterr()
-            assert main([*command, f"ab={source}" if command[0] == "compare" or command[1] == "ls" else str(source)]) == 0
-            said.append(capsys.readouterr().out)
-        assert said[0] == said[1]
-    assert main(["plot", "repeats", str(table), "--format", "svg", "--out", str(tmp_path)]) == 0
+    assert load([str(table)]).sets[""] == load([str(AB)]).sets[""]
+    said = []
+    for source in (AB, table):
+        capsys.readouterr()
+        assert main(["compare", f"ab={source}", "--by", "arm"]) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1]
     assert main(["results", "merge", str(tmp_path / "merged"), str(table)]) == 0
     assert len(Store(tmp_path / "merged").rows()) == 22
 

@@ -10,6 +10,7 @@ import pytest
 from trtllm_results.compare.align import compare
 from trtllm_results.compare.published import beside
 from trtllm_results.errors import ResultsError
+from trtllm_results.gate.baseline import measured_cells
 from trtllm_results.metrics.registry import brief, with_spread
 from trtllm_results.record.environment import Environment
 from trtllm_results.record.row import Cell, Row
@@ -34,6 +35,13 @@ def test_the_version_measured_last_speaks_for_a_case_however_fast_the_others_wer
     assert {one.ours_tokens_per_s for one in beside(rows)} == {3037.6}
     change = compare([ResultSet("a", tuple(rows)), ResultSet("b", tuple(rows[:2]))]).changes[0]
     assert (change.base_value, change.base_repeats) == (pytest.approx(3037.6), 1)
+
+
+def test_a_baseline_is_of_the_newest_versions() -> None:
+    rows = read_rows(RECORDED / "llama-3.1-8b-fp8")
+    cells, _ = measured_cells(rows)
+    (cell,) = (one for one in cells.values() if one.label == "llama-3.1-8b fp8 b512 128/2048")
+    assert [round(rate) for rate in cell.figures["output_tokens_per_s"]] == [24_387]
 
 
 def test_a_gates_arms_are_two_cases_and_never_two_versions() -> None:

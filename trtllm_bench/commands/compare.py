@@ -30,6 +30,7 @@ def command(
     ignore: Annotated[Strings, typer.Option("--ignore", help="Field that may differ between matched cells; repeatable.")] = None,
     sort: Annotated[str, typer.Option("--sort", help="Field or column to sort by; prefix - for descending.")] = "",
     across_gpus: Annotated[bool, typer.Option("--across-gpus", help="Allow results from different GPUs.")] = False,
+    accuracy: Annotated[bool, typer.Option("--accuracy", help="Show quality beside speed, of sweeps with --accuracy.")] = False,
     pareto: Annotated[
         bool, typer.Option("--pareto", help="Show each workload's front of throughput per GPU against per-user speed.")
     ] = False,
@@ -67,6 +68,8 @@ def command(
         figures = [HEADLINE, *(name for name in ADDED if name in present)]
     if against == "published":
         _published([row for one in sets for row in one.rows], sort, output, out)
+    elif accuracy:
+        _accuracy(sets, output, out)
     elif pareto:
         _pareto(sets, output, out, bool(gpu_price))
     else:
@@ -108,7 +111,7 @@ def _print(comparison: Comparison, sort: str) -> None:
     from trtllm_bench.commands._verdict_table import show_verdicts
     from trtllm_dashboards.tables import Column, plain_console, sentence
     from trtllm_results.compare import report as compare_text
-    from trtllm_results.metrics.registry import common_words, title
+    from trtllm_results.metrics.registry import brief, common_words, title
 
     console = plain_console()
     rows = _sorted(compare_text.records(comparison), sort)
@@ -118,6 +121,7 @@ def _print(comparison: Comparison, sort: str) -> None:
         one |= {"label": label, "figure": title(one["figure"])}
         one["interval"] = compare_text.interval_text(one["low"], one["high"])
         one["repeats"] = f"{one['base_repeats']}/{one['other_repeats']}"
+        one |= {name: brief(one[name]) for name in ("base_value", "other_value")}  # as pages and figures write them
     columns = [
         Column("label", "cell"),
         Column("figure"),
@@ -183,6 +187,25 @@ def _published(rows: list[Row], sort: str, output: str, out: Path | None) -> Non
         sentence(console, f"{letter}  {meaning}", "dim")
     for text in dict.fromkeys(f"here, {one['shape']}: {one['here']}" for one in flat):
         sentence(console, text, "dim")
+
+
+def _accuracy(sets: list[ResultSet], output: str, out: Path | None) -> None:
+    import json
+
+    from trtllm_dashboards.quality import print_quality
+    from trtllm_dashboards.tables import plain_console
+    from trtllm_results.compare.quality import beside_speed
+    from trtllm_results.compare.report import to_csv
+    from trtllm_results.errors import ResultsError
+
+    lines = beside_speed([row for one in sets for row in one.rows])
+    if not lines:
+        raise ResultsError("no result carries accuracy; measure it: trtllm-bench sweep --accuracy text.txt")
+    if output == "table" and out is None:
+        print_quality(lines, plain_console())
+        return
+    flat = [line.record() for line in lines]
+    _emit(json.dumps(flat, indent=1) if output == "json" else to_csv(flat), out)
 
 
 def _pareto(sets: list[ResultSet], output: str, out: Path | None, with_cost: bool) -> None:

@@ -1,17 +1,20 @@
-"""`quantize`: ranges measured over a text, and the fp8 checkpoint written from them. `build --precision fp8` reads it as any other."""
+"""`quantize`: a checkpoint of codes from a wide model, calibrated on a text: fp8 from measured ranges (`calibration.quantize`), integers
+layer by layer (`calibration.integers`). `build` reads either like any other."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
 from trtllm_bench.commands import _options as options
+from trtllm_bench.errors import BenchError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from trtllm_engines.calibration.integers import Integers
     from trtllm_engines.calibration.ranges import Ranges
 
 
@@ -19,26 +22,67 @@ def command(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Hugging Face folder with config.json, weights and tokenizer.")],
     out: Annotated[Path, typer.Option("--out", help="Folder to write, new or empty.")],
     precision: Annotated[
-        str, typer.Option("--precision", help="fp8 (a scale a tensor) or fp8_rowwise (a scale a row, inputs scaled as they come).")
+        str, typer.Option("--precision", help="fp8, fp8_rowwise, int4 (int4_awq, int4_gptq), int8_wo, int8_sq (SmoothQuant) or w4a8.")
     ] = "fp8",
+    method: Annotated[
+        str | None, typer.Option("--method", help="rtn, awq, gptq or smoothquant, for integers (default: what suits the precision).")
+    ] = None,
+    group_size: Annotated[
+        int | None,
+        typer.Option("--group-size", help="Columns that share a scale: 16, 32, 64 or 128; 0: whole rows (default 128 for int4)."),
+    ] = None,
+    asymmetric: Annotated[bool, typer.Option("--asymmetric", help="Integer weights with zero points.")] = False,
+    act_order: Annotated[
+        str, typer.Option("--act-order", help="GPTQ: none, static (groups stay in place) or group (columns get an index).")
+    ] = "static",
+    damping: Annotated[float, typer.Option("--damping", help="GPTQ: added to the diagonal, as a share of its mean.")] = 0.01,
     dataset: Annotated[
         Path | None, typer.Option("--dataset", help="Text to calibrate on: .txt, or .jsonl with text, prompt or input_ids (default: ours).")
     ] = None,
     calib_size: Annotated[int, typer.Option("--calib-size", min=1, help="Most windows of text.")] = 128,
     calib_seq_len: Annotated[int, typer.Option("--calib-seq-len", min=2, help="Tokens of a window.")] = 512,
-    kv_dtype: Annotated[str, typer.Option("--kv-dtype", help="fp8, or none to leave out the KV cache's scales.")] = "fp8",
+    kv_dtype: Annotated[
+        str, typer.Option("--kv-dtype", help="Of fp8 checkpoints: fp8, or none to leave out the KV cache's scales.")
+    ] = "fp8",
     device: options.Device = "auto",
 ) -> None:
-    """Calibrate a model and write it as an fp8 checkpoint.
+    """Calibrate a model and write it as a checkpoint in fp8, int8 or int4.
 
     Examples:
       trtllm-bench quantize smollm2 --out smollm2-fp8
-      trtllm-bench quantize smollm2 --precision fp8_rowwise --out smollm2-rows
+      trtllm-bench quantize llama-8b --precision int4_awq --out llama-8b-awq
     """
+    from trtllm_bench.targets.native import device_of
+    from trtllm_engines.calibration.integers import METHODS, named
+
+    chosen, implied = named(precision)
+    text = Text(dataset, calib_size, calib_seq_len, device_of(device))
+    if chosen not in METHODS:
+        if method is not None:
+            raise BenchError(f"--method {method} is for integers, and --precision is {precision}; leave it out")
+        _fp8(model, out, chosen, kv_dtype, text)
+        return
+    if implied is not None and method not in (None, implied):
+        raise BenchError(f"--precision {precision} is --method {implied}, not {method}; give --precision {chosen}")
+    _integers(model, out, chosen, text, (method or implied, group_size, not asymmetric, act_order, damping))
+
+
+class Text(NamedTuple):
+    """What to calibrate on, and where."""
+
+    dataset: Path | None
+    windows: int
+    length: int
+    device: str
+
+    def read(self, tokens: int, windows: int) -> str:
+        return f"calibrated on {tokens:,} tokens in {windows} windows of {self.dataset or 'the text that ships with the project'}\n"
+
+
+def _fp8(model: str, out: Path, precision: str, kv_dtype: str, text: Text) -> None:
     import time
 
     from trtllm_bench.build_progress import build_progress
-    from trtllm_bench.targets.native import device_of
     from trtllm_dashboards.tables import plain_console
     from trtllm_engines.calibration.quantize import quantize
 
@@ -48,23 +92,79 @@ def command(
             model,
             out,
             precision=precision,
-            dataset=dataset,
-            samples=calib_size,
-            length=calib_seq_len,
+            dataset=text.dataset,
+            samples=text.windows,
+            length=text.length,
             kv_dtype=kv_dtype,
-            device=device_of(device),
+            device=text.device,
             progress=report,
         )
     console = plain_console()
-    console.print(
-        f"calibrated on {made.tokens:,} tokens in {made.windows} windows of {dataset or 'the text that ships with the project'}\n"
-    )
+    console.print(text.read(made.tokens, made.windows))
     console.print(_table(made.ranges, kv_dtype == "fp8"))
     size = made.nbytes / 2**20
     console.print(
         f"\n{out}: {made.modules} products in fp8, {size:,.1f} MiB, written in {time.perf_counter() - began:.1f} s", soft_wrap=True
     )
     console.print(f"build it: trtllm-bench build --model {out} --precision {precision}", soft_wrap=True)
+
+
+def _integers(model: str, out: Path, precision: str, text: Text, asked: tuple[Any, ...]) -> None:
+    import time
+
+    from trtllm_bench.build_progress import build_progress
+    from trtllm_dashboards.tables import plain_console
+    from trtllm_engines.calibration.integers import Recipe, quantize_integers
+
+    began = time.perf_counter()
+    with build_progress() as report:
+        made = quantize_integers(
+            model,
+            out,
+            Recipe(precision, *asked),
+            dataset=text.dataset,
+            samples=text.windows,
+            length=text.length,
+            device=text.device,
+            progress=report,
+        )
+    console = plain_console()
+    if made.windows:
+        console.print(text.read(made.tokens, made.windows))
+    console.print(_error_table(made))
+    grid, seconds = made.layout.grid, time.perf_counter() - began
+    unit = f"group of {grid.group}" if grid.group else "row"
+    console.print(
+        f"\n{out}: {len(made.errors)} products in int{grid.bits}, one {'scale' if grid.symmetric else 'scale and zero point'} per {unit}, "
+        f"by {made.method}; {made.nbytes / 2**20:,.1f} MiB, written in {seconds:.1f} s",
+        soft_wrap=True,
+    )
+    console.print(f"build it: trtllm-bench build --model {out} --precision {precision}", soft_wrap=True)
+
+
+def _error_table(made: Integers) -> Table:
+    """What rounding changed by kind of product, over the layers."""
+    from statistics import median
+
+    from rich.table import Table
+
+    table = Table(title="error of rounding, rms over rms, median over the layers", title_justify="left", box=None, pad_edge=False)
+    kinds: dict[str, list[str]] = {}
+    for module in made.errors:
+        kinds.setdefault(module.rpartition(".")[2], []).append(module)
+    table.add_column("product")
+    for column in ("layers", "weights", *(["outputs"] if made.windows else []), *(["alpha"] if made.alphas else [])):
+        table.add_column(column, justify="right")
+    for kind, modules in kinds.items():
+        errors = [made.errors[module] for module in modules]
+        cells = [f"{median(one.weight for one in errors):.4f}"]
+        if made.windows:
+            cells.append(f"{median(one.output or 0.0 for one in errors):.4f}")
+        alphas = [made.alphas[module] for module in modules if module in made.alphas]
+        if made.alphas:
+            cells.append(f"{median(alphas):.2f}" if alphas else "")
+        table.add_row(kind, str(len(modules)), *cells)
+    return table
 
 
 def _table(ranges: Ranges, cache: bool) -> Table:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from trtllm_results.cost import Price
     from trtllm_results.record.row import Row
 
-HELP = """List, show, query, export, push, merge, import and clean results.
+HELP = """Look into, query, export, push, merge, import and clean stores of results.
 
 Examples:
   trtllm-bench results ls runs/a
@@ -257,7 +257,7 @@ def query(
     from trtllm_dashboards.tables import Column, plain_console, show
 
     texts = {name for row in rows for name, value in row.items() if isinstance(value, str | bool | list | dict)}
-    columns = [Column(name, kind="text" if name in texts else "number", hoist=False, whole=True) for name in answer.column_names]
+    columns = [Column(name, name, kind="text" if name in texts else "number", hoist=False, whole=True) for name in answer.column_names]
     show(rows, columns, console=plain_console())
 
 

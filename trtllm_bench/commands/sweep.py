@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,10 +18,15 @@ from trtllm_bench import interrupts
 from trtllm_bench.commands import _options as options
 from trtllm_bench.errors import FAILURE, BenchError
 
+if TYPE_CHECKING:
+    from trtllm_bench.measure.accuracy import AccuracySpec
+
 DEFAULTS_GPU = {"model": "llama-3.1-8b", "precision": "bf16", "concurrency": (1, 8, 64), "isl": (128, 2048), "osl": (128,)}
 DEFAULTS_SERVER = {"concurrency": (1, 8, 64)}
 """A server says its model itself, or is asked for the one `--model` names; `--precision` only labels the rows."""
 DEFAULTS_CPU = {"model": "tiny-llama", "precision": "fp32", "concurrency": (1, 8), "isl": (32, 128), "osl": (32,)}
+SCORED_TOKENS = 512
+"""Shortest sequence that an engine takes where its accuracy is measured and nobody said another."""
 HELP = {
     "precision": "fp32, fp16, bf16, fp8, int4, int8_sq and others (docs/quantization.md), such as bf16,fp8.",
     "concurrency": "Sequences in flight.",
@@ -34,6 +39,10 @@ def command(
     spec: Annotated[Path | None, typer.Argument(metavar="[SWEEP.TOML]", help="Specification; flags win over it.")] = None,
     asked: options.Asked = MappingProxyType({}),
     repeats: Annotated[int | None, typer.Option("--repeats", help="Measurements of each cell (default 1).")] = None,
+    accuracy: Annotated[
+        str | None, typer.Option("--accuracy", help="Score each engine too: on a text file, task (a built-in test), or text.txt,task.")
+    ] = None,
+    accuracy_windows: Annotated[int | None, typer.Option("--accuracy-windows", help="Most windows of that text (default 32).")] = None,
     profile: Annotated[str | None, typer.Option("--profile", help="Then profile cells: worst, all, or how many of the worst.")] = None,
     predict: Annotated[bool, typer.Option("--predict", help="Measure nothing: predict the grid by the step model.")] = False,
     gpu: Annotated[str | None, typer.Option("--gpu", help="GPU of --predict: a100, l40s, h100 or h200 (default: the one here).")] = None,
@@ -60,13 +69,14 @@ def command(
       trtllm-bench sweep --model llama-3.1-8b --batch-size 1,64 --isl 128,2048
       trtllm-bench sweep --target http://127.0.0.1:8000 --request-rate 1,2,4
     """
-    flags = {**asked, "repeats": repeats}
+    flags = {**asked, "repeats": repeats, "accuracy": accuracy, "accuracy_windows": accuracy_windows}
     from trtllm_bench.sweep.cluster import Cluster
     from trtllm_results.store.remote import is_address, open_address
 
     where = Cluster.of(cluster, partition, account, gpus_per_node, timeout_min, cluster_option)
-    if where is not None and (predict or profile is not None):
-        raise BenchError(f"--{'predict' if predict else 'profile'} works on this machine only; leave --cluster out")
+    for name, given in (("predict", predict), ("profile", profile is not None), ("accuracy", accuracy is not None)):
+        if where is not None and given:
+            raise BenchError(f"--{name} works on this machine only; leave --cluster out")
     if gpu is not None and not predict:
         raise BenchError("--gpu names the GPU of a prediction; add --predict, or leave it out to measure on this machine's")
     address = out if out is not None and is_address(out) else None
@@ -114,10 +124,18 @@ def _run(toml: Path | None, flags: dict[str, Any], out: Path | None, resume: boo
     from trtllm_bench.sweep.settle import settled
 
     engines: Any = None
+    accuracy: AccuracySpec | None = None
 
     def settle(spec: Any) -> None:
-        nonlocal engines
+        nonlocal engines, accuracy
         engines = settled(spec)
+        if spec.accuracy:
+            from trtllm_bench.measure.accuracy import AccuracySpec, widest_first
+            from trtllm_bench.sweep.settle import with_room
+
+            engines = engines if "max_seq_len" in spec.values else with_room(engines, SCORED_TOKENS)
+            accuracy = AccuracySpec.of(spec.accuracy, spec.accuracy_windows, [points[0].spec for points in engines])
+            engines = [engines[index] for index in widest_first([points[0].spec for points in engines])]
         if profile is not None:
             from trtllm_bench.sweep.profiles import check_profiled, parse_which
 
@@ -127,7 +145,7 @@ def _run(toml: Path | None, flags: dict[str, Any], out: Path | None, resume: boo
     with ExitStack() as claim:
         spec, folder = _claimed(claim, toml, flags, out, resume, _defaults, settle)
         with interrupts.keeping(lambda: what_is_kept(folder)):
-            _measure(spec, engines, folder, profile, address)
+            _measure(spec, engines, folder, profile, address, accuracy)
 
 
 def _claimed(
@@ -150,7 +168,8 @@ def _claimed(
     return spec, earlier or claim.enter_context(new_folder(out))
 
 
-def _measure(spec: Any, engines: Any, folder: Path, profile: str | None, address: str | None) -> None:
+def _measure(spec: Any, engines: Any, folder: Path, profile: str | None, address: str | None, accuracy: AccuracySpec | None) -> None:
+    from trtllm_bench.measure.accuracy import SweepAccuracy
     from trtllm_bench.measure.rows import command_line
     from trtllm_bench.measure.workload import notes_of, workload_of
     from trtllm_bench.spec.measurement import safe_target
@@ -171,7 +190,8 @@ def _measure(spec: Any, engines: Any, folder: Path, profile: str | None, address
     for note in dict.fromkeys(note for one in datasets.values() for note in notes_of(one.workload, workload_of(one))):
         console.print(f"note: {note}", style="yellow", soft_wrap=True)
     with SweepView(spec, console, Store(folder)) as view:
-        sweep = sweep_here(store, spec, engines, view, command_line())
+        scored = None if accuracy is None else SweepAccuracy(accuracy, folder, view.stage)
+        sweep = sweep_here(store, spec, engines, view, command_line(), scored)
         rows = sweep.run()
     try:
         _report(rows, spec, folder, console, sweep.no_telemetry)

@@ -22,6 +22,8 @@ ASKED = "asked"
 """Where a row keeps what was asked for and is no part of its identity."""
 
 
+ACCURACY = "accuracy"
+"""Where a row keeps what its accuracy was measured on, and against what."""
 BY_GPU = "by_gpu"
 """Where a row keeps telemetry of each GPU of a cell that took several."""
 

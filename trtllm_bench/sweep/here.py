@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from trtllm_bench.measure.accuracy import SweepAccuracy, engine_of
 from trtllm_bench.measure.session import open_session
 from trtllm_bench.measure.workload import workload_of
 from trtllm_bench.sweep.progress import SweepView
@@ -14,8 +15,15 @@ from trtllm_results.record.environment import Environment
 from trtllm_results.store.table import Store
 
 
-def sweep_here(store: Store, spec: SweepSpec, engines: Sequence[Sequence[GridPoint]], view: SweepView, command: str) -> Sweep:
-    """`engines`: the settled points of `spec`. Rows go into `store`, and name `command`."""
+def sweep_here(
+    store: Store,
+    spec: SweepSpec,
+    engines: Sequence[Sequence[GridPoint]],
+    view: SweepView,
+    command: str,
+    scored: SweepAccuracy | None = None,
+) -> Sweep:
+    """`engines`: the settled points of `spec`. Rows go into `store`, and name `command`. `scored` measures the accuracy of engines."""
     return Sweep(
         engines=engines,
         repeats=spec.repeats,
@@ -25,4 +33,6 @@ def sweep_here(store: Store, spec: SweepSpec, engines: Sequence[Sequence[GridPoi
         watcher=view,
         environment=lambda point: Environment.capture(use_gpu=runs_on_gpu(point)),
         command=command,
+        accuracy=None if scored is None else lambda session: scored.measure(engine_of(session)),
+        accuracy_asked={} if scored is None else scored.spec.described(),
     )

@@ -14,17 +14,19 @@ fingerprint, so the engine is built (or found built) before anything is skipped.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 from trtllm_bench.errors import BenchError
-from trtllm_bench.measure.rows import RowMaker, cell_of, keep
+from trtllm_bench.measure.accuracy import Accuracy
+from trtllm_bench.measure.rows import ACCURACY, RowMaker, cell_of, keep
 from trtllm_bench.measure.session import Measurement, Session
 from trtllm_bench.spec.measurement import MeasurementSpec
 from trtllm_bench.sweep.spec import GridPoint
 from trtllm_bench.targets.registry import Identity
 from trtllm_results.errors import ResultsError
+from trtllm_results.metrics.registry import QUALITY
 from trtllm_results.record.environment import Environment
 from trtllm_results.record.row import Row, cell_key
 from trtllm_results.store.table import Store
@@ -56,6 +58,10 @@ class Sweep:
     watcher: Watcher
     environment: Callable[[MeasurementSpec], Environment]
     command: str = ""
+    accuracy: Callable[[Session], Accuracy] | None = None
+    """Measures how good a loaded engine's answers are; None where it was not asked for."""
+    accuracy_asked: Mapping[str, Any] = field(default_factory=dict)
+    """What rows say of it."""
 
     def __post_init__(self) -> None:
         self.no_telemetry = ""
@@ -85,9 +91,10 @@ class Sweep:
                 yield from self._all_failed(maker, points, error)
                 return
             finished = {(row.key, row.repeat): row for row in self.store.rows() if row.status == "ok"}
+            quality = _Quality(self.accuracy, self.accuracy_asked, list(finished.values()), identity)
             for repeat in range(self.repeats):
                 for point in points:
-                    row = self._run_point(session, maker, identity, point, repeat, finished)
+                    row = self._run_point(session, maker, identity, point, repeat, finished, quality)
                     if row.status == "ok":
                         finished[row.key, repeat] = row
                     yield row
@@ -96,7 +103,14 @@ class Sweep:
                 session.close()
 
     def _run_point(
-        self, session: Session, maker: RowMaker, identity: Identity, point: GridPoint, repeat: int, finished: dict[tuple[str, int], Row]
+        self,
+        session: Session,
+        maker: RowMaker,
+        identity: Identity,
+        point: GridPoint,
+        repeat: int,
+        finished: dict[tuple[str, int], Row],
+        quality: _Quality,
     ) -> Row:
         spec = point.spec
         cell = cell_of(spec, identity, None)
@@ -110,6 +124,7 @@ class Sweep:
                 self.watcher.skipped(point, repeat)
                 return earlier
             session.ready()
+            quality.measure(session)
             self.watcher.started(point, repeat, len(workload))
             began = time.perf_counter()
             measurement: Measurement | None = session.measure(workload, spec, self.watcher.requests_done)
@@ -122,7 +137,8 @@ class Sweep:
             session.recover()
             return self._keep(point, row, 0.0)
         self.no_telemetry = measurement.no_telemetry
-        return self._keep(point, maker.measured(spec, cell, repeat, measurement), time.perf_counter() - began, measurement)
+        row = quality.beside(maker.measured(spec, cell, repeat, measurement))
+        return self._keep(point, row, time.perf_counter() - began, measurement)
 
     def _all_failed(self, maker: RowMaker, points: Sequence[GridPoint], error: Exception) -> Iterator[Row]:
         """Cells that cannot be measured, as when their engine could not be made: each says so."""
@@ -135,3 +151,30 @@ class Sweep:
         keep(self.store, row, measurement)
         self.watcher.finished(point, row, seconds)
         return row
+
+
+class _Quality:
+    """Accuracy of one engine: measured before its first cell, or taken from a row of the same engine that says the same was asked."""
+
+    def __init__(
+        self, measure: Callable[[Session], Accuracy] | None, asked: Mapping[str, Any], finished: Sequence[Row], identity: Identity
+    ) -> None:
+        self._measure = measure
+        self._known: Accuracy | None = None
+        engine = (identity.engine_fingerprint, identity.weights_hash)
+        for row in finished:
+            details = row.extra.get(ACCURACY, {})
+            same = (row.cell.engine_fingerprint, row.cell.weights_hash) == engine and asked.items() <= details.items()
+            if measure is not None and asked and same:
+                self._known = Accuracy({name: value for name, value in row.figures.items() if name in QUALITY}, details)
+
+    def measure(self, session: Session) -> None:
+        """Unless it is known."""
+        if self._measure is not None and self._known is None:
+            self._known = self._measure(session)
+
+    def beside(self, row: Row) -> Row:
+        """The row with the engine's accuracy."""
+        if self._known is None:
+            return row
+        return replace(row, figures={**row.figures, **self._known.figures}, extra={**row.extra, ACCURACY: dict(self._known.details)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from trtllm_bench.errors import LayoutError
@@ -47,6 +48,21 @@ def fitted(points: list[GridPoint]) -> list[GridPoint]:
         max((longest[n] for n in serving), default=min(longest)),
     )
     return [replace(point, spec=replace(point.spec, engine=engine), refused=reason) for point, reason in zip(points, refused, strict=True)]
+
+
+def with_room(engines: Sequence[Sequence[GridPoint]], tokens: int) -> list[list[GridPoint]]:
+    """Engines that take sequences of `tokens` at least, where the model does and cells are shorter: a text in snippets says little of how
+    good an engine's answers are."""
+    return [[_with_room(point, tokens) for point in points] for points in engines]
+
+
+def _with_room(point: GridPoint, tokens: int) -> GridPoint:
+    engine = point.spec.engine
+    if engine.engine_dir is not None or engine.max_seq_len is None or engine.max_seq_len >= tokens:
+        return point
+    most = target_kind(point.spec.target).longest(replace(engine, max_seq_len=None))
+    engine = replace(engine, max_seq_len=max(engine.max_seq_len, min(tokens, most or tokens)))
+    return replace(point, spec=replace(point.spec, engine=engine))
 
 
 def _longest_sequence(spec: MeasurementSpec) -> int:

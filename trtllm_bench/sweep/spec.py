@@ -26,6 +26,10 @@ from trtllm_results.store.files import read_text
 MIN_REQUESTS, WAVES = 8, 4
 MOST_MEASUREMENTS = 100_000
 REPEATS = KnobField("repeats", int, False, 1, Knob("Measurements of each cell (default 1).", least=1))
+ACCURACY = KnobField("accuracy", str, False, "", Knob("A text to score every engine on, task, or both."))
+ACCURACY_WINDOWS = KnobField("accuracy_windows", int, False, 32, Knob("Most windows of that text (default 32).", least=1))
+OF_SWEEPS = (REPEATS, ACCURACY, ACCURACY_WINDOWS)
+"""Knobs of a sweep as a whole."""
 SHOWN = frozenset({"precision", "isl", "osl", "dataset", "concurrency", "request_rate"})
 """Knobs that a label shows in short form."""
 Values = Mapping[str, tuple[Any, ...]]
@@ -54,6 +58,9 @@ class SweepSpec:
 
     values: Values
     repeats: int = 1
+    accuracy: tuple[str, ...] = ()
+    """What `--accuracy` names: texts, `task`."""
+    accuracy_windows: int = 32
 
     @classmethod
     def of(cls, **given: Any) -> Self:
@@ -70,13 +77,18 @@ class SweepSpec:
                 known = sorted({one.name for one in knobs.values()})
                 raise BenchError(f"{name.removesuffix(key)}unknown field {shown(key)[1:-1]}; known are {', '.join(known)}")
             read[knobs[key].name] = knobs[key].values(value, name)
-        repeats = read.pop(REPEATS.name, (1,))
-        if len(repeats) > 1:
-            raise BenchError(f"{given[REPEATS.name][1]} takes one value, not {len(repeats)}")
+        accuracy = tuple(part for part in read.pop(ACCURACY.name, ()) if part)
+        whole = {one.name: read.pop(one.name, (one.default,)) for one in (REPEATS, ACCURACY_WINDOWS)}
+        for name, values in whole.items():
+            if len(values) > 1:
+                raise BenchError(f"{given[name][1]} takes one value, not {len(values)}")
+        repeats = whole[REPEATS.name]
         measurements = math.prod(len(values) for values in read.values()) * repeats[0]
         if measurements > MOST_MEASUREMENTS:
             raise BenchError(f"the grid has {measurements:,} measurements; at most {MOST_MEASUREMENTS:,} make a sweep")
-        spec = cls({one.name: read[one.name] for one in all_knobs() if one.name in read}, repeats[0])
+        spec = cls(
+            {one.name: read[one.name] for one in all_knobs() if one.name in read}, repeats[0], accuracy, *whole[ACCURACY_WINDOWS.name]
+        )
         assert spec.points
         return spec
 
@@ -119,7 +131,8 @@ class SweepSpec:
             values["target"] = tuple(safe_target(one) for one in values["target"])
         listed = {name: [str(one) if isinstance(one, Path) else one for one in several] for name, several in values.items()}
         content = {name: values if len(values) > 1 else values[0] for name, values in listed.items()}
-        write_spec(folder, {**content, REPEATS.name: self.repeats})
+        asked = {ACCURACY.name: list(self.accuracy), ACCURACY_WINDOWS.name: self.accuracy_windows} if self.accuracy else {}
+        write_spec(folder, {**content, REPEATS.name: self.repeats, **asked})
 
 
 def _as_open_loop(spec: MeasurementSpec) -> MeasurementSpec:
@@ -215,7 +228,7 @@ def _checkpoint_precision(model: str) -> str | None:
 
 
 def _knobs_by_key() -> dict[str, KnobField]:
-    return {key: one for one in (*all_knobs(), REPEATS) for key in one.keys}
+    return {key: one for one in (*all_knobs(), *OF_SWEEPS) for key in one.keys}
 
 
 def _several(value: Any) -> list[Any]:
@@ -226,7 +239,7 @@ def _several(value: Any) -> list[Any]:
 
 
 def _flag_name(name: str) -> str:
-    return next(("/".join(one.flags) for one in (*all_knobs(), REPEATS) if name in one.keys), "--" + name.replace("_", "-"))
+    return next(("/".join(one.flags) for one in (*all_knobs(), *OF_SWEEPS) if name in one.keys), "--" + name.replace("_", "-"))
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

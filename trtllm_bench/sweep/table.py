@@ -8,11 +8,14 @@ from typing import Any
 
 from rich.console import Console
 
-from trtllm_bench.measure.rows import ASKED
+from trtllm_bench.measure.accuracy import FAILED
+from trtllm_bench.measure.rows import ACCURACY, ASKED
 from trtllm_bench.spec.knobs import KnobField
 from trtllm_bench.spec.measurement import all_knobs
+from trtllm_dashboards.quality import print_quality
 from trtllm_dashboards.scaling import print_scaling
 from trtllm_dashboards.tables import Column, show
+from trtllm_results.compare.quality import beside_speed
 from trtllm_results.record.row import Row
 
 COLUMNS = (
@@ -30,6 +33,8 @@ COLUMNS = (
     Column("mfu_percent", "MFU", unit="%", kind="number", places=1, priority=5),
     Column("mbu_percent", "MBU", unit="%", kind="number", places=1, priority=5),
     Column("power_mean_w", "power", unit="W", kind="number", priority=5),
+    Column("perplexity", kind="number", places=3, priority=4),
+    Column("task_percent", "task", unit="%", kind="number", places=0, priority=4),
     Column("status", kind="verdict"),
 )
 
@@ -76,10 +81,18 @@ def _line(repeats: Sequence[Row]) -> dict[str, Any]:
         shares = [row.figures[name] for row in good if name in row.figures]
         if shares:
             line[f"{name}_percent"] = 100 * statistics.fmean(shares)
+    answered = [row.figures["task_accuracy"] for row in good if "task_accuracy" in row.figures]
+    if answered:
+        line["task_percent"] = 100 * statistics.fmean(answered)
     rates = [row.figures["output_tokens_per_s"] for row in good if "output_tokens_per_s" in row.figures]
     if len(rates) > 1:
         line["spread"] = 100 * statistics.stdev(rates) / statistics.fmean(rates)
     return line
+
+
+def _not_scored(row: Row) -> list[str]:
+    failed = row.extra.get(ACCURACY, {}).get(FAILED)
+    return [f"no accuracy: {failed}"] if failed else []
 
 
 def _column(one: KnobField) -> Column:
@@ -103,7 +116,7 @@ def print_table(rows: Sequence[Row], console: Console, axes: Iterable[str] = ())
         )
     reasons: dict[str, list[str]] = {}
     for row in rows:
-        for reason in ([row.reason] if row.status != "ok" else []) + list(row.warnings):
+        for reason in ([row.reason] if row.status != "ok" else []) + list(row.warnings) + _not_scored(row):
             where = row.cell.label.removeprefix(f"{row.cell.model} ")
             reasons.setdefault(reason, [])
             if where not in reasons[reason]:
@@ -111,6 +124,9 @@ def print_table(rows: Sequence[Row], console: Console, axes: Iterable[str] = ())
     for reason, places in reasons.items():
         more = f" and {len(places) - 2} more" if len(places) > 2 else ""
         console.print(f"{', '.join(places[:2])}{more}: {reason}", markup=False, highlight=False, style="yellow", soft_wrap=True)
+    if scored := beside_speed(rows):
+        console.print()
+        print_quality(scored, console)
     if len({row.cell.gpus for row in rows if row.status == "ok"}) > 1:
         console.print()
         print_scaling(rows, console)

@@ -22,7 +22,9 @@ from typing import Any
 
 from trtllm_dashboards import profile_page
 from trtllm_dashboards.errors import NotWritten
+from trtllm_dashboards.html.comparison import compared
 from trtllm_dashboards.html.gates import gates
+from trtllm_dashboards.html.gpus import gpu_section
 from trtllm_dashboards.html.payload import HEADLINE, build, cells_in
 from trtllm_dashboards.html.profiles import Profile, cells_of, linked, profiles
 from trtllm_dashboards.points import newest
@@ -34,8 +36,8 @@ from trtllm_results.store.selection import named_path
 from trtllm_results.store.table import Store
 
 SCRIPTS = (
-    *("data.js", "address.js", "filters.js", "chart.js", "summary.js", "gate.js", "limits.js", "precision.js"),
-    *("curves.js", "table.js", "detail.js", "live.js", "main.js"),
+    *("data.js", "address.js", "filters.js", "chart.js", "summary.js", "gate.js", "comparison.js", "limits.js", "precision.js"),
+    *("curves.js", "gpus.js", "table.js", "detail.js", "live.js", "main.js"),
 )
 """In this order; each defines functions the later ones use."""
 STYLES = ("style.css",)
@@ -88,7 +90,15 @@ def contents(sources: Sources, title: str, link: Callable[[Profile, str], str]) 
     paths = {store.path.name: str(store.path) for store in sources.stores} | {
         "": str(sources.stores[0].path) if len(sources.stores) == 1 else "RESULTS"
     }
-    return {**content, "paths": paths, "profiles": entries, "gates": gates(sources.stored, found), "notes": [*skipped, *content["notes"]]}
+    return {
+        **content,
+        "paths": paths,
+        "profiles": entries,
+        "gates": gates(sources.stored, found),
+        "comparison": compared(sources.sets),
+        "gpus": gpu_section([row for rows in sources.sets.values() for row in rows]),
+        "notes": [*skipped, *content["notes"]],
+    }
 
 
 def explanations(sources: Sources, content: Mapping[str, Any], explain: Explain, count: int) -> dict[int, Mapping[str, Any]]:

@@ -109,6 +109,8 @@ def build(sets: RowSets, title: str = "", stores: Sequence[Store] = ()) -> dict[
         "paths": {},
         "profiles": [],
         "gates": [],
+        "comparison": None,
+        "gpus": None,
         "explained": {},
         "progress": None,
     }

@@ -42,7 +42,7 @@ class Watch:
     title: str = ""
     _stamp: Stamp | None = None
     _payload: dict[str, Any] = field(default_factory=dict)
-    _pages: dict[str, Path] = field(default_factory=dict)
+    _pages: dict[str, tuple[Path, str]] = field(default_factory=dict)
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def stores(self) -> list[Path]:
@@ -85,16 +85,16 @@ class Watch:
 
     def _link(self, profile: Profile, key: str) -> str:
         name = f"profiles/{len(self._pages)}"
-        self._pages[name] = profile.folder
+        self._pages[name] = (profile.folder, f"/#cell={key}" if key else "/")
         return name
 
     def profile(self, name: str) -> str | None:
         """The page of one of the profiles that the payload links to."""
-        folder = self._pages.get(f"profiles/{name}")
-        if folder is None:
+        if f"profiles/{name}" not in self._pages:
             return None
+        folder, back = self._pages[f"profiles/{name}"]
         try:
-            return profile_page.page(profile_page.load(folder), back="/")
+            return profile_page.page(profile_page.load(folder), back)
         except DashboardError:
             return None
 

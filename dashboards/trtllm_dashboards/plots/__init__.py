@@ -28,6 +28,7 @@ KINDS: Mapping[str, str] = {
     "pareto": "throughput per GPU against speed per user",
     "percentiles": "TTFT and TPOT percentiles against load",
     "precision": "speed-up of each precision",
+    "quality": "what each precision costs in perplexity, against throughput",
     "scaling": "throughput with more GPUs",
     "roofline": "how near the hardware's limits",
     "energy": "power and energy per token",

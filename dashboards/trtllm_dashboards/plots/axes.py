@@ -7,7 +7,7 @@ line joins only those that differ in load and in what the axes show: where more 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -117,15 +117,18 @@ def draw(material: Material) -> Figure:
     shown = {chosen.x, *chosen.by, *chosen.row, *chosen.col}
     shown |= {"shape", "isl", "osl"} if {"shape"} <= shown or {"isl", "osl"} <= shown else set()
     hidden: dict[str, None] = {}
+    texts = any(math.isnan(x.number(p) or 0.0) for p in found)
+    places = {text: float(at) for at, text in enumerate(x.sorted(found))} if texts else {}
     for ax, members in zip(axes, panels.values(), strict=True):
         for label, line in lines.items():
-            mine = [p for p in members if p in line]
+            inside = set(map(id, members))
+            mine = [p for p in line if id(p) in inside]
             if not mine:
                 continue
             apart = varying(mine, {"batch", "request_rate", "loop", *shown})
             hidden |= dict.fromkeys(apart)
-            _line(ax, mine, x, y, legend[label], found, joined=not apart)
-        _scales(ax, x, y, found)
+            _line(ax, mine, x, y, legend[label], places, joined=not apart)
+        _scales(ax, x, y, found, places)
         ax.set_xlabel(x.label)
         ax.set_ylabel(y.label)
     if hidden:
@@ -187,29 +190,25 @@ def _lines(found: Sequence[Point], by: Sequence[Field], taken: set[str]) -> dict
     return lines
 
 
-def _place(x: Field, point: Point, found: Sequence[Point]) -> float:
-    """A number, or the place of a text among those that occur."""
-    number = x.number(point)
-    return float(x.sorted(found).index(x.text(point))) if number is None or math.isnan(number) else number
-
-
-def _line(ax: Axes, line: Sequence[Point], x: Field, y: Field, look: style.Look, found: Sequence[Point], *, joined: bool) -> None:
-    placed = sorted(((_place(x, p, found), y.estimate(p)) for p in line), key=lambda one: one[0])
+def _line(ax: Axes, line: Sequence[Point], x: Field, y: Field, look: style.Look, places: Mapping[str, float], *, joined: bool) -> None:
+    """`places`: where each text stands across; empty where x is a number."""
+    placed = sorted(((_place(x, p, places), y.estimate(p)) for p in line), key=lambda one: one[0])
     xs = [at for at, _ in placed]
-    is_text = any(math.isnan(x.number(p) or 0.0) for p in line)
-    style.errorbars(ax, xs, [estimate for _, estimate in placed], look, line=joined and len(set(xs)) == len(xs) and not is_text)
+    style.errorbars(ax, xs, [estimate for _, estimate in placed], look, line=joined and len(set(xs)) == len(xs) and not places)
 
 
-def _scales(ax: Axes, x: Field, y: Field, found: Sequence[Point]) -> None:
+def _place(x: Field, point: Point, places: Mapping[str, float]) -> float:
+    return places[x.text(point)] if places else x.number(point) or 0.0
+
+
+def _scales(ax: Axes, x: Field, y: Field, found: Sequence[Point], places: Mapping[str, float]) -> None:
     """The same of all panels, so that they can be compared."""
-    places, heights = [_place(x, p, found) for p in found], [y.estimate(p).mean for p in found]
-    if any(math.isnan(x.number(p) or 0.0) for p in found):
-        texts = x.sorted(found)
-        ax.set_xticks(range(len(texts)), texts, fontsize=8)
-        ax.set_xlim(-0.5, len(texts) - 0.5)
+    if places:
+        ax.set_xticks(list(places.values()), list(places), fontsize=8)
+        ax.set_xlim(-0.5, len(places) - 0.5)
     else:
-        _scale(ax, "x", places, x.name in CELL_FIELDS)
-    _scale(ax, "y", heights, False)
+        _scale(ax, "x", [_place(x, p, places) for p in found], x.name in CELL_FIELDS)
+    _scale(ax, "y", [y.estimate(p).mean for p in found], False)
 
 
 def _scale(ax: Axes, which: Literal["x", "y"], values: Sequence[float], every: bool) -> None:

@@ -38,6 +38,10 @@ class Perplexity:
     tokens: int
     """Scored."""
     windows: int
+    losses: tuple[float, ...]
+    """Of each window: the sum of its tokens' negative log-likelihoods, in nats."""
+    counts: tuple[int, ...]
+    """Tokens scored of each window."""
 
 
 def perplexity(
@@ -81,22 +85,24 @@ def measure(probe: Probe, windows: Sequence[IntArray], progress: Progress | None
     head, hidden = _head(probe.plan)
     weight = _quick(probe.tensors[head.inputs[1]])
     bias = _quick(probe.tensors[head.inputs[2]]) if head.inputs[2] else None
-    loss, tokens = 0.0, 0
+    losses: list[float] = []
     for done, ids in enumerate(windows, start=1):
         targets = torch.as_tensor(ids, dtype=torch.int64, device=probe.device)
-        first = 0
+        first, loss = 0, 0.0
         for outputs in probe.run(ids):
             states = outputs[hidden]
             following = targets[first + 1 : first + 1 + len(states)]
             loss += _loss(states[: len(following)], weight, bias, following)
             first += len(states)
-        tokens += len(ids) - 1
+        losses.append(loss)
         if not math.isfinite(loss):
             raise EngineError(f"the {LOGITS} of window {done} are NaN or infinite; the weights are damaged, or need a wider precision")
         if progress is not None:
             progress("perplexity", done, len(windows))
-    mean = loss / tokens
-    return Perplexity(math.exp(mean) if mean < _LARGEST_EXPONENT else math.inf, tokens, len(windows))
+    counts = tuple(len(ids) - 1 for ids in windows)
+    mean = math.fsum(losses) / sum(counts)
+    value = math.exp(mean) if mean < _LARGEST_EXPONENT else math.inf
+    return Perplexity(value, sum(counts), len(windows), tuple(losses), counts)
 
 
 def _loss(states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> float:

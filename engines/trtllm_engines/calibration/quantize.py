@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from trtllm_engines.calibration import export, ranges, text
+from trtllm_engines.calibration.integers import METHODS
+from trtllm_engines.calibration.new_folder import check_new, new_folder
 from trtllm_engines.calibration.probe import Probe, Progress
 from trtllm_engines.calibration.ranges import Ranges
 from trtllm_engines.checkpoints.tokenizer import Tokenizer
-from trtllm_engines.errors import EngineError, WriteError
+from trtllm_engines.errors import EngineError
 from trtllm_engines.models.presets import resolve_model
 from trtllm_engines.quantization.registry import definition, definitions
 
@@ -23,7 +21,7 @@ KV_DTYPES = ("fp8", "none")
 
 
 def writable() -> tuple[str, ...]:
-    """Precisions that a checkpoint can be written in."""
+    """Precisions in fp8 that a checkpoint can be written in."""
     schemes = [one.scheme for one in definitions().values()]
     return tuple(one.name for one in schemes if one.weights is not None and one.weights.dtype == one.inputs.dtype == "fp8")
 
@@ -58,14 +56,13 @@ def quantize(
     """
     out = Path(out)
     if precision not in writable():
-        raise EngineError(f"unknown precision {precision!r} for quantization; supported are {', '.join(writable())}")
+        raise EngineError(f"unknown precision {precision!r} for quantization; supported are {', '.join((*writable(), *METHODS))}")
     if kv_dtype not in KV_DTYPES:
         raise EngineError(f"unknown KV cache dtype {kv_dtype!r} for quantization; supported are {', '.join(KV_DTYPES)}")
     source = resolve_model(model)
     if source.path is None or not source.path.is_dir():
         raise EngineError(f"{model} is not a Hugging Face folder; quantize needs one, with config.json and weights")
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise EngineError(f"{out} exists and is not empty; choose another output folder or remove it")
+    check_new(out)
     tokenizer = Tokenizer(source.path) if (source.path / "tokenizer.json").is_file() else None
     windows = text.windows(dataset, tokenizer, length=length, count=samples, vocab_size=source.config.vocab_size)
     wide = "fp32" if device == "cpu" else "bf16"
@@ -75,24 +72,6 @@ def quantize(
         chosen = definition(precision)
         checkpoint = export.Fp8Checkpoint(probe.plan, probe.weights, measured, chosen, quantize_cache=kv_dtype == "fp8")
         del probe
-        with _new_folder(out) as folder:
+        with new_folder(out) as folder:
             nbytes = export.write(checkpoint, source.path, folder, progress)
     return Quantized(measured, len(windows), sum(map(len, windows)), len(checkpoint.quantized), nbytes)
-
-
-@contextmanager
-def _new_folder(out: Path) -> Iterator[Path]:
-    temporary: Path | None = None
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-        temporary.chmod(0o755)
-        yield temporary
-        if out.exists():
-            out.rmdir()
-        temporary.rename(out)
-    except OSError as error:
-        raise WriteError(f"the checkpoint to {out}", error, "choose another output folder") from None
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)

@@ -29,7 +29,7 @@ Key = tuple[tuple[str, Any], ...]
 
 @dataclass(frozen=True)
 class Change:
-    """One figure of one cell, base against other. `change` is relative, positive where the number grew."""
+    """One figure of one cell, base against other: arithmetic means over repeats. `change` is relative, positive where the number grew."""
 
     cell: Mapping[str, Any]
     label: str
@@ -51,7 +51,8 @@ class Change:
 
     @property
     def change(self) -> float:
-        return self.other_value / self.base_value - 1
+        """Of the geometric means, which the interval is of; of the values themselves where a side has one run."""
+        return self.interval.estimate if self.interval is not None else self.other_value / self.base_value - 1
 
     @property
     def unit(self) -> str:
@@ -196,8 +197,8 @@ def _change(
             figure=figure,
             base=base,
             other=other,
-            base_value=_geometric_mean(ours),
-            other_value=_geometric_mean(theirs),
+            base_value=_mean(ours),
+            other_value=_mean(theirs),
             base_repeats=len(ours),
             other_repeats=len(theirs),
             interval=evidence.interval(confidence).as_ratio() if evidence else None,
@@ -220,8 +221,9 @@ def _values(rows: Sequence[Row], figure: str, name: str) -> list[float]:
     return values
 
 
-def _geometric_mean(values: Sequence[float]) -> float:
-    return math.exp(sum(map(math.log, values)) / len(values))
+def _mean(values: Sequence[float]) -> float:
+    """The arithmetic one, as every other table and page has it."""
+    return sum(values) / len(values)
 
 
 def _verdicts(drafts: Sequence[tuple[Change, stats.Evidence | None]], alpha: float) -> tuple[Change, ...]:

@@ -13,7 +13,7 @@ from trtllm_results.compare.published import Beside
 from trtllm_results.gpus import gpu_class
 from trtllm_results.metrics.registry import brief
 
-MEANS = "geometric means over repeats"
+MEANS = "arithmetic means, changes are of geometric means over repeats"
 """What the values of both sides are."""
 
 

@@ -34,6 +34,7 @@ from trtllm_results.gate.verdict import GateReport, Judged, combine, judge
 from trtllm_results.metrics.registry import METRICS
 from trtllm_results.record.environment import Environment
 from trtllm_results.record.row import ALIGN_FIELDS, Row
+from trtllm_results.versions import newest
 
 BASELINE_VERSION = 1
 
@@ -89,9 +90,11 @@ class Baseline:
 
 
 def measured_cells(rows: Sequence[Row]) -> tuple[dict[str, Measured], Environment]:
-    """The ok rows by cell, with their (single) environment. Raises `ResultsError` for none, mixed conditions, or a figure that is zero or
-    NaN."""
-    ok = [row for row in rows if row.status == "ok"]
+    """The ok rows of each cell's newest version, with their (single) environment.
+
+    Raises `ResultsError` for none, mixed conditions, or a figure that is zero or NaN.
+    """
+    ok = [row for group in newest(rows) for row in group]
     if not ok:
         raise ResultsError("there is no successful measurement among these results; nothing can be judged")
     refuse_if_different([row.environment for row in ok])
@@ -284,7 +287,7 @@ def _judged(
 def drift(baseline: Baseline, config: GateConfig, candidate: Mapping[str, Measured] | None = None) -> list[str]:
     """One sentence for each figure that lost more than its margin over the history although every step was accepted."""
     sentences = []
-    for key, newest in baseline.current.cells.items():
+    for key, last in baseline.current.cells.items():
         for figure, margin in config.margins.items():
             entries = [entry for entry in baseline.history if entry.cells.get(key) and entry.cells[key].figures.get(figure)]
             sign = -1 if METRICS[figure].better == "lower" else 1
@@ -295,7 +298,7 @@ def drift(baseline: Baseline, config: GateConfig, candidate: Mapping[str, Measur
                 names.append("the candidate")
             sentence = find_loss(levels, names, margin)
             if sentence:
-                sentences.append(f"{newest.label}, {figure}: {sentence}")
+                sentences.append(f"{last.label}, {figure}: {sentence}")
     return sentences
 
 

@@ -111,6 +111,29 @@ _DEVICE: dict[str, Metric] = {
 }
 
 
+_QUALITY: dict[str, Metric] = {
+    "perplexity": Metric("", "lower", "exp of the mean of -log q(token) over the scored tokens of a text, q by the engine that was timed"),
+    "perplexity_change": Metric("", "lower", "perplexity / perplexity of the widest precision - 1, on the same tokens"),
+    "kl_divergence": Metric(
+        "nats/tok",
+        "lower",
+        "mean over the scored tokens of KL(p || q), p the widest precision's; tokens beyond its 512 likeliest are one event",
+    ),
+    "top1_agreement": Metric("", "higher", "share of scored tokens at which the widest precision's likeliest token is the engine's too"),
+    "task_accuracy": Metric("", "higher", "share of the questions of the built-in retrieval task that were answered exactly"),
+}
+QUALITY: Mapping[str, Metric] = {
+    **_QUALITY,
+    **{
+        f"{name}_{end}": Metric(one.unit, one.better, f"{'lower' if end == 'low' else 'upper'} end of the 95% interval of {name}")
+        for name, one in _QUALITY.items()
+        for end in ("low", "high")
+    },
+    "accuracy_tokens": Metric("tok", "", "scored tokens of the text"),
+}
+"""Of accuracy, beside speed: the same for all cells of an engine."""
+
+
 def _steady(base: Mapping[str, Metric]) -> dict[str, Metric]:
     names = [name for name in base if name.endswith(("_p50_ms", "_p99_ms", "tokens_per_s", "requests_per_s", "_per_gpu", "_per_user"))]
     return {
@@ -121,8 +144,10 @@ def _steady(base: Mapping[str, Metric]) -> dict[str, Metric]:
 
 
 _BASE: dict[str, Metric] = {**_RATES, **_latencies()}
-METRICS: Mapping[str, Metric] = {**_BASE, **_COUNTS, **_DEVICE, **_steady(_BASE)}
-SIGNED = frozenset({*(name for name in METRICS if name.startswith("lag_")), "steady_start_s", "steady_end_s", "temperature_max_c"})
+METRICS: Mapping[str, Metric] = {**_BASE, **_COUNTS, **_DEVICE, **QUALITY, **_steady(_BASE)}
+SIGNED = frozenset(
+    {*(name for name in METRICS if name.startswith(("lag_", "perplexity_change"))), "steady_start_s", "steady_end_s", "temperature_max_c"}
+)
 """Figures that may be negative."""
 HEADLINE = "output_tokens_per_s"
 _TITLES = {

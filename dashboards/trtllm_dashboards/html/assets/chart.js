@@ -159,10 +159,10 @@ function drawPlot(node) {
     return svg("g", { "aria-hidden": "true" }, svg("rect", { x: Math.min(x0, x1), y: Math.min(y0, y1), width: Math.abs(x1 - x0), height: Math.abs(y0 - y1), class: r.class ?? "region", fill: r.fill }),
       r.text ? svg("text", { x: Math.min(x0, x1) + 6, y: Math.max(y0, y1) - 7, class: "note" }, r.text) : null);
   });
-  const rules = (spec.rules ?? []).map((r) => {
+  const notes = [], rules = (spec.rules ?? []).map((r) => {
     const line = r.y !== undefined ? { x1: frame.left, x2: frame.left + w, y1: py(r.y), y2: py(r.y) } : r.x !== undefined ? { x1: px(r.x), x2: px(r.x), y1: frame.top, y2: frame.top + h } : { x1: px(r.x0), y1: py(r.y0), x2: px(r.x1), y2: py(r.y1) };
-    return svg("g", { "aria-hidden": "true" }, svg("line", { ...line, class: `rule ${r.class ?? ""}` }),
-      r.text ? svg("text", { x: (r.y !== undefined ? frame.left + w : line.x2) - 4, y: Math.min(line.y1, line.y2) - 4, "text-anchor": "end", class: `note ${r.class ?? ""}` }, r.text) : null);
+    if (r.text) notes.push(svg("text", { x: (r.y !== undefined ? frame.left + w : line.x2) - 4, y: Math.min(line.y1, line.y2) - 4, "text-anchor": "end", class: `note ${r.class ?? ""}`, "aria-hidden": "true" }, r.text));
+    return svg("line", { ...line, class: `rule ${r.class ?? ""}`, "aria-hidden": "true" });
   });
   const lines = [], marks = [], placed = [];
   spec.series.forEach((s, at) => {
@@ -183,7 +183,7 @@ function drawPlot(node) {
   });
   const picture = svg("svg", { class: "main-svg", width, height, viewBox: `0 0 ${width} ${height}`, role: "group", "aria-label": spec.label },
     svg("defs", {}, svg("clipPath", { id: clip }, svg("rect", { x: frame.left - 8, y: frame.top - 8, width: w + 16, height: h + 16 }))),
-    grid, svg("g", { "clip-path": `url(#${clip})` }, regions, lines, rules, marks));
+    grid, svg("g", { "clip-path": `url(#${clip})` }, regions, rules, lines, notes, marks));
   node.replaceChildren(picture);
   node.placed = placed;
   interact(picture, placed, spec);

@@ -64,6 +64,8 @@ function show(data) {
   keepingFocus(() => {
     redraw();
     drawGates();
+    drawComparison();
+    drawGpus();
     drawPublished();
     drawProfiles();
     drawEnvironment();

@@ -27,7 +27,7 @@ function headline(rows, fastest) {
   if (data.gates.length) return [...gateSentence(), ...failed];
   if (!data.n) return [runningNow() ? "No cell has been measured yet." : data.notes.length ? "Nothing to show." : "There are no cells here."];
   if (fastest === null) return state.rows.length ? [...failed, lost === state.rows.length ? "No cell here has a result." : "No cell here has a throughput."] : ["No cell passes the filters."];
-  const out = [predicted(fastest) ? "Nothing here was measured. Predicted fastest: " : "Fastest: ", el("b", {}, `${withError(fastest, "output_tokens_per_s")} tok/s`), ` with ${cellLabel(fastest)} on ${dim(fastest, "device")} (${runsText(fastest)})`, rivals(rows, fastest, "output_tokens_per_s"), ". "];
+  const out = [...(data.comparison ? comparisonSentence() : []), predicted(fastest) ? "Nothing here was measured. Predicted fastest: " : "Fastest: ", el("b", {}, `${withError(fastest, "output_tokens_per_s")} tok/s`), ` with ${cellLabel(fastest)} on ${dim(fastest, "device")} (${runsText(fastest)})`, rivals(rows, fastest, "output_tokens_per_s"), ". "];
   const pair = bestPair(rows);
   if (pair) out.push(...pairSentence(pair));
   return [...out, ...failed];

@@ -60,9 +60,9 @@ class Awq(Format):
         if not self.has(qweight):
             return None
         assert self._config
-        columns, words = self.need(qweight, ("I32",))
+        columns, words = self.matrix(qweight, ("I32",))
         rows = 8 * words
-        groups = self.need(scales, WIDE)[0]
+        groups, _ = self.matrix(scales, WIDE)
         self.need(scales, WIDE, (groups, rows))
         self.need(qzeros, ("I32",), (groups, words))
         size = group_size(f"{module}.weight", columns, groups, self.folder)

@@ -6,17 +6,18 @@ themselves, in blocks of 256 with an offset (double quantization). int8: one lar
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import Annotated
 
 import torch
+from pydantic import Field, TypeAdapter
 from torch import Tensor
 
 from trtllm_engines.checkpoints.formats.config import Name, Names, Stated, checked_config, within_name
 from trtllm_engines.checkpoints.formats.format import WIDE, Format, Rule
 from trtllm_engines.checkpoints.stored_codes import StoredCodes
+from trtllm_engines.documents import checked_json
 from trtllm_engines.errors import EngineError
 from trtllm_engines.quantization.scheme import Codes, Inputs
 from trtllm_kernels import formats
@@ -30,6 +31,15 @@ class _Config(Stated):
     load_in_8bit: bool = False
     bnb_4bit_quant_type: Name = "fp4"
     llm_int8_skip_modules: Names | None = None
+
+
+class _State(Stated):
+    """What is written beside a weight of 4-bit codes."""
+
+    shape: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
+    blocksize: Annotated[int, Field(ge=1)]
+    nested_blocksize: Annotated[int, Field(ge=1)] = 256
+    nested_offset: float = 0.0
 
 
 class BitsAndBytes(Format):
@@ -58,7 +68,7 @@ class BitsAndBytes(Format):
         name = f"{module}.weight"
         dtype = self.tensors.header(name)[0] if self.has(name) else ""
         if dtype == "I8":
-            rows, columns = self.need(name, ("I8",))
+            rows, columns = self.matrix(name, ("I8",))
             self.need(f"{module}.SCB", WIDE, (rows,))
             scale = lambda: self.tensors.tensor(f"{module}.SCB").float().view(rows, 1) / 127  # noqa: E731
             return StoredCodes(name, Codes("int8", "row"), (rows, columns), lambda: self.tensors.tensor(name), scale)
@@ -68,15 +78,15 @@ class BitsAndBytes(Format):
         assert self._config
         name, absmax = f"{module}.weight", f"{module}.weight.absmax"
         self.need(f"{module}.{_STATE}", ("U8",))
-        state: Any = json.loads(bytes(self.tensors.tensor(f"{module}.{_STATE}").tolist()).decode())
-        rows, columns = (int(size) for size in state["shape"])
-        size = int(state["blocksize"])
+        state = self._state(module)
+        (rows, columns), size = state.shape, state.blocksize
         if columns % size:
             raise EngineError(
                 f"weight {name} in {self.folder} has {columns} columns, which do not divide into blocks of {size}; use another checkpoint"
             )
         self.need(name, ("U8",), (rows * columns // 2, 1))
         self.need(absmax, ("F32", "U8"), (rows * columns // size,))
+        self.need(f"{module}.weight.quant_map", WIDE, (16,))
         table = self.tensors.tensor(f"{module}.weight.quant_map").float()
         if not torch.allclose(table, torch.tensor(formats.nf4.TABLE), atol=1e-6):
             raise self.unknown(f"bitsandbytes with a table of its own (such as {name})")
@@ -93,9 +103,15 @@ class BitsAndBytes(Format):
 
         return StoredCodes(name, Codes("nf4", "group", size), (rows, columns), codes, scale)
 
-    def _nested(self, module: str, codes: Tensor, state: Any) -> Tensor:
+    def _state(self, module: str) -> _State:
+        text = bytes(self.tensors.tensor(f"{module}.{_STATE}").flatten().tolist()).decode(errors="replace")
+        return checked_json(TypeAdapter(_State), text, f"{self.folder}: {module}.{_STATE}")
+
+    def _nested(self, module: str, codes: Tensor, state: _State) -> Tensor:
         """Largest magnitudes that are codes themselves."""
+        self.need(f"{module}.weight.nested_quant_map", WIDE, (256,))
+        self.need(f"{module}.weight.nested_absmax", WIDE, (-(-codes.numel() // state.nested_blocksize),))
         values = self.tensors.tensor(f"{module}.weight.nested_quant_map").float()[codes.long()]
         blocks = self.tensors.tensor(f"{module}.weight.nested_absmax").float()
-        of_each = blocks.repeat_interleave(int(state["nested_blocksize"]))[: len(values)]
-        return values * of_each + float(state["nested_offset"])
+        of_each = blocks.repeat_interleave(state.nested_blocksize)[: len(values)]
+        return values * of_each + state.nested_offset

@@ -30,9 +30,9 @@ class _Codes(Stated):
     num_bits: Annotated[int, Field(ge=1, le=64)] | None = None
     type: Name | None = None
     strategy: Name | None = None
-    group_size: int | None = None
+    group_size: Annotated[int, Field(ge=-1, le=2**20)] | None = None
     symmetric: bool | None = None
-    block_structure: list[int] | None = None
+    block_structure: list[Annotated[int, Field(ge=1)]] | None = None
     scale_dtype: Name | None = None
     dynamic: bool | Name | None = None
 
@@ -89,22 +89,23 @@ class CompressedTensors(Format):
         return self.scheme(self._kind(weights, how), taken, how)
 
     def _inputs(self, inputs: _Codes | None, weights: _Codes, how: str) -> Inputs:
-        """Inputs in fp4 and inputs of block-scaled fp8 are taken wide: no Hopper GPU multiplies fp4, and a wide input is exact."""
+        """Inputs in fp4 and inputs of block-scaled fp8 are taken wide: no Hopper GPU multiplies fp4, and a wide input is exact. int8 ones
+        have a scale per token where a static one is stated, too: it is nearer."""
         if inputs is None or inputs.num_bits == 4 or weights.strategy == "block":
             return Inputs()
         dtype = {(8, "float"): "fp8", (8, "int"): "int8"}.get((inputs.num_bits or 0, inputs.type or ""))
         if dtype is None:
             raise self.unknown(how)
-        return Inputs(dtype, "dynamic" if inputs.dynamic else "static")
+        return Inputs(dtype, "dynamic" if inputs.dynamic or dtype == "int8" else "static")
 
     def _kind(self, weights: _Codes, how: str) -> Codes:
         zero = weights.symmetric is False
         match weights.num_bits, weights.type, weights.strategy:
             case (4 | 8) as bits, "int", "group" | "channel" | "tensor" as strategy:
                 dtype = f"int{bits}"
-                if strategy == "group":
-                    return Codes(dtype, "group", weights.group_size or 128, zero, "bf16")
-                return Codes(dtype, "row" if strategy == "channel" else "tensor", zero_point=zero)
+                if strategy == "group" and (size := weights.group_size or 128) > 0:
+                    return Codes(dtype, "group", size, zero, "bf16")
+                return Codes(dtype, "tensor" if strategy == "tensor" else "row", zero_point=zero)
             case 4, "float", "tensor_group":
                 return Codes("fp4", "group", weights.group_size or 16, scale_dtype="fp8", tensor_scale=True)
             case 4, "float", "group":
@@ -134,16 +135,19 @@ class CompressedTensors(Format):
         bits = weights.num_bits
         if bits not in (4, 8):
             raise self.unknown(f"compressed-tensors with {_said(weights)} weights (such as {name})")
-        rows, words = self.need(name, ("I32",))
+        rows, words = self.matrix(name, ("I32",))
         columns = words * 32 // bits
         if self.has(f"{module}.weight_shape"):
+            self.need(f"{module}.weight_shape", ("I32", "I64"), (2,))
             rows, columns = (int(size) for size in self.tensors.tensor(f"{module}.weight_shape").tolist())
-        if columns > words * 32 // bits or rows != self.tensors.header(name)[1][0]:
+        if not 0 < columns <= words * 32 // bits or rows != self.tensors.header(name)[1][0]:
             raise EngineError(f"tensor {module}.weight_shape in {self.folder} is {[rows, columns]}, more than {name} holds")
         groups = self._groups(scale, rows)
         kind = self._int_kind(module, bits, columns, groups, f"{module}.weight_zero_point")
         size = kind.group_size or columns
         g_idx = f"{module}.weight_g_idx"
+        if self.has(g_idx):
+            self.need(g_idx, ("I32", "I64"), (columns,))
         order = column_order(g_idx, self.tensors.tensor(g_idx), size, self.folder) if self.has(g_idx) else None
 
         def codes() -> Tensor:
@@ -174,7 +178,7 @@ class CompressedTensors(Format):
         bits = weights.num_bits
         if bits not in (4, 8) or weights.type != "int":
             raise self.unknown(f"compressed-tensors with {_said(weights)} weights (such as {name})")
-        rows, columns = self.need(name, ("I8",))
+        rows, columns = self.matrix(name, ("I8",))
         if self.need(scale, WIDE) in ((), (1,), (1, 1)):
             kind = Codes(f"int{bits}", "tensor", zero_point=self.has(zero))
         else:
@@ -190,8 +194,8 @@ class CompressedTensors(Format):
         )
 
     def _groups(self, scale: str, rows: int) -> int:
-        shape = self.need(scale, WIDE)
-        if len(shape) != 2 or shape[0] != rows:
+        shape = self.matrix(scale, WIDE)
+        if shape[0] != rows:
             raise EngineError(f"tensor {scale} in {self.folder} has shape {list(shape)}; it must have {rows} rows, one per output")
         return shape[1]
 
@@ -203,12 +207,13 @@ class CompressedTensors(Format):
 
     def _fp4(self, module: str) -> StoredCodes:
         name, scale, whole = f"{module}.weight_packed", f"{module}.weight_scale", f"{module}.weight_global_scale"
-        rows, half = self.need(name, ("U8",))
-        _, groups = self.need(scale, ("F8_E4M3", "U8"))
+        rows, half = self.matrix(name, ("U8",))
+        _, groups = self.matrix(scale, ("F8_E4M3", "U8"))
+        self.need(scale, ("F8_E4M3", "U8"), (rows, groups))
         size = group_size(f"{module}.weight", 2 * half, groups, self.folder)
         nvidias = self.tensors.header(scale)[0] == "F8_E4M3"
         if nvidias:
-            self.need(whole, WIDE)
+            self.number(whole)
         return StoredCodes(
             f"{module}.weight",
             Codes("fp4", "group", size, scale_dtype="fp8" if nvidias else "e8m0", tensor_scale=nvidias),

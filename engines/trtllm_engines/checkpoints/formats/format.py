@@ -18,7 +18,7 @@ from torch import Tensor
 
 from trtllm_engines.checkpoints.stored_codes import StoredCodes
 from trtllm_engines.errors import EngineError
-from trtllm_engines.quantization.registry import scheme_for
+from trtllm_engines.quantization.registry import EXACT_CODES, scheme_for
 from trtllm_engines.quantization.scheme import Codes, Inputs, QuantScheme
 
 WIDE = ("F64", "F32", "F16", "BF16")
@@ -94,6 +94,18 @@ class Format(ABC):
             raise EngineError(f"tensor {name} in {self.folder} has shape {list(stored)}; it must be {list(shape)}")
         return stored
 
+    def matrix(self, name: str, types: Sequence[str]) -> tuple[int, int]:
+        """As `need`, of a matrix that is not empty."""
+        shape = self.need(name, types)
+        if len(shape) != 2 or 0 in shape:
+            raise EngineError(f"tensor {name} in {self.folder} has shape {list(shape)}; it must be a matrix")
+        return shape[0], shape[1]
+
+    def number(self, name: str) -> None:
+        """As `need`, of one wide number."""
+        if (shape := self.need(name, WIDE)) not in ((), (1,), (1, 1)):
+            raise EngineError(f"tensor {name} in {self.folder} has shape {list(shape)}; it must be one number")
+
     def unknown(self, how: str) -> UnknownQuantization:
         return UnknownQuantization(
             f"{self.folder} is quantized by {how}, which no engine here runs; "
@@ -104,7 +116,7 @@ class Format(ABC):
         """The scheme of such weights and inputs; one scale for the tensor is one for each row, since products are merged. Raises
         `UnknownQuantization` where there is none."""
         chosen = scheme_for(kind, inputs)
-        if chosen is None:
+        if chosen is None or (EXACT_CODES not in chosen.recipes and (kind.zero_point or kind.in_groups)):
             raise self.unknown(how)
         return QuantScheme(chosen.name, replace(kind, granularity="row") if kind.granularity == "tensor" else kind, inputs)
 
@@ -120,12 +132,11 @@ def group_size(name: str, columns: int, groups: int, folder: Path) -> int:
 
 def words_to_codes(words: Tensor, bits: int) -> Tensor:
     """uint8 [R, C * 32 / bits] of int32 words [R, C]: each row is a stream of bits, lowest first."""
-    words = words.long() & 0xFFFFFFFF
+    if 8 % bits == 0:
+        octets = words.contiguous().view(torch.uint8)  # of a little-endian machine, as all that run torch are
+        return octets if bits == 8 else torch.stack([octets >> shift & ((1 << bits) - 1) for shift in range(0, 8, bits)], -1).flatten(-2)
     rows = words.shape[0]
-    if 32 % bits == 0:
-        shifts = torch.arange(0, 32, bits)
-        return ((words[:, :, None] >> shifts) & ((1 << bits) - 1)).to(torch.uint8).view(rows, -1)
-    per_block = words.view(rows, -1, bits)  # `bits` words hold 32 codes
+    per_block = (words.long() & 0xFFFFFFFF).view(rows, -1, bits)  # `bits` words hold 32 codes
     codes = []
     for first in range(0, 32 * bits, bits):
         word, shift = divmod(first, 32)

@@ -65,12 +65,10 @@ class Gptq(Format):
             return None
         config = self._config
         bits = config.bits
-        words, rows = self.need(qweight, ("I32",))
+        words, rows = self.matrix(qweight, ("I32",))
         columns = words * 32 // bits
-        scale_shape = self.need(scales, WIDE)
-        groups = scale_shape[0]
-        if scale_shape != (groups, rows):
-            raise EngineError(f"tensor {scales} in {self.folder} has shape {list(scale_shape)}; it must have {rows} columns")
+        groups, _ = self.matrix(scales, WIDE)
+        self.need(scales, WIDE, (groups, rows))
         self.need(qzeros, ("I32",), (groups, rows * bits // 32))
         size = group_size(f"{module}.weight", columns, groups, self.folder)
         if self.has(g_idx):

@@ -8,11 +8,14 @@ only how they were mapped to fp8. NVFP4: `weight_scale` E4M3 [N, K / 16] times `
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from trtllm_engines.checkpoints.formats.config import Name, Names, Stated, checked_config, wildcards
@@ -29,7 +32,7 @@ _BLOCK = 128
 
 class _Layer(Stated):
     quant_algo: Name | None = None
-    group_size: int | None = None
+    group_size: Annotated[int, Field(ge=1, le=2**20)] | None = None
     has_zero_point: bool | None = None
 
 
@@ -97,7 +100,7 @@ class ModelOpt(Format):
 
     def _int8(self, module: str) -> StoredCodes:
         name, scale = f"{module}.weight", f"{module}.weight_scale"
-        rows, columns = self.need(name, ("I8",))
+        rows, columns = self.matrix(name, ("I8",))
         self.need(scale, WIDE, (rows,))
         return StoredCodes(
             name,
@@ -109,9 +112,9 @@ class ModelOpt(Format):
 
     def _int4(self, module: str) -> StoredCodes:
         name, scale = f"{module}.weight", f"{module}.weight_scale"
-        half, columns = self.need(name, ("U8",))
-        scale_shape = self.need(scale, WIDE)
-        if len(scale_shape) != 2 or scale_shape[0] != 2 * half:
+        half, columns = self.matrix(name, ("U8",))
+        scale_shape = self.matrix(scale, WIDE)
+        if scale_shape[0] != 2 * half:
             raise EngineError(
                 f"tensor {scale} in {self.folder} has shape {list(scale_shape)}; it must have {2 * half} rows, one per output"
             )
@@ -132,13 +135,14 @@ class ModelOpt(Format):
 
     def _fp4(self, module: str) -> StoredCodes:
         name, scale, whole = f"{module}.weight", f"{module}.weight_scale", f"{module}.weight_scale_2"
-        rows, half = self.need(name, ("U8",))
-        scale_shape = self.need(scale, ("F8_E4M3", "U8"))
-        groups = scale_shape[-1]
+        rows, half = self.matrix(name, ("U8",))
+        groups = math.prod(self.need(scale, ("F8_E4M3", "U8"))) // rows
+        if groups * rows != math.prod(self.need(scale, ("F8_E4M3", "U8"))):
+            raise EngineError(f"tensor {scale} in {self.folder} does not have as many scales for each of {rows} rows; download it again")
         size = group_size(name, 2 * half, groups, self.folder)
         nvidias = self.tensors.header(scale)[0] == "F8_E4M3"
         if nvidias:
-            self.need(whole, WIDE)
+            self.number(whole)
         return StoredCodes(
             name,
             Codes("fp4", "group", size, scale_dtype="fp8" if nvidias else "e8m0", tensor_scale=nvidias),

@@ -72,14 +72,14 @@ def head_layers(graph: ModelGraph) -> float:
         codes = graph.scheme(weight).weights
         elements = math.prod(int(size) for size in graph.weights[str(weight.target)].shape)
         bits = elements * bits_of(codes.dtype if codes else graph.dtype)
-        if _layer(product) is None:
+        if layer_of(product) is None:
             head += bits
         else:
             layers += bits
     return head * graph.config.num_layers / layers
 
 
-def _layer(node: Node) -> int | None:
+def layer_of(node: Node) -> int | None:
     """The layer an op is of: the first number in its label."""
     numbered = _LAYER.search(str(node.meta["label"])) if op_name(node) else None
     return None if numbered is None else int(numbered[1])
@@ -89,7 +89,7 @@ def _crossing(graph: ModelGraph, layer: int) -> Node:
     """The one value that ops from `layer` on have of those before."""
     before: list[Node] = []
     for node in graph.fx.nodes:
-        if _layer(node) == layer:
+        if layer_of(node) == layer:
             break
         if op_name(node):
             before.append(node)

@@ -1,0 +1,37 @@
+"""A folder that appears whole or not at all: written beside its place under a hidden name, and renamed."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from trtllm_engines.errors import EngineError, WriteError
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """The folder to write into. Raises `EngineError` where `out` is not empty, before and after."""
+    check_new(out)
+    temporary: Path | None = None
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+        temporary.chmod(0o755)
+        yield temporary
+        if out.exists():
+            out.rmdir()
+        temporary.rename(out)
+    except OSError as error:
+        raise WriteError(f"the checkpoint to {out}", error, "choose another output folder") from None
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_new(out: Path) -> None:
+    """Raises `EngineError` unless `out` is new or empty."""
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise EngineError(f"{out} exists and is not empty; choose another output folder or remove it")

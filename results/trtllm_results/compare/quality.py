@@ -1,0 +1,77 @@
+"""Accuracy beside speed: for each cell whose engine was scored, what its precision gains and what it costs.
+
+Cells are set against others of the same shape and load. Of those, the one that others were scored against (the widest) is the base of the
+speed-up; on the front are those that no other beats in both, speed and perplexity (or the task, where no text was scored).
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from trtllm_results.metrics.registry import HEADLINE, QUALITY
+from trtllm_results.record.row import ALIGN_FIELDS, Row
+
+OF_PRECISION = ("model", "precision", "kv_dtype")
+
+
+@dataclass(frozen=True)
+class QualityLine:
+    """One cell: its speed, as a mean over repeats, and its engine's accuracy. `speedup` None where the widest was not timed beside it."""
+
+    row: Row
+    output_tokens_per_s: float
+    speedup: float | None
+    figures: dict[str, float]
+    on_front: bool
+
+    def record(self) -> dict[str, Any]:
+        """As a flat mapping."""
+        cell = self.row.cell
+        named = {name: getattr(cell, name) for name in ALIGN_FIELDS}
+        return {
+            "label": cell.label,
+            **named,
+            HEADLINE: self.output_tokens_per_s,
+            "speedup": self.speedup,
+            **self.figures,
+            "front": self.on_front,
+        }
+
+
+def beside_speed(rows: Sequence[Row]) -> list[QualityLine]:
+    """Of rows that are `ok` and carry accuracy, by shape and load, then by falling quality."""
+    cells: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        if row.status == "ok" and HEADLINE in row.figures and any(name in row.figures for name in ("perplexity", "task_accuracy")):
+            cells.setdefault((*row.cell.align, row.cell.engine_fingerprint), []).append(row)
+    groups: dict[tuple[Any, ...], list[list[Row]]] = {}
+    for repeats in cells.values():
+        shape = tuple(value for name, value in repeats[0].cell.align if name not in OF_PRECISION)
+        groups.setdefault(shape, []).append(repeats)
+    return [line for members in groups.values() for line in _lines(members)]
+
+
+def front(places: Sequence[tuple[float, float]]) -> list[bool]:
+    """Which of the (speed, loss) places none other is at least as good as in both and better in one."""
+    return [not any(x >= a and y <= b and (x > a or y < b) for x, y in places) for a, b in places]
+
+
+def loss_of(figures: dict[str, float]) -> float:
+    """What is to be small: perplexity, or the share of the task that failed."""
+    return figures["perplexity"] if "perplexity" in figures else 1 - figures["task_accuracy"]
+
+
+def _lines(members: Sequence[Sequence[Row]]) -> list[QualityLine]:
+    speeds = [statistics.fmean(row.figures[HEADLINE] for row in repeats) for repeats in members]
+    figures = [{name: value for name, value in repeats[-1].figures.items() if name in QUALITY} for repeats in members]
+    scored = [index for index, one in enumerate(figures) if "perplexity" in one and "perplexity_change" not in one]
+    base = speeds[scored[0]] if len(scored) == 1 else None
+    edge = front([(speed, loss_of(one)) for speed, one in zip(speeds, figures, strict=True)])
+    lines = [
+        QualityLine(repeats[0], speed, None if base is None else speed / base, one, best)
+        for repeats, speed, one, best in zip(members, speeds, figures, edge, strict=True)
+    ]
+    return sorted(lines, key=lambda line: loss_of(line.figures))
