@@ -1,4 +1,4 @@
-"""The table of accuracy beside speed: one line per cell, figures of accuracy with their 95% intervals."""
+"""The table of accuracy beside speed: one line per cell, figures of accuracy with half of their 95% interval, the longer side of it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from trtllm_dashboards.tables import Column, show
+from trtllm_dashboards.tables import Column, sentence, show
 from trtllm_results.compare.quality import QualityLine
 from trtllm_results.metrics.registry import HEADLINE, common_words
 
@@ -15,12 +15,12 @@ COLUMNS = (
     Column("label", "cell", whole=True, hoist=False),
     Column(HEADLINE, "output", unit="tok/s", kind="number", priority=1),
     Column("speedup", "speed-up", kind="number", places=2, hoist=False),
-    Column("perplexity", kind="number", places=3, hoist=False, priority=1),
-    Column("change", "change, %", hoist=False),
-    Column("divergence", "KL, nats", hoist=False, priority=2),
-    Column("agreement", "top-1, %", hoist=False, priority=3),
-    Column("task", "task, %", hoist=False, priority=1),
-    Column("front", hoist=False, priority=4),
+    Column("perplexity", kind="number", places=3, hoist=False, priority=4),
+    Column("change", "change, %", hoist=False, whole=True),
+    Column("divergence", "KL, nats", hoist=False, whole=True, priority=2),
+    Column("agreement", "top-1, %", hoist=False, whole=True, priority=3),
+    Column("task", "task, %", hoist=False, whole=True, priority=1),
+    Column("front", "*", hoist=False),
 )
 
 
@@ -35,7 +35,7 @@ def print_quality(lines: Sequence[QualityLine], console: Console) -> None:
     used = [column for column in COLUMNS if any(row.get(column.key) not in (None, "") for row in rows)]
     title = "accuracy beside speed" + (f": {shared}" if shared else "")
     show(rows, used, title=title, console=console)
-    console.print(_meaning(lines), style="dim", soft_wrap=True)
+    sentence(console, _meaning(lines), "dim")
 
 
 def _row(line: QualityLine) -> dict[str, object]:
@@ -54,17 +54,16 @@ def _row(line: QualityLine) -> dict[str, object]:
 
 
 def interval(figures: Mapping[str, float], name: str, scale: float, places: int, sign: bool = False) -> str:
-    """`+0.70 [+0.41, +1.02]`; "" where the figure is not there."""
+    """`+0.70 ±0.31`; "" where the figure is not there."""
     if name not in figures:
         return ""
-    form = f"{'+' if sign else ''}.{places}f"
-    ends = [figures[f"{name}_{end}"] for end in ("low", "high") if f"{name}_{end}" in figures]
-    text = f"{scale * figures[name]:{form}}"
-    return text if len(ends) < 2 else f"{text} [{', '.join(f'{scale * end:{form}}' for end in ends)}]"
+    sides = [abs(figures[f"{name}_{end}"] - figures[name]) for end in ("low", "high") if f"{name}_{end}" in figures]
+    text = f"{scale * figures[name]:{'+' if sign else ''}.{places}f}"
+    return f"{text} ±{scale * max(sides):.{places}f}" if sides else text
 
 
 def _meaning(lines: Sequence[QualityLine]) -> str:
-    parts = ["[] 95% interval"]
+    parts = ["± longer half of the 95% interval"]
     details: Mapping[str, Any] = next((line.row.extra.get("accuracy", {}) for line in lines if line.row.extra.get("accuracy")), {})
     if "text" in details:
         tokens = lines[0].figures.get("accuracy_tokens", 0.0)

@@ -10,6 +10,7 @@ import pytest
 
 from trtllm_bench.errors import BenchError
 from trtllm_bench.load.clock import FakeClock
+from trtllm_bench.load.control_variate import Run, backlog, corrections
 from trtllm_bench.load.driver import Drive, run_load
 from trtllm_bench.load.saturation import RAMP_UP, Good, Probe, Search, design_effect, find_saturation, fitted_limit
 from trtllm_bench.targets.scripted import Script, VirtualTarget
@@ -141,21 +142,23 @@ def test_a_queue_saturates_where_queueing_theory_says() -> None:
     assert found.failed / found.passed < 1.5
 
 
-@pytest.mark.parametrize("wrong", [{"attainment": 1.0}, {"confidence": 0.0}, {"tolerance": 0.0}, {"repeats": 0}])
+@pytest.mark.parametrize(
+    "wrong", [{"attainment": 1.0}, {"confidence": 0.0}, {"confidence": 1 - 1e-12}, {"tolerance": 0.0}, {"repeats": 0}, {"repeats": 10**20}]
+)
 def test_settings_that_make_no_sense_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(BenchError, match="must"):
         Search(**wrong)  # type: ignore[arg-type]
 
 
-def queue(rate: float, service_s: float, servers: int, limit_s: float, rng: np.random.Generator, least: int) -> Good:
+def queue(rate: float, service_s: float, servers: int, limit_s: float, rng: np.random.Generator, least: int) -> Run:
     """Whether each of the requests of twenty seconds waited no longer than `limit_s`: M/D/c, the first tenth left out."""
     n = max(least, math.ceil(20 * rate))
-    free, good = [0.0] * servers, np.empty(n, bool)
-    for k, arrival in enumerate(np.cumsum(rng.exponential(1 / rate, n)).tolist()):
+    free, good, arrivals_s = [0.0] * servers, np.empty(n, bool), np.cumsum(rng.exponential(1 / rate, n))
+    for k, arrival in enumerate(arrivals_s.tolist()):
         begin = max(arrival, heapq.heappop(free))
         good[k] = begin - arrival <= limit_s
         heapq.heappush(free, begin + service_s)
-    return good[int(n * RAMP_UP) :]
+    return Run(good[int(n * RAMP_UP) :], arrivals_s)
 
 
 @pytest.mark.parametrize(("service_s", "servers", "truth"), [(0.09, 4, 32.87), (0.2, 4, 11.10), (0.05, 1, 9.84)])
@@ -167,7 +170,7 @@ def test_the_limit_of_a_queue_is_held_in_two_minutes_of_load(service_s: float, s
     for seed in range(40):
         rng = np.random.default_rng(seed)
         found = find_saturation(
-            lambda load, rng=rng: queue(load, service_s, servers, 0.1, rng, 180) if load else np.ones(200, bool),  # type: ignore[misc]
+            lambda load, rng=rng: queue(load, service_s, servers, 0.1, rng, 180).good if load else np.ones(200, bool),  # type: ignore[misc]
             9.0,
             search,
         )
@@ -176,6 +179,45 @@ def test_the_limit_of_a_queue_is_held_in_two_minutes_of_load(service_s: float, s
         assert found.reached == (found.passed > 0 and found.failed / found.passed <= 1.1)
     assert held >= 36
     assert np.median(seconds) < 130
+
+
+def test_known_arrivals_narrow_the_answer_to_a_tenth() -> None:
+    """M/D/4 of 90 ms, 100 ms of waiting allowed: the limit is 32.9/s by runs of 800,000 requests."""
+    search = Search(alone=True, highest=1e4, tolerance=0.1)
+    widths = {True: [0.0], False: [0.0]}
+    for known, wide in widths.items():
+        del wide[:]
+        for seed in range(3):
+            rng = np.random.default_rng(seed)
+
+            def measure(load: float, rng: np.random.Generator = rng, known: bool = known) -> Run | Good:
+                run = queue(load, 0.09, 4, 0.1, rng, 180) if load else Run(np.ones(200, bool), np.arange(200.0))
+                return run if known else run.good
+
+            answer = find_saturation(measure, 9.0, search)
+            assert answer.passed <= 32.9 <= answer.failed, seed
+            wide.append(answer.failed / answer.passed - 1)
+    assert np.median(widths[True]) < 0.18
+    assert np.median(widths[False]) > 0.3
+
+
+def test_what_arrivals_explain_is_taken_off_without_bias() -> None:
+    """Shares of 12 runs of M/D/1 at its limit, which is where 95% wait at most twice their service time."""
+    rng = np.random.default_rng(0)
+    runs = [(9.84, queue(9.84, 0.05, 1, 0.1, rng, 180)) for _ in range(12)]
+    lucky = corrections(runs, 0.95, 1.0, 5)
+    raw = np.asarray([run.good.mean() for _, run in runs])
+    corrected = raw + [worse.mean() for worse in lucky.runs]
+    assert corrected.std() < 0.4 * raw.std()
+    assert corrected.mean() == pytest.approx(0.95, abs=0.01)
+    assert lucky.explained > 0.8
+    assert 3 < lucky.slope < 7
+    nothing = corrections([(load, Run(np.ones_like(run.good), run.arrivals_s)) for load, run in runs], 0.95, 1.0, 5)
+    assert not np.concatenate(nothing.runs).any()
+
+
+def test_backlog_is_lindleys() -> None:
+    np.testing.assert_allclose(backlog(np.array([0.0, 0.1, 0.2, 1.0]), 5.0), [0.0, 0.5, 1.0, 0.0])
 
 
 def test_a_time_to_spend_ends_the_search_and_more_of_it_narrows_the_answer() -> None:

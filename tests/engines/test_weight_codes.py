@@ -49,6 +49,7 @@ def values_of(plan: Plan, weight: str, rank: int = 0) -> Tensor:
     prefix = weight.removesuffix("weight")
     names = ("weight", "weight_scale", "group_scale", "weight_zero")
     made = {name: assemble(plan, f"{prefix}{name}", DummyWeights(), CPU, rank) for name in names if f"{prefix}{name}" in plan.weights}
+    assert all(tensor.is_contiguous() for tensor in made.values())  # as kernels take them
     return weight_values(made.pop("weight"), plan.schemes[weight].inputs.dtype or "bf16", **made)
 
 

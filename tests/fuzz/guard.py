@@ -6,10 +6,12 @@ import contextlib
 import io
 import resource
 import signal
-import time
 from collections.abc import Callable, Iterator
 
 SECONDS = 10.0
+"""Most processor time that a reading may take, in this process or in those it starts."""
+WAITING_SECONDS = 120.0
+"""Most that it may take by the clock, which says little on a busy machine."""
 BYTES = 2 * 2**30
 MOST_CHARACTERS = 1000
 """Of a refusal: long enough for a path, a field and a value, too short for a dump."""
@@ -21,7 +23,7 @@ class Hang(BaseException):
 
 def fault_of(read: Callable[[], object], refusals: tuple[type[Exception], ...]) -> str:
     """What was wrong with how `read()` ended; empty where it returned or refused in one sentence."""
-    began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    began, before = _processor_s(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:
         with _limits(), contextlib.redirect_stdout(io.StringIO()):
             read()
@@ -34,7 +36,14 @@ def fault_of(read: Callable[[], object], refusals: tuple[type[Exception], ...]) 
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
     if grown > BYTES:
         return f"took {grown / 2**30:.1f} GiB"
-    return f"took {time.monotonic() - began:.1f} s" if time.monotonic() - began > SECONDS else ""
+    took = _processor_s() - began
+    return f"took {took:.1f} s" if took > SECONDS else ""
+
+
+def _processor_s() -> float:
+    """Processor time of this process and of those it has waited for."""
+    own, children = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
 
 
 def _fault_of_sentence(text: str) -> str:
@@ -60,12 +69,15 @@ def _limits() -> Iterator[None]:
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     with open("/proc/self/statm") as file:
         now = int(file.read().split()[0]) * resource.getpagesize()
-    earlier = signal.signal(signal.SIGALRM, hang)
+    earlier = {number: signal.signal(number, hang) for number in (signal.SIGALRM, signal.SIGPROF)}
     resource.setrlimit(resource.RLIMIT_AS, (now + BYTES, hard))
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    signal.setitimer(signal.ITIMER_REAL, WAITING_SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-        signal.signal(signal.SIGALRM, earlier)
+        for number, handler in earlier.items():
+            signal.signal(number, handler)

@@ -11,11 +11,14 @@ import torch
 from safetensors.torch import save_file
 
 from samples import BatchShape, code_steps, fp8_sample, sample
+from trtllm_engines.accuracy.likelihood import likelihood
+from trtllm_engines.calibration.integers import Recipe, quantize_integers
 from trtllm_engines.calibration.perplexity import perplexity
 from trtllm_engines.calibration.quantize import quantize
 from trtllm_engines.checkpoints.dummy import draw
 from trtllm_engines.compiler.graph import trace
 from trtllm_engines.compiler.plan import Profile
+from trtllm_engines.llm import LLM
 from trtllm_engines.models.config import read_config
 from trtllm_kernels.dialect.model_shape import ModelShape
 
@@ -25,6 +28,7 @@ pytestmark = [
 ]
 OPS = torch.ops.trtllm
 SHAPES = {"llama-8b": ModelShape(4096, 14336, 32, 8, 128, 128), "smollm2": ModelShape(576, 1536, 9, 3, 64, 64), "tiny": ModelShape(64, 96)}
+DEVICES = ("cpu", "cuda")
 TOKENS = (1, 2, 17, 64, 100, 300)
 
 
@@ -97,3 +101,28 @@ def test_perplexities_are_the_cpus(model: Path, tmp_path: Path) -> None:
     ):
         values = [perplexity(folder, precision, text, kv_dtype=kv_dtype, length=200, device=device).value for device in ("cpu", "cuda")]
         assert values[1] == pytest.approx(values[0], rel=0.01), (precision, kv_dtype)
+
+
+@pytest.mark.parametrize("asked", [("int4", "awq"), ("int4", "gptq"), ("int8_sq", "smoothquant")], ids="-".join)
+def test_integers_calibrated_on_the_gpu_are_as_near_as_the_cpus(model: Path, tmp_path: Path, asked: tuple[str, str]) -> None:
+    recipe = Recipe(*asked, group_size=64 if asked[0] == "int4" else None)
+    made = [
+        quantize_integers(model, tmp_path / device, recipe, dataset=model.parent / "text.jsonl", length=200, device=device)
+        for device in DEVICES
+    ]
+    for module, error in made[0].errors.items():
+        assert made[1].errors[module].output == pytest.approx(error.output, rel=0.1), module
+
+
+def test_an_engine_is_scored_as_on_the_cpu(model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Prompts and decode steps (CUDA graphs where they fit a bucket) of sequences of different lengths, more than run at once."""
+    monkeypatch.setenv("TRTLLM_BENCH_CACHE", str(tmp_path))
+    windows = [np.asarray(json.loads(line)["input_ids"], np.int32) for line in (model.parent / "text.jsonl").read_text().splitlines()]
+    sizes = {"max_batch_size": 2, "max_num_tokens": 64, "max_seq_len": 256}
+    for precision in ("bf16", "fp8_rowwise", "int8_wo", "int4"):
+        scores = []
+        for device in DEVICES:
+            with LLM(model, precision=precision, device=device, **sizes) as llm:
+                scores.append(likelihood(llm, windows)[0])
+        assert scores[1].tokens.tolist() == scores[0].tokens.tolist() == [100, 39, 66]
+        np.testing.assert_allclose(scores[1].loss, scores[0].loss, rtol=0.01, err_msg=precision)

@@ -10,7 +10,7 @@ import sys
 import torch
 from interpreted import BY_TRITON, FUSED, GPTJ, GQA, MANY, MIXED, ONE, as_list, difference, make_interpreter_exact, run
 
-from samples import BatchShape, fp8_sample, sample
+from samples import BatchShape, fp8_sample, int8_cache_sample, sample
 from trtllm_kernels import lowering
 from trtllm_kernels.dialect.model_shape import ModelShape
 from trtllm_kernels.dialect.specs import spec_of
@@ -20,6 +20,8 @@ from trtllm_kernels.lowering import search_space
 from trtllm_kernels.references import OPS
 
 GROUP = ModelShape(heads=2, kv_heads=1, head_dim=64, rotary_dim=64)
+SHORT = BatchShape(query_lens=(1, 1), kv_lens=(70, 9), max_pages=3)
+"""For decode attention over caches of codes: of fp8 with, of int8 without a split."""
 SOME = BatchShape(query_lens=(1, 5, 70), kv_lens=(40, 70, 70), max_pages=3)
 CASES = [
     ("silu_mul_packed", ModelShape(intermediate=2048), ONE, "bf16"),
@@ -27,6 +29,8 @@ CASES = [
     ("prepare_step", GQA, MIXED, "bf16"),
     ("rope_kv_write", GQA, ONE, "fp8"),
     ("paged_attention", GROUP, SOME, "bf16"),
+    ("paged_attention", GROUP, SHORT, "fp8"),
+    ("paged_attention", GROUP, SHORT, "int8 cache"),
     ("linear", ModelShape(hidden=2048, intermediate=64), ONE, "fp8"),
     ("gate_up_silu", FUSED, MANY, "fp8"),
     ("linear_gelu", FUSED, MANY, "bf16"),
@@ -44,7 +48,8 @@ def main() -> None:
     lowering.call.OpCall.sm_count = 3  # so few programs that a small product has whole tiles for all and some left over
     for op_name, model, batch, dtype in CASES:
         op = OPS[op_name]
-        named = fp8_sample(op_name, model, batch) if dtype == "fp8" else sample(op_name, model, batch, dtype)
+        make = {"fp8": fp8_sample, "int8 cache": int8_cache_sample}.get(dtype)
+        named = make(op_name, model, batch) if make else sample(op_name, model, batch, dtype)
         outputs = as_list(op.fake(*(named[a.name] for a in op.overload._schema.arguments)))
         specs = [None if named[name] is None else spec_of(named[name]) for name in op.tensors]
         attrs = {name: named[name] for name in op.attrs}
@@ -53,7 +58,9 @@ def main() -> None:
         seen = set()
         for choice in search_space(op_name, specs, [spec_of(y) for y in outputs], attrs, "sm_90"):
             for candidate in () if choice.tokens else choice.candidates:
-                tactic = {**BY_TRITON.get(op_name, {}), **candidate}
+                if batch is SHORT and not candidate.get("decode_ahead"):
+                    continue
+                tactic = {**BY_TRITON.get(op_name, {}), **candidate, **({"split_target": 1} if dtype == "int8 cache" else {})}
                 lowering.tactics.recorded = lambda *_, tactic=tactic: tactic
                 lowered = lower_call(op, named, outputs, "sm_90")
                 view = shown(lowered)

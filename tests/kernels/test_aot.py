@@ -116,6 +116,20 @@ def test_kernels_compile_without_spills_within_limits(arch: str, part: int) -> N
         assert info.registers * info.num_warps * 32 <= 65536
 
 
+@pytest.mark.parametrize(("cache", "pages"), [("fp8", 1), ("int8", 2)])
+def test_page_numbers_a_step_ahead_leave_every_stage_to_keys_and_values(cache: str, pages: int) -> None:
+    """Of four stages three are then in flight, in shared memory; without, one at most."""
+    op = next(o for o in ops_of(MODELS["llama-3.1-8b"], "fp8") if o.op == "paged_attention" and o.inputs[1] and o.inputs[1].dtype == cache)
+    tile = 2 * 32 * 128
+    for ahead in (0, 1) if pages == 1 else (1,):
+        tactic = {"decode_stages": 4, "decode_pages": pages, "decode_ahead": ahead}
+        kernels = lower(op.op, op.inputs, op.outputs, op.attrs, "sm_90", tactic=tactic).kernels
+        spec = next(one for one in kernels if one.function == "decode_attention" and one.constexprs["AHEAD"] == ahead)
+        info = aot.compile_kernel(spec, "sm_90").info
+        assert info.spill_bytes == 0
+        assert info.shared_bytes // (pages * tile) == (3 if ahead else 1)
+
+
 def _gelu(arch: str = "sm_90") -> KernelSpec:
     shape = next(o for o in ops_of(replace(MODELS["smollm2-135m"], intermediate=512), "bf16") if o.op == "gelu")
     return shape.kernels(arch)[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from trtllm_workloads import Workload, WorkloadError
 from trtllm_workloads.arrivals import Poisson
-from trtllm_workloads.lengths import Correlated, Fixed, Uniform
+from trtllm_workloads.lengths import Correlated, Fixed, Uniform, parse
 from trtllm_workloads.structure import Conversations, PrefixTree, pick, with_adapters, with_priorities, with_slo
 from trtllm_workloads.synthetic import fixed, generator, synthetic
 from trtllm_workloads.tokens import TokenPrompts, Vocabulary, mix, stream_keys
@@ -182,3 +183,21 @@ def test_a_workload_that_makes_no_sense_is_refused() -> None:
         Workload("w", prompts, np.full(2, 4, np.int32), np.full(3, 4, np.int32))
     with pytest.raises(WorkloadError, match="at least 1"):
         fixed(0, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        (
+            lambda: synthetic(10**12, Correlated(Fixed(8), Fixed(8))),
+            "1000000000000 requests asked for; ask for .* at most 10,000,000",
+        ),
+        (lambda: parse("9" * 5000), r"'9{40}\.\.\.' is no length"),
+        (lambda: parse(f"uniform:1,{'9' * 4000}"), "largest length a number of more than 40 digits is beyond"),
+        (lambda: Vocabulary(10**20), "vocabulary size 1000000000000.*2,147,483,647 token ids"),
+        (lambda: pick(5, 10**20, "uniform", np.random.default_rng(0)), "at most 10,000,000"),
+    ],
+)
+def test_numbers_beyond_what_is_kept_are_refused(asked: Callable[[], object], says: str) -> None:
+    with pytest.raises(WorkloadError, match=says):
+        asked()

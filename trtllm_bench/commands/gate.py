@@ -249,13 +249,13 @@ def _settings(
         if not equals:
             raise ResultsError(f"--margin {text}: write FIGURE=LOSS, such as output_tokens_per_s=2%")
         given[name] = parse_margin(value)
-    blocks = blocks or settings.blocks
+    blocks = settings.blocks if blocks is None else blocks
     return replace(
         settings,
         margins=given or settings.margins,
         blocks=blocks,
-        max_blocks=max_blocks or max(settings.max_blocks, blocks),
-        looks=looks or settings.looks,
+        max_blocks=max(settings.max_blocks, blocks) if max_blocks is None else max_blocks,
+        looks=settings.looks if looks is None else looks,
     )
 
 

@@ -35,6 +35,7 @@ from trtllm_bench.load.control_variate import OVERLOADED, Corrections, FloatArra
 Verdict = Literal["pass", "fail", "undecided"]
 BATCHES = 10
 MAX_STEPS = 24
+MOST_REPEATS, MOST_CONFIDENCE = 1_000, 0.999999
 SLOPE, SLOPE_SPREAD = 10.0, 2.0
 """Before anything is seen: how many times faster than the load the odds of a good request fall at the limit (a lognormal's median and its
 standard deviation). Queues have 3 to 15, a wall hundreds."""
@@ -136,8 +137,10 @@ class Search:
         for name in ("attainment", "confidence"):
             if not 0 < getattr(self, name) < 1:
                 raise BenchError(f"--{name} is {getattr(self, name):g}; it must lie between 0 and 1")
-        if not self.tolerance > 0 or self.repeats < 1 or not self.highest > 0:
-            raise BenchError("--tolerance and --highest must be above 0, and --repeats at least 1")
+        if self.confidence > MOST_CONFIDENCE:
+            raise BenchError(f"--confidence is {self.confidence}; it must be at most {MOST_CONFIDENCE}")
+        if not self.tolerance > 0 or not 1 <= self.repeats <= MOST_REPEATS or not self.highest > 0:
+            raise BenchError(f"--tolerance and --highest must be above 0, and --repeats 1 to {MOST_REPEATS:,}")
 
     @property
     def z(self) -> float:
@@ -267,16 +270,17 @@ def fitted_limit(probes: list[Probe], search: Search) -> Limit | None:
     estimate, effect = (math.log(passed) + math.log(failed)) / 2, before.effect
     for _ in range(4):
         growth = np.exp(EFFECT_GROWTH * np.clip(x - estimate, -NEAR, NEAR))
-        weight = np.exp(-(((x - estimate) / NEAR) ** 2) / 2) * np.where(good < (1 - OVERLOADED) * count, before.luck, 1)
+        weight = np.exp(-(((x - estimate) / NEAR) ** 2) / 2)
+        weight *= np.where(good < (1 - OVERLOADED) * count, before.luck, 1)
         log_density = each @ (weight / np.maximum(effect * growth, before.least_effect)) + prior
         density = np.exp(log_density - log_density.max())
         density /= density.sum()
         share = np.clip(np.einsum("ts,tsx->x", density, shares), 1e-4, 1 - 1e-4)
         squares = (goods - sizes * share[place]) ** 2 / (sizes * (share * (1 - share) * growth)[place])
         seen = float((weight[place] * squares).sum())
-        effect = before.between * (before.weight * before.effect + seen) / (before.weight + float(weight[place].sum()))
+        effect = BETWEEN * (before.weight * before.effect + seen) / (before.weight + float(weight[place].sum()))
         below = np.cumsum(density.sum(axis=1))
-        low, estimate, high = (float(np.interp(q, below, theta)) for q in (tail * before.low_tail, 0.5, 1 - tail))
+        low, estimate, high = (float(np.interp(q, below, theta)) for q in (tail * LOW_TAIL, 0.5, 1 - tail))
     near = sum(abs(math.log(load) - estimate) < NEAR / 2 for load, _ in runs)
     return Limit(math.exp(low), math.exp(estimate), math.exp(high), near)
 
@@ -304,14 +308,6 @@ class _Prior:
     @property
     def weight(self) -> float:
         return self.luck * EFFECT_WEIGHT + (1 - self.luck) * KNOWN_WEIGHT
-
-    @property
-    def between(self) -> float:
-        return self.luck * BETWEEN + (1 - self.luck)
-
-    @property
-    def low_tail(self) -> float:
-        return self.luck * LOW_TAIL + (1 - self.luck)
 
     @property
     def least_effect(self) -> float:

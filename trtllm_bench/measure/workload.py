@@ -11,10 +11,29 @@ from trtllm_bench.spec.measurement import MeasurementSpec, WorkloadSpec
 from trtllm_bench.targets.registry import Tokenize, tokenize_of, vocabulary_of
 from trtllm_workloads.request import NO_LORA, Workload
 
+BYTES_A_REQUEST = 2000
+"""What the driver keeps of a request beside its tokens."""
+
 
 def workload_of(spec: MeasurementSpec) -> Workload:
     """The requests that are asked for, in the form that the target takes. Raises `BenchError`, and the components' errors."""
-    return make_workload(spec.workload, vocabulary_of(spec), tokenize_of(spec))
+    workload = make_workload(spec.workload, vocabulary_of(spec), tokenize_of(spec))
+    _check_memory(workload)
+    return workload
+
+
+def _check_memory(workload: Workload) -> None:
+    """Raises `OutOfMemoryError` where prompts (4 bytes a token) and arrival times (8) would not fit beside each other."""
+    from trtllm_engines.errors import OutOfMemoryError
+    from trtllm_engines.memory import host_free_bytes
+
+    needed = 4 * int(workload.input_tokens.sum()) + 8 * int(workload.output_tokens.sum()) + BYTES_A_REQUEST * len(workload)
+    free = host_free_bytes()
+    if needed > free:
+        raise OutOfMemoryError(
+            f"{len(workload):,} requests of {workload.input_tokens.mean():,.0f} and {workload.output_tokens.mean():,.0f} tokens take about "
+            f"{needed / 2**30:,.1f} GiB while they are measured, and {free / 2**30:.1f} GiB are free; ask for fewer with --num-requests"
+        )
 
 
 def notes_of(spec: WorkloadSpec, workload: Workload) -> list[str]:

@@ -19,6 +19,8 @@ from trtllm_bench.spec.knobs import KnobField, check, identity_of, knob, knobs_o
 
 DEFAULT_LENGTH = 128
 MIN_WARMUP = 2
+MOST_REQUESTS, MOST_IN_FLIGHT = 10_000_000, 1_000_000
+"""Of a run: what a driver can keep in memory, and more than any server holds open."""
 SENT_FIELDS = "temperature,ignore_eos,stream_options"
 """Optional fields of a request's body that are sent where nothing else is asked for."""
 MORE_FIELDS = ("min_tokens", "max_completion_tokens")
@@ -157,7 +159,9 @@ class WorkloadSpec:
     )
     isl: int | None = knob(None, "Input sequence length (default 128).", least=1, unit="tokens")
     osl: int | None = knob(None, "Output sequence length (default 128).", least=1, unit="tokens")
-    num_requests: int | None = knob(None, "Requests to send (default: some full batches, or the whole dataset).", least=1)
+    num_requests: int | None = knob(
+        None, "Requests to send (default: some full batches, or the whole dataset).", least=1, most=MOST_REQUESTS
+    )
     duration: float | None = knob(None, "Seconds of arrivals of an open loop, instead of --num-requests.", above=0)
     request_rate: float = knob(0.0, "Requests/s of an open loop (Poisson).", above=0)
     burstiness: float = knob(1.0, "Shape of gamma gaps; 1 is Poisson, below 1 burstier.", above=0, identity=True)
@@ -243,7 +247,9 @@ class ServerSpec:
 class LoadSpec:
     """How requests are sent, and when the run may be believed."""
 
-    concurrency: int = knob(0, "Most requests in flight (default: no bound).", aliases=("--batch-size",), least=1, identity=True)
+    concurrency: int = knob(
+        0, "Most requests in flight (default: no bound).", aliases=("--batch-size",), least=1, most=MOST_IN_FLIGHT, identity=True
+    )
     warmup: int | None = knob(
         None, "Requests run before measuring, with short outputs (default: one full batch, at least 2).", least=0, identity=True
     )

@@ -12,6 +12,18 @@ NO_PLACE = (errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ENOENT)
 SKIP_HINT = "leave such rows out with --skip-bad-rows, or skip_bad_rows = true in a workload file"
 
 
+MOST_SHOWN = 40
+"""Characters of a value in a sentence."""
+
+
+def shown(value: object) -> str:
+    """A value from outside for a sentence, cut where it is long; Python writes no whole number of more than 4,300 digits."""
+    if isinstance(value, int) and abs(value) >= 10**MOST_SHOWN:
+        return f"a number of more than {MOST_SHOWN} digits"
+    text = str(value)
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
+
+
 class WorkloadError(ValueError):
     """One clear sentence: what was wrong, where, and what to do."""
 

@@ -16,12 +16,13 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from trtllm_workloads.errors import WorkloadError
+from trtllm_workloads.errors import WorkloadError, shown
 from trtllm_workloads.shortform import build
 from trtllm_workloads.tokens import Int32Array
 
 Float64Array = npt.NDArray[np.float64]
 MAX_TOKENS = 10_000_000
+MOST_DIGITS = 20
 
 
 class Lengths(Protocol):
@@ -37,11 +38,11 @@ def _clamp(values: npt.NDArray[np.generic], low: int, high: int) -> Int32Array:
 
 def _check_range(kind: str, low: int, high: int) -> None:
     if low < 1:
-        raise WorkloadError(f"{kind} lengths: the smallest length is {low}; it must be at least 1")
+        raise WorkloadError(f"{kind} lengths: the smallest length is {shown(low)}; it must be at least 1")
     if high < low:
-        raise WorkloadError(f"{kind} lengths: the largest length {high} is below the smallest {low}")
+        raise WorkloadError(f"{kind} lengths: the largest length {shown(high)} is below the smallest {shown(low)}")
     if high > MAX_TOKENS:
-        raise WorkloadError(f"{kind} lengths: the largest length {high} is beyond {MAX_TOKENS} tokens")
+        raise WorkloadError(f"{kind} lengths: the largest length {shown(high)} is beyond {MAX_TOKENS} tokens")
 
 
 def _check_positive(kind: str, name: str, value: float) -> None:
@@ -312,8 +313,8 @@ def parse(text: str) -> Lengths:
     """
     if ":" in text:
         return build(text, KINDS, "length distribution")  # type: ignore[no-any-return]
-    if not text.strip().lstrip("-").isdecimal():
-        raise WorkloadError(f"'{text}' is no length: give a whole number, or a distribution such as uniform:64,256")
+    if not text.strip().lstrip("-").isdecimal() or len(text) > MOST_DIGITS:
+        raise WorkloadError(f"'{shown(text)}' is no length: give a whole number, or a distribution such as uniform:64,256")
     return Fixed(int(text))
 
 

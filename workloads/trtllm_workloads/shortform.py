@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from trtllm_workloads.errors import WorkloadError
+from trtllm_workloads.errors import WorkloadError, shown
 
 
 def build(text: str, kinds: Mapping[str, type], what: str) -> Any:
@@ -40,4 +40,6 @@ def _value(text: str, name: str, number: str, type_name: str) -> Any:
             return tuple(float(part) for part in number.split("/"))
         return int(number) if whole else float(number)
     except ValueError:
-        raise WorkloadError(f"'{text}': {name} is '{number}', which is not a {'whole number' if whole else 'number'}") from None
+        raise WorkloadError(
+            f"'{shown(text)}': {name} is '{shown(number)}', which is not a {'whole number' if whole else 'number'}"
+        ) from None

@@ -13,19 +13,20 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from trtllm_workloads.errors import WorkloadError
+from trtllm_workloads.errors import WorkloadError, shown
 from trtllm_workloads.lengths import Lengths
 from trtllm_workloads.request import Workload
 from trtllm_workloads.tokens import Int32Array, Int64Array, SegmentPrompts, UInt64Array, Vocabulary, stream_keys
 
 Float64Array = npt.NDArray[np.float64]
 Pick = Literal["uniform", "round-robin", "zipf"]
+MOST_THINGS = 10_000_000
 
 
 def pick(n: int, count: int, how: Pick, rng: np.random.Generator, alpha: float = 1.0) -> Int64Array:
     """One of `count` things for each of n requests; Zipf gives thing k weight (k + 1) ** -alpha."""
-    if count < 1:
-        raise WorkloadError(f"cannot choose among {count} things; give at least 1")
+    if not 1 <= count <= MOST_THINGS:
+        raise WorkloadError(f"cannot choose among {shown(count)} things; give at least 1 and at most {MOST_THINGS:,}")
     if how == "round-robin":
         return np.asarray(np.arange(n, dtype=np.int64) % count)
     if how == "uniform":

@@ -11,11 +11,14 @@ import zlib
 import numpy as np
 
 from trtllm_workloads.arrivals import Arrivals
-from trtllm_workloads.errors import WorkloadError
+from trtllm_workloads.errors import WorkloadError, shown
 from trtllm_workloads.lengths import Correlated, Fixed, Pairs
 from trtllm_workloads.request import Workload
 from trtllm_workloads.structure import Conversations, PrefixTree, unshared
 from trtllm_workloads.tokens import Vocabulary
+
+MOST_REQUESTS = 10_000_000
+"""Of a workload: what is kept of each fits in memory."""
 
 
 def generator(seed: int, purpose: str) -> np.random.Generator:
@@ -35,8 +38,8 @@ def synthetic(
     seed: int = 0,
 ) -> Workload:
     """`num_requests` requests; without `arrivals` the workload says nothing of when they come (closed loop, or all at once)."""
-    if num_requests < 1:
-        raise WorkloadError(f"{num_requests} requests asked for; ask for at least 1")
+    if not 1 <= num_requests <= MOST_REQUESTS:
+        raise WorkloadError(f"{shown(num_requests)} requests asked for; ask for at least 1 and at most {MOST_REQUESTS:,}")
     if prefixes is not None and conversations is not None:
         raise WorkloadError("shared prefixes and conversations cannot be combined; give conversations a system prompt instead")
     vocabulary = vocabulary or Vocabulary()

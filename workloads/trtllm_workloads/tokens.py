@@ -17,7 +17,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from trtllm_workloads.errors import WorkloadError
+from trtllm_workloads.errors import WorkloadError, shown
 
 Int32Array = npt.NDArray[np.int32]
 Int64Array = npt.NDArray[np.int64]
@@ -54,8 +54,8 @@ class Vocabulary:
     low: int = -1
 
     def __post_init__(self) -> None:
-        if self.size < 2:
-            raise WorkloadError(f"vocabulary size {self.size} is too small to draw prompts from; give at least 2")
+        if not 2 <= self.size < 2**31:
+            raise WorkloadError(f"vocabulary size {shown(self.size)}: prompts are drawn from 2 to {2**31 - 1:,} token ids")
         if self.low < 0:
             object.__setattr__(self, "low", min(100, self.size // 8))
         if self.low >= self.size:

@@ -36,7 +36,8 @@ def assemble(plan: Plan, name: str, source: WeightSource, device: torch.device, 
     kind = recipe_kind(recipe.kind)
     whole = kind.make(recipe, source, DTYPES[spec.dtype], device)
     part = take(recipe, whole, rank) if recipe.shards else whole
-    return part if kind.finish is None else kind.finish(recipe, part)
+    made = part if kind.finish is None else kind.finish(recipe, part)
+    return made.contiguous()  # one scale for many rows may be a view of one number
 
 
 def check_weights(plan: Plan, source: WeightSource) -> None:

@@ -34,10 +34,19 @@ from trtllm_kernels.lowering.registry import lowers
 from trtllm_kernels.lowering.space import CHUNK, PREFILL, Choice, grid, table
 
 _MAX_SPLITS = 64
+_MOST_AT_ONCE = 128 * 128
+"""Elements of the keys that tuning lets a step of decode attention take."""
 
 
 def _space(call: OpCall) -> tuple[Choice, ...]:
-    decode = Choice("decode", grid(decode_warps=(1, 2, 4), decode_stages=(2, 3, 4, 6, 8)))
+    cache = call["kv_cache"]
+    names = ("decode_pages", "decode_ahead", "decode_warps", "decode_stages")
+    ahead = table(
+        names, *((1, 1, 2, stages) for stages in (3, 4, 6)), *((2, 1, 2, stages) for stages in (2, 3, 4)), (4, 1, 4, 2), (4, 1, 4, 3)
+    )
+    fitting = (one for one in ahead if one["decode_pages"] * cache.size(4) * cache.size(5) <= _MOST_AT_ONCE)
+    as_needed = grid(decode_pages=(1,), decode_ahead=(0,), decode_warps=(1, 2, 4), decode_stages=(2, 3, 4, 6, 8))
+    decode = Choice("decode", (*as_needed, *fitting))
     split = Choice("split", grid(split_target=tuple(n * call.sm_count for n in (1, 2, 4, 8)), split_tokens=(32, 64, 128, 256)))
     names = ("block_m", "block_n", "warps", "stages")
     uncached_tiles = (
@@ -89,6 +98,8 @@ def paged_attention(call: OpCall) -> Lowered:
     tuned = call.tuned(
         decode_warps=_decode_warps(cache.dtype, bytes_of(page * head_dim, cache.dtype)),
         decode_stages={32: 3, 8: 6}.get(bits_of(cache.dtype), 4),
+        decode_pages=1,
+        decode_ahead=0,
         split_target=4 * call.sm_count,
         split_tokens=32,
         context_block_m=block_m,
@@ -126,6 +137,11 @@ def _leaves_room(call: OpCall, dtype: str, head_dim: int) -> bool:
 def _decode_warps(dtype: str, tile_bytes: int) -> int:
     """Few enough that each has some work, enough to hold a page's tile without spilling; one or two with 8 bits (measured on an H100)."""
     return min(2, max(1, tile_bytes // 2048)) if bits_of(dtype) == 8 else min(8, max(1, tile_bytes // 4096))
+
+
+def _ahead(tuned: dict[str, int]) -> bool:
+    """Whether decode attention reads page numbers a step ahead, as it must for several pages at once."""
+    return bool(tuned["decode_ahead"] or tuned["decode_pages"] > 1)
 
 
 def _flags(call: OpCall) -> dict[str, bool]:
@@ -185,9 +201,23 @@ def _decode(builder: Builder, tuned: dict[str, int], concurrent_steps: str) -> N
     _decode_launch(builder, tuned, product("D", many), splits, {"Acc": partials, "Stats": stats})
     builder.launch(
         "decode_attention.reduce_splits",
-        {"Acc": partials, "Stats": stats, "OutScale": scales(call)["OutScale"], "Out": out, "num_splits": I32(splits)},
+        {
+            "Acc": partials,
+            "Stats": stats,
+            "KvLens": call["kv_lens"],
+            "OutScale": scales(call)["OutScale"],
+            "Out": out,
+            "num_splits": I32(splits),
+        },
         grid=(product("D", many, heads),),
-        constexprs={"D": head_dim, "MAX_SPLITS": next_power_of_2(most), "QUANTIZE": call.get("out_scale") is not None},
+        constexprs={
+            "HEADS": heads,
+            "D": head_dim,
+            "PAGE": page,
+            "PAGES": tuned["decode_pages"],
+            "MAX_SPLITS": next_power_of_2(most),
+            "QUANTIZE": call.get("out_scale") is not None,
+        },
         warps=4,
     )
 
@@ -232,6 +262,8 @@ def _decode_launch(
             **_flags(call),
             "CONCURRENT": concurrent,
             "THREADS": 32 * tuned["decode_warps"],
+            "PAGES": 1 if concurrent else tuned["decode_pages"],
+            "AHEAD": not concurrent and _ahead(tuned),
         },
         warps=tuned["decode_warps"],
         stages=tuned["concurrent_decode_stages" if concurrent else "decode_stages"],

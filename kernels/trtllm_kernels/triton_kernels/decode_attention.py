@@ -9,6 +9,11 @@ which computes every fourth dimension. This way half of a GPU's SMs nearly suffi
 1) too, where plain sums are slower.
 When there would be too few programs to fill the GPU, each sequence's pages are split among `num_splits` programs, whose partial results
 `reduce_splits` merges (Dao et al. 2023, flash-decoding).
+
+What a step of the loop costs is mostly latency: maxima and sums cross warps through shared memory, and each product waits for the one
+before. So with few and short sequences, whose programs are too few to hide it, a step may take several pages at once (PAGES), and the page
+numbers of the next step may be read in this one (AHEAD): addresses of the cache are then known when a step begins, and every stage of the
+pipeline holds keys and values. Else each address waits for a page number, and half of the stages only read those.
 """
 
 import triton
@@ -29,13 +34,27 @@ def _byte(words, index: tl.constexpr, dtype: tl.constexpr, INT8: tl.constexpr):
 
 
 @triton.jit
+def _pages_of_part(pages, num_splits, PAGES: tl.constexpr):
+    """How many of a sequence's pages one of its parts reads, in whole steps of PAGES."""
+    return tl.cdiv(tl.cdiv(pages, PAGES), num_splits) * PAGES
+
+
+@triton.jit
+def _pages(table, first, last, TOKENS: tl.constexpr, PAGE: tl.constexpr):
+    """For each of TOKENS tokens from page `first` on, its page; 0 from page `last` on."""
+    page = first + tl.arange(0, TOKENS) // PAGE
+    return tl.load(table + page, mask=page < last, other=0)
+
+
+@triton.jit
 def decode_attention(
     QKV, Cache, BlockTable, Slots, KvLens, KScale, VScale, OutScale, Out, Acc, Stats, scale_log2, table_stride, num_splits,
     HKV: tl.constexpr, G: tl.constexpr, GP: tl.constexpr, D: tl.constexpr, PAGE: tl.constexpr, SPLIT: tl.constexpr,
     SCALED_CACHE: tl.constexpr, SCALED_ROWS: tl.constexpr, WORDS: tl.constexpr, QUANTIZE: tl.constexpr, CONCURRENT: tl.constexpr,
-    THREADS: tl.constexpr, PDL: tl.constexpr,
+    THREADS: tl.constexpr, PAGES: tl.constexpr, AHEAD: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Cache: one layer, [pages, 2, HKV, PAGE, D], fp8 where SCALED_CACHE. The query of sequence s is token s. GP: G padded.
+    """Cache: one layer, [pages, 2, HKV, PAGE, D], fp8 where SCALED_CACHE. The query of sequence s is token s. GP: G padded. PAGES: how
+    many pages a step of the loop takes, one unless AHEAD.
 
     SCALED_ROWS: the cache is int8, and KScale is the layer's [pages, 2, HKV, PAGE], the scale of each key and value.
 
@@ -53,17 +72,20 @@ def decode_attention(
     last = tl.cdiv(length, PAGE)
     first = 0
     if SPLIT:
-        share = tl.cdiv(last, num_splits)
+        share = _pages_of_part(last, num_splits, PAGES)
         first = tl.program_id(2) * share
         last = tl.minimum(first + share, last)
         if PDL:
-            first_page = tl.load(table + tl.maximum(tl.minimum(first, last - 1), 0)).to(tl.int64)
-            at = Cache + (first_page * (2 * HKV) + kv_head) * (PAGE * D)
-            prefetch_rows(at, HKV * PAGE * D, 2, PAGE * D * Cache.dtype.element_ty.primitive_bitwidth // 1024, THREADS)
+            for j in tl.static_range(PAGES):
+                first_page = tl.load(table + tl.maximum(tl.minimum(first + j, last - 1), 0)).to(tl.int64)
+                at = Cache + (first_page * (2 * HKV) + kv_head) * (PAGE * D)
+                prefetch_rows(at, HKV * PAGE * D, 2, PAGE * D * Cache.dtype.element_ty.primitive_bitwidth // 1024, THREADS)
+    t = tl.arange(0, PAGES * PAGE)
+    if AHEAD:
+        pages = _pages(table, first, last, PAGES * PAGE, PAGE)
     wait_for_previous(PDL and not CONCURRENT)
     g = tl.arange(0, GP)
     d = tl.arange(0, D)
-    t = tl.arange(0, PAGE)
     q = tl.load(QKV + (seq * ((G + 2) * HKV) + kv_head * G + g[None, :]) * D + d[:, None], mask=g[None, :] < G, other=0.0)
     if SCALED_CACHE:
         q = q.to(tl.float16)
@@ -81,28 +103,36 @@ def decode_attention(
         acc3 = tl.zeros((D // 4, GP), tl.float32)
     else:
         acc = tl.zeros((D, GP), tl.float32)
-    for i in range(first, last):
-        page = tl.load(table + i).to(tl.int64)
+    for i in range(first, last, PAGES):
+        valid = i * PAGE + t < length
+        if AHEAD:
+            page = pages.to(tl.int64)
+            pages = _pages(table, i + PAGES, last, PAGES * PAGE, PAGE)
+        else:
+            page = tl.load(table + i).to(tl.int64)
         keys = (page * (2 * HKV) + kv_head) * (PAGE * D)
         values = keys + HKV * PAGE * D
-        valid = i * PAGE + t < length
-        k = tl.load(Cache + keys + t[:, None] * D + d[None, :])
+        if AHEAD:
+            k_row, v_row, of_page = keys[:, None], values[None, :], t % PAGE
+        else:
+            k_row, v_row, of_page = keys, values, t
+        k = tl.load(Cache + k_row + of_page[:, None] * D + d[None, :])
         k = int8_values(k, q.dtype) if SCALED_ROWS else k.to(q.dtype)
         if WORDS:
-            w = tl.load(Words + values // 4 + t[None, :] * (D // 4) + four[:, None], mask=valid[None, :], other=0)
+            w = tl.load(Words + v_row // 4 + of_page[None, :] * (D // 4) + four[:, None], mask=valid[None, :], other=0)
         else:
-            v = tl.load(Cache + values + t[None, :] * D + d[:, None], mask=valid[None, :], other=0.0)
+            v = tl.load(Cache + v_row + of_page[None, :] * D + d[:, None], mask=valid[None, :], other=0.0)
             v = int8_values(v, q.dtype) if SCALED_ROWS else v.to(q.dtype)
         x = tl.dot(k, q, input_precision="ieee") * scale_log2
         if SCALED_ROWS:
-            x *= tl.load(KScale + keys // D + t)[:, None]
+            x *= tl.load(KScale + keys // D + of_page)[:, None]
         x = tl.where(valid[:, None], x, float("-inf"))
         highest = tl.maximum(m, tl.max(x, 0))
         p = tl.exp2(x - highest[None, :])
         shrink = tl.exp2(m - highest)
         total = total * shrink + tl.sum(p, 0)
         if SCALED_ROWS:
-            p *= tl.load(KScale + values // D + t, mask=valid, other=0.0)[:, None]
+            p *= tl.load(KScale + values // D + of_page, mask=valid, other=0.0)[:, None]
         p = p.to(q.dtype)
         shrink = shrink[None, :]
         if WORDS:
@@ -131,16 +161,19 @@ def decode_attention(
 
 @triton.jit
 def reduce_splits(
-    Acc, Stats, OutScale, Out, num_splits, D: tl.constexpr, MAX_SPLITS: tl.constexpr, QUANTIZE: tl.constexpr, PDL: tl.constexpr
-):
-    """Merges the partial results of one (sequence, head)."""
+    Acc, Stats, KvLens, OutScale, Out, num_splits, HEADS: tl.constexpr, D: tl.constexpr, PAGE: tl.constexpr, PAGES: tl.constexpr,
+    MAX_SPLITS: tl.constexpr, QUANTIZE: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """Merges the partial results of one (sequence, head), of its parts that have pages."""
     let_next_start(PDL)
     out_scale = result_scale(OutScale, QUANTIZE)
-    wait_for_previous(PDL)
     head_row = tl.program_id(0).to(tl.int64)
+    pages = tl.cdiv(tl.load(KvLens + head_row // HEADS), PAGE)
+    parts = tl.cdiv(pages, tl.maximum(_pages_of_part(pages, num_splits, PAGES), 1))
+    wait_for_previous(PDL)
     s = tl.arange(0, MAX_SPLITS)
     d = tl.arange(0, D)
-    mask = s < num_splits
+    mask = s < parts
     part = head_row * num_splits + s
     m = tl.load(Stats + part * 2, mask=mask, other=-1e30)
     totals = tl.load(Stats + part * 2 + 1, mask=mask, other=0.0)

@@ -26,7 +26,9 @@ from trtllm_results import stats
 from trtllm_results.errors import ResultsError
 from trtllm_results.gate.power import Plan
 from trtllm_results.metrics.registry import HEADLINE, METRICS
+from trtllm_results.record.flat import shown
 
+MOST_BLOCKS, MOST_LOOKS = 10_000, 100
 DEFAULT_MARGINS: Mapping[str, float] = {HEADLINE: 0.02}
 
 
@@ -43,10 +45,13 @@ class GateConfig:
     def __post_init__(self) -> None:
         if not 0 < self.alpha < 0.5:
             raise ResultsError(f"gate: alpha is {self.alpha}; it must lie between 0 and 0.5")
-        if not 1 <= self.blocks <= self.max_blocks:
-            raise ResultsError(f"gate: blocks is {self.blocks} and max_blocks {self.max_blocks}; 1 <= blocks <= max_blocks must hold")
-        if self.looks < 1:
-            raise ResultsError(f"gate: looks is {self.looks}; at least one is needed")
+        if not 1 <= self.blocks <= self.max_blocks <= MOST_BLOCKS:
+            raise ResultsError(
+                f"gate: blocks is {shown(self.blocks)} and max_blocks {shown(self.max_blocks)}; "
+                f"1 <= blocks <= max_blocks <= {MOST_BLOCKS} must hold"
+            )
+        if not 1 <= self.looks <= MOST_LOOKS:
+            raise ResultsError(f"gate: looks is {shown(self.looks)}; at least one is needed, at most {MOST_LOOKS}")
         if self.drift not in ("warn", "fail"):
             raise ResultsError(f"gate: drift is '{self.drift}'; use warn or fail")
         if not self.margins:

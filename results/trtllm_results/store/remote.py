@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trtllm_results.errors import ResultsError
-from trtllm_results.record.flat import shown
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileInfo, FileSystem
@@ -33,6 +32,10 @@ ROWS = "results.parquet"
 TABLES = (".parquet", ".json", ".csv", ".xlsx")
 SIDES = ("requests", "steps", "samples")
 MOST_STORES = 10_000
+RETRY_S = 20
+"""Seconds."""
+MOST_REASON = 200
+"""Characters of a refusal."""
 OBJECT_STORES = ("s3", "gcs")
 """Filesystems without folders."""
 
@@ -53,10 +56,17 @@ def open_address(address: str) -> tuple[FileSystem, str]:
     from pyarrow import fs
 
     try:
-        filesystem, path = fs.FileSystem.from_uri(address)
+        filesystem, path = fs.FileSystem.from_uri(_patient(address))
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise ResultsError(f"cannot open {address}: {shown(_reason(error))}; write for example s3://bucket/folder") from None
+        raise ResultsError(f"cannot open {address}: {_reason(error)}; write for example s3://bucket/folder") from None
     return filesystem, path.rstrip("/")
+
+
+def _patient(address: str) -> str:
+    """Google's client tries for a quarter of an hour unless it is told how long."""
+    if not address.lower().startswith(("gs://", "gcs://")) or "retry_limit_seconds" in address:
+        return address
+    return f"{address}{'&' if '?' in address else '?'}retry_limit_seconds={RETRY_S}"
 
 
 @contextlib.contextmanager
@@ -66,12 +76,13 @@ def _reaching(address: str, doing: str) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError) as error:
-        raise ResultsError(f"cannot {doing} {address}: {shown(_reason(error))}") from None
+        raise ResultsError(f"cannot {doing} {address}: {_reason(error)}") from None
 
 
 def _reason(error: Exception) -> str:
     """The end of Arrow's chain of causes, which is the one that tells."""
-    return " ".join(str(error).split()).rpartition("operation: ")[2] or type(error).__name__
+    text = " ".join(str(error).split()).rpartition("operation: ")[2].rstrip(".") or type(error).__name__
+    return text if len(text) <= MOST_REASON else f"{text[:MOST_REASON]}..."
 
 
 @contextlib.contextmanager
