@@ -4,7 +4,7 @@
 Calls of one product follow each other in a CUDA graph, overlapping as in an engine, each with a weight of its own, so that none is in L2.
 Beside them bf16 and fp8 as engines run them, and cuBLASLt's; -large is the kernel of many tokens from 33 on, -widened the library with a
 weight made wide. With --sweep, the fastest of a product's tiles at each number of tokens.
-The table comes last: microseconds, and the share of 4.31 TB/s that weight and scales are read at.
+Each case is printed as it is measured, and the table last: microseconds, and the share of 4.31 TB/s that weight and scales are read at.
 """
 
 from __future__ import annotations
@@ -121,9 +121,9 @@ def tactics(scheme: str, op: str, named: dict[str, torch.Tensor], y: torch.Tenso
         return [{"skinny_to": 0, "gemv": 0}]
     large = {PACKED_TO: FEW} if FEW < tokens <= PADDED[-1] else {}
     if scheme.endswith("-large"):
-        return [large]
+        return [large] if tokens > FEW else []
     if scheme.endswith("-widened"):
-        return [{LARGE_TO: 0}]
+        return [{LARGE_TO: 0}] if tokens > PADDED[-1] else []
     if not sweep or isinstance(SCHEMES[scheme], str):
         return [{}]
     specs = [spec_of(named[name]) if name in named else None for name in OP_SPECS[op].tensors]
@@ -238,23 +238,19 @@ def main() -> None:
             print(case.shape, case.scheme, case.tokens, case.note, type(error).__name__, str(error)[:200])
             if "illegal" in str(error) or "CUDA error" in str(error):
                 raise
-        if options.sweep:
-            print(
-                f"{case.shape:8} {case.scheme:7} {case.tokens:5} {case.us:8.2f} {share(case):4.0f}% {case.note}",
-                flush=True,
-            )
+        print(f"{case.shape:8} {case.scheme:12} {case.tokens:5} {case.us:8.2f} {share(case):4.0f}% {case.note}", flush=True)
     best: dict[tuple[str, str, int], Case] = {}
     for case in found:
         at = (case.shape, case.scheme, case.tokens)
         if case.us == case.us and (at not in best or case.us < best[at].us):
             best[at] = case
-    print(f"{'':8} {'':8}" + "".join(f"{count:>15}" for count in tokens))
+    print(f"{'':8} {'':12}" + "".join(f"{count:>15}" for count in tokens))
     for shape, scheme in product(shapes, schemes):
         cells = []
         for count in tokens:
             one = best.get((shape, scheme, count))
             cells.append(f"{'-':>15}" if one is None else f"{one.us:9.2f} {share(one):4.0f}%")
-        print(f"{shape:8} {scheme:8}" + "".join(cells))
+        print(f"{shape:8} {scheme:12}" + "".join(cells))
     if options.sweep:
         for at, case in best.items():
             print(*at, f"{case.us:.2f}", case.note or "default")

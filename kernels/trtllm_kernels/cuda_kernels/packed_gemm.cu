@@ -2,15 +2,18 @@
 //
 // Memory has the codes in the order of wgmma's A fragments (`formats/tiles.py`), so a bulk copy brings a step of a row of tiles, one wide
 // load a thread's codes of several wgmma, and what masks make of them is the A operand. x is the B operand, from shared memory, as ever.
-// Where scales are of groups of columns, sums are scaled in fp32 as each group ends, but fp4's, which are exact as factors of its numbers
-// (FOLDED). SCALE_WARPS make scales and zero points, whatever their format, into what threads want, as far ahead as the weights are.
+// Where scales are of groups of columns, sums are scaled in fp32 as each group ends. Those of fp4 are exact as factors of its numbers, and
+// from 64 tokens on others are factors too, rounded to x's format (FOLDED). SCALE_WARPS make scales and zero points, whatever their format, into what threads want, as far ahead as the weights are.
 //
 // At 4 bits the issue of instructions is nearly as scarce as memory's bandwidth, and all blocks together read x from L2 N / ROWS times:
 // with 64 rows and 16 tokens that is as many bytes as the weight has. Hence ROW_GROUPS warpgroups of 64 rows each, which share x, and
 // K_GROUPS that take every other step, where rows are few: two or more warps a scheduler hide each other's latencies. SPLITS blocks of a
 // cluster divide K, and send each other their sums of tokens as `skinny_gemm.cu` does.
 //
-// x fp8 and weight int4: a mask makes E4M3 of a code, 2^-9 times it, and zero points are one more product, with a constant A.
+// From 64 tokens on the tensor cores are what is scarce. Warpgroups in step would all decode and then all multiply: on an H200 a product of
+// 64 rows and 64 tokens took 60 cycles for its 32. So they multiply in turns (IN_TURNS), and decode in those of others.
+//
+// x fp8 and weight int4: masks make E4M3 of a code less 8, 2^-9 times it, and other zero points are one more product, with a constant A.
 //
 // x: [tokens, K], boxes of TOKENS rows x 128 bytes; w: tiles; group_scale, weight_zero: [K / GROUP, N]; y as in `skinny_gemm.cu`. N and K
 // are multiples of 64. What lies behind K in x is zero; of codes there any value is a finite number.

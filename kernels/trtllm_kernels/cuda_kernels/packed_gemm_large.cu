@@ -14,7 +14,7 @@
 // x, w, group_scale, weight_zero and y as in `packed_gemm.cu`.
 #define ROW_GROUPS (2 * M_TILES)
 #define SPLITS 1
-#define SCALES_AHEAD 2
+#define SCALES_AHEAD (GROUPS > 2 ? 1 : 2)
 #include "packed.cuh"
 
 constexpr int CONSUMERS = 256, THREADS = 384, ROWS_OF_GROUP = ROWS / 2, ROW_BLOCKS = (N + ROWS - 1) / ROWS;
