@@ -29,6 +29,7 @@ constexpr int PITCH = ROWS + 4;
 constexpr int SENT = TOKENS / 2 / SPLITS;  // sums of a thread to another block
 static_assert(SPLITS == 1 || SENT >= 2, "a thread sends whole tokens");
 static_assert(K_GROUPS <= W_STAGES && K_GROUPS <= X_STAGES, "each takes a step of its own");
+static_assert(SCALE_WARPS <= W_STAGES, "each makes those of a step of its own: one more would take a phase that has yet to end for ended");
 
 // What one instruction sends.
 #if TOKENS / 2 / SPLITS % 4

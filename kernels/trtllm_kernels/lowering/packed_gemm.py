@@ -261,8 +261,8 @@ def _launch(builder: Builder, tile: Tile, here: Dim) -> None:
         raise KernelError(f"tile {tile} is none of those for packed weights in groups of {group}")
     row_groups = tile.rows // TILE
     groups = 1 if not group or group >= tile.columns else tile.columns // group
-    scale_warps = 0 if not group else max(1, min(4, 64 // group))
     w_stages, x_stages, shared_bytes = _rings(call, tile, groups)
+    scale_warps = 0 if not group else max(1, min(4, 64 // group, w_stages))
     builder.launch(
         "packed_gemm.packed_gemm",
         _operands(call, tile.tokens),
