@@ -1,7 +1,8 @@
 """GPUs by class: the name that figures are published under, data sheets, and the share of a data sheet that is reached.
 
 Data-sheet rates are at clocks and power a board does not hold. Dense rates, no sparsity.
-Sources: NVIDIA A100 80GB SXM, L40S, H100 SXM5 and H200 SXM data sheets; memory of the H100 as its driver reports it.
+Sources: NVIDIA A100 80GB SXM, L40S, H100 SXM5 and H200 SXM data sheets, and that of the DGX B200 over its eight GPUs; memory of the H100 as
+its driver reports it.
 """
 
 from __future__ import annotations
@@ -31,14 +32,20 @@ class Sheet:
     bytes_per_s: float
     flops_per_s: Mapping[str, float]
     measured: bool = False
+    sheet_only: bool = False
+    """No run on this GPU, ours or published, is known here: nothing but the data sheet stands behind a prediction."""
 
 
 _HOPPER = {"bf16": 989.4e12, "fp16": 989.4e12, "fp8": 1979e12, "int8": 1979e12, "fp32": 67e12}
+_BLACKWELL = {"bf16": 2250e12, "fp16": 2250e12, "fp8": 4500e12, "int8": 4500e12, "fp32": 75e12}
 SHEETS: Mapping[str, Sheet] = {
     "a100": Sheet("sm_80", 80e9, 2.039e12, {"bf16": 312e12, "fp16": 312e12, "int8": 624e12, "fp32": 19.5e12}),
     "l40s": Sheet("sm_89", 48e9, 0.864e12, {"bf16": 362e12, "fp16": 362e12, "fp8": 733e12, "int8": 733e12, "fp32": 91.6e12}),
     "h100": Sheet("sm_90", 79.65 * 2**30, 3.35e12, _HOPPER, measured=True),
     "h200": Sheet("sm_90", 141e9, 4.8e12, _HOPPER, measured=True),
+    "b200": Sheet(
+        "sm_100", 180e9, 8e12, {"bf16": 2250e12, "fp16": 2250e12, "fp8": 4500e12, "int8": 4500e12, "fp32": 75e12}, sheet_only=True
+    ),
 }
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from trtllm_bench.analysis.peers import points, predicted, summary
+from trtllm_bench.analysis.peers import coverage, predicted, summary
 from trtllm_bench.analysis.step_constants import FOLDER, SECTIONS, constants_for, read_file
 from trtllm_bench.errors import BenchError
+from trtllm_results.compare.published import load
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted(FOLDER.glob("*.toml"))
@@ -102,8 +103,9 @@ def test_damaged_constants_are_refused(change: object, message: str, tmp_path: P
 
 def test_other_engines_points_are_predicted_to_their_size() -> None:
     """TensorRT-LLM's 70B in fp8 on two H200 at four requests: our engine by the model, within 10% of it."""
-    few = [one for one in points("h200", 4096) if one.model == "llama-3.1-70b" and one.source.startswith("TensorRT-LLM")]
-    found = list(predicted(one for one in few if (one.isl, one.tp) == (1024, 2)))
+    small = [one for one in coverage(load(), "h200")[0] if 0 < one.concurrency * one.osl <= 4096]
+    few = [one for one in small if one.model == "llama-3.1-70b" and one.source.startswith("TensorRT-LLM")]
+    found = list(predicted([one for one in few if (one.isl, one.tp) == (1024, 2)]))
     assert [point.theirs.concurrency for point in found] == [4]
     assert abs(found[0].error) < 0.1
     assert summary(found) == ["TensorRT-LLM H200 llama-3.1-70b fp8 tp 2: 1 points, median +3%, +3% to +3%"]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from trtllm_bench.analysis.cells import hardware_of, plans_of
 from trtllm_bench.analysis.predict import predict
 from trtllm_bench.errors import BenchError
+from trtllm_bench.roofline.hardware import Hardware
 from trtllm_bench.targets.registry import is_own
 from trtllm_engines.errors import EngineError
 from trtllm_results.record.row import Row
@@ -29,8 +30,8 @@ class Checked:
         return self.predicted / self.measured - 1
 
 
-def check(rows: Sequence[Row]) -> list[Checked]:
-    """Each cell of our own engine with fixed lengths. Raises `BenchError` when there is none."""
+def check(rows: Sequence[Row], hardware: Hardware | None = None) -> list[Checked]:
+    """Each cell of our own engine with fixed lengths, on its row's GPU or on `hardware`. Raises `BenchError` when there is none."""
     cells: dict[str, list[Row]] = {}
     for row in rows:
         mine = is_own(row.cell.target) and row.cell.workload in ("", "fixed") and not row.cell.request_rate
@@ -38,14 +39,14 @@ def check(rows: Sequence[Row]) -> list[Checked]:
             cells.setdefault(row.key, []).append(row)
     if not cells:
         raise BenchError("none of these cells is a measured one of our own engine with fixed lengths, which is what can be predicted")
-    return [checked for repeats in cells.values() if (checked := _checked(repeats)) is not None]
+    return [checked for repeats in cells.values() if (checked := _checked(repeats, hardware)) is not None]
 
 
-def _checked(repeats: Sequence[Row]) -> Checked | None:
+def _checked(repeats: Sequence[Row], hardware: Hardware | None) -> Checked | None:
     row = repeats[-1]
     cell, settings = row.cell, row.cell.settings
     workload = fixed(cell.num_requests or 4 * max(cell.batch, 1), cell.isl, cell.osl, vocab_size=256, seed=0)
-    hardware = hardware_of(row.environment)
+    hardware = hardware or hardware_of(row.environment)
     if not hardware.memory_bytes:
         return None
     try:

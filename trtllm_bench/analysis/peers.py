@@ -1,37 +1,57 @@
-"""The step model against other engines' published points: output tokens/s at fixed concurrency, by engine, model and layout.
+"""The step model against everything measured: our own recorded runs, and other engines' published figures.
 
-    python -m trtllm_bench.analysis.peers --gpu h200
+    python -m trtllm_bench.analysis.peers            # all tables of docs/facts/predictions.md
+    python -m trtllm_bench.analysis.peers --write    # and the errors that intervals of `sweep --predict` come from
 
-What is predicted is our engine on that GPU, what was published is theirs, so an error is the model's and the engines' difference together.
-It says whether predictions of layouts that were never run here are of the right size. Throughput is derived on both sides alike, from
-medians of TTFT and TPOT (`trtllm_results.compare.published`); a point of unknown precision is taken to be bf16.
+Our runs judge the model: errors on cells that a constant follows are told apart from those on all others. Of a published figure the model
+predicts our engine on that GPU, so an error is the model's and the engines' difference together; a factor for each engine and GPU takes out
+what is common, and the error that remains is that of a row with the factor of the others (leave one out). Figures are predicted in the
+steady state (`steady.py`), except where so few requests ran that all were one batch.
+
+Left out, and counted: models and GPUs that are not known here, figures whose precision is not stated, that the GPU cannot compute in, or
+that are implausible (`trtllm_results.plausibility`).
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
 
+from trtllm_bench.analysis.check import Checked, check
 from trtllm_bench.analysis.predict import predict
-from trtllm_bench.errors import BenchError
-from trtllm_bench.roofline.hardware import GPUS, published
+from trtllm_bench.analysis.prediction_error import ELSEWHERE, FILE, LEAST, interval_of, kind_of, read_errors
+from trtllm_bench.analysis.steady import steady_rate
+from trtllm_bench.roofline.hardware import GPUS, Hardware, published
 from trtllm_engines.compiler.compile import compile_model
-from trtllm_engines.compiler.plan import ParallelLayout, Profile
-from trtllm_engines.models.presets import preset_config
-from trtllm_results.compare.published import Published, load
+from trtllm_engines.compiler.plan import ParallelLayout, Plan, Profile
+from trtllm_engines.models.presets import PRESETS, preset_config
+from trtllm_results.compare.published import HANDFUL, Published, folder, load
+from trtllm_results.gpus import gpu_class
+from trtllm_results.model_sizes import canonical
+from trtllm_results.record.row import Cell
+from trtllm_results.store.table import Store
 from trtllm_workloads.synthetic import fixed
 
-MODELS = ("llama-3.1-8b", "llama-3.1-70b")
 MAX_NUM_TOKENS = 8192
-MOST_TOKENS = 150_000
-"""Concurrency times output tokens of the largest point: a prediction runs the real batcher step by step."""
+MAX_BATCH_SIZE = 2048
+FACTOR_GPU, FACTOR_ENGINE = "H100", "TensorRT-LLM"
+"""Of whose published figures a GPU without runs of ours has its errors."""
+REDUCING_ARCH = "sm_90"
+"""What has kernels in which ranks exchange rows."""
+RECORDED = ("h100", "h200", "h200-x2")
+OLD = ("gate", "nvtx-overhead")
+"""Recorded on purpose with slower engines."""
 
 
 @dataclass(frozen=True)
 class PeerPoint:
-    """One published point and what the step model says of our engine there."""
+    """One published figure and what the step model says of our engine there."""
 
     theirs: Published
     predicted: float
@@ -42,42 +62,186 @@ class PeerPoint:
         return self.predicted / self.theirs.output_tokens_per_s - 1
 
     @property
-    def group(self) -> tuple[str, str, str, str, int]:
-        """Engine, GPU, model, precision, tp."""
+    def engine(self) -> str:
         one = self.theirs
-        return one.source.split(" ")[0], one.gpu, one.model, one.precision or "not stated", one.tp
+        return "project brief" if one.source.startswith("project") else one.source.split(" ")[0] + ", measured by us" * one.measured
+
+    @property
+    def gpu(self) -> str:
+        return gpu_class(self.theirs.gpu)
 
 
-def points(gpu: str | None = None, most_tokens: int = MOST_TOKENS) -> Iterator[Published]:
-    """The published points that can be predicted, of one GPU or all."""
-    for one in load():
-        known = one.concurrency and one.model in MODELS and any(name in one.gpu.lower() for name in GPUS)
-        if known and one.concurrency * one.osl <= most_tokens and (gpu is None or gpu in one.gpu.lower()):
-            yield one
+@dataclass(frozen=True)
+class Factor:
+    """An engine's published figures on one GPU over predictions: their median, and what errors it leaves."""
+
+    engine: str
+    gpu: str
+    errors: tuple[float, ...]
+    """Of the model alone."""
+    factor: float
+    left_out: tuple[float, ...]
+    """Each row's by the factor of the other rows; none where there is one row."""
 
 
-def predicted(chosen: Iterable[Published]) -> Iterator[PeerPoint]:
-    """In order of engines. A point whose model does not fit is left out."""
-    for one in sorted(chosen, key=lambda one: (one.gpu, one.model, one.precision, one.tp, one.concurrency * one.osl)):
-        profile = Profile(one.concurrency, max(MAX_NUM_TOKENS, one.concurrency), one.isl + one.osl)
-        layout, source = ParallelLayout(one.tp), {"kind": "dummy", "seed": 0}
-        precision = one.precision or "bf16"
-        plan = compile_model(preset_config(one.model), precision, profile, arches=("sm_90",), weights_source=source, layout=layout).plan
-        load_of = fixed(2 * one.concurrency, one.isl, one.osl, vocab_size=100, seed=0)
-        hardware = published(next(name for name in GPUS if name in one.gpu.lower()))
-        try:
-            found, _ = predict(plan, hardware, load_of, concurrency=one.concurrency)
-        except BenchError:
+@dataclass(frozen=True)
+class OwnError:
+    """Of one cell recorded here. `in_sample`: a constant of the model follows it."""
+
+    gpu: str
+    cell: Cell
+    in_sample: bool
+    error: float
+
+
+def coverage(figures: Iterable[Published], gpu: str | None = None) -> tuple[list[Published], Counter[str]]:
+    """Those that can be predicted, and how many of the others by reason."""
+    chosen: list[Published] = []
+    why: Counter[str] = Counter()
+    for one in figures:
+        name = gpu_class(one.gpu).lower()
+        if gpu is not None and gpu != name:
             continue
-        seconds = (found["ttft_p50_ms"] + found["tpot_p50_ms"] * (one.osl - 1)) / 1e3
-        yield PeerPoint(one, one.concurrency * one.osl / seconds)
+        reason = (
+            f"model {one.model}"
+            if canonical(one.model) not in PRESETS
+            else f"GPU {one.gpu}"
+            if name not in GPUS
+            else "precision not stated"
+            if not one.precision
+            else f"no {one.precision} on {gpu_class(one.gpu)}"
+            if one.precision not in published(name).flops_per_s
+            else f"longer than {one.model} has positions"
+            if one.isl + one.osl > preset_config(canonical(one.model)).max_position_embeddings
+            else f"several {gpu_class(one.gpu)}"
+            if one.tp > 1 and published(name).arch != REDUCING_ARCH
+            else "implausible"
+            if one.implausible is not None
+            else ""
+        )
+        if reason:
+            why[reason] += 1
+        else:
+            chosen.append(one)
+    return chosen, why
 
 
-def summary(found: Iterable[PeerPoint]) -> list[str]:
-    """A line for each engine, model and layout."""
+def predicted(chosen: Sequence[Published]) -> Iterator[PeerPoint]:
+    """Raises `BenchError` for a model that does not fit its GPU."""
+    longest: dict[tuple[str, str], int] = {}
+    for one in chosen:
+        key = (gpu_class(one.gpu), canonical(one.model))
+        longest[key] = max(longest.get(key, 0), one.isl + one.osl)
+    for one in sorted(chosen, key=lambda one: (gpu_class(one.gpu), canonical(one.model), one.precision, one.kv_dtype, one.tp)):
+        hardware, model = published(gpu_class(one.gpu).lower()), canonical(one.model)
+        kv_dtype = one.kv_dtype if one.kv_dtype == "fp8" else "auto"
+        places, most = max(one.concurrency, MAX_BATCH_SIZE), longest[gpu_class(one.gpu), model]
+        plan = _plan(model, one.precision, kv_dtype, one.tp, hardware.arch, places, most)
+        yield PeerPoint(one, _rate(plan, hardware, one))
+
+
+def _rate(plan: Plan, hardware: Hardware, one: Published) -> float:
+    if 0 < one.requests <= HANDFUL:
+        figures, _ = predict(plan, hardware, fixed(one.requests, one.isl, one.osl, vocab_size=100, seed=0), concurrency=one.requests)
+        return figures["output_tokens_per_s"]
+    return steady_rate(plan, hardware, one.isl, one.osl, one.concurrency)
+
+
+@lru_cache(maxsize=4)
+def _plan(model: str, precision: str, kv_dtype: str, tp: int, arch: str, places: int, longest: int) -> Plan:
+    profile, source = Profile(places, max(MAX_NUM_TOKENS, places), longest), {"kind": "dummy", "seed": 0}
+    config, layout = preset_config(model), ParallelLayout(tp)
+    return compile_model(config, precision, profile, arches=(arch,), weights_source=source, kv_dtype=kv_dtype, layout=layout).plan
+
+
+def factors(points: Iterable[PeerPoint]) -> list[Factor]:
+    """By engine and GPU."""
+    groups: dict[tuple[str, str], list[float]] = {}
+    for point in points:
+        groups.setdefault((point.engine, point.gpu), []).append(point.error)
+    return [Factor(*key, tuple(errors), _factor(errors), left_out(errors)) for key, errors in sorted(groups.items())]
+
+
+def _factor(errors: Sequence[float]) -> float:
+    """What predictions are multiplied by: the median of published / predicted."""
+    return statistics.median(1 / (1 + error) for error in errors)
+
+
+def left_out(errors: Sequence[float]) -> tuple[float, ...]:
+    """Each error with the factor of all others."""
+    others = [[*errors[:i], *errors[i + 1 :]] for i in range(len(errors))] if len(errors) > 1 else []
+    return tuple((1 + error) * _factor(rest) - 1 for error, rest in zip(errors, others, strict=False))
+
+
+def own_errors(root: Path, hardware: Hardware | None = None, folders: Sequence[str] = RECORDED) -> list[OwnError]:
+    """Of every recorded cell with fixed lengths, on its GPU or on `hardware`."""
+    found: list[OwnError] = []
+    for store in (table.parent for name in folders for table in sorted((root / name).glob("*/results.parquet"))):
+        rows = [row for row in Store(store).rows() if row.status == "ok" and not row.cell.request_rate]
+        if rows and store.name not in OLD:
+            found += map(_own, check(rows, hardware))
+    return found
+
+
+def _own(one: Checked) -> OwnError:
+    gpu, cell = gpu_class(one.row.environment.gpu), one.row.cell
+    return OwnError(gpu, cell, in_sample(gpu, cell), one.error)
+
+
+def in_sample(gpu: str, cell: Cell) -> bool:
+    """Whether a constant is from this cell's whole steps: the fixed time of skinny GEMMs on the H100 (8 to 128 sequences), on the H200 the
+    two shares of bandwidth and the wait in reductions (`step_models/`)."""
+    if (cell.model, cell.precision, cell.isl, cell.osl, cell.replicas) != ("llama-3.1-8b", "fp8", 128, 256, 1):
+        return False
+    return 8 <= cell.batch <= 128 if gpu == "H100" else gpu == "H200" and cell.batch in (1, 64)
+
+
+def transferred(root: Path) -> list[OwnError]:
+    """Of H200 runs on one GPU that give constants, without these: by the H100's constants and the H200's data sheet, as a GPU not seen."""
+    unseen = own_errors(root, replace(published("h200"), name="h100"), RECORDED[1:])
+    return [one for one in unseen if one.cell.gpus == 1]
+
+
+def tables_of_errors(
+    own: Sequence[OwnError], unseen: Sequence[OwnError], points: Sequence[PeerPoint]
+) -> dict[tuple[str, str], tuple[str, list[float]]]:
+    """What `prediction_errors.toml` holds, by GPU and kind of step: (basis, errors). Of figures of maximum throughput only: where few
+    sequences are in flight, the factor between engines is another."""
+    theirs = [point for point in points if point.engine == FACTOR_ENGINE and not point.theirs.at_once]
+    factor = _factor([point.error for point in theirs if point.gpu == FACTOR_GPU and point.theirs.tp == 1])
+    scaled: dict[tuple[str, str], list[float]] = {}
+    for point in theirs:
+        kind = kind_of(0, point.theirs.tp)
+        if (point.gpu, kind) != (FACTOR_GPU, "many"):
+            scaled.setdefault((point.gpu, kind), []).append((1 + point.error) * factor - 1)
+    tables = {(gpu.lower(), kind): (_published_on(gpu), errors) for (gpu, kind), errors in sorted(scaled.items())}
+    others = [gpu for gpu, kind in sorted(scaled) if kind == "many" and published(gpu.lower()).arch != published(FACTOR_GPU.lower()).arch]
+    tables[ELSEWHERE, "many"] = (_published_on(" and ".join(others)), [error for gpu in others for error in scaled[gpu, "many"]])
+    ours: dict[tuple[str, str], list[float]] = {}
+    for one in [*(one for one in own if not one.in_sample), *unseen]:
+        kind = kind_of(one.cell.batch // one.cell.replicas, one.cell.tp * one.cell.pp)
+        ours.setdefault((one.gpu, kind), []).append(one.error)
+    enough = {(gpu, kind): errors for (gpu, kind), errors in ours.items() if len(errors) >= LEAST}
+    return tables | {(gpu.lower(), kind): (f"this engine's runs on the {gpu}", errors) for (gpu, kind), errors in enough.items()}
+
+
+def _published_on(gpu: str) -> str:
+    return f"{FACTOR_ENGINE}'s published figures on the {gpu}, by its factor on the {FACTOR_GPU}"
+
+
+def write_errors(tables: Mapping[tuple[str, str], tuple[str, Sequence[float]]], file: Path) -> None:
+    lines = ["# Written by `python -m trtllm_bench.analysis.peers --write`; prediction_error.py says what for."]
+    for (gpu, kind), (basis, errors) in sorted(tables.items()):
+        lines += ["", f"[{gpu}.{kind}]", f'basis = "{basis}"', f"errors = [{', '.join(f'{error:.4f}' for error in sorted(errors))}]"]
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def summary(points: Iterable[PeerPoint]) -> list[str]:
+    """A line for each engine, GPU, model, precision and layout."""
     groups: dict[tuple[str, str, str, str, int], list[float]] = {}
-    for point in found:
-        groups.setdefault(point.group, []).append(point.error)
+    for point in points:
+        one = point.theirs
+        groups.setdefault((point.engine, point.gpu, one.model, one.precision, one.tp), []).append(point.error)
     return [
         f"{engine} {gpu} {model} {precision} tp {tp}: {len(errors)} points, median {statistics.median(errors):+.0%}, "
         f"{min(errors):+.0%} to {max(errors):+.0%}"
@@ -85,12 +249,67 @@ def summary(found: Iterable[PeerPoint]) -> list[str]:
     ]
 
 
+def _median_and_worst(errors: Sequence[float]) -> str:
+    """Median of sizes, and the largest with its sign."""
+    return f"{statistics.median(map(abs, errors)):.1%} | {max(errors, key=lambda error: abs(math.log1p(error))):+.1%}" if errors else " | "
+
+
+def own_table(own: Sequence[OwnError], unseen: Sequence[OwnError]) -> list[str]:
+    lines = ["| our runs on | cells | median error | worst |", "|---|--:|--:|--:|"]
+    for gpu in sorted({one.gpu for one in own}):
+        for told, asked in (("a constant follows them", True), ("held out of the fit", False)):
+            errors = [one.error for one in own if one.gpu == gpu and one.in_sample is asked]
+            lines += [f"| {gpu}, {told} | {len(errors)} | {_median_and_worst(errors)} |"] if errors else []
+    errors = [one.error for one in unseen]
+    return (
+        [*lines, f"| H200, by the H100's constants and the H200's data sheet | {len(errors)} | {_median_and_worst(errors)} |"]
+        if errors
+        else lines
+    )
+
+
+def factor_table(found: Sequence[Factor]) -> list[str]:
+    lines = ["| engine | GPU | rows | median error | worst | factor | left out: median | worst |", "|---|---|--:|--:|--:|--:|--:|--:|"]
+    for one in found:
+        median = statistics.median(one.errors)
+        worst = max(one.errors, key=lambda error: abs(math.log1p(error)))
+        row = f"| {one.engine} | {one.gpu} | {len(one.errors)} | {median:+.1%} | {worst:+.1%} | {one.factor:.2f} | "
+        lines.append(row + f"{_median_and_worst(one.left_out)} |")
+    return lines
+
+
+def interval_table() -> list[str]:
+    """What `sweep --predict` takes: by GPU and kind of step, from `prediction_errors.toml` as it is."""
+    lines = ["| GPU | sequences | throughput within | in | errors | of |", "|---|---|--:|--:|--:|---|"]
+    for gpu, kinds in read_errors().items():
+        for kind, table in kinds.items():
+            one = interval_of(table["errors"], table["basis"])
+            lines.append(f"| {gpu} | {kind} | x or / {one.factor:.2f} | {one.cover:.0%} | {one.errors} | {one.basis} |")
+    return lines
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m trtllm_bench.analysis.peers")
-    parser.add_argument("--gpu", choices=GPUS)
-    parser.add_argument("--most-tokens", type=int, default=MOST_TOKENS, help="leave out points of more (concurrency x OSL)")
+    parser.add_argument("--gpu", choices=GPUS, help="published figures on this GPU only")
+    parser.add_argument("--write", action="store_true", help="write the errors that intervals of predictions come from")
     options = parser.parse_args()
-    print("\n".join(summary(predicted(points(options.gpu, options.most_tokens)))))
+    if options.write and options.gpu:
+        parser.error("--write needs all GPUs; leave --gpu out")
+    chosen, why = coverage(load(), options.gpu)
+    points = list(predicted(chosen))
+    print("\n".join(factor_table(factors(points))))
+    print(f"\n{len(points)} rows; left out: " + ", ".join(f"{reason} ({count})" for reason, count in why.most_common()))
+    print("\n" + "\n".join(summary(points)))
+    root = folder().parent / "recorded"
+    if options.gpu or not root.is_dir():
+        return
+    own = own_errors(root)
+    unseen = transferred(root)
+    print("\n" + "\n".join(own_table(own, unseen)))
+    if options.write:
+        write_errors(tables_of_errors(own, unseen, points), FILE)
+        read_errors.cache_clear()
+    print("\n" + "\n".join(interval_table()))
 
 
 if __name__ == "__main__":

@@ -45,7 +45,9 @@ def command(
     accuracy_windows: Annotated[int | None, typer.Option("--accuracy-windows", help="Most windows of that text (default 32).")] = None,
     profile: Annotated[str | None, typer.Option("--profile", help="Then profile cells: worst, all, or how many of the worst.")] = None,
     predict: Annotated[bool, typer.Option("--predict", help="Measure nothing: predict the grid by the step model.")] = False,
-    gpu: Annotated[str | None, typer.Option("--gpu", help="GPU of --predict: a100, l40s, h100 or h200 (default: the one here).")] = None,
+    gpu: Annotated[
+        str | None, typer.Option("--gpu", help="GPU of --predict: a100, l40s, h100, h200, b200 (default: the one here).")
+    ] = None,
     out: Annotated[
         str | None, typer.Option("--out", metavar="<path>", help="Folder or address (s3://...) for the results (default: runs/<time>).")
     ] = None,

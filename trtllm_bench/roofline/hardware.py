@@ -33,6 +33,8 @@ class Hardware:
     peer_copy_bytes_per_s: float = 0.0
     all_reduce_us: Mapping[str, float] = field(default_factory=dict)
     """By bytes of rows of `LINK_ROW_ELEMENTS`, as `Ceilings` has it."""
+    sheet_only: bool = False
+    """As `Sheet` has it: no run on this GPU is known here."""
 
     def flops(self, kind: str) -> float:
         """The ceiling of a number format; of the next wider one where it is not known, 0 where nothing is."""
@@ -63,7 +65,8 @@ def published(name: str) -> Hardware:
         raise BenchError(f"no data sheet of GPU '{name}' is known here; choose from {', '.join(GPUS)}")
     sheet = SHEETS[name.lower()]
     reachable = {kind: rate * ACHIEVABLE_FLOPS[kind] for kind, rate in sheet.flops_per_s.items()}
-    return Hardware(name.lower(), reachable, sheet.bytes_per_s * ACHIEVABLE_BYTES, sheet.memory_bytes, sheet.arch, measured=False)
+    bandwidth = sheet.bytes_per_s * ACHIEVABLE_BYTES
+    return Hardware(name.lower(), reachable, bandwidth, sheet.memory_bytes, sheet.arch, measured=False, sheet_only=sheet.sheet_only)
 
 
 def published_for(device: str) -> Hardware | None:

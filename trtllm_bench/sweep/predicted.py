@@ -1,6 +1,7 @@
 """`sweep --predict`: the same grid by the step model instead of a GPU, one row per cell, for a GPU that need not be here.
 
-A stored prediction is told from a measurement by its target, `predicted`, and by its GPU's name; `extra` says what it rests on.
+A stored prediction is told from a measurement by its target, `predicted`, and by its GPU's name; `extra` says what it rests on, and within
+which interval its throughput is likely to be (`prediction_error.py`).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 from trtllm_bench.analysis.predict import predict
+from trtllm_bench.analysis.prediction_error import interval_for
 from trtllm_bench.analysis.step_constants import constants_for
 from trtllm_bench.errors import BenchError
 from trtllm_bench.measure.rows import cell_of, reason_of
@@ -26,7 +28,7 @@ from trtllm_engines.compiler.plan import ParallelLayout, Plan
 from trtllm_engines.models.presets import resolve_model
 from trtllm_engines.runtime.scheduler import Policy
 from trtllm_results.record.environment import Environment
-from trtllm_results.record.row import PREDICTED, Row
+from trtllm_results.record.row import INTERVAL, PREDICTED, Row
 from trtllm_results.store.table import Store
 from trtllm_workloads.request import Workload
 
@@ -34,14 +36,20 @@ from trtllm_workloads.request import Workload
 def notes_on(rows: Sequence[Row], hardware: Hardware) -> list[str]:
     """What is to be said beside a predicted table."""
     tp, pp = (max((getattr(row.cell, name) for row in rows if row.status == "ok"), default=1) for name in ("tp", "pp"))
-    return _notes(tp, pp, hardware)
+    return [*_notes(tp, pp, hardware), *dict.fromkeys(row.extra[INTERVAL]["note"] for row in rows if INTERVAL in row.extra)]
 
 
 def _notes(tp: int, pp: int, hardware: Hardware) -> list[str]:
     note = constants_for(hardware.name).note
     exchange = "communication is that of two H200" + (", by formula for more GPUs" if tp > 2 else "")
     stages = "what stages send is by formula"
-    notes = ["predicted from counts and ceilings, not measured", *([note] if note else []), *([exchange] if tp > 1 else [])]
+    alone = f"{hardware.name.upper()}: from its data sheet alone; no run on it, ours or published, was compared"
+    notes = [
+        "predicted from counts and ceilings, not measured",
+        *([alone] if hardware.sheet_only else []),
+        *([note] if note else []),
+        *([exchange] if tp > 1 else []),
+    ]
     return [*notes, *([stages] if pp > 1 else [])]
 
 
@@ -60,7 +68,7 @@ def hardware_for(gpu: str | None, environment: Environment) -> Hardware:
     from trtllm_bench.analysis.cells import hardware_of
 
     if not environment.gpu:
-        raise BenchError("--predict needs to know for which GPU: add --gpu a100, l40s, h100 or h200")
+        raise BenchError("--predict needs to know for which GPU: add --gpu a100, l40s, h100, h200 or b200")
     return hardware_of(environment)
 
 
@@ -118,7 +126,12 @@ def _row(
             error = problem
     if error is not None:
         return Row(cell, environment, status="failed", reason=reason_of(error), run_id=run_id, command=command)
-    basis = {PREDICTED: _notes(engine.tp, engine.pp, hardware)}
+    interval = interval_for(hardware, -(-spec.load.concurrency // engine.replicas), engine.tp * engine.pp)
+    low, high = interval.around(figures["output_tokens_per_s"])
+    basis = {
+        PREDICTED: [*_notes(engine.tp, engine.pp, hardware), interval.note],
+        INTERVAL: {"low": low, "high": high, "cover": interval.cover, "errors": interval.errors, "note": interval.note},
+    }
     return Row(cell, environment, figures=figures, run_id=run_id, command=command, extra=basis)
 
 
@@ -126,4 +139,5 @@ def _environment(hardware: Hardware) -> Environment:
     """The GPU predicted for, and the sources that predict; this machine has no part in the result."""
     here = Environment.capture(use_gpu=False)
     names = ("bench", "source_hash", "git_revision", "git_dirty")
-    return Environment(gpu=f"{hardware.name.upper()} (by the step model)", **{name: getattr(here, name) for name in names})
+    by = "data sheet only, by the step model" if hardware.sheet_only else "by the step model"
+    return Environment(gpu=f"{hardware.name.upper()} ({by})", **{name: getattr(here, name) for name in names})

@@ -16,7 +16,7 @@ from trtllm_dashboards.quality import print_quality
 from trtllm_dashboards.scaling import print_scaling
 from trtllm_dashboards.tables import Column, show
 from trtllm_results.compare.quality import beside_speed
-from trtllm_results.record.row import Row
+from trtllm_results.record.row import INTERVAL, Row
 
 COLUMNS = (
     Column("precision"),
@@ -25,6 +25,8 @@ COLUMNS = (
     Column("isl", "ISL", kind="number"),
     Column("osl", "OSL", kind="number"),
     Column("output_tokens_per_s", "output", unit="tok/s", kind="number"),
+    Column("low", "from", unit="tok/s", kind="number"),
+    Column("high", "to", unit="tok/s", kind="number"),
     Column("spread", unit="+-%", kind="number", places=1, priority=3),
     Column("goodput_requests_per_s", "goodput", unit="req/s", kind="number"),
     Column("ttft_p50_ms", "TTFT p50", unit="ms", kind="number", priority=1),
@@ -77,6 +79,8 @@ def _line(repeats: Sequence[Row]) -> dict[str, Any]:
         values = [row.figures[column.key] for row in good if column.key in row.figures]
         if values:
             line[column.key] = statistics.fmean(values)
+    bounds: dict[str, float] = next((row.extra[INTERVAL] for row in good if INTERVAL in row.extra), {})
+    line |= {name: bounds[name] for name in ("low", "high") if name in bounds}
     for name in ("mfu", "mbu"):
         shares = [row.figures[name] for row in good if name in row.figures]
         if shares:

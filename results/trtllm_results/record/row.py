@@ -36,6 +36,8 @@ Status = Literal["ok", "failed", "oom", "void"]
 STATUSES: tuple[str, ...] = get_args(Status)
 PREDICTED = "predicted"
 """The target of a row that the step model made and nobody measured."""
+INTERVAL = "interval"
+"""Of a prediction, in `extra`: `low` and `high` output tokens/s, their `cover`, how many `errors` they are from, and a `note` of which."""
 
 
 @dataclass(frozen=True)

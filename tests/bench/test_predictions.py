@@ -1,0 +1,125 @@
+"""Predictions beside what was measured: the steady state, factors between engines, and the interval that errors give."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from trtllm_bench.__main__ import main
+from trtllm_bench.analysis.peers import coverage, factors, in_sample, interval_table, left_out, predicted, write_errors
+from trtllm_bench.analysis.predict import predict
+from trtllm_bench.analysis.prediction_error import interval_for, interval_of, kind_of, read_errors
+from trtllm_bench.analysis.steady import places_on, steady_rate
+from trtllm_bench.roofline.hardware import published
+from trtllm_engines.compiler.compile import compile_model
+from trtllm_engines.compiler.plan import Plan, Profile
+from trtllm_engines.models.presets import preset_config
+from trtllm_results.compare.published import load
+from trtllm_results.plausibility import Claim, judge
+from trtllm_results.record.row import Cell
+from trtllm_results.store.table import Store
+from trtllm_workloads.synthetic import fixed
+
+DOC = Path(__file__).parents[2] / "docs" / "facts" / "predictions.md"
+
+
+@pytest.fixture(scope="module")
+def small() -> Plan:
+    source = {"kind": "dummy", "seed": 0}
+    return compile_model(preset_config("smollm2-135m"), "bf16", Profile(64, 1024, 2048), arches=("sm_90",), weights_source=source).plan
+
+
+@pytest.mark.parametrize(("isl", "osl", "places"), [(128, 64, 32), (1500, 32, 4), (64, 128, 8)], ids=["mixed", "chunks", "decoding"])
+def test_the_steady_state_is_that_of_a_long_run(small: Plan, isl: int, osl: int, places: int) -> None:
+    run, _ = predict(small, published("h100"), fixed(8 * places, isl, osl, vocab_size=100, seed=0), concurrency=places)
+    assert steady_rate(small, published("h100"), isl, osl, places) == pytest.approx(run["output_tokens_per_s"], rel=0.09)
+
+
+def test_without_a_limit_as_many_sequences_run_as_have_room(small: Plan) -> None:
+    h100 = published("h100")
+    assert places_on(small, h100, 128, 64) == 64
+    assert steady_rate(small, h100, 128, 64) == steady_rate(small, h100, 128, 64, 64) == steady_rate(small, h100, 128, 64, 500)
+
+
+def test_the_interval_is_the_rank_that_covers_nine_in_ten() -> None:
+    nineteen = interval_of([0.01 * n for n in range(1, 20)], "")
+    assert (nineteen.factor, nineteen.cover, nineteen.errors) == (pytest.approx(1.18), 0.9, 19), "the 18th of 19"
+    assert interval_of([0.02, -0.2, 0.05], "").factor == pytest.approx(1.25), "a fifth too low is a quarter short"
+    assert interval_of([0.02, -0.2, 0.05], "").cover == 0.75
+    assert nineteen.around(118.0) == (pytest.approx(100.0), pytest.approx(139.24))
+
+
+def test_a_gpu_with_runs_of_ours_has_the_narrowest_interval() -> None:
+    factor = {gpu: interval_for(published(gpu), 1024).factor for gpu in ("a100", "l40s", "h100", "h200", "b200")}
+    assert factor["h100"] < 1.05 < min(factor["l40s"], factor["h200"], factor["a100"])
+    assert interval_for(published("b200"), 0).basis == "TensorRT-LLM's published figures on the A100 and L40S, by its factor on the H100"
+    assert interval_for(published("l40s"), 1).basis.endswith("as none of other steps than large ones is known")
+    assert interval_for(published("h100"), 1024, ranks=4).factor > factor["h200"]
+    assert [kind_of(sequences) for sequences in (0, 1, 128, 129)] == ["many", "few", "few", "many"]
+
+
+def test_an_error_left_out_is_by_the_factor_of_the_others() -> None:
+    assert left_out([0.0, 1.0, 1.0]) == pytest.approx((0.0 + 1 / 2 - 1, 2 * 0.75 - 1, 2 * 0.75 - 1))
+    assert left_out([0.3]) == ()
+
+
+def test_figures_that_are_not_predicted_say_why() -> None:
+    chosen, why = coverage(load())
+    assert why["precision not stated"] == 87
+    assert why["no fp8 on A100"] == 4
+    assert why["several A100"] == 16
+    assert why["implausible"] == 4
+    assert len(chosen) + sum(why.values()) == len(load())
+    assert {one.tp for one in coverage(load(), "l40s")[0]} == {1}
+
+
+def test_an_engines_factor_takes_out_what_all_its_figures_share() -> None:
+    """TensorRT-LLM on the L40S, by the H100's constants and the data sheet: 9% slower than predicted, one row by another within 4%."""
+    chosen = [one for one in coverage(load(), "l40s")[0] if one.model == "llama-3.1-8b" and one.source.startswith("TensorRT-LLM")]
+    (only,) = factors(predicted(chosen))
+    assert (only.engine, only.gpu, len(only.errors)) == ("TensorRT-LLM", "L40S", 9)
+    assert only.factor == pytest.approx(0.91, abs=0.03)
+    assert sorted(map(abs, only.left_out))[4] < 0.04
+
+
+def test_cells_that_constants_follow_are_told_from_others() -> None:
+    cell = Cell(model="llama-3.1-8b", precision="fp8", batch=64, isl=128, osl=256)
+    assert in_sample("H100", cell)
+    assert in_sample("H200", cell)
+    assert not in_sample("H100", Cell(model="llama-3.1-8b", precision="fp8", batch=1, isl=128, osl=256))
+    assert not in_sample("H200", Cell(model="llama-3.1-70b", precision="fp8", batch=64, isl=128, osl=256, tp=2))
+
+
+def test_errors_are_written_as_they_are_read(tmp_path: Path) -> None:
+    write_errors(
+        {(gpu, kind): (t["basis"], t["errors"]) for gpu, kinds in read_errors().items() for kind, t in kinds.items()}, tmp_path / "e"
+    )
+    assert tomllib.loads((tmp_path / "e").read_text()) == read_errors()
+
+
+def test_the_intervals_of_the_docs_are_those_in_use() -> None:
+    assert "\n".join(interval_table()) in DOC.read_text()
+
+
+def test_a_b200_is_predicted_and_marked_as_known_by_its_data_sheet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shape = ("--batch-size", "8", "--isl", "32", "--osl", "16", "--model", "smollm2-135m", "--precision", "bf16")
+    assert main(["sweep", "--predict", "--gpu", "b200", *shape, "--out", str(tmp_path)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "B200 (data sheet only, by the step model)" in said
+    assert "B200: from its data sheet alone" in said
+    assert "throughput within a factor of" in said
+    (row,) = Store(tmp_path).rows()
+    assert row.environment.gpu == "B200 (data sheet only, by the step model)"
+    interval = row.extra["interval"]
+    assert interval["low"] < row.figures["output_tokens_per_s"] < interval["high"]
+    assert any("data sheet alone" in note for note in row.extra["predicted"])
+
+
+def test_a_b200s_figures_are_judged_by_its_data_sheet() -> None:
+    """Two FLOP a weight and token, 128 in and 128 out: 1,000 tokens/s of Llama-3.1-8B are about 29 TFLOP/s."""
+    assert judge(Claim("B200", "llama-3.1-8b", "bf16", 128, 128, 60_000)) is None
+    too_fast = judge(Claim("B200", "llama-3.1-8b", "bf16", 128, 128, 200_000))
+    assert too_fast is not None
+    assert too_fast.limit == 2250e12

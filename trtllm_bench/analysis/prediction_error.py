@@ -1,0 +1,77 @@
+"""How far off a prediction may be: an interval from the errors of earlier ones, by GPU and by kind of step.
+
+`prediction_errors.toml` holds them (`python -m trtllm_bench.analysis.peers --write` makes it): where a GPU has runs of ours, the model's
+errors on cells that none of its constants follows; elsewhere, its errors on TensorRT-LLM's published figures of maximum throughput, by the
+factor between that engine and the model on the H100. A GPU without either takes the errors on all GPUs of another architecture than the
+H100's.
+
+Engines of several ranks have a kind of their own: what they exchange was measured between two GPUs, and is by formula for more.
+
+The interval is multiplicative, p / f to p * f. Of n errors, f is the ceil(0.9 (n + 1))-th smallest of exp |log(1 + error)|, which covers
+the next one with 90% if that is drawn as they were (split conformal prediction: Vovk et al., Algorithmic Learning in a Random World, 2005).
+Of fewer than nine f is the largest, which covers n / (n + 1). Errors of neighbouring cells are alike, so the true cover is less.
+"""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from trtllm_bench.roofline.hardware import Hardware
+from trtllm_kernels.dialect.types import SKINNY_TOKENS
+
+FILE = Path(__file__).with_name("prediction_errors.toml")
+COVER = 0.9
+LEAST = 3
+"""Runs of ours on a GPU from which on they tell its errors, in place of published figures."""
+ELSEWHERE = "elsewhere"
+
+
+@dataclass(frozen=True)
+class Interval:
+    """`factor` f of p / f to p * f; `cover` the share of cases it holds, of `errors` earlier ones."""
+
+    factor: float
+    cover: float
+    errors: int
+    basis: str
+
+    def around(self, figure: float) -> tuple[float, float]:
+        return figure / self.factor, figure * self.factor
+
+    @property
+    def note(self) -> str:
+        return f"throughput within a factor of {self.factor:.2f} in {self.cover:.0%} of cases, by {self.errors} errors of {self.basis}"
+
+
+def kind_of(sequences: int, ranks: int = 1) -> str:
+    """Of steps: `ranks` where there are several; else by sequences in flight `few`, whose GEMMs our skinny kernels take, or `many`, also
+    for 0 (no limit)."""
+    return "ranks" if ranks > 1 else "few" if 0 < sequences <= SKINNY_TOKENS else "many"
+
+
+def interval_of(errors: Sequence[float], basis: str) -> Interval:
+    """Of predicted / true - 1."""
+    sizes = sorted(abs(math.log1p(error)) for error in errors)
+    rank = min(math.ceil(COVER * (len(sizes) + 1)), len(sizes))
+    return Interval(math.exp(sizes[rank - 1]), min(COVER, len(sizes) / (len(sizes) + 1)), len(sizes), basis)
+
+
+def interval_for(hardware: Hardware, sequences: int, ranks: int = 1) -> Interval:
+    """Of a prediction for this GPU with so many sequences in flight on one copy of the engine, which has so many ranks."""
+    tables, kind = read_errors(), kind_of(sequences, ranks)
+    kinds = next((tables[gpu] for gpu in tables if gpu in hardware.name.lower().replace(" ", "")), tables[ELSEWHERE])
+    if kind in kinds:
+        return interval_of(kinds[kind]["errors"], kinds[kind]["basis"])
+    return interval_of(kinds["many"]["errors"], f"{kinds['many']['basis']}, as none of other steps than large ones is known")
+
+
+@cache
+def read_errors() -> Mapping[str, Mapping[str, Mapping[str, Any]]]:
+    """By GPU and kind of step: `basis` and `errors`."""
+    return tomllib.loads(FILE.read_text(encoding="utf-8"))
