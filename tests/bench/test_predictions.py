@@ -26,21 +26,21 @@ DOC = Path(__file__).parents[2] / "docs" / "facts" / "predictions.md"
 
 
 @pytest.fixture(scope="module")
-def small() -> Plan:
+def llama() -> Plan:
     source = {"kind": "dummy", "seed": 0}
-    return compile_model(preset_config("smollm2-135m"), "bf16", Profile(64, 1024, 2048), arches=("sm_90",), weights_source=source).plan
+    return compile_model(preset_config("llama-3.1-8b"), "fp8", Profile(64, 1024, 2048), arches=("sm_90",), weights_source=source).plan
 
 
 @pytest.mark.parametrize(("isl", "osl", "places"), [(128, 64, 32), (1500, 32, 4), (64, 128, 8)], ids=["mixed", "chunks", "decoding"])
-def test_the_steady_state_is_that_of_a_long_run(small: Plan, isl: int, osl: int, places: int) -> None:
-    run, _ = predict(small, published("h100"), fixed(8 * places, isl, osl, vocab_size=100, seed=0), concurrency=places)
-    assert steady_rate(small, published("h100"), isl, osl, places) == pytest.approx(run["output_tokens_per_s"], rel=0.09)
+def test_the_steady_state_is_that_of_a_long_run(llama: Plan, isl: int, osl: int, places: int) -> None:
+    run, _ = predict(llama, published("h100"), fixed(8 * places, isl, osl, vocab_size=100, seed=0), concurrency=places)
+    assert steady_rate(llama, published("h100"), isl, osl, places) == pytest.approx(run["output_tokens_per_s"], rel=0.09)
 
 
-def test_without_a_limit_as_many_sequences_run_as_have_room(small: Plan) -> None:
+def test_without_a_limit_as_many_sequences_run_as_have_room(llama: Plan) -> None:
     h100 = published("h100")
-    assert places_on(small, h100, 128, 64) == 64
-    assert steady_rate(small, h100, 128, 64) == steady_rate(small, h100, 128, 64, 64) == steady_rate(small, h100, 128, 64, 500)
+    assert places_on(llama, h100, 128, 64) == 64
+    assert steady_rate(llama, h100, 128, 64) == steady_rate(llama, h100, 128, 64, 64) == steady_rate(llama, h100, 128, 64, 500)
 
 
 def test_the_interval_is_the_rank_that_covers_nine_in_ten() -> None:
