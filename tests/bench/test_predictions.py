@@ -55,7 +55,7 @@ def test_a_gpu_with_runs_of_ours_has_the_narrowest_interval() -> None:
     factor = {gpu: interval_for(published(gpu), 1024).factor for gpu in ("a100", "l40s", "h100", "h200", "b200")}
     assert factor["h100"] < 1.05 < min(factor["l40s"], factor["h200"], factor["a100"])
     assert interval_for(published("b200"), 0).basis == "TensorRT-LLM's published figures on the A100 and L40S, by its factor on the H100"
-    assert interval_for(published("l40s"), 1).basis.endswith("as none of other steps than large ones is known")
+    assert interval_for(published("l40s"), 1).basis.endswith("all with many sequences on one GPU")
     assert interval_for(published("h100"), 1024, ranks=4).factor > factor["h200"]
     assert [kind_of(sequences) for sequences in (0, 1, 128, 129)] == ["many", "few", "few", "many"]
 

@@ -68,7 +68,7 @@ def interval_for(hardware: Hardware, sequences: int, ranks: int = 1) -> Interval
     kinds = next((tables[gpu] for gpu in tables if gpu in hardware.name.lower().replace(" ", "")), tables[ELSEWHERE])
     if kind in kinds:
         return interval_of(kinds[kind]["errors"], kinds[kind]["basis"])
-    return interval_of(kinds["many"]["errors"], f"{kinds['many']['basis']}, as none of other steps than large ones is known")
+    return interval_of(kinds["many"]["errors"], f"{kinds['many']['basis']}, all with many sequences on one GPU")
 
 
 @cache
