@@ -197,7 +197,7 @@ def test_the_faster_tile_and_threshold_are_recorded_and_lowered(bench: CpuBench,
     products, _, _ = tune(bench, times, "gate_up", cases=PROMPTS)
     tuned = Tuned((*tuned.decisions, *products.decisions), (), 0)
     found = {one.choice.name: one.winner for one in tuned.decisions if one.winner}
-    assert found["decode"] == {"decode_warps": 2, "decode_stages": 3}
+    assert found["decode"] == {"decode_pages": 1, "decode_ahead": 0, "decode_warps": 2, "decode_stages": 3}
     assert found["tiles"]["group"] == 16
     assert found["fused from"] == {"fused_from": 64}
     assert set(found) == {"decode", "tiles", "fused from"}

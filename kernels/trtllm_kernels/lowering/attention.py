@@ -226,7 +226,7 @@ def _decode(builder: Builder, tuned: dict[str, int], concurrent_steps: str) -> N
             "MAX_SPLITS": next_power_of_2(most),
             "QUANTIZE": call.get("out_scale") is not None,
         },
-        warps=4,
+        warps=4 if call.capability >= 90 else 8,  # with four some spill on sm_89
     )
 
 
