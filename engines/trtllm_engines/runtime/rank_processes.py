@@ -27,8 +27,9 @@ STEP_S = 10.0
 START_S = 900.0
 WRITE_S = 60.0
 """Most time that ranks take to write what they have recorded."""
-NOTICE_S = 1.0
-"""How long a host may take to notice that one of its ranks has died, after those of another have failed of it."""
+NOTICE_S = 3.0
+"""How long a host may take to notice that one of its ranks has died, and to say so (once a second), after those of another have failed of
+it."""
 
 
 @dataclass(frozen=True)
@@ -168,14 +169,16 @@ class RankProcesses:
             self._check()
 
     def _check(self) -> None:
-        """Raises `EngineError` when a rank or a host has failed or died. A death is told before what ranks of other hosts say of it, and
-        they may be the first to notice."""
+        """Raises `EngineError` when a rank or a host has failed or died. All hosts are heard: where one rank died, those of other hosts
+        fail, maybe first, and torchrun ends the ranks beside these, which then look dead too. Deaths are told before failures, all of
+        them."""
         errors, until = self._errors(), time.monotonic() + NOTICE_S
-        while errors and self._others and not any(map(_is_death, errors)) and time.monotonic() < until:
+        while errors and len(errors) <= len(self._others) and time.monotonic() < until:
             time.sleep(0.05)
             errors = self._errors()
         if errors:
-            raise next(filter(_is_death, errors), errors[0])
+            deaths = [str(error) for error in errors if _is_death(error)]
+            raise EngineError("; ".join(deaths)) if deaths else errors[0]
 
     def _errors(self) -> list[EngineError]:
         errors = []
