@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import heapq
 import math
 
 import numpy as np
 import pytest
+from queues import queue
 
 from trtllm_bench.errors import BenchError
 from trtllm_bench.load.clock import FakeClock
 from trtllm_bench.load.control_variate import Run, backlog, corrections
 from trtllm_bench.load.driver import Drive, run_load
-from trtllm_bench.load.saturation import RAMP_UP, Good, Probe, Search, design_effect, find_saturation, fitted_limit
+from trtllm_bench.load.saturation import Good, Probe, Search, design_effect, find_saturation, fitted_limit
 from trtllm_bench.targets.scripted import Script, VirtualTarget
 from trtllm_results.metrics.requests import goodput_mask
 from trtllm_workloads.arrivals import Poisson
@@ -148,17 +148,6 @@ def test_a_queue_saturates_where_queueing_theory_says() -> None:
 def test_settings_that_make_no_sense_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(BenchError, match="must"):
         Search(**wrong)  # type: ignore[arg-type]
-
-
-def queue(rate: float, service_s: float, servers: int, limit_s: float, rng: np.random.Generator, least: int) -> Run:
-    """Whether each of the requests of twenty seconds waited no longer than `limit_s`: M/D/c, the first tenth left out."""
-    n = max(least, math.ceil(20 * rate))
-    free, good, arrivals_s = [0.0] * servers, np.empty(n, bool), np.cumsum(rng.exponential(1 / rate, n))
-    for k, arrival in enumerate(arrivals_s.tolist()):
-        begin = max(arrival, heapq.heappop(free))
-        good[k] = begin - arrival <= limit_s
-        heapq.heappush(free, begin + service_s)
-    return Run(good[int(n * RAMP_UP) :], arrivals_s)
 
 
 @pytest.mark.parametrize(("service_s", "servers", "truth"), [(0.09, 4, 32.87), (0.2, 4, 11.10), (0.05, 1, 9.84)])
