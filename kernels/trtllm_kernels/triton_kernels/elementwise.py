@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from trtllm_kernels.triton_kernels.pdl import let_next_start, wait_for_previous
-from trtllm_kernels.triton_kernels.quantize import codes_of_row, finish, result_scale
+from trtllm_kernels.triton_kernels.quantize import finish, result_scale, store_by_row
 
 
 @triton.jit
@@ -65,9 +65,7 @@ def silu_mul_packed_quantize_rows(GateUp, Y, Scales, N: tl.constexpr, BLOCK: tl.
     mask = cols < N
     gate = tl.load(GateUp + row * (2 * N) + cols, mask=mask, other=0.0).to(tl.float32)
     up = tl.load(GateUp + row * (2 * N) + N + cols, mask=mask, other=0.0).to(tl.float32)
-    codes, scale = codes_of_row(gate / (1.0 + tl.exp(-gate)) * up, Y.dtype.element_ty)
-    tl.store(Scales + row, scale)
-    tl.store(Y + row * N + cols, codes, mask=mask)
+    store_by_row(gate / (1.0 + tl.exp(-gate)) * up, Y, Scales, row, cols, mask, N)
 
 
 @triton.jit
@@ -79,9 +77,7 @@ def gelu_quantize_rows(X, Y, Scales, N: tl.constexpr, BLOCK: tl.constexpr, PDL: 
     mask = cols < N
     x = tl.load(X + row * N + cols, mask=mask, other=0.0).to(tl.float32)
     u = 0.7978845608028654 * (x + 0.044715 * x * x * x)
-    codes, scale = codes_of_row(x / (1.0 + tl.exp(-2.0 * u)), Y.dtype.element_ty)
-    tl.store(Scales + row, scale)
-    tl.store(Y + row * N + cols, codes, mask=mask)
+    store_by_row(x / (1.0 + tl.exp(-2.0 * u)), Y, Scales, row, cols, mask, N)
 
 
 @triton.jit

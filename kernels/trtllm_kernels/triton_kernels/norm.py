@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from trtllm_kernels.triton_kernels.pdl import let_next_start, wait_for_previous
-from trtllm_kernels.triton_kernels.quantize import codes_of_row, finish, result_scale
+from trtllm_kernels.triton_kernels.quantize import finish, result_scale, store_by_row
 
 
 @triton.jit
@@ -106,9 +106,7 @@ def rms_norm_quantize_rows(X, W, Y, Scales, eps, N: tl.constexpr, BLOCK: tl.cons
     wait_for_previous(PDL)
     x = tl.load(X + row * N + cols, mask=mask, other=0.0).to(tl.float32)
     scale = tl.rsqrt(tl.sum(x * x, 0) / N + eps)
-    codes, row_scale = codes_of_row(x * scale * w.to(tl.float32), Y.dtype.element_ty)
-    tl.store(Scales + row, row_scale)
-    tl.store(Y + row * N + cols, codes, mask=mask)
+    store_by_row(x * scale * w.to(tl.float32), Y, Scales, row, cols, mask, N)
 
 
 @triton.jit
@@ -123,9 +121,7 @@ def add_rms_norm_quantize_rows(
     wait_for_previous(PDL)
     x = _add(X, Addend, Residual, Total, row * N + cols, mask, ADDEND)
     scale = tl.rsqrt(tl.sum(x * x, 0) / N + eps)
-    codes, row_scale = codes_of_row(x * scale * w.to(tl.float32), Y.dtype.element_ty)
-    tl.store(Scales + row, row_scale)
-    tl.store(Y + row * N + cols, codes, mask=mask)
+    store_by_row(x * scale * w.to(tl.float32), Y, Scales, row, cols, mask, N)
 
 
 @triton.jit
@@ -138,9 +134,7 @@ def layer_norm_quantize_rows(X, W, B, Y, Scales, eps, N: tl.constexpr, BLOCK: tl
     b = tl.load(B + cols, mask=mask, other=0.0)
     wait_for_previous(PDL)
     x = tl.load(X + row * N + cols, mask=mask, other=0.0).to(tl.float32)
-    codes, row_scale = codes_of_row(_layer_normalize(x, mask, w, b, eps, N), Y.dtype.element_ty)
-    tl.store(Scales + row, row_scale)
-    tl.store(Y + row * N + cols, codes, mask=mask)
+    store_by_row(_layer_normalize(x, mask, w, b, eps, N), Y, Scales, row, cols, mask, N)
 
 
 @triton.jit
@@ -155,6 +149,4 @@ def add_layer_norm_quantize_rows(
     b = tl.load(B + cols, mask=mask, other=0.0)
     wait_for_previous(PDL)
     x = _add(X, Addend, Residual, Total, row * N + cols, mask, ADDEND)
-    codes, row_scale = codes_of_row(_layer_normalize(x, mask, w, b, eps, N), Y.dtype.element_ty)
-    tl.store(Scales + row, row_scale)
-    tl.store(Y + row * N + cols, codes, mask=mask)
+    store_by_row(_layer_normalize(x, mask, w, b, eps, N), Y, Scales, row, cols, mask, N)

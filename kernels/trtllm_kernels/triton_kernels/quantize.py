@@ -67,6 +67,14 @@ def codes_of_row(x, dtype: tl.constexpr):
 
 
 @triton.jit
+def store_by_row(y, Y, Scales, row, cols, mask, N: tl.constexpr):
+    """Stores row `row` of N, fp32 `y`, as codes and its scale."""
+    codes, scale = codes_of_row(y, Y.dtype.element_ty)
+    tl.store(Scales + row, scale)
+    tl.store(Y + row * N + cols, codes, mask=mask)
+
+
+@triton.jit
 def quantize_rows(X, Y, Scales, N: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr):
     """One program per row of N, in one pass: BLOCK holds the whole row."""
     let_next_start(PDL)
@@ -75,6 +83,4 @@ def quantize_rows(X, Y, Scales, N: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.co
     cols = tl.arange(0, BLOCK)
     mask = cols < N
     x = tl.load(X + row * N + cols, mask=mask, other=0.0).to(tl.float32)
-    codes, scale = codes_of_row(x, Y.dtype.element_ty)
-    tl.store(Scales + row, scale)
-    tl.store(Y + row * N + cols, codes, mask=mask)
+    store_by_row(x, Y, Scales, row, cols, mask, N)
