@@ -50,7 +50,7 @@ def quantize(X, Scale, Y, N: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexp
 
 
 @triton.jit
-def codes_of_row(x, dtype: tl.constexpr):
+def _codes_of_row(x, dtype: tl.constexpr):
     """(codes, scale) of a whole row of fp32, in E4M3 or int8, of which it is a 127th.
 
     Divisions are rounded as IEEE 754 says: if a row's scale were off by one unit in the last place, every code on a tie would differ from
@@ -69,7 +69,7 @@ def codes_of_row(x, dtype: tl.constexpr):
 @triton.jit
 def store_by_row(y, Y, Scales, row, cols, mask, N: tl.constexpr):
     """Stores row `row` of N, fp32 `y`, as codes and its scale."""
-    codes, scale = codes_of_row(y, Y.dtype.element_ty)
+    codes, scale = _codes_of_row(y, Y.dtype.element_ty)
     tl.store(Scales + row, scale)
     tl.store(Y + row * N + cols, codes, mask=mask)
 
