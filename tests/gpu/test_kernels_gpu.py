@@ -13,7 +13,7 @@ from trtllm_kernels.compile.aot import compile_all
 from trtllm_kernels.dialect.expr import evaluate
 from trtllm_kernels.dialect.model_shape import ModelShape
 from trtllm_kernels.dialect.specs import DTYPES, dtype_name
-from trtllm_kernels.dialect.types import Arg, KernelSpec, Launch, Lowered, TensorSpec
+from trtllm_kernels.dialect.types import NO_TOKEN, Arg, KernelSpec, Launch, Lowered, TensorSpec
 from trtllm_kernels.errors import KernelError
 from trtllm_kernels.launch.driver import BoundProgram
 from trtllm_kernels.launch.torch_ops import as_list, execute
@@ -161,6 +161,23 @@ def test_the_last_product_samples_what_its_logits_say(precision: str, vocabulary
         assert torch.equal(device["last_tokens"].cpu()[named["sample_slots"].long()], tokens)
         assert torch.equal(device["token_ring"].cpu()[2, :rows], tokens)
         assert (device["argmax_scratch"] == EMPTY).all()
+
+
+@pytest.mark.parametrize("value", [torch.nan, -torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("rows", [2, 33, 200])
+def test_a_row_without_a_finite_best_has_no_token(rows: int, value: float) -> None:
+    op, model = OPS["linear_sample"], ModelShape(hidden=1024, vocab=32000)
+    named = sample("linear_sample", model, BatchShape((rows,), (rows,)), "bf16")
+    named["x"][1] = value
+    device = on_gpu(named)
+    outputs = as_list(op.fake(*(device[a.name] for a in op.overload._schema.arguments)))
+    execute(op, device, [poison(y) for y in outputs])
+    tokens, ring = outputs[1].cpu(), device["token_ring"].cpu()[2, :rows]
+    others = torch.arange(rows) != 1
+    assert (int(tokens[1]), int(ring[1])) == (0, NO_TOKEN)
+    assert torch.equal(ring[others], tokens[others])
+    assert (tokens[others] >= 0).all()
+    assert (device["argmax_scratch"] == EMPTY).all()
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -52,15 +52,16 @@ SCHEMES = (
     Packed("int4", "fp8"),
     Packed("int4", "fp8", 64, "fp16", zero=True, x_by_row=True),
     Packed("int4", "fp8", 0, weight_scale=2),
+    Packed("fp8", "bf16", 128, "fp32"),
+    Packed("fp8", "fp16", 0, weight_scale=2),
 )
-FP8_BLOCKS = Packed("fp8", "bf16", 64, "fp32")
-"""Stored in rows, and made wide for any number of tokens."""
 
 
 def storage_of(scheme: Packed, rows: int, columns: int, generator: torch.Generator) -> torch.Tensor:
     """A weight of random codes as an engine holds it."""
     if scheme.dtype == "fp8":
-        return (torch.randn(rows, columns, generator=generator) * CODES_STD["fp8"]).clamp(-448, 448).to(torch.float8_e4m3fn)
+        normal = torch.randn(rows, columns, generator=generator) * CODES_STD["fp8"]
+        return formats.pack(normal.clamp(-448, 448).to(torch.float8_e4m3fn), scheme.dtype, scheme.inputs)
     low, high = (-128, 128) if scheme.dtype == "int8" else (0, 16)
     codes = torch.randint(low, high, (rows, columns), generator=generator).to(torch.int8 if scheme.dtype == "int8" else torch.uint8)
     return as_stored(formats.pack(codes, scheme.dtype, scheme.inputs), scheme.dtype)

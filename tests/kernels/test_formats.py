@@ -13,6 +13,8 @@ CASES = [(dtype, inputs) for dtype in FORMATS for inputs in ("bf16", "fp16", "fp
 
 def drawn(rows: int, columns: int, dtype: str, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
+    if dtype == "fp8":
+        return torch.randint(0, 256, (rows, columns), generator=generator).to(torch.uint8).view(torch.float8_e4m3fn)
     if dtype == "int8":
         return torch.randint(-128, 128, (rows, columns), generator=generator).to(torch.int8)
     return torch.randint(0, 16, (rows, columns), generator=generator).to(torch.uint8)
@@ -23,14 +25,14 @@ def drawn(rows: int, columns: int, dtype: str, seed: int = 0) -> torch.Tensor:
 def test_what_is_packed_is_unpacked(case: tuple[str, str], rows: int, columns: int, seed: int) -> None:
     codes = drawn(64 * rows, 64 * columns, case[0], seed)
     storage = pack(codes, *case)
-    bits = 8 if case[0] == "int8" else 4
+    bits = 8 if case[0] in ("int8", "fp8") else 4
     assert storage.shape == (64 * rows, 64 * columns * bits // 8)
     assert storage.is_contiguous()
-    assert storage.dtype == (torch.int8 if case[0] == "int8" else torch.uint8)
-    assert torch.equal(unpack(storage, *case), codes)
+    assert storage.dtype == codes.dtype
+    assert torch.equal(unpack(storage, *case).view(torch.uint8), codes.view(torch.uint8))
     other = codes.clone()
-    other[5, 3] ^= 1
-    assert (pack(other, *case) != storage).sum() == 1
+    other.view(torch.uint8)[5, 3] ^= 1
+    assert (pack(other, *case).view(torch.uint8) != storage.view(torch.uint8)).sum() == 1
 
 
 def test_an_int4s_place_is_that_of_the_tensor_cores_register() -> None:
@@ -67,5 +69,5 @@ def test_shapes_and_formats_without_tiles_are_refused() -> None:
         pack(torch.zeros(32, 64, dtype=torch.uint8), "int4", "bf16")
     with pytest.raises(KernelError, match="nf4 with inputs of fp8 have no packed form"):
         pack(torch.zeros(64, 64, dtype=torch.uint8), "nf4", "fp8")
-    with pytest.raises(KernelError, match="packed as 'int3'; use one of int4, int8, fp4, nf4"):
+    with pytest.raises(KernelError, match="packed as 'int3'; use one of int4, int8, fp8, fp4, nf4"):
         values(torch.zeros(1), "int3")

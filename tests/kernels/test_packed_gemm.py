@@ -24,7 +24,7 @@ from trtllm_kernels.lowering.packed_gemm import PADDED
 from trtllm_kernels.references import OPS
 
 INT4, NVFP4, W4A8 = SCHEMES[0], SCHEMES[6], SCHEMES[12]
-FP8_INT4 = Packed("int4", "fp8")
+FP8_INT4, FP8_BLOCKS, FP8_ROWS = Packed("int4", "fp8"), SCHEMES[14], SCHEMES[15]
 EMULATED = {
     # two blocks and two warpgroups divide K, rows end within a tile of tokens; rings turn
     "int4": ("linear", INT4, 128, 1664, 5, {"bias": True, "residual": True}, tile(8, rows=64, turns=2, parts=2, columns=256)),
@@ -36,6 +36,9 @@ EMULATED = {
     "turns": ("linear", FP8_INT4, 64, 1280, 34, {}, tile(64, rows=64, turns=2, columns=256)),
     # tiles of many tokens follow each other in a block, and rows and tokens end within them; scales are factors, rounded to bf16
     "large int4": ("linear", INT4, 320, 384, 70, {"bias": True, "residual": True}, large(128, 256, 64)),
+    # scales are factors, of few tokens and of many; fp16 has fewer exponents
+    "fp8": ("linear", FP8_BLOCKS, 64, 512, 34, {"residual": True}, tile(64, rows=64, turns=2)),
+    "large fp8": ("linear", FP8_ROWS, 64, 256, 20, {}, large(64, 128, 64)),
     # sums of parts of a tile's tokens, in turns
     "large w4a8": ("gate_up_silu", FP8_INT4, 192, 256, 140, {"quantize": True}, large(256, 128, 128)),
 }
@@ -50,7 +53,7 @@ def test_the_kernels_compute_their_reference(name: str) -> None:
     y.view(torch.uint8).fill_(0xFF)
     emulate(lowered_for(op, named, y, tactic), named, y, tokens, blocks=2 if "large" in name else None)
     expected = OPS[op].reference(**{name: named.get(name) for name in OP_SPECS[op].tensors}).float()
-    assert float((y.float() - expected).norm() / expected.norm()) < (3e-3 if name == "large int4" else 1e-3)
+    assert float((y.float() - expected).norm() / expected.norm()) < (3e-3 if name in ("large int4", "fp8") else 1e-3)
 
 
 def test_warps_that_make_scales_are_at_most_the_stages_they_make_them_for() -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trtllm_kernels.dialect.types import NO_TOKEN
 from trtllm_kernels.references.philox import gumbel_noise
 from trtllm_kernels.references.sampling import EMPTY
 
@@ -45,6 +47,15 @@ def test_greedy_takes_the_first_of_the_largest_and_leaves_it_in_three_places(row
     assert named["last_tokens"].flip(0)[:rows].tolist() == expected
     assert (named["last_tokens"].flip(0)[rows:] == -1).all()
     assert (named["argmax_scratch"] == EMPTY).all()
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_a_row_without_a_finite_best_has_no_token(value: float) -> None:
+    """The next step reads token 0, a row of the embedding; the host is told. Other rows are as ever."""
+    named = arguments(torch.eye(8), torch.stack((torch.eye(8)[3], torch.full((8,), value))))
+    assert torch.ops.trtllm.linear_sample(**named)[1].tolist() == [3, 0]
+    assert named["token_ring"][1, :2].tolist() == [3, NO_TOKEN]
+    assert named["last_tokens"].flip(0)[:2].tolist() == [3, 0]
 
 
 def test_a_draw_depends_on_seed_and_position_and_follows_the_softmax() -> None:

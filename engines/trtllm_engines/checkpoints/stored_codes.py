@@ -43,7 +43,7 @@ class StoredCodes:
     def values(self) -> Tensor:
         """fp32 [N, K] of the weight that the codes stand for, in the model's order of columns, factors taken in."""
         codes, scale = self.codes(), self.scale()
-        decoded = formats.values(codes, self.kind.dtype) if self.kind.dtype in formats.FORMATS else codes.float()
+        decoded = formats.values(codes, self.kind.dtype)
         zero = None if self.zero is None else self.zero().T
         row_scale = self.tensor_scale() if self.tensor_scale is not None else None if self.kind.in_groups else scale
         values = code_values(decoded, self.kind.dtype, row_scale, scale.T if self.kind.in_groups else None, zero)

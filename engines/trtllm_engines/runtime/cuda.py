@@ -31,6 +31,7 @@ from trtllm_engines.runtime.rank import CacheSize, RankMemory
 from trtllm_engines.runtime.sampler import collect_logprobs
 from trtllm_kernels.compile.cubin import Cubin
 from trtllm_kernels.dialect.expr import evaluate
+from trtllm_kernels.dialect.types import NO_TOKEN
 from trtllm_kernels.launch.driver import BoundProgram
 
 Progress = Callable[[int, int], None]
@@ -41,22 +42,22 @@ Progress = Callable[[int, int], None]
 class CudaHandle:
     event: torch.cuda.Event
     tokens: torch.Tensor
-    """In the host's memory, int32 [S]; reused a few steps later."""
+    """In the host's memory, int32 [S]; `NO_TOKEN` where a row's best logit is no finite number. Reused a few steps later."""
     logprobs: tuple[torch.Tensor, ...]
     plan: SamplingPlan
     finite: torch.Tensor | None = None
-    """In the host's memory, bool [1]: whether the logits are numbers. None where nobody looked."""
+    """In the host's memory, bool [1]: whether all logits are numbers. None where nobody looked."""
 
     def done(self) -> bool:
         return bool(self.event.query())  # type: ignore[no-untyped-call]
 
     def result(self) -> StepOutput:
         self.event.synchronize()
-        if self.finite is not None and not bool(self.finite):
+        tokens = self.tokens.numpy().copy()
+        if (self.finite is not None and not bool(self.finite)) or bool((tokens == NO_TOKEN).any()):
             raise EngineError(
                 f"the {LOGITS} of a step are NaN or infinite, so there is no next token; the weights are damaged, or need a wider precision"
             )
-        tokens = self.tokens.numpy().copy()
         if not self.logprobs:
             return StepOutput(tokens)
         chosen, top, top_ids = (tensor.numpy() for tensor in self.logprobs)

@@ -7,6 +7,7 @@
 #define CODES_INT8 1
 #define CODES_FP4 2
 #define CODES_NF4 3
+#define CODES_FP8 4
 
 // int4 of a step, wide: bf16 0x4300 | code is 128 + code, fp16 0x6400 | code is 1024 + code. In fp16 a code four bits higher is 16 times
 // it. `zeros` (if ZEROS) of rows g and g + 8, two of each in a register; the code 8 without.
@@ -40,6 +41,17 @@ INLINE void decode_int8(u32 (&a)[4], u32 first, u32 last, const u32 (&zeros)[2])
             a[i] = subtract(masked(words[i], 0x007F007F, 0x43004300), masked(words[i], 0x00800080, 0x43004300));
         }
         if (ZEROS) a[i] = subtract(a[i], zeros[i % 2]);
+    }
+}
+
+// E4M3 of a step, wide. What the bits make is 2^-120 (fp16: 2^-8) times the number.
+INLINE void decode_fp8(u32 (&a)[4], u32 first, u32 last) {
+    u32 words[4] = {first, first >> 8, last, last >> 8};
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        u32 sign = words[i] << 8 & 0x80008000;
+        a[i] = HALF ? masked(words[i] << 7, 0x3F803F80, sign) : masked(words[i] << 4, 0x07F007F0, sign);
+        a[i] = multiplied(a[i], HALF ? 0x5C005C00 : 0x7B807B80);
     }
 }
 

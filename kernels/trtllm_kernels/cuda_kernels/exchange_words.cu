@@ -37,10 +37,10 @@ extern "C" __global__ void __launch_bounds__(THREADS)
                 word = max(word, theirs);
             }
         }
-        int token = 0x7FFFFFFF - (int)(word & 0xFFFFFFFF);
-        tokens[row] = token;
-        last_tokens[slots[row]] = token;
-        ring[(long long)*ring_slot * ring_stride + row] = token;
+        int ordered = (int)(word >> 32), column = 0x7FFFFFFF - (int)(word & 0xFFFFFFFF);
+        bool finite = ((ordered ^ (ordered >> 31 & 0x7FFFFFFF)) & 0x7F800000) != 0x7F800000;
+        tokens[row] = last_tokens[slots[row]] = finite ? column : 0;
+        ring[(long long)*ring_slot * ring_stride + row] = finite ? column : -1;
         argmax_scratch[row] = EMPTY;
     }
     // The buffer of the round before is emptied as far as it can have been filled.

@@ -6,7 +6,8 @@
 #include "decode.cuh"
 #include "skinny.cuh"
 
-constexpr int TILE = 64, IN_STEP = COLUMNS / TILE, TILE_BYTES = CODES == CODES_INT8 ? 4096 : 2048, TILES = K / TILE;
+constexpr int TILE = 64, IN_STEP = COLUMNS / TILE, TILES = K / TILE;
+constexpr int TILE_BYTES = CODES == CODES_INT8 || CODES == CODES_FP8 ? 4096 : 2048;
 constexpr int STEPS = (K + COLUMNS - 1) / COLUMNS, ROWS = TILE * ROW_GROUPS;
 constexpr bool GROUPED = GROUP > 0;
 constexpr int PANEL_COLUMNS = FP8 ? 128 : 64, PANELS = COLUMNS / PANEL_COLUMNS;
@@ -122,6 +123,8 @@ struct Codes {
         decode_int4(a, word(i), zeros);
 #elif CODES == CODES_INT8
         decode_int8(a, word(2 * i), word(2 * i + 1), zeros);
+#elif CODES == CODES_FP8
+        decode_fp8(a, word(2 * i), word(2 * i + 1));
 #elif CODES == CODES_FP4
         u32 factors[2] = {FOLDED ? scales[0] : FP4_ONE, FOLDED ? scales[1] : FP4_ONE};
         decode_fp4(a, word(i), factors);

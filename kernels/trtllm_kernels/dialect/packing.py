@@ -9,6 +9,7 @@ TILE = 64
 PACKED_INPUTS = {
     "int4": ("bf16", "fp16", "fp32", "fp8"),
     "int8": ("bf16", "fp16", "fp32"),
+    "fp8": ("bf16", "fp16", "fp32"),
     "fp4": ("bf16", "fp16", "fp32"),
     "nf4": ("bf16", "fp16", "fp32"),
 }

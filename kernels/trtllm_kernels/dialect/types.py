@@ -26,6 +26,8 @@ SAMPLING_WORDS = 4
 number of tokens before it."""
 EMPTY_WORD = -(1 << 63)
 """A row's word of sampling that no column was offered under, as int64."""
+NO_TOKEN = -1
+"""What the host reads as token of a row whose best logit is NaN or infinite."""
 SKINNY_TOKENS = 128
 """Largest number of tokens in a step whose GEMMs run in our own kernels on Hopper; larger steps use the library."""
 Dim = int | str

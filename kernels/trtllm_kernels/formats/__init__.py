@@ -12,10 +12,10 @@ import torch
 
 from trtllm_kernels.dialect.packing import TILE, check_shape, is_packed
 from trtllm_kernels.errors import KernelError
-from trtllm_kernels.formats import fp4, int4, int8, nf4
+from trtllm_kernels.formats import fp4, fp8, int4, int8, nf4
 from trtllm_kernels.formats.format import Format
 
-FORMATS: Mapping[str, Format] = {one.name: one for one in (int4.FORMAT, int8.FORMAT, fp4.FORMAT, nf4.FORMAT)}
+FORMATS: Mapping[str, Format] = {one.name: one for one in (int4.FORMAT, int8.FORMAT, fp8.FORMAT, fp4.FORMAT, nf4.FORMAT)}
 ZERO: Mapping[str, int] = {"int4": 8}
 """The code that stands for zero where a weight has no zero points; 0 where a format is not listed."""
 
@@ -36,7 +36,7 @@ def _tiled(dtype: str, input_dtype: str) -> Format:
 
 
 def pack(codes: torch.Tensor, dtype: str, input_dtype: str) -> torch.Tensor:
-    """Codes [N, K], one an element (uint8, or int8 for `int8`) -> the storage of an engine: uint8 [N, K / 2], or int8 [N, K].
+    """Codes [N, K], one an element (uint8, int8 for `int8`, E4M3 for `fp8`) -> the storage of an engine: uint8 [N, K / 2], or [N, K].
 
     int8 weights of int8 inputs stay as they are. Raises `KernelError` for a shape that tiles do not divide, and for a format that has no
     such inputs.

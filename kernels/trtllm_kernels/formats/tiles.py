@@ -60,3 +60,6 @@ WIDE_COLUMNS = {"step": 4, "eight": 2, "pair": 4, "element": 2}
 (half, eight) = (0, 0), (1, 0), (0, 1), (1, 1)."""
 BYTE_COLUMNS = {"step": 2, "sixteen": 2, "pair": 4, "element": 4}
 """Of operands of 1 byte: a column is 32 step + 16 sixteen + 4 pair + element. A register has four elements."""
+BYTES = Order({"steps": 2, **WIDE_COLUMNS, "step": 2}, ("steps", *THREAD, "step", "eight", "element", "half"))
+"""Of codes of a byte under wide inputs: a tile is 4 KB and a thread has 16 bytes in each half of it, a word for each 8 of four steps' 16
+columns. A word has the elements of row g in bytes 0 and 2 and those of row g + 8 in bytes 1 and 3, where the two registers' halves are."""

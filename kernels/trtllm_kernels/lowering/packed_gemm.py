@@ -2,8 +2,7 @@
 
 Few tokens: `cuda_kernels/packed_gemm.cu` on Hopper, one specialisation a padded size, of which a step launches one or none. More: the
 weight is decoded into a workspace, in the inputs' format, and the op runs as it does with a wide weight. All products of a step share that
-memory, so an engine holds one wide weight at most, the widest, and only while it multiplies. fp8 weights with wide inputs, which are rows
-and not tiles, are made wide for any number of tokens.
+memory, so an engine holds one wide weight at most, the widest, and only while it multiplies.
 
 What counts in a tile: memory is waited for by whole warps, so each SM should have eight of them that decode, by more rows of the weight, by
 K in turns, or by two blocks; and x is read from L2 once by each block, so with many tokens blocks need many rows.
@@ -39,7 +38,7 @@ PADDED = (8, 16, 32, 64, 128)
 PACKED_TO = "packed_to"
 """Tunable: largest number of tokens for which that kernel is taken; 0: never."""
 _WIDE = ("bf16", "fp16")
-_CODES = {"int4": 0, "int8": 1, "fp4": 2, "nf4": 3}
+_CODES = {"int4": 0, "int8": 1, "fp4": 2, "nf4": 3, "fp8": 4}
 _SCALES = {"fp32": 0, "fp16": 1, "bf16": 2, "fp8": 3, "uint8": 4}
 """Numbers of `cuda_kernels/decode.cuh`; uint8 scales are powers of two."""
 _ACTIVATIONS = {"linear": 0, "gate_up_silu": 1, "linear_gelu": 2}
@@ -51,8 +50,8 @@ _TABLE_BYTES = 32 * 1024
 
 
 def has_packed_weight(call: OpCall) -> bool:
-    """Whether an op's weight is codes that are not multiplied as they are: in tiles, or fp8 in rows under wide inputs."""
-    return is_packed(call["weight"].dtype, call["x"].dtype) or (call["weight"].dtype == "fp8" and call["x"].dtype != "fp8")
+    """Whether an op's weight is codes in tiles."""
+    return is_packed(call["weight"].dtype, call["x"].dtype)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from trtllm_kernels.dialect.group import PIPE_WORDS, group_words
 from trtllm_kernels.dialect.registry import dialect_op
 from trtllm_kernels.references.norm import rms_norm
 from trtllm_kernels.references.quantize import fake_result
-from trtllm_kernels.references.sampling import chosen_value_and_column
+from trtllm_kernels.references.sampling import chosen_value_and_column, store_tokens
 
 
 class Communicator(Protocol):
@@ -150,8 +150,6 @@ def sharded_linear_sample(
     value, column = chosen_value_and_column(logits, sampling_words, communicator.rank * columns, communicator.size * columns)
     values = torch.stack(communicator.all_gather(value))
     firsts = torch.stack(communicator.all_gather(column))
-    best = values.max(dim=0, keepdim=True).values
-    tokens = torch.where(values == best, firsts, torch.iinfo(torch.int64).max).min(dim=0).values.to(torch.int32)
-    last_tokens[sample_slots.long()] = tokens
-    token_ring[int(ring_slot), : len(tokens)] = tokens
-    return logits, tokens
+    best = values.max(dim=0).values
+    first = torch.where(values == best, firsts, torch.iinfo(torch.int32).max).min(dim=0).values
+    return logits, store_tokens(best, first, last_tokens, sample_slots, token_ring[int(ring_slot)])

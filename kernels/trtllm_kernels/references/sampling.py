@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional
 
 from trtllm_kernels.dialect.registry import dialect_op
-from trtllm_kernels.dialect.types import EMPTY_WORD
+from trtllm_kernels.dialect.types import EMPTY_WORD, NO_TOKEN
 from trtllm_kernels.references.philox import gumbel_noise
 
 EMPTY = EMPTY_WORD
@@ -41,13 +41,23 @@ def linear_sample(
     sampling_words is int32 [S, 4] (`types.SAMPLING_WORDS`), sample_slots int32 [S]. The token is the arg-max of the row's rounded logits,
     the first of equals; with a temperature t > 0 it is the arg-max of logits / t + Gumbel noise, which samples from their softmax. It is
     stored in `last_tokens` of its slot and in `token_ring` [ring slots, most rows] at [ring_slot, row], where the host reads it.
+    A row whose best is NaN or infinite has token 0, and `NO_TOKEN` in `token_ring`.
     `argmax_scratch` int64 [most rows] is scratch memory of the kernels, `EMPTY` before and after.
     """
     logits = functional.linear(x, weight, bias)
-    tokens = chosen_value_and_column(logits, sampling_words, 0, weight.shape[0])[1].to(torch.int32)
+    value, column = chosen_value_and_column(logits, sampling_words, 0, weight.shape[0])
+    return logits, store_tokens(value, column, last_tokens, sample_slots, token_ring[int(ring_slot)])
+
+
+def store_tokens(
+    value: torch.Tensor, column: torch.Tensor, last_tokens: torch.Tensor, sample_slots: torch.Tensor, ring_row: torch.Tensor
+) -> torch.Tensor:
+    """Tokens int32 [S] of the best values and their columns, stored where the next step and the host read them."""
+    finite, column = value.isfinite(), column.to(torch.int32)
+    tokens = torch.where(finite, column, 0)
     last_tokens[sample_slots.long()] = tokens
-    token_ring[int(ring_slot), : len(tokens)] = tokens
-    return logits, tokens
+    ring_row[: len(tokens)] = torch.where(finite, column, NO_TOKEN)
+    return tokens
 
 
 def chosen_value_and_column(

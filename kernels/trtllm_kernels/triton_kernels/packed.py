@@ -1,4 +1,4 @@
-"""Packed weights (`formats/`), and fp8 ones in rows, made wide: what runs where the number of tokens leaves the time to arithmetic."""
+"""Packed weights (`formats/`) made wide: what runs where the number of tokens leaves the time to arithmetic."""
 
 import triton
 import triton.language as tl
@@ -18,7 +18,7 @@ def _place(row, column, FORMAT: tl.constexpr):
     else:
         thread += column // 2 % 4
         step, eight, element = column // 16, column // 8 % 2, column % 2
-        if FORMAT == "int8":
+        if FORMAT == "int8" or FORMAT == "fp8":
             return step // 2 * 2048 + 16 * thread + step % 2 * 8 + eight * 4 + 2 * element + half, 0 * half
         elif FORMAT == "int4":
             return 16 * thread + 4 * step + 2 * element + eight, 4 * half
@@ -85,7 +85,7 @@ def _nf4_value(code):
 def _decoded(W, tile, row, column, FORMAT: tl.constexpr):
     """fp32 of codes at (row, column) of tiles, before zero points and scales."""
     byte, bit = _place(row, column, FORMAT)
-    if FORMAT == "int8":
+    if FORMAT == "int8" or FORMAT == "fp8":
         return tl.load(W + tile * 4096 + byte).to(tl.float32)
     at = W + tile * 2048 + byte
     if FORMAT == "fp4" or FORMAT == "fp4_fp16":
@@ -104,10 +104,7 @@ def _scaled_values(
     N: tl.constexpr, K: tl.constexpr, GROUP: tl.constexpr, FORMAT: tl.constexpr, E8M0: tl.constexpr, ZERO: tl.constexpr,
 ):  # fmt: skip
     """fp32 values of a tile's codes [row, column] but for the weight's own scale."""
-    if FORMAT == "fp8":
-        values = tl.load(W + (tile_row.to(tl.int64) * 64 + row) * K + tile_column * 64 + column).to(tl.float32)
-    else:
-        values = _decoded(W, tile_row.to(tl.int64) * (K // 64) + tile_column, row, column, FORMAT)
+    values = _decoded(W, tile_row.to(tl.int64) * (K // 64) + tile_column, row, column, FORMAT)
     if GROUP:
         at = ((tile_column * 64 + column) // GROUP).to(tl.int64) * N + tile_row * 64 + row
     if ZERO:

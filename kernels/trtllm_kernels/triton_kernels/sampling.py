@@ -94,15 +94,22 @@ def rank_candidates(
 
 @triton.jit
 def publish(ArgmaxScratch, Slots, RingSlot, Tokens, LastTokens, Ring, num_rows, ring_stride, BLOCK: tl.constexpr, PDL: tl.constexpr):
-    """Writes Tokens [num_rows], LastTokens of their slots, and row RingSlot of Ring [ring slots, ring_stride] in host memory."""
+    """Writes Tokens [num_rows], LastTokens of their slots, and row RingSlot of Ring [ring slots, ring_stride] in host memory.
+
+    A row whose best logit is NaN or infinite has no token: the host is told -1, and the next step, whose result nobody wants, reads 0.
+    """
     let_next_start(PDL)
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = row < num_rows
     slot = tl.load(Slots + row, mask=inside, other=0)
     ring_slot = tl.load(RingSlot)
     wait_for_previous(PDL)
-    token = 0x7FFFFFFF - (tl.load(ArgmaxScratch + row, mask=inside, other=0) & 0xFFFFFFFF).to(tl.int32)
+    word = tl.load(ArgmaxScratch + row, mask=inside, other=0)
+    ordered = (word >> 32).to(tl.int32)
+    finite = (ordered ^ ((ordered >> 31) & 0x7FFFFFFF)) & 0x7F800000 != 0x7F800000
+    column = 0x7FFFFFFF - (word & 0xFFFFFFFF).to(tl.int32)
+    token = tl.where(finite, column, 0)
     tl.store(Tokens + row, token, mask=inside)
     tl.store(LastTokens + slot, token, mask=inside)
-    tl.store(Ring + ring_slot * ring_stride + row, token, mask=inside)
+    tl.store(Ring + ring_slot * ring_stride + row, tl.where(finite, column, -1), mask=inside)
     tl.store(ArgmaxScratch + row, tl.full((BLOCK,), -9223372036854775808, tl.int64), mask=inside)
