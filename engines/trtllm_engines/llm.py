@@ -168,6 +168,7 @@ class LLM:
                 profile=profile,
                 arches=arches,
                 layout=ParallelLayout(tp or 1, pp or 1),
+                gpu="" if target is None else target.name,
                 progress=progress,
             )
         elif precision is not None or kv_dtype != "auto" or str(weights) != "auto":

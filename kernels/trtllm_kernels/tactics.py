@@ -7,6 +7,9 @@ the layer. What a step or a profile decides (tokens, pages, the length of a tabl
 profile and any layer finds the entry. Integer tensors (indices) are left out. An op that is not recorded runs with the default its lowering
 states; only what differs from the default is recorded.
 
+A build takes the file of the GPU that it is for, if that GPU was tuned, else that of its architecture's GPU (`GPU_OF_ARCH`): the H200 is an
+H100 with faster memory, so what was found on one is a start for the other.
+
 The files live beside the source (`kernels/tactics/`) and, in an installed wheel, inside the package. Only `merge` writes them.
 """
 
@@ -14,6 +17,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -35,9 +39,30 @@ def folder() -> Path:
     return installed if installed.is_dir() else _HERE.parent / "tactics"
 
 
-def file_for(arch: str) -> Path:
-    """The file that a build for `arch` reads."""
+def short_name(gpu: str) -> str:
+    """`h200` of `NVIDIA H200`: the first word of a GPU's name with a digit in it."""
+    words = [word for word in re.split(r"[^a-z0-9]+", gpu.lower()) if word]
+    return next((word for word in words if any(map(str.isdigit, word))), "-".join(words))
+
+
+def own_file(gpu: str) -> Path:
+    """The file of one GPU, by its driver's name or its short name, whether it was tuned or not."""
+    return folder() / f"{short_name(gpu)}.json"
+
+
+def file_for(arch: str, gpu: str = "") -> Path:
+    """The file that a build for `arch` reads. `gpu`: the GPU it is for, whose own file is taken where there is one of that architecture.
+    Raises `KernelError` for a file that cannot be read."""
+    own = own_file(gpu)
+    if gpu and own.is_file() and _load(own)[0] == arch:
+        return own
     return folder() / f"{GPU_OF_ARCH.get(arch, arch)}.json"
+
+
+def in_use(arch: str, gpu: str = "") -> str:
+    """Short name of the GPU whose tactics a build takes; "" where it has defaults alone. Raises as `file_for`."""
+    file = file_for(arch, gpu)
+    return file.stem if file.is_file() else ""
 
 
 def key(op: str, inputs: Sequence[TensorSpec | None], outputs: Sequence[TensorSpec], attrs: Mapping[str, Attr]) -> str:
@@ -60,8 +85,10 @@ def _tensor(spec: TensorSpec) -> str:
 
 
 @lru_cache(maxsize=16)
-def _load(path: Path) -> Mapping[str, Tactic]:
-    return _parsed(path)[1]
+def _load(path: Path) -> tuple[str, Mapping[str, Tactic]]:
+    """(architecture, tactics)"""
+    content, table = _parsed(path)
+    return str(content.get("arch", "")), table
 
 
 def _parsed(path: Path) -> tuple[dict[str, Any], dict[str, Tactic]]:
@@ -74,16 +101,16 @@ def _parsed(path: Path) -> tuple[dict[str, Any], dict[str, Tactic]]:
 
 
 def recorded(
-    arch: str, op: str, inputs: Sequence[TensorSpec | None], outputs: Sequence[TensorSpec], attrs: Mapping[str, Attr]
+    arch: str, op: str, inputs: Sequence[TensorSpec | None], outputs: Sequence[TensorSpec], attrs: Mapping[str, Attr], gpu: str = ""
 ) -> Tactic | None:
-    """The tactic recorded for the GPU that stands for `arch`, or None."""
-    table = read(file_for(arch))
+    """The tactic recorded for `gpu`, or for the GPU that stands for `arch`; or None."""
+    table = read(file_for(arch, gpu))
     return table.get(key(op, inputs, outputs, attrs)) if table else None
 
 
 def read(path: Path) -> Mapping[str, Tactic]:
     """Everything a file records; empty if the file does not exist. Raises `KernelError` for a file that cannot be read."""
-    return _load(path) if path.is_file() else {}
+    return _load(path)[1] if path.is_file() else {}
 
 
 def merge(path: Path, gpu: str, arch: str, faster: Mapping[str, Tactic], measured: Mapping[str, set[str]]) -> None:

@@ -127,6 +127,46 @@ def test_any_knob_may_be_an_axis_and_engines_are_kept_together() -> None:
     assert len(several.points) == 8
 
 
+def test_cells_of_a_toml_hold_what_belongs_together_and_share_an_engine(tmp_path: Path) -> None:
+    cells = "".join(
+        f"[[cells]]\nisl = {isl}\nosl = {osl}\nbatch-size = {places}\nnum-requests = {requests}\n"
+        for isl, osl, places, requests in ((128, 2048, 512, 700), (2048, 128, 256, 512), (2048, 2048, 256, 300))
+    )
+    (tmp_path / "s.toml").write_text(f'model = "m"\nprecision = "fp8"\nrepeats = 3\n{cells}')
+    spec = load_spec({}, tmp_path / "s.toml", defaults={"model": "other", "precision": "bf16", "concurrency": (1, 8), "isl": (1,)})
+    (points,) = spec.engines()
+    assert [(*point.spec.workload.lengths, point.spec.load.concurrency, point.spec.workload.num_requests) for point in points] == [
+        (128, 2048, 512, 700),
+        (2048, 128, 256, 512),
+        (2048, 2048, 256, 300),
+    ]
+    assert [point.label for point in points] == ["fp8 b512 128/2048", "fp8 b256 2048/128", "fp8 b256 2048/2048"]
+    assert set(spec.axes) == {"isl", "osl", "concurrency"}
+    twice = load_spec({"kv_dtype": "fp8,bf16"}, tmp_path / "s.toml")
+    assert [len(each) for each in twice.engines()] == [3, 3]
+    spec.save(tmp_path)
+    assert load_spec({}, folder=tmp_path) == spec
+    with pytest.raises(BenchError, match=r"cells 1: isl is given for all cells too; give it in one place"):
+        load_spec({"isl": "64"}, tmp_path / "s.toml")
+
+
+@pytest.mark.parametrize(
+    ("cells", "says"),
+    [
+        (3, "cells must be tables of settings"),
+        ([], "cells must be tables of settings"),
+        ([{}], "cells must be tables of settings"),
+        ([{"isl": [1, 2]}], "cells 1: isl takes whole numbers"),
+        ([{"isl": 1}, {"repeats": 2}], "cells 2: repeats is no setting of a cell"),
+        ([{"api_key": "x"}], "cells 1: api_key is no setting of a cell"),
+    ],
+)
+def test_a_cell_that_cannot_be_is_one_sentence(cells: object, says: str, tmp_path: Path) -> None:
+    (tmp_path / SPEC_FILE).write_text(json.dumps({"model": "m", "cells": cells}))
+    with pytest.raises(BenchError, match=says):
+        load_spec({}, folder=tmp_path, defaults={"isl": (8,)})
+
+
 def test_the_numbers_of_requests_follow_the_case() -> None:
     closed, opened = SweepSpec.of(batch_size="1,64"), SweepSpec.of(batch_size=64, request_rate="5,20", duration=10)
     assert [(point.spec.workload.num_requests, point.spec.load.warmup) for point in closed.points] == [(8, 2), (256, 64)]

@@ -428,8 +428,9 @@ def test_the_command_writes_what_the_next_build_reads(
     monkeypatch.setattr("trtllm_bench.machine.gpus", lambda: [{"gpu": "NVIDIA H200", "compute_capability": "9.0"}])
     assert main(arguments) == 3
     assert "was measured on NVIDIA H100 and this is NVIDIA H200" in capsys.readouterr().err
-    assert main(arguments[:-2]) == 3
-    assert "builds for sm_90 read h100.json, and this is NVIDIA H200" in capsys.readouterr().err
+    monkeypatch.setattr(tactics, "folder", lambda: tmp_path)
+    assert main([*arguments[:1], "nothing", *arguments[2:-2]]) == 3
+    assert json.loads((tmp_path / "h200.json").read_text()) == {"gpu": "NVIDIA H200", "arch": ARCH, "tactics": {}}
 
 
 def test_without_a_gpu_the_command_is_one_sentence(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ from trtllm_engines.compiler.plan import Profile
 from trtllm_engines.engine import cache as engine_cache
 from trtllm_engines.engine.build import refit
 from trtllm_engines.engine.cache import cached_engine
+from trtllm_engines.engine.fingerprint import make_fingerprint
 from trtllm_engines.engine.folder import load_engine
 from trtllm_engines.errors import EngineError
 from trtllm_kernels import tactics
@@ -45,6 +46,15 @@ def test_every_source_of_a_kernel_and_the_recorded_tactics_count(tmp_path: Path,
         seen.add(digest())
     assert len(seen) == len(changed) + 1
     assert {".cu", ".cuh"} <= {file.suffix for file in changed}
+
+
+def test_an_engine_says_whose_tactics_it_took(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tactics, "folder", lambda: tmp_path)
+    for name in ("h100", "h200"):
+        (tmp_path / f"{name}.json").write_text(f'{{"gpu": "{name}", "arch": "sm_90", "tactics": {{}}}}')
+    built = make_fingerprint(("sm_80", "sm_90"), gpu="NVIDIA H200").provenance
+    assert {name: built[name] for name in built if name.startswith("tactics/")} == {"tactics/sm_90": "h200"}
+    assert make_fingerprint(("sm_90",)).provenance["tactics/sm_90"] == "h100"
 
 
 @pytest.fixture

@@ -340,6 +340,32 @@ def test_lowering_needs_no_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_a_build_for_a_gpu_takes_its_tactics_and_falls_back_to_its_architectures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = next(o for o in ops_of(MODELS["llama-3.1-8b"], "bf16") if o.op == "paged_attention")
+    key = tactics.key(shape.op, shape.inputs, shape.outputs, shape.attrs)
+    monkeypatch.setattr(tactics, "folder", lambda: tmp_path)
+
+    def write(name: str, warps: int) -> None:
+        (tmp_path / f"{name}.json").write_text(json.dumps({"gpu": name, "arch": "sm_90", "tactics": {key: {"decode_warps": warps}}}))
+
+    def warps_on(gpu: str, arch: str = "sm_90") -> int:
+        return lower(shape.op, shape.inputs, shape.outputs, shape.attrs, arch, gpu=gpu).kernels[0].num_warps
+
+    default = warps_on("", "sm_80")
+    write("h100", default * 2)
+    assert (warps_on("NVIDIA H200"), tactics.in_use("sm_90", "NVIDIA H200"), tactics.in_use("sm_80", "NVIDIA H200")) == (
+        default * 2,
+        "h100",
+        "",
+    )
+    write("h200", default * 4)
+    assert [warps_on(gpu) for gpu in ("NVIDIA H200", "h200", "NVIDIA H100 80GB HBM3", "")] == [default * 4] * 2 + [default * 2] * 2
+    assert (warps_on("h200", "sm_80"), tactics.in_use("sm_90", "h200")) == (default, "h200")
+    names = {"NVIDIA A100-SXM4-80GB": "a100", "NVIDIA L40S": "l40s", "NVIDIA GeForce RTX 4090": "4090", "NVIDIA GH200 480GB": "gh200"}
+    assert {name: tactics.short_name(name) for name in names} == names
+    tactics._load.cache_clear()
+
+
 def test_recorded_tactic_overrides_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shape = next(o for o in ops_of(MODELS["llama-3.1-8b"], "bf16") if o.op == "paged_attention")
     key = tactics.key(shape.op, shape.inputs, shape.outputs, shape.attrs)

@@ -37,7 +37,8 @@ def test_a_shipped_workload_opens_reproducibly_and_justifies_itself(name: str) -
 
 
 @pytest.mark.parametrize(
-    ("name", "isl", "osl"), [("chat", 1155, 211), ("summarization", 2443, 79), ("code", 2048, 28), ("offline-batch", 2340, 439)]
+    ("name", "isl", "osl"),
+    [("chat", 1155, 211), ("summarization", 2443, 79), ("code", 2048, 28), ("offline-batch", 2340, 439), ("cnn-dailymail", 864, 128)],
 )
 def test_shipped_lengths_have_the_means_their_comment_claims(name: str, isl: float, osl: float) -> None:
     spec = tomllib.loads((data_folder("specs") / f"{name}.toml").read_text())

@@ -22,6 +22,9 @@ def command(
     arch: Annotated[
         str | None, typer.Option("--arch", help="List of sm_80, sm_86, sm_89, sm_90, cpu (default: this machine's GPU, else cpu).")
     ] = None,
+    gpu: Annotated[
+        str | None, typer.Option("--gpu", help="GPU whose recorded tactics to take, such as h200 (default: this machine's).")
+    ] = None,
     recipe: Annotated[str | None, typer.Option("--recipe", help="A ready recipe's name or a .toml; other flags win over it.")] = None,
     max_batch_size: options.MaxBatchSize = None,
     max_num_tokens: options.MaxNumTokens = None,
@@ -60,6 +63,8 @@ def command(
         raise BenchError("no model named; give --model (a preset, or a folder with config.json) or --recipe")
     if arch is not None or recipe is None:
         chosen["arches"] = _arches(arch)
+    if gpu is not None or not chosen.get("gpu"):
+        chosen["gpu"] = _gpu(gpu)
     if precision_map is not None:
         if precision not in (None, MIXED):
             raise BenchError(f"--precision-map says the precision of each module, and --precision is {precision}; leave one of them out")
@@ -106,6 +111,13 @@ def _note_if_too_large(chosen: Mapping[str, Any]) -> None:
     for arch in chosen["arches"]:
         if said := too_large(source.config, quant, chosen["profile"], arch, chosen.get("layout", ONE_GPU)):
             typer.echo(f"trtllm-bench: note: this machine cannot run the engine: {said}", err=True)
+
+
+def _gpu(name: str | None) -> str:
+    """That named, else this machine's, else none."""
+    from trtllm_bench.machine import gpus
+
+    return name if name is not None else next((str(device["gpu"]) for device in gpus()), "")
 
 
 def _arches(names: str | None) -> tuple[str, ...]:

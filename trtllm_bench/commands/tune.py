@@ -21,7 +21,7 @@ def command(
     page_size: Annotated[int, typer.Option("--page-size", help="Tokens in a page of the KV cache.")] = 32,
     seconds: Annotated[float, typer.Option("--seconds", help="Time for all of it, compiling included.")] = 300.0,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Tactics file to write into (default: the one builds for this GPU read).")
+        Path | None, typer.Option("--out", help="Tactics file to write into (default: this GPU's own, which builds for it read).")
     ] = None,
 ) -> None:
     """Choose tiles and routines for each op by measuring them on this GPU; builds then use what was recorded.
@@ -51,9 +51,7 @@ def command(
 
     began = time.monotonic()
     arch, gpu = arch_of(devices[0]), str(devices[0]["gpu"])
-    path = out or tactics.file_for(arch)
-    if out is None and arch in tactics.GPU_OF_ARCH and path.stem.upper() not in gpu.upper():
-        raise BenchError(f"builds for {arch} read {path.name}, and this is {gpu}, whose times are others; choose another file with --out")
+    path = out or tactics.own_file(gpu)
     console = plain_console()
     summary = tune_on_gpu(model, precisions, kv_dtype, tokens, kv_len, page_size, name, seconds, arch, gpu, path, console)
     console.print(

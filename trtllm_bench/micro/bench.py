@@ -105,7 +105,8 @@ class Bench:
         self.arch = arch
         self.device = torch.device("cpu" if arch == "cpu" else "cuda")
         config = model if isinstance(model, ModelConfig) else replace(resolve_model(model).config, num_layers=LAYERS)
-        compiled = compile_cases(config, precision, arch, cases, page_size, **compile_flags)
+        gpu = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" and torch.cuda.is_available() else ""
+        compiled = compile_cases(config, precision, arch, cases, page_size, gpu=gpu, **compile_flags)
         source = DummyWeights(0)
         self.plan: Plan = compiled.plan
         self.counter = PlanCounter(self.plan)

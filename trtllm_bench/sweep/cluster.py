@@ -21,7 +21,7 @@ import re
 import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -134,7 +134,7 @@ def job_parts(spec: SweepSpec, folder: Path) -> list[JobPart]:
     parts: dict[str, JobPart] = {}
     for combination in itertools.product(*(spec.values[name] for name in split)):
         chosen = dict(zip(split, combination, strict=True))
-        part = SweepSpec({name: (chosen[name],) if name in chosen else values for name, values in spec.values.items()}, spec.repeats)
+        part = replace(spec, values={name: (chosen[name],) if name in chosen else values for name, values in spec.values.items()})
         name = base = _name({name: value for name, value in chosen.items() if name in spec.axes} or chosen)
         for number in itertools.count(2):
             if name not in parts:

@@ -1,7 +1,9 @@
 """What a sweep is to measure: a grid over a `MeasurementSpec`, written as flags, as a `sweep.toml`, or both (flags win).
 
-Any knob may be an axis: one with several values. The folder of a sweep keeps its specification (`sweep.json`), so that resuming needs
-nothing but the folder; keys are the names of the knobs or of their flags, so folders of earlier versions are read too.
+Any knob may be an axis: one with several values. Settings that belong together are `[[cells]]` of a `sweep.toml`: the grid then has each of
+them at each combination of the axes, and cells that share an engine are served by one. The folder of a sweep keeps its specification
+(`sweep.json`), so that resuming needs nothing but the folder; keys are the names of the knobs or of their flags, so folders of earlier
+versions are read too.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ ACCURACY = KnobField("accuracy", str, False, "", Knob("A text to score every eng
 ACCURACY_WINDOWS = KnobField("accuracy_windows", int, False, 32, Knob("Most windows of that text (default 32).", least=1))
 OF_SWEEPS = (REPEATS, ACCURACY, ACCURACY_WINDOWS)
 """Knobs of a sweep as a whole."""
+CELLS = "cells"
 SHOWN = frozenset({"precision", "isl", "osl", "dataset", "concurrency", "request_rate"})
 """Knobs that a label shows in short form."""
 Values = Mapping[str, tuple[Any, ...]]
@@ -61,6 +64,8 @@ class SweepSpec:
     accuracy: tuple[str, ...] = ()
     """What `--accuracy` names: texts, `task`."""
     accuracy_windows: int = 32
+    cells: tuple[Mapping[str, Any], ...] = ()
+    """Settings that belong together, each one value by knob; empty where the axes are all there is."""
 
     @classmethod
     def of(cls, **given: Any) -> Self:
@@ -73,6 +78,8 @@ class SweepSpec:
         knobs = _knobs_by_key()
         read: dict[str, tuple[Any, ...]] = {}
         for key, (value, name) in given.items():
+            if key == CELLS:
+                continue
             if key not in knobs:
                 known = sorted({one.name for one in knobs.values()})
                 raise BenchError(f"{name.removesuffix(key)}unknown field {shown(key)[1:-1]}; known are {', '.join(known)}")
@@ -83,19 +90,24 @@ class SweepSpec:
             if len(values) > 1:
                 raise BenchError(f"{given[name][1]} takes one value, not {len(values)}")
         repeats = whole[REPEATS.name]
-        measurements = math.prod(len(values) for values in read.values()) * repeats[0]
+        cells = _cells(*given[CELLS], read) if CELLS in given else ()
+        measurements = math.prod(len(values) for values in read.values()) * max(1, len(cells)) * repeats[0]
         if measurements > MOST_MEASUREMENTS:
             raise BenchError(f"the grid has {measurements:,} measurements; at most {MOST_MEASUREMENTS:,} make a sweep")
-        spec = cls(
-            {one.name: read[one.name] for one in all_knobs() if one.name in read}, repeats[0], accuracy, *whole[ACCURACY_WINDOWS.name]
-        )
+        axes = {one.name: read[one.name] for one in all_knobs() if one.name in read}
+        spec = cls(axes, repeats[0], accuracy, whole[ACCURACY_WINDOWS.name][0], cells)
         assert spec.points
         return spec
 
     @property
     def axes(self) -> dict[str, tuple[Any, ...]]:
-        """The knobs that vary."""
-        return {name: values for name, values in self.values.items() if len(values) > 1}
+        """The knobs that vary; of the cells' own as many as tell them apart."""
+        grid = {name: values for name, values in self.values.items() if len(values) > 1}
+        names = dict.fromkeys(name for cell in self.cells for name in cell)
+        apart = {tuple(cell.get(name) for name in names if name in SHOWN) for cell in self.cells}
+        told = [name for name in names if name in SHOWN or len(apart) < len(self.cells)]
+        several = {name: tuple(dict.fromkeys(cell[name] for cell in self.cells if name in cell)) for name in told}
+        return grid | {name: values for name, values in several.items() if len(values) > 1}
 
     def axis(self, name: str) -> tuple[Any, ...]:
         """Values of one knob; empty where it was not given."""
@@ -106,10 +118,11 @@ class SweepSpec:
         """The grid: engine by engine, since loading one costs more than many cells do; then shape, load and rate."""
         points: dict[MeasurementSpec, GridPoint] = {}
         order = sorted(self.values, key=lambda name: name == "request_rate")  # innermost
-        for combination in itertools.product(*(self.values[name] for name in order)):
-            chosen = dict(zip(order, combination, strict=True))
+        axes = self.axes
+        for *combination, cell in itertools.product(*(self.values[name] for name in order), self.cells or ({},)):
+            chosen = {**dict(zip(order, combination, strict=True)), **cell}
             spec = _as_open_loop(MeasurementSpec.of(chosen)).with_defaults(MIN_REQUESTS, WAVES)
-            varying = {name: _told(name, value) for name, value in chosen.items() if name in self.axes}
+            varying = {name: _told(name, value) for name, value in chosen.items() if name in axes}
             of_engine = {name: value for name, value in varying.items() if name in engine_knobs()}
             engine_label = label(spec, of_engine, ("precision",)) or spec.engine.precision or safe_target(spec.target)
             points.setdefault(spec, GridPoint(spec, label(spec, varying), engine_label))
@@ -129,10 +142,42 @@ class SweepSpec:
         values = {name: values for name, values in self.values.items() if name not in secret}
         if "target" in values:
             values["target"] = tuple(safe_target(one) for one in values["target"])
-        listed = {name: [str(one) if isinstance(one, Path) else one for one in several] for name, several in values.items()}
-        content = {name: values if len(values) > 1 else values[0] for name, values in listed.items()}
+        listed = {name: [_plain(one) for one in several] for name, several in values.items()}
+        content: dict[str, Any] = {name: values if len(values) > 1 else values[0] for name, values in listed.items()}
+        if self.cells:
+            content[CELLS] = [{name: _plain(value) for name, value in cell.items()} for cell in self.cells]
         asked = {ACCURACY.name: list(self.accuracy), ACCURACY_WINDOWS.name: self.accuracy_windows} if self.accuracy else {}
         write_spec(folder, {**content, REPEATS.name: self.repeats, **asked})
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it."""
+    return str(value) if isinstance(value, Path) else value
+
+
+def _cells(tables: Any, name: str, grid: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
+    """`[[cells]]`, each setting checked. `grid`: what is given for all of them. Raises `BenchError` naming the cell."""
+    if not isinstance(tables, list) or not tables or not all(isinstance(one, Mapping) and one for one in tables):
+        raise BenchError(f"{name} must be tables of settings; write [[cells]], and below it isl = 1000")
+    knobs = {key: one for one in all_knobs() if not one.knob.secret for key in one.keys}
+    cells = []
+    for number, table in enumerate(tables, 1):
+        cell: dict[str, Any] = {}
+        for key, value in table.items():
+            where, one = f"{name} {number}: {key}", knobs.get(key.replace("-", "_"))
+            if one is None:
+                raise BenchError(f"{where} is no setting of a cell; known are {', '.join(sorted({one.name for one in knobs.values()}))}")
+            if one.name in grid:
+                raise BenchError(f"{where} is given for all cells too; give it in one place")
+            cell[one.name] = one.parsed(value, where)
+        cells.append(cell)
+    return tuple(cells)
+
+
+def _named_by_cells(tables: Any, knobs: Mapping[str, KnobField]) -> set[str]:
+    """Names of the knobs that `[[cells]]`, not checked yet, speak of."""
+    keys = {key.replace("-", "_") for one in tables if isinstance(one, Mapping) for key in one} if isinstance(tables, list) else set()
+    return {knobs[key].name for key in keys if key in knobs}
 
 
 def _as_open_loop(spec: MeasurementSpec) -> MeasurementSpec:
@@ -202,12 +247,14 @@ def load_spec(
         lay(_read_toml(toml), lambda key: f"{toml}: {key}")
     lay(flags, _flag_name)
     models = _several(content["model"][0]) if "model" in content else []
+    of_cells = _named_by_cells(content[CELLS][0], knobs) if CELLS in content else set()
     if callable(defaults):
         defaults = defaults({name: value for name, (value, _) in content.items()})
     for name, value in (defaults or {}).items():
         redundant = (
             name in content
-            or (name in ("isl", "osl") and "dataset" in content)
+            or name in of_cells
+            or (name in ("isl", "osl") and "dataset" in {*content, *of_cells})
             or (name in ("model", "precision") and "engine_dir" in content)
             or (name == "precision" and len(models) > 1)
         )

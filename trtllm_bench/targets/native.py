@@ -37,6 +37,11 @@ def arch_for(device: str) -> str:
     return arch_of(gpus()[0]) if device_of(device) == "cuda" else "cpu"
 
 
+def gpu_for(device: str) -> str:
+    """Name of the GPU to build for; "" on the CPU."""
+    return str(gpus()[0].get("gpu", "")) if device_of(device) == "cuda" else ""
+
+
 def model_of(engine: EngineSpec) -> str:
     """Raises `BenchError` when none is named."""
     if engine.model is None:

@@ -33,7 +33,7 @@ from trtllm_bench.load.target import Deliver, RequestOutcome, Target
 from trtllm_bench.roofline import ceilings
 from trtllm_bench.roofline.costs import ModelCost, doubtful, mean_step_ms, utilisation
 from trtllm_bench.spec.measurement import EngineSpec
-from trtllm_bench.targets.native import arch_for, device_of, model_of
+from trtllm_bench.targets.native import arch_for, device_of, gpu_for, model_of
 from trtllm_bench.targets.registry import OWN, Identity, OnBuild, RunDetails
 from trtllm_engines.compiler.plan import ParallelLayout, Plan, Profile
 from trtllm_engines.engine.cache import cached_engine
@@ -85,6 +85,7 @@ def engine_folder(spec: EngineSpec, on_build: OnBuild | None = None) -> Path:
             profile=profile_for(spec, device_of(spec.device)),
             arches=(arch_for(spec.device),),
             layout=ParallelLayout(spec.tp, spec.pp),
+            gpu=gpu_for(spec.device),
             progress=report,
         )
 

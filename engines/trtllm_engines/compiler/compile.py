@@ -43,8 +43,10 @@ def compile_model(
     mark_outputs: Sequence[str] = (),
     layout: ParallelLayout = ONE_GPU,
     stage: int = 0,
+    gpu: str = "",
 ) -> Compiled:
     """`precision` is a quantization plan, or the name of one, whose KV cache is `kv_dtype`. `stage`: which of the layout's stages.
+    `gpu`: the GPU it is for, whose recorded tactics are taken where there are such.
 
     Raises `EngineError` for types that do not go together, an unknown marked node, and for sequences the model cannot express.
     """
@@ -61,14 +63,14 @@ def compile_model(
     outputs = (_result(graph), *_marked(mark_outputs, values))
     step_specs = {**graph.inputs, **graph.weights, **values}
     constants = {name: TensorSpec(tuple(tensor.shape), "fp32") for name, tensor in graph.constants.items()}
-    planned = plan_ops(ops, values, {**step_specs, **constants}, outputs, profile, arches)
+    planned = plan_ops(ops, values, {**step_specs, **constants}, outputs, profile, arches, gpu)
     plan = Plan(
         model=config.to_dict(),
         quant=quant,
         profile=profile,
         parallel=layout,
         stage=graph.stage,
-        fingerprint=make_fingerprint(arches, _any_cuda_kernels(planned.ops)),
+        fingerprint=make_fingerprint(arches, _any_cuda_kernels(planned.ops), gpu),
         weights=graph.weights,
         weight_recipes={name: graph.recipe(name) for name in graph.weights},
         schemes=dict(graph.schemes),

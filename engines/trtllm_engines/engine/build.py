@@ -56,6 +56,7 @@ def build(
     profile: Profile | None = None,
     arches: Sequence[str] = (CPU,),
     layout: ParallelLayout = ONE_GPU,
+    gpu: str = "",
     mark_outputs: Sequence[str] = (),
     share: WeightPool | None = None,
     progress: Progress | None = None,
@@ -64,8 +65,9 @@ def build(
 
     `weights`: `auto` (the model's own, drawn from `seed` for a preset), `dummy`, or a folder or .gguf file. `arches`: `sm_80`, `sm_90`,
     ..., or `cpu` for no machine code. `precision_map`: a file of each module's precision, under precision `mixed`. `profile`:
-    `default_profile`'s where none is given. `layout`: over how many GPUs it runs. `share`: files of weights that are the same in several
-    engines are linked from there. Raises `EngineError` for anything asked for that cannot be built or written.
+    `default_profile`'s where none is given. `layout`: over how many GPUs it runs. `gpu`: the GPU it is for (`h200`, `NVIDIA H200`),
+    whose recorded tactics are taken where there are such; else those of each architecture's GPU. `share`: files of weights that are the
+    same in several engines are linked from there. Raises `EngineError` for anything asked for that cannot be built or written.
     """
     out = Path(out)
     report = progress or (lambda stage, done, total: None)
@@ -86,6 +88,7 @@ def build(
                 mark_outputs=mark_outputs,
                 layout=layout,
                 stage=stage,
+                gpu=gpu,
             )
             for stage in range(layout.pp)
         ]

@@ -30,6 +30,7 @@ from trtllm_engines.compiler.plan import ONE_GPU, ParallelLayout, Profile
 from trtllm_engines.engine import shared_weights
 from trtllm_engines.engine.build import Progress, build
 from trtllm_engines.engine.cache_folder import cache_folder
+from trtllm_engines.engine.fingerprint import CPU
 from trtllm_engines.engine.fits import check_fits
 from trtllm_engines.engine.folder import load_engine
 from trtllm_engines.errors import EngineError
@@ -56,10 +57,12 @@ def cached_engine(
     profile: Profile,
     arches: Sequence[str],
     layout: ParallelLayout = ONE_GPU,
+    gpu: str = "",
     progress: Progress | None = None,
     note: Callable[[str], None] = lambda text: print(f"trtllm-bench: note: {text}", file=sys.stderr),
 ) -> Path:
-    """The engine's folder, built now if it was not before, or is damaged. Raises `EngineError`, also for a model too large to run here."""
+    """The engine's folder, built now if it was not before, or is damaged. `gpu`: the GPU it is for. Raises `EngineError`, also for a
+    model too large to run here."""
     source = resolve_model(model)
     chosen = str(weights) if str(weights) != "auto" else ("dummy" if source.path is None else str(source.path))
     origin = {
@@ -75,6 +78,7 @@ def cached_engine(
         "kv_dtype": kv_dtype,
         "profile": asdict(profile),
         "arches": list(arches),
+        "tactics": [tactics.in_use(arch, gpu) for arch in arches if arch != CPU],
         "layout": asdict(layout),
     }
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
@@ -97,6 +101,7 @@ def cached_engine(
             profile=profile,
             arches=arches,
             layout=layout,
+            gpu=gpu,
             share=shared_weights.SharedWeights(root / shared_weights.FOLDER, origin),
             progress=progress,
         )

@@ -17,8 +17,11 @@ from pathlib import Path
 from trtllm_engines.compiler.plan import FORMAT_VERSION, KERNEL_ABI, Fingerprint
 from trtllm_engines.documents import shown
 from trtllm_engines.errors import EngineError
+from trtllm_kernels import tactics
 
 CPU = "cpu"
+TACTICS = "tactics/"
+"""Of an architecture, in a fingerprint's provenance: the GPU whose recorded tactics were taken."""
 KNOWN_ARCHES = ("sm_80", "sm_86", "sm_89", "sm_90")
 _MIN_DRIVER: Mapping[int, str] = {12: "525.60.13", 13: "580.65.06"}
 """Oldest Linux driver for a CUDA major version (CUDA release notes, minor version compatibility)."""
@@ -43,14 +46,16 @@ def parse_arches(arches: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(arches))
 
 
-def make_fingerprint(arches: Sequence[str], cuda_kernels: bool = False) -> Fingerprint:
-    """Of an engine built here and now for `arches`. `cuda_kernels`: some of its kernels are in CUDA C++."""
+def make_fingerprint(arches: Sequence[str], cuda_kernels: bool = False, gpu: str = "") -> Fingerprint:
+    """Of an engine built here and now for `arches`. `cuda_kernels`: some of its kernels are in CUDA C++. `gpu`: whose recorded tactics it
+    took, where there were such."""
     provenance = {"trtllm-bench": _version("trtllm-bench"), "torch": _version("torch")}
     min_driver = ""
     if any(arch != CPU for arch in arches):
         from trtllm_kernels.compile import nvrtc
         from trtllm_kernels.compile.aot import source_hashes
 
+        provenance |= {f"{TACTICS}{arch}": name for arch in arches if arch != CPU and (name := tactics.in_use(arch, gpu))}
         assemblers = {"ptxas": ptxas_version()}
         if cuda_kernels:
             assemblers["nvrtc"] = nvrtc.version()

@@ -40,12 +40,13 @@ from trtllm_engines.compiler.plan import LOGITS, Plan
 from trtllm_engines.documents import parse_object, read_text, shown_path
 from trtllm_engines.engine.check_plan import check_listed, check_plan, check_tensors, unknown_key
 from trtllm_engines.engine.checksums import CHECKSUMS, Verify, check_files, write_checksums
-from trtllm_engines.engine.fingerprint import DetectedDevice, check_target, check_versions
+from trtllm_engines.engine.fingerprint import TACTICS, DetectedDevice, check_target, check_versions
 from trtllm_engines.engine.verified import Progress
 from trtllm_engines.errors import EngineError, NoSpaceError, WriteError
 from trtllm_engines.models.fields import Fields
 from trtllm_engines.quantization import kv_cache_dtype
 from trtllm_engines.quantization.registry import MIXED
+from trtllm_kernels import tactics
 from trtllm_kernels.compile.cubin import Cubin
 from trtllm_kernels.dialect.specs import as_stored
 from trtllm_kernels.dialect.types import TensorSpec
@@ -157,6 +158,9 @@ def rebuild_command(plan: Plan, path: Path, *arches: str) -> str:
         flags["--tp"] = plan.parallel.tp
     if plan.parallel.pp > 1:
         flags["--pp"] = plan.parallel.pp
+    taken = {plan.fingerprint.provenance.get(f"{TACTICS}{arch}", "") for arch in plan.fingerprint.arches}
+    if tuned := taken - {"", *tactics.GPU_OF_ARCH.values()}:
+        flags["--gpu"] = min(tuned)
     command = [
         "trtllm-bench",
         "build",

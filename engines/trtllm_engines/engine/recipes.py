@@ -28,6 +28,7 @@ class Recipe(BaseModel):
     precision: str
     kv_dtype: str = "auto"
     arches: tuple[str, ...]
+    gpu: str = ""
     max_batch_size: int
     max_num_tokens: int
     max_seq_len: int
@@ -41,7 +42,7 @@ class Recipe(BaseModel):
 
     def build_arguments(self) -> dict[str, Any]:
         """Keyword arguments of `build`, all but `out`."""
-        return {**self.model_dump(include={"model", "precision", "kv_dtype", "arches", "weights", "seed"}), "profile": self.profile}
+        return {**self.model_dump(include={"model", "precision", "kv_dtype", "arches", "gpu", "weights", "seed"}), "profile": self.profile}
 
 
 def folder() -> Path:

@@ -3,7 +3,7 @@
     lower("rms_norm", [x_spec, weight_spec], [y_spec], {"eps": 1e-5}, "sm_90", input_names=["x.3", "norm.weight"], output_names=["y.3"])
 
 Leading dimensions may be symbols (`T`, `S`); everything else must be a number. Names default to the op's argument names and `out0`, `out1`.
-Without a `tactic`, the one recorded for the architecture's GPU is used if there is one, else the lowering's default.
+Without a `tactic`, the one recorded for `gpu`, or for the architecture's GPU, is used if there is one, else the lowering's default.
 """
 
 from __future__ import annotations
@@ -35,9 +35,11 @@ def lower(
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
     in_place: bool = False,
+    gpu: str = "",
 ) -> Lowered:
     """How `op` runs on `arch` (`sm_80`, `sm_89`, `sm_90`...). `inputs` in schema order, None for an absent optional.
 
+    `gpu`: whose recorded tactics to take (`tactics.file_for`).
     `in_place`: the first result and the argument `OpSpec.in_place` share memory. Raises `KernelError` for an op, a shape or a tactic that
     cannot be lowered.
     """
@@ -45,7 +47,7 @@ def lower(
         able = ", ".join(name for name, spec in OP_SPECS.items() if spec.in_place)
         raise KernelError(f"op {op} has no launches that work in place; those that have: {able}")
     if tactic is None:
-        tactic = tactics.recorded(arch, op, inputs, outputs, attrs)
+        tactic = tactics.recorded(arch, op, inputs, outputs, attrs, gpu)
     call = _call(op, inputs, outputs, attrs, arch, tactic or {}, input_names, output_names, in_place)
     if not has_kernels(op, arch):
         only = ", ".join(f"sm_{number}" for number in LOWERINGS[op].capabilities)

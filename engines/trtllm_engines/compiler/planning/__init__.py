@@ -30,9 +30,11 @@ def plan_ops(
     outputs: Sequence[str],
     profile: Profile,
     arches: Sequence[str],
+    gpu: str = "",
 ) -> Planned:
-    """`values` are the ops' results; `specs` hold these and every weight, constant and step input; `outputs` are kept for the caller."""
+    """`values` are the ops' results; `specs` hold these and every weight, constant and step input; `outputs` are kept for the caller.
+    `gpu`: whose recorded tactics to take."""
     reusing = reuse_inputs(ops, values, outputs)
-    lowered = select_tactics(reusing, specs, arches)
+    lowered = select_tactics(reusing, specs, arches, gpu)
     buffers, arena_bytes = plan_memory(lowered, values, outputs, profile)
     return Planned(lowered, buffers, arena_bytes)

@@ -15,13 +15,13 @@ from trtllm_kernels.dialect.types import Lowered, TensorSpec
 from trtllm_kernels.lowering import lower
 
 
-def select_tactics(ops: Sequence[Op], specs: Mapping[str, TensorSpec], arches: Sequence[str]) -> tuple[Op, ...]:
-    """`specs` holds every value, weight, constant and step input the ops name."""
-    gpus = [arch for arch in arches if arch != CPU]
-    return tuple(replace(op, tactics={arch: _lower(op, specs, arch) for arch in gpus}) for op in ops)
+def select_tactics(ops: Sequence[Op], specs: Mapping[str, TensorSpec], arches: Sequence[str], gpu: str = "") -> tuple[Op, ...]:
+    """`specs` holds every value, weight, constant and step input the ops name. `gpu`: whose recorded tactics to take."""
+    compiled = [arch for arch in arches if arch != CPU]
+    return tuple(replace(op, tactics={arch: _lower(op, specs, arch, gpu) for arch in compiled}) for op in ops)
 
 
-def _lower(op: Op, specs: Mapping[str, TensorSpec], arch: str) -> Lowered:
+def _lower(op: Op, specs: Mapping[str, TensorSpec], arch: str, gpu: str) -> Lowered:
     inputs = [specs[name] if name else None for name in op.inputs]
     outputs = [specs[name] for name in op.outputs]
-    return lower(op.op, inputs, outputs, op.attrs, arch, input_names=op.inputs, output_names=op.outputs, in_place=bool(op.reuses))
+    return lower(op.op, inputs, outputs, op.attrs, arch, input_names=op.inputs, output_names=op.outputs, in_place=bool(op.reuses), gpu=gpu)
