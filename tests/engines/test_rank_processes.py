@@ -72,7 +72,7 @@ def test_tokens_and_log_probabilities_are_those_of_one_rank(llm: LLM, tmp_path: 
 
 @pytest.mark.parametrize(
     ("end", "said"),
-    [(signal.SIGKILL, "the process of rank 1 ended without a word"), (signal.SIGSTOP, "a rank hangs")],
+    [(signal.SIGKILL, "the process of rank 1 ended without a word"), (signal.SIGSTOP, "a rank hangs; rank 0 is in ")],
 )
 def test_a_rank_that_dies_or_hangs_is_told_in_time(llm: LLM, monkeypatch: pytest.MonkeyPatch, end: signal.Signals, said: str) -> None:
     monkeypatch.setattr(llm._runner, "_step_s", 3.0)
@@ -83,6 +83,7 @@ def test_a_rank_that_dies_or_hangs_is_told_in_time(llm: LLM, monkeypatch: pytest
     output = llm.generate([5, 6], SamplingParams(max_tokens=100, ignore_eos=True))
     assert time.monotonic() - began < 15
     assert said in str(output[0].error)
+    assert ("rank 1 does not answer" in str(output[0].error)) == (end is signal.SIGSTOP)
     with pytest.raises(EngineError):
         llm.close()
     deadline = time.monotonic() + 5

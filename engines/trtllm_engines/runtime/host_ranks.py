@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +26,9 @@ NO_MULTICAST = {"NCCL_NVLS_ENABLE": "0", "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1"
 """No NVLink multicast, whatever a library would choose."""
 MEETING_S = 60
 """How long torchrun's agents of several hosts wait for each other."""
+STACK_S = 1.0
+"""How long a rank may take to print where its threads are. One that is stopped, or in the driver's uninterruptible calls, never does."""
+_FRAME = re.compile(r'File ".*?(?P<file>[^/"]+)", line (?P<line>\d+) in (?P<function>\S+)')
 
 
 @dataclass(frozen=True)
@@ -114,6 +119,26 @@ class HostRanks:
         said = [line for line in lines if "Error" in line or "error" in line] or [line for line in lines if line]
         return f"they said last: {said[-1][:300]}" if said else "they said nothing"
 
+    def stacks(self) -> list[str]:
+        """Where the threads of every rank are in Python, as its faulthandler prints it; empty of one that does not answer."""
+        return [self._stack(process) if process and _lives(process) else "" for process in self.ring.processes()]
+
+    def _stack(self, process: int) -> str:
+        log = self._log.fileno()
+        begin = end = os.fstat(log).st_size
+        os.kill(process, signal.SIGUSR1)
+        deadline = time.monotonic() + STACK_S
+        while time.monotonic() < deadline:
+            time.sleep(0.05)
+            before, end = end, os.fstat(log).st_size
+            if end == before > begin:
+                break
+        return os.pread(log, end - begin, begin).decode(errors="replace")  # not by a seek: the processes write at the file's position
+
+    def whereabouts(self) -> str:
+        """In which line each rank is, for the sentence that tells of a hang."""
+        return ", ".join(f"rank {self.first_rank + rank} {_place(stack)}" for rank, stack in enumerate(self.stacks()))
+
     def close(self) -> None:
         """Ends the processes, whatever they are doing."""
         if self._log.closed:
@@ -136,6 +161,16 @@ class HostRanks:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
         self._log.close()
+
+
+def _place(stack: str) -> str:
+    """Of faulthandler's text: the innermost line of the engine's own in the thread that runs steps, else of that thread."""
+    threads = [thread for thread in stack.split("\n\n") if "rank_main.py" in thread]
+    frames = [(line, frame) for line in (threads[0].splitlines() if threads else ()) if (frame := _FRAME.search(line))]
+    own = [frame for line, frame in frames if "/trtllm_" in line]
+    if not frames:
+        return "does not answer"
+    return "is in {function} ({file}:{line})".format(**(own[0] if own else frames[0][1]).groupdict())
 
 
 def rank_environment(interface: str = "lo") -> dict[str, str]:

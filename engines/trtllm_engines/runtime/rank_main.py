@@ -6,7 +6,9 @@ Steps stay one ahead of the device: the next is launched before the tokens of th
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import os
+import signal
 import sys
 import time
 from collections import deque
@@ -42,6 +44,7 @@ def main() -> None:
     options = parser.parse_args()
     local = int(os.environ["LOCAL_RANK"])
     ring = StepRing.attach(options.ring, int(os.environ["LOCAL_WORLD_SIZE"]), options.message_bytes, options.answer_bytes)
+    faulthandler.register(signal.SIGUSR1)  # before the ring has this process, which may then be asked (`HostRanks.stacks`)
     ring.enter(local, os.getpid())
     try:
         _run(options, int(os.environ["RANK"]), local, int(os.environ["WORLD_SIZE"]), ring)

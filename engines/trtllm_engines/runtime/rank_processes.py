@@ -112,7 +112,7 @@ class RankProcesses:
         while not (self._here.ready() and all(other.ready() for other in self._others)):
             self._check()
             if time.monotonic() - began > START_S:
-                raise EngineError(f"the ranks were not ready after {START_S:g} s; {self._here.last_words()}")
+                raise EngineError(f"the ranks were not ready after {START_S:g} s: {self._here.whereabouts()}")
             if waiting is not None:
                 waiting(time.monotonic() - began)
             time.sleep(0.05)
@@ -164,7 +164,7 @@ class RankProcesses:
     def _in_time(self, deadline: float) -> None:
         if time.monotonic() > deadline:
             self._check()
-            raise EngineError(f"a step was not done after {self._step_s:g} s: a rank hangs; {self._here.last_words()}")
+            raise EngineError(f"a step was not done after {self._step_s:g} s: a rank hangs; {self._here.whereabouts()}")
         if int(time.monotonic() * 1e4) % 100 == 0:
             self._check()
 
@@ -188,6 +188,10 @@ class RankProcesses:
             except EngineError as error:
                 errors.append(error)
         return errors
+
+    def stacks(self) -> list[str]:
+        """`HostRanks.stacks`, of the ranks of this host."""
+        return self._here.stacks()
 
     def close(self) -> None:
         """Ends the processes, whatever they are doing."""
