@@ -13,6 +13,7 @@ import triton
 from emulated import emulate
 from packed_samples import SCHEMES, Packed, large, lowered_for, result_like, sample, tile
 
+from trtllm_kernels.compile.aot import compile_all
 from trtllm_kernels.compile.catalogue import MODELS, ops_of
 from trtllm_kernels.compile.nvrtc import compile_source
 from trtllm_kernels.dialect.expr import evaluate
@@ -79,6 +80,17 @@ def test_weights_made_wide_give_the_reference() -> None:
     assert {f"linear-{scheme.name}" for scheme in SCHEMES} < errors.keys()
     assert max(errors.values()) < 5e-3
     assert errors["linear-fp4-bf16-g32-uint8"] == 0, "powers of two are exact"
+
+
+def test_what_makes_weights_wide_compiles_in_every_format() -> None:
+    """The interpreter runs what the compiler refuses: types are found only when it compiles."""
+    kernels = []
+    for scheme in {(one.dtype, one.inputs): one for one in SCHEMES if one.inputs != "fp16"}.values():
+        named = sample("linear", scheme, 64, 128, 1)
+        kernels += lowered_for("linear", named, result_like("linear", named), {"packed_to": 0, "large_to": 0}).kernels
+    widening = [kernel for kernel in kernels if kernel.function == "widen_weight"]
+    assert len(widening) == 6
+    assert set(compile_all(widening, "sm_90")) == {kernel.key for kernel in widening}
 
 
 def linear(rows: int = 4096, columns: int = 4096, arch: str = "sm_90", group: int = 128, **tactic: int) -> Lowered:

@@ -87,12 +87,12 @@ def _decoded(W, tile, row, column, FORMAT: tl.constexpr):
     byte, bit = _place(row, column, FORMAT)
     if FORMAT == "int8" or FORMAT == "fp8":
         return tl.load(W + tile * 4096 + byte).to(tl.float32)
-    at = W + tile * 2048 + byte
-    if FORMAT == "fp4" or FORMAT == "fp4_fp16":
+    elif FORMAT == "fp4" or FORMAT == "fp4_fp16":
+        at = W + tile * 2048 + byte
         halves = tl.load(at).to(tl.int32) | tl.load(at + 1).to(tl.int32) << 8
         return _fp4_value(_fp4(halves, bit, FORMAT == "fp4_fp16"))
     else:
-        code = tl.load(at).to(tl.int32) >> bit & 15
+        code = tl.load(W + tile * 2048 + byte).to(tl.int32) >> bit & 15
         if FORMAT == "int4_fp8":
             code = tl.where(code < 8, code + 8, 15 - code)
         return _nf4_value(code) if FORMAT == "nf4" else code.to(tl.float32)
