@@ -12,6 +12,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from fake_cublaslt import FakeCublasLt
 from scripts import Scripts
 
+from trtllm_kernels.compile import nvrtc
+from trtllm_kernels.dialect.types import KernelSpec
 from trtllm_kernels.launch import cublaslt
 from trtllm_kernels.launch import gemm as products
 
@@ -25,6 +27,24 @@ def lt(monkeypatch: pytest.MonkeyPatch) -> FakeCublasLt:
     monkeypatch.setattr(cublaslt, "_algorithms", {})
     monkeypatch.setattr(products, "_scratch", {})
     return fake
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _sources_compile_once() -> Iterator[None]:
+    """Of a kernel in CUDA C++ one test wants the machine code and the next the assembler's log."""
+    compiled: dict[tuple[str, str], tuple[bytes, str, str]] = {}
+    compile_source = nvrtc.compile_source
+
+    def once(spec: KernelSpec, arch: str) -> tuple[bytes, str, str]:
+        nvrtc._bindings()  # or says what is missing
+        key = (spec.key, arch)
+        if key not in compiled:
+            compiled[key] = compile_source(spec, arch)
+        return compiled[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nvrtc, "compile_source", once)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

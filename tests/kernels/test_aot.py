@@ -4,13 +4,12 @@ import json
 import re
 import subprocess
 import sys
-import tempfile
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import pytest
-import triton
+from machine_code import opcodes
 
 from trtllm_kernels import tactics
 from trtllm_kernels.compile import aot, nvrtc
@@ -135,18 +134,8 @@ def _gelu(arch: str = "sm_90") -> KernelSpec:
     return shape.kernels(arch)[0]
 
 
-def instructions(spec: KernelSpec) -> list[str]:
-    """Opcodes of the machine code for sm_90 in order, with their modifiers."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(aot.compile_kernel(spec, "sm_90").code)
-        file.flush()
-        tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-        sass = subprocess.run([tool, "-sass", file.name], capture_output=True, text=True, check=True).stdout
-    return re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", sass, re.MULTILINE)
-
-
 def test_loads_are_128_bits_wide() -> None:
-    assert "LDG.E.128" in instructions(_gelu())
+    assert "LDG.E.128" in opcodes([_gelu()])[0]
 
 
 def wide_loads(code: list[str]) -> list[int]:
@@ -175,8 +164,8 @@ def test_hopper_kernels_let_the_next_start_then_load_constants_then_wait(tmp_pat
     monkeypatch.setattr(tactics, "folder", lambda: tmp_path)
     waiting = [spec for spec in kernels_of("llama-3.1-8b", "fp8", "sm_90").values() if not spec.constexprs.get("CONCURRENT")]
     of_each = {(spec.function, spec.is_cuda): spec for spec in [*waiting, *skinny_kernels("fp8")]}
-    for spec in (spec for (function, _), spec in of_each.items() if function not in _WARPS_DIFFER):
-        code = instructions(spec)
+    specs = [spec for (function, _), spec in of_each.items() if function not in _WARPS_DIFFER]
+    for spec, code in zip(specs, opcodes(specs), strict=True):
         assert (code.count(_LET_NEXT_START), code.count(_WAIT)) == (1, 1), spec
         before, after = code[: code.index(_WAIT)], code[code.index(_WAIT) :]
         memory = [op for op in before if op == _LET_NEXT_START or re.match(r"LD|ST|UTMA|UBLK|RED|ATOM|BRA|CALL|EXIT|RET|BSSY", op)]
@@ -197,8 +186,8 @@ def test_products_of_one_token_all_fit_the_chip(precision: str) -> None:
     leave L2 first."""
     specs = [spec for spec in kernels_of("llama-3.1-8b", precision, "sm_90").values() if spec.function.startswith("gemv")]
     assert len(specs) >= 4
-    for spec in specs:
-        info, code = aot.compile_kernel(spec, "sm_90").info, instructions(spec)
+    for spec, code in zip(specs, opcodes(specs), strict=True):
+        info = aot.compile_kernel(spec, "sm_90").info
         assert info.spill_bytes == 0
         long = spec.constexprs["K"] > 2 * spec.constexprs["COLS"]
         programs = 1 if spec.constexprs["ROWS"] == 32 else (24 if long else 32) // info.num_warps
@@ -221,12 +210,11 @@ def test_prompts_in_cuda_use_the_chip_as_planned() -> None:
     assert {(spec.constexprs["CODES"], spec.constexprs["D"]) for spec in specs if "CODES" in spec.constexprs} == {
         (False, 64), (False, 128), (True, 64), (True, 128)
     }  # fmt: skip
-    for spec in specs:
+    for spec, code in zip(specs, opcodes(specs), strict=True):
         info, codes = aot.compile_kernel(spec, "sm_90").info, spec.constexprs.get("CODES", False)
         assert (info.registers, info.spill_bytes, info.num_warps, info.waits) == (168, 0, 12, True)
         tiles = (6 * 2 + 2 * codes) * 128 * spec.constexprs["D"]
         assert tiles < info.shared_bytes <= tiles + 1024
-        code = instructions(spec)
         products = [op for op in code if op.startswith("HGMMA.64x")]
         assert len(products) == spec.constexprs["D"] // 16 * 2 + 16
         assert sum(op.startswith("WARPGROUP.DEPBAR") for op in code) == 4

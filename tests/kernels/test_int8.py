@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import tempfile
-from pathlib import Path
+from functools import cache
 
 import pytest
-import triton
 from hypothesis import given
 from hypothesis import strategies as st
+from machine_code import opcodes
 
+from trtllm_kernels.compile import nvrtc
 from trtllm_kernels.compile.aot import compile_kernel
 from trtllm_kernels.compile.catalogue import MODELS, ops_of
-from trtllm_kernels.compile.nvrtc import compile_source
 from trtllm_kernels.dialect.expr import ceil_div, evaluate
 from trtllm_kernels.dialect.types import KernelSpec, Lowered, TensorSpec
 from trtllm_kernels.errors import KernelError
@@ -112,26 +110,40 @@ def test_tuning_tries_tiles_for_every_size() -> None:
     assert [c.name for c in search_space("linear", inputs, outputs, {}, "sm_80")] == ["one token"]
 
 
-def code(spec: KernelSpec, arch: str) -> list[str]:
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compile_kernel(spec, arch).code)
-        file.flush()
-        tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-        sass = subprocess.run([tool, "-sass", file.name], capture_output=True, text=True, check=True).stdout
-    return re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", sass, re.MULTILINE)
+def many_tokens(width: int) -> KernelSpec:
+    (spec,) = running(linear(720, 4112, added=True, width_256=width), 200)
+    return spec
+
+
+def some_tokens(tokens: int, arch: str = "sm_90") -> KernelSpec:
+    (spec,) = running(linear(*SHAPES["down"], arch, added=True), tokens)
+    return spec
+
+
+def one_token(arch: str) -> KernelSpec:
+    (spec,) = running(linear(*SHAPES["o"], arch), 1)
+    return spec
+
+
+@cache
+def codes(arch: str) -> dict[str, list[str]]:
+    """Opcodes of every kernel that is looked into here, by its key."""
+    specs = [*map(many_tokens, WIDTHS), some_tokens(16), some_tokens(128)] if arch == "sm_90" else [some_tokens(n, arch) for n in (64, 65)]
+    specs.append(one_token(arch))
+    return dict(zip((spec.key for spec in specs), opcodes(specs, arch), strict=True))
 
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_many_tokens_are_multiplied_in_whole_tiles_with_weights_ahead_of_x(width: int) -> None:
     """A product of one K step is four instructions of the tile's width; the next are issued before these have ended; nothing spills."""
-    (spec,) = running(linear(720, 4112, added=True, width_256=width), 200)
-    info, instructions = compile_kernel(spec, "sm_90").info, code(spec, "sm_90")
+    spec = many_tokens(width)
+    info, instructions = compile_kernel(spec, "sm_90").info, codes("sm_90")[spec.key]
     assert (info.registers, info.spill_bytes, info.num_warps, info.waits) == (168, 0, 12, True)
     assert info.shared_bytes <= 227 * 1024
     assert sum(op.startswith(f"IGMMA.64x{width}x32.S8.S8") for op in instructions) == 4
     assert sum(op.startswith("USETMAXREG") for op in instructions) == 2
     assert "LDL" not in {op.split(".")[0] for op in instructions}
-    _, ptx, said = compile_source(spec, "sm_90")
+    _, ptx, said = nvrtc.compile_source(spec, "sm_90")
     assert "wgmma" not in said
     assert "setmaxnreg" not in said
     assert "wgmma.wait_group.sync.aligned 1" in ptx
@@ -142,11 +154,11 @@ def test_many_tokens_are_multiplied_in_whole_tiles_with_weights_ahead_of_x(width
 
 @pytest.mark.parametrize("tokens", [16, 128])
 def test_few_tokens_are_multiplied_by_the_skinny_gemm(tokens: int) -> None:
-    (spec,) = running(linear(*SHAPES["down"], added=True), tokens)
-    info, instructions = compile_kernel(spec, "sm_90").info, code(spec, "sm_90")
+    spec = some_tokens(tokens)
+    info, instructions = compile_kernel(spec, "sm_90").info, codes("sm_90")[spec.key]
     assert (spec.function, info.spill_bytes, info.waits) == ("skinny_gemm", 0, True)
     assert sum(op.startswith(f"IGMMA.64x{tokens}x32.S8.S8") for op in instructions) == 4 * spec.constexprs["PANELS"]
-    assert "wgmma" not in compile_source(spec, "sm_90")[2]
+    assert "wgmma" not in nvrtc.compile_source(spec, "sm_90")[2]
 
 
 def test_one_token_times_long_rows_is_left_to_the_skinny_gemm() -> None:
@@ -159,8 +171,8 @@ def test_one_token_times_long_rows_is_left_to_the_skinny_gemm() -> None:
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_89", "sm_90"])
 def test_one_token_is_multiplied_four_products_at_a_time_from_wide_loads(arch: str) -> None:
-    (spec,) = running(linear(*SHAPES["o"], arch), 1)
-    instructions, tile = code(spec, arch), spec.constexprs
+    spec = one_token(arch)
+    instructions, tile = codes(arch)[spec.key], spec.constexprs
     assert compile_kernel(spec, arch).info.spill_bytes == 0
     per_thread = tile["ROWS"] * tile["K"] // (32 * spec.num_warps)
     assert sum(op.startswith("IDP.4A.S8.S8") for op in instructions) == per_thread // 4
@@ -171,11 +183,11 @@ def test_one_token_is_multiplied_four_products_at_a_time_from_wide_loads(arch: s
 @pytest.mark.parametrize("arch", ["sm_80", "sm_89"])
 def test_before_hopper_tensor_cores_multiply_int8(arch: str) -> None:
     for tokens in (64, 65):
-        (spec,) = running(linear(*SHAPES["down"], arch, added=True), tokens)
+        spec = some_tokens(tokens, arch)
         info = compile_kernel(spec, arch).info
         assert (info.spill_bytes, info.waits) == (0, False)
         assert info.shared_bytes <= 99 * 1024
-        assert any(op.startswith("IMMA.16832.S8.S8") for op in code(spec, arch))
+        assert any(op.startswith("IMMA.16832.S8.S8") for op in codes(arch)[spec.key])
 
 
 def test_every_model_has_int8_kernels_within_shared_memory() -> None:

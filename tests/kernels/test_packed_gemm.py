@@ -4,18 +4,17 @@ import json
 import re
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
 import torch
-import triton
 from emulated import emulate
+from machine_code import Instruction, disassembled
 from packed_samples import SCHEMES, Packed, large, lowered_for, result_like, sample, tile
 
+from trtllm_kernels.compile import nvrtc
 from trtllm_kernels.compile.aot import compile_all
 from trtllm_kernels.compile.catalogue import MODELS, ops_of
-from trtllm_kernels.compile.nvrtc import compile_source
 from trtllm_kernels.dialect.expr import evaluate
 from trtllm_kernels.dialect.ops import OP_SPECS
 from trtllm_kernels.dialect.types import Lowered, TensorSpec
@@ -160,18 +159,7 @@ def test_every_tile_of_tunings_space_lowers_within_shared_memory() -> None:
                             assert spec.constexprs["SHARED_BYTES"] <= 227 * 1024
 
 
-def instructions(code: bytes) -> list[tuple[int, str, str]]:
-    """(address, opcode, operands)."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(code)
-        file.flush()
-        tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-        sass = subprocess.run([tool, "-sass", file.name], capture_output=True, text=True, check=True).stdout
-    found = re.findall(r"^\s+/\*([0-9a-f]+)\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)(.*)$", sass, re.MULTILINE)
-    return [(int(address, 16), opcode, operands) for address, opcode, operands in found]
-
-
-def in_loop(code: list[tuple[int, str, str]]) -> int:
+def in_loop(code: list[Instruction]) -> int:
     """Instructions of the loop around the products."""
     products = [address for address, opcode, _ in code if "GMMA" in opcode]
     for address, opcode, operands in code:
@@ -190,8 +178,8 @@ def test_few_instructions_decode_a_tile_and_weights_do_not_wait(scheme: Packed, 
     x, weight = TensorSpec(("T", 4096), scheme.inputs), TensorSpec((4096, 4096), scheme.dtype)
     inputs = [x, weight, None, one if scheme.inputs == "fp8" else None, one if scheme.weight_scale else None, None, scale]
     spec = next(s for s in lower("linear", inputs, [y], {}, "sm_90").kernels if s.constexprs.get("TOKENS") == 8)
-    machine_code, ptx, said = compile_source(spec, "sm_90")
-    code = instructions(machine_code)
+    machine_code, ptx, said = nvrtc.compile_source(spec, "sm_90")
+    ((_, code),) = disassembled([machine_code], "sm_90")
     assert "0 bytes spill stores" in said
     assert in_loop(code) * 128 / spec.constexprs["COLUMNS"] <= most
     assert not [opcode for _, opcode, _ in code if opcode.startswith(("MEMBAR", "ERRBAR"))], "none waits for all its loads and stores"
@@ -205,6 +193,6 @@ def test_few_instructions_decode_a_tile_and_weights_do_not_wait(scheme: Packed, 
 def test_large_tiles_keep_their_sums_in_registers() -> None:
     """And the assembler lets products run on while the next codes are decoded."""
     specs = {spec.constexprs["M_TILES"]: spec for spec in linear(rows=28672).kernels if spec.function == "packed_gemm_large"}
-    _, _, said = compile_source(specs[2], "sm_90")
+    _, _, said = nvrtc.compile_source(specs[2], "sm_90")
     assert "0 bytes spill stores" in said
     assert "wgmma" not in said

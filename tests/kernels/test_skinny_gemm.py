@@ -4,17 +4,16 @@ import json
 import re
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
-import triton
 from hypothesis import given
 from hypothesis import strategies as st
+from machine_code import opcodes
 
+from trtllm_kernels.compile import nvrtc
 from trtllm_kernels.compile.aot import compile_kernel
 from trtllm_kernels.compile.catalogue import MODELS, ops_of
-from trtllm_kernels.compile.nvrtc import compile_source
 from trtllm_kernels.dialect.expr import ceil_div, evaluate
 from trtllm_kernels.dialect.types import KernelSpec, Launch, Lowered, TensorSpec
 from trtllm_kernels.errors import KernelError
@@ -187,24 +186,24 @@ def test_in_cuda_blocks_divide_k_where_sms_are_left_and_share_an_sm_where_they_a
 @pytest.mark.parametrize("dtype", ["fp8", "bf16"])
 def test_in_cuda_weights_are_on_the_way_before_the_wait(dtype: str) -> None:
     """Of x nothing is; products follow each other, and the assembler has nothing to say of them."""
-    for lowered in (linear(6144, 4096, dtype), linear(4096, 14336, dtype), gate_up(dtype)):
-        for tokens in (16, 64, 96, 128):
-            _, spec = cuda_launch(lowered, tokens)
-            info, code = compile_kernel(spec, "sm_90").info, _code(spec)
-            assert (info.spill_bytes, info.num_warps, info.waits) == (0, 6, True)
-            assert info.registers * 192 * 2 <= 65536
-            panels = spec.constexprs["PANELS"]
-            parts = spec.constexprs["SPLITS"]
-            assert sum(op.startswith("UTMALDG") for op in code) == (1 + parts) * panels, "weights before the other block is there and after"
-            assert sum(op.startswith(f"{'QGMMA' if dtype == 'fp8' else 'HGMMA'}.64x{tokens}x") for op in code) == 4 * panels
-            assert code.count("ACQBULK") == 2, "one for those that multiply, one for who loads x"
-            assert ("UCGABAR_ARV" in code) == (parts > 1)
-            assert not [op for op in code if op.startswith(("MEMBAR", "ERRBAR"))], "none waits for all its loads and stores"
-            _, ptx, said = compile_source(spec, "sm_90")
-            assert "wgmma" not in said
-            met = re.findall(r"(griddepcontrol\.wait)|cp\.async\.bulk\.tensor\.\S+bytes(\.L2::cache_hint)?", ptx)
-            weight, x, wait = ("", ".L2::cache_hint"), ("", ""), ("griddepcontrol.wait", "")
-            assert met == [*[weight] * panels * parts, wait, *[x] * panels, wait]
+    products = (linear(6144, 4096, dtype), linear(4096, 14336, dtype), gate_up(dtype))
+    launched = [(tokens, cuda_launch(lowered, tokens)[1]) for lowered in products for tokens in (16, 64, 96, 128)]
+    for (tokens, spec), code in zip(launched, opcodes([spec for _, spec in launched]), strict=True):
+        info = compile_kernel(spec, "sm_90").info
+        assert (info.spill_bytes, info.num_warps, info.waits) == (0, 6, True)
+        assert info.registers * 192 * 2 <= 65536
+        panels = spec.constexprs["PANELS"]
+        parts = spec.constexprs["SPLITS"]
+        assert sum(op.startswith("UTMALDG") for op in code) == (1 + parts) * panels, "weights before the other block is there and after"
+        assert sum(op.startswith(f"{'QGMMA' if dtype == 'fp8' else 'HGMMA'}.64x{tokens}x") for op in code) == 4 * panels
+        assert code.count("ACQBULK") == 2, "one for those that multiply, one for who loads x"
+        assert ("UCGABAR_ARV" in code) == (parts > 1)
+        assert not [op for op in code if op.startswith(("MEMBAR", "ERRBAR"))], "none waits for all its loads and stores"
+        _, ptx, said = nvrtc.compile_source(spec, "sm_90")
+        assert "wgmma" not in said
+        met = re.findall(r"(griddepcontrol\.wait)|cp\.async\.bulk\.tensor\.\S+bytes(\.L2::cache_hint)?", ptx)
+        weight, x, wait = ("", ".L2::cache_hint"), ("", ""), ("griddepcontrol.wait", "")
+        assert met == [*[weight] * panels * parts, wait, *[x] * panels, wait]
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -253,15 +252,6 @@ def test_lines_asked_for_ahead_lie_in_the_programs_part_of_the_weight(rows: int,
             assert found["LINES"] * tall * 128 <= ahead * 1024
 
 
-def _code(spec: KernelSpec) -> list[str]:
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compile_kernel(spec, "sm_90").code)
-        file.flush()
-        tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-        sass = subprocess.run([tool, "-sass", file.name], capture_output=True, text=True, check=True).stdout
-    return re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", sass, re.MULTILINE)
-
-
 @pytest.mark.parametrize("dtype", ["fp8", "bf16"])
 def test_weights_stream_ahead_of_the_tensor_cores(dtype: str) -> None:
     """All stages but one are on the way before the first product, lines are asked for before the wait, and tiles are one warp group's."""
@@ -269,7 +259,7 @@ def test_weights_stream_ahead_of_the_tensor_cores(dtype: str) -> None:
         4096, 4096, dtype, skinny_to=16, skinny16_k=256 if dtype == "fp8" else 128, skinny16_stages=6, skinny16_splits=1, skinny16_blocks=0
     )
     spec = next(spec for spec in lowered.kernels if spec.function == "skinny_linear")
-    code = _code(spec)
+    (code,) = opcodes([spec])
     products = [i for i, op in enumerate(code) if op.startswith("QGMMA.64x16" if dtype == "fp8" else "HGMMA.64x16")]
     assert products
     loads = [i for i, op in enumerate(code) if op.startswith("UTMALDG")]

@@ -15,6 +15,7 @@ import operator
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -97,9 +98,22 @@ class _Tracer(fx.Tracer):
     def __init__(self) -> None:
         super().__init__()
         self.labels: Counter[str] = Counter()
+        self.parameter_names: dict[int, str] = {}
+        """By identity, filled at the first parameter that is read."""
 
     def is_leaf_module(self, m: torch.nn.Module, module_qualified_name: str) -> bool:
         return False
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
+        """As fx has it, but for its search through all parameters of the model at each that is read."""
+        if not isinstance(attr_val, torch.nn.Parameter):
+            return super().getattr(attr, attr_val, parameter_proxy_cache)
+        if not self.parameter_names:
+            self.parameter_names = {id(parameter): name for name, parameter in self.root.named_parameters()}
+        name = self.parameter_names[id(attr_val)]
+        if name not in parameter_proxy_cache:
+            parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
+        return parameter_proxy_cache[name]
 
     def create_node(self, *args: Any, **kwargs: Any) -> Node:
         node: Node = super().create_node(*args, **kwargs)
@@ -137,8 +151,12 @@ def trace(config: ModelConfig, dtype: str, profile: Profile) -> ModelGraph:
 
 def op_name(node: Any) -> str:
     """Dialect name of a node, or ""."""
-    target = getattr(node, "target", None)
-    if getattr(node, "op", "") == "call_function" and isinstance(target, torch._ops.OpOverload) and target.namespace == "trtllm":
+    return _dialect_name(node.target) if isinstance(node, Node) and node.op == "call_function" else ""
+
+
+@cache
+def _dialect_name(target: Any) -> str:
+    if isinstance(target, torch._ops.OpOverload) and target.namespace == "trtllm":
         return str(target._schema.name).split("::")[1]
     return ""
 

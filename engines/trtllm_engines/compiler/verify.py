@@ -15,9 +15,6 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._dynamo.source import ConstantSource
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 
 from trtllm_engines.compiler.graph import ModelGraph, op_name
 from trtllm_engines.compiler.placement import Placement, PlacementError, place
@@ -44,6 +41,11 @@ class _Shapes:
     """
 
     def __init__(self) -> None:
+        # torch's own compiler, a second of a process's start, which those that find their engine built do without
+        from torch._dynamo.source import ConstantSource
+        from torch._subclasses.fake_tensor import FakeTensorMode
+        from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
+
         self.env = ShapeEnv()
         self.mode = FakeTensorMode(shape_env=self.env)
         self.sizes: dict[str, Any] = {}

@@ -88,14 +88,18 @@ def evaluate(expr: Dim, symbols: Mapping[str, int]) -> int:
     """Value of one expression; `symbols` must hold those it uses."""
     if isinstance(expr, int):
         return expr
-    missing = symbols_of(expr) - symbols.keys()
-    if missing:
+    if missing := symbols_of(expr) - symbols.keys():
         raise KernelError(f"expression {expr!r} needs a value for {', '.join(sorted(missing))}")
     return _compile_one(expr)(*(symbols.get(s, 0) for s in SYMBOLS))[0]
 
 
 def symbols_of(expr: Dim) -> frozenset[str]:
-    return frozenset(n.id for n in ast.walk(_parse(expr)) if isinstance(n, ast.Name) and n.id in SYMBOLS)
+    return _symbols_in(str(expr))
+
+
+@lru_cache(maxsize=4096)
+def _symbols_in(text: str) -> frozenset[str]:
+    return frozenset(n.id for n in ast.walk(_parse(text)) if isinstance(n, ast.Name) and n.id in SYMBOLS)
 
 
 def product(*dims: Dim) -> Dim:

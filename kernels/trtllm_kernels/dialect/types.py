@@ -17,7 +17,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
+from functools import cached_property
 from typing import Any, Literal
 
 SYMBOLS = ("T", "R", "D", "S", "C")
@@ -66,10 +67,11 @@ class KernelSpec:
         """Whether the kernel is CUDA C++."""
         return self.module.split(".")[-2:-1] == ["cuda_kernels"]
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Stable name of this specialisation: the function and a hash of everything that changes the code."""
-        digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True, default=str).encode()).hexdigest()
+        everything = {field.name: getattr(self, field.name) for field in fields(self)}
+        digest = hashlib.sha256(json.dumps(everything, sort_keys=True, default=str).encode()).hexdigest()
         return f"{self.function}-{digest[:16]}"
 
 
