@@ -81,10 +81,16 @@ class QuirkServer:
         quirk, body = request.match_info["quirk"], await request.json()
         self.served[quirk] += 1
         self.asked.append({**body, "quirk": quirk, "path": request.path})
+        if quirk == "proxied":
+            self.asked[-1]["proxy"] = request.headers.get("Proxy-Authorization")
         prompt = body.get("prompt", body.get("messages"))
         refusal = self._refusal(quirk, body, prompt)
         if refusal is not None:
             return web.json_response({"error": {"message": refusal[1]}}, status=refusal[0])
+        if quirk == "moved":
+            raise web.HTTPMovedPermanently("/plain/v1/completions")
+        if quirk == "page":
+            return web.Response(text="<html><head><title>Sign in</title></head><body>...</body></html>", content_type="text/html")
         if quirk == "whole":
             return web.json_response({"choices": [{"text": "all of it"}]})
         if quirk == "closing" and self.served[quirk] == 3:  # an idle connection closed just as it is used again
@@ -101,6 +107,8 @@ class QuirkServer:
             return 400, "unknown field ignore_eos"
         if quirk == "textonly" and not isinstance(prompt, str):
             return 422, "input should be text"
+        if quirk == "coldstart" and self.served[quirk] <= 2:
+            return 503, "warming up"
         if quirk == "nolist" and body["model"] != "m":
             return 404, f"model {body['model']} does not exist"
         return None
@@ -168,6 +176,11 @@ class QuirkServer:
             await send(a[: n // 2])
             assert request.transport is not None
             return request.transport.abort()
+        elif quirk == "badchunk":
+            await send(a[:3])
+            assert request.transport is not None
+            request.transport.write(b"zz\r\nno chunk\r\n")
+            return await asyncio.sleep(TAIL_S)
         elif quirk == "errorevent":
             await send([*a[:2], {"error": {"message": "out of blocks"}}])
             return None

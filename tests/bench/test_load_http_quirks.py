@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
+import resource
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -38,7 +40,8 @@ def running() -> Iterator[QuirkServer]:
 
 
 @pytest.fixture
-def server(running: QuirkServer) -> QuirkServer:
+def server(running: QuirkServer, monkeypatch: pytest.MonkeyPatch) -> QuirkServer:
+    monkeypatch.setattr("trtllm_bench.targets.http.LOST_S", 0.05)
     running.asked.clear()
     running.seen.clear()
     running.served.clear()
@@ -102,10 +105,13 @@ def test_short_answers(server: QuirkServer, quirk: str, osl: int) -> None:
         ("strict", "HTTP 400: unknown field ignore_eos"),
         ("textonly", "HTTP 422: input should be text"),
         ("whole", "the server did not stream; it said: "),
+        ("page", "the server did not stream; it said: Sign in"),
+        ("moved", "HTTP 301: it redirects to "),
+        ("badchunk", "after 3 events with tokens: the connection broke off before the answer's end"),
     ],
 )
 def test_an_answer_that_did_not_end_as_answers_do_is_a_failed_request(server: QuirkServer, quirk: str, why: str) -> None:
-    result = load(server, quirk)
+    result = load(server, quirk, stall_s=20.0)
     assert not result.log.ok.any()
     assert all(reason.startswith(why) for _, reason in result.failures), result.failures[0]
 
@@ -250,6 +256,11 @@ def test_servers_that_take_less_are_asked_for_less(server: QuirkServer) -> None:
     for field, value, complaint in (
         ("optional_fields", "best_of", "--optional-fields: 'best_of' is no field that may be left out; choose from temperature"),
         ("extra_body", "[1]", "--extra-body: '[1]' is no JSON object"),
+        ("extra_body", '{"x": NaN}', "cannot be read as JSON (NaN is no number of JSON)"),
+        ("extra_body", '{"model": "other"}', "--extra-body: 'model' cannot be set: the model is named by --served-model-name"),
+        ("extra_body", '{"n": 2}', "--extra-body: 'n' cannot be set: a request is one streamed answer"),
+        ("extra_body", '{"max_tokens": 3}', "--extra-body: 'max_tokens' cannot be set: the output length is the workload's"),
+        ("extra_body", '{"api_key": "sk-1"}', "--extra-body: 'api_key' looks like a credential"),
         ("endpoint", "responses", "--endpoint: 'responses' is unknown; choose from completions, chat"),
     ):
         with pytest.raises(BenchError, match=re.escape(complaint)):
@@ -293,6 +304,39 @@ def test_prompts_of_a_file_are_sent_as_they_are_and_a_cache_that_knew_them_is_to
     assert not any("prefix cache" in warning for warning in first.warnings)
     assert second.figures["prefix_hit_ratio"] == 1
     assert any("took 100% of the prompt tokens from its prefix cache" in warning for warning in second.warnings)
+
+
+def test_a_warm_up_that_failed_is_told(server: QuirkServer) -> None:
+    spec = replace(asking(server.url("coldstart")), load=LoadSpec(concurrency=1, warmup=2, max_lag_ms=1e4))
+    told = open_session(spec).measure(fixed(2, 4, 2), spec, lambda done: None).warnings
+    assert "2 of 2 warm-up requests failed: HTTP 503: warming up" in told
+
+
+def test_a_proxy_is_asked_and_named_but_not_for_this_machine(server: QuirkServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    proxy = server.url("proxied").replace("http://", "http://user:pass-word@")
+    monkeypatch.setenv("http_proxy", proxy)
+    target = HttpTarget("http://192.0.2.1/proxied")
+    assert target.check() == "m"
+    run_load(fixed(1, 4, 2).requests(), target, Drive())
+    assert server.asked[-1]["proxy"] == "Basic " + base64.b64encode(b"user:pass-word").decode()
+    assert target.settings()["proxy"] == server.url("proxied")
+    assert target._hidden("of user pass-word") == "of user ***"
+    assert "proxy" not in HttpTarget(server.url("plain")).settings()
+    monkeypatch.setenv("no_proxy", "192.0.2.1")
+    assert "proxy" not in HttpTarget("http://192.0.2.1").settings()
+    monkeypatch.setenv("https_proxy", "socks5://127.0.0.1:1080")
+    with pytest.raises(BenchError, match=r"https_proxy is of a kind that is not spoken here"):
+        HttpTarget("https://192.0.2.2")
+
+
+def test_the_limit_of_open_files_is_raised_for_the_streams(server: QuirkServer) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (128, hard))
+        assert load(server, "plain", osl=1, n=100, concurrency=100).failures == ()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 128
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_tokens_in_one_burst_have_no_speed_and_the_run_says_so(server: QuirkServer) -> None:

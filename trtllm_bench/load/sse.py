@@ -3,6 +3,9 @@
 Incremental: bytes go in as they arrive, whole events come out. An event may span any number of reads, a read may hold any number of events,
 and neither has a largest size. Lines end in LF, CR or CR LF; a CR at the end of a read may still be followed by its LF.
 
+Two things go beyond the standard. A line of a field named `error` (llama.cpp's server) is an event of that name. Lines of no field, such as
+a page of HTML or a whole answer in JSON, are kept as `strays`, since they are then all that the server said.
+
 Rejected: reading by line (an event is not a line: its data may have several), and httpx-sse, aiohttp-sse-client and their like (each splits
 lines on more than the standard's three ends, or needs a client of its own).
 """
@@ -12,6 +15,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 BOM = b"\xef\xbb\xbf"
+NO_NEWS = (b"", b"id", b"retry")
+"""Fields that nothing here needs; the empty one is a comment."""
+MOST_STRAYS = 1 << 16
+"""Bytes of lines that are no field of an event, of which the first are kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +39,13 @@ class EventStream:
         self._begun = False
         self._data: list[bytes] = []
         self._name = b""
+        self._strays: list[bytes] = []
+        self._room = MOST_STRAYS
+
+    @property
+    def strays(self) -> str:
+        """Lines that are no field of an event: all that there is where the answer is no event stream."""
+        return b"\n".join(self._strays).decode(errors="replace")
 
     @property
     def unfinished(self) -> str:
@@ -61,6 +75,14 @@ class EventStream:
             self._unfinished.append(rest)
         return events
 
+    def end(self) -> Event | None:
+        """The stream is over: the event that no blank line ended, which the standard drops, where there is one."""
+        if self._unfinished:
+            line = b"".join(self._unfinished)
+            self._unfinished.clear()
+            self._line(line, [])
+        return Event(self.unfinished, self._name.decode(errors="replace") or "message") if self._data else None
+
     def _without_mark(self, chunk: bytes) -> bytes:
         """Drops one byte order mark at the very beginning, which may come a byte at a time."""
         begin = b"".join((*self._unfinished, chunk))
@@ -85,3 +107,9 @@ class EventStream:
             self._data.append(value)
         elif name == b"event":
             self._name = value
+        elif name == b"error" and colon:
+            self._data.append(value)
+            self._name = name
+        elif name not in NO_NEWS and self._room > 0:
+            self._strays.append(line[: self._room])
+            self._room -= len(line)

@@ -87,10 +87,13 @@ class TargetSession:
         salt, self._measurements = self.target.salt + self._measurements, self._measurements + 1
         workload = workload.reseeded(salt) if salt else workload
         drive = Drive(load.concurrency, open_loop, load.stall_timeout, load.request_timeout or math.inf, warmup_s=load.warmup_seconds)
+        cold: list[str] = []
         if load.warmup:
             first = workload.for_warmup(load.warmup)
             short = replace(first, output_tokens=np.minimum(first.output_tokens, WARMUP_TOKENS))
-            run_load(short.requests(), driven, replace(drive, open_loop=False, warmup_s=0.0))
+            warmed = run_load(short.requests(), driven, replace(drive, open_loop=False, warmup_s=0.0))
+            if warmed.failures:
+                cold = [f"{len(warmed.failures)} of {len(warmed.log)} warm-up requests failed: {commonest_failures(warmed)}"]
         requests = workload.requests()
         with Telemetry(gpus) as telemetry:
             result = run_load(requests, driven, drive, on_requests=on_requests, gpus=max(gpus, 1))
@@ -111,7 +114,7 @@ class TargetSession:
             samples=samples.columns(),
             by_gpu=samples.by_gpu(*span),
             no_telemetry=samples.absent,
-            warnings=(*judged.warnings, *samples.suspicions(*span), *details.warnings),
+            warnings=(*judged.warnings, *cold, *samples.suspicions(*span), *details.warnings),
             void=judged.void,
         )
 

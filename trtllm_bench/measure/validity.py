@@ -2,8 +2,8 @@
 
 Void means the run did not measure what was asked: the driver itself sent late, stood still for long enough to move a figure, or the target
 fell silent. A void run keeps its figures in the record, marked, and is never counted as a result. Warnings are things a reader must know
-but which may be the truth about the target: outputs shorter than asked (first, because it makes every rate look better), tokens that
-nobody counted, prompts of another length or answered from a cache, failures, a queue that grew to the end.
+but which may be the truth about the target: outputs of another length than asked (first, because short ones make every rate look better),
+tokens that nobody counted, prompts of another length or answered from a cache, failures, a queue that grew to the end.
 
 A standstill of the client is weighed by what it could have moved: the figures are computed again as if everything stamped at its end had
 come at its beginning, and every request that fell due in it had been sent in time. In a closed loop it also takes its share of the run.
@@ -31,7 +31,7 @@ MAX_EMPTY_PLACES = 0.01
 """In a closed loop a late driver also needs to have left this share of the places empty: when a whole batch ends in one step, refilling it
 takes the driver a moment that does not matter beside the seconds the batch runs."""
 SHORT_OUTPUT = 0.99
-"""Outputs below this share of what was asked for are warned of."""
+"""Outputs below this share of what was asked for, or as far above it, are warned of."""
 SHORT_STEADY = 0.25
 MOVED, VOID_MOVED = 0.01, 0.05
 """Share by which a standstill may have moved a figure: from the first on it is warned of, from the second on it may void the run."""
@@ -58,7 +58,7 @@ def verdict(result: LoadResult, open_loop: bool, max_lag_ms: float = MAX_LAG_MS,
     log = result.measured
     done = log.select(log.ok)
     window = (steady.by_slope(log) if open_loop else steady.by_turnover(log, result.concurrency)) if len(done) else None
-    warnings = [*_uncounted(done), *_shortfall(result), *_other_prompts(result), *_cached(done, shares_prefixes), *_failures(result)]
+    warnings = [*_uncounted(done), *_other_outputs(result), *_other_prompts(result), *_cached(done, shares_prefixes), *_failures(result)]
     warnings += _in_bursts(done)
     if open_loop and np.isfinite(log.sent_s).any() and steady.grows(log, float(np.nanmax(log.sent_s))):
         warnings.append("requests in flight grew to the end of the arrivals: the target serves fewer than it was sent")
@@ -103,14 +103,15 @@ def _in_bursts(done: RequestLog) -> list[str]:
     ]
 
 
-def _shortfall(result: LoadResult) -> list[str]:
+def _other_outputs(result: LoadResult) -> list[str]:
     done = result.measured.select(result.measured.ok)
     if not len(done) or done.requested_tokens is None or not done.columns["counted"].all():
         return []
     length, asked = float(done.output_tokens.mean()), float(done.requested_tokens.mean())
-    if length >= SHORT_OUTPUT * asked:
+    if SHORT_OUTPUT * asked <= length <= asked / SHORT_OUTPUT:
         return []
-    return [f"outputs were shorter than asked: {length:.1f} tokens a request instead of {asked:.1f}"]
+    how = "shorter" if length < asked else "longer"
+    return [f"outputs were {how} than asked: {length:.1f} tokens a request instead of {asked:.1f}"]
 
 
 def _other_prompts(result: LoadResult) -> list[str]:

@@ -9,6 +9,7 @@ command asked for it. All four classes are frozen, validated once when made, and
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -25,6 +26,14 @@ SENT_FIELDS = "temperature,ignore_eos,stream_options"
 """Optional fields of a request's body that are sent where nothing else is asked for."""
 MORE_FIELDS = ("min_tokens", "max_completion_tokens")
 NO_FIELDS = "none"
+RESERVED_FIELDS = {
+    "model": "the model is named by --served-model-name",
+    **dict.fromkeys(("prompt", "messages"), "prompts are the workload's"),
+    **dict.fromkeys(("max_tokens", "max_completion_tokens"), "the output length is the workload's, such as --osl"),
+    **dict.fromkeys(("stream", "n", "best_of", "echo"), "a request is one streamed answer of new tokens"),
+}
+"""Fields of a request's body that --extra-body may not set, and why."""
+CREDENTIAL = re.compile(r"(^|[_-])(api[_-]?key|secret|password|authorization|access[_-]?token)$", re.IGNORECASE)
 HIDDEN = "***"
 
 
@@ -61,15 +70,25 @@ def _fields(value: Any) -> str:
     return ",".join(name for name in known if name in given) or NO_FIELDS
 
 
-def _json_object(value: Any) -> str:
-    """A JSON object in its one spelling."""
+def _extra_body(value: Any) -> str:
+    """A JSON object in its one spelling, of fields that a request may have besides its own."""
     try:
-        content = value if isinstance(value, Mapping) else json.loads(str(value))
-    except ValueError as error:
+        content = value if isinstance(value, Mapping) else json.loads(str(value), parse_constant=_no_constant)
+        spelling = json.dumps(content, sort_keys=True, allow_nan=False)
+    except (ValueError, RecursionError) as error:
         raise BenchError(f"{value!r} cannot be read as JSON ({error})") from None
     if not isinstance(content, Mapping):
         raise BenchError(f'{value!r} is no JSON object; write for example {{"top_k": 1}}')
-    return json.dumps(content, sort_keys=True)
+    for name in content:
+        if name in RESERVED_FIELDS:
+            raise BenchError(f"'{name}' cannot be set: {RESERVED_FIELDS[name]}")
+        if CREDENTIAL.search(name):
+            raise BenchError(f"'{name}' looks like a credential, and the body's fields are recorded; a key is given with --api-key")
+    return spelling
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no number of JSON")
 
 
 def _dataset(value: Any) -> str:
@@ -231,7 +250,7 @@ class ServerSpec:
         separator=";",
         parse=_fields,
     )
-    extra_body: str | None = knob(None, "Further fields of the request body, as a JSON object.", separator=";", parse=_json_object)
+    extra_body: str | None = knob(None, "Further fields of the request body, as a JSON object.", separator=";", parse=_extra_body)
     api_key: str | None = knob(None, "Key the server asks for (default: $OPENAI_API_KEY); kept in no record.", secret=True)
 
     def __post_init__(self) -> None:

@@ -11,14 +11,14 @@ connection that the server had closed while it was idle is replaced once, as any
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 import math
 import os
+import resource
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
@@ -28,7 +28,9 @@ from trtllm_bench.load.driver import BEAT_S, STANDSTILL_S
 from trtllm_bench.load.sse import EventStream
 from trtllm_bench.load.target import Deliver, RequestOutcome, Standstill, Target
 from trtllm_bench.spec.measurement import NO_FIELDS, SENT_FIELDS, MeasurementSpec, safe_target
-from trtllm_bench.targets.openai_answer import Answer, AnswerError, complaint
+from trtllm_bench.targets.http_address import PATHS, Credentials, checked_key, proxy_for, split_address
+from trtllm_bench.targets.http_words import complaint, listed_models, reason, said_in, short
+from trtllm_bench.targets.openai_answer import Answer, AnswerError
 from trtllm_bench.targets.registry import Identity, OnBuild, StaticTarget, register
 from trtllm_workloads.request import RequestSpec
 from trtllm_workloads.tokens import Int32Array
@@ -39,9 +41,18 @@ if TYPE_CHECKING:
 CONNECT_S = 10.0
 DRAIN_S = 1.0
 """Patience with a stream after its [DONE], so that its connection can be used again."""
+LOST_S = 0.5
+"""How often it is looked for answers whose connection is gone."""
 BODIES_BYTES = 2 << 30
 """Most bytes of request bodies encoded before the run; later ones are encoded as they are sent."""
-PATHS: Mapping[str, str] = {"completions": "completions", "chat": "chat/completions"}
+MOST_SAID, MOST_LISTED = 1 << 16, 1 << 24
+"""Bytes that are read of a refusal, and of a list of models."""
+MOST_EVENT = 1 << 28
+"""Bytes without a whole event after which a stream is given up."""
+MOST_OPEN = 1 << 16
+"""Files that this process wants to have open at most."""
+LISTED = 8
+"""Models that a refusal names."""
 NO_LIST = (404, 405, 501)
 """Answers of a server that has no list of models."""
 KEY_VARIABLE = "OPENAI_API_KEY"
@@ -66,11 +77,10 @@ class HttpTarget(Target):
     """Tokens of a text, for servers that count none."""
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.base_url)
-        if parts.scheme not in ("http", "https") or not parts.netloc:
-            raise BenchError(f"'{safe_target(self.base_url)}' is no server address; write for example http://127.0.0.1:8000")
-        self._user = (unquote(parts.username or ""), unquote(parts.password or ""))
-        self.base_url = safe_target(self.base_url)
+        self.base_url, user, password = split_address(self.base_url, self.endpoint)
+        self._proxy = proxy_for(self.base_url) or None
+        of_proxy = unquote(urlsplit(self._proxy or "").password or "")
+        self._credentials = Credentials(checked_key(self.api_key), user, password, (of_proxy,))
         self._root = self.base_url.rstrip("/").removesuffix("/v1") + "/v1"
         self._url = f"{self._root}/{PATHS[self.endpoint]}"
         self._bodies: dict[int, bytes] = {}
@@ -86,6 +96,7 @@ class HttpTarget(Target):
             "prompts": "text" if self.decode is not None or self.prompts == "text" or self.endpoint == "chat" else "tokens",
             "optional_fields": "" if sent == SENT_FIELDS else sent or NO_FIELDS,
             "extra_body": json.dumps(self.extra, sort_keys=True) if self.extra else "",
+            "proxy": safe_target(self._proxy or ""),
         }
         return {name: value for name, value in told.items() if value}
 
@@ -99,25 +110,27 @@ class HttpTarget(Target):
         try:
             timeout = aiohttp.ClientTimeout(total=CONNECT_S)
             async with aiohttp.ClientSession(timeout=timeout, headers=self._headers()) as session:
-                async with session.get(f"{self._root}/models") as answer:
-                    status, said = answer.status, await answer.text(errors="replace")
-                if status in NO_LIST and self.model:
+                async with session.get(f"{self._root}/models", proxy=self._proxy) as answer:
+                    status, said = answer.status, await said_in(answer, MOST_LISTED)
+                listed = listed_models(said) if status == 200 else None
+                if self.model and (status in NO_LIST or (status == 200 and listed is None)):
                     return await self._probe(session)
-        except (aiohttp.ClientError, TimeoutError) as error:
-            raise RunFailure(f"no server answers at {self._root}: {self._hidden(str(error)) or type(error).__name__}") from None
-        if status != 200:
-            hint = "; name one with --model" if status in NO_LIST else ""
-            raise RunFailure(f"{self._root}/models answered {status}: {self._hidden(complaint(said)) or 'nothing'}{hint}")
-        return self._settle(said)
+        except TimeoutError:
+            raise RunFailure(f"no server answers at {self._root}: nothing came for {CONNECT_S:g} s") from None
+        except aiohttp.ClientError as error:
+            raise RunFailure(f"no server answers at {self._root}: {self._hidden(reason(error))}") from None
+        if listed is not None:
+            return self._settle(listed)
+        what = f"answered {status}" if status != 200 else "is not the list of models an OpenAI-compatible server gives; it says"
+        hint = "; name one with --model" if status in (200, *NO_LIST) else ""
+        raise RunFailure(f"{self._root}/models {what}: {complaint(said, self._hidden) or 'nothing'}{hint}")
 
-    def _settle(self, said: str) -> str:
-        """The model to use, from the server's list."""
-        try:
-            listed = [str(entry["id"]) for entry in json.loads(said)["data"]]
-        except (KeyError, TypeError, ValueError):
-            raise RunFailure(f"{self._root}/models is not the list of models an OpenAI-compatible server gives") from None
+    def _settle(self, listed: Sequence[str]) -> str:
+        """The model to use, of those the server lists."""
         if self.model and self.model not in listed:
-            raise RunFailure(f"{self._root} does not serve '{self.model}'; it serves {', '.join(listed) or 'nothing'}")
+            others = f" and {len(listed) - LISTED:,} more" if len(listed) > LISTED else ""
+            named = ", ".join(short(name) for name in listed[:LISTED]) or "nothing"
+            raise RunFailure(f"{self._root} does not serve '{short(self.model)}'; it serves {named}{others}")
         if not listed:
             raise RunFailure(f"{self._root} serves no model")
         self.model = self.model or listed[0]
@@ -130,10 +143,10 @@ class HttpTarget(Target):
         asked = RequestSpec(-1, np.ones(1, np.int32), None, 1, 1, 0.0)
         if self.decode is None and (self.prompts == "text" or self.endpoint == "chat"):
             asked = RequestSpec(-1, None, "a", 1, 1, 0.0)
-        async with session.post(self._url, data=self._encoded(asked), headers=JSON) as answer:
+        async with session.post(self._url, data=self._encoded(asked), headers=JSON, proxy=self._proxy) as answer:
             if answer.status != 200:
-                said = self._hidden(complaint(await answer.text(errors="replace")))
-                raise RunFailure(f"{self._url} answered {answer.status} to a request for one token of '{self.model}': {said or 'nothing'}")
+                said = complaint(await said_in(answer, MOST_SAID), self._hidden) or "nothing"
+                raise RunFailure(f"{self._url} answered {answer.status} to a request for one token of '{self.model}': {said}")
         return self.model
 
     def prepare(self, requests: Sequence[RequestSpec]) -> None:
@@ -155,7 +168,10 @@ class HttpTarget(Target):
         self._deliver = deliver
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._heard: dict[int, float] = {}
+        self._replies: dict[int, aiohttp.ClientResponse] = {}
+        self._lost: set[int] = set()
         self._stopped_at = []
+        _allow_connections()
         self._loop = asyncio.new_event_loop()
         ready = threading.Event()
         self._thread = threading.Thread(target=self._serve, args=(ready,), name="http-target", daemon=True)
@@ -166,6 +182,7 @@ class HttpTarget(Target):
         asyncio.set_event_loop(self._loop)
         self._loop.run_until_complete(self._open_sessions())
         self._loop.call_later(BEAT_S, self._beat, self._loop.time() + BEAT_S)
+        self._loop.call_later(LOST_S, self._end_the_lost)
         ready.set()
         self._loop.run_forever()
         self._loop.run_until_complete(self._close())
@@ -191,6 +208,23 @@ class HttpTarget(Target):
         if late > STANDSTILL_S:
             self._stopped_at.append((now - late, now))
         self._loop.call_later(BEAT_S, self._beat, self._loop.time() + BEAT_S)
+
+    def _end_the_lost(self) -> None:
+        """Ends each answer whose connection is gone, which aiohttp does not where the chunks of the stream itself are damaged.
+
+        Seen twice, since an answer that has all its bytes is read to its end after its connection."""
+        import aiohttp
+
+        lost = set()
+        for number, reply in self._replies.items():
+            connection = reply.connection
+            transport = connection.transport if connection is not None else None
+            if (transport is None or transport.is_closing()) and not reply.content.is_eof() and reply.content.exception() is None:
+                lost.add(number)
+        for number in lost & self._lost:
+            self._replies[number].content.set_exception(aiohttp.ClientPayloadError())
+        self._lost = lost
+        self._loop.call_later(LOST_S, self._end_the_lost)
 
     async def _close(self) -> None:
         tasks = list(self._tasks.values())
@@ -228,17 +262,11 @@ class HttpTarget(Target):
         return self._stopped_at
 
     def _headers(self) -> dict[str, str]:
-        if self.api_key:
-            return {"Authorization": f"Bearer {self.api_key}"}
-        if any(self._user):
-            return {"Authorization": "Basic " + base64.b64encode(":".join(self._user).encode()).decode()}
-        return {}
+        return self._credentials.headers()
 
     def _hidden(self, text: str) -> str:
         """What a server said, without the credentials it may have repeated."""
-        for secret in (self.api_key, self._user[1]):
-            text = text.replace(secret, "***") if secret else text
-        return text
+        return self._credentials.hide(text)
 
     def body(self, request: RequestSpec) -> dict[str, Any]:
         """The request as the endpoint takes it. Raises `BenchError` where the prompt cannot be had in its form."""
@@ -281,31 +309,36 @@ class HttpTarget(Target):
         except asyncio.CancelledError:
             raise
         except AnswerError as error:
-            self._fail(request, trace, str(error))
+            self._fail(request, trace, error.told(self._hidden))
         except Exception as error:
             broke = f"after {trace.tokens} events with tokens: " if trace.tokens else ""
-            self._fail(request, trace, broke + (str(error) or type(error).__name__))
+            self._fail(request, trace, broke + self._hidden(reason(error)))
         finally:
             self._heard.pop(request.id, None)
+            self._replies.pop(request.id, None)
 
     def _fail(self, request: RequestSpec, trace: _Trace, why: str) -> None:
         now = time.perf_counter()
-        self._deliver(RequestOutcome(request.id, now, 0, error=self._hidden(why), sent_s=trace.sent_s, closed_s=now))
+        self._deliver(RequestOutcome(request.id, now, 0, error=why, sent_s=trace.sent_s, closed_s=now))
 
     async def _stream(self, session: aiohttp.ClientSession, request: RequestSpec, body: bytes, trace: _Trace) -> None:
-        async with session.post(self._url, data=body, headers=JSON, trace_request_ctx=trace) as reply:
+        async with session.post(self._url, data=body, headers=JSON, trace_request_ctx=trace, proxy=self._proxy) as reply:
             trace.answered = True
+            if reply.method != "POST":
+                raise AnswerError(f"HTTP {reply.history[-1].status}: it redirects to {reply.url}; give the address where it is served")
             if reply.status != 200:
-                raise AnswerError(f"HTTP {reply.status}: {complaint(await reply.text(errors='replace'))}")
-            if reply.content_type == "application/json":
-                raise AnswerError(f"the server did not stream; it said: {complaint(await reply.text(errors='replace'))}")
-            events, answer = EventStream(), Answer()
+                raise AnswerError(f"HTTP {reply.status}", await said_in(reply, MOST_SAID))
+            self._replies[request.id] = reply
+            events, answer, now, waiting = EventStream(), Answer(), time.perf_counter(), 0
             while not answer.closed and (chunk := await reply.content.readany()):
-                now = time.perf_counter()
+                now, waiting = time.perf_counter(), waiting + len(chunk)
                 for event in events.feed(chunk):
                     answer.take(event, now)
+                    waiting = 0
+                if waiting > MOST_EVENT:
+                    raise AnswerError(f"the stream holds {waiting:,} bytes that are no whole event")
                 self._heard[request.id], trace.tokens = answer.heard_s, len(answer.pieces)
-            answer.end(events.unfinished)
+            answer.end(events, now)
             outcome = answer.outcome(request, time.perf_counter(), self.count)
             outcome.sent_s = trace.sent_s
             self._deliver(outcome)
@@ -316,7 +349,15 @@ class HttpTarget(Target):
                 reply.close()  # it was answered; only its connection is lost
 
 
-JSON = {"Content-Type": "application/json", "Accept": "text/event-stream"}
+JSON = {"Content-Type": "application/json", "Accept": "text/event-stream", "Accept-Encoding": "identity"}
+"""Nothing compressed: a proxy that compresses gathers tokens first."""
+
+
+def _allow_connections() -> None:
+    """Raises the limit of open files, often 1,024, as far as this process may: each stream needs one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < (wanted := MOST_OPEN if hard == resource.RLIM_INFINITY else min(hard, MOST_OPEN)):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 @dataclass
@@ -392,7 +433,7 @@ register(
     "http",
     open=_open,
     check=_check,
-    matches=lambda address: address.startswith(("http://", "https://")),
+    matches=lambda address: address.lower().startswith(("http://", "https://")),
     shown="the address of a server such as http://127.0.0.1:8000",
     names_its_model=True,
 )

@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trtllm_bench.load.sse import Event
+from trtllm_bench.load.sse import Event, EventStream
 from trtllm_bench.load.target import RequestOutcome
+from trtllm_bench.targets.http_words import Hide, complaint
 from trtllm_workloads.request import RequestSpec
 
 IntArray = npt.NDArray[np.int64]
@@ -29,12 +30,22 @@ DONE = "[DONE]"
 NO_ANSWER = ("abort", "error", "cancelled", "canceled", "timeout")
 """Values of `finish_reason` with which a server gives an answer up."""
 CONTENT = ("content", "reasoning_content", "reasoning", "tool_calls", "function_call", "refusal")
-COMPLAINT = 110
-"""Most characters of a refusal that are told."""
+NO_REASON = ("", "null")
+"""Values of `finish_reason` with which some servers say that the answer goes on."""
+MOST_TOKENS = 1 << 20
+"""No answer has more; a count beyond it is damage, and a list as long would take the memory."""
+MOST_PROMPT = 1 << 31
 
 
 class AnswerError(Exception):
-    """The request failed; the text is the reason, in the server's words where it gave any."""
+    """The request failed: what happened, and the server's own words (a body, or an event's data) where there may be any."""
+
+    def __init__(self, what: str, words: str | None = None) -> None:
+        super().__init__(what)
+        self.words = words
+
+    def told(self, hide: Hide) -> str:
+        return str(self) if self.words is None else f"{self}: {complaint(self.words, hide) or 'nothing'}"
 
 
 @dataclass
@@ -62,21 +73,19 @@ class Answer:
 
     def take(self, event: Event, now: float) -> None:
         """Raises `AnswerError` for an event that ends the request badly, or that is none of this interface."""
-        if event.data.strip() == DONE:
+        data = event.data.strip()
+        if data.strip('"').upper() == DONE:
             self.closed = True
             return
-        try:
-            content = json.loads(event.data)
-        except ValueError:
-            if not event.data.strip():
+        content = _object(data)
+        if event.name == "error":
+            raise AnswerError("the server said", data)
+        if content is None:
+            if data in ("", "null") or event.name != "message":  # such as a ping
                 return
-            if event.name == "error":
-                raise AnswerError(f"the server said: {short(event.data)}") from None
-            raise AnswerError(f"the stream holds what is no JSON: {event.data[:60]}") from None
-        if not isinstance(content, dict):
-            raise AnswerError(f"the stream holds what is no event of this interface: {event.data[:60]}")
-        if content.get("error") or event.name == "error" or content.get("object") == "error":
-            raise AnswerError(f"the server said: {complaint(event.data)}")
+            raise AnswerError("the stream holds what is no JSON", data)
+        if content.get("error") or content.get("object") == "error" or _is_complaint(content):
+            raise AnswerError("the server said", data)
         usage = content.get("usage")
         if isinstance(usage, dict):
             self.usage = usage
@@ -85,8 +94,9 @@ class Answer:
             self._choice(choices[0], now)
 
     def _choice(self, choice: Mapping[str, Any], now: float) -> None:
-        reason = choice.get("finish_reason")
-        self.finish_reason = str(reason or "") or self.finish_reason
+        reason = str(choice.get("finish_reason") or "")
+        reason = "" if reason in NO_REASON else reason
+        self.finish_reason = reason or self.finish_reason
         delta = choice.get("delta")
         if isinstance(delta, dict):
             said = "".join(value if isinstance(value, str) else "\0" for name in CONTENT if (value := delta.get(name)))
@@ -94,15 +104,21 @@ class Answer:
                 return
         else:
             said = str(choice.get("text") or "")
-        counted = self.usage.get("completion_tokens")
-        self.pieces.append(_Piece(now, said, counted if isinstance(counted, int) else -1, doubtful=bool(reason) and not said))
+        counted = _count(self.usage.get("completion_tokens"))
+        self.pieces.append(_Piece(now, said, counted, doubtful=bool(reason) and not said))
 
-    def end(self, unfinished: str) -> None:
-        """The stream is over, with `unfinished` data that no blank line ended. Raises `AnswerError` where the answer is not."""
-        self.closed |= unfinished.strip() == DONE
+    def end(self, events: EventStream, now: float) -> None:
+        """The stream is over. An event that lacks only the blank line behind it is taken, one that was cut is not.
+
+        Raises `AnswerError` where the answer has not ended as answers do."""
+        last = events.end()
+        if last is not None and not self.closed and (last.data.strip() == DONE or _object(last.data) is not None or last.name == "error"):
+            self.take(last, now)
         if self.finish_reason in NO_ANSWER:
             raise AnswerError(f"the server gave the answer up (finish_reason '{self.finish_reason}') after {self._so_far()}")
         if not self.closed and not self.finish_reason:
+            if events.strays.strip():
+                raise AnswerError("the server said" if self.pieces else "the server did not stream; it said", events.strays)
             raise AnswerError(f"the stream ended after {self._so_far()}, without a finish_reason or [DONE]")
 
     def _so_far(self) -> str:
@@ -110,8 +126,9 @@ class Answer:
 
     def outcome(self, request: RequestSpec, closed_s: float, count: Callable[[str], int] | None) -> RequestOutcome:
         """The request's outcome. Raises `AnswerError` where no token came."""
-        told = self.usage.get("completion_tokens")
-        tokens = told if isinstance(told, int) and told > 0 else 0
+        tokens = max(0, _count(self.usage.get("completion_tokens")))
+        if tokens > MOST_TOKENS:
+            raise AnswerError(f"the server counts {tokens:,} output tokens in its usage, which no answer has")
         pieces = self._arrivals(tokens)
         if not pieces:
             raise AnswerError("the stream ended without a token")
@@ -122,15 +139,16 @@ class Answer:
             tokens, known = len(pieces), len(pieces) == request.output_tokens
         times = np.asarray([piece.time_s for piece in pieces])
         details = self.usage.get("prompt_tokens_details")
-        cached = details.get("cached_tokens") if isinstance(details, dict) else None
+        cached = _count(details.get("cached_tokens")) if isinstance(details, dict) else -1
+        prompt = _count(self.usage.get("prompt_tokens"))
         return RequestOutcome(
             request.id,
             end_s=float(times[-1]),
             output_tokens=tokens,
             token_times_s=times[_places(pieces, tokens)],
-            input_tokens=_counted(self.usage.get("prompt_tokens")),
+            input_tokens=prompt if 0 < prompt < MOST_PROMPT else -1,  # no prompt has 0
             closed_s=closed_s,
-            cached_tokens=cached if isinstance(cached, int) else -1,
+            cached_tokens=cached if cached < MOST_PROMPT else -1,
             chunks=len(pieces),
             counted=known,
         )
@@ -142,6 +160,9 @@ class Answer:
             pieces = pieces[:-1]
         if len(pieces) > 1 and tokens == len(pieces) - 1 and not pieces[0].text and pieces[1].text:
             return pieces[1:]  # the beginning of the answer, announced with an empty text
+        if tokens < len(pieces):
+            said = [piece for piece in pieces if piece.text]
+            return said if len(said) == tokens else pieces  # the others were signs of life
         return pieces
 
     def _last_counts(self, tokens: int) -> bool:
@@ -154,9 +175,27 @@ class Answer:
         return n < 3 or bool(gaps[-1] > np.median(gaps[:-1]) / 2)
 
 
-def _counted(value: Any) -> int:
-    """A count of prompt tokens; -1 where there is none, since no prompt has 0."""
-    return value if isinstance(value, int) and value > 0 else -1
+def _object(data: str) -> Mapping[str, Any] | None:
+    """The JSON object of an event; None where it is none."""
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _is_complaint(content: Mapping[str, Any]) -> bool:
+    """Whether an event is an error that is not called one: words, and nothing of an answer."""
+    return not {"choices", "usage"} & set(content) and any(isinstance(content.get(name), str) for name in ("message", "detail"))
+
+
+def _count(value: Any) -> int:
+    """A count of tokens, which some servers write as text or with a decimal point; -1 where there is none."""
+    if isinstance(value, str) and value.isdecimal() and len(value) < 20:
+        return int(value)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 2**63 or value != int(value):
+        return -1
+    return int(value)
 
 
 def _places(pieces: list[_Piece], tokens: int) -> IntArray:
@@ -175,20 +214,3 @@ def laid_over(tokens: int, pieces: int) -> IntArray:
     if tokens == 1:
         return np.zeros(1, dtype=np.int64)
     return (np.arange(tokens) * (pieces - 1) // (tokens - 1)).astype(np.int64)
-
-
-def complaint(body: str) -> str:
-    """What a server says of a request it refused, on one short line, so that equal failures read equal and can be counted."""
-    try:
-        content = json.loads(body)
-        error = content.get("error", content)
-        body = str(error.get("message") or error.get("detail") or error) if isinstance(error, dict) else str(error)
-    except (ValueError, AttributeError):
-        pass
-    line = " ".join(body.split())
-    return short(line) + (" (prompts go out as token ids, which the server must take)" if "prompt" in line and "string" in line else "")
-
-
-def short(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= COMPLAINT else line[: COMPLAINT - 1] + "…"
