@@ -66,8 +66,12 @@ class HttpTarget(Target):
     """Tokens of a text, for servers that count none."""
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.base_url)
-        if parts.scheme not in ("http", "https") or not parts.netloc:
+        try:
+            parts = urlsplit(self.base_url)
+            valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:  # brackets without an address, a port that is no number or too large
+            valid = False
+        if not valid:
             raise BenchError(f"'{safe_target(self.base_url)}' is no server address; write for example http://127.0.0.1:8000")
         self._user = (unquote(parts.username or ""), unquote(parts.password or ""))
         self.base_url = safe_target(self.base_url)
