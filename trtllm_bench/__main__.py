@@ -37,11 +37,23 @@ def _explain(error: Exception) -> int:
     if isinstance(error, OSError):
         _say("; ".join(part for part in (sentence_for(error), interrupts.kept()) if part))
         return FAILURE
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error):
         _say(f"out of memory ({' '.join(str(error).split())[:200]}); try a smaller --max-batch-size, --max-seq-len or model")
         return FAILURE
     _say(f"unexpected {type(error).__name__}: {' '.join(str(error).split())[:400]} (this is a bug; --debug shows where)")
     return FAILURE
+
+
+def _prepare_streams() -> None:
+    """A character that the terminal's encoding lacks is written as an escape; libraries' warnings, which are for programmers, are not
+    shown unless Python was asked for them."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    if not sys.warnoptions:
+        import warnings
+
+        warnings.simplefilter("ignore")
 
 
 def _run(given: Sequence[str]) -> int:
@@ -75,6 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if arguments is None:
             interrupts.install()
+            _prepare_streams()
         code = _run(sys.argv[1:] if arguments is None else list(arguments))
         if arguments is None:
             interrupts.finished()

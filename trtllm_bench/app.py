@@ -25,6 +25,7 @@ from typer.main import get_command
 
 from trtllm_bench import commands
 from trtllm_bench.commands._other_names import add_other_names
+from trtllm_bench.errors import RunFailure
 
 PANELS = {
     "Measure": ("sweep", "throughput", "latency", "search", "profile", "kernels", "tune", "ceilings"),
@@ -169,6 +170,10 @@ def _root(
       trtllm-bench doctor
       trtllm-bench sweep
     """
+    try:
+        Path.cwd()
+    except FileNotFoundError:  # libraries end the process without a word there
+        raise RunFailure("the current folder no longer exists; change to one that does") from None
     if workspace is not None:
         os.environ["TRTLLM_BENCH_CACHE"] = str(workspace.absolute())
     if model is not None:

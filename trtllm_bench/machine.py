@@ -174,7 +174,7 @@ def _precisions(found: list[dict[str, Any]]) -> Iterator[Check]:
 
 
 def _disk(folder: Path) -> Check:
-    existing = next(path for path in (folder, *folder.resolve().parents) if path.exists())
+    existing = next(path for path in (folder, *Path(os.path.realpath(folder)).parents) if path.exists())
     if not os.access(existing, os.W_OK):
         return Check("disk", "stop", f"{existing} is not writable", "run elsewhere, or give --out")
     free = shutil.disk_usage(existing).free / 2**30

@@ -74,7 +74,7 @@ def in_fp32(plan: QuantPlan) -> QuantPlan:
 def compiled(name: str | Path, quant: QuantPlan) -> Plan:
     source = open_weights(FOLDER / name)
     plan = compile_model(read_config(FOLDER / name), quant, PROFILE, weights_source=source.description).plan
-    check_weights(plan, source)
+    check_weights(source, plan)
     return plan
 
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from trtllm_engines.checkpoints import dummy, open_weights
 from trtllm_engines.checkpoints.dummy import DummyWeights, draw
 from trtllm_engines.checkpoints.gguf_file import GgufWeights
-from trtllm_engines.checkpoints.write import assemble, write_safetensors
+from trtllm_engines.checkpoints.write import assemble, check_weights, write_safetensors
 from trtllm_engines.compiler.compile import compile_model
 from trtllm_engines.compiler.graph import trace
 from trtllm_engines.errors import EngineError
@@ -197,3 +197,65 @@ def test_gguf_errors(tmp_path: Path) -> None:
 def test_unpermute_undoes_permute(heads: int, half: int, columns: int) -> None:
     values = np.arange(heads * 2 * half * columns).reshape(-1, columns)
     np.testing.assert_array_equal(unpermute(permute(values, heads), heads), values)
+
+
+def test_a_tensor_counts_in_the_file_that_the_index_names(tmp_path: Path) -> None:
+    save_file({"a.weight": torch.zeros(2)}, tmp_path / "one.safetensors")
+    save_file({"a.weight": torch.ones(2), "b.weight": torch.ones(2)}, tmp_path / "two.safetensors")
+    with pytest.raises(EngineError, match=r"a\.weight is in both one\.safetensors and two\.safetensors of .* remove the file"):
+        open_weights(tmp_path)
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text('{"weight_map": {"a.weight": "one.safetensors", "b.weight": "one.safetensors", "c.weight": "two.safetensors"}}')
+    source = open_weights(tmp_path)
+    assert source.read("a.weight", (2,), torch.float32, CPU).tolist() == [0, 0]
+    with pytest.raises(EngineError, match=r"b\.weight is missing from one\.safetensors, where model\.safetensors\.index\.json says it is"):
+        source.check("b.weight", (2,))
+    for path in (index, tmp_path / "one.safetensors"):
+        path.unlink()
+        path.symlink_to(path.name)
+        with pytest.raises(EngineError, match=rf"{path.name} cannot be read \(Too many levels of symbolic links\)"):
+            open_weights(tmp_path)
+        path.unlink()
+
+
+def test_pytorch_files_hold_values_and_run_nothing(tmp_path: Path) -> None:
+    huge = torch.sparse_coo_tensor(torch.tensor([[1], [1]]), torch.tensor([1.0]), (10**6, 10**6), check_invariants=True)
+    torch.save({"a": huge, "b": torch.ones(2, device="meta")}, tmp_path / "pytorch_model.bin")
+    source = open_weights(tmp_path)
+    with pytest.raises(EngineError, match=r"has shape \[1000000, 1000000\] but"):  # without making it dense
+        source.check("a", (2,))
+    with pytest.raises(EngineError, match=r"tensor b in .* has a shape but no values"):
+        source.check("b", (2,))
+    torch.save({"a": torch.ones(2), "b": Path("/")}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(EngineError, match="holds objects other than tensors, which are not loaded since they can run code"):
+        open_weights(tmp_path)
+
+
+@pytest.mark.parametrize("gguf", [False, True])
+def test_a_tensor_that_the_model_would_compute_without_is_refused(tmp_path: Path, gguf: bool) -> None:
+    tensors = checkpoint(trace(LLAMA, "fp32", PROFILE))
+    plan = compile_model(LLAMA, "fp32", PROFILE, weights_source=DummyWeights().description).plan
+    module = "model.layers.0.self_attn.q_proj"
+
+    def check(more: dict[str, torch.Tensor]) -> None:
+        if gguf:
+            write_gguf(tmp_path / "x.gguf", {**tensors, **more}, quantized=False)
+        else:
+            save_file({**tensors, **more}, tmp_path / "model.safetensors")
+        check_weights(open_weights(tmp_path / "x.gguf" if gguf else tmp_path), plan)
+
+    check({})
+    with pytest.raises(EngineError, match=r"has a tensor .*q(_proj)?\.bias, which LlamaForCausalLM .* does not read"):
+        check({f"{module}.bias": torch.ones(64)})
+    if gguf:
+        return
+    check(
+        {
+            f"{module}.bias": torch.zeros(64),
+            f"{module}.input_scale": torch.ones(1),
+            "model.layers.0.self_attn.rotary.inv_freq": torch.ones(2),
+        }
+    )
+    check({"model.layers.0.self_attn.bias": torch.ones(1, 1, 8, 8), "model.layers.99.mlp.up_proj.weight": torch.ones(2, 2)})
+    with pytest.raises(EngineError, match=r"has a tensor model\.layers\.0\.self_attn\.q_norm\.weight"):
+        check({"model.layers.0.self_attn.q_norm.weight": torch.ones(16)})

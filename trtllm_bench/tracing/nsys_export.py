@@ -7,6 +7,7 @@ Source of the names: Nsight Systems User Guide, "SQLite Schema Reference".
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -29,7 +30,7 @@ def read_nsys(path: Path, domain: str = "trtllm") -> tuple[list[Event], list[Eve
     if not path.is_file():
         raise BenchError(f"no Nsight Systems export at {path}; make one with nsys export --type sqlite")
     try:
-        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as database:
+        with closing(sqlite3.connect(f"{Path(os.path.realpath(path)).as_uri()}?mode=ro", uri=True)) as database:
             database.text_factory = lambda raw: raw.decode(errors="replace")
             ((pages,),), ((page_bytes,),) = (database.execute(f"PRAGMA {what}").fetchall() for what in ("page_count", "page_size"))
             if pages * page_bytes > path.stat().st_size:

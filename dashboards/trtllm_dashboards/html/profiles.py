@@ -39,11 +39,11 @@ def profiles(stored: Iterable[tuple[Store, Sequence[Row]]]) -> list[Profile]:
     for store, rows in stored:
         named = {str(row.extra["profile"]): row.key for row in rows if row.extra.get("profile")}
         for relative, key in named.items():
-            folders.setdefault((store.path / relative).resolve(), key)
+            folders.setdefault(Path(os.path.realpath(store.path / relative)), key)
         for path in sorted([*store.path.glob(f"*/*/{profile_page.DATA_FILE}"), *store.path.parent.glob(f"*/{profile_page.DATA_FILE}")])[
             :MOST
         ]:
-            folders.setdefault(path.parent.resolve(), "")
+            folders.setdefault(Path(os.path.realpath(path.parent)), "")
     return [profile for folder, key in folders.items() if (profile := _profile(folder, key)) is not None]
 
 

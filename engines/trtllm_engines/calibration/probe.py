@@ -66,7 +66,7 @@ class Probe:
         self.marked = tuple(dict.fromkeys(marks(compiled((CPU,), ()).plan)))
         made = compiled((arch,), self.marked)
         self.plan = made.plan
-        check_weights(self.plan, self.weights)
+        check_weights(self.weights, self.plan)
         self.tensors: dict[str, Tensor] = {name: tensor.to(self.device) for name, tensor in made.constants.items()}
         for done, name in enumerate(self.plan.weights, start=1):
             self.tensors[name] = assemble(self.plan, name, self.weights, self.device)

@@ -7,7 +7,7 @@ A weight is a number: not a NaN, not infinite, within what it is stored as in th
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -46,6 +46,9 @@ class WeightSource(Protocol):
 
     def input_scale(self, name: str) -> float:
         """Static scale `name` of a product's input. Raises `EngineError` when it is not there."""
+
+    def unread(self, read: Collection[str]) -> Iterable[str]:
+        """Stored weights beside those `read`, in the same modules or blocks, that a model which does not read them computes without."""
 
     def kv_scale(self, name: str) -> float:
         """Static scale `name` of cached keys or values; 1 when it is not there."""

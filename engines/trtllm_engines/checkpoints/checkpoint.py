@@ -7,8 +7,10 @@ the reader of the tool that wrote them (`formats`), or refused, whatever precisi
 
 from __future__ import annotations
 
+import os
+import pickle
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
@@ -79,11 +81,24 @@ class FolderWeights(ABC):
         self.folder = folder
         self._shards: dict[Path, Any] = {}
         self._shard_of: dict[str, Path] = {}
+        self._stated = self._index()
         for path in self._paths():
             regular_file(path)
             shard = self._open(path)
             self._shards[path] = shard
-            self._shard_of.update(dict.fromkeys(shard.keys(), path))
+            for name in shard.keys():  # noqa: SIM118 (a shard is no mapping)
+                self._place(name, path)
+
+    def _place(self, name: str, path: Path) -> None:
+        """Notes that tensor `name` is in `path`, unless the index says that another file's counts. Raises `EngineError`."""
+        if self._stated.get(name, path.name) != path.name:
+            return
+        if name in self._shard_of:
+            raise EngineError(
+                f"tensor {name} is in both {self._shard_of[name].name} and {path.name} of {self.folder}, and no {self.index} says which "
+                f"one counts; remove the file that is not of this model"
+            )
+        self._shard_of[name] = path
 
     @classmethod
     def files(cls, folder: Path) -> list[Path]:
@@ -108,16 +123,22 @@ class FolderWeights(ABC):
     def _format(self) -> Format | None:
         return format_of(self.folder, self)
 
-    def _paths(self) -> Iterable[Path]:
+    def _index(self) -> Mapping[str, str]:
+        """The file of each tensor as the index states it; empty where there is none."""
         index = self.folder / self.index
-        if not index.is_file():
+        if not os.path.lexists(index):
+            return {}
+        return checked(ShardIndex, read_object(index), f"{index} is not a {self.kind} index").weight_map
+
+    def _paths(self) -> Iterable[Path]:
+        if not self._stated:
             files = sorted(self.folder.glob(self.pattern))
             if not files:
                 raise EngineError(
                     f"{self.folder} holds no weights: neither {self.pattern} nor {self.index} is there, nor {TorchWeights.pattern}"
                 )
             return files
-        names = sorted(set(checked(ShardIndex, read_object(index), f"{index} is not a {self.kind} index").weight_map.values()))
+        names = sorted(set(self._stated.values()))
         missing = [name for name in names if not (self.folder / name).is_file()]
         if missing:
             raise EngineError(f"{self.folder} lacks {missing[0]} ({len(missing)} of {len(names)} shards are missing); download it again")
@@ -149,7 +170,8 @@ class FolderWeights(ABC):
         if name not in self._shard_of:
             if (stored := next((one for one in self._shard_of if one.startswith(f"{module}.") and self._is_codes(one)), None)) is not None:
                 raise self._refused(stored, f"are codes of {name}")
-            raise EngineError(f"weight {name} is missing from {self.folder} (expected shape {list(shape)})")
+            place = f"{self._stated[name]}, where {self.index} says it is" if name in self._stated else f"{self.folder}"
+            raise EngineError(f"weight {name} is missing from {place} (expected shape {list(shape)})")
         stored_dtype, stored_shape = self.header(name)
         if stored_dtype not in WIDE:
             raise self._refused(name, "are codes")
@@ -200,6 +222,19 @@ class FolderWeights(ABC):
                     raise EngineError(f"scale {name} in {self.folder} is stored as {self.header(name)[0]}; it must be a wide number")
                 return check_scale(name, float(self.tensor(name).float().max()), str(self._shard_of[name]))
         return None
+
+    def unread(self, read: Collection[str]) -> Iterator[str]:
+        """A quantizer's own tensors have other endings; a bias of zeros, and the mask that GPT-J stores as one, change nothing."""
+        modules = {name.rpartition(".")[0] for name in read}
+        blocks = {module.rpartition(".")[0] for module in modules} - {""}
+        for name in sorted(self._shard_of):
+            module, _, leaf = name.rpartition(".")
+            beside = module in modules or module.rpartition(".")[0] in blocks
+            if name in read or leaf not in ("weight", "bias") or not beside:
+                continue
+            dtype, shape = self.header(name)
+            if dtype in WIDE and len(shape) in (1, 2) and not (leaf == "bias" and not self.tensor(name).any()):
+                yield name
 
     def first_codes(self) -> str | None:
         """A tensor that is stored as codes, if there is one."""
@@ -272,6 +307,11 @@ class TorchWeights(FolderWeights):
     def _open(self, path: Path) -> Any:
         try:
             shard = _load(path)
+        except pickle.UnpicklingError:  # whose text advises to load the file with what it holds, which runs it
+            raise EngineError(
+                f"{path} holds objects other than tensors, which are not loaded since they can run code, or is damaged; "
+                f"use a checkpoint in safetensors"
+            ) from None
         except Exception as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
             raise EngineError(f"{path} is not a whole file of PyTorch weights ({reason}); download it again") from None
@@ -280,7 +320,9 @@ class TorchWeights(FolderWeights):
         return {name: tensor for name, tensor in shard.items() if isinstance(tensor, Tensor)}
 
     def header(self, name: str) -> tuple[str, tuple[int, ...]]:
-        tensor = self.tensor(name)
+        tensor = self._shards[self._shard_of[name]][name]
+        if tensor.device.type == "meta":
+            raise EngineError(f"tensor {name} in {self._shard_of[name]} has a shape but no values; save the model with its weights")
         dtype = str(tensor.dtype).removeprefix("torch.")
         return _TORCH_DTYPES.get(dtype, dtype), tuple(tensor.shape)
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +52,9 @@ class DummyWeights:
 
     def check(self, name: str, shape: tuple[int, ...]) -> None:
         pass
+
+    def unread(self, read: Collection[str]) -> tuple[str, ...]:
+        return ()
 
     def codes(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor] | None:
         """Of int8, drawn as such; other codes are made of wide numbers."""

@@ -9,7 +9,7 @@ import itertools
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -114,6 +114,9 @@ class GgufFile:
         """The codes of matrix `name`, where `kind` says that it has some."""
         stored = self._tensors[name]
         return None if self.kind(name) is None else unpacked(np.asarray(stored.data), stored.tensor_type)
+
+    def names(self) -> Iterable[str]:
+        return self._tensors
 
     def check_numbers(self, name: str) -> None:
         """Raises `EngineError` unless tensor `name` holds numbers, wide or quantized in a way that is known."""
@@ -228,6 +231,12 @@ class GgufWeights:
             raise EngineError(f"weight {name} ({stored} in GGUF) is missing from {self._file.path} (expected shape {list(shape)})")
         check_shape(name, shape, found, str(self._file.path))
         self._file.check_numbers(str(stored))
+
+    def unread(self, read: Collection[str]) -> Iterator[str]:
+        stored = {stored_name(name, self._file.format.names) for name in read}
+        blocks = tuple(f"blk.{layer}." for layer in range(self._file.config.num_layers))
+        of_blocks = (name for name in self._file.names() if name.startswith(blocks) and name.endswith((".weight", ".bias")))
+        return (name for name in of_blocks if name not in stored)
 
     def codes(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
         return None

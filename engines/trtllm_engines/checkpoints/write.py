@@ -16,6 +16,7 @@ from torch import Tensor
 from trtllm_engines.checkpoints import WeightSource
 from trtllm_engines.checkpoints.shard import take
 from trtllm_engines.compiler.plan import Plan
+from trtllm_engines.errors import EngineError
 from trtllm_engines.quantization.registry import recipe_kind
 from trtllm_kernels.dialect.dtypes import nbytes
 from trtllm_kernels.dialect.specs import DTYPES, storage_shape
@@ -40,12 +41,20 @@ def assemble(plan: Plan, name: str, source: WeightSource, device: torch.device, 
     return made.contiguous()  # one scale for many rows may be a view of one number
 
 
-def check_weights(plan: Plan, source: WeightSource) -> None:
-    """Raises `EngineError` for the first tensor of the plan that `source` lacks, or has in unknown codes. Reads no data."""
-    for recipe in plan.weight_recipes.values():
+def check_weights(source: WeightSource, *plans: Plan) -> None:
+    """Raises `EngineError` for the first tensor of the plans, which are all stages of one model, that `source` lacks or has in unknown
+    codes, and for one that it has and no stage reads though it would change the results. Reads no data but such a tensor's."""
+    recipes = [recipe for plan in plans for recipe in plan.weight_recipes.values()]
+    for recipe in recipes:
         if not recipe_kind(recipe.kind).is_scale:
             for name, shape in recipe.inputs:
                 source.check(name, shape)
+    unread = next(iter(source.unread({name for recipe in recipes for name, _ in recipe.inputs})), None)
+    if unread is not None:
+        raise EngineError(
+            f"{source.description['path']} has a tensor {unread}, which {plans[0].config.architecture} with this configuration does not "
+            f"read, so that its results would be wrong; see whether configuration and weights are of the same model"
+        )
 
 
 def write_safetensors(

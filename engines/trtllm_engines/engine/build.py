@@ -17,8 +17,10 @@ from trtllm_engines.checkpoints.checkpoint_precision import plan_for
 from trtllm_engines.checkpoints.write import assemble, check_weights, weight_bytes, write_safetensors
 from trtllm_engines.compiler.compile import compile_model
 from trtllm_engines.compiler.plan import ONE_GPU, ParallelLayout, Plan, Profile
+from trtllm_engines.documents import regular_file
 from trtllm_engines.engine.fingerprint import CPU, parse_arches
 from trtllm_engines.engine.folder import CHECKSUMS, CONSTANTS, COPIED, load_engine, rank_weights, stage_plan, writing
+from trtllm_engines.errors import EngineError
 from trtllm_engines.memory import allocating
 from trtllm_engines.models.config import ModelConfig
 from trtllm_engines.models.presets import ModelSource, resolve_model
@@ -92,10 +94,11 @@ def build(
             )
             for stage in range(layout.pp)
         ]
+    check_weights(source, *(compiled.plan for compiled in stages))
     plans = []
     for compiled in stages:
-        check_weights(compiled.plan, source)
-        made_by = {**compiled.plan.fingerprint.provenance, "model": str(model if resolved.path is None else resolved.path.resolve())}
+        model_path = str(model if resolved.path is None else os.path.realpath(resolved.path))
+        made_by = {**compiled.plan.fingerprint.provenance, "model": model_path}
         plans.append(replace(compiled.plan, fingerprint=replace(compiled.plan.fingerprint, provenance=made_by)))
     constants = {name: tensor for compiled in stages for name, tensor in compiled.constants.items()}
     specs = {name: spec for plan in plans for name, spec in plan.constants.items()}
@@ -115,8 +118,7 @@ def refit(engine: Path | str, weights: str | Path, *, seed: int = 0, progress: P
     source = open_weights(weights, seed)
     layout = load_engine(path).plan.parallel
     plans = [replace(load_engine(path, stage=stage).plan, weights_source=source.description) for stage in range(layout.pp)]
-    for plan in plans:
-        check_weights(plan, source)
+    check_weights(source, *plans)
     with writing(path, _stored_bytes(plans, source)) as folder:
         replaced = shutil.ignore_patterns(*map(stage_plan, range(layout.pp)), *map(rank_weights, range(layout.ranks)), CHECKSUMS)
         shutil.copytree(path, folder, copy_function=os.link, dirs_exist_ok=True, ignore=replaced)
@@ -193,5 +195,14 @@ def _copy_tokenizer(origin: Path | None, folder: Path) -> None:
         write_tokenizer(GgufFile(origin), folder)
         return
     for name in COPIED:
-        if (origin / name).is_file():
-            shutil.copyfile(origin / name, folder / name)
+        if os.path.lexists(origin / name):
+            shutil.copyfile(_readable(origin / name), folder / name)
+
+
+def _readable(path: Path) -> Path:
+    """`path`. Raises `EngineError` for a link to nothing, a folder, pipe or device: a model with a broken tokenizer is not one without."""
+    try:
+        regular_file(path)
+    except FileNotFoundError:
+        raise EngineError(f"{path} is a link to a file that does not exist; download it again, or remove it") from None
+    return path

@@ -295,4 +295,14 @@ def _identity(weights: str) -> object:
         from trtllm_engines.checkpoints.gguf_file import parts_of
 
         files = parts_of(path)
-    return [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return [_stamp(file) for file in files]
+
+
+def _stamp(file: Path) -> tuple[str, int, int]:
+    """Of a file that cannot be looked at (a dangling link, a loop of links) its place alone: whoever reads it says what is wrong."""
+    place = os.path.realpath(file)
+    try:
+        status = file.stat()
+    except OSError:
+        return place, -1, -1
+    return place, status.st_size, status.st_mtime_ns

@@ -9,6 +9,7 @@ experts, soft caps) is refused when parsing or in `check_sequence_length`, rathe
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -114,9 +115,8 @@ class ModelConfig:
 def read_config(folder: Path) -> ModelConfig:
     """Reads `folder/config.json` (and end-of-sequence ids from `generation_config.json` when it lists more of them)."""
     path = folder / "config.json"
-    config = config_from_hf(
-        read_object(path, f"{folder} has no config.json; point at a Hugging Face model folder"), name=folder.resolve().name
-    )
+    content = read_object(path, f"{folder} has no config.json; point at a Hugging Face model folder")
+    config = config_from_hf(content, name=os.path.basename(os.path.realpath(folder)))
     generation = folder / "generation_config.json"
     ids = token_ids(Fields(read_object_if_there(generation), str(generation)), "eos_token_id")
     _check_eos(ids, config.vocab_size, str(generation))

@@ -57,7 +57,7 @@ def arm_command(spec: str, flags: Sequence[str], cleanup: ExitStack) -> ArmComma
     if (folder / "engine.json").exists():
         return ArmCommand(folder.name, (*command, "--engine-dir", spec, *flags), {"PYTHONPATH": _search_path()})
     if (folder / "trtllm_bench" / "__init__.py").exists():
-        return ArmCommand(folder.resolve().name, (*command, *flags), {"PYTHONPATH": _packages_of(folder)})
+        return ArmCommand(os.path.basename(os.path.realpath(folder)), (*command, *flags), {"PYTHONPATH": _packages_of(folder)})
     if folder.is_dir():
         raise ResultsError(f"{spec} holds neither an engine (engine.json; make one with build) nor a checkout (trtllm_bench/)")
     root = _git("rev-parse", "--show-toplevel")
@@ -158,12 +158,12 @@ def _end(process: subprocess.Popen[str]) -> None:
 def _packages_of(checkout: Path) -> str:
     """PYTHONPATH with a checkout's packages before what was on it already."""
     inherited = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
-    return os.pathsep.join([*(str((checkout / part).resolve()) for part in PACKAGE_FOLDERS), *inherited])
+    return os.pathsep.join([*(os.path.realpath(checkout / part) for part in PACKAGE_FOLDERS), *inherited])
 
 
 def _search_path() -> str:
     """This process's own import path: with -P the child would otherwise lose the current folder."""
-    return os.pathsep.join(str(Path(entry or ".").resolve()) for entry in sys.path if entry is not None)
+    return os.pathsep.join(os.path.realpath(entry or ".") for entry in sys.path if entry is not None)
 
 
 def _git(*arguments: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,8 @@ from trtllm_workloads.tokens import Int32Array
 
 Float64Array = npt.NDArray[np.float64]
 MAX_TOKENS = 2**31 - 1
+LARGEST_FIELD = 1 << 24
+"""Characters of one field; a conversation may be one."""
 LARGEST_TIME = 1e15
 """In whatever unit a trace has: milliseconds since 1970 are 1.8e12."""
 
@@ -22,7 +24,7 @@ class Csv:
     header_lines = 1
 
     def __init__(self, header: str, required: Sequence[str], optional: Sequence[str] = ()) -> None:
-        names = [name.strip().lower() for name in next(csv.reader([header]))]
+        names = [name.strip().lower() for name in next(_csv([header]))]
         twice = [name for name in (*required, *optional) if names.count(name.lower()) > 1]
         if twice:
             raise ValueError(f"there are two columns {twice[0]}; leave one")
@@ -33,7 +35,7 @@ class Csv:
         self._places = {name: names.index(name.lower()) for name in (*required, *optional) if name.lower() in names}
 
     def columns(self, lines: Sequence[str]) -> dict[str, tuple[str, ...]]:
-        rows = list(csv.reader(lines))
+        rows = list(_csv(lines))
         if len(rows) != len(lines):
             raise ValueError("a quoted field does not end on its line")
         widths = set(map(len, rows))
@@ -42,6 +44,15 @@ class Csv:
             raise ValueError(f"{odd} fields where the header has {self._width}")
         columns = list(zip(*rows, strict=True))
         return {name: columns[place] for name, place in self._places.items()}
+
+
+def _csv(lines: Sequence[str]) -> Iterator[list[str]]:
+    """The fields of each line. csv's own error is no ValueError."""
+    csv.field_size_limit(LARGEST_FIELD)
+    try:
+        yield from csv.reader(lines)
+    except csv.Error as error:
+        raise ValueError(f"the line is not CSV: {error}") from None
 
 
 def counts(values: Sequence[str] | Sequence[int], what: str) -> Int32Array:
