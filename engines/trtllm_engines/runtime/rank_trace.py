@@ -1,5 +1,5 @@
-"""What a rank's process records of its steps while it is asked to: a trace of torch.profiler, its own file. Nsight Systems, where it is used,
-records all processes itself, and ranks tell it when.
+"""What a rank's process records of its steps while it is asked to: a trace of torch.profiler, its own file. Nsight Systems, where it is
+used, records all processes itself, and ranks tell it when.
 
 The process that schedules says when, by messages in the ring that carries steps (`order`), so that recording begins and ends between the
 same two steps on every rank. Ranges of ops are torch's own on a CPU; on a GPU CUPTI records the kernels, and is attached before graphs are
