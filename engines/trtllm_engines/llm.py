@@ -38,6 +38,7 @@ from trtllm_engines.models.presets import resolve_model
 from trtllm_engines.quantization.precision import canonical
 from trtllm_engines.runtime.batch import IntArray, TokenLogprobs
 from trtllm_engines.runtime.engine_loop import EngineLoop, EngineThread
+from trtllm_engines.runtime.host_ranks import Recorder
 from trtllm_engines.runtime.hosts import Hosts, hosts_at
 from trtllm_engines.runtime.rank import CacheSize
 from trtllm_engines.runtime.ranks import Ranks, start_ranks
@@ -120,7 +121,7 @@ class LLM:
         replica: int | None = None,
         nnodes: int = 1,
         rdzv_endpoint: str | None = None,
-        traced: bool = False,
+        recorder: Recorder = "none",
         detail: str = "off",
         check_logits: bool = False,
         verify: Verify = "once",
@@ -133,8 +134,8 @@ class LLM:
         `tp` is the number of tensor-parallel GPUs and `pp` that of pipeline stages (1 where none is given and no engine
         folder says another). `replica` is this engine's number among copies that run side by side: its ranks are then processes, on the
         GPUs after those of the copies before it. `nnodes` hosts run the ranks, each as many; the others join this process at
-        `rdzv_endpoint`, HOST:PORT of an address of this host (`trtllm-bench host`), and find the engine under the same path. `traced`:
-        ranks that are processes can be asked to record their steps; `detail`: of the NVTX ranges that they make themselves
+        `rdzv_endpoint`, HOST:PORT of an address of this host (`trtllm-bench host`), and find the engine under the same path. `recorder`:
+        what ranks that are processes record their steps with when they are asked to; `detail`: of the NVTX ranges that they make themselves
         (`runtime.ranges`).
 
         `check_logits`: on a GPU, look at the logits of every step and stop where they are no numbers (a CPU always does); a pass over them,
@@ -189,7 +190,7 @@ class LLM:
             replica=replica,
             check_logits=check_logits,
             hosts=_hosts(nnodes, rdzv_endpoint),
-            traced=traced,
+            recorder=recorder,
             detail=detail,
         )
         self.tokenizer: Tokenizer | None = self.engine.tokenizer

@@ -5,18 +5,23 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sqlite3
 import stat
 from collections import Counter
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
 
 from trtllm_bench.__main__ import main
 from trtllm_bench.errors import BenchError, RunFailure
+from trtllm_bench.profiling import nsys
 from trtllm_bench.profiling.capture import Capture
+from trtllm_bench.profiling.cell import ProfileRequest, RankCollector
 from trtllm_bench.profiling.counters import CountedKernel, collect, shapes_of
 from trtllm_bench.profiling.nsys import without
 from trtllm_bench.profiling.window import SeenStep
@@ -25,6 +30,8 @@ from trtllm_bench.tracing import nsight
 from trtllm_bench.tracing.ncu_export import read_ncu
 from trtllm_bench.tracing.nsys_export import read_nsys
 from trtllm_bench.tracing.trace import Event
+from trtllm_engines.compiler.plan import ParallelLayout
+from trtllm_engines.runtime import rank_trace
 
 
 def export(path: Path, old: bool = False) -> Path:
@@ -94,6 +101,67 @@ def test_exports_that_nsight_systems_wrote_are_read(
     assert {event.name for event in events if event.kind == "memcpy"} <= {"Memcpy HtoD", "Memcpy DtoH"}
     assert len(named) == ranges
     assert not ranges or {"MPI_Init", "MPI_Send", "MPI_Recv"} <= {event.name for event in named}
+
+
+def test_the_export_of_several_processes_is_read_of_one(tmp_path: Path) -> None:
+    """A recording of others, and its events a second later as if another process had made them too."""
+    path = tmp_path / "report.sqlite"
+    with closing(sqlite3.connect(path)) as database:
+        database.executescript((Path(__file__).parent / "data" / "nsys_saxpy_mpi.sql").read_text())
+        (first,) = {number >> 24 & 0xFFFFFF for (number,) in database.execute("SELECT globalPid FROM CUPTI_ACTIVITY_KIND_KERNEL")}
+        alone = read_nsys(path, "MPI")
+        for table, column in (
+            ("CUPTI_ACTIVITY_KIND_KERNEL", "globalPid"),
+            ("CUPTI_ACTIVITY_KIND_MEMCPY", "globalPid"),
+            ("NVTX_EVENTS", "globalTid"),
+        ):
+            database.execute(f"CREATE TEMP TABLE copy AS SELECT * FROM {table} WHERE end IS NOT NULL")
+            database.execute(f"UPDATE copy SET start = start + 1000000000, end = end + 1000000000, {column} = {column} + {1 << 24}")
+            database.execute(f"INSERT INTO {table} SELECT * FROM copy")
+            database.execute("DROP TABLE copy")
+        database.commit()
+    assert read_nsys(path, "MPI", first) == alone
+    later = read_nsys(path, "MPI", first + 1)
+    assert [(one.name, one.start_us - 1e6) for one in later[0]] == [(one.name, pytest.approx(one.start_us)) for one in alone[0]]
+    assert len(later[1]) == len(alone[1]) == 17
+    assert len(read_nsys(path, "MPI")[0]) == 2 * len(alone[0])
+    with pytest.raises(BenchError, match="holds no kernels of process 7"):
+        read_nsys(path, "MPI", 7)
+    with pytest.raises(BenchError, match="holds no kernels of process 7"):
+        read_nsys(export(tmp_path / "old.sqlite", old=True), process=7)
+
+
+def test_ranks_under_nsight_systems_tell_it_when_and_the_first_ones_kernels_are_analysed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[str] = []
+    cudart = SimpleNamespace(cudaProfilerStart=lambda: called.append("start"), cudaProfilerStop=lambda: called.append("stop"))
+    monkeypatch.setattr(rank_trace.torch.cuda, "synchronize", lambda: called.append("synchronize"))
+    monkeypatch.setattr(rank_trace.torch.cuda, "cudart", lambda: cudart)
+    monkeypatch.setattr(rank_trace.dist, "barrier", lambda: called.append("meet"))
+
+    def record(request: object, collector: RankCollector) -> Capture:
+        assert collector.recorder == "nsys"
+        for rank in (0, 1):
+            trace = rank_trace.RankTrace(rank, True, collector.recorder, "off")
+            trace.obey(rank_trace.order(None))
+            trace.obey(rank_trace.order(collector.folder))
+            collector.written.append(rank_trace.trace_file(collector.folder, rank))
+        return Capture("e", "sm_90", "cuda", "GPU", {}, {}, (), 0, {}, {}, ("one",))
+
+    monkeypatch.setattr(nsys, "record", record)
+    request = cast(ProfileRequest, SimpleNamespace(layout=ParallelLayout(2)))
+    monkeypatch.setattr(nsys.nsight, "find", lambda tool: tool)
+    monkeypatch.setattr(nsys.nsight, "run", lambda command, tool: nsys.inside(request, tmp_path))
+    asked: list[int | None] = []
+    monkeypatch.setattr(nsys, "read_nsys", lambda path, process: (asked.append(process), ([], []))[1])
+    monkeypatch.setattr(nsys, "analyse", lambda recorded, events, collector, command: (recorded, None))
+    monkeypatch.setattr(nsys, "write", lambda profile, folder: None)
+    recorded = cast(Capture, nsys.profile_with_nsys(["profile"], tmp_path, "profile"))
+    assert called == ["synchronize", "start", "synchronize", "meet", "stop"] * 2
+    assert asked == [os.getpid()]
+    assert recorded.processes == (os.getpid(), os.getpid())
+    assert recorded.notes == ("one", "the kernels are those of rank 0 of 2; nsys.nsys-rep has every rank")
 
 
 def test_files_that_are_no_export_are_refused(tmp_path: Path) -> None:

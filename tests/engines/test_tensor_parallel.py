@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from trtllm_engines.checkpoints import dummy
 from trtllm_engines.checkpoints.dummy import DummyWeights
 from trtllm_engines.checkpoints.write import assemble
 from trtllm_engines.compiler.compile import Compiled, compile_model
@@ -155,6 +157,20 @@ def test_ranks_have_the_parts_of_the_weights_that_one_rank_has(name: str, precis
         expected = bits(whole[weight if weight in whole else "model.embed_tokens.weight"])
         again = reassembled(tensors, recipe.shards, recipe.interleave, expected, config)
         assert again is None or torch.equal(again, expected), weight
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp8"])
+def test_a_rank_draws_no_more_of_a_matrix_than_its_part(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = compiled(MODELS["grouped"], precision, 2).plan
+    drawn: list[int] = []
+    sums = dummy._byte_sums
+    monkeypatch.setattr(dummy, "_byte_sums", lambda x, *keys: (drawn.append(len(x)), sums(x, *keys))[1])
+    matrices = {name: spec for name, spec in plan.weights.items() if len(spec.shape) == 2}
+    for name, spec in matrices.items():
+        part = assemble(plan, name, DummyWeights(), torch.device("cpu"), 1)
+        assert sum(drawn) == part.numel() == math.prod(map(int, spec.shape)), name
+        drawn.clear()
+    assert any(plan.weight_recipes[name].shards for name in matrices)
 
 
 def bits(tensor: torch.Tensor) -> torch.Tensor:

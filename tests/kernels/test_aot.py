@@ -12,7 +12,7 @@ import pytest
 from machine_code import opcodes
 
 from trtllm_kernels import tactics
-from trtllm_kernels.compile import aot, nvrtc
+from trtllm_kernels.compile import aot, nvrtc, workers
 from trtllm_kernels.compile.catalogue import MODELS, kernels_of, ops_of
 from trtllm_kernels.compile.cubin import Cubin
 from trtllm_kernels.dialect.types import KernelSpec
@@ -281,6 +281,30 @@ def test_cache_serves_what_was_compiled_and_mends_what_was_damaged(tmp_path: Pat
     assert Cubin.load(aot.cache_folder("sm_90"), spec.key) == first
     with pytest.raises(KernelError, match="cannot be read from"):
         Cubin.load(tmp_path, spec.key)
+
+
+def test_what_the_cache_lacks_is_compiled_by_processes_beside_this_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRTLLM_BENCH_CACHE", str(tmp_path))
+    spec = _gelu()
+    wider = replace(spec, num_warps=2 * spec.num_warps)
+    told: list[tuple[int, int]] = []
+    with monkeypatch.context() as here:
+        here.setattr(workers, "worker_count", lambda kernels: 1 if kernels == 2 else pytest.fail(f"{kernels} kernels"))
+        here.setattr(aot, "_compile", lambda *_: pytest.fail("compiled here"))
+        found = aot.compile_all([spec, wider, spec], "sm_90", lambda done, total: told.append((done, total)))
+        assert {key: one.info.num_warps for key, one in found.items()} == {spec.key: spec.num_warps, wider.key: wider.num_warps}
+    assert told == sorted(told)
+    assert told[-1] == (2, 2)
+    bad = replace(spec, constexprs={**spec.constexprs, "NONE": 1})
+    monkeypatch.setattr(workers, "worker_count", lambda kernels: 1)
+    with pytest.raises(KernelError, match="the specification gives"):
+        aot.compile_all([bad], "sm_90")
+
+
+def test_processes_are_started_where_many_kernels_meet_many_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cores, kernels, expected in ((2, 100, 0), (32, 7, 0), (32, 8, 4), (16, 54, 16), (32, 54, 27)):
+        monkeypatch.setattr(workers.os, "sched_getaffinity", lambda _, cores=cores: range(cores))
+        assert workers.worker_count(kernels) == expected
 
 
 def test_key_changes_with_everything_that_changes_the_code() -> None:

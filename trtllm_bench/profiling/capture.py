@@ -35,6 +35,8 @@ class Capture:
     """The whole run's steps, by `LOG_COLUMNS`."""
     ceilings: Mapping[str, Any]
     notes: tuple[str, ...]
+    processes: tuple[int, ...] = ()
+    """Of the ranks, in order, where there are several and another tool recorded them."""
 
     def save(self, path: Path) -> None:
         data = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "seen"}
@@ -47,7 +49,7 @@ class Capture:
         try:
             data = json.loads(path.read_text())
             data["seen"] = tuple(_seen(step) for step in data["seen"])
-            data["notes"] = tuple(data["notes"])
+            data["notes"], data["processes"] = tuple(data["notes"]), tuple(data["processes"])
             return cls(**data)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunFailure(f"the profiled run left no account of its steps at {path} ({type(error).__name__}); did it fail?") from error

@@ -38,6 +38,7 @@ from trtllm_engines.compiler.plan import Op, ParallelLayout
 from trtllm_engines.engine.folder import load_engine
 from trtllm_engines.llm import LLM
 from trtllm_engines.runtime.buckets import LARGEST_GRAPH, graph_buckets
+from trtllm_engines.runtime.host_ranks import Recorder
 from trtllm_engines.runtime.launch_order import LaunchOrder
 from trtllm_engines.runtime.ranges import TorchMarker, annotate
 from trtllm_engines.runtime.rank_processes import RankProcesses
@@ -120,10 +121,10 @@ def _profile_ranks(request: ProfileRequest, folder: Path, device: str, on_build:
 
 
 class RankCollector:
-    """Has every rank record its own steps. `written`: the traces, in order of ranks."""
+    """Has every rank record its own steps, or tell Nsight Systems when. `written`: what each left (`rank_trace.order`), in order."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, recorder: Recorder = "torch") -> None:
+        self.folder, self.recorder = folder, recorder
         self.written: list[Path] = []
         self.runner: RankProcesses | None = None
 
@@ -137,13 +138,9 @@ class RankCollector:
 
 
 def record(request: ProfileRequest, collector: Collector, on_build: OnBuild | None = None) -> Capture:
-    """Runs the cell with `collector` on during its window."""
+    """Runs the cell with `collector` on during its window; that of an engine of several ranks is a `RankCollector`."""
     device = device_of(request.spec.engine.device)
-    if request.layout.ranks > 1 and not isinstance(collector, RankCollector):
-        raise BenchError(
-            f"the engine has {request.layout.ranks} ranks in processes of their own, which --nsys cannot look into; leave it out"
-        )
-    opened = OpenEngine(request.spec.engine, on_build, traced=isinstance(collector, RankCollector))
+    opened = OpenEngine(request.spec.engine, on_build, collector.recorder if isinstance(collector, RankCollector) else "none")
     try:
         identity = opened.identity()
         llm = opened.engine

@@ -1,17 +1,21 @@
 """A cell under Nsight Systems: the same command again with the tool around it, and the tool's export analysed like any trace.
 
 The inner process runs the cell and, instead of recording, tells the tool when its window begins and ends; what it leaves (`steps.json`)
-says which steps the recorded kernels belong to.
+says which steps the recorded kernels belong to. Of an engine of several ranks the report has every rank, on one timeline: the tool follows
+all processes that its target starts. The ranks tell it when, and the first one's kernels are analysed.
 """
 
 from __future__ import annotations
 
+import json
 import sys
+import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from trtllm_bench.profiling.capture import Capture
-from trtllm_bench.profiling.cell import ProfileRequest, analyse, record, write
+from trtllm_bench.profiling.cell import ProfileRequest, RankCollector, analyse, record, write
 from trtllm_bench.profiling.record import CellProfile
 from trtllm_bench.tracing import nsight
 from trtllm_bench.tracing.nsys_export import read_nsys
@@ -47,7 +51,15 @@ def without(arguments: Sequence[str], flags: Sequence[str], options: Sequence[st
 
 def inside(request: ProfileRequest, folder: Path) -> None:
     """What runs under the tool."""
-    record(request, ProfilerApi()).save(folder / STEPS_FILE)
+    if request.layout.ranks == 1:
+        record(request, ProfilerApi()).save(folder / STEPS_FILE)
+        return
+    with tempfile.TemporaryDirectory() as written:
+        collector = RankCollector(Path(written), "nsys")
+        recorded = record(request, collector)
+        processes = tuple(json.loads(path.read_text())["process"] for path in collector.written)
+    note = f"the kernels are those of rank 0 of {len(processes)}; {REPORT}.nsys-rep has every rank"
+    replace(recorded, processes=processes, notes=(*recorded.notes, note)).save(folder / STEPS_FILE)
 
 
 def profile_with_nsys(arguments: Sequence[str], folder: Path, command: str) -> CellProfile:
@@ -57,7 +69,7 @@ def profile_with_nsys(arguments: Sequence[str], folder: Path, command: str) -> C
     target = [sys.executable, "-m", "trtllm_bench", *arguments, "--inside-nsys", "--out", str(folder)]
     nsight.run(nsight.nsys_command(tool, target, folder / REPORT), "nsys")
     recorded = Capture.load(folder / STEPS_FILE)
-    events, _ = read_nsys(folder / f"{REPORT}.sqlite")
+    events, _ = read_nsys(folder / f"{REPORT}.sqlite", process=recorded.processes[0] if recorded.processes else None)
     profile, _ = analyse(recorded, events, "Nsight Systems", command)
     write(profile, folder)
     return profile

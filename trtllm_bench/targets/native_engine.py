@@ -44,6 +44,7 @@ from trtllm_engines.llm import LLM
 from trtllm_engines.models.presets import resolve_model
 from trtllm_engines.runtime.dispatch import Dispatcher
 from trtllm_engines.runtime.engine_loop import EngineLoop, EngineThread
+from trtllm_engines.runtime.host_ranks import Recorder
 from trtllm_engines.runtime.ranges import annotate
 from trtllm_engines.runtime.request import Request
 from trtllm_engines.runtime.sampling_params import SamplingParams
@@ -95,12 +96,12 @@ def _shown(on_build: OnBuild | None) -> AbstractContextManager[OnBuild]:
     return build_progress() if on_build is None else nullcontext(on_build)
 
 
-def load_for(folder: Path, spec: EngineSpec, on_build: OnBuild | None = None, traced: bool = False) -> list[LLM]:
-    """The engine's replicas, loaded and ready to serve; a named one may be run at less than it was built for. `traced`: ranks that are
-    processes can record their steps. Raises `EngineError`."""
+def load_for(folder: Path, spec: EngineSpec, on_build: OnBuild | None = None, recorder: Recorder = "none") -> list[LLM]:
+    """The engine's replicas, loaded and ready to serve; a named one may be run at less than it was built for. `recorder`: what ranks
+    that are processes record their steps with. Raises `EngineError`."""
     with _shown(on_build) as report:
         if spec.replicas == 1:
-            return [_load(folder, spec, None, report, traced)]
+            return [_load(folder, spec, None, report, recorder)]
         report("replicas", 0, spec.replicas)
         with ThreadPoolExecutor(spec.replicas) as pool:  # they start together: most of it is waiting for processes
             starting = [pool.submit(_load, folder, spec, number, lambda *_: None) for number in range(spec.replicas)]
@@ -116,7 +117,7 @@ def load_for(folder: Path, spec: EngineSpec, on_build: OnBuild | None = None, tr
         return [one.result() for one in starting]
 
 
-def _load(folder: Path, spec: EngineSpec, replica: int | None, report: OnBuild, traced: bool = False) -> LLM:
+def _load(folder: Path, spec: EngineSpec, replica: int | None, report: OnBuild, recorder: Recorder = "none") -> LLM:
     named = spec.engine_dir is not None
     return LLM(
         folder,
@@ -129,7 +130,7 @@ def _load(folder: Path, spec: EngineSpec, replica: int | None, report: OnBuild, 
         replica=replica,
         nnodes=spec.nnodes or 1,
         rdzv_endpoint=spec.rdzv_endpoint,
-        traced=traced,
+        recorder=recorder,
         detail=spec.nvtx_detail,
         progress=report,
     )
@@ -138,9 +139,9 @@ def _load(folder: Path, spec: EngineSpec, replica: int | None, report: OnBuild, 
 class OpenEngine:
     """A `targets.registry.OpenTarget` over our engine."""
 
-    def __init__(self, spec: EngineSpec, on_build: OnBuild | None = None, traced: bool = False) -> None:
-        """`on_build` sees the engine being built and loaded; without one, progress bars are drawn. `traced` is `load_for`'s."""
-        self._traced = traced
+    def __init__(self, spec: EngineSpec, on_build: OnBuild | None = None, recorder: Recorder = "none") -> None:
+        """`on_build` sees the engine being built and loaded; without one, progress bars are drawn. `recorder` is `load_for`'s."""
+        self._recorder: Recorder = recorder
         self._spec, self._on_build = spec, on_build
         self._folder: Path | None = None
         self._replicas: list[LLM] = []
@@ -224,7 +225,7 @@ class OpenEngine:
         if not self._replicas:
             assert self._folder is not None
             began = time.perf_counter()
-            self._replicas = load_for(self._folder, self._spec, self._on_build, self._traced)
+            self._replicas = load_for(self._folder, self._spec, self._on_build, self._recorder)
             for llm in self._replicas:
                 annotate(llm.loop, self._spec.nvtx_detail)
             self._load_s = time.perf_counter() - began

@@ -80,7 +80,7 @@ class Probe:
         from trtllm_kernels.compile.aot import compile_all
 
         specs = [kernel for op in self.plan.ops for kernel in op.tactics[arch].kernels]
-        cubins = compile_all(specs, arch, lambda _, done, total: progress("kernels", done, total) if progress else None)
+        cubins = compile_all(specs, arch, lambda done, total: progress("kernels", done, total) if progress else None)
         return CudaRunner(self.plan, arch, self.tensors, cubins.__getitem__, num_pages=pages, cuda_graphs=False)
 
     def run(self, ids: IntArray) -> Iterator[dict[str, Tensor]]:

@@ -9,6 +9,9 @@ real ones do: a kernel's power draw, and so its clock, depends on that.
 
 Scale: matrices have standard deviation 1 / sqrt(fan in), so that normalised inputs give outputs near 1 at any width; norms are 1 + 0.1 z;
 biases 0.02 z. As int8 codes a matrix is the byte sums over four, so it need not be drawn wide and quantized.
+
+A rank of several draws its part of a matrix alone (`DrawnPart`), where the bound of the whole, which scales are made of, is all it needs
+to know of the rest.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,7 +29,7 @@ from trtllm_engines.errors import EngineError
 
 if TYPE_CHECKING:
     from trtllm_engines.checkpoints.stored_codes import StoredCodes
-    from trtllm_engines.quantization.scheme import Codes
+    from trtllm_engines.quantization.scheme import Codes, WeightRecipe
 
 _MULTIPLIERS = (0x7FEB352D, 0x846CA68B - (1 << 32))
 _BYTE_SUM_MEAN = 510
@@ -47,8 +50,12 @@ class DummyWeights:
 
     def read(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
         out = torch.empty(shape, dtype=dtype, device=device)
-        draw(out, name, self.seed)
+        self.fill(out, name)
         return out
+
+    def fill(self, out: Tensor, name: str) -> None:
+        """Draws `name` into contiguous `out`."""
+        draw(out, name, self.seed)
 
     def check(self, name: str, shape: tuple[int, ...]) -> None:
         pass
@@ -81,13 +88,43 @@ class DummyWeights:
         return 8.0 / 448.0
 
 
-def draw(out: Tensor, name: str, seed: int) -> None:
-    """Fills contiguous `out` in place; int8 with codes."""
-    if out.numel() >= 1 << 31:
-        raise EngineError(f"weight {name} has {out.numel()} elements; the generator counts to 2^31")
-    mean, std = _moments(name, tuple(out.shape))
+@dataclass(frozen=True)
+class DrawnPart(DummyWeights):
+    """Those parts of drawn matrices that one rank has. `parts` by name: the whole's shape, and the rank's rows and columns of it."""
+
+    parts: Mapping[str, tuple[tuple[int, ...], range, range]] = field(default_factory=dict)
+
+    def fill(self, out: Tensor, name: str) -> None:
+        draw(out, name, self.seed, *self.parts[name])
+
+    def largest(self, name: str, shape: tuple[int, ...]) -> float:
+        return super().largest(name, self.parts[name][0])
+
+
+def part_of(source: DummyWeights, recipe: WeightRecipe, rank: int) -> tuple[DrawnPart, WeightRecipe]:
+    """What makes the part that `rank` has of a matrix, as `recipe` and `take` make it of the whole: a source and a recipe of the part."""
+    parts = {}
+    for (name, shape), shard in zip(recipe.inputs, recipe.shards, strict=True):
+        rows, columns = (range(count) if shard is None else shard.along(dim, count, rank) for dim, count in enumerate(shape))
+        parts[name] = shape, rows, columns
+    return DrawnPart(source.seed, parts), replace(recipe, inputs=recipe.local_inputs, shards=())
+
+
+def draw(
+    out: Tensor, name: str, seed: int, whole: tuple[int, ...] | None = None, rows: range | None = None, columns: range | None = None
+) -> None:
+    """Fills contiguous `out` in place; int8 with codes. `rows` and `columns`: which of a matrix of shape `whole` it holds."""
+    whole = whole or tuple(out.shape)
+    if math.prod(whole) >= 1 << 31:
+        raise EngineError(f"weight {name} has {math.prod(whole)} elements; the generator counts to 2^31")
+    mean, std = _moments(name, whole)
     flat = out.view(-1)
-    for start, sums in drawn_sums(flat.numel(), name, seed, out.device):
+    if rows is None or columns is None or len(columns) == whole[1]:
+        first = 0 if rows is None else rows.start * whole[1]
+        drawn = drawn_sums(flat.numel(), name, seed, out.device, first)
+    else:
+        drawn = _sums_of_columns(name, seed, out.device, whole[1], rows, columns)
+    for start, sums in drawn:
         part = flat[start : start + len(sums)]
         if out.dtype == torch.int8:
             part.copy_(sums.add_(2).bitwise_right_shift_(2).clamp_(-127, 127))
@@ -95,14 +132,31 @@ def draw(out: Tensor, name: str, seed: int) -> None:
             part.copy_(sums.float().mul_(std / _BYTE_SUM_STD).add_(mean))
 
 
-def drawn_sums(count: int, name: str, seed: int, device: torch.device) -> Iterator[tuple[int, Tensor]]:
-    """The bell-shaped integers, -510 to 510, that the elements of `name` are made of, in chunks: (index of the first, int32)."""
-    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-    before, between = (int.from_bytes(digest[i : i + 4], "little", signed=True) for i in (0, 4))
+def drawn_sums(count: int, name: str, seed: int, device: torch.device, first: int = 0) -> Iterator[tuple[int, Tensor]]:
+    """The bell-shaped integers, -510 to 510, that `count` elements of `name` from `first` on are made of, in chunks: (index of a chunk's
+    first among them, int32)."""
+    keys = _keys(name, seed)
     chunk = _CHUNK.get(device.type, _CHUNK["cpu"])
     for start in range(0, count, chunk):
         end = min(start + chunk, count)
-        yield start, _byte_sums(torch.arange(start, end, dtype=torch.int32, device=device), before, between)
+        yield start, _byte_sums(torch.arange(first + start, first + end, dtype=torch.int32, device=device), *keys)
+
+
+def _sums_of_columns(name: str, seed: int, device: torch.device, width: int, rows: range, columns: range) -> Iterator[tuple[int, Tensor]]:
+    """`drawn_sums` of some rows and columns of a matrix `width` wide, row by row."""
+    keys = _keys(name, seed)
+    at_once = max(1, _CHUNK.get(device.type, _CHUNK["cpu"]) // len(columns))
+    across = torch.arange(columns.start, columns.stop, dtype=torch.int32, device=device)
+    for start in range(0, len(rows), at_once):
+        some = rows[start : start + at_once]
+        down = torch.arange(some.start, some.stop, dtype=torch.int32, device=device).mul_(width)
+        yield start * len(columns), _byte_sums((down[:, None] + across).view(-1), *keys)
+
+
+def _keys(name: str, seed: int) -> tuple[int, int]:
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    before, between = (int.from_bytes(digest[i : i + 4], "little", signed=True) for i in (0, 4))
+    return before, between
 
 
 def _moments(name: str, shape: tuple[int, ...]) -> tuple[float, float]:

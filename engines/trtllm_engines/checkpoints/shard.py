@@ -27,7 +27,7 @@ def take(recipe: WeightRecipe, whole: Tensor, rank: int) -> Tensor:
     rows: list[int] = []
     first, count = 0, len(recipe.inputs)
     for index, ((_, full), shard) in enumerate(zip(recipe.inputs, shards, strict=True)):
-        own = range(full[0]) if shard is None else shard.rows(full[0], rank)
+        own = range(full[0]) if shard is None else shard.along(0, full[0], rank)
         rows += [row * count + index for row in own] if recipe.interleave else [first + row for row in own]
         first += full[0]
     if recipe.interleave:

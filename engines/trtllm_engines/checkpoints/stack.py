@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from trtllm_engines.checkpoints import WeightSource
-from trtllm_engines.checkpoints.dummy import DummyWeights, draw
+from trtllm_engines.checkpoints.dummy import DummyWeights
 from trtllm_engines.quantization.scheme import WeightRecipe
 
 
@@ -18,7 +18,7 @@ def stack(recipe: WeightRecipe, source: WeightSource, dtype: torch.dtype, device
     for index, (name, shape) in enumerate(recipe.inputs):
         part = out[index :: len(recipe.inputs)] if recipe.interleave else out[first : first + shape[0]]
         if isinstance(source, DummyWeights) and not recipe.interleave:
-            draw(part, name, source.seed)
+            source.fill(part, name)
         else:
             part.copy_(source.read(name, shape, dtype, device))
         first += shape[0]

@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 
 from trtllm_engines.checkpoints import WeightSource
+from trtllm_engines.checkpoints.dummy import DummyWeights, part_of
 from trtllm_engines.checkpoints.shard import take
 from trtllm_engines.compiler.plan import Plan
 from trtllm_engines.errors import EngineError
 from trtllm_engines.quantization.registry import recipe_kind
+from trtllm_engines.quantization.scheme import WeightRecipe
 from trtllm_kernels.dialect.dtypes import nbytes
 from trtllm_kernels.dialect.specs import DTYPES, storage_shape
 from trtllm_kernels.dialect.types import TensorSpec
@@ -35,10 +37,20 @@ def assemble(plan: Plan, name: str, source: WeightSource, device: torch.device, 
     """Weight `name` of the plan, made by its recipe: the part of it that `rank` of the tensor-parallel group has."""
     recipe, spec = plan.weight_recipes[name], plan.weights[name]
     kind = recipe_kind(recipe.kind)
+    if kind.by_element and isinstance(source, DummyWeights) and _is_split(recipe):
+        drawn, of_part = part_of(source, recipe, rank)
+        return kind.make(of_part, drawn, DTYPES[spec.dtype], device)
     whole = kind.make(recipe, source, DTYPES[spec.dtype], device)
     part = take(recipe, whole, rank) if recipe.shards else whole
     made = part if kind.finish is None else kind.finish(recipe, part)
     return made.contiguous()  # one scale for many rows may be a view of one number
+
+
+def _is_split(recipe: WeightRecipe) -> bool:
+    """Whether ranks have parts of a matrix."""
+    return any(shard is not None and shard.dim is not None for shard in recipe.shards) and all(
+        len(shape) == 2 for _, shape in recipe.inputs
+    )
 
 
 def check_weights(source: WeightSource, *plans: Plan) -> None:

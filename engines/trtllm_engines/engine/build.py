@@ -141,7 +141,7 @@ def _compile_kernels(plans: Sequence[Plan], arch: str, folder: Path, report: Pro
     from trtllm_kernels.compile.aot import compile_all
 
     specs = [kernel for plan in plans for op in plan.ops for kernel in op.tactics[arch].kernels]
-    cubins = compile_all(specs, arch, lambda key, done, total: report(f"kernels {arch}", done, total))
+    cubins = compile_all(specs, arch, lambda done, total: report(f"kernels {arch}", done, total))
     for key, cubin in cubins.items():
         cubin.save(folder / "kernels" / arch, key)
 

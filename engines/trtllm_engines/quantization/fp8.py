@@ -81,7 +81,11 @@ FP8 = register(
         wide_dtype="bf16",
         kv_dtype="fp8",
         quantize_product=_quantize_product,
-        recipes={CODES: RecipeKind(_codes), SCALE: RecipeKind(_scale, is_scale=True), INPUT_SCALE: RecipeKind(_input_scale, is_scale=True)},
+        recipes={
+            CODES: RecipeKind(_codes, by_element=True),
+            SCALE: RecipeKind(_scale, is_scale=True),
+            INPUT_SCALE: RecipeKind(_input_scale, is_scale=True),
+        },
         fusions=FUSIONS,
         algorithms=("FP8",),
         min_capability=89,

@@ -52,6 +52,9 @@ class RecipeKind:
     is_scale: bool = False
     finish: Callable[[WeightRecipe, Tensor], Tensor] | None = None
     """What is done to a rank's part of what `make` returns: codes are packed, scales of groups are transposed."""
+    by_element: bool = False
+    """Whether each element is made of that element of the inputs and of `WeightSource.largest` alone, and nothing is to finish, so that a
+    rank can make its part without the rest."""
 
 
 @dataclass(frozen=True)

@@ -174,9 +174,9 @@ class Shard:
         """Shape of a rank's part of a tensor of `shape`."""
         return tuple(size // self.pieces if dim == self.dim else size for dim, size in enumerate(shape))
 
-    def rows(self, count: int, rank: int) -> range:
-        """Which of `count` rows a rank has."""
-        if self.dim != 0:
+    def along(self, dim: int, count: int, rank: int) -> range:
+        """Which of `count` indices of dimension `dim` a rank has."""
+        if self.dim != dim:
             return range(count)
         size, piece = count // self.pieces, rank // self.copies
         return range(piece * size, (piece + 1) * size)

@@ -21,7 +21,7 @@ for dtype_name in ("fp32", "fp16", "bf16"):
             scheme=QuantScheme(dtype_name),
             wide_dtype=dtype_name,
             kv_dtype=dtype_name,
-            recipes={CAST: RecipeKind(_cast)},
+            recipes={CAST: RecipeKind(_cast, by_element=True)},
             fusions=FUSIONS,
         )
     )

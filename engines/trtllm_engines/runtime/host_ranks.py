@@ -16,10 +16,13 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from trtllm_engines.errors import EngineError
 from trtllm_engines.runtime.step_ring import FAILED, READY, StepRing
 
+Recorder = Literal["none", "torch", "nsys"]
+"""What records the steps of ranks: torch.profiler, or Nsight Systems, under which the process that schedules runs then."""
 PF_EXITING = 0x4
 """Flag of a process in /proc, from the first thing that its end does (linux/sched.h)."""
 NO_MULTICAST = {"NCCL_NVLS_ENABLE": "0", "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1", "NVSHMEM_DISABLE_NVLS": "1"}
@@ -50,8 +53,8 @@ class RankOrder:
     """Index of the first rank's GPU among those visible; the others follow it."""
     nnodes: int = 1
     node_rank: int = 0
-    traced: bool = False
-    """Whether they can be asked to record their steps (`rank_trace`)."""
+    recorder: Recorder = "none"
+    """What records their steps when they are asked to (`rank_trace`)."""
     detail: str = "off"
     """Of their NVTX ranges (`ranges`)."""
     endpoint: str = ""
@@ -71,7 +74,7 @@ class HostRanks:
         command += ["--message-bytes", str(order.message_bytes), "--answer-bytes", str(order.answer_bytes)]
         command += ["--kv-cache-fraction", str(order.kv_cache_fraction), "--max-graph-batch", str(order.max_graph_batch)]
         command += [] if order.num_pages is None else ["--num-pages", str(order.num_pages)]
-        command += ["--detail", order.detail, *(["--traced"] if order.traced else [])]
+        command += ["--detail", order.detail, "--recorder", order.recorder]
         environment = rank_environment(interface)
         if order.ranks == order.nnodes == 1:
             environment |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}

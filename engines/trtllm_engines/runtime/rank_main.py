@@ -13,6 +13,7 @@ import sys
 import time
 from collections import deque
 from pathlib import Path
+from typing import get_args
 
 import torch
 import torch.distributed as dist
@@ -22,6 +23,7 @@ from trtllm_engines.engine.folder import load_engine
 from trtllm_engines.runtime import rank_trace, wire
 from trtllm_engines.runtime.batch import StepHandle
 from trtllm_engines.runtime.group import GpuLink, ProcessGroup, ProcessLink
+from trtllm_engines.runtime.host_ranks import Recorder
 from trtllm_engines.runtime.rank import CacheSize, start_rank
 from trtllm_engines.runtime.rank_trace import RankTrace
 from trtllm_engines.runtime.step_ring import StepRing
@@ -39,7 +41,7 @@ def main() -> None:
     parser.add_argument("--kv-cache-fraction", type=float, required=True)
     parser.add_argument("--num-pages", type=int)
     parser.add_argument("--max-graph-batch", type=int, required=True)
-    parser.add_argument("--traced", action="store_true")
+    parser.add_argument("--recorder", choices=get_args(Recorder), default="none")
     parser.add_argument("--detail", default="off")
     options = parser.parse_args()
     local = int(os.environ["LOCAL_RANK"])
@@ -61,7 +63,7 @@ def _run(options: argparse.Namespace, rank: int, local: int, size: int, ring: St
         torch.cuda.set_device(gpu)
     if size > 1:
         dist.init_process_group("gloo")
-    trace = RankTrace(rank, on_gpu, options.traced, options.detail)
+    trace = RankTrace(rank, on_gpu, options.recorder, options.detail)
     tp, stages = options.tp, size // options.tp
     group = ProcessGroup(torch.device("cuda" if on_gpu else "cpu"), tp) if size > 1 else None
     engine = load_engine(options.engine, detect_target(gpu) if on_gpu else None, verify="sizes", stage=rank // tp)

@@ -16,7 +16,7 @@ from trtllm_engines.compiler.plan import Plan
 from trtllm_engines.errors import EngineError
 from trtllm_engines.runtime import rank_trace, wire
 from trtllm_engines.runtime.batch import StepBatch, StepOutput
-from trtllm_engines.runtime.host_ranks import HostRanks, RankOrder
+from trtllm_engines.runtime.host_ranks import HostRanks, RankOrder, Recorder
 from trtllm_engines.runtime.hosts import Hosts, free_port
 from trtllm_engines.runtime.observer import StepObserver
 from trtllm_engines.runtime.rank import CacheSize
@@ -62,13 +62,13 @@ class RankProcesses:
         waiting: Callable[[float], None] | None = None,
         first_gpu: int = 0,
         hosts: Hosts | None = None,
-        traced: bool = False,
+        recorder: Recorder = "none",
         detail: str = "off",
     ) -> None:
         """`folder`: the engine's, the same path on every host. `step_s`: seconds a step may take. `waiting` is told the seconds the ranks
         have been starting for. `first_gpu`: index of the first rank's GPU among those visible; the others follow it. `hosts`: the others,
-        each of which runs as many ranks as this one; stages and their groups follow in order of hosts. `traced`: whether `record`
-        may be called. `detail`: of the ranks' own NVTX ranges."""
+        each of which runs as many ranks as this one; stages and their groups follow in order of hosts. `recorder`: what
+        `record` makes them use, `none` where it is not called. `detail`: of the ranks' own NVTX ranges."""
         self.plan, self._step_s = plan, step_s
         parallel, nnodes = plan.parallel, 1 if hosts is None else hosts.nnodes
         if parallel.pp > SLOTS:
@@ -88,7 +88,7 @@ class RankProcesses:
             max_graph_batch=max_graph_batch if cuda_graphs else 0,
             first_gpu=first_gpu,
             nnodes=nnodes,
-            traced=traced,
+            recorder=recorder,
             detail=detail,
         )
         self._others = [] if hosts is None else hosts.gather()

@@ -11,6 +11,7 @@ from trtllm_engines.engine.fingerprint import CPU
 from trtllm_engines.engine.folder import Engine
 from trtllm_engines.errors import EngineError
 from trtllm_engines.runtime.batch import StepRunner
+from trtllm_engines.runtime.host_ranks import Recorder
 from trtllm_engines.runtime.hosts import Hosts
 from trtllm_engines.runtime.observer import StepObserver
 from trtllm_engines.runtime.rank import CacheSize, start_rank
@@ -38,12 +39,12 @@ def start_ranks(
     replica: int | None = None,
     check_logits: bool = False,
     hosts: Hosts | None = None,
-    traced: bool = False,
+    recorder: Recorder = "none",
     detail: str = "off",
 ) -> Ranks:
     """`progress` is told (stage, done, of how many). `replica`: which copy of the engine this is, where several run side by side; its ranks
     are processes then, on the GPUs after those of the copies before it. `check_logits` is `CudaRunner`'s, of an engine of one rank.
-    `hosts`: the others that run ranks, each as many as this one. `traced` and `detail` are `RankProcesses`'.
+    `hosts`: the others that run ranks, each as many as this one. `recorder` and `detail` are `RankProcesses`'.
 
     Raises `EngineError`, also for more ranks than there are GPUs."""
     count, nnodes = engine.plan.parallel.ranks, 1 if hosts is None else hosts.nnodes
@@ -77,7 +78,7 @@ def start_ranks(
         max_graph_batch=max_graph_batch,
         first_gpu=first_gpu,
         hosts=hosts,
-        traced=traced,
+        recorder=recorder,
         detail=detail,
     )
     progress("ranks", count, count)

@@ -78,14 +78,23 @@ def compile_kernel(spec: KernelSpec, arch: str, *, cache: bool = True) -> Cubin:
     return cubin
 
 
-def compile_all(specs: Iterable[KernelSpec], arch: str, progress: Callable[[str, int, int], None] | None = None) -> dict[str, Cubin]:
-    """Compiles every distinct kernel of `specs`; the result is by key. `progress(key, done, total)` is called after each."""
+def compile_all(
+    specs: Iterable[KernelSpec], arch: str, progress: Callable[[int, int], None] = lambda done, total: None
+) -> dict[str, Cubin]:
+    """Compiles every distinct kernel of `specs`, many at once where there are cores; the result is by key. `progress(done, total)` is told
+    of them as they come. Raises `KernelError` for the first that does not compile."""
+    from trtllm_kernels.compile.workers import compile_beside, worker_count
+
     distinct = {spec.key: spec for spec in specs}
+    missing = [spec for spec in distinct.values() if cached(spec, arch) is None]
+    there = len(distinct) - len(missing)
+    if workers := worker_count(len(missing)):
+        compile_beside(missing, arch, workers, lambda done: progress(there + done, len(distinct)))
     compiled: dict[str, Cubin] = {}
     for key, spec in distinct.items():
         compiled[key] = compile_kernel(spec, arch)
-        if progress is not None:
-            progress(key, len(compiled), len(distinct))
+        if not workers or len(compiled) == len(distinct):
+            progress(len(compiled), len(distinct))
     return compiled
 
 
