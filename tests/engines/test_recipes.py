@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,10 +19,11 @@ from trtllm_engines.models.presets import resolve_model
 @pytest.mark.parametrize("name", recipes.names())
 def test_every_ready_recipe_compiles_to_a_plan(name: str) -> None:
     recipe = load_recipe(name)
-    config = resolve_model(recipe.model).config
+    config = replace(resolve_model(recipe.model).config, num_layers=2)
     source = {"kind": "dummy", "seed": 0}
-    plan = compile_model(config, recipe.precision, recipe.profile, arches=recipe.arches, weights_source=source).plan
+    plan = compile_model(config, recipe.precision, recipe.profile, arches=recipe.arches, weights_source=source, gpu=recipe.gpu).plan
     assert plan.fingerprint.arches == recipe.arches
+    assert (recipe.gpu or name.rpartition("-")[2]) == name.rpartition("-")[2]
     assert all(set(op.tactics) == set(recipe.arches) - {"cpu"} for op in plan.ops)
 
 
