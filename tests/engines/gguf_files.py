@@ -25,11 +25,11 @@ def write_gguf(
     tensors: dict[str, torch.Tensor],
     quantized: bool,
     architecture: str = "llama",
-    metadata: Mapping[str, bool | int | float | list[int]] | None = None,
+    metadata: Mapping[str, bool | int | float | str | list[int] | list[str]] | None = None,
 ) -> None:
     """`metadata` is written in place of what the file would say, or besides."""
     writer = gguf.GGUFWriter(path, architecture)
-    add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, list: writer.add_array}
+    add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string, list: writer.add_array}
     writer.add_block_count(LLAMA.num_layers)
     writer.add_context_length(LLAMA.max_position_embeddings)
     writer.add_embedding_length(LLAMA.hidden_size)

@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
+from gguf_files import write_gguf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as RawTokenizer
 
+from trtllm_engines.checkpoints.model_tokenizer import model_tokenizer
 from trtllm_engines.checkpoints.tokenizer import Tokenizer
 from trtllm_engines.errors import EngineError
 
@@ -93,6 +95,20 @@ def test_named_templates_and_none(folder: Path, tmp_path: Path) -> None:
     named = [{"name": "tools", "template": "t"}, {"name": "default", "template": "d"}]
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
     assert Tokenizer(tmp_path).render_chat([]) == "d"
+
+
+def test_a_models_tokenizer_is_beside_its_weights_or_in_its_gguf_file(folder: Path, tmp_path: Path) -> None:
+    beside, inside, none = model_tokenizer(folder), tmp_path / "with.gguf", tmp_path / "without.gguf"
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    pairs = {"model": "gpt2", "pre": "qwen2", "tokens": [*alphabet, "ab"], "merges": ["a b"]}
+    write_gguf(inside, {}, quantized=False, metadata={f"tokenizer.ggml.{name}": value for name, value in pairs.items()})
+    write_gguf(none, {}, quantized=False)
+    assert beside is not None
+    assert beside.encode("ab") == [alphabet.index("a"), alphabet.index("b")]
+    of_file = model_tokenizer(inside)
+    assert of_file is not None
+    assert of_file.encode("abb") == [256, alphabet.index("b")]
+    assert model_tokenizer(none) is model_tokenizer(tmp_path) is model_tokenizer(None) is None
 
 
 def test_unreadable_tokenizer(tmp_path: Path) -> None:

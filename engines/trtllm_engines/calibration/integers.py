@@ -31,7 +31,7 @@ from trtllm_engines.calibration.packed import Layout, ShardWriter
 from trtllm_engines.calibration.probe import Progress
 from trtllm_engines.calibration.search import Statistics, awq, clipped, output_error, smooth
 from trtllm_engines.checkpoints import open_weights
-from trtllm_engines.checkpoints.tokenizer import Tokenizer
+from trtllm_engines.checkpoints.model_tokenizer import model_tokenizer
 from trtllm_engines.compiler.graph import op_name
 from trtllm_engines.errors import EngineError
 from trtllm_engines.models.presets import resolve_model
@@ -138,8 +138,7 @@ def quantize_integers(
         raise EngineError(f"{model} is not a Hugging Face folder; quantize needs one, with config.json and weights")
     windows = []
     if method != "rtn":
-        tokenizer = Tokenizer(source.path) if (source.path / "tokenizer.json").is_file() else None
-        windows = text.windows(dataset, tokenizer, length=length, count=samples, vocab_size=source.config.vocab_size)
+        windows = text.windows(dataset, model_tokenizer(source.path), length=length, count=samples, vocab_size=source.config.vocab_size)
     layerwise = Layerwise(source.config, open_weights(source.path), windows, device)
     job = _Job(layerwise, layout, method, recipe)
     job.check()

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from trtllm_engines.calibration import text
 from trtllm_engines.calibration.probe import Probe, Progress
-from trtllm_engines.checkpoints.tokenizer import Tokenizer
+from trtllm_engines.checkpoints.model_tokenizer import model_tokenizer
 from trtllm_engines.compiler.plan import LOGITS, Op, Plan
 from trtllm_engines.errors import EngineError
 from trtllm_engines.models.presets import resolve_model
@@ -59,9 +59,7 @@ def perplexity(
     """Of the first `count` windows of `length` tokens of `dataset`, under an engine of folder or file `model`. Raises `EngineError`."""
     check_types(precision, kv_dtype)
     source = resolve_model(model)
-    folder = source.path
-    tokenizer = Tokenizer(folder) if folder is not None and (folder / "tokenizer.json").is_file() else None
-    windows = text.windows(dataset, tokenizer, length=length, count=count, vocab_size=source.config.vocab_size)
+    windows = text.windows(dataset, model_tokenizer(source.path), length=length, count=count, vocab_size=source.config.vocab_size)
     longest = max(map(len, windows))
     with torch.inference_mode():
         probe = Probe(model, precision, marks, window=longest, chunk=chunk, kv_dtype=kv_dtype, device=device, progress=progress)

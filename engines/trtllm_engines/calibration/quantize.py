@@ -12,7 +12,7 @@ from trtllm_engines.calibration.integers import METHODS
 from trtllm_engines.calibration.new_folder import check_new, new_folder
 from trtllm_engines.calibration.probe import Probe, Progress
 from trtllm_engines.calibration.ranges import Ranges
-from trtllm_engines.checkpoints.tokenizer import Tokenizer
+from trtllm_engines.checkpoints.model_tokenizer import model_tokenizer
 from trtllm_engines.errors import EngineError
 from trtllm_engines.models.presets import resolve_model
 from trtllm_engines.quantization.registry import definition, definitions
@@ -63,8 +63,7 @@ def quantize(
     if source.path is None or not source.path.is_dir():
         raise EngineError(f"{model} is not a Hugging Face folder; quantize needs one, with config.json and weights")
     check_new(out)
-    tokenizer = Tokenizer(source.path) if (source.path / "tokenizer.json").is_file() else None
-    windows = text.windows(dataset, tokenizer, length=length, count=samples, vocab_size=source.config.vocab_size)
+    windows = text.windows(dataset, model_tokenizer(source.path), length=length, count=samples, vocab_size=source.config.vocab_size)
     wide = "fp32" if device == "cpu" else "bf16"
     with torch.inference_mode():
         probe = Probe(source.path, wide, ranges.marks, window=max(map(len, windows)), device=device, progress=progress)
