@@ -129,6 +129,11 @@ def shorten(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+def number_of(value: Any) -> Any:
+    """A number that its tool may have written as text; anything else as it is."""
+    return float(value) if isinstance(value, str) and _is_number(value) else value
+
+
 def required(value: float | None, name: str) -> float:
     """A number no result can do without. Raises `FieldError`."""
     if value is None:
