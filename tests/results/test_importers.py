@@ -456,6 +456,29 @@ def test_guidellm_of_each_form(file: str, batches: tuple[int, int], rates: tuple
         assert row.figures["e2e_p50_ms"] > 95
 
 
+@pytest.mark.parametrize(
+    ("part", "changes"),
+    [
+        ("strategy", {"rampup_duration": 5.0}),
+        ("strategy", {"max_concurrency": 8, "type_": "poisson", "rate": 4.0}),
+        ("backend", {"request_format": "/v1/completions"}),
+        ("backend", {"stream": False}),
+        ("backend", {"max_tokens": 64}),
+        ("backend", {"extras": {"body": {"temperature": 0.0}, "headers": {"Authorization": "Bearer sk-secret"}}}),
+        ("requests", {"data": "['prompt_tokens=80,output_tokens=10']"}),
+        ("requests", {"preprocessors": ["GenerativeColumnMapper", "GenerativeTextCompletionsRequestFormatter"]}),
+    ],
+    ids=lambda value: ",".join(value) if isinstance(value, dict) else value,
+)
+def test_guidellms_runs_that_differ_in_a_setting_are_two_cells(part: str, changes: dict[str, Any], tmp_path: Path) -> None:
+    content = json.loads((DATA / "guidellm-0.4.0.json").read_text())
+    one, other = (json.loads(json.dumps(content["benchmarks"][0])) for _ in range(2))
+    other["config"][part] |= changes
+    rows = imported(tmp_path, content | {"benchmarks": [one, other]})
+    assert keys(rows) == 2
+    assert "secret" not in json.dumps(rows[1].to_flat(), default=str)
+
+
 def test_guidellms_table_says_what_its_report_says() -> None:
     for table, report in zip(importers.read(DATA / "guidellm-0.4.0.csv"), importers.read(DATA / "guidellm-0.4.0.json"), strict=True):
         assert table.key == report.key
@@ -512,6 +535,11 @@ def test_what_cannot_be_read_is_named(content: object, message: str, tmp_path: P
         imported(tmp_path, content)
     assert "\n" not in str(caught.value)
     assert "validation" not in str(caught.value)
+
+
+def test_other_forms_of_a_result_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ResultsError, match=r"benchmarks\.yaml is a YAML file; import the JSON or CSV"):
+        imported(tmp_path, "benchmarks:\n- a\n", "benchmarks.yaml")
 
 
 def test_another_tools_file_is_not_forced_through() -> None:

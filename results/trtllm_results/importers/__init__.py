@@ -50,6 +50,9 @@ RESULTS_IN_A_FOLDER = (
 )
 """What is taken of a folder: the first of these that it has. `run=N.json` are the runs of a vLLM sweep."""
 
+NO_JSON = {".yaml": "a YAML file", ".yml": "a YAML file", ".html": "a page of HTML"}
+"""Other forms that these tools write a result in, by suffix."""
+
 
 def read(path: Path, tool: str = "", overrides: Mapping[str, str] | None = None) -> list[Row]:
     """Rows of another tool's file, or of all its results in a folder. `overrides` sets cell fields, or `gpu`, that the file does not tell.
@@ -112,6 +115,8 @@ def _content(text: str, path: Path) -> Any:
         return nvidia.table(text)
     if what := mlperf.unreadable(text):
         raise ResultsError(f"{path} is {what}")
+    if path.suffix in NO_JSON:
+        raise ResultsError(f"{path} is {NO_JSON[path.suffix]}; import the JSON or CSV that the tool writes of the same run")
     if path.suffix == ".csv" and text.lstrip()[:1] not in ("{", "["):
         lines = csv_lines(text, path)
         if guidellm.is_table(lines):
