@@ -432,6 +432,19 @@ def test_aiperf_table_and_records() -> None:
     assert records.started_at == "2026-11-30T00:53:20+00:00"
 
 
+def test_credentials_of_a_foreign_file_are_not_kept(tmp_path: Path) -> None:
+    aiperf = json.loads((DATA / "aiperf-0.13.0.json").read_text())
+    aiperf["input_config"]["endpoint"] |= {"urls": ["http://bob:secret@host:8000/v1?key=secret"], "extra": {"auth_token": "secret"}}
+    guidellm = json.loads((DATA / "guidellm-0.4.0.json").read_text())
+    guidellm["benchmarks"][0]["config"]["backend"]["target"] = "http://bob:secret@host:8000"
+    vllm = result_of_vllm(openai_api_key="secret", hf_token="secret")
+    llmperf = json.loads((DATA / "llmperf-summary.json").read_text()) | {"user_api_key": "secret"}
+    for content in (aiperf, guidellm, vllm, llmperf):
+        row, *_ = imported(tmp_path, content)
+        assert "secret" not in json.dumps(row.to_flat(), default=str)
+    assert imported(tmp_path, aiperf)[0].extra["url"] == "http://host:8000/v1"
+
+
 def test_a_phase_that_warms_up_is_not_the_load(tmp_path: Path) -> None:
     content = json.loads((DATA / "aiperf-0.13.0.json").read_text())
     content["input_config"]["phases"].insert(0, {"name": "warmup", "kind": "warmup", "type": "concurrency", "concurrency": 1})

@@ -28,6 +28,7 @@ from trtllm_results.importers._common import (
     settings_of,
     shorten,
     whole,
+    without_user,
 )
 from trtllm_results.metrics.registry import PERCENTILES
 from trtllm_results.record.row import Cell, Row
@@ -175,7 +176,7 @@ def _row(one: Any, version: str) -> Row:
     )
     extra = {
         "tool_version": version,
-        "url": url,
+        "url": without_user(url),
         "time_per_output_token_mean_ms": metrics.time_per_output_token_ms.successful.mean,
         "start_time": one.get("start_time_text"),
     }

@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import Field
 
 from trtllm_results.importers._common import (
+    SECRET,
     Count,
     Foreign,
     Measured,
@@ -92,7 +93,8 @@ def rows(content: Any) -> list[Row]:
     settings = {
         name: value
         for name, value in content.items()
-        if not name.startswith(PREFIX) and name not in (*ASKED, *OF_THE_FILE) and isinstance(value, str | int | float) and value != ""
+        if not name.startswith(PREFIX) and not SECRET.search(name) and name not in (*ASKED, *OF_THE_FILE)
+        if isinstance(value, str | int | float) and value != ""
     }
     cell = Cell(
         model=summary.model,
