@@ -61,6 +61,65 @@ def test_nvidia_report_keeps_layout_and_machine() -> None:
     assert row.figures["ttft_p95_ms"] == 1100.0
 
 
+def test_nvidias_log_says_what_its_report_says() -> None:
+    (log,) = importers.read(DATA / "nvidia-throughput-log.txt")
+    (report,) = importers.read(DATA / "nvidia-throughput.json")
+    assert (log.cell.tp, log.cell.batch, log.cell.precision, log.cell.kv_dtype) == (2, 2048, "fp8", "fp8")
+    assert (log.environment.gpu, log.cell.target_version) == ("NVIDIA H100 80GB HBM3", "1.2.0")
+    for name in ("output_tokens_per_s", "output_tokens_per_s_per_gpu", "ttft_p95_ms"):
+        assert log.figures[name] == report.figures[name]
+    assert (log.figures["e2e_max_ms"], log.figures["tpot_p50_ms"], log.figures["duration_s"]) == (14500.0, 81.0, 30.0)
+    (old,) = importers.read(DATA / "nvidia-throughput-log-0.14.txt")
+    assert (old.cell.model, old.cell.target_version, old.cell.num_requests) == ("meta-llama/Llama-2-7b-hf", "0.14.0", 3000)
+    assert old.figures["output_tokens_per_s"] == pytest.approx(23405.927)
+    assert old.figures["duration_s"] == pytest.approx(16.4061)
+    assert not [name for name in old.figures if name.startswith(("ttft", "tpot", "e2e"))]
+
+
+def test_several_reports_of_one_log_are_several_rows(tmp_path: Path) -> None:
+    text = (DATA / "nvidia-throughput-log.txt").read_text()
+    rows = imported(tmp_path, text + text.replace("Max Runtime Batch Size: 2048", "Max Runtime Batch Size: 64"), "run.log")
+    assert [row.cell.batch for row in rows] == [2048, 64]
+
+
+def test_inference_perf() -> None:
+    (row,) = importers.read(DATA / "inference-perf-stage.json")
+    assert (row.cell.batch, row.cell.request_rate, row.cell.isl, row.cell.osl, row.cell.num_requests) == (0, 6.0, 280, 186, 360)
+    figures = row.figures
+    assert (figures["ttft_p50_ms"], figures["tpot_p99_ms"], figures["e2e_max_ms"]) == pytest.approx((60.0, 13.0, 17_000.0))
+    assert (figures["goodput_requests_per_s"], figures["goodput_ratio"], figures["duration_s"]) == (2.5, 0.5, 71.2)
+    assert not [name for name in figures if name.startswith("itl") or name == "e2e_p99_ms"]
+    assert row.extra["normalized_time_per_output_token_mean_ms"] == pytest.approx(22.0), "counts the first token: no figure of ours"
+    assert row.warnings == ("4 of 360 requests failed",)
+
+
+def test_stages_of_inference_perf_are_read_and_not_their_mixture(tmp_path: Path) -> None:
+    stage = json.loads((DATA / "inference-perf-stage.json").read_text())
+    mixture = stage | {"load_summary": {"count": 720}}
+    concurrent = stage | {"load_summary": stage["load_summary"] | {"concurrency": 16}}
+    for name, content in (("stage_0", stage), ("stage_1", concurrent), ("summary", mixture)):
+        (tmp_path / f"{name}_lifecycle_metrics.json").write_text(json.dumps(content))
+    rows = importers.read(tmp_path)
+    assert [(row.cell.batch, row.cell.request_rate) for row in rows] == [(0, 6.0), (16, 0.0)]
+    (alone,) = importers.read(tmp_path / "summary_lifecycle_metrics.json")
+    assert alone.cell.settings == {"loads": "all of a run together"}
+
+
+def test_llmperf(tmp_path: Path) -> None:
+    (row,) = importers.read(DATA / "llmperf-summary.json")
+    assert (row.cell.model, row.cell.batch, row.cell.isl, row.cell.osl) == ("meta-llama/Llama-2-7b", 2, 550, 150)
+    assert row.started_at == "2025-10-14T13:32:29+00:00"
+    assert (row.figures["duration_s"], row.figures["requests_per_s"], row.figures["output_tokens"]) == pytest.approx((30.0, 0.3, 1350.0))
+    assert (row.figures["ttft_p99_ms"], row.figures["e2e_mean_ms"]) == (500.0, 3100.0)
+    assert not [name for name in row.figures if name.startswith(("tpot", "itl"))], "its inter token latency counts the first token"
+    assert row.extra["inter_token_latency_mean_ms"] == 21.0
+    assert row.warnings == ("1 of 10 requests failed",)
+    content = json.loads((DATA / "llmperf-summary.json").read_text())
+    other = content | {"additional_sampling_params_temperature": 0.0, "timestamp": 1760448999}
+    assert keys([row, *imported(tmp_path, other)]) == 2
+    assert keys([row, *imported(tmp_path, content | {"timestamp": 1760448999, "results_ttft_s_mean": 0.4})]) == 1
+
+
 def test_our_own_report_gives_back_the_row_itself(tmp_path: Path) -> None:
     row = Row(Cell("tiny-llama", "fp32", 1, 8, 8), Environment(cpu="x"), figures={"output_tokens_per_s": 5.0}, warnings=("slow",))
     record = {name: value for name, value in row.to_flat().items() if value not in ("", None)}
@@ -299,6 +358,8 @@ def test_sglang_serving(tmp_path: Path) -> None:
     assert (third.cell.request_rate, third.figures["goodput_ratio"]) == (0.0, 0.9)
     assert keys(rows) == 3
     assert keys(imported(tmp_path, [SGLANG, {**SGLANG, "random_range_ratio": 0.5}])) == 2
+    (detailed,) = imported(tmp_path, {**SGLANG, "errors": [""] * 100 + ["Service Unavailable"] * 3})
+    assert (detailed.cell.num_requests, detailed.warnings) == (103, ("3 of 103 requests failed",))
 
 
 def test_sglang_batches(tmp_path: Path) -> None:
@@ -371,6 +432,19 @@ def test_aiperf_table_and_records() -> None:
     assert records.started_at == "2026-11-30T00:53:20+00:00"
 
 
+def test_credentials_of_a_foreign_file_are_not_kept(tmp_path: Path) -> None:
+    aiperf = json.loads((DATA / "aiperf-0.13.0.json").read_text())
+    aiperf["input_config"]["endpoint"] |= {"urls": ["http://bob:secret@host:8000/v1?key=secret"], "extra": {"auth_token": "secret"}}
+    guidellm = json.loads((DATA / "guidellm-0.4.0.json").read_text())
+    guidellm["benchmarks"][0]["config"]["backend"]["target"] = "http://bob:secret@host:8000"
+    vllm = result_of_vllm(openai_api_key="secret", hf_token="secret")
+    llmperf = json.loads((DATA / "llmperf-summary.json").read_text()) | {"user_api_key": "secret"}
+    for content in (aiperf, guidellm, vllm, llmperf):
+        row, *_ = imported(tmp_path, content)
+        assert "secret" not in json.dumps(row.to_flat(), default=str)
+    assert imported(tmp_path, aiperf)[0].extra["url"] == "http://host:8000/v1"
+
+
 def test_a_phase_that_warms_up_is_not_the_load(tmp_path: Path) -> None:
     content = json.loads((DATA / "aiperf-0.13.0.json").read_text())
     content["input_config"]["phases"].insert(0, {"name": "warmup", "kind": "warmup", "type": "concurrency", "concurrency": 1})
@@ -393,6 +467,29 @@ def test_guidellm_of_each_form(file: str, batches: tuple[int, int], rates: tuple
         assert 50 < row.figures["ttft_p50_ms"] < 80
         assert 4.5 < row.figures["tpot_mean_ms"] < 6
         assert row.figures["e2e_p50_ms"] > 95
+
+
+@pytest.mark.parametrize(
+    ("part", "changes"),
+    [
+        ("strategy", {"rampup_duration": 5.0}),
+        ("strategy", {"max_concurrency": 8, "type_": "poisson", "rate": 4.0}),
+        ("backend", {"request_format": "/v1/completions"}),
+        ("backend", {"stream": False}),
+        ("backend", {"max_tokens": 64}),
+        ("backend", {"extras": {"body": {"temperature": 0.0}, "headers": {"Authorization": "Bearer sk-secret"}}}),
+        ("requests", {"data": "['prompt_tokens=80,output_tokens=10']"}),
+        ("requests", {"preprocessors": ["GenerativeColumnMapper", "GenerativeTextCompletionsRequestFormatter"]}),
+    ],
+    ids=lambda value: ",".join(value) if isinstance(value, dict) else value,
+)
+def test_guidellms_runs_that_differ_in_a_setting_are_two_cells(part: str, changes: dict[str, Any], tmp_path: Path) -> None:
+    content = json.loads((DATA / "guidellm-0.4.0.json").read_text())
+    one, other = (json.loads(json.dumps(content["benchmarks"][0])) for _ in range(2))
+    other["config"][part] |= changes
+    rows = imported(tmp_path, content | {"benchmarks": [one, other]})
+    assert keys(rows) == 2
+    assert "secret" not in json.dumps(rows[1].to_flat(), default=str)
 
 
 def test_guidellms_table_says_what_its_report_says() -> None:
@@ -431,6 +528,9 @@ def test_mlperf_logs() -> None:
         ({"duration": 1, "total_input_tokens": 5, "total_input_sequences": 2}, "is a vLLM benchmark of a pooling model"),
         ({"run_number": 0, "error_type": "OSError", "error": "no"}, "is vLLM's note of a run that failed"),
         ({"timeslices": [{}]}, "is AIPerf's metrics by time slice"),
+        ([{"ttft_s": 1, "number_total_tokens": 5, "request_output_throughput_token_per_s": 1}], "is LLMPerf's record of single requests"),
+        ({"load_summary": {}, "failures": {}, "successes": {"rate": 1}}, "is what inference-perf read of the server's own metrics"),
+        ([{"start_time": 1, "end_time": 2, "request": "x", "info": {}}], "is inference-perf's record of single requests"),
         ('{"traceEvents":[\n{"name":', "is a trace for Chrome's viewer"),
         ('[{ "seq_id" : 0, "qsl_idx" : 1, "data" : "00" }]', "is MLPerf's log of answers"),
         ({**SGLANG, "duration": "long"}, "result.json: duration is 'long'; it must be a number"),
@@ -448,6 +548,11 @@ def test_what_cannot_be_read_is_named(content: object, message: str, tmp_path: P
         imported(tmp_path, content)
     assert "\n" not in str(caught.value)
     assert "validation" not in str(caught.value)
+
+
+def test_other_forms_of_a_result_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ResultsError, match=r"benchmarks\.yaml is a YAML file; import the JSON or CSV"):
+        imported(tmp_path, "benchmarks:\n- a\n", "benchmarks.yaml")
 
 
 def test_another_tools_file_is_not_forced_through() -> None:

@@ -336,7 +336,10 @@ def import_results(
         list[Path], typer.Argument(help="Results of vLLM, SGLang, GenAI-Perf, AIPerf, GuideLLM, MLPerf or NVIDIA: files or folders.")
     ],
     tool: Annotated[
-        str, typer.Option("--tool", help="nvidia, vllm, sglang, genai-perf, aiperf, guidellm or mlperf (default: recognised).")
+        str,
+        typer.Option(
+            "--tool", help="nvidia, vllm, sglang, genai-perf, aiperf, guidellm, mlperf, llmperf or inference-perf (default: recognised)."
+        ),
     ] = "",
     settings: Annotated[
         Strings, typer.Option("--set", help="FIELD=VALUE the file does not tell, such as precision=fp8; repeatable.")

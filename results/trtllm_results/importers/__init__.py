@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from trtllm_results.errors import ResultsError
-from trtllm_results.importers import aiperf, guidellm, mlperf, nvidia, sglang, vllm
+from trtllm_results.importers import aiperf, guidellm, inference_perf, llmperf, mlperf, nvidia, sglang, vllm
 from trtllm_results.importers._common import FieldError
 from trtllm_results.importers.files import csv_lines, json_values, read_text
 from trtllm_results.record.row import CELL_FIELDS, Row
@@ -40,12 +40,18 @@ TOOLS: Mapping[str, Importer] = {
     "aiperf": Importer(aiperf.recognises, aiperf.rows),
     "guidellm": Importer(guidellm.recognises, guidellm.rows),
     "mlperf": Importer(mlperf.recognises, mlperf.rows),
+    "llmperf": Importer(llmperf.recognises, llmperf.rows),
+    "inference-perf": Importer(inference_perf.recognises, inference_perf.rows),
 }
 RESULTS_IN_A_FOLDER = (
     *("**/run=*.json", "**/profile_export_aiperf.json", "**/profile_export_genai_perf.json", "**/mlperf_log_detail.txt"),
-    *("**/mlperf_log_summary.txt", "**/benchmarks.json", "**/*.json", "**/*.jsonl"),
+    *("**/mlperf_log_summary.txt", "**/benchmarks.json", "**/stage_[0-9]*_lifecycle_metrics.json", "**/*_summary.json"),
+    *("**/*.json", "**/*.jsonl"),
 )
 """What is taken of a folder: the first of these that it has. `run=N.json` are the runs of a vLLM sweep."""
+
+NO_JSON = {".yaml": "a YAML file", ".yml": "a YAML file", ".html": "a page of HTML"}
+"""Other forms that these tools write a result in, by suffix."""
 
 
 def read(path: Path, tool: str = "", overrides: Mapping[str, str] | None = None) -> list[Row]:
@@ -105,8 +111,12 @@ def _content(text: str, path: Path) -> Any:
     """JSON values, or a table or log in the form its importer takes. Raises `FieldError`."""
     if mlperf.is_log(text):
         return mlperf.table(text)
+    if nvidia.is_log(text):
+        return nvidia.table(text)
     if what := mlperf.unreadable(text):
         raise ResultsError(f"{path} is {what}")
+    if path.suffix in NO_JSON:
+        raise ResultsError(f"{path} is {NO_JSON[path.suffix]}; import the JSON or CSV that the tool writes of the same run")
     if path.suffix == ".csv" and text.lstrip()[:1] not in ("{", "["):
         lines = csv_lines(text, path)
         if guidellm.is_table(lines):
@@ -122,7 +132,7 @@ def _content(text: str, path: Path) -> Any:
 
 
 def _unknown(path: Path, content: Any) -> str:
-    for what in (vllm.unreadable(content), aiperf.unreadable(content)):
+    for what in (tool.unreadable(content) for tool in (vllm, aiperf, llmperf, inference_perf, nvidia)):
         if what:
             return f"{path} is {what}"
     return f"{path} is not a result file of {', '.join(TOOLS)}; import reads the files these tools write"

@@ -12,6 +12,7 @@ import datetime
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, TypeVar
 
@@ -22,6 +23,10 @@ from trtllm_results.record.row import Cell, Row
 
 LARGEST = 1e15
 """No duration, count or rate of a benchmark is beyond this; a value that is stands for a damaged file."""
+
+
+SECRET = re.compile(r"key$|token$|secret|password|header|authorization", re.IGNORECASE)
+"""Names of settings that may be a credential; none is kept."""
 
 
 class FieldError(ValueError):
@@ -129,6 +134,11 @@ def shorten(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+def number_of(value: Any) -> Any:
+    """A number that its tool may have written as text; anything else as it is."""
+    return float(value) if isinstance(value, str) and _is_number(value) else value
+
+
 def required(value: float | None, name: str) -> float:
     """A number no result can do without. Raises `FieldError`."""
     if value is None:
@@ -199,6 +209,13 @@ def make(cell: Cell, figures: Mapping[str, float | None], tool: str, content: An
 def settings_of(**values: Any) -> dict[str, Any]:
     """Settings that were given."""
     return {name: value for name, value in values.items() if value not in (None, "", [], {})}
+
+
+def without_user(address: Any) -> str:
+    """An address without the user and password that it may hold, and without its query, where some servers want a key."""
+    scheme, slashes, rest = str(address or "").partition("?")[0].partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme}{slashes}{host.rpartition('@')[2]}{slash}{path}"
 
 
 def scaled(value: float | None, factor: float) -> float | None:

@@ -15,6 +15,7 @@ import numpy as np
 from pydantic import Field
 
 from trtllm_results.importers._common import (
+    SECRET,
     Count,
     FieldError,
     Foreign,
@@ -31,6 +32,7 @@ from trtllm_results.importers._common import (
     scaled,
     settings_of,
     whole,
+    without_user,
 )
 from trtllm_results.metrics.registry import PERCENTILES
 from trtllm_results.record.row import Cell, Row
@@ -204,7 +206,7 @@ def _from_summary(content: dict[str, Any], tool: str) -> Row:
         warnings=warnings,
         extra={
             "tool_version": report.aiperf_version,
-            "url": url[0] if isinstance(url, list) and url else url,
+            "url": without_user(url[0] if isinstance(url, list) and url else url),
             "start_time": report.start_time,
         },
     )
@@ -264,12 +266,11 @@ LOAD = ("type", "concurrency", "rate", "request_rate_mode", "arrival_pattern", "
 WHERE = (
     *("endpoint.type", "endpoint.streaming", "endpoint.backend", "endpoint.service_kind", "endpoint.extra", "endpoint_type", "streaming"),
     *("backend", "service_kind", "loadgen.request_rate_mode", "loadgen.arrival_pattern", "loadgen.fixed_schedule", "input", "datasets"),
+    *("loadgen.request_cancellation_rate", "loadgen.request_cancellation_delay"),
     *("input_dataset", "synthetic_input_tokens_mean", "synthetic_input_tokens_stddev", "output_tokens_mean", "output_tokens_stddev"),
     *("extra_inputs", "perf_analyzer.stimulus", "request_rate_mode", "prompt_source", "batch_size_text", "num_dataset_entries"),
 )
-LEFT_OUT = re.compile(
-    r"key|token$|secret|password|header|authorization|(^|\.)(audio|image|video|random_seed|artifact\w*)(\.|$)", re.IGNORECASE
-)
+LEFT_OUT = re.compile(r"key|(^|\.)(audio|image|video|random_seed|artifact\w*)(\.|$)", re.IGNORECASE)
 
 
 def _settings(config: dict[str, Any], phase: dict[str, Any]) -> dict[str, Any]:
@@ -277,7 +278,9 @@ def _settings(config: dict[str, Any], phase: dict[str, Any]) -> dict[str, Any]:
     chosen = {name: _find(config, name) for name in WHERE}
     flat = dict(_flatten({name: value for name, value in chosen.items() if value is not None}))
     flat |= {f"load.{name}": phase[name] for name in LOAD if isinstance(phase.get(name), str | int | float)}
-    return {name: value for name, value in flat.items() if not LEFT_OUT.search(name) and value not in ("", None)}
+    return {
+        name: value for name, value in flat.items() if not LEFT_OUT.search(name) and not SECRET.search(name) and value not in ("", None)
+    }
 
 
 def _flatten(values: Any, prefix: str = "", depth: int = 6) -> Iterator[tuple[str, Any]]:

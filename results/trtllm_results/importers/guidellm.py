@@ -28,12 +28,15 @@ from trtllm_results.importers._common import (
     settings_of,
     shorten,
     whole,
+    without_user,
 )
 from trtllm_results.metrics.registry import PERCENTILES
 from trtllm_results.record.row import Cell, Row
 
 LATENCIES = {"time_to_first_token_ms": ("ttft", 1.0), "inter_token_latency_ms": ("tpot", 1.0), "request_latency": ("e2e", 1e3)}
 """Theirs -> ours, and the factor to milliseconds. Their inter token latency is a request's mean gap, weighted by its gaps."""
+ASKED = ("request_format", "request_type", "stream", "max_tokens", "max_output_tokens", "server_history")
+"""Of `backend`."""
 CSV_SPREAD = ("min", "p001", "p01", "p05", "p10", "p25", "p75", "p90", "p95", "p99", "max")
 """What the list in a percentiles column of the CSV holds."""
 
@@ -74,6 +77,9 @@ class Strategy(Foreign):
     streams: Count = None
     rate: Rate = None
     max_concurrency: Count = None
+    rampup_duration: Measured = None
+    time_scale: Measured = None
+    """Of a trace that is replayed."""
 
 
 class _Args(Foreign):
@@ -162,16 +168,28 @@ def _row(one: Any, version: str) -> Row:
             strategy=strategy.type_,
             max_concurrency=limit,
             data=str(config.requests.get("data") or benchmark.request_loader.get("data") or ""),
+            preprocessors=json.dumps(config.requests.get("preprocessors")) if config.requests.get("preprocessors") else None,
+            rampup_s=strategy.rampup_duration,
+            time_scale=strategy.time_scale if strategy.time_scale != 1.0 else None,
+            **_of_requests(config.backend),
         ),
     )
     extra = {
         "tool_version": version,
-        "url": url,
+        "url": without_user(url),
         "time_per_output_token_mean_ms": metrics.time_per_output_token_ms.successful.mean,
         "start_time": one.get("start_time_text"),
     }
     started = epoch_time(benchmark.start_time) or local_time(str(one.get("start_time_text") or ""), "%Y-%m-%d %H:%M:%S")
     return make(cell, figures, "guidellm", one, started_at=started, extra=extra)
+
+
+def _of_requests(backend: dict[str, Any]) -> dict[str, Any]:
+    """What of a backend's settings changes its requests: their format, their lengths and the fields added to them; no headers."""
+    asked = {name: backend[name] for name in ASKED if isinstance(backend.get(name), str | int | float)}
+    extras = backend.get("extras")
+    added = {name: extras[name] for name in ("body", "params") if extras.get(name)} if isinstance(extras, dict) else {}
+    return asked | ({"extras": json.dumps(added, sort_keys=True)} if added else {})
 
 
 def is_table(lines: list[list[str]]) -> bool:

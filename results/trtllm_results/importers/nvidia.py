@@ -1,7 +1,12 @@
-"""`trtllm-bench ... --report_json`, NVIDIA's and ours. Ours carries its whole row under `record`, which is taken as it is."""
+"""`trtllm-bench ... --report_json`, NVIDIA's and ours, and the same report as NVIDIA's prints it at the end of its log.
+
+Ours carries its whole row under `record`, which is taken as it is. A log may hold several reports; versions up to 0.16 printed fewer lines
+and seconds where later ones have milliseconds. Its issue rate is left out: it is a mean time in nanoseconds times 1e9, and no rate.
+"""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from trtllm_results.importers._common import (
@@ -11,6 +16,7 @@ from trtllm_results.importers._common import (
     Measured,
     Text,
     make,
+    number_of,
     parse,
     ratio,
     required,
@@ -44,7 +50,6 @@ class World(Foreign):
     max_num_tokens: Count = None
     scheduling_policy: Text = ""
     kv_cache_percentage: Measured = None
-    issue_rate: Measured = None
 
 
 class Requests(Foreign):
@@ -102,11 +107,92 @@ class Report(Foreign):
     decoding_stats: Decoding | None = None
 
 
+PRINTED = {
+    "engine": {"Model": "model", "Dtype": "dtype", "KV Cache Dtype": "kv_cache_dtype", "Quantization": "quantization"}
+    | dict.fromkeys(("TensorRT LLM Version", "TensorRT-LLM Version"), "version"),
+    "world_info": {
+        "TP Size": "tp_size",
+        "PP Size": "pp_size",
+        "EP Size": "ep_size",
+        "Max Runtime Batch Size": "max_batch_size",
+        "Max Runtime Tokens": "max_num_tokens",
+        "Scheduling Policy": "scheduling_policy",
+    },
+    "request_info": {
+        "Number of requests": "num_requests",
+        "Number of concurrent requests": "avg_num_concurrent_requests",
+        "Average Input Length (tokens)": "avg_input_length",
+        "Average Output Length (tokens)": "avg_output_length",
+    },
+    "performance": {
+        "Request Throughput (req/sec)": "request_throughput_req_s",
+        "Total Token Throughput (tokens/sec)": "system_total_throughput_tok_s",
+        "Total Latency (ms)": "total_latency_ms",
+        "Average request latency (ms)": "avg_request_latency_ms",
+    }
+    | dict.fromkeys(("Total Output Throughput (tokens/sec)", "Token Throughput (tokens/sec)"), "system_output_throughput_tok_s"),
+    "streaming_metrics": {
+        "Average time-to-first-token [TTFT] (ms)": "avg_ttft_ms",
+        "Average time-per-output-token [TPOT] (ms)": "avg_tpot_ms",
+        "Per User Output Speed (tps/user)": "token_output_speed_tok_s",
+    },
+}
+"""Lines of the printed report by section of the JSON, and its field there."""
+SPREADS = {
+    "TPOT": ("streaming_metrics", "tpot_percentiles"),
+    "TTFT": ("streaming_metrics", "ttft_percentiles"),
+    "Latency": ("performance", "request_latency_percentiles_ms"),
+}
+BEGINS = re.compile(r"^= (?:ENGINE DETAILS|PYTORCH BACKEND)\b", re.MULTILINE)
+TEXTS = ("model", "dtype", "kv_cache_dtype", "quantization", "version", "scheduling_policy")
+
+
+def is_log(text: str) -> bool:
+    return bool(BEGINS.search(text)) and "Request Throughput (req/sec):" in text
+
+
+def table(text: str) -> dict[str, Any]:
+    """The reports of a log, in the form of the JSON."""
+    begins = [found.start() for found in BEGINS.finditer(text)]
+    parts = [text[begin:end] for begin, end in zip(begins, [*begins[1:], len(text)], strict=True)]
+    return {"table": "nvidia", "reports": [_printed(part) for part in parts]}
+
+
+def _printed(text: str) -> dict[str, Any]:
+    report: dict[str, Any] = {name: {} for name in PRINTED if name != "streaming_metrics"}
+    for name, value in re.findall(r"^ *([^:\n]+?) *:[ \t]+(\S.*?) *$", text, re.MULTILINE):
+        for section, fields in PRINTED.items():
+            if name in fields and value != "None":
+                report.setdefault(section, {})[fields[name]] = value if fields[name] in TEXTS else number_of(value)
+        if name == "Total Latency (seconds)":
+            seconds = number_of(value)
+            report["performance"]["total_latency_ms"] = seconds * 1e3 if isinstance(seconds, float) else seconds
+        spread = re.fullmatch(r"\[(\w+)\] (\w+)", name)
+        if spread and spread[1] in SPREADS:
+            section, field = SPREADS[spread[1]]
+            report.setdefault(section, {}).setdefault(field, {})[spread[2].lower()] = number_of(value)
+    if machine := re.search(r"^(.+), memory .*$", text, re.MULTILINE):
+        report["machine"] = {"name": machine[1]}
+    return report
+
+
 def recognises(content: Any) -> bool:
-    return isinstance(content, dict) and {"engine", "world_info", "performance"} <= set(content)
+    if not isinstance(content, dict):
+        return False
+    return {"engine", "world_info", "performance"} <= set(content) or content.get("table") == "nvidia"
+
+
+def unreadable(content: Any) -> str:
+    """What a file of this tool is that holds no result to import, or ''."""
+    first = content[0] if isinstance(content, list) and content else content
+    if isinstance(first, dict) and {"num_input_tokens", "start_timestamp", "end_timestamp", "decode_iteration"} <= set(first):
+        return "trtllm-bench's record of single requests; import what --report_json writes"
+    return ""
 
 
 def rows(content: Any) -> list[Row]:
+    if content.get("table") == "nvidia":
+        return [_foreign(report) for report in content["reports"]]
     return [own(content["record"])] if isinstance(content.get("record"), dict) else [_foreign(content)]
 
 
@@ -173,7 +259,7 @@ def _foreign(content: dict[str, Any]) -> Row:
             speculative=report.decoding_stats.mode if report.decoding_stats else None,
         ),
     )
-    extra = {"concurrent_requests_mean": info.avg_num_concurrent_requests, "issue_rate": world.issue_rate}
+    extra = {"concurrent_requests_mean": info.avg_num_concurrent_requests}
     gpu = report.machine.name if report.machine else ""
     return make(cell, figures, "nvidia", content, started_at="", extra=extra, environment=Environment(gpu=gpu))
 

@@ -127,9 +127,12 @@ def _serving(one: dict[str, Any]) -> Row:
     server = one.get("server_info") if isinstance(one.get("server_info"), dict) else None
     result = parse(Serving, one | {"latencies": {key: one[key] for key in keys if key in one}, "server_info": server})
     completed = required(result.completed, "completed")
+    errors = one.get("errors")
+    failed = sum(1 for error in errors if error) if isinstance(errors, list) else None  # told with --output-details only
     figures: dict[str, float | None] = {
         "duration_s": result.duration,
         "completed_requests": completed,
+        "failed_requests": failed,
         "input_tokens": result.total_input_tokens or None,
         "output_tokens": result.total_output_tokens or None,
         "input_length_mean": ratio(result.total_input_tokens or None, completed),
@@ -166,7 +169,7 @@ def _serving(one: dict[str, Any]) -> Row:
         osl=result.random_output_len or 0 if drawn else whole(figures["output_length_mean"]),
         tp=info.tp_size or 1,
         pp=info.pp_size or 1,
-        num_requests=int(completed),
+        num_requests=int(completed) + (failed or 0),
         request_rate=result.request_rate or 0.0,
         target=SERVERS.get(result.backend, "sglang" if result.backend.startswith("sglang") else "openai"),
         target_version=info.version,
@@ -199,9 +202,10 @@ def _one_batch(one: dict[str, Any]) -> Row:
         "ttft_max_ms": prefill_ms or scaled(result.last_ttft, 1e3),
         "tpot_mean_ms": tpot_ms,
         "itl_p50_ms": scaled(result.median_decode_latency, 1e3),
+        "prefix_hit_ratio": result.cache_hit_rate,
     }
     mode = "one batch" if result.total_latency else "one batch, server"
-    settings = settings_of(mode=mode, run_name=result.run_name, cache_hit_rate=result.cache_hit_rate or None)
+    settings = settings_of(mode=mode, run_name=result.run_name, cache_hit_rate=round(result.cache_hit_rate or 0.0, 1) or None)
     cell = Cell(model="", precision="", batch=batch, isl=prompt, osl=output, num_requests=batch, target="sglang", settings=settings)
     return make(cell, figures, "sglang", one, started_at="")
 

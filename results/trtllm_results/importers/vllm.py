@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import Field
 
 from trtllm_results.importers._common import (
+    SECRET,
     Count,
     FieldError,
     Foreign,
@@ -196,10 +197,14 @@ def _target(one: dict[str, Any], backend: str) -> str:
 
 
 def _settings(one: dict[str, Any]) -> dict[str, Any]:
-    others = {name: value for name, value in one.items() if name not in NOT_SETTINGS and not RESULT_NAME.fullmatch(name)}
+    others = {name: value for name, value in one.items() if not _is_no_setting(name)}
     simple = {name: value if isinstance(value, str | int | float | bool) else json.dumps(value) for name, value in others.items() if value}
     zeros = {name: value for name, value in others.items() if value is False or (value == 0 and not isinstance(value, bool | str))}
     return settings_of(backend=one.get("backend") or one.get("endpoint_type")) | simple | zeros
+
+
+def _is_no_setting(name: str) -> bool:
+    return name in NOT_SETTINGS or bool(RESULT_NAME.fullmatch(name)) or bool(SECRET.search(name))
 
 
 def _gpus(one: dict[str, Any], *names: str) -> int:
