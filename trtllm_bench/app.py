@@ -10,12 +10,14 @@ the command works: it becomes the default of the command's own `--model`.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
+import math
 import os
 import pkgutil
 import re
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,7 +27,7 @@ from typer.main import get_command
 
 from trtllm_bench import commands
 from trtllm_bench.commands._other_names import add_other_names
-from trtllm_bench.errors import RunFailure
+from trtllm_bench.errors import BenchError, RunFailure
 
 PANELS = {
     "Measure": ("sweep", "throughput", "latency", "search", "profile", "kernels", "tune", "ceilings"),
@@ -34,6 +36,10 @@ PANELS = {
     "Results": ("results", "compare", "gate", "plot", "dashboard", "explain"),
     "Machine": ("doctor", "cache", "host"),
 }
+
+
+ENDLESS = ("request_rate",)
+"""Options that may be infinite: vLLM writes so that all requests come at once."""
 
 
 class CommandFolder(MutableMapping[str, Any]):
@@ -98,6 +104,27 @@ def _as_written(text: str | None) -> str:
     return (text or "").replace("Examples:\n", "\b\nExamples:\n")
 
 
+def _with_numbers_checked(command: Any) -> Callable[..., Any]:
+    """The command's function, behind a check of every number it is given: `min` and `max` of an option let a NaN pass, and few options
+    say how large is too large."""
+    function: Callable[..., Any] = command.callback
+    flags = {param.name: "/".join(param.opts) for param in command.params}
+
+    @functools.wraps(function)
+    def checked(*given: Any, **values: Any) -> Any:
+        from trtllm_bench.spec.knobs import MOST
+
+        for name, value in values.items():
+            endless = isinstance(value, float) and not math.isfinite(value)
+            if endless and not (name in ENDLESS and value > 0):
+                raise BenchError(f"{flags[name]} must be a finite number, not {value:g}")
+            if isinstance(value, int) and abs(value) > MOST:
+                raise BenchError(f"{flags[name]} must be at most {MOST}")
+        return function(*given, **values)
+
+    return checked
+
+
 def _finished(command: Any, path: str) -> None:
     """A command and its sub-commands with what all have: plain help (half the start-up time of rich's, and readable in a log), examples as
     they are written, and other tools' names of flags."""
@@ -109,6 +136,8 @@ def _finished(command: Any, path: str) -> None:
             param.metavar = (param.metavar or param.name.upper()).strip("[].")
         _name_type(param)
     add_other_names(command, path)
+    if command.callback is not None:
+        command.callback = _with_numbers_checked(command)
     for name, child in getattr(command, "commands", {}).items():
         _finished(child, f"{path} {name}")
 

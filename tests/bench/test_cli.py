@@ -37,6 +37,14 @@ def test_help_lists_every_command_once(capsys: pytest.CaptureFixture[str]) -> No
         (["sweep", "--repeats", "many"], "--repeats"),
         (["throughput", "--isl", "0"], "--isl"),
         (["throughput", "--osl", "-3"], "--osl"),
+        (["throughput", "--tp", str(2**63)], "--tp must be at most 9223372036854775807"),
+        (["sweep", "--tp", str(2**63)], "--tp must be at most 9223372036854775807"),
+        (["generate", "--temperature", "nan"], "--temperature must be a finite number, not nan"),
+        (["search", "--goodput", "ttft:5", "--max-seconds", "nan"], "--max-seconds must be a finite number, not nan"),
+        (["search", "--goodput", "ttft:5", "--max-seconds", "0"], "--max-seconds is 0; it must be above 0"),
+        (["search", "--goodput", "ttft:5", "--start", "5", "--highest", "1"], "--start is 5 and --highest is 1"),
+        (["throughput", "--target", "http://[::1"], "'http://[::1' is no server address"),
+        (["throughput", "--target", "http://h:99999"], "'http://h:99999' is no server address"),
     ],
 )
 def test_usage_mistakes_end_in_3_with_a_sentence(capsys: pytest.CaptureFixture[str], arguments: list[str], says: str) -> None:
@@ -206,6 +214,66 @@ def test_any_folder_name_is_taken_and_read_again(
     for spec in (name, f"./{name}", f"set={name}"):
         code, out, _ = run(capsys, "results", "ls", spec)
         assert (code, "m[/b]" in out) == (0, True)
+
+
+def test_a_folder_whose_name_is_no_text_is_taken(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ["sweep", "--target", "null", "--batch-size", "1", "--isl", "4", "--osl", "2", "--out", os.fsdecode(b"n\xff")]
+    monkeypatch.setattr(sys, "argv", ["trtllm-bench", *arguments])
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[attr-defined]
+    assert main(arguments) == 0
+    assert [row.to_flat()["command"][-7:] for row in Store(tmp_path / os.fsdecode(b"n\xff")).rows()] == ["n\\udcff"]
+
+
+def test_streams_take_any_character_and_show_no_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
+    import io
+    import warnings
+
+    from trtllm_bench.__main__ import _prepare_streams
+
+    written = [io.BytesIO(), io.BytesIO()]
+    for name, into in zip(("stdout", "stderr"), written, strict=True):
+        monkeypatch.setattr(sys, name, io.TextIOWrapper(into, encoding="ascii", write_through=True))
+    monkeypatch.setattr(sys, "warnoptions", [])
+    with warnings.catch_warnings():
+        _prepare_streams()
+        print("\u2500\udcff")
+        warnings.warn("for programmers", UserWarning, stacklevel=1)
+    assert [into.getvalue() for into in written] == [b"\\u2500\\udcff\n", b""]
+
+
+def test_a_folder_that_was_deleted_underneath_is_told(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert "the current folder no longer exists" in refused(capsys, "sweep", "--target", "null", code=1)
+
+
+def test_documents_are_read_with_bounds() -> None:
+    """Of whatever a user may name: a pipe is waited for, a device has no end, and what is nested deep raises a RecursionError."""
+    import ast
+
+    root = Path(__file__).parents[2]
+    unbounded = set()
+    for folder in ("trtllm_bench", "results", "dashboards", "engines", "workloads"):
+        for path in (root / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                parses = isinstance(node, ast.Call) and ast.unparse(node.func) in (
+                    "json.loads",
+                    "json.load",
+                    "tomllib.loads",
+                    "tomllib.load",
+                )
+                if parses and any(isinstance(one, ast.Attribute) and one.attr.startswith("read_") for one in ast.walk(node)):
+                    unbounded.add(path.name)
+    of_ours = {"links.py", "prediction_error.py", "export.py", "packed.py"}
+    """A file that this process has made, that ships with the package, or that was read with bounds before."""
+    assert unbounded == of_ours | {"spec.py"}  # of workloads, which bounds it there
 
 
 def test_only_one_place_makes_consoles() -> None:

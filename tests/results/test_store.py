@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import io
 import json
 import multiprocessing
@@ -13,6 +14,7 @@ import stat
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -483,6 +485,46 @@ def test_what_is_written_to_a_pipe_or_link_leaves_it_one(tmp_path: Path) -> None
     assert (tmp_path / "real.json").read_text() == "x"
     files.write_text(Path(os.devnull), "x")
     assert stat.S_ISCHR(os.stat(os.devnull).st_mode)
+
+
+def test_a_pipe_that_nobody_reads_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(WriteError, match=r"pipe: .*; a pipe needs a process that reads it"):
+        files.write_text(tmp_path / "pipe", "x")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    files.write_text(tmp_path / "pipe", "x")
+    assert os.read(reader, 9) == b"x"
+    os.close(reader)
+
+
+def test_documents_are_bounded(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    with pytest.raises(FileNotFoundError):
+        files.read_document(path)
+    path.write_bytes(gzip.compress(b'{"a": [1.5]}'))
+    assert files.read_document(path) == {"a": [1.5]}
+    path.write_text("a = 1")
+    assert files.read_document(path, tomllib.loads) == {"a": 1}
+    for content, says in (
+        (b"[" * 100_000, "is nested too deep"),
+        (b"[1", "contains invalid text"),
+        (b"\xff", "contains invalid text"),
+        (b"1" * 5000, "contains invalid text"),
+        (b" " * 20_000, "has 20,000 bytes; at most 10,000 are read"),
+        (gzip.compress(b" " * 20_000), "has more than 10,000 bytes once unpacked"),
+        (gzip.compress(b"[]")[:-5], "is gzip-compressed and damaged"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(ResultsError, match=says):
+            files.read_document(path, most_bytes=200_000 if content[:1] == b"[" else 10_000)
+    path.unlink()
+    path.symlink_to(path)
+    with pytest.raises(ResultsError, match="Too many levels of symbolic links"):
+        files.read_document(path)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(ResultsError, match="is a pipe, socket or device"):
+        files.read_document(path)
 
 
 def test_what_cannot_be_read_again_is_not_stored(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Literal
@@ -62,9 +61,12 @@ def command(
     begin = start if start is not None else 1.0
     if start is None and by_rate and duration > 0:
         begin = max(1.0, round(requests_to_decide(search) / duration))
-    for flag, value in (("--start", begin), ("--highest", top), ("--duration", duration)):
-        if not 0 < value < math.inf:
+    for flag, value in (("--start", begin), ("--highest", top), ("--duration", duration), ("--max-seconds", max_seconds)):
+        if value is not None and not value > 0:
             raise BenchError(f"{flag} is {value:g}; it must be above 0")
+    if start is not None and start > top:
+        raise BenchError(f"--start is {start:g} and --highest is {top:g}; give a --start that is at most --highest")
+    begin = min(begin, top)
     if not by_rate and (begin != int(begin) or top != int(top)):
         raise BenchError("--start and --highest must be whole numbers when concurrency is searched")
     spec = options.single({**asked, "goodput": goodput})

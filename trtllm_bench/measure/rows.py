@@ -59,7 +59,8 @@ def cell_of(spec: MeasurementSpec, identity: Identity, workload: Workload | None
 
 def command_line() -> str:
     """What was typed, without its secrets."""
-    return " ".join(["trtllm-bench", *safe_arguments(sys.argv[1:])])
+    command = " ".join(["trtllm-bench", *safe_arguments(sys.argv[1:])])
+    return command.encode(errors="backslashreplace").decode()  # a file's name may hold bytes that are no text
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from trtllm_bench.errors import BenchError
 from trtllm_bench.micro.timing import Timing
 from trtllm_results import stats
 from trtllm_results.gate import verdict as gate
-from trtllm_results.store.files import write_text
+from trtllm_results.store.files import read_document, write_text
 
 LIMITS = {"fp32": 1e-4, "bf16": 0.02, "fp16": 0.02, "fp8": 0.05, "int8": 0.05}
 """Relative root-mean-square difference to the reference that is still the same result: a few units in the last place of the result."""
@@ -70,7 +70,7 @@ class Run:
     def load(cls, path: Path) -> Run:
         """Raises `BenchError`."""
         try:
-            data = json.loads(path.read_text())
+            data = read_document(path)
             results = [Measured(**{**one, **{how: _timing(one[how]) for how in _TIMED if one.get(how)}}) for one in data.pop("results")]
             return cls(**data, results=tuple(results))
         except FileNotFoundError as error:

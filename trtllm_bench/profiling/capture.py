@@ -14,7 +14,7 @@ import numpy as np
 from trtllm_bench.errors import RunFailure
 from trtllm_bench.profiling.window import SeenStep
 from trtllm_bench.roofline.counts import StepShape
-from trtllm_results.store.files import write_text
+from trtllm_results.store.files import read_document, write_text
 
 LOG_COLUMNS = ("done_s", "launched_s", "decode_tokens", "context_tokens", "kv_pages_used")
 
@@ -47,7 +47,7 @@ class Capture:
     def load(cls, path: Path) -> Capture:
         """Raises `RunFailure`: the file is missing when the run under the other tool failed."""
         try:
-            data = json.loads(path.read_text())
+            data = read_document(path)
             data["seen"] = tuple(_seen(step) for step in data["seen"])
             data["notes"], data["processes"] = tuple(data["notes"]), tuple(data["processes"])
             return cls(**data)

@@ -15,7 +15,7 @@ from typing import Any
 
 from trtllm_bench.errors import BenchError
 from trtllm_dashboards.profile_page import DATA_FILE
-from trtllm_results.store.files import write_text
+from trtllm_results.store.files import read_document, write_text
 
 TRACE_FILE = "trace.json.gz"
 
@@ -124,7 +124,7 @@ class CellProfile:
         """From a profile's folder or its file. Raises `BenchError`."""
         source = path / DATA_FILE if path.is_dir() else path
         try:
-            data = json.loads(source.read_text())
+            data = read_document(source)
             kernels = tuple(KernelRow(**row) for row in data.pop("kernels"))
             steps = tuple(StepRow(**row) for row in data.pop("steps"))
             notes, timeline, counters = (tuple(data.pop(name)) for name in ("notes", "timeline", "counters"))

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from trtllm_bench.errors import BenchError
 from trtllm_results.record.environment import Environment
-from trtllm_results.store.files import write_text
+from trtllm_results.store.files import read_document, write_text
 
 if TYPE_CHECKING:
     import torch
@@ -68,7 +68,7 @@ def cache_file(environment: Environment) -> Path:
 def cached(environment: Environment) -> Ceilings | None:
     """The ceilings measured here before, or None. An unreadable file counts as none."""
     try:
-        return Ceilings(**json.loads(cache_file(environment).read_text()))
+        return Ceilings(**read_document(cache_file(environment)))
     except (OSError, ValueError, TypeError):
         return None
 
@@ -76,7 +76,7 @@ def cached(environment: Environment) -> Ceilings | None:
 def load(path: Path) -> Ceilings:
     """Ceilings kept in a file, such as another machine's. Raises `BenchError`."""
     try:
-        return Ceilings(**json.loads(path.read_text()))
+        return Ceilings(**read_document(path))
     except (OSError, ValueError, TypeError) as error:
         raise BenchError(f"{path} does not hold ceilings as trtllm-bench ceilings keeps them ({type(error).__name__})") from None
 

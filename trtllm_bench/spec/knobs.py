@@ -19,6 +19,8 @@ from typing import Any, get_args, get_type_hints
 from trtllm_bench.errors import BenchError
 from trtllm_results.record.flat import shown
 
+MOST = 2**63 - 1
+"""Largest whole number, as of a table's column."""
 MOST_TEXT = 4096
 """Characters of a knob's text; no path is longer."""
 
@@ -104,6 +106,8 @@ class KnobField:
         facts = self.knob
         if isinstance(value, float) and not math.isfinite(value):
             raise BenchError(f"{name} must be a finite number, not {value:g}")
+        if isinstance(value, int) and abs(value) > MOST:
+            raise BenchError(f"{name} must be at most {MOST}")
         for broken, bound in (
             (facts.least is not None and value < facts.least, f"at least {facts.least}"),
             (facts.most is not None and value > facts.most, f"at most {facts.most}"),

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trtllm_bench.errors import BenchError
-from trtllm_results.store.files import atomically
+from trtllm_results.store.files import atomically, read_document
 
+MOST_BYTES = 1 << 30
+"""Of a trace, unpacked; one of some hundred steps has some hundred megabytes."""
 EventKind = Literal["kernel", "memcpy", "memset", "range"]
 _CATEGORIES: Mapping[str, EventKind] = {"kernel": "kernel", "gpu_memcpy": "memcpy", "gpu_memset": "memset"}
 RANGE_PREFIX = "trtllm: "
@@ -39,9 +41,8 @@ class Event:
 def read_json(path: Path) -> dict[str, Any]:
     """A trace file, gzipped or not. Raises `BenchError` when it is none."""
     try:
-        raw = path.read_bytes()
-        content = json.loads(gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw)
-    except (OSError, ValueError, EOFError) as error:
+        content = read_document(path, most_bytes=MOST_BYTES)
+    except (OSError, ValueError) as error:
         raise BenchError(
             f"{path} cannot be read as a trace ({error}); give a Chrome trace (.json or .json.gz) of torch.profiler"
         ) from error

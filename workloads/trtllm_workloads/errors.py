@@ -32,5 +32,6 @@ class WriteError(WorkloadError):
     """The disk or the folder did not take a file; the old one is as it was. Exits 1, or 3 where the path was a mistake."""
 
     def __init__(self, path: Path, error: OSError) -> None:
-        super().__init__(f"cannot write {path}: {error.strerror or error}")
+        hint = "; a pipe needs a process that reads it" if error.errno == errno.ENXIO else ""
+        super().__init__(f"cannot write {path}: {error.strerror or error}{hint}")
         self.exit_code = 3 if error.errno in NO_PLACE else 1

@@ -64,7 +64,9 @@ def replacing(path: Path, *, binary: bool = False) -> Iterator[IO[Any]]:
     how: dict[str, Any] = {"mode": "wb"} if binary else {"mode": "w", "encoding": "utf-8", "newline": "\n"}
     try:
         if path.exists() and not path.is_file():
-            with path.open(**how) as stream:
+            descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK)  # refuses a pipe that nobody reads, for which `open` would wait
+            os.set_blocking(descriptor, True)
+            with open(descriptor, **how) as stream:
                 yield stream
             return
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

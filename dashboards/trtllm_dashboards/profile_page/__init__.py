@@ -15,7 +15,7 @@ from typing import Any
 from trtllm_dashboards import looks
 from trtllm_dashboards.errors import DashboardError, NotWritten
 from trtllm_results.errors import WriteError
-from trtllm_results.store.files import write_text
+from trtllm_results.store.files import read_document, write_text
 
 DATA_FILE, PAGE_FILE = "profile.json", "profile.html"
 
@@ -47,7 +47,7 @@ def load(folder: Path) -> Mapping[str, Any]:
     """The profile that `trtllm-bench profile` wrote to a folder. Raises `DashboardError` when it cannot be read."""
     path = folder / DATA_FILE
     try:
-        profile = json.loads(path.read_text(encoding="utf-8"))
+        profile = read_document(path)
     except (OSError, ValueError) as error:
         raise DashboardError(f"{path} cannot be read as a profile ({error}); record it again with trtllm-bench profile.") from error
     if not isinstance(profile, dict) or "kernels" not in profile:

@@ -6,17 +6,18 @@ is one document, cut into windows back to back.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from trtllm_engines.checkpoints.tokenizer import Tokenizer
+from trtllm_engines.documents import parse_object, read_text
 from trtllm_engines.errors import EngineError
 from trtllm_engines.runtime.batch import IntArray
 
 SHIPPED = Path(__file__).resolve().parent / "calibration.txt"
+MOST_BYTES = 1 << 28
+"""Of a text, which is tokenized whole."""
 SHORTEST = 2
 """Tokens of a window worth running."""
 
@@ -27,9 +28,9 @@ def windows(path: Path | None, tokenizer: Tokenizer | None, *, length: int, voca
         raise EngineError(f"{count} windows of {length} tokens measure nothing; ask for at least 1 of {SHORTEST}")
     path = path or SHIPPED
     try:
-        content = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise EngineError(f"dataset {path} cannot be read as UTF-8 text ({error})") from None
+        content = read_text(path, MOST_BYTES)
+    except FileNotFoundError:
+        raise EngineError(f"dataset {path} does not exist") from None
     if path.suffix == ".jsonl":
         samples = [
             _sample(line, f"{path}, line {number}", tokenizer) for number, line in enumerate(content.splitlines(), 1) if line.strip()
@@ -58,12 +59,7 @@ def _encode(text: str, where: str, tokenizer: Tokenizer | None) -> list[int]:
 
 
 def _sample(line: str, where: str, tokenizer: Tokenizer | None) -> list[int]:
-    try:
-        data: Any = json.loads(line)
-    except ValueError as error:
-        raise EngineError(f"{where} is not JSON ({error})") from None
-    if not isinstance(data, dict):
-        raise EngineError(f"{where} should hold a JSON object but holds a {type(data).__name__}")
+    data = parse_object(line, where)
     for key in ("text", "prompt"):
         if isinstance(data.get(key), str):
             return _encode(data[key], where, tokenizer)

@@ -27,6 +27,7 @@ from typing import Any, Literal
 from trtllm_results.compare.published import folder
 from trtllm_results.errors import ResultsError
 from trtllm_results.gpus import gpu_class
+from trtllm_results.store.files import read_document, write_text
 
 Family = Literal["gemm", "prompt attention", "decode attention", "all-reduce", "moe"]
 MEASURED: tuple[Family, ...] = ("gemm", "prompt attention", "decode attention")
@@ -200,14 +201,13 @@ class OpRun:
     notes: tuple[str, ...] = ()
 
     def save(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(asdict(self), indent=1) + "\n")
+        write_text(path, json.dumps(asdict(self), indent=1) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> OpRun:
         """Raises `ResultsError`."""
         try:
-            data = json.loads(path.read_text())
+            data = read_document(path)
             rows = [
                 OpBeside(**{**one, "shape": OpShape(**{**one["shape"], "sizes": tuple(one["shape"]["sizes"])})}) for one in data.pop("rows")
             ]

@@ -34,6 +34,7 @@ from trtllm_results.gate.verdict import GateReport, Judged, combine, judge
 from trtllm_results.metrics.registry import METRICS
 from trtllm_results.record.environment import Environment
 from trtllm_results.record.row import ALIGN_FIELDS, Row
+from trtllm_results.store.files import read_document
 from trtllm_results.versions import newest
 
 BASELINE_VERSION = 1
@@ -170,7 +171,12 @@ def save(baseline: Baseline, path: Path) -> None:
 def load(path: Path) -> Baseline:
     """Raises `ResultsError` if the file is missing, not a baseline, or of a newer version."""
     try:
-        content = json.loads(path.read_text())
+        content = read_document(path)
+    except FileNotFoundError:
+        raise ResultsError(f"there is no baseline at {path}; make one with gate accept") from None
+    except ResultsError as error:
+        raise ResultsError(f"{path} is not a baseline file of trtllm-bench: {error}") from None
+    try:
         version = int(content["schema_version"])
         if version > BASELINE_VERSION:
             raise ResultsError(f"baseline {path} has version {version}, newer than this tool's {BASELINE_VERSION}; upgrade trtllm-bench")
@@ -188,8 +194,6 @@ def load(path: Path) -> Baseline:
         if not history:
             raise ResultsError(f"baseline {path} has an empty history; run gate accept")
         return Baseline(content["name"], history)
-    except FileNotFoundError:
-        raise ResultsError(f"there is no baseline at {path}; make one with gate accept") from None
     except ResultsError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

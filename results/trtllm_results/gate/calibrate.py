@@ -22,6 +22,7 @@ from trtllm_results.gate.power import MOST_DF, detectable_shift
 from trtllm_results.gate.run import Blocks
 from trtllm_results.gate.sessions import SessionNoise
 from trtllm_results.gate.simulate import verdicts
+from trtllm_results.store.files import read_document, write_text
 
 FROM_FILE = (
     "the noise between days is taken from a noise file, which was measured within one session; days may differ by more, and sessions of "
@@ -98,8 +99,7 @@ def _drift_df(spread: float, within: float, blocks: int, runs: int) -> float:
 
 
 def save(floors: list[NoiseFloor], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"schema_version": 1, "noise": [asdict(one) for one in floors]}, indent=1) + "\n")
+    write_text(path, json.dumps({"schema_version": 1, "noise": [asdict(one) for one in floors]}, indent=1) + "\n")
 
 
 def load_noise(path: Path | None) -> dict[str, SessionNoise]:
@@ -109,7 +109,7 @@ def load_noise(path: Path | None) -> dict[str, SessionNoise]:
     try:
         return {
             one["figure"]: SessionNoise(float(one["drift_sd"]), float(one.get("drift_df", MOST_DF)), sentence=FROM_FILE)
-            for one in json.loads(path.read_text())["noise"]
+            for one in read_document(path)["noise"]
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ResultsError(f"{path} is not a noise file of gate calibrate") from error

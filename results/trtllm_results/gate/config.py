@@ -27,6 +27,7 @@ from trtllm_results.errors import ResultsError
 from trtllm_results.gate.power import Plan
 from trtllm_results.metrics.registry import HEADLINE, METRICS
 from trtllm_results.record.flat import shown
+from trtllm_results.store.files import read_document
 
 MOST_BLOCKS, MOST_LOOKS = 10_000, 100
 DEFAULT_MARGINS: Mapping[str, float] = {HEADLINE: 0.02}
@@ -83,11 +84,11 @@ def load_config(path: Path | None) -> GateConfig:
     if path is None:
         return GateConfig()
     try:
-        content: dict[str, Any] = tomllib.loads(path.read_text())
+        content: dict[str, Any] = read_document(path, tomllib.loads)
     except OSError as error:
         raise ResultsError(f"cannot read gate settings {path}: {error.strerror}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ResultsError(f"{path} is not valid TOML: {error}") from error
+    except ResultsError as error:
+        raise ResultsError(f"gate settings are not valid TOML: {error}") from error
     unknown = sorted(set(content) - {f.name for f in fields(GateConfig)})
     if unknown:
         raise ResultsError(f"{path}: unknown setting '{unknown[0]}'; known are {', '.join(f.name for f in fields(GateConfig))}")

@@ -11,7 +11,6 @@ with it, whatever the process started itself.
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -29,6 +28,7 @@ from trtllm_results.errors import ResultsError
 from trtllm_results.gate.run import Arm, RunResult
 from trtllm_results.importers.nvidia import own
 from trtllm_results.record.row import Row
+from trtllm_results.store.files import read_document
 from trtllm_results.store.table import Store
 from trtllm_results.versions import WARMUP
 
@@ -297,7 +297,7 @@ class CommandRunner:
             report = Path(folder) / "report.json"
             failure = self._processes[arm].measure(report)
             try:
-                row = own(json.loads(report.read_text())["record"])
+                row = own(read_document(report)["record"])
             except (OSError, ValueError, KeyError, TypeError) as error:
                 if failure:
                     raise ResultsError(f"a run of {side.name} {failure}") from error

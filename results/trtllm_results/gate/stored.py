@@ -7,7 +7,6 @@ says margins and level; without one the defaults of `gate run` do.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from trtllm_results.gate.run import ORDERS, Arm, Blocks, RunResult, report_block
 from trtllm_results.gate.verdict import GateReport
 from trtllm_results.metrics.registry import METRICS
 from trtllm_results.record.row import Row
+from trtllm_results.store.files import read_document
 from trtllm_results.store.table import Store
 from trtllm_results.versions import WARMUP
 
@@ -48,7 +48,7 @@ def report_of(store: Path) -> Mapping[str, Any] | None:
     """What `gate run` wrote of the runs in `store`; None where there is no such file or it cannot be read."""
     for path in (store / REPORT, store.parent / f"{store.name}.json"):
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_document(path)
         except (OSError, ValueError):
             continue
         if (

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import json
-import zlib
 from pathlib import Path
 from typing import Any
 
 from trtllm_results.errors import ResultsError
+from trtllm_results.store.files import unpacked
 
 LARGEST_BYTES = 2 << 30
 """A summary is some kilobytes and a detailed result some hundred megabytes; beyond this it is another file."""
@@ -22,14 +21,9 @@ def read_text(path: Path) -> str:
             raise ResultsError(f"{path} is not a file" if path.exists() else f"Cannot read {path}: No such file or directory")
         if path.stat().st_size > LARGEST_BYTES:
             raise ResultsError(f"{path} has {path.stat().st_size:,} bytes, more than any benchmark's result")
-        content = path.read_bytes()
-        if content.startswith(b"\x1f\x8b"):
-            content = gzip.decompress(content)
-        return content.decode("utf-8-sig")
+        return unpacked(path.read_bytes(), path, LARGEST_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ResultsError(f"{path} is not a JSON file, nor any other text: byte {error.start} is not UTF-8") from None
-    except (EOFError, zlib.error, gzip.BadGzipFile):
-        raise ResultsError(f"{path} is gzip-compressed and damaged or cut short; fetch it again") from None
     except OSError as error:
         raise ResultsError(f"Cannot read {path}: {error.strerror or error}") from None
 

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from trtllm_results.errors import ResultsError
-from trtllm_results.store.files import writing
+from trtllm_results.store.files import read_document, writing
 
 RUN_LOCK = ".run.lock"
 """Held by a sweep from its first look into the folder to its end."""
@@ -85,7 +85,7 @@ def _sign(descriptor: int) -> None:
 
 def _holder(path: Path) -> str:
     try:
-        holder = json.loads(path.read_text())
+        holder = read_document(path)
         return f"process {int(holder['pid'])} on {holder['host']} since {holder['since']}"
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"

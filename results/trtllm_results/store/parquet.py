@@ -110,7 +110,11 @@ def read_table(path: Path, columns: list[str] | None = None, side: bool = False)
 
     check_regular(path)
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        handle = path.open("rb")  # pyarrow takes no path whose bytes are no UTF-8
+    except OSError as error:
+        raise ResultsError(f"cannot read {path}: {error.strerror}") from error
+    try:
+        with handle, pq.ParquetFile(handle, page_checksum_verification=True) as file:
             schema = file.schema_arrow
             names = set(schema.names)
             if not side:

@@ -5,10 +5,10 @@ A killed sweep leaves the file saying `running`; whether its lock is still held 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from trtllm_results.store.files import read_document
 from trtllm_results.store.lock import RUN_LOCK, held
 
 PROGRESS = "progress.json"
@@ -21,7 +21,7 @@ def read_progress(store: Path) -> dict[str, Any] | None:
     """
     running = held(store, RUN_LOCK)
     try:
-        content = json.loads((store / PROGRESS).read_text(encoding="utf-8"))
+        content = read_document(store / PROGRESS)
         told = {name: content[name] for name in ("state", "done", "total", "now", "requests", "left_s", "at")}
         if told["state"] not in STATES or not isinstance(told["done"], int) or not isinstance(told["total"], int):
             raise ValueError(told["state"])
