@@ -35,6 +35,7 @@ from trtllm_engines.checkpoints.dummy import DummyWeights
 from trtllm_engines.checkpoints.write import assemble
 from trtllm_engines.compiler.compile import Compiled, compile_model
 from trtllm_engines.compiler.graph import assign_schemes, trace
+from trtllm_engines.compiler.passes.stage import apply as split
 from trtllm_engines.compiler.passes.stage import head_layers, stages_of
 from trtllm_engines.compiler.plan import HIDDEN, LOGITS, NEXT_HIDDEN, ParallelLayout, Profile, Stage
 from trtllm_engines.engine.build import build, refit
@@ -166,6 +167,9 @@ def test_the_head_counts_by_its_bytes() -> None:
         graph = trace(config, "bf16", PROFILE)
         assign_schemes(graph, named_plan(precision, "auto"))
         assert head_layers(graph) == pytest.approx(times * 128256 * 4096 / layer)
+        graph.layout = ParallelLayout(1, 2)
+        split(graph)
+        assert graph.stage == Stage(0, 0, 17)  # half of that, as prompts hardly have it
 
 
 def test_fewer_layers_than_stages_are_refused() -> None:

@@ -4,9 +4,10 @@ The stream is received at a stage's beginning, and sent at its end, by ops of th
 layer's and only the stream passes from a layer to the next; what a tensor-parallel group divides is then found in each stage as in a whole
 model.
 
-Stages are balanced by the bytes of weights that a decode step reads, on which its time depends, with every layer alike: the head counts as
-so many layers as it has bytes of theirs (of a model of 8 billion parameters in fp8, whose head stays wide, 4.8 of 32), and the embedding,
-of which a step reads rows, as nothing.
+Stages are balanced by the bytes of weights that steps read, with every layer alike, and the embedding, of which a step reads rows, as
+nothing. The head has in a decode step the work of so many layers as it has bytes of theirs (of a model of 8 billion parameters in fp8,
+whose head stays wide, 4.8 of 32); among the tokens of prompts it has next to none, since few rows are sampled. It counts half. Counted
+whole (18 layers and 14), two H200 had 1.78 times the tokens of one at 128/128: steps of 8,192 prompt tokens took 60 ms, and 104 on one.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from trtllm_kernels.dialect.dtypes import bits_of
 from trtllm_kernels.dialect.group import pipe_spec
 from trtllm_kernels.dialect.types import TensorSpec
 
+HEAD_SHARE = 0.5
+"""What the head counts of the layers that have its bytes."""
 _LAYER = re.compile(r"(?:^|\.)(\d+)\.")
 
 
@@ -30,7 +33,8 @@ def apply(graph: ModelGraph) -> None:
     if graph.layout.pp == 1:
         return
     config = graph.config
-    graph.stage = stage = stages_of(config.num_layers, graph.layout.pp, head_layers(graph), config.name)[graph.stage.index]
+    head = HEAD_SHARE * head_layers(graph)
+    graph.stage = stage = stages_of(config.num_layers, graph.layout.pp, head, config.name)[graph.stage.index]
     enters = _crossing(graph, stage.first_layer) if stage.first_layer > 0 else None
     with graph.fx.inserting_before(next(node for node in graph.fx.nodes if node.op != "placeholder")):
         pipe = graph.fx.placeholder(PIPE)
