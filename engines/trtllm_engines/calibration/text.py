@@ -54,7 +54,7 @@ def windows(path: Path | None, tokenizer: Tokenizer | None, *, length: int, voca
 
 def _encode(text: str, where: str, tokenizer: Tokenizer | None) -> list[int]:
     if tokenizer is None:
-        raise EngineError(f"{where} is text but the model has no tokenizer that is known; add tokenizer.json, or give JSON lines with input_ids")
+        raise EngineError(f"{where} is text but the model has no known tokenizer; add tokenizer.json, or give JSON lines with input_ids")
     return tokenizer.encode(text)
 
 
