@@ -6,15 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
 
+import pytest
 import torch
 from compiler_models import LLAMA, MODELS, PROFILE
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trtllm_engines.compiler import planning
 from trtllm_engines.compiler.compile import compile_model
 from trtllm_engines.compiler.plan import Buffer, Op, Plan, Profile
 from trtllm_engines.compiler.planning.plan_memory import ALIGNMENT, Lifetime, largest_bytes, lifetimes, place
 from trtllm_engines.compiler.planning.reuse_inputs import reuse_inputs
+from trtllm_engines.errors import EngineError
 from trtllm_engines.models.config import ModelConfig
 from trtllm_engines.runtime.rank import RankMemory
 from trtllm_kernels.dialect.expr import evaluate
@@ -131,6 +134,22 @@ def test_workspaces_live_during_their_op_and_take_the_largest_of_all_architectur
     assert found["y.partials"] == Lifetime("y.partials", 8 * 30 * 4, 1, 1)
     assert found["x"] == Lifetime("x", max(PROFILE.max_num_tokens, SKINNY_TOKENS) * 8, 0, 1)
     assert found["y"].last == 2
+
+
+def test_scratch_memory_hides_no_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An op's scratch memory for its weight made wide had the name of that weight, which kernels then never read."""
+    config = replace(LLAMA, hidden_size=128, num_heads=2, num_kv_heads=1, head_dim=64, intermediate_size=192, num_layers=1)
+    source = {"kind": "dummy", "seed": 0}
+    plan = compile_model(config, "int8_wo", PROFILE, weights_source=source, arches=("sm_80", "sm_90")).plan
+    scratch = {name for op in plan.ops for one in op.tactics.values() for name in one.workspaces}
+    assert len([name for name in scratch if name.endswith(":weight")]) == 4
+    assert not scratch & {*plan.weights, *plan.values, *plan.constants}
+
+    hiding = Lowered((), workspaces={"w": TensorSpec((8, 8), "bf16")})
+    monkeypatch.setattr(planning, "select_tactics", lambda ops, *_: tuple(replace(op, tactics={"sm_90": hiding}) for op in ops))
+    specs = {"y": TensorSpec(("T", 8), "bf16"), "w": TensorSpec((8, 8), "int8")}
+    with pytest.raises(EngineError, match="scratch memory of an op is called w, as a tensor of the model is"):
+        planning.plan_ops([Op("y", "gelu", ("w",), ("y",), {})], {"y": specs["y"]}, specs, ("y",), PROFILE, ("sm_90",))
 
 
 def test_sizes_are_of_the_largest_step_and_have_room_for_tiles_of_few_tokens() -> None:

@@ -122,7 +122,7 @@ def test_each_number_of_tokens_has_one_routine(few: int, many: int) -> None:
             assert name.startswith("packed_gemm_large")
         else:
             assert names == ["widen_weight", "matmul"]
-    assert any(name.endswith(".weight") for name in lowered.workspaces) == (many < 1 << 30)
+    assert any(name.endswith(":weight") for name in lowered.workspaces) == (many < 1 << 30)
 
 
 def test_the_librarys_result_before_an_activation_is_never_fp8() -> None:
@@ -137,7 +137,7 @@ def test_the_librarys_result_before_an_activation_is_never_fp8() -> None:
 def test_a_wide_weight_lies_in_scratch_memory_where_there_is_no_kernel_of_few_tokens() -> None:
     for lowered in (linear(arch="sm_89"), linear(group=24, columns=192)):
         assert running(lowered, 7)[0] == "widen_weight"
-        (wide,) = [spec for name, spec in lowered.workspaces.items() if name.endswith(".weight")]
+        (wide,) = [spec for name, spec in lowered.workspaces.items() if name.endswith(":weight")]
         assert wide.dtype == "bf16"
     with pytest.raises(KernelError, match="96 x 4096 cannot be stored as int4"):
         linear(rows=96)

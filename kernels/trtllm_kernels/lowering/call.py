@@ -172,8 +172,9 @@ class Builder:
     workspaces: dict[str, TensorSpec] = field(default_factory=dict)
 
     def workspace(self, suffix: str, shape: tuple[Dim, ...], dtype: str = "fp32") -> Operand:
-        """Adds scratch memory, named after the op's first result so that names stay unique in an engine."""
-        operand = Operand(f"{self.call.outputs[0].name}.{suffix}", TensorSpec(shape, dtype))
+        """Adds scratch memory, named after the op's first result so that names stay unique in an engine. The colon keeps them apart from
+        names of weights, which may be a result's with a suffix, too."""
+        operand = Operand(f"{self.call.outputs[0].name}:{suffix}", TensorSpec(shape, dtype))
         self.workspaces[operand.name] = operand.spec
         return operand
 

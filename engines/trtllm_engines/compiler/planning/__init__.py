@@ -11,6 +11,7 @@ from trtllm_engines.compiler.plan import Buffer, Op, Profile
 from trtllm_engines.compiler.planning.plan_memory import plan_memory
 from trtllm_engines.compiler.planning.reuse_inputs import reuse_inputs
 from trtllm_engines.compiler.planning.select_tactics import select_tactics
+from trtllm_engines.errors import EngineError
 from trtllm_kernels.dialect.types import TensorSpec
 
 
@@ -33,8 +34,11 @@ def plan_ops(
     gpu: str = "",
 ) -> Planned:
     """`values` are the ops' results; `specs` hold these and every weight, constant and step input; `outputs` are kept for the caller.
-    `gpu`: whose recorded tactics to take."""
+    `gpu`: whose recorded tactics to take. Raises `EngineError` for scratch memory that would hide what has its name."""
     reusing = reuse_inputs(ops, values, outputs)
     lowered = select_tactics(reusing, specs, arches, gpu)
+    scratch = {name for op in lowered for one in op.tactics.values() for name in one.workspaces}
+    if hidden := scratch & specs.keys():
+        raise EngineError(f"scratch memory of an op is called {min(hidden)}, as a tensor of the model is; its lowering needs another name")
     buffers, arena_bytes = plan_memory(lowered, values, outputs, profile)
     return Planned(lowered, buffers, arena_bytes)
