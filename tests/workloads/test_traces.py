@@ -130,8 +130,10 @@ def test_sharegpt_json_streams_and_counts_the_history_into_each_prompt(tmp_path:
     assert trace.output_tokens.tolist() == [20, 1, 20, 1]
     assert not trace.timed
     bad = written(tmp_path, json.dumps([talk, {"id": "z"}, talk]), "bad.json")
-    with pytest.raises(WorkloadError, match="conversation 2: there is no list"):
+    with pytest.raises(WorkloadError, match=r"conversation 2: there is no list.*--skip-bad-rows"):
         read_trace(bad)
+    lines = written(tmp_path, "".join(json.dumps(one) + "\n" for one in (talk, talk)), "share.jsonl")
+    assert read_trace(lines).input_tokens.tolist() == open_workload(lines).input_tokens.tolist() == [10, 32, 10, 32]
     skipped = read_trace(bad, skip_bad_rows=True)
     assert (len(skipped), skipped.skipped) == (4, 1)
     with pytest.raises(WorkloadError, match="ends in the middle"):
@@ -144,6 +146,8 @@ def test_sharegpt_lengths_and_nvidia_lines(tmp_path: Path) -> None:
     assert (trace.input_tokens[1], trace.output_tokens[1]) == (290, 905)
     lines = read_trace(written(tmp_path, '{"task_id":0,"input_ids":[1,2,3],"output_tokens":7}\n', "d.jsonl"))
     assert (lines.input_tokens.tolist(), lines.output_tokens.tolist()) == ([3], [7])
+    lines = read_trace(written(tmp_path, '{"input_ids":[1,2,3],"output_len":7}\n', "d.jsonl"))
+    assert lines.output_tokens.tolist() == [7]
 
 
 BAD_AZURE = [
@@ -389,6 +393,60 @@ def test_lines_without_blocks_keep_lengths_and_times(tmp_path: Path) -> None:
     offsets = read_trace(part).block_offsets
     assert offsets is not None
     assert offsets.tolist() == [0, 1, 1, 3]
+
+
+def test_what_is_null_is_not_there(tmp_path: Path) -> None:
+    """As AIPerf's own models write lines."""
+    nothing = {"hash_ids": None, "session_id": None, "delay": None}
+    rows: list[dict[str, object]] = [{"timestamp": at, "input_length": 5, "output_length": 3, **nothing} for at in (0, 10)]
+    trace = read_trace(written(tmp_path, lines_of(rows), "null.jsonl"))
+    assert (trace.arrival_s.tolist(), trace.block_ids, trace.session) == ([0.0, 0.01], None, None)
+    turns: list[dict[str, object]] = [
+        {"session_id": "a", "timestamp": 0, "delay": None, "input_length": 5, "output_length": 3},
+        {"session_id": "a", "timestamp": None, "delay": 20, "input_length": 6, "output_length": 3},
+    ]
+    workload = open_workload(written(tmp_path, lines_of(turns), "turns.jsonl"))
+    assert workload.after is not None
+    assert workload.think_s is not None
+    assert (workload.after.tolist(), workload.think_s.tolist()) == ([-1, 0], [0, 0.02])
+    with pytest.raises(WorkloadError, match="line 2: there is a timestamp, though the first line has none"):
+        read_trace(written(tmp_path, lines_of([{"input_length": 5, "output_length": 3}, rows[0]]), "mixed.jsonl"))
+
+
+def test_a_turn_behind_one_of_no_tokens_is_replayed(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [
+        {"session_id": "a", "timestamp": 10, "input_length": 10, "output_length": 0},
+        {"session_id": "b", "timestamp": 20, "input_length": 11, "output_length": 2},
+        {"session_id": "a", "delay": 20, "input_length": 12, "output_length": 2},
+    ]
+    workload = open_workload(written(tmp_path, lines_of(rows), "zero.jsonl"), skip_bad_rows=True)
+    assert (workload.skipped, workload.input_tokens.tolist()) == (1, [11, 12])
+    assert workload.arrival_s.tolist() == pytest.approx([0.0, 0.01])
+
+
+def test_texts_with_times_and_sessions_are_replayed(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [
+        {"session_id": "a", "text_input": "first of a", "output_length": 4, "timestamp": 100},
+        {"session_id": "b", "text_input": "first of b", "output_length": 5, "timestamp": 50.5},
+        {"session_id": "a", "text_input": "second of a", "output_length": 6, "delay": 30},
+        {"text_input": "alone", "output_length": 7, "timestamp": 120},
+    ]
+    workload = open_workload(written(tmp_path, lines_of(rows), "texts.jsonl"))
+    assert workload.output_tokens.tolist() == [5, 4, 7, 6]
+    np.testing.assert_allclose(workload.arrival_s, [0, 0.0495, 0.0695, np.nan])
+    assert workload.after is not None
+    assert workload.think_s is not None
+    assert (workload.after.tolist(), workload.think_s.tolist()) == ([-1, -1, -1, 1], [0, 0, 0, 0.03])
+    untimed = [{name: value for name, value in row.items() if name != "timestamp"} for row in rows[:3]]
+    workload = open_workload(written(tmp_path, lines_of(untimed), "untimed.jsonl"))
+    assert (len(workload.arrival_s), workload.num_arrivals) == (0, 2)
+
+
+def test_lengths_of_prompts_alone_say_what_to_add(tmp_path: Path) -> None:
+    path = written(tmp_path, '{"input_length": 10, "hash_ids": [1]}\n', "half.jsonl")
+    for read in (read_trace, open_workload):
+        with pytest.raises(WorkloadError, match="line 1: there is an input_length, but no output_length; add one to each line"):
+            read(path)
 
 
 def test_a_turn_with_a_delay_waits_for_the_answer_before_it(tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
 Read as well: the custom datasets of vLLM, SGLang and AIPerf, which have the prompt under `prompt` or `text_input` and the output's length
 under `output_tokens`, `output_len`, `output_length` or `max_tokens`. A prompt that is text stays text; `open_workload` turns it into token
-ids where it is given a tokenizer.
+ids where it is given a tokenizer. AIPerf's lines may have a `timestamp`, and a `session_id` whose later turns wait `delay` after the answer
+to the turn before, both in milliseconds.
 
 NVIDIA's fields are `task_id`, `input_ids` or `prompt`, `output_tokens`, and `lora_request` {`lora_name`, `lora_int_id`, `lora_path`}.
 What a request has beyond them (`arrival_s`, `priority`, `session`, `turn`, `after`, `think_s`, `slo_ms`) is written only where it is
@@ -79,7 +80,7 @@ def read(path: Path | str, *, skip_bad_rows: bool = False, name: str | None = No
             skipped += 1
     if not rows:
         raise WorkloadError(f"{path} holds no request; expected JSON lines with input_ids or prompt, and output_tokens")
-    return _workload(rows, path, name or path.stem), skipped
+    return _workload(_in_time(rows), path, name or path.stem), skipped
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -91,6 +92,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 Seconds = Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False)]
+Milliseconds = Annotated[float, Field(ge=0, le=1e15, allow_inf_nan=False)]
 Limit = Annotated[float, Field(gt=0, le=1e12, allow_inf_nan=False)]
 
 
@@ -124,6 +126,9 @@ class _Line(BaseModel):
     turn: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     after: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
     slo_ms: _Limits | None = None
+    timestamp: Milliseconds | None = None
+    delay: Milliseconds | None = None
+    session_id: str | int | None = None
 
 
 _OBJECTS = {"lora_request": "an object with a whole number lora_int_id", "slo_ms": "an object of ttft, tpot and e2e limits above 0"}
@@ -132,6 +137,8 @@ _MUST_BE = {
     "output_tokens": "a whole number of at least 1 and below 2**31",
     "prompt": "a text that is not empty",
     **dict.fromkeys(("arrival_s", "think_s"), "seconds of at least 0"),
+    **dict.fromkeys(("timestamp", "delay"), "milliseconds of at least 0"),
+    "session_id": "a text or a whole number",
     **dict.fromkeys(("priority", "session", "turn", "after"), "a whole number, no larger than the field holds"),
 }
 
@@ -166,6 +173,36 @@ def _wrong(error: ValidationError, row: dict[str, Any]) -> str:
         return "output_tokens is None; it must be a whole number of at least 1"
     name = "prompt" if field == "text_input" else "output_tokens" if field not in _MUST_BE else field
     return f"{where} is {typed.shorten(problem['input'])}; it must be {_MUST_BE[name]}"
+
+
+def _in_time(rows: list[_Line]) -> list[_Line]:
+    """Lines with AIPerf's times as our own have theirs, by the earliest that each can be due; other lines as they are."""
+    if all(row.timestamp is None and row.delay is None for row in rows):
+        return rows
+    timed = any(row.timestamp is not None for row in rows)
+    sessions: dict[str | int, list[int]] = {}
+    numbers: dict[str | int, int] = {}
+    earliest_s: list[float] = []
+    changes: list[dict[str, Any]] = []
+    for place, row in enumerate(rows):
+        turns = [] if row.session_id is None else sessions.setdefault(row.session_id, [])
+        waits = row.timestamp is None and bool(turns)
+        delay_s = (row.delay or 0.0) / 1e3
+        own_s = None if row.timestamp is None else row.timestamp / 1e3
+        earliest_s.append(earliest_s[turns[-1]] + delay_s if waits else own_s or 0.0)
+        number = -1 if row.session_id is None else numbers.setdefault(row.session_id, len(numbers))
+        change: dict[str, Any] = {"session": number, "turn": len(turns)}
+        change |= {"after": turns[-1], "think_s": delay_s} if waits else {"after": -1, "think_s": 0.0}
+        changes.append(change | ({"arrival_s": own_s} if timed else {}))
+        turns.append(place)
+    order = sorted(range(len(rows)), key=lambda place: earliest_s[place])
+    rank = {place: position for position, place in enumerate(order)} | {-1: -1}
+    begin_s = min((change["arrival_s"] for change in changes if change.get("arrival_s") is not None), default=0.0)
+    for change in changes:
+        change["after"] = rank[change["after"]]
+        if change.get("arrival_s") is not None:
+            change["arrival_s"] -= begin_s
+    return [rows[place].model_copy(update=changes[place]) for place in order]
 
 
 def _workload(rows: list[_Line], path: Path, name: str) -> Workload:

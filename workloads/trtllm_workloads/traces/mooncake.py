@@ -11,6 +11,7 @@ answer to the turn before. Lines without any time are sent as the load has them.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,28 +22,48 @@ from trtllm_workloads.traces.jsonlines import blocks, numbers, objects
 from trtllm_workloads.traces.trace import Trace
 
 BLOCK_TOKENS = 512
+OPTIONAL = ("timestamp", "delay", "session_id", "hash_ids")
+"""Fields that may be null, which is as if they were not there."""
+UNTIMED = "there is a timestamp, though the first line has none; give every line or session a time, or none"
 
 
 class Mooncake:
     header_lines = 0
 
     def __init__(self, first_line: str) -> None:
-        self._timed = '"timestamp"' in first_line
+        self._timed = _has_time(first_line)
         self._sessions: dict[Any, int] = {}
         self._turns: dict[int, int] = {}
         self._earliest: dict[int, float] = {}
 
     def parse(self, lines: Sequence[str]) -> Trace:
         rows = objects(lines, ("input_length", "output_length"))
-        inputs = counts(numbers(rows, "input_length"), "input_length")
-        outputs = counts(numbers(rows, "output_length"), "output_length")
+        if any("null" in line for line in lines):
+            rows = [{name: value for name, value in row.items() if value is not None or name not in OPTIONAL} for row in rows]
+        try:
+            inputs = counts(numbers(rows, "input_length"), "input_length")
+            outputs = counts(numbers(rows, "output_length"), "output_length")
+        except ValueError:
+            if len(rows) == 1 and "session_id" in rows[0]:
+                self._in_sessions(rows)  # the turn that follows one of no tokens still has it before it
+            raise
         offsets, ids = blocks(rows)
         if any("session_id" in row for row in rows) or self._sessions:
             arrival, delay, session, turn = self._in_sessions(rows)
         else:
-            arrival = seconds(numbers(objects(lines, ("timestamp",)), "timestamp"), "timestamp") / 1e3 if self._timed else np.empty(0)
+            arrival = self._arrivals(rows)
             delay, session, turn = np.full(len(rows), np.nan), np.full(len(rows), -1, np.int64), np.zeros(len(rows), np.int32)
         return Trace("mooncake", inputs, outputs, arrival, session, turn, offsets, ids, BLOCK_TOKENS, delay_s=delay)
+
+    def _arrivals(self, rows: Sequence[dict[str, Any]]) -> Any:
+        """[n] seconds, or none where the first line has none either."""
+        if not self._timed:
+            if any("timestamp" in row for row in rows):
+                raise ValueError(UNTIMED)
+            return np.empty(0)
+        if not all("timestamp" in row for row in rows):
+            raise ValueError("there is no timestamp")
+        return seconds(numbers(rows, "timestamp"), "timestamp") / 1e3
 
     def _in_sessions(self, rows: Sequence[dict[str, Any]]) -> tuple[Any, ...]:
         """(earliest arrival, delay, session, turn) of each row; a row that waits could come at its predecessor's earliest time + delay."""
@@ -57,7 +78,7 @@ class Mooncake:
             follows = number in turns
             if "timestamp" in row:
                 if not self._timed:
-                    raise ValueError("there is a timestamp, though the first line has none; give every session a time, or none")
+                    raise ValueError(UNTIMED)
                 arrival[place] = seconds(numbers([row], "timestamp"), "timestamp")[0] / 1e3
             elif follows:
                 delay[place] = seconds(numbers([row], "delay"), "delay")[0] / 1e3 if "delay" in row else 0.0
@@ -71,3 +92,10 @@ class Mooncake:
                 turns[number], earliest[number] = int(turn[place]) + 1, float(arrival[place])
         self._sessions, self._turns, self._earliest = sessions, turns, earliest
         return (arrival if self._timed else np.empty(0)), delay, session, turn
+
+
+def _has_time(line: str) -> bool:
+    try:
+        return json.loads(line).get("timestamp") is not None
+    except (ValueError, AttributeError, RecursionError):
+        return '"timestamp"' in line

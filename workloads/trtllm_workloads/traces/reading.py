@@ -54,11 +54,15 @@ def detect(first_line: str) -> str:
             keys = set(json.loads(line))
         except (ValueError, RecursionError):
             return ""
-        if {"input_ids", "prompt", "text_input"} & keys and {"output_tokens", "output_len", "output_length", "max_tokens"} & keys:
+        if {"conversations", "conversation"} & keys:
+            return "sharegpt"
+        if {"input_ids", "prompt", "text_input"} & keys and nvidia.LENGTHS & keys:
             return "nvidia"
         if {"input_length", "output_length"} <= keys:
             return "qwen" if "chat_id" in keys else "mooncake"
-        if {"prompt", "text_input", "messages", "conversations"} & keys:
+        if "input_length" in keys:
+            return "prompts without answers"
+        if {"prompt", "text_input", "messages", "text", "texts", "turns"} & keys:
             return "text without lengths"
         return ""
     columns = {name.strip().strip('"').lower() for name in line.split(",")}
@@ -90,6 +94,8 @@ def iter_trace(path: Path | str, *, format: str | None = None, skip_bad_rows: bo
             raise WorkloadError(
                 f"{path}, line {number}: there is a text, but not how many tokens to answer it with; add output_tokens to each line"
             )
+        if name == "prompts without answers":
+            raise WorkloadError(f"{path}, line {number}: there is an input_length, but no output_length; add one to each line")
         if name not in FORMATS:
             known = ", ".join([*FORMATS, "sharegpt"])
             told = f"'{name}' is no trace format" if name else f"{path} is in no trace format known here (it begins {first.strip()[:60]!r})"

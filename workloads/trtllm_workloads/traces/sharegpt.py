@@ -1,4 +1,4 @@
-"""ShareGPT: the JSON array of conversations, and the CSV of its token counts that Sarathi-Serve published. Neither has timestamps.
+"""ShareGPT: conversations as a JSON array or one a line, and the CSV of token counts that Sarathi-Serve published. None has timestamps.
 
 Every human turn that is answered is a request; its prompt is the whole conversation up to it. A text's token count needs its model's
 tokenizer; without one it is taken as a quarter of its characters, rounded up (stated, because figures depend on it).
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from trtllm_workloads.errors import WorkloadError
+from trtllm_workloads.errors import SKIP_HINT, WorkloadError
 from trtllm_workloads.files import open_text
 from trtllm_workloads.traces.columns import Csv, counts
 from trtllm_workloads.traces.trace import Trace
@@ -47,7 +47,7 @@ def read_json(path: Path, skip_bad_rows: bool, count: Callable[[str], int] = qua
             rows += [(number - 1, *request) for request in _requests(item, count)]
         except ValueError as error:
             if not skip_bad_rows:
-                raise WorkloadError(f"{path}, conversation {number}: {error}") from None
+                raise WorkloadError(f"{path}, conversation {number}: {error} ({SKIP_HINT})") from None
             skipped += 1
         if len(rows) >= batch:
             yield _trace(rows, skipped)
@@ -80,16 +80,17 @@ def _trace(rows: list[tuple[int, int, int, int]], skipped: int) -> Trace:
 
 
 def _items(path: Path) -> Iterator[Any]:
-    """Elements of a JSON array too large to load, one after another."""
+    """Elements of a JSON array too large to load, or the values of JSON lines, one after another."""
     decoder = json.JSONDecoder()
     with open_text(path, "trace") as stream:
         buffer = stream.read(_READ_CHARACTERS).lstrip()
-        if not buffer.startswith("["):
+        if not buffer.startswith(("[", "{")):
             raise WorkloadError(f"{path} is no JSON array of conversations")
-        buffer = buffer[1:]
+        separator = "," if buffer.startswith("[") else ""
+        buffer = buffer.removeprefix("[")
         while True:
-            buffer = buffer.lstrip().removeprefix(",").lstrip()
-            if buffer.startswith("]"):
+            buffer = buffer.lstrip().removeprefix(separator).lstrip()
+            if buffer.startswith("]") if separator else not (buffer or (buffer := stream.read(_READ_CHARACTERS).lstrip())):
                 return
             try:
                 item, end = decoder.raw_decode(buffer)
