@@ -107,6 +107,8 @@ class QuirkServer:
             return 400, "unknown field ignore_eos"
         if quirk == "textonly" and not isinstance(prompt, str):
             return 422, "input should be text"
+        if quirk == "limited" and self.served[quirk] % 2:
+            return 429, "too many requests"
         if quirk == "coldstart" and self.served[quirk] <= 2:
             return 503, "warming up"
         if quirk == "nolist" and body["model"] != "m":

@@ -83,6 +83,11 @@ def test_every_way_to_write_four_tokens(parts: list[bytes]) -> None:
         (b'{"error": {"message": "no prefix"}}\n', "the server said: no prefix"),
         (event({"error": {"message": "bad \ud83d \x1b[31m \n text"}}), "the server said: bad \ufffd \ufffd[31m text"),
         (b"data: " + b"[" * 200_000 + b"\n\n", "the stream holds what is no JSON: [[["),
+        (event({"choices": [{"text": "", "finish_reason": "error", "error": {"message": "GPU fell"}}]}), "the server said: GPU fell"),
+        (
+            event({"choices": [{"text": "", "finish_reason": {"type": "abort"}}]}) + DONE,
+            "the server gave the answer up (finish_reason 'abort')",
+        ),
         (usage(10**12) + DONE, "the server counts 1,000,000,000,000 output tokens in its usage, which no answer has"),
     ],
 )
@@ -119,6 +124,7 @@ def test_signs_of_life_are_no_tokens() -> None:
         ('{"detail": [{"loc": ["body", "prompt"], "msg": "str expected"}]}', "body.prompt: str expected"),
         ('{"error": null, "message": "busy"}', "busy"),
         ('{"errors": [{"message": "a"}, {"message": "b"}]}', "a; b"),
+        (json.dumps({"error": {"message": json.dumps({"error": {"message": "inner"}})}}), "inner"),
         ("", ""),
     ],
 )

@@ -312,6 +312,14 @@ def test_a_warm_up_that_failed_is_told(server: QuirkServer) -> None:
     assert "2 of 2 warm-up requests failed: HTTP 503: warming up" in told
 
 
+def test_a_search_says_why_requests_failed(server: QuirkServer, capsys: pytest.CaptureFixture[str]) -> None:
+    """Half of them: the limits are missed, and not because the server is slow."""
+    flags = ["--by", "concurrency", "--start", "8", "--highest", "8", "--attainment", "0.8", "--isl", "4", "--osl", "1", "--warmup", "0"]
+    assert main(["search", "--target", server.url("limited"), "--goodput", "ttft:5000", *flags, "--max-lag-ms", "1000"]) == 1
+    out = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"note: .* at 8 at a time: (\d+) of \d+ requests failed: HTTP 429: too many requests", out)
+
+
 def test_a_proxy_is_asked_and_named_but_not_for_this_machine(server: QuirkServer, monkeypatch: pytest.MonkeyPatch) -> None:
     proxy = server.url("proxied").replace("http://", "http://user:pass-word@")
     monkeypatch.setenv("http_proxy", proxy)

@@ -87,6 +87,10 @@ def run(settings: Settings) -> Saturation:
     finally:
         session.close()
     prober.finish()
+    if prober.failures:
+        load, told = prober.failures[0]
+        runs = f"{len(prober.failures)} runs had failed requests, the first" if len(prober.failures) > 1 else "the run"
+        console.print(f"note: {runs} at {load:.4g} {settings.unit}: {told}", style="yellow", soft_wrap=True, markup=False)
     console.print()
     console.print(answer(settings, result), soft_wrap=True)
     if settings.report_json is not None:
@@ -113,6 +117,8 @@ class _Prober:
     def __init__(self, settings: Settings, session: Session) -> None:
         self._settings, self._session, self._identity = settings, session, session.identity()
         self._runs = 0
+        self.failures: list[tuple[float, str]] = []
+        """(load, how many requests failed and why) of each run that had any."""
         self._rows = RowMaker.here(settings.spec)
         self._store = open_store(settings.out) if settings.out is not None else None
 
@@ -140,6 +146,7 @@ class _Prober:
                 "give a longer one, a workload .toml that makes as many as asked, a shorter --duration, or a lower --attainment"
             )
         measurement = self._session.measure(workload, spec, lambda done: None)
+        self.failures += [(load, told) for told in measurement.failures]
         if self._store is not None:
             row = self._rows.measured(spec, cell_of(spec, self._identity, workload), 0, measurement)
             keep(self._store, row, measurement)

@@ -22,7 +22,7 @@ import numpy as np
 
 from trtllm_bench.errors import RunFailure
 from trtllm_bench.load.driver import Drive, run_load
-from trtllm_bench.measure.validity import commonest_failures, verdict
+from trtllm_bench.measure.validity import commonest_failures, told_failures, verdict
 from trtllm_bench.spec.measurement import MeasurementSpec
 from trtllm_bench.targets.registry import Identity, OnBuild, OpenTarget, target_kind
 from trtllm_bench.telemetry import Telemetry
@@ -48,6 +48,8 @@ class Measurement:
     no_telemetry: str = ""
     """Why there is none, one sentence; empty where there is."""
     warnings: tuple[str, ...] = ()
+    failures: tuple[str, ...] = ()
+    """Those of the warnings that tell of failed requests."""
     void: str = ""
     """Why the figures must not be used, one sentence; empty when they may."""
 
@@ -115,6 +117,7 @@ class TargetSession:
             by_gpu=samples.by_gpu(*span),
             no_telemetry=samples.absent,
             warnings=(*judged.warnings, *cold, *samples.suspicions(*span), *details.warnings),
+            failures=tuple(told_failures(result)),
             void=judged.void,
         )
 

@@ -58,7 +58,13 @@ def verdict(result: LoadResult, open_loop: bool, max_lag_ms: float = MAX_LAG_MS,
     log = result.measured
     done = log.select(log.ok)
     window = (steady.by_slope(log) if open_loop else steady.by_turnover(log, result.concurrency)) if len(done) else None
-    warnings = [*_uncounted(done), *_other_outputs(result), *_other_prompts(result), *_cached(done, shares_prefixes), *_failures(result)]
+    warnings = [
+        *_uncounted(done),
+        *_other_outputs(result),
+        *_other_prompts(result),
+        *_cached(done, shares_prefixes),
+        *told_failures(result),
+    ]
     warnings += _in_bursts(done)
     if open_loop and np.isfinite(log.sent_s).any() and steady.grows(log, float(np.nanmax(log.sent_s))):
         warnings.append("requests in flight grew to the end of the arrivals: the target serves fewer than it was sent")
@@ -126,7 +132,8 @@ def _other_prompts(result: LoadResult) -> list[str]:
     return [f"prompts were {how} than asked: {counted:.1f} tokens by the target's count instead of {sent:.1f}"]
 
 
-def _failures(result: LoadResult) -> list[str]:
+def told_failures(result: LoadResult) -> list[str]:
+    """How many requests failed and why, as a sentence; none where none did."""
     if not result.failures:
         return []
     return [f"{len(result.failures)} of {len(result.log)} requests failed: {commonest_failures(result)}"]

@@ -60,6 +60,8 @@ def _words(content: Any) -> str:
                 return f"{'.'.join(map(str, where))}: {said}" if isinstance(where, list) else said
     if isinstance(content, list) and content:
         return "; ".join(_words(one) for one in content[:MOST_DETAILS])
+    if isinstance(content, str) and content.lstrip().startswith("{"):  # of a server behind the one that answers
+        return _words_of(content)
     return str(content)
 
 

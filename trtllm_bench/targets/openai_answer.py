@@ -94,7 +94,10 @@ class Answer:
             self._choice(choices[0], now)
 
     def _choice(self, choice: Mapping[str, Any], now: float) -> None:
-        reason = str(choice.get("finish_reason") or "")
+        if isinstance(choice.get("error"), dict | str) and choice["error"]:
+            raise AnswerError("the server said", json.dumps(choice["error"]))
+        reason = choice.get("finish_reason") or ""
+        reason = str(reason.get("type") or "") if isinstance(reason, dict) else str(reason)  # an object is SGLang's own
         reason = "" if reason in NO_REASON else reason
         self.finish_reason = reason or self.finish_reason
         delta = choice.get("delta")
