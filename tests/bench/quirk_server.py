@@ -97,7 +97,13 @@ class QuirkServer:
             assert request.transport is not None
             request.transport.close()
             return web.Response()
-        reply = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        if quirk == "circle":
+            raise web.HTTPTemporaryRedirect(request.path)
+        if quirk == "elsewhere":
+            raise web.HTTPTemporaryRedirect("gopher://x")
+        kind = "application/json" if quirk == "mistyped" else "text/event-stream"
+        encoding = {"Content-Encoding": "gzip"} if quirk == "notgzip" else {}
+        reply = web.StreamResponse(headers={"Content-Type": kind, **encoding})
         await reply.prepare(request)
         await self._answer(reply, request, quirk, body["max_tokens"], prompt)
         return reply

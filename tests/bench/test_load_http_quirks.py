@@ -72,6 +72,7 @@ def asking(url: str, model: str | None = None, **server: str | Path | None) -> M
         "nodone",
         "chat",
         "usageless",
+        "mistyped",
     ],
 )
 def test_every_token_is_counted_and_stamped(server: QuirkServer, quirk: str) -> None:
@@ -107,12 +108,16 @@ def test_short_answers(server: QuirkServer, quirk: str, osl: int) -> None:
         ("whole", "the server did not stream; it said: "),
         ("page", "the server did not stream; it said: Sign in"),
         ("moved", "HTTP 301: it redirects to "),
+        ("circle", "it redirects without end (http://127.0.0.1:"),
+        ("elsewhere", "it redirects to 'gopher://x', which is no address of a server"),
+        ("notgzip", "Can not decode content-encoding: gzip"),
         ("badchunk", "after 3 events with tokens: the connection broke off before the answer's end"),
     ],
 )
 def test_an_answer_that_did_not_end_as_answers_do_is_a_failed_request(server: QuirkServer, quirk: str, why: str) -> None:
     result = load(server, quirk, stall_s=20.0)
     assert not result.log.ok.any()
+    assert all("\n" not in reason for _, reason in result.failures)
     assert all(reason.startswith(why) for _, reason in result.failures), result.failures[0]
 
 

@@ -47,6 +47,12 @@ def test_short_outputs_are_said_first() -> None:
     assert verdict.warnings[1] == "57 of 400 requests failed: the script says so"
 
 
+def test_long_outputs_are_said_too() -> None:
+    """Of a server that takes no notice of the length asked for."""
+    verdict = validity.verdict(virtual(Script(short_by=-28)), open_loop=True)
+    assert verdict.warnings[0] == "outputs were longer than asked: 56.0 tokens a request instead of 28.0"
+
+
 def test_a_late_driver_voids_the_run_and_the_limit_can_be_set() -> None:
     result = virtual(Script(), rate=1000.0, send_cost_s=0.002)
     assert "the driver sent" in validity.verdict(result, open_loop=True).void
