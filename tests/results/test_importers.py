@@ -246,6 +246,8 @@ def test_a_sweep_of_vllm_is_read_from_its_folder_list_and_table(tmp_path: Path) 
     ):
         assert [(row.cell.settings["max_num_seqs"], row.repeat) for row in rows] == [(32, 0), (32, 1), (64, 0), (64, 1)]
         assert keys(rows) == 2
+    with pytest.raises(ResultsError, match=r"warmup\.json: is the warm-up of a sweep"):
+        importers.read(place / "warmup.json")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ResultsError, match="has no result file of"):
         importers.read(tmp_path / "empty")

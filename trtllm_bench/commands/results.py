@@ -333,7 +333,10 @@ def clean(store: Annotated[Path, typer.Argument(help="Store folder.")]) -> None:
 def import_results(
     store: Annotated[Path, typer.Argument(help="Store that receives (made if absent).")],
     files: Annotated[
-        list[Path], typer.Argument(help="Results of vLLM, SGLang, GenAI-Perf, AIPerf, GuideLLM, MLPerf or NVIDIA: files or folders.")
+        list[Path],
+        typer.Argument(
+            help="Results of vLLM, SGLang, GenAI-Perf, AIPerf, GuideLLM, LLMPerf, inference-perf, MLPerf or NVIDIA: files or folders."
+        ),
     ],
     tool: Annotated[
         str,

@@ -143,6 +143,8 @@ class _Percentiles(Foreign):
 
 
 def _serve(one: dict[str, Any]) -> Row:
+    if one.get("run_number") == -1:
+        raise FieldError("is the warm-up of a sweep, which measures nothing; import run=0.json beside it")
     result = parse(Serve, one)
     completed = required(result.completed, "completed")
     keys = [f"{stat}_{name}_ms" for name in LATENCIES for stat in ("mean", "median", *(f"p{percent}" for percent in PERCENTILES))]
