@@ -89,6 +89,8 @@ class QuirkServer:
             return web.json_response({"error": {"message": refusal[1]}}, status=refusal[0])
         if quirk == "moved":
             raise web.HTTPMovedPermanently("/plain/v1/completions")
+        if quirk == "latin":
+            return web.Response(status=400, body="refus\xe9".encode("latin-1"), headers={"Content-Type": "text/plain; charset=iso-8859-1"})
         if quirk == "page":
             return web.Response(text="<html><head><title>Sign in</title></head><body>...</body></html>", content_type="text/html")
         if quirk == "whole":
@@ -182,6 +184,10 @@ class QuirkServer:
             return await send(a[: n // 2])
         elif quirk == "reset":
             await send(a[: n // 2])
+            assert request.transport is not None
+            return request.transport.abort()
+        elif quirk == "dropped":  # all of the answer, and then no connection
+            await send([*a[:-1], piece(" a", "length"), {"choices": [], "usage": usage}])
             assert request.transport is not None
             return request.transport.abort()
         elif quirk == "badchunk":

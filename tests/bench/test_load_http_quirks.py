@@ -73,6 +73,7 @@ def asking(url: str, model: str | None = None, **server: str | Path | None) -> M
         "chat",
         "usageless",
         "mistyped",
+        "dropped",
     ],
 )
 def test_every_token_is_counted_and_stamped(server: QuirkServer, quirk: str) -> None:
@@ -107,6 +108,7 @@ def test_short_answers(server: QuirkServer, quirk: str, osl: int) -> None:
         ("textonly", "HTTP 422: input should be text"),
         ("whole", "the server did not stream; it said: "),
         ("page", "the server did not stream; it said: Sign in"),
+        ("latin", "HTTP 400: refus\u00e9"),
         ("moved", "HTTP 301: it redirects to "),
         ("circle", "it redirects without end (http://127.0.0.1:"),
         ("elsewhere", "it redirects to 'gopher://x', which is no address of a server"),

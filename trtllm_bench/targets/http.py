@@ -322,6 +322,8 @@ class HttpTarget(Target):
         self._deliver(RequestOutcome(request.id, now, 0, error=why, sent_s=trace.sent_s, closed_s=now))
 
     async def _stream(self, session: aiohttp.ClientSession, request: RequestSpec, body: bytes, trace: _Trace) -> None:
+        import aiohttp
+
         async with session.post(self._url, data=body, headers=JSON, trace_request_ctx=trace, proxy=self._proxy) as reply:
             trace.answered = True
             if reply.method != "POST":
@@ -330,14 +332,18 @@ class HttpTarget(Target):
                 raise AnswerError(f"HTTP {reply.status}", await said_in(reply, MOST_SAID))
             self._replies[request.id] = reply
             events, answer, now, waiting = EventStream(), Answer(), time.perf_counter(), 0
-            while not answer.closed and (chunk := await reply.content.readany()):
-                now, waiting = time.perf_counter(), waiting + len(chunk)
-                for event in events.feed(chunk):
-                    answer.take(event, now)
-                    waiting = 0
-                if waiting > MOST_EVENT:
-                    raise AnswerError(f"the stream holds {waiting:,} bytes that are no whole event")
-                self._heard[request.id], trace.tokens = answer.heard_s, len(answer.pieces)
+            try:
+                while not answer.closed and (chunk := await reply.content.readany()):
+                    now, waiting = time.perf_counter(), waiting + len(chunk)
+                    for event in events.feed(chunk):
+                        answer.take(event, now)
+                        waiting = 0
+                    if waiting > MOST_EVENT:
+                        raise AnswerError(f"the stream holds {waiting:,} bytes that are no whole event")
+                    self._heard[request.id], trace.tokens = answer.heard_s, len(answer.pieces)
+            except aiohttp.ClientPayloadError:
+                if not answer.finish_reason:  # with one all of the answer has come, however its connection ends
+                    raise
             answer.end(events, now)
             outcome = answer.outcome(request, time.perf_counter(), self.count)
             outcome.sent_s = trace.sent_s

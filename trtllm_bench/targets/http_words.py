@@ -119,7 +119,10 @@ async def said_in(reply: aiohttp.ClientResponse, most: int) -> str:
         pass
     if not reply.content.at_eof():
         reply.close()
-    return b"".join(parts)[:most].decode(errors="replace")
+    try:
+        return b"".join(parts)[:most].decode(reply.charset or "utf-8", errors="replace")
+    except LookupError:
+        return b"".join(parts)[:most].decode(errors="replace")
 
 
 def listed_models(said: str) -> list[str] | None:
