@@ -14,7 +14,6 @@ import asyncio
 import json
 import math
 import os
-import resource
 import secrets
 import threading
 import time
@@ -29,6 +28,7 @@ from trtllm_bench.load.sse import EventStream
 from trtllm_bench.load.target import Deliver, RequestOutcome, Standstill, Target
 from trtllm_bench.spec.measurement import NO_FIELDS, SENT_FIELDS, MeasurementSpec, safe_target
 from trtllm_bench.targets.http_address import PATHS, Credentials, checked_key, proxy_for, split_address
+from trtllm_bench.targets.http_sending import SendTrace, allow_connections, stamping
 from trtllm_bench.targets.http_words import complaint, listed_models, reason, said_in, short
 from trtllm_bench.targets.openai_answer import Answer, AnswerError
 from trtllm_bench.targets.registry import Identity, OnBuild, StaticTarget, register
@@ -49,8 +49,6 @@ MOST_SAID, MOST_LISTED = 1 << 16, 1 << 24
 """Bytes that are read of a refusal, and of a list of models."""
 MOST_EVENT = 1 << 28
 """Bytes without a whole event after which a stream is given up."""
-MOST_OPEN = 1 << 16
-"""Files that this process wants to have open at most."""
 LISTED = 8
 """Models that a refusal names."""
 NO_LIST = (404, 405, 501)
@@ -171,7 +169,7 @@ class HttpTarget(Target):
         self._replies: dict[int, aiohttp.ClientResponse] = {}
         self._lost: set[int] = set()
         self._stopped_at = []
-        _allow_connections()
+        allow_connections()
         self._loop = asyncio.new_event_loop()
         ready = threading.Event()
         self._thread = threading.Thread(target=self._serve, args=(ready,), name="http-target", daemon=True)
@@ -196,7 +194,7 @@ class HttpTarget(Target):
                 connector=aiohttp.TCPConnector(limit=0, **connector),
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
                 headers=self._headers(),
-                trace_configs=[_stamping()],
+                trace_configs=[stamping()],
             )
 
         self._session = session(keepalive_timeout=300)
@@ -298,7 +296,7 @@ class HttpTarget(Target):
     async def _ask(self, request: RequestSpec, body: bytes) -> None:
         import aiohttp
 
-        trace = _Trace()
+        trace = SendTrace()
         try:
             try:
                 await self._stream(self._session, request, body, trace)
@@ -317,11 +315,11 @@ class HttpTarget(Target):
             self._heard.pop(request.id, None)
             self._replies.pop(request.id, None)
 
-    def _fail(self, request: RequestSpec, trace: _Trace, why: str) -> None:
+    def _fail(self, request: RequestSpec, trace: SendTrace, why: str) -> None:
         now = time.perf_counter()
         self._deliver(RequestOutcome(request.id, now, 0, error=why, sent_s=trace.sent_s, closed_s=now))
 
-    async def _stream(self, session: aiohttp.ClientSession, request: RequestSpec, body: bytes, trace: _Trace) -> None:
+    async def _stream(self, session: aiohttp.ClientSession, request: RequestSpec, body: bytes, trace: SendTrace) -> None:
         import aiohttp
 
         async with session.post(self._url, data=body, headers=JSON, trace_request_ctx=trace, proxy=self._proxy) as reply:
@@ -357,45 +355,6 @@ class HttpTarget(Target):
 
 JSON = {"Content-Type": "application/json", "Accept": "text/event-stream", "Accept-Encoding": "identity"}
 """Nothing compressed: a proxy that compresses gathers tokens first."""
-
-
-def _allow_connections() -> None:
-    """Raises the limit of open files, often 1,024, as far as this process may: each stream needs one."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < (wanted := MOST_OPEN if hard == resource.RLIM_INFINITY else min(hard, MOST_OPEN)):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
-@dataclass
-class _Trace:
-    """What is seen of one request on its way out."""
-
-    sent_s: float = math.nan
-    reused: bool = False
-    answered: bool = False
-    """Its response had begun."""
-    tokens: int = 0
-
-    def stamp(self) -> None:
-        if math.isnan(self.sent_s):
-            self.sent_s = time.perf_counter()
-
-
-def _stamping() -> aiohttp.TraceConfig:
-    """Stamps a request when it leaves: at the write of its body, or as its connection is opened."""
-    import aiohttp
-
-    async def leaves(session: Any, context: Any, params: Any) -> None:
-        context.trace_request_ctx.stamp()
-
-    async def reused(session: Any, context: Any, params: Any) -> None:
-        context.trace_request_ctx.reused = True
-
-    config = aiohttp.TraceConfig()
-    config.on_connection_create_start.append(leaves)
-    config.on_request_chunk_sent.append(leaves)
-    config.on_connection_reuseconn.append(reused)
-    return config
 
 
 def target_of(spec: MeasurementSpec) -> HttpTarget:
