@@ -76,7 +76,7 @@ def _read(path: Path, stands_for: str) -> StepConstants:
 def read_file(path: Path) -> Mapping[str, Any]:
     """A file of constants, whole. Raises `BenchError` naming what is missing, unknown or not a number."""
     try:
-        data = read_document(path, tomllib.loads)
+        data: dict[str, Any] = read_document(path, tomllib.loads)
     except (OSError, ValueError) as error:
         raise BenchError(f"{path} cannot be read as TOML ({error})") from None
     expected = {f"{section}.{name}" for section, names in SECTIONS.items() for name in names}

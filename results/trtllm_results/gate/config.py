@@ -88,7 +88,7 @@ def load_config(path: Path | None) -> GateConfig:
     except OSError as error:
         raise ResultsError(f"cannot read gate settings {path}: {error.strerror}") from error
     except ResultsError as error:
-        raise ResultsError(f"gate settings are not valid TOML: {error}") from error
+        raise ResultsError(f"gate settings: {error}") from error
     unknown = sorted(set(content) - {f.name for f in fields(GateConfig)})
     if unknown:
         raise ResultsError(f"{path}: unknown setting '{unknown[0]}'; known are {', '.join(f.name for f in fields(GateConfig))}")

@@ -165,7 +165,8 @@ def read_document(path: Path, parse: Callable[[str], Any] = json.loads, most_byt
     except ResultsError:
         raise
     except ValueError as error:  # not the language, not UTF-8, or a number of thousands of digits
-        raise ResultsError(f"{path} contains invalid text: {' '.join(str(error).split())[:200]}") from None
+        language = "JSON" if parse is json.loads else "TOML"
+        raise ResultsError(f"{path} is not valid {language}: {' '.join(str(error).split())[:200]}") from None
 
 
 def unpacked(content: bytes, path: Path, most_bytes: int) -> bytes:
