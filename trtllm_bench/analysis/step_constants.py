@@ -15,7 +15,7 @@ from typing import Any
 
 from trtllm_bench.analysis.link_curve import LinkCurve
 from trtllm_bench.errors import BenchError
-from trtllm_results.store.files import read_document
+from trtllm_results.store.document import read_document
 
 FOLDER = Path(__file__).parent / "step_models"
 DEFAULT_GPU = "h100"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trtllm_results.errors import ResultsError
-from trtllm_results.store.files import unpacked
+from trtllm_results.store.document import unpacked
 
 _BLANK = re.compile(r"[ \t\r\n]*")
 LARGEST_BYTES = 1 << 29

@@ -66,8 +66,8 @@ def _requests(item: Any, count: Callable[[str], int]) -> Iterator[tuple[int, int
         if not isinstance(said, dict) or not isinstance(said.get("value"), str):
             raise ValueError(f"turn {place + 1} has no text in 'value'")
         length = count(said["value"])
-        before = turns[place - 1].get("from") if place else None
-        if said.get("from") in ANSWERED and before in ASKED:
+        before = str(turns[place - 1].get("from")) if place else ""
+        if str(said.get("from")) in ANSWERED and before in ASKED:
             yield turn, held, length
             turn += 1
         held += length
