@@ -21,7 +21,7 @@ def _say(message: str) -> None:
 
 def _explain(error: Exception) -> int:
     """Prints the error as one sentence; returns the exit code."""
-    from trtllm_bench.errors import FAILURE, USAGE, sentence_for, user_errors
+    from trtllm_bench.errors import FAILURE, MISTAKEN_PATHS, USAGE, sentence_for, user_errors
 
     if hasattr(error, "format_message"):  # click's own errors, whichever click typer brings
         command = getattr(getattr(error, "ctx", None), "command_path", "trtllm-bench")
@@ -36,7 +36,7 @@ def _explain(error: Exception) -> int:
         return code
     if isinstance(error, OSError):
         _say("; ".join(part for part in (sentence_for(error), interrupts.kept()) if part))
-        return FAILURE
+        return USAGE if error.errno in MISTAKEN_PATHS else FAILURE
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error):
         _say(f"out of memory ({' '.join(str(error).split())[:200]}); try a smaller --max-batch-size, --max-seq-len or model")
         return FAILURE

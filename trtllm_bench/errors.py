@@ -35,9 +35,15 @@ def user_errors() -> tuple[type[Exception], ...]:
     return (BenchError, EngineError, KernelError, ResultsError, WorkloadError)
 
 
+MOST_PATH = 300
+"""Characters of a path that a sentence shows."""
+MISTAKEN_PATHS = (errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
+"""Errors of a path that no free space or permission would mend."""
+
+
 def sentence_for(error: OSError) -> str:
     """An operating-system error as a sentence with its path, and what to do about the common ones."""
-    where = f" ({error.filename})" if error.filename else ""
+    where = f" ({str(error.filename)[:MOST_PATH]})" if error.filename else ""
     hint = {
         errno.ENOSPC: "; free some space, or write elsewhere with --out",
         errno.EACCES: "; choose a folder you may write to",

@@ -164,4 +164,5 @@ def _sweep_toml(folder: Path) -> Prepared:
     return path, lambda: load_spec({}, path, None, _defaults).points
 
 
+import document_kinds  # noqa: E402, F401
 import engine_kinds  # noqa: E402, F401

@@ -27,7 +27,7 @@ import pytest
 from trtllm_results.errors import ResultsError, WriteError
 from trtllm_results.record.environment import Environment
 from trtllm_results.record.row import Cell, Row, cell_key
-from trtllm_results.store import files, parquet
+from trtllm_results.store import document, files, parquet
 from trtllm_results.store.lock import RUN_LOCK, locked
 from trtllm_results.store.selection import load_set, named_path, path_and_filters
 from trtllm_results.store.table import Store, extend, read_rows
@@ -500,31 +500,31 @@ def test_a_pipe_that_nobody_reads_is_not_waited_for(tmp_path: Path) -> None:
 def test_documents_are_bounded(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     with pytest.raises(FileNotFoundError):
-        files.read_document(path)
+        document.read_document(path)
     path.write_bytes(gzip.compress(b'{"a": [1.5]}'))
-    assert files.read_document(path) == {"a": [1.5]}
+    assert document.read_document(path) == {"a": [1.5]}
     path.write_text("a = 1")
-    assert files.read_document(path, tomllib.loads) == {"a": 1}
+    assert document.read_document(path, tomllib.loads) == {"a": 1}
     for content, says in (
         (b"[" * 100_000, "is nested too deep"),
-        (b"[1", "contains invalid text"),
-        (b"\xff", "contains invalid text"),
-        (b"1" * 5000, "contains invalid text"),
+        (b"[1", "is not valid JSON"),
+        (b"\xff", "is not valid JSON"),
+        (b"1" * 5000, "is not valid JSON"),
         (b" " * 20_000, "has 20,000 bytes; at most 10,000 are read"),
         (gzip.compress(b" " * 20_000), "has more than 10,000 bytes once unpacked"),
         (gzip.compress(b"[]")[:-5], "is gzip-compressed and damaged"),
     ):
         path.write_bytes(content)
         with pytest.raises(ResultsError, match=says):
-            files.read_document(path, most_bytes=200_000 if content[:1] == b"[" else 10_000)
+            document.read_document(path, most_bytes=200_000 if content[:1] == b"[" else 10_000)
     path.unlink()
     path.symlink_to(path)
     with pytest.raises(ResultsError, match="Too many levels of symbolic links"):
-        files.read_document(path)
+        document.read_document(path)
     path.unlink()
     os.mkfifo(path)
     with pytest.raises(ResultsError, match="is a pipe, socket or device"):
-        files.read_document(path)
+        document.read_document(path)
 
 
 def test_what_cannot_be_read_again_is_not_stored(tmp_path: Path) -> None:

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trtllm_workloads import WorkloadError
+from trtllm_workloads import WorkloadError, files
 from trtllm_workloads.open_workload import data_folder, open_workload
 from trtllm_workloads.tokens import Vocabulary
-from trtllm_workloads.traces import Trace, filters, iter_trace, read_trace
+from trtllm_workloads.traces import Trace, columns, filters, iter_trace, read_trace
 from trtllm_workloads.traces.info import bars, info, prefix_hits
 
 SAMPLES = data_folder("samples")
@@ -572,3 +572,28 @@ def test_the_line_of_the_rate_has_the_traces_time_axis() -> None:
 def test_bars_scale_to_the_largest() -> None:
     assert bars([0, 1, 8]) == " ▁█"
     assert bars([0.0, 0.0]) == ""
+
+
+def test_a_line_without_end_and_a_packed_bomb_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "LONGEST_LINE", 1000)
+    monkeypatch.setattr(files, "_BOMB_BYTES", 100_000)
+    header = "num_prefill_tokens,num_decode_tokens\n"
+    for name, content, says in (
+        ("first.csv", "x" * 2000, "is in no trace format known here"),
+        ("later.csv", header + "1,2\n" + "1" * 50_000, "more than 1,000 characters"),
+        ("field.csv", header + "1," + "1" * 900 + "\n", "not a whole number"),
+        ("blank.csv.gz", "\n" * 1_000_000, "unpacks to more than 200 times its size"),
+    ):
+        raw = content.encode()
+        (tmp_path / name).write_bytes(gzip.compress(raw) if name.endswith(".gz") else raw)
+        with pytest.raises(WorkloadError, match=says):
+            read_trace(tmp_path / name)
+    (tmp_path / "whole.csv.gz").write_bytes(gzip.compress((header + "1,2\n" * 20_000).encode()))
+    assert len(read_trace(tmp_path / "whole.csv.gz")) == 20_000
+
+
+def test_a_field_that_csv_does_not_take_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(columns, "LARGEST_FIELD", 100)
+    (tmp_path / "x.csv").write_text("num_prefill_tokens,num_decode_tokens\n" + "1" * 200 + ",5\n")
+    with pytest.raises(WorkloadError, match=r"line 2: the line is not CSV: field larger than field limit \(100\)"):
+        read_trace(tmp_path / "x.csv")

@@ -15,7 +15,7 @@ from typing import Any
 
 from trtllm_bench.analysis.link_curve import LinkCurve
 from trtllm_bench.errors import BenchError
-from trtllm_results.store.files import read_document
+from trtllm_results.store.document import read_document
 
 FOLDER = Path(__file__).parent / "step_models"
 DEFAULT_GPU = "h100"
@@ -76,7 +76,7 @@ def _read(path: Path, stands_for: str) -> StepConstants:
 def read_file(path: Path) -> Mapping[str, Any]:
     """A file of constants, whole. Raises `BenchError` naming what is missing, unknown or not a number."""
     try:
-        data = read_document(path, tomllib.loads)
+        data: dict[str, Any] = read_document(path, tomllib.loads)
     except (OSError, ValueError) as error:
         raise BenchError(f"{path} cannot be read as TOML ({error})") from None
     expected = {f"{section}.{name}" for section, names in SECTIONS.items() for name in names}

@@ -12,8 +12,10 @@ from typing import Any
 from trtllm_bench.errors import BenchError
 from trtllm_bench.micro.timing import Timing
 from trtllm_results import stats
+from trtllm_results.errors import ResultsError
 from trtllm_results.gate import verdict as gate
-from trtllm_results.store.files import read_document, write_text
+from trtllm_results.store.document import as_kind, read_document
+from trtllm_results.store.files import write_text
 
 LIMITS = {"fp32": 1e-4, "bf16": 0.02, "fp16": 0.02, "fp8": 0.05, "int8": 0.05}
 """Relative root-mean-square difference to the reference that is still the same result: a few units in the last place of the result."""
@@ -70,20 +72,11 @@ class Run:
     def load(cls, path: Path) -> Run:
         """Raises `BenchError`."""
         try:
-            data = read_document(path)
-            results = [Measured(**{**one, **{how: _timing(one[how]) for how in _TIMED if one.get(how)}}) for one in data.pop("results")]
-            return cls(**data, results=tuple(results))
+            return as_kind(cls, read_document(path), path)
         except FileNotFoundError as error:
             raise BenchError(f"no kernel results at {path}; write them with trtllm-bench kernels --out {path}") from error
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise BenchError(f"{path} is no file of trtllm-bench kernels --out ({type(error).__name__}: {error})") from error
-
-
-_TIMED = ("cold", "warm", "chained")
-
-
-def _timing(data: dict[str, Any]) -> Timing:
-    return Timing(**{**data, "batches": tuple(data["batches"])})
+        except (OSError, ResultsError) as error:
+            raise BenchError(f"{path} is no file of trtllm-bench kernels --out ({error})") from error
 
 
 def judge(base: Run, now: Run, margin: float, alpha: float = 0.05) -> tuple[gate.Finding, ...]:

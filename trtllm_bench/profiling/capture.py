@@ -14,7 +14,8 @@ import numpy as np
 from trtllm_bench.errors import RunFailure
 from trtllm_bench.profiling.window import SeenStep
 from trtllm_bench.roofline.counts import StepShape
-from trtllm_results.store.files import read_document, write_text
+from trtllm_results.store.document import read_document
+from trtllm_results.store.files import write_text
 
 LOG_COLUMNS = ("done_s", "launched_s", "decode_tokens", "context_tokens", "kv_pages_used")
 

@@ -15,7 +15,9 @@ from typing import Any
 
 from trtllm_bench.errors import BenchError
 from trtllm_dashboards.profile_page import DATA_FILE
-from trtllm_results.store.files import read_document, write_text
+from trtllm_results.errors import ResultsError
+from trtllm_results.store.document import as_kind, read_document
+from trtllm_results.store.files import write_text
 
 TRACE_FILE = "trace.json.gz"
 
@@ -124,12 +126,11 @@ class CellProfile:
         """From a profile's folder or its file. Raises `BenchError`."""
         source = path / DATA_FILE if path.is_dir() else path
         try:
-            data = read_document(source)
-            kernels = tuple(KernelRow(**row) for row in data.pop("kernels"))
-            steps = tuple(StepRow(**row) for row in data.pop("steps"))
-            notes, timeline, counters = (tuple(data.pop(name)) for name in ("notes", "timeline", "counters"))
-            return cls(**data, kernels=kernels, steps=steps, notes=notes, timeline=timeline, counters=counters)
+            profile = as_kind(cls, read_document(source), source)
         except FileNotFoundError as error:
             raise BenchError(f"no profile at {source}; make one with trtllm-bench profile") from error
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise BenchError(f"{source} is no profile of this version of trtllm-bench ({type(error).__name__}: {error})") from error
+        except (OSError, ResultsError) as error:
+            raise BenchError(f"{source} is no profile of this version of trtllm-bench ({error})") from error
+        if not isinstance(profile.cell.get("label"), str):
+            raise BenchError(f"{source} is no profile of this version of trtllm-bench (cell.label is no text)")
+        return profile

@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trtllm_bench.errors import BenchError
+from trtllm_results.errors import ResultsError
 from trtllm_results.record.environment import Environment
-from trtllm_results.store.files import read_document, write_text
+from trtllm_results.store.document import as_kind, read_document
+from trtllm_results.store.files import write_text
 
 if TYPE_CHECKING:
     import torch
@@ -68,17 +70,17 @@ def cache_file(environment: Environment) -> Path:
 def cached(environment: Environment) -> Ceilings | None:
     """The ceilings measured here before, or None. An unreadable file counts as none."""
     try:
-        return Ceilings(**read_document(cache_file(environment)))
-    except (OSError, ValueError, TypeError):
+        return as_kind(Ceilings, read_document(cache_file(environment)), "")
+    except (OSError, ResultsError):
         return None
 
 
 def load(path: Path) -> Ceilings:
     """Ceilings kept in a file, such as another machine's. Raises `BenchError`."""
     try:
-        return Ceilings(**read_document(path))
-    except (OSError, ValueError, TypeError) as error:
-        raise BenchError(f"{path} does not hold ceilings as trtllm-bench ceilings keeps them ({type(error).__name__})") from None
+        return as_kind(Ceilings, read_document(path), path)
+    except (OSError, ResultsError) as error:
+        raise BenchError(f"{path} does not hold ceilings as trtllm-bench ceilings keeps them ({error})") from None
 
 
 def keep(ceilings: Ceilings, environment: Environment) -> Path:

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trtllm_bench.errors import BenchError
-from trtllm_results.store.files import atomically, read_document
+from trtllm_results.record.flat import shown
+from trtllm_results.store.document import read_document
+from trtllm_results.store.files import atomically
 
 MOST_BYTES = 1 << 30
 """Of a trace, unpacked; one of some hundred steps has some hundred megabytes."""
@@ -48,13 +50,20 @@ def read_json(path: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(content, dict) or "traceEvents" not in content:
         raise BenchError(f"{path} is JSON but no Chrome trace: it has no traceEvents")
+    events = content["traceEvents"]
+    if not isinstance(events, list) or not all(_is_event(one) for one in events):
+        raise BenchError(f"{path} is no Chrome trace: its traceEvents are not a list of objects with args and text for cat")
     return content
+
+
+def _is_event(one: Any) -> bool:
+    return isinstance(one, dict) and isinstance(one.get("args") or {}, dict) and isinstance(one.get("cat", ""), str)
 
 
 def device_events(content: Mapping[str, Any]) -> list[Event]:
     """Kernels, copies and fills on the device, by start."""
     found = [
-        Event(str(e["name"]), float(e["ts"]), float(e["dur"]), _CATEGORIES[e["cat"]], int(e.get("args", {}).get("stream", 0) or 0))
+        _event(e, "", _CATEGORIES[e["cat"]], (e.get("args") or {}).get("stream"))
         for e in content["traceEvents"]
         if e.get("ph") == "X" and e.get("cat") in _CATEGORIES
     ]
@@ -64,11 +73,18 @@ def device_events(content: Mapping[str, Any]) -> list[Event]:
 def ranges(content: Mapping[str, Any]) -> list[Event]:
     """Our own ranges on the CPU, without their prefix, by start and then the outer first."""
     found = [
-        Event(str(e["name"]).removeprefix(RANGE_PREFIX), float(e["ts"]), float(e["dur"]), "range")
+        _event(e, RANGE_PREFIX, "range")
         for e in content["traceEvents"]
         if e.get("ph") == "X" and e.get("cat") == "user_annotation" and str(e.get("name", "")).startswith(RANGE_PREFIX)
     ]
     return sorted(found, key=lambda event: (event.start_us, -event.duration_us))
+
+
+def _event(event: Mapping[str, Any], prefix: str, kind: EventKind, stream: Any = None) -> Event:
+    try:
+        return Event(str(event["name"]).removeprefix(prefix), float(event["ts"]), float(event["dur"]), kind, int(stream or 0))
+    except (KeyError, ValueError, TypeError, OverflowError):
+        raise BenchError(f"event {shown(dict(event))} of the trace lacks a name, ts or dur, or has one of another type") from None
 
 
 def with_tracks(

@@ -18,14 +18,44 @@ from typing import IO, Any
 from trtllm_workloads.errors import WorkloadError, WriteError
 
 _GZIP = b"\x1f\x8b"
+LONGEST_LINE = 1 << 24
+"""Characters; a prompt of a million token ids has 8 million."""
+_BOMB_BYTES, _BOMB_RATIO = 1 << 27, 200
+"""What is packed so well, and unpacks to so much, is no data: lines of requests take a tenth of their size."""
+
+
+class _Bounded(io.BufferedIOBase):
+    """Bytes on their way to a decoder, which would take any length of line into memory. Raises `WorkloadError`."""
+
+    def __init__(self, source: io.BufferedIOBase | gzip.GzipFile, path: Path, packed_bytes: int, lines: bool) -> None:
+        self._source, self._path, self._lines = source, path, lines
+        self._most = max(_BOMB_BYTES, _BOMB_RATIO * packed_bytes) if packed_bytes else 0
+        self._read = self._line = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def read1(self, size: int = -1, /) -> bytes:
+        part = self._source.read1(size)
+        self._read += len(part)
+        end = part.rfind(b"\n")
+        self._line = self._line + len(part) if end < 0 else len(part) - end - 1
+        if self._lines and self._line > 4 * LONGEST_LINE:
+            raise WorkloadError(f"{self._path} has a line of more than {LONGEST_LINE:,} characters; it is damaged, or another kind of file")
+        if 0 < self._most < self._read:
+            raise WorkloadError(f"{self._path} unpacks to more than {_BOMB_RATIO} times its size; it is damaged, or no data")
+        return part
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        return self.read1(-1 if size is None else size)
 
 
 @contextmanager
-def open_text(path: Path, what: str) -> Iterator[IO[str]]:
-    """The file's text; `what` it is (trace, dataset) is said when it cannot be read.
+def open_text(path: Path, what: str, lines: bool = True) -> Iterator[IO[str]]:
+    """The file's text; `what` it is (trace, dataset) is said when it cannot be read. `lines`: it has them, of bounded length.
 
     Raises:
-        WorkloadError: also from reading within the `with`: no such file, damaged compression, not UTF-8.
+        WorkloadError: also from reading within the `with`: no such file, damaged compression, not UTF-8, lines without end.
     """
     if path.exists() and not path.is_file():
         raise WorkloadError(
@@ -34,7 +64,9 @@ def open_text(path: Path, what: str) -> Iterator[IO[str]]:
     try:
         with path.open("rb") as raw:
             packed = raw.peek(2)[:2] == _GZIP
-            with io.TextIOWrapper(gzip.GzipFile(fileobj=raw) if packed else raw, encoding="utf-8-sig") as stream:
+            plain = gzip.GzipFile(fileobj=raw) if packed else raw
+            bounded: Any = _Bounded(plain, path, path.stat().st_size if packed else 0, lines)
+            with io.TextIOWrapper(bounded, encoding="utf-8-sig") as stream:
                 yield stream
     except UnicodeDecodeError as error:
         raise WorkloadError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start})") from None
@@ -45,8 +77,11 @@ def open_text(path: Path, what: str) -> Iterator[IO[str]]:
 
 
 def first_line(stream: IO[str]) -> tuple[str, int]:
-    """The first line that is not blank ('' where there is none), and its number from 1."""
-    for number, line in enumerate(stream, start=1):
+    """The first line that is not blank ('' where there is none), and its number from 1. Of one that is too long, its beginning: a JSON
+    array may be one line."""
+    number = 0
+    while line := stream.readline(LONGEST_LINE):
+        number += 1
         if not line.isspace():
             return line, number
     return "", 1

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,13 @@ from typing import Any
 from trtllm_dashboards import looks
 from trtllm_dashboards.errors import DashboardError, NotWritten
 from trtllm_results.errors import WriteError
-from trtllm_results.store.files import read_document, write_text
+from trtllm_results.record.flat import shown
+from trtllm_results.store.document import read_document
+from trtllm_results.store.files import write_text
 
 DATA_FILE, PAGE_FILE = "profile.json", "profile.html"
 
+STEP_NUMBERS = ("samples", "sequences", "gap_inside_us", "gap_before_us")
 SCRIPTS = ("page.js", "roofline.js", "timeline.js", "tables.js")
 """In this order; the first defines what the others use, the last draws."""
 
@@ -52,7 +55,26 @@ def load(folder: Path) -> Mapping[str, Any]:
         raise DashboardError(f"{path} cannot be read as a profile ({error}); record it again with trtllm-bench profile.") from error
     if not isinstance(profile, dict) or "kernels" not in profile:
         raise DashboardError(f"{path} is no profile of trtllm-bench; record one with trtllm-bench profile.")
+    if (wrong := next(_wrong_parts(profile), "")) != "":
+        raise DashboardError(f"{path} is no profile of trtllm-bench: {wrong}; record it again with trtllm-bench profile.")
     return profile
+
+
+def _wrong_parts(profile: Mapping[str, Any]) -> Iterator[str]:
+    """What is of another type than the page and its callers take it for."""
+    for name in ("kernels", "steps", "timeline"):
+        value = profile.get(name, [])
+        if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
+            yield f"{name} is {shown(value)}, not a list of objects"
+    for name in ("cell", "ceilings", "roles"):
+        if not isinstance(value := profile.get(name, {}), dict):
+            yield f"{name} is {shown(value)}, not an object"
+    numbers = {f"roles.{role[:60]}": us for role, us in profile.get("roles", {}).items()}
+    for step in profile.get("steps", []):
+        numbers |= {f"steps.{name}": step[name] for name in STEP_NUMBERS if name in step}
+    for name, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            yield f"{name} is {shown(value)}, not a number"
 
 
 def parts_per_token(profile: Mapping[str, Any]) -> dict[str, float]:

@@ -27,7 +27,8 @@ from typing import Any, Literal
 from trtllm_results.compare.published import folder
 from trtllm_results.errors import ResultsError
 from trtllm_results.gpus import gpu_class
-from trtllm_results.store.files import read_document, write_text
+from trtllm_results.store.document import as_kind, read_document
+from trtllm_results.store.files import write_text
 
 Family = Literal["gemm", "prompt attention", "decode attention", "all-reduce", "moe"]
 MEASURED: tuple[Family, ...] = ("gemm", "prompt attention", "decode attention")
@@ -207,13 +208,9 @@ class OpRun:
     def load(cls, path: Path) -> OpRun:
         """Raises `ResultsError`."""
         try:
-            data = read_document(path)
-            rows = [
-                OpBeside(**{**one, "shape": OpShape(**{**one["shape"], "sizes": tuple(one["shape"]["sizes"])})}) for one in data.pop("rows")
-            ]
-            return cls(**{**data, "wrong": tuple(data["wrong"]), "notes": tuple(data["notes"])}, rows=tuple(rows))
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ResultsError(f"{path} does not hold a run of kernels --against published ({type(error).__name__}: {error})") from None
+            return as_kind(cls, read_document(path), path)
+        except (OSError, ResultsError) as error:
+            raise ResultsError(f"{path} does not hold a run of kernels --against published ({error})") from None
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ from trtllm_results.gate.verdict import GateReport, Judged, combine, judge
 from trtllm_results.metrics.registry import METRICS
 from trtllm_results.record.environment import Environment
 from trtllm_results.record.row import ALIGN_FIELDS, Row
-from trtllm_results.store.files import read_document
+from trtllm_results.store.document import as_kind, read_document
 from trtllm_results.versions import newest
 
 BASELINE_VERSION = 1
@@ -176,33 +176,14 @@ def load(path: Path) -> Baseline:
         raise ResultsError(f"there is no baseline at {path}; make one with gate accept") from None
     except ResultsError as error:
         raise ResultsError(f"{path} is not a baseline file of trtllm-bench: {error}") from None
-    try:
-        version = int(content["schema_version"])
-        if version > BASELINE_VERSION:
-            raise ResultsError(f"baseline {path} has version {version}, newer than this tool's {BASELINE_VERSION}; upgrade trtllm-bench")
-        history = tuple(
-            Entry(
-                accepted_at=one["accepted_at"],
-                revision=one["revision"],
-                note=one["note"],
-                environment=Environment(**one["environment"]),
-                cells={key: _measured(cell) for key, cell in one["cells"].items()},
-                same_state=bool(one.get("same_state", False)),
-            )
-            for one in content["history"]
-        )
-        if not history:
-            raise ResultsError(f"baseline {path} has an empty history; run gate accept")
-        return Baseline(content["name"], history)
-    except ResultsError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ResultsError(f"{path} is not a baseline file of trtllm-bench") from error
-
-
-def _measured(content: Mapping[str, Any]) -> Measured:
-    figures = {name: [float(value) for value in runs] for name, runs in content["figures"].items()}
-    return Measured(str(content["label"]), dict(content["cell"]), figures)
+    if not isinstance(content, dict) or not isinstance(version := content.pop("schema_version", None), int):
+        raise ResultsError(f"{path} is not a baseline file of trtllm-bench: it has no schema_version")
+    if version > BASELINE_VERSION:
+        raise ResultsError(f"baseline {path} has version {version}, newer than this tool's {BASELINE_VERSION}; upgrade trtllm-bench")
+    read = as_kind(Baseline, content, f"{path} is not a baseline file of trtllm-bench")
+    if not read.history:
+        raise ResultsError(f"baseline {path} has an empty history; run gate accept")
+    return read
 
 
 def check(

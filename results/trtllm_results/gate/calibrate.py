@@ -22,7 +22,8 @@ from trtllm_results.gate.power import MOST_DF, detectable_shift
 from trtllm_results.gate.run import Blocks
 from trtllm_results.gate.sessions import SessionNoise
 from trtllm_results.gate.simulate import verdicts
-from trtllm_results.store.files import read_document, write_text
+from trtllm_results.store.document import read_document
+from trtllm_results.store.files import write_text
 
 FROM_FILE = (
     "the noise between days is taken from a noise file, which was measured within one session; days may differ by more, and sessions of "

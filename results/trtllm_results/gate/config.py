@@ -27,7 +27,7 @@ from trtllm_results.errors import ResultsError
 from trtllm_results.gate.power import Plan
 from trtllm_results.metrics.registry import HEADLINE, METRICS
 from trtllm_results.record.flat import shown
-from trtllm_results.store.files import read_document
+from trtllm_results.store.document import read_document
 
 MOST_BLOCKS, MOST_LOOKS = 10_000, 100
 DEFAULT_MARGINS: Mapping[str, float] = {HEADLINE: 0.02}
@@ -54,14 +54,14 @@ class GateConfig:
         if not 1 <= self.looks <= MOST_LOOKS:
             raise ResultsError(f"gate: looks is {shown(self.looks)}; at least one is needed, at most {MOST_LOOKS}")
         if self.drift not in ("warn", "fail"):
-            raise ResultsError(f"gate: drift is '{self.drift}'; use warn or fail")
+            raise ResultsError(f"gate: drift is {shown(self.drift)}; use warn or fail")
         if not self.margins:
             raise ResultsError("gate: no margins are set; name at least one figure and its tolerated loss under [margins]")
         for name, margin in self.margins.items():
             if name not in METRICS or not METRICS[name].better:
                 raise ResultsError(f"gate: '{name}' is not a figure that can be judged; docs/schema.md lists those with a direction")
             if not 0 < margin < 0.5:
-                raise ResultsError(f"gate: margin of {name} is {margin}; it is a relative loss and must lie between 0 and 0.5 (2% is 0.02)")
+                raise ResultsError(f"gate: margin of {name} is {margin:g}; it is a relative loss between 0 and 0.5 (2% is 0.02)")
         stats.alpha_spending([1.0], self.alpha, self.spending)
 
     @property
@@ -88,7 +88,7 @@ def load_config(path: Path | None) -> GateConfig:
     except OSError as error:
         raise ResultsError(f"cannot read gate settings {path}: {error.strerror}") from error
     except ResultsError as error:
-        raise ResultsError(f"gate settings are not valid TOML: {error}") from error
+        raise ResultsError(f"gate settings: {error}") from error
     unknown = sorted(set(content) - {f.name for f in fields(GateConfig)})
     if unknown:
         raise ResultsError(f"{path}: unknown setting '{unknown[0]}'; known are {', '.join(f.name for f in fields(GateConfig))}")

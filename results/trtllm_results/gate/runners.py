@@ -28,7 +28,7 @@ from trtllm_results.errors import ResultsError
 from trtllm_results.gate.run import Arm, RunResult
 from trtllm_results.importers.nvidia import own
 from trtllm_results.record.row import Row
-from trtllm_results.store.files import read_document
+from trtllm_results.store.document import read_document
 from trtllm_results.store.table import Store
 from trtllm_results.versions import WARMUP
 

@@ -17,7 +17,7 @@ from trtllm_results.gate.run import ORDERS, Arm, Blocks, RunResult, report_block
 from trtllm_results.gate.verdict import GateReport
 from trtllm_results.metrics.registry import METRICS
 from trtllm_results.record.row import Row
-from trtllm_results.store.files import read_document
+from trtllm_results.store.document import read_document
 from trtllm_results.store.table import Store
 from trtllm_results.versions import WARMUP
 

@@ -31,6 +31,7 @@ from trtllm_results.importers._common import (
     ratio,
     scaled,
     settings_of,
+    shorten,
     whole,
     without_user,
 )
@@ -216,7 +217,7 @@ def _milliseconds(name: str, metric: Metric, stat: str, default: str) -> float |
     """A statistic of a time in milliseconds; a placeholder (0) is absent. Raises `FieldError` for a unit that is no time."""
     unit = metric.unit or default
     if unit not in TO_MS:
-        raise FieldError(f"{name}.unit is '{unit:.40}'; it must be one of {', '.join(TO_MS)}")
+        raise FieldError(f"{name}.unit is {shorten(unit)}; it must be one of {', '.join(TO_MS)}")
     return scaled(getattr(metric, stat) or None, TO_MS[unit])
 
 

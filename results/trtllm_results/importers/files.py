@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from trtllm_results.errors import ResultsError
-from trtllm_results.store.files import unpacked
+from trtllm_results.store.document import unpacked
 
-LARGEST_BYTES = 2 << 30
+_BLANK = re.compile(r"[ \t\r\n]*")
+LARGEST_BYTES = 1 << 29
 """A summary is some kilobytes and a detailed result some hundred megabytes; beyond this it is another file."""
 
 
@@ -49,9 +51,8 @@ def json_values(text: str, path: Path) -> Any:
 
 def _next(text: str, at: int) -> int:
     """Where the next value begins."""
-    while at < len(text) and text[at] in " \t\r\n":
-        at += 1
-    return at
+    blank = _BLANK.match(text, at)
+    return blank.end() if blank else at
 
 
 def csv_lines(text: str, path: Path) -> list[list[str]]:

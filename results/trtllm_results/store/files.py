@@ -8,21 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import gzip
-import io
-import json
 import os
 import re
 import stat
 import uuid
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from trtllm_results.errors import ResultsError, WriteError
 
-MOST_DOCUMENT_BYTES = 1 << 28
 HINTS = {
     errno.ENOSPC: "; free some space, then go on",
     errno.EDQUOT: "; free some space, then go on",
@@ -142,41 +137,3 @@ def read_text(path: Path, most_bytes: int) -> str:
         raise ResultsError(f"{path} is not UTF-8 text at byte {error.start:,}; it is damaged, or another tool wrote it") from None
     except OSError as error:
         raise ResultsError(f"cannot read {path}: {error.strerror}") from error
-
-
-def read_document(path: Path, parse: Callable[[str], Any] = json.loads, most_bytes: int = MOST_DOCUMENT_BYTES) -> Any:
-    """The JSON in a file of ours, or the TOML by `tomllib.loads`; unpacked where it is gzip-compressed.
-
-    Raises FileNotFoundError where there is no such file, `ResultsError` (a ValueError) for anything that `parse` does not take, one nested
-    too deep, one that is larger than `most_bytes`, and what is no file: a pipe would be waited for, and a device has no end.
-    """
-    if not os.path.lexists(path):
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
-    size = check_regular(path)
-    if size > most_bytes:
-        raise ResultsError(f"{path} has {size:,} bytes; at most {most_bytes:,} are read")
-    try:
-        content = unpacked(path.read_bytes(), path, most_bytes)
-        return parse(content.decode("utf-8-sig"))
-    except OSError as error:
-        raise ResultsError(f"cannot read {path}: {error.strerror}") from error
-    except RecursionError:
-        raise ResultsError(f"{path} is nested too deep") from None
-    except ResultsError:
-        raise
-    except ValueError as error:  # not the language, not UTF-8, or a number of thousands of digits
-        raise ResultsError(f"{path} contains invalid text: {' '.join(str(error).split())[:200]}") from None
-
-
-def unpacked(content: bytes, path: Path, most_bytes: int) -> bytes:
-    """`content` of `path`, without its gzip where it has one. Raises `ResultsError` for more than `most_bytes`, and for damage."""
-    if not content.startswith(b"\x1f\x8b"):
-        return content
-    try:
-        with gzip.GzipFile(fileobj=io.BytesIO(content)) as stream:
-            plain = stream.read(most_bytes + 1)
-    except (EOFError, zlib.error, gzip.BadGzipFile):
-        raise ResultsError(f"{path} is gzip-compressed and damaged or cut short; fetch it again") from None
-    if len(plain) > most_bytes:
-        raise ResultsError(f"{path} has more than {most_bytes:,} bytes once unpacked")
-    return plain

@@ -18,7 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from trtllm_results.errors import ResultsError
-from trtllm_results.store.files import read_document, writing
+from trtllm_results.store.document import read_document
+from trtllm_results.store.files import writing
 
 RUN_LOCK = ".run.lock"
 """Held by a sweep from its first look into the folder to its end."""

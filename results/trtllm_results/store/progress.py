@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from trtllm_results.store.files import read_document
+from trtllm_results.store.document import read_document
 from trtllm_results.store.lock import RUN_LOCK, held
 
 PROGRESS = "progress.json"

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from trtllm_workloads.errors import SKIP_HINT, WorkloadError
-from trtllm_workloads.files import open_text
+from trtllm_workloads.files import LONGEST_LINE, open_text
 from trtllm_workloads.traces.columns import Csv, counts
 from trtllm_workloads.traces.trace import Trace
 
@@ -66,8 +66,8 @@ def _requests(item: Any, count: Callable[[str], int]) -> Iterator[tuple[int, int
         if not isinstance(said, dict) or not isinstance(said.get("value"), str):
             raise ValueError(f"turn {place + 1} has no text in 'value'")
         length = count(said["value"])
-        before = turns[place - 1].get("from") if place else None
-        if said.get("from") in ANSWERED and before in ASKED:
+        before = str(turns[place - 1].get("from")) if place else ""
+        if str(said.get("from")) in ANSWERED and before in ASKED:
             yield turn, held, length
             turn += 1
         held += length
@@ -82,7 +82,7 @@ def _trace(rows: list[tuple[int, int, int, int]], skipped: int) -> Trace:
 def _items(path: Path) -> Iterator[Any]:
     """Elements of a JSON array too large to load, or the values of JSON lines, one after another."""
     decoder = json.JSONDecoder()
-    with open_text(path, "trace") as stream:
+    with open_text(path, "trace", lines=False) as stream:
         buffer = stream.read(_READ_CHARACTERS).lstrip()
         if not buffer.startswith(("[", "{")):
             raise WorkloadError(f"{path} is no JSON array of conversations")
@@ -97,6 +97,9 @@ def _items(path: Path) -> Iterator[Any]:
             except RecursionError:
                 raise WorkloadError(f"{path} is no ShareGPT file: its JSON is nested too deeply") from None
             except ValueError as error:
+                if len(buffer) > LONGEST_LINE:
+                    told = f"is not JSON ({error}), or a conversation has over {LONGEST_LINE:,} characters"
+                    raise WorkloadError(f"{path} {told}") from None
                 more = stream.read(max(_READ_CHARACTERS, len(buffer)))
                 if not more:
                     raise WorkloadError(f"{path} ends in the middle of a conversation, or is not JSON ({error})") from None
