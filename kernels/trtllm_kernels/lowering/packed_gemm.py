@@ -10,6 +10,7 @@ K in turns, or by two blocks; and x is read from L2 once by each block, so with 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 
@@ -23,16 +24,22 @@ from trtllm_kernels.lowering.space import PREFILL, Choice, grid, table
 
 LARGE_SIZES = (64, 128, 256, 512, 1024, 2048)
 """Numbers of tokens up to which one tile of the kernel of many tokens holds; the last also holds for more."""
-LARGE_TILES = ((256, 128), (128, 128), (256, 64), (128, 64))
-"""(rows of the weight, tokens)."""
+LARGE_TILES = (
+    (256, 128, 1), (256, 128, 2), (256, 128, 4), (128, 256, 1), (128, 256, 2), (128, 256, 4), (128, 128, 1), (128, 128, 2), (128, 128, 4),
+    (256, 64, 1), (256, 64, 2), (256, 64, 4), (128, 64, 1), (128, 64, 2), (128, 64, 4),
+)  # fmt: skip
+"""(rows of the weight, tokens, blocks of a cluster that divide K)."""
 LARGE_TO = "large_to"
 """Tunable: largest number of tokens for which that kernel is taken; 0: never."""
 _NO_LIMIT = 1 << 30
 _STORED_TOKENS = 32
 _TOKEN_GROUP = 2048
 """Tokens that go through all rows of the weight before others do."""
+LargeTile = tuple[int, int, int]
 _EPILOGUE_CYCLES = 20
-"""Per token of a tile."""
+"""Per token of a tile of 256 rows."""
+_L2_BYTES_A_CYCLE = 32
+"""Of an SM, while all read."""
 PADDED = (8, 16, 32, 64, 128)
 """Tokens that a tile of the kernel of few tokens holds."""
 PACKED_TO = "packed_to"
@@ -133,20 +140,31 @@ def _default(call: OpCall, padded: int) -> Tile:
     return Tile(padded, 64, 1, 2, 2, 128) if padded == 16 and call["x"].dtype != "fp8" else Tile(padded, 64, 2, 2, 1, 128)
 
 
-def _large_names(size: int) -> tuple[str, str]:
-    return f"large{size}_rows", f"large{size}_tokens"
+def _large_names(size: int) -> tuple[str, str, str]:
+    return f"large{size}_rows", f"large{size}_tokens", f"large{size}_parts"
 
 
-def _default_large(call: OpCall, tokens: int) -> tuple[int, int]:
-    """The tile that takes the fewest cycles of the tensor cores, which is what bounds large ones."""
-    n, k = call["weight"].size(0), call["weight"].size(1)
+def _large_tiles(call: OpCall) -> tuple[LargeTile, ...]:
+    """Those that have the registers for their sums."""
+    by_sums = call["x"].dtype == "fp8" and _group(call) > 0
+    return tuple(tile for tile in LARGE_TILES if not (by_sums and tile[:2] == (256, 128)))
 
-    def cycles(tile: tuple[int, int]) -> int:
-        waves = ceil_div(ceil_div(tokens, tile[1]) * ceil_div(n, tile[0]), call.sm_count)
-        one = k * tile[0] * tile[1] // (4096 if call["x"].dtype == "fp8" else 2048)
-        return waves * (one + (one // 8 if tile[1] < 128 else 0) + _EPILOGUE_CYCLES * tile[1])
 
-    return min(LARGE_TILES, key=cycles)
+def _default_large(call: OpCall, tokens: int) -> LargeTile:
+    return min(_large_tiles(call), key=lambda tile: _cycles(call, tokens, tile))
+
+
+def _cycles(call: OpCall, tokens: int, tile: LargeTile) -> float:
+    """What a tile takes of the tensor cores, or of L2, from which each block reads its own rows and tokens. Infinite: it is of no use."""
+    n, k, (rows, of_tile, parts) = call["weight"].size(0), call["weight"].size(1), tile
+    columns, tiles = _large_columns(call), ceil_div(tokens, of_tile) * ceil_div(n, rows)
+    if (parts > 1 and tiles * parts > call.sm_count) or of_tile >= 2 * max(tokens, TILE):
+        return math.inf
+    waves, steps = ceil_div(tiles * parts, call.sm_count), ceil_div(ceil_div(k, columns), parts)
+    busy = min(call.sm_count, tiles * parts) / call.sm_count
+    stage = 128 * of_tile + bytes_of(rows * columns, call["weight"].dtype)
+    step = max(rows * of_tile / 32, busy * stage / _L2_BYTES_A_CYCLE, 150 + rows / 64 * (160 if call["x"].dtype == "fp8" else 100))
+    return waves * (steps * step + _EPILOGUE_CYCLES * of_tile / parts * rows / 256 + (1500 if parts > 1 else 500))
 
 
 def large_fits(call: OpCall) -> bool:
@@ -163,7 +181,8 @@ def packed_space(call: OpCall) -> tuple[Choice, ...]:
     if not few_fit(call):
         return ()
     columns = tuple(n for n in (128, 256) if _step_fits(call, n))
-    few = [(64, 1, 1, 2), (64, 1, 2, 2), (64, 2, 1, 1), (64, 2, 2, 1), (64, 2, 1, 2), (128, 1, 1, 1), (128, 1, 1, 2), (128, 1, 2, 1)]
+    few = [(64, 2, 2, 2), (64, 4, 1, 1), (64, 4, 2, 1), (128, 2, 1, 1), (128, 2, 2, 1)]
+    few += [(64, 1, 1, 2), (64, 1, 2, 2), (64, 2, 1, 1), (64, 2, 2, 1), (64, 2, 1, 2), (128, 1, 1, 1), (128, 1, 1, 2), (128, 1, 2, 1)]
     many = [(64, 1, 2, 2), (64, 2, 2, 1), (128, 1, 1, 1), (128, 1, 2, 1), (128, 1, 4, 1), (128, 2, 2, 1), (256, 1, 1, 1), (256, 1, 2, 1)]
 
     def choice(padded: int) -> Choice:
@@ -171,7 +190,8 @@ def packed_space(call: OpCall) -> tuple[Choice, ...]:
         return Choice(f"packed {padded}", table(tuple(_name(padded, field) for field in _FIELDS), *lines))
 
     def large(size: int) -> Choice:
-        return Choice(f"large {size}", table(_large_names(size), *LARGE_TILES), (PREFILL,), (size - size // 4, size))
+        tiles = [tile for tile in _large_tiles(call) if _cycles(call, size, tile) < math.inf]
+        return Choice(f"large {size}", table(_large_names(size), *tiles), (PREFILL,), (size - size // 4, size))
 
     few_tokens = (*map(choice, PADDED), Choice("packed to", grid(**{PACKED_TO: (0, *PADDED)}), (PREFILL,), PADDED))
     if not large_fits(call):
@@ -229,9 +249,9 @@ def _launch_large(builder: Builder, tuned: Mapping[str, int], covered: int) -> i
     return covered
 
 
-def _large_tile(tuned: Mapping[str, int], size: int) -> tuple[int, int]:
-    rows, tokens = _large_names(size)
-    return tuned[rows], tuned[tokens]
+def _large_tile(tuned: Mapping[str, int], size: int) -> LargeTile:
+    rows, tokens, parts = _large_names(size)
+    return tuned[rows], tuned[tokens], tuned[parts]
 
 
 def _within(tokens: Dim, below: int, most: int) -> Dim:
@@ -261,7 +281,6 @@ def _launch(builder: Builder, tile: Tile, here: Dim) -> None:
     row_groups = tile.rows // TILE
     groups = 1 if not group or group >= tile.columns else tile.columns // group
     w_stages, x_stages, shared_bytes = _rings(call, tile, groups)
-    scale_warps = 0 if not group else max(1, min(4, 64 // group, w_stages))
     builder.launch(
         "packed_gemm.packed_gemm",
         _operands(call, tile.tokens),
@@ -277,10 +296,9 @@ def _launch(builder: Builder, tile: Tile, here: Dim) -> None:
             "W_STAGES": w_stages,
             "X_STAGES": x_stages,
             "FOLDED": _folded(call, tile.tokens),
-            "SCALE_WARPS": scale_warps,
             "SHARED_BYTES": shared_bytes,
         },
-        warps=4 * row_groups * tile.turns + 2 + scale_warps,
+        warps=4 * row_groups * tile.turns + (3 if group else 2),
         cuda=True,
     )
 
@@ -327,42 +345,49 @@ def _flags(call: OpCall) -> dict[str, int]:
     }
 
 
-def _launch_large_tile(builder: Builder, tile: tuple[int, int], here: Dim) -> None:
+def _launch_large_tile(builder: Builder, tile: LargeTile, here: Dim) -> None:
     """`here`: 1 in steps that this tile serves, else 0."""
-    call, (rows, tokens) = builder.call, tile
-    group, columns, x = _group(call), _large_columns(call), call["x"]
-    if tile not in LARGE_TILES:
-        raise KernelError(f"tile {tile} is none of {LARGE_TILES} of many tokens and packed weights")
+    call, (rows, tokens, parts) = builder.call, tile
+    group, columns, weight = _group(call), _large_columns(call), call["weight"]
+    if tile not in _large_tiles(call):
+        raise KernelError(f"tile {tile} is none of {_large_tiles(call)} of many tokens and packed weights")
     groups = 1 if not group or group >= columns else columns // group
-    scales = 4 * rows * groups * (2 if call.get("weight_zero") else 1)
-    fixed = 8 * _STORED_TOKENS * (rows // 2 + 4) + (_TABLE_BYTES if call["weight"].dtype == "nf4" else 0) + 8 * rows * groups
-    stage = 128 * tokens + bytes_of(rows * columns, call["weight"].dtype) + (scales if group else 0) + 16
-    stages = (_SM_BYTES - _RESERVED_BYTES - fixed) // stage
-    blocks = ceil_div(call["weight"].size(0), rows)
+    own = tokens // parts
+    stored = 64 if rows == 128 and own >= 64 and tokens > 64 else min(own, 32)
+    tables = _tables_bytes(call, rows, groups)
+    fixed = 8 * stored * (rows // 2 + 4) + (_TABLE_BYTES if weight.dtype == "nf4" else 0) + 32 + (0 if group else tables)
+    operands, beside = 128 * tokens + bytes_of(rows * columns, weight.dtype), 16 + (tables if group else 0)
+    steps = ceil_div(ceil_div(weight.size(1), columns), parts)
+    stages = min((_SM_BYTES - _RESERVED_BYTES - fixed) // (operands + beside), max(2, steps))
+    ring = max(stages * operands, 4 * rows * own * max(parts - 1, 1))  # sums of the other blocks come to where operands were
     builder.launch(
         "packed_gemm_large.packed_gemm_large",
         _operands(call, tokens),
-        grid=(product(_programs(call, tokens, blocks), here),),
+        grid=(product(_programs(call, tokens, ceil_div(call["weight"].size(0), rows), parts), here), parts),
         constexprs={
             **_flags(call),
             "TOKENS": tokens,
             "COLUMNS": columns,
             "M_TILES": rows // 2 // TILE,
+            "SPLITS": parts,
             "RING": stages,
             "TOKEN_GROUP": _TOKEN_GROUP // tokens,
-            "FOLDED": bool(group) and x.dtype != "fp8",
-            "SHARED_BYTES": fixed + stages * stage,
+            "FOLDED": bool(group) and call["x"].dtype != "fp8",
+            "SHARED_BYTES": fixed + ring + stages * beside,
         },
         warps=12,
         cuda=True,
     )
 
 
-def _programs(call: OpCall, tile_tokens: int, row_blocks: int) -> Dim:
+def _programs(call: OpCall, tile_tokens: int, row_blocks: int, parts: int) -> Dim:
+    """Clusters of a launch. Blocks that divide K have one tile each."""
     tokens = call["x"].shape[0]
-    if isinstance(tokens, int):
-        return min(call.sm_count, ceil_div(tokens, tile_tokens) * row_blocks)
-    return f"min({call.sm_count}, ceil_div({tokens}, {tile_tokens}) * {row_blocks})"
+    token_blocks: Dim = ceil_div(tokens, tile_tokens) if isinstance(tokens, int) else f"ceil_div({tokens}, {tile_tokens})"
+    tiles = product(token_blocks, row_blocks)
+    if parts > 1:
+        return tiles
+    return min(call.sm_count, tiles) if isinstance(tiles, int) else f"min({call.sm_count}, {tiles})"
 
 
 def _folded(call: OpCall, tokens: int) -> bool:
@@ -389,13 +414,9 @@ def _rings(call: OpCall, tile: Tile, groups: int) -> tuple[int, int, int]:
     received = (tile.parts - 1) * 4 * owners * tile.tokens // 2 // tile.parts
     fixed = received + 4 * (n_rows if (scale := call.get("weight_scale")) and len(scale.shape) == 2 else 4) + 64
     fixed += _TABLE_BYTES if weight.dtype == "nf4" else 0
-    scales = 256 * n_rows // TILE * groups
-    w_stage = bytes_of(n_rows * tile.columns, weight.dtype) + 16
-    if call.get("group_scale"):
-        w_stage += scales * (2 if call.get("weight_zero") else 1)
-        fixed += 0 if call.get("weight_zero") else scales
-    else:
-        fixed += 2 * scales
+    tables = _tables_bytes(call, n_rows, groups)
+    w_stage = bytes_of(n_rows * tile.columns, weight.dtype) + 16 + (tables if _group(call) else 0)
+    fixed += 0 if _group(call) else tables
     x_stage = x_row * tile.tokens + 16
     room = _SM_BYTES // tile.blocks - _RESERVED_BYTES - fixed
     in_flight = 4096 if tile.tokens <= 16 else 2048
@@ -406,6 +427,12 @@ def _rings(call: OpCall, tile: Tile, groups: int) -> tuple[int, int, int]:
     rest = x_stages * x_stage + w_stages * w_stage - rings
     sums = 4 * tile.tokens // tile.parts * (n_rows + 4) + 4 * owners * max(1, tile.turns - 1) * (tile.tokens // 2 if tile.turns > 1 else 1)
     return w_stages, x_stages, ceil_div(max(rings, sums), 16) * 16 + rest + fixed
+
+
+def _tables_bytes(call: OpCall, rows: int, groups: int) -> int:
+    """Scales and zero points of a step, as `Tables` of the kernels lays them out."""
+    scale = call.get("group_scale")
+    return rows * ((bytes_of(1, scale.dtype) if scale else 4) * groups + (2 * groups if call.get("weight_zero") else 1))
 
 
 def _widened(builder: Builder, covered: int) -> OpCall:
