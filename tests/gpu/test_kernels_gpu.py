@@ -467,7 +467,7 @@ def test_prompts_by_triton_and_in_cuda(cuda: int, precision: str, group: str) ->
     for batch in PROMPTS.values():
         batch = replace(batch, max_pages=batch.max_pages * 32 // min(32, model.page_size))
         lowered = compare_attention(model, batch, precision, {"uncached_prefill_cuda": cuda, "context_cuda": cuda}, spare=70)
-        assert sum(spec.is_cuda for spec in lowered.kernels) == 2 * cuda
+        assert sum(spec.is_cuda and spec.function != "decode_attention" for spec in lowered.kernels) == 2 * cuda
 
 
 @pytest.mark.parametrize(("past", "cached"), [(0, "bf16"), (130, "bf16"), (130, "fp8")])
