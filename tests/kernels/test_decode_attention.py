@@ -3,14 +3,16 @@
 import pytest
 import torch
 from emulated import emulate_decode
+from rotated_samples import rotated_sample
 
 from samples import OUT_SCALE, BatchShape, code_steps, fp8_sample, int8_cache_sample, sample
 from trtllm_kernels.compile.catalogue import MODELS, ops_of
 from trtllm_kernels.dialect.expr import evaluate
 from trtllm_kernels.dialect.model_shape import ModelShape
+from trtllm_kernels.dialect.ops import OP_SPECS
 from trtllm_kernels.dialect.specs import spec_of
 from trtllm_kernels.launch.torch_ops import as_list
-from trtllm_kernels.lowering import lower
+from trtllm_kernels.lowering import describe, lower, rotate_in_attention
 from trtllm_kernels.references import OPS
 
 GQA = ModelShape(heads=6, kv_heads=2, head_dim=128, rotary_dim=128, page_size=32)
@@ -69,16 +71,57 @@ def test_results_are_the_references(name: str) -> None:
         torch.testing.assert_close(y, expected, rtol=2e-2, atol=4e-3)
 
 
+ROTATED = {
+    "fp8": (1, 32, 65, 800),
+    "int8": (33, 300),
+    "bf16": (16, 70),
+}
+
+
+@pytest.mark.parametrize("precision", ROTATED)
+def test_rotated_queries_and_cached_rows_are_those_of_the_op_before(precision: str) -> None:
+    lengths, model = ROTATED[precision], ModelShape(heads=6, kv_heads=2, head_dim=128, rotary_dim=128, page_size=32)
+    case = rotated_sample(model, lengths, precision, {"decode_one_splits": 2, "decode_one_warps": 2})
+    y = torch.empty_like(case.expected)
+    y.view(torch.uint8).fill_(0xFF)
+    emulate_decode(case.attention, case.named, y, len(lengths))
+    case.check_written(case.named)
+    if precision == "fp8":
+        assert float((code_steps(y, case.expected) > 0).float().mean()) < 0.05
+    else:
+        torch.testing.assert_close(y, case.expected, rtol=2e-2, atol=4e-3)
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp8"])
-def test_a_step_decodes_by_one_kernel(precision: str) -> None:
-    """Few sequences by the kernel in CUDA C++; more, and those beside prompts, by Triton's."""
-    one = next(op for op in ops_of(MODELS["llama-3.1-8b"], precision) if op.op == "paged_attention")
-    lowered = lower(one.op, one.inputs, one.outputs, one.attrs, "sm_90", tactic={})
-    in_cuda = {spec.key for spec in lowered.kernels if spec.is_cuda and spec.function == "decode_attention"}
+def test_a_step_decodes_by_one_kernel_and_rotates_each_token_once(precision: str) -> None:
+    """Few sequences by the kernel in CUDA C++, which rotates them; more, and those beside prompts, by Triton's after `rope_kv_write`."""
+    calls = {}
+    for one in [*ops_of(MODELS["llama-3.1-8b"], precision)][::-1]:
+        names = [*OP_SPECS[one.op].tensors][: len(one.inputs)]
+        rope = one.op == "rope_kv_write"
+        if rope or one.op == "paged_attention":
+            calls[one.op] = describe(
+                one.op,
+                one.inputs,
+                one.outputs,
+                one.attrs,
+                "sm_90",
+                tactic={},
+                input_names=["rotated" if name == "qkv" and not rope else name for name in names],
+                output_names=["rotated" if rope else "out0"],
+                in_place=rope,
+            )
+    both = rotate_in_attention(calls["rope_kv_write"], calls["paged_attention"])
+    assert both is not None
+    in_cuda = {spec.key for spec in both[1].kernels if spec.is_cuda and spec.function == "decode_attention"}
     for decodes in (0, 1, 2, 3, 8, 9, 33, 34, 66, 67, 132, 133, 2048):
         for prompts in (0, 1, 20):
             symbols = {"T": decodes + 40 * prompts, "R": decodes + prompts, "D": decodes, "S": decodes + prompts, "C": 0}
-            running = [launch for launch in lowered.launches if min(evaluate(dim, symbols) for dim in launch.grid) > 0]
-            decoding = [launch.kernel for launch in running if launch.kernel.startswith("decode_attention-")]
+            (rotated,) = (max(0, evaluate(launch.grid[0], symbols)) for launch in both[0].launches)
+            (first,) = (evaluate(arg.value, symbols) for launch in both[0].launches for arg in launch.args if arg.kind == "i32")
+            running = [one for one in both[1].launches if min(evaluate(dim, symbols) for dim in one.grid) > 0]
+            decoding = [one for one in running if one.kernel.startswith("decode_attention-")]
             assert len(decoding) == (decodes > 0)
-            assert (bool(decoding) and decoding[0] in in_cuda) == (0 < decodes <= 66 and not (prompts and decodes >= 66))
+            few = bool(decoding) and decoding[0].kernel in in_cuda
+            assert few == (0 < decodes <= 66 and not (prompts and decodes >= 66))
+            assert (first, rotated) == ((decodes if few else 0), symbols["T"] - (decodes if few else 0))

@@ -13,6 +13,9 @@
 // thread reads 16 bytes at a time, in whose order the query is loaded. Values of four tokens are transposed on the way from shared memory by
 // byte permutes. A row's 16-byte chunks are swizzled by the token, and rows and chunks are dealt to lanes (`dealt`) such that reads of both
 // kinds hit every bank once.
+//
+// ROTATES: queries, keys and values come as the projection leaves them. Each warp rotates its queries, and the one that has the last page
+// rotates the key, writes this step's row to the cache and needs not read it.
 #include "hopper.cuh"
 
 #define NO_CODES 0
@@ -29,6 +32,7 @@ constexpr int RUN = 2 * (EACH < OF_LANE / 2 ? EACH : OF_LANE / 2);  // consecuti
 constexpr int PAIRS = (G + 1) / 2, PARTS = SPLITS * WARPS, AT_ONCE = PARTS < 16 ? PARTS : 16;
 constexpr float NONE = -1e30f;
 static_assert(COLUMNS % SPLITS == 0 && OWN % MERGERS == 0, "tiles of 16 dimensions are divided among blocks and their warps");
+static_assert(!ROTATES || D == 128, "a lane then has two dimensions of each half of a row");
 static_assert(G <= 8 && PAGE % 16 == 0 && D % 64 == 0, "what the tiles hold");
 
 struct Stage {
@@ -82,7 +86,7 @@ struct Pages {
         copy_16(to + token * ROW_BYTES + 16 * swizzled(token, chunk), from + token * ROW_BYTES + 16 * chunk, bytes);
     }
 
-    // Asks for this warp's page `round`. `all`: with this step's row. What is past the end becomes zero.
+    // Asks for this warp's page `round`. `all`: with this step's row, if that is in the cache. What is past the end becomes zero.
     INLINE void ask(Stage& stage, int round, bool all) {
         int page = first + round * PARTS, lane = threadIdx.x % 32;
         if (page < count) {
@@ -92,7 +96,7 @@ struct Pages {
 #pragma unroll
             for (int i = 0; i < PAGE * CHUNKS; i += 32) {
                 int token = (i + lane) / CHUNKS, chunk = (i + lane) % CHUNKS;
-                if (all || token != left - 1) {
+                if ((all && !ROTATES) || token != left - 1) {
                     u32 bytes = token < left ? 16 : 0;
                     copy(stage.keys, keys, token, chunk, bytes);
                     copy(stage.values, keys + HKV * TILE, token, chunk, bytes);
@@ -100,7 +104,7 @@ struct Pages {
             }
             if (CODES == INT8_CODES) {
                 for (int token = lane; token < PAGE; token += 32) {
-                    if (all || token != left - 1) copy_scales(stage, at, token, token < left ? 4 : 0);
+                    if ((all && !ROTATES) || token != left - 1) copy_scales(stage, at, token, token < left ? 4 : 0);
                 }
             }
         }
@@ -113,10 +117,12 @@ struct Pages {
         copy_4(&stage.scales[1][token], of_keys + HKV * PAGE, bytes);
     }
 
+    INLINE bool has_last() const { return first < count && (count - 1 - first) % PARTS == 0; }
+
     // Asks for this step's row, of a page that is asked for already if this warp has it.
     INLINE void ask_for_last(Stage (&stages)[STAGES]) const {
         int round = (count - 1 - first) / PARTS, token = (length - 1) % PAGE, lane = threadIdx.x % 32;
-        bool own = first < count && first + round * PARTS == count - 1 && round < STAGES;
+        bool own = has_last() && round < STAGES;
         long long at = from_lane(numbers, own ? round : 0);
         if (own) {
             const char* keys = cache + at * (2 * HKV * TILE);
@@ -154,6 +160,84 @@ struct Queries {
         }
     }
 };
+
+INLINE void rotate(float2& first, float2& second, float2 cosines, float2 sines) {
+    float2 x = first, y = second;
+    first = make_float2(x.x * cosines.x - y.x * sines.x, x.y * cosines.y - y.y * sines.y);
+    second = make_float2(y.x * cosines.x + x.x * sines.x, y.y * cosines.y + x.y * sines.y);
+}
+
+// Of the queries' dimensions in the first half of a row. `row`: cosines, then sines, of the position.
+struct Angles {
+    float2 cosines[COLUMNS], sines[COLUMNS];
+
+    INLINE void load(const float* row) {
+#pragma unroll
+        for (int i = 0; i < COLUMNS; i++) {
+            int dimension = Queries::dimension(i / 2) + i % 2 * 2;
+            cosines[i] = *(const float2*)(row + dimension), sines[i] = *(const float2*)(row + D / 2 + dimension);
+        }
+    }
+
+    INLINE void rotate(Queries& q) const {
+#pragma unroll
+        for (int i = 0; i < COLUMNS; i++) {
+            u32 &low = q.words[i / 2][i % 2], &high = q.words[i / 2 + COLUMNS / 2][i % 2];
+            float2 first = unpack_out(low), second = unpack_out(high);
+            ::rotate(first, second, cosines[i], sines[i]);
+            low = pack_out(first.x, first.y), high = pack_out(second.x, second.y);
+        }
+    }
+};
+
+// A key, or a value, of this step as the cache holds it: of each lane two dimensions of the row's first half and two of the last.
+struct Row {
+    u32 first, last;
+    float scale;
+
+    // `factor`: inverse of the cache's scale.
+    INLINE void code(float2 x, float2 y, float factor) {
+        if (CODES == NO_CODES) {
+            first = pack_out(x.x, x.y), last = pack_out(y.x, y.y);
+        } else if (CODES == FP8_CODES) {
+            u32 codes = pack_fp8(x.x * factor, x.y * factor, y.x * factor, y.y * factor);
+            first = codes & 0xFFFF, last = codes >> 16;
+        } else {
+            float largest = fmaxf(fmaxf(fabsf(x.x), fabsf(x.y)), fmaxf(fabsf(y.x), fabsf(y.y)));
+#pragma unroll
+            for (u32 bits = 1; bits < 32; bits *= 2) largest = fmaxf(largest, from_lane_xor(largest, bits));
+            scale = fmaxf(largest / 127.0f, 1e-12f);
+            first = int8_of(x.x) | int8_of(x.y) << 8, last = int8_of(y.x) | int8_of(y.y) << 8;
+        }
+    }
+
+    // The sum with 1.5 * 2^23 has no bits for a fraction.
+    INLINE u32 int8_of(float x) const { return __float_as_int(x / scale + 12582912.0f) & 0xFF; }
+
+    // `place(chunk)`: where that chunk of the row is.
+    template <typename Place>
+    INLINE void store(const Place& place) const {
+        int byte = threadIdx.x % 32 * 2 * ELEMENT;
+        char *to_first = place(byte / 16) + byte % 16, *to_last = place(byte / 16 + CHUNKS / 2) + byte % 16;
+        if (CODES) {
+            *(unsigned short*)to_first = (unsigned short)first, *(unsigned short*)to_last = (unsigned short)last;
+        } else {
+            *(u32*)to_first = first, *(u32*)to_last = last;
+        }
+    }
+};
+
+// Writes this step's row, on this warp's last page, to the cache.
+INLINE void write_last(const Pages& pages, const Row& key, const Row& value) {
+    int page = pages.table[pages.count - 1], token = (pages.length - 1) % PAGE;
+    char* keys = (char*)pages.cache + (long long)page * (2 * HKV * TILE) + token * ROW_BYTES;
+    key.store([&](int chunk) { return keys + 16 * chunk; });
+    value.store([&](int chunk) { return keys + HKV * TILE + 16 * chunk; });
+    if (CODES == INT8_CODES && threadIdx.x % 32 == 0) {
+        float* of_keys = (float*)pages.scales + (long long)page * (2 * HKV * PAGE) + token;
+        of_keys[0] = key.scale, of_keys[HKV * PAGE] = value.scale;
+    }
+}
 
 INLINE void four_words(u32 (&to)[4], const char* from) {
     uint4 words = *(const uint4*)from;
@@ -261,7 +345,7 @@ INLINE void store(char* out, const float* y, float over) {
 
 extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(32 * WARPS, 1)
     decode_attention(const char* qkv, const char* cache, const int* table, const int* slots, const int* kv_lens, const float* k_scale,
-                     const float* v_scale, const float* out_scale, char* out, float scale_log2, int table_stride) {
+                     const float* v_scale, const float* out_scale, const float* cos_sin, char* out, float scale_log2, int table_stride) {
     let_next_start();
     Shared& shared = *(Shared*)memory;
     int warp = from_lane(threadIdx.x / 32, 0), lane = threadIdx.x % 32;
@@ -286,19 +370,42 @@ extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(32 *
     pages.look_up(0);
 #pragma unroll
     for (int i = 0; i < STAGES; i++) pages.ask(stages[i], i, false);
-    float of_values = 1.0f, over = 1.0f;
+    float of_keys = 1.0f, of_values = 1.0f, over = 1.0f;
     if (CODES == FP8_CODES) {
-        scale_log2 *= load_constant(k_scale);
+        float scale = load_constant(k_scale);
+        scale_log2 *= scale, of_keys = 1.0f / scale;
         of_values = load_constant(v_scale);
     }
     if (QUANTIZE) over = 1.0f / load_constant(out_scale);
+    Angles angles;
+    float2 cosines, sines;
+    if (ROTATES) {
+        const float* row = cos_sin + max(0, pages.length - 1) * D;
+        angles.load(row);
+        cosines = *(const float2*)(row + 2 * lane), sines = *(const float2*)(row + D / 2 + 2 * lane);
+    }
     if (SPLITS > 1) cluster_wait();
     wait_for_previous();
     int live = min(PARTS, pages.count);
     if (SPLITS > 1 && threadIdx.x == 0) arrive_expecting(shared.all_received, live * sizeof(Part));
-    pages.ask_for_last(stages);
+    const char* projected = qkv + 2 * seq * (G + 2) * HKV * D;
     Queries q;
-    q.load(qkv + 2 * (seq * (G + 2) * HKV + kv_head * G) * D);
+    Row key, value;
+    if (ROTATES) {
+        q.load(projected + 2 * kv_head * G * D);
+        if (pages.has_last()) {
+            const char *own_key = projected + 2 * (G * HKV + kv_head) * D + 4 * lane, *own_value = own_key + 2 * HKV * D;
+            float2 first = unpack_out(*(const u32*)own_key), last = unpack_out(*(const u32*)(own_key + D));
+            rotate(first, last, cosines, sines);
+            key.code(first, last, of_keys);
+            value.code(unpack_out(*(const u32*)own_value), unpack_out(*(const u32*)(own_value + D)), CODES == FP8_CODES ? 1.0f / of_values : 1.0f);
+            write_last(pages, key, value);
+        }
+        angles.rotate(q);
+    } else {
+        pages.ask_for_last(stages);
+        q.load(projected + 2 * kv_head * G * D);
+    }
     q.convert();
 
     float highest[2] = {NONE, NONE}, total[2] = {0.0f, 0.0f}, sums[COLUMNS][4];
@@ -312,12 +419,18 @@ extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(32 *
         int page = part + round * PARTS;
         if (page == pages.count - 1) {
             wait_for_copies<0>();
-        } else if (round < STAGES) {  // the last row's group comes after those of the first pages
+        } else if (!ROTATES && round < STAGES) {  // the last row's group comes after those of the first pages
             wait_for_copies<STAGES>();
         } else {
             wait_for_copies<STAGES - 1>();
         }
         Stage& here = stages[stage];
+        if (ROTATES && page == pages.count - 1) {
+            int last = (pages.length - 1) % PAGE;
+            key.store([&](int chunk) { return here.keys + last * ROW_BYTES + 16 * swizzled(last, chunk); });
+            value.store([&](int chunk) { return here.values + last * ROW_BYTES + 16 * swizzled(last, chunk); });
+            if (CODES == INT8_CODES && lane == 0) here.scales[0][last] = key.scale, here.scales[1][last] = value.scale;
+        }
         __syncwarp();
         float x[TOKENS][4], most[2] = {highest[0], highest[1]};
         score(x, here.keys, q);

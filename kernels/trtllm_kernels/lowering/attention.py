@@ -20,7 +20,7 @@ from trtllm_kernels.dialect.expr import ceil_div, product
 from trtllm_kernels.dialect.types import Dim, Lowered
 from trtllm_kernels.errors import KernelError
 from trtllm_kernels.lowering.call import FLOATS, I32, Builder, OpCall, Operand, next_power_of_2, power_of_2
-from trtllm_kernels.lowering.decode_cuda import decode_cuda_tunables, launch_decode_cuda
+from trtllm_kernels.lowering.decode_cuda import DECODE_CUDA_TO, DECODE_ROTATES, decode_cuda_tunables, launch_decode_cuda, rotated_tokens
 from trtllm_kernels.lowering.prefill import (
     cuda_context_fits,
     cuda_context_launch,
@@ -105,6 +105,12 @@ def paged_attention(call: OpCall) -> Lowered:
         uncached_prefill_launch(builder, tuned, "concurrent", concurrent_steps, call.sm_count)
         _decode_launch(builder, tuned, f"D * max(0, {concurrent_steps})", concurrent=True)
     return builder.finish()
+
+
+def rotated_by_attention(call: OpCall) -> Dim:
+    """How many of a step's first tokens, all decoding, attention can rotate and write to the cache itself."""
+    tuned = _tuned(call)
+    return rotated_tokens(tuned[DECODE_ROTATES] * tuned[DECODE_CUDA_TO], _alone(_concurrent(call, tuned)))
 
 
 def _tuned(call: OpCall) -> dict[str, int]:

@@ -19,6 +19,8 @@ from trtllm_kernels.lowering.prefill import scale_log2, scales
 
 DECODE_CUDA_TO = "decode_cuda_to"
 """Tunable: most sequences for which the kernel in CUDA C++ is taken; 0: never."""
+DECODE_ROTATES = "decode_rotates"
+"""Tunable: whether it rotates queries and keys itself, where it can."""
 _WARPS = 4
 """Warps per SM that keep enough pages in flight, and leave room for blocks of the next kernel."""
 _RING_BYTES = 24 * 1024
@@ -69,7 +71,7 @@ def _page_bytes(call: OpCall) -> int:
 
 def decode_cuda_tunables(call: OpCall) -> dict[str, int]:
     """The defaults, for `OpCall.tuned`."""
-    defaults = {DECODE_CUDA_TO: 0}
+    defaults = {DECODE_CUDA_TO: 0, DECODE_ROTATES: 1}
     for tile in _default_tiles(call):
         defaults |= {f"decode_{tile.name}_{name}": getattr(tile, name) for name in _TUNED}
         defaults[DECODE_CUDA_TO] = tile.most if decode_cuda_fits(call) else 0
@@ -86,6 +88,11 @@ def _default_tiles(call: OpCall) -> tuple[_Tile, ...]:
         _Tile("some", room // (2 * heads), 4, 1, stages),
         _Tile("many", room // heads, 2, 1, stages),
     )
+
+
+def rotated_tokens(to: int, alone: str) -> Dim:
+    """How many of a step's first tokens the kernel may rotate. The arguments are those of `launch_decode_cuda`, and what it returned."""
+    return product("D", f"max(0, min(1, {to + 1} - D))", alone) if to else 0
 
 
 def launch_decode_cuda(builder: Builder, tuned: Mapping[str, int], alone: str) -> int:
@@ -129,6 +136,7 @@ def _launch(builder: Builder, tile: _Tile, here: Dim) -> None:
             "Slots": call["seq_slots"],
             "KvLens": call["kv_lens"],
             **scales(call),
+            "CosSin": call.rotation or call["kv_lens"],
             "Out": out,
             "scale_log2": scale_log2(call),
             "table_stride": I32(table.size(1)),
@@ -147,6 +155,7 @@ def _launch(builder: Builder, tile: _Tile, here: Dim) -> None:
             "IN_HALF": q.dtype == "fp16",
             "OUT_HALF": q.dtype == "fp16",
             "QUANTIZE": call.get("out_scale") is not None,
+            "ROTATES": call.rotation is not None,
             "SHARED_BYTES": warps * stages * stage_bytes + (splits * warps if splits > 1 else 1) * part_bytes + 16,
         },
         warps=warps,

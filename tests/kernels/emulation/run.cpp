@@ -12,7 +12,7 @@ static void enter() {
 struct Arguments {
     const char *qkv, *cache;
     const int *table, *slots, *kv_lens;
-    const float *k_scale, *v_scale, *out_scale;
+    const float *k_scale, *v_scale, *out_scale, *cos_sin;
     char* out;
     float scale_log2;
     int table_stride;
@@ -20,13 +20,13 @@ struct Arguments {
 static Arguments arguments;
 static void call() {
     const Arguments& a = arguments;
-    KERNEL(a.qkv, a.cache, a.table, a.slots, a.kv_lens, a.k_scale, a.v_scale, a.out_scale, a.out, a.scale_log2, a.table_stride);
+    KERNEL(a.qkv, a.cache, a.table, a.slots, a.kv_lens, a.k_scale, a.v_scale, a.out_scale, a.cos_sin, a.out, a.scale_log2, a.table_stride);
 }
 static int run(int grid, int threads);
 extern "C" int emulate(const char** pointers, float scale_log2, int table_stride, int grid, int threads) {
     auto f = [&](int i) { return (const float*)pointers[i]; };
     auto n = [&](int i) { return (const int*)pointers[i]; };
-    arguments = {pointers[0], pointers[1], n(2), n(3), n(4), f(5), f(6), f(7), (char*)pointers[8], scale_log2, table_stride};
+    arguments = {pointers[0], pointers[1], n(2), n(3), n(4), f(5), f(6), f(7), f(8), (char*)pointers[9], scale_log2, table_stride};
     return run(grid, threads);
 }
 #else
