@@ -139,7 +139,7 @@ def test_races_are_where_a_choice_shows() -> None:
     assert not where("one token")
     assert where("uncached prefill") == {("prefill", 64), ("prefill", 2048)}
     assert where("context chunks") == {("chunk", 64), ("chunk", 2048)}
-    assert where("decode") == {("decode", 1), ("decode", 64), ("decode", 2048)}
+    assert where("decode") == {("decode", 2048)}
     assert where("tiles") == {("prefill", 2048)}
     assert where("skinny 64") == {("decode", 64)}
     assert {race.case.shape.kv_lens[0] for race in races if race.case.label == "decode"} == {1024, 256}

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from rotated_samples import rotated_sample
 
 import trtllm_kernels.references
 from samples import OUT_SCALE, BatchShape, code_steps, fp8_sample, int8_cache_sample, sample
@@ -185,6 +186,27 @@ def test_a_row_without_a_finite_best_has_no_token(rows: int, value: float) -> No
 def test_attention_ops(op: str, model: str, precision: str) -> None:
     for batch in BATCHES:
         compare(op, model, batch, precision)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "fp8", "int8"])
+def test_decode_attention_rotates_and_writes_as_the_op_before_would(precision: str) -> None:
+    """Again and again with the same bits: its copies are under way while it computes. Of 12 sequences, and of 60, in tiles of their own."""
+    if torch.cuda.get_device_capability()[0] != 9:
+        pytest.skip("decode attention rotates on sm_90")
+    for lengths in ((5000, 1), _lengths(12, 1, 900), _lengths(60, 1, 500)):
+        case = rotated_sample(MODELS["llama-8b"], lengths, precision, {})
+        device = on_gpu(case.named)
+        symbols = {**dict.fromkeys("TRDS", len(lengths)), "C": 0}
+        running = tuple(one for one in case.attention.launches if min(evaluate(dim, symbols) for dim in one.grid) > 0)
+        cubins = compile_all([spec for spec in case.attention.kernels if spec.key in {one.kernel for one in running}], arch())
+        results = [poison(torch.empty_like(case.expected, device="cuda")) for _ in range(50)]
+        for result in results:
+            program = BoundProgram([replace(case.attention, launches=running)], {**device, "out0": result}.__getitem__, cubins)
+            program.set_symbols(**symbols)
+            program.run()
+        check("paged_attention", precision, results[0].cpu(), case.expected)
+        case.check_written(device)
+        assert all(torch.equal(result.view(torch.uint8), results[0].view(torch.uint8)) for result in results)
 
 
 @pytest.mark.parametrize("tactic", [{"block_h": 2, "warps": 4}, {"block_h": 8, "warps": 2}, {"block_h": 32, "warps": 1}], ids=str)
@@ -467,7 +489,7 @@ def test_prompts_by_triton_and_in_cuda(cuda: int, precision: str, group: str) ->
     for batch in PROMPTS.values():
         batch = replace(batch, max_pages=batch.max_pages * 32 // min(32, model.page_size))
         lowered = compare_attention(model, batch, precision, {"uncached_prefill_cuda": cuda, "context_cuda": cuda}, spare=70)
-        assert sum(spec.is_cuda for spec in lowered.kernels) == 2 * cuda
+        assert sum(spec.is_cuda and spec.function != "decode_attention" for spec in lowered.kernels) == 2 * cuda
 
 
 @pytest.mark.parametrize(("past", "cached"), [(0, "bf16"), (130, "bf16"), (130, "fp8")])

@@ -1,4 +1,5 @@
-"""Runs CUDA C++ kernels of GEMMs with packed weights on the host (`emulation/hopper.cuh`), by the launches that lowering makes."""
+"""Runs CUDA C++ kernels of GEMMs with packed weights and of decode attention on the host (`emulation/hopper.cuh`), by the launches that
+lowering makes."""
 
 import ctypes
 import hashlib
@@ -34,7 +35,8 @@ def library(kernel: str, macros: tuple[str, ...]) -> ctypes.CDLL:
 
 def running(lowered: Lowered, tokens: int) -> tuple[Launch, KernelSpec]:
     """The one launch of a step of so many tokens."""
-    (launch,) = [one for one in lowered.launches if min(evaluate(dim, {"T": tokens}) for dim in one.grid) > 0]
+    symbols = {"T": tokens, "R": tokens, "D": tokens, "S": tokens, "C": 0}
+    (launch,) = [one for one in lowered.launches if min(evaluate(dim, symbols) for dim in one.grid) > 0]
     return launch, next(spec for spec in lowered.kernels if spec.key == launch.kernel)
 
 
@@ -47,3 +49,18 @@ def emulate(lowered: Lowered, named: dict[str, torch.Tensor], y: torch.Tensor, t
     pointers = (ctypes.c_void_p * len(tensors))(*(one.data_ptr() for one in tensors))
     code = library(spec.function, macros).emulate(pointers, ctypes.c_long(named["x"].shape[0]), tokens, grid, 32 * spec.num_warps)
     assert code == 0, f"{spec.constexprs}: emulation ended with {code}"
+
+
+def emulate_decode(lowered: Lowered, named: dict[str, torch.Tensor], out: torch.Tensor, decodes: int) -> KernelSpec:
+    """The one launch of a step of so many decoding sequences, of which it returns the kernel."""
+    launch, spec = running(lowered, decodes)
+    macros = ("-DATTENTION", *(f"-D{name}={int(value)}" for name, value in spec.constexprs.items()))
+    tensors = [out if arg.value == "out0" else named[str(arg.value)] for arg in launch.args if arg.kind == "tensor"]
+    layers = [None if arg.index is None else arg.index for arg in launch.args if arg.kind == "tensor"]
+    tensors = [tensor if layer is None else tensor[layer] for tensor, layer in zip(tensors, layers, strict=True)]
+    pointers = (ctypes.c_void_p * len(tensors))(*(one.data_ptr() for one in tensors))
+    scale, stride = (arg.value for arg in launch.args if arg.kind in ("fp32", "i32"))
+    grid = evaluate(launch.grid[0], {"D": decodes, "T": decodes, "R": decodes, "S": decodes, "C": 0})
+    code = library(spec.function, macros).emulate(pointers, ctypes.c_float(float(scale)), int(stride), grid, 32 * spec.num_warps)
+    assert code == 0, f"{spec.constexprs}: emulation ended with {code}"
+    return spec

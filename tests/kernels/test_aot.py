@@ -46,11 +46,21 @@ def skinny_kernels(precision: str) -> list[KernelSpec]:
     return list(chosen.values())
 
 
+def attention_kernels(model: str, precision: str, page_size: int = 32, **tactic: int) -> list[KernelSpec]:
+    ops = (o for o in ops_of(replace(MODELS[model], page_size=page_size), precision) if o.op == "paged_attention")
+    return [s for o in ops for s in lower(o.op, o.inputs, o.outputs, o.attrs, "sm_90", tactic=tactic).kernels]
+
+
 def prompt_kernels(model: str, precision: str, page_size: int = 32, **tactic: int) -> list[KernelSpec]:
     """Of prompts, in both languages or by what the tactic says; but for that of prompts beside decode attention."""
-    ops = (o for o in ops_of(replace(MODELS[model], page_size=page_size), precision) if o.op == "paged_attention")
-    specs = [s for o in ops for s in lower(o.op, o.inputs, o.outputs, o.attrs, "sm_90", tactic=tactic).kernels]
+    specs = attention_kernels(model, precision, page_size, **tactic)
     return [s for s in specs if s.function in ("uncached_prefill_attention", "context_attention") and not s.constexprs.get("PROGRAMS")]
+
+
+def split_kernels(precision: str) -> list[KernelSpec]:
+    """Of split decode attention in Triton, which sm_90 has where the kernel in CUDA C++ does not fit."""
+    specs = attention_kernels("llama-3.1-8b", precision, decode_cuda_to=0)
+    return [s for s in specs if s.function == "reduce_splits" or s.constexprs.get("SPLIT")]
 
 
 def int8_kernels(arch: str) -> list[KernelSpec]:
@@ -73,16 +83,19 @@ def representative(arch: str) -> list[KernelSpec]:
         for spec in kernels_of("llama-3.1-8b", precision, arch).values():
             quantized = any(spec.constexprs.get(name) for name in ("SCALED", "SCALED_CACHE", "QUANTIZE"))
             kind = tuple(spec.constexprs.get(name) for name in ("SPLIT", "CONCURRENT", "PROGRAMS", "SAMPLED"))
+            kind += (spec.is_cuda,)
             chosen.setdefault((spec.function, kind, quantized), spec)
         if arch == "sm_90":
             chosen |= {spec.key: spec for spec in skinny_kernels(precision)}
             chosen |= {spec.key: spec for spec in prompt_kernels("llama-3.1-8b", precision, uncached_prefill_cuda=0, context_cuda=0)}
+    if arch == "sm_90":
+        chosen |= {spec.key: spec for spec in split_kernels("fp8")}
     chosen |= {spec.key: spec for spec in int8_kernels(arch)}
     others = [("gptj-6b", "bf16"), ("smollm2-135m", "fp16"), ("qwen3-8b", "bf16"), *([] if arch == "sm_80" else [("gptj-6b", "fp8")])]
     family = ("rope_kv_write", "context_attention", "uncached_prefill_attention", "decode_attention")
     for name, precision in others:
         rest = kernels_of(name, precision, arch, page_size=64).values()
-        chosen |= {s.key: s for s in rest if s.function in family and not s.constexprs.get("SPLIT")}
+        chosen |= {s.key: s for s in rest if s.function in family and not s.constexprs.get("SPLIT") and s.constexprs.get("SPLITS", 2) == 2}
     return list({s.key: s for s in chosen.values()}.values())
 
 

@@ -105,6 +105,26 @@ INLINE void load_bytes(void* to, const void* from, u32 bytes, u64& barrier, u64 
 // Makes this thread's writes to shared memory visible to later TMA and wgmma.
 INLINE void publish_to_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
+// ---- Copies by threads: each completes with the group that its thread commits it to
+
+// Copies 16 bytes past L1, of which those from `bytes` on become zero.
+INLINE void copy_16(void* to, const void* from, u32 bytes) {
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"((u64)from), "r"(bytes) : "memory");
+}
+
+// Copies 4 bytes, or zeros if `bytes` is 0.
+INLINE void copy_4(void* to, const void* from, u32 bytes) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(to)), "l"((u64)from), "r"(bytes) : "memory");
+}
+
+INLINE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+// Waits until at most PENDING of this thread's groups are incomplete.
+template <int PENDING>
+INLINE void wait_for_copies() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
+}
+
 // ---- Clusters of blocks
 
 // Called by all threads that have not ended. It does not order memory, since then every thread would wait for all its loads and stores:
@@ -356,6 +376,34 @@ INLINE void multiply_skinny(float (&d)[128], const u32 (&a)[4], u64 b) {
                  : A_IN_REGISTERS(a, b, ADDED_TO));
 }
 
+// ---- Products by a warp
+
+// d += a @ b: [16, 8] from [16, 16] @ [16, 8], all in registers. A thread holds elements of d in row lane / 4 and columns 2 * (lane % 4) and
+// the next, then of row + 8; of a the same and with columns + 8; of b with rows and columns exchanged.
+INLINE void multiply_add_warp(float (&d)[4], const u32 (&a)[4], u32 b_low, u32 b_high) {
+    if (HALF) {
+        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                     : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b_low), "r"(b_high));
+    } else {
+        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                     : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b_low), "r"(b_high));
+    }
+}
+
+// Transposes a matrix of 8 x 8 elements of 2 bytes, of which a thread holds row lane / 4 and columns 2 * (lane % 4) and the next.
+INLINE u32 transposed(u32 x) {
+    u32 y;
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
+    return y;
+}
+
+// Of the thread of this warp whose lane differs by `bits`.
+INLINE float from_lane_xor(float x, u32 bits) { return __shfl_xor_sync(~0u, x, bits); }
+
+INLINE u32 from_lane(u32 x, u32 lane) { return __shfl_sync(~0u, x, lane); }
+
 // ---- Numbers
 
 INLINE float exp2_of(float x) {
@@ -453,5 +501,13 @@ INLINE u32 multiplied(u32 a, u32 b) {
 INLINE u32 multiplied_and_added(u32 a, u32 b, u32 c) {
     u32 y;
     asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(y) : "r"(a), "r"(b), "r"(c));
+    return y;
+}
+
+// Four bytes of a (0 to 3) and b (4 to 7), chosen by the digits of SELECTOR from the lowest on.
+template <int SELECTOR>
+INLINE u32 chosen_bytes(u32 a, u32 b) {
+    u32 y;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(y) : "r"(a), "r"(b), "n"(SELECTOR));
     return y;
 }

@@ -17,11 +17,12 @@ from trtllm_kernels.discovery import import_modules
 from trtllm_kernels.errors import KernelError
 from trtllm_kernels.lowering.call import OpCall, Operand
 from trtllm_kernels.lowering.registry import LOWERINGS, Lowering, Phase, has_kernels
+from trtllm_kernels.lowering.rotation import rotate_in_attention
 from trtllm_kernels.lowering.space import Choice
 
 import_modules(__name__, __path__)
 
-__all__ = ["LOWERINGS", "Lowering", "Phase", "kernel_phase", "lower", "search_space"]
+__all__ = ["LOWERINGS", "Lowering", "Phase", "describe", "kernel_phase", "lower", "rotate_in_attention", "search_space"]
 
 
 def lower(
@@ -43,6 +44,25 @@ def lower(
     `in_place`: the first result and the argument `OpSpec.in_place` share memory. Raises `KernelError` for an op, a shape or a tactic that
     cannot be lowered.
     """
+    names = {"input_names": input_names, "output_names": output_names}
+    call = describe(op, inputs, outputs, attrs, arch, tactic=tactic, in_place=in_place, gpu=gpu, **names)
+    return LOWERINGS[op].lower(call)
+
+
+def describe(
+    op: str,
+    inputs: Sequence[TensorSpec | None],
+    outputs: Sequence[TensorSpec],
+    attrs: Mapping[str, Attr],
+    arch: str,
+    *,
+    tactic: Mapping[str, int] | None = None,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
+    in_place: bool = False,
+    gpu: str = "",
+) -> OpCall:
+    """What the lowering of `op` sees. The arguments are those of `lower`, and so are the errors."""
     if in_place and not OP_SPECS[op].in_place:
         able = ", ".join(name for name, spec in OP_SPECS.items() if spec.in_place)
         raise KernelError(f"op {op} has no launches that work in place; those that have: {able}")
@@ -52,7 +72,7 @@ def lower(
     if not has_kernels(op, arch):
         only = ", ".join(f"sm_{number}" for number in LOWERINGS[op].capabilities)
         raise KernelError(f"op {op} has kernels for {only} only, not for {arch}")
-    return LOWERINGS[op].lower(call)
+    return call
 
 
 def search_space(

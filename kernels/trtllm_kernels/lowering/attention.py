@@ -1,7 +1,8 @@
 """Lowering of paged attention.
 
 It is several launches over disjoint rows: decode sequences without and with a split of the KV axis (one of the two has a non-empty grid,
-chosen by an expression over D, so a captured graph contains the right one), the merge of the split, and context chunks. On Hopper, whole
+chosen by an expression over D, so a captured graph contains the right one), the merge of the split, and context chunks. On Hopper, few
+decode sequences are a kernel of their own (`decode_cuda`), which merges what it splits. On Hopper, whole
 prompts are launched separately from chunks with a cached past, and either launch is skipped in a step that has none of its kind. The
 batch's order says which rows are decode rows: sequences [0, D) decode.
 
@@ -19,6 +20,7 @@ from trtllm_kernels.dialect.expr import ceil_div, product
 from trtllm_kernels.dialect.types import Dim, Lowered
 from trtllm_kernels.errors import KernelError
 from trtllm_kernels.lowering.call import FLOATS, I32, Builder, OpCall, Operand, next_power_of_2, power_of_2
+from trtllm_kernels.lowering.decode_cuda import DECODE_CUDA_TO, DECODE_ROTATES, decode_cuda_tunables, launch_decode_cuda, rotated_tokens
 from trtllm_kernels.lowering.prefill import (
     cuda_context_fits,
     cuda_context_launch,
@@ -94,9 +96,30 @@ def paged_attention(call: OpCall) -> Lowered:
         raise KernelError(f"{heads} query heads cannot be grouped over {kv_heads} KV heads (a whole number of at most 64 each)")
     if q.dtype not in FLOATS:
         raise KernelError(f"attention computes in {', '.join(FLOATS)}, not {q.dtype}")
+    tuned = _tuned(call)
+    builder = Builder(call)
+    concurrent_steps = _concurrent(call, tuned)
+    _decode(builder, tuned, concurrent_steps)
+    _context(builder, tuned, concurrent_steps)
+    if concurrent_steps:
+        uncached_prefill_launch(builder, tuned, "concurrent", concurrent_steps, call.sm_count)
+        _decode_launch(builder, tuned, f"D * max(0, {concurrent_steps})", concurrent=True)
+    return builder.finish()
+
+
+def rotated_by_attention(call: OpCall) -> Dim:
+    """How many of a step's first tokens, all decoding, attention can rotate and write to the cache itself."""
+    tuned = _tuned(call)
+    return rotated_tokens(tuned[DECODE_ROTATES] * tuned[DECODE_CUDA_TO], _alone(_concurrent(call, tuned)))
+
+
+def _tuned(call: OpCall) -> dict[str, int]:
+    q, cache, heads, kv_heads = call["qkv"], call["kv_cache"], call.integer("num_heads"), call.integer("num_kv_heads")
+    head_dim, page = cache.size(5), cache.size(4)
     block_m, block_n, warps, stages = _context_tile(call, q.dtype, head_dim, heads // kv_heads)
-    tuned = call.tuned(
+    return call.tuned(
         **_decode_tile(cache.dtype, bytes_of(page * head_dim, cache.dtype), heads // kv_heads),
+        **decode_cuda_tunables(call),
         split_target=4 * call.sm_count,
         split_tokens=32,
         context_block_m=block_m,
@@ -117,14 +140,6 @@ def paged_attention(call: OpCall) -> Lowered:
         concurrent_decode_warps=_decode_warps(cache.dtype, bytes_of(page * head_dim, cache.dtype)),
         concurrent_decode_stages=3,
     )
-    builder = Builder(call)
-    concurrent_steps = _concurrent(call, tuned)
-    _decode(builder, tuned, concurrent_steps)
-    _context(builder, tuned, concurrent_steps)
-    if concurrent_steps:
-        uncached_prefill_launch(builder, tuned, "concurrent", concurrent_steps, call.sm_count)
-        _decode_launch(builder, tuned, f"D * max(0, {concurrent_steps})", concurrent=True)
-    return builder.finish()
 
 
 def _leaves_room(call: OpCall, dtype: str, head_dim: int) -> bool:
@@ -177,6 +192,11 @@ def _concurrent(call: OpCall, tuned: dict[str, int]) -> str:
     return f"min(1, {enough}, {seqs} - D - C, D - {_parts_to_fill(call, tuned)} + 1)"
 
 
+def _alone(concurrent_steps: str) -> str:
+    """1 in steps whose decode sequences do not run concurrently with prompts, else 0."""
+    return f"1 - max(0, {concurrent_steps})" if concurrent_steps else "1"
+
+
 def _parts_to_fill(call: OpCall, tuned: dict[str, int]) -> int:
     """Number of parts of all sequences together, per KV head, that fill the GPU."""
     return max(1, tuned["split_target"] // call.integer("num_kv_heads"))
@@ -196,16 +216,18 @@ def _decode(builder: Builder, tuned: dict[str, int], concurrent_steps: str) -> N
     table, out, heads = call["block_table"], call.outputs[0], call.integer("num_heads")
     page, head_dim = call["kv_cache"].size(4), call["kv_cache"].size(5)
     most, parts_to_fill = _most_parts(call, ceil_div(table.size(1) * page, tuned["split_tokens"])), _parts_to_fill(call, tuned)
-    alone = f"D * (1 - max(0, {concurrent_steps}))" if concurrent_steps else "D"
-    if most == 1:
-        _decode_launch(builder, tuned, alone)
+    alone = _alone(concurrent_steps)
+    to = launch_decode_cuda(builder, tuned, alone)
+    decodes = f"D * max(0, min(1, D - {to}))" if to else "D"
+    if most == 1 or parts_to_fill < 2 * (to + 1):
+        _decode_launch(builder, tuned, product(decodes, alone))
         return
     splits = f"max(1, min({most}, {parts_to_fill} // max(1, D)))"
     rows, many = f"min({parts_to_fill}, {most} * D)", f"min(1, {splits} - 1)"
     partials = builder.workspace("partials", (product(rows, heads), head_dim))
     stats = builder.workspace("stats", (product(rows, heads), 2))
-    _decode_launch(builder, tuned, product(alone, f"max(0, 2 - {splits})"))
-    _decode_launch(builder, tuned, product("D", many), splits, {"Acc": partials, "Stats": stats})
+    _decode_launch(builder, tuned, product(product(decodes, alone), f"max(0, 2 - {splits})"))
+    _decode_launch(builder, tuned, product(decodes, many), splits, {"Acc": partials, "Stats": stats})
     builder.launch(
         "decode_attention.reduce_splits",
         {
@@ -216,7 +238,7 @@ def _decode(builder: Builder, tuned: dict[str, int], concurrent_steps: str) -> N
             "Out": out,
             "num_splits": I32(splits),
         },
-        grid=(product("D", many, heads),),
+        grid=(product(decodes, many, heads),),
         constexprs={
             "HEADS": heads,
             "D": head_dim,

@@ -88,6 +88,10 @@ class OpCall:
     arch: str
     tactic: Mapping[str, int]
     in_place: bool = False
+    rotated: Dim = 0
+    """Of `rope_kv_write`: how many of the first tokens attention rotates and writes itself."""
+    rotation: Operand | None = None
+    """Of `paged_attention`, if it does that: the table of cosines and sines."""
 
     def __getitem__(self, name: str) -> Operand:
         operand = self.inputs.get(name)

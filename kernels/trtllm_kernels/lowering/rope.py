@@ -5,7 +5,7 @@ from __future__ import annotations
 from trtllm_kernels.dialect.expr import ceil_div
 from trtllm_kernels.dialect.types import Lowered
 from trtllm_kernels.errors import KernelError
-from trtllm_kernels.lowering.call import F32, Builder, OpCall, next_power_of_2, power_of_2
+from trtllm_kernels.lowering.call import F32, I32, Builder, OpCall, next_power_of_2, power_of_2
 from trtllm_kernels.lowering.registry import lowers
 from trtllm_kernels.lowering.space import head_space
 
@@ -67,8 +67,9 @@ def rope_kv_write(call: OpCall) -> Lowered:
             "VScale": call.get("v_scale") or qkv,
             "Y": call.outputs[0],
             "eps": F32(call.number("eps")),
+            "first_token": I32(call.rotated),
         },
-        grid=(qkv.shape[0], ceil_div(all_heads, tuned["block_h"])),
+        grid=(f"{qkv.shape[0]} - {call.rotated}" if call.rotated else qkv.shape[0], ceil_div(all_heads, tuned["block_h"])),
         constexprs={
             "HQ": num_heads,
             "HKV": kv_heads,

@@ -6,7 +6,8 @@ every entry costs a compilation and a measurement: values around the default, on
 states its space next to itself; here is what they share.
 
 Left out is what matters only where kernels overlap, which measurements of single ops do not show: decode attention concurrent with prefill
-and, where a kernel begins before the one before it has ended, GEMV tiles and how much of a weight is prefetched.
+and, where a kernel begins before the one before it has ended, GEMV tiles, how much of a weight is prefetched, and tiles of decode attention
+of few sequences.
 
 A *threshold* is a number of tokens from which another routine takes over. It is judged at token counts of its own, after the tiles.
 """

@@ -11,9 +11,10 @@ the results, since the next kernel waits for those itself.
 `wait_for_previous` returns when the kernel before has ended and its writes are visible. Until then a kernel may load only what no kernel of
 a step writes: constants (weights, their scales, norm weights, tables) and the step's inputs (slots, lengths, the block table: complete
 before the first kernel begins, see below). It may also load what `prepare_step` computed from them (positions, cache slots), because the
-kernel after `prepare_step` begins when that has ended (`types.Launch.serialize_next`). It must not load any other result of the step, and
-must not store anything, because the kernels before may still be reading what it would overwrite. The scale of an activation counts as a
-result: row-wise scales are one. Anything may be prefetched into L2 (`prefetch.py`), which loads nothing.
+kernel after `prepare_step` begins when that has ended (`types.Launch.serialize_next`). And it may load rows of the KV cache that earlier
+steps wrote, which is all but the last of a decode sequence. It must not load any other result of the step, and must not store anything,
+because the kernels before may still be reading what it would overwrite. The scale of an activation counts as a result: row-wise scales are
+one. Anything may be prefetched into L2 (`prefetch.py`), which loads nothing.
 
 A kernel waits only for the one right before it. But that one ended after its own wait, so after the end of the one before it, and so on to
 the first of the run, which `driver.BoundProgram` launches in the ordinary way. A kernel that did not wait would break this chain for all

@@ -65,7 +65,7 @@ def rope(
 
 @triton.jit
 def rope_kv_write(
-    QKV, Positions, CosSin, Cache, KvSlots, QNorm, KNorm, KScale, VScale, Y, eps,
+    QKV, Positions, CosSin, Cache, KvSlots, QNorm, KNorm, KScale, VScale, Y, eps, first_token,
     HQ: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, PAGE: tl.constexpr,
     INTERLEAVED: tl.constexpr, QK_NORM: tl.constexpr, BLOCK_H: tl.constexpr, SCALED_CACHE: tl.constexpr, SCALED_ROWS: tl.constexpr,
     IN_PLACE: tl.constexpr, PDL: tl.constexpr,
@@ -74,6 +74,8 @@ def rope_kv_write(
 
     SCALED_CACHE: the cache is fp8, with one scale for keys and one for values. SCALED_ROWS: it is int8, and KScale is the layer's
     [pages, 2, HKV, PAGE], where the scale of each key and value goes.
+
+    Tokens before first_token are left to decode attention, which rotates and writes them itself.
 
     IN_PLACE: Y is QKV. Only what changes is written there, which is the rotary part of q and k, and the rest of q is not read.
     """
@@ -86,7 +88,7 @@ def rope_kv_write(
         wq2, wk2 = tl.load(QNorm + other), tl.load(KNorm + other)
     if SCALED_CACHE:
         k_scale, v_scale = tl.load(KScale), tl.load(VScale)
-    token = tl.program_id(0).to(tl.int64)
+    token = (tl.program_id(0) + first_token).to(tl.int64)
     slot = tl.load(KvSlots + token).to(tl.int64)
     row = tl.load(Positions + token).to(tl.int64) * (2 * HALF)
     cos = tl.load(CosSin + row + i)[None, :]

@@ -7,9 +7,13 @@
 #include <stdlib.h>
 #include <string.h>
 #include <ucontext.h>
+#include <deque>
 
 typedef unsigned int u32;
 typedef unsigned long long u64;
+#ifndef FP8
+#define FP8 0
+#endif
 #define INLINE inline
 #define __device__
 #define __global__
@@ -43,9 +47,13 @@ struct Block {
     u32 x, y;
     Barrier* barriers;  // of each 8 bytes of `shared`
     Meeting meetings[3000];
-    u32* operands;  // A of each thread of the block
+    u32* operands;      // A of each thread of the block
+    u32 (*exchange)[8];  // what each thread shows the others of its warp
 };
+struct Copy { u32 group; char* to; const char* from; u32 size, bytes; };
 struct Fiber {
+    std::deque<Copy> copies;
+    u32 groups = 0;  // committed
     ucontext_t context;
     char* stack;
     Block* block;
@@ -85,6 +93,25 @@ inline void signal_warps(u32 number, u32 threads) {
 inline void __syncthreads() { sync_warps(0, machine.threads); }
 inline void __syncwarp() { meet(machine.now->block->meetings[1000 + machine.now->thread / 32], 32); }
 inline u32 __shfl_sync(u32, u32 x, int) { return x; }
+// Shows words to the warp; `read(words)` sees those of a lane.
+template <typename Read>
+void exchange(const u32* own, u32 count, const Read& read) {
+    Fiber* me = machine.now;
+    u32(*warp)[8] = me->block->exchange + me->thread / 32 * 32;
+    memcpy(warp[me->thread % 32], own, 4 * count);
+    __syncwarp();
+    read(warp);
+    __syncwarp();
+}
+template <typename T>
+T exchanged(T x, u32 from) {
+    u32 own;
+    memcpy(&own, &x, 4);
+    exchange(&own, 1, [&](u32(*warp)[8]) { memcpy(&x, warp[from], 4); });
+    return x;
+}
+inline float from_lane_xor(float x, u32 bits) { return exchanged(x, machine.now->thread % 32 ^ bits); }
+inline u32 from_lane(u32 x, u32 lane) { return exchanged(x, lane); }
 inline void cluster_arrive() {}
 inline void cluster_wait() { meet(machine.cluster, machine.threads * machine.num_blocks); }
 inline void let_next_start() {}
@@ -136,6 +163,23 @@ inline void load_box(void* to, const TensorMap& map, int row, int column, u64& b
 inline void load_bytes(void* to, const void* from, u32 bytes, u64& barrier, u64 = 0) {
     memcpy(to, from, bytes);
     complete(barrier_at(barrier), bytes);
+}
+// Threads' copies are made as late as they may be: when their group is waited for.
+inline void copy_bytes(void* to, const void* from, u32 size, u32 bytes) {
+    Fiber& me = *machine.now;
+    me.copies.push_back({me.groups, (char*)to, (const char*)from, size, bytes});
+}
+inline void copy_16(void* to, const void* from, u32 bytes) { copy_bytes(to, from, 16, bytes); }
+inline void copy_4(void* to, const void* from, u32 bytes) { copy_bytes(to, from, 4, bytes); }
+inline void commit_copies() { machine.now->groups++; }
+template <int PENDING>
+void wait_for_copies() {
+    Fiber& me = *machine.now;
+    while (!me.copies.empty() && me.copies.front().group + PENDING < me.groups) {
+        Copy copy = me.copies.front();
+        memset(copy.to, 0, copy.size), memcpy(copy.to, copy.from, copy.bytes);
+        me.copies.pop_front();
+    }
 }
 template <typename T>
 void send(T* to, T x, u64& barrier, u32 rank) {
@@ -229,3 +273,37 @@ void multiply_skinny(float (&d)[LENGTH], const u32 (&a)[4], u64 b) {
     }
     meet_group();
 }
+
+// ---- Products by a warp
+inline float number_of(u32 word, u32 half) { return half ? unpack_x(word).y : unpack_x(word).x; }
+inline void multiply_add_warp(float (&d)[4], const u32 (&a)[4], u32 b_low, u32 b_high) {
+    u32 lane = machine.now->thread % 32, own[6] = {a[0], a[1], a[2], a[3], b_low, b_high};
+    exchange(own, 6, [&](u32(*warp)[8]) {
+        for (u32 i = 0; i < 4; i++) {
+            for (u32 k = 0; k < 16; k++) {
+                u32 row = warp[lane / 4 * 4 + k % 8 / 2][k / 8 * 2 + i / 2], column = warp[(lane % 4 * 2 + i % 2) * 4 + k % 8 / 2][4 + k / 8];
+                d[i] += number_of(row, k % 2) * number_of(column, k % 2);
+            }
+        }
+    });
+}
+inline u32 transposed(u32 x) {
+    u32 lane = machine.now->thread % 32, y = 0;
+    exchange(&x, 1, [&](u32(*warp)[8]) {
+        for (u32 i = 0; i < 2; i++) y |= (warp[(lane % 4 * 2 + i) * 4 + lane / 8][0] >> 16 * (lane / 4 % 2) & 0xFFFF) << 16 * i;
+    });
+    return y;
+}
+template <int SELECTOR>
+u32 chosen_bytes(u32 a, u32 b) {
+    u64 both = (u64)b << 32 | a;
+    u32 y = 0;
+    for (u32 i = 0; i < 4; i++) y |= (u32)(both >> 8 * (SELECTOR >> 4 * i & 7) & 0xFF) << 8 * i;
+    return y;
+}
+inline void unpack_fp8(u32& low, u32& high, u32 codes) {
+    low = pack_fp16(of_fp8(codes & 0xFF), of_fp8(codes >> 8 & 0xFF));
+    high = pack_fp16(of_fp8(codes >> 16 & 0xFF), of_fp8(codes >> 24));
+}
+inline u32 half_of(u32 x) { return pack_fp16(of_bf16(x & 0xFFFF), of_bf16(x >> 16)); }
+inline float load_constant(const float* from) { return *from; }

@@ -8,6 +8,28 @@ static void enter() {
     progress();
     while (true) pause_fiber();
 }
+#ifdef ATTENTION
+struct Arguments {
+    const char *qkv, *cache;
+    const int *table, *slots, *kv_lens;
+    const float *k_scale, *v_scale, *out_scale, *cos_sin;
+    char* out;
+    float scale_log2;
+    int table_stride;
+};
+static Arguments arguments;
+static void call() {
+    const Arguments& a = arguments;
+    KERNEL(a.qkv, a.cache, a.table, a.slots, a.kv_lens, a.k_scale, a.v_scale, a.out_scale, a.cos_sin, a.out, a.scale_log2, a.table_stride);
+}
+static int run(int grid, int threads);
+extern "C" int emulate(const char** pointers, float scale_log2, int table_stride, int grid, int threads) {
+    auto f = [&](int i) { return (const float*)pointers[i]; };
+    auto n = [&](int i) { return (const int*)pointers[i]; };
+    arguments = {pointers[0], pointers[1], n(2), n(3), n(4), f(5), f(6), f(7), f(8), (char*)pointers[9], scale_log2, table_stride};
+    return run(grid, threads);
+}
+#else
 struct Arguments {
     TensorMap x;
     const char *w, *group_scale, *weight_zero, *bias, *residual;
@@ -21,11 +43,17 @@ static void call() {
     KERNEL(a.x, 0, 0, 0, 0, a.w, a.group_scale, a.weight_zero, a.bias, a.residual, a.x_scale, a.w_scale, a.out_scale, a.y, a.num_tokens);
 }
 
-// Returns 0, or 3 where no thread moves.
+static int run(int grid, int threads);
 extern "C" int emulate(const char** pointers, long x_rows, int num_tokens, int grid, int threads) {
     auto f = [&](int i) { return (const float*)pointers[i]; };
     arguments = {{pointers[0], x_rows, K, FP8 ? 1 : 2, TOKENS}, pointers[1], pointers[2], pointers[3], pointers[4], pointers[5],
                  f(6), f(7), f(8), (char*)pointers[9], num_tokens};
+    return run(grid, threads);
+}
+#endif
+
+// Returns 0, or 3 where no thread moves.
+static int run(int grid, int threads) {
     launch = call;
     machine.threads = threads, machine.grid = grid;
     machine.num_blocks = SPLITS, machine.num_fibers = SPLITS * threads;
@@ -38,6 +66,7 @@ extern "C" int emulate(const char** pointers, long x_rows, int num_tokens, int g
             memset(block->shared, 0xFF, SHARED_BYTES);
             block->x = x, block->y = y;
             block->operands = new u32[4 * threads];
+            block->exchange = new u32[threads][8];
             block->barriers = (Barrier*)calloc(SHARED_BYTES / 8, sizeof(Barrier));
             for (int thread = 0; thread < threads; thread++) {
                 Fiber& fiber = machine.fibers[y * threads + thread];
@@ -71,6 +100,7 @@ extern "C" int emulate(const char** pointers, long x_rows, int num_tokens, int g
             Block* block = machine.blocks[y];
             free(block->shared), free(block->barriers);
             delete[] block->operands;
+            delete[] block->exchange;
             delete block;
         }
     }

@@ -36,7 +36,7 @@ def plan_ops(
     """`values` are the ops' results; `specs` hold these and every weight, constant and step input; `outputs` are kept for the caller.
     `gpu`: whose recorded tactics to take. Raises `EngineError` for scratch memory that would hide what has its name."""
     reusing = reuse_inputs(ops, values, outputs)
-    lowered = select_tactics(reusing, specs, arches, gpu)
+    lowered = select_tactics(reusing, specs, arches, gpu, outputs)
     scratch = {name for op in lowered for one in op.tactics.values() for name in one.workspaces}
     if hidden := scratch & specs.keys():
         raise EngineError(f"scratch memory of an op is called {min(hidden)}, as a tensor of the model is; its lowering needs another name")

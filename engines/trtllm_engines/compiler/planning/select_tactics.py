@@ -1,27 +1,48 @@
 """Asks the kernels how each op runs on each architecture: launches, kernels and scratch memory, as data.
 
 The choice itself (recorded tactic of that GPU, else the stated default) is the kernels' own; here it is only asked for, op by op, with
-the names the plan gave.
+the names the plan gave. Where attention alone reads what `rope_kv_write` leaves, the two are asked for together: attention may rotate.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 from trtllm_engines.compiler.plan import Op
 from trtllm_engines.engine.fingerprint import CPU
-from trtllm_kernels.dialect.types import Lowered, TensorSpec
-from trtllm_kernels.lowering import lower
+from trtllm_kernels.dialect.types import TensorSpec
+from trtllm_kernels.lowering import LOWERINGS, describe, rotate_in_attention
+from trtllm_kernels.lowering.call import OpCall
 
 
-def select_tactics(ops: Sequence[Op], specs: Mapping[str, TensorSpec], arches: Sequence[str], gpu: str = "") -> tuple[Op, ...]:
-    """`specs` holds every value, weight, constant and step input the ops name. `gpu`: whose recorded tactics to take."""
+def select_tactics(
+    ops: Sequence[Op], specs: Mapping[str, TensorSpec], arches: Sequence[str], gpu: str = "", outputs: Sequence[str] = ()
+) -> tuple[Op, ...]:
+    """`specs` holds every value, weight, constant and step input the ops name. `gpu`: whose recorded tactics to take. `outputs` are kept
+    for the caller."""
     compiled = [arch for arch in arches if arch != CPU]
-    return tuple(replace(op, tactics={arch: _lower(op, specs, arch, gpu) for arch in compiled}) for op in ops)
+    calls = {(op.name, arch): _describe(op, specs, arch, gpu) for op in ops for arch in compiled}
+    lowered = {at: LOWERINGS[call.op].lower(call) for at, call in calls.items()}
+    for rope, attention in _rotations(ops, outputs):
+        for arch in compiled:
+            if both := rotate_in_attention(calls[rope, arch], calls[attention, arch]):
+                lowered[rope, arch], lowered[attention, arch] = both
+    return tuple(replace(op, tactics={arch: lowered[op.name, arch] for arch in compiled}) for op in ops)
 
 
-def _lower(op: Op, specs: Mapping[str, TensorSpec], arch: str, gpu: str) -> Lowered:
+def _describe(op: Op, specs: Mapping[str, TensorSpec], arch: str, gpu: str) -> OpCall:
     inputs = [specs[name] if name else None for name in op.inputs]
-    outputs = [specs[name] for name in op.outputs]
-    return lower(op.op, inputs, outputs, op.attrs, arch, input_names=op.inputs, output_names=op.outputs, in_place=bool(op.reuses), gpu=gpu)
+    results = [specs[name] for name in op.outputs]
+    in_place = bool(op.reuses)
+    return describe(op.op, inputs, results, op.attrs, arch, input_names=op.inputs, output_names=op.outputs, in_place=in_place, gpu=gpu)
+
+
+def _rotations(ops: Sequence[Op], outputs: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Names of each `rope_kv_write` whose result is read by the attention after it and by nothing else, and of that."""
+    for rope, attention in pairwise(ops):
+        if (rope.op, attention.op) == ("rope_kv_write", "paged_attention"):
+            (rotated,) = rope.outputs
+            if rotated not in outputs and [op.name for op in ops if rotated in op.inputs] == [attention.name]:
+                yield rope.name, attention.name

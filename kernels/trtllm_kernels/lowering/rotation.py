@@ -1,0 +1,38 @@
+"""Rotation by decode attention: of few sequences it rotates queries and keys and writes the cache itself, and `rope_kv_write` is launched
+for the tokens that remain, in steps that only decode for none.
+
+Both ops stay in the plan with their meaning. Only what their launches do is divided otherwise, so this is decided where an engine's ops are
+lowered, and an op alone is lowered without it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from trtllm_kernels.dialect.types import Lowered
+from trtllm_kernels.lowering.attention import paged_attention, rotated_by_attention
+from trtllm_kernels.lowering.call import OpCall
+from trtllm_kernels.lowering.decode_cuda import decode_cuda_fits
+from trtllm_kernels.lowering.rope import rope_kv_write
+
+_HEAD_DIM = 128
+"""A lane then has both dimensions of each pair that rotates."""
+
+
+def rotate_in_attention(rope: OpCall, attention: OpCall) -> tuple[Lowered, Lowered] | None:
+    """Launches of `rope_kv_write` and of the `paged_attention` that alone reads its result; None where attention cannot rotate."""
+    if not _fits(rope, attention):
+        return None
+    rotated = rotated_by_attention(attention)
+    if not rotated:
+        return None
+    return rope_kv_write(replace(rope, rotated=rotated)), paged_attention(replace(attention, rotation=rope["cos_sin"]))
+
+
+def _fits(rope: OpCall, attention: OpCall) -> bool:
+    whole = rope["cos_sin"].size(1) == rope.integer("head_dim") == _HEAD_DIM and not rope.attrs["interleaved"]
+    plain = rope.get("q_norm") is None and rope.get("k_norm") is None
+    same = rope.outputs[0].name == attention["qkv"].name and rope["kv_cache"].slice(rope.integer("layer")) == attention["kv_cache"].slice(
+        attention.integer("layer")
+    )
+    return whole and plain and same and rope.in_place and decode_cuda_fits(attention)

@@ -1,0 +1,127 @@
+"""Decode attention in CUDA C++: results by emulation."""
+
+import pytest
+import torch
+from emulated import emulate_decode
+from rotated_samples import rotated_sample
+
+from samples import OUT_SCALE, BatchShape, code_steps, fp8_sample, int8_cache_sample, sample
+from trtllm_kernels.compile.catalogue import MODELS, ops_of
+from trtllm_kernels.dialect.expr import evaluate
+from trtllm_kernels.dialect.model_shape import ModelShape
+from trtllm_kernels.dialect.ops import OP_SPECS
+from trtllm_kernels.dialect.specs import spec_of
+from trtllm_kernels.launch.torch_ops import as_list
+from trtllm_kernels.lowering import describe, lower, rotate_in_attention
+from trtllm_kernels.references import OPS
+
+GQA = ModelShape(heads=6, kv_heads=2, head_dim=128, rotary_dim=128, page_size=32)
+CASES = {
+    # a cluster of eight blocks, most of them with no page; pages go around
+    "fp8": (GQA, (1, 33, 600), "fp8", {"decode_one_warps": 1, "decode_few_warps": 1}),
+    # more pages than a warp looks up at once
+    "fp8 unsplit": (GQA, (65, 1100), "fp8", {"decode_one_splits": 1, "decode_one_warps": 1}),
+    "bf16": (
+        ModelShape(heads=2, kv_heads=1, head_dim=128, rotary_dim=128, page_size=16),
+        (17, 200),
+        "bf16",
+        {"decode_one_splits": 2, "decode_one_warps": 2},
+    ),
+    "int8": (
+        ModelShape(heads=3, kv_heads=3, head_dim=64, rotary_dim=64, page_size=64),
+        (64, 300),
+        "int8",
+        {"decode_one_splits": 4, "decode_one_warps": 1},
+    ),
+    "fp16": (
+        ModelShape(heads=8, kv_heads=1, head_dim=64, rotary_dim=64, page_size=64),
+        (64, 90),
+        "fp16",
+        {"decode_one_splits": 1, "decode_one_warps": 2},
+    ),
+    "head 256": (
+        ModelShape(heads=1, kv_heads=1, head_dim=256, rotary_dim=64, page_size=32),
+        (31, 140),
+        "fp8",
+        {"decode_one_splits": 2, "decode_one_warps": 2},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_results_are_the_references(name: str) -> None:
+    model, lengths, precision, tactic = CASES[name]
+    batch = BatchShape(query_lens=(1,) * len(lengths), kv_lens=lengths, max_pages=max(lengths) // model.page_size + 1)
+    if precision == "int8":
+        named = int8_cache_sample("paged_attention", model, batch)
+    else:
+        named = fp8_sample("paged_attention", model, batch) if precision == "fp8" else sample("paged_attention", model, batch, precision)
+    (expected,) = as_list(OPS["paged_attention"].reference(**named))
+    y = torch.empty_like(expected)
+    y.view(torch.uint8).fill_(0xFF)
+    op = OPS["paged_attention"]
+    inputs = [None if named[tensor] is None else spec_of(named[tensor]) for tensor in op.tensors]
+    lowered = lower(op.name, inputs, [spec_of(y)], {attr: named[attr] for attr in op.attrs}, "sm_90", tactic=tactic)
+    emulate_decode(lowered, named, y, len(lengths))
+    if precision == "fp8":
+        steps = code_steps(y, expected)
+        assert float((steps > 0).float().mean()) < 0.05
+        assert float((y.float() - expected.float())[steps > 1].abs().sum()) * OUT_SCALE < 2**-7
+    else:
+        torch.testing.assert_close(y, expected, rtol=2e-2, atol=4e-3)
+
+
+ROTATED = {
+    "fp8": (1, 32, 65, 800),
+    "int8": (33, 300),
+    "bf16": (16, 70),
+}
+
+
+@pytest.mark.parametrize("precision", ROTATED)
+def test_rotated_queries_and_cached_rows_are_those_of_the_op_before(precision: str) -> None:
+    lengths, model = ROTATED[precision], ModelShape(heads=6, kv_heads=2, head_dim=128, rotary_dim=128, page_size=32)
+    case = rotated_sample(model, lengths, precision, {"decode_one_splits": 2, "decode_one_warps": 2})
+    y = torch.empty_like(case.expected)
+    y.view(torch.uint8).fill_(0xFF)
+    emulate_decode(case.attention, case.named, y, len(lengths))
+    case.check_written(case.named)
+    if precision == "fp8":
+        assert float((code_steps(y, case.expected) > 0).float().mean()) < 0.05
+    else:
+        torch.testing.assert_close(y, case.expected, rtol=2e-2, atol=4e-3)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp8"])
+def test_a_step_decodes_by_one_kernel_and_rotates_each_token_once(precision: str) -> None:
+    """Few sequences by the kernel in CUDA C++, which rotates them; more, and those beside prompts, by Triton's after `rope_kv_write`."""
+    calls = {}
+    for one in [*ops_of(MODELS["llama-3.1-8b"], precision)][::-1]:
+        names = [*OP_SPECS[one.op].tensors][: len(one.inputs)]
+        rope = one.op == "rope_kv_write"
+        if rope or one.op == "paged_attention":
+            calls[one.op] = describe(
+                one.op,
+                one.inputs,
+                one.outputs,
+                one.attrs,
+                "sm_90",
+                tactic={},
+                input_names=["rotated" if name == "qkv" and not rope else name for name in names],
+                output_names=["rotated" if rope else "out0"],
+                in_place=rope,
+            )
+    both = rotate_in_attention(calls["rope_kv_write"], calls["paged_attention"])
+    assert both is not None
+    in_cuda = {spec.key for spec in both[1].kernels if spec.is_cuda and spec.function == "decode_attention"}
+    for decodes in (0, 1, 2, 3, 8, 9, 33, 34, 66, 67, 132, 133, 2048):
+        for prompts in (0, 1, 20):
+            symbols = {"T": decodes + 40 * prompts, "R": decodes + prompts, "D": decodes, "S": decodes + prompts, "C": 0}
+            (rotated,) = (max(0, evaluate(launch.grid[0], symbols)) for launch in both[0].launches)
+            (first,) = (evaluate(arg.value, symbols) for launch in both[0].launches for arg in launch.args if arg.kind == "i32")
+            running = [one for one in both[1].launches if min(evaluate(dim, symbols) for dim in one.grid) > 0]
+            decoding = [one for one in running if one.kernel.startswith("decode_attention-")]
+            assert len(decoding) == (decodes > 0)
+            few = bool(decoding) and decoding[0].kernel in in_cuda
+            assert few == (0 < decodes <= 66 and not (prompts and decodes >= 66))
+            assert (first, rotated) == ((decodes if few else 0), symbols["T"] - (decodes if few else 0))
