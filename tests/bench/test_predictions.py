@@ -78,11 +78,11 @@ def test_figures_that_are_not_predicted_say_why() -> None:
 
 
 def test_an_engines_factor_takes_out_what_all_its_figures_share() -> None:
-    """TensorRT-LLM on the L40S, by the H100's constants and the data sheet: 9% slower than predicted, one row by another within 4%."""
+    """TensorRT-LLM on the L40S, by the H100's constants and the data sheet: 13% slower than predicted, one row by another within 4%."""
     chosen = [one for one in coverage(load(), "l40s")[0] if one.model == "llama-3.1-8b" and one.source.startswith("TensorRT-LLM")]
     (only,) = factors(predicted(chosen))
     assert (only.engine, only.gpu, len(only.errors)) == ("TensorRT-LLM", "L40S", 9)
-    assert only.factor == pytest.approx(0.91, abs=0.03)
+    assert only.factor == pytest.approx(0.87, abs=0.03)
     assert sorted(map(abs, only.left_out))[4] < 0.04
 
 
