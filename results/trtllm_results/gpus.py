@@ -31,6 +31,10 @@ class Sheet:
     memory_bytes: float
     bytes_per_s: float
     flops_per_s: Mapping[str, float]
+    sms: int = 0
+    boost_mhz: float = 0.0
+    power_w: float = 0.0
+    """Most that the board may draw."""
     measured: bool = False
     sheet_only: bool = False
     """No run on this GPU, ours or published, is known here: nothing but the data sheet stands behind a prediction."""
@@ -39,13 +43,13 @@ class Sheet:
 _HOPPER = {"bf16": 989.4e12, "fp16": 989.4e12, "fp8": 1979e12, "int8": 1979e12, "fp32": 67e12}
 _BLACKWELL = {"bf16": 2250e12, "fp16": 2250e12, "fp8": 4500e12, "int8": 4500e12, "fp32": 75e12}
 SHEETS: Mapping[str, Sheet] = {
-    "a100": Sheet("sm_80", 80e9, 2.039e12, {"bf16": 312e12, "fp16": 312e12, "int8": 624e12, "fp32": 19.5e12}),
-    "l40s": Sheet("sm_89", 48e9, 0.864e12, {"bf16": 362e12, "fp16": 362e12, "fp8": 733e12, "int8": 733e12, "fp32": 91.6e12}),
-    "h100": Sheet("sm_90", 79.65 * 2**30, 3.35e12, _HOPPER, measured=True),
-    "h200": Sheet("sm_90", 141e9, 4.8e12, _HOPPER, measured=True),
-    "b200": Sheet(
-        "sm_100", 180e9, 8e12, {"bf16": 2250e12, "fp16": 2250e12, "fp8": 4500e12, "int8": 4500e12, "fp32": 75e12}, sheet_only=True
+    "a100": Sheet("sm_80", 80e9, 2.039e12, {"bf16": 312e12, "fp16": 312e12, "int8": 624e12, "fp32": 19.5e12}, 108, 1410, 400),
+    "l40s": Sheet(
+        "sm_89", 48e9, 0.864e12, {"bf16": 362e12, "fp16": 362e12, "fp8": 733e12, "int8": 733e12, "fp32": 91.6e12}, 142, 2520, 350
     ),
+    "h100": Sheet("sm_90", 79.65 * 2**30, 3.35e12, _HOPPER, 132, 1980, 700, measured=True),
+    "h200": Sheet("sm_90", 141e9, 4.8e12, _HOPPER, 132, 1980, 700, measured=True),
+    "b200": Sheet("sm_100", 180e9, 8e12, _BLACKWELL, 148, 1965, 1000, sheet_only=True),
 }
 
 

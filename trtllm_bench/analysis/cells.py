@@ -93,16 +93,17 @@ def _compiled(model: str, precision: str, profile: Profile, kv_dtype: str, layou
 
 
 def hardware_of(environment: Environment) -> Hardware:
-    """Ceilings of the row's device: measured where this machine has them, else its data sheet's; its memory as the row says.
+    """Ceilings of the row's device: measured where this machine has them, else its data sheet's; memory and power limit as the row says.
 
     Raises `BenchError` for neither.
     """
     measured = ceilings.cached(environment)
     sheet = published_for(environment.gpu)
     memory = environment.gpu_memory_gib * 2**30 if environment.gpu_memory_gib else sheet.memory_bytes if sheet else 0.0
+    limit = environment.power_limit_w or (sheet.power_w if sheet else 0.0)
     if measured is not None:
-        return replace(Hardware.of(measured), memory_bytes=memory)
+        return replace(Hardware.of(measured), memory_bytes=memory, power_w=limit)
     if sheet is None:
         name = environment.device or "the device of this row"
         raise BenchError(f"no ceilings of {name} are known; run trtllm-bench ceilings there, on the machine that measured the cell")
-    return replace(sheet, memory_bytes=memory)
+    return replace(sheet, memory_bytes=memory, power_w=limit)

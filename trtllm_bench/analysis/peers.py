@@ -3,7 +3,8 @@
     python -m trtllm_bench.analysis.peers            # all tables of docs/facts/predictions.md
     python -m trtllm_bench.analysis.peers --write    # and the errors that intervals of `sweep --predict` come from
 
-Our runs judge the model: errors on cells that a constant follows are told apart from those on all others. Of a published figure the model
+Our runs judge the model: errors on cells that a constant follows (`fit.py`: the H100's) are told apart from those on all others, and so are
+those of precisions whose kernels it does not know. Of a published figure the model
 predicts our engine on that GPU, so an error is the model's and the engines' difference together; a factor for each engine and GPU takes out
 what is common, and the error that remains is that of a row with the factor of the others (leave one out). Figures are predicted in the
 steady state (`steady.py`), except where so few requests ran that all were one batch.
@@ -19,11 +20,12 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 from trtllm_bench.analysis.check import Checked, check
+from trtllm_bench.analysis.fit import PRECISIONS, follows
 from trtllm_bench.analysis.predict import predict
 from trtllm_bench.analysis.prediction_error import ELSEWHERE, FILE, LEAST, interval_of, kind_of, read_errors
 from trtllm_bench.analysis.steady import steady_rate
@@ -34,7 +36,7 @@ from trtllm_engines.models.presets import PRESETS, preset_config
 from trtllm_results.compare.published import HANDFUL, Published, folder, load
 from trtllm_results.gpus import gpu_class
 from trtllm_results.model_sizes import canonical
-from trtllm_results.record.row import Cell
+from trtllm_results.record.row import Cell, Row
 from trtllm_results.store.table import Store
 from trtllm_workloads.synthetic import fixed
 
@@ -92,6 +94,11 @@ class OwnError:
     cell: Cell
     in_sample: bool
     error: float
+
+    @property
+    def modelled(self) -> bool:
+        """Whether the model knows the kernels of its precision."""
+        return self.cell.precision in PRECISIONS
 
 
 def coverage(figures: Iterable[Published], gpu: str | None = None) -> tuple[list[Published], Counter[str]]:
@@ -184,28 +191,19 @@ def own_errors(root: Path, hardware: Hardware | None = None, folders: Sequence[s
 
 
 def _own(one: Checked) -> OwnError:
-    gpu, cell = gpu_class(one.row.environment.gpu), one.row.cell
-    return OwnError(gpu, cell, in_sample(gpu, cell), one.error)
+    return OwnError(gpu_class(one.row.environment.gpu), one.row.cell, in_sample(one.row), one.error)
 
 
-def in_sample(gpu: str, cell: Cell) -> bool:
-    """Whether a constant is from this cell's whole steps: the fixed time of skinny GEMMs on the H100 (8 to 128 sequences), on the H200 the
-    two shares of bandwidth and the wait in reductions (`step_models/`)."""
-    if (cell.model, cell.precision, cell.isl, cell.osl, cell.replicas) != ("llama-3.1-8b", "fp8", 128, 256, 1):
-        return False
-    return 8 <= cell.batch <= 128 if gpu == "H100" else gpu == "H200" and cell.batch in (1, 64)
+def in_sample(row: Row) -> bool:
+    """Whether a constant is from this row's whole run: all but that for the wait in reductions are the H100's (`fit.py`)."""
+    cell, gpu = row.cell, gpu_class(row.environment.gpu)
+    waits = (cell.model, cell.precision, cell.isl, cell.osl, cell.tp) == ("llama-3.1-8b", "fp8", 128, 256, 2)
+    return follows(row) and cell.gpus == 1 if gpu == "H100" else gpu == "H200" and waits and cell.batch in (1, 64)
 
 
-def transferred(root: Path) -> list[OwnError]:
-    """Of H200 runs on one GPU that give constants, without these: by the H100's constants and the H200's data sheet, as a GPU not seen."""
-    unseen = own_errors(root, replace(published("h200"), name="h100"), RECORDED[1:])
-    return [one for one in unseen if one.cell.gpus == 1]
-
-
-def tables_of_errors(
-    own: Sequence[OwnError], unseen: Sequence[OwnError], points: Sequence[PeerPoint]
-) -> dict[tuple[str, str], tuple[str, list[float]]]:
-    """What `prediction_errors.toml` holds, by GPU and kind of step: (basis, errors). Of figures of maximum throughput only: where few
+def tables_of_errors(own: Sequence[OwnError], points: Sequence[PeerPoint]) -> dict[tuple[str, str], tuple[str, list[float]]]:
+    """What `prediction_errors.toml` holds, by GPU and kind of step: (basis, errors). Our runs are of one architecture, whose GPUs
+    share their errors: constants follow nearly all of the H100's, and none of one H200's. Of figures of maximum throughput only: where few
     sequences are in flight, the factor between engines is another."""
     theirs = [point for point in points if point.engine == FACTOR_ENGINE and not point.theirs.at_once]
     factor = _factor([point.error for point in theirs if point.gpu == FACTOR_GPU and point.theirs.tp == 1])
@@ -217,12 +215,14 @@ def tables_of_errors(
     tables = {(gpu.lower(), kind): (_published_on(gpu), errors) for (gpu, kind), errors in sorted(scaled.items())}
     others = [gpu for gpu, kind in sorted(scaled) if kind == "many" and published(gpu.lower()).arch != published(FACTOR_GPU.lower()).arch]
     tables[ELSEWHERE, "many"] = (_published_on(" and ".join(others)), [error for gpu in others for error in scaled[gpu, "many"]])
-    ours: dict[tuple[str, str], list[float]] = {}
-    for one in [*(one for one in own if not one.in_sample), *unseen]:
-        kind = kind_of(one.cell.batch // one.cell.replicas, one.cell.tp * one.cell.pp)
-        ours.setdefault((one.gpu, kind), []).append(one.error)
-    enough = {(gpu, kind): errors for (gpu, kind), errors in ours.items() if len(errors) >= LEAST}
-    return tables | {(gpu.lower(), kind): (f"this engine's runs on the {gpu}", errors) for (gpu, kind), errors in enough.items()}
+    ours: dict[str, list[float]] = {}
+    for one in own:
+        if one.modelled and not one.in_sample:
+            ours.setdefault(kind_of(one.cell.batch // one.cell.replicas, one.cell.tp * one.cell.pp), []).append(one.error)
+    gpus = sorted({one.gpu for one in own})
+    basis = f"this engine's runs on {' and '.join(gpus)} that no constant follows"
+    enough = {kind: errors for kind, errors in ours.items() if len(errors) >= LEAST}
+    return tables | {(gpu.lower(), kind): (basis, errors) for kind, errors in enough.items() for gpu in gpus}
 
 
 def _published_on(gpu: str) -> str:
@@ -254,18 +254,19 @@ def _median_and_worst(errors: Sequence[float]) -> str:
     return f"{statistics.median(map(abs, errors)):.1%} | {max(errors, key=lambda error: abs(math.log1p(error))):+.1%}" if errors else " | "
 
 
-def own_table(own: Sequence[OwnError], unseen: Sequence[OwnError]) -> list[str]:
+def own_table(own: Sequence[OwnError]) -> list[str]:
     lines = ["| our runs on | cells | median error | worst |", "|---|--:|--:|--:|"]
-    for gpu in sorted({one.gpu for one in own}):
-        for told, asked in (("a constant follows them", True), ("held out of the fit", False)):
-            errors = [one.error for one in own if one.gpu == gpu and one.in_sample is asked]
-            lines += [f"| {gpu}, {told} | {len(errors)} | {_median_and_worst(errors)} |"] if errors else []
-    errors = [one.error for one in unseen]
-    return (
-        [*lines, f"| H200, by the H100's constants and the H200's data sheet | {len(errors)} | {_median_and_worst(errors)} |"]
-        if errors
-        else lines
-    )
+    for gpu, several in sorted({(one.gpu, one.cell.gpus > 1) for one in own}):
+        here = [one for one in own if (one.gpu, one.cell.gpus > 1) == (gpu, several)]
+        for told, chosen in (
+            ("constants follow them", [one for one in here if one.in_sample]),
+            ("held out", [one for one in here if not one.in_sample and one.modelled]),
+            ("held out, precisions not modelled", [one for one in here if not one.modelled]),
+        ):
+            errors = [one.error for one in chosen]
+            name = f"two {gpu}" if several else f"one {gpu}"
+            lines += [f"| {name}, {told} | {len(errors)} | {_median_and_worst(errors)} |"] if errors else []
+    return lines
 
 
 def factor_table(found: Sequence[Factor]) -> list[str]:
@@ -304,10 +305,9 @@ def main() -> None:
     if options.gpu or not root.is_dir():
         return
     own = own_errors(root)
-    unseen = transferred(root)
-    print("\n" + "\n".join(own_table(own, unseen)))
+    print("\n" + "\n".join(own_table(own)))
     if options.write:
-        write_errors(tables_of_errors(own, unseen, points), FILE)
+        write_errors(tables_of_errors(own, points), FILE)
         read_errors.cache_clear()
     print("\n" + "\n".join(interval_table()))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -53,6 +53,8 @@ class PredictedRunner:
         self._stages, self._clock = stages, clock
         self._free = [0.0] * len(stages)
         self._known: dict[tuple[int, ...], list[StepTime]] = {}
+        self.shapes: dict[tuple[int, ...], tuple[StepShape, int]] = {}
+        """Of the steps so far, by what tells them apart: the first such, and how many there were."""
 
     def launch(self, batch: StepBatch) -> PredictedStep:
         times = self._times(StepShape.of(batch))
@@ -65,6 +67,8 @@ class PredictedRunner:
     def _times(self, shape: StepShape) -> list[StepTime]:
         rough = (shape.tokens, shape.sequences, shape.num_decodes, shape.samples)
         key = (*rough, *(round(FINENESS * math.log(max(n, 1))) for n in (shape.kv_tokens, shape.pairs)))
+        first, seen = self.shapes.get(key, (shape, 0))
+        self.shapes[key] = (first, seen + 1)
         if key not in self._known:
             self._known[key] = [stage.step(shape) for stage in self._stages]
         return self._known[key]
@@ -113,11 +117,13 @@ def predict(
     policy: Policy = "guaranteed_no_evict",
     kv_cache_fraction: float = 0.9,
     replicas: int = 1,
+    on_steps: Callable[[list[tuple[StepShape, int]]], None] | None = None,
 ) -> tuple[dict[str, float], RequestLog]:
     """Figures of the run on as many of the GPU as the engine has ranks, and its requests. Raises `BenchError` when the model does not fit.
 
     `plans`: of each stage of a pipeline, in order.
-    `replicas` copies of the engine, each on GPUs of its own, take the requests in turn and share the places in flight.
+    `replicas` copies of the engine, each on GPUs of its own, take the requests in turn and share the places in flight. `on_steps` is given
+    the steps of each copy: what tells them apart, and how many there were.
     """
     stages = [plans] if isinstance(plans, Plan) else list(plans)
     plan = stages[0]
@@ -136,10 +142,13 @@ def predict(
     logs, steps = [], []
     for copy in range(copies):
         clock = Clock()
-        loop = EngineLoop(PredictedRunner(models, clock), config, vocab_size=plan.config.vocab_size, clock=clock)
+        runner = PredictedRunner(models, clock)
+        loop = EngineLoop(runner, config, vocab_size=plan.config.vocab_size, clock=clock)
         places = concurrency // copies + (copy < concurrency % copies) if concurrency else 0
         logs.append(_drive(loop, clock, workload, range(copy, len(workload), copies), places, open_loop))
         steps.append(loop.log.rows())
+        if on_steps is not None:
+            on_steps(list(runner.shapes.values()))
     log = _joined(logs, replicas * plan.parallel.ranks)
     known = figures(log)
     known |= {"steps": float(sum(map(len, steps))), "step_mean_ms": fmean(map(mean_step_ms, steps))}

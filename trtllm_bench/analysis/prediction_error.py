@@ -1,8 +1,8 @@
 """How far off a prediction may be: an interval from the errors of earlier ones, by GPU and by kind of step.
 
 `prediction_errors.toml` holds them (`python -m trtllm_bench.analysis.peers --write` makes it): where a GPU has runs of ours, the model's
-errors on cells that none of its constants follows; elsewhere, its errors on TensorRT-LLM's published figures of maximum throughput, by the
-factor between that engine and the model on the H100. A GPU without either takes the errors on all GPUs of another architecture than the
+errors on all cells of ours that no constant follows; elsewhere, its errors on TensorRT-LLM's published figures of maximum throughput, by
+the factor between that engine and the model on the H100. A GPU without either takes the errors on all GPUs of another architecture than the
 H100's.
 
 Engines of several ranks have a kind of their own: what they exchange was measured between two GPUs, and is by formula for more.
@@ -28,7 +28,7 @@ from trtllm_kernels.dialect.types import SKINNY_TOKENS
 FILE = Path(__file__).with_name("prediction_errors.toml")
 COVER = 0.9
 LEAST = 3
-"""Runs of ours on a GPU from which on they tell its errors, in place of published figures."""
+"""Runs of ours that no constant follows from which on they tell the errors of GPUs that have such, in place of published figures."""
 ELSEWHERE = "elsewhere"
 
 

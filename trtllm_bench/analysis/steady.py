@@ -10,6 +10,8 @@ more. A model of so little work that launches bound its steps, with prompts in t
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from trtllm_bench.analysis.predict import pages_on
@@ -41,7 +43,7 @@ def steady_rate(plan: Plan, hardware: Hardware, isl: int, osl: int, concurrency:
         chunks = -(-isl // room)
         share, mixed = prompts * chunks, _chunk(isl // chunks, isl * (chunks + 1) // (2 * chunks))
     else:
-        together = max(1, round(prompts))
+        together = max(1, math.ceil(prompts))
         share, mixed = prompts / together, StepShape.prefill(together, isl)
     share = min(share, 1.0)
     decoding = StepShape.decode(now, isl + osl / 2) if now else None

@@ -1,7 +1,6 @@
 """The step model's constants, one file per GPU: `step_models/<gpu>.toml`. Each has its unit, its record and the command that made that.
 
-A GPU without a file, or with one that says `fitted = false`, is predicted with the H100's constants, but for those that its file lists as
-its `own`; `StepConstants.note` says so.
+A GPU without a file is predicted with the H100's constants, and what its data sheet says (`kernel_times.py`); `StepConstants.note` says so.
 """
 
 from __future__ import annotations
@@ -21,8 +20,12 @@ FOLDER = Path(__file__).parent / "step_models"
 DEFAULT_GPU = "h100"
 SECTIONS: Mapping[str, tuple[str, ...]] = {
     "bandwidth_share": ("gemv", "skinny", "gemm", "attention", "rows"),
-    "peak_share": ("gemm", "attention"),
-    "kernel_us": ("gemv", "skinny", "gemm", "attention", "rows"),
+    "stream_tb_per_s": ("gemv", "skinny", "gemm", "attention", "rows"),
+    "peak_share": ("gemv", "skinny", "gemm", "attention"),
+    "clock_share": ("fp8", "bf16", "int8", "attention"),
+    "energy_pj": ("fp8", "bf16", "int8", "vector", "byte", "kv_byte", "dram_byte"),
+    "power": ("static_w", "clock_w", "exponent", "held", "fixed_exponent"),
+    "kernel_us": ("gemv", "skinny", "gemm", "attention", "merge", "rows"),
     "pdl_us": ("gemv", "skinny", "rows"),
     "prefill_time": ("uncached_triton", "cached_bf16", "cached_fp8", "cached_bf16_triton", "cached_fp8_triton"),
     "concurrent": ("shorter_share", "sms"),
@@ -41,7 +44,11 @@ class StepConstants:
     gpu: str
     fitted: bool
     bandwidth_share: Mapping[str, float]
+    stream_tb_per_s: Mapping[str, float]
     peak_share: Mapping[str, float]
+    clock_share: Mapping[str, float]
+    energy_pj: Mapping[str, float]
+    power: Mapping[str, float]
     kernel_us: Mapping[str, float]
     pdl_us: Mapping[str, float]
     prefill_time: Mapping[str, float]
@@ -64,13 +71,11 @@ def constants_for(device: str) -> StepConstants:
 def _read(path: Path, stands_for: str) -> StepConstants:
     data = read_file(path)
     values = {section: {name: float(data[section][name]["value"]) for name in names} for section, names in SECTIONS.items()}
-    fitted = bool(data["fitted"]) and not stands_for
-    which = "most are" if data.get("own") and not stands_for else "they are"
-    note = "" if fitted else f"the step model's constants are not fitted to {stands_for or data['gpu'].upper()}: {which} the H100's"
+    note = f"the step model's constants are not fitted to {stands_for}: they are the H100's" if stands_for else ""
     links = data["all_reduce"]
     by_bytes = {str(size): us for size, us in zip(links["bytes"], links["us"], strict=True)}
     curve = LinkCurve.of(links["gpus"], links["row_elements"], by_bytes, links["copy_bytes_per_s"])
-    return StepConstants(gpu=str(data["gpu"]), fitted=fitted, note=note, all_reduce=curve, **values)
+    return StepConstants(gpu=str(data["gpu"]), fitted=not stands_for, note=note, all_reduce=curve, **values)
 
 
 def read_file(path: Path) -> Mapping[str, Any]:

@@ -18,9 +18,10 @@ has one, a step takes as long as the slowest stage.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from trtllm_bench.analysis.kernel_times import KernelWork, clock_within
 from trtllm_bench.analysis.link_curve import LinkCurve
 from trtllm_bench.analysis.step_constants import constants_for
 from trtllm_bench.roofline.counts import OpCost, PlanCounter, StepShape
@@ -41,6 +42,8 @@ CONCURRENT_HEAD = (64, 128)
 """Least and largest head of which both find room."""
 UNSPLIT_PROGRAMS = 4
 """Sequences times KV heads an SM from which decode attention is not split, as running concurrently asks."""
+DECODE_FLOP_PER_BYTE = 64
+"""Decode attention does up to 32 FLOP a byte of cache (eight heads a KV head, two products, codes of a byte); prompts do hundreds."""
 PARTS = ("weights", "KV cache", "compute", "element-wise", "communication", "kernel overhead", "host")
 
 
@@ -53,6 +56,8 @@ class StepTime:
     host_us: float
     ops: Mapping[str, float] = field(default_factory=dict)
     """By role."""
+    clock: float | None = None
+    """Share of the boost clock that the power limit leaves; None where that is not known."""
 
     @property
     def total_us(self) -> float:
@@ -70,6 +75,7 @@ class StepModel:
         self._hopper = hardware.arch == "sm_90"
         self.constants = constants_for(hardware.name)
         self._links = _links_of(hardware) or self.constants.all_reduce
+        self._limit_w = hardware.power_w * self.constants.power["held"] if self._hopper else 0.0
 
     @property
     def stages(self) -> int:
@@ -78,38 +84,44 @@ class StepModel:
     def step(self, shape: StepShape) -> StepTime:
         parts = dict.fromkeys(PARTS, 0.0)
         roles: dict[str, float] = {}
-        norm = self.constants.step["norm"]
+        norm, between = self.constants.step["norm"], self.constants.step["between_us"]
+        computing: list[tuple[OpCost, float]] = []
         for cost, count in self.kernels(shape):
             exchange = self.communication_us(cost)
             parts["communication"] += count * exchange
             roles[cost.role] = roles.get(cost.role, 0.0) + count * exchange
-            if cost.kind == "communication":
-                continue
-            memory, compute, fixed = self.op_us(cost)
+            if cost.kind != "communication":
+                computing.append((cost, count))
+        eager = shape.phase != "decode" or shape.sequences > LARGEST_GRAPH or not self._graphs
+        host = self.constants.step["host_us"] + (self._launches * self.constants.step["launch_us"] if eager else 0.0)
+        times = self.work(computing, shape).times(self.constants, self.hardware, self._hopper)
+        other = parts["communication"] + between
+        clock = clock_within(times, self.constants, self._limit_w, other, host) if self._limit_w else None
+        for (cost, count), memory, compute, fixed in zip(computing, *(part.tolist() for part in times.at(clock)), strict=True):
             joined = self._joined(memory, compute)
             share = memory**norm / joined**norm if joined else 0.0
             parts[_memory_part(cost)] += count * joined * share
             parts["compute"] += count * joined * (1 - share)
             parts["kernel overhead"] += count * fixed
             roles[cost.role] += count * (joined + fixed)
-        between = self.constants.step["between_us"]
         parts["kernel overhead"] += between
         roles["between steps"] = between
         device = sum(parts.values())
-        eager = shape.phase != "decode" or shape.sequences > LARGEST_GRAPH or not self._graphs
-        host = self.constants.step["host_us"] + (self._launches * self.constants.step["launch_us"] if eager else 0.0)
         parts["host"] = max(0.0, host - device)
-        return StepTime(parts, device, host, roles)
+        return StepTime(parts, device, host, roles, clock)
+
+    def work(self, kernels: Iterable[tuple[OpCost, float]], shape: StepShape) -> KernelWork:
+        """Of some of a step's kernels. Attention of a step that has both phases decodes where it reads more than it computes."""
+        programs = shape.num_decodes * self.counter.plan.kv_heads
+        split = 2 * programs <= UNSPLIT_PROGRAMS * self.constants.concurrent["sms"]
+        each = ((cost, count, self._kind(cost), _decodes(cost, shape)) for cost, count in kernels)
+        return KernelWork.of(each, self.hardware, split)
 
     def op_us(self, cost: OpCost) -> tuple[float, float, float]:
-        """(memory, compute, fixed) microseconds of one kernel."""
-        constants, kind = self.constants, self._kind(cost)
-        memory = cost.bytes / (self.hardware.bytes_per_s * constants.bandwidth_share[kind]) * 1e6
-        peak = self.hardware.flops(cost.compute) * constants.peak_share.get(cost.kind, 0.0)
-        fixed = constants.kernel_us[kind]
-        if self._hopper:
-            fixed = constants.pdl_us.get(kind, fixed)
-        return memory, cost.flop / peak * 1e6 if peak else 0.0, fixed
+        """(memory, compute, fixed) microseconds of one kernel, at the boost clock but for its arithmetic, which is at the rate measured."""
+        times = KernelWork.of([(cost, 1, self._kind(cost), False)], self.hardware).times(self.constants, self.hardware, self._hopper)
+        memory, compute, fixed = (float(part[0]) for part in times.at(None))
+        return memory, compute, fixed
 
     def communication_us(self, cost: OpCost) -> float:
         """Microseconds in which an op exchanges data with other ranks; 0 for one that does not."""
@@ -214,6 +226,11 @@ def _links_of(hardware: Hardware) -> LinkCurve | None:
         return None
     curve = LinkCurve.of(hardware.link_gpus, LINK_ROW_ELEMENTS, hardware.all_reduce_us, hardware.peer_copy_bytes_per_s)
     return curve if min(len(curve.one_shot), len(curve.two_shot)) > 1 else None
+
+
+def _decodes(cost: OpCost, shape: StepShape) -> bool:
+    """Whether it is attention of sequences that decode, whose keys and values each serve one token."""
+    return cost.kind == "attention" and shape.num_decodes > 0 and cost.flop < DECODE_FLOP_PER_BYTE * cost.kv_bytes
 
 
 def _memory_part(cost: OpCost) -> str:

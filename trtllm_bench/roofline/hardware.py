@@ -33,6 +33,10 @@ class Hardware:
     peer_copy_bytes_per_s: float = 0.0
     all_reduce_us: Mapping[str, float] = field(default_factory=dict)
     """By bytes of rows of `LINK_ROW_ELEMENTS`, as `Ceilings` has it."""
+    sms: int = 0
+    boost_mhz: float = 0.0
+    power_w: float = 0.0
+    """Limit of the board; 0 where it is not known."""
     sheet_only: bool = False
     """As `Sheet` has it: no run on this GPU is known here."""
 
@@ -50,6 +54,9 @@ class Hardware:
             dict(ceilings.flops_per_s),
             ceilings.bytes_per_s,
             arch=known.arch if known else "",
+            sms=known.sms if known else 0,
+            boost_mhz=known.boost_mhz if known else 0.0,
+            power_w=known.power_w if known else 0.0,
             link_gpus=ceilings.link_gpus,
             peer_copy_bytes_per_s=ceilings.peer_copy_bytes_per_s,
             all_reduce_us=dict(ceilings.all_reduce_us),
@@ -66,7 +73,18 @@ def published(name: str) -> Hardware:
     sheet = SHEETS[name.lower()]
     reachable = {kind: rate * ACHIEVABLE_FLOPS[kind] for kind, rate in sheet.flops_per_s.items()}
     bandwidth = sheet.bytes_per_s * ACHIEVABLE_BYTES
-    return Hardware(name.lower(), reachable, bandwidth, sheet.memory_bytes, sheet.arch, measured=False, sheet_only=sheet.sheet_only)
+    return Hardware(
+        name.lower(),
+        reachable,
+        bandwidth,
+        sheet.memory_bytes,
+        sheet.arch,
+        measured=False,
+        sms=sheet.sms,
+        boost_mhz=sheet.boost_mhz,
+        power_w=sheet.power_w,
+        sheet_only=sheet.sheet_only,
+    )
 
 
 def published_for(device: str) -> Hardware | None:

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Sequence
 from typing import Any, cast
 
+from trtllm_bench.analysis.fit import PRECISIONS
 from trtllm_bench.analysis.predict import predict
 from trtllm_bench.analysis.prediction_error import interval_for
 from trtllm_bench.analysis.step_constants import constants_for
@@ -36,7 +37,12 @@ from trtllm_workloads.request import Workload
 def notes_on(rows: Sequence[Row], hardware: Hardware) -> list[str]:
     """What is to be said beside a predicted table."""
     tp, pp = (max((getattr(row.cell, name) for row in rows if row.status == "ok"), default=1) for name in ("tp", "pp"))
-    return [*_notes(tp, pp, hardware), *dict.fromkeys(row.extra[INTERVAL]["note"] for row in rows if INTERVAL in row.extra)]
+    unmodelled = (note for row in rows if row.status == "ok" for note in _unmodelled(row.cell.precision))
+    return [
+        *_notes(tp, pp, hardware),
+        *dict.fromkeys(unmodelled),
+        *dict.fromkeys(row.extra[INTERVAL]["note"] for row in rows if INTERVAL in row.extra),
+    ]
 
 
 def _notes(tp: int, pp: int, hardware: Hardware) -> list[str]:
@@ -51,6 +57,14 @@ def _notes(tp: int, pp: int, hardware: Hardware) -> list[str]:
         *([exchange] if tp > 1 else []),
     ]
     return [*notes, *([stages] if pp > 1 else [])]
+
+
+def _unmodelled(precision: str) -> list[str]:
+    """What is to be said of a precision whose kernels the step model does not know."""
+    known = precision in (*PRECISIONS, "fp16", "fp32")
+    return (
+        [] if known else [f"kernels of {precision} are not modelled: its bytes and rates alone are counted, and the interval does not hold"]
+    )
 
 
 def keep_predictions(store: Store, rows: Sequence[Row]) -> int:
@@ -129,7 +143,7 @@ def _row(
     interval = interval_for(hardware, -(-spec.load.concurrency // engine.replicas), engine.tp * engine.pp)
     low, high = interval.around(figures["output_tokens_per_s"])
     basis = {
-        PREDICTED: [*_notes(engine.tp, engine.pp, hardware), interval.note],
+        PREDICTED: [*_notes(engine.tp, engine.pp, hardware), *_unmodelled(str(engine.precision)), interval.note],
         INTERVAL: {"low": low, "high": high, "cover": interval.cover, "errors": interval.errors, "note": interval.note},
     }
     return Row(cell, environment, figures=figures, run_id=run_id, command=command, extra=basis)

@@ -1,0 +1,267 @@
+"""Fits the step model's constants to whole runs recorded on one GPU: their rates, and the power and clock that telemetry saw.
+
+    python -m trtllm_bench.analysis.fit                  # what the constants would be, and the errors they leave
+    python -m trtllm_bench.analysis.fit --folds 5        # and the errors on runs left out, a fifth at a time
+    python -m trtllm_bench.analysis.fit --write          # into step_models/h100.toml
+
+Each constant starts from what single kernels gave (`START`) and is held to it as far as `FREE` says: whole runs of a few models cannot tell
+a kernel's bandwidth from its fixed time. A residual is a rate's error over 1.5%, a clock's over 4%, a run's power over 6% where it lasted
+long enough for the mean to be one (6 s), a constant's change over its freedom. A run has one clock, as the limit acts over many steps.
+
+Runs of the other GPU of the architecture take no part. So the H200's are held out, all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.optimize import least_squares
+
+from trtllm_bench.analysis.cells import hardware_of, plans_of
+from trtllm_bench.analysis.kernel_times import KINDS, KernelWork, clock_within, watts
+from trtllm_bench.analysis.predict import predict
+from trtllm_bench.analysis.step_constants import FOLDER, StepConstants, constants_for
+from trtllm_bench.analysis.step_model import StepModel
+from trtllm_bench.errors import BenchError
+from trtllm_bench.roofline.counts import StepShape
+from trtllm_bench.roofline.hardware import Hardware
+from trtllm_results.compare.published import folder
+from trtllm_results.record.row import Row
+from trtllm_results.store.table import Store
+from trtllm_workloads.synthetic import fixed
+
+FREE: Mapping[str, float] = {
+    **{f"bandwidth_share.{kind}": 0.01 for kind in KINDS},
+    **{f"stream_tb_per_s.{kind}": 0.3 for kind in ("gemv", "gemm", "attention", "rows")},
+    "stream_tb_per_s.skinny": 0.15,
+    "pdl_us.gemv": 0.3,
+    "pdl_us.skinny": 0.2,
+    "pdl_us.rows": 0.2,
+    "kernel_us.attention": 0.1,
+    "kernel_us.merge": 0.3,
+    "peak_share.skinny": 0.2,
+    "clock_share.fp8": 0.1,
+    "clock_share.bf16": 0.1,
+    "clock_share.attention": 0.02,
+    "energy_pj.fp8": 0.3,
+    "energy_pj.bf16": 0.3,
+    "energy_pj.vector": 0.5,
+    "energy_pj.byte": 0.5,
+    "energy_pj.kv_byte": 0.5,
+    "energy_pj.dram_byte": 0.3,
+    "power.static_w": 0.2,
+    "power.clock_w": 0.5,
+    "power.exponent": 0.2,
+    "power.fixed_exponent": 0.5,
+}
+"""Relative change of a constant that weighs as much as an error of one deviation."""
+START: Mapping[str, float] = {
+    "bandwidth_share.gemv": 1.06,
+    "bandwidth_share.skinny": 1.0,
+    "bandwidth_share.gemm": 0.88,
+    "bandwidth_share.attention": 1.0,
+    "bandwidth_share.rows": 1.0,
+    "stream_tb_per_s.gemv": 7.0,
+    "stream_tb_per_s.skinny": 8.0,
+    "stream_tb_per_s.gemm": 6.0,
+    "stream_tb_per_s.attention": 5.0,
+    "stream_tb_per_s.rows": 5.0,
+    "pdl_us.gemv": 1.1,
+    "pdl_us.skinny": 1.0,
+    "pdl_us.rows": 1.2,
+    "kernel_us.attention": 4.5,
+    "kernel_us.merge": 1.9,
+    "peak_share.skinny": 0.55,
+    "clock_share.fp8": 0.72,
+    "clock_share.bf16": 0.78,
+    "clock_share.attention": 0.875,
+    "energy_pj.fp8": 0.65,
+    "energy_pj.bf16": 1.1,
+    "energy_pj.vector": 15.0,
+    "energy_pj.byte": 65.0,
+    "energy_pj.kv_byte": 90.0,
+    "energy_pj.dram_byte": 50.0,
+    "power.static_w": 110.0,
+    "power.clock_w": 40.0,
+    "power.exponent": 1.3,
+    "power.fixed_exponent": 0.46,
+}
+"""Bandwidths, fixed times, the rate of skinny GEMMs: single kernels of `kernels` and of profiles (results/recorded/h100). Clocks: GEMMs of
+a second at the power limit, prompts' attention alone. Joules and watts: what such GEMMs and plain reads draw, shared out."""
+RATE, CLOCK, POWER = 0.015, 0.04, 0.06
+LEAST_S = 6.0
+MOST_SHAPES = 200
+PRECISIONS = ("fp8", "bf16")
+"""Whose products the model knows kernel by kernel."""
+OLD = ("gate", "nvtx-overhead")
+
+
+@dataclass(frozen=True)
+class RecordedRun:
+    """One cell's steps as work of their kernels, those of all steps one after another, and what was measured of it."""
+
+    rows: Sequence[Row]
+    work: KernelWork
+    step: np.ndarray[tuple[int], np.dtype[np.intp]]
+    """Of each kernel, which of `steps`."""
+    steps: np.ndarray[tuple[int], np.dtype[np.float64]]
+    """How often there was each."""
+    host_us: np.ndarray[tuple[int], np.dtype[np.float64]]
+    hardware: Hardware
+    limit_w: float
+
+    def figure(self, name: str) -> float:
+        return statistics.fmean(row.figures.get(name, 0.0) for row in self.rows)
+
+    def predicted(self, constants: StepConstants) -> tuple[float, float, float]:
+        """(seconds, watts, share of the boost clock)."""
+        times = self.work.times(constants, self.hardware, overlap=True)
+        between = constants.step["between_us"] * float(self.steps.sum())
+        clock = clock_within(times, constants, self.limit_w, between)
+        memory, compute, fixed = times.at(clock)
+        alone = self.work.count / self.steps[self.step]
+        device = np.bincount(self.step, alone * (times.joined(memory, compute) + fixed), len(self.steps)) + constants.step["between_us"]
+        total_us = float((self.steps * np.maximum(device, self.host_us)).sum())
+        return total_us * 1e-6, watts(times, constants, clock, total_us), clock
+
+
+def recorded_run(rows: Sequence[Row]) -> RecordedRun:
+    """Of the repeats of one cell. Raises `BenchError` for a GPU whose power limit is not known."""
+    row = rows[-1]
+    cell, hardware = row.cell, hardware_of(row.environment)
+    if not hardware.power_w:
+        raise BenchError(f"{cell.label}: the power limit of {row.environment.gpu} is not known")
+    plans = plans_of(row)
+    model = StepModel(plans[0], hardware)
+    seen: list[tuple[StepShape, int]] = []
+    load = fixed(cell.num_requests or 1, cell.isl, cell.osl, vocab_size=256, seed=0)
+    predict(plans, hardware, load, concurrency=cell.batch, on_steps=seen.extend)
+    shapes = _fewer(seen)
+    works, index, host = [], [], []
+    for place, (shape, count) in enumerate(shapes):
+        kernels = [(cost, n * count) for cost, n in model.kernels(shape) if cost.kind != "communication"]
+        works.append(model.work(kernels, shape))
+        index += [place] * len(kernels)
+        host.append(model.step(shape).host_us)
+    work = KernelWork(**{one.name: np.concatenate([getattr(each, one.name) for each in works]) for one in fields(KernelWork)})
+    counts = np.array([count for _, count in shapes], float)
+    limit = hardware.power_w * model.constants.power["held"]
+    return RecordedRun(rows, work, np.array(index, np.intp), counts, np.array(host), hardware, limit)
+
+
+def _fewer(shapes: Sequence[tuple[StepShape, int]]) -> list[tuple[StepShape, int]]:
+    """No more than `MOST_SHAPES`: of neighbours in phase, tokens and cache one stands for all."""
+    ordered = sorted(shapes, key=lambda one: (one[0].phase, one[0].tokens, one[0].kv_tokens))
+    if len(ordered) <= MOST_SHAPES:
+        return ordered
+    groups = (ordered[part[0] : part[-1] + 1] for part in np.array_split(np.arange(len(ordered)), MOST_SHAPES))
+    return [(group[len(group) // 2][0], sum(count for _, count in group)) for group in groups]
+
+
+def recorded_runs(root: Path, gpu: str) -> list[RecordedRun]:
+    """Of every cell of fixed lengths on one GPU in the precisions that the model knows."""
+    runs: list[RecordedRun] = []
+    for table in sorted((root / gpu).glob("*/results.parquet")):
+        cells: dict[str, list[Row]] = {}
+        for row in Store(table.parent).rows():
+            plain = row.cell.workload in ("", "fixed") and not row.cell.request_rate and row.cell.gpus == 1
+            if row.status == "ok" and plain and follows(row) and table.parent.name not in OLD:
+                cells.setdefault(row.key, []).append(row)
+        runs += map(recorded_run, cells.values())
+    return runs
+
+
+def follows(row: Row) -> bool:
+    """Whether constants follow such a run: those of before rows named a revision are of an engine whose kernels did not overlap."""
+    return row.cell.precision in PRECISIONS and bool(row.environment.git_revision)
+
+
+def changed(constants: StepConstants, values: Mapping[str, float]) -> StepConstants:
+    """With other values, by `section.name`."""
+    sections: dict[str, Any] = {}
+    for name, value in values.items():
+        section, _, key = name.partition(".")
+        sections.setdefault(section, dict(getattr(constants, section)))[key] = value
+    return replace(constants, **sections)
+
+
+def fit(runs: Sequence[RecordedRun], constants: StepConstants) -> dict[str, float]:
+    """Values of the constants in `FREE`, by name."""
+
+    def values(moves: Iterable[float]) -> dict[str, float]:
+        return {name: START[name] * float(np.exp(move)) for name, move in zip(FREE, moves, strict=True)}
+
+    def residuals(moves: np.ndarray[tuple[int], np.dtype[np.float64]]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+        trial, found = changed(constants, values(moves)), [move / FREE[name] for name, move in zip(FREE, moves, strict=True)]
+        for run in runs:
+            seconds, drawn, clock = run.predicted(trial)
+            found.append(np.log(run.figure("duration_s") / seconds) / RATE)
+            if run.figure("sm_clock_mean_mhz"):
+                found.append(np.log(clock * run.hardware.boost_mhz / run.figure("sm_clock_mean_mhz")) / CLOCK)
+            if run.figure("power_mean_w") and run.figure("duration_s") > LEAST_S:
+                found.append(np.log(drawn / min(run.figure("power_mean_w"), run.limit_w)) / POWER)
+        return np.array(found)
+
+    return values(least_squares(residuals, np.zeros(len(FREE)), diff_step=[1e-3], max_nfev=25).x)
+
+
+def errors(runs: Iterable[RecordedRun], constants: StepConstants) -> list[float]:
+    """Predicted / measured - 1 of output tokens/s."""
+    return [run.figure("duration_s") / run.predicted(constants)[0] - 1 for run in runs]
+
+
+def left_out(runs: Sequence[RecordedRun], constants: StepConstants, folds: int) -> list[float]:
+    """Each run's error by the constants that all runs but its fold's give."""
+    found = [0.0] * len(runs)
+    for fold in range(folds):
+        rest = [run for place, run in enumerate(runs) if place % folds != fold]
+        others = changed(constants, fit(rest, constants))
+        for place in range(fold, len(runs), folds):
+            (found[place],) = errors([runs[place]], others)
+    return found
+
+
+def write(file: Path, values: Mapping[str, float]) -> None:
+    """Into the `value` line of each constant."""
+    text = file.read_text(encoding="utf-8")
+    for name, value in values.items():
+        text = re.sub(rf"(\[{re.escape(name)}\]\nvalue = ).*", rf"\g<1>{value:.4g}", text)
+    file.write_text(text, encoding="utf-8")
+
+
+def _told(found: Sequence[float]) -> str:
+    return f"{len(found)} runs, median error {statistics.median(map(abs, found)):.1%}, worst {max(found, key=abs):+.1%}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m trtllm_bench.analysis.fit")
+    parser.add_argument("--gpu", default="h100", help="whose recorded runs to follow")
+    parser.add_argument("--folds", type=int, default=0, help="also the errors on runs left out, so many parts one after another")
+    parser.add_argument("--write", action="store_true", help="write the constants into the GPU's file")
+    options = parser.parse_args()
+    root, constants = folder().parent / "recorded", constants_for(options.gpu)
+    runs = recorded_runs(root, options.gpu)
+    values = fit(runs, constants)
+    fitted = changed(constants, values)
+    print("\n".join(f"{name} = {value:.4g}" for name, value in values.items()))
+    for run, error in zip(runs, errors(runs, fitted), strict=True):
+        _, drawn, clock = run.predicted(fitted)
+        mhz = clock * run.hardware.boost_mhz
+        told = f"{drawn:.0f} W ({run.figure('power_mean_w'):.0f}), {mhz:.0f} MHz ({run.figure('sm_clock_mean_mhz'):.0f})"
+        print(f"{run.rows[0].cell.label}: {error:+.1%}; {told}")
+    print(f"{options.gpu}, in sample: {_told(errors(runs, fitted))}")
+    if options.folds:
+        print(f"{options.gpu}, left out by {options.folds} folds: {_told(left_out(runs, constants, options.folds))}")
+    if options.write:
+        write(FOLDER / f"{options.gpu}.toml", values)
+
+
+if __name__ == "__main__":
+    main()

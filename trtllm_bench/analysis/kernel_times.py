@@ -1,0 +1,157 @@
+"""How long a step's kernels take at a clock, and which clock the power limit leaves them.
+
+A kernel's time is the p-norm of three, near whose ridges each is felt: its bytes at the memory's bandwidth; its bytes at what the SMs can
+take in; its FLOP at the rate of its number format. The last two go with the clock, and so does, less than in proportion, the fixed time in
+which the chip fills and drains.
+
+Power is what the board draws at rest, what the clock costs, and joules a FLOP and a byte. Voltage falls with the clock, so all but the
+memory's own share does too, as `clock ** exponent`. A step that would draw more than the limit runs at the clock at which it does not.
+Large steps are bound by this alone: one H100 and one H200 take the same 20 mJ a token of Llama-3.1-8B at 128/128.
+
+Bandwidth, limit, SMs and boost clock are a GPU's data sheet's, all else is of the architecture. So a GPU of an architecture that was
+measured is predicted without having been seen; of another one nothing is known of power, and its rates are what such a GPU sustains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from trtllm_bench.analysis.step_constants import StepConstants
+from trtllm_bench.roofline.counts import OpCost
+from trtllm_bench.roofline.hardware import Hardware
+
+Array = npt.NDArray[np.float64]
+KINDS = ("gemv", "skinny", "gemm", "attention", "rows")
+FORMATS = ("fp8", "bf16", "int8")
+"""Whose clocks and joules are known; all others go by bf16's."""
+REFERENCE_SMS, REFERENCE_MHZ = 132, 1980.0
+"""Of the H100, whose SMs take in what `stream_tb_per_s` says; of hardware whose SMs are not known, nothing bounds that."""
+LEAST_CLOCK, HALVINGS = 0.3, 12
+
+
+@dataclass(frozen=True)
+class KernelWork:
+    """Of the kernels of a step, one entry each: how many of them, what one moves and computes, its kind and number format."""
+
+    count: Array
+    bytes: Array
+    flop: Array
+    kind: npt.NDArray[np.intp]
+    """Of `KINDS`."""
+    format: npt.NDArray[np.intp]
+    """Of `FORMATS`."""
+    flops_per_s: Array
+    """The ceiling of each one's format, as measured over a second."""
+    decode_attention: npt.NDArray[np.bool_]
+    split: npt.NDArray[np.bool_]
+    """Decode attention of so few sequences that each is divided, and its parts are merged by another kernel."""
+
+    @classmethod
+    def of(cls, kernels: Iterable[tuple[OpCost, float, str, bool]], hardware: Hardware, split: bool = False) -> KernelWork:
+        """`kernels`: (cost, how many times its time counts, kind, whether it is decode attention)."""
+        costs = list(kernels)
+        return cls(
+            count=np.array([count for _, count, _, _ in costs], float),
+            bytes=np.array([cost.bytes for cost, _, _, _ in costs], float),
+            flop=np.array([cost.flop for cost, _, _, _ in costs], float),
+            kind=np.array([KINDS.index(kind) for _, _, kind, _ in costs], np.intp),
+            format=np.array([FORMATS.index(cost.compute if cost.compute in FORMATS else "bf16") for cost, _, _, _ in costs], np.intp),
+            flops_per_s=np.array([hardware.flops(cost.compute) for cost, _, _, _ in costs], float),
+            decode_attention=np.array([decodes for _, _, _, decodes in costs], bool),
+            split=np.array([decodes and split for _, _, _, decodes in costs], bool),
+        )
+
+    def times(self, constants: StepConstants, hardware: Hardware, overlap: bool) -> KernelTimes:
+        """`overlap`: kernels begin before those before them end (PDL)."""
+        sms = hardware.sms * hardware.boost_mhz / (REFERENCE_SMS * REFERENCE_MHZ) if hardware.sms else np.inf
+        share, stream, fixed, peak = (
+            np.array([values.get(kind, 0.0) for kind in KINDS])[self.kind]
+            for values in (
+                constants.bandwidth_share,
+                constants.stream_tb_per_s,
+                {**constants.kernel_us, **(constants.pdl_us if overlap else {})},
+                constants.peak_share,
+            )
+        )
+        rate = self.flops_per_s * peak
+        picojoules = constants.energy_pj
+        per_flop = np.array([picojoules[name] for name in FORMATS])[self.format]
+        per_flop = np.where(self.kind == KINDS.index("gemv"), picojoules["vector"], per_flop)
+        per_byte = np.where(self.decode_attention, picojoules["kv_byte"], picojoules["byte"])
+        held = np.where(
+            self.kind == KINDS.index("attention"),
+            constants.clock_share["attention"],
+            np.array([constants.clock_share[name] for name in FORMATS])[self.format],
+        )
+        return KernelTimes(
+            count=self.count,
+            dram_us=self.bytes / (hardware.bytes_per_s * share) * 1e6,
+            stream_us=self.bytes / (stream * 1e12 * sms) * 1e6,
+            compute_us=np.divide(self.flop, rate, out=np.zeros_like(rate), where=rate > 0) * 1e6,
+            compute_clock=held,
+            fixed_us=fixed + constants.kernel_us["merge"] * self.split,
+            core_j=(np.where(rate > 0, self.flop * per_flop, 0.0) + self.bytes * per_byte) * 1e-12,
+            dram_j=self.bytes * picojoules["dram_byte"] * 1e-12,
+            norm=constants.step["norm"],
+            fixed_exponent=constants.power["fixed_exponent"],
+        )
+
+
+@dataclass(frozen=True)
+class KernelTimes:
+    """Microseconds and joules of one kernel of each entry: memory, SMs and fixed time at the boost clock; arithmetic at the share
+    `compute_clock` of it, where its rate was measured. Joules at the boost clock."""
+
+    count: Array
+    dram_us: Array
+    stream_us: Array
+    compute_us: Array
+    compute_clock: Array
+    fixed_us: Array
+    core_j: Array
+    dram_j: Array
+    norm: float
+    fixed_exponent: float
+
+    def at(self, clock: float | None) -> tuple[Array, Array, Array]:
+        """(memory, compute, fixed) at this share of the boost clock. None: the clock is not known; rates are as measured."""
+        if clock is None:
+            return self._memory(1.0), self.compute_us, self.fixed_us
+        return self._memory(clock), self.compute_us * self.compute_clock / clock, self.fixed_us / clock**self.fixed_exponent
+
+    def _memory(self, clock: float) -> Array:
+        return np.asarray((self.dram_us**self.norm + (self.stream_us / clock) ** self.norm) ** (1 / self.norm))
+
+    def joined(self, memory: Array, compute: Array) -> Array:
+        return np.asarray((memory**self.norm + compute**self.norm) ** (1 / self.norm))
+
+    def total_us(self, clock: float | None) -> float:
+        memory, compute, fixed = self.at(clock)
+        return float((self.count * (self.joined(memory, compute) + fixed)).sum())
+
+
+def watts(times: KernelTimes, constants: StepConstants, clock: float, total_us: float) -> float:
+    """Mean power of a step of `total_us`."""
+    power = constants.power
+    joules = float((times.count * (times.core_j * clock ** power["exponent"] + times.dram_j)).sum())
+    return float(power["static_w"] + power["clock_w"] * clock ** (1 + power["exponent"]) + joules / (total_us * 1e-6))
+
+
+def clock_within(times: KernelTimes, constants: StepConstants, limit_w: float, other_us: float, least_us: float = 0.0) -> float:
+    """Share of the boost clock, at most 1, at which a step draws no more than the limit on average. `other_us`: time in which no kernel of
+    these runs; `least_us`: what the step takes at least."""
+
+    def drawn(clock: float) -> float:
+        return watts(times, constants, clock, max(times.total_us(clock) + other_us, least_us))
+
+    if drawn(1.0) <= limit_w:
+        return 1.0
+    low, high = LEAST_CLOCK, 1.0
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if drawn(middle) <= limit_w else (low, middle)
+    return (low + high) / 2
