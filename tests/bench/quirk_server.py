@@ -171,12 +171,6 @@ class QuirkServer:
         elif quirk == "usageless":  # one token a piece, and no usage
             await send(a)
             return await end(None)
-        elif quirk == "running":  # vLLM's continuous_usage_stats: 1, 2, 3, 2, 3, ... tokens a piece
-            sizes = ([1] + [2, 3] * n)[: 1 + 2 * (n // 5)]
-            await send(
-                [piece(" a" * size, usage={"prompt_tokens": 1, "completion_tokens": sum(sizes[: k + 1])}) for k, size in enumerate(sizes)]
-            )
-            usage["completion_tokens"] = sum(sizes)
         elif quirk == "nodone":
             await send([*a[:-1], piece(" a", "length")])
             return None

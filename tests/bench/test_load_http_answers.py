@@ -103,6 +103,14 @@ def test_a_count_is_a_count_in_whatever_form(said: object, tokens: int) -> None:
     assert read([*FOUR, usage(said), DONE]).output_tokens == tokens
 
 
+def test_the_running_count_of_a_server_places_each_token() -> None:
+    """vLLM's `continuous_usage_stats`."""
+    sizes = [1, 2, 3, 2, 3, 2, 3, 2, 3]
+    told = [piece(" a" * size, usage={"prompt_tokens": 1, "completion_tokens": sum(sizes[: k + 1])}) for k, size in enumerate(sizes)]
+    times, counts = np.unique(read([*told, usage(21), DONE], asked=21).token_times_s, return_counts=True)
+    assert (counts.tolist(), times.tolist()) == (sizes, list(range(9)))
+
+
 def test_counts_of_prompts_that_none_can_have_are_none() -> None:
     outcome = read([*FOUR, usage(4, prompt=10**30, cached_tokens=10**30), DONE])
     assert (outcome.input_tokens, outcome.cached_tokens) == (-1, -1)

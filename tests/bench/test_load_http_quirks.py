@@ -148,13 +148,6 @@ def test_a_report_claims_no_tokens_that_nobody_counted(server: QuirkServer, tmp_
     assert content["streaming_metrics"]["avg_ttft_ms"] > 0
 
 
-def test_the_running_count_of_a_server_places_each_token(server: QuirkServer) -> None:
-    log = load(server, "running", osl=20, n=1).log
-    assert log.token_times_s is not None
-    _, sizes = np.unique(log.token_times_s, return_counts=True)
-    assert sizes.tolist() == [1, 2, 3, 2, 3, 2, 3, 2, 3]
-
-
 def test_an_answer_kept_open_is_no_latency_of_the_next_and_no_lag(server: QuirkServer) -> None:
     result = load(server, "tail", osl=2, n=3, concurrency=1)
     log = result.log

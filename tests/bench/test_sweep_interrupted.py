@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,12 +43,11 @@ def wait_for_rows(folder: Path, wanted: int) -> None:
     raise AssertionError(f"no {wanted} rows within 60 s")
 
 
-def resume_and_check(folder: Path, kept: int) -> None:
+def resume_and_check(folder: Path, kept: int, resume: Callable[[], tuple[int, str, str]]) -> None:
     before = {row.row_id for row in Store(folder).rows()}
     assert kept <= len(before) < CELLS
-    resumed = start(folder, "--resume")
-    out, err = resumed.communicate(timeout=120)
-    assert resumed.returncode == 0, err
+    code, out, err = resume()
+    assert code == 0, err
     assert out.count("measured before") == len(before)
     rows = Store(folder).rows()
     assert len(rows) == CELLS
@@ -62,13 +62,21 @@ def test_kill_9_of_our_engine_loses_no_finished_cell(tmp_path: Path) -> None:
     process.communicate()
     assert process.returncode == -signal.SIGKILL
     assert all(row.status == "ok" for row in read_rows(tmp_path / "results.json"))
-    resume_and_check(tmp_path, 2)
+
+    def in_a_process() -> tuple[int, str, str]:
+        resumed = start(tmp_path, "--resume")
+        out, err = resumed.communicate(timeout=120)
+        return resumed.returncode, out, err
+
+    resume_and_check(tmp_path, 2, in_a_process)
 
 
 @pytest.mark.parametrize(
     ("number", "code", "name"), [(signal.SIGINT, 130, "Ctrl-C"), (signal.SIGTERM, 143, "SIGTERM"), (signal.SIGHUP, 129, "SIGHUP")]
 )
-def test_a_signal_keeps_finished_cells_and_says_how_to_go_on(tmp_path: Path, number: signal.Signals, code: int, name: str) -> None:
+def test_a_signal_keeps_finished_cells_and_says_how_to_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], number: signal.Signals, code: int, name: str
+) -> None:
     process = start(tmp_path, *GRID, *FAKE)
     wait_for_rows(tmp_path, 1)
     process.send_signal(number)
@@ -78,7 +86,7 @@ def test_a_signal_keeps_finished_cells_and_says_how_to_go_on(tmp_path: Path, num
     kept = len(Store(tmp_path).rows())
     said = f"{kept} finished measurement{' is' if kept == 1 else 's are'} kept; go on with: trtllm-bench sweep --resume --out {tmp_path}"
     assert err.splitlines() == [f"trtllm-bench: stopped by {name}; {said}"]
-    resume_and_check(tmp_path, 1)
+    resume_and_check(tmp_path, 1, lambda: run(capsys, "sweep", "--resume", "--out", tmp_path))
 
 
 def test_a_signal_that_the_process_was_started_to_ignore_stays_ignored(tmp_path: Path) -> None:

@@ -114,12 +114,15 @@ def test_32_requests_in_flight_equal_each_alone(make_loop: MakeLoop) -> None:
             assert request.output.tolist() == alone[index], index
 
 
+@pytest.fixture(scope="module")
+def of_ten(make_loop: MakeLoop) -> list[list[int]]:
+    return [request.output.tolist() for request in generate(make_loop(), workload(10))]
+
+
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("overlap", [True, False])
-def test_policy_and_overlap_change_no_token(make_loop: MakeLoop, policy: str, overlap: bool) -> None:
-    requests = workload(10)
-    expected = [request.output.tolist() for request in generate(make_loop(), requests)]
-    assert [request.output.tolist() for request in generate(make_loop(policy, 40, overlap), requests)] == expected
+def test_policy_and_overlap_change_no_token(make_loop: MakeLoop, of_ten: list[list[int]], policy: str, overlap: bool) -> None:
+    assert [request.output.tolist() for request in generate(make_loop(policy, 40, overlap), workload(10))] == of_ten
 
 
 def test_logprobs_come_with_every_token_and_name_the_chosen_one(make_loop: MakeLoop) -> None:
@@ -156,7 +159,7 @@ def test_smollm2_requests_in_flight_equal_each_alone(smollm2: Path, tmp_path: Pa
     text = "The tea trade of the Netherlands began when ships of the East India Company brought leaves from Java. " * 3
     ids = tokenizer.encode(text)
     rng = np.random.default_rng(0)
-    starts, lengths = rng.integers(0, 20, 32), rng.choice([1, 3, 8, 16, 30, 40], 32)
+    starts, lengths = rng.integers(0, 20, 12), [1, 40, 1, 16, 16, 8, 30, 3, 40, 1, 16, 8]
     prompts = [np.array(ids[start : start + n]) for start, n in zip(starts, lengths, strict=True)]
     requests = [(prompt, SamplingParams(max_tokens=24 if i < 4 else 2, ignore_eos=True)) for i, prompt in enumerate(prompts)]
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,7 +34,8 @@ IntArray = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class StepShape:
-    """What one step computes: R sequences, decode sequences first; `samples` rows whose logits are wanted."""
+    """What one step computes: R sequences, decode sequences first; `samples` rows whose logits are wanted. Sums are made once: each op of
+    a plan asks for them."""
 
     query_lens: IntArray
     kv_lens: IntArray
@@ -60,7 +62,7 @@ class StepShape:
         lens = np.concatenate([self.query_lens, other.query_lens]), np.concatenate([self.kv_lens, other.kv_lens])
         return StepShape(*lens, self.num_decodes + other.num_decodes, self.samples + other.samples)
 
-    @property
+    @cached_property
     def tokens(self) -> int:
         return int(self.query_lens.sum())
 
@@ -68,11 +70,11 @@ class StepShape:
     def sequences(self) -> int:
         return len(self.query_lens)
 
-    @property
+    @cached_property
     def kv_tokens(self) -> int:
         return int(self.kv_lens.sum())
 
-    @property
+    @cached_property
     def pairs(self) -> int:
         """(query token, key it sees) pairs under the causal mask."""
         q, kv = self.query_lens, self.kv_lens
@@ -88,17 +90,17 @@ class StepShape:
             return "decode"
         return "mixed" if self.num_decodes else "prefill"
 
-    @property
+    @cached_property
     def decodes(self) -> StepShape:
         """Its decode sequences alone."""
         return self._only(np.arange(self.sequences) < self.num_decodes)
 
-    @property
+    @cached_property
     def whole_prompts(self) -> StepShape:
         """Its prompts without a cached past alone."""
         return self._only((np.arange(self.sequences) >= self.num_decodes) & (self.kv_lens == self.query_lens))
 
-    @property
+    @cached_property
     def continued(self) -> StepShape:
         """Its prompts with a cached past alone."""
         return self._only((np.arange(self.sequences) >= self.num_decodes) & (self.kv_lens > self.query_lens))
@@ -107,7 +109,7 @@ class StepShape:
         decodes, count = int(chosen[: self.num_decodes].sum()), int(chosen.sum())
         return StepShape(self.query_lens[chosen], self.kv_lens[chosen], decodes, min(count, self.samples))
 
-    @property
+    @cached_property
     def symbols(self) -> dict[str, int]:
         return {"T": self.tokens, "R": self.sequences, "D": self.num_decodes, "S": self.samples, "C": self.continued.sequences}
 

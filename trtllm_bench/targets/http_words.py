@@ -101,7 +101,7 @@ def reason(error: BaseException) -> str:
         said = short(error.message)
         return f"what answers speaks no HTTP that can be read ({said})" if "decode" not in said else said
     if isinstance(error, TimeoutError):
-        return "nothing came in time"
+        return short(str(error)) or "nothing came in time"
     return str(error) or type(error).__name__
 
 

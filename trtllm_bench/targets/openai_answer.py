@@ -74,7 +74,7 @@ class Answer:
     def take(self, event: Event, now: float) -> None:
         """Raises `AnswerError` for an event that ends the request badly, or that is none of this interface."""
         data = event.data.strip()
-        if data.strip('"').upper() == DONE:
+        if len(data) < 10 and data.strip('"').upper() == DONE:
             self.closed = True
             return
         content = _object(data)
@@ -84,17 +84,17 @@ class Answer:
             if data in ("", "null") or event.name != "message":  # such as a ping
                 return
             raise AnswerError("the stream holds what is no JSON", data)
-        if content.get("error") or content.get("object") == "error" or _is_complaint(content):
+        choices = content.get("choices")
+        if content.get("error") or content.get("object") == "error" or (choices is None and _is_complaint(content)):
             raise AnswerError("the server said", data)
         usage = content.get("usage")
         if isinstance(usage, dict):
             self.usage = usage
-        choices = content.get("choices")
         if isinstance(choices, list) and choices and isinstance(choices[0], dict):
             self._choice(choices[0], now)
 
     def _choice(self, choice: Mapping[str, Any], now: float) -> None:
-        if isinstance(choice.get("error"), dict | str) and choice["error"]:
+        if choice.get("error"):
             raise AnswerError("the server said", json.dumps(choice["error"]))
         reason = choice.get("finish_reason") or ""
         reason = str(reason.get("type") or "") if isinstance(reason, dict) else str(reason)  # an object is SGLang's own
@@ -107,7 +107,7 @@ class Answer:
                 return
         else:
             said = str(choice.get("text") or "")
-        counted = _count(self.usage.get("completion_tokens"))
+        counted = _count(self.usage.get("completion_tokens")) if self.usage else -1
         self.pieces.append(_Piece(now, said, counted, doubtful=bool(reason) and not said))
 
     def end(self, events: EventStream, now: float) -> None:
@@ -189,7 +189,7 @@ def _object(data: str) -> Mapping[str, Any] | None:
 
 def _is_complaint(content: Mapping[str, Any]) -> bool:
     """Whether an event is an error that is not called one: words, and nothing of an answer."""
-    return not {"choices", "usage"} & set(content) and any(isinstance(content.get(name), str) for name in ("message", "detail"))
+    return "choices" not in content and "usage" not in content and any(isinstance(content.get(name), str) for name in ("message", "detail"))
 
 
 def _count(value: Any) -> int:

@@ -92,10 +92,10 @@ def verify(graph: ModelGraph, stage: str) -> None:
             name = str(node.target)
             constant = graph.constants.get(name)
             node.meta["spec"] = graph.weights[name] if constant is None else spec_of(constant)
-        elif op_name(node):
+        elif op := op_name(node):
             arguments = tuple(a.meta["spec"] if isinstance(a, fx.Node) else a for a in node.args)
             _check_arguments(graph, node, arguments, stage)
-            if "layer" in OP_SPECS[op_name(node)].attrs:
+            if "layer" in OP_SPECS[op].attrs:
                 at = _attr_index(node, "layer")
                 arguments = (*arguments[:at], 0, *arguments[at + 1 :])
             try:
@@ -119,7 +119,7 @@ def _check_use(graph: ModelGraph, node: fx.Node, stage: str) -> None:
         raise VerifyError(f"after {stage}: {node.name} is not a step input")
     if node.op == "get_attr" and str(node.target) not in graph.weights and str(node.target) not in graph.constants:
         raise VerifyError(f"after {stage}: weight {node.target} does not exist")
-    if node.op == "call_function" and not node.users and not (op_name(node) and OP_SPECS[op_name(node)].mutates):
+    if node.op == "call_function" and not node.users and not ((op := op_name(node)) and OP_SPECS[op].mutates):
         raise VerifyError(f"after {stage}: result of {_describe(node)} is not used")
     if node.op not in ("placeholder", "get_attr", "call_function", "output"):
         raise VerifyError(f"after {stage}: node {node.name} is a {node.op}, which a compiled graph does not have")
@@ -207,7 +207,8 @@ def _check_cache_order(graph: ModelGraph, stage: str) -> None:
     """Each layer of the cache is written exactly once, before it is read, and layers are 0, 1, 2, ..."""
     written: list[int] = []
     for node in graph.fx.nodes:
-        traits = OP_SPECS[op_name(node)].traits if op_name(node) else frozenset()
+        op = op_name(node)
+        traits = OP_SPECS[op].traits if op else frozenset()
         if Trait.WRITES_CACHE in traits:
             written.append(_attr(node, "layer"))
         elif Trait.READS_CACHE in traits and _attr(node, "layer") not in written:

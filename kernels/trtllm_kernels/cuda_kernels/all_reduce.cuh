@@ -1,11 +1,9 @@
-// What the all-reduce kernels share: a group of ranks as one of them sees it, words of 16 bytes, and the end of a row (residual addition,
-// RMS norm, fp8).
+// What the all-reduce kernels share: words that were not sent yet, and the end of a row (residual addition, RMS norm, fp8).
 //
 // Macros: WORLD ranks; H elements a row; THREADS; NORM 1: residual + RMS norm, 0: the sum alone, or with ADD 1 the residual too; QUANTIZE: to fp8;
 // HALF and OUT_HALF: elements are fp16, else bf16.
 #pragma once
 #include "group.cuh"
-#include "hopper.cuh"
 
 #ifndef ADD
 #define ADD 0
@@ -15,32 +13,10 @@ constexpr u32 ABSENT = 0x80000000u;  // as a pair of floats of 16 bits: -0 above
 constexpr int EACH = H / 8 / THREADS;
 static_assert(EACH * THREADS * 8 == H, "a row is whole vectors of 16 bytes a thread");
 
-struct alignas(16) Words {
-    u32 word[4];
-};
-
-INLINE Words load_words(const void* from) {
-    Words w;
-    asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(w.word[0]), "=r"(w.word[1]), "=r"(w.word[2]), "=r"(w.word[3]) : "l"(from) : "memory");
-    return w;
-}
-
-INLINE void store_words(void* to, const Words& w) {
-    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(w.word[0]), "r"(w.word[1]), "r"(w.word[2]), "r"(w.word[3]) : "memory");
-}
-
-// To another GPU's memory, each word whole.
-INLINE void send_words(void* to, const Words& w) {
-    asm volatile("st.relaxed.sys.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(w.word[0]), "r"(w.word[1]), "r"(w.word[2]), "r"(w.word[3]) : "memory");
-}
-
 INLINE Words poll_words(const void* from) {
     Words w;
     do {
-        asm volatile("ld.relaxed.sys.global.v4.u32 {%0, %1, %2, %3}, [%4];"
-                     : "=r"(w.word[0]), "=r"(w.word[1]), "=r"(w.word[2]), "=r"(w.word[3])
-                     : "l"(from)
-                     : "memory");
+        w = receive_words(from);
     } while (w.word[0] == ABSENT || w.word[1] == ABSENT || w.word[2] == ABSENT || w.word[3] == ABSENT);
     return w;
 }
@@ -107,7 +83,7 @@ constexpr int RESULT_BYTES = NORM && QUANTIZE ? 1 : 2;  // of an element of y
 
 INLINE void store_result(char* to, const Words& w) {
     if (RESULT_BYTES == 1) {
-        asm volatile("st.global.v2.u32 [%0], {%1, %2};" ::"l"(to), "r"(w.word[0]), "r"(w.word[1]) : "memory");
+        store_pair(to, w.word[0], w.word[1]);
     } else {
         store_words(to, w);
     }

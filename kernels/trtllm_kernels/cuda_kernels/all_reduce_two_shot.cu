@@ -18,11 +18,8 @@ INLINE void meet(Group* group, u32 phase, u32 rank, u32 round) {
         u32 peer = threadIdx.x;
         u32* theirs = group->flags[peer] + (phase * gridDim.x + blockIdx.x) * WORLD + rank;
         u32* ours = group->flags[rank] + (phase * gridDim.x + blockIdx.x) * WORLD + peer;
-        asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(theirs), "r"(round + 1) : "memory");
-        u32 seen;
-        do {
-            asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(seen) : "l"(ours) : "memory");
-        } while ((int)(seen - (round + 1)) < 0);
+        raise_counter(theirs, round + 1);
+        await_counter(ours, round + 1);
     }
     __syncthreads();
 }

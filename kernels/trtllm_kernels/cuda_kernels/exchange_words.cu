@@ -22,17 +22,14 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         long long word = argmax_scratch[row];
 #pragma unroll
         for (int to = 0; to < WORLD; to++) {
-            if (to != rank) {
-                asm volatile("st.relaxed.sys.global.u64 [%0], %1;" ::"l"(group->words[to] + (turn * WORLD + rank) * MOST_ROWS + row), "l"(word)
-                             : "memory");
-            }
+            if (to != rank) send_long(group->words[to] + (turn * WORLD + rank) * MOST_ROWS + row, word);
         }
 #pragma unroll
         for (int from = 0; from < WORLD; from++) {
             if (from != rank) {
                 long long theirs;
                 do {
-                    asm volatile("ld.relaxed.sys.global.u64 %0, [%1];" : "=l"(theirs) : "l"(own + (turn * WORLD + from) * MOST_ROWS + row) : "memory");
+                    theirs = receive_long(own + (turn * WORLD + from) * MOST_ROWS + row);
                 } while (theirs == EMPTY);
                 word = max(word, theirs);
             }

@@ -2,7 +2,7 @@
 //
 // Macros: WORLD ranks.
 #pragma once
-#include "hopper.cuh"
+#include "peer_memory.cuh"
 
 // In this rank's device memory; `launch/group.py` writes it. Counters are of kernels that have ended, one for each kind of kernel.
 struct Group {

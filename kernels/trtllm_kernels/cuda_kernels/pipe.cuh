@@ -7,7 +7,7 @@
 //
 // Macros: THREADS; ROW_BYTES, a multiple of 16.
 #pragma once
-#include "hopper.cuh"
+#include "peer_memory.cuh"
 
 // In this rank's device memory; `launch/peers.py` writes it.
 struct Pipe {
@@ -26,28 +26,9 @@ struct Pipe {
 constexpr int VECTORS = ROW_BYTES / 16;  // of a row
 static_assert(VECTORS * 16 == ROW_BYTES, "a row is whole vectors of 16 bytes");
 
-struct alignas(16) Vector {
-    u32 word[4];
-};
-
-INLINE Vector load_vector(const void* from) {
-    Vector v;
-    asm volatile("ld.relaxed.sys.global.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.word[0]), "=r"(v.word[1]), "=r"(v.word[2]), "=r"(v.word[3]) : "l"(from) : "memory");
-    return v;
-}
-
-INLINE void store_vector(void* to, const Vector& v) {
-    asm volatile("st.relaxed.sys.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(v.word[0]), "r"(v.word[1]), "r"(v.word[2]), "r"(v.word[3]) : "memory");
-}
-
 // All threads of the block return once `counter`, in this GPU's memory, is at least `rounds`.
 INLINE void await(const u32* counter, u32 rounds) {
-    if (threadIdx.x == 0) {
-        u32 seen;
-        do {
-            asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(seen) : "l"(counter) : "memory");
-        } while ((int)(seen - rounds) < 0);
-    }
+    if (threadIdx.x == 0) await_counter(counter, rounds);
     __syncthreads();
 }
 
@@ -56,14 +37,14 @@ INLINE void copy_rows(char* to, const char* from, int num_rows) {
     constexpr int AT_ONCE = 4;
     long long count = (long long)num_rows * VECTORS, stride = (long long)gridDim.x * THREADS;
     for (long long i = (long long)blockIdx.x * THREADS + threadIdx.x; i < count; i += AT_ONCE * stride) {
-        Vector v[AT_ONCE];
+        Words v[AT_ONCE];
 #pragma unroll
         for (int k = 0; k < AT_ONCE; k++) {
-            if (i + k * stride < count) v[k] = load_vector(from + (i + k * stride) * 16);
+            if (i + k * stride < count) v[k] = receive_words(from + (i + k * stride) * 16);
         }
 #pragma unroll
         for (int k = 0; k < AT_ONCE; k++) {
-            if (i + k * stride < count) store_vector(to + (i + k * stride) * 16, v[k]);
+            if (i + k * stride < count) send_words(to + (i + k * stride) * 16, v[k]);
         }
     }
 }
@@ -77,7 +58,7 @@ INLINE void end_round(Pipe* pipe, u32* own, u32* counter, u32 rounds) {
             pipe->ended = 0;
             *(volatile u32*)own = rounds;
             __threadfence_system();
-            asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(counter), "r"(rounds) : "memory");
+            raise_counter(counter, rounds);
         }
     }
 }

@@ -88,6 +88,8 @@ def evaluate(expr: Dim, symbols: Mapping[str, int]) -> int:
     """Value of one expression; `symbols` must hold those it uses."""
     if isinstance(expr, int):
         return expr
+    if isinstance(expr, str) and expr in SYMBOLS and expr in symbols:
+        return symbols[expr]
     if missing := symbols_of(expr) - symbols.keys():
         raise KernelError(f"expression {expr!r} needs a value for {', '.join(sorted(missing))}")
     return _compile_one(expr)(*(symbols.get(s, 0) for s in SYMBOLS))[0]

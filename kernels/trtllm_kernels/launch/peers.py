@@ -64,7 +64,7 @@ class PeerMemory:
         header = struct.pack("<12I", self.rank, 0, 0, 0, 0, 0, 0, ONE_SHOT_ROWS, 0, 0, 0, 0)
         packed = header + b"".join(struct.pack(f"<{self.size}Q", *addresses[name]) for name in ADDRESSES)
         assert len(packed) == 8 * group_words(self.size)
-        group = torch.frombuffer(bytearray(packed), dtype=torch.int64).cuda()
+        group = torch.frombuffer(bytearray(packed), dtype=torch.int64).to(self._arena.device)
         torch.cuda.synchronize()
         self._exchange(b"joined")  # none writes into another's memory before that is ready
         return group
