@@ -149,6 +149,6 @@ def tile(tokens: int, *, rows: int, turns: int = 1, parts: int = 1, blocks: int 
     return {f"packed{tokens}_{name}": value for name, value in values.items()}
 
 
-def large(size: int, rows: int, tokens: int) -> dict[str, int]:
+def large(size: int, rows: int, tokens: int, parts: int = 1) -> dict[str, int]:
     """A tactic that takes the kernel of many tokens for any number of them, by one tile for up to `size`."""
-    return {"packed_to": 0, f"large{size}_rows": rows, f"large{size}_tokens": tokens}
+    return {"packed_to": 0, f"large{size}_rows": rows, f"large{size}_tokens": tokens, f"large{size}_parts": parts}

@@ -298,7 +298,7 @@ INLINE void multiply_add(Sum (&d)[128], u64 a, u64 b) {
     asm volatile(MULTIPLY_ROWS("256", NAMES_128) "%128, %129, " AS_THEY_ARE : REGISTERS_128(SUMS, d) : "l"(a), "l"(b));
 }
 
-// d = a @ b.T, or += if ADDED_TO: [64, 8, 16, 32, 64, 96 or 128] from [64, 32 bytes], in registers, and [.., 32 bytes], in shared memory by
+// d = a @ b.T, or += if ADDED_TO: [64, 8, 16, 32, 64, 96, 128 or 256] from [64, 32 bytes], in registers, and [.., 32 bytes], in shared memory by
 // rows. A register of a holds 4 bytes of a row, columns in order: (row, first 16 bytes), (row + 8, first), (row, last), (row + 8, last).
 #if FP8
 #define B_BY_ROWS "1, 1;"
@@ -346,6 +346,13 @@ template <bool ADDED_TO>
 INLINE void multiply_skinny(float (&d)[64], const u32 (&a)[4], u64 b) {
     asm volatile(MULTIPLY_ROWS("128", NAMES_64) "{%64, %65, %66, %67}, %68, %69, " B_BY_ROWS
                  : REGISTERS_64("+f", d)
+                 : A_IN_REGISTERS(a, b, ADDED_TO));
+}
+
+template <bool ADDED_TO>
+INLINE void multiply_skinny(float (&d)[128], const u32 (&a)[4], u64 b) {
+    asm volatile(MULTIPLY_ROWS("256", NAMES_128) "{%128, %129, %130, %131}, %132, %133, " B_BY_ROWS
+                 : REGISTERS_128("+f", d)
                  : A_IN_REGISTERS(a, b, ADDED_TO));
 }
 

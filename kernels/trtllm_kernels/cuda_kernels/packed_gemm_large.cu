@@ -1,34 +1,42 @@
 // GEMM with packed weights for many tokens on Hopper: codes become the tensor core's A operand in registers, as in `packed_gemm.cu`, and x
 // is B, so that a wide weight is never in memory.
 //
-// Persistent, one block per SM. A tile is ROWS rows of the weight by TOKENS tokens. Two warpgroups multiply, of M_TILES x 64 rows each;
-// what is decoded is multiplied by TOKENS tokens, whose products take longer than the decoding of the next codes. Three warps and more of
-// a third warpgroup load the weight, x, and scales, in a ring of RING; they are a tile ahead while sums are stored.
+// A tile is ROWS rows of the weight by TOKENS tokens. Two warpgroups multiply, of M_TILES x 64 rows each; what is decoded is multiplied by
+// TOKENS tokens, whose products take longer than the decoding of the next codes: a warpgroup decodes a step while its products of the step
+// before run, into registers of its own, and the two warpgroups, which are not in step, keep the tensor cores busy for each other. Three
+// warps of a third warpgroup load the weight, x, and scales, in a ring of RING.
+//
+// Where there are fewer tiles than SMs, SPLITS blocks of a cluster divide K; each sends the others its sums of their tokens. Otherwise blocks
+// are persistent, one per SM, and loads are a tile ahead while sums are stored.
 //
 // Scales of groups are factors of the codes in x's format (FOLDED), rounded as in a weight that is made wide: one multiplication of two codes
-// a register and no sums of groups. x fp8 takes int4 as E4M3, exactly, so sums of PART tokens and a group are scaled in fp32; the two
-// warpgroups then multiply in turns, so that one's products run while the other scales.
+// a register and no sums of groups. x fp8 takes int4 as E4M3, exactly, so sums of PART tokens and a group are scaled in fp32, as soon as the
+// products of the next part are under way.
 //
 // Tiles go through TOKEN_GROUP blocks of tokens first and then to the next rows: x of these stays in L2, and the weight is read once for them.
 //
 // x, w, group_scale, weight_zero and y as in `packed_gemm.cu`.
 #define ROW_GROUPS (2 * M_TILES)
-#define SPLITS 1
 #define SCALES_AHEAD (GROUPS > 2 ? 1 : 2)
 #include "packed.cuh"
 
 constexpr int CONSUMERS = 256, THREADS = 384, ROWS_OF_GROUP = ROWS / 2, ROW_BLOCKS = (N + ROWS - 1) / ROWS;
-constexpr int STORED = 32, PITCH = ROWS_OF_GROUP + 4;  // tokens that are stored at a time
+constexpr int SHARE = (STEPS + SPLITS - 1) / SPLITS;  // steps of a block
+constexpr int OWN = TOKENS / SPLITS;                  // tokens whose results a block stores
+constexpr int STORED = M_TILES == 1 && OWN >= 64 && TOKENS > 64 ? 64 : OWN < 32 ? OWN : 32;  // at a time
+constexpr int PITCH = ROWS_OF_GROUP + 4, TAKEN = M_TILES * TOKENS == 256 ? 240 : 224, GIVEN = 512 - 2 * TAKEN;
+constexpr bool AHEAD = M_TILES * OWN <= 128;  // there are registers for the next part's residual
 constexpr int PART = BY_SUMS && TOKENS > 64 ? 64 : TOKENS, PARTS = TOKENS / PART;
-static_assert(TOKENS % STORED == 0, "tokens are stored in whole parts");
+static_assert(OWN % STORED == 0 && STORED >= 16, "tokens are stored in whole parts");
 
 struct Shared {
     char x[RING][X_BYTES];
     char w[RING][W_BYTES];
     float sums[2][STORED][PITCH];
+    float4 received[SPLITS > 1 ? SPLITS - 1 : 1][SPLITS > 1 ? M_TILES * OWN / 8 : 1][SPLITS > 1 ? CONSUMERS : 1];
     u32 scales[GROUPED ? RING : 1][ROW_GROUPS][GROUPS][32][2];
     u32 zeros[GROUPED && ZEROS ? RING : 1][ROW_GROUPS][GROUPS][32][2];
-    u64 full[RING], empty[RING];
+    u64 full[RING], empty[RING], all_received;
 };
 static_assert(sizeof(Shared) + TABLE_BYTES <= SHARED_BYTES, "SHARED_BYTES is what a launch asks for");
 
@@ -45,52 +53,120 @@ struct Tile {
 
 // The step of each tile of this block, one after another.
 struct Steps {
-    int index, tiles, token_blocks, step = 0;
+    int index, tiles, token_blocks, first, count, step = 0;
     Place<RING> at;
 
-    INLINE Steps(int tiles, int token_blocks) : index(blockIdx.x), tiles(tiles), token_blocks(token_blocks) {}
+    INLINE Steps(int tiles, int token_blocks, int first, int count)
+        : index(blockIdx.x), tiles(count ? tiles : 0), token_blocks(token_blocks), first(first), count(count) {}
 
     INLINE bool left() const { return index < tiles; }
 
     INLINE Tile tile() const { return Tile(index, token_blocks); }
 
+    INLINE int of_k() const { return first + step; }
+
     INLINE void next() {
         at.next();
-        if (++step == STEPS) step = 0, index += gridDim.x;
+        if (++step == count) step = 0, index += gridDim.x;
+    }
+};
+
+// A warpgroup's operands of a step.
+struct Operands {
+    u32 a[M_TILES][PRODUCTS][4];
+    u32 scales[M_TILES][GROUPS][2], zeros[M_TILES][GROUPS][2];
+
+    INLINE void load(const Shared& shared, u32 stage, u32 group, u32 thread, const char* table) {
+        u32 pair = thread / 32 * 8 + thread % 32 / 4;
+        Codes codes[M_TILES];
+#pragma unroll
+        for (int m = 0; m < M_TILES; m++) {
+            u32 row_group = group * M_TILES + m;
+            codes[m].load(shared.w[stage] + row_group * IN_STEP * TILE_BYTES, thread);
+#pragma unroll
+            for (int g = 0; g < GROUPS; g++) {
+                scales[m][g][0] = scales[m][g][1] = zeros[m][g][0] = zeros[m][g][1] = 0;
+                if (GROUPED) {
+                    uint2 both = *(const uint2*)shared.scales[stage][row_group][g][pair];
+                    scales[m][g][0] = both.x, scales[m][g][1] = both.y;
+                }
+                if (GROUPED && ZEROS) {
+                    uint2 both = *(const uint2*)shared.zeros[stage][row_group][g][pair];
+                    zeros[m][g][0] = both.x, zeros[m][g][1] = both.y;
+                }
+            }
+        }
+#pragma unroll
+        for (int m = 0; m < M_TILES; m++) {
+#pragma unroll
+            for (int i = 0; i < PRODUCTS; i++) {
+                codes[m].decode(a[m][i], i, scales[m][i / IN_GROUP], zeros[m][i / IN_GROUP], table);
+                hold(a[m][i]);
+            }
+        }
+    }
+
+    // Starts the products of a group of columns and `LENGTH * 2` tokens, at `b`.
+    template <bool ADDED_TO, int LENGTH>
+    INLINE void multiply(float (&to)[LENGTH], int m, int g, u64 b) const {
+        hold(to);
+        wgmma_begin();
+#pragma unroll
+        for (int i = g * IN_GROUP; i < (g + 1) * IN_GROUP; i++) {
+            u64 columns = b + (i / 4 * TOKENS * 128 + i % 4 * 32) / 16;
+            if (i == g * IN_GROUP) {
+                multiply_skinny<ADDED_TO>(to, a[m][i], columns);
+            } else {
+                multiply_skinny<true>(to, a[m][i], columns);
+            }
+#if FP8 && ZEROS
+            u32 both[4] = {zeros[m][g][0], zeros[m][g][1], zeros[m][g][0], zeros[m][g][1]};
+            multiply_skinny<true>(to, both, columns);
+#endif
+        }
+        wgmma_commit();
     }
 };
 
 // The 2 i32 and 2 i64 after a map are its sizes and strides in the launch ABI (`driver.py`).
-extern "C" __global__ void __launch_bounds__(THREADS, 1)
+extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(THREADS, 1)
     packed_gemm_large(const __grid_constant__ TensorMap x, int, int, long long, long long, const char* w, const char* group_scale,
                       const char* weight_zero, const char* bias, const char* residual, const float* x_scale, const float* w_scale,
                       const float* out_scale, char* y, int num_tokens) {
     let_next_start();
     Shared& shared = *(Shared*)memory;
-    u32 warp = __shfl_sync(~0u, threadIdx.x / 32, 0), lane = threadIdx.x % 32;
+    u32 warp = __shfl_sync(~0u, threadIdx.x / 32, 0), lane = threadIdx.x % 32, part = blockIdx.y;
     int token_blocks = (num_tokens + TOKENS - 1) / TOKENS, tiles = token_blocks * ROW_BLOCKS;
+    int first_step = part * SHARE, steps = max(0, min(SHARE, STEPS - first_step));
     constexpr u32 LOADS_W = CONSUMERS / 32, LOADS_X = LOADS_W + 1;
     if (warp == LOADS_W && lane == 0) {
         for (int i = 0; i < RING; i++) {
             barrier_init(shared.full[i], GROUPED ? 3 : 2);
             barrier_init(shared.empty[i], CONSUMERS / 32);
         }
+        barrier_init(shared.all_received, 1);
         barriers_are_made();
+        if (SPLITS > 1) arrive_expecting(shared.all_received, sizeof(shared.received));
     }
     make_table(threadIdx.x, THREADS);
     __syncthreads();
+    if (SPLITS > 1) {
+        cluster_arrive();
+        cluster_wait();  // until all have arrived, none may use the others' barriers
+    }
     if (warp >= LOADS_W) {
-        give_registers_down_to<56>();
+        give_registers_down_to<GIVEN>();
+        Steps at_step(tiles, token_blocks, first_step, steps);
         if (warp == LOADS_W && lane == 0) {
-            for (Steps steps(tiles, token_blocks); steps.left(); steps.next()) {
-                u64& full = shared.full[steps.at.stage];
-                int row = steps.tile().row, first = IN_STEP * steps.step, count = TILES % IN_STEP ? min(IN_STEP, TILES - first) : IN_STEP;
-                wait(shared.empty[steps.at.stage], steps.at.parity ^ 1);
+            for (Steps at = at_step; at.left(); at.next()) {
+                u64& full = shared.full[at.at.stage];
+                int row = at.tile().row, first = IN_STEP * at.of_k(), count = TILES % IN_STEP ? min(IN_STEP, TILES - first) : IN_STEP;
+                wait(shared.empty[at.at.stage], at.at.parity ^ 1);
                 arrive_expecting(full, ROW_GROUPS * count * TILE_BYTES);
 #pragma unroll
                 for (int i = 0; i < ROW_GROUPS; i++) {
                     long long of_row = min(row / TILE + i, N / TILE - 1);
-                    load_bytes(shared.w[steps.at.stage] + i * IN_STEP * TILE_BYTES, w + (of_row * TILES + first) * TILE_BYTES,
+                    load_bytes(shared.w[at.at.stage] + i * IN_STEP * TILE_BYTES, w + (of_row * TILES + first) * TILE_BYTES,
                                count * TILE_BYTES, full);
                 }
             }
@@ -98,177 +174,187 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         if (warp == LOADS_X && lane == 0) {
             prefetch(x);
             wait_for_previous();
-            for (Steps steps(tiles, token_blocks); steps.left(); steps.next()) {
-                u64& full = shared.full[steps.at.stage];
-                wait(shared.empty[steps.at.stage], steps.at.parity ^ 1);
+            for (Steps at = at_step; at.left(); at.next()) {
+                u64& full = shared.full[at.at.stage];
+                wait(shared.empty[at.at.stage], at.at.parity ^ 1);
                 arrive_expecting(full, X_BYTES);
 #pragma unroll
                 for (int panel = 0; panel < PANELS; panel++) {
-                    load_box(shared.x[steps.at.stage] + panel * TOKENS * 128, x, steps.tile().token,
-                             steps.step * COLUMNS + panel * PANEL_COLUMNS, full);
+                    load_box(shared.x[at.at.stage] + panel * TOKENS * 128, x, at.tile().token, at.of_k() * COLUMNS + panel * PANEL_COLUMNS,
+                             full);
                 }
             }
         }
         if (GROUPED && warp == LOADS_X + 1) {
             Scales scales{group_scale, weight_zero, lane};
-            Steps ahead(tiles, token_blocks);
+            Steps ahead = at_step;
             auto load = [&](int slot) {
-                if (ahead.left()) scales.load(slot, ahead.tile().row, ahead.step * COLUMNS);
+                if (ahead.left()) scales.load(slot, ahead.tile().row, ahead.of_k() * COLUMNS);
                 ahead.next();
             };
 #pragma unroll
             for (int i = 0; i < Scales::AHEAD; i++) load(i);
-            Steps steps(tiles, token_blocks);
-            while (steps.left()) {
+            Steps at = at_step;
+            while (at.left()) {
 #pragma unroll
                 for (int i = 0; i < Scales::AHEAD; i++) {
-                    if (steps.left()) {
-                        wait(shared.empty[steps.at.stage], steps.at.parity ^ 1);
-                        scales.store(i, shared.scales[steps.at.stage], shared.zeros[ZEROS ? steps.at.stage : 0]);
+                    if (at.left()) {
+                        wait(shared.empty[at.at.stage], at.at.parity ^ 1);
+                        scales.store(i, shared.scales[at.at.stage], shared.zeros[ZEROS ? at.at.stage : 0]);
                         __syncwarp();
-                        if (lane == 0) arrive(shared.full[steps.at.stage]);
+                        if (lane == 0) arrive(shared.full[at.at.stage]);
                         load(i);
-                        steps.next();
+                        at.next();
                     }
                 }
             }
         }
     } else {
-        take_registers_up_to<224>();
+        take_registers_up_to<TAKEN>();
         wait_for_previous();
-        u32 thread = threadIdx.x % 128, group = warp / 4, pair = thread / 32 * 8 + lane / 4;
+        u32 thread = threadIdx.x % 128, group = warp / 4;
         const char* table = memory + SHARED_BYTES - TABLE_BYTES + 4 * lane;
         auto& stored = shared.sums[group];
-#if BY_SUMS
-        if (group == 1) signal_warps(2, CONSUMERS);  // the first begins
-#endif
         Place<RING> at;
         for (int index = blockIdx.x; index < tiles; index += gridDim.x) {
             Tile tile(index, token_blocks);
-            float total[M_TILES][PARTS][PART / 2] = {};
-#if !BY_SUMS
-            u32 before = 0;  // the stage whose products may still be in flight
-#endif
-            for (int step = 0; step < STEPS; step++) {
+            float total[M_TILES][TOKENS / 2] = {};
+            auto b_of = [&](u32 stage) { return by_rows(shared_address(shared.x[stage])); };
+            Operands even, odd;
+            if (steps > 0) {
                 wait(shared.full[at.stage], at.parity);
-                Codes codes[M_TILES];
-                u32 scales[M_TILES][GROUPS][2] = {}, zeros[M_TILES][GROUPS][2] = {};
+                even.load(shared, at.stage, group, thread, table);
+            }
+#if BY_SUMS
+            constexpr int UNITS = GROUPS * M_TILES * PARTS;  // of a step
+            auto multiply_step = [&](Operands& now, Operands& next, bool more) {
+                float sums[UNITS > 1 ? 2 : 1][PART / 2];
+                u64 b = b_of(at.stage);
+                auto scale_sums = [&](int unit) {
+                    int part = unit % PARTS, m = unit / PARTS % M_TILES, g = unit / PARTS / M_TILES;
+                    auto& of_unit = sums[unit % 2];
+                    hold(of_unit);
 #pragma unroll
-                for (int m = 0; m < M_TILES; m++) {
-                    u32 row_group = group * M_TILES + m;
-                    codes[m].load(shared.w[at.stage] + row_group * IN_STEP * TILE_BYTES, thread);
+                    for (int i = 0; i < PART / 2; i++) total[m][part * PART / 2 + i] += of_unit[i] * __int_as_float(now.scales[m][g][i / 2 % 2]);
+                };
 #pragma unroll
-                    for (int g = 0; g < (GROUPED ? GROUPS : 0); g++) {
-                        uint2 both = *(const uint2*)shared.scales[at.stage][row_group][g][pair];
-                        scales[m][g][0] = both.x, scales[m][g][1] = both.y;
-                        if (ZEROS) {
-                            uint2 both = *(const uint2*)shared.zeros[at.stage][row_group][g][pair];
-                            zeros[m][g][0] = both.x, zeros[m][g][1] = both.y;
-                        }
+                for (int unit = 0; unit < UNITS; unit++) {
+                    int part = unit % PARTS, m = unit / PARTS % M_TILES, g = unit / PARTS / M_TILES;
+                    now.multiply<false>(sums[unit % 2], m, g, b + part * PART * 128 / 16);
+                    if (unit > 0) {
+                        wait_for_wgmma<1>();
+                        scale_sums(unit - 1);
                     }
                 }
-                u64 b = by_rows(shared_address(shared.x[at.stage]));
-                auto columns = [&](int i, int part) { return b + (i / 4 * TOKENS * 128 + part * PART * 128 + i % 4 * 32) / 16; };
-#if BY_SUMS
+                u32 stage = at.stage;
+                at.next();
+                if (more) {
+                    wait(shared.full[at.stage], at.parity);
+                    next.load(shared, at.stage, group, thread, table);
+                }
+                wait_for_wgmma<0>();
+                scale_sums(UNITS - 1);
+                if (lane == 0) arrive(shared.empty[stage]);
+            };
+#else
+            u32 before = 0;  // the stage whose products may still be in flight
+            auto multiply_step = [&](Operands& now, Operands& next, bool more, bool first) {
+                u64 b = b_of(at.stage);
 #pragma unroll
                 for (int g = 0; g < GROUPS; g++) {
 #pragma unroll
-                    for (int m = 0; m < M_TILES; m++) {
-                        u32 a[IN_GROUP][4];
-#pragma unroll
-                        for (int i = 0; i < IN_GROUP; i++) codes[m].decode(a[i], g * IN_GROUP + i, scales[m][g], zeros[m][g], table);
-#pragma unroll
-                        for (int part = 0; part < PARTS; part++) {
-                            float sums[PART / 2];
-                            sync_warps(2 + group, CONSUMERS);
-                            hold(sums);
-                            wgmma_begin();
-#pragma unroll
-                            for (int i = 0; i < IN_GROUP; i++) {
-                                u64 of_x = columns(g * IN_GROUP + i, part);
-                                if (i == 0) {
-                                    multiply_skinny<false>(sums, a[i], of_x);
-                                } else {
-                                    multiply_skinny<true>(sums, a[i], of_x);
-                                }
-#if ZEROS
-                                u32 both[4] = {zeros[m][g][0], zeros[m][g][1], zeros[m][g][0], zeros[m][g][1]};
-                                multiply_skinny<true>(sums, both, of_x);
-#endif
-                            }
-                            wgmma_commit();
-                            signal_warps(2 + (group ^ 1), CONSUMERS);
-                            wait_for_wgmma<0>();
-                            hold(sums);
-#pragma unroll
-                            for (int i = 0; i < PART / 2; i++) total[m][part][i] += sums[i] * __int_as_float(scales[m][g][i / 2 % 2]);
-                        }
-                    }
+                    for (int m = 0; m < M_TILES; m++) now.multiply<true>(total[m], m, g, b);
                 }
-                if (lane == 0) arrive(shared.empty[at.stage]);
-#else
-                u32 a[PRODUCTS][M_TILES][4];
-#pragma unroll
-                for (int i = 0; i < PRODUCTS; i++) {
-#pragma unroll
-                    for (int m = 0; m < M_TILES; m++) {
-                        codes[m].decode(a[i][m], i, scales[m][i / IN_GROUP], zeros[m][i / IN_GROUP], table);
-                        hold(total[m][0]);
-                        wgmma_begin();
-                        multiply_skinny<true>(total[m][0], a[i][m], columns(i, 0));
-#if FP8 && ZEROS
-                        u32 (&zero)[2] = zeros[m][i / IN_GROUP];
-                        u32 both[4] = {zero[0], zero[1], zero[0], zero[1]};
-                        multiply_skinny<true>(total[m][0], both, columns(i, 0));
-#endif
-                        wgmma_commit();
-                    }
-                    if (i == 0 && step > 0) {
-                        wait_for_wgmma<M_TILES>();
-                        if (lane == 0) arrive(shared.empty[before]);
-                    }
+                if (!first) {
+                    wait_for_wgmma<GROUPS * M_TILES>();
+                    if (lane == 0) arrive(shared.empty[before]);
                 }
                 before = at.stage;
-#endif
                 at.next();
+                if (more) {
+                    wait(shared.full[at.stage], at.parity);
+                    next.load(shared, at.stage, group, thread, table);
+                }
+            };
+#endif
+            for (int step = 0; step < steps; step += 2) {
+#if BY_SUMS
+                multiply_step(even, odd, step + 1 < steps);
+                if (step + 1 < steps) multiply_step(odd, even, step + 2 < steps);
+#else
+                multiply_step(even, odd, step + 1 < steps, step == 0);
+                if (step + 1 < steps) multiply_step(odd, even, step + 2 < steps, false);
+#endif
             }
 #if !BY_SUMS
             wait_for_wgmma<0>();
-            if (lane == 0) arrive(shared.empty[before]);
+            if (steps > 0 && lane == 0) arrive(shared.empty[before]);
 #endif
-            int row = tile.row + group * ROWS_OF_GROUP;
+#pragma unroll
+            for (int m = 0; m < M_TILES; m++) hold(total[m]);
+            int row = tile.row + group * ROWS_OF_GROUP, token = tile.token + (int)part * OWN;
+            typedef Epilogue<ROWS_OF_GROUP, 128, STORED, 1> Results;
+            auto results_of = [&](int first) {
+                long long wide = token + first;
+                return Results(row, 0, num_tokens - token - first, bias, residual + wide * N * 2, x_scale, w_scale, out_scale);
+            };
+            Results results = results_of(0);
             float row_scales[W_SCALES == 2 ? 16 : 1] = {};
-            u32 own = Epilogue<ROWS_OF_GROUP, 128, STORED>::own_row();
 #pragma unroll
-            for (int j = 0; j < (W_SCALES == 2 ? 16 : 0); j++) row_scales[j] = __ldg(w_scale + min(row + (int)own + j, N - 1));
+            for (int j = 0; j < (W_SCALES == 2 ? 16 : 0); j++) row_scales[j] = __ldg(w_scale + min(row + Results::own_row() + j, N - 1));
+#if SPLITS > 1
+            float own[M_TILES][OWN / 2];
 #pragma unroll
-            for (int m = 0; m < M_TILES; m++) {
+            for (int q = 0; q < SPLITS; q++) {
 #pragma unroll
-                for (int part = 0; part < PARTS; part++) hold(total[m][part]);
+                for (int m = 0; m < M_TILES; m++) {
+#pragma unroll
+                    for (int i = 0; i < OWN / 2; i += 4) {
+                        const float* sums = total[m] + q * OWN / 2 + i;
+#pragma unroll
+                        for (int j = 0; j < 4; j++) own[m][i + j] = q == 0 || q == (int)part ? sums[j] : own[m][i + j];
+                        if (q != (int)part) {
+                            u32 slot = (part + SPLITS - q) % SPLITS - 1;
+                            send(&shared.received[slot][(m * OWN / 2 + i) / 4][threadIdx.x], make_float4(sums[0], sums[1], sums[2], sums[3]),
+                                 shared.all_received, q);
+                        }
+                    }
+                }
             }
+            wait(shared.all_received, 0);
 #pragma unroll
-            for (int first = 0; first < TOKENS; first += STORED) {
-                int token = tile.token + first;
-                long long wide = token;
-                Epilogue<ROWS_OF_GROUP, 128, STORED> epilogue(row, 0, num_tokens - token, bias, residual + wide * N * 2, x_scale, w_scale,
-                                                              out_scale);
+            for (int slot = 0; slot < SPLITS - 1; slot++) {
+#pragma unroll
+                for (int m = 0; m < M_TILES; m++) {
+#pragma unroll
+                    for (int i = 0; i < OWN / 2; i += 4) {
+                        float4 more = shared.received[slot][(m * OWN / 2 + i) / 4][threadIdx.x];
+                        own[m][i] += more.x, own[m][i + 1] += more.y, own[m][i + 2] += more.z, own[m][i + 3] += more.w;
+                    }
+                }
+            }
+#else
+            auto& own = total;
+#endif
+#pragma unroll
+            for (int first = 0; first < OWN; first += STORED) {
+                long long wide = token + first;
+                if (!AHEAD && first > 0) results = results_of(first);
                 sync_warps(4 + group, 128);  // the sums before are read
 #pragma unroll
                 for (int m = 0; m < M_TILES; m++) {
 #pragma unroll
                     for (int i = 0; i < STORED / 2; i++) {
-                        stored[i / 4 * 8 + lane % 4 * 2 + i % 2][64 * m + thread / 32 * 16 + lane / 4 + i / 2 % 2 * 8] =
-                            total[m][first / PART][first % PART / 2 + i];
+                        stored[i / 4 * 8 + lane % 4 * 2 + i % 2][64 * m + thread / 32 * 16 + lane / 4 + i / 2 % 2 * 8] = own[m][first / 2 + i];
                     }
                 }
                 sync_warps(4 + group, 128);
+                Results here = results;
+                if (AHEAD && first + STORED < OWN) results = results_of(first + STORED);
                 constexpr int BYTES = QUANTIZE ? 1 : 2, WIDTH = ACT == SWIGLU ? N / 2 : N;
-                epilogue.finish(stored, x_scale + (X_SCALES == 2 ? token : 0), [&](int j) { return row_scales[W_SCALES == 2 ? j : 0]; },
-                                y + wide * WIDTH * BYTES);
+                here.finish(stored, x_scale + (X_SCALES == 2 ? wide : 0), [&](int j) { return row_scales[W_SCALES == 2 ? j : 0]; },
+                            y + wide * WIDTH * BYTES);
             }
         }
-#if BY_SUMS
-        if (group == 0) sync_warps(2, CONSUMERS);  // the last turn's signal
-#endif
     }
 }

@@ -45,12 +45,12 @@ INLINE void add(float (&x)[8], uint4 words) {
     }
 }
 
-// A thread's part of the results: EACH of the block's ROWS, of every so many tokens. SPLITS blocks share the tokens: two have every other
+// A thread's part of the results: EACH of the block's ROWS, of every so many tokens. SHARES blocks share the tokens: two have every other
 // token, and of four each has two tokens, 8 lines apart, less the other two, of 16.
-template <int ROWS, int THREADS, int OF_TOKENS = TOKENS>
+template <int ROWS, int THREADS, int OF_TOKENS = TOKENS, int SHARES = SPLITS>
 struct Epilogue {
     static constexpr int EACH = ACT == SWIGLU ? 16 : 8, OF_TOKEN = ROWS / EACH;  // threads per token
-    static constexpr int AT_ONCE = THREADS / OF_TOKEN * SPLITS, COUNT = (OF_TOKENS + AT_ONCE - 1) / AT_ONCE;
+    static constexpr int AT_ONCE = THREADS / OF_TOKEN * SHARES, COUNT = (OF_TOKENS + AT_ONCE - 1) / AT_ONCE;
 
     int own, row, first, num_tokens;  // row of the weight; tokens
     u32 part;
@@ -60,7 +60,7 @@ struct Epilogue {
     // Loads what the sums are scaled by and added to while the weight is still coming.
     INLINE Epilogue(int block_row, u32 part, int num_tokens, const char* bias, const char* residual, const float* x_scale,
                     const float* w_scale, const float* out_scale)
-        : own(own_row()), row(block_row + own), first(index() / OF_TOKEN * SPLITS + (SPLITS > 2 ? 0 : part)),
+        : own(own_row()), row(block_row + own), first(index() / OF_TOKEN * SHARES + (SHARES > 2 ? 0 : part)),
           num_tokens(row < N ? num_tokens : 0), part(part) {
         if (W_SCALES == 1) factor = *w_scale;
         if (X_SCALES == 1) factor *= *x_scale;
@@ -70,6 +70,7 @@ struct Epilogue {
 #pragma unroll
         for (int i = 0; i < (ADDED ? COUNT : 0); i++) {
             long long token = this->token(i);
+            addends[i] = make_uint4(0, 0, 0, 0);  // else registers are kept for it all along
             if (token < this->num_tokens) addends[i] = *(const uint4*)(residual + 2 * (token * N + row));
         }
     }
@@ -81,19 +82,19 @@ struct Epilogue {
 
     INLINE int token(int i) const {
         int at = first + i * AT_ONCE;
-        return SPLITS <= 2 ? at : at / 16 * 16 + part / 2 * 8 + at / SPLITS % 4 * 2 + part % 2;
+        return SHARES <= 2 ? at : at / 16 * 16 + part / 2 * 8 + at / SHARES % 4 * 2 + part % 2;
     }
 
-    // `sums`: [OF_TOKENS / SPLITS][..] of the block's rows. `row_scale`: scale of the j-th of the thread's rows.
+    // `sums`: [OF_TOKENS / SHARES][..] of the block's rows. `row_scale`: scale of the j-th of the thread's rows.
     template <int PITCH, typename RowScale>
-    INLINE void finish(const float (&sums_of)[OF_TOKENS / SPLITS][PITCH], const float* x_scale, RowScale row_scale, char* y) const {
+    INLINE void finish(const float (&sums_of)[OF_TOKENS / SHARES][PITCH], const float* x_scale, RowScale row_scale, char* y) const {
 #pragma unroll
         for (int i = 0; i < COUNT; i++) {
             int token = this->token(i);
             if (token >= num_tokens) return;
             float sums[EACH];
 #pragma unroll
-            for (int j = 0; j < EACH; j += 4) *(float4*)&sums[j] = *(const float4*)&sums_of[(SPLITS <= 2 ? token : first + i * AT_ONCE) / SPLITS][own + j];
+            for (int j = 0; j < EACH; j += 4) *(float4*)&sums[j] = *(const float4*)&sums_of[(SHARES <= 2 ? token : first + i * AT_ONCE) / SHARES][own + j];
             float scale = X_SCALES == 2 ? x_scale[token] * factor : factor;
 #pragma unroll
             for (int j = 0; j < EACH; j++) sums[j] *= W_SCALES == 2 ? row_scale(j) * scale : scale;

@@ -23,16 +23,22 @@ from trtllm_kernels.lowering.space import PREFILL, Choice, grid, table
 
 LARGE_SIZES = (64, 128, 256, 512, 1024, 2048)
 """Numbers of tokens up to which one tile of the kernel of many tokens holds; the last also holds for more."""
-LARGE_TILES = ((256, 128), (128, 128), (256, 64), (128, 64))
-"""(rows of the weight, tokens)."""
+LARGE_TILES = (
+    (256, 128, 1), (256, 128, 2), (256, 128, 4), (128, 256, 1), (128, 256, 2), (128, 256, 4), (128, 128, 1), (128, 128, 2), (128, 128, 4),
+    (256, 64, 1), (256, 64, 2), (256, 64, 4), (128, 64, 1), (128, 64, 2), (128, 64, 4),
+)  # fmt: skip
+"""(rows of the weight, tokens, blocks of a cluster that divide K)."""
 LARGE_TO = "large_to"
 """Tunable: largest number of tokens for which that kernel is taken; 0: never."""
 _NO_LIMIT = 1 << 30
 _STORED_TOKENS = 32
 _TOKEN_GROUP = 2048
 """Tokens that go through all rows of the weight before others do."""
+LargeTile = tuple[int, int, int]
 _EPILOGUE_CYCLES = 20
-"""Per token of a tile."""
+"""Per token of a tile of 256 rows."""
+_L2_BYTES_A_CYCLE = 32
+"""Of an SM, while all read."""
 PADDED = (8, 16, 32, 64, 128)
 """Tokens that a tile of the kernel of few tokens holds."""
 PACKED_TO = "packed_to"
@@ -133,20 +139,35 @@ def _default(call: OpCall, padded: int) -> Tile:
     return Tile(padded, 64, 1, 2, 2, 128) if padded == 16 and call["x"].dtype != "fp8" else Tile(padded, 64, 2, 2, 1, 128)
 
 
-def _large_names(size: int) -> tuple[str, str]:
-    return f"large{size}_rows", f"large{size}_tokens"
+def _large_names(size: int) -> tuple[str, str, str]:
+    return f"large{size}_rows", f"large{size}_tokens", f"large{size}_parts"
 
 
-def _default_large(call: OpCall, tokens: int) -> tuple[int, int]:
-    """The tile that takes the fewest cycles of the tensor cores, which is what bounds large ones."""
-    n, k = call["weight"].size(0), call["weight"].size(1)
+def _large_tiles(call: OpCall) -> tuple[LargeTile, ...]:
+    """Those that have the registers for their sums."""
+    by_sums = call["x"].dtype == "fp8" and _group(call) > 0
+    return tuple(tile for tile in LARGE_TILES if not (by_sums and tile[:2] == (256, 128)))
 
-    def cycles(tile: tuple[int, int]) -> int:
-        waves = ceil_div(ceil_div(tokens, tile[1]) * ceil_div(n, tile[0]), call.sm_count)
-        one = k * tile[0] * tile[1] // (4096 if call["x"].dtype == "fp8" else 2048)
-        return waves * (one + (one // 8 if tile[1] < 128 else 0) + _EPILOGUE_CYCLES * tile[1])
 
-    return min(LARGE_TILES, key=cycles)
+def _default_large(call: OpCall, tokens: int) -> LargeTile:
+    """The tile that takes the fewest cycles: of the tensor cores, or of L2, from which each block reads its own rows and tokens."""
+    n, k, fp8 = call["weight"].size(0), call["weight"].size(1), call["x"].dtype == "fp8"
+    columns = _large_columns(call)
+
+    def cycles(tile: LargeTile) -> float:
+        rows, of_tile, parts = tile
+        tiles = ceil_div(tokens, of_tile) * ceil_div(n, rows)
+        if parts > 1 and tiles * parts > call.sm_count:
+            return float("inf")
+        waves, steps = ceil_div(tiles * parts, call.sm_count), ceil_div(ceil_div(k, columns), parts)
+        busy = min(call.sm_count, tiles * parts) / call.sm_count
+        stage = 128 * of_tile + bytes_of(rows * columns, call["weight"].dtype)
+        step = max(rows * of_tile / 32 * (1 if of_tile > 64 else 1.2), busy * stage / _L2_BYTES_A_CYCLE)
+        decoding = rows / 64 * (160 if fp8 else 100)
+        ends = _EPILOGUE_CYCLES * of_tile // parts * rows // 256 + (1500 if parts > 1 else 500)
+        return waves * (steps * max(step, decoding + 150) + ends)
+
+    return min(_large_tiles(call), key=cycles)
 
 
 def large_fits(call: OpCall) -> bool:
@@ -171,7 +192,7 @@ def packed_space(call: OpCall) -> tuple[Choice, ...]:
         return Choice(f"packed {padded}", table(tuple(_name(padded, field) for field in _FIELDS), *lines))
 
     def large(size: int) -> Choice:
-        return Choice(f"large {size}", table(_large_names(size), *LARGE_TILES), (PREFILL,), (size - size // 4, size))
+        return Choice(f"large {size}", table(_large_names(size), *_large_tiles(call)), (PREFILL,), (size - size // 4, size))
 
     few_tokens = (*map(choice, PADDED), Choice("packed to", grid(**{PACKED_TO: (0, *PADDED)}), (PREFILL,), PADDED))
     if not large_fits(call):
@@ -229,9 +250,9 @@ def _launch_large(builder: Builder, tuned: Mapping[str, int], covered: int) -> i
     return covered
 
 
-def _large_tile(tuned: Mapping[str, int], size: int) -> tuple[int, int]:
-    rows, tokens = _large_names(size)
-    return tuned[rows], tuned[tokens]
+def _large_tile(tuned: Mapping[str, int], size: int) -> LargeTile:
+    rows, tokens, parts = _large_names(size)
+    return tuned[rows], tuned[tokens], tuned[parts]
 
 
 def _within(tokens: Dim, below: int, most: int) -> Dim:
@@ -327,27 +348,30 @@ def _flags(call: OpCall) -> dict[str, int]:
     }
 
 
-def _launch_large_tile(builder: Builder, tile: tuple[int, int], here: Dim) -> None:
+def _launch_large_tile(builder: Builder, tile: LargeTile, here: Dim) -> None:
     """`here`: 1 in steps that this tile serves, else 0."""
-    call, (rows, tokens) = builder.call, tile
+    call, (rows, tokens, parts) = builder.call, tile
     group, columns, x = _group(call), _large_columns(call), call["x"]
-    if tile not in LARGE_TILES:
-        raise KernelError(f"tile {tile} is none of {LARGE_TILES} of many tokens and packed weights")
+    if tile not in _large_tiles(call):
+        raise KernelError(f"tile {tile} is none of {_large_tiles(call)} of many tokens and packed weights")
     groups = 1 if not group or group >= columns else columns // group
     scales = 4 * rows * groups * (2 if call.get("weight_zero") else 1)
-    fixed = 8 * _STORED_TOKENS * (rows // 2 + 4) + (_TABLE_BYTES if call["weight"].dtype == "nf4" else 0) + 8 * rows * groups
+    own = tokens // parts
+    stored = 64 if rows == 128 and own >= 64 and tokens > 64 else min(own, 32)
+    fixed = 8 * stored * (rows // 2 + 4) + (_TABLE_BYTES if call["weight"].dtype == "nf4" else 0) + 8 * rows * groups + 16
+    fixed += 4 * rows * own * (parts - 1) if parts > 1 else 16
     stage = 128 * tokens + bytes_of(rows * columns, call["weight"].dtype) + (scales if group else 0) + 16
-    stages = (_SM_BYTES - _RESERVED_BYTES - fixed) // stage
-    blocks = ceil_div(call["weight"].size(0), rows)
+    stages = min((_SM_BYTES - _RESERVED_BYTES - fixed) // stage, max(2, ceil_div(ceil_div(call["weight"].size(1), columns), parts)))
     builder.launch(
         "packed_gemm_large.packed_gemm_large",
         _operands(call, tokens),
-        grid=(product(_programs(call, tokens, blocks), here),),
+        grid=(product(_programs(call, tokens, ceil_div(call["weight"].size(0), rows), parts), here), parts),
         constexprs={
             **_flags(call),
             "TOKENS": tokens,
             "COLUMNS": columns,
             "M_TILES": rows // 2 // TILE,
+            "SPLITS": parts,
             "RING": stages,
             "TOKEN_GROUP": _TOKEN_GROUP // tokens,
             "FOLDED": bool(group) and x.dtype != "fp8",
@@ -358,11 +382,14 @@ def _launch_large_tile(builder: Builder, tile: tuple[int, int], here: Dim) -> No
     )
 
 
-def _programs(call: OpCall, tile_tokens: int, row_blocks: int) -> Dim:
+def _programs(call: OpCall, tile_tokens: int, row_blocks: int, parts: int) -> Dim:
+    """Clusters of a launch. Blocks that divide K have one tile each."""
     tokens = call["x"].shape[0]
     if isinstance(tokens, int):
-        return min(call.sm_count, ceil_div(tokens, tile_tokens) * row_blocks)
-    return f"min({call.sm_count}, ceil_div({tokens}, {tile_tokens}) * {row_blocks})"
+        tiles = ceil_div(tokens, tile_tokens) * row_blocks
+        return tiles if parts > 1 else min(call.sm_count, tiles)
+    tiles = product(f"ceil_div({tokens}, {tile_tokens})", row_blocks)
+    return tiles if parts > 1 else f"min({call.sm_count}, {tiles})"
 
 
 def _folded(call: OpCall, tokens: int) -> bool:
