@@ -37,12 +37,20 @@ TILES = [
     tile(8, rows=128, blocks=2) | tile(16, rows=256) | tile(64, rows=64, turns=2, parts=2) | tile(128, rows=64, parts=4),
     tile(8, rows=128, turns=2, parts=2) | tile(16, rows=128, turns=2) | tile(64, rows=128, parts=2) | tile(128, rows=128, parts=4),
 ]
-LARGE = [
-    {f"large{size}_{name}": value for size in LARGE_SIZES for name, value in zip(("rows", "tokens"), tile, strict=True)} | {"packed_to": 8}
-    for tile in LARGE_TILES
-]
 WIDENED = {"large_to": 0}
 LARGE_SCHEMES = (SCHEMES[0], SCHEMES[1], SCHEMES[6], SCHEMES[11], SCHEMES[12], SCHEMES[13])
+LARGE = [
+    (scheme, tile)
+    for scheme in LARGE_SCHEMES
+    for tile in LARGE_TILES
+    if not (scheme.inputs == "fp8" and scheme.group and tile[:2] == (256, 128))
+]
+
+
+def of_many(tile: tuple[int, int, int]) -> dict[str, int]:
+    """A tactic that takes the kernel of many tokens for more than 8, by one tile."""
+    names = ("rows", "tokens", "parts")
+    return {f"large{size}_{name}": value for size in LARGE_SIZES for name, value in zip(names, tile, strict=True)} | {"packed_to": 8}
 
 
 def case(op: str, scheme: Packed, rows: int, columns: int, epilogue: dict[str, bool]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
@@ -59,7 +67,7 @@ def all_lowered() -> list[Lowered]:
         found.append(lowered_for("linear", named, y, tactic))
     for scheme in LARGE_SCHEMES:
         named, y = case("linear", scheme, 2624, 2176, {"residual": True})
-        found += [lowered_for("linear", named, y, tactic) for tactic in LARGE]
+        found += [lowered_for("linear", named, y, of_many(tile)) for one, tile in LARGE if one == scheme]
     for scheme in (SCHEMES[0], SCHEMES[11]):
         named, y = case("gate_up_silu", scheme, 384, 640, {"quantize": True})
         found.append(lowered_for("gate_up_silu", named, y, WIDENED))
@@ -124,13 +132,12 @@ def test_every_tile_gives_the_same(tactic: dict[str, int], cubins: dict[str, obj
         assert all(torch.equal(again[tokens], got) for tokens, got in first.items() if tokens <= 128)
 
 
-@pytest.mark.parametrize("tactic", LARGE, ids=[f"{rows}x{tokens}" for rows, tokens in LARGE_TILES])
-@pytest.mark.parametrize("scheme", LARGE_SCHEMES, ids=lambda scheme: scheme.name)
-def test_every_tile_of_many_tokens_gives_the_same(scheme: Packed, tactic: dict[str, int], cubins: dict[str, object]) -> None:
+@pytest.mark.parametrize(("scheme", "tile"), LARGE, ids=lambda value: value.name if isinstance(value, Packed) else "x".join(map(str, value)))
+def test_every_tile_of_many_tokens_gives_the_same(scheme: Packed, tile: tuple[int, int, int], cubins: dict[str, object]) -> None:
     """Blocks have several tiles, of whose rows and tokens some end within them; and the same bits again and again."""
     named, y = case("linear", scheme, 2624, 2176, {"residual": True})
     expected = OPS["linear"].reference(**{name: named.get(name) for name in OP_SPECS["linear"].tensors})
-    lowered = lowered_for("linear", named, y, tactic)
+    lowered = lowered_for("linear", named, y, of_many(tile))
     first = run(lowered, named, y, cubins)
     for tokens, got in first.items():
         assert apart(got, expected[:tokens]) < 6e-3, tokens

@@ -116,7 +116,7 @@ class Case:
         return sum(self.named[name].nbytes for name in ("weight", "group_scale", "weight_zero") if name in self.named)
 
 
-def tactics(scheme: str, op: str, named: dict[str, torch.Tensor], y: torch.Tensor, tokens: int, sweep: bool) -> list[dict[str, int]]:
+def tactics(scheme: str, op: str, named: dict[str, torch.Tensor], y: torch.Tensor, tokens: int, sweep: str) -> list[dict[str, int]]:
     if scheme.endswith("-lt"):
         return [{"skinny_to": 0, "gemv": 0}]
     large = {PACKED_TO: FEW} if FEW < tokens <= PADDED[-1] else {}
@@ -132,10 +132,10 @@ def tactics(scheme: str, op: str, named: dict[str, torch.Tensor], y: torch.Tenso
     choices = {one.name: one.candidates for one in search_space(op, specs, [spec_of(y)], {}, "sm_90")}
     few = [dict(candidate) for candidate in choices.get(f"packed {padded}", ())]
     many = [{**large, **candidate} for candidate in choices.get(f"large {size}", ()) if tokens > FEW]
-    return [{}, *few, *many, *([{LARGE_TO: 0}] if tokens > PADDED[-1] else [])]
+    return [{}, *(few if "few" in sweep else []), *(many if "many" in sweep else [])]
 
 
-def cases(shapes: list[str], schemes: list[str], tokens: list[int], sweep: bool) -> list[Case]:
+def cases(shapes: list[str], schemes: list[str], tokens: list[int], sweep: str) -> list[Case]:
     found = []
     for shape, scheme in product(shapes, schemes):
         op, rows, columns = SHAPES[shape]
@@ -202,7 +202,7 @@ def share(case: Case) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sweep", action="store_true")
+    parser.add_argument("--sweep", nargs="?", const="few,many", default="", help="few, many or both: kernels whose tiles are tried")
     parser.add_argument("--schemes", default=",".join(SCHEMES))
     parser.add_argument("--shapes", default=",".join(SHAPES))
     parser.add_argument("--tokens", default=",".join(map(str, TOKENS)))

@@ -132,7 +132,7 @@ extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(THRE
 #pragma unroll
         for (int i = 0; i < Scales::AHEAD; i++) scales.load(i, row, column + (first + i * SCALE_WARPS) * COLUMNS);
         Place<W_STAGES> at;
-        for (int i = 0; i < first; i++) at.next();
+        at.next(first);
         for (int step = first; step < steps; step += Scales::AHEAD * SCALE_WARPS) {
 #pragma unroll
             for (int i = 0; i < Scales::AHEAD; i++) {
@@ -142,8 +142,7 @@ extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(THRE
                     __syncwarp();
                     if (lane == 0) arrive(shared.w_full[at.stage]);
                     scales.load(i, row, column + (step + (i + Scales::AHEAD) * SCALE_WARPS) * COLUMNS);
-#pragma unroll
-                    for (int j = 0; j < SCALE_WARPS; j++) at.next();
+                    at.next(SCALE_WARPS);
                 }
             }
         }
@@ -164,7 +163,7 @@ extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(THRE
         float total[TOKENS / 2] = {};
         Place<W_STAGES> at_w;
         Place<X_STAGES> at_x;
-        for (u32 i = 0; i < k_group; i++) at_w.next(), at_x.next();
+        at_w.next(k_group), at_x.next(k_group);
 #if IN_TURNS
         if (warp / 4 == ROW_GROUPS * K_GROUPS - 1) signal_warps(2, 256);  // the first begins
 #endif
@@ -276,8 +275,7 @@ extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(THRE
 #endif
             if (lane == 0) arrive(shared.x_empty[at_x.stage]);
 #endif
-#pragma unroll
-            for (int i = 0; i < K_GROUPS; i++) at_w.next(), at_x.next();
+            at_w.next(K_GROUPS), at_x.next(K_GROUPS);
         }
         sync_warps(1, CONSUMERS);  // all have read w and x, whose memory the sums take
         if (K_GROUPS > 1) {

@@ -20,6 +20,12 @@ struct Place {
     INLINE void next() {
         if (++stage == STAGES) stage = 0, parity ^= 1;
     }
+
+    // By `count` places, STAGES at most.
+    INLINE void next(u32 count) {
+        stage += count;
+        if (stage >= STAGES) stage -= STAGES, parity ^= 1;
+    }
 };
 
 // Stores 8 results of a token, from column `column` of y on.

@@ -10,6 +10,7 @@ K in turns, or by two blocks; and x is read from L2 once by each block, so with 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 
@@ -150,24 +151,20 @@ def _large_tiles(call: OpCall) -> tuple[LargeTile, ...]:
 
 
 def _default_large(call: OpCall, tokens: int) -> LargeTile:
-    """The tile that takes the fewest cycles: of the tensor cores, or of L2, from which each block reads its own rows and tokens."""
-    n, k, fp8 = call["weight"].size(0), call["weight"].size(1), call["x"].dtype == "fp8"
-    columns = _large_columns(call)
+    return min(_large_tiles(call), key=lambda tile: _cycles(call, tokens, tile))
 
-    def cycles(tile: LargeTile) -> float:
-        rows, of_tile, parts = tile
-        tiles = ceil_div(tokens, of_tile) * ceil_div(n, rows)
-        if parts > 1 and tiles * parts > call.sm_count:
-            return float("inf")
-        waves, steps = ceil_div(tiles * parts, call.sm_count), ceil_div(ceil_div(k, columns), parts)
-        busy = min(call.sm_count, tiles * parts) / call.sm_count
-        stage = 128 * of_tile + bytes_of(rows * columns, call["weight"].dtype)
-        step = max(rows * of_tile / 32 * (1 if of_tile > 64 else 1.2), busy * stage / _L2_BYTES_A_CYCLE)
-        decoding = rows / 64 * (160 if fp8 else 100)
-        ends = _EPILOGUE_CYCLES * of_tile // parts * rows // 256 + (1500 if parts > 1 else 500)
-        return waves * (steps * max(step, decoding + 150) + ends)
 
-    return min(_large_tiles(call), key=cycles)
+def _cycles(call: OpCall, tokens: int, tile: LargeTile) -> float:
+    """What a tile takes of the tensor cores, or of L2, from which each block reads its own rows and tokens. Infinite where it is of no use."""
+    n, k, (rows, of_tile, parts) = call["weight"].size(0), call["weight"].size(1), tile
+    columns, tiles = _large_columns(call), ceil_div(tokens, of_tile) * ceil_div(n, rows)
+    if (parts > 1 and tiles * parts > call.sm_count) or of_tile >= 2 * max(tokens, TILE):
+        return math.inf
+    waves, steps = ceil_div(tiles * parts, call.sm_count), ceil_div(ceil_div(k, columns), parts)
+    busy = min(call.sm_count, tiles * parts) / call.sm_count
+    stage = 128 * of_tile + bytes_of(rows * columns, call["weight"].dtype)
+    step = max(rows * of_tile / 32, busy * stage / _L2_BYTES_A_CYCLE, 150 + rows / 64 * (160 if call["x"].dtype == "fp8" else 100))
+    return waves * (steps * step + _EPILOGUE_CYCLES * of_tile / parts * rows / 256 + (1500 if parts > 1 else 500))
 
 
 def large_fits(call: OpCall) -> bool:
@@ -184,7 +181,8 @@ def packed_space(call: OpCall) -> tuple[Choice, ...]:
     if not few_fit(call):
         return ()
     columns = tuple(n for n in (128, 256) if _step_fits(call, n))
-    few = [(64, 1, 1, 2), (64, 1, 2, 2), (64, 2, 1, 1), (64, 2, 2, 1), (64, 2, 1, 2), (128, 1, 1, 1), (128, 1, 1, 2), (128, 1, 2, 1)]
+    few = [(64, 4, 1, 1), (64, 4, 2, 1), (128, 2, 1, 1), (128, 2, 2, 1)]
+    few += [(64, 1, 1, 2), (64, 1, 2, 2), (64, 2, 1, 1), (64, 2, 2, 1), (64, 2, 1, 2), (128, 1, 1, 1), (128, 1, 1, 2), (128, 1, 2, 1)]
     many = [(64, 1, 2, 2), (64, 2, 2, 1), (128, 1, 1, 1), (128, 1, 2, 1), (128, 1, 4, 1), (128, 2, 2, 1), (256, 1, 1, 1), (256, 1, 2, 1)]
 
     def choice(padded: int) -> Choice:
@@ -192,7 +190,8 @@ def packed_space(call: OpCall) -> tuple[Choice, ...]:
         return Choice(f"packed {padded}", table(tuple(_name(padded, field) for field in _FIELDS), *lines))
 
     def large(size: int) -> Choice:
-        return Choice(f"large {size}", table(_large_names(size), *_large_tiles(call)), (PREFILL,), (size - size // 4, size))
+        tiles = [tile for tile in _large_tiles(call) if _cycles(call, size, tile) < math.inf]
+        return Choice(f"large {size}", table(_large_names(size), *tiles), (PREFILL,), (size - size // 4, size))
 
     few_tokens = (*map(choice, PADDED), Choice("packed to", grid(**{PACKED_TO: (0, *PADDED)}), (PREFILL,), PADDED))
     if not large_fits(call):
@@ -282,7 +281,7 @@ def _launch(builder: Builder, tile: Tile, here: Dim) -> None:
     row_groups = tile.rows // TILE
     groups = 1 if not group or group >= tile.columns else tile.columns // group
     w_stages, x_stages, shared_bytes = _rings(call, tile, groups)
-    scale_warps = 0 if not group else max(1, min(4, 64 // group, w_stages))
+    scale_warps = 0 if not group else min(4, max(64 // group, min(tile.turns, 2)), w_stages)
     builder.launch(
         "packed_gemm.packed_gemm",
         _operands(call, tile.tokens),
