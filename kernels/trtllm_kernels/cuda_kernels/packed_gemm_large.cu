@@ -26,7 +26,6 @@ constexpr int OWN = TOKENS / SPLITS;                  // tokens whose results a 
 constexpr int STORED = M_TILES == 1 && OWN >= 64 && TOKENS > 64 ? 64 : OWN < 32 ? OWN : 32;  // at a time
 constexpr int PITCH = ROWS_OF_GROUP + 4, TAKEN = M_TILES * TOKENS == 256 ? 240 : 224, GIVEN = 512 - 2 * TAKEN;
 constexpr bool AHEAD = M_TILES * OWN <= 128;  // there are registers for the next part's residual
-constexpr int PART = BY_SUMS && TOKENS > 64 ? 64 : TOKENS, PARTS = TOKENS / PART;
 static_assert(OWN % STORED == 0 && STORED >= 16, "tokens are stored in whole parts");
 
 struct Shared {
@@ -226,7 +225,7 @@ extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(THRE
                 even.load(shared, at.stage, group, thread, table);
             }
 #if BY_SUMS
-            constexpr int UNITS = GROUPS * M_TILES * PARTS;  // of a step
+            constexpr int PART = TOKENS > 64 ? 64 : TOKENS, PARTS = TOKENS / PART, UNITS = GROUPS * M_TILES * PARTS;  // units of a step
             auto multiply_step = [&](Operands& now, Operands& next, bool more) {
                 float sums[UNITS > 1 ? 2 : 1][PART / 2];
                 u64 b = b_of(at.stage);
