@@ -17,14 +17,17 @@
 //
 // x, w, group_scale, weight_zero and y as in `packed_gemm.cu`.
 #define ROW_GROUPS (2 * M_TILES)
-#define SCALES_AHEAD (GROUPS > 2 ? 1 : 2)
+#define FULL (BY_SUMS && M_TILES * TOKENS == 256)  // sums take nearly all registers
+#define SCALES_AHEAD (GROUPS > 2 || FULL ? 1 : 2)
 #include "packed.cuh"
 
 constexpr int CONSUMERS = 256, THREADS = 384, ROWS_OF_GROUP = ROWS / 2, ROW_BLOCKS = (N + ROWS - 1) / ROWS;
 constexpr int SHARE = (STEPS + SPLITS - 1) / SPLITS;  // steps of a block
 constexpr int OWN = TOKENS / SPLITS;                  // tokens whose results a block stores
 constexpr int STORED = M_TILES == 1 && OWN >= 64 && TOKENS > 64 ? 64 : OWN < 32 ? OWN : 32;  // at a time
-constexpr int PITCH = ROWS_OF_GROUP + 4, TAKEN = M_TILES * TOKENS == 256 ? 240 : 224, GIVEN = 512 - 2 * TAKEN;
+constexpr int PITCH = ROWS_OF_GROUP + 4;
+// Registers of a thread that multiplies, and of others: in all those of a launch, 168 of each, or a warpgroup would wait for more for ever.
+constexpr int TAKEN = FULL ? 240 : M_TILES * TOKENS == 256 ? 232 : 224, GIVEN = 3 * 168 - 2 * TAKEN;
 constexpr bool AHEAD = M_TILES * OWN <= 128;  // there are registers for the next part's residual
 static_assert(OWN % STORED == 0 && STORED >= 16, "tokens are stored in whole parts");
 
