@@ -38,12 +38,20 @@ INLINE void make_table(u32 thread, u32 threads) {
 #endif
 }
 
+// What a thread that multiplies wants of a row's scale: the number in fp32, or FOLDED, two of x's format.
+INLINE u32 made_of_scale(float one) {
+    float factor = CODES != CODES_FP4 ? one : one * (HALF ? 128.0f : 1.2676506002282294e30f);  // 2^7, 2^100
+    return FOLDED ? pack(factor, factor) : __float_as_int(one);
+}
+
+INLINE u32 made_of_zero(float one) { return FP8 ? zeros_fp8(one) : pack(one, one); }
+
 // Used by one warp: scales and zeros of each step, a register's word a load, read AHEAD steps before they are wanted.
 struct Scales {
     static constexpr int BYTES = SCALE_BYTES<SCALE_TYPE>, EACH = 4 / BYTES;       // scales in a word
     static constexpr int WORDS = ROW_GROUPS * GROUPS * TILE / EACH, COUNT = (WORDS + 31) / 32;
     static constexpr int ZERO_WORDS = ROW_GROUPS * GROUPS * TILE / 2, ZERO_COUNT = ZEROS ? (ZERO_WORDS + 31) / 32 : 0;
-    static constexpr int AHEAD = SCALES_AHEAD ? SCALES_AHEAD : COUNT + ZERO_COUNT <= 4 ? 8 : 4;
+    static constexpr int AHEAD = COUNT + ZERO_COUNT <= 4 ? 8 : 4;
 
     const char *scale, *zero;
     u32 lane;
@@ -82,9 +90,8 @@ struct Scales {
             int at = lane + 32 * i;
 #pragma unroll
             for (int j = 0; j < EACH; j++) {
-                float one = scale_in<SCALE_TYPE>(raw[slot][i], j);
-                float factor = CODES != CODES_FP4 ? one : one * (HALF ? 128.0f : 1.2676506002282294e30f);  // 2^7, 2^100
-                if (WORDS % 32 == 0 || at < WORDS) place(scales, at, EACH, j) = FOLDED ? pack(factor, factor) : __float_as_int(one);
+                u32 made = made_of_scale(scale_in<SCALE_TYPE>(raw[slot][i], j));
+                if (WORDS % 32 == 0 || at < WORDS) place(scales, at, EACH, j) = made;
             }
         }
 #pragma unroll
@@ -92,8 +99,7 @@ struct Scales {
             int at = lane + 32 * i;
 #pragma unroll
             for (int j = 0; j < 2; j++) {
-                float one = scale_in<BF16_SCALE>(raw_zeros[slot][i], j);
-                u32 made = FP8 ? zeros_fp8(one) : pack(one, one);
+                u32 made = made_of_zero(scale_in<BF16_SCALE>(raw_zeros[slot][i], j));
                 if (ZERO_WORDS % 32 == 0 || at < ZERO_WORDS) place(zeros, at, 2, j) = made;
             }
         }

@@ -17,7 +17,6 @@
 //
 // x: [tokens, K], boxes of TOKENS rows x 128 bytes; w: tiles; group_scale, weight_zero: [K / GROUP, N]; y as in `skinny_gemm.cu`. N and K
 // are multiples of 64. What lies behind K in x is zero; of codes there any value is a finite number.
-#define SCALES_AHEAD 0
 #include "packed.cuh"
 
 constexpr int SHARE = (STEPS + SPLITS - 1) / SPLITS;

@@ -3,8 +3,8 @@
 //
 // A tile is ROWS rows of the weight by TOKENS tokens. Two warpgroups multiply, of M_TILES x 64 rows each; what is decoded is multiplied by
 // TOKENS tokens, whose products take longer than the decoding of the next codes: a warpgroup decodes a step while its products of the step
-// before run, into registers of its own, and the two warpgroups, which are not in step, keep the tensor cores busy for each other. Three
-// warps of a third warpgroup load the weight, x, and scales, in a ring of RING.
+// before run, into registers of its own, and the two warpgroups, which are not in step, keep the tensor cores busy for each other. Two
+// warps of a third warpgroup load the weight with its scales, and x, in a ring of RING.
 //
 // Where there are fewer tiles than SMs, SPLITS blocks of a cluster divide K; each sends the others its sums of their tokens. Otherwise blocks
 // are persistent, one per SM, and loads are a tile ahead while sums are stored.
@@ -18,14 +18,13 @@
 // x, w, group_scale, weight_zero and y as in `packed_gemm.cu`.
 #define ROW_GROUPS (2 * M_TILES)
 #define FULL (BY_SUMS && M_TILES * TOKENS == 256)  // sums take nearly all registers
-#define SCALES_AHEAD (GROUPS > 2 || FULL ? 1 : 2)
 #include "packed.cuh"
 
 constexpr int CONSUMERS = 256, THREADS = 384, ROWS_OF_GROUP = ROWS / 2, ROW_BLOCKS = (N + ROWS - 1) / ROWS;
 constexpr int SHARE = (STEPS + SPLITS - 1) / SPLITS;  // steps of a block
 constexpr int OWN = TOKENS / SPLITS;                  // tokens whose results a block stores
 constexpr int STORED = M_TILES == 1 && OWN >= 64 && TOKENS > 64 ? 64 : OWN < 32 ? OWN : 32;  // at a time
-constexpr int PITCH = ROWS_OF_GROUP + 4;
+constexpr int PITCH = ROWS_OF_GROUP + 4, SCALE = SCALE_BYTES<SCALE_TYPE>;
 // Registers of a thread that multiplies, and of others: in all those of a launch, 168 of each, or a warpgroup would wait for more for ever.
 constexpr int TAKEN = FULL ? 240 : M_TILES * TOKENS == 256 ? 232 : 224, GIVEN = 3 * 168 - 2 * TAKEN;
 constexpr bool AHEAD = M_TILES * OWN <= 128;  // there are registers for the next part's residual
@@ -36,8 +35,8 @@ struct Shared {
     char w[RING][W_BYTES];
     float sums[2][STORED][PITCH];
     float4 received[SPLITS > 1 ? SPLITS - 1 : 1][SPLITS > 1 ? M_TILES * OWN / 8 : 1][SPLITS > 1 ? CONSUMERS : 1];
-    u32 scales[GROUPED ? RING : 1][ROW_GROUPS][GROUPS][32][2];
-    u32 zeros[GROUPED && ZEROS ? RING : 1][ROW_GROUPS][GROUPS][32][2];
+    alignas(16) char scales[GROUPED ? RING : 1][GROUPS][ROWS * SCALE];
+    alignas(16) char zeros[GROUPED && ZEROS ? RING : 1][GROUPS][ROWS * 2];
     u64 full[RING], empty[RING], all_received;
 };
 static_assert(sizeof(Shared) + TABLE_BYTES <= SHARED_BYTES, "SHARED_BYTES is what a launch asks for");
@@ -73,13 +72,20 @@ struct Steps {
     }
 };
 
+// Of a table in shared memory with an entry of BYTES per row.
+template <int BYTES>
+INLINE u32 of_row(const char* table, u32 row) {
+    if (BYTES == 4) return ((const u32*)table)[row];
+    if (BYTES == 2) return ((const unsigned short*)table)[row];
+    return ((const unsigned char*)table)[row];
+}
+
 // A warpgroup's operands of a step.
 struct Operands {
     u32 a[M_TILES][PRODUCTS][4];
     u32 scales[M_TILES][GROUPS][2], zeros[M_TILES][GROUPS][2];
 
     INLINE void load(const Shared& shared, u32 stage, u32 group, u32 thread, const char* table) {
-        u32 pair = thread / 32 * 8 + thread % 32 / 4;
         Codes codes[M_TILES];
 #pragma unroll
         for (int m = 0; m < M_TILES; m++) {
@@ -87,14 +93,12 @@ struct Operands {
             codes[m].load(shared.w[stage] + row_group * IN_STEP * TILE_BYTES, thread);
 #pragma unroll
             for (int g = 0; g < GROUPS; g++) {
-                scales[m][g][0] = scales[m][g][1] = zeros[m][g][0] = zeros[m][g][1] = 0;
-                if (GROUPED) {
-                    uint2 both = *(const uint2*)shared.scales[stage][row_group][g][pair];
-                    scales[m][g][0] = both.x, scales[m][g][1] = both.y;
-                }
-                if (GROUPED && ZEROS) {
-                    uint2 both = *(const uint2*)shared.zeros[stage][row_group][g][pair];
-                    zeros[m][g][0] = both.x, zeros[m][g][1] = both.y;
+#pragma unroll
+                for (int h = 0; h < 2; h++) {
+                    u32 row = 64 * row_group + thread / 32 * 16 + thread % 32 / 4 + 8 * h;
+                    scales[m][g][h] = zeros[m][g][h] = 0;
+                    if (GROUPED) scales[m][g][h] = made_of_scale(scale_in<SCALE_TYPE>(of_row<SCALE>(shared.scales[stage][g], row), 0));
+                    if (GROUPED && ZEROS) zeros[m][g][h] = made_of_zero(scale_in<BF16_SCALE>(of_row<2>(shared.zeros[stage][g], row), 0));
                 }
             }
         }
@@ -143,7 +147,7 @@ extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(THRE
     constexpr u32 LOADS_W = CONSUMERS / 32, LOADS_X = LOADS_W + 1;
     if (warp == LOADS_W && lane == 0) {
         for (int i = 0; i < RING; i++) {
-            barrier_init(shared.full[i], GROUPED ? 3 : 2);
+            barrier_init(shared.full[i], 2);
             barrier_init(shared.empty[i], CONSUMERS / 32);
         }
         barrier_init(shared.all_received, 1);
@@ -164,7 +168,14 @@ extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(THRE
                 u64& full = shared.full[at.at.stage];
                 int row = at.tile().row, first = IN_STEP * at.of_k(), count = TILES % IN_STEP ? min(IN_STEP, TILES - first) : IN_STEP;
                 wait(shared.empty[at.at.stage], at.at.parity ^ 1);
-                arrive_expecting(full, ROW_GROUPS * count * TILE_BYTES);
+                int of_scales = GROUPED ? min(ROWS, N - row) * GROUPS * (SCALE + (ZEROS ? 2 : 0)) : 0;
+                arrive_expecting(full, ROW_GROUPS * count * TILE_BYTES + of_scales);
+#pragma unroll
+                for (int g = 0; g < (GROUPED ? GROUPS : 0); g++) {
+                    long long at_row = (long long)(min(at.of_k() * COLUMNS + g * GROUP, K - 1) / (GROUPED ? GROUP : 1)) * N + row;
+                    load_bytes(shared.scales[at.at.stage][g], group_scale + at_row * SCALE, min(ROWS, N - row) * SCALE, full);
+                    if (ZEROS) load_bytes(shared.zeros[at.at.stage][g], weight_zero + at_row * 2, min(ROWS, N - row) * 2, full);
+                }
 #pragma unroll
                 for (int i = 0; i < ROW_GROUPS; i++) {
                     long long of_row = min(row / TILE + i, N / TILE - 1);
@@ -184,30 +195,6 @@ extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(THRE
                 for (int panel = 0; panel < PANELS; panel++) {
                     load_box(shared.x[at.at.stage] + panel * TOKENS * 128, x, at.tile().token, at.of_k() * COLUMNS + panel * PANEL_COLUMNS,
                              full);
-                }
-            }
-        }
-        if (GROUPED && warp == LOADS_X + 1) {
-            Scales scales{group_scale, weight_zero, lane};
-            Steps ahead = at_step;
-            auto load = [&](int slot) {
-                if (ahead.left()) scales.load(slot, ahead.tile().row, ahead.of_k() * COLUMNS);
-                ahead.next();
-            };
-#pragma unroll
-            for (int i = 0; i < Scales::AHEAD; i++) load(i);
-            Steps at = at_step;
-            while (at.left()) {
-#pragma unroll
-                for (int i = 0; i < Scales::AHEAD; i++) {
-                    if (at.left()) {
-                        wait(shared.empty[at.at.stage], at.at.parity ^ 1);
-                        scales.store(i, shared.scales[at.at.stage], shared.zeros[ZEROS ? at.at.stage : 0]);
-                        __syncwarp();
-                        if (lane == 0) arrive(shared.full[at.at.stage]);
-                        load(i);
-                        at.next();
-                    }
                 }
             }
         }

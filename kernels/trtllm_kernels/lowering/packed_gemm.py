@@ -354,7 +354,7 @@ def _launch_large_tile(builder: Builder, tile: LargeTile, here: Dim) -> None:
     if tile not in _large_tiles(call):
         raise KernelError(f"tile {tile} is none of {_large_tiles(call)} of many tokens and packed weights")
     groups = 1 if not group or group >= columns else columns // group
-    scales = 4 * rows * groups * (2 if call.get("weight_zero") else 1)
+    scales = rows * groups * ((bytes_of(1, scale.dtype) if (scale := call.get("group_scale")) else 0) + (2 if call.get("weight_zero") else 0))
     own = tokens // parts
     stored = 64 if rows == 128 and own >= 64 and tokens > 64 else min(own, 32)
     fixed = 8 * stored * (rows // 2 + 4) + (_TABLE_BYTES if call["weight"].dtype == "nf4" else 0) + 8 * rows * groups + 16
