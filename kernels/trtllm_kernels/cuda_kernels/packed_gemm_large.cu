@@ -31,10 +31,14 @@ constexpr bool AHEAD = M_TILES * OWN <= 128;  // there are registers for the nex
 static_assert(OWN % STORED == 0 && STORED >= 16, "tokens are stored in whole parts");
 
 struct Shared {
-    char x[RING][X_BYTES];
-    char w[RING][W_BYTES];
+    union {
+        struct {
+            char x[RING][X_BYTES];
+            char w[RING][W_BYTES];
+        };
+        float4 received[SPLITS > 1 ? SPLITS - 1 : 1][M_TILES * OWN / 8][CONSUMERS];  // when all blocks have read x and w
+    };
     float sums[2][STORED][PITCH];
-    float4 received[SPLITS > 1 ? SPLITS - 1 : 1][SPLITS > 1 ? M_TILES * OWN / 8 : 1][SPLITS > 1 ? CONSUMERS : 1];
     alignas(16) char scales[GROUPED ? RING : 1][GROUPS][ROWS * SCALE];
     alignas(16) char zeros[GROUPED && ZEROS ? RING : 1][GROUPS][ROWS * 2];
     u64 full[RING], empty[RING], all_received;
@@ -198,6 +202,10 @@ extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(THRE
                 }
             }
         }
+        if (SPLITS > 1) {
+            cluster_arrive();
+            cluster_wait();
+        }
     } else {
         take_registers_up_to<TAKEN>();
         wait_for_previous();
@@ -292,6 +300,8 @@ extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(THRE
 #pragma unroll
             for (int j = 0; j < (W_SCALES == 2 ? 16 : 0); j++) row_scales[j] = __ldg(w_scale + min(row + Results::own_row() + j, N - 1));
 #if SPLITS > 1
+            cluster_arrive();
+            cluster_wait();  // others' x and w are read, where the sums go
             float own[M_TILES][OWN / 2];
 #pragma unroll
             for (int q = 0; q < SPLITS; q++) {

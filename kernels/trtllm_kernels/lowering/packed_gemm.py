@@ -358,9 +358,10 @@ def _launch_large_tile(builder: Builder, tile: LargeTile, here: Dim) -> None:
     own = tokens // parts
     stored = 64 if rows == 128 and own >= 64 and tokens > 64 else min(own, 32)
     fixed = 8 * stored * (rows // 2 + 4) + (_TABLE_BYTES if call["weight"].dtype == "nf4" else 0) + 8 * rows * groups + 16
-    fixed += 4 * rows * own * (parts - 1) if parts > 1 else 16
-    stage = 128 * tokens + bytes_of(rows * columns, call["weight"].dtype) + (scales if group else 0) + 16
-    stages = min((_SM_BYTES - _RESERVED_BYTES - fixed) // stage, max(2, ceil_div(ceil_div(call["weight"].size(1), columns), parts)))
+    operands, beside, received = 128 * tokens + bytes_of(rows * columns, call["weight"].dtype), (scales if group else 0) + 16, 4 * rows * own
+    steps = ceil_div(ceil_div(call["weight"].size(1), columns), parts)
+    stages = min((_SM_BYTES - _RESERVED_BYTES - fixed) // (operands + beside), max(2, steps))
+    ring = max(stages * operands, received * max(parts - 1, 1))
     builder.launch(
         "packed_gemm_large.packed_gemm_large",
         _operands(call, tokens),
@@ -374,7 +375,7 @@ def _launch_large_tile(builder: Builder, tile: LargeTile, here: Dim) -> None:
             "RING": stages,
             "TOKEN_GROUP": _TOKEN_GROUP // tokens,
             "FOLDED": bool(group) and x.dtype != "fp8",
-            "SHARED_BYTES": fixed + stages * stage,
+            "SHARED_BYTES": fixed + ring + stages * beside,
         },
         warps=12,
         cuda=True,
