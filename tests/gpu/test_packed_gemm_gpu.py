@@ -132,7 +132,7 @@ def test_every_tile_gives_the_same(tactic: dict[str, int], cubins: dict[str, obj
         assert all(torch.equal(again[tokens], got) for tokens, got in first.items() if tokens <= 128)
 
 
-@pytest.mark.parametrize(("scheme", "tile"), LARGE, ids=lambda value: value.name if isinstance(value, Packed) else "x".join(map(str, value)))
+@pytest.mark.parametrize(("scheme", "tile"), LARGE, ids=[f"{scheme.name}-{tile}" for scheme, tile in LARGE])
 def test_every_tile_of_many_tokens_gives_the_same(scheme: Packed, tile: tuple[int, int, int], cubins: dict[str, object]) -> None:
     """Blocks have several tiles, of whose rows and tokens some end within them; and the same bits again and again."""
     named, y = case("linear", scheme, 2624, 2176, {"residual": True})

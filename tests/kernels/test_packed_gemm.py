@@ -192,9 +192,16 @@ def test_few_instructions_decode_a_tile_and_weights_do_not_wait(scheme: Packed, 
     assert kinds.index("wait") < kinds.index("x")
 
 
-def test_large_tiles_keep_their_sums_in_registers() -> None:
-    """And the assembler lets products run on while the next codes are decoded."""
-    specs = {spec.constexprs["M_TILES"]: spec for spec in linear(rows=28672).kernels if spec.function == "packed_gemm_large"}
-    _, _, said = nvrtc.compile_source(specs[2], "sm_90")
+@pytest.mark.parametrize(("scheme", "rows", "tokens"), [(INT4, 256, 128), (FP8_INT4, 128, 256)], ids=["int4", "w4a8"])
+def test_large_tiles_keep_their_sums_in_registers(scheme: Packed, rows: int, tokens: int) -> None:
+    """The assembler lets products run on while the next codes are decoded. Warpgroups that take registers wait for ever where all together
+    would have more than the launch gives."""
+    named = sample("linear", scheme, 256, 256, 1)
+    lowered = lowered_for("linear", named, result_like("linear", named), large(512, rows, tokens))
+    spec = next(s for s in lowered.kernels if (s.constexprs.get("M_TILES"), s.constexprs["TOKENS"]) == (rows // 128, tokens))
+    _, ptx, said = nvrtc.compile_source(spec, "sm_90")
     assert "0 bytes spill stores" in said
     assert "wgmma" not in said
+    given = int(re.search(r"Used (\d+) registers", said)[1])
+    (less,), (more,) = (set(map(int, re.findall(rf"setmaxnreg\.{way}\S* (\d+)", ptx))) for way in ("dec", "inc"))
+    assert less + 2 * more <= 3 * given

@@ -155,7 +155,7 @@ def _default_large(call: OpCall, tokens: int) -> LargeTile:
 
 
 def _cycles(call: OpCall, tokens: int, tile: LargeTile) -> float:
-    """What a tile takes of the tensor cores, or of L2, from which each block reads its own rows and tokens. Infinite where it is of no use."""
+    """What a tile takes of the tensor cores, or of L2, from which each block reads its own rows and tokens. Infinite: it is of no use."""
     n, k, (rows, of_tile, parts) = call["weight"].size(0), call["weight"].size(1), tile
     columns, tiles = _large_columns(call), ceil_div(tokens, of_tile) * ceil_div(n, rows)
     if (parts > 1 and tiles * parts > call.sm_count) or of_tile >= 2 * max(tokens, TILE):
@@ -350,18 +350,18 @@ def _flags(call: OpCall) -> dict[str, int]:
 def _launch_large_tile(builder: Builder, tile: LargeTile, here: Dim) -> None:
     """`here`: 1 in steps that this tile serves, else 0."""
     call, (rows, tokens, parts) = builder.call, tile
-    group, columns, x = _group(call), _large_columns(call), call["x"]
+    group, columns, weight, scale = _group(call), _large_columns(call), call["weight"], call.get("group_scale")
     if tile not in _large_tiles(call):
         raise KernelError(f"tile {tile} is none of {_large_tiles(call)} of many tokens and packed weights")
     groups = 1 if not group or group >= columns else columns // group
-    scales = rows * groups * ((bytes_of(1, scale.dtype) if (scale := call.get("group_scale")) else 0) + (2 if call.get("weight_zero") else 0))
     own = tokens // parts
     stored = 64 if rows == 128 and own >= 64 and tokens > 64 else min(own, 32)
-    fixed = 8 * stored * (rows // 2 + 4) + (_TABLE_BYTES if call["weight"].dtype == "nf4" else 0) + 8 * rows * groups + 16
-    operands, beside, received = 128 * tokens + bytes_of(rows * columns, call["weight"].dtype), (scales if group else 0) + 16, 4 * rows * own
-    steps = ceil_div(ceil_div(call["weight"].size(1), columns), parts)
+    fixed = 8 * stored * (rows // 2 + 4) + (_TABLE_BYTES if weight.dtype == "nf4" else 0) + 8 * rows * groups + 16
+    operands, beside = 128 * tokens + bytes_of(rows * columns, weight.dtype), 16
+    beside += rows * groups * ((bytes_of(1, scale.dtype) if scale else 0) + (2 if call.get("weight_zero") else 0))
+    steps = ceil_div(ceil_div(weight.size(1), columns), parts)
     stages = min((_SM_BYTES - _RESERVED_BYTES - fixed) // (operands + beside), max(2, steps))
-    ring = max(stages * operands, received * max(parts - 1, 1))
+    ring = max(stages * operands, 4 * rows * own * max(parts - 1, 1))  # sums of the other blocks come to where operands were
     builder.launch(
         "packed_gemm_large.packed_gemm_large",
         _operands(call, tokens),
@@ -374,7 +374,7 @@ def _launch_large_tile(builder: Builder, tile: LargeTile, here: Dim) -> None:
             "SPLITS": parts,
             "RING": stages,
             "TOKEN_GROUP": _TOKEN_GROUP // tokens,
-            "FOLDED": bool(group) and x.dtype != "fp8",
+            "FOLDED": bool(group) and call["x"].dtype != "fp8",
             "SHARED_BYTES": fixed + ring + stages * beside,
         },
         warps=12,
@@ -385,11 +385,11 @@ def _launch_large_tile(builder: Builder, tile: LargeTile, here: Dim) -> None:
 def _programs(call: OpCall, tile_tokens: int, row_blocks: int, parts: int) -> Dim:
     """Clusters of a launch. Blocks that divide K have one tile each."""
     tokens = call["x"].shape[0]
-    if isinstance(tokens, int):
-        tiles = ceil_div(tokens, tile_tokens) * row_blocks
-        return tiles if parts > 1 else min(call.sm_count, tiles)
-    tiles = product(f"ceil_div({tokens}, {tile_tokens})", row_blocks)
-    return tiles if parts > 1 else f"min({call.sm_count}, {tiles})"
+    token_blocks: Dim = ceil_div(tokens, tile_tokens) if isinstance(tokens, int) else f"ceil_div({tokens}, {tile_tokens})"
+    tiles = product(token_blocks, row_blocks)
+    if parts > 1:
+        return tiles
+    return min(call.sm_count, tiles) if isinstance(tiles, int) else f"min({call.sm_count}, {tiles})"
 
 
 def _folded(call: OpCall, tokens: int) -> bool:
