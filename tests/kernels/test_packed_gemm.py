@@ -58,20 +58,6 @@ def test_the_kernels_compute_their_reference(name: str) -> None:
     assert float((y.float() - expected).norm() / expected.norm()) < (3e-3 if name in ("large int4", "fp8") else 1e-3)
 
 
-def test_warps_that_make_scales_are_at_most_the_stages_they_make_them_for() -> None:
-    """One more would take the phase that a stage's barrier is in for one that ended long ago. nvfp4's gate_up of an 8B has two stages where
-    two blocks share an SM."""
-    shapes = [TensorSpec(("T", 4096), "bf16"), TensorSpec((28672, 4096), "fp4"), None, TensorSpec((28672, 1), "fp32"), None]
-    inputs = dict(zip(("x", "weight", "x_scale", "weight_scale", "out_scale"), shapes, strict=True))
-    inputs["group_scale"] = TensorSpec((256, 28672), "fp8")
-    arguments = [inputs.get(name) for name in OP_SPECS["gate_up_silu"].tensors]
-    lowered = lower("gate_up_silu", arguments, [TensorSpec(("T", 14336), "bf16")], {}, "sm_90", tactic={})
-    warps = [(one.constexprs["SCALE_WARPS"], one.constexprs["W_STAGES"]) for one in lowered.kernels if one.function == "packed_gemm"]
-    assert len(warps) == len(PADDED)
-    assert all(1 <= makers <= stages for makers, stages in warps)
-    assert any(makers == 4 for makers, _ in warps)
-
-
 def test_weights_made_wide_give_the_reference() -> None:
     """In every format; weights are rounded once more, to the inputs' format."""
     script = Path(__file__).with_name("interpreted_packed.py")

@@ -46,61 +46,40 @@ INLINE u32 made_of_scale(float one) {
 
 INLINE u32 made_of_zero(float one) { return FP8 ? zeros_fp8(one) : pack(one, one); }
 
-// Used by one warp: scales and zeros of each step, a register's word a load, read AHEAD steps before they are wanted.
-struct Scales {
-    static constexpr int BYTES = SCALE_BYTES<SCALE_TYPE>, EACH = 4 / BYTES;       // scales in a word
-    static constexpr int WORDS = ROW_GROUPS * GROUPS * TILE / EACH, COUNT = (WORDS + 31) / 32;
-    static constexpr int ZERO_WORDS = ROW_GROUPS * GROUPS * TILE / 2, ZERO_COUNT = ZEROS ? (ZERO_WORDS + 31) / 32 : 0;
-    static constexpr int AHEAD = COUNT + ZERO_COUNT <= 4 ? 8 : 4;
+// Of a table in shared memory with an entry of BYTES per row.
+template <int BYTES>
+INLINE u32 of_row(const char* table, u32 row) {
+    if (BYTES == 4) return ((const u32*)table)[row];
+    if (BYTES == 2) return ((const unsigned short*)table)[row];
+    return ((const unsigned char*)table)[row];
+}
 
-    const char *scale, *zero;
-    u32 lane;
-    u32 raw[AHEAD][COUNT], raw_zeros[AHEAD][ZERO_COUNT ? ZERO_COUNT : 1];
+constexpr int SCALE = SCALE_BYTES<SCALE_TYPE>;
 
-    // Word `at` of a step's rows from `row` on: (row group and group, row in it).
-    INLINE static long long element(int row, int first_column, int at, int each) {
-        int in_group = TILE / each, group = at / in_group % GROUPS, tile = at / in_group / GROUPS;
-        int column = min(first_column + group * GROUP, K - 1);
-        int from = min(row + tile * TILE, N - TILE);
-        return (long long)(column / GROUP) * N + from + at % in_group * each;
-    }
+// Scales, and zero points if ZEROS, of a step's groups, as memory has them.
+struct Tables {
+    alignas(16) char scales[GROUPS][ROWS * SCALE];
+    alignas(16) char zeros[ZEROS ? GROUPS : 1][ROWS * (ZEROS ? 2 : 1)];
 
-    INLINE void load(int slot, int row, int first_column) {
+    // What multiplies codes of `row` and `row + 8`.
+    INLINE void read(u32 (&scale)[2], u32 (&zero)[2], int g, u32 row) const {
 #pragma unroll
-        for (int i = 0; i < COUNT; i++) {
-            int at = lane + 32 * i;
-            if (WORDS % 32 == 0 || at < WORDS) raw[slot][i] = __ldg((const u32*)(scale + element(row, first_column, at, EACH) * BYTES));
-        }
-#pragma unroll
-        for (int i = 0; i < ZERO_COUNT; i++) {
-            int at = lane + 32 * i;
-            if (ZERO_WORDS % 32 == 0 || at < ZERO_WORDS) raw_zeros[slot][i] = __ldg((const u32*)(zero + element(row, first_column, at, 2) * 2));
+        for (int h = 0; h < 2; h++) {
+            scale[h] = made_of_scale(scale_in<SCALE_TYPE>(of_row<SCALE>(scales[g], row + 8 * h), 0));
+            if (ZEROS) zero[h] = made_of_zero(scale_in<BF16_SCALE>(of_row<2>(zeros[ZEROS ? g : 0], row + 8 * h), 0));
         }
     }
 
-    // Where that of a row goes: rows 16 w + g and 16 w + g + 8 are a pair.
-    INLINE static u32& place(u32 (&to)[ROW_GROUPS][GROUPS][32][2], int at, int each, int j) {
-        int in_group = TILE / each, in_tile = at % in_group * each + j;
-        return to[at / in_group / GROUPS][at / in_group % GROUPS][in_tile / 16 * 8 + in_tile % 8][in_tile / 8 % 2];
-    }
-
-    INLINE void store(int slot, u32 (&scales)[ROW_GROUPS][GROUPS][32][2], u32 (&zeros)[ROW_GROUPS][GROUPS][32][2]) const {
+    // Loads those of the rows of a block from `row` on, of a step from column `column` on. Called by a warp.
+    INLINE void load(const char* scale, const char* zero, int row, int column, u64& full, bool first_lane) {
+        int rows = min(ROWS, N - row);
+        if (first_lane) arrive_expecting(full, GROUPS * rows * (SCALE + (ZEROS ? 2 : 0)));
 #pragma unroll
-        for (int i = 0; i < COUNT; i++) {
-            int at = lane + 32 * i;
-#pragma unroll
-            for (int j = 0; j < EACH; j++) {
-                u32 made = made_of_scale(scale_in<SCALE_TYPE>(raw[slot][i], j));
-                if (WORDS % 32 == 0 || at < WORDS) place(scales, at, EACH, j) = made;
-            }
-        }
-#pragma unroll
-        for (int i = 0; i < ZERO_COUNT; i++) {
-            int at = lane + 32 * i;
-#pragma unroll
-            for (int j = 0; j < 2; j++) {
-                u32 made = made_of_zero(scale_in<BF16_SCALE>(raw_zeros[slot][i], j));
-                if (ZERO_WORDS % 32 == 0 || at < ZERO_WORDS) place(zeros, at, 2, j) = made;
+        for (int g = 0; g < GROUPS; g++) {
+            long long at = (long long)(min(column + g * GROUP, K - 1) / (GROUPED ? GROUP : 1)) * N + row;
+            if (first_lane) {
+                load_bytes(scales[g], scale + at * SCALE, rows * SCALE, full);
+                if (ZEROS) load_bytes(zeros[ZEROS ? g : 0], zero + at * 2, rows * 2, full);
             }
         }
     }

@@ -3,7 +3,8 @@
 // Memory has the codes in the order of wgmma's A fragments (`formats/tiles.py`), so a bulk copy brings a step of a row of tiles, one wide
 // load a thread's codes of several wgmma, and what masks make of them is the A operand. x is the B operand, from shared memory, as ever.
 // Where scales are of groups of columns, sums are scaled in fp32 as each group ends. Those of fp4 are exact as factors of its numbers, and
-// from 64 tokens on others are factors too, rounded to x's format (FOLDED). SCALE_WARPS make scales and zero points, whatever their format, into what threads want, as far ahead as the weights are.
+// from 64 tokens on others are factors too, rounded to x's format (FOLDED). Scales and zero points come by bulk copies, as
+// memory has them.
 //
 // At 4 bits the issue of instructions is nearly as scarce as memory's bandwidth, and all blocks together read x from L2 N / ROWS times:
 // with 64 rows and 16 tokens that is as many bytes as the weight has. Hence ROW_GROUPS warpgroups of 64 rows each, which share x, and
@@ -21,14 +22,13 @@
 
 constexpr int SHARE = (STEPS + SPLITS - 1) / SPLITS;
 constexpr int OWNERS = 128 * ROW_GROUPS, CONSUMERS = OWNERS * K_GROUPS;
-constexpr int THREADS = CONSUMERS + 64 + 32 * SCALE_WARPS;
+constexpr int THREADS = CONSUMERS + 64 + (GROUPED ? 32 : 0);
 // Warpgroups multiply a step each, in turns: the others decode meanwhile. Left alone they would all decode, and then all multiply.
 #define IN_TURNS (TOKENS >= 64 && ROW_GROUPS * K_GROUPS > 1 && (!BY_SUMS || GROUPS * TOKENS <= 128))
 constexpr int PITCH = ROWS + 4;
 constexpr int SENT = TOKENS / 2 / SPLITS;  // sums of a thread to another block
 static_assert(SPLITS == 1 || SENT >= 2, "a thread sends whole tokens");
 static_assert(K_GROUPS <= W_STAGES && K_GROUPS <= X_STAGES, "each takes a step of its own");
-static_assert(SCALE_WARPS <= W_STAGES, "each makes those of a step of its own: one more would take a phase that has yet to end for ended");
 
 // What one instruction sends.
 #if TOKENS / 2 / SPLITS % 4
@@ -53,9 +53,7 @@ struct Shared {
             float of_others[K_GROUPS > 1 ? K_GROUPS - 1 : 1][K_GROUPS > 1 ? TOKENS / 2 : 1][OWNERS];  // before sums
         };
     };
-    // Of rows g and g + 8 of each warp; zeros as `decode.cuh` wants them.
-    u32 scales[GROUPED ? W_STAGES : 1][ROW_GROUPS][GROUPS][32][2];
-    u32 zeros[GROUPED && ZEROS ? W_STAGES : 1][ROW_GROUPS][GROUPS][32][2];
+    Tables tables[GROUPED ? W_STAGES : 1];
     Piece received[SPLITS > 1 ? SPLITS - 1 : 1][SPLITS > 1 ? PIECES : 1][SPLITS > 1 ? OWNERS : 1];
     float row_scales[W_SCALES == 2 ? ROWS : 4];
     u64 all_received;
@@ -74,76 +72,65 @@ extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(THRE
     u32 warp = __shfl_sync(~0u, threadIdx.x / 32, 0), lane = threadIdx.x % 32, part = blockIdx.y;
     int row = blockIdx.x * ROWS, first_step = part * SHARE, steps = max(0, min(SHARE, STEPS - first_step));
     constexpr u32 LOADS_W = CONSUMERS / 32, LOADS_X = LOADS_W + 1;
-    if (warp == LOADS_W && lane == 0) {
-        for (int i = 0; i < W_STAGES; i++) {
+    if (lane == 0) {  // of each warp: one thread would take long for all
+        for (int i = warp; i < W_STAGES; i += THREADS / 32) {
             barrier_init(shared.w_full[i], GROUPED ? 2 : 1);
             barrier_init(shared.w_empty[i], OWNERS / 32);
         }
-        for (int i = 0; i < X_STAGES; i++) {
+        for (int i = warp; i < X_STAGES; i += THREADS / 32) {
             barrier_init(shared.x_full[i], 1);
             barrier_init(shared.x_empty[i], OWNERS / 32);
         }
-        barrier_init(shared.all_received, 1);
+        if (warp == 0) barrier_init(shared.all_received, 1);
         barriers_are_made();
-        if (SPLITS > 1) arrive_expecting(shared.all_received, sizeof(shared.received));
+        if (SPLITS > 1 && warp == 0) arrive_expecting(shared.all_received, sizeof(shared.received));
     }
     __syncthreads();
     if (SPLITS > 1) cluster_arrive();  // until all have arrived, none may use the others' barriers
+    // Whole warps that load go through the steps, so that addresses are in uniform registers; one lane loads.
     if (warp == LOADS_W) {
-        if (lane == 0) {
-            u64 policy = evict_first();
-            Place<W_STAGES> at;
-            for (int step = 0; step < steps; step++) {
-                wait(shared.w_empty[at.stage], at.parity ^ 1);
-                int tile = IN_STEP * (first_step + step), count = TILES % IN_STEP ? min(IN_STEP, TILES - tile) : IN_STEP;
+        u64 policy = evict_first();
+        Place<W_STAGES> at;
+        const char* from = w + ((long long)(row / TILE) * TILES + IN_STEP * first_step) * TILE_BYTES;
+        for (int step = 0; step < steps; step++) {
+            wait(shared.w_empty[at.stage], at.parity ^ 1);
+            int tile = IN_STEP * (first_step + step), count = TILES % IN_STEP ? min(IN_STEP, TILES - tile) : IN_STEP;
+            if (lane == 0) {
                 arrive_expecting(shared.w_full[at.stage], ROW_GROUPS * count * TILE_BYTES);
 #pragma unroll
                 for (int i = 0; i < ROW_GROUPS; i++) {
-                    long long of_row = min(row / TILE + i, N / TILE - 1);
-                    load_bytes(shared.w[at.stage] + i * IN_STEP * TILE_BYTES, w + (of_row * TILES + tile) * TILE_BYTES, count * TILE_BYTES,
-                               shared.w_full[at.stage], policy);
+                    int below = min(i, N / TILE - 1 - row / TILE);
+                    load_bytes(shared.w[at.stage] + i * IN_STEP * TILE_BYTES, from + (long long)below * TILES * TILE_BYTES,
+                               count * TILE_BYTES, shared.w_full[at.stage], policy);
                 }
-                at.next();
             }
+            from += IN_STEP * TILE_BYTES;
+            at.next();
         }
-        __syncwarp();
         if (SPLITS > 1) cluster_wait();
     } else if (warp == LOADS_X) {
         if (SPLITS > 1) cluster_wait();
-        if (lane == 0) {
-            prefetch(x);
-            wait_for_previous();
-            Place<X_STAGES> at;
-            for (int step = 0; step < steps; step++) {
-                wait(shared.x_empty[at.stage], at.parity ^ 1);
+        prefetch(x);
+        wait_for_previous();
+        Place<X_STAGES> at;
+        for (int step = 0; step < steps; step++) {
+            wait(shared.x_empty[at.stage], at.parity ^ 1);
+            if (lane == 0) {
                 arrive_expecting(shared.x_full[at.stage], X_BYTES);
 #pragma unroll
                 for (int panel = 0; panel < PANELS; panel++) {
                     load_box(shared.x[at.stage] + panel * TOKENS * 128, x, 0, (first_step + step) * COLUMNS + panel * PANEL_COLUMNS,
                              shared.x_full[at.stage]);
                 }
-                at.next();
             }
+            at.next();
         }
-    } else if (warp > LOADS_X) {
-        Scales scales{group_scale, weight_zero, lane};
-        int column = first_step * COLUMNS, first = warp - LOADS_X - 1;
-#pragma unroll
-        for (int i = 0; i < Scales::AHEAD; i++) scales.load(i, row, column + (first + i * SCALE_WARPS) * COLUMNS);
+    } else if (GROUPED && warp == LOADS_X + 1) {
         Place<W_STAGES> at;
-        at.next(first);
-        for (int step = first; step < steps; step += Scales::AHEAD * SCALE_WARPS) {
-#pragma unroll
-            for (int i = 0; i < Scales::AHEAD; i++) {
-                if (step + i * SCALE_WARPS < steps) {
-                    wait(shared.w_empty[at.stage], at.parity ^ 1);
-                    scales.store(i, shared.scales[at.stage], shared.zeros[ZEROS ? at.stage : 0]);
-                    __syncwarp();
-                    if (lane == 0) arrive(shared.w_full[at.stage]);
-                    scales.load(i, row, column + (step + (i + Scales::AHEAD) * SCALE_WARPS) * COLUMNS);
-                    at.next(SCALE_WARPS);
-                }
-            }
+        for (int step = 0; step < steps; step++) {
+            wait(shared.w_empty[at.stage], at.parity ^ 1);
+            shared.tables[at.stage].load(group_scale, weight_zero, row, (first_step + step) * COLUMNS, shared.w_full[at.stage], lane == 0);
+            at.next();
         }
         if (SPLITS > 1) cluster_wait();
     } else {
@@ -166,7 +153,7 @@ extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(THRE
 #if IN_TURNS
         if (warp / 4 == ROW_GROUPS * K_GROUPS - 1) signal_warps(2, 256);  // the first begins
 #endif
-        u32 pair = thread / 32 * 8 + lane / 4;
+        u32 own_row = 64 * row_group + thread / 32 * 16 + lane / 4;
         for (int step = k_group; step < steps; step += K_GROUPS) {
             wait(shared.w_full[at_w.stage], at_w.parity);
             Codes codes;
@@ -175,12 +162,7 @@ extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(THRE
             if (GROUPED) {
 #pragma unroll
                 for (int g = 0; g < GROUPS; g++) {
-                    uint2 both = *(const uint2*)shared.scales[at_w.stage][row_group][g][pair];
-                    scales[g][0] = both.x, scales[g][1] = both.y;
-                    if (ZEROS) {
-                        uint2 both = *(const uint2*)shared.zeros[at_w.stage][row_group][g][pair];
-                        zeros[g][0] = both.x, zeros[g][1] = both.y;
-                    }
+                    shared.tables[at_w.stage].read(scales[g], zeros[g], g, own_row);
                 }
             }
             u32 a[PRODUCTS][4];

@@ -3,8 +3,8 @@
 //
 // A tile is ROWS rows of the weight by TOKENS tokens. Two warpgroups multiply, of M_TILES x 64 rows each; what is decoded is multiplied by
 // TOKENS tokens, whose products take longer than the decoding of the next codes: a warpgroup decodes a step while its products of the step
-// before run, into registers of its own, and the two warpgroups, which are not in step, keep the tensor cores busy for each other. Two
-// warps of a third warpgroup load the weight with its scales, and x, in a ring of RING.
+// before run, into registers of its own, and the two warpgroups, which are not in step, keep the tensor cores busy for each other. Three
+// warps of a third warpgroup load the weight, x, and scales, in a ring of RING.
 //
 // Where there are fewer tiles than SMs, SPLITS blocks of a cluster divide K; each sends the others its sums of their tokens. Otherwise blocks
 // are persistent, one per SM, and loads are a tile ahead while sums are stored.
@@ -24,7 +24,7 @@ constexpr int CONSUMERS = 256, THREADS = 384, ROWS_OF_GROUP = ROWS / 2, ROW_BLOC
 constexpr int SHARE = (STEPS + SPLITS - 1) / SPLITS;  // steps of a block
 constexpr int OWN = TOKENS / SPLITS;                  // tokens whose results a block stores
 constexpr int STORED = M_TILES == 1 && OWN >= 64 && TOKENS > 64 ? 64 : OWN < 32 ? OWN : 32;  // at a time
-constexpr int PITCH = ROWS_OF_GROUP + 4, SCALE = SCALE_BYTES<SCALE_TYPE>;
+constexpr int PITCH = ROWS_OF_GROUP + 4;
 // Registers of a thread that multiplies, and of others: in all those of a launch, 168 of each, or a warpgroup would wait for more for ever.
 constexpr int TAKEN = FULL ? 240 : M_TILES * TOKENS == 256 ? 232 : 224, GIVEN = 3 * 168 - 2 * TAKEN;
 constexpr bool AHEAD = M_TILES * OWN <= 128;  // there are registers for the next part's residual
@@ -39,8 +39,7 @@ struct Shared {
         float4 received[SPLITS > 1 ? SPLITS - 1 : 1][M_TILES * OWN / 8][CONSUMERS];  // when all blocks have read x and w
     };
     float sums[2][STORED][PITCH];
-    alignas(16) char scales[GROUPED ? RING : 1][GROUPS][ROWS * SCALE];
-    alignas(16) char zeros[GROUPED && ZEROS ? RING : 1][GROUPS][ROWS * 2];
+    Tables tables[GROUPED ? RING : 1];
     u64 full[RING], empty[RING], all_received;
 };
 static_assert(sizeof(Shared) + TABLE_BYTES <= SHARED_BYTES, "SHARED_BYTES is what a launch asks for");
@@ -56,33 +55,25 @@ struct Tile {
     }
 };
 
-// The step of each tile of this block, one after another.
-struct Steps {
-    int index, tiles, token_blocks, first, count, step = 0;
-    Place<RING> at;
+// What a block's warps load: steps of K of each of its tiles, one after another. Whole warps go through them, so that addresses are in uniform
+// registers, and one lane loads: a step's instructions, which wait for each other, must take less time than its products.
+struct Range {
+    int tiles, token_blocks, first, count;
 
-    INLINE Steps(int tiles, int token_blocks, int first, int count)
-        : index(blockIdx.x), tiles(count ? tiles : 0), token_blocks(token_blocks), first(first), count(count) {}
-
-    INLINE bool left() const { return index < tiles; }
-
-    INLINE Tile tile() const { return Tile(index, token_blocks); }
-
-    INLINE int of_k() const { return first + step; }
-
-    INLINE void next() {
-        at.next();
-        if (++step == count) step = 0, index += gridDim.x;
+    // Calls `load(tile, step, stage)` when the stage is empty.
+    template <class Load>
+    INLINE void load(Shared& shared, Load load) const {
+        Place<RING> at;
+        for (int index = blockIdx.x; index < (count ? tiles : 0); index += gridDim.x) {
+            Tile tile(index, token_blocks);
+            for (int step = first; step < first + count; step++) {
+                wait(shared.empty[at.stage], at.parity ^ 1);
+                load(tile, step, at.stage);
+                at.next();
+            }
+        }
     }
 };
-
-// Of a table in shared memory with an entry of BYTES per row.
-template <int BYTES>
-INLINE u32 of_row(const char* table, u32 row) {
-    if (BYTES == 4) return ((const u32*)table)[row];
-    if (BYTES == 2) return ((const unsigned short*)table)[row];
-    return ((const unsigned char*)table)[row];
-}
 
 // A warpgroup's operands of a step.
 struct Operands {
@@ -97,13 +88,8 @@ struct Operands {
             codes[m].load(shared.w[stage] + row_group * IN_STEP * TILE_BYTES, thread);
 #pragma unroll
             for (int g = 0; g < GROUPS; g++) {
-#pragma unroll
-                for (int h = 0; h < 2; h++) {
-                    u32 row = 64 * row_group + thread / 32 * 16 + thread % 32 / 4 + 8 * h;
-                    scales[m][g][h] = zeros[m][g][h] = 0;
-                    if (GROUPED) scales[m][g][h] = made_of_scale(scale_in<SCALE_TYPE>(of_row<SCALE>(shared.scales[stage][g], row), 0));
-                    if (GROUPED && ZEROS) zeros[m][g][h] = made_of_zero(scale_in<BF16_SCALE>(of_row<2>(shared.zeros[stage][g], row), 0));
-                }
+                scales[m][g][0] = scales[m][g][1] = zeros[m][g][0] = zeros[m][g][1] = 0;
+                if (GROUPED) shared.tables[stage].read(scales[m][g], zeros[m][g], g, 64 * row_group + thread / 32 * 16 + thread % 32 / 4);
             }
         }
 #pragma unroll
@@ -149,14 +135,14 @@ extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(THRE
     int token_blocks = (num_tokens + TOKENS - 1) / TOKENS, tiles = token_blocks * ROW_BLOCKS;
     int first_step = part * SHARE, steps = max(0, min(SHARE, STEPS - first_step));
     constexpr u32 LOADS_W = CONSUMERS / 32, LOADS_X = LOADS_W + 1;
-    if (warp == LOADS_W && lane == 0) {
-        for (int i = 0; i < RING; i++) {
-            barrier_init(shared.full[i], 2);
+    if (lane == 0) {
+        for (int i = warp; i < RING; i += THREADS / 32) {
+            barrier_init(shared.full[i], GROUPED ? 3 : 2);
             barrier_init(shared.empty[i], CONSUMERS / 32);
         }
-        barrier_init(shared.all_received, 1);
+        if (warp == 0) barrier_init(shared.all_received, 1);
         barriers_are_made();
-        if (SPLITS > 1) arrive_expecting(shared.all_received, sizeof(shared.received));
+        if (SPLITS > 1 && warp == 0) arrive_expecting(shared.all_received, sizeof(shared.received));
     }
     make_table(threadIdx.x, THREADS);
     __syncthreads();
@@ -166,41 +152,40 @@ extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(THRE
     }
     if (warp >= LOADS_W) {
         give_registers_down_to<GIVEN>();
-        Steps at_step(tiles, token_blocks, first_step, steps);
-        if (warp == LOADS_W && lane == 0) {
-            for (Steps at = at_step; at.left(); at.next()) {
-                u64& full = shared.full[at.at.stage];
-                int row = at.tile().row, first = IN_STEP * at.of_k(), count = TILES % IN_STEP ? min(IN_STEP, TILES - first) : IN_STEP;
-                wait(shared.empty[at.at.stage], at.at.parity ^ 1);
-                int of_scales = GROUPED ? min(ROWS, N - row) * GROUPS * (SCALE + (ZEROS ? 2 : 0)) : 0;
-                arrive_expecting(full, ROW_GROUPS * count * TILE_BYTES + of_scales);
+        Range range{tiles, token_blocks, first_step, steps};
+        if (warp == LOADS_W) {
+            range.load(shared, [&](const Tile& tile, int step, u32 stage) {
+                int first = IN_STEP * step, count = TILES % IN_STEP ? min(IN_STEP, TILES - first) : IN_STEP;
+                const char* from = w + (long long)first * TILE_BYTES;
+                u32 of_row[ROW_GROUPS];  // below 2^32: rows of tiles times tiles of a row
 #pragma unroll
-                for (int g = 0; g < (GROUPED ? GROUPS : 0); g++) {
-                    long long at_row = (long long)(min(at.of_k() * COLUMNS + g * GROUP, K - 1) / (GROUPED ? GROUP : 1)) * N + row;
-                    load_bytes(shared.scales[at.at.stage][g], group_scale + at_row * SCALE, min(ROWS, N - row) * SCALE, full);
-                    if (ZEROS) load_bytes(shared.zeros[at.at.stage][g], weight_zero + at_row * 2, min(ROWS, N - row) * 2, full);
-                }
+                for (int i = 0; i < ROW_GROUPS; i++) of_row[i] = min(tile.row / TILE + i, N / TILE - 1) * TILES;
+                if (lane == 0) {
+                    arrive_expecting(shared.full[stage], ROW_GROUPS * count * TILE_BYTES);
 #pragma unroll
-                for (int i = 0; i < ROW_GROUPS; i++) {
-                    long long of_row = min(row / TILE + i, N / TILE - 1);
-                    load_bytes(shared.w[at.at.stage] + i * IN_STEP * TILE_BYTES, w + (of_row * TILES + first) * TILE_BYTES,
-                               count * TILE_BYTES, full);
+                    for (int i = 0; i < ROW_GROUPS; i++) {
+                        load_bytes(shared.w[stage] + i * IN_STEP * TILE_BYTES, from + (long long)of_row[i] * TILE_BYTES, count * TILE_BYTES,
+                                   shared.full[stage]);
+                    }
                 }
-            }
-        }
-        if (warp == LOADS_X && lane == 0) {
+            });
+        } else if (warp == LOADS_X) {
             prefetch(x);
             wait_for_previous();
-            for (Steps at = at_step; at.left(); at.next()) {
-                u64& full = shared.full[at.at.stage];
-                wait(shared.empty[at.at.stage], at.at.parity ^ 1);
-                arrive_expecting(full, X_BYTES);
+            range.load(shared, [&](const Tile& tile, int step, u32 stage) {
+                if (lane == 0) {
+                    arrive_expecting(shared.full[stage], X_BYTES);
 #pragma unroll
-                for (int panel = 0; panel < PANELS; panel++) {
-                    load_box(shared.x[at.at.stage] + panel * TOKENS * 128, x, at.tile().token, at.of_k() * COLUMNS + panel * PANEL_COLUMNS,
-                             full);
+                    for (int panel = 0; panel < PANELS; panel++) {
+                        load_box(shared.x[stage] + panel * TOKENS * 128, x, tile.token, step * COLUMNS + panel * PANEL_COLUMNS,
+                                 shared.full[stage]);
+                    }
                 }
-            }
+            });
+        } else if (GROUPED && warp == LOADS_X + 1) {
+            range.load(shared, [&](const Tile& tile, int step, u32 stage) {
+                shared.tables[stage].load(group_scale, weight_zero, tile.row, step * COLUMNS, shared.full[stage], lane == 0);
+            });
         }
         if (SPLITS > 1) {
             cluster_arrive();

@@ -281,7 +281,6 @@ def _launch(builder: Builder, tile: Tile, here: Dim) -> None:
     row_groups = tile.rows // TILE
     groups = 1 if not group or group >= tile.columns else tile.columns // group
     w_stages, x_stages, shared_bytes = _rings(call, tile, groups)
-    scale_warps = 0 if not group else min(4, max(64 // group, min(tile.turns, 2)), w_stages)
     builder.launch(
         "packed_gemm.packed_gemm",
         _operands(call, tile.tokens),
@@ -297,10 +296,9 @@ def _launch(builder: Builder, tile: Tile, here: Dim) -> None:
             "W_STAGES": w_stages,
             "X_STAGES": x_stages,
             "FOLDED": _folded(call, tile.tokens),
-            "SCALE_WARPS": scale_warps,
             "SHARED_BYTES": shared_bytes,
         },
-        warps=4 * row_groups * tile.turns + 2 + scale_warps,
+        warps=4 * row_groups * tile.turns + (3 if group else 2),
         cuda=True,
     )
 
@@ -350,15 +348,15 @@ def _flags(call: OpCall) -> dict[str, int]:
 def _launch_large_tile(builder: Builder, tile: LargeTile, here: Dim) -> None:
     """`here`: 1 in steps that this tile serves, else 0."""
     call, (rows, tokens, parts) = builder.call, tile
-    group, columns, weight, scale = _group(call), _large_columns(call), call["weight"], call.get("group_scale")
+    group, columns, weight = _group(call), _large_columns(call), call["weight"]
     if tile not in _large_tiles(call):
         raise KernelError(f"tile {tile} is none of {_large_tiles(call)} of many tokens and packed weights")
     groups = 1 if not group or group >= columns else columns // group
     own = tokens // parts
     stored = 64 if rows == 128 and own >= 64 and tokens > 64 else min(own, 32)
-    fixed = 8 * stored * (rows // 2 + 4) + (_TABLE_BYTES if weight.dtype == "nf4" else 0) + 8 * rows * groups + 16
-    operands, beside = 128 * tokens + bytes_of(rows * columns, weight.dtype), 16
-    beside += rows * groups * ((bytes_of(1, scale.dtype) if scale else 0) + (2 if call.get("weight_zero") else 0))
+    tables = _tables_bytes(call, rows, groups)
+    fixed = 8 * stored * (rows // 2 + 4) + (_TABLE_BYTES if weight.dtype == "nf4" else 0) + 32 + (0 if group else tables)
+    operands, beside = 128 * tokens + bytes_of(rows * columns, weight.dtype), 16 + (tables if group else 0)
     steps = ceil_div(ceil_div(weight.size(1), columns), parts)
     stages = min((_SM_BYTES - _RESERVED_BYTES - fixed) // (operands + beside), max(2, steps))
     ring = max(stages * operands, 4 * rows * own * max(parts - 1, 1))  # sums of the other blocks come to where operands were
@@ -416,13 +414,9 @@ def _rings(call: OpCall, tile: Tile, groups: int) -> tuple[int, int, int]:
     received = (tile.parts - 1) * 4 * owners * tile.tokens // 2 // tile.parts
     fixed = received + 4 * (n_rows if (scale := call.get("weight_scale")) and len(scale.shape) == 2 else 4) + 64
     fixed += _TABLE_BYTES if weight.dtype == "nf4" else 0
-    scales = 256 * n_rows // TILE * groups
-    w_stage = bytes_of(n_rows * tile.columns, weight.dtype) + 16
-    if call.get("group_scale"):
-        w_stage += scales * (2 if call.get("weight_zero") else 1)
-        fixed += 0 if call.get("weight_zero") else scales
-    else:
-        fixed += 2 * scales
+    tables = _tables_bytes(call, n_rows, groups)
+    w_stage = bytes_of(n_rows * tile.columns, weight.dtype) + 16 + (tables if _group(call) else 0)
+    fixed += 0 if _group(call) else tables
     x_stage = x_row * tile.tokens + 16
     room = _SM_BYTES // tile.blocks - _RESERVED_BYTES - fixed
     in_flight = 4096 if tile.tokens <= 16 else 2048
@@ -433,6 +427,12 @@ def _rings(call: OpCall, tile: Tile, groups: int) -> tuple[int, int, int]:
     rest = x_stages * x_stage + w_stages * w_stage - rings
     sums = 4 * tile.tokens // tile.parts * (n_rows + 4) + 4 * owners * max(1, tile.turns - 1) * (tile.tokens // 2 if tile.turns > 1 else 1)
     return w_stages, x_stages, ceil_div(max(rings, sums), 16) * 16 + rest + fixed
+
+
+def _tables_bytes(call: OpCall, rows: int, groups: int) -> int:
+    """Scales and zero points of a step, as `Tables` of the kernels lays them out."""
+    scale = call.get("group_scale")
+    return rows * ((bytes_of(1, scale.dtype) if scale else 4) * groups + (2 * groups if call.get("weight_zero") else 1))
 
 
 def _widened(builder: Builder, covered: int) -> OpCall:
