@@ -2,8 +2,9 @@
 // is B, so that a wide weight is never in memory.
 //
 // A tile is ROWS rows of the weight by TOKENS tokens. Two warpgroups multiply, of M_TILES x 64 rows each; what is decoded is multiplied by
-// TOKENS tokens, whose products take longer than the decoding of the next codes: a warpgroup decodes a step while its products of the step
-// before run, into registers of its own, and the two warpgroups, which are not in step, keep the tensor cores busy for each other. Three
+// TOKENS tokens, whose products take longer than the decoding of the next codes. A warpgroup that multiplies cannot do much else, since A is in
+// its registers; so the two take turns, a step each, and decode the next step, into other registers, in the turn of the other. In step with
+// each other they would both decode, and then both multiply: on an H200, steps took 600 cycles more than their products. Three
 // warps of a third warpgroup load the weight, x, and scales, in a ring of RING.
 //
 // Where there are fewer tiles than SMs, SPLITS blocks of a cluster divide K; each sends the others its sums of their tokens. Otherwise blocks
@@ -197,6 +198,7 @@ extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(THRE
         u32 thread = threadIdx.x % 128, group = warp / 4;
         const char* table = memory + SHARED_BYTES - TABLE_BYTES + 4 * lane;
         auto& stored = shared.sums[group];
+        if (group == 1) signal_warps(2, CONSUMERS);  // the first begins
         Place<RING> at;
         for (int index = blockIdx.x; index < tiles; index += gridDim.x) {
             Tile tile(index, token_blocks);
@@ -212,6 +214,7 @@ extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(THRE
             auto multiply_step = [&](Operands& now, Operands& next, bool more) {
                 float sums[UNITS > 1 ? 2 : 1][PART / 2];
                 u64 b = b_of(at.stage);
+                sync_warps(2 + group, CONSUMERS);
                 auto scale_sums = [&](int unit) {
                     int part = unit % PARTS, m = unit / PARTS % M_TILES, g = unit / PARTS / M_TILES;
                     auto& of_unit = sums[unit % 2];
@@ -223,6 +226,7 @@ extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(THRE
                 for (int unit = 0; unit < UNITS; unit++) {
                     int part = unit % PARTS, m = unit / PARTS % M_TILES, g = unit / PARTS / M_TILES;
                     now.multiply<false>(sums[unit % 2], m, g, b + part * PART * 128 / 16);
+                    if (unit == UNITS - 1) signal_warps(2 + (group ^ 1), CONSUMERS);
                     if (unit > 0) {
                         wait_for_wgmma<1>();
                         scale_sums(unit - 1);
@@ -242,11 +246,13 @@ extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(THRE
             u32 before = 0;  // the stage whose products may still be in flight
             auto multiply_step = [&](Operands& now, Operands& next, bool more, bool first) {
                 u64 b = b_of(at.stage);
+                sync_warps(2 + group, CONSUMERS);
 #pragma unroll
                 for (int g = 0; g < GROUPS; g++) {
 #pragma unroll
                     for (int m = 0; m < M_TILES; m++) now.multiply<true>(total[m], m, g, b);
                 }
+                signal_warps(2 + (group ^ 1), CONSUMERS);
                 if (!first) {
                     wait_for_wgmma<GROUPS * M_TILES>();
                     if (lane == 0) arrive(shared.empty[before]);
@@ -340,5 +346,6 @@ extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(THRE
                             y + wide * WIDTH * BYTES);
             }
         }
+        if (group == 0) sync_warps(2, CONSUMERS);  // the last turn's signal
     }
 }
