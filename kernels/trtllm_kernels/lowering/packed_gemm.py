@@ -10,7 +10,6 @@ K in turns, or by two blocks; and x is read from L2 once by each block, so with 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 
@@ -36,10 +35,6 @@ _STORED_TOKENS = 32
 _TOKEN_GROUP = 2048
 """Tokens that go through all rows of the weight before others do."""
 LargeTile = tuple[int, int, int]
-_EPILOGUE_CYCLES = 20
-"""Per token of a tile of 256 rows."""
-_L2_BYTES_A_CYCLE = 32
-"""Of an SM, while all read."""
 PADDED = (8, 16, 32, 64, 128)
 """Tokens that a tile of the kernel of few tokens holds."""
 PACKED_TO = "packed_to"
@@ -106,10 +101,9 @@ def few_fit(call: OpCall) -> bool:
 
 def packed_tunables(call: OpCall) -> dict[str, int]:
     """The defaults, for `OpCall.tuned`."""
-    fp8 = call["x"].dtype == "fp8"
     defaults = {
-        PACKED_TO: PADDED[-1] if few_fit(call) else 0,
-        LARGE_TO: 0 if not large_fits(call) else _NO_LIMIT if fp8 else LARGE_SIZES[-1],
+        PACKED_TO: 0 if not few_fit(call) else 64 if large_fits(call) and _many_rows(call) else PADDED[-1],
+        LARGE_TO: _NO_LIMIT if large_fits(call) else 0,
     }
     for size in LARGE_SIZES:
         defaults |= dict(zip(_large_names(size), _default_large(call, size), strict=True))
@@ -131,13 +125,18 @@ def _default(call: OpCall, padded: int) -> Tile:
     two blocks divide K where their rows alone would leave SMs idle."""
     tiles, sms, few = ceil_div(call["weight"].size(0), TILE), call.sm_count, padded <= 16
     columns = 256 if padded < PADDED[-1] and _step_fits(call, 256) else 128
-    if tiles > 2 * sms:
-        return Tile(padded, 128, 1, 1, 2 if few else 1, columns)
+    if _many_rows(call):
+        return Tile(padded, 256, 1, 1, 1, 128) if padded == 64 else Tile(padded, 128, 1, 1, 2 if few else 1, columns)
     if 2 * tiles <= sms:
-        return Tile(padded, 64, 2, 2, 1, columns)
+        return Tile(padded, 64, 4 if padded == 8 and call["x"].dtype == "fp8" else 2, 2, 1, columns)
     if not few:
         return Tile(padded, 128, 1, 2, 1, columns)
     return Tile(padded, 64, 1, 2, 2, 128) if padded == 16 and call["x"].dtype != "fp8" else Tile(padded, 64, 2, 2, 1, 128)
+
+
+def _many_rows(call: OpCall) -> bool:
+    """Whether each SM has more than two times 64 rows."""
+    return ceil_div(call["weight"].size(0), TILE) > 2 * call.sm_count
 
 
 def _large_names(size: int) -> tuple[str, str, str]:
@@ -151,20 +150,18 @@ def _large_tiles(call: OpCall) -> tuple[LargeTile, ...]:
 
 
 def _default_large(call: OpCall, tokens: int) -> LargeTile:
-    return min(_large_tiles(call), key=lambda tile: _cycles(call, tokens, tile))
+    """As tuned on an H200 with int4 and w4a8. What is decoded is multiplied by as many tokens as possible. Two blocks divide K where all
+    can run at once; of clusters of four 32 do not fit into the GPU."""
+    n, sms = call["weight"].size(0), call.sm_count
 
+    def fits(of_tile: int) -> bool:
+        return 2 * ceil_div(tokens, of_tile) * ceil_div(n, 128) <= sms
 
-def _cycles(call: OpCall, tokens: int, tile: LargeTile) -> float:
-    """What a tile takes of the tensor cores, or of L2, from which each block reads its own rows and tokens. Infinite: it is of no use."""
-    n, k, (rows, of_tile, parts) = call["weight"].size(0), call["weight"].size(1), tile
-    columns, tiles = _large_columns(call), ceil_div(tokens, of_tile) * ceil_div(n, rows)
-    if (parts > 1 and tiles * parts > call.sm_count) or of_tile >= 2 * max(tokens, TILE):
-        return math.inf
-    waves, steps = ceil_div(tiles * parts, call.sm_count), ceil_div(ceil_div(k, columns), parts)
-    busy = min(call.sm_count, tiles * parts) / call.sm_count
-    stage = 128 * of_tile + bytes_of(rows * columns, call["weight"].dtype)
-    step = max(rows * of_tile / 32, busy * stage / _L2_BYTES_A_CYCLE, 150 + rows / 64 * (160 if call["x"].dtype == "fp8" else 100))
-    return waves * (steps * step + _EPILOGUE_CYCLES * of_tile / parts * rows / 256 + (1500 if parts > 1 else 500))
+    if tokens <= TILE:
+        return (128, 64, 2) if fits(64) else (256, 64, 1)
+    if tokens <= PADDED[-1] and not fits(128):
+        return (128, 128, 1) if (256, 128, 1) not in _large_tiles(call) else (256, 128, 1)
+    return (128, 128, 2) if fits(128) else (128, 256, 2) if fits(256) else (128, 256, 1)
 
 
 def large_fits(call: OpCall) -> bool:
@@ -190,7 +187,7 @@ def packed_space(call: OpCall) -> tuple[Choice, ...]:
         return Choice(f"packed {padded}", table(tuple(_name(padded, field) for field in _FIELDS), *lines))
 
     def large(size: int) -> Choice:
-        tiles = [tile for tile in _large_tiles(call) if _cycles(call, size, tile) < math.inf]
+        tiles = [(rows, of_tile, parts) for rows, of_tile, parts in _large_tiles(call) if of_tile < 2 * size]
         return Choice(f"large {size}", table(_large_names(size), *tiles), (PREFILL,), (size - size // 4, size))
 
     few_tokens = (*map(choice, PADDED), Choice("packed to", grid(**{PACKED_TO: (0, *PADDED)}), (PREFILL,), PADDED))
