@@ -85,8 +85,7 @@ def _default_tiles(call: OpCall) -> tuple[_Tile, ...]:
     return (
         _Tile("one", call.sm_count // (8 * heads), 4 if heads >= 8 else most_splits, 4, stages),
         _Tile("few", room // (8 * heads), most_splits, 1, stages),
-        _Tile("some", room // (2 * heads), 4, 1, stages),
-        _Tile("many", room // heads, 2, 1, stages),
+        _Tile("some", room // heads, 2, 1, stages),
     )
 
 
