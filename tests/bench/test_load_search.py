@@ -84,4 +84,8 @@ def test_an_answer_wider_than_asked_says_so() -> None:
     wide = answer(settings, Saturation(10.0, 13.0, (), 0.95, reached=False))
     assert "lies between 10 and 13 requests/s" in wide
     assert "the tolerance of 10% was not reached: the interval is 30% wide; give --max-seconds more" in wide
+    hour = answer(settings, Saturation(10.0, 13.0, (), 0.95, reached=False, needed_s=3612.0))
+    assert hour.endswith("the interval is 30% wide; --max-seconds 3600 --duration 300 would likely reach it")
+    minutes = answer(settings, Saturation(10.0, 13.0, (), 0.95, reached=False, needed_s=186.0))
+    assert minutes.endswith("; --max-seconds 190 would likely reach it")
     assert "tolerance" not in answer(settings, Saturation(10.0, 10.5, (), 0.95))

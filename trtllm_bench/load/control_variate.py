@@ -2,22 +2,26 @@
 ed., section 11.4).
 
 Near the limit of a queue, a run of twenty seconds is good or bad by how its arrivals happened to clump; and these are known. So each
-request's backlog is worked out as a single server of constant rate would have it (Lindley's recursion over the actual arrivals), and the
-chance of a bad request is fitted to it, by a logistic curve that all runs share. What the arrivals of a run made worse or better than
-arrivals at that rate do on average is then taken off. The average comes from the same recursion over many arrivals, so a server that is
-no such queue loses nothing but the gain: the correction has mean 0 whatever the curve.
+request's wait is worked out as a queue of `servers` with constant service times would have it, and the chance of a bad request is fitted to
+it, by a logistic curve that all runs share. What the arrivals of a run made worse or better than arrivals at that rate do on average is
+then taken off. The average comes from the same recursion over many arrivals, so a server that is no such queue loses nothing but the gain:
+the correction has mean 0 whatever the curve.
 
-By simulation the variance of a run's share falls by 14 to 50 times where service times are constant, and little where they are exponential.
+How much it explains is judged on runs that the curve was not fitted to, each left out in turn: two parameters and a queue fit the few
+clumps of bad requests that there are, even where service times are random and arrivals explain little.
+
+By simulation the standard deviation of a share falls by 10 to 20 times where service times are constant, and little where they are
+exponential.
 
 Rejected: reading the limit off the fitted queue itself, which is wrong for whatever is no queue; arrivals spaced more evenly than
-Poisson's, which are another load.
+Poisson's, which are another load; one fast server for many slow ones, which leaves 1 to 6% of the variance where many leave under 1%.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -26,18 +30,23 @@ import numpy.typing as npt
 Good = npt.NDArray[np.bool_]
 FloatArray = npt.NDArray[np.float64]
 
-ARRIVALS = 200_000
-"""Simulated for an average."""
-RATES = 20
-BUSIEST, IDLEST = 0.92, 0.15
-"""Utilisations of the fitted server, between which its rate is looked for, at the highest load that did not fail outright."""
+ARRIVALS, WARM_UP = 400_000, 2_000
+"""Simulated for an average, and left out at its beginning."""
+SERVERS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
+BUSIEST, IDLEST = 0.95, 0.15
+"""Utilisations of the fitted queue, between which its service time is looked for, at the highest load that did not fail outright."""
+COARSE, HALVINGS, FINALISTS = 12, 4, 3
+"""Service times tried of each number of servers, how often the best of a few finalists are refined, and these."""
+STEP = math.log(1.03)
+"""Between the utilisations for which waits are simulated; averages are interpolated between them."""
+BINS, TABLE_BINS = 400, 4_000
 OVERLOADED = 0.3
 """Share of bad requests from which on a run is past explaining."""
 RIDGE = 1e-2
-STEPS, ENOUGH = 30, 1e-4
-BISECTIONS = 6
-DOUBT = 0.5
-"""Clumps of bad requests, beyond the first, at which the fit is trusted by half: one clump fits any curve."""
+DOUBT = 3.0
+"""Clumps of bad requests, beyond the first, at which what was left unexplained is doubled: few clumps fit many queues."""
+STEPS, ENOUGH, FARTHEST = 40, 1e-3, 4.0
+BISECTIONS = 8
 
 
 @dataclass(frozen=True)
@@ -51,51 +60,126 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Queue:
+    """Constant service times; the chance of a bad request is logistic in its wait."""
+
+    servers: int
+    service_s: float
+    curve: FloatArray
+    """Level, and slope over the wait in service times."""
+
+    def utilisation(self, load: float) -> float:
+        return load * self.service_s / self.servers
+
+    def chances(self, run: Run) -> FloatArray:
+        """[counted] Of a bad request."""
+        return _chance(_counted(run, self.servers, self.service_s), self.curve)
+
+    def average(self, load: float, burstiness: float) -> float:
+        """The chance of a bad request over many arrivals at this load."""
+        return 1 / (1 + math.exp(self.logit(load, burstiness)))
+
+    def logit(self, load: float, burstiness: float) -> float:
+        """Of the share of good requests over many arrivals at this load."""
+        place = math.log(self.utilisation(load)) / STEP
+        below = math.floor(place)
+        first, last = (-_logit(self._tabled(step, burstiness)) for step in (below, below + 1))
+        return first + (place - below) * (last - first)
+
+    def limit(self, attainment: float, burstiness: float) -> float:
+        """The load at which that share is good."""
+        low, high = math.log(IDLEST / 3), 0.0
+        full, asked = self.servers / self.service_s, _logit(attainment)
+        for _ in range(BISECTIONS):
+            middle = (low + high) / 2
+            low, high = (middle, high) if self.logit(full * math.exp(middle), burstiness) > asked else (low, middle)
+        return full * math.exp((low + high) / 2)
+
+    def _tabled(self, step: int, burstiness: float) -> float:
+        waited, weights = _simulated(self.servers, burstiness, step)
+        return float(_chance(waited, self.curve) @ weights)
+
+
+@dataclass(frozen=True)
 class Corrections:
     runs: tuple[FloatArray, ...]
     """[counted] of each run: how much worse than on average its arrivals made each request, as a share of a bad one."""
-    explained: float
-    """Share of the variance between batches that this is, 0 to 1, less what few clumps leave in doubt."""
-    slope: float = math.nan
-    """How many times faster than the load the odds of a good request fall where the asked share of them is, by the fitted curve; NaN where
-    it says nothing."""
+    unseen: tuple[FloatArray, ...]
+    """The same, each part of a run by what was fitted without it."""
+    explained: float = 0.0
+    """Share of the variance between batches that these are, 0 to 1, less what few clumps of bad requests leave in doubt."""
+    queue: Queue | None = None
+    """The likeliest; None where no request was bad."""
+
+    @classmethod
+    def none(cls, runs: Sequence[Good]) -> Corrections:
+        zeros = tuple(np.zeros(len(run)) for run in runs)
+        return cls(zeros, zeros)
 
 
-def backlog(arrivals_s: FloatArray, rate: float) -> FloatArray:
-    """[n] The work that each arrival finds at a server of `rate` requests/s, in requests: max(0, before + 1 - rate * gap)."""
-    steps = 1.0 - rate * np.diff(arrivals_s, prepend=arrivals_s[:1])
-    steps[0] = 0.0
-    walk = np.cumsum(steps)
-    return np.asarray(walk - np.minimum.accumulate(walk))
+def waits(arrivals: FloatArray, servers: int) -> FloatArray:
+    """[n] The wait of each arrival at `servers` servers, first come first served, with all times in units of the constant service time.
+
+    Services end in the order in which they begin, so every `servers`-th arrival has the same server, and each server's waits are Lindley's.
+    """
+    padded = np.pad(arrivals, (0, -len(arrivals) % servers), mode="edge").reshape(-1, servers)
+    ahead = padded - np.arange(len(padded))[:, None]
+    return np.asarray((np.maximum.accumulate(ahead, axis=0) - ahead).ravel()[: len(arrivals)])
 
 
-def corrections(runs: Sequence[tuple[float, Run]], attainment: float, burstiness: float, batches_each: int) -> Corrections:
+def corrections(runs: Sequence[tuple[float, Run]], burstiness: float, batches_each: int) -> Corrections:
     """Of runs at (load, run), whose gaps are gamma with shape `burstiness`. All 0 where the arrivals explain nothing."""
-    worse = [np.zeros(len(run.good)) for _, run in runs]
-    usable = [place for place, (_, run) in enumerate(runs) if 1 - run.good.mean() < OVERLOADED]
-    bad = {place: (~runs[place][1].good).astype(np.float64) for place in usable}
-    if not any(one.any() for one in bad.values()):
-        return Corrections(tuple(worse), 0.0)
-    rate, curve = _fitted([runs[place] for place in usable], np.concatenate(list(bad.values())))
-    expected = {place: _chance(_counted(runs[place][1], rate), curve) for place in usable}
+    nothing = Corrections.none([run.good for _, run in runs])
+    highest = max((load for load, run in runs if 1 - run.good.mean() < OVERLOADED), default=0.0)
+    if not highest or not any(not run.good.all() for _, run in runs):
+        return nothing
+    bad = [(~run.good).astype(np.float64) for _, run in runs]
+    whole = [np.ones(len(one)) for one in bad]
+    queue = _fitted([run for _, run in runs], bad, whole, highest)
+    usable = [place for place, (load, run) in enumerate(runs) if queue.utilisation(load) < 1 and bad[place].mean() < OVERLOADED]
+    guess = replace(nothing, queue=queue)
+    if not usable:
+        return guess
+    unseen = [np.zeros(len(one)) for one in bad]
+    for fold in range(batches_each):
+        kept = [_outside(len(one), fold, batches_each) for one in bad]
+        other = _fitted([run for _, run in runs], bad, kept, highest, (queue.servers,))
+        for place in usable:
+            unseen[place] += (1 - kept[place]) * _luck(runs[place], other, burstiness)
     seen = np.concatenate([_batch_deviations(bad[place], batches_each) for place in usable])
-    said = np.concatenate([_batch_deviations(expected[place], batches_each) for place in usable])
+    said = np.concatenate([_batch_deviations(unseen[place], batches_each) for place in usable])
     if not seen.any() or not said.any():
-        return Corrections(tuple(worse), 0.0)
+        return guess
     factor = float(np.clip((seen @ said) / (said @ said), 0.0, 1.0))
     clumps = float((seen**2).sum() ** 2 / (seen**4).sum())
-    sure = (clumps - 1) / (clumps - 1 + DOUBT)
-    explained = sure * max(0.0, 1 - float(((seen - factor * said) ** 2).sum() / (seen**2).sum()))
-    for place in usable:
-        utilisation = runs[place][0] / rate
-        if utilisation < 1:
-            worse[place] = sure * factor * (expected[place] - _average(utilisation, burstiness, curve))
-    return Corrections(tuple(worse), explained, _slope(curve, attainment, burstiness) if explained else math.nan)
+    left = float(((seen - factor * said) ** 2).sum() / (seen**2).sum())
+    explained = max(0.0, 1 - left * (1 + DOUBT / max(clumps - 1, 1e-9)))
+    factor = explained + (1 - explained) * factor
+    lucky, apart = list(nothing.runs), list(nothing.runs)
+    if explained:
+        for place in usable:
+            lucky[place] = factor * _luck(runs[place], queue, burstiness)
+            apart[place] = factor * unseen[place]
+    return Corrections(tuple(lucky), tuple(apart), explained, queue)
 
 
-def _counted(run: Run, rate: float) -> FloatArray:
-    """[counted] Backlogs of the requests that count."""
-    return backlog(run.arrivals_s, rate)[len(run.arrivals_s) - len(run.good) :]
+def _outside(length: int, fold: int, folds: int) -> FloatArray:
+    """[length] 0 in one of so many equal parts, 1 in the others."""
+    parts = np.array_split(np.ones(length), folds)
+    parts[fold][:] = 0
+    return np.concatenate(parts)
+
+
+def _luck(run: tuple[float, Run], queue: Queue, burstiness: float) -> FloatArray:
+    load, seen = run
+    if queue.utilisation(load) >= 1:
+        return np.zeros(len(seen.good))
+    return queue.chances(seen) - queue.average(load, burstiness)
+
+
+def _counted(run: Run, servers: int, service_s: float) -> FloatArray:
+    """[counted] Waits of the requests that count, in service times."""
+    return waits(run.arrivals_s / service_s, servers)[len(run.arrivals_s) - len(run.good) :]
 
 
 def _batch_deviations(values: FloatArray, batches: int) -> FloatArray:
@@ -103,56 +187,71 @@ def _batch_deviations(values: FloatArray, batches: int) -> FloatArray:
     return np.asarray([(batch - values.mean()).sum() for batch in np.array_split(values, batches)])
 
 
-def _average(utilisation: float, burstiness: float, curve: FloatArray) -> float:
-    """The chance of a bad request over many arrivals."""
-    return float(_chance(backlog(np.cumsum(_gaps(burstiness)) / utilisation, 1.0), curve).mean())
+def _fitted(
+    runs: Sequence[Run], bad: Sequence[FloatArray], kept: Sequence[FloatArray], highest: float, servers: Sequence[int] = SERVERS
+) -> Queue:
+    """The likeliest for what is kept: a coarse search over service times for each number of servers, then the best few refined."""
+    bads, weights = np.concatenate(bad), np.concatenate(kept)
+
+    def tried(servers: int, service_s: float) -> tuple[float, Queue]:
+        work = np.concatenate([_counted(run, servers, service_s) for run in runs])
+        curve, likelihood = _logistic(*_binned(work, bads, weights))
+        return likelihood, Queue(servers, service_s, curve)
+
+    def likelihood_of(trial: tuple[float, Queue]) -> float:
+        return trial[0]
+
+    coarse = [max((tried(c, float(s)) for s in c / highest * np.geomspace(IDLEST, BUSIEST, COARSE)), key=likelihood_of) for c in servers]
+    finalists = sorted(coarse, key=likelihood_of)[-FINALISTS:]
+    for place, best in enumerate(finalists):
+        width = math.log(BUSIEST / IDLEST) / (COARSE - 1)
+        for _ in range(HALVINGS):
+            width /= 2
+            near = [tried(best[1].servers, best[1].service_s * math.exp(way * width)) for way in (-1, 1)]
+            best = max([best, *near], key=likelihood_of)
+        finalists[place] = best
+    return max(finalists, key=likelihood_of)[1]
 
 
-def _slope(curve: FloatArray, attainment: float, burstiness: float) -> float:
-    """By bisection over the utilisation, and a difference there."""
-
-    def logit(utilisation: float) -> float:
-        bad = min(max(_average(utilisation, burstiness, curve), 1e-9), 1 - 1e-9)
-        return math.log((1 - bad) / bad)
-
-    low, high = IDLEST / 2, 0.99
-    for _ in range(BISECTIONS):
-        middle = (low + high) / 2
-        low, high = (middle, high) if logit(middle) > math.log(attainment / (1 - attainment)) else (low, middle)
-    return (logit(low * 0.95) - logit(low)) / -math.log(0.95)
+def _binned(x: FloatArray, y: FloatArray, weights: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """(mean x, number, sum of y) of each bin that holds any."""
+    place = np.minimum((x * (BINS / (x.max() + 1e-9))).astype(np.int64), BINS - 1)
+    number, total, bad = (np.asarray(np.bincount(place, each, BINS), dtype=np.float64) for each in (weights, x * weights, y * weights))
+    held = number > 0
+    return total[held] / number[held], number[held], bad[held]
 
 
-def _fitted(runs: Sequence[tuple[float, Run]], bad: FloatArray) -> tuple[float, FloatArray]:
-    """(the server's rate, level and slope of the curve), the likeliest."""
-    highest = max(load for load, _ in runs)
-    best, found = -math.inf, (highest / BUSIEST, np.zeros(2))
-    for rate in highest / np.geomspace(BUSIEST, IDLEST, RATES):
-        work = np.concatenate([_counted(run, float(rate)) for _, run in runs])
-        curve, likelihood = _logistic(work, bad)
-        if likelihood > best:
-            best, found = likelihood, (float(rate), curve)
-    return found
-
-
-def _logistic(x: FloatArray, y: FloatArray) -> tuple[FloatArray, float]:
-    """Level and slope by Newton's method, slightly drawn to 0, and their log-likelihood."""
+def _logistic(x: FloatArray, number: FloatArray, y: FloatArray, begin: FloatArray | None = None) -> tuple[FloatArray, float]:
+    """Level and slope by Newton's method, slightly drawn to 0, and their log-likelihood; `y` of `number` at each `x`."""
     columns = np.stack([np.ones_like(x), x])
-    curve = np.asarray([math.log((y.mean() + 0.01) / (1.01 - y.mean())), 0.1])
+    share = (y.sum() + 0.01) / (number.sum() + 0.02)
+    curve = np.asarray([_logit(share), 0.1]) if begin is None else begin
     for _ in range(STEPS):
         chance = _chance(x, curve)
-        curvature = (columns * (chance * (1 - chance) + 1e-9)) @ columns.T + RIDGE * np.eye(2)
-        step = np.clip(np.linalg.solve(curvature, columns @ (y - chance) - RIDGE * curve), -2, 2)
+        curvature = (columns * (number * chance * (1 - chance) + 1e-9)) @ columns.T + RIDGE * np.eye(2)
+        step = np.clip(np.linalg.solve(curvature, columns @ (y - number * chance) - RIDGE * curve), -FARTHEST, FARTHEST)
         curve = curve + step
         if np.abs(step).max() < ENOUGH:
             break
     logit = np.clip(curve @ columns, -30, 30)
-    return curve, float((y * logit - np.logaddexp(0, logit)).sum() - RIDGE / 2 * curve @ curve)
+    return curve, float((y * logit - number * np.logaddexp(0, logit)).sum() - RIDGE / 2 * curve @ curve)
 
 
 def _chance(x: FloatArray, curve: FloatArray) -> FloatArray:
     return np.asarray(1 / (1 + np.exp(-np.clip(curve[0] + curve[1] * x, -30, 30))))
 
 
+def _logit(share: float) -> float:
+    bounded = min(max(share, 1e-9), 1 - 1e-9)
+    return math.log(bounded / (1 - bounded))
+
+
 @cache
-def _gaps(burstiness: float) -> FloatArray:
-    return np.random.default_rng(0).gamma(burstiness, 1 / burstiness, ARRIVALS)
+def _simulated(servers: int, burstiness: float, step: int) -> tuple[FloatArray, FloatArray]:
+    """(waits in service times, how often each occurs) at a utilisation of exp(`step` * `STEP`)."""
+    gaps = np.random.default_rng(0).gamma(burstiness, 1 / burstiness, ARRIVALS)
+    waited = waits(np.cumsum(gaps) / (math.exp(step * STEP) * servers), servers)[WARM_UP:]
+    width = max(float(waited.max()), 1e-9) / TABLE_BINS
+    number = np.bincount(np.minimum((waited / width).astype(np.int64), TABLE_BINS - 1))
+    held = np.flatnonzero(number)
+    return np.asarray((held + 0.5) * width * (held > 0)), np.asarray(number[held] / len(waited))

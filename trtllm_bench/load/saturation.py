@@ -1,14 +1,9 @@
 """The highest load that still meets an SLO: a bracket first, then runs near the limit and one model over all of them.
 
 A load passes when the share of requests within all limits is above `attainment`, and fails when it is below. Loads are doubled or halved
-until one passes and one fails. From then on runs are made where the limit is likeliest, and all runs are pooled in one model: near the
-limit the logit of the share falls on a line in the logarithm of the load (`fitted_limit`). The search ends when the interval of the limit
-is as narrow as `tolerance` asks, or when the time for it is spent; the answer says which.
-
-Requests of one run are not independent: a full queue spoils many at once, and near a queue's limit twenty requests may tell no more than
-one. What a run's own arrivals explain of that is taken off first, where they are known (`control_variate.py`), and they tell how steep the
-line is. A run in which nothing was spoiled shows nothing of the rest, so the design effect is pooled over all runs, from their distance
-from the line, and begins at what queues have.
+until one passes and one fails. From then on runs are made where they tell most, and all runs are pooled in one model (`limit_model.py`),
+less what their own arrivals explain of them where these are known (`control_variate.py`). The search ends when the interval of the limit is
+as narrow as `tolerance` asks, or when the time for it is spent; the answer says which, and how long it would have taken.
 
 The bracket's turns are each decided with confidence, or said to be undecided. The errors of all of them together stay below 1 -
 `confidence` (each gets its part: Bonferroni over steps and looks); their interval is Wilson's (1927), the sample divided by its design
@@ -16,7 +11,7 @@ effect from batch means (Law, "Simulation Modeling and Analysis", 5th ed., secti
 
 Rejected: a fixed ladder, which gives one of its rungs; bisection on noisy yes/no answers, which turns the wrong way and never learns;
 bisection with confidence alone, which spends most of its time deciding loads that it then forgets, and holds too short an interval where
-a queue fills; a logistic fit with clusters' standard errors, whose few clusters gave intervals that held the limit in 83%.
+a queue fills.
 """
 
 from __future__ import annotations
@@ -30,29 +25,14 @@ from typing import Literal
 import numpy as np
 
 from trtllm_bench.errors import BenchError
-from trtllm_bench.load.control_variate import OVERLOADED, Corrections, FloatArray, Good, Run, corrections
+from trtllm_bench.load.control_variate import Corrections, FloatArray, Good, Run, corrections
+from trtllm_bench.load.limit_model import BATCHES as MODEL_BATCHES
+from trtllm_bench.load.limit_model import NEAR, Limit, posterior
 
 Verdict = Literal["pass", "fail", "undecided"]
 BATCHES = 10
 MAX_STEPS = 24
 MOST_REPEATS, MOST_CONFIDENCE = 1_000, 0.999999
-SLOPE, SLOPE_SPREAD = 10.0, 2.0
-"""Before anything is seen: how many times faster than the load the odds of a good request fall at the limit (a lognormal's median and its
-standard deviation). Queues have 3 to 15, a wall hundreds."""
-EFFECT, EFFECT_WEIGHT, EFFECT_GROWTH = 14.0, 6.0, 10.0
-"""Before anything is seen: the design effect at the limit, the number of runs that this is worth, and how fast it grows with the logarithm
-of the load (near the limit of a queue: 5 to 20, and ten times that a tenth above it)."""
-MODEL_BATCHES, BETWEEN = 5, 1.8
-"""Batches of a run that its distance from the line is taken by, and what a design effect grows by from batches to runs."""
-LOW_TAIL = 0.2
-"""Share of its tail that the interval's lower end leaves out: failures come in clumps, so more runs look too good than too bad, and by
-simulation the limit then lies below the interval more often than above."""
-KNOWN_SPREAD, KNOWN_WEIGHT, LEAST_EFFECT = 0.35, 1.0, 0.7
-"""Where a run's arrivals explain all of its luck: the spread about the slope that they tell, the runs that the design effect before is
-worth, and its least (constant service times leave less than independent requests have)."""
-THETAS, SLOPES = 240, 17
-NEAR = 0.2
-"""Logarithmic distance from the limit at which a run still counts in part: the line holds near the limit only."""
 LEAST_RUNS, LEAST_AFTER = 4, 2
 """Near the limit before it is called known; and after the bracket, whatever they take."""
 BUDGET_S, BUDGET_TOLERANCE = 120.0, 0.1
@@ -112,6 +92,8 @@ class Saturation:
     confidence: float
     reached: bool = True
     """Whether the interval is as narrow as was asked."""
+    needed_s: float | None = None
+    """Seconds of load, in all, that would likely have made it so; None where it is so, or where nobody knows."""
 
 
 @dataclass(frozen=True)
@@ -156,17 +138,6 @@ class Search:
         return math.ceil(self.z**2 * self.attainment / (1 - self.attainment)) + 1
 
 
-@dataclass(frozen=True)
-class Limit:
-    """Where the model sees the limit: an estimate, and its interval."""
-
-    low: float
-    estimate: float
-    high: float
-    runs: int
-    """Runs so near to it that they settle it."""
-
-
 def find_saturation(
     measure: Callable[[float], Run | Good], start: float, search: Search, watch: Callable[[Probe], None] | None = None
 ) -> Saturation:
@@ -193,7 +164,9 @@ def find_saturation(
         if load is not None and not _affords(probes, load, search):
             load = None
     passed, failed = _answer(probes, limit, search)
-    return Saturation(passed, failed, tuple(probes), search.confidence, not _open(passed, failed, search))
+    reached = not _open(passed, failed, search)
+    needed_s = None if reached or limit is None else _needed(probes, passed, failed, search)
+    return Saturation(passed, failed, tuple(probes), search.confidence, reached, needed_s)
 
 
 def _verdict(probe: Probe, search: Search) -> Verdict:
@@ -202,11 +175,12 @@ def _verdict(probe: Probe, search: Search) -> Verdict:
 
 
 def _answer(probes: list[Probe], limit: Limit | None, search: Search) -> tuple[float, float]:
-    """The model's interval, no wider than the bracket of the decided loads well away from it; without a model that bracket."""
+    """The model's interval, no wider than the bracket of the decided loads well away from it; without a model that bracket. A load passes
+    by luck more easily than it fails, since bad requests come in clumps, so one that passed must lie further away."""
     passed, failed = _bracket(probes)
     if limit is None:
         return passed, failed
-    below = max((probe.load for probe in probes if probe.load <= passed and probe.load < limit.estimate * math.exp(-NEAR)), default=0.0)
+    below = max((probe.load for probe in probes if probe.load <= passed and probe.load < limit.estimate * math.exp(-2 * NEAR)), default=0.0)
     return max(limit.low, below), min(limit.high, failed if failed > limit.estimate * math.exp(NEAR) else math.inf)
 
 
@@ -214,12 +188,33 @@ def _affords(probes: list[Probe], load: float, search: Search) -> bool:
     """Whether a run at `load` fits in the time."""
     if search.whole or not load or not _straddled(probes, search)[0]:
         return True
-    bracketed = next(k for k in range(1, len(probes) + 1) if _straddled(probes[:k], search)[0])
-    before, since = _seconds(probes[:bracketed]), _seconds(probes[bracketed:])
+    before, since = _spent(probes, search)
     allowed = max(search.seconds - before, search.seconds / 2)
-    runs = sum(len(probe.runs) for probe in probes[bracketed:])
     coming = len(probes[-1].runs[-1]) / (1 - RAMP_UP) / min(load, probes[-1].load or load)
-    return runs < LEAST_AFTER or since + coming <= allowed
+    return _runs_after(probes, search) < LEAST_AFTER or since + coming <= allowed
+
+
+def _bracketed(probes: list[Probe], search: Search) -> int:
+    """Probes until the limit was straddled."""
+    return next(k for k in range(1, len(probes) + 1) if _straddled(probes[:k], search)[0])
+
+
+def _runs_after(probes: list[Probe], search: Search) -> int:
+    return sum(len(probe.runs) for probe in probes[_bracketed(probes, search) :])
+
+
+def _spent(probes: list[Probe], search: Search) -> tuple[float, float]:
+    """Seconds of load until the limit was straddled, and since."""
+    bracketed = _bracketed(probes, search)
+    return _seconds(probes[:bracketed]), _seconds(probes[bracketed:])
+
+
+def _needed(probes: list[Probe], passed: float, failed: float, search: Search) -> float | None:
+    """The seconds spent near the limit count as the square of the precision."""
+    if not passed or math.isinf(failed):
+        return None
+    before, since = _spent(probes, search)
+    return before + since * (math.log(failed / passed) / math.log1p(search.tolerance)) ** 2
 
 
 def _straddled(probes: list[Probe], search: Search) -> tuple[float, float]:
@@ -238,89 +233,21 @@ def _seconds(probes: list[Probe]) -> float:
 
 
 def fitted_limit(probes: list[Probe], search: Search) -> Limit | None:
-    """Where the limit is, by all runs together; None before one load did well and a higher one did not.
-
-    The posterior of (limit, slope) on a grid: the logit of the share falls on a line in the logarithm of the load. A run's likelihood is
-    divided by the design effect there and counts less the further it lies from the limit. The design effect is pooled over the runs, from
-    how far they lie from the line and not from what is seen inside one: a run in which nothing was spoiled shows none of it, and one that
-    estimates its own weighs most when it was lucky.
-    """
+    """Where the limit is, by all runs together; None before one load did well and a higher one did not."""
     passed, failed = _straddled(probes, search)
     if search.whole or not 0 < passed < failed < math.inf:
         return None
     runs = [(probe.load, run) for probe in probes if probe.load for run in probe.runs]
-    batches = [(load, batch) for load, run in runs for batch in np.array_split(run, MODEL_BATCHES) if len(batch)]
-    x, place = np.unique(np.log([load for load, _ in batches]), return_inverse=True)
-    sizes = np.asarray([len(batch) for _, batch in batches], dtype=np.float64)
-    corrected = _corrections(probes, search)
-    before = _Prior.of(corrected)
-    goods = np.asarray([batch.sum() for _, batch in batches], dtype=np.float64)
-    goods += np.asarray([batch.sum() for run in corrected.runs for batch in np.array_split(run, MODEL_BATCHES) if len(batch)])
-    count, good = np.bincount(place, sizes), np.bincount(place, goods)
-    at = math.log(search.attainment / (1 - search.attainment))
-    theta = np.linspace(math.log(passed) - 3 * NEAR, math.log(failed) + 3 * NEAR, THETAS)
-    deviation = np.linspace(-3, 3, SLOPES)
-    log_slope = math.log(before.slope) + before.spread * deviation
-    logit = at - np.exp(log_slope)[None, :, None] * (x - theta[:, None, None])
-    worse = np.logaddexp(0, logit)
-    each = good * (logit - worse) - (count - good) * worse
-    shares = np.exp(logit - worse)
-    prior = -(deviation**2) / 2
-    tail = (1 - search.confidence) / 2
-    estimate, effect = (math.log(passed) + math.log(failed)) / 2, before.effect
-    for _ in range(4):
-        growth = np.exp(EFFECT_GROWTH * np.clip(x - estimate, -NEAR, NEAR))
-        weight = np.exp(-(((x - estimate) / NEAR) ** 2) / 2)
-        weight *= np.where(good < (1 - OVERLOADED) * count, before.luck, 1)
-        log_density = each @ (weight / np.maximum(effect * growth, before.least_effect)) + prior
-        density = np.exp(log_density - log_density.max())
-        density /= density.sum()
-        share = np.clip(np.einsum("ts,tsx->x", density, shares), 1e-4, 1 - 1e-4)
-        squares = (goods - sizes * share[place]) ** 2 / (sizes * (share * (1 - share) * growth)[place])
-        seen = float((weight[place] * squares).sum())
-        effect = BETWEEN * (before.weight * before.effect + seen) / (before.weight + float(weight[place].sum()))
-        below = np.cumsum(density.sum(axis=1))
-        low, estimate, high = (float(np.interp(q, below, theta)) for q in (tail * LOW_TAIL, 0.5, 1 - tail))
-    near = sum(abs(math.log(load) - estimate) < NEAR / 2 for load, _ in runs)
-    return Limit(math.exp(low), math.exp(estimate), math.exp(high), near)
-
-
-@dataclass(frozen=True)
-class _Prior:
-    """What holds before anything is seen, between a run of which nothing is known but its share (`luck` 1) and one whose arrivals explain
-    all of it (0)."""
-
-    luck: float
-    slope: float
-    spread: float
-
-    @classmethod
-    def of(cls, corrected: Corrections) -> _Prior:
-        luck = 1 - corrected.explained
-        if not corrected.slope > 1:
-            return cls(luck, SLOPE, SLOPE_SPREAD)
-        return cls(luck, corrected.slope, luck * SLOPE_SPREAD + (1 - luck) * KNOWN_SPREAD)
-
-    @property
-    def effect(self) -> float:
-        return self.luck * EFFECT
-
-    @property
-    def weight(self) -> float:
-        return self.luck * EFFECT_WEIGHT + (1 - self.luck) * KNOWN_WEIGHT
-
-    @property
-    def least_effect(self) -> float:
-        return max(self.luck, LEAST_EFFECT)
+    return posterior(runs, _corrections(probes, search), (passed, failed), search.attainment, search.confidence, search.burstiness)
 
 
 def _corrections(probes: list[Probe], search: Search) -> Corrections:
     """Of every run under load, in order; of none, unless all their arrivals are known."""
     loaded = [probe for probe in probes if probe.load]
     if any(len(probe.arrivals_s) < len(probe.runs) for probe in loaded):
-        return Corrections(tuple(np.zeros(len(run)) for probe in loaded for run in probe.runs), 0.0)
+        return Corrections.none([run for probe in loaded for run in probe.runs])
     runs = [(probe.load, Run(*run)) for probe in loaded for run in zip(probe.runs, probe.arrivals_s, strict=True)]
-    return corrections(runs, search.attainment, search.burstiness, MODEL_BATCHES)
+    return corrections(runs, search.burstiness, MODEL_BATCHES)
 
 
 def _bracket(probes: list[Probe]) -> tuple[float, float]:
@@ -336,7 +263,7 @@ def _next(probes: list[Probe], limit: Limit | None, search: Search) -> float | N
     passed, failed = _bracket(probes)
     if limit is not None:
         done = limit.runs >= LEAST_RUNS and not _open(*_answer(probes, limit, search), search)
-        return None if done else min(limit.estimate, search.highest)
+        return None if done else min(limit.following, search.highest)
     doubtful = sorted(probe.load for probe in probes if probe.verdict == "undecided" and passed < probe.load < failed)
     below_doubt, above_doubt = (doubtful[0], doubtful[-1]) if doubtful else (failed, passed)
     if math.isinf(failed):

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from trtllm_bench.errors import BenchError, RunFailure
 from trtllm_bench.load.control_variate import Run
-from trtllm_bench.load.saturation import RAMP_UP, Probe, Saturation, Search, find_saturation
+from trtllm_bench.load.saturation import MAX_STEPS, RAMP_UP, Probe, Saturation, Search, find_saturation
 from trtllm_bench.measure.place import open_store
 from trtllm_bench.measure.prepare import misfit, sized, with_model
 from trtllm_bench.measure.report import check_report, write_json
@@ -31,6 +31,8 @@ from trtllm_dashboards.tables import plain_console
 from trtllm_results.metrics.requests import goodput_mask
 
 VOID_RUNS = 3
+USUAL_RUNS = MAX_STEPS // 2
+"""Beside the limit, in a search that takes them all."""
 
 
 @dataclass(frozen=True)
@@ -186,11 +188,18 @@ def answer(settings: Settings, result: Saturation) -> str:
     if result.reached:
         return between
     width, asked = result.failed / result.passed - 1, settings.search.tolerance
-    return f"{between}; the tolerance of {asked:.0%} was not reached: the interval is {width:.0%} wide{_more(settings)}"
+    return f"{between}; the tolerance of {asked:.0%} was not reached: the interval is {width:.0%} wide{_more(settings, result)}"
 
 
-def _more(settings: Settings) -> str:
-    return "; give --max-seconds more, or runs a longer --duration" if settings.by_rate else "; give more --repeats"
+def _more(settings: Settings, result: Saturation) -> str:
+    """What would narrow it."""
+    if not settings.by_rate:
+        return "; give more --repeats"
+    if result.needed_s is None:
+        return "; give --max-seconds more, or runs a longer --duration"
+    seconds = math.ceil(float(f"{result.needed_s:.2g}") / 10) * 10
+    longer = f" --duration {seconds / USUAL_RUNS:.0f}" if seconds > USUAL_RUNS * settings.duration_s else ""
+    return f"; --max-seconds {seconds}{longer} would likely reach it"
 
 
 def report(settings: Settings, result: Saturation) -> dict[str, Any]:
@@ -214,6 +223,7 @@ def report(settings: Settings, result: Saturation) -> dict[str, Any]:
         "failed": None if math.isinf(result.failed) else result.failed,
         "confidence": result.confidence,
         "reached": result.reached,
+        "needed_s": result.needed_s,
         "probes": probes,
         "answer": answer(settings, result),
     }
