@@ -60,9 +60,9 @@ def tests(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def gpu(session: nox.Session) -> None:
-    """The tests that need a GPU; fails on a machine without one."""
+    """The tests that need a GPU, by eight processes on it, since most of the time kernels compile; fails on a machine without one."""
     install(session, "test")
-    run(session, "pytest", "-m", "gpu", "tests/gpu", *session.posargs)
+    run(session, "pytest", "-m", "gpu", "-n", "8", "tests/gpu", *session.posargs)
 
 
 @nox.session

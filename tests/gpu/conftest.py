@@ -8,4 +8,4 @@ import torch
 
 torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "kernels"))
+sys.path[:0] = [str(Path(__file__).parents[1] / "kernels"), str(Path(__file__).parent)]

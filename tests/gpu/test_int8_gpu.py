@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from compiled_once import compiled_once
 from torch.nn import functional
 
 from samples import BatchShape, sample
 from trtllm_kernels.compile.cubin import Cubin
-from trtllm_kernels.compile.pool import compile_many
 from trtllm_kernels.dialect.expr import evaluate
 from trtllm_kernels.dialect.model_shape import ModelShape
 from trtllm_kernels.dialect.specs import DTYPES
@@ -93,10 +93,7 @@ def arch() -> str:
 @pytest.fixture(scope="module")
 def cubins(arch: str) -> dict[str, Cubin]:
     """All kernels of this file's products, compiled together."""
-    kernels = [kernel for product in PRODUCTS.values() for kernel in product.lowered(arch).kernels]
-    compiled = compile_many(kernels, arch)
-    assert not [one for one in compiled.values() if isinstance(one, str)]
-    return {key: one for key, one in compiled.items() if not isinstance(one, str)}
+    return compiled_once([kernel for product in PRODUCTS.values() for kernel in product.lowered(arch).kernels], arch)
 
 
 def operands(product: Product) -> dict[str, torch.Tensor]:

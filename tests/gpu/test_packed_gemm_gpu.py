@@ -8,9 +8,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "kernels"))
 
+from compiled_once import compiled_once
 from packed_samples import SCHEMES, Packed, copied, lowered_for, result_like, sample, tile
 
-from trtllm_kernels.compile.pool import compile_many
 from trtllm_kernels.dialect.expr import evaluate
 from trtllm_kernels.dialect.ops import OP_SPECS
 from trtllm_kernels.dialect.specs import DTYPES
@@ -69,10 +69,7 @@ def all_lowered() -> list[Lowered]:
 @pytest.fixture(scope="module")
 def cubins() -> dict[str, object]:
     """All kernels of this file, compiled by all cores at once."""
-    compiled = dict(compile_many([spec for one in all_lowered() for spec in one.kernels], "sm_90"))
-    wrong = {key: reason for key, reason in compiled.items() if isinstance(reason, str)}
-    assert not wrong, next(iter(wrong.values()))
-    return compiled
+    return dict(compiled_once([spec for one in all_lowered() for spec in one.kernels], "sm_90"))
 
 
 def run(lowered: Lowered, named: dict[str, torch.Tensor], y: torch.Tensor, cubins: dict[str, object]) -> dict[int, torch.Tensor]:

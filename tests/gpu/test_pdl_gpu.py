@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from compiled_once import compiled_once
 
 from trtllm_engines.checkpoints.dummy import DummyWeights
 from trtllm_engines.checkpoints.write import assemble
@@ -54,14 +55,12 @@ class Built:
 
 @pytest.fixture(scope="module", params=MODELS)
 def built(request: pytest.FixtureRequest) -> Built:
-    from trtllm_kernels.compile.aot import compile_all
-
     config, precision = MODELS[request.param]
     arch, device, source = detect_target().arch, torch.device("cuda"), DummyWeights(0)
     compiled = compile_model(config, precision, PROFILE, arches=(arch,), weights_source=source.description)
     tensors = {name: assemble(compiled.plan, name, source, device) for name in compiled.plan.weights}
     tensors |= {name: tensor.to(device) for name, tensor in compiled.constants.items()}
-    cubins = compile_all((kernel for op in compiled.plan.ops for kernel in op.tactics[arch].kernels), arch)
+    cubins = compiled_once((kernel for op in compiled.plan.ops for kernel in op.tactics[arch].kernels), arch)
     return Built(compiled.plan, arch, tensors, cubins)
 
 

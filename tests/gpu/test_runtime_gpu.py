@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from compiled_once import compile_engine
 
 from trtllm_engines import LLM
 from trtllm_engines.compiler.plan import Profile
@@ -32,6 +33,7 @@ PAGES = 24 * 8 + 1
 def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Engine:
     target = detect_target()
     folder = tmp_path_factory.mktemp("engines") / request.param
+    compile_engine("tiny-llama", request.param, PROFILE, target.arch)
     return load_engine(build("tiny-llama", request.param, out=folder, profile=PROFILE, arches=(target.arch,)), target)
 
 
@@ -39,6 +41,7 @@ def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def fp32_engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
     target = detect_target()
     folder = tmp_path_factory.mktemp("engines") / "tiny"
+    compile_engine("tiny-llama", "fp32", PROFILE, target.arch)
     return load_engine(build("tiny-llama", "fp32", out=folder, profile=PROFILE, arches=(target.arch,)), target)
 
 
