@@ -253,6 +253,19 @@ def test_a_sweep_of_vllm_is_read_from_its_folder_list_and_table(tmp_path: Path) 
         importers.read(tmp_path / "empty")
 
 
+def test_what_is_no_result_in_a_folder_is_passed_over_and_told(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(result_of_vllm()))
+    (tmp_path / "a.pytorch.json").write_text(json.dumps([{"benchmark": {"name": "vLLM benchmark"}, "model": {}, "metric": {"name": "x"}}]))
+    (tmp_path / "config.json").write_text('{"tp": 2}')
+    told: list[str] = []
+    assert len(importers.read(tmp_path, passed_over=told.append)) == 1
+    assert ["copy of a result for PyTorch's" in one for one in told] == [True, False]
+    assert "config.json is not a result file of" in told[1]
+    (tmp_path / "a.json").unlink()
+    with pytest.raises(ResultsError, match=r"a\.pytorch\.json is vLLM's copy"):
+        importers.read(tmp_path)
+
+
 def test_runs_of_one_cell_are_its_repeats(tmp_path: Path) -> None:
     rows = imported(tmp_path, "".join(json.dumps(result_of_vllm(duration=seconds)) for seconds in (20.0, 21.0)))
     assert [row.repeat for row in rows] == [0, 1], "results written behind one another without a line end"

@@ -366,7 +366,7 @@ def import_results(
         if not equals:
             raise ResultsError(f"--set {text}: write FIELD=VALUE.")
         overrides[name] = value
-    imported = [(path, importers.read(path, tool, overrides)) for path in files]
+    imported = [(path, importers.read(path, tool, overrides, lambda other: typer.echo(f"note: {other}", err=True))) for path in files]
     target = Store(store)
     for path, rows in imported:
         present = target.rows()

@@ -45,7 +45,7 @@ TOOLS: Mapping[str, Importer] = {
 }
 RESULTS_IN_A_FOLDER = (
     *("**/run=*.json", "**/profile_export_aiperf.json", "**/profile_export_genai_perf.json", "**/mlperf_log_detail.txt"),
-    *("**/mlperf_log_summary.txt", "**/benchmarks.json", "**/stage_[0-9]*_lifecycle_metrics.json", "**/*_summary.json"),
+    *("**/mlperf_log_summary.txt", "**/benchmarks.json", "**/stage_[0-9]*_lifecycle_metrics.json"),
     *("**/*.json", "**/*.jsonl"),
 )
 """What is taken of a folder: the first of these that it has. `run=N.json` are the runs of a vLLM sweep."""
@@ -54,15 +54,32 @@ NO_JSON = {".yaml": "a YAML file", ".yml": "a YAML file", ".html": "a page of HT
 """Other forms that these tools write a result in, by suffix."""
 
 
-def read(path: Path, tool: str = "", overrides: Mapping[str, str] | None = None) -> list[Row]:
+class NoResult(ResultsError):
+    """A file that is whole and holds no result: another tool's, or one that a tool writes beside its result."""
+
+
+def read(
+    path: Path, tool: str = "", overrides: Mapping[str, str] | None = None, passed_over: Callable[[str], None] = lambda sentence: None
+) -> list[Row]:
     """Rows of another tool's file, or of all its results in a folder. `overrides` sets cell fields, or `gpu`, that the file does not tell.
 
+    Files of a folder that hold no result are passed over, with a sentence each to `passed_over`.
     Raises `ResultsError` for a file that is missing, damaged, of no known tool, or lacks what every result has.
     """
     if tool and tool not in TOOLS:
         raise ResultsError(f"There is no importer for '{tool}'; choose from {', '.join(TOOLS)}.")
     files = _results_in(path) if path.is_dir() else [path]
-    rows = [_override(row, overrides or {}, one) for one in files for row in _read_file(one, tool)]
+    rows: list[Row] = []
+    others: list[NoResult] = []
+    for one in files:
+        try:
+            rows += [_override(row, overrides or {}, one) for row in _read_file(one, tool)]
+        except NoResult as error:
+            others.append(error)
+    if others and not rows:
+        raise others[0]
+    for other in others:
+        passed_over(str(other))
     return as_repeats({row.row_id: row for row in rows}.values())
 
 
@@ -93,7 +110,7 @@ def _read_file(path: Path, tool: str) -> list[Row]:
         content = _content(text, path)
         names = [tool] if tool else [name for name, importer in TOOLS.items() if importer.recognises(content)]
         if not names:
-            raise ResultsError(_unknown(path, content))
+            raise NoResult(_unknown(path, content))
     except FieldError as error:
         raise ResultsError(f"{path}: {error}") from None
     name = names[0]
