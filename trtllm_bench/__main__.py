@@ -38,7 +38,8 @@ def _explain(error: Exception) -> int:
         _say("; ".join(part for part in (sentence_for(error), interrupts.kept()) if part))
         return USAGE if error.errno in MISTAKEN_PATHS else FAILURE
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error):
-        _say(f"out of memory ({' '.join(str(error).split())[:200]}); try a smaller --max-batch-size, --max-seq-len or model")
+        detail = " ".join(str(error).split())[:200]
+        _say(f"out of memory{f' ({detail})' if detail else ''}; try a smaller --max-batch-size, --max-seq-len, model or file")
         return FAILURE
     _say(f"unexpected {type(error).__name__}: {' '.join(str(error).split())[:400]} (this is a bug; --debug shows where)")
     return FAILURE
