@@ -13,6 +13,7 @@ from trtllm_bench import interrupts
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import TextIO
 
 
 def _say(message: str) -> None:
@@ -38,17 +39,32 @@ def _explain(error: Exception) -> int:
         _say("; ".join(part for part in (sentence_for(error), interrupts.kept()) if part))
         return USAGE if error.errno in MISTAKEN_PATHS else FAILURE
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error):
-        _say(f"out of memory ({' '.join(str(error).split())[:200]}); try a smaller --max-batch-size, --max-seq-len or model")
+        detail = " ".join(str(error).split())[:200]
+        _say(f"out of memory{f' ({detail})' if detail else ''}; try a smaller --max-batch-size, --max-seq-len, model or file")
         return FAILURE
     _say(f"unexpected {type(error).__name__}: {' '.join(str(error).split())[:400]} (this is a bug; --debug shows where)")
     return FAILURE
 
 
+def _nothing(descriptor: int) -> TextIO:
+    """The null device as one of the three standard streams."""
+    import os
+
+    opened = os.open(os.devnull, os.O_RDWR)
+    if opened != descriptor:
+        os.dup2(opened, descriptor)
+        os.close(opened)
+    return open(descriptor, "w" if descriptor else "r", encoding="utf-8", closefd=False)
+
+
 def _prepare_streams() -> None:
     """A character that the terminal's encoding lacks is written as an escape; libraries' warnings, which are for programmers, are not
     shown unless Python was asked for them."""
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:  # started with it closed: the next file opened would be taken for it
+            setattr(sys, name, _nothing(descriptor))
     for stream in (sys.stdout, sys.stderr):
-        if stream is not None and hasattr(stream, "reconfigure"):
+        if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     if not sys.warnoptions:
         import warnings

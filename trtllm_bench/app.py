@@ -39,7 +39,7 @@ PANELS = {
 
 
 ENDLESS = ("request_rate",)
-"""Options that may be infinite: vLLM writes so that all requests come at once."""
+"""Options that may be infinite, and are checked where they are read: vLLM writes so that all requests come at once."""
 
 
 class CommandFolder(MutableMapping[str, Any]):
@@ -115,8 +115,7 @@ def _with_numbers_checked(command: Any) -> Callable[..., Any]:
         from trtllm_bench.spec.knobs import MOST
 
         for name, value in values.items():
-            endless = isinstance(value, float) and not math.isfinite(value)
-            if endless and not (name in ENDLESS and value > 0):
+            if isinstance(value, float) and not math.isfinite(value) and name not in ENDLESS:
                 raise BenchError(f"{flags[name]} must be a finite number, not {value:g}")
             if isinstance(value, int) and abs(value) > MOST:
                 raise BenchError(f"{flags[name]} must be at most {MOST}")

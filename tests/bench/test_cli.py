@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -243,6 +244,27 @@ def test_streams_take_any_character_and_show_no_warnings(monkeypatch: pytest.Mon
         print("\u2500\udcff")
         warnings.warn("for programmers", UserWarning, stacklevel=1)
     assert [into.getvalue() for into in written] == [b"\\u2500\\udcff\n", b""]
+
+
+def test_standard_streams_that_are_closed_stay_taken(tmp_path: Path) -> None:
+    """Otherwise the next file that is opened is written to as if it were one of them."""
+    script = """
+import sys
+from trtllm_bench.__main__ import _prepare_streams
+_prepare_streams()
+print("out"), print("err", file=sys.stderr)
+with open(sys.argv[1], "w") as file:
+    file.write(f"{sys.stdin.read()!r} {file.fileno()}")
+"""
+    python = " ".join(map(shlex.quote, [sys.executable, "-c", script, str(tmp_path / "file")]))
+    subprocess.run(["sh", "-c", f"exec {python} <&- >&- 2>&-"], check=True, cwd=Path(__file__).parents[2])
+    assert (tmp_path / "file").read_text() == "'' 3"
+
+
+def test_a_store_that_cannot_be_made_is_refused_before_anything_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, "throughput", "--target", "null", "--isl", 4, "--osl", 2, "--num-requests", 2, "--out", "/dev/null")
+    assert (code, out) == (3, "")
+    assert "Cannot create the result store /dev/null" in err
 
 
 def test_a_folder_that_was_deleted_underneath_is_told(

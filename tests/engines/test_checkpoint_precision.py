@@ -78,6 +78,8 @@ def test_a_checkpoint_says_its_precision(tmp_path: Path, config: Any, apart: Any
         ({"quant_method": "awq", "bits": 4, "version": "gemv"}, "AWQ with 4 bits in the layout gemv"),
         ({"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 64]}, "fp8 in blocks of 128x64"),
         ({"quant_method": "gptq", "bits": 5}, "GPTQ with 5 bits"),
+        ({"quant_method": "gptq", "bits": 4, "group_size": -7}, "group_size is -7; it must be at least -1"),
+        ({"quant_method": "awq", "bits": 4, "group_size": -7}, "group_size is -7; it must be at least -1"),
         ({"quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin"}, "GPTQ in the layout marlin"),
         ({"quant_method": "gptq", "bits": 4, "dynamic": {"-:lm_head": {}}}, "settings of some modules"),
         ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes' fp4"),

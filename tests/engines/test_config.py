@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,9 @@ import torch
 
 from trtllm_engines.compiler.graph import trace
 from trtllm_engines.compiler.plan import Profile
+from trtllm_engines.engine.build import _copy_tokenizer
 from trtllm_engines.errors import EngineError
-from trtllm_engines.models.config import ModelConfig, config_from_hf, read_config
+from trtllm_engines.models.config import ModelConfig, check_sizes, config_from_hf, read_config
 from trtllm_engines.models.presets import PRESETS, preset_config, resolve_model
 from trtllm_engines.models.rope import cos_sin_table, inverse_frequencies
 
@@ -182,3 +184,16 @@ def test_folder_without_config_and_broken_config(tmp_path: Path) -> None:
 def test_impossible_profiles_are_refused(ranges: tuple[int, int, int, int], message: str) -> None:
     with pytest.raises(EngineError, match=message):
         Profile(*ranges)
+
+
+def test_every_frequency_has_a_divisor() -> None:
+    config = preset_config("tiny-llama")
+    check_sizes(replace(config, rope=replace(config.rope, scaling="factors", freq_factors=(1.0,) * 16)), "x.gguf")
+    with pytest.raises(EngineError, match=r"x\.gguf: rope_freqs has 3 values; it must have 16, one a frequency"):
+        check_sizes(replace(config, rope=replace(config.rope, scaling="factors", freq_factors=(1.0,) * 3)), "x.gguf")
+
+
+def test_a_tokenizer_that_is_a_broken_link_is_told(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").symlink_to("gone.json")
+    with pytest.raises(EngineError, match=r"tokenizer\.json is a link to a file that does not exist"):
+        _copy_tokenizer(tmp_path, tmp_path / "engine")

@@ -56,6 +56,7 @@ def follow(single: Single, lines: Iterable[str]) -> None:
 def _measured(single: Single, reports: Iterable[Path | None], console: Console) -> Iterator[tuple[Path | None, Row]]:
     """One measurement for each of `reports`, all by one session."""
     spec, workload = prepare(single.spec, single.least, single.per_place)
+    store = open_store(single.out) if single.out is not None else None  # before anything is measured, for one that cannot be made
     for note in notes_of(spec.workload, workload):
         console.print(f"note: {note}", style="yellow", soft_wrap=True)
     session = open_session(spec)
@@ -71,6 +72,10 @@ def _measured(single: Single, reports: Iterable[Path | None], console: Console) 
             if measurement.no_telemetry:
                 console.print(f"\n{measurement.no_telemetry}", style="dim", soft_wrap=True)
             _write(single, report, row, measurement, identity.engine or spec.engine, console)
+            if store is not None:
+                keep(store, row, measurement)
+                store.finish()
+                console.print(f"results: {store.place}", soft_wrap=True)
             yield report, row
     finally:
         session.close()
@@ -82,11 +87,6 @@ def _write(single: Single, report: Path | None, row: Row, measurement: Measureme
         known["engine_dir"] = str(engine.engine_dir) if engine.engine_dir is not None else None
         write_json(nvidia_report(row, measurement.log, known, single.streaming), report)
         console.print(f"\nreport: {report}", soft_wrap=True)
-    if single.out is not None:
-        store = open_store(single.out)
-        keep(store, row, measurement)
-        store.finish()
-        console.print(f"results: {store.place}", soft_wrap=True)
 
 
 def _counter(console: Console, total: int) -> OnRequests:

@@ -222,6 +222,8 @@ def check_sizes(config: ModelConfig, source: str) -> None:
     rope = config.rope
     if not 0 < rope.rotary_dim <= config.head_dim or rope.rotary_dim % 2:
         raise EngineError(f"{source}: rotary dimension {rope.rotary_dim} must be even and at most head_dim {config.head_dim}")
+    if rope.freq_factors and len(rope.freq_factors) != rope.rotary_dim // 2:
+        raise EngineError(f"{source}: rope_freqs has {len(rope.freq_factors)} values; it must have {rope.rotary_dim // 2}, one a frequency")
     numbers = {"norm_eps": config.norm_eps, "rope theta": rope.theta, "rope factor": rope.factor}
     numbers |= {"rope low_freq_factor": rope.low_freq_factor, "rope high_freq_factor": rope.high_freq_factor}
     for label, number in [*numbers.items(), *(("rope_freqs", factor) for factor in rope.freq_factors)]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from trtllm_engines.checkpoints.formats.config import AUTO_ROUND, Name, Names, Stated, checked_config, within_name
+from trtllm_engines.checkpoints.formats.config import AUTO_ROUND, GroupSize, Name, Names, Stated, checked_config, within_name
 from trtllm_engines.checkpoints.formats.format import SCALES, WIDE, Format, Rule, group_size, words_to_codes
 from trtllm_engines.checkpoints.stored_codes import StoredCodes
 from trtllm_engines.quantization.scheme import Codes, Inputs
@@ -23,8 +23,8 @@ _NIBBLE_OF_COLUMN = (0, 4, 1, 5, 2, 6, 3, 7)
 class _Config(Stated):
     bits: int | None = None
     w_bit: int | None = None
-    group_size: int | None = None
-    q_group_size: int | None = None
+    group_size: GroupSize | None = None
+    q_group_size: GroupSize | None = None
     zero_point: bool = True
     version: Name = "gemm"
     modules_to_not_convert: Names | None = None

@@ -14,7 +14,7 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor
 
-from trtllm_engines.checkpoints.formats.config import EVERY_LINEAR, Name, Names, Stated, checked_config, target
+from trtllm_engines.checkpoints.formats.config import EVERY_LINEAR, GroupSize, Name, Names, Stated, checked_config, target
 from trtllm_engines.checkpoints.formats.format import SCALES, WIDE, Format, Rule, column_order, group_size, nibbles, words_to_codes
 from trtllm_engines.checkpoints.formats.fp8 import stored_fp8
 from trtllm_engines.checkpoints.stored_codes import StoredCodes
@@ -30,7 +30,7 @@ class _Codes(Stated):
     num_bits: Annotated[int, Field(ge=1, le=64)] | None = None
     type: Name | None = None
     strategy: Name | None = None
-    group_size: Annotated[int, Field(ge=-1, le=2**20)] | None = None
+    group_size: GroupSize | None = None
     symmetric: bool | None = None
     block_structure: list[Annotated[int, Field(ge=1)]] | None = None
     scale_dtype: Name | None = None

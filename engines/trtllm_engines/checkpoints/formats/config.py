@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 Name = Annotated[str, Field(max_length=1000)]
 Names = Annotated[list[Name], Field(max_length=100_000)]
+GroupSize = Annotated[int, Field(ge=-1, le=2**20)]
+"""Columns that share a scale; -1 is a whole row."""
 AUTO_ROUND = "auto-round "
 """How the method of auto-round's own configuration begins; its packing follows, a layout of AutoGPTQ's or AutoAWQ's."""
 EVERY_LINEAR = "Linear"

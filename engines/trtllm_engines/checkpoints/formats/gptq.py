@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from pydantic import Field
 from torch import Tensor
 
-from trtllm_engines.checkpoints.formats.config import AUTO_ROUND, Name, Names, Stated, checked_config, within_name
+from trtllm_engines.checkpoints.formats.config import AUTO_ROUND, GroupSize, Name, Names, Stated, checked_config, within_name
 from trtllm_engines.checkpoints.formats.format import SCALES, WIDE, Format, Rule, column_order, group_size, words_to_codes
 from trtllm_engines.checkpoints.stored_codes import StoredCodes
 from trtllm_engines.errors import EngineError
@@ -23,7 +23,7 @@ from trtllm_engines.quantization.scheme import Codes, Inputs
 
 class _Config(Stated):
     bits: Annotated[int, Field(ge=1, le=16)]
-    group_size: int = -1
+    group_size: GroupSize = -1
     sym: bool = True
     desc_act: bool = False
     checkpoint_format: Name = "gptq"
