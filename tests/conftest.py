@@ -15,4 +15,4 @@ def pytest_collection_finish() -> None:
     """Modules loaded by now stay: to look through their half a million objects again and again is 8% of what tests of the compiler take."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(20_000, 20, 50)
+    gc.set_threshold(20_000, 10, 10)
