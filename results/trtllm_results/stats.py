@@ -18,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 
 from trtllm_results.errors import ResultsError
-from trtllm_results.record.flat import shown
 
 FloatArray = npt.NDArray[np.float64]
 FEW = 6
@@ -188,7 +187,7 @@ def alpha_spending(looks: Sequence[float], alpha: float = 0.05, shape: str = "po
         z = float(ndtri(1 - alpha / 2))
         spent = [2 - 2 * float(ndtr(z / math.sqrt(t))) for t in fractions]
     else:
-        raise ResultsError(f"spending shape {shown(shape)} is not known; use pocock or obrien_fleming")
+        raise ResultsError(f"spending shape {shape!r:.60} is not known; use pocock or obrien_fleming")
     return [now - before for now, before in zip(spent, [0.0, *spent[:-1]], strict=True)]
 
 

@@ -42,8 +42,6 @@ EMULATED = {
     # sums of parts of a tile's tokens, in turns
     "large w4a8": ("gate_up_silu", FP8_INT4, 192, 256, 140, {"quantize": True}, large(256, 128, 128)),
     # two blocks divide K, one of them a step more
-    # of four blocks each has fewer results than threads
-    "gates in parts": ("gate_up_silu", FP8_INT4, 128, 384, 36, {"quantize": True}, large(64, 128, 64, 4)),
     "large parts": ("linear", FP8_INT4, 192, 384, 36, {"residual": True}, large(64, 128, 64, 2)),
 }
 

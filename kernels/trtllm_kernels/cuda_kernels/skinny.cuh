@@ -97,7 +97,7 @@ struct Epilogue {
 #pragma unroll
         for (int i = 0; i < COUNT; i++) {
             int token = this->token(i);
-            if (token >= num_tokens || (COUNT * AT_ONCE != OF_TOKENS && token >= OF_TOKENS)) return;  // more threads than results
+            if (token >= num_tokens) return;
             float sums[EACH];
 #pragma unroll
             for (int j = 0; j < EACH; j += 4) *(float4*)&sums[j] = *(const float4*)&sums_of[(SHARES <= 2 ? token : first + i * AT_ONCE) / SHARES][own + j];
