@@ -29,7 +29,8 @@ constexpr int PITCH = ROWS_OF_GROUP + 4;
 // Registers of a thread that multiplies, and of others: in all those of a launch, 168 of each, or a warpgroup would wait for more for ever.
 constexpr int TAKEN = FULL ? 240 : M_TILES * TOKENS == 256 ? 232 : 224, GIVEN = 3 * 168 - 2 * TAKEN;
 constexpr bool AHEAD = M_TILES * OWN <= 128;  // there are registers for the next part's residual
-static_assert(OWN % STORED == 0 && STORED >= 16, "tokens are stored in whole parts");
+typedef Epilogue<ROWS_OF_GROUP, 128, STORED, 1> Results;
+static_assert(OWN % STORED == 0 && STORED % Results::AT_ONCE == 0, "tokens are stored in whole parts, by all threads at once");
 
 struct Shared {
     union {
@@ -281,7 +282,6 @@ extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(THRE
 #pragma unroll
             for (int m = 0; m < M_TILES; m++) hold(total[m]);
             int row = tile.row + group * ROWS_OF_GROUP, token = tile.token + (int)part * OWN;
-            typedef Epilogue<ROWS_OF_GROUP, 128, STORED, 1> Results;
             auto results_of = [&](int first) {
                 long long wide = token + first;
                 return Results(row, 0, num_tokens - token - first, bias, residual + wide * N * 2, x_scale, w_scale, out_scale);

@@ -23,10 +23,7 @@ from trtllm_kernels.lowering.space import PREFILL, Choice, grid, table
 
 LARGE_SIZES = (64, 128, 256, 512, 1024, 2048)
 """Numbers of tokens up to which one tile of the kernel of many tokens holds; the last also holds for more."""
-LARGE_TILES = (
-    (256, 128, 1), (256, 128, 2), (256, 128, 4), (128, 256, 1), (128, 256, 2), (128, 256, 4), (128, 128, 1), (128, 128, 2), (128, 128, 4),
-    (256, 64, 1), (256, 64, 2), (256, 64, 4), (128, 64, 1), (128, 64, 2), (128, 64, 4),
-)  # fmt: skip
+LARGE_TILES = ((256, 128, 1), *((*tile, parts) for tile in ((128, 256), (128, 128), (256, 64), (128, 64)) for parts in (1, 2)))
 """(rows of the weight, tokens, blocks of a cluster that divide K)."""
 LARGE_TO = "large_to"
 """Tunable: largest number of tokens for which that kernel is taken; 0: never."""
@@ -151,7 +148,7 @@ def _large_tiles(call: OpCall) -> tuple[LargeTile, ...]:
 
 def _default_large(call: OpCall, tokens: int) -> LargeTile:
     """As tuned on an H200 with int4 and w4a8. What is decoded is multiplied by as many tokens as possible. Two blocks divide K where all
-    can run at once; of clusters of four 32 do not fit into the GPU."""
+    can run at once. Clusters of four were slower: 32 of them do not fit into the GPU."""
     n, sms = call["weight"].size(0), call.sm_count
 
     def fits(of_tile: int) -> bool:
