@@ -110,6 +110,31 @@ def limit_of(system: System, low: float, high: float, requests: int, seed: int =
     return math.sqrt(low * high)
 
 
+def erlang_limit(mean_s: float, servers: int, may_wait_s: float, share: float = 0.95) -> float:
+    """The limit of M/M/c, by bisection: P(wait > t) = C exp(-(c / mean - rate) t), with Erlang's C from his B recursion."""
+
+    def waiting_longer(rate: float) -> float:
+        offered, blocked = rate * mean_s, 1.0
+        for k in range(1, servers + 1):
+            blocked = offered * blocked / (k + offered * blocked)
+        return blocked / (1 - offered / servers * (1 - blocked)) * math.exp(-(servers / mean_s - rate) * may_wait_s)
+
+    low, high = 0.0, servers / mean_s * (1 - 1e-9)
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if waiting_longer(middle) < 1 - share else (low, middle)
+    return low
+
+
+def best_width(mean_s: float, servers: int, may_wait_s: float, seconds: float, tolerance: float) -> tuple[float, float]:
+    """(relative width of the 95% interval of M/M/c's limit after so many seconds at it, seconds for a width of `tolerance`), of an observer
+    who sees every service time and knows all but their mean: the mean of n exponential times has a relative error of 1 / sqrt(n)."""
+    limit = erlang_limit(mean_s, servers, may_wait_s)
+    change = math.log(erlang_limit(mean_s * 1.01, servers, may_wait_s) / erlang_limit(mean_s * 0.99, servers, may_wait_s))
+    per_error = 2 * 1.96 * abs(change / math.log(1.01 / 0.99))
+    return math.expm1(per_error / math.sqrt(seconds * limit)), (per_error / math.log1p(tolerance)) ** 2 / limit
+
+
 def queue(
     rate: float, service_s: float, servers: int, limit_s: float, rng: np.random.Generator, least: int, *, random_service: bool = False
 ) -> Run:

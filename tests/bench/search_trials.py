@@ -1,5 +1,6 @@
 """python tests/bench/search_trials.py --searches 60: the saturation search on queues whose limits are known. Prints how often its interval
-holds the limit, how wide it is and how long the load took, as docs/workloads.md has them. `--limits` finds the limits anew.
+holds the limit, how wide it is and how long the load took, as docs/workloads.md has them. `--limits` finds the limits anew; `--bounds` says
+what no search can do better.
 
 Not collected by pytest: it takes minutes. `test_load_saturation.py` holds some of the queues.
 """
@@ -9,13 +10,15 @@ from __future__ import annotations
 import argparse
 
 import numpy as np
-from queues import SYSTEMS, limit_of
+from queues import SYSTEMS, best_width, limit_of
 
 from trtllm_bench.load.control_variate import Run
 from trtllm_bench.load.saturation import Search, find_saturation
 
 LONG = 1_000_000
 """Requests of a run that a limit is found by."""
+RANDOM = (("M/M/2, 80 ms", 0.08, 2, 0.1), ("M/M/8, 100 ms", 0.1, 8, 0.1))
+"""Mean service time, servers, and seconds a request may wait."""
 
 
 def search(name: str, seed: int) -> tuple[float, float, float]:
@@ -40,7 +43,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="queues whose names begin so")
     parser.add_argument("--limits", action="store_true")
+    parser.add_argument("--bounds", action="store_true")
     given = parser.parse_args()
+    if given.bounds:
+        for name, mean_s, servers, may_wait_s in RANDOM:
+            width, seconds = best_width(mean_s, servers, may_wait_s, 120, 0.1)
+            print(f"{name}: width after 120 s {width:.0%}, 10% after {seconds:.0f} s")
+        return
     for name, system in SYSTEMS.items():
         if not name.startswith(given.only):
             continue

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from queues import SYSTEMS, constant, queue, served
+from queues import SYSTEMS, best_width, constant, erlang_limit, queue, served
 
 from trtllm_bench.errors import BenchError
 from trtllm_bench.load.clock import FakeClock
@@ -194,6 +194,14 @@ def test_random_service_times_are_not_taken_for_explained() -> None:
     system, rng = SYSTEMS["M/M/8, 100 ms"], np.random.default_rng(2)
     explained = [corrections([(60.0, system.run(60.0, rng)) for _ in range(4)], 1.0, 5).explained for _ in range(4)]
     assert np.median(explained) < 0.5
+
+
+def test_limits_of_random_service_times_are_erlangs_and_no_search_tells_them_to_a_tenth_in_two_minutes() -> None:
+    assert SYSTEMS["M/M/2, 80 ms"].limit == pytest.approx(erlang_limit(0.08, 2, 0.1), rel=1e-4)
+    assert SYSTEMS["M/M/8, 100 ms"].limit == pytest.approx(erlang_limit(0.1, 8, 0.1), rel=1e-4)
+    width, seconds = best_width(0.08, 2, 0.1, 120, 0.1)
+    assert width == pytest.approx(0.193, abs=0.001)
+    assert seconds == pytest.approx(413, abs=1)
 
 
 def test_a_search_says_how_long_its_tolerance_would_take() -> None:

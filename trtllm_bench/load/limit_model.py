@@ -52,7 +52,8 @@ FOLLOWING, FARTHEST = 0.7, 0.1
 """Quantile of the limit that is run next, and how far above the median that may lie: it is bad requests that tell."""
 BESIDE = 0.04
 """Logarithmic distance between runs that are made at one place."""
-THETAS, SLOPES, ROUNDS, GRIDS = 120, 17, 4, 2
+THETAS, SLOPES, GRIDS, ROUNDS = 120, 17, 2, 6
+"""Of the grids, which narrow, and rounds on each. A round goes half of the way: whole ways may swing between two centres for ever."""
 NODES = np.linspace(-0.3, 0.3, 7)
 """Logarithmic distances from its limit at which the fitted queue is simulated; straight on outside."""
 
@@ -90,8 +91,8 @@ def posterior(
     levels = (tail * before.low_tail, 0.5, 1 - tail, FOLLOWING)
     deviation = np.linspace(-3, 3, SLOPES)
     lowest, highest = math.log(bracket[0]) - 3 * NEAR, math.log(bracket[1]) + 3 * NEAR
-    estimate = (math.log(bracket[0]) + math.log(bracket[1])) / 2
-    effect = before.effect(math.exp(estimate))
+    centre = (math.log(bracket[0]) + math.log(bracket[1])) / 2
+    effect = before.effect(math.exp(centre))
     fall, slope = _fall(corrected, attainment, burstiness)
     for _ in range(GRIDS):
         theta = np.linspace(lowest, highest, THETAS)
@@ -101,8 +102,8 @@ def posterior(
         each = good * (logit + log_bad) + (count - good) * log_bad
         shares = np.exp(logit + log_bad)
         for _ in range(ROUNDS):
-            growth = np.exp(before.growth * np.clip(x - estimate, -NEAR / 2, NEAR))
-            weight = np.exp(-(((x - estimate) / NEAR) ** 2) / 2)
+            growth = np.exp(before.growth * np.clip(x - centre, -NEAR / 2, NEAR))
+            weight = np.exp(-(((x - centre) / NEAR) ** 2) / 2)
             if before.luck < 1:
                 weight *= np.where(good < (1 - OVERLOADED) * count, before.luck, 1)
             log_density = each @ (weight / np.maximum(effect * growth, before.least_effect)) - deviation**2 / 2
@@ -111,9 +112,11 @@ def posterior(
             share = np.clip(np.einsum("ts,tsx->x", density, shares), 1e-4, 1 - 1e-4)
             squares = (unseen - sizes * share[place]) ** 2 / (sizes * (share * (1 - share) * growth)[place])
             seen, weights = float((weight[place] * squares).sum()), float(weight[place].sum())
-            effect = (before.weight * before.effect(math.exp(estimate)) + BETWEEN * seen) / (before.weight + weights)
+            pooled = (before.weight * before.effect(math.exp(centre)) + BETWEEN * seen) / (before.weight + weights)
+            effect = math.sqrt(effect * pooled) if effect else pooled
             below = np.cumsum(density.sum(axis=1))
             low, estimate, high, following = (float(np.interp(level, below, theta)) for level in levels)
+            centre = (centre + estimate) / 2
         lowest, highest = max(lowest, low - (high - low)), min(highest, high + (high - low))
     near = sum(abs(math.log(load) - estimate) < NEAR / 2 for load, _ in runs)
     doubt = (1 - before.luck) * DOUBT / math.sqrt(max(near, 1))
