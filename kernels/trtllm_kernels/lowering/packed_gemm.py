@@ -1,8 +1,9 @@
-"""Lowering of products with packed weights (`formats`), whatever the op: few tokens by our own kernel, more by a weight made wide.
+"""Lowering of products with packed weights (`formats`), whatever the op.
 
-Few tokens: `cuda_kernels/packed_gemm.cu` on Hopper, one specialisation a padded size, of which a step launches one or none. More: the
-weight is decoded into a workspace, in the inputs' format, and the op runs as it does with a wide weight. All products of a step share that
-memory, so an engine holds one wide weight at most, the widest, and only while it multiplies.
+On Hopper `cuda_kernels/packed_gemm.cu` takes few tokens, one specialisation a padded size, of which a step launches one or none, and
+`cuda_kernels/packed_gemm_large.cu` any number more. What neither can multiply, or a tactic does not let them, is decoded into a workspace,
+in the inputs' format, and the op runs as it does with a wide weight. All products of a step share that memory, so an engine holds one wide
+weight at most, the widest, and only while it multiplies.
 
 What counts in a tile: memory is waited for by whole warps, so each SM should have eight of them that decode, by more rows of the weight, by
 K in turns, or by two blocks; and x is read from L2 once by each block, so with many tokens blocks need many rows.
@@ -28,7 +29,6 @@ LARGE_TILES = ((256, 128, 1), *((*tile, parts) for tile in ((128, 256), (128, 12
 LARGE_TO = "large_to"
 """Tunable: largest number of tokens for which that kernel is taken; 0: never."""
 _NO_LIMIT = 1 << 30
-_STORED_TOKENS = 32
 _TOKEN_GROUP = 2048
 """Tokens that go through all rows of the weight before others do."""
 LargeTile = tuple[int, int, int]
