@@ -27,7 +27,7 @@ from pathlib import Path
 from trtllm_bench.analysis.check import Checked, check
 from trtllm_bench.analysis.fit import PRECISIONS, follows
 from trtllm_bench.analysis.predict import predict
-from trtllm_bench.analysis.prediction_error import ELSEWHERE, FILE, LEAST, interval_of, kind_of, read_errors
+from trtllm_bench.analysis.prediction_error import ELSEWHERE, FILE, LEAST, RANKS, interval_of, kind_of, read_errors
 from trtllm_bench.analysis.steady import steady_rate
 from trtllm_bench.roofline.hardware import GPUS, Hardware, published
 from trtllm_engines.compiler.compile import compile_model
@@ -203,7 +203,8 @@ def in_sample(row: Row) -> bool:
 
 def tables_of_errors(own: Sequence[OwnError], points: Sequence[PeerPoint]) -> dict[tuple[str, str], tuple[str, list[float]]]:
     """What `prediction_errors.toml` holds, by GPU and kind of step: (basis, errors). Our runs are of one architecture, whose GPUs
-    share their errors: constants follow nearly all of the H100's, and none of one H200's. Of figures of maximum throughput only: where few
+    share their errors: constants follow nearly all of the H100's, and none of one H200's. Engines of several ranks have published figures'
+    errors, which are of up to four GPUs where ours are of two. Of figures of maximum throughput only: where few
     sequences are in flight, the factor between engines is another."""
     theirs = [point for point in points if point.engine == FACTOR_ENGINE and not point.theirs.at_once]
     factor = _factor([point.error for point in theirs if point.gpu == FACTOR_GPU and point.theirs.tp == 1])
@@ -217,8 +218,9 @@ def tables_of_errors(own: Sequence[OwnError], points: Sequence[PeerPoint]) -> di
     tables[ELSEWHERE, "many"] = (_published_on(" and ".join(others)), [error for gpu in others for error in scaled[gpu, "many"]])
     ours: dict[str, list[float]] = {}
     for one in own:
-        if one.modelled and not one.in_sample:
-            ours.setdefault(kind_of(one.cell.batch // one.cell.replicas, one.cell.tp * one.cell.pp), []).append(one.error)
+        kind = kind_of(one.cell.batch // one.cell.replicas, one.cell.tp * one.cell.pp)
+        if one.modelled and not one.in_sample and kind != RANKS:
+            ours.setdefault(kind, []).append(one.error)
     gpus = sorted({one.gpu for one in own})
     basis = f"this engine's runs on {' and '.join(gpus)} that no constant follows"
     enough = {kind: errors for kind, errors in ours.items() if len(errors) >= LEAST}

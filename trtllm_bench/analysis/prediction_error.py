@@ -29,7 +29,7 @@ FILE = Path(__file__).with_name("prediction_errors.toml")
 COVER = 0.9
 LEAST = 3
 """Runs of ours that no constant follows from which on they tell the errors of GPUs that have such, in place of published figures."""
-ELSEWHERE = "elsewhere"
+ELSEWHERE, RANKS = "elsewhere", "ranks"
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Interval:
 def kind_of(sequences: int, ranks: int = 1) -> str:
     """Of steps: `ranks` where there are several; else by sequences in flight `few`, whose GEMMs our skinny kernels take, or `many`, also
     for 0 (no limit)."""
-    return "ranks" if ranks > 1 else "few" if 0 < sequences <= SKINNY_TOKENS else "many"
+    return RANKS if ranks > 1 else "few" if 0 < sequences <= SKINNY_TOKENS else "many"
 
 
 def interval_of(errors: Sequence[float], basis: str) -> Interval:
