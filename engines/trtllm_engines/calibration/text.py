@@ -56,7 +56,9 @@ def windows(path: Path | None, tokenizer: Tokenizer | None, *, length: int, voca
 
 def _encode(text: str, where: str, tokenizer: Tokenizer | None) -> list[int]:
     if tokenizer is None:
-        raise EngineError(f"{where} is text but the model has no tokenizer.json, nor one in its GGUF file; add it, or give JSON lines with input_ids")
+        raise EngineError(
+            f"{where} is text but the model has no tokenizer.json or GGUF tokenizer; add one, or give JSON lines with input_ids"
+        )
     return tokenizer.encode(text)
 
 
