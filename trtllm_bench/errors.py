@@ -46,7 +46,7 @@ def sentence_for(error: OSError) -> str:
     where = f" ({str(error.filename)[:MOST_PATH]})" if error.filename else ""
     hint = {
         errno.ENOSPC: "; free some space, or write elsewhere with --out",
-        errno.EACCES: "; choose a folder you may write to",
+        errno.EACCES: "; it must be yours to read, and its folder to write to",
         errno.EROFS: "; choose a folder you may write to",
     }.get(error.errno or 0, "")
     return f"{error.strerror or error}{where}{hint}"

@@ -7,6 +7,7 @@ pydantic checks types and bounds; its words are for programmers and are not repe
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -42,6 +43,8 @@ def regular_file(path: Path) -> os.stat_result:
     if not stat.S_ISREG(status.st_mode):
         kind = "folder" if stat.S_ISDIR(status.st_mode) else "pipe" if stat.S_ISFIFO(status.st_mode) else "device"
         raise EngineError(f"{path} is a {kind}; it must be a regular file")
+    if not os.access(path, os.R_OK):
+        raise EngineError(f"{path} cannot be read ({os.strerror(errno.EACCES)})")
     return status
 
 

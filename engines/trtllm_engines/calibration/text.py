@@ -6,12 +6,14 @@ is one document, cut into windows back to back.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from trtllm_engines.checkpoints.tokenizer import Tokenizer
-from trtllm_engines.documents import parse_object, read_text
+from trtllm_engines.documents import read_text
 from trtllm_engines.errors import EngineError
 from trtllm_engines.runtime.batch import IntArray
 
@@ -30,7 +32,7 @@ def windows(path: Path | None, tokenizer: Tokenizer | None, *, length: int, voca
     try:
         content = read_text(path, MOST_BYTES)
     except FileNotFoundError:
-        raise EngineError(f"dataset {path} does not exist") from None
+        raise EngineError(f"dataset {path} cannot be read: there is no such file") from None
     if path.suffix == ".jsonl":
         samples = [
             _sample(line, f"{path}, line {number}", tokenizer) for number, line in enumerate(content.splitlines(), 1) if line.strip()
@@ -54,12 +56,21 @@ def windows(path: Path | None, tokenizer: Tokenizer | None, *, length: int, voca
 
 def _encode(text: str, where: str, tokenizer: Tokenizer | None) -> list[int]:
     if tokenizer is None:
-        raise EngineError(f"{where} is text but the model has no known tokenizer; add tokenizer.json, or give JSON lines with input_ids")
+        raise EngineError(
+            f"{where} is text but the model has no tokenizer.json or GGUF tokenizer; add one, or give JSON lines with input_ids"
+        )
     return tokenizer.encode(text)
 
 
 def _sample(line: str, where: str, tokenizer: Tokenizer | None) -> list[int]:
-    data = parse_object(line, where)
+    try:
+        data: Any = json.loads(line)
+    except RecursionError:
+        raise EngineError(f"{where} is nested too deep") from None
+    except ValueError as error:
+        raise EngineError(f"{where} is not JSON ({error})") from None
+    if not isinstance(data, dict):
+        raise EngineError(f"{where} should hold a JSON object but holds a {type(data).__name__}")
     for key in ("text", "prompt"):
         if isinstance(data.get(key), str):
             return _encode(data[key], where, tokenizer)

@@ -309,8 +309,8 @@ class TorchWeights(FolderWeights):
             shard = _load(path)
         except pickle.UnpicklingError:  # whose text advises to load the file with what it holds, which runs it
             raise EngineError(
-                f"{path} holds objects other than tensors, which are not loaded since they can run code, or is damaged; "
-                f"use a checkpoint in safetensors"
+                f"{path} is not a whole file of PyTorch weights, or holds objects other than tensors, which are not loaded since they can "
+                f"run code; use a checkpoint in safetensors"
             ) from None
         except Exception as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
