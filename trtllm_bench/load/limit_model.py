@@ -113,7 +113,7 @@ def posterior(
             log_density = each @ (weight / np.maximum(effect * growth, before.least_effect)) - deviation**2 / 2
             density = np.exp(log_density - log_density.max())
             density /= density.sum()
-            share = np.clip(np.einsum("ts,tsx->x", density, shares), 1e-4, 1 - 1e-4)
+            share = np.clip(np.tensordot(density, shares, 2), 1e-4, 1 - 1e-4)
             squares = (unseen - sizes * share[place]) ** 2 / (sizes * (share * (1 - share) * growth)[place])
             seen, weights = float((weight[place] * squares).sum()), float(weight[place].sum())
             pooled = (before.weight * before.effect(math.exp(centre)) + BETWEEN * seen) / (before.weight + weights)
