@@ -30,7 +30,7 @@ BATCHES, BETWEEN = 5, 1.8
 SLOPE, FLATTER, STEEPER = 7.0, 0.6, 1.3
 """Before anything is seen: how many times faster than the load the odds of a good request fall at the limit (a lognormal's median and its
 standard deviation on either side). Queues have 2 to 25, a wall hundreds."""
-EFFECT_S, LEAST_EFFECT, MOST_EFFECT = 0.6, 6.0, 60.0
+EFFECT_S, LEAST_EFFECT, MOST_EFFECT = 0.6, 6.0, 200.0
 """Before anything is seen: the design effect at the limit is what arrives in this time (queues of 10 to 150 requests/s: 0.4 to 1 s), within
 these bounds."""
 EFFECT_WEIGHT, EFFECT_GROWTH = 6.0, 10.0
@@ -43,9 +43,11 @@ EXPLAINED = 0.5
 LOW_TAIL = 0.2
 """Share of its tail that the interval's lower end leaves out, where nothing is explained: failures come in clumps, so more runs look too
 good than too bad, and by simulation the limit then lies below the interval more often than above."""
-DOUBT = 0.025
+DOUBT = 0.006
 """Logarithmic distance by which the limit may lie outside, of one run near it, where the fitted queue says how the logit bends: averages
-are simulated, and runs of twenty seconds begin empty. It falls with the root of the number of runs."""
+are simulated, and runs of twenty seconds begin empty. It grows with the time in which the queue forgets, as 1 / (1 - utilisation), and
+falls with the root of the number of runs."""
+LEAST_IDLE = 0.05
 NEAR = 0.2
 """Logarithmic distance from the limit at which a run still counts in part: the line holds near the limit only."""
 FOLLOWING, FARTHEST = 0.7, 0.1
@@ -53,7 +55,9 @@ FOLLOWING, FARTHEST = 0.7, 0.1
 BESIDE = 0.04
 """Logarithmic distance between runs that are made at one place."""
 THETAS, SLOPES, GRIDS, ROUNDS = 120, 17, 2, 6
-"""Of the grids, which narrow, and rounds on each. A round goes half of the way: whole ways may swing between two centres for ever."""
+"""Of the grids, which narrow, and most rounds on each. A round goes half of the way: whole ways may swing between two centres for ever."""
+SETTLED = 2e-3
+"""Logarithmic distance of a round's way that is the last; ten times that for the design effect."""
 NODES = np.linspace(-0.3, 0.3, 7)
 """Logarithmic distances from its limit at which the fitted queue is simulated; straight on outside."""
 
@@ -109,17 +113,23 @@ def posterior(
             log_density = each @ (weight / np.maximum(effect * growth, before.least_effect)) - deviation**2 / 2
             density = np.exp(log_density - log_density.max())
             density /= density.sum()
-            share = np.clip(np.einsum("ts,tsx->x", density, shares), 1e-4, 1 - 1e-4)
+            share = np.clip(np.tensordot(density, shares, 2), 1e-4, 1 - 1e-4)
             squares = (unseen - sizes * share[place]) ** 2 / (sizes * (share * (1 - share) * growth)[place])
             seen, weights = float((weight[place] * squares).sum()), float(weight[place].sum())
             pooled = (before.weight * before.effect(math.exp(centre)) + BETWEEN * seen) / (before.weight + weights)
             effect = math.sqrt(effect * pooled) if effect else pooled
             below = np.cumsum(density.sum(axis=1))
             low, estimate, high, following = (float(np.interp(level, below, theta)) for level in levels)
+            settled = abs(estimate - centre) < SETTLED and abs(math.log(pooled / max(effect, 1e-9) + 1e-9)) < 10 * SETTLED
             centre = (centre + estimate) / 2
+            if settled:
+                break
         lowest, highest = max(lowest, low - (high - low)), min(highest, high + (high - low))
     near = sum(abs(math.log(load) - estimate) < NEAR / 2 for load, _ in runs)
-    doubt = (1 - before.luck) * DOUBT / math.sqrt(max(near, 1))
+    doubt = 0.0
+    if corrected.queue is not None:
+        idle = max(1 - corrected.queue.utilisation(math.exp(estimate)), LEAST_IDLE)
+        doubt = (1 - before.luck) * DOUBT / idle / math.sqrt(max(near, 1))
     return Limit(
         math.exp(estimate - math.hypot(estimate - low, doubt)),
         math.exp(estimate),
