@@ -8,7 +8,6 @@ struct Words { u32 word[4]; };
 
 inline long long max(long long a, long long b) { return a > b ? a : b; }
 inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
-inline float load_constant(const float* from) { return *from; }
 inline void __threadfence() {}
 inline u32 atomicAdd(u32* to, u32 x) { return (*to += x) - x; }
 inline float __shfl_xor_sync(u32, float x, int lane) {
