@@ -109,7 +109,8 @@ def all_kernels() -> set[str]:
 
 @pytest.mark.parametrize("arch", _SHARED_LIMIT)
 def test_every_kernel_is_among_those_compiled(arch: str) -> None:
-    absent = {"sm_80": {"quantize", "widen", *_ONLY_HOPPER}, "sm_89": _ONLY_HOPPER, "sm_90": {"widen"}}[arch]
+    widening = {"widen", "widen_weight"}  # on Hopper of shapes that its own kernels do not take: test_packed_gemm.py
+    absent = {"sm_80": {"quantize", "widen", *_ONLY_HOPPER}, "sm_89": _ONLY_HOPPER, "sm_90": widening}[arch]
     assert {s.function for s in representative(arch) if not s.is_cuda} == all_kernels() - absent
 
 
