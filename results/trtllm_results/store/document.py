@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
 MOST_BYTES = 1 << 28
+MOST_DIGITS = 20
+"""Characters of a whole number: those of 64 bits."""
 MOST_TEXT = 20_000
 """Characters of one text, which a terminal would break into lines for minutes."""
 Kind = TypeVar("Kind")
@@ -43,9 +45,15 @@ def _finite(text: str) -> float:
     return number
 
 
+def _whole(text: str) -> int:
+    if len(text) > MOST_DIGITS:
+        raise ValueError(f"{text[:40]} is too large a number")
+    return int(text)
+
+
 def parse_json(text: str) -> Any:
-    """JSON without NaN and infinity, which Python's own parser takes. Raises ValueError."""
-    return json.loads(text, parse_constant=_constant, parse_float=_finite)
+    """JSON without what Python's own parser takes beyond it: NaN, infinity, and whole numbers of any size. Raises ValueError."""
+    return json.loads(text, parse_constant=_constant, parse_float=_finite, parse_int=_whole)
 
 
 def read_document(path: Path, parse: Callable[[str], Any] = parse_json, most_bytes: int = MOST_BYTES) -> Any:
