@@ -20,6 +20,7 @@ from trtllm_results.store.table import Store
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
+RECORDED = Path(__file__).resolve().parents[2] / "results" / "recorded"
 SHAPE = ("--device", "cpu", "--isl", "16", "--osl", "12", "--num-requests", "8", "--concurrency", "4", "--max-num-tokens", "64")
 
 
@@ -106,6 +107,15 @@ def test_a_damaged_profile_says_so(tmp_path: Path) -> None:
         CellProfile.load(tmp_path)
     with pytest.raises(ValueError, match="make one with trtllm-bench profile"):
         CellProfile.load(tmp_path / "none")
+
+
+def test_a_profile_by_whose_figures_nothing_can_be_divided_says_so(tmp_path: Path) -> None:
+    recorded = json.loads((RECORDED / "h100" / "profile-fp8-128-128-b1" / "profile.json").read_text())
+    first, *others = recorded["kernels"]
+    for damage, says in (({"steps": []}, "its 0 steps took 0 us"), ({"kernels": [{**first, "calls": 0}, *others]}, "has 0 calls")):
+        (tmp_path / "profile.json").write_text(json.dumps({**recorded, **damage}))
+        with pytest.raises(BenchError, match=says):
+            CellProfile.load(tmp_path)
 
 
 def test_a_measured_cell_is_run_again_and_linked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

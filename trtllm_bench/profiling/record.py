@@ -133,4 +133,8 @@ class CellProfile:
             raise BenchError(f"{source} is no profile of this version of trtllm-bench ({error})") from error
         if not isinstance(profile.cell.get("label"), str):
             raise BenchError(f"{source} is no profile of this version of trtllm-bench (cell.label is no text)")
+        if not profile.window_us > 0:
+            raise BenchError(f"{source} is damaged: its {len(profile.steps)} steps took {profile.window_us:g} us; record it again")
+        if (idle := next((row for row in profile.kernels if row.calls < 1), None)) is not None:
+            raise BenchError(f"{source} is damaged: kernel {idle.kernel[:60]} has {idle.calls} calls; record it again")
         return profile
