@@ -105,7 +105,9 @@ def compare_gpus(rows: Iterable[Row], published: Sequence[Published] | None = No
         for bar in shown
         if bar.doubt
     ]
-    return GpuComparison(tuple(cases), tuple(doubts), tuple(dict.fromkeys([*_formats(briefs), *notes])))
+    told = dict.fromkeys([*_formats(briefs), *notes])
+    said_by_others = {note for note in told for other in told if other != note and other.startswith(note)}
+    return GpuComparison(tuple(cases), tuple(doubts), tuple(note for note in told if note not in said_by_others))
 
 
 def _matches(point: Point, model: str, isl: int, osl: int) -> bool:
