@@ -59,7 +59,10 @@ def test_a_prefill_step_counts_each_causal_pair_once_and_only_the_last_row_of_a_
     assert costs["model.layers.0.self_attn.attn.paged_attention"].flop == 4 * 4 * (100 * 101 // 2) * 4096
     assert costs["model.layers.0.mlp.down_proj"].flop == 2 * 400 * INNER * HIDDEN
     assert costs["lm_head"].rows == 4
-    assert costs["gather_rows"].bytes == 2 * 4 * 4096 * 2 + 4 * 4
+    last = "model.layers.31."
+    assert costs[last + "self_attn.attn.paged_attention"].flop == 4 * 4 * (100 * 101 // 2) * 4096
+    assert costs[last + "mlp.down_proj"].flop == 2 * 4 * INNER * HIDDEN, "nor does any other row leave the last attention"
+    assert costs[last + "self_attn.o_proj.gather_rows"].bytes == 2 * 4 * 4096 * 2 + 4 * 4
 
 
 def test_a_chunk_of_a_prompt_sees_what_is_in_the_cache() -> None:
@@ -107,8 +110,8 @@ def test_a_rank_of_two_computes_half_and_sends_its_rows_twice_a_layer(plan: Plan
         assert sum(c.flop for c in two if c.kind == kind) == pytest.approx(sum(c.flop for c in one if c.kind == kind) / 2)
     sent = [cost.link_bytes for cost in two if cost.kind == "communication"]
     assert sent == [64 * plan.config.hidden_size * 2] * (2 * plan.config.num_layers)
-    assert ModelCost.of(half).token_flops == ModelCost.of(plan).token_flops
-    assert ModelCost.of(half).row_flops == ModelCost.of(plan).row_flops
+    of_half, of_whole = ModelCost.of(half), ModelCost.of(plan)
+    assert of_half.token_flops + of_half.row_flops == of_whole.token_flops + of_whole.row_flops
     assert ModelCost.of(half).kv_bytes == ModelCost.of(plan).kv_bytes
     assert ModelCost.of(half).weight_bytes == pytest.approx(ModelCost.of(plan).weight_bytes, rel=1e-3), "norms are on every rank"
 

@@ -38,7 +38,7 @@ def apply(graph: ModelGraph) -> None:
 
 
 def compiled(model: str, precision: str) -> Plan:
-    return compile_model(MODELS[model], precision, PROFILE, weights_source={"kind": "dummy", "seed": 0}).plan
+    return compile_model(MODELS[model], precision, PROFILE, weights_source={"kind": "dummy", "seed": 0}, every_row=True).plan
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -7,12 +7,15 @@ from dataclasses import replace
 import pytest
 import torch
 from compiler_models import LENGTHS, LLAMA, MODELS, PROFILE, TOTAL, checkpoint, dense_inputs, int32, paged_inputs, stacked
-from torch import Tensor
+from torch import Tensor, fx
 
-from trtllm_engines.compiler.graph import ModelGraph, call, evaluate, op_name, trace
+from trtllm_engines.compiler.compile import compile_model
+from trtllm_engines.compiler.graph import ModelGraph, assign_schemes, call, evaluate, op_name, trace
 from trtllm_engines.compiler.passes import PASSES, fuse_add_norm, run_passes
 from trtllm_engines.compiler.pattern import OpPattern, Var, match
+from trtllm_engines.compiler.plan import ParallelLayout
 from trtllm_engines.compiler.verify import VerifyError, verify
+from trtllm_engines.quantization import named_plan
 from trtllm_kernels.dialect.types import TensorSpec
 
 EXACT = {"atol": 0.0, "rtol": 0.0}
@@ -71,8 +74,38 @@ def test_a_compiled_llama_has_eight_ops_a_layer() -> None:
         "rope_kv_write": layers,
         "paged_attention": layers,
         "gate_up_silu": layers,
-        "gather_rows": 1,
+        "gather_rows": 2,
     }
+
+
+def rows_of(graph: ModelGraph, op: str) -> list[int | str]:
+    return [node.meta["spec"].shape[0] for node in graph.nodes(op)]
+
+
+@pytest.mark.parametrize("model", ["llama", "gptj"])
+@pytest.mark.parametrize("precision", ["bf16", "fp8", "int8_sq"])
+def test_rows_that_nothing_reads_leave_after_the_last_attention(model: str, precision: str) -> None:
+    graph = trace(MODELS[model], "bf16", PROFILE)
+    assign_schemes(graph, named_plan(precision, "auto"))
+    run_passes(graph)
+    others = LLAMA.num_layers - 1
+    assert rows_of(graph, "paged_attention") == ["T"] * (others + 1), "its keys and values are every token's"
+    into_head = graph.nodes("linear_sample")[0].args[0]
+    assert isinstance(into_head, fx.Node)
+    assert into_head.meta["spec"].shape[0] == "S"
+    assert rows_of(graph, "linear")[-2:] == ["S", "S"], "the output projection and the feed-forward's last"
+    gathered = [node.args[0].meta["spec"].dtype for node in graph.nodes("gather_rows")]  # type: ignore[union-attr]
+    assert "bf16" in gathered, "the residual"
+    assert (precision == "fp8") == ("fp8" in gathered), "what is quantized with the rest is gathered as codes"
+    labels = [node.meta["label"] for node in graph.fx.nodes if op_name(node)]
+    assert len(set(labels)) == len(labels)
+
+
+def test_every_row_stays_where_values_are_read_and_where_ranks_have_rows_of_their_own() -> None:
+    source = {"kind": "dummy", "seed": 0}
+    for settings in ({"every_row": True}, {"mark_outputs": ["model.layers.0.add"]}, {"layout": ParallelLayout(2)}):
+        plan = compile_model(replace(LLAMA, vocab_size=96), "bf16", PROFILE, weights_source=source, **settings).plan  # type: ignore[arg-type]
+        assert [op.name for op in plan.ops if op.op == "gather_rows"] == ["gather_rows"]
 
 
 def test_a_compiled_gptj_has_seven_ops_a_layer_and_no_addition_of_its_own() -> None:
@@ -88,7 +121,7 @@ def test_a_compiled_gptj_has_seven_ops_a_layer_and_no_addition_of_its_own() -> N
         "linear_gelu": layers,
         "rope_kv_write": layers,
         "paged_attention": layers,
-        "gather_rows": 1,
+        "gather_rows": 3,
     }
 
 

@@ -71,7 +71,10 @@ def chunk_case(tokens: int, past: int) -> KernelCase:
 def compile_cases(
     config: ModelConfig, precision: str, arch: str, cases: Sequence[KernelCase], page_size: int = 32, **compile_flags: Any
 ) -> Compiled:
-    """A model's plan for these steps. Raises `BenchError` for a sequence of more tokens than the model has positions."""
+    """A model's plan for these steps, in which the last layer's ops are those of the others.
+
+    Raises `BenchError` for a sequence of more tokens than the model has positions.
+    """
     tokens = max(case.shape.tokens for case in cases)
     sequences = max(case.shape.sequences for case in cases)
     longest = max(int(case.shape.kv_lens.max()) for case in cases)
@@ -79,7 +82,8 @@ def compile_cases(
         most = config.max_position_embeddings
         raise BenchError(f"{config.name} has {most:,} positions; a sequence of {longest:,} tokens is too long for it")
     profile = Profile(sequences, max(tokens, sequences), min(longest + 1, config.max_position_embeddings), page_size)
-    return compile_model(config, precision, profile, arches=(arch,), weights_source=DummyWeights(0).description, **compile_flags)
+    source = DummyWeights(0).description
+    return compile_model(config, precision, profile, arches=(arch,), weights_source=source, every_row=True, **compile_flags)
 
 
 def ops_until(plan: Plan, last: str) -> tuple[Op, ...]:

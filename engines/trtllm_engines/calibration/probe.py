@@ -61,7 +61,9 @@ class Probe:
 
         def compiled(arches: tuple[str, ...], marked: Sequence[str]) -> Compiled:
             description = self.weights.description
-            return compile_model(source.config, quant, profile, arches=arches, weights_source=description, mark_outputs=marked)
+            return compile_model(
+                source.config, quant, profile, arches=arches, weights_source=description, mark_outputs=marked, every_row=True
+            )
 
         self.marked = tuple(dict.fromkeys(marks(compiled((CPU,), ()).plan)))
         made = compiled((arch,), self.marked)

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, fx
 
 from trtllm_engines.compiler.graph import ModelGraph, assign_schemes, op_name, trace
-from trtllm_engines.compiler.passes import run_passes
+from trtllm_engines.compiler.passes import EVERY_ROW, PASSES, run_passes
 from trtllm_engines.compiler.plan import LOGITS, NEXT_HIDDEN, ONE_GPU, STEP_INPUTS, Op, ParallelLayout, Plan, Profile
 from trtllm_engines.compiler.planning import plan_ops
 from trtllm_engines.engine.fingerprint import make_fingerprint
@@ -41,11 +41,13 @@ def compile_model(
     weights_source: Mapping[str, Any],
     kv_dtype: str = "auto",
     mark_outputs: Sequence[str] = (),
+    every_row: bool = False,
     layout: ParallelLayout = ONE_GPU,
     stage: int = 0,
     gpu: str = "",
 ) -> Compiled:
     """`precision` is a quantization plan, or the name of one, whose KV cache is `kv_dtype`. `stage`: which of the layout's stages.
+    `every_row`: the last layer computes all tokens, also those whose logits nobody asks for; so it is where values are marked.
     `gpu`: the GPU it is for, whose recorded tactics are taken where there are such.
 
     Raises `EngineError` for types that do not go together, an unknown marked node, and for sequences the model cannot express.
@@ -56,7 +58,7 @@ def compile_model(
     graph = trace(config, quant.wide_dtype, profile)
     graph.layout, graph.stage = layout, replace(graph.stage, index=stage)
     assign_schemes(graph, quant)
-    run_passes(graph)
+    run_passes(graph, EVERY_ROW if every_row or mark_outputs else PASSES)
     ops, values = export(graph)
     if mark_outputs and layout.pp > 1:
         raise EngineError(f"--mark-output adds results of a whole model and --pp is {layout.pp}; leave one of them out")

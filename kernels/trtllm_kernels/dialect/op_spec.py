@@ -45,6 +45,8 @@ class Trait(StrEnum):
     """It adds its arguments, so that summands of them give a summand of the result."""
     COLUMNWISE = "columnwise"
     """A column (or head) of the result needs only the same of the arguments, so that it works on one rank's."""
+    ROWWISE = "rowwise"
+    """A row of the results needs only the same row of the arguments that have as many, so that it works on some of them."""
     NORM = "norm"
     REDUCES = "reduces"
     """It sums its first argument over the ranks of a group."""

@@ -17,7 +17,7 @@ from trtllm_kernels.references.quantize import codes_by_row, fake_by_row, fake_r
 
 def rms_normalize(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """fp32 RMS norm over groups of `weight.numel()` trailing elements, not rounded (Zhang and Sennrich 2019, eq. 4)."""
-    grouped = x.float().view(x.shape[0], -1, weight.shape[0])
+    grouped = x.float().view(x.shape[0], x.shape[1] // weight.shape[0], weight.shape[0])
     scale = torch.rsqrt(grouped.square().mean(-1, keepdim=True) + eps)
     normed: torch.Tensor = grouped * scale * weight.float()
     return normed.flatten(-2)

@@ -12,7 +12,7 @@ register(
         "silu_mul(Tensor gate, Tensor up) -> Tensor",
         "silu(gate) * up",
         work=elementwise(5),
-        traits=frozenset({Trait.COLUMNWISE}),
+        traits=frozenset({Trait.COLUMNWISE, Trait.ROWWISE}),
         examples=lambda t: [((t.inner, t.inner), (t.inner,), {})],
         same_shape=("gate", "up"),
     )
@@ -22,7 +22,7 @@ register(
         "silu_mul_packed(Tensor gate_up, Tensor? out_scale=None) -> Tensor",
         "silu of the left half of the columns, times the right half",
         work=elementwise(5),
-        traits=frozenset({Trait.COLUMNWISE}),
+        traits=frozenset({Trait.COLUMNWISE, Trait.ROWWISE}),
         examples=lambda t: [((t.rows(2 * t.model.intermediate), t.scale), (t.inner_result,), {})],
         by_row="silu_mul_packed_quantize_rows",
     )
@@ -32,7 +32,7 @@ register(
         "gelu(Tensor x, Tensor? out_scale=None) -> Tensor",
         "GELU, tanh approximation",
         work=elementwise(9),
-        traits=frozenset({Trait.COLUMNWISE}),
+        traits=frozenset({Trait.COLUMNWISE, Trait.ROWWISE}),
         examples=lambda t: [((t.inner, t.scale), (t.inner_result,), {})],
         by_row="gelu_quantize_rows",
     )
@@ -48,7 +48,7 @@ register(
         'silu_mul_packed_quantize_rows(Tensor gate_up, str dtype="fp8") -> (Tensor, Tensor)',
         "(codes, scales) of silu of the left half of the columns, times the right half",
         work=elementwise(7),
-        traits=frozenset({Trait.COLUMNWISE}),
+        traits=frozenset({Trait.COLUMNWISE, Trait.ROWWISE}),
         examples=lambda t: _by_row(t, t.rows(2 * t.model.intermediate)),
     )
 )
@@ -57,7 +57,7 @@ register(
         'gelu_quantize_rows(Tensor x, str dtype="fp8") -> (Tensor, Tensor)',
         "(codes, scales) of GELU, tanh approximation",
         work=elementwise(11),
-        traits=frozenset({Trait.COLUMNWISE}),
+        traits=frozenset({Trait.COLUMNWISE, Trait.ROWWISE}),
         examples=lambda t: _by_row(t, t.inner),
     )
 )
@@ -66,7 +66,7 @@ register(
         "add(Tensor a, Tensor b) -> Tensor",
         "a + b",
         work=elementwise(1),
-        traits=frozenset({Trait.ADDITIVE, Trait.COLUMNWISE}),
+        traits=frozenset({Trait.ADDITIVE, Trait.COLUMNWISE, Trait.ROWWISE}),
         examples=lambda t: [((t.hidden, t.hidden), (t.hidden,), {})],
         same_shape=("a", "b"),
     )

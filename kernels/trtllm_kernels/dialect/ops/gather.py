@@ -31,7 +31,7 @@ register(
         "arrange_columns(Tensor x, Tensor? index=None, Tensor? factor=None, Tensor? out_scale=None) -> Tensor",
         "column k is column index[k] of x times factor[k]: inputs of a product whose weight was quantized with its columns so",
         work=elementwise(1),
-        traits=frozenset({Trait.COLUMNWISE}),
+        traits=frozenset({Trait.COLUMNWISE, Trait.ROWWISE}),
         own_dtype=("factor",),
         examples=lambda t: [((t.inner, t.ints(t.model.intermediate), TensorSpec((t.model.intermediate,), "fp32")), (t.inner,), {})],
     )

@@ -44,7 +44,7 @@ register(
         work=gemm,
         examples=_linear_examples,
         kind="gemm",
-        traits=frozenset({Trait.LAYER}),
+        traits=frozenset({Trait.LAYER, Trait.ROWWISE}),
         in_place="residual",
     )
 )
@@ -66,7 +66,7 @@ register(
             )
         ],
         kind="gemm",
-        traits=frozenset({Trait.ACTIVATION}),
+        traits=frozenset({Trait.ACTIVATION, Trait.ROWWISE}),
     )
 )
 register(
@@ -88,7 +88,7 @@ register(
             )
         ],
         kind="gemm",
-        traits=frozenset({Trait.ACTIVATION}),
+        traits=frozenset({Trait.ACTIVATION, Trait.ROWWISE}),
     )
 )
 register(
@@ -96,7 +96,7 @@ register(
         "split(Tensor x, int[] sizes) -> Tensor[]",
         "columns of x as separate tensors",
         work=elementwise(0),
-        traits=frozenset({Trait.COLUMNWISE}),
+        traits=frozenset({Trait.COLUMNWISE, Trait.ROWWISE}),
         examples=lambda t: [
             ((t.rows(t.qkv_width),), (t.rows(t.q_width), t.rows(t.kv_width)), {"sizes": [t.q_width, t.kv_width]}),
         ],

@@ -15,7 +15,7 @@ register(
         "RMS norm over groups as long as the weight",
         work=elementwise(4),
         examples=lambda t: [((t.hidden, t.norm_weight, t.scale), (t.hidden_result,), _EPS)],
-        traits=frozenset({Trait.LAYER, Trait.COLUMNWISE, Trait.NORM}),
+        traits=frozenset({Trait.LAYER, Trait.COLUMNWISE, Trait.NORM, Trait.ROWWISE}),
         by_row="rms_norm_quantize_rows",
     )
 )
@@ -25,7 +25,7 @@ register(
         "layer norm",
         work=elementwise(7),
         examples=lambda t: [((t.hidden, t.norm_weight, t.norm_weight, t.scale), (t.hidden_result,), _EPS)],
-        traits=frozenset({Trait.LAYER}),
+        traits=frozenset({Trait.LAYER, Trait.ROWWISE}),
         by_row="layer_norm_quantize_rows",
     )
 )
@@ -35,6 +35,7 @@ register(
         "-> (Tensor, Tensor)",
         "(RMS norm of the sum, the sum) of x, addend and residual",
         work=elementwise(5, summands=("addend",)),
+        traits=frozenset({Trait.ROWWISE}),
         examples=lambda t: [((t.hidden, t.hidden, t.norm_weight, None, t.scale), (t.hidden_result, t.hidden), _EPS)],
         same_shape=("x", "residual", "addend"),
         by_row="add_rms_norm_quantize_rows",
@@ -46,6 +47,7 @@ register(
         "-> (Tensor, Tensor)",
         "(layer norm of the sum, the sum) of x, addend and residual",
         work=elementwise(8, summands=("addend",)),
+        traits=frozenset({Trait.ROWWISE}),
         examples=lambda t: [
             ((t.hidden, t.hidden, t.norm_weight, t.norm_weight, t.hidden, t.scale), (t.hidden_result, t.hidden), _EPS),
         ],
@@ -64,6 +66,7 @@ register(
         'rms_norm_quantize_rows(Tensor x, Tensor weight, float eps, str dtype="fp8") -> (Tensor, Tensor)',
         "(codes, scales) of an RMS norm over whole rows",
         work=elementwise(6),
+        traits=frozenset({Trait.ROWWISE}),
         examples=lambda t: _by_row(t, t.hidden, t.norm_weight),
     )
 )
@@ -72,6 +75,7 @@ register(
         'layer_norm_quantize_rows(Tensor x, Tensor weight, Tensor bias, float eps, str dtype="fp8") -> (Tensor, Tensor)',
         "(codes, scales) of a layer norm",
         work=elementwise(9),
+        traits=frozenset({Trait.ROWWISE}),
         examples=lambda t: _by_row(t, t.hidden, t.norm_weight, t.norm_weight),
     )
 )
@@ -81,6 +85,7 @@ register(
         'str dtype="fp8") -> (Tensor, Tensor, Tensor)',
         "(codes, scales) of the RMS norm of the sum, and the sum",
         work=elementwise(7, summands=("addend",)),
+        traits=frozenset({Trait.ROWWISE}),
         examples=lambda t: _by_row(t, t.hidden, t.hidden, t.norm_weight, None, rest=(t.hidden,)),
         same_shape=("x", "residual", "addend"),
     )
@@ -91,6 +96,7 @@ register(
         'str dtype="fp8") -> (Tensor, Tensor, Tensor)',
         "(codes, scales) of the layer norm of the sum, and the sum",
         work=elementwise(10, summands=("addend",)),
+        traits=frozenset({Trait.ROWWISE}),
         examples=lambda t: _by_row(t, t.hidden, t.hidden, t.norm_weight, t.norm_weight, t.hidden, rest=(t.hidden,)),
         same_shape=("x", "residual", "addend"),
     )
