@@ -31,7 +31,7 @@ CPU = torch.device("cpu")
 
 def compiled(kind: str, precision: str = "fp8_rowwise", kv_dtype: str = "bf16") -> Plan:
     source = {"kind": "dummy", "seed": 0}
-    return compile_model(MODELS[kind], precision, PROFILE, arches=("sm_90",), weights_source=source, kv_dtype=kv_dtype).plan
+    return compile_model(MODELS[kind], precision, PROFILE, arches=("sm_90",), weights_source=source, kv_dtype=kv_dtype, every_row=True).plan
 
 
 @pytest.mark.parametrize("precision", ["fp8_rowwise", "int8_sq"])
@@ -165,6 +165,6 @@ def test_a_small_int8_engine_is_near_the_wide_one(tmp_path: Path) -> None:
 
 def test_the_profile_bounds_the_arena_with_the_scales_in_it() -> None:
     small = compile_model(
-        MODELS["llama"], "fp8_rowwise", Profile(1, 200, 16, 16), arches=("cpu",), weights_source={"kind": "dummy", "seed": 0}
+        MODELS["llama"], "fp8_rowwise", Profile(1, 200, 16, 16), weights_source={"kind": "dummy", "seed": 0}, every_row=True
     ).plan
     assert all(small.buffers[op.outputs[1]].nbytes == 200 * 4 for op in small.ops if op.op.endswith("quantize_rows"))
