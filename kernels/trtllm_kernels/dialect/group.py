@@ -23,6 +23,8 @@ TWO_SHOT_BLOCKS = 132
 
 PIPE_WORDS = 8
 """64-bit words of a rank's place in a pipeline: on a GPU the struct `Pipe` of `cuda_kernels/pipe.cuh`, on a CPU the number of a link."""
+PIPE_HEADER_WORDS = 2
+"""Counters of rounds and sizes; addresses follow."""
 INBOXES = 2
 """Steps whose rows the receiving stage has room for."""
 

@@ -11,9 +11,11 @@ from typing import Any
 import torch
 
 from trtllm_kernels.dialect.expr import evaluate
+from trtllm_kernels.dialect.group import HEADER_WORDS, PIPE_HEADER_WORDS
 from trtllm_kernels.dialect.registry import LIBRARY, OpDef
 from trtllm_kernels.dialect.specs import DTYPES, spec_of
 from trtllm_kernels.dialect.types import SYMBOLS, Attr, Lowered, TensorSpec
+from trtllm_kernels.errors import KernelError
 from trtllm_kernels.lowering import LOWERINGS, lower
 
 
@@ -52,11 +54,23 @@ def as_list(result: Any) -> list[torch.Tensor]:
     return list(result) if isinstance(result, tuple | list) else [result]
 
 
+_FIRST_ADDRESS = {"group": HEADER_WORDS, "pipe": PIPE_HEADER_WORDS}
+
+
+def _check_addresses(op: OpDef, named: dict[str, Any]) -> None:
+    """Raises `KernelError` where ranks would meet at address 0: a group or pipe made for ops on a CPU has a number and no addresses. The
+    kernel would break the process's CUDA context."""
+    for name, first in _FIRST_ADDRESS.items():
+        if named.get(name) is not None and not bool(named[name][first:].any()):
+            raise KernelError(f"op {op.name}: its {name} holds no addresses of GPU memory, so it is of a CPU; let `launch.peers` make it")
+
+
 def execute(op: OpDef, named: dict[str, Any], outputs: list[torch.Tensor]) -> None:
-    """Launches `op` on CUDA tensors, writing `outputs`."""
+    """Launches `op` on CUDA tensors, writing `outputs`. Raises `KernelError` for a `group` or `pipe` of a CPU."""
     from trtllm_kernels.compile.aot import compile_all
     from trtllm_kernels.launch.driver import BoundProgram
 
+    _check_addresses(op, named)
     device = outputs[0].device
     major, minor = torch.cuda.get_device_capability(device)
     arch = f"sm_{major}{minor}"
