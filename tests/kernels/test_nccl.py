@@ -46,11 +46,11 @@ def library(entry: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> ctypes.CDLL:
     return entry
 
 
-def on_ranks(size: int, work: Callable[[Communicator], Any]) -> list[Any]:
+def on_ranks(size: int, work: Callable[[Communicator], Any], apart: int = 0) -> list[Any]:
     """What `work` gives on each of so many ranks, which are threads."""
     identity = unique_id()
     with ThreadPoolExecutor(size) as pool:
-        return list(pool.map(lambda rank: work(Communicator(rank, size, identity)), range(size)))
+        return list(pool.map(lambda rank: work(Communicator(rank, size, identity, apart, CPU)), range(size)))
 
 
 def program(lowered: Lowered, tensors: dict[str, torch.Tensor], tokens: int) -> BoundProgram:
@@ -114,7 +114,7 @@ def test_rows_pass_from_stage_to_stage_between_the_same_ranks() -> None:
                 program(sends, tensors, 4).run()
         return x
 
-    ends = on_ranks(6, stage)
+    ends = on_ranks(6, stage, apart=2)
     assert [float(end[3, 0]) for end in ends] == [0.0, 10.0, 1.0, 11.0, 2.0, 12.0]
     assert [float(end[4, 0]) for end in ends[4:]] == [43.0, 53.0]
 
@@ -126,7 +126,7 @@ def test_logits_are_gathered_in_rank_order() -> None:
 
 def test_what_nccl_refuses_is_told_with_its_own_words() -> None:
     with pytest.raises(KernelError, match=r"^NCCL refused ncclCommInitRank: ncclInvalidArgument \(invalid rank 3\)$"):
-        Communicator(3, 2, unique_id())
+        Communicator(3, 2, unique_id(), device=CPU)
     nccl._COMMUNICATORS.clear()
     (alone,) = on_ranks(1, lambda communicator: communicator)
     call = Launch(library="nccl_send", grid=("T", WIDE, 1), args=(Arg("tensor", "x"), Arg("tensor", "pipe")))
@@ -156,10 +156,11 @@ def test_a_peer_that_is_gone_ends_the_process_with_a_sentence(library: ctypes.CD
 def test_ranks_that_do_not_join_end_the_process_with_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nccl, "JOIN_S", 0.05)
     identity = unique_id()
-    joining = threading.Thread(target=Communicator, args=(0, 2, identity))
+    joining = threading.Thread(target=Communicator, args=(0, 2, identity, 0, CPU))
     joining.start()
-    assert watched(monkeypatch) == ("the other ranks did not join within 0.05 s; see whether hosts reach each other", 1)
-    Communicator(1, 2, identity)
+    said = "NCCL did not connect the ranks within 0.05 s; see whether hosts reach each other on every port"
+    assert watched(monkeypatch) == (said, 1)
+    Communicator(1, 2, identity, device=CPU)
     joining.join()
     assert [one.trouble() for one in nccl.communicators()] == ["", ""]
 

@@ -54,6 +54,7 @@ def check(spec: MeasurementSpec) -> None:
     """Raises `BenchError` or `EngineError` for what cannot work."""
     from trtllm_engines.compiler.plan import ParallelLayout
     from trtllm_engines.engine.folder import load_engine
+    from trtllm_engines.errors import EngineError
     from trtllm_engines.models.presets import resolve_model
     from trtllm_engines.quantization import check_types
     from trtllm_engines.runtime.ranges import check_detail
@@ -79,7 +80,11 @@ def check(spec: MeasurementSpec) -> None:
             )
         _check_gpus(engine, built)
         return
-    _check_gpus(engine, ParallelLayout(engine.tp, engine.pp, engine.nnodes or 1))
+    try:
+        layout = ParallelLayout(engine.tp, engine.pp, engine.nnodes or 1)
+    except EngineError as error:
+        raise LayoutError(str(error)) from None
+    _check_gpus(engine, layout)
     resolve_model(model_of(engine))
     check_types(str(engine.precision), engine.kv_dtype, (arch_for(engine.device),))
 

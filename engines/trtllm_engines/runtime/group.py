@@ -104,7 +104,8 @@ class NcclLink:
 
         rank, size = dist.get_rank(), dist.get_world_size()
         made = unique_id() if rank == 0 else bytes(128)
-        return pipe_of(Communicator(rank, size, _exchanged(made, size, None)[0]), self._tp, torch.device("cuda")), None
+        communicator = Communicator(rank, size, _exchanged(made, size, None)[0], apart=self._tp)
+        return pipe_of(communicator, self._tp, torch.device("cuda")), None
 
 
 def _exchanged(data: bytes, size: int, group: dist.ProcessGroup | None) -> list[bytes]:

@@ -30,7 +30,8 @@ from trtllm_kernels.errors import KernelError
 from trtllm_kernels.launch.gemm import Index, Resolve, Views
 
 JOIN_S = 60.0
-"""How long ranks may take to join a communicator: connections, and memory for them."""
+"""How long ranks may take to join a communicator and to connect, which NCCL does in the first call that needs a connection."""
+_CUDA = torch.device("cuda")
 ROUTINES = ("nccl_sum", "nccl_largest", "nccl_send", "nccl_receive")
 _MAPS = Path("/proc/self/maps")
 _TYPES = {torch.uint8: 1, torch.int32: 2, torch.int64: 4, torch.float16: 6, torch.float32: 7, torch.bfloat16: 9}
@@ -104,31 +105,45 @@ class Communicator:
     Methods enqueue on the current stream and return. All raise `KernelError`.
     """
 
-    def __init__(self, rank: int, size: int, identity: bytes) -> None:
+    def __init__(self, rank: int, size: int, identity: bytes, apart: int = 0, device: torch.device = _CUDA) -> None:
+        """Connected when it returns: with the ranks `apart` below and above, which it will receive from and send to, or, for 0, as sums
+        need it."""
         self.rank, self.size = rank, size
-        self.handle: ctypes.c_void_p | None = None
+        self.handle = ctypes.c_void_p()
+        self._connected = False
         self._library, self._began = library(), time.monotonic()
         self.number = next(_numbers)
         _COMMUNICATORS[self.number] = self
-        handle = ctypes.c_void_p()
         made = UniqueId.from_buffer_copy(identity)
-        self._library.call("ncclCommInitRank", ctypes.byref(handle), ctypes.c_int(size), made, ctypes.c_int(rank))
-        self.handle = handle
+        self._library.call("ncclCommInitRank", ctypes.byref(self.handle), ctypes.c_int(size), made, ctypes.c_int(rank))
+        self._connect(apart, torch.zeros(1, dtype=torch.int64, device=device))
+        self._connected = True
+
+    def _connect(self, apart: int, word: torch.Tensor) -> None:
+        count, kind = ctypes.c_size_t(1), ctypes.c_int(_TYPES[word.dtype])
+        if not apart:
+            arguments = _pointer(word), _pointer(word), count, kind, ctypes.c_int(_SUM), self.handle, _stream()
+            self._library.call("ncclAllReduce", *arguments)
+        for function, peer in (("ncclRecv", self.rank - apart), ("ncclSend", self.rank + apart)):
+            if apart and 0 <= peer < self.size:
+                self._library.call(function, _pointer(word), count, kind, ctypes.c_int(peer), self.handle, _stream())
+        if word.is_cuda:
+            torch.cuda.synchronize()
 
     def all_gather(self, x: torch.Tensor) -> torch.Tensor:
         """[size, *x.shape]: `x` of every rank, in rank order."""
         x = x.contiguous()
         gathered = torch.empty(self.size, *x.shape, dtype=x.dtype, device=x.device)
-        stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream if x.is_cuda else 0)
-        arguments = _pointer(x), _pointer(gathered), ctypes.c_size_t(x.nbytes), ctypes.c_int(_BYTES), self.handle, stream
+        arguments = _pointer(x), _pointer(gathered), ctypes.c_size_t(x.nbytes), ctypes.c_int(_BYTES), self.handle, _stream()
         self._library.call("ncclAllGather", *arguments)
         return gathered
 
     def trouble(self) -> str:
         """What keeps this communicator from going on, as a sentence; empty where nothing does. May be asked on any thread."""
-        if self.handle is None:
-            waited = time.monotonic() - self._began
-            return f"the other ranks did not join within {JOIN_S:g} s; see whether hosts reach each other" if waited > JOIN_S else ""
+        if not self._connected and time.monotonic() - self._began > JOIN_S:
+            return f"NCCL did not connect the ranks within {JOIN_S:g} s; see whether hosts reach each other on every port"
+        if not self.handle:
+            return ""
         state = ctypes.c_int()
         result = int(self._library.entry.ncclCommGetAsyncError(self.handle, ctypes.byref(state))) or state.value
         if result in (0, _IN_PROGRESS):
@@ -193,6 +208,10 @@ class NcclCall:
     def run(self) -> None:
         if result := self._call():
             raise KernelError(f"NCCL refused {self._function}: {library().reason(result)}")
+
+
+def _stream() -> ctypes.c_void_p:
+    return ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
 
 
 def _pointer(tensor: torch.Tensor) -> ctypes.c_void_p:
