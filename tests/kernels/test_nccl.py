@@ -26,6 +26,7 @@ from trtllm_kernels.launch.nccl import Communicator, group_of, pipe_of, unique_i
 from trtllm_kernels.lowering import lower
 
 MOST, WIDE = 7, 16
+load_library = nccl.library
 CPU = torch.device("cpu")
 
 
@@ -133,6 +134,13 @@ def test_what_nccl_refuses_is_told_with_its_own_words() -> None:
     tensors = {"x": torch.zeros(MOST, WIDE), "pipe": pipe_of(alone, 1, CPU)}
     with pytest.raises(KernelError, match=r"^NCCL refused ncclSend: ncclInvalidArgument \(invalid peer 1\)$"):
         program(Lowered((call,)), tensors, 1).run()
+
+
+def test_the_library_is_the_one_that_is_loaded_and_its_absence_one_sentence(library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert nccl._candidates()[0] == library._name
+    monkeypatch.setattr(nccl, "_candidates", lambda: ["/nowhere/libnccl.so.2"])
+    with pytest.raises(KernelError, match=r"^ranks of several hosts need NCCL \(libnccl.so.2\), which is not here; install a CUDA build"):
+        load_library()
 
 
 def watched(monkeypatch: pytest.MonkeyPatch) -> tuple[str, int]:

@@ -15,6 +15,7 @@ thread asks `trouble` of all `communicators` (`runtime.nccl_watch`), which is sa
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import itertools
 import re
 import time
@@ -82,14 +83,23 @@ class Library:
 
 @lru_cache(maxsize=1)
 def library() -> Library:
-    """The library that torch has loaded. Raises `KernelError` if there is none."""
-    loaded = re.findall(r"(/\S*libnccl\.so\S*)", _MAPS.read_text()) if _MAPS.exists() else []
-    for path in (*dict.fromkeys(loaded), "libnccl.so.2"):
+    """The library that torch has loaded, else that of the wheel that torch's CUDA builds bring. Raises `KernelError` if there is none."""
+    for path in _candidates():
         try:
             return Library(ctypes.CDLL(path))
         except OSError:
             continue
-    raise KernelError("ranks of several hosts need NCCL (libnccl.so.2), which this torch has not loaded; install a CUDA build of torch")
+    raise KernelError("ranks of several hosts need NCCL (libnccl.so.2), which is not here; install a CUDA build of torch")
+
+
+def _candidates() -> list[str]:
+    loaded = re.findall(r"(/\S*libnccl\.so\S*)", _MAPS.read_text()) if _MAPS.exists() else []
+    try:
+        wheel = importlib.util.find_spec("nvidia.nccl")
+    except ModuleNotFoundError:
+        wheel = None
+    folders = [] if wheel is None else wheel.submodule_search_locations or []
+    return [*dict.fromkeys(loaded), *(f"{folder}/lib/libnccl.so.2" for folder in folders), "libnccl.so.2"]
 
 
 def unique_id() -> bytes:
