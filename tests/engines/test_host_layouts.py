@@ -65,7 +65,7 @@ def test_each_way_has_its_group_and_its_link(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_ranks_that_do_not_divide_among_hosts_are_refused() -> None:
-    with pytest.raises(EngineError, match=r"^tp 1 and pp 3 are 3 ranks, which do not divide among 2 hosts; use another --nnodes$"):
+    with pytest.raises(EngineError, match=r"^tp x pp is 3, which does not divide by --nnodes 2; use another --nnodes$"):
         ParallelLayout(1, 3, 2)
     with pytest.raises(EngineError, match=r"^nnodes is 0 but must be at least 1$"):
         ParallelLayout(1, 1, 0)

@@ -29,3 +29,10 @@ def test_a_whole_engine_equals_its_references(interpreted: Scripts, model: str) 
             assert step["same_tokens"], step
         else:  # a rounding that flips moves an activation by up to 6%, and the layers after it amplify that
             assert step["cosine"] > 0.98, step
+
+
+def test_ranks_of_four_hosts_give_what_one_gives(interpreted: Scripts) -> None:
+    """All that passes between them does so by NCCL: sums, words of sampling, and rows from stage to stage."""
+    (step,) = interpreted["interpreted_engine.py"].until("hosts")[-1:]
+    assert step["worst"] < 1e-5
+    assert step["same_tokens"]

@@ -82,9 +82,7 @@ class ParallelLayout:
             if not 1 <= size <= MOST_RANKS:
                 raise EngineError(f"{name} is {size} but must be at {'least 1' if size < 1 else f'most {MOST_RANKS}'}")
         if self.ranks % self.nnodes:
-            raise EngineError(
-                f"tp {self.tp} and pp {self.pp} are {self.ranks} ranks, which do not divide among {self.nnodes} hosts; use another --nnodes"
-            )
+            raise EngineError(f"tp x pp is {self.ranks}, which does not divide by --nnodes {self.nnodes}; use another --nnodes")
 
     @property
     def ranks(self) -> int:
