@@ -151,8 +151,9 @@ def _energy(times: FloatArray, counter: FloatArray, power: FloatArray, start_s: 
 class Telemetry:
     """Samples GPUs on a thread from `start` (or entering a `with`) to `stop`. `nvml` is `pynvml`, or something like it in tests."""
 
-    def __init__(self, gpus: int = 1, rate_hz: float = RATE_HZ, nvml: Any = None) -> None:
-        self._gpus, self._interval = gpus, 1 / rate_hz
+    def __init__(self, gpus: int = 1, rate_hz: float = RATE_HZ, nvml: Any = None, hosts: int = 1) -> None:
+        """`hosts`: on how many the GPUs are; those of others are not seen from here, and a part would pass for the whole."""
+        self._gpus, self._hosts, self._interval = gpus, hosts, 1 / rate_hz
         self._nvml = nvml
         self._rows: list[tuple[float, ...]] = []
         self._handles: list[Any] = []
@@ -178,6 +179,8 @@ class Telemetry:
         """Takes hold of the devices; a sentence when that is not possible."""
         if self._gpus < 1:
             return "no GPU took part, so there are no power and clock figures"
+        if self._hosts > 1:
+            return f"GPUs of {self._hosts} hosts took part and NVML shows those of one, so there are no power and clock figures"
         try:
             if self._nvml is None:
                 import pynvml

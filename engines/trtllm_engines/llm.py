@@ -168,7 +168,7 @@ class LLM:
                 seed=seed,
                 profile=profile,
                 arches=arches,
-                layout=ParallelLayout(tp or 1, pp or 1),
+                layout=ParallelLayout(tp or 1, pp or 1, nnodes),
                 gpu="" if target is None else target.name,
                 progress=progress,
             )

@@ -19,7 +19,7 @@ from trtllm_bench.roofline import links as links_module
 from trtllm_bench.roofline.ceilings import Ceilings
 from trtllm_bench.roofline.costs import ModelCost, doubtful, utilisation
 from trtllm_bench.roofline.link_rank import HIDDEN as HIDDEN_ROW
-from trtllm_bench.roofline.link_rank import ROWS, lowered_reduction
+from trtllm_bench.roofline.link_rank import NCCL_ROWS, ROWS, lowered_reduction
 from trtllm_engines.compiler.compile import compile_model
 from trtllm_engines.compiler.plan import ParallelLayout, Profile
 from trtllm_engines.engine.cache import cached_engine
@@ -158,7 +158,8 @@ def test_links_are_kept_with_the_ceilings_of_a_machine_of_several_gpus(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("TRTLLM_BENCH_CACHE", str(tmp_path))
-    found = "json.dump({'gpus': gpus, 'copy_bytes_per_s': 3.9e11, 'all_reduce_us': {'16384': 3.6, '2097152': 10.1}}, out)"
+    found = "json.dump({'gpus': gpus, 'copy_bytes_per_s': 3.9e11, 'all_reduce_us': {'16384': 3.6, '2097152': 10.1}"
+    found += ", 'nccl_all_reduce_us': {'16384': 21.0}}, out)"
     monkeypatch.setattr(links_module, "command", rank_that(found))
     environment = Environment(gpu="H200", gpu_count=2, driver="1")
     earlier = {"device": "H200", "flops_per_s": {}, "copy_bytes_per_s": 4e12, "read_bytes_per_s": 4.4e12, "measured_s": 1.0, "key": "k"}
@@ -174,7 +175,8 @@ def test_links_are_kept_with_the_ceilings_of_a_machine_of_several_gpus(
         assert main(["ceilings"]) == 0
         shown = capsys.readouterr().out
         assert "links: copy 390.0 GB/s one way (2 GPUs, slowest pair)" in shown, source
-        assert "all-reduce: 2 MiB 10.1 us" in shown
+        assert "all-reduce: 16 KiB 3.6 us, by NCCL 21.0 us\n" in shown
+        assert "all-reduce: 2 MiB 10.1 us\n" in shown
     after = ceilings_module.cached(environment)
     assert after is not None
     assert (after.link_gpus, after.peer_copy_bytes_per_s, after.all_reduce_us["16384"]) == (2, 3.9e11, 3.6)
@@ -190,6 +192,27 @@ def test_links_that_cannot_be_measured_say_why(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(links_module, "command", lambda *_: [sys.executable, "-c", "raise ValueError('no gloo')"])
     with pytest.raises(BenchError, match=r"the links between 2 GPUs could not be measured: ValueError: no gloo"):
         links_module.measure_links(2, 0.1, heard.append)
+
+
+def test_a_curve_of_nccl_that_is_missing_leaves_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[str] = []
+    one = "json.dump({'gpus': 2, 'copy_bytes_per_s': 1e11, 'all_reduce_us': {'16384': 3.6}}, out); out.close(); "
+    one += "sys.exit('KernelError: no NCCL')"
+    monkeypatch.setattr(links_module, "command", rank_that(one))
+    assert links_module.measure_links(2, 0.1, heard.append).all_reduce_us == {"16384": 3.6}
+    assert heard[-2:] == ["all-reduce: 16 KiB 3.6 us", "all-reduce by NCCL: not here (KernelError: no NCCL)"]
+
+
+def test_the_reductions_of_a_curve_by_nccl_have_every_tensor_of_their_launches() -> None:
+    for rows in NCCL_ROWS:
+        wide, codes = torch.empty(rows, HIDDEN_ROW, dtype=torch.bfloat16), torch.empty(rows, HIDDEN_ROW, dtype=torch.float8_e4m3fn)
+        vectors = {"weight": wide[0], "out_scale": torch.ones(1), "group": torch.empty(2, dtype=torch.int32)}
+        tensors = {"x": wide, "residual": wide, "out0": codes, "out1": wide, **vectors}
+        lowered = lowered_reduction(tensors, "sm_90")
+        assert [launch.library for launch in lowered.launches] == ["nccl_sum", ""]
+        needed = {arg.value for launch in lowered.launches for arg in launch.args if arg.kind == "tensor"}
+        assert needed == {*tensors, *lowered.workspaces}
+        assert [spec.shape for spec in lowered.workspaces.values()] == [(rows, HIDDEN_ROW)]
 
 
 @pytest.mark.parametrize("ranks", [2, 4])

@@ -196,13 +196,18 @@ def test_a_pipeline_on_the_cpu_makes_a_row(capsys: pytest.CaptureFixture[str], t
 
 
 def test_a_pipeline_of_more_gpus_than_there_are_is_one_sentence(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(native, "gpus", lambda: [{"compute_capability": "9.0"}] * 2)
     asked = ["throughput", "--model", "tiny-llama", "--precision", "bf16", "--concurrency", 4, "--pp", 2]
     assert "the engine takes 4 GPUs and this machine has 2; ask for a smaller --tp or --pp" in refused(capsys, *asked, "--tp", 2)
     hosts = ["--nnodes", 2, "--rdzv-endpoint", "127.0.0.1:29400"]
-    assert "--nnodes is 2, and ranks write into each other's GPUs, which hosts do not share" in refused(capsys, *asked, *hosts)
+    assert "the engine takes 4 GPUs and this machine has 2" in refused(capsys, *asked, "--tp", 4, *hosts)
+    folder = tmp_path / "one.engine"
+    ranges = ["--max-batch-size", "4", "--max-num-tokens", "64", "--max-seq-len", "64"]
+    run(capsys, "build", "--model", "tiny-llama", "--precision", "fp32", "--arch", "cpu", *ranges, "--pp", 2, "--out", folder)
+    named = ["throughput", "--engine-dir", folder, "--concurrency", 4, *hosts]
+    assert f"{folder} was built for --nnodes 1, not 2; give --nnodes 1, or build another engine" in refused(capsys, *named)
 
 
 class Closable:

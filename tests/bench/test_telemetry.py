@@ -116,6 +116,14 @@ def test_each_of_two_boards_keeps_its_clocks_and_memory_and_the_worst_counts() -
     assert Samples(rows[rows[:, 1] == 0]).by_gpu(0, 2) == []
 
 
+def test_boards_of_several_hosts_give_no_figures_of_the_whole() -> None:
+    """Though this host alone has as many as took part."""
+    with Telemetry(2, nvml=FakeNvml(), hosts=2) as telemetry:
+        samples = telemetry.stop()
+    assert samples.columns() == {}
+    assert samples.absent == "GPUs of 2 hosts took part and NVML shows those of one, so there are no power and clock figures"
+
+
 def test_fewer_boards_than_took_part_give_no_figures_of_the_whole() -> None:
     samples, start, end = sampled(FakeNvml(), gpus=8, seconds=0.05)
     assert samples.figures(start, end, 1) == {}

@@ -33,7 +33,7 @@ from trtllm_kernels.dialect.types import Lowered
 from trtllm_kernels.launch.torch_ops import as_list, lower_call, step_sizes
 from trtllm_kernels.lowering.call import OpCall
 from trtllm_kernels.lowering.skinny_gemm import IN_TRITON
-from trtllm_kernels.references import OPS
+from trtllm_kernels.references import OPS, communication
 from trtllm_kernels.references.quantize import FP8, dequantized
 from trtllm_kernels.triton_kernels import gemv
 
@@ -105,12 +105,45 @@ CONSTANTS = ("weight", "bias", "weight_scale", "out_scale", "scale", "index", "f
 """Arguments of ops that an engine stores; an activation's scale may be computed in the step."""
 
 
-STEP_INPUTS = ("block_table", "seq_slots", "query_start", "kv_lens", "positions", "kv_slots", "sampling_words", "sample_slots", "ring_slot")
+STEP_INPUTS = (
+    "block_table",
+    "seq_slots",
+    "query_start",
+    "kv_lens",
+    "positions",
+    "kv_slots",
+    "sampling_words",
+    "sample_slots",
+    "ring_slot",
+    "group",
+)
 """Complete before any kernel but `prepare_step` begins."""
 
 
-def by_library(name: str, rows: int, x: torch.Tensor, weight: torch.Tensor, *rest: torch.Tensor) -> None:
-    """What `products.LtMatmul` and `RowScaledMatmul` do."""
+def by_nccl(named: dict) -> dict:
+    """Arguments as ranks of several hosts have them, of a group of one rank, whose number is 0."""
+    for name, joined in (("group", communication._COMMUNICATORS), ("pipe", communication._LINKS)):
+        if name in named:
+            joined[0] = joined[int(named[name][0])]
+            named = {**named, name: torch.zeros(2, dtype=torch.int32)}
+    return named
+
+
+def by_library(name: str, rows: int, x: torch.Tensor, *others: torch.Tensor) -> None:
+    """What `gemm.LtMatmul`, `gemm.RowScaledMatmul` and, for one rank, `nccl.NcclCall` do."""
+    match name:
+        case "nccl_sum":
+            others[0][:rows] = x[:rows]
+            return
+        case "nccl_send":
+            communication._LINKS[0].send(x[:rows])
+            return
+        case "nccl_receive":
+            communication._LINKS[0].receive(x[:rows])
+            return
+        case "nccl_largest":
+            return
+    weight, *rest = others
     scales, added, y = (rest[:2], rest[2:-1], rest[-1]) if name == "scaled_matmul" else ((None, None), rest[:-1], rest[-1])
     product = dequantized(x[:rows], None if scales[0] is None else scales[0][:rows]) @ dequantized(weight, scales[1]).T
     for one in added:
@@ -267,6 +300,11 @@ CASES += [
     for n, dtype in ((1, "bf16"), (7, "bf16"), (20, "fp16"), (64, "bf16"), (70, "bf16"), (3, "fp32"))
 ]
 CASES += [("linear_sample", "long", ModelShape(hidden=64, vocab=4200), "70", BatchShape(query_lens=(70,), kv_lens=(70,)), "bf16")]
+REDUCED = ("all_reduce", "all_reduce_add", "all_reduce_add_rms_norm")
+CASES += [(op, "gqa", GQA, "few", FEW, dtype) for op in (*REDUCED, "send", "receive") for dtype in ("fp32", "bf16")]
+CASES += [("all_reduce_add_rms_norm", "gqa", GQA, "few", FEW, "fp8")]
+CASES += [("sharded_linear_sample", "vocabulary", VOCABULARY, "20", BatchShape(query_lens=(20,), kv_lens=(20,)), "fp32")]
+CASES += [("sharded_linear_sample", "vocabulary", VOCABULARY, "one", ONE, "bf16")]
 CASES += [("linear_sample", "pairs", ModelShape(hidden=512, vocab=256), "one", ONE, dtype) for dtype in ("bf16", "fp16")]
 
 CONCURRENT = BatchShape(query_lens=(*[1] * 14, 5, 150, 40), kv_lens=(*range(20, 34), 25, 150, 40), max_pages=5)
@@ -293,6 +331,7 @@ def main() -> None:
             named = int8_cache_sample(op, model, batch)
         else:
             named = fp8_sample(op, model, batch) if dtype == "fp8" else sample(op, model, batch, dtype)
+        named = by_nccl(named)
         reference_arguments = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in named.items()}
         expected = as_list(OPS[op].reference(**reference_arguments))
         actual = run(op, named, "sm_90")

@@ -13,11 +13,12 @@ import torch
 
 from trtllm_engines.checkpoints.dummy import DummyWeights
 from trtllm_engines.checkpoints.write import assemble
-from trtllm_engines.compiler.compile import compile_model
-from trtllm_engines.compiler.plan import RING_SLOTS, Plan, Profile
+from trtllm_engines.compiler.compile import Compiled, compile_model
+from trtllm_engines.compiler.plan import ONE_GPU, RING_SLOTS, ParallelLayout, Plan, Profile
 from trtllm_engines.models.config import ModelConfig, RopeConfig
 from trtllm_kernels.dialect.expr import evaluate
 from trtllm_kernels.dialect.specs import DTYPES
+from trtllm_kernels.dialect.types import Lowered
 from trtllm_kernels.references import OPS
 from trtllm_kernels.references.sampling import EMPTY
 
@@ -139,6 +140,70 @@ def main() -> None:
             found |= {"same_tokens": all(torch.equal(states[0][name], states[1][name]) for name in states[0])}
             print(json.dumps({"case": f"{model}-{precision}-{step}", **found}), flush=True)
         print(json.dumps({"done": f"{model}-{precision}"}), flush=True)
+    print(json.dumps({"case": "hosts", **of_four_hosts()}), flush=True)
+    print(json.dumps({"done": "hosts"}), flush=True)
+
+
+def of_four_hosts() -> dict[str, object]:
+    """Prompts by two stages of two ranks, each on a host of its own, against one rank's references. NCCL's part is played here."""
+    config, layout = replace(LLAMA, vocab_size=96), ParallelLayout(2, 2, 4)
+    one = compiled_for(config, ONE_GPU, 0)
+    inputs, symbols = step_inputs(one.plan, "context")
+    inputs["context_tokens"] %= config.vocab_size
+    state = sampling_state(inputs["last_tokens"])
+    expected = by_references(one.plan, {**memory_of(one, 0), **inputs, **state, "kv_cache": cache_of(one.plan)})
+    sent: list[torch.Tensor] = []
+    for stage in range(layout.pp):
+        compiled = compiled_for(config, layout, stage)
+        stored = {*compiled.plan.weights, *compiled.constants}
+        places = [{"group": torch.tensor([rank, 1], dtype=torch.int32), "pipe": torch.zeros(2, dtype=torch.int32)} for rank in range(2)]
+        ranks = [
+            {**memory_of(compiled, rank), **inputs, **sampling_state(inputs["last_tokens"]), **place, **arena_views(compiled.plan)}
+            | {"kv_cache": cache_of(compiled.plan)}
+            for rank, place in enumerate(places)
+        ]
+        for lowered in (op.tactics[ARCH] for op in compiled.plan.ops):
+            for launch in lowered.launches:
+                if launch.library.startswith("nccl"):
+                    rows = evaluate(launch.grid[0], symbols)
+                    first, last = ([rank[launch.args[at].value][:rows] for rank in ranks] for at in (0, -2))
+                    sent = exchanged(launch.library, first, last, sent)
+                    continue
+                for rank in ranks:
+                    interpreted.run_launches(Lowered((launch,), lowered.kernels), rank, symbols, stored)
+    logits = torch.cat([rank["logits"][:3] for rank in ranks], dim=1)
+    same = all(torch.equal(rank[name], state[name]) for rank in ranks for name in state)
+    return {"worst": float((logits - expected).abs().max()), "same_tokens": same}
+
+
+def exchanged(routine: str, first: list[torch.Tensor], last: list[torch.Tensor], sent: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Does to the ranks' tensors what `nccl.NcclCall` does; what is on its way to the next stage afterwards."""
+    match routine:
+        case "nccl_sum":
+            results = [torch.stack(first).sum(0)] * len(first)
+        case "nccl_largest":
+            results = [torch.stack(first).max(0).values] * len(first)
+        case "nccl_send":
+            return [rows.clone() for rows in first]
+        case "nccl_receive":
+            results = sent
+    for rows, result in zip(last, results, strict=True):
+        rows.copy_(result)
+    return []
+
+
+def compiled_for(config: ModelConfig, layout: ParallelLayout, stage: int) -> Compiled:
+    source = {"kind": "dummy", "seed": 0}
+    return compile_model(config, "fp32", PROFILE, arches=(ARCH,), weights_source=source, layout=layout, stage=stage)
+
+
+def memory_of(compiled: Compiled, rank: int) -> dict[str, torch.Tensor]:
+    plan = compiled.plan
+    return {**compiled.constants, **{name: assemble(plan, name, DummyWeights(), torch.device("cpu"), rank) for name in plan.weights}}
+
+
+def cache_of(plan: Plan) -> torch.Tensor:
+    return torch.full((plan.stage.num_layers, 50, 2, plan.kv_heads, 16, plan.config.head_dim), torch.nan, dtype=DTYPES[plan.kv_dtype])
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from fake_cublaslt import FakeCublasLt
 from trtllm_kernels.compile.cubin import Cubin, CubinInfo
 from trtllm_kernels.dialect.types import Arg, Launch, Lowered
 from trtllm_kernels.errors import KernelError
-from trtllm_kernels.launch import driver
+from trtllm_kernels.launch import driver, nccl
 from trtllm_kernels.launch.driver import BoundProgram
 
 
@@ -181,6 +181,25 @@ def test_what_follows_a_launch_that_settles_begins_when_it_has_ended(fake: Recor
         program.set_symbols(T=1, R=1, D=decodes, S=1, C=0)
         program.run()
         assert fake.attributes == expected
+
+
+def test_what_follows_a_call_of_nccl_begins_when_it_has_ended(fake: RecordingDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its kernels do not say when the next may begin; an event may stand between, too."""
+    calls: list[tuple[Any, ...]] = []
+    entry = SimpleNamespace(ncclAllReduce=lambda *arguments: bool(calls.append(arguments)))
+    monkeypatch.setattr(nccl, "library", lambda: SimpleNamespace(entry=entry))
+    monkeypatch.setitem(nccl._COMMUNICATORS, 5, SimpleNamespace(rank=0, handle=None))
+    tensors = {"x": torch.zeros(8, 4), "group": torch.tensor([0, 5], dtype=torch.int32)}
+    total = Launch(library="nccl_sum", grid=("S", 4, 1), args=tuple(Arg("tensor", name) for name in ("x", "x", "group")))
+    launches = (Launch("first"), total, Launch("some"), Launch("last"))
+    program = BoundProgram([Lowered(launches)], tensors.__getitem__, {name: cubin(waits=True) for name in ("first", "some", "last")})
+    for rows, expected in ((3, [[], [], DEPENDENT]), (0, [[], DEPENDENT, DEPENDENT])):  # no rows: no call
+        fake.attributes.clear()
+        program.set_symbols(T=3, R=3, D=3, S=rows, C=0)
+        program.run()
+        assert fake.attributes == expected
+    ((_, _, count, *_, stream),) = calls
+    assert (count.value, stream.value) == (12, 77)
 
 
 def test_a_launch_beside_another_begins_early_and_its_neighbours_do_not(fake: RecordingDriver) -> None:

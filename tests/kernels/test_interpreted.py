@@ -5,7 +5,8 @@ from scripts import Scripts
 
 _FAMILIES = """embedding gather_rows rms_norm layer_norm add_rms_norm add_layer_norm silu_mul silu_mul_packed gelu add split quantize
 rms_norm_quantize_rows layer_norm_quantize_rows add_rms_norm_quantize_rows add_layer_norm_quantize_rows silu_mul_packed_quantize_rows
-gelu_quantize_rows linear gate_up_silu linear_gelu prepare_step rope rope_kv_write paged_attention"""
+gelu_quantize_rows linear gate_up_silu linear_gelu prepare_step rope rope_kv_write paged_attention all_reduce
+all_reduce_add all_reduce_add_rms_norm send receive sharded_linear_sample"""
 
 
 @pytest.mark.parametrize("op", _FAMILIES.split())
@@ -28,3 +29,10 @@ def test_a_whole_engine_equals_its_references(interpreted: Scripts, model: str) 
             assert step["same_tokens"], step
         else:  # a rounding that flips moves an activation by up to 6%, and the layers after it amplify that
             assert step["cosine"] > 0.98, step
+
+
+def test_ranks_of_four_hosts_give_what_one_gives(interpreted: Scripts) -> None:
+    """All that passes between them does so by NCCL: sums, words of sampling, and rows from stage to stage."""
+    (step,) = interpreted["interpreted_engine.py"].until("hosts")[-1:]
+    assert step["worst"] < 1e-5
+    assert step["same_tokens"]

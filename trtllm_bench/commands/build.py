@@ -32,6 +32,7 @@ def command(
     page_size: Annotated[int | None, typer.Option("--page-size", min=16, help="Tokens of a KV cache page, a power of two.")] = None,
     tp: Annotated[int | None, options.option("tp")] = None,
     pp: Annotated[int | None, options.option("pp")] = None,
+    nnodes: Annotated[int, typer.Option("--nnodes", min=1, help="Hosts whose GPUs run the ranks, each as many.")] = 1,
     mark_output: Annotated[list[str] | None, typer.Option("--mark-output", help="Value to add as an output; may be repeated.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Seed of dummy weights (default 0).")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Engine folder (default: <model>-<precision>.engine).")] = None,
@@ -72,8 +73,8 @@ def command(
     if precision is not None or recipe is None:
         default = default_precision(chosen["model"], tuple(chosen["arches"]) != ("cpu",)) if precision is None else canonical(precision)
         chosen["precision"] = default
-    if tp is not None or pp is not None:
-        chosen["layout"] = ParallelLayout(tp or 1, pp or 1)
+    if tp is not None or pp is not None or nnodes > 1:
+        chosen["layout"] = ParallelLayout(tp or 1, pp or 1, nnodes)
     sizes = {"max_batch_size": max_batch_size, "max_num_tokens": max_num_tokens, "max_seq_len": max_seq_len, "page_size": page_size}
     asked = {name: size for name, size in sizes.items() if size is not None}
     known = chosen.get("profile")

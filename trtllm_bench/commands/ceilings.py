@@ -58,7 +58,7 @@ def command(
     elif not fresh and not as_json and measured.link_gpus:
         typer.echo(f"links: copy {measured.peer_copy_bytes_per_s / 1e9:,.1f} GB/s one way ({measured.link_gpus} GPUs, slowest pair)")
         for size, us in measured.all_reduce_us.items():
-            typer.echo(reduction_text(int(size), us))
+            typer.echo(reduction_text(int(size), us, measured.nccl_all_reduce_us.get(size)))
     if apply is not None:
         _apply(apply, measured)
         return

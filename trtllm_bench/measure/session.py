@@ -97,7 +97,7 @@ class TargetSession:
             if warmed.failures:
                 cold = [f"{len(warmed.failures)} of {len(warmed.log)} warm-up requests failed: {commonest_failures(warmed)}"]
         requests = workload.requests()
-        with Telemetry(gpus) as telemetry:
+        with Telemetry(gpus, hosts=spec.engine.nnodes or 1) as telemetry:
             result = run_load(requests, driven, drive, on_requests=on_requests, gpus=max(gpus, 1))
         log = result.measured
         if not log.ok.any():

@@ -48,6 +48,8 @@ class Ceilings:
     """From one GPU to another, one way, of the slowest pair."""
     all_reduce_us: Mapping[str, float] = field(default_factory=dict)
     """Microseconds of a reduction over them, by bytes of the rows in bf16 as text."""
+    nccl_all_reduce_us: Mapping[str, float] = field(default_factory=dict)
+    """The same by NCCL."""
 
     @property
     def bytes_per_s(self) -> float:
@@ -121,7 +123,13 @@ def with_links(ceilings: Ceilings, gpus: int, seconds: float = 1.0, tell: Callab
     if gpus < 2:
         return ceilings
     links = measure_links(gpus, seconds, tell or (lambda line: None))
-    return replace(ceilings, link_gpus=links.gpus, peer_copy_bytes_per_s=links.copy_bytes_per_s, all_reduce_us=dict(links.all_reduce_us))
+    return replace(
+        ceilings,
+        link_gpus=links.gpus,
+        peer_copy_bytes_per_s=links.copy_bytes_per_s,
+        all_reduce_us=dict(links.all_reduce_us),
+        nccl_all_reduce_us=dict(links.nccl_all_reduce_us),
+    )
 
 
 def rate_text(flops_per_s: float) -> str:

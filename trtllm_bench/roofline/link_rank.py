@@ -1,7 +1,7 @@
 """One GPU's process while links are measured (`links.py`); by hand: torchrun --nproc-per-node 2 -m trtllm_bench.roofline.link_rank --out F.
 
-Reductions run as in an engine of fp8: the launches of the op's own lowering, many in a CUDA graph. What is timed is the mean of a graph's
-calls, of the slowest rank.
+Reductions run as in an engine of fp8: the launches of the op's own lowering, many in a CUDA graph, both ways that ranks exchange data. What
+is timed is the mean of a graph's calls, of the slowest rank.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import itertools
 import json
 import os
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ from trtllm_kernels.lowering import lower
 HIDDEN = LINK_ROW_ELEMENTS
 ROWS = (1, 4, 16, 32, 64, 128, 256, 512, 2048, 8192)
 """16 KiB to 128 MiB of bf16."""
+NCCL_ROWS = ROWS[:-1]
+"""To 32 MiB."""
 CALLS = 20
 """Reductions in a graph."""
 COPY_BYTES = 1 << 28
@@ -43,13 +45,16 @@ def main() -> None:
     dist.init_process_group("gloo")
     copy = _slowest_copy(size, options.seconds) if rank == 0 else 0.0
 
-    def write(curve: dict[str, float]) -> None:
+    def write(*curves: dict[str, float]) -> None:
         if rank == 0:
-            options.out.write_text(json.dumps(asdict(Links(size, copy, curve))))
+            options.out.write_text(json.dumps(asdict(Links(size, copy, *curves))))
 
-    write({})  # stays if reductions cannot be measured
+    write()  # stays if reductions cannot be measured
     dist.barrier()
-    write(_reductions(rank, size, options.seconds))
+    by_memory = _by_memory(rank, size, options.seconds)
+    write(by_memory)
+    dist.barrier()
+    write(by_memory, _by_nccl(rank, size, options.seconds))
     dist.barrier()
     dist.destroy_process_group()
 
@@ -92,40 +97,59 @@ def _exchange(data: bytes) -> list[bytes]:
     return [bytes(part.numpy()) for part in parts]
 
 
-def _reductions(rank: int, size: int, seconds: float) -> dict[str, float]:
-    """Microseconds by bytes. Raises `KernelError` where there are no kernels for this GPU, or no peer access."""
-    from trtllm_kernels.compile.aot import compile_all
-    from trtllm_kernels.launch.driver import BoundProgram
+def _by_memory(rank: int, size: int, seconds: float) -> dict[str, float]:
+    """`_curve` of our kernels. Raises `KernelError` where there are none for this GPU, or no peer access."""
     from trtllm_kernels.launch.peers import PeerMemory
 
-    arch = "sm_{}{}".format(*torch.cuda.get_device_capability())
     most = ROWS[-1] * HIDDEN
     memory = PeerMemory(rank, size, _exchange)
     arena = memory.allocate(3 * most)  # x in bf16, then y in fp8: what peers reach
+    curve = _curve(ROWS, arena, memory.join(2 * HIDDEN, 1), seconds)
+    memory.close()
+    return curve
+
+
+def _by_nccl(rank: int, size: int, seconds: float) -> dict[str, float]:
+    """`_curve` of NCCL. Raises `KernelError` where it cannot join these GPUs."""
+    from trtllm_kernels.launch.nccl import Communicator, group_of, unique_id
+
+    made = unique_id() if rank == 0 else bytes(128)
+    communicator = Communicator(rank, size, _exchange(made)[0])
+    arena = torch.empty(3 * NCCL_ROWS[-1] * HIDDEN, dtype=torch.uint8, device="cuda")
+    return _curve(NCCL_ROWS, arena, group_of(communicator, arena.device), seconds)
+
+
+def _curve(counts: Sequence[int], arena: torch.Tensor, group: torch.Tensor, seconds: float) -> dict[str, float]:
+    """Microseconds of a reduction by bytes of its rows. `arena`: uint8, room for the most rows in bf16 and in fp8."""
+    from trtllm_kernels.compile.aot import compile_all
+    from trtllm_kernels.launch.driver import BoundProgram
+
+    arch = "sm_{}{}".format(*torch.cuda.get_device_capability())
+    most = counts[-1]
     tensors = {
-        "x": arena[: 2 * most].view(torch.bfloat16).view(-1, HIDDEN),
-        "residual": torch.randn(ROWS[-1], HIDDEN, device="cuda").to(torch.bfloat16),
+        "x": arena[: 2 * most * HIDDEN].view(torch.bfloat16).view(-1, HIDDEN),
+        "residual": torch.randn(most, HIDDEN, device="cuda").to(torch.bfloat16),
         "weight": torch.ones(HIDDEN, dtype=torch.bfloat16, device="cuda"),
         "out_scale": torch.full((1,), 0.05, device="cuda"),
-        "out0": arena[2 * most :].view(torch.float8_e4m3fn).view(-1, HIDDEN),
-        "out1": torch.empty(ROWS[-1], HIDDEN, dtype=torch.bfloat16, device="cuda"),
+        "out0": arena[2 * most * HIDDEN :].view(torch.float8_e4m3fn).view(-1, HIDDEN),
+        "out1": torch.empty(most, HIDDEN, dtype=torch.bfloat16, device="cuda"),
+        "group": group,
     }
-    tensors["x"].copy_(torch.randn(ROWS[-1], HIDDEN, device="cuda"))
-    tensors["group"] = memory.join(2 * HIDDEN, 1)
+    tensors["x"].copy_(torch.randn(most, HIDDEN, device="cuda"))
     curve = {}
-    for rows in ROWS:
+    for rows in counts:
         of_rows = {name: tensor if tensor.dim() < 2 else tensor[:rows] for name, tensor in tensors.items()}
         lowered = lowered_reduction(of_rows, arch)
+        of_rows |= {name: torch.empty_like(of_rows["x"]) for name in lowered.workspaces}
         program = BoundProgram([lowered] * CALLS, of_rows.__getitem__, compile_all(lowered.kernels, arch))
         program.set_symbols(T=0, R=0, D=0, S=0, C=0)
         program.run()
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             program.run()
         replays = max(3, int(seconds / (CALLS * _slowest(_seconds(graph.replay, 3) / CALLS))))
         curve[str(2 * rows * HIDDEN)] = _slowest(_seconds(graph.replay, min(replays, 1000)) / CALLS) * 1e6
-    memory.close()
     return curve
 
 

@@ -25,6 +25,8 @@ class Links:
     """From one GPU to another, one way, of the slowest pair."""
     all_reduce_us: Mapping[str, float] = field(default_factory=dict)
     """By bytes of the rows (bf16) as text: our kernel, fused with residual, RMS norm and fp8, in a CUDA graph."""
+    nccl_all_reduce_us: Mapping[str, float] = field(default_factory=dict)
+    """The same by NCCL and a kernel after it, as between hosts; here over these GPUs' links."""
 
 
 def measure_links(gpus: int, seconds: float, tell: Callable[[str], None]) -> Links:
@@ -45,9 +47,9 @@ def measure_links(gpus: int, seconds: float, tell: Callable[[str], None]) -> Lin
         found = Links(**json.loads(out.read_text()))
     tell(f"links: copy {found.copy_bytes_per_s / 1e9:,.1f} GB/s one way ({gpus} GPUs, slowest pair)")
     for size, us in found.all_reduce_us.items():
-        tell(reduction_text(int(size), us))
+        tell(reduction_text(int(size), us, found.nccl_all_reduce_us.get(size)))
     if said:
-        tell(f"all-reduce: not here ({said[:160]})")
+        tell(f"all-reduce{' by NCCL' if found.all_reduce_us else ''}: not here ({said[:160]})")
     return found
 
 
@@ -56,9 +58,9 @@ def command(gpus: int, seconds: float, out: Path) -> list[str]:
     return [*torchrun, "-m", "trtllm_bench.roofline.link_rank", "--seconds", str(seconds), "--out", str(out)]
 
 
-def reduction_text(size: int, us: float) -> str:
+def reduction_text(size: int, us: float, by_nccl_us: float | None = None) -> str:
     shown = f"{size / 2**20:g} MiB" if size >= 2**20 else f"{size / 2**10:g} KiB"
-    return f"all-reduce: {shown} {us:,.1f} us"
+    return f"all-reduce: {shown} {us:,.1f} us" + ("" if by_nccl_us is None else f", by NCCL {by_nccl_us:,.1f} us")
 
 
 def _last_words(output: str) -> str:

@@ -15,6 +15,7 @@ from trtllm_bench.targets.registry import OWN, OnBuild, Tokenize, register
 if TYPE_CHECKING:
     from trtllm_bench.targets.native_engine import OpenEngine
     from trtllm_engines.checkpoints.tokenizer import Tokenizer
+    from trtllm_engines.compiler.plan import ParallelLayout
 
 TOKENIZER = "tokenizer.json"
 DEVICES = ("auto", "cpu", "cuda")
@@ -51,7 +52,9 @@ def model_of(engine: EngineSpec) -> str:
 
 def check(spec: MeasurementSpec) -> None:
     """Raises `BenchError` or `EngineError` for what cannot work."""
+    from trtllm_engines.compiler.plan import ParallelLayout
     from trtllm_engines.engine.folder import load_engine
+    from trtllm_engines.errors import EngineError
     from trtllm_engines.models.presets import resolve_model
     from trtllm_engines.quantization import check_types
     from trtllm_engines.runtime.ranges import check_detail
@@ -70,27 +73,32 @@ def check(spec: MeasurementSpec) -> None:
                     f"{engine.engine_dir} was built for --{name} {getattr(built, name)}, not {getattr(engine, name)}; leave --{name} out, "
                     "or build another engine"
                 )
-        _check_gpus(engine, built.tp, built.pp)
+        if device_of(engine.device) == "cuda" and (engine.nnodes or 1) != built.nnodes:
+            raise BenchError(
+                f"{engine.engine_dir} was built for --nnodes {built.nnodes}, not {engine.nnodes or 1}; give --nnodes {built.nnodes}, or "
+                "build another engine"
+            )
+        _check_gpus(engine, built)
         return
-    _check_gpus(engine, engine.tp, engine.pp)
+    try:
+        layout = ParallelLayout(engine.tp, engine.pp, engine.nnodes or 1)
+    except EngineError as error:
+        raise LayoutError(str(error)) from None
+    _check_gpus(engine, layout)
     resolve_model(model_of(engine))
     check_types(str(engine.precision), engine.kv_dtype, (arch_for(engine.device),))
 
 
-def _check_gpus(engine: EngineSpec, tp: int, pp: int) -> None:
-    """Raises `LayoutError` when this machine has fewer GPUs than `engine`, so laid out, takes, and for ranks on GPUs of several hosts."""
+def _check_gpus(engine: EngineSpec, layout: ParallelLayout) -> None:
+    """Raises `LayoutError` when this machine has fewer GPUs than `engine`, so laid out, takes of each host."""
     if device_of(engine.device) == "cpu":
         return
-    if (engine.nnodes or 1) > 1:
-        raise LayoutError(
-            f"--nnodes is {engine.nnodes}, and ranks write into each other's GPUs, which hosts do not share; leave --nnodes out, or use "
-            "--device cpu"
-        )
-    needed = tp * pp * engine.replicas
+    of_host = layout.ranks // layout.nnodes
+    needed = of_host * engine.replicas
     if needed == 1 or (here := len(gpus())) >= needed:
         return
-    copies = f"{engine.replicas} replicas of {tp * pp} GPUs each take" if engine.replicas > 1 and tp * pp > 1 else "the engine takes"
-    flags = " or ".join(name for name, size in (("--tp", tp), ("--pp", pp), ("--replicas", engine.replicas)) if size > 1)
+    copies = f"{engine.replicas} replicas of {of_host} GPUs each take" if engine.replicas > 1 and of_host > 1 else "the engine takes"
+    flags = " or ".join(name for name, size in (("--tp", layout.tp), ("--pp", layout.pp), ("--replicas", engine.replicas)) if size > 1)
     raise LayoutError(f"{copies} {needed} GPUs and this machine has {here}; ask for a smaller {flags}")
 
 

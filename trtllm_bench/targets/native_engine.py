@@ -85,7 +85,7 @@ def engine_folder(spec: EngineSpec, on_build: OnBuild | None = None) -> Path:
             seed=spec.seed,
             profile=profile_for(spec, device_of(spec.device)),
             arches=(arch_for(spec.device),),
-            layout=ParallelLayout(spec.tp, spec.pp),
+            layout=ParallelLayout(spec.tp, spec.pp, spec.nnodes or 1),
             gpu=gpu_for(spec.device),
             progress=report,
         )

@@ -16,7 +16,7 @@ from trtllm_engines.documents import checked_json, parse_object
 from trtllm_engines.errors import EngineError
 from trtllm_engines.models.config import ModelConfig
 from trtllm_engines.quantization.scheme import KvScheme, QuantPlan, QuantScheme, WeightRecipe
-from trtllm_kernels.dialect.group import group_spec, pipe_spec
+from trtllm_kernels.dialect.group import Way, group_spec, pipe_spec
 from trtllm_kernels.dialect.types import SAMPLING_WORDS, Attr, Lowered, TensorSpec
 
 if TYPE_CHECKING:
@@ -56,8 +56,8 @@ STEP_INPUTS: Mapping[str, str] = {
     "kv_cache": "kv dtype [layers, pages, 2, kv_heads, page_size, head_dim]: state",
     KV_SCALES: "fp32 [layers, pages, 2, kv_heads, page_size]: state, scales of a cache that has one per token and head",
     "hidden": "wide dtype [T, hidden_size]: where the residual stream of the pipeline stage before arrives, where there is one",
-    "pipe": "int64 [8]: a rank's place in a pipeline (`trtllm_kernels.dialect.group`), where there is one",
-    "group": "int64 [words]: the ranks of a tensor-parallel group (`trtllm_kernels.dialect.group`), where there are several",
+    "pipe": "int64 [8], or int32 [2]: a rank's place in a pipeline (`trtllm_kernels.dialect.group`), where there is one",
+    "group": "int64 [words], or int32 [ranks]: the ranks of a tensor-parallel group (as `pipe`), where there are several",
 }
 
 
@@ -66,20 +66,37 @@ MOST_RANKS = 256
 
 @dataclass(frozen=True)
 class ParallelLayout:
-    """Over how many GPUs an engine runs: `tp` ranks share every layer, `pp` stages follow each other."""
+    """Over how many GPUs an engine runs: `tp` ranks share every layer, `pp` stages follow each other.
+
+    `nnodes` hosts run the ranks, each as many, stage after stage in order of hosts. Which way ranks exchange data follows from it, and is
+    in the plan: on GPUs an engine runs on as many hosts as it was built for. On CPUs all of them exchange through gloo.
+    """
 
     tp: int = 1
     pp: int = 1
+    nnodes: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("tp", "pp"):
+        for name in ("tp", "pp", "nnodes"):
             size = getattr(self, name)
             if not 1 <= size <= MOST_RANKS:
                 raise EngineError(f"{name} is {size} but must be at {'least 1' if size < 1 else f'most {MOST_RANKS}'}")
+        if self.ranks % self.nnodes:
+            raise EngineError(f"tp x pp is {self.ranks}, which does not divide by --nnodes {self.nnodes}; use another --nnodes")
 
     @property
     def ranks(self) -> int:
         return self.tp * self.pp
+
+    @property
+    def group_way(self) -> Way:
+        """How the ranks of a stage exchange data: through memory where every host has whole stages."""
+        return "memory" if self.ranks // self.nnodes % self.tp == 0 else "nccl"
+
+    @property
+    def pipe_way(self) -> Way:
+        """How stages do: one way for all, and some are on different hosts where there are several."""
+        return "memory" if self.nnodes == 1 else "nccl"
 
     def kv_heads(self, config: ModelConfig) -> int:
         """KV heads that one rank caches; where there are fewer than ranks, neighbours cache the same one."""
@@ -130,8 +147,8 @@ def step_input_specs(
         "kv_cache": TensorSpec(cache, kv.dtype),
         **({KV_SCALES: TensorSpec(cache[:-1], "fp32")} if kv.granularity == "row" else {}),
         **({HIDDEN: TensorSpec(("T", config.hidden_size), wide_dtype)} if stage.index > 0 else {}),
-        **({PIPE: pipe_spec()} if layout.pp > 1 else {}),
-        **({"group": group_spec(layout.tp)} if layout.tp > 1 else {}),
+        **({PIPE: pipe_spec(layout.pipe_way)} if layout.pp > 1 else {}),
+        **({"group": group_spec(layout.tp, layout.group_way)} if layout.tp > 1 else {}),
     }
 
 

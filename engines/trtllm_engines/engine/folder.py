@@ -158,6 +158,8 @@ def rebuild_command(plan: Plan, path: Path, *arches: str) -> str:
         flags["--tp"] = plan.parallel.tp
     if plan.parallel.pp > 1:
         flags["--pp"] = plan.parallel.pp
+    if plan.parallel.nnodes > 1:
+        flags["--nnodes"] = plan.parallel.nnodes
     taken = {plan.fingerprint.provenance.get(f"{TACTICS}{arch}", "") for arch in plan.fingerprint.arches}
     if tuned := taken - {"", *tactics.GPU_OF_ARCH.values()}:
         flags["--gpu"] = min(tuned)

@@ -48,7 +48,8 @@ def describe(path: Path | str, *, verify: bool = False, progress: Progress | Non
         "kv_dtype": plan.kv_dtype,
         "quantization": {"source": plan.quant.source, "schemes": _schemes(plan)},
         "profile": asdict(profile),
-        "parallel": {**asdict(plan.parallel), "layers": [one.stage.num_layers for one in stages]},
+        "parallel": {name: size for name, size in asdict(plan.parallel).items() if name != "nnodes" or size > 1}
+        | {"layers": [one.stage.num_layers for one in stages]},
         "weights": {"source": dict(plan.weights_source), "tensors": len(plan.weights), "bytes": weight_bytes(plan.weights)},
         "memory": {
             "activation_arena_bytes": plan.arena_bytes,
@@ -207,11 +208,12 @@ def _sections(d: Mapping[str, Any]) -> Iterator[RenderableType]:
 
 def _layout(parallel: Mapping[str, Any]) -> str:
     group = f"{parallel['tp']} tensor-parallel ranks"
+    hosts = f" on {parallel['nnodes']} hosts" if "nnodes" in parallel else ""
     if parallel["pp"] == 1:
-        return f"{group}; weights, memory and ops are one rank's"
+        return f"{group}{hosts}; weights, memory and ops are one rank's"
     layers = ", ".join(map(str, parallel["layers"]))
     shown = "weights, memory and ops are those of a rank of the first"
-    return f"{parallel['pp']} pipeline stages of {layers} layers{f', each of {group}' if parallel['tp'] > 1 else ''}; {shown}"
+    return f"{parallel['pp']} pipeline stages of {layers} layers{f', each of {group}' if parallel['tp'] > 1 else ''}{hosts}; {shown}"
 
 
 def _size(count: int) -> str:

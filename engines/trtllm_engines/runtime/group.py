@@ -12,9 +12,9 @@ from typing import Protocol
 import torch
 import torch.distributed as dist
 
-from trtllm_engines.compiler.plan import HIDDEN, Plan
+from trtllm_engines.compiler.plan import HIDDEN, ParallelLayout, Plan
 from trtllm_kernels.dialect.dtypes import bytes_of
-from trtllm_kernels.dialect.group import group_words
+from trtllm_kernels.dialect.group import Way, group_words
 from trtllm_kernels.dialect.specs import DTYPES
 from trtllm_kernels.references.communication import communicate, connect
 
@@ -42,7 +42,7 @@ class StageLink(Protocol):
     """One rank's ends of the pipeline: the residual stream from the same rank of the stage before, and to that of the next."""
 
     def join(self, plan: Plan) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The plan's step inputs `pipe` and `hidden`, the latter where a stage is before. Every rank of the engine calls it together."""
+        """The plan's step inputs `pipe` and `hidden`, the latter where the stage before writes it. Every rank calls it together."""
 
 
 class CpuLink(Protocol):
@@ -93,6 +93,21 @@ class GpuLink:
         return pipe, memory.inbox.view(DTYPES[dtype]).view(-1, columns)[:rows]
 
 
+class NcclLink:
+    """Between ranks on GPUs of several hosts. What a stage receives lands where its first op reads it, so there is no inbox."""
+
+    def __init__(self, tp: int) -> None:
+        self._tp = tp
+
+    def join(self, plan: Plan) -> tuple[torch.Tensor, torch.Tensor | None]:
+        from trtllm_kernels.launch.nccl import Communicator, pipe_of, unique_id
+
+        rank, size = dist.get_rank(), dist.get_world_size()
+        made = unique_id() if rank == 0 else bytes(128)
+        communicator = Communicator(rank, size, _exchanged(made, size, None)[0], apart=self._tp)
+        return pipe_of(communicator, self._tp, torch.device("cuda")), None
+
+
 def _exchanged(data: bytes, size: int, group: dist.ProcessGroup | None) -> list[bytes]:
     own = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     parts = [torch.empty_like(own) for _ in range(size)]
@@ -115,39 +130,24 @@ class GlooCommunicator:
 
 
 class ProcessGroup:
-    """Ranks that are processes, joined by torch.distributed: gloo on CPUs and for what hosts exchange, NCCL for logits on GPUs."""
+    """Ranks that are processes on CPUs, joined by torch.distributed; on GPUs what happens when an engine is loaded goes through it too."""
 
-    def __init__(self, device: torch.device, tp: int) -> None:
+    def __init__(self, tp: int) -> None:
         """Every `tp` ranks in order are a group."""
         self.rank, self.size = dist.get_rank() % tp, tp
-        self._device = device
-        self._own = self._group_of_stage(None) if tp < dist.get_world_size() else None
-        self._logits = self._group_of_stage("nccl") if device.type == "cuda" and tp > 1 else self._own
-        self._peers: object = None
+        self._own = self._group_of_stage() if tp < dist.get_world_size() else None
 
-    def _group_of_stage(self, backend: str | None) -> dist.ProcessGroup:
+    def _group_of_stage(self, backend: str | None = None) -> dist.ProcessGroup:
         firsts = range(0, dist.get_world_size(), self.size)
         groups = [dist.new_group(list(range(first, first + self.size)), backend=backend) for first in firsts]
         own: dist.ProcessGroup = groups[dist.get_rank() // self.size]
         return own
 
     def arena(self, nbytes: int) -> torch.Tensor:
-        if self._device.type == "cpu" or self.size == 1:
-            return torch.zeros(nbytes, dtype=torch.uint8, device=self._device)
-        from trtllm_kernels.launch.peers import PeerMemory
-
-        self._peers = PeerMemory(self.rank, self.size, self._exchange)
-        return self._peers.allocate(nbytes)
+        return torch.zeros(nbytes, dtype=torch.uint8)
 
     def join(self, plan: Plan) -> torch.Tensor:
-        if self._device.type == "cpu":
-            return communicate(GlooCommunicator(self.rank, self.size, self._own))
-        if self.size == 1:
-            return torch.zeros(group_words(1), dtype=torch.int64, device=self._device)
-        from trtllm_kernels.launch.peers import PeerMemory
-
-        assert isinstance(self._peers, PeerMemory)
-        return self._peers.join(bytes_of(plan.config.hidden_size, plan.quant.wide_dtype), plan.profile.max_batch_size)
+        return communicate(GlooCommunicator(self.rank, self.size, self._own))
 
     def least(self, count: int) -> int:
         counted = torch.tensor([count])
@@ -155,11 +155,76 @@ class ProcessGroup:
         return int(counted)
 
     def columns(self, x: torch.Tensor) -> torch.Tensor:
-        if self.size == 1:
-            return x
+        return x if self.size == 1 else self._side_by_side(x, self._own)
+
+    def _side_by_side(self, x: torch.Tensor, group: dist.ProcessGroup | None) -> torch.Tensor:
         parts = [torch.empty_like(x) for _ in range(self.size)]
-        dist.all_gather(parts, x.contiguous(), group=self._logits)
+        dist.all_gather(parts, x.contiguous(), group=group)
         return torch.cat(parts, dim=1)
 
     def _exchange(self, data: bytes) -> list[bytes]:
         return _exchanged(data, self.size, self._own)
+
+
+class PeerGroup(ProcessGroup):
+    """Ranks on GPUs of one host, which reach each other's memory."""
+
+    def __init__(self, tp: int) -> None:
+        super().__init__(tp)
+        self._logits = self._group_of_stage("nccl") if tp > 1 else None
+        self._peers: object = None
+
+    def arena(self, nbytes: int) -> torch.Tensor:
+        if self.size == 1:
+            return torch.zeros(nbytes, dtype=torch.uint8, device="cuda")
+        from trtllm_kernels.launch.peers import PeerMemory
+
+        self._peers = PeerMemory(self.rank, self.size, self._exchange)
+        return self._peers.allocate(nbytes)
+
+    def join(self, plan: Plan) -> torch.Tensor:
+        if self.size == 1:
+            return torch.zeros(group_words(1), dtype=torch.int64, device="cuda")
+        from trtllm_kernels.launch.peers import PeerMemory
+
+        assert isinstance(self._peers, PeerMemory)
+        return self._peers.join(bytes_of(plan.config.hidden_size, plan.quant.wide_dtype), plan.profile.max_batch_size)
+
+    def columns(self, x: torch.Tensor) -> torch.Tensor:
+        return x if self.size == 1 else self._side_by_side(x, self._logits)
+
+
+class NcclGroup(ProcessGroup):
+    """Ranks on GPUs of several hosts."""
+
+    def arena(self, nbytes: int) -> torch.Tensor:
+        from trtllm_kernels.launch.nccl import Communicator, unique_id
+
+        made = unique_id() if self.rank == 0 else bytes(128)
+        self._communicator = Communicator(self.rank, self.size, self._exchange(made)[0])
+        return torch.zeros(nbytes, dtype=torch.uint8, device="cuda")
+
+    def join(self, plan: Plan) -> torch.Tensor:
+        from trtllm_kernels.launch.nccl import group_of
+
+        return group_of(self._communicator, torch.device("cuda"))
+
+    def columns(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat(self._communicator.all_gather(x).unbind(), dim=1)
+
+
+def group_for(layout: ParallelLayout, on_gpu: bool) -> ProcessGroup:
+    """This rank's, in an engine of this layout."""
+    if not on_gpu:
+        return ProcessGroup(layout.tp)
+    groups: dict[Way, type[ProcessGroup]] = {"memory": PeerGroup, "nccl": NcclGroup}
+    return groups[layout.group_way](layout.tp)
+
+
+def link_for(layout: ParallelLayout, on_gpu: bool) -> StageLink | None:
+    """This rank's ends of the pipeline, where there is one."""
+    if layout.pp == 1:
+        return None
+    if not on_gpu:
+        return ProcessLink(layout.tp)
+    return GpuLink(layout.tp) if layout.pipe_way == "memory" else NcclLink(layout.tp)

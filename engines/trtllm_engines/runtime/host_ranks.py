@@ -27,6 +27,8 @@ PF_EXITING = 0x4
 """Flag of a process in /proc, from the first thing that its end does (linux/sched.h)."""
 NO_MULTICAST = {"NCCL_NVLS_ENABLE": "0", "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1", "NVSHMEM_DISABLE_NVLS": "1"}
 """No NVLink multicast, whatever a library would choose."""
+NO_REGISTRATION = {"NCCL_GRAPH_REGISTER": "0"}
+"""Capturing a graph asks nothing of other ranks: NCCL would register the buffers it finds in one with its peers."""
 MEETING_S = 60
 """How long torchrun's agents of several hosts wait for each other."""
 STACK_S = 1.0
@@ -180,7 +182,7 @@ def rank_environment(interface: str = "lo") -> dict[str, str]:
     """For processes of ranks. `interface`: the network interface on which they meet; those of one host meet on `lo`, whatever its name
     resolves to."""
     own = {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    return {"OMP_NUM_THREADS": "1", **os.environ, **NO_MULTICAST, **own}
+    return {"OMP_NUM_THREADS": "1", **os.environ, **NO_MULTICAST, **NO_REGISTRATION, **own}
 
 
 def _lives(process: int) -> bool:

@@ -22,8 +22,9 @@ from trtllm_engines.engine.fingerprint import CPU, detect_target
 from trtllm_engines.engine.folder import load_engine
 from trtllm_engines.runtime import rank_trace, wire
 from trtllm_engines.runtime.batch import StepHandle
-from trtllm_engines.runtime.group import GpuLink, ProcessGroup, ProcessLink
+from trtllm_engines.runtime.group import group_for, link_for
 from trtllm_engines.runtime.host_ranks import Recorder
+from trtllm_engines.runtime.nccl_watch import NcclWatch
 from trtllm_engines.runtime.rank import CacheSize, start_rank
 from trtllm_engines.runtime.rank_trace import RankTrace
 from trtllm_engines.runtime.step_ring import StepRing
@@ -65,15 +66,16 @@ def _run(options: argparse.Namespace, rank: int, local: int, size: int, ring: St
         dist.init_process_group("gloo")
     trace = RankTrace(rank, on_gpu, options.recorder, options.detail)
     tp, stages = options.tp, size // options.tp
-    group = ProcessGroup(torch.device("cuda" if on_gpu else "cpu"), tp) if size > 1 else None
     engine = load_engine(options.engine, detect_target(gpu) if on_gpu else None, verify="sizes", stage=rank // tp)
+    layout = engine.plan.parallel
+    watch = NcclWatch(lambda reason: ring.fail(local, reason)) if on_gpu and layout.nnodes > 1 else None
     runner = start_rank(
         engine,
         CacheSize(options.kv_cache_fraction, options.num_pages),
         cuda_graphs=options.max_graph_batch > 0,
         max_graph_batch=max(1, options.max_graph_batch),
-        group=group,
-        link=None if stages == 1 else GpuLink(tp) if on_gpu else ProcessLink(tp),
+        group=group_for(layout, on_gpu) if size > 1 else None,
+        link=link_for(layout, on_gpu),
     )
     trace.observe(runner)
     answers = rank == (stages - 1) * tp
@@ -116,6 +118,8 @@ def _run(options: argparse.Namespace, rank: int, local: int, size: int, ring: St
             land()
             time.sleep(20e-6)
     land(all_of_them=True)
+    if watch is not None:
+        watch.stop()
     if size > 1:
         dist.destroy_process_group()
 

@@ -58,10 +58,8 @@ def start_ranks(
             captured=lambda done, total: progress("graphs", done, total),
             check_logits=check_logits,
         )
-    if engine.arch != CPU and nnodes > 1:
-        raise EngineError(
-            f"--nnodes is {nnodes}, and ranks of {engine.path} write into each other's GPUs, which hosts do not share; run them on one host"
-        )
+    if engine.arch != CPU and nnodes != (built := engine.plan.parallel.nnodes):
+        raise EngineError(f"{engine.path} was built for --nnodes {built}, not {nnodes}; build another engine, with --nnodes {nnodes}")
     if engine.arch != CPU and (here := torch.cuda.device_count()) < first_gpu + count // nnodes:
         what = f"{engine.path} runs on {count} GPUs" if replica is None else f"replica {replica + 1} of {engine.path} needs GPU {first_gpu}"
         more = "build it with a smaller --tp or --pp, or run it elsewhere" if replica is None else "ask for fewer --replicas"

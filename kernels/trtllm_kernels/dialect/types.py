@@ -94,12 +94,14 @@ class Arg:
 
 @dataclass(frozen=True)
 class Launch:
-    """A kernel launch or, when `library` is set, a call of a library routine (`launch/gemm.py`).
+    """A kernel launch or, when `library` is set, a call of a library routine (`launch/gemm.py`, `launch/nccl.py`).
 
     library `matmul`: args are x, weight, bias (optional: a vector), residual (optional: a matrix) and y; grid is (rows, N, K);
     y[:rows] = x[:rows] @ weight.T + bias + residual[:rows], rounded once; y may be the residual's memory.
     Three `i32` may follow y: the number of the algorithm among cuBLASLt's proposals, the rows it was proposed for, and the library version.
     library `scaled_matmul`: the same with two scales, of one element or of [rows, 1] and [N, 1], after x and weight, which are fp8.
+    library `nccl_sum` (x, y, group), `nccl_largest` (words in place, group), `nccl_send` (x, pipe), `nccl_receive` (y, pipe): what ranks
+    exchange by NCCL (`launch/nccl.py`), grid (rows, elements of a row, 1).
     A launch is skipped at run time when any grid dimension evaluates to zero or less.
 
     concurrent: the launch neither needs nor disturbs anything of the launch before it, so the two may run concurrently where kernels can

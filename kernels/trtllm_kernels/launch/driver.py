@@ -1,4 +1,4 @@
-"""Carries out launches: cubins through the CUDA driver, GEMMs through `launch/gemm.py`.
+"""Carries out launches: cubins through the CUDA driver, GEMMs through `launch/gemm.py`, NCCL through `launch/nccl.py`.
 
 An engine's launches never change, only the sizes of the step do, so everything is bound once. Each launch has a prebuilt array of pointers
 to its parameters. Addresses of tensors are fixed, and an integer that depends on the step is one shared ctypes object, rewritten once per
@@ -30,7 +30,9 @@ from trtllm_kernels.compile.cubin import Cubin
 from trtllm_kernels.dialect.expr import StepFunction, compile_all
 from trtllm_kernels.dialect.types import SKINNY_TOKENS, Arg, Dim, Launch, Lowered
 from trtllm_kernels.errors import KernelError
+from trtllm_kernels.launch import nccl
 from trtllm_kernels.launch.gemm import LibraryCall, LibraryCalls, Resolve, Views
+from trtllm_kernels.launch.nccl import NcclCall
 
 _SUCCESS = cuda.CUresult.CUDA_SUCCESS
 _DEFAULT_SHARED_BYTES = 48 * 1024
@@ -225,7 +227,9 @@ class BoundProgram:
         self._library = LibraryCalls()
         self._steps: list[_Kernel | LibraryCall] = []
         for launch in (launch for one in lowered for launch in one.launches):
-            if launch.library:
+            if launch.library in nccl.ROUTINES:
+                self._steps.append(NcclCall(launch, resolve, self._symbolic.index, self._library.stream))
+            elif launch.library:
                 self._steps.append(self._library.bind(launch, resolve, self._symbolic.index))
             elif launch.kernel not in cubins:
                 raise KernelError(f"the plan launches kernel {launch.kernel}, which was not compiled; rebuild the engine")
@@ -264,7 +268,7 @@ class BoundProgram:
                 if isinstance(step, _Kernel):
                     serialize = serialized or at - 1 in concurrent or at + 1 in concurrent
                     step.set_dependent(at in concurrent or (step.waits and not serialize))
-                serialized = isinstance(step, _Kernel) and step.serialize_next
+                serialized = isinstance(step, _Kernel | NcclCall) and step.serialize_next
         self._symbols = symbols
 
     def run(self, first: int = 0, end: int | None = None) -> None:

@@ -1,4 +1,8 @@
-"""Lowerings of what ranks exchange: reductions by one of two kernels, chosen by the step's tokens, and sampling over a split vocabulary."""
+"""Lowerings of what ranks exchange: reductions, sampling over a split vocabulary, and the residual stream between stages.
+
+Each in two ways (`dialect.group.Way`). Through memory, reductions are one of two kernels, chosen by the step's tokens. By NCCL, the library
+reduces, sends and receives, and the kernels of ops that a single GPU has do the rest.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +10,13 @@ from dataclasses import replace
 
 from trtllm_kernels.dialect.dtypes import bytes_of
 from trtllm_kernels.dialect.expr import ceil_div
-from trtllm_kernels.dialect.group import ONE_SHOT_ROWS, TWO_SHOT_BLOCKS, ranks_of
-from trtllm_kernels.dialect.types import Dim, Lowered
+from trtllm_kernels.dialect.group import ONE_SHOT_ROWS, TWO_SHOT_BLOCKS, ranks_of, way_of
+from trtllm_kernels.dialect.types import Arg, Dim, Launch, Lowered
 from trtllm_kernels.errors import KernelError
 from trtllm_kernels.lowering.call import F32, I32, Builder, OpCall, Operand, Parameter
-from trtllm_kernels.lowering.gemm import linear_launches
+from trtllm_kernels.lowering.gemm import linear_launches, publish
 from trtllm_kernels.lowering.registry import lowers
+from trtllm_kernels.lowering.rows import add, norm, split
 from trtllm_kernels.lowering.space import Choice
 
 _CANDIDATES = 2048
@@ -29,6 +34,8 @@ def _no_space(call: OpCall) -> tuple[Choice, ...]:
 @lowers("all_reduce", "all_reduce_add", "all_reduce_add_rms_norm", space=_no_space, capabilities=(90,))
 def all_reduce(call: OpCall) -> Lowered:
     """Steps of up to `ONE_SHOT_ROWS` tokens exchange rows whole, larger ones by owners. Each kernel has no blocks in the other's steps."""
+    if way_of(call["group"].spec) == "nccl":
+        return _reduced_by_nccl(call)
     x, group, y = call["x"], call["group"], call.outputs[0]
     if x.dtype not in ("bf16", "fp16"):
         raise KernelError(f"op {call.op} has kernels for bf16 and fp16, not for {x.dtype}; choose another --precision, or --tp 1")
@@ -66,6 +73,30 @@ def all_reduce(call: OpCall) -> Lowered:
     return builder.finish()
 
 
+def _reduced_by_nccl(call: OpCall) -> Lowered:
+    """NCCL's sum of the ranks' rows, then what follows it by the kernel of one GPU. Sums of two ranks are rounded once, as by our kernels;
+    those of more are rounded wherever NCCL adds."""
+    x, group = call["x"], call["group"]
+    if call.op == "all_reduce":
+        return Lowered((by_nccl("nccl_sum", group, x, call.outputs[0]),))
+    builder = Builder(call)
+    total = builder.workspace("sum", x.shape, x.dtype)
+    builder.launches.append(by_nccl("nccl_sum", group, x, total))
+    if call.op == "all_reduce_add":
+        rest = add(replace(call, op="add", inputs={"a": call["residual"], "b": total}))
+    else:
+        given = {name: call.inputs.get(name) for name in ("residual", "weight", "out_scale")}
+        rest = norm(replace(call, op="add_rms_norm", inputs={"x": total, **given}))
+    return Lowered((*builder.launches, *rest.launches), rest.kernels, builder.workspaces)
+
+
+def by_nccl(routine: str, place: Operand, *tensors: Operand) -> Launch:
+    """A call of NCCL on whole rows of `tensors` (`launch/nccl.py`)."""
+    x = tensors[0]
+    columns = x.size(1) if len(x.shape) > 1 else 1
+    return Launch(library=routine, grid=(x.shape[0], columns, 1), args=tuple(Arg("tensor", one.name) for one in (*tensors, place)))
+
+
 def _few(rows: Dim) -> Dim:
     """A block a row in steps of up to `ONE_SHOT_ROWS`, else none."""
     if isinstance(rows, int):
@@ -92,6 +123,10 @@ def _threads(hidden: int) -> int:
 def between_stages(call: OpCall) -> Lowered:
     """A copy by few blocks of small steps, and by up to `_PIPE_BLOCKS`, which keep the link busy, of large ones."""
     sends, pipe, y = call.op == "send", call["pipe"], call.outputs[0]
+    if way_of(pipe.spec) == "nccl":
+        kept = split(replace(call, op="split")) if sends and not call.in_place else Lowered(())
+        passed = by_nccl(f"nccl_{call.op}", pipe, call["x"] if sends else y)
+        return replace(kept, launches=(passed, *kept.launches))
     rows, row_bytes = y.shape[0], bytes_of(y.size(1), y.dtype)
     if row_bytes % 16:
         raise KernelError(f"rows of {row_bytes} bytes cannot be sent between GPUs; they must be whole vectors of 16 bytes, or use --tp")
@@ -130,6 +165,10 @@ def sharded_linear_sample(call: OpCall) -> Lowered:
         constexprs={"N": columns, "BLOCK": _CANDIDATES},
         warps=8,
     )
+    if way_of(group.spec) == "nccl":
+        builder.launches.append(replace(by_nccl("nccl_largest", group, words), grid=(rows, 1, 1)))
+        publish(builder, call)
+        return builder.finish()
     ends: dict[str, Operand] = {
         "ArgmaxScratch": words,
         "Group": group,

@@ -105,9 +105,8 @@ _PUBLISHED = 128
 def linear_sample(call: OpCall) -> Lowered:
     """As `linear`. Our own kernels find candidates in their epilogues; the library's logits are read once more."""
     builder, covered = linear_launches(call)
-    logits, tokens = call.outputs
-    rows, ring = call["x"].shape[0], call["token_ring"]
-    columns = logits.size(1)
+    logits, _ = call.outputs
+    rows, columns = call["x"].shape[0], logits.size(1)
     builder.launch(
         "sampling.candidates",
         {"Logits": logits, "ArgmaxScratch": call["argmax_scratch"], "SamplingWords": call["sampling_words"], "num_rows": I32(rows)},
@@ -115,11 +114,18 @@ def linear_sample(call: OpCall) -> Lowered:
         constexprs={"N": columns, "BLOCK": _CANDIDATES},
         warps=8,
     )
+    publish(builder, call)
+    return builder.finish()
+
+
+def publish(builder: Builder, call: OpCall) -> None:
+    """Words of sampling to tokens, for the next step and for the host."""
+    rows, ring = call["x"].shape[0], call["token_ring"]
     published = {
         "ArgmaxScratch": call["argmax_scratch"],
         "Slots": call["sample_slots"],
         "RingSlot": call["ring_slot"],
-        "Tokens": tokens,
+        "Tokens": call.outputs[1],
         "LastTokens": call["last_tokens"],
     }
     builder.launch(
@@ -129,7 +135,6 @@ def linear_sample(call: OpCall) -> Lowered:
         constexprs={"BLOCK": _PUBLISHED},
         warps=1,
     )
-    return builder.finish()
 
 
 def linear_launches(call: OpCall) -> tuple[Builder, int]:

@@ -82,9 +82,10 @@ def candidates(Logits, ArgmaxScratch, SamplingWords, num_rows, N: tl.constexpr, 
 def rank_candidates(
     Logits, ArgmaxScratch, SamplingWords, Group, num_rows, N: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr
 ):  # fmt: skip
-    """As `candidates`, of this rank's columns of the vocabulary, N a rank in rank order. Group: `dialect/group.py`."""
+    """As `candidates`, of this rank's columns of the vocabulary, N a rank in rank order. Group (`dialect/group.py`): its first 32 bits are
+    the rank's number."""
     let_next_start(PDL)
-    first_column = (tl.load(Group) & 0xFFFFFFFF).to(tl.int32) * N
+    first_column = tl.load(Group).to(tl.int32) * N
     wait_for_previous(PDL)
     row = tl.program_id(0) + tl.arange(0, 1)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)

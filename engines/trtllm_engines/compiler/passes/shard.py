@@ -31,7 +31,7 @@ def apply(graph: ModelGraph) -> None:
     if ranks == 1:
         return
     _check(graph, ranks)
-    graph.inputs[GROUP] = group_spec(ranks)
+    graph.inputs[GROUP] = group_spec(ranks, graph.layout.group_way)
     first_op = next(node for node in graph.fx.nodes if node.op != "placeholder")
     with graph.fx.inserting_before(first_op):
         group = graph.fx.placeholder(GROUP)

@@ -38,7 +38,7 @@ def apply(graph: ModelGraph) -> None:
     enters = _crossing(graph, stage.first_layer) if stage.first_layer > 0 else None
     with graph.fx.inserting_before(next(node for node in graph.fx.nodes if node.op != "placeholder")):
         pipe = graph.fx.placeholder(PIPE)
-        graph.inputs[PIPE] = pipe_spec()
+        graph.inputs[PIPE] = pipe_spec(graph.layout.pipe_way)
         if enters is not None:
             hidden = graph.fx.placeholder(HIDDEN)
             graph.inputs[HIDDEN] = TensorSpec(("T", config.hidden_size), graph.dtype)
