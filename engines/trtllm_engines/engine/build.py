@@ -189,8 +189,8 @@ def _copy_tokenizer(origin: Path | None, folder: Path) -> None:
     if origin is None:
         return
     if origin.is_file():
-        from trtllm_engines.checkpoints.gguf_file import GgufFile
         from trtllm_engines.checkpoints.gguf_tokenizer import write_tokenizer
+        from trtllm_engines.models.gguf_file import GgufFile
 
         write_tokenizer(GgufFile(origin), folder)
         return

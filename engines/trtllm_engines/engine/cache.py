@@ -292,7 +292,7 @@ def _identity(weights: str) -> object:
     kinds = ("*.safetensors", "*.bin", "*.json", "*.jinja")
     files = [path] if path.is_file() else sorted(file for kind in kinds for file in path.glob(kind))
     if path.is_file() and path.suffix == ".gguf":
-        from trtllm_engines.checkpoints.gguf_file import parts_of
+        from trtllm_engines.models.gguf_file import parts_of
 
         files = parts_of(path)
     return [_stamp(file) for file in files]
