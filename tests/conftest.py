@@ -1,10 +1,15 @@
-"""Signals as a terminal has them, and garbage collected less often.
+"""Signals as a terminal has them, garbage collected less often, and ranks that are threads.
 
 nohup and a shell's background jobs ignore some signals, and tests' processes would inherit that.
 """
 
 import gc
 import signal
+from collections.abc import Callable
+from functools import partial
+from threading import Barrier
+
+import pytest
 
 for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(number) is signal.SIG_IGN:
@@ -16,3 +21,27 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 10, 10)
+
+
+@pytest.fixture
+def exchanges(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[Callable[[bytes], list[bytes]]]]:
+    """Memory that ranks share is that of this process, and not exported. Called with a number of ranks: what each, as a thread, exchanges
+    words with the others through."""
+    from trtllm_kernels.launch import peers
+
+    monkeypatch.setattr(peers, "_export", lambda tensor: tensor.data_ptr().to_bytes(8, "little").ljust(64, b"\0"))
+    monkeypatch.setattr(peers, "_mapped", lambda handle, rank: int.from_bytes(handle[:8], "little"))
+
+    def of(ranks: int) -> list[Callable[[bytes], list[bytes]]]:
+        barrier, given = Barrier(ranks), [b""] * ranks
+
+        def exchange(rank: int, data: bytes) -> list[bytes]:
+            given[rank] = data
+            barrier.wait()
+            every = list(given)
+            barrier.wait()
+            return every
+
+        return [partial(exchange, rank) for rank in range(ranks)]
+
+    return of

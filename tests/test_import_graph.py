@@ -127,8 +127,6 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
 
 UPWARD = {
     "trtllm_engines": {
-        ("compiler", "engine"),  # the fingerprint
-        ("models", "checkpoints"),  # a .gguf file brings its configuration
         ("quantization", "checkpoints"),  # a scheme's file holds its recipes of weights
         ("quantization", "compiler"),  # and its passes
     },

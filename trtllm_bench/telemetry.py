@@ -48,7 +48,7 @@ class Samples:
     absent: str = ""
 
     def columns(self) -> dict[str, FloatArray]:
-        """For `Store.write_side("samples", ...)`; empty without samples."""
+        """For the side table "samples" of `Store.record`; empty without samples."""
         return {name: self.rows[:, place] for place, name in enumerate(COLUMNS)} if len(self.rows) else {}
 
     def figures(self, start_s: float, end_s: float, output_tokens: float) -> dict[str, float]:

@@ -27,11 +27,11 @@ import torch
 
 from trtllm_engines.checkpoints.checkpoint_precision import default_precision
 from trtllm_engines.checkpoints.tokenizer import Tokenizer
+from trtllm_engines.compiler.fingerprint import CPU, detect_target
 from trtllm_engines.compiler.plan import ParallelLayout, Profile
 from trtllm_engines.engine.build import Progress, default_profile
 from trtllm_engines.engine.cache import cached_engine
 from trtllm_engines.engine.checksums import Verify
-from trtllm_engines.engine.fingerprint import CPU, detect_target
 from trtllm_engines.engine.folder import PLAN, load_engine
 from trtllm_engines.errors import EngineError
 from trtllm_engines.models.presets import resolve_model

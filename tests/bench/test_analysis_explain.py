@@ -14,7 +14,7 @@ import pytest
 
 from trtllm_bench.__main__ import main
 from trtllm_bench.analysis.advice import findings, rate
-from trtllm_bench.analysis.cells import MeasuredCell, _names, find_cell, hardware_of, plan_of
+from trtllm_bench.analysis.cells import MeasuredCell, _names, find_cell, hardware_of, plans_of
 from trtllm_bench.analysis.check import check, median_error
 from trtllm_bench.analysis.explain import Breakdown, breakdown, difference, from_log, read_steps
 from trtllm_bench.analysis.predict import pages_on, predict
@@ -232,8 +232,6 @@ def keep_cell(folder: Path, batch: int, step_ms: float, **figures: float) -> Non
     }
     total = batch * STEPS
     row = Row(cell, environment, figures={"output_tokens": float(total), "output_tokens_per_s": batch / step_ms * 1e3, **figures})
-    store = Store(folder)
-    store.write_side("steps", row, columns)
     times = np.linspace(0.01, done[-1], batch)
     log = RequestLog(
         intended_s=np.zeros(batch),
@@ -246,8 +244,7 @@ def keep_cell(folder: Path, batch: int, step_ms: float, **figures: float) -> Non
         scheduled_s=np.full(batch, done[1]),
         columns={"preemptions": np.arange(batch)},
     )
-    store.write_side("requests", row, log.side_columns())
-    store.append(row)
+    Store(folder).record(row, {"steps": columns, "requests": log.side_columns()})
 
 
 @pytest.fixture
@@ -278,7 +275,7 @@ def test_a_breakdown_sums_to_the_time_measured(store: Path) -> None:
     assert found.source == "step log"
     assert found.per_token_us == pytest.approx(7000 / 8, rel=0.02)
     assert found.steps == {"decode": pytest.approx(1.0)}
-    predicted = StepModel(plan_of(cell.row), hardware_of(cell.row.environment)).step(StepShape.decode(8, 200))
+    predicted = StepModel(plans_of(cell.row)[0], hardware_of(cell.row.environment)).step(StepShape.decode(8, 200))
     for name, us in predicted.parts.items():
         assert found.parts.get(name, 0.0) == pytest.approx(us / 8, rel=0.03, abs=0.01)
     assert found.parts["not accounted for"] == pytest.approx(7000 / 8 - predicted.total_us / 8, rel=0.1)
@@ -290,7 +287,7 @@ def test_two_ranks_have_communication_as_a_part_and_are_told_of_it(tmp_path: Pat
     row = Store(tmp_path / "runs").rows()[0]
     cell = MeasuredCell(replace(row, cell=replace(row.cell, tp=2)), Store(tmp_path / "runs"), None)
     found = breakdown(cell)
-    exchange = StepModel(plan_of(cell.row), hardware_of(cell.row.environment)).step(StepShape.decode(8, 200)).parts["communication"]
+    exchange = StepModel(plans_of(cell.row)[0], hardware_of(cell.row.environment)).step(StepShape.decode(8, 200)).parts["communication"]
     assert exchange > 64 * 4
     assert found.parts["communication"] == pytest.approx(exchange / 8, rel=0.01)
     assert found.per_token_us == pytest.approx(5000 / 8, rel=0.02)
@@ -315,7 +312,7 @@ def test_limits_come_with_what_to_change_and_what_it_would_bring(store: Path) ->
     cell = find_cell(f"{store}@batch=8")
     said = advised(cell, {"weights": 70.0, "KV cache": 20.0, "kernel overhead": 10.0})
     batch = next(gain for text, gain in said.items() if "--concurrency 16" in text)
-    plan, hardware = plan_of(cell.row), hardware_of(cell.row.environment)
+    plan, hardware = plans_of(cell.row)[0], hardware_of(cell.row.environment)
     model = StepModel(plan, hardware)
     assert batch == pytest.approx(rate(model, 16, 128, 128) / rate(model, 8, 128, 128) - 1)
     assert 0.5 < batch < 1.0
@@ -434,15 +431,15 @@ def test_as_many_pages_are_predicted_as_a_recorded_run_had() -> None:
         cell = find_cell(f"{RECORDED / name}@{filters}")
         had = float(read_steps(cell)["kv_pages_used"].max()) / cell.row.figures["kv_used_peak_ratio"]
         fraction = float(cell.row.cell.settings["kv_cache_fraction"])
-        assert pages_on(plan_of(cell.row), hardware_of(cell.row.environment), fraction) == pytest.approx(had, rel=0.02)
+        assert pages_on(plans_of(cell.row)[0], hardware_of(cell.row.environment), fraction) == pytest.approx(had, rel=0.02)
 
 
 def test_a_cell_of_another_target_is_refused(store: Path) -> None:
     row = find_cell(f"{store}@batch=8").row
     with pytest.raises(BenchError, match="was served by http"):
-        plan_of(replace(row, cell=replace(row.cell, target="http")))
+        plans_of(replace(row, cell=replace(row.cell, target="http")))
     with pytest.raises(BenchError, match="has no step log"):
-        from_log(MeasuredCell(row, None, None), StepModel(plan_of(row), H100))
+        from_log(MeasuredCell(row, None, None), StepModel(plans_of(row)[0], H100))
 
 
 @cache

@@ -19,7 +19,7 @@ from trtllm_dashboards.points import points
 from trtllm_dashboards.sources import load
 from trtllm_results.compare.align import compare
 from trtllm_results.compare.published import beside
-from trtllm_results.metrics.registry import brief, with_spread
+from trtllm_results.metrics.registry import brief
 from trtllm_results.record.row import Row
 from trtllm_results.store.selection import ResultSet
 from trtllm_results.store.table import Store
@@ -52,7 +52,7 @@ def test_one_cell_has_one_number_everywhere(browser: Browser, h100: Path) -> Non
         rate = point.get(RATE)
         assert rate is not None
         half = (rate.high - rate.low) / 2 if rate.n > 1 else None
-        said = with_spread(rate.mean, half)
+        said = brief(rate.mean) if half is None else f"{brief(rate.mean)} ± {brief(float(f'{half:.2g}'))}"
         shown = browser.js(f"((i) => [withError(i, '{RATE}'), pointOf(i, 'load', '{RATE}').text])(state.data.keys.indexOf('{point.key}'))")
         assert shown[0] == said
         assert f"output throughput {said} tok/s" in shown[1]

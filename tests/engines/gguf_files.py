@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from compiler_models import LLAMA
 
-from trtllm_engines.checkpoints.gguf_file import stored_name
+from trtllm_engines.checkpoints.gguf_weights import stored_name
 from trtllm_engines.models.llama.gguf import NAMES
 
 

@@ -17,11 +17,11 @@ from hf_folders import hf_folder
 
 from trtllm_engines.checkpoints import open_weights
 from trtllm_engines.checkpoints.checkpoint_precision import checkpoint_precision
-from trtllm_engines.checkpoints.gguf_file import GgufFile
 from trtllm_engines.compiler.graph import trace
 from trtllm_engines.documents import read_object
 from trtllm_engines.errors import EngineError
 from trtllm_engines.models.config import read_config
+from trtllm_engines.models.gguf_file import GgufFile
 from trtllm_engines.models.presets import resolve_model
 
 BASE = {

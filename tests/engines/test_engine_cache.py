@@ -18,12 +18,12 @@ from compiler_models import LLAMA, PROFILE, checkpoint
 from hf_folders import hf_folder
 
 import trtllm_kernels
+from trtllm_engines.compiler.fingerprint import make_fingerprint
 from trtllm_engines.compiler.graph import trace
 from trtllm_engines.compiler.plan import Profile
 from trtllm_engines.engine import cache as engine_cache
 from trtllm_engines.engine.build import refit
 from trtllm_engines.engine.cache import cached_engine
-from trtllm_engines.engine.fingerprint import make_fingerprint
 from trtllm_engines.engine.folder import load_engine
 from trtllm_engines.errors import EngineError
 from trtllm_kernels import tactics

@@ -21,13 +21,13 @@ from safetensors.torch import save_file
 import trtllm_engines.engine.build as build_module
 from trtllm_engines.checkpoints.dummy import DummyWeights
 from trtllm_engines.checkpoints.write import assemble
+from trtllm_engines.compiler.fingerprint import DetectedDevice, compatible_arch, parse_arches
 from trtllm_engines.compiler.graph import trace
 from trtllm_engines.compiler.plan import FORMAT_VERSION, Profile
 from trtllm_engines.engine import folder as engine_dir
 from trtllm_engines.engine import verified
 from trtllm_engines.engine.build import build, refit
 from trtllm_engines.engine.checksums import check_files, write_checksums
-from trtllm_engines.engine.fingerprint import DetectedDevice, compatible_arch, parse_arches
 from trtllm_engines.engine.folder import load_engine, rebuild_command
 from trtllm_engines.errors import EngineError
 from trtllm_engines.models import presets
@@ -116,7 +116,7 @@ def test_loading_needs_no_triton(tmp_path: Path) -> None:
     script = (
         "import sys; sys.modules['triton'] = None\n"
         "from trtllm_engines.engine.folder import load_engine\n"
-        "from trtllm_engines.engine.fingerprint import DetectedDevice\n"
+        "from trtllm_engines.compiler.fingerprint import DetectedDevice\n"
         f"engine = load_engine({str(out)!r}, DetectedDevice('sm_90', '999'))\n"
         "keys = [k.key for op in engine.plan.ops for k in op.tactics['sm_90'].kernels]\n"
         "print(len(engine.tensors('cpu')), sum(len(engine.cubin(k).code) > 0 for k in set(keys)))"

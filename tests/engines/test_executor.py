@@ -159,16 +159,16 @@ def test_smollm2_requests_in_flight_equal_each_alone(smollm2: Path, tmp_path: Pa
     text = "The tea trade of the Netherlands began when ships of the East India Company brought leaves from Java. " * 3
     ids = tokenizer.encode(text)
     rng = np.random.default_rng(0)
-    starts, lengths = rng.integers(0, 20, 12), [1, 40, 1, 16, 16, 8, 30, 3, 40, 1, 16, 8]
+    starts, lengths = rng.integers(0, 20, 12), [14, 44, 1, 15, 16, 8, 30, 3, 40, 1, 16, 8]
     prompts = [np.array(ids[start : start + n]) for start, n in zip(starts, lengths, strict=True)]
-    requests = [(prompt, SamplingParams(max_tokens=24 if i < 4 else 2, ignore_eos=True)) for i, prompt in enumerate(prompts)]
+    requests = [(prompt, SamplingParams(max_tokens=8 if i < 4 else 2, ignore_eos=True)) for i, prompt in enumerate(prompts)]
 
     def make(pages: int, policy: str) -> EngineLoop:
         config = SchedulerConfig(8, 64, 160, 16, pages, policy)  # type: ignore[arg-type]
         return EngineLoop(CpuRunner(engine.plan, tensors, pages), config, vocab_size=engine.plan.config.vocab_size)
 
     alone = [generate(make(9, "guaranteed_no_evict"), [request])[0].output.tolist() for request in requests]
-    loop = make(9, "max_utilization")
+    loop = make(6, "max_utilization")
     added = [loop.add_request(prompt, params) for prompt, params in requests]
     while loop.scheduler.slots.received[added[2].slot] < 3:
         loop.step()

@@ -15,7 +15,7 @@ from hf_folders import logits_of
 
 from trtllm_engines.checkpoints.checkpoint_precision import default_precision, plan_for
 from trtllm_engines.checkpoints.formats.gguf import _LAYOUTS, unpacked
-from trtllm_engines.checkpoints.gguf_file import GgufWeights, gguf_plan, stored_name
+from trtllm_engines.checkpoints.gguf_weights import GgufWeights, gguf_plan, stored_name
 from trtllm_engines.compiler.graph import trace
 from trtllm_engines.engine.build import build
 from trtllm_engines.engine.folder import load_engine

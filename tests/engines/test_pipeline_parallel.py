@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -281,7 +280,9 @@ def test_stages_send_and_receive_whole_rows_on_gpus(name: str, precision: str, t
             assert ("all_reduce_add" in readers) == (stage == 0)
 
 
-def test_every_rank_maps_the_inbox_after_it_and_the_counters_of_both_sides(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_rank_maps_the_inbox_after_it_and_the_counters_of_both_sides(
+    exchanges: Callable[[int], list[Callable[[bytes], list[bytes]]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two stages of two ranks, and three of one, whose memory is the host's: what each finds in its `pipe` are the others' addresses."""
     kept: list[torch.Tensor] = []
 
@@ -290,27 +291,17 @@ def test_every_rank_maps_the_inbox_after_it_and_the_counters_of_both_sides(monke
         return kept[-1]
 
     monkeypatch.setattr(peers, "_allocated", allocated)
-    monkeypatch.setattr(peers, "_export", lambda tensor: tensor.data_ptr().to_bytes(8, "little").ljust(64, b"\0"))
-    monkeypatch.setattr(peers, "_mapped", lambda handle, rank: int.from_bytes(handle[:8], "little"))
     monkeypatch.setattr(torch.Tensor, "cuda", lambda tensor: tensor)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     for size, tp in ((4, 2), (3, 1)):
-        barrier, given = threading.Barrier(size), [b""] * size
 
-        def join(rank: int, size: int, tp: int, barrier: threading.Barrier, given: list[bytes]) -> tuple[peers.PipeMemory, list[int]]:
-            def exchange(data: bytes) -> list[bytes]:
-                given[rank] = data
-                barrier.wait()
-                every = list(given)
-                barrier.wait()
-                return every
-
+        def join(rank: int, size: int, tp: int, exchange: Callable[[bytes], list[bytes]]) -> tuple[peers.PipeMemory, list[int]]:
             memory = peers.PipeMemory(rank, size, tp, exchange)
             words = memory.join(row_bytes=64, most_rows=10)
             return memory, [int(words[0]), int(words[1]) >> 32, *words[2:].tolist()]
 
         with ThreadPoolExecutor(size) as pool:
-            joined = list(pool.map(lambda rank: join(rank, size, tp, barrier, given), range(size)))  # noqa: B023
+            joined = list(pool.map(join, range(size), [size] * size, [tp] * size, exchanges(size)))
         for rank, (memory, (zero, most_rows, inbox, next_inbox, arrived, next_arrived, taken, before_taken)) in enumerate(joined):
             assert (zero, most_rows, inbox) == (0, 10, memory.inbox.data_ptr())
             assert memory.inbox.numel() == (1 if rank < tp else 2 * 10 * 64)

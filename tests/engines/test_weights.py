@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from trtllm_engines.checkpoints import dummy, open_weights
 from trtllm_engines.checkpoints.dummy import DummyWeights, draw
-from trtllm_engines.checkpoints.gguf_file import GgufWeights
+from trtllm_engines.checkpoints.gguf_weights import GgufWeights
 from trtllm_engines.checkpoints.write import assemble, check_weights, write_safetensors
 from trtllm_engines.compiler.compile import compile_model
 from trtllm_engines.compiler.graph import trace

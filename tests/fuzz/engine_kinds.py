@@ -20,7 +20,6 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from trtllm_engines.checkpoints import open_weights
 from trtllm_engines.checkpoints.checkpoint_precision import checkpoint_plan, default_precision, stated_method
-from trtllm_engines.checkpoints.gguf_file import GgufFile
 from trtllm_engines.checkpoints.gguf_tokenizer import write_tokenizer
 from trtllm_engines.checkpoints.tokenizer import Tokenizer
 from trtllm_engines.compiler.plan import Profile
@@ -31,6 +30,7 @@ from trtllm_engines.engine.inspect import describe, render
 from trtllm_engines.engine.recipes import load_recipe
 from trtllm_engines.errors import EngineError
 from trtllm_engines.models.config import read_config
+from trtllm_engines.models.gguf_file import GgufFile
 from trtllm_engines.models.presets import resolve_model
 
 CONFIG = {

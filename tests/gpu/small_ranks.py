@@ -12,9 +12,9 @@ import numpy as np
 from trtllm_engines import LLM, SamplingParams
 from trtllm_engines.checkpoints.checkpoint_precision import plan_for
 from trtllm_engines.compiler.compile import compile_model
+from trtllm_engines.compiler.fingerprint import detect_target
 from trtllm_engines.compiler.plan import ParallelLayout, Profile
 from trtllm_engines.engine.build import build
-from trtllm_engines.engine.fingerprint import detect_target
 from trtllm_engines.llm import RequestOutput
 from trtllm_engines.models.presets import resolve_model
 from trtllm_engines.runtime.rank_processes import RankProcesses

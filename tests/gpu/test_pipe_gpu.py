@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from threading import Barrier
 
 import pytest
 import torch
@@ -20,24 +20,13 @@ MOST, WIDE = 700, 4096
 
 
 @pytest.fixture
-def ends(monkeypatch: pytest.MonkeyPatch) -> list[tuple[peers.PipeMemory, torch.Tensor]]:
-    monkeypatch.setattr(peers, "_export", lambda tensor: tensor.data_ptr().to_bytes(8, "little").ljust(64, b"\0"))
-    monkeypatch.setattr(peers, "_mapped", lambda handle, rank: int.from_bytes(handle[:8], "little"))
-    barrier, given = Barrier(2), [b"", b""]
-
-    def join(rank: int) -> tuple[peers.PipeMemory, torch.Tensor]:
-        def exchange(data: bytes) -> list[bytes]:
-            given[rank] = data
-            barrier.wait()
-            every = list(given)
-            barrier.wait()
-            return every
-
+def ends(exchanges: Callable[[int], list[Callable[[bytes], list[bytes]]]]) -> list[tuple[peers.PipeMemory, torch.Tensor]]:
+    def join(rank: int, exchange: Callable[[bytes], list[bytes]]) -> tuple[peers.PipeMemory, torch.Tensor]:
         memory = peers.PipeMemory(rank, 2, 1, exchange)
         return memory, memory.join(2 * WIDE, MOST)
 
     with ThreadPoolExecutor(2) as pool:
-        return list(pool.map(join, range(2)))
+        return list(pool.map(join, range(2), exchanges(2)))
 
 
 def program(op: str, tensors: dict[str, torch.Tensor]) -> BoundProgram:

@@ -12,9 +12,9 @@ import torch
 from compiled_once import compile_engine
 
 from trtllm_engines import LLM
+from trtllm_engines.compiler.fingerprint import detect_target
 from trtllm_engines.compiler.plan import Profile
 from trtllm_engines.engine.build import build
-from trtllm_engines.engine.fingerprint import detect_target
 from trtllm_engines.engine.folder import Engine, load_engine
 from trtllm_engines.errors import EngineError
 from trtllm_engines.runtime.cpu import CpuRunner

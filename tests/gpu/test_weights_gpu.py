@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from trtllm_engines.checkpoints.dummy import draw
+from trtllm_engines.compiler.fingerprint import detect_target
 from trtllm_engines.compiler.plan import Profile
 from trtllm_engines.engine.build import build
-from trtllm_engines.engine.fingerprint import detect_target
 from trtllm_engines.engine.folder import load_engine
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]

@@ -17,8 +17,8 @@ import torch
 from trtllm_engines.checkpoints.dummy import DummyWeights
 from trtllm_engines.checkpoints.write import assemble
 from trtllm_engines.compiler.compile import compile_model
+from trtllm_engines.compiler.fingerprint import detect_target
 from trtllm_engines.compiler.plan import Profile
-from trtllm_engines.engine.fingerprint import detect_target
 from trtllm_engines.models.presets import resolve_model
 from trtllm_engines.runtime.cuda import CudaRunner
 from trtllm_engines.runtime.engine_loop import EngineLoop

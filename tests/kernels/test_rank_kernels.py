@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Barrier
 
 import pytest
 import torch
@@ -83,31 +82,22 @@ def run(code: ctypes.CDLL, turns: list[list[Turn]], threads: int) -> None:
 
 
 @pytest.fixture
-def joined(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int, int], tuple[list[torch.Tensor], list[torch.Tensor]]]:
+def joined(
+    exchanges: Callable[[int], list[Callable[[bytes], list[bytes]]]], monkeypatch: pytest.MonkeyPatch
+) -> Callable[[int, int, int], tuple[list[torch.Tensor], list[torch.Tensor]]]:
     """(arenas, groups) of so many ranks, of so many bytes and sampled rows, in this process's memory."""
     monkeypatch.setattr(peers, "_allocated", lambda nbytes: torch.zeros(nbytes, dtype=torch.uint8))
-    monkeypatch.setattr(peers, "_export", lambda tensor: tensor.data_ptr().to_bytes(8, "little").ljust(64, b"\0"))
-    monkeypatch.setattr(peers, "_mapped", lambda handle, rank: int.from_bytes(handle[:8], "little"))
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     kept = []
 
     def join(ranks: int, nbytes: int, most_rows: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        barrier, given = Barrier(ranks), [b""] * ranks
-
-        def of(rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-            def exchange(data: bytes) -> list[bytes]:
-                given[rank] = data
-                barrier.wait()
-                every = list(given)
-                barrier.wait()
-                return every
-
+        def of(rank: int, exchange: Callable[[bytes], list[bytes]]) -> tuple[torch.Tensor, torch.Tensor]:
             memory = peers.PeerMemory(rank, ranks, exchange)
             kept.append(memory)
             return memory.allocate(nbytes), memory.join(2 * HIDDEN, most_rows)
 
         with ThreadPoolExecutor(ranks) as pool:
-            both = list(pool.map(of, range(ranks)))
+            both = list(pool.map(of, range(ranks), exchanges(ranks)))
         return [arena for arena, _ in both], [group for _, group in both]
 
     return join

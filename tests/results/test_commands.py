@@ -72,7 +72,7 @@ def test_ls_show_and_export(capsys: pytest.CaptureFixture[str], tmp_path: Path) 
 def test_merge_brings_side_tables_along_once(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     a = store(tmp_path / "a")
     row = Store(a).rows()[0]
-    Store(a).write_side("requests", row, {"ttft_s": np.array([0.1])})
+    Store(a).record(row, {"requests": {"ttft_s": np.array([0.1])}})
     assert "8 new rows" in run(capsys, "results", "merge", tmp_path / "all", a)[1]
     assert "0 new rows" in run(capsys, "results", "merge", tmp_path / "all", a)[1]
     assert Store(tmp_path / "all").read_side("requests", row) is not None
@@ -91,9 +91,7 @@ def test_definitions_of_other_tools_from_the_stored_requests(capsys: pytest.Capt
     one, two = np.zeros(1), np.full(1, 2)
     times, offsets = np.array([1.0, 1.5, 3.0]), np.array([0, 3])
     log = RequestLog(one, one + 0.5, one + 1.0, one + 3.0, two, two + 1, np.ones(1, bool), token_times_s=times, token_offsets=offsets)
-    target = Store(tmp_path)
-    target.write_side("requests", row, log.side_columns())
-    target.append(row)
+    Store(tmp_path).record(row, {"requests": log.side_columns()})
     code, out, _ = run(capsys, "results", "show", tmp_path, row.key, "--definitions", "all")
     assert code == 0
     ttft = next(line for line in out.splitlines() if line.startswith("TTFT p50"))

@@ -204,20 +204,20 @@ def test_killed_writers_leave_a_readable_store(tmp_path: Path) -> None:
 def test_side_tables_belong_to_their_row(tmp_path: Path) -> None:
     store = Store(tmp_path)
     one, other = row(1), row(1, repeat=1)
-    store.write_side("requests", one, {"ttft_s": np.arange(3.0), "token_times_s": (np.arange(6.0), np.array([0, 1, 3, 6]))})
+    store.record(one, {"requests": {"ttft_s": np.arange(3.0), "token_times_s": (np.arange(6.0), np.array([0, 1, 3, 6]))}})
     table = store.read_side("requests", one)
     assert table is not None
     assert table.column("token_times_s").to_pylist() == [[0.0], [1.0, 2.0], [3.0, 4.0, 5.0]]
     assert store.read_side("requests", other) is None
     with pytest.raises(ResultsError, match="unequal length"):
-        store.write_side("steps", one, {"a": np.arange(3), "b": np.arange(4)})
+        store.record(other, {"steps": {"a": np.arange(3), "b": np.arange(4)}})
 
 
 def test_a_million_requests_write_and_read(tmp_path: Path, record_property: pytest.FixtureRequest) -> None:
     rng = np.random.default_rng(0)
     columns = {"run": rng.integers(0, 8, 1_000_000), "ttft_s": rng.exponential(0.2, 1_000_000), "e2e_s": rng.exponential(2.0, 1_000_000)}
     store, one = Store(tmp_path), row(1)
-    store.write_side("requests", one, columns)
+    store.record(one, {"requests": columns})
     table = store.read_side("requests", one, ["run", "ttft_s"])
     assert table is not None
     p99 = table.to_pandas().groupby("run")["ttft_s"].quantile(0.99)

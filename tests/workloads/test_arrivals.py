@@ -112,13 +112,6 @@ def test_constant_and_at_once_are_exact() -> None:
     assert draw(arrivals.AtOnce(), 0, 3).tolist() == [0.0, 0.0, 0.0]
 
 
-def test_recorded_times_start_at_zero_and_scale() -> None:
-    process = arrivals.Recorded(np.array([100.0, 102.0, 101.0, 110.0]), time_scale=0.5)
-    assert draw(process, 0, 3).tolist() == [0.0, 0.5, 1.0]
-    with pytest.raises(WorkloadError, match="the trace has 4"):
-        draw(process, 0, 5)
-
-
 @pytest.mark.parametrize(
     "process",
     [

@@ -66,14 +66,9 @@ def _names(rows: Iterable[Row]) -> list[str]:
     return [f"{label} at {revision}" if alike[label] > 1 and revision else label for label, revision in labels]
 
 
-def plan_of(row: Row, precision: str | None = None, kv_dtype: str | None = None) -> Plan:
-    """The plan a row's engine has, or would have at another precision or cache type; of a pipeline the first stage's. Raises `BenchError`
-    for a target that is not ours."""
-    return plans_of(row, precision, kv_dtype)[0]
-
-
 def plans_of(row: Row, precision: str | None = None, kv_dtype: str | None = None) -> list[Plan]:
-    """`plan_of` each stage."""
+    """The plans, one a pipeline stage, of the engine that a row has, or would have at another precision or cache type. Raises `BenchError`
+    for a target that is not ours."""
     cell = row.cell
     if not is_own(cell.target):
         raise BenchError(f"{cell.label} was served by {cell.target}, of which nothing is known inside; explain works on our own engine")

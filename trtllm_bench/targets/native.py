@@ -130,10 +130,10 @@ def tokenize(spec: MeasurementSpec) -> Tokenize:
 def _tokenizer(named: Path | None, engine: EngineSpec) -> Tokenizer | None:
     import tempfile
 
-    from trtllm_engines.checkpoints.gguf_file import GgufFile
     from trtllm_engines.checkpoints.gguf_tokenizer import write_tokenizer
     from trtllm_engines.checkpoints.tokenizer import Tokenizer
     from trtllm_engines.engine.folder import load_engine
+    from trtllm_engines.models.gguf_file import GgufFile
     from trtllm_engines.models.presets import resolve_model
 
     if named is not None:

@@ -198,27 +198,6 @@ class OnOff:
         return period * (self.on_s + self.off_s) + np.where(left < on, left / self.rate, in_off)
 
 
-@dataclass(frozen=True)
-class Recorded:
-    """Times of a trace, from its first arrival on, multiplied by `time_scale` (0.5 replays twice as fast)."""
-
-    recorded_s: Float64Array
-    time_scale: float = 1.0
-
-    def __post_init__(self) -> None:
-        _need_rate("recorded", "time scale", self.time_scale)
-        if len(self.recorded_s) == 0:
-            raise WorkloadError("recorded arrivals: the trace has no timestamps")
-
-    def times(self, n: int, rng: np.random.Generator) -> Float64Array:
-        if n > len(self.recorded_s):
-            raise WorkloadError(
-                f"{n} requests asked for, but the trace has {len(self.recorded_s)}; ask for fewer, or use a synthetic arrival process"
-            )
-        ordered = np.sort(np.asarray(self.recorded_s[:n], dtype=np.float64))
-        return np.asarray((ordered - ordered[0]) * self.time_scale, dtype=np.float64)
-
-
 KINDS: dict[str, type] = {
     "at-once": AtOnce,
     "constant": Constant,

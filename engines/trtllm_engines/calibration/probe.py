@@ -19,8 +19,8 @@ from trtllm_engines.checkpoints import open_weights
 from trtllm_engines.checkpoints.checkpoint_precision import plan_for
 from trtllm_engines.checkpoints.write import assemble, check_weights
 from trtllm_engines.compiler.compile import Compiled, compile_model
+from trtllm_engines.compiler.fingerprint import CPU, detect_target
 from trtllm_engines.compiler.plan import Plan, Profile
-from trtllm_engines.engine.fingerprint import CPU, detect_target
 from trtllm_engines.errors import EngineError
 from trtllm_engines.models.presets import resolve_model
 from trtllm_engines.runtime.batch import IntArray, StepBatch

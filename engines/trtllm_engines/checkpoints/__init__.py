@@ -62,7 +62,7 @@ def open_weights(weights: str | Path, seed: int = 0) -> WeightSource:
         return DummyWeights(seed)
     path = Path(weights)
     if path.is_file() and path.suffix == ".gguf":
-        from trtllm_engines.checkpoints.gguf_file import GgufWeights
+        from trtllm_engines.checkpoints.gguf_weights import GgufWeights
 
         return GgufWeights(path)
     if path.is_dir():

@@ -89,7 +89,7 @@ def _codes_plan(weights: Path, chosen: SchemeDefinition) -> QuantPlan | None:
         return checkpoint_plan(weights)
     if chosen.scheme.weights is None or not weights.is_file():
         return None
-    from trtllm_engines.checkpoints.gguf_file import gguf_plan
+    from trtllm_engines.checkpoints.gguf_weights import gguf_plan
 
     plan = gguf_plan(weights)
     return plan if plan is not None and plan.name == chosen.name else None

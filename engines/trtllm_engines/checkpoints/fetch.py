@@ -22,12 +22,13 @@ from typing import Any
 
 import torch
 
-from trtllm_engines.checkpoints.gguf_file import GgufFile, GgufWeights
 from trtllm_engines.checkpoints.gguf_tokenizer import write_tokenizer
+from trtllm_engines.checkpoints.gguf_weights import GgufWeights
 from trtllm_engines.checkpoints.write import write_safetensors
 from trtllm_engines.documents import read_object_if_there
 from trtllm_engines.errors import EngineError, NoSpaceError, WriteError
 from trtllm_engines.models.config import RopeConfig, token_id
+from trtllm_engines.models.gguf_file import GgufFile
 from trtllm_kernels.dialect.types import TensorSpec
 
 

@@ -17,8 +17,8 @@ def model_tokenizer(model: Path | None) -> Tokenizer | None:
     if model is None:
         return None
     if model.is_file():
-        from trtllm_engines.checkpoints.gguf_file import GgufFile
         from trtllm_engines.checkpoints.gguf_tokenizer import write_tokenizer
+        from trtllm_engines.models.gguf_file import GgufFile
 
         with tempfile.TemporaryDirectory() as folder:
             return Tokenizer(Path(folder)) if write_tokenizer(GgufFile(model), Path(folder)) else None

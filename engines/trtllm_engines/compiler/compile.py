@@ -10,11 +10,11 @@ from typing import Any
 
 from torch import Tensor, fx
 
+from trtllm_engines.compiler.fingerprint import make_fingerprint
 from trtllm_engines.compiler.graph import ModelGraph, assign_schemes, op_name, trace
 from trtllm_engines.compiler.passes import EVERY_ROW, PASSES, run_passes
 from trtllm_engines.compiler.plan import LOGITS, NEXT_HIDDEN, ONE_GPU, STEP_INPUTS, Op, ParallelLayout, Plan, Profile
 from trtllm_engines.compiler.planning import plan_ops
-from trtllm_engines.engine.fingerprint import make_fingerprint
 from trtllm_engines.errors import EngineError
 from trtllm_engines.models.config import ModelConfig
 from trtllm_engines.quantization import named_plan

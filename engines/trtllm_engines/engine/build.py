@@ -16,9 +16,9 @@ from trtllm_engines.checkpoints import WeightSource, open_weights
 from trtllm_engines.checkpoints.checkpoint_precision import plan_for
 from trtllm_engines.checkpoints.write import assemble, check_weights, weight_bytes, write_safetensors
 from trtllm_engines.compiler.compile import compile_model
+from trtllm_engines.compiler.fingerprint import CPU, parse_arches
 from trtllm_engines.compiler.plan import ONE_GPU, ParallelLayout, Plan, Profile
 from trtllm_engines.documents import regular_file
-from trtllm_engines.engine.fingerprint import CPU, parse_arches
 from trtllm_engines.engine.folder import CHECKSUMS, CONSTANTS, COPIED, load_engine, rank_weights, stage_plan, writing
 from trtllm_engines.errors import EngineError
 from trtllm_engines.memory import allocating
@@ -189,8 +189,8 @@ def _copy_tokenizer(origin: Path | None, folder: Path) -> None:
     if origin is None:
         return
     if origin.is_file():
-        from trtllm_engines.checkpoints.gguf_file import GgufFile
         from trtllm_engines.checkpoints.gguf_tokenizer import write_tokenizer
+        from trtllm_engines.models.gguf_file import GgufFile
 
         write_tokenizer(GgufFile(origin), folder)
         return

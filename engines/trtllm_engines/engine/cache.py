@@ -26,11 +26,11 @@ from pathlib import Path
 import trtllm_engines
 import trtllm_kernels
 from trtllm_engines.checkpoints.checkpoint_precision import plan_for
+from trtllm_engines.compiler.fingerprint import CPU
 from trtllm_engines.compiler.plan import ONE_GPU, ParallelLayout, Profile
 from trtllm_engines.engine import shared_weights
 from trtllm_engines.engine.build import Progress, build
 from trtllm_engines.engine.cache_folder import cache_folder
-from trtllm_engines.engine.fingerprint import CPU
 from trtllm_engines.engine.fits import check_fits
 from trtllm_engines.engine.folder import load_engine
 from trtllm_engines.errors import EngineError
@@ -292,7 +292,7 @@ def _identity(weights: str) -> object:
     kinds = ("*.safetensors", "*.bin", "*.json", "*.jinja")
     files = [path] if path.is_file() else sorted(file for kind in kinds for file in path.glob(kind))
     if path.is_file() and path.suffix == ".gguf":
-        from trtllm_engines.checkpoints.gguf_file import parts_of
+        from trtllm_engines.models.gguf_file import parts_of
 
         files = parts_of(path)
     return [_stamp(file) for file in files]

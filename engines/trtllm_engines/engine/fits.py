@@ -12,9 +12,9 @@ from functools import cache
 
 import torch
 
+from trtllm_engines.compiler.fingerprint import CPU
 from trtllm_engines.compiler.graph import ROPE_TABLE
 from trtllm_engines.compiler.plan import ONE_GPU, ParallelLayout, Plan, Profile
-from trtllm_engines.engine.fingerprint import CPU
 from trtllm_engines.errors import EngineError, OutOfMemoryError
 from trtllm_engines.memory import gib, host_free_bytes
 from trtllm_engines.models import families

@@ -36,11 +36,11 @@ from torch import Tensor
 from trtllm_engines.checkpoints.dummy import DummyWeights
 from trtllm_engines.checkpoints.tokenizer import Tokenizer
 from trtllm_engines.checkpoints.write import assemble
+from trtllm_engines.compiler.fingerprint import TACTICS, DetectedDevice, check_target, check_versions
 from trtllm_engines.compiler.plan import LOGITS, Plan
 from trtllm_engines.documents import parse_object, read_text, shown_path
 from trtllm_engines.engine.check_plan import check_listed, check_plan, check_tensors, unknown_key
 from trtllm_engines.engine.checksums import CHECKSUMS, Verify, check_files, write_checksums
-from trtllm_engines.engine.fingerprint import TACTICS, DetectedDevice, check_target, check_versions
 from trtllm_engines.engine.verified import Progress
 from trtllm_engines.errors import EngineError, NoSpaceError, WriteError
 from trtllm_engines.models.fields import Fields

@@ -18,8 +18,8 @@ from rich.table import Table
 from rich.text import Text
 
 from trtllm_engines.checkpoints.write import weight_bytes
+from trtllm_engines.compiler.fingerprint import CPU
 from trtllm_engines.compiler.plan import Plan
-from trtllm_engines.engine.fingerprint import CPU
 from trtllm_engines.engine.folder import Engine, load_engine, rebuild_command
 from trtllm_engines.engine.verified import Progress
 from trtllm_engines.errors import EngineError

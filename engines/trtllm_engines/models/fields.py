@@ -3,7 +3,7 @@
 So what nobody read is known once parsing is done, and a statement that would change the model's results is refused instead of ignored. A
 `config.json` holds any number of keys that change nothing (training, tokenizers, tools), so only keys of the kinds in `ALTERING` are
 refused there. GGUF's metadata of an architecture is all hyperparameters, so there every key is refused that is neither read nor listed as
-harmless (`trtllm_engines.checkpoints.gguf_file`).
+harmless (`gguf_file`).
 """
 
 from __future__ import annotations

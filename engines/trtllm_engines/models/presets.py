@@ -40,7 +40,7 @@ def resolve_model(name_or_path: str | Path) -> ModelSource:
     if path.is_dir():
         return ModelSource(read_config(path), path)
     if path.is_file() and path.suffix == ".gguf":
-        from trtllm_engines.checkpoints.gguf_file import GgufFile
+        from trtllm_engines.models.gguf_file import GgufFile  # with the `gguf` library, which few need
 
         return ModelSource(GgufFile(path).config, path)
     if path.is_file():

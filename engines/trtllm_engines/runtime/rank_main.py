@@ -18,7 +18,7 @@ from typing import get_args
 import torch
 import torch.distributed as dist
 
-from trtllm_engines.engine.fingerprint import CPU, detect_target
+from trtllm_engines.compiler.fingerprint import CPU, detect_target
 from trtllm_engines.engine.folder import load_engine
 from trtllm_engines.runtime import rank_trace, wire
 from trtllm_engines.runtime.batch import StepHandle

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import torch
 
-from trtllm_engines.engine.fingerprint import CPU
+from trtllm_engines.compiler.fingerprint import CPU
 from trtllm_engines.engine.folder import Engine
 from trtllm_engines.errors import EngineError
 from trtllm_engines.runtime.batch import StepRunner

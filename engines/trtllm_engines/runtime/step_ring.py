@@ -138,9 +138,6 @@ class StepRing:
         self._put(self._answers, self._answer_bytes, number, answer)
         self._counts[_ANSWERED] = number + 1
 
-    def has_step(self, rank: int) -> bool:
-        return int(self._counts[_WRITTEN]) > int(self._counts[_FIXED + _PER_RANK * rank + 1])
-
     def _put(self, first: int, room: int, number: int, data: bytes) -> None:
         at = first + number % SLOTS * (8 + room)
         self._bytes[at : at + 8] = len(data).to_bytes(8, "little")

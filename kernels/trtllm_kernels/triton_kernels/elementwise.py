@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from trtllm_kernels.triton_kernels.activations import gelu_tanh, swiglu
 from trtllm_kernels.triton_kernels.pdl import let_next_start, wait_for_previous
 from trtllm_kernels.triton_kernels.quantize import finish, result_scale, store_by_row
 
@@ -21,8 +22,7 @@ def silu_mul(
     mask = cols < N
     gate = tl.load(Gate + row * STRIDE + cols, mask=mask, other=0.0).to(tl.float32)
     up = tl.load(Up + row * STRIDE + UP_OFFSET + cols, mask=mask, other=0.0).to(tl.float32)
-    y = gate / (1.0 + tl.exp(-gate)) * up
-    tl.store(Y + row * N + cols, finish(y, out_scale, Y.dtype.element_ty, QUANTIZE), mask=mask)
+    tl.store(Y + row * N + cols, finish(swiglu(gate, up), out_scale, Y.dtype.element_ty, QUANTIZE), mask=mask)
 
 
 @triton.jit
@@ -37,13 +37,11 @@ def silu_mul_interleaved(GateUp, OutScale, Y, N: tl.constexpr, BLOCK: tl.constex
     both = tl.load(GateUp + row * (2 * N) + pair, mask=pair < 2 * N, other=0.0).to(tl.float32)
     gate, up = tl.split(tl.reshape(both, (BLOCK, 2)))
     cols = start + tl.arange(0, BLOCK)
-    y = gate / (1.0 + tl.exp(-gate)) * up
-    tl.store(Y + row * N + cols, finish(y, out_scale, Y.dtype.element_ty, QUANTIZE), mask=cols < N)
+    tl.store(Y + row * N + cols, finish(swiglu(gate, up), out_scale, Y.dtype.element_ty, QUANTIZE), mask=cols < N)
 
 
 @triton.jit
 def gelu(X, OutScale, Y, N: tl.constexpr, BLOCK: tl.constexpr, QUANTIZE: tl.constexpr, PDL: tl.constexpr):
-    """0.5 x (1 + tanh u) written as x * sigmoid(2u), which loses no precision where tanh is near -1."""
     let_next_start(PDL)
     out_scale = result_scale(OutScale, QUANTIZE)
     wait_for_previous(PDL)
@@ -51,8 +49,7 @@ def gelu(X, OutScale, Y, N: tl.constexpr, BLOCK: tl.constexpr, QUANTIZE: tl.cons
     cols = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = cols < N
     x = tl.load(X + row * N + cols, mask=mask, other=0.0).to(tl.float32)
-    u = 0.7978845608028654 * (x + 0.044715 * x * x * x)
-    tl.store(Y + row * N + cols, finish(x / (1.0 + tl.exp(-2.0 * u)), out_scale, Y.dtype.element_ty, QUANTIZE), mask=mask)
+    tl.store(Y + row * N + cols, finish(gelu_tanh(x), out_scale, Y.dtype.element_ty, QUANTIZE), mask=mask)
 
 
 @triton.jit
@@ -65,7 +62,7 @@ def silu_mul_packed_quantize_rows(GateUp, Y, Scales, N: tl.constexpr, BLOCK: tl.
     mask = cols < N
     gate = tl.load(GateUp + row * (2 * N) + cols, mask=mask, other=0.0).to(tl.float32)
     up = tl.load(GateUp + row * (2 * N) + N + cols, mask=mask, other=0.0).to(tl.float32)
-    store_by_row(gate / (1.0 + tl.exp(-gate)) * up, Y, Scales, row, cols, mask, N)
+    store_by_row(swiglu(gate, up), Y, Scales, row, cols, mask, N)
 
 
 @triton.jit
@@ -76,8 +73,7 @@ def gelu_quantize_rows(X, Y, Scales, N: tl.constexpr, BLOCK: tl.constexpr, PDL: 
     cols = tl.arange(0, BLOCK)
     mask = cols < N
     x = tl.load(X + row * N + cols, mask=mask, other=0.0).to(tl.float32)
-    u = 0.7978845608028654 * (x + 0.044715 * x * x * x)
-    store_by_row(x / (1.0 + tl.exp(-2.0 * u)), Y, Scales, row, cols, mask, N)
+    store_by_row(gelu_tanh(x), Y, Scales, row, cols, mask, N)
 
 
 @triton.jit

@@ -11,6 +11,7 @@ Hopper), 64-row tiles (slower).
 import triton
 import triton.language as tl
 
+from trtllm_kernels.triton_kernels.activations import swiglu
 from trtllm_kernels.triton_kernels.quantize import finish
 from trtllm_kernels.triton_kernels.tiling import begin, locate_tile, whole_tiles
 
@@ -18,8 +19,7 @@ from trtllm_kernels.triton_kernels.tiling import begin, locate_tile, whole_tiles
 @triton.jit
 def _gated(acc, dequantize, out_scale, dtype: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, QUANTIZE: tl.constexpr):
     gate, up = tl.split(tl.reshape(acc, (BLOCK_M, BLOCK_N // 2, 2)))
-    gate *= dequantize
-    return finish(gate / (1.0 + tl.exp2(gate * -1.4426950408889634)) * (up * dequantize), out_scale, dtype, QUANTIZE)
+    return finish(swiglu(gate * dequantize, up * dequantize), out_scale, dtype, QUANTIZE)
 
 
 @triton.jit

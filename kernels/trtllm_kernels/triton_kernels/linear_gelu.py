@@ -7,15 +7,9 @@ writes [tokens, 4 * hidden] once more.
 import triton
 import triton.language as tl
 
+from trtllm_kernels.triton_kernels.activations import gelu_tanh
 from trtllm_kernels.triton_kernels.quantize import finish
 from trtllm_kernels.triton_kernels.tiling import begin, locate_tile, whole_tiles
-
-
-@triton.jit
-def gelu_tanh(x):
-    """As `elementwise.gelu`, for fp32."""
-    u = 0.7978845608028654 * (x + 0.044715 * x * x * x)
-    return x / (1.0 + tl.exp2(u * -2.8853900817779268))
 
 
 @triton.jit

@@ -9,7 +9,7 @@ Sums of int8 are int32 and exact. It reads by pointers, one tile per program.
 import triton
 import triton.language as tl
 
-from trtllm_kernels.triton_kernels.linear_gelu import gelu_tanh
+from trtllm_kernels.triton_kernels.activations import gelu_tanh, swiglu
 from trtllm_kernels.triton_kernels.pdl import let_next_start, wait_for_previous
 from trtllm_kernels.triton_kernels.quantize import finish, result_scale
 from trtllm_kernels.triton_kernels.sums import add_product, no_sums
@@ -38,12 +38,6 @@ def _part(
 
 
 @triton.jit
-def _gated(y, M: tl.constexpr, N: tl.constexpr):
-    gate, up = tl.split(tl.reshape(y, (M, N // 2, 2)))
-    return gate / (1.0 + tl.exp2(gate * -1.4426950408889634)) * up
-
-
-@triton.jit
 def row_scaled_blocks(
     X, W, Y, Bias, Residual, XScale, WScale, OutScale, num_tokens,
     N: tl.constexpr, K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -68,7 +62,8 @@ def row_scaled_blocks(
     y = _part(acc, rows, columns, x_scale, WScale, Bias, Residual, num_tokens, N, ACT, BIASED, ADDED)
     WIDTH: tl.constexpr = N // 2 if ACT == SWIGLU else N
     if ACT == SWIGLU:
-        y = _gated(y, BLOCK_M, BLOCK_N)
+        gate, up = tl.split(tl.reshape(y, (BLOCK_M, BLOCK_N // 2, 2)))
+        y = swiglu(gate, up)
         columns = pid_n * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)
     to = Y + rows.to(tl.int64)[:, None] * WIDTH + columns[None, :]
     tl.store(to, finish(y, out_scale, Y.dtype.element_ty, QUANTIZE), mask=of_tokens & (columns < WIDTH)[None, :])

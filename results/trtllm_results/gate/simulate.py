@@ -18,10 +18,9 @@ still. For comparison the same judgement is made of runs taken all A first, then
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -150,15 +149,3 @@ def simulate(
     rates = {word: float((verdict == word).mean()) for word in ("fail", "pass", "inconclusive")}
     design = "ABBA" if interleaved else "all A, then all B"
     return SimulatedVerdict(model, design, loss, rates["fail"], rates["pass"], rates["inconclusive"], float(used.mean()))
-
-
-def study(
-    config: GateConfig,
-    losses: Sequence[float] = (0.0, 0.01, 0.02, 0.025, 0.03, 0.04, 0.05),
-    models: Sequence[str] = tuple(MODELS),
-    **settings: Any,
-) -> list[SimulatedVerdict]:
-    """Every model, both designs, every loss."""
-    return [
-        simulate(model, loss, config, interleaved=design, **settings) for design in (True, False) for model in models for loss in losses
-    ]

@@ -13,7 +13,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -228,6 +228,3 @@ def ratio(numerator: float | None, denominator: float | None) -> float | None:
 
 def whole(value: float | None) -> int:
     return 0 if value is None else round(value)
-
-
-Reader = Callable[[Any], list[Row]]

@@ -187,8 +187,3 @@ def brief(value: float) -> str:
         return f"{value:,.0f}"
     places = 3 - math.floor(math.log10(abs(float(f"{value:.4g}"))))
     return f"{value:,.{places}f}".rstrip("0").rstrip(".")
-
-
-def with_spread(value: float, half_width: float | None) -> str:
-    """`24,362 ± 25`: the half width with two digits. None: one run, so the spread is unknown."""
-    return brief(value) if half_width is None else f"{brief(value)} ± {brief(float(f'{half_width:.2g}'))}"

@@ -138,7 +138,7 @@ class RequestLog:
         return cls(**arrays, gpus=gpus, columns=columns)
 
     def side_columns(self) -> dict[str, Any]:
-        """Columns for `Store.write_side("requests", ...)`."""
+        """Columns for the side table "requests" of `Store.record`."""
         columns: dict[str, Any] = {name: getattr(self, name) for name in ("intended_s", "sent_s", "first_token_s", "end_s")}
         columns |= {"input_tokens": self.input_tokens, "output_tokens": self.output_tokens, "ok": self.ok}
         columns |= {"ttft_s": ttft(self), "tpot_s": tpot(self), "e2e_s": e2e(self)}

@@ -140,11 +140,6 @@ class Store:
         columns = (table.column(name).to_pylist() for name in ("cell_key", "repeat", "status"))
         return {(key, repeat) for key, repeat, status in zip(*columns, strict=True) if status == "ok"}
 
-    def write_side(self, kind: SideKind, row: Row, columns: Mapping[str, Any]) -> Path:
-        """Writes one side table of a row that is to be appended. Returns its path. Raises as `append`."""
-        with self._locked():
-            return self._write_side(kind, row, columns)
-
     def read_side(self, kind: SideKind, row: Row, columns: list[str] | None = None) -> pa.Table | None:
         """The side table of `row`, or None when it has none."""
         path = self._side_path(kind, row)

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
+from trtllm_engines.compiler.fingerprint import CPU
 from trtllm_engines.compiler.plan import Op
-from trtllm_engines.engine.fingerprint import CPU
 from trtllm_kernels.dialect.types import TensorSpec
 from trtllm_kernels.lowering import LOWERINGS, describe, rotate_in_attention
 from trtllm_kernels.lowering.call import OpCall
