@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from trtllm_results.compare.published import Beside, beside
+from trtllm_results.compare.published_ops import OpRun, summaries
 from trtllm_results.errors import ResultsError
 from trtllm_results.gpus import gpu_class
 from trtllm_results.record.row import Cell, Row
@@ -28,9 +29,11 @@ from trtllm_results.versions import measured_at, newest
 ROOT = Path(__file__).parents[1]
 RECORDED = ROOT / "results" / "recorded"
 STORES = ("h100", "h200", "h200-x2")
+OPS = (RECORDED / "h200" / "kernels-published.json", RECORDED / "h200-x2" / "kernels-published.json")
+"""The first that is there."""
 LEFT_OUT = ("gate", "nvtx-overhead")
 """Recorded on purpose with slower engines."""
-DOCUMENTS = ("README.md", "docs/facts/h200.md", "docs/parallelism.md")
+DOCUMENTS = ("README.md", "docs/facts/h200.md", "docs/facts/throughput.md", "docs/observatory.md", "docs/parallelism.md")
 BLOCK = re.compile(r"(<!-- records: ([a-z0-9-]+) -->\n\n).*?(\n\n<!-- end -->)", re.DOTALL)
 FEW = 64
 """Up to this many sequences at once a case is named by them; with more it is one of throughput."""
@@ -177,8 +180,8 @@ def ratio_of(line: Line) -> str:
 
 
 def detailed(chosen: Iterable[Line]) -> str:
-    columns = ["model", "precision", "in/out", "at once:", "requests:", "n:", "tok/s:", "TRT-LLM:", "vLLM:", "ratio:", "TPOT ms:"]
-    columns += ["W:", "J/token:", "revision"]
+    columns = ["model", "precision", "in/out", "at once:", "tokens:", "requests:", "n:", "tok/s:", "TRT-LLM:", "vLLM:", "ratio:"]
+    columns += ["TPOT ms:", "W:", "J/token:", "revision"]
     return markdown(
         columns,
         (
@@ -187,6 +190,7 @@ def detailed(chosen: Iterable[Line]) -> str:
                 line.precision,
                 f"{line.cell.isl}/{line.cell.osl}",
                 f"{line.cell.batch:,}",
+                f"{line.cell.settings.get('max_num_tokens', 0):,}",
                 f"{line.cell.num_requests:,}",
                 str(len(line.rows)),
                 f"**{rate_of(line)}**",
@@ -232,6 +236,12 @@ def few() -> str:
 def queued() -> str:
     mine = [line for line in lines() if line.gpu == "H200" and line.cell.gpus == 1 and closed(line)]
     return detailed(line for line in mine if not (short(line) and line.cell.model == "llama-3.1-8b"))
+
+
+def h100() -> str:
+    """One H100 in fp8, and bf16 of as many sequences."""
+    mine = [line for line in lines() if line.gpu == "H100" and line.cell.gpus == 1 and closed(line)]
+    return detailed(line for line in mine if line.cell.precision == "fp8" or line.cell.batch >= 1024)
 
 
 def arrivals() -> str:
@@ -374,6 +384,27 @@ def against() -> str:
     return f"{table}\n\nFigures ahead of ours:\n\n{listed}"
 
 
+def ops() -> str:
+    """`kernels --against published` by family, and the shapes at which another engine is faster."""
+    run = OpRun.load(next(path for path in OPS if path.is_file()))
+    families = [
+        [one.family, f"{one.ahead} of {one.shapes}", str(one.ahead_alone), f"{one.geometric_ratio:.2f}"] for one in summaries(run.rows)
+    ]
+    behind = [
+        [
+            f"{one.shape.family}, {one.shape.dtype}: {one.shape.text}",
+            significant(one.ours_us),
+            significant(one.alone_us),
+            f"{significant(one.best[1])} {one.best[0]}",
+            f"{one.ratio:.2f}",
+        ]
+        for family in summaries(run.rows)
+        for one in family.behind
+    ]
+    table = markdown(["family", "ours ahead:", "alone:", "theirs / ours, geometric mean:"], families)
+    return f"{table}\n\nBehind:\n\n{markdown(['shape', 'ours us:', 'alone us:', 'fastest other us:', 'theirs / ours:'], behind)}"
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "overview": overview,
     "few": few,
@@ -381,6 +412,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "arrivals": arrivals,
     "two-gpus": several,
     "against": against,
+    "h100": h100,
+    "ops": ops,
 }
 
 
