@@ -84,15 +84,18 @@ class Line:
     def counterparts(self) -> list[Beside]:
         """Other engines' figures for this case on this kind of GPU that the GPU can reach, as `compare --against published` has them."""
         try:
-            found = beside(self.rows)
+            return _fair(beside(self.rows))
         except ResultsError:
             return []
-        return [one for one in found if one.same_gpu and one.theirs.implausible is None and _engine(one)]
 
     def best_of(self, engine: str = "") -> Beside | None:
         """The highest counterpart, of one engine or of all."""
         chosen = [one for one in self.counterparts if engine in ("", _engine(one))]
         return max(chosen, key=lambda one: one.theirs.output_tokens_per_s, default=None)
+
+
+def _fair(found: Iterable[Beside]) -> list[Beside]:
+    return [one for one in found if one.same_gpu and one.theirs.implausible is None and _engine(one)]
 
 
 def _engine(one: Beside) -> str:
@@ -354,7 +357,7 @@ def _of_gpu(line: Line | None) -> list[str]:
 
 def against() -> str:
     """`compare --against published` of all rows of H200: how many figures of the same GPU are behind ours, and those that are ahead."""
-    found = [one for line in lines() if line.gpu == "H200" for one in line.counterparts]
+    found = _fair(beside(row for line in lines() if line.gpu == "H200" for row in line.rows))
     body = []
     for name in ENGINES:
         for measured, said in ((False, "published"), (True, "measured here")):
