@@ -225,7 +225,7 @@ def test_published_fixed_batches_match_only_the_same_batch() -> None:
     assert {(one.ours.cell.batch, one.theirs.requests) for one in found} == {(1, 1), (64, 64)}
     waves = published.beside(rows(340.0, 1, osl=256, num_requests=8) + rows(16_000.0, 64, osl=256, num_requests=256))
     assert {(one.ours.cell.batch, one.theirs.requests) for one in waves} == {(1, 1), (64, 64)}, "256 requests, 64 at once, are not 256"
-    assert [one.theirs.requests for one in published.beside(rows(22_000.0, 512, osl=256, num_requests=256))] == [256]
+    assert {one.theirs.requests for one in published.beside(rows(22_000.0, 512, osl=256, num_requests=256))} == {256}
 
 
 def test_published_near_lengths_match_and_say_so() -> None:
@@ -233,6 +233,15 @@ def test_published_near_lengths_match_and_say_so() -> None:
     assert any("ISL 2048 there, 1920 here" in one.differs for one in found)
     with pytest.raises(ResultsError, match="published counterpart"):
         published.beside(rows(10.0, model="tiny-llama"))
+
+
+def test_copies_are_beside_no_figure_of_one_gpu() -> None:
+    """Two copies have the throughput of two GPUs; a figure of other precisions by its first word."""
+    with pytest.raises(ResultsError, match="published counterpart"):
+        published.beside(rows(66_000.0, 2048, replicas=2))
+    (found,) = published.beside(rows(600.0, 1, osl=256, num_requests=8, precision="int4"))
+    assert (found.theirs.precision, found.theirs.output_tokens_per_s) == ("int4", 200.2)
+    assert found.differs[-1].endswith("weights int4 (GPTQ in groups of 128 by Marlin)")
 
 
 def test_end_to_end_points_meet_cells_of_the_same_concurrency() -> None:
@@ -268,7 +277,7 @@ def test_an_implausible_figure_is_told_beside_ours() -> None:
 
 
 def test_every_published_figure_has_a_source_and_a_method() -> None:
-    assert len(published.load()) == 268 + 21 + 503
+    assert len(published.load()) == 268 + 39 + 503
     assert all(one.source and one.method and one.output_tokens_per_s > 0 and one.tp >= 1 for one in published.load())
     assert len({one.as_row().row_id for one in published.load() if not one.measured}) > 200
 

@@ -116,6 +116,8 @@ def coverage(figures: Iterable[Published], gpu: str | None = None) -> tuple[list
             if name not in GPUS
             else "precision not stated"
             if not one.precision
+            else f"kernels of {one.precision} not modelled"
+            if one.precision not in (*PRECISIONS, "fp16")
             else f"no {one.precision} on {gpu_class(one.gpu)}"
             if one.precision not in published(name).flops_per_s
             else f"longer than {one.model} has positions"

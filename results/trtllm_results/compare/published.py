@@ -148,13 +148,14 @@ def load() -> tuple[Published, ...]:
                 source=line["engine"].split(" (")[0],
                 gpu=line["gpu"],
                 model=line["model"],
-                precision=line["weights"],
+                precision=line["weights"].split()[0],
                 kv_dtype=line["kv_cache"],
                 isl=int(line["isl"]),
                 osl=int(line["osl"]),
                 tp=int(line["tp"]),
                 output_tokens_per_s=float(line["output_tokens_per_s"]),
-                method=f"{line['num_requests']} requests queued at once, up to {line['max_num_seqs']} running, random token ids",
+                method=f"{line['num_requests']} requests queued at once, up to {line['max_num_seqs']} running, random token ids"
+                + (f"; weights {line['weights']}" if " " in line["weights"] else ""),
                 measured=True,
                 requests=int(line["num_requests"]),
             )
@@ -193,7 +194,7 @@ def beside(rows: Iterable[Row], published: Sequence[Published] | None = None) ->
     published = load() if published is None else published
     groups: dict[tuple[str, str, str, int, int, int], list[Row]] = {}
     for row in rows:
-        if row.status == "ok" and row.figures.get("output_tokens_per_s", 0) > 0 and row.cell.pp == 1:
+        if row.status == "ok" and row.figures.get("output_tokens_per_s", 0) > 0 and row.cell.gpus == row.cell.tp:
             cell = row.cell
             key = (row.environment.gpu, canonical(cell.model), _precision(cell.precision), cell.isl, cell.osl, cell.tp)
             groups.setdefault(key, []).append(row)

@@ -1,0 +1,450 @@
+"""Writes the tables of recorded runs into the documents that show them, and draws two pictures of the README.
+
+    python docs/records.py              # rewrites what lies between `<!-- records: NAME -->` and `<!-- end -->`, in every document
+    python docs/records.py --pictures   # and docs/pictures/published.png and gpus.png, of the same records
+
+Every figure comes from `results/recorded`, every figure of other engines from `results/published`; nothing is typed. A line is the
+version of a case that was measured last (`trtllm_results.versions`), the mean over its repeats. A case without a record has no line.
+"""
+
+from __future__ import annotations
+
+import re
+import statistics
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+from trtllm_results.compare.published import Beside, beside
+from trtllm_results.compare.published_ops import OpRun, summaries
+from trtllm_results.errors import ResultsError
+from trtllm_results.gpus import gpu_class
+from trtllm_results.record.row import Cell, Row
+from trtllm_results.store.table import read_rows
+from trtllm_results.versions import measured_at, newest
+
+ROOT = Path(__file__).parents[1]
+RECORDED = ROOT / "results" / "recorded"
+STORES = ("h100", "h200", "h200-x2")
+OPS = (RECORDED / "h200" / "kernels-published.json", RECORDED / "h200-x2" / "kernels-published.json")
+"""The first that is there."""
+LEFT_OUT = ("gate", "nvtx-overhead")
+"""Recorded on purpose with slower engines."""
+DOCUMENTS = ("README.md", "docs/facts/h200.md", "docs/facts/throughput.md", "docs/observatory.md", "docs/parallelism.md")
+BLOCK = re.compile(r"(<!-- records: ([a-z0-9-]+) -->\n\n).*?(\n\n<!-- end -->)", re.DOTALL)
+FEW = 64
+"""Up to this many sequences at once a case is named by them; with more it is one of throughput."""
+ENGINES = {"TensorRT-LLM": "TRT-LLM", "vLLM": "vLLM", "SGLang": "SGLang"}
+OURS_FIRST = ("fp8", "bf16", "fp8_rowwise", "fp8_block", "fp8_wo", "int8_sq", "int8_wo", "w4a8", "int4", "nvfp4_wo", "mxfp4_wo", "nf4")
+
+
+@dataclass(frozen=True)
+class Line:
+    """The repeats of one case, of its version measured last."""
+
+    rows: tuple[Row, ...]
+
+    @property
+    def cell(self) -> Cell:
+        return self.rows[0].cell
+
+    @property
+    def gpu(self) -> str:
+        return gpu_class(self.rows[0].environment.gpu)
+
+    @property
+    def precision(self) -> str:
+        """With its cache, where that is not the usual one."""
+        cell = self.cell
+        return f"{cell.precision}, KV int8" if cell.kv_dtype == "int8" else cell.precision
+
+    @property
+    def layout(self) -> str:
+        parts = [f"--{name} {getattr(self.cell, name)}" for name in ("tp", "pp", "replicas") if getattr(self.cell, name) > 1]
+        return " ".join(parts) or "one GPU"
+
+    @property
+    def revision(self) -> str:
+        """Short; a star where the checkout was changed."""
+        environment = self.rows[0].environment
+        return environment.git_revision[:7] + "\\*" * environment.git_dirty or "-"
+
+    def mean(self, name: str) -> float | None:
+        values = [row.figures[name] for row in self.rows if name in row.figures]
+        return sum(values) / len(values) if values else None
+
+    @property
+    def rate(self) -> float:
+        return self.mean("output_tokens_per_s") or 0.0
+
+    @cached_property
+    def counterparts(self) -> list[Beside]:
+        """Other engines' figures for this case on this kind of GPU that the GPU can reach, as `compare --against published` has them."""
+        try:
+            return _fair(beside(self.rows))
+        except ResultsError:
+            return []
+
+    def best_of(self, engine: str = "") -> Beside | None:
+        """The highest counterpart, of one engine or of all."""
+        chosen = [one for one in self.counterparts if engine in ("", _engine(one))]
+        return max(chosen, key=lambda one: one.theirs.output_tokens_per_s, default=None)
+
+
+def _fair(found: Iterable[Beside]) -> list[Beside]:
+    return [one for one in found if one.same_gpu and one.theirs.implausible is None and _engine(one)]
+
+
+def _engine(one: Beside) -> str:
+    return next((name for name in ENGINES if one.theirs.source.startswith(name)), "")
+
+
+def recorded_rows() -> list[Row]:
+    """Of the folders in `STORES`; a row that lies in two stores counts once."""
+    rows: dict[str, Row] = {}
+    for folder in STORES:
+        for table in sorted((RECORDED / folder).glob("*/results.parquet")):
+            if table.parent.name not in LEFT_OUT:
+                rows |= {row.row_id: row for row in read_rows(table.parent)}
+    return list(rows.values())
+
+
+@cache
+def lines() -> tuple[Line, ...]:
+    """Every case recorded, by model, GPUs, lengths, precision and sequences."""
+    latest: dict[tuple[Any, ...], Line] = {}
+    for group in newest(recorded_rows()):
+        line = Line(group)
+        cell = line.cell
+        load = cell.batch, cell.request_rate, "" if cell.workload == "fixed" else cell.workload
+        lengths = (cell.isl, cell.osl) if not load[2] else ()
+        case = line.gpu, cell.model, line.precision, cell.tp, cell.pp, cell.replicas, *lengths, *load
+        if case not in latest or measured_at(group) > measured_at(latest[case].rows):
+            latest[case] = line
+    return tuple(sorted(latest.values(), key=_order))
+
+
+def _order(line: Line) -> tuple[Any, ...]:
+    cell = line.cell
+    place = OURS_FIRST.index(cell.precision) if cell.precision in OURS_FIRST else len(OURS_FIRST)
+    models = ("llama-3.1-8b", "llama-3.1-70b", "gptj-6b", "llama-2-7b")
+    model = models.index(cell.model) if cell.model in models else len(models)
+    return model, cell.gpus, place, line.precision, cell.isl + cell.osl, cell.isl, cell.batch, cell.request_rate
+
+
+def closed(line: Line) -> bool:
+    """Fixed lengths, and as many requests in flight as asked for."""
+    return not line.cell.request_rate and line.cell.workload in ("", "fixed")
+
+
+def short(line: Line) -> bool:
+    """Of the rows that a batch is swept over: 128/256 with up to 256 sequences."""
+    return closed(line) and (line.cell.isl, line.cell.osl) == (128, 256)
+
+
+def number(value: float | None, places: int = 0) -> str:
+    return "-" if value is None else f"{value:,.{places}f}"
+
+
+def significant(value: float | None) -> str:
+    """Three digits, or all before the point."""
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}".rstrip(".")
+
+
+def markdown(columns: Sequence[str], body: Iterable[Sequence[str]]) -> str:
+    """A column is its head; one that ends in `:` is of numbers."""
+    head = [name.removesuffix(":") for name in columns]
+    rule = ["--:" if name.endswith(":") else "---" for name in columns]
+    rows = [f"| {' | '.join(cells)} |" for cells in body]
+    return "\n".join([f"| {' | '.join(head)} |", f"|{'|'.join(rule)}|", *(rows or [f"| {' | '.join(['-'] * len(head))} |"])])
+
+
+def rate_of(line: Line) -> str:
+    return significant(line.rate)
+
+
+def theirs_of(one: Beside | None) -> str:
+    """The figure, and its input length where that is another."""
+    if one is None:
+        return "-"
+    cell, theirs = one.ours.cell, one.theirs
+    differs = [f"{theirs.isl}/{theirs.osl}"] * (theirs.isl != cell.isl) + [theirs.precision] * (theirs.precision != cell.precision)
+    return significant(theirs.output_tokens_per_s) + (f" ({', '.join(differs)})" if differs else "")
+
+
+def ratio_of(line: Line) -> str:
+    best = line.best_of()
+    return "-" if best is None else f"{line.rate / best.theirs.output_tokens_per_s:.2f}"
+
+
+def detailed(chosen: Iterable[Line]) -> str:
+    columns = ["model", "precision", "in/out", "at once:", "tokens:", "requests:", "n:", "tok/s:", "TRT-LLM:", "vLLM:", "ratio:"]
+    columns += ["TPOT ms:", "W:", "J/token:", "revision"]
+    return markdown(
+        columns,
+        (
+            [
+                line.cell.model,
+                line.precision,
+                f"{line.cell.isl}/{line.cell.osl}",
+                f"{line.cell.batch:,}",
+                f"{line.cell.settings.get('max_num_tokens', 0):,}",
+                f"{line.cell.num_requests:,}",
+                str(len(line.rows)),
+                f"**{rate_of(line)}**",
+                theirs_of(line.best_of("TensorRT-LLM")),
+                theirs_of(line.best_of("vLLM")),
+                ratio_of(line),
+                significant(line.mean("tpot_p50_ms")),
+                number(line.mean("power_mean_w")),
+                significant(line.mean("energy_per_output_token_j")),
+                line.revision,
+            ]
+            for line in chosen
+        ),
+    )
+
+
+def few() -> str:
+    """One H200, 128/256: what a batch makes of each precision."""
+    mine = [line for line in lines() if line.gpu == "H200" and line.cell.gpus == 1 and short(line) and line.cell.model == "llama-3.1-8b"]
+    columns = ["precision", "at once:", "n:", "tok/s:", "vLLM:", "ratio:", "TTFT ms:", "TPOT ms:", "W:", "MHz:", "J/token:", "revision"]
+    return markdown(
+        columns,
+        (
+            [
+                line.precision,
+                f"{line.cell.batch:,}",
+                str(len(line.rows)),
+                f"**{rate_of(line)}**",
+                theirs_of(line.best_of("vLLM")),
+                ratio_of(line),
+                significant(line.mean("ttft_p50_ms")),
+                significant(line.mean("tpot_p50_ms")),
+                number(line.mean("power_mean_w")),
+                number(line.mean("sm_clock_mean_mhz")),
+                significant(line.mean("energy_per_output_token_j")),
+                line.revision,
+            ]
+            for line in mine
+        ),
+    )
+
+
+def queued() -> str:
+    mine = [line for line in lines() if line.gpu == "H200" and line.cell.gpus == 1 and closed(line)]
+    return detailed(line for line in mine if not (short(line) and line.cell.model == "llama-3.1-8b"))
+
+
+def h100() -> str:
+    """One H100 in fp8, and bf16 of as many sequences."""
+    mine = [line for line in lines() if line.gpu == "H100" and line.cell.gpus == 1 and closed(line)]
+    return detailed(line for line in mine if line.cell.precision == "fp8" or line.cell.batch >= 1024)
+
+
+def arrivals() -> str:
+    """Of a dataset, offline and at a rate of arrivals, on one H200."""
+    mine = [line for line in lines() if line.gpu == "H200" and line.cell.gpus == 1 and not closed(line)]
+    columns = [
+        "workload",
+        "arrivals",
+        "requests:",
+        "tok/s:",
+        "goodput/s:",
+        "TTFT p50 ms:",
+        "p99:",
+        "TPOT p50 ms:",
+        "p99:",
+        "W:",
+        "J/token:",
+    ]
+    return markdown(
+        columns,
+        (
+            [
+                line.cell.workload or f"{line.cell.isl}/{line.cell.osl}",
+                f"{line.cell.request_rate:g}/s" if line.cell.request_rate else "all queued",
+                f"{line.cell.num_requests:,}",
+                f"**{rate_of(line)}**",
+                significant(line.mean("goodput_requests_per_s")),
+                *(significant(line.mean(name)) for name in ("ttft_p50_ms", "ttft_p99_ms", "tpot_p50_ms", "tpot_p99_ms")),
+                number(line.mean("power_mean_w")),
+                significant(line.mean("energy_per_output_token_j")),
+            ]
+            for line in mine
+        ),
+    )
+
+
+def several() -> str:
+    """Two H200, with the speed-up over one where that has the same load for each GPU."""
+    mine = [line for line in lines() if line.gpu == "H200" and line.cell.gpus > 1 and closed(line)]
+    columns = ["model", "in/out", "layout", "at once:", "requests:", "tok/s:", "one GPU:", "times:", "best other:", "ratio:", "TTFT ms:"]
+    columns += ["TPOT ms:", "J/token:", "revision"]
+    body = []
+    for line in mine:
+        one, best = _on_one_gpu(line), line.best_of()
+        body.append(
+            [
+                line.cell.model,
+                f"{line.cell.isl}/{line.cell.osl}",
+                f"`{line.layout}`",
+                f"{line.cell.batch:,}",
+                f"{line.cell.num_requests:,}",
+                f"**{rate_of(line)}**",
+                "-" if one is None else rate_of(one),
+                "-" if one is None else f"{line.rate / one.rate:.2f}",
+                "-" if best is None else f"{theirs_of(best)} {ENGINES[_engine(best)]}",
+                ratio_of(line),
+                significant(line.mean("ttft_p50_ms")),
+                significant(line.mean("tpot_p50_ms")),
+                significant(line.mean("energy_per_output_token_j")),
+                line.revision,
+            ]
+        )
+    return markdown(columns, body)
+
+
+def _on_one_gpu(line: Line) -> Line | None:
+    """Of the same load: ranks share a batch, copies and stages have one each."""
+    cell = line.cell
+    batch = cell.batch // (cell.pp * cell.replicas)
+    for one in lines():
+        other = one.cell
+        same = (other.model, one.precision, other.isl, other.osl, other.batch) == (cell.model, line.precision, cell.isl, cell.osl, batch)
+        if same and one.gpu == line.gpu and other.gpus == 1 and closed(one):
+            return one
+    return None
+
+
+def overview() -> str:
+    """The README's: a case a line, H200 and H100 side by side."""
+    cases: dict[tuple[Any, ...], dict[str, Line]] = {}
+    for line in lines():
+        cell = line.cell
+        layout = not (cell.pp > 1 or cell.replicas > 1)
+        if not closed(line) or cell.precision not in ("fp8", "bf16") or cell.kv_dtype == "int8" or not layout:
+            continue
+        if short(line) and cell.batch not in (1, FEW):
+            continue
+        at_once = f"{cell.batch} at once" if cell.batch <= FEW else "queued"
+        case = cell.model, cell.precision, cell.tp, f"{cell.isl}/{cell.osl}", at_once
+        fastest = cases.setdefault(case, {})
+        if line.gpu not in fastest or line.rate > fastest[line.gpu].rate:
+            fastest[line.gpu] = line
+    columns = ["model", "in/out", "load", "H200:", "best other:", "ratio:", "J/token:", "H100:", "best other:", "ratio:", "J/token:"]
+    body = []
+    for (model, precision, tp, lengths, at_once), by_gpu in cases.items():
+        if "H200" not in by_gpu and at_once != "queued":
+            continue
+        name = f"{model} {precision}" + (f", {tp} GPUs" if tp > 1 else "")
+        body.append([name, lengths, at_once, *(text for gpu in ("H200", "H100") for text in _of_gpu(by_gpu.get(gpu)))])
+    return markdown(columns, body)
+
+
+def _of_gpu(line: Line | None) -> list[str]:
+    if line is None:
+        return ["-"] * 4
+    best = line.best_of()
+    other = "-" if best is None else f"{theirs_of(best)} {ENGINES[_engine(best)]}"
+    return [f"**{rate_of(line)}**", other, ratio_of(line), significant(line.mean("energy_per_output_token_j"))]
+
+
+def against() -> str:
+    """`compare --against published` of all rows of H200: how many figures of the same GPU are behind ours, and those that are ahead."""
+    found = _fair(beside(row for line in lines() if line.gpu == "H200" for row in line.rows))
+    body = []
+    for name in ENGINES:
+        for measured, said in ((False, "published"), (True, "measured here")):
+            ratios = [one.ratio for one in found if _engine(one) == name and one.theirs.measured == measured]
+            if ratios:
+                ahead = sum(ratio > 1 for ratio in ratios)
+                body.append([name, said, str(len(ratios)), str(ahead), f"{statistics.median(ratios):.2f}", f"{min(ratios):.2f}"])
+    table = markdown(["engine", "figures", "with a counterpart:", "ours ahead:", "ours / theirs, median:", "least:"], body)
+    behind = sorted((one for one in found if one.ratio <= 1), key=lambda one: one.ratio)
+    if not behind:
+        return table
+    listed = markdown(
+        ["case", "ours:", "theirs:", "ratio:", "of"],
+        (
+            [
+                f"{one.ours.cell.model} {one.ours.cell.precision} {one.ours.cell.isl}/{one.ours.cell.osl}"
+                + (f", tp {one.ours.cell.tp}" if one.ours.cell.tp > 1 else "")
+                + (f", {one.theirs.at_once} at once" if one.theirs.at_once else ""),
+                significant(one.ours_tokens_per_s),
+                significant(one.theirs.output_tokens_per_s),
+                f"{one.ratio:.2f}",
+                one.theirs.source.replace(" (AIConfigurator)", "").replace("perf-overview ", ""),
+            ]
+            for one in behind
+        ),
+    )
+    return f"{table}\n\nFigures ahead of ours:\n\n{listed}"
+
+
+def ops() -> str:
+    """`kernels --against published` by family, and the shapes at which another engine is faster."""
+    run = OpRun.load(next(path for path in OPS if path.is_file()))
+    families = [
+        [one.family, f"{one.ahead} of {one.shapes}", str(one.ahead_alone), f"{one.geometric_ratio:.2f}"] for one in summaries(run.rows)
+    ]
+    behind = [
+        [
+            f"{one.shape.family}, {one.shape.dtype}: {one.shape.text}",
+            significant(one.ours_us),
+            significant(one.alone_us),
+            f"{significant(one.best[1])} {one.best[0]}",
+            f"{one.ratio:.2f}",
+        ]
+        for family in summaries(run.rows)
+        for one in family.behind
+    ]
+    table = markdown(["family", "ours ahead:", "alone:", "theirs / ours, geometric mean:"], families)
+    return f"{table}\n\nBehind:\n\n{markdown(['shape', 'ours us:', 'alone us:', 'fastest other us:', 'theirs / ours:'], behind)}"
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "overview": overview,
+    "few": few,
+    "queued": queued,
+    "arrivals": arrivals,
+    "two-gpus": several,
+    "against": against,
+    "h100": h100,
+    "ops": ops,
+}
+
+
+def written(text: str) -> str:
+    """A document with its tables made anew. Raises `KeyError` for a table that is not known."""
+    return BLOCK.sub(lambda block: block[1] + TABLES[block[2]]() + block[3], text)
+
+
+def pictures() -> None:
+    """As `plot published` and `plot gpus` draw them, of the newest version of every case."""
+    from trtllm_dashboards.plots import render
+
+    folder = ROOT / "docs" / "pictures"
+    h200 = {"H200": [row for line in lines() if line.gpu == "H200" and line.cell.gpus == 1 for row in line.rows]}
+    for path in (*render("published", h200, folder, formats=["png"]), *render("gpus", {}, folder, formats=["png"])):
+        print(f"drawn: {path.relative_to(ROOT)}")
+
+
+def main(arguments: Sequence[str]) -> None:
+    for name in DOCUMENTS:
+        path = ROOT / name
+        text = path.read_text(encoding="utf-8")
+        if (new := written(text)) != text:
+            path.write_text(new, encoding="utf-8")
+            print(f"written: {name}")
+    if "--pictures" in arguments:
+        pictures()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
