@@ -32,7 +32,8 @@ from trtllm_results.record.environment import Environment
 
 HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD, INNER, VOCABULARY = 128, 4, 4, 2, 32, 384, 512
 """tiny-llama"""
-LAYER_WEIGHTS = HIDDEN * (HEADS + 2 * KV_HEADS) * HEAD + HIDDEN * HEADS * HEAD + 3 * HIDDEN * INNER
+AFTER_ATTENTION = HIDDEN * HEADS * HEAD + 3 * HIDDEN * INNER
+LAYER_WEIGHTS = HIDDEN * (HEADS + 2 * KV_HEADS) * HEAD + AFTER_ATTENTION
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +45,8 @@ def cost(tmp_path_factory: pytest.TempPathFactory) -> ModelCost:
 
 
 def test_counts_of_the_graph(cost: ModelCost) -> None:
-    assert cost.token_flops == 2 * LAYERS * LAYER_WEIGHTS
-    assert cost.row_flops == 2 * HIDDEN * VOCABULARY
+    assert cost.token_flops == 2 * (LAYERS * LAYER_WEIGHTS - AFTER_ATTENTION)
+    assert cost.row_flops == 2 * (HIDDEN * VOCABULARY + AFTER_ATTENTION), "only rows that are sampled leave the last attention"
     assert cost.pair_flops == 4 * LAYERS * HEADS * HEAD
     assert cost.kv_bytes == 2 * LAYERS * KV_HEADS * HEAD * 4
     norms = (2 * LAYERS + 1) * HIDDEN
