@@ -60,9 +60,11 @@ def tests(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def gpu(session: nox.Session) -> None:
-    """The tests that need a GPU, by eight processes on it, since most of the time kernels compile; fails on a machine without one."""
+    """The tests that need a GPU, by a process for each core but at most 14 on it, since most of the time kernels compile; those that share
+    an engine or many kernels by one of them. Fails on a machine without a GPU."""
     install(session, "test")
-    run(session, "pytest", "-m", "gpu", "-n", "8", "tests/gpu", *session.posargs)
+    workers = str(min(14, os.cpu_count() or 1))
+    run(session, "pytest", "-m", "gpu", "-n", workers, "--dist", "loadgroup", "tests/gpu", *session.posargs)
 
 
 @nox.session

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import fcntl
 from collections.abc import Iterable
+from pathlib import Path
 
+from trtllm_engines.checkpoints.checkpoint_precision import plan_for
 from trtllm_engines.compiler.compile import compile_model
 from trtllm_engines.compiler.plan import Profile
 from trtllm_engines.models.presets import resolve_model
@@ -29,8 +31,11 @@ def compiled_once(specs: Iterable[KernelSpec], arch: str) -> dict[str, Cubin]:
     return {key: one for key, one in compiled.items() if not isinstance(one, str)}
 
 
-def compile_engine(model: str, precision: str, profile: Profile, arch: str) -> None:
-    """Leaves the kernels of an engine in the cache, where its build finds them."""
-    source = {"kind": "dummy", "seed": 0}
-    plan = compile_model(resolve_model(model).config, precision, profile, arches=(arch,), weights_source=source).plan
-    compiled_once((kernel for op in plan.ops for kernel in op.tactics[arch].kernels), arch)
+def compile_engines(model: str | Path, precisions: Iterable[str], profile: Profile, arch: str) -> None:
+    """Leaves the kernels of a model's engines in the cache, where their builds find them."""
+    resolved, source = resolve_model(model), {"kind": "dummy", "seed": 0}
+    plans = [
+        compile_model(resolved.config, plan_for(resolved.path, precision), profile, arches=(arch,), weights_source=source).plan
+        for precision in precisions
+    ]
+    compiled_once((kernel for plan in plans for op in plan.ops for kernel in op.tactics[arch].kernels), arch)

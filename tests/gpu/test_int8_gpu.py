@@ -25,7 +25,11 @@ from trtllm_kernels.lowering import lower
 from trtllm_kernels.references import OPS
 from trtllm_kernels.references.quantize import FP8_MAX
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.xdist_group("int8"),
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
+]
 
 TOKENS = (1, 2, 16, 17, 33, 64, 65, 97, 128, 129, 200, 256, 300, 512, 700, 1100, 2300)
 MOST, ROOM = max(TOKENS), 128

@@ -1,6 +1,7 @@
 """Every kernel on the GPU against the reference on the CPU, through the launches engines run. Results are poisoned with NaN beforehand."""
 
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -127,7 +128,7 @@ def compare(op_name: str, model: str, batch: str, precision: str) -> None:
     execute(op, device, outputs)
     actual = outputs + list(op.written_in(device).values())
     for want, got in zip(expected, actual, strict=True):
-        check(op_name, precision, got.cpu(), want)
+        check(op_name, precision, got, want.cuda())
 
 
 @pytest.mark.parametrize(("op", "precision"), combinations(ROWS))
@@ -415,8 +416,11 @@ NOISE = {"bf16": 4e-3, "fp16": 6e-4}
 """What rounding may move attention of a whole batch by, in its norm: a single element of millions says less of it than `check` takes."""
 
 
-def compare_attention(model: ModelShape, batch: BatchShape, precision: str, tactic: dict[str, int], spare: int = 0) -> Lowered:
-    """Lowered for any batch and run on this one. Behind its last token lie `spare` rows that hold NaN, in the result too, and stay."""
+def compare_attention(
+    model: ModelShape, batch: BatchShape, precision: str, tactics: Sequence[dict[str, int]], spare: int = 0
+) -> tuple[Lowered, ...]:
+    """Lowered for any batch by each of the tactics, and run on this one. Behind its last token lie `spare` rows that hold NaN, in the
+    result too, and stay."""
     symbolic = {"qkv": ("T",), "seq_slots": ("R",), "query_start": ("R + 1",), "kv_lens": ("R",)}
     named = draw("paged_attention", model, batch, precision)
     device = on_gpu(named)
@@ -429,35 +433,37 @@ def compare_attention(model: ModelShape, batch: BatchShape, precision: str, tact
     expected = OPS["paged_attention"].reference(**named)
     out = TensorSpec(("T", expected.shape[1]), dtype_name(expected.dtype))
     tensors = [specs.get(name) for name in OPS["paged_attention"].tensors]
-    lowered = lower("paged_attention", tensors, [out], attrs, arch(), tactic=tactic)
     decodes = next((i for i, q in enumerate(batch.query_lens) if q != 1), len(batch.query_lens))
     continued = sum(kv > query for query, kv in zip(batch.query_lens[decodes:], batch.kv_lens[decodes:], strict=True))
     symbols = {"T": batch.tokens, "R": len(batch.kv_lens), "D": decodes, "S": len(batch.kv_lens), "C": continued}
     rows, qkv = len(expected), device["qkv"]
     device["qkv"] = torch.cat((qkv, poison(torch.empty(spare, qkv.shape[1], dtype=qkv.dtype, device="cuda"))))
-    device["out0"] = poison(torch.empty(rows + spare, expected.shape[1], dtype=expected.dtype, device="cuda"))
-    for name, spec in lowered.workspaces.items():
-        shape = [max(1, evaluate(dim, symbols)) for dim in spec.shape]
-        device[name] = poison(torch.empty(shape, dtype=DTYPES[spec.dtype], device="cuda"))
-    program = BoundProgram([lowered], device.__getitem__, compile_all(lowered.kernels, arch()))
-    program.set_symbols(**symbols)
-    program.run()
-    got = device["out0"][:rows].cpu()
-    if precision in NOISE:
-        apart = (got.float() - expected.float()).abs()
-        assert bool((apart < 2**-7 + 2e-2 * expected.float().abs()).all()), f"{float(apart.max())} apart"
-        assert float(apart.norm() / expected.float().norm()) < NOISE[precision]
-    else:
-        check("paged_attention", precision, got, expected)
-    assert bool((device["out0"][rows:].view(torch.uint8) == 0xFF).all())
-    return lowered
+    want = expected.cuda()
+    made = tuple(lower("paged_attention", tensors, [out], attrs, arch(), tactic=tactic) for tactic in tactics)
+    for lowered in made:
+        memory = {**device, "out0": poison(torch.empty(rows + spare, expected.shape[1], dtype=expected.dtype, device="cuda"))}
+        for name, spec in lowered.workspaces.items():
+            shape = [max(1, evaluate(dim, symbols)) for dim in spec.shape]
+            memory[name] = poison(torch.empty(shape, dtype=DTYPES[spec.dtype], device="cuda"))
+        program = BoundProgram([lowered], memory.__getitem__, compile_all(lowered.kernels, arch()))
+        program.set_symbols(**symbols)
+        program.run()
+        got = memory["out0"][:rows]
+        if precision in NOISE:
+            apart = (got.float() - want.float()).abs()
+            assert bool((apart < 2**-7 + 2e-2 * want.float().abs()).all()), f"{float(apart.max())} apart"
+            assert float(apart.norm() / want.float().norm()) < NOISE[precision]
+        else:
+            check("paged_attention", precision, got, want)
+        assert bool((memory["out0"][rows:].view(torch.uint8) == 0xFF).all())
+    return made
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp8"])
 def test_one_attention_program_serves_every_batch(precision: str) -> None:
     """Symbols decide between split and unsplit decode and the context grids; one binding at the profile's size serves them all."""
     for batch in BATCHES.values():
-        compare_attention(MODELS["qwen3"], batch, precision, {})
+        compare_attention(MODELS["qwen3"], batch, precision, [{}])
 
 
 GROUPS = {
@@ -481,16 +487,16 @@ PROMPTS = {
 
 @pytest.mark.parametrize("group", GROUPS)
 @pytest.mark.parametrize("precision", ["bf16", "fp16", "fp8"])
-@pytest.mark.parametrize("cuda", [0, 1])
-def test_prompts_by_triton_and_in_cuda(cuda: int, precision: str, group: str) -> None:
+def test_prompts_by_triton_and_in_cuda(precision: str, group: str) -> None:
     """Lengths about the tiles' edges, more sequences than a warp has lanes, more tiles than blocks, and sequences that are not theirs."""
     if torch.cuda.get_device_capability()[0] != 9:
         pytest.skip("whole prompts are apart on sm_90")
     model = GROUPS[group]
     for batch in PROMPTS.values():
         batch = replace(batch, max_pages=batch.max_pages * 32 // min(32, model.page_size))
-        lowered = compare_attention(model, batch, precision, {"uncached_prefill_cuda": cuda, "context_cuda": cuda}, spare=70)
-        assert sum(spec.is_cuda and spec.function != "decode_attention" for spec in lowered.kernels) == 2 * cuda
+        tactics = [{"uncached_prefill_cuda": cuda, "context_cuda": cuda} for cuda in (0, 1)]
+        for cuda, lowered in enumerate(compare_attention(model, batch, precision, tactics, spare=70)):
+            assert sum(spec.is_cuda and spec.function != "decode_attention" for spec in lowered.kernels) == 2 * cuda
 
 
 @pytest.mark.parametrize(("past", "cached"), [(0, "bf16"), (130, "bf16"), (130, "fp8")])

@@ -21,6 +21,7 @@ from trtllm_kernels.references import OPS
 
 pytestmark = [
     pytest.mark.gpu,
+    pytest.mark.xdist_group("packed"),
     pytest.mark.skipif(not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] != 9, reason="needs a Hopper GPU"),
 ]
 TOKENS = (1, 2, 7, 8, 9, 16, 33, 64, 96, 128, 200, 513)

@@ -53,7 +53,7 @@ class Built:
         return CudaRunner(self.plan, self.arch, self.tensors, self.cubins.__getitem__, num_pages=PAGES, **options)
 
 
-@pytest.fixture(scope="module", params=MODELS)
+@pytest.fixture(scope="module", params=[pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in MODELS])
 def built(request: pytest.FixtureRequest) -> Built:
     config, precision = MODELS[request.param]
     arch, device, source = detect_target().arch, torch.device("cuda"), DummyWeights(0)

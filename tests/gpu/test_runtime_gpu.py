@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from compiled_once import compile_engine
+from compiled_once import compile_engines
 
 from trtllm_engines import LLM
 from trtllm_engines.compiler.fingerprint import detect_target
@@ -23,17 +23,22 @@ from trtllm_engines.runtime.sampling_params import SamplingParams
 from trtllm_engines.runtime.scheduler import SchedulerConfig
 from trtllm_kernels.references.philox import gumbel_noise, random_words
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.xdist_group("runtime"),
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
+]
 
 PROFILE = Profile(max_batch_size=24, max_num_tokens=96, max_seq_len=256, page_size=32)
 PAGES = 24 * 8 + 1
+PRECISIONS = ("fp32", "bf16", "fp8")
 
 
-@pytest.fixture(scope="module", params=["fp32", "bf16", "fp8"])
+@pytest.fixture(scope="module", params=PRECISIONS)
 def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Engine:
     target = detect_target()
     folder = tmp_path_factory.mktemp("engines") / request.param
-    compile_engine("tiny-llama", request.param, PROFILE, target.arch)
+    compile_engines("tiny-llama", PRECISIONS, PROFILE, target.arch)
     return load_engine(build("tiny-llama", request.param, out=folder, profile=PROFILE, arches=(target.arch,)), target)
 
 
@@ -41,7 +46,7 @@ def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def fp32_engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
     target = detect_target()
     folder = tmp_path_factory.mktemp("engines") / "tiny"
-    compile_engine("tiny-llama", "fp32", PROFILE, target.arch)
+    compile_engines("tiny-llama", PRECISIONS, PROFILE, target.arch)
     return load_engine(build("tiny-llama", "fp32", out=folder, profile=PROFILE, arches=(target.arch,)), target)
 
 
