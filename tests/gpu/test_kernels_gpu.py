@@ -496,7 +496,7 @@ def test_prompts_by_triton_and_in_cuda(precision: str, group: str) -> None:
         batch = replace(batch, max_pages=batch.max_pages * 32 // min(32, model.page_size))
         tactics = [{"uncached_prefill_cuda": cuda, "context_cuda": cuda} for cuda in (0, 1)]
         for cuda, lowered in enumerate(compare_attention(model, batch, precision, tactics, spare=70)):
-            assert sum(spec.is_cuda and spec.function != "decode_attention" for spec in lowered.kernels) == 2 * cuda
+            assert sum(spec.is_cuda and not spec.function.startswith("decode_attention") for spec in lowered.kernels) == 2 * cuda
 
 
 @pytest.mark.parametrize(("past", "cached"), [(0, "bf16"), (130, "bf16"), (130, "fp8")])
