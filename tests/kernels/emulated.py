@@ -20,7 +20,7 @@ HERE = Path(__file__).parent / "emulation"
 @lru_cache(maxsize=64)
 def library(kernel: str, macros: tuple[str, ...]) -> ctypes.CDLL:
     folder = Path(tempfile.mkdtemp(prefix="emulated-"))
-    for name in (f"{kernel}.cu", "decode.cuh", "packed.cuh", "skinny.cuh"):
+    for name in (f"{kernel}.cu", "decode_attention.cuh", "decode.cuh", "packed.cuh", "skinny.cuh"):
         source = (nvrtc.SOURCES / name).read_text()
         (folder / name).write_text(source.replace("extern __shared__ __align__(1024) char memory[];", ""))
     (folder / "hopper.cuh").write_text((HERE / "hopper.cuh").read_text())
@@ -51,16 +51,20 @@ def emulate(lowered: Lowered, named: dict[str, torch.Tensor], y: torch.Tensor, t
     assert code == 0, f"{spec.constexprs}: emulation ended with {code}"
 
 
-def emulate_decode(lowered: Lowered, named: dict[str, torch.Tensor], out: torch.Tensor, decodes: int) -> KernelSpec:
-    """The one launch of a step of so many decoding sequences, of which it returns the kernel."""
+def emulate_decode(lowered: Lowered, named: dict[str, torch.Tensor], out: torch.Tensor, decodes: int, blocks: int | None = None) -> KernelSpec:
+    """The one launch of a step of so many decoding sequences, of which it returns the kernel. `blocks`: as in `emulate`."""
     launch, spec = running(lowered, decodes)
-    macros = ("-DATTENTION", *(f"-D{name}={int(value)}" for name, value in spec.constexprs.items()))
-    tensors = [out if arg.value == "out0" else named[str(arg.value)] for arg in launch.args if arg.kind == "tensor"]
-    layers = [None if arg.index is None else arg.index for arg in launch.args if arg.kind == "tensor"]
-    tensors = [tensor if layer is None else tensor[layer] for tensor, layer in zip(tensors, layers, strict=True)]
+    many = spec.function == "decode_attention_many"
+    macros = ("-DMANY" if many else "-DATTENTION", *(f"-D{name}={int(value)}" for name, value in spec.constexprs.items()))
+    symbols = {"D": decodes, "T": decodes, "R": decodes, "S": decodes, "C": 0}
+    used = [arg for arg in launch.args if arg.kind in ("tma", "tensor")]
+    tensors = [out if arg.value == "out0" else named[str(arg.value)] for arg in used]
+    tensors = [tensor if arg.index is None else tensor[arg.index] for tensor, arg in zip(tensors, used, strict=True)]
     pointers = (ctypes.c_void_p * len(tensors))(*(one.data_ptr() for one in tensors))
-    scale, stride = (arg.value for arg in launch.args if arg.kind in ("fp32", "i32"))
-    grid = evaluate(launch.grid[0], {"D": decodes, "T": decodes, "R": decodes, "S": decodes, "C": 0})
-    code = library(spec.function, macros).emulate(pointers, ctypes.c_float(float(scale)), int(stride), grid, 32 * spec.num_warps)
+    (scale,) = (ctypes.c_float(float(arg.value)) for arg in launch.args if arg.kind == "fp32")
+    integers = [ctypes.c_int(evaluate(arg.value, symbols)) for arg in launch.args if arg.kind == "i32"]
+    grid = min(blocks or 1 << 30, evaluate(launch.grid[0], symbols))
+    rows = [ctypes.c_long(tensors[0].numel() // tensors[0].shape[-1])] if many else []
+    code = library(spec.function, macros).emulate(pointers, *rows, scale, *integers, grid, 32 * spec.num_warps)
     assert code == 0, f"{spec.constexprs}: emulation ended with {code}"
     return spec

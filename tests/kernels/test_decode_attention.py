@@ -16,6 +16,7 @@ from trtllm_kernels.lowering import describe, lower, rotate_in_attention
 from trtllm_kernels.references import OPS
 
 GQA = ModelShape(heads=6, kv_heads=2, head_dim=128, rotary_dim=128, page_size=32)
+MANY = {"decode_cuda_to": 0}
 CASES = {
     # a cluster of eight blocks, most of them with no page; pages go around
     "fp8": (GQA, (1, 33, 600), "fp8", {"decode_one_warps": 1, "decode_few_warps": 1}),
@@ -45,6 +46,32 @@ CASES = {
         "fp8",
         {"decode_one_splits": 2, "decode_one_warps": 2},
     ),
+    # two blocks, so that warps take several items, whose pages follow each other in a ring; pages by more look-ups than one
+    "many fp8": (GQA, (1, 33, 600, 32, 1100, 5, 64, 2050), "fp8", MANY | {"decode_many_warps": 2, "decode_many_stages": 3}),
+    "many bf16": (
+        ModelShape(heads=8, kv_heads=1, head_dim=128, rotary_dim=128, page_size=16),
+        (17, 1, 100, 16, 48),
+        "bf16",
+        MANY | {"decode_many_warps": 1, "decode_many_stages": 4, "decode_many_box": 8},
+    ),
+    "many int8": (
+        ModelShape(heads=3, kv_heads=3, head_dim=128, rotary_dim=128, page_size=64),
+        (64, 210, 7),
+        "int8",
+        MANY | {"decode_many_warps": 2, "decode_many_stages": 2, "decode_many_box": 32},
+    ),
+    "many fp16": (
+        ModelShape(heads=2, kv_heads=1, head_dim=64, rotary_dim=64, page_size=32),
+        (31, 140),
+        "fp16",
+        MANY | {"decode_many_warps": 2, "decode_many_stages": 1},
+    ),
+    "many head 256": (
+        ModelShape(heads=1, kv_heads=1, head_dim=256, rotary_dim=64, page_size=32),
+        (31, 140, 65),
+        "fp8",
+        MANY | {"decode_many_warps": 1, "decode_many_stages": 2},
+    ),
 }
 
 
@@ -62,7 +89,7 @@ def test_results_are_the_references(name: str) -> None:
     op = OPS["paged_attention"]
     inputs = [None if named[tensor] is None else spec_of(named[tensor]) for tensor in op.tensors]
     lowered = lower(op.name, inputs, [spec_of(y)], {attr: named[attr] for attr in op.attrs}, "sm_90", tactic=tactic)
-    emulate_decode(lowered, named, y, len(lengths))
+    emulate_decode(lowered, named, y, len(lengths), blocks=2 if name.startswith("many") else None)
     if precision == "fp8":
         steps = code_steps(y, expected)
         assert float((steps > 0).float().mean()) < 0.05
@@ -78,13 +105,15 @@ ROTATED = {
 }
 
 
+@pytest.mark.parametrize("many", [False, True], ids=["few", "many"])
 @pytest.mark.parametrize("precision", ROTATED)
-def test_rotated_queries_and_cached_rows_are_those_of_the_op_before(precision: str) -> None:
+def test_rotated_queries_and_cached_rows_are_those_of_the_op_before(precision: str, many: bool) -> None:
     lengths, model = ROTATED[precision], ModelShape(heads=6, kv_heads=2, head_dim=128, rotary_dim=128, page_size=32)
-    case = rotated_sample(model, lengths, precision, {"decode_one_splits": 2, "decode_one_warps": 2})
+    tactic = MANY | {"decode_many_warps": 2} if many else {"decode_one_splits": 2, "decode_one_warps": 2}
+    case = rotated_sample(model, lengths, precision, tactic)
     y = torch.empty_like(case.expected)
     y.view(torch.uint8).fill_(0xFF)
-    emulate_decode(case.attention, case.named, y, len(lengths))
+    emulate_decode(case.attention, case.named, y, len(lengths), blocks=1 if many else None)
     case.check_written(case.named)
     if precision == "fp8":
         assert float((code_steps(y, case.expected) > 0).float().mean()) < 0.05

@@ -404,6 +404,11 @@ INLINE float from_lane_xor(float x, u32 bits) { return __shfl_xor_sync(~0u, x, b
 
 INLINE u32 from_lane(u32 x, u32 lane) { return __shfl_sync(~0u, x, lane); }
 
+INLINE bool any_of_warp(bool x) { return __any_sync(~0u, x); }
+
+// Adds one to a number in shared memory. Returns what it was.
+INLINE u32 count_up(u32& number) { return atomicAdd(&number, 1); }
+
 // ---- Numbers
 
 INLINE float exp2_of(float x) {

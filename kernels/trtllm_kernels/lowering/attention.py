@@ -20,7 +20,7 @@ from trtllm_kernels.dialect.expr import ceil_div, product
 from trtllm_kernels.dialect.types import Dim, Lowered
 from trtllm_kernels.errors import KernelError
 from trtllm_kernels.lowering.call import FLOATS, I32, Builder, OpCall, Operand, next_power_of_2, power_of_2
-from trtllm_kernels.lowering.decode_cuda import DECODE_CUDA_TO, DECODE_ROTATES, decode_cuda_tunables, launch_decode_cuda, rotated_tokens
+from trtllm_kernels.lowering.decode_cuda import decode_cuda_tunables, launch_decode_cuda, rotated_tokens
 from trtllm_kernels.lowering.prefill import (
     cuda_context_fits,
     cuda_context_launch,
@@ -81,6 +81,7 @@ def _space(call: OpCall) -> tuple[Choice, ...]:
     space=_space,
     kernel_phases={
         "decode_attention": "decode",
+        "decode_attention_many": "decode",
         "reduce_splits": "decode",
         "uncached_prefill_attention": "context",
         "context_attention": "context",
@@ -110,7 +111,7 @@ def paged_attention(call: OpCall) -> Lowered:
 def rotated_by_attention(call: OpCall) -> Dim:
     """How many of a step's first tokens, all decoding, attention can rotate and write to the cache itself."""
     tuned = _tuned(call)
-    return rotated_tokens(tuned[DECODE_ROTATES] * tuned[DECODE_CUDA_TO], _alone(_concurrent(call, tuned)))
+    return rotated_tokens(tuned, _alone(_concurrent(call, tuned)))
 
 
 def _tuned(call: OpCall) -> dict[str, int]:

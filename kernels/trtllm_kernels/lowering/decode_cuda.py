@@ -1,6 +1,7 @@
-"""Lowering of decode attention of few sequences to CUDA C++ (`cuda_kernels/decode_attention.cu`).
+"""Lowering of decode attention to CUDA C++: of few sequences (`cuda_kernels/decode_attention.cu`), and of more, by a persistent kernel
+(`cuda_kernels/decode_attention_many.cu`).
 
-How many blocks share a sequence and KV head, and how many warps a block has, is chosen by the number of sequences such that all blocks are
+Of few, how many blocks share a sequence and KV head, and how many warps a block has, is chosen by the number of sequences such that all blocks are
 on the GPU at once and what they have asked for fills the time that memory takes to answer; and no more, since the next kernel's weights
 need the room. Chosen by whole steps on an H200 (docs/facts/kernels-attention.md).
 """
@@ -10,22 +11,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from trtllm_kernels.dialect.dtypes import bytes_of
+from trtllm_kernels.dialect.dtypes import bytes_of, elements_in
 from trtllm_kernels.dialect.expr import ceil_div, product
 from trtllm_kernels.dialect.types import Dim
 from trtllm_kernels.errors import KernelError
-from trtllm_kernels.lowering.call import I32, Builder, OpCall
+from trtllm_kernels.lowering.call import I32, Builder, OpCall, Parameter, Tma
 from trtllm_kernels.lowering.prefill import scale_log2, scales
 
 DECODE_CUDA_TO = "decode_cuda_to"
-"""Tunable: most sequences for which the kernel in CUDA C++ is taken; 0: never."""
+"""Tunable: most sequences for which the kernel of few in CUDA C++ is taken; 0: never."""
+DECODE_MANY_TO = "decode_many_to"
+"""Tunable: most sequences for which the persistent kernel is taken, from the first on that the one of few does not take; 0: never."""
 DECODE_ROTATES = "decode_rotates"
-"""Tunable: whether it rotates queries and keys itself, where it can."""
+"""Tunable: whether they rotate queries and keys themselves, where they can."""
 _WARPS = 4
 """Warps per SM that keep enough pages in flight, and leave room for blocks of the next kernel."""
 _RING_BYTES = 24 * 1024
 """Of pages in flight per warp, if that is two at least."""
 _MOST_PAGE_BYTES = 16 * 1024
+_MANY_BYTES = 216 * 1024
+"""Of pages in flight per SM."""
+_MOST_MANY = 1 << 16
 _CODES = {"fp8": 1, "int8": 2}
 _TUNED = ("splits", "warps", "stages")
 
@@ -63,6 +69,12 @@ def decode_cuda_fits(call: OpCall) -> bool:
     )
 
 
+def decode_many_fits(call: OpCall) -> bool:
+    """Whether the persistent kernel fits."""
+    cache = call["kv_cache"]
+    return decode_cuda_fits(call) and bytes_of(cache.size(5), cache.dtype) % 128 == 0
+
+
 def _page_bytes(call: OpCall) -> int:
     """Of one KV head's keys and values in a page."""
     cache = call["kv_cache"]
@@ -75,7 +87,15 @@ def decode_cuda_tunables(call: OpCall) -> dict[str, int]:
     for tile in _default_tiles(call):
         defaults |= {f"decode_{tile.name}_{name}": getattr(tile, name) for name in _TUNED}
         defaults[DECODE_CUDA_TO] = tile.most if decode_cuda_fits(call) else 0
-    return defaults
+    pages = max(1, _MANY_BYTES // _page_bytes(call))
+    warps = max(1, min(8, pages // 3))
+    return defaults | {
+        DECODE_MANY_TO: _MOST_MANY if decode_many_fits(call) else 0,
+        "decode_many_blocks": 1,
+        "decode_many_warps": warps,
+        "decode_many_stages": max(1, pages // warps),
+        "decode_many_box": 16,
+    }
 
 
 def _default_tiles(call: OpCall) -> tuple[_Tile, ...]:
@@ -89,34 +109,74 @@ def _default_tiles(call: OpCall) -> tuple[_Tile, ...]:
     )
 
 
-def rotated_tokens(to: int, alone: str) -> Dim:
-    """How many of a step's first tokens the kernel may rotate. The arguments are those of `launch_decode_cuda`, and what it returned."""
-    return product("D", f"max(0, min(1, {to + 1} - D))", alone) if to else 0
+def rotated_tokens(tuned: Mapping[str, int], alone: str) -> Dim:
+    """How many of a step's first tokens the kernels may rotate. The arguments are those of `launch_decode_cuda`."""
+    to = decoded_to(tuned)
+    return product("D", f"max(0, min(1, {to + 1} - D))", alone) if to and tuned[DECODE_ROTATES] else 0
+
+
+def decoded_to(tuned: Mapping[str, int]) -> int:
+    """Most sequences that decode by these kernels."""
+    return max(tuned[DECODE_CUDA_TO], tuned[DECODE_MANY_TO])
 
 
 def launch_decode_cuda(builder: Builder, tuned: Mapping[str, int], alone: str) -> int:
     """Adds launches for up to a number of sequences, and returns it. `alone`: 1 in steps that decode by a launch of this kind, else 0."""
     call = builder.call
-    to = tuned[DECODE_CUDA_TO]
-    if not to:
-        return 0
-    if not decode_cuda_fits(call):
+    to, many_to = tuned[DECODE_CUDA_TO], tuned[DECODE_MANY_TO]
+    if to and not decode_cuda_fits(call):
         raise KernelError(f"{DECODE_CUDA_TO} is {to}, but the kernel in CUDA C++ does not fit; set it to 0")
+    if many_to and not decode_many_fits(call):
+        raise KernelError(f"{DECODE_MANY_TO} is {many_to}, but the persistent kernel does not fit; set it to 0")
     below, tiles = 0, _default_tiles(call)
-    for tile in tiles:
+    for tile in tiles if to else ():
         most = to if tile is tiles[-1] else min(to, tile.most)
         if most > below:
             here = product(f"max(0, min(1, D - {below}, {most + 1} - D))", alone)
             splits, warps, stages = (tuned[f"decode_{tile.name}_{name}"] for name in _TUNED)
             _launch(builder, _Tile(tile.name, most, splits, warps, stages), here)
             below = most
-    return to
+    if many_to > to:
+        _launch_many(builder, tuned, product(f"max(0, min(1, D - {to}, {many_to + 1} - D))", alone))
+    return decoded_to(tuned)
+
+
+def _launch_many(builder: Builder, tuned: Mapping[str, int], here: Dim) -> None:
+    """`here`: 1 in steps that this kernel serves, else 0."""
+    call = builder.call
+    cache = call["kv_cache"]
+    heads, page = call.integer("num_kv_heads"), cache.size(4)
+    blocks, warps, stages, box = (tuned[f"decode_many_{name}"] for name in ("blocks", "warps", "stages", "box"))
+    codes = _CODES.get(cache.dtype, 0)
+    layer = cache.slice(call.integer("layer"))
+    stage_bytes = _page_bytes(call) + (8 * page if codes == _CODES["int8"] else 0) + 24
+    items = product(heads, "D")
+    builder.launch(
+        "decode_attention_many.decode_attention_many",
+        {
+            "Boxes": Tma(layer, box, elements_in(128, cache.dtype)),
+            **_parameters(call),
+            "table_stride": I32(call["block_table"].size(1)),
+            "num_items": I32(items),
+        },
+        grid=(product(f"min({blocks * call.sm_count}, {items})", here),),
+        constexprs={
+            **_constants(call),
+            "WARPS": warps,
+            "STAGES": stages,
+            "BLOCKS": blocks,
+            "BOX": box,
+            "SHARED_BYTES": warps * stages * stage_bytes + 8 * page + 32,
+        },
+        warps=warps,
+        cuda=True,
+    )
 
 
 def _launch(builder: Builder, tile: _Tile, here: Dim) -> None:
     """`here`: 1 in steps that this tile serves, else 0."""
-    call, out = builder.call, builder.call.outputs[0]
-    q, cache, table = call["qkv"], call["kv_cache"], call["block_table"]
+    call = builder.call
+    cache = call["kv_cache"]
     heads, head_dim, page, codes = call.integer("num_kv_heads"), cache.size(5), cache.size(4), _CODES.get(cache.dtype, 0)
     group = call.integer("num_heads") // heads
     splits, warps, stages, columns = tile.splits, tile.warps, tile.stages, head_dim // 16
@@ -128,35 +188,48 @@ def _launch(builder: Builder, tile: _Tile, here: Dim) -> None:
     part_bytes = 16 * ceil_div(group, 2) * (8 * columns // splits + 1)
     builder.launch(
         "decode_attention.decode_attention",
-        {
-            "QKV": q,
-            "Cache": cache.slice(call.integer("layer")),
-            "BlockTable": table,
-            "Slots": call["seq_slots"],
-            "KvLens": call["kv_lens"],
-            **scales(call),
-            "CosSin": call.rotation or call["kv_lens"],
-            "Out": out,
-            "scale_log2": scale_log2(call),
-            "table_stride": I32(table.size(1)),
-        },
+        {**_parameters(call), "table_stride": I32(call["block_table"].size(1))},
         grid=(product("D", heads, here), splits),
         constexprs={
-            "HKV": heads,
-            "G": group,
-            "D": head_dim,
-            "PAGE": page,
+            **_constants(call),
             "SPLITS": splits,
             "WARPS": warps,
             "STAGES": stages,
-            "CODES": codes,
-            "HALF": codes > 0 or q.dtype == "fp16",
-            "IN_HALF": q.dtype == "fp16",
-            "OUT_HALF": q.dtype == "fp16",
-            "QUANTIZE": call.get("out_scale") is not None,
-            "ROTATES": call.rotation is not None,
             "SHARED_BYTES": warps * stages * stage_bytes + (splits * warps if splits > 1 else 1) * part_bytes + 16,
         },
         warps=warps,
         cuda=True,
     )
+
+
+def _parameters(call: OpCall) -> dict[str, Parameter]:
+    """What both kernels take, in order."""
+    return {
+        "QKV": call["qkv"],
+        "Cache": call["kv_cache"].slice(call.integer("layer")),
+        "BlockTable": call["block_table"],
+        "Slots": call["seq_slots"],
+        "KvLens": call["kv_lens"],
+        **scales(call),
+        "CosSin": call.rotation or call["kv_lens"],
+        "Out": call.outputs[0],
+        "scale_log2": scale_log2(call),
+    }
+
+
+def _constants(call: OpCall) -> dict[str, int]:
+    """Macros of both."""
+    q, cache, heads = call["qkv"], call["kv_cache"], call.integer("num_kv_heads")
+    codes, half = _CODES.get(cache.dtype, 0), q.dtype == "fp16"
+    return {
+        "HKV": heads,
+        "G": call.integer("num_heads") // heads,
+        "D": cache.size(5),
+        "PAGE": cache.size(4),
+        "CODES": codes,
+        "HALF": codes > 0 or half,
+        "IN_HALF": half,
+        "OUT_HALF": half,
+        "QUANTIZE": call.get("out_scale") is not None,
+        "ROTATES": call.rotation is not None,
+    }

@@ -112,6 +112,12 @@ T exchanged(T x, u32 from) {
 }
 inline float from_lane_xor(float x, u32 bits) { return exchanged(x, machine.now->thread % 32 ^ bits); }
 inline u32 from_lane(u32 x, u32 lane) { return exchanged(x, lane); }
+inline bool any_of_warp(bool x) {
+    u32 own = x;
+    exchange(&own, 1, [&](u32(*warp)[8]) { for (u32 lane = 0; lane < 32; lane++) x |= warp[lane][0] != 0; });
+    return x;
+}
+inline u32 count_up(u32& number) { return number++; }
 inline void cluster_arrive() {}
 inline void cluster_wait() { meet(machine.cluster, machine.threads * machine.num_blocks); }
 inline void let_next_start() {}
@@ -149,7 +155,7 @@ struct TensorMap { const char* from; long rows, columns, element, box_rows; };
 inline void prefetch(const TensorMap&) {}
 inline u64 evict_first() { return 0; }
 // A box of rows of 128 bytes, 128-byte swizzle, zero outside the matrix.
-inline void load_box(void* to, const TensorMap& map, int row, int column, u64& barrier) {
+inline void load_box(void* to, const TensorMap& map, int row, int column, u64& barrier, u64 = 0) {
     for (long r = 0; r < map.box_rows; r++) {
         for (long byte = 0; byte < 128; byte++) {
             long at_row = row + r, at_byte = column * map.element + byte;

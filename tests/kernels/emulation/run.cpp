@@ -8,7 +8,35 @@ static void enter() {
     progress();
     while (true) pause_fiber();
 }
-#ifdef ATTENTION
+#ifndef SPLITS
+#define SPLITS 1
+#endif
+#ifdef MANY
+struct Arguments {
+    TensorMap boxes;
+    const char *qkv;
+    char *cache;
+    const int *table, *slots, *kv_lens;
+    const float *k_scale, *v_scale, *out_scale, *cos_sin;
+    char* out;
+    float scale_log2;
+    int table_stride, num_items;
+};
+static Arguments arguments;
+static void call() {
+    const Arguments& a = arguments;
+    KERNEL(a.boxes, 0, 0, 0, 0, a.qkv, a.cache, a.table, a.slots, a.kv_lens, a.k_scale, a.v_scale, a.out_scale, a.cos_sin, a.out, a.scale_log2,
+           a.table_stride, a.num_items);
+}
+static int run(int grid, int threads);
+extern "C" int emulate(const char** pointers, long rows, float scale_log2, int table_stride, int num_items, int grid, int threads) {
+    auto f = [&](int i) { return (const float*)pointers[i]; };
+    auto n = [&](int i) { return (const int*)pointers[i]; };
+    arguments = {{pointers[0], rows, D, CODES ? 1 : 2, BOX}, pointers[1], (char*)pointers[2], n(3), n(4), n(5), f(6), f(7), f(8), f(9),
+                 (char*)pointers[10], scale_log2, table_stride, num_items};
+    return run(grid, threads);
+}
+#elif defined(ATTENTION)
 struct Arguments {
     const char *qkv, *cache;
     const int *table, *slots, *kv_lens;

@@ -1,0 +1,217 @@
+// What the two forms of decode attention have in common: how a page's keys and values lie in shared memory and feed a warp's products, the
+// queries, and this step's row.
+//
+// Keys are rows of the left operand, and the group's heads, padded to 8, are columns of the right one: scores are [tokens, heads], results
+// [dimensions, heads]. Which column of a product is which dimension, and which row which token, is free as long as both operands agree. So a
+// thread reads 16 bytes at a time, in whose order the query is loaded. Values of four tokens are transposed on the way from shared memory by
+// byte permutes. A row's 16-byte chunks are swizzled by the token, as TMA does it, and rows and chunks are dealt to lanes (`dealt`) such that
+// reads of both kinds hit every bank once.
+#pragma once
+#include "hopper.cuh"
+
+#define NO_CODES 0
+#define FP8_CODES 1   // one scale for keys, one for values
+#define INT8_CODES 2  // a scale for each row
+
+constexpr int ELEMENT = CODES ? 1 : 2, ROW_BYTES = D * ELEMENT, CHUNKS = ROW_BYTES / 16, OF_CHUNK = 16 / ELEMENT;
+constexpr int TILE = PAGE * ROW_BYTES;  // bytes of a page's keys, or values
+constexpr int OF_LANE = OF_CHUNK < D / 8 ? OF_CHUNK : D / 8, UNITS = D / 8 / OF_LANE;  // consecutive dimensions of a thread's values
+constexpr int TOKENS = PAGE / 16, COLUMNS = D / 16;      // steps of a product over a page's tokens, and over dimensions
+constexpr int PAIRS = (G + 1) / 2;  // of heads
+constexpr float NONE = -1e30f;
+static_assert(!ROTATES || D == 128, "a lane then has two dimensions of each half of a row");
+static_assert(G <= 8 && PAGE % 16 == 0 && D % 64 == 0, "what the tiles hold");
+
+// The token of row g of a tile of scores, and the chunk of lanes 4 g to 4 g + 3.
+INLINE int dealt(int g) { return g / 2 + g % 2 * 4; }
+
+// Byte of a chunk of a token's row: panels of 128 bytes of each row.
+INLINE int place(int token, int chunk) {
+    if (CHUNKS < 8) return token * ROW_BYTES + 16 * (chunk ^ token / 2 % CHUNKS);
+    return chunk / 8 * (PAGE * 128) + token * 128 + 16 * (chunk % 8 ^ token % 8);
+}
+
+// Four codes as two pairs of 2-byte numbers.
+INLINE void widen(u32& low, u32& high, u32 codes) {
+    if (CODES == FP8_CODES) {
+        unpack_fp8(low, high, codes);
+    } else {  // behind the exponent of 1024 a byte is an integer
+        u32 biased = codes ^ 0x80808080;
+        low = subtract(chosen_bytes<0x4140>(biased, 0x64646464), 0x64806480);
+        high = subtract(chosen_bytes<0x4342>(biased, 0x64646464), 0x64806480);
+    }
+}
+
+// The queries of the group's heads as right operands: head lane / 4, the dimensions of chunk lane % 4 and of every fourth after it.
+struct Queries {
+    u32 words[COLUMNS][2];
+
+    // First of the four dimensions of words[i].
+    INLINE static int dimension(int i) { return OF_CHUNK * ((int)threadIdx.x % 4 + i * 4 / OF_CHUNK * 4) + i * 4 % OF_CHUNK; }
+
+    INLINE void load(const char* row) {
+        int head = threadIdx.x % 32 / 4;
+#pragma unroll
+        for (int i = 0; i < COLUMNS; i += 2) {
+            uint4 eight = head < G ? *(const uint4*)(row + 2 * (head * D + dimension(i))) : make_uint4(0, 0, 0, 0);
+            words[i][0] = eight.x, words[i][1] = eight.y, words[i + 1][0] = eight.z, words[i + 1][1] = eight.w;
+        }
+    }
+
+    // To the type of products.
+    INLINE void convert() {
+        if (CODES && !IN_HALF) {
+#pragma unroll
+            for (int i = 0; i < 2 * COLUMNS; i++) words[i / 2][i % 2] = half_of(words[i / 2][i % 2]);
+        }
+    }
+};
+
+INLINE void rotate(float2& first, float2& second, float2 cosines, float2 sines) {
+    float2 x = first, y = second;
+    first = make_float2(x.x * cosines.x - y.x * sines.x, x.y * cosines.y - y.y * sines.y);
+    second = make_float2(y.x * cosines.x + x.x * sines.x, y.y * cosines.y + x.y * sines.y);
+}
+
+// Of the queries' dimensions in the first half of a row. `row`: cosines, then sines, of the position.
+struct Angles {
+    float2 cosines[COLUMNS], sines[COLUMNS];
+
+    INLINE void load(const float* row) {
+#pragma unroll
+        for (int i = 0; i < COLUMNS; i++) {
+            int dimension = Queries::dimension(i / 2) + i % 2 * 2;
+            cosines[i] = *(const float2*)(row + dimension), sines[i] = *(const float2*)(row + D / 2 + dimension);
+        }
+    }
+
+    INLINE void rotate(Queries& q) const {
+#pragma unroll
+        for (int i = 0; i < COLUMNS; i++) {
+            u32 &low = q.words[i / 2][i % 2], &high = q.words[i / 2 + COLUMNS / 2][i % 2];
+            float2 first = unpack_out(low), second = unpack_out(high);
+            ::rotate(first, second, cosines[i], sines[i]);
+            low = pack_out(first.x, first.y), high = pack_out(second.x, second.y);
+        }
+    }
+};
+
+// A key, or a value, of this step as the cache holds it: of each lane two dimensions of the row's first half and two of the last.
+struct Row {
+    u32 first, last;
+    float scale;
+
+    // `factor`: inverse of the cache's scale.
+    INLINE void code(float2 x, float2 y, float factor) {
+        if (CODES == NO_CODES) {
+            first = pack_out(x.x, x.y), last = pack_out(y.x, y.y);
+        } else if (CODES == FP8_CODES) {
+            u32 codes = pack_fp8(x.x * factor, x.y * factor, y.x * factor, y.y * factor);
+            first = codes & 0xFFFF, last = codes >> 16;
+        } else {
+            float largest = fmaxf(fmaxf(fabsf(x.x), fabsf(x.y)), fmaxf(fabsf(y.x), fabsf(y.y)));
+#pragma unroll
+            for (u32 bits = 1; bits < 32; bits *= 2) largest = fmaxf(largest, from_lane_xor(largest, bits));
+            scale = fmaxf(largest / 127.0f, 1e-12f);
+            first = int8_of(x.x) | int8_of(x.y) << 8, last = int8_of(y.x) | int8_of(y.y) << 8;
+        }
+    }
+
+    // The sum with 1.5 * 2^23 has no bits for a fraction.
+    INLINE u32 int8_of(float x) const { return __float_as_int(x / scale + 12582912.0f) & 0xFF; }
+
+    // `place(chunk)`: where that chunk of the row is.
+    template <typename Place>
+    INLINE void store(const Place& place) const {
+        int byte = threadIdx.x % 32 * 2 * ELEMENT;
+        char *to_first = place(byte / 16) + byte % 16, *to_last = place(byte / 16 + CHUNKS / 2) + byte % 16;
+        if (CODES) {
+            *(unsigned short*)to_first = (unsigned short)first, *(unsigned short*)to_last = (unsigned short)last;
+        } else {
+            *(u32*)to_first = first, *(u32*)to_last = last;
+        }
+    }
+};
+
+INLINE void four_words(u32 (&to)[4], const char* from) {
+    uint4 words = *(const uint4*)from;
+    to[0] = words.x, to[1] = words.y, to[2] = words.z, to[3] = words.w;
+}
+
+// Scores of tokens 16 t.. and all heads.
+INLINE void score(float (&scores)[4], const char* keys, int t, const Queries& q) {
+    int first = 16 * t + dealt(threadIdx.x % 32 / 4), column = threadIdx.x % 4;
+#pragma unroll
+    for (int i = 0; i < 4; i++) scores[i] = 0.0f;
+#pragma unroll
+    for (int chunk = 0; chunk < CHUNKS; chunk += 4) {
+        u32 low[4], high[4];
+        four_words(low, keys + place(first, chunk + column));
+        four_words(high, keys + place(first + 8, chunk + column));
+#pragma unroll
+        for (int i = 0; i < OF_CHUNK / 4; i++) {
+            u32 a[4];
+            if (CODES) {
+                widen(a[0], a[2], low[i]);
+                widen(a[1], a[3], high[i]);
+            } else {
+                a[0] = low[2 * i], a[1] = high[2 * i], a[2] = low[2 * i + 1], a[3] = high[2 * i + 1];
+            }
+            const u32(&b)[2] = q.words[chunk / 4 * (OF_CHUNK / 4) + i];
+            multiply_add_warp(scores, a, b[0], b[1]);
+        }
+    }
+}
+
+// A lane's consecutive values of a token, at most 16 bytes.
+INLINE void unit_words(u32 (&to)[OF_LANE * ELEMENT / 4], const char* values, int token, int unit) {
+    int byte = unit * OF_LANE * ELEMENT;
+    const char* from = values + place(token, byte / 16) + byte % 16;
+    if (OF_LANE * ELEMENT == 16) {
+        four_words((u32(&)[4])to, from);
+    } else {
+        uint2 words = *(const uint2*)from;
+        to[0] = words.x, to[1] = words.y;
+    }
+}
+
+// Adds values' [dimensions, 16 tokens] @ p's [16 tokens, heads].
+INLINE void add_values(float (&sums)[COLUMNS][4], const char* values, int t, u32 p_low, u32 p_high) {
+    int lane = threadIdx.x % 32, first = 16 * t + lane % 4;
+#pragma unroll
+    for (int unit = 0; unit < UNITS; unit++) {
+        u32 v[4][OF_LANE * ELEMENT / 4];
+#pragma unroll
+        for (int i = 0; i < 4; i++) unit_words(v[i], values, first + 4 * i, dealt(lane / 4) + 8 * unit);
+#pragma unroll
+        for (int word = 0; word < OF_LANE * ELEMENT / 4; word++) {
+            int tile = unit * (OF_LANE / 2) + word * 2 / ELEMENT;
+            if (CODES) {
+                u32 a[4], b[4];
+                widen(a[0], a[1], chosen_bytes<0x5140>(v[0][word], v[1][word]));
+                widen(a[2], a[3], chosen_bytes<0x5140>(v[2][word], v[3][word]));
+                multiply_add_warp(sums[tile], a, p_low, p_high);
+                widen(b[0], b[1], chosen_bytes<0x7362>(v[0][word], v[1][word]));
+                widen(b[2], b[3], chosen_bytes<0x7362>(v[2][word], v[3][word]));
+                multiply_add_warp(sums[tile + 1], b, p_low, p_high);
+            } else {
+                u32 a[4] = {chosen_bytes<0x5410>(v[0][word], v[1][word]), chosen_bytes<0x7632>(v[0][word], v[1][word]),
+                            chosen_bytes<0x5410>(v[2][word], v[3][word]), chosen_bytes<0x7632>(v[2][word], v[3][word])};
+                multiply_add_warp(sums[tile], a, p_low, p_high);
+            }
+        }
+    }
+}
+
+// Over the rows of a tile of scores.
+INLINE float largest_of_column(float x) {
+#pragma unroll
+    for (u32 bits = 4; bits < 32; bits *= 2) x = fmaxf(x, from_lane_xor(x, bits));
+    return x;
+}
+
+INLINE float sum_of_column(float x) {
+#pragma unroll
+    for (u32 bits = 4; bits < 32; bits *= 2) x += from_lane_xor(x, bits);
+    return x;
+}
