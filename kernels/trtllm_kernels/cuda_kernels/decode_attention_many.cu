@@ -213,7 +213,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS)
             }
         }
         if (left < PAGE) {  // values of tokens that do not exist
-            for (int i = left * CHUNKS + lane; i < (left + 15) / 16 * 16 * CHUNKS; i += 32) {
+            for (int i = left * CHUNKS + lane; i < PAGE * CHUNKS; i += 32) {
                 *(uint4*)(values + place(i / CHUNKS, i % CHUNKS)) = make_uint4(0, 0, 0, 0);
             }
         }
@@ -233,7 +233,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS)
         int token = dealt(lane / 4);
 #pragma unroll
         for (int t = 0; t < TOKENS; t++) {
-            if (16 * t < left) score(x[t], keys, t, q);
+            score(x[t], keys, t, q);
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 int at = 16 * t + token + i / 2 * 8;
@@ -261,7 +261,6 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS)
         }
 #pragma unroll
         for (int t = 0; t < TOKENS; t++) {
-            if (16 * t >= left) break;
             float p[4];
 #pragma unroll
             for (int i = 0; i < 4; i++) {
