@@ -51,7 +51,9 @@ def emulate(lowered: Lowered, named: dict[str, torch.Tensor], y: torch.Tensor, t
     assert code == 0, f"{spec.constexprs}: emulation ended with {code}"
 
 
-def emulate_decode(lowered: Lowered, named: dict[str, torch.Tensor], out: torch.Tensor, decodes: int, blocks: int | None = None) -> KernelSpec:
+def emulate_decode(
+    lowered: Lowered, named: dict[str, torch.Tensor], out: torch.Tensor, decodes: int, blocks: int | None = None
+) -> KernelSpec:
     """The one launch of a step of so many decoding sequences, of which it returns the kernel. `blocks`: as in `emulate`."""
     launch, spec = running(lowered, decodes)
     many = spec.function == "decode_attention_many"
