@@ -38,7 +38,7 @@ from trtllm_kernels.references.quantize import FP8, dequantized
 from trtllm_kernels.triton_kernels import gemv
 
 BY_TRITON = {
-    "paged_attention": {"uncached_prefill_cuda": 0, "context_cuda": 0, "decode_cuda_to": 0},
+    "paged_attention": {"uncached_prefill_cuda": 0, "context_cuda": 0, "decode_cuda_to": 0, "decode_many_to": 0},
     **{op: {"skinny_to": 64} | {f"skinny{padded}_blocks": 0 for padded in IN_TRITON} for op in ("linear", "gate_up_silu", "linear_gelu")},
 }
 """Of an op that has a kernel in CUDA C++, which no interpreter runs: the tactic that does without."""

@@ -60,7 +60,7 @@ def prompt_kernels(model: str, precision: str, page_size: int = 32, **tactic: in
 
 def split_kernels(precision: str) -> list[KernelSpec]:
     """Of split decode attention in Triton, which sm_90 has where the kernel in CUDA C++ does not fit."""
-    specs = attention_kernels("llama-3.1-8b", precision, decode_cuda_to=0)
+    specs = attention_kernels("llama-3.1-8b", precision, decode_cuda_to=0, decode_many_to=0)
     return [s for s in specs if s.function == "reduce_splits" or s.constexprs.get("SPLIT")]
 
 

@@ -219,6 +219,8 @@ def _decode(builder: Builder, tuned: dict[str, int], concurrent_steps: str) -> N
     most, parts_to_fill = _most_parts(call, ceil_div(table.size(1) * page, tuned["split_tokens"])), _parts_to_fill(call, tuned)
     alone = _alone(concurrent_steps)
     to = launch_decode_cuda(builder, tuned, alone)
+    if to >= table.size(0):
+        return
     decodes = f"D * max(0, min(1, D - {to}))" if to else "D"
     if most == 1 or parts_to_fill < 2 * (to + 1):
         _decode_launch(builder, tuned, product(decodes, alone))
