@@ -20,7 +20,14 @@ from trtllm_kernels.dialect.expr import ceil_div, product
 from trtllm_kernels.dialect.types import Dim, Lowered
 from trtllm_kernels.errors import KernelError
 from trtllm_kernels.lowering.call import FLOATS, I32, Builder, OpCall, Operand, next_power_of_2, power_of_2
-from trtllm_kernels.lowering.decode_cuda import decode_cuda_tunables, launch_decode_cuda, rotated_tokens
+from trtllm_kernels.lowering.decode_cuda import (
+    DECODE_MANY_TO,
+    decode_cuda_tunables,
+    decode_many_fits,
+    decode_many_tiles,
+    launch_decode_cuda,
+    rotated_tokens,
+)
 from trtllm_kernels.lowering.prefill import (
     cuda_context_fits,
     cuda_context_launch,
@@ -48,7 +55,9 @@ def _space(call: OpCall) -> tuple[Choice, ...]:
     )
     fitting = (one for one in ahead if one["decode_pages"] * cache.size(4) * cache.size(5) <= _MOST_AT_ONCE)
     as_needed = grid(decode_pages=(1,), decode_ahead=(0,), decode_warps=(1, 2, 4), decode_stages=(2, 3, 4, 6, 8))
-    decode = Choice("decode", (*as_needed, *fitting))
+    by_triton = {DECODE_MANY_TO: 0} if decode_many_fits(call) else {}
+    decode = Choice("decode", tuple({**by_triton, **tile} for tile in (*as_needed, *fitting)))
+    many = (Choice("decode many", decode_many_tiles(call)),) if decode_many_fits(call) else ()
     split = Choice("split", grid(split_target=tuple(n * call.sm_count for n in (1, 2, 4, 8)), split_tokens=(32, 64, 128, 256)))
     names = ("block_m", "block_n", "warps", "stages")
     uncached_tiles = (
@@ -56,18 +65,19 @@ def _space(call: OpCall) -> tuple[Choice, ...]:
         *((64, 64, 4, 2), (64, 64, 4, 4), (64, 128, 4, 2), (64, 32, 4, 2), (64, 32, 4, 3)),
         *((128, 64, 8, 2), (128, 64, 8, 3), (128, 64, 4, 2), (128, 32, 8, 2), (128, 32, 8, 3), (128, 128, 8, 2)),
     )
-    by_triton = {"uncached_prefill_cuda": 0} if cuda_fits(call) else {}
+    prompts = {"uncached_prefill_cuda": 0} if cuda_fits(call) else {}
     chunks = {"context_cuda": 0} if cuda_context_fits(call) else {}
     context = (
         *((128, 64, 8, 2),) * cuda_context_fits(call),
         *((128, 64, 8, 3), (128, 32, 8, 2), (128, 32, 4, 2), (64, 64, 4, 2), (64, 32, 4, 2), (64, 32, 4, 3), (128, 64, 4, 2)),
     )
     return (
+        *many,
         decode,
         split,
         Choice(
             "uncached prefill",
-            tuple({**by_triton, **tile} for tile in table(tuple(f"uncached_prefill_{name}" for name in names), *uncached_tiles)),
+            tuple({**prompts, **tile} for tile in table(tuple(f"uncached_prefill_{name}" for name in names), *uncached_tiles)),
             (PREFILL,),
         ),
         Choice(

@@ -17,6 +17,7 @@ from trtllm_kernels.dialect.types import Dim
 from trtllm_kernels.errors import KernelError
 from trtllm_kernels.lowering.call import I32, Builder, OpCall, Parameter, Tma
 from trtllm_kernels.lowering.prefill import scale_log2, scales
+from trtllm_kernels.lowering.space import Candidate, table
 
 DECODE_CUDA_TO = "decode_cuda_to"
 """Tunable: most sequences for which the kernel of few in CUDA C++ is taken; 0: never."""
@@ -73,6 +74,14 @@ def decode_many_fits(call: OpCall) -> bool:
     """Whether the persistent kernel fits."""
     cache = call["kv_cache"]
     return decode_cuda_fits(call) and bytes_of(cache.size(5), cache.dtype) % 128 == 0
+
+
+def decode_many_tiles(call: OpCall) -> tuple[Candidate, ...]:
+    """Tiles of the persistent kernel that tuning tries."""
+    pages = _MANY_BYTES // _page_bytes(call)
+    tiles = tuple((1, warps, pages // warps) for warps in (4, 6, 8, 12) if pages >= 2 * warps)
+    names = tuple(f"decode_many_{name}" for name in ("blocks", "warps", "stages"))
+    return table(names, *tiles, (1, 8, 2), (2, 4, pages // 8))
 
 
 def _page_bytes(call: OpCall) -> int:
