@@ -1,10 +1,10 @@
 """Lowering of paged attention.
 
 It is several launches over disjoint rows: decode sequences without and with a split of the KV axis (one of the two has a non-empty grid,
-chosen by an expression over D, so a captured graph contains the right one), the merge of the split, and context chunks. On Hopper, few
-decode sequences are a kernel of their own (`decode_cuda`), which merges what it splits. On Hopper, whole
-prompts are launched separately from chunks with a cached past, and either launch is skipped in a step that has none of its kind. The
-batch's order says which rows are decode rows: sequences [0, D) decode.
+chosen by an expression over D, so a captured graph contains the right one), the merge of the split, and context chunks. On Hopper, decode
+sequences that do not run beside prompts have kernels of their own (`decode_cuda`): one for few, which merges what it splits, and one for
+more. On Hopper, whole prompts are launched separately from chunks with a cached past, and either launch is skipped in a step that has none
+of its kind. The batch's order says which rows are decode rows: sequences [0, D) decode.
 
 Where a step has both, decode sequences run concurrently with whole prompts on Hopper: decoding waits for memory, prefill for tensor cores.
 Prefill is launched first, with one block per SM (`uncached_prefill_attention`), since the second launch would have to wait for room. Its

@@ -1,5 +1,5 @@
-"""Rotation by decode attention: of few sequences it rotates queries and keys and writes the cache itself, and `rope_kv_write` is launched
-for the tokens that remain, in steps that only decode for none.
+"""Rotation by decode attention: in CUDA C++ it rotates queries and keys and writes the cache itself, and `rope_kv_write` is launched for
+the tokens that remain, in steps that only decode for none.
 
 Both ops stay in the plan with their meaning. Only what their launches do is divided otherwise, so this is decided where an engine's ops are
 lowered, and an op alone is lowered without it.
