@@ -58,10 +58,11 @@ def prompt_kernels(model: str, precision: str, page_size: int = 32, **tactic: in
     return [s for s in specs if s.function in ("uncached_prefill_attention", "context_attention") and not s.constexprs.get("PROGRAMS")]
 
 
-def decode_kernels(precision: str) -> list[KernelSpec]:
-    """Of decode attention in Triton, not beside prompts, which sm_90 has where the kernels in CUDA C++ do not fit."""
-    specs = attention_kernels("llama-3.1-8b", precision, decode_cuda_to=0, decode_many_to=0)
-    return [s for s in specs if s.function in ("reduce_splits", "decode_attention") and not s.constexprs.get("CONCURRENT")]
+def decode_kernels(model: str, precision: str) -> list[KernelSpec]:
+    """Of decode attention not beside prompts: those in Triton, which sm_90 has where the kernels in CUDA C++ do not fit, and the persistent."""
+    by_triton = attention_kernels(model, precision, decode_cuda_to=0, decode_many_to=0)
+    persistent = attention_kernels(model, precision, decode_cuda_to=0, decode_many_to=64)
+    return [s for s in (*by_triton, *persistent) if s.function.startswith(("reduce", "decode")) and not s.constexprs.get("CONCURRENT")]
 
 
 def int8_kernels(arch: str) -> list[KernelSpec]:
@@ -90,10 +91,10 @@ def representative(arch: str) -> list[KernelSpec]:
             chosen |= {spec.key: spec for spec in skinny_kernels(precision)}
             chosen |= {spec.key: spec for spec in prompt_kernels("llama-3.1-8b", precision, uncached_prefill_cuda=0, context_cuda=0)}
     if arch == "sm_90":
-        chosen |= {spec.key: spec for spec in decode_kernels("fp8")}
+        chosen |= {spec.key: spec for spec in (*decode_kernels("llama-3.1-8b", "fp8"), *decode_kernels("gptj-6b", "bf16"))}
     chosen |= {spec.key: spec for spec in int8_kernels(arch)}
     others = [("gptj-6b", "bf16"), ("smollm2-135m", "fp16"), ("qwen3-8b", "bf16"), *([] if arch == "sm_80" else [("gptj-6b", "fp8")])]
-    family = ("rope_kv_write", "context_attention", "uncached_prefill_attention", "decode_attention", "decode_attention_many")
+    family = ("rope_kv_write", "context_attention", "uncached_prefill_attention", "decode_attention")
     for name, precision in others:
         rest = kernels_of(name, precision, arch, page_size=64).values()
         chosen |= {s.key: s for s in rest if s.function in family and not s.constexprs.get("SPLIT") and s.constexprs.get("SPLITS", 2) == 2}
@@ -136,7 +137,7 @@ def test_page_numbers_a_step_ahead_leave_every_stage_to_keys_and_values(cache: s
     op = next(o for o in ops_of(MODELS["llama-3.1-8b"], "fp8") if o.op == "paged_attention" and o.inputs[1] and o.inputs[1].dtype == cache)
     tile = 2 * 32 * 128
     for ahead in (0, 1) if pages == 1 else (1,):
-        tactic = {"decode_many_to": 0, "decode_stages": 4, "decode_pages": pages, "decode_ahead": ahead}
+        tactic = {"decode_cuda_to": 0, "decode_stages": 4, "decode_pages": pages, "decode_ahead": ahead}
         kernels = lower(op.op, op.inputs, op.outputs, op.attrs, "sm_90", tactic=tactic).kernels
         spec = next(one for one in kernels if one.function == "decode_attention" and one.constexprs.get("AHEAD") == ahead)
         info = aot.compile_kernel(spec, "sm_90").info
@@ -373,9 +374,7 @@ def test_a_build_for_a_gpu_takes_its_tactics_and_falls_back_to_its_architectures
     monkeypatch.setattr(tactics, "folder", lambda: tmp_path)
 
     def write(name: str, warps: int) -> None:
-        (tmp_path / f"{name}.json").write_text(
-            json.dumps({"gpu": name, "arch": "sm_90", "tactics": {key: {"decode_many_to": 0, "decode_warps": warps}}})
-        )
+        (tmp_path / f"{name}.json").write_text(json.dumps({"gpu": name, "arch": "sm_90", "tactics": {key: {"decode_warps": warps}}}))
 
     def warps_on(gpu: str, arch: str = "sm_90") -> int:
         kernels = lower(shape.op, shape.inputs, shape.outputs, shape.attrs, arch, gpu=gpu).kernels
@@ -405,7 +404,7 @@ def test_recorded_tactic_overrides_the_default(tmp_path: Path, monkeypatch: pyte
         return next(spec.num_warps for spec in kernels if spec.function == "decode_attention" and not spec.is_cuda)
 
     default = warps(shape.kernels("sm_90"))
-    (tmp_path / "h100.json").write_text(json.dumps({"gpu": "test", "tactics": {key: {"decode_many_to": 0, "decode_warps": default * 2}}}))
+    (tmp_path / "h100.json").write_text(json.dumps({"gpu": "test", "tactics": {key: {"decode_warps": default * 2}}}))
     assert warps(shape.kernels("sm_90")) == default * 2
     assert warps(lower(shape.op, shape.inputs, shape.outputs, shape.attrs, "sm_90", tactic={}).kernels) == default
     tactics._load.cache_clear()

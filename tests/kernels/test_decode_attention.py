@@ -11,12 +11,13 @@ from trtllm_kernels.dialect.expr import evaluate
 from trtllm_kernels.dialect.model_shape import ModelShape
 from trtllm_kernels.dialect.ops import OP_SPECS
 from trtllm_kernels.dialect.specs import spec_of
+from trtllm_kernels.dialect.types import TensorSpec
 from trtllm_kernels.launch.torch_ops import as_list
 from trtllm_kernels.lowering import describe, lower, rotate_in_attention
 from trtllm_kernels.references import OPS
 
 GQA = ModelShape(heads=6, kv_heads=2, head_dim=128, rotary_dim=128, page_size=32)
-MANY = {"decode_cuda_to": 0}
+MANY = {"decode_cuda_to": 0, "decode_many_to": 2048}
 CASES = {
     # a cluster of eight blocks, most of them with no page; pages go around
     "fp8": (GQA, (1, 33, 600), "fp8", {"decode_one_warps": 1, "decode_few_warps": 1}),
@@ -52,13 +53,13 @@ CASES = {
         ModelShape(heads=8, kv_heads=1, head_dim=128, rotary_dim=128, page_size=16),
         (17, 1, 100, 16, 48),
         "bf16",
-        MANY | {"decode_many_warps": 1, "decode_many_stages": 4, "decode_many_box": 8},
+        MANY | {"decode_many_warps": 1, "decode_many_stages": 4},
     ),
     "many int8": (
         ModelShape(heads=3, kv_heads=3, head_dim=128, rotary_dim=128, page_size=64),
         (64, 210, 7),
         "int8",
-        MANY | {"decode_many_warps": 2, "decode_many_stages": 2, "decode_many_box": 32},
+        MANY | {"decode_many_warps": 2, "decode_many_stages": 2},
     ),
     "many fp16": (
         ModelShape(heads=2, kv_heads=1, head_dim=64, rotary_dim=64, page_size=32),
@@ -121,17 +122,21 @@ def test_rotated_queries_and_cached_rows_are_those_of_the_op_before(precision: s
         torch.testing.assert_close(y, case.expected, rtol=2e-2, atol=4e-3)
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp8"])
-def test_a_step_decodes_by_one_kernel_and_rotates_each_token_once(precision: str) -> None:
-    """By one of the kernels in CUDA C++, which rotate; beside many prompts by Triton's after `rope_kv_write`."""
-    calls = {}
+@pytest.mark.parametrize(
+    ("precision", "pages", "more"),
+    [("bf16", 12, None), ("bf16", 128, None), ("fp8", 12, "decode_attention_many"), ("fp8", 128, "decode_attention")],
+)
+def test_a_step_decodes_by_one_kernel_and_rotates_each_token_once(precision: str, pages: int, more: str | None) -> None:
+    """Few sequences by the kernel in CUDA C++ that divides them; more by one in CUDA C++ too where codes are cached, which one is a matter of
+    the longest sequence. These rotate. The rest, and those beside many prompts, decode by Triton's kernel after `rope_kv_write`."""
+    calls, table = {}, TensorSpec((257, pages), "int32")
     for one in [*ops_of(MODELS["llama-3.1-8b"], precision)][::-1]:
         names = [*OP_SPECS[one.op].tensors][: len(one.inputs)]
         rope = one.op == "rope_kv_write"
         if rope or one.op == "paged_attention":
             calls[one.op] = describe(
                 one.op,
-                one.inputs,
+                [table if name == "block_table" else spec for name, spec in zip(names, one.inputs, strict=True)],
                 one.outputs,
                 one.attrs,
                 "sm_90",
@@ -152,6 +157,7 @@ def test_a_step_decodes_by_one_kernel_and_rotates_each_token_once(precision: str
             decoding = [one for one in running if one.kernel.startswith("decode_attention")]
             assert len(decoding) == (decodes > 0)
             in_cuda = function.get(decoding[0].kernel) if decoding else None
-            own = decodes > 0 and not (prompts and decodes >= 66)
-            assert in_cuda == (("decode_attention" if decodes <= 66 else "decode_attention_many") if own else None)
+            expected = "decode_attention" if 0 < decodes <= 66 else more
+            own = decodes > 0 and expected is not None and not (prompts and decodes >= 66)
+            assert in_cuda == (expected if own else None)
             assert (first, rotated) == ((decodes if own else 0), symbols["T"] - (decodes if own else 0))

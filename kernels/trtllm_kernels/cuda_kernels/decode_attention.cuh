@@ -25,9 +25,9 @@ static_assert(G <= 8 && PAGE % 16 == 0 && D % 64 == 0, "what the tiles hold");
 // The token of row g of a tile of scores, and the chunk of lanes 4 g to 4 g + 3.
 INLINE int dealt(int g) { return g / 2 + g % 2 * 4; }
 
-// Byte of a chunk of a token's row. Where TMA loads boxes, panels of 128 bytes of each row.
+// Byte of a chunk of a token's row. Where TMA loads a page (BY_BOXES), it is in panels of 128 bytes of each row.
 INLINE int place(int token, int chunk) {
-#ifdef BOX
+#ifdef BY_BOXES
     return chunk / 8 * (PAGE * 128) + token * 128 + 16 * (chunk % 8 ^ token % 8);
 #else
     return token * ROW_BYTES + 16 * (CHUNKS >= 8 ? chunk ^ token % 8 : chunk ^ token / 2 % CHUNKS);

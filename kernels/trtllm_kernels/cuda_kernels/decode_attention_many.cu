@@ -7,14 +7,17 @@
 // A warp has a ring of pages, softmax and sums of its own and never waits for another: it asks for pages by TMA where it has just read one,
 // and the results of an item depend on nothing else. Items are dealt to blocks, and taken by a block's warps as they come to need them.
 //
-// A page's boxes of BOX rows are loaded up to a sequence's end. Rows behind it are arbitrary as keys, and are set to zero as values.
+// A page is one box of keys and one of values, and a sequence's last page, boxes of END rows: few copies, and few bytes behind the end. Rows
+// behind it are arbitrary as keys, and are set to zero as values.
 //
 // ROTATES: as in `decode_attention.cu`. Pages are asked for before the kernel before has ended but for those with this step's row, unless
 // this kernel writes it.
+#define BY_BOXES
 #include "decode_attention.cuh"
 
+constexpr int END = 8, PANELS = ROW_BYTES / 128;
 constexpr int TILES = 2 * HKV;  // of a page: keys, then values, of each KV head
-static_assert(ROW_BYTES % 128 == 0 && BOX % 8 == 0 && PAGE % BOX == 0, "boxes hold whole swizzles of rows of 128 bytes");
+static_assert(ROW_BYTES % 128 == 0, "a box has rows of 128 bytes");
 
 struct Asked {
     int item, page, number, length;  // which page of which item; its number in the cache; the sequence's tokens
@@ -35,7 +38,7 @@ INLINE int pages_of(int length) { return max(1, (length + PAGE - 1) / PAGE); }
 // Where a warp's next page is.
 struct Cursor {
     Shared& shared;
-    const TensorMap& cache;
+    const TensorMap &whole, &ends;
     const float* scales;
     const int *table, *slots, *kv_lens;
     int table_stride, num_items;
@@ -85,19 +88,25 @@ struct Cursor {
         int warp = threadIdx.x / 32, number = (int)from_lane(numbers, page % 32), left = length - page * PAGE;
         if (!ROTATES && !waited && left <= PAGE) wait_for_previous(), waited = true;
         if (threadIdx.x % 32 == 0) {
-            int boxes = min(PAGE / BOX, (left + BOX - 1) / BOX), tokens = min(PAGE, (left + 3) / 4 * 4);
+            bool all = left > PAGE - END;
+            int rows = all ? PAGE : (left + END - 1) / END * END, tokens = min(PAGE, (left + 3) / 4 * 4);
             shared.asked[warp][stage] = {item, page, number, length};
             u64& loaded = shared.loaded[warp][stage];
-            arrive_expecting(loaded, 2 * (boxes * BOX * ROW_BYTES + (CODES == INT8_CODES ? 4 * tokens : 0)));
+            arrive_expecting(loaded, 2 * (rows * ROW_BYTES + (CODES == INT8_CODES ? 4 * tokens : 0)));
 #pragma unroll
             for (int i = 0; i < 2; i++) {
                 int tile = number * TILES + i * HKV + item % HKV;
-#pragma unroll 1
-                for (int box = 0; box < boxes; box++) {
 #pragma unroll
-                    for (int panel = 0; panel < ROW_BYTES / 128; panel++) {
-                        char* to = shared.pages[warp][stage][i] + panel * (PAGE * 128) + box * (BOX * 128);
-                        load_box(to, cache, tile * PAGE + box * BOX, panel * (128 / ELEMENT), loaded, policy);
+                for (int panel = 0; panel < PANELS; panel++) {
+                    char* to = shared.pages[warp][stage][i] + panel * (PAGE * 128);
+                    int column = panel * (128 / ELEMENT);
+                    if (all) {
+                        load_box(to, whole, tile * PAGE, column, loaded, policy);
+                    } else {
+#pragma unroll 1
+                        for (int row = 0; row < rows; row += END) {
+                            load_box(to + row * 128, ends, tile * PAGE + row, column, loaded, policy);
+                        }
                     }
                 }
                 if (CODES == INT8_CODES && tokens > 0) {
@@ -143,19 +152,19 @@ INLINE void store(char* out, const float* y, float over) {
 }
 
 extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS)
-    decode_attention_many(const __grid_constant__ TensorMap boxes, int, int, long long, long long, const char* qkv, char* cache, const int* table,
-                          const int* slots, const int* kv_lens, const float* k_scale, const float* v_scale, const float* out_scale,
+    decode_attention_many(const __grid_constant__ TensorMap whole, int, int, long long, long long, const __grid_constant__ TensorMap ends, int, int,
+                          long long, long long, const char* qkv, char* cache, const int* table, const int* slots, const int* kv_lens, const float* k_scale, const float* v_scale, const float* out_scale,
                           const float* cos_sin, char* out, float scale_log2, int table_stride, int num_items) {
     let_next_start();
     Shared& shared = *(Shared*)memory;
     int warp = from_lane(threadIdx.x / 32, 0), lane = threadIdx.x % 32;
     if (lane == 0) {
-        if (warp == 0) prefetch(boxes), shared.taken = WARPS;
+        if (warp == 0) prefetch(whole), prefetch(ends), shared.taken = WARPS;
 #pragma unroll
         for (int i = 0; i < STAGES; i++) barrier_init(shared.loaded[warp][i], 1);
         barriers_are_made();
     }
-    Cursor cursor = {shared, boxes, k_scale, table, slots, kv_lens, table_stride, num_items, evict_first(), false};
+    Cursor cursor = {shared, whole, ends, k_scale, table, slots, kv_lens, table_stride, num_items, evict_first(), false};
     cursor.take(warp);
     cursor.look_up_next();
     cursor.begin_next();

@@ -22,9 +22,10 @@ from trtllm_kernels.errors import KernelError
 from trtllm_kernels.lowering.call import FLOATS, I32, Builder, OpCall, Operand, next_power_of_2, power_of_2
 from trtllm_kernels.lowering.decode_cuda import (
     DECODE_MANY_TO,
+    decode_cuda_fits,
     decode_cuda_tunables,
-    decode_many_fits,
     decode_many_tiles,
+    few_in_cuda,
     launch_decode_cuda,
     rotated_tokens,
 )
@@ -55,9 +56,9 @@ def _space(call: OpCall) -> tuple[Choice, ...]:
     )
     fitting = (one for one in ahead if one["decode_pages"] * cache.size(4) * cache.size(5) <= _MOST_AT_ONCE)
     as_needed = grid(decode_pages=(1,), decode_ahead=(0,), decode_warps=(1, 2, 4), decode_stages=(2, 3, 4, 6, 8))
-    by_triton = {DECODE_MANY_TO: 0} if decode_many_fits(call) else {}
+    by_triton = few_in_cuda(call) if decode_cuda_fits(call) else {}
     decode = Choice("decode", tuple({**by_triton, **tile} for tile in (*as_needed, *fitting)))
-    many = (Choice("decode many", decode_many_tiles(call)),) if decode_many_fits(call) else ()
+    many = (Choice("decode many", decode_many_tiles(call)),) if decode_cuda_tunables(call)[DECODE_MANY_TO] else ()
     split = Choice("split", grid(split_target=tuple(n * call.sm_count for n in (1, 2, 4, 8)), split_tokens=(32, 64, 128, 256)))
     names = ("block_m", "block_n", "warps", "stages")
     uncached_tiles = (

@@ -17,12 +17,12 @@ from trtllm_kernels.dialect.types import Dim
 from trtllm_kernels.errors import KernelError
 from trtllm_kernels.lowering.call import I32, Builder, OpCall, Parameter, Tma
 from trtllm_kernels.lowering.prefill import scale_log2, scales
-from trtllm_kernels.lowering.space import Candidate, table
+from trtllm_kernels.lowering.space import NEVER, Candidate, table
 
 DECODE_CUDA_TO = "decode_cuda_to"
-"""Tunable: most sequences for which the kernel of few in CUDA C++ is taken; 0: never."""
+"""Tunable: most sequences for which the kernel that divides sequences is taken; 0: never."""
 DECODE_MANY_TO = "decode_many_to"
-"""Tunable: most sequences for which the persistent kernel is taken, from the first on that the one of few does not take; 0: never."""
+"""Tunable: most sequences for which the persistent kernel is taken, from the first on that the other does not take; 0: never."""
 DECODE_ROTATES = "decode_rotates"
 """Tunable: whether they rotate queries and keys themselves, where they can."""
 _WARPS = 4
@@ -30,9 +30,14 @@ _WARPS = 4
 _RING_BYTES = 24 * 1024
 """Of pages in flight per warp, if that is two at least."""
 _MOST_PAGE_BYTES = 16 * 1024
+_MANY_PAGE_BYTES = 8 * 1024
+"""Of codes: up to which these kernels are faster than Triton's for more than few sequences."""
+_PERSISTENT_TOKENS = 1024
+"""Of an engine's longest sequence, up to which the persistent kernel is the faster one; it divides no sequence."""
 _MANY_BYTES = 216 * 1024
 """Of pages in flight per SM."""
-_MOST_MANY = 1 << 16
+_END_ROWS = 8
+"""Of the boxes by which it reads a sequence's last page."""
 _CODES = {"fp8": 1, "int8": 2}
 _TUNED = ("splits", "warps", "stages")
 
@@ -90,21 +95,33 @@ def _page_bytes(call: OpCall) -> int:
     return 2 * bytes_of(cache.size(4) * cache.size(5), cache.dtype)
 
 
+def few_in_cuda(call: OpCall) -> dict[str, int]:
+    """Tunables that leave all but few sequences to Triton."""
+    return {DECODE_CUDA_TO: _default_tiles(call)[-1].most if decode_cuda_fits(call) else 0, DECODE_MANY_TO: 0}
+
+
 def decode_cuda_tunables(call: OpCall) -> dict[str, int]:
     """The defaults, for `OpCall.tuned`."""
-    defaults = {DECODE_CUDA_TO: 0, DECODE_ROTATES: 1}
-    for tile in _default_tiles(call):
-        defaults |= {f"decode_{tile.name}_{name}": getattr(tile, name) for name in _TUNED}
-        defaults[DECODE_CUDA_TO] = tile.most if decode_cuda_fits(call) else 0
-    pages = max(1, _MANY_BYTES // _page_bytes(call))
+    tiles, page_bytes, codes = _default_tiles(call), _page_bytes(call), call["kv_cache"].dtype in _CODES
+    pages = max(1, _MANY_BYTES // page_bytes)
     warps = max(1, min(8, pages // 3))
-    return defaults | {
-        DECODE_MANY_TO: _MOST_MANY if decode_many_fits(call) else 0,
+    more = {}
+    if decode_many_fits(call) and codes and page_bytes <= _MANY_PAGE_BYTES:
+        more = {DECODE_CUDA_TO if _longest(call) > _PERSISTENT_TOKENS else DECODE_MANY_TO: NEVER}
+    return {
+        **few_in_cuda(call),
+        **more,
+        DECODE_ROTATES: 1,
+        **{f"decode_{tile.name}_{name}": getattr(tile, name) for tile in tiles for name in _TUNED},
         "decode_many_blocks": 1,
         "decode_many_warps": warps,
         "decode_many_stages": max(1, pages // warps),
-        "decode_many_box": 16,
     }
+
+
+def _longest(call: OpCall) -> int:
+    """Tokens of the longest sequence that the page table has room for."""
+    return call["block_table"].size(1) * call["kv_cache"].size(4)
 
 
 def _default_tiles(call: OpCall) -> tuple[_Tile, ...]:
@@ -155,7 +172,7 @@ def _launch_many(builder: Builder, tuned: Mapping[str, int], here: Dim) -> None:
     call = builder.call
     cache = call["kv_cache"]
     heads, page = call.integer("num_kv_heads"), cache.size(4)
-    blocks, warps, stages, box = (tuned[f"decode_many_{name}"] for name in ("blocks", "warps", "stages", "box"))
+    blocks, warps, stages = (tuned[f"decode_many_{name}"] for name in ("blocks", *_TUNED[1:]))
     codes = _CODES.get(cache.dtype, 0)
     layer = cache.slice(call.integer("layer"))
     stage_bytes = _page_bytes(call) + (8 * page if codes == _CODES["int8"] else 0) + 24
@@ -163,7 +180,8 @@ def _launch_many(builder: Builder, tuned: Mapping[str, int], here: Dim) -> None:
     builder.launch(
         "decode_attention_many.decode_attention_many",
         {
-            "Boxes": Tma(layer, box, elements_in(128, cache.dtype)),
+            "Pages": Tma(layer, page, elements_in(128, cache.dtype)),
+            "Ends": Tma(layer, _END_ROWS, elements_in(128, cache.dtype)),
             **_parameters(call),
             "table_stride": I32(call["block_table"].size(1)),
             "num_items": I32(items),
@@ -174,7 +192,6 @@ def _launch_many(builder: Builder, tuned: Mapping[str, int], here: Dim) -> None:
             "WARPS": warps,
             "STAGES": stages,
             "BLOCKS": blocks,
-            "BOX": box,
             "SHARED_BYTES": warps * stages * stage_bytes + 8 * page + 32,
         },
         warps=warps,

@@ -13,7 +13,7 @@ static void enter() {
 #endif
 #ifdef MANY
 struct Arguments {
-    TensorMap boxes;
+    TensorMap whole, ends;
     const char *qkv;
     char *cache;
     const int *table, *slots, *kv_lens;
@@ -25,15 +25,16 @@ struct Arguments {
 static Arguments arguments;
 static void call() {
     const Arguments& a = arguments;
-    KERNEL(a.boxes, 0, 0, 0, 0, a.qkv, a.cache, a.table, a.slots, a.kv_lens, a.k_scale, a.v_scale, a.out_scale, a.cos_sin, a.out, a.scale_log2,
-           a.table_stride, a.num_items);
+    KERNEL(a.whole, 0, 0, 0, 0, a.ends, 0, 0, 0, 0, a.qkv, a.cache, a.table, a.slots, a.kv_lens, a.k_scale, a.v_scale, a.out_scale, a.cos_sin,
+           a.out, a.scale_log2, a.table_stride, a.num_items);
 }
 static int run(int grid, int threads);
 extern "C" int emulate(const char** pointers, long rows, float scale_log2, int table_stride, int num_items, int grid, int threads) {
     auto f = [&](int i) { return (const float*)pointers[i]; };
     auto n = [&](int i) { return (const int*)pointers[i]; };
-    arguments = {{pointers[0], rows, D, CODES ? 1 : 2, BOX}, pointers[1], (char*)pointers[2], n(3), n(4), n(5), f(6), f(7), f(8), f(9),
-                 (char*)pointers[10], scale_log2, table_stride, num_items};
+    constexpr int ELEMENT = CODES ? 1 : 2;
+    arguments = {{pointers[0], rows, D, ELEMENT, PAGE}, {pointers[1], rows, D, ELEMENT, 8}, pointers[2], (char*)pointers[3], n(4), n(5), n(6),
+                 f(7), f(8), f(9), f(10), (char*)pointers[11], scale_log2, table_stride, num_items};
     return run(grid, threads);
 }
 #elif defined(ATTENTION)
