@@ -58,11 +58,14 @@ def prompt_kernels(model: str, precision: str, page_size: int = 32, **tactic: in
     return [s for s in specs if s.function in ("uncached_prefill_attention", "context_attention") and not s.constexprs.get("PROGRAMS")]
 
 
-def decode_kernels(model: str, precision: str) -> list[KernelSpec]:
-    """Of decode attention not beside prompts: those in Triton, which sm_90 has where the kernels in CUDA C++ do not fit, and the persistent."""
-    by_triton = attention_kernels(model, precision, decode_cuda_to=0, decode_many_to=0)
-    persistent = attention_kernels(model, precision, decode_cuda_to=0, decode_many_to=64)
-    return [s for s in (*by_triton, *persistent) if s.function.startswith(("reduce", "decode")) and not s.constexprs.get("CONCURRENT")]
+def decode_kernels() -> list[KernelSpec]:
+    """Of decode attention: those in Triton, which sm_90 has where the kernels in CUDA C++ do not fit, and the persistent kernel."""
+    by_triton = attention_kernels("llama-3.1-8b", "fp8", decode_cuda_to=0, decode_many_to=0)
+    split = [s for s in by_triton if s.function == "reduce_splits" or s.constexprs.get("SPLIT")]
+    whole = next(s for s in by_triton if s.function == "decode_attention" and not s.constexprs["CONCURRENT"] and not s.constexprs["SPLIT"])
+    many = {"decode_cuda_to": 0, "decode_many_to": 128}
+    persistent = (s for model in ("llama-3.1-8b", "gptj-6b") for s in attention_kernels(model, "fp8", **many))
+    return [*split, whole, *(s for s in persistent if s.function == "decode_attention_many")]
 
 
 def int8_kernels(arch: str) -> list[KernelSpec]:
@@ -91,7 +94,7 @@ def representative(arch: str) -> list[KernelSpec]:
             chosen |= {spec.key: spec for spec in skinny_kernels(precision)}
             chosen |= {spec.key: spec for spec in prompt_kernels("llama-3.1-8b", precision, uncached_prefill_cuda=0, context_cuda=0)}
     if arch == "sm_90":
-        chosen |= {spec.key: spec for spec in (*decode_kernels("llama-3.1-8b", "fp8"), *decode_kernels("gptj-6b", "bf16"))}
+        chosen |= {spec.key: spec for spec in decode_kernels()}
     chosen |= {spec.key: spec for spec in int8_kernels(arch)}
     others = [("gptj-6b", "bf16"), ("smollm2-135m", "fp16"), ("qwen3-8b", "bf16"), *([] if arch == "sm_80" else [("gptj-6b", "fp8")])]
     family = ("rope_kv_write", "context_attention", "uncached_prefill_attention", "decode_attention")

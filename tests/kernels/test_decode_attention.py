@@ -127,8 +127,8 @@ def test_rotated_queries_and_cached_rows_are_those_of_the_op_before(precision: s
     [("bf16", 12, None), ("bf16", 128, None), ("fp8", 12, "decode_attention_many"), ("fp8", 128, "decode_attention")],
 )
 def test_a_step_decodes_by_one_kernel_and_rotates_each_token_once(precision: str, pages: int, more: str | None) -> None:
-    """Few sequences by the kernel in CUDA C++ that divides them; more by one in CUDA C++ too where codes are cached, which one is a matter of
-    the longest sequence. These rotate. The rest, and those beside many prompts, decode by Triton's kernel after `rope_kv_write`."""
+    """Few sequences by the kernel in CUDA C++ that divides them. Of cached codes more by one in CUDA C++ too; which one is a matter of the
+    longest sequence. These rotate. The rest, and those beside many prompts, decode by Triton's kernel after `rope_kv_write`."""
     calls, table = {}, TensorSpec((257, pages), "int32")
     for one in [*ops_of(MODELS["llama-3.1-8b"], precision)][::-1]:
         names = [*OP_SPECS[one.op].tensors][: len(one.inputs)]
