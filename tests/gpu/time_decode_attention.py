@@ -1,0 +1,159 @@
+"""Times rotation, cache write and decode attention of Llama-3.1-8B's shape over an fp8 cache, by variants of tactics.
+
+    PYTHONPATH=... python tests/gpu/time_decode_attention.py --sequences 64,128,256 --keys 200-300 \\
+        --variant decode_cuda_to=0,decode_many_to=0 --variant ""
+
+A variant is tunables of paged attention, separated by commas; an empty one is the defaults. Layers are chained in a CUDA graph, each with
+pages of its own up to 2 GB, so that the L2 cache is cold. The page table has room for the longest sequence. `mJ`: energy of a layer by
+NVML, from a run of half a second, whose time is `warm`.
+"""
+
+import argparse
+import os
+import sys
+import time
+from dataclasses import replace
+
+import pynvml
+import torch
+
+from trtllm_engines.compiler.fingerprint import detect_target
+from trtllm_kernels.compile.aot import compile_all
+from trtllm_kernels.compile.catalogue import MODELS, ops_of
+from trtllm_kernels.dialect.expr import evaluate
+from trtllm_kernels.dialect.ops import OP_SPECS
+from trtllm_kernels.dialect.types import Launch, Lowered, TensorSpec
+from trtllm_kernels.launch.driver import BoundProgram
+from trtllm_kernels.lowering import describe, rotate_in_attention
+from trtllm_kernels.lowering.registry import LOWERINGS
+
+PAGE, PAGES, MOST_LAYERS = 32, 1 << 15, 16
+HEADS, KV_HEADS, HEAD_DIM = 32, 8, 128
+
+
+def layers_of(tactic: dict[str, int], width: int, arch: str) -> list[Lowered]:
+    """rope_kv_write and paged_attention of each layer. `width`: of the page table."""
+    shapes = {one.op: one for one in [*ops_of(MODELS["llama-3.1-8b"], "fp8")][::-1]}
+    lowered = []
+    for layer in range(MOST_LAYERS):
+        calls = []
+        for op in ("rope_kv_write", "paged_attention"):
+            one, rope = shapes[op], op == "rope_kv_write"
+            names = [*OP_SPECS[op].tensors][: len(one.inputs)]
+            specs = [
+                TensorSpec((257, width), "int32") if name == "block_table" else spec for name, spec in zip(names, one.inputs, strict=True)
+            ]
+            own = [f"{name}{layer}" if name in ("block_table", "kv_slots") else name for name in names]
+            own = ["rotated" if name == "qkv" and not rope else name for name in own]
+            result = ["rotated" if rope else "out0"]
+            calls.append(
+                describe(
+                    op,
+                    specs,
+                    one.outputs,
+                    one.attrs,
+                    arch,
+                    tactic={} if rope else tactic,
+                    input_names=own,
+                    output_names=result,
+                    in_place=rope,
+                )
+            )
+        apart = (LOWERINGS[call.op].lower(call) for call in calls)
+        lowered += rotate_in_attention(*calls) or apart
+    return lowered
+
+
+def inputs(lengths: torch.Tensor, width: int, cache: torch.Tensor) -> tuple[dict[str, torch.Tensor], int]:
+    """(tensors by name, layers that have pages of their own)"""
+    n, counts = len(lengths), (lengths + PAGE - 1) // PAGE
+    need = int(counts.sum())
+    layers, order = max(1, min(MOST_LAYERS, (PAGES - 1) // need)), torch.randperm(PAGES - 1) + 1
+    qkv = torch.randn(n, (HEADS + 2 * KV_HEADS) * HEAD_DIM).bfloat16()
+    named = {
+        "kv_cache": cache,
+        "seq_slots": torch.arange(n).int(),
+        "query_start": torch.arange(n + 1).int(),
+        "kv_lens": lengths.int(),
+        "positions": (lengths - 1).int(),
+        "k_scale": torch.tensor([2.0**-7]),
+        "v_scale": torch.tensor([2.0**-6]),
+        "out_scale": torch.tensor([0.02]),
+        "cos_sin": torch.randn(int(lengths.max()), HEAD_DIM),
+        "qkv": qkv,
+        "rotated": qkv.clone(),
+        "out0": torch.zeros(n, HEADS * HEAD_DIM).to(torch.float8_e4m3fn),
+    }
+    for layer in range(layers):
+        table = torch.zeros(n, width, dtype=torch.int32)
+        table[torch.arange(width) < counts[:, None]] = order[layer * need : (layer + 1) * need].int()
+        last = table[torch.arange(n), (lengths - 1) // PAGE]
+        named |= {f"block_table{layer}": table, f"kv_slots{layer}": last * PAGE + ((lengths - 1) % PAGE).int()}
+    return {name: tensor.cuda() for name, tensor in named.items()}, layers
+
+
+def replayed(graph: torch.cuda.CUDAGraph, replays: int) -> float:
+    """us of a replay"""
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    begin.record()
+    for _ in range(replays):
+        graph.replay()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / replays * 1e3
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sequences", default="64,128,256,512,2048")
+    parser.add_argument("--keys", default="200-300")
+    parser.add_argument("--variant", action="append", default=[])
+    asked = parser.parse_args()
+    sizes, (least, most) = [int(text) for text in asked.sequences.split(",")], (int(text) for text in asked.keys.split("-"))
+    width, arch = -(-most // PAGE), detect_target().arch
+    pynvml.nvmlInit()
+    gpu = pynvml.nvmlDeviceGetHandleByIndex(int(os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]))
+    variants = {}
+    for text in asked.variant or [""]:
+        tactic = {name: int(value) for name, value in (pair.split("=") for pair in text.split(",") if pair)}
+        variants[text or "defaults"] = layers_of(tactic, width, arch)
+
+    def runs(launch: Launch, n: int) -> bool:
+        return min(evaluate(dim, {**dict.fromkeys("TRDS", n), "C": 0}) for dim in launch.grid) > 0
+
+    needed = {launch.kernel for own in variants.values() for one in own for launch in one.launches if any(runs(launch, n) for n in sizes)}
+    cubins = compile_all(
+        {spec.key: spec for own in variants.values() for one in own for spec in one.kernels if spec.key in needed}.values(), arch
+    )
+    codes = torch.empty(1, PAGES, 2, KV_HEADS, PAGE, HEAD_DIM, dtype=torch.uint8, device="cuda").random_(0, 256)
+    cache = codes.bitwise_and_(0xB7).view(torch.float8_e4m3fn)  # no NaN, and no large values
+    for n in sizes:
+        lengths = torch.randint(least, most + 1, (n,), generator=torch.Generator().manual_seed(n))
+        tensors, layers = inputs(lengths, width, cache)
+        read = int(lengths.sum()) * 2 * KV_HEADS * HEAD_DIM
+        for name, lowered in variants.items():
+            own = [replace(one, launches=tuple(launch for launch in one.launches if runs(launch, n))) for one in lowered[: 2 * layers]]
+            # attention that rotates reads the projection itself
+            result = {} if own[0].launches else {"rotated": tensors["qkv"]}
+            program = BoundProgram(own, {**tensors, **result}.__getitem__, cubins)
+            program.set_symbols(**dict.fromkeys("TRDS", n), C=0)
+            program.run()
+            torch.cuda.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                program.run()
+            replayed(graph, 1)
+            us = min(replayed(graph, max(1, 30 // layers)) for _ in range(3))
+            before, began, warm = pynvml.nvmlDeviceGetTotalEnergyConsumption(gpu), time.perf_counter(), []
+            while time.perf_counter() - began < 0.5:
+                warm.append(replayed(graph, max(1, int(5000 / us))))
+            watts = (pynvml.nvmlDeviceGetTotalEnergyConsumption(gpu) - before) / 1e3 / (time.perf_counter() - began)
+            warm_us = sum(warm) / len(warm) / layers
+            cold_us = us / layers
+            cold, warmed = f"{cold_us:8.2f} us {read / cold_us / 1e6:6.3f} TB/s", f"{warm_us:8.2f} us {watts * warm_us / 1e3:8.3f} mJ"
+            print(f"{n:5d} x {asked.keys} {name:40s} {cold}  warm {warmed}", flush=True)
+    print(torch.cuda.get_device_name())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
