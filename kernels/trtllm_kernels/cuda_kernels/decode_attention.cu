@@ -1,4 +1,4 @@
-// Paged attention of one query per sequence on Hopper, for few sequences: `triton_kernels/decode_attention.py`, but with keys and values in
+// Paged attention of one query per sequence on Hopper, for few sequences, or long ones: `triton_kernels/decode_attention.py`, but with keys and values in
 // flight before the query is available, and with a sequence's parts merged where they are computed.
 //
 // With few sequences a layer's keys and values take a few microseconds to read, so what counts is when they are asked for and how often

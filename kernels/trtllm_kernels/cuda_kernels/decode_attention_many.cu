@@ -1,11 +1,12 @@
-// Paged attention of one query per sequence on Hopper, for many sequences: persistent, so that no page waits for a block to begin.
+// Paged attention of one query per sequence on Hopper, for many short sequences: persistent, so that no page waits for a block to begin.
 //
 // With many sequences of few keys, a block per (sequence, KV head) spends a fifth of its time before its first page arrives: lengths, the
 // slot, page numbers and the page are four trips to memory, one after the other. Here a warp has one (sequence, KV head), an item, after the
 // other and asks for the next one's pages while it still multiplies the last one's. It takes an item when two pages of the one before are
 // left to ask for, reads its length then, and its page numbers a page later.
 // A warp has a ring of pages, softmax and sums of its own and never waits for another: it asks for pages by TMA where it has just read one,
-// and the results of an item depend on nothing else. Items are dealt to blocks, and taken by a block's warps as they come to need them.
+// and the results of an item depend on nothing else. Items are dealt to blocks by number, and taken by a block's warps as they come to need
+// them; so with long sequences of unequal lengths some SMs end early, and dividing them by `decode_attention.cu` is faster.
 //
 // A page is one box of keys and one of values, and a sequence's last page, boxes of END rows: few copies, and few bytes behind the end. Rows
 // behind it are arbitrary as keys, and are set to zero as values.
