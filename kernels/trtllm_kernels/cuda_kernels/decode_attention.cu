@@ -1,5 +1,5 @@
-// Paged attention of one query per sequence on Hopper, for few sequences, or long ones: `triton_kernels/decode_attention.py`, but with keys and values in
-// flight before the query is available, and with a sequence's parts merged where they are computed.
+// Paged attention of one query per sequence on Hopper, for few sequences, or long ones: `triton_kernels/decode_attention.py`, but with keys
+// and values in flight before the query is available, and with a sequence's parts merged where they are computed.
 //
 // With few sequences a layer's keys and values take a few microseconds to read, so what counts is when they are asked for and how often
 // anything waits. All rows but this step's were written by earlier steps. So every warp asks for its first STAGES pages before the kernel

@@ -1,5 +1,5 @@
-"""Lowering of decode attention to CUDA C++: of few sequences, or long ones, by a kernel that divides them (`cuda_kernels/decode_attention.cu`),
-and of many short ones by a persistent kernel (`cuda_kernels/decode_attention_many.cu`).
+"""Lowering of decode attention to CUDA C++: of few sequences, or long ones, by a kernel that divides them
+(`cuda_kernels/decode_attention.cu`), and of many short ones by a persistent kernel (`cuda_kernels/decode_attention_many.cu`).
 
 Of few: how many blocks share a sequence and KV head, and how many warps a block has, is chosen by the number of sequences such that all
 blocks are on the GPU at once and what they have asked for fills the time that memory takes to answer; and no more, since the next kernel's
