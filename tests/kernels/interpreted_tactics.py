@@ -61,6 +61,8 @@ def main() -> None:
                 if batch is SHORT and not candidate.get("decode_ahead"):
                     continue
                 tactic = {**BY_TRITON.get(op_name, {}), **candidate, **({"split_target": 1} if dtype == "int8 cache" else {})}
+                if op_name == "paged_attention":  # tuning leaves few sequences to CUDA C++
+                    tactic |= BY_TRITON[op_name]
                 lowering.tactics.recorded = lambda *_, tactic=tactic: tactic
                 lowered = lower_call(op, named, outputs, "sm_90")
                 view = shown(lowered)
