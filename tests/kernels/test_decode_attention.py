@@ -61,12 +61,6 @@ CASES = {
         "int8",
         MANY | {"decode_many_warps": 2, "decode_many_stages": 2},
     ),
-    "many fp16": (
-        ModelShape(heads=2, kv_heads=1, head_dim=64, rotary_dim=64, page_size=32),
-        (31, 140),
-        "fp16",
-        MANY | {"decode_many_warps": 2, "decode_many_stages": 1},
-    ),
     "many head 256": (
         ModelShape(heads=1, kv_heads=1, head_dim=256, rotary_dim=64, page_size=32),
         (31, 140, 65),
