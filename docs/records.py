@@ -24,7 +24,7 @@ from trtllm_results.errors import ResultsError
 from trtllm_results.gpus import gpu_class
 from trtllm_results.record.row import Cell, Row
 from trtllm_results.store.table import read_rows
-from trtllm_results.versions import measured_at, newest, versions
+from trtllm_results.versions import measured_at, versions
 
 ROOT = Path(__file__).parents[1]
 RECORDED = ROOT / "results" / "recorded"
@@ -117,12 +117,13 @@ def recorded_rows() -> list[Row]:
 def lines() -> tuple[Line, ...]:
     """Every case recorded, by model, GPUs, lengths, precision and sequences."""
     latest: dict[tuple[Any, ...], Line] = {}
-    for group in newest(recorded_rows()):
+    for group in versions(recorded_rows()):
         line = Line(group)
         cell = line.cell
         load = cell.batch, cell.request_rate, "" if cell.workload == "fixed" else cell.workload
         lengths = (cell.isl, cell.osl) if not load[2] else ()
-        case = line.gpu, cell.model, line.precision, cell.tp, cell.pp, cell.replicas, *lengths, *load
+        tokens = 0 if few_at_once(line) or short(line) else cell.settings.get("max_num_tokens", 0)
+        case = line.gpu, cell.model, line.precision, line.layout, *lengths, *load, tokens
         if case not in latest or measured_at(group) > measured_at(latest[case].rows):
             latest[case] = line
     found = sorted(latest.values(), key=_order)
@@ -312,7 +313,20 @@ def _limits(line: Line) -> list[str]:
 def several() -> str:
     """Two H200, with the speed-up over one of the same revision."""
     mine = [line for line in lines() if line.gpu == "H200" and line.cell.gpus > 1 and closed(line)]
-    columns = ["model", "in/out", "layout", "at once:", "requests:", "tok/s:", "one GPU:", "times:", "best other:", "ratio:", "TTFT ms:"]
+    columns = [
+        "model",
+        "in/out",
+        "layout",
+        "at once:",
+        "tokens:",
+        "requests:",
+        "tok/s:",
+        "one GPU:",
+        "times:",
+        "best other:",
+        "ratio:",
+        "TTFT ms:",
+    ]
     columns += ["TPOT ms:", "J/token:", "revision"]
     body = []
     for line in mine:
@@ -323,6 +337,7 @@ def several() -> str:
                 f"{line.cell.isl}/{line.cell.osl}",
                 f"`{line.layout}`",
                 f"{line.cell.batch:,}",
+                f"{line.cell.settings.get('max_num_tokens', 0):,}",
                 f"{line.cell.num_requests:,}",
                 f"**{rate_of(line)}**",
                 "-" if one is None else rate_of(one),
@@ -342,11 +357,13 @@ def _on_one_gpu(line: Line) -> Line | None:
     """Of the same revision and load: ranks share a batch, copies and stages have one each."""
     cell = line.cell
     batch = cell.batch // (cell.pp * cell.replicas)
-    case = (line.gpu, line.revision, cell.model, line.precision, cell.isl, cell.osl, batch)
+    tokens = cell.settings.get("max_num_tokens")
+    case = line.gpu, line.revision, cell.model, line.precision, cell.isl, cell.osl, batch
     found = [
         one
         for one in map(Line, versions(recorded_rows()))
         if (one.gpu, one.revision, one.cell.model, one.precision, one.cell.isl, one.cell.osl, one.cell.batch) == case
+        and (short(one) or one.cell.settings.get("max_num_tokens") == tokens)
         and one.cell.gpus == 1
         and closed(one)
     ]
