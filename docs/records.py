@@ -180,7 +180,7 @@ def markdown(columns: Sequence[str], body: Iterable[Sequence[str]]) -> str:
     head = [name.removesuffix(":") for name in columns]
     rule = ["--:" if name.endswith(":") else "---" for name in columns]
     rows = [f"| {' | '.join(cells)} |" for cells in body]
-    return "\n".join([f"| {' | '.join(head)} |", f"|{'|'.join(rule)}|", *(rows or [f"| {' | '.join(['-'] * len(head))} |"])])
+    return "\n".join([f"| {' | '.join(head)} |", f"|{'|'.join(rule)}|", *rows]) if rows else "Not measured yet."
 
 
 def rate_of(line: Line) -> str:
