@@ -24,7 +24,7 @@ from trtllm_results.errors import ResultsError
 from trtllm_results.gpus import gpu_class
 from trtllm_results.record.row import Cell, Row
 from trtllm_results.store.table import read_rows
-from trtllm_results.versions import measured_at, newest
+from trtllm_results.versions import measured_at, versions
 
 ROOT = Path(__file__).parents[1]
 RECORDED = ROOT / "results" / "recorded"
@@ -36,7 +36,7 @@ LEFT_OUT = ("gate", "nvtx-overhead")
 DOCUMENTS = ("README.md", "docs/facts/h200.md", "docs/facts/throughput.md", "docs/observatory.md", "docs/parallelism.md")
 BLOCK = re.compile(r"(<!-- records: ([a-z0-9-]+) -->\n\n).*?(\n\n<!-- end -->)", re.DOTALL)
 FEW = 64
-"""Up to this many sequences at once a case is named by them; with more it is one of throughput."""
+"""Up to this many sequences a case may be one of latency; with more it is one of throughput."""
 ENGINES = {"TensorRT-LLM": "TRT-LLM", "vLLM": "vLLM", "SGLang": "SGLang"}
 OURS_FIRST = ("fp8", "bf16", "fp8_rowwise", "fp8_block", "fp8_wo", "int8_sq", "int8_wo", "w4a8", "int4", "nvfp4_wo", "mxfp4_wo", "nf4")
 
@@ -102,6 +102,7 @@ def _engine(one: Beside) -> str:
     return next((name for name in ENGINES if one.theirs.source.startswith(name)), "")
 
 
+@cache
 def recorded_rows() -> list[Row]:
     """Of the folders in `STORES`; a row that lies in two stores counts once."""
     rows: dict[str, Row] = {}
@@ -116,15 +117,27 @@ def recorded_rows() -> list[Row]:
 def lines() -> tuple[Line, ...]:
     """Every case recorded, by model, GPUs, lengths, precision and sequences."""
     latest: dict[tuple[Any, ...], Line] = {}
-    for group in newest(recorded_rows()):
+    for group in versions(recorded_rows()):
         line = Line(group)
         cell = line.cell
         load = cell.batch, cell.request_rate, "" if cell.workload == "fixed" else cell.workload
         lengths = (cell.isl, cell.osl) if not load[2] else ()
-        case = line.gpu, cell.model, line.precision, cell.tp, cell.pp, cell.replicas, *lengths, *load
+        tokens = 0 if few_at_once(line) or short(line) else cell.settings.get("max_num_tokens", 0)
+        case = line.gpu, cell.model, line.precision, line.layout, *lengths, *load, tokens
         if case not in latest or measured_at(group) > measured_at(latest[case].rows):
             latest[case] = line
-    return tuple(sorted(latest.values(), key=_order))
+    found = sorted(latest.values(), key=_order)
+    return tuple(line for line in found if not any(_supersedes(other, line) for other in found))
+
+
+def _supersedes(new: Line, old: Line) -> bool:
+    """Of throughput: a later revision that makes as much of the same lengths, with other sequences or requests."""
+    same = [
+        (line.gpu, line.cell.model, line.precision, line.layout, line.cell.isl, line.cell.osl, closed(line), few_at_once(line))
+        for line in (new, old)
+    ]
+    later = measured_at(new.rows) > measured_at(old.rows) and new.revision != old.revision
+    return later and same[0] == same[1] and closed(old) and not few_at_once(old) and not short(old) and new.rate >= old.rate
 
 
 def _order(line: Line) -> tuple[Any, ...]:
@@ -132,12 +145,18 @@ def _order(line: Line) -> tuple[Any, ...]:
     place = OURS_FIRST.index(cell.precision) if cell.precision in OURS_FIRST else len(OURS_FIRST)
     models = ("llama-3.1-8b", "llama-3.1-70b", "gptj-6b", "llama-2-7b")
     model = models.index(cell.model) if cell.model in models else len(models)
-    return model, cell.gpus, place, line.precision, cell.isl + cell.osl, cell.isl, cell.batch, cell.request_rate
+    lengths = (cell.isl + cell.osl, cell.isl) if closed(line) else ()
+    return model, cell.gpus, place, line.precision, not closed(line), *lengths, cell.batch, cell.request_rate, line.layout
 
 
 def closed(line: Line) -> bool:
     """Fixed lengths, and as many requests in flight as asked for."""
     return not line.cell.request_rate and line.cell.workload in ("", "fixed")
+
+
+def few_at_once(line: Line) -> bool:
+    """A case of latency, named by its sequences; where prompts outweigh, throughput is nearly the same from few sequences on."""
+    return line.cell.batch <= FEW and line.cell.osl >= line.cell.isl
 
 
 def short(line: Line) -> bool:
@@ -161,7 +180,7 @@ def markdown(columns: Sequence[str], body: Iterable[Sequence[str]]) -> str:
     head = [name.removesuffix(":") for name in columns]
     rule = ["--:" if name.endswith(":") else "---" for name in columns]
     rows = [f"| {' | '.join(cells)} |" for cells in body]
-    return "\n".join([f"| {' | '.join(head)} |", f"|{'|'.join(rule)}|", *(rows or [f"| {' | '.join(['-'] * len(head))} |"])])
+    return "\n".join([f"| {' | '.join(head)} |", f"|{'|'.join(rule)}|", *rows]) if rows else "Not measured yet."
 
 
 def rate_of(line: Line) -> str:
@@ -269,22 +288,45 @@ def arrivals() -> str:
             [
                 line.cell.workload or f"{line.cell.isl}/{line.cell.osl}",
                 f"{line.cell.request_rate:g}/s" if line.cell.request_rate else "all queued",
+                f"{line.cell.settings.get('max_num_tokens', 0):,}",
                 f"{line.cell.num_requests:,}",
                 f"**{rate_of(line)}**",
-                significant(line.mean("goodput_requests_per_s")),
+                *_limits(line),
                 *(significant(line.mean(name)) for name in ("ttft_p50_ms", "ttft_p99_ms", "tpot_p50_ms", "tpot_p99_ms")),
                 number(line.mean("power_mean_w")),
                 significant(line.mean("energy_per_output_token_j")),
+                line.revision,
             ]
             for line in mine
         ),
     )
 
 
+def _limits(line: Line) -> list[str]:
+    """Of TTFT and TPOT, requests/s that ended, and the share of them within the limits."""
+    limits = line.cell.settings.get("slo_ms", {})
+    finished, good = line.mean("requests_per_s"), line.mean("goodput_requests_per_s")
+    share = "-" if good is None or not finished else f"{good / finished:.1%}"
+    return [" / ".join(f"{limits[name]:g}" for name in ("ttft", "tpot") if name in limits) or "-", significant(finished), share]
+
+
 def several() -> str:
-    """Two H200, with the speed-up over one where that has the same load for each GPU."""
+    """Two H200, with the speed-up over one of the same revision."""
     mine = [line for line in lines() if line.gpu == "H200" and line.cell.gpus > 1 and closed(line)]
-    columns = ["model", "in/out", "layout", "at once:", "requests:", "tok/s:", "one GPU:", "times:", "best other:", "ratio:", "TTFT ms:"]
+    columns = [
+        "model",
+        "in/out",
+        "layout",
+        "at once:",
+        "tokens:",
+        "requests:",
+        "tok/s:",
+        "one GPU:",
+        "times:",
+        "best other:",
+        "ratio:",
+        "TTFT ms:",
+    ]
     columns += ["TPOT ms:", "J/token:", "revision"]
     body = []
     for line in mine:
@@ -295,6 +337,7 @@ def several() -> str:
                 f"{line.cell.isl}/{line.cell.osl}",
                 f"`{line.layout}`",
                 f"{line.cell.batch:,}",
+                f"{line.cell.settings.get('max_num_tokens', 0):,}",
                 f"{line.cell.num_requests:,}",
                 f"**{rate_of(line)}**",
                 "-" if one is None else rate_of(one),
@@ -311,15 +354,20 @@ def several() -> str:
 
 
 def _on_one_gpu(line: Line) -> Line | None:
-    """Of the same load: ranks share a batch, copies and stages have one each."""
+    """Of the same revision and load: ranks share a batch, copies and stages have one each."""
     cell = line.cell
     batch = cell.batch // (cell.pp * cell.replicas)
-    for one in lines():
-        other = one.cell
-        same = (other.model, one.precision, other.isl, other.osl, other.batch) == (cell.model, line.precision, cell.isl, cell.osl, batch)
-        if same and one.gpu == line.gpu and other.gpus == 1 and closed(one):
-            return one
-    return None
+    tokens = cell.settings.get("max_num_tokens")
+    case = line.gpu, line.revision, cell.model, line.precision, cell.isl, cell.osl, batch
+    found = [
+        one
+        for one in map(Line, versions(recorded_rows()))
+        if (one.gpu, one.revision, one.cell.model, one.precision, one.cell.isl, one.cell.osl, one.cell.batch) == case
+        and (short(one) or one.cell.settings.get("max_num_tokens") == tokens)
+        and one.cell.gpus == 1
+        and closed(one)
+    ]
+    return max(found, key=lambda one: measured_at(one.rows), default=None)
 
 
 def overview() -> str:
@@ -332,7 +380,7 @@ def overview() -> str:
             continue
         if short(line) and cell.batch not in (1, FEW):
             continue
-        at_once = f"{cell.batch} at once" if cell.batch <= FEW else "queued"
+        at_once = f"{cell.batch} at once" if few_at_once(line) else "queued"
         case = cell.model, cell.precision, cell.tp, f"{cell.isl}/{cell.osl}", at_once
         fastest = cases.setdefault(case, {})
         if line.gpu not in fastest or line.rate > fastest[line.gpu].rate:
@@ -340,7 +388,7 @@ def overview() -> str:
     columns = ["model", "in/out", "load", "H200:", "best other:", "ratio:", "J/token:", "H100:", "best other:", "ratio:", "J/token:"]
     body = []
     for (model, precision, tp, lengths, at_once), by_gpu in cases.items():
-        if "H200" not in by_gpu and at_once != "queued":
+        if "H200" not in by_gpu and (at_once != "queued" or by_gpu["H100"].best_of() is None):
             continue
         name = f"{model} {precision}" + (f", {tp} GPUs" if tp > 1 else "")
         body.append([name, lengths, at_once, *(text for gpu in ("H200", "H100") for text in _of_gpu(by_gpu.get(gpu)))])

@@ -49,7 +49,7 @@ def test_a_line_is_the_newest_version_with_peers_of_the_same_gpu(records: Module
     records.lines.cache_clear()
     try:
         assert records.few().splitlines()[2:] == ["| fp8 | 1 | 2 | **420** | 280 | 1.50 | - | - | - | - | 1.50 | aaaaaaa |"]
-        assert "| **840** | 420 | 2.00 | - | - |" in records.several()
+        assert "| **840** | 420 | 2.00 | - | - |" in records.several(), "of the newest of its revision"
         assert "| 1 at once | **420** | 280 vLLM | 1.50 | 1.50 | - | - | - | - |" in records.overview()
     finally:
         records.lines.cache_clear()
