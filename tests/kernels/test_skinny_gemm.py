@@ -7,18 +7,24 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from emulated import emulate
 from hypothesis import given
 from hypothesis import strategies as st
 from machine_code import opcodes
+from packed_samples import lowered_for, result_like
 
 from trtllm_kernels.compile import nvrtc
 from trtllm_kernels.compile.aot import compile_kernel
 from trtllm_kernels.compile.catalogue import MODELS, ops_of
 from trtllm_kernels.dialect.expr import ceil_div, evaluate
+from trtllm_kernels.dialect.ops import OP_SPECS
+from trtllm_kernels.dialect.specs import DTYPES
 from trtllm_kernels.dialect.types import KernelSpec, Launch, Lowered, TensorSpec
 from trtllm_kernels.errors import KernelError
 from trtllm_kernels.lowering import lower
 from trtllm_kernels.lowering.skinny_gemm import IN_TRITON, PADDED
+from trtllm_kernels.references import OPS
 
 SCALE = TensorSpec((1,), "fp32")
 
@@ -103,6 +109,57 @@ def test_a_product_that_ends_in_an_activation_is_one_launch_for_few_tokens(token
         assert tokens > 64 or [routine(in_triton, launch) for launch in running(in_triton, tokens)] == [f"skinny_gate_up_silu {padded}"]
     else:
         assert names == (["gate_up_silu"] if tokens >= fused else ["scaled_matmul", "silu_mul_interleaved"])
+
+
+EMULATED = {
+    # rings turn, and the last block's rows end within it
+    "whole": ("linear", "fp8", 112, 4352, 3, {"bias", "residual"}, {"blocks": 2, "height": 64}),
+    # a warpgroup multiplies fewer rows than the tensor core's; two panels a step
+    "low": ("linear", "bf16", 96, 640, 20, {"residual"}, {"blocks": 1, "height": 48}),
+    # two blocks divide K, one of them a step less; two warpgroups of 40 rows each
+    "parts": ("linear", "fp8", 96, 1664, 30, {"residual"}, {"blocks": 1, "height": 80, "parts": 2}),
+    # two blocks with a tile of 8 tokens; of int8 with scales of rows
+    "eight": ("linear", "int8", 64, 400, 7, {"bias"}, {"blocks": 1, "height": 32, "parts": 2}),
+    "one": ("linear", "fp8", 80, 304, 1, {"residual"}, {"blocks": 1, "height": 40, "parts": 2}),
+    # gates with what they gate, of threads that do not divide into tokens
+    "gated": ("gate_up_silu", "fp8", 224, 384, 35, {"quantize"}, {"blocks": 2, "height": 112}),
+    "gated bf16": ("gate_up_silu", "bf16", 96, 192, 90, set(), {"blocks": 1, "height": 96, "parts": 2}),
+    "gelu": ("linear_gelu", "fp16", 64, 136, 100, {"bias"}, {"blocks": 1, "height": 56}),
+}
+
+
+@pytest.mark.parametrize("name", EMULATED)
+def test_blocks_of_any_height_compute_their_reference(name: str) -> None:
+    """By the source that is compiled for the GPU and the launch that engines have. Rows of x after the last are NaN, and no result's."""
+    op, dtype, rows, columns, tokens, epilogue, tactic = EMULATED[name]
+    generator, padded = torch.Generator().manual_seed(7), next(size for size in PADDED if tokens <= size)
+
+    def drawn(*shape: int, scale: float = 1.0) -> torch.Tensor:
+        return torch.randn(shape, generator=generator) * scale
+
+    def stored(values: torch.Tensor) -> torch.Tensor:
+        return (values * 30).round().clamp(-127, 127).to(torch.int8) if dtype == "int8" else values.to(DTYPES[dtype])
+
+    wide = torch.float16 if dtype == "fp16" else torch.bfloat16
+    named = {"x": stored(drawn(tokens, columns)), "weight": stored(drawn(rows, columns))}
+    scale = columns**-0.5 / (900 if dtype == "int8" else 1)
+    if dtype == "int8":
+        named |= {"x_scale": drawn(tokens, 1).abs() + 0.5, "weight_scale": (drawn(rows, 1).abs() + 0.5) * scale}
+    elif dtype == "fp8":
+        named |= {"x_scale": torch.ones(1), "weight_scale": torch.tensor([scale])}
+    else:
+        named["weight"] = (named["weight"].float() * scale).to(DTYPES[dtype])
+    named |= {"bias": drawn(rows).to(wide)} if "bias" in epilogue else {}
+    named |= {"residual": drawn(tokens, rows).to(wide)} if "residual" in epilogue else {}
+    named |= {"out_scale": torch.tensor([0.05])} if "quantize" in epilogue else {}
+    y = result_like(op, named)
+    y.view(torch.uint8).fill_(0xFF)
+    lowered = lowered_for(op, named, y, ({} if op == "linear_gelu" else {"gemv": 0}) | {f"skinny{padded}_{key}": value for key, value in tactic.items()})
+    with_more = torch.full((tokens + 5, columns), 0x7F, dtype=torch.uint8).repeat(1, named["x"].element_size()).view(named["x"].dtype)
+    with_more[:tokens] = named["x"]
+    emulate(lowered, named | {"x": with_more}, y, tokens)
+    expected = OPS[op].reference(**{key: named.get(key) for key in OP_SPECS[op].tensors}).float()
+    assert float((y.float() - expected).norm() / expected.norm()) < (2e-2 if "quantize" in epilogue else 2e-3)
 
 
 def test_every_row_and_column_of_the_weight_has_a_program() -> None:

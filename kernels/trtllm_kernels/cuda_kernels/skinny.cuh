@@ -57,6 +57,7 @@ template <int ROWS, int THREADS, int OF_TOKENS = TOKENS, int SHARES = SPLITS>
 struct Epilogue {
     static constexpr int EACH = ACT == SWIGLU ? 16 : 8, OF_TOKEN = ROWS / EACH;  // threads per token
     static constexpr int AT_ONCE = THREADS / OF_TOKEN * SHARES, COUNT = (OF_TOKENS + AT_ONCE - 1) / AT_ONCE;
+    static_assert(ROWS % EACH == 0, "a thread's rows are whole ones of the block");
 
     int own, row, first, num_tokens;  // row of the weight; tokens
     u32 part;
@@ -67,7 +68,7 @@ struct Epilogue {
     INLINE Epilogue(int block_row, u32 part, int num_tokens, const char* bias, const char* residual, const float* x_scale,
                     const float* w_scale, const float* out_scale)
         : own(own_row()), row(block_row + own), first(index() / OF_TOKEN * SHARES + (SHARES > 2 ? 0 : part)),
-          num_tokens(row < N ? num_tokens : 0), part(part) {
+          num_tokens(row < N && index() / OF_TOKEN < THREADS / OF_TOKEN ? num_tokens : 0), part(part) {
         if (W_SCALES == 1) factor = *w_scale;
         if (X_SCALES == 1) factor *= *x_scale;
         factor *= FACTOR;
@@ -84,7 +85,7 @@ struct Epilogue {
     // Of a thread among those that share the results.
     INLINE static int index() { return OF_TOKENS == TOKENS ? threadIdx.x : threadIdx.x % THREADS; }
 
-    INLINE static int own_row() { return threadIdx.x % OF_TOKEN * EACH; }
+    INLINE static int own_row() { return index() % OF_TOKEN * EACH; }
 
     INLINE int token(int i) const {
         int at = first + i * AT_ONCE;

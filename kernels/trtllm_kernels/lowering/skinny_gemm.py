@@ -17,12 +17,12 @@ from trtllm_kernels.dialect.expr import ceil_div
 from trtllm_kernels.dialect.types import SKINNY_TOKENS, Dim
 from trtllm_kernels.errors import KernelError
 from trtllm_kernels.lowering.call import I32, Builder, OpCall, Operand, Parameter, Tma
-from trtllm_kernels.lowering.skinny_gemm_cuda import CUDA_ROWS, CudaTile, launch_cuda
+from trtllm_kernels.lowering.skinny_gemm_cuda import CUDA_ROWS, X_IN_FLIGHT_BYTES, CudaTile, launch_cuda
 from trtllm_kernels.lowering.space import PREFILL, Choice, grid, table
 
 IN_TRITON = (16, 32, 64)
-PADDED = (*IN_TRITON, 96, SKINNY_TOKENS)
-"""Tokens that a tile holds; these kernels take no more. The last two exist in CUDA C++ only."""
+PADDED = (8, *IN_TRITON, 96, SKINNY_TOKENS)
+"""Tokens that a tile holds; these kernels take no more. Those that are not of `IN_TRITON` exist in CUDA C++ only."""
 SKINNY_TO = "skinny_to"
 """Tunable: largest number of tokens for which these kernels are taken; 0: never."""
 LINE_BYTES = 128
@@ -108,12 +108,12 @@ def _cuda_default(call: OpCall, padded: int) -> dict[str, int]:
     """
     tiles = ceil_div(call["weight"].size(0), CUDA_ROWS)
     if not skinny_cuda_fits(call):
-        return {"blocks": 0, "parts": 1}
+        return {"blocks": 0, "parts": 1, "height": CUDA_ROWS, "ahead": X_IN_FLIGHT_BYTES}
     if 2 * tiles <= call.sm_count:
-        return {"blocks": 1, "parts": 2}
+        return {"blocks": 1, "parts": 2, "height": CUDA_ROWS, "ahead": X_IN_FLIGHT_BYTES}
     if tiles <= call.sm_count:
-        return {"blocks": 2, "parts": 1 if padded <= IN_TRITON[-1] else 2}
-    return {"blocks": 1 if padded == PADDED[0] else 2, "parts": 1}
+        return {"blocks": 2, "parts": 1 if padded <= IN_TRITON[-1] else 2, "height": CUDA_ROWS, "ahead": X_IN_FLIGHT_BYTES}
+    return {"blocks": 1 if padded <= IN_TRITON[0] else 2, "parts": 1, "height": CUDA_ROWS, "ahead": X_IN_FLIGHT_BYTES}
 
 
 def skinny_space(call: OpCall) -> tuple[Choice, ...]:
