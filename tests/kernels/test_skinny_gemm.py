@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,12 +20,13 @@ from trtllm_kernels.compile.aot import compile_kernel
 from trtllm_kernels.compile.catalogue import MODELS, ops_of
 from trtllm_kernels.dialect.expr import ceil_div, evaluate
 from trtllm_kernels.dialect.ops import OP_SPECS
-from trtllm_kernels.dialect.specs import DTYPES
+from trtllm_kernels.dialect.specs import DTYPES, spec_of
 from trtllm_kernels.dialect.types import KernelSpec, Launch, Lowered, TensorSpec
 from trtllm_kernels.errors import KernelError
 from trtllm_kernels.lowering import lower
 from trtllm_kernels.lowering.skinny_gemm import IN_TRITON, PADDED
 from trtllm_kernels.references import OPS
+from trtllm_kernels.references.sampling import EMPTY, chosen_value_and_column
 
 SCALE = TensorSpec((1,), "fp32")
 
@@ -160,6 +162,37 @@ def test_blocks_of_any_height_compute_their_reference(name: str) -> None:
     emulate(lowered, named | {"x": with_more}, y, tokens)
     expected = OPS[op].reference(**{key: named.get(key) for key in OP_SPECS[op].tensors}).float()
     assert float((y.float() - expected).norm() / expected.norm()) < (2e-2 if "quantize" in epilogue else 2e-3)
+
+
+@pytest.mark.parametrize(("parts", "height", "tokens"), [(1, 64, 7), (2, 128, 30)])
+def test_the_last_product_keeps_the_best_of_its_logits(parts: int, height: int, tokens: int) -> None:
+    """Greedy rows and drawn ones, of blocks whose last rows are not the vocabulary's."""
+    generator, padded = torch.Generator().manual_seed(tokens), next(size for size in PADDED if tokens <= size)
+    vocabulary, columns = 208, 160
+    x = torch.randn(tokens, columns, generator=generator).bfloat16()
+    weight = torch.randn(vocabulary, columns, generator=generator).bfloat16()
+    weight[100] = weight[33]  # of equals the first
+    weight[33], x[1] = 9 * x[0], x[0]
+    words = torch.randint(-(2**31), 2**31, (tokens, 4), generator=generator).int()
+    words[:, 0] = torch.tensor([0.0, 0.7, 2.5]).view(torch.int32).repeat(tokens)[:tokens]
+    best = torch.full((tokens,), EMPTY)
+    slots, ring = torch.zeros(tokens, dtype=torch.int32), torch.zeros(2, tokens, dtype=torch.int32)
+    named = {"x": x, "weight": weight, "sampling_words": words, "sample_slots": slots, "ring_slot": slots[:1]}
+    named |= {"argmax_scratch": best, "last_tokens": slots, "token_ring": ring}
+    logits = torch.full((tokens, vocabulary), torch.nan).bfloat16()
+    specs = {key: spec_of(value) for key, value in named.items()}
+    specs |= {"x": TensorSpec(("T", columns), "bf16")}
+    outputs = [TensorSpec(("T", vocabulary), "bf16"), TensorSpec(("T",), "int32")]
+    tactic = {"gemv": 0} | {f"skinny{padded}_{key}": value for key, value in {"parts": parts, "height": height, "blocks": 1}.items()}
+    lowered = lower("linear_sample", [specs.get(key) for key in OP_SPECS["linear_sample"].tensors], outputs, {}, "sm_90", tactic=tactic)
+    product, publish = running(lowered, tokens)
+    assert routine(lowered, publish) == "publish"
+    emulate(replace(lowered, launches=(product,)), named, logits, tokens)
+    value, column = chosen_value_and_column(logits, words, 0, vocabulary)
+    torch.testing.assert_close(logits.float(), (x.float() @ weight.float().T).bfloat16().float(), rtol=1e-2, atol=1e-2)
+    assert torch.equal(0x7FFFFFFF - (best & 0xFFFFFFFF), column)
+    bits = (best >> 32).int()
+    torch.testing.assert_close((bits ^ (bits >> 31 & 0x7FFFFFFF)).view(torch.float32), value, rtol=1e-5, atol=1e-5)
 
 
 def test_every_row_and_column_of_the_weight_has_a_program() -> None:

@@ -414,6 +414,8 @@ INLINE u32 transposed(u32 x) {
 // Of the thread of this warp whose lane differs by `bits`.
 INLINE float from_lane_xor(float x, u32 bits) { return __shfl_xor_sync(~0u, x, bits); }
 
+INLINE u32 from_lane_xor(u32 x, u32 bits) { return __shfl_xor_sync(~0u, x, bits); }
+
 INLINE u32 from_lane(u32 x, u32 lane) { return __shfl_sync(~0u, x, lane); }
 
 // ---- Numbers
@@ -421,6 +423,12 @@ INLINE u32 from_lane(u32 x, u32 lane) { return __shfl_sync(~0u, x, lane); }
 INLINE float exp2_of(float x) {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+INLINE float log2_of(float x) {
+    float y;
+    asm("lg2.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
 

@@ -17,6 +17,7 @@
 // x: [tokens, K], boxes of TOKENS rows; w: [N, K], boxes of ROWS rows; y: [num_tokens, N], or [num_tokens, N / 2] where ACT is SWIGLU, whose
 // even rows of w are gates and whose odd rows are what they gate. Rows of x from num_tokens on are arbitrary: no stored row depends on
 // them. Past N and K TMA reads zeros; N is a multiple of 16.
+// best, sampling_words: of tokens, where y are logits and SAMPLED.
 // y = act(x @ w.T * scales + bias + residual), with one scale each (SCALED) or one per row of each (SCALED_ROWS), divided by out_scale if
 // QUANTIZE. Sums of INT8 are int32 and exact, whatever K is split into.
 #include "skinny.cuh"
@@ -108,7 +109,7 @@ INLINE void exchange_sums(Shared& shared, Sum (&own)[LENGTH], const Sum (&other)
 extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(THREADS, BLOCKS)
     skinny_gemm(const __grid_constant__ TensorMap x, int, int, long long, long long, const __grid_constant__ TensorMap w, int, int,
                long long, long long, const char* bias, const char* residual, const float* x_scale, const float* w_scale,
-               const float* out_scale, char* y, int num_tokens) {
+               const float* out_scale, char* y, long long* best, const int4* sampling_words, int num_tokens) {
     let_next_start();
     Shared& shared = *(Shared*)memory;
     u32 warp = __shfl_sync(~0u, threadIdx.x / 32, 0), lane = threadIdx.x % 32, part = blockIdx.y;
@@ -206,6 +207,6 @@ extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(THRE
             if (row_of < OWN_ROWS) shared.sums[token][warp / 4 * OWN_ROWS + row_of] = (float)own[i];
         }
         sync_warps(1, CONSUMERS);
-        epilogue.finish(shared.sums, x_scale, [&](int j) { return w_scale[epilogue.row + j]; }, y);
+        epilogue.finish(shared.sums, x_scale, [&](int j) { return w_scale[epilogue.row + j]; }, y, best, sampling_words);
     }
 }

@@ -17,7 +17,7 @@ from trtllm_kernels.dialect.expr import ceil_div
 from trtllm_kernels.dialect.types import SKINNY_TOKENS, Dim
 from trtllm_kernels.errors import KernelError
 from trtllm_kernels.lowering.call import I32, Builder, OpCall, Operand, Parameter, Tma
-from trtllm_kernels.lowering.skinny_gemm_cuda import CUDA_ROWS, X_IN_FLIGHT_BYTES, CudaTile, launch_cuda
+from trtllm_kernels.lowering.skinny_gemm_cuda import CUDA_ROWS, X_IN_FLIGHT_BYTES, CudaTile, launch_cuda, sampling_parameters
 from trtllm_kernels.lowering.space import PREFILL, Choice, grid, table
 
 IN_TRITON = (16, 32, 64)
@@ -43,11 +43,6 @@ def skinny_tunables(call: OpCall) -> dict[str, int]:
 def skinny_sizes(call: OpCall) -> tuple[int, ...]:
     """Sizes of `PADDED` for which there are tiles."""
     return PADDED if skinny_cuda_fits(call) else IN_TRITON
-
-
-def sampling_parameters(call: OpCall) -> dict[str, Parameter]:
-    """What a GEMM kernel takes to find candidates among its logits (`triton_kernels/sampling.py`); arbitrary pointers if it does not."""
-    return {"ArgmaxScratch": call.get("argmax_scratch") or call["x"], "SamplingWords": call.get("sampling_words") or call["x"]}
 
 
 def within(tokens: Dim, below: int, most: int) -> Dim:
@@ -91,7 +86,6 @@ def skinny_cuda_fits(call: OpCall) -> bool:
     wide += [] if call.get("out_scale") else [y.dtype]
     return (
         skinny_fits(call)
-        and call.op != "linear_sample"
         and x.dtype == weight.dtype
         and weight.size(0) % 16 == 0
         and len({*wide}) <= 1

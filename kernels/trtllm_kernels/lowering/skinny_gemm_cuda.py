@@ -9,7 +9,7 @@ from trtllm_kernels.dialect.dtypes import bytes_of, elements_in
 from trtllm_kernels.dialect.expr import ceil_div
 from trtllm_kernels.dialect.types import Dim
 from trtllm_kernels.errors import KernelError
-from trtllm_kernels.lowering.call import I32, Builder, Parameter, Tma
+from trtllm_kernels.lowering.call import I32, Builder, OpCall, Parameter, Tma
 
 CUDA_ROWS = 64
 """Rows of a tensor core's tile, the most of the weight that one warpgroup multiplies."""
@@ -17,8 +17,15 @@ _LONG_STEPS = 64
 """Largest number of tokens for which a block that has an SM of its own takes two lines of K per step."""
 X_IN_FLIGHT_BYTES = 2048
 """Bytes of each row of x in flight at once, if there is room."""
-_SM_BYTES, _RESERVED_BYTES, _BARRIER_BYTES = 228 * 1024, 1024, 640
-_ACTIVATIONS = {"linear": 0, "gate_up_silu": 1, "linear_gelu": 2}
+SAMPLED_HEIGHTS = (32, 64, 128)
+"""Rows per block where sampling follows: the threads that share a token's rows are a part of a warp."""
+_SM_BYTES, _RESERVED_BYTES, _BARRIER_BYTES = 228 * 1024, 1024, 1024
+_ACTIVATIONS = {"linear": 0, "linear_sample": 0, "gate_up_silu": 1, "linear_gelu": 2}
+
+
+def sampling_parameters(call: OpCall) -> dict[str, Parameter]:
+    """What a GEMM kernel takes to find candidates among its logits (`triton_kernels/sampling.py`); arbitrary pointers if it does not."""
+    return {"ArgmaxScratch": call.get("argmax_scratch") or call["x"], "SamplingWords": call.get("sampling_words") or call["x"]}
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,8 @@ def launch_cuda(builder: Builder, tile: CudaTile, scales: Mapping[str, Parameter
         raise KernelError(f"skinny{tile.tokens}_parts is {tile.parts}, but at most two blocks split K")
     unit = 16 if call.op == "gate_up_silu" else 8
     groups = 1 if tile.height <= CUDA_ROWS else 2
+    if call.op == "linear_sample" and tile.height not in SAMPLED_HEIGHTS:
+        raise KernelError(f"skinny{tile.tokens}_height is {tile.height}; where sampling follows it is one of {SAMPLED_HEIGHTS}")
     if not unit <= tile.height <= 2 * CUDA_ROWS or tile.height % unit or tile.height % (8 * groups):
         raise KernelError(f"skinny{tile.tokens}_height is {tile.height}; it must be a multiple of {unit} up to {2 * CUDA_ROWS}")
     panels = 2 if tile.blocks == 1 and tile.tokens <= _LONG_STEPS else 1
@@ -66,6 +75,7 @@ def launch_cuda(builder: Builder, tile: CudaTile, scales: Mapping[str, Parameter
             "WScale": scales["WScale"],
             "OutScale": call.get("out_scale") or x,
             "Y": y,
+            **sampling_parameters(call),
             "num_tokens": I32(x.shape[0]),
         },
         grid=(f"{ceil_div(n, tile.height)} * {here}", tile.parts),
@@ -89,6 +99,7 @@ def launch_cuda(builder: Builder, tile: CudaTile, scales: Mapping[str, Parameter
             "BIASED": bias is not None,
             "ADDED": residual is not None,
             "QUANTIZE": call.get("out_scale") is not None,
+            "SAMPLED": call.op == "linear_sample",
             "SHARED_BYTES": max(rings, sums) + received + _BARRIER_BYTES,
         },
         warps=4 * groups + 2,

@@ -121,6 +121,7 @@ T exchanged(T x, u32 from) {
     return x;
 }
 inline float from_lane_xor(float x, u32 bits) { return exchanged(x, machine.now->thread % 32 ^ bits); }
+inline u32 from_lane_xor(u32 x, u32 bits) { return exchanged(x, machine.now->thread % 32 ^ bits); }
 inline u32 from_lane(u32 x, u32 lane) { return exchanged(x, lane); }
 inline void cluster_arrive() {}
 inline void cluster_wait() { meet(machine.cluster, machine.threads * machine.num_blocks); }
@@ -238,6 +239,8 @@ inline float2 unpack_fp16(u32 x) { return {of_fp16(x & 0xFFFF), of_fp16(x >> 16)
 inline float2 unpack_x(u32 x) { return HALF ? unpack_fp16(x) : float2{of_bf16(x & 0xFFFF), of_bf16(x >> 16)}; }
 inline float2 unpack_out(u32 x) { return OUT_HALF ? unpack_fp16(x) : float2{of_bf16(x & 0xFFFF), of_bf16(x >> 16)}; }
 inline float exp2_of(float x) { return exp2f(x); }
+inline float log2_of(float x) { return log2f(x); }
+inline void atomicMax(long long* to, long long x) { *to = *to > x ? *to : x; }
 inline u32 masked(u32 x, u32 mask, u32 with) { return (x & mask) | with; }
 inline u32 masked_xor(u32 x, u32 mask, u32 with) { return (x & mask) ^ with; }
 inline u32 subtract(u32 a, u32 b) { return pack(unpack_x(a).x - unpack_x(b).x, unpack_x(a).y - unpack_x(b).y); }
