@@ -156,7 +156,9 @@ def test_blocks_of_any_height_compute_their_reference(name: str) -> None:
     named |= {"out_scale": torch.tensor([0.05])} if "quantize" in epilogue else {}
     y = result_like(op, named)
     y.view(torch.uint8).fill_(0xFF)
-    lowered = lowered_for(op, named, y, ({} if op == "linear_gelu" else {"gemv": 0}) | {f"skinny{padded}_{key}": value for key, value in tactic.items()})
+    lowered = lowered_for(
+        op, named, y, ({} if op == "linear_gelu" else {"gemv": 0}) | {f"skinny{padded}_{key}": value for key, value in tactic.items()}
+    )
     with_more = torch.full((tokens + 5, columns), 0x7F, dtype=torch.uint8).repeat(1, named["x"].element_size()).view(named["x"].dtype)
     with_more[:tokens] = named["x"]
     emulate(lowered, named | {"x": with_more}, y, tokens)

@@ -17,12 +17,21 @@ from trtllm_kernels.dialect.expr import ceil_div
 from trtllm_kernels.dialect.types import SKINNY_TOKENS, Dim
 from trtllm_kernels.errors import KernelError
 from trtllm_kernels.lowering.call import I32, Builder, OpCall, Operand, Parameter, Tma
-from trtllm_kernels.lowering.skinny_gemm_cuda import CUDA_ROWS, X_IN_FLIGHT_BYTES, CudaTile, launch_cuda, sampling_parameters
+from trtllm_kernels.lowering.skinny_gemm_cuda import (
+    CUDA_ROWS,
+    HEIGHTS,
+    SAMPLED_HEIGHTS,
+    X_IN_FLIGHT_BYTES,
+    CudaTile,
+    launch_cuda,
+    sampling_parameters,
+)
 from trtllm_kernels.lowering.space import PREFILL, Choice, grid, table
 
 IN_TRITON = (16, 32, 64)
 PADDED = (8, *IN_TRITON, 96, SKINNY_TOKENS)
-"""Tokens that a tile holds; these kernels take no more. Those that are not of `IN_TRITON` exist in CUDA C++ only."""
+"""Tokens that a tile holds; these kernels take no more. Those that are not of `IN_TRITON` exist in CUDA C++ only, and where the tile of 16
+is Triton's, it takes the tokens of that of 8."""
 SKINNY_TO = "skinny_to"
 """Tunable: largest number of tokens for which these kernels are taken; 0: never."""
 LINE_BYTES = 128
@@ -84,13 +93,7 @@ def skinny_cuda_fits(call: OpCall) -> bool:
     x, weight, y = call["x"], call["weight"], call.outputs[0]
     wide = [operand.dtype for operand in (call.get("bias"), call.get("residual")) if operand]
     wide += [] if call.get("out_scale") else [y.dtype]
-    return (
-        skinny_fits(call)
-        and x.dtype == weight.dtype
-        and weight.size(0) % 16 == 0
-        and len({*wide}) <= 1
-        and {*wide} <= {"bf16", "fp16"}
-    )
+    return skinny_fits(call) and x.dtype == weight.dtype and weight.size(0) % 16 == 0 and len({*wide}) <= 1 and {*wide} <= {"bf16", "fp16"}
 
 
 def _cuda_default(call: OpCall, padded: int) -> dict[str, int]:
@@ -111,8 +114,8 @@ def _cuda_default(call: OpCall, padded: int) -> dict[str, int]:
 
 
 def skinny_space(call: OpCall) -> tuple[Choice, ...]:
-    """A tile for each padded size, whole and split: rows, bytes of K, warps, stages, splits; in CUDA C++ blocks per SM and parts of K. And
-    the number of tokens up to which they are taken.
+    """A tile for each padded size, whole and split: rows, bytes of K, warps, stages, splits; in CUDA C++ blocks per SM, parts of K, and
+    heights that give SMs nearly equal shares. And the number of tokens up to which they are taken.
     """
     if not skinny_fits(call):
         return ()
@@ -120,14 +123,14 @@ def skinny_space(call: OpCall) -> tuple[Choice, ...]:
         *((64, 512, 4, 3, 1), (64, 256, 4, 3, 1), (64, 256, 4, 6, 1), (64, 128, 4, 8, 1), (128, 256, 8, 4, 1)),
         *(((64, 512, 4, 3, 2), (64, 256, 4, 3, 2), (128, 256, 8, 4, 4)) if call.op == "linear" else ()),
     )
-    in_cuda = ((1, 1), (1, 2), (2, 1), (2, 2)) if skinny_cuda_fits(call) else ()
+    in_cuda = _cuda_tiles(call) if skinny_cuda_fits(call) else ()
     dtype = call["weight"].dtype
     rows, k, *rest = tiles[0]
     in_both = (
         *((rows, elements_in(k, dtype), *rest, *one) for one in in_cuda),
-        *((rows, elements_in(k, dtype), *rest, 0, 1) for rows, k, *rest in tiles),
+        *((rows, elements_in(k, dtype), *rest, 0, 1, CUDA_ROWS) for rows, k, *rest in tiles),
     )
-    cuda_names = ("blocks", "parts")
+    cuda_names = ("blocks", "parts", "height")
     names = ("rows", "k", "warps", "stages", "splits", *cuda_names)
 
     def choice(padded: int) -> Choice:
@@ -136,6 +139,25 @@ def skinny_space(call: OpCall) -> tuple[Choice, ...]:
 
     sizes = skinny_sizes(call)
     return (*map(choice, sizes), Choice("skinny to", grid(**{SKINNY_TO: (0, *sizes[:-1])}), (PREFILL,), sizes))
+
+
+def _cuda_tiles(call: OpCall) -> tuple[tuple[int, int, int], ...]:
+    """(blocks, parts, height): of 64 rows, and of heights whose last wave of blocks is nearly full where that of 64 rows is not."""
+    n = call["weight"].size(0)
+
+    def busy(height: int, parts: int) -> float:
+        """Share of the SMs' time that they have a block, if one has them all to itself."""
+        return n * parts / height / call.sm_count / ceil_div(ceil_div(n, height) * parts, call.sm_count)
+
+    heights = SAMPLED_HEIGHTS if call.op == "linear_sample" else HEIGHTS
+    fitting = [height for height in heights if height % 16 == 0 or call.op != "gate_up_silu"]
+    even = [
+        (height, parts)
+        for parts in (1, 2)
+        for height in fitting
+        if height != CUDA_ROWS and busy(height, parts) > max(0.9, busy(CUDA_ROWS, parts))
+    ]
+    return tuple((blocks, parts, height) for height, parts in ((CUDA_ROWS, 1), (CUDA_ROWS, 2), *even) for blocks in (1, 2))
 
 
 @dataclass(frozen=True)
@@ -188,10 +210,13 @@ def launch_skinny(builder: Builder, tuned: Mapping[str, int], scales: Mapping[st
     parts = None
     if call.op == "linear" and (splits := max(_tile(tuned, padded).splits for padded in IN_TRITON)) > 1:
         parts = builder.workspace("parts", (f"{splits} * min({call['x'].shape[0]}, {IN_TRITON[-1]})", call["weight"].size(0)))
-    for least, padded in zip((0, *sizes), sizes, strict=False):
+    least = 0
+    for padded in sizes:
+        cuda = _cuda_tile(tuned, padded)
+        if padded < IN_TRITON[0] and not (cuda.blocks and _cuda_tile(tuned, IN_TRITON[0]).blocks):
+            continue
         if least < most:
             here = within(call["x"].shape[0], max(below, least), min(most, padded))
-            cuda = _cuda_tile(tuned, padded)
             if in_cuda and cuda.blocks:
                 launch_cuda(builder, cuda, scales, here)
             elif padded in IN_TRITON:
@@ -200,6 +225,7 @@ def launch_skinny(builder: Builder, tuned: Mapping[str, int], scales: Mapping[st
                 raise KernelError(
                     f"skinny{padded}_blocks is 0, but there is no such tile in Triton; set {SKINNY_TO} to {IN_TRITON[-1]} or less"
                 )
+        least = padded
     return most
 
 

@@ -17,6 +17,8 @@ _LONG_STEPS = 64
 """Largest number of tokens for which a block that has an SM of its own takes two lines of K per step."""
 X_IN_FLIGHT_BYTES = 2048
 """Bytes of each row of x in flight at once, if there is room."""
+HEIGHTS = (32, 40, 48, 56, 64, 80, 96, 112, 128)
+"""Rows per block that tuning tries."""
 SAMPLED_HEIGHTS = (32, 64, 128)
 """Rows per block where sampling follows: the threads that share a token's rows are a part of a warp."""
 _SM_BYTES, _RESERVED_BYTES, _BARRIER_BYTES = 228 * 1024, 1024, 1024
