@@ -63,7 +63,9 @@ _IN_BOTH = st.tuples(st.sampled_from([1, 2, 4]), st.sampled_from([1, 2]), st.sam
 _IN_CUDA = st.tuples(st.just(1), st.sampled_from([1, 2]), st.sampled_from([1, 2]))
 
 
-@given(st.integers(0, 400), st.integers(0, 150), st.tuples(_IN_BOTH, _IN_BOTH, _IN_BOTH, _IN_CUDA, _IN_CUDA), st.sampled_from([0, 1]))
+@given(
+    st.integers(0, 400), st.integers(0, 150), st.tuples(_IN_BOTH, _IN_BOTH, _IN_BOTH, _IN_BOTH, _IN_CUDA, _IN_CUDA), st.sampled_from([0, 1])
+)
 def test_each_number_of_tokens_has_one_routine_and_room_for_its_parts(
     tokens: int, most: int, each: tuple[tuple[int, int, int], ...], gemv: int
 ) -> None:
@@ -71,13 +73,14 @@ def test_each_number_of_tokens_has_one_routine_and_room_for_its_parts(
     0 for Triton's kernels, of which there are none of more than 64 tokens."""
     divided: dict[str, int] = {}
     for padded, (splits, parts_of_k, blocks) in zip(PADDED, each, strict=True):
-        divided |= {f"skinny{padded}_splits": splits} if padded <= 64 else {}
+        divided |= {f"skinny{padded}_splits": splits} if padded in IN_TRITON else {}
         divided |= {f"skinny{padded}_parts": parts_of_k, f"skinny{padded}_blocks": blocks}
     lowered = linear(4096, 4096, skinny_to=most, gemv=gemv, **divided)
     fixed = linear(4096, 4096, tokens=tokens, skinny_to=most, gemv=gemv, **divided)
     names = [routine(lowered, launch) for launch in running(lowered, tokens)]
     assert [routine(fixed, launch) for launch in running(fixed, tokens)] == names
-    padded = next(size for size in (*PADDED, 400) if tokens <= size)
+    eight = divided["skinny8_blocks"] and divided["skinny16_blocks"]
+    padded = next(size for size in (*(PADDED if eight else PADDED[1:]), 400) if tokens <= size)
     if tokens == 0:
         assert names == []
     elif tokens == 1 and gemv:
@@ -108,7 +111,9 @@ def test_a_product_that_ends_in_an_activation_is_one_launch_for_few_tokens(token
     elif tokens <= min(most, 128, fused - 1):
         assert names == [f"skinny_gemm {padded}"]
         in_triton = gate_up(skinny_to=most, fused_from=fused, **triton_tiles())
-        assert tokens > 64 or [routine(in_triton, launch) for launch in running(in_triton, tokens)] == [f"skinny_gate_up_silu {padded}"]
+        assert tokens > 64 or [routine(in_triton, launch) for launch in running(in_triton, tokens)] == [
+            f"skinny_gate_up_silu {max(16, padded)}"
+        ]
     else:
         assert names == (["gate_up_silu"] if tokens >= fused else ["scaled_matmul", "silu_mul_interleaved"])
 
@@ -272,7 +277,7 @@ def test_in_cuda_blocks_divide_k_where_sms_are_left_and_share_an_sm_where_they_a
             blocks, parts = tile
             _, spec = cuda_launch(lowered, tokens)
             assert spec.constexprs["SPLITS"] == parts
-            assert (100 if blocks == 2 else 150) * 1024 < spec.constexprs["SHARED_BYTES"] <= (228 // blocks - 1) * 1024
+            assert (100 if blocks == 2 else 145) * 1024 < spec.constexprs["SHARED_BYTES"] <= (228 // blocks - 1) * 1024
 
 
 @pytest.mark.parametrize("dtype", ["fp8", "bf16"])
