@@ -15,11 +15,11 @@ CUDA_ROWS = 64
 """Rows of a tensor core's tile, the most of the weight that one warpgroup multiplies."""
 _LONG_STEPS = 64
 """Largest number of tokens for which a block that has an SM of its own takes two lines of K per step."""
-X_IN_FLIGHT_BYTES = 2048
+_X_IN_FLIGHT_BYTES = 2048
 """Bytes of each row of x in flight at once, if there is room."""
-HEIGHTS = (32, 40, 48, 56, 64, 80, 96, 112, 128)
-"""Rows per block that tuning tries."""
-SAMPLED_HEIGHTS = (32, 64, 128)
+HEIGHTS = (40, 48, 56, 64, 80, 96, 112, 128)
+"""Rows per block that are taken where they share the weight more evenly among the SMs than 64 do."""
+SAMPLED_HEIGHTS = (64, 128)
 """Rows per block where sampling follows: the threads that share a token's rows are a part of a warp."""
 _SM_BYTES, _RESERVED_BYTES, _BARRIER_BYTES = 228 * 1024, 1024, 1024
 _ACTIVATIONS = {"linear": 0, "linear_sample": 0, "gate_up_silu": 1, "linear_gelu": 2}
@@ -32,14 +32,12 @@ def sampling_parameters(call: OpCall) -> dict[str, Parameter]:
 
 @dataclass(frozen=True)
 class CudaTile:
-    """Tile in CUDA C++: `blocks` share an SM (0: Triton's tile is taken), `parts` split K, each block has `height` rows of the weight.
-    `ahead`: bytes of each row of x in flight at once, if there is room."""
+    """Tile in CUDA C++: `blocks` share an SM (0: Triton's tile is taken), `parts` split K, each block has `height` rows of the weight."""
 
     tokens: int
     blocks: int
     parts: int
     height: int
-    ahead: int
 
 
 def launch_cuda(builder: Builder, tile: CudaTile, scales: Mapping[str, Parameter], here: Dim) -> None:
@@ -60,7 +58,7 @@ def launch_cuda(builder: Builder, tile: CudaTile, scales: Mapping[str, Parameter
     share = ceil_div(ceil_div(bytes_of(weight.size(1), weight.dtype), step), tile.parts)
     received = 4 * groups * CUDA_ROWS * tile.tokens // 2 if tile.parts > 1 else 0
     room = _SM_BYTES // tile.blocks - _RESERVED_BYTES - _BARRIER_BYTES - received
-    x_stages = min(share, tile.ahead // step, room // 2 // (step * tile.tokens))
+    x_stages = min(share, _X_IN_FLIGHT_BYTES // step, room // 2 // (step * tile.tokens))
     w_stages = min(share, (room - x_stages * step * tile.tokens) // (step * tile.height))
     behind = 128 * (CUDA_ROWS - tile.height // groups)
     rings = step * w_stages * tile.height + max(step * x_stages * tile.tokens, behind)
