@@ -1,4 +1,4 @@
-// Skinny GEMM (2 to 128 tokens) on Hopper: `triton_kernels/skinny_gemm.py`, but with weights in flight before x is available.
+// Skinny GEMM (1 to 128 tokens) on Hopper: `triton_kernels/skinny_gemm.py`, but with weights in flight before x is available.
 //
 // Nearly all of its time is that of reading the weight. 64 rows of the weight are the tall side of the tensor core's tile, and the tokens,
 // padded to TOKENS, the narrow one. One warp loads weights into a ring of its own and does not wait for any kernel; another loads x once
