@@ -152,7 +152,7 @@ def test_races_are_where_a_choice_shows() -> None:
     assert [race.case.shape.tokens for race in fused] == [32, 64, 128, 192, 256, 384]
     assert all(len(race.entrants) == 2 for race in fused)
     few = [race for race in later if race.choice.name == "skinny to"]
-    assert {race.case.shape.tokens for race in few} == {16, 32, 64, 96, 128}
+    assert {race.case.shape.tokens for race in few} == {8, 16, 32, 64, 96, 128}
     assert all(len(race.entrants) == 2 for race in few)
     algorithms = {(race.choice.name, race.case.shape.tokens) for race in later if race.choice.name.startswith("algorithm")}
     assert algorithms == {(f"algorithm to {size}", m) for size in (256, 512) for m in (size * 3 // 4, size) if m <= 400}

@@ -20,7 +20,7 @@ HERE = Path(__file__).parent / "emulation"
 @lru_cache(maxsize=64)
 def library(kernel: str, macros: tuple[str, ...]) -> ctypes.CDLL:
     folder = Path(tempfile.mkdtemp(prefix="emulated-"))
-    for name in (f"{kernel}.cu", "decode_attention.cuh", "decode.cuh", "packed.cuh", "skinny.cuh"):
+    for name in (f"{kernel}.cu", "decode_attention.cuh", "decode.cuh", "packed.cuh", "skinny.cuh", "sampling.cuh"):
         source = (nvrtc.SOURCES / name).read_text()
         (folder / name).write_text(source.replace("extern __shared__ __align__(1024) char memory[];", ""))
     (folder / "hopper.cuh").write_text((HERE / "hopper.cuh").read_text())

@@ -39,7 +39,10 @@ from trtllm_kernels.triton_kernels import gemv
 
 BY_TRITON = {
     "paged_attention": {"uncached_prefill_cuda": 0, "context_cuda": 0, "decode_cuda_to": 0, "decode_many_to": 0},
-    **{op: {"skinny_to": 64} | {f"skinny{padded}_blocks": 0 for padded in IN_TRITON} for op in ("linear", "gate_up_silu", "linear_gelu")},
+    **{
+        op: {"skinny_to": 64} | {f"skinny{padded}_blocks": 0 for padded in IN_TRITON}
+        for op in ("linear", "linear_sample", "gate_up_silu", "linear_gelu")
+    },
 }
 """Of an op that has a kernel in CUDA C++, which no interpreter runs: the tactic that does without."""
 _FLOATS = {tl.float32: torch.float32, tl.float16: torch.float16, tl.bfloat16: torch.bfloat16, tl.float8e4nv: torch.float8_e4m3fn}

@@ -47,6 +47,13 @@ def skinny_kernels(precision: str) -> list[KernelSpec]:
     return list(chosen.values())
 
 
+def gemv_kernels(model: str, precision: str) -> list[KernelSpec]:
+    """Of one token, where sm_90 does not leave it to the skinny GEMM."""
+    ops = (op for op in ops_of(MODELS[model], precision) if op.op in ("linear", "linear_sample", "gate_up_silu"))
+    kernels = (spec for op in ops for spec in lower(op.op, op.inputs, op.outputs, op.attrs, "sm_90", tactic={"gemv": 1}).kernels)
+    return list({spec.key: spec for spec in kernels if spec.function.startswith("gemv")}.values())
+
+
 def attention_kernels(model: str, precision: str, page_size: int = 32, **tactic: int) -> list[KernelSpec]:
     ops = (o for o in ops_of(replace(MODELS[model], page_size=page_size), precision) if o.op == "paged_attention")
     return [s for o in ops for s in lower(o.op, o.inputs, o.outputs, o.attrs, "sm_90", tactic=tactic).kernels]
@@ -91,7 +98,7 @@ def representative(arch: str) -> list[KernelSpec]:
             kind += (spec.is_cuda,)
             chosen.setdefault((spec.function, kind, quantized), spec)
         if arch == "sm_90":
-            chosen |= {spec.key: spec for spec in skinny_kernels(precision)}
+            chosen |= {spec.key: spec for spec in (*skinny_kernels(precision), *gemv_kernels("llama-3.1-8b", precision))}
             chosen |= {spec.key: spec for spec in prompt_kernels("llama-3.1-8b", precision, uncached_prefill_cuda=0, context_cuda=0)}
     if arch == "sm_90":
         chosen |= {spec.key: spec for spec in decode_kernels()}
@@ -182,7 +189,8 @@ def test_hopper_kernels_let_the_next_start_then_load_constants_then_wait(tmp_pat
     different ways are left out: test_skinny_gemm.py, test_decode_attention.py."""
     monkeypatch.setattr(tactics, "folder", lambda: tmp_path)
     waiting = [spec for spec in kernels_of("llama-3.1-8b", "fp8", "sm_90").values() if not spec.constexprs.get("CONCURRENT")]
-    of_each = {(spec.function, spec.is_cuda): spec for spec in [*waiting, *skinny_kernels("fp8")]}
+    few = [*skinny_kernels("fp8"), *gemv_kernels("llama-3.1-8b", "fp8")]
+    of_each = {(spec.function, spec.is_cuda): spec for spec in [*waiting, *few]}
     specs = [spec for (function, is_cuda), spec in of_each.items() if not (is_cuda and function in _WARPS_DIFFER)]
     for spec, code in zip(specs, opcodes(specs), strict=True):
         assert (code.count(_LET_NEXT_START), code.count(_WAIT)) == (1, 1), spec
@@ -203,7 +211,7 @@ def test_hopper_kernels_let_the_next_start_then_load_constants_then_wait(tmp_pat
 def test_products_of_one_token_all_fit_the_chip(precision: str) -> None:
     """Of the 8B's shapes: 32 warps an SM, 16 where each SM has one program, 24 where rows are long and their loop is written out. Weights
     leave L2 first."""
-    specs = [spec for spec in kernels_of("llama-3.1-8b", precision, "sm_90").values() if spec.function.startswith("gemv")]
+    specs = gemv_kernels("llama-3.1-8b", precision)
     assert len(specs) >= 4
     for spec, code in zip(specs, opcodes(specs), strict=True):
         info = aot.compile_kernel(spec, "sm_90").info

@@ -17,8 +17,8 @@ from trtllm_kernels.errors import KernelError
 from trtllm_kernels.lowering import lower, search_space
 from trtllm_kernels.lowering.space import TOKENS
 
-FEW = ["skinny 16", "skinny 32", "skinny 64", "skinny 96", "skinny 128", "skinny to"]
-FEW_SAMPLED = ["skinny 16", "skinny 32", "skinny 64", "skinny to"]
+FEW = ["skinny 8", "skinny 16", "skinny 32", "skinny 64", "skinny 96", "skinny 128", "skinny to"]
+FEW_IN_TRITON = ["skinny 16", "skinny 32", "skinny 64", "skinny to"]
 
 
 def key(shape: OpShape) -> str:
@@ -74,17 +74,16 @@ def test_choices_of_an_op_share_no_tunable_and_thresholds_only_where_tiles_fit()
     odd = one("linear_gelu", model="smollm2-135m")
     assert odd.inputs[1] is not None
     odd = replace(odd, inputs=(odd.inputs[0], replace(odd.inputs[1], shape=(1500, 576)), *odd.inputs[2:]))
-    assert [c.name for c in search_space(*_fields(odd), "sm_90")] == FEW_SAMPLED, "no whole 16 rows: by Triton as well"
+    assert [c.name for c in search_space(*_fields(odd), "sm_90")] == FEW_IN_TRITON, "no whole 16 rows: by Triton as well"
     assert search_space(*_fields(odd), "sm_89") == ()
     thresholds = {c.name: c.tokens for c in search_space(*_fields(one("gate_up_silu")), "sm_90") if c.tokens}
-    assert thresholds == {"skinny to": (16, 32, 64, 96, 128), "fused from": TOKENS}
+    assert thresholds == {"skinny to": (8, 16, 32, 64, 96, 128), "fused from": TOKENS}
 
 
 def test_of_few_tokens_it_is_our_tile_that_is_chosen_of_more_the_librarys_algorithm() -> None:
-    """Of the product that sampling follows there are ours of up to 64 tokens."""
     for op, arch, ours, sizes in (
         ("linear", "sm_90", FEW, 6),
-        ("linear_sample", "sm_90", FEW_SAMPLED, 7),
+        ("linear_sample", "sm_90", FEW, 6),
         ("linear", "sm_89", ["one token"], 8),
     ):
         found = [c.name for c in search_space(*_fields(one(op, "fp8")), arch)]

@@ -153,6 +153,12 @@ INLINE void send(int4* to, int4 x, u64& barrier, u32 rank) {
                  : "memory");
 }
 
+INLINE void send(int2* to, int2 x, u64& barrier, u32 rank) {
+    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.s32 [%0], {%1, %2}, [%3];" ::"r"(address_in_block(to, rank)),
+                 "r"(x.x), "r"(x.y), "r"(address_in_block(&barrier, rank))
+                 : "memory");
+}
+
 INLINE void send(float2* to, float2 x, u64& barrier, u32 rank) {
     asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];" ::"r"(address_in_block(to, rank)),
                  "f"(x.x), "f"(x.y), "r"(address_in_block(&barrier, rank))
@@ -293,7 +299,13 @@ typedef float Sum;
 #define AS_THEY_ARE "1, 1, 1, 0, 0;"
 #endif
 
-// d += a @ b.T: [64, 16, 32, 64, 96, 128 or 256] from [64, 32 bytes] @ [.., 32 bytes].T, both in shared memory by rows.
+// d += a @ b.T: [64, 8, 16, 32, 64, 96, 128 or 256] from [64, 32 bytes] @ [.., 32 bytes].T, both in shared memory by rows.
+INLINE void multiply_add(Sum (&d)[4], u64 a, u64 b) {
+    asm volatile(MULTIPLY_ROWS("8", "%0, %1, %2, %3") "%4, %5, " AS_THEY_ARE
+                 : SUMS(d[0]), SUMS(d[1]), SUMS(d[2]), SUMS(d[3])
+                 : "l"(a), "l"(b));
+}
+
 INLINE void multiply_add(Sum (&d)[8], u64 a, u64 b) {
     asm volatile(MULTIPLY_ROWS("16", NAMES_8) "%8, %9, " AS_THEY_ARE : REGISTERS_8(SUMS, d, 0) : "l"(a), "l"(b));
 }
@@ -402,6 +414,8 @@ INLINE u32 transposed(u32 x) {
 // Of the thread of this warp whose lane differs by `bits`.
 INLINE float from_lane_xor(float x, u32 bits) { return __shfl_xor_sync(~0u, x, bits); }
 
+INLINE u32 from_lane_xor(u32 x, u32 bits) { return __shfl_xor_sync(~0u, x, bits); }
+
 INLINE u32 from_lane(u32 x, u32 lane) { return __shfl_sync(~0u, x, lane); }
 
 INLINE bool any_of_warp(bool x) { return __any_sync(~0u, x); }
@@ -414,6 +428,12 @@ INLINE u32 count_up(u32& number) { return atomicAdd(&number, 1); }
 INLINE float exp2_of(float x) {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+INLINE float log2_of(float x) {
+    float y;
+    asm("lg2.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
 

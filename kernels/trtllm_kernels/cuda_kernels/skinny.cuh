@@ -1,9 +1,14 @@
 // What kernels of skinny GEMMs share: places in rings, and the epilogue, y = act(sums * scales + bias + residual) / out_scale.
+// SAMPLED: y are logits, of which candidates for tokens are kept.
 #pragma once
-#include "hopper.cuh"
+#include "sampling.cuh"
 
 #define SWIGLU 1
 #define GELU 2
+
+#ifndef SAMPLED
+#define SAMPLED 0
+#endif
 
 // Scales of x and of the weight: 0 none, 1 one of all, 2 one per row. FACTOR: what else sums are multiplied by.
 #ifndef X_SCALES
@@ -57,6 +62,7 @@ template <int ROWS, int THREADS, int OF_TOKENS = TOKENS, int SHARES = SPLITS>
 struct Epilogue {
     static constexpr int EACH = ACT == SWIGLU ? 16 : 8, OF_TOKEN = ROWS / EACH;  // threads per token
     static constexpr int AT_ONCE = THREADS / OF_TOKEN * SHARES, COUNT = (OF_TOKENS + AT_ONCE - 1) / AT_ONCE;
+    static_assert(ROWS % EACH == 0, "a thread's rows are whole ones of the block");
 
     int own, row, first, num_tokens;  // row of the weight; tokens
     u32 part;
@@ -67,7 +73,7 @@ struct Epilogue {
     INLINE Epilogue(int block_row, u32 part, int num_tokens, const char* bias, const char* residual, const float* x_scale,
                     const float* w_scale, const float* out_scale)
         : own(own_row()), row(block_row + own), first(index() / OF_TOKEN * SHARES + (SHARES > 2 ? 0 : part)),
-          num_tokens(row < N ? num_tokens : 0), part(part) {
+          num_tokens(row < N && index() / OF_TOKEN < THREADS / OF_TOKEN ? num_tokens : 0), part(part) {
         if (W_SCALES == 1) factor = *w_scale;
         if (X_SCALES == 1) factor *= *x_scale;
         factor *= FACTOR;
@@ -84,19 +90,25 @@ struct Epilogue {
     // Of a thread among those that share the results.
     INLINE static int index() { return OF_TOKENS == TOKENS ? threadIdx.x : threadIdx.x % THREADS; }
 
-    INLINE static int own_row() { return threadIdx.x % OF_TOKEN * EACH; }
+    INLINE static int own_row() { return index() % OF_TOKEN * EACH; }
 
     INLINE int token(int i) const {
         int at = first + i * AT_ONCE;
         return SHARES <= 2 ? at : at / 16 * 16 + part / 2 * 8 + at / SHARES % 4 * 2 + part % 2;
     }
 
-    // `sums`: [OF_TOKENS / SHARES][..] of the block's rows. `row_scale`: scale of the j-th of the thread's rows.
+    // `sums`: [OF_TOKENS / SHARES][..] of the block's rows. `row_scale`: scale of the j-th of the thread's rows. `best`: words of tokens'
+    // candidates, by `sampling_words`, if SAMPLED.
     template <int PITCH, typename RowScale>
-    INLINE void finish(const float (&sums_of)[OF_TOKENS / SHARES][PITCH], const float* x_scale, RowScale row_scale, char* y) const {
+    INLINE void finish(const float (&sums_of)[OF_TOKENS / SHARES][PITCH], const float* x_scale, RowScale row_scale, char* y,
+                       long long* best = nullptr, const int4* sampling_words = nullptr) const {
 #pragma unroll
         for (int i = 0; i < COUNT; i++) {
             int token = this->token(i);
+            if (SAMPLED) {
+                sample(sums_of, token, y, best, sampling_words);
+                continue;
+            }
             if (token >= num_tokens) return;
             float sums[EACH];
 #pragma unroll
@@ -125,5 +137,27 @@ struct Epilogue {
             for (int j = 0; j < 8; j++) out[j] *= over;
             store(y, token, row / (EACH / 8), out);
         }
+    }
+
+    // Stores a token's logits and offers the best of them. Called by whole warps, whose lanes exchange what they have of a token.
+    template <int PITCH>
+    INLINE void sample(const float (&sums_of)[OF_TOKENS / SHARES][PITCH], int token, char* y, long long* best, const int4* sampling_words) const {
+        static_assert(!SAMPLED || (!X_SCALES && !W_SCALES && !ADDED && !QUANTIZE && !ACT && 32 % OF_TOKEN == 0), "logits are bare products");
+        long long word = 1ll << 63;
+        if (token < num_tokens) {
+            float out[8];
+#pragma unroll
+            for (int j = 0; j < 8; j++) out[j] = sums_of[token / SHARES][own + j];
+            if (BIASED) add(out, biases);
+            store(y, token, row, out);
+#pragma unroll
+            for (int j = 0; j < 8; j += 2) {
+                float2 stored = unpack_out(pack_out(out[j], out[j + 1]));
+                out[j] = stored.x, out[j + 1] = stored.y;
+            }
+            word = best_of(out, row, sampling_words[token]);
+        }
+        word = best_of_lanes(word, OF_TOKEN);
+        if (own == 0 && token < num_tokens) atomicMax(best + token, word);
     }
 };

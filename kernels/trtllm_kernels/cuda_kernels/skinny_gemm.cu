@@ -1,31 +1,42 @@
-// Skinny GEMM (2 to 128 tokens) on Hopper: `triton_kernels/skinny_gemm.py`, but with weights in flight before x is available.
+// Skinny GEMM (1 to 128 tokens) on Hopper: `triton_kernels/skinny_gemm.py`, but with weights in flight before x is available.
 //
 // Nearly all of its time is that of reading the weight. 64 rows of the weight are the tall side of the tensor core's tile, and the tokens,
 // padded to TOKENS, the narrow one. One warp loads weights into a ring of its own and does not wait for any kernel; another loads x once
 // the kernel before has ended; a warpgroup multiplies. So as much as the blocks have room for, 10 MB and more in all, comes from memory
 // while the kernel before runs.
+// A block has ROWS rows, so many that the SMs have equal shares: 6,144 rows are 128 blocks of 48. Then a warpgroup multiplies fewer rows
+// than the tensor core's 64; the rest is what lies behind them, and is dropped. Above 64 rows two warpgroups have half of them each, and x
+// is read less often.
 // Where SPLITS is 2, two blocks of a cluster share rows and split K. Each sends the other its sums of every other token, which complete on
 // a barrier there. Meeting at the cluster's barrier instead, where every thread waits for all its loads and stores, was slower.
 //
-// Tried on an H100 and slower: 128 rows per block, which read x half as often; blocks of a cluster with different rows that load x for each
+// Tried on an H100 and slower: blocks of a cluster with different rows that load x for each
 // other (multicast), although with 128 tokens all blocks together read twice the weight's size from L2; a ring for x no deeper than that
 // for weights: x comes from L2 only once the wait is over, and the weights already there would wait for it.
 //
-// x: [tokens, K], boxes of TOKENS rows; w: [N, K], boxes of 64 rows; y: [num_tokens, N], or [num_tokens, N / 2] where ACT is SWIGLU, whose
+// x: [tokens, K], boxes of TOKENS rows; w: [N, K], boxes of ROWS rows; y: [num_tokens, N], or [num_tokens, N / 2] where ACT is SWIGLU, whose
 // even rows of w are gates and whose odd rows are what they gate. Rows of x from num_tokens on are arbitrary: no stored row depends on
 // them. Past N and K TMA reads zeros; N is a multiple of 16.
+// best, sampling_words: of tokens, where y are logits and SAMPLED.
 // y = act(x @ w.T * scales + bias + residual), with one scale each (SCALED) or one per row of each (SCALED_ROWS), divided by out_scale if
 // QUANTIZE. Sums of INT8 are int32 and exact, whatever K is split into.
 #include "skinny.cuh"
 
 constexpr int ELEMENT = FP8 || INT8 ? 1 : 2, COLUMNS = 128 / ELEMENT;  // per panel
 constexpr int STEPS = (K * ELEMENT + PANELS * 128 - 1) / (PANELS * 128), SHARE = (STEPS + SPLITS - 1) / SPLITS;
-#if INT8
-typedef int4 Four;
+constexpr int IN_SENT = TOKENS == 8 ? 2 : 4;  // sums sent at once
+#if INT8 && TOKENS == 8
+typedef int2 Sent;
+#elif INT8
+typedef int4 Sent;
+#elif TOKENS == 8
+typedef float2 Sent;
 #else
-typedef float4 Four;
+typedef float4 Sent;
 #endif
-constexpr int ROWS = 64, CONSUMERS = 128, THREADS = CONSUMERS + 64;
+constexpr int ROWS = TILE_ROWS, GROUPS = ROWS > 64 ? 2 : 1, OWN_ROWS = ROWS / GROUPS;  // a warpgroup's rows
+constexpr int CONSUMERS = 128 * GROUPS, THREADS = CONSUMERS + 64;
+constexpr int BEHIND = (64 - OWN_ROWS) * 128;  // bytes that a product reads after the last row
 constexpr int W_BYTES = PANELS * ROWS * 128, X_BYTES = PANELS * TOKENS * 128;
 constexpr int PITCH = ROWS + 4;  // of a token's sums: a warp's stores go to different banks, and rows are aligned to 16 bytes
 
@@ -35,15 +46,17 @@ struct Shared {
             char w[W_STAGES][W_BYTES];
             char x[X_STAGES][X_BYTES];
         };
+        char read[W_STAGES * W_BYTES + BEHIND];
         float sums[TOKENS / SPLITS][PITCH];  // those of INT8 rounded to fp32; after the last wgmma
     };
-    Four received[TOKENS / 16][SPLITS > 1 ? CONSUMERS : 1];  // sums of a thread's own tokens, from the other block
+    Sent received[TOKENS / 4 / IN_SENT][SPLITS > 1 ? CONSUMERS : 1];  // sums of a thread's own tokens, from the other block
     u64 all_received;
     u64 w_full[W_STAGES], w_empty[W_STAGES];
     u64 x_full[X_STAGES], x_empty[X_STAGES];
 };
 static_assert(sizeof(Shared) <= SHARED_BYTES, "SHARED_BYTES is what a launch asks for");
 static_assert(SPLITS <= 2, "a block sends to one other block");
+static_assert(OWN_ROWS % 8 == 0 && OWN_ROWS <= 64, "rows come in groups of 8");
 
 extern __shared__ __align__(1024) char memory[];
 
@@ -69,11 +82,34 @@ struct Loader {
     }
 };
 
+// Sends the other block its tokens' sums, and adds what it sends to our own.
+template <int LENGTH>
+INLINE void exchange_sums(Shared& shared, Sum (&own)[LENGTH], const Sum (&other)[TOKENS / 4], u32 part) {
+#pragma unroll
+    for (int i = 0; i < TOKENS / 4; i += IN_SENT) {
+#if TOKENS == 8
+        Sent sums = {other[i], other[i + 1]};
+#else
+        Sent sums = {other[i], other[i + 1], other[i + 2], other[i + 3]};
+#endif
+        send(&shared.received[i / IN_SENT][threadIdx.x], sums, shared.all_received, 1 - part);
+    }
+    wait(shared.all_received, 0);
+#pragma unroll
+    for (int i = 0; i < TOKENS / 4; i += IN_SENT) {
+        Sent sums = shared.received[i / IN_SENT][threadIdx.x];
+        own[i] += sums.x, own[i + 1] += sums.y;
+#if TOKENS != 8
+        own[i + 2] += sums.z, own[i + 3] += sums.w;
+#endif
+    }
+}
+
 // The 2 i32 and 2 i64 after a map are its sizes and strides in the launch ABI (`driver.py`).
-extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(THREADS)
+extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(THREADS, BLOCKS)
     skinny_gemm(const __grid_constant__ TensorMap x, int, int, long long, long long, const __grid_constant__ TensorMap w, int, int,
                long long, long long, const char* bias, const char* residual, const float* x_scale, const float* w_scale,
-               const float* out_scale, char* y, int num_tokens) {
+               const float* out_scale, char* y, long long* best, const int4* sampling_words, int num_tokens) {
     let_next_start();
     Shared& shared = *(Shared*)memory;
     u32 warp = __shfl_sync(~0u, threadIdx.x / 32, 0), lane = threadIdx.x % 32, part = blockIdx.y;
@@ -131,10 +167,11 @@ extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(THRE
             before_w.next();
             before_x.next();
         };
+        u32 own_part = warp / 4 * OWN_ROWS * 128;
         for (int step = 0; step < steps; step++) {
             wait(shared.w_full[at_w.stage], at_w.parity);
             wait(shared.x_full[at_x.stage], at_x.parity);
-            u64 a = by_rows(shared_address(shared.w[at_w.stage])), b = by_rows(shared_address(shared.x[at_x.stage]));
+            u64 a = by_rows(shared_address(shared.w[at_w.stage]) + own_part), b = by_rows(shared_address(shared.x[at_x.stage]));
             hold(acc);
             wgmma_begin();
 #pragma unroll
@@ -149,7 +186,7 @@ extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(THRE
         }
         wait_for_wgmma<0>();
         hold(acc);
-        u32 first = 16 * warp + lane / 4;
+        u32 first = 16 * (warp % 4) + lane / 4;  // of the warpgroup's rows
         Sum own[TOKENS / 2 / SPLITS];
         if (SPLITS == 1) {
 #pragma unroll
@@ -161,28 +198,15 @@ extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(THRE
                 own[i] = part == 0 ? acc[2 * i] : acc[2 * i + 1];
                 other[i] = part == 0 ? acc[2 * i + 1] : acc[2 * i];
             }
-#pragma unroll
-            for (int i = 0; i < TOKENS / 16; i++) {
-                Four sums = {other[4 * i], other[4 * i + 1], other[4 * i + 2], other[4 * i + 3]};
-                send(&shared.received[i][threadIdx.x], sums, shared.all_received, 1 - part);
-            }
-            wait(shared.all_received, 0);
-#pragma unroll
-            for (int i = 0; i < TOKENS / 16; i++) {
-                Four sums = shared.received[i][threadIdx.x];
-                own[4 * i] += sums.x, own[4 * i + 1] += sums.y, own[4 * i + 2] += sums.z, own[4 * i + 3] += sums.w;
-            }
+            exchange_sums(shared, own, other, part);
         }
         sync_warps(1, CONSUMERS);  // all have read w and x, whose memory the sums take
 #pragma unroll
         for (int i = 0; i < TOKENS / 2 / SPLITS; i++) {
-            if (SPLITS == 1) {
-                shared.sums[i / 4 * 8 + lane % 4 * 2 + i % 2][first + i / 2 % 2 * 8] = (float)own[i];
-            } else {
-                shared.sums[i / 2 * 4 + lane % 4][first + i % 2 * 8] = (float)own[i];
-            }
+            u32 row_of = first + (SPLITS == 1 ? i / 2 : i) % 2 * 8, token = SPLITS == 1 ? i / 4 * 8 + lane % 4 * 2 + i % 2 : i / 2 * 4 + lane % 4;
+            if (row_of < OWN_ROWS) shared.sums[token][warp / 4 * OWN_ROWS + row_of] = (float)own[i];
         }
         sync_warps(1, CONSUMERS);
-        epilogue.finish(shared.sums, x_scale, [&](int j) { return w_scale[epilogue.row + j]; }, y);
+        epilogue.finish(shared.sums, x_scale, [&](int j) { return w_scale[epilogue.row + j]; }, y, best, sampling_words);
     }
 }

@@ -16,7 +16,7 @@ from trtllm_kernels.lowering.gemv import EVICT_FIRST, gemv_tile, launch_gemv, on
 from trtllm_kernels.lowering.packed_gemm import has_packed_weight, lower_packed, packed_space
 from trtllm_kernels.lowering.registry import lowers
 from trtllm_kernels.lowering.row_scaled import row_scaled_gemm, row_scaled_space, takes_row_scaled
-from trtllm_kernels.lowering.skinny_gemm import launch_skinny, skinny_space, skinny_tunables, within
+from trtllm_kernels.lowering.skinny_gemm import fills_sms, launch_skinny, skinny_space, skinny_tunables, within
 from trtllm_kernels.lowering.space import NEVER, PREFILL, TOKENS, Choice, table
 
 
@@ -63,7 +63,7 @@ class _ActivatedGemm:
         self.call, self.gate_up, self.wide = call, activation == "gate_up", x.dtype != "fp8"
         self.tokens, self.width = x.shape[0], call.outputs[0].size(1)
         self.tuned = call.tuned(
-            **({"gemv": 1, **gemv_tile(call), EVICT_FIRST: 1} if self.gate_up else {}),
+            **({"gemv": int(not fills_sms(call)), **gemv_tile(call), EVICT_FIRST: 1} if self.gate_up else {}),
             **skinny_tunables(call),
             fused_from=192 if fused_fits(call) else 1 << 30,
             block_m=128,

@@ -1,7 +1,8 @@
 """Lowering of GEMMs: which routine multiplies depends on the number of tokens of a step, so several are launched and one has a non-empty
 grid.
 
-One token: our GEMV kernel, bound by reading the weight. Up to `skinny_to` tokens: our skinny GEMM (`skinny_gemm.py`), bound by that too.
+Up to `skinny_to` tokens: our skinny GEMM (`skinny_gemm.py`), bound by reading the weight. One token: our GEMV kernel, where the skinny
+GEMM's blocks would not fill the GPU or it does not fit.
 More: cuBLASLt. GEMMs that end in an activation are in `activated_gemm.py`, those of int8 in `row_scaled.py`.
 
 cuBLASLt proposes several algorithms, the one it expects to be fastest first. A tactic may take another one up to a number of tokens (and
@@ -19,7 +20,7 @@ from trtllm_kernels.lowering.gemv import EVICT_FIRST, gemv_tile, launch_gemv, on
 from trtllm_kernels.lowering.packed_gemm import has_packed_weight, lower_packed, packed_space
 from trtllm_kernels.lowering.registry import lowers
 from trtllm_kernels.lowering.row_scaled import row_scaled_gemm, row_scaled_space, takes_row_scaled
-from trtllm_kernels.lowering.skinny_gemm import launch_skinny, skinny_sizes, skinny_space, skinny_tunables, within
+from trtllm_kernels.lowering.skinny_gemm import fills_sms, launch_skinny, skinny_sizes, skinny_space, skinny_tunables, within
 from trtllm_kernels.lowering.space import PREFILL, Choice, grid
 
 ALGORITHM_SIZES = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
@@ -141,7 +142,7 @@ def linear_launches(call: OpCall) -> tuple[Builder, int]:
     """The GEMM's launches, and the number of tokens up to which they are our own kernels."""
     x, y = call["x"], call.outputs[0]
     defaults = {EVICT_FIRST: 1, **skinny_tunables(call), **dict.fromkeys((*ALGORITHMS, LT_VERSION), 0)}
-    tuned = call.tuned(gemv=1, **gemv_tile(call), **defaults)
+    tuned = call.tuned(gemv=int(not fills_sms(call)), **gemv_tile(call), **defaults)
     tokens = x.shape[0]
     builder = Builder(call)
     scales = {"XScale": call.get("x_scale") or x, "WScale": call.get("weight_scale") or x}

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from trtllm_kernels.dialect.dtypes import bits_of, elements_in
 from trtllm_kernels.dialect.expr import product
 from trtllm_kernels.lowering.call import Builder, OpCall, Operand, Parameter
-from trtllm_kernels.lowering.skinny_gemm import sampling_parameters, within
+from trtllm_kernels.lowering.skinny_gemm import within
+from trtllm_kernels.lowering.skinny_gemm_cuda import sampling_parameters
 from trtllm_kernels.lowering.space import Choice
 
 

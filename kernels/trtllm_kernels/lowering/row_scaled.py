@@ -14,7 +14,7 @@ from trtllm_kernels.dialect.types import Dim, Lowered
 from trtllm_kernels.errors import KernelError
 from trtllm_kernels.lowering.call import I32, Builder, OpCall, Parameter, Tma
 from trtllm_kernels.lowering.gemv import EVICT_FIRST, gemv_tile, launch_gemv, one_token_space
-from trtllm_kernels.lowering.skinny_gemm import launch_skinny, skinny_fits, skinny_space, skinny_tunables, within
+from trtllm_kernels.lowering.skinny_gemm import fills_sms, launch_skinny, skinny_fits, skinny_space, skinny_tunables, within
 from trtllm_kernels.lowering.space import PREFILL, Choice, grid
 
 SIZES = (256, 512, 1024, 2048)
@@ -75,7 +75,7 @@ def _width_of(size: int) -> str:
 
 
 def _tunables(call: OpCall) -> dict[str, int]:
-    by_skinny = call["x"].dtype == "int8" and call["weight"].size(1) > _LONG_ROW_BYTES and skinny_fits(call)
+    by_skinny = fills_sms(call) if call["x"].dtype == "fp8" else call["weight"].size(1) > _LONG_ROW_BYTES and skinny_fits(call)
     one_token = {} if call.op == "linear_gelu" else {"gemv": int(not by_skinny), **gemv_tile(call), EVICT_FIRST: 1}
     by_tma = _by_tma(call)
     widths = {_width_of(size): _width(call, size) for size in SIZES} if by_tma else {}

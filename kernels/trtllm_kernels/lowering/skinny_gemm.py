@@ -1,7 +1,6 @@
 """Lowering of skinny GEMMs, those of few tokens: one kernel per padded size, of which a step launches one or none.
 
-On Hopper it is `cuda_kernels/skinny_gemm.cu` where that fits, else (and where sampling follows) `triton_kernels/skinny_gemm.py`, for up to
-64 tokens.
+On Hopper it is `cuda_kernels/skinny_gemm.cu` where that fits, else `triton_kernels/skinny_gemm.py`, for up to 64 tokens.
 
 What counts is how many bytes are in flight, and not that every SM has as many programs as the next. A tile is as low as the tensor core
 allows, Triton's steps of K are as long as shared memory holds three of, and where there is at most one program for two SMs, K is split.
@@ -17,23 +16,35 @@ from trtllm_kernels.dialect.expr import ceil_div
 from trtllm_kernels.dialect.types import SKINNY_TOKENS, Dim
 from trtllm_kernels.errors import KernelError
 from trtllm_kernels.lowering.call import I32, Builder, OpCall, Operand, Parameter, Tma
-from trtllm_kernels.lowering.skinny_gemm_cuda import CUDA_ROWS, CudaTile, launch_cuda
+from trtllm_kernels.lowering.skinny_gemm_cuda import (
+    CUDA_ROWS,
+    HEIGHTS,
+    SAMPLED_HEIGHTS,
+    CudaTile,
+    launch_cuda,
+    sampling_parameters,
+)
 from trtllm_kernels.lowering.space import PREFILL, Choice, grid, table
 
 IN_TRITON = (16, 32, 64)
-PADDED = (*IN_TRITON, 96, SKINNY_TOKENS)
-"""Tokens that a tile holds; these kernels take no more. The last two exist in CUDA C++ only."""
+PADDED = (8, *IN_TRITON, 96, SKINNY_TOKENS)
+"""Tokens that a tile holds; these kernels take no more. Those that are not of `IN_TRITON` exist in CUDA C++ only, and where the tile of 16
+is Triton's, it takes the tokens of that of 8."""
 SKINNY_TO = "skinny_to"
 """Tunable: largest number of tokens for which these kernels are taken; 0: never."""
 LINE_BYTES = 128
 _LONG_ROW_BYTES = 16384
+_LONG_CUDA_ROW_BYTES = 8192
+"""Rows for which, in CUDA C++, a block has an SM to itself at more tokens."""
+_EVEN = 0.9
+"""Share of the SMs that blocks of another height than 64 must keep busy."""
 _SUM_BLOCK = 1024
 """Columns of a token per program that adds the parts."""
 
 
 def skinny_tunables(call: OpCall) -> dict[str, int]:
     """The defaults, for `OpCall.tuned`."""
-    defaults = {SKINNY_TO: skinny_sizes(call)[-1]}
+    defaults = {SKINNY_TO: IN_TRITON[-1] if call.op == "linear_sample" else skinny_sizes(call)[-1]}
     for padded in PADDED:
         for name, value in ((_default(call, padded) if padded in IN_TRITON else {}) | _cuda_default(call, padded)).items():
             defaults[f"skinny{padded}_{name}"] = value
@@ -43,11 +54,6 @@ def skinny_tunables(call: OpCall) -> dict[str, int]:
 def skinny_sizes(call: OpCall) -> tuple[int, ...]:
     """Sizes of `PADDED` for which there are tiles."""
     return PADDED if skinny_cuda_fits(call) else IN_TRITON
-
-
-def sampling_parameters(call: OpCall) -> dict[str, Parameter]:
-    """What a GEMM kernel takes to find candidates among its logits (`triton_kernels/sampling.py`); arbitrary pointers if it does not."""
-    return {"ArgmaxScratch": call.get("argmax_scratch") or call["x"], "SamplingWords": call.get("sampling_words") or call["x"]}
 
 
 def within(tokens: Dim, below: int, most: int) -> Dim:
@@ -89,36 +95,69 @@ def skinny_cuda_fits(call: OpCall) -> bool:
     x, weight, y = call["x"], call["weight"], call.outputs[0]
     wide = [operand.dtype for operand in (call.get("bias"), call.get("residual")) if operand]
     wide += [] if call.get("out_scale") else [y.dtype]
-    return (
-        skinny_fits(call)
-        and call.op != "linear_sample"
-        and x.dtype == weight.dtype
-        and weight.size(0) % 16 == 0
-        and len({*wide}) <= 1
-        and {*wide} <= {"bf16", "fp16"}
-    )
+    return skinny_fits(call) and x.dtype == weight.dtype and weight.size(0) % 16 == 0 and len({*wide}) <= 1 and {*wide} <= {"bf16", "fp16"}
 
 
 def _cuda_default(call: OpCall, padded: int) -> dict[str, int]:
-    """Chosen by whole steps of Llama-3.1-8B on an H100.
+    """Chosen by layers of Llama-3.1-8B and of one of two ranks of Llama-3.1-70B in fp8 on an H200 (docs/facts/kernels-gemm.md).
 
-    Where a block per 64 rows would leave every other SM idle, two blocks split K and have an SM each. Else two share an SM, so that one
-    loads while the other waits for x or ends. But with 16 tokens the many blocks of a large weight have an SM each, and with more than 64
-    tokens blocks that would leave SMs idle split K.
+    Where a block per 64 rows would leave every other SM idle, two blocks split K and have an SM each. Where it would leave fewer idle,
+    blocks have rows for all SMs, and K is split so that one loads while the other waits for x or ends. Larger weights are divided so that
+    the last wave of blocks is full, and long rows or few tokens have an SM's shared memory for themselves.
     """
-    tiles = ceil_div(call["weight"].size(0), CUDA_ROWS)
+    tiles, long = ceil_div(call["weight"].size(0), CUDA_ROWS), _row_bytes(call) >= _LONG_CUDA_ROW_BYTES
+    fewest, few = padded <= IN_TRITON[0], padded <= IN_TRITON[-1]
     if not skinny_cuda_fits(call):
-        return {"blocks": 0, "parts": 1}
-    if 2 * tiles <= call.sm_count:
-        return {"blocks": 1, "parts": 2}
-    if tiles <= call.sm_count:
-        return {"blocks": 2, "parts": 1 if padded <= IN_TRITON[-1] else 2}
-    return {"blocks": 1 if padded == PADDED[0] else 2, "parts": 1}
+        blocks, parts, height = 0, 1, CUDA_ROWS
+    elif 2 * tiles <= call.sm_count:
+        blocks, parts, height = 1, 2, CUDA_ROWS
+    elif tiles <= call.sm_count:
+        height = _even_height(call) if few else CUDA_ROWS
+        blocks = parts = 1 if _busy(call, CUDA_ROWS) > _EVEN and (few or long) else 2
+    elif call.op == "linear_sample":
+        blocks, parts, height = (1, 1, SAMPLED_HEIGHTS[-1]) if fewest else (2, 1, CUDA_ROWS)
+    else:
+        height = _even_height(call) if fewest or long or not few else CUDA_ROWS
+        blocks, parts = 1 if fewest or (few and height != CUDA_ROWS) else 2, 1
+    return {"blocks": blocks, "parts": parts, "height": height}
+
+
+def fills_sms(call: OpCall) -> bool:
+    """Whether the tile of 8 tokens gives nearly every SM a block: then one token is its, too, unless a tactic does without."""
+    return (
+        call.tactic.get(SKINNY_TO) != 0
+        and skinny_cuda_fits(call)
+        and 2 * ceil_div(call["weight"].size(0), CUDA_ROWS) >= 0.9 * call.sm_count
+    )
+
+
+def _row_bytes(call: OpCall) -> int:
+    return bytes_of(call["weight"].size(1), call["weight"].dtype)
+
+
+def _busy(call: OpCall, height: int, parts: int = 1) -> float:
+    """Share of the SMs that have a block, mean of all waves, if each has one at a time."""
+    n = call["weight"].size(0)
+    return n * parts / height / call.sm_count / ceil_div(ceil_div(n, height) * parts, call.sm_count)
+
+
+def _even_heights(call: OpCall, parts: int) -> tuple[int, ...]:
+    """Other heights of blocks than 64 that keep nearly all SMs busy, and as many as 64 do."""
+    if call.op == "linear_sample":
+        return ()
+    least = max(_EVEN, _busy(call, CUDA_ROWS, parts))
+    fitting = (height for height in HEIGHTS if height % 16 == 0 or call.op != "gate_up_silu")
+    return tuple(height for height in fitting if height != CUDA_ROWS and _busy(call, height, parts) >= least)
+
+
+def _even_height(call: OpCall) -> int:
+    """The height that keeps most SMs busy: of equals 64, then the highest, which reads x least."""
+    return max((CUDA_ROWS, *_even_heights(call, 1)), key=lambda height: (_busy(call, height), height == CUDA_ROWS, height))
 
 
 def skinny_space(call: OpCall) -> tuple[Choice, ...]:
-    """A tile for each padded size, whole and split: rows, bytes of K, warps, stages, splits; in CUDA C++ blocks per SM and parts of K. And
-    the number of tokens up to which they are taken.
+    """A tile for each padded size, whole and split: rows, bytes of K, warps, stages, splits; in CUDA C++ blocks per SM, parts of K, and
+    heights that give SMs nearly equal shares. And the number of tokens up to which they are taken.
     """
     if not skinny_fits(call):
         return ()
@@ -126,22 +165,34 @@ def skinny_space(call: OpCall) -> tuple[Choice, ...]:
         *((64, 512, 4, 3, 1), (64, 256, 4, 3, 1), (64, 256, 4, 6, 1), (64, 128, 4, 8, 1), (128, 256, 8, 4, 1)),
         *(((64, 512, 4, 3, 2), (64, 256, 4, 3, 2), (128, 256, 8, 4, 4)) if call.op == "linear" else ()),
     )
-    in_cuda = ((1, 1), (1, 2), (2, 1), (2, 2)) if skinny_cuda_fits(call) else ()
     dtype = call["weight"].dtype
     rows, k, *rest = tiles[0]
-    in_both = (
-        *((rows, elements_in(k, dtype), *rest, *one) for one in in_cuda),
-        *((rows, elements_in(k, dtype), *rest, 0, 1) for rows, k, *rest in tiles),
-    )
-    cuda_names = ("blocks", "parts")
+    cuda_names = ("blocks", "parts", "height")
     names = ("rows", "k", "warps", "stages", "splits", *cuda_names)
 
     def choice(padded: int) -> Choice:
+        in_cuda = _cuda_tiles(call, padded) if skinny_cuda_fits(call) else ()
+        in_both = (
+            *((rows, elements_in(k, dtype), *rest, *one) for one in in_cuda),
+            *((rows, elements_in(k, dtype), *rest, 0, 1, CUDA_ROWS) for rows, k, *rest in tiles),
+        )
         these, values = (names, in_both) if padded in IN_TRITON else (cuda_names, in_cuda)
         return Choice(f"skinny {padded}", table(tuple(f"skinny{padded}_{name}" for name in these), *values))
 
     sizes = skinny_sizes(call)
     return (*map(choice, sizes), Choice("skinny to", grid(**{SKINNY_TO: (0, *sizes[:-1])}), (PREFILL,), sizes))
+
+
+def _cuda_tiles(call: OpCall, padded: int) -> tuple[tuple[int, int, int], ...]:
+    """(blocks, parts, height): of 64 rows, and of those that share the weight more evenly."""
+    others = SAMPLED_HEIGHTS[1:] if call.op == "linear_sample" else ()
+    heights = [(height, parts) for parts in (1, 2) for height in (CUDA_ROWS, *_even_heights(call, parts), *others)]
+    return tuple(
+        (blocks, parts, height)
+        for height, parts in heights
+        for blocks in (1, 2)
+        if (blocks, height, padded) != (2, 2 * CUDA_ROWS, PADDED[-1])  # more registers than two blocks have
+    )
 
 
 @dataclass(frozen=True)
@@ -194,10 +245,13 @@ def launch_skinny(builder: Builder, tuned: Mapping[str, int], scales: Mapping[st
     parts = None
     if call.op == "linear" and (splits := max(_tile(tuned, padded).splits for padded in IN_TRITON)) > 1:
         parts = builder.workspace("parts", (f"{splits} * min({call['x'].shape[0]}, {IN_TRITON[-1]})", call["weight"].size(0)))
-    for least, padded in zip((0, *sizes), sizes, strict=False):
+    least = 0
+    for padded in sizes:
+        cuda = _cuda_tile(tuned, padded)
+        if padded < IN_TRITON[0] and not (cuda.blocks and _cuda_tile(tuned, IN_TRITON[0]).blocks):
+            continue
         if least < most:
             here = within(call["x"].shape[0], max(below, least), min(most, padded))
-            cuda = _cuda_tile(tuned, padded)
             if in_cuda and cuda.blocks:
                 launch_cuda(builder, cuda, scales, here)
             elif padded in IN_TRITON:
@@ -206,6 +260,7 @@ def launch_skinny(builder: Builder, tuned: Mapping[str, int], scales: Mapping[st
                 raise KernelError(
                     f"skinny{padded}_blocks is 0, but there is no such tile in Triton; set {SKINNY_TO} to {IN_TRITON[-1]} or less"
                 )
+        least = padded
     return most
 
 

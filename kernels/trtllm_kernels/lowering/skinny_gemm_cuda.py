@@ -9,62 +9,82 @@ from trtllm_kernels.dialect.dtypes import bytes_of, elements_in
 from trtllm_kernels.dialect.expr import ceil_div
 from trtllm_kernels.dialect.types import Dim
 from trtllm_kernels.errors import KernelError
-from trtllm_kernels.lowering.call import I32, Builder, Parameter, Tma
+from trtllm_kernels.lowering.call import I32, Builder, OpCall, Parameter, Tma
 
 CUDA_ROWS = 64
-"""Rows of the weight per block."""
+"""Rows of a tensor core's tile, the most of the weight that one warpgroup multiplies."""
 _LONG_STEPS = 64
 """Largest number of tokens for which a block that has an SM of its own takes two lines of K per step."""
 _X_IN_FLIGHT_BYTES = 2048
 """Bytes of each row of x in flight at once, if there is room."""
-_SM_BYTES, _RESERVED_BYTES, _BARRIER_BYTES = 228 * 1024, 1024, 640
-_ACTIVATIONS = {"linear": 0, "gate_up_silu": 1, "linear_gelu": 2}
+HEIGHTS = (40, 48, 56, 64, 80, 96, 112, 128)
+"""Rows per block that are taken where they share the weight more evenly among the SMs than 64 do."""
+SAMPLED_HEIGHTS = (64, 128)
+"""Rows per block where sampling follows: the threads that share a token's rows are a part of a warp."""
+_SM_BYTES, _RESERVED_BYTES, _BARRIER_BYTES = 228 * 1024, 1024, 1024
+_ACTIVATIONS = {"linear": 0, "linear_sample": 0, "gate_up_silu": 1, "linear_gelu": 2}
+
+
+def sampling_parameters(call: OpCall) -> dict[str, Parameter]:
+    """What a GEMM kernel takes to find candidates among its logits (`triton_kernels/sampling.py`); arbitrary pointers if it does not."""
+    return {"ArgmaxScratch": call.get("argmax_scratch") or call["x"], "SamplingWords": call.get("sampling_words") or call["x"]}
 
 
 @dataclass(frozen=True)
 class CudaTile:
-    """Tile in CUDA C++: `blocks` share an SM (0: Triton's tile is taken), `parts` split K."""
+    """Tile in CUDA C++: `blocks` share an SM (0: Triton's tile is taken), `parts` split K, each block has `height` rows of the weight."""
 
     tokens: int
     blocks: int
     parts: int
+    height: int
 
 
 def launch_cuda(builder: Builder, tile: CudaTile, scales: Mapping[str, Parameter], here: Dim) -> None:
-    """`here`: 1 in steps that this tile serves, else 0. Raises `KernelError` for more than two parts."""
+    """`here`: 1 in steps that this tile serves, else 0. Raises `KernelError` for more than two parts and for heights that do not divide."""
     call = builder.call
     x, weight, bias, residual, y = call["x"], call["weight"], call.get("bias"), call.get("residual"), call.outputs[0]
     n = weight.size(0)
     if tile.parts > 2:
         raise KernelError(f"skinny{tile.tokens}_parts is {tile.parts}, but at most two blocks split K")
+    unit = 16 if call.op == "gate_up_silu" else 8
+    groups = 1 if tile.height <= CUDA_ROWS else 2
+    if call.op == "linear_sample" and tile.height not in SAMPLED_HEIGHTS:
+        raise KernelError(f"skinny{tile.tokens}_height is {tile.height}; where sampling follows it is one of {SAMPLED_HEIGHTS}")
+    if not unit <= tile.height <= 2 * CUDA_ROWS or tile.height % unit or tile.height % (8 * groups):
+        raise KernelError(f"skinny{tile.tokens}_height is {tile.height}; it must be a multiple of {unit} up to {2 * CUDA_ROWS}")
     panels = 2 if tile.blocks == 1 and tile.tokens <= _LONG_STEPS else 1
     step = 128 * panels
     share = ceil_div(ceil_div(bytes_of(weight.size(1), weight.dtype), step), tile.parts)
-    received = 4 * CUDA_ROWS * tile.tokens // 2 if tile.parts > 1 else 0
+    received = 4 * groups * CUDA_ROWS * tile.tokens // 2 if tile.parts > 1 else 0
     room = _SM_BYTES // tile.blocks - _RESERVED_BYTES - _BARRIER_BYTES - received
     x_stages = min(share, _X_IN_FLIGHT_BYTES // step, room // 2 // (step * tile.tokens))
-    w_stages = min(share, (room - x_stages * step * tile.tokens) // (step * CUDA_ROWS))
-    rings = step * (w_stages * CUDA_ROWS + x_stages * tile.tokens)
-    sums = 4 * (CUDA_ROWS + 4) * tile.tokens // tile.parts
+    w_stages = min(share, (room - x_stages * step * tile.tokens) // (step * tile.height))
+    behind = 128 * (CUDA_ROWS - tile.height // groups)
+    rings = step * w_stages * tile.height + max(step * x_stages * tile.tokens, behind)
+    sums = 4 * (tile.height + 4) * tile.tokens // tile.parts
     wide = bias or residual or (y if call.get("out_scale") is None else None)
     builder.launch(
         "skinny_gemm.skinny_gemm",
         {
             "X": Tma(x, tile.tokens, elements_in(128, x.dtype)),
-            "W": Tma(weight, CUDA_ROWS, elements_in(128, weight.dtype)),
+            "W": Tma(weight, tile.height, elements_in(128, weight.dtype)),
             "Bias": bias or x,
             "Residual": residual or x,
             "XScale": scales["XScale"],
             "WScale": scales["WScale"],
             "OutScale": call.get("out_scale") or x,
             "Y": y,
+            **sampling_parameters(call),
             "num_tokens": I32(x.shape[0]),
         },
-        grid=(f"{ceil_div(n, CUDA_ROWS)} * {here}", tile.parts),
+        grid=(f"{ceil_div(n, tile.height)} * {here}", tile.parts),
         constexprs={
             "N": n,
             "K": weight.size(1),
             "TOKENS": tile.tokens,
+            "TILE_ROWS": tile.height,
+            "BLOCKS": tile.blocks,
             "PANELS": panels,
             "W_STAGES": w_stages,
             "X_STAGES": x_stages,
@@ -79,8 +99,9 @@ def launch_cuda(builder: Builder, tile: CudaTile, scales: Mapping[str, Parameter
             "BIASED": bias is not None,
             "ADDED": residual is not None,
             "QUANTIZE": call.get("out_scale") is not None,
+            "SAMPLED": call.op == "linear_sample",
             "SHARED_BYTES": max(rings, sums) + received + _BARRIER_BYTES,
         },
-        warps=6,
+        warps=4 * groups + 2,
         cuda=True,
     )

@@ -14,6 +14,14 @@ typedef unsigned long long u64;
 #ifndef FP8
 #define FP8 0
 #endif
+#ifndef INT8
+#define INT8 0
+#endif
+#if INT8
+typedef int Sum;
+#else
+typedef float Sum;
+#endif
 #define INLINE inline
 #define __device__
 #define __global__
@@ -27,6 +35,8 @@ inline int min(int a, int b) { return a < b ? a : b; }
 
 struct float2 { float x, y; };
 struct float4 { float x, y, z, w; };
+struct int2 { int x, y; };
+struct int4 { int x, y, z, w; };
 struct uint2 { u32 x, y; };
 struct uint4 { u32 x, y, z, w; };
 inline float2 make_float2(float x, float y) { return {x, y}; }
@@ -111,6 +121,7 @@ T exchanged(T x, u32 from) {
     return x;
 }
 inline float from_lane_xor(float x, u32 bits) { return exchanged(x, machine.now->thread % 32 ^ bits); }
+inline u32 from_lane_xor(u32 x, u32 bits) { return exchanged(x, machine.now->thread % 32 ^ bits); }
 inline u32 from_lane(u32 x, u32 lane) { return exchanged(x, lane); }
 inline bool any_of_warp(bool x) {
     u32 own = x;
@@ -166,6 +177,7 @@ inline void load_box(void* to, const TensorMap& map, int row, int column, u64& b
     }
     complete(barrier_at(barrier), map.box_rows * 128);
 }
+inline void load_box(void* to, const TensorMap& map, int row, int column, u64& barrier, u64) { load_box(to, map, row, column, barrier); }
 inline void load_bytes(void* to, const void* from, u32 bytes, u64& barrier, u64 = 0) {
     memcpy(to, from, bytes);
     complete(barrier_at(barrier), bytes);
@@ -233,6 +245,8 @@ inline float2 unpack_fp16(u32 x) { return {of_fp16(x & 0xFFFF), of_fp16(x >> 16)
 inline float2 unpack_x(u32 x) { return HALF ? unpack_fp16(x) : float2{of_bf16(x & 0xFFFF), of_bf16(x >> 16)}; }
 inline float2 unpack_out(u32 x) { return OUT_HALF ? unpack_fp16(x) : float2{of_bf16(x & 0xFFFF), of_bf16(x >> 16)}; }
 inline float exp2_of(float x) { return exp2f(x); }
+inline float log2_of(float x) { return log2f(x); }
+inline void atomicMax(long long* to, long long x) { *to = *to > x ? *to : x; }
 inline u32 masked(u32 x, u32 mask, u32 with) { return (x & mask) | with; }
 inline u32 masked_xor(u32 x, u32 mask, u32 with) { return (x & mask) ^ with; }
 inline u32 subtract(u32 a, u32 b) { return pack(unpack_x(a).x - unpack_x(b).x, unpack_x(a).y - unpack_x(b).y); }
@@ -254,6 +268,25 @@ void hold(T (&)[LENGTH]) {}
 inline void meet_group() {
     Fiber* me = machine.now;
     meet(me->block->meetings[2000 + me->thread / 128], 128);
+}
+// Both operands in shared memory.
+template <int LENGTH>
+void multiply_add(Sum (&d)[LENGTH], u64 a, u64 b) {
+    u32 thread = machine.now->thread, lane = thread % 32;
+    auto word = [&](u32 linear) {
+        u32 x = 0;
+        memcpy(&x, memory + (linear ^ (linear >> 7 & 7) << 4), FP8 || INT8 ? 1 : 2);
+        return x;
+    };
+    auto number = [](u32 x) { return INT8 ? (float)(signed char)x : FP8 ? of_fp8(x) : HALF ? of_fp16(x) : of_bf16(x); };
+    constexpr u32 BYTES = FP8 || INT8 ? 1 : 2;
+    for (u32 byte = 0; byte < 32; byte += BYTES) {
+        for (int i = 0; i < LENGTH; i++) {
+            u32 row = thread / 32 % 4 * 16 + lane / 4 + i / 2 % 2 * 8, token = i / 4 * 8 + lane % 4 * 2 + i % 2;
+            d[i] += number(word(16 * (u32)a + row * 128 + byte)) * number(word(16 * (u32)b + token * 128 + byte));
+        }
+    }
+    meet_group();  // none releases what others still read
 }
 template <bool ADD, int LENGTH>
 void multiply_skinny(float (&d)[LENGTH], const u32 (&a)[4], u64 b) {

@@ -58,6 +58,30 @@ extern "C" int emulate(const char** pointers, float scale_log2, int table_stride
     arguments = {pointers[0], pointers[1], n(2), n(3), n(4), f(5), f(6), f(7), f(8), (char*)pointers[9], scale_log2, table_stride};
     return run(grid, threads);
 }
+#elif defined(TILE_ROWS)
+struct Arguments {
+    TensorMap x, w;
+    const char *bias, *residual;
+    const float *x_scale, *w_scale, *out_scale;
+    char* y;
+    long long* best;
+    const int4* words;
+    int num_tokens;
+};
+static Arguments arguments;
+static void call() {
+    const Arguments& a = arguments;
+    KERNEL(a.x, 0, 0, 0, 0, a.w, 0, 0, 0, 0, a.bias, a.residual, a.x_scale, a.w_scale, a.out_scale, a.y, a.best, a.words, a.num_tokens);
+}
+
+static int run(int grid, int threads);
+extern "C" int emulate(const char** pointers, long x_rows, int num_tokens, int grid, int threads) {
+    auto f = [&](int i) { return (const float*)pointers[i]; };
+    long bytes = FP8 || INT8 ? 1 : 2;
+    arguments = {{pointers[0], x_rows, K, bytes, TOKENS}, {pointers[1], N, K, bytes, TILE_ROWS}, pointers[2], pointers[3],
+                 f(4), f(5), f(6), (char*)pointers[7], (long long*)pointers[8], (const int4*)pointers[9], num_tokens};
+    return run(grid, threads);
+}
 #else
 struct Arguments {
     TensorMap x;
