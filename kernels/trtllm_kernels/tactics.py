@@ -7,8 +7,10 @@ the layer. What a step or a profile decides (tokens, pages, the length of a tabl
 profile and any layer finds the entry. Integer tensors (indices) are left out. An op that is not recorded runs with the default its lowering
 states; only what differs from the default is recorded.
 
-A build takes the file of the GPU that it is for, if that GPU was tuned, else that of its architecture's GPU (`GPU_OF_ARCH`): the H200 is an
-H100 with faster memory, so what was found on one is a start for the other.
+A build takes the entries of the GPU that it is for and, of ops and shapes that have none there, those of its architecture's GPU
+(`GPU_OF_ARCH`): the H200 is an H100 with faster memory, so what was found on one is a start for the other. An entry counts as a whole. So
+`merge` copies into a new entry what the architecture's has of tunables that were not measured, and keeps an empty one where the defaults
+won against it.
 
 The files live beside the source (`kernels/tactics/`) and, in an installed wheel, inside the package. Only `merge` writes them.
 """
@@ -50,19 +52,21 @@ def own_file(gpu: str) -> Path:
     return folder() / f"{short_name(gpu)}.json"
 
 
-def file_for(arch: str, gpu: str = "") -> Path:
-    """The file that a build for `arch` reads. `gpu`: the GPU it is for, whose own file is taken where there is one of that architecture.
-    Raises `KernelError` for a file that cannot be read."""
-    own = own_file(gpu)
-    if gpu and own.is_file() and _load(own)[0] == arch:
-        return own
+def _file_of_arch(arch: str) -> Path:
     return folder() / f"{GPU_OF_ARCH.get(arch, arch)}.json"
 
 
+def files_for(arch: str, gpu: str = "") -> tuple[Path, ...]:
+    """The files that a build for `arch` reads, the first that has an entry counts. `gpu`: the GPU it is for, whose own file comes first
+    where there is one of that architecture. Raises `KernelError` for a file that cannot be read."""
+    own, general = own_file(gpu), _file_of_arch(arch)
+    mine = (own,) if gpu and own != general and own.is_file() and _load(own)[0] == arch else ()
+    return (*mine, *((general,) if general.is_file() else ()))
+
+
 def in_use(arch: str, gpu: str = "") -> str:
-    """Short name of the GPU whose tactics a build takes; "" where it has defaults alone. Raises as `file_for`."""
-    file = file_for(arch, gpu)
-    return file.stem if file.is_file() else ""
+    """Short name of the GPU whose tactics a build takes first; "" where it has defaults alone. Raises as `files_for`."""
+    return next((file.stem for file in files_for(arch, gpu)), "")
 
 
 def key(op: str, inputs: Sequence[TensorSpec | None], outputs: Sequence[TensorSpec], attrs: Mapping[str, Attr]) -> str:
@@ -104,8 +108,17 @@ def recorded(
     arch: str, op: str, inputs: Sequence[TensorSpec | None], outputs: Sequence[TensorSpec], attrs: Mapping[str, Attr], gpu: str = ""
 ) -> Tactic | None:
     """The tactic recorded for `gpu`, or for the GPU that stands for `arch`; or None."""
-    table = read(file_for(arch, gpu))
-    return table.get(key(op, inputs, outputs, attrs)) if table else None
+    tables = [table for file in files_for(arch, gpu) if (table := read(file))]
+    name = key(op, inputs, outputs, attrs) if tables else ""
+    return next((table[name] for table in tables if name in table), None)
+
+
+def read_for(arch: str, gpu: str = "") -> Mapping[str, Tactic]:
+    """Everything recorded that a build takes, by key. Raises as `files_for`."""
+    merged: dict[str, Tactic] = {}
+    for file in reversed(files_for(arch, gpu)):
+        merged |= read(file)
+    return merged
 
 
 def read(path: Path) -> Mapping[str, Tactic]:
@@ -118,17 +131,21 @@ def merge(path: Path, gpu: str, arch: str, faster: Mapping[str, Tactic], measure
     `measured`.
 
     `faster`: values that beat the default, by key. `measured`: the tunables that were decided, by key; one that is not in `faster` goes
-    back to its default. Raises `KernelError` for a file that cannot be read or is of another GPU, whose times do not apply to this one.
+    back to its default, whatever the file of the architecture's GPU says. Raises `KernelError` for a file that cannot be read or is of
+    another GPU, whose times do not apply to this one.
     """
     tactics: dict[str, Tactic] = {}
     if path.is_file():
         content, tactics = _parsed(path)
         if content.get("gpu") != gpu:
             raise KernelError(f"{path} was measured on {content.get('gpu')} and this is {gpu}; choose another file with --out")
+    of_arch = _file_of_arch(arch)
+    general = {} if path.resolve() == of_arch.resolve() else read(of_arch)
     for name, decided in measured.items():
-        kept = {tunable: value for tunable, value in tactics.get(name, {}).items() if tunable not in decided}
+        before = tactics.get(name, general.get(name, {}))
+        kept = {tunable: value for tunable, value in before.items() if tunable not in decided}
         tactics[name] = dict(sorted({**kept, **faster.get(name, {})}.items()))
-    ordered = {name: tactics[name] for name in sorted(tactics) if tactics[name]}
+    ordered = {name: tactics[name] for name in sorted(tactics) if tactics[name] or name in general}
     _write(path, json.dumps({"gpu": gpu, "arch": arch, "tactics": ordered}, indent=1) + "\n")
     _load.cache_clear()
 

@@ -120,7 +120,7 @@ class Bench:
         self.weights |= {name: compiled.constants[name].to(self.device) for name in self.plan.constants}
         pages = max(int((-(-case.shape.kv_lens // page_size)).sum()) for case in cases) + RESERVED_PAGES
         self.state = DeviceState(self.plan, pages, self.device)
-        _fill(self.state)
+        fill_cache(self.state)
         self._cubins: Mapping[str, Any] = {}
         self._copied, self._copies = "", dict[str, torch.Tensor]()
         if arch != "cpu":
@@ -134,7 +134,7 @@ class Bench:
     def ops(self, case: KernelCase) -> Iterator[BoundOp]:
         """The step's ops in order, one of each kind, each bound to the results of those before it."""
         symbols = case.shape.symbols
-        self._inputs(case.shape)
+        upload_step(self.state, self.plan, case.shape)
         memory: dict[str, torch.Tensor] = {**self.weights, **self.state.of_step(symbols)}
         costs = self.counter.step(case.shape)
         met: set[int] = set()
@@ -267,33 +267,6 @@ class Bench:
         program = None if self.arch == "cpu" else self._bind([lowered], bound.memory, bound.symbols)
         return replace(bound, lowered=lowered, program=program)
 
-    def _inputs(self, shape: StepShape) -> None:
-        """The step as the runtime would upload it; each sequence owns consecutive pages."""
-        sequences, decodes = shape.sequences, shape.num_decodes
-        page = self.plan.profile.page_size
-        counts = -(-shape.kv_lens // page)
-        table = np.zeros((sequences, self.plan.profile.max_pages_per_seq), np.int32)
-        first = RESERVED_PAGES
-        for row, count in enumerate(counts.tolist()):
-            table[row, :count] = np.arange(first, first + count)
-            first += count
-        self.state.block_table[:sequences] = torch.from_numpy(table).to(self.device)
-        vocabulary = self.plan.config.vocab_size
-        draw = np.random.default_rng(0)
-        self.state.last_tokens.copy_(torch.from_numpy(draw.integers(0, vocabulary, len(self.state.last_tokens)).astype(np.int32)))
-        sampled = np.ones(sequences, np.bool_)
-        self.state.upload(
-            StepBatch(
-                slots=np.arange(sequences, dtype=np.int32),
-                query_lens=shape.query_lens.astype(np.int32),
-                kv_lens=shape.kv_lens.astype(np.int32),
-                num_decodes=decodes,
-                context_tokens=draw.integers(0, vocabulary, shape.tokens - decodes).astype(np.int32),
-                sampled=sampled,
-                page_updates=np.empty((0, 3), np.int32),
-            )
-        )
-
 
 @dataclass(frozen=True)
 class Chain:
@@ -401,7 +374,35 @@ def _difference(actual: torch.Tensor, expected: torch.Tensor) -> float:
     return math.sqrt(total / scale if scale > 0 else total)
 
 
-def _fill(state: DeviceState) -> None:
+def upload_step(state: DeviceState, plan: Plan, shape: StepShape) -> None:
+    """A step as the runtime would upload it, of drawn tokens; each sequence owns consecutive pages."""
+    sequences, decodes = shape.sequences, shape.num_decodes
+    page = plan.profile.page_size
+    counts = -(-shape.kv_lens // page)
+    table = np.zeros((sequences, plan.profile.max_pages_per_seq), np.int32)
+    first = RESERVED_PAGES
+    for row, count in enumerate(counts.tolist()):
+        table[row, :count] = np.arange(first, first + count)
+        first += count
+    state.block_table[:sequences] = torch.from_numpy(table).to(state.device)
+    vocabulary = plan.config.vocab_size
+    draw = np.random.default_rng(0)
+    state.last_tokens.copy_(torch.from_numpy(draw.integers(0, vocabulary, len(state.last_tokens)).astype(np.int32)))
+    sampled = np.ones(sequences, np.bool_)
+    state.upload(
+        StepBatch(
+            slots=np.arange(sequences, dtype=np.int32),
+            query_lens=shape.query_lens.astype(np.int32),
+            kv_lens=shape.kv_lens.astype(np.int32),
+            num_decodes=decodes,
+            context_tokens=draw.integers(0, vocabulary, shape.tokens - decodes).astype(np.int32),
+            sampled=sampled,
+            page_updates=np.empty((0, 3), np.int32),
+        )
+    )
+
+
+def fill_cache(state: DeviceState) -> None:
     """Keys and values of sequences already there, drawn; where each has a scale, all scales are alike."""
     scale = 1.0
     if (scales := state.tensors.get(KV_SCALES)) is not None:

@@ -11,12 +11,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from trtllm_bench.micro.bench import KernelCase, chunk_case, decode_case, prefill_case
-from trtllm_bench.roofline.counts import PlanCounter, StepShape
+from trtllm_bench.roofline.counts import OpCost, PlanCounter, StepShape
 from trtllm_engines.compiler.plan import Op
 from trtllm_kernels import tactics
 from trtllm_kernels.dialect.expr import evaluate
 from trtllm_kernels.dialect.types import Launch, Lowered, TensorSpec
-from trtllm_kernels.lowering import lower, search_space
+from trtllm_kernels.lowering import lower, search_space, step_space
 from trtllm_kernels.lowering.space import DECODE, Choice
 from trtllm_kernels.tactics import Tactic
 
@@ -69,8 +69,12 @@ def threshold_steps(choices: Iterable[Choice], longest: int) -> list[KernelCase]
 class TuningPlan:
     """The ops of a plan that have something to choose, one of each kind, on an architecture."""
 
-    def __init__(self, counter: PlanCounter, arch: str, done: frozenset[str] = frozenset(), name: str = "") -> None:
-        """`done`: keys that were tuned already; `name`: only ops whose name or role contains it."""
+    def __init__(
+        self, counter: PlanCounter, arch: str, done: frozenset[str] = frozenset(), name: str = "", whole_steps: bool = False
+    ) -> None:
+        """`done`: keys that were tuned already; `name`: only ops whose name or role contains it. `whole_steps`: with the choices that
+        only whole decode steps show."""
+        space = step_space if whole_steps else search_space
         self.arch, self._specs, self._counter = arch, counter.specs, counter
         self._ops: dict[str, tuple[int, Op, str]] = {}
         self.choices: dict[str, tuple[Choice, ...]] = {}
@@ -81,7 +85,7 @@ class TuningPlan:
             if index != like or key in self._ops or key in done or not (name in op.op or name in role):
                 continue
             self._ops[key] = (index, op, role)
-            self.choices[key] = search_space(op.op, *self._tensors(op), op.attrs, arch)
+            self.choices[key] = space(op.op, *self._tensors(op), op.attrs, arch)
 
     def _tensors(self, op: Op) -> tuple[list[TensorSpec | None], list[TensorSpec]]:
         return [self._specs[name] if name else None for name in op.inputs], [self._specs[name] for name in op.outputs]
@@ -89,40 +93,62 @@ class TuningPlan:
     def races(self, cases: Sequence[KernelCase], thresholds: bool, base: Mapping[str, Tactic]) -> list[Race]:
         """Of the choices that are thresholds, or of those that are not; `base`: what was decided before, by key."""
         found: list[Race] = []
+        programs: dict[tuple[str, str], list[tuple[Tactic, Lowered]]] = {}
         for case in cases:
             costs = self._counter.step(case.shape)
             for key, choices in self.choices.items():
-                cost = costs[self._ops[key][0]]
-                stake = max(cost.bytes / BYTES_PER_S, cost.flop / FLOP_PER_S)
+                stake = _stake(costs[self._ops[key][0]])
                 for choice in choices:
                     here = case.shape.tokens in choice.tokens if thresholds else not choice.tokens
                     if here and case.label in choice.steps:
-                        found += self._race(key, choice, case, base.get(key, {}), stake)
+                        if (key, choice.name) not in programs:
+                            programs[key, choice.name] = self._lowered(key, choice, base.get(key, {}))
+                        found += self._race(key, choice, case, programs[key, choice.name], stake)
         return found
 
-    def _race(self, key: str, choice: Choice, case: KernelCase, base: Tactic, stake: float) -> Iterator[Race]:
-        _, op, role = self._ops[key]
-        programs: dict[object, tuple[Tactic, Lowered, set[int]]] = {}
-        for index, candidate in enumerate(({}, *choice.candidates), -1):
-            tactic = {**base, **candidate}
-            inputs, outputs = self._tensors(op)
-            lowered = lower(
-                op.op,
-                inputs,
-                outputs,
-                op.attrs,
-                self.arch,
-                tactic=tactic,
-                input_names=op.inputs,
-                output_names=op.outputs,
-                in_place=bool(op.reuses),
+    def races_of(self, key: str, choice: Choice, cases: Sequence[KernelCase], base: Tactic) -> list[Race]:
+        """Of one choice, in the steps in which it shows with `base` for the rest."""
+        index, programs = self._ops[key][0], self._lowered(key, choice, base)
+        costs = (self._counter.step(case.shape)[index] for case in cases)
+        return [race for case, cost in zip(cases, costs, strict=True) for race in self._race(key, choice, case, programs, _stake(cost))]
+
+    def _lowered(self, key: str, choice: Choice, base: Tactic) -> list[tuple[Tactic, Lowered]]:
+        """With `base`, and with each candidate in place of its part of that."""
+        _, op, _ = self._ops[key]
+        inputs, outputs = self._tensors(op)
+        tactics = [{**base, **candidate} for candidate in ({}, *choice.candidates)]
+        return [
+            (
+                tactic,
+                lower(
+                    op.op,
+                    inputs,
+                    outputs,
+                    op.attrs,
+                    self.arch,
+                    tactic=tactic,
+                    input_names=op.inputs,
+                    output_names=op.outputs,
+                    in_place=bool(op.reuses),
+                ),
             )
-            entry = programs.setdefault(_active(lowered, case.shape.symbols), (tactic, lowered, set()))
+            for tactic in tactics
+        ]
+
+    def _race(self, key: str, choice: Choice, case: KernelCase, programs: Sequence[tuple[Tactic, Lowered]], stake: float) -> Iterator[Race]:
+        _, op, role = self._ops[key]
+        distinct: dict[object, tuple[Tactic, Lowered, set[int]]] = {}
+        for index, (tactic, lowered) in enumerate(programs, -1):
+            entry = distinct.setdefault(_active(lowered, case.shape.symbols), (tactic, lowered, set()))
             if index >= 0:
                 entry[2].add(index)
-        if len(programs) > 1:
-            entrants = tuple(Entrant(t, low, frozenset(which)) for t, low, which in programs.values())
+        if len(distinct) > 1:
+            entrants = tuple(Entrant(t, low, frozenset(which)) for t, low, which in distinct.values())
             yield Race(op, role, key, choice, case, entrants, stake)
+
+
+def _stake(cost: OpCost) -> float:
+    return max(cost.bytes / BYTES_PER_S, cost.flop / FLOP_PER_S)
 
 
 def _active(lowered: Lowered, symbols: Mapping[str, int]) -> object:
@@ -133,6 +159,13 @@ def _active(lowered: Lowered, symbols: Mapping[str, int]) -> object:
         if min(grid) > 0:
             found.append((launch.kernel or launch.library, grid, tuple(_argument(launch, i, symbols) for i in range(len(launch.args)))))
     return tuple(found)
+
+
+def active_launches(lowered: Lowered, symbols: Mapping[str, int]) -> Lowered:
+    """What of an op is launched in a step."""
+    launches = tuple(launch for launch in lowered.launches if min(evaluate(dim, symbols) for dim in launch.grid) > 0)
+    kernels = {launch.kernel for launch in launches}
+    return Lowered(launches, tuple(spec for spec in lowered.kernels if spec.key in kernels), lowered.workspaces)
 
 
 def _argument(launch: Launch, index: int, symbols: Mapping[str, int]) -> object:

@@ -154,7 +154,7 @@ class Tuner:
             self.bench.add_kernels({key: one for key, one in found.items() if isinstance(one, Cubin)})
             self._compiled_before |= found
         limit = shared_limit(self.course.arch)
-        return {key: reason for key, one in self._compiled_before.items() if (reason := _unfit(one, limit))}
+        return {key: reason for key, one in self._compiled_before.items() if (reason := unfit_reason(one, limit))}
 
     def _measured(self, bound: BoundOp, race: Race, unfit: Mapping[str, str], seconds: float) -> RaceOutcome | None:
         """None if the default itself is wrong, or cannot be timed."""
@@ -215,7 +215,7 @@ def _name(race: Race) -> tuple[str, str]:
     return race.key, race.choice.name
 
 
-def _unfit(compiled: Any, shared: int) -> str:
+def unfit_reason(compiled: Any, shared: int) -> str:
     """Why a kernel cannot be launched, or is not worth it."""
     if isinstance(compiled, str):
         return compiled

@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from trtllm_bench.errors import BenchError
+from trtllm_bench import interrupts
+from trtllm_bench.errors import BenchError, RunFailure
 from trtllm_bench.tune.decide import Decision
 from trtllm_bench.tune.plan import TuningPlan, steps
 from trtllm_bench.tune.run import Tuner
@@ -19,7 +21,7 @@ from trtllm_engines.models.presets import resolve_model
 from trtllm_kernels import tactics
 from trtllm_kernels.dialect.types import KernelSpec
 from trtllm_kernels.lowering.gemm import ALGORITHM_SIZES, ALGORITHMS, LT_VERSION
-from trtllm_kernels.lowering.space import TOKENS
+from trtllm_kernels.lowering.space import TOKENS, Choice
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,9 @@ class Summary:
     kept: int
     skipped: int
     failed: tuple[str, ...]
+
+    def __add__(self, other: Summary) -> Summary:
+        return Summary(self.changed + other.changed, self.kept + other.kept, self.skipped + other.skipped, (*self.failed, *other.failed))
 
 
 def tune_on_gpu(
@@ -75,7 +80,7 @@ def tune_on_gpu(
             if not course.choices and not done:
                 raise BenchError(f"no op of {model} is named '{name}'; it has {', '.join(sorted({op.op for op in bench.plan.ops}))}")
             share = (deadline - time.perf_counter()) / (len(precisions) - place)
-            tuned = Tuner(bench, course, timer, rule, compile, progress, precision).tune(cases, tactics.read(path), share)
+            tuned = Tuner(bench, course, timer, rule, compile, progress, precision).tune(cases, _held(path, gpu, arch), share)
         record(path, gpu, arch, tuned.decisions)
         print_decisions(tuned.decisions, f"{model} {precision} on {gpu}: default against best", console)
         done |= course.choices.keys()
@@ -88,6 +93,74 @@ def tune_on_gpu(
     return Summary(changed, len(every) - changed, skipped, tuple(failed))
 
 
+def tune_steps_on_gpu(
+    model: str,
+    precisions: Sequence[str],
+    kv_dtype: str,
+    m: Sequence[int],
+    kv_len: int,
+    page_size: int,
+    name: str,
+    tp: int,
+    seconds: float,
+    arch: str,
+    gpu: str,
+    path: Path,
+    console: Console,
+) -> Summary:
+    """By whole decode steps of `m` sequences. Raises as `tune_on_gpu`."""
+    import torch
+
+    from trtllm_bench.micro.bench import decode_case
+    from trtllm_bench.tune.show_steps import print_steps
+    from trtllm_bench.tune.step_bench import StepBench
+    from trtllm_bench.tune.steps import StepTuner
+    from trtllm_kernels.compile.pool import compile_many
+
+    def compile(specs: Sequence[KernelSpec], limit: float, progress: Callable[[int, int], None]) -> Mapping[str, Any]:
+        return compile_many(specs, arch, seconds=limit, progress=progress)
+
+    deadline = time.perf_counter() + seconds
+    tactics.merge(path, gpu, arch, {}, {})
+    longest = resolve_model(model).config.max_position_embeddings - 1
+    cases = [decode_case(tokens, min(kv_len, longest)) for tokens in m]
+    done: frozenset[str] = frozenset()
+    changed = kept = skipped = 0
+    for place, precision in enumerate(precisions):
+        with tuning_progress() as progress:
+            progress(f"prepare {precision}", 0, 1)
+            bench = StepBench(model, precision, arch, cases, page_size, kv_dtype, tp, gpu)
+            progress(f"prepare {precision}", 1, 1)
+            course = TuningPlan(bench.counter, arch, done | bench.replaced, name, whole_steps=True)
+            if not course.choices and not done:
+                raise BenchError(f"no op of {model} is named '{name}'; it has {', '.join(sorted({op.op for op in bench.plan.ops}))}")
+            share = (deadline - time.perf_counter()) / (len(precisions) - place)
+            tuner = StepTuner(bench, course, compile, progress, partial(record_choice, path, gpu, arch), precision)
+            with interrupts.keeping(lambda: f"choices taken so far are in {path}; run the command again for the others"):
+                tuned = tuner.tune(cases, _held(path, gpu, arch), share)
+        ranks = f", one rank of {tp} without reductions" if tp > 1 else ""
+        print_steps(tuned, f"{model} {precision} on {gpu}{ranks}: whole decode steps of {bench.plan.stage.num_layers} layers", console)
+        if tuned.failure:
+            raise RunFailure(f"{tuned.failure}; choices taken before are in {path}")
+        changed += 0 if tuned.slower else sum(bool(one.winner) for one in tuned.decisions)
+        kept += sum(not one.winner for one in tuned.decisions)
+        skipped += tuned.skipped
+        done |= course.choices.keys()
+        del bench
+        torch.cuda.empty_cache()
+    return Summary(changed, kept, skipped, ())
+
+
+def _held(path: Path, gpu: str, arch: str) -> Mapping[str, tactics.Tactic]:
+    """What a build takes, and what is recorded in `path` instead."""
+    return {**tactics.read_for(arch, gpu), **tactics.read(path)}
+
+
+def record_choice(path: Path, gpu: str, arch: str, key: str, choice: Choice, values: tactics.Tactic) -> None:
+    """Writes what one choice of one op came to; what it does not say goes back to the default."""
+    tactics.merge(path, gpu, arch, {key: values}, {key: set(choice.tunables)})
+
+
 def record(path: Path, gpu: str, arch: str, decisions: Sequence[Decision]) -> None:
     """Writes winners into the tactics file; a choice whose default won goes back to it.
 
@@ -98,7 +171,7 @@ def record(path: Path, gpu: str, arch: str, decisions: Sequence[Decision]) -> No
     for decision in decisions:
         found.setdefault(decision.key, {}).update(decision.winner)
         measured.setdefault(decision.key, set()).update(decision.choice.tunables)
-    recorded = tactics.read(path)
+    recorded = _held(path, gpu, arch)
     for name, winner in found.items():
         if not measured[name].isdisjoint(ALGORITHMS):
             _of_one_version(winner, measured[name], recorded.get(name, {}))

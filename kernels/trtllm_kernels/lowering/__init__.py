@@ -18,11 +18,11 @@ from trtllm_kernels.errors import KernelError
 from trtllm_kernels.lowering.call import OpCall, Operand
 from trtllm_kernels.lowering.registry import LOWERINGS, Lowering, Phase, has_kernels
 from trtllm_kernels.lowering.rotation import rotate_in_attention
-from trtllm_kernels.lowering.space import Choice
+from trtllm_kernels.lowering.space import Choice, of_decode_steps
 
 import_modules(__name__, __path__)
 
-__all__ = ["LOWERINGS", "Lowering", "Phase", "describe", "kernel_phase", "lower", "rotate_in_attention", "search_space"]
+__all__ = ["LOWERINGS", "Lowering", "Phase", "describe", "kernel_phase", "lower", "rotate_in_attention", "search_space", "step_space"]
 
 
 def lower(
@@ -40,7 +40,7 @@ def lower(
 ) -> Lowered:
     """How `op` runs on `arch` (`sm_80`, `sm_89`, `sm_90`...). `inputs` in schema order, None for an absent optional.
 
-    `gpu`: whose recorded tactics to take (`tactics.file_for`).
+    `gpu`: whose recorded tactics to take (`tactics.files_for`).
     `in_place`: the first result and the argument `OpSpec.in_place` share memory. Raises `KernelError` for an op, a shape or a tactic that
     cannot be lowered.
     """
@@ -80,6 +80,14 @@ def search_space(
 ) -> tuple[Choice, ...]:
     """What tuning may try for `op`. The arguments are those of `lower`."""
     return LOWERINGS[op].space(_call(op, inputs, outputs, attrs, arch, {}, None, None))
+
+
+def step_space(
+    op: str, inputs: Sequence[TensorSpec | None], outputs: Sequence[TensorSpec], attrs: Mapping[str, Attr], arch: str
+) -> tuple[Choice, ...]:
+    """What tuning may try for `op` where whole decode steps are measured. The arguments are those of `lower`."""
+    call, lowering = _call(op, inputs, outputs, attrs, arch, {}, None, None), LOWERINGS[op]
+    return of_decode_steps((lowering.step_space or lowering.space)(call))
 
 
 def kernel_phase(op: str, kernel: str) -> Phase | None:

@@ -11,7 +11,7 @@ from typing import Literal
 from trtllm_kernels.dialect.expr import product
 from trtllm_kernels.dialect.types import Lowered
 from trtllm_kernels.lowering.call import I32, Builder, OpCall, Tma
-from trtllm_kernels.lowering.gemm import beyond, matmul
+from trtllm_kernels.lowering.gemm import beyond, matmul, step_space
 from trtllm_kernels.lowering.gemv import EVICT_FIRST, gemv_tile, launch_gemv, one_token_space
 from trtllm_kernels.lowering.packed_gemm import has_packed_weight, lower_packed, packed_space
 from trtllm_kernels.lowering.registry import lowers
@@ -142,14 +142,14 @@ class _ActivatedGemm:
         )
 
 
-@lowers("gate_up_silu", space=_space)
+@lowers("gate_up_silu", space=_space, step_space=step_space)
 def gate_up_silu(call: OpCall) -> Lowered:
     if has_packed_weight(call):
         return lower_packed(call, gate_up_silu)
     return row_scaled_gemm(call) if takes_row_scaled(call) else _ActivatedGemm(call, "gate_up").lower()
 
 
-@lowers("linear_gelu", space=_space)
+@lowers("linear_gelu", space=_space, step_space=step_space)
 def linear_gelu(call: OpCall) -> Lowered:
     if has_packed_weight(call):
         return lower_packed(call, linear_gelu)

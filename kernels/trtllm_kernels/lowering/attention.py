@@ -19,6 +19,7 @@ from trtllm_kernels.dialect.dtypes import bits_of, bytes_of
 from trtllm_kernels.dialect.expr import ceil_div, product
 from trtllm_kernels.dialect.types import Dim, Lowered
 from trtllm_kernels.errors import KernelError
+from trtllm_kernels.lowering.attention_space import decode_step_space
 from trtllm_kernels.lowering.call import FLOATS, I32, Builder, OpCall, Operand, next_power_of_2, power_of_2
 from trtllm_kernels.lowering.decode_cuda import (
     DECODE_MANY_TO,
@@ -90,6 +91,7 @@ def _space(call: OpCall) -> tuple[Choice, ...]:
 @lowers(
     "paged_attention",
     space=_space,
+    step_space=lambda call: (*decode_step_space(call), *_space(call)),
     kernel_phases={
         "decode_attention": "decode",
         "decode_attention_many": "decode",

@@ -16,11 +16,19 @@ from collections.abc import Mapping
 from trtllm_kernels.dialect.expr import ceil_div, product
 from trtllm_kernels.dialect.types import Arg, Dim, Launch, Lowered
 from trtllm_kernels.lowering.call import I32, Builder, OpCall, Operand
-from trtllm_kernels.lowering.gemv import EVICT_FIRST, gemv_tile, launch_gemv, one_token_space
+from trtllm_kernels.lowering.gemv import EVICT_FIRST, gemv_tile, launch_gemv, one_token_space, one_token_step_space
 from trtllm_kernels.lowering.packed_gemm import has_packed_weight, lower_packed, packed_space
 from trtllm_kernels.lowering.registry import lowers
 from trtllm_kernels.lowering.row_scaled import row_scaled_gemm, row_scaled_space, takes_row_scaled
-from trtllm_kernels.lowering.skinny_gemm import fills_sms, launch_skinny, skinny_sizes, skinny_space, skinny_tunables, within
+from trtllm_kernels.lowering.skinny_gemm import (
+    fills_sms,
+    launch_skinny,
+    skinny_sizes,
+    skinny_space,
+    skinny_step_space,
+    skinny_tunables,
+    within,
+)
 from trtllm_kernels.lowering.space import PREFILL, Choice, grid
 
 ALGORITHM_SIZES = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
@@ -86,7 +94,17 @@ def _space(call: OpCall) -> tuple[Choice, ...]:
     return ours if by_torch else (*ours, *(_algorithm_choice(size) for size in ALGORITHM_SIZES if size > covered))
 
 
-@lowers("linear", space=_space)
+def step_space(call: OpCall) -> tuple[Choice, ...]:
+    """Of GEMMs, with or without an activation, in whole decode steps. Tiles for few tokens come before the choice for one, which may be to
+    leave it to them."""
+    if has_packed_weight(call):
+        return packed_space(call)
+    if call["x"].dtype == "fp32":
+        return ()
+    return (*skinny_step_space(call), *(one_token_step_space(call) if call.op != "linear_gelu" else ()))
+
+
+@lowers("linear", space=_space, step_space=step_space)
 def linear(call: OpCall) -> Lowered:
     if takes_row_scaled(call):
         return row_scaled_gemm(call)
@@ -102,7 +120,7 @@ _PUBLISHED = 128
 """Rows per program of `sampling.publish`."""
 
 
-@lowers("linear_sample", space=_space)
+@lowers("linear_sample", space=_space, step_space=step_space)
 def linear_sample(call: OpCall) -> Lowered:
     """As `linear`. Our own kernels find candidates in their epilogues; the library's logits are read once more."""
     builder, covered = linear_launches(call)

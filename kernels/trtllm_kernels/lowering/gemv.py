@@ -9,7 +9,7 @@ from trtllm_kernels.dialect.expr import product
 from trtllm_kernels.lowering.call import Builder, OpCall, Operand, Parameter
 from trtllm_kernels.lowering.skinny_gemm import within
 from trtllm_kernels.lowering.skinny_gemm_cuda import sampling_parameters
-from trtllm_kernels.lowering.space import Choice
+from trtllm_kernels.lowering.space import Choice, table
 
 
 def gemv_tile(call: OpCall) -> dict[str, int]:
@@ -43,8 +43,8 @@ def gemv_fits(call: OpCall, weight: Operand, rows: int, columns: int) -> bool:
 
 
 EVICT_FIRST = "evict_first"
-"""Tunable of GEMV: whether a weight, once read, is evicted from L2 first. Not part of the search space: it matters in whole steps, where
-other kernels keep something in L2, and tuning times an op alone."""
+"""Tunable of GEMV: whether a weight, once read, is evicted from L2 first. Only whole steps try it: there other kernels keep something in
+L2."""
 
 
 def one_token_space(call: OpCall) -> tuple[Choice, ...]:
@@ -55,6 +55,22 @@ def one_token_space(call: OpCall) -> tuple[Choice, ...]:
     tiles = ((2, 2048, 4), (4, 1024, 4), (4, 2048, 2), (4, 2048, 8), (8, 1024, 4), (8, 2048, 8), (2, 4096, 4), (16, 512, 4))
     ours = tuple({"gemv_rows": max(2, rows // wide), "gemv_columns": columns, "gemv_warps": warps} for rows, columns, warps in tiles)
     return (Choice("one token", ({"gemv": 0}, *ours)),)
+
+
+STEP_TILES = (
+    *((2, 2048, 4), (4, 2048, 4), (4, 2048, 8), (8, 2048, 8), (16, 2048, 16), (32, 2048, 16)),
+    *((8, 1024, 4), (16, 1024, 8), (32, 1024, 16), (2, 4096, 4), (4, 4096, 8)),
+)
+"""(rows of codes, columns, warps) of a GEMV that whole steps may try."""
+
+
+def one_token_step_space(call: OpCall) -> tuple[Choice, ...]:
+    """For whole decode steps: no GEMV, so that what follows it takes one token too, or a tile of it; and whether weights leave L2 first."""
+    wide = bits_of(call["weight"].dtype) // 8
+    tiles = {(max(2, rows // wide), columns, warps): None for rows, columns, warps in STEP_TILES}
+    ours = table(("gemv", "gemv_rows", "gemv_columns", "gemv_warps"), *((1, *tile) for tile in tiles))
+    fitting = tuple(one for one in ours if gemv_fits(call, call["weight"], one["gemv_rows"], one["gemv_columns"]))
+    return (Choice("one token", ({"gemv": 0}, *fitting)), Choice("evict first", ({EVICT_FIRST: 0},)))
 
 
 def launch_gemv(builder: Builder, tuned: Mapping[str, int], scales: Mapping[str, Parameter]) -> bool:

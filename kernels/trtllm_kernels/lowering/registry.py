@@ -24,6 +24,8 @@ class Lowering:
     space: Callable[[OpCall], tuple[Choice, ...]]
     kernel_phases: Mapping[str, Phase] = field(default_factory=dict)
     """Kernel function -> the sequences of a step that it serves; a kernel of all of them is not in it."""
+    step_space: Callable[[OpCall], tuple[Choice, ...]] | None = None
+    """What whole decode steps may try; None: what `space` has for decode steps."""
     capabilities: tuple[int, ...] = ()
     """Compute capabilities it has kernels for; empty for all."""
 
@@ -41,6 +43,7 @@ def has_kernels(op: str, arch: str) -> bool:
 def lowers(
     *ops: str,
     space: Callable[[OpCall], tuple[Choice, ...]],
+    step_space: Callable[[OpCall], tuple[Choice, ...]] | None = None,
     kernel_phases: Mapping[str, Phase] | None = None,
     capabilities: tuple[int, ...] = (),
 ) -> Callable[[LowerFunction], LowerFunction]:
@@ -50,7 +53,7 @@ def lowers(
         for op in ops:
             if op not in OP_SPECS:
                 raise KernelError(f"op {op!r} has no specification; register one in trtllm_kernels.dialect.ops")
-            LOWERINGS[op] = Lowering(lower, space, kernel_phases or {}, capabilities)
+            LOWERINGS[op] = Lowering(lower, space, kernel_phases or {}, step_space, capabilities)
         return lower
 
     return register

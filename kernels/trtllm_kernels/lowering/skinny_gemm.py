@@ -195,6 +195,20 @@ def _cuda_tiles(call: OpCall, padded: int) -> tuple[tuple[int, int, int], ...]:
     )
 
 
+def skinny_step_space(call: OpCall) -> tuple[Choice, ...]:
+    """For whole decode steps: tiles in CUDA C++ where they fit, small ones that share an SM too, else Triton's. Tokens of the smallest size
+    may be left to the next."""
+    if not skinny_cuda_fits(call):
+        return skinny_space(call)
+
+    def choice(size: int) -> Choice:
+        names = tuple(f"skinny{size}_{name}" for name in ("blocks", "parts", "height"))
+        left = ((0, 1, CUDA_ROWS),) * (size == PADDED[0])
+        return Choice(f"skinny {size}", table(names, *_cuda_tiles(call, size), (3, 1, CUDA_ROWS), (4, 1, CUDA_ROWS), *left))
+
+    return tuple(map(choice, PADDED))
+
+
 @dataclass(frozen=True)
 class _Tile:
     """Tile of one padded size in Triton. `prefetch`: KB of its weight that a program prefetches into L2 before it waits."""

@@ -5,9 +5,9 @@ one that a shape does not admit lowers to the same launches as another. So neith
 every entry costs a compilation and a measurement: values around the default, one decision at a time, and not a full product. Each lowering
 states its space next to itself; here is what they share.
 
-Left out is what matters only where kernels overlap, which measurements of single ops do not show: decode attention concurrent with prefill
-and, where a kernel begins before the one before it has ended, GEMV tiles, how much of a weight is prefetched, and tiles of decode attention
-of few sequences.
+What matters only where kernels overlap is not shown by measurements of single ops: GEMV tiles, and tiles of decode attention of few
+sequences, where a kernel begins before the one before it has ended. A lowering states those apart (`Lowering.step_space`), for tuning by
+whole decode steps. Left out is decode attention concurrent with prefill.
 
 A *threshold* is a number of tokens from which another routine takes over. It is judged at token counts of its own, after the tiles.
 """
@@ -42,6 +42,11 @@ class Choice:
     @property
     def tunables(self) -> frozenset[str]:
         return frozenset(name for candidate in self.candidates for name in candidate)
+
+
+def of_decode_steps(choices: Iterable[Choice]) -> tuple[Choice, ...]:
+    """Those that matter in decode steps, thresholds left out."""
+    return tuple(choice for choice in choices if DECODE in choice.steps and not choice.tokens)
 
 
 def grid(**values: Iterable[int]) -> tuple[Candidate, ...]:

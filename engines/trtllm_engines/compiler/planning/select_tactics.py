@@ -15,15 +15,21 @@ from trtllm_engines.compiler.plan import Op
 from trtllm_kernels.dialect.types import TensorSpec
 from trtllm_kernels.lowering import LOWERINGS, describe, rotate_in_attention
 from trtllm_kernels.lowering.call import OpCall
+from trtllm_kernels.tactics import Tactic, key
 
 
 def select_tactics(
-    ops: Sequence[Op], specs: Mapping[str, TensorSpec], arches: Sequence[str], gpu: str = "", outputs: Sequence[str] = ()
+    ops: Sequence[Op],
+    specs: Mapping[str, TensorSpec],
+    arches: Sequence[str],
+    gpu: str = "",
+    outputs: Sequence[str] = (),
+    chosen: Mapping[str, Tactic] | None = None,
 ) -> tuple[Op, ...]:
     """`specs` holds every value, weight, constant and step input the ops name. `gpu`: whose recorded tactics to take. `outputs` are kept
-    for the caller."""
+    for the caller. `chosen`: tactics by key, to take in place of all that is recorded."""
     compiled = [arch for arch in arches if arch != CPU]
-    calls = {(op.name, arch): _describe(op, specs, arch, gpu) for op in ops for arch in compiled}
+    calls = {(op.name, arch): _describe(op, specs, arch, gpu, chosen) for op in ops for arch in compiled}
     lowered = {at: LOWERINGS[call.op].lower(call) for at, call in calls.items()}
     for rope, attention in _rotations(ops, outputs):
         for arch in compiled:
@@ -32,11 +38,21 @@ def select_tactics(
     return tuple(replace(op, tactics={arch: lowered[op.name, arch] for arch in compiled}) for op in ops)
 
 
-def _describe(op: Op, specs: Mapping[str, TensorSpec], arch: str, gpu: str) -> OpCall:
+def _describe(op: Op, specs: Mapping[str, TensorSpec], arch: str, gpu: str, chosen: Mapping[str, Tactic] | None) -> OpCall:
     inputs = [specs[name] if name else None for name in op.inputs]
     results = [specs[name] for name in op.outputs]
-    in_place = bool(op.reuses)
-    return describe(op.op, inputs, results, op.attrs, arch, input_names=op.inputs, output_names=op.outputs, in_place=in_place, gpu=gpu)
+    return describe(
+        op.op,
+        inputs,
+        results,
+        op.attrs,
+        arch,
+        tactic=None if chosen is None else chosen.get(key(op.op, inputs, results, op.attrs), {}),
+        input_names=op.inputs,
+        output_names=op.outputs,
+        in_place=bool(op.reuses),
+        gpu=gpu,
+    )
 
 
 def _rotations(ops: Sequence[Op], outputs: Sequence[str]) -> Iterator[tuple[str, str]]:
