@@ -2,6 +2,7 @@
 
     python docs/records.py              # rewrites what lies between `<!-- records: NAME -->` and `<!-- end -->`, in every document
     python docs/records.py --pictures   # and docs/pictures/published.png and gpus.png, of the same records
+    python docs/records.py --predictions    # and docs/facts/predictions.md, whose tables take minutes
 
 Every figure comes from `results/recorded`, every figure of other engines from `results/published`; nothing is typed. A line is the
 version of a case that was measured last (`trtllm_results.versions`), the mean over its repeats. A case without a record has no line.
@@ -12,11 +13,12 @@ from __future__ import annotations
 import re
 import statistics
 import sys
-from collections.abc import Callable, Iterable, Sequence
+import textwrap
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trtllm_results.compare.published import Beside, beside
 from trtllm_results.compare.published_ops import OpRun, summaries
@@ -25,6 +27,9 @@ from trtllm_results.gpus import gpu_class
 from trtllm_results.record.row import Cell, Row
 from trtllm_results.store.table import read_rows
 from trtllm_results.versions import measured_at, versions
+
+if TYPE_CHECKING:
+    from trtllm_bench.analysis.peers import PeerPoint
 
 ROOT = Path(__file__).parents[1]
 RECORDED = ROOT / "results" / "recorded"
@@ -468,9 +473,41 @@ TABLES: dict[str, Callable[[], str]] = {
 }
 
 
-def written(text: str) -> str:
+def predictions() -> dict[str, Callable[[], str]]:
+    """The tables of `python -m trtllm_bench.analysis.peers`. Takes minutes."""
+    from trtllm_bench.analysis import peers
+    from trtllm_results.compare.published import load
+
+    chosen, why = peers.coverage(load())
+    points = list(peers.predicted(chosen))
+    left_out = ", ".join(f"{reason} ({count})" for reason, count in why.most_common())
+    return {
+        "own-errors": lambda: "\n".join(peers.own_table(peers.own_errors(RECORDED))),
+        "intervals": lambda: "\n".join(peers.interval_table()),
+        "factors": lambda: "\n".join(peers.factor_table(peers.factors(points))),
+        "left-out": lambda: "\n".join(textwrap.wrap(f"{len(points)} rows; left out: {left_out}", 120, break_on_hyphens=False)),
+        "ranks": lambda: _of_ranks(points),
+    }
+
+
+def _of_ranks(points: Sequence[PeerPoint]) -> str:
+    errors: dict[tuple[str, str, str, int], list[float]] = {}
+    for point in points:
+        if point.theirs.tp > 1:
+            case = point.engine, point.gpu, f"{point.theirs.model} {point.theirs.precision}", point.theirs.tp
+            errors.setdefault(case, []).append(point.error)
+    return markdown(
+        ["engine", "GPU", "model", "tp:", "rows:", "median:", "from, to"],
+        (
+            [*case[:3], str(case[3]), str(len(found)), f"{statistics.median(found):+.0%}", f"{min(found):+.0%}, {max(found):+.0%}"]
+            for case, found in sorted(errors.items())
+        ),
+    )
+
+
+def written(text: str, tables: Mapping[str, Callable[[], str]] = TABLES) -> str:
     """A document with its tables made anew. Raises `KeyError` for a table that is not known."""
-    return BLOCK.sub(lambda block: block[1] + TABLES[block[2]]() + block[3], text)
+    return BLOCK.sub(lambda block: block[1] + tables[block[2]]() + block[3], text)
 
 
 def pictures() -> None:
@@ -484,10 +521,13 @@ def pictures() -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    for name in DOCUMENTS:
+    tables = dict.fromkeys(DOCUMENTS, TABLES)
+    if "--predictions" in arguments:
+        tables["docs/facts/predictions.md"] = predictions()
+    for name, made in tables.items():
         path = ROOT / name
         text = path.read_text(encoding="utf-8")
-        if (new := written(text)) != text:
+        if (new := written(text, made)) != text:
             path.write_text(new, encoding="utf-8")
             print(f"written: {name}")
     if "--pictures" in arguments:
