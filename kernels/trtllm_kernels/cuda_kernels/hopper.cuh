@@ -522,10 +522,14 @@ INLINE u32 multiplied(u32 a, u32 b) {
     return y;
 }
 
-// a * b + c, of two fp16, rounded once.
+// a * b + c, rounded once.
 INLINE u32 multiplied_and_added(u32 a, u32 b, u32 c) {
     u32 y;
-    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(y) : "r"(a), "r"(b), "r"(c));
+    if (HALF) {
+        asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(y) : "r"(a), "r"(b), "r"(c));
+    } else {
+        asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(y) : "r"(a), "r"(b), "r"(c));
+    }
     return y;
 }
 

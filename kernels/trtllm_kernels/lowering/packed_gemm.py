@@ -122,6 +122,8 @@ def _default(call: OpCall, padded: int) -> Tile:
     two blocks divide K where their rows alone would leave SMs idle."""
     tiles, sms, few = ceil_div(call["weight"].size(0), TILE), call.sm_count, padded <= 16
     columns = 256 if padded < PADDED[-1] and _step_fits(call, 256) else 128
+    if padded == 64 and tiles <= sms and not (call["x"].dtype == "fp8" and 0 < _group(call) < 128):  # else sums take the registers
+        return Tile(64, 64, 3, 2, 1, 128) if 2 * tiles <= sms else Tile(64, 64, 4, 1, 1, 128)
     if _many_rows(call):
         return Tile(padded, 256, 1, 1, 1, 128) if padded == 64 else Tile(padded, 128, 1, 1, 2 if few else 1, columns)
     if 2 * tiles <= sms:

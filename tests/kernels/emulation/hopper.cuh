@@ -252,8 +252,8 @@ inline u32 masked_xor(u32 x, u32 mask, u32 with) { return (x & mask) ^ with; }
 inline u32 subtract(u32 a, u32 b) { return pack(unpack_x(a).x - unpack_x(b).x, unpack_x(a).y - unpack_x(b).y); }
 inline u32 multiplied(u32 a, u32 b) { return pack(unpack_x(a).x * unpack_x(b).x, unpack_x(a).y * unpack_x(b).y); }
 inline u32 multiplied_and_added(u32 a, u32 b, u32 c) {
-    float2 x = unpack_fp16(a), y = unpack_fp16(b), z = unpack_fp16(c);
-    return pack_fp16(x.x * y.x + z.x, x.y * y.y + z.y);
+    float2 x = unpack_x(a), y = unpack_x(b), z = unpack_x(c);
+    return pack(x.x * y.x + z.x, x.y * y.y + z.y);
 }
 
 // ---- wgmma, by the fragments that the PTX ISA draws
