@@ -105,7 +105,7 @@ INLINE void load_bytes(void* to, const void* from, u32 bytes, u64& barrier, u64 
 // Makes this thread's writes to shared memory visible to later TMA and wgmma.
 INLINE void publish_to_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
-// ---- Copies by threads: each completes with the group that its thread commits it to
+// ---- Copies by threads: each completes with the group that its thread commits it to, or before an arrival at a barrier
 
 // Copies 16 bytes past L1, of which those from `bytes` on become zero.
 INLINE void copy_16(void* to, const void* from, u32 bytes) {
@@ -123,6 +123,11 @@ INLINE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"
 template <int PENDING>
 INLINE void wait_for_copies() {
     asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
+}
+
+// Arrives at a barrier when all copies that this thread has begun are complete. The barrier counts this thread.
+INLINE void arrive_when_copied(u64& barrier) {
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(&barrier)) : "memory");
 }
 
 // ---- Clusters of blocks

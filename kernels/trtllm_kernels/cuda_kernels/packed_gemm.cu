@@ -74,7 +74,7 @@ extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(THRE
     constexpr u32 LOADS_W = CONSUMERS / 32, LOADS_X = LOADS_W + 1;
     if (lane == 0) {  // of each warp: one thread would take long for all
         for (int i = warp; i < W_STAGES; i += THREADS / 32) {
-            barrier_init(shared.w_full[i], GROUPED ? 2 : 1);
+            barrier_init(shared.w_full[i], GROUPED ? 33 : 1);
             barrier_init(shared.w_empty[i], OWNERS / 32);
         }
         for (int i = warp; i < X_STAGES; i += THREADS / 32) {
@@ -129,7 +129,7 @@ extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(THRE
         Place<W_STAGES> at;
         for (int step = 0; step < steps; step++) {
             wait(shared.w_empty[at.stage], at.parity ^ 1);
-            shared.tables[at.stage].load(group_scale, weight_zero, row, (first_step + step) * COLUMNS, shared.w_full[at.stage], lane == 0);
+            shared.tables[at.stage].load(group_scale, weight_zero, row, (first_step + step) * COLUMNS, shared.w_full[at.stage], lane);
             at.next();
         }
         if (SPLITS > 1) cluster_wait();

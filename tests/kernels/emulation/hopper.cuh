@@ -199,6 +199,11 @@ void wait_for_copies() {
         me.copies.pop_front();
     }
 }
+inline void arrive_when_copied(u64& barrier) {
+    machine.now->groups++;
+    wait_for_copies<0>();
+    arrive(barrier);
+}
 template <typename T>
 void send(T* to, T x, u64& barrier, u32 rank) {
     Block& there = *machine.blocks[rank];
