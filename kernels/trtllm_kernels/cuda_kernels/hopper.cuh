@@ -409,6 +409,15 @@ INLINE void multiply_add_warp(float (&d)[4], const u32 (&a)[4], u32 b_low, u32 b
     }
 }
 
+// Four matrices of 8 x 8 elements of 2 bytes, of which a thread gets row lane / 4 and columns 2 * (lane % 4) and the next. `address`: in shared
+// memory, of row lane % 8 of matrix lane / 8.
+INLINE void load_matrices(u32 (&x)[4], u32 address) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
+                 : "r"(address)
+                 : "memory");
+}
+
 // Transposes a matrix of 8 x 8 elements of 2 bytes, of which a thread holds row lane / 4 and columns 2 * (lane % 4) and the next.
 INLINE u32 transposed(u32 x) {
     u32 y;

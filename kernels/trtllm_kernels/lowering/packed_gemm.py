@@ -165,10 +165,11 @@ def _default_large(call: OpCall, tokens: int) -> LargeTile:
 
 def large_fits(call: OpCall) -> bool:
     """Whether `packed_gemm_large.cu` can multiply."""
-    return few_fit(call) and _step_fits(call, _large_columns(call)) and (call["x"].dtype == "fp8" or not _group(call) or _in_range(call))
+    return few_fit(call) and _step_fits(call, _panel(call)) and (call["x"].dtype == "fp8" or not _group(call) or _in_range(call))
 
 
-def _large_columns(call: OpCall) -> int:
+def _panel(call: OpCall) -> int:
+    """Columns of x in 128 bytes: a step of the kernel of many tokens."""
     return elements_in(128, call["x"].dtype)
 
 
@@ -279,7 +280,7 @@ def _launch(builder: Builder, tile: Tile, here: Dim) -> None:
     w_stages, x_stages, shared_bytes = _rings(call, tile, groups)
     builder.launch(
         "packed_gemm.packed_gemm",
-        _operands(call, tile.tokens),
+        {"X": Tma(call["x"], tile.tokens, _panel(call)), "XRows": call["x"], **_operands(call)},
         grid=(product(ceil_div(n, tile.rows), here), tile.parts),
         constexprs={
             **_flags(call),
@@ -299,11 +300,10 @@ def _launch(builder: Builder, tile: Tile, here: Dim) -> None:
     )
 
 
-def _operands(call: OpCall, tokens: int) -> dict[str, Parameter]:
-    """`tokens`: of a tile."""
+def _operands(call: OpCall) -> dict[str, Parameter]:
+    """Those behind x."""
     x = call["x"]
     return {
-        "X": Tma(x, tokens, elements_in(128, x.dtype)),
         "W": call["weight"],
         "GroupScale": call.get("group_scale") or x,
         "WeightZero": call.get("weight_zero") or x,
@@ -344,7 +344,7 @@ def _flags(call: OpCall) -> dict[str, int]:
 def _launch_large_tile(builder: Builder, tile: LargeTile, here: Dim) -> None:
     """`here`: 1 in steps that this tile serves, else 0."""
     call, (rows, tokens, parts) = builder.call, tile
-    group, columns, weight = _group(call), _large_columns(call), call["weight"]
+    group, columns, weight = _group(call), _panel(call), call["weight"]
     if tile not in _large_tiles(call):
         raise KernelError(f"tile {tile} is none of {_large_tiles(call)} of many tokens and packed weights")
     groups = 1 if not group or group >= columns else columns // group
@@ -358,7 +358,7 @@ def _launch_large_tile(builder: Builder, tile: LargeTile, here: Dim) -> None:
     ring = max(stages * operands, 4 * rows * own * max(parts - 1, 1))  # sums of the other blocks come to where operands were
     builder.launch(
         "packed_gemm_large.packed_gemm_large",
-        _operands(call, tokens),
+        {"X": Tma(call["x"], tokens, _panel(call)), **_operands(call)},
         grid=(product(_programs(call, tokens, ceil_div(call["weight"].size(0), rows), parts), here), parts),
         constexprs={
             **_flags(call),

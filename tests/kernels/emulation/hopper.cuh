@@ -331,6 +331,12 @@ inline void multiply_add_warp(float (&d)[4], const u32 (&a)[4], u32 b_low, u32 b
         }
     });
 }
+inline void load_matrices(u32 (&x)[4], u32 address) {
+    exchange(&address, 1, [&](u32(*warp)[8]) {
+        u32 lane = machine.now->thread % 32;
+        for (u32 i = 0; i < 4; i++) memcpy(&x[i], memory + warp[8 * i + lane / 4][0] + lane % 4 * 4, 4);
+    });
+}
 inline u32 transposed(u32 x) {
     u32 lane = machine.now->thread % 32, y = 0;
     exchange(&x, 1, [&](u32(*warp)[8]) {
