@@ -75,8 +75,7 @@ struct Tables {
         }
     }
 
-    // Loads those of the rows of a block from `row` on, of a step from column `column` on. Called by a warp, each of whose lanes arrives. A
-    // bulk copy takes some 60 ns of an SM, whatever its size, and a step has up to 16 groups.
+    // Loads those of the rows of a block from `row` on, of a step from column `column` on. Called by a warp, each of whose lanes arrives.
     INLINE void load(const char* scale, const char* zero, int row, int column, u64& full, u32 lane) {
         copy<SCALE>(scales, scale, row, column, lane);
         if (ZEROS) copy<2>(zeros, zero, row, column, lane);

@@ -3,8 +3,11 @@
 // Memory has the codes in the order of wgmma's A fragments (`formats/tiles.py`), so a bulk copy brings a step of a row of tiles, one wide
 // load a thread's codes of several wgmma, and what masks make of them is the A operand. x is the B operand, from shared memory, as ever.
 // Where scales are of groups of columns, sums are scaled in fp32 as each group ends. Those of fp4 are exact as factors of its numbers, and
-// from 64 tokens on others are factors too, rounded to x's format (FOLDED). Scales and zero points come by bulk copies, as
-// memory has them.
+// from 64 tokens on others are factors too, rounded to x's format (FOLDED).
+//
+// A request to the copy engine takes some 60 ns of an SM, however little it copies: on an H200 that was the time of nearly all products of few
+// tokens. So it loads the weight, in few pieces, and the threads of a warp copy scales and zero points, as memory has them, and wide x of up
+// to 8 tokens: warps then multiply 16 rows each (`mma.sync`), since wgmma does not see what threads have copied without a fence.
 //
 // At 4 bits the issue of instructions is nearly as scarce as memory's bandwidth, and all blocks together read x from L2 N / ROWS times:
 // with 64 rows and 16 tokens that is as many bytes as the weight has. Hence ROW_GROUPS warpgroups of 64 rows each, which share x, and
@@ -25,7 +28,7 @@ constexpr int OWNERS = 128 * ROW_GROUPS, CONSUMERS = OWNERS * K_GROUPS;
 constexpr int THREADS = CONSUMERS + 64 + (GROUPED ? 32 : 0);
 // Warpgroups multiply a step each, in turns: the others decode meanwhile. Left alone they would all decode, and then all multiply.
 #define IN_TURNS (TOKENS >= 64 && ROW_GROUPS * K_GROUPS > 1 && (!BY_SUMS || GROUPS * TOKENS <= 128))
-// Up to 8 tokens each warp multiplies its 16 rows by itself (`mma.sync`), so x need not be written by the copy engine.
+// Warps multiply 16 rows each, and x comes by threads' copies.
 #define BY_WARPS (TOKENS == 8 && !FP8)
 constexpr int PITCH = ROWS + 4;
 constexpr int SENT = TOKENS / 2 / SPLITS;  // sums of a thread to another block
