@@ -48,6 +48,7 @@ L2_BYTES = 256 << 20
 CALLS = 48
 SCHEMES: Mapping[str, Packed | str] = {
     "int4": Packed("int4", scale="bf16"),
+    "int4-32": Packed("int4", group=32, scale="bf16"),
     "int4z": Packed("int4", scale="bf16", zero=True),
     "int4-large": Packed("int4", scale="bf16"),
     "int4-widened": Packed("int4", scale="bf16"),

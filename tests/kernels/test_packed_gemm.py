@@ -28,6 +28,8 @@ FP8_INT4, FP8_BLOCKS, FP8_ROWS = Packed("int4", "fp8"), SCHEMES[14], SCHEMES[15]
 EMULATED = {
     # two blocks and two warpgroups divide K, rows end within a tile of tokens; rings turn
     "int4": ("linear", INT4, 128, 1664, 5, {"bias": True, "residual": True}, tile(8, rows=64, turns=2, parts=2, columns=256)),
+    # other tokens of a tile are what was in memory
+    "int4 of one token": ("linear", INT4, 64, 1024, 1, {"residual": True}, tile(8, rows=64, turns=2, parts=2)),
     # four blocks, rows end within a block's; scales are factors of the codes
     "nvfp4": ("linear", NVFP4, 192, 576, 30, {"residual": True}, tile(32, rows=128, parts=4)),
     # zero points are products, both scales of rows, gates and what they gate
@@ -153,7 +155,7 @@ def test_every_tile_of_tunings_space_lowers_within_shared_memory() -> None:
 
 def in_loop(code: list[Instruction]) -> int:
     """Instructions of the loop around the products."""
-    products = [address for address, opcode, _ in code if "GMMA" in opcode]
+    products = [address for address, opcode, _ in code if "MMA" in opcode]
     for address, opcode, operands in code:
         target = re.search(r"0x([0-9a-f]+)", operands)
         if opcode.startswith("BRA") and address > products[-1] and target and int(target[1], 16) <= products[0]:
@@ -176,7 +178,7 @@ def test_few_instructions_decode_a_tile_and_weights_do_not_wait(scheme: Packed, 
     assert in_loop(code) * 128 / spec.constexprs["COLUMNS"] <= most
     assert not [opcode for _, opcode, _ in code if opcode.startswith(("MEMBAR", "ERRBAR"))], "none waits for all its loads and stores"
     assert "wgmma" not in said
-    order = re.findall(r"(griddepcontrol\.wait)|(cp\.async\.bulk\.shared\S+cache_hint)|(cp\.async\.bulk\.tensor)", ptx)
+    order = re.findall(r"(griddepcontrol\.wait)|(cp\.async\.bulk\.shared\S+cache_hint)|(cp\.async\.bulk\.tensor|cp\.async\.cg)", ptx)
     kinds = ["wait" if a else "weight" if b else "x" for a, b, _ in order]
     assert kinds[0] == "weight"
     assert kinds.index("wait") < kinds.index("x")

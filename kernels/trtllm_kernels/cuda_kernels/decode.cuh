@@ -9,22 +9,27 @@
 #define CODES_NF4 3
 #define CODES_FP8 4
 
-// int4 of a step, wide: bf16 0x4300 | code is 128 + code, fp16 0x6400 | code is 1024 + code. In fp16 a code four bits higher is 16 times
-// it. `zeros` (if ZEROS) of rows g and g + 8, two of each in a register; the code 8 without.
-INLINE void decode_int4(u32 (&a)[4], u32 word, const u32 (&zeros)[2]) {
-    if (HALF) {
+// int4 of a step, wide. In bf16 a code in place of a number's low bits is 2^-133 times it, and four bits higher 2^-129; one addition of a
+// product makes it 2^-7 times the code less its zero, or, if `scaled`, 2^-33 times the code less 8 and the scale, of which `scales` are 2^100
+// times of row g and 2^96 times of row g + 8, and rounds once. In fp16 0x6400 | code is 1024 + code, and a code four bits higher 16 times it.
+// `zeros` (if ZEROS) of rows g and g + 8, two of each in a register, in bf16 -2^-7 times; the code 8 without.
+INLINE void decode_int4(u32 (&a)[4], u32 word, const u32 (&scales)[2], const u32 (&zeros)[2], bool scaled) {
 #pragma unroll
-        for (int i = 0; i < 4; i += 2) {
-            u32 shifted = word >> 4 * i;
+    for (int i = 0; i < 4; i += 2) {
+        u32 shifted = word >> 4 * i;
+        if (HALF) {
             u32 low = masked(shifted, 0x000F000F, 0x64006400), high = masked(shifted, 0x00F000F0, 0x64006400);
             a[i] = subtract(low, ZEROS ? 0x64006400 : 0x64086408);
             a[i + 1] = multiplied_and_added(high, 0x2C002C00, ZEROS ? 0xD400D400 : 0xD480D480);  // 1 / 16; -64, -72
+        } else if (scaled) {
+            a[i] = multiplied_and_added(shifted & 0x000F000F, scales[0], multiplied(scales[0], 0x80088008));          // -2^-130
+            a[i + 1] = multiplied_and_added(shifted & 0x00F000F0, scales[1], multiplied(scales[1], 0x80808080));  // -2^-126
+        } else {
+            a[i] = multiplied_and_added(shifted & 0x000F000F, 0x7E807E80, ZEROS ? zeros[0] : 0xBD80BD80);  // 2^126, -2^-4
+            a[i + 1] = multiplied_and_added(shifted & 0x00F000F0, 0x7C807C80, ZEROS ? zeros[1] : 0xBD80BD80);
         }
-    } else {
-#pragma unroll
-        for (int i = 0; i < 4; i++) a[i] = subtract(masked(word >> 4 * i, 0x000F000F, 0x43004300), ZEROS ? 0x43004300 : 0x43084308);
     }
-    if (ZEROS) {
+    if (HALF && ZEROS) {
 #pragma unroll
         for (int i = 0; i < 4; i++) a[i] = subtract(a[i], zeros[i % 2]);
     }

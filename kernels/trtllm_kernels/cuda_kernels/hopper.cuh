@@ -105,7 +105,7 @@ INLINE void load_bytes(void* to, const void* from, u32 bytes, u64& barrier, u64 
 // Makes this thread's writes to shared memory visible to later TMA and wgmma.
 INLINE void publish_to_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
-// ---- Copies by threads: each completes with the group that its thread commits it to
+// ---- Copies by threads: each completes with the group that its thread commits it to, or before an arrival at a barrier
 
 // Copies 16 bytes past L1, of which those from `bytes` on become zero.
 INLINE void copy_16(void* to, const void* from, u32 bytes) {
@@ -123,6 +123,11 @@ INLINE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"
 template <int PENDING>
 INLINE void wait_for_copies() {
     asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
+}
+
+// Arrives at a barrier when all copies that this thread has begun are complete. The barrier counts this thread.
+INLINE void arrive_when_copied(u64& barrier) {
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(&barrier)) : "memory");
 }
 
 // ---- Clusters of blocks
@@ -404,6 +409,15 @@ INLINE void multiply_add_warp(float (&d)[4], const u32 (&a)[4], u32 b_low, u32 b
     }
 }
 
+// Four matrices of 8 x 8 elements of 2 bytes, of which a thread gets row lane / 4 and columns 2 * (lane % 4) and the next. `address`: in shared
+// memory, of row lane % 8 of matrix lane / 8.
+INLINE void load_matrices(u32 (&x)[4], u32 address) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
+                 : "r"(address)
+                 : "memory");
+}
+
 // Transposes a matrix of 8 x 8 elements of 2 bytes, of which a thread holds row lane / 4 and columns 2 * (lane % 4) and the next.
 INLINE u32 transposed(u32 x) {
     u32 y;
@@ -522,10 +536,14 @@ INLINE u32 multiplied(u32 a, u32 b) {
     return y;
 }
 
-// a * b + c, of two fp16, rounded once.
+// a * b + c, rounded once.
 INLINE u32 multiplied_and_added(u32 a, u32 b, u32 c) {
     u32 y;
-    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(y) : "r"(a), "r"(b), "r"(c));
+    if (HALF) {
+        asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(y) : "r"(a), "r"(b), "r"(c));
+    } else {
+        asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(y) : "r"(a), "r"(b), "r"(c));
+    }
     return y;
 }
 

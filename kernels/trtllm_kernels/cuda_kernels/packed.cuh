@@ -2,7 +2,9 @@
 #pragma once
 #define GROUPS (GROUP == 0 || GROUP >= COLUMNS ? 1 : COLUMNS / GROUP)  // per step
 #define BY_SUMS (GROUP > 0 && !FOLDED)
-#define FACTOR (FP8 ? 512.0f : !FOLDED || CODES != CODES_FP4 ? 1.0f : HALF ? 128.0f : 67108864.0f)
+#define INT4_BF16 (CODES == CODES_INT4 && !FP8 && !HALF)
+#define TIMES_SCALE (FOLDED && (CODES == CODES_FP4 || (INT4_BF16 && !ZEROS)))  // what makes numbers of codes multiplies by scales at once
+#define FACTOR (FP8 ? 512.0f : INT4_BF16 ? TIMES_SCALE ? 8589934592.0f : 128.0f : !TIMES_SCALE ? 1.0f : HALF ? 128.0f : 67108864.0f)
 #include "decode.cuh"
 #include "skinny.cuh"
 
@@ -38,13 +40,16 @@ INLINE void make_table(u32 thread, u32 threads) {
 #endif
 }
 
-// What a thread that multiplies wants of a row's scale: the number in fp32, or FOLDED, two of x's format.
-INLINE u32 made_of_scale(float one) {
-    float factor = CODES != CODES_FP4 ? one : one * (HALF ? 128.0f : 1.2676506002282294e30f);  // 2^7, 2^100
-    return FOLDED ? pack(factor, factor) : __float_as_int(one);
+// What a thread that multiplies wants of a row's scale: the number in fp32, or FOLDED, two of x's format. `low`: of the 8 rows below.
+INLINE u32 made_of_scale(float one, bool low) {
+    if (TIMES_SCALE) one *= HALF ? 128.0f : INT4_BF16 && low ? 7.922816251426434e28f : 1.2676506002282294e30f;  // 2^7, 2^96, 2^100
+    return FOLDED ? pack(one, one) : __float_as_int(one);
 }
 
-INLINE u32 made_of_zero(float one) { return FP8 ? zeros_fp8(one) : pack(one, one); }
+INLINE u32 made_of_zero(float one) {
+    if (INT4_BF16) one *= -0.0078125f;
+    return FP8 ? zeros_fp8(one) : pack(one, one);
+}
 
 // Of a table in shared memory with an entry of BYTES per row.
 template <int BYTES>
@@ -65,21 +70,27 @@ struct Tables {
     INLINE void read(u32 (&scale)[2], u32 (&zero)[2], int g, u32 row) const {
 #pragma unroll
         for (int h = 0; h < 2; h++) {
-            scale[h] = made_of_scale(scale_in<SCALE_TYPE>(of_row<SCALE>(scales[g], row + 8 * h), 0));
+            scale[h] = made_of_scale(scale_in<SCALE_TYPE>(of_row<SCALE>(scales[g], row + 8 * h), 0), h == 1);
             if (ZEROS) zero[h] = made_of_zero(scale_in<BF16_SCALE>(of_row<2>(zeros[ZEROS ? g : 0], row + 8 * h), 0));
         }
     }
 
-    // Loads those of the rows of a block from `row` on, of a step from column `column` on. Called by a warp.
-    INLINE void load(const char* scale, const char* zero, int row, int column, u64& full, bool first_lane) {
-        int rows = min(ROWS, N - row);
-        if (first_lane) arrive_expecting(full, GROUPS * rows * (SCALE + (ZEROS ? 2 : 0)));
+    // Loads those of the rows of a block from `row` on, of a step from column `column` on. Called by a warp, each of whose lanes arrives.
+    INLINE void load(const char* scale, const char* zero, int row, int column, u64& full, u32 lane) {
+        copy<SCALE>(scales, scale, row, column, lane);
+        if (ZEROS) copy<2>(zeros, zero, row, column, lane);
+        arrive_when_copied(full);
+    }
+
+    template <int BYTES, int COUNT, int LENGTH>
+    INLINE static void copy(char (&to)[COUNT][LENGTH], const char* from, int row, int column, u32 lane) {
+        constexpr int PIECES = ROWS * BYTES / 16;  // of a group
 #pragma unroll
-        for (int g = 0; g < GROUPS; g++) {
-            long long at = (long long)(min(column + g * GROUP, K - 1) / (GROUPED ? GROUP : 1)) * N + row;
-            if (first_lane) {
-                load_bytes(scales[g], scale + at * SCALE, rows * SCALE, full);
-                if (ZEROS) load_bytes(zeros[ZEROS ? g : 0], zero + at * 2, rows * 2, full);
+        for (int i = 0; i < (COUNT * PIECES + 31) / 32; i++) {
+            int piece = lane + 32 * i, g = piece / PIECES, first = piece % PIECES * 16;
+            if (piece < COUNT * PIECES) {
+                long long at = (long long)(min(column + g * GROUP, K - 1) / (GROUPED ? GROUP : 1)) * N + row;
+                copy_16(to[g] + first, from + at * BYTES + first, row * BYTES + first < N * BYTES ? 16 : 0);
             }
         }
     }
@@ -105,7 +116,7 @@ struct Codes {
 #if FP8
         decode_int4_fp8(a, word(2 * i), word(2 * i + 1));
 #elif CODES == CODES_INT4
-        decode_int4(a, word(i), zeros);
+        decode_int4(a, word(i), scales, zeros, TIMES_SCALE);
 #elif CODES == CODES_INT8
         decode_int8(a, word(2 * i), word(2 * i + 1), zeros);
 #elif CODES == CODES_FP8
@@ -116,9 +127,7 @@ struct Codes {
 #else
         decode_nf4(a, word(i), table);
 #endif
-#if FOLDED && CODES != CODES_FP4
 #pragma unroll
-        for (int j = 0; j < 4; j++) a[j] = multiplied(a[j], scales[j % 2]);
-#endif
+        for (int j = 0; j < (FOLDED && !TIMES_SCALE ? 4 : 0); j++) a[j] = multiplied(a[j], scales[j % 2]);
     }
 };

@@ -3,8 +3,11 @@
 // Memory has the codes in the order of wgmma's A fragments (`formats/tiles.py`), so a bulk copy brings a step of a row of tiles, one wide
 // load a thread's codes of several wgmma, and what masks make of them is the A operand. x is the B operand, from shared memory, as ever.
 // Where scales are of groups of columns, sums are scaled in fp32 as each group ends. Those of fp4 are exact as factors of its numbers, and
-// from 64 tokens on others are factors too, rounded to x's format (FOLDED). Scales and zero points come by bulk copies, as
-// memory has them.
+// from 64 tokens on others are factors too, rounded to x's format (FOLDED).
+//
+// A request to the copy engine takes some 60 ns of an SM, however little it copies: on an H200 that was the time of nearly all products of few
+// tokens. So it loads the weight, in few pieces, and the threads of a warp copy scales and zero points, as memory has them, and wide x of up
+// to 8 tokens: warps then multiply 16 rows each (`mma.sync`), since wgmma does not see what threads have copied without a fence.
 //
 // At 4 bits the issue of instructions is nearly as scarce as memory's bandwidth, and all blocks together read x from L2 N / ROWS times:
 // with 64 rows and 16 tokens that is as many bytes as the weight has. Hence ROW_GROUPS warpgroups of 64 rows each, which share x, and
@@ -25,6 +28,8 @@ constexpr int OWNERS = 128 * ROW_GROUPS, CONSUMERS = OWNERS * K_GROUPS;
 constexpr int THREADS = CONSUMERS + 64 + (GROUPED ? 32 : 0);
 // Warpgroups multiply a step each, in turns: the others decode meanwhile. Left alone they would all decode, and then all multiply.
 #define IN_TURNS (TOKENS >= 64 && ROW_GROUPS * K_GROUPS > 1 && (!BY_SUMS || GROUPS * TOKENS <= 128))
+// Warps multiply 16 rows each, and x comes by threads' copies.
+#define BY_WARPS (TOKENS == 8 && !FP8)
 constexpr int PITCH = ROWS + 4;
 constexpr int SENT = TOKENS / 2 / SPLITS;  // sums of a thread to another block
 static_assert(SPLITS == 1 || SENT >= 2, "a thread sends whole tokens");
@@ -62,10 +67,51 @@ struct Shared {
 };
 static_assert(sizeof(Shared) + TABLE_BYTES <= SHARED_BYTES, "SHARED_BYTES is what a launch asks for");
 
+#if BY_WARPS
+// Copies a step's columns, from `column` on, of the rows of x that there are, in the order of a tensor map's boxes. Called by a warp.
+INLINE void copy_rows(char* to, const char* x, int column, int num_tokens, u32 lane) {
+    constexpr int CHUNKS = COLUMNS / 8;  // of 16 bytes, of a row
+#pragma unroll
+    for (int i = 0; i < TOKENS * CHUNKS / 32; i++) {
+        u32 row = i * 32 / CHUNKS + lane / CHUNKS, chunk = (i * 32 + lane) % CHUNKS;
+        if (row < num_tokens) {
+            copy_16(to + chunk / 8 * TOKENS * 128 + row * 128 + (chunk % 8 ^ row) * 16, x + ((long long)row * K + column) * 2 + chunk * 16,
+                    column + 8 * chunk < K ? 16 : 0);
+        }
+    }
+}
+
+// Adds a warp's products of a step, of 16 rows of the weight and x, at `x` in shared memory. Those with tokens that are none are of what was
+// in memory.
+INLINE void multiply_rows(float (&total)[4], const Codes& codes, const u32 (&scales)[GROUPS][2], const u32 (&zeros)[GROUPS][2], u32 x,
+                          const char* table) {
+    constexpr int SUMMED = BY_SUMS ? GROUPS : 1, EACH = PRODUCTS / SUMMED, CHAINS = EACH > 1 ? 2 : 1;  // chains do not wait for each other
+    u32 lane = threadIdx.x % 32, own = lane % 8 * 128 + (lane / 8 ^ lane % 8) * 16;
+    u32 b[4];
+#pragma unroll
+    for (int g = 0; g < SUMMED; g++) {
+        float sums[CHAINS][4] = {};
+#pragma unroll
+        for (int i = 0; i < EACH; i++) {
+            int product = g * EACH + i;
+            if (product % 2 == 0) load_matrices(b, x + product / 4 * TOKENS * 128 + (own ^ product / 2 % 2 * 64));
+            u32 a[4];
+            codes.decode(a, product, scales[product / IN_GROUP], zeros[product / IN_GROUP], table);
+            multiply_add_warp(sums[i % CHAINS], a, b[product % 2 * 2], b[product % 2 * 2 + 1]);
+        }
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            float sum = CHAINS > 1 ? sums[0][i] + sums[CHAINS - 1][i] : sums[0][i];
+            total[i] += BY_SUMS ? sum * __int_as_float(scales[g][i / 2]) : sum;
+        }
+    }
+}
+#endif
+
 // The 2 i32 and 2 i64 after a map are its sizes and strides in the launch ABI (`driver.py`).
 extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(THREADS, BLOCKS)
-    packed_gemm(const __grid_constant__ TensorMap x, int, int, long long, long long, const char* w, const char* group_scale,
-                const char* weight_zero, const char* bias, const char* residual, const float* x_scale, const float* w_scale,
+    packed_gemm(const __grid_constant__ TensorMap x, int, int, long long, long long, const char* x_rows, const char* w,
+                const char* group_scale, const char* weight_zero, const char* bias, const char* residual, const float* x_scale, const float* w_scale,
                 const float* out_scale, char* y, int num_tokens) {
     let_next_start();
     Shared& shared = *(Shared*)memory;
@@ -74,11 +120,11 @@ extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(THRE
     constexpr u32 LOADS_W = CONSUMERS / 32, LOADS_X = LOADS_W + 1;
     if (lane == 0) {  // of each warp: one thread would take long for all
         for (int i = warp; i < W_STAGES; i += THREADS / 32) {
-            barrier_init(shared.w_full[i], GROUPED ? 2 : 1);
+            barrier_init(shared.w_full[i], GROUPED ? 33 : 1);
             barrier_init(shared.w_empty[i], OWNERS / 32);
         }
         for (int i = warp; i < X_STAGES; i += THREADS / 32) {
-            barrier_init(shared.x_full[i], 1);
+            barrier_init(shared.x_full[i], BY_WARPS ? 32 : 1);
             barrier_init(shared.x_empty[i], OWNERS / 32);
         }
         if (warp == 0) barrier_init(shared.all_received, 1);
@@ -110,26 +156,31 @@ extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(THRE
         if (SPLITS > 1) cluster_wait();
     } else if (warp == LOADS_X) {
         if (SPLITS > 1) cluster_wait();
-        prefetch(x);
+        if (!BY_WARPS) prefetch(x);
         wait_for_previous();
         Place<X_STAGES> at;
         for (int step = 0; step < steps; step++) {
             wait(shared.x_empty[at.stage], at.parity ^ 1);
+            int column = (first_step + step) * COLUMNS;
+#if BY_WARPS
+            copy_rows(shared.x[at.stage], x_rows, column, num_tokens, lane);
+            arrive_when_copied(shared.x_full[at.stage]);
+#else
             if (lane == 0) {
                 arrive_expecting(shared.x_full[at.stage], X_BYTES);
 #pragma unroll
                 for (int panel = 0; panel < PANELS; panel++) {
-                    load_box(shared.x[at.stage] + panel * TOKENS * 128, x, 0, (first_step + step) * COLUMNS + panel * PANEL_COLUMNS,
-                             shared.x_full[at.stage]);
+                    load_box(shared.x[at.stage] + panel * TOKENS * 128, x, 0, column + panel * PANEL_COLUMNS, shared.x_full[at.stage]);
                 }
             }
+#endif
             at.next();
         }
     } else if (GROUPED && warp == LOADS_X + 1) {
         Place<W_STAGES> at;
         for (int step = 0; step < steps; step++) {
             wait(shared.w_empty[at.stage], at.parity ^ 1);
-            shared.tables[at.stage].load(group_scale, weight_zero, row, (first_step + step) * COLUMNS, shared.w_full[at.stage], lane == 0);
+            shared.tables[at.stage].load(group_scale, weight_zero, row, (first_step + step) * COLUMNS, shared.w_full[at.stage], lane);
             at.next();
         }
         if (SPLITS > 1) cluster_wait();
@@ -165,6 +216,14 @@ extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(THRE
                     shared.tables[at_w.stage].read(scales[g], zeros[g], g, own_row);
                 }
             }
+#if BY_WARPS
+            wait(shared.x_full[at_x.stage], at_x.parity);
+            multiply_rows(total, codes, scales, zeros, shared_address(shared.x[at_x.stage]), table);
+            if (lane == 0) {
+                arrive(shared.w_empty[at_w.stage]);
+                arrive(shared.x_empty[at_x.stage]);
+            }
+#else
             u32 a[PRODUCTS][4];
             u64 b = by_rows(shared_address(shared.x[at_x.stage]));
 #if BY_SUMS
@@ -255,6 +314,7 @@ extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(THRE
             hold(total);
 #endif
             if (lane == 0) arrive(shared.x_empty[at_x.stage]);
+#endif
 #endif
             at_w.next(K_GROUPS), at_x.next(K_GROUPS);
         }

@@ -139,7 +139,7 @@ extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(THRE
     constexpr u32 LOADS_W = CONSUMERS / 32, LOADS_X = LOADS_W + 1;
     if (lane == 0) {
         for (int i = warp; i < RING; i += THREADS / 32) {
-            barrier_init(shared.full[i], GROUPED ? 3 : 2);
+            barrier_init(shared.full[i], GROUPED ? 34 : 2);
             barrier_init(shared.empty[i], CONSUMERS / 32);
         }
         if (warp == 0) barrier_init(shared.all_received, 1);
@@ -186,7 +186,7 @@ extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(THRE
             });
         } else if (GROUPED && warp == LOADS_X + 1) {
             range.load(shared, [&](const Tile& tile, int step, u32 stage) {
-                shared.tables[stage].load(group_scale, weight_zero, tile.row, step * COLUMNS, shared.full[stage], lane == 0);
+                shared.tables[stage].load(group_scale, weight_zero, tile.row, step * COLUMNS, shared.full[stage], lane);
             });
         }
         if (SPLITS > 1) {

@@ -119,9 +119,11 @@ def _name(padded: int, field: str) -> str:
 
 def _default(call: OpCall, padded: int) -> Tile:
     """As tuned on an H200 with int4 and w4a8. Two warpgroups of a block multiply different rows where there are many, else different steps;
-    two blocks divide K where their rows alone would leave SMs idle."""
+    two blocks divide K where their rows alone would leave SMs idle. At 64 tokens more warpgroups decode than multiply."""
     tiles, sms, few = ceil_div(call["weight"].size(0), TILE), call.sm_count, padded <= 16
     columns = 256 if padded < PADDED[-1] and _step_fits(call, 256) else 128
+    if padded == 64 and tiles <= sms and not (call["x"].dtype == "fp8" and 0 < _group(call) < 128):  # else sums take the registers
+        return Tile(64, 64, 3, 2, 1, 128) if 2 * tiles <= sms else Tile(64, 64, 4, 1, 1, 128)
     if _many_rows(call):
         return Tile(padded, 256, 1, 1, 1, 128) if padded == 64 else Tile(padded, 128, 1, 1, 2 if few else 1, columns)
     if 2 * tiles <= sms:
@@ -163,10 +165,11 @@ def _default_large(call: OpCall, tokens: int) -> LargeTile:
 
 def large_fits(call: OpCall) -> bool:
     """Whether `packed_gemm_large.cu` can multiply."""
-    return few_fit(call) and _step_fits(call, _large_columns(call)) and (call["x"].dtype == "fp8" or not _group(call) or _in_range(call))
+    return few_fit(call) and _step_fits(call, _panel(call)) and (call["x"].dtype == "fp8" or not _group(call) or _in_range(call))
 
 
-def _large_columns(call: OpCall) -> int:
+def _panel(call: OpCall) -> int:
+    """Columns of x in 128 bytes: a step of the kernel of many tokens."""
     return elements_in(128, call["x"].dtype)
 
 
@@ -277,7 +280,7 @@ def _launch(builder: Builder, tile: Tile, here: Dim) -> None:
     w_stages, x_stages, shared_bytes = _rings(call, tile, groups)
     builder.launch(
         "packed_gemm.packed_gemm",
-        _operands(call, tile.tokens),
+        {"X": Tma(call["x"], tile.tokens, _panel(call)), "XRows": call["x"], **_operands(call)},
         grid=(product(ceil_div(n, tile.rows), here), tile.parts),
         constexprs={
             **_flags(call),
@@ -297,11 +300,10 @@ def _launch(builder: Builder, tile: Tile, here: Dim) -> None:
     )
 
 
-def _operands(call: OpCall, tokens: int) -> dict[str, Parameter]:
-    """`tokens`: of a tile."""
+def _operands(call: OpCall) -> dict[str, Parameter]:
+    """Those behind x."""
     x = call["x"]
     return {
-        "X": Tma(x, tokens, elements_in(128, x.dtype)),
         "W": call["weight"],
         "GroupScale": call.get("group_scale") or x,
         "WeightZero": call.get("weight_zero") or x,
@@ -342,7 +344,7 @@ def _flags(call: OpCall) -> dict[str, int]:
 def _launch_large_tile(builder: Builder, tile: LargeTile, here: Dim) -> None:
     """`here`: 1 in steps that this tile serves, else 0."""
     call, (rows, tokens, parts) = builder.call, tile
-    group, columns, weight = _group(call), _large_columns(call), call["weight"]
+    group, columns, weight = _group(call), _panel(call), call["weight"]
     if tile not in _large_tiles(call):
         raise KernelError(f"tile {tile} is none of {_large_tiles(call)} of many tokens and packed weights")
     groups = 1 if not group or group >= columns else columns // group
@@ -356,7 +358,7 @@ def _launch_large_tile(builder: Builder, tile: LargeTile, here: Dim) -> None:
     ring = max(stages * operands, 4 * rows * own * max(parts - 1, 1))  # sums of the other blocks come to where operands were
     builder.launch(
         "packed_gemm_large.packed_gemm_large",
-        _operands(call, tokens),
+        {"X": Tma(call["x"], tokens, _panel(call)), **_operands(call)},
         grid=(product(_programs(call, tokens, ceil_div(call["weight"].size(0), rows), parts), here), parts),
         constexprs={
             **_flags(call),

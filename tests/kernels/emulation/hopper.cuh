@@ -199,6 +199,11 @@ void wait_for_copies() {
         me.copies.pop_front();
     }
 }
+inline void arrive_when_copied(u64& barrier) {
+    machine.now->groups++;
+    wait_for_copies<0>();
+    arrive(barrier);
+}
 template <typename T>
 void send(T* to, T x, u64& barrier, u32 rank) {
     Block& there = *machine.blocks[rank];
@@ -252,8 +257,8 @@ inline u32 masked_xor(u32 x, u32 mask, u32 with) { return (x & mask) ^ with; }
 inline u32 subtract(u32 a, u32 b) { return pack(unpack_x(a).x - unpack_x(b).x, unpack_x(a).y - unpack_x(b).y); }
 inline u32 multiplied(u32 a, u32 b) { return pack(unpack_x(a).x * unpack_x(b).x, unpack_x(a).y * unpack_x(b).y); }
 inline u32 multiplied_and_added(u32 a, u32 b, u32 c) {
-    float2 x = unpack_fp16(a), y = unpack_fp16(b), z = unpack_fp16(c);
-    return pack_fp16(x.x * y.x + z.x, x.y * y.y + z.y);
+    float2 x = unpack_x(a), y = unpack_x(b), z = unpack_x(c);
+    return pack(x.x * y.x + z.x, x.y * y.y + z.y);
 }
 
 // ---- wgmma, by the fragments that the PTX ISA draws
@@ -324,6 +329,12 @@ inline void multiply_add_warp(float (&d)[4], const u32 (&a)[4], u32 b_low, u32 b
                 d[i] += number_of(row, k % 2) * number_of(column, k % 2);
             }
         }
+    });
+}
+inline void load_matrices(u32 (&x)[4], u32 address) {
+    exchange(&address, 1, [&](u32(*warp)[8]) {
+        u32 lane = machine.now->thread % 32;
+        for (u32 i = 0; i < 4; i++) memcpy(&x[i], memory + warp[8 * i + lane / 4][0] + lane % 4 * 4, 4);
     });
 }
 inline u32 transposed(u32 x) {

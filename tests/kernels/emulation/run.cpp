@@ -90,16 +90,25 @@ struct Arguments {
     char* y;
     int num_tokens;
 };
+#ifdef K_GROUPS
+#define X_ROWS a.x.from,
+#else
+#define X_ROWS
+#endif
 static Arguments arguments;
 static void call() {
     const Arguments& a = arguments;
-    KERNEL(a.x, 0, 0, 0, 0, a.w, a.group_scale, a.weight_zero, a.bias, a.residual, a.x_scale, a.w_scale, a.out_scale, a.y, a.num_tokens);
+    KERNEL(a.x, 0, 0, 0, 0, X_ROWS a.w, a.group_scale, a.weight_zero, a.bias, a.residual, a.x_scale, a.w_scale, a.out_scale, a.y, a.num_tokens);
 }
 
 static int run(int grid, int threads);
 extern "C" int emulate(const char** pointers, long x_rows, int num_tokens, int grid, int threads) {
+    const char* x = pointers[0];
+#ifdef K_GROUPS
+    pointers++;  // to x once more
+#endif
     auto f = [&](int i) { return (const float*)pointers[i]; };
-    arguments = {{pointers[0], x_rows, K, FP8 ? 1 : 2, TOKENS}, pointers[1], pointers[2], pointers[3], pointers[4], pointers[5],
+    arguments = {{x, x_rows, K, FP8 ? 1 : 2, TOKENS}, pointers[1], pointers[2], pointers[3], pointers[4], pointers[5],
                  f(6), f(7), f(8), (char*)pointers[9], num_tokens};
     return run(grid, threads);
 }
