@@ -177,7 +177,6 @@ inline void load_box(void* to, const TensorMap& map, int row, int column, u64& b
     }
     complete(barrier_at(barrier), map.box_rows * 128);
 }
-inline void load_box(void* to, const TensorMap& map, int row, int column, u64& barrier, u64) { load_box(to, map, row, column, barrier); }
 inline void load_bytes(void* to, const void* from, u32 bytes, u64& barrier, u64 = 0) {
     memcpy(to, from, bytes);
     complete(barrier_at(barrier), bytes);
