@@ -156,7 +156,7 @@ def test_races_are_where_a_choice_shows() -> None:
     assert all(len(race.entrants) == 2 for race in few)
     algorithms = {(race.choice.name, race.case.shape.tokens) for race in later if race.choice.name.startswith("algorithm")}
     assert algorithms == {(f"algorithm to {size}", m) for size in (256, 512) for m in (size * 3 // 4, size) if m <= 400}
-    assert {race.role.rpartition(".")[2] for race in later} == {"gate_up_silu", "qkv_proj", "o_proj", "down_proj", "lm_head"}
+    assert {race.role.rpartition(".")[2] for race in later} == {"gate_up_silu", "qkv_proj", "o_proj", "down_proj"}
     assert all(len(race.entrants) == 6 for race in later if race.choice.name.startswith("algorithm"))
     assert not TuningPlan(PlanCounter(plan), ARCH, done=frozenset(course.choices)).choices
 

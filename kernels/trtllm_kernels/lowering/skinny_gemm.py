@@ -180,6 +180,8 @@ def skinny_space(call: OpCall) -> tuple[Choice, ...]:
         return Choice(f"skinny {padded}", table(tuple(f"skinny{padded}_{name}" for name in these), *values))
 
     sizes = skinny_sizes(call)
+    if call.op == "linear_sample":  # thresholds are judged by prompts, of which it has one row
+        return tuple(map(choice, sizes))
     return (*map(choice, sizes), Choice("skinny to", grid(**{SKINNY_TO: (0, *sizes[:-1])}), (PREFILL,), sizes))
 
 
