@@ -124,9 +124,16 @@ def _bytes(claim: Claim, size: ModelSize, sheet: Sheet) -> Implausible | None:
 
 
 def flops_limit(sheet: Sheet, form: str) -> float:
-    """FLOP/s of a number format that nothing passes; 0 where the GPU lacks it."""
+    """FLOP/s of a number format that nothing passes; 0 where the GPU lacks it.
+
+    Formats of one data-sheet rate share the tensor cores. So what GEMMs sustain in the fastest of them bounds the others: a library that is
+    slow in one (cuBLASLt in int8) says nothing of the GPU.
+    """
     peak = sheet.flops_per_s.get(form, 0.0)
-    return min(peak, BURST * peak * ACHIEVABLE_FLOPS[form]) if sheet.measured else peak
+    if not sheet.measured:
+        return peak
+    sustained = max((ACHIEVABLE_FLOPS[one] for one, rate in sheet.flops_per_s.items() if rate == peak), default=0.0)
+    return min(peak, BURST * peak * sustained)
 
 
 def bytes_limit(sheet: Sheet) -> float:

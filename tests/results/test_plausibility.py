@@ -54,6 +54,7 @@ def test_limits_lie_between_what_was_measured_and_the_data_sheet() -> None:
     assert h200 is not None
     assert a100 is not None
     assert flops_limit(h200, "fp8") == pytest.approx(1_408e12), "measured 1,265; data sheet 1,979"
+    assert flops_limit(h200, "int8") == flops_limit(h200, "fp8"), "cuBLASLt reaches 867 in int8; the tensor cores are the same"
     assert 4.38e12 < bytes_limit(h200) <= 4.8e12
     assert flops_limit(a100, "bf16") == 312e12
     assert flops_limit(a100, "fp8") == 0
