@@ -184,7 +184,10 @@ def markdown(columns: Sequence[str], body: Iterable[Sequence[str]]) -> str:
     """A column is its head; one that ends in `:` is of numbers."""
     head = [name.removesuffix(":") for name in columns]
     rule = ["--:" if name.endswith(":") else "---" for name in columns]
-    rows = [f"| {' | '.join(cells)} |" for cells in body]
+    lines = list(body)
+    if any(len(cells) != len(head) for cells in lines):
+        raise ValueError(f"a row of the table with columns {', '.join(head)} has another number of cells")
+    rows = [f"| {' | '.join(cells)} |" for cells in lines]
     return "\n".join([f"| {' | '.join(head)} |", f"|{'|'.join(rule)}|", *rows]) if rows else "Not measured yet."
 
 
@@ -275,17 +278,8 @@ def arrivals() -> str:
     """Of a dataset, offline and at a rate of arrivals, on one H200."""
     mine = [line for line in lines() if line.gpu == "H200" and line.cell.gpus == 1 and not closed(line)]
     columns = [
-        "workload",
-        "arrivals",
-        "requests:",
-        "tok/s:",
-        "goodput/s:",
-        "TTFT p50 ms:",
-        "p99:",
-        "TPOT p50 ms:",
-        "p99:",
-        "W:",
-        "J/token:",
+        *("workload", "arrivals", "tokens:", "requests:", "tok/s:", "limits ms:", "finished/s:", "within:"),
+        *("TTFT p50 ms:", "p99:", "TPOT p50 ms:", "p99:", "W:", "J/token:", "revision"),
     ]
     return markdown(
         columns,

@@ -33,6 +33,12 @@ def test_documents_hold_the_tables_that_the_records_give(records: ModuleType) ->
     assert {block[1] for text in texts.values() for block in records.BLOCK.findall(text)} == set(records.TABLES)
 
 
+def test_a_row_has_a_cell_for_each_column(records: ModuleType) -> None:
+    assert records.markdown(["a", "b:"], [["x", "1"]]) == "| a | b |\n|---|--:|\n| x | 1 |"
+    with pytest.raises(ValueError, match="columns a, b"):
+        records.markdown(["a", "b:"], [["x", "1", "2"]])
+
+
 def test_a_line_is_the_newest_version_with_peers_of_the_same_gpu(records: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """vLLM's 280.4 tokens/s at 128/256 are of one sequence on an H200; its H100 figure, and copies' throughput, stand beside nothing."""
     h200 = Environment(gpu="NVIDIA H200", git_revision="a" * 40)
