@@ -19,5 +19,5 @@ class NotWritten(OutputError, WriteError):
     """The disk or the folder did not take it."""
 
     def __init__(self, target: Path, error: WriteError) -> None:
-        OutputError.__init__(self, f"Cannot write {target}: {error.reason}.")
+        OutputError.__init__(self, f"cannot write {target}: {error.reason}")
         self.reason, self.exit_code = error.reason, error.exit_code

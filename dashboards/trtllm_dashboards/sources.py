@@ -59,15 +59,15 @@ def load(specs: Sequence[str], filters: Sequence[str] = ()) -> Sources:
                 skipped.append(str(error).rstrip("."))
                 continue
             if found.name in sets:
-                raise DashboardError(f"Two result sets are called '{found.name}'; name them, such as before={spec.split('=')[-1]}.")
+                raise DashboardError(f"two result sets are called '{found.name}'; name them, such as before={spec.split('=')[-1]}")
             sets[found.name] = keep(found.rows, filters)
             _, path = named_path(spec)
             if path.is_dir():
                 stored.append((Store(path, create=False), found.rows))
     if not sets and skipped:
-        raise DashboardError(f"None of the stores in {', '.join(specs)} can be read: {skipped[0]}")
+        raise DashboardError(f"none of the stores in {', '.join(specs)} can be read: {skipped[0]}")
     if not any(sets.values()):
-        raise DashboardError(f"No row passes {' and '.join(filters)}.")
+        raise DashboardError(f"no row passes {' and '.join(filters)}")
     return Sources(sets if len(sets) > 1 else {"": next(iter(sets.values()))}, tuple(stored), tuple(skipped))
 
 

@@ -264,7 +264,7 @@ with open(sys.argv[1], "w") as file:
 def test_a_store_that_cannot_be_made_is_refused_before_anything_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = run(capsys, "throughput", "--target", "null", "--isl", 4, "--osl", 2, "--num-requests", 2, "--out", "/dev/null")
     assert (code, out) == (3, "")
-    assert "Cannot create the result store /dev/null" in err
+    assert "cannot create the result store /dev/null" in err
 
 
 def test_a_folder_that_was_deleted_underneath_is_told(

@@ -55,7 +55,7 @@ def test_text_across_becomes_places(sweep_rows: list[Row]) -> None:
         (Axes("batch", ""), "needs --x FIELD and --y FIELD"),
         (Axes("batch", "wattage"), "no field 'wattage'"),
         (Axes("batch", "precision"), "--y precision is text, such as 'fp8'"),
-        (Axes("batch", "goodput_ratio"), "No row carries both batch and goodput_ratio"),
+        (Axes("batch", "goodput_ratio"), "no row carries both batch and goodput_ratio"),
         (Axes("isl", "mfu", by=("batch", "precision")), "--by makes 18 lines; at most 12"),
         (Axes("isl", "mfu", row=("batch",), col=("precision",)), "--row and --col make 18 panels; at most 16"),
     ],

@@ -24,7 +24,7 @@ def test_plot_all_draws_what_it_can_and_says_what_it_cannot(store: Path, tmp_pat
     assert main(["plot", "all", str(store), "--out", str(tmp_path), "--format", "svg", "--where", "isl=128", "--where", "osl=128"]) == 0
     drawn = {path.stem for path in tmp_path.glob("*.svg")}
     assert drawn == {"throughput", "latency", "pareto", "percentiles", "precision", "roofline", "energy", "repeats", "gpus"}
-    assert "scaling      not drawn: The scaling plot needs" in capsys.readouterr().out
+    assert "scaling      not drawn: the scaling plot needs" in capsys.readouterr().out
 
 
 def test_plot_published_draws_what_was_recorded_where_no_results_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -45,14 +45,14 @@ def test_dashboard_writes_one_file(store: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["plot", "pie", "STORE"], "There is no plot 'pie'"),
-        (["plot", "throughput"], "No results named"),
-        (["plot", "throughput", "nowhere"], "No results at nowhere"),
-        (["plot", "throughput", "STORE", "--where", "precision=fp64"], "No row passes precision=fp64"),
-        (["plot", "throughput", "STORE", "--format", "bmp"], "Cannot write figures as 'bmp'"),
-        (["plot", "throughput", "STORE", "a=STORE", "a=STORE"], "Two result sets are called 'a'"),
-        (["dashboard"], "No results named"),
-        (["dashboard", "STORE", "--out", "STORE"], "Cannot write"),
+        (["plot", "pie", "STORE"], "there is no plot 'pie'"),
+        (["plot", "throughput"], "no results named"),
+        (["plot", "throughput", "nowhere"], "no results at nowhere"),
+        (["plot", "throughput", "STORE", "--where", "precision=fp64"], "no row passes precision=fp64"),
+        (["plot", "throughput", "STORE", "--format", "bmp"], "cannot write figures as 'bmp'"),
+        (["plot", "throughput", "STORE", "a=STORE", "a=STORE"], "two result sets are called 'a'"),
+        (["dashboard"], "no results named"),
+        (["dashboard", "STORE", "--out", "STORE"], "cannot write"),
         (["dashboard", "FOREIGN"], "not one of trtllm-bench"),
     ],
 )

@@ -205,14 +205,14 @@ def test_each_kind_says_in_one_sentence_what_it_lacks(
 
 
 def test_unknown_kind_format_and_empty_rows_are_refused(tmp_path: Path, sweep_rows: list[Row]) -> None:
-    with pytest.raises(DashboardError, match="There is no plot 'pie'"):
+    with pytest.raises(DashboardError, match="there is no plot 'pie'"):
         render("pie", sweep_rows, tmp_path)
     with pytest.raises(DashboardError, match="no rows"):
         render("throughput", [], tmp_path)
     with pytest.raises(DashboardError, match="as 'bmp'"):
         render("throughput", sweep_rows, tmp_path, formats=["bmp"])
     (tmp_path / "file").write_text("")
-    with pytest.raises(DashboardError, match="Cannot write"):
+    with pytest.raises(DashboardError, match="cannot write"):
         render("throughput", sweep_rows, tmp_path / "file")
 
 

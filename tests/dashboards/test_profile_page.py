@@ -53,7 +53,7 @@ def test_the_page_asks_nothing_of_the_network_and_its_data_cannot_end_its_script
 
 def test_a_page_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="Cannot write"):
+    with pytest.raises(OutputError, match="cannot write"):
         render(profile(), tmp_path / "file" / "page.html")
 
 

@@ -87,9 +87,9 @@ def test_a_taken_port_and_wrong_paths_are_one_sentence(tmp_path: Path, sweep_row
         async with listening(watch) as address, listening(watch, port=int(address.rsplit(":", 1)[1].strip("/"))):
             pass
 
-    with pytest.raises(DashboardError, match="Cannot listen on"):
+    with pytest.raises(DashboardError, match="cannot listen on"):
         asyncio.run(clash())
-    with pytest.raises(ResultsError, match="No results at"):
+    with pytest.raises(ResultsError, match="no results at"):
         serve([str(tmp_path / "not" / "there")], announce=print)
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "results.parquet").write_text("not parquet")

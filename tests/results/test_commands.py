@@ -123,7 +123,7 @@ def test_the_arms_of_a_gate_are_compared_as_any_split(capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("compare", "A", "missing"), "No results at missing"),
+        (("compare", "A", "missing"), "no results at missing"),
         (("compare", "A"), "needs two result sets"),
         (("compare", "A", "OTHER"), "no cell in common"),
         (("compare", "A", "A100"), "--across-gpus"),
@@ -133,7 +133,7 @@ def test_the_arms_of_a_gate_are_compared_as_any_split(capsys: pytest.CaptureFixt
         (("compare", "A", "A", "--sort", "colour"), "no such column"),
         (("compare", "A", "--by", "precision"), "nothing to compare by precision"),
         (("compare", "A", "--against", "folklore"), "only 'published'"),
-        (("results", "show", "A", "zzz"), "No cell of"),
+        (("results", "show", "A", "zzz"), "no cell of"),
         (("results", "export", "A", "x.doc"), "writes .csv"),
         (("results", "import", "new", "A/results.json"), "not a result file of"),
         (("results", "import", "new", "VLLM", "--set", "precision"), "FIELD=VALUE"),

@@ -154,7 +154,7 @@ def test_bad_files_are_one_sentence(tmp_path: Path) -> None:
         (tmp_path / "x.json").write_text(text)
         importers.read(tmp_path / "x.json", **more)  # type: ignore[arg-type]
 
-    with pytest.raises(ResultsError, match="Cannot read"):
+    with pytest.raises(ResultsError, match="cannot read"):
         importers.read(tmp_path / "none.json")
     with pytest.raises(ResultsError, match="not a JSON file"):
         read("hello")

@@ -147,7 +147,7 @@ def test_other_tools_definitions() -> None:
     assert aiperf["itl_p50_ms"] == pytest.approx((750 + 200) / 2)
     vllm = definitions.figures(log, "vllm")
     assert vllm["itl_mean_ms"] == pytest.approx((500 + 1000 + 200) / 3)
-    with pytest.raises(ResultsError, match="No definitions named"):
+    with pytest.raises(ResultsError, match="no definitions named"):
         definitions.figures(log, "sglang")
 
 

@@ -125,7 +125,7 @@ def test_bad_stores_are_refused_in_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "text.parquet").write_text("hello")
     with pytest.raises(ResultsError, match="not a readable Parquet file"):
         read_rows(tmp_path / "text.parquet")
-    with pytest.raises(ResultsError, match="No results at"):
+    with pytest.raises(ResultsError, match="no results at"):
         read_rows(tmp_path / "none.parquet")
     (tmp_path / "other.json").write_text("[1]")
     with pytest.raises(ResultsError, match=r"not a results\.json"):
@@ -226,7 +226,7 @@ def test_a_million_requests_write_and_read(tmp_path: Path, record_property: pyte
 
 def test_unwritable_folder_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ResultsError, match="Cannot create the result store"):
+    with pytest.raises(ResultsError, match="cannot create the result store"):
         Store(tmp_path / "file" / "below")
     with pytest.raises(ResultsError, match="is a file"):
         Store(tmp_path / "file")

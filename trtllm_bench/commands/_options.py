@@ -32,7 +32,6 @@ MaxBatchSize = Annotated[int | None, option("max_batch_size", min=1)]
 MaxNumTokens = Annotated[int | None, option("max_num_tokens", min=1)]
 MaxSeqLen = Annotated[int | None, option("max_seq_len", min=1)]
 SkipBadRows = Annotated[bool, option("skip_bad_rows")]
-Seed = Annotated[int, option("seed", min=0)]
 Out = Annotated[str | None, typer.Option("--out", metavar="<path>", help="Also append the result to this store (or address, s3://...).")]
 ReportJson = Annotated[Path | None, typer.Option("--report-json", help="Write the report here, with NVIDIA's field names.")]
 

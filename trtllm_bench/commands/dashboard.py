@@ -38,7 +38,7 @@ def command(
     from trtllm_dashboards.errors import DashboardError
 
     if not results:
-        raise DashboardError("No results named; give the folder a sweep wrote, such as: trtllm-bench dashboard runs/mine.")
+        raise DashboardError("no results named; give the folder a sweep wrote, such as: trtllm-bench dashboard runs/mine")
     if serve:
         from trtllm_dashboards.html.serve import serve as serve_page
 

@@ -15,7 +15,7 @@ from trtllm_bench.errors import FAILURE, BenchError
 def command(
     name: Annotated[str, typer.Argument(metavar="[NAME]", help="Only ops whose name contains this, such as attention.")] = "",
     model: Annotated[str, typer.Option("--model", "-m", help="Model whose shapes to take.")] = "llama-3.1-8b",
-    precision: options.Precision = None,
+    precision: Annotated[str, options.option("precision", help="fp8, int4, int8_sq, ... (docs/quantization.md; default bf16).")] = "bf16",
     kv_dtype: options.KvDtype = "auto",
     m: Annotated[str, typer.Option("--m", help="List: tokens in a step.")] = "1,64,1024",
     kv_len: Annotated[int, typer.Option("--kv-len", min=1, help="Tokens each decoding sequence has in the cache.")] = 1024,
@@ -61,7 +61,7 @@ def command(
     if against:
         _beside_published(ops, limit, page_size, noise, seconds, out, plot)
         return
-    selection = KernelSelection(model, precision or "bf16", parse_m(m), kv_len, name, past)
+    selection = KernelSelection(model, precision, parse_m(m), kv_len, name, past)
     earlier = None if baseline is None else Run.load(baseline)
     devices = gpus()
     if not devices:

@@ -45,14 +45,14 @@ def command(
     if kind not in ("all", *KINDS) and x and y:
         kind, results = "axes", [kind, *(results or [])] if kind else results
     if kind != "all" and kind not in KINDS:
-        raise DashboardError(f"There is no plot '{kind}'; choose all or one of {', '.join(KINDS)}.")
+        raise DashboardError(f"there is no plot '{kind}'; choose all or one of {', '.join(KINDS)}")
     if not results and kind in ("all", "published") and (shipped := recorded()) is not None:
         results = [str(shipped)]
         typer.echo(f"no results named, so those of {shipped} are drawn")
     if not results and kind not in NEED_NO_ROWS:
-        raise DashboardError("No results named; give the folder a sweep wrote, such as: trtllm-bench plot throughput runs/mine.")
+        raise DashboardError("no results named; give the folder a sweep wrote, such as: trtllm-bench plot throughput runs/mine")
     if not results and where:
-        raise DashboardError("--where filters results, and none are named; give the folder a sweep wrote.")
+        raise DashboardError("--where filters results, and none are named; give the folder a sweep wrote")
     from trtllm_dashboards.plots import render
     from trtllm_dashboards.sources import Sources, load
     from trtllm_results.cost import Price, priced
@@ -61,7 +61,7 @@ def command(
     fields = Axes(x, y, *(tuple(name.strip() for name in text.split(",") if name.strip()) for text in (by, row, col)))
     for option, names in (("--row", fields.row), ("--col", fields.col)):
         if len(names) > 1:
-            raise DashboardError(f"{option} takes one field and was given {len(names)}; put the others into --by.")
+            raise DashboardError(f"{option} takes one field and was given {len(names)}; put the others into --by")
     sources = load(results, where or []) if results else Sources({}, ())
     price = Price.parse(gpu_price) if gpu_price else None
     sets = {name: [priced(row, price) for row in rows] for name, rows in sources.sets.items()}
@@ -79,7 +79,7 @@ def command(
             written += 1
             typer.echo(f"{name:<12} {', '.join(path.name if folder != out else str(path) for path in paths)}")
         if not written:
-            raise DashboardError("None of the kinds could be drawn from these results.")
+            raise DashboardError("none of the kinds could be drawn from these results")
     for note in price.notes(row for rows in sets.values() for row in rows) if price else []:
         typer.echo(note)
     if out.suffix == BUNDLE:

@@ -13,7 +13,7 @@ from trtllm_bench.commands import _options as options
 def command(
     engine: Annotated[Path, typer.Argument(metavar="ENGINE", help="Engine folder made by build.")],
     weights: Annotated[str, typer.Option("--weights", help="dummy, or a folder or .gguf file with weights of the same shapes.")],
-    seed: options.Seed = 0,
+    seed: Annotated[int, options.option("seed", min=0, help="Seed of dummy weights (default 0).")] = 0,
 ) -> None:
     """Swap an engine's weights without recompiling it.
 

@@ -108,9 +108,7 @@ def show_row(
     price = Price.parse(gpu_price) if gpu_price else None
     rows = [row for row in selection.load_set(store).rows if row.key.startswith(key)]
     if not rows:
-        raise ResultsError(
-            f"No cell of {store} has a key that starts with '{key}'; results ls lists them." if key else f"{store} is empty."
-        )
+        raise ResultsError(f"no cell of {store} has a key that starts with '{key}'; results ls lists them" if key else f"{store} is empty")
     if as_json:
         _echo_json(_flats(_priced(rows, price)))
         return
@@ -183,7 +181,7 @@ def _by_definitions(store: Path, rows: list[Row], wanted: str) -> None:
     for row in rows:
         table = Store(store, create=False).read_side("requests", row)
         if table is None:
-            raise ResultsError(f"{row.cell.label} has no stored requests, so it cannot be told under other definitions.")
+            raise ResultsError(f"{row.cell.label} has no stored requests, so it cannot be told under other definitions")
         log = RequestLog.from_side(table, gpus=row.cell.gpus)
         found = {tool: figures(log, tool) for tool in tools}
         shown = [name for name in METRICS if name.endswith(("_mean_ms", "_p50_ms", "_p99_ms", "_per_s", "_per_user"))]
@@ -218,10 +216,10 @@ def export(
 
     rows = selection.keep(selection.load_set(store).rows, where or [])
     if not rows:
-        raise ResultsError("No result passes the filters.")
+        raise ResultsError("no result passes the filters")
     writers = {".xlsx": sheets.write_xlsx, ".csv": sheets.write_csv, ".json": stores.write_json, ".parquet": stores.write_parquet}
     if out.suffix not in writers:
-        raise ResultsError(f"{out}: export writes .csv, .json, .parquet or .xlsx files.")
+        raise ResultsError(f"{out}: export writes .csv, .json, .parquet or .xlsx files")
     writers[out.suffix](rows, out)
     typer.echo(f"{len(rows)} rows written to {out}")
 
@@ -364,7 +362,7 @@ def import_results(
     for text in settings or []:
         name, equals, value = text.partition("=")
         if not equals:
-            raise ResultsError(f"--set {text}: write FIELD=VALUE.")
+            raise ResultsError(f"--set {text}: write FIELD=VALUE")
         overrides[name] = value
     imported = [(path, importers.read(path, tool, overrides, lambda other: typer.echo(f"note: {other}", err=True))) for path in files]
     target = Store(store)

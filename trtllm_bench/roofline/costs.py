@@ -102,7 +102,7 @@ class ModelCost:
 
 
 def utilisation(cost: ModelCost, ceilings: Ceilings, log: RequestLog, steps: npt.NDArray[Any], gpus: int = 1) -> dict[str, float]:
-    """`mfu`, `mbu` over the run, and `_prefill`, `_decode` over steps of that kind alone; a figure without a basis is left out.
+    """`mfu`, `mbu` over the run; with `_prefill` or `_decode` behind them, over steps of that kind. A figure without a basis is left out.
 
     `steps` is the engine's step log (`STEP_DTYPE`, with a column `replica` where there are several), `gpus` all that it ran on. In a step
     of one kind the cache length is taken from the pages in use, each sequence's last page counted half; in prefill steps every prompt is

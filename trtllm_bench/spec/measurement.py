@@ -114,12 +114,12 @@ class EngineSpec:
     Targets that are no engine of ours take `model` and `precision` as labels.
     """
 
-    model: str | None = knob(None, "Preset name, or folder with config.json (and weights).", aliases=("-m",))
+    model: str | None = knob(None, "Preset name, Hugging Face folder or .gguf file.", aliases=("-m",))
     engine_dir: Path | None = knob(None, "Engine folder made by build, instead of --model.")
     precision: str | None = knob(
         None, "fp8, int4, int8_sq, bf16, ... (docs/quantization.md; default: the checkpoint's; else bf16 on a GPU, fp32 on CPU)."
     )
-    kv_dtype: str = knob("auto", "KV cache: auto (fp8 with precision fp8), fp8, bf16, fp16 or fp32.")
+    kv_dtype: str = knob("auto", "KV cache: auto (fp8 where inputs are quantized), fp8, int8, bf16, fp16 or fp32.")
     weights: str | None = knob(None, "dummy, or a folder or .gguf file (default: the model folder's own; dummy for presets).")
     device: str = knob("auto", "auto, cpu or cuda.", identity=True)
     tp: int = knob(1, "Tensor-parallel GPUs.", least=1)

@@ -20,7 +20,7 @@ def picture(page: Path, out: Path) -> Path:
     """Writes `out`, 1280 x 1000 pixels in the light theme. Raises `OutputError` without a browser, and where it draws nothing."""
     browser = os.environ.get(VARIABLE) or next((path for name in BROWSERS if (path := shutil.which(name))), None)
     if browser is None:
-        raise OutputError(f"No Chromium is installed to draw {out} with; install the package chromium, or set {VARIABLE} to one.")
+        raise OutputError(f"no Chromium is installed to draw {out} with; install the package chromium, or set {VARIABLE} to one")
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="trtllm-bench-picture-") as folder:
         drawn = Path(folder) / "page.png"
@@ -36,8 +36,8 @@ def picture(page: Path, out: Path) -> Path:
         try:
             subprocess.run([browser, *flags, page.resolve().as_uri()], capture_output=True, timeout=LIMIT_S, check=False)
         except (OSError, subprocess.TimeoutExpired) as error:
-            raise OutputError(f"{browser} did not draw {page}: {error}.") from error
+            raise OutputError(f"{browser} did not draw {page}: {error}") from error
         if not drawn.is_file():
-            raise OutputError(f"{browser} drew nothing of {page}; name another one in {VARIABLE}.")
+            raise OutputError(f"{browser} drew nothing of {page}; name another one in {VARIABLE}")
         shutil.copyfile(drawn, out)
     return out

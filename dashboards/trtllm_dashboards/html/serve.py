@@ -158,7 +158,7 @@ async def listening(watch: Watch, host: str = "127.0.0.1", port: int = 0, poll_s
         try:
             await site.start()
         except OSError as error:
-            raise DashboardError(f"Cannot listen on {host}:{port}: {error.strerror or error}; choose another --port.") from error
+            raise DashboardError(f"cannot listen on {host}:{port}: {error.strerror or error}; choose another --port") from error
         yield f"http://{host}:{runner.addresses[0][1]}/"
     finally:
         await runner.cleanup()
@@ -174,7 +174,7 @@ def serve(specs: Sequence[str], *, where: Sequence[str] = (), title: str = "", p
         if all(_exists(inside) for inside in stores_in(spec)):
             load([spec])
         elif (path := named_path(spec)[1]).suffix == ".parquet" or not (path.is_dir() or path.parent.is_dir()):
-            raise ResultsError(f"No results at {spec}.")
+            raise ResultsError(f"no results at {spec}")
 
     async def run() -> None:
         async with listening(watch, port=port) as address:

@@ -77,9 +77,9 @@ NO_AXES = Axes()
 def figure(kind: str, material: Material) -> Figure:
     """Draw one kind. Raises `DashboardError` for an unknown kind or when no row carries what it needs."""
     if kind not in KINDS:
-        raise DashboardError(f"There is no plot '{kind}'; choose one of {', '.join(KINDS)}.")
+        raise DashboardError(f"there is no plot '{kind}'; choose one of {', '.join(KINDS)}")
     if not any(material.sets.values()) and kind not in NEED_NO_ROWS:
-        raise DashboardError("There are no rows to plot; check the store and the filters.")
+        raise DashboardError("there are no rows to plot; check the store and the filters")
     from trtllm_dashboards.plots.style import themed
 
     module = importlib.import_module(f"{__name__}.{kind}")

@@ -98,16 +98,16 @@ class Field:
 def draw(material: Material) -> Figure:
     chosen = material.axes
     if not chosen.x or not chosen.y:
-        raise DashboardError("The axes plot needs --x FIELD and --y FIELD, such as --x batch --y output_tokens_per_s.")
+        raise DashboardError("the axes plot needs --x FIELD and --y FIELD, such as --x batch --y output_tokens_per_s")
     every = points(material.sets)
     x, y = field(chosen.x, every), field(chosen.y, every)
     by, rows, cols = ([field(name, every) for name in names] for names in (chosen.by, chosen.row, chosen.col))
     found = [p for p in every if x.number(p) is not None and y.number(p) is not None]
     if not found:
-        raise DashboardError(f"No row carries both {x.name} and {y.name}, which the axes plot needs.")
+        raise DashboardError(f"no row carries both {x.name} and {y.name}, which the axes plot needs")
     text = next((y.text(p) for p in found if math.isnan(y.number(p) or 0.0)), None)
     if text is not None:
-        raise DashboardError(f"--y {y.name} is text, such as '{text[:40]}'; the axes plot needs numbers there.")
+        raise DashboardError(f"--y {y.name} is text, such as '{text[:40]}'; the axes plot needs numbers there")
     panels, columns = _panels(found, rows, cols)
     lines = _lines(found, by, {chosen.x, *chosen.row, *chosen.col})
     words = f"{y.words} against {x.words}"
@@ -162,7 +162,7 @@ def _panels(found: Sequence[Point], rows: Sequence[Field], cols: Sequence[Field]
     col_texts = cols[0].sorted(found) if cols else [""]
     if len(row_texts) * len(col_texts) > MOST_PANELS:
         count = len(row_texts) * len(col_texts)
-        raise DashboardError(f"--row and --col make {count} panels; at most {MOST_PANELS} are drawn, so narrow with --where.")
+        raise DashboardError(f"--row and --col make {count} panels; at most {MOST_PANELS} are drawn, so narrow with --where")
     panels = {}
     for row in row_texts:
         for col in col_texts:
@@ -186,7 +186,7 @@ def _lines(found: Sequence[Point], by: Sequence[Field], taken: set[str]) -> dict
     for point in found:
         lines.setdefault(", ".join(one.named(point) for one in by), []).append(point)
     if len(lines) > MOST_LINES:
-        raise DashboardError(f"--by makes {len(lines)} lines; at most {MOST_LINES} are told apart, so narrow with --where.")
+        raise DashboardError(f"--by makes {len(lines)} lines; at most {MOST_LINES} are told apart, so narrow with --where")
     return lines
 
 

@@ -25,7 +25,7 @@ def draw(material: Material) -> Figure:
     found = [p for p in having(points(material.sets), *PAIR) if load_of(p) > 0]
     if not found:
         raise DashboardError(
-            "No row carries power_mean_w and energy_per_output_token_j, which the energy plot needs; they are measured on a GPU."
+            "no row carries power_mean_w and energy_per_output_token_j, which the energy plot needs; they are measured on a GPU"
         )
     sheet = style.Sheet("Power and energy per output token", "")
     plan = layout(found, sheet, told, most=4)

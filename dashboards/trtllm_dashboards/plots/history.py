@@ -37,7 +37,7 @@ def draw(material: Material) -> Figure:
     cells = {label: in_order(line) for label, line in cells.items() if len(line) > 1}
     if not cells:
         raise DashboardError(
-            "No cell was measured in two versions or more, which the history plot needs; give it stores of several versions."
+            "no cell was measured in two versions or more, which the history plot needs; give it stores of several versions"
         )
     sheet = style.Sheet("History of output throughput", "")
     shown = style.limited(cells, sheet, MOST, "cells")

@@ -28,7 +28,7 @@ def told(point: Point) -> str:
 def draw(material: Material) -> Figure:
     found = having(points(material.sets), X, MEDIAN)
     if not found:
-        raise DashboardError(f"No row carries both {X} and {MEDIAN}, which the latency plot needs.")
+        raise DashboardError(f"no row carries both {X} and {MEDIAN}, which the latency plot needs")
     sheet = style.Sheet("Latency against throughput", "")
     plan = layout(found, sheet, told)
     shown, legend = plan.shown, plan.legend

@@ -44,7 +44,7 @@ def told(point: Point) -> str:
 def draw(material: Material) -> Figure:
     found = having(points(material.sets), X, Y)
     if not found:
-        raise DashboardError(f"No row carries both {X} and {Y}, which the pareto plot needs (requests of two tokens or more).")
+        raise DashboardError(f"no row carries both {X} and {Y}, which the pareto plot needs (requests of two tokens or more)")
     sheet = style.Sheet("Throughput per GPU against speed per user", "")
     plan = layout(found, sheet, told)
     shown, legend = plan.shown, plan.legend

@@ -24,7 +24,7 @@ MOST_ROWS = 4
 def draw(material: Material) -> Figure:
     found = having(points(material.sets), "ttft_p50_ms")
     if not found:
-        raise DashboardError("No row carries ttft_p50_ms, which the percentiles plot needs; measure with --streaming.")
+        raise DashboardError("no row carries ttft_p50_ms, which the percentiles plot needs; measure with --streaming")
     sheet = style.Sheet("Latency percentiles against load", style.subtitle(found))
     metrics = [m for m in METRICS if having(found, f"{m}_p50_ms")]
     groups = grouped(found, telling(found, varying(found, ("batch", "request_rate")), ()))

@@ -33,12 +33,12 @@ def draw(material: Material) -> Figure:
     precisions = list(dict.fromkeys(p.cell.precision for p in found if p.get(FIGURE) is not None))
     if len(precisions) < 2 or not set(BASES) & set(precisions):
         raise DashboardError(
-            f"The precision plot needs two precisions or more, one of them {', '.join(BASES)}; found {', '.join(precisions) or 'none'}."
+            f"the precision plot needs two precisions or more, one of them {', '.join(BASES)}; found {', '.join(precisions) or 'none'}"
         )
     found_pairs = pairs(found)
     bases = list(dict.fromkeys(pair.base.cell.precision for pair in found_pairs))
     if not found_pairs:
-        raise DashboardError(f"No case was measured both in one of {', '.join(BASES)} and in another precision.")
+        raise DashboardError(f"no case was measured both in one of {', '.join(BASES)} and in another precision")
     sheet = style.Sheet(f"Speed-up over {' or '.join(bases)}, output throughput", style.subtitle([p.point for p in found_pairs], *HIDDEN))
     if len(found_pairs) > MOST:
         sheet.notes.append(f"{MOST} of {len(found_pairs)} pairs shown; narrow with --where.")

@@ -28,13 +28,13 @@ MOST = 6
 def draw(material: Material) -> Figure:
     figure = material.axes.y or HEADLINE
     if figure not in METRICS:
-        raise DashboardError(f"--y {figure} is no figure; docs/schema.md lists them.")
+        raise DashboardError(f"--y {figure} is no figure; docs/schema.md lists them")
     cells: dict[str, list[Point]] = {}
     for point in having(points(material.sets, every_version=True), figure):
         cells.setdefault(f"{point.cell.label}, {point.names['device']}", []).append(point)
     cells = {label: in_order(line) for label, line in cells.items() if max(len(p.rows) for p in line) > 1}
     if not cells:
-        raise DashboardError(f"No cell carries {figure} of two repeats or more, which the repeats plot needs; measure with --repeats.")
+        raise DashboardError(f"no cell carries {figure} of two repeats or more, which the repeats plot needs; measure with --repeats")
     sheet = style.Sheet(f"Spread of repeats: {title(figure)}", "")
     if len(cells) > MOST:
         sheet.notes.append(f"{MOST} of {len(cells)} cells shown, those with most repeats; narrow with --where.")

@@ -33,7 +33,7 @@ def told(point: Point) -> str:
 def draw(material: Material) -> Figure:
     found = [p for p in having(points(material.sets), "mfu", "mbu") if place(p)]
     if not found:
-        raise DashboardError("No row carries both mfu and mbu, which the roofline needs; run `trtllm-bench ceilings` before the sweep.")
+        raise DashboardError("no row carries both mfu and mbu, which the roofline needs; run `trtllm-bench ceilings` before the sweep")
     sheet = style.Sheet("Roofline: how near the hardware's limits", "")
     plan = layout(found, sheet, told)
     shown, legend = plan.shown, plan.legend

@@ -49,8 +49,8 @@ def draw(material: Material) -> Figure:
     counts = sorted({gpus(p) for p in found})
     if len(counts) < 2:
         raise DashboardError(
-            f"The scaling plot needs two GPU counts or more (--tp, --pp, --replicas); "
-            f"the rows have {', '.join(map(str, counts)) or 'no throughput'}."
+            f"the scaling plot needs two GPU counts or more (--tp, --pp, --replicas); "
+            f"the rows have {', '.join(map(str, counts)) or 'no throughput'}"
         )
     sheet = style.Sheet("Throughput with more GPUs", style.subtitle(found))
     panel_by = [d for d in ("model", "shape") if d in varying(found)]

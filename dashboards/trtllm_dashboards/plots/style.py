@@ -335,7 +335,7 @@ def save(figure: Figure, out: Path, name: str, formats: Sequence[str]) -> Iterat
     """Write `out/name.<format>` for each format."""
     for file_format in formats:
         if file_format not in FORMATS:
-            raise OutputError(f"Cannot write figures as '{file_format}'; use {' or '.join(FORMATS)}.")
+            raise OutputError(f"cannot write figures as '{file_format}'; use {' or '.join(FORMATS)}")
         path = out / f"{name}.{file_format}"
         metadata = {"Date": None} if file_format == "svg" else {"Software": None}
         write = partial(figure.savefig, format=file_format, dpi=160, metadata=metadata, facecolor="white")

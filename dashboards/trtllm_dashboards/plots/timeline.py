@@ -30,12 +30,12 @@ def draw(material: Material) -> Figure:
             break
     else:
         raise DashboardError(
-            "No row here has a per-request table, which the timeline needs; name the folder the sweep wrote, not an exported table."
+            "no row here has a per-request table, which the timeline needs; name the folder the sweep wrote, not an exported table"
         )
     columns = {name: table.column(name).to_numpy(zero_copy_only=False) for name in table.column_names if name in COLUMNS}
     missing = [name for name in REQUIRED if name not in columns]
     if missing:
-        raise DashboardError(f"The per-request table of {row.cell.label} lacks {missing[0]}, which the timeline needs.")
+        raise DashboardError(f"the per-request table of {row.cell.label} lacks {missing[0]}, which the timeline needs")
     sheet = style.Sheet("Request timeline", f"{row.cell.label}, {row.environment.device}, repeat {row.repeat}")
     drawing, (bars, load) = sheet.panels(["requests", "requests at once"], columns=1, width=9, height=2.7)
     waited, first, end, arrival = phases(columns)
@@ -68,7 +68,7 @@ def phases(columns: dict[str, Any]) -> tuple[Times, Times, Times, Times]:
     if "ok" in columns:
         good &= columns["ok"].astype(bool)
     if not good.any():
-        raise DashboardError("None of the run's requests finished; there is no timeline to draw.")
+        raise DashboardError("none of the run's requests finished; there is no timeline to draw")
     origin = float(arrival.min())
     return wait[good] - origin, first[good] - origin, end[good] - origin, arrival[good] - origin
 

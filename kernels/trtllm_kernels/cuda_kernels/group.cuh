@@ -4,7 +4,7 @@
 #pragma once
 #include "peer_memory.cuh"
 
-// In this rank's device memory; `launch/group.py` writes it. Counters are of kernels that have ended, one for each kind of kernel.
+// In this rank's device memory; `launch/peers.py` writes it. Counters are of kernels that have ended, one for each kind of kernel.
 struct Group {
     u32 rank;
     u32 ended;            // blocks of the kernel that runs which have ended

@@ -67,7 +67,7 @@ def read(
     Raises `ResultsError` for a file that is missing, damaged, of no known tool, or lacks what every result has.
     """
     if tool and tool not in TOOLS:
-        raise ResultsError(f"There is no importer for '{tool}'; choose from {', '.join(TOOLS)}.")
+        raise ResultsError(f"there is no importer for '{tool}'; choose from {', '.join(TOOLS)}")
     files = _results_in(path) if path.is_dir() else [path]
     rows: list[Row] = []
     others: list[NoResult] = []
@@ -162,7 +162,7 @@ def _override(row: Row, overrides: Mapping[str, str], path: Path) -> Row:
             environment = replace(environment, gpu=text)
             continue
         if name not in CELL_FIELDS or name == "settings":
-            raise ResultsError(f"--set {name}: not a cell field; use {', '.join(f for f in CELL_FIELDS if f != 'settings')} or gpu.")
+            raise ResultsError(f"--set {name}: not a cell field; use {', '.join(f for f in CELL_FIELDS if f != 'settings')} or gpu")
         cell = replace(cell, **{name: _cell_value(name, text)})
     figures = dict(row.figures)
     if "output_tokens_per_s" in figures:

@@ -20,14 +20,14 @@ def read_text(path: Path) -> str:
     """The text of a file, unpacked where it is gzip-compressed. Raises `ResultsError`."""
     try:
         if not path.is_file():
-            raise ResultsError(f"{path} is not a file" if path.exists() else f"Cannot read {path}: No such file or directory")
+            raise ResultsError(f"{path} is not a file" if path.exists() else f"cannot read {path}: No such file or directory")
         if path.stat().st_size > LARGEST_BYTES:
             raise ResultsError(f"{path} has {path.stat().st_size:,} bytes, more than any benchmark's result")
         return unpacked(path.read_bytes(), path, LARGEST_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ResultsError(f"{path} is not a JSON file, nor any other text: byte {error.start} is not UTF-8") from None
     except OSError as error:
-        raise ResultsError(f"Cannot read {path}: {error.strerror or error}") from None
+        raise ResultsError(f"cannot read {path}: {error.strerror or error}") from None
 
 
 def json_values(text: str, path: Path) -> Any:

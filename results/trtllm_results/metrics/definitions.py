@@ -122,7 +122,7 @@ DEFINITIONS: Mapping[str, Definitions] = {
 def figures(log: RequestLog, definitions: str = "trtllm-bench", slo: Mapping[str, float] | None = None) -> dict[str, float]:
     """Whole-run figures of `log` as the named tool defines them. Raises `ResultsError` for a name not in `DEFINITIONS`."""
     if definitions not in DEFINITIONS:
-        raise ResultsError(f"No definitions named '{definitions}'; choose from {', '.join(DEFINITIONS)}.")
+        raise ResultsError(f"no definitions named '{definitions}'; choose from {', '.join(DEFINITIONS)}")
     if definitions == "trtllm-bench":
         return metrics.figures(log, slo)
     rules = DEFINITIONS[definitions]

@@ -1,6 +1,6 @@
 """Every figure a row may carry: its unit, which way is better, and its one definition in words.
 
-`metrics.py` computes them; the tables, plots, comparison and gate take units and direction from here. `docs/schema.md` is printed from
+`requests.py` computes them; the tables, plots, comparison and gate take units and direction from here. `docs/schema.md` is printed from
 this file.
 """
 

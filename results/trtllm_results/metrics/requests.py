@@ -79,9 +79,9 @@ class RequestLog:
         for name in ("sent_s", "first_token_s", "end_s", "input_tokens", "output_tokens", "ok", "requested_tokens", "scheduled_s"):
             array = getattr(self, name)
             if array is not None and len(array) != n:
-                raise ResultsError(f"Request log: {name} has {len(array)} entries for {n} requests.")
+                raise ResultsError(f"request log: {name} has {len(array)} entries for {n} requests")
         if self.token_offsets is not None and len(self.token_offsets) != n + 1:
-            raise ResultsError(f"Request log: token_offsets has {len(self.token_offsets)} entries for {n} requests (want {n + 1}).")
+            raise ResultsError(f"request log: token_offsets has {len(self.token_offsets)} entries for {n} requests (want {n + 1})")
 
     def __len__(self) -> int:
         return len(self.intended_s)
@@ -121,7 +121,7 @@ class RequestLog:
         moments, counts = ("intended_s", "sent_s", "first_token_s", "end_s"), ("input_tokens", "output_tokens")
         missing = [name for name in (*moments, *counts, "ok") if name not in names]
         if missing:
-            raise ResultsError(f"The per-request table lacks {', '.join(missing)}; it was not written by a measurement.")
+            raise ResultsError(f"the per-request table lacks {', '.join(missing)}; it was not written by a measurement")
         arrays = {"ok": _typed(table, "ok", types.is_boolean).to_numpy(zero_copy_only=False)}
         for name in (*moments, "scheduled_s", *counts, "requested_tokens"):
             if name in names:
@@ -154,7 +154,7 @@ def _typed(table: Any, name: str, *kinds: Callable[[Any], bool]) -> Any:
     """The column `name` as one Arrow array. Raises `ResultsError` if it is there twice, of none of `kinds`, or has gaps."""
     column = table.column(table.column_names.index(name)).combine_chunks()
     if table.column_names.count(name) > 1 or not any(kind(column.type) for kind in kinds) or column.null_count:
-        raise ResultsError(f"The per-request table's {name} is of type {column.type}, has gaps or is there twice; it is damaged.")
+        raise ResultsError(f"the per-request table's {name} is of type {column.type}, has gaps or is there twice; it is damaged")
     return column
 
 
@@ -163,7 +163,7 @@ def _plausible(column: Any, name: str) -> Any:
     values = column.to_numpy(zero_copy_only=False)
     finite = values[np.isfinite(values)] if values.dtype != object else values
     if values.dtype == object or np.any(np.abs(finite) > MOST_VALUE) or (not name.endswith("_s") and np.any(finite < 0)):
-        raise ResultsError(f"The per-request table's {name} has values that no measurement has; it is damaged.")
+        raise ResultsError(f"the per-request table's {name} has values that no measurement has; it is damaged")
     return values
 
 
@@ -268,7 +268,7 @@ def parse_slo(text: str) -> dict[str, float]:
             limit = float("nan")
         if name not in SLO_NAMES or not colon or not limit > 0:
             raise ResultsError(
-                f"Goodput limit '{part.strip()[:60]}' is not understood; write for example ttft:200,tpot:50,e2e:5000 (milliseconds)."
+                f"goodput limit '{part.strip()[:60]}' is not understood; write for example ttft:200,tpot:50,e2e:5000 (milliseconds)"
             )
         slo[name] = limit
     return slo

@@ -188,11 +188,11 @@ class Row:
         Raises `ResultsError` for an unknown figure or status, and for what could not be read again.
         """
         if self.status not in STATUSES:
-            raise ResultsError(f"Row of {self.cell.label} has status '{self.status}'; use one of {', '.join(STATUSES)}.")
+            raise ResultsError(f"row of {self.cell.label} has status '{self.status}'; use one of {', '.join(STATUSES)}")
         unknown = sorted(set(self.figures) - set(METRICS))
         if unknown:
             raise ResultsError(
-                f"Row of {self.cell.label} carries unknown figure '{unknown[0]}'; add it to trtllm_results/figures.py or use extra."
+                f"row of {self.cell.label} carries unknown figure '{unknown[0]}'; add it to trtllm_results/metrics/registry.py or use extra"
             )
         kept, notes = {}, []
         for name, value in self.figures.items():

@@ -114,7 +114,7 @@ def check_regular(path: Path) -> int:
     try:
         found = os.stat(path)
     except FileNotFoundError:
-        raise ResultsError(f"No results at {path}.") from None
+        raise ResultsError(f"no results at {path}") from None
     except (OSError, ValueError) as error:
         raise ResultsError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
     if stat.S_ISDIR(found.st_mode):

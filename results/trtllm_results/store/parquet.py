@@ -125,7 +125,7 @@ def read_table(path: Path, columns: list[str] | None = None, side: bool = False)
     except ResultsError:
         raise
     except (pa.ArrowException, OSError, ValueError, KeyError, OverflowError, MemoryError) as error:
-        raise ResultsError(f"{path} is not a readable Parquet file (damaged or not Parquet).") from error
+        raise ResultsError(f"{path} is not a readable Parquet file (damaged or not Parquet)") from error
 
 
 def _bounded(path: Path, file: Any, columns: list[str] | None) -> Iterator[pa.RecordBatch]:
@@ -145,7 +145,7 @@ def _subset(schema: pa.Schema, columns: list[str] | None) -> pa.Schema:
 
 def _check_schema(path: Path, metadata: Mapping[bytes, bytes], names: list[str]) -> None:
     if VERSION_KEY not in metadata:
-        raise ResultsError(f"{path} is a Parquet file but not one of trtllm-bench; use `results import` for other tools' files.")
+        raise ResultsError(f"{path} is a Parquet file but not one of trtllm-bench; use `results import` for other tools' files")
     check_version(path, metadata[VERSION_KEY].decode("ascii", "replace"))
     missing = next((name for name in REQUIRED if name not in names), None)
     if missing is not None:
@@ -161,7 +161,7 @@ def check_version(path: Path, version: object) -> None:
     if isinstance(version, bool | float) or not text.isascii() or not text.isdecimal() or len(text) > 9 or int(text) < 1:
         raise ResultsError(f"{path}: schema_version is {text[:40]!a}; it must be a whole number from 1 to {SCHEMA_VERSION}")
     if int(text) > SCHEMA_VERSION:
-        raise ResultsError(f"{path} has result schema {text}, newer than this tool's {SCHEMA_VERSION}; upgrade trtllm-bench to read it.")
+        raise ResultsError(f"{path} has result schema {text}, newer than this tool's {SCHEMA_VERSION}; upgrade trtllm-bench to read it")
 
 
 def _check_bounds(path: Path, metadata: Any) -> None:

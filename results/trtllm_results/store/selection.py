@@ -50,14 +50,14 @@ def field_of(row: Row, name: str) -> Any:
         return getattr(row.environment, name.removeprefix("env_"))
     if name in METRICS or name in row.figures:
         return row.figures.get(name)
-    raise ResultsError(f"Results have no field '{name}'; use a cell field ({', '.join(CELL_FIELDS)}), env_* or a figure (docs/schema.md).")
+    raise ResultsError(f"results have no field '{name}'; use a cell field ({', '.join(CELL_FIELDS)}), env_* or a figure (docs/schema.md)")
 
 
 def parse_filter(text: str) -> Callable[[Row], bool]:
     """`FIELD OP VALUE` with = != >= <= > <. A row that lacks the figure does not pass. Raises `ResultsError` if not understood."""
     match = re.fullmatch(r"\s*([a-z0-9_]+)\s*(>=|<=|!=|=|>|<)\s*(.+?)\s*", text)
     if not match:
-        raise ResultsError(f"Filter '{text}' is not understood; write for example precision=fp8 or batch>=64.")
+        raise ResultsError(f"filter '{text}' is not understood; write for example precision=fp8 or batch>=64")
     name, symbol, wanted = match.groups()
 
     def passes(row: Row) -> bool:
@@ -68,7 +68,7 @@ def parse_filter(text: str) -> Callable[[Row], bool]:
             try:
                 return bool(_OPERATORS[symbol](value, float(wanted)))
             except ValueError:
-                raise ResultsError(f"Filter '{text}': {name} is a number, '{wanted}' is not.") from None
+                raise ResultsError(f"filter '{text}': {name} is a number, '{wanted}' is not") from None
         return bool(_OPERATORS[symbol](str(value), wanted))
 
     return passes
@@ -104,7 +104,7 @@ def load_set(spec: str) -> ResultSet:
     name, place = named_place(spec)
     rows = tuple(read_rows(place))
     if not rows:
-        raise ResultsError(f"{place} holds no results.")
+        raise ResultsError(f"{place} holds no results")
     return ResultSet(name, rows)
 
 
@@ -122,5 +122,5 @@ def split_by(rows: Iterable[Row], field: str) -> list[ResultSet]:
     for row in rows:
         groups.setdefault(str(field_of(row, field)), []).append(row)
     if len(groups) < 2:
-        raise ResultsError(f"All rows have {field} = {next(iter(groups), '(none)')}; there is nothing to compare by {field}.")
+        raise ResultsError(f"all rows have {field} = {next(iter(groups), '(none)')}; there is nothing to compare by {field}")
     return [ResultSet(name, tuple(members)) for name, members in groups.items()]

@@ -61,17 +61,17 @@ class Store:
         self._written = (0, 0, 0)
         """What this process last wrote into results.json, and the stamp of that file."""
         if self.path.is_file():
-            raise ResultsError(f"{self.path} is a file; a result store is a folder (read a single table with `read_rows`).")
+            raise ResultsError(f"{self.path} is a file; a result store is a folder (read a single table with `read_rows`)")
         if not self.path.is_dir():
             if not create:
-                raise ResultsError(f"No result store at {self.path}: the folder does not exist.")
+                raise ResultsError(f"no result store at {self.path}: the folder does not exist")
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                raise ResultsError(f"Cannot create the result store {self.path}: {error.strerror}.") from error
+                raise ResultsError(f"cannot create the result store {self.path}: {error.strerror}") from error
         elif not create and not (self.path / _TABLE).exists():
             raise ResultsError(
-                f"{self.path} holds no {_TABLE}, so it is not a result store; name a folder written by sweep or results import."
+                f"{self.path} holds no {_TABLE}, so it is not a result store; name a folder written by sweep or results import"
             )
 
     @property
@@ -175,7 +175,7 @@ class Store:
             }
             table = pa.table(arrays)
         except pa.ArrowInvalid as error:
-            raise ResultsError(f"Side table '{kind}' of {row.cell.label} has columns of unequal length: {error}.") from error
+            raise ResultsError(f"side table '{kind}' of {row.cell.label} has columns of unequal length: {error}") from error
         atomically(target, lambda handle: pq.write_table(table, handle, use_dictionary=False, **OPTIONS))
         return target
 
@@ -328,7 +328,7 @@ def _read_json(path: Path) -> list[Row]:
         where = f" at line {error.lineno:,}" if isinstance(error, json.JSONDecodeError) else ""
         raise ResultsError(f"{path} is not a results.json of trtllm-bench: it contains invalid JSON{where}") from None
     if not isinstance(content, dict) or not {"schema_version", "rows"} <= set(content):
-        raise ResultsError(f"{path} is not a results.json of trtllm-bench; use `results import` for other tools' files.")
+        raise ResultsError(f"{path} is not a results.json of trtllm-bench; use `results import` for other tools' files")
     check_version(path, content["schema_version"])
     if not isinstance(content["rows"], list):
         raise ResultsError(f"{path}: rows is {shown(content['rows'])}; it must be a list")
