@@ -71,8 +71,23 @@ def without_cuda(arch: str, op: str, inputs, *_) -> dict[str, int] | None:
     return tactic | {"row_scaled_cuda": 0} if tactic and by_row else tactic
 
 
+def patch_language_once() -> None:
+    """The interpreter puts its functions into `triton.language` at every call of a function in a kernel, by a search of the whole module,
+    which takes a third of the time. Here once for each module with kernels, for good: nothing else runs in this process."""
+    patch, patched = interpreter._patch_lang, set()
+
+    def patch_once(fn) -> interpreter._LangPatchScope:
+        if fn.__module__ not in patched:
+            patched.add(fn.__module__)
+            patch(fn)
+        return interpreter._LangPatchScope()
+
+    interpreter._patch_lang = patch_once
+
+
 def make_interpreter_exact() -> None:
     """And what is lowered to what it can run."""
+    patch_language_once()
     lowering.tactics.recorded = without_cuda
     builder = interpreter.InterpreterBuilder
     original_cast, original_convert, original_dot = builder.cast_impl, interpreter._convert_float, builder.create_dot

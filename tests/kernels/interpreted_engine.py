@@ -49,7 +49,7 @@ MODELS = {
         rope=RopeConfig(10000.0, rotary_dim=8, interleaved=True),
     ),
 }
-PARTS = 24
+PARTS = 12
 """How many parts of sequences are to fill the GPU: a few of each sequence, some of them empty. An H100's 528 make dozens of each, whose
 programs have nothing to do and take most of the time."""
 STEPS = {"context": ((17, 2, 1), (17, 2, 1), 0), "mixed": ((1, 1, 10), (18, 3, 11), 2), "decode": ((1, 1, 1), (19, 4, 12), 3)}
