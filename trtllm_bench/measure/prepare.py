@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 from trtllm_bench.errors import BenchError
 from trtllm_bench.measure.workload import workload_of
@@ -31,14 +32,23 @@ def with_model(spec: MeasurementSpec) -> MeasurementSpec:
     gpu = runs_on_gpu(spec)
     model, precision = engine.model or ("llama-3.1-8b" if gpu else "tiny-llama"), engine.precision
     if precision is None:
-        from trtllm_engines.checkpoints.checkpoint_precision import default_precision
-
-        precision = default_precision(model, gpu)
+        precision = _default_precision(model, gpu)
     else:
         from trtllm_engines.quantization.precision import canonical
 
         precision = canonical(precision)
     return replace(spec, engine=replace(engine, model=model, precision=precision))
+
+
+def _default_precision(model: str, gpu: bool) -> str:
+    """A folder alone is looked into, by what brings torch: a scripted target does without that second of a process's start."""
+    if Path(model).is_dir():
+        from trtllm_engines.checkpoints.checkpoint_precision import default_precision
+
+        return default_precision(model, gpu)
+    from trtllm_engines.quantization.precision import default_unquantized
+
+    return default_unquantized(gpu)
 
 
 def sized(engine: EngineSpec, sequences: int, longest: int) -> EngineSpec:

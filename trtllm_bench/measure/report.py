@@ -32,7 +32,10 @@ Floats = npt.NDArray[np.float64]
 def _quantization(precision: str) -> str | None:
     """NVIDIA's name of what a precision quantizes."""
     from trtllm_engines.quantization.registry import definitions
+    from trtllm_engines.quantization.scheme import UNQUANTIZED
 
+    if precision in UNQUANTIZED:
+        return None
     known = definitions().get(precision)
     return known.algorithms[0] if known and known.algorithms else None
 

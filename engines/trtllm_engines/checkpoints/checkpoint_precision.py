@@ -19,7 +19,7 @@ from trtllm_engines.checkpoints.formats.modelopt import MODELOPT_CONFIG
 from trtllm_engines.errors import EngineError
 from trtllm_engines.quantization import named_plan
 from trtllm_engines.quantization.module_names import check_counted, expression
-from trtllm_engines.quantization.precision import kv_scheme
+from trtllm_engines.quantization.precision import default_unquantized, kv_scheme
 from trtllm_engines.quantization.precision_map import read_precision_map
 from trtllm_engines.quantization.registry import EXACT_CODES, HEAD, MIXED, SchemeDefinition, definition, kv_definitions
 from trtllm_engines.quantization.scheme import ModuleRule, QuantPlan, QuantScheme
@@ -35,7 +35,7 @@ def default_precision(model: str | Path, gpu: bool) -> str:
 
     Raises `EngineError` for a checkpoint quantized in a way that no engine here has.
     """
-    return checkpoint_precision(model) or ("bf16" if gpu else "fp32")
+    return checkpoint_precision(model) or default_unquantized(gpu)
 
 
 def checkpoint_precision(model: str | Path) -> str | None:

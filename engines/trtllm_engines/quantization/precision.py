@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from trtllm_engines.errors import EngineError
 from trtllm_engines.quantization.registry import HEAD, MIXED, SchemeDefinition, by_algorithm, definition, definitions, kv_definitions
-from trtllm_engines.quantization.scheme import KvScheme, ModuleRule, QuantPlan
+from trtllm_engines.quantization.scheme import UNQUANTIZED, KvScheme, ModuleRule, QuantPlan
 from trtllm_kernels.lowering.call import capability
 
 
@@ -21,8 +21,13 @@ def precisions() -> tuple[str, ...]:
 
 def canonical(precision: str) -> str:
     """Our name of a precision that is given by one of NVIDIA's; any other name as it is."""
-    known = None if precision in definitions() else by_algorithm(precision)
+    known = None if precision in UNQUANTIZED or precision in definitions() else by_algorithm(precision)
     return precision if known is None else known.name
+
+
+def default_unquantized(gpu: bool) -> str:
+    """What a model runs in when neither the user nor its checkpoint says."""
+    return "bf16" if gpu else "fp32"
 
 
 def is_weight_only(precision: str) -> bool:

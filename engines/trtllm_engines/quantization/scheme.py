@@ -16,6 +16,9 @@ from trtllm_engines.quantization.module_names import expression
 from trtllm_kernels.dialect.dtypes import bytes_of
 from trtllm_kernels.dialect.types import TensorSpec
 
+UNQUANTIZED = ("fp32", "fp16", "bf16")
+"""Precisions without codes (`wide.py` has their schemes). They are known here, since looking into the schemes' files loads torch."""
+
 Granularity = Literal["tensor", "row", "group", "block"]
 
 

@@ -8,14 +8,14 @@ from torch import Tensor
 from trtllm_engines.checkpoints import WeightSource
 from trtllm_engines.checkpoints.stack import stack
 from trtllm_engines.quantization.registry import CAST, FUSIONS, RecipeKind, SchemeDefinition, register
-from trtllm_engines.quantization.scheme import QuantScheme, WeightRecipe
+from trtllm_engines.quantization.scheme import UNQUANTIZED, QuantScheme, WeightRecipe
 
 
 def _cast(recipe: WeightRecipe, source: WeightSource, dtype: torch.dtype, device: torch.device) -> Tensor:
     return stack(recipe, source, dtype, device)
 
 
-for dtype_name in ("fp32", "fp16", "bf16"):
+for dtype_name in UNQUANTIZED:
     register(
         SchemeDefinition(
             scheme=QuantScheme(dtype_name),
