@@ -73,10 +73,8 @@ def test_help_loads_nothing_heavy() -> None:
 
 
 def test_a_scripted_target_is_measured_without_torch(tmp_path: Path) -> None:
-    load = "'--target', 'fake', '--isl', '8', '--osl', '2', '--num-requests', '2', '--report-json', 'r.json'"
-    code = (
-        f"import sys; from trtllm_bench.__main__ import main; main(['throughput', {load}]); print('torch' in sys.modules, file=sys.stderr)"
-    )
+    flags = ["throughput", "--target", "fake", "--isl", "8", "--osl", "2", "--num-requests", "2", "--report-json", "r.json"]
+    code = f"import sys; from trtllm_bench.__main__ import main; main({flags}); print('torch' in sys.modules, file=sys.stderr)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert (tmp_path / "r.json").is_file()
     assert run.stderr.strip().splitlines()[-1] == "False"

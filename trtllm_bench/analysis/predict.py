@@ -10,6 +10,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from statistics import fmean
 from typing import Any
 
@@ -170,13 +171,14 @@ def _drive(loop: EngineLoop, clock: Clock, workload: Workload, chosen: Sequence[
     done: list[Request] = []
     order: list[int] = []
     bound = concurrency or len(chosen)
+    sampling = cache(lambda tokens: SamplingParams(max_tokens=tokens, ignore_eos=True))
     while waiting or not loop.idle:
         while waiting and len(order) - len(done) < bound and arrivals[waiting[0]] <= clock.now:
             index = waiting.popleft()
             order.append(index)
-            sampling = SamplingParams(max_tokens=int(workload.output_tokens[index]), ignore_eos=True)
+            params = sampling(int(workload.output_tokens[index]))
             due = float(arrivals[index]) if open_loop else clock.now
-            loop.add_request(np.zeros(int(workload.input_tokens[index]), np.int32), sampling, arrival_s=due, on_finish=done.append)
+            loop.add_request(np.zeros(int(workload.input_tokens[index]), np.int32), params, arrival_s=due, on_finish=done.append)
         if loop.idle:
             clock.now = max(clock.now, float(arrivals[waiting[0]]))
         else:
