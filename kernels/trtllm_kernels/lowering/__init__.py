@@ -8,7 +8,8 @@ Without a `tactic`, the one recorded for `gpu`, or for the architecture's GPU, i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import ParamSpec
 
 from trtllm_kernels import tactics
 from trtllm_kernels.dialect.ops import OP_SPECS
@@ -24,29 +25,7 @@ import_modules(__name__, __path__)
 
 __all__ = ["LOWERINGS", "Lowering", "Phase", "describe", "kernel_phase", "lower", "rotate_in_attention", "search_space", "step_space"]
 
-
-def lower(
-    op: str,
-    inputs: Sequence[TensorSpec | None],
-    outputs: Sequence[TensorSpec],
-    attrs: Mapping[str, Attr],
-    arch: str,
-    *,
-    tactic: Mapping[str, int] | None = None,
-    input_names: Sequence[str] | None = None,
-    output_names: Sequence[str] | None = None,
-    in_place: bool = False,
-    gpu: str = "",
-) -> Lowered:
-    """How `op` runs on `arch` (`sm_80`, `sm_89`, `sm_90`...). `inputs` in schema order, None for an absent optional.
-
-    `gpu`: whose recorded tactics to take (`tactics.files_for`).
-    `in_place`: the first result and the argument `OpSpec.in_place` share memory. Raises `KernelError` for an op, a shape or a tactic that
-    cannot be lowered.
-    """
-    names = {"input_names": input_names, "output_names": output_names}
-    call = describe(op, inputs, outputs, attrs, arch, tactic=tactic, in_place=in_place, gpu=gpu, **names)
-    return LOWERINGS[op].lower(call)
+_Arguments = ParamSpec("_Arguments")
 
 
 def describe(
@@ -62,7 +41,12 @@ def describe(
     in_place: bool = False,
     gpu: str = "",
 ) -> OpCall:
-    """What the lowering of `op` sees. The arguments are those of `lower`, and so are the errors."""
+    """`op` on `arch` (`sm_80`, `sm_89`, `sm_90`...), as its lowering sees it. `inputs` in schema order, None for an absent optional.
+
+    `gpu`: whose recorded tactics to take (`tactics.files_for`).
+    `in_place`: the first result and the argument `OpSpec.in_place` share memory. Raises `KernelError` for an op, a shape or a tactic that
+    cannot be lowered.
+    """
     if in_place and not OP_SPECS[op].in_place:
         able = ", ".join(name for name, spec in OP_SPECS.items() if spec.in_place)
         raise KernelError(f"op {op} has no launches that work in place; those that have: {able}")
@@ -75,17 +59,29 @@ def describe(
     return call
 
 
+def _lowered(describe: Callable[_Arguments, OpCall]) -> Callable[_Arguments, Lowered]:
+    def lower(*arguments: _Arguments.args, **options: _Arguments.kwargs) -> Lowered:
+        call = describe(*arguments, **options)
+        return LOWERINGS[call.op].lower(call)
+
+    return lower
+
+
+lower = _lowered(describe)
+"""How an op runs: its launches. The arguments are those of `describe`, and so are the errors."""
+
+
 def search_space(
     op: str, inputs: Sequence[TensorSpec | None], outputs: Sequence[TensorSpec], attrs: Mapping[str, Attr], arch: str
 ) -> tuple[Choice, ...]:
-    """What tuning may try for `op`. The arguments are those of `lower`."""
+    """What tuning may try for `op`. The arguments are those of `describe`."""
     return LOWERINGS[op].space(_call(op, inputs, outputs, attrs, arch, {}, None, None))
 
 
 def step_space(
     op: str, inputs: Sequence[TensorSpec | None], outputs: Sequence[TensorSpec], attrs: Mapping[str, Attr], arch: str
 ) -> tuple[Choice, ...]:
-    """What tuning may try for `op` where whole decode steps are measured. The arguments are those of `lower`."""
+    """What tuning may try for `op` where whole decode steps are measured. The arguments are those of `describe`."""
     call, lowering = _call(op, inputs, outputs, attrs, arch, {}, None, None), LOWERINGS[op]
     return of_decode_steps((lowering.step_space or lowering.space)(call))
 
