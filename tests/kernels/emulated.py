@@ -20,9 +20,8 @@ HERE = Path(__file__).parent / "emulation"
 @lru_cache(maxsize=64)
 def library(kernel: str, macros: tuple[str, ...]) -> ctypes.CDLL:
     folder = Path(tempfile.mkdtemp(prefix="emulated-"))
-    for name in (f"{kernel}.cu", "decode_attention.cuh", "decode.cuh", "packed.cuh", "skinny.cuh", "sampling.cuh"):
-        source = (nvrtc.SOURCES / name).read_text()
-        (folder / name).write_text(source.replace("extern __shared__ __align__(1024) char memory[];", ""))
+    for file in (nvrtc.SOURCES / f"{kernel}.cu", *nvrtc.SOURCES.glob("*.cuh")):
+        (folder / file.name).write_text(file.read_text().replace("extern __shared__ __align__(1024) char memory[];", ""))
     (folder / "hopper.cuh").write_text((HERE / "hopper.cuh").read_text())
     out = folder / f"{hashlib.sha256(' '.join(macros).encode()).hexdigest()[:8]}.so"
     command = ["g++", "-std=c++17", "-Og", "-w", "-shared", "-fPIC", f"-I{folder}", f"-DKERNEL={kernel}", *macros]

@@ -17,10 +17,7 @@
 // x: [tokens, K], boxes of 128 rows; w: [N, K], boxes of COLUMNS rows; y: [num_tokens, N], or [num_tokens, N / 2] where ACT is SWIGLU, whose
 // even rows of w are gates and whose odd rows are what they gate. Rows of x from num_tokens on are arbitrary: no stored row depends on
 // them. Past N and K TMA reads zeros; N is a multiple of 16 and K of 16.
-#include "hopper.cuh"
-
-#define SWIGLU 1
-#define GELU 2
+#include "activations.cuh"
 
 constexpr int ROWS = 128, STEP = 128;                   // tokens of a tile; bytes, which are elements, of K per step
 constexpr int GROUPS = 2, CONSUMERS = GROUPS * 128;     // warpgroups that multiply, and their threads
@@ -76,11 +73,6 @@ INLINE void transpose(u32 (&x)[4], u32 lane) {
     }
 }
 
-INLINE float gelu(float x) {
-    float u = 0.7978845608028654f * (x + 0.044715f * x * x * x);
-    return x / (1.0f + exp2_of(u * -2.8853900817779268f));
-}
-
 // Stores a thread's part of a tile: rows `first` and `first + 8`, of each 8 columns the pair 2 * (lane % 4).
 INLINE void store(const Sum (&acc)[COLUMNS / 2], const Tile& tile, int first, u32 lane, const float* scales, const char* biases,
                   const char* residual, const float* x_scale, float inverse, char* y, int num_tokens) {
@@ -117,9 +109,9 @@ INLINE void store(const Sum (&acc)[COLUMNS / 2], const Tile& tile, int first, u3
                     a += addend.x, b += addend.y;
                 }
 #if ACT == SWIGLU
-                words[j] = __float_as_uint(a / (1.0f + exp2_of(a * -1.4426950408889634f)) * b);
+                words[j] = __float_as_uint(swiglu(a, b));
 #else
-                if (ACT == GELU) a = gelu(a), b = gelu(b);
+                if (ACT == GELU) a = gelu_tanh(a), b = gelu_tanh(b);
                 words[j] = QUANTIZE ? pack_fp8(a * inverse, b * inverse, 0, 0) : pack_out(a, b);
 #endif
             }

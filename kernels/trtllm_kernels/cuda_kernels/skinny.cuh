@@ -1,10 +1,8 @@
 // What kernels of skinny GEMMs share: places in rings, and the epilogue, y = act(sums * scales + bias + residual) / out_scale.
 // SAMPLED: y are logits, of which candidates for tokens are kept.
 #pragma once
+#include "activations.cuh"
 #include "sampling.cuh"
-
-#define SWIGLU 1
-#define GELU 2
 
 #ifndef SAMPLED
 #define SAMPLED 0
@@ -119,7 +117,7 @@ struct Epilogue {
             float out[8];
 #if ACT == SWIGLU
 #pragma unroll
-            for (int j = 0; j < 8; j++) out[j] = sums[2 * j] / (1.0f + exp2_of(sums[2 * j] * -1.4426950408889634f)) * sums[2 * j + 1];
+            for (int j = 0; j < 8; j++) out[j] = swiglu(sums[2 * j], sums[2 * j + 1]);
 #else
 #pragma unroll
             for (int j = 0; j < 8; j++) out[j] = sums[j];
@@ -127,10 +125,7 @@ struct Epilogue {
             if (ADDED) add(out, addends[i]);
 #if ACT == GELU
 #pragma unroll
-            for (int j = 0; j < 8; j++) {
-                float u = 0.7978845608028654f * (out[j] + 0.044715f * out[j] * out[j] * out[j]);
-                out[j] = out[j] / (1.0f + exp2_of(u * -2.8853900817779268f));
-            }
+            for (int j = 0; j < 8; j++) out[j] = gelu_tanh(out[j]);
 #endif
 #endif
 #pragma unroll

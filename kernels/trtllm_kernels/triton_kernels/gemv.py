@@ -14,6 +14,7 @@ Rejected: prefetching into L2 what comes after those tiles, and the next GEMM's 
 import triton
 import triton.language as tl
 
+from trtllm_kernels.triton_kernels.activations import swiglu
 from trtllm_kernels.triton_kernels.pdl import let_next_start, wait_for_previous
 from trtllm_kernels.triton_kernels.quantize import finish, result_scale
 from trtllm_kernels.triton_kernels.sampling import keep_best
@@ -148,5 +149,5 @@ def gemv_gate_up_silu(
     if SCALED:
         both *= scale
     gate, up = tl.split(tl.reshape(both, (ROWS // 2, 2)))
-    y = gate / (1.0 + tl.exp(-gate)) * up
+    y = swiglu(gate, up)
     tl.store(Y + pid * (ROWS // 2) + tl.arange(0, ROWS // 2), finish(y, out_scale, Y.dtype.element_ty, QUANTIZE))

@@ -14,7 +14,7 @@ begin after the wait. Rows of x past the step's tokens are read (the buffer has 
 import triton
 import triton.language as tl
 
-from trtllm_kernels.triton_kernels.linear_gelu import gelu_tanh
+from trtllm_kernels.triton_kernels.activations import gelu_tanh, swiglu
 from trtllm_kernels.triton_kernels.pdl import let_next_start, wait_for_previous
 from trtllm_kernels.triton_kernels.prefetch import prefetch_rows
 from trtllm_kernels.triton_kernels.quantize import finish, result_scale
@@ -144,7 +144,7 @@ def skinny_gate_up_silu(
     elif SCALED:
         sums *= scale * tl.load(XScale)
     gate, up = tl.split(tl.reshape(sums, (TOKENS, BLOCK_N // 2, 2)))
-    y = gate / (1.0 + tl.exp2(gate * -1.4426950408889634)) * up
+    y = swiglu(gate, up)
     columns = tl.program_id(0) * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)
     inside = (tokens < num_tokens)[:, None] & (columns < N // 2)[None, :]
     tl.store(Y + tokens[:, None] * (N // 2) + columns[None, :], finish(y, out_scale, Y.dtype.element_ty, QUANTIZE), mask=inside)
