@@ -15,7 +15,8 @@ from trtllm_dashboards.plots.repeats import FEWEST
 from trtllm_dashboards.points import points
 from trtllm_results.errors import ResultsError
 from trtllm_results.record.row import Row
-from trtllm_results.store.table import read_rows, write_parquet
+from trtllm_results.store.rows import write_parquet
+from trtllm_results.store.table import read_rows
 
 RECORDED = Path(__file__).parents[2] / "results" / "recorded" / "h100"
 

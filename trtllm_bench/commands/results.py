@@ -212,12 +212,12 @@ def export(
     """
     from trtllm_results.errors import ResultsError
     from trtllm_results.store import selection, sheets
-    from trtllm_results.store import table as stores
+    from trtllm_results.store.rows import write_json, write_parquet
 
     rows = selection.keep(selection.load_set(store).rows, where or [])
     if not rows:
         raise ResultsError("no result passes the filters")
-    writers = {".xlsx": sheets.write_xlsx, ".csv": sheets.write_csv, ".json": stores.write_json, ".parquet": stores.write_parquet}
+    writers = {".xlsx": sheets.write_xlsx, ".csv": sheets.write_csv, ".json": write_json, ".parquet": write_parquet}
     if out.suffix not in writers:
         raise ResultsError(f"{out}: export writes .csv, .json, .parquet or .xlsx files")
     writers[out.suffix](rows, out)

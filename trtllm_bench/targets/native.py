@@ -128,12 +128,9 @@ def tokenize(spec: MeasurementSpec) -> Tokenize:
 
 @lru_cache(maxsize=4)
 def _tokenizer(named: Path | None, engine: EngineSpec) -> Tokenizer | None:
-    import tempfile
-
-    from trtllm_engines.checkpoints.gguf_tokenizer import write_tokenizer
+    from trtllm_engines.checkpoints.model_tokenizer import model_tokenizer
     from trtllm_engines.checkpoints.tokenizer import Tokenizer
     from trtllm_engines.engine.folder import load_engine
-    from trtllm_engines.models.gguf_file import GgufFile
     from trtllm_engines.models.presets import resolve_model
 
     if named is not None:
@@ -143,11 +140,7 @@ def _tokenizer(named: Path | None, engine: EngineSpec) -> Tokenizer | None:
         return Tokenizer(folder)
     if engine.engine_dir is not None:
         return load_engine(engine.engine_dir).tokenizer
-    path = resolve_model(model_of(engine)).path
-    if path is not None and path.is_file():
-        with tempfile.TemporaryDirectory() as written:
-            return Tokenizer(Path(written)) if write_tokenizer(GgufFile(path), Path(written)) else None
-    return Tokenizer(path) if path is not None and (path / TOKENIZER).is_file() else None
+    return model_tokenizer(resolve_model(model_of(engine)).path)
 
 
 def longest(engine: EngineSpec) -> int:

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from trtllm_results.errors import ResultsError
+from trtllm_results.store.rows import to_table
 from trtllm_results.store.selection import ResultSet
-from trtllm_results.store.table import to_table
 
 if TYPE_CHECKING:
     import pyarrow as pa

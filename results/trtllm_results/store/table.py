@@ -15,21 +15,20 @@ and SQLite (not what pandas, DuckDB or a spreadsheet open first).
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from trtllm_results.errors import ResultsError
-from trtllm_results.record.flat import shown
-from trtllm_results.record.row import CELL_FIELDS, ENVIRONMENT_FIELDS, ROW_FIELDS, SCHEMA_VERSION, Row
-from trtllm_results.store.files import atomically, read_text, temporaries, writing
+from trtllm_results.record.row import Row
+from trtllm_results.store.files import atomically, temporaries, writing
 from trtllm_results.store.lock import WRITE_LOCK, locked
-from trtllm_results.store.parquet import METADATA, OPTIONS, check_version, read_table, replacement
+from trtllm_results.store.parquet import METADATA, OPTIONS, read_table, replacement
 from trtllm_results.store.remote import Mirror, fetched, is_address
+from trtllm_results.store.rows import empty_frame, json_line, parsed, read_json, rows_of, to_table, unreadable, write_lines
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,7 +45,6 @@ _ID_AT = len('{"row_id": "')
 """A line of results.json starts with the row's id, so that appending need not parse the others."""
 SHEETS = (".csv", ".xlsx")
 """Endings of tables that a spreadsheet opens (`sheets`)."""
-MOST_JSON_BYTES = 2**28
 WAIT_S = 60.0
 """For another writer of the same folder; an append takes well below a second."""
 
@@ -129,7 +127,7 @@ class Store:
 
     def frame(self) -> pd.DataFrame:
         """All rows as a pandas table, one column a field."""
-        return read_table(self.path / _TABLE).to_pandas() if (self.path / _TABLE).exists() else _empty_frame()
+        return read_table(self.path / _TABLE).to_pandas() if (self.path / _TABLE).exists() else empty_frame()
 
     def finished(self) -> set[tuple[str, int]]:
         """(cell key, repeat) of every `ok` row: what a resumed sweep skips."""
@@ -185,14 +183,12 @@ class Store:
             table, replaced = _merged(self._table(), rows)
             lines = self._json_lines(table, rows)
         except (OverflowError, TypeError, UnicodeError) as error:
-            raise ResultsError(
-                f"{self.path / _TABLE}: a column has values that cannot be read ({shown(str(error))}); it is damaged"
-            ) from None
+            raise unreadable(self.path / _TABLE, error) from None
         content = replacement(table, self.path / _TABLE)
         atomically(self.path / _TABLE, lambda handle: handle.write(content))
         _remove(self.path / kind / name for name in replaced for kind in SIDE_KINDS)
         self._lines = []
-        atomically(self.path / _JSON, lambda handle: _write_lines(lines, handle))
+        atomically(self.path / _JSON, lambda handle: write_lines(lines, handle))
         self._lines, self._written = lines, self._stamp()
 
     def _ids(self) -> set[str]:
@@ -201,7 +197,7 @@ class Store:
 
     def _read_rows(self) -> list[Row]:
         table = self._table()
-        return [] if table is None else _rows_of(table, self.path / _TABLE)
+        return [] if table is None else rows_of(table, self.path / _TABLE)
 
     def _table(self) -> pa.Table | None:
         path = self.path / _TABLE
@@ -211,10 +207,10 @@ class Store:
         """One JSON line a row of `table`: earlier rows' as this process wrote them last, or all anew where another wrote since."""
         ids = table.column("row_id").to_pylist()
         known = {line[_ID_AT : line.index('"', _ID_AT)]: line for line in self._lines if self._stamp() == self._written}
-        known |= {row.row_id: _json_line(row.to_flat()) for row in new}
+        known |= {row.row_id: json_line(row.to_flat()) for row in new}
         if all(one in known for one in ids):
             return [known[one] for one in ids]
-        return [_json_line(flat) for flat in table.to_pylist()]
+        return [json_line(flat) for flat in table.to_pylist()]
 
     def _stamp(self) -> tuple[int, int, int]:
         """Changes whenever another version of results.json is put in place."""
@@ -274,12 +270,12 @@ def read_rows(path: str | os.PathLike[str]) -> list[Row]:
     if source.is_dir():
         return _united(below) if (below := stores_below(source)) else Store(source, create=False).rows()
     if source.suffix == ".json" and source.exists():
-        return _read_json(source)
+        return read_json(source)
     if source.suffix.lower() in SHEETS and source.exists():
         from trtllm_results.store import sheets
 
-        return _parsed(sheets.read_csv(source) if source.suffix.lower() == ".csv" else sheets.read_xlsx(source), source)
-    return _rows_of(read_table(source), source)
+        return parsed(sheets.read_csv(source) if source.suffix.lower() == ".csv" else sheets.read_xlsx(source), source)
+    return rows_of(read_table(source), source)
 
 
 def stores_below(folder: Path) -> list[Path]:
@@ -291,48 +287,6 @@ def _united(places: Iterable[Path]) -> list[Row]:
     """Rows of several stores; one that was merged from another counts once."""
     rows = {row.row_id: row for place in places for row in read_rows(place)}
     return list(rows.values())
-
-
-def _rows_of(table: pa.Table, path: Path) -> list[Row]:
-    def flats() -> Iterator[Mapping[str, Any]]:
-        for batch in table.to_batches(max_chunksize=512):
-            try:
-                yield from batch.to_pylist()
-            except (ValueError, OverflowError, TypeError) as error:
-                raise _unreadable(path, error) from None
-
-    return _parsed(flats(), path)
-
-
-def _unreadable(path: Path, error: Exception) -> ResultsError:
-    return ResultsError(f"{path}: a column has values that cannot be read ({shown(str(error))}); the file is damaged")
-
-
-def _parsed(flats: Iterable[Any], path: Path) -> list[Row]:
-    rows = []
-    for number, flat in enumerate(flats, 1):
-        if not isinstance(flat, Mapping):
-            raise ResultsError(f"{path}: row {number} is {shown(flat)}; it must be an object")
-        try:
-            rows.append(Row.from_flat(flat))
-        except ResultsError as error:
-            raise ResultsError(f"{path}: row {number}: {error}") from None
-    return rows
-
-
-def _read_json(path: Path) -> list[Row]:
-    text = read_text(path, MOST_JSON_BYTES)
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        where = f" at line {error.lineno:,}" if isinstance(error, json.JSONDecodeError) else ""
-        raise ResultsError(f"{path} is not a results.json of trtllm-bench: it contains invalid JSON{where}") from None
-    if not isinstance(content, dict) or not {"schema_version", "rows"} <= set(content):
-        raise ResultsError(f"{path} is not a results.json of trtllm-bench; use `results import` for other tools' files")
-    check_version(path, content["schema_version"])
-    if not isinstance(content["rows"], list):
-        raise ResultsError(f"{path}: rows is {shown(content['rows'])}; it must be a list")
-    return _parsed(content["rows"], path)
 
 
 def _merged(table: pa.Table | None, new: list[Row]) -> tuple[pa.Table, list[str]]:
@@ -353,54 +307,8 @@ def _merged(table: pa.Table | None, new: list[Row]) -> tuple[pa.Table, list[str]
     try:
         merged = pa.concat_tables([kept, added], promote_options="default")
     except pa.ArrowException:  # another tool wrote it with types of its own
-        merged = to_table([*_parsed(kept.to_pylist(), Path(_TABLE)), *new])
+        merged = to_table([*parsed(kept.to_pylist(), Path(_TABLE)), *new])
     return merged.combine_chunks().replace_schema_metadata(METADATA), gone
-
-
-def _arrow_type(kind: str) -> Any:
-    import pyarrow as pa
-
-    return {"int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}.get(kind, pa.string())
-
-
-def _schema(rows: list[Row]) -> pa.Schema:
-    import pyarrow as pa
-
-    fields = [pa.field(name, _arrow_type(kind)) for name, kind in (*ROW_FIELDS.items(), *CELL_FIELDS.items())]
-    fields += [pa.field(f"env_{name}", _arrow_type(kind)) for name, kind in ENVIRONMENT_FIELDS.items()]
-    figures = dict.fromkeys(name for row in rows for name in row.figures)
-    fields += [pa.field(name, pa.float64()) for name in figures]
-    return pa.schema(fields, metadata=METADATA)
-
-
-def to_table(rows: list[Row]) -> pa.Table:
-    """Rows as the Arrow table a store holds."""
-    import pyarrow as pa
-
-    return pa.Table.from_pylist([row.to_flat() for row in rows], schema=_schema(rows))
-
-
-def _empty_frame() -> pd.DataFrame:
-    frame: pd.DataFrame = to_table([]).to_pandas()
-    return frame
-
-
-def write_parquet(rows: list[Row], target: Path) -> None:
-    import pyarrow.parquet as pq
-
-    atomically(target, lambda handle: pq.write_table(to_table(rows), handle, **OPTIONS))
-
-
-def write_json(rows: list[Row], target: Path) -> None:
-    atomically(target, lambda handle: _write_lines([_json_line(row.to_flat()) for row in rows], handle))
-
-
-def _json_line(flat: Mapping[str, Any]) -> str:
-    return json.dumps({"row_id": flat["row_id"]} | {name: value for name, value in flat.items() if value not in ("", None)})
-
-
-def _write_lines(lines: list[str], handle: BinaryIO) -> None:
-    handle.write((f'{{"schema_version": {SCHEMA_VERSION}, "rows": [\n' + ",\n".join(lines) + "\n]}\n").encode())
 
 
 def extend(store: Store, rows: Iterable[Row]) -> int:
