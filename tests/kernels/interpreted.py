@@ -11,6 +11,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Collection, Iterator
+from functools import cache
 
 os.environ["TRITON_INTERPRET"] = "1"
 
@@ -71,9 +72,10 @@ def without_cuda(arch: str, op: str, inputs, *_) -> dict[str, int] | None:
     return tactic | {"row_scaled_cuda": 0} if tactic and by_row else tactic
 
 
-def patch_language_once() -> None:
+def make_interpreter_fast() -> None:
     """The interpreter puts its functions into `triton.language` at every call of a function in a kernel, by a search of the whole module,
-    which takes a third of the time. Here once for each module with kernels, for good: nothing else runs in this process."""
+    which takes a third of the time. Here once for each module with kernels, for good: nothing else runs in this process. And it makes a
+    table of all types whenever it looks one up."""
     patch, patched = interpreter._patch_lang, set()
 
     def patch_once(fn) -> interpreter._LangPatchScope:
@@ -83,11 +85,13 @@ def patch_language_once() -> None:
         return interpreter._LangPatchScope()
 
     interpreter._patch_lang = patch_once
+    of_scalar = cache(interpreter._get_np_dtype)
+    interpreter._get_np_dtype = lambda kind: np.dtype(np.uint64) if kind.scalar.is_ptr() else of_scalar(kind.scalar)
 
 
 def make_interpreter_exact() -> None:
     """And what is lowered to what it can run."""
-    patch_language_once()
+    make_interpreter_fast()
     lowering.tactics.recorded = without_cuda
     builder = interpreter.InterpreterBuilder
     original_cast, original_convert, original_dot = builder.cast_impl, interpreter._convert_float, builder.create_dot
