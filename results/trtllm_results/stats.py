@@ -34,10 +34,6 @@ class Interval:
     confidence: float
     df: float = 0.0
 
-    @property
-    def half_width(self) -> float:
-        return (self.high - self.low) / 2
-
     def as_ratio(self) -> Interval:
         """exp of a log-ratio interval, minus one: a relative change."""
         return Interval(math.expm1(self.low), math.expm1(self.estimate), math.expm1(self.high), self.confidence, self.df)

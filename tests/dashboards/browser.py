@@ -7,7 +7,6 @@ says so.
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 import os
 import shutil
@@ -102,14 +101,6 @@ class Browser:
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
         self.call("Page.navigate", url=url)
         self.until(ready)
-
-    def screenshot(self, path: Path, *, full: bool = False) -> None:
-        if full:
-            size = self.call("Page.getLayoutMetrics")["cssContentSize"]
-            width = self.js("innerWidth")
-            self.call("Emulation.setDeviceMetricsOverride", width=width, height=int(size["height"]), deviceScaleFactor=1, mobile=False)
-            time.sleep(1.5)
-        path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
 
     def cpu_s(self) -> float:
         """Seconds of processor time that the page's main thread has used, however busy the machine is."""
