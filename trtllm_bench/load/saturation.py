@@ -163,7 +163,7 @@ def find_saturation(
         load = _next(probes, limit, search)
         if load is not None and not _affords(probes, load, search):
             load = None
-    passed, failed = _answer(probes, limit, search)
+    passed, failed = _answer(probes, limit)
     reached = not _open(passed, failed, search)
     needed_s = None if reached or limit is None else _needed(probes, passed, failed, search)
     return Saturation(passed, failed, tuple(probes), search.confidence, reached, needed_s)
@@ -174,7 +174,7 @@ def _verdict(probe: Probe, search: Search) -> Verdict:
     return "pass" if low > search.attainment else "fail" if high < search.attainment else "undecided"
 
 
-def _answer(probes: list[Probe], limit: Limit | None, search: Search) -> tuple[float, float]:
+def _answer(probes: list[Probe], limit: Limit | None) -> tuple[float, float]:
     """The model's interval, no wider than the bracket of the decided loads well away from it; without a model that bracket. A load passes
     by luck more easily than it fails, since bad requests come in clumps, so one that passed must lie further away."""
     passed, failed = _bracket(probes)
@@ -262,7 +262,7 @@ def _next(probes: list[Probe], limit: Limit | None, search: Search) -> float | N
     decided end still leaves."""
     passed, failed = _bracket(probes)
     if limit is not None:
-        done = limit.runs >= LEAST_RUNS and not _open(*_answer(probes, limit, search), search)
+        done = limit.runs >= LEAST_RUNS and not _open(*_answer(probes, limit), search)
         return None if done else min(limit.following, search.highest)
     doubtful = sorted(probe.load for probe in probes if probe.verdict == "undecided" and passed < probe.load < failed)
     below_doubt, above_doubt = (doubtful[0], doubtful[-1]) if doubtful else (failed, passed)

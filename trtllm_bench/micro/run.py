@@ -55,7 +55,7 @@ def run(
         for bound in bench.ops(case):
             if not _chosen(bound, case, wanted.name):
                 continue
-            one = _measured(bound, case, wanted, bench, timer, rule, hardware, peers)
+            one = _measured(bound, case, bench, timer, rule, hardware, peers)
             found.append(one)
             tell(one)
     if not found:
@@ -73,7 +73,6 @@ def _chosen(bound: BoundOp, case: KernelCase, name: str) -> bool:
 def _measured(
     bound: BoundOp,
     case: KernelCase,
-    wanted: KernelSelection,
     bench: Bench,
     timer: Timer,
     rule: StoppingRule,

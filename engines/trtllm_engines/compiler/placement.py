@@ -41,13 +41,13 @@ def place(graph: ModelGraph, node: Node, placed: Mapping[Node, Placement]) -> Pl
     tensors = {name: value for name in spec.tensors if isinstance(value := arguments[name], Node)}
     where: dict[str, Placement] = {name: placed.get(value, "full") for name, value in tensors.items()}
     if Trait.REDUCES in spec.traits:
-        _expect(node, where, {"x": "partial"})
+        _expect(where, {"x": "partial"})
         return "full"
     if spec.kind == "gemm":
         split = split_of(graph, tensors["weight"])
         result: Placement = {"outputs": "sharded", "inputs": "partial", None: "full"}[split]  # type: ignore[assignment]
         unscaled = {name: placement for name, placement in where.items() if name not in spec.scales}  # a row's scale is that of its part
-        _expect(node, unscaled, {"x": "sharded" if split == "inputs" else "full", "residual": result})
+        _expect(unscaled, {"x": "sharded" if split == "inputs" else "full", "residual": result})
         return result
     activations = set(where.values())
     if Trait.ADDITIVE in spec.traits and len(activations) == 1:
@@ -69,7 +69,7 @@ def _whole_rows(graph: ModelGraph, tensors: Mapping[str, Node]) -> bool:
     return int(weight.shape[0]) > graph.config.head_dim
 
 
-def _expect(node: Node, where: Mapping[str, Placement], expected: Mapping[str, Placement]) -> None:
+def _expect(where: Mapping[str, Placement], expected: Mapping[str, Placement]) -> None:
     for name, placement in where.items():
         if placement != expected.get(name, "full"):
             raise PlacementError(f"its argument {name} is {placement} and must be {expected.get(name, 'full')}")

@@ -40,7 +40,7 @@ def apply(graph: ModelGraph) -> None:
         if op_name(node) == "linear":
             _split(graph, node, ranks)
         if op_name(node) == "attention":
-            _split_heads(graph, node, ranks)
+            _split_heads(node, ranks)
         try:
             placed[node] = place(graph, node, placed)
         except PlacementError:
@@ -117,7 +117,7 @@ def _own_weight(graph: ModelGraph, node: Node, shared: Node) -> Node:
     return own
 
 
-def _split_heads(graph: ModelGraph, node: Node, ranks: int) -> None:
+def _split_heads(node: Node, ranks: int) -> None:
     names = [argument.name for argument in OP_SPECS["attention"].arguments]
     for name in ("num_heads", "num_kv_heads"):
         at = names.index(name)
