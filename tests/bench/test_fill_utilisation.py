@@ -1,12 +1,15 @@
 """Utilisation filled in later equals what the run itself found: against rows recorded on an H100 whose ceilings were known."""
 
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from trtllm_bench.analysis import cells
 from trtllm_bench.app import app
 from trtllm_results.record.row import Row
 from trtllm_results.store.table import Store
@@ -18,6 +21,16 @@ def stripped(row: Row) -> Row:
     return replace(row, figures={name: value for name, value in row.figures.items() if not name.startswith(("mfu", "mbu"))})
 
 
+@pytest.fixture
+def engines_of_then(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Engines as the recorded rows had them: the last layer computed every row."""
+    cells._compiled.cache_clear()
+    monkeypatch.setattr(cells, "compile_model", partial(cells.compile_model, every_row=True))
+    yield
+    cells._compiled.cache_clear()
+
+
+@pytest.mark.usefixtures("engines_of_then")
 def test_filled_in_later_is_what_the_run_found(tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
     measured = Store(RECORDED / "llama-3.1-8b-bf16").rows()[:2]
