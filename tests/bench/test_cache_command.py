@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from command_line import refused, run
 
+from trtllm_bench.commands.build import note_if_not_tuned
 from trtllm_engines.engine import cache as engine_cache
 from trtllm_engines.engine import fits
 from trtllm_engines.errors import OutOfMemoryError
@@ -108,6 +109,17 @@ def test_build_tells_what_it_made_as_json_and_what_cannot_run_here(
     code, _, err = run(capsys, "build", "--model", "gptj-6b", "--precision", "bf16", "--arch", "cpu", "--out", tmp_path / "f")
     assert code == 0
     assert "note: this machine cannot run the engine: gptj-6b in bf16 needs" in err
+
+
+def test_a_gpu_without_tactics_of_its_own_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    for gpu, arches in (("h200", ["sm_90"]), (None, ["sm_90"]), ("h300", ["cpu"])):
+        note_if_not_tuned(gpu, arches)
+    assert capsys.readouterr().err == ""
+    note_if_not_tuned("h300", ["sm_90", "sm_89"])
+    assert capsys.readouterr().err.splitlines() == [
+        "trtllm-bench: note: no tactics of h300 are recorded for sm_90; those of h100 are taken",
+        "trtllm-bench: note: no tactics of h300 are recorded for sm_89; defaults are taken",
+    ]
 
 
 def test_verify_and_chat_with_token_ids(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -80,6 +80,7 @@ def command(
     known = chosen.get("profile")
     chosen["profile"] = replace(known, **asked) if known else default_profile(resolve_model(chosen["model"]).config, asked)
     _note_if_too_large(chosen)
+    note_if_not_tuned(gpu, chosen["arches"])
     folder = out or Path(f"{Path(chosen['model']).name}-{chosen['precision']}.engine")
     began = time.perf_counter()
     with build_progress() as report:
@@ -112,6 +113,17 @@ def _note_if_too_large(chosen: Mapping[str, Any]) -> None:
     for arch in chosen["arches"]:
         if said := too_large(source.config, quant, chosen["profile"], arch, chosen.get("layout", ONE_GPU)):
             typer.echo(f"trtllm-bench: note: this machine cannot run the engine: {said}", err=True)
+
+
+def note_if_not_tuned(gpu: str | None, arches: Sequence[str]) -> None:
+    """Says whose tactics are taken for a GPU that was asked for and has none."""
+    from trtllm_kernels import tactics
+
+    for arch in arches if gpu and tuple(arches) != ("cpu",) else ():
+        taken = tactics.in_use(arch, gpu or "")
+        if taken != tactics.short_name(gpu or ""):
+            known = f"those of {taken} are taken" if taken else "defaults are taken"
+            typer.echo(f"trtllm-bench: note: no tactics of {gpu} are recorded for {arch}; {known}", err=True)
 
 
 def _gpu(name: str | None) -> str:
