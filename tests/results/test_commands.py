@@ -109,7 +109,10 @@ def test_compare_prints_and_writes(capsys: pytest.CaptureFixture[str], tmp_path:
     assert [change["other"] for change in json.loads(out)["changes"]] == ["new"]
     code, out, _ = run(capsys, "compare", a, b, "--format", "csv", "--sort", "-base_value")
     assert out.splitlines()[1].split(",")[5] == "2048"
-    assert "ours beside published" in run(capsys, "compare", a, "--against", "published")[1]
+    beside = run(capsys, "compare", a, "--against", "published")[1]
+    assert "ours beside published" in beside
+    assert "fp8 128/128 b" in beside, "what names a row is whole in 80 columns"
+    assert "…" not in beside
     assert run(capsys, "compare", a, "--pareto")[1].count("b2048") == 1
 
 

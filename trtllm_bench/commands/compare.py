@@ -162,27 +162,26 @@ def _published(rows: list[Row], sort: str, output: str, out: Path | None) -> Non
     marks, meanings = compare_text.lettered(comparisons)
     marked = {id(one): mark for one, mark in zip(flat_in_order, marks, strict=True)}
     for one in flat:
-        one["shape"] = f"{one['precision']} {one['isl']}/{one['osl']}"
-        one["source"] = one["source"].replace("TensorRT-LLM perf-overview", "TRT-LLM")
+        one["shape"] = f"{one['precision']} {one['isl']}/{one['osl']} b{one['batch']}"
+        one["source"] = f"{one['source'].replace('TensorRT-LLM perf-overview', 'TRT-LLM')}, {one['their_gpu']}"
         one["mark"] = marked[id(one)]
     columns = [
         Column("model"),
-        Column("shape", "cell"),
+        Column("shape", "cell", whole=True),
         Column("tp", "TP", priority=1),
         Column("gpu", "our GPU"),
         Column("ours", unit="tok/s", kind="number", places=0),
         Column("source", hoist=False),
-        Column("their_gpu", "GPU", hoist=False),
         Column("theirs", unit="tok/s", kind="number", places=0),
         Column("ratio", kind="number", places=2),
         Column("mark", "note", hoist=False),
     ]
-    show(
-        flat,
-        columns,
-        title="ours beside published figures; ours is an arithmetic mean over repeats, ratio is ours / theirs",
-        console=console,
-    )
+    sentence(console, "ours beside published figures; ours is an arithmetic mean over repeats, ratio is ours / theirs", "bold")
+    together = [flat] if sort else [[one for one in flat if one["model"] == model] for model in dict.fromkeys(one["model"] for one in flat)]
+    for group in together:  # a model's apart, so that what names a row has room
+        console.print()
+        show(group, columns, console=console)
+    console.print()
     for letter, meaning in meanings.items():
         sentence(console, f"{letter}  {meaning}", "dim")
     for text in dict.fromkeys(f"here, {one['shape']}: {one['here']}" for one in flat):

@@ -73,6 +73,7 @@ def beside_records(comparisons: Sequence[Beside]) -> list[dict[str, Any]]:
             "precision": one.ours.cell.precision,
             "isl": one.ours.cell.isl,
             "osl": one.ours.cell.osl,
+            "batch": one.ours.cell.batch,
             "tp": one.ours.cell.tp,
             "gpu": gpu_class(one.ours.environment.device),
             "ours": one.ours_tokens_per_s,
