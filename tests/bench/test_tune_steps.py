@@ -23,7 +23,7 @@ from trtllm_bench.tune.session import record_choice
 from trtllm_bench.tune.show_steps import choice_rows, print_steps, step_rows
 from trtllm_bench.tune.step_bench import StepBench, StepLowering, StepProgram, Sustained, Tactics, cut_plan
 from trtllm_bench.tune.step_rounds import LEAST_GAIN, MAX_ROUNDS, rounds
-from trtllm_bench.tune.steps import StepTuner, TunedSteps
+from trtllm_bench.tune.steps import SizeOutcome, StepDecision, StepTuner, TunedSteps
 from trtllm_engines.compiler.plan import Plan
 from trtllm_engines.models.presets import resolve_model
 from trtllm_engines.runtime.rank import RankMemory
@@ -352,3 +352,13 @@ def test_the_command_tunes_by_steps_and_writes_it_down(
     assert "input_layernorm, rows: warps=2" in said
     assert "all that was taken, sustained" in said
     assert of(tactics.read(out), "rms_norm") == {"warps": 2}
+
+
+def test_what_is_shown_is_what_was_taken_and_not_the_fastest() -> None:
+    """The fastest of the mean may be slower in one size, and then another goes."""
+    choice = Choice("tile", ({"rows": 1}, {"rows": 2}))
+    size = SizeOutcome(64, 100.0, {0: 98.0, 1: 97.0}, {})
+    decision = StepDecision("linear", "layers.*.qkv_proj", choice, {"rows": 1}, {"rows": 2}, 0.02, (size,))
+    kept = replace(decision, winner={})
+    shown = [(row["verdict"], row["tactic"], row["best"]) for row in choice_rows(TunedSteps((decision, kept), (), 0))]
+    assert shown == [("taken", "rows=1", 98.0), ("kept", "rows=2", 97.0)]

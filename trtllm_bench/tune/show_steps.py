@@ -36,10 +36,11 @@ STEPS = (
 
 
 def choice_rows(tuned: TunedSteps) -> list[dict[str, object]]:
-    """One row per choice and size: what held against the best candidate."""
+    """One row per choice and size: what held against the candidate that was taken, or the fastest where none was."""
     rows: list[dict[str, object]] = []
     for decision in tuned.decisions:
-        best = decision.choice.candidates.index(decision.best) if decision.best else -1
+        tactic = decision.winner or decision.best
+        best = decision.choice.candidates.index(tactic) if tactic else -1
         for size in decision.sizes:
             us = size.us.get(best, size.held_us)
             rows.append(
@@ -51,7 +52,7 @@ def choice_rows(tuned: TunedSteps) -> list[dict[str, object]]:
                     "best": us,
                     "gain": 100 * (1 - us / size.held_us),
                     "verdict": verdict(decision),
-                    "tactic": text_of(decision.best),
+                    "tactic": text_of(tactic),
                     "tried": len(size.us),
                     "dropped": len(size.dropped),
                 }
