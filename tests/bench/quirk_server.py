@@ -38,6 +38,9 @@ class QuirkServer:
         self.asked: list[dict[str, Any]] = []
         self.seen: set[str] = set()
         self.served: Counter[str] = Counter()
+        self.closed = False
+        """Whether `closing` has closed its connection."""
+        self._served_on: set[object] = set()
         self.loop = asyncio.new_event_loop()
         ready = threading.Event()
         threading.Thread(target=self._run, args=(ready,), daemon=True).start()
@@ -95,10 +98,13 @@ class QuirkServer:
             return web.Response(text="<html><head><title>Sign in</title></head><body>...</body></html>", content_type="text/html")
         if quirk == "whole":
             return web.json_response({"choices": [{"text": "all of it"}]})
-        if quirk == "closing" and self.served[quirk] == 3:  # an idle connection closed just as it is used again
+        if quirk == "closing":  # an idle connection closed just as it is used again, once
             assert request.transport is not None
-            request.transport.close()
-            return web.Response()
+            if request.transport in self._served_on and not self.closed:
+                self.closed = True
+                request.transport.close()
+                return web.Response()
+            self._served_on.add(request.transport)
         if quirk == "circle":
             raise web.HTTPTemporaryRedirect(request.path)
         if quirk == "elsewhere":
