@@ -476,7 +476,7 @@ def predictions() -> dict[str, Callable[[], str]]:
     points = list(peers.predicted(chosen))
     left_out = ", ".join(f"{reason} ({count})" for reason, count in why.most_common())
     return {
-        "own-errors": lambda: "\n".join(peers.own_table(peers.own_errors(RECORDED))),
+        "own-errors": lambda: "\n".join(peers.own_table(peers.own_errors(RECORDED) + peers.errors_left_out(RECORDED))),
         "intervals": lambda: "\n".join(peers.interval_table()),
         "factors": lambda: "\n".join(peers.factor_table(peers.factors(points))),
         "left-out": lambda: "\n".join(textwrap.wrap(f"{len(points)} rows; left out: {left_out}", 120, break_on_hyphens=False)),

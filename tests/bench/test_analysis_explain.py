@@ -29,6 +29,7 @@ from trtllm_engines.compiler.compile import compile_model
 from trtllm_engines.compiler.plan import ParallelLayout, Plan, Profile
 from trtllm_engines.models.presets import preset_config
 from trtllm_kernels.dialect.expr import evaluate
+from trtllm_kernels.dialect.types import Launch
 from trtllm_results.metrics.requests import RequestLog
 from trtllm_results.record.environment import Environment
 from trtllm_results.record.row import Cell, Row
@@ -119,6 +120,39 @@ def test_attention_of_continued_prompts_takes_what_was_measured(
         shape = StepShape(np.array([tokens]), np.array([tokens + 6144]), 0, 1)
         step = StepModel(plan, replace(H100, arch=arch)).step(shape)
         assert step.ops[role] / 32 == pytest.approx(measured_us, rel=0.07)
+
+
+@pytest.mark.parametrize(("tp", "gemvs"), [(1, set()), (2, {"qkv_proj"})], ids=["one", "two ranks"])
+def test_kernels_of_a_step_of_one_token_are_those_that_the_plan_launches(tp: int, gemvs: set[str]) -> None:
+    """On an H200, whose constants are of today's engine. Of one of two ranks 3,072 rows of QKV do not fill the SMs."""
+    plan, shape = sharded("llama-3.1-8b", tp, 64, 384), StepShape.decode(1, 256)
+    launched: dict[str, set[str]] = {}
+    for op in plan.ops:
+        kernels = (launch.kernel.partition("-")[0] for launch in op.tactics["sm_90"].launches if runs(launch, shape))
+        launched.setdefault(op.name.rpartition(".")[2], set()).update(kernels)
+    assert {name for name, kernels in launched.items() if "gemv" in kernels} == gemvs
+    assert launched["rope_kv_write"] == set()
+    model = StepModel(plan, published("h200"))
+    kinds = {cost.name.rpartition(".")[2]: model._kind(cost) for cost, _ in model.kernels(shape)}
+    assert {name for name, kind in kinds.items() if kind == "gemv"} == gemvs
+    assert "skinny" in kinds.values()
+    assert "rope_kv_write" not in kinds
+    earlier = StepModel(plan, published("h200"), constants=constants_for("h200", "29ae1e3"))
+    kinds = {cost.name.rpartition(".")[2]: earlier._kind(cost) for cost, _ in earlier.kernels(shape)}
+    assert "skinny" not in kinds.values()
+    assert kinds["rope_kv_write"] == "rows"
+
+
+def runs(launch: Launch, shape: StepShape) -> bool:
+    return all(evaluate(dim, shape.symbols) > 0 for dim in launch.grid)
+
+
+def test_a_recorded_row_has_the_plan_of_its_revisions_engine() -> None:
+    h100, cell = Environment(gpu="NVIDIA H100 80GB HBM3", git_revision="4cbcc34"), Cell("smollm2-135m", "bf16", 1, 32, 32)
+    h200 = replace(h100, gpu="NVIDIA H200")
+    today = replace(h200, git_revision="444f27e")
+    gathers = [any("gather_rows" in op.name for op in plans_of(Row(cell, one))[0].ops[:-3]) for one in (h100, h200, today)]
+    assert gathers == [False, False, True], "in the last layer, before its products"
 
 
 @pytest.mark.parametrize("model", ["llama-3.1-8b", "gptj-6b"])
@@ -467,35 +501,35 @@ def test_reductions_measured_on_two_h200_take_what_the_model_says(hidden_model: 
     """The fused trial, alone in a graph, within 9%; in steps a wait for the other rank comes on top."""
     model = StepModel(sharded(hidden_model, 2, 8192, 8), published("h200"))
     cost = next(cost for cost in model.counter.step(StepShape.decode(rows, 8)) if cost.kind == "communication")
-    alone = model.communication_us(cost) - model.constants.communication["wait_us"]
+    alone = model.communication_us(cost) - model.wait_us(rows)
     assert alone == pytest.approx(measured_us, rel=0.09)
 
 
 def test_communication_is_a_part_of_its_own() -> None:
     one, two = (StepModel(sharded("llama-3.1-8b", tp, 64, 384), published("h200")).step(StepShape.decode(64, 256)) for tp in (1, 2))
     assert one.parts["communication"] == 0
-    assert two.parts["communication"] == pytest.approx(64 * 7.15 + 4.7, rel=0.02), "64 reductions and an exchange of words"
+    assert two.parts["communication"] == pytest.approx(64 * 8.4 + 3.1, rel=0.02), "64 reductions and an exchange of words"
     assert sum(two.parts.values()) == pytest.approx(two.total_us)
     assert sum(two.ops.values()) == pytest.approx(two.device_us)
-    assert two.parts["weights"] == pytest.approx(one.parts["weights"] / 2, rel=0.05)
+    assert two.parts["weights"] == pytest.approx(one.parts["weights"] / 2, rel=0.07), "the clock of one is lower, so compute is felt more"
 
 
 @pytest.mark.parametrize(
     ("model", "tp", "batch", "lengths", "requests", "measured", "within"),
     [
-        ("llama-3.1-8b", 1, 1, (128, 256), 2, 417.0, 0.03),
-        ("llama-3.1-8b", 2, 1, (128, 256), 2, 606.0, 0.03),
-        ("llama-3.1-8b", 1, 64, (128, 256), 256, 19_115.0, 0.03),
-        ("llama-3.1-8b", 2, 64, (128, 256), 256, 27_505.0, 0.03),
-        ("llama-3.1-70b", 2, 1, (128, 256), 2, 95.4, 0.03),
-        ("llama-3.1-70b", 2, 64, (128, 256), 256, 4_096.0, 0.1),
-        ("llama-3.1-70b", 2, 1024, (128, 128), 2048, 7_548.0, 0.12),
+        ("llama-3.1-8b", 1, 1, (128, 256), 2, 477.0, 0.03),
+        ("llama-3.1-8b", 2, 1, (128, 256), 2, 732.0, 0.03),
+        ("llama-3.1-8b", 1, 64, (128, 256), 256, 20_397.0, 0.03),
+        ("llama-3.1-8b", 2, 64, (128, 256), 256, 30_088.0, 0.03),
+        ("llama-3.1-70b", 2, 1, (128, 256), 2, 109.0, 0.03),
+        ("llama-3.1-70b", 2, 4, (1024, 1024), 4, 405.0, 0.05),
+        ("llama-3.1-70b", 2, 1024, (128, 128), 2048, 7_610.0, 0.05),
     ],
 )
 def test_runs_on_one_and_two_h200_are_predicted(
     model: str, tp: int, batch: int, lengths: tuple[int, int], requests: int, measured: float, within: float
 ) -> None:
-    """Output tokens/s in fp8, of a GPU no constant follows but for the wait in a reduction, which the 8B on two gave."""
+    """Output tokens/s in fp8. Constants follow the runs on one; of those on two the 8B gave the wait in a reduction."""
     load = fixed(requests, *lengths, vocab_size=100, seed=0)
     found, _ = predict(sharded(model, tp, batch, sum(lengths)), published("h200"), load, concurrency=batch)
     assert found["output_tokens_per_s"] == pytest.approx(measured, rel=within)

@@ -9,7 +9,19 @@ from pathlib import Path
 import pytest
 
 from trtllm_bench.__main__ import main
-from trtllm_bench.analysis.peers import coverage, factors, in_sample, interval_table, left_out, predicted, write_errors
+from trtllm_bench.analysis.peers import (
+    OwnError,
+    PeerPoint,
+    coverage,
+    factors,
+    in_sample,
+    interval_table,
+    left_out,
+    own_table,
+    predicted,
+    tables_of_errors,
+    write_errors,
+)
 from trtllm_bench.analysis.predict import predict
 from trtllm_bench.analysis.prediction_error import interval_for, interval_of, kind_of, read_errors
 from trtllm_bench.analysis.steady import places_on, steady_rate
@@ -92,9 +104,36 @@ def test_cells_that_constants_follow_are_told_from_others() -> None:
     assert in_sample(Row(cell, h100))
     assert not in_sample(Row(cell, replace(h100, git_revision="")))
     assert not in_sample(Row(replace(cell, precision="int4"), h100))
-    assert not in_sample(Row(cell, h200))
+    assert not in_sample(Row(cell, h200)), "an earlier engine's, by the H100's constants"
+    assert in_sample(Row(cell, replace(h200, git_revision="444f27e")))
+    assert not in_sample(Row(cell, replace(h200, git_revision="5555555"))), "of no revision that constants follow"
     assert in_sample(Row(replace(cell, tp=2), h200)), "the wait in a reduction"
     assert not in_sample(Row(replace(cell, model="llama-3.1-70b", tp=2), h200))
+
+
+def test_a_gpu_of_todays_engine_has_the_errors_left_out_of_the_fit_and_the_h100_those_of_the_earlier_one() -> None:
+    few, many = (Cell("m", "fp8", batch, 128, 128) for batch in (8, 512))
+    own = [OwnError("H200", few, True, 0.01), OwnError("H100", few, True, 0.02)]
+    own += [OwnError("H200", few, False, error, left_out=True) for error in (0.03, 0.04, -0.05)]
+    own += [OwnError("H200", few, False, error, transferred=True) for error in (0.06, 0.07)] + [OwnError("H100", few, False, 0.08)]
+    own += [OwnError("H200", replace(few, precision="int4"), False, 0.5), OwnError("H200", many, False, 0.1, left_out=True)]
+    tables = tables_of_errors(own, [point_of("H100", 0.1), point_of("L40S", 0.2)])
+    assert tables["h200", "few"] == ("this engine's runs on H200, each left out of the fit", [0.03, 0.04, -0.05])
+    assert tables["h100", "few"] == (
+        "this engine's runs on H100 and H200, of an earlier engine, that no constant follows",
+        [0.06, 0.07, 0.08],
+    )
+    assert ("h200", "many") not in tables, "one error is too few"
+    table = "\n".join(own_table(own))
+    assert "| one H200, each left out of the fit | 4 |" in table
+    assert "| one H200, earlier engine, by the H100's constants | 2 | 6.5% | +7.0% |" in table
+    assert "| one H100, held out | 1 | 8.0% | +8.0% |" in table
+
+
+def point_of(gpu: str, error: float) -> PeerPoint:
+    theirs = next(one for one in load() if one.source.startswith("TensorRT-LLM") and one.tp == 1 and not one.at_once)
+    theirs = replace(theirs, gpu=gpu)
+    return PeerPoint(theirs, (1 + error) * theirs.output_tokens_per_s)
 
 
 def test_errors_are_written_as_they_are_read(tmp_path: Path) -> None:

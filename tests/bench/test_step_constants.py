@@ -25,7 +25,16 @@ def test_the_h100s_constants_are_its_own(name: str) -> None:
     assert constants.prefill_time["uncached_triton"] == 586 / 439
 
 
-@pytest.mark.parametrize("name", ["NVIDIA H200", "a100", "NVIDIA L40S"])
+def test_the_h200s_constants_are_of_todays_engine_and_those_of_its_earlier_runs_the_h100s() -> None:
+    today, earlier = constants_for("NVIDIA H200"), constants_for("NVIDIA H200", "29ae1e3c0de")
+    assert (today.gpu, today.fitted, today.earlier, today.engine) == ("h200", True, False, "")
+    assert constants_for("NVIDIA H200", "444f27e1234") is constants_for("NVIDIA H200", "0123456") is today
+    assert (earlier.gpu, earlier.fitted, earlier.earlier) == ("h100", False, True)
+    assert earlier.note == "the step model's constants are not fitted to NVIDIA H200: they are the H100's"
+    assert "GEMV" in earlier.engine
+
+
+@pytest.mark.parametrize("name", ["a100", "NVIDIA L40S"])
 def test_constants_that_are_not_a_gpus_own_say_so(name: str) -> None:
     constants = constants_for(name)
     assert (constants.gpu, constants.fitted) == ("h100", False)
@@ -78,6 +87,7 @@ def test_a_curve_is_met_at_its_points_and_scales_with_ranks() -> None:
         (lambda text: text.replace("value = 16.0", 'value = "16"'), r"step\.between_us must have value, unit, .*must be a number"),
         (lambda text: text + "[", "cannot be read as TOML"),
         (lambda text: text.replace("row_elements", "elements"), "all_reduce must have gpus, row_elements, bytes, us"),
+        (lambda text: text.replace("earlier = true", ""), "engine must have earlier, revisions, what"),
     ],
 )
 def test_damaged_constants_are_refused(change: object, message: str, tmp_path: Path) -> None:
@@ -88,10 +98,10 @@ def test_damaged_constants_are_refused(change: object, message: str, tmp_path: P
 
 
 def test_other_engines_points_are_predicted_to_their_size() -> None:
-    """TensorRT-LLM's 70B in fp8 on two H200 at four requests: our engine by the model, within 15% of it."""
+    """TensorRT-LLM's 70B in fp8 on two H200 at four requests: what is predicted there is our engine, which made 405 tokens/s (+25%)."""
     small = [one for one in coverage(load(), "h200")[0] if 0 < one.concurrency * one.osl <= 4096]
     few = [one for one in small if one.model == "llama-3.1-70b" and one.source.startswith("TensorRT-LLM")]
     found = list(predicted([one for one in few if (one.isl, one.tp) == (1024, 2)]))
     assert [point.theirs.concurrency for point in found] == [4]
-    assert abs(found[0].error) < 0.15
-    assert summary(found) == ["TensorRT-LLM H200 llama-3.1-70b fp8 tp 2: 1 points, median +13%, +13% to +13%"]
+    assert found[0].predicted == pytest.approx(405, rel=0.05)
+    assert summary(found) == ["TensorRT-LLM H200 llama-3.1-70b fp8 tp 2: 1 points, median +30%, +30% to +30%"]

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from trtllm_bench.analysis.cells import MeasuredCell, hardware_of, plans_of
+from trtllm_bench.analysis.cells import MeasuredCell, constants_of, hardware_of, plans_of
 from trtllm_bench.analysis.explain import IDLE, UNKNOWN, Breakdown
 from trtllm_bench.analysis.predict import cache_bytes_on
 from trtllm_bench.analysis.step_model import PipelineModel, StepModel, step_model
@@ -65,7 +65,7 @@ def rate(model: StepModel | PipelineModel, batch: int, isl: int, osl: int) -> fl
 def _from_parts(cell: MeasuredCell, found: Breakdown) -> Iterator[Finding]:
     row = cell.row.cell
     hardware = hardware_of(cell.row.environment)
-    model = step_model(plans_of(cell.row), hardware)
+    model = step_model(plans_of(cell.row), hardware, constants_of(cell.row))
     plan = model.counter.plan
     batch = row.batch or round(cell.row.figures.get("batch_mean", 1.0)) or 1
     now = rate(model, batch, row.isl, row.osl)
@@ -143,7 +143,7 @@ def _another(cell: MeasuredCell, change: str, now: float, batch: int, **kind: st
         plans = plans_of(cell.row, **kind)
     except (EngineError, KernelError):
         return
-    gain = rate(step_model(plans, hardware), batch, cell.row.cell.isl, cell.row.cell.osl) / now - 1
+    gain = rate(step_model(plans, hardware, constants_of(cell.row)), batch, cell.row.cell.isl, cell.row.cell.osl) / now - 1
     if gain > WORTH:
         yield Finding("", change, gain)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
+from trtllm_bench.analysis.step_constants import StepConstants, constants_for
 from trtllm_bench.errors import BenchError
 from trtllm_bench.roofline import ceilings
 from trtllm_bench.roofline.hardware import Hardware, published_for
@@ -67,8 +68,9 @@ def _names(rows: Iterable[Row]) -> list[str]:
 
 
 def plans_of(row: Row, precision: str | None = None, kv_dtype: str | None = None) -> list[Plan]:
-    """The plans, one a pipeline stage, of the engine that a row has, or would have at another precision or cache type. Raises `BenchError`
-    for a target that is not ours."""
+    """The plans, one a pipeline stage, of the engine that a row has, or would have at another precision or cache type, as they are compiled
+    today; where the row's revision is one of an earlier engine, with all rows in the last layer, as that had. Raises `BenchError` for a
+    target that is not ours."""
     cell = row.cell
     if not is_own(cell.target):
         raise BenchError(f"{cell.label} was served by {cell.target}, of which nothing is known inside; explain works on our own engine")
@@ -78,13 +80,27 @@ def plans_of(row: Row, precision: str | None = None, kv_dtype: str | None = None
     profile = Profile(batch, max(int(settings.get("max_num_tokens") or 8192), batch), longest, int(settings.get("page_size") or 32))
     cache = kv_dtype or (cell.kv_dtype if precision is None and cell.kv_dtype else "auto")
     layout = ParallelLayout(cell.tp, cell.pp)
-    return [_compiled(cell.model, precision or cell.precision, profile, cache, layout, stage) for stage in range(layout.pp)]
+    name, every_row = precision or cell.precision, _earlier(row.environment)
+    return [_compiled(cell.model, name, profile, cache, layout, stage, every_row) for stage in range(layout.pp)]
+
+
+def constants_of(row: Row) -> StepConstants:
+    """The step model's for the row's GPU and the engine of its revision."""
+    return constants_for(row.environment.gpu, row.environment.git_revision)
+
+
+def _earlier(environment: Environment) -> bool:
+    """Whether a run is of the engine that constants of earlier revisions follow, or of the first one, whose rows name no revision."""
+    revision, constants = environment.git_revision, constants_for(environment.gpu, environment.git_revision)
+    return constants.earlier and (revision.startswith(constants.revisions) if revision else constants.fitted)
 
 
 @lru_cache(maxsize=16)
-def _compiled(model: str, precision: str, profile: Profile, kv_dtype: str, layout: ParallelLayout, stage: int) -> Plan:
+def _compiled(model: str, precision: str, profile: Profile, kv_dtype: str, layout: ParallelLayout, stage: int, every_row: bool) -> Plan:
     config, weights = resolve_model(model).config, {"kind": "dummy", "seed": 0}
-    return compile_model(config, precision, profile, weights_source=weights, kv_dtype=kv_dtype, layout=layout, stage=stage).plan
+    return compile_model(
+        config, precision, profile, weights_source=weights, kv_dtype=kv_dtype, layout=layout, stage=stage, every_row=every_row
+    ).plan
 
 
 def hardware_of(environment: Environment) -> Hardware:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from trtllm_bench.analysis.cells import MeasuredCell, hardware_of, plans_of
+from trtllm_bench.analysis.cells import MeasuredCell, constants_of, hardware_of, plans_of
 from trtllm_bench.analysis.step_model import PARTS, PipelineModel, StepModel, step_model
 from trtllm_bench.errors import BenchError
 from trtllm_bench.profiling.record import CellProfile
@@ -78,7 +78,7 @@ def breakdown(cell: MeasuredCell) -> Breakdown:
     """Raises `BenchError` where nothing tells the cell's steps apart."""
     if cell.profile is not None:
         return from_profile(CellProfile.load(cell.profile))
-    return from_log(cell, step_model(plans_of(cell.row), hardware_of(cell.row.environment)))
+    return from_log(cell, step_model(plans_of(cell.row), hardware_of(cell.row.environment), constants_of(cell.row)))
 
 
 def read_steps(cell: MeasuredCell) -> dict[str, Any]:

@@ -3,12 +3,15 @@
     python -m trtllm_bench.analysis.fit                  # what the constants would be, and the errors they leave
     python -m trtllm_bench.analysis.fit --folds 5        # and the errors on runs left out, a fifth at a time
     python -m trtllm_bench.analysis.fit --write          # into step_models/h100.toml
+    python -m trtllm_bench.analysis.fit --gpu h200       # the same of the H200
 
-Each constant starts from what single kernels gave (`START`) and is held to it as far as `FREE` says: whole runs of a few models cannot tell
-a kernel's bandwidth from its fixed time. A residual is a rate's error over 1.5%, a clock's over 4%, a run's power over 6% where it lasted
-long enough for the mean to be one (6 s), a constant's change over its freedom. A run has one clock, as the limit acts over many steps.
+Each constant starts from what single kernels gave (`START`, `STARTS`) and is held to it as far as `FREE` says: whole runs of a few models
+cannot tell a kernel's bandwidth from its fixed time. A residual is a rate's error over 1.5%, a clock's over 4%, a run's power over 6% where
+it lasted long enough for the mean to be one (6 s), a constant's change over its freedom. A run has one clock, as the limit acts over many
+steps.
 
-Runs of the other GPU of the architecture take no part. So the H200's are held out, all of them.
+Constants are of one GPU and one engine: runs of the other GPU of the architecture take no part, nor do runs at other revisions than the file
+of constants lists.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from typing import Any
 import numpy as np
 from scipy.optimize import least_squares
 
-from trtllm_bench.analysis.cells import hardware_of, plans_of
+from trtllm_bench.analysis.cells import constants_of, hardware_of, plans_of
 from trtllm_bench.analysis.kernel_times import KINDS, KernelWork, clock_within, watts
 from trtllm_bench.analysis.predict import predict
 from trtllm_bench.analysis.step_constants import FOLDER, StepConstants, constants_for
@@ -95,6 +98,17 @@ START: Mapping[str, float] = {
 }
 """Bandwidths, fixed times, the rate of skinny GEMMs: single kernels of `kernels` and of profiles (results/recorded/h100). Clocks: GEMMs of
 a second at the power limit, prompts' attention alone. Joules and watts: what such GEMMs and plain reads draw, shared out."""
+STARTS: Mapping[str, Mapping[str, float]] = {
+    "h200": {
+        "bandwidth_share.skinny": 1.04,
+        "stream_tb_per_s.skinny": 10.0,
+        "pdl_us.skinny": 0.8,
+        "pdl_us.rows": 2.0,
+        "kernel_us.attention": 4.0,
+        "kernel_us.merge": 0.1,
+    }
+}
+"""Where the H200's kernels of today say another thing (results/recorded/h200/profile-fp8-128-256-b1 and -b64)."""
 RATE, CLOCK, POWER = 0.015, 0.04, 0.06
 LEAST_S = 6.0
 MOST_SHAPES = 200
@@ -139,10 +153,11 @@ def recorded_run(rows: Sequence[Row]) -> RecordedRun:
     if not hardware.power_w:
         raise BenchError(f"{cell.label}: the power limit of {row.environment.gpu} is not known")
     plans = plans_of(row)
-    model = StepModel(plans[0], hardware)
+    constants = constants_of(row)
+    model = StepModel(plans[0], hardware, constants=constants)
     seen: list[tuple[StepShape, int]] = []
     load = fixed(cell.num_requests or 1, cell.isl, cell.osl, vocab_size=256, seed=0)
-    predict(plans, hardware, load, concurrency=cell.batch, on_steps=seen.extend)
+    predict(plans, hardware, load, concurrency=cell.batch, constants=constants, on_steps=seen.extend)
     shapes = _fewer(seen)
     works, index, host = [], [], []
     for place, (shape, count) in enumerate(shapes):
@@ -179,8 +194,11 @@ def recorded_runs(root: Path, gpu: str) -> list[RecordedRun]:
 
 
 def follows(row: Row) -> bool:
-    """Whether constants follow such a run: those of before rows named a revision are of an engine whose kernels did not overlap."""
-    return row.cell.precision in PRECISIONS and bool(row.environment.git_revision)
+    """Whether constants follow such a run: one of the engine that its GPU's constants are of. Runs of before rows named a revision are of
+    an engine whose kernels did not overlap."""
+    environment, constants = row.environment, constants_of(row)
+    of_engine = bool(environment.git_revision) and environment.git_revision.startswith(constants.revisions)
+    return row.cell.precision in PRECISIONS and of_engine and constants.fitted
 
 
 def changed(constants: StepConstants, values: Mapping[str, float]) -> StepConstants:
@@ -194,9 +212,10 @@ def changed(constants: StepConstants, values: Mapping[str, float]) -> StepConsta
 
 def fit(runs: Sequence[RecordedRun], constants: StepConstants) -> dict[str, float]:
     """Values of the constants in `FREE`, by name."""
+    start = {**START, **STARTS.get(constants.gpu, {})}
 
     def values(moves: Iterable[float]) -> dict[str, float]:
-        return {name: START[name] * float(np.exp(move)) for name, move in zip(FREE, moves, strict=True)}
+        return {name: start[name] * float(np.exp(move)) for name, move in zip(FREE, moves, strict=True)}
 
     def residuals(moves: np.ndarray[tuple[int], np.dtype[np.float64]]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
         trial, found = changed(constants, values(moves)), [move / FREE[name] for name, move in zip(FREE, moves, strict=True)]

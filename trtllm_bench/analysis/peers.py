@@ -3,11 +3,14 @@
     python -m trtllm_bench.analysis.peers            # all tables of docs/facts/predictions.md
     python -m trtllm_bench.analysis.peers --write    # and the errors that intervals of `sweep --predict` come from
 
-Our runs judge the model: errors on cells that a constant follows (`fit.py`: the H100's) are told apart from those on all others, and so are
-those of precisions whose kernels it does not know. Of a published figure the model
-predicts our engine on that GPU, so an error is the model's and the engines' difference together; a factor for each engine and GPU takes out
-what is common, and the error that remains is that of a row with the factor of the others (leave one out). Figures are predicted in the
-steady state (`steady.py`), except where so few requests ran that all were one batch.
+Our runs judge the model: errors on cells that a constant follows (`fit.py`) are told apart from those on all others, from those by the
+constants that the other runs give (leave one out), and from those of precisions whose kernels it does not know. Runs of an earlier engine
+on an H200 are predicted by the H100's constants, which follow such an engine: they say how well constants serve a GPU that they do not
+follow.
+
+Of a published figure the model predicts our engine on that GPU, so an error is the model's and the engines' difference together; a factor
+for each engine and GPU takes out what is common, and the error that remains is that of a row with the factor of the others. Figures are
+predicted in the steady state (`steady.py`), except where so few requests ran that all were one batch.
 
 Left out, and counted: models and GPUs that are not known here, figures whose precision is not stated, that the GPU cannot compute in, or
 that are implausible (`trtllm_results.plausibility`).
@@ -24,11 +27,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from trtllm_bench.analysis import fit
+from trtllm_bench.analysis.cells import constants_of
 from trtllm_bench.analysis.check import Checked, check
 from trtllm_bench.analysis.fit import PRECISIONS, follows
 from trtllm_bench.analysis.predict import predict
-from trtllm_bench.analysis.prediction_error import ELSEWHERE, FILE, LEAST, RANKS, interval_of, kind_of, read_errors
+from trtllm_bench.analysis.prediction_error import ELSEWHERE, FILE, LEAST, interval_of, kind_of, read_errors
 from trtllm_bench.analysis.steady import steady_rate
+from trtllm_bench.analysis.step_constants import constants_for
 from trtllm_bench.roofline.hardware import GPUS, Hardware, published
 from trtllm_engines.compiler.compile import compile_model
 from trtllm_engines.compiler.plan import ParallelLayout, Plan, Profile
@@ -94,6 +100,10 @@ class OwnError:
     cell: Cell
     in_sample: bool
     error: float
+    transferred: bool = False
+    """By constants of another GPU, as it ran the engine that they follow."""
+    left_out: bool = False
+    """By the constants that all other runs of this GPU give."""
 
     @property
     def modelled(self) -> bool:
@@ -186,27 +196,45 @@ def own_errors(root: Path, hardware: Hardware | None = None, folders: Sequence[s
     """Of every recorded cell with fixed lengths, on its GPU or on `hardware`."""
     found: list[OwnError] = []
     for store in (table.parent for name in folders for table in sorted((root / name).glob("*/results.parquet"))):
-        rows = [row for row in Store(store).rows() if row.status == "ok" and not row.cell.request_rate]
+        plain = [row for row in Store(store).rows() if row.cell.workload in ("", "fixed")]
+        rows = [row for row in plain if row.status == "ok" and not row.cell.request_rate]
         if rows and store.name not in OLD:
             found += map(_own, check(rows, hardware))
     return found
 
 
 def _own(one: Checked) -> OwnError:
-    return OwnError(gpu_class(one.row.environment.gpu), one.row.cell, in_sample(one.row), one.error)
+    gpu = gpu_class(one.row.environment.gpu)
+    return OwnError(gpu, one.row.cell, in_sample(one.row), one.error, transferred=not constants_of(one.row).fitted)
+
+
+def errors_left_out(root: Path) -> list[OwnError]:
+    """Of each run that constants of today's engine follow, by those that the others give. Takes minutes."""
+    gpus = [gpu for gpu in RECORDED if (constants := constants_for(gpu)).gpu == gpu and not constants.earlier]
+    found: list[OwnError] = []
+    for gpu in gpus:
+        runs = fit.recorded_runs(root, gpu)
+        errors = fit.left_out(runs, constants_for(gpu), len(runs))
+        found += [
+            OwnError(gpu_class(run.rows[-1].environment.gpu), run.rows[-1].cell, False, error, left_out=True)
+            for run, error in zip(runs, errors, strict=True)
+        ]
+    return found
 
 
 def in_sample(row: Row) -> bool:
-    """Whether a constant is from this row's whole run: all but that for the wait in reductions are the H100's (`fit.py`)."""
+    """Whether a constant is from this row's whole run: all but those for the wait in reductions are of one GPU (`fit.py`)."""
     cell, gpu = row.cell, gpu_class(row.environment.gpu)
     waits = (cell.model, cell.precision, cell.isl, cell.osl, cell.tp) == ("llama-3.1-8b", "fp8", 128, 256, 2)
-    return follows(row) and cell.gpus == 1 if gpu == "H100" else gpu == "H200" and waits and cell.batch in (1, 64)
+    return (follows(row) and cell.gpus == 1) or (gpu == "H200" and waits and cell.batch in (1, 64))
 
 
 def tables_of_errors(own: Sequence[OwnError], points: Sequence[PeerPoint]) -> dict[tuple[str, str], tuple[str, list[float]]]:
-    """What `prediction_errors.toml` holds, by GPU and kind of step: (basis, errors). Our runs are of one architecture, whose GPUs
-    share their errors: constants follow nearly all of the H100's, and none of one H200's. Engines of several ranks have published figures'
-    errors, which are of up to four GPUs where ours are of two. Of figures of maximum throughput only: where few
+    """What `prediction_errors.toml` holds, by GPU and kind of step: (basis, errors).
+
+    A GPU whose constants are of today's engine has the errors of its runs left out of the fit. The H100, where that engine has not run, has
+    the errors of runs of the earlier one that no constant follows, nearly all of which were on an H200. Engines of several ranks have
+    published figures' errors, which are of up to four GPUs where ours are of two. Of figures of maximum throughput only: where few
     sequences are in flight, the factor between engines is another."""
     theirs = [point for point in points if point.engine == FACTOR_ENGINE and not point.theirs.at_once]
     factor = _factor([point.error for point in theirs if point.gpu == FACTOR_GPU and point.theirs.tp == 1])
@@ -218,15 +246,20 @@ def tables_of_errors(own: Sequence[OwnError], points: Sequence[PeerPoint]) -> di
     tables = {(gpu.lower(), kind): (_published_on(gpu), errors) for (gpu, kind), errors in sorted(scaled.items())}
     others = [gpu for gpu, kind in sorted(scaled) if kind == "many" and published(gpu.lower()).arch != published(FACTOR_GPU.lower()).arch]
     tables[ELSEWHERE, "many"] = (_published_on(" and ".join(others)), [error for gpu in others for error in scaled[gpu, "many"]])
-    ours: dict[str, list[float]] = {}
-    for one in own:
-        kind = kind_of(one.cell.batch // one.cell.replicas, one.cell.tp * one.cell.pp)
-        if one.modelled and not one.in_sample and kind != RANKS:
-            ours.setdefault(kind, []).append(one.error)
-    gpus = sorted({one.gpu for one in own})
-    basis = f"this engine's runs on {' and '.join(gpus)} that no constant follows"
-    enough = {kind: errors for kind, errors in ours.items() if len(errors) >= LEAST}
-    return tables | {(gpu.lower(), kind): (basis, errors) for kind, errors in enough.items() for gpu in gpus}
+    for gpu in sorted({one.gpu for one in own}):
+        today = [one for one in own if one.left_out and one.gpu == gpu]
+        earlier = [one for one in own if (one.transferred or one.gpu == gpu) and not (one.in_sample or one.left_out)]
+        basis = "each left out of the fit" if today else "of an earlier engine, that no constant follows"
+        on = gpu if today else " and ".join(sorted({one.gpu for one in earlier}))
+        for kind in ("few", "many"):
+            errors = [one.error for one in today or earlier if one.modelled and _kind_of(one.cell) == kind]
+            if len(errors) >= LEAST:
+                tables[gpu.lower(), kind] = f"this engine's runs on {on}, {basis}", errors
+    return tables
+
+
+def _kind_of(cell: Cell) -> str:
+    return kind_of(cell.batch // cell.replicas, cell.tp * cell.pp)
 
 
 def _published_on(gpu: str) -> str:
@@ -264,13 +297,24 @@ def own_table(own: Sequence[OwnError]) -> list[str]:
         here = [one for one in own if (one.gpu, one.cell.gpus > 1) == (gpu, several)]
         for told, chosen in (
             ("constants follow them", [one for one in here if one.in_sample]),
-            ("held out", [one for one in here if not one.in_sample and one.modelled]),
-            ("held out, precisions not modelled", [one for one in here if not one.modelled]),
+            ("each left out of the fit", [one for one in here if one.left_out]),
+            ("held out", [one for one in here if _held_out(one) and one.modelled]),
+            ("precisions not modelled", [one for one in here if _held_out(one) and not one.modelled]),
+            ("earlier engine, by the H100's constants", [one for one in here if _earlier(one) and one.modelled]),
+            ("earlier engine, precisions not modelled", [one for one in here if _earlier(one) and not one.modelled]),
         ):
             errors = [one.error for one in chosen]
             name = f"two {gpu}" if several else f"one {gpu}"
             lines += [f"| {name}, {told} | {len(errors)} | {_median_and_worst(errors)} |"] if errors else []
     return lines
+
+
+def _held_out(one: OwnError) -> bool:
+    return not (one.in_sample or one.left_out or one.transferred)
+
+
+def _earlier(one: OwnError) -> bool:
+    return one.transferred and not one.in_sample
 
 
 def factor_table(found: Sequence[Factor]) -> list[str]:
@@ -308,7 +352,7 @@ def main() -> None:
     root = folder().parent / "recorded"
     if options.gpu or not root.is_dir():
         return
-    own = own_errors(root)
+    own = own_errors(root) + errors_left_out(root)
     print("\n" + "\n".join(own_table(own)))
     if options.write:
         write_errors(tables_of_errors(own, points), FILE)

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from trtllm_bench.analysis.step_constants import StepConstants
 from trtllm_bench.analysis.step_model import StepModel, StepTime
 from trtllm_bench.errors import BenchError
 from trtllm_bench.roofline.costs import mean_step_ms
@@ -118,11 +119,12 @@ def predict(
     policy: Policy = "guaranteed_no_evict",
     kv_cache_fraction: float = 0.9,
     replicas: int = 1,
+    constants: StepConstants | None = None,
     on_steps: Callable[[list[tuple[StepShape, int]]], None] | None = None,
 ) -> tuple[dict[str, float], RequestLog]:
     """Figures of the run on as many of the GPU as the engine has ranks, and its requests. Raises `BenchError` when the model does not fit.
 
-    `plans`: of each stage of a pipeline, in order.
+    `plans`: of each stage of a pipeline, in order. `constants`: the step model's, where they are not `hardware`'s.
     `replicas` copies of the engine, each on GPUs of its own, take the requests in turn and share the places in flight. `on_steps` is given
     the steps of each copy: what tells them apart, and how many there were.
     """
@@ -138,7 +140,7 @@ def predict(
         policy,
         len(stages),
     )
-    models = [StepModel(stage, hardware) for stage in stages]
+    models = [StepModel(stage, hardware, constants=constants) for stage in stages]
     copies = min(replicas, concurrency, len(workload)) if concurrency else min(replicas, len(workload))
     logs, steps = [], []
     for copy in range(copies):

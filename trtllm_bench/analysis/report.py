@@ -8,11 +8,10 @@ from typing import Any
 from rich.console import Console
 
 from trtllm_bench.analysis.advice import findings
-from trtllm_bench.analysis.cells import MeasuredCell
+from trtllm_bench.analysis.cells import MeasuredCell, constants_of
 from trtllm_bench.analysis.check import Checked, check, median_error
 from trtllm_bench.analysis.explain import breakdown, difference
 from trtllm_bench.analysis.slowest import SlowRequest, slow_request
-from trtllm_bench.analysis.step_constants import constants_for
 from trtllm_bench.errors import BenchError
 from trtllm_bench.profiling.record import CellProfile
 from trtllm_dashboards.tables import Column, show
@@ -35,7 +34,7 @@ def cell_facts(cell: MeasuredCell, percentile: float) -> dict[str, Any]:
         "us_per_output_token": found.per_token_us,
         "source": found.source,
         "parts_us_per_output_token": dict(sorted(found.parts.items(), key=lambda part: -abs(part[1]))),
-        "note": constants_for(cell.row.environment.gpu).note,
+        "note": constants_of(cell.row).note,
         "findings": [asdict(one) for one in findings(cell, found)],
     }
     try:
@@ -65,7 +64,7 @@ def report_cell(cell: MeasuredCell, percentile: float, console: Console) -> None
     console.print(f"{cell.label} on {cell.row.environment.device}: {rate:,.1f} output tok/s", style="bold", soft_wrap=True)
     source = "its profile" if found.source == "profile" else "its step log and the step model"
     console.print(f"{found.per_token_us:,.2f} us an output token, by {source}:")
-    if note := constants_for(cell.row.environment.gpu).note:
+    if note := constants_of(cell.row).note:
         console.print(f"note: {note}", style="yellow", soft_wrap=True)
     parts = sorted(found.parts.items(), key=lambda part: -abs(part[1]))
     small = [us for name, us in parts if abs(found.share(name)) < LEAST]

@@ -1,6 +1,10 @@
 """The step model's constants, one file per GPU: `step_models/<gpu>.toml`. Each has its unit, its record and the command that made that.
 
 A GPU without a file is predicted with the H100's constants, and what its data sheet says (`kernel_times.py`); `StepConstants.note` says so.
+
+Constants are also of an engine: the H200's follow its kernels of today, the H100's those of the revisions that ran there. A recorded run
+takes the constants of its revision (`[engine]` lists them). So an earlier run on an H200 is held against the H100's constants, and not
+against kernels that it did not have.
 """
 
 from __future__ import annotations
@@ -29,12 +33,14 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
     "pdl_us": ("gemv", "skinny", "rows"),
     "prefill_time": ("uncached_triton", "cached_bf16", "cached_fp8", "cached_bf16_triton", "cached_fp8_triton"),
     "concurrent": ("shorter_share", "sms"),
-    "communication": ("one_shot_row_us", "wait_us"),
+    "communication": ("one_shot_row_us", "wait_us", "wait_row_us"),
     "step": ("between_us", "launch_us", "host_us", "norm"),
 }
 FIELDS = ("value", "unit", "what", "record", "command")
 LINKS = ("gpus", "row_elements", "bytes", "us", "copy_bytes_per_s", "what", "record", "command")
 """Fields of the section `all_reduce`, a curve as `trtllm-bench ceilings` measures it."""
+ENGINE = ("earlier", "revisions", "what")
+"""Fields of the section `engine`."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,12 @@ class StepConstants:
 
     gpu: str
     fitted: bool
+    earlier: bool
+    """Of an engine with a GEMV at one token, rope in a kernel of its own, and all rows in the last layer."""
+    revisions: tuple[str, ...]
+    """Short ones, of the runs recorded with that engine."""
+    engine: str
+    """What is to be said of that engine; "" of today's."""
     bandwidth_share: Mapping[str, float]
     stream_tb_per_s: Mapping[str, float]
     peak_share: Mapping[str, float]
@@ -60,10 +72,14 @@ class StepConstants:
     """What is to be said beside a prediction with these constants; "" where they follow the GPU's own kernels."""
 
 
-def constants_for(device: str) -> StepConstants:
-    """Of the GPU of this name, as its data sheet's entry has it or its driver gives it (`NVIDIA H100 80GB HBM3`)."""
+def constants_for(device: str, revision: str = "") -> StepConstants:
+    """Of the GPU of this name, as its data sheet's entry has it or its driver gives it (`NVIDIA H100 80GB HBM3`); of a recorded run of
+    `revision`, those that follow the engine which ran."""
     name = device.lower().replace(" ", "")
-    gpu = next((path.stem for path in sorted(FOLDER.glob("*.toml")) if path.stem in name), DEFAULT_GPU)
+    files = sorted(FOLDER.glob("*.toml"))
+    gpu = next((path.stem for path in files if path.stem in name), DEFAULT_GPU)
+    ran = (path.stem for path in files if revision and revision.startswith(_read(path, "").revisions))
+    gpu = next(ran, gpu)
     return _read(FOLDER / f"{gpu}.toml", "" if gpu in name else device)
 
 
@@ -71,11 +87,21 @@ def constants_for(device: str) -> StepConstants:
 def _read(path: Path, stands_for: str) -> StepConstants:
     data = read_file(path)
     values = {section: {name: float(data[section][name]["value"]) for name in names} for section, names in SECTIONS.items()}
-    note = f"the step model's constants are not fitted to {stands_for}: they are the H100's" if stands_for else ""
-    links = data["all_reduce"]
+    gpu = str(data["gpu"])
+    note = f"the step model's constants are not fitted to {stands_for}: they are the {gpu.upper()}'s" if stands_for else ""
+    links, engine = data["all_reduce"], data["engine"]
     by_bytes = {str(size): us for size, us in zip(links["bytes"], links["us"], strict=True)}
     curve = LinkCurve.of(links["gpus"], links["row_elements"], by_bytes, links["copy_bytes_per_s"])
-    return StepConstants(gpu=str(data["gpu"]), fitted=not stands_for, note=note, all_reduce=curve, **values)
+    return StepConstants(
+        gpu=gpu,
+        fitted=not stands_for,
+        earlier=engine["earlier"],
+        revisions=tuple(engine["revisions"]),
+        engine=engine["what"],
+        note=note,
+        all_reduce=curve,
+        **values,
+    )
 
 
 def read_file(path: Path) -> Mapping[str, Any]:
@@ -85,9 +111,8 @@ def read_file(path: Path) -> Mapping[str, Any]:
     except (OSError, ValueError) as error:
         raise BenchError(f"{path} cannot be read as TOML ({error})") from None
     expected = {f"{section}.{name}" for section, names in SECTIONS.items() for name in names}
-    given = {
-        f"{section}.{name}" for section, table in data.items() if isinstance(table, dict) and section != "all_reduce" for name in table
-    }
+    sections = {name: table for name, table in data.items() if isinstance(table, dict) and name not in ("all_reduce", "engine")}
+    given = {f"{section}.{name}" for section, table in sections.items() for name in table}
     if given != expected:
         missing, unknown = ", ".join(sorted(expected - given)) or "nothing", ", ".join(sorted(given - expected)) or "nothing"
         raise BenchError(f"{path} lacks {missing} and has {unknown} that is unknown")
@@ -99,4 +124,7 @@ def read_file(path: Path) -> Mapping[str, Any]:
     links = data.get("all_reduce")
     if not isinstance(links, dict) or set(links) != set(LINKS) or len(links["bytes"]) != len(links["us"]):
         raise BenchError(f"{path}: all_reduce must have {', '.join(LINKS)}, and as many us as bytes")
+    engine = data.get("engine")
+    if not isinstance(engine, dict) or set(engine) != set(ENGINE) or not isinstance(engine["revisions"], list):
+        raise BenchError(f"{path}: engine must have {', '.join(ENGINE)}, and its revisions must be a list")
     return data

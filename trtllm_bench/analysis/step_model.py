@@ -2,9 +2,9 @@
 
 Each op takes the time its bytes need at the bandwidth its kind reaches, or its FLOP at the peak, joined by a 3-norm (near the ridge both
 limits are felt: a GEMM of 256 rows is slower than either alone says), and a fixed time a kernel, in which the chip fills and drains. All
-constants are in `step_models/<gpu>.toml` (`step_constants.py`), each with what was measured and what the constants give. They follow single
-kernels and not whole steps, so that a prediction says something; only the fixed time of skinny GEMMs with PDL and the time between steps
-are from whole steps.
+constants are in `step_models/<gpu>.toml` (`step_constants.py`), each with what it follows. They start from single kernels and are fitted to
+whole runs (`fit.py`). Which kernels a step has is a rule here and not read from the plan's launches, which a plan compiled for counting
+lacks; a test holds the two together. Constants of an earlier engine come with the rules of that engine.
 
 Two things make a step less than its kernels in turn, both on Hopper alone. Kernels of ours begin before those before them end (PDL), which
 hides most of the fixed time; cuBLASLt's, which take GEMMs of more tokens, begin when all before has ended. And decode attention runs
@@ -18,12 +18,13 @@ has one, a step takes as long as the slowest stage.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from trtllm_bench.analysis.kernel_times import KernelWork, clock_within
 from trtllm_bench.analysis.link_curve import LinkCurve
-from trtllm_bench.analysis.step_constants import constants_for
+from trtllm_bench.analysis.step_constants import StepConstants, constants_for
 from trtllm_bench.roofline.counts import OpCost, PlanCounter, StepShape
 from trtllm_bench.roofline.hardware import LINK_ROW_ELEMENTS, Hardware
 from trtllm_engines.compiler.plan import Plan
@@ -33,6 +34,7 @@ from trtllm_kernels.dialect.group import ONE_SHOT_ROWS
 from trtllm_kernels.dialect.ops import OP_SPECS, Trait
 from trtllm_kernels.dialect.types import SKINNY_TOKENS
 from trtllm_kernels.lowering.skinny_gemm import IN_TRITON as SKINNY_IN_TRITON
+from trtllm_kernels.lowering.skinny_gemm_cuda import CUDA_ROWS
 
 CUDA_HEADS = (64, 128)
 """Heads whose prompts have attention in CUDA C++ (`lowering/prefill.py`)."""
@@ -44,6 +46,12 @@ UNSPLIT_PROGRAMS = 4
 """Sequences times KV heads an SM from which decode attention is not split, as running concurrently asks."""
 DECODE_FLOP_PER_BYTE = 64
 """Decode attention does up to 32 FLOP a byte of cache (eight heads a KV head, two products, codes of a byte); prompts do hundreds."""
+WAITED_ROWS = 64
+"""Rows of a reduction up to which ranks wait the longer for each other the more there are."""
+CODES = ("fp8", "int8")
+"""Caches of which decode attention in CUDA C++ reads those of many sequences too."""
+FILLED = 0.9
+"""Share of the SMs that blocks of the skinny kernel must have for it to take one token, as `fills_sms` asks."""
 PARTS = ("weights", "KV cache", "compute", "element-wise", "communication", "kernel overhead", "host")
 
 
@@ -67,13 +75,16 @@ class StepTime:
 class StepModel:
     """Of one plan on one GPU, one kernel an op."""
 
-    def __init__(self, plan: Plan, hardware: Hardware, cuda_graphs: bool = True) -> None:
+    def __init__(self, plan: Plan, hardware: Hardware, cuda_graphs: bool = True, constants: StepConstants | None = None) -> None:
+        """`constants`: where they are not the GPU's own."""
         self.counter = PlanCounter(plan)
         self.hardware = hardware
         self._launches = len(plan.ops)
         self._graphs = cuda_graphs
         self._hopper = hardware.arch == "sm_90"
-        self.constants = constants_for(hardware.name)
+        self.constants = constants or constants_for(hardware.name)
+        self._ops = {op.name: op for op in plan.ops}
+        self._today = self._hopper and not self.constants.earlier
         self._links = _links_of(hardware) or self.constants.all_reduce
         self._limit_w = hardware.power_w * self.constants.power["held"] if self._hopper else 0.0
 
@@ -140,13 +151,21 @@ class StepModel:
         if cost.kind != "communication":
             return 0.0
         rows_bytes = cost.link_bytes / (ranks - 1)
+        wait = self.wait_us(rows_bytes / bytes_of(plan.config.hidden_size, plan.quant.wide_dtype))
         if rows_bytes <= bytes_of(ONE_SHOT_ROWS * plan.config.hidden_size, plan.quant.wide_dtype):
-            return constants["wait_us"] + links.one_shot_us(rows_bytes, ranks) + narrower
-        return constants["wait_us"] + links.two_shot_us(rows_bytes, ranks)
+            return wait + links.one_shot_us(rows_bytes, ranks) + narrower
+        return wait + links.two_shot_us(rows_bytes, ranks)
+
+    def wait_us(self, rows: float) -> float:
+        """What a reduction of so many rows takes longer in a step than alone."""
+        constants = self.constants.communication
+        return constants["wait_us"] + constants["wait_row_us"] * min(rows, WAITED_ROWS)
 
     def kernels(self, shape: StepShape) -> Iterator[tuple[OpCost, float]]:
         """(cost, how many times its time a step has)."""
         for cost, count in self.counter.classes(shape):
+            if cost.op == "rope_kv_write" and self._rotated(shape):
+                continue
             if cost.kind != "attention" or shape.phase == "decode":
                 yield cost, count
                 continue
@@ -169,7 +188,23 @@ class StepModel:
         if cost.kind != "gemm":
             return cost.kind
         skinny = 0 if not self._hopper else SKINNY_IN_TRITON[-1] if Trait.SAMPLES in OP_SPECS[cost.op].traits else SKINNY_TOKENS
-        return "gemv" if cost.rows == 1 else "skinny" if cost.rows <= skinny else "gemm"
+        if cost.rows == 1 and self._by_gemv(cost):
+            return "gemv"
+        return "skinny" if cost.rows <= skinny else "gemm"
+
+    def _by_gemv(self, cost: OpCost) -> bool:
+        """Whether a GEMV takes a product of one token: the skinny kernel does where its blocks fill the SMs (`fills_sms` of
+        `lowering/skinny_gemm.py`). Of a product that took an activation in, a few rows more or less do not matter."""
+        columns = int(self.counter.specs[self._ops[cost.name].outputs[0]].shape[-1])
+        filled = 2 * math.ceil(columns / CUDA_ROWS) >= FILLED * self.constants.concurrent["sms"]
+        return not self._today or cost.compute == "int8" or not filled
+
+    def _rotated(self, shape: StepShape) -> bool:
+        """Whether decode attention does the rope and the write to the cache: in CUDA C++, in steps without prompts."""
+        config, plan = self.counter.plan.config, self.counter.plan
+        few = shape.num_decodes * plan.kv_heads < UNSPLIT_PROGRAMS * self.constants.concurrent["sms"]
+        in_cuda = config.head_dim in CUDA_HEADS and (plan.kv_dtype in CODES or few)
+        return self._today and in_cuda and shape.phase == "decode"
 
     def _us(self, cost: OpCost) -> float:
         memory, compute, fixed = self.op_us(cost)
@@ -214,9 +249,9 @@ class PipelineModel:
         return [model.step(shape) for model in self.models]
 
 
-def step_model(plans: Sequence[Plan], hardware: Hardware) -> StepModel | PipelineModel:
+def step_model(plans: Sequence[Plan], hardware: Hardware, constants: StepConstants | None = None) -> StepModel | PipelineModel:
     """Of an engine: the plan of each stage."""
-    models = [StepModel(plan, hardware) for plan in plans]
+    models = [StepModel(plan, hardware, constants=constants) for plan in plans]
     return models[0] if len(models) == 1 else PipelineModel(models)
 
 

@@ -46,14 +46,15 @@ def notes_on(rows: Sequence[Row], hardware: Hardware) -> list[str]:
 
 
 def _notes(tp: int, pp: int, hardware: Hardware) -> list[str]:
-    note = constants_for(hardware.name).note
+    constants = constants_for(hardware.name)
     exchange = "communication is that of two H200" + (", by formula for more GPUs" if tp > 2 else "")
     stages = "what stages send is by formula"
     alone = f"{hardware.name.upper()}: from its data sheet alone; no run on it, ours or published, was compared"
     notes = [
         "predicted from counts and ceilings, not measured",
         *([alone] if hardware.sheet_only else []),
-        *([note] if note else []),
+        *([constants.note] if constants.note else []),
+        *([constants.engine] if constants.fitted and constants.earlier else []),
         *([exchange] if tp > 1 else []),
     ]
     return [*notes, *([stages] if pp > 1 else [])]
