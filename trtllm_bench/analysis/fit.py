@@ -10,8 +10,8 @@ cannot tell a kernel's bandwidth from its fixed time. A residual is a rate's err
 it lasted long enough for the mean to be one (6 s), a constant's change over its freedom. A run has one clock, as the limit acts over many
 steps.
 
-Constants are of one GPU and one engine: runs of the other GPU of the architecture take no part, nor do runs at other revisions than the file
-of constants lists.
+Constants are of one GPU and one engine: runs of the other GPU of the architecture take no part, nor do runs at other revisions than its
+file lists.
 """
 
 from __future__ import annotations
