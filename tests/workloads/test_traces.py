@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
 from pathlib import Path
@@ -595,5 +596,7 @@ def test_a_line_without_end_and_a_packed_bomb_are_refused(tmp_path: Path, monkey
 def test_a_field_that_csv_does_not_take_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(columns, "LARGEST_FIELD", 100)
     (tmp_path / "x.csv").write_text("num_prefill_tokens,num_decode_tokens\n" + "1" * 200 + ",5\n")
+    before = csv.field_size_limit()
     with pytest.raises(WorkloadError, match=r"line 2: the line is not CSV: field larger than field limit \(100\)"):
         read_trace(tmp_path / "x.csv")
+    assert csv.field_size_limit() == before, "the limit is the whole process's"

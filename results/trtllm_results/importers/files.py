@@ -57,8 +57,10 @@ def _next(text: str, at: int) -> int:
 
 def csv_lines(text: str, path: Path) -> list[list[str]]:
     """The fields of a CSV file's lines. Raises `ResultsError`."""
-    csv.field_size_limit(1 << 24)
+    before = csv.field_size_limit(1 << 24)
     try:
         return list(csv.reader(text.splitlines()))
     except csv.Error as error:
         raise ResultsError(f"{path} is not a CSV file: {error}") from None
+    finally:
+        csv.field_size_limit(before)

@@ -88,11 +88,13 @@ def _save(book: Any, handle: BinaryIO) -> None:
 def read_csv(path: Path) -> Iterator[Mapping[str, Any]]:
     """Flat rows of a CSV file of ours. Raises `ResultsError` naming file, row and column."""
     text = read_text(path, MOST_BYTES).removeprefix("\ufeff")
-    csv.field_size_limit(2**31 - 1)
+    before = csv.field_size_limit(2**31 - 1)
     try:
         yield from _flats(path, csv.reader(io.StringIO(text, newline=""), strict=True))
     except csv.Error as error:
         raise ResultsError(f"{path} is no CSV table: {shown(str(error))}") from None
+    finally:
+        csv.field_size_limit(before)
 
 
 def read_xlsx(path: Path) -> Iterator[Mapping[str, Any]]:

@@ -47,12 +47,14 @@ class Csv:
 
 
 def _csv(lines: Sequence[str]) -> Iterator[list[str]]:
-    """The fields of each line. csv's own error is no ValueError."""
-    csv.field_size_limit(LARGEST_FIELD)
+    """The fields of each line. csv's own error is no ValueError, and its limit is the process's."""
+    before = csv.field_size_limit(LARGEST_FIELD)
     try:
         yield from csv.reader(lines)
     except csv.Error as error:
         raise ValueError(f"the line is not CSV: {error}") from None
+    finally:
+        csv.field_size_limit(before)
 
 
 def counts(values: Sequence[str] | Sequence[int], what: str) -> Int32Array:
