@@ -10,7 +10,7 @@ from fake_cublaslt import FakeCublasLt
 
 from trtllm_kernels.dialect.types import Arg, Launch, Lowered
 from trtllm_kernels.errors import KernelError
-from trtllm_kernels.launch import cublaslt
+from trtllm_kernels.launch import cublaslt, shared_library
 from trtllm_kernels.launch.driver import BoundProgram
 from trtllm_kernels.references.quantize import FP8, finish
 
@@ -213,6 +213,6 @@ def test_the_library_already_in_the_process_is_taken(monkeypatch: pytest.MonkeyP
     maps = tmp_path / "maps"
     line = "7f00-7f01 r-xp 00000000 fe:00 12 /opt/nvidia/cu13/lib/libcublasLt.so.13\n"
     maps.write_text(line + line + "7f02-7f03 r-xp 00000000 fe:00 13 /opt/lib/libcublas.so.13\n")
-    monkeypatch.setattr(cublaslt, "_MAPS", maps)
+    monkeypatch.setattr(shared_library, "_MAPS", maps)
     monkeypatch.setattr(torch.version, "cuda", "12.8")
     assert cublaslt._candidates() == ["/opt/nvidia/cu13/lib/libcublasLt.so.13", "libcublasLt.so.12"]

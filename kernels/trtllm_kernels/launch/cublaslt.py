@@ -14,18 +14,16 @@ in versions 12 and 13. Every algorithm that the heuristic proposes for a number 
 from __future__ import annotations
 
 import ctypes
-import re
 import weakref
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from trtllm_kernels.errors import KernelError
+from trtllm_kernels.launch.shared_library import first_that_loads, mapped
 
-_MAPS = Path("/proc/self/maps")
 _DATA_TYPE = {torch.float32: 0, torch.float16: 2, torch.bfloat16: 14, torch.float8_e4m3fn: 28}
 """cudaDataType"""
 _COMPUTE_32F, _OP_T, _EPILOGUE_BIAS = 68, 1, 4
@@ -90,19 +88,15 @@ class Library:
 @lru_cache(maxsize=1)
 def library() -> Library:
     """The library that torch has loaded. Raises `KernelError` if there is none."""
-    for path in _candidates():
-        try:
-            return Library(ctypes.CDLL(path))
-        except OSError:
-            continue
+    if entry := first_that_loads(_candidates()):
+        return Library(entry)
     raise KernelError("GEMMs need cuBLASLt (libcublasLt.so), which this torch has not loaded; install a CUDA build of torch")
 
 
 def _candidates() -> list[str]:
     """Paths to try: the file mapped into this process, then the name that torch links."""
-    loaded = re.findall(r"(/\S*libcublasLt\.so\S*)", _MAPS.read_text()) if _MAPS.exists() else []
     major = (torch.version.cuda or "").partition(".")[0]
-    return [*dict.fromkeys(loaded), *([f"libcublasLt.so.{major}"] if major else [])]
+    return [*mapped("libcublasLt.so"), *([f"libcublasLt.so.{major}"] if major else [])]
 
 
 class Descriptor:

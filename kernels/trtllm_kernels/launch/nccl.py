@@ -17,11 +17,9 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import itertools
-import re
 import time
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,12 +27,12 @@ import torch
 from trtllm_kernels.dialect.types import Launch
 from trtllm_kernels.errors import KernelError
 from trtllm_kernels.launch.gemm import Index, Resolve, Views
+from trtllm_kernels.launch.shared_library import first_that_loads, mapped
 
 JOIN_S = 60.0
 """How long ranks may take to join a communicator and to connect, which NCCL does in the first call that needs a connection."""
 _CUDA = torch.device("cuda")
 ROUTINES = ("nccl_sum", "nccl_largest", "nccl_send", "nccl_receive")
-_MAPS = Path("/proc/self/maps")
 _TYPES = {torch.uint8: 1, torch.int32: 2, torch.int64: 4, torch.float16: 6, torch.float32: 7, torch.bfloat16: 9}
 """ncclDataType_t"""
 _BYTES = 1
@@ -84,22 +82,18 @@ class Library:
 @lru_cache(maxsize=1)
 def library() -> Library:
     """The library that torch has loaded, else that of the wheel that torch's CUDA builds bring. Raises `KernelError` if there is none."""
-    for path in _candidates():
-        try:
-            return Library(ctypes.CDLL(path))
-        except OSError:
-            continue
+    if entry := first_that_loads(_candidates()):
+        return Library(entry)
     raise KernelError("ranks of several hosts need NCCL (libnccl.so.2), which is not here; install a CUDA build of torch")
 
 
 def _candidates() -> list[str]:
-    loaded = re.findall(r"(/\S*libnccl\.so\S*)", _MAPS.read_text()) if _MAPS.exists() else []
     try:
         wheel = importlib.util.find_spec("nvidia.nccl")
     except ModuleNotFoundError:
         wheel = None
     folders = [] if wheel is None else wheel.submodule_search_locations or []
-    return [*dict.fromkeys(loaded), *(f"{folder}/lib/libnccl.so.2" for folder in folders), "libnccl.so.2"]
+    return [*mapped("libnccl.so"), *(f"{folder}/lib/libnccl.so.2" for folder in folders), "libnccl.so.2"]
 
 
 def unique_id() -> bytes:
