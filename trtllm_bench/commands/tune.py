@@ -65,20 +65,19 @@ def command(
     if not devices:
         raise BenchError("tune measures GPU kernels and no NVIDIA GPU is usable here; builds use recorded tactics, or stated defaults")
 
-    from trtllm_bench.tune.session import Summary, tune_on_gpu, tune_steps_on_gpu
+    from trtllm_bench.tune.session import Asked, Summary, tune_on_gpu, tune_steps_on_gpu
     from trtllm_kernels import tactics
 
     began = time.monotonic()
     arch, gpu = arch_of(devices[0]), str(devices[0]["gpu"])
     path = out or tactics.own_file(gpu)
     console = plain_console()
+    asked = Asked(model, precisions, kv_dtype, kv_len, page_size, name, tp, arch, gpu, path, console)
     summary = Summary(0, 0, 0, ())
     if "ops" in kinds:
-        share = seconds / len(kinds)
-        summary += tune_on_gpu(model, precisions, kv_dtype, ops_m, kv_len, page_size, name, share, arch, gpu, path, console)
+        summary += tune_on_gpu(asked, ops_m, seconds / len(kinds))
     if "steps" in kinds:
-        left = seconds - (time.monotonic() - began)
-        summary += tune_steps_on_gpu(model, precisions, kv_dtype, steps_m, kv_len, page_size, name, tp, left, arch, gpu, path, console)
+        summary += tune_steps_on_gpu(asked, steps_m, seconds - (time.monotonic() - began))
     console.print(
         f"{summary.changed} choices differ from the default, {summary.kept} keep it; {time.monotonic() - began:.0f} s", soft_wrap=True
     )

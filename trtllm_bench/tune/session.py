@@ -17,6 +17,7 @@ from trtllm_bench.tune.decide import Decision
 from trtllm_bench.tune.plan import TuningPlan, steps
 from trtllm_bench.tune.run import Tuner
 from trtllm_bench.tune.show import print_decisions, tuning_progress
+from trtllm_engines.compiler.plan import Op
 from trtllm_engines.models.presets import resolve_model
 from trtllm_kernels import tactics
 from trtllm_kernels.dialect.types import KernelSpec
@@ -35,54 +36,68 @@ class Summary:
         return Summary(self.changed + other.changed, self.kept + other.kept, self.skipped + other.skipped, (*self.failed, *other.failed))
 
 
-def tune_on_gpu(
-    model: str,
-    precisions: Sequence[str],
-    kv_dtype: str,
-    m: Sequence[int],
-    kv_len: int,
-    page_size: int,
-    name: str,
-    seconds: float,
-    arch: str,
-    gpu: str,
-    path: Path,
-    console: Console,
-) -> Summary:
-    """Raises `BenchError` when no op has the name asked for, `KernelError` when `path` is of another GPU."""
+@dataclass(frozen=True)
+class Asked:
+    """What both ways of tuning are asked for. `tp`: ranks, of which one rank's shapes are taken; `path`: the tactics file."""
+
+    model: str
+    precisions: Sequence[str]
+    kv_dtype: str
+    kv_len: int
+    page_size: int
+    name: str
+    tp: int
+    arch: str
+    gpu: str
+    path: Path
+    console: Console
+
+    def compile(self, specs: Sequence[KernelSpec], limit: float, progress: Callable[[int, int], None]) -> Mapping[str, Any]:
+        from trtllm_kernels.compile.pool import compile_many
+
+        return compile_many(specs, self.arch, seconds=limit, progress=progress)
+
+    def held(self) -> Mapping[str, tactics.Tactic]:
+        """What a build takes, and what is recorded in `path` instead."""
+        return _held(self.path, self.gpu, self.arch)
+
+    def check_name(self, course: TuningPlan, ops: Sequence[Op]) -> None:
+        """Raises `BenchError` where no op has the name."""
+        if not course.choices:
+            raise BenchError(f"no op of {self.model} is named '{self.name}'; it has {', '.join(sorted({op.op for op in ops}))}")
+
+
+def tune_on_gpu(asked: Asked, m: Sequence[int], seconds: float) -> Summary:
+    """Raises `BenchError` when no op has the name asked for, `KernelError` when `asked.path` is of another GPU."""
     import torch
 
     from trtllm_bench.micro.bench import Bench, prefill_case
     from trtllm_bench.micro.timing import CuptiTimer, StoppingRule
     from trtllm_bench.tracing.collect import prime
-    from trtllm_kernels.compile.pool import compile_many
-
-    def compile(specs: Sequence[KernelSpec], limit: float, progress: Callable[[int, int], None]) -> Mapping[str, Any]:
-        return compile_many(specs, arch, seconds=limit, progress=progress)
 
     deadline = time.perf_counter() + seconds
-    tactics.merge(path, gpu, arch, {}, {})
+    tactics.merge(asked.path, asked.gpu, asked.arch, {}, {})
     prime("cuda")
     timer, rule = CuptiTimer(), StoppingRule(noise=0.003, batch=15, min_batches=4, max_batches=20, seconds=10.0)
-    longest = resolve_model(model).config.max_position_embeddings - 1
-    cases = steps(m, kv_len, longest)
+    longest = resolve_model(asked.model).config.max_position_embeddings - 1
+    cases = steps(m, asked.kv_len, longest)
     largest = prefill_case(min(max(*TOKENS, *ALGORITHM_SIZES), longest))
     done: frozenset[str] = frozenset()
     every: list[Decision] = []
     failed: list[str] = []
     skipped = 0
-    for place, precision in enumerate(precisions):
+    for place, precision in enumerate(asked.precisions):
         with tuning_progress() as progress:
             progress(f"prepare {precision}", 0, 1)
-            bench = Bench(model, precision, arch, [*cases, largest], page_size, kv_dtype=kv_dtype)
+            bench = Bench(asked.model, precision, asked.arch, [*cases, largest], asked.page_size, kv_dtype=asked.kv_dtype)
             progress(f"prepare {precision}", 1, 1)
-            course = TuningPlan(bench.counter, arch, done, name)
-            if not course.choices and not done:
-                raise BenchError(f"no op of {model} is named '{name}'; it has {', '.join(sorted({op.op for op in bench.plan.ops}))}")
-            share = (deadline - time.perf_counter()) / (len(precisions) - place)
-            tuned = Tuner(bench, course, timer, rule, compile, progress, precision).tune(cases, _held(path, gpu, arch), share)
-        record(path, gpu, arch, tuned.decisions)
-        print_decisions(tuned.decisions, f"{model} {precision} on {gpu}: default against best", console)
+            course = TuningPlan(bench.counter, asked.arch, done, asked.name)
+            if not done:
+                asked.check_name(course, bench.plan.ops)
+            share = (deadline - time.perf_counter()) / (len(asked.precisions) - place)
+            tuned = Tuner(bench, course, timer, rule, asked.compile, progress, precision).tune(cases, asked.held(), share)
+        record(asked.path, asked.gpu, asked.arch, tuned.decisions)
+        print_decisions(tuned.decisions, f"{asked.model} {precision} on {asked.gpu}: default against best", asked.console)
         done |= course.choices.keys()
         every += tuned.decisions
         failed += tuned.failed
@@ -93,21 +108,7 @@ def tune_on_gpu(
     return Summary(changed, len(every) - changed, skipped, tuple(failed))
 
 
-def tune_steps_on_gpu(
-    model: str,
-    precisions: Sequence[str],
-    kv_dtype: str,
-    m: Sequence[int],
-    kv_len: int,
-    page_size: int,
-    name: str,
-    tp: int,
-    seconds: float,
-    arch: str,
-    gpu: str,
-    path: Path,
-    console: Console,
-) -> Summary:
+def tune_steps_on_gpu(asked: Asked, m: Sequence[int], seconds: float) -> Summary:
     """By whole decode steps of `m` sequences. Raises as `tune_on_gpu`."""
     import torch
 
@@ -115,33 +116,33 @@ def tune_steps_on_gpu(
     from trtllm_bench.tune.show_steps import print_steps
     from trtllm_bench.tune.step_bench import StepBench
     from trtllm_bench.tune.steps import StepTuner
-    from trtllm_kernels.compile.pool import compile_many
-
-    def compile(specs: Sequence[KernelSpec], limit: float, progress: Callable[[int, int], None]) -> Mapping[str, Any]:
-        return compile_many(specs, arch, seconds=limit, progress=progress)
 
     deadline = time.perf_counter() + seconds
-    tactics.merge(path, gpu, arch, {}, {})
-    longest = resolve_model(model).config.max_position_embeddings - 1
-    cases = [decode_case(tokens, min(kv_len, longest)) for tokens in m]
+    tactics.merge(asked.path, asked.gpu, asked.arch, {}, {})
+    longest = resolve_model(asked.model).config.max_position_embeddings - 1
+    cases = [decode_case(tokens, min(asked.kv_len, longest)) for tokens in m]
     done: frozenset[str] = frozenset()
     changed = kept = skipped = 0
-    for place, precision in enumerate(precisions):
+    for place, precision in enumerate(asked.precisions):
         with tuning_progress() as progress:
             progress(f"prepare {precision}", 0, 1)
-            bench = StepBench(model, precision, arch, cases, page_size, kv_dtype, tp, gpu)
+            bench = StepBench(asked.model, precision, asked.arch, cases, asked.page_size, asked.kv_dtype, asked.tp, asked.gpu)
             progress(f"prepare {precision}", 1, 1)
-            course = TuningPlan(bench.counter, arch, done | bench.replaced, name, whole_steps=True)
-            if not course.choices and not done:
-                raise BenchError(f"no op of {model} is named '{name}'; it has {', '.join(sorted({op.op for op in bench.plan.ops}))}")
-            share = (deadline - time.perf_counter()) / (len(precisions) - place)
-            tuner = StepTuner(bench, course, compile, progress, partial(record_choice, path, gpu, arch), precision)
-            with interrupts.keeping(lambda: f"choices taken so far are in {path}; run the command again for the others"):
-                tuned = tuner.tune(cases, _held(path, gpu, arch), share)
-        ranks = f", one rank of {tp} without reductions" if tp > 1 else ""
-        print_steps(tuned, f"{model} {precision} on {gpu}{ranks}: whole decode steps of {bench.plan.stage.num_layers} layers", console)
+            course = TuningPlan(bench.counter, asked.arch, done | bench.replaced, asked.name, whole_steps=True)
+            if not done:
+                asked.check_name(course, bench.plan.ops)
+            share = (deadline - time.perf_counter()) / (len(asked.precisions) - place)
+            tuner = StepTuner(bench, course, asked.compile, progress, partial(record_choice, asked.path, asked.gpu, asked.arch), precision)
+            with interrupts.keeping(lambda: f"choices taken so far are in {asked.path}; run the command again for the others"):
+                tuned = tuner.tune(cases, asked.held(), share)
+        ranks = f", one rank of {asked.tp} without reductions" if asked.tp > 1 else ""
+        print_steps(
+            tuned,
+            f"{asked.model} {precision} on {asked.gpu}{ranks}: whole decode steps of {bench.plan.stage.num_layers} layers",
+            asked.console,
+        )
         if tuned.failure:
-            raise RunFailure(f"{tuned.failure}; choices taken before are in {path}")
+            raise RunFailure(f"{tuned.failure}; choices taken before are in {asked.path}")
         changed += 0 if tuned.slower else sum(bool(one.winner) for one in tuned.decisions)
         kept += sum(not one.winner for one in tuned.decisions)
         skipped += tuned.skipped
