@@ -7,10 +7,12 @@ import os
 import re
 import signal
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -19,8 +21,9 @@ from trtllm_engines.compiler.plan import ParallelLayout, Profile
 from trtllm_engines.engine.build import build
 from trtllm_engines.errors import EngineError
 from trtllm_engines.runtime.host_agent import serve
-from trtllm_engines.runtime.host_ranks import _lives
+from trtllm_engines.runtime.host_ranks import HostRanks, RankOrder, _lives
 from trtllm_engines.runtime.hosts import free_port, hosts_at
+from trtllm_engines.runtime.step_ring import FAILED, READY
 
 PROFILE = Profile(max_batch_size=4, max_num_tokens=64, max_seq_len=128)
 PROMPTS = [[3, 4, 5], list(range(3, 90)), [7] * 20]
@@ -92,6 +95,35 @@ def test_a_rank_that_dies_or_hangs_is_told_in_time(llm: LLM, monkeypatch: pytest
     assert not any(_lives(pid) for pid in pids)
 
 
+@pytest.mark.parametrize(
+    ("states", "torchrun_ended", "said"),
+    [
+        (
+            [READY, READY, READY, READY],
+            [0, 1, 3],
+            "^the process of rank 6 ended without a word, .*; they said last: .*-9",
+        ),
+        ([FAILED, READY, READY, READY], [1, 3], "^the process of rank 6 ended without a word"),  # rank 4 lost its neighbour, and said so
+        ([FAILED, READY, READY, READY], [1, 2, 3], "^rank 4 failed: Connection closed by peer"),
+        ([READY, READY, READY, READY], [0, 1, 2, 3], r"^the ranks' processes ended \(exit code 1\)"),  # its agent was told to end
+    ],
+)
+def test_ranks_that_torchrun_ended_are_not_those_that_died(states: list[int], torchrun_ended: list[int], said: str) -> None:
+    """However late it is looked at: here all have ended."""
+    children = [subprocess.Popen(["true"]) for _ in states]
+    pids = [child.pid for child in children if not child.wait()]
+    ranks = object.__new__(HostRanks)
+    ranks.order = RankOrder("four.engine", "cpu", 4, 4, 64, 64, 0.9, 40, 0, nnodes=2, node_rank=1)
+    ranks.ring = SimpleNamespace(states=lambda: states, processes=lambda: pids, reason=lambda _: "Connection closed by peer")  # type: ignore[assignment]
+    ranks.agent = SimpleNamespace(poll=lambda: 1)  # type: ignore[assignment]
+    with tempfile.TemporaryFile() as ranks._log:
+        lines = [f"W1130 16:20:57.1 9 api.py:1028] Sending process {pids[rank]} closing signal SIGTERM\n" for rank in torchrun_ended]
+        ranks._log.write("".join([*lines, "E1130 16:20:57.2 9 api.py:1002] error: failed (exitcode: -9)\n"]).encode())
+        ranks._log.flush()
+        with pytest.raises(EngineError, match=said):
+            ranks.check()
+
+
 def test_ranks_that_cannot_start_say_why(engine: Path) -> None:
     (engine / "constants.safetensors").rename(engine / "away")
     try:
@@ -123,7 +155,7 @@ def test_a_pipeline_of_two_stages_of_two_ranks_on_two_hosts_gives_the_tokens_of_
     began = time.monotonic()
     output = four.generate([5, 6], SamplingParams(max_tokens=100, ignore_eos=True))
     assert time.monotonic() - began < 15
-    assert re.match(r"the engine stopped: host 1 \(127.0.0.1\): the process(es)? of rank 3", str(output[0].error))
+    assert re.match(r"the engine stopped: host 1 \(127.0.0.1\): the process of rank 3 ended", str(output[0].error))
     with pytest.raises(EngineError):
         four.close()
     hosts_at(where, 2).close()

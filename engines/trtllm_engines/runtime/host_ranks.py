@@ -29,10 +29,16 @@ NO_MULTICAST = {"NCCL_NVLS_ENABLE": "0", "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1"
 """No NVLink multicast, whatever a library would choose."""
 NO_REGISTRATION = {"NCCL_GRAPH_REGISTER": "0"}
 """Capturing a graph asks nothing of other ranks: NCCL would register the buffers it finds in one with its peers."""
+SAY_WHO_IS_ENDED = {"LOGLEVEL": "WARNING"}
+"""Of torchrun's agent, which says nothing of it where a user asks for errors alone."""
 MEETING_S = 60
 """How long torchrun's agents of several hosts wait for each other."""
+LOG_BYTES = 65536
+"""Of the processes' output, how much of its end is read."""
 STACK_S = 1.0
 """How long a rank may take to print where its threads are. One that is stopped, or in the driver's uninterruptible calls, never does."""
+_ENDED = re.compile(r"Sending process (\d+) closing signal")
+"""What torchrun's agent says of a rank that it ends because another has ended, before it does so."""
 _FRAME = re.compile(r'File ".*?(?P<file>[^/"]+)", line (?P<line>\d+) in (?P<function>\S+)')
 
 
@@ -102,27 +108,34 @@ class HostRanks:
         return all(state == READY for state in self.ring.states())
 
     def check(self) -> None:
-        """Raises `EngineError` when a rank has failed or died. A death is told before what the others say of it."""
+        """Raises `EngineError` when a rank has failed or died. A death is told before what the others say of it; that torchrun has ended a
+        rank is none, however late it is looked at."""
         failed = [rank for rank, state in enumerate(self.ring.states()) if state == FAILED]
         ended = self.agent.poll()
         if not failed and ended is None:
             return
-        gone = [rank for rank, process in enumerate(self.ring.processes()) if process and rank not in failed and not _lives(process)]
-        if gone and (failed or ended):
-            which = " and ".join(f"rank {self.first_rank + rank}" for rank in gone)  # torchrun ends the others too
-            processes = "process" if len(gone) == 1 else "processes"
-            raise EngineError(f"the {processes} of {which} ended without a word, as when it is killed; {self.last_words()}")
+        processes = self.ring.processes()
+        dead = [rank for rank, process in enumerate(processes) if process and rank not in failed and not _lives(process)]
+        torchrun_ended = {int(process) for process in _ENDED.findall(self._output())}  # after who is dead: it says so first
+        gone = [rank for rank in dead if processes[rank] not in torchrun_ended]
+        if gone:
+            which = " and ".join(f"rank {self.first_rank + rank}" for rank in gone)
+            noun = "process" if len(gone) == 1 else "processes"
+            raise EngineError(f"the {noun} of {which} ended without a word, as when it is killed; {self.last_words()}")
         if failed:
             raise EngineError(f"rank {self.first_rank + failed[0]} failed: {self.ring.reason(failed[0])[:300]}")
         raise EngineError(f"the ranks' processes ended (exit code {ended}); {self.last_words()}")
 
     def last_words(self) -> str:
         """Of the processes' output, the last line that says something."""
-        self._log.seek(0, os.SEEK_END)
-        self._log.seek(max(0, self._log.tell() - 16384))
-        lines = [line.strip() for line in self._log.read().decode(errors="replace").splitlines()]
+        lines = [line.strip() for line in self._output().splitlines()]
         said = [line for line in lines if "Error" in line or "error" in line] or [line for line in lines if line]
         return f"they said last: {said[-1][:300]}" if said else "they said nothing"
+
+    def _output(self) -> str:
+        """The end of what the processes have printed. Not by a seek: they write at the file's position."""
+        log = self._log.fileno()
+        return os.pread(log, LOG_BYTES, max(0, os.fstat(log).st_size - LOG_BYTES)).decode(errors="replace")
 
     def stacks(self) -> list[str]:
         """Where the threads of every rank are in Python, as its faulthandler prints it; empty of one that does not answer."""
@@ -182,7 +195,7 @@ def rank_environment(interface: str = "lo") -> dict[str, str]:
     """For processes of ranks. `interface`: the network interface on which they meet; those of one host meet on `lo`, whatever its name
     resolves to."""
     own = {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    return {"OMP_NUM_THREADS": "1", **os.environ, **NO_MULTICAST, **NO_REGISTRATION, **own}
+    return {"OMP_NUM_THREADS": "1", **os.environ, **NO_MULTICAST, **NO_REGISTRATION, **SAY_WHO_IS_ENDED, **own}
 
 
 def _lives(process: int) -> bool:

@@ -170,8 +170,7 @@ class RankProcesses:
 
     def _check(self) -> None:
         """Raises `EngineError` when a rank or a host has failed or died. All hosts are heard: where one rank died, those of other hosts
-        fail, maybe first, and torchrun ends the ranks beside these, which then look dead too. Deaths are told before failures, all of
-        them."""
+        fail, maybe first. Deaths are told before failures, all of them."""
         errors, until = self._errors(), time.monotonic() + NOTICE_S
         while errors and len(errors) <= len(self._others) and time.monotonic() < until:
             time.sleep(0.05)
