@@ -2,7 +2,8 @@
 
 Data-sheet rates are at clocks and power a board does not hold. Dense rates, no sparsity.
 Sources: NVIDIA A100 80GB SXM, L40S, H100 SXM5 and H200 SXM data sheets, and that of the DGX B200 over its eight GPUs; memory of the H100 as
-its driver reports it.
+its driver reports it. Network adapters: eight of each DGX's eight GPUs (DGX A100, H100, H200 and B200 data sheets: ConnectX-6 at 200 Gb/s,
+ConnectX-7 at 400). Hosts of the L40S differ, so it has none.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ class Sheet:
     power_w: float = 0.0
     """Most that the board may draw."""
     measured: bool = False
+    adapter_bytes_per_s: float = 0.0
+    """To other hosts, one way; 0 where its hosts differ."""
     sheet_only: bool = False
     """No run on this GPU, ours or published, is known here: nothing but the data sheet stands behind a prediction."""
 
@@ -43,13 +46,15 @@ class Sheet:
 _HOPPER = {"bf16": 989.4e12, "fp16": 989.4e12, "fp8": 1979e12, "int8": 1979e12, "fp32": 67e12}
 _BLACKWELL = {"bf16": 2250e12, "fp16": 2250e12, "fp8": 4500e12, "int8": 4500e12, "fp32": 75e12}
 SHEETS: Mapping[str, Sheet] = {
-    "a100": Sheet("sm_80", 80e9, 2.039e12, {"bf16": 312e12, "fp16": 312e12, "int8": 624e12, "fp32": 19.5e12}, 108, 1410, 400),
+    "a100": Sheet(
+        "sm_80", 80e9, 2.039e12, {"bf16": 312e12, "fp16": 312e12, "int8": 624e12, "fp32": 19.5e12}, 108, 1410, 400, adapter_bytes_per_s=25e9
+    ),
     "l40s": Sheet(
         "sm_89", 48e9, 0.864e12, {"bf16": 362e12, "fp16": 362e12, "fp8": 733e12, "int8": 733e12, "fp32": 91.6e12}, 142, 2520, 350
     ),
-    "h100": Sheet("sm_90", 79.65 * 2**30, 3.35e12, _HOPPER, 132, 1980, 700, measured=True),
-    "h200": Sheet("sm_90", 141e9, 4.8e12, _HOPPER, 132, 1980, 700, measured=True),
-    "b200": Sheet("sm_100", 180e9, 8e12, _BLACKWELL, 148, 1965, 1000, sheet_only=True),
+    "h100": Sheet("sm_90", 79.65 * 2**30, 3.35e12, _HOPPER, 132, 1980, 700, measured=True, adapter_bytes_per_s=50e9),
+    "h200": Sheet("sm_90", 141e9, 4.8e12, _HOPPER, 132, 1980, 700, measured=True, adapter_bytes_per_s=50e9),
+    "b200": Sheet("sm_100", 180e9, 8e12, _BLACKWELL, 148, 1965, 1000, adapter_bytes_per_s=50e9, sheet_only=True),
 }
 
 

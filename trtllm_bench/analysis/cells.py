@@ -17,7 +17,7 @@ from trtllm_engines.compiler.compile import compile_model
 from trtllm_engines.compiler.plan import ParallelLayout, Plan, Profile
 from trtllm_engines.models.presets import resolve_model
 from trtllm_results.record.environment import Environment
-from trtllm_results.record.row import Row
+from trtllm_results.record.row import Cell, Row
 from trtllm_results.store.selection import keep, path_and_filters
 from trtllm_results.store.table import Store, read_rows
 
@@ -79,9 +79,14 @@ def plans_of(row: Row, precision: str | None = None, kv_dtype: str | None = None
     batch = int(settings.get("max_batch_size") or max(cell.batch, 1))
     profile = Profile(batch, max(int(settings.get("max_num_tokens") or 8192), batch), longest, int(settings.get("page_size") or 32))
     cache = kv_dtype or (cell.kv_dtype if precision is None and cell.kv_dtype else "auto")
-    layout = ParallelLayout(cell.tp, cell.pp)
+    layout = layout_of(cell)
     name, every_row = precision or cell.precision, _earlier(row.environment)
     return [_compiled(cell.model, name, profile, cache, layout, stage, every_row) for stage in range(layout.pp)]
+
+
+def layout_of(cell: Cell) -> ParallelLayout:
+    """Of one copy of the engine."""
+    return ParallelLayout(cell.tp, cell.pp, int(cell.settings.get("nnodes") or 1))
 
 
 def constants_of(row: Row) -> StepConstants:

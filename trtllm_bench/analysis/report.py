@@ -8,10 +8,11 @@ from typing import Any
 from rich.console import Console
 
 from trtllm_bench.analysis.advice import findings
-from trtllm_bench.analysis.cells import MeasuredCell, constants_of
+from trtllm_bench.analysis.cells import MeasuredCell, constants_of, hardware_of, layout_of
 from trtllm_bench.analysis.check import Checked, check, median_error
 from trtllm_bench.analysis.explain import breakdown, difference
 from trtllm_bench.analysis.slowest import SlowRequest, slow_request
+from trtllm_bench.analysis.step_model import hosts_of
 from trtllm_bench.errors import BenchError
 from trtllm_bench.profiling.record import CellProfile
 from trtllm_dashboards.tables import Column, show
@@ -34,7 +35,7 @@ def cell_facts(cell: MeasuredCell, percentile: float) -> dict[str, Any]:
         "us_per_output_token": found.per_token_us,
         "source": found.source,
         "parts_us_per_output_token": dict(sorted(found.parts.items(), key=lambda part: -abs(part[1]))),
-        "note": constants_of(cell.row).note,
+        "note": "; ".join(_notes(cell)),
         "findings": [asdict(one) for one in findings(cell, found)],
     }
     try:
@@ -64,7 +65,7 @@ def report_cell(cell: MeasuredCell, percentile: float, console: Console) -> None
     console.print(f"{cell.label} on {cell.row.environment.device}: {rate:,.1f} output tok/s", style="bold", soft_wrap=True)
     source = "its profile" if found.source == "profile" else "its step log and the step model"
     console.print(f"{found.per_token_us:,.2f} us an output token, by {source}:")
-    if note := constants_of(cell.row).note:
+    for note in _notes(cell):
         console.print(f"note: {note}", style="yellow", soft_wrap=True)
     parts = sorted(found.parts.items(), key=lambda part: -abs(part[1]))
     small = [us for name, us in parts if abs(found.share(name)) < LEAST]
@@ -85,6 +86,12 @@ def report_cell(cell: MeasuredCell, percentile: float, console: Console) -> None
         return
     console.print()
     _report_request(slow, cell, console)
+
+
+def _notes(cell: MeasuredCell) -> list[str]:
+    """What the step model takes over or assumes."""
+    hosts = hosts_of(layout_of(cell.row.cell), hardware_of(cell.row.environment)) if cell.row.environment.gpu else None
+    return [note for note in (constants_of(cell.row).note, "" if hosts is None else hosts.note) if note]
 
 
 def _report_request(slow: SlowRequest, cell: MeasuredCell, console: Console) -> None:

@@ -12,7 +12,8 @@ concurrently with whole prompts (`lowering/attention.py` says when): the shorter
 
 An op in which ranks exchange rows takes what was measured of such reductions (`link_curve.py`): on this machine where its links were
 (`trtllm-bench ceilings`), else between two H200. The wait for the slowest rank, which comes on top, is from whole steps. All ranks of a
-group have the same plan and the same step, so the model is of one of them. A pipeline's stages work on different steps at once; where each
+group have the same plan and the same step, so the model is of one of them. What passes between hosts takes what NCCL takes over the GPUs'
+network adapters (`host_links.py`). A pipeline's stages work on different steps at once; where each
 has one, a step takes as long as the slowest stage.
 """
 
@@ -22,12 +23,14 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from trtllm_bench.analysis.host_links import HostLinks
 from trtllm_bench.analysis.kernel_times import KernelWork, clock_within
 from trtllm_bench.analysis.link_curve import LinkCurve
 from trtllm_bench.analysis.step_constants import StepConstants, constants_for
+from trtllm_bench.errors import BenchError
 from trtllm_bench.roofline.counts import OpCost, PlanCounter, StepShape
 from trtllm_bench.roofline.hardware import LINK_ROW_ELEMENTS, Hardware
-from trtllm_engines.compiler.plan import Plan
+from trtllm_engines.compiler.plan import ParallelLayout, Plan
 from trtllm_engines.runtime.buckets import LARGEST_GRAPH
 from trtllm_kernels.dialect.dtypes import bytes_of
 from trtllm_kernels.dialect.group import ONE_SHOT_ROWS
@@ -86,6 +89,7 @@ class StepModel:
         self._ops = {op.name: op for op in plan.ops}
         self._today = self._hopper and not self.constants.earlier
         self._links = _links_of(hardware) or self.constants.all_reduce
+        self.hosts = hosts_of(plan.parallel, hardware, self._links)
         self._limit_w = hardware.power_w * self.constants.power["held"] if self._hopper else 0.0
 
     @property
@@ -139,12 +143,15 @@ class StepModel:
         plan, constants, links = self.counter.plan, self.constants.communication, self._links
         ranks = plan.parallel.tp
         if cost.op == "send":
-            return links.send_us(cost.link_bytes)
+            return links.send_us(cost.link_bytes) if self.hosts is None else self.hosts.send_us(cost.link_bytes, plan.stage.index)
         if cost.op == "receive":
-            memory, _, fixed = self.op_us(replace(cost, kind="rows"))
-            return memory + fixed
+            if self.hosts is not None:  # NCCL's own waits for the sender's, and has no copy after it
+                return self.hosts.send_us(cost.activation_bytes / 2, plan.stage.index - 1)
+            return self._rows_us(cost)
         if ranks == 1:
             return 0.0
+        if self.hosts is not None and plan.parallel.group_way == "nccl":
+            return self._over_hosts_us(cost, self.hosts)
         narrower = constants["one_shot_row_us"] * (plan.config.hidden_size - links.row_elements) / 1024
         if Trait.SAMPLES in OP_SPECS[cost.op].traits:  # a word a row: nothing but the fixed time
             return constants["wait_us"] + links.one_shot_us(0.0, ranks) - constants["one_shot_row_us"] * links.row_elements / 1024
@@ -155,6 +162,21 @@ class StepModel:
         if rows_bytes <= bytes_of(ONE_SHOT_ROWS * plan.config.hidden_size, plan.quant.wide_dtype):
             return wait + links.one_shot_us(rows_bytes, ranks) + narrower
         return wait + links.two_shot_us(rows_bytes, ranks)
+
+    def _over_hosts_us(self, cost: OpCost, hosts: HostLinks) -> float:
+        """NCCL's all-reduce, and the kernel that adds, normalises and quantizes after it. Of sampling, which has a word a row, no bytes."""
+        if Trait.SAMPLES in OP_SPECS[cost.op].traits:
+            return self.constants.communication["wait_us"] + hosts.all_reduce_us(0.0)
+        if cost.kind != "communication":
+            return 0.0
+        plan = self.counter.plan
+        rows_bytes = cost.link_bytes / (plan.parallel.tp - 1)
+        wait = self.wait_us(rows_bytes / bytes_of(plan.config.hidden_size, plan.quant.wide_dtype))
+        return wait + hosts.all_reduce_us(rows_bytes) + (0.0 if cost.op == "all_reduce" else self._rows_us(cost))
+
+    def _rows_us(self, cost: OpCost) -> float:
+        memory, _, fixed = self.op_us(replace(cost, kind="rows"))
+        return memory + fixed
 
     def wait_us(self, rows: float) -> float:
         """What a reduction of so many rows takes longer in a step than alone."""
@@ -241,6 +263,10 @@ class PipelineModel:
     def stages(self) -> int:
         return len(self.models)
 
+    @property
+    def hosts(self) -> HostLinks | None:
+        return self.models[0].hosts
+
     def step(self, shape: StepShape) -> StepTime:
         return max(self.each(shape), key=lambda time: time.total_us)
 
@@ -261,6 +287,17 @@ def _links_of(hardware: Hardware) -> LinkCurve | None:
         return None
     curve = LinkCurve.of(hardware.link_gpus, LINK_ROW_ELEMENTS, hardware.all_reduce_us, hardware.peer_copy_bytes_per_s)
     return curve if min(len(curve.one_shot), len(curve.two_shot)) > 1 else None
+
+
+def hosts_of(layout: ParallelLayout, hardware: Hardware, links: LinkCurve | None = None) -> HostLinks | None:
+    """None of an engine on one host. `links`: within a host, where they are not those of two H200. Raises `BenchError` where it is not
+    known how hosts with such GPUs are connected."""
+    if layout.nnodes == 1 or not hardware.arch:  # ranks on CPUs
+        return None
+    if not hardware.adapter_bytes_per_s:
+        raise BenchError(f"what connects hosts with {hardware.name.upper()} GPUs is not known here; leave --nnodes out")
+    within = links or constants_for(hardware.name).all_reduce
+    return HostLinks(layout, hardware.adapter_bytes_per_s, within.copy_bytes_per_s)
 
 
 def _decodes(cost: OpCost, shape: StepShape) -> bool:

@@ -33,6 +33,8 @@ class Hardware:
     peer_copy_bytes_per_s: float = 0.0
     all_reduce_us: Mapping[str, float] = field(default_factory=dict)
     """By bytes of rows of `LINK_ROW_ELEMENTS`, as `Ceilings` has it."""
+    adapter_bytes_per_s: float = 0.0
+    """Of its network adapter, as `Sheet` has it."""
     sms: int = 0
     boost_mhz: float = 0.0
     power_w: float = 0.0
@@ -60,6 +62,7 @@ class Hardware:
             link_gpus=ceilings.link_gpus,
             peer_copy_bytes_per_s=ceilings.peer_copy_bytes_per_s,
             all_reduce_us=dict(ceilings.all_reduce_us),
+            adapter_bytes_per_s=known.adapter_bytes_per_s if known else 0.0,
         )
 
 
@@ -83,6 +86,7 @@ def published(name: str) -> Hardware:
         sms=sheet.sms,
         boost_mhz=sheet.boost_mhz,
         power_w=sheet.power_w,
+        adapter_bytes_per_s=sheet.adapter_bytes_per_s,
         sheet_only=sheet.sheet_only,
     )
 

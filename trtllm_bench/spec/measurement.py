@@ -147,10 +147,6 @@ class EngineSpec:
     def __post_init__(self) -> None:
         check(self)
         if (self.nnodes or 1) > 1:
-            if self.rdzv_endpoint is None:
-                raise BenchError(
-                    f"--nnodes is {self.nnodes}, and the other hosts must know where to join; give --rdzv-endpoint HOST:PORT too"
-                )
             if self.replicas > 1:
                 raise BenchError("--replicas are copies on one host; leave --nnodes out, or --replicas")
         elif self.rdzv_endpoint is not None:

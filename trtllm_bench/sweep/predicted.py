@@ -10,10 +10,12 @@ import uuid
 from collections.abc import Sequence
 from typing import Any, cast
 
+from trtllm_bench.analysis.cells import hardware_of, layout_of
 from trtllm_bench.analysis.fit import PRECISIONS
 from trtllm_bench.analysis.predict import predict
 from trtllm_bench.analysis.prediction_error import interval_for
 from trtllm_bench.analysis.step_constants import constants_for
+from trtllm_bench.analysis.step_model import hosts_of
 from trtllm_bench.errors import BenchError
 from trtllm_bench.measure.rows import cell_of, reason_of
 from trtllm_bench.measure.workload import workload_of
@@ -36,28 +38,32 @@ from trtllm_workloads.request import Workload
 
 def notes_on(rows: Sequence[Row], hardware: Hardware) -> list[str]:
     """What is to be said beside a predicted table."""
-    tp, pp = (max((getattr(row.cell, name) for row in rows if row.status == "ok"), default=1) for name in ("tp", "pp"))
-    unmodelled = (note for row in rows if row.status == "ok" for note in _unmodelled(row.cell.precision))
+    good = [row for row in rows if row.status == "ok"]
+    unmodelled = (note for row in good for note in _unmodelled(row.cell.precision))
     return [
-        *_notes(tp, pp, hardware),
+        *_notes([layout_of(row.cell) for row in good], hardware),
         *dict.fromkeys(unmodelled),
         *dict.fromkeys(row.extra[INTERVAL]["note"] for row in rows if INTERVAL in row.extra),
     ]
 
 
-def _notes(tp: int, pp: int, hardware: Hardware) -> list[str]:
+def _notes(layouts: Sequence[ParallelLayout], hardware: Hardware) -> list[str]:
     constants = constants_for(hardware.name)
-    exchange = "communication is that of two H200" + (", by formula for more GPUs" if tp > 2 else "")
-    stages = "what stages send is by formula"
+    through_memory = max((layout.tp for layout in layouts if layout.group_way == "memory"), default=1)
+    exchange = "communication is that of two H200" + (", by formula for more GPUs" if through_memory > 2 else "")
+    stages = any(layout.pp > 1 and layout.pipe_way == "memory" for layout in layouts)
     alone = f"{hardware.name.upper()}: from its data sheet alone; no run on it, ours or published, was compared"
-    notes = [
+    return [
         "predicted from counts and ceilings, not measured",
         *([alone] if hardware.sheet_only else []),
         *([constants.note] if constants.note else []),
         *([constants.engine] if constants.fitted and constants.earlier else []),
-        *([exchange] if tp > 1 else []),
+        *([exchange] if through_memory > 1 else []),
+        *(["what stages send is by formula"] if stages else []),
+        *dict.fromkeys(
+            f"{hosts.note}, and the interval does not hold" for layout in layouts if (hosts := hosts_of(layout, hardware)) is not None
+        ),
     ]
-    return [*notes, *([stages] if pp > 1 else [])]
 
 
 def _unmodelled(precision: str) -> list[str]:
@@ -80,8 +86,6 @@ def hardware_for(gpu: str | None, environment: Environment) -> Hardware:
     """The GPU named, else the one here. Raises `BenchError` for neither."""
     if gpu is not None:
         return published(gpu)
-    from trtllm_bench.analysis.cells import hardware_of
-
     if not environment.gpu:
         raise BenchError("--predict needs to know for which GPU: add --gpu a100, l40s, h100, h200 or b200")
     return hardware_of(environment)
@@ -109,7 +113,8 @@ def _plans(engine: EngineSpec, hardware: Hardware) -> tuple[list[Plan], Exceptio
         source = {"kind": "dummy", "seed": 0}
         arches = (hardware.arch,) if hardware.arch else ("cpu",)
         precision = str(engine.precision)
-        layout = ParallelLayout(engine.tp, engine.pp)
+        layout = ParallelLayout(engine.tp, engine.pp, engine.nnodes or 1)
+        hosts_of(layout, hardware)
         kv_dtype = engine.kv_dtype
         settings: dict[str, Any] = {"arches": arches, "weights_source": source, "kv_dtype": kv_dtype, "layout": layout}
         return [compile_model(config, precision, profile, stage=stage, **settings).plan for stage in range(layout.pp)], None
@@ -144,7 +149,7 @@ def _row(
     interval = interval_for(hardware, -(-spec.load.concurrency // engine.replicas), engine.tp * engine.pp)
     low, high = interval.around(figures["output_tokens_per_s"])
     basis = {
-        PREDICTED: [*_notes(engine.tp, engine.pp, hardware), *_unmodelled(str(engine.precision)), interval.note],
+        PREDICTED: [*_notes([layout_of(cell)], hardware), *_unmodelled(str(engine.precision)), interval.note],
         INTERVAL: {"low": low, "high": high, "cover": interval.cover, "errors": interval.errors, "note": interval.note},
     }
     return Row(cell, environment, figures=figures, run_id=run_id, command=command, extra=basis)

@@ -65,6 +65,8 @@ def check(spec: MeasurementSpec) -> None:
     check_detail(engine.nvtx_detail)
     if engine.policy not in POLICIES:
         raise BenchError(f"unknown scheduler policy '{engine.policy}'; choose from {', '.join(POLICIES)}")
+    if (engine.nnodes or 1) > 1 and engine.rdzv_endpoint is None:
+        raise BenchError(f"--nnodes is {engine.nnodes}, and the other hosts must know where to join; give --rdzv-endpoint HOST:PORT too")
     if engine.engine_dir is not None:
         built = load_engine(engine.engine_dir).plan.parallel
         for name in ("tp", "pp"):
