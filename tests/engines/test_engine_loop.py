@@ -181,6 +181,52 @@ def test_a_runner_that_fails_ends_every_request_and_says_so() -> None:
     assert late.error == "the engine stopped: RuntimeError: device lost"
 
 
+class TellingRunner(FakeRunner):
+    """Says when a step is launched; one of them fails."""
+
+    def __init__(self, told: list[str], fails_at: int = 1000) -> None:
+        super().__init__(4, 16, 40, 4, 16)
+        self.told, self.fails_at = told, fails_at
+
+    def launch(self, batch: StepBatch) -> FakeHandle:
+        self.told.append("launch")
+        if len(self.batches) == self.fails_at:
+            raise RuntimeError("the device is gone")
+        return super().launch(batch)
+
+
+@pytest.mark.parametrize(
+    ("stages", "expected"),
+    [
+        (1, "launch launch token launch token launch token token end launch token token end"),
+        (2, "launch launch launch token launch token launch token launch token token end token end"),
+    ],
+)
+def test_a_pipelines_next_step_goes_out_before_requests_are_told_of_their_tokens(stages: int, expected: str) -> None:
+    """Its first stage would wait for the callbacks. With one stage the device has a step meanwhile, and requests come first."""
+    told: list[str] = []
+    loop = make_loop(runner=TellingRunner(told), stages=stages)
+    for _ in range(2):
+        loop.add_request(
+            [1] * 16,
+            SamplingParams(max_tokens=3, ignore_eos=True),
+            on_token=lambda *_: told.append("token"),
+            on_finish=lambda _: told.append("end"),
+        )
+    loop.run()
+    assert " ".join(told) == expected
+
+
+def test_tokens_that_came_back_count_though_a_pipelines_next_step_fails() -> None:
+    loop = make_loop(runner=TellingRunner([], fails_at=5), stages=2)
+    done = [loop.add_request([1] * 8, SamplingParams(max_tokens=most, ignore_eos=True)) for most in (2, 9, 9)]
+    with pytest.raises(RuntimeError, match="the device is gone"):
+        loop.run()
+    assert done[0].output.tolist() == expected_tokens([1] * 8, 2)
+    assert [request.finish_reason for request in done] == ["length", "error", "error"]
+    assert done[1].output.tolist() == expected_tokens([1] * 8, len(done[1].output))
+
+
 def test_cancelling_twice_or_after_the_end_does_nothing() -> None:
     loop = make_loop()
     request = loop.add_request([1], SamplingParams(max_tokens=3, ignore_eos=True))

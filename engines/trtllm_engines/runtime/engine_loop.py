@@ -1,7 +1,9 @@
 """The loop that turns requests into tokens: schedule, launch, take the previous step's tokens in, finish what ended.
 
 With overlap one step is always in flight while the next is being scheduled, so the device never waits for Python; a step's tokens are read
-while its successor runs. `add_request` and `cancel` may be called from any thread; everything else belongs to the thread that calls `step`.
+while its successor runs. In a pipeline each stage has a step, and the next is launched when the oldest has come back, before the host turns
+to the requests that end in it. `add_request` and `cancel` may be called from any thread; everything else belongs to the thread that calls
+`step`.
 A request that cannot run (too long, unknown token, failing callback) is finished with an error sentence of its own; the batch goes on. Only
 the runner's failure ends all, and says so to each.
 """
@@ -14,7 +16,7 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -27,6 +29,7 @@ from trtllm_engines.runtime.observer import NOBODY, Observers, StepObserver
 from trtllm_engines.runtime.request import EMPTY, FinishReason, OnFinish, OnToken, Request
 from trtllm_engines.runtime.sampling_params import SamplingParams
 from trtllm_engines.runtime.scheduler import Received, Scheduler, SchedulerConfig
+from trtllm_engines.runtime.slots import State
 from trtllm_engines.runtime.step_log import StepLog
 
 
@@ -41,6 +44,10 @@ class Flight:
     step: int
     batch: StepBatch
     handle: StepHandle
+
+
+Watched = tuple[Request, int, int, int]
+"""A request that asked for its tokens one by one, one of these, how many it has, and the row of the step's that it is."""
 
 
 class EngineLoop:
@@ -177,8 +184,8 @@ class EngineLoop:
         return not (self._incoming or self._cancelled or self._flights) and self.scheduler.idle
 
     def step(self) -> list[Request]:
-        """Launches one step and takes in the one before (without overlap: the same; in a pipeline: the oldest, once each stage has one);
-        returns the requests that finished."""
+        """Launches one step and takes in the one before (without overlap: the same); returns the requests that finished. In a pipeline that
+        has a step in each stage, takes in the oldest and launches its successor."""
         self._finished = []
         self._observer.step_begins(self.scheduler.pool.used)
         try:
@@ -190,7 +197,8 @@ class EngineLoop:
 
     def _step_once(self) -> None:
         try:
-            launched = self._launch()
+            full = len(self._flights) > self._depth
+            launched = not full and self._launch()
             if self._flights and (len(self._flights) > self._depth or not launched):
                 flight = self._flights.popleft()
                 self._receive(flight, flight.handle.result())
@@ -220,10 +228,13 @@ class EngineLoop:
         self._wake.set()
 
     def _take_in(self) -> None:
-        while self._incoming:
-            self.scheduler.enqueue(self._incoming.popleft())
+        self._enqueue()
         while self._cancelled:
             self._end(self._cancelled.popleft(), "cancelled", None)
+
+    def _enqueue(self) -> None:
+        while self._incoming:
+            self.scheduler.enqueue(self._incoming.popleft())
 
     def _launch(self) -> bool:
         begin = self._clock()
@@ -277,27 +288,46 @@ class EngineLoop:
             received = self.scheduler.receive(flight.step, flight.batch, output.tokens)
         finally:
             self._observer.receive_ends()
-        if slots.watched.any():
-            self._watch(received, np.flatnonzero(slots.watched[received.slots]), output, now)
-        for slot in received.stopped.tolist():
-            self._end(slots.requests[slot], "stop", None)
-        for slot in received.exhausted.tolist():
-            self._end(slots.requests[slot], "length", None)
-        self.scheduler.release(flight.step)
+        watched: Iterable[Watched] = self._watched(received) if slots.watched.any() else ()
+        try:
+            if self.scheduler.config.stages > 1:
+                watched = list(watched)
+                self._go_on(flight.step, received)
+        finally:  # what has come back counts, though the next step fails
+            self._watch(watched, output, now)
+            for slot in received.stopped.tolist():
+                self._end(slots.requests[slot], "stop", None)
+            for slot in received.exhausted.tolist():
+                self._end(slots.requests[slot], "length", None)
+            self.scheduler.release(flight.step)
 
-    def _watch(self, received: Received, watched: npt.NDArray[np.intp], output: StepOutput, now: float) -> None:
-        """Token by token work, only for the requests that asked for some."""
+    def _go_on(self, step: int, received: Received) -> None:
+        """In a pipeline: launches the next step before the host turns to requests that stream or end. The first stage waits for it, and of
+        56 requests that end in a step and 56 that begin, the host takes 12 ms (Llama-3.1-8B, two stages, steps of 57 ms on two H200). Where
+        there is one stage, the device has a step meanwhile."""
+        for slot in received.stopped.tolist():
+            self.scheduler.retire(slot)
+        self.scheduler.returned(step)
+        self._enqueue()
+        self._launch()
+
+    def _watched(self, received: Received) -> Iterator[Watched]:
         slots = self.scheduler.slots
-        for index in watched.tolist():
-            slot, token = int(received.slots[index]), int(received.tokens[index])
+        for index in np.flatnonzero(slots.watched[received.slots]).tolist():
+            slot = int(received.slots[index])
             request = slots.requests[slot]
             assert request is not None
+            yield request, int(received.tokens[index]), int(slots.received[slot]), int(received.rows[index])
+
+    def _watch(self, watched: Iterable[Watched], output: StepOutput, now: float) -> None:
+        """Token by token work, only for the requests that asked for some."""
+        for request, token, count, row in watched:
             if request.sampling.logprobs is not None and output.logprobs is not None:
-                entry = output.logprobs[int(received.rows[index])]
+                entry = output.logprobs[row]
                 assert entry is not None
                 request.logprobs.append(entry)
             try:
-                stop = bool(request.sampling.stop) and self._meets_stop_string(request, token, int(slots.received[slot]))
+                stop = bool(request.sampling.stop) and self._meets_stop_string(request, token, count)
                 if request.on_token is not None:
                     request.on_token(request, token, now)
             except Exception as exc:
@@ -334,7 +364,7 @@ class EngineLoop:
         if request.finished:
             return
         running = request.slot >= 0
-        if running:
+        if running and self.scheduler.slots.state[request.slot] != State.RETIRING:
             self.scheduler.retire(request.slot)
         self._close(request, reason, error)
         if not running:

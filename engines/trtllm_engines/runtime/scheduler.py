@@ -330,9 +330,13 @@ class Scheduler:
         if slots.last_step[slot] <= self._returned:
             self._vacate(slot)
 
+    def returned(self, step: int) -> None:
+        """Step `step` and all before it have come back: their sequences can be in a step again."""
+        self._returned = step
+
     def release(self, step: int) -> None:
         """Step `step` and all before it have come back: frees what no step in flight can touch any more."""
-        self._returned = step
+        self.returned(step)
         for slot in [slot for slot in self._leaving if self.slots.last_step[slot] <= step]:
             self._vacate(slot)
 
