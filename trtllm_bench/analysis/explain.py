@@ -63,7 +63,7 @@ def from_log(cell: MeasuredCell, model: StepModel | PipelineModel) -> Breakdown:
     scale = taken.sum() / max(taken[chosen].sum(), 1e-9)
     page = model.counter.plan.profile.page_size
     for index in chosen.tolist():
-        shape = shape_of(steps, index, page)
+        shape = shape_of(steps, index, page, model.stages)
         predicted = model.step(shape)
         for name, us in predicted.parts.items():
             parts[name] += us * scale
@@ -101,12 +101,13 @@ def _times(steps: Mapping[str, Any]) -> tuple[Any, Any]:
     return step_seconds(steps) * 1e6, np.maximum(launched - before, 0.0) * 1e6
 
 
-def shape_of(steps: Mapping[str, Any], index: int, page_size: int) -> StepShape:
-    """What a logged step computed: its prompts taken to be whole and alike, each sequence's last page half full."""
+def shape_of(steps: Mapping[str, Any], index: int, page_size: int, stages: int = 1) -> StepShape:
+    """What a logged step computed: its prompts taken to be whole and alike, each sequence's last page half full. In a pipeline of `stages`
+    a step decodes its share of the sequences that have pages."""
     decodes, prompts = int(steps["decode_tokens"][index]), int(steps["context_seqs"][index])
     tokens = int(steps["context_tokens"][index])
     held = float(steps["kv_pages_used"][index]) * page_size - float(steps["running"][index]) * page_size / 2
-    length = max(1.0, (held - tokens) / decodes) if decodes else 1.0
+    length = max(1.0, (held - tokens) / (decodes * stages)) if decodes else 1.0
     shape = StepShape.decode(decodes, length)
     if not prompts:
         return shape

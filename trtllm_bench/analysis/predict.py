@@ -29,7 +29,7 @@ from trtllm_engines.runtime.engine_loop import EngineLoop
 from trtllm_engines.runtime.memory import page_bytes
 from trtllm_engines.runtime.request import Request
 from trtllm_engines.runtime.sampling_params import SamplingParams
-from trtllm_engines.runtime.scheduler import Policy, SchedulerConfig
+from trtllm_engines.runtime.scheduler import Policy, Received, SchedulerConfig
 from trtllm_kernels.dialect.dtypes import nbytes
 from trtllm_results.metrics.requests import RequestLog, figures
 from trtllm_workloads.request import Workload
@@ -90,6 +90,13 @@ class PredictedStep:
         return StepOutput(np.zeros(self.samples, np.int32))
 
 
+class _RequestsFirst(EngineLoop):
+    """The loop as pipelines had it up to revision 444f27e: the next step is launched after the requests that ended in the last."""
+
+    def _go_on(self, step: int, received: Received) -> None:
+        pass
+
+
 def cache_bytes_on(plan: Plan, hardware: Hardware, fraction: float) -> int:
     """Bytes that a GPU has room for as KV cache. Raises `BenchError` when the weights alone do not fit."""
     weights = sum(map(nbytes, plan.weights.values()))
@@ -120,11 +127,13 @@ def predict(
     kv_cache_fraction: float = 0.9,
     replicas: int = 1,
     constants: StepConstants | None = None,
+    requests_first: bool = False,
     on_steps: Callable[[list[tuple[StepShape, int]]], None] | None = None,
 ) -> tuple[dict[str, float], RequestLog]:
     """Figures of the run on as many of the GPU as the engine has ranks, and its requests. Raises `BenchError` when the model does not fit.
 
-    `plans`: of each stage of a pipeline, in order. `constants`: the step model's, where they are not `hardware`'s.
+    `plans`: of each stage of a pipeline, in order. `constants`: the step model's, where they are not `hardware`'s. `requests_first`: of a
+    pipeline of an earlier engine (`cells.requests_first`).
     `replicas` copies of the engine, each on GPUs of its own, take the requests in turn and share the places in flight. `on_steps` is given
     the steps of each copy: what tells them apart, and how many there were.
     """
@@ -146,9 +155,12 @@ def predict(
     for copy in range(copies):
         clock = Clock()
         runner = PredictedRunner(models, clock)
-        loop = EngineLoop(runner, config, vocab_size=plan.config.vocab_size, clock=clock)
+        kind = _RequestsFirst if requests_first else EngineLoop
+        loop = kind(runner, config, vocab_size=plan.config.vocab_size, clock=clock)
+        costs = models[0].constants.step
+        end_s, begin_s = (costs["end_us"] * 1e-6, costs["begin_us"] * 1e-6) if len(stages) > 1 else (0.0, 0.0)
         places = concurrency // copies + (copy < concurrency % copies) if concurrency else 0
-        logs.append(_drive(loop, clock, workload, range(copy, len(workload), copies), places, open_loop))
+        logs.append(_drive(loop, clock, workload, range(copy, len(workload), copies), places, open_loop, end_s, begin_s))
         steps.append(loop.log.rows())
         if on_steps is not None:
             on_steps(list(runner.shapes.values()))
@@ -166,13 +178,28 @@ def _joined(logs: Sequence[RequestLog], gpus: int) -> RequestLog:
     return RequestLog(**arrays, token_offsets=np.concatenate([[0], np.cumsum(counts)]), gpus=gpus)
 
 
-def _drive(loop: EngineLoop, clock: Clock, workload: Workload, chosen: Sequence[int], concurrency: int, open_loop: bool) -> RequestLog:
-    """`chosen`: requests of the workload that this engine gets."""
+def _drive(
+    loop: EngineLoop,
+    clock: Clock,
+    workload: Workload,
+    chosen: Sequence[int],
+    concurrency: int,
+    open_loop: bool,
+    end_s: float = 0.0,
+    begin_s: float = 0.0,
+) -> RequestLog:
+    """`chosen`: requests of the workload that this engine gets. One that ends costs the host `end_s`, and one that begins in its place
+    `begin_s`."""
     arrivals = np.asarray(workload.arrival_s) if open_loop and len(workload.arrival_s) else np.zeros(len(workload))
     waiting = deque(chosen)
     done: list[Request] = []
     order: list[int] = []
     bound = concurrency or len(chosen)
+
+    def finished(request: Request) -> None:
+        clock.now += end_s + (begin_s if waiting else 0.0)
+        done.append(request)
+
     sampling = cache(lambda tokens: SamplingParams(max_tokens=tokens, ignore_eos=True))
     while waiting or not loop.idle:
         while waiting and len(order) - len(done) < bound and arrivals[waiting[0]] <= clock.now:
@@ -180,7 +207,7 @@ def _drive(loop: EngineLoop, clock: Clock, workload: Workload, chosen: Sequence[
             order.append(index)
             params = sampling(int(workload.output_tokens[index]))
             due = float(arrivals[index]) if open_loop else clock.now
-            loop.add_request(np.zeros(int(workload.input_tokens[index]), np.int32), params, arrival_s=due, on_finish=done.append)
+            loop.add_request(np.zeros(int(workload.input_tokens[index]), np.int32), params, arrival_s=due, on_finish=finished)
         if loop.idle:
             clock.now = max(clock.now, float(arrivals[waiting[0]]))
         else:

@@ -34,7 +34,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
     "prefill_time": ("uncached_triton", "cached_bf16", "cached_fp8", "cached_bf16_triton", "cached_fp8_triton"),
     "concurrent": ("shorter_share", "sms"),
     "communication": ("one_shot_row_us", "wait_us", "wait_row_us"),
-    "step": ("between_us", "launch_us", "host_us", "norm"),
+    "step": ("between_us", "launch_us", "host_us", "end_us", "begin_us", "norm"),
 }
 FIELDS = ("value", "unit", "what", "record", "command")
 LINKS = ("gpus", "row_elements", "bytes", "us", "copy_bytes_per_s", "what", "record", "command")
