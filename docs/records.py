@@ -10,6 +10,7 @@ version of a case that was measured last (`trtllm_results.versions`), the mean o
 
 from __future__ import annotations
 
+import csv
 import re
 import statistics
 import sys
@@ -36,6 +37,8 @@ RECORDED = ROOT / "results" / "recorded"
 STORES = ("h100", "h200", "h200-x2")
 OPS = (RECORDED / "h200" / "kernels-published.json", RECORDED / "h200-x2" / "kernels-published.json")
 """The first that is there."""
+AIMS = ROOT / "docs" / "facts" / "aims.csv"
+"""Set before the work, of one H200. A load is queued, so many sequences, or limits as `arrivals` shows them."""
 LEFT_OUT = ("gate", "nvtx-overhead")
 """Recorded on purpose with slower engines."""
 DOCUMENTS = ("README.md", "docs/facts/h200.md", "docs/facts/throughput.md", "docs/observatory.md", "docs/parallelism.md")
@@ -119,7 +122,7 @@ def recorded_rows() -> list[Row]:
 
 
 @cache
-def lines() -> tuple[Line, ...]:
+def newest() -> tuple[Line, ...]:
     """Every case recorded, by model, GPUs, lengths, precision and sequences."""
     latest: dict[tuple[Any, ...], Line] = {}
     for group in versions(recorded_rows()):
@@ -131,7 +134,13 @@ def lines() -> tuple[Line, ...]:
         case = line.gpu, cell.model, line.precision, line.layout, *lengths, *load, tokens
         if case not in latest or measured_at(group) > measured_at(latest[case].rows):
             latest[case] = line
-    found = sorted(latest.values(), key=_order)
+    return tuple(sorted(latest.values(), key=_order))
+
+
+@cache
+def lines() -> tuple[Line, ...]:
+    """Of `newest` what no later case beats."""
+    found = newest()
     return tuple(line for line in found if not any(_supersedes(other, line) for other in found))
 
 
@@ -402,6 +411,89 @@ def _of_gpu(line: Line | None) -> list[str]:
     return [f"**{rate_of(line)}**", other, ratio_of(line), significant(line.mean("energy_per_output_token_j"))]
 
 
+def precisions() -> str:
+    """One H200: rates over those of fp8 of the same revision, up to 256 sequences at 128/256, 1,024 at 128/128."""
+    mine = [line for line in newest() if line.gpu == "H200" and line.cell.gpus == 1 and closed(line) and line.cell.model == "llama-3.1-8b"]
+    columns = {n: (128, 256 if n <= 256 else 128, n) for n in (1, 8, 64, 256, 1024)}
+    of_case: dict[tuple[int, int, int], dict[str, Line]] = {}
+    for line in mine:
+        of_case.setdefault((line.cell.isl, line.cell.osl, line.cell.batch), {})[line.precision] = line
+    ratios: dict[str, dict[int, float]] = {}
+    for n, case in columns.items():
+        for precision, line in of_case.get(case, {}).items():
+            fp8 = _of_the_revision(line, "fp8")
+            if precision != "fp8" and fp8 is not None:
+                ratios.setdefault(precision, {})[n] = line.rate / fp8.rate
+    body = [
+        [precision, *("-" if n not in found else f"{found[n]:.2f}" for n in columns)]
+        for precision, found in sorted(ratios.items(), key=lambda item: -next(iter(item[1].values())))
+    ]
+    return markdown(["precision", "1 sequence:", *(f"{n:,}:" for n in columns if n > 1)], body)
+
+
+def _of_the_revision(line: Line, precision: str) -> Line | None:
+    """The same case in another precision, of the same revision; the one measured last. None where checkouts were changed: which they were
+    is not known."""
+    cell = line.cell
+    if line.rows[0].environment.git_dirty:
+        return None
+    case = line.gpu, line.revision, cell.gpus, cell.model, cell.isl, cell.osl, cell.batch, precision
+    found = [
+        one
+        for one in map(Line, versions(recorded_rows()))
+        if (one.gpu, one.revision, one.cell.gpus, one.cell.model, one.cell.isl, one.cell.osl, one.cell.batch, one.precision) == case
+        and closed(one)
+    ]
+    return max(found, key=lambda one: measured_at(one.rows), default=None)
+
+
+def short_of_aims() -> str:
+    """One H200: how many aims are met, which have no record, and the rows short of theirs."""
+    met, unknown, body = 0, [], []
+    with AIMS.open(encoding="utf-8", newline="") as file:
+        aims = list(csv.DictReader(file))
+    for aim in aims:
+        line, rate = _for_aim(aim), float(aim["aim"])
+        name = f"{aim['model']} {aim['precision']}"
+        if line is None:
+            unknown.append(f"{name} at {aim['case']}")
+        elif line.rate >= rate:
+            met += 1
+        else:
+            watts = line.mean("power_mean_w")
+            load = f"{line.cell.request_rate:g}/s, {aim['load']} ms" if line.cell.request_rate else f"{line.cell.batch:,}"
+            body.append(
+                [
+                    *(name, aim["case"], load, rate_of(line), significant(rate), f"{1 - line.rate / rate:.1%}"),
+                    *(number(watts), number(line.mean("sm_clock_mean_mhz")), significant(line.mean("energy_per_output_token_j"))),
+                    "-" if watts is None else significant(watts / rate),
+                ]
+            )
+    columns = ["model", "lengths", "at once:", "tok/s:", "aim:", "short by:", "W:", "MHz:", "J/token:", "at the aim:"]
+    told = f"{met} of {len(aims)} aims are met" + (f"; no record: {', '.join(unknown)}" if unknown else "")
+    return "\n".join(textwrap.wrap(f"{told}. Short:", 120, break_on_hyphens=False)) + f"\n\n{markdown(columns, body)}"
+
+
+def _for_aim(aim: Mapping[str, str]) -> Line | None:
+    """The fastest row of the case: with requests queued, of so many sequences, or that met the limits in 99% of requests."""
+    found = []
+    for line in lines():
+        cell, load = line.cell, aim["load"]
+        lengths = f"{cell.isl}/{cell.osl}" if closed(line) else cell.workload
+        if (line.gpu, cell.gpus, cell.model, line.precision, lengths) != ("H200", 1, aim["model"], aim["precision"], aim["case"]):
+            continue
+        if load == "queued":
+            fits = not cell.request_rate
+        elif load.isdigit():
+            fits = cell.batch == int(load)
+        else:
+            finished, good = line.mean("requests_per_s"), line.mean("goodput_requests_per_s")
+            fits = bool(cell.request_rate and finished) and _limits(line)[0] == load and (good or 0) / (finished or 1) >= 0.99
+        if fits:
+            found.append(line)
+    return max(found, key=lambda line: line.rate, default=None)
+
+
 def against() -> str:
     """`compare --against published` of all rows of H200: how many figures of the same GPU are behind ours, and those that are ahead."""
     found = _fair(beside(row for line in lines() if line.gpu == "H200" for row in line.rows))
@@ -458,7 +550,9 @@ def ops() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "overview": overview,
     "few": few,
+    "precisions": precisions,
     "queued": queued,
+    "short": short_of_aims,
     "arrivals": arrivals,
     "two-gpus": several,
     "against": against,
