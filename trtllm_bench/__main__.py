@@ -17,7 +17,15 @@ if TYPE_CHECKING:
 
 
 def _say(message: str) -> None:
-    print(f"trtllm-bench: {message}", file=sys.stderr)
+    """Broken between words in a terminal, one line in a log, where it can be searched for."""
+    text = f"trtllm-bench: {message}"
+    if sys.stderr.isatty():
+        import shutil
+        import textwrap
+
+        width = shutil.get_terminal_size().columns
+        text = "\n".join(textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False) for line in text.splitlines())
+    print(text, file=sys.stderr)
 
 
 def _explain(error: Exception) -> int:

@@ -15,7 +15,7 @@ from trtllm_bench.analysis.slowest import SlowRequest, slow_request
 from trtllm_bench.analysis.step_model import hosts_of
 from trtllm_bench.errors import BenchError
 from trtllm_bench.profiling.record import CellProfile
-from trtllm_dashboards.tables import Column, show
+from trtllm_dashboards.tables import Column, sentence, show
 from trtllm_results.store.selection import keep, path_and_filters
 from trtllm_results.store.table import read_rows
 
@@ -62,11 +62,11 @@ def all_facts(results: str) -> list[dict[str, Any]]:
 def report_cell(cell: MeasuredCell, percentile: float, console: Console) -> None:
     found = breakdown(cell)
     rate = cell.row.figures.get("output_tokens_per_s", 0.0)
-    console.print(f"{cell.label} on {cell.row.environment.device}: {rate:,.1f} output tok/s", style="bold", soft_wrap=True)
+    sentence(console, f"{cell.label} on {cell.row.environment.device}: {rate:,.1f} output tok/s", "bold")
     source = "its profile" if found.source == "profile" else "its step log and the step model"
     console.print(f"{found.per_token_us:,.2f} us an output token, by {source}:")
     for note in _notes(cell):
-        console.print(f"note: {note}", style="yellow", soft_wrap=True)
+        sentence(console, f"note: {note}", "yellow")
     parts = sorted(found.parts.items(), key=lambda part: -abs(part[1]))
     small = [us for name, us in parts if abs(found.share(name)) < LEAST]
     for name, us in parts:
@@ -78,11 +78,11 @@ def report_cell(cell: MeasuredCell, percentile: float, console: Console) -> None
     for one in findings(cell, found):
         gain = "" if one.gain is None else f" (predicted {one.gain:+.0%} tokens/s)"
         text = one.limit + ("; " if one.limit and one.change else "") + one.change + gain
-        console.print(f"- {text[:1].upper()}{text[1:]}.", soft_wrap=True)
+        sentence(console, f"- {text[:1].upper()}{text[1:]}.")
     try:
         slow = slow_request(cell, percentile)
     except BenchError as error:
-        console.print(f"note: {error}", style="yellow", soft_wrap=True)
+        sentence(console, f"note: {error}", "yellow")
         return
     console.print()
     _report_request(slow, cell, console)
@@ -96,28 +96,28 @@ def _notes(cell: MeasuredCell) -> list[str]:
 
 def _report_request(slow: SlowRequest, cell: MeasuredCell, console: Console) -> None:
     preempted = f", preempted {slow.preemptions} times" if slow.preemptions else ""
-    console.print(
+    sentence(
+        console,
         f"p{slow.percentile:g} by end-to-end time: request {slow.index}, {slow.input_tokens} in, {slow.output_tokens} out, "
         f"{slow.e2e_s * 1e3:,.1f} ms{preempted}",
-        style="bold",
-        soft_wrap=True,
+        "bold",
     )
     for stage in slow.stages:
         where = "no step" if stage.first is None else f"steps {stage.first}-{stage.last}"
         held = "" if stage.first is None else f", {stage.decode_tokens:,.0f} decode and {stage.context_tokens:,.0f} context tokens a step"
-        console.print(f"  {stage.name:<8}{stage.seconds * 1e3:>10,.1f} ms  {where}{held}", soft_wrap=True)
+        sentence(console, f"  {stage.name:<8}{stage.seconds * 1e3:>10,.1f} ms  {where}{held}")
     if cell.profile is None:
         return
     profile = CellProfile.load(cell.profile)
     ran = ", ".join(f"{_short(row.role)} {row.share:.0%}" for row in profile.kernels[:KERNELS])
-    console.print(f"  steps {profile.steps[0].number}-{profile.steps[-1].number} were profiled: {ran}; {cell.profile}", soft_wrap=True)
+    sentence(console, f"  steps {profile.steps[0].number}-{profile.steps[-1].number} were profiled: {ran}; {cell.profile}")
 
 
 def report_difference(a: MeasuredCell, b: MeasuredCell, console: Console) -> None:
     found = difference(breakdown(a), breakdown(b))
     before, after = found.total
-    console.print(f"A {a.label}: {before:,.2f} us an output token", style="bold", soft_wrap=True)
-    console.print(f"B {b.label}: {after:,.2f} us an output token ({after / before - 1:+.1%})", style="bold", soft_wrap=True)
+    sentence(console, f"A {a.label}: {before:,.2f} us an output token", "bold")
+    sentence(console, f"B {b.label}: {after:,.2f} us an output token ({after / before - 1:+.1%})", "bold")
     rows = [{"part": _short(name), "a": x, "b": y, "change": y - x, "share": (y - x) / before} for name, x, y in found.rows]
     rows.append({"part": "whole", "a": before, "b": after, "change": after - before, "share": after / before - 1})
     columns = [Column("part"), *(Column(name, name.upper(), unit="us", kind="number", places=2) for name in ("a", "b"))]

@@ -19,7 +19,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print it as JSON.")]
 
 @app.command("ls")
 def ls(as_json: AsJson = False) -> None:
-    """List cached engines, the longest unused first, with their sizes.
+    """List cached engines, the longest unused first, by when (UTC), and sizes.
 
     Examples:
       trtllm-bench cache ls
@@ -50,7 +50,7 @@ def ls(as_json: AsJson = False) -> None:
         typer.echo(json.dumps(found, indent=2))
         return
     for one in found["engines"]:
-        typer.echo(f"{one['used']}  {one['bytes'] / 2**20:10,.1f} MiB  {one['name']}")
+        typer.echo(f"{one['used'][:16].replace('T', ' ')}  {one['bytes'] / 2**20:8,.1f} MiB  {one['name']}")
     typer.echo(f"{found['bytes'] / 2**30:,.1f} of {found['limit_bytes'] / 2**30:,.1f} GiB in {found['folder']}")
 
 

@@ -101,7 +101,7 @@ def _predict(toml: Path | None, flags: dict[str, Any], gpu: str | None, out: str
     from trtllm_bench.sweep.predicted import hardware_for, keep_predictions, notes_on, predict_sweep
     from trtllm_bench.sweep.spec import load_spec
     from trtllm_bench.sweep.table import print_table
-    from trtllm_dashboards.tables import plain_console
+    from trtllm_dashboards.tables import plain_console, sentence
     from trtllm_results.record.environment import Environment
 
     spec = load_spec(flags, toml, None, DEFAULTS_GPU)
@@ -110,7 +110,7 @@ def _predict(toml: Path | None, flags: dict[str, Any], gpu: str | None, out: str
     console = plain_console()
     rows = predict_sweep(spec, hardware, command_line())
     print_table(rows, console, spec.axes)
-    console.print("; ".join(notes_on(rows, hardware)), style="dim", soft_wrap=True)
+    sentence(console, "; ".join(notes_on(rows, hardware)), "dim")
     if store is not None:
         new = keep_predictions(store, rows)
         store.finish()
@@ -178,7 +178,7 @@ def _measure(spec: Any, engines: Any, folder: Path, profile: str | None, address
     from trtllm_bench.sweep.here import sweep_here
     from trtllm_bench.sweep.progress import SweepView
     from trtllm_bench.targets.registry import runs_on_gpu
-    from trtllm_dashboards.tables import plain_console
+    from trtllm_dashboards.tables import plain_console, sentence
     from trtllm_results.record.environment import Environment
     from trtllm_results.store.table import MirroredStore, Store
 
@@ -190,7 +190,7 @@ def _measure(spec: Any, engines: Any, folder: Path, profile: str | None, address
     console.print(f"{models} on {environment.device or 'this machine'}: {_count(spec)}; results in {folder}", soft_wrap=True)
     datasets = {point.spec.workload.dataset: point.spec for points in engines for point in points if point.spec.workload.dataset}
     for note in dict.fromkeys(note for one in datasets.values() for note in notes_of(one.workload, workload_of(one))):
-        console.print(f"note: {note}", style="yellow", soft_wrap=True)
+        sentence(console, f"note: {note}", "yellow")
     with SweepView(spec, console, Store(folder)) as view:
         scored = None if accuracy is None else SweepAccuracy(accuracy, folder, view.stage)
         sweep = sweep_here(store, spec, engines, view, command_line(), scored)
@@ -208,11 +208,12 @@ def _measure(spec: Any, engines: Any, folder: Path, profile: str | None, address
 def _report(rows: Any, spec: Any, folder: Path, console: Any, note: str = "") -> None:
     """The table and where it is kept. Raises `typer.Exit` where nothing was measured."""
     from trtllm_bench.sweep.table import print_table
+    from trtllm_dashboards.tables import sentence
 
     console.print()
     print_table(rows, console, spec.axes)
     if note:
-        console.print(note, style="dim", soft_wrap=True)
+        sentence(console, note, "dim")
     console.print(f"\nresults: {folder / 'results.parquet'}, {folder / 'results.json'}", soft_wrap=True)
     if not any(row.status == "ok" for row in rows):
         raise typer.Exit(FAILURE)

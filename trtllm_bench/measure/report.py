@@ -159,15 +159,15 @@ LATENCY_ROWS = (("ttft", "TTFT"), ("tpot", "TPOT"), ("itl", "ITL"), ("e2e", "E2E
 
 def print_report(row: Row, console: Console) -> None:
     """The measurement for people: what was run, rates, latencies, and anything that makes it suspect first."""
-    from trtllm_dashboards.tables import Column, show
+    from trtllm_dashboards.tables import Column, sentence, show
 
     figures, cell = row.figures, row.cell
     for warning in row.warnings:
-        console.print(f"note: {warning}", style="yellow", highlight=False, soft_wrap=True)
+        sentence(console, f"note: {warning}", "yellow")
     served = "" if is_own(cell.target) else f", target {cell.target}"
     console.print(f"{cell.label} on {row.environment.device or 'this machine'}{served}", style="bold", highlight=False, soft_wrap=True)
     if row.status != "ok":
-        console.print(f"{row.status}: {row.reason}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sentence(console, f"{row.status}: {row.reason}", "red")
     known = (("input_length_mean", "in"), ("output_length_mean", "out"))
     lengths = ", ".join(f"{figures[name]:,.1f} {label}" if name in figures else f"? {label}" for name, label in known)
     console.print(

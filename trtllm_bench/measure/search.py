@@ -27,7 +27,7 @@ from trtllm_bench.measure.session import Measurement, Session, open_session
 from trtllm_bench.measure.workload import notes_of, workload_of
 from trtllm_bench.spec.measurement import MeasurementSpec
 from trtllm_bench.targets.registry import target_kind
-from trtllm_dashboards.tables import plain_console
+from trtllm_dashboards.tables import plain_console, sentence
 from trtllm_results.metrics.requests import goodput_mask
 
 VOID_RUNS = 3
@@ -77,7 +77,7 @@ def run(settings: Settings) -> Saturation:
         raise BenchError(reason)
     spec = replace(spec, engine=sized(spec.engine, 0, workload.longest_sequence))
     for note in notes_of(replace(probe.workload, num_requests=None), workload):
-        console.print(f"note: {note}", style="yellow", soft_wrap=True)
+        sentence(console, f"note: {note}", "yellow")
     settings = replace(settings, spec=spec)
     session = open_session(spec)
     try:
@@ -92,9 +92,9 @@ def run(settings: Settings) -> Saturation:
     if prober.failures:
         load, told = prober.failures[0]
         runs = f"{len(prober.failures)} runs had failed requests, the first" if len(prober.failures) > 1 else "the run"
-        console.print(f"note: {runs} at {load:.4g} {settings.unit}: {told}", style="yellow", soft_wrap=True, markup=False)
+        sentence(console, f"note: {runs} at {load:.4g} {settings.unit}: {told}", "yellow")
     console.print()
-    console.print(answer(settings, result), soft_wrap=True)
+    sentence(console, answer(settings, result))
     if settings.report_json is not None:
         write_json(report(settings, result), settings.report_json)
     return result

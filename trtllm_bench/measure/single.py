@@ -20,7 +20,7 @@ from trtllm_bench.measure.session import Measurement, OnRequests, open_session
 from trtllm_bench.measure.workload import notes_of
 from trtllm_bench.spec.measurement import EngineSpec, MeasurementSpec
 from trtllm_bench.targets.registry import is_own
-from trtllm_dashboards.tables import plain_console
+from trtllm_dashboards.tables import plain_console, sentence
 from trtllm_results.record.row import Row
 
 
@@ -58,7 +58,7 @@ def _measured(single: Single, reports: Iterable[Path | None], console: Console) 
     spec, workload = prepare(single.spec, single.least, single.per_place)
     store = open_store(single.out) if single.out is not None else None  # before anything is measured, for one that cannot be made
     for note in notes_of(spec.workload, workload):
-        console.print(f"note: {note}", style="yellow", soft_wrap=True)
+        sentence(console, f"note: {note}", "yellow")
     session = open_session(spec)
     try:
         if is_own(spec.target):
@@ -70,7 +70,8 @@ def _measured(single: Single, reports: Iterable[Path | None], console: Console) 
             row = RowMaker.here(spec).measured(spec, cell, 0, measurement)
             print_report(row, console)
             if measurement.no_telemetry:
-                console.print(f"\n{measurement.no_telemetry}", style="dim", soft_wrap=True)
+                console.print()
+                sentence(console, measurement.no_telemetry, "dim")
             _write(single, report, row, measurement, identity.engine or spec.engine, console)
             if store is not None:
                 keep(store, row, measurement)

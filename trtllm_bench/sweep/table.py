@@ -14,7 +14,7 @@ from trtllm_bench.spec.knobs import KnobField
 from trtllm_bench.spec.measurement import all_knobs
 from trtllm_dashboards.quality import print_quality
 from trtllm_dashboards.scaling import print_scaling
-from trtllm_dashboards.tables import Column, show
+from trtllm_dashboards.tables import Column, sentence, show
 from trtllm_results.compare.quality import beside_speed
 from trtllm_results.record.row import INTERVAL, Row
 
@@ -127,7 +127,7 @@ def print_table(rows: Sequence[Row], console: Console, axes: Iterable[str] = ())
                 reasons[reason].append(where)
     for reason, places in reasons.items():
         more = f" and {len(places) - 2} more" if len(places) > 2 else ""
-        console.print(f"{', '.join(places[:2])}{more}: {reason}", markup=False, highlight=False, style="yellow", soft_wrap=True)
+        sentence(console, f"{', '.join(places[:2])}{more}: {reason}", "yellow")
     if scored := beside_speed(rows):
         console.print()
         print_quality(scored, console)
