@@ -41,6 +41,15 @@ def test_a_host_that_does_not_join_is_named_in_time() -> None:
         assert time.monotonic() - began < 3
 
 
+def test_what_is_waited_for_is_said_meanwhile(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(hosts, "TOLD_AFTER_S", 0.05)
+    endpoint = f"127.0.0.1:{free_port('127.0.0.1')}"
+    with closing(Hosts(endpoint, 2, join_s=0.3)) as two, pytest.raises(EngineError, match="did not join"):
+        two.gather()
+    said = f"waiting for host 1 of 2; start there: trtllm-bench host --nnodes 2 --node-rank 1 --rdzv-endpoint {endpoint}\n"
+    assert capsys.readouterr().err == said
+
+
 def test_host_0_that_does_not_answer_is_told_in_time() -> None:
     began = time.monotonic()
     with pytest.raises(EngineError, match=r"^host 0 did not answer at 127.0.0.1:\d+ within 0.3 s"):

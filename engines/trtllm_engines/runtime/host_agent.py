@@ -142,7 +142,8 @@ def serve(endpoint: str, nnodes: int, node_rank: int, say: Callable[[str], None]
 
 def _join(endpoint: str, nnodes: int, node_rank: int, join_s: float) -> socket.socket:
     if not 1 <= node_rank < nnodes:
-        raise EngineError(f"--node-rank is {node_rank}; with --nnodes {nnodes} it must be 1 to {nnodes - 1} (0 is the host that measures)")
+        fits = "1" if nnodes == 2 else f"1 to {nnodes - 1}"
+        raise EngineError(f"--node-rank is {node_rank}; with --nnodes {nnodes} it must be {fits} (0 is the host that measures)")
     where, deadline = parsed(endpoint), time.monotonic() + join_s
     while True:
         try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -22,6 +23,8 @@ from trtllm_engines.runtime.host_ranks import RankOrder
 
 JOIN_S = 60.0
 """How long hosts are waited for."""
+TOLD_AFTER_S = 2.0
+"""After which it is said on standard error that they are."""
 SILENCE_S = 8.0
 STOP_S = 10.0
 _SPIN_S = 200e-6
@@ -164,16 +167,20 @@ class Hosts:
 
     def gather(self) -> list[Host]:
         """All of them, in order, once they have joined. Raises `EngineError` naming one that has not in time."""
-        deadline = time.monotonic() + self._join_s
+        told, deadline = time.monotonic() + TOLD_AFTER_S, time.monotonic() + self._join_s
         self._hosts = {rank: host for rank, host in self._hosts.items() if not host.lost}
         while missing := [rank for rank in range(1, self.nnodes) if rank not in self._hosts]:
-            self._listener.settimeout(max(0.01, deadline - time.monotonic()))
+            self._listener.settimeout(max(0.01, min(told, deadline) - time.monotonic()))
             try:
                 connection, peer = self._listener.accept()
             except TimeoutError:
+                start = f"trtllm-bench host --nnodes {self.nnodes} --node-rank {missing[0]} --rdzv-endpoint {self.endpoint}"
+                if told < deadline:
+                    print(f"waiting for host {missing[0]} of {self.nnodes}; start there: {start}", file=sys.stderr)
+                    told = deadline
+                    continue
                 raise EngineError(
-                    f"host {missing[0]} of {self.nnodes} did not join {self.endpoint} within {self._join_s:g} s; start there: trtllm-bench "
-                    f"host --nnodes {self.nnodes} --node-rank {missing[0]} --rdzv-endpoint {self.endpoint}"
+                    f"host {missing[0]} of {self.nnodes} did not join {self.endpoint} within {self._join_s:g} s; start there: {start}"
                 ) from None
             self._welcome(frames.connected(connection), peer[0])
         return [self._hosts[rank] for rank in range(1, self.nnodes)]
