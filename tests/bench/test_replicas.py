@@ -26,6 +26,7 @@ from trtllm_bench.sweep.settle import settled
 from trtllm_bench.sweep.spec import SweepSpec
 from trtllm_bench.targets import native, native_engine
 from trtllm_bench.targets.native_engine import NativeTarget, OpenEngine, pooled_figures, pooled_steps
+from trtllm_engines import memory
 from trtllm_engines.errors import EngineError
 from trtllm_engines.runtime.batch import StepBatch, StepOutput
 from trtllm_engines.runtime.engine_loop import EngineLoop
@@ -173,6 +174,16 @@ def test_more_gpus_than_there_are_is_one_sentence(capsys: pytest.CaptureFixture[
     assert "2 replicas of 2 GPUs each take 4 GPUs and this machine has 2" in refused(capsys, *asked, "--replicas", 2, "--tp", 2)
     assert "the engine takes 3 GPUs and this machine has 2; ask for a smaller --replicas" in refused(capsys, *asked, "--replicas", 3)
     assert "the engine takes 4 GPUs and this machine has 2; ask for a smaller --tp" in refused(capsys, *asked, "--tp", 4)
+
+
+def test_more_processes_than_memory_holds_are_one_sentence(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "host_free_bytes", lambda: int(4e9))
+    asked = ["throughput", "--model", "tiny-llama", "--precision", "fp32", "--device", "cpu", "--concurrency", 4]
+    said = refused(capsys, *asked, "--replicas", 1000)
+    assert "the engine takes 1000 processes of at least 180 MB each (180 GB) and this machine has 4 GB free" in said
+    assert "ask for a smaller --replicas" in said
+    with pytest.raises(LayoutError, match="ask for a smaller --tp or --pp"):
+        native.check(MeasurementSpec(engine=EngineSpec(model="tiny-llama", precision="fp32", device="cpu", tp=8, pp=4)))
 
 
 @pytest.mark.usefixtures("own_cache")

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 TOKENIZER = "tokenizer.json"
 DEVICES = ("auto", "cpu", "cuda")
+RANK_BYTES = 180e6
+"""What the process of a rank on a CPU takes before it has weights (tiny-llama)."""
 
 
 def device_of(device: str) -> str:
@@ -80,27 +82,37 @@ def check(spec: MeasurementSpec) -> None:
                 f"{engine.engine_dir} was built for --nnodes {built.nnodes}, not {engine.nnodes or 1}; give --nnodes {built.nnodes}, or "
                 "build another engine"
             )
-        _check_gpus(engine, built)
+        _check_machine(engine, built)
         return
     try:
         layout = ParallelLayout(engine.tp, engine.pp, engine.nnodes or 1)
     except EngineError as error:
         raise LayoutError(str(error)) from None
-    _check_gpus(engine, layout)
+    _check_machine(engine, layout)
     resolve_model(model_of(engine))
     check_types(str(engine.precision), engine.kv_dtype, (arch_for(engine.device),))
 
 
-def _check_gpus(engine: EngineSpec, layout: ParallelLayout) -> None:
-    """Raises `LayoutError` when this machine has fewer GPUs than `engine`, so laid out, takes of each host."""
-    if device_of(engine.device) == "cpu":
-        return
+def _check_machine(engine: EngineSpec, layout: ParallelLayout) -> None:
+    """Raises `LayoutError` when this machine has fewer GPUs than `engine`, so laid out, takes of each host, or, without them, too little
+    memory for its ranks' processes."""
+    from trtllm_engines.memory import host_free_bytes
+
     of_host = layout.ranks // layout.nnodes
     needed = of_host * engine.replicas
-    if needed == 1 or (here := len(gpus())) >= needed:
+    if needed == 1:
+        return
+    flags = " or ".join(name for name, size in (("--tp", layout.tp), ("--pp", layout.pp), ("--replicas", engine.replicas)) if size > 1)
+    if device_of(engine.device) == "cpu":
+        if (least := needed * RANK_BYTES) > (free := host_free_bytes()):
+            raise LayoutError(
+                f"the engine takes {needed} processes of at least {RANK_BYTES / 1e6:.0f} MB each ({least / 1e9:.0f} GB) and this machine "
+                f"has {free / 1e9:.0f} GB free; ask for a smaller {flags}"
+            )
+        return
+    if (here := len(gpus())) >= needed:
         return
     copies = f"{engine.replicas} replicas of {of_host} GPUs each take" if engine.replicas > 1 and of_host > 1 else "the engine takes"
-    flags = " or ".join(name for name, size in (("--tp", layout.tp), ("--pp", layout.pp), ("--replicas", engine.replicas)) if size > 1)
     raise LayoutError(f"{copies} {needed} GPUs and this machine has {here}; ask for a smaller {flags}")
 
 
