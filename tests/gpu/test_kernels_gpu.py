@@ -190,8 +190,10 @@ def test_attention_ops(op: str, model: str, precision: str) -> None:
         compare(op, model, batch, precision)
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16", "fp8", "int8"])
-def test_decode_attention_rotates_and_writes_as_the_op_before_would(precision: str) -> None:
+@pytest.mark.parametrize(
+    ("model", "precision"), [*(("llama-8b", precision) for precision in ("bf16", "fp16", "fp8", "int8")), ("gptj", "fp8")]
+)
+def test_decode_attention_rotates_and_writes_as_the_op_before_would(model: str, precision: str) -> None:
     """Again and again with the same bits: its copies are under way while it computes. Of 12 sequences, and of 60, in tiles of their own; by
     the persistent kernel of 150, of which its warps take several."""
     if torch.cuda.get_device_capability()[0] != 9:
@@ -199,7 +201,7 @@ def test_decode_attention_rotates_and_writes_as_the_op_before_would(precision: s
     persistent = {"decode_cuda_to": 0, "decode_many_to": 512}
     few = ((5000, 1), _lengths(12, 1, 900), _lengths(60, 1, 500))
     for lengths, tactic in (*((one, {}) for one in few), ((5000, 32, 33, 1), persistent), (_lengths(150, 1, 130), persistent)):
-        case = rotated_sample(MODELS["llama-8b"], lengths, precision, tactic)
+        case = rotated_sample(MODELS[model], lengths, precision, tactic)
         device = on_gpu(case.named)
         symbols = {**dict.fromkeys("TRDS", len(lengths)), "C": 0}
         running = tuple(one for one in case.attention.launches if min(evaluate(dim, symbols) for dim in one.grid) > 0)

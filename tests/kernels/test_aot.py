@@ -71,8 +71,9 @@ def decode_kernels() -> list[KernelSpec]:
     split = [s for s in by_triton if s.function == "reduce_splits" or s.constexprs.get("SPLIT")]
     whole = next(s for s in by_triton if s.function == "decode_attention" and not s.constexprs["CONCURRENT"] and not s.constexprs["SPLIT"])
     many = {"decode_cuda_to": 0, "decode_many_to": 128}
-    persistent = (s for model in ("llama-3.1-8b", "gptj-6b") for s in attention_kernels(model, "fp8", **many))
-    return [*split, whole, *(s for s in persistent if s.function == "decode_attention_many" and "fp8e4nv" in s.signature["Cache"])]
+    shapes = (("llama-3.1-8b", "fp8"), ("gptj-6b", "fp8"), ("llama-3.1-8b", "bf16"))
+    persistent = (s for shape in shapes for s in attention_kernels(*shape, **many) if s.function == "decode_attention_many")
+    return [*split, whole, *(s for s in persistent if "i8" not in s.signature["Cache"])]
 
 
 def int8_kernels(arch: str) -> list[KernelSpec]:

@@ -65,7 +65,14 @@ CASES = {
         ModelShape(heads=1, kv_heads=1, head_dim=256, rotary_dim=64, page_size=32),
         (31, 140, 65),
         "fp8",
-        MANY | {"decode_many_warps": 1, "decode_many_stages": 2},
+        MANY | {"decode_many_warps": 1, "decode_many_stages": 3},
+    ),
+    # a page of int8 codes in four parts, and more of them than page numbers looked up at once
+    "many int8 in parts": (
+        ModelShape(heads=3, kv_heads=1, head_dim=128, rotary_dim=128, page_size=64),
+        (2100, 63, 64, 65, 1),
+        "int8",
+        MANY | {"decode_many_keys": 16, "decode_many_warps": 2, "decode_many_stages": 3},
     ),
 }
 
@@ -93,17 +100,20 @@ def test_results_are_the_references(name: str) -> None:
         torch.testing.assert_close(y, expected, rtol=2e-2, atol=4e-3)
 
 
+HALVES = ModelShape(heads=6, kv_heads=2, head_dim=128, rotary_dim=128, page_size=32)
+NEIGHBOURS = ModelShape(heads=2, kv_heads=2, head_dim=256, rotary_dim=64, interleaved=True, page_size=32)
 ROTATED = {
-    "fp8": (1, 32, 65, 800),
-    "int8": (33, 300),
-    "bf16": (16, 70),
+    "fp8": (HALVES, "fp8", (1, 32, 65, 800)),
+    "int8": (HALVES, "int8", (33, 300)),
+    "bf16": (HALVES, "bf16", (16, 70)),
+    "fp8 of neighbours": (NEIGHBOURS, "fp8", (1, 16, 17, 100)),
 }
 
 
 @pytest.mark.parametrize("many", [False, True], ids=["few", "many"])
-@pytest.mark.parametrize("precision", ROTATED)
-def test_rotated_queries_and_cached_rows_are_those_of_the_op_before(precision: str, many: bool) -> None:
-    lengths, model = ROTATED[precision], ModelShape(heads=6, kv_heads=2, head_dim=128, rotary_dim=128, page_size=32)
+@pytest.mark.parametrize("name", ROTATED)
+def test_rotated_queries_and_cached_rows_are_those_of_the_op_before(name: str, many: bool) -> None:
+    model, precision, lengths = ROTATED[name]
     tactic = MANY | {"decode_many_warps": 2} if many else {"decode_one_splits": 2, "decode_one_warps": 2}
     case = rotated_sample(model, lengths, precision, tactic)
     y = torch.empty_like(case.expected)
@@ -118,11 +128,12 @@ def test_rotated_queries_and_cached_rows_are_those_of_the_op_before(precision: s
 
 @pytest.mark.parametrize(
     ("precision", "pages", "more"),
-    [("bf16", 12, None), ("bf16", 128, None), ("fp8", 12, "decode_attention_many"), ("fp8", 128, "decode_attention")],
+    [("bf16", 12, "decode_attention_many"), ("bf16", 128, None), ("fp8", 12, "decode_attention_many"), ("fp8", 128, "decode_attention")],
 )
 def test_a_step_decodes_by_one_kernel_and_rotates_each_token_once(precision: str, pages: int, more: str | None) -> None:
-    """Few sequences by the kernel in CUDA C++ that divides them. Of cached codes more by one in CUDA C++ too; which one is a matter of the
-    longest sequence. These rotate. The rest, and those beside many prompts, decode by Triton's kernel after `rope_kv_write`."""
+    """Few sequences by the kernel in CUDA C++ that divides them. More by one in CUDA C++ too, the persistent one where the longest sequence
+    is short, the other one for longer ones in codes. These rotate. The rest, and those beside many prompts, decode by Triton's kernel after
+    `rope_kv_write`."""
     calls, table = {}, TensorSpec((257, pages), "int32")
     for one in [*ops_of(MODELS["llama-3.1-8b"], precision)][::-1]:
         names = [*OP_SPECS[one.op].tensors][: len(one.inputs)]

@@ -12,18 +12,18 @@
 // rotates the key, writes this step's row to the cache and needs not read it.
 #include "decode_attention.cuh"
 
-constexpr int OWN = COLUMNS / SPLITS;                     // of the results' tiles of 16 dimensions, those of a block
-constexpr int MERGERS = OWN < WARPS ? OWN : WARPS, EACH = OWN / MERGERS;
+constexpr int PORTION = COLUMNS / SPLITS;                 // of the results' tiles of 16 dimensions, those of a block
+constexpr int MERGERS = PORTION < WARPS ? PORTION : WARPS, EACH = PORTION / MERGERS;
 constexpr int RUN = 2 * (EACH < OF_LANE / 2 ? EACH : OF_LANE / 2);  // consecutive dimensions of a merging thread
 constexpr int PARTS = SPLITS * WARPS, AT_ONCE = PARTS < 16 ? PARTS : 16;
-static_assert(COLUMNS % SPLITS == 0 && OWN % MERGERS == 0, "tiles of 16 dimensions are divided among blocks and their warps");
+static_assert(COLUMNS % SPLITS == 0 && PORTION % MERGERS == 0, "tiles of 16 dimensions are divided among blocks and their warps");
 
 struct Stage {
     char keys[TILE], values[TILE];
     float scales[CODES == INT8_CODES ? 2 : 1][CODES == INT8_CODES ? PAGE : 4];
 };
 struct Part {
-    float4 sums[OWN][8 * PAIRS], stats[PAIRS];  // of each lane that has heads of the group; of a pair of heads, maxima and totals
+    float4 sums[PORTION][8 * PAIRS], stats[PAIRS];  // of each lane that has heads of the group; of a pair of heads, maxima and totals
 };
 struct Shared {
     Stage stages[WARPS][STAGES];
@@ -167,11 +167,11 @@ extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(32 *
     }
     if (QUANTIZE) over = 1.0f / load_constant(out_scale);
     Angles angles;
-    float2 cosines, sines;
+    OwnAngles own_angles;
     if (ROTATES) {
-        const float* row = cos_sin + max(0, pages.length - 1) * D;
+        const float* row = cos_sin + max(0, pages.length - 1) * ROTARY;
         angles.load(row);
-        cosines = *(const float2*)(row + 2 * lane), sines = *(const float2*)(row + D / 2 + 2 * lane);
+        own_angles.load(row);
     }
     if (SPLITS > 1) cluster_wait();
     wait_for_previous();
@@ -183,11 +183,13 @@ extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(32 *
     if (ROTATES) {
         q.load(projected + 2 * kv_head * G * D);
         if (pages.has_last()) {
-            const char *own_key = projected + 2 * (G * HKV + kv_head) * D + 4 * lane, *own_value = own_key + 2 * HKV * D;
-            float2 first = unpack_out(*(const u32*)own_key), last = unpack_out(*(const u32*)(own_key + D));
-            rotate(first, last, cosines, sines);
-            key.code(first, last, of_keys);
-            value.code(unpack_out(*(const u32*)own_value), unpack_out(*(const u32*)(own_value + D)), CODES == FP8_CODES ? 1.0f / of_values : 1.0f);
+            const char* own_key = projected + 2 * (G * HKV + kv_head) * D;
+            float own[2][OWN];
+            load_own(own[0], own_key);
+            load_own(own[1], own_key + 2 * HKV * D);
+            own_angles.rotate(own[0]);
+            key.code(own[0], of_keys);
+            value.code(own[1], CODES == FP8_CODES ? 1.0f / of_values : 1.0f);
             write_last(pages, key, value);
         }
         angles.rotate(q);
@@ -281,7 +283,7 @@ extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(32 *
 #pragma unroll
             for (int i = 0; i < COLUMNS; i++) {
                 float4 four = make_float4(sums[i][0], sums[i][1], sums[i][2], sums[i][3]);
-                if (has_heads) send(&there.sums[i % OWN][of_part], four, shared.all_received, i / OWN);
+                if (has_heads) send(&there.sums[i % PORTION][of_part], four, shared.all_received, i / PORTION);
             }
             if (lane < PAIRS) {
 #pragma unroll
@@ -325,7 +327,7 @@ extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(32 *
             }
         }
     }
-    tile += split * OWN;
+    tile += split * PORTION;
     constexpr int BYTES = QUANTIZE ? 1 : 2;
 #pragma unroll
     for (int i = 0; i < 2; i++) {

@@ -14,21 +14,25 @@
 #define INT8_CODES 2  // a scale for each row
 
 constexpr int ELEMENT = CODES ? 1 : 2, ROW_BYTES = D * ELEMENT, CHUNKS = ROW_BYTES / 16, OF_CHUNK = 16 / ELEMENT;
-constexpr int TILE = PAGE * ROW_BYTES;  // bytes of a page's keys, or values
+#ifndef STEP
+#define STEP PAGE  // tokens that a stage holds
+#endif
+constexpr int TILE = STEP * ROW_BYTES;  // bytes of a stage's keys, or values
 constexpr int OF_LANE = OF_CHUNK < D / 8 ? OF_CHUNK : D / 8, UNITS = D / 8 / OF_LANE;  // consecutive dimensions of a thread's values
-constexpr int TOKENS = PAGE / 16, COLUMNS = D / 16;      // steps of a product over a page's tokens, and over dimensions
+constexpr int TOKENS = STEP / 16, COLUMNS = D / 16;      // steps of a product over a stage's tokens, and over dimensions
 constexpr int PAIRS = (G + 1) / 2;  // of heads
 constexpr float NONE = -1e30f;
-static_assert(!ROTATES || D == 128, "a lane then has two dimensions of each half of a row");
-static_assert(G <= 8 && PAGE % 16 == 0 && D % 64 == 0, "what the tiles hold");
+constexpr int OWN = D / 32;  // dimensions of this step's key, or value, that a lane has
+static_assert(!ROTATES || (INTERLEAVED ? ROTARY % 64 == 0 : ROTARY == D && D == 128), "the parts of a row that rotate are whole lanes'");
+static_assert(G <= 8 && PAGE % STEP == 0 && STEP % 16 == 0 && D % 64 == 0, "what the tiles hold");
 
 // The token of row g of a tile of scores, and the chunk of lanes 4 g to 4 g + 3.
 INLINE int dealt(int g) { return g / 2 + g % 2 * 4; }
 
-// Byte of a chunk of a token's row. Where TMA loads a page (BY_BOXES), it is in panels of 128 bytes of each row.
+// Byte of a chunk of a token's row. Where TMA loads a stage (BY_BOXES), it is in panels of 128 bytes of each row.
 INLINE int place(int token, int chunk) {
 #ifdef BY_BOXES
-    return chunk / 8 * (PAGE * 128) + token * 128 + 16 * (chunk % 8 ^ token % 8);
+    return chunk / 8 * (STEP * 128) + token * 128 + 16 * (chunk % 8 ^ token % 8);
 #else
     return token * ROW_BYTES + 16 * (CHUNKS >= 8 ? chunk ^ token % 8 : chunk ^ token / 2 % CHUNKS);
 #endif
@@ -70,53 +74,106 @@ struct Queries {
     }
 };
 
-INLINE void rotate(float2& first, float2& second, float2 cosines, float2 sines) {
-    float2 x = first, y = second;
-    first = make_float2(x.x * cosines.x - y.x * sines.x, x.y * cosines.y - y.y * sines.y);
-    second = make_float2(y.x * cosines.x + x.x * sines.x, y.y * cosines.y + x.y * sines.y);
+INLINE void rotate(float& first, float& second, float cosine, float sine) {
+    float x = first, y = second;
+    first = x * cosine - y * sine, second = y * cosine + x * sine;
 }
 
-// Of the queries' dimensions in the first half of a row. `row`: cosines, then sines, of the position.
+// Of the queries' dimensions that rotate, by pairs of their angles. `row`: cosines, then sines, of the position.
 struct Angles {
-    float2 cosines[COLUMNS], sines[COLUMNS];
+    static constexpr int COUNT = ROTARY / 16;
+    float2 cosines[COUNT], sines[COUNT];
 
     INLINE void load(const float* row) {
 #pragma unroll
-        for (int i = 0; i < COLUMNS; i++) {
-            int dimension = Queries::dimension(i / 2) + i % 2 * 2;
-            cosines[i] = *(const float2*)(row + dimension), sines[i] = *(const float2*)(row + D / 2 + dimension);
+        for (int i = 0; i < COUNT; i++) {
+            int angle = INTERLEAVED ? Queries::dimension(i) / 2 : Queries::dimension(i / 2) + i % 2 * 2;
+            cosines[i] = *(const float2*)(row + angle), sines[i] = *(const float2*)(row + ROTARY / 2 + angle);
         }
     }
 
     INLINE void rotate(Queries& q) const {
 #pragma unroll
-        for (int i = 0; i < COLUMNS; i++) {
-            u32 &low = q.words[i / 2][i % 2], &high = q.words[i / 2 + COLUMNS / 2][i % 2];
-            float2 first = unpack_out(low), second = unpack_out(high);
-            ::rotate(first, second, cosines[i], sines[i]);
-            low = pack_out(first.x, first.y), high = pack_out(second.x, second.y);
+        for (int i = 0; i < COUNT; i++) {
+            u32& low = INTERLEAVED ? q.words[i][0] : q.words[i / 2][i % 2];
+            u32& high = INTERLEAVED ? q.words[i][1] : q.words[i / 2 + COLUMNS / 2][i % 2];
+            float2 x = unpack_out(low), y = unpack_out(high);
+            if (INTERLEAVED) {
+                ::rotate(x.x, x.y, cosines[i].x, sines[i].x);
+                ::rotate(y.x, y.y, cosines[i].y, sines[i].y);
+            } else {
+                ::rotate(x.x, y.x, cosines[i].x, sines[i].x);
+                ::rotate(x.y, y.y, cosines[i].y, sines[i].y);
+            }
+            low = pack_out(x.x, x.y), high = pack_out(y.x, y.y);
         }
     }
 };
 
-// A key, or a value, of this step as the cache holds it: of each lane two dimensions of the row's first half and two of the last.
+// This step's key, or value: a lane's OWN dimensions, half of them in each half of the row, or, INTERLEAVED, consecutive.
+constexpr int RUNS = INTERLEAVED ? 1 : 2, RUN_OF_ROW = OWN / RUNS;
+
+struct OwnAngles {
+    float cosines[OWN / 2], sines[OWN / 2];
+
+    INLINE void load(const float* row) {
+#pragma unroll
+        for (int i = 0; i < OWN / 2; i++) {
+            int angle = (int)threadIdx.x % 32 * (OWN / 2) + i;
+            bool rotates = angle < ROTARY / 2;
+            cosines[i] = rotates ? row[angle] : 1.0f, sines[i] = rotates ? row[ROTARY / 2 + angle] : 0.0f;
+        }
+    }
+
+    INLINE void rotate(float (&x)[OWN]) const {
+#pragma unroll
+        for (int i = 0; i < OWN / 2; i++) {
+            ::rotate(x[INTERLEAVED ? 2 * i : i], x[INTERLEAVED ? 2 * i + 1 : i + OWN / 2], cosines[i], sines[i]);
+        }
+    }
+};
+
+INLINE void load_own(float (&x)[OWN], const char* row) {
+#pragma unroll
+    for (int run = 0; run < RUNS; run++) {
+#pragma unroll
+        for (int i = 0; i < RUN_OF_ROW; i += 2) {
+            float2 two = unpack_out(*(const u32*)(row + run * D + ((int)threadIdx.x % 32 * RUN_OF_ROW + i) * 2));
+            x[run * RUN_OF_ROW + i] = two.x, x[run * RUN_OF_ROW + i + 1] = two.y;
+        }
+    }
+}
+
+// As the cache holds it.
 struct Row {
-    u32 first, last;
+    static constexpr int BYTES = RUN_OF_ROW * ELEMENT;  // of a run: 2, 4, 8 or 16
+    u32 words[RUNS][(BYTES + 3) / 4];
     float scale;
 
     // `factor`: inverse of the cache's scale.
-    INLINE void code(float2 x, float2 y, float factor) {
-        if (CODES == NO_CODES) {
-            first = pack_out(x.x, x.y), last = pack_out(y.x, y.y);
-        } else if (CODES == FP8_CODES) {
-            u32 codes = pack_fp8(x.x * factor, x.y * factor, y.x * factor, y.y * factor);
-            first = codes & 0xFFFF, last = codes >> 16;
-        } else {
-            float largest = fmaxf(fmaxf(fabsf(x.x), fabsf(x.y)), fmaxf(fabsf(y.x), fabsf(y.y)));
+    INLINE void code(const float (&x)[OWN], float factor) {
+        if (CODES == INT8_CODES) {
+            float largest = 0.0f;
+#pragma unroll
+            for (int i = 0; i < OWN; i++) largest = fmaxf(largest, fabsf(x[i]));
 #pragma unroll
             for (u32 bits = 1; bits < 32; bits *= 2) largest = fmaxf(largest, from_lane_xor(largest, bits));
             scale = fmaxf(largest / 127.0f, 1e-12f);
-            first = int8_of(x.x) | int8_of(x.y) << 8, last = int8_of(y.x) | int8_of(y.y) << 8;
+        }
+#pragma unroll
+        for (int run = 0; run < RUNS; run++) {
+            const float* from = x + run * RUN_OF_ROW;
+            auto at = [&](int i) { return i < RUN_OF_ROW ? from[i] : 0.0f; };
+#pragma unroll
+            for (int i = 0; i < (BYTES + 3) / 4; i++) {
+                if (CODES == NO_CODES) {
+                    words[run][i] = pack_out(at(2 * i), at(2 * i + 1));
+                } else if (CODES == FP8_CODES) {
+                    words[run][i] = pack_fp8(at(4 * i) * factor, at(4 * i + 1) * factor, at(4 * i + 2) * factor, at(4 * i + 3) * factor);
+                } else {
+                    words[run][i] = int8_of(at(4 * i)) | int8_of(at(4 * i + 1)) << 8 | int8_of(at(4 * i + 2)) << 16 | int8_of(at(4 * i + 3)) << 24;
+                }
+            }
         }
     }
 
@@ -126,12 +183,20 @@ struct Row {
     // `place(chunk)`: where that chunk of the row is.
     template <typename Place>
     INLINE void store(const Place& place) const {
-        int byte = threadIdx.x % 32 * 2 * ELEMENT;
-        char *to_first = place(byte / 16) + byte % 16, *to_last = place(byte / 16 + CHUNKS / 2) + byte % 16;
-        if (CODES) {
-            *(unsigned short*)to_first = (unsigned short)first, *(unsigned short*)to_last = (unsigned short)last;
-        } else {
-            *(u32*)to_first = first, *(u32*)to_last = last;
+        int byte = (int)threadIdx.x % 32 * BYTES;
+#pragma unroll
+        for (int run = 0; run < RUNS; run++) {
+            char* to = place(byte / 16 + run * CHUNKS / 2) + byte % 16;
+            const u32* from = words[run];
+            if (BYTES == 2) {
+                *(unsigned short*)to = (unsigned short)from[0];
+            } else if (BYTES == 4) {
+                *(u32*)to = from[0];
+            } else if (BYTES == 8) {
+                *(uint2*)to = make_uint2(from[0], from[1]);
+            } else {
+                *(uint4*)to = make_uint4(from[0], from[1], from[2], from[3]);
+            }
         }
     }
 };

@@ -8,8 +8,9 @@
 // and the results of an item depend on nothing else. Items are dealt to blocks by number, and taken by a block's warps as they come to need
 // them; so with long sequences of unequal lengths some SMs end early, and dividing them by `decode_attention.cu` is faster.
 //
-// A page is one box of keys and one of values, and a sequence's last page, boxes of END rows: few copies, and few bytes behind the end. Rows
-// behind it are arbitrary as keys, and are set to zero as values.
+// A stage of the ring has STEP tokens, a page or a part of one: one box of keys and one of values for each 128 bytes of a row, and of a
+// sequence's last stage, boxes of END rows: few copies, and few bytes behind the end. Rows behind it are arbitrary as keys, and are set to
+// zero as values.
 //
 // ROTATES: as in `decode_attention.cu`. Pages are asked for before the kernel before has ended but for those with this step's row, unless
 // this kernel writes it.
@@ -17,15 +18,17 @@
 #include "decode_attention.cuh"
 
 constexpr int END = 8, PANELS = ROW_BYTES / 128;
-constexpr int TILES = 2 * HKV;  // of a page: keys, then values, of each KV head
+constexpr int TILES = 2 * HKV;           // of a page: keys, then values, of each KV head
+constexpr int OF_PAGE = PAGE / STEP;     // stages
+constexpr int KNOWN = 32 * OF_PAGE;      // stages whose page numbers a warp has
 static_assert(ROW_BYTES % 128 == 0, "a box has rows of 128 bytes");
 
 struct Asked {
-    int item, page, number, length;  // which page of which item; its number in the cache; the sequence's tokens
+    int item, step, row, length;  // which stage of which item; its first row of its KV head's keys in the cache; the sequence's tokens
 };
 struct Shared {
     char pages[WARPS][STAGES][2][TILE];  // keys, values
-    float scales[CODES == INT8_CODES ? WARPS : 1][CODES == INT8_CODES ? STAGES : 1][2][PAGE];
+    float scales[CODES == INT8_CODES ? WARPS : 1][CODES == INT8_CODES ? STAGES : 1][2][STEP];
     Asked asked[WARPS][STAGES];
     u64 loaded[WARPS][STAGES];
     u32 taken;  // items of this block
@@ -34,9 +37,9 @@ static_assert(sizeof(Shared) <= SHARED_BYTES, "SHARED_BYTES is what a launch ask
 
 extern __shared__ __align__(1024) char memory[];
 
-INLINE int pages_of(int length) { return max(1, (length + PAGE - 1) / PAGE); }
+INLINE int steps_of(int length) { return max(1, (length + STEP - 1) / STEP); }
 
-// Where a warp's next page is.
+// Where a warp's next tokens are.
 struct Cursor {
     Shared& shared;
     const TensorMap &whole, &ends;
@@ -45,7 +48,7 @@ struct Cursor {
     int table_stride, num_items;
     u64 policy;
     bool waited;                           // for the kernel before
-    int item, length, page, slot;          // the page to ask for next
+    int item, length, step, slot;          // what to ask for next
     u32 numbers, later;                    // of the 32 pages around it, and of the 32 after those, one in each lane
     int next_item, next_length, next_slot;
     u32 next_numbers;
@@ -64,7 +67,7 @@ struct Cursor {
     // Of 32 pages of a sequence from `first` on.
     INLINE u32 look_up(int of_slot, int of_length, int first) const {
         int at = first + (int)(threadIdx.x % 32);
-        return at < pages_of(of_length) ? table[(long long)of_slot * table_stride + at] : 0;
+        return at * OF_PAGE < steps_of(of_length) ? table[(long long)of_slot * table_stride + at] : 0;
     }
 
     INLINE void look_up_next() {
@@ -72,64 +75,66 @@ struct Cursor {
     }
 
     INLINE void begin_next() {
-        item = next_item, length = next_length, slot = next_slot, numbers = next_numbers, page = 0;
+        item = next_item, length = next_length, slot = next_slot, numbers = next_numbers, step = 0;
         if (item < num_items) later = look_up(slot, length, 32);
     }
 
-    // What follows can be known in time: the next item two pages ahead, its page numbers one ahead.
+    // What follows can be known in time: the next item two stages ahead, its page numbers one ahead.
     INLINE void look_ahead() {
-        int left = pages_of(length) - page;
-        if (left == 2 || (left == 1 && page == 0)) take_next();
+        int left = steps_of(length) - step;
+        if (left == 2 || (left == 1 && step == 0)) take_next();
         if (left == 1) look_up_next();
     }
 
-    // Asks for a page and goes on to the next. Whether there was one.
+    // Asks for a stage's tokens and goes on to the next. Whether there were any.
     INLINE bool ask(int stage) {
         if (item >= num_items) return false;
-        int warp = threadIdx.x / 32, number = (int)from_lane(numbers, page % 32), left = length - page * PAGE;
-        if (!ROTATES && !waited && left <= PAGE) wait_for_previous(), waited = true;
+        int warp = threadIdx.x / 32, number = (int)from_lane(numbers, step / OF_PAGE % 32), left = length - step * STEP;
+        if (!ROTATES && !waited && left <= STEP) wait_for_previous(), waited = true;
         if (threadIdx.x % 32 == 0) {
-            bool all = left > PAGE - END;
-            int rows = all ? PAGE : (left + END - 1) / END * END, tokens = min(PAGE, (left + 3) / 4 * 4);
-            shared.asked[warp][stage] = {item, page, number, length};
+            bool all = left > STEP - END;
+            int rows = all ? STEP : (left + END - 1) / END * END, tokens = min(STEP, (left + 3) / 4 * 4);
+            int row = (number * TILES + item % HKV) * PAGE + step % OF_PAGE * STEP;
+            shared.asked[warp][stage] = {item, step, row, length};
             u64& loaded = shared.loaded[warp][stage];
             arrive_expecting(loaded, 2 * (rows * ROW_BYTES + (CODES == INT8_CODES ? 4 * tokens : 0)));
 #pragma unroll
             for (int i = 0; i < 2; i++) {
-                int tile = number * TILES + i * HKV + item % HKV;
+                int first = row + i * (HKV * PAGE);
 #pragma unroll
                 for (int panel = 0; panel < PANELS; panel++) {
-                    char* to = shared.pages[warp][stage][i] + panel * (PAGE * 128);
+                    char* to = shared.pages[warp][stage][i] + panel * (STEP * 128);
                     int column = panel * (128 / ELEMENT);
                     if (all) {
-                        load_box(to, whole, tile * PAGE, column, loaded, policy);
+                        load_box(to, whole, first, column, loaded, policy);
                     } else {
 #pragma unroll 1
-                        for (int row = 0; row < rows; row += END) {
-                            load_box(to + row * 128, ends, tile * PAGE + row, column, loaded, policy);
+                        for (int end = 0; end < rows; end += END) {
+                            load_box(to + end * 128, ends, first + end, column, loaded, policy);
                         }
                     }
                 }
                 if (CODES == INT8_CODES && tokens > 0) {
-                    load_bytes(shared.scales[warp][stage][i], scales + (long long)tile * PAGE, 4 * tokens, loaded, policy);
+                    load_bytes(shared.scales[warp][stage][i], scales + first, 4 * tokens, loaded, policy);
                 }
             }
         }
-        if (++page == pages_of(length)) {
+        if (++step == steps_of(length)) {
             begin_next();
-        } else if (page % 32 == 0) {
-            numbers = later, later = look_up(slot, length, page + 32);
+        } else if (step % KNOWN == 0) {
+            numbers = later, later = look_up(slot, length, step / OF_PAGE + 32);
         }
         if (item < num_items) look_ahead();
         return true;
     }
 };
 
-// This step's row of keys and of values as the cache holds it, and its place there.
-INLINE void write_row(char* keys, float* scales, int token, const Row& key, const Row& value) {
-    key.store([&](int chunk) { return keys + token * ROW_BYTES + 16 * chunk; });
-    value.store([&](int chunk) { return keys + HKV * TILE + token * ROW_BYTES + 16 * chunk; });
-    if (CODES == INT8_CODES && threadIdx.x % 32 == 0) scales[token] = key.scale, scales[HKV * PAGE + token] = value.scale;
+// Writes this step's keys and values as the cache holds them. `row`: of the cache, that of the keys.
+INLINE void write_row(char* cache, float* scales, int row, const Row& key, const Row& value) {
+    char *keys = cache + (long long)row * ROW_BYTES, *values = keys + HKV * PAGE * ROW_BYTES;
+    key.store([&](int chunk) { return keys + 16 * chunk; });
+    value.store([&](int chunk) { return values + 16 * chunk; });
+    if (CODES == INT8_CODES && threadIdx.x % 32 == 0) scales[row] = key.scale, scales[row + HKV * PAGE] = value.scale;
 }
 
 // Stores OF_LANE results of a head.
@@ -194,23 +199,25 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS)
         wait(shared.loaded[warp][stage], parity);
         Asked here = shared.asked[warp][stage];
         char *keys = shared.pages[warp][stage][0], *values = shared.pages[warp][stage][1];
-        float(&scales)[2][PAGE] = shared.scales[CODES == INT8_CODES ? warp : 0][CODES == INT8_CODES ? stage : 0];
+        float(&scales)[2][STEP] = shared.scales[CODES == INT8_CODES ? warp : 0][CODES == INT8_CODES ? stage : 0];
         long long seq = here.item / HKV;
-        int kv_head = here.item % HKV, left = here.length - here.page * PAGE;
+        int kv_head = here.item % HKV, left = here.length - here.step * STEP;
         const char* projected = qkv + 2 * seq * (G + 2) * HKV * D;
-        if (here.page == 0) {
+        if (here.step == 0) {
             q.load(projected + 2 * kv_head * G * D);
             if (ROTATES) {
-                const float* row = cos_sin + max(0, here.length - 1) * D;
+                const float* row = cos_sin + max(0, here.length - 1) * ROTARY;
                 Angles angles;
                 angles.load(row);
-                float2 cosines = *(const float2*)(row + 2 * lane), sines = *(const float2*)(row + D / 2 + 2 * lane);
-                const char *own_key = projected + 2 * (G * HKV + kv_head) * D + 4 * lane, *own_value = own_key + 2 * HKV * D;
-                float2 first = unpack_out(*(const u32*)own_key), last = unpack_out(*(const u32*)(own_key + D));
-                float2 v_first = unpack_out(*(const u32*)own_value), v_last = unpack_out(*(const u32*)(own_value + D));
-                rotate(first, last, cosines, sines);
-                key.code(first, last, of_keys);
-                value.code(v_first, v_last, CODES == FP8_CODES ? 1.0f / of_values : 1.0f);
+                OwnAngles own_angles;
+                own_angles.load(row);
+                const char* own_key = projected + 2 * (G * HKV + kv_head) * D;
+                float own[2][OWN];
+                load_own(own[0], own_key);
+                load_own(own[1], own_key + 2 * HKV * D);
+                own_angles.rotate(own[0]);
+                key.code(own[0], of_keys);
+                value.code(own[1], CODES == FP8_CODES ? 1.0f / of_values : 1.0f);
                 angles.rotate(q);
             }
             q.convert();
@@ -222,20 +229,19 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS)
                 for (int j = 0; j < 4; j++) sums[i][j] = 0.0f;
             }
         }
-        if (left < PAGE) {  // values of tokens that do not exist
-            for (int i = left * CHUNKS + lane; i < PAGE * CHUNKS; i += 32) {
+        if (left < STEP) {  // values of tokens that do not exist
+            for (int i = left * CHUNKS + lane; i < STEP * CHUNKS; i += 32) {
                 *(uint4*)(values + place(i / CHUNKS, i % CHUNKS)) = make_uint4(0, 0, 0, 0);
             }
         }
-        if (ROTATES && left > 0 && left <= PAGE) {
+        if (ROTATES && left > 0 && left <= STEP) {
             int last = left - 1;
             key.store([&](int chunk) { return keys + place(last, chunk); });
             value.store([&](int chunk) { return values + place(last, chunk); });
             if (CODES == INT8_CODES && lane == 0) scales[0][last] = key.scale, scales[1][last] = value.scale;
-            long long tile = (long long)here.number * TILES + kv_head;
-            write_row(cache + tile * TILE, (float*)k_scale + tile * PAGE, last, key, value);
+            write_row(cache, (float*)k_scale, here.row + last, key, value);
         }
-        if (left <= PAGE) {
+        if (left <= STEP) {
             publish_to_async();  // before the stage is loaded again
             __syncwarp();
         }
@@ -284,7 +290,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS)
         __syncwarp();
         asked += cursor.ask(stage);
         if (++stage == STAGES) stage = 0, parity ^= 1;
-        if (left > PAGE) continue;
+        if (left > STEP) continue;
         constexpr int BYTES = QUANTIZE ? 1 : 2;
 #pragma unroll
         for (int i = 0; i < 2; i++) {

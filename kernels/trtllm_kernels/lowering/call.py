@@ -92,6 +92,8 @@ class OpCall:
     """Of `rope_kv_write`: how many of the first tokens attention rotates and writes itself."""
     rotation: Operand | None = None
     """Of `paged_attention`, if it does that: the table of cosines and sines."""
+    interleaved: bool = False
+    """Of that rotation: whether neighbours are pairs, rather than the halves' dimensions."""
 
     def __getitem__(self, name: str) -> Operand:
         operand = self.inputs.get(name)

@@ -30,8 +30,10 @@ _WARPS = 4
 _RING_BYTES = 24 * 1024
 """Of pages in flight per warp, if that is two at least."""
 _MOST_PAGE_BYTES = 16 * 1024
-_MANY_PAGE_BYTES = 8 * 1024
-"""Of codes: up to which these kernels are faster than Triton's for more than few sequences."""
+_FEW_PAGE_BYTES = 8 * 1024
+"""Of codes: up to which the kernel of few sequences is faster than Triton's for more of them, too."""
+_MANY_STAGE_BYTES = 8 * 1024
+"""Of keys and values that the persistent kernel asks for at a time, if that is 16 tokens at least."""
 _PERSISTENT_TOKENS = 1024
 """Of an engine's longest sequence, up to which the persistent kernel is the faster one; it divides no sequence."""
 _MANY_BYTES = 216 * 1024
@@ -83,10 +85,21 @@ def decode_many_fits(call: OpCall) -> bool:
 
 def decode_many_tiles(call: OpCall) -> tuple[Candidate, ...]:
     """Tiles of the persistent kernel that tuning tries."""
-    pages = _MANY_BYTES // _page_bytes(call)
-    tiles = tuple((1, warps, pages // warps) for warps in (4, 6, 8, 12) if pages >= 2 * warps)
-    names = tuple(f"decode_many_{name}" for name in ("blocks", "warps", "stages"))
-    return table(names, *tiles, (1, 8, 2), (2, 4, pages // 8))
+    page, page_bytes, default = call["kv_cache"].size(4), _page_bytes(call), _many_keys(call)
+    tiles: list[tuple[int, ...]] = []
+    for keys in {default: None, page: None}:
+        stages = _MANY_BYTES * page // (page_bytes * keys)
+        tiles += [(1, keys, warps, stages // warps) for warps in (4, 6, 8, 12) if stages >= 2 * warps]
+        tiles += [(1, keys, 8, 2), (2, keys, 4, stages // 8)] * (stages >= 16)
+    return table(tuple(f"decode_many_{name}" for name in ("blocks", "keys", "warps", "stages")), *dict.fromkeys(tiles))
+
+
+def _many_keys(call: OpCall) -> int:
+    """Tokens that the persistent kernel asks for at a time: a page, or a part of it."""
+    keys = page = call["kv_cache"].size(4)
+    while keys > 16 and keys % 32 == 0 and _page_bytes(call) * keys > _MANY_STAGE_BYTES * page:
+        keys //= 2
+    return keys
 
 
 def _page_bytes(call: OpCall) -> int:
@@ -103,19 +116,23 @@ def few_in_cuda(call: OpCall) -> dict[str, int]:
 def decode_cuda_tunables(call: OpCall) -> dict[str, int]:
     """The defaults, for `OpCall.tuned`."""
     tiles, page_bytes, codes = _default_tiles(call), _page_bytes(call), call["kv_cache"].dtype in _CODES
-    pages = max(1, _MANY_BYTES // page_bytes)
-    warps = max(1, min(8, pages // 3))
+    keys = _many_keys(call)
+    stages = max(1, _MANY_BYTES * call["kv_cache"].size(4) // (page_bytes * keys))
+    warps = max(1, min(8, stages // 3))
     more = {}
-    if decode_many_fits(call) and codes and page_bytes <= _MANY_PAGE_BYTES:
-        more = {DECODE_CUDA_TO if _longest(call) > _PERSISTENT_TOKENS else DECODE_MANY_TO: NEVER}
+    if decode_many_fits(call) and _longest(call) <= _PERSISTENT_TOKENS:
+        more = {DECODE_MANY_TO: NEVER}
+    elif decode_many_fits(call) and codes and page_bytes <= _FEW_PAGE_BYTES:
+        more = {DECODE_CUDA_TO: NEVER}
     return {
         **few_in_cuda(call),
         **more,
         DECODE_ROTATES: 1,
         **{f"decode_{tile.name}_{name}": getattr(tile, name) for tile in tiles for name in _TUNED},
         "decode_many_blocks": 1,
+        "decode_many_keys": keys,
         "decode_many_warps": warps,
-        "decode_many_stages": max(1, pages // warps),
+        "decode_many_stages": max(1, stages // warps),
     }
 
 
@@ -172,15 +189,17 @@ def _launch_many(builder: Builder, tuned: Mapping[str, int], here: Dim) -> None:
     call = builder.call
     cache = call["kv_cache"]
     heads, page = call.integer("num_kv_heads"), cache.size(4)
-    blocks, warps, stages = (tuned[f"decode_many_{name}"] for name in ("blocks", *_TUNED[1:]))
+    blocks, keys, warps, stages = (tuned[f"decode_many_{name}"] for name in ("blocks", "keys", *_TUNED[1:]))
+    if page % keys or keys % 16:
+        raise KernelError(f"decode_many_keys is {keys}; it must be a multiple of 16 that divides a page of {page} tokens")
     codes = _CODES.get(cache.dtype, 0)
     layer = cache.slice(call.integer("layer"))
-    stage_bytes = _page_bytes(call) + (8 * page if codes == _CODES["int8"] else 0) + 24
+    stage_bytes = _page_bytes(call) * keys // page + (8 * keys if codes == _CODES["int8"] else 0) + 24
     items = product(heads, "D")
     builder.launch(
         "decode_attention_many.decode_attention_many",
         {
-            "Pages": Tma(layer, page, elements_in(128, cache.dtype)),
+            "Pages": Tma(layer, keys, elements_in(128, cache.dtype)),
             "Ends": Tma(layer, _END_ROWS, elements_in(128, cache.dtype)),
             **_parameters(call),
             "table_stride": I32(call["block_table"].size(1)),
@@ -189,10 +208,11 @@ def _launch_many(builder: Builder, tuned: Mapping[str, int], here: Dim) -> None:
         grid=(product(f"min({blocks * call.sm_count}, {items})", here),),
         constexprs={
             **_constants(call),
+            "STEP": keys,
             "WARPS": warps,
             "STAGES": stages,
             "BLOCKS": blocks,
-            "SHARED_BYTES": warps * stages * stage_bytes + 8 * page + 32,
+            "SHARED_BYTES": warps * stages * stage_bytes + 8 * keys + 32,
         },
         warps=warps,
         cuda=True,
@@ -258,4 +278,6 @@ def _constants(call: OpCall) -> dict[str, int]:
         "OUT_HALF": half,
         "QUANTIZE": call.get("out_scale") is not None,
         "ROTATES": call.rotation is not None,
+        "ROTARY": cache.size(5) if call.rotation is None else call.rotation.size(1),
+        "INTERLEAVED": call.interleaved,
     }

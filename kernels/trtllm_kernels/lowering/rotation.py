@@ -15,8 +15,9 @@ from trtllm_kernels.lowering.call import OpCall
 from trtllm_kernels.lowering.decode_cuda import decode_cuda_fits
 from trtllm_kernels.lowering.rope import rope_kv_write
 
-_HEAD_DIM = 128
-"""A lane then has both dimensions of each pair that rotates."""
+_HEAD_DIM, _ROTARY_STEP = 128, 64
+"""A lane has both dimensions of each pair that rotates: of this head if those are of its two halves, of any that rotates in such steps if
+they are neighbours."""
 
 
 def rotate_in_attention(rope: OpCall, attention: OpCall) -> tuple[Lowered, Lowered] | None:
@@ -26,13 +27,16 @@ def rotate_in_attention(rope: OpCall, attention: OpCall) -> tuple[Lowered, Lower
     rotated = rotated_by_attention(attention)
     if not rotated:
         return None
-    return rope_kv_write(replace(rope, rotated=rotated)), paged_attention(replace(attention, rotation=rope["cos_sin"]))
+    return rope_kv_write(replace(rope, rotated=rotated)), paged_attention(
+        replace(attention, rotation=rope["cos_sin"], interleaved=bool(rope.attrs["interleaved"]))
+    )
 
 
 def _fits(rope: OpCall, attention: OpCall) -> bool:
-    whole = rope["cos_sin"].size(1) == rope.integer("head_dim") == _HEAD_DIM and not rope.attrs["interleaved"]
+    rotary_dim = rope["cos_sin"].size(1)
+    in_lane = rotary_dim % _ROTARY_STEP == 0 if rope.attrs["interleaved"] else rotary_dim == rope.integer("head_dim") == _HEAD_DIM
     plain = rope.get("q_norm") is None and rope.get("k_norm") is None
     same = rope.outputs[0].name == attention["qkv"].name and rope["kv_cache"].slice(rope.integer("layer")) == attention["kv_cache"].slice(
         attention.integer("layer")
     )
-    return whole and plain and same and rope.in_place and decode_cuda_fits(attention)
+    return in_lane and plain and same and rope.in_place and decode_cuda_fits(attention)

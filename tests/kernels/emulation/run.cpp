@@ -33,7 +33,7 @@ extern "C" int emulate(const char** pointers, long rows, float scale_log2, int t
     auto f = [&](int i) { return (const float*)pointers[i]; };
     auto n = [&](int i) { return (const int*)pointers[i]; };
     constexpr int ELEMENT = CODES ? 1 : 2;
-    arguments = {{pointers[0], rows, D, ELEMENT, PAGE}, {pointers[1], rows, D, ELEMENT, 8}, pointers[2], (char*)pointers[3], n(4), n(5), n(6),
+    arguments = {{pointers[0], rows, D, ELEMENT, STEP}, {pointers[1], rows, D, ELEMENT, 8}, pointers[2], (char*)pointers[3], n(4), n(5), n(6),
                  f(7), f(8), f(9), f(10), (char*)pointers[11], scale_log2, table_stride, num_items};
     return run(grid, threads);
 }
