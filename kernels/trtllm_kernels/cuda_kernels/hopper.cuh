@@ -445,6 +445,9 @@ INLINE float exp2_of(float x) {
     return y;
 }
 
+// x / y to 2 units in the last place; 0 where y is beyond 2^126. The division that rounds exactly takes some ten instructions.
+INLINE float quotient(float x, float y) { return __fdividef(x, y); }
+
 INLINE float log2_of(float x) {
     float y;
     asm("lg2.approx.f32 %0, %1;" : "=f"(y) : "f"(x));

@@ -249,6 +249,7 @@ inline float2 unpack_fp16(u32 x) { return {of_fp16(x & 0xFFFF), of_fp16(x >> 16)
 inline float2 unpack_x(u32 x) { return HALF ? unpack_fp16(x) : float2{of_bf16(x & 0xFFFF), of_bf16(x >> 16)}; }
 inline float2 unpack_out(u32 x) { return OUT_HALF ? unpack_fp16(x) : float2{of_bf16(x & 0xFFFF), of_bf16(x >> 16)}; }
 inline float exp2_of(float x) { return exp2f(x); }
+inline float quotient(float x, float y) { return x / y; }
 inline float log2_of(float x) { return log2f(x); }
 inline void atomicMax(long long* to, long long x) { *to = *to > x ? *to : x; }
 inline u32 masked(u32 x, u32 mask, u32 with) { return (x & mask) | with; }
