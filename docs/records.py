@@ -2,7 +2,7 @@
 
     python docs/records.py              # rewrites what lies between `<!-- records: NAME -->` and `<!-- end -->`, in every document
     python docs/records.py --pictures   # and docs/pictures/published.png and gpus.png, of the same records
-    python docs/records.py --predictions    # and docs/facts/predictions.md, whose tables take minutes
+    python docs/records.py --predictions    # and those of the step model, and prediction_errors.toml, which intervals come from: minutes
 
 Every figure comes from `results/recorded`, every figure of other engines from `results/published`; nothing is typed. A line is the
 version of a case that was measured last (`trtllm_results.versions`), the mean over its repeats. A case without a record has no line.
@@ -42,6 +42,8 @@ AIMS = ROOT / "docs" / "facts" / "aims.csv"
 LEFT_OUT = ("gate", "nvtx-overhead")
 """Recorded on purpose with slower engines."""
 DOCUMENTS = ("README.md", "docs/facts/h200.md", "docs/facts/throughput.md", "docs/observatory.md", "docs/parallelism.md")
+PREDICTION_DOCUMENTS = ("docs/facts/predictions.md", "docs/facts/step-model.md")
+"""By `--predictions` alone."""
 BLOCK = re.compile(r"(<!-- records: ([a-z0-9-]+) -->\n\n).*?(\n\n<!-- end -->)", re.DOTALL)
 FEW = 64
 """Up to this many sequences a case may be one of latency; with more it is one of throughput."""
@@ -562,20 +564,47 @@ TABLES: dict[str, Callable[[], str]] = {
 
 
 def predictions() -> dict[str, Callable[[], str]]:
-    """The tables of `python -m trtllm_bench.analysis.peers`. Takes minutes."""
+    """The tables of `python -m trtllm_bench.analysis.peers`, whose errors are written as by its `--write`. Takes minutes."""
     from trtllm_bench.analysis import peers
     from trtllm_results.compare.published import load
 
     chosen, why = peers.coverage(load())
     points = list(peers.predicted(chosen))
+    own = peers.own_errors(RECORDED) + peers.errors_left_out(RECORDED)
+    peers.write_tables(own, points)
     left_out = ", ".join(f"{reason} ({count})" for reason, count in why.most_common())
     return {
-        "own-errors": lambda: "\n".join(peers.own_table(peers.own_errors(RECORDED) + peers.errors_left_out(RECORDED))),
+        "own-errors": lambda: "\n".join(peers.own_table(own)),
         "intervals": lambda: "\n".join(peers.interval_table()),
+        "cover": lambda: "\n".join(peers.cover_table(own)),
+        "steps-h200": lambda: "\n".join(peers.step_table(own, "H200", False)),
+        "steps-h200-quantized": lambda: "\n".join(peers.step_table(own, "H200", True)),
+        "steps-h100": lambda: "\n".join(peers.step_table(own, "H100", False)),
+        "constants": _constants,
         "factors": lambda: "\n".join(peers.factor_table(peers.factors(points))),
         "left-out": lambda: "\n".join(textwrap.wrap(f"{len(points)} rows; left out: {left_out}", 120, break_on_hyphens=False)),
         "ranks": lambda: _of_ranks(points),
     }
+
+
+def _constants() -> str:
+    """Those of the step model that physics can be read from, of both GPUs' files."""
+    from trtllm_bench.analysis.step_constants import FOLDER, read_file
+
+    h200, h100 = (read_file(FOLDER / f"{gpu}.toml") for gpu in ("h200", "h100"))
+    sections = ("energy_pj", "power", "stream_tb_per_s", "decoding_cycles", "quantized_share", "quantized_pj")
+    names = [(section, name) for section in sections for name in h200[section]]
+    return markdown(
+        ["constant", "unit", "H200:", "H100:"],
+        (
+            [
+                f"`{section}.{name}`",
+                h200[section][name]["unit"],
+                *(f"{gpu[section][name]['value']:.3g}" if section in gpu else "-" for gpu in (h200, h100)),
+            ]
+            for section, name in names
+        ),
+    )
 
 
 def _of_ranks(points: Sequence[PeerPoint]) -> str:
@@ -611,7 +640,7 @@ def pictures() -> None:
 def main(arguments: Sequence[str]) -> None:
     tables = dict.fromkeys(DOCUMENTS, TABLES)
     if "--predictions" in arguments:
-        tables["docs/facts/predictions.md"] = predictions()
+        tables |= dict.fromkeys(PREDICTION_DOCUMENTS, predictions())
     for name, made in tables.items():
         path = ROOT / name
         text = path.read_text(encoding="utf-8")

@@ -16,6 +16,8 @@ from trtllm_bench.targets.registry import is_own
 from trtllm_engines.compiler.compile import compile_model
 from trtllm_engines.compiler.plan import ParallelLayout, Plan, Profile
 from trtllm_engines.models.presets import resolve_model
+from trtllm_engines.quantization.precision import canonical
+from trtllm_engines.quantization.registry import MIXED, definition
 from trtllm_results.record.environment import Environment
 from trtllm_results.record.row import Cell, Row
 from trtllm_results.store.selection import keep, path_and_filters
@@ -99,6 +101,14 @@ def requests_first(row: Row) -> bool:
 def constants_of(row: Row) -> StepConstants:
     """The step model's for the row's GPU and the engine of its revision."""
     return constants_for(row.environment.gpu, row.environment.git_revision)
+
+
+def is_quantized(row: Row) -> bool:
+    """Whether its engine has products that are neither of wide weights nor of fp8 with one scale a tensor: as the step model's
+    `is_quantized` says of a plan, without compiling one."""
+    scheme = definition(canonical(row.cell.precision)).scheme
+    plain = scheme.weights is None or (scheme.weights.granularity, scheme.inputs.scaling) == ("tensor", "static")
+    return row.cell.precision == MIXED or not plain
 
 
 def _earlier(environment: Environment) -> bool:

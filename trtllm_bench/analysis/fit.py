@@ -11,7 +11,7 @@ it lasted long enough for the mean to be one (6 s), a constant's change over its
 steps.
 
 Constants are of one GPU and one engine: runs of the other GPU of the architecture take no part, nor do runs at other revisions than its
-file lists.
+file lists. Those of quantized products (`QUANTIZED_FREE`) follow runs of such engines alone, all others held where plain runs put them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from __future__ import annotations
 import argparse
 import re
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,10 @@ from typing import Any
 import numpy as np
 from scipy.optimize import least_squares
 
-from trtllm_bench.analysis.cells import constants_of, hardware_of, plans_of
-from trtllm_bench.analysis.kernel_times import KINDS, KernelWork, clock_within, watts
+from trtllm_bench.analysis.cells import constants_of, hardware_of, is_quantized, plans_of
+from trtllm_bench.analysis.kernel_times import KINDS, LOADED_AS, KernelWork, clock_within, watts
 from trtllm_bench.analysis.predict import predict
-from trtllm_bench.analysis.step_constants import FOLDER, StepConstants, constants_for
+from trtllm_bench.analysis.step_constants import FOLDER, QUANTIZED_GPU, StepConstants, constants_for
 from trtllm_bench.analysis.step_model import StepModel
 from trtllm_bench.errors import BenchError
 from trtllm_bench.roofline.counts import StepShape
@@ -38,10 +38,11 @@ from trtllm_bench.roofline.hardware import Hardware
 from trtllm_results.compare.published import folder
 from trtllm_results.record.row import Row
 from trtllm_results.store.table import Store
+from trtllm_results.versions import newest, versions
 from trtllm_workloads.synthetic import fixed
 
 FREE: Mapping[str, float] = {
-    **{f"bandwidth_share.{kind}": 0.01 for kind in KINDS},
+    **{f"bandwidth_share.{kind}": 0.01 for kind in KINDS if kind not in LOADED_AS},
     **{f"stream_tb_per_s.{kind}": 0.3 for kind in ("gemv", "gemm", "attention", "rows")},
     "stream_tb_per_s.skinny": 0.15,
     "pdl_us.gemv": 0.3,
@@ -65,6 +66,17 @@ FREE: Mapping[str, float] = {
     "power.fixed_exponent": 0.5,
 }
 """Relative change of a constant that weighs as much as an error of one deviation."""
+QUANTIZED_FREE: Mapping[str, float] = {
+    **{f"decoding_cycles.{name}": 0.3 for name in ("int4", "int4_fp8", "int8", "fp8", "fp4", "scale")},
+    "quantized_share.packed_bf16": 0.1,
+    "quantized_share.packed_fp8": 0.1,
+    "quantized_share.row_scaled_int8": 0.1,
+    "quantized_pj.code": 0.5,
+    "energy_pj.int8": 0.3,
+    "stream_tb_per_s.gemv": 0.3,
+    "pdl_us.gemv": 0.3,
+}
+"""The same of constants that runs of quantized engines give."""
 START: Mapping[str, float] = {
     "bandwidth_share.gemv": 1.06,
     "bandwidth_share.skinny": 1.0,
@@ -106,15 +118,29 @@ STARTS: Mapping[str, Mapping[str, float]] = {
         "pdl_us.rows": 2.0,
         "kernel_us.attention": 4.0,
         "kernel_us.merge": 0.1,
+        "decoding_cycles.int4": 0.022,
+        "decoding_cycles.int4_fp8": 0.02,
+        "decoding_cycles.int8": 0.04,
+        "decoding_cycles.fp8": 0.04,
+        "decoding_cycles.fp4": 0.035,
+        "decoding_cycles.scale": 0.43,
+        "quantized_share.packed_bf16": 1.0,
+        "quantized_share.packed_fp8": 0.8,
+        "quantized_share.row_scaled_int8": 1.4,
+        "quantized_pj.code": 13.0,
+        "stream_tb_per_s.gemv": 11.0,
+        "pdl_us.gemv": 0.75,
+        "energy_pj.int8": 0.65,
     }
 }
 """Where the H200's kernels of today say another thing (results/recorded/h200/profile-fp8-128-256-b1 and -b64)."""
 RATE, CLOCK, POWER = 0.015, 0.04, 0.06
+TOLERANCE = 1e-4
+"""Relative change of the sum of squares at which a fit ends."""
 LEAST_S = 6.0
 MOST_SHAPES = 200
-PRECISIONS = ("fp8", "bf16")
-"""Whose products the model knows kernel by kernel."""
 OLD = ("gate", "nvtx-overhead")
+"""Recorded on purpose with slower engines."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +156,7 @@ class RecordedRun:
     host_us: np.ndarray[tuple[int], np.dtype[np.float64]]
     hardware: Hardware
     limit_w: float
+    quantized: bool
 
     def figure(self, name: str) -> float:
         return statistics.fmean(row.figures.get(name, 0.0) for row in self.rows)
@@ -168,7 +195,7 @@ def recorded_run(rows: Sequence[Row]) -> RecordedRun:
     work = KernelWork(**{one.name: np.concatenate([getattr(each, one.name) for each in works]) for one in fields(KernelWork)})
     counts = np.array([count for _, count in shapes], float)
     limit = hardware.power_w * model.constants.power["held"]
-    return RecordedRun(rows, work, np.array(index, np.intp), counts, np.array(host), hardware, limit)
+    return RecordedRun(rows, work, np.array(index, np.intp), counts, np.array(host), hardware, limit, is_quantized(row))
 
 
 def _fewer(shapes: Sequence[tuple[StepShape, int]]) -> list[tuple[StepShape, int]]:
@@ -181,24 +208,30 @@ def _fewer(shapes: Sequence[tuple[StepShape, int]]) -> list[tuple[StepShape, int
 
 
 def recorded_runs(root: Path, gpu: str) -> list[RecordedRun]:
-    """Of every cell of fixed lengths on one GPU in the precisions that the model knows."""
-    runs: list[RecordedRun] = []
-    for table in sorted((root / gpu).glob("*/results.parquet")):
-        cells: dict[str, list[Row]] = {}
-        for row in Store(table.parent).rows():
-            plain = row.cell.workload in ("", "fixed") and not row.cell.request_rate and row.cell.gpus == 1
-            if row.status == "ok" and plain and follows(row) and table.parent.name not in OLD:
-                cells.setdefault(row.key, []).append(row)
-        runs += map(recorded_run, cells.values())
-    return runs
+    """Of every cell of fixed lengths on one GPU that constants follow."""
+    return list(map(recorded_run, followed(row for row in fixed_lengths(root / gpu) if row.cell.gpus == 1)))
+
+
+def followed(rows: Iterable[Row]) -> list[tuple[Row, ...]]:
+    """The repeats of each cell that constants follow: of today's engine, whose kernels change, the version of a case measured last."""
+    chosen = [row for row in rows if follows(row)]
+    earlier = versions(row for row in chosen if constants_of(row).earlier)
+    return earlier + newest(row for row in chosen if not constants_of(row).earlier)
+
+
+def fixed_lengths(folder: Path) -> list[Row]:
+    """Of a folder's stores, the good rows with fixed lengths and as many requests in flight as asked for."""
+    tables = (table.parent for table in sorted(folder.glob("*/results.parquet")))
+    rows = (row for store in tables if store.name not in OLD for row in Store(store).rows())
+    return [row for row in rows if row.status == "ok" and row.cell.workload in ("", "fixed") and not row.cell.request_rate]
 
 
 def follows(row: Row) -> bool:
     """Whether constants follow such a run: one of the engine that its GPU's constants are of. Runs of before rows named a revision are of
-    an engine whose kernels did not overlap."""
+    an engine whose kernels did not overlap. Of quantized products one GPU's constants follow runs."""
     environment, constants = row.environment, constants_of(row)
     of_engine = bool(environment.git_revision) and environment.git_revision.startswith(constants.revisions)
-    return row.cell.precision in PRECISIONS and of_engine and constants.fitted
+    return of_engine and constants.fitted and (constants.gpu == QUANTIZED_GPU or not is_quantized(row))
 
 
 def changed(constants: StepConstants, values: Mapping[str, float]) -> StepConstants:
@@ -211,14 +244,29 @@ def changed(constants: StepConstants, values: Mapping[str, float]) -> StepConsta
 
 
 def fit(runs: Sequence[RecordedRun], constants: StepConstants) -> dict[str, float]:
-    """Values of the constants in `FREE`, by name."""
+    """Values of the constants in `FREE` and, where there are runs of quantized engines, of those in `QUANTIZED_FREE`, by name."""
+    values = _fit([run for run in runs if not run.quantized], constants, FREE)
+    return values | fit_quantized(runs, changed(constants, values))
+
+
+def fit_quantized(runs: Sequence[RecordedRun], constants: StepConstants, near: Mapping[str, float] | None = None) -> dict[str, float]:
+    """Values of the constants in `QUANTIZED_FREE`; none without such runs. `near`: as of `_fit`."""
+    quantized = [run for run in runs if run.quantized]
+    return _fit(quantized, constants, QUANTIZED_FREE, near) if quantized else {}
+
+
+def _fit(
+    runs: Sequence[RecordedRun], constants: StepConstants, free: Mapping[str, float], near: Mapping[str, float] | None = None
+) -> dict[str, float]:
+    """`near`: values from which to search, where those of nearly the same runs are known."""
     start = {**START, **STARTS.get(constants.gpu, {})}
+    first = np.array([np.log(near[name] / start[name]) if near else 0.0 for name in free])
 
     def values(moves: Iterable[float]) -> dict[str, float]:
-        return {name: start[name] * float(np.exp(move)) for name, move in zip(FREE, moves, strict=True)}
+        return {name: start[name] * float(np.exp(move)) for name, move in zip(free, moves, strict=True)}
 
     def residuals(moves: np.ndarray[tuple[int], np.dtype[np.float64]]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-        trial, found = changed(constants, values(moves)), [move / FREE[name] for name, move in zip(FREE, moves, strict=True)]
+        trial, found = changed(constants, values(moves)), [move / free[name] for name, move in zip(free, moves, strict=True)]
         for run in runs:
             seconds, drawn, clock = run.predicted(trial)
             found.append(np.log(run.figure("duration_s") / seconds) / RATE)
@@ -228,7 +276,7 @@ def fit(runs: Sequence[RecordedRun], constants: StepConstants) -> dict[str, floa
                 found.append(np.log(drawn / min(run.figure("power_mean_w"), run.limit_w)) / POWER)
         return np.array(found)
 
-    return values(least_squares(residuals, np.zeros(len(FREE)), diff_step=[1e-3], max_nfev=25).x)
+    return values(least_squares(residuals, first, diff_step=[1e-3], ftol=TOLERANCE, max_nfev=25).x)
 
 
 def errors(runs: Iterable[RecordedRun], constants: StepConstants) -> list[float]:
@@ -236,14 +284,20 @@ def errors(runs: Iterable[RecordedRun], constants: StepConstants) -> list[float]
     return [run.figure("duration_s") / run.predicted(constants)[0] - 1 for run in runs]
 
 
-def left_out(runs: Sequence[RecordedRun], constants: StepConstants, folds: int) -> list[float]:
-    """Each run's error by the constants that all runs but its fold's give."""
+def left_out(runs: Sequence[RecordedRun], constants: StepConstants, groups: Sequence[Hashable]) -> list[float]:
+    """Each run's error by the constants that all runs but its group's give. `groups`: of each run; that of a quantized one is left out
+    among such runs alone, with all plain ones kept (without any, with `constants` as they are)."""
+    plain = [run for run in runs if not run.quantized]
+    whole = _fit(plain, constants, FREE) if plain else {}
+    kept = changed(constants, whole)
+    near = fit_quantized(runs, kept)
     found = [0.0] * len(runs)
-    for fold in range(folds):
-        rest = [run for place, run in enumerate(runs) if place % folds != fold]
-        others = changed(constants, fit(rest, constants))
-        for place in range(fold, len(runs), folds):
-            (found[place],) = errors([runs[place]], others)
+    for quantized, group in dict.fromkeys((run.quantized, group) for run, group in zip(runs, groups, strict=True)):
+        places = [place for place, run in enumerate(runs) if (run.quantized, groups[place]) == (quantized, group)]
+        rest = [run for place, run in enumerate(runs) if run.quantized == quantized and place not in places]
+        others = changed(kept, fit_quantized(rest, kept, near)) if quantized else changed(constants, _fit(rest, constants, FREE, whole))
+        for place, error in zip(places, errors([runs[place] for place in places], others), strict=True):
+            found[place] = error
     return found
 
 
@@ -255,14 +309,27 @@ def write(file: Path, values: Mapping[str, float]) -> None:
     file.write_text(text, encoding="utf-8")
 
 
-def _told(found: Sequence[float]) -> str:
-    return f"{len(found)} runs, median error {statistics.median(map(abs, found)):.1%}, worst {max(found, key=abs):+.1%}"
+GROUPS: Mapping[str, Callable[[RecordedRun], Hashable]] = {
+    "precision": lambda run: (run.rows[0].cell.precision, run.rows[0].cell.model),
+    "lengths": lambda run: (run.rows[0].cell.isl, run.rows[0].cell.osl),
+}
+"""What `--hold-out` leaves out together. A precision is one of a model's."""
+
+
+def _tell(what: str, runs: Sequence[RecordedRun], found: Sequence[float]) -> None:
+    for kind in (False, True):
+        chosen = [error for run, error in zip(runs, found, strict=True) if run.quantized == kind]
+        if chosen:
+            worst = max(chosen, key=abs)
+            name = "quantized" if kind else "plain"
+            print(f"{what}: {len(chosen)} {name} runs, median error {statistics.median(map(abs, chosen)):.1%}, worst {worst:+.1%}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m trtllm_bench.analysis.fit")
     parser.add_argument("--gpu", default="h100", help="whose recorded runs to follow")
     parser.add_argument("--folds", type=int, default=0, help="also the errors on runs left out, so many parts one after another")
+    parser.add_argument("--hold-out", choices=GROUPS, help="also the errors on runs by those that all runs of another such give")
     parser.add_argument("--write", action="store_true", help="write the constants into the GPU's file")
     options = parser.parse_args()
     root, constants = folder().parent / "recorded", constants_for(options.gpu)
@@ -275,9 +342,13 @@ def main() -> None:
         mhz = clock * run.hardware.boost_mhz
         told = f"{drawn:.0f} W ({run.figure('power_mean_w'):.0f}), {mhz:.0f} MHz ({run.figure('sm_clock_mean_mhz'):.0f})"
         print(f"{run.rows[0].cell.label}: {error:+.1%}; {told}")
-    print(f"{options.gpu}, in sample: {_told(errors(runs, fitted))}")
+    _tell(f"{options.gpu}, in sample", runs, errors(runs, fitted))
     if options.folds:
-        print(f"{options.gpu}, left out by {options.folds} folds: {_told(left_out(runs, constants, options.folds))}")
+        parts = [place % options.folds for place in range(len(runs))]
+        _tell(f"{options.gpu}, left out by {options.folds} folds", runs, left_out(runs, constants, parts))
+    if options.hold_out:
+        alike = list(map(GROUPS[options.hold_out], runs))
+        _tell(f"{options.gpu}, each {options.hold_out} left out", runs, left_out(runs, constants, alike))
     if options.write:
         write(FOLDER / f"{options.gpu}.toml", values)
 

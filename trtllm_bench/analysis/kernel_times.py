@@ -2,7 +2,8 @@
 
 A kernel's time is the p-norm of three, near whose ridges each is felt: its bytes at the memory's bandwidth; its bytes at what the SMs can
 take in; its FLOP at the rate of its number format. The last two go with the clock, and so does, less than in proportion, the fixed time in
-which the chip fills and drains.
+which the chip fills and drains. A product over packed weights makes numbers of codes first, by the same warps that multiply: so many cycles
+of an SM a code, and a scale, each time that it reads the weight. So that time adds to its FLOP's.
 
 Power is what the board draws at rest, what the clock costs, and joules a FLOP and a byte. Voltage falls with the clock, so all but the
 memory's own share does too, as `clock ** exponent`. A step that would draw more than the limit runs at the clock at which it does not.
@@ -14,23 +15,48 @@ measured is predicted without having been seen; of another one nothing is known 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from trtllm_bench.analysis.step_constants import StepConstants
+from trtllm_bench.analysis.step_constants import PACKED, StepConstants
 from trtllm_bench.roofline.counts import OpCost
 from trtllm_bench.roofline.hardware import Hardware
 
 Array = npt.NDArray[np.float64]
-KINDS = ("gemv", "skinny", "gemm", "attention", "rows")
+KINDS = ("gemv", "skinny", "gemm", "attention", "rows", "packed", "row_scaled")
+LOADED_AS: Mapping[str, str] = {"packed": "skinny", "row_scaled": "gemm"}
+"""Kinds whose weights come from memory, and whose fixed time is, as another kind's."""
 FORMATS = ("fp8", "bf16", "int8")
 """Whose clocks and joules are known; all others go by bf16's."""
 REFERENCE_SMS, REFERENCE_MHZ = 132, 1980.0
 """Of the H100, whose SMs take in what `stream_tb_per_s` says; of hardware whose SMs are not known, nothing bounds that."""
 LEAST_CLOCK, HALVINGS = 0.3, 12
+
+
+@dataclass(frozen=True)
+class Codes:
+    """What a product over a packed weight decodes."""
+
+    format: str
+    """Of `PACKED`."""
+    values: float
+    """Codes, as often as the weight is read."""
+    scales: float
+    """Of groups, as often."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """`count`: how many times its time counts. `decodes`: whether it is decode attention."""
+
+    cost: OpCost
+    count: float
+    kind: str
+    decodes: bool = False
+    codes: Codes | None = None
 
 
 @dataclass(frozen=True)
@@ -49,39 +75,51 @@ class KernelWork:
     decode_attention: npt.NDArray[np.bool_]
     split: npt.NDArray[np.bool_]
     """Decode attention of so few sequences that each is divided, and its parts are merged by another kernel."""
+    codes: npt.NDArray[np.intp]
+    """Format of a packed weight, of `PACKED`; that of others does not matter."""
+    values: Array
+    """Codes that one decodes."""
+    scales: Array
 
     @classmethod
-    def of(cls, kernels: Iterable[tuple[OpCost, float, str, bool]], hardware: Hardware, split: bool = False) -> KernelWork:
-        """`kernels`: (cost, how many times its time counts, kind, whether it is decode attention)."""
-        costs = list(kernels)
+    def of(cls, kernels: Iterable[Kernel], hardware: Hardware, split: bool = False) -> KernelWork:
+        each = list(kernels)
+        costs, codes = [one.cost for one in each], [one.codes or Codes(PACKED[0], 0.0, 0.0) for one in each]
         return cls(
-            count=np.array([count for _, count, _, _ in costs], float),
-            bytes=np.array([cost.bytes for cost, _, _, _ in costs], float),
-            flop=np.array([cost.flop for cost, _, _, _ in costs], float),
-            kind=np.array([KINDS.index(kind) for _, _, kind, _ in costs], np.intp),
-            format=np.array([FORMATS.index(cost.compute if cost.compute in FORMATS else "bf16") for cost, _, _, _ in costs], np.intp),
-            flops_per_s=np.array([hardware.flops(cost.compute) for cost, _, _, _ in costs], float),
-            decode_attention=np.array([decodes for _, _, _, decodes in costs], bool),
-            split=np.array([decodes and split for _, _, _, decodes in costs], bool),
+            count=np.array([one.count for one in each], float),
+            bytes=np.array([cost.bytes for cost in costs], float),
+            flop=np.array([cost.flop for cost in costs], float),
+            kind=np.array([KINDS.index(one.kind) for one in each], np.intp),
+            format=np.array([FORMATS.index(cost.compute if cost.compute in FORMATS else "bf16") for cost in costs], np.intp),
+            flops_per_s=np.array([hardware.flops(cost.compute) for cost in costs], float),
+            decode_attention=np.array([one.decodes for one in each], bool),
+            split=np.array([one.decodes and split for one in each], bool),
+            codes=np.array([PACKED.index(one.format) for one in codes], np.intp),
+            values=np.array([one.values for one in codes], float),
+            scales=np.array([one.scales for one in codes], float),
         )
 
     def times(self, constants: StepConstants, hardware: Hardware, overlap: bool) -> KernelTimes:
         """`overlap`: kernels begin before those before them end (PDL)."""
         sms = hardware.sms * hardware.boost_mhz / (REFERENCE_SMS * REFERENCE_MHZ) if hardware.sms else np.inf
-        share, stream, fixed, peak = (
-            np.array([values.get(kind, 0.0) for kind in KINDS])[self.kind]
+        share, stream, fixed = (
+            np.array([values.get(kind, values.get(LOADED_AS.get(kind, ""), 0.0)) for kind in KINDS])[self.kind]
             for values in (
                 constants.bandwidth_share,
                 constants.stream_tb_per_s,
                 {**constants.kernel_us, **(constants.pdl_us if overlap else {})},
-                constants.peak_share,
             )
         )
+        peaks = {**constants.peak_share, **constants.quantized_share}
+        peak = np.array([[peaks.get(f"{kind}_{name}", peaks.get(kind, 0.0)) for name in FORMATS] for kind in KINDS])[self.kind, self.format]
         rate = self.flops_per_s * peak
+        cycles = constants.decoding_cycles
+        decoding = self.values * np.array([cycles[name] for name in PACKED])[self.codes] + self.scales * cycles["scale"]
         picojoules = constants.energy_pj
         per_flop = np.array([picojoules[name] for name in FORMATS])[self.format]
         per_flop = np.where(self.kind == KINDS.index("gemv"), picojoules["vector"], per_flop)
         per_byte = np.where(self.decode_attention, picojoules["kv_byte"], picojoules["byte"])
+        per_code = constants.quantized_pj["code"]
         held = np.where(
             self.kind == KINDS.index("attention"),
             constants.clock_share["attention"],
@@ -93,8 +131,9 @@ class KernelWork:
             stream_us=self.bytes / (stream * 1e12 * sms) * 1e6,
             compute_us=np.divide(self.flop, rate, out=np.zeros_like(rate), where=rate > 0) * 1e6,
             compute_clock=held,
+            decoding_us=decoding / (sms * REFERENCE_SMS * REFERENCE_MHZ),
             fixed_us=fixed + constants.kernel_us["merge"] * self.split,
-            core_j=(np.where(rate > 0, self.flop * per_flop, 0.0) + self.bytes * per_byte) * 1e-12,
+            core_j=(np.where(rate > 0, self.flop * per_flop, 0.0) + self.bytes * per_byte + self.values * per_code) * 1e-12,
             dram_j=self.bytes * picojoules["dram_byte"] * 1e-12,
             norm=constants.step["norm"],
             fixed_exponent=constants.power["fixed_exponent"],
@@ -103,7 +142,7 @@ class KernelWork:
 
 @dataclass(frozen=True)
 class KernelTimes:
-    """Microseconds and joules of one kernel of each entry: memory, SMs and fixed time at the boost clock; arithmetic at the share
+    """Microseconds and joules of one kernel of each entry: memory, SMs, decoding and fixed time at the boost clock; arithmetic at the share
     `compute_clock` of it, where its rate was measured. Joules at the boost clock."""
 
     count: Array
@@ -111,6 +150,7 @@ class KernelTimes:
     stream_us: Array
     compute_us: Array
     compute_clock: Array
+    decoding_us: Array
     fixed_us: Array
     core_j: Array
     dram_j: Array
@@ -120,8 +160,9 @@ class KernelTimes:
     def at(self, clock: float | None) -> tuple[Array, Array, Array]:
         """(memory, compute, fixed) at this share of the boost clock. None: the clock is not known; rates are as measured."""
         if clock is None:
-            return self._memory(1.0), self.compute_us, self.fixed_us
-        return self._memory(clock), self.compute_us * self.compute_clock / clock, self.fixed_us / clock**self.fixed_exponent
+            return self._memory(1.0), self.compute_us + self.decoding_us, self.fixed_us
+        compute = (self.compute_us * self.compute_clock + self.decoding_us) / clock
+        return self._memory(clock), compute, self.fixed_us / clock**self.fixed_exponent
 
     def _memory(self, clock: float) -> Array:
         return np.asarray((self.dram_us**self.norm + (self.stream_us / clock) ** self.norm) ** (1 / self.norm))

@@ -4,9 +4,9 @@
     python -m trtllm_bench.analysis.peers --write    # and the errors that intervals of `sweep --predict` come from
 
 Our runs judge the model: errors on cells that a constant follows (`fit.py`) are told apart from those on all others, from those by the
-constants that the other runs give (leave one out), and from those of precisions whose kernels it does not know. Runs of an earlier engine
-on an H200 are predicted by the H100's constants, which follow such an engine: they say how well constants serve a GPU that they do not
-follow.
+constants that the other runs give (leave one out), and from those by constants that all other precisions give, which say what to expect of
+one that was never run. Runs of an earlier engine on an H200 are predicted by the H100's constants, which follow such an engine: they say
+how well constants serve a GPU that they do not follow.
 
 Of a published figure the model predicts our engine on that GPU, so an error is the model's and the engines' difference together; a factor
 for each engine and GPU takes out what is common, and the error that remains is that of a row with the factor of the others. Figures are
@@ -23,27 +23,28 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
 from trtllm_bench.analysis import fit
-from trtllm_bench.analysis.cells import constants_of
+from trtllm_bench.analysis.cells import constants_of, is_quantized
 from trtllm_bench.analysis.check import Checked, check
-from trtllm_bench.analysis.fit import PRECISIONS, follows
+from trtllm_bench.analysis.fit import fixed_lengths, followed, follows
 from trtllm_bench.analysis.predict import predict
-from trtllm_bench.analysis.prediction_error import ELSEWHERE, FILE, LEAST, interval_of, kind_of, read_errors
+from trtllm_bench.analysis.prediction_error import ELSEWHERE, FILE, LEAST, QUANTIZED, interval_for, interval_of, kind_of, read_errors
 from trtllm_bench.analysis.steady import steady_rate
-from trtllm_bench.analysis.step_constants import constants_for
+from trtllm_bench.analysis.step_constants import DEFAULT_GPU, constants_for
 from trtllm_bench.roofline.hardware import GPUS, Hardware, published
 from trtllm_engines.compiler.compile import compile_model
 from trtllm_engines.compiler.plan import ParallelLayout, Plan, Profile
+from trtllm_engines.errors import EngineError
 from trtllm_engines.models.presets import PRESETS, preset_config
+from trtllm_engines.quantization import check_types
 from trtllm_results.compare.published import HANDFUL, Published, folder, load
 from trtllm_results.gpus import gpu_class
 from trtllm_results.model_sizes import canonical
 from trtllm_results.record.row import Cell, Row
-from trtllm_results.store.table import Store
 from trtllm_workloads.synthetic import fixed
 
 MAX_NUM_TOKENS = 8192
@@ -53,8 +54,6 @@ FACTOR_GPU, FACTOR_ENGINE = "H100", "TensorRT-LLM"
 REDUCING_ARCH = "sm_90"
 """What has kernels in which ranks exchange rows."""
 RECORDED = ("h100", "h200", "h200-x2")
-OLD = ("gate", "nvtx-overhead")
-"""Recorded on purpose with slower engines."""
 
 
 @dataclass(frozen=True)
@@ -104,11 +103,10 @@ class OwnError:
     """By constants of another GPU, as it ran the engine that they follow."""
     left_out: bool = False
     """By the constants that all other runs of this GPU give."""
-
-    @property
-    def modelled(self) -> bool:
-        """Whether the model knows the kernels of its precision."""
-        return self.cell.precision in PRECISIONS
+    quantized: bool = False
+    """Of an engine with products whose constants follow such engines' runs alone."""
+    precision_left_out: bool = False
+    """By the constants that all runs of other precisions give, of a quantized engine."""
 
 
 def coverage(figures: Iterable[Published], gpu: str | None = None) -> tuple[list[Published], Counter[str]]:
@@ -126,10 +124,8 @@ def coverage(figures: Iterable[Published], gpu: str | None = None) -> tuple[list
             if name not in GPUS
             else "precision not stated"
             if not one.precision
-            else f"kernels of {one.precision} not modelled"
-            if one.precision not in (*PRECISIONS, "fp16")
             else f"no {one.precision} on {gpu_class(one.gpu)}"
-            if one.precision not in published(name).flops_per_s
+            if not _exists(one.precision, published(name).arch)
             else f"longer than {one.model} has positions"
             if one.isl + one.osl > preset_config(canonical(one.model)).max_position_embeddings
             else f"several {gpu_class(one.gpu)}"
@@ -143,6 +139,14 @@ def coverage(figures: Iterable[Published], gpu: str | None = None) -> tuple[list
         else:
             chosen.append(one)
     return chosen, why
+
+
+def _exists(precision: str, arch: str) -> bool:
+    try:
+        check_types(precision, arches=(arch,))
+    except EngineError:
+        return False
+    return True
 
 
 def predicted(chosen: Sequence[Published]) -> Iterator[PeerPoint]:
@@ -194,18 +198,20 @@ def left_out(errors: Sequence[float]) -> tuple[float, ...]:
 
 def own_errors(root: Path, hardware: Hardware | None = None, folders: Sequence[str] = RECORDED) -> list[OwnError]:
     """Of every recorded cell with fixed lengths, on its GPU or on `hardware`."""
-    found: list[OwnError] = []
-    for store in (table.parent for name in folders for table in sorted((root / name).glob("*/results.parquet"))):
-        plain = [row for row in Store(store).rows() if row.cell.workload in ("", "fixed")]
-        rows = [row for row in plain if row.status == "ok" and not row.cell.request_rate]
-        if rows and store.name not in OLD:
-            found += map(_own, check(rows, hardware))
-    return found
+    rows = [row for name in folders for row in fixed_lengths(root / name)]
+    return [_own(one) for one in check(_without_earlier_versions(rows), hardware)]
+
+
+def _without_earlier_versions(rows: Sequence[Row]) -> list[Row]:
+    """Of a case that constants could follow at several revisions, the one that they do."""
+    last = {row.key for group in followed(rows) for row in group}
+    return [row for row in rows if row.key in last or not follows(row)]
 
 
 def _own(one: Checked) -> OwnError:
     gpu = gpu_class(one.row.environment.gpu)
-    return OwnError(gpu, one.row.cell, in_sample(one.row), one.error, transferred=not constants_of(one.row).fitted)
+    transferred = not constants_of(one.row).fitted
+    return OwnError(gpu, one.row.cell, in_sample(one.row), one.error, transferred, quantized=is_quantized(one.row))
 
 
 def errors_left_out(root: Path) -> list[OwnError]:
@@ -214,11 +220,17 @@ def errors_left_out(root: Path) -> list[OwnError]:
     found: list[OwnError] = []
     for gpu in gpus:
         runs = fit.recorded_runs(root, gpu)
-        errors = fit.left_out(runs, constants_for(gpu), len(runs))
-        found += [
-            OwnError(gpu_class(run.rows[-1].environment.gpu), run.rows[-1].cell, False, error, left_out=True)
-            for run, error in zip(runs, errors, strict=True)
-        ]
+        quantized = [run for run in runs if run.quantized]
+        others = [fit.GROUPS["precision"](run) for run in quantized]
+        constants = constants_for(gpu)
+        for chosen, whole, errors in (
+            (runs, False, fit.left_out(runs, constants, range(len(runs)))),
+            (quantized, True, fit.left_out(quantized, constants, others)),
+        ):
+            for run, error in zip(chosen, errors, strict=True):
+                row = run.rows[-1]
+                one = OwnError(gpu_class(row.environment.gpu), row.cell, False, error, quantized=run.quantized)
+                found.append(replace(one, left_out=not whole, precision_left_out=whole))
     return found
 
 
@@ -248,13 +260,15 @@ def tables_of_errors(own: Sequence[OwnError], points: Sequence[PeerPoint]) -> di
     tables[ELSEWHERE, "many"] = (_published_on(" and ".join(others)), [error for gpu in others for error in scaled[gpu, "many"]])
     for gpu in sorted({one.gpu for one in own}):
         today = [one for one in own if one.left_out and one.gpu == gpu]
-        earlier = [one for one in own if (one.transferred or one.gpu == gpu) and not (one.in_sample or one.left_out)]
+        earlier = [one for one in own if (one.transferred or one.gpu == gpu) and _of_no_fit(one)]
         basis = "each left out of the fit" if today else "of an earlier engine, that no constant follows"
         on = gpu if today else " and ".join(sorted({one.gpu for one in earlier}))
         for kind in ("few", "many"):
-            errors = [one.error for one in today or earlier if one.modelled and _kind_of(one.cell) == kind]
+            errors = [one.error for one in today or earlier if not one.quantized and _kind_of(one.cell) == kind]
             if len(errors) >= LEAST:
                 tables[gpu.lower(), kind] = f"this engine's runs on {on}, {basis}", errors
+        if errors := [one.error for one in today if one.quantized]:
+            tables[gpu.lower(), QUANTIZED] = f"this engine's quantized runs on {on}, {basis}", errors
     return tables
 
 
@@ -264,6 +278,12 @@ def _kind_of(cell: Cell) -> str:
 
 def _published_on(gpu: str) -> str:
     return f"{FACTOR_ENGINE}'s published figures on the {gpu}, by its factor on the {FACTOR_GPU}"
+
+
+def write_tables(own: Sequence[OwnError], points: Sequence[PeerPoint]) -> None:
+    """`prediction_errors.toml`, anew."""
+    write_errors(tables_of_errors(own, points), FILE)
+    read_errors.cache_clear()
 
 
 def write_errors(tables: Mapping[tuple[str, str], tuple[str, Sequence[float]]], file: Path) -> None:
@@ -298,19 +318,56 @@ def own_table(own: Sequence[OwnError]) -> list[str]:
         for told, chosen in (
             ("constants follow them", [one for one in here if one.in_sample]),
             ("each left out of the fit", [one for one in here if one.left_out]),
-            ("held out", [one for one in here if _held_out(one) and one.modelled]),
-            ("precisions not modelled", [one for one in here if _held_out(one) and not one.modelled]),
-            ("earlier engine, by the H100's constants", [one for one in here if _earlier(one) and one.modelled]),
-            ("earlier engine, precisions not modelled", [one for one in here if _earlier(one) and not one.modelled]),
+            ("precision left out of the fit", [one for one in here if one.precision_left_out]),
+            ("held out", [one for one in here if _of_no_fit(one) and not one.transferred]),
+            ("earlier engine, by the H100's constants", [one for one in here if _earlier(one)]),
         ):
-            errors = [one.error for one in chosen]
             name = f"two {gpu}" if several else f"one {gpu}"
-            lines += [f"| {name}, {told} | {len(errors)} | {_median_and_worst(errors)} |"] if errors else []
+            for quantized in (False, True):
+                errors = [one.error for one in chosen if one.quantized == quantized]
+                lines += [f"| {name}, {'quantized, ' * quantized}{told} | {len(errors)} | {_median_and_worst(errors)} |"] if errors else []
     return lines
 
 
-def _held_out(one: OwnError) -> bool:
-    return not (one.in_sample or one.left_out or one.transferred)
+def cover_table(own: Sequence[OwnError]) -> list[str]:
+    """How many cells lie within the interval of their prediction: as predicted, and by constants of a fit without them. An earlier engine's
+    have that of the GPU whose constants predict them; of its quantized products, whose kernels are gone, there is none."""
+    groups: dict[tuple[str, str], list[OwnError]] = {}
+    for one in own:
+        if not (one.quantized and one.transferred):
+            gpu = f"{one.gpu}, earlier engine" if one.transferred else one.gpu
+            groups.setdefault((gpu, kind_of(one.cell.batch // one.cell.replicas, one.cell.tp * one.cell.pp, one.quantized)), []).append(one)
+    lines = ["| GPU | kind | within | of cells | left out of the fit: within | of cells |", "|---|---|--:|--:|--:|--:|"]
+    for (gpu, kind), cells in sorted(groups.items()):
+        told = []
+        for chosen in ([one for one in cells if not (one.left_out or one.precision_left_out)], [one for one in cells if one.left_out]):
+            told += [str(sum(map(_within, chosen))), str(len(chosen))] if chosen else ["-", "-"]
+        lines.append(f"| {gpu} | {kind} | {' | '.join(told)} |")
+    return lines
+
+
+def _within(one: OwnError) -> bool:
+    hardware = published(DEFAULT_GPU if one.transferred else one.gpu.lower())
+    interval = interval_for(hardware, one.cell.batch // one.cell.replicas, one.cell.tp * one.cell.pp, one.quantized)
+    return abs(math.log1p(one.error)) <= math.log(interval.factor) * (1 + 1e-9)
+
+
+def step_table(own: Sequence[OwnError], gpu: str, quantized: bool) -> list[str]:
+    """Errors of the cells on one GPU that constants follow, those of one precision, model and lengths on one line."""
+    cells: dict[tuple[str, ...], list[OwnError]] = {}
+    for one in own:
+        if one.in_sample and one.gpu == gpu and one.quantized == quantized and one.cell.gpus == 1:
+            cells.setdefault((one.cell.model, one.cell.precision, f"{one.cell.isl}/{one.cell.osl}"), []).append(one)
+    lines = ["| model | precision | ISL/OSL | sequences | error |", "|---|---|---|--:|--:|"]
+    for key, found in sorted(cells.items()):
+        ordered = sorted(found, key=lambda one: one.cell.batch)
+        told = ", ".join(f"{one.cell.batch:,}" for one in ordered), ", ".join(f"{one.error:+.1%}" for one in ordered)
+        lines.append(f"| {' | '.join((*key, *told))} |")
+    return lines
+
+
+def _of_no_fit(one: OwnError) -> bool:
+    return not (one.in_sample or one.left_out or one.precision_left_out)
 
 
 def _earlier(one: OwnError) -> bool:
@@ -355,9 +412,9 @@ def main() -> None:
     own = own_errors(root) + errors_left_out(root)
     print("\n" + "\n".join(own_table(own)))
     if options.write:
-        write_errors(tables_of_errors(own, points), FILE)
-        read_errors.cache_clear()
+        write_tables(own, points)
     print("\n" + "\n".join(interval_table()))
+    print("\n" + "\n".join(cover_table(own)))
 
 
 if __name__ == "__main__":

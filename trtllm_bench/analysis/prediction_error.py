@@ -29,7 +29,7 @@ FILE = Path(__file__).with_name("prediction_errors.toml")
 COVER = 0.9
 LEAST = 3
 """Runs of ours that no constant follows from which on they tell the errors of GPUs that have such, in place of published figures."""
-ELSEWHERE, RANKS = "elsewhere", "ranks"
+ELSEWHERE, RANKS, QUANTIZED = "elsewhere", "ranks", "quantized"
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,10 @@ class Interval:
         return f"throughput within a factor of {self.factor:.2f} in {self.cover:.0%} of cases, by {self.errors} errors of {self.basis}"
 
 
-def kind_of(sequences: int, ranks: int = 1) -> str:
-    """Of steps: `ranks` where there are several; else by sequences in flight `few`, whose GEMMs our skinny kernels take, or `many`, also
-    for 0 (no limit)."""
-    return RANKS if ranks > 1 else "few" if 0 < sequences <= SKINNY_TOKENS else "many"
+def kind_of(sequences: int, ranks: int = 1, quantized: bool = False) -> str:
+    """Of steps: `ranks` where there are several; else `quantized`, or by sequences in flight `few`, whose GEMMs our skinny kernels take, or
+    `many`, also for 0 (no limit)."""
+    return RANKS if ranks > 1 else QUANTIZED if quantized else "few" if 0 < sequences <= SKINNY_TOKENS else "many"
 
 
 def interval_of(errors: Sequence[float], basis: str) -> Interval:
@@ -62,13 +62,27 @@ def interval_of(errors: Sequence[float], basis: str) -> Interval:
     return Interval(math.exp(sizes[rank - 1]), min(COVER, len(sizes) / (len(sizes) + 1)), len(sizes), basis)
 
 
-def interval_for(hardware: Hardware, sequences: int, ranks: int = 1) -> Interval:
-    """Of a prediction for this GPU with so many sequences in flight on one copy of the engine, which has so many ranks."""
+def interval_for(hardware: Hardware, sequences: int, ranks: int = 1, quantized: bool = False) -> Interval:
+    """Of a prediction for this GPU with so many sequences in flight on one copy of the engine, which has so many ranks. `quantized`: of
+    products whose constants one GPU's runs give. On another GPU, and of several ranks, both errors can occur: factors are multiplied."""
+    if quantized:
+        return _of_quantized(hardware, sequences, ranks)
     tables, kind = read_errors(), kind_of(sequences, ranks)
     kinds = next((tables[gpu] for gpu in tables if gpu in hardware.name.lower().replace(" ", "")), tables[ELSEWHERE])
     if kind in kinds:
         return interval_of(kinds[kind]["errors"], kinds[kind]["basis"])
     return interval_of(kinds["many"]["errors"], f"{kinds['many']['basis']}, all with many sequences on one GPU")
+
+
+def _of_quantized(hardware: Hardware, sequences: int, ranks: int) -> Interval:
+    tables, name = read_errors(), hardware.name.lower().replace(" ", "")
+    gpu = next(gpu for gpu, kinds in tables.items() if QUANTIZED in kinds)
+    alone = interval_of(tables[gpu][QUANTIZED]["errors"], tables[gpu][QUANTIZED]["basis"])
+    if ranks == 1 and gpu in name:
+        return alone
+    plain = interval_for(hardware, sequences, ranks)
+    basis = f"{plain.basis}, times that by {alone.errors} errors of {alone.basis}; no such product was measured there"
+    return Interval(plain.factor * alone.factor, min(plain.cover, alone.cover), plain.errors, basis)
 
 
 @cache

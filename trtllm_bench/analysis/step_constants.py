@@ -5,6 +5,9 @@ A GPU without a file is predicted with the H100's constants, and what its data s
 Constants are also of an engine: the H200's follow its kernels of today, the H100's those of the revisions that ran there. A recorded run
 takes the constants of its revision (`[engine]` lists them). So an earlier run on an H200 is held against the H100's constants, and not
 against kernels that it did not have.
+
+Constants of quantized products (`QUANTIZED`), whose kernels are not cuBLASLt's, follow runs of one GPU only, the H200. A plan with such
+products is predicted with that file, whole, on any GPU; `note` says so.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from typing import Any
 
 from trtllm_bench.analysis.link_curve import LinkCurve
 from trtllm_bench.errors import BenchError
+from trtllm_kernels.dialect.packing import PACKED_INPUTS
 from trtllm_results.store.document import read_document
 
 FOLDER = Path(__file__).parent / "step_models"
@@ -36,6 +40,15 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
     "communication": ("one_shot_row_us", "wait_us", "wait_row_us"),
     "step": ("between_us", "launch_us", "host_us", "end_us", "begin_us", "norm"),
 }
+PACKED = (*PACKED_INPUTS, *(f"{name}_fp8" for name, inputs in PACKED_INPUTS.items() if "fp8" in inputs))
+"""Formats of packed weights, with wide inputs and with those in fp8, for which a kernel makes other numbers of the codes."""
+QUANTIZED: Mapping[str, tuple[str, ...]] = {
+    "decoding_cycles": (*PACKED, "scale"),
+    "quantized_share": ("packed_bf16", "packed_fp8", "row_scaled_int8", "row_scaled_fp8"),
+    "quantized_pj": ("code",),
+}
+"""Sections that only the file of `QUANTIZED_GPU` has."""
+QUANTIZED_GPU = "h200"
 FIELDS = ("value", "unit", "what", "record", "command")
 LINKS = ("gpus", "row_elements", "bytes", "us", "copy_bytes_per_s", "what", "record", "command")
 """Fields of the section `all_reduce`, a curve as `trtllm-bench ceilings` measures it."""
@@ -67,27 +80,32 @@ class StepConstants:
     concurrent: Mapping[str, float]
     communication: Mapping[str, float]
     step: Mapping[str, float]
+    decoding_cycles: Mapping[str, float]
+    quantized_share: Mapping[str, float]
+    quantized_pj: Mapping[str, float]
     all_reduce: LinkCurve
     note: str = ""
     """What is to be said beside a prediction with these constants; "" where they follow the GPU's own kernels."""
 
 
-def constants_for(device: str, revision: str = "") -> StepConstants:
+def constants_for(device: str, revision: str = "", quantized: bool = False) -> StepConstants:
     """Of the GPU of this name, as its data sheet's entry has it or its driver gives it (`NVIDIA H100 80GB HBM3`); of a recorded run of
-    `revision`, those that follow the engine which ran."""
+    `revision`, those that follow the engine which ran. `quantized`: of a plan with products that `QUANTIZED` is of, without a revision."""
     name = device.lower().replace(" ", "")
     files = sorted(FOLDER.glob("*.toml"))
     gpu = next((path.stem for path in files if path.stem in name), DEFAULT_GPU)
     ran = (path.stem for path in files if revision and revision.startswith(_read(path, "").revisions))
-    gpu = next(ran, gpu)
+    gpu = next(ran, QUANTIZED_GPU if quantized else gpu)
     return _read(FOLDER / f"{gpu}.toml", "" if gpu in name else device)
 
 
 @cache
 def _read(path: Path, stands_for: str) -> StepConstants:
     data = read_file(path)
-    values = {section: {name: float(data[section][name]["value"]) for name in names} for section, names in SECTIONS.items()}
     gpu = str(data["gpu"])
+    quantized = data if gpu == QUANTIZED_GPU else read_file(path.with_name(f"{QUANTIZED_GPU}.toml"))
+    sections = [(data, *section) for section in SECTIONS.items()] + [(quantized, *section) for section in QUANTIZED.items()]
+    values = {section: {name: float(table[section][name]["value"]) for name in names} for table, section, names in sections}
     note = f"the step model's constants are not fitted to {stands_for}: they are the {gpu.upper()}'s" if stands_for else ""
     links, engine = data["all_reduce"], data["engine"]
     by_bytes = {str(size): us for size, us in zip(links["bytes"], links["us"], strict=True)}
@@ -110,7 +128,8 @@ def read_file(path: Path) -> Mapping[str, Any]:
         data: dict[str, Any] = read_document(path, tomllib.loads)
     except (OSError, ValueError) as error:
         raise BenchError(f"{path} cannot be read as TOML ({error})") from None
-    expected = {f"{section}.{name}" for section, names in SECTIONS.items() for name in names}
+    known = {**SECTIONS, **QUANTIZED} if data.get("gpu") == QUANTIZED_GPU else SECTIONS
+    expected = {f"{section}.{name}" for section, names in known.items() for name in names}
     sections = {name: table for name, table in data.items() if isinstance(table, dict) and name not in ("all_reduce", "engine")}
     given = {f"{section}.{name}" for section, table in sections.items() for name in table}
     if given != expected:

@@ -24,18 +24,19 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from trtllm_bench.analysis.host_links import HostLinks
-from trtllm_bench.analysis.kernel_times import KernelWork, clock_within
+from trtllm_bench.analysis.kernel_times import Codes, Kernel, KernelWork, clock_within
 from trtllm_bench.analysis.link_curve import LinkCurve
 from trtllm_bench.analysis.step_constants import StepConstants, constants_for
 from trtllm_bench.errors import BenchError
 from trtllm_bench.roofline.counts import OpCost, PlanCounter, StepShape
 from trtllm_bench.roofline.hardware import LINK_ROW_ELEMENTS, Hardware
-from trtllm_engines.compiler.plan import ParallelLayout, Plan
+from trtllm_engines.compiler.plan import Op, ParallelLayout, Plan
 from trtllm_engines.runtime.buckets import LARGEST_GRAPH
-from trtllm_kernels.dialect.dtypes import bytes_of
+from trtllm_kernels.dialect.dtypes import bytes_of, num_elements
 from trtllm_kernels.dialect.group import ONE_SHOT_ROWS
 from trtllm_kernels.dialect.ops import OP_SPECS, Trait
-from trtllm_kernels.dialect.types import SKINNY_TOKENS
+from trtllm_kernels.dialect.packing import is_packed
+from trtllm_kernels.dialect.types import SKINNY_TOKENS, TensorSpec
 from trtllm_kernels.lowering.skinny_gemm import IN_TRITON as SKINNY_IN_TRITON
 from trtllm_kernels.lowering.skinny_gemm_cuda import CUDA_ROWS
 
@@ -53,6 +54,14 @@ WAITED_ROWS = 64
 """Rows of a reduction up to which ranks wait the longer for each other the more there are."""
 CODES = ("fp8", "int8")
 """Caches of which decode attention in CUDA C++ reads those of many sequences too."""
+PACKED_ARCH = "sm_90"
+"""What has kernels that multiply packed weights, and the others that are ours."""
+TILE_TOKENS = 256
+"""Tokens of a tile of products over packed weights: the weight is decoded once for each."""
+WIDENED = "bf16"
+"""What packed weights, and fp8 inputs, become where no kernel multiplies them packed."""
+LONG_INT8_ROW = 8192
+"""Bytes of a row of int8 above which the skinny kernel takes one token (`lowering/row_scaled.py`)."""
 FILLED = 0.9
 """Share of the SMs that blocks of the skinny kernel must have for it to take one token, as `fills_sms` asks."""
 PARTS = ("weights", "KV cache", "compute", "element-wise", "communication", "kernel overhead", "host")
@@ -84,8 +93,8 @@ class StepModel:
         self.hardware = hardware
         self._launches = len(plan.ops)
         self._graphs = cuda_graphs
-        self._hopper = hardware.arch == "sm_90"
-        self.constants = constants or constants_for(hardware.name)
+        self._hopper = hardware.arch == PACKED_ARCH
+        self.constants = constants or constants_for(hardware.name, quantized=is_quantized(plan))
         self._ops = {op.name: op for op in plan.ops}
         self._today = self._hopper and not self.constants.earlier
         self._links = _links_of(hardware) or self.constants.all_reduce
@@ -129,12 +138,13 @@ class StepModel:
         """Of some of a step's kernels. Attention of a step that has both phases decodes where it reads more than it computes."""
         programs = shape.num_decodes * self.counter.plan.kv_heads
         split = 2 * programs <= UNSPLIT_PROGRAMS * self.constants.concurrent["sms"]
-        each = ((cost, count, self._kind(cost), _decodes(cost, shape)) for cost, count in kernels)
+        each = (Kernel(cost, count, self._kind(cost), _decodes(cost, shape), self._codes(cost)) for cost, count in kernels)
         return KernelWork.of(each, self.hardware, split)
 
     def op_us(self, cost: OpCost) -> tuple[float, float, float]:
         """(memory, compute, fixed) microseconds of one kernel, at the boost clock but for its arithmetic, which is at the rate measured."""
-        times = KernelWork.of([(cost, 1, self._kind(cost), False)], self.hardware).times(self.constants, self.hardware, self._hopper)
+        kernel = Kernel(cost, 1, self._kind(cost), codes=self._codes(cost))
+        times = KernelWork.of([kernel], self.hardware).times(self.constants, self.hardware, self._hopper)
         memory, compute, fixed = (float(part[0]) for part in times.at(None))
         return memory, compute, fixed
 
@@ -188,6 +198,9 @@ class StepModel:
         for cost, count in self.counter.classes(shape):
             if cost.op == "rope_kv_write" and self._rotated(shape):
                 continue
+            if cost.kind == "gemm" and not self._hopper and _packed(self._operands(cost)):
+                yield from ((part, count) for part in self._widened(cost))
+                continue
             if cost.kind != "attention" or shape.phase == "decode":
                 yield cost, count
                 continue
@@ -206,20 +219,46 @@ class StepModel:
                 time = self.constants.prefill_time[f"{cache}_triton" if self._without_cuda() else cache]
                 yield replace(continued, flop=continued.flop * time), count
 
+    def _operands(self, cost: OpCost) -> dict[str, TensorSpec]:
+        return _operands_of(self.counter.specs, self._ops[cost.name])
+
+    def _codes(self, cost: OpCost) -> Codes | None:
+        if cost.kind != "gemm" or not _packed(operands := self._operands(cost)):
+            return None
+        weight, scales = operands["weight"], operands.get("group_scale")
+        form = f"{weight.dtype}_fp8" if operands["x"].dtype == "fp8" else weight.dtype
+        times = math.ceil(cost.rows / TILE_TOKENS)
+        return Codes(form, times * num_elements(weight), times * num_elements(scales) if scales is not None else 0.0)
+
+    def _widened(self, cost: OpCost) -> Iterator[OpCost]:
+        """Where no kernel multiplies packed weights: a kernel that makes them wide, and the product of what it made."""
+        weight, x = self._operands(cost)["weight"], self._operands(cost)["x"]
+        wide = bytes_of(num_elements(weight), WIDENED)
+        more = bytes_of(cost.rows * int(x.shape[1]), WIDENED) if x.dtype == "fp8" else 0
+        yield replace(cost, kind="rows", flop=0.0, activation_bytes=float(wide))
+        yield replace(cost, op="linear", weight_bytes=float(wide), activation_bytes=cost.activation_bytes + more, compute=WIDENED)
+
     def _kind(self, cost: OpCost) -> str:
         if cost.kind != "gemm":
             return cost.kind
+        operands = self._operands(cost)
+        if _packed(operands) and self._hopper:
+            return "packed"
         skinny = 0 if not self._hopper else SKINNY_IN_TRITON[-1] if Trait.SAMPLES in OP_SPECS[cost.op].traits else SKINNY_TOKENS
         if cost.rows == 1 and self._by_gemv(cost):
             return "gemv"
-        return "skinny" if cost.rows <= skinny else "gemm"
+        if cost.rows <= skinny:
+            return "skinny"
+        return "row_scaled" if self._hopper and _by_rows(operands) else "gemm"
 
     def _by_gemv(self, cost: OpCost) -> bool:
         """Whether a GEMV takes a product of one token: the skinny kernel does where its blocks fill the SMs (`fills_sms` of
         `lowering/skinny_gemm.py`). Of a product that took an activation in, a few rows more or less do not matter."""
         columns = int(self.counter.specs[self._ops[cost.name].outputs[0]].shape[-1])
         filled = 2 * math.ceil(columns / CUDA_ROWS) >= FILLED * self.constants.concurrent["sms"]
-        return not self._today or cost.compute == "int8" or not filled
+        if cost.compute == "int8" and self._today:
+            return bytes_of(int(self._operands(cost)["weight"].shape[1]), "int8") <= LONG_INT8_ROW
+        return not self._today or not filled
 
     def _rotated(self, shape: StepShape) -> bool:
         """Whether decode attention does the rope and the write to the cache: in CUDA C++, in steps without prompts."""
@@ -279,6 +318,36 @@ def step_model(plans: Sequence[Plan], hardware: Hardware, constants: StepConstan
     """Of an engine: the plan of each stage."""
     models = [StepModel(plan, hardware, constants=constants) for plan in plans]
     return models[0] if len(models) == 1 else PipelineModel(models)
+
+
+def is_quantized(plan: Plan) -> bool:
+    """Whether it has products whose kernels are not those of plain fp8 or of wide weights: over packed weights, or with scales of rows."""
+    return any(_packed(operands) or _by_rows(operands) for operands in _products(plan))
+
+
+def widens(plan: Plan, hardware: Hardware) -> bool:
+    """Whether packed weights are made wide before they are multiplied."""
+    return hardware.arch != PACKED_ARCH and any(map(_packed, _products(plan)))
+
+
+def _products(plan: Plan) -> Iterator[dict[str, TensorSpec]]:
+    specs = {**plan.step_inputs, **plan.constants, **plan.weights, **plan.values}
+    return (_operands_of(specs, op) for op in plan.ops if OP_SPECS[op.op].kind == "gemm")
+
+
+def _operands_of(specs: Mapping[str, TensorSpec], op: Op) -> dict[str, TensorSpec]:
+    """By argument."""
+    return {argument: specs[name] for argument, name in zip(OP_SPECS[op.op].tensors, op.inputs, strict=False) if name}
+
+
+def _packed(operands: Mapping[str, TensorSpec]) -> bool:
+    return is_packed(operands["weight"].dtype, operands["x"].dtype)
+
+
+def _by_rows(operands: Mapping[str, TensorSpec]) -> bool:
+    """Codes for both, and a scale for each row of both."""
+    x_scale = operands.get("x_scale")
+    return operands["x"].dtype == operands["weight"].dtype and x_scale is not None and len(x_scale.shape) == 2
 
 
 def _links_of(hardware: Hardware) -> LinkCurve | None:

@@ -110,7 +110,7 @@ def _predict(toml: Path | None, flags: dict[str, Any], gpu: str | None, out: str
     console = plain_console()
     rows = predict_sweep(spec, hardware, command_line())
     print_table(rows, console, spec.axes)
-    sentence(console, "; ".join(notes_on(rows, hardware)), "dim")
+    sentence(console, "; ".join(notes_on(rows)), "dim")
     if store is not None:
         new = keep_predictions(store, rows)
         store.finish()

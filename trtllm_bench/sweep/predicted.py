@@ -11,11 +11,10 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 from trtllm_bench.analysis.cells import hardware_of, layout_of
-from trtllm_bench.analysis.fit import PRECISIONS
 from trtllm_bench.analysis.predict import predict
 from trtllm_bench.analysis.prediction_error import interval_for
 from trtllm_bench.analysis.step_constants import constants_for
-from trtllm_bench.analysis.step_model import hosts_of
+from trtllm_bench.analysis.step_model import hosts_of, is_quantized, widens
 from trtllm_bench.errors import BenchError
 from trtllm_bench.measure.rows import cell_of, reason_of
 from trtllm_bench.measure.workload import workload_of
@@ -36,42 +35,33 @@ from trtllm_results.store.table import Store
 from trtllm_workloads.request import Workload
 
 
-def notes_on(rows: Sequence[Row], hardware: Hardware) -> list[str]:
-    """What is to be said beside a predicted table."""
-    good = [row for row in rows if row.status == "ok"]
-    unmodelled = (note for row in good for note in _unmodelled(row.cell.precision))
-    return [
-        *_notes([layout_of(row.cell) for row in good], hardware),
-        *dict.fromkeys(unmodelled),
-        *dict.fromkeys(row.extra[INTERVAL]["note"] for row in rows if INTERVAL in row.extra),
-    ]
+def notes_on(rows: Sequence[Row]) -> list[str]:
+    """What is to be said beside a predicted table: the notes of its rows. One that is not of all precisions names those it is of."""
+    precisions = list(dict.fromkeys(row.cell.precision for row in rows if row.status == "ok"))
+    of: dict[str, dict[str, None]] = {}
+    for row in rows:
+        for note in row.extra.get(PREDICTED, ()):
+            of.setdefault(note, {})[row.cell.precision] = None
+    return [note if len(named) == len(precisions) else f"{', '.join(named)}: {note}" for note, named in of.items()]
 
 
-def _notes(layouts: Sequence[ParallelLayout], hardware: Hardware) -> list[str]:
-    constants = constants_for(hardware.name)
-    through_memory = max((layout.tp for layout in layouts if layout.group_way == "memory"), default=1)
-    exchange = "communication is that of two H200" + (", by formula for more GPUs" if through_memory > 2 else "")
-    stages = any(layout.pp > 1 and layout.pipe_way == "memory" for layout in layouts)
-    alone = f"{hardware.name.upper()}: from its data sheet alone; no run on it, ours or published, was compared"
+def _notes(plan: Plan, layout: ParallelLayout, hardware: Hardware) -> list[str]:
+    constants, gpu = constants_for(hardware.name, quantized=is_quantized(plan)), hardware.name.upper()
+    alone = f"{gpu}: from its data sheet alone; no run on it, ours or published, was compared"
+    wide = f"packed weights are made wide in every step, since no kernel of {gpu} multiplies them"
+    through_memory = layout.tp if layout.group_way == "memory" else 1
+    hosts = hosts_of(layout, hardware)
     return [
         "predicted from counts and ceilings, not measured",
         *([alone] if hardware.sheet_only else []),
         *([constants.note] if constants.note else []),
         *([constants.engine] if constants.fitted and constants.earlier else []),
-        *([exchange] if through_memory > 1 else []),
-        *(["what stages send is by formula"] if stages else []),
-        *dict.fromkeys(
-            f"{hosts.note}, and the interval does not hold" for layout in layouts if (hosts := hosts_of(layout, hardware)) is not None
-        ),
+        *([wide] if widens(plan, hardware) else []),
+        *(["communication is that of two H200"] if through_memory > 1 else []),
+        *(["communication of more than two GPUs is by formula"] if through_memory > 2 else []),
+        *(["what stages send is by formula"] if layout.pp > 1 and layout.pipe_way == "memory" else []),
+        *([f"{hosts.note}, and the interval does not hold"] if hosts is not None else []),
     ]
-
-
-def _unmodelled(precision: str) -> list[str]:
-    """What is to be said of a precision whose kernels the step model does not know."""
-    known = precision in (*PRECISIONS, "fp16", "fp32")
-    return (
-        [] if known else [f"kernels of {precision} are not modelled: its bytes and rates alone are counted, and the interval does not hold"]
-    )
 
 
 def keep_predictions(store: Store, rows: Sequence[Row]) -> int:
@@ -146,10 +136,11 @@ def _row(
             error = problem
     if error is not None:
         return Row(cell, environment, status="failed", reason=reason_of(error), run_id=run_id, command=command)
-    interval = interval_for(hardware, -(-spec.load.concurrency // engine.replicas), engine.tp * engine.pp)
+    sequences = -(-spec.load.concurrency // engine.replicas)
+    interval = interval_for(hardware, sequences, engine.tp * engine.pp, is_quantized(plans[0]))
     low, high = interval.around(figures["output_tokens_per_s"])
     basis = {
-        PREDICTED: [*_notes([layout_of(cell)], hardware), *_unmodelled(str(engine.precision)), interval.note],
+        PREDICTED: [*_notes(plans[0], layout_of(cell), hardware), interval.note],
         INTERVAL: {"low": low, "high": high, "cover": interval.cover, "errors": interval.errors, "note": interval.note},
     }
     return Row(cell, environment, figures=figures, run_id=run_id, command=command, extra=basis)
