@@ -23,7 +23,11 @@ from trtllm_engines.quantization.scheme import Codes, Inputs, QuantScheme
 
 WIDE = ("F64", "F32", "F16", "BF16")
 SCALES: Mapping[str, str] = {"F32": "fp32", "F16": "fp16", "BF16": "bf16", "F8_E4M3": "fp8"}
-"""Dtypes of stored scales, by safetensors' name."""
+"""Dtypes of stored scales of groups, by safetensors' name."""
+GROUP_SCALES = ("F32", "F16", "BF16")
+"""Those that are wide numbers."""
+WIDE_DTYPE = "bf16"
+"""Of modules that a configuration leaves wide."""
 
 
 class StoredTensors(Protocol):
@@ -101,9 +105,9 @@ class Format(ABC):
             raise EngineError(f"tensor {name} in {self.folder} has shape {list(shape)}; it must be a matrix")
         return shape[0], shape[1]
 
-    def number(self, name: str) -> None:
-        """As `need`, of one wide number."""
-        if (shape := self.need(name, WIDE)) not in ((), (1,), (1, 1)):
+    def number(self, name: str, types: Sequence[str] = WIDE) -> None:
+        """As `need`, of one number."""
+        if (shape := self.need(name, types)) not in ((), (1,), (1, 1)):
             raise EngineError(f"tensor {name} in {self.folder} has shape {list(shape)}; it must be one number")
 
     def unknown(self, how: str) -> UnknownQuantization:
@@ -116,9 +120,15 @@ class Format(ABC):
         """The scheme of such weights and inputs; one scale for the tensor is one for each row, since products are merged. Raises
         `UnknownQuantization` where there is none."""
         chosen = scheme_for(kind, inputs)
-        if chosen is None or (EXACT_CODES not in chosen.recipes and (kind.zero_point or kind.in_groups)):
+        if chosen is None or not runs(kind, inputs):
             raise self.unknown(how)
         return QuantScheme(chosen.name, replace(kind, granularity="row") if kind.granularity == "tensor" else kind, inputs)
+
+
+def runs(kind: Codes, inputs: Inputs) -> bool:
+    """Whether a scheme multiplies such weights and inputs."""
+    chosen = scheme_for(kind, inputs)
+    return chosen is not None and (EXACT_CODES in chosen.recipes or not (kind.zero_point or kind.in_groups))
 
 
 def group_size(name: str, columns: int, groups: int, folder: Path) -> int:
