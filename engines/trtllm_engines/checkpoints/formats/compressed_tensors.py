@@ -16,14 +16,24 @@ from pydantic import Field
 from torch import Tensor
 
 from trtllm_engines.checkpoints.formats.config import EVERY_LINEAR, CacheCodes, GroupSize, Name, Names, Stated, checked_config, target
-from trtllm_engines.checkpoints.formats.format import GROUP_SCALES, SCALES, WIDE_DTYPE, Format, Rule, column_order, group_size, nibbles, runs, words_to_codes
+from trtllm_engines.checkpoints.formats.format import (
+    GROUP_SCALES,
+    SCALES,
+    WIDE_DTYPE,
+    Format,
+    Rule,
+    column_order,
+    group_size,
+    nibbles,
+    runs,
+    words_to_codes,
+)
 from trtllm_engines.checkpoints.formats.fp8 import stored_fp8
 from trtllm_engines.checkpoints.stored_codes import StoredCodes
 from trtllm_engines.errors import EngineError
 from trtllm_engines.quantization.module_names import expression
 from trtllm_engines.quantization.registry import definition
 from trtllm_engines.quantization.scheme import Codes, Inputs, QuantScheme
-
 
 _LAYOUTS = {
     *("dense", "mixed-precision", "pack-quantized", "int-quantized", "float-quantized", "naive-quantized"),
@@ -181,7 +191,7 @@ class CompressedTensors(Format):
         if not 0 < columns <= words * 32 // bits or rows != self.tensors.header(name)[1][0]:
             raise EngineError(f"tensor {module}.weight_shape in {self.folder} is {[rows, columns]}, more than {name} holds")
         zero_name = f"{module}.weight_zero_point"
-        kind = self._int_kind(module, bits, (rows, columns), zero_name)
+        kind = self._int_kind(module, weights, (rows, columns))
         size = kind.group_size or columns
         g_idx = f"{module}.weight_g_idx"
         if self.has(g_idx):
@@ -221,7 +231,7 @@ class CompressedTensors(Format):
         if bits not in (4, 8) or weights.type != "int":
             raise self.unknown(f"compressed-tensors with {_said(weights)} weights (such as {name})")
         rows, columns = self.matrix(name, ("I8",))
-        kind = self._int_kind(module, bits, (rows, columns), zero)
+        kind = self._int_kind(module, weights, (rows, columns))
         if kind.zero_point and kind.granularity != "tensor":
             self.need(zero, ("I8",), (rows, columns // kind.group_size if kind.in_groups else 1))
         elif kind.zero_point:
@@ -239,19 +249,20 @@ class CompressedTensors(Format):
         stored = self.tensors.tensor(name)
         return stored.float().view(1) if kind.granularity == "tensor" else stored
 
-    def _int_kind(self, module: str, bits: int, shape: tuple[int, int], zero: str) -> Codes:
+    def _int_kind(self, module: str, weights: _Codes, shape: tuple[int, int]) -> Codes:
         """Codes of weight `module` [rows, columns], by the shape of its scales."""
-        scale = f"{module}.weight_scale"
+        scale, dtype = f"{module}.weight_scale", f"int{weights.num_bits}"
+        zero = weights.symmetric is False or self.has(f"{module}.weight_zero_point")
         rows, columns = shape
         if self.need(scale, GROUP_SCALES) in ((), (1,), (1, 1)):
-            return Codes(f"int{bits}", "tensor", zero_point=self.has(zero))
+            return Codes(dtype, "tensor", zero_point=zero)
         scale_shape = self.matrix(scale, GROUP_SCALES)
         if scale_shape[0] != rows:
             raise EngineError(f"tensor {scale} in {self.folder} has shape {list(scale_shape)}; it must have {rows} rows, one per output")
         if scale_shape[1] == 1:
-            return Codes(f"int{bits}", "row", zero_point=self.has(zero))
+            return Codes(dtype, "row", zero_point=zero)
         size = group_size(f"{module}.weight", columns, scale_shape[1], self.folder)
-        return Codes(f"int{bits}", "group", size, self.has(zero), SCALES[self.tensors.header(scale)[0]])
+        return Codes(dtype, "group", size, zero, SCALES[self.tensors.header(scale)[0]])
 
     def _fp4(self, module: str) -> StoredCodes:
         name, scale, whole = f"{module}.weight_packed", f"{module}.weight_scale", f"{module}.weight_global_scale"

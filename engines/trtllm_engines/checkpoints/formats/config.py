@@ -38,7 +38,7 @@ class CacheCodes(Stated):
 
     @property
     def dtype(self) -> str:
-        """"" where no engine here keeps its cache so."""
+        """ "" where no engine here keeps its cache so."""
         return {("float", 8): "fp8", ("int", 8): "int8"}.get((self.type or "", self.num_bits or 0), "")
 
 

@@ -34,7 +34,6 @@ from trtllm_engines.quantization.module_names import expression
 from trtllm_engines.quantization.registry import definition
 from trtllm_engines.quantization.scheme import Codes, Inputs, QuantScheme
 
-
 _PACKED_AS = {"auto_round:auto_gptq": "gptq", "auto_round:gptq": "gptq", "auto_round:gptqmodel": "gptq_v2", "auto_round": "gptq_v2"}
 """auto-round's packings that are this one: the version of the format."""
 _Bits = Annotated[int, Field(ge=1, le=32)]
