@@ -175,6 +175,14 @@ def test_more_gpus_than_there_are_is_one_sentence(capsys: pytest.CaptureFixture[
     assert "the engine takes 4 GPUs and this machine has 2; ask for a smaller --tp" in refused(capsys, *asked, "--tp", 4)
 
 
+def test_more_processes_than_a_cpu_takes_are_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    """A thousand replicas once filled a machine's memory."""
+    asked = ["throughput", "--model", "tiny-llama", "--precision", "fp32", "--concurrency", 4, "--device", "cpu"]
+    said = refused(capsys, *asked, "--replicas", 1000)
+    assert "the engine takes 1,000 processes, and on a CPU 16 run at most; ask for a smaller --replicas" in said
+    assert "the engine takes 20 processes" in refused(capsys, *asked, "--replicas", 10, "--tp", 2)
+
+
 @pytest.mark.usefixtures("own_cache")
 def test_an_engine_of_another_layout_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     folder = tmp_path / "one.engine"

@@ -12,10 +12,11 @@ import pytest
 import torch
 from quantized_checkpoints import FOLDER, dense
 from safetensors.torch import load_file, save_file
+from test_quantized_checkpoints import logits
 from torch import Tensor
 
 from trtllm_engines.checkpoints import open_weights
-from trtllm_engines.checkpoints.checkpoint_precision import checkpoint_plan
+from trtllm_engines.checkpoints.checkpoint_precision import checkpoint_plan, default_precision, plan_for
 from trtllm_engines.errors import EngineError
 
 LAYER = "model.layers.0"
@@ -205,3 +206,35 @@ def test_a_cache_that_is_stated(tmp_path: Path, config: dict[str, Any], dtype: s
     plan = checkpoint_plan(tmp_path)
     assert plan is not None
     assert plan.kv.dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "damage", "said"),
+    [
+        (
+            "llmcompressor-nvfp4a16",
+            "weight_global_scale",
+            lambda scale: scale * 0,
+            r"weight_global_scale in .* is 0; it must be a positive",
+        ),
+        ("llmcompressor-nvfp4a16", "weight_global_scale", lambda scale: scale * torch.inf, "is inf; it must be a positive number"),
+        ("modelopt-nvfp4", "weight_scale_2", lambda scale: scale * torch.nan, "weight_scale_2 in .* is nan; it must be a positive"),
+        (
+            "modelopt-int4-awq",
+            "pre_quant_scale",
+            lambda scale: scale * torch.nan,
+            r"a factor \(pre_quant_scale\) of its codes is not finite",
+        ),
+        ("llmcompressor-fp8-block", "weight", lambda codes: (codes.float() * torch.nan).to(codes.dtype), "down_proj.weight: a code of its"),
+        ("llmcompressor-nvfp4a16", "weight_scale", lambda scale: scale.view(torch.uint8), r"of type U8 and has .*; it must be of F8_E4M3"),
+    ],
+)
+def test_parts_that_are_no_numbers_are_named(tmp_path: Path, name: str, part: str, damage: Callable[[Tensor], Tensor], said: str) -> None:
+    """Logits of the engine would be NaN, or of weights that are all 0."""
+
+    def damaged(stored: Tensors) -> None:
+        stored[f"{DOWN}.{part}"] = damage(stored[f"{DOWN}.{part}"])
+
+    folder = changed(tmp_path, name, damaged)
+    with pytest.raises(EngineError, match=said):
+        logits(folder, plan_for(folder, default_precision(folder, gpu=False)))

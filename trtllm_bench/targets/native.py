@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 TOKENIZER = "tokenizer.json"
 DEVICES = ("auto", "cpu", "cuda")
+MOST_ON_CPU = 16
+"""Processes of ranks and replicas on one host's CPU: each holds PyTorch, some 350 MiB."""
 
 
 def device_of(device: str) -> str:
@@ -90,15 +92,18 @@ def check(spec: MeasurementSpec) -> None:
 
 
 def _check_gpus(engine: EngineSpec, layout: ParallelLayout) -> None:
-    """Raises `LayoutError` when this machine has fewer GPUs than `engine`, so laid out, takes of each host."""
-    if device_of(engine.device) == "cpu":
-        return
+    """Raises `LayoutError` when this machine has fewer GPUs than `engine`, so laid out, takes of each host, or a CPU would have more
+    processes."""
     of_host = layout.ranks // layout.nnodes
     needed = of_host * engine.replicas
+    flags = " or ".join(name for name, size in (("--tp", layout.tp), ("--pp", layout.pp), ("--replicas", engine.replicas)) if size > 1)
+    if device_of(engine.device) == "cpu":
+        if needed > MOST_ON_CPU:
+            raise LayoutError(f"the engine takes {needed:,} processes, and on a CPU {MOST_ON_CPU} run at most; ask for a smaller {flags}")
+        return
     if needed == 1 or (here := len(gpus())) >= needed:
         return
     copies = f"{engine.replicas} replicas of {of_host} GPUs each take" if engine.replicas > 1 and of_host > 1 else "the engine takes"
-    flags = " or ".join(name for name, size in (("--tp", layout.tp), ("--pp", layout.pp), ("--replicas", engine.replicas)) if size > 1)
     raise LayoutError(f"{copies} {needed} GPUs and this machine has {here}; ask for a smaller {flags}")
 
 

@@ -270,16 +270,14 @@ class CompressedTensors(Format):
         _, groups = self.matrix(scale, ("F8_E4M3", "U8"))
         self.need(scale, ("F8_E4M3", "U8"), (rows, groups))
         size = group_size(f"{module}.weight", 2 * half, groups, self.folder)
-        nvidias = self.tensors.header(scale)[0] == "F8_E4M3"
-        if nvidias:
-            self.number(whole)
+        nvidias = self.fp4_scales(scale, whole)
         return StoredCodes(
             f"{module}.weight",
             Codes("fp4", "group", size, scale_dtype="fp8" if nvidias else "e8m0", tensor_scale=nvidias),
             (rows, 2 * half),
             lambda: nibbles(self.tensors.tensor(name)),
             lambda: self.tensors.tensor(scale),
-            tensor_scale=(lambda: 1.0 / self.tensors.tensor(whole).float().view(1)) if nvidias else None,
+            tensor_scale=(lambda: 1.0 / self.positive(whole)) if nvidias else None,
         )
 
 

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from trtllm_engines.checkpoints import check_scale
 from trtllm_engines.checkpoints.stored_codes import StoredCodes
 from trtllm_engines.errors import EngineError
 from trtllm_engines.quantization.registry import EXACT_CODES, scheme_for
@@ -109,6 +110,22 @@ class Format(ABC):
         """As `need`, of one number."""
         if (shape := self.need(name, types)) not in ((), (1,), (1, 1)):
             raise EngineError(f"tensor {name} in {self.folder} has shape {list(shape)}; it must be one number")
+
+    def positive(self, name: str) -> Tensor:
+        """fp32 [1] of a tensor that `number` found. Raises `EngineError` unless it is positive."""
+        scale = self.tensors.tensor(name).float().view(1)
+        check_scale(name, float(scale), str(self.folder))
+        return scale
+
+    def fp4_scales(self, scale: str, whole: str) -> bool:
+        """Whether `scale` is NVFP4's, of which `whole` is a part; MXFP4's are powers of two. Raises `EngineError`."""
+        dtype = self.tensors.header(scale)[0]
+        nvidias = dtype == "F8_E4M3"
+        if nvidias:
+            self.number(whole)
+        elif self.has(whole):
+            raise EngineError(f"tensor {scale} in {self.folder} is of type {dtype} and has {whole} beside it; it must be of F8_E4M3")
+        return nvidias
 
     def unknown(self, how: str) -> UnknownQuantization:
         return UnknownQuantization(

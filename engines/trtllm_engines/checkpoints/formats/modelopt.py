@@ -145,14 +145,12 @@ class ModelOpt(Format):
         if groups * rows != math.prod(self.need(scale, ("F8_E4M3", "U8"))):
             raise EngineError(f"tensor {scale} in {self.folder} does not have as many scales for each of {rows} rows; download it again")
         size = group_size(name, 2 * half, groups, self.folder)
-        nvidias = self.tensors.header(scale)[0] == "F8_E4M3"
-        if nvidias:
-            self.number(whole)
+        nvidias = self.fp4_scales(scale, whole)
         return StoredCodes(
             name,
             Codes("fp4", "group", size, scale_dtype="fp8" if nvidias else "e8m0", tensor_scale=nvidias),
             (rows, 2 * half),
             lambda: nibbles(self.tensors.tensor(name)),
             lambda: self.tensors.tensor(scale).view(rows, groups),
-            tensor_scale=(lambda: self.tensors.tensor(whole).float().view(1)) if nvidias else None,
+            tensor_scale=(lambda: self.positive(whole)) if nvidias else None,
         )
