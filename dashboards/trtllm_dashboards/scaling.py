@@ -6,9 +6,10 @@ repeats; rows that are not `ok` count for nothing.
 
 from __future__ import annotations
 
+import itertools
 import json
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -18,6 +19,7 @@ from trtllm_dashboards.tables import Column, show
 from trtllm_results.record.row import ALIGN_FIELDS, Cell, Row
 
 LAYOUT = ("tp", "pp", "replicas")
+SIZE = "max_batch_size"
 RATE = "output_tokens_per_s"
 COLUMNS = (
     Column("cell", whole=True),
@@ -55,23 +57,38 @@ def layout_name(cell: Cell) -> str:
 
 def matched(found: Iterable[Point]) -> list[list[Scaled]]:
     """Groups of cells that differ in layout alone, each by GPUs, those of one layout left out."""
-    groups: dict[str, dict[str, Point]] = {}
+    loads: dict[str, list[Point]] = {}
     for point in sorted(having(found, RATE), key=started):  # of two versions of one cell the newer
-        groups.setdefault(_load(point), {})[layout_name(point.cell)] = point
+        loads.setdefault(_load(point), []).append(point)
     scaled = []
-    for layouts in groups.values():
-        members = sorted(layouts.values(), key=lambda point: (point.cell.gpus, point.cell.replicas, point.cell.pp))
+    for layouts in itertools.chain.from_iterable(map(_by_size, loads.values())):
+        members = sorted(layouts, key=lambda point: (point.cell.gpus, point.cell.replicas, point.cell.pp))
         first = _mean(members[0], RATE)
         if len(members) > 1 and first:
             scaled.append([Scaled(point, (_mean(point, RATE) or 0.0) / first) for point in members])
     return scaled
 
 
+def _by_size(same_load: Sequence[Point]) -> Iterator[Iterable[Point]]:
+    """Those whose engines take as many sequences: each copy as many as one engine, or all copies together, which is what they are built
+    for where nobody says a size."""
+    fewest = min(point.cell.replicas for point in same_load)
+    for size in sorted({_size(point) for point in same_load if point.cell.replicas == fewest}):
+        fitting = [point for point in same_load if _size(point) in (size, -(-size * fewest // point.cell.replicas))]
+        yield {layout_name(point.cell): point for point in sorted(fitting, key=lambda point: _size(point) == size)}.values()
+
+
+def _size(point: Point) -> int:
+    """Most sequences of each copy; 0 where that is not known."""
+    return int(point.cell.settings.get(SIZE) or 0)
+
+
 def _load(point: Point) -> str:
-    """Everything that two layouts of one cell have in common."""
+    """Everything that two layouts of one cell have in common but the size of their engines."""
     cell = point.cell
-    same = {name: getattr(cell, name) for name in (*ALIGN_FIELDS, "workload_hash", "target", "settings") if name not in LAYOUT}
-    return json.dumps([point.source, point.environment.device, same], sort_keys=True, default=str)
+    settings = {name: value for name, value in cell.settings.items() if name != SIZE}
+    same = {name: getattr(cell, name) for name in (*ALIGN_FIELDS, "workload_hash", "target") if name not in LAYOUT}
+    return json.dumps([point.source, point.environment.device, same, settings], sort_keys=True, default=str)
 
 
 def print_scaling(rows: Sequence[Row], console: Console) -> None:

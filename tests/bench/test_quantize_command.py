@@ -87,6 +87,12 @@ def test_a_model_becomes_integers(capsys: pytest.CaptureFixture[str], model: Pat
         (["--precision", "int4"], "groups of 128 do not divide"),
         (["--precision", "int4_awq", "--method", "gptq"], "--precision int4_awq is --method awq, not gptq"),
         (["--method", "awq"], "--method awq is for integers"),
+        (["--group-size", "64"], "--group-size 64 is for integers, and --precision is fp8; leave it out"),
+        (["--asymmetric"], "--asymmetric is for integers"),
+        (["--damping", "0.1"], "--damping 0.1 is for integers"),
+        (["--precision", "int8_wo", "--kv-dtype", "fp8"], "--kv-dtype fp8 is for fp8, and --precision is int8_wo"),
+        (["--precision", "int4", "--group-size", "32", "--act-order", "group"], "--act-order group is for gptq, and the method is awq"),
+        (["--precision", "int8_sq", "--method", "gptq", "--act-order", "static"], "--act-order static is for groups of columns"),
     ):
         assert says in refused(capsys, "quantize", model, "--out", tmp_path / "o", *flags, "--dataset", text, "--device", "cpu")
 

@@ -180,7 +180,7 @@ def test_more_processes_than_memory_holds_are_one_sentence(capsys: pytest.Captur
     monkeypatch.setattr(memory, "host_free_bytes", lambda: int(4e9))
     asked = ["throughput", "--model", "tiny-llama", "--precision", "fp32", "--device", "cpu", "--concurrency", 4]
     said = refused(capsys, *asked, "--replicas", 1000)
-    assert "the engine takes 1000 processes of at least 180 MB each (180 GB) and this machine has 4 GB free" in said
+    assert "the engine takes 1000 processes of at least 350 MB each (350 GB) and this machine has 4 GB free" in said
     assert "ask for a smaller --replicas" in said
     with pytest.raises(LayoutError, match="ask for a smaller --tp or --pp"):
         native.check(MeasurementSpec(engine=EngineSpec(model="tiny-llama", precision="fp32", device="cpu", tp=8, pp=4)))

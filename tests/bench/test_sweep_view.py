@@ -148,6 +148,19 @@ def test_layouts_have_figures_per_gpu_and_a_table_of_speed_up() -> None:
     assert "x2 2 196 1.96 98" in text
 
 
+@pytest.mark.parametrize(("size", "of_each", "matched"), [(64, 32, True), (63, 32, True), (64, 64, True), (64, 48, False)])
+def test_copies_are_beside_one_engine_of_their_size(size: int, of_each: int, matched: bool) -> None:
+    """Nobody having said a size, engines are built for the sequences in flight, which copies share."""
+
+    def row(replicas: int, size: int, rate: float) -> Row:
+        cell = replace(ROW.cell, replicas=replicas, settings={**ROW.cell.settings, "max_batch_size": size})
+        return replace(ROW, cell=cell, figures={"output_tokens_per_s": rate})
+
+    out, stream = console(terminal=False)
+    print_table([row(1, size, 100.0), row(2, of_each, 196.0)], out, ["replicas"])
+    assert ("1.96" in stream.getvalue()) is matched
+
+
 def test_power_and_rate_columns_appear_only_where_they_say_something() -> None:
     out, stream = console(terminal=False)
     print_table([ROW], out)

@@ -12,9 +12,11 @@ from trtllm_bench.commands import _options as options
 from trtllm_bench.errors import BenchError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from rich.table import Table
 
-    from trtllm_engines.calibration.integers import Integers
+    from trtllm_engines.calibration.integers import Integers, Recipe
     from trtllm_engines.calibration.ranges import Ranges
 
 
@@ -33,17 +35,20 @@ def command(
     ] = None,
     asymmetric: Annotated[bool, typer.Option("--asymmetric", help="Integer weights with zero points.")] = False,
     act_order: Annotated[
-        str, typer.Option("--act-order", help="GPTQ: none, static (groups stay in place) or group (columns get an index).")
-    ] = "static",
-    damping: Annotated[float, typer.Option("--damping", help="GPTQ: added to the diagonal, as a share of its mean.")] = 0.01,
+        str | None,
+        typer.Option("--act-order", help="GPTQ: none, static (groups stay in place, the default) or group (columns get an index)."),
+    ] = None,
+    damping: Annotated[
+        float | None, typer.Option("--damping", help="GPTQ: added to the diagonal, as a share of its mean (default 0.01).")
+    ] = None,
     dataset: Annotated[
         Path | None, typer.Option("--dataset", help="Text to calibrate on: .txt, or .jsonl with text, prompt or input_ids (default: ours).")
     ] = None,
     calib_size: Annotated[int, typer.Option("--calib-size", min=1, help="Most windows of text.")] = 128,
     calib_seq_len: Annotated[int, typer.Option("--calib-seq-len", min=2, help="Tokens of a window.")] = 512,
     kv_dtype: Annotated[
-        str, typer.Option("--kv-dtype", help="Of fp8 checkpoints: fp8, or none to leave out the KV cache's scales.")
-    ] = "fp8",
+        str | None, typer.Option("--kv-dtype", help="Of fp8 checkpoints: fp8 (default), or none to leave out the KV cache's scales.")
+    ] = None,
     device: options.Device = "auto",
 ) -> None:
     """Calibrate a model and write it as a checkpoint in fp8, int8 or int4.
@@ -53,18 +58,37 @@ def command(
       trtllm-bench quantize llama-8b --precision int4_awq --out llama-8b-awq
     """
     from trtllm_bench.targets.native import device_of
-    from trtllm_engines.calibration.integers import METHODS, named
+    from trtllm_engines.calibration.integers import METHODS, Recipe, named
 
     chosen, implied = named(precision)
     text = Text(dataset, calib_size, calib_seq_len, device_of(device))
+    of_gptq = {"--act-order": act_order, "--damping": damping}
     if chosen not in METHODS:
-        if method is not None:
-            raise BenchError(f"--method {method} is for integers, and --precision is {precision}; leave it out")
-        _fp8(model, out, chosen, kv_dtype, text)
+        of_integers = {"--method": method, "--group-size": group_size, "--asymmetric": asymmetric or None, **of_gptq}
+        _refuse(of_integers, "integers", f"--precision is {precision}")
+        _fp8(model, out, chosen, kv_dtype or "fp8", text)
         return
+    _refuse({"--kv-dtype": kv_dtype}, "fp8", f"--precision is {precision}")
     if implied is not None and method not in (None, implied):
         raise BenchError(f"--precision {precision} is --method {implied}, not {method}; give --precision {chosen}")
-    _integers(model, out, chosen, text, (method or implied, group_size, not asymmetric, act_order, damping))
+    given: dict[str, Any] = {"act_order": act_order, "damping": damping}
+    recipe = Recipe(
+        chosen, method or implied, group_size, not asymmetric, **{name: value for name, value in given.items() if value is not None}
+    )
+    layout = recipe.layout()
+    if recipe.chosen_method != "gptq":
+        _refuse(of_gptq, "gptq", f"the method is {recipe.chosen_method}")
+    elif not layout.grid.group:
+        _refuse({"--act-order": act_order}, "groups of columns", "a scale is of a whole row")
+    _integers(model, out, recipe, text)
+
+
+def _refuse(given: Mapping[str, object], purpose: str, instead: str) -> None:
+    """Raises `BenchError` for the first of these options that was given, which would do nothing."""
+    for option, value in given.items():
+        if value is not None:
+            said = option if value is True else f"{option} {value}"
+            raise BenchError(f"{said} is for {purpose}, and {instead}; leave it out")
 
 
 class Text(NamedTuple):
@@ -109,19 +133,19 @@ def _fp8(model: str, out: Path, precision: str, kv_dtype: str, text: Text) -> No
     console.print(f"build it: trtllm-bench build --model {out} --precision {precision}", soft_wrap=True)
 
 
-def _integers(model: str, out: Path, precision: str, text: Text, asked: tuple[Any, ...]) -> None:
+def _integers(model: str, out: Path, recipe: Recipe, text: Text) -> None:
     import time
 
     from trtllm_bench.build_progress import build_progress
     from trtllm_dashboards.tables import plain_console
-    from trtllm_engines.calibration.integers import Recipe, quantize_integers
+    from trtllm_engines.calibration.integers import quantize_integers
 
     began = time.perf_counter()
     with build_progress() as report:
         made = quantize_integers(
             model,
             out,
-            Recipe(precision, *asked),
+            recipe,
             dataset=text.dataset,
             samples=text.windows,
             length=text.length,
@@ -139,7 +163,7 @@ def _integers(model: str, out: Path, precision: str, text: Text, asked: tuple[An
         f"by {made.method}; {made.nbytes / 2**20:,.1f} MiB, written in {seconds:.1f} s",
         soft_wrap=True,
     )
-    console.print(f"build it: trtllm-bench build --model {out} --precision {precision}", soft_wrap=True)
+    console.print(f"build it: trtllm-bench build --model {out} --precision {recipe.precision}", soft_wrap=True)
 
 
 def _error_table(made: Integers) -> Table:

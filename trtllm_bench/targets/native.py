@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 TOKENIZER = "tokenizer.json"
 DEVICES = ("auto", "cpu", "cuda")
-RANK_BYTES = 180e6
+RANK_BYTES = 350e6
 """What the process of a rank on a CPU takes before it has weights (tiny-llama)."""
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trtllm_engines.checkpoints.formats import UnknownQuantization, format_of, stated_method, states_quantization
-from trtllm_engines.checkpoints.formats.format import Format
+from trtllm_engines.checkpoints.formats.format import WIDE_DTYPE, Format
 from trtllm_engines.checkpoints.formats.modelopt import MODELOPT_CONFIG
 from trtllm_engines.errors import EngineError
 from trtllm_engines.quantization import named_plan
@@ -125,6 +125,8 @@ def checkpoint_plan(model: str | Path) -> QuantPlan | None:
 
 def _stated_plan(reader: Format, weights: FolderWeights | None) -> QuantPlan | None:
     schemes = list(reader.rules())
+    if not schemes and reader.kv_dtype() in kv_definitions():
+        schemes = [(".*", definition(WIDE_DTYPE).scheme)]
     if not schemes:
         return None
     chosen = definition(_name_of([scheme for _, scheme in schemes]))

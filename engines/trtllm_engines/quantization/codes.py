@@ -68,7 +68,7 @@ def stacked_codes(recipe: WeightRecipe, source: WeightSource, device: torch.devi
 
 
 def _codes(recipe: WeightRecipe, source: WeightSource, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return _stacked(recipe, [part.codes() for part in parts_of(recipe, source, device)])
+    return _stacked(recipe, [_finite(part, "code", part.codes()) for part in parts_of(recipe, source, device)])
 
 
 def _packed(recipe: WeightRecipe, codes: Tensor) -> Tensor:
@@ -82,24 +82,34 @@ def _weight_scale(recipe: WeightRecipe, source: WeightSource, dtype: torch.dtype
     kind, _ = _scheme_of(recipe)
     parts = parts_of(recipe, source, device)
     if kind.tensor_scale:
-        return _stacked(recipe, [part.tensor_scale().view(1, 1).expand(part.shape[0], 1) for part in parts if part.tensor_scale])
-    return _stacked(recipe, [_finite(part).float() for part in parts]).contiguous()
+        scales = [(part, _finite(part, "scale", part.tensor_scale())) for part in parts if part.tensor_scale]
+        return _stacked(recipe, [scale.view(1, 1).expand(part.shape[0], 1) for part, scale in scales])
+    return _stacked(recipe, [_scale(part).float() for part in parts]).contiguous()
 
 
-def _finite(part: StoredCodes) -> Tensor:
-    """Its scales. Raises `EngineError` where one is no number."""
+def _scale(part: StoredCodes) -> Tensor:
+    """Its scales. Raises `EngineError` where one is no number: of powers of two 255 is none."""
     scale = part.scale()
-    if not bool((scale != 255).all() if scale.dtype == torch.uint8 else torch.isfinite(scale.float()).all()):
-        raise EngineError(f"weight {part.name}: a scale of its codes is not finite; download the checkpoint again, or quantize it again")
+    _finite(part, "scale", torch.where(scale == 255, torch.nan, 0.0) if scale.dtype == torch.uint8 else scale)
     return scale
 
 
+def _finite(part: StoredCodes, what: str, values: Tensor) -> Tensor:
+    """`values`. Raises `EngineError` where one is no number."""
+    if not values.is_floating_point():
+        return values
+    bad = (values.view(torch.uint8) & 0x7F) == 0x7F if values.dtype == torch.float8_e4m3fn else ~torch.isfinite(values)
+    if bool(bad.any()):
+        raise EngineError(f"weight {part.name}: a {what} of its codes is not finite; download the checkpoint again, or quantize it again")
+    return values
+
+
 def _group_scale(recipe: WeightRecipe, source: WeightSource, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return _stacked(recipe, [_finite(part) for part in parts_of(recipe, source, device)])
+    return _stacked(recipe, [_scale(part) for part in parts_of(recipe, source, device)])
 
 
 def _weight_zero(recipe: WeightRecipe, source: WeightSource, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return _stacked(recipe, [part.zero().to(dtype) for part in parts_of(recipe, source, device) if part.zero])
+    return _stacked(recipe, [_finite(part, "zero point", part.zero()).to(dtype) for part in parts_of(recipe, source, device) if part.zero])
 
 
 def _transposed(recipe: WeightRecipe, groups: Tensor) -> Tensor:
@@ -124,6 +134,10 @@ def _same_in_all(what: str, part: Callable[[StoredCodes], Tensor | None]) -> Cal
     return make
 
 
+def _factor(part: StoredCodes) -> Tensor | None:
+    return None if part.factor is None else _finite(part, "factor (pre_quant_scale)", part.factor())
+
+
 def _flat(recipe: WeightRecipe, row: Tensor) -> Tensor:
     return row.reshape(-1)
 
@@ -134,7 +148,7 @@ RECIPES = {
     GROUP_SCALE: RecipeKind(_group_scale, is_scale=True, finish=_transposed),
     WEIGHT_ZERO: RecipeKind(_weight_zero, is_scale=True, finish=_transposed),
     ORDER: RecipeKind(_same_in_all("column orders (g_idx)", lambda one: one.order and one.order()), is_scale=True, finish=_flat),
-    FACTOR: RecipeKind(_same_in_all("factors (pre_quant_scale)", lambda one: one.factor and one.factor()), is_scale=True, finish=_flat),
+    FACTOR: RecipeKind(_same_in_all("factors (pre_quant_scale)", _factor), is_scale=True, finish=_flat),
 }
 
 

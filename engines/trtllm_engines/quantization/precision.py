@@ -68,7 +68,7 @@ def kv_scheme(precision: str, asked: str) -> KvScheme:
     quantized = kv_definitions()
     if dtype in quantized:
         if wide == "fp32":
-            raise EngineError(f"an {dtype} KV cache needs 16-bit activations; use precision {dtype}, bf16 or fp16")
+            raise EngineError(f"an {dtype} KV cache needs 16-bit activations; use precision bf16 or fp16, or one with codes")
         return quantized[dtype].scheme
     if dtype != wide:
         *most, last = wide, *quantized

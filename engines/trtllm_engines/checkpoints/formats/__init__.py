@@ -19,6 +19,19 @@ from trtllm_engines.errors import EngineError
 
 _READERS = (ModelOpt, CompressedTensors, Fp8Format, Gptq, Awq, BitsAndBytes)
 _CONFIG = "config.json"
+_PLACES = ((MODELOPT_CONFIG, "quantization"), (_CONFIG, "quantization_config"), (_CONFIG, "compression_config"))
+"""(file, key): the last is compressed-tensors' of before its method had a name."""
+_TELLING = (
+    ("quant_algo", "modelopt"),
+    ("config_groups", "compressed-tensors"),
+    ("load_in_4bit", "bitsandbytes"),
+    ("load_in_8bit", "bitsandbytes"),
+    ("weight_block_size", "fp8"),
+    ("activation_scheme", "fp8"),
+    ("zero_point", "awq"),
+    ("desc_act", "gptq"),
+)
+"""(key, the method that alone writes it)."""
 _APART = (("quantize_config.json", "gptq", "bits"), ("quant_config.json", "awq", "w_bit"))
 """Files of AutoGPTQ and AutoAWQ of before transformers had a place for it: (name, method, a key that it has)."""
 
@@ -30,9 +43,7 @@ def format_of(folder: Path, tensors: StoredTensors | None) -> Format | None:
     file, config = _quantization_config(folder)
     if config is None:
         return None
-    method = str(config.get("quant_method"))
-    if method.removeprefix("intel/") == "auto-round":
-        method = f"{AUTO_ROUND}{config.get('packing_format')}"
+    method = _method(config)
     reader = next((one for one in _READERS if one.reads(file, method)), None)
     return None if reader is None else reader(folder, file, config, tensors)
 
@@ -46,7 +57,7 @@ def stated_method(folder: Path) -> str:
     file, config = _quantization_config(folder)
     if config is None:
         return "a method it does not state"
-    method = str(config.get("quant_method", "an unnamed method"))[:SHOWN]
+    method = (_method(config) or "an unnamed method")[:SHOWN]
     if file == MODELOPT_CONFIG or method == "modelopt":
         return f"ModelOpt's {str(config.get('quant_algo'))[:SHOWN]}"
     if blocks := config.get("weight_block_size"):
@@ -54,11 +65,20 @@ def stated_method(folder: Path) -> str:
     return f"{method} ({str(config['format'])[:SHOWN]})" if "format" in config else method
 
 
+def _method(config: Mapping[str, Any]) -> str:
+    """The method that `config` names, or that keys of its own tell; "" where nothing does. auto-round's is followed by its packing."""
+    stated = config.get("quant_method")
+    method = stated if isinstance(stated, str) else next((method for key, method in _TELLING if key in config), "")
+    if method.removeprefix("intel/") == AUTO_ROUND.strip():
+        return f"{AUTO_ROUND}{config.get('packing_format') or config.get('backend') or ''}"
+    return method
+
+
 def _quantization_config(folder: Path) -> tuple[str, Mapping[str, Any] | None]:
     """(name of the file, what it says of the quantization)."""
     if not folder.is_dir():
         return "", None
-    for file, key in ((MODELOPT_CONFIG, "quantization"), (_CONFIG, "quantization_config")):
+    for file, key in _PLACES:
         config = read_object_if_there(folder / file).get(key)
         if isinstance(config, dict):
             return file, config

@@ -8,16 +8,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
 
 from torch import Tensor
 
-from trtllm_engines.checkpoints.formats.config import AUTO_ROUND, GroupSize, Name, Names, Stated, checked_config, within_name
-from trtllm_engines.checkpoints.formats.format import SCALES, WIDE, Format, Rule, group_size, words_to_codes
+from trtllm_engines.checkpoints.formats.config import (
+    AUTO_ROUND,
+    WIDE_BITS,
+    GroupSize,
+    Name,
+    Names,
+    Stated,
+    checked_config,
+    module_of_extra_config,
+    within_name,
+)
+from trtllm_engines.checkpoints.formats.format import GROUP_SCALES, SCALES, Format, Rule, group_size, words_to_codes
 from trtllm_engines.checkpoints.stored_codes import StoredCodes
-from trtllm_engines.quantization.scheme import Codes, Inputs
+from trtllm_engines.quantization.scheme import Codes, Inputs, QuantScheme
 
 _NIBBLE_OF_COLUMN = (0, 4, 1, 5, 2, 6, 3, 7)
+
+
+class _Settings(Stated):
+    """What auto-round says of some modules."""
+
+    bits: int | None = None
+    group_size: GroupSize | None = None
 
 
 class _Config(Stated):
@@ -28,13 +44,13 @@ class _Config(Stated):
     zero_point: bool = True
     version: Name = "gemm"
     modules_to_not_convert: Names | None = None
-    extra_config: dict[str, Any] | None = None
+    extra_config: dict[Name, _Settings] | None = None
 
 
 class Awq(Format):
     @staticmethod
     def reads(file: str, method: str) -> bool:
-        return method == "awq" or (method.startswith(AUTO_ROUND) and method.endswith("auto_awq"))
+        return method == "awq" or (method.startswith(AUTO_ROUND) and method.endswith(":auto_awq"))
 
     @cached_property
     def _config(self) -> _Config:
@@ -43,17 +59,25 @@ class Awq(Format):
         if bits != 4 or config.version.lower() != "gemm" or not config.zero_point:
             zeros = "" if config.zero_point else " without zero points"
             raise self.unknown(f"AWQ with {bits} bits in the layout {config.version[:60]}{zeros}")
-        if config.extra_config:
-            raise self.unknown("AWQ with settings of some modules (extra_config)")
+        for name, settings in (config.extra_config or {}).items():
+            if settings.bits not in (None, 4) and settings.bits < WIDE_BITS:
+                raise self.unknown(f"AWQ with {settings.bits} bits in {name[:60]}")
         return config
 
     def rules(self) -> Sequence[Rule]:
-        size = self._config.group_size or self._config.q_group_size or 128
+        config = self._config
+        size = config.group_size or config.q_group_size or 128
+        own = [(module_of_extra_config(name), settings.group_size or size) for name, settings in (config.extra_config or {}).items()]
+        return [(pattern, self._of_groups(columns)) for pattern, columns in (*own, (".*", size))]
+
+    def _of_groups(self, size: int) -> QuantScheme:
         kind = Codes("int4", "group", size, True, "fp16") if size > 0 else Codes("int4", "row", zero_point=True)
-        return [(".*", self.scheme(kind, Inputs(), "AWQ"))]
+        return self.scheme(kind, Inputs(), "AWQ")
 
     def wide(self) -> Sequence[str]:
-        return [within_name(name) for name in self._config.modules_to_not_convert or ()]
+        settings = (self._config.extra_config or {}).items()
+        own = [module_of_extra_config(name) for name, one in settings if (one.bits or 0) >= WIDE_BITS]
+        return [*(within_name(name) for name in self._config.modules_to_not_convert or ()), *own]
 
     def stored(self, module: str) -> StoredCodes | None:
         qweight, qzeros, scales = (f"{module}.{leaf}" for leaf in ("qweight", "qzeros", "scales"))
@@ -62,8 +86,8 @@ class Awq(Format):
         assert self._config
         columns, words = self.matrix(qweight, ("I32",))
         rows = 8 * words
-        groups, _ = self.matrix(scales, WIDE)
-        self.need(scales, WIDE, (groups, rows))
+        groups, _ = self.matrix(scales, GROUP_SCALES)
+        self.need(scales, GROUP_SCALES, (groups, rows))
         self.need(qzeros, ("I32",), (groups, words))
         size = group_size(f"{module}.weight", columns, groups, self.folder)
         if groups > 1:

@@ -11,17 +11,35 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Annotated
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
-from trtllm_engines.checkpoints.formats.config import EVERY_LINEAR, GroupSize, Name, Names, Stated, checked_config, target
-from trtllm_engines.checkpoints.formats.format import SCALES, WIDE, Format, Rule, column_order, group_size, nibbles, words_to_codes
+from trtllm_engines.checkpoints.formats.config import EVERY_LINEAR, CacheCodes, GroupSize, Name, Names, Stated, checked_config, target
+from trtllm_engines.checkpoints.formats.format import (
+    GROUP_SCALES,
+    SCALES,
+    WIDE_DTYPE,
+    Format,
+    Rule,
+    column_order,
+    group_size,
+    nibbles,
+    runs,
+    words_to_codes,
+)
 from trtllm_engines.checkpoints.formats.fp8 import stored_fp8
 from trtllm_engines.checkpoints.stored_codes import StoredCodes
 from trtllm_engines.errors import EngineError
 from trtllm_engines.quantization.module_names import expression
 from trtllm_engines.quantization.registry import definition
 from trtllm_engines.quantization.scheme import Codes, Inputs, QuantScheme
+
+_LAYOUTS = {
+    *("dense", "mixed-precision", "pack-quantized", "int-quantized", "float-quantized", "naive-quantized"),
+    *("nvfp4-pack-quantized", "mxfp4-pack-quantized"),
+}
+"""Layouts (`format`) that are read; of groups that have one each, of which the parts are looked at, too."""
 
 
 class _Codes(Stated):
@@ -43,10 +61,30 @@ class _Group(Stated):
     input_activations: _Codes | None = None
 
 
+class _Applied(Stated):
+    location: Name
+
+
+class _Transform(Stated):
+    apply: list[_Applied] | None = None
+
+
+class _Transforms(Stated):
+    """Rotations. Those of weights are in what is stored; the others are multiplications between products."""
+
+    config_groups: dict[str, _Transform] | None = None
+
+    def between_products(self) -> list[str]:
+        groups = (self.config_groups or {}).items()
+        return [name for name, one in groups if any(not place.location.startswith("weight_") for place in one.apply or ())]
+
+
 class _Config(Stated):
+    format: Name | None = None
+    transform_config: _Transforms | None = None
     config_groups: dict[str, _Group] | None = None
     ignore: Names | None = None
-    kv_cache_scheme: _Codes | None = None
+    kv_cache_scheme: CacheCodes | None = None
 
 
 class CompressedTensors(Format):
@@ -56,7 +94,12 @@ class CompressedTensors(Format):
 
     @cached_property
     def _config(self) -> _Config:
-        return checked_config(_Config, self)
+        config = checked_config(_Config, self)
+        if config.format and config.format not in _LAYOUTS:
+            raise self.unknown(f"compressed-tensors in the layout {config.format[:60]}")
+        if config.transform_config and (rotated := config.transform_config.between_products()):
+            raise self.unknown(f"compressed-tensors with activations that are transformed ({', '.join(rotated)[:60]})")
+        return config
 
     @cached_property
     def _targets(self) -> list[tuple[str, _Group]]:
@@ -69,7 +112,7 @@ class CompressedTensors(Format):
         return [(pattern, group) for _, pattern, group in sorted(targets, key=lambda one: one[0])]
 
     def rules(self) -> Sequence[Rule]:
-        if not self._targets:
+        if not self._targets and not self.kv_dtype():
             raise self.unknown("compressed-tensors without config_groups")
         return [(pattern, self._scheme(group)) for pattern, group in self._targets]
 
@@ -78,19 +121,24 @@ class CompressedTensors(Format):
 
     def kv_dtype(self) -> str:
         cache = self._config.kv_cache_scheme
-        return "" if cache is None else {("float", 8): "fp8", ("int", 8): "int8"}.get((cache.type or "", cache.num_bits or 0), "")
+        return "" if cache is None else cache.dtype
 
     def _scheme(self, group: _Group) -> QuantScheme:
-        weights, inputs = group.weights or _Codes(), group.input_activations
+        if group.weights is None:  # a cache, or inputs alone: those stay wide
+            return definition(WIDE_DTYPE).scheme
+        weights, inputs = group.weights, group.input_activations
         how = f"compressed-tensors with {_said(weights)} weights and {_said(inputs) if inputs else '16-bit'} inputs"
         taken = self._inputs(inputs, weights, how)
         if (weights.num_bits, weights.type) == (8, "float") and weights.strategy in ("tensor", "channel") and taken.dtype:
             return definition("fp8_rowwise" if taken.scaling == "dynamic" else "fp8").scheme
-        return self.scheme(self._kind(weights, how), taken, how)
+        kind = self._kind(weights, how)
+        wider = taken.dtype == "int8" and not runs(kind, taken)
+        return self.scheme(kind, Inputs() if wider else taken, how)
 
     def _inputs(self, inputs: _Codes | None, weights: _Codes, how: str) -> Inputs:
         """Inputs in fp4 and inputs of block-scaled fp8 are taken wide: no Hopper GPU multiplies fp4, and a wide input is exact. int8 ones
-        have a scale per token where a static one is stated, too: it is nearer."""
+        have a scale per token where a static one is stated, too: it is nearer; beside weights that no product multiplies them by (int4, or
+        with zero points) they are wide."""
         if inputs is None or inputs.num_bits == 4 or weights.strategy == "block":
             return Inputs()
         dtype = {(8, "float"): "fp8", (8, "int"): "int8"}.get((inputs.num_bits or 0, inputs.type or ""))
@@ -142,8 +190,8 @@ class CompressedTensors(Format):
             rows, columns = (int(size) for size in self.tensors.tensor(f"{module}.weight_shape").tolist())
         if not 0 < columns <= words * 32 // bits or rows != self.tensors.header(name)[1][0]:
             raise EngineError(f"tensor {module}.weight_shape in {self.folder} is {[rows, columns]}, more than {name} holds")
-        groups = self._groups(scale, rows)
-        kind = self._int_kind(module, bits, columns, groups, f"{module}.weight_zero_point")
+        zero_name = f"{module}.weight_zero_point"
+        kind = self._int_kind(module, weights, (rows, columns))
         size = kind.group_size or columns
         g_idx = f"{module}.weight_g_idx"
         if self.has(g_idx):
@@ -156,18 +204,22 @@ class CompressedTensors(Format):
             return unsigned if bits == 4 else (unsigned.short() - 128).char()
 
         def zero() -> Tensor:
-            stored = self.tensors.tensor(f"{module}.weight_zero_point")
+            stored = self.tensors.tensor(zero_name)
+            if stored.dtype != torch.int32:
+                return _plain_zero(stored, rows, bits)
             unpacked = words_to_codes(stored.T.contiguous(), bits).T[:rows].float() - (0 if bits == 4 else 128)
             return unpacked.contiguous()
 
-        if kind.zero_point:
-            self.need(f"{module}.weight_zero_point", ("I32",), (-(-rows * bits // 32), groups))
+        if kind.zero_point and kind.granularity != "tensor":
+            self.need(zero_name, ("I32",), (-(-rows * bits // 32), columns // size))
+        elif kind.zero_point:
+            self.number(zero_name, ("I8",))
         return StoredCodes(
             f"{module}.weight",
             kind,
             (rows, columns),
             codes,
-            lambda: self.tensors.tensor(scale),
+            lambda: self._scale(scale, kind),
             zero if kind.zero_point else None,
             order=None if order is None else lambda: order,
         )
@@ -179,31 +231,38 @@ class CompressedTensors(Format):
         if bits not in (4, 8) or weights.type != "int":
             raise self.unknown(f"compressed-tensors with {_said(weights)} weights (such as {name})")
         rows, columns = self.matrix(name, ("I8",))
-        if self.need(scale, WIDE) in ((), (1,), (1, 1)):
-            kind = Codes(f"int{bits}", "tensor", zero_point=self.has(zero))
-        else:
-            kind = self._int_kind(module, bits, columns, self._groups(scale, rows), zero)
-        offset = 8 if bits == 4 else 0
+        kind = self._int_kind(module, weights, (rows, columns))
+        if kind.zero_point and kind.granularity != "tensor":
+            self.need(zero, ("I8",), (rows, columns // kind.group_size if kind.in_groups else 1))
+        elif kind.zero_point:
+            self.number(zero, ("I8",))
         return StoredCodes(
             name,
             kind,
             (rows, columns),
-            lambda: (self.tensors.tensor(name) + offset).byte() if bits == 4 else self.tensors.tensor(name),
-            lambda: self.tensors.tensor(scale).float().view(1) if kind.granularity == "tensor" else self.tensors.tensor(scale),
-            (lambda: self.tensors.tensor(zero).float().view(rows, -1) + offset) if kind.zero_point else None,
+            lambda: (self.tensors.tensor(name) + 8).byte() if bits == 4 else self.tensors.tensor(name),
+            lambda: self._scale(scale, kind),
+            (lambda: _plain_zero(self.tensors.tensor(zero), rows, bits)) if kind.zero_point else None,
         )
 
-    def _groups(self, scale: str, rows: int) -> int:
-        shape = self.matrix(scale, WIDE)
-        if shape[0] != rows:
-            raise EngineError(f"tensor {scale} in {self.folder} has shape {list(shape)}; it must have {rows} rows, one per output")
-        return shape[1]
+    def _scale(self, name: str, kind: Codes) -> Tensor:
+        stored = self.tensors.tensor(name)
+        return stored.float().view(1) if kind.granularity == "tensor" else stored
 
-    def _int_kind(self, module: str, bits: int, columns: int, groups: int, zero: str) -> Codes:
-        if groups == 1:
-            return Codes(f"int{bits}", "row", zero_point=self.has(zero))
-        size = group_size(f"{module}.weight", columns, groups, self.folder)
-        return Codes(f"int{bits}", "group", size, self.has(zero), SCALES[self.tensors.header(f"{module}.weight_scale")[0]])
+    def _int_kind(self, module: str, weights: _Codes, shape: tuple[int, int]) -> Codes:
+        """Codes of weight `module` [rows, columns], by the shape of its scales."""
+        scale, dtype = f"{module}.weight_scale", f"int{weights.num_bits}"
+        zero = weights.symmetric is False or self.has(f"{module}.weight_zero_point")
+        rows, columns = shape
+        if self.need(scale, GROUP_SCALES) in ((), (1,), (1, 1)):
+            return Codes(dtype, "tensor", zero_point=zero)
+        scale_shape = self.matrix(scale, GROUP_SCALES)
+        if scale_shape[0] != rows:
+            raise EngineError(f"tensor {scale} in {self.folder} has shape {list(scale_shape)}; it must have {rows} rows, one per output")
+        if scale_shape[1] == 1:
+            return Codes(dtype, "row", zero_point=zero)
+        size = group_size(f"{module}.weight", columns, scale_shape[1], self.folder)
+        return Codes(dtype, "group", size, zero, SCALES[self.tensors.header(scale)[0]])
 
     def _fp4(self, module: str) -> StoredCodes:
         name, scale, whole = f"{module}.weight_packed", f"{module}.weight_scale", f"{module}.weight_global_scale"
@@ -211,19 +270,23 @@ class CompressedTensors(Format):
         _, groups = self.matrix(scale, ("F8_E4M3", "U8"))
         self.need(scale, ("F8_E4M3", "U8"), (rows, groups))
         size = group_size(f"{module}.weight", 2 * half, groups, self.folder)
-        nvidias = self.tensors.header(scale)[0] == "F8_E4M3"
-        if nvidias:
-            self.number(whole)
+        nvidias = self.fp4_scales(scale, whole)
         return StoredCodes(
             f"{module}.weight",
             Codes("fp4", "group", size, scale_dtype="fp8" if nvidias else "e8m0", tensor_scale=nvidias),
             (rows, 2 * half),
             lambda: nibbles(self.tensors.tensor(name)),
             lambda: self.tensors.tensor(scale),
-            tensor_scale=(lambda: 1.0 / self.tensors.tensor(whole).float().view(1)) if nvidias else None,
+            tensor_scale=(lambda: 1.0 / self.positive(whole)) if nvidias else None,
         )
 
 
 def _said(codes: _Codes) -> str:
     scaled = f", one scale per {codes.strategy}" if codes.strategy else ""
     return f"{codes.num_bits}-bit {codes.type}{scaled}"
+
+
+def _plain_zero(stored: Tensor, rows: int, bits: int) -> Tensor:
+    """fp32 [N, 1] or [N, groups] of zero points that are a code a byte, or one for the tensor."""
+    by_row = stored.float().view(-1, 1).expand(rows, 1) if stored.numel() == 1 else stored.float().view(rows, -1)
+    return by_row + (8 if bits == 4 else 0)

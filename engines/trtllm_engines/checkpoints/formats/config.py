@@ -18,6 +18,8 @@ GroupSize = Annotated[int, Field(ge=-1, le=2**20)]
 """Columns that share a scale; -1 is a whole row."""
 AUTO_ROUND = "auto-round "
 """How the method of auto-round's own configuration begins; its packing follows, a layout of AutoGPTQ's or AutoAWQ's."""
+WIDE_BITS = 16
+"""auto-round's settings of a module that stays wide have as many bits, or more."""
 EVERY_LINEAR = "Linear"
 """compressed-tensors' target for all products: the class of their modules."""
 
@@ -26,6 +28,18 @@ class Stated(BaseModel):
     """What a tool says of a quantization; what it says besides is not used."""
 
     model_config = ConfigDict(strict=True)
+
+
+class CacheCodes(Stated):
+    """What compressed-tensors, and ModelOpt in config.json, say of the KV cache (`kv_cache_scheme`)."""
+
+    num_bits: Annotated[int, Field(ge=1, le=64)] | None = None
+    type: Name | None = None
+
+    @property
+    def dtype(self) -> str:
+        """ "" where no engine here keeps its cache so."""
+        return {("float", 8): "fp8", ("int", 8): "int8"}.get((self.type or "", self.num_bits or 0), "")
 
 
 Model = TypeVar("Model", bound=Stated)
@@ -60,3 +74,13 @@ def part_of_name(name: str) -> str:
 def within_name(name: str) -> str:
     """AutoAWQ's and bitsandbytes': a part of the name."""
     return f".*{re.escape(name)}.*"
+
+
+def beginning(pattern: str) -> str:
+    """GPTQModel's: an expression that the name begins with."""
+    return f"(?:{pattern}).*"
+
+
+def module_of_extra_config(name: str) -> str:
+    """auto-round's: a module's name, or an expression for a part of it, which holds a character that no name does."""
+    return f".*(?:{name}).*" if set(name) & set(r"*+?^$()[]{}|\\") else re.escape(name)

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from trtllm_engines.checkpoints import check_scale
 from trtllm_engines.checkpoints.stored_codes import StoredCodes
 from trtllm_engines.errors import EngineError
 from trtllm_engines.quantization.registry import EXACT_CODES, scheme_for
@@ -23,7 +24,11 @@ from trtllm_engines.quantization.scheme import Codes, Inputs, QuantScheme
 
 WIDE = ("F64", "F32", "F16", "BF16")
 SCALES: Mapping[str, str] = {"F32": "fp32", "F16": "fp16", "BF16": "bf16", "F8_E4M3": "fp8"}
-"""Dtypes of stored scales, by safetensors' name."""
+"""Dtypes of stored scales of groups, by safetensors' name."""
+GROUP_SCALES = ("F32", "F16", "BF16")
+"""Those that are wide numbers."""
+WIDE_DTYPE = "bf16"
+"""Of modules that a configuration leaves wide."""
 
 
 class StoredTensors(Protocol):
@@ -101,10 +106,26 @@ class Format(ABC):
             raise EngineError(f"tensor {name} in {self.folder} has shape {list(shape)}; it must be a matrix")
         return shape[0], shape[1]
 
-    def number(self, name: str) -> None:
-        """As `need`, of one wide number."""
-        if (shape := self.need(name, WIDE)) not in ((), (1,), (1, 1)):
+    def number(self, name: str, types: Sequence[str] = WIDE) -> None:
+        """As `need`, of one number."""
+        if (shape := self.need(name, types)) not in ((), (1,), (1, 1)):
             raise EngineError(f"tensor {name} in {self.folder} has shape {list(shape)}; it must be one number")
+
+    def positive(self, name: str) -> Tensor:
+        """fp32 [1] of a tensor that `number` found. Raises `EngineError` unless it is positive."""
+        scale = self.tensors.tensor(name).float().view(1)
+        check_scale(name, float(scale), str(self.folder))
+        return scale
+
+    def fp4_scales(self, scale: str, whole: str) -> bool:
+        """Whether `scale` is NVFP4's, of which `whole` is a part; MXFP4's are powers of two. Raises `EngineError`."""
+        dtype = self.tensors.header(scale)[0]
+        nvidias = dtype == "F8_E4M3"
+        if nvidias:
+            self.number(whole)
+        elif self.has(whole):
+            raise EngineError(f"tensor {scale} in {self.folder} is of type {dtype} and has {whole} beside it; it must be of F8_E4M3")
+        return nvidias
 
     def unknown(self, how: str) -> UnknownQuantization:
         return UnknownQuantization(
@@ -116,9 +137,15 @@ class Format(ABC):
         """The scheme of such weights and inputs; one scale for the tensor is one for each row, since products are merged. Raises
         `UnknownQuantization` where there is none."""
         chosen = scheme_for(kind, inputs)
-        if chosen is None or (EXACT_CODES not in chosen.recipes and (kind.zero_point or kind.in_groups)):
+        if chosen is None or not runs(kind, inputs):
             raise self.unknown(how)
         return QuantScheme(chosen.name, replace(kind, granularity="row") if kind.granularity == "tensor" else kind, inputs)
+
+
+def runs(kind: Codes, inputs: Inputs) -> bool:
+    """Whether a scheme multiplies such weights and inputs."""
+    chosen = scheme_for(kind, inputs)
+    return chosen is not None and (EXACT_CODES in chosen.recipes or not (kind.zero_point or kind.in_groups))
 
 
 def group_size(name: str, columns: int, groups: int, folder: Path) -> int:

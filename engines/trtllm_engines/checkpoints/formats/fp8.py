@@ -22,6 +22,7 @@ from trtllm_engines.quantization.registry import definition
 from trtllm_engines.quantization.scheme import Codes, Inputs
 
 CODES = "F8_E4M3"
+POWER_OF_TWO = "F8_E8M0"
 WEIGHT_SCALES = ("_scale", "_scale_inv")
 """Endings of the name of a weight's scale: ModelOpt's and compressed-tensors', and that of transformers' fp8. Both are multiplied by."""
 
@@ -77,23 +78,26 @@ def stored_fp8(tensors: StoredTensors, module: str, block: int | None = None) ->
         raise EngineError(f"weight {name} in {tensors.folder} is fp8 of shape {list(shape)}; only matrices are read")
     rows, columns = shape
     dtype, scale_shape = tensors.header(scale)
-    if dtype not in WIDE:
+    if len(scale_shape) == 4 and scale_shape[1::2] == (1, 1):  # ModelOpt's, of blocks: [N / 128, 1, K / 128, 1]
+        scale_shape = scale_shape[::2]
+    if dtype not in (*WIDE, POWER_OF_TWO):
         raise EngineError(f"scale {scale} in {tensors.folder} is stored as {dtype}; it must be a wide number")
 
     def codes() -> Tensor:
         return tensors.tensor(name)
 
-    if scale_shape in ((), (1,), (1, 1)):
+    in_blocks = block is not None and scale_shape == (-(-rows // block), -(-columns // block))
+    if not in_blocks and scale_shape in ((), (1,), (1, 1)):
         return StoredCodes(name, Codes("fp8", "tensor"), (rows, columns), codes, lambda: tensors.tensor(scale).float().view(1))
-    if scale_shape in ((rows,), (rows, 1)):
+    if not in_blocks and scale_shape in ((rows,), (rows, 1)):
         return StoredCodes(name, Codes("fp8", "row"), (rows, columns), codes, lambda: tensors.tensor(scale).float().view(-1, 1))
-    if block is None or scale_shape != (-(-rows // block), -(-columns // block)):
+    if block is None or not in_blocks:
         sides = f"blocks of {block}" if block else "one tensor or of rows"
         raise EngineError(f"scale {scale} in {tensors.folder} has shape {list(scale_shape)}, which is not that of {sides} of {list(shape)}")
     size = gcd(block, columns)
 
     def blocks() -> Tensor:
-        by_row = tensors.tensor(scale).float().repeat_interleave(block, dim=0)[:rows]
+        by_row = tensors.tensor(scale).float().view(scale_shape).repeat_interleave(block, dim=0)[:rows]
         return by_row.repeat_interleave(block, dim=1)[:, :columns:1][:, ::size].contiguous()
 
     return StoredCodes(name, Codes("fp8", "block", size), (rows, columns), codes, blocks)

@@ -2,7 +2,8 @@
 
 qweight int32 [K * bits / 32, N] along K, lowest first (3 bits: a stream over three words); qzeros [groups, N * bits / 32], stored less one
 in the first version of the format; scales [groups, N]; g_idx [K] is the group of each column, out of order where columns were quantized by
-falling importance (act-order). Codes of 2 and 3 bits become int4.
+falling importance (act-order). Codes of 2 and 3 bits become int4. Some modules may have settings of their own: GPTQModel's `dynamic`,
+whose `-:` leaves them wide, and auto-round's `extra_config`, where 16 bits do.
 """
 
 from __future__ import annotations
@@ -14,47 +15,108 @@ from typing import Annotated, Any
 from pydantic import Field
 from torch import Tensor
 
-from trtllm_engines.checkpoints.formats.config import AUTO_ROUND, GroupSize, Name, Names, Stated, checked_config, within_name
-from trtllm_engines.checkpoints.formats.format import SCALES, WIDE, Format, Rule, column_order, group_size, words_to_codes
+from trtllm_engines.checkpoints.formats.config import (
+    AUTO_ROUND,
+    WIDE_BITS,
+    GroupSize,
+    Name,
+    Names,
+    Stated,
+    beginning,
+    checked_config,
+    module_of_extra_config,
+    within_name,
+)
+from trtllm_engines.checkpoints.formats.format import GROUP_SCALES, SCALES, Format, Rule, column_order, group_size, words_to_codes
 from trtllm_engines.checkpoints.stored_codes import StoredCodes
 from trtllm_engines.errors import EngineError
-from trtllm_engines.quantization.scheme import Codes, Inputs
+from trtllm_engines.quantization.module_names import expression
+from trtllm_engines.quantization.registry import definition
+from trtllm_engines.quantization.scheme import Codes, Inputs, QuantScheme
+
+_PACKED_AS = {"auto_round:auto_gptq": "gptq", "auto_round:gptq": "gptq", "auto_round:gptqmodel": "gptq_v2", "auto_round": "gptq_v2"}
+"""auto-round's packings that are this one: the version of the format."""
+_Bits = Annotated[int, Field(ge=1, le=32)]
+
+
+class _Settings(Stated):
+    """What some modules have otherwise."""
+
+    bits: _Bits | None = None
+    group_size: GroupSize | None = None
+    sym: bool | None = None
+    desc_act: bool | None = None
 
 
 class _Config(Stated):
-    bits: Annotated[int, Field(ge=1, le=16)]
+    bits: _Bits
     group_size: GroupSize = -1
     sym: bool = True
     desc_act: bool = False
-    checkpoint_format: Name = "gptq"
+    checkpoint_format: Name | None = None
+    format: Name | None = None
+    packing_format: Name | None = None
     modules_to_not_convert: Names | None = None
     lm_head: bool = False
-    dynamic: dict[str, Any] | None = None
-    extra_config: dict[str, Any] | None = None
+    rotation_config: Any = None
+    dynamic: dict[Name, _Settings] | None = None
+    extra_config: dict[Name, _Settings] | None = None
+
+    @property
+    def layout(self) -> str:
+        return self.checkpoint_format or self.format or _PACKED_AS.get(self.packing_format or "", "gptq")
+
+    def with_settings(self, settings: _Settings) -> _Config:
+        return self.model_copy(update=settings.model_dump(exclude_none=True))
 
 
 class Gptq(Format):
     @staticmethod
     def reads(file: str, method: str) -> bool:
-        return method == "gptq" or (method.startswith(AUTO_ROUND) and method.endswith("auto_gptq"))
+        return method == "gptq" or (method.startswith(AUTO_ROUND) and method.removeprefix(AUTO_ROUND) in _PACKED_AS)
 
     @cached_property
     def _config(self) -> _Config:
         config = checked_config(_Config, self)
-        if config.bits not in (2, 3, 4, 8):
-            raise self.unknown(f"GPTQ with {config.bits} bits")
-        if config.checkpoint_format not in ("gptq", "gptq_v2"):
-            raise self.unknown(f"GPTQ in the layout {config.checkpoint_format[:60]}")
-        if config.dynamic or config.extra_config:
-            raise self.unknown("GPTQ with settings of some modules (dynamic, extra_config)")
+        if config.rotation_config:
+            raise self.unknown("auto-round with activations that are rotated")
+        if config.layout not in ("gptq", "gptq_v2"):
+            raise self.unknown(f"GPTQ in the layout {config.layout[:60]}")
         return config
 
-    def rules(self) -> Sequence[Rule]:
+    @cached_property
+    def _particular(self) -> list[tuple[str, _Config | None]]:
+        """(modules, their settings, None for wide ones) of those that do not have the settings of all, the first that fits first."""
         config = self._config
+        particular: list[tuple[str, _Config | None]] = []
+        for name, settings in (config.dynamic or {}).items():
+            sign = name[:2] if name[:2] in ("+:", "-:") else ""
+            particular.append((beginning(name.removeprefix(sign)), None if sign == "-:" else config.with_settings(settings)))
+        for name, settings in (config.extra_config or {}).items():
+            own = config.with_settings(settings)
+            particular.append((module_of_extra_config(name), None if own.bits >= WIDE_BITS else own))
+        return particular
+
+    def _settings(self, module: str) -> _Config:
+        fitting = (config for pattern, config in self._particular if expression(pattern).matches(module))
+        return next(fitting, None) or self._config
+
+    def rules(self) -> Sequence[Rule]:
+        everything = self._scheme_of(self._config)
+        wide = definition(definition(everything.name).wide_dtype).scheme
+        particular = [(pattern, wide if config is None else self._scheme_of(config)) for pattern, config in self._particular]
+        return [*particular, (".*", everything)]
+
+    def _scheme_of(self, config: _Config) -> QuantScheme:
+        self._check_bits(config.bits)
         dtype = "int8" if config.bits == 8 else "int4"
         grouped = config.group_size > 0
         kind = Codes(dtype, "group" if grouped else "row", max(0, config.group_size), not config.sym, "fp16" if grouped else "fp32")
-        return [(".*", self.scheme(kind, Inputs(), f"GPTQ with {config.bits} bits"))]
+        return self.scheme(kind, Inputs(), f"GPTQ with {config.bits} bits")
+
+    def _check_bits(self, bits: int) -> None:
+        if bits not in (2, 3, 4, 8):
+            raise self.unknown(f"GPTQ with {bits} bits")
 
     def wide(self) -> Sequence[str]:
         return [within_name(name) for name in self._config.modules_to_not_convert or ()]
@@ -63,12 +125,13 @@ class Gptq(Format):
         qweight, qzeros, scales, g_idx = (f"{module}.{leaf}" for leaf in ("qweight", "qzeros", "scales", "g_idx"))
         if not self.has(qweight):
             return None
-        config = self._config
+        config = self._settings(module)
         bits = config.bits
+        self._check_bits(bits)
         words, rows = self.matrix(qweight, ("I32",))
         columns = words * 32 // bits
-        groups, _ = self.matrix(scales, WIDE)
-        self.need(scales, WIDE, (groups, rows))
+        groups, _ = self.matrix(scales, GROUP_SCALES)
+        self.need(scales, GROUP_SCALES, (groups, rows))
         self.need(qzeros, ("I32",), (groups, rows * bits // 32))
         size = group_size(f"{module}.weight", columns, groups, self.folder)
         if self.has(g_idx):
@@ -95,7 +158,7 @@ class Gptq(Format):
 
         def zero_codes() -> Tensor:
             """[N, groups]"""
-            stored_less = 1 if config.checkpoint_format == "gptq" else 0
+            stored_less = 1 if config.layout == "gptq" else 0
             return words_to_codes(self.tensors.tensor(qzeros), bits).T.short() + stored_less
 
         return StoredCodes(

@@ -18,8 +18,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from trtllm_engines.checkpoints.formats.config import Name, Names, Stated, checked_config, wildcards
-from trtllm_engines.checkpoints.formats.format import SCALES, WIDE, Format, Rule, group_size, nibbles
+from trtllm_engines.checkpoints.formats.config import CacheCodes, Name, Names, Stated, checked_config, wildcards
+from trtllm_engines.checkpoints.formats.format import GROUP_SCALES, SCALES, WIDE, Format, Rule, group_size, nibbles
 from trtllm_engines.checkpoints.formats.fp8 import stored_fp8
 from trtllm_engines.checkpoints.stored_codes import StoredCodes
 from trtllm_engines.errors import EngineError
@@ -38,6 +38,7 @@ class _Layer(Stated):
 
 class _Config(_Layer):
     kv_cache_quant_algo: Name | None = None
+    kv_cache_scheme: CacheCodes | Name | None = None
     exclude_modules: Names | None = None
     ignore: Names | None = None
     quantized_layers: dict[Name, _Layer] | None = None
@@ -77,7 +78,11 @@ class ModelOpt(Format):
         return [wildcards(pattern) for pattern in (*(self._config.exclude_modules or ()), *(self._config.ignore or ()))]
 
     def kv_dtype(self) -> str:
-        return {"FP8": "fp8", "INT8": "int8"}.get((self._config.kv_cache_quant_algo or "").upper(), "")
+        config = self._config
+        algorithm = config.kv_cache_quant_algo or (config.kv_cache_scheme if isinstance(config.kv_cache_scheme, str) else "")
+        if isinstance(config.kv_cache_scheme, CacheCodes):
+            return config.kv_cache_scheme.dtype
+        return {"FP8": "fp8", "INT8": "int8"}.get(algorithm.upper(), "")
 
     def stored(self, module: str) -> StoredCodes | None:
         name, scale = f"{module}.weight", f"{module}.weight_scale"
@@ -113,7 +118,7 @@ class ModelOpt(Format):
     def _int4(self, module: str) -> StoredCodes:
         name, scale = f"{module}.weight", f"{module}.weight_scale"
         half, columns = self.matrix(name, ("U8",))
-        scale_shape = self.matrix(scale, WIDE)
+        scale_shape = self.matrix(scale, GROUP_SCALES)
         if scale_shape[0] != 2 * half:
             raise EngineError(
                 f"tensor {scale} in {self.folder} has shape {list(scale_shape)}; it must have {2 * half} rows, one per output"
@@ -140,14 +145,12 @@ class ModelOpt(Format):
         if groups * rows != math.prod(self.need(scale, ("F8_E4M3", "U8"))):
             raise EngineError(f"tensor {scale} in {self.folder} does not have as many scales for each of {rows} rows; download it again")
         size = group_size(name, 2 * half, groups, self.folder)
-        nvidias = self.tensors.header(scale)[0] == "F8_E4M3"
-        if nvidias:
-            self.number(whole)
+        nvidias = self.fp4_scales(scale, whole)
         return StoredCodes(
             name,
             Codes("fp4", "group", size, scale_dtype="fp8" if nvidias else "e8m0", tensor_scale=nvidias),
             (rows, 2 * half),
             lambda: nibbles(self.tensors.tensor(name)),
             lambda: self.tensors.tensor(scale).view(rows, groups),
-            tensor_scale=(lambda: self.tensors.tensor(whole).float().view(1)) if nvidias else None,
+            tensor_scale=(lambda: self.positive(whole)) if nvidias else None,
         )

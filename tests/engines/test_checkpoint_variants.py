@@ -1,0 +1,240 @@
+"""What tools write under other settings than the fixtures of `data/quantized` have: their values, and what each module runs in."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from quantized_checkpoints import FOLDER, dense
+from safetensors.torch import load_file, save_file
+from test_quantized_checkpoints import logits
+from torch import Tensor
+
+from trtllm_engines.checkpoints import open_weights
+from trtllm_engines.checkpoints.checkpoint_precision import checkpoint_plan, default_precision, plan_for
+from trtllm_engines.errors import EngineError
+
+LAYER = "model.layers.0"
+DOWN, OUT, QUERY = f"{LAYER}.mlp.down_proj", f"{LAYER}.self_attn.o_proj", f"{LAYER}.self_attn.q_proj"
+Tensors = dict[str, Tensor]
+
+
+def changed(tmp_path: Path, name: str, tensors: Callable[[Tensors], None], **config: Any) -> Path:
+    """A copy of fixture `name` with other tensors, and other entries of its configuration."""
+    folder = tmp_path / name
+    shutil.copytree(FOLDER / name, folder)
+    stored = load_file(folder / "model.safetensors")
+    tensors(stored)
+    save_file(stored, folder / "model.safetensors")
+    whole = json.loads((folder / "config.json").read_text())
+    whole["quantization_config"] |= config
+    (folder / "config.json").write_text(json.dumps(whole))
+    return folder
+
+
+def values(folder: Path, module: str, shape: tuple[int, ...]) -> Tensor:
+    return open_weights(folder).read(f"{module}.weight", shape, torch.float32, torch.device("cpu"))
+
+
+def schemes(folder: Path, *modules: str) -> list[str]:
+    plan = checkpoint_plan(folder)
+    assert plan is not None
+    return [str(plan.scheme_of(module).weights) for module in modules]
+
+
+def with_eight_bits_and_a_wide_one(stored: Tensors) -> None:
+    """down_proj in the 8 bits of another fixture, o_proj wide."""
+    for key in [key for key in stored if key.startswith((DOWN, OUT)) and not key.endswith("bias")]:
+        del stored[key]
+    stored |= {key: tensor for key, tensor in load_file(FOLDER / "autoround-gptq8" / "model.safetensors").items() if key.startswith(DOWN)}
+    stored[f"{OUT}.weight"] = dense("autoround-gptq8")[f"{OUT}.weight"].bfloat16()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"dynamic": {r"-:.*\.o_proj": {}, r"+:.*\.(down|o)_proj": {"bits": 8, "sym": True}}},
+        {"dynamic": {r".*\.down_proj": {"bits": 8, "sym": True}, r"-:.*\.o_proj": {}}},
+        {
+            "quant_method": "auto-round",
+            "packing_format": "auto_round:auto_gptq",
+            "extra_config": {DOWN: {"bits": 8, "sym": True}, r".*o_proj.*": {"bits": 16}},
+        },
+    ],
+    ids=["GPTQModel", "GPTQModel, no sign", "auto-round"],
+)
+def test_modules_with_settings_of_their_own(tmp_path: Path, config: dict[str, Any]) -> None:
+    folder = changed(tmp_path, "autoround-gptq4-asym", with_eight_bits_and_a_wide_one, **config)
+    assert schemes(folder, QUERY, DOWN, OUT) == [
+        "int4, one scale per group of 32 with a zero point",
+        "int8, one scale per group of 32",
+        "None",
+    ]
+    expected = dense("autoround-gptq8")[f"{DOWN}.weight"]
+    torch.testing.assert_close(values(folder, DOWN, tuple(expected.shape)), expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{"format": "gptq_v2"}, {"quant_method": "auto-round", "packing_format": "auto_round"}],
+    ids=["GPTQModel", "auto-round"],
+)
+def test_zero_points_of_the_second_version(tmp_path: Path, config: dict[str, Any]) -> None:
+    def stored_whole(stored: Tensors) -> None:
+        for key in [key for key in stored if key.endswith("qzeros")]:
+            octets = stored[key].contiguous().view(torch.uint8)
+            stored[key] = ((octets & 15) + 1 | (octets >> 4) + 1 << 4).view(torch.int32)
+
+    folder = changed(tmp_path, "autoround-gptq4-asym", stored_whole, **config)
+    expected = dense("autoround-gptq4-asym")[f"{QUERY}.weight"]
+    torch.testing.assert_close(values(folder, QUERY, tuple(expected.shape)), expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["llmcompressor-w8a16", "llmcompressor-w8a8-smooth"], ids=["packed", "a code a byte"])
+@pytest.mark.parametrize("zero", [None, 3], ids=["symmetric", "asymmetric"])
+def test_int8_with_one_scale_for_the_tensor(tmp_path: Path, name: str, zero: int | None) -> None:
+    parts = load_file(FOLDER / name / "model.safetensors")
+    scaled = [key.removesuffix("_scale") for key in parts if key.endswith("weight_scale")]
+
+    def one_scale(stored: Tensors) -> None:
+        for key in scaled:
+            stored[f"{key}_scale"] = torch.tensor([0.01])
+            if zero is not None:
+                stored[f"{key}_zero_point"] = torch.tensor([zero], dtype=torch.int8)
+
+    folder = changed(tmp_path, name, one_scale)
+    config = json.loads((folder / "config.json").read_text())
+    for group in config["quantization_config"]["config_groups"].values():
+        group["weights"] |= {"strategy": "tensor", "symmetric": zero is None}
+    (folder / "config.json").write_text(json.dumps(config))
+    codes = parts.get(f"{QUERY}.weight")
+    if codes is None:
+        codes = (parts[f"{QUERY}.weight_packed"].contiguous().view(torch.uint8).short() - 128).char()
+    expected = (codes.float() - (zero or 0)) * 0.01
+    assert schemes(folder, QUERY) == ["int8, one scale per row" + (" with a zero point" if zero else "")]
+    torch.testing.assert_close(values(folder, QUERY, tuple(codes.shape)), expected)
+
+
+def test_zero_points_that_are_stated_must_be_there(tmp_path: Path) -> None:
+    def without_zeros(stored: Tensors) -> None:
+        for key in [key for key in stored if key.endswith("zero_point")]:
+            del stored[key]
+
+    folder = changed(tmp_path, "llmcompressor-w4a16-asym-gptq", without_zeros)
+    with pytest.raises(EngineError, match=r"has no .*down_proj\.weight_zero_point, which the codes of"):
+        checkpoint_plan(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "scale"),
+    [
+        ("autoround-gptq8", "scales"),
+        ("autoround-awq4", "scales"),
+        ("llmcompressor-w4a16", "weight_scale"),
+        ("modelopt-int4-awq", "weight_scale"),
+    ],
+)
+def test_scales_of_a_type_that_no_engine_has_are_named(tmp_path: Path, name: str, scale: str) -> None:
+    def doubled(stored: Tensors) -> None:
+        stored |= {key: tensor.double() for key, tensor in stored.items() if key.endswith(scale)}
+
+    with pytest.raises(EngineError, match=rf"proj\.{scale} in .* is of type F64; it must be of F32 or F16 or BF16"):
+        checkpoint_plan(changed(tmp_path, name, doubled))
+
+
+def in_blocks(folder: Path, side: int, shape: Callable[[Tensor], Tensor], dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """Makes fixture weights fp8 in squares of `side`, with scales of powers of two; returns what they stand for."""
+    stored, meant = {}, {}
+    for key, tensor in dense("llmcompressor-w8a16").items():
+        if not key.endswith("_proj.weight"):
+            stored[key] = tensor.bfloat16()
+            continue
+        rows, columns = tensor.shape
+        padded = torch.nn.functional.pad(tensor, (0, -columns % side, 0, -rows % side))
+        blocks = padded.unflatten(0, (-1, side)).unflatten(2, (-1, side))
+        scale = 2.0 ** torch.ceil(torch.log2(blocks.abs().amax((1, 3)) / 448))
+        codes = (blocks / scale[:, None, :, None]).to(torch.float8_e4m3fn)
+        whole = (codes.float() * scale[:, None, :, None]).flatten(2).flatten(0, 1)
+        meant[key] = whole[:rows, :columns]
+        stored[key] = codes.flatten(2).flatten(0, 1)[:rows, :columns].contiguous()
+        stored[f"{key}_scale"] = shape(scale).to(dtype)
+    save_file(stored, folder / "model.safetensors")
+    return meant
+
+
+@pytest.mark.parametrize(
+    ("config", "side", "shape", "dtype"),
+    [
+        ({"quant_method": "fp8", "weight_block_size": [64, 64]}, 64, lambda scale: scale, torch.float32),
+        ({"quant_method": "fp8", "weight_block_size": [64, 64]}, 64, lambda scale: scale, torch.float8_e8m0fnu),
+        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, 128, lambda scale: scale, torch.bfloat16),
+        ({"quant_method": "modelopt", "quant_algo": "fp8_pb_wo"}, 128, lambda scale: scale[:, None, :, None], torch.float32),
+    ],
+    ids=["DeepSeek", "scales that are powers of two", "matrices of one block", "ModelOpt"],
+)
+def test_fp8_in_blocks(tmp_path: Path, config: dict[str, Any], side: int, shape: Callable[[Tensor], Tensor], dtype: torch.dtype) -> None:
+    folder = tmp_path / "blocks"
+    shutil.copytree(FOLDER / "llmcompressor-w8a16", folder)
+    meant = in_blocks(folder, side, shape, dtype)
+    whole = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(whole | {"quantization_config": config}))
+    plan = checkpoint_plan(folder)
+    assert plan is not None
+    assert plan.name == "fp8_block"
+    assert {plan.scheme_of(f"{LAYER}.self_attn.{part}_proj").name for part in "qkv"} == {"fp8_block"}
+    for module in (QUERY, DOWN, f"{LAYER}.self_attn.k_proj"):
+        expected = meant[f"{module}.weight"]
+        torch.testing.assert_close(values(folder, module, tuple(expected.shape)), expected, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("config", "dtype"),
+    [
+        ({"quant_method": "compressed-tensors", "kv_cache_scheme": {"num_bits": 8, "type": "float"}}, "fp8"),
+        ({"quant_method": "modelopt", "quant_algo": "NVFP4", "kv_cache_scheme": {"num_bits": 8, "type": "float"}}, "fp8"),
+        ({"quant_method": "modelopt", "quant_algo": "FP8", "kv_cache_scheme": "NVFP4"}, "fp8"),
+        ({"quant_method": "modelopt", "quant_algo": None, "kv_cache_quant_algo": "INT8"}, "int8"),
+    ],
+)
+def test_a_cache_that_is_stated(tmp_path: Path, config: dict[str, Any], dtype: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": config}))
+    plan = checkpoint_plan(tmp_path)
+    assert plan is not None
+    assert plan.kv.dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "damage", "said"),
+    [
+        (
+            "llmcompressor-nvfp4a16",
+            "weight_global_scale",
+            lambda scale: scale * 0,
+            r"weight_global_scale in .* is 0; it must be a positive",
+        ),
+        ("llmcompressor-nvfp4a16", "weight_global_scale", lambda scale: scale * torch.inf, "is inf; it must be a positive number"),
+        ("modelopt-nvfp4", "weight_scale_2", lambda scale: scale * torch.nan, "weight_scale_2 in .* is nan; it must be a positive"),
+        (
+            "modelopt-int4-awq",
+            "pre_quant_scale",
+            lambda scale: scale * torch.nan,
+            r"a factor \(pre_quant_scale\) of its codes is not finite",
+        ),
+        ("llmcompressor-fp8-block", "weight", lambda codes: (codes.float() * torch.nan).to(codes.dtype), "down_proj.weight: a code of its"),
+        ("llmcompressor-nvfp4a16", "weight_scale", lambda scale: scale.view(torch.uint8), r"of type U8 and has .*; it must be of F8_E4M3"),
+    ],
+)
+def test_parts_that_are_no_numbers_are_named(tmp_path: Path, name: str, part: str, damage: Callable[[Tensor], Tensor], said: str) -> None:
+    """Logits of the engine would be NaN, or of weights that are all 0."""
+
+    def damaged(stored: Tensors) -> None:
+        stored[f"{DOWN}.{part}"] = damage(stored[f"{DOWN}.{part}"])
+
+    folder = changed(tmp_path, name, damaged)
+    with pytest.raises(EngineError, match=said):
+        logits(folder, plan_for(folder, default_precision(folder, gpu=False)))
