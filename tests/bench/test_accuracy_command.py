@@ -51,13 +51,21 @@ def test_a_sweep_measures_quality_beside_speed(capsys: pytest.CaptureFixture[str
     assert "no result carries accuracy" in refused(capsys, "compare", tmp_path / "plain", "--accuracy")
 
 
-def test_what_cannot_be_scored_is_refused_before_anything_is_built(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_what_cannot_be_scored_is_refused_before_anything_is_built(
+    capsys: pytest.CaptureFixture[str],
+    model: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
     text = tmp_path / "t.txt"
     text.write_text("words")
     grid = ["--batch-size", 1, "--isl", 8, "--osl", 2, "--device", "cpu", "--out", tmp_path / "o"]
     assert "those of tiny-llama are random" in refused(capsys, "sweep", "--model", "tiny-llama", *grid, "--accuracy", text)
     assert "no such file" in refused(capsys, "sweep", "--model", "tiny-llama", *grid, "--accuracy", tmp_path / "no.txt")
     assert "takes one text, task, or both" in refused(capsys, "sweep", "--model", "tiny-llama", *grid, "--accuracy", f"{text},{text}x")
+    damaged = tmp_path / "damaged.jsonl"
+    for content, said in (("", "holds no text"), ('{"input_ids": [1, 2, 999]}', "holds token id 999"), ("[", "is not JSON")):
+        damaged.write_text(content)
+        assert said in refused(capsys, "sweep", "--model", model, "--precision", "fp32", *grid, "--accuracy", damaged)
     with pytest.raises(ValueError, match="reads the logits of our own engine"):
         AccuracySpec.of(["task"], 1, [MeasurementSpec.of({"target": "http://127.0.0.1:1"})])
     assert not (tmp_path / "o").exists()

@@ -83,15 +83,20 @@ def test_types_that_do_not_go_together_are_refused(
 
 
 @pytest.mark.parametrize(
-    ("precision", "kv_dtype", "what"),
-    [("fp8", "auto", "precision fp8"), ("fp8_rowwise", "bf16", "precision fp8_rowwise"), ("bf16", "fp8", "an fp8 KV cache")],
+    ("precision", "kv_dtype", "what", "cure"),
+    [
+        ("fp8", "auto", "precision fp8", "bf16"),
+        ("fp8_rowwise", "bf16", "precision fp8_rowwise", "bf16"),
+        ("bf16", "fp8", "an fp8 KV cache", "--kv-dtype bf16 or --kv-dtype int8"),
+        ("int8_sq", "auto", "an fp8 KV cache", "--kv-dtype bf16 or --kv-dtype int8"),
+    ],
 )
 def test_fp8_for_a_gpu_without_it_is_refused(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, precision: str, kv_dtype: str, what: str
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, precision: str, kv_dtype: str, what: str, cure: str
 ) -> None:
     types = ["--precision", precision, "--kv-dtype", kv_dtype, "--arch", "sm_80,sm_90"]
     said = refused(capsys, "build", "--model", "tiny-llama", *types, "--out", tmp_path / "out")
-    assert f"{what} needs sm_89 or later and sm_80 has no fp8" in said
+    assert f"{what} needs sm_89 or later and sm_80 has no fp8; choose {cure}, or other architectures" in said
 
 
 @pytest.mark.parametrize(("capability", "state"), [("8.0", "limit"), ("8.9", "ok"), ("9.0", "ok")])

@@ -87,6 +87,12 @@ def test_a_grid_is_predicted_for_a_gpu_that_is_not_here_and_kept_as_such(tmp_pat
     [
         (("--predict", "--gpu", "tpu"), "no data sheet of GPU 'tpu'"),
         (("--gpu", "h100"), "add --predict"),
+        (("--predict", "--gpu", "h100", "--profile", "all"), "--profile is for measuring, and --predict measures nothing"),
+        (("--predict", "--gpu", "h100", "--accuracy", "task"), "--accuracy is for measuring"),
+        (("--predict", "--gpu", "h100", "--repeats", "3"), "--repeats is for measuring"),
+        (("--predict", "--gpu", "h100", "--resume"), "--resume is for measuring"),
+        (("--predict", "--gpu", "h100", "--target", "null"), "--predict is of this tool's engine, and the target is 'null'"),
+        (("--accuracy-windows", "4"), "--accuracy-windows is of a text to score"),
         (("--profile", "some"), "give worst, all"),
         (("--profile", "worst", "--target", "fake"), "fake is another target"),
         (("--profile", "worst", "--replicas", "1,2"), "the grid has 2 replicas of one; leave --replicas out"),

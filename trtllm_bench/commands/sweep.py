@@ -79,6 +79,12 @@ def command(
     for name, given in (("predict", predict), ("profile", profile is not None), ("accuracy", accuracy is not None)):
         if where is not None and given:
             raise BenchError(f"--{name} works on this machine only; leave --cluster out")
+    measured = {"profile": profile, "accuracy": accuracy, "repeats": repeats, "resume": resume or None}
+    for name, value in measured.items():
+        if predict and value is not None:
+            raise BenchError(f"--{name} is for measuring, and --predict measures nothing; leave one of them out")
+    if accuracy_windows is not None and accuracy is None and spec is None and not resume:
+        raise BenchError("--accuracy-windows is of a text to score; give it with --accuracy, or leave it out")
     if gpu is not None and not predict:
         raise BenchError("--gpu names the GPU of a prediction; add --predict, or leave it out to measure on this machine's")
     address = out if out is not None and is_address(out) else None
@@ -101,10 +107,13 @@ def _predict(toml: Path | None, flags: dict[str, Any], gpu: str | None, out: str
     from trtllm_bench.sweep.predicted import hardware_for, keep_predictions, notes_on, predict_sweep
     from trtllm_bench.sweep.spec import load_spec
     from trtllm_bench.sweep.table import print_table
+    from trtllm_bench.targets.registry import is_own
     from trtllm_dashboards.tables import plain_console, sentence
     from trtllm_results.record.environment import Environment
 
     spec = load_spec(flags, toml, None, DEFAULTS_GPU)
+    if other := next((points[0].spec.target for points in spec.engines() if not is_own(points[0].spec.target)), None):
+        raise BenchError(f"--predict is of this tool's engine, and the target is {other!r}; leave one of them out")
     store = None if out is None else open_store(out)
     hardware = hardware_for(gpu, Environment.capture(use_gpu=gpu is None))
     console = plain_console()

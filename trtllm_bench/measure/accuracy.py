@@ -55,7 +55,19 @@ class AccuracySpec:
         for spec in engines:
             _check_weights(spec)
         longest = min((spec.engine.max_seq_len or LONGEST for spec in engines), default=LONGEST)
-        return cls(texts[0] if texts else None, TASK in parts, windows, min(longest, LONGEST))
+        asked = cls(texts[0] if texts else None, TASK in parts, windows, min(longest, LONGEST))
+        for spec in engines:
+            asked.check_text(spec)
+        return asked
+
+    def check_text(self, spec: MeasurementSpec) -> None:
+        """Raises `EngineError` for a text that no engine of `spec` can be scored on: before anything is measured, not after."""
+        from trtllm_bench.targets import native
+        from trtllm_engines.calibration.text import windows
+
+        if self.text is not None:
+            tokenizer, vocabulary = native.tokenizer_of(None, spec.engine), native.vocabulary(spec.engine)
+            windows(self.text, tokenizer, length=self.length, count=self.windows, vocab_size=vocabulary)
 
     def described(self) -> dict[str, Any]:
         """For rows."""

@@ -129,7 +129,7 @@ def tokenize(spec: MeasurementSpec) -> Tokenize:
     """By `--tokenizer`, else the model's or the engine's own. What it returns raises `BenchError` where there is none."""
 
     def ids(text: str) -> Sequence[int]:
-        tokenizer = _tokenizer(spec.server.tokenizer, spec.engine)
+        tokenizer = tokenizer_of(spec.server.tokenizer, spec.engine)
         if tokenizer is None:
             raise BenchError(
                 f"dataset {spec.workload.dataset} holds texts and {spec.engine.model or spec.engine.engine_dir} has no tokenizer; "
@@ -141,7 +141,7 @@ def tokenize(spec: MeasurementSpec) -> Tokenize:
 
 
 @lru_cache(maxsize=4)
-def _tokenizer(named: Path | None, engine: EngineSpec) -> Tokenizer | None:
+def tokenizer_of(named: Path | None, engine: EngineSpec) -> Tokenizer | None:
     from trtllm_engines.checkpoints.model_tokenizer import model_tokenizer
     from trtllm_engines.checkpoints.tokenizer import Tokenizer
     from trtllm_engines.engine.folder import load_engine

@@ -79,13 +79,18 @@ def kv_scheme(precision: str, asked: str) -> KvScheme:
 def check_gpus(plan: QuantPlan, arches: Sequence[str]) -> None:
     """Raises `EngineError` unless every GPU of `arches` has the types of `plan`."""
     names = {plan.name, *(rule.scheme.name for rule in plan.rules)}
-    needs = [(f"precision {one.name}", one.gemm_dtype, one.min_capability) for one in map(definition, sorted(names))]
+    needs = [(f"precision {one.name}", one.gemm_dtype, one.min_capability, "bf16") for one in map(definition, sorted(names))]
     if plan.kv.dtype in kv_definitions():
-        needs.append((f"an {plan.kv.dtype} KV cache", plan.kv.dtype, kv_definitions()[plan.kv.dtype].min_capability))
+        cache = kv_definitions()[plan.kv.dtype]
+        others = [one for one, other in kv_definitions().items() if other.min_capability < cache.min_capability]
+        cure = " or ".join(f"--kv-dtype {one}" for one in (wide_dtype(plan.name), *others))
+        needs.append((f"an {plan.kv.dtype} KV cache", plan.kv.dtype, cache.min_capability, cure))
     gpus = [arch for arch in arches if arch.startswith("sm_")]
-    for what, dtype, least in needs:
+    for what, dtype, least, cure in needs:
         if old := [arch for arch in gpus if capability(arch) < least]:
-            raise EngineError(f"{what} needs sm_{least} or later and {', '.join(old)} has no {dtype}; choose bf16, or other architectures")
+            raise EngineError(
+                f"{what} needs sm_{least} or later and {', '.join(old)} has no {dtype}; choose {cure}, or other architectures"
+            )
 
 
 def check_types(precision: str, kv_dtype: str = "auto", arches: Sequence[str] = ()) -> None:
