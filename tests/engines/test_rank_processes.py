@@ -23,6 +23,7 @@ from trtllm_engines.errors import EngineError
 from trtllm_engines.runtime.host_agent import serve
 from trtllm_engines.runtime.host_ranks import HostRanks, RankOrder, _lives
 from trtllm_engines.runtime.hosts import free_port, hosts_at
+from trtllm_engines.runtime.rank_main import Ancestors
 from trtllm_engines.runtime.step_ring import FAILED, READY
 
 PROFILE = Profile(max_batch_size=4, max_num_tokens=64, max_seq_len=128)
@@ -93,6 +94,23 @@ def test_a_rank_that_dies_or_hangs_is_told_in_time(llm: LLM, monkeypatch: pytest
     while any(_lives(pid) for pid in pids) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(_lives(pid) for pid in pids)
+
+
+def test_ranks_end_when_their_controller_was_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchrun's agent, their parent, lives on."""
+    controller = subprocess.Popen(["sh", "-c", "sleep 60 & echo $!; exec sleep 60"], stdout=subprocess.PIPE, text=True)
+    assert controller.stdout is not None
+    agent = int(controller.stdout.readline())
+    monkeypatch.setattr(os, "getppid", lambda: agent)
+    ancestors, began = Ancestors(controller.pid), time.monotonic()
+    assert not ancestors.gone()
+    controller.kill()
+    controller.wait()
+    assert not ancestors.gone(), "it looks once a second"
+    monkeypatch.setattr(time, "monotonic", lambda: began + 2)
+    assert ancestors.gone()
+    os.kill(agent, signal.SIGKILL)
+    assert not Ancestors(agent).gone(), "a rank that its controller started"
 
 
 @pytest.mark.parametrize(

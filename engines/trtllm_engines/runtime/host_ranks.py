@@ -82,7 +82,7 @@ class HostRanks:
         command += ["--message-bytes", str(order.message_bytes), "--answer-bytes", str(order.answer_bytes)]
         command += ["--kv-cache-fraction", str(order.kv_cache_fraction), "--max-graph-batch", str(order.max_graph_batch)]
         command += [] if order.num_pages is None else ["--num-pages", str(order.num_pages)]
-        command += ["--detail", order.detail, "--recorder", order.recorder]
+        command += ["--detail", order.detail, "--recorder", order.recorder, "--controller", str(os.getpid())]
         environment = rank_environment(interface)
         if order.ranks == order.nnodes == 1:
             environment |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}

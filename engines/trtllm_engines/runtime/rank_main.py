@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--max-graph-batch", type=int, required=True)
     parser.add_argument("--recorder", choices=get_args(Recorder), default="none")
     parser.add_argument("--detail", default="off")
+    parser.add_argument("--controller", type=int, required=True)
     options = parser.parse_args()
     local = int(os.environ["LOCAL_RANK"])
     ring = StepRing.attach(options.ring, int(os.environ["LOCAL_WORLD_SIZE"]), options.message_bytes, options.answer_bytes)
@@ -93,11 +94,11 @@ def _run(options: argparse.Namespace, rank: int, local: int, size: int, ring: St
             if answers:
                 ring.reply(landed, wire.encode_output(output))
 
-    parent = os.getppid()
+    ancestors = Ancestors(options.controller)
 
     def wait() -> None:
         land()
-        if os.getppid() != parent:
+        if ancestors.gone():
             sys.exit("the process that started this rank is gone")
 
     while (message := ring.receive(local, wait)) is not None:
@@ -122,6 +123,33 @@ def _run(options: argparse.Namespace, rank: int, local: int, size: int, ring: St
         watch.stop()
     if size > 1:
         dist.destroy_process_group()
+
+
+class Ancestors:
+    """The process that steps this rank (`controller`) and the one that started it: torchrun's agent, which outlives a controller that was
+    killed, or the controller itself."""
+
+    def __init__(self, controller: int) -> None:
+        self._parent, self._controller = os.getppid(), controller
+        self._looked = 0.0
+
+    def gone(self) -> bool:
+        """Whether either is. At the agent's parent it looks once a second."""
+        if os.getppid() != self._parent:
+            return True
+        if self._parent == self._controller or time.monotonic() - self._looked < 1:
+            return False
+        self._looked = time.monotonic()
+        return parent_of(self._parent) != self._controller
+
+
+def parent_of(process: int) -> int:
+    """The process that has it as a child; 0 where it is gone."""
+    try:
+        stat = Path(f"/proc/{process}/stat").read_bytes()
+    except OSError:
+        return 0
+    return int(stat.rpartition(b")")[2].split()[1])
 
 
 if __name__ == "__main__":
