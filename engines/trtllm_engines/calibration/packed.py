@@ -78,7 +78,13 @@ class Layout:
             "dynamic": False,
             "actorder": {"none": None, "static": "static", "group": "group"}[self.act_order],
         }
-        group = {"targets": ["Linear"], "weights": weights, "input_activations": inputs, "output_activations": None}
+        group = {
+            "targets": ["Linear"],
+            "weights": weights,
+            "input_activations": inputs,
+            "output_activations": None,
+            "format": self.format,  # the library would take w4a8 for `int-quantized`, whatever the whole states
+        }
         return {
             "quant_method": "compressed-tensors",
             "format": self.format,
