@@ -197,3 +197,14 @@ def test_large_tiles_keep_their_sums_in_registers(scheme: Packed, rows: int, tok
     given = int(re.search(r"Used (\d+) registers", said)[1])
     (less,), (more,) = (set(map(int, re.findall(rf"setmaxnreg\.{way}\S* (\d+)", ptx))) for way in ("dec", "inc"))
     assert less + 2 * more <= 3 * given
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(10240, 8192), (8192, 8192), (57344, 8192), (8192, 28672)])
+def test_blocks_of_one_token_run_at_once(rows: int, columns: int) -> None:
+    """As many blocks as rows and parts make, where the 132 SMs of an H200 share them."""
+    lowered = linear(rows, columns)
+    (launch,) = [one for one in lowered.launches if min(evaluate(dim, {"T": 1}) for dim in one.grid) > 0]
+    values = next(spec.constexprs for spec in lowered.kernels if spec.key == launch.kernel)
+    blocks = evaluate(launch.grid[0], {"T": 1}) * evaluate(launch.grid[1], {"T": 1})
+    assert blocks <= 132 * values["BLOCKS"]
+    assert values["SHARED_BYTES"] * values["BLOCKS"] <= 227 * 1024

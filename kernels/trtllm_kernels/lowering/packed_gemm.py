@@ -119,15 +119,15 @@ def _name(padded: int, field: str) -> str:
 
 def _default(call: OpCall, padded: int) -> Tile:
     """As tuned on an H200 with int4 and w4a8. Two warpgroups of a block multiply different rows where there are many, else different steps;
-    two blocks divide K where their rows alone would leave SMs idle. For a few tokens all blocks of int4 run
-    at once: one an SM with all its rows where such shares are equal, else two or three. At 64 tokens more warpgroups decode than multiply."""
+    two blocks divide K where their rows alone would leave SMs idle. For one token all blocks run at once: one an SM with all its rows where
+    such shares are equal, else two or three. At 64 tokens more warpgroups decode than multiply."""
     tiles, sms, few = ceil_div(call["weight"].size(0), TILE), call.sm_count, padded <= 16
     columns = 256 if padded < PADDED[-1] and _step_fits(call, 256) else 128
     if padded == 64 and tiles <= sms and not (call["x"].dtype == "fp8" and 0 < _group(call) < 128):  # else sums take the registers
         return Tile(64, 64, 3, 2, 1, 128) if 2 * tiles <= sms else Tile(64, 64, 4, 1, 1, 128)
     one_token = padded == 8 and call["weight"].dtype == "int4" and _few_scales(call)
     share = ceil_div(tiles, sms)
-    if one_token and 2 < share <= 7 and tiles >= 0.95 * share * sms:
+    if one_token and 4 < share <= 7 and tiles >= 0.95 * share * sms:
         return Tile(8, TILE * share, 1, 1, 1, 128)
     if _many_rows(call):
         return Tile(padded, 256, 1, 1, 1, 128) if padded == 64 else Tile(padded, 128, 1, 1, 2 if few else 1, columns)
@@ -136,7 +136,7 @@ def _default(call: OpCall, padded: int) -> Tile:
     if not few:
         return Tile(padded, 128, 1, 2, 1, columns)
     if one_token and call["x"].dtype != "fp8":
-        return Tile(8, 64, 2, 2, 1, columns) if 4 * tiles <= 3 * sms else Tile(8, 64, 1, 2, ceil_div(2 * tiles, sms), columns)
+        return Tile(8, 64, 2, 2, 1, columns) if 4 * tiles <= 3 * sms else Tile(8, 64, 1, 2, min(ceil_div(2 * tiles, sms), 3), columns)
     return Tile(padded, 64, 1, 2, 2, 128) if padded == 16 and call["x"].dtype != "fp8" else Tile(padded, 64, 2, 2, 1, 128)
 
 
@@ -192,6 +192,8 @@ def packed_space(call: OpCall) -> tuple[Choice, ...]:
     columns = tuple(n for n in (128, 256) if _step_fits(call, n))
     few = [(64, 2, 2, 2), (64, 4, 1, 1), (64, 4, 2, 1), (128, 2, 1, 1), (128, 2, 2, 1)]
     few += [(64, 1, 1, 2), (64, 1, 2, 2), (64, 2, 1, 1), (64, 2, 2, 1), (64, 2, 1, 2), (128, 1, 1, 1), (128, 1, 1, 2), (128, 1, 2, 1)]
+    if call["x"].dtype == "fp8":  # several blocks an SM with warpgroups in turns have ended in launch failures
+        few = [tile for tile in few if tile[1] == 1 or tile[3] == 1]
     many = [(64, 1, 2, 2), (64, 2, 2, 1), (128, 1, 1, 1), (128, 1, 2, 1), (128, 1, 4, 1), (128, 2, 2, 1), (256, 1, 1, 1), (256, 1, 2, 1)]
 
     def choice(padded: int) -> Choice:
