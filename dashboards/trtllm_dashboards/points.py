@@ -47,6 +47,13 @@ class Point:
         """The estimate of `figure`, or None when no repeat carries it."""
         return estimate([row.figures[figure] for row in self.rows if figure in row.figures])
 
+    def place(self, x: str, y: str) -> tuple[float, float]:
+        """The means of two figures that it carries."""
+        across, up = self.get(x), self.get(y)
+        assert across is not None, f"{self.cell.label} has no {x}"
+        assert up is not None, f"{self.cell.label} has no {y}"
+        return across.mean, up.mean
+
     @cached_property
     def names(self) -> Mapping[str, str]:
         """What this point is called along each dimension."""
