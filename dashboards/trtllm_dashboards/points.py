@@ -47,6 +47,13 @@ class Point:
         """The estimate of `figure`, or None when no repeat carries it."""
         return estimate([row.figures[figure] for row in self.rows if figure in row.figures])
 
+    def place(self, x: str, y: str) -> tuple[float, float]:
+        """The means of two figures that it carries."""
+        across, up = self.get(x), self.get(y)
+        assert across is not None, f"{self.cell.label} has no {x}"
+        assert up is not None, f"{self.cell.label} has no {y}"
+        return across.mean, up.mean
+
     @cached_property
     def names(self) -> Mapping[str, str]:
         """What this point is called along each dimension."""
@@ -77,6 +84,7 @@ DIMENSIONS: Mapping[str, Callable[[Point], str]] = {
     "workload": lambda p: p.cell.workload,
     "loop": lambda p: "open loop" if p.cell.request_rate else "closed loop",
     "request_rate": lambda p: f"{p.cell.request_rate:g} req/s" if p.cell.request_rate else "",
+    "settings": lambda p: " ".join(f"{name.replace('_', ' ')} {value}" for name, value in p.rows[0].varied.items()),
     "arm": lambda p: _arm(p.rows[0]),
     "batch": lambda p: f"batch {p.cell.batch}" if p.cell.batch else "unbounded batch",
 }
@@ -135,9 +143,11 @@ def points(rows: Sequence[Row] | RowSets, *, every_version: bool = False) -> lis
 
 def newest(found: Iterable[Point]) -> list[Point]:
     """Of points that differ in version only (not in anything a reader names), the one measured last."""
+    found = list(found)
+    varied = versions.varied_in(row for point in found for row in point.rows)
     latest: dict[tuple[object, ...], Point] = {}
     for point in found:
-        case = (point.source, versions.case_of(point.rows[0]))
+        case = (point.source, versions.case_of(point.rows[0], varied))
         if case not in latest or started(point) > started(latest[case]):
             latest[case] = point
     return list(latest.values())

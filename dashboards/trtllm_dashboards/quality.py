@@ -41,7 +41,7 @@ def print_quality(lines: Sequence[QualityLine], console: Console) -> None:
 def _row(line: QualityLine) -> dict[str, object]:
     figures = line.figures
     return {
-        "label": line.row.cell.label,
+        "label": line.row.label,
         HEADLINE: line.output_tokens_per_s,
         "speedup": line.speedup,
         "perplexity": figures.get("perplexity"),

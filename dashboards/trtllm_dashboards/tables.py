@@ -2,8 +2,8 @@
 
 A table that is too wide is made narrower in an order that loses least: (1) columns whose value is the same in every row move to one line
 above the table, (2) text is shortened with an ellipsis, but what names a row only last, (3) the least important columns go, and a line
-below names them. Numbers are never shortened: half a number is a wrong number. Wrapping cells was rejected: a row that spans lines cannot
-be scanned or grepped.
+below names them, (4) titles of several words are broken, (5) numbers that are the same in every row move above too. Numbers are never
+shortened: half a number is a wrong number. Wrapping cells was rejected: a row that spans lines cannot be scanned or grepped.
 
     show(rows, [Column("precision"), Column("output_tok_s", "output", unit="tok/s", kind="number")])
 """
@@ -11,8 +11,9 @@ be scanned or grepped.
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from rich import box
@@ -99,6 +100,12 @@ def table(rows: Sequence[Row], columns: Sequence[Column], *, title: str = "", wi
     cells = {c.key: _column_cells(c, rows, ascii_only) for c in columns}
     shown, constant = _hoist(columns, cells, rows)
     shown, dropped, limits = _fit(shown, cells, width)
+    if _excess(shown, cells, limits, width) > 0:
+        shown, _, limits = _fit(_with_broken_titles(shown, cells), cells, width)
+    if _excess(shown, cells, limits, width) > 0:
+        shown, more = _hoist(shown, cells, rows, ("text", "number"))
+        constant += more
+        shown, _, limits = _fit(shown, cells, width)
 
     grid = Table(box=box.ASCII if ascii_only else box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1), header_style="bold")
     for column in shown:
@@ -129,21 +136,37 @@ def _column_cells(column: Column, rows: Sequence[Row], ascii_only: bool) -> list
     return [p.encode("ascii", "replace").decode() for p in plain] if ascii_only else plain
 
 
-def _hoist(columns: Sequence[Column], cells: Mapping[str, list[str]], rows: Sequence[Row]) -> tuple[list[Column], list[str]]:
-    """Split off the text columns whose value is the same in all of several rows."""
+def _hoist(
+    columns: Sequence[Column], cells: Mapping[str, list[str]], rows: Sequence[Row], kinds: Sequence[Kind] = ("text",)
+) -> tuple[list[Column], list[str]]:
+    """Split off the columns of `kinds` whose value is the same in all of several rows."""
     shown, constant = [], []
     for column in columns:
         values = cells[column.key]
-        if column.kind == "text" and column.hoist and len(rows) > 1 and len(set(values)) == 1:
+        if column.kind in kinds and column.hoist and len(rows) > 1 and len(set(values)) == 1:
             if values[0] != ABSENT:
-                constant.append(f"{column.header} {values[0]}" + (f" {column.unit}" if column.unit else ""))
+                constant.append(f"{' '.join(column.header.split())} {values[0]}" + (f" {column.unit}" if column.unit else ""))
         else:
             shown.append(column)
     return (shown, constant) if shown else (list(columns), [])
 
 
 def _natural(column: Column, cells: Mapping[str, list[str]]) -> int:
-    return max([cell_len(column.header), cell_len(column.unit), *(cell_len(c) for c in cells[column.key])])
+    return max(cell_len(text) for text in (*column.header.splitlines(), column.unit, *cells[column.key]))
+
+
+def _excess(columns: Sequence[Column], cells: Mapping[str, list[str]], limits: Mapping[str, int], width: int) -> int:
+    """By how many cells the columns are wider than `width`."""
+    return sum(limits.get(c.key, _natural(c, cells)) for c in columns) + GAP * (len(columns) - 1) - width
+
+
+def _with_broken_titles(columns: Sequence[Column], cells: Mapping[str, list[str]]) -> list[Column]:
+    """With titles broken between words where they are wider than what stands below them."""
+    broken = []
+    for column in columns:
+        least = max(len(text) for text in (column.unit, *column.header.split(), *cells[column.key]))
+        broken.append(replace(column, title="\n".join(textwrap.wrap(column.header, least))))
+    return broken
 
 
 def _fit(columns: list[Column], cells: Mapping[str, list[str]], width: int) -> tuple[list[Column], list[Column], dict[str, int]]:
@@ -153,12 +176,12 @@ def _fit(columns: list[Column], cells: Mapping[str, list[str]], width: int) -> t
     while True:
         candidates = [c for c in shown if c.priority > 0]
         widths = {c.key: _natural(c, cells) for c in shown}
-        excess = sum(widths.values()) + GAP * (len(shown) - 1) - width
+        excess = _excess(shown, cells, {}, width)
         if excess <= 0:
             return shown, dropped, {}
         limits: dict[str, int] = {}
         for column in sorted((c for c in shown if c.kind == "text" and not (c.whole and candidates)), key=lambda c: -widths[c.key]):
-            floor = max(MIN_TEXT, cell_len(column.header), cell_len(column.unit))
+            floor = max(MIN_TEXT, *(cell_len(line) for line in column.header.splitlines()), cell_len(column.unit))
             cut = min(excess, widths[column.key] - floor)
             if cut > 0:
                 limits[column.key] = widths[column.key] - cut

@@ -1,9 +1,9 @@
 """Which rows speak for a case, once, for every table, plot, page and comparison.
 
-A case is what a reader names: model, precision, shape, load, layout, target and device, and the arm where a gate ran it (A and B are two
-sides of a question, not two ages of one thing). A store may hold a case in several versions, before and after a change of code, driver or
-settings. The version measured last speaks for it, by the arithmetic mean over its `ok` repeats: averaging across versions, or taking the
-best of them, would show a speed that no version has.
+A case is what a reader names: model, precision, shape, load, layout, target and device, what else a sweep varied (a row says it of itself,
+`Row.varied`), and the arm where a gate ran it (A and B are two sides of a question, not two ages of one thing). A store may hold a case in
+several versions, before and after a change of code, driver or other settings. The version measured last speaks for it, by the arithmetic
+mean over its `ok` repeats: averaging across versions, or taking the best of them, would show a speed that no version has.
 """
 
 from __future__ import annotations
@@ -18,10 +18,15 @@ WARMUP = "gate_warmup"
 """In a row's `extra`: whether a gate ran it before its blocks."""
 
 
-def case_of(row: Row) -> Case:
-    """What a reader calls the same: rows of one case differ in version or repeat alone."""
+def varied_in(rows: Iterable[Row]) -> tuple[str, ...]:
+    """Names of the settings that sweeps among `rows` varied."""
+    return tuple(sorted({name for row in rows for name in row.varied}))
+
+
+def case_of(row: Row, varied: Iterable[str] = ()) -> Case:
+    """What a reader calls the same: rows of one case differ in version or repeat alone. `varied`: as `varied_in` says of all the rows."""
     cell = row.cell
-    return (cell.align, cell.target, cell.target_version, row.environment.device, row.arm)
+    return (row.case(varied), cell.target, cell.target_version, row.environment.device, row.arm)
 
 
 def versions(rows: Iterable[Row]) -> list[tuple[Row, ...]]:
@@ -45,9 +50,11 @@ def _counted(group: list[Row]) -> list[Row]:
 
 def newest(rows: Iterable[Row]) -> list[tuple[Row, ...]]:
     """The `ok` repeats of the version of each case that was measured last, in the order the cases were first seen."""
+    rows = list(rows)
+    varied = varied_in(rows)
     latest: dict[Case, tuple[Row, ...]] = {}
     for group in versions(rows):
-        case = case_of(group[0])
+        case = case_of(group[0], varied)
         if case not in latest or measured_at(group) > measured_at(latest[case]):
             latest[case] = group
     return list(latest.values())

@@ -29,6 +29,7 @@ def test_a_profile_accounts_for_every_op_of_its_steps(tmp_path: Path, capsys: py
     said = capsys.readouterr().out
     assert "tiny-llama fp32 b4 16/12" in said
     assert "6 steps of" in said
+    assert "\n* " not in said, "an op of which there are several has its name"
     profile = CellProfile.load(tmp_path)
     assert [step.number for step in profile.steps] == list(range(4, 10))
     assert {(step.phase, step.tokens) for step in profile.steps} == {("decode", 4)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,9 +26,15 @@ from trtllm_bench.sweep.table import summarise
 from trtllm_bench.targets import registry
 from trtllm_bench.targets.registry import Identity, StaticTarget, register
 from trtllm_bench.targets.scripted import NullTarget
+from trtllm_dashboards.html.payload import build
+from trtllm_dashboards.points import points
+from trtllm_results.compare.align import compare
+from trtllm_results.gate.baseline import measured_cells
 from trtllm_results.record.environment import Environment
 from trtllm_results.record.row import Cell, Row, cell_key
+from trtllm_results.store.selection import ResultSet
 from trtllm_results.store.table import Store
+from trtllm_results.versions import newest
 
 ENGINE = ("--model", "tiny-llama", "--device", "cpu", "--max-batch-size", 2, "--max-num-tokens", 64)
 SHAPE = ("--isl", 8, "--osl", 4, "--max-lag-ms", 10_000)
@@ -148,6 +155,29 @@ def test_cells_of_a_toml_hold_what_belongs_together_and_share_an_engine(tmp_path
     assert load_spec({}, folder=tmp_path) == spec
     with pytest.raises(BenchError, match=r"cells 1: isl is given for all cells too; give it in one place"):
         load_spec({"isl": "64"}, tmp_path / "s.toml")
+
+
+def test_cells_that_differ_in_any_setting_stay_apart_in_tables_plots_pages_and_comparisons(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    cell = "[[cells]]\nisl = 8\nosl = 4\nconcurrency = 2\nmax-lag-ms = 10000\n"
+    (tmp_path / "s.toml").write_text(f'target = "fake"\nmodel = "m"\n{cell}{cell}warmup-seconds = 0.001\n')
+    spec = load_spec({}, tmp_path / "s.toml")
+    assert [point.label for point in spec.points] == ["b2 8/4", "warmup-seconds=0.001"]
+    status, text, _ = run(capsys, "sweep", tmp_path / "s.toml", "--out", tmp_path / "both")
+    assert status == 0
+    assert re.search(r"^0 +2 +8 +4 .*\n0\.001 +2 +8 +4 ", text, re.MULTILINE), text
+    rows = Store(tmp_path / "both").rows()
+    assert [row.label for row in rows] == ["m fp32 b2 8/4 warmup-seconds=0.0", "m fp32 b2 8/4 warmup-seconds=0.001"]
+    assert [group[0].varied["warmup_seconds"] for group in newest(rows)] == [0.0, 0.001]
+    assert {point.names["settings"] for point in points(rows)} == {"warmup seconds 0.0", "warmup seconds 0.001"}
+    assert build({"both": rows})["dimensions"]["version"]["names"] == ["newest"]
+    alone = [replace(row, extra={}) for row in rows[1:]]
+    compared = compare([ResultSet("both", tuple(rows)), ResultSet("alone", tuple(alone))])
+    assert [change.label for change in compared.changes] == ["m fp32 b2 8/4 warmup-seconds=0.001"]
+    assert compared.left_out == (("m fp32 b2 8/4 warmup-seconds=0.0", "only in both"),)
+    cells = measured_cells(rows)[0]
+    assert len(cells) == 2
 
 
 @pytest.mark.parametrize(

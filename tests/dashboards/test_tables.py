@@ -58,6 +58,23 @@ def test_the_least_important_columns_go_first_and_are_named() -> None:
     assert "slower" in head
 
 
+def test_numbers_stay_whole_where_every_column_must_stay() -> None:
+    names = ("max num tokens", "page size", "batch", "ISL", "OSL", "output", "from", "to")
+    columns = [*(Column(name, kind="number", unit="tok/s" * (n > 4)) for n, name in enumerate(names)), Column("status", kind="verdict")]
+    lines = [
+        dict(zip(names, (tokens, 16, 512, 1024, 2048, 16506, 15850, 17189), strict=True)) | {"status": "ok"} for tokens in (2048, 8192)
+    ]
+    text = to_text(lines, columns, width=76)
+    assert [line.split() for line in text.splitlines()[-2:]] == [
+        [tokens, "16", "512", "1,024", "2,048", "16,506", "15,850", "17,189", "ok"] for tokens in ("2,048", "8,192")
+    ]
+    assert "all rows" not in text, "titles are broken first"
+    narrow = to_text(lines, columns, width=40)
+    assert " ".join(narrow.split()).startswith("all rows: page size 16, batch 512, ISL 1,024, OSL 2,048,")
+    assert [line.split() for line in narrow.splitlines()[-2:]] == [["2,048", "ok"], ["8,192", "ok"]]
+    assert max(cell_len(line) for line in narrow.splitlines()) <= 40
+
+
 def test_without_unicode_no_byte_is_above_127() -> None:
     rows = [*ROWS, {"gpu": "Añb", "precision": "ü", "note": "y" * 99}]
     to_text(rows, COLUMNS, ascii_only=True).encode("ascii")

@@ -9,8 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from reduced import check_normed_sum, reduced_on_two_ranks
 from small_ranks import PAGES, START_S, Key, answers, built, mixed_sampling, prompts, tokens
 
 from trtllm_engines import LLM, SamplingParams
@@ -99,24 +98,12 @@ def test_two_stages_answer_every_request_with_a_step_in_each(engines: Engines) -
 def test_reductions_have_the_same_bits_on_both_ranks_in_100_000_steps_each(tmp_path: Path) -> None:
     """By one kernel (1 and 64 rows) and by the other (256), in CUDA graphs (`reduce_again.py`)."""
     rows = (1, 64, 256)
-    command = [sys.executable, str(Path(__file__).with_name("reduce_again.py")), "--meet", str(tmp_path / "meet"), "--seconds", "35"]
-    command += ["--steps", "100000", "--rows", *map(str, rows)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "GLOO_SOCKET_IFNAME": "lo"}
-    ranks = [
-        subprocess.Popen([*command, "--out", str(tmp_path / f"{rank}.pt"), str(rank)], env=environment, stderr=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
-    said = [rank.communicate()[1] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(said)
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    first, second = reduced_on_two_ranks(tmp_path, rows, 100_000)
     for count in rows:
         one, two = first[count], second[count]
         assert torch.equal(one["y"], two["y"])
         assert count > ONE_SHOT_ROWS or torch.equal(one["total"], two["total"])  # else each rank has the sums of its own rows
-        total = one["residual"].float() + one["x"].float() + two["x"].float()
-        expected = total * torch.rsqrt(total.square().mean(1, keepdim=True) + 1e-5)
-        torch.testing.assert_close(one["last"], expected, atol=0.02, rtol=0.08)
-        assert not torch.equal(one["x"], two["x"])
+        check_normed_sum(one, two)
 
 
 @pytest.mark.parametrize(("end", "precision"), [(signal.SIGKILL, "bf16"), (signal.SIGSTOP, "fp16")])

@@ -219,7 +219,7 @@ def _pareto(sets: list[ResultSet], output: str, out: Path | None, with_cost: boo
     per_user, per_gpu = "output_tokens_per_s_per_user", "output_tokens_per_s_per_gpu"
     more = ADDED if with_cost else ()
     flat = [
-        {"set": one.name, "workload": workload, "cell": row.cell.label, "batch": row.cell.batch, "repeats": repeats}
+        {"set": one.name, "workload": workload, "cell": row.label, "batch": row.cell.batch, "repeats": repeats}
         | {name: row.figures.get(name) for name in (per_user, per_gpu, *more)}
         for one in sets
         for workload, row, repeats in fronts(one.rows)

@@ -59,7 +59,7 @@ def ls(
         for stored in selection.keep(one.rows, where or []):
             row = priced(stored, price)
             all_rows.append(row)
-            line = {"store": one.name, "key": row.key[:8], "cell": row.cell.label, "repeat": row.repeat, "status": row.status}
+            line = {"store": one.name, "key": row.key[:8], "cell": row.label, "repeat": row.repeat, "status": row.status}
             lines.append(line | {name: selection.field_of(row, name) for name in figures} | {"gpu": row.environment.device})
     if not lines:
         typer.echo("no rows")
@@ -117,7 +117,7 @@ def show_row(
         return
     rows = [priced(row, price) for row in rows]
     for row in rows:
-        typer.echo(f"{row.cell.label}  repeat {row.repeat}  {row.status}{': ' + row.reason if row.reason else ''}")
+        typer.echo(f"{row.label}  repeat {row.repeat}  {row.status}{': ' + row.reason if row.reason else ''}")
         typer.echo(f"  key {row.key}  started {row.started_at}")
         doubt = row.implausible
         for text in dict.fromkeys([*row.warnings, *([doubt.text] if doubt else [])]):
@@ -147,7 +147,7 @@ def cost_lines(rows: list[Row], price: Price) -> list[str]:
             continue
         mean, low, high = (cost_per_million(hour, point.cell.gpus, value) for value in (rate.mean, rate.high, rate.low))
         spread = "one repeat" if rate.n == 1 else f"{'95% interval' if rate.n > 2 else 'two repeats:'} {low:.4f} to {high:.4f}"
-        lines.append(f"{point.cell.label}: {mean:.4f} USD per million output tokens ({spread})")
+        lines.append(f"{point.rows[0].label}: {mean:.4f} USD per million output tokens ({spread})")
     return lines
 
 
@@ -181,14 +181,14 @@ def _by_definitions(store: Path, rows: list[Row], wanted: str) -> None:
     for row in rows:
         table = Store(store, create=False).read_side("requests", row)
         if table is None:
-            raise ResultsError(f"{row.cell.label} has no stored requests, so it cannot be told under other definitions")
+            raise ResultsError(f"{row.label} has no stored requests, so it cannot be told under other definitions")
         log = RequestLog.from_side(table, gpus=row.cell.gpus)
         found = {tool: figures(log, tool) for tool in tools}
         shown = [name for name in METRICS if name.endswith(("_mean_ms", "_p50_ms", "_p99_ms", "_per_s", "_per_user"))]
         names = [name for name in shown if any(name in one for one in found.values()) and not name.startswith(("queue", "lag"))]
         lines = [{"figure": _with_unit(name)} | {tool: one.get(name) for tool, one in found.items()} for name in names]
         columns = [Column("figure"), *(Column(tool, kind="number") for tool in tools)]
-        show(lines, columns, title=f"{row.cell.label}, repeat {row.repeat}", console=plain_console())
+        show(lines, columns, title=f"{row.label}, repeat {row.repeat}", console=plain_console())
 
 
 def _with_unit(name: str) -> str:

@@ -244,7 +244,7 @@ def _submit(toml: Path | None, flags: dict[str, Any], out: Path | None, resume: 
         spec, folder = _claimed(claim, toml, flags, out, resume, defaults, check)
         console = plain_console()
         view = ClusterView(console)
-        sweep = ClusterSweep(spec, cluster, folder, view, RowMaker(Environment.capture(use_gpu=False)))
+        sweep = ClusterSweep(spec, cluster, folder, view, RowMaker(Environment.capture(use_gpu=False), axes=tuple(spec.axes)))
         executor_of(cluster, sweep.parts[0])  # its parameters are checked before anything is submitted
         spec.save(folder)
         jobs = len(sweep.parts)
@@ -272,7 +272,7 @@ def _profile(rows: Any, sweep: Any, which: str, console: Any) -> None:
 
     def report(row: Any, outcome: Any, folder: Path) -> None:
         text = f"not profiled: {outcome}" if isinstance(outcome, Exception) else str(folder / PAGE_FILE)
-        console.print(f"{row.cell.label}: {text}", soft_wrap=True)
+        console.print(f"{row.label}: {text}", soft_wrap=True)
 
     console.print()
     profile_cells(choose(rows, parse_which(which)), sweep.measured, sweep.store, None, report)

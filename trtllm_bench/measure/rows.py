@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import sys
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
 from trtllm_bench.measure.session import Measurement
 from trtllm_bench.measure.workload import rate_of
-from trtllm_bench.spec.measurement import MeasurementSpec, safe_arguments
+from trtllm_bench.spec.measurement import MeasurementSpec, all_knobs, safe_arguments
 from trtllm_bench.targets.registry import Identity, runs_on_gpu
 from trtllm_results.record.environment import Environment
-from trtllm_results.record.row import CELL_FIELDS, Cell, Row
+from trtllm_results.record.row import ALIGN_FIELDS, CELL_FIELDS, VARIED, Cell, Row
 from trtllm_results.store.table import SideKind, Store
 from trtllm_workloads.request import Workload
 
 MAX_REASON = 300
 ASKED = "asked"
 """Where a row keeps what was asked for and is no part of its identity."""
-
-
+TOLD = frozenset({*ALIGN_FIELDS, "concurrency", "dataset", "target"})
+"""Knobs that a case's own fields tell: `batch` and `workload` are the fields of two of them."""
 ACCURACY = "accuracy"
 """Where a row keeps what its accuracy was measured on, and against what."""
 BY_GPU = "by_gpu"
@@ -69,6 +69,8 @@ class RowMaker:
 
     environment: Environment
     command: str = field(default_factory=command_line)
+    axes: tuple[str, ...] = ()
+    """Knobs that the run's sweep varies."""
     run_id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
 
     @classmethod
@@ -87,7 +89,11 @@ class RowMaker:
             warnings=measurement.warnings,
             run_id=self.run_id,
             command=self.command,
-            extra={**_asked(spec), **({BY_GPU: list(measurement.by_gpu)} if measurement.by_gpu else {})},
+            extra={
+                **_asked(spec),
+                **varied(spec, cell, self.axes),
+                **({BY_GPU: list(measurement.by_gpu)} if measurement.by_gpu else {}),
+            },
         )
 
     def failed(self, spec: MeasurementSpec, cell: Cell, repeat: int, error: Exception) -> Row:
@@ -99,13 +105,25 @@ class RowMaker:
             reason=reason_of(error),
             run_id=self.run_id,
             command=self.command,
-            extra=_asked(spec),
+            extra={**_asked(spec), **varied(spec, cell, self.axes)},
         )
 
 
 def _asked(spec: MeasurementSpec) -> Mapping[str, Any]:
     other = {name: value for name, value in spec.other_settings().items() if name not in CELL_FIELDS}
     return {ASKED: other} if other else {}
+
+
+def varied(spec: MeasurementSpec, cell: Cell, axes: Iterable[str]) -> Mapping[str, Any]:
+    """For `Row.extra`: the values of those `axes` of a sweep that `Cell.align` and the target do not tell; empty where there are none."""
+    knobs = {one.name: one for one in all_knobs()}
+    values = {}
+    for name in axes:
+        if name in TOLD or knobs[name].knob.secret:
+            continue
+        value = cell.settings.get(knobs[name].setting, spec.value_of(name))
+        values[name] = value if value is None or isinstance(value, str | int | float) else str(value)
+    return {VARIED: values} if values else {}
 
 
 def keep(store: Store, row: Row, measurement: Measurement | None) -> None:

@@ -70,8 +70,8 @@ def _giga(columns: Sequence[Column]) -> list[Column]:
 
 
 def short(role: str) -> str:
-    """`layers.*.mlp.down_proj` as `down_proj`."""
-    return role.rpartition(".")[2]
+    """`layers.*.mlp.down_proj` as `down_proj`, `layers.*.o_proj.gather_rows.*` (there are several) as `gather_rows`."""
+    return role.removesuffix(".*").rpartition(".")[2]
 
 
 def _line(row: KernelRow, scale: float) -> dict[str, Any]:

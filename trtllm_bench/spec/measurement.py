@@ -323,6 +323,14 @@ class MeasurementSpec:
         parts = (*(() if served is None else (served,)), self.workload, self.load)
         return {name: value for part in parts for name, value in identity_of(part).items()}
 
+    def value_of(self, name: str) -> Any:
+        """The value of a knob by its name."""
+        return self.target if name == "target" else next(getattr(part, name) for part in self._parts if hasattr(part, name))
+
+    @property
+    def _parts(self) -> tuple[Any, ...]:
+        return self.engine, self.workload, self.load, self.server
+
     def other_settings(self) -> dict[str, Any]:
         """Everything else that was asked for and is not the default, for making the same request again; no secrets."""
         other: dict[str, Any] = {}

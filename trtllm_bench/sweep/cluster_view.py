@@ -70,7 +70,7 @@ class ClusterView:
         text = headline(row) if row.status == "ok" else f"{row.status}: {row.reason}"
         line.last = headline(row, brief=True).strip() if row.status == "ok" else row.status
         suffix = f" #{row.repeat + 1}" if part.spec.repeats > 1 else ""
-        self._print(f"{self._counter()} {row.cell.label}{suffix}  {text.strip()}", "" if row.status == "ok" else "yellow")
+        self._print(f"{self._counter()} {row.label}{suffix}  {text.strip()}", "" if row.status == "ok" else "yellow")
 
     def ended(self, part: JobPart, reason: str) -> None:
         line = self._jobs[part.name]

@@ -33,6 +33,7 @@ def sweep_here(
         watcher=view,
         environment=lambda point: Environment.capture(use_gpu=runs_on_gpu(point)),
         command=command,
+        axes=tuple(spec.axes),
         accuracy=None if scored is None else lambda session: scored.measure(engine_of(session)),
         accuracy_asked={} if scored is None else scored.spec.described(),
     )

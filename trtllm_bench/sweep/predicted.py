@@ -16,7 +16,7 @@ from trtllm_bench.analysis.prediction_error import interval_for
 from trtllm_bench.analysis.step_constants import constants_for
 from trtllm_bench.analysis.step_model import hosts_of, is_quantized, widens
 from trtllm_bench.errors import BenchError
-from trtllm_bench.measure.rows import cell_of, reason_of
+from trtllm_bench.measure.rows import cell_of, reason_of, varied
 from trtllm_bench.measure.workload import workload_of
 from trtllm_bench.roofline.hardware import Hardware, published
 from trtllm_bench.spec.measurement import EngineSpec, MeasurementSpec
@@ -91,7 +91,7 @@ def predict_sweep(spec: SweepSpec, hardware: Hardware, command: str) -> list[Row
         for point in points:
             reason = BenchError(point.refused) if point.refused else error
             workload = workload_of(point.spec)
-            rows.append(_row(point.spec, [] if point.refused else plans, reason, hardware, workload, run_id, command))
+            rows.append(_row(point.spec, tuple(spec.axes), [] if point.refused else plans, reason, hardware, workload, run_id, command))
     return rows
 
 
@@ -113,7 +113,14 @@ def _plans(engine: EngineSpec, hardware: Hardware) -> tuple[list[Plan], Exceptio
 
 
 def _row(
-    spec: MeasurementSpec, plans: list[Plan], error: Exception | None, hardware: Hardware, workload: Workload, run_id: str, command: str
+    spec: MeasurementSpec,
+    axes: Sequence[str],
+    plans: list[Plan],
+    error: Exception | None,
+    hardware: Hardware,
+    workload: Workload,
+    run_id: str,
+    command: str,
 ) -> Row:
     engine = spec.engine
     identity = Identity(PREDICTED, kv_dtype=plans[0].kv_dtype if plans else "", places=engine.max_batch_size or 0, engine=engine)
@@ -135,11 +142,13 @@ def _row(
         except ValueError as problem:
             error = problem
     if error is not None:
-        return Row(cell, environment, status="failed", reason=reason_of(error), run_id=run_id, command=command)
+        asked = varied(spec, cell, axes)
+        return Row(cell, environment, status="failed", reason=reason_of(error), run_id=run_id, command=command, extra=asked)
     sequences = -(-spec.load.concurrency // engine.replicas)
     interval = interval_for(hardware, sequences, engine.tp * engine.pp, is_quantized(plans[0]))
     low, high = interval.around(figures["output_tokens_per_s"])
     basis = {
+        **varied(spec, cell, axes),
         PREDICTED: [*_notes(plans[0], layout_of(cell), hardware), interval.note],
         INTERVAL: {"low": low, "high": high, "cover": interval.cover, "errors": interval.errors, "note": interval.note},
     }

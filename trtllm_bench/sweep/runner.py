@@ -58,6 +58,8 @@ class Sweep:
     watcher: Watcher
     environment: Callable[[MeasurementSpec], Environment]
     command: str = ""
+    axes: tuple[str, ...] = ()
+    """Knobs that vary over the grid."""
     accuracy: Callable[[Session], Accuracy] | None = None
     """Measures how good a loaded engine's answers are; None where it was not asked for."""
     accuracy_asked: Mapping[str, Any] = field(default_factory=dict)
@@ -75,7 +77,7 @@ class Sweep:
 
     def _run_engine(self, points: Sequence[GridPoint]) -> Iterator[Row]:
         session: Session | None = None
-        maker = RowMaker(self.environment(points[0].spec), self.command)
+        maker = RowMaker(self.environment(points[0].spec), self.command, self.axes)
         for point in points:
             if point.refused:
                 yield from self._all_failed(maker, [point], BenchError(point.refused))

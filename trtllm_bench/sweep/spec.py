@@ -101,12 +101,13 @@ class SweepSpec:
 
     @property
     def axes(self) -> dict[str, tuple[Any, ...]]:
-        """The knobs that vary; of the cells' own as many as tell them apart."""
+        """The knobs that vary; of the cells' own as many as tell them apart. A cell that leaves a knob open has its default."""
         grid = {name: values for name, values in self.values.items() if len(values) > 1}
         names = dict.fromkeys(name for cell in self.cells for name in cell)
         apart = {tuple(cell.get(name) for name in names if name in SHOWN) for cell in self.cells}
         told = [name for name in names if name in SHOWN or len(apart) < len(self.cells)]
-        several = {name: tuple(dict.fromkeys(cell[name] for cell in self.cells if name in cell)) for name in told}
+        defaults = {one.name: one.default for one in all_knobs()}
+        several = {name: tuple(dict.fromkeys(cell.get(name, defaults[name]) for cell in self.cells)) for name in told}
         return grid | {name: values for name, values in several.items() if len(values) > 1}
 
     def axis(self, name: str) -> tuple[Any, ...]:

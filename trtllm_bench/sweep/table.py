@@ -121,7 +121,7 @@ def print_table(rows: Sequence[Row], console: Console, axes: Iterable[str] = ())
     reasons: dict[str, list[str]] = {}
     for row in rows:
         for reason in ([row.reason] if row.status != "ok" else []) + list(row.warnings) + _not_scored(row):
-            where = row.cell.label.removeprefix(f"{row.cell.model} ")
+            where = row.label.removeprefix(f"{row.cell.model} ")
             reasons.setdefault(reason, [])
             if where not in reasons[reason]:
                 reasons[reason].append(where)

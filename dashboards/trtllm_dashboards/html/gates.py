@@ -39,7 +39,7 @@ def _gate(store: Store, stored: Sequence[Row], profiles: list[Profile]) -> dict[
     culprits, note = _culprits(rows, profiles)
     return {
         "store": store.path.name,
-        "label": rows[0].cell.label,
+        "label": rows[0].label,
         "a": report.a,
         "b": report.b,
         "verdict": report.verdict if told is None else told["verdict"],

@@ -21,20 +21,13 @@ if TYPE_CHECKING:
 X = "output_tokens_per_s_per_user"
 
 
-def at(point: Point) -> tuple[float, float]:
-    x, y = point.get(X), point.get(COST)
-    assert x is not None
-    assert y is not None
-    return x.mean, y.mean
-
-
 def cheapest(places: list[tuple[float, float]]) -> list[tuple[float, float]]:
     """The places that none other beats in speed and cost, by falling speed."""
     return [(x, -y) for x, y in front([(x, -y) for x, y in places])]
 
 
 def told(point: Point) -> str:
-    x, y = at(point)
+    x, y = point.place(X, COST)
     return f"{brief(y)} USD at {brief(x)} tok/s/user"
 
 
@@ -49,16 +42,16 @@ def draw(material: Material) -> Figure:
     shown, legend = plan.shown, plan.legend
     drawing, axes = sheet.panels(list(plan.panels))
     for ax, members in zip(axes, plan.panels.values(), strict=True):
-        edge = cheapest([at(p) for p in members])
-        ax.plot([x for x, _ in edge], [y for _, y in edge], color="#9aa4af", linewidth=5, alpha=0.35, solid_capstyle="round", zorder=1)
+        edge = cheapest([p.place(X, COST) for p in members])
+        style.front_line(ax, edge)
         for label, line in grouped(members, plan.series_by).items():
             line.sort(key=load_of)
-            style.errorbars(ax, [at(p)[0] for p in line], [e for p in line if (e := p.get(COST))], legend[label])
-        costs = [at(p)[1] for p in members]
+            style.errorbars(ax, [p.place(X, COST)[0] for p in line], [e for p in line if (e := p.get(COST))], legend[label])
+        costs = [p.place(X, COST)[1] for p in members]
         style.log_axis(ax, "y", [min(costs) / 2, max(costs) * 2])
         ax.set_ylim(min(costs) / 2, max(costs) * 2)
         style.compact_axis(ax, "x")
-        style.remarks(ax, [(f"{load_of(point):,g}", at(point)) for point in members if at(point) in edge], (5, 4))
+        style.remarks(ax, [(f"{load_of(point):,g}", point.place(X, COST)) for point in members if point.place(X, COST) in edge], (5, 4))
         ax.set_xlabel(axis_label(X, "speed per user"))
         ax.set_ylabel("cost of a million output tokens (USD)")
     bars = style.uncertainty_note(e for p in shown if (e := p.get(COST)))

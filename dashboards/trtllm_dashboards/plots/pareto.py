@@ -19,13 +19,6 @@ if TYPE_CHECKING:
 X, Y = "output_tokens_per_s_per_user", "output_tokens_per_s_per_gpu"
 
 
-def at(point: Point) -> tuple[float, float]:
-    x, y = point.get(X), point.get(Y)
-    assert x is not None
-    assert y is not None
-    return x.mean, y.mean
-
-
 def front(places: list[tuple[float, float]]) -> list[tuple[float, float]]:
     """The places that none other beats in both coordinates, by falling speed."""
     best, kept = float("-inf"), []
@@ -37,7 +30,7 @@ def front(places: list[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def told(point: Point) -> str:
-    x, y = at(point)
+    x, y = point.place(X, Y)
     return f"{brief(y)} tok/s/GPU at {brief(x)} tok/s/user"
 
 
@@ -50,16 +43,16 @@ def draw(material: Material) -> Figure:
     shown, legend = plan.shown, plan.legend
     drawing, axes = sheet.panels(list(plan.panels))
     for ax, members in zip(axes, plan.panels.values(), strict=True):
-        edge = front([at(p) for p in members])
-        ax.plot([x for x, _ in edge], [y for _, y in edge], color="#9aa4af", linewidth=5, alpha=0.35, solid_capstyle="round", zorder=1)
+        edge = front([p.place(X, Y) for p in members])
+        style.front_line(ax, edge)
         estimates = []
         for label, line in grouped(members, plan.series_by).items():
             line.sort(key=load_of)
             estimates = [e for p in line if (e := p.get(Y))]
-            style.errorbars(ax, [at(p)[0] for p in line], estimates, legend[label])
-        style.log_axis(ax, "y", [at(p)[1] for p in members])
+            style.errorbars(ax, [p.place(X, Y)[0] for p in line], estimates, legend[label])
+        style.log_axis(ax, "y", [p.place(X, Y)[1] for p in members])
         style.compact_axis(ax, "x")
-        style.remarks(ax, [(f"{load_of(point):,g}", at(point)) for point in members if at(point) in edge], (5, 4))
+        style.remarks(ax, [(f"{load_of(point):,g}", point.place(X, Y)) for point in members if point.place(X, Y) in edge], (5, 4))
         ax.set_xlabel(axis_label(X, "speed per user"))
         ax.set_ylabel(axis_label(Y, "output throughput"))
     bars = style.uncertainty_note(e for p in shown if (e := p.get(Y)))

@@ -31,7 +31,7 @@ def draw(material: Material) -> Figure:
         raise DashboardError(f"--y {figure} is no figure; docs/schema.md lists them")
     cells: dict[str, list[Point]] = {}
     for point in having(points(material.sets, every_version=True), figure):
-        cells.setdefault(f"{point.cell.label}, {point.names['device']}", []).append(point)
+        cells.setdefault(f"{point.rows[0].label}, {point.names['device']}", []).append(point)
     cells = {label: in_order(line) for label, line in cells.items() if max(len(p.rows) for p in line) > 1}
     if not cells:
         raise DashboardError(f"no cell carries {figure} of two repeats or more, which the repeats plot needs; measure with --repeats")

@@ -35,8 +35,8 @@ def draw(material: Material) -> Figure:
     columns = {name: table.column(name).to_numpy(zero_copy_only=False) for name in table.column_names if name in COLUMNS}
     missing = [name for name in REQUIRED if name not in columns]
     if missing:
-        raise DashboardError(f"the per-request table of {row.cell.label} lacks {missing[0]}, which the timeline needs")
-    sheet = style.Sheet("Request timeline", f"{row.cell.label}, {row.environment.device}, repeat {row.repeat}")
+        raise DashboardError(f"the per-request table of {row.label} lacks {missing[0]}, which the timeline needs")
+    sheet = style.Sheet("Request timeline", f"{row.label}, {row.environment.device}, repeat {row.repeat}")
     drawing, (bars, load) = sheet.panels(["requests", "requests at once"], columns=1, width=9, height=2.7)
     waited, first, end, arrival = phases(columns)
     order = np.argsort(arrival, kind="stable")

@@ -19,7 +19,7 @@ from trtllm_results.metrics.registry import HEADLINE, METRICS
 from trtllm_results.record.row import ALIGN_FIELDS, PREDICTED, Row
 from trtllm_results.stats import Interval
 from trtllm_results.store.selection import ResultSet
-from trtllm_results.versions import newest
+from trtllm_results.versions import newest, varied_in
 
 SAME_WITHIN = 0.01
 """A change shown to be smaller than this, in either direction, is called `same` (two one-sided tests, Schuirmann 1987)."""
@@ -88,11 +88,13 @@ def compare(
         if name not in METRICS:
             raise ResultsError(f"there is no figure '{name}'; docs/schema.md lists them")
     for name in ignore:
-        if name not in (*ALIGN_FIELDS, "arm"):
-            raise ResultsError(f"'{name}' is not a field cells are aligned by; those are {', '.join(ALIGN_FIELDS)}")
+        fields = (*ALIGN_FIELDS, *varied_in(row for one in sets for row in one.rows))
+        if name not in (*fields, "arm"):
+            raise ResultsError(f"'{name}' is not a field cells are aligned by; those are {', '.join(fields)}")
     if not across_gpus:
         _one_device(sets)
-    aligned = [_by_cell(one, ignore) for one in sets]
+    varied = [name for name in varied_in(row for one in sets for row in one.rows) if name not in ignore]
+    aligned = [_by_cell(one, ignore, varied) for one in sets]
     drafts: list[tuple[Change, stats.Evidence | None]] = []
     left_out: list[tuple[str, str]] = []
     for other_set, other in zip(sets[1:], aligned[1:], strict=True):
@@ -157,18 +159,18 @@ def _one_device(sets: Sequence[ResultSet]) -> None:
         )
 
 
-def _by_cell(one: ResultSet, ignore: Sequence[str]) -> dict[Key, list[Row]]:
+def _by_cell(one: ResultSet, ignore: Sequence[str], varied: Sequence[str]) -> dict[Key, list[Row]]:
     """Rows by cell: the newest version of what was measured, and what failed where nothing was. A gate's arms are cells of their own."""
     cells: dict[Key, list[Row]] = {}
     current = [row for group in newest(one.rows) for row in group]
     for row in (*current, *(row for row in one.rows if row.status != "ok")):
         arm = (("arm", row.arm),) * bool(row.arm and "arm" not in ignore)
-        cells.setdefault((*(pair for pair in row.cell.align if pair[0] not in ignore), *arm), []).append(row)
+        cells.setdefault((*(pair for pair in row.case(varied) if pair[0] not in ignore), *arm), []).append(row)
     return cells
 
 
 def _label(rows: Sequence[Row]) -> str:
-    return rows[0].cell.label
+    return rows[0].label
 
 
 def _nothing_in_common(first: ResultSet, second: ResultSet, a: Mapping[Key, Any], b: Mapping[Key, Any]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from trtllm_results.record.environment import DECISIVE
 from trtllm_results.record.flat import shown
 from trtllm_results.record.row import Row
-from trtllm_results.versions import case_of
+from trtllm_results.versions import case_of, varied_in
 
 NAMED = 3
 """Differing rows and fields named one by one."""
@@ -32,7 +32,7 @@ def _edited(pairs: Sequence[tuple[Row, Row]], name: str, other: str) -> list[str
         a, b = ours.to_flat(), theirs.to_flat()
         field = next(one for one in dict.fromkeys([*a, *b]) if a.get(one) != b.get(one))
         what = f"{field} is {shown(a.get(field))} in {name} and {shown(b.get(field))} in {other}"
-        lines.append(f"row {ours.row_id[:8]} of {ours.cell.label}: {what}; that of {name} is kept")
+        lines.append(f"row {ours.row_id[:8]} of {ours.label}: {what}; that of {name} is kept")
     if len(pairs) > NAMED:
         lines.append(f"{len(pairs) - NAMED} more rows differ between {name} and {other}; those of {name} are kept")
     return lines
@@ -48,17 +48,19 @@ def _again(present: Sequence[Row], new: Sequence[Row], name: str, other: str) ->
 
 
 def _versions(present: Sequence[Row], new: Sequence[Row], name: str, other: str) -> list[str]:
+    varied = varied_in([*present, *new])
     known: dict[Any, dict[str, Row]] = {}
     for row in present:
         if row.status == "ok":
-            known.setdefault(case_of(row), {})[row.key] = row
+            known.setdefault(case_of(row, varied), {})[row.key] = row
     differing: dict[str, dict[str, None]] = {}
     cases = set()
     for row in new:
-        versions = known.get(case_of(row), {})
+        case = case_of(row, varied)
+        versions = known.get(case, {})
         if row.status != "ok" or not versions or row.key in versions:
             continue
-        cases.add(case_of(row))
+        cases.add(case)
         for field, ours, theirs in _apart(next(iter(versions.values())), row):
             differing.setdefault(field, {})[f"{shown(ours)} and {shown(theirs)}"] = None
     if not cases:

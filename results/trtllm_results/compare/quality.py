@@ -13,6 +13,7 @@ from typing import Any
 
 from trtllm_results.metrics.registry import HEADLINE, QUALITY
 from trtllm_results.record.row import ALIGN_FIELDS, Row
+from trtllm_results.versions import varied_in
 
 OF_PRECISION = ("model", "precision", "kv_dtype")
 
@@ -32,7 +33,7 @@ class QualityLine:
         cell = self.row.cell
         named = {name: getattr(cell, name) for name in ALIGN_FIELDS}
         return {
-            "label": cell.label,
+            "label": self.row.label,
             **named,
             HEADLINE: self.output_tokens_per_s,
             "speedup": self.speedup,
@@ -43,13 +44,14 @@ class QualityLine:
 
 def beside_speed(rows: Sequence[Row]) -> list[QualityLine]:
     """Of rows that are `ok` and carry accuracy, by shape and load, then by falling quality."""
+    varied = varied_in(rows)
     cells: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         if row.status == "ok" and HEADLINE in row.figures and any(name in row.figures for name in ("perplexity", "task_accuracy")):
-            cells.setdefault((*row.cell.align, row.cell.engine_fingerprint), []).append(row)
+            cells.setdefault((*row.case(varied), row.cell.engine_fingerprint), []).append(row)
     groups: dict[tuple[Any, ...], list[list[Row]]] = {}
     for repeats in cells.values():
-        shape = tuple(value for name, value in repeats[0].cell.align if name not in OF_PRECISION)
+        shape = tuple(value for name, value in repeats[0].case(varied) if name not in OF_PRECISION)
         groups.setdefault(shape, []).append(repeats)
     return [line for members in groups.values() for line in _lines(members)]
 

@@ -33,9 +33,9 @@ from trtllm_results.gate.sessions import SessionNoise, compared, level, session_
 from trtllm_results.gate.verdict import GateReport, Judged, combine, judge
 from trtllm_results.metrics.registry import METRICS
 from trtllm_results.record.environment import Environment
-from trtllm_results.record.row import ALIGN_FIELDS, Row
+from trtllm_results.record.row import Row
 from trtllm_results.store.document import as_kind, read_document
-from trtllm_results.versions import newest
+from trtllm_results.versions import newest, varied_in
 
 BASELINE_VERSION = 1
 
@@ -99,19 +99,20 @@ def measured_cells(rows: Sequence[Row]) -> tuple[dict[str, Measured], Environmen
     if not ok:
         raise ResultsError("there is no successful measurement among these results; nothing can be judged")
     refuse_if_different([row.environment for row in ok])
+    varied = varied_in(ok)
     groups: dict[str, list[Row]] = {}
     for row in ok:
-        groups.setdefault(_key(row), []).append(row)
+        groups.setdefault(_key(row, varied), []).append(row)
     cells = {}
     for key, members in groups.items():
         names = [name for name in members[0].figures if METRICS.get(name) and METRICS[name].better]
         figures = {name: [row.figures[name] for row in members if name in row.figures] for name in names}
-        cells[key] = Measured(members[0].cell.label, dict(members[0].cell.align), figures)
+        cells[key] = Measured(members[0].label, dict(members[0].case(varied)), figures)
     return cells, ok[0].environment
 
 
-def _key(row: Row) -> str:
-    return " ".join(f"{name}={getattr(row.cell, name)}" for name in ALIGN_FIELDS)
+def _key(row: Row, varied: Sequence[str]) -> str:
+    return " ".join(f"{name}={value}" for name, value in row.case(varied))
 
 
 def accept(baseline: Baseline | None, name: str, rows: Sequence[Row], note: str, same_state: bool = False) -> Baseline:

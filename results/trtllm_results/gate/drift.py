@@ -30,6 +30,7 @@ import numpy.typing as npt
 from trtllm_results import stats
 
 FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
 FALSE_ALARMS = 0.05
 """Chance of any alarm over 50 states without a change, at most."""
 SLIDE_LEVEL = 1e-4
@@ -54,8 +55,9 @@ def find_loss(levels: Sequence[float], names: Sequence[str], margin: float) -> s
     if count < FEWEST:
         return ""
     wins = _wins(values)
-    for length in [count, *(length for length in reversed(STRETCHES) if length < count)]:
-        start = count - length
+    suspects = _suspects(values, wins)
+    for start in _starts(count):
+        length = count - start
         fall, p_value = stats.trend(values[start:])
         if fall < bound and p_value / 2 <= SLIDE_LEVEL:
             worst = start + int(np.argmin(np.diff(values[start:]))) + 1
@@ -63,10 +65,7 @@ def find_loss(levels: Sequence[float], names: Sequence[str], margin: float) -> s
                 f"slid by {math.expm1(fall):.1%} over {length} states since {names[start]}, more than the {margin:.1%} tolerated at once; "
                 f"largest step at {names[worst]}"
             )
-        for newest in NEWEST:
-            split = count - newest
-            if split - start < 2:
-                break
+        for split in suspects.get(start, ()):
             before, after = values[start:split], values[split:]
             if _shift_p(wins, start, split) <= SHIFT_LEVEL or _clear_drop(before, after, whole=start == 0):
                 lost = float(np.median(after) - np.median(before))
@@ -76,6 +75,33 @@ def find_loss(levels: Sequence[float], names: Sequence[str], margin: float) -> s
                         f"{margin:.1%} tolerated at once"
                     )
     return ""
+
+
+def _starts(count: int) -> list[int]:
+    """First states of the stretches of a history of `count`, the whole of it first."""
+    return [0, *(count - length for length in reversed(STRETCHES) if length < count)]
+
+
+@lru_cache(maxsize=LONGEST)
+def _splits(count: int) -> tuple[IntArray, IntArray]:
+    """(start, split) of each set of newest states of each stretch, in the order in which they are looked at."""
+    pairs = [(start, count - newest) for start in _starts(count) for newest in NEWEST if count - newest - start >= 2]
+    starts, splits = np.array(pairs, dtype=np.int64).T
+    return starts, splits
+
+
+def _suspects(values: FloatArray, wins: FloatArray) -> dict[int, list[int]]:
+    """By start, the splits at which the newest states rank low enough for a shift, or all lie below the others: the only ones where
+    `_shift_p` or `_clear_drop` can be met. All at once, since a history has up to a hundred of them and hardly ever one."""
+    count = len(values)
+    starts, splits = _splits(count)
+    won = wins[starts, count] - wins[splits, count] - wins[starts, splits] + wins[splits, splits]
+    lowest = np.minimum.accumulate(np.where(np.tri(count, dtype=bool).T, values, np.inf), axis=1)[starts, splits - 1]
+    highest = np.maximum.accumulate(values[::-1])[::-1][splits]
+    suspects: dict[int, list[int]] = {}
+    for index in np.flatnonzero((np.floor(won) >= _fewest_wins()[splits - starts, count - splits]) | (lowest > highest)):
+        suspects.setdefault(int(starts[index]), []).append(int(splits[index]))
+    return suspects
 
 
 def _clear_drop(before: FloatArray, after: FloatArray, whole: bool) -> bool:
@@ -101,6 +127,17 @@ def _shift_p(wins: FloatArray, start: int, split: int) -> float:
     end = len(wins) - 1
     won = wins[start, end] - wins[split, end] - wins[start, split] + wins[split, split]
     return float(_win_tails()[split - start][end - split][math.floor(won)])
+
+
+@lru_cache(maxsize=1)
+def _fewest_wins() -> FloatArray:
+    """[before, after]: the fewest wins whose p value is at most `SHIFT_LEVEL`; infinite where no number of wins is enough."""
+    fewest = np.full((LONGEST + 1, LONGEST + 1), np.inf)
+    for before, row in enumerate(_win_tails()):
+        for after, tail in enumerate(row):
+            if tail[-1] <= SHIFT_LEVEL:
+                fewest[before, after] = np.argmax(tail <= SHIFT_LEVEL)
+    return fewest
 
 
 @lru_cache(maxsize=1)

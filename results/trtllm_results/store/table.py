@@ -173,7 +173,7 @@ class Store:
             }
             table = pa.table(arrays)
         except pa.ArrowInvalid as error:
-            raise ResultsError(f"side table '{kind}' of {row.cell.label} has columns of unequal length: {error}") from error
+            raise ResultsError(f"side table '{kind}' of {row.label} has columns of unequal length: {error}") from error
         atomically(target, lambda handle: pq.write_table(table, handle, use_dictionary=False, **OPTIONS))
         return target
 

@@ -37,7 +37,7 @@ def push(tracker: str, rows: Sequence[Row], place: str = "", project: str = PROJ
 
 
 def name_of(row: Row) -> str:
-    return f"{row.cell.label} r{row.repeat}"
+    return f"{row.label} r{row.repeat}"
 
 
 def parameters(row: Row) -> dict[str, Any]:

@@ -47,7 +47,7 @@ function label(i, names) {
   return names.map((name) => dim(i, name)).filter(Boolean).join(", ");
 }
 
-const LABEL = ["model", "precision", "batch", "request_rate", "shape", "arm"];
+const LABEL = ["model", "precision", "batch", "request_rate", "shape", "settings", "arm"];
 const UNTOLD = ["status", "version", "loop", "source"];
 
 // Short and telling: what differs, and the result set only where cells of two are alike in all else.

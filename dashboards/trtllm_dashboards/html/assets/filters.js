@@ -3,7 +3,7 @@
 
 const FILTER_NAMES = {
   source: "Result set", device: "Device", target: "Target", model: "Model", precision: "Precision", kv_dtype: "KV cache", tp: "TP", pp: "PP",
-  replicas: "Replicas", arm: "Arm", shape: "ISL/OSL", workload: "Workload", loop: "Load", request_rate: "Rate", batch: "Batch", status: "Status", version: "Version",
+  replicas: "Replicas", settings: "Settings", arm: "Arm", shape: "ISL/OSL", workload: "Workload", loop: "Load", request_rate: "Rate", batch: "Batch", status: "Status", version: "Version",
 };
 
 function startFilters() {

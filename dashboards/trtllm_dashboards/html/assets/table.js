@@ -3,7 +3,7 @@
 
 const PAGE = 50;
 const FIRST_FIGURES = ["output_tokens_per_s", "output_tokens_per_s_per_user", "ttft_p50_ms", "ttft_p99_ms", "tpot_p50_ms", "e2e_p50_ms", "mfu", "energy_per_output_token_j"];
-const TEXT_DIMENSIONS = ["source", "device", "target", "model", "precision", "kv_dtype", "tp", "pp", "replicas", "arm", "shape", "workload", "status", "version"];
+const TEXT_DIMENSIONS = ["source", "device", "target", "model", "precision", "kv_dtype", "tp", "pp", "replicas", "settings", "arm", "shape", "workload", "status", "version"];
 const SHORT_HEADS = {
   output_tokens_per_s: "output", output_tokens_per_s_per_user: "per user", output_tokens_per_s_per_gpu: "per GPU", energy_per_output_token_j: "energy", mfu: "MFU", mbu: "MBU",
 };
