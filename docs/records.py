@@ -3,6 +3,7 @@
     python docs/records.py              # rewrites what lies between `<!-- records: NAME -->` and `<!-- end -->`, in every document
     python docs/records.py --pictures   # and docs/pictures/published.png and gpus.png, of the same records
     python docs/records.py --predictions    # and those of the step model, and prediction_errors.toml, which intervals come from: minutes
+    python docs/records.py --ceilings   # first docs/facts/at-ceilings.csv, which the table of aims shows; half a minute
 
 Every figure comes from `results/recorded`, every figure of other engines from `results/published`; nothing is typed. A line is the
 version of a case that was measured last (`trtllm_results.versions`), the mean over its repeats. A case without a record has no line.
@@ -39,6 +40,8 @@ OPS = (RECORDED / "h200" / "kernels-published.json", RECORDED / "h200-x2" / "ker
 """The first that is there."""
 AIMS = ROOT / "docs" / "facts" / "aims.csv"
 """Set before the work, of one H200. A load is queued, so many sequences, or limits as `arrivals` shows them."""
+AT_CEILINGS = ROOT / "docs" / "facts" / "at-ceilings.csv"
+"""The rate that `explain` gives for a row short of its aim if every op were at its ceiling, by the row's id."""
 LEFT_OUT = ("gate", "nvtx-overhead")
 """Recorded on purpose with slower engines."""
 DOCUMENTS = ("README.md", "docs/facts/h200.md", "docs/facts/throughput.md", "docs/observatory.md", "docs/parallelism.md")
@@ -449,11 +452,16 @@ def _of_the_revision(line: Line, precision: str) -> Line | None:
     return max(found, key=lambda one: measured_at(one.rows), default=None)
 
 
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def short_of_aims() -> str:
     """One H200: how many aims are met, which have no record, and the rows short of theirs."""
     met, unknown, body = 0, [], []
-    with AIMS.open(encoding="utf-8", newline="") as file:
-        aims = list(csv.DictReader(file))
+    aims = read_csv(AIMS)
+    most = {row["row_id"]: float(row["output_tokens_per_s"]) for row in read_csv(AT_CEILINGS)}
     for aim in aims:
         line, rate = _for_aim(aim), float(aim["aim"])
         name = f"{aim['model']} {aim['precision']}"
@@ -467,13 +475,31 @@ def short_of_aims() -> str:
             body.append(
                 [
                     *(name, aim["case"], load, rate_of(line), significant(rate), f"{1 - line.rate / rate:.1%}"),
+                    significant(most.get(line.rows[-1].row_id)),
                     *(number(watts), number(line.mean("sm_clock_mean_mhz")), significant(line.mean("energy_per_output_token_j"))),
                     "-" if watts is None else significant(watts / rate),
                 ]
             )
-    columns = ["model", "lengths", "at once:", "tok/s:", "aim:", "short by:", "W:", "MHz:", "J/token:", "at the aim:"]
+    columns = ["model", "lengths", "at once:", "tok/s:", "aim:", "short by:", "at ceilings:", "W:", "MHz:", "J/token:", "at the aim:"]
     told = f"{met} of {len(aims)} aims are met" + (f"; no record: {', '.join(unknown)}" if unknown else "")
     return "\n".join(textwrap.wrap(f"{told}. Short:", 120, break_on_hyphens=False)) + f"\n\n{markdown(columns, body)}"
+
+
+def write_at_ceilings() -> None:
+    """`AT_CEILINGS` anew, for the last repeat of every row short of its aim. Rows of arrivals make what arrives and are left out."""
+    from trtllm_bench.analysis.at_ceilings import rate_at_ceilings
+    from trtllm_bench.analysis.cells import MeasuredCell
+    from trtllm_results.store.table import Store
+
+    folders = {row.row_id: table.parent for table in RECORDED.glob("h200/*/results.parquet") for row in read_rows(table.parent)}
+    found = [(_for_aim(aim), float(aim["aim"])) for aim in read_csv(AIMS)]
+    short_rows = [line.rows[-1] for line, aim in found if line is not None and line.rate < aim and not line.cell.request_rate]
+    with AT_CEILINGS.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["row_id", "output_tokens_per_s"])
+        for row in short_rows:
+            cell = MeasuredCell(row, Store(folders[row.row_id], create=False), None)
+            writer.writerow([row.row_id, f"{rate_at_ceilings(cell):.5g}"])
 
 
 def _for_aim(aim: Mapping[str, str]) -> Line | None:
@@ -638,6 +664,8 @@ def pictures() -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
+    if "--ceilings" in arguments:
+        write_at_ceilings()
     tables = dict.fromkeys(DOCUMENTS, TABLES)
     if "--predictions" in arguments:
         tables |= dict.fromkeys(PREDICTION_DOCUMENTS, predictions())

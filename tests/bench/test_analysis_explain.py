@@ -14,6 +14,7 @@ import pytest
 
 from trtllm_bench.__main__ import main
 from trtllm_bench.analysis.advice import findings, rate
+from trtllm_bench.analysis.at_ceilings import rate_at_ceilings, step_at_ceilings_us
 from trtllm_bench.analysis.cells import MeasuredCell, _names, find_cell, hardware_of, plans_of
 from trtllm_bench.analysis.check import check, median_error
 from trtllm_bench.analysis.explain import Breakdown, breakdown, difference, from_log, read_steps, shape_of
@@ -80,6 +81,31 @@ def test_kernels_measured_on_an_h100_take_what_the_model_says(fp8: Plan, role: s
     cost = next(cost for cost in PlanCounter(fp8).step(shape) if cost.role.endswith(role))
     memory, compute, fixed = StepModel(fp8, H100).op_us(cost)
     assert (memory**3 + compute**3) ** (1 / 3) + fixed == pytest.approx(measured_us, rel=0.15)
+
+
+def test_at_the_ceilings_each_op_takes_the_longer_of_its_bytes_and_its_flop(bf16: Plan) -> None:
+    counter, one, prompt = PlanCounter(bf16), StepShape.decode(1, 256), StepShape.prefill(1, 4096)
+    moved = sum(cost.bytes for cost in counter.step(one))
+    assert step_at_ceilings_us(counter, H100, one) == pytest.approx(moved / 3.09e6), "one row of every product is bound by its weight"
+    costs = counter.step(prompt)
+    by_bytes, by_flop = [cost.bytes / 3.09e6 for cost in costs], [cost.flop / 7.76e8 for cost in costs]
+    whole = step_at_ceilings_us(counter, H100, prompt)
+    assert whole == pytest.approx(sum(map(max, by_bytes, by_flop)))
+    assert max(sum(by_bytes), sum(by_flop)) < whole < sum(by_bytes) + sum(by_flop)
+
+
+def test_a_run_at_the_ceilings_keeps_the_time_in_which_no_step_ran(store: Path) -> None:
+    cell = find_cell(f"{store}@batch=8")
+    counter, hardware = PlanCounter(plans_of(cell.row)[0]), hardware_of(cell.row.environment)
+    step_us = step_at_ceilings_us(counter, hardware, shape_of(read_steps(cell), 0, 32))
+    assert step_us == pytest.approx(15.1e9 / hardware.bytes_per_s * 1e6, rel=0.03), "the weights of 8 billion parameters less embeddings"
+    assert rate_at_ceilings(cell) == pytest.approx(8e6 / step_us)
+    gaps = {**read_steps(cell)}
+    gaps["done_s"] = gaps["done_s"] + 0.001 * np.arange(STEPS)
+    gaps["launched_s"] = gaps["done_s"] - 0.007
+    Store(store).record(replace(cell.row, repeat=1), {"steps": gaps})
+    rare = find_cell(f"{store}@batch=8")
+    assert rate_at_ceilings(rare) == pytest.approx(8 / 7e-3 * 8 / (step_us / 1e3 + 1), rel=0.01), "steps of 7 ms every 8"
 
 
 def test_what_overlaps_takes_less_where_it_can(fp8: Plan) -> None:
@@ -393,6 +419,7 @@ def test_the_command_tells_one_cell_and_two(store: Path, capsys: pytest.CaptureF
     assert main(["explain", f"{store}@batch=32"]) == 0
     said = capsys.readouterr().out
     assert "us an output token, by its step log and the step model" in said
+    assert "44% of the 6,094.5 output tok/s that it would make if every op ran at its ceiling" in said
     assert "p99 by end-to-end time: request 31" in said
     assert main(["explain", f"{store}@batch=8", f"{store}@batch=32"]) == 0
     assert "whole" in capsys.readouterr().out
@@ -405,6 +432,8 @@ def test_what_the_command_says_is_told_as_json_too(store: Path, capsys: pytest.C
     cell = json.loads(capsys.readouterr().out)
     assert sum(cell["parts_us_per_output_token"].values()) == pytest.approx(cell["us_per_output_token"])
     assert (cell["source"], cell["request"]["index"]) == ("step log", 31)
+    moved = 15.01e9 + 32 * 200 * 131072  # weights and cache; the rest is activations
+    assert cell["output_tokens_per_s_at_ceilings"] == pytest.approx(32 / (moved / 3.06e12), rel=0.02)
     assert main(["explain", f"{store}@batch=8", f"{store}@batch=32", "--json"]) == 0
     both = json.loads(capsys.readouterr().out)
     assert both["us_per_output_token"]["b"] == pytest.approx(cell["us_per_output_token"])

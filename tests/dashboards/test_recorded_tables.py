@@ -95,6 +95,7 @@ def test_an_aim_is_held_against_the_fastest_row_that_meets_its_limits(
     ]
     monkeypatch.setattr(records, "AIMS", tmp_path / "aims.csv")
     records.AIMS.write_text("\n".join(aims))
+    monkeypatch.setattr(records, "AT_CEILINGS", tmp_path / "at-ceilings.csv")
     h200, limits = Environment(gpu="NVIDIA H200"), {"slo_ms": {"ttft": 500.0, "tpot": 30.0}}
 
     def row(rate: float, **cell: object) -> Row:
@@ -104,10 +105,12 @@ def test_an_aim_is_held_against_the_fastest_row_that_meets_its_limits(
         return Row(made, h200, figures={**figures, "goodput_requests_per_s": good})
 
     news = [row(rate, workload="news", request_rate=rate / 10, settings=limits, good=good) for rate, good in ((200.0, 9.9), (400.0, 9.8))]
-    with recorded(records, monkeypatch, [row(250.0), row(750.0, batch=512), row(800.0, batch=1024), *news]):
+    fastest = row(800.0, batch=1024)
+    records.AT_CEILINGS.write_text(f"row_id,output_tokens_per_s\n{fastest.row_id},880\n")
+    with recorded(records, monkeypatch, [row(250.0), row(750.0, batch=512), fastest, *news]):
         told, _, _, _, *body = records.short_of_aims().splitlines()
     assert told == "1 of 4 aims are met; no record: m fp8 at 9/9. Short:"
     assert body == [
-        "| m fp8 | 128/128 | 1,024 | 800 | 900 | 11.1% | 600 | - | 0.750 | 0.667 |",
-        "| m fp8 | news | 20/s, 500 / 30 ms | 200 | 300 | 33.3% | 600 | - | 3.00 | 2.00 |",
+        "| m fp8 | 128/128 | 1,024 | 800 | 900 | 11.1% | 880 | 600 | - | 0.750 | 0.667 |",
+        "| m fp8 | news | 20/s, 500 / 30 ms | 200 | 300 | 33.3% | - | 600 | - | 3.00 | 2.00 |",
     ]

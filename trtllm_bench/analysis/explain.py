@@ -56,13 +56,12 @@ def from_log(cell: MeasuredCell, model: StepModel | PipelineModel) -> Breakdown:
 
     Raises `BenchError` for a row without a step log."""
     steps = read_steps(cell)
-    taken, idle = _times(steps)
-    chosen = np.unique(np.linspace(0, len(taken) - 1, min(SAMPLED_STEPS, len(taken))).astype(int))
+    taken, idle = step_times(steps)
+    chosen, scale = sampled_steps(taken)
     parts = dict.fromkeys((*PARTS, UNKNOWN), 0.0)
     phases: dict[str, float] = {}
-    scale = taken.sum() / max(taken[chosen].sum(), 1e-9)
     page = model.counter.plan.profile.page_size
-    for index in chosen.tolist():
+    for index in chosen:
         shape = shape_of(steps, index, page, model.stages)
         predicted = model.step(shape)
         for name, us in predicted.parts.items():
@@ -94,11 +93,17 @@ def read_steps(cell: MeasuredCell) -> dict[str, Any]:
     return {name: column[first] for name, column in steps.items()}
 
 
-def _times(steps: Mapping[str, Any]) -> tuple[Any, Any]:
+def step_times(steps: Mapping[str, Any]) -> tuple[Any, Any]:
     """(taken, idle before) of each step, microseconds: from the later of its launch and the end of the step before."""
     done, launched = np.asarray(steps["done_s"]), np.asarray(steps["launched_s"])
     before = np.concatenate([[launched[0]], done[:-1]])
     return step_seconds(steps) * 1e6, np.maximum(launched - before, 0.0) * 1e6
+
+
+def sampled_steps(taken: Any) -> tuple[list[int], float]:
+    """(at most `SAMPLED_STEPS` indices, spread over the run; all steps' time over that of the sampled ones)."""
+    chosen = np.unique(np.linspace(0, len(taken) - 1, min(SAMPLED_STEPS, len(taken))).astype(int))
+    return chosen.tolist(), float(taken.sum() / max(taken[chosen].sum(), 1e-9))
 
 
 def shape_of(steps: Mapping[str, Any], index: int, page_size: int, stages: int = 1) -> StepShape:

@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from trtllm_bench.analysis.advice import findings
+from trtllm_bench.analysis.at_ceilings import rate_at_ceilings
 from trtllm_bench.analysis.cells import MeasuredCell, constants_of, hardware_of, layout_of
 from trtllm_bench.analysis.check import Checked, check, median_error
 from trtllm_bench.analysis.explain import breakdown, difference
@@ -32,6 +33,7 @@ def cell_facts(cell: MeasuredCell, percentile: float) -> dict[str, Any]:
         "key": cell.row.key,
         "device": cell.row.environment.device,
         "output_tokens_per_s": cell.row.figures.get("output_tokens_per_s"),
+        "output_tokens_per_s_at_ceilings": _at_ceilings(cell),
         "us_per_output_token": found.per_token_us,
         "source": found.source,
         "parts_us_per_output_token": dict(sorted(found.parts.items(), key=lambda part: -abs(part[1]))),
@@ -63,6 +65,8 @@ def report_cell(cell: MeasuredCell, percentile: float, console: Console) -> None
     found = breakdown(cell)
     rate = cell.row.figures.get("output_tokens_per_s", 0.0)
     sentence(console, f"{cell.label} on {cell.row.environment.device}: {rate:,.1f} output tok/s", "bold")
+    if (most := _at_ceilings(cell)) is not None:
+        sentence(console, f"{rate / most:.0%} of the {most:,.1f} output tok/s that it would make if every op ran at its ceiling")
     source = "its profile" if found.source == "profile" else "its step log and the step model"
     console.print(f"{found.per_token_us:,.2f} us an output token, by {source}:")
     for note in _notes(cell):
@@ -92,6 +96,14 @@ def _notes(cell: MeasuredCell) -> list[str]:
     """What the step model takes over or assumes."""
     hosts = hosts_of(layout_of(cell.row.cell), hardware_of(cell.row.environment)) if cell.row.environment.gpu else None
     return [note for note in (constants_of(cell.row).note, "" if hosts is None else hosts.note) if note]
+
+
+def _at_ceilings(cell: MeasuredCell) -> float | None:
+    """None for a cell that has a profile and no step log, or whose device has no known ceilings."""
+    try:
+        return rate_at_ceilings(cell)
+    except BenchError:
+        return None
 
 
 def _report_request(slow: SlowRequest, cell: MeasuredCell, console: Console) -> None:

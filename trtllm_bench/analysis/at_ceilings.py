@@ -1,0 +1,37 @@
+"""The rate that a measured cell would have if each of its ops took only the longer of its bytes at the measured bandwidth and its FLOP at
+the measured rate of its number format.
+
+Ops follow each other, so this is less than the bytes and FLOP of the whole run allow. Time in which no step ran stays; what ranks send
+each other is left out.
+
+No upper bound: the rate of a format is what the library's product sustains under the power limit, so kernels that take less energy a FLOP
+pass it, as ours in int8 do; and activations count as bytes of memory also where they stay in L2.
+"""
+
+from __future__ import annotations
+
+from trtllm_bench.analysis.cells import MeasuredCell, hardware_of, plans_of
+from trtllm_bench.analysis.explain import read_steps, sampled_steps, shape_of, step_times
+from trtllm_bench.roofline.counts import PlanCounter, StepShape
+from trtllm_bench.roofline.hardware import Hardware
+
+
+def step_at_ceilings_us(counter: PlanCounter, hardware: Hardware, shape: StepShape) -> float:
+    """Microseconds of a step's ops one after the other, each the longer of its bytes and its FLOP."""
+    seconds = 0.0
+    for cost, count in counter.classes(shape):
+        peak = hardware.flops(cost.compute)
+        seconds += count * max(cost.bytes / hardware.bytes_per_s, cost.flop / peak if peak else 0.0)
+    return seconds * 1e6
+
+
+def rate_at_ceilings(cell: MeasuredCell) -> float:
+    """Output tokens/s; of a pipeline by the stage that takes longest. Raises `BenchError` for a row without a step log, or whose device has
+    no known ceilings."""
+    steps, hardware, plans = read_steps(cell), hardware_of(cell.row.environment), plans_of(cell.row)
+    counters, page = [PlanCounter(plan) for plan in plans], plans[0].profile.page_size
+    taken, idle = step_times(steps)
+    chosen, scale = sampled_steps(taken)
+    shapes = [shape_of(steps, index, page, len(plans)) for index in chosen]
+    least = scale * sum(max(step_at_ceilings_us(counter, hardware, shape) for counter in counters) for shape in shapes)
+    return float(cell.row.figures["output_tokens_per_s"] * (taken.sum() + idle.sum()) / (least + idle.sum()))
