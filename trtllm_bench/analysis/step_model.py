@@ -223,7 +223,7 @@ class StepModel:
         return _operands_of(self.counter.specs, self._ops[cost.name])
 
     def _codes(self, cost: OpCost) -> Codes | None:
-        if cost.kind != "gemm" or not _packed(operands := self._operands(cost)):
+        if cost.kind != "gemm" or not self._hopper or not _packed(operands := self._operands(cost)):
             return None
         weight, scales = operands["weight"], operands.get("group_scale")
         form = f"{weight.dtype}_fp8" if operands["x"].dtype == "fp8" else weight.dtype
