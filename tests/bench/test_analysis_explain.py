@@ -169,6 +169,26 @@ def test_kernels_of_a_step_of_one_token_are_those_that_the_plan_launches(tp: int
     assert kinds["rope_kv_write"] == "rows"
 
 
+@pytest.mark.parametrize(
+    ("model", "precision", "longest", "rotated"),
+    [
+        ("gptj-6b", "fp8", 256, {1, 64, 1024}),
+        ("gptj-6b", "fp8", 2048, {1}),
+        ("llama-3.1-8b", "bf16", 256, {1, 64, 1024}),
+        ("llama-3.1-8b", "bf16", 2048, {1, 64}),
+        ("llama-3.1-8b", "fp8", 2048, {1, 64, 1024}),
+        ("smollm2-135m", "bf16", 256, set()),
+    ],
+)
+def test_decode_attention_rotates_where_the_plan_has_no_kernel_for_it(model: str, precision: str, longest: int, rotated: set[int]) -> None:
+    config, source = replace(preset_config(model), num_layers=1), {"kind": "dummy", "seed": 0}
+    plan = compile_model(config, precision, Profile(1024, 8192, longest), arches=("sm_90",), weights_source=source).plan
+    (rope,) = (op for op in plan.ops if op.op == "rope_kv_write")
+    steps = {sequences: StepShape.decode(sequences, 200) for sequences in (1, 64, 1024)}
+    assert {n for n, shape in steps.items() if not any(runs(launch, shape) for launch in rope.tactics["sm_90"].launches)} == rotated
+    assert {n for n, shape in steps.items() if StepModel(plan, published("h200"))._rotated(shape)} == rotated
+
+
 def runs(launch: Launch, shape: StepShape) -> bool:
     return all(evaluate(dim, shape.symbols) > 0 for dim in launch.grid)
 

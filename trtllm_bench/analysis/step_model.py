@@ -52,8 +52,9 @@ DECODE_FLOP_PER_BYTE = 64
 """Decode attention does up to 32 FLOP a byte of cache (eight heads a KV head, two products, codes of a byte); prompts do hundreds."""
 WAITED_ROWS = 64
 """Rows of a reduction up to which ranks wait the longer for each other the more there are."""
-CODES = ("fp8", "int8")
-"""Caches of which decode attention in CUDA C++ reads those of many sequences too."""
+CODES, SMALL_PAGE_BYTES, PERSISTENT_TOKENS = ("fp8", "int8"), 8 * 1024, 1024
+"""Decode attention of many sequences is in CUDA C++ where the cache is in one of these and a KV head's page has so many bytes, or where no
+sequence is longer (`lowering/decode_cuda.py`)."""
 PACKED_ARCH = "sm_90"
 """What has kernels that multiply packed weights, and the others that are ours."""
 TILE_TOKENS = 256
@@ -264,8 +265,11 @@ class StepModel:
         """Whether decode attention does the rope and the write to the cache: in CUDA C++, in steps without prompts."""
         config, plan = self.counter.plan.config, self.counter.plan
         few = shape.num_decodes * plan.kv_heads < UNSPLIT_PROGRAMS * self.constants.concurrent["sms"]
-        in_cuda = config.head_dim in CUDA_HEADS and (plan.kv_dtype in CODES or few)
-        return self._today and in_cuda and shape.phase == "decode"
+        page_bytes = bytes_of(2 * plan.profile.page_size * config.head_dim, plan.kv_dtype)
+        many = plan.profile.max_seq_len <= PERSISTENT_TOKENS or (plan.kv_dtype in CODES and page_bytes <= SMALL_PAGE_BYTES)
+        rotary = config.rope.rotary_dim
+        in_lane = rotary % 64 == 0 if config.rope.interleaved else rotary == config.head_dim == 128
+        return self._today and in_lane and page_bytes <= 2 * SMALL_PAGE_BYTES and (few or many) and shape.phase == "decode"
 
     def _us(self, cost: OpCost) -> float:
         memory, compute, fixed = self.op_us(cost)
