@@ -104,4 +104,5 @@ def test_other_engines_points_are_predicted_to_their_size() -> None:
     found = list(predicted([one for one in few if (one.isl, one.tp) == (1024, 2)]))
     assert [point.theirs.concurrency for point in found] == [4]
     assert found[0].predicted == pytest.approx(405, rel=0.05)
-    assert summary(found) == ["TensorRT-LLM H200 llama-3.1-70b fp8 tp 2: 1 points, median +30%, +30% to +30%"]
+    error = f"{found[0].predicted / found[0].theirs.output_tokens_per_s - 1:+.0%}"
+    assert summary(found) == [f"TensorRT-LLM H200 llama-3.1-70b fp8 tp 2: 1 points, median {error}, {error} to {error}"]
