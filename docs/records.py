@@ -2,8 +2,8 @@
 
     python docs/records.py              # rewrites what lies between `<!-- records: NAME -->` and `<!-- end -->`, in every document
     python docs/records.py --pictures   # and docs/pictures/published.png and gpus.png, of the same records
-    python docs/records.py --predictions    # and those of the step model, and prediction_errors.toml, which intervals come from: minutes
-    python docs/records.py --ceilings   # first docs/facts/at-ceilings.csv, which the table of aims shows; half a minute
+    python docs/records.py --predictions    # and the step model's tables and prediction_errors.toml, for intervals; takes minutes
+    python docs/records.py --ceilings   # and before them docs/facts/at-ceilings.csv, for the table of aims; takes half a minute
 
 Every figure comes from `results/recorded`, every figure of other engines from `results/published`; nothing is typed. A line is the
 version of a case that was measured last (`trtllm_results.versions`), the mean over its repeats. A case without a record has no line.
@@ -39,14 +39,14 @@ STORES = ("h100", "h200", "h200-x2")
 OPS = (RECORDED / "h200" / "kernels-published.json", RECORDED / "h200-x2" / "kernels-published.json")
 """The first that is there."""
 AIMS = ROOT / "docs" / "facts" / "aims.csv"
-"""Set before the work, of one H200. A load is queued, so many sequences, or limits as `arrivals` shows them."""
+"""Aims for one H200, set before the work. A load is `queued`, a number of sequences, or latency limits as `arrivals` shows them."""
 AT_CEILINGS = ROOT / "docs" / "facts" / "at-ceilings.csv"
-"""The rate that `explain` gives for a row short of its aim if every op were at its ceiling, by the row's id."""
+"""By row id, the rate that `explain` gives for a row short of its aim if every op ran at its ceiling."""
 LEFT_OUT = ("gate", "nvtx-overhead")
 """Recorded on purpose with slower engines."""
 DOCUMENTS = ("README.md", "docs/facts/h200.md", "docs/facts/throughput.md", "docs/observatory.md", "docs/parallelism.md")
 PREDICTION_DOCUMENTS = ("docs/facts/predictions.md", "docs/facts/step-model.md")
-"""By `--predictions` alone."""
+"""Documents that only `--predictions` rewrites."""
 BLOCK = re.compile(r"(<!-- records: ([a-z0-9-]+) -->\n\n).*?(\n\n<!-- end -->)", re.DOTALL)
 FEW = 64
 """Up to this many sequences a case may be one of latency; with more it is one of throughput."""
@@ -144,7 +144,7 @@ def newest() -> tuple[Line, ...]:
 
 @cache
 def lines() -> tuple[Line, ...]:
-    """Of `newest` what no later case beats."""
+    """The lines of `newest` that no later case supersedes."""
     found = newest()
     return tuple(line for line in found if not any(_supersedes(other, line) for other in found))
 
@@ -417,7 +417,7 @@ def _of_gpu(line: Line | None) -> list[str]:
 
 
 def precisions() -> str:
-    """One H200: rates over those of fp8 of the same revision, up to 256 sequences at 128/256, 1,024 at 128/128."""
+    """One H200: rates relative to fp8 at the same revision, for up to 256 sequences at 128/256 and for 1,024 at 128/128."""
     mine = [line for line in newest() if line.gpu == "H200" and line.cell.gpus == 1 and closed(line) and line.cell.model == "llama-3.1-8b"]
     columns = {n: (128, 256 if n <= 256 else 128, n) for n in (1, 8, 64, 256, 1024)}
     of_case: dict[tuple[int, int, int], dict[str, Line]] = {}
@@ -437,8 +437,8 @@ def precisions() -> str:
 
 
 def _of_the_revision(line: Line, precision: str) -> Line | None:
-    """The same case in another precision, of the same revision; the one measured last. None where checkouts were changed: which they were
-    is not known."""
+    """The same case in another precision at the same revision, the one measured last. None where the checkout had local changes: it is
+    unknown which."""
     cell = line.cell
     if line.rows[0].environment.git_dirty:
         return None
@@ -458,7 +458,7 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 
 
 def short_of_aims() -> str:
-    """One H200: how many aims are met, which have no record, and the rows short of theirs."""
+    """One H200: how many aims are met, which have no record, and the rows that fall short."""
     met, unknown, body = 0, [], []
     aims = read_csv(AIMS)
     most = {row["row_id"]: float(row["output_tokens_per_s"]) for row in read_csv(AT_CEILINGS)}
@@ -486,7 +486,8 @@ def short_of_aims() -> str:
 
 
 def write_at_ceilings() -> None:
-    """`AT_CEILINGS` anew, for the last repeat of every row short of its aim. Rows of arrivals make what arrives and are left out."""
+    """Rewrites `AT_CEILINGS` for the last repeat of every row short of its aim, except open-loop rows, whose rate is that of the
+    arrivals."""
     from trtllm_bench.analysis.at_ceilings import rate_at_ceilings
     from trtllm_bench.analysis.cells import MeasuredCell
     from trtllm_results.store.table import Store
@@ -503,7 +504,8 @@ def write_at_ceilings() -> None:
 
 
 def _for_aim(aim: Mapping[str, str]) -> Line | None:
-    """The fastest row of the case: with requests queued, of so many sequences, or that met the limits in 99% of requests."""
+    """The fastest row of the aim's case and load; for latency limits, among rows in which 99% of the requests met them. None without
+    one."""
     found = []
     for line in lines():
         cell, load = line.cell, aim["load"]
@@ -590,7 +592,7 @@ TABLES: dict[str, Callable[[], str]] = {
 
 
 def predictions() -> dict[str, Callable[[], str]]:
-    """The tables of `python -m trtllm_bench.analysis.peers`, whose errors are written as by its `--write`. Takes minutes."""
+    """The tables of `python -m trtllm_bench.analysis.peers`, after writing prediction_errors.toml as its `--write` does. Takes minutes."""
     from trtllm_bench.analysis import peers
     from trtllm_results.compare.published import load
 
@@ -614,7 +616,7 @@ def predictions() -> dict[str, Callable[[], str]]:
 
 
 def _constants() -> str:
-    """Those of the step model that physics can be read from, of both GPUs' files."""
+    """The step model's constants with a physical meaning, from both GPUs' files."""
     from trtllm_bench.analysis.step_constants import FOLDER, read_file
 
     h200, h100 = (read_file(FOLDER / f"{gpu}.toml") for gpu in ("h200", "h100"))

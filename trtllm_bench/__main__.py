@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def _say(message: str) -> None:
-    """Broken between words in a terminal, one line in a log, where it can be searched for."""
+    """Prints a message on standard error: wrapped between words in a terminal, on one line in a log, so that it can be searched."""
     text = f"trtllm-bench: {message}"
     if sys.stderr.isatty():
         import shutil

@@ -48,7 +48,7 @@ class Point:
         return estimate([row.figures[figure] for row in self.rows if figure in row.figures])
 
     def place(self, x: str, y: str) -> tuple[float, float]:
-        """The means of two figures that it carries."""
+        """(mean of figure `x`, mean of figure `y`). The point must have both."""
         across, up = self.get(x), self.get(y)
         assert across is not None, f"{self.cell.label} has no {x}"
         assert up is not None, f"{self.cell.label} has no {y}"

@@ -70,8 +70,8 @@ def matched(found: Iterable[Point]) -> list[list[Scaled]]:
 
 
 def _by_size(same_load: Sequence[Point]) -> Iterator[Iterable[Point]]:
-    """Those whose engines take as many sequences: each copy as many as one engine, or all copies together, which is what they are built
-    for where nobody says a size."""
+    """Groups of points with engines of one size (max batch size), by layout. Either each copy has the size of the one engine, or all copies
+    together have it, which is the default where no size is given."""
     fewest = min(point.cell.replicas for point in same_load)
     for size in sorted({_size(point) for point in same_load if point.cell.replicas == fewest}):
         fitting = [point for point in same_load if _size(point) in (size, -(-size * fewest // point.cell.replicas))]
@@ -79,12 +79,12 @@ def _by_size(same_load: Sequence[Point]) -> Iterator[Iterable[Point]]:
 
 
 def _size(point: Point) -> int:
-    """Most sequences of each copy; 0 where that is not known."""
+    """Max batch size of each copy; 0 where it is unknown."""
     return int(point.cell.settings.get(SIZE) or 0)
 
 
 def _load(point: Point) -> str:
-    """Everything that two layouts of one cell have in common but the size of their engines."""
+    """Everything that two layouts of one cell have in common, except the size of their engines."""
     cell = point.cell
     settings = {name: value for name, value in cell.settings.items() if name != SIZE}
     same = {name: getattr(cell, name) for name in (*ALIGN_FIELDS, "workload_hash", "target") if name not in LAYOUT}

@@ -156,12 +156,12 @@ def _natural(column: Column, cells: Mapping[str, list[str]]) -> int:
 
 
 def _excess(columns: Sequence[Column], cells: Mapping[str, list[str]], limits: Mapping[str, int], width: int) -> int:
-    """By how many cells the columns are wider than `width`."""
+    """By how many characters the columns are wider than `width`; negative where they are narrower."""
     return sum(limits.get(c.key, _natural(c, cells)) for c in columns) + GAP * (len(columns) - 1) - width
 
 
 def _with_broken_titles(columns: Sequence[Column], cells: Mapping[str, list[str]]) -> list[Column]:
-    """With titles broken between words where they are wider than what stands below them."""
+    """The columns, with a title broken between words where it is wider than the cells below it."""
     broken = []
     for column in columns:
         least = max(len(text) for text in (column.unit, *column.header.split(), *cells[column.key]))

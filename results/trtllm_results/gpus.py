@@ -1,9 +1,9 @@
 """GPUs by class: the name that figures are published under, data sheets, and the share of a data sheet that is reached.
 
-Data-sheet rates are at clocks and power a board does not hold. Dense rates, no sparsity.
-Sources: NVIDIA A100 80GB SXM, L40S, H100 SXM5 and H200 SXM data sheets, and that of the DGX B200 over its eight GPUs; memory of the H100 as
-its driver reports it. Network adapters: eight of each DGX's eight GPUs (DGX A100, H100, H200 and B200 data sheets: ConnectX-6 at 200 Gb/s,
-ConnectX-7 at 400). Hosts of the L40S differ, so it has none.
+Data-sheet rates are at clocks and power a board does not hold. Dense rates, no sparsity. Sources: NVIDIA A100 80GB SXM, L40S, H100 SXM5 and
+H200 SXM data sheets, and that of the DGX B200 over its eight GPUs; memory of the H100 as its driver reports it. Network adapters: one per
+GPU of a DGX (data sheets of DGX A100, H100, H200 and B200: ConnectX-6 at 200 Gb/s, ConnectX-7 at 400 Gb/s). Hosts with L40S differ, so its
+entry has none.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Sheet:
     """Most that the board may draw."""
     measured: bool = False
     adapter_bytes_per_s: float = 0.0
-    """To other hosts, one way; 0 where its hosts differ."""
+    """Rate of its network adapter, one way; 0 where hosts with this GPU differ."""
     sheet_only: bool = False
     """No run on this GPU, ours or published, is known here: nothing but the data sheet stands behind a prediction."""
 

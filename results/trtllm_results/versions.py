@@ -1,7 +1,7 @@
 """Which rows speak for a case, once, for every table, plot, page and comparison.
 
-A case is what a reader names: model, precision, shape, load, layout, target and device, what else a sweep varied (a row says it of itself,
-`Row.varied`), and the arm where a gate ran it (A and B are two sides of a question, not two ages of one thing). A store may hold a case in
+A case is what a reader names: model, precision, shape, load, layout, target and device, the other settings that a sweep varied
+(`Row.varied`), and the arm where a gate ran it (A and B are two sides of a question, not two ages of one thing). A store may hold a case in
 several versions, before and after a change of code, driver or other settings. The version measured last speaks for it, by the arithmetic
 mean over its `ok` repeats: averaging across versions, or taking the best of them, would show a speed that no version has.
 """
@@ -24,7 +24,8 @@ def varied_in(rows: Iterable[Row]) -> tuple[str, ...]:
 
 
 def case_of(row: Row, varied: Iterable[str] = ()) -> Case:
-    """What a reader calls the same: rows of one case differ in version or repeat alone. `varied`: as `varied_in` says of all the rows."""
+    """What a reader calls the same: rows of one case differ in version or repeat alone. `varied`: what `varied_in` returns for all the
+    rows."""
     cell = row.cell
     return (row.case(varied), cell.target, cell.target_version, row.environment.device, row.arm)
 

@@ -605,7 +605,7 @@ def test_a_pipeline_gains_throughput_where_steps_are_large_and_nothing_for_one_r
 
 
 def test_a_pipeline_that_turns_to_requests_first_leaves_its_first_stage_waiting_for_them() -> None:
-    """As two stages did on two H200 at 444f27e: 59,087 tok/s. In its first 34 steps were stalls that are not predicted, 4.5% of the run."""
+    """As two stages did on two H200 at 444f27e: 59,087 tok/s. Stalls in its first 34 steps, 4.5% of the run, are not predicted."""
     load, plans = fixed(6144, 128, 128, vocab_size=100, seed=0), staged("llama-3.1-8b", 2, 2048, 256)
     rates = {}
     for first in (True, False):

@@ -1,4 +1,4 @@
-"""What passes between hosts: NCCL's own figures, the ways of each layout, and what a prediction says of it."""
+"""Exchanges between hosts: NCCL's own figures, which links each layout uses, and what a prediction says about them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_a_reduction_over_hosts_takes_what_nccl_expects_of_it(nbytes: int, logge
 
 
 def test_large_reductions_and_sends_take_the_adapters_rate() -> None:
-    """A host's adapters share a stage's reduction; of what stages send, each rank's rows go over its own."""
+    """A host's adapters share the reduction of a stage; between stages, each rank sends its rows over its own adapter."""
     sixteen, two = (HostLinks(ParallelLayout(tp, 1, 2), NDR, NVLINK) for tp in (16, 2))
     mib = 2.0**20
     assert (sixteen.all_reduce_us(512 * mib) - sixteen.all_reduce_us(256 * mib)) == pytest.approx(

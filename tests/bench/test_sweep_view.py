@@ -150,7 +150,7 @@ def test_layouts_have_figures_per_gpu_and_a_table_of_speed_up() -> None:
 
 @pytest.mark.parametrize(("size", "of_each", "matched"), [(64, 32, True), (63, 32, True), (64, 64, True), (64, 48, False)])
 def test_copies_are_beside_one_engine_of_their_size(size: int, of_each: int, matched: bool) -> None:
-    """Nobody having said a size, engines are built for the sequences in flight, which copies share."""
+    """Where no size is given, engines are built for the sequences in flight, which copies share."""
 
     def row(replicas: int, size: int, rate: float) -> Row:
         cell = replace(ROW.cell, replicas=replicas, settings={**ROW.cell.settings, "max_batch_size": size})

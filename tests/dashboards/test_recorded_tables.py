@@ -31,7 +31,7 @@ def records() -> ModuleType:
 
 @contextmanager
 def recorded(records: ModuleType, monkeypatch: pytest.MonkeyPatch, rows: list[Row]) -> Iterator[None]:
-    """The tables are made of `rows` meanwhile."""
+    """Within the context, tables are made from `rows`."""
     monkeypatch.setattr(records, "recorded_rows", lambda: rows)
     for cached in (records.newest, records.lines):
         cached.cache_clear()

@@ -1,4 +1,4 @@
-"""What tools write under other settings than the fixtures of `data/quantized` have: their values, and what each module runs in."""
+"""Checkpoints that tools write with other settings than the fixtures of `data/quantized`: values, and the scheme of each module."""
 
 from __future__ import annotations
 
@@ -230,7 +230,7 @@ def test_a_cache_that_is_stated(tmp_path: Path, config: dict[str, Any], dtype: s
     ],
 )
 def test_parts_that_are_no_numbers_are_named(tmp_path: Path, name: str, part: str, damage: Callable[[Tensor], Tensor], said: str) -> None:
-    """Logits of the engine would be NaN, or of weights that are all 0."""
+    """Otherwise the engine's logits would be NaN, or those of weights that are all 0."""
 
     def damaged(stored: Tensors) -> None:
         stored[f"{DOWN}.{part}"] = damage(stored[f"{DOWN}.{part}"])

@@ -182,7 +182,7 @@ def test_a_runner_that_fails_ends_every_request_and_says_so() -> None:
 
 
 class TellingRunner(FakeRunner):
-    """Says when a step is launched; one of them fails."""
+    """Records when each step is launched; one launch fails."""
 
     def __init__(self, told: list[str], fails_at: int = 1000) -> None:
         super().__init__(4, 16, 40, 4, 16)
@@ -203,7 +203,7 @@ class TellingRunner(FakeRunner):
     ],
 )
 def test_a_pipelines_next_step_goes_out_before_requests_are_told_of_their_tokens(stages: int, expected: str) -> None:
-    """Its first stage would wait for the callbacks. With one stage the device has a step meanwhile, and requests come first."""
+    """Otherwise its first stage would wait for the callbacks. With one stage, the device has a step meanwhile and requests come first."""
     told: list[str] = []
     loop = make_loop(runner=TellingRunner(told), stages=stages)
     for _ in range(2):

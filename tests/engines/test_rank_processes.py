@@ -97,7 +97,7 @@ def test_a_rank_that_dies_or_hangs_is_told_in_time(llm: LLM, monkeypatch: pytest
 
 
 def test_ranks_end_when_their_controller_was_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torchrun's agent, their parent, lives on."""
+    """Their parent, torchrun's agent, outlives the controller."""
     controller = subprocess.Popen(["sh", "-c", "sleep 60 & echo $!; exec sleep 60"], stdout=subprocess.PIPE, text=True)
     assert controller.stdout is not None
     agent = int(controller.stdout.readline())
@@ -127,7 +127,7 @@ def test_ranks_end_when_their_controller_was_killed(monkeypatch: pytest.MonkeyPa
     ],
 )
 def test_ranks_that_torchrun_ended_are_not_those_that_died(states: list[int], torchrun_ended: list[int], said: str) -> None:
-    """However late it is looked at: here all have ended."""
+    """The check may come late: here all ranks have ended."""
     children = [subprocess.Popen(["true"]) for _ in states]
     pids = [child.pid for child in children if not child.wait()]
     ranks = object.__new__(HostRanks)

@@ -16,7 +16,7 @@ Tensors = dict[str, torch.Tensor]
 def reduced_on_two_ranks(
     folder: Path, rows: Sequence[int], steps: int, flags: Sequence[str] = (), environment: Mapping[str, str] | None = None
 ) -> tuple[dict[int, Tensors], dict[int, Tensors]]:
-    """What each rank has after `steps` reductions at each number of `rows`: by it, the tensors of the last step."""
+    """Tensors of the last of `steps` reductions on each of the two ranks, by number of `rows`."""
     command = [sys.executable, str(Path(__file__).with_name("reduce_again.py")), "--meet", str(folder / "meet"), "--seconds", "35"]
     command += ["--steps", str(steps), *flags, "--rows", *map(str, rows)]
     of_ranks = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "GLOO_SOCKET_IFNAME": "lo", **(environment or {})}
@@ -31,7 +31,7 @@ def reduced_on_two_ranks(
 
 
 def check_normed_sum(one: Tensors, two: Tensors) -> None:
-    """The norm of the residual and both ranks' parts, which are not alike."""
+    """Checks that rank `one` has the norm of the residual plus both ranks' parts, and that those differ."""
     total = one["residual"].float() + one["x"].float() + two["x"].float()
     expected = total * torch.rsqrt(total.square().mean(1, keepdim=True) + 1e-5)
     torch.testing.assert_close(one["last"], expected, atol=0.02, rtol=0.08)

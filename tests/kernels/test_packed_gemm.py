@@ -201,7 +201,7 @@ def test_large_tiles_keep_their_sums_in_registers(scheme: Packed, rows: int, tok
 
 @pytest.mark.parametrize(("rows", "columns"), [(10240, 8192), (8192, 8192), (57344, 8192), (8192, 28672)])
 def test_blocks_of_one_token_run_at_once(rows: int, columns: int) -> None:
-    """As many blocks as rows and parts make, where the 132 SMs of an H200 share them."""
+    """The blocks of all rows and parts fit on the 132 SMs of an H200 together."""
     lowered = linear(rows, columns)
     (launch,) = [one for one in lowered.launches if min(evaluate(dim, {"T": 1}) for dim in one.grid) > 0]
     values = next(spec.constexprs for spec in lowered.kernels if spec.key == launch.kernel)

@@ -4,8 +4,8 @@ the measured rate of its number format.
 Ops follow each other, so this is less than the bytes and FLOP of the whole run allow. Time in which no step ran stays; what ranks send
 each other is left out.
 
-No upper bound: the rate of a format is what the library's product sustains under the power limit, so kernels that take less energy a FLOP
-pass it, as ours in int8 do; and activations count as bytes of memory also where they stay in L2.
+It is no upper bound. The rate of a format is what the library's GEMM sustains under the power limit, so kernels that need less energy per
+FLOP exceed it, as ours in int8 do. And activations count as bytes of memory even where they stay in L2.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from trtllm_bench.roofline.hardware import Hardware
 
 
 def step_at_ceilings_us(counter: PlanCounter, hardware: Hardware, shape: StepShape) -> float:
-    """Microseconds of a step's ops one after the other, each the longer of its bytes and its FLOP."""
+    """Microseconds of a step whose ops run one after the other, each for the longer of the times of its bytes and its FLOP."""
     seconds = 0.0
     for cost, count in counter.classes(shape):
         peak = hardware.flops(cost.compute)
@@ -26,8 +26,8 @@ def step_at_ceilings_us(counter: PlanCounter, hardware: Hardware, shape: StepSha
 
 
 def rate_at_ceilings(cell: MeasuredCell) -> float:
-    """Output tokens/s; of a pipeline by the stage that takes longest. Raises `BenchError` for a row without a step log, or whose device has
-    no known ceilings."""
+    """Output tokens/s at the ceilings; each step of a pipeline takes as long as its slowest stage. Raises `BenchError` for a row without a
+    step log, or whose device has no known ceilings."""
     steps, hardware, plans = read_steps(cell), hardware_of(cell.row.environment), plans_of(cell.row)
     counters, page = [PlanCounter(plan) for plan in plans], plans[0].profile.page_size
     taken, idle = step_times(steps)

@@ -25,7 +25,7 @@ from trtllm_results.store.table import Store, read_rows
 
 SHOWN = 6
 REQUESTS_FIRST = ("7275e4c", "29ae1e3", "600ecb2", "444f27e")
-"""Revisions of recorded pipelines in which `requests_first` holds."""
+"""Revisions of recorded pipeline runs for which `requests_first` holds."""
 
 
 @dataclass(frozen=True)
@@ -89,12 +89,12 @@ def plans_of(row: Row, precision: str | None = None, kv_dtype: str | None = None
 
 
 def layout_of(cell: Cell) -> ParallelLayout:
-    """Of one copy of the engine."""
+    """The layout of one copy of the engine."""
     return ParallelLayout(cell.tp, cell.pp, int(cell.settings.get("nnodes") or 1))
 
 
 def requests_first(row: Row) -> bool:
-    """Whether a run is of a pipeline whose next step was launched after the requests that ended in the last."""
+    """Whether the run's engine launched the next step of a pipeline only after it had handled the requests that ended in the last."""
     return row.environment.git_revision.startswith(REQUESTS_FIRST)
 
 
@@ -104,8 +104,8 @@ def constants_of(row: Row) -> StepConstants:
 
 
 def is_quantized(row: Row) -> bool:
-    """Whether its engine has products that are neither of wide weights nor of fp8 with one scale a tensor: as the step model's
-    `is_quantized` says of a plan, without compiling one."""
+    """Whether the row's engine has GEMMs whose weights are neither wide nor fp8 with one scale per tensor. It agrees with
+    `step_model.is_quantized`, without compiling a plan."""
     scheme = definition(canonical(row.cell.precision)).scheme
     plain = scheme.weights is None or (scheme.weights.granularity, scheme.inputs.scaling) == ("tensor", "static")
     return row.cell.precision == MIXED or not plain

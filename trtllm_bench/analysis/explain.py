@@ -101,7 +101,7 @@ def step_times(steps: Mapping[str, Any]) -> tuple[Any, Any]:
 
 
 def sampled_steps(taken: Any) -> tuple[list[int], float]:
-    """(at most `SAMPLED_STEPS` indices, spread over the run; all steps' time over that of the sampled ones)."""
+    """(at most `SAMPLED_STEPS` indices, spread over the run; ratio of the time of all steps to that of the sampled ones)."""
     chosen = np.unique(np.linspace(0, len(taken) - 1, min(SAMPLED_STEPS, len(taken))).astype(int))
     return chosen.tolist(), float(taken.sum() / max(taken[chosen].sum(), 1e-9))
 

@@ -11,7 +11,8 @@ it lasted long enough for the mean to be one (6 s), a constant's change over its
 steps.
 
 Constants are of one GPU and one engine: runs of the other GPU of the architecture take no part, nor do runs at other revisions than its
-file lists. Those of quantized products (`QUANTIZED_FREE`) follow runs of such engines alone, all others held where plain runs put them.
+file lists. Constants of quantized GEMMs (`QUANTIZED_FREE`) follow only runs of quantized engines, with all others kept as plain runs gave
+them.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ QUANTIZED_FREE: Mapping[str, float] = {
     "stream_tb_per_s.gemv": 0.3,
     "pdl_us.gemv": 0.3,
 }
-"""The same of constants that runs of quantized engines give."""
+"""The same for the constants that follow runs of quantized engines."""
 START: Mapping[str, float] = {
     "bandwidth_share.gemv": 1.06,
     "bandwidth_share.skinny": 1.0,
@@ -136,7 +137,7 @@ STARTS: Mapping[str, Mapping[str, float]] = {
 """Where the H200's kernels of today say another thing (results/recorded/h200/profile-fp8-128-256-b1 and -b64)."""
 RATE, CLOCK, POWER = 0.015, 0.04, 0.06
 TOLERANCE = 1e-4
-"""Relative change of the sum of squares at which a fit ends."""
+"""A fit ends when the sum of squares changes by less than this share."""
 LEAST_S = 6.0
 MOST_SHAPES = 200
 OLD = ("gate", "nvtx-overhead")
@@ -208,27 +209,27 @@ def _fewer(shapes: Sequence[tuple[StepShape, int]]) -> list[tuple[StepShape, int
 
 
 def recorded_runs(root: Path, gpu: str) -> list[RecordedRun]:
-    """Of every cell of fixed lengths on one GPU that constants follow."""
+    """The runs that constants follow: one for every such cell of fixed lengths on one GPU."""
     return list(map(recorded_run, followed(row for row in fixed_lengths(root / gpu) if row.cell.gpus == 1)))
 
 
 def followed(rows: Iterable[Row]) -> list[tuple[Row, ...]]:
-    """The repeats of each cell that constants follow: of today's engine, whose kernels change, the version of a case measured last."""
+    """The repeats of each cell that constants follow. Of today's engine, whose kernels change, only the last version of a case counts."""
     chosen = [row for row in rows if follows(row)]
     earlier = versions(row for row in chosen if constants_of(row).earlier)
     return earlier + newest(row for row in chosen if not constants_of(row).earlier)
 
 
 def fixed_lengths(folder: Path) -> list[Row]:
-    """Of a folder's stores, the good rows with fixed lengths and as many requests in flight as asked for."""
+    """The `ok` rows in a folder's stores with fixed lengths and a closed loop."""
     tables = (table.parent for table in sorted(folder.glob("*/results.parquet")))
     rows = (row for store in tables if store.name not in OLD for row in Store(store).rows())
     return [row for row in rows if row.status == "ok" and row.cell.workload in ("", "fixed") and not row.cell.request_rate]
 
 
 def follows(row: Row) -> bool:
-    """Whether constants follow such a run: one of the engine that its GPU's constants are of. Runs of before rows named a revision are of
-    an engine whose kernels did not overlap. Of quantized products one GPU's constants follow runs."""
+    """Whether constants follow such a run, which must be of the engine that its GPU's constants are for. Rows without a revision are of an
+    engine whose kernels did not overlap. Runs of quantized engines count on one GPU only (`QUANTIZED_GPU`)."""
     environment, constants = row.environment, constants_of(row)
     of_engine = bool(environment.git_revision) and environment.git_revision.startswith(constants.revisions)
     return of_engine and constants.fitted and (constants.gpu == QUANTIZED_GPU or not is_quantized(row))
@@ -250,7 +251,7 @@ def fit(runs: Sequence[RecordedRun], constants: StepConstants) -> dict[str, floa
 
 
 def fit_quantized(runs: Sequence[RecordedRun], constants: StepConstants, near: Mapping[str, float] | None = None) -> dict[str, float]:
-    """Values of the constants in `QUANTIZED_FREE`; none without such runs. `near`: as of `_fit`."""
+    """Values of the constants in `QUANTIZED_FREE`; none without such runs. `near`: as in `_fit`."""
     quantized = [run for run in runs if run.quantized]
     return _fit(quantized, constants, QUANTIZED_FREE, near) if quantized else {}
 
@@ -258,7 +259,7 @@ def fit_quantized(runs: Sequence[RecordedRun], constants: StepConstants, near: M
 def _fit(
     runs: Sequence[RecordedRun], constants: StepConstants, free: Mapping[str, float], near: Mapping[str, float] | None = None
 ) -> dict[str, float]:
-    """`near`: values from which to search, where those of nearly the same runs are known."""
+    """Values of the constants in `free`. `near`: where the search starts, if the values for nearly the same runs are known."""
     start = {**START, **STARTS.get(constants.gpu, {})}
     first = np.array([np.log(near[name] / start[name]) if near else 0.0 for name in free])
 
@@ -285,8 +286,8 @@ def errors(runs: Iterable[RecordedRun], constants: StepConstants) -> list[float]
 
 
 def left_out(runs: Sequence[RecordedRun], constants: StepConstants, groups: Sequence[Hashable]) -> list[float]:
-    """Each run's error by the constants that all runs but its group's give. `groups`: of each run; that of a quantized one is left out
-    among such runs alone, with all plain ones kept (without any, with `constants` as they are)."""
+    """Each run's error by constants that were fitted without its group. `groups`: the group of each run. A group of quantized runs is left
+    out of the quantized fit only: the plain runs all stay in (if there are none, `constants` stay as they are)."""
     plain = [run for run in runs if not run.quantized]
     whole = _fit(plain, constants, FREE) if plain else {}
     kept = changed(constants, whole)
@@ -313,7 +314,7 @@ GROUPS: Mapping[str, Callable[[RecordedRun], Hashable]] = {
     "precision": lambda run: (run.rows[0].cell.precision, run.rows[0].cell.model),
     "lengths": lambda run: (run.rows[0].cell.isl, run.rows[0].cell.osl),
 }
-"""What `--hold-out` leaves out together. A precision is one of a model's."""
+"""What the runs that `--hold-out` leaves out together have in common. A precision is held out model by model."""
 
 
 def _tell(what: str, runs: Sequence[RecordedRun], found: Sequence[float]) -> None:
@@ -329,7 +330,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m trtllm_bench.analysis.fit")
     parser.add_argument("--gpu", default="h100", help="whose recorded runs to follow")
     parser.add_argument("--folds", type=int, default=0, help="also the errors on runs left out, so many parts one after another")
-    parser.add_argument("--hold-out", choices=GROUPS, help="also the errors on runs by those that all runs of another such give")
+    parser.add_argument("--hold-out", choices=GROUPS, help="also the error of each run by constants fitted without all runs alike in this")
     parser.add_argument("--write", action="store_true", help="write the constants into the GPU's file")
     options = parser.parse_args()
     root, constants = folder().parent / "recorded", constants_for(options.gpu)

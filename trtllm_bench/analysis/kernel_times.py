@@ -2,8 +2,8 @@
 
 A kernel's time is the p-norm of three, near whose ridges each is felt: its bytes at the memory's bandwidth; its bytes at what the SMs can
 take in; its FLOP at the rate of its number format. The last two go with the clock, and so does, less than in proportion, the fixed time in
-which the chip fills and drains. A product over packed weights makes numbers of codes first, by the same warps that multiply: so many cycles
-of an SM a code, and a scale, each time that it reads the weight. So that time adds to its FLOP's.
+which the chip fills and drains. A GEMM over packed weights first decodes them, in the same warps that multiply: each code, and each scale,
+takes a number of SM cycles each time that the weight is read. That time adds to the time of its FLOP.
 
 Power is what the board draws at rest, what the clock costs, and joules a FLOP and a byte. Voltage falls with the clock, so all but the
 memory's own share does too, as `clock ** exponent`. A step that would draw more than the limit runs at the clock at which it does not.
@@ -28,7 +28,7 @@ from trtllm_bench.roofline.hardware import Hardware
 Array = npt.NDArray[np.float64]
 KINDS = ("gemv", "skinny", "gemm", "attention", "rows", "packed", "row_scaled")
 LOADED_AS: Mapping[str, str] = {"packed": "skinny", "row_scaled": "gemm"}
-"""Kinds whose weights come from memory, and whose fixed time is, as another kind's."""
+"""Kinds that share another kind's constants for memory and fixed time."""
 FORMATS = ("fp8", "bf16", "int8")
 """Whose clocks and joules are known; all others go by bf16's."""
 REFERENCE_SMS, REFERENCE_MHZ = 132, 1980.0
@@ -38,19 +38,19 @@ LEAST_CLOCK, HALVINGS = 0.3, 12
 
 @dataclass(frozen=True)
 class Codes:
-    """What a product over a packed weight decodes."""
+    """What a GEMM over a packed weight decodes."""
 
     format: str
-    """Of `PACKED`."""
+    """One of `PACKED`."""
     values: float
-    """Codes, as often as the weight is read."""
+    """Number of codes, times how often the weight is read."""
     scales: float
-    """Of groups, as often."""
+    """Number of group scales, times the same."""
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """`count`: how many times its time counts. `decodes`: whether it is decode attention."""
+    """A kernel of a step. `count`: how many times its time counts. `decodes`: whether it is decode attention. `codes`: what it decodes."""
 
     cost: OpCost
     count: float
@@ -76,10 +76,11 @@ class KernelWork:
     split: npt.NDArray[np.bool_]
     """Decode attention of so few sequences that each is divided, and its parts are merged by another kernel."""
     codes: npt.NDArray[np.intp]
-    """Format of a packed weight, of `PACKED`; that of others does not matter."""
+    """Index in `PACKED` of the weight's format; 0 for a weight that is not packed, which has no `values`."""
     values: Array
-    """Codes that one decodes."""
+    """Codes that one such kernel decodes."""
     scales: Array
+    """Group scales that one such kernel decodes."""
 
     @classmethod
     def of(cls, kernels: Iterable[Kernel], hardware: Hardware, split: bool = False) -> KernelWork:

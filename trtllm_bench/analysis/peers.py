@@ -3,10 +3,10 @@
     python -m trtllm_bench.analysis.peers            # all tables of docs/facts/predictions.md
     python -m trtllm_bench.analysis.peers --write    # and the errors that intervals of `sweep --predict` come from
 
-Our runs judge the model: errors on cells that a constant follows (`fit.py`) are told apart from those on all others, from those by the
-constants that the other runs give (leave one out), and from those by constants that all other precisions give, which say what to expect of
-one that was never run. Runs of an earlier engine on an H200 are predicted by the H100's constants, which follow such an engine: they say
-how well constants serve a GPU that they do not follow.
+Our runs judge the model. Errors are kept apart: on cells that a constant follows (`fit.py`), on all others, by constants fitted without the
+cell (leave one out), and by constants fitted without its precision, which say what to expect of a precision that was never run. Runs of an
+earlier engine on an H200 are predicted by the H100's constants, which follow such an engine: they say how well constants serve a GPU that
+they do not follow.
 
 Of a published figure the model predicts our engine on that GPU, so an error is the model's and the engines' difference together; a factor
 for each engine and GPU takes out what is common, and the error that remains is that of a row with the factor of the others. Figures are
@@ -102,11 +102,11 @@ class OwnError:
     transferred: bool = False
     """By constants of another GPU, as it ran the engine that they follow."""
     left_out: bool = False
-    """By the constants that all other runs of this GPU give."""
+    """Whether the prediction is by constants fitted to all other runs on this GPU."""
     quantized: bool = False
-    """Of an engine with products whose constants follow such engines' runs alone."""
+    """Whether the engine is quantized (`cells.is_quantized`)."""
     precision_left_out: bool = False
-    """By the constants that all runs of other precisions give, of a quantized engine."""
+    """Whether the prediction, of a quantized engine, is by constants fitted to all other precisions."""
 
 
 def coverage(figures: Iterable[Published], gpu: str | None = None) -> tuple[list[Published], Counter[str]]:
@@ -203,7 +203,7 @@ def own_errors(root: Path, hardware: Hardware | None = None, folders: Sequence[s
 
 
 def _without_earlier_versions(rows: Sequence[Row]) -> list[Row]:
-    """Of a case that constants could follow at several revisions, the one that they do."""
+    """All rows, except versions of a case that constants could follow but for a later one."""
     last = {row.key for group in followed(rows) for row in group}
     return [row for row in rows if row.key in last or not follows(row)]
 
@@ -281,7 +281,7 @@ def _published_on(gpu: str) -> str:
 
 
 def write_tables(own: Sequence[OwnError], points: Sequence[PeerPoint]) -> None:
-    """`prediction_errors.toml`, anew."""
+    """Rewrites `prediction_errors.toml`."""
     write_errors(tables_of_errors(own, points), FILE)
     read_errors.cache_clear()
 
@@ -330,8 +330,9 @@ def own_table(own: Sequence[OwnError]) -> list[str]:
 
 
 def cover_table(own: Sequence[OwnError]) -> list[str]:
-    """How many cells lie within the interval of their prediction: as predicted, and by constants of a fit without them. An earlier engine's
-    have that of the GPU whose constants predict them; of its quantized products, whose kernels are gone, there is none."""
+    """How many cells lie within the interval of their prediction, by the constants as they are and by constants fitted without the cell.
+    Cells of an earlier engine have the interval of the GPU whose constants predict them. Its quantized cells are left out: their kernels
+    are gone."""
     groups: dict[tuple[str, str], list[OwnError]] = {}
     for one in own:
         if not (one.quantized and one.transferred):
@@ -353,7 +354,7 @@ def _within(one: OwnError) -> bool:
 
 
 def step_table(own: Sequence[OwnError], gpu: str, quantized: bool) -> list[str]:
-    """Errors of the cells on one GPU that constants follow, those of one precision, model and lengths on one line."""
+    """Errors of the cells on one GPU that constants follow: a line per model, precision and lengths."""
     cells: dict[tuple[str, ...], list[OwnError]] = {}
     for one in own:
         if one.in_sample and one.gpu == gpu and one.quantized == quantized and one.cell.gpus == 1:

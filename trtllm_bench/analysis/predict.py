@@ -91,7 +91,7 @@ class PredictedStep:
 
 
 class _RequestsFirst(EngineLoop):
-    """The loop as pipelines had it up to revision 444f27e: the next step is launched after the requests that ended in the last."""
+    """The engine loop of pipelines up to 444f27e, which launched the next step only after handling the requests that ended in the last."""
 
     def _go_on(self, step: int, received: Received) -> None:
         pass
@@ -132,8 +132,8 @@ def predict(
 ) -> tuple[dict[str, float], RequestLog]:
     """Figures of the run on as many of the GPU as the engine has ranks, and its requests. Raises `BenchError` when the model does not fit.
 
-    `plans`: of each stage of a pipeline, in order. `constants`: the step model's, where they are not `hardware`'s. `requests_first`: of a
-    pipeline of an earlier engine (`cells.requests_first`).
+    `plans`: of each stage of a pipeline, in order. `constants`: the step model's, where they are not `hardware`'s. `requests_first`:
+    predict a pipeline of an earlier engine (`cells.requests_first`).
     `replicas` copies of the engine, each on GPUs of its own, take the requests in turn and share the places in flight. `on_steps` is given
     the steps of each copy: what tells them apart, and how many there were.
     """
@@ -188,8 +188,8 @@ def _drive(
     end_s: float = 0.0,
     begin_s: float = 0.0,
 ) -> RequestLog:
-    """`chosen`: requests of the workload that this engine gets. One that ends costs the host `end_s`, and one that begins in its place
-    `begin_s`."""
+    """Runs the requests of `chosen` (indices in the workload) on one engine. The host takes `end_s` for a request that ends, and `begin_s`
+    for one that begins in its place."""
     arrivals = np.asarray(workload.arrival_s) if open_loop and len(workload.arrival_s) else np.zeros(len(workload))
     waiting = deque(chosen)
     done: list[Request] = []

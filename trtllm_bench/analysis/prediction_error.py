@@ -50,8 +50,8 @@ class Interval:
 
 
 def kind_of(sequences: int, ranks: int = 1, quantized: bool = False) -> str:
-    """Of steps: `ranks` where there are several; else `quantized`, or by sequences in flight `few`, whose GEMMs our skinny kernels take, or
-    `many`, also for 0 (no limit)."""
+    """The kind of steps: `ranks` for several ranks, else `quantized`, else by sequences in flight: `few`, whose GEMMs our skinny kernels
+    take, or `many`, also for 0 (no limit)."""
     return RANKS if ranks > 1 else QUANTIZED if quantized else "few" if 0 < sequences <= SKINNY_TOKENS else "many"
 
 
@@ -63,8 +63,9 @@ def interval_of(errors: Sequence[float], basis: str) -> Interval:
 
 
 def interval_for(hardware: Hardware, sequences: int, ranks: int = 1, quantized: bool = False) -> Interval:
-    """Of a prediction for this GPU with so many sequences in flight on one copy of the engine, which has so many ranks. `quantized`: of
-    products whose constants one GPU's runs give. On another GPU, and of several ranks, both errors can occur: factors are multiplied."""
+    """The interval of a prediction for this GPU. `sequences` (in flight) and `ranks` are those of one copy of the engine. The constants of
+    `quantized` engines follow runs of one GPU. On another GPU, or with several ranks, both errors can occur, so the factors are
+    multiplied."""
     if quantized:
         return _of_quantized(hardware, sequences, ranks)
     tables, kind = read_errors(), kind_of(sequences, ranks)

@@ -93,13 +93,13 @@ def report_cell(cell: MeasuredCell, percentile: float, console: Console) -> None
 
 
 def _notes(cell: MeasuredCell) -> list[str]:
-    """What the step model takes over or assumes."""
+    """What the step model takes from another GPU, or assumes."""
     hosts = hosts_of(layout_of(cell.row.cell), hardware_of(cell.row.environment)) if cell.row.environment.gpu else None
     return [note for note in (constants_of(cell.row).note, "" if hosts is None else hosts.note) if note]
 
 
 def _at_ceilings(cell: MeasuredCell) -> float | None:
-    """None for a cell that has a profile and no step log, or whose device has no known ceilings."""
+    """Output tokens/s at the ceilings; None for a cell without a step log, or whose device has no known ceilings."""
     try:
         return rate_at_ceilings(cell)
     except BenchError:

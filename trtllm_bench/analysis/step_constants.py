@@ -6,8 +6,8 @@ Constants are also of an engine: the H200's follow its kernels of today, the H10
 takes the constants of its revision (`[engine]` lists them). So an earlier run on an H200 is held against the H100's constants, and not
 against kernels that it did not have.
 
-Constants of quantized products (`QUANTIZED`), whose kernels are not cuBLASLt's, follow runs of one GPU only, the H200. A plan with such
-products is predicted with that file, whole, on any GPU; `note` says so.
+Constants of quantized GEMMs (`QUANTIZED`), whose kernels are not cuBLASLt's, follow runs of one GPU only, the H200. A plan with such GEMMs
+is predicted with the whole of that GPU's file on any GPU; `note` says so.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
     "step": ("between_us", "launch_us", "host_us", "end_us", "begin_us", "norm"),
 }
 PACKED = (*PACKED_INPUTS, *(f"{name}_fp8" for name, inputs in PACKED_INPUTS.items() if "fp8" in inputs))
-"""Formats of packed weights, with wide inputs and with those in fp8, for which a kernel makes other numbers of the codes."""
+"""Formats of packed weights. With fp8 inputs (`_fp8`) a kernel decodes them into other numbers than with wide inputs."""
 QUANTIZED: Mapping[str, tuple[str, ...]] = {
     "decoding_cycles": (*PACKED, "scale"),
     "quantized_share": ("packed_bf16", "packed_fp8", "row_scaled_int8", "row_scaled_fp8"),
     "quantized_pj": ("code",),
 }
-"""Sections that only the file of `QUANTIZED_GPU` has."""
+"""Sections, by name, that only the file of `QUANTIZED_GPU` has."""
 QUANTIZED_GPU = "h200"
 FIELDS = ("value", "unit", "what", "record", "command")
 LINKS = ("gpus", "row_elements", "bytes", "us", "copy_bytes_per_s", "what", "record", "command")
@@ -90,7 +90,8 @@ class StepConstants:
 
 def constants_for(device: str, revision: str = "", quantized: bool = False) -> StepConstants:
     """Of the GPU of this name, as its data sheet's entry has it or its driver gives it (`NVIDIA H100 80GB HBM3`); of a recorded run of
-    `revision`, those that follow the engine which ran. `quantized`: of a plan with products that `QUANTIZED` is of, without a revision."""
+    `revision`, those that follow the engine which ran. `quantized`: of a plan with quantized GEMMs; a known
+    `revision` takes precedence."""
     name = device.lower().replace(" ", "")
     files = sorted(FOLDER.glob("*.toml"))
     gpu = next((path.stem for path in files if path.stem in name), DEFAULT_GPU)

@@ -12,9 +12,9 @@ concurrently with whole prompts (`lowering/attention.py` says when): the shorter
 
 An op in which ranks exchange rows takes what was measured of such reductions (`link_curve.py`): on this machine where its links were
 (`trtllm-bench ceilings`), else between two H200. The wait for the slowest rank, which comes on top, is from whole steps. All ranks of a
-group have the same plan and the same step, so the model is of one of them. What passes between hosts takes what NCCL takes over the GPUs'
-network adapters (`host_links.py`). A pipeline's stages work on different steps at once; where each
-has one, a step takes as long as the slowest stage.
+group have the same plan and the same step, so the model is of one of them. An exchange between hosts takes as long as NCCL over the GPUs'
+network adapters (`host_links.py`). A pipeline's stages work on different steps at once; where each has one, a step takes as long as the
+slowest stage.
 """
 
 from __future__ import annotations
@@ -56,13 +56,13 @@ CODES, SMALL_PAGE_BYTES, PERSISTENT_TOKENS = ("fp8", "int8"), 8 * 1024, 1024
 """Decode attention of many sequences is in CUDA C++ where the cache is in one of these and a KV head's page has so many bytes, or where no
 sequence is longer (`lowering/decode_cuda.py`)."""
 PACKED_ARCH = "sm_90"
-"""What has kernels that multiply packed weights, and the others that are ours."""
+"""The architecture that our own kernels are for, among them those that multiply packed weights."""
 TILE_TOKENS = 256
-"""Tokens of a tile of products over packed weights: the weight is decoded once for each."""
+"""Tokens per tile of a GEMM over packed weights; each tile decodes the weight once."""
 WIDENED = "bf16"
-"""What packed weights, and fp8 inputs, become where no kernel multiplies them packed."""
+"""Format into which packed weights, and fp8 inputs, are widened where no kernel multiplies packed weights."""
 LONG_INT8_ROW = 8192
-"""Bytes of a row of int8 above which the skinny kernel takes one token (`lowering/row_scaled.py`)."""
+"""Bytes of an int8 row above which the skinny kernel takes single tokens too (`lowering/row_scaled.py`)."""
 FILLED = 0.9
 """Share of the SMs that blocks of the skinny kernel must have for it to take one token, as `fills_sms` asks."""
 PARTS = ("weights", "KV cache", "compute", "element-wise", "communication", "kernel overhead", "host")
@@ -156,7 +156,7 @@ class StepModel:
         if cost.op == "send":
             return links.send_us(cost.link_bytes) if self.hosts is None else self.hosts.send_us(cost.link_bytes, plan.stage.index)
         if cost.op == "receive":
-            if self.hosts is not None:  # NCCL's own waits for the sender's, and has no copy after it
+            if self.hosts is not None:  # NCCL's receive waits for the send, and no copy follows
                 return self.hosts.send_us(cost.activation_bytes / 2, plan.stage.index - 1)
             return self._rows_us(cost)
         if ranks == 1:
@@ -175,7 +175,8 @@ class StepModel:
         return wait + links.two_shot_us(rows_bytes, ranks)
 
     def _over_hosts_us(self, cost: OpCost, hosts: HostLinks) -> float:
-        """NCCL's all-reduce, and the kernel that adds, normalises and quantizes after it. Of sampling, which has a word a row, no bytes."""
+        """NCCL's all-reduce, and the kernel that adds, normalises and quantizes after it. Sampling, with one word per row, counts as no
+        bytes."""
         if Trait.SAMPLES in OP_SPECS[cost.op].traits:
             return self.constants.communication["wait_us"] + hosts.all_reduce_us(0.0)
         if cost.kind != "communication":
@@ -232,7 +233,7 @@ class StepModel:
         return Codes(form, times * num_elements(weight), times * num_elements(scales) if scales is not None else 0.0)
 
     def _widened(self, cost: OpCost) -> Iterator[OpCost]:
-        """Where no kernel multiplies packed weights: a kernel that makes them wide, and the product of what it made."""
+        """The two kernels of a GEMM where none multiplies packed weights: one that widens them, and the GEMM over the result."""
         weight, x = self._operands(cost)["weight"], self._operands(cost)["x"]
         wide = bytes_of(num_elements(weight), WIDENED)
         more = bytes_of(cost.rows * int(x.shape[1]), WIDENED) if x.dtype == "fp8" else 0
@@ -325,12 +326,12 @@ def step_model(plans: Sequence[Plan], hardware: Hardware, constants: StepConstan
 
 
 def is_quantized(plan: Plan) -> bool:
-    """Whether it has products whose kernels are not those of plain fp8 or of wide weights: over packed weights, or with scales of rows."""
+    """Whether the plan has GEMMs over packed weights or with a scale per row, whose kernels are not those of wide weights or plain fp8."""
     return any(_packed(operands) or _by_rows(operands) for operands in _products(plan))
 
 
 def widens(plan: Plan, hardware: Hardware) -> bool:
-    """Whether packed weights are made wide before they are multiplied."""
+    """Whether the plan has packed weights that `hardware` must widen before each GEMM."""
     return hardware.arch != PACKED_ARCH and any(map(_packed, _products(plan)))
 
 
@@ -340,7 +341,7 @@ def _products(plan: Plan) -> Iterator[dict[str, TensorSpec]]:
 
 
 def _operands_of(specs: Mapping[str, TensorSpec], op: Op) -> dict[str, TensorSpec]:
-    """By argument."""
+    """Specs of the op's input tensors, by argument name."""
     return {argument: specs[name] for argument, name in zip(OP_SPECS[op.op].tensors, op.inputs, strict=False) if name}
 
 
@@ -349,7 +350,7 @@ def _packed(operands: Mapping[str, TensorSpec]) -> bool:
 
 
 def _by_rows(operands: Mapping[str, TensorSpec]) -> bool:
-    """Codes for both, and a scale for each row of both."""
+    """Whether inputs and weight are codes of one format, with a scale per row of each."""
     x_scale = operands.get("x_scale")
     return operands["x"].dtype == operands["weight"].dtype and x_scale is not None and len(x_scale.shape) == 2
 
@@ -363,8 +364,8 @@ def _links_of(hardware: Hardware) -> LinkCurve | None:
 
 
 def hosts_of(layout: ParallelLayout, hardware: Hardware, links: LinkCurve | None = None) -> HostLinks | None:
-    """None of an engine on one host. `links`: within a host, where they are not those of two H200. Raises `BenchError` where it is not
-    known how hosts with such GPUs are connected."""
+    """Links between the hosts of an engine; None for one on a single host. `links`: those within a host, by default those of two H200.
+    Raises `BenchError` where it is unknown how hosts with such GPUs are connected."""
     if layout.nnodes == 1 or not hardware.arch:  # ranks on CPUs
         return None
     if not hardware.adapter_bytes_per_s:

@@ -19,7 +19,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print it as JSON.")]
 
 @app.command("ls")
 def ls(as_json: AsJson = False) -> None:
-    """List cached engines, the longest unused first, by when (UTC), and sizes.
+    """List cached engines with last use (UTC) and size, longest unused first.
 
     Examples:
       trtllm-bench cache ls

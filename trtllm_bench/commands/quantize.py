@@ -84,7 +84,7 @@ def command(
 
 
 def _refuse(given: Mapping[str, object], purpose: str, instead: str) -> None:
-    """Raises `BenchError` for the first of these options that was given, which would do nothing."""
+    """Raises `BenchError` for the first of these options that was given, since it would have no effect."""
     for option, value in given.items():
         if value is not None:
             said = option if value is True else f"{option} {value}"

@@ -84,7 +84,7 @@ def command(
         if predict and value is not None:
             raise BenchError(f"--{name} is for measuring, and --predict measures nothing; leave one of them out")
     if accuracy_windows is not None and accuracy is None and spec is None and not resume:
-        raise BenchError("--accuracy-windows is of a text to score; give it with --accuracy, or leave it out")
+        raise BenchError("--accuracy-windows is for a text to score; give it with --accuracy, or leave it out")
     if gpu is not None and not predict:
         raise BenchError("--gpu names the GPU of a prediction; add --predict, or leave it out to measure on this machine's")
     address = out if out is not None and is_address(out) else None
@@ -113,7 +113,7 @@ def _predict(toml: Path | None, flags: dict[str, Any], gpu: str | None, out: str
 
     spec = load_spec(flags, toml, None, DEFAULTS_GPU)
     if other := next((points[0].spec.target for points in spec.engines() if not is_own(points[0].spec.target)), None):
-        raise BenchError(f"--predict is of this tool's engine, and the target is {other!r}; leave one of them out")
+        raise BenchError(f"--predict is for this tool's engine, and the target is {other!r}; leave one of them out")
     store = None if out is None else open_store(out)
     hardware = hardware_for(gpu, Environment.capture(use_gpu=gpu is None))
     console = plain_console()

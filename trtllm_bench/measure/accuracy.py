@@ -61,7 +61,7 @@ class AccuracySpec:
         return asked
 
     def check_text(self, spec: MeasurementSpec) -> None:
-        """Raises `EngineError` for a text that no engine of `spec` can be scored on: before anything is measured, not after."""
+        """Raises `EngineError`, before anything is measured, where an engine of `spec` cannot be scored on the text."""
         from trtllm_bench.targets import native
         from trtllm_engines.calibration.text import windows
 

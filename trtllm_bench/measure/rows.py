@@ -21,7 +21,7 @@ MAX_REASON = 300
 ASKED = "asked"
 """Where a row keeps what was asked for and is no part of its identity."""
 TOLD = frozenset({*ALIGN_FIELDS, "concurrency", "dataset", "target"})
-"""Knobs that a case's own fields tell: `batch` and `workload` are the fields of two of them."""
+"""Knobs that fields of a cell already hold (`concurrency` is in `batch`, `dataset` in `workload`)."""
 ACCURACY = "accuracy"
 """Where a row keeps what its accuracy was measured on, and against what."""
 BY_GPU = "by_gpu"
@@ -115,7 +115,7 @@ def _asked(spec: MeasurementSpec) -> Mapping[str, Any]:
 
 
 def varied(spec: MeasurementSpec, cell: Cell, axes: Iterable[str]) -> Mapping[str, Any]:
-    """For `Row.extra`: the values of those `axes` of a sweep that `Cell.align` and the target do not tell; empty where there are none."""
+    """For `Row.extra`: the values of those `axes` of a sweep that are in neither `Cell.align` nor the target; empty without any."""
     knobs = {one.name: one for one in all_knobs()}
     values = {}
     for name in axes:

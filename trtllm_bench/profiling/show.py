@@ -70,7 +70,7 @@ def _giga(columns: Sequence[Column]) -> list[Column]:
 
 
 def short(role: str) -> str:
-    """`layers.*.mlp.down_proj` as `down_proj`, `layers.*.o_proj.gather_rows.*` (there are several) as `gather_rows`."""
+    """`layers.*.mlp.down_proj` as `down_proj`, `layers.*.o_proj.gather_rows.*` (several of that name) as `gather_rows`."""
     return role.removesuffix(".*").rpartition(".")[2]
 
 

@@ -34,7 +34,7 @@ class Hardware:
     all_reduce_us: Mapping[str, float] = field(default_factory=dict)
     """By bytes of rows of `LINK_ROW_ELEMENTS`, as `Ceilings` has it."""
     adapter_bytes_per_s: float = 0.0
-    """Of its network adapter, as `Sheet` has it."""
+    """Rate of its network adapter, as in `Sheet`."""
     sms: int = 0
     boost_mhz: float = 0.0
     power_w: float = 0.0

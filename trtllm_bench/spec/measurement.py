@@ -324,7 +324,7 @@ class MeasurementSpec:
         return {name: value for part in parts for name, value in identity_of(part).items()}
 
     def value_of(self, name: str) -> Any:
-        """The value of a knob by its name."""
+        """The value of the knob `name`."""
         return self.target if name == "target" else next(getattr(part, name) for part in self._parts if hasattr(part, name))
 
     @property

@@ -36,7 +36,7 @@ from trtllm_workloads.request import Workload
 
 
 def notes_on(rows: Sequence[Row]) -> list[str]:
-    """What is to be said beside a predicted table: the notes of its rows. One that is not of all precisions names those it is of."""
+    """Notes of the rows, to print below a predicted table. A note that does not hold for all precisions names those it holds for."""
     precisions = list(dict.fromkeys(row.cell.precision for row in rows if row.status == "ok"))
     of: dict[str, dict[str, None]] = {}
     for row in rows:

@@ -59,7 +59,7 @@ class Sweep:
     environment: Callable[[MeasurementSpec], Environment]
     command: str = ""
     axes: tuple[str, ...] = ()
-    """Knobs that vary over the grid."""
+    """Names of the knobs that vary over the grid."""
     accuracy: Callable[[Session], Accuracy] | None = None
     """Measures how good a loaded engine's answers are; None where it was not asked for."""
     accuracy_asked: Mapping[str, Any] = field(default_factory=dict)

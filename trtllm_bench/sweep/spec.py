@@ -101,7 +101,8 @@ class SweepSpec:
 
     @property
     def axes(self) -> dict[str, tuple[Any, ...]]:
-        """The knobs that vary; of the cells' own as many as tell them apart. A cell that leaves a knob open has its default."""
+        """The knobs that vary, and their values. Of the cells' knobs, only as many as tell cells apart; a cell without one has its
+        default."""
         grid = {name: values for name, values in self.values.items() if len(values) > 1}
         names = dict.fromkeys(name for cell in self.cells for name in cell)
         apart = {tuple(cell.get(name) for name in names if name in SHOWN) for cell in self.cells}

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 TOKENIZER = "tokenizer.json"
 DEVICES = ("auto", "cpu", "cuda")
 RANK_BYTES = 350e6
-"""What the process of a rank on a CPU takes before it has weights (tiny-llama)."""
+"""Memory that the process of a rank on a CPU takes before it has weights (measured with tiny-llama)."""
 
 
 def device_of(device: str) -> str:
@@ -94,8 +94,8 @@ def check(spec: MeasurementSpec) -> None:
 
 
 def _check_machine(engine: EngineSpec, layout: ParallelLayout) -> None:
-    """Raises `LayoutError` when this machine has fewer GPUs than `engine`, so laid out, takes of each host, or, without them, too little
-    memory for its ranks' processes."""
+    """Raises `LayoutError` when this machine has fewer GPUs than `engine`, so laid out, needs on each host. On a CPU: when its memory is
+    too small for the ranks' processes."""
     from trtllm_engines.memory import host_free_bytes
 
     of_host = layout.ranks // layout.nnodes

@@ -196,7 +196,7 @@ def _wrapped(text: str, width: int) -> list[str]:
 
 
 def front_line(ax: Axes, places: Sequence[tuple[float, float]]) -> None:
-    """A front through `places`: a broad grey line below the series."""
+    """Draws a Pareto front through `places` (x, y), as a broad grey line below the series."""
     ax.plot([x for x, _ in places], [y for _, y in places], color="#9aa4af", linewidth=5, alpha=0.35, solid_capstyle="round", zorder=1)
 
 

@@ -83,7 +83,7 @@ class Layout:
             "weights": weights,
             "input_activations": inputs,
             "output_activations": None,
-            "format": self.format,  # the library would take w4a8 for `int-quantized`, whatever the whole states
+            "format": self.format,  # without it the library reads w4a8 as `int-quantized`, whatever the outer `format` says
         }
         return {
             "quant_method": "compressed-tensors",

@@ -88,14 +88,14 @@ def _weight_scale(recipe: WeightRecipe, source: WeightSource, dtype: torch.dtype
 
 
 def _scale(part: StoredCodes) -> Tensor:
-    """Its scales. Raises `EngineError` where one is no number: of powers of two 255 is none."""
+    """The scales of `part`. Raises `EngineError` where one is not finite. Among powers of two (uint8), 255 stands for NaN."""
     scale = part.scale()
     _finite(part, "scale", torch.where(scale == 255, torch.nan, 0.0) if scale.dtype == torch.uint8 else scale)
     return scale
 
 
 def _finite(part: StoredCodes, what: str, values: Tensor) -> Tensor:
-    """`values`. Raises `EngineError` where one is no number."""
+    """Returns `values`. Raises `EngineError` where one is not finite."""
     if not values.is_floating_point():
         return values
     bad = (values.view(torch.uint8) & 0x7F) == 0x7F if values.dtype == torch.float8_e4m3fn else ~torch.isfinite(values)

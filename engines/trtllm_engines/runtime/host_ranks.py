@@ -30,15 +30,15 @@ NO_MULTICAST = {"NCCL_NVLS_ENABLE": "0", "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1"
 NO_REGISTRATION = {"NCCL_GRAPH_REGISTER": "0"}
 """Capturing a graph asks nothing of other ranks: NCCL would register the buffers it finds in one with its peers."""
 SAY_WHO_IS_ENDED = {"LOGLEVEL": "WARNING"}
-"""Of torchrun's agent, which says nothing of it where a user asks for errors alone."""
+"""Makes torchrun's agent log which ranks it ends, also where a user has asked for errors alone."""
 MEETING_S = 60
 """How long torchrun's agents of several hosts wait for each other."""
 LOG_BYTES = 65536
-"""Of the processes' output, how much of its end is read."""
+"""How much of the end of the processes' output is read."""
 STACK_S = 1.0
 """How long a rank may take to print where its threads are. One that is stopped, or in the driver's uninterruptible calls, never does."""
 _ENDED = re.compile(r"Sending process (\d+) closing signal")
-"""What torchrun's agent says of a rank that it ends because another has ended, before it does so."""
+"""What torchrun's agent logs before it ends a rank because another has ended."""
 _FRAME = re.compile(r'File ".*?(?P<file>[^/"]+)", line (?P<line>\d+) in (?P<function>\S+)')
 
 
@@ -108,15 +108,17 @@ class HostRanks:
         return all(state == READY for state in self.ring.states())
 
     def check(self) -> None:
-        """Raises `EngineError` when a rank has failed or died. A death is told before what the others say of it; that torchrun has ended a
-        rank is none, however late it is looked at."""
+        """Raises `EngineError` when a rank has failed or died. A death is reported before the failures of others that it caused. Ranks that
+        torchrun ended do not count as dead, however late this is called."""
         failed = [rank for rank, state in enumerate(self.ring.states()) if state == FAILED]
         ended = self.agent.poll()
         if not failed and ended is None:
             return
         processes = self.ring.processes()
         dead = [rank for rank, process in enumerate(processes) if process and rank not in failed and not _lives(process)]
-        torchrun_ended = {int(process) for process in _ENDED.findall(self._output())}  # after who is dead: it says so first
+        torchrun_ended = {
+            int(process) for process in _ENDED.findall(self._output())
+        }  # read after `dead`: the agent logs a rank before it ends it
         gone = [rank for rank in dead if processes[rank] not in torchrun_ended]
         if gone:
             which = " and ".join(f"rank {self.first_rank + rank}" for rank in gone)
@@ -133,7 +135,7 @@ class HostRanks:
         return f"they said last: {said[-1][:300]}" if said else "they said nothing"
 
     def _output(self) -> str:
-        """The end of what the processes have printed. Not by a seek: they write at the file's position."""
+        """The end of what the processes have printed. Read without a seek, since they write at the file's position."""
         log = self._log.fileno()
         return os.pread(log, LOG_BYTES, max(0, os.fstat(log).st_size - LOG_BYTES)).decode(errors="replace")
 

@@ -24,7 +24,7 @@ from trtllm_engines.runtime.host_ranks import RankOrder
 JOIN_S = 60.0
 """How long hosts are waited for."""
 TOLD_AFTER_S = 2.0
-"""After which it is said on standard error that they are."""
+"""How long before standard error says which host is waited for."""
 SILENCE_S = 8.0
 STOP_S = 10.0
 _SPIN_S = 200e-6

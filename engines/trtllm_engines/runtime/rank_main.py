@@ -134,7 +134,7 @@ class Ancestors:
         self._looked = 0.0
 
     def gone(self) -> bool:
-        """Whether either is. At the agent's parent it looks once a second."""
+        """Whether either process is gone. The agent's parent is looked up at most once a second."""
         if os.getppid() != self._parent:
             return True
         if self._parent == self._controller or time.monotonic() - self._looked < 1:
@@ -144,7 +144,7 @@ class Ancestors:
 
 
 def parent_of(process: int) -> int:
-    """The process that has it as a child; 0 where it is gone."""
+    """Id of the parent of `process`; 0 where `process` is gone."""
     try:
         stat = Path(f"/proc/{process}/stat").read_bytes()
     except OSError:

@@ -12,7 +12,7 @@
 // rotates the key, writes this step's row to the cache and needs not read it.
 #include "decode_attention.cuh"
 
-constexpr int PORTION = COLUMNS / SPLITS;                 // of the results' tiles of 16 dimensions, those of a block
+constexpr int PORTION = COLUMNS / SPLITS;                 // tiles of 16 result dimensions that a block merges
 constexpr int MERGERS = PORTION < WARPS ? PORTION : WARPS, EACH = PORTION / MERGERS;
 constexpr int RUN = 2 * (EACH < OF_LANE / 2 ? EACH : OF_LANE / 2);  // consecutive dimensions of a merging thread
 constexpr int PARTS = SPLITS * WARPS, AT_ONCE = PARTS < 16 ? PARTS : 16;

@@ -22,8 +22,8 @@ constexpr int OF_LANE = OF_CHUNK < D / 8 ? OF_CHUNK : D / 8, UNITS = D / 8 / OF_
 constexpr int TOKENS = STEP / 16, COLUMNS = D / 16;      // steps of a product over a stage's tokens, and over dimensions
 constexpr int PAIRS = (G + 1) / 2;  // of heads
 constexpr float NONE = -1e30f;
-constexpr int OWN = D / 32;  // dimensions of this step's key, or value, that a lane has
-static_assert(!ROTATES || (INTERLEAVED ? ROTARY % 64 == 0 : ROTARY == D && D == 128), "the parts of a row that rotate are whole lanes'");
+constexpr int OWN = D / 32;  // dimensions of this step's key, or value, that a lane holds
+static_assert(!ROTATES || (INTERLEAVED ? ROTARY % 64 == 0 : ROTARY == D && D == 128), "a lane's dimensions rotate in pairs within the lane");
 static_assert(G <= 8 && PAGE % STEP == 0 && STEP % 16 == 0 && D % 64 == 0, "what the tiles hold");
 
 // The token of row g of a tile of scores, and the chunk of lanes 4 g to 4 g + 3.
@@ -79,7 +79,7 @@ INLINE void rotate(float& first, float& second, float cosine, float sine) {
     first = x * cosine - y * sine, second = y * cosine + x * sine;
 }
 
-// Of the queries' dimensions that rotate, by pairs of their angles. `row`: cosines, then sines, of the position.
+// Cosines and sines for this lane's query dimensions that rotate, two angles per entry. `row`: the position's cosines, then its sines.
 struct Angles {
     static constexpr int COUNT = ROTARY / 16;
     float2 cosines[COUNT], sines[COUNT];
@@ -110,7 +110,7 @@ struct Angles {
     }
 };
 
-// This step's key, or value: a lane's OWN dimensions, half of them in each half of the row, or, INTERLEAVED, consecutive.
+// A lane holds OWN dimensions of this step's key, or value: half of them in each half of the row or, if INTERLEAVED, consecutive ones.
 constexpr int RUNS = INTERLEAVED ? 1 : 2, RUN_OF_ROW = OWN / RUNS;
 
 struct OwnAngles {
@@ -144,7 +144,7 @@ INLINE void load_own(float (&x)[OWN], const char* row) {
     }
 }
 
-// As the cache holds it.
+// This step's key, or value, as the cache stores it: a lane's OWN dimensions.
 struct Row {
     static constexpr int BYTES = RUN_OF_ROW * ELEMENT;  // of a run: 2, 4, 8 or 16
     u32 words[RUNS][(BYTES + 3) / 4];

@@ -8,9 +8,9 @@
 // and the results of an item depend on nothing else. Items are dealt to blocks by number, and taken by a block's warps as they come to need
 // them; so with long sequences of unequal lengths some SMs end early, and dividing them by `decode_attention.cu` is faster.
 //
-// A stage of the ring has STEP tokens, a page or a part of one: one box of keys and one of values for each 128 bytes of a row, and of a
-// sequence's last stage, boxes of END rows: few copies, and few bytes behind the end. Rows behind it are arbitrary as keys, and are set to
-// zero as values.
+// A stage of the ring holds STEP tokens: a page, or part of one. It is loaded as one box of keys and one of values for each 128 bytes of a
+// row; the last stage of a sequence, as boxes of END rows. So there are few copies, and few bytes past the end are read. Past the end, keys
+// are arbitrary and values are set to zero.
 //
 // ROTATES: as in `decode_attention.cu`. Pages are asked for before the kernel before has ended but for those with this step's row, unless
 // this kernel writes it.
@@ -19,12 +19,12 @@
 
 constexpr int END = 8, PANELS = ROW_BYTES / 128;
 constexpr int TILES = 2 * HKV;           // of a page: keys, then values, of each KV head
-constexpr int OF_PAGE = PAGE / STEP;     // stages
-constexpr int KNOWN = 32 * OF_PAGE;      // stages whose page numbers a warp has
+constexpr int OF_PAGE = PAGE / STEP;     // stages per page
+constexpr int KNOWN = 32 * OF_PAGE;      // stages whose page numbers a warp holds
 static_assert(ROW_BYTES % 128 == 0, "a box has rows of 128 bytes");
 
 struct Asked {
-    int item, step, row, length;  // which stage of which item; its first row of its KV head's keys in the cache; the sequence's tokens
+    int item, step, row, length;  // the item, which of its steps, the cache row where that step's keys begin, and the sequence's tokens
 };
 struct Shared {
     char pages[WARPS][STAGES][2][TILE];  // keys, values
@@ -86,7 +86,7 @@ struct Cursor {
         if (left == 1) look_up_next();
     }
 
-    // Asks for a stage's tokens and goes on to the next. Whether there were any.
+    // Starts to load a stage's tokens and moves on to the next. Returns whether any were left.
     INLINE bool ask(int stage) {
         if (item >= num_items) return false;
         int warp = threadIdx.x / 32, number = (int)from_lane(numbers, step / OF_PAGE % 32), left = length - step * STEP;
@@ -129,7 +129,7 @@ struct Cursor {
     }
 };
 
-// Writes this step's keys and values as the cache holds them. `row`: of the cache, that of the keys.
+// Writes this step's key and value into the cache. `row`: the cache's row for the key.
 INLINE void write_row(char* cache, float* scales, int row, const Row& key, const Row& value) {
     char *keys = cache + (long long)row * ROW_BYTES, *values = keys + HKV * PAGE * ROW_BYTES;
     key.store([&](int chunk) { return keys + 16 * chunk; });

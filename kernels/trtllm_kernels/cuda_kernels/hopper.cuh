@@ -445,7 +445,7 @@ INLINE float exp2_of(float x) {
     return y;
 }
 
-// x / y to 2 units in the last place; 0 where y is beyond 2^126. The division that rounds exactly takes some ten instructions.
+// x / y within 2 units in the last place; 0 where |y| exceeds 2^126. Correctly rounded division takes about ten instructions.
 INLINE float quotient(float x, float y) { return __fdividef(x, y); }
 
 INLINE float log2_of(float x) {

@@ -93,7 +93,7 @@ class OpCall:
     rotation: Operand | None = None
     """Of `paged_attention`, if it does that: the table of cosines and sines."""
     interleaved: bool = False
-    """Of that rotation: whether neighbours are pairs, rather than the halves' dimensions."""
+    """Whether that rotation pairs neighbouring dimensions, rather than one of each half of the head."""
 
     def __getitem__(self, name: str) -> Operand:
         operand = self.inputs.get(name)

@@ -31,9 +31,9 @@ _RING_BYTES = 24 * 1024
 """Of pages in flight per warp, if that is two at least."""
 _MOST_PAGE_BYTES = 16 * 1024
 _FEW_PAGE_BYTES = 8 * 1024
-"""Of codes: up to which the kernel of few sequences is faster than Triton's for more of them, too."""
+"""Bytes of a page of codes up to which the kernel for few sequences is faster than Triton's for many, too."""
 _MANY_STAGE_BYTES = 8 * 1024
-"""Of keys and values that the persistent kernel asks for at a time, if that is 16 tokens at least."""
+"""Keys and values that a stage of the persistent kernel holds at most, unless that is fewer than 16 tokens."""
 _PERSISTENT_TOKENS = 1024
 """Of an engine's longest sequence, up to which the persistent kernel is the faster one; it divides no sequence."""
 _MANY_BYTES = 216 * 1024
@@ -95,7 +95,7 @@ def decode_many_tiles(call: OpCall) -> tuple[Candidate, ...]:
 
 
 def _many_keys(call: OpCall) -> int:
-    """Tokens that the persistent kernel asks for at a time: a page, or a part of it."""
+    """Tokens that a stage of the persistent kernel holds: a page, or part of one."""
     keys = page = call["kv_cache"].size(4)
     while keys > 16 and keys % 32 == 0 and _page_bytes(call) * keys > _MANY_STAGE_BYTES * page:
         keys //= 2

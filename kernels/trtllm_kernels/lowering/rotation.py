@@ -16,8 +16,8 @@ from trtllm_kernels.lowering.decode_cuda import decode_cuda_fits
 from trtllm_kernels.lowering.rope import rope_kv_write
 
 _HEAD_DIM, _ROTARY_STEP = 128, 64
-"""A lane has both dimensions of each pair that rotates: of this head if those are of its two halves, of any that rotates in such steps if
-they are neighbours."""
+"""Head and rotary sizes for which a lane holds both dimensions of each rotated pair. Where a pair is split between the halves of a head,
+the head must have `_HEAD_DIM` dimensions; where neighbours form a pair, the number that rotate must be a multiple of `_ROTARY_STEP`."""
 
 
 def rotate_in_attention(rope: OpCall, attention: OpCall) -> tuple[Lowered, Lowered] | None:

@@ -84,15 +84,16 @@ def _starts(count: int) -> list[int]:
 
 @lru_cache(maxsize=LONGEST)
 def _splits(count: int) -> tuple[IntArray, IntArray]:
-    """(start, split) of each set of newest states of each stretch, in the order in which they are looked at."""
+    """(starts, splits) of all stretches, each divided into earlier and newest states in all ways, in the order in which they are tested."""
     pairs = [(start, count - newest) for start in _starts(count) for newest in NEWEST if count - newest - start >= 2]
     starts, splits = np.array(pairs, dtype=np.int64).T
     return starts, splits
 
 
 def _suspects(values: FloatArray, wins: FloatArray) -> dict[int, list[int]]:
-    """By start, the splits at which the newest states rank low enough for a shift, or all lie below the others: the only ones where
-    `_shift_p` or `_clear_drop` can be met. All at once, since a history has up to a hundred of them and hardly ever one."""
+    """By start, the splits at which the newest states rank low enough for a shift, or all lie below the others: the only ones for which
+    `_shift_p` or `_clear_drop` can be met. They are found in one pass, since a history has up to a hundred splits and hardly ever a
+    suspect."""
     count = len(values)
     starts, splits = _splits(count)
     won = wins[starts, count] - wins[splits, count] - wins[starts, splits] + wins[splits, splits]

@@ -7,8 +7,8 @@ gives each a unit, a direction and a definition; a name outside it is refused, b
 Two notions of sameness, deliberately apart:
 
 * `Row.key` hashes everything that can change a result (cell, settings, engine, software, GPU, driver, limits). `--resume` trusts only this.
-* `Cell.align` names what a reader calls "the same case" (model, precision, shape, load), and `Row.varied` what else a sweep set apart on
-  purpose. `compare` lines up two sets by these.
+* `Cell.align` names what a reader calls "the same case" (model, precision, shape, load), and `Row.varied` the other settings that its
+  sweep varied. `compare` lines up two sets by these.
 
 Rejected: nested Parquet columns (spreadsheets cannot read them), a long table of (cell, figure, value) (every reader would pivot it first).
 """
@@ -41,7 +41,7 @@ INTERVAL = "interval"
 """Of a prediction, in `extra`: `low` and `high` output tokens/s, their `cover`, how many `errors` they are from, and a `note` of which."""
 
 VARIED = "varied"
-"""In `extra`: the settings that the row's sweep varied and no field of `ALIGN_FIELDS` tells, by name, with the row's values."""
+"""Key in `extra`: the row's values, by name, of settings that its sweep varied and that are not in `ALIGN_FIELDS`."""
 
 
 @dataclass(frozen=True)
@@ -163,17 +163,18 @@ class Row:
 
     @property
     def varied(self) -> Mapping[str, Any]:
-        """Settings that tell the row from others of its sweep: those that the sweep varied and no field of `ALIGN_FIELDS` tells."""
+        """The row's values, by name, of settings that its sweep varied and that are not in `ALIGN_FIELDS`."""
         varied = self.extra.get(VARIED)
         return varied if isinstance(varied, Mapping) else {}
 
     @property
     def label(self) -> str:
-        """The cell's, with what else its sweep varied: `llama-3.1-8b fp8 b64 128/128 kv-cache-fraction=0.5`."""
+        """The cell's label and the other settings that its sweep varied: `llama-3.1-8b fp8 b64 128/128 kv-cache-fraction=0.5`."""
         return " ".join([self.cell.label, *(f"{name.replace('_', '-')}={value}" for name, value in self.varied.items())])
 
     def case(self, varied: Iterable[str] = ()) -> tuple[tuple[str, Any], ...]:
-        """The fields by which result sets are lined up, and the values of settings that sweeps among them `varied`."""
+        """(name, value) pairs by which result sets are lined up: `Cell.align`, and the settings in `varied`, which sweeps among them
+        varied."""
         known = {**self.cell.settings, **self.varied}
         return (*self.cell.align, *((name, known.get(name)) for name in varied))
 

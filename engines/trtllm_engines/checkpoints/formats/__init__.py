@@ -19,9 +19,9 @@ from trtllm_engines.errors import EngineError
 
 _READERS = (ModelOpt, CompressedTensors, Fp8Format, Gptq, Awq, BitsAndBytes)
 _CONFIG = "config.json"
-_PLACES = ((MODELOPT_CONFIG, "quantization"), (_CONFIG, "quantization_config"), (_CONFIG, "compression_config"))
-"""(file, key): the last is compressed-tensors' of before its method had a name."""
-_TELLING = (
+_CONFIG_PLACES = ((MODELOPT_CONFIG, "quantization"), (_CONFIG, "quantization_config"), (_CONFIG, "compression_config"))
+"""(file, key) where the quantization is stated; the last is from compressed-tensors before its method had a name."""
+_METHOD_OF_KEY = (
     ("quant_algo", "modelopt"),
     ("config_groups", "compressed-tensors"),
     ("load_in_4bit", "bitsandbytes"),
@@ -31,7 +31,7 @@ _TELLING = (
     ("zero_point", "awq"),
     ("desc_act", "gptq"),
 )
-"""(key, the method that alone writes it)."""
+"""(key, the only method that writes it)."""
 _APART = (("quantize_config.json", "gptq", "bits"), ("quant_config.json", "awq", "w_bit"))
 """Files of AutoGPTQ and AutoAWQ of before transformers had a place for it: (name, method, a key that it has)."""
 
@@ -66,9 +66,9 @@ def stated_method(folder: Path) -> str:
 
 
 def _method(config: Mapping[str, Any]) -> str:
-    """The method that `config` names, or that keys of its own tell; "" where nothing does. auto-round's is followed by its packing."""
+    """The method that `config` names, else the one that its keys imply, else "". auto-round's name is followed by its packing."""
     stated = config.get("quant_method")
-    method = stated if isinstance(stated, str) else next((method for key, method in _TELLING if key in config), "")
+    method = stated if isinstance(stated, str) else next((method for key, method in _METHOD_OF_KEY if key in config), "")
     if method.removeprefix("intel/") == AUTO_ROUND.strip():
         return f"{AUTO_ROUND}{config.get('packing_format') or config.get('backend') or ''}"
     return method
@@ -78,7 +78,7 @@ def _quantization_config(folder: Path) -> tuple[str, Mapping[str, Any] | None]:
     """(name of the file, what it says of the quantization)."""
     if not folder.is_dir():
         return "", None
-    for file, key in _PLACES:
+    for file, key in _CONFIG_PLACES:
         config = read_object_if_there(folder / file).get(key)
         if isinstance(config, dict):
             return file, config

@@ -30,7 +30,7 @@ _NIBBLE_OF_COLUMN = (0, 4, 1, 5, 2, 6, 3, 7)
 
 
 class _Settings(Stated):
-    """What auto-round says of some modules."""
+    """A module's own settings in auto-round's `extra_config`."""
 
     bits: int | None = None
     group_size: GroupSize | None = None

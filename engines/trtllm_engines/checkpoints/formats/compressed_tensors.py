@@ -39,7 +39,7 @@ _LAYOUTS = {
     *("dense", "mixed-precision", "pack-quantized", "int-quantized", "float-quantized", "naive-quantized"),
     *("nvfp4-pack-quantized", "mxfp4-pack-quantized"),
 }
-"""Layouts (`format`) that are read; of groups that have one each, of which the parts are looked at, too."""
+"""Layouts (`format`) that are read. Under `mixed-precision` each group has a layout of its own, recognised by its tensors."""
 
 
 class _Codes(Stated):
@@ -70,7 +70,7 @@ class _Transform(Stated):
 
 
 class _Transforms(Stated):
-    """Rotations. Those of weights are in what is stored; the others are multiplications between products."""
+    """Rotations. Those of weights are already in the stored weights; the others are multiplications between GEMMs."""
 
     config_groups: dict[str, _Transform] | None = None
 
@@ -124,7 +124,7 @@ class CompressedTensors(Format):
         return "" if cache is None else cache.dtype
 
     def _scheme(self, group: _Group) -> QuantScheme:
-        if group.weights is None:  # a cache, or inputs alone: those stay wide
+        if group.weights is None:  # only the KV cache or the inputs are quantized: GEMMs stay wide
             return definition(WIDE_DTYPE).scheme
         weights, inputs = group.weights, group.input_activations
         how = f"compressed-tensors with {_said(weights)} weights and {_said(inputs) if inputs else '16-bit'} inputs"
@@ -132,13 +132,13 @@ class CompressedTensors(Format):
         if (weights.num_bits, weights.type) == (8, "float") and weights.strategy in ("tensor", "channel") and taken.dtype:
             return definition("fp8_rowwise" if taken.scaling == "dynamic" else "fp8").scheme
         kind = self._kind(weights, how)
-        wider = taken.dtype == "int8" and not runs(kind, taken)
-        return self.scheme(kind, Inputs() if wider else taken, how)
+        inputs_stay_wide = taken.dtype == "int8" and not runs(kind, taken)
+        return self.scheme(kind, Inputs() if inputs_stay_wide else taken, how)
 
     def _inputs(self, inputs: _Codes | None, weights: _Codes, how: str) -> Inputs:
-        """Inputs in fp4 and inputs of block-scaled fp8 are taken wide: no Hopper GPU multiplies fp4, and a wide input is exact. int8 ones
-        have a scale per token where a static one is stated, too: it is nearer; beside weights that no product multiplies them by (int4, or
-        with zero points) they are wide."""
+        """How the engine takes the inputs. fp4 inputs, and those of block-scaled fp8, are taken wide: no Hopper GPU multiplies fp4, and
+        wide inputs are exact. int8 inputs get a scale per token even where a static one is stated, since it rounds less. `_scheme` takes
+        them wide too where no GEMM multiplies them by the weights (int4, or with zero points)."""
         if inputs is None or inputs.num_bits == 4 or weights.strategy == "block":
             return Inputs()
         dtype = {(8, "float"): "fp8", (8, "int"): "int8"}.get((inputs.num_bits or 0, inputs.type or ""))
@@ -250,7 +250,8 @@ class CompressedTensors(Format):
         return stored.float().view(1) if kind.granularity == "tensor" else stored
 
     def _int_kind(self, module: str, weights: _Codes, shape: tuple[int, int]) -> Codes:
-        """Codes of weight `module` [rows, columns], by the shape of its scales."""
+        """Codes of the weight of `module`, of `shape` [rows, columns]; their granularity follows from the shape of the scales. Raises
+        `EngineError` for scales that do not fit."""
         scale, dtype = f"{module}.weight_scale", f"int{weights.num_bits}"
         zero = weights.symmetric is False or self.has(f"{module}.weight_zero_point")
         rows, columns = shape
@@ -287,6 +288,6 @@ def _said(codes: _Codes) -> str:
 
 
 def _plain_zero(stored: Tensor, rows: int, bits: int) -> Tensor:
-    """fp32 [N, 1] or [N, groups] of zero points that are a code a byte, or one for the tensor."""
+    """Zero points fp32 [N, 1] or [N, groups], from stored ones that are a byte each, or from one for the whole tensor."""
     by_row = stored.float().view(-1, 1).expand(rows, 1) if stored.numel() == 1 else stored.float().view(rows, -1)
     return by_row + (8 if bits == 4 else 0)

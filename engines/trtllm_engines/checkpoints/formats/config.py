@@ -19,7 +19,7 @@ GroupSize = Annotated[int, Field(ge=-1, le=2**20)]
 AUTO_ROUND = "auto-round "
 """How the method of auto-round's own configuration begins; its packing follows, a layout of AutoGPTQ's or AutoAWQ's."""
 WIDE_BITS = 16
-"""auto-round's settings of a module that stays wide have as many bits, or more."""
+"""From this number of bits on, auto-round's settings leave a module wide."""
 EVERY_LINEAR = "Linear"
 """compressed-tensors' target for all products: the class of their modules."""
 
@@ -31,14 +31,14 @@ class Stated(BaseModel):
 
 
 class CacheCodes(Stated):
-    """What compressed-tensors, and ModelOpt in config.json, say of the KV cache (`kv_cache_scheme`)."""
+    """The KV cache's format as compressed-tensors, and ModelOpt in config.json, state it (`kv_cache_scheme`)."""
 
     num_bits: Annotated[int, Field(ge=1, le=64)] | None = None
     type: Name | None = None
 
     @property
     def dtype(self) -> str:
-        """ "" where no engine here keeps its cache so."""
+        """fp8 or int8; "" for a format that no engine here has."""
         return {("float", 8): "fp8", ("int", 8): "int8"}.get((self.type or "", self.num_bits or 0), "")
 
 
@@ -77,10 +77,10 @@ def within_name(name: str) -> str:
 
 
 def beginning(pattern: str) -> str:
-    """GPTQModel's: an expression that the name begins with."""
+    """GPTQModel's: an expression that matches the beginning of a name."""
     return f"(?:{pattern}).*"
 
 
 def module_of_extra_config(name: str) -> str:
-    """auto-round's: a module's name, or an expression for a part of it, which holds a character that no name does."""
+    """auto-round's: a module's name, or an expression for part of one. An expression contains a character that no name has."""
     return f".*(?:{name}).*" if set(name) & set(r"*+?^$()[]{}|\\") else re.escape(name)

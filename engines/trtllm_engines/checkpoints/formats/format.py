@@ -24,11 +24,11 @@ from trtllm_engines.quantization.scheme import Codes, Inputs, QuantScheme
 
 WIDE = ("F64", "F32", "F16", "BF16")
 SCALES: Mapping[str, str] = {"F32": "fp32", "F16": "fp16", "BF16": "bf16", "F8_E4M3": "fp8"}
-"""Dtypes of stored scales of groups, by safetensors' name."""
+"""Dtypes that stored group scales may have, by safetensors' name."""
 GROUP_SCALES = ("F32", "F16", "BF16")
-"""Those that are wide numbers."""
+"""Those of `SCALES` that are wide numbers."""
 WIDE_DTYPE = "bf16"
-"""Of modules that a configuration leaves wide."""
+"""Precision of modules that a configuration leaves wide."""
 
 
 class StoredTensors(Protocol):
@@ -107,18 +107,19 @@ class Format(ABC):
         return shape[0], shape[1]
 
     def number(self, name: str, types: Sequence[str] = WIDE) -> None:
-        """As `need`, of one number."""
+        """As `need`, for a tensor of one number."""
         if (shape := self.need(name, types)) not in ((), (1,), (1, 1)):
             raise EngineError(f"tensor {name} in {self.folder} has shape {list(shape)}; it must be one number")
 
     def positive(self, name: str) -> Tensor:
-        """fp32 [1] of a tensor that `number` found. Raises `EngineError` unless it is positive."""
+        """The number in tensor `name`, fp32 [1], whose shape `number` has checked. Raises `EngineError` unless it is positive."""
         scale = self.tensors.tensor(name).float().view(1)
         check_scale(name, float(scale), str(self.folder))
         return scale
 
     def fp4_scales(self, scale: str, whole: str) -> bool:
-        """Whether `scale` is NVFP4's, of which `whole` is a part; MXFP4's are powers of two. Raises `EngineError`."""
+        """Whether `scale` has NVFP4's group scales, which need the tensor scale `whole`; MXFP4's are powers of two and have none. Raises
+        `EngineError` where the two do not belong together."""
         dtype = self.tensors.header(scale)[0]
         nvidias = dtype == "F8_E4M3"
         if nvidias:
@@ -143,7 +144,7 @@ class Format(ABC):
 
 
 def runs(kind: Codes, inputs: Inputs) -> bool:
-    """Whether a scheme multiplies such weights and inputs."""
+    """Whether some scheme multiplies such weights by such inputs."""
     chosen = scheme_for(kind, inputs)
     return chosen is not None and (EXACT_CODES in chosen.recipes or not (kind.zero_point or kind.in_groups))
 

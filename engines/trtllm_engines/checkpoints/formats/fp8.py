@@ -78,7 +78,7 @@ def stored_fp8(tensors: StoredTensors, module: str, block: int | None = None) ->
         raise EngineError(f"weight {name} in {tensors.folder} is fp8 of shape {list(shape)}; only matrices are read")
     rows, columns = shape
     dtype, scale_shape = tensors.header(scale)
-    if len(scale_shape) == 4 and scale_shape[1::2] == (1, 1):  # ModelOpt's, of blocks: [N / 128, 1, K / 128, 1]
+    if len(scale_shape) == 4 and scale_shape[1::2] == (1, 1):  # ModelOpt's block scales: [N / 128, 1, K / 128, 1]
         scale_shape = scale_shape[::2]
     if dtype not in (*WIDE, POWER_OF_TWO):
         raise EngineError(f"scale {scale} in {tensors.folder} is stored as {dtype}; it must be a wide number")

@@ -2,8 +2,8 @@
 
 qweight int32 [K * bits / 32, N] along K, lowest first (3 bits: a stream over three words); qzeros [groups, N * bits / 32], stored less one
 in the first version of the format; scales [groups, N]; g_idx [K] is the group of each column, out of order where columns were quantized by
-falling importance (act-order). Codes of 2 and 3 bits become int4. Some modules may have settings of their own: GPTQModel's `dynamic`,
-whose `-:` leaves them wide, and auto-round's `extra_config`, where 16 bits do.
+falling importance (act-order). Codes of 2 and 3 bits become int4. Modules may have settings of their own: in GPTQModel's `dynamic`, where
+names after `-:` stay wide, and in auto-round's `extra_config`, where modules of 16 bits do.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from trtllm_engines.quantization.registry import definition
 from trtllm_engines.quantization.scheme import Codes, Inputs, QuantScheme
 
 _PACKED_AS = {"auto_round:auto_gptq": "gptq", "auto_round:gptq": "gptq", "auto_round:gptqmodel": "gptq_v2", "auto_round": "gptq_v2"}
-"""auto-round's packings that are this one: the version of the format."""
+"""The version of the format, by auto-round's name of the packing."""
 _Bits = Annotated[int, Field(ge=1, le=32)]
 
 
 class _Settings(Stated):
-    """What some modules have otherwise."""
+    """Settings in which some modules differ from the rest."""
 
     bits: _Bits | None = None
     group_size: GroupSize | None = None
@@ -86,7 +86,7 @@ class Gptq(Format):
 
     @cached_property
     def _particular(self) -> list[tuple[str, _Config | None]]:
-        """(modules, their settings, None for wide ones) of those that do not have the settings of all, the first that fits first."""
+        """(pattern of names, settings, or None for wide) of modules with settings of their own. The first pattern that matches counts."""
         config = self._config
         particular: list[tuple[str, _Config | None]] = []
         for name, settings in (config.dynamic or {}).items():
