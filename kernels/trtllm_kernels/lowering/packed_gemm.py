@@ -60,10 +60,10 @@ class Tile:
 
     tokens: int
     rows: int
-    turns: int
-    parts: int
-    blocks: int
-    columns: int
+    turns: int = 1
+    parts: int = 1
+    blocks: int = 1
+    columns: int = 128
 
 
 def _group(call: OpCall) -> int:
@@ -118,36 +118,76 @@ def _name(padded: int, field: str) -> str:
 
 
 def _default(call: OpCall, padded: int) -> Tile:
-    """As tuned on an H200 with int4 and w4a8. Two warpgroups of a block multiply different rows where there are many, else different steps;
-    two blocks divide K where their rows alone would leave SMs idle. For one token all blocks run at once: one an SM with all its rows where
-    such shares are equal, else two or three. At 64 tokens more warpgroups decode than multiply."""
-    tiles, sms, few = ceil_div(call["weight"].size(0), TILE), call.sm_count, padded <= 16
-    columns = 256 if padded < PADDED[-1] and _step_fits(call, 256) else 128
-    if padded == 64 and tiles <= sms and not (call["x"].dtype == "fp8" and 0 < _group(call) < 128):  # else sums take the registers
-        return Tile(64, 64, 3, 2, 1, 128) if 2 * tiles <= sms else Tile(64, 64, 4, 1, 1, 128)
-    one_token = padded == 8 and call["weight"].dtype == "int4" and _few_scales(call)
-    share = ceil_div(tiles, sms)
-    if one_token and 4 < share <= 7 and tiles >= 0.95 * share * sms:
-        return Tile(8, TILE * share, 1, 1, 1, 128)
+    """As tuned on an H200 with int4 and w4a8. Tiles of 8 tokens (tuned for one token) and of 64 have rules of their own, before the general
+    one by the number of rows."""
+    own_rule = _default_of_one_token(call) if padded == 8 else _default_of_64_tokens(call) if padded == 64 else None
+    return own_rule or _default_by_rows(call, padded)
+
+
+def _default_by_rows(call: OpCall, padded: int) -> Tile:
+    """With many rows, two warpgroups of a block multiply different rows; with few, different steps. Two blocks divide K where the rows
+    alone would leave SMs idle."""
+    tiles, sms, fp8 = _row_tiles(call), call.sm_count, call["x"].dtype == "fp8"
+    columns = _default_columns(call, padded)
+    few_tokens = padded <= 16
     if _many_rows(call):
-        return Tile(padded, 256, 1, 1, 1, 128) if padded == 64 else Tile(padded, 128, 1, 1, 2 if few else 1, columns)
+        return Tile(padded, rows=128, blocks=2 if few_tokens else 1, columns=columns)
     if 2 * tiles <= sms:
-        return Tile(padded, 64, 4 if padded == 8 and call["x"].dtype == "fp8" else 2, 2, 1, columns)
-    if not few:
-        return Tile(padded, 128, 1, 2, 1, columns)
-    if one_token and call["x"].dtype != "fp8":
-        return Tile(8, 64, 2, 2, 1, columns) if 4 * tiles <= 3 * sms else Tile(8, 64, 1, 2, min(ceil_div(2 * tiles, sms), 3), columns)
-    return Tile(padded, 64, 1, 2, 2, 128) if padded == 16 and call["x"].dtype != "fp8" else Tile(padded, 64, 2, 2, 1, 128)
+        return Tile(padded, rows=64, turns=4 if fp8 and padded == 8 else 2, parts=2, columns=columns)
+    if not few_tokens:
+        return Tile(padded, rows=128, parts=2, columns=columns)
+    if padded == 16 and not fp8:
+        return Tile(padded, rows=64, parts=2, blocks=2)
+    return Tile(padded, rows=64, turns=2, parts=2)
+
+
+def _default_of_one_token(call: OpCall) -> Tile | None:
+    """For int4 with few scales, all blocks run at once. Where SMs get equal shares of the rows, each SM has one block with its whole share;
+    else up to three blocks share an SM. None where the number of rows decides, as for more tokens."""
+    tiles, sms = _row_tiles(call), call.sm_count
+    if call["weight"].dtype != "int4" or not _few_scales(call):
+        return None
+    share = ceil_div(tiles, sms)
+    if 4 < share <= 7 and tiles >= 0.95 * share * sms:
+        return Tile(8, rows=TILE * share)
+    if _many_rows(call) or call["x"].dtype == "fp8":
+        return None
+    columns = _default_columns(call, 8)
+    if 4 * tiles <= 3 * sms:
+        return Tile(8, rows=64, turns=2, parts=2, columns=columns)
+    return Tile(8, rows=64, parts=2, blocks=min(ceil_div(2 * tiles, sms), 3), columns=columns)
+
+
+def _default_of_64_tokens(call: OpCall) -> Tile | None:
+    """With few rows, more warpgroups decode than multiply, unless sums by group take their registers. With many, a block has 256 rows. None
+    between these."""
+    tiles, sms = _row_tiles(call), call.sm_count
+    if _many_rows(call):
+        return Tile(64, rows=256)
+    sums_by_group = call["x"].dtype == "fp8" and 0 < _group(call) < 128
+    if tiles > sms or sums_by_group:
+        return None
+    return Tile(64, rows=64, turns=3, parts=2) if 2 * tiles <= sms else Tile(64, rows=64, turns=4)
+
+
+def _default_columns(call: OpCall, padded: int) -> int:
+    """Columns of a step: 256 where they fit."""
+    return 256 if padded < PADDED[-1] and _step_fits(call, 256) else 128
+
+
+def _row_tiles(call: OpCall) -> int:
+    """Tiles of 64 rows that the weight has."""
+    return ceil_div(call["weight"].size(0), TILE)
 
 
 def _few_scales(call: OpCall) -> bool:
-    """Whether a step of 128 columns has one scale a row, which leaves registers for more blocks or rows."""
+    """Whether a step of 128 columns has one scale per row and no zero points, which leaves registers for more blocks or rows."""
     return (_group(call) == 0 or _group(call) >= 128) and call.get("weight_zero") is None
 
 
 def _many_rows(call: OpCall) -> bool:
     """Whether each SM has more than two times 64 rows."""
-    return ceil_div(call["weight"].size(0), TILE) > 2 * call.sm_count
+    return _row_tiles(call) > 2 * call.sm_count
 
 
 def _large_names(size: int) -> tuple[str, str, str]:
@@ -192,7 +232,7 @@ def packed_space(call: OpCall) -> tuple[Choice, ...]:
     columns = tuple(n for n in (128, 256) if _step_fits(call, n))
     few = [(64, 2, 2, 2), (64, 4, 1, 1), (64, 4, 2, 1), (128, 2, 1, 1), (128, 2, 2, 1)]
     few += [(64, 1, 1, 2), (64, 1, 2, 2), (64, 2, 1, 1), (64, 2, 2, 1), (64, 2, 1, 2), (128, 1, 1, 1), (128, 1, 1, 2), (128, 1, 2, 1)]
-    if call["x"].dtype == "fp8":  # several blocks an SM with warpgroups in turns have ended in launch failures
+    if call["x"].dtype == "fp8":  # launches with several blocks per SM and warpgroups in turns have failed
         few = [tile for tile in few if tile[1] == 1 or tile[3] == 1]
     many = [(64, 1, 2, 2), (64, 2, 2, 1), (128, 1, 1, 1), (128, 1, 2, 1), (128, 1, 4, 1), (128, 2, 2, 1), (256, 1, 1, 1), (256, 1, 2, 1)]
 
