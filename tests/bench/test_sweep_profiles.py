@@ -19,6 +19,7 @@ from trtllm_dashboards.sources import load
 from trtllm_results.record.environment import Environment
 from trtllm_results.record.row import Cell, Row
 from trtllm_results.store.table import Store
+from trtllm_workloads.request import Workload
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -80,6 +81,43 @@ def test_a_grid_is_predicted_for_a_gpu_that_is_not_here_and_kept_as_such(tmp_pat
     assert {(row.predicted, row.environment.gpu) for row in rows} == {(True, "A100 (by the step model)")}
     assert all(row.extra["predicted"][0].startswith("predicted from counts") for row in rows if row.status == "ok")
     assert keep_predictions(Store(tmp_path), [row for row in rows if row.status == "ok"]) == 0
+
+
+def test_a_prediction_that_cannot_be_draws_no_prompts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sequence too long for the model, a precision that the GPU lacks and a model that does not fit it; drawing took half a minute."""
+
+    def drawn(workload: Workload) -> str:
+        raise AssertionError("prompts were drawn")
+
+    monkeypatch.setattr(Workload, "content_hash", property(drawn))
+    sweep = ["sweep", "--predict", "--batch-size", "1", "--osl", "16", "--out", str(tmp_path)]
+    assert main([*sweep, "--gpu", "h200", "--model", "tiny-llama", "--precision", "bf16", "--isl", "9999999"]) == 1
+    assert main([*sweep, "--gpu", "a100", "--model", "tiny-llama", "--precision", "fp8", "--isl", "32"]) == 1
+    assert (
+        main(
+            [
+                *sweep,
+                "--gpu",
+                "l40s",
+                "--model",
+                "tiny-llama",
+                "--precision",
+                "bf16",
+                "--isl",
+                "32",
+                "--kv-cache-free-gpu-mem-fraction",
+                "1e-7",
+            ]
+        )
+        == 1
+    )
+    reasons = [row.reason for row in Store(tmp_path).rows()]
+    assert all(
+        phrase in reason for phrase, reason in zip(("10,000,015 tokens", "sm_80 has no fp8", "does not fit l40s"), reasons, strict=True)
+    )
+    assert [row.cell.isl for row in Store(tmp_path).rows()] == [9999999, 32, 32]
 
 
 @pytest.mark.parametrize(

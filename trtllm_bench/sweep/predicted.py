@@ -32,7 +32,6 @@ from trtllm_engines.runtime.scheduler import Policy
 from trtllm_results.record.environment import Environment
 from trtllm_results.record.row import INTERVAL, PREDICTED, Row
 from trtllm_results.store.table import Store
-from trtllm_workloads.request import Workload
 
 
 def notes_on(rows: Sequence[Row]) -> list[str]:
@@ -87,11 +86,11 @@ def predict_sweep(spec: SweepSpec, hardware: Hardware, command: str) -> list[Row
     run_id = uuid.uuid4().hex[:12]
     for grid_points in spec.engines():
         points = fitted(grid_points)
-        plans, error = _plans(points[0].spec.engine, hardware)
+        nothing_to_run = all(point.refused for point in points)
+        plans, error = ([], None) if nothing_to_run else _plans(points[0].spec.engine, hardware)
         for point in points:
             reason = BenchError(point.refused) if point.refused else error
-            workload = workload_of(point.spec)
-            rows.append(_row(point.spec, tuple(spec.axes), [] if point.refused else plans, reason, hardware, workload, run_id, command))
+            rows.append(_row(point.spec, tuple(spec.axes), [] if point.refused else plans, reason, hardware, run_id, command))
     return rows
 
 
@@ -118,16 +117,16 @@ def _row(
     plans: list[Plan],
     error: Exception | None,
     hardware: Hardware,
-    workload: Workload,
     run_id: str,
     command: str,
 ) -> Row:
+    """A cell that cannot run has no workload hash unless it is of a dataset: prompts may take longer to draw than all else here."""
     engine = spec.engine
     identity = Identity(PREDICTED, kv_dtype=plans[0].kv_dtype if plans else "", places=engine.max_batch_size or 0, engine=engine)
-    cell = cell_of(spec, identity, workload)
+    workload = workload_of(spec) if plans or spec.workload.dataset else None
     environment = _environment(hardware)
     figures: dict[str, float] = {}
-    if plans:
+    if plans and workload is not None:
         try:
             figures, _ = predict(
                 plans,
@@ -141,6 +140,7 @@ def _row(
             )
         except ValueError as problem:
             error = problem
+    cell = cell_of(spec, identity, workload if error is None or spec.workload.dataset else None)
     if error is not None:
         asked = varied(spec, cell, axes)
         return Row(cell, environment, status="failed", reason=reason_of(error), run_id=run_id, command=command, extra=asked)
