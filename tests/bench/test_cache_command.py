@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from command_line import refused, run
 
-from trtllm_bench.commands.build import note_if_not_tuned
+from trtllm_bench.commands.build import check_gpu, note_if_not_tuned
 from trtllm_engines.engine import cache as engine_cache
 from trtllm_engines.engine import fits
 from trtllm_engines.errors import OutOfMemoryError
@@ -120,6 +120,18 @@ def test_a_gpu_without_tactics_of_its_own_is_told(capsys: pytest.CaptureFixture[
         "trtllm-bench: note: no tactics of h300 are recorded for sm_90; those of h100 are taken",
         "trtllm-bench: note: no tactics of h300 are recorded for sm_89; defaults are taken",
     ]
+
+
+def test_an_unknown_gpu_is_refused_where_no_note_would_tell(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    asked = ("build", "--model", "tiny-llama", "--precision", "fp32", "--arch", "cpu", "--out", tmp_path / "e")
+    said = "is 'h300', which no tactics or data sheet here are of; choose from a100, l40s, h100, h200, b200, or leave it out"
+    assert refused(capsys, *asked, "--gpu", "h300") == f"trtllm-bench: --gpu {said}"
+    recipe = tmp_path / "r.toml"
+    sizes = "".join(f"{name} = 32\n" for name in ("max_batch_size", "max_num_tokens", "max_seq_len"))
+    recipe.write_text(f'model = "tiny-llama"\nprecision = "fp32"\narches = ["cpu"]\ngpu = "h300"\n{sizes}')
+    assert refused(capsys, "build", "--recipe", recipe, "--out", tmp_path / "e") == f"trtllm-bench: {recipe}: gpu {said}"
+    check_gpu("NVIDIA H200", ["cpu"], "--gpu")
+    check_gpu("h300", ["sm_90"], "--gpu")
 
 
 def test_verify_and_chat_with_token_ids(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

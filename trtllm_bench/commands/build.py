@@ -64,8 +64,11 @@ def command(
         raise BenchError("no model named; give --model (a preset, or a folder with config.json) or --recipe")
     if arch is not None or recipe is None:
         chosen["arches"] = _arches(arch)
-    if gpu is not None or not chosen.get("gpu"):
-        chosen["gpu"] = _gpu(gpu)
+    named_by = "--gpu" if gpu is not None else f"{recipe}: gpu"
+    gpu = chosen.get("gpu") or None if gpu is None else gpu
+    if gpu is not None:
+        check_gpu(gpu, chosen["arches"], named_by)
+    chosen["gpu"] = _gpu(gpu)
     if precision_map is not None:
         if precision not in (None, MIXED):
             raise BenchError(f"--precision-map says the precision of each module, and --precision is {precision}; leave one of them out")
@@ -124,6 +127,18 @@ def note_if_not_tuned(gpu: str | None, arches: Sequence[str]) -> None:
         if taken != tactics.short_name(gpu or ""):
             known = f"those of {taken} are taken" if taken else "defaults are taken"
             typer.echo(f"trtllm-bench: note: no tactics of {gpu} are recorded for {arch}; {known}", err=True)
+
+
+def check_gpu(gpu: str, arches: Sequence[str], named_by: str) -> None:
+    """Raises `BenchError` for an unknown GPU in a build for the CPU alone; `note_if_not_tuned` tells of others."""
+    from trtllm_bench.roofline.hardware import GPUS
+    from trtllm_kernels import tactics
+
+    known = dict.fromkeys([*GPUS, *sorted(file.stem for file in tactics.folder().glob("*.json"))])
+    if tuple(arches) == ("cpu",) and tactics.short_name(gpu) not in known:
+        raise BenchError(
+            f"{named_by} is '{gpu}', which no tactics or data sheet here are of; choose from {', '.join(known)}, or leave it out"
+        )
 
 
 def _gpu(name: str | None) -> str:
