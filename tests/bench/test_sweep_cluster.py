@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from command_line import refused, run
 
-from trtllm_bench.errors import BenchError
-from trtllm_bench.sweep.cluster import Cluster, JobPart, executor_of, job_parts
+from trtllm_bench.errors import BenchError, RunFailure
+from trtllm_bench.sweep.cluster import Cluster, JobPart, executor_of, job_parts, submit
 from trtllm_bench.sweep.cluster_view import ClusterView
 from trtllm_bench.sweep.spec import SweepSpec
 from trtllm_results.record.row import Row
@@ -152,6 +152,66 @@ def test_what_slurm_does_not_take_is_the_reason_of_its_cells(slurm: Path, tmp_pa
     assert [row.status for row in rows] == ["failed", "failed"]
     assert "it was not taken" in rows[0].reason
     assert "invalid partition specified: closed" in out
+
+
+@pytest.mark.parametrize(
+    ("last_line", "flags", "said"),
+    [
+        (
+            "Invalid partition name specified",
+            ["--partition", "closed"],
+            "Invalid partition name specified; --partition is closed; give one that sinfo lists",
+        ),
+        (
+            "No partition specified or system default partition",
+            [],
+            "No partition specified or system default partition; --partition was not given; give one that sinfo lists",
+        ),
+        (
+            "Invalid account or account/partition combination specified",
+            ["--partition", "closed", "--account", "a"],
+            "combination specified; --account is a; give one that sacctmgr show associations lists for you",
+        ),
+        (
+            "Invalid qos specification",
+            ["--cluster-option", "qos=high"],
+            "--cluster-option qos is high; give one that sacctmgr show qos lists",
+        ),
+        (
+            "Requested time limit is invalid (missing or exceeds some limit)",
+            ["--timeout-min", "9000"],
+            "--timeout-min is 9000; give no more than the TIMELIMIT that sinfo lists",
+        ),
+        (
+            "Unable to contact slurm controller (connect failure)",
+            [],
+            "it was not taken: Unable to contact slurm controller (connect failure)",
+        ),
+    ],
+)
+def test_what_slurm_does_not_take_says_which_flag_to_change(
+    slurm: Path, tmp_path: Path, last_line: str, flags: list[str], said: str
+) -> None:
+    """sbatch's errors are those of Slurm's `slurm_strerror`; it names a partition on a line of its own before."""
+    first = "sbatch: error: invalid partition specified: closed\n" if "name" in last_line else ""
+    error = f"{first}sbatch: error: Batch job submission failed: {last_line}"
+    (slurm / "sbatch").write_text(f"#!{sys.executable}\nimport sys\nsys.exit({error!r})\n")
+    given = dict(zip(flags[::2], flags[1::2], strict=True))
+    cluster = Cluster.of(
+        "slurm",
+        given.get("--partition"),
+        given.get("--account"),
+        None,
+        int(given.get("--timeout-min", 0)) or None,
+        [given["--cluster-option"]] if "--cluster-option" in given else None,
+    )
+    assert cluster is not None
+    (part,) = job_parts(SweepSpec.of(model="tiny-llama", precision="fp32"), tmp_path / "runs")
+    part.folder.mkdir(parents=True)
+    with pytest.raises(RunFailure) as caught:
+        submit(cluster, part, "")
+    assert str(caught.value).endswith(said)
+    assert "sbatch:" not in str(caught.value)
 
 
 def test_local_jobs_take_the_first_of_the_gpus_that_may_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,6 +45,14 @@ OF_A_JOB = ("target", "precision", "tp", "pp", "replicas")
 GENERAL = ("name", "timeout_min", "mem_gb", "nodes", "cpus_per_task", "gpus_per_node", "tasks_per_node", "stderr_to_stdout")
 """submitit's parameters of every cluster; others are one cluster's."""
 TIMEOUT_MIN = 240
+SBATCH_REFUSALS = {"account": "account", "partition": "partition", "qos": "qos", "time limit": "timeout-min"}
+"""Words of sbatch's errors, and what they are about; the first counts, since an account may be refused a partition."""
+TO_GIVE = {
+    "account": "one that sacctmgr show associations lists for you",
+    "partition": "one that sinfo lists",
+    "qos": "one that sacctmgr show qos lists",
+    "timeout-min": "no more than the TIMELIMIT that sinfo lists",
+}
 POLL_S = {SLURM: 2.0, LOCAL: 0.2}
 CANCEL_S = 5.0
 
@@ -323,7 +331,22 @@ def submit(cluster: Cluster, part: JobPart, command: str) -> Job[None]:
         with _errors_into(part.folder / LOGS / "submit.err"):
             return executor.submit(SweepJob(str(part.folder.absolute()), command))
     except Exception as error:  # submitit raises what sbatch said, and what subprocess did
-        raise RunFailure(f"it was not taken: {' '.join(str(error).split())[:MAX_REASON]}") from error
+        raise RunFailure(f"it was not taken: {why_not_taken(str(error), cluster)}") from error
+
+
+def why_not_taken(said: str, cluster: Cluster) -> str:
+    """What sbatch said of a job, each line once without its prefix, and what to do where one of its flags is the reason."""
+    lines = dict.fromkeys(
+        re.sub(r"^sbatch: (error|fatal): (Batch job submission failed: )?", "", line.strip()) for line in said.splitlines()
+    )
+    reason = "; ".join(line for line in lines if line)[:MAX_REASON]
+    name = next((name for words, name in SBATCH_REFUSALS.items() if words in reason.lower()), None)
+    if name is None or cluster.kind != SLURM:
+        return reason
+    value = {"partition": cluster.partition, "account": cluster.account, "timeout-min": cluster.timeout_min}.get(name)
+    flag = f"--{name}" if name != "qos" and name not in cluster.options else f"--cluster-option {name}"
+    value = value or cluster.options.get(name)
+    return f"{reason}; {flag} {'was not given' if value is None else f'is {value}'}; give {TO_GIVE[name]}"
 
 
 @contextlib.contextmanager
