@@ -10,6 +10,7 @@ from rich.console import Console
 from trtllm_dashboards.tables import Column, sentence, show
 from trtllm_results.compare.quality import QualityLine
 from trtllm_results.metrics.registry import HEADLINE, common_words
+from trtllm_results.record.row import ACCURACY
 
 COLUMNS = (
     Column("label", "cell", whole=True, hoist=False),
@@ -64,7 +65,7 @@ def interval(figures: Mapping[str, float], name: str, scale: float, places: int,
 
 def _meaning(lines: Sequence[QualityLine]) -> str:
     parts = ["± longer half of the 95% interval"]
-    details: Mapping[str, Any] = next((line.row.extra.get("accuracy", {}) for line in lines if line.row.extra.get("accuracy")), {})
+    details: Mapping[str, Any] = next((line.row.extra.get(ACCURACY, {}) for line in lines if line.row.extra.get(ACCURACY)), {})
     if "text" in details:
         tokens = lines[0].figures.get("accuracy_tokens", 0.0)
         parts.append(f"{tokens:,.0f} tokens of {details['text']}, second halves of windows of {details['length']}, as served")

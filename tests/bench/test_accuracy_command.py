@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from trtllm_bench.measure.accuracy import AccuracySpec, widest_first
 from trtllm_bench.spec.measurement import MeasurementSpec
 from trtllm_bench.sweep.settle import settled, with_room
 from trtllm_bench.sweep.spec import SweepSpec
-from trtllm_results.store.table import read_rows
+from trtllm_results.store.table import Store, read_rows
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -39,7 +40,9 @@ def test_a_sweep_measures_quality_beside_speed(capsys: pytest.CaptureFixture[str
     assert "no accuracy: engine" in words
     assert "has no tokenizer, which the task needs" in words
     assert "60 tokens of text.jsonl, second halves of windows of 32" in words
+    assert "no accuracy: engine" in " ".join(run(capsys, "compare", tmp_path / "out", "--accuracy")[1].split())
     code, said, _ = run(capsys, "compare", tmp_path / "out", "--accuracy", "--format", "json")
+    assert all("has no tokenizer, which the task needs" in line["not_scored"] for line in json.loads(said))
     assert {line["precision"]: line["perplexity"] for line in json.loads(said)} == {
         precision: row.figures["perplexity"] for precision, row in rows.items()
     }
@@ -48,7 +51,10 @@ def test_a_sweep_measures_quality_beside_speed(capsys: pytest.CaptureFixture[str
     assert "accuracy beside speed" in said
     plain = ["sweep", "--model", model, "--precision", "fp32", *grid, "--out", tmp_path / "plain"]
     assert run(capsys, *plain)[0] == 0
-    assert "no result carries accuracy" in refused(capsys, "compare", tmp_path / "plain", "--accuracy")
+    assert "no result carries accuracy; measure it" in refused(capsys, "compare", tmp_path / "plain", "--accuracy")
+    (row,) = read_rows(tmp_path / "plain")
+    Store(tmp_path / "unscored").append(replace(row, extra={"accuracy": {"task": True, "failed": "it has no tokenizer"}}))
+    assert "no result carries accuracy: it has no tokenizer" in refused(capsys, "compare", tmp_path / "unscored", "--accuracy")
 
 
 def test_what_cannot_be_scored_is_refused_before_anything_is_built(

@@ -192,16 +192,22 @@ def _accuracy(sets: list[ResultSet], output: str, out: Path | None) -> None:
     import json
 
     from trtllm_dashboards.quality import print_quality
-    from trtllm_dashboards.tables import plain_console
-    from trtllm_results.compare.quality import beside_speed
+    from trtllm_dashboards.tables import plain_console, sentence
+    from trtllm_results.compare.quality import beside_speed, why_not_scored
     from trtllm_results.compare.report import to_csv
     from trtllm_results.errors import ResultsError
 
-    lines = beside_speed([row for one in sets for row in one.rows])
+    rows = [row for one in sets for row in one.rows]
+    lines, unscored = beside_speed(rows), why_not_scored(rows)
     if not lines:
-        raise ResultsError("no result carries accuracy; measure it: trtllm-bench sweep --accuracy text.txt")
+        reason = next(iter(unscored), "")
+        raise ResultsError(f"no result carries accuracy{reason and f': {reason}'}; measure it: trtllm-bench sweep --accuracy text.txt")
     if output == "table" and out is None:
-        print_quality(lines, plain_console())
+        console = plain_console()
+        print_quality(lines, console)
+        for reason, labels in unscored.items():
+            more = f" and {len(labels) - 2} more" if len(labels) > 2 else ""
+            sentence(console, f"{', '.join(labels[:2])}{more}: no accuracy: {reason}", "yellow")
         return
     flat = [line.record() for line in lines]
     _emit(json.dumps(flat, indent=1) if output == "json" else to_csv(flat), out)

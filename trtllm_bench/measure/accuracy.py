@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from trtllm_bench.errors import BenchError
 from trtllm_bench.spec.measurement import MeasurementSpec
 from trtllm_bench.targets.registry import is_own
+from trtllm_results.record.row import NOT_SCORED
 
 if TYPE_CHECKING:
     from trtllm_bench.measure.session import Session
@@ -28,8 +29,6 @@ TASK = "task"
 WINDOWS, LONGEST = 32, 1024
 FOLDER = "accuracy"
 """Where a sweep's folder keeps what the widest engines expect."""
-FAILED = "failed"
-"""Where `details` say what could not be measured."""
 Progress = Callable[[str, int, int], None]
 
 
@@ -108,7 +107,7 @@ class SweepAccuracy:
                 figures |= part(llm, details)
             except EngineError as error:
                 failed.append(str(error))
-        return Accuracy(figures, {**details, **({FAILED: "; ".join(failed)} if failed else {})})
+        return Accuracy(figures, {**details, **({NOT_SCORED: "; ".join(failed)} if failed else {})})
 
     def _text(self, llm: LLM, details: dict[str, Any]) -> dict[str, float]:
         import numpy as np

@@ -22,8 +22,6 @@ ASKED = "asked"
 """Where a row keeps what was asked for and is no part of its identity."""
 TOLD = frozenset({*ALIGN_FIELDS, "concurrency", "dataset", "target"})
 """Knobs that fields of a cell already hold (`concurrency` is in `batch`, `dataset` in `workload`)."""
-ACCURACY = "accuracy"
-"""Where a row keeps what its accuracy was measured on, and against what."""
 BY_GPU = "by_gpu"
 """Where a row keeps telemetry of each GPU of a cell that took several."""
 

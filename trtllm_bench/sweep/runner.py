@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 from trtllm_bench.errors import BenchError
 from trtllm_bench.measure.accuracy import Accuracy
-from trtllm_bench.measure.rows import ACCURACY, RowMaker, cell_of, keep
+from trtllm_bench.measure.rows import RowMaker, cell_of, keep
 from trtllm_bench.measure.session import Measurement, Session
 from trtllm_bench.spec.measurement import MeasurementSpec
 from trtllm_bench.sweep.spec import GridPoint
@@ -28,7 +28,7 @@ from trtllm_bench.targets.registry import Identity
 from trtllm_results.errors import ResultsError
 from trtllm_results.metrics.registry import QUALITY
 from trtllm_results.record.environment import Environment
-from trtllm_results.record.row import Row, cell_key
+from trtllm_results.record.row import ACCURACY, Row, cell_key
 from trtllm_results.store.table import Store
 from trtllm_workloads.request import Workload
 

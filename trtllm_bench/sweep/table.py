@@ -8,14 +8,13 @@ from typing import Any
 
 from rich.console import Console
 
-from trtllm_bench.measure.accuracy import FAILED
-from trtllm_bench.measure.rows import ACCURACY, ASKED
+from trtllm_bench.measure.rows import ASKED
 from trtllm_bench.spec.knobs import KnobField
 from trtllm_bench.spec.measurement import all_knobs
 from trtllm_dashboards.quality import print_quality
 from trtllm_dashboards.scaling import print_scaling
 from trtllm_dashboards.tables import Column, sentence, show
-from trtllm_results.compare.quality import beside_speed
+from trtllm_results.compare.quality import beside_speed, not_scored
 from trtllm_results.record.row import INTERVAL, Row
 
 COLUMNS = (
@@ -94,11 +93,6 @@ def _line(repeats: Sequence[Row]) -> dict[str, Any]:
     return line
 
 
-def _not_scored(row: Row) -> list[str]:
-    failed = row.extra.get(ACCURACY, {}).get(FAILED)
-    return [f"no accuracy: {failed}"] if failed else []
-
-
 def _column(one: KnobField) -> Column:
     return Column(one.name, one.name.replace("_", " "), kind="number") if one.type is int else Column(one.name, one.name.replace("_", " "))
 
@@ -120,7 +114,8 @@ def print_table(rows: Sequence[Row], console: Console, axes: Iterable[str] = ())
         )
     reasons: dict[str, list[str]] = {}
     for row in rows:
-        for reason in ([row.reason] if row.status != "ok" else []) + list(row.warnings) + _not_scored(row):
+        unscored = [f"no accuracy: {why}"] if (why := not_scored(row)) else []
+        for reason in ([row.reason] if row.status != "ok" else []) + list(row.warnings) + unscored:
             where = row.label.removeprefix(f"{row.cell.model} ")
             reasons.setdefault(reason, [])
             if where not in reasons[reason]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trtllm_results.metrics.registry import HEADLINE, QUALITY
-from trtllm_results.record.row import ALIGN_FIELDS, Row
+from trtllm_results.record.row import ACCURACY, ALIGN_FIELDS, NOT_SCORED, Row
 from trtllm_results.versions import varied_in
 
 OF_PRECISION = ("model", "precision", "kv_dtype")
@@ -39,7 +39,22 @@ class QualityLine:
             "speedup": self.speedup,
             **self.figures,
             "front": self.on_front,
+            "not_scored": not_scored(self.row),
         }
+
+
+def not_scored(row: Row) -> str:
+    """Why a text or a task that was asked for was not scored; empty where all was."""
+    return str(row.extra.get(ACCURACY, {}).get(NOT_SCORED, ""))
+
+
+def why_not_scored(rows: Sequence[Row]) -> dict[str, list[str]]:
+    """Labels of the cells of each reason, in the order of the rows."""
+    cells: dict[str, list[str]] = {}
+    for row in rows:
+        if (reason := not_scored(row)) and row.label not in cells.setdefault(reason, []):
+            cells[reason].append(row.label)
+    return cells
 
 
 def beside_speed(rows: Sequence[Row]) -> list[QualityLine]:

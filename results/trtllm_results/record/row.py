@@ -40,6 +40,10 @@ PREDICTED = "predicted"
 INTERVAL = "interval"
 """Of a prediction, in `extra`: `low` and `high` output tokens/s, their `cover`, how many `errors` they are from, and a `note` of which."""
 
+ACCURACY = "accuracy"
+"""In `extra`: what the row's accuracy was measured on, and against what."""
+NOT_SCORED = "failed"
+"""In `extra[ACCURACY]`: why a text or a task that was asked for was not scored."""
 VARIED = "varied"
 """Key in `extra`: the row's values, by name, of settings that its sweep varied and that are not in `ALIGN_FIELDS`."""
 
