@@ -33,6 +33,9 @@ def work(*kernels: tuple[str, str, float, float], hardware: Hardware = H100) -> 
         flops_per_s=np.array([hardware.flops(one) for one in formats]),
         decode_attention=np.array([kind == "attention" for kind in kinds]),
         split=np.zeros(len(kernels), bool),
+        codes=np.zeros(len(kernels), np.intp),
+        values=np.zeros(len(kernels)),
+        scales=np.zeros(len(kernels)),
     )
 
 
@@ -72,7 +75,7 @@ def test_more_sms_take_in_more_and_unknown_ones_bound_nothing() -> None:
 
 def made_up(kernels: KernelWork, slower: float) -> RecordedRun:
     """A run that took so many times what the constants say."""
-    run = RecordedRun([], kernels, np.zeros(len(kernels.count), np.intp), np.ones(1), np.zeros(1), H100, 692.0)
+    run = RecordedRun([], kernels, np.zeros(len(kernels.count), np.intp), np.ones(1), np.zeros(1), H100, 692.0, quantized=False)
     seconds, drawn, clock = run.predicted(CONSTANTS)
     figures = {"duration_s": slower * seconds, "power_mean_w": drawn, "sm_clock_mean_mhz": clock * 1980}
     return replace(run, rows=[Row(Cell("m", "fp8", 1, 128, 128), Environment(gpu="NVIDIA H100"), figures=figures)])
