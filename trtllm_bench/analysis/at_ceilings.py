@@ -18,11 +18,7 @@ from trtllm_bench.roofline.hardware import Hardware
 
 def step_at_ceilings_us(counter: PlanCounter, hardware: Hardware, shape: StepShape) -> float:
     """Microseconds of a step whose ops run one after the other, each for the longer of the times of its bytes and its FLOP."""
-    seconds = 0.0
-    for cost, count in counter.classes(shape):
-        peak = hardware.flops(cost.compute)
-        seconds += count * max(cost.bytes / hardware.bytes_per_s, cost.flop / peak if peak else 0.0)
-    return seconds * 1e6
+    return sum(count * max(hardware.ceiling_us(cost)) for cost, count in counter.classes(shape))
 
 
 def rate_at_ceilings(cell: MeasuredCell) -> float:

@@ -110,10 +110,7 @@ def _measured(
 
 def roof_us(cost: OpCost, hardware: Hardware | None) -> float | None:
     """Microseconds at the ceilings."""
-    if hardware is None:
-        return None
-    peak = hardware.flops(cost.compute) if cost.kind != "rows" else 0.0
-    return max(cost.bytes / hardware.bytes_per_s, cost.flop / peak if peak else 0.0) * 1e6
+    return None if hardware is None else max(hardware.ceiling_us(cost))
 
 
 def coarsest(bound: BoundOp, out: Any) -> str:

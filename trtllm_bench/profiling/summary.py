@@ -126,9 +126,7 @@ def _add(total: _Sum, cost: OpCost, hardware: Hardware | None) -> None:
         total.communicates = True
     if hardware is None or total.communicates:
         return
-    peak = hardware.flops(cost.compute) if cost.kind != "rows" else 0.0
-    memory = cost.bytes / hardware.bytes_per_s * 1e6
-    compute = cost.flop / peak * 1e6 if peak else 0.0
+    memory, compute = hardware.ceiling_us(cost)
     total.memory_us += memory
     total.compute_us += compute
     total.ideal_us += max(memory, compute)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from trtllm_bench.errors import BenchError
 from trtllm_bench.roofline.ceilings import Ceilings, cached
+from trtllm_bench.roofline.counts import OpCost
 from trtllm_results.gpus import ACHIEVABLE_BYTES, ACHIEVABLE_FLOPS, SHEETS
 from trtllm_results.record.environment import Environment
 
@@ -46,6 +47,12 @@ class Hardware:
         """The ceiling of a number format; of the next wider one where it is not known, 0 where nothing is."""
         wider = {"fp8": ("fp8", "fp16", "bf16"), "int8": ("int8", "fp16", "bf16"), "bf16": ("bf16", "fp16"), "fp16": ("fp16", "bf16")}
         return next((self.flops_per_s[one] for one in wider.get(kind, (kind,)) if one in self.flops_per_s), 0.0)
+
+    def ceiling_us(self, cost: OpCost) -> tuple[float, float]:
+        """(microseconds of the bytes, of the FLOP) of `cost` at the ceilings. Ops on rows take none for their FLOP, nor do formats whose
+        ceiling is not known."""
+        peak = self.flops(cost.compute) if cost.kind != "rows" else 0.0
+        return cost.bytes / self.bytes_per_s * 1e6, cost.flop / peak * 1e6 if peak else 0.0
 
     @classmethod
     def of(cls, ceilings: Ceilings) -> Hardware:

@@ -183,13 +183,7 @@ extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(32 *
     if (ROTATES) {
         q.load(projected + 2 * kv_head * G * D);
         if (pages.has_last()) {
-            const char* own_key = projected + 2 * (G * HKV + kv_head) * D;
-            float own[2][OWN];
-            load_own(own[0], own_key);
-            load_own(own[1], own_key + 2 * HKV * D);
-            own_angles.rotate(own[0]);
-            key.code(own[0], of_keys);
-            value.code(own[1], CODES == FP8_CODES ? 1.0f / of_values : 1.0f);
+            code_own(key, value, projected, kv_head, own_angles, of_keys, of_values);
             write_last(pages, key, value);
         }
         angles.rotate(q);

@@ -201,6 +201,18 @@ struct Row {
     }
 };
 
+// Reads this step's key and value of a KV head, rotates the key, and codes both as the cache stores them. `projected`: the sequence's row of
+// queries, keys and values. `key_factor`: inverse of the keys' scale.
+INLINE void code_own(Row& key, Row& value, const char* projected, int kv_head, const OwnAngles& angles, float key_factor, float value_scale) {
+    const char* own_key = projected + 2 * (G * HKV + kv_head) * D;
+    float own[2][OWN];
+    load_own(own[0], own_key);
+    load_own(own[1], own_key + 2 * HKV * D);
+    angles.rotate(own[0]);
+    key.code(own[0], key_factor);
+    value.code(own[1], CODES == FP8_CODES ? 1.0f / value_scale : 1.0f);
+}
+
 INLINE void four_words(u32 (&to)[4], const char* from) {
     uint4 words = *(const uint4*)from;
     to[0] = words.x, to[1] = words.y, to[2] = words.z, to[3] = words.w;

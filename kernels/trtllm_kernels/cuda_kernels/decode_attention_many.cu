@@ -211,13 +211,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS)
                 angles.load(row);
                 OwnAngles own_angles;
                 own_angles.load(row);
-                const char* own_key = projected + 2 * (G * HKV + kv_head) * D;
-                float own[2][OWN];
-                load_own(own[0], own_key);
-                load_own(own[1], own_key + 2 * HKV * D);
-                own_angles.rotate(own[0]);
-                key.code(own[0], of_keys);
-                value.code(own[1], CODES == FP8_CODES ? 1.0f / of_values : 1.0f);
+                code_own(key, value, projected, kv_head, own_angles, of_keys, of_values);
                 angles.rotate(q);
             }
             q.convert();
