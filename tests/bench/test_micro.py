@@ -19,7 +19,7 @@ from trtllm_bench.micro.bench import MOST_COPIES, Bench, BoundOp, _reading, chun
 from trtllm_bench.micro.results import Measured, Run, draw, is_right, judge
 from trtllm_bench.micro.run import KernelSelection, cases_of, parse_m, run
 from trtllm_bench.micro.show import print_findings
-from trtllm_bench.micro.timing import Call, How, StoppingRule, measure, split_samples
+from trtllm_bench.micro.timing import Bursts, Call, How, StoppingRule, measure, split_samples
 from trtllm_bench.roofline.counts import StepShape
 from trtllm_bench.roofline.hardware import Hardware
 from trtllm_kernels.dialect.types import SKINNY_TOKENS, Arg, Launch, Lowered, TensorSpec
@@ -149,6 +149,53 @@ def test_a_wrong_kernel_is_found(bench: Bench) -> None:
             assert not is_right(broken.error(), "bf16")
             return
     pytest.fail("no attention")
+
+
+def test_an_op_that_does_the_work_of_another_is_held_against_both(bench: Bench) -> None:
+    """Attention that rotates: what it reads is not rotated, and the cache lacks this step's keys."""
+    ops = {one.op.op: one for one in bench.ops(decode_case(4, 50))}
+    rope, attention = ops["rope_kv_write"], ops["paged_attention"]
+    memory, result = attention.memory, attention.op.outputs[0]
+    memory[rope.op.outputs[0]] = memory[rope.operand("qkv")].clone()
+    memory[rope.operand("kv_cache")].fill_(0.5)
+
+    class Both:
+        def __init__(self, writes: float) -> None:
+            self.writes = writes
+
+        def run(self) -> None:
+            (rotated,) = rope.reference(rope.arguments())
+            (memory[result],) = attention.reference({**attention.arguments(), "qkv": rotated})
+            memory[rope.operand("kv_cache")].mul_(self.writes)
+
+    both = replace(attention, program=Both(1.0), includes=(rope,))
+    assert both.error() == 0
+    assert replace(both, program=Both(1.1)).error() == pytest.approx(0.1, rel=0.01), "the cache is among what is compared"
+    assert replace(both, includes=()).error() > 0.1, "its own reference does not rotate"
+
+
+def test_an_op_is_idle_in_a_step_that_skips_all_its_launches(bench: Bench) -> None:
+    one = next(iter(bench.ops(decode_case(4, 50))))
+    assert not one.idle, "references launch nothing"
+    launches = (Launch("rotate", grid=("T - D", 8, 1)), Launch("chunks", grid=("8 * min(1, C)", 1, 1)))
+    sizes = {"R": 4, "S": 4}
+    assert replace(one, lowered=Lowered(launches), symbols={"T": 4, "D": 4, "C": 0, **sizes}).idle
+    assert not replace(one, lowered=Lowered(launches), symbols={"T": 9, "D": 4, "C": 0, **sizes}).idle
+    assert not replace(one, lowered=Lowered(launches), symbols={"T": 4, "D": 4, "C": 1, **sizes}).idle
+
+
+def test_bursts_rest_nine_times_as_long_as_they_last() -> None:
+    now, slept = 0.0, list[float]()
+
+    class Slow(FakeTimer):
+        def sample(self, call: Call, count: int, how: How) -> list[float]:
+            nonlocal now
+            now += 0.01 if len(slept) < 3 else 0.1
+            return super().sample(call, count, how)
+
+    bursts = Bursts(Slow(), slept.append, lambda: now)
+    assert len(bursts.sample(lambda: None, 4, "chained")) == 4
+    assert slept == pytest.approx([0.0, 0.09, 0.09, 0.3])
 
 
 def test_not_a_number_is_never_right(bench: Bench) -> None:

@@ -3,6 +3,9 @@
 The plan of the model, cut to two layers (the first differs from the others, the rest are alike), is compiled for this GPU; a step's inputs
 are laid down as the runtime does, and the ops run in order, so that each op's inputs are what the ops before it made. Nothing is
 invented for the benchmark: shapes, tactics, launches and data are the engine's. An op is checked by running its reference on those inputs.
+
+An op may launch nothing in a step because the next op does its work: attention rotates and writes the cache itself in steps that only
+decode. The next op then includes it, and is held against the references of both, one after the other.
 """
 
 from __future__ import annotations
@@ -138,13 +141,16 @@ class Bench:
         memory: dict[str, torch.Tensor] = {**self.weights, **self.state.of_step(symbols)}
         costs = self.counter.step(case.shape)
         met: set[int] = set()
+        left_to_next: tuple[BoundOp, ...] = ()
         for op, cost, like in zip(self._ops, costs, self.counter.likeness, strict=False):
             for name in op.outputs:
                 memory[name] = self._empty(self.plan.values[name], symbols)
             if op.reuses:
                 memory[op.outputs[0]] = memory[op.reuses]
             lowered = op.tactics.get(self.arch, Lowered(()))
-            bound = BoundOp(op, cost, memory, symbols, lowered, None if self.arch == "cpu" else self._bind([lowered], memory, symbols))
+            program = None if self.arch == "cpu" else self._bind([lowered], memory, symbols)
+            bound = BoundOp(op, cost, memory, symbols, lowered, program, left_to_next)
+            left_to_next = (*left_to_next, bound) if bound.idle else ()
             bound.run()
             if like not in met:
                 met.add(like)
@@ -263,9 +269,9 @@ class Bench:
         return self._copies
 
     def variant(self, bound: BoundOp, lowered: Lowered) -> BoundOp:
-        """The same op on the same memory by other launches."""
+        """The same op on the same memory by other launches, which do its own work alone."""
         program = None if self.arch == "cpu" else self._bind([lowered], bound.memory, bound.symbols)
-        return replace(bound, lowered=lowered, program=program)
+        return replace(bound, lowered=lowered, program=program, includes=())
 
 
 @dataclass(frozen=True)
@@ -301,6 +307,14 @@ class BoundOp:
     lowered: Lowered
     program: Any
     """The launches, bound; None runs the reference."""
+    includes: tuple[BoundOp, ...] = ()
+    """Ops before this one whose work its launches do too."""
+
+    @property
+    def idle(self) -> bool:
+        """Whether all its launches are skipped in this step: another op does its work."""
+        skipped = (any(evaluate(dim, self.symbols) <= 0 for dim in launch.grid) for launch in self.lowered.launches)
+        return bool(self.lowered.launches) and all(skipped)
 
     def operand(self, name: str) -> str:
         """What the op's tensor `name` of its definition is called in the plan."""
@@ -333,10 +347,16 @@ class BoundOp:
         return self.difference(expected)
 
     def expected(self) -> list[torch.Tensor]:
-        """What the reference makes of the inputs: results, then copies of what is written in place."""
-        arguments = self.arguments()
-        copies = {name: tensor.clone() for name, tensor in OPS[self.op.op].written_in(arguments).items()}
-        return [*self.reference({**arguments, **copies}), *copies.values()]
+        """What references make of the inputs: results, then copies of what is written in place. The ops that this one includes come first,
+        and this one's reference reads what theirs have made."""
+        memory = dict(self.memory)
+        for part in (*self.includes, self):
+            part = replace(part, memory=memory)
+            written = {part.operand(name): tensor.clone() for name, tensor in OPS[part.op.op].written_in(part.arguments()).items()}
+            memory |= written
+            part = replace(part, memory=memory)
+            memory |= zip(part.op.outputs, part.reference(part.arguments()), strict=True)
+        return self._written_in(memory)
 
     def difference(self, expected: list[torch.Tensor]) -> float:
         """Of what the last `run` left to `expected`."""
@@ -356,8 +376,12 @@ class BoundOp:
         return [wanted, sampled, best, last_tokens, ring]
 
     def written(self) -> list[torch.Tensor]:
-        """Results, then what is written in place."""
-        return [*(self.memory[name] for name in self.op.outputs), *OPS[self.op.op].written_in(self.arguments()).values()]
+        """Results, then what is written in place, by the ops that this one includes too."""
+        return self._written_in(self.memory)
+
+    def _written_in(self, memory: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+        in_place = {part.operand(name): None for part in (*self.includes, self) for name in OPS[part.op.op].written_in(part.arguments())}
+        return [memory[name] for name in (*self.op.outputs, *in_place)]
 
 
 def _difference(actual: torch.Tensor, expected: torch.Tensor) -> float:

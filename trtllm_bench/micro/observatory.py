@@ -2,8 +2,8 @@
 
 An op is not invented for this: a model of one layer is compiled whose QKV product has the GEMM's N and K, or whose attention has the heads,
 and its ops up to that one run in order, with the lowering, tactics and inputs an engine would have. It is then repeated as AIConfigurator's
-collectors do (`trtllm_results.compare.published_ops`), once with the work that theirs holds and once alone. All kernels are compiled
-before the first is measured. Of each group the smallest shape is checked against its reference; the others run the same kernels.
+collectors do (`trtllm_results.compare.published_ops`), in bursts, once with the work that theirs holds and once alone. All kernels are
+compiled before the first is measured. Of each group the smallest shape is checked against its reference; the others run the same kernels.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from trtllm_bench.micro.bench import Bench, BoundOp, KernelCase, compile_cases, ops_until
 from trtllm_bench.micro.results import is_right
 from trtllm_bench.micro.run import coarsest, roof_us
-from trtllm_bench.micro.timing import StoppingRule, Timer, Timing, measure
+from trtllm_bench.micro.timing import Bursts, StoppingRule, Timer, Timing, measure
 from trtllm_bench.roofline.counts import StepShape
 from trtllm_bench.roofline.hardware import Hardware
 from trtllm_engines.compiler.plan import Op, Plan
@@ -31,7 +31,7 @@ MOST_COPIES = 6
 KV_HEADS = 8
 """Of the layer whose QKV product has a published N; the rest of N are query heads."""
 HEAD_DIM, SMALL = 128, 256
-BATCH = 3
+BATCH = 1
 """Runs between two looks at the noise."""
 
 
@@ -161,10 +161,10 @@ def run(
 
 def parts_of(bench: Bench, shape: OpShape) -> tuple[BoundOp, list[BoundOp]]:
     """The op at a shape, and it behind the work that the published latency holds too: a quantization of bf16 activations before an fp8
-    product, rotation and cache write before attention."""
+    product, rotation and cache write before attention, unless attention does them itself."""
     *before, bound = bench.ops(case_of(shape))
     if shape.family != "gemm":
-        return bound, [*(part for part in before if part.op.op == "rope_kv_write"), bound]
+        return bound, [*(part for part in before if part.op.op == "rope_kv_write" and not part.idle), bound]
     if not quantized(shape):
         return bound, [bound]
     return bound, [bench.before(bound, "quantize", quantize_inputs(bench.plan, bound.op), bound.operand("x")), bound]
@@ -172,7 +172,7 @@ def parts_of(bench: Bench, shape: OpShape) -> tuple[BoundOp, list[BoundOp]]:
 
 def _timing(bench: Bench, parts: Sequence[BoundOp], timer: Timer, rule: StoppingRule) -> Timing:
     chain = bench.loop(parts, MOST_COPIES)
-    return measure(timer, chain.run, "chained", rule).per(chain.calls)
+    return measure(Bursts(timer), chain.run, "chained", rule).per(chain.calls)
 
 
 def rule_of(noise: float, seconds: float) -> StoppingRule:

@@ -65,6 +65,8 @@ def run(
 
 
 def _chosen(bound: BoundOp, case: KernelCase, name: str) -> bool:
+    if bound.idle:
+        return False
     if case.label != "decode" and bound.cost.kind not in ANEW_IN_PREFILL:
         return False
     return name in bound.op.op or name in bound.cost.role

@@ -171,6 +171,33 @@ class CuptiTimer:
         return self._reasons()
 
 
+class Bursts:
+    """Samples one at a time, each after a rest, so that neither heat nor the power limit slows the GPU down: what a kernel takes when
+    nothing ran right before it, as in a collector that sets up every case anew. A kernel that runs without a pause may take a fifth longer.
+
+    `sleep` and `clock` are in seconds.
+    """
+
+    REST, MOST_REST_S = 9.0, 0.3
+    """A rest is so many times as long as the sample before, and no longer than this."""
+
+    def __init__(self, timer: Timer, sleep: Callable[[float], None] = time.sleep, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._timer, self._sleep, self._clock = timer, sleep, clock
+        self._rest = 0.0
+
+    def sample(self, call: Call, count: int, how: How) -> list[float]:
+        samples: list[float] = []
+        for _ in range(count):
+            self._sleep(self._rest)
+            began = self._clock()
+            samples += self._timer.sample(call, 1, how)
+            self._rest = min(self.MOST_REST_S, self.REST * (self._clock() - began))
+        return samples
+
+    def slowed(self) -> bool:
+        return self._timer.slowed()
+
+
 def split_samples(durations: list[float], count: int, cold: bool) -> list[float]:
     """Durations of all device activity, in order, as `count` equal groups; a cold group begins with the flush. Raises `RunFailure`."""
     each, left = divmod(len(durations), count)

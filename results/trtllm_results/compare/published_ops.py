@@ -41,8 +41,8 @@ NOT_MEASURED: Mapping[Family, str] = {
 }
 NOT_OURS = {"fp8_block": "fp8 with a scale per block of 128 is not among our schemes"}
 METHOD = (
-    "theirs and ours: CUDA graph, warm-up, mean of six replays between two events; GEMM weights rotate through copies, attention finds in "
-    "L2 what fits; with quantization of activations (fp8 GEMM), rotation and cache write (attention)"
+    "theirs and ours: CUDA graph, warm-up, mean of six replays between two events, a pause before; GEMM weights rotate through "
+    "copies, attention finds in L2 what fits; with quantization of activations (fp8 GEMM), rotation and cache write (attention)"
 )
 _FAMILIES: Mapping[str, Family] = {
     "gemm": "gemm",
