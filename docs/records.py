@@ -44,7 +44,10 @@ AT_CEILINGS = ROOT / "docs" / "facts" / "at-ceilings.csv"
 """By row id, the rate that `explain` gives for a row short of its aim if every op ran at its ceiling."""
 LEFT_OUT = ("gate", "nvtx-overhead")
 """Recorded on purpose with slower engines."""
-DOCUMENTS = ("README.md", "docs/facts/h200.md", "docs/facts/throughput.md", "docs/observatory.md", "docs/parallelism.md")
+DOCUMENTS = (
+    *("README.md", "docs/observatory.md", "docs/parallelism.md"),
+    *("docs/facts/h200.md", "docs/facts/precision-and-quality.md", "docs/facts/throughput.md"),
+)
 PREDICTION_DOCUMENTS = ("docs/facts/predictions.md", "docs/facts/step-model.md")
 """Documents that only `--predictions` rewrites."""
 BLOCK = re.compile(r"(<!-- records: ([a-z0-9-]+) -->\n\n).*?(\n\n<!-- end -->)", re.DOTALL)
@@ -577,6 +580,26 @@ def ops() -> str:
     return f"{table}\n\nBehind:\n\n{markdown(['shape', 'ours us:', 'alone us:', 'fastest other us:', 'theirs / ours:'], behind)}"
 
 
+def accuracy() -> str:
+    """`sweep --accuracy` of one model on a GPU and on a CPU."""
+    by_case: dict[tuple[str, str], dict[str, Mapping[str, float]]] = {}
+    for device in ("cuda", "cpu"):
+        for row in read_rows(RECORDED / "h200" / "accuracy" / device):
+            by_case.setdefault((row.cell.precision, row.cell.kv_dtype), {})[device] = row.figures
+    places = {"perplexity": ".3f", "perplexity_change": "+.2%", "kl_divergence": ".5f", "top1_agreement": ".1%"}
+    names = ("perplexity", "change", "KL", "top-1")
+    columns = ["precision", "KV cache", *(f"{text}{end}:" for name in names for text, end in ((name, ", GPU"), ("CPU", "")))]
+    body = [
+        [
+            *case,
+            *(format(both[device][name], places[name]) if name in both[device] else "-" for name in places for device in ("cuda", "cpu")),
+        ]
+        for case, both in sorted(by_case.items(), key=lambda item: OURS_FIRST.index(item[0][0]))
+        if len(both) > 1
+    ]
+    return markdown(columns, body)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "overview": overview,
     "few": few,
@@ -586,6 +609,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "arrivals": arrivals,
     "two-gpus": several,
     "against": against,
+    "accuracy": accuracy,
     "h100": h100,
     "ops": ops,
 }
