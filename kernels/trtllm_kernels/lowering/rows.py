@@ -104,11 +104,11 @@ def norm_quantize_rows(call: OpCall) -> Lowered:
     return builder.finish()
 
 
-def _columns(n: int, call: OpCall) -> tuple[int, int, int]:
-    """(block, blocks per row, warps) of a kernel over blocks of columns: 8 elements per thread."""
-    tuned = call.tuned(block=min(1024, next_power_of_2(n)), warps=0)
+def _columns(n: int, call: OpCall, widest: int = 1024, per_thread: int = 8) -> tuple[int, int, int]:
+    """(block, blocks per row, warps) of a kernel over blocks of at most `widest` columns, `per_thread` elements in a thread."""
+    tuned = call.tuned(block=min(widest, next_power_of_2(n)), warps=0)
     block = tuned["block"]
-    return block, ceil_div(n, block), tuned["warps"] or max(1, min(8, block // 256))
+    return block, ceil_div(n, block), tuned["warps"] or max(1, min(8, block // (32 * per_thread)))
 
 
 @lowers("silu_mul", "silu_mul_packed", space=column_space)
@@ -141,7 +141,7 @@ def gelu(call: OpCall) -> Lowered:
 @lowers("quantize", space=column_space)
 def quantize(call: OpCall) -> Lowered:
     x = call["x"]
-    block, blocks, warps = _columns(x.size(1), call)
+    block, blocks, warps = _columns(x.size(1), call, widest=2048, per_thread=16)
     builder = Builder(call)
     parameters = {"X": x, "Scale": call["scale"], "Y": call.outputs[0]}
     builder.launch("quantize.quantize", parameters, grid=(x.shape[0], blocks), constexprs={"N": x.size(1), "BLOCK": block}, warps=warps)
