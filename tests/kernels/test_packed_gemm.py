@@ -30,6 +30,8 @@ EMULATED = {
     "int4": ("linear", INT4, 128, 1664, 5, {"bias": True, "residual": True}, tile(8, rows=64, turns=2, parts=2, columns=256)),
     # other tokens of a tile are what was in memory
     "int4 of one token": ("linear", INT4, 64, 1024, 1, {"residual": True}, tile(8, rows=64, turns=2, parts=2)),
+    # warpgroups have every other stage of short rings, and loads end in any order
+    "w4a8 of one token": ("linear", FP8_INT4, 64, 2048, 1, {}, tile(8, rows=64, turns=2, blocks=3, columns=256)),
     # four blocks, rows end within a block's; scales are factors of the codes
     "nvfp4": ("linear", NVFP4, 192, 576, 30, {"residual": True}, tile(32, rows=128, parts=4)),
     # zero points are products, both scales of rows, gates and what they gate

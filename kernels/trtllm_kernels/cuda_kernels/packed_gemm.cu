@@ -33,7 +33,9 @@ constexpr int THREADS = CONSUMERS + 64 + (GROUPED ? 32 : 0);
 constexpr int PITCH = ROWS + 4;
 constexpr int SENT = TOKENS / 2 / SPLITS;  // sums of a thread to another block
 static_assert(SPLITS == 1 || SENT >= 2, "a thread sends whole tokens");
-static_assert(K_GROUPS <= W_STAGES && K_GROUPS <= X_STAGES, "each takes a step of its own");
+// A barrier tells its phases apart by their parity alone. Where two warpgroups share a stage in turns, the faster one takes its last phase for the
+// next if the other's load between them is still under way.
+static_assert(W_STAGES % K_GROUPS == 0 && X_STAGES % K_GROUPS == 0, "a stage is one warpgroup's");
 
 // What one instruction sends.
 #if TOKENS / 2 / SPLITS % 4

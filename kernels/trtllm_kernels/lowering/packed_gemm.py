@@ -470,9 +470,13 @@ def _rings(call: OpCall, tile: Tile, groups: int) -> tuple[int, int, int]:
     x_stage = x_row * tile.tokens + 16
     room = _SM_BYTES // tile.blocks - _RESERVED_BYTES - fixed
     in_flight = 4096 if tile.tokens <= 16 else 2048
-    least = tile.turns + 1
-    x_stages = max(least, min(steps, in_flight // x_row, room // 2 // x_stage))
-    w_stages = max(least, min(steps, (room - x_stages * x_stage) // w_stage))
+
+    def ring(stages: int) -> int:
+        """A whole number of stages for each warpgroup that takes turns: only its own phases of a barrier follow each other then."""
+        return max(2, min(ceil_div(steps, tile.turns), stages // tile.turns)) * tile.turns
+
+    x_stages = ring(min(in_flight // x_row, room // 2 // x_stage))
+    w_stages = ring((room - x_stages * x_stage) // w_stage)
     rings = x_stages * x_row * tile.tokens + w_stages * bytes_of(n_rows * tile.columns, weight.dtype)
     rest = x_stages * x_stage + w_stages * w_stage - rings
     sums = 4 * tile.tokens // tile.parts * (n_rows + 4) + 4 * owners * max(1, tile.turns - 1) * (tile.tokens // 2 if tile.turns > 1 else 1)

@@ -1,6 +1,7 @@
 // Stands for `cuda_kernels/hopper.cuh` where a kernel is compiled for the host: each CUDA thread is a fiber, and each of that header's
-// functions does at once what the GPU does in its own time. So what a kernel computes is checked, with its barriers' phases and counts and
-// every address, and not what it does to registers in flight. A kernel that waits for ever is found out: no fiber moves.
+// functions does at once what the GPU does in its own time; but loads by the copy engine, which complete in no order, do so as late as they
+// may, the last first. So what a kernel computes is checked, with its barriers' phases and counts and every address, and not what it does to
+// registers in flight. A kernel that waits for ever is found out: no fiber moves.
 #pragma once
 #include <math.h>
 #include <stdio.h>
@@ -8,6 +9,8 @@
 #include <string.h>
 #include <ucontext.h>
 #include <deque>
+#include <functional>
+#include <vector>
 
 typedef unsigned int u32;
 typedef unsigned long long u64;
@@ -77,7 +80,17 @@ struct Machine {
     Meeting cluster;
     ucontext_t scheduler;
     Fiber* now = nullptr;
-    bool moved = false;
+    bool moved = false, failed = false;
+    std::vector<std::function<void()>> loads;  // that are under way
+
+    // Ends the load that began last. Returns whether there was one.
+    bool end_load() {
+        if (loads.empty()) return false;
+        auto load = loads.back();
+        loads.pop_back();
+        load();
+        return true;
+    }
 };
 inline Machine machine;
 struct Index { u32 x, y; };
@@ -88,6 +101,11 @@ struct Index { u32 x, y; };
 
 inline void pause_fiber() { swapcontext(&machine.now->context, &machine.scheduler); }
 inline void progress() { machine.moved = true; }
+[[noreturn]] inline void fail(const char* what) {
+    printf("%s\n", what);
+    machine.failed = true;
+    while (true) pause_fiber();
+}
 
 inline void meet(Meeting& at, u32 count) {
     u32 round = at.round;
@@ -137,7 +155,7 @@ inline void wait_for_previous() {}
 inline u32 shared_address(const void* pointer) { return (u32)((const char*)pointer - memory); }
 inline Barrier& barrier_in(Block& block, u64& barrier) {
     Barrier& at = block.barriers[shared_address(&barrier) / 8];
-    if (at.arrivals == 0) printf("a barrier that was not made\n"), exit(4);
+    if (at.arrivals == 0) fail("a barrier that was not made");
     return at;
 }
 inline Barrier& barrier_at(u64& barrier) { return barrier_in(*machine.now->block, barrier); }
@@ -150,7 +168,7 @@ inline void barrier_init(u64& barrier, u32 arrivals) {
 }
 inline void barriers_are_made() {}
 inline void arrive_at(Barrier& barrier) {
-    if (barrier.pending-- == 0) printf("more arrivals than a barrier expects\n"), exit(4);
+    if (barrier.pending-- == 0) fail("more arrivals than a barrier expects");
     settle(barrier);
 }
 inline void arrive(u64& barrier) { arrive_at(barrier_at(barrier)); }
@@ -167,19 +185,24 @@ inline void prefetch(const TensorMap&) {}
 inline u64 evict_first() { return 0; }
 // A box of rows of 128 bytes, 128-byte swizzle, zero outside the matrix.
 inline void load_box(void* to, const TensorMap& map, int row, int column, u64& barrier, u64 = 0) {
-    for (long r = 0; r < map.box_rows; r++) {
-        for (long byte = 0; byte < 128; byte++) {
-            long at_row = row + r, at_byte = column * map.element + byte;
-            bool inside = at_row < map.rows && at_byte < map.columns * map.element;
-            u32 linear = shared_address(to) + r * 128 + byte;
-            memory[linear ^ (linear >> 7 & 7) << 4] = inside ? map.from[at_row * map.columns * map.element + at_byte] : 0;
+    char* shared = memory;
+    u32 first = shared_address(to);
+    Barrier& at = barrier_at(barrier);
+    machine.loads.push_back([=, &map, &at] {
+        for (long r = 0; r < map.box_rows; r++) {
+            for (long byte = 0; byte < 128; byte++) {
+                long at_row = row + r, at_byte = column * map.element + byte;
+                bool inside = at_row < map.rows && at_byte < map.columns * map.element;
+                u32 linear = first + r * 128 + byte;
+                shared[linear ^ (linear >> 7 & 7) << 4] = inside ? map.from[at_row * map.columns * map.element + at_byte] : 0;
+            }
         }
-    }
-    complete(barrier_at(barrier), map.box_rows * 128);
+        complete(at, map.box_rows * 128);
+    });
 }
 inline void load_bytes(void* to, const void* from, u32 bytes, u64& barrier, u64 = 0) {
-    memcpy(to, from, bytes);
-    complete(barrier_at(barrier), bytes);
+    Barrier& at = barrier_at(barrier);
+    machine.loads.push_back([=, &at] { memcpy(to, from, bytes), complete(at, bytes); });
 }
 // Threads' copies are made as late as they may be: when their group is waited for.
 inline void copy_bytes(void* to, const void* from, u32 size, u32 bytes) {

@@ -114,10 +114,11 @@ extern "C" int emulate(const char** pointers, long x_rows, int num_tokens, int g
 }
 #endif
 
-// Returns 0, or 3 where no thread moves.
+// Returns 0, 4 where a barrier is misused, 3 where no thread moves, or 5 where loads are left over.
 static int run(int grid, int threads) {
     launch = call;
-    machine.threads = threads, machine.grid = grid;
+    machine.threads = threads, machine.grid = grid, machine.failed = false;
+    machine.loads.clear();
     machine.num_blocks = SPLITS, machine.num_fibers = SPLITS * threads;
     for (int x = 0; x < grid; x++) {
         machine.fibers = new Fiber[machine.num_fibers]();
@@ -150,11 +151,16 @@ static int run(int grid, int threads) {
                 machine.now = &fiber;
                 swapcontext(&machine.scheduler, &fiber.context);
                 left += !fiber.done;
+                if (machine.failed) return 4;
             }
-            if (left && !machine.moved) {
+            if (left && !machine.moved && !machine.end_load()) {
                 printf("%u threads wait for ever\n", left);
                 return 3;
             }
+        }
+        if (!machine.loads.empty()) {
+            printf("a block ends before %zu of its loads\n", machine.loads.size());
+            return 5;
         }
         for (u32 i = 0; i < machine.num_fibers; i++) free(machine.fibers[i].stack);
         delete[] machine.fibers;
