@@ -38,6 +38,11 @@ TILES = [
     tile(8, rows=128, blocks=2) | tile(16, rows=256) | tile(64, rows=64, turns=2, parts=2) | tile(128, rows=64, parts=4),
     tile(8, rows=128, turns=2, parts=2) | tile(16, rows=128, turns=2) | tile(64, rows=128, parts=2) | tile(128, rows=128, parts=4),
 ]
+SHARED_STAGES = [
+    tile(8, rows=64, turns=2, parts=2, blocks=3, columns=256) | tile(16, rows=64, turns=2, parts=2, blocks=2, columns=256),
+    tile(8, rows=64, turns=4, parts=1, blocks=2, columns=256) | tile(16, rows=64, turns=2, parts=1, blocks=2, columns=256),
+]
+"""Short rings that turn often, which warpgroups share."""
 WIDENED = {"large_to": 0}
 LARGE_SCHEMES = (SCHEMES[0], SCHEMES[1], SCHEMES[6], SCHEMES[11], SCHEMES[12], SCHEMES[13])
 LARGE = [
@@ -65,6 +70,9 @@ def all_lowered() -> list[Lowered]:
         found.append(lowered_for(op, named, y))
     for tactic in TILES:
         named, y = case("linear", SCHEMES[0], 320, 2176, {"residual": True})
+        found.append(lowered_for("linear", named, y, tactic))
+    for tactic in SHARED_STAGES:
+        named, y = case("linear", SCHEMES[11], 2112, 10240, {"residual": True})
         found.append(lowered_for("linear", named, y, tactic))
     for scheme in LARGE_SCHEMES:
         named, y = case("linear", scheme, 2624, 2176, {"residual": True})
@@ -128,6 +136,19 @@ def test_every_tile_gives_the_same(tactic: dict[str, int], cubins: dict[str, obj
     for _ in range(20):
         again = run(lowered, named, y, cubins)
         assert all(torch.equal(again[tokens], got) for tokens, got in first.items() if tokens <= 128)
+
+
+@pytest.mark.parametrize("tactic", SHARED_STAGES, ids=range(len(SHARED_STAGES)))
+def test_warpgroups_that_take_turns_keep_their_stages_apart(tactic: dict[str, int], cubins: dict[str, object]) -> None:
+    """Where two blocks share an SM, rings are short and loads of a stage follow each other closely."""
+    named, y = case("linear", SCHEMES[11], 2112, 10240, {"residual": True})
+    expected = OPS["linear"].reference(**{name: named.get(name) for name in OP_SPECS["linear"].tensors})
+    lowered = lowered_for("linear", named, y, tactic)
+    first = run(lowered, named, y, cubins)
+    assert all(apart(got, expected[:tokens]) < 6e-3 for tokens, got in first.items() if tokens <= 16)
+    for _ in range(50):
+        again = run(lowered, named, y, cubins)
+        assert all(torch.equal(again[tokens], got) for tokens, got in first.items() if tokens <= 16)
 
 
 @pytest.mark.parametrize(("scheme", "tile"), LARGE, ids=[f"{scheme.name}-{tile}" for scheme, tile in LARGE])

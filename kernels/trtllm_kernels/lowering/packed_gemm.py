@@ -150,11 +150,11 @@ def _default_of_one_token(call: OpCall) -> Tile | None:
     share = ceil_div(tiles, sms)
     if 4 < share <= 7 and tiles >= 0.95 * share * sms:
         return Tile(8, rows=TILE * share)
-    if _many_rows(call) or call["x"].dtype == "fp8":
+    if _many_rows(call):
         return None
     columns = _default_columns(call, 8)
     if 4 * tiles <= 3 * sms:
-        return Tile(8, rows=64, turns=2, parts=2, columns=columns)
+        return None if call["x"].dtype == "fp8" else Tile(8, rows=64, turns=2, parts=2, columns=columns)
     return Tile(8, rows=64, parts=2, blocks=min(ceil_div(2 * tiles, sms), 3), columns=columns)
 
 
@@ -232,8 +232,6 @@ def packed_space(call: OpCall) -> tuple[Choice, ...]:
     columns = tuple(n for n in (128, 256) if _step_fits(call, n))
     few = [(64, 2, 2, 2), (64, 4, 1, 1), (64, 4, 2, 1), (128, 2, 1, 1), (128, 2, 2, 1)]
     few += [(64, 1, 1, 2), (64, 1, 2, 2), (64, 2, 1, 1), (64, 2, 2, 1), (64, 2, 1, 2), (128, 1, 1, 1), (128, 1, 1, 2), (128, 1, 2, 1)]
-    if call["x"].dtype == "fp8":  # launches with several blocks per SM and warpgroups in turns have failed
-        few = [tile for tile in few if tile[1] == 1 or tile[3] == 1]
     many = [(64, 1, 2, 2), (64, 2, 2, 1), (128, 1, 1, 1), (128, 1, 2, 1), (128, 1, 4, 1), (128, 2, 2, 1), (256, 1, 1, 1), (256, 1, 2, 1)]
 
     def choice(padded: int) -> Choice:
