@@ -172,21 +172,24 @@ def test_kernels_of_a_step_of_one_token_are_those_that_the_plan_launches(tp: int
 @pytest.mark.parametrize(
     ("model", "precision", "longest", "rotated"),
     [
-        ("gptj-6b", "fp8", 256, {1, 64, 1024}),
-        ("gptj-6b", "fp8", 2048, {1}),
-        ("llama-3.1-8b", "bf16", 256, {1, 64, 1024}),
-        ("llama-3.1-8b", "bf16", 2048, {1, 64}),
-        ("llama-3.1-8b", "fp8", 2048, {1, 64, 1024}),
-        ("smollm2-135m", "bf16", 256, set()),
+        ("gptj-6b", "fp8", 256, {200: {1, 64, 1024}}),
+        ("gptj-6b", "fp8", 2048, {200: {1, 64, 1024}, 1024: {1, 64, 1024}, 1025: {1}}),
+        ("llama-3.1-8b", "bf16", 8192, {200: {1, 64, 1024}, 1025: {1, 64}}),
+        ("llama-3.1-8b", "fp8", 2048, {200: {1, 64, 1024}, 1025: {1, 64, 1024}}),
+        ("smollm2-135m", "bf16", 256, {200: set()}),
     ],
 )
-def test_decode_attention_rotates_where_the_plan_has_no_kernel_for_it(model: str, precision: str, longest: int, rotated: set[int]) -> None:
+def test_decode_attention_rotates_where_the_plan_has_no_kernel_for_it(
+    model: str, precision: str, longest: int, rotated: dict[int, set[int]]
+) -> None:
+    """`rotated`: numbers of sequences, by the keys of the longest of them, whatever the engine has room for."""
     config, source = replace(preset_config(model), num_layers=1), {"kind": "dummy", "seed": 0}
     plan = compile_model(config, precision, Profile(1024, 8192, longest), arches=("sm_90",), weights_source=source).plan
     (rope,) = (op for op in plan.ops if op.op == "rope_kv_write")
-    steps = {sequences: StepShape.decode(sequences, 200) for sequences in (1, 64, 1024)}
-    assert {n for n, shape in steps.items() if not any(runs(launch, shape) for launch in rope.tactics["sm_90"].launches)} == rotated
-    assert {n for n, shape in steps.items() if StepModel(plan, published("h200"))._rotated(shape)} == rotated
+    for keys, expected in rotated.items():
+        steps = {n: StepShape.decode(n - 1, 30) + StepShape.decode(1, keys) for n in (1, 64, 1024)}
+        assert {n for n, shape in steps.items() if not any(runs(launch, shape) for launch in rope.tactics["sm_90"].launches)} == expected
+        assert {n for n, shape in steps.items() if StepModel(plan, published("h200"))._rotated(shape)} == expected
 
 
 def runs(launch: Launch, shape: StepShape) -> bool:

@@ -263,7 +263,7 @@ def test_the_launches_of_a_chain_differ_in_the_weight_alone() -> None:
 def test_a_prompt_may_continue_what_is_in_the_cache() -> None:
     wanted = KernelSelection("tiny-llama", "fp32", (4, 32), 50, "attention", past=70)
     (*_, chunk) = cases_of(wanted)
-    assert (chunk.label, chunk.shape.symbols) == ("chunk", {"T": 32, "R": 1, "D": 0, "S": 1, "C": 1})
+    assert (chunk.label, chunk.shape.symbols) == ("chunk", {"T": 32, "R": 1, "D": 0, "S": 1, "C": 1, "L": 0})
     found = run(wanted, Bench("tiny-llama", "fp32", "cpu", cases_of(wanted)), FakeTimer(), StoppingRule(), None, peers=False)
     assert [(one.case, one.m, one.kv_len) for one in found] == [("decode", 4, 50), ("decode", 32, 50), ("chunk", 32, 102)]
     assert all(one.right for one in found)

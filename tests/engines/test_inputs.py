@@ -37,6 +37,7 @@ def test_a_mixed_step_is_packed_as_the_plan_says() -> None:
     t = inputs.tensors
     assert (sizes.num_tokens, sizes.num_seqs, sizes.num_decodes, sizes.num_samples, sizes.longest) == (10, 4, 2, 3, 17)
     assert sizes.num_continued == 1, "the chunk of 5; the prompt of 3 begins here, and a decode is no context"
+    assert sizes.longest_decode == 17
     assert t["context_tokens"][:10].tolist() == [-1, -1, 11, 12, 13, 14, 15, 21, 22, 23]
     assert t["seq_slots"][:4].tolist() == [2, 0, 3, 1]
     assert t["query_start"][:5].tolist() == [0, 1, 2, 7, 10]
@@ -55,6 +56,7 @@ def test_padding_rows_decode_at_the_padding_slot() -> None:
     sizes = inputs.upload(batch, DRAWS, padded_seqs=4)
     t = inputs.tensors
     assert (sizes.num_tokens, sizes.num_seqs, sizes.num_decodes, sizes.num_samples, sizes.num_continued) == (4, 4, 4, 4, 0)
+    assert sizes.longest_decode == 7
     assert t["seq_slots"][:4].tolist() == [3, 4, 4, 4]
     assert t["kv_lens"][:4].tolist() == [7, 1, 1, 1]
     assert t["query_start"][:5].tolist() == [0, 1, 2, 3, 4]

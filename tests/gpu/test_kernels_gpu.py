@@ -15,7 +15,7 @@ from trtllm_kernels.compile.aot import compile_all
 from trtllm_kernels.dialect.expr import evaluate
 from trtllm_kernels.dialect.model_shape import ModelShape
 from trtllm_kernels.dialect.specs import DTYPES, dtype_name
-from trtllm_kernels.dialect.types import NO_TOKEN, Arg, KernelSpec, Launch, Lowered, TensorSpec
+from trtllm_kernels.dialect.types import NO_TOKEN, Arg, KernelSpec, Launch, Lowered, TensorSpec, rounded_keys
 from trtllm_kernels.errors import KernelError
 from trtllm_kernels.launch.driver import BoundProgram
 from trtllm_kernels.launch.torch_ops import as_list, execute
@@ -198,12 +198,12 @@ def test_decode_attention_rotates_and_writes_as_the_op_before_would(model: str, 
     the persistent kernel of 150, of which its warps take several."""
     if torch.cuda.get_device_capability()[0] != 9:
         pytest.skip("decode attention rotates on sm_90")
-    persistent = {"decode_cuda_to": 0, "decode_many_to": 512}
+    persistent = {"decode_cuda_to": 0, "decode_many_to": 512, "decode_short": 8192}
     few = ((5000, 1), _lengths(12, 1, 900), _lengths(60, 1, 500))
     for lengths, tactic in (*((one, {}) for one in few), ((5000, 32, 33, 1), persistent), (_lengths(150, 1, 130), persistent)):
         case = rotated_sample(MODELS[model], lengths, precision, tactic)
         device = on_gpu(case.named)
-        symbols = {**dict.fromkeys("TRDS", len(lengths)), "C": 0}
+        symbols = {**dict.fromkeys("TRDS", len(lengths)), "C": 0, "L": rounded_keys(max(lengths))}
         running = tuple(one for one in case.attention.launches if min(evaluate(dim, symbols) for dim in one.grid) > 0)
         cubins = compile_all([spec for spec in case.attention.kernels if spec.key in {one.kernel for one in running}], arch())
         results = [poison(torch.empty_like(case.expected, device="cuda")) for _ in range(50)]
@@ -441,6 +441,7 @@ def compare_attention(
     decodes = next((i for i, q in enumerate(batch.query_lens) if q != 1), len(batch.query_lens))
     continued = sum(kv > query for query, kv in zip(batch.query_lens[decodes:], batch.kv_lens[decodes:], strict=True))
     symbols = {"T": batch.tokens, "R": len(batch.kv_lens), "D": decodes, "S": len(batch.kv_lens), "C": continued}
+    symbols["L"] = rounded_keys(max(batch.kv_lens[:decodes], default=0))
     rows, qkv = len(expected), device["qkv"]
     device["qkv"] = torch.cat((qkv, poison(torch.empty(spare, qkv.shape[1], dtype=qkv.dtype, device="cuda"))))
     want = expected.cuda()

@@ -25,7 +25,7 @@ from trtllm_kernels.compile.catalogue import MODELS, ops_of
 from trtllm_kernels.dialect.expr import evaluate
 from trtllm_kernels.dialect.model_shape import ModelShape
 from trtllm_kernels.dialect.ops import OP_SPECS
-from trtllm_kernels.dialect.types import Launch, Lowered, TensorSpec
+from trtllm_kernels.dialect.types import Launch, Lowered, TensorSpec, rounded_keys
 from trtllm_kernels.launch.driver import BoundProgram
 from trtllm_kernels.lowering import describe, rotate_in_attention
 from trtllm_kernels.lowering.registry import LOWERINGS
@@ -33,9 +33,9 @@ from trtllm_kernels.lowering.registry import LOWERINGS
 PAGE, MOST_BYTES, MOST_LAYERS = 32, 8 << 30, 16
 
 
-def layers_of(model: str, precision: str, tactic: dict[str, int], width: int, arch: str) -> list[Lowered]:
+def layers_of(model: ModelShape, precision: str, tactic: dict[str, int], width: int, arch: str) -> list[Lowered]:
     """rope_kv_write and paged_attention of each layer. `width`: of the page table."""
-    shapes = {one.op: one for one in [*ops_of(MODELS[model], precision)][::-1]}
+    shapes = {one.op: one for one in [*ops_of(model, precision)][::-1]}
     lowered = []
     for layer in range(MOST_LAYERS):
         calls = []
@@ -131,6 +131,7 @@ def sustained(gpu: object, run: Callable[[], float], seconds: float) -> tuple[fl
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="llama-3.1-8b", choices=MODELS)
+    parser.add_argument("--heads", default="", help="query and KV heads in the model's place, such as 64/8")
     parser.add_argument("--precision", default="fp8", choices=("fp8", "bf16"))
     parser.add_argument("--sequences", default="64,128,256,512,2048")
     parser.add_argument("--keys", default="200-300")
@@ -138,22 +139,25 @@ def main() -> None:
     parser.add_argument("--variant", action="append", default=[])
     asked = parser.parse_args()
     sizes, (least, most) = [int(text) for text in asked.sequences.split(",")], (int(text) for text in asked.keys.split("-"))
-    width, arch = -(-most // PAGE), detect_target().arch
+    width, arch, model = -(-most // PAGE), detect_target().arch, MODELS[asked.model]
+    if asked.heads:
+        heads, kv_heads = (int(text) for text in asked.heads.split("/"))
+        model = replace(model, hidden=heads * model.head_dim, heads=heads, kv_heads=kv_heads)
     pynvml.nvmlInit()
     gpu = pynvml.nvmlDeviceGetHandleByIndex(int(os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]))
     variants = {}
     for text in asked.variant or [""]:
         tactic = {name: int(value) for name, value in (pair.split("=") for pair in text.split(",") if pair)}
-        variants[text or "defaults"] = layers_of(asked.model, asked.precision, tactic, width, arch)
+        variants[text or "defaults"] = layers_of(model, asked.precision, tactic, width, arch)
 
     def runs(launch: Launch, n: int) -> bool:
-        return min(evaluate(dim, {**dict.fromkeys("TRDS", n), "C": 0}) for dim in launch.grid) > 0
+        return min(evaluate(dim, {**dict.fromkeys("TRDS", n), "C": 0, "L": rounded_keys(most)}) for dim in launch.grid) > 0
 
     needed = {launch.kernel for own in variants.values() for one in own for launch in one.launches if any(runs(launch, n) for n in sizes)}
     cubins = compile_all(
         {spec.key: spec for own in variants.values() for one in own for spec in one.kernels if spec.key in needed}.values(), arch
     )
-    model, of_key = MODELS[asked.model], 1 if asked.precision == "fp8" else 2
+    of_key = 1 if asked.precision == "fp8" else 2
     of_page = 2 * model.kv_heads * PAGE * model.head_dim * of_key
     pages = max(MOST_BYTES // of_page, max(sizes) * (least + most + 2 * PAGE) // (2 * PAGE))
     cache = cache_of(model, asked.precision, pages)
@@ -165,15 +169,20 @@ def main() -> None:
             own = [replace(one, launches=tuple(launch for launch in one.launches if runs(launch, n))) for one in lowered[: 2 * layers]]
             # attention that rotates reads the projection itself
             result = {} if own[0].launches else {"rotated": tensors["qkv"]}
-            program = BoundProgram(own, {**tensors, **result}.__getitem__, cubins)
-            program.set_symbols(**dict.fromkeys("TRDS", n), C=0)
+            memory, symbols = {**tensors, **result}, {**dict.fromkeys("TRDS", n), "C": 0, "L": rounded_keys(most)}
+            for one in own:
+                for workspace, spec in one.workspaces.items():
+                    shape = [max(1, evaluate(dim, symbols)) for dim in spec.shape]
+                    memory[workspace] = torch.empty(shape, device="cuda")
+            program = BoundProgram(own, memory.__getitem__, cubins)
+            program.set_symbols(**symbols)
             program.run()
             torch.cuda.synchronize()
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
                 program.run()
             replayed(graph, 1)
-            us = min(replayed(graph, max(1, 30 // layers)) for _ in range(3))
+            us = min(replayed(graph, max(1, 160 // layers)) for _ in range(4))
             warm_us, watts = sustained(gpu, partial(replayed, graph, max(1, int(4000 / us))), asked.seconds)
             cold_us, warm_us = us / layers, warm_us / layers
             cold = f"{cold_us:8.2f} us {read / cold_us / 1e6:6.3f} TB/s"

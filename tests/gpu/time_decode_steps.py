@@ -58,12 +58,12 @@ def step_of(runner: CudaRunner, profile: Profile, batch: int, keys: int, vocab: 
     loop = EngineLoop(runner, config, vocab_size=vocab, overlap=False)
     for i in range(batch):
         loop.add_request(np.random.default_rng(i).integers(0, vocab, keys + i % 9), SamplingParams(max_tokens=100, ignore_eos=True))
-    while batch not in runner._graphs:
+    while not (graphs := [graph for (sequences, _), graph in runner._graphs.items() if sequences == batch]):
         loop.step()
     logits = runner._values["logits"][:batch].float().clone()
     inputs = runner.state.inputs
     inputs.tensors["sample_slots"].fill_(inputs.padding_slot)
-    return runner._graphs[batch], logits
+    return graphs[0], logits
 
 
 def main() -> None:
@@ -72,13 +72,17 @@ def main() -> None:
     parser.add_argument("--precision", default="fp8")
     parser.add_argument("--keys", type=int, default=240)
     parser.add_argument("--batch-size", default="1,8,16,32,64")
+    parser.add_argument("--layers", type=int, default=0, help="of the model, where not all")
+    parser.add_argument("--max-seq-len", type=int, default=0, help="that engines have room for, where more than the sequences have")
     parser.add_argument("--variant", action="append", default=[])
     asked = parser.parse_args()
     batches = [int(text) for text in asked.batch_size.split(",")]
     arch, source, config = detect_target().arch, DummyWeights(0), resolve_model(asked.model).config
+    config = replace(config, num_layers=asked.layers or config.num_layers)
     most = max(PROFILE.max_batch_size, *batches)
-    profile = replace(PROFILE, max_batch_size=most, max_seq_len=(asked.keys + 144) // 32 * 32)
-    pages = most * (profile.max_seq_len // 32) + 1
+    longest = (asked.keys + 144) // 32 * 32
+    profile = replace(PROFILE, max_batch_size=most, max_seq_len=max(longest, asked.max_seq_len))
+    pages = most * (longest // 32) + 1
     pynvml.nvmlInit()
     gpu = pynvml.nvmlDeviceGetHandleByIndex(int(os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]))
     recorded, cubins, tensors = tactics.recorded, {}, {}

@@ -12,7 +12,7 @@ import torch
 
 from trtllm_kernels.compile import nvrtc
 from trtllm_kernels.dialect.expr import evaluate
-from trtllm_kernels.dialect.types import KernelSpec, Launch, Lowered
+from trtllm_kernels.dialect.types import LEAST_KEYS, KernelSpec, Launch, Lowered
 
 HERE = Path(__file__).parent / "emulation"
 
@@ -34,7 +34,7 @@ def library(kernel: str, macros: tuple[str, ...]) -> ctypes.CDLL:
 
 def running(lowered: Lowered, tokens: int) -> tuple[Launch, KernelSpec]:
     """The one launch of a step of so many tokens."""
-    symbols = {"T": tokens, "R": tokens, "D": tokens, "S": tokens, "C": 0}
+    symbols = {"T": tokens, "R": tokens, "D": tokens, "S": tokens, "C": 0, "L": LEAST_KEYS}
     (launch,) = [one for one in lowered.launches if min(evaluate(dim, symbols) for dim in one.grid) > 0]
     return launch, next(spec for spec in lowered.kernels if spec.key == launch.kernel)
 
@@ -57,7 +57,7 @@ def emulate_decode(
     launch, spec = running(lowered, decodes)
     many = spec.function == "decode_attention_many"
     macros = ("-DMANY" if many else "-DATTENTION", *(f"-D{name}={int(value)}" for name, value in spec.constexprs.items()))
-    symbols = {"D": decodes, "T": decodes, "R": decodes, "S": decodes, "C": 0}
+    symbols = {"D": decodes, "T": decodes, "R": decodes, "S": decodes, "C": 0, "L": LEAST_KEYS}
     used = [arg for arg in launch.args if arg.kind in ("tma", "tensor")]
     tensors = [out if arg.value == "out0" else named[str(arg.value)] for arg in used]
     tensors = [tensor if arg.index is None else tensor[arg.index] for tensor, arg in zip(tensors, used, strict=True)]

@@ -18,7 +18,7 @@ from trtllm_engines.compiler.plan import ONE_GPU, RING_SLOTS, ParallelLayout, Pl
 from trtllm_engines.models.config import ModelConfig, RopeConfig
 from trtllm_kernels.dialect.expr import evaluate
 from trtllm_kernels.dialect.specs import DTYPES
-from trtllm_kernels.dialect.types import Lowered
+from trtllm_kernels.dialect.types import Lowered, rounded_keys
 from trtllm_kernels.references import OPS
 from trtllm_kernels.references.sampling import EMPTY
 
@@ -76,7 +76,7 @@ def step_inputs(plan: Plan, name: str) -> tuple[dict[str, torch.Tensor], dict[st
         "block_table": torch.randperm(50, generator=torch.Generator().manual_seed(0)).int().view(5, 10),
     }
     continued = sum(kv > query for query, kv in zip(query_lens[decodes:], kv_lens[decodes:], strict=True))
-    return inputs, {"T": tokens, "R": 3, "D": decodes, "S": 3, "C": continued}
+    return inputs, {"T": tokens, "R": 3, "D": decodes, "S": 3, "C": continued, "L": rounded_keys(max(kv_lens[:decodes], default=0))}
 
 
 def sampling_state(last_tokens: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -11,13 +11,13 @@ from trtllm_kernels.dialect.expr import evaluate
 from trtllm_kernels.dialect.model_shape import ModelShape
 from trtllm_kernels.dialect.ops import OP_SPECS
 from trtllm_kernels.dialect.specs import spec_of
-from trtllm_kernels.dialect.types import TensorSpec
+from trtllm_kernels.dialect.types import TensorSpec, rounded_keys
 from trtllm_kernels.launch.torch_ops import as_list
 from trtllm_kernels.lowering import describe, lower, rotate_in_attention
 from trtllm_kernels.references import OPS
 
 GQA = ModelShape(heads=6, kv_heads=2, head_dim=128, rotary_dim=128, page_size=32)
-MANY = {"decode_cuda_to": 0, "decode_many_to": 2048}
+MANY = {"decode_cuda_to": 0, "decode_many_to": 2048, "decode_short": 4096}
 CASES = {
     # a cluster of eight blocks, most of them with no page; pages go around
     "fp8": (GQA, (1, 33, 600), "fp8", {"decode_one_warps": 1, "decode_few_warps": 1}),
@@ -46,6 +46,12 @@ CASES = {
         (31, 140),
         "fp8",
         {"decode_one_splits": 2, "decode_one_warps": 2},
+    ),
+    "fp8, eight heads, 64 warps": (
+        ModelShape(heads=8, kv_heads=1, head_dim=128, rotary_dim=128, page_size=32),
+        (2100, 5),
+        "fp8",
+        {"decode_one_splits": 8, "decode_one_warps": 8, "decode_one_stages": 2},
     ),
     # two blocks, so that warps take several items, whose pages follow each other in a ring; pages by more look-ups than one
     "many fp8": (GQA, (1, 33, 600, 32, 1100, 5), "fp8", MANY | {"decode_many_warps": 2, "decode_many_stages": 3}),
@@ -127,13 +133,24 @@ def test_rotated_queries_and_cached_rows_are_those_of_the_op_before(name: str, m
 
 
 @pytest.mark.parametrize(
-    ("precision", "pages", "more"),
-    [("bf16", 12, "decode_attention_many"), ("bf16", 128, None), ("fp8", 12, "decode_attention_many"), ("fp8", 128, "decode_attention")],
+    ("precision", "pages", "keys", "more"),
+    [
+        ("bf16", 12, 384, "decode_attention_many"),
+        ("bf16", 128, 1024, "decode_attention_many"),
+        ("bf16", 128, 1025, None),
+        ("bf16", 512, 4096, None),
+        ("bf16", 512, 4097, None),
+        ("fp8", 12, 384, "decode_attention_many"),
+        ("fp8", 128, 1024, "decode_attention_many"),
+        ("fp8", 128, 1025, "decode_attention"),
+        ("fp8", 512, 4096, "decode_attention"),
+        ("fp8", 512, 4097, "decode_attention"),
+    ],
 )
-def test_a_step_decodes_by_one_kernel_and_rotates_each_token_once(precision: str, pages: int, more: str | None) -> None:
-    """Few sequences by the kernel in CUDA C++ that divides them. More by one in CUDA C++ too, the persistent one where the longest sequence
-    is short, the other one for longer ones in codes. These rotate. The rest, and those beside many prompts, decode by Triton's kernel after
-    `rope_kv_write`."""
+def test_a_step_decodes_by_one_kernel_and_rotates_each_token_once(precision: str, pages: int, keys: int, more: str | None) -> None:
+    """Few sequences by the kernel in CUDA C++ that divides them. More by one in CUDA C++ too, the persistent one where the step's longest
+    sequence (`keys`) is short, the other one for longer ones in codes. These rotate. The rest, and those beside many prompts, decode by
+    Triton's kernel after `rope_kv_write`."""
     calls, table = {}, TensorSpec((257, pages), "int32")
     for one in [*ops_of(MODELS["llama-3.1-8b"], precision)][::-1]:
         names = [*OP_SPECS[one.op].tensors][: len(one.inputs)]
@@ -156,6 +173,7 @@ def test_a_step_decodes_by_one_kernel_and_rotates_each_token_once(precision: str
     for decodes in (0, 1, 2, 3, 8, 9, 33, 34, 66, 67, 132, 133, 2048):
         for prompts in (0, 1, 20):
             symbols = {"T": decodes + 40 * prompts, "R": decodes + prompts, "D": decodes, "S": decodes + prompts, "C": 0}
+            symbols["L"] = rounded_keys(keys) if decodes else 0
             (rotated,) = (max(0, evaluate(launch.grid[0], symbols)) for launch in both[0].launches)
             (first,) = (evaluate(arg.value, symbols) for launch in both[0].launches for arg in launch.args if arg.kind == "i32")
             running = [one for one in both[1].launches if min(evaluate(dim, symbols) for dim in one.grid) > 0]

@@ -112,6 +112,18 @@ def test_launch_passes_its_arguments_in_order_and_follows_the_symbols(fake: Reco
     assert len(fake.launches) == 2, "an empty grid must be skipped"
 
 
+def test_steps_whose_sizes_are_equal_launch_the_same(fake: RecordingDriver) -> None:
+    """What decides whether two steps share a CUDA graph; asking changes nothing of the step that is set."""
+    short = "max(0, min(1, 1025 - L))"
+    launches = (Launch("k", ("D", 1, 1), (Arg("i32", "T"),)), Launch("k", (f"D * {short}", 1, 1)), Launch("k", (f"D - D * {short}", 1, 1)))
+    program = BoundProgram([Lowered(launches)], {}.__getitem__, {"k": cubin()})
+    program.set_symbols(T=3, R=3, D=3, S=3, C=0, L=1024)
+    same, other = program.sizes(T=3, R=3, D=3, S=3, C=0, L=512), program.sizes(T=3, R=3, D=3, S=3, C=0, L=2048)
+    program.run()
+    assert len(fake.launches) == 2
+    assert same == program.sizes(T=3, R=9, D=3, S=3, C=0, L=1024) != other
+
+
 def test_only_in_steps_of_few_tokens_all_of_an_sms_memory_is_to_be_shared(fake: RecordingDriver) -> None:
     """A cubin that overlaps is loaded twice, another once."""
     launches = (Launch("k", ("T", 1, 1)), Launch("k", ("D", 1, 1)), Launch("small"), Launch("deaf"))

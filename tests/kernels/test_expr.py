@@ -47,7 +47,7 @@ def test_anything_else_is_refused_by_one_sentence(text: str) -> None:
 @given(st.text(max_size=30))
 def test_arbitrary_text_never_raises_anything_but_kernel_error(text: str) -> None:
     with contextlib.suppress(KernelError):
-        assert isinstance(expr.compile_all([text])(1, 1, 1, 1, 1)[0], int)
+        assert isinstance(expr.compile_all([text])(*[1] * len(SYMBOLS))[0], int)
 
 
 def test_missing_symbol_and_division_by_zero_are_named() -> None:

@@ -12,7 +12,7 @@ from trtllm_kernels.compile.catalogue import MODELS, ops_of
 from trtllm_kernels.dialect.expr import evaluate
 from trtllm_kernels.dialect.model_shape import ModelShape
 from trtllm_kernels.dialect.ops import OP_SPECS
-from trtllm_kernels.dialect.types import Lowered, TensorSpec
+from trtllm_kernels.dialect.types import Lowered, TensorSpec, rounded_keys
 from trtllm_kernels.errors import KernelError
 from trtllm_kernels.lowering import LOWERINGS, lower, search_space
 
@@ -61,7 +61,7 @@ def test_launches_are_json_and_match_their_kernels(model: str, precision: str) -
 )
 def test_decode_runs_once_and_its_scratch_is_large_enough(decodes: int, kv_heads: int, group: int, max_seq_len: int) -> None:
     lowered = attention(ModelShape(heads=kv_heads * group, kv_heads=kv_heads), max_seq_len)
-    symbols = {"T": decodes, "R": decodes, "D": decodes, "S": decodes, "C": 0}
+    symbols = {"T": decodes, "R": decodes, "D": decodes, "S": decodes, "C": 0, "L": rounded_keys(max_seq_len) if decodes else 0}
     grids = [tuple(evaluate(dim, symbols) for dim in launch.grid) for launch in lowered.launches]
     running = [i for i, grid in enumerate(grids[:-1]) if min(grid) > 0]
     assert min(grids[-1]) <= 0
@@ -100,7 +100,7 @@ def test_context_kernels_run_only_where_a_step_has_work_for_them(decodes: int, c
     """`chunks` are (tokens, tokens before them): prompts begun in this step are one kernel's, continued ones the other's."""
     tokens, sequences = decodes + sum(query for query, _ in chunks), decodes + len(chunks)
     begun, continued = sum(past == 0 for _, past in chunks), sum(past > 0 for _, past in chunks)
-    symbols = {"T": tokens, "R": sequences, "D": decodes, "S": sequences, "C": continued}
+    symbols = {"T": tokens, "R": sequences, "D": decodes, "S": sequences, "C": continued, "L": 0}
 
     def running(lowered: Lowered) -> set[str]:
         names = {launch.kernel.rpartition("-")[0] for launch in lowered.launches if min(evaluate(d, symbols) for d in launch.grid) > 0}
@@ -154,19 +154,19 @@ def test_prompts_in_cuda_have_a_block_for_each_tile_and_one_an_sm_at_most(decode
     lowered = attention(ModelShape(heads=4, kv_heads=2, head_dim=128), concurrent_tokens=0)
     (launch,) = (launch for launch in lowered.launches if launch.kernel.startswith("uncached_prefill_attention"))
     tokens, sequences = decodes + sum(prompts), decodes + len(prompts)
-    symbols = {"T": tokens, "R": sequences, "D": decodes, "S": sequences, "C": 0}
+    symbols = {"T": tokens, "R": sequences, "D": decodes, "S": sequences, "C": 0, "L": 0}
     blocks, *rest = (evaluate(dim, symbols) for dim in launch.grid)
     assert rest == [1, 1]
     assert min(132, sum(-(-n // 128) for n in prompts) * 4) <= blocks <= 132
 
 
-@given(st.integers(0, 600), st.lists(st.tuples(st.integers(1, 3000), st.booleans()), max_size=4))
-def test_decoding_runs_beside_prompts_where_it_takes_longer(decodes: int, prompts: list[tuple[int, bool]]) -> None:
+@given(st.integers(0, 600), st.lists(st.tuples(st.integers(1, 3000), st.booleans()), max_size=4), st.integers(1, 4096))
+def test_decoding_runs_beside_prompts_where_it_takes_longer(decodes: int, prompts: list[tuple[int, bool]], longest: int) -> None:
     """Each part of a step runs once: the pair in the pair's place and nowhere else. `prompts` are (tokens, whether continued)."""
     lowered = attention(ModelShape(heads=32, kv_heads=8, head_dim=128), 4096)
     tokens, sequences = decodes + sum(n for n, _ in prompts), decodes + len(prompts)
     continued = sum(past for _, past in prompts)
-    symbols = {"T": tokens, "R": sequences, "D": decodes, "S": sequences, "C": continued}
+    symbols = {"T": tokens, "R": sequences, "D": decodes, "S": sequences, "C": continued, "L": rounded_keys(longest)}
     running = [launch for launch in lowered.launches if min(evaluate(dim, symbols) for dim in launch.grid) > 0]
     names = [launch.kernel.rpartition("-")[0] for launch in running]
     assert names.count("uncached_prefill_attention") == (len(prompts) > continued)

@@ -53,8 +53,8 @@ DECODE_FLOP_PER_BYTE = 64
 WAITED_ROWS = 64
 """Rows of a reduction up to which ranks wait the longer for each other the more there are."""
 CODES, SMALL_PAGE_BYTES, PERSISTENT_TOKENS = ("fp8", "int8"), 8 * 1024, 1024
-"""Decode attention of many sequences is in CUDA C++ where the cache is in one of these and a KV head's page has so many bytes, or where no
-sequence is longer (`lowering/decode_cuda.py`)."""
+"""Decode attention of many sequences is in CUDA C++ where the cache is in one of these and a KV head's page has so many bytes, or in steps
+without a longer sequence (`lowering/decode_cuda.py`)."""
 PACKED_ARCH = "sm_90"
 """The architecture that our own kernels are for, among them those that multiply packed weights."""
 TILE_TOKENS = 256
@@ -267,7 +267,7 @@ class StepModel:
         config, plan = self.counter.plan.config, self.counter.plan
         few = shape.num_decodes * plan.kv_heads < UNSPLIT_PROGRAMS * self.constants.concurrent["sms"]
         page_bytes = bytes_of(2 * plan.profile.page_size * config.head_dim, plan.kv_dtype)
-        many = plan.profile.max_seq_len <= PERSISTENT_TOKENS or (plan.kv_dtype in CODES and page_bytes <= SMALL_PAGE_BYTES)
+        many = shape.longest_decode <= PERSISTENT_TOKENS or (plan.kv_dtype in CODES and page_bytes <= SMALL_PAGE_BYTES)
         rotary = config.rope.rotary_dim
         in_lane = rotary % 64 == 0 if config.rope.interleaved else rotary == config.head_dim == 128
         return self._today and in_lane and page_bytes <= 2 * SMALL_PAGE_BYTES and (few or many) and shape.phase == "decode"

@@ -23,7 +23,7 @@ from trtllm_engines.quantization import gemm_dtype
 from trtllm_kernels.dialect.dtypes import bytes_of
 from trtllm_kernels.dialect.op_spec import Kind
 from trtllm_kernels.dialect.ops import OP_SPECS, Trait
-from trtllm_kernels.dialect.types import TensorSpec
+from trtllm_kernels.dialect.types import TensorSpec, rounded_keys
 from trtllm_kernels.dialect.work import OpInStep
 
 if TYPE_CHECKING:
@@ -111,11 +111,17 @@ class StepShape:
 
     @cached_property
     def symbols(self) -> dict[str, int]:
-        return {"T": self.tokens, "R": self.sequences, "D": self.num_decodes, "S": self.samples, "C": self.continued.sequences}
+        sizes = {"T": self.tokens, "R": self.sequences, "D": self.num_decodes, "S": self.samples}
+        return {**sizes, "C": self.continued.sequences, "L": rounded_keys(self.longest_decode)}
+
+    @property
+    def longest_decode(self) -> int:
+        """Keys of the longest decode sequence."""
+        return int(self.kv_lens[: self.num_decodes].max(initial=0))
 
     def padded(self, sequences: int) -> dict[str, int]:
         """The symbols of a decode step whose CUDA graph was captured for so many sequences."""
-        return {**dict.fromkeys("TRDS", sequences), "C": 0}
+        return {**self.symbols, **dict.fromkeys("TRDS", sequences)}
 
 
 @dataclass(frozen=True)

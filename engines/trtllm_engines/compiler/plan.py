@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
 FORMAT_VERSION = 5
-KERNEL_ABI = 6
+KERNEL_ABI = 7
 """Raised when the meaning of a launch's arguments, its symbols, or of the step inputs below, changes."""
 
 RING_SLOTS = 4

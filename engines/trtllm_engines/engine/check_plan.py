@@ -105,7 +105,7 @@ def _largest(expression: str, plan: Plan, label: str, refuse: Callable[[str], En
     try:
         if len(expression) > 300:
             raise KernelError("it is too long")
-        return evaluate(expression, dict(zip(SYMBOLS, (tokens, batch, batch, batch, batch), strict=True)))
+        return evaluate(expression, {**dict.fromkeys(SYMBOLS, batch), "T": tokens, "L": plan.profile.max_seq_len})
     except KernelError as error:
         raise refuse(f"{label[:100]} has a size {shown(expression)} that cannot be read ({str(error)[:200]})") from None
 

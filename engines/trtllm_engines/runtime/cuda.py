@@ -3,17 +3,18 @@
 All memory is fixed when the engine is loaded: weights, the plan's arena, step inputs, and a KV cache of what is left. A step is one copy of
 integers, the launches, and an event behind which the host finds the tokens; nothing waits for the device but `result()`.
 
-Steps that only decode are CUDA graphs, one a bucket (`buckets.py`), padded with sequences that own page 0: a small step would wait for
-Python's few microseconds a launch, and in a larger one kernels follow each other more closely. Steps with prompts, and larger ones, are
-launched one by one: their kernels take longer than launching them, and padding would cost real work. A graph is captured the first time it
-is needed or ahead (`capture`), after one run on padding alone, which loads what is loaded lazily and touches no sequence. The plan's last
-op samples, greedy or at a temperature, and leaves the tokens in the host's memory; sampling that takes more follows.
+Steps that only decode are CUDA graphs, one for each of a few numbers of sequences and, where that changes launches, lengths (`buckets.py`),
+padded with sequences that own page 0: a small step would wait for Python's few microseconds a launch, and in a larger one kernels follow
+each other more closely. Steps with prompts, and larger ones, are launched one by one: their kernels take longer than launching them, and
+padding would cost real work. A graph is captured the first time it is needed or ahead (`capture`), after one run on padding alone, which
+loads what is loaded lazily and touches no sequence. The plan's last op samples, greedy or at a temperature, and leaves the tokens in the
+host's memory; sampling that takes more follows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ import torch
 from trtllm_engines.compiler.plan import LOGITS, Plan
 from trtllm_engines.errors import EngineError
 from trtllm_engines.runtime.batch import StepBatch, StepOutput
-from trtllm_engines.runtime.buckets import LARGEST_GRAPH, graph_buckets
+from trtllm_engines.runtime.buckets import LARGEST_GRAPH, GraphKey, decode_symbols, graph_buckets, shared_graphs
 from trtllm_engines.runtime.device_state import SamplingPlan
 from trtllm_engines.runtime.group import RankGroup, StageLink
 from trtllm_engines.runtime.inputs import StepSizes
@@ -31,7 +32,7 @@ from trtllm_engines.runtime.rank import CacheSize, RankMemory
 from trtllm_engines.runtime.sampler import collect_logprobs
 from trtllm_kernels.compile.cubin import Cubin
 from trtllm_kernels.dialect.expr import evaluate
-from trtllm_kernels.dialect.types import NO_TOKEN
+from trtllm_kernels.dialect.types import NO_TOKEN, rounded_keys
 from trtllm_kernels.launch.driver import BoundProgram
 
 Progress = Callable[[int, int], None]
@@ -102,7 +103,8 @@ class CudaRunner:
         self._program = BoundProgram(lowered, addressed.__getitem__, cubins, pdl=pdl)
         self._sizes = StepSizes(0, 0, 0, 0, 1, 0, 0)
         self.buckets = graph_buckets(min(plan.profile.max_batch_size, max_graph_batch)) if cuda_graphs else ()
-        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        self._graph_of = shared_graphs(self.buckets, plan.profile.max_seq_len, lambda key: self._program.sizes(**decode_symbols(key)))
+        self._graphs: dict[GraphKey, torch.cuda.CUDAGraph] = {}
         self._pool = torch.cuda.graph_pool_handle()
         self.observe(NOBODY)
 
@@ -128,7 +130,7 @@ class CudaRunner:
             sizes = self.state.upload(batch)
             self._forward(sizes)
         else:
-            graph = self._captured(bucket)
+            graph = self._captured(self._graph_of[bucket, rounded_keys(int(batch.kv_lens.max()))])
             sizes = self.state.upload(batch, bucket)
             self._observer.replays_graph(bucket)
             graph.replay()
@@ -140,11 +142,12 @@ class CudaRunner:
         return self.memory.logits(self.outputs[LOGITS])
 
     def capture(self, progress: Progress | None = None) -> None:
-        """Captures every bucket ahead."""
-        for done, bucket in enumerate(reversed(self.buckets), 1):
-            self._captured(bucket)
+        """Captures every graph ahead, largest first."""
+        keys = sorted(set(self._graph_of.values()), reverse=True)
+        for done, key in enumerate(keys, 1):
+            self._captured(key)
             if progress is not None:
-                progress(done, len(self.buckets))
+                progress(done, len(keys))
 
     def _bucket(self, batch: StepBatch) -> int | None:
         seqs = batch.num_seqs
@@ -153,15 +156,16 @@ class CudaRunner:
         return next(bucket for bucket in self.buckets if bucket >= seqs)
 
     @torch.inference_mode()
-    def _captured(self, bucket: int) -> torch.cuda.CUDAGraph:
-        if bucket not in self._graphs:
-            sizes = self.state.upload(_NOTHING, bucket)
+    def _captured(self, key: GraphKey) -> torch.cuda.CUDAGraph:
+        if key not in self._graphs:
+            sequences, keys = key
+            sizes = replace(self.state.upload(_NOTHING, sequences), longest_decode=keys)
             self._forward(sizes)
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 self._forward(sizes)
-            self._graphs[bucket] = graph
-        return self._graphs[bucket]
+            self._graphs[key] = graph
+        return self._graphs[key]
 
     def _forward(self, sizes: StepSizes) -> None:
         self._program.set_symbols(**sizes.symbols)

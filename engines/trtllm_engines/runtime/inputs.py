@@ -18,7 +18,7 @@ import torch
 
 from trtllm_engines.compiler.plan import RING_SLOTS, Profile
 from trtllm_engines.runtime.batch import IntArray, StepBatch
-from trtllm_kernels.dialect.types import SAMPLING_WORDS
+from trtllm_kernels.dialect.types import SAMPLING_WORDS, rounded_keys
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,13 @@ class StepSizes:
     num_updates: int
     num_continued: int
     """Context sequences with tokens in the cache from earlier steps."""
+    longest_decode: int = 0
+    """Keys of the longest decode sequence."""
 
     @property
     def symbols(self) -> dict[str, int]:
         sizes = {"T": self.num_tokens, "R": self.num_seqs, "D": self.num_decodes, "S": self.num_samples}
-        return {**sizes, "C": self.num_continued}
+        return {**sizes, "C": self.num_continued, "L": rounded_keys(self.longest_decode)}
 
 
 class StepInputs:
@@ -125,9 +127,9 @@ class StepInputs:
             slot, index, page = batch.page_updates.T
             host["update_index"][:updates] = slot.astype(np.int64) * self._profile.max_pages_per_seq + index
             host["update_pages"][:updates] = page
-        longest = int(batch.kv_lens.max(initial=1))
+        longest, longest_decode = int(batch.kv_lens.max(initial=1)), int(batch.kv_lens[:decodes].max(initial=min(1, pad)))
         continued = int(np.count_nonzero(batch.kv_lens[decodes:] > batch.query_lens[decodes:]))
-        return StepSizes(tokens + pad, seqs + pad, decodes + pad, samples + pad, longest, updates, continued)
+        return StepSizes(tokens + pad, seqs + pad, decodes + pad, samples + pad, longest, updates, continued, longest_decode)
 
 
 def _shaped(name: str, flat: Any) -> Any:

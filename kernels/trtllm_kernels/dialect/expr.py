@@ -1,4 +1,4 @@
-"""The expression language of launches: integers, the symbols T R D S C, `+ - * //`, unary minus, parentheses, `ceil_div`, `min`, `max`.
+"""The expression language of launches: integers, the symbols T R D S C L, `+ - * //`, unary minus, parentheses, `ceil_div`, `min`, `max`.
 
 An expression is parsed by Python's own parser, checked against a whitelist of nodes, and only then compiled: a plan is data read from a
 file, so nothing in it may execute. All expressions of an engine become one function that is called once per step (`compile_all`). That is
@@ -14,8 +14,8 @@ from functools import lru_cache
 from trtllm_kernels.dialect.types import SYMBOLS, Dim
 from trtllm_kernels.errors import KernelError
 
-StepFunction = Callable[[int, int, int, int, int], tuple[int, ...]]
-"""(T, R, D, S, C) -> value of each expression."""
+StepFunction = Callable[[int, int, int, int, int, int], tuple[int, ...]]
+"""(T, R, D, S, C, L) -> value of each expression."""
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -70,11 +70,11 @@ def compile_all(exprs: Sequence[Dim]) -> StepFunction:
     tree = ast.fix_missing_locations(ast.Expression(body=ast.Lambda(args=arguments, body=body)))
     function: StepFunction = eval(compile(tree, "<launch expressions>", "eval"), {"__builtins__": {}, **_FUNCTIONS})
 
-    def checked(T: int, R: int, D: int, S: int, C: int) -> tuple[int, ...]:
+    def checked(T: int, R: int, D: int, S: int, C: int, L: int) -> tuple[int, ...]:
         try:
-            return function(T, R, D, S, C)
+            return function(T, R, D, S, C, L)
         except ZeroDivisionError as error:
-            raise KernelError(f"division by zero in one of {[str(e) for e in exprs]} at T={T} R={R} D={D} S={S} C={C}") from error
+            raise KernelError(f"division by zero in one of {[str(e) for e in exprs]} at T={T} R={R} D={D} S={S} C={C} L={L}") from error
 
     return checked
 

@@ -7,6 +7,7 @@ Triton nor the heuristics that chose them. Sizes known only at run time are *sym
     D  decode sequences (rows [0, D), one token each; context chunks follow)
     S  rows whose logits are needed
     C  continued context sequences: part of their prompt is in the cache from earlier steps
+    L  keys of the longest decode sequence, rounded up (`rounded_keys`); 0 in a step without
 
 Grid sizes and integer arguments may be expressions over symbols (`ceil_div(T - D, 64) + R - D`), evaluated once per step by
 `trtllm_kernels.dialect.expr`. Rejected: Python callables in the plan (not serialisable), and padding every step to the profile (wasteful).
@@ -21,7 +22,9 @@ from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, Literal
 
-SYMBOLS = ("T", "R", "D", "S", "C")
+SYMBOLS = ("T", "R", "D", "S", "C", "L")
+LEAST_KEYS = 1024
+"""Least value of `L` in a step with decode sequences."""
 SAMPLING_WORDS = 4
 """Words that say how a row's token is sampled: the bits of its temperature (0: greedy), the low and the high half of its seed, and the
 number of tokens before it."""
@@ -33,6 +36,14 @@ SKINNY_TOKENS = 128
 """Largest number of tokens in a step whose GEMMs run in our own kernels on Hopper; larger steps use the library."""
 Dim = int | str
 Attr = int | float | bool | str | list[int] | list[float] | None
+
+
+def rounded_keys(longest: int) -> int:
+    """`L` of a step whose longest decode sequence has `longest` keys: a power of two, `LEAST_KEYS` at least; 0 where none decodes.
+
+    Rounded, so that sequences that grow by a token change no launch, and that a few CUDA graphs serve all lengths.
+    """
+    return max(LEAST_KEYS, 1 << (longest - 1).bit_length()) if longest else 0
 
 
 @dataclass(frozen=True)

@@ -107,10 +107,13 @@ class _Symbolic:
             self._parameters[key] = ctypes.c_int32() if kind == "i32" else ctypes.c_int64()
         return self._parameters[key]
 
-    def update(self, *sizes: int) -> None:
+    def evaluate(self, *sizes: int) -> tuple[int, ...]:
         if self._function is None:
             self._function = compile_all(list(self._index))
-        self.values = self._function(*sizes)
+        return self._function(*sizes)
+
+    def update(self, *sizes: int) -> None:
+        self.values = self.evaluate(*sizes)
         for (_, index), parameter in self._parameters.items():
             parameter.value = self.values[index]
 
@@ -239,9 +242,14 @@ class BoundProgram:
         self._active: list[LibraryCall | _Kernel] = []
         self._stream: int | None = None
 
-    def set_symbols(self, *, T: int, R: int, D: int, S: int, C: int) -> None:
-        """Sizes of the next step: tokens, sequences, decode sequences, rows whose logits are needed, continued context sequences."""
-        symbols = (T, R, D, S, C)
+    def sizes(self, *, T: int, R: int, D: int, S: int, C: int, L: int = 0) -> tuple[int, ...]:
+        """What a step with these symbols launches: the sizes of all grids and all integer arguments."""
+        return self._symbolic.evaluate(T, R, D, S, C, L)
+
+    def set_symbols(self, *, T: int, R: int, D: int, S: int, C: int, L: int = 0) -> None:
+        """Sizes of the next step: tokens, sequences, decode sequences, rows whose logits are needed, continued context sequences, and keys
+        of the longest decode sequence."""
+        symbols = (T, R, D, S, C, L)
         if self._symbols == symbols:
             return
         self._symbolic.update(*symbols)

@@ -14,7 +14,7 @@ from trtllm_kernels.dialect.expr import evaluate
 from trtllm_kernels.dialect.group import HEADER_WORDS, PIPE_HEADER_WORDS
 from trtllm_kernels.dialect.registry import LIBRARY, OpDef
 from trtllm_kernels.dialect.specs import DTYPES, spec_of
-from trtllm_kernels.dialect.types import SYMBOLS, Attr, Lowered, TensorSpec
+from trtllm_kernels.dialect.types import SYMBOLS, Attr, Lowered, TensorSpec, rounded_keys
 from trtllm_kernels.errors import KernelError
 from trtllm_kernels.lowering import LOWERINGS, lower
 
@@ -40,8 +40,9 @@ def step_sizes(named: dict[str, Any]) -> dict[str, int]:
     if "query_start" not in named:
         return dict.fromkeys(SYMBOLS, 0)
     decodes = num_decodes(named["query_start"])
+    longest = int(named["kv_lens"][:decodes].max()) if decodes else 0
     continued = (named["kv_lens"] > named["query_start"].diff())[decodes:]
-    return {**dict.fromkeys(SYMBOLS, 0), "D": decodes, "C": int(continued.sum())}
+    return {**dict.fromkeys(SYMBOLS, 0), "D": decodes, "C": int(continued.sum()), "L": rounded_keys(longest)}
 
 
 def lower_call(op: OpDef, named: dict[str, Any], outputs: list[torch.Tensor], arch: str, in_place: bool = False) -> Lowered:

@@ -14,8 +14,8 @@ _TILES = (
 """(blocks per sequence and KV head, warps, pages in flight per warp)."""
 _MOST_BYTES = 192 * 1024
 """Of the pages in flight of a block."""
-_SIZES = ("one", "few", "some")
-"""Names of the ranges of sequences that have a tile."""
+_SIZES = ("one", "few", "some", "more", "long_one", "long_few", "long_some")
+"""Names of the ranges of sequences, and lengths, that have a tile."""
 
 
 def decode_step_space(call: OpCall) -> tuple[Choice, ...]:
