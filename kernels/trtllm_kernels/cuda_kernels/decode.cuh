@@ -80,20 +80,21 @@ INLINE void decode_fp4(u32 (&a)[4], u32 word, const u32 (&factors)[2]) {
 // What `decode_fp4` multiplies by where scales come later: 2^126 or 2^14.
 constexpr u32 FP4_ONE = HALF ? 0x74007400 : 0x7E807E80;
 
-// int4 of a step of 32 columns as E4M3: 2^-9 times the code less 8. A nibble is a sign and a magnitude, less 1 where negative.
+// int4 of a step of 32 columns as E4M3: 2^-8 times the code less 8. A nibble is a magnitude, less 1 where negative, and a sign, the lowest bit: by
+// one multiplication it becomes E4M3's sign and that 1. On an H200 additions and masks are half as fast as multiplications beside them.
 INLINE void decode_int4_fp8(u32 (&a)[4], u32 first, u32 last) {
     u32 words[2] = {first, last};
 #pragma unroll
     for (int i = 0; i < 2; i++) {
-        u32 low = words[i] << 4 & 0x80808080, high = words[i] & 0x80808080;
-        a[2 * i] = masked(words[i], 0x07070707, low) + (low >> 7);
-        a[2 * i + 1] = masked(words[i] >> 4, 0x07070707, high) + (high >> 7);
+        u32 high = words[i] >> 4;
+        a[2 * i] = (words[i] & 0x01010101) * 0x82 + (words[i] & 0x0E0E0E0E);
+        a[2 * i + 1] = (high & 0x01010101) * 0x82 + (high & 0x0E0E0E0E);
     }
 }
 
 // 8 less a zero point, four times, as E4M3 as above: what a product of its own adds.
 INLINE u32 zeros_fp8(float zero) {
-    int left = 8 - (int)zero;
+    int left = 16 - 2 * (int)zero;
     return (left < 0 ? 0x80 - left : left) * 0x01010101;
 }
 

@@ -4,7 +4,7 @@
 #define BY_SUMS (GROUP > 0 && !FOLDED)
 #define INT4_BF16 (CODES == CODES_INT4 && !FP8 && !HALF)
 #define TIMES_SCALE (FOLDED && (CODES == CODES_FP4 || (INT4_BF16 && !ZEROS)))  // what makes numbers of codes multiplies by scales at once
-#define FACTOR (FP8 ? 512.0f : INT4_BF16 ? TIMES_SCALE ? 8589934592.0f : 128.0f : !TIMES_SCALE ? 1.0f : HALF ? 128.0f : 67108864.0f)
+#define FACTOR (FP8 ? 256.0f : INT4_BF16 ? TIMES_SCALE ? 8589934592.0f : 128.0f : !TIMES_SCALE ? 1.0f : HALF ? 128.0f : 67108864.0f)
 #include "decode.cuh"
 #include "skinny.cuh"
 

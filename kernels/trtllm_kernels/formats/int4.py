@@ -5,9 +5,9 @@ register's first element lies in nibble i (of register i) and its second in nibb
 where the numbers are made.
 
 With fp8 inputs a thread's 16 bytes are two words for each step of 32 columns, one for each 16 of them. A word's low nibbles are the four
-elements of row g and its high ones those of row g + 8. A nibble is not the code but the code less 8 in E4M3's manner: a sign and three
-bits of magnitude, which a negative number has less 1 (-8 is 15, -1 is 8). E4M3's smallest numbers are 2^-9 times its own code, so that
-masks and one addition make them, and no second product takes off the 8.
+elements of row g and its high ones those of row g + 8. A nibble is not the code but the code less 8 in E4M3's manner: three bits of
+magnitude, which a negative number has less 1, and below them the sign (-8 is 15, -1 is 1, 7 is 14). E4M3's smallest numbers are 2^-9 times
+its own code, so that masks and one multiplication make twice the code less 8, and no second product takes off the 8.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _FP8 = Order(BYTE_COLUMNS, (*THREAD, "step", "sixteen", "element", "half"))
 
 def _signed(codes: torch.Tensor) -> torch.Tensor:
     """Nibbles of codes with fp8 inputs."""
-    return torch.where(codes < 8, 15 - codes, codes - 8)
+    return torch.where(codes < 8, 15 - 2 * codes, 2 * codes - 16)
 
 
 def _unsigned(nibbles: torch.Tensor) -> torch.Tensor:
     """The inverse of `_signed`."""
-    return torch.where(nibbles < 8, nibbles + 8, 15 - nibbles)
+    return torch.where(nibbles % 2 == 0, 8 + nibbles // 2, 7 - nibbles // 2)
 
 
 def _order(input_dtype: str) -> Order:

@@ -94,7 +94,7 @@ def _decoded(W, tile, row, column, FORMAT: tl.constexpr):
     else:
         code = tl.load(W + tile * 2048 + byte).to(tl.int32) >> bit & 15
         if FORMAT == "int4_fp8":
-            code = tl.where(code < 8, code + 8, 15 - code)
+            code = tl.where(code % 2 == 0, 8 + code // 2, 7 - code // 2)
         return _nf4_value(code) if FORMAT == "nf4" else code.to(tl.float32)
 
 
