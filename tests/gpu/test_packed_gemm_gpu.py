@@ -36,6 +36,7 @@ WHOLE = [(op, scheme, epilogue) for op, scheme, epilogue in ALL if scheme == SCH
 TILES = [
     tile(8, rows=64, turns=1, parts=1, columns=256) | tile(16, rows=64, turns=2, parts=4, columns=256),
     tile(8, rows=128, blocks=2) | tile(16, rows=256) | tile(64, rows=64, turns=2, parts=2) | tile(128, rows=64, parts=4),
+    tile(8, rows=64) | tile(16, rows=160) | tile(32, rows=64, turns=3) | tile(64, rows=160) | tile(128, rows=160),
     tile(8, rows=128, turns=2, parts=2) | tile(16, rows=128, turns=2) | tile(64, rows=128, parts=2) | tile(128, rows=128, parts=4),
 ]
 SHARED_STAGES = [

@@ -179,7 +179,8 @@ _CONSTANT_LOADS = {
     "add_layer_norm": 4,
 }
 """128-bit loads of a kernel before it waits, at least, at the 8B's shapes: two tiles of 32 bytes a thread; norm weights of 32."""
-_WARPS_DIFFER = ("skinny_gemm", "row_scaled_gemm", "packed_gemm", "packed_gemm_large", "decode_attention", "decode_attention_many")
+_WARPS_DIFFER = ("skinny_gemm", "row_scaled_gemm", "packed_gemm", "packed_gemm_pipelined", "packed_gemm_large", "decode_attention")
+_WARPS_DIFFER += ("decode_attention_many",)
 _LET_NEXT_START, _WAIT = "PREEXIT", "ACQBULK"
 """What griddepcontrol.launch_dependents and griddepcontrol.wait are in machine code."""
 

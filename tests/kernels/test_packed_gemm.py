@@ -36,8 +36,12 @@ EMULATED = {
     "nvfp4": ("linear", NVFP4, 192, 576, 30, {"residual": True}, tile(32, rows=128, parts=4)),
     # zero points are products, both scales of rows, gates and what they gate
     "w4a8": ("gate_up_silu", W4A8, 128, 448, 12, {"quantize": True}, tile(16, rows=128)),
-    # warpgroups multiply in turns, one of them a step more; sums of two groups
+    # warpgroups take turns, one of them a step more; sums of two groups
     "turns": ("linear", FP8_INT4, 64, 1280, 34, {}, tile(64, rows=64, turns=2, columns=256)),
+    # two blocks have a tile of rows in common, of which one takes a step more; the ring turns
+    "pair": ("linear", INT4, 192, 640, 70, {"residual": True}, tile(128, rows=96)),
+    # and the gates of its rows; blocks of a pair each with half of a tile more
+    "gated pair": ("gate_up_silu", FP8_INT4, 192, 256, 10, {"quantize": True}, tile(16, rows=96)),
     # tiles of many tokens follow each other in a block, and rows and tokens end within them; scales are factors, rounded to bf16
     "large int4": ("linear", INT4, 320, 384, 70, {"bias": True, "residual": True}, large(128, 256, 64)),
     # scales are factors, of few tokens and of many; fp16 has fewer exponents
@@ -63,7 +67,7 @@ def test_the_kernels_compute_their_reference(name: str) -> None:
         lowered_for(op, named, y, tactic), named, y, tokens, blocks=2 if name.startswith("large") and not name.endswith("parts") else None
     )
     expected = OPS[op].reference(**{name: named.get(name) for name in OP_SPECS[op].tensors}).float()
-    assert float((y.float() - expected).norm() / expected.norm()) < (3e-3 if name in ("large int4", "fp8") else 1e-3)
+    assert float((y.float() - expected).norm() / expected.norm()) < (3e-3 if name in ("large int4", "fp8", "pair") else 1e-3)
 
 
 def test_weights_made_wide_give_the_reference() -> None:
@@ -112,7 +116,8 @@ def test_each_number_of_tokens_has_one_routine(few: int, many: int) -> None:
         if tokens == 0:
             assert names == []
         elif tokens <= few:
-            assert names == [f"packed_gemm {next(size for size in PADDED if tokens <= size)}"]
+            kernel = "packed_gemm" if tokens <= PADDED[0] else "packed_gemm_pipelined"
+            assert names == [f"{kernel} {next(size for size in PADDED if tokens <= size)}"]
         elif tokens <= many:
             (name,) = names
             assert name.startswith("packed_gemm_large")
@@ -152,6 +157,9 @@ def test_every_tile_of_tunings_space_lowers_within_shared_memory() -> None:
                     for spec in lower(op.op, op.inputs, op.outputs, op.attrs, "sm_90", tactic=candidate).kernels:
                         if spec.function == "packed_gemm":
                             assert min(spec.constexprs["W_STAGES"], spec.constexprs["X_STAGES"]) > spec.constexprs["K_GROUPS"]
+                        if spec.function == "packed_gemm_pipelined":
+                            assert spec.constexprs["RING"] >= 2 * spec.constexprs["K_GROUPS"]
+                        if spec.function in ("packed_gemm", "packed_gemm_pipelined"):
                             assert spec.constexprs["SHARED_BYTES"] <= 227 * 1024
 
 
@@ -199,6 +207,38 @@ def test_large_tiles_keep_their_sums_in_registers(scheme: Packed, rows: int, tok
     given = int(re.search(r"Used (\d+) registers", said)[1])
     (less,), (more,) = (set(map(int, re.findall(rf"setmaxnreg\.{way}\S* (\d+)", ptx))) for way in ("dec", "inc"))
     assert less + 2 * more <= 3 * given
+
+
+@pytest.mark.parametrize("scheme", [INT4, FP8_INT4], ids=["int4", "w4a8"])
+def test_codes_are_decoded_while_products_of_the_last_ones_run(scheme: Packed) -> None:
+    """Between the products of a unit and the wait for them the assembler leaves what decodes the next. Registers as in the large tiles."""
+    named = sample("linear", scheme, 256, 512, 1)
+    lowered = lowered_for("linear", named, result_like("linear", named), tile(64, rows=256))
+    spec = next(s for s in lowered.kernels if s.constexprs["TOKENS"] == 64 and s.function == "packed_gemm_pipelined")
+    machine_code, ptx, said = nvrtc.compile_source(spec, "sm_90")
+    assert "wgmma" not in said
+    given = int(re.search(r"Used (\d+) registers", said)[1])
+    (less,), (more,) = (set(map(int, re.findall(rf"setmaxnreg\.{way}\S* (\d+)", ptx))) for way in ("dec", "inc"))
+    assert less + 4 * more <= 5 * given
+    ((_, code),) = disassembled([machine_code], "sm_90")
+    opcodes = [opcode for _, opcode, _ in code]
+    waits = [index for index, opcode in enumerate(opcodes) if opcode.startswith("WARPGROUP.DEPBAR")]
+    assert len(waits) == 2
+    for before, wait in zip((0, *waits), waits, strict=False):
+        first = next(index for index in range(before, wait) if "GMMA" in opcodes[index])
+        assert sum(opcode.startswith("LOP3") for opcode in opcodes[first:wait]) >= 16
+
+
+@pytest.mark.parametrize(
+    ("rows", "of_block", "paired", "blocks"), [(28672, 256, True, 128), (57344, 256, True, 256), (36864, 192, False, 192)]
+)
+def test_blocks_of_64_tokens_have_equal_shares_of_many_rows(rows: int, of_block: int, paired: bool, blocks: int) -> None:
+    """`of_block`: with the tile that two have in common, of which each takes half."""
+    lowered = linear(rows)
+    (launch,) = [one for one in lowered.launches if min(evaluate(dim, {"T": 64}) for dim in one.grid) > 0]
+    values = next(spec.constexprs for spec in lowered.kernels if spec.key == launch.kernel)
+    assert (64 * values["ROW_GROUPS"], values["PAIRED"]) == (of_block, paired)
+    assert evaluate(launch.grid[0], {"T": 64}) * evaluate(launch.grid[1], {"T": 64}) == blocks
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(10240, 8192), (8192, 8192), (57344, 8192), (8192, 28672)])

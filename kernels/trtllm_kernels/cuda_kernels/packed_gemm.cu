@@ -1,53 +1,29 @@
-// Skinny GEMM with packed weights (1 to 128 tokens) on Hopper: `skinny_gemm.cu`, but with codes of 4 or 8 bits, decoded in registers.
+// Skinny GEMM with packed weights (1 to 8 tokens) on Hopper: `skinny_gemm.cu`, but with codes of 4 or 8 bits, decoded in registers.
 //
 // Memory has the codes in the order of wgmma's A fragments (`formats/tiles.py`), so a bulk copy brings a step of a row of tiles, one wide
 // load a thread's codes of several wgmma, and what masks make of them is the A operand. x is the B operand, from shared memory, as ever.
-// Where scales are of groups of columns, sums are scaled in fp32 as each group ends. Those of fp4 are exact as factors of its numbers, and
-// from 64 tokens on others are factors too, rounded to x's format (FOLDED).
+// Where scales are of groups of columns, sums are scaled in fp32 as each group ends. Those of fp4 are exact as factors of its numbers (FOLDED).
 //
-// A request to the copy engine takes some 60 ns of an SM, however little it copies: on an H200 that was the time of nearly all products of few
-// tokens. So it loads the weight, in few pieces, and the threads of a warp copy scales and zero points, as memory has them, and wide x of up
-// to 8 tokens: warps then multiply 16 rows each (`mma.sync`), since wgmma does not see what threads have copied without a fence.
+// The copy engine loads the weight, in few pieces, and the threads of a warp copy scales and zero points, as memory has them, and wide x: warps
+// then multiply 16 rows each (`mma.sync`), since wgmma does not see what threads have copied without a fence.
 //
-// At 4 bits the issue of instructions is nearly as scarce as memory's bandwidth, and all blocks together read x from L2 N / ROWS times:
-// with 64 rows and 16 tokens that is as many bytes as the weight has. Hence ROW_GROUPS warpgroups of 64 rows each, which share x, and
+// At 4 bits the issue of instructions is nearly as scarce as memory's bandwidth. Hence ROW_GROUPS warpgroups of 64 rows each, which share x, and
 // K_GROUPS that take every other step, where rows are few: two or more warps a scheduler hide each other's latencies. SPLITS blocks of a
 // cluster divide K, and send each other their sums of tokens as `skinny_gemm.cu` does.
 //
-// From 64 tokens on the tensor cores are what is scarce. Warpgroups in step would all decode and then all multiply: on an H200 a product of
-// 64 rows and 64 tokens took 60 cycles for its 32. So they multiply in turns (IN_TURNS), and decode in those of others.
-//
-// x fp8 and weight int4: masks make E4M3 of a code less 8, 2^-9 times it, and other zero points are one more product, with a constant A.
+// x fp8 and weight int4: masks make E4M3 of a code less 8, 2^-8 times it, and other zero points are one more product, with a constant A.
 //
 // x: [tokens, K], boxes of TOKENS rows x 128 bytes; w: tiles; group_scale, weight_zero: [K / GROUP, N]; y as in `skinny_gemm.cu`. N and K
 // are multiples of 64. What lies behind K in x is zero; of codes there any value is a finite number.
-#include "packed.cuh"
+#include "packed_sums.cuh"
 
 constexpr int SHARE = (STEPS + SPLITS - 1) / SPLITS;
-constexpr int OWNERS = 128 * ROW_GROUPS, CONSUMERS = OWNERS * K_GROUPS;
 constexpr int THREADS = CONSUMERS + 64 + (GROUPED ? 32 : 0);
-// Warpgroups multiply a step each, in turns: the others decode meanwhile. Left alone they would all decode, and then all multiply.
-#define IN_TURNS (TOKENS >= 64 && ROW_GROUPS * K_GROUPS > 1 && (!BY_SUMS || GROUPS * TOKENS <= 128))
 // Warps multiply 16 rows each, and x comes by threads' copies.
-#define BY_WARPS (TOKENS == 8 && !FP8)
-constexpr int PITCH = ROWS + 4;
-constexpr int SENT = TOKENS / 2 / SPLITS;  // sums of a thread to another block
-static_assert(SPLITS == 1 || SENT >= 2, "a thread sends whole tokens");
+#define BY_WARPS (!FP8)
 // A barrier tells its phases apart by their parity alone. Where two warpgroups share a stage in turns, the faster one takes its last phase for the
 // next if the other's load between them is still under way.
 static_assert(W_STAGES % K_GROUPS == 0 && X_STAGES % K_GROUPS == 0, "a stage is one warpgroup's");
-
-// What one instruction sends.
-#if TOKENS / 2 / SPLITS % 4
-typedef float2 Piece;
-INLINE Piece piece_of(const float* x) { return make_float2(x[0], x[1]); }
-INLINE void add_piece(float* x, Piece piece) { x[0] += piece.x, x[1] += piece.y; }
-#else
-typedef float4 Piece;
-INLINE Piece piece_of(const float* x) { return make_float4(x[0], x[1], x[2], x[3]); }
-INLINE void add_piece(float* x, Piece piece) { x[0] += piece.x, x[1] += piece.y, x[2] += piece.z, x[3] += piece.w; }
-#endif
-constexpr int PIECE = sizeof(Piece) / 4, PIECES = (SENT + PIECE - 1) / PIECE;
 
 struct Shared {
     union {
@@ -55,13 +31,10 @@ struct Shared {
             char x[X_STAGES][X_BYTES];
             char w[W_STAGES][W_BYTES];
         };
-        struct {
-            float sums[TOKENS / SPLITS][PITCH];                     // after the last wgmma
-            float of_others[K_GROUPS > 1 ? K_GROUPS - 1 : 1][K_GROUPS > 1 ? TOKENS / 2 : 1][OWNERS];  // before sums
-        };
+        Sums all;  // after the last product
     };
     Tables tables[GROUPED ? W_STAGES : 1];
-    Piece received[SPLITS > 1 ? SPLITS - 1 : 1][SPLITS > 1 ? PIECES : 1][SPLITS > 1 ? OWNERS : 1];
+    Received received;
     float row_scales[W_SCALES == 2 ? ROWS : 4];
     u64 all_received;
     u64 w_full[W_STAGES], w_empty[W_STAGES];
@@ -203,9 +176,6 @@ extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(THRE
         Place<W_STAGES> at_w;
         Place<X_STAGES> at_x;
         at_w.next(k_group), at_x.next(k_group);
-#if IN_TURNS
-        if (warp / 4 == ROW_GROUPS * K_GROUPS - 1) signal_warps(2, 256);  // the first begins
-#endif
         u32 own_row = 64 * row_group + thread / 32 * 16 + lane / 4;
         for (int step = k_group; step < steps; step += K_GROUPS) {
             wait(shared.w_full[at_w.stage], at_w.parity);
@@ -229,9 +199,9 @@ extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(THRE
             u32 a[PRODUCTS][4];
             u64 b = by_rows(shared_address(shared.x[at_x.stage]));
 #if BY_SUMS
-            float sums[IN_TURNS ? GROUPS : GROUPS > 1 ? 2 : 1][TOKENS / 2];
+            float sums[GROUPS > 1 ? 2 : 1][TOKENS / 2];
             auto scale_sums = [&](int g) {
-                auto& of_group = sums[IN_TURNS ? g : g % 2];
+                auto& of_group = sums[g % 2];
                 hold(of_group);
 #pragma unroll
                 for (int i = 0; i < TOKENS / 2; i++) total[i] += of_group[i] * __int_as_float(scales[g][i / 2 % 2]);
@@ -241,7 +211,7 @@ extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(THRE
             auto multiply = [&](int i) {
                 u64 columns = b + (i / 4 * TOKENS * 128 + i % 4 * 32) / 16;
 #if BY_SUMS
-                auto& to = sums[IN_TURNS ? i / IN_GROUP : i / IN_GROUP % 2];
+                auto& to = sums[i / IN_GROUP % 2];
                 if (i % IN_GROUP == 0) {
                     multiply_skinny<false>(to, a[i], columns);
                 } else {
@@ -257,35 +227,6 @@ extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(THRE
                 multiply_skinny<true>(to, both, columns);
 #endif
             };
-#if IN_TURNS
-#pragma unroll
-            for (int i = 0; i < PRODUCTS; i++) {
-                decode(i);
-                hold(a[i]);
-            }
-            if (lane == 0) arrive(shared.w_empty[at_w.stage]);
-            wait(shared.x_full[at_x.stage], at_x.parity);
-            sync_warps(2 + warp / 4, 256);
-#if BY_SUMS
-#pragma unroll
-            for (int g = 0; g < GROUPS; g++) hold(sums[g]);
-#else
-            hold(total);
-#endif
-            wgmma_begin();
-#pragma unroll
-            for (int i = 0; i < PRODUCTS; i++) multiply(i);
-            wgmma_commit();
-            signal_warps(2 + (warp / 4 + 1) % (ROW_GROUPS * K_GROUPS), 256);
-            wait_for_wgmma<0>();
-#if BY_SUMS
-#pragma unroll
-            for (int g = 0; g < GROUPS; g++) scale_sums(g);
-#else
-            hold(total);
-#endif
-            if (lane == 0) arrive(shared.x_empty[at_x.stage]);
-#else
             constexpr int AT_ONCE = IN_GROUP < 4 ? IN_GROUP : 4;  // decoded before the next products begin
 #pragma unroll
             for (int from = 0; from < PRODUCTS; from += AT_ONCE) {
@@ -317,65 +258,9 @@ extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(THRE
 #endif
             if (lane == 0) arrive(shared.x_empty[at_x.stage]);
 #endif
-#endif
             at_w.next(K_GROUPS), at_x.next(K_GROUPS);
         }
-        sync_warps(1, CONSUMERS);  // all have read w and x, whose memory the sums take
-        if (K_GROUPS > 1) {
-            if (k_group > 0) {
-#pragma unroll
-                for (int i = 0; i < TOKENS / 2; i++) shared.of_others[k_group - 1][i][threadIdx.x % OWNERS] = total[i];
-            }
-            sync_warps(1, CONSUMERS);
-            if (k_group == 0) {
-#pragma unroll
-                for (int i = 0; i < TOKENS / 2; i++) {
-#pragma unroll
-                    for (int k = 1; k < K_GROUPS; k++) total[i] += shared.of_others[k - 1][i][threadIdx.x];
-                }
-            }
-        }
-        u32 first = 64 * row_group + thread / 32 * 16 + lane / 4;
-        if (k_group == 0) {
-            float own[SENT];
-            // Token octet v and its even or odd tokens: unit u = 2 v + (0 or 1). Block q has units u with u % SPLITS == q.
-#pragma unroll
-            for (int q = 0; q < SPLITS; q++) {
-                float of_q[SENT];
-#pragma unroll
-                for (int i = 0; i < SENT; i++) {
-                    int unit = i / 2 * SPLITS + q;
-                    of_q[i] = SPLITS == 1 ? total[i] : total[unit / 2 * 4 + i % 2 * 2 + unit % 2];
-                }
-                if (SPLITS == 1 || q == part) {
-#pragma unroll
-                    for (int i = 0; i < SENT; i++) own[i] = of_q[i];
-                } else {
-                    u32 slot = (part + SPLITS - q) % SPLITS - 1;
-#pragma unroll
-                    for (int i = 0; i < PIECES; i++) {
-                        send(&shared.received[slot][i][threadIdx.x], piece_of(of_q + i * PIECE), shared.all_received, q);
-                    }
-                }
-            }
-            if (SPLITS > 1) {
-                wait(shared.all_received, 0);
-#pragma unroll
-                for (int slot = 0; slot < SPLITS - 1; slot++) {
-#pragma unroll
-                    for (int i = 0; i < PIECES; i++) add_piece(own + i * PIECE, shared.received[slot][i][threadIdx.x]);
-                }
-            }
-#pragma unroll
-            for (int i = 0; i < SENT; i++) {
-                if (SPLITS == 1) {
-                    shared.sums[i / 4 * 8 + lane % 4 * 2 + i % 2][first + i / 2 % 2 * 8] = own[i];
-                } else {
-                    shared.sums[i / 2 * 4 + lane % 4][first + i % 2 * 8] = own[i];
-                }
-            }
-        }
-        sync_warps(1, CONSUMERS);
-        epilogue.finish(shared.sums, x_scale, [&](int j) { return shared.row_scales[epilogue.own + j]; }, y);
+        add_up(shared.all, shared.received, shared.all_received, total, k_group, part, own_row, lane);
+        epilogue.finish(shared.all.sums, x_scale, [&](int j) { return shared.row_scales[epilogue.own + j]; }, y);
     }
 }

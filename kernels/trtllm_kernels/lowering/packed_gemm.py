@@ -1,12 +1,13 @@
 """Lowering of products with packed weights (`formats`), whatever the op.
 
-On Hopper `cuda_kernels/packed_gemm.cu` takes few tokens, one specialisation a padded size, of which a step launches one or none, and
-`cuda_kernels/packed_gemm_large.cu` any number more. What neither can multiply, or a tactic does not let them, is decoded into a workspace,
-in the inputs' format, and the op runs as it does with a wide weight. All products of a step share that memory, so an engine holds one wide
-weight at most, the widest, and only while it multiplies.
+On Hopper `cuda_kernels/packed_gemm.cu` takes up to 8 tokens, `cuda_kernels/packed_gemm_pipelined.cu` up to 128, one specialisation a padded
+size, of which a step launches one or none, and `cuda_kernels/packed_gemm_large.cu` any number more. What none can multiply, or a tactic
+does not let them, is decoded into a workspace, in the inputs' format, and the op runs as it does with a wide weight. All products of a step
+share that memory, so an engine holds one wide weight at most, the widest, and only while it multiplies.
 
 What counts in a tile: memory is waited for by whole warps, so each SM should have eight of them that decode, by more rows of the weight, by
-K in turns, or by two blocks; and x is read from L2 once by each block, so with many tokens blocks need many rows.
+K in turns, or by two blocks; x is read from L2 once by each block, so with many tokens blocks need many rows; and few long steps take fewer
+instructions than many short ones.
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ _TOKEN_GROUP = 2048
 """Tokens that go through all rows of the weight before others do."""
 LargeTile = tuple[int, int, int]
 PADDED = (8, 16, 32, 64, 128)
-"""Tokens that a tile of the kernel of few tokens holds."""
+"""Tokens that a tile holds of the kernel of up to 8 tokens, the first, and of the pipelined one."""
 PACKED_TO = "packed_to"
-"""Tunable: largest number of tokens for which that kernel is taken; 0: never."""
+"""Tunable: largest number of tokens for which those kernels are taken; 0: never."""
 _WIDE = ("bf16", "fp16")
 _CODES = {"int4": 0, "int8": 1, "fp4": 2, "nf4": 3, "fp8": 4}
 _SCALES = {"fp32": 0, "fp16": 1, "bf16": 2, "fp8": 3, "uint8": 4}
@@ -55,8 +56,9 @@ def has_packed_weight(call: OpCall) -> bool:
 
 @dataclass(frozen=True)
 class Tile:
-    """`rows` of the weight per block, 64 a warpgroup. `turns`: warpgroups that take every so many-th step of the same rows. `parts`: blocks
-    that divide K. `blocks` share an SM. `columns`: of a step."""
+    """`rows` of the weight per block, 64 a warpgroup; 32 more than a multiple of that are half of a tile that two blocks have in common.
+    `turns`: warpgroups that take every so many-th step of the same rows. `parts`: blocks that divide K. `blocks` share an SM. `columns`:
+    of a step."""
 
     tokens: int
     rows: int
@@ -64,6 +66,11 @@ class Tile:
     parts: int = 1
     blocks: int = 1
     columns: int = 128
+
+    @property
+    def paired(self) -> bool:
+        """Whether two blocks have a tile of rows in common; K is theirs as a whole then."""
+        return self.rows % TILE == TILE // 2 and self.parts == self.turns == 1 and self.tokens > PADDED[0]
 
 
 def _group(call: OpCall) -> int:
@@ -118,27 +125,56 @@ def _name(padded: int, field: str) -> str:
 
 
 def _default(call: OpCall, padded: int) -> Tile:
-    """As tuned on an H200 with int4 and w4a8. Tiles of 8 tokens (tuned for one token) and of 64 have rules of their own, before the general
-    one by the number of rows."""
-    own_rule = _default_of_one_token(call) if padded == 8 else _default_of_64_tokens(call) if padded == 64 else None
-    return own_rule or _default_by_rows(call, padded)
+    """As tuned on an H200 with int4 and w4a8."""
+    if padded == PADDED[0]:
+        return _default_of_one_token(call) or _default_of_8_tokens(call)
+    tile = _default_pipelined(call, padded)
+    shorter = replace(tile, columns=128)
+    narrower = replace(shorter, turns=min(tile.turns, 2))
+    return next((one for one in (tile, shorter, narrower) if _is_a_tile(call, one)), replace(shorter, turns=1))
 
 
-def _default_by_rows(call: OpCall, padded: int) -> Tile:
+def _default_of_8_tokens(call: OpCall) -> Tile:
     """With many rows, two warpgroups of a block multiply different rows; with few, different steps. Two blocks divide K where the rows
     alone would leave SMs idle."""
-    tiles, sms, fp8 = _row_tiles(call), call.sm_count, call["x"].dtype == "fp8"
-    columns = _default_columns(call, padded)
-    few_tokens = padded <= 16
+    columns = _default_columns(call)
     if _many_rows(call):
-        return Tile(padded, rows=128, blocks=2 if few_tokens else 1, columns=columns)
-    if 2 * tiles <= sms:
-        return Tile(padded, rows=64, turns=4 if fp8 and padded == 8 else 2, parts=2, columns=columns)
-    if not few_tokens:
-        return Tile(padded, rows=128, parts=2, columns=columns)
-    if padded == 16 and not fp8:
-        return Tile(padded, rows=64, parts=2, blocks=2)
-    return Tile(padded, rows=64, turns=2, parts=2)
+        return Tile(8, rows=128, blocks=2, columns=columns)
+    if 2 * _row_tiles(call) <= call.sm_count:
+        return Tile(8, rows=64, turns=4 if call["x"].dtype == "fp8" else 2, parts=2, columns=columns)
+    return Tile(8, rows=64, turns=2, parts=2)
+
+
+def _default_pipelined(call: OpCall, padded: int) -> Tile:
+    """With many rows, a block has its SM's share of them, or half of that; with few, warpgroups take turns, as many as there are registers
+    for, and two blocks divide K where there are half as many tiles of rows as SMs. Where x or the weight are too wide for its ring, a tile
+    has shorter steps or fewer turns."""
+    tiles, sms, columns = _row_tiles(call), call.sm_count, _default_columns(call)
+    if _many_rows(call):
+        if padded <= 32:
+            return Tile(padded, rows=128, blocks=2, columns=columns)
+        return Tile(padded, rows=_share_of_rows(call)) if padded == 64 else Tile(padded, rows=128)
+    parts = 2 if 2 * tiles <= sms else 1
+    if padded <= 32:
+        return Tile(padded, rows=64, turns=4, parts=2, columns=columns) if parts == 2 else Tile(padded, 64, 2, 2, 2, columns)
+    if tiles > sms:
+        return Tile(padded, rows=128, parts=2, columns=columns if padded == 64 else 128)
+    fp8 = call["x"].dtype == "fp8"
+    if padded == 64:
+        long_steps = fp8 and ceil_div(call["weight"].size(1), 256) >= 16 * parts
+        return Tile(64, rows=64, turns=3, parts=parts, columns=columns if long_steps else 128)
+    if parts == 2:
+        return Tile(padded, rows=64, turns=2, parts=2)
+    return Tile(padded, rows=128, parts=2) if fp8 else Tile(padded, rows=64, turns=3)
+
+
+def _share_of_rows(call: OpCall) -> int:
+    """Rows of the blocks of 64 tokens, 256 at most: as few, to half a tile where pairs of blocks divide them all, as leave the number of
+    blocks that an SM takes one after another."""
+    halves = 2 * _row_tiles(call)
+    waves = ceil_div(halves, 8 * call.sm_count)
+    rows = TILE // 2 * ceil_div(halves, call.sm_count * waves)
+    return rows if rows % TILE == 0 or call["weight"].size(0) % (2 * rows) == 0 else rows + TILE // 2
 
 
 def _default_of_one_token(call: OpCall) -> Tile | None:
@@ -152,27 +188,15 @@ def _default_of_one_token(call: OpCall) -> Tile | None:
         return Tile(8, rows=TILE * share)
     if _many_rows(call):
         return None
-    columns = _default_columns(call, 8)
+    columns = _default_columns(call)
     if 4 * tiles <= 3 * sms:
         return None if call["x"].dtype == "fp8" else Tile(8, rows=64, turns=2, parts=2, columns=columns)
     return Tile(8, rows=64, parts=2, blocks=min(ceil_div(2 * tiles, sms), 3), columns=columns)
 
 
-def _default_of_64_tokens(call: OpCall) -> Tile | None:
-    """With few rows, more warpgroups decode than multiply, unless sums by group take their registers. With many, a block has 256 rows. None
-    between these."""
-    tiles, sms = _row_tiles(call), call.sm_count
-    if _many_rows(call):
-        return Tile(64, rows=256)
-    sums_by_group = call["x"].dtype == "fp8" and 0 < _group(call) < 128
-    if tiles > sms or sums_by_group:
-        return None
-    return Tile(64, rows=64, turns=3, parts=2) if 2 * tiles <= sms else Tile(64, rows=64, turns=4)
-
-
-def _default_columns(call: OpCall, padded: int) -> int:
+def _default_columns(call: OpCall) -> int:
     """Columns of a step: 256 where they fit."""
-    return 256 if padded < PADDED[-1] and _step_fits(call, 256) else 128
+    return 256 if _step_fits(call, 256) else 128
 
 
 def _row_tiles(call: OpCall) -> int:
@@ -232,10 +256,13 @@ def packed_space(call: OpCall) -> tuple[Choice, ...]:
     columns = tuple(n for n in (128, 256) if _step_fits(call, n))
     few = [(64, 2, 2, 2), (64, 4, 1, 1), (64, 4, 2, 1), (128, 2, 1, 1), (128, 2, 2, 1)]
     few += [(64, 1, 1, 2), (64, 1, 2, 2), (64, 2, 1, 1), (64, 2, 2, 1), (64, 2, 1, 2), (128, 1, 1, 1), (128, 1, 1, 2), (128, 1, 2, 1)]
-    many = [(64, 1, 2, 2), (64, 2, 2, 1), (128, 1, 1, 1), (128, 1, 2, 1), (128, 1, 4, 1), (128, 2, 2, 1), (256, 1, 1, 1), (256, 1, 2, 1)]
+    some = [(64, 2, 2, 1), (64, 2, 2, 2), (64, 3, 1, 1), (64, 3, 2, 1), (64, 4, 1, 1), (64, 4, 2, 1)]
+    some += [(128, 1, 1, 1), (128, 1, 1, 2), (128, 1, 2, 1), (192, 1, 1, 1), (224, 1, 1, 1), (256, 1, 1, 1)]
 
     def choice(padded: int) -> Choice:
-        lines = [(*one, n) for one in (few if padded <= 16 else many) for n in columns]
+        lines = [(*one, n) for one in (few if padded == PADDED[0] else some) for n in columns]
+        if padded > PADDED[0]:
+            lines = [line for line in lines if _is_a_tile(call, Tile(padded, *line))]
         return Choice(f"packed {padded}", table(tuple(_name(padded, field) for field in _FIELDS), *lines))
 
     def large(size: int) -> Choice:
@@ -273,7 +300,7 @@ def lower_packed(call: OpCall, lower_wide: Callable[[OpCall], Lowered]) -> Lower
 
 
 def _launch_few(builder: Builder, tuned: Mapping[str, int]) -> int:
-    """Adds launches of the kernel of few tokens. Returns the number of tokens up to which they serve."""
+    """Adds launches of the kernels of up to 128 tokens. Returns the number of tokens up to which they serve."""
     call = builder.call
     most = min(tuned[PACKED_TO], PADDED[-1]) if few_fit(call) else 0
     for below, padded in zip((0, *PADDED), PADDED, strict=False):
@@ -325,31 +352,55 @@ def _launch(builder: Builder, tile: Tile, here: Dim) -> None:
     """`here`: 1 in steps that this tile serves, else 0. Raises `KernelError` for a tile that the kernel does not have."""
     call = builder.call
     group, n = _group(call), call["weight"].size(0)
-    if tile.rows % TILE or tile.parts not in (1, 2, 4) or tile.tokens // tile.parts < 4 or not _step_fits(call, tile.columns):
+    if not _is_a_tile(call, tile):
         raise KernelError(f"tile {tile} is none of those for packed weights in groups of {group}")
-    row_groups = tile.rows // TILE
-    groups = 1 if not group or group >= tile.columns else tile.columns // group
-    w_stages, x_stages, shared_bytes = _rings(call, tile, groups)
-    builder.launch(
-        "packed_gemm.packed_gemm",
-        {"X": Tma(call["x"], tile.tokens, _panel(call)), "XRows": call["x"], **_operands(call)},
-        grid=(product(ceil_div(n, tile.rows), here), tile.parts),
-        constexprs={
-            **_flags(call),
-            "TOKENS": tile.tokens,
-            "COLUMNS": tile.columns,
-            "ROW_GROUPS": row_groups,
-            "K_GROUPS": tile.turns,
-            "SPLITS": tile.parts,
-            "BLOCKS": tile.blocks,
-            "W_STAGES": w_stages,
-            "X_STAGES": x_stages,
-            "FOLDED": _folded(call, tile.tokens),
-            "SHARED_BYTES": shared_bytes,
-        },
-        warps=4 * row_groups * tile.turns + (3 if group else 2),
-        cuda=True,
-    )
+    row_groups = ceil_div(tile.rows, TILE)
+    x = Tma(call["x"], tile.tokens, _panel(call))
+    values = {
+        **_flags(call),
+        "TOKENS": tile.tokens,
+        "COLUMNS": tile.columns,
+        "ROW_GROUPS": row_groups,
+        "K_GROUPS": tile.turns,
+        "SPLITS": tile.parts,
+        "BLOCKS": tile.blocks,
+        "FOLDED": _folded(call, tile.tokens),
+    }
+    if tile.tokens == PADDED[0]:
+        w_stages, x_stages, shared_bytes = _rings(call, tile)
+        builder.launch(
+            "packed_gemm.packed_gemm",
+            {"X": x, "XRows": call["x"], **_operands(call)},
+            grid=(product(ceil_div(n, tile.rows), here), tile.parts),
+            constexprs={**values, "W_STAGES": w_stages, "X_STAGES": x_stages, "SHARED_BYTES": shared_bytes},
+            warps=4 * row_groups * tile.turns + (3 if group else 2),
+            cuda=True,
+        )
+    else:
+        stages, shared_bytes = _ring(call, tile)
+        clusters = n // (2 * tile.rows) if tile.paired else ceil_div(n, tile.rows)
+        builder.launch(
+            "packed_gemm_pipelined.packed_gemm_pipelined",
+            {"X": x, **_operands(call)},
+            grid=(product(clusters, here), 2 if tile.paired else tile.parts),
+            constexprs={**values, "PAIRED": tile.paired, "RING": stages, "SHARED_BYTES": shared_bytes},
+            warps=4 * (row_groups * tile.turns + 1),
+            cuda=True,
+        )
+
+
+def _is_a_tile(call: OpCall, tile: Tile) -> bool:
+    """Whether the kernel has the tile; for that of 9 to 128 tokens, also whether its ring fits into shared memory."""
+    whole = tile.rows % TILE == 0 or (tile.paired and call["weight"].size(0) % (2 * tile.rows) == 0)
+    if not whole or tile.parts not in (1, 2, 4) or tile.tokens // tile.parts < 4 or not _step_fits(call, tile.columns):
+        return False
+    return tile.tokens == PADDED[0] or _ring(call, tile)[1] <= _SM_BYTES // tile.blocks - _RESERVED_BYTES
+
+
+def _groups(call: OpCall, tile: Tile) -> int:
+    """Groups of scales in a step."""
+    group = _group(call)
+    return 1 if not group or group >= tile.columns else tile.columns // group
 
 
 def _operands(call: OpCall) -> dict[str, Parameter]:
@@ -453,7 +504,7 @@ def _in_range(call: OpCall) -> bool:
     return call["x"].dtype == "bf16" or call["group_scale"].dtype in ("fp16", "fp8")
 
 
-def _rings(call: OpCall, tile: Tile, groups: int) -> tuple[int, int, int]:
+def _rings(call: OpCall, tile: Tile) -> tuple[int, int, int]:
     """(stages of the weight's ring, stages of x's, bytes of shared memory), as `Shared` of the kernel lays them out."""
     weight, x = call["weight"], call["x"]
     n_rows, owners = tile.rows, 2 * tile.rows
@@ -462,12 +513,12 @@ def _rings(call: OpCall, tile: Tile, groups: int) -> tuple[int, int, int]:
     received = (tile.parts - 1) * 4 * owners * tile.tokens // 2 // tile.parts
     fixed = received + 4 * (n_rows if (scale := call.get("weight_scale")) and len(scale.shape) == 2 else 4) + 64
     fixed += _TABLE_BYTES if weight.dtype == "nf4" else 0
-    tables = _tables_bytes(call, n_rows, groups)
+    tables = _tables_bytes(call, n_rows, _groups(call, tile))
     w_stage = bytes_of(n_rows * tile.columns, weight.dtype) + 16 + (tables if _group(call) else 0)
     fixed += 0 if _group(call) else tables
     x_stage = x_row * tile.tokens + 16
     room = _SM_BYTES // tile.blocks - _RESERVED_BYTES - fixed
-    in_flight = 4096 if tile.tokens <= 16 else 2048
+    in_flight = 4096  # bytes of a row
 
     def ring(stages: int) -> int:
         """A whole number of stages for each warpgroup that takes turns: only its own phases of a barrier follow each other then."""
@@ -479,6 +530,25 @@ def _rings(call: OpCall, tile: Tile, groups: int) -> tuple[int, int, int]:
     rest = x_stages * x_stage + w_stages * w_stage - rings
     sums = 4 * tile.tokens // tile.parts * (n_rows + 4) + 4 * owners * max(1, tile.turns - 1) * (tile.tokens // 2 if tile.turns > 1 else 1)
     return w_stages, x_stages, ceil_div(max(rings, sums), 16) * 16 + rest + fixed
+
+
+def _ring(call: OpCall, tile: Tile) -> tuple[int, int]:
+    """(stages of the ring, bytes of shared memory), as `Shared` of `packed_gemm_pipelined.cu` lays them out."""
+    weight, x, scale = call["weight"], call["x"], call.get("weight_scale")
+    rows = ceil_div(tile.rows, TILE) * TILE
+    sums_of_rows = 4 * 2 * rows * tile.tokens // 2  # of a warpgroup for each 64 rows
+    tables = _tables_bytes(call, rows, _groups(call, tile))
+    fixed = 4 * TILE * tile.tokens if tile.paired else (tile.parts - 1) * sums_of_rows // tile.parts
+    fixed += 4 * (rows if scale and len(scale.shape) == 2 else 4) + 64
+    fixed += (_TABLE_BYTES if weight.dtype == "nf4" else 0) + (0 if _group(call) else tables)
+    operands = bytes_of(tile.columns, x.dtype) * tile.tokens + bytes_of(rows * tile.columns, weight.dtype)
+    beside = 16 + (tables if _group(call) else 0)
+    steps = ceil_div(ceil_div(weight.size(1), tile.columns), tile.parts)
+    each = 2 if tile.paired else tile.turns  # stages that are taken in turns
+    fit = (_SM_BYTES // tile.blocks - _RESERVED_BYTES - fixed) // (operands + beside)
+    stages = each * max(1 if tile.paired else 2, min(ceil_div(steps, each), fit // each))
+    sums = 4 * tile.tokens // tile.parts * (rows + 4) + (tile.turns - 1) * sums_of_rows
+    return stages, ceil_div(max(stages * operands, sums), 16) * 16 + stages * beside + fixed
 
 
 def _tables_bytes(call: OpCall, rows: int, groups: int) -> int:

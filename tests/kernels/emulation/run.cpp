@@ -11,6 +11,11 @@ static void enter() {
 #ifndef SPLITS
 #define SPLITS 1
 #endif
+#if PAIRED
+#define BLOCKS_OF_CLUSTER 2
+#else
+#define BLOCKS_OF_CLUSTER SPLITS
+#endif
 #ifdef MANY
 struct Arguments {
     TensorMap whole, ends;
@@ -90,7 +95,7 @@ struct Arguments {
     char* y;
     int num_tokens;
 };
-#ifdef K_GROUPS
+#if defined(K_GROUPS) && !defined(RING)
 #define X_ROWS a.x.from,
 #else
 #define X_ROWS
@@ -104,7 +109,7 @@ static void call() {
 static int run(int grid, int threads);
 extern "C" int emulate(const char** pointers, long x_rows, int num_tokens, int grid, int threads) {
     const char* x = pointers[0];
-#ifdef K_GROUPS
+#if defined(K_GROUPS) && !defined(RING)
     pointers++;  // to x once more
 #endif
     auto f = [&](int i) { return (const float*)pointers[i]; };
@@ -119,11 +124,11 @@ static int run(int grid, int threads) {
     launch = call;
     machine.threads = threads, machine.grid = grid, machine.failed = false;
     machine.loads.clear();
-    machine.num_blocks = SPLITS, machine.num_fibers = SPLITS * threads;
+    machine.num_blocks = BLOCKS_OF_CLUSTER, machine.num_fibers = BLOCKS_OF_CLUSTER * threads;
     for (int x = 0; x < grid; x++) {
         machine.fibers = new Fiber[machine.num_fibers]();
         machine.cluster = {};
-        for (int y = 0; y < SPLITS; y++) {
+        for (int y = 0; y < BLOCKS_OF_CLUSTER; y++) {
             Block* block = machine.blocks[y] = new Block();
             block->shared = (char*)aligned_alloc(1024, SHARED_BYTES / 1024 * 1024 + 1024);
             memset(block->shared, 0xFF, SHARED_BYTES);
@@ -164,7 +169,7 @@ static int run(int grid, int threads) {
         }
         for (u32 i = 0; i < machine.num_fibers; i++) free(machine.fibers[i].stack);
         delete[] machine.fibers;
-        for (int y = 0; y < SPLITS; y++) {
+        for (int y = 0; y < BLOCKS_OF_CLUSTER; y++) {
             Block* block = machine.blocks[y];
             free(block->shared), free(block->barriers);
             delete[] block->operands;
