@@ -81,7 +81,7 @@ INLINE void decode_fp4(u32 (&a)[4], u32 word, const u32 (&factors)[2]) {
 constexpr u32 FP4_ONE = HALF ? 0x74007400 : 0x7E807E80;
 
 // int4 of a step of 32 columns as E4M3: 2^-8 times the code less 8. A nibble is a magnitude, less 1 where negative, and a sign, the lowest bit: by
-// one multiplication it becomes E4M3's sign and that 1. On an H200 additions and masks are half as fast as multiplications beside them.
+// one multiplication it becomes E4M3's sign and that 1. Masks, shifts and additions have a pipe of half the usual rate; multiplications another.
 INLINE void decode_int4_fp8(u32 (&a)[4], u32 first, u32 last) {
     u32 words[2] = {first, last};
 #pragma unroll
