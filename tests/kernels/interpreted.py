@@ -11,6 +11,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Collection, Iterator
+from contextlib import nullcontext
 from functools import cache
 
 os.environ["TRITON_INTERPRET"] = "1"
@@ -195,7 +196,8 @@ def run_launches(lowered: Lowered, tensors: dict[str, torch.Tensor], symbols: di
                 values.append(float(arg.value) if arg.kind == "fp32" else evaluate(arg.value, symbols))
         bound = {arg.value: tensors[arg.value] for arg in launch.args if arg.kind in ("tensor", "tma")}
         known = [tensor for name, tensor in bound.items() if name in constants]
-        with watched(launch.kernel, known, list(bound.values()), waits=not launch.concurrent):
+        watch = watched(launch.kernel, known, list(bound.values()), waits=not launch.concurrent)
+        with watch if spec.constexprs["PDL"] else nullcontext():
             load_function(spec)[grid](**dict(zip(spec.signature, values, strict=True)), **spec.constexprs)
 
 

@@ -76,7 +76,14 @@ class Tma:
     columns: int
 
 
-Parameter = Operand | I32 | F32 | Tma
+@dataclass(frozen=True)
+class Bytes:
+    """A tensor of fp8 that a kernel takes apart by its bits: Triton knows the type from sm_89 on only. Of others as it is."""
+
+    operand: Operand
+
+
+Parameter = Operand | I32 | F32 | Tma | Bytes
 
 
 @dataclass(frozen=True)
@@ -212,6 +219,10 @@ class Builder:
                     signature[name] = _POINTERS[parameter.dtype]
                     aligned.append(name)
                     arguments.append(Arg("tensor", parameter.name, index=parameter.index))
+                case Bytes(operand):
+                    signature[name] = "*u8" if operand.dtype == "fp8" else _POINTERS[operand.dtype]
+                    aligned.append(name)
+                    arguments.append(Arg("tensor", operand.name, index=operand.index))
                 case Tma(operand, box_rows, box_columns):
                     signature[name] = f"tensordesc<{_POINTERS[operand.dtype].removeprefix('*')}[{box_rows},{box_columns}]>"
                     arguments.append(Arg("tma", operand.name, box=(box_rows, box_columns), index=operand.index))

@@ -20,7 +20,8 @@ from trtllm_kernels.dialect.expr import ceil_div, product
 from trtllm_kernels.dialect.packing import TILE, check_shape, is_packed
 from trtllm_kernels.dialect.types import Dim, Launch, Lowered
 from trtllm_kernels.errors import KernelError
-from trtllm_kernels.lowering.call import I32, Builder, OpCall, Parameter, Tma
+from trtllm_kernels.lowering.call import I32, Builder, Bytes, OpCall, Parameter, Tma
+from trtllm_kernels.lowering.packed_triton import launch_mma, mma_space, mma_tunables
 from trtllm_kernels.lowering.space import PREFILL, Choice, grid, table
 
 LARGE_SIZES = (64, 128, 256, 512, 1024, 2048)
@@ -109,6 +110,7 @@ def packed_tunables(call: OpCall) -> dict[str, int]:
         PACKED_TO: 0 if not few_fit(call) else 64 if large_fits(call) and _many_rows(call) else PADDED[-1],
         LARGE_TO: _NO_LIMIT if large_fits(call) else 0,
     }
+    defaults |= mma_tunables(call, _group(call))
     for size in LARGE_SIZES:
         defaults |= dict(zip(_large_names(size), _default_large(call, size), strict=True))
     for padded in PADDED:
@@ -252,7 +254,7 @@ def _panel(call: OpCall) -> int:
 def packed_space(call: OpCall) -> tuple[Choice, ...]:
     """A tile for each padded size, and the number of tokens up to which they are taken."""
     if not few_fit(call):
-        return ()
+        return mma_space(call, _group(call))
     columns = tuple(n for n in (128, 256) if _step_fits(call, n))
     few = [(64, 2, 2, 2), (64, 4, 1, 1), (64, 4, 2, 1), (128, 2, 1, 1), (128, 2, 2, 1)]
     few += [(64, 1, 1, 2), (64, 1, 2, 2), (64, 2, 1, 1), (64, 2, 2, 1), (64, 2, 1, 2), (128, 1, 1, 1), (128, 1, 1, 2), (128, 1, 2, 1)]
@@ -283,7 +285,8 @@ def lower_packed(call: OpCall, lower_wide: Callable[[OpCall], Lowered]) -> Lower
     ours = packed_tunables(call)
     tuned = {**ours, **{name: value for name, value in call.tactic.items() if name in ours}}
     builder = Builder(call)
-    covered = _launch_large(builder, tuned, _launch_few(builder, tuned))
+    covered = launch_mma(builder, tuned, _group(call), _layout(call)) or _launch_few(builder, tuned)
+    covered = _launch_large(builder, tuned, covered)
     if covered == _NO_LIMIT:
         return builder.finish()
     if isinstance(tokens := call["x"].shape[0], int) and tokens <= covered:
@@ -579,8 +582,8 @@ def _widened(builder: Builder, covered: int) -> OpCall:
     builder.launch(
         "packed.widen_weight",
         {
-            "W": weight,
-            "GroupScale": scale or x,
+            "W": Bytes(weight),
+            "GroupScale": Bytes(scale or x),
             "WeightZero": zero or x,
             "WScale": w_scale or x,
             "XScale": x_scale or x,

@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from trtllm_kernels.triton_kernels.packed_codes import e4m3_values, raw_values, scale_values
 from trtllm_kernels.triton_kernels.pdl import let_next_start, wait_for_previous
 
 
@@ -85,8 +86,10 @@ def _nf4_value(code):
 def _decoded(W, tile, row, column, FORMAT: tl.constexpr):
     """fp32 of codes at (row, column) of tiles, before zero points and scales."""
     byte, bit = _place(row, column, FORMAT)
-    if FORMAT == "int8" or FORMAT == "fp8":
+    if FORMAT == "int8":
         return tl.load(W + tile * 4096 + byte).to(tl.float32)
+    elif FORMAT == "fp8":
+        return e4m3_values(raw_values(W + tile * 4096 + byte))
     elif FORMAT == "fp4" or FORMAT == "fp4_fp16":
         at = W + tile * 2048 + byte
         halves = tl.load(at).to(tl.int32) | tl.load(at + 1).to(tl.int32) << 8
@@ -112,12 +115,7 @@ def _scaled_values(
     elif FORMAT == "int4" or FORMAT == "int4_fp8":
         values -= 8.0
     if GROUP:
-        scale = tl.load(GroupScale + at)
-        if E8M0:
-            code = scale.to(tl.int32)
-            values *= tl.where(code == 0, 0x400000, code << 23).to(tl.float32, bitcast=True)
-        else:
-            values *= scale.to(tl.float32)
+        values *= scale_values(raw_values(GroupScale + at), E8M0)
     return values
 
 
