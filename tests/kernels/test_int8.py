@@ -96,6 +96,14 @@ def test_before_hopper_and_where_tma_does_not_take_rows_it_is_triton_with_pointe
         assert [(s.function, s.constexprs["BLOCK_M"]) for s in running(lowered, 65)] == [("row_scaled_blocks", 128)]
 
 
+@pytest.mark.parametrize(("arch", "sms"), [("sm_80", 108), ("sm_89", 142)])
+def test_before_hopper_few_tokens_give_every_sm_rows(arch: str, sms: int) -> None:
+    """But those of 4,096 rows on an L40S, which have 128 tiles of 32."""
+    columns = {name: running(linear(*shape, arch), 64)[0].constexprs["BLOCK_N"] for name, shape in SHAPES.items()}
+    assert columns == {"qkv": 32, "o": 32, "gate_up": 128, "down": 32}
+    assert all(SHAPES[name][0] // of_tile >= min(sms, 128) for name, of_tile in columns.items())
+
+
 def test_what_cannot_be_multiplied_is_refused_by_one_sentence() -> None:
     (x, weight, *_), outputs = _operands(64, 128, "T")
     one = TensorSpec((1,), "fp32")

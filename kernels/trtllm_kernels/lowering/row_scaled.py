@@ -154,18 +154,26 @@ def _programs(call: OpCall, tokens: Dim, width: int, here: Dim) -> Dim:
     return f"min({call.sm_count}, {tiles}) * {here}"
 
 
+def _block_columns(call: OpCall) -> int:
+    """Rows of the weight in a tile of few tokens: as many as leave a tile for each SM. Such a product waits for memory, which few programs
+    with few bytes in flight do not fill."""
+    n = call["weight"].size(0)
+    return next((columns for columns in (128, 64) if ceil_div(n, columns) >= call.sm_count), 32)
+
+
 def _launch_blocks(builder: Builder, below: int, most: int, rows: int) -> None:
     """Triton's kernel without TMA, in tiles of `rows` tokens, for more than `below` and up to `most` of them."""
     call, tokens = builder.call, builder.call["x"].shape[0]
     if most <= below:
         return
     here = within(tokens, below, most)
-    tiles = f"ceil_div({tokens}, {rows}) * {ceil_div(call['weight'].size(0), 128)}"
+    columns = _block_columns(call) if rows == _BLOCK_TOKENS else 128
+    tiles = f"ceil_div({tokens}, {rows}) * {ceil_div(call['weight'].size(0), columns)}"
     builder.launch(
         "row_scaled.row_scaled_blocks",
         {"X": call["x"], "W": call["weight"], "Y": call.outputs[0], **_operands(call), "num_tokens": I32(tokens)},
         grid=(f"{tiles} * {here}",),
-        constexprs={**_flags(call), "BLOCK_M": rows, "BLOCK_N": 128, "BLOCK_K": 64, "GROUP": 8},
-        warps=8,
+        constexprs={**_flags(call), "BLOCK_M": rows, "BLOCK_N": columns, "BLOCK_K": 64 if columns == 128 else 128, "GROUP": 8},
+        warps=8 if columns == 128 else 4,
         stages=3,
     )
