@@ -10,6 +10,11 @@ from command_line import refused, run
 
 from trtllm_bench import machine
 from trtllm_bench.sweep.spec import load_spec
+from trtllm_engines.checkpoints.checkpoint_precision import plan_for
+from trtllm_engines.compiler.compile import compile_model
+from trtllm_engines.compiler.plan import Profile
+from trtllm_engines.models.presets import preset_config
+from trtllm_engines.quantization import check_types, named_plan
 from trtllm_results.store.table import Store
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -88,7 +93,7 @@ def test_types_that_do_not_go_together_are_refused(
         ("fp8", "auto", "precision fp8", "bf16"),
         ("fp8_rowwise", "bf16", "precision fp8_rowwise", "bf16"),
         ("bf16", "fp8", "an fp8 KV cache", "--kv-dtype bf16 or --kv-dtype int8"),
-        ("int8_sq", "auto", "an fp8 KV cache", "--kv-dtype bf16 or --kv-dtype int8"),
+        ("int8_sq", "fp8", "an fp8 KV cache", "--kv-dtype bf16 or --kv-dtype int8"),
     ],
 )
 def test_fp8_for_a_gpu_without_it_is_refused(
@@ -97,6 +102,26 @@ def test_fp8_for_a_gpu_without_it_is_refused(
     types = ["--precision", precision, "--kv-dtype", kv_dtype, "--arch", "sm_80,sm_90"]
     said = refused(capsys, "build", "--model", "tiny-llama", *types, "--out", tmp_path / "out")
     assert f"{what} needs sm_89 or later and sm_80 has no fp8; choose {cure}, or other architectures" in said
+
+
+@pytest.mark.parametrize("precision", ["fp8_wo", "fp8_block", "nvfp4_wo"])
+def test_weights_in_fp8_or_with_such_scales_need_no_gpu_that_has_the_type(precision: str) -> None:
+    check_types(precision, arches=("sm_80",))
+
+
+@pytest.mark.parametrize(
+    ("arches", "cache"), [(("sm_80",), "bf16"), (("sm_80", "sm_90"), "bf16"), (("sm_89", "sm_90"), "fp8"), (("cpu",), "fp8")]
+)
+def test_the_automatic_cache_is_one_that_every_gpu_has(tmp_path: Path, arches: tuple[str, ...], cache: str) -> None:
+    """int8_sq has an fp8 cache by default, and this checkpoint states one."""
+    assert named_plan("int8_sq", arches=arches).kv.dtype == cache
+    (tmp_path / "hf_quant_config.json").write_text(json.dumps({"quantization": {"kv_cache_quant_algo": "FP8"}}))
+    assert plan_for(tmp_path, "bf16", arches=arches).kv.dtype == cache
+
+
+def test_an_engine_without_an_fp8_cache_is_compiled_where_nobody_asked_for_one() -> None:
+    source, profile = {"kind": "dummy", "seed": 0}, Profile(2, 64, 64)
+    assert compile_model(preset_config("tiny-llama"), "int8_sq", profile, arches=("sm_80",), weights_source=source).plan.kv_dtype == "bf16"
 
 
 @pytest.mark.parametrize(("capability", "state"), [("8.0", "limit"), ("8.9", "ok"), ("9.0", "ok")])

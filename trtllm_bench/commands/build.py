@@ -112,7 +112,8 @@ def _note_if_too_large(chosen: Mapping[str, Any]) -> None:
     source = resolve_model(chosen["model"])
     weights = chosen.get("weights", "auto")
     origin = source.path if weights in ("auto", "dummy") else weights
-    quant = plan_for(origin, chosen["precision"], chosen.get("kv_dtype", "auto"), chosen.get("precision_map"))
+    kv_dtype, precision_map = chosen.get("kv_dtype", "auto"), chosen.get("precision_map")
+    quant = plan_for(origin, chosen["precision"], kv_dtype, precision_map, chosen["arches"])
     for arch in chosen["arches"]:
         if said := too_large(source.config, quant, chosen["profile"], arch, chosen.get("layout", ONE_GPU)):
             typer.echo(f"trtllm-bench: note: this machine cannot run the engine: {said}", err=True)

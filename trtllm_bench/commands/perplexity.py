@@ -37,7 +37,7 @@ def command(
     import numpy as np
 
     from trtllm_bench.build_progress import build_progress
-    from trtllm_bench.targets.native import device_of
+    from trtllm_bench.targets.native import arch_for, device_of
     from trtllm_engines.calibration.perplexity import Perplexity, perplexity
     from trtllm_engines.checkpoints.checkpoint_precision import default_precision
     from trtllm_engines.quantization import kv_cache_dtype
@@ -63,7 +63,7 @@ def command(
         reference_loss=None if base is None else np.asarray(base.losses),
     )
     figures = text_figures(sums)
-    cache = kv_cache_dtype(chosen, kv_dtype)
+    cache = kv_cache_dtype(chosen, kv_dtype, (arch_for(device),))
     if as_json:
         import json
 

@@ -57,7 +57,7 @@ class Probe:
         arch = CPU if self.device.type == "cpu" else detect_target().arch
         profile = Profile(max_batch_size=1, max_num_tokens=self.chunk, max_seq_len=window, page_size=PAGE_SIZE)
 
-        quant = plan_for(source.path, precision, kv_dtype)
+        quant = plan_for(source.path, precision, kv_dtype, arches=(arch,))
 
         def compiled(arches: tuple[str, ...], marked: Sequence[str]) -> Compiled:
             description = self.weights.description

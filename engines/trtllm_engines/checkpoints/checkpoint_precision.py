@@ -19,7 +19,7 @@ from trtllm_engines.checkpoints.formats.modelopt import MODELOPT_CONFIG
 from trtllm_engines.errors import EngineError
 from trtllm_engines.quantization import named_plan
 from trtllm_engines.quantization.module_names import check_counted, expression
-from trtllm_engines.quantization.precision import default_unquantized, kv_scheme
+from trtllm_engines.quantization.precision import automatic_cache, default_unquantized, kv_scheme
 from trtllm_engines.quantization.precision_map import read_precision_map
 from trtllm_engines.quantization.registry import EXACT_CODES, HEAD, MIXED, SchemeDefinition, definition, kv_definitions
 from trtllm_engines.quantization.scheme import ModuleRule, QuantPlan, QuantScheme
@@ -45,8 +45,14 @@ def checkpoint_precision(model: str | Path) -> str | None:
     return None if plan is None else plan.name
 
 
-def plan_for(weights: str | Path | None, precision: str, kv_dtype: str = "auto", precision_map: str | Path | None = None) -> QuantPlan:
-    """The plan of an engine in `precision` of the checkpoint `weights` (None where there is none: a preset).
+def plan_for(
+    weights: str | Path | None,
+    precision: str,
+    kv_dtype: str = "auto",
+    precision_map: str | Path | None = None,
+    arches: Sequence[str] = (),
+) -> QuantPlan:
+    """The plan of an engine in `precision` of the checkpoint `weights` (None where there is none: a preset), for the GPUs `arches`.
 
     The checkpoint's own plan where it goes by that name. Else the named plan, but for the modules that the checkpoint leaves wide; codes
     that `precision` has too are kept as they are. A checkpoint in an unknown form decides nothing here: its tensors are looked at before
@@ -59,11 +65,12 @@ def plan_for(weights: str | Path | None, precision: str, kv_dtype: str = "auto",
     except UnknownQuantization:
         stated = None
     if precision_map is not None:
-        mapped = read_precision_map(precision_map, kv_dtype)
+        mapped = read_precision_map(precision_map, kv_dtype, arches)
         return mapped if stated is None or weights is None else _with_codes_of(mapped, stated, Path(weights))
     if stated is not None and stated.name == chosen.name:
-        return stated if kv_dtype == "auto" else replace(stated, kv=kv_scheme(chosen.name, kv_dtype))
-    named = named_plan(precision, kv_dtype)
+        automatic = automatic_cache(stated.kv, stated.wide_dtype, arches)
+        return replace(stated, kv=automatic if kv_dtype == "auto" else kv_scheme(chosen.name, kv_dtype))
+    named = named_plan(precision, kv_dtype, arches)
     if stated is None or chosen.scheme.weights is None:
         return named
     rules = tuple(replace(rule, scheme=_translated(rule.scheme, chosen)) for rule in stated.rules)

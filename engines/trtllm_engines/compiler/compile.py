@@ -52,7 +52,7 @@ def compile_model(
 
     Raises `EngineError` for types that do not go together, an unknown marked node, and for sequences the model cannot express.
     """
-    quant = named_plan(precision, kv_dtype) if isinstance(precision, str) else precision
+    quant = named_plan(precision, kv_dtype, arches) if isinstance(precision, str) else precision
     check_gpus(quant, arches)
     config.check_sequence_length(profile.max_seq_len)
     graph = trace(config, quant.wide_dtype, profile)

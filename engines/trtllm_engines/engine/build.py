@@ -78,7 +78,7 @@ def build(
     profile = profile or default_profile(resolved.config)
     source = _weights(resolved, weights, seed)
     report("compile", 0, 1)
-    quant = plan_for(source.description.get("path", resolved.path), precision, kv_dtype, precision_map)
+    quant = plan_for(source.description.get("path", resolved.path), precision, kv_dtype, precision_map, arches)
     with allocating(f"compiling {resolved.config.name}"):
         stages = [
             compile_model(

@@ -84,7 +84,7 @@ def cached_engine(
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
     root = cache_folder()
     folder = root / ENGINES / f"{Path(model).name[:100]}-{precision}-{key}"
-    quant = plan_for(source.path if chosen == "dummy" else chosen, precision, kv_dtype)
+    quant = plan_for(source.path if chosen == "dummy" else chosen, precision, kv_dtype, arches=arches)
     for arch in arches:
         check_fits(source.config, quant, profile, arch, layout)
     with _building(root, folder.name):

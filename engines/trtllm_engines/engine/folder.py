@@ -175,7 +175,7 @@ def rebuild_command(plan: Plan, path: Path, *arches: str) -> str:
     ]
     if plan.precision == MIXED and Path(plan.quant.source).suffix == ".toml":
         flags["--precision-map"] = plan.quant.source
-    if plan.kv_dtype != kv_cache_dtype(plan.precision):
+    if plan.kv_dtype != kv_cache_dtype(plan.precision, arches=plan.fingerprint.arches):
         flags["--kv-dtype"] = plan.kv_dtype
     command += [part for name, value in flags.items() for part in (name, str(value))]
     return shlex.join([*command, *marked, "--out", str(path)])

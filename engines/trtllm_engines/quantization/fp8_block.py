@@ -19,6 +19,5 @@ register(
         recipes=RECIPES,
         fusions=FUSIONS,
         algorithms=("FP8_BLOCK_SCALES", "FP8_PB_WO"),
-        min_capability=89,
     )
 )

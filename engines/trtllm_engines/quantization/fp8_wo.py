@@ -15,6 +15,5 @@ register(
         recipes=RECIPES,
         fusions=FUSIONS,
         algorithms=("FP8_WO",),
-        min_capability=89,
     )
 )

@@ -41,25 +41,27 @@ def kv_dtypes() -> tuple[str, ...]:
     return ("auto", *(name for name, one in definitions().items() if name == one.wide_dtype), *kv_definitions())
 
 
-def named_plan(precision: str, kv_dtype: str = "auto") -> QuantPlan:
-    """The plan called `precision`: its scheme for every product but the head. Raises `EngineError` for types that do not go together."""
+def named_plan(precision: str, kv_dtype: str = "auto", arches: Sequence[str] = ()) -> QuantPlan:
+    """The plan called `precision`: its scheme for every product but the head, for the GPUs `arches`. Raises `EngineError` for types that do
+    not go together."""
     chosen = definition(precision)
     if chosen.name == MIXED:
         raise EngineError(
             "precision mixed has a scheme for each product; say which with --precision-map FILE, or take a checkpoint that has"
         )
-    return _plan_of(chosen, kv_dtype)
+    return _plan_of(chosen, kv_dtype, arches)
 
 
-def _plan_of(chosen: SchemeDefinition, kv_dtype: str) -> QuantPlan:
+def _plan_of(chosen: SchemeDefinition, kv_dtype: str, arches: Sequence[str]) -> QuantPlan:
     wide = definition(chosen.wide_dtype).scheme
     rules = () if chosen.scheme.weights is None else (ModuleRule(HEAD, wide), ModuleRule(".*", chosen.scheme))
-    cache = kv_scheme(chosen.name, kv_dtype)
+    cache = kv_scheme(chosen.name, kv_dtype, arches)
     return QuantPlan(chosen.name, chosen.wide_dtype, cache, rules, f"precision {chosen.name}", smaller_groups=True)
 
 
-def kv_scheme(precision: str, asked: str) -> KvScheme:
-    """The cache of dtype `asked` in an engine of `precision`. Raises `EngineError` for types that do not go together."""
+def kv_scheme(precision: str, asked: str, arches: Sequence[str] = ()) -> KvScheme:
+    """The cache of dtype `asked` in an engine of `precision`; `auto` is what the precision has, where all of `arches` have that. Raises
+    `EngineError` for types that do not go together."""
     chosen = definition(precision)
     wide = chosen.wide_dtype
     if asked not in kv_dtypes():
@@ -69,11 +71,19 @@ def kv_scheme(precision: str, asked: str) -> KvScheme:
     if dtype in quantized:
         if wide == "fp32":
             raise EngineError(f"an {dtype} KV cache needs 16-bit activations; use precision bf16 or fp16, or one with codes")
-        return quantized[dtype].scheme
+        scheme = quantized[dtype].scheme
+        return automatic_cache(scheme, wide, arches) if asked == "auto" else scheme
     if dtype != wide:
         *most, last = wide, *quantized
         raise EngineError(f"an engine in {precision} can keep its KV cache in {', '.join(most)} or {last}, not {dtype}")
     return KvScheme(wide)
+
+
+def automatic_cache(cache: KvScheme, wide: str, arches: Sequence[str]) -> KvScheme:
+    """`cache` where nobody asked for another: the wide one if a GPU of `arches` does not have its type."""
+    quantized = kv_definitions()
+    least = quantized[cache.dtype].min_capability if cache.dtype in quantized else 0
+    return KvScheme(wide) if any(capability(arch) < least for arch in arches if arch.startswith("sm_")) else cache
 
 
 def check_gpus(plan: QuantPlan, arches: Sequence[str]) -> None:
@@ -95,7 +105,7 @@ def check_gpus(plan: QuantPlan, arches: Sequence[str]) -> None:
 
 def check_types(precision: str, kv_dtype: str = "auto", arches: Sequence[str] = ()) -> None:
     """Raises `EngineError` unless an engine of `precision` with a cache of `kv_dtype` exists and runs on `arches`."""
-    check_gpus(_plan_of(definition(precision), kv_dtype), arches)
+    check_gpus(_plan_of(definition(precision), kv_dtype, arches), arches)
 
 
 def wide_dtype(precision: str) -> str:
@@ -108,6 +118,7 @@ def gemm_dtype(precision: str) -> str:
     return definition(precision).gemm_dtype
 
 
-def kv_cache_dtype(precision: str, asked: str = "auto") -> str:
-    """The cache's type. `auto` quantizes that of a quantized engine. Raises `EngineError` for one that does not go with `precision`."""
-    return kv_scheme(definition(precision).name, asked).dtype
+def kv_cache_dtype(precision: str, asked: str = "auto", arches: Sequence[str] = ()) -> str:
+    """The cache's type. `auto` quantizes that of a quantized engine, where all of `arches` have the type. Raises `EngineError` for one that
+    does not go with `precision`."""
+    return kv_scheme(definition(precision).name, asked, arches).dtype

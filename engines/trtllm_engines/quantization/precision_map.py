@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 
 from trtllm_engines.documents import read_text, shown
@@ -22,7 +23,7 @@ from trtllm_engines.quantization.scheme import ModuleRule, QuantPlan, QuantSchem
 MOST_ENTRIES = 100_000
 
 
-def read_precision_map(path: Path | str, kv_dtype: str = "auto") -> QuantPlan:
+def read_precision_map(path: Path | str, kv_dtype: str = "auto", arches: Sequence[str] = ()) -> QuantPlan:
     """The plan that the file states. Raises `EngineError` naming the file and the entry that does not fit."""
     path = Path(path)
     if not path.is_file():
@@ -46,4 +47,4 @@ def read_precision_map(path: Path | str, kv_dtype: str = "auto") -> QuantPlan:
         if scheme.name == MIXED or (scheme.weights is None and scheme != wide):
             raise EngineError(f"{path}: {shown(pattern)} is {precision}; it must be {wide.name} or a precision with codes")
         rules.append(ModuleRule(re.escape(pattern).replace(r"\*", ".*").replace(r"\?", "."), scheme))
-    return QuantPlan(MIXED, mixed.wide_dtype, kv_scheme(MIXED, kv_dtype), tuple(rules), str(path), smaller_groups=True)
+    return QuantPlan(MIXED, mixed.wide_dtype, kv_scheme(MIXED, kv_dtype, arches), tuple(rules), str(path), smaller_groups=True)
