@@ -26,9 +26,11 @@ from trtllm_bench.roofline.counts import OpCost
 from trtllm_bench.roofline.hardware import Hardware
 
 Array = npt.NDArray[np.float64]
-KINDS = ("gemv", "skinny", "gemm", "attention", "rows", "packed", "row_scaled")
-LOADED_AS: Mapping[str, str] = {"packed": "skinny", "row_scaled": "gemm"}
+KINDS = ("gemv", "skinny", "gemm", "attention", "rows", "packed", "row_scaled", "packed_mma")
+LOADED_AS: Mapping[str, str] = {"packed": "skinny", "row_scaled": "gemm", "packed_mma": "gemm"}
 """Kinds that share another kind's constants for memory and fixed time."""
+COMPUTED_AS: Mapping[str, str] = {"packed_mma": "skinny"}
+"""And for arithmetic."""
 FORMATS = ("fp8", "bf16", "int8")
 """Whose clocks and joules are known; all others go by bf16's."""
 REFERENCE_SMS, REFERENCE_MHZ = 132, 1980.0
@@ -112,7 +114,10 @@ class KernelWork:
             )
         )
         peaks = {**constants.peak_share, **constants.quantized_share}
-        peak = np.array([[peaks.get(f"{kind}_{name}", peaks.get(kind, 0.0)) for name in FORMATS] for kind in KINDS])[self.kind, self.format]
+        computed = [COMPUTED_AS.get(kind, kind) for kind in KINDS]
+        peak = np.array([[peaks.get(f"{kind}_{name}", peaks.get(kind, 0.0)) for name in FORMATS] for kind in computed])[
+            self.kind, self.format
+        ]
         rate = self.flops_per_s * peak
         cycles = constants.decoding_cycles
         decoding = self.values * np.array([cycles[name] for name in PACKED])[self.codes] + self.scales * cycles["scale"]

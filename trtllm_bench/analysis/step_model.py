@@ -37,6 +37,8 @@ from trtllm_kernels.dialect.group import ONE_SHOT_ROWS
 from trtllm_kernels.dialect.ops import OP_SPECS, Trait
 from trtllm_kernels.dialect.packing import is_packed
 from trtllm_kernels.dialect.types import SKINNY_TOKENS, TensorSpec
+from trtllm_kernels.lowering.call import capability
+from trtllm_kernels.lowering.packed_triton import MMA_PADDED, mma_takes
 from trtllm_kernels.lowering.skinny_gemm import IN_TRITON as SKINNY_IN_TRITON
 from trtllm_kernels.lowering.skinny_gemm_cuda import CUDA_ROWS
 
@@ -57,8 +59,8 @@ CODES, SMALL_PAGE_BYTES, PERSISTENT_TOKENS = ("fp8", "int8"), 8 * 1024, 1024
 without a longer sequence (`lowering/decode_cuda.py`)."""
 PACKED_ARCH = "sm_90"
 """The architecture that our own kernels are for, among them those that multiply packed weights."""
-TILE_TOKENS = 256
-"""Tokens per tile of a GEMM over packed weights; each tile decodes the weight once."""
+TILE_TOKENS, MMA_TILE_TOKENS = 256, 64
+"""Tokens per tile of a GEMM over packed weights, on Hopper and before; each tile decodes the weight once."""
 WIDENED = "bf16"
 """Format into which packed weights, and fp8 inputs, are widened where no kernel multiplies packed weights."""
 LONG_INT8_ROW = 8192
@@ -200,7 +202,7 @@ class StepModel:
         for cost, count in self.counter.classes(shape):
             if cost.op == "rope_kv_write" and self._rotated(shape):
                 continue
-            if cost.kind == "gemm" and not self._hopper and _packed(self._operands(cost)):
+            if cost.kind == "gemm" and _packed(operands := self._operands(cost)) and not self._reads_codes(cost, operands):
                 yield from ((part, count) for part in self._widened(cost))
                 continue
             if cost.kind != "attention" or shape.phase == "decode":
@@ -225,12 +227,20 @@ class StepModel:
         return _operands_of(self.counter.specs, self._ops[cost.name])
 
     def _codes(self, cost: OpCost) -> Codes | None:
-        if cost.kind != "gemm" or not self._hopper or not _packed(operands := self._operands(cost)):
+        if cost.kind != "gemm" or not self._reads_codes(cost, operands := self._operands(cost)):
             return None
         weight, scales = operands["weight"], operands.get("group_scale")
         form = f"{weight.dtype}_fp8" if operands["x"].dtype == "fp8" else weight.dtype
-        times = math.ceil(cost.rows / TILE_TOKENS)
+        times = math.ceil(cost.rows / (TILE_TOKENS if self._hopper else MMA_TILE_TOKENS))
         return Codes(form, times * num_elements(weight), times * num_elements(scales) if scales is not None else 0.0)
+
+    def _reads_codes(self, cost: OpCost, operands: Mapping[str, TensorSpec]) -> bool:
+        """Whether a GEMM multiplies a packed weight as it is: before Hopper only of few tokens (`lowering/packed_triton.py`)."""
+        weight, scales = operands["weight"], operands.get("group_scale")
+        if not _packed(operands) or self._hopper:
+            return _packed(operands)
+        group = int(weight.shape[1]) // int(scales.shape[0]) if scales is not None else 0
+        return cost.rows <= MMA_PADDED[-1] and mma_takes(operands["x"].dtype, weight.dtype, group, capability(self.hardware.arch))
 
     def _widened(self, cost: OpCost) -> Iterator[OpCost]:
         """The two kernels of a GEMM where none multiplies packed weights: one that widens them, and the GEMM over the result."""
@@ -244,8 +254,8 @@ class StepModel:
         if cost.kind != "gemm":
             return cost.kind
         operands = self._operands(cost)
-        if _packed(operands) and self._hopper:
-            return "packed"
+        if self._reads_codes(cost, operands):
+            return "packed" if self._hopper else "packed_mma"
         skinny = 0 if not self._hopper else SKINNY_IN_TRITON[-1] if Trait.SAMPLES in OP_SPECS[cost.op].traits else SKINNY_TOKENS
         if cost.rows == 1 and self._by_gemv(cost):
             return "gemv"
@@ -331,7 +341,7 @@ def is_quantized(plan: Plan) -> bool:
 
 
 def widens(plan: Plan, hardware: Hardware) -> bool:
-    """Whether the plan has packed weights that `hardware` must widen before each GEMM."""
+    """Whether the plan has packed weights that `hardware` must widen before each GEMM of many tokens."""
     return hardware.arch != PACKED_ARCH and any(map(_packed, _products(plan)))
 
 

@@ -29,6 +29,7 @@ from trtllm_engines.compiler.compile import compile_model
 from trtllm_engines.compiler.plan import ParallelLayout, Plan
 from trtllm_engines.models.presets import resolve_model
 from trtllm_engines.runtime.scheduler import Policy
+from trtllm_kernels.lowering.packed_triton import MMA_PADDED
 from trtllm_results.record.environment import Environment
 from trtllm_results.record.row import INTERVAL, PREDICTED, Row
 from trtllm_results.store.table import Store
@@ -47,7 +48,11 @@ def notes_on(rows: Sequence[Row]) -> list[str]:
 def _notes(plan: Plan, layout: ParallelLayout, hardware: Hardware) -> list[str]:
     constants, gpu = constants_for(hardware.name, quantized=is_quantized(plan)), hardware.name.upper()
     alone = f"{gpu}: from its data sheet alone; no run on it, ours or published, was compared"
-    wide = f"packed weights are made wide in every step, since no kernel of {gpu} multiplies them"
+    few = (
+        f"packed weights of up to {MMA_PADDED[-1]} tokens take a kernel that never ran on {gpu}: "
+        "it is assumed to read as fast as the library and to decode as fast as Hopper's"
+    )
+    many = f"packed weights are made wide in every step of more than {MMA_PADDED[-1]} tokens"
     through_memory = layout.tp if layout.group_way == "memory" else 1
     hosts = hosts_of(layout, hardware)
     return [
@@ -55,7 +60,7 @@ def _notes(plan: Plan, layout: ParallelLayout, hardware: Hardware) -> list[str]:
         *([alone] if hardware.sheet_only else []),
         *([constants.note] if constants.note else []),
         *([constants.engine] if constants.fitted and constants.earlier else []),
-        *([wide] if widens(plan, hardware) else []),
+        *([few, many] if widens(plan, hardware) else []),
         *(["communication is that of two H200"] if through_memory > 1 else []),
         *(["communication of more than two GPUs is by formula"] if through_memory > 2 else []),
         *(["what stages send is by formula"] if layout.pp > 1 and layout.pipe_way == "memory" else []),
