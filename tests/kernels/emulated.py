@@ -1,5 +1,5 @@
-"""Runs CUDA C++ kernels of GEMMs with packed weights and of decode attention on the host (`emulation/hopper.cuh`), by the launches that
-lowering makes."""
+"""Runs CUDA C++ kernels of GEMMs with packed weights and of attention on the host (`emulation/hopper.cuh`), by the launches that lowering
+makes."""
 
 import ctypes
 import hashlib
@@ -69,3 +69,25 @@ def emulate_decode(
     code = library(spec.function, macros).emulate(pointers, *rows, scale, *integers, grid, 32 * spec.num_warps)
     assert code == 0, f"{spec.constexprs}: emulation ended with {code}"
     return spec
+
+
+def emulate_prompts(lowered: Lowered, named: dict[str, torch.Tensor], out: torch.Tensor, decodes: int, blocks: int | None = None) -> None:
+    """The one launch of attention in fp8 of whole prompts or of continued ones, behind so many decoding sequences. `blocks`: as in
+    `emulate`."""
+    (launch,), (spec,) = lowered.launches, lowered.kernels
+    whole = spec.function == "uncached_prefill_attention"
+    macros = ("-DPROMPTS" if whole else "-DCHUNKS", *(f"-D{name}={int(value)}" for name, value in spec.constexprs.items()))
+    sequences, tokens = named["kv_lens"].numel(), named["queries"].shape[0]
+    symbols = {"D": decodes, "T": tokens, "R": sequences, "S": sequences, "C": 0 if whole else sequences - decodes}
+    used = [arg for arg in launch.args if arg.kind in ("tma", "tensor")]
+    tensors = [out if arg.value == "out0" else named[str(arg.value)] for arg in used]
+    tensors = [tensor if arg.index is None else tensor[arg.index] for tensor, arg in zip(tensors, used, strict=True)]
+    pointers = (ctypes.c_void_p * len(tensors))(*(one.data_ptr() for one in tensors))
+    (scale,) = (ctypes.c_float(float(arg.value)) for arg in launch.args if arg.kind == "fp32")
+    integers = [ctypes.c_int(evaluate(arg.value, symbols)) for arg in launch.args if arg.kind == "i32"]
+    grid = min(blocks or 1 << 30, evaluate(launch.grid[0], symbols))
+    size = named["values"].shape[1] if whole else tensors[1].numel() // tensors[1].shape[-1]
+    code = library(spec.function, macros).emulate(
+        pointers, ctypes.c_long(tokens), ctypes.c_long(size), scale, *integers, grid, 32 * spec.num_warps
+    )
+    assert code == 0, f"{spec.constexprs}: emulation ended with {code}"

@@ -275,6 +275,23 @@ def test_tma_descriptor_is_an_aligned_copy_followed_by_sizes_and_strides(fake: R
     assert parameter(array, 5, ctypes.c_int32) == 5
 
 
+def test_interleaved_boxes_have_a_dimension_for_each_part_of_a_row(fake: RecordingDriver) -> None:
+    """Row 16 b + 8 h + 2 q + i of a box is row 16 b + 4 q + 2 h + i of the matrix. A box may begin at any but the last 126 rows, and reads
+    nothing behind the matrix."""
+    description = {"elem_type": 0, "block_size": [128, 64], "swizzle": 2, "interleaved": True}
+    tensors = {"a": torch.arange(200 * 64, dtype=torch.int32).to(torch.uint8).view(200, 64)}
+    BoundProgram(
+        [Lowered((Launch("k", (1, 1, 1), (Arg("tma", "a", (128, 64)),)),))], tensors.__getitem__, {"k": cubin(tensordesc=(description,))}
+    )
+    _, rank, address, sizes, strides, box = fake.encoded[0][:6]
+    sizes, strides, box = ([int(v) for v in values] for values in (sizes, strides, box))
+    assert (rank, address, sizes, box) == (5, tensors["a"].data_ptr(), [64, 74, 4, 2, 8], [64, 2, 4, 2, 8])
+    rows = torch.as_strided(torch.arange(200 * 64), box[::-1], [*strides[::-1], 1]).flatten(0, 3)[:, 0] // 64
+    assert rows.tolist() == [16 * (r // 16) + 4 * (r // 2 % 4) + 2 * (r // 8 % 2) + r % 2 for r in range(128)]
+    last = sum((box[i] - 1) * strides[i - 1] for i in (2, 3, 4)) + (sizes[1] - 1) * strides[0]
+    assert last == 199 * 64
+
+
 def test_refusals_name_the_matter(fake: RecordingDriver, monkeypatch: pytest.MonkeyPatch) -> None:
     tensors = {"x": torch.zeros(64)}
     one = Lowered((Launch("k", ("T", 1, 1), (Arg("tensor", "x"),)),))

@@ -18,7 +18,7 @@ class CubinInfo:
     """`entry` is the symbol to launch. `spill_bytes` is stack and local memory per thread (0 in a healthy kernel).
 
     `tensordesc` describes, in order, the TMA descriptors that the kernel takes: element type, swizzle and block size, as Triton chose them
-    or `nvrtc` states them.
+    or `nvrtc` states them, which says too where a box's rows come in another order (`interleaved`).
     `waits`: the kernel waits for its predecessor itself, so it may begin before that one has ended (`triton_kernels/pdl.py`).
     """
 

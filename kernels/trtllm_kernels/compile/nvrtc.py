@@ -3,7 +3,7 @@ Triton.
 
 A kernel is a `.cu` file with one function of the file's name; the constants of its specification become macros. It takes what the launch
 ABI passes (`driver`), so only this file knows its language. Its SHARED_BYTES says how much shared memory its launch requests (static shared
-memory ends at 48 KiB), and a matrix that it reads by TMA comes in boxes of 128-byte rows with the 128-byte swizzle.
+memory ends at 48 KiB), and a matrix that it reads by TMA comes in boxes of rows of 128 bytes, or 64, with the swizzle of as many.
 
 The code is for `sm_90a`: its instructions (wgmma, setmaxnreg) are why these kernels are written. Other architectures have no such kernels.
 """
@@ -23,7 +23,8 @@ from trtllm_kernels.errors import KernelError
 SOURCES = Path(__file__).resolve().parents[1] / "cuda_kernels"
 _ELEMENT_TYPES = {"fp8e4nv": (0, 1), "i8": (0, 1), "fp16": (6, 2), "bf16": (10, 2)}
 """(number, bytes): the numbering of `CubinInfo.tensordesc`, which is Triton's."""
-_SWIZZLE_128 = 3
+_SWIZZLES = {64: 2, 128: 3}
+"""By bytes of a box's row."""
 
 
 @lru_cache(maxsize=1)
@@ -65,15 +66,21 @@ def compile_source(spec: KernelSpec, arch: str) -> tuple[bytes, str, str]:
 
 
 def tensor_descriptions(spec: KernelSpec) -> tuple[Mapping[str, Any], ...]:
-    """`CubinInfo.tensordesc`: one box per TMA parameter, as the specification states it."""
-    matches = (re.fullmatch(r"tensordesc<(\w+)\[(\d+),(\d+)\]>", type_name) for type_name in spec.signature.values())
-    boxes = [(match[1], int(match[2]), int(match[3])) for match in matches if match]
-    types = [_ELEMENT_TYPES.get(element, (0, 0)) for element, _, _ in boxes]
-    if any(columns * size != 128 for (_, _, columns), (_, size) in zip(boxes, types, strict=True)):
-        raise KernelError(f"kernel {spec.function} takes boxes {boxes}; a row must be 128 bytes of {', '.join(_ELEMENT_TYPES)}")
+    """`CubinInfo.tensordesc`: one box per TMA parameter, as the specification states it; `interleaved` only where it is."""
+    matches = (re.fullmatch(r"tensordesc<(\w+)\[(\d+),(\d+)\](,interleaved)?>", type_name) for type_name in spec.signature.values())
+    boxes = [(match[1], int(match[2]), int(match[3]), match[4] is not None) for match in matches if match]
+    types = [_ELEMENT_TYPES.get(element, (0, 0)) for element, *_ in boxes]
+    if any(columns * size not in _SWIZZLES for (_, _, columns, _), (_, size) in zip(boxes, types, strict=True)):
+        raise KernelError(f"kernel {spec.function} takes boxes {boxes}; a row must be 128 bytes of {', '.join(_ELEMENT_TYPES)}, or 64")
     return tuple(
-        {"block_size": [rows, columns], "elem_size": size, "elem_type": number, "swizzle": _SWIZZLE_128}
-        for (_, rows, columns), (number, size) in zip(boxes, types, strict=True)
+        {
+            "block_size": [rows, columns],
+            "elem_size": size,
+            "elem_type": number,
+            "swizzle": _SWIZZLES[columns * size],
+            **({"interleaved": True} if interleaved else {}),
+        }
+        for (_, rows, columns, interleaved), (number, size) in zip(boxes, types, strict=True)
     )
 
 

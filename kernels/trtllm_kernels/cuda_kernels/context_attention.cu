@@ -3,13 +3,15 @@
 //
 // Blocks of 128 keys begin at multiples of 128, so a page lies in one block, or a block in one page. Where the cache has the type of the
 // operands, one warp loads boxes of PAGE rows by TMA. Where it is fp8 (CODES), pages are copied unchanged, and four warps convert them to
-// fp16 in the layout that TMA would produce. Queries become fp16 in shared memory.
+// fp16 in the layout that TMA would produce. Queries become fp16 in shared memory. Where operands are fp8, too (FP8), those warps transpose
+// the values.
 //
-// qkv: [tokens, (G * HKV + 2 * HKV) * D], boxes of 128 rows and 64 columns; cache: [pages, 2, HKV, PAGE, D], as a matrix of rows of D in
-// boxes of PAGE rows and 64 columns, or codes. Sequences [num_decodes, num_seqs); those without a past are skipped. Rows behind a
+// qkv: [tokens, (G * HKV + 2 * HKV) * D], boxes of 128 rows and 64 columns, or in FP8 queries [tokens, G * HKV * D], boxes of 128 rows and
+// D columns; cache: [pages, 2, HKV, PAGE, D], as a matrix of rows of D in boxes of PAGE rows and 64 columns, or D in FP8, or codes. Sequences [num_decodes, num_seqs); those without a past are skipped. Rows behind a
 // sequence's end are arbitrary as keys, and are set to zero as values.
 #define PAST 1
 #define LOADERS (CODES ? 4 : 1)
+#define LOADERS_OF_KEYS (FP8 ? 1 : LOADERS)
 #include "attention.cuh"
 
 constexpr int PAGES = TILE / PAGE;  // per block
@@ -36,7 +38,94 @@ struct Source {
     }
 };
 
-#if CODES
+#if FP8
+// Transposes 32 of a block's tokens by a warp. Of 16 tokens the order becomes that of an operand's columns: token 8 h + 2 q + i in column
+// 4 q + 2 h + i.
+INLINE void transpose_values(char* to, const char* codes) {
+    int lane = threadIdx.x % 32, part = lane / 8, row = lane % 8, first = 32 * (threadIdx.x / 32);
+    u32 from = shared_address(codes), into = shared_address(to);
+    int token = first + 8 * part + row, column = first / 16 + part / 2;
+    constexpr int AT_ONCE = 2;
+#pragma unroll 2
+    for (int begin = 0; begin < D / 16; begin += AT_ONCE) {
+        u32 x[AT_ONCE][4];
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; i++) {
+            int swizzled = begin + i ^ (D == 128 ? token % 8 : token / 2 % 4);
+            load_matrices_transposed(x[i], from + token * D + swizzled * 16);
+        }
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; i++) {
+            u32 y[4];
+#pragma unroll
+            for (int h = 0; h < 4; h += 2) {
+                y[h] = chosen_bytes<0x6420>(x[i][h], x[i][h + 1]);
+                y[h + 1] = chosen_bytes<0x7531>(x[i][h], x[i][h + 1]);
+            }
+            int d = 16 * (begin + i) + 2 * row + part % 2;
+            store_matrices(into + d * 128 + (column ^ d % 8) * 16, y);
+        }
+    }
+}
+
+// Run by four warps. The first loads keys and, two blocks ahead of the one that all four transpose, values.
+INLINE void produce(Shared& shared, const TensorMap& queries, const TensorMap& cache, Source source, Walk walk) {
+    bool first = threadIdx.x < 32;
+    Tile tile = walk.next();
+    u32 step = 0;  // blocks of keys before this tile's
+    for (u32 count = 0;; count++) {
+        if (threadIdx.x == 0) announce(shared, queries, tile, count);
+        __syncwarp();
+        if (tile.blocks == 0) return;
+        Pages pages = source.of(tile);
+        int last = tile.blocks - 1;
+        auto load = [&](char* to, u64& full, int ids, int of) {
+            if (threadIdx.x == 0) arrive_expecting(full, TILE_BYTES);
+#pragma unroll
+            for (int i = 0; i < PAGES; i++) {
+                int row = (__shfl_sync(~0u, ids, i) * (2 * HKV) + of + tile.head / G) * PAGE;
+                if (threadIdx.x == 0) load_box(to + i * PAGE * ROW_BYTES, cache, row, 0, full);
+            }
+        };
+        auto load_keys = [&](u32 block, int ids) {
+            u32 at = step + block, stage = at % STAGES;
+            wait(shared.keys_empty[stage], (at / STAGES + 1) % 2);
+            load(shared.keys[stage], shared.keys_full[stage], ids, 0);
+        };
+        auto load_values = [&](u32 block, int ids) {
+            u32 slot = (step + block) % SLOTS;
+            load(shared.codes[slot], shared.codes_full[slot], ids, HKV);
+        };
+        int next = 0, after = 0;  // pages of the blocks one and two after that which is transposed
+        if (first) {
+            int ids = pages.of_block(last);
+            next = pages.of_block(max(0, last - 1)), after = pages.of_block(max(0, last - 2));
+            load_keys(0, ids);
+            load_values(0, ids);
+            if (last > 0) load_values(1, next);
+        }
+        for (int block = 0; block <= last; block++) {
+            int third = 0;
+            if (first) {
+                if (block < last) load_keys(block + 1, next);
+                third = pages.of_block(max(0, last - block - 3));
+            }
+            u32 at = step + block, stage = at % STAGES, slot = at % SLOTS;
+            wait(shared.values_empty[stage], (at / STAGES + 1) % 2);
+            wait(shared.codes_full[slot], at / SLOTS % 2);
+            transpose_values(shared.values[stage], shared.codes[slot]);
+            publish_to_async();
+            __syncwarp();
+            if (threadIdx.x % 32 == 0) arrive(shared.values_full[stage]);
+            sync_warps(CODES_READ, 128);
+            if (first && block + 2 <= last) load_values(block + 2, after);
+            next = after, after = third;
+        }
+        step += tile.blocks;
+        tile = walk.next();
+    }
+}
+#elif CODES
 // Converts a block of codes to fp16, shared by 128 threads, into panels of 64 columns with the 128-byte swizzle: the 16-byte piece n of row
 // r is stored at position n ^ r % 8. A thread's pieces are in rows 8 or 16 apart, so at the same position of each, and those of eight
 // neighbours are at eight positions of one row, so in all banks. Unless WHOLE, rows from `rows` on become zero.
@@ -177,7 +266,7 @@ INLINE void produce(Shared& shared, const TensorMap& qkv, const TensorMap& cache
 // The 2 i32 and 2 i64 after a map are its sizes and strides in the launch ABI (`driver.py`).
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     context_attention(const __grid_constant__ TensorMap qkv, int, int, long long, long long,
-#if CODES
+#if CODES && !FP8
                       const unsigned char* cache,
 #else
                       const __grid_constant__ TensorMap cache, int, int, long long, long long,

@@ -73,6 +73,16 @@ INLINE void load_box(void* to, const TensorMap& map, int row, int column, u64& b
                  : "memory");
 }
 
+// Loads a box of 128 rows in another order: row 16 b + 8 h + 2 q + i of it is row 16 b + 4 q + 2 h + i of the matrix, from `row` on. The map
+// has a dimension for each of i, q, h and b (`driver.py`).
+INLINE void load_interleaved_box(void* to, const TensorMap& map, int row, int column, u64& barrier) {
+    asm volatile(
+        "cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4, %4, %4}], [%5];" ::"r"(
+            shared_address(to)),
+        "l"((u64)&map), "r"(column), "r"(row), "r"(0), "r"(shared_address(&barrier))
+        : "memory");
+}
+
 // The policy for data that is read once: it is evicted from L2 first.
 INLINE u64 evict_first() {
     u64 policy;
@@ -182,19 +192,22 @@ INLINE void take_registers_up_to() {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(COUNT));
 }
 
-// ---- wgmma. Matrices in shared memory are in panels of 64 columns of 2 bytes, 128-byte swizzle, at addresses divisible by 1,024.
+// ---- wgmma. Matrices in shared memory are in panels of rows of 128 bytes, or 64, with the swizzle of as many, at addresses divisible by
+// 1,024.
 
-// Descriptor: address, leading and stride offsets in units of 16 bytes (14 bits each at 0, 16 and 32), swizzle (1: 128 bytes) at 62.
-INLINE u64 matrix(u32 address, u32 leading_bytes, u32 stride_bytes) {
-    return (u64)((address & 0x3FFFF) >> 4) | (u64)(leading_bytes >> 4) << 16 | (u64)(stride_bytes >> 4) << 32 | 1ull << 62;
+// Descriptor: address, leading and stride offsets in units of 16 bytes (14 bits each at 0, 16 and 32), swizzle (1: 128 bytes, 2: 64) at 62.
+INLINE u64 matrix(u32 address, u32 leading_bytes, u32 stride_bytes, u64 swizzle) {
+    return (u64)((address & 0x3FFFF) >> 4) | (u64)(leading_bytes >> 4) << 16 | (u64)(stride_bytes >> 4) << 32 | swizzle << 62;
 }
 
-// The matrix's rows are the operand's rows ("K-major"): groups of 8 rows follow each other; a panel is 4 steps of 16 columns, 32 bytes
-// each.
-INLINE u64 by_rows(u32 address) { return matrix(address, 16, 1024); }
+// The matrix's rows are the operand's rows ("K-major"): groups of 8 rows follow each other; steps of 32 bytes lie next to each other.
+template <int BYTES_OF_ROW = 128>
+INLINE u64 by_rows(u32 address) {
+    return matrix(address, 16, 8 * BYTES_OF_ROW, BYTES_OF_ROW == 128 ? 1 : 2);
+}
 
 // The matrix's columns are the operand's rows ("MN-major"): the panels lie `panel_bytes` apart; a step of 16 rows is 2,048 bytes.
-INLINE u64 by_columns(u32 address, u32 panel_bytes) { return matrix(address, panel_bytes, 1024); }
+INLINE u64 by_columns(u32 address, u32 panel_bytes) { return matrix(address, panel_bytes, 1024, 1); }
 
 // Makes registers written before visible to the wgmma after.
 INLINE void wgmma_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
@@ -239,6 +252,13 @@ INLINE void hold(int (&x)[LENGTH]) {
 #else
 #define ELEMENTS "bf16.bf16"
 #endif
+#if FP8
+#define STEP_COLUMNS "k32"
+#define BOTH_BY_ROWS "1, 1;"
+#else
+#define STEP_COLUMNS "k16"
+#define BOTH_BY_ROWS "1, 1, 0, 0;"
+#endif
 #define REGISTERS_8(how, x, i) \
     how(x[i]), how(x[i + 1]), how(x[i + 2]), how(x[i + 3]), how(x[i + 4]), how(x[i + 5]), how(x[i + 6]), how(x[i + 7])
 #define REGISTERS_16(how, x, i) REGISTERS_8(how, x, i), REGISTERS_8(how, x, i + 8)
@@ -262,13 +282,13 @@ INLINE void hold(int (&x)[LENGTH]) {
 
 #define MULTIPLY(SHAPE, NAMES) "wgmma.mma_async.sync.aligned." SHAPE ".f32." ELEMENTS " {" NAMES "}, "
 
-// d = a @ b.T, or += if `add`: [64, 128] from [64, 16] @ [128, 16].T, a and b in shared memory by rows. Register 4 j + 2 h + i of a thread
+// d = a @ b.T, or += if `add`: [64, 128] from [64, 32 bytes] @ [128, 32 bytes].T, a and b in shared memory by rows. Register 4 j + 2 h + i of a thread
 // holds row 16 * (warp % 4) + lane / 4 + 8 h and column 8 j + 2 * (lane % 4) + i.
 INLINE void multiply(float (&d)[64], u64 a, u64 b, bool add) {
     if (add) {
-        asm volatile(MULTIPLY("m64n128k16", NAMES_64) "%64, %65, 1, 1, 1, 0, 0;" : REGISTERS_64("+f", d) : "l"(a), "l"(b));
+        asm volatile(MULTIPLY("m64n128" STEP_COLUMNS, NAMES_64) "%64, %65, 1, " BOTH_BY_ROWS : REGISTERS_64("+f", d) : "l"(a), "l"(b));
     } else {
-        asm volatile(MULTIPLY("m64n128k16", NAMES_64) "%64, %65, 0, 1, 1, 0, 0;" : REGISTERS_64("=f", d) : "l"(a), "l"(b));
+        asm volatile(MULTIPLY("m64n128" STEP_COLUMNS, NAMES_64) "%64, %65, 0, " BOTH_BY_ROWS : REGISTERS_64("=f", d) : "l"(a), "l"(b));
     }
 }
 
@@ -335,7 +355,7 @@ INLINE void multiply_add(Sum (&d)[128], u64 a, u64 b) {
     asm volatile(MULTIPLY_ROWS("256", NAMES_128) "%128, %129, " AS_THEY_ARE : REGISTERS_128(SUMS, d) : "l"(a), "l"(b));
 }
 
-// d = a @ b.T, or += if ADDED_TO: [64, 8, 16, 32, 64, 96, 128 or 256] from [64, 32 bytes], in registers, and [.., 32 bytes], in shared memory by
+// d = a @ b.T, or += if ADDED_TO: [64, 8, 16, 32, 64, 72, 96, 128, 136 or 256] from [64, 32 bytes], in registers, and [.., 32 bytes], in shared memory by
 // rows. A register of a holds 4 bytes of a row, columns in order: (row, first 16 bytes), (row + 8, first), (row, last), (row + 8, last).
 #if FP8
 #define B_BY_ROWS "1, 1;"
@@ -373,6 +393,13 @@ INLINE void multiply_skinny(float (&d)[32], const u32 (&a)[4], u64 b) {
 }
 
 template <bool ADDED_TO>
+INLINE void multiply_skinny(float (&d)[36], const u32 (&a)[4], u64 b) {
+    asm volatile(MULTIPLY_ROWS("72", NAMES_32 ", %32, %33, %34, %35") "{%36, %37, %38, %39}, %40, %41, " B_BY_ROWS
+                 : REGISTERS_32("+f", d, 0), "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35])
+                 : A_IN_REGISTERS(a, b, ADDED_TO));
+}
+
+template <bool ADDED_TO>
 INLINE void multiply_skinny(float (&d)[48], const u32 (&a)[4], u64 b) {
     asm volatile(MULTIPLY_ROWS("96", NAMES_48) "{%48, %49, %50, %51}, %52, %53, " B_BY_ROWS
                  : REGISTERS_48("+f", d)
@@ -383,6 +410,13 @@ template <bool ADDED_TO>
 INLINE void multiply_skinny(float (&d)[64], const u32 (&a)[4], u64 b) {
     asm volatile(MULTIPLY_ROWS("128", NAMES_64) "{%64, %65, %66, %67}, %68, %69, " B_BY_ROWS
                  : REGISTERS_64("+f", d)
+                 : A_IN_REGISTERS(a, b, ADDED_TO));
+}
+
+template <bool ADDED_TO>
+INLINE void multiply_skinny(float (&d)[68], const u32 (&a)[4], u64 b) {
+    asm volatile(MULTIPLY_ROWS("136", NAMES_64 ", %64, %65, %66, %67") "{%68, %69, %70, %71}, %72, %73, " B_BY_ROWS
+                 : REGISTERS_64("+f", d), "+f"(d[64]), "+f"(d[65]), "+f"(d[66]), "+f"(d[67])
                  : A_IN_REGISTERS(a, b, ADDED_TO));
 }
 
@@ -415,6 +449,20 @@ INLINE void load_matrices(u32 (&x)[4], u32 address) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
                  : "r"(address)
+                 : "memory");
+}
+
+// As `load_matrices`, but transposed: a thread gets rows 2 * (lane % 4) and the next of column lane / 4.
+INLINE void load_matrices_transposed(u32 (&x)[4], u32 address) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
+                 : "r"(address)
+                 : "memory");
+}
+
+// The inverse of `load_matrices`.
+INLINE void store_matrices(u32 address, const u32 (&x)[4]) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3])
                  : "memory");
 }
 

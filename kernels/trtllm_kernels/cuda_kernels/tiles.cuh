@@ -22,6 +22,10 @@ struct Tile {
     INLINE int diagonal() const { return begin - (blocks - 1) * TILE; }
     INLINE int keys() const { return min(TILE, length - (blocks - 1) * TILE); }
 #else
+#if FP8
+    int column;  // of transposed values: that of the tile's first token
+#endif
+
     INLINE int diagonal() const { return 0; }
     INLINE int keys() const { return min(TILE, rows); }
 #endif
@@ -73,6 +77,8 @@ struct Walk {
         tile.length = __ldg(kv_lens + seq), tile.seq = seq;
         tile.begin = tile.length - tile.rows;
         tile.blocks = (tile.begin + min(TILE, tile.rows) + TILE - 1) / TILE;
+#elif FP8
+        tile.column = 16 * (begin / 16 + seq) + level * TILE;  // TMA begins at multiples of 16 bytes
 #endif
         return tile;
     }

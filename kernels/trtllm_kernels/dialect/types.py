@@ -34,8 +34,19 @@ NO_TOKEN = -1
 """What the host reads as token of a row whose best logit is NaN or infinite."""
 SKINNY_TOKENS = 128
 """Largest number of tokens in a step whose GEMMs run in our own kernels on Hopper; larger steps use the library."""
+KEY_BLOCK = 128
+"""Keys that attention of prompts takes at a time: it may read those of so many tokens behind a step's last."""
+VALUE_COLUMNS = 16
+"""The columns of a sequence's transposed values begin at a multiple of this: what TMA reads must be aligned to 16 bytes. Token i of
+sequence r is in column `VALUE_COLUMNS * (query_start[r] // VALUE_COLUMNS + r) + i`, which needs no prefix sum, and behind a sequence's last
+token the columns up to the next multiple are its own."""
 Dim = int | str
 Attr = int | float | bool | str | list[int] | list[float] | None
+
+
+def value_columns(tokens: int, sequences: int) -> int:
+    """Columns that transposed values of so many tokens and sequences may need."""
+    return -(-(tokens + VALUE_COLUMNS * sequences) // KEY_BLOCK) * KEY_BLOCK
 
 
 def rounded_keys(longest: int) -> int:

@@ -191,19 +191,28 @@ class _Kernel:
         return [self._tensor_map(tensor, next(descriptions)), *(self._hold(size) for size in sizes)]
 
     def _tensor_map(self, tensor: torch.Tensor, description: Mapping[str, Any]) -> int:
-        """Address of a 64-byte aligned copy of the TMA descriptor of a row-major matrix (CUDA driver API, cuTensorMapEncodeTiled)."""
+        """Address of a 64-byte aligned copy of the TMA descriptor of a row-major matrix (CUDA driver API, cuTensorMapEncodeTiled).
+
+        An interleaved box has its rows in the order of `load_interleaved_box`: the row is the sum of the coordinates i, q, h and b times 1,
+        4, 2 and 16, and TMA compares only that of i with its size, so the last rows of a box are left out of it.
+        """
         rows, columns = tensor.shape
         element_type = description["elem_type"]
         box_rows, box_columns = description["block_size"]
+        pitch = columns * tensor.element_size()
+        sizes, pitches, box = [columns, rows], [pitch], [box_columns, box_rows]
+        if description.get("interleaved"):
+            sizes, box = [columns, rows - box_rows + 2, 4, 2, box_rows // 16], [box_columns, 2, 4, 2, box_rows // 16]
+            pitches = [pitch, 4 * pitch, 2 * pitch, 16 * pitch]
         encoded = _check(
             cuda.cuTensorMapEncodeTiled(
                 cuda.CUtensorMapDataType(_HOST_ELEMENT_TYPE.get(element_type, element_type)),
-                2,
+                len(sizes),
                 tensor.data_ptr(),
-                [cuda.cuuint64_t(columns), cuda.cuuint64_t(rows)],
-                [cuda.cuuint64_t(columns * tensor.element_size())],
-                [cuda.cuuint32_t(box_columns), cuda.cuuint32_t(box_rows)],
-                [cuda.cuuint32_t(1)] * 2,
+                [cuda.cuuint64_t(size) for size in sizes],
+                [cuda.cuuint64_t(pitch) for pitch in pitches],
+                [cuda.cuuint32_t(size) for size in box],
+                [cuda.cuuint32_t(1)] * len(sizes),
                 cuda.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
                 cuda.CUtensorMapSwizzle(description["swizzle"]),
                 cuda.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_128B,

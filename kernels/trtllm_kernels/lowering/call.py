@@ -69,11 +69,16 @@ class F32:
 
 @dataclass(frozen=True)
 class Tma:
-    """A matrix, or the rows of a tensor, passed as a host-made TMA descriptor with boxes of [rows, columns]."""
+    """A matrix, or the rows of a tensor, passed as a host-made TMA descriptor with boxes of [rows, columns].
+
+    `interleaved`: a box's rows come in the order of `load_interleaved_box` (`hopper.cuh`), and the matrix has rows for a box that begins at
+    the last one in use.
+    """
 
     operand: Operand
     rows: int
     columns: int
+    interleaved: bool = False
 
 
 @dataclass(frozen=True)
@@ -223,8 +228,9 @@ class Builder:
                     signature[name] = "*u8" if operand.dtype == "fp8" else _POINTERS[operand.dtype]
                     aligned.append(name)
                     arguments.append(Arg("tensor", operand.name, index=operand.index))
-                case Tma(operand, box_rows, box_columns):
-                    signature[name] = f"tensordesc<{_POINTERS[operand.dtype].removeprefix('*')}[{box_rows},{box_columns}]>"
+                case Tma(operand, box_rows, box_columns, interleaved):
+                    order = ",interleaved" if interleaved else ""
+                    signature[name] = f"tensordesc<{_POINTERS[operand.dtype].removeprefix('*')}[{box_rows},{box_columns}]{order}>"
                     arguments.append(Arg("tma", operand.name, box=(box_rows, box_columns), index=operand.index))
                 case I32(value):
                     signature[name] = "i32"

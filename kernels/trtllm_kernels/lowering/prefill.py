@@ -11,14 +11,19 @@ import math
 from collections.abc import Mapping
 
 from trtllm_kernels.dialect.dtypes import bytes_of, elements_in
+from trtllm_kernels.dialect.types import KEY_BLOCK
 from trtllm_kernels.lowering.call import F32, I32, Builder, OpCall, Operand, Parameter, Tma
 
-CUDA_TILE = 128
+CONTEXT_HEAD_DIMS = (64, 128)
+"""Of heads for which kernels in CUDA C++ exist."""
+CUDA_TILE = KEY_BLOCK
 """Queries of a tile, and keys of a block, of the kernel in CUDA C++."""
-_CUDA_TILES = 6
-"""Tiles that it keeps in shared memory: two each of queries, keys and values. With an fp8 cache two tiles of codes are added, and
-barriers."""
+_CUDA_TILES, _CUDA_FP8_TILES = 6, 10
+"""Tiles that it keeps in shared memory: two each of queries, keys and values, or in fp8 four each of the latter. With an fp8 cache two
+tiles of codes are added, and barriers."""
 _CUDA_REST_BYTES = 256
+_CUDA_ONES_BYTES = 4 * 1024
+"""Behind the tiles of values in fp8."""
 
 
 def scales(call: OpCall) -> dict[str, Operand]:
@@ -90,7 +95,7 @@ def uncached_prefill_launch(builder: Builder, tuned: Mapping[str, int], tile: st
 
 def cuda_fits(call: OpCall) -> bool:
     """Whether the CUDA C++ version of `uncached_prefill_attention` fits."""
-    return reads_uncached_prefill(call, call["qkv"].dtype, call["kv_cache"].size(5)) and call["kv_cache"].size(5) in (64, 128)
+    return reads_uncached_prefill(call, call["qkv"].dtype, call["kv_cache"].size(5)) and call["kv_cache"].size(5) in CONTEXT_HEAD_DIMS
 
 
 def cuda_context_fits(call: OpCall) -> bool:
@@ -101,10 +106,59 @@ def cuda_context_fits(call: OpCall) -> bool:
     return cuda_fits(call) and (same or codes)
 
 
+def fp8_fits(call: OpCall) -> bool:
+    """Whether the kernels of prompts in fp8 fit: the cache is fp8 with scales."""
+    return cuda_context_fits(call) and call["kv_cache"].dtype == "fp8"
+
+
 def cuda_launch(builder: Builder, some: str) -> None:
     """`some`: as in `uncached_prefill_launch`."""
-    half = builder.call["qkv"].dtype == "fp16"
-    _launch_cuda(builder, "uncached_prefill_attention", some, {}, {}, {"HALF": half})
+    q, half = builder.call["qkv"], builder.call["qkv"].dtype == "fp16"
+    _launch_cuda(builder, "uncached_prefill_attention", some, {"QKV": _rows_of(q)}, {}, {"HALF": half})
+
+
+def fp8_context_launch(builder: Builder, queries: Operand, cache: Operand, some: str) -> None:
+    """Attention of continued prompts in fp8 over the codes of `cache`, that of the layer; queries as in `fp8_launch`. `some`: as in
+    `cuda_context_launch`."""
+    call = builder.call
+    head_dim, page = call["kv_cache"].size(5), call["kv_cache"].size(4)
+    half, tiles_of_codes = call["qkv"].dtype == "fp16", 2
+    _launch_cuda(
+        builder,
+        "context_attention",
+        some,
+        {"Queries": Tma(queries, CUDA_TILE, head_dim), "Cache": Tma(cache, page, head_dim), **_pages(call)},
+        {"table_stride": I32(call["block_table"].size(1))},
+        {
+            "HALF": half,
+            "OUT_HALF": half,
+            "CODES": True,
+            "FP8": True,
+            "PAGE": page,
+            "SHARED_BYTES": _fp8_bytes(head_dim, tiles_of_codes),
+        },
+    )
+
+
+def fp8_launch(builder: Builder, queries: Operand, keys: Operand, values: Operand, some: str) -> None:
+    """Attention of whole prompts in fp8: queries [tokens, Hq*D], keys [tokens + `CUDA_TILE`, Hkv*D] and values [Hkv*D, columns], the last
+    two with the cache's scales. `some`: as in `uncached_prefill_launch`."""
+    call, scaled = builder.call, scales(builder.call)
+    head_dim = call["kv_cache"].size(5)
+    _launch_cuda(
+        builder,
+        "uncached_prefill_attention",
+        some,
+        {
+            "Queries": Tma(queries, CUDA_TILE, head_dim),
+            "Keys": Tma(keys, CUDA_TILE, head_dim, interleaved=True),
+            "Values": Tma(values, head_dim, CUDA_TILE),
+            "KScale": scaled["KScale"],
+            "VScale": scaled["VScale"],
+        },
+        {},
+        {"HALF": call["qkv"].dtype == "fp16", "FP8": True, "SHARED_BYTES": _fp8_bytes(head_dim)},
+    )
 
 
 def cuda_context_launch(builder: Builder, cache: Operand, some: str) -> None:
@@ -112,33 +166,50 @@ def cuda_context_launch(builder: Builder, cache: Operand, some: str) -> None:
     call = builder.call
     table, half, codes = call["block_table"], call["qkv"].dtype == "fp16", cache.dtype == "fp8"
     page = call["kv_cache"].size(4)
-    scaled = scales(call)
     _launch_cuda(
         builder,
         "context_attention",
         some,
         {
+            "QKV": _rows_of(call["qkv"]),
             "Cache": cache if codes else Tma(cache, page, elements_in(128, cache.dtype)),
-            "BlockTable": table,
-            "Slots": call["seq_slots"],
-            "KScale": scaled["KScale"],
-            "VScale": scaled["VScale"],
+            **_pages(call),
         },
         {"table_stride": I32(table.size(1))},
         {"HALF": half or codes, "OUT_HALF": half, "CODES": codes, "PAGE": page},
     )
 
 
+def _fp8_bytes(head_dim: int, more_tiles: int = 0) -> int:
+    return (_CUDA_FP8_TILES + more_tiles) * CUDA_TILE * head_dim + _CUDA_ONES_BYTES + _CUDA_REST_BYTES
+
+
+def _pages(call: OpCall) -> dict[str, Parameter]:
+    """Parameters that attention of continued prompts takes after the cache, in order."""
+    scaled = scales(call)
+    return {
+        "BlockTable": call["block_table"],
+        "Slots": call["seq_slots"],
+        "KScale": scaled["KScale"],
+        "VScale": scaled["VScale"],
+    }
+
+
+def _rows_of(qkv: Operand) -> Tma:
+    return Tma(qkv, CUDA_TILE, elements_in(128, qkv.dtype))
+
+
 def _launch_cuda(
     builder: Builder, name: str, some: str, first: Mapping[str, Parameter], last: Mapping[str, Parameter], own: Mapping[str, int]
 ) -> None:
-    """`first` and `last`: what kernel `name` takes before and after the parameters common to both. Persistent, one block per SM."""
+    """`first` and `last`: what kernel `name` takes before and after the parameters common to both. `own`: its own constants. Persistent,
+    one block per SM."""
     call = builder.call
     q, heads, kv_heads, head_dim = call["qkv"], call.integer("num_heads"), call.integer("num_kv_heads"), call["kv_cache"].size(5)
     tile = CUDA_TILE * head_dim
     builder.launch(
         f"{name}.{name}",
-        {"QKV": Tma(q, CUDA_TILE, elements_in(128, q.dtype)), **first, **_sequences(call), **last},
+        {**first, **_sequences(call), **last},
         grid=(f"min({call.sm_count}, {tiles(call, CUDA_TILE)} * {heads}) * min(1, {some})",),
         constexprs={
             "HKV": kv_heads,

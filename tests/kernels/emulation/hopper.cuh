@@ -120,7 +120,15 @@ inline void signal_warps(u32 number, u32 threads) {
 }
 inline void __syncthreads() { sync_warps(0, machine.threads); }
 inline void __syncwarp() { meet(machine.now->block->meetings[1000 + machine.now->thread / 32], 32); }
-inline u32 __shfl_sync(u32, u32 x, int) { return x; }
+inline u32 __byte_perm(u32 a, u32 b, u32 selector) {
+    u64 both = (u64)b << 32 | a;
+    u32 y = 0;
+    for (u32 i = 0; i < 4; i++) y |= (u32)(both >> 8 * (selector >> 4 * i & 7) & 0xFF) << 8 * i;
+    return y;
+}
+inline int __popc(u32 x) { return __builtin_popcount(x); }
+inline int __ffs(u32 x) { return __builtin_ffs(x); }
+inline float __fdividef(float x, float y) { return x / y; }
 // Shows words to the warp; `read(words)` sees those of a lane.
 template <typename Read>
 void exchange(const u32* own, u32 count, const Read& read) {
@@ -141,6 +149,19 @@ T exchanged(T x, u32 from) {
 inline float from_lane_xor(float x, u32 bits) { return exchanged(x, machine.now->thread % 32 ^ bits); }
 inline u32 from_lane_xor(u32 x, u32 bits) { return exchanged(x, machine.now->thread % 32 ^ bits); }
 inline u32 from_lane(u32 x, u32 lane) { return exchanged(x, lane); }
+inline u32 __shfl_sync(u32, u32 x, u32 lane) { return exchanged(x, lane); }
+inline float __shfl_xor_sync(u32, float x, u32 bits) { return from_lane_xor(x, bits); }
+inline u32 __shfl_xor_sync(u32, u32 x, u32 bits) { return from_lane_xor(x, bits); }
+inline int __reduce_max_sync(u32, int x) {
+    u32 own = x;
+    exchange(&own, 1, [&](u32(*warp)[8]) { for (u32 lane = 0; lane < 32; lane++) x = max(x, (int)warp[lane][0]); });
+    return x;
+}
+inline u32 __ballot_sync(u32, bool x) {
+    u32 own = x, all = 0;
+    exchange(&own, 1, [&](u32(*warp)[8]) { for (u32 lane = 0; lane < 32; lane++) all |= warp[lane][0] << lane; });
+    return all;
+}
 inline bool any_of_warp(bool x) {
     u32 own = x;
     exchange(&own, 1, [&](u32(*warp)[8]) { for (u32 lane = 0; lane < 32; lane++) x |= warp[lane][0] != 0; });
@@ -180,24 +201,42 @@ inline void wait(u64& barrier, u32 parity) {
 
 // ---- Copies
 
-struct TensorMap { const char* from; long rows, columns, element, box_rows; };
+struct TensorMap { const char* from; long rows, columns, element, box_rows, row_bytes = 128; };  // of a box
+inline u32 swizzled(u32 linear, u32 row_bytes) { return linear ^ (linear >> 7 & (row_bytes / 16 - 1)) << 4; }
 inline void prefetch(const TensorMap&) {}
 inline u64 evict_first() { return 0; }
-// A box of rows of 128 bytes, 128-byte swizzle, zero outside the matrix.
+// Row `r` of a box of rows of 128 bytes, or 64, with the swizzle of as many, zero outside the matrix. `to`: in `shared`.
+inline void load_row(char* shared, u32 to, const TensorMap& map, long r, long row, long column, bool inside) {
+    for (long byte = 0; byte < map.row_bytes; byte++) {
+        long at = column * map.element + byte, pitch = map.columns * map.element;
+        shared[swizzled(to + r * map.row_bytes + byte, map.row_bytes)] = inside && at < pitch ? map.from[row * pitch + at] : 0;
+    }
+}
+inline void check_aligned(const TensorMap& map, int column) {
+    if (column * map.element % 16) printf("TMA begins at multiples of 16 bytes\n"), exit(4);
+}
 inline void load_box(void* to, const TensorMap& map, int row, int column, u64& barrier, u64 = 0) {
+    check_aligned(map, column);
+    char* shared = memory;
+    u32 first = shared_address(to);
+    Barrier& at = barrier_at(barrier);
+    machine.loads.push_back([=, &map, &at] {
+        for (long r = 0; r < map.box_rows; r++) load_row(shared, first, map, r, row + r, column, row + r < map.rows);
+        complete(at, map.box_rows * map.row_bytes);
+    });
+}
+// TMA compares the first of the four coordinates that make up a row with the matrix's size, less the rest (`driver.py`).
+inline void load_interleaved_box(void* to, const TensorMap& map, int row, int column, u64& barrier) {
+    check_aligned(map, column);
     char* shared = memory;
     u32 first = shared_address(to);
     Barrier& at = barrier_at(barrier);
     machine.loads.push_back([=, &map, &at] {
         for (long r = 0; r < map.box_rows; r++) {
-            for (long byte = 0; byte < 128; byte++) {
-                long at_row = row + r, at_byte = column * map.element + byte;
-                bool inside = at_row < map.rows && at_byte < map.columns * map.element;
-                u32 linear = first + r * 128 + byte;
-                shared[linear ^ (linear >> 7 & 7) << 4] = inside ? map.from[at_row * map.columns * map.element + at_byte] : 0;
-            }
+            long i = r % 2, q = r / 2 % 4, h = r / 8 % 2, b = r / 16;
+            load_row(shared, first, map, r, row + i + 4 * q + 2 * h + 16 * b, column, row + i < map.rows - (map.box_rows - 2));
         }
-        complete(at, map.box_rows * 128);
+        complete(at, map.box_rows * map.row_bytes);
     });
 }
 inline void load_bytes(void* to, const void* from, u32 bytes, u64& barrier, u64 = 0) {
@@ -248,19 +287,26 @@ inline u32 bf16_of(float x) {
 inline float of_bf16(u32 x) { return __int_as_float(x << 16); }
 inline u32 fp16_of(float x) { _Float16 y = x; unsigned short bits; memcpy(&bits, &y, 2); return bits; }
 inline float of_fp16(u32 x) { unsigned short bits = x; _Float16 y; memcpy(&y, &bits, 2); return y; }
-inline float of_fp8(u32 x) {
+inline float decoded_fp8(u32 x) {
     int exponent = x >> 3 & 15, mantissa = x & 7;
     if ((x & 0x7F) == 0x7F) return NAN;
     float y = exponent ? ldexpf(8.0f + mantissa, exponent - 10) : ldexpf(mantissa, -9);
     return x & 0x80 ? -y : y;
 }
+struct Decoded {
+    float values[256];
+    Decoded() { for (u32 x = 0; x < 256; x++) values[x] = decoded_fp8(x); }
+};
+inline float of_fp8(u32 x) {
+    static const Decoded codes;
+    return codes.values[x & 0xFF];
+}
 inline u32 fp8_of(float x) {
-    u32 best = 0;
     float clamped = fminf(fabsf(x), 448.0f);
-    for (u32 code = 1; code < 127; code++) {
-        float apart = fabsf(of_fp8(code) - clamped) - fabsf(of_fp8(best) - clamped);
-        if (apart < 0 || (apart == 0 && code % 2 == 0)) best = code;
-    }
+    u32 best = 0;  // largest number that is no larger
+    for (u32 step = 64; step; step /= 2) best += best + step < 127 && of_fp8(best + step) <= clamped ? step : 0;
+    float below = clamped - of_fp8(best), above = best < 126 ? of_fp8(best + 1) - clamped : INFINITY;
+    if (above < below || (above == below && best % 2)) best++;
     return best | (signbit(x) ? 0x80 : 0);
 }
 inline u32 pack_fp16(float a, float b) { return fp16_of(a) | fp16_of(b) << 16; }
@@ -286,7 +332,12 @@ inline u32 multiplied_and_added(u32 a, u32 b, u32 c) {
 
 // ---- wgmma, by the fragments that the PTX ISA draws
 
-inline u64 by_rows(u32 address) { return address / 16; }
+// A descriptor: the address in units of 16 bytes; above it, bytes of a row.
+template <int ROW_BYTES = 128>
+u64 by_rows(u32 address) { return (u64)ROW_BYTES << 32 | address / 16; }
+inline u32 byte_of(u64 matrix, u32 row, u32 byte) {
+    return swizzled(16 * (u32)matrix + row * (matrix >> 32) + byte, matrix >> 32);
+}
 inline void wgmma_begin() {}
 inline void wgmma_commit() {}
 template <int PENDING>
@@ -301,9 +352,9 @@ inline void meet_group() {
 template <int LENGTH>
 void multiply_add(Sum (&d)[LENGTH], u64 a, u64 b) {
     u32 thread = machine.now->thread, lane = thread % 32;
-    auto word = [&](u32 linear) {
+    auto word = [&](u64 matrix, u32 row, u32 byte) {
         u32 x = 0;
-        memcpy(&x, memory + (linear ^ (linear >> 7 & 7) << 4), FP8 || INT8 ? 1 : 2);
+        memcpy(&x, memory + byte_of(matrix, row, byte), FP8 || INT8 ? 1 : 2);
         return x;
     };
     auto number = [](u32 x) { return INT8 ? (float)(signed char)x : FP8 ? of_fp8(x) : HALF ? of_fp16(x) : of_bf16(x); };
@@ -311,10 +362,15 @@ void multiply_add(Sum (&d)[LENGTH], u64 a, u64 b) {
     for (u32 byte = 0; byte < 32; byte += BYTES) {
         for (int i = 0; i < LENGTH; i++) {
             u32 row = thread / 32 % 4 * 16 + lane / 4 + i / 2 % 2 * 8, token = i / 4 * 8 + lane % 4 * 2 + i % 2;
-            d[i] += number(word(16 * (u32)a + row * 128 + byte)) * number(word(16 * (u32)b + token * 128 + byte));
+            d[i] += number(word(a, row, byte)) * number(word(b, token, byte));
         }
     }
     meet_group();  // none releases what others still read
+}
+template <int LENGTH>
+void multiply(float (&d)[LENGTH], u64 a, u64 b, bool add) {
+    for (int i = 0; i < LENGTH && !add; i++) d[i] = 0.0f;
+    multiply_add(d, a, b);
 }
 template <bool ADD, int LENGTH>
 void multiply_skinny(float (&d)[LENGTH], const u32 (&a)[4], u64 b) {
@@ -330,9 +386,8 @@ void multiply_skinny(float (&d)[LENGTH], const u32 (&a)[4], u64 b) {
         for (u32 k = 0; k < 32 / BYTES; k++) {
             u32 byte = k * BYTES, owner = me->thread / 4 * 4 + byte / 4 % 4;
             u32 word = block.operands[4 * owner + byte / 16 * 2 + low] >> 8 * (byte % 4);
-            u32 linear = 16 * (u32)b + token * 128 + byte, at = linear ^ (linear >> 7 & 7) << 4;
             u32 other = 0;
-            memcpy(&other, block.shared + at, BYTES);
+            memcpy(&other, block.shared + byte_of(b, token, byte), BYTES);
             auto number = [](u32 x) { return FP8 ? of_fp8(x & 0xFF) : HALF ? of_fp16(x & 0xFFFF) : of_bf16(x & 0xFFFF); };
             sum += number(word) * number(other);
         }
@@ -360,6 +415,12 @@ inline void load_matrices(u32 (&x)[4], u32 address) {
         for (u32 i = 0; i < 4; i++) memcpy(&x[i], memory + warp[8 * i + lane / 4][0] + lane % 4 * 4, 4);
     });
 }
+inline void store_matrices(u32 address, const u32 (&x)[4]) {
+    exchange(&address, 1, [&](u32(*warp)[8]) {
+        u32 lane = machine.now->thread % 32;
+        for (u32 i = 0; i < 4; i++) memcpy(memory + warp[8 * i + lane / 4][0] + lane % 4 * 4, &x[i], 4);
+    });
+}
 inline u32 transposed(u32 x) {
     u32 lane = machine.now->thread % 32, y = 0;
     exchange(&x, 1, [&](u32(*warp)[8]) {
@@ -367,12 +428,13 @@ inline u32 transposed(u32 x) {
     });
     return y;
 }
+inline void load_matrices_transposed(u32 (&x)[4], u32 address) {
+    load_matrices(x, address);
+    for (u32& one : x) one = transposed(one);
+}
 template <int SELECTOR>
 u32 chosen_bytes(u32 a, u32 b) {
-    u64 both = (u64)b << 32 | a;
-    u32 y = 0;
-    for (u32 i = 0; i < 4; i++) y |= (u32)(both >> 8 * (SELECTOR >> 4 * i & 7) & 0xFF) << 8 * i;
-    return y;
+    return __byte_perm(a, b, SELECTOR);
 }
 inline void unpack_fp8(u32& low, u32& high, u32 codes) {
     low = pack_fp16(of_fp8(codes & 0xFF), of_fp8(codes >> 8 & 0xFF));

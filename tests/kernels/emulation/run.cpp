@@ -63,6 +63,56 @@ extern "C" int emulate(const char** pointers, float scale_log2, int table_stride
     arguments = {pointers[0], pointers[1], n(2), n(3), n(4), f(5), f(6), f(7), f(8), (char*)pointers[9], scale_log2, table_stride};
     return run(grid, threads);
 }
+#elif defined(CHUNKS)
+struct Arguments {
+    TensorMap queries, cache;
+    const int *table, *slots;
+    const float *k_scale, *v_scale;
+    const int *query_start, *kv_lens;
+    const float* out_scale;
+    char* out;
+    float scale_log2;
+    int num_decodes, num_seqs, table_stride;
+};
+static Arguments arguments;
+static void call() {
+    const Arguments& a = arguments;
+    KERNEL(a.queries, 0, 0, 0, 0, a.cache, 0, 0, 0, 0, a.table, a.slots, a.k_scale, a.v_scale, a.query_start, a.kv_lens, a.out_scale, a.out,
+           a.scale_log2, a.num_decodes, a.num_seqs, a.table_stride);
+}
+static int run(int grid, int threads);
+extern "C" int emulate(const char** pointers, long tokens, long rows, float scale_log2, int num_decodes, int num_seqs, int table_stride, int grid,
+                       int threads) {
+    auto f = [&](int i) { return (const float*)pointers[i]; };
+    auto n = [&](int i) { return (const int*)pointers[i]; };
+    arguments = {{pointers[0], tokens, G * HKV * D, 1, TILE, D}, {pointers[1], rows, D, 1, PAGE, D}, n(2), n(3), f(4), f(5), n(6), n(7), f(8),
+                 (char*)pointers[9], scale_log2, num_decodes, num_seqs, table_stride};
+    return run(grid, threads);
+}
+#elif defined(PROMPTS)
+struct Arguments {
+    TensorMap queries, keys, values;
+    const float *k_scale, *v_scale;
+    const int *query_start, *kv_lens;
+    const float* out_scale;
+    char* out;
+    float scale_log2;
+    int num_decodes, num_seqs;
+};
+static Arguments arguments;
+static void call() {
+    const Arguments& a = arguments;
+    KERNEL(a.queries, 0, 0, 0, 0, a.keys, 0, 0, 0, 0, a.values, 0, 0, 0, 0, a.k_scale, a.v_scale, a.query_start, a.kv_lens, a.out_scale, a.out,
+           a.scale_log2, a.num_decodes, a.num_seqs);
+}
+static int run(int grid, int threads);
+extern "C" int emulate(const char** pointers, long tokens, long columns, float scale_log2, int num_decodes, int num_seqs, int grid, int threads) {
+    auto f = [&](int i) { return (const float*)pointers[i]; };
+    auto n = [&](int i) { return (const int*)pointers[i]; };
+    arguments = {{pointers[0], tokens, G * HKV * D, 1, TILE, D}, {pointers[1], tokens + TILE, HKV * D, 1, TILE, D},
+                 {pointers[2], HKV * D, columns, 1, D}, f(3), f(4), n(5), n(6), f(7), (char*)pointers[8], scale_log2, num_decodes, num_seqs};
+    return run(grid, threads);
+}
 #elif defined(TILE_ROWS)
 struct Arguments {
     TensorMap x, w;
