@@ -38,6 +38,8 @@ RECORDED = ROOT / "results" / "recorded"
 STORES = ("h100", "h200", "h200-x2")
 OPS = (RECORDED / "h200" / "kernels-published.json", RECORDED / "h200-x2" / "kernels-published.json")
 """The first that is there."""
+IN_FP8 = ", prompts fp8"
+"""Of precisions: attention of prompts multiplies fp8."""
 AIMS = ROOT / "docs" / "facts" / "aims.csv"
 """Aims for one H200, set before the work. A load is `queued`, a number of sequences, or latency limits as `arrivals` shows them."""
 AT_CEILINGS = ROOT / "docs" / "facts" / "at-ceilings.csv"
@@ -73,9 +75,10 @@ class Line:
 
     @property
     def precision(self) -> str:
-        """With its cache, where that is not the usual one."""
+        """With its cache and what attention of prompts multiplies, where these are not the usual ones."""
         cell = self.cell
-        return f"{cell.precision}, KV int8" if cell.kv_dtype == "int8" else cell.precision
+        cache = ", KV int8" if cell.kv_dtype == "int8" else ""
+        return f"{cell.precision}{cache}{IN_FP8 if cell.settings.get('context_attention') == 'fp8' else ''}"
 
     @property
     def layout(self) -> str:
@@ -397,7 +400,7 @@ def overview() -> str:
         if short(line) and cell.batch not in (1, FEW):
             continue
         at_once = f"{cell.batch} at once" if few_at_once(line) else "queued"
-        case = cell.model, cell.precision, cell.tp, f"{cell.isl}/{cell.osl}", at_once
+        case = cell.model, line.precision, cell.tp, f"{cell.isl}/{cell.osl}", at_once
         fastest = cases.setdefault(case, {})
         if line.gpu not in fastest or line.rate > fastest[line.gpu].rate:
             fastest[line.gpu] = line
@@ -513,7 +516,8 @@ def _for_aim(aim: Mapping[str, str]) -> Line | None:
     for line in lines():
         cell, load = line.cell, aim["load"]
         lengths = f"{cell.isl}/{cell.osl}" if closed(line) else cell.workload
-        if (line.gpu, cell.gpus, cell.model, line.precision, lengths) != ("H200", 1, aim["model"], aim["precision"], aim["case"]):
+        precision = line.precision.removesuffix(IN_FP8)
+        if (line.gpu, cell.gpus, cell.model, precision, lengths) != ("H200", 1, aim["model"], aim["precision"], aim["case"]):
             continue
         if load == "queued":
             fits = not cell.request_rate

@@ -36,6 +36,7 @@ from trtllm_engines.engine.folder import PLAN, load_engine
 from trtllm_engines.errors import EngineError
 from trtllm_engines.models.presets import resolve_model
 from trtllm_engines.quantization.precision import canonical
+from trtllm_engines.quantization.scheme import WIDE
 from trtllm_engines.runtime.batch import IntArray, TokenLogprobs
 from trtllm_engines.runtime.engine_loop import EngineLoop, EngineThread
 from trtllm_engines.runtime.host_ranks import Recorder
@@ -105,6 +106,7 @@ class LLM:
         *,
         precision: str | None = None,
         kv_dtype: str = "auto",
+        context_attention: str = WIDE,
         weights: str | Path = "auto",
         seed: int = 0,
         max_batch_size: int | None = None,
@@ -129,7 +131,8 @@ class LLM:
         **other: Any,
     ) -> None:
         """`device`: `auto` (a GPU when there is one), `cuda` or `cpu`. `precision` defaults to `default_precision`;
-        `kv_dtype` is the cache's (`auto`: fp8 in an fp8 engine, else the activations').
+        `kv_dtype` is the cache's (`auto`: fp8 in an fp8 engine, else the activations'), `context_attention` what attention of prompts
+        multiplies (`wide`, or `fp8` with an fp8 cache).
 
         `tp` is the number of tensor-parallel GPUs and `pp` that of pipeline stages (1 where none is given and no engine
         folder says another). `replica` is this engine's number among copies that run side by side: its ranks are then processes, on the
@@ -164,6 +167,7 @@ class LLM:
                 model_or_engine_dir,
                 precision,
                 kv_dtype=kv_dtype,
+                context_attention=context_attention,
                 weights=weights,
                 seed=seed,
                 profile=profile,
@@ -172,7 +176,7 @@ class LLM:
                 gpu="" if target is None else target.name,
                 progress=progress,
             )
-        elif precision is not None or kv_dtype != "auto" or str(weights) != "auto":
+        elif precision is not None or kv_dtype != "auto" or context_attention != WIDE or str(weights) != "auto":
             raise EngineError(f"{path} is a built engine, whose types and weights are fixed; give the model instead to build another")
         self.engine = load_engine(path, target, verify, progress)
         self.plan = self.engine.plan

@@ -26,12 +26,15 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from trtllm_kernels.dialect.ops import OP_SPECS
 from trtllm_kernels.dialect.types import Attr, TensorSpec
 from trtllm_kernels.errors import KernelError
 
 GPU_OF_ARCH: Mapping[str, str] = {"sm_80": "a100", "sm_89": "l40s", "sm_90": "h100"}
 Tactic = Mapping[str, int]
 _HERE = Path(__file__).resolve().parent
+_OPEN = ("layer", "columns")
+"""Attributes that a layer or a profile decides."""
 _CACHE_DIMS = 6
 """Rank of the KV cache; its layers, pages and key-value pair do not affect a tile."""
 
@@ -71,9 +74,10 @@ def in_use(arch: str, gpu: str = "") -> str:
 
 def key(op: str, inputs: Sequence[TensorSpec | None], outputs: Sequence[TensorSpec], attrs: Mapping[str, Attr]) -> str:
     """Name of the class of shapes that a tactic is for."""
-    read_from = [_tensor(spec) for spec in inputs if spec is not None and _is_numeric(spec)]
+    names, untuned = OP_SPECS[op].tensors, OP_SPECS[op].untuned
+    read_from = [_tensor(spec) for name, spec in zip(names, inputs, strict=False) if spec and name not in untuned and _is_numeric(spec)]
     written_to = [_tensor(spec) for spec in outputs if _is_numeric(spec)]
-    sizes = [f"{name}={int(value)}" for name, value in sorted(attrs.items()) if isinstance(value, int) and name != "layer"]
+    sizes = [f"{name}={int(value)}" for name, value in sorted(attrs.items()) if isinstance(value, int) and name not in _OPEN]
     return " ".join([op, *read_from, *(["->", *written_to] if written_to else []), *sizes])
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -155,6 +157,23 @@ def test_rotation_moves_what_it_changes_and_what_it_caches() -> None:
     for layer, elements in ((2, (16 * 64 + 2 * 4096) + 2 * 16 * 64), (3, 2 * 3 * 4096)):
         write = costs[f"transformer.h.{layer}.attn.attn.rope_kv_write"]
         assert (write.activation_bytes, write.kv_bytes) == (3 * elements * 2 + rest, 3 * 2 * 4096 * 2)
+
+
+def test_prompts_in_fp8_are_written_as_codes_and_computed_at_the_rate_of_fp8() -> None:
+    source = {"kind": "dummy", "seed": 0}
+    profile = Profile(8, 512, 512)
+    config = replace(preset_config("smollm2-135m"), num_layers=4)
+    plan = compile_model(config, "fp8", profile, weights_source=source, context_attention="fp8").plan
+    counter, attend = PlanCounter(plan), "model.layers.3.self_attn.attn.paged_attention"
+    for shape, compute in ((StepShape.prefill(2, 100), "fp8"), (StepShape.decode(8, 100), "fp16")):
+        attention = by_name(counter.step(shape))[attend]
+        assert attention.compute == compute
+        assert attention.flop == 4 * shape.pairs * 576
+        lists = 4 * (shape.pages(32) + 3 * shape.sequences)
+        assert attention.activation_bytes == shape.tokens * 576 * ((1 if compute == "fp8" else 2) + 1) + lists
+    mixed = by_name(counter.step(StepShape.decode(5, 100) + StepShape.prefill(1, 70)))["model.layers.3.self_attn.attn.rope_kv_write"]
+    prompt, decoding = 70 * (960 * (2 + 1) + 64 * 4 + 8), 5 * ((960 + 768) * 2 + 64 * 4 + 8)
+    assert (mixed.activation_bytes, mixed.kv_bytes) == (prompt + decoding, 75 * 2 * 192)
 
 
 def test_roles_forget_the_layer() -> None:

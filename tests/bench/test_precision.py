@@ -69,6 +69,36 @@ def test_an_engine_says_its_types_and_how_to_build_it_again(capsys: pytest.Captu
     assert "types and weights are fixed" in said
 
 
+def test_an_engine_says_what_attention_of_prompts_multiplies(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    asked, engine = ["--precision", "fp8", "--context-attention", "fp8"], tmp_path / "e"
+    code, out, _ = run(capsys, "build", "--model", "tiny-llama", "--arch", "cpu", *asked, "--max-seq-len", 64, "--out", engine)
+    assert code == 0
+    assert "fp8, KV cache fp8, context attention fp8" in out
+    found = json.loads(run(capsys, "inspect", engine, "--json")[1])
+    assert found["context_attention"] == "fp8"
+    assert "--context-attention fp8" in found["rebuild"]
+    said = refused(capsys, "throughput", "--engine-dir", engine, "--context-attention", "wide", *QUICK)
+    assert "--engine-dir already says what attention of prompts multiplies" in said
+    for command in ("build", "throughput"):
+        types = ["--precision", "bf16", "--context-attention", "fp8", "--out", tmp_path / "none"]
+        assert "multiplies the codes of an fp8 KV cache and this one is in bf16" in refused(
+            capsys, command, "--model", "tiny-llama", *types
+        )
+
+
+def test_a_sweep_varies_what_attention_of_prompts_multiplies(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    grid = ["--precision", "fp8", "--context-attention", "wide,fp8", "--batch-size", 1, *QUICK]
+    code, _, err = run(capsys, "sweep", "--model", "tiny-llama", *grid, "--out", tmp_path / "s")
+    assert code == 0, err
+    rows = list(Store(tmp_path / "s").rows())
+    assert [(row.varied, row.cell.settings.get("context_attention")) for row in rows] == [
+        ({"context_attention": "wide"}, "wide"),
+        ({"context_attention": "fp8"}, "fp8"),
+    ]
+    assert rows[1].label.endswith("context-attention=fp8")
+    assert len({row.cell.engine_fingerprint for row in rows}) == 2
+
+
 @pytest.mark.parametrize("command", ["build", "sweep", "throughput", "latency"])
 @pytest.mark.parametrize(
     ("precision", "kv_dtype", "says"),

@@ -14,8 +14,8 @@ from samples import OUT_SCALE, BatchShape, code_steps, fp8_sample, int8_cache_sa
 from trtllm_kernels.compile.aot import compile_all
 from trtllm_kernels.dialect.expr import evaluate
 from trtllm_kernels.dialect.model_shape import ModelShape
-from trtllm_kernels.dialect.specs import DTYPES, dtype_name
-from trtllm_kernels.dialect.types import NO_TOKEN, Arg, KernelSpec, Launch, Lowered, TensorSpec, rounded_keys
+from trtllm_kernels.dialect.specs import DTYPES, dtype_name, spec_of
+from trtllm_kernels.dialect.types import KEY_BLOCK, NO_TOKEN, Arg, KernelSpec, Launch, Lowered, TensorSpec, rounded_keys, value_columns
 from trtllm_kernels.errors import KernelError
 from trtllm_kernels.launch.driver import BoundProgram
 from trtllm_kernels.launch.torch_ops import as_list, execute
@@ -24,6 +24,7 @@ from trtllm_kernels.lowering.skinny_gemm import IN_TRITON, PADDED
 from trtllm_kernels.references import OPS
 from trtllm_kernels.references.philox import gumbel_noise
 from trtllm_kernels.references.quantize import FP8, dequantized, finish
+from trtllm_kernels.references.rope import columns_of_values
 from trtllm_kernels.references.sampling import EMPTY
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
@@ -55,11 +56,12 @@ BATCHES = {
     "concurrent": BatchShape((*[1] * 270, 130, 65, 64), (*_lengths(270, 1, 90), 130, 90, 64), 5),
 }
 BATCHED = ("prepare_step", "rope", "rope_kv_write", "paged_attention", "attention")
+OF_PROMPTS = "rope_kv_write_quantize"
 ACTIVATED = ("gate_up_silu", "linear_gelu")
 PRODUCTS = ("linear", *ACTIVATED)
 OF_RANKS = tuple(name for name, op in OPS.items() if {"group", "pipe"} & {*op.tensors})
 """Ops that reach other ranks' memory: tested with that memory (`test_ranks_gpu.py`, `test_pipe_gpu.py`)."""
-ROWS = tuple(name for name in OPS if name not in (*BATCHED, *PRODUCTS, *OF_RANKS, "linear_sample"))
+ROWS = tuple(name for name in OPS if name not in (*BATCHED, OF_PROMPTS, *PRODUCTS, *OF_RANKS, "linear_sample"))
 ENDS_IN_SCALES = tuple(name for name in OPS if any(tensor.endswith("scale") for tensor in OPS[name].tensors))
 INT8_CACHE = "bf16 with an int8 cache"
 
@@ -236,6 +238,65 @@ def test_rotation_in_place_is_the_functional_one(model: str, precision: str, tac
         assert float((~same).float().mean()) < 1e-3
         assert got.dtype != FP8 or int(code_steps(got, want).max()) <= 1
         torch.testing.assert_close(got.float(), want.float(), rtol=0.13 if got.dtype == FP8 else 2.0**-7, atol=1e-6, equal_nan=True)
+
+
+@pytest.mark.parametrize("tactic", [{}, {"context_block_t": 64, "context_block_h": 1, "context_warps": 8}], ids=str)
+@pytest.mark.parametrize("model", ["llama-8b", "smollm2", "qwen3"])
+def test_codes_of_prompts(model: str, tactic: dict[str, int]) -> None:
+    """In place, beside decoding sequences, whose rows alone are rotated."""
+    if torch.cuda.get_device_capability()[0] != 9:
+        pytest.skip("prompts are attended to in fp8 on sm_90")
+    op, batch = OPS[OF_PROMPTS], BATCHES["mixed"]
+    named = draw(op.name, MODELS[model], batch, "fp8")
+    device = on_gpu(named)
+    plain = device["qkv"].clone()
+    expected = as_list(op.reference(**named))
+    outputs = [device["qkv"], *(poison(torch.empty_like(y, device="cuda")) for y in expected[1:])]
+    specs = [None if named[name] is None else spec_of(named[name]) for name in op.tensors]
+    results = [spec_of(y) for y in outputs]
+    lowered = lower(op.name, specs, results, {name: named[name] for name in op.attrs}, arch(), tactic=tactic, in_place=True)
+    memory = {**device, **{f"out{index}": y for index, y in enumerate(outputs)}}
+    program = BoundProgram([lowered], memory.__getitem__, compile_all(lowered.kernels, arch()))
+    program.set_symbols(T=batch.tokens, R=0, D=3, S=0, C=0)
+    program.run()
+    check("rope_kv_write", "bf16", outputs[0][:3], expected[0][:3].cuda())
+    assert torch.equal(outputs[0][3:], plain[3:])
+    rows, columns = slice(3, batch.tokens), columns_of_values(named["query_start"])[3:]
+    for got, want in (
+        (outputs[1][rows], expected[1][rows]),
+        (outputs[2][rows], expected[2][rows]),
+        (outputs[3][:, columns], expected[3][:, columns]),
+    ):
+        check(op.name, "fp8", got, want.cuda())
+    check(op.name, "fp8", device["kv_cache"], named["kv_cache"].cuda())
+
+
+@pytest.mark.parametrize("model", ["llama-8b", "smollm2"])
+@pytest.mark.parametrize("batch", ["prefill", "mixed", "concurrent"])
+def test_attention_of_prompts_in_fp8(model: str, batch: str) -> None:
+    """The kernel rounds probabilities relative to the largest score so far, the reference to the largest of all."""
+    if torch.cuda.get_device_capability()[0] != 9:
+        pytest.skip("prompts are attended to in fp8 on sm_90")
+    op, shape, lengths = OPS["paged_attention"], MODELS[model], BATCHES[batch]
+    named = draw(op.name, shape, lengths, "fp8") | {"out_scale": None}
+    width, tokens = shape.kv_heads * shape.head_dim, lengths.tokens
+    columns = value_columns(tokens, len(lengths.query_lens))
+    drawn = (
+        torch.randn(tokens, shape.heads * shape.head_dim),
+        100 * torch.randn(tokens + KEY_BLOCK, width),
+        100 * torch.randn(width, columns),
+    )
+    codes = {name: x.to(FP8) for name, x in zip(("queries", "keys", "values"), drawn, strict=True)}
+    codes["values"] = poison(torch.empty_like(codes["values"]))
+    at = columns_of_values(named["query_start"])
+    codes["values"][:, at] = drawn[2][:, at].to(FP8)
+    want = op.reference(**{**named, **codes})
+    device = on_gpu({**named, **codes})
+    (got,) = outputs = [poison(torch.empty_like(want, device="cuda"))]
+    execute(op, device, outputs)
+    error = (got.cpu().float() - want.float()).view(tokens, shape.heads, -1).norm(dim=2)
+    assert float((error / want.float().view(tokens, shape.heads, -1).norm(dim=2)).max()) < 0.06
+    assert float(error.norm() / want.float().norm()) < 0.02
 
 
 TOKENS = (1, 2, 8, 9, 16, 17, 32, 33, 64, 65, 96, 97, 128, 129, 191, 192, 1000)

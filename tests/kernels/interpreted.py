@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import nullcontext
 from functools import cache
+from typing import Any
 
 os.environ["TRITON_INTERPRET"] = "1"
 
@@ -31,12 +32,13 @@ from trtllm_kernels.dialect.expr import evaluate
 from trtllm_kernels.dialect.model_shape import ModelShape
 from trtllm_kernels.dialect.ops import OP_SPECS
 from trtllm_kernels.dialect.specs import DTYPES
-from trtllm_kernels.dialect.types import Lowered
+from trtllm_kernels.dialect.types import VALUE_COLUMNS, Lowered
 from trtllm_kernels.launch.torch_ops import as_list, lower_call, step_sizes
 from trtllm_kernels.lowering.call import OpCall
 from trtllm_kernels.lowering.skinny_gemm import IN_TRITON
 from trtllm_kernels.references import OPS, communication
 from trtllm_kernels.references.quantize import FP8, dequantized
+from trtllm_kernels.references.rope import columns_of_values
 from trtllm_kernels.triton_kernels import gemv
 
 BY_TRITON = {
@@ -241,6 +243,30 @@ def changes_too_much(named: dict) -> bool:
     return not kept or not torch.equal(*rows)
 
 
+def prompt_codes() -> Iterator[dict[str, Any]]:
+    """`rope_kv_write_quantize` in place, as an engine launches it: beside decoding sequences, whose rows alone are rotated."""
+    op, batch = OPS[OF_PROMPTS], BatchShape(query_lens=(1, 1, 1, 30, 7), kv_lens=(1, 32, 77, 30, 47), max_pages=3)
+    normed = ModelShape(heads=2, kv_heads=1, head_dim=64, rotary_dim=64, qk_norm=True)
+    for name, model, decodes in (("normed", normed, 3), ("gptj", GPTJ, 0)):
+        named = fp8_sample(op.name, model, batch)
+        want_written = {**named, "kv_cache": torch.zeros_like(named["kv_cache"])}
+        got_written = {**named, "kv_cache": torch.zeros_like(named["kv_cache"]), "qkv": named["qkv"].clone()}
+        wanted = as_list(op.reference(**want_written))
+        got = [got_written["qkv"], *(torch.full_like(y.view(torch.uint8), 0x7F).view(FP8) for y in wanted[1:])]
+        lowered = lower_call(op, got_written, got, "sm_90", in_place=True)
+        symbols = {**step_sizes(named), "D": decodes}
+        run_launches(lowered, {**got_written, **{f"out{i}": y for i, y in enumerate(got)}}, symbols, CONSTANTS)
+        prompts = slice(decodes, batch.tokens)
+        pairs = [(got[0][:decodes], wanted[0][:decodes]), (got[0][prompts], named["qkv"][prompts])]
+        pairs += [(got[index][prompts], wanted[index][prompts]) for index in (1, 2)]
+        columns = columns_of_values(named["query_start"])[prompts]
+        ends = columns[-1] + 1 + torch.arange(-int(columns[-1] + 1) % VALUE_COLUMNS)
+        pairs += [(got[3][:, at], wanted[3][:, at]) for at in (columns, ends)]
+        pairs += [(got_written["kv_cache"], want_written["kv_cache"])]
+        failure = "; ".join(filter(None, (difference(op.name, "bf16", *pair) for pair in pairs)))
+        yield {"case": f"{op.name}-{name}-{decodes}", "worst": 0.0, "failure": failure}
+
+
 def tolerance(op: str, precision: str) -> dict[str, float]:
     """Attention rounds its probabilities before the second product, and a product its result before the activation when a step has few
     tokens; everything else rounds once, at the end."""
@@ -283,13 +309,14 @@ GPTJ = ModelShape(heads=2, kv_heads=2, head_dim=64, rotary_dim=16, interleaved=T
 ODD = ModelShape(heads=9, kv_heads=3, head_dim=64, rotary_dim=64, hidden=576)
 
 BATCHED = ("prepare_step", "rope_kv_write", "paged_attention")
+OF_PROMPTS = "rope_kv_write_quantize"
 ACTIVATED = ("gate_up_silu", "linear_gelu")
 PRODUCTS = ("linear", *ACTIVATED)
 FEW, MANY = BatchShape(query_lens=(7,), kv_lens=(7,)), BatchShape(query_lens=(200,), kv_lens=(200,))
 FUSED = ModelShape(hidden=256, intermediate=256)
 """Sizes that fill whole tiles of the fused products; 1 token, a few and 192 or more take different launches."""
 
-ROWS = tuple(op for op in OPS if OP_SPECS[op].kind == "rows" and op not in BATCHED)
+ROWS = tuple(op for op in OPS if OP_SPECS[op].kind == "rows" and op not in (*BATCHED, OF_PROMPTS))
 QUANTIZED = tuple(op for op in (*ROWS, *BATCHED) if any(tensor.endswith("scale") for tensor in OPS[op].tensors))
 CASES = [(op, "gqa", GQA, "few", FEW, dtype) for op in ROWS for dtype in ("fp32", "bf16")]
 CASES += [(op, "gqa", GQA, "mixed", MIXED, dtype) for op in BATCHED for dtype in ("fp32", "bf16")]
@@ -349,6 +376,9 @@ def cases() -> Iterator[tuple[str, str, ModelShape, str, BatchShape, str]]:
 
 def main() -> None:
     make_interpreter_exact()
+    for row in prompt_codes():
+        print(json.dumps(row), flush=True)
+    print(json.dumps({"done": OF_PROMPTS}), flush=True)
     left = Counter(case[0] for case in cases())
     for op, model_name, model, batch_name, batch, dtype in cases():
         if dtype == "int8 cache":

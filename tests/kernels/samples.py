@@ -14,6 +14,7 @@ import torch
 
 from trtllm_kernels.dialect.model_shape import ModelShape
 from trtllm_kernels.dialect.specs import DTYPES
+from trtllm_kernels.dialect.types import value_columns
 from trtllm_kernels.references import OPS
 from trtllm_kernels.references.communication import communicate, connect
 from trtllm_kernels.references.quantize import FP8, FP8_MAX, INT8_MAX, codes_by_row, finish, row_scales
@@ -97,7 +98,7 @@ def fp8_sample(
         values = named[name].float()
         scale = row_scales(values) if by_row else (values.abs().max() / FP8_MAX).reshape(1)
         named[name], named[f"{name}_scale"] = finish(values, FP8, scale), scale
-    if op in ("rope_kv_write", "paged_attention"):
+    if op in ("rope_kv_write", "rope_kv_write_quantize", "paged_attention"):
         # powers of two: what a code stands for is then exact in bf16, where this step's own keys and values are read
         named |= {"k_scale": torch.tensor([2.0**-7]), "v_scale": torch.tensor([2.0**-6])}
         scales = torch.stack((named["k_scale"], named["v_scale"])).view(1, 1, 2, 1, 1, 1)
@@ -274,6 +275,9 @@ def _draw(op: str, model: ModelShape, batch: BatchShape, dtype: str, poison: boo
             norms = {"q_norm": randn(d), "k_norm": randn(d)} if model.qk_norm else {"q_norm": None, "k_norm": None}
             caches = {"qkv": randn(t, qkv_width), "positions": positions, "cos_sin": table, "kv_cache": cache, "kv_slots": kv_slots}
             return {**caches, **norms, "layer": 1, **grouping, "head_dim": d, "interleaved": model.interleaved, "eps": 1e-6}
+        case "rope_kv_write_quantize":
+            drawn = _draw("rope_kv_write", model, batch, dtype, poison)
+            return {**drawn, "query_start": starts, "columns": value_columns(t, len(batch.query_lens))}
         case "paged_attention":
             lists = {"block_table": block_table, "seq_slots": slots, "query_start": starts, "kv_lens": kv_lens}
             named = {"qkv": randn(t, qkv_width), "kv_cache": cache, **lists, "layer": 1, **grouping, "scale": scale}

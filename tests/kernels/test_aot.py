@@ -27,7 +27,9 @@ _SHARED_LIMIT = {"sm_80": 163 * 1024, "sm_89": 99 * 1024, "sm_90": 227 * 1024}
 _SPILL_BYTES = {"context_attention": 16}
 """All a kernel may spill: 0, but for head 256 over fp8 pages of 64 on sm_90, at the limit of 255 registers."""
 _FEW = {"skinny_gemm", "skinny_linear", "skinny_parts", "skinny_sum", "skinny_gate_up_silu", "skinny_linear_gelu"}
-_ONLY_HOPPER = {"gate_up_silu", "linear_gelu", "uncached_prefill_attention", "rank_candidates", *_FEW} - {"skinny_sum"}
+_ONLY_HOPPER = {"gate_up_silu", "linear_gelu", "uncached_prefill_attention", "rope_kv_write_quantize", "rank_candidates", *_FEW} - {
+    "skinny_sum"
+}
 
 
 def skinny_kernels(precision: str) -> list[KernelSpec]:

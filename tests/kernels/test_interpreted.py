@@ -5,7 +5,7 @@ from scripts import Scripts
 
 _FAMILIES = """embedding gather_rows rms_norm layer_norm add_rms_norm add_layer_norm silu_mul silu_mul_packed gelu add split quantize
 rms_norm_quantize_rows layer_norm_quantize_rows add_rms_norm_quantize_rows add_layer_norm_quantize_rows silu_mul_packed_quantize_rows
-gelu_quantize_rows linear gate_up_silu linear_gelu prepare_step rope rope_kv_write paged_attention all_reduce
+gelu_quantize_rows linear gate_up_silu linear_gelu prepare_step rope rope_kv_write rope_kv_write_quantize paged_attention all_reduce
 all_reduce_add all_reduce_add_rms_norm send receive sharded_linear_sample"""
 
 

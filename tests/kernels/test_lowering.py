@@ -27,7 +27,7 @@ def test_every_op_but_dense_attention_lowers() -> None:
 
 
 def test_what_works_in_place_is_said_of_arguments_and_nothing_else_is_lowered_so() -> None:
-    in_place = {"linear": "residual", "rope_kv_write": "qkv", "send": "x"}
+    in_place = {"linear": "residual", "rope_kv_write": "qkv", "rope_kv_write_quantize": "qkv", "send": "x"}
     assert {name: spec.in_place for name, spec in OP_SPECS.items() if spec.in_place} == in_place
     x, w = TensorSpec(("T", 48), "bf16"), TensorSpec((48,), "bf16")
     with pytest.raises(KernelError, match="op rms_norm has no launches that work in place; those that have: send, linear, rope_kv_write"):

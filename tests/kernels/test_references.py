@@ -7,6 +7,8 @@ from torch.nn import functional
 import trtllm_kernels.references
 from samples import QUANTIZABLE, Alone, BatchShape, Echo, fp8_sample, int8_cache_sample, sample
 from trtllm_kernels.dialect.model_shape import ModelShape
+from trtllm_kernels.dialect.ops import OP_SPECS
+from trtllm_kernels.dialect.types import KEY_BLOCK
 from trtllm_kernels.errors import KernelError
 from trtllm_kernels.launch.torch_ops import as_list, execute
 from trtllm_kernels.references.communication import communicate, connect
@@ -16,7 +18,8 @@ OPS = torch.ops.trtllm
 ALL_OPS = """add add_layer_norm add_layer_norm_quantize_rows add_rms_norm add_rms_norm_quantize_rows all_reduce all_reduce_add
 all_reduce_add_rms_norm arrange_columns attention embedding gate_up_silu gather_rows gelu gelu_quantize_rows layer_norm
 layer_norm_quantize_rows linear linear_gelu linear_sample paged_attention prepare_step quantize quantize_rows receive rms_norm
-rms_norm_quantize_rows rope rope_kv_write send sharded_linear_sample silu_mul silu_mul_packed silu_mul_packed_quantize_rows split"""
+rms_norm_quantize_rows rope rope_kv_write rope_kv_write_quantize send sharded_linear_sample silu_mul silu_mul_packed
+silu_mul_packed_quantize_rows split"""
 BATCH = BatchShape(query_lens=(1, 1, 5, 40), kv_lens=(1, 77, 5, 70), max_pages=3)
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -216,6 +219,7 @@ def test_fakes_agree_with_references() -> None:
         "add_layer_norm": (x, x.clone(), w, b, 1e-5, x.clone()),
         "prepare_step": (positions, two, start, lens, positions, block_table, 4),
         "rope_kv_write": (x, positions, table, cache, positions + 4, None, None, 1, 2, 1, 8, True, 1e-5),
+        "rope_kv_write_quantize": (x, positions, table, cache, positions + 4, start, None, None, 1, 2, 1, 8, True, 1e-5, 144, one, one),
         "paged_attention": (x, cache, block_table, two, start, lens, 1, 2, 1, 1.0),
         "quantize": (x, one),
         "quantize_rows": (x, "int8"),
@@ -313,6 +317,53 @@ def test_an_fp8_cache_holds_the_wide_ones_keys_and_values_over_their_scales() ->
     for i, scale in enumerate((k_scale, v_scale)):
         wide, codes = (cache[1, pages, i, :, offsets] for cache in (named["kv_cache"], narrow))
         assert torch.equal(codes.float(), fp8_grid(wide / scale))
+
+
+def test_codes_of_prompts_are_those_of_the_cache_and_of_queries_without_a_scale() -> None:
+    named = fp8_sample("rope_kv_write_quantize", ModelShape(interleaved=True, rotary_dim=8), BATCH, "fp32", poison=False)
+    plain = {name: named[name] for name in (*OP_SPECS["rope_kv_write"].tensors, *OP_SPECS["rope_kv_write"].attrs) if name in named}
+    cache = named["kv_cache"].clone()
+    rotated = trtllm_kernels.references.OPS["rope_kv_write"].reference(**{**plain, "kv_cache": cache})
+    returned, queries, keys, values = trtllm_kernels.references.OPS["rope_kv_write_quantize"].reference(**named)
+    assert torch.equal(returned, rotated)
+    assert torch.equal(named["kv_cache"].view(torch.uint8), cache.view(torch.uint8))
+    pages, offsets = (named["kv_slots"] // 32).long(), (named["kv_slots"] % 32).long()
+    cached_keys, cached_values = (cache[1, pages, i, :, offsets].flatten(1).float() for i in (0, 1))
+    assert torch.equal(queries.float(), fp8_grid(rotated[:, : queries.shape[1]]))
+    assert torch.equal(keys[: BATCH.tokens].float(), cached_keys)
+    columns = [0, 16, *range(32, 37), *range(48, 88)]  # of sequences of 1, 1, 5 and 40 tokens
+    assert torch.equal(values[:, columns].float(), cached_values.T)
+    assert (len(keys), values.shape[1]) == (BATCH.tokens + KEY_BLOCK, named["columns"])
+    with pytest.raises(KernelError, match="columns is 100; it must be a multiple of 16, at least 111"):
+        trtllm_kernels.references.OPS["rope_kv_write_quantize"].reference(**{**named, "columns": 100})
+
+
+def test_attention_of_prompts_in_fp8_rounds_both_operands_of_both_products() -> None:
+    """Against the formula, head by head in double precision, of a whole prompt and of one with a past; decoding stays as it is."""
+    model, batch = ModelShape(), BatchShape(query_lens=(1, 30, 1, 40), kv_lens=(77, 30, 1, 70), max_pages=3)
+    named = fp8_sample("paged_attention", model, batch) | {"out_scale": None}
+    attend, d, group = trtllm_kernels.references.OPS["paged_attention"].reference, model.head_dim, model.heads // model.kv_heads
+    shapes = ((batch.tokens, model.heads * d), (batch.tokens + KEY_BLOCK, model.kv_heads * d), (model.kv_heads * d, 256))
+    codes = dict(zip(("queries", "keys", "values"), (16 * randn(*shape) for shape in shapes), strict=True))
+    codes = {name: x.to(FP8) for name, x in codes.items()}
+    wide, out = attend(**named), attend(**{**named, **codes})
+    assert torch.equal(out[[0, 31]], wide[[0, 31]])
+    page, slot = model.page_size, int(named["seq_slots"][3])
+    cached = named["kv_cache"][1, named["block_table"][slot, :1].long()].double()  # the past of the last is in its first page
+    for rows, columns, past in ((slice(1, 31), slice(16, 46), 0), (slice(32, 72), slice(80, 120), 30)):
+        assert past <= page
+        for head in range(model.heads):
+            of_kv = slice(head // group * d, (head // group + 1) * d)
+            q = codes["queries"][rows, head * d : (head + 1) * d].double()
+            own = codes["keys"][rows, of_kv].double(), codes["values"][of_kv, columns].double().T
+            k, v = (torch.cat((cached[0, i, head // group, :past], own[i])) for i in (0, 1))
+            scores = q @ k.T * named["scale"] * named["k_scale"].double()
+            scores = scores.masked_fill(torch.ones(len(q), len(k)).triu(1 + past).bool(), -torch.inf)
+            p = (scores - scores.amax(1, keepdim=True)).exp()
+            rounded = (256 * p).float().to(FP8).double()
+            assert float((rounded / 256 - p).abs().max()) > 1e-3
+            expected = rounded @ v * named["v_scale"].double() / rounded.sum(1, keepdim=True)
+            torch.testing.assert_close(out[rows, head * d : (head + 1) * d].double(), expected, rtol=2**-7, atol=1e-3)
 
 
 def test_an_int8_cache_holds_each_head_of_a_token_over_its_own_largest_value() -> None:

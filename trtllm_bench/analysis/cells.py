@@ -18,6 +18,7 @@ from trtllm_engines.compiler.plan import ParallelLayout, Plan, Profile
 from trtllm_engines.models.presets import resolve_model
 from trtllm_engines.quantization.precision import canonical
 from trtllm_engines.quantization.registry import MIXED, definition
+from trtllm_engines.quantization.scheme import WIDE
 from trtllm_results.record.environment import Environment
 from trtllm_results.record.row import Cell, Row
 from trtllm_results.store.selection import keep, path_and_filters
@@ -85,7 +86,8 @@ def plans_of(row: Row, precision: str | None = None, kv_dtype: str | None = None
     cache = kv_dtype or (cell.kv_dtype if precision is None and cell.kv_dtype else "auto")
     layout = layout_of(cell)
     name, every_row = precision or cell.precision, _earlier(row.environment)
-    return [_compiled(cell.model, name, profile, cache, layout, stage, every_row) for stage in range(layout.pp)]
+    context = str(settings.get("context_attention") or WIDE) if precision is None and kv_dtype is None else WIDE
+    return [_compiled(cell.model, name, profile, (cache, context), layout, stage, every_row) for stage in range(layout.pp)]
 
 
 def layout_of(cell: Cell) -> ParallelLayout:
@@ -118,10 +120,22 @@ def _earlier(environment: Environment) -> bool:
 
 
 @lru_cache(maxsize=16)
-def _compiled(model: str, precision: str, profile: Profile, kv_dtype: str, layout: ParallelLayout, stage: int, every_row: bool) -> Plan:
+def _compiled(
+    model: str, precision: str, profile: Profile, attention: tuple[str, str], layout: ParallelLayout, stage: int, every_row: bool
+) -> Plan:
+    """`attention`: what the cache is in, and what attention of prompts multiplies."""
+    kv_dtype, context = attention
     config, weights = resolve_model(model).config, {"kind": "dummy", "seed": 0}
     return compile_model(
-        config, precision, profile, weights_source=weights, kv_dtype=kv_dtype, layout=layout, stage=stage, every_row=every_row
+        config,
+        precision,
+        profile,
+        weights_source=weights,
+        kv_dtype=kv_dtype,
+        context_attention=context,
+        layout=layout,
+        stage=stage,
+        every_row=every_row,
     ).plan
 
 

@@ -31,6 +31,7 @@ from trtllm_bench.errors import BenchError
 from trtllm_bench.roofline.counts import OpCost, PlanCounter, StepShape
 from trtllm_bench.roofline.hardware import LINK_ROW_ELEMENTS, Hardware
 from trtllm_engines.compiler.plan import Op, ParallelLayout, Plan
+from trtllm_engines.quantization.scheme import WIDE
 from trtllm_engines.runtime.buckets import LARGEST_GRAPH
 from trtllm_kernels.dialect.dtypes import bytes_of, num_elements
 from trtllm_kernels.dialect.group import ONE_SHOT_ROWS
@@ -99,6 +100,7 @@ class StepModel:
         self._hopper = hardware.arch == PACKED_ARCH
         self.constants = constants or constants_for(hardware.name, quantized=is_quantized(plan))
         self._ops = {op.name: op for op in plan.ops}
+        self._prompts_in_fp8 = plan.quant.context_attention != WIDE
         self._today = self._hopper and not self.constants.earlier
         self._links = _links_of(hardware) or self.constants.all_reduce
         self.hosts = hosts_of(plan.parallel, hardware, self._links)
@@ -200,7 +202,7 @@ class StepModel:
     def kernels(self, shape: StepShape) -> Iterator[tuple[OpCost, float]]:
         """(cost, how many times its time a step has)."""
         for cost, count in self.counter.classes(shape):
-            if cost.op == "rope_kv_write" and self._rotated(shape):
+            if Trait.WRITES_CACHE in OP_SPECS[cost.op].traits and self._rotated(shape):
                 continue
             if cost.kind == "gemm" and _packed(operands := self._operands(cost)) and not self._reads_codes(cost, operands):
                 yield from ((part, count) for part in self._widened(cost))
@@ -212,16 +214,25 @@ class StepModel:
             decode, whole, continued = (self.counter.op(cost.name, some) if some.sequences else None for some in kinds)
             if whole is not None and self._in_triton(shape):
                 whole = replace(whole, flop=whole.flop * self.constants.prefill_time["uncached_triton"])
+            if whole is not None and self._prompts_in_fp8:
+                whole = self._in_fp8(whole, "in_fp8")
             if decode is not None and whole is not None:
                 shorter, longer = sorted((decode, whole), key=self._us)
                 yield shorter, count * (self.constants.concurrent["shorter_share"] if self._concurrent(shape) else 1.0)
                 yield longer, count
             elif (only := decode or whole) is not None:
                 yield only, count
-            if continued is not None:
+            if continued is not None and self._prompts_in_fp8:
+                yield self._in_fp8(continued, "continued_in_fp8"), count
+            elif continued is not None:
                 cache = "cached_fp8" if self.counter.plan.kv_dtype == "fp8" else "cached_bf16"
                 time = self.constants.prefill_time[f"{cache}_triton" if self._without_cuda() else cache]
                 yield replace(continued, flop=continued.flop * time), count
+
+    def _in_fp8(self, cost: OpCost, time: str) -> OpCost:
+        """Attention of prompts in fp8, as 16-bit FLOP that take the same time: exponentials and the softmax bind it more than products do.
+        Joules fall as time does (docs/facts/kernels-attention.md)."""
+        return replace(cost, flop=cost.flop * self.constants.prefill_time[time], compute="fp16")
 
     def _operands(self, cost: OpCost) -> dict[str, TensorSpec]:
         return _operands_of(self.counter.specs, self._ops[cost.name])
@@ -300,6 +311,7 @@ class StepModel:
         config, decodes = self.counter.plan.config, shape.num_decodes
         return (
             self._hopper
+            and not self._prompts_in_fp8
             and CONCURRENT_HEAD[0] <= config.head_dim <= CONCURRENT_HEAD[1]
             and shape.tokens - decodes <= CONCURRENT_TOKENS * decodes
             and decodes * config.num_kv_heads >= UNSPLIT_PROGRAMS * self.constants.concurrent["sms"]

@@ -18,6 +18,7 @@ def command(
     precision: options.Precision = None,
     precision_map: Annotated[Path | None, typer.Option("--precision-map", help="TOML file: the precision of each module.")] = None,
     kv_dtype: Annotated[str | None, options.option("kv_dtype")] = None,
+    context_attention: options.ContextAttention = None,
     weights: options.Weights = None,
     arch: Annotated[
         str | None, typer.Option("--arch", help="List of sm_80, sm_86, sm_89, sm_90, cpu (default: this machine's GPU, else cpu).")
@@ -55,11 +56,11 @@ def command(
     from trtllm_engines.models.presets import resolve_model
     from trtllm_engines.quantization.precision import canonical
     from trtllm_engines.quantization.registry import MIXED
+    from trtllm_engines.quantization.scheme import WIDE
 
     chosen: dict[str, Any] = {} if recipe is None else load_recipe(recipe).build_arguments()
-    chosen |= {
-        name: value for name, value in {"model": model, "kv_dtype": kv_dtype, "weights": weights, "seed": seed}.items() if value is not None
-    }
+    given = {"model": model, "kv_dtype": kv_dtype, "context_attention": context_attention, "weights": weights, "seed": seed}
+    chosen |= {name: value for name, value in given.items() if value is not None}
     if "model" not in chosen:
         raise BenchError("no model named; give --model (a preset, or a folder with config.json) or --recipe")
     if arch is not None or recipe is None:
@@ -97,7 +98,10 @@ def command(
 
         typer.echo(json.dumps({**describe(folder), "build_s": round(time.perf_counter() - began, 3)}, indent=2, default=str))
         return
-    types = f"{plan.precision}, KV cache {plan.kv_dtype}" + (f", for {plan.parallel.ranks} GPUs" if plan.parallel.ranks > 1 else "")
+    context = "" if plan.quant.context_attention == WIDE else f", context attention {plan.quant.context_attention}"
+    types = f"{plan.precision}, KV cache {plan.kv_dtype}{context}" + (
+        f", for {plan.parallel.ranks} GPUs" if plan.parallel.ranks > 1 else ""
+    )
     typer.echo(f"{folder}: {plan.config.name} {types}, for {', '.join(plan.fingerprint.arches)}, {len(plan.ops)} ops, {size:,.1f} MiB")
     typer.echo(f"built in {time.perf_counter() - began:.1f} s")
 

@@ -22,6 +22,7 @@ def command(
     engine_dir: options.EngineDir = None,
     precision: options.Precision = None,
     kv_dtype: options.KvDtype = "auto",
+    context_attention: options.ContextAttention = None,
     weights: options.Weights = None,
     token_ids: Annotated[
         str | None, typer.Option("--token-ids", help="Prompt as token ids, such as 1,2,3 (for engines without text).")
@@ -51,6 +52,7 @@ def command(
     """
     from trtllm_bench.targets.native import device_of
     from trtllm_engines import LLM, SamplingParams
+    from trtllm_engines.quantization.scheme import WIDE
 
     sampling = SamplingParams(
         max_tokens=max_tokens,
@@ -82,6 +84,7 @@ def command(
         source,
         precision=precision,
         kv_dtype=kv_dtype,
+        context_attention=context_attention or WIDE,
         weights=weights or "auto",
         max_batch_size=batch,
         max_seq_len=max_seq_len,

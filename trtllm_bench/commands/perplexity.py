@@ -17,6 +17,7 @@ def command(
     dataset: Annotated[Path, typer.Option("--dataset", help="Text: .txt, or .jsonl with text, prompt or input_ids.")],
     precision: options.Precision = None,
     kv_dtype: options.KvDtype = "auto",
+    context_attention: options.ContextAttention = None,
     windows: Annotated[int | None, typer.Option("--windows", min=1, help="Most windows of text (default: all of it).")] = None,
     window_len: Annotated[int, typer.Option("--window-len", min=2, help="Tokens of a window; they do not overlap.")] = 1024,
     chunk: Annotated[int, typer.Option("--chunk", min=1, help="Tokens a step; those of earlier steps are read from the KV cache.")] = 32,
@@ -41,20 +42,19 @@ def command(
     from trtllm_engines.calibration.perplexity import Perplexity, perplexity
     from trtllm_engines.checkpoints.checkpoint_precision import default_precision
     from trtllm_engines.quantization import kv_cache_dtype
+    from trtllm_engines.quantization.scheme import WIDE
     from trtllm_results.metrics.quality import WindowSums, text_figures
 
     place = device_of(device)
     chosen = precision or default_precision(model, place == "cuda")
     began = time.perf_counter()
 
-    def measured(of: str, precision: str, kv_dtype: str) -> Perplexity:
+    def measured(of: str, precision: str, **types: str) -> Perplexity:
         with build_progress() as report:
-            return perplexity(
-                of, precision, dataset, kv_dtype=kv_dtype, count=windows, length=window_len, chunk=chunk, device=place, progress=report
-            )
+            return perplexity(of, precision, dataset, count=windows, length=window_len, chunk=chunk, device=place, progress=report, **types)
 
-    result = measured(model, chosen, kv_dtype)
-    base = None if against is None else measured(against, default_precision(against, place == "cuda"), "auto")
+    result = measured(model, chosen, kv_dtype=kv_dtype, context_attention=context_attention or WIDE)
+    base = None if against is None else measured(against, default_precision(against, place == "cuda"))
     if base is not None and base.counts != result.counts:
         raise BenchError(f"{model} and {against} do not make the same tokens of {dataset}; compare a model with what was made of it")
     sums = WindowSums(
@@ -67,11 +67,13 @@ def command(
     if as_json:
         import json
 
-        facts = {"model": model, "precision": chosen, "kv_dtype": cache, "dataset": str(dataset), "windows": result.windows, "chunk": chunk}
+        types = {"precision": chosen, "kv_dtype": cache, "context_attention": context_attention or WIDE}
+        facts = {"model": model, **types, "dataset": str(dataset), "windows": result.windows, "chunk": chunk}
         del figures["accuracy_tokens"]
         typer.echo(json.dumps({**facts, "against": against, "tokens": result.tokens, **figures, "perplexity": result.value}))
         return
-    typer.echo(f"{model} {chosen}, KV cache {cache}: perplexity {result.value:.3f}{_ends(figures, 'perplexity', 1, '.3f')}")
+    context = f", context attention {context_attention}" if context_attention else ""
+    typer.echo(f"{model} {chosen}, KV cache {cache}{context}: perplexity {result.value:.3f}{_ends(figures, 'perplexity', 1, '.3f')}")
     if base is not None:
         change = f"{100 * figures['perplexity_change']:+.2f}%{_ends(figures, 'perplexity_change', 100, '+.2f')}"
         typer.echo(f"against {against}: {base.value:.3f}, a change of {change}")

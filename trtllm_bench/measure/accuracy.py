@@ -205,19 +205,25 @@ def widest_first(specs: Sequence[MeasurementSpec]) -> list[int]:
     from trtllm_engines.engine.folder import load_engine
     from trtllm_engines.quantization import named_plan
     from trtllm_engines.quantization.registry import definition
+    from trtllm_engines.quantization.scheme import WIDE
     from trtllm_kernels.dialect.dtypes import bits_of
 
-    def narrowness(spec: MeasurementSpec) -> tuple[bool, int, bool]:
+    def narrowness(spec: MeasurementSpec) -> tuple[bool, int, bool, bool]:
         engine = spec.engine
         if engine.engine_dir is not None:
             plan = load_engine(engine.engine_dir).plan
-            name, kv = plan.precision, plan.quant.kv
+            name, kv, context = plan.precision, plan.quant.kv, plan.quant.context_attention
         else:
             name = str(engine.precision)
-            kv = named_plan(name, engine.kv_dtype).kv
+            kv, context = named_plan(name, engine.kv_dtype).kv, engine.context_attention or WIDE
         known = definition(name)
         weights = known.scheme.weights
-        return weights is not None, -bits_of(known.wide_dtype if weights is None else weights.dtype), kv.granularity != "none"
+        return (
+            weights is not None,
+            -bits_of(known.wide_dtype if weights is None else weights.dtype),
+            kv.granularity != "none",
+            context != WIDE,
+        )
 
     return sorted(range(len(specs)), key=lambda index: narrowness(specs[index]))
 

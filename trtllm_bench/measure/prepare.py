@@ -24,6 +24,10 @@ def with_model(spec: MeasurementSpec) -> MeasurementSpec:
             raise BenchError("--engine-dir already says model and precision; give either it or --model and --precision")
         if engine.kv_dtype != "auto":
             raise BenchError("--engine-dir already says what the KV cache is; leave --kv-dtype out, or give --model instead")
+        if engine.context_attention is not None:
+            raise BenchError(
+                "--engine-dir already says what attention of prompts multiplies; leave --context-attention out, or give --model"
+            )
         if engine.page_size is not None:
             raise BenchError("--engine-dir already says the page size; leave --page-size out, or give --model instead")
         return spec

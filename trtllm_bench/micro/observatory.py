@@ -21,7 +21,7 @@ from trtllm_bench.roofline.hardware import Hardware
 from trtllm_engines.compiler.plan import Op, Plan
 from trtllm_engines.models.config import ModelConfig
 from trtllm_engines.models.presets import preset_config
-from trtllm_kernels.dialect.ops import OP_SPECS
+from trtllm_kernels.dialect.ops import OP_SPECS, Trait
 from trtllm_kernels.dialect.types import TensorSpec
 from trtllm_kernels.lowering import lower
 from trtllm_results.compare.published_ops import OpBeside, OpShape
@@ -164,7 +164,7 @@ def parts_of(bench: Bench, shape: OpShape) -> tuple[BoundOp, list[BoundOp]]:
     product, rotation and cache write before attention, unless attention does them itself."""
     *before, bound = bench.ops(case_of(shape))
     if shape.family != "gemm":
-        return bound, [*(part for part in before if part.op.op == "rope_kv_write" and not part.idle), bound]
+        return bound, [*(part for part in before if Trait.WRITES_CACHE in OP_SPECS[part.op.op].traits and not part.idle), bound]
     if not quantized(shape):
         return bound, [bound]
     return bound, [bench.before(bound, "quantize", quantize_inputs(bench.plan, bound.op), bound.operand("x")), bound]

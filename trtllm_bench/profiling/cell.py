@@ -220,7 +220,8 @@ def with_counters(profile: CellProfile, request: ProfileRequest, kernel: str, fo
     model = engine.model
     if engine.engine_dir is not None:
         model = load_engine(engine.engine_dir).plan.fingerprint.provenance["model"]
-    flags = (("kv_dtype", str(cell["kv_dtype"])),)
+    types = {"kv_dtype": cell["kv_dtype"], "context_attention": settings.get("context_attention")}
+    flags = tuple((name, str(value)) for name, value in types.items() if value is not None)
     sequences = min(cell["batch"] or settings["max_batch_size"], settings["max_batch_size"])
     shape = (cell["isl"], cell["osl"], settings["max_num_tokens"], settings["page_size"])
     target = CountedKernel(str(model), cell["precision"], kernel, sequences, *shape, flags)

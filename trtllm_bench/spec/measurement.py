@@ -120,6 +120,9 @@ class EngineSpec:
         None, "fp8, int4, int8_sq, bf16, ... (docs/quantization.md; default: the checkpoint's; else bf16 on a GPU, fp32 on CPU)."
     )
     kv_dtype: str = knob("auto", "KV cache: auto (fp8 where inputs are quantized), fp8, int8, bf16, fp16 or fp32.")
+    context_attention: str | None = knob(
+        None, "Attention of prompts multiplies wide numbers (default), or fp8 with an fp8 KV cache.", identity=True
+    )
     weights: str | None = knob(None, "dummy, or a folder or .gguf file (default: the model folder's own; dummy for presets).")
     device: str = knob("auto", "auto, cpu or cuda.", identity=True)
     tp: int = knob(1, "Tensor-parallel GPUs.", least=1)

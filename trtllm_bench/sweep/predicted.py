@@ -28,6 +28,7 @@ from trtllm_bench.targets.registry import Identity
 from trtllm_engines.compiler.compile import compile_model
 from trtllm_engines.compiler.plan import ParallelLayout, Plan
 from trtllm_engines.models.presets import resolve_model
+from trtllm_engines.quantization.scheme import WIDE
 from trtllm_engines.runtime.scheduler import Policy
 from trtllm_kernels.lowering.packed_triton import MMA_PADDED
 from trtllm_results.record.environment import Environment
@@ -109,8 +110,8 @@ def _plans(engine: EngineSpec, hardware: Hardware) -> tuple[list[Plan], Exceptio
         precision = str(engine.precision)
         layout = ParallelLayout(engine.tp, engine.pp, engine.nnodes or 1)
         hosts_of(layout, hardware)
-        kv_dtype = engine.kv_dtype
-        settings: dict[str, Any] = {"arches": arches, "weights_source": source, "kv_dtype": kv_dtype, "layout": layout}
+        types = {"kv_dtype": engine.kv_dtype, "context_attention": engine.context_attention or WIDE}
+        settings: dict[str, Any] = {"arches": arches, "weights_source": source, "layout": layout, **types}
         return [compile_model(config, precision, profile, stage=stage, **settings).plan for stage in range(layout.pp)], None
     except ValueError as error:
         return [], error

@@ -59,6 +59,7 @@ def check(spec: MeasurementSpec) -> None:
     from trtllm_engines.errors import EngineError
     from trtllm_engines.models.presets import resolve_model
     from trtllm_engines.quantization import check_types
+    from trtllm_engines.quantization.scheme import WIDE
     from trtllm_engines.runtime.ranges import check_detail
     from trtllm_engines.runtime.scheduler import POLICIES
 
@@ -90,7 +91,7 @@ def check(spec: MeasurementSpec) -> None:
         raise LayoutError(str(error)) from None
     _check_machine(engine, layout)
     resolve_model(model_of(engine))
-    check_types(str(engine.precision), engine.kv_dtype, (arch_for(engine.device),))
+    check_types(str(engine.precision), engine.kv_dtype, (arch_for(engine.device),), engine.context_attention or WIDE)
 
 
 def _check_machine(engine: EngineSpec, layout: ParallelLayout) -> None:

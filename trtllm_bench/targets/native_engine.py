@@ -42,6 +42,7 @@ from trtllm_engines.engine.folder import load_engine, rank_weights
 from trtllm_engines.errors import EngineError
 from trtllm_engines.llm import LLM
 from trtllm_engines.models.presets import resolve_model
+from trtllm_engines.quantization.scheme import WIDE
 from trtllm_engines.runtime.dispatch import Dispatcher
 from trtllm_engines.runtime.engine_loop import EngineLoop, EngineThread
 from trtllm_engines.runtime.host_ranks import Recorder
@@ -81,6 +82,7 @@ def engine_folder(spec: EngineSpec, on_build: OnBuild | None = None) -> Path:
             model_of(spec),
             str(spec.precision),
             kv_dtype=spec.kv_dtype,
+            context_attention=spec.context_attention or WIDE,
             weights=spec.weights or "auto",
             seed=spec.seed,
             profile=profile_for(spec, device_of(spec.device)),
@@ -175,6 +177,7 @@ class OpenEngine:
     def _settled(self, plan: Plan) -> EngineSpec:
         """Every choice as the engine has it: a named engine may be run at less than it was built for."""
         named, asked, profile = self._spec.engine_dir is not None, self._spec, plan.profile
+        context = plan.quant.context_attention
         return replace(
             asked,
             device=device_of(asked.device),
@@ -182,6 +185,7 @@ class OpenEngine:
             max_num_tokens=(named and asked.max_num_tokens) or profile.max_num_tokens,
             max_seq_len=(named and asked.max_seq_len) or profile.max_seq_len,
             page_size=profile.page_size,
+            context_attention=asked.context_attention or (None if context == WIDE else context),
             tp=plan.parallel.tp,
             pp=plan.parallel.pp,
         )

@@ -29,7 +29,7 @@ from trtllm_engines.checkpoints.dummy import DummyWeights
 from trtllm_engines.checkpoints.write import assemble, weight_bytes
 from trtllm_engines.compiler.plan import Op, ParallelLayout, Plan
 from trtllm_engines.compiler.planning import plan_ops
-from trtllm_engines.compiler.planning.select_tactics import select_tactics
+from trtllm_engines.compiler.planning.select_tactics import select_tactics, writes_then_reads_cache
 from trtllm_engines.models.config import ModelConfig
 from trtllm_engines.models.presets import resolve_model
 from trtllm_engines.runtime.pages import RESERVED_PAGES
@@ -260,7 +260,7 @@ class StepLowering:
 
 def _units(ops: Sequence[Op]) -> Iterator[tuple[Op, ...]]:
     """Ops that are lowered together: attention may rotate."""
-    pairs = {b.name: (a, b) for a, b in pairwise(ops) if (a.op, b.op) == ("rope_kv_write", "paged_attention")}
+    pairs = {b.name: (a, b) for a, b in pairwise(ops) if writes_then_reads_cache(a, b)}
     first = {a.name for a, _ in pairs.values()}
     for op in ops:
         if op.name not in first:

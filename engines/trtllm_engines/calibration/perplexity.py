@@ -24,6 +24,7 @@ from trtllm_engines.compiler.plan import LOGITS, Op, Plan
 from trtllm_engines.errors import EngineError
 from trtllm_engines.models.presets import resolve_model
 from trtllm_engines.quantization import check_types
+from trtllm_engines.quantization.scheme import WIDE
 from trtllm_engines.runtime.batch import IntArray
 
 CHUNK = 32
@@ -50,6 +51,7 @@ def perplexity(
     dataset: Path,
     *,
     kv_dtype: str = "auto",
+    context_attention: str = WIDE,
     count: int | None = None,
     length: int = 1024,
     chunk: int = CHUNK,
@@ -57,12 +59,13 @@ def perplexity(
     progress: Progress | None = None,
 ) -> Perplexity:
     """Of the first `count` windows of `length` tokens of `dataset`, under an engine of folder or file `model`. Raises `EngineError`."""
-    check_types(precision, kv_dtype)
+    check_types(precision, kv_dtype, context_attention=context_attention)
     source = resolve_model(model)
     windows = text.windows(dataset, model_tokenizer(source.path), length=length, count=count, vocab_size=source.config.vocab_size)
     longest = max(map(len, windows))
     with torch.inference_mode():
-        probe = Probe(model, precision, marks, window=longest, chunk=chunk, kv_dtype=kv_dtype, device=device, progress=progress)
+        types = {"kv_dtype": kv_dtype, "context_attention": context_attention}
+        probe = Probe(model, precision, marks, window=longest, chunk=chunk, device=device, progress=progress, **types)
         return measure(probe, windows, progress)
 
 

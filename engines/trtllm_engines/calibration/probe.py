@@ -23,6 +23,7 @@ from trtllm_engines.compiler.fingerprint import CPU, detect_target
 from trtllm_engines.compiler.plan import Plan, Profile
 from trtllm_engines.errors import EngineError
 from trtllm_engines.models.presets import resolve_model
+from trtllm_engines.quantization.scheme import WIDE
 from trtllm_engines.runtime.batch import IntArray, StepBatch
 from trtllm_engines.runtime.cpu import CpuRunner
 from trtllm_engines.runtime.pages import RESERVED_PAGES
@@ -44,6 +45,7 @@ class Probe:
         window: int,
         chunk: int | None = None,
         kv_dtype: str = "auto",
+        context_attention: str = WIDE,
         device: str = "cpu",
         progress: Progress | None = None,
     ) -> None:
@@ -57,7 +59,7 @@ class Probe:
         arch = CPU if self.device.type == "cpu" else detect_target().arch
         profile = Profile(max_batch_size=1, max_num_tokens=self.chunk, max_seq_len=window, page_size=PAGE_SIZE)
 
-        quant = plan_for(source.path, precision, kv_dtype, arches=(arch,))
+        quant = plan_for(source.path, precision, kv_dtype, arches=(arch,), context_attention=context_attention)
 
         def compiled(arches: tuple[str, ...], marked: Sequence[str]) -> Compiled:
             description = self.weights.description

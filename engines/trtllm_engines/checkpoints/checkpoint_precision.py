@@ -19,10 +19,10 @@ from trtllm_engines.checkpoints.formats.modelopt import MODELOPT_CONFIG
 from trtllm_engines.errors import EngineError
 from trtllm_engines.quantization import named_plan
 from trtllm_engines.quantization.module_names import check_counted, expression
-from trtllm_engines.quantization.precision import automatic_cache, default_unquantized, kv_scheme
+from trtllm_engines.quantization.precision import automatic_cache, default_unquantized, kv_scheme, with_context_attention
 from trtllm_engines.quantization.precision_map import read_precision_map
 from trtllm_engines.quantization.registry import EXACT_CODES, HEAD, MIXED, SchemeDefinition, definition, kv_definitions
-from trtllm_engines.quantization.scheme import ModuleRule, QuantPlan, QuantScheme
+from trtllm_engines.quantization.scheme import WIDE, ModuleRule, QuantPlan, QuantScheme
 
 if TYPE_CHECKING:
     from trtllm_engines.checkpoints.checkpoint import FolderWeights
@@ -51,14 +51,21 @@ def plan_for(
     kv_dtype: str = "auto",
     precision_map: str | Path | None = None,
     arches: Sequence[str] = (),
+    context_attention: str = WIDE,
 ) -> QuantPlan:
     """The plan of an engine in `precision` of the checkpoint `weights` (None where there is none: a preset), for the GPUs `arches`.
 
     The checkpoint's own plan where it goes by that name. Else the named plan, but for the modules that the checkpoint leaves wide; codes
     that `precision` has too are kept as they are. A checkpoint in an unknown form decides nothing here: its tensors are looked at before
-    they are read. `precision_map`: a file that says the precision of each module, in place of `precision`. Raises `EngineError` for types
-    that do not go together.
+    they are read. `precision_map`: a file that says the precision of each module, in place of `precision`. `context_attention`: what
+    attention of prompts multiplies. Raises `EngineError` for types that do not go together.
     """
+    return with_context_attention(_plan_for(weights, precision, kv_dtype, precision_map, arches), context_attention)
+
+
+def _plan_for(
+    weights: str | Path | None, precision: str, kv_dtype: str, precision_map: str | Path | None, arches: Sequence[str]
+) -> QuantPlan:
     chosen = definition(precision)
     try:
         stated = None if weights is None else _codes_plan(Path(weights), chosen)

@@ -18,8 +18,8 @@ from trtllm_engines.compiler.planning import plan_ops
 from trtllm_engines.errors import EngineError
 from trtllm_engines.models.config import ModelConfig
 from trtllm_engines.quantization import named_plan
-from trtllm_engines.quantization.precision import check_gpus
-from trtllm_engines.quantization.scheme import QuantPlan
+from trtllm_engines.quantization.precision import check_gpus, check_head_size
+from trtllm_engines.quantization.scheme import WIDE, QuantPlan
 from trtllm_kernels.dialect.types import TensorSpec
 from trtllm_kernels.references import OPS
 
@@ -40,20 +40,23 @@ def compile_model(
     arches: Sequence[str] = ("cpu",),
     weights_source: Mapping[str, Any],
     kv_dtype: str = "auto",
+    context_attention: str = WIDE,
     mark_outputs: Sequence[str] = (),
     every_row: bool = False,
     layout: ParallelLayout = ONE_GPU,
     stage: int = 0,
     gpu: str = "",
 ) -> Compiled:
-    """`precision` is a quantization plan, or the name of one, whose KV cache is `kv_dtype`. `stage`: which of the layout's stages.
+    """`precision` is a quantization plan, or the name of one, whose KV cache is `kv_dtype` and whose prompts' attention multiplies
+    `context_attention`. `stage`: which of the layout's stages.
     `every_row`: the last layer computes all tokens, also those whose logits nobody asks for; so it is where values are marked.
     `gpu`: the GPU it is for, whose recorded tactics are taken where there are such.
 
     Raises `EngineError` for types that do not go together, an unknown marked node, and for sequences the model cannot express.
     """
-    quant = named_plan(precision, kv_dtype, arches) if isinstance(precision, str) else precision
+    quant = named_plan(precision, kv_dtype, arches, context_attention) if isinstance(precision, str) else precision
     check_gpus(quant, arches)
+    check_head_size(quant, config.head_dim, arches)
     config.check_sequence_length(profile.max_seq_len)
     graph = trace(config, quant.wide_dtype, profile)
     graph.layout, graph.stage = layout, replace(graph.stage, index=stage)

@@ -28,7 +28,7 @@ from trtllm_engines.models.config import ModelConfig
 from trtllm_engines.models.families import define
 from trtllm_engines.models.rope import cos_sin_table
 from trtllm_engines.quantization.registry import CAST, Fusion, definition
-from trtllm_engines.quantization.scheme import Codes, KvScheme, QuantPlan, QuantScheme, WeightRecipe
+from trtllm_engines.quantization.scheme import WIDE, Codes, KvScheme, QuantPlan, QuantScheme, WeightRecipe
 from trtllm_kernels.dialect.ops import OP_SPECS, Trait
 from trtllm_kernels.dialect.types import TensorSpec
 from trtllm_kernels.references import OPS
@@ -61,6 +61,8 @@ class ModelGraph:
     """Weight of a product -> how that is (or will be) quantized; absent for a wide one."""
     kv: KvScheme | None = None
     """What keys and values are cached in; None is the activations' dtype."""
+    context_attention: str = WIDE
+    """What attention of prompts multiplies."""
     checkpoint_shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     """Shape of every tensor of the checkpoint, as traced."""
     layout: ParallelLayout = ONE_GPU
@@ -187,6 +189,13 @@ def item(graph: Graph, node: Node, index: int, label: str) -> Node:
     return out
 
 
+def set_arguments(node: Node, **values: Any) -> None:
+    """Gives a dialect op other arguments, by name."""
+    names = [argument.name for argument in OP_SPECS[op_name(node)].arguments]
+    for name, value in values.items():
+        node.update_arg(names.index(name), value)
+
+
 def evaluate(graph: ModelGraph, tensors: Mapping[str, Tensor], inputs: Mapping[str, Tensor], outputs: Sequence[Node] = ()) -> list[Tensor]:
     """Runs the graph op by op through the dialect, at any stage of compilation: the definition against which passes are tested.
 
@@ -224,7 +233,7 @@ def assign_schemes(graph: ModelGraph, plan: QuantPlan) -> None:
         scheme = plan.scheme_of(weight.removesuffix(".weight")) if readers[weight] == 1 else plan.wide
         columns = int(graph.weights[weight].shape[1]) // (graph.layout.tp if product.meta.get("split") == "inputs" else 1)
         graph.schemes[weight] = scheme.with_groups_for(columns) if plan.smaller_groups else scheme
-    graph.kv = plan.kv
+    graph.kv, graph.context_attention = plan.kv, plan.context_attention
 
 
 def stack_weight(graph: ModelGraph, name: str, parts: Sequence[Node]) -> str:

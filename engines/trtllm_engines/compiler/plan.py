@@ -22,7 +22,7 @@ from trtllm_kernels.dialect.types import SAMPLING_WORDS, Attr, Lowered, TensorSp
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
-FORMAT_VERSION = 6
+FORMAT_VERSION = 7
 KERNEL_ABI = 7
 """Raised when the meaning of a launch's arguments, its symbols, or of the step inputs below, changes."""
 

@@ -24,6 +24,7 @@ from trtllm_engines.errors import EngineError
 from trtllm_engines.memory import allocating
 from trtllm_engines.models.config import ModelConfig
 from trtllm_engines.models.presets import ModelSource, resolve_model
+from trtllm_engines.quantization.scheme import WIDE
 
 Progress = Callable[[str, int, int], None]
 """(stage, done, total): stages are `compile`, `kernels sm_90`, `weights`."""
@@ -54,6 +55,7 @@ def build(
     weights: str | Path = "auto",
     seed: int = 0,
     kv_dtype: str = "auto",
+    context_attention: str = WIDE,
     precision_map: str | Path | None = None,
     profile: Profile | None = None,
     arches: Sequence[str] = (CPU,),
@@ -66,10 +68,11 @@ def build(
     """Builds `model` (preset, Hugging Face folder or .gguf file) into engine folder `out` and returns it.
 
     `weights`: `auto` (the model's own, drawn from `seed` for a preset), `dummy`, or a folder or .gguf file. `arches`: `sm_80`, `sm_90`,
-    ..., or `cpu` for no machine code. `precision_map`: a file of each module's precision, under precision `mixed`. `profile`:
-    `default_profile`'s where none is given. `layout`: over how many GPUs it runs. `gpu`: the GPU it is for (`h200`, `NVIDIA H200`),
-    whose recorded tactics are taken where there are such; else those of each architecture's GPU. `share`: files of weights that are the
-    same in several engines are linked from there. Raises `EngineError` for anything asked for that cannot be built or written.
+    ..., or `cpu` for no machine code. `context_attention`: what attention of prompts multiplies, `wide` or `fp8`. `precision_map`: a
+    file of each module's precision, under precision `mixed`. `profile`: `default_profile`'s where none is given. `layout`: over how many
+    GPUs it runs. `gpu`: the GPU it is for (`h200`, `NVIDIA H200`), whose recorded tactics are taken where there are such; else those of
+    each architecture's GPU. `share`: files of weights that are the same in several engines are linked from there. Raises `EngineError` for
+    anything asked for that cannot be built or written.
     """
     out = Path(out)
     report = progress or (lambda stage, done, total: None)
@@ -78,7 +81,8 @@ def build(
     profile = profile or default_profile(resolved.config)
     source = _weights(resolved, weights, seed)
     report("compile", 0, 1)
-    quant = plan_for(source.description.get("path", resolved.path), precision, kv_dtype, precision_map, arches)
+    origin = source.description.get("path", resolved.path)
+    quant = plan_for(origin, precision, kv_dtype, precision_map, arches, context_attention)
     with allocating(f"compiling {resolved.config.name}"):
         stages = [
             compile_model(

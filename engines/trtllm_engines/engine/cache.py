@@ -35,6 +35,7 @@ from trtllm_engines.engine.fits import check_fits
 from trtllm_engines.engine.folder import load_engine
 from trtllm_engines.errors import EngineError
 from trtllm_engines.models.presets import resolve_model
+from trtllm_engines.quantization.scheme import WIDE
 from trtllm_kernels import tactics
 
 __all__ = ["CachedEngine", "cache_folder", "cached_engine", "clean", "engines", "limit_bytes"]
@@ -52,6 +53,7 @@ def cached_engine(
     precision: str,
     *,
     kv_dtype: str = "auto",
+    context_attention: str = WIDE,
     weights: str | Path = "auto",
     seed: int = 0,
     profile: Profile,
@@ -76,6 +78,7 @@ def cached_engine(
         "seed": seed,
         "precision": precision,
         "kv_dtype": kv_dtype,
+        "context_attention": context_attention,
         "profile": asdict(profile),
         "arches": list(arches),
         "tactics": [tactics.in_use(arch, gpu) for arch in arches if arch != CPU],
@@ -84,7 +87,8 @@ def cached_engine(
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
     root = cache_folder()
     folder = root / ENGINES / f"{Path(model).name[:100]}-{precision}-{key}"
-    quant = plan_for(source.path if chosen == "dummy" else chosen, precision, kv_dtype, arches=arches)
+    stored = source.path if chosen == "dummy" else chosen
+    quant = plan_for(stored, precision, kv_dtype, arches=arches, context_attention=context_attention)
     for arch in arches:
         check_fits(source.config, quant, profile, arch, layout)
     with _building(root, folder.name):
@@ -95,6 +99,7 @@ def cached_engine(
             model,
             precision,
             kv_dtype=kv_dtype,
+            context_attention=context_attention,
             out=folder,
             weights=chosen,
             seed=seed,

@@ -46,6 +46,7 @@ from trtllm_engines.errors import EngineError, NoSpaceError, WriteError
 from trtllm_engines.models.fields import Fields
 from trtllm_engines.quantization import kv_cache_dtype
 from trtllm_engines.quantization.registry import MIXED
+from trtllm_engines.quantization.scheme import WIDE
 from trtllm_kernels import tactics
 from trtllm_kernels.compile.cubin import Cubin
 from trtllm_kernels.dialect.specs import as_stored
@@ -177,6 +178,8 @@ def rebuild_command(plan: Plan, path: Path, *arches: str) -> str:
         flags["--precision-map"] = plan.quant.source
     if plan.kv_dtype != kv_cache_dtype(plan.precision, arches=plan.fingerprint.arches):
         flags["--kv-dtype"] = plan.kv_dtype
+    if plan.quant.context_attention != WIDE:
+        flags["--context-attention"] = plan.quant.context_attention
     command += [part for name, value in flags.items() for part in (name, str(value))]
     return shlex.join([*command, *marked, "--out", str(path)])
 

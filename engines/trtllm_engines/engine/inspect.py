@@ -46,6 +46,7 @@ def describe(path: Path | str, *, verify: bool = False, progress: Progress | Non
         "model": {**plan.model, "parameters": parameters},
         "precision": plan.precision,
         "kv_dtype": plan.kv_dtype,
+        "context_attention": plan.quant.context_attention,
         "quantization": {"source": plan.quant.source, "schemes": _schemes(plan)},
         "profile": asdict(profile),
         "parallel": {name: size for name, size in asdict(plan.parallel).items() if name != "nnodes" or size > 1}
@@ -160,7 +161,7 @@ def _sections(d: Mapping[str, Any]) -> Iterator[RenderableType]:
         "engine": d["path"] + (" (every byte verified)" if d["verified"] else ""),
         "model": f"{model['name']}: {model['architecture']}, {model['parameters'] / 1e6:,.1f} M parameters",
         "": f"{model['num_layers']} layers, hidden {model['hidden_size']}, {heads}, vocabulary {model['vocab_size']}",
-        "precision": f"{d['precision']}, KV cache {d['kv_dtype']}",
+        "precision": f"{d['precision']}, KV cache {d['kv_dtype']}, context attention {d['context_attention']}",
         "profile": f"{profile['max_batch_size']} sequences, {profile['max_num_tokens']} tokens a step, "
         f"sequences to {profile['max_seq_len']}, pages of {profile['page_size']}",
         "weights": f"{weights['tensors']} tensors, {_size(weights['bytes'])}, {origin}",

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from trtllm_engines.compiler.plan import Profile
 from trtllm_engines.documents import checked, read_text
 from trtllm_engines.errors import EngineError
+from trtllm_engines.quantization.scheme import WIDE
 
 _HERE = Path(__file__).resolve().parents[1]
 
@@ -27,6 +28,7 @@ class Recipe(BaseModel):
     model: str
     precision: str
     kv_dtype: str = "auto"
+    context_attention: str = WIDE
     arches: tuple[str, ...]
     gpu: str = ""
     max_batch_size: int
@@ -42,7 +44,8 @@ class Recipe(BaseModel):
 
     def build_arguments(self) -> dict[str, Any]:
         """Keyword arguments of `build`, all but `out`."""
-        return {**self.model_dump(include={"model", "precision", "kv_dtype", "arches", "gpu", "weights", "seed"}), "profile": self.profile}
+        types = {"precision", "kv_dtype", "context_attention"}
+        return {**self.model_dump(include={"model", *types, "arches", "gpu", "weights", "seed"}), "profile": self.profile}
 
 
 def folder() -> Path:

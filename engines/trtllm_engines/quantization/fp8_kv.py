@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from trtllm_engines.checkpoints import WeightSource
-from trtllm_engines.compiler.graph import ModelGraph, derived_weight
+from trtllm_engines.compiler.graph import ModelGraph, derived_weight, set_arguments
 from trtllm_engines.quantization.registry import KvDefinition, RecipeKind, register_kv
 from trtllm_engines.quantization.scheme import KvScheme, WeightRecipe
 
@@ -36,8 +36,8 @@ def _quantize_cache(graph: ModelGraph, scheme: KvScheme) -> None:
                 derived_weight(graph, f"{module}.{leaf}_scale", (1,), "fp32", WeightRecipe(SCALE, ((name, (1,)),)))
                 for leaf, name in zip(("k", "v"), sources, strict=True)
             ]
-        write.args = (*write.args[:-3], *scales, None)
-        read.args = (*read.args[:-4], *scales, None, None)
+        for node in (write, read):
+            set_arguments(node, k_scale=scales[0], v_scale=scales[1])
 
 
 FP8_KV = register_kv(

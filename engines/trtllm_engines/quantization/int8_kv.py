@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from trtllm_engines.compiler.graph import ModelGraph
+from trtllm_engines.compiler.graph import ModelGraph, set_arguments
 from trtllm_engines.compiler.plan import KV_SCALES
 from trtllm_engines.quantization.registry import KvDefinition, register_kv
 from trtllm_engines.quantization.scheme import KvScheme
@@ -20,8 +20,8 @@ def _quantize_cache(graph: ModelGraph, scheme: KvScheme) -> None:
     with graph.fx.inserting_before(next(node for node in graph.fx.nodes if node.op != "placeholder")):
         scales = graph.fx.placeholder(KV_SCALES)
     for write, read in zip(graph.nodes("rope_kv_write"), graph.nodes("paged_attention"), strict=True):
-        write.args = (*write.args[:-1], scales)
-        read.args = (*read.args[:-2], scales, None)
+        for node in (write, read):
+            set_arguments(node, kv_scales=scales)
 
 
 INT8_KV = register_kv(KvDefinition(scheme=KvScheme("int8", "row"), quantize_cache=_quantize_cache, recipes={}, min_capability=80))

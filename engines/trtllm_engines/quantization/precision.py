@@ -7,11 +7,17 @@ its own, because it pays for itself alone: half the bytes of a cache are half th
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from trtllm_engines.errors import EngineError
 from trtllm_engines.quantization.registry import HEAD, MIXED, SchemeDefinition, by_algorithm, definition, definitions, kv_definitions
-from trtllm_engines.quantization.scheme import UNQUANTIZED, KvScheme, ModuleRule, QuantPlan
+from trtllm_engines.quantization.scheme import CONTEXT_ATTENTION, UNQUANTIZED, WIDE, KvScheme, ModuleRule, QuantPlan
 from trtllm_kernels.lowering.call import capability
+from trtllm_kernels.lowering.prefill import CONTEXT_HEAD_DIMS
+from trtllm_kernels.lowering.registry import has_kernels
+
+CONTEXT_OP = "rope_kv_write_quantize"
+"""The op that makes what attention of prompts multiplies in fp8."""
 
 
 def precisions() -> tuple[str, ...]:
@@ -41,7 +47,7 @@ def kv_dtypes() -> tuple[str, ...]:
     return ("auto", *(name for name, one in definitions().items() if name == one.wide_dtype), *kv_definitions())
 
 
-def named_plan(precision: str, kv_dtype: str = "auto", arches: Sequence[str] = ()) -> QuantPlan:
+def named_plan(precision: str, kv_dtype: str = "auto", arches: Sequence[str] = (), context_attention: str = WIDE) -> QuantPlan:
     """The plan called `precision`: its scheme for every product but the head, for the GPUs `arches`. Raises `EngineError` for types that do
     not go together."""
     chosen = definition(precision)
@@ -49,7 +55,7 @@ def named_plan(precision: str, kv_dtype: str = "auto", arches: Sequence[str] = (
         raise EngineError(
             "precision mixed has a scheme for each product; say which with --precision-map FILE, or take a checkpoint that has"
         )
-    return _plan_of(chosen, kv_dtype, arches)
+    return with_context_attention(_plan_of(chosen, kv_dtype, arches), context_attention)
 
 
 def _plan_of(chosen: SchemeDefinition, kv_dtype: str, arches: Sequence[str]) -> QuantPlan:
@@ -86,6 +92,30 @@ def automatic_cache(cache: KvScheme, wide: str, arches: Sequence[str]) -> KvSche
     return KvScheme(wide) if any(capability(arch) < least for arch in arches if arch.startswith("sm_")) else cache
 
 
+def with_context_attention(plan: QuantPlan, asked: str) -> QuantPlan:
+    """`plan` with attention of prompts in `asked`. Raises `EngineError` for an unknown name, and for a cache that has not the codes
+    that it multiplies."""
+    if asked not in CONTEXT_ATTENTION:
+        raise EngineError(f"unknown context attention {asked!r}; supported are {', '.join(CONTEXT_ATTENTION)}")
+    if asked not in (WIDE, plan.kv.dtype):
+        raise EngineError(
+            f"{asked} context attention multiplies the codes of an {asked} KV cache and this one is in {plan.kv.dtype}; "
+            f"choose --kv-dtype {asked}, or --context-attention {WIDE}"
+        )
+    return replace(plan, context_attention=asked)
+
+
+def check_head_size(plan: QuantPlan, head_dim: int, arches: Sequence[str]) -> None:
+    """Raises `EngineError` where attention of prompts in fp8 has no kernel for heads of `head_dim` dimensions, for the GPUs of `arches`."""
+    on_gpu = any(arch.startswith("sm_") for arch in arches)
+    if on_gpu and plan.context_attention != WIDE and head_dim not in CONTEXT_HEAD_DIMS:
+        sizes = " or ".join(map(str, CONTEXT_HEAD_DIMS))
+        raise EngineError(
+            f"{plan.context_attention} context attention has kernels for heads of {sizes} dimensions and this model's have {head_dim}; "
+            f"choose --context-attention {WIDE}"
+        )
+
+
 def check_gpus(plan: QuantPlan, arches: Sequence[str]) -> None:
     """Raises `EngineError` unless every GPU of `arches` has the types of `plan`."""
     names = {plan.name, *(rule.scheme.name for rule in plan.rules)}
@@ -96,6 +126,11 @@ def check_gpus(plan: QuantPlan, arches: Sequence[str]) -> None:
         cure = " or ".join(f"--kv-dtype {one}" for one in (wide_dtype(plan.name), *others))
         needs.append((f"an {plan.kv.dtype} KV cache", plan.kv.dtype, cache.min_capability, cure))
     gpus = [arch for arch in arches if arch.startswith("sm_")]
+    if plan.context_attention != WIDE and (others := [arch for arch in gpus if not has_kernels(CONTEXT_OP, arch)]):
+        raise EngineError(
+            f"{plan.context_attention} context attention has no kernel for {', '.join(others)}; choose --context-attention {WIDE}, "
+            "or other architectures"
+        )
     for what, dtype, least, cure in needs:
         if old := [arch for arch in gpus if capability(arch) < least]:
             raise EngineError(
@@ -103,9 +138,9 @@ def check_gpus(plan: QuantPlan, arches: Sequence[str]) -> None:
             )
 
 
-def check_types(precision: str, kv_dtype: str = "auto", arches: Sequence[str] = ()) -> None:
+def check_types(precision: str, kv_dtype: str = "auto", arches: Sequence[str] = (), context_attention: str = WIDE) -> None:
     """Raises `EngineError` unless an engine of `precision` with a cache of `kv_dtype` exists and runs on `arches`."""
-    check_gpus(_plan_of(definition(precision), kv_dtype, arches), arches)
+    check_gpus(with_context_attention(_plan_of(definition(precision), kv_dtype, arches), context_attention), arches)
 
 
 def wide_dtype(precision: str) -> str:

@@ -19,6 +19,10 @@ from trtllm_kernels.dialect.types import TensorSpec
 UNQUANTIZED = ("fp32", "fp16", "bf16")
 """Precisions without codes (`wide.py` has their schemes). They are known here, since looking into the schemes' files loads torch."""
 
+WIDE = "wide"
+CONTEXT_ATTENTION = (WIDE, "fp8")
+"""What attention of prompts may multiply: numbers of 16 bits (or 32), or E4M3."""
+
 Granularity = Literal["tensor", "row", "group", "block"]
 
 
@@ -145,6 +149,8 @@ class QuantPlan:
     """Of everything that is not quantized."""
     kv: KvScheme
     rules: tuple[ModuleRule, ...] = field(default=())
+    context_attention: str = WIDE
+    """What attention of prompts multiplies, of `CONTEXT_ATTENTION`."""
     source: str = ""
     """Where it comes from, for people: `precision fp8`, or the file of the checkpoint."""
     smaller_groups: bool = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from trtllm_kernels.dialect.types import Attr, TensorSpec
+from trtllm_kernels.dialect.types import KEY_BLOCK, Attr, TensorSpec, value_columns
 
 
 @dataclass(frozen=True)
@@ -132,6 +132,18 @@ class ModelTensors:
         """A cache in int8, and its scales."""
         shape = self.kv_cache.shape
         return TensorSpec(shape, "int8"), TensorSpec(shape[:-1], "fp32")
+
+    @property
+    def columns(self) -> int:
+        """Of transposed values of a step of 8,192 tokens."""
+        return value_columns(8192, self.max_batch_size)
+
+    @property
+    def context_codes(self) -> tuple[TensorSpec, ...]:
+        """Queries, keys, and values transposed, as attention of prompts multiplies them in fp8; none where it does not."""
+        if not self.scale or self.model.head_dim not in (64, 128):
+            return ()
+        return self.codes("T", self.q_width), self.codes(f"T + {KEY_BLOCK}", self.kv_width), self.codes(self.kv_width, self.columns)
 
     @property
     def block_table(self) -> TensorSpec:

@@ -96,11 +96,13 @@ class OpSpec:
     """Tensors that outlive a step and of which a call touches a part; `work` counts that part."""
     same_shape: tuple[str, ...] = ()
     """Tensors that must agree in shape."""
+    untuned: tuple[str, ...] = ()
+    """Tensors that no tactic depends on: a call with them takes what was tuned without."""
     own_dtype: tuple[str, ...] = ()
     """Floating-point tensors, besides scales, whose dtype is not that of the others."""
 
     def __post_init__(self) -> None:
-        unknown = {self.in_place, *self.state, *self.same_shape, *self.own_dtype} - {"", *self.tensors}
+        unknown = {self.in_place, *self.state, *self.same_shape, *self.untuned, *self.own_dtype} - {"", *self.tensors}
         if unknown:
             raise KernelError(f"specification of op {self.name} names {sorted(unknown)}; its tensors are {', '.join(self.tensors)}")
 

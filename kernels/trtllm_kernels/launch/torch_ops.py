@@ -40,8 +40,10 @@ def step_sizes(named: dict[str, Any]) -> dict[str, int]:
     if "query_start" not in named:
         return dict.fromkeys(SYMBOLS, 0)
     decodes = num_decodes(named["query_start"])
-    longest = int(named["kv_lens"][:decodes].max()) if decodes else 0
-    continued = (named["kv_lens"] > named["query_start"].diff())[decodes:]
+    lengths = named["query_start"].diff()
+    kv_lens = named.get("kv_lens", lengths)
+    longest = int(kv_lens[:decodes].max()) if decodes else 0
+    continued = (kv_lens > lengths)[decodes:]
     return {**dict.fromkeys(SYMBOLS, 0), "D": decodes, "C": int(continued.sum()), "L": rounded_keys(longest)}
 
 

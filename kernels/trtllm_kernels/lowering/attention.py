@@ -31,10 +31,14 @@ from trtllm_kernels.lowering.decode_cuda import (
     rotated_tokens,
 )
 from trtllm_kernels.lowering.prefill import (
+    CONTEXT_HEAD_DIMS,
     cuda_context_fits,
     cuda_context_launch,
     cuda_fits,
     cuda_launch,
+    fp8_context_launch,
+    fp8_fits,
+    fp8_launch,
     reads_uncached_prefill,
     scale_log2,
     scales,
@@ -73,18 +77,14 @@ def _space(call: OpCall) -> tuple[Choice, ...]:
         *((128, 64, 8, 2),) * cuda_context_fits(call),
         *((128, 64, 8, 3), (128, 32, 8, 2), (128, 32, 4, 2), (64, 64, 4, 2), (64, 32, 4, 2), (64, 32, 4, 3), (128, 64, 4, 2)),
     )
+    in_fp8 = call.get("queries") is not None
+    whole = tuple({**prompts, **tile} for tile in table(tuple(f"uncached_prefill_{name}" for name in names), *uncached_tiles))
+    continued = tuple({**chunks, **tile} for tile in table(tuple(f"context_{name}" for name in names), *context))
     return (
         *many,
         decode,
         split,
-        Choice(
-            "uncached prefill",
-            tuple({**prompts, **tile} for tile in table(tuple(f"uncached_prefill_{name}" for name in names), *uncached_tiles)),
-            (PREFILL,),
-        ),
-        Choice(
-            "context chunks", tuple({**chunks, **tile} for tile in table(tuple(f"context_{name}" for name in names), *context)), (CHUNK,)
-        ),
+        *(() if in_fp8 else (Choice("uncached prefill", whole, (PREFILL,)), Choice("context chunks", continued, (CHUNK,)))),
     )
 
 
@@ -108,6 +108,11 @@ def paged_attention(call: OpCall) -> Lowered:
     power_of_2("page size", page, 16, 128)
     if heads % kv_heads or heads // kv_heads > 64:
         raise KernelError(f"{heads} query heads cannot be grouped over {kv_heads} KV heads (a whole number of at most 64 each)")
+    if call.get("queries") is not None and not fp8_fits(call):
+        raise KernelError(
+            f"attention of prompts in fp8 has kernels for sm_90, an fp8 cache with scales and heads of "
+            f"{' or '.join(map(str, CONTEXT_HEAD_DIMS))} dimensions, not for {call.arch}, {cache.dtype} and {head_dim}"
+        )
     if q.dtype not in FLOATS:
         raise KernelError(f"attention computes in {', '.join(FLOATS)}, not {q.dtype}")
     tuned = _tuned(call)
@@ -198,8 +203,9 @@ def _context_tile(call: OpCall, dtype: str, head_dim: int, group: int) -> tuple[
 
 
 def _concurrent(call: OpCall, tuned: dict[str, int]) -> str:
-    """1 in steps whose decode sequences, none of them split, run concurrently with whole prompts, else 0 or less; empty if none do."""
-    if not tuned["concurrent_tokens"]:
+    """1 in steps whose decode sequences, none of them split, run concurrently with whole prompts, else 0 or less; empty if none do. None do
+    where prompts are of fp8: the kernel that runs beside decoding multiplies 16 bits."""
+    if not tuned["concurrent_tokens"] or call.get("queries") is not None:
         return ""
     tokens, seqs = call["qkv"].shape[0], call["seq_slots"].shape[0]
     enough = f"{tuned['concurrent_tokens']} * D - ({tokens} - D) + 1"
@@ -326,10 +332,15 @@ def _context(builder: Builder, tuned: dict[str, int], concurrent_steps: str) -> 
     if separate_prefill:
         some = f"{slots.shape[0]} - D - C"
         here = f"{some} - {slots.shape[0]} * max(0, {concurrent_steps})" if concurrent_steps else some
-        if tuned["uncached_prefill_cuda"] and cuda_fits(call):
+        if call.get("queries") is not None:
+            fp8_launch(builder, call["queries"], call["keys"], call["values"], here)
+        elif tuned["uncached_prefill_cuda"] and cuda_fits(call):
             cuda_launch(builder, here)
         else:
             uncached_prefill_launch(builder, tuned, "uncached_prefill", here, 0)
+    if call.get("queries") is not None:
+        fp8_context_launch(builder, call["queries"], cache.slice(call.integer("layer")), "C")
+        return
     if tuned["context_cuda"] and cuda_context_fits(call):
         cuda_context_launch(builder, cache.slice(call.integer("layer")), "C")
         return

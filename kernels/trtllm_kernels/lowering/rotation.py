@@ -13,7 +13,7 @@ from trtllm_kernels.dialect.types import Lowered
 from trtllm_kernels.lowering.attention import paged_attention, rotated_by_attention
 from trtllm_kernels.lowering.call import OpCall
 from trtllm_kernels.lowering.decode_cuda import decode_cuda_fits
-from trtllm_kernels.lowering.rope import rope_kv_write
+from trtllm_kernels.lowering.registry import LOWERINGS
 
 _HEAD_DIM, _ROTARY_STEP = 128, 64
 """Head and rotary sizes for which a lane holds both dimensions of each rotated pair. Where a pair is split between the halves of a head,
@@ -21,13 +21,14 @@ the head must have `_HEAD_DIM` dimensions; where neighbours form a pair, the num
 
 
 def rotate_in_attention(rope: OpCall, attention: OpCall) -> tuple[Lowered, Lowered] | None:
-    """Launches of `rope_kv_write` and of the `paged_attention` that alone reads its result; None where attention cannot rotate."""
+    """Launches of the op that rotates and writes the cache, and of the `paged_attention` that alone reads its result; None where attention
+    cannot rotate."""
     if not _fits(rope, attention):
         return None
     rotated = rotated_by_attention(attention)
     if not rotated:
         return None
-    return rope_kv_write(replace(rope, rotated=rotated)), paged_attention(
+    return LOWERINGS[rope.op].lower(replace(rope, rotated=rotated)), paged_attention(
         replace(attention, rotation=rope["cos_sin"], interleaved=bool(rope.attrs["interleaved"]))
     )
 

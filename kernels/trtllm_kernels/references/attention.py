@@ -13,7 +13,8 @@ import torch
 from torch.nn import functional
 
 from trtllm_kernels.dialect.registry import dialect_op, fake_like_first
-from trtllm_kernels.references.quantize import dequantized, fake_result, finish
+from trtllm_kernels.references.quantize import FP8, dequantized, fake_result, finish
+from trtllm_kernels.references.rope import columns_of_values
 
 _DECODE_CHUNK_ROWS = 1 << 15
 """Most gathered key rows in a chunk of decode sequences; it bounds the reference's memory."""
@@ -33,6 +34,25 @@ def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, first_position: i
         enable_gqa=num_heads != num_kv_heads,
     )
     return out[0].transpose(0, 1)
+
+
+_P_SCALE = 256.0
+"""Probabilities are at most 1 and are multiplied by this before they are rounded to E4M3, whose smallest number is 2^-9."""
+
+
+def _attend_fp8(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
+    """One sequence, codes in E4M3: its last queries q [n, Hq, D], k and v [m, Hkv, D]; returns [n, Hq, D] fp32, without the values' scale.
+    Both products are of codes, and so is the sum of probabilities, which is nearer to exact attention than that of those not yet rounded. A
+    kernel rounds them relative to the largest score of the keys that it has seen so far."""
+    n, num_heads, head_dim = q.shape
+    grouped = q.float().reshape(n, k.shape[1], -1, head_dim).permute(1, 2, 0, 3)
+    keys, values = (x.float().transpose(0, 1)[:, None] for x in (k, v))
+    seen = torch.ones(n, len(k), dtype=torch.bool).tril(len(k) - n)
+    scores = (grouped @ keys.transpose(2, 3) * scale).masked_fill(~seen, -torch.inf)
+    probabilities = (scores - scores.amax(-1, keepdim=True)).exp()
+    rounded = (probabilities * _P_SCALE).to(FP8).float()
+    out = rounded @ values / rounded.sum(-1, keepdim=True)
+    return out.permute(2, 0, 1, 3).reshape(n, num_heads, head_dim)
 
 
 @dialect_op("attention", fake=fake_like_first)
@@ -94,6 +114,9 @@ def _fake_paged(
     v_scale: torch.Tensor | None = None,
     kv_scales: torch.Tensor | None = None,
     out_scale: torch.Tensor | None = None,
+    queries: torch.Tensor | None = None,
+    keys: torch.Tensor | None = None,
+    values: torch.Tensor | None = None,
 ) -> torch.Tensor:
     return fake_result(qkv, (qkv.shape[0], num_heads * kv_cache.shape[5]), out_scale)
 
@@ -114,12 +137,18 @@ def paged_attention(
     v_scale: torch.Tensor | None = None,
     kv_scales: torch.Tensor | None = None,
     out_scale: torch.Tensor | None = None,
+    queries: torch.Tensor | None = None,
+    keys: torch.Tensor | None = None,
+    values: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Attention of qkv [T, (Hq + 2 Hkv)*D] as `rope_kv_write` returns it, ragged over R sequences; the last query of each is at kv_len - 1.
 
     kv_cache is [layers, pages, 2, Hkv, page_size, D]; in int8 with `kv_scales` [layers, pages, 2, Hkv, page_size]. A context sequence takes
     the keys and values of this step from qkv and earlier ones from the cache; a decode sequence takes all from the cache. A kernel may take
     a chunk's own keys and values from the cache too, which differs by the cache's rounding. Returns [T, Hq*D].
+
+    With `queries`, `keys` and `values` as `rope_kv_write_quantize` returns them, both products of context sequences are of fp8
+    (`_attend_fp8`); those of decode sequences, and here of a chunk of one token, are of what the cache's codes stand for.
     """
     cache, scales = kv_cache[layer], None if kv_scales is None else kv_scales[layer]
     page_size, head_dim = cache.shape[3], cache.shape[4]
@@ -145,14 +174,24 @@ def paged_attention(
         out[rows] = decoded if v_scale is None else decoded * v_scale
         begin = end
 
+    codes: list[torch.Tensor] = []
+    if queries is not None and keys is not None and values is not None:
+        by_token = values[:, columns_of_values(query_start)].T
+        codes = [x[: len(by_token)].reshape(len(by_token), -1, head_dim) for x in (queries, keys, by_token)]
     for r in torch.nonzero(query_lens > 1).flatten().tolist():
         begin, end = int(query_start[r]), int(query_start[r + 1])
         past = int(kv_lens[r]) - (end - begin)
         pages = tables[r, : -(-past // page_size)].long()
         keys_values = _gathered(cache, scales, pages).transpose(2, 3).transpose(0, 1).flatten(1, 2)[:, :past]
-        keys = torch.cat((dequantized(keys_values[0], k_scale), own_keys_values[begin:end, 0]))
-        values = torch.cat((dequantized(keys_values[1], v_scale), own_keys_values[begin:end, 1]))
-        out[begin:end] = _attend(q3[begin:end], keys, values, past, scale)
+        if codes:
+            q8, k8, v8 = (x[begin:end] for x in codes)
+            k8, v8 = (torch.cat((cached, own.float())) for cached, own in zip(keys_values, (k8, v8), strict=True))
+            attended = _attend_fp8(q8, k8, v8, _times(scale, k_scale))
+            out[begin:end] = attended if v_scale is None else attended * v_scale
+            continue
+        all_keys = torch.cat((dequantized(keys_values[0], k_scale), own_keys_values[begin:end, 0]))
+        all_values = torch.cat((dequantized(keys_values[1], v_scale), own_keys_values[begin:end, 1]))
+        out[begin:end] = _attend(q3[begin:end], all_keys, all_values, past, scale)
     return finish(out.flatten(-2), qkv.dtype, out_scale)
 
 

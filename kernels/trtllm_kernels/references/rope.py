@@ -10,9 +10,11 @@ from __future__ import annotations
 import torch
 
 from trtllm_kernels.dialect.registry import dialect_op, fake_like_first
+from trtllm_kernels.dialect.types import KEY_BLOCK, VALUE_COLUMNS
+from trtllm_kernels.errors import KernelError
 from trtllm_kernels.references.norm import rms_normalize
+from trtllm_kernels.references.quantize import FP8, int8_rows
 from trtllm_kernels.references.quantize import finish as rounded
-from trtllm_kernels.references.quantize import int8_rows
 
 
 def rotate(x: torch.Tensor, table_rows: torch.Tensor, interleaved: bool) -> torch.Tensor:
@@ -83,6 +85,24 @@ def rope_kv_write(
     keys and values are returned as well as cached, so that attention can read this step's own without quantization and without a gather.
     If two tokens name one slot (padding does), it is undefined which of them wins.
     """
+    queries, keys, values = _heads(qkv, positions, cos_sin, q_norm, k_norm, num_heads, num_kv_heads, head_dim, interleaved, eps)
+    _write(kv_cache, kv_slots, layer, (keys, values), (k_scale, v_scale), kv_scales)
+    return _joined(qkv, queries, keys, num_kv_heads * head_dim)
+
+
+def _heads(
+    qkv: torch.Tensor,
+    positions: torch.Tensor,
+    cos_sin: torch.Tensor,
+    q_norm: torch.Tensor | None,
+    k_norm: torch.Tensor | None,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    interleaved: bool,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Queries, normalized if asked and rotated, keys likewise, and values, fp32 [T, heads, head_dim] each."""
     queries, keys, values = torch.split_with_sizes(qkv, [num_heads * head_dim, num_kv_heads * head_dim, num_kv_heads * head_dim], dim=-1)
     rows = cos_sin[positions]
 
@@ -90,16 +110,105 @@ def rope_kv_write(
         x = x.float() if norm is None else rms_normalize(x.contiguous(), norm, eps)
         return rotate(x.reshape(x.shape[0], -1, head_dim), rows, interleaved)
 
+    return finish(queries, q_norm), finish(keys, k_norm), values.float().reshape(values.shape[0], -1, head_dim)
+
+
+def _write(
+    kv_cache: torch.Tensor,
+    kv_slots: torch.Tensor,
+    layer: int,
+    keys_values: tuple[torch.Tensor, torch.Tensor],
+    static_scales: tuple[torch.Tensor | None, torch.Tensor | None],
+    kv_scales: torch.Tensor | None,
+) -> None:
     page_size = kv_cache.shape[4]
     pages, offsets = (kv_slots // page_size).long(), (kv_slots % page_size).long()
     cache = kv_cache[layer]
-    rotated_keys = finish(keys, k_norm)
-    heads_of_values = values.float().reshape(values.shape[0], -1, head_dim)
-    for index, (rows_of_heads, static) in enumerate(((rotated_keys, k_scale), (heads_of_values, v_scale))):
+    for index, (rows_of_heads, static) in enumerate(zip(keys_values, static_scales, strict=True)):
         if kv_scales is None:
-            cache[pages, index, :, offsets] = rounded(rows_of_heads, kv_cache.dtype, static)
+            cache[pages, index, :, offsets] = rounded(rows_of_heads, kv_cache.dtype, static).to(kv_cache.dtype)
         else:
             codes, scales = int8_rows(rows_of_heads)
             cache[pages, index, :, offsets], kv_scales[layer][pages, index, :, offsets] = codes, scales
-    rotated = torch.cat((finish(queries, q_norm).flatten(-2), rotated_keys.flatten(-2)), dim=-1)
-    return torch.cat((rotated.to(qkv.dtype), values), dim=-1)
+
+
+def _joined(qkv: torch.Tensor, queries: torch.Tensor, keys: torch.Tensor, kv_width: int) -> torch.Tensor:
+    """qkv with its first columns replaced by `queries` and `keys`."""
+    rotated = torch.cat((queries.flatten(-2), keys.flatten(-2)), dim=-1)
+    return torch.cat((rotated.to(qkv.dtype), qkv[:, qkv.shape[1] - kv_width :]), dim=-1)
+
+
+def columns_of_values(query_start: torch.Tensor) -> torch.Tensor:
+    """int64 [T]: the column of each token's transposed values (`VALUE_COLUMNS`)."""
+    lengths = query_start.diff().long()
+    first = VALUE_COLUMNS * (query_start[:-1].long() // VALUE_COLUMNS + torch.arange(len(lengths)))
+    return torch.arange(int(query_start[-1])) + (first - query_start[:-1]).repeat_interleave(lengths)
+
+
+def _fake_rope_kv_write_quantize(
+    qkv: torch.Tensor,
+    positions: torch.Tensor,
+    cos_sin: torch.Tensor,
+    kv_cache: torch.Tensor,
+    kv_slots: torch.Tensor,
+    query_start: torch.Tensor,
+    q_norm: torch.Tensor | None,
+    k_norm: torch.Tensor | None,
+    layer: int,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    interleaved: bool,
+    eps: float,
+    columns: int,
+    k_scale: torch.Tensor,
+    v_scale: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    kv_width = num_kv_heads * head_dim
+    shapes = ((qkv.shape[0], num_heads * head_dim), (qkv.shape[0] + KEY_BLOCK, kv_width), (kv_width, columns))
+    queries, keys, values = (qkv.new_empty(shape, dtype=FP8) for shape in shapes)
+    return torch.empty_like(qkv, memory_format=torch.contiguous_format), queries, keys, values
+
+
+@dialect_op("rope_kv_write_quantize", fake=_fake_rope_kv_write_quantize)
+def rope_kv_write_quantize(
+    qkv: torch.Tensor,
+    positions: torch.Tensor,
+    cos_sin: torch.Tensor,
+    kv_cache: torch.Tensor,
+    kv_slots: torch.Tensor,
+    query_start: torch.Tensor,
+    q_norm: torch.Tensor | None,
+    k_norm: torch.Tensor | None,
+    layer: int,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    interleaved: bool,
+    eps: float,
+    columns: int,
+    k_scale: torch.Tensor,
+    v_scale: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`rope_kv_write` into an fp8 cache, and what attention of prompts multiplies, all in E4M3: queries [T, Hq * head_dim], which
+    have no scale, keys [T + block, Hkv * head_dim], the codes of the cache, with room for a block of keys (`KEY_BLOCK`) behind the last
+    token, and values [Hkv * head_dim, `columns`], the cache's codes transposed, a token's in the column that `columns_of_values` says. What
+    is in no token's row or column may be anything.
+
+    A kernel writes codes of prompts alone, and of the first result the rows of decoding sequences alone: nothing else is read.
+    """
+    at = columns_of_values(query_start)
+    least = len(at) + VALUE_COLUMNS * (len(query_start) - 1)
+    if columns % VALUE_COLUMNS or columns < least:
+        raise KernelError(f"rope_kv_write_quantize: columns is {columns}; it must be a multiple of {VALUE_COLUMNS}, at least {least}")
+    queries, keys, values = _heads(qkv, positions, cos_sin, q_norm, k_norm, num_heads, num_kv_heads, head_dim, interleaved, eps)
+    _write(kv_cache, kv_slots, layer, (keys, values), (k_scale, v_scale), None)
+    tokens, kv_width = qkv.shape[0], num_kv_heads * head_dim
+    query_codes, key_codes, value_codes = (
+        rounded(x.flatten(-2), FP8, scale) for x, scale in ((queries, torch.ones(1)), (keys, k_scale), (values, v_scale))
+    )
+    with_room = torch.zeros(tokens + KEY_BLOCK, kv_width, dtype=FP8)
+    with_room[:tokens] = key_codes
+    transposed = torch.zeros(kv_width, columns, dtype=FP8)
+    transposed[:, at] = value_codes.T
+    return _joined(qkv, queries, keys, kv_width), query_codes, with_room, transposed

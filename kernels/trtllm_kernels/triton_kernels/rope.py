@@ -1,7 +1,8 @@
 """Rotary embedding, and its fusion with QK norm and the write of keys and values into the paged cache.
 
-A program is BLOCK_H heads of one token. A head is handled as the two halves that rotate into each other (in registers, without reading the
-partner again) and the rest that passes through. Query, key and value heads share one grid: a head's index says which of them it is.
+A program is BLOCK_H heads of one token, or of a block of tokens where values are transposed, since a row of these is tokens. A head is
+handled as the two halves that rotate into each other (in registers, without reading the partner again) and the rest that passes through.
+Query, key and value heads share one grid: a head's index says which of them it is.
 """
 
 import triton
@@ -9,28 +10,29 @@ import triton.language as tl
 
 from trtllm_kernels.triton_kernels.pdl import let_next_start, wait_for_previous
 from trtllm_kernels.triton_kernels.quantize import int8_codes
+from trtllm_kernels.triton_kernels.tiles import locate
 
 
 @triton.jit
-def _load_pair(X, heads, mask, D: tl.constexpr, HALF: tl.constexpr, INTERLEAVED: tl.constexpr, BLOCK_H: tl.constexpr):
-    """First and second rotary halves of `heads`, fp32 [BLOCK_H, HALF]."""
+def _load_pair(X, offsets, mask, HALF: tl.constexpr, INTERLEAVED: tl.constexpr, ROWS: tl.constexpr):
+    """First and second rotary halves of the heads at X + offsets[row], fp32 [ROWS, HALF]."""
     if INTERLEAVED:
         pair = tl.arange(0, 2 * HALF)
-        x = tl.load(X + heads[:, None] * D + pair[None, :], mask=mask[:, None], other=0.0).to(tl.float32)
-        first, second = tl.split(tl.reshape(x, (BLOCK_H, HALF, 2)))
+        x = tl.load(X + offsets[:, None] + pair[None, :], mask=mask[:, None], other=0.0).to(tl.float32)
+        first, second = tl.split(tl.reshape(x, (ROWS, HALF, 2)))
     else:
         i = tl.arange(0, HALF)
-        first = tl.load(X + heads[:, None] * D + i[None, :], mask=mask[:, None], other=0.0).to(tl.float32)
-        second = tl.load(X + heads[:, None] * D + HALF + i[None, :], mask=mask[:, None], other=0.0).to(tl.float32)
+        first = tl.load(X + offsets[:, None] + i[None, :], mask=mask[:, None], other=0.0).to(tl.float32)
+        second = tl.load(X + offsets[:, None] + HALF + i[None, :], mask=mask[:, None], other=0.0).to(tl.float32)
     return first, second
 
 
 @triton.jit
-def _store_pair(Y, offsets, first, second, mask, HALF: tl.constexpr, INTERLEAVED: tl.constexpr, BLOCK_H: tl.constexpr):
-    """Stores both halves at Y + offsets[head]."""
+def _store_pair(Y, offsets, first, second, mask, HALF: tl.constexpr, INTERLEAVED: tl.constexpr, ROWS: tl.constexpr):
+    """Stores both halves at Y + offsets[row]."""
     if INTERLEAVED:
         pair = tl.arange(0, 2 * HALF)
-        x = tl.reshape(tl.join(first, second), (BLOCK_H, 2 * HALF))
+        x = tl.reshape(tl.join(first, second), (ROWS, 2 * HALF))
         tl.store(Y + offsets[:, None] + pair[None, :], x.to(Y.dtype.element_ty), mask=mask[:, None])
     else:
         i = tl.arange(0, HALF)
@@ -54,7 +56,7 @@ def rope(
     mask = heads < HEADS
     X += token * (HEADS * D)
     Y += token * (HEADS * D)
-    first, second = _load_pair(X, heads, mask, D, HALF, INTERLEAVED, BLOCK_H)
+    first, second = _load_pair(X, heads * D, mask, HALF, INTERLEAVED, BLOCK_H)
     _store_pair(Y, heads * D, first * cos - second * sin, second * cos + first * sin, mask, HALF, INTERLEAVED, BLOCK_H)
     if 2 * HALF < D:
         d = tl.arange(0, D)[None, :]
@@ -107,7 +109,7 @@ def rope_kv_write(
     Y += token * ((HQ + 2 * HKV) * D)
     cos = tl.where(is_v[:, None], 1.0, cos)
     sin = tl.where(is_v[:, None], 0.0, sin)
-    first, second = _load_pair(QKV, heads, is_q | is_k | is_v, D, HALF, INTERLEAVED, BLOCK_H)
+    first, second = _load_pair(QKV, heads * D, is_q | is_k | is_v, HALF, INTERLEAVED, BLOCK_H)
     if 2 * HALF < D:
         d = tl.arange(0, D)[None, :]
         rest = passes[:, None] & (d >= 2 * HALF)
@@ -146,3 +148,97 @@ def rope_kv_write(
         if SCALED_ROWS:
             x = int8_codes(tl.div_rn(x, tl.broadcast_to(row_scale[:, None], (BLOCK_H, D))))
         tl.store(Cache + cached[:, None] + d, x.to(Cache.dtype.element_ty), mask=(is_k | is_v)[:, None] & rest)
+
+
+@triton.jit
+def _rotate_codes(
+    QKV, Positions, CosSin, Cache, QNorm, KNorm, k_scale, Queries, Keys, eps, tokens, mask, slots, start,
+    HQ: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, PAGE: tl.constexpr,
+    INTERLEAVED: tl.constexpr, QK_NORM: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_H: tl.constexpr,
+):  # fmt: skip
+    """Query or key heads from `start` on, of a block of tokens."""
+    i = tl.arange(0, HALF)
+    at = i * 2 if INTERLEAVED else i
+    other = i * 2 + 1 if INTERLEAVED else i + HALF
+    d = tl.arange(0, D)[None, :]
+    row = tl.load(Positions + tokens, mask=mask, other=0).to(tl.int64)[:, None] * (2 * HALF) + i[None, :]
+    cos, sin = tl.load(CosSin + row), tl.load(CosSin + row + HALF)
+    is_q = start < HQ
+    kept = mask & (start >= HQ)
+    inverse = tl.where(is_q, 1.0, 1.0 / k_scale)
+    Codes = Queries if is_q else Keys
+    for h in tl.static_range(BLOCK_H):
+        head = start + h
+        kv_head = tl.maximum(head - HQ, 0)
+        x_at = tokens * ((HQ + 2 * HKV) * D) + head * D
+        codes_at = tl.where(is_q, tokens * (HQ * D) + head * D, tokens * (HKV * D) + kv_head * D)
+        cached = ((slots // PAGE) * (2 * HKV) + kv_head) * (PAGE * D) + (slots % PAGE) * D
+        first, second = _load_pair(QKV, x_at, mask, HALF, INTERLEAVED, BLOCK_T)
+        if QK_NORM:
+            scale = tl.rsqrt((tl.sum(first * first, 1) + tl.sum(second * second, 1)) / D + eps)[:, None]
+            first *= scale * tl.where(is_q, tl.load(QNorm + at), tl.load(KNorm + at)).to(tl.float32)[None, :]
+            second *= scale * tl.where(is_q, tl.load(QNorm + other), tl.load(KNorm + other)).to(tl.float32)[None, :]
+        rotated_first = (first * cos - second * sin) * inverse
+        rotated_second = (second * cos + first * sin) * inverse
+        _store_pair(Codes, codes_at, rotated_first, rotated_second, mask, HALF, INTERLEAVED, BLOCK_T)
+        _store_pair(Cache, cached, rotated_first, rotated_second, kept, HALF, INTERLEAVED, BLOCK_T)
+        if 2 * HALF < D:
+            rest = mask[:, None] & (d >= 2 * HALF)
+            x = tl.load(QKV + x_at[:, None] + d, mask=rest, other=0.0).to(tl.float32)
+            x = (x * inverse).to(Cache.dtype.element_ty)
+            tl.store(Codes + codes_at[:, None] + d, x, mask=rest)
+            tl.store(Cache + cached[:, None] + d, x, mask=rest & kept[:, None])
+
+
+@triton.jit
+def _transpose_codes(
+    QKV, Cache, KvSlots, v_scale, Values, column, tokens, mask, own, first_head,
+    HQ: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, PAGE: tl.constexpr, COLUMNS: tl.constexpr, BLOCK_H: tl.constexpr,
+):  # fmt: skip
+    """Value heads from `first_head` on, of a block of a sequence's tokens. `own`: which columns are the sequence's."""
+    d = tl.arange(0, D)
+    slots = tl.load(KvSlots + tokens, mask=mask, other=0).to(tl.int64)
+    for h in tl.static_range(BLOCK_H):
+        head = first_head + h
+        x_at = tokens * ((HQ + 2 * HKV) * D) + (HQ + HKV + head) * D
+        x = tl.load(QKV + x_at[:, None] + d[None, :], mask=mask[:, None], other=0.0).to(tl.float32)
+        x = (x * (1.0 / v_scale)).to(Cache.dtype.element_ty)
+        cached = ((slots // PAGE) * (2 * HKV) + HKV + head) * (PAGE * D) + (slots % PAGE) * D
+        tl.store(Cache + cached[:, None] + d[None, :], x, mask=mask[:, None])
+        row = (head * D + d).to(tl.int64) * COLUMNS
+        tl.store(Values + row[:, None] + column[None, :], tl.trans(x), mask=own[None, :])
+
+
+@triton.jit
+def rope_kv_write_quantize(
+    QKV, Positions, CosSin, Cache, KvSlots, QNorm, KNorm, QueryStart, KScale, VScale, Queries, Keys, Values, eps,
+    first_token, num_tokens, num_seqs,
+    HQ: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, PAGE: tl.constexpr, COLUMNS: tl.constexpr,
+    INTERLEAVED: tl.constexpr, QK_NORM: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_H: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """Codes (E4M3) of tokens from first_token on, for attention of prompts and for the cache: Queries [tokens, HQ * D] without a scale,
+    Keys [tokens, HKV * D], and Values [HKV * D, COLUMNS], transposed, with 16 columns to a unit: a sequence's begin at a multiple of that,
+    and what is left of its last unit is 0. QKV stays as it is. The conversion to E4M3 saturates.
+
+    A program is BLOCK_H heads of one kind of BLOCK_T tokens: of the step, or of a sequence where they are values (`tiles.locate`).
+    """
+    let_next_start(PDL)
+    start = tl.program_id(1) * BLOCK_H
+    k_scale, v_scale = tl.load(KScale), tl.load(VScale)
+    i = tl.arange(0, BLOCK_T)
+    wait_for_previous(PDL)
+    if start < HQ + HKV:
+        tokens = ((first_token // BLOCK_T + tl.program_id(0)) * BLOCK_T + i).to(tl.int64)
+        mask = (tokens >= first_token) & (tokens < num_tokens)
+        slots = tl.load(KvSlots + tokens, mask=mask, other=0).to(tl.int64)
+        _rotate_codes(
+            QKV, Positions, CosSin, Cache, QNorm, KNorm, k_scale, Queries, Keys, eps, tokens, mask, slots, start,
+            HQ, HKV, D, HALF, PAGE, INTERLEAVED, QK_NORM, BLOCK_T, BLOCK_H,
+        )  # fmt: skip
+    else:
+        seq, begin, rows, first = locate(tl.program_id(0), QueryStart, first_token, num_seqs, BLOCK_T)
+        unit = begin // 16 + seq + first // 16
+        _transpose_codes(
+            QKV, Cache, KvSlots, v_scale, Values, (unit * 16 + i).to(tl.int64), (begin + first + i).to(tl.int64), first + i < rows,
+            first + i < tl.cdiv(rows, 16) * 16, start - HQ - HKV, HQ, HKV, D, PAGE, COLUMNS, BLOCK_H,
+        )  # fmt: skip

@@ -27,6 +27,7 @@ from trtllm_engines.compiler.passes import (
     page_attention,
     push_quantize,
     quantize,
+    quantize_context,
     shard,
     stage,
 )
@@ -43,6 +44,7 @@ PASSES: Mapping[str, Pass] = {
     "fuse_add_norm": fuse_add_norm.apply,
     "fuse_silu_mul": fuse_silu_mul.apply,
     "quantize": quantize.apply,
+    "quantize_context": quantize_context.apply,
     "push_quantize": push_quantize.apply,
     "gather_early": gather_early.apply,
     "fuse_all_reduce": fuse_all_reduce.apply,

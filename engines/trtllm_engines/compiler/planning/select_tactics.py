@@ -12,6 +12,7 @@ from itertools import pairwise
 
 from trtllm_engines.compiler.fingerprint import CPU
 from trtllm_engines.compiler.plan import Op
+from trtllm_kernels.dialect.ops import OP_SPECS, Trait
 from trtllm_kernels.dialect.types import TensorSpec
 from trtllm_kernels.lowering import LOWERINGS, describe, rotate_in_attention
 from trtllm_kernels.lowering.call import OpCall
@@ -55,10 +56,16 @@ def _describe(op: Op, specs: Mapping[str, TensorSpec], arch: str, gpu: str, chos
     )
 
 
+def writes_then_reads_cache(first: Op, second: Op) -> bool:
+    """Whether the two are an attention's rotation with the write of keys and values, and that attention."""
+    return Trait.WRITES_CACHE in OP_SPECS[first.op].traits and Trait.READS_CACHE in OP_SPECS[second.op].traits
+
+
 def _rotations(ops: Sequence[Op], outputs: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Names of each `rope_kv_write` whose result is read by the attention after it and by nothing else, and of that."""
+    """Names of each op that rotates and writes the cache, and whose rotated rows the attention after it reads and nothing else does, and of
+    that."""
     for rope, attention in pairwise(ops):
-        if (rope.op, attention.op) == ("rope_kv_write", "paged_attention"):
-            (rotated,) = rope.outputs
+        if writes_then_reads_cache(rope, attention):
+            rotated = rope.outputs[0]
             if rotated not in outputs and [op.name for op in ops if rotated in op.inputs] == [attention.name]:
                 yield rope.name, attention.name

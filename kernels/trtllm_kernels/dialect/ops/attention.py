@@ -34,17 +34,24 @@ register(
 )
 
 
+_CODES = ("queries", "keys", "values")
+"""Of prompts: queries, keys and values once more, as their attention multiplies them."""
+
+
 def _paged(op: OpInStep) -> Work:
-    """Of qkv the queries are read, of the cache every key and value once."""
+    """Of qkv the queries are read, of the cache every key and value once; what else there is of queries, keys and values repeats them."""
     step, qkv, cache = op.step, op.tensors["qkv"], op.tensors["kv_cache"]
     kv_heads, page_size, head_dim = (size(dim) for dim in cache.shape[3:])
     width = op.integer("num_heads") * head_dim
     lists = 4.0 * (step.pages(page_size) + 3 * step.sequences)
-    outside = bytes_of(step.tokens * width, qkv.dtype) + op.bytes_without(*op.tensors) + lists
+    decodes, codes = step.num_decodes, op.tensors.get("queries")
+    queries = bytes_of(decodes * width, qkv.dtype) + bytes_of((step.tokens - decodes) * width, (codes or qkv).dtype)
+    outside = queries + op.bytes_without(*op.tensors) + lists
     cached = float(step.kv_tokens * bytes_of(2 * kv_heads * head_dim, cache.dtype))
     if scales := op.tensors.get("kv_scales"):
         cached += float(step.kv_tokens * bytes_of(2 * kv_heads, scales.dtype))
-    return Work(_PAIR_FLOP * step.pairs * width, 0.0, cached, outside, compute=_wide(op.precision))
+    compute = codes.dtype if codes and decodes < step.sequences else _wide(op.precision)
+    return Work(_PAIR_FLOP * step.pairs * width, 0.0, cached, outside, compute=compute)
 
 
 def _paged_examples(t: ModelTensors) -> Iterator[ExampleCall]:
@@ -60,13 +67,14 @@ register(
     OpSpec(
         "paged_attention(Tensor qkv, Tensor kv_cache, Tensor block_table, Tensor seq_slots, Tensor query_start, Tensor kv_lens, int layer, "
         "int num_heads, int num_kv_heads, float scale, Tensor? k_scale=None, Tensor? v_scale=None, "
-        "Tensor? kv_scales=None, Tensor? out_scale=None) -> Tensor",
+        "Tensor? kv_scales=None, Tensor? out_scale=None, Tensor? queries=None, Tensor? keys=None, Tensor? values=None) -> Tensor",
         "causal attention over the paged cache and this step's own keys and values",
         work=_paged,
         examples=_paged_examples,
         kind="attention",
         traits=frozenset({Trait.READS_CACHE, Trait.COLUMNWISE}),
         state=("kv_cache", "block_table", "kv_scales"),
-        own_dtype=("kv_cache", "kv_scales"),
+        own_dtype=("kv_cache", "kv_scales", *_CODES),
+        untuned=_CODES,
     )
 )

@@ -11,6 +11,7 @@ from trtllm_kernels.dialect.work import OpInStep, Work, elementwise, size
 
 _ROTATION_FLOP = 3
 """Per element: two multiplications and an addition."""
+_INDEX_BYTES = 4
 
 register(
     OpSpec(
@@ -24,22 +25,41 @@ register(
 )
 
 
-def _rope_kv_write(op: OpInStep) -> Work:
-    """Of the table a row per token is read, of the cache keys and values of the new tokens written. In place, what passes through unchanged
-    stays where it is, and that part of q is not even read."""
-    tokens, qkv, table, cache = op.step.tokens, op.outputs[0], op.tensors["cos_sin"], op.tensors["kv_cache"]
-    heads, kv_heads, head_dim = op.integer("num_heads"), op.integer("num_kv_heads"), op.integer("head_dim")
-    rotary_dim = size(table.shape[1])
-    moved = op.bytes_without("cos_sin") + bytes_of(tokens * rotary_dim, table.dtype)
+def _rotated_bytes(op: OpInStep) -> int:
+    """Per token: its row of qkv, in and out, that of the table, its position and its slot. In place, what passes through unchanged stays
+    where it is, and that part of q is not even read."""
+    qkv, table = op.outputs[0], op.tensors["cos_sin"]
+    moved, rotary_dim = 2 * size(qkv.shape[1]), size(table.shape[1])
     if op.in_place:
+        heads, kv_heads, head_dim = op.integer("num_heads"), op.integer("num_kv_heads"), op.integer("head_dim")
         passing = head_dim - rotary_dim
         unread = heads * passing
         unwritten = unread + kv_heads * (passing + head_dim)
-        moved -= bytes_of(tokens * (unread + unwritten), qkv.dtype)
+        moved -= unread + unwritten
+    return bytes_of(moved, qkv.dtype) + bytes_of(rotary_dim, table.dtype) + 2 * _INDEX_BYTES
+
+
+def _write_work(op: OpInStep, moved: float) -> Work:
+    """Of the cache, keys and values of the new tokens are written."""
+    tokens, cache = op.step.tokens, op.tensors["kv_cache"]
+    kv_heads, head_dim = op.integer("num_kv_heads"), op.integer("head_dim")
     written = bytes_of(tokens * 2 * kv_heads * head_dim, cache.dtype)
     if scales := op.tensors.get("kv_scales"):
         written += bytes_of(tokens * 2 * kv_heads, scales.dtype)
-    return Work(float(_ROTATION_FLOP * op.elements(qkv)), op.weight_bytes, float(written), moved)
+    return Work(float(_ROTATION_FLOP * op.elements(op.outputs[0])), op.weight_bytes, float(written), float(moved))
+
+
+def _rope_kv_write(op: OpInStep) -> Work:
+    return _write_work(op, op.step.tokens * _rotated_bytes(op))
+
+
+def _rope_kv_write_quantize(op: OpInStep) -> Work:
+    """Of prompts the whole row of qkv is read, and written as codes."""
+    qkv, table, codes = op.outputs[0], op.tensors["cos_sin"], op.outputs[1]
+    width = size(qkv.shape[1])
+    of_prompt = bytes_of(width, qkv.dtype) + bytes_of(width, codes.dtype) + bytes_of(size(table.shape[1]), table.dtype) + 2 * _INDEX_BYTES
+    decodes = op.step.num_decodes
+    return _write_work(op, decodes * _rotated_bytes(op) + (op.step.tokens - decodes) * of_prompt)
 
 
 def _rope_kv_write_examples(t: ModelTensors) -> Iterator[ExampleCall]:
@@ -63,5 +83,33 @@ register(
         in_place="qkv",
         state=("kv_cache", "kv_scales"),
         own_dtype=("cos_sin", "kv_cache", "kv_scales"),
+    )
+)
+
+
+def _rope_kv_write_quantize_examples(t: ModelTensors) -> Iterator[ExampleCall]:
+    if not t.context_codes:
+        return
+    qkv, norm = t.rows(t.qkv_width), t.vector(t.model.head_dim) if t.model.qk_norm else None
+    attrs = {"layer": 0, **t.heads, **t.rotary, "eps": 1e-6, "columns": t.columns}
+    yield (
+        (qkv, t.ints("T"), t.cos_sin, t.kv_cache, t.ints("T"), t.sequences[1], norm, norm, t.scale, t.scale),
+        (qkv, *t.context_codes),
+        attrs,
+    )
+
+
+register(
+    OpSpec(
+        "rope_kv_write_quantize(Tensor qkv, Tensor positions, Tensor cos_sin, Tensor(a!) kv_cache, Tensor kv_slots, "
+        "Tensor query_start, Tensor? q_norm, Tensor? k_norm, int layer, int num_heads, int num_kv_heads, int head_dim, bool interleaved, "
+        "float eps, int columns, Tensor k_scale, Tensor v_scale) -> (Tensor, Tensor, Tensor, Tensor)",
+        "rope_kv_write, and what attention of prompts multiplies in fp8: queries, keys, and values transposed",
+        work=_rope_kv_write_quantize,
+        examples=_rope_kv_write_quantize_examples,
+        traits=frozenset({Trait.WRITES_CACHE, Trait.COLUMNWISE}),
+        in_place="qkv",
+        state=("kv_cache",),
+        own_dtype=("cos_sin", "kv_cache"),
     )
 )
