@@ -73,7 +73,7 @@ def test_a_chunk_of_a_prompt_sees_what_is_in_the_cache() -> None:
     both = StepShape.decode(2, 50) + shape
     assert (both.tokens, both.sequences, both.num_decodes, both.phase) == (12, 3, 2, "mixed")
     assert both.pairs == 100 + shape.pairs
-    assert both.symbols == {"T": 12, "R": 3, "D": 2, "S": 2, "C": 1, "L": 1024}
+    assert both.symbols == {"T": 12, "R": 3, "D": 2, "S": 2, "C": 1, "L": 512}
     assert (both + StepShape.prefill(2, 7)).symbols["C"] == 1, "a whole prompt continues nothing"
 
 

@@ -213,4 +213,4 @@ def test_only_what_ran_on_the_device_is_taken_from_a_trace() -> None:
 
 
 def test_step_shapes_pad_to_their_graph() -> None:
-    assert StepShape(np.ones(3, np.int64), np.full(3, 40), 3, 3).padded(4) == {"T": 4, "R": 4, "D": 4, "S": 4, "C": 0, "L": 1024}
+    assert StepShape(np.ones(3, np.int64), np.full(3, 40), 3, 3).padded(4) == {"T": 4, "R": 4, "D": 4, "S": 4, "C": 0, "L": 512}

@@ -37,10 +37,10 @@ def test_every_length_has_a_graph(max_seq_len: int, longest: int) -> None:
 @pytest.mark.parametrize(
     ("model", "precision", "apart"),
     [
-        ("llama-3.1-8b", "fp8", {2048: (range(9, 50), range(67, 1000)), 8192: (range(1, 9),)}),
+        ("llama-3.1-8b", "fp8", {1024: (range(9, 67),), 2048: (range(9, 50), range(67, 1000)), 8192: (range(1, 9),)}),
         ("llama-3.1-8b", "bf16", {2048: (range(9, 50), range(67, 1000)), 8192: (range(1, 9),)}),
         ("gptj-6b", "fp8", {2048: (range(5, 25), range(34, 1000))}),
-        ("smollm2-135m", "fp8", {2048: (range(23, 133),), 8192: (range(1, 23),)}),
+        ("smollm2-135m", "fp8", {1024: (range(23, 177),), 2048: (range(23, 133),), 8192: (range(1, 23),)}),
     ],
 )
 def test_lengths_have_graphs_of_their_own_only_where_launches_depend_on_them(
@@ -58,4 +58,4 @@ def test_lengths_have_graphs_of_their_own_only_where_launches_depend_on_them(
 
     graphs = set(shared_graphs(buckets, profile.max_seq_len, launches).values())
     longer = {(size, keys) for keys, ranges in apart.items() for sizes in ranges for size in buckets if size in sizes}
-    assert graphs == {(size, 1024) for size in buckets} | longer
+    assert graphs == {(size, 512) for size in buckets} | longer

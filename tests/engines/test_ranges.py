@@ -93,7 +93,7 @@ def test_groups_are_ops_or_layers() -> None:
     assert op_groups(names, "layer") == [("prepare_step", 0, 1), ("layer 0", 1, 3), ("layer 1", 3, 4), ("lm_head", 4, 5)]
 
 
-@pytest.mark.parametrize("sizes", [(4, 4, 4, 4, 0, 1024), (40, 6, 4, 6, 1, 1024), (1, 1, 1, 1, 0, 1024)])
+@pytest.mark.parametrize("sizes", [(4, 4, 4, 4, 0, 512), (40, 6, 4, 6, 1, 512), (1, 1, 1, 1, 0, 512)])
 @pytest.mark.parametrize("detail", ["op", "layer"])
 def test_launches_run_in_order_each_in_its_range(sizes: tuple[int, ...], detail: Any) -> None:
     symbols = dict(zip(SYMBOLS, sizes, strict=True))

@@ -23,7 +23,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 SYMBOLS = ("T", "R", "D", "S", "C", "L")
-LEAST_KEYS = 1024
+LEAST_KEYS = 512
 """Least value of `L` in a step with decode sequences."""
 SAMPLING_WORDS = 4
 """Words that say how a row's token is sampled: the bits of its temperature (0: greedy), the low and the high half of its seed, and the

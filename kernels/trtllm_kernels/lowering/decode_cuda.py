@@ -18,6 +18,7 @@ from trtllm_kernels.errors import KernelError
 from trtllm_kernels.lowering.call import I32, Builder, OpCall, Parameter, Tma
 from trtllm_kernels.lowering.decode_tiles import (
     CODES,
+    SHORT_KEYS,
     SMALL_PAGE_BYTES,
     TUNED,
     Tile,
@@ -115,7 +116,7 @@ def decode_cuda_tunables(call: OpCall) -> dict[str, int]:
         **few_in_cuda(call),
         DECODE_CUDA_LONG: int(many and codes and of_page <= SMALL_PAGE_BYTES),
         DECODE_MANY_TO: NEVER if many else 0,
-        DECODE_SHORT: LEAST_KEYS,
+        DECODE_SHORT: SHORT_KEYS,
         DECODE_ROTATES: 1,
         **{f"decode_{tile.name}_{name}": getattr(tile, name) for tile in default_tiles(call) for name in TUNED},
         "decode_many_blocks": 1,

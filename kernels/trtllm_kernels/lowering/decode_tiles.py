@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from trtllm_kernels.dialect.dtypes import bytes_of
 from trtllm_kernels.dialect.expr import ceil_div
 from trtllm_kernels.dialect.types import LEAST_KEYS
-from trtllm_kernels.lowering.call import OpCall
+from trtllm_kernels.lowering.call import OpCall, next_power_of_2
 from trtllm_kernels.lowering.space import NEVER
 
 CODES = {"fp8": 1, "int8": 2}
@@ -28,8 +28,8 @@ _RING_BYTES, _SMALL_RING_BYTES = 24 * 1024, 16 * 1024
 """Of pages in flight per warp, if that is two at least: of few warps, and of more."""
 _SM_BYTES, _RESERVED_BYTES = 228 * 1024, 1024
 """Of shared memory: an SM's, and what each block takes besides its own."""
-_LONG_KEYS = 4096
-"""Of the longest sequence, beyond which very few sequences have more warps; up to `LEAST_KEYS` more sequences have one each."""
+SHORT_KEYS, _LONG_KEYS = 1024, 4096
+"""Of the longest sequence: beyond the first some sequences have more warps, beyond the second very few, too."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def steps_of_tiles(call: OpCall, tuned: Mapping[str, int], to: int, long_to: int
                 _add(steps.setdefault(_tuned(tile, tuned), []), Steps(below, most, above, keys if keys < most_keys else NEVER))
                 below = most
     if long_to > to and most_keys > short:
-        some = next(tile for tile in default_tiles(call) if tile.name == "some")
+        *_, some = (tile for tile in default_tiles(call) if tile.name in ("some", "longer_some"))
         _add(steps.setdefault(_tuned(some, tuned), []), Steps(to, long_to, short, NEVER))
     return steps
 
@@ -126,15 +126,25 @@ def _tiles_by_length(call: OpCall) -> tuple[tuple[int, int, tuple[Tile, ...]], .
     one = Tile("one", call.sm_count // (8 * heads), most_splits, 4, stages)
     few = Tile("few", room // (8 * heads), most_splits, 1, stages)
     some = Tile("some", room // heads, 2, 1, fewer)
-    resident = _SM_BYTES // (shared_bytes(call, some) + _RESERVED_BYTES)
-    some = replace(some, most=min(some.most, resident * call.sm_count // (2 * heads)))
+    some = replace(some, most=min(some.most, _resident(call, some) * call.sm_count // (2 * heads)))
     more = Tile("more", room // heads, 1, 1, 3)
-    last = (some,) if some.most == more.most else (some, more)
+    last = () if some.most == more.most else (more,)
+    longer = replace(some, name="longer_some", stages=stages)
+    if stages == fewer or _resident(call, longer) < 2 * _ROOM:
+        longer = some
     long_one = replace(one, name="long_one", warps=8, stages=fewer) if small else replace(one, name="long_one", stages=3)
     long_few = replace(few, name="long_few", warps=2, stages=max(3, fewer))
     long_some = Tile("long_some", 3 * room // (4 * heads), 2, 4, fewer)
+    # with one (sequence, KV head) for each SM they then fill a wave
+    long_some = replace(long_some, splits=max(2, min(most_splits, next_power_of_2(_resident(call, long_some)))))
     return (
-        (0, LEAST_KEYS, (one, few, *last)),
-        (LEAST_KEYS, _LONG_KEYS, (one, few, long_some, *last)),
-        (_LONG_KEYS, NEVER, (long_one, long_few, long_some, *last)),
+        (0, LEAST_KEYS, (one, few, some, *last)),
+        (LEAST_KEYS, SHORT_KEYS, (one, few, longer, *last)),
+        (SHORT_KEYS, _LONG_KEYS, (one, few, long_some, longer, *last)),
+        (_LONG_KEYS, NEVER, (long_one, long_few, long_some, longer, *last)),
     )
+
+
+def _resident(call: OpCall, tile: Tile) -> int:
+    """Blocks that an SM holds at once."""
+    return _SM_BYTES // (shared_bytes(call, tile) + _RESERVED_BYTES)
