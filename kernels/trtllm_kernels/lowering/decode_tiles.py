@@ -114,8 +114,9 @@ def _add(steps: list[Steps], more: Steps) -> None:
 
 
 def _tuned(tile: Tile, tuned: Mapping[str, int]) -> Tile:
+    """Without `most`, which differs by length."""
     splits, warps, stages = (tuned[f"decode_{tile.name}_{name}"] for name in TUNED)
-    return replace(tile, splits=splits, warps=warps, stages=stages)
+    return replace(tile, most=0, splits=splits, warps=warps, stages=stages)
 
 
 def _tiles_by_length(call: OpCall) -> tuple[tuple[int, int, tuple[Tile, ...]], ...]:
@@ -133,14 +134,17 @@ def _tiles_by_length(call: OpCall) -> tuple[tuple[int, int, tuple[Tile, ...]], .
     if stages == fewer or _resident(call, longer) < 2 * _ROOM:
         longer = some
     long_one = replace(one, name="long_one", warps=8, stages=fewer) if small else replace(one, name="long_one", stages=3)
-    long_few = replace(few, name="long_few", warps=2, stages=max(3, fewer))
+    long_few = replace(few, name="long_few", warps=2, stages=max(3, fewer)) if small else few
     long_some = Tile("long_some", 3 * room // (4 * heads), 2, 4, fewer)
+    a_wave = _resident(call, long_some) * call.sm_count // (2 * heads)
     # with one (sequence, KV head) for each SM they then fill a wave
     long_some = replace(long_some, splits=max(2, min(most_splits, next_power_of_2(_resident(call, long_some)))))
+    # where sequences are not so long that further waves are worth their start
+    in_a_wave = replace(long_some, most=min(long_some.most, a_wave))
     return (
         (0, LEAST_KEYS, (one, few, some, *last)),
         (LEAST_KEYS, SHORT_KEYS, (one, few, longer, *last)),
-        (SHORT_KEYS, _LONG_KEYS, (one, few, long_some, longer, *last)),
+        (SHORT_KEYS, _LONG_KEYS, (one, few, in_a_wave, longer, *last)),
         (_LONG_KEYS, NEVER, (long_one, long_few, long_some, longer, *last)),
     )
 
