@@ -23,7 +23,7 @@ import numpy as np
 from trtllm_bench.errors import RunFailure
 from trtllm_bench.load.driver import Drive, run_load
 from trtllm_bench.measure.validity import commonest_failures, told_failures, verdict
-from trtllm_bench.spec.measurement import MeasurementSpec
+from trtllm_bench.spec.measurement import EngineSpec, MeasurementSpec
 from trtllm_bench.targets.registry import Identity, OnBuild, OpenTarget, target_kind
 from trtllm_bench.telemetry import Telemetry
 from trtllm_results.metrics.requests import RequestLog, figures
@@ -77,14 +77,20 @@ class TargetSession:
     def __init__(self, target: OpenTarget) -> None:
         self.target = target
         self._measurements = 0
-        self.identity, self.ready, self.recover, self.close = target.identity, target.ready, target.recover, target.close
+        self._engine: EngineSpec | None = None
+        self.ready, self.recover, self.close = target.ready, target.recover, target.close
+
+    def identity(self) -> Identity:
+        identity = self.target.identity()
+        self._engine = identity.engine
+        return identity
 
     def measure(self, workload: Workload, spec: MeasurementSpec, on_requests: OnRequests) -> Measurement:
         """Warms up, sends the workload under telemetry, and says whether what came back may be believed.
 
         Raises `RunFailure` when nothing succeeded, `BenchError` when the workload does not fit the target.
         """
-        driven, gpus = self.target.serve(workload), self.target.gpus
+        driven, engine = self.target.serve(workload), self._engine or spec.engine
         load, open_loop = spec.load, spec.workload.open_loop
         salt, self._measurements = self.target.salt + self._measurements, self._measurements + 1
         workload = workload.reseeded(salt) if salt else workload
@@ -97,8 +103,8 @@ class TargetSession:
             if warmed.failures:
                 cold = [f"{len(warmed.failures)} of {len(warmed.log)} warm-up requests failed: {commonest_failures(warmed)}"]
         requests = workload.requests()
-        with Telemetry(gpus, hosts=spec.engine.nnodes or 1) as telemetry:
-            result = run_load(requests, driven, drive, on_requests=on_requests, gpus=max(gpus, 1))
+        with Telemetry(self.target.gpus, hosts=spec.engine.nnodes or 1) as telemetry:
+            result = run_load(requests, driven, drive, on_requests=on_requests, gpus=engine.gpus)
         log = result.measured
         if not log.ok.any():
             raise RunFailure(f"every request failed: {commonest_failures(result)}")

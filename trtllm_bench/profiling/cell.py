@@ -142,14 +142,15 @@ def record(request: ProfileRequest, collector: Collector, on_build: OnBuild | No
     device = device_of(request.spec.engine.device)
     opened = OpenEngine(request.spec.engine, on_build, collector.recorder if isinstance(collector, RankCollector) else "none")
     try:
-        identity = opened.identity()
+        session = TargetSession(opened)
+        identity = session.identity()
         llm = opened.engine
         if isinstance(collector, RankCollector):
             assert isinstance(llm.ranks, RankProcesses)
             collector.runner = llm.ranks
         window = request.window or middle(request.workload, request.spec, llm.loop.scheduler.config.max_batch_size)
         hooks = attach(llm, window, collector, device, runs_before=1 if request.spec.load.warmup else 0)
-        measurement = TargetSession(opened).measure(request.workload, request.spec, lambda done: None)
+        measurement = session.measure(request.workload, request.spec, lambda done: None)
     finally:
         opened.close()
     if not hooks.seen:
