@@ -251,6 +251,7 @@ def test_more_hardware_is_never_slower(fp8: Plan, bf16: Plan) -> None:
     assert named is not None
     assert named.name == "h100"
     assert published_for("GeForce") is None
+    assert published_for("NVIDIA RTX A1000") is None, "no A100"
 
 
 def test_a_predicted_run_serves_every_token_through_the_real_batcher(fp8: Plan) -> None:

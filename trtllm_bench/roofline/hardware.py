@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from trtllm_bench.errors import BenchError
 from trtllm_bench.roofline.ceilings import Ceilings, cached
 from trtllm_bench.roofline.counts import OpCost
-from trtllm_results.gpus import ACHIEVABLE_BYTES, ACHIEVABLE_FLOPS, SHEETS
+from trtllm_results.gpus import ACHIEVABLE_BYTES, ACHIEVABLE_FLOPS, SHEETS, gpu_class
 from trtllm_results.record.environment import Environment
 
 LINK_ROW_ELEMENTS = 8192
@@ -100,8 +100,8 @@ def published(name: str) -> Hardware:
 
 def published_for(device: str) -> Hardware | None:
     """The data sheet of a device by the name its driver gives it (`NVIDIA H100 80GB HBM3`), or None."""
-    name = next((gpu for gpu in GPUS if gpu in device.lower().replace(" ", "")), None)
-    return None if name is None else published(name)
+    name = gpu_class(device).lower()
+    return published(name) if name in SHEETS else None
 
 
 def ceilings_for(environment: Environment) -> tuple[Hardware | None, list[str]]:
