@@ -124,6 +124,20 @@ def _with_numbers_checked(command: Any) -> Callable[..., Any]:
     return checked
 
 
+def _refuse_empty(param: Any) -> None:
+    """An empty text is no value, unless it is the default: as a path it would be the current folder, and it is what a script's unset
+    variable leaves."""
+    process: Callable[[Any, Any], Any] = param.process_value
+
+    def checked(context: Any, value: Any) -> Any:
+        if (value == "" and param.default != "") or (isinstance(value, list | tuple) and "" in value):
+            name = "/".join(param.opts) if param.param_type_name == "option" else param.metavar
+            raise BenchError(f"{name} is empty; give a value, or leave it out")
+        return process(context, value)
+
+    param.process_value = checked
+
+
 def _finished(command: Any, path: str) -> None:
     """A command and its sub-commands with what all have: plain help (half the start-up time of rich's, and readable in a log), examples as
     they are written, and other tools' names of flags."""
@@ -134,6 +148,7 @@ def _finished(command: Any, path: str) -> None:
         if param.param_type_name == "argument":
             param.metavar = (param.metavar or param.name.upper()).strip("[].")
         _name_type(param)
+        _refuse_empty(param)
     add_other_names(command, path)
     if command.callback is not None:
         command.callback = _with_numbers_checked(command)

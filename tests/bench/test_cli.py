@@ -36,6 +36,8 @@ def test_help_lists_every_command_once(capsys: pytest.CaptureFixture[str]) -> No
         (["swep"], "Did you mean 'sweep'"),
         (["sweep", "--nonsense"], "No such option"),
         (["sweep", "--repeats", "many"], "--repeats"),
+        (["sweep", "--target", "null", "--out", ""], "--out is empty; give a value, or leave it out"),
+        (["compare", "runs/a", ""], "RESULTS is empty; give a value, or leave it out"),
         (["throughput", "--isl", "0"], "--isl"),
         (["throughput", "--osl", "-3"], "--osl"),
         (["throughput", "--tp", str(2**63)], "--tp must be at most 9223372036854775807"),
