@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from trtllm_workloads import arrivals
+from trtllm_workloads.arrivals import parse, rate_of
 from trtllm_workloads.errors import WorkloadError
 
 N = 4_000
@@ -33,6 +34,11 @@ def test_poisson_gaps_are_exponential_with_mean_and_cv(rate: float, seed: int) -
     assert stats.kstest(gaps * rate, stats.expon.cdf).pvalue > 1e-5
     assert gaps.mean() * rate == pytest.approx(1, abs=6 / N**0.5)
     assert gaps.std() / gaps.mean() == pytest.approx(1, abs=0.12)
+
+
+def test_processes_of_one_rate_say_it() -> None:
+    assert [rate_of(parse(text)) for text in ("constant:8", "poisson:8", "gamma:8,0.5")] == [8, 8, 8]
+    assert [rate_of(parse(text)) for text in ("on-off:30,5,10", "rate-series:4/0/20,5", "linear-ramp:1,8,10", "at-once")] == [None] * 4
 
 
 def test_every_process_has_a_short_form() -> None:

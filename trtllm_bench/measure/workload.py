@@ -78,8 +78,13 @@ def make_workload(spec: WorkloadSpec, vocabulary: int, tokenize: Tokenize | None
 
 
 def rate_of(spec: WorkloadSpec, workload: Workload) -> float:
-    """Requests/s asked of an open loop; where times were given otherwise, their mean rate; 0 for a closed loop."""
+    """Requests/s asked of an open loop; where times were given that have no one rate, their mean rate; 0 for a closed loop."""
+    from trtllm_workloads import arrivals
+
     if spec.request_rate or not spec.open_loop:
         return spec.request_rate
+    asked = arrivals.rate_of(arrivals.parse(spec.arrivals)) if spec.arrivals else None
+    if asked is not None:
+        return asked
     span = float(np.nanmax(workload.arrival_s)) if len(workload.arrival_s) else 0.0
     return float(f"{workload.num_arrivals / span:.4g}") if span > 0 else 0.0

@@ -210,6 +210,14 @@ KINDS: dict[str, type] = {
 }
 
 
+def rate_of(process: Arrivals) -> float | None:
+    """Requests/s of a process that has one rate throughout, else None.
+
+    The times drawn have another: of Poisson arrivals it differs from run to run, and n at constant gaps take n - 1 of them.
+    """
+    return process.rate if isinstance(process, Constant | Poisson | Gamma) else None
+
+
 def parse(text: str) -> Arrivals:
     """An arrival flag: a process of `KINDS` in short form (`shortform`).
 
