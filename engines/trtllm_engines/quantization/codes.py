@@ -171,7 +171,8 @@ def quantize_weight(graph: ModelGraph, product: Node, scheme: QuantScheme) -> di
         try:
             formats.check_shape(rows, columns, codes.dtype)
         except KernelError as error:
-            raise EngineError(f"weight {checkpoint_name}{_of_a_rank(graph)}: {error}; choose another precision") from None
+            cure = "a smaller --tp or another precision" if graph.layout.tp > 1 else "another precision"
+            raise EngineError(f"weight {checkpoint_name}{_of_a_rank(graph)}: {error}; choose {cure}") from None
     recipe = graph.recipe(name)
     made = WeightRecipe(CODES, recipe.inputs, recipe.interleave, recipe.shards, scheme, input_dtype)
     graph.weights[name] = TensorSpec((rows, columns), codes.dtype)

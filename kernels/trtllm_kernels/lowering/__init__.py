@@ -55,7 +55,10 @@ def describe(
     call = _call(op, inputs, outputs, attrs, arch, tactic or {}, input_names, output_names, in_place)
     if not has_kernels(op, arch):
         only = ", ".join(f"sm_{number}" for number in LOWERINGS[op].capabilities)
-        raise KernelError(f"op {op} has kernels for {only} only, not for {arch}")
+        cure = (
+            "; run an engine on one GPU there (--tp 1 --pp 1), and several with --replicas" if OP_SPECS[op].kind == "communication" else ""
+        )
+        raise KernelError(f"op {op} has kernels for {only} only, not for {arch}{cure}")
     return call
 
 
