@@ -102,7 +102,9 @@ _DEVICE: dict[str, Metric] = {
     "prefix_hit_ratio": Metric("", "higher", "prompt tokens served from the prefix cache / prompt tokens"),
     "preemptions": Metric("", "lower", "sequences evicted and recomputed"),
     "steps": Metric("", "", "engine steps run"),
-    "step_mean_ms": Metric("ms", "lower", "duration_s / steps"),
+    "step_mean_ms": Metric(
+        "ms", "lower", "from the first step's launch to the last one's end / number of steps; of replicas, each over its own steps"
+    ),
     "batch_mean": Metric("seq", "", "mean number of sequences in a step"),
     "decode_tokens_per_step_mean": Metric("tok", "", "mean number of decode tokens in a step"),
     "context_tokens_per_step_mean": Metric("tok", "", "mean number of context tokens in a step"),
