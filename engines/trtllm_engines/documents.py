@@ -12,7 +12,8 @@ import json
 import math
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -104,7 +105,7 @@ def checked(model: type[Model], content: Mapping[str, Any], source: str) -> Mode
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        raise EngineError(f"{source}: {refusal(error)}") from None
+        raise EngineError(f"{source}: {refusal(error, model.model_fields)}") from None
 
 
 def checked_json(adapter: TypeAdapter[Value], text: str, source: str) -> Value:
@@ -117,8 +118,8 @@ def checked_json(adapter: TypeAdapter[Value], text: str, source: str) -> Value:
         raise EngineError(f"{source}: {refusal(error)}") from None
 
 
-def refusal(error: ValidationError) -> str:
-    """The first thing wrong, as `max_seq_len is 'long'; it must be a whole number`."""
+def refusal(error: ValidationError, known: Iterable[str] = ()) -> str:
+    """The first thing wrong, as `max_seq_len is 'long'; it must be a whole number`. `known`: keys that an unknown one may be meant for."""
     first = error.errors(include_url=False)[0]
     parts = [str(part)[:SHOWN] for part in first["loc"] if not str(part).startswith(("function-", "[key]"))]
     place = ".".join(parts) or "the content"
@@ -126,7 +127,8 @@ def refusal(error: ValidationError) -> str:
     if kind in ("missing", "missing_argument", "missing_keyword_only_argument"):
         return f"{place} is missing"
     if kind in ("extra_forbidden", "unexpected_keyword_argument"):
-        return f"{place} is not a known key"
+        near = get_close_matches(place, list(known), n=1)
+        return f"{place} is not a known key{f' (did you mean {near[0]}?)' if near else ''}"
     if kind == "value_error" and isinstance(context.get("error"), EngineError):
         return f"{place}: {context['error']}" if parts else str(context["error"])
     return f"{place} is {shown(first['input'])}; {_expected(kind, context)}"

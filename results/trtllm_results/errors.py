@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 
 class ResultsError(ValueError):
     """Bad input to the store, the comparison or the gate; the command line prints it on one line and exits 3."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """` (did you mean batch_size?)`, for a sentence on a name that is not `known`; empty where none is near."""
+    from difflib import get_close_matches
+
+    near = get_close_matches(name, list(dict.fromkeys(known)), n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
 
 
 class WriteError(ResultsError):

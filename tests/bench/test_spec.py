@@ -157,6 +157,41 @@ def test_cells_of_a_toml_hold_what_belongs_together_and_share_an_engine(tmp_path
         load_spec({"isl": "64"}, tmp_path / "s.toml")
 
 
+def test_what_a_sweep_varied_is_told_as_it_was_asked_for_and_chooses_rows(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "s.toml").write_bytes(
+        b'\xef\xbb\xbftarget = "fake"\nmodel = "m"\nprecision = "fp8"\ntp = 2\nisl = 8\nosl = 4\nnum-requests = 3\nmax-lag-ms = 10000\n'
+        b'max-batch-size = 2\narrivals = "constant:50"\ngoodput = ["ttft:500", "tpot:90"]\n'
+    )
+    status, text, _ = run(capsys, "sweep", tmp_path / "s.toml", "--out", tmp_path / "a")
+    assert status == 0
+    assert re.search(r"^ttft:500 .*\ntpot:90 ", text, re.MULTILINE), text
+    rows = Store(tmp_path / "a").rows()
+    assert [row.varied for row in rows] == [{"goodput": "ttft:500"}, {"goodput": "tpot:90"}]
+    assert [replace(row, extra={}).case(("goodput",)) for row in rows] == [row.case(("goodput",)) for row in rows]
+    assert [row.cell.request_rate for row in rows] == [50, 50], "not that of three arrivals, 3 / 0.04 s"
+    for row in rows:
+        assert row.figures["output_tokens_per_s_per_gpu"] == pytest.approx(row.figures["output_tokens_per_s"] / 2)
+    for chosen in ("goodput=ttft:500", "arrivals=constant:50", "goodput!=tpot:90"):
+        listed = run(capsys, "results", "ls", tmp_path / "a", "--where", chosen, "--json")[1]
+        assert len(json.loads(listed)) == (2 if chosen.startswith("arrivals") else 1), chosen
+    compared = run(capsys, "compare", tmp_path / "a", "--by", "goodput", "--format", "json")[1]
+    assert json.loads(compared)["sets"] == ["ttft:500", "tpot:90"]
+    status, _, error = run(capsys, "compare", tmp_path / "a", "--by", "goodputs")
+    assert status == 3
+    assert "results have no field 'goodputs' (did you mean goodput?)" in error
+
+
+def test_a_name_near_a_known_one_is_told(tmp_path: Path) -> None:
+    for line, said in (
+        ("batchsize = 2", r"unknown field batchsize \(did you mean batch_size\?\); known are"),
+        ("[[cells]]\nkv-dtyp = 'fp8'", r"cells 1: kv-dtyp is no setting of a cell \(did you mean kv_dtype\?\); known are"),
+        ("zzz = 2", r"unknown field zzz; known are"),
+    ):
+        (tmp_path / "s.toml").write_text(f'model = "m"\nprecision = "fp8"\n{line}\n')
+        with pytest.raises(BenchError, match=said):
+            load_spec({}, tmp_path / "s.toml")
+
+
 def test_cells_that_differ_in_any_setting_stay_apart_in_tables_plots_pages_and_comparisons(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

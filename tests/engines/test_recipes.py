@@ -39,7 +39,7 @@ def test_wrong_recipes(tmp_path: Path) -> None:
     path = tmp_path / "r.toml"
     text = (recipes.folder() / "tiny-llama-fp32-cpu.toml").read_text()
     path.write_text(text + "max_batchsize = 3\n")
-    with pytest.raises(EngineError, match=r"r\.toml: max_batchsize is not a known key"):
+    with pytest.raises(EngineError, match=r"r\.toml: max_batchsize is not a known key \(did you mean max_batch_size\?\)"):
         load_recipe(path)
     path.write_text(text.replace("max_seq_len = 1024", 'max_seq_len = "long"'))
     with pytest.raises(EngineError, match=r"r\.toml: max_seq_len is .*; it must be a whole number"):

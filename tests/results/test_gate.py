@@ -158,7 +158,7 @@ def test_config_is_validated_with_the_file_named(tmp_path: Path) -> None:
     assert config.look_blocks == (6, 12, 18)
     assert sum(config.look_alphas) == pytest.approx(0.05)
     for text, message in (
-        ("blcks = 3", "unknown setting 'blcks'"),
+        ("blcks = 3", r"unknown setting 'blcks' \(did you mean blocks\?\)"),
         ("alpha = 2.0", "alpha is 2.0"),
         ("blocks = 9\nmax_blocks = 3", "blocks is 9"),
         ("[margins]\nspeed = 0.1", "'speed' is not a figure"),

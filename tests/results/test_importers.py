@@ -138,7 +138,11 @@ def test_what_the_file_does_not_say_can_be_set() -> None:
     (row,) = importers.read(DATA / "vllm-serve.json", overrides={"precision": "fp8", "tp": "2", "model": "llama-3.1-8b", "gpu": "H100"})
     assert (row.cell.precision, row.cell.tp, row.cell.model, row.environment.gpu) == ("fp8", 2, "llama-3.1-8b", "H100")
     assert row.figures["output_tokens_per_s_per_gpu"] == pytest.approx(313.6 / 2)
-    for overrides, message in (({"colour": "red"}, "not a cell field"), ({"tp": "two"}, "tp is a number")):
+    for overrides, message in (
+        ({"modle": "red"}, r"not a cell field \(did you mean model\?\)"),
+        ({"tp": "two"}, "tp is a number"),
+        ({"replicas": "0"}, "replicas is a number of at least 1"),
+    ):
         with pytest.raises(ResultsError, match=message):
             importers.read(DATA / "vllm-serve.json", overrides=overrides)
 

@@ -111,7 +111,7 @@ def test_a_column_of_a_trace_is_a_distribution(tmp_path: Path) -> None:
     ("text", "complaint"),
     [
         ("requests = [", "not valid TOML"),
-        (GOOD + "sead = 3", "sead is no setting"),
+        (GOOD + "sead = 3", r"sead is no setting of a workload; did you mean seed\?"),
         (GOOD.replace("requests = 20", ""), "requests is missing"),
         ("requests = 3", r"either \[trace\], or \[lengths\], or \[input\] and \[output\]"),
         ('requests = 3\ncorrelation = 0.5\nlengths = { path = "x.csv" }', "correlation goes with"),

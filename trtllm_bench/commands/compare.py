@@ -88,12 +88,14 @@ def _compare(
     from trtllm_results.metrics.registry import HEADLINE
     from trtllm_results.record.row import ALIGN_FIELDS
     from trtllm_results.store import selection
+    from trtllm_results.versions import varied_in
 
     if by:
         if len(sets) != 1:
             raise ResultsError("--by splits one store; name only one")
         sets = selection.split_by(sets[0].rows, by)
-        ignore = [*ignore, *([by] if by in (*ALIGN_FIELDS, "arm") else []), *(["kv_dtype"] if by == "precision" else [])]
+        lined_up = (*ALIGN_FIELDS, *varied_in(row for one in sets for row in one.rows), "arm")
+        ignore = [*ignore, *([by] if by in lined_up else []), *(["kv_dtype"] if by == "precision" else [])]
     comparison = compare(sets, figures or [HEADLINE], ignore, across_gpus or by == "gpu")
     if output == "table" and out is None:
         _print(comparison, sort)

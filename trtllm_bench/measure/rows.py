@@ -119,7 +119,7 @@ def varied(spec: MeasurementSpec, cell: Cell, axes: Iterable[str]) -> Mapping[st
     for name in axes:
         if name in TOLD or knobs[name].knob.secret:
             continue
-        value = cell.settings.get(knobs[name].setting, spec.value_of(name))
+        value = cell.settings.get(name, spec.value_of(name))
         values[name] = value if value is None or isinstance(value, str | int | float) else str(value)
     return {VARIED: values} if values else {}
 

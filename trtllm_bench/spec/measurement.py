@@ -39,10 +39,10 @@ HIDDEN = "***"
 
 def _limits(value: Any) -> str:
     """`ttft:200,tpot:50` in order of names; a table of limits is taken too."""
-    from trtllm_results.metrics.requests import parse_slo
+    from trtllm_results.metrics.requests import parse_slo, slo_text
 
     text = ",".join(f"{name}:{limit}" for name, limit in value.items()) if isinstance(value, Mapping) else str(value)
-    return ",".join(f"{name}:{limit:g}" for name, limit in sorted(parse_slo(text).items()))
+    return slo_text(parse_slo(text))
 
 
 def _process(value: Any) -> str:

@@ -21,7 +21,7 @@ from trtllm_bench.errors import BenchError
 from trtllm_bench.spec.knobs import Knob, KnobField
 from trtllm_bench.spec.measurement import HIDDEN, MeasurementSpec, all_knobs, engine_knobs, safe_target
 from trtllm_bench.sweep.folder import MOST_SPEC_BYTES, SPEC_FILE, read_spec, write_spec
-from trtllm_results.errors import ResultsError
+from trtllm_results.errors import ResultsError, did_you_mean
 from trtllm_results.record.flat import shown
 from trtllm_results.store.files import read_text
 
@@ -81,8 +81,8 @@ class SweepSpec:
             if key == CELLS:
                 continue
             if key not in knobs:
-                known = sorted({one.name for one in knobs.values()})
-                raise BenchError(f"{name.removesuffix(key)}unknown field {shown(key)[1:-1]}; known are {', '.join(known)}")
+                known, near = sorted({one.name for one in knobs.values()}), did_you_mean(key, (*knobs, CELLS))
+                raise BenchError(f"{name.removesuffix(key)}unknown field {shown(key)[1:-1]}{near}; known are {', '.join(known)}")
             read[knobs[key].name] = knobs[key].values(value, name)
         accuracy = tuple(part for part in read.pop(ACCURACY.name, ()) if part)
         whole = {one.name: read.pop(one.name, (one.default,)) for one in (REPEATS, ACCURACY_WINDOWS)}
@@ -168,7 +168,8 @@ def _cells(tables: Any, name: str, grid: Mapping[str, Any]) -> tuple[Mapping[str
         for key, value in table.items():
             where, one = f"{name} {number}: {key}", knobs.get(key.replace("-", "_"))
             if one is None:
-                raise BenchError(f"{where} is no setting of a cell; known are {', '.join(sorted({one.name for one in knobs.values()}))}")
+                near, known = did_you_mean(key, knobs), sorted({one.name for one in knobs.values()})
+                raise BenchError(f"{where} is no setting of a cell{near}; known are {', '.join(known)}")
             if one.name in grid:
                 raise BenchError(f"{where} is given for all cells too; give it in one place")
             cell[one.name] = one.parsed(value, where)

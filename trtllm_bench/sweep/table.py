@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -15,6 +15,7 @@ from trtllm_dashboards.quality import print_quality
 from trtllm_dashboards.scaling import print_scaling
 from trtllm_dashboards.tables import Column, sentence, show
 from trtllm_results.compare.quality import beside_speed, not_scored
+from trtllm_results.metrics.requests import slo_text
 from trtllm_results.record.row import INTERVAL, Row
 
 COLUMNS = (
@@ -63,6 +64,8 @@ def _asked(row: Row, one: KnobField) -> Any:
     """What a row says of a knob: in a column, in its settings, or beside them."""
     name = {"dataset": "workload"}.get(one.name, one.name)
     places = (vars(row.cell), row.cell.settings, row.extra.get(ASKED, {}))
+    if isinstance(limits := row.cell.settings.get(one.setting), Mapping):
+        return slo_text(limits)
     value = next((place[key] for place, key in zip(places, (name, one.setting, one.name), strict=True) if key in place), one.default)
     return value if isinstance(value, int) else f"{value:g}" if isinstance(value, float) else str(value)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import tomllib
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -261,7 +262,7 @@ def read_spec(path: Path) -> WorkloadSpec:
             raise WorkloadError(f"cannot read workload {path}: it is not a file")
         if path.stat().st_size > LARGEST_BYTES:
             raise WorkloadError(f"{path} has {path.stat().st_size:,} bytes; a workload file has less than {LARGEST_BYTES:,}")
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
         return WorkloadSpec.model_validate({"name": path.stem, **content})
     except OSError as error:
         raise WorkloadError(f"cannot read workload {path}: {error.strerror or error}") from None
@@ -278,5 +279,8 @@ def read_spec(path: Path) -> WorkloadSpec:
 def _sentence(error: ValidationError) -> str:
     problem = typed.first(error)
     if problem["type"] == "extra_forbidden":
-        return f"{typed.location(problem)} is no setting of a workload; check its spelling"
+        known = [name for table in _Table.__subclasses__() for name in table.model_fields]
+        near = get_close_matches(str(problem["loc"][-1]), known, n=1)
+        hint = f"did you mean {near[0]}?" if near else "check its spelling"
+        return f"{typed.location(problem)} is no setting of a workload; {hint}"
     return typed.sentence(error)

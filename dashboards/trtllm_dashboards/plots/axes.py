@@ -17,7 +17,7 @@ from trtllm_dashboards.plots.layout import telling
 from trtllm_dashboards.points import DIMENSIONS, Estimate, Point, common, grouped, points, varying
 from trtllm_results.metrics.registry import METRICS, title
 from trtllm_results.record.row import CELL_FIELDS
-from trtllm_results.store.selection import field_of
+from trtllm_results.store.selection import field_of, settings_in
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -149,11 +149,10 @@ def field(name: str, found: Sequence[Point]) -> Field:
         return Field(name, lambda p: p.cell.gpus)
     if name in DIMENSIONS and name not in CELL_FIELDS:
         return Field(name, lambda p: p.names[name])
-    if any(name in p.cell.settings for p in found):
-        return Field(name, lambda p: p.cell.settings.get(name))
+    settings = settings_in(row for point in found for row in point.rows)
     for point in found[:1]:
-        field_of(point.rows[0], name)
-    return Field(name, lambda p: field_of(p.rows[0], name))
+        field_of(point.rows[0], name, settings)
+    return Field(name, lambda p: field_of(p.rows[0], name, settings))
 
 
 def _panels(found: Sequence[Point], rows: Sequence[Field], cols: Sequence[Field]) -> tuple[dict[str, list[Point]], int]:

@@ -30,7 +30,7 @@ def windows(path: Path | None, tokenizer: Tokenizer | None, *, length: int, voca
         raise EngineError(f"{count} windows of {length} tokens measure nothing; ask for at least 1 of {SHORTEST}")
     path = path or SHIPPED
     try:
-        content = read_text(path, MOST_BYTES)
+        content = read_text(path, MOST_BYTES).removeprefix("\ufeff")
     except FileNotFoundError:
         raise EngineError(f"dataset {path} cannot be read: there is no such file") from None
     if path.suffix == ".jsonl":

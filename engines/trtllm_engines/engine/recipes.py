@@ -64,7 +64,7 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
     path = known if known.is_file() else Path(name_or_path)
     if not path.exists():
         raise EngineError(f"no recipe {str(name_or_path)!r}: neither a file nor one of {', '.join(names())}")
-    text = read_text(path)
+    text = read_text(path).removeprefix("\ufeff")  # some editors write a byte-order mark
     try:
         content = tomllib.loads(text)
     except (ValueError, RecursionError) as error:

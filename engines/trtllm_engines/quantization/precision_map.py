@@ -29,7 +29,7 @@ def read_precision_map(path: Path | str, kv_dtype: str = "auto", arches: Sequenc
     if not path.is_file():
         raise EngineError(f"--precision-map {path} is no file; give a TOML file of module names and precisions")
     try:
-        content = tomllib.loads(read_text(path))
+        content = tomllib.loads(read_text(path).removeprefix("\ufeff"))
     except (ValueError, RecursionError) as error:
         raise EngineError(f"{path} is not TOML ({' '.join(str(error).split())[:200]})") from None
     if not 1 <= len(content) <= MOST_ENTRIES:

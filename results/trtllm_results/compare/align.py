@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from trtllm_results import stats
-from trtllm_results.errors import ResultsError
+from trtllm_results.errors import ResultsError, did_you_mean
 from trtllm_results.metrics.registry import HEADLINE, METRICS
 from trtllm_results.record.row import ALIGN_FIELDS, PREDICTED, Row
 from trtllm_results.stats import Interval
@@ -86,11 +86,11 @@ def compare(
         raise ResultsError("comparing needs two result sets; name two stores, or one store and --by FIELD")
     for name in figures:
         if name not in METRICS:
-            raise ResultsError(f"there is no figure '{name}'; docs/schema.md lists them")
+            raise ResultsError(f"there is no figure '{name}'{did_you_mean(name, METRICS)}; docs/schema.md lists them")
     for name in ignore:
         fields = (*ALIGN_FIELDS, *varied_in(row for one in sets for row in one.rows))
         if name not in (*fields, "arm"):
-            raise ResultsError(f"'{name}' is not a field cells are aligned by; those are {', '.join(fields)}")
+            raise ResultsError(f"'{name}' is not a field cells are aligned by{did_you_mean(name, fields)}; those are {', '.join(fields)}")
     if not across_gpus:
         _one_device(sets)
     varied = [name for name in varied_in(row for one in sets for row in one.rows) if name not in ignore]

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from trtllm_results import stats
-from trtllm_results.errors import ResultsError
+from trtllm_results.errors import ResultsError, did_you_mean
 from trtllm_results.gate.power import Plan
 from trtllm_results.metrics.registry import HEADLINE, METRICS
 from trtllm_results.record.flat import shown
@@ -91,7 +91,8 @@ def load_config(path: Path | None) -> GateConfig:
         raise ResultsError(f"gate settings: {error}") from error
     unknown = sorted(set(content) - {f.name for f in fields(GateConfig)})
     if unknown:
-        raise ResultsError(f"{path}: unknown setting '{unknown[0]}'; known are {', '.join(f.name for f in fields(GateConfig))}")
+        known = [f.name for f in fields(GateConfig)]
+        raise ResultsError(f"{path}: unknown setting '{unknown[0]}'{did_you_mean(unknown[0], known)}; known are {', '.join(known)}")
     try:
         if "margins" in content:
             content["margins"] = {name: parse_margin(value) for name, value in content["margins"].items()}

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from trtllm_results.errors import ResultsError
+from trtllm_results.errors import ResultsError, did_you_mean
 from trtllm_results.importers import aiperf, guidellm, inference_perf, llmperf, mlperf, nvidia, sglang, vllm
 from trtllm_results.importers._common import FieldError
 from trtllm_results.importers.files import csv_lines, json_values, read_text
@@ -162,7 +162,9 @@ def _override(row: Row, overrides: Mapping[str, str], path: Path) -> Row:
             environment = replace(environment, gpu=text)
             continue
         if name not in CELL_FIELDS or name == "settings":
-            raise ResultsError(f"--set {name}: not a cell field; use {', '.join(f for f in CELL_FIELDS if f != 'settings')} or gpu")
+            known = [field for field in CELL_FIELDS if field != "settings"]
+            near = did_you_mean(name, (*known, "gpu"))
+            raise ResultsError(f"--set {name}: not a cell field{near}; use {', '.join(known)} or gpu")
         cell = replace(cell, **{name: _cell_value(name, text)})
     figures = dict(row.figures)
     if "output_tokens_per_s" in figures:
@@ -174,7 +176,7 @@ def _override(row: Row, overrides: Mapping[str, str], path: Path) -> Row:
 
 def _cell_value(name: str, text: str) -> Any:
     convert: Callable[[str], Any] = {"int": int, "float": float}.get(CELL_FIELDS[name], str)
-    lowest = 1 if name in ("tp", "pp") else 0
+    lowest = 1 if name in ("tp", "pp", "replicas") else 0
     try:
         value = convert(text)
     except ValueError:

@@ -274,6 +274,11 @@ def parse_slo(text: str) -> dict[str, float]:
     return slo
 
 
+def slo_text(slo: Mapping[str, float]) -> str:
+    """Inverse of `parse_slo`, in one order: `e2e:5000,ttft:200`."""
+    return ",".join(f"{name}:{limit:g}" for name, limit in sorted(slo.items()))
+
+
 def summarise(values_s: FloatArray, name: str) -> dict[str, float]:
     """`<name>_{mean,p50,p90,p95,p99,max}_ms` of values in seconds; NaN ignored, empty when nothing is left."""
     values = values_s[np.isfinite(values_s)] * 1e3

@@ -172,6 +172,15 @@ class Row:
         return varied if isinstance(varied, Mapping) else {}
 
     @property
+    def settings(self) -> Mapping[str, Any]:
+        """The cell's settings and those that its sweep varied, by the names they are asked for by; the limits of goodput as text."""
+        from trtllm_results.metrics.requests import slo_text
+
+        limits = self.cell.settings.get("slo_ms")
+        goodput = {"goodput": slo_text(limits)} if isinstance(limits, Mapping) else {}
+        return {**self.cell.settings, **goodput, **self.varied}
+
+    @property
     def label(self) -> str:
         """The cell's label and the other settings that its sweep varied: `llama-3.1-8b fp8 b64 128/128 kv-cache-fraction=0.5`."""
         return " ".join([self.cell.label, *(f"{name.replace('_', '-')}={value}" for name, value in self.varied.items())])
@@ -179,7 +188,7 @@ class Row:
     def case(self, varied: Iterable[str] = ()) -> tuple[tuple[str, Any], ...]:
         """(name, value) pairs by which result sets are lined up: `Cell.align`, and the settings in `varied`, which sweeps among them
         varied."""
-        known = {**self.cell.settings, **self.varied}
+        known = self.settings
         return (*self.cell.align, *((name, known.get(name)) for name in varied))
 
     @property

@@ -127,12 +127,13 @@ def check_regular(path: Path) -> int:
 
 
 def read_text(path: Path, most_bytes: int) -> str:
-    """A text file of ours, with its line ends. Raises `ResultsError` where it is no file, is larger than `most_bytes`, or is not UTF-8."""
+    """A text file of ours, with its line ends, without a byte-order mark. Raises `ResultsError` where it is no file, is larger than
+    `most_bytes`, or is not UTF-8."""
     size = check_regular(path)
     if size > most_bytes:
         raise ResultsError(f"{path} has {size:,} bytes; at most {most_bytes:,} are read")
     try:
-        return path.read_bytes().decode("utf-8")
+        return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ResultsError(f"{path} is not UTF-8 text at byte {error.start:,}; it is damaged, or another tool wrote it") from None
     except OSError as error:

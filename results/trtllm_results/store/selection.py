@@ -5,12 +5,12 @@ from __future__ import annotations
 import operator
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trtllm_results.errors import ResultsError
+from trtllm_results.errors import ResultsError, did_you_mean
 from trtllm_results.metrics.registry import METRICS
 from trtllm_results.record.row import CELL_FIELDS, ENVIRONMENT_FIELDS, Row
 from trtllm_results.store.remote import is_address, name_of
@@ -35,8 +35,14 @@ class ResultSet:
     rows: tuple[Row, ...]
 
 
-def field_of(row: Row, name: str) -> Any:
-    """A cell field, `env_*` field, figure, `status`, `repeat`, `gpu`, `run_id`, `arm` or `started_at` of `row`; None for a figure it lacks.
+def settings_in(rows: Iterable[Row]) -> frozenset[str]:
+    """Names of the settings that any of `rows` has."""
+    return frozenset(name for row in rows for name in row.settings)
+
+
+def field_of(row: Row, name: str, settings: Collection[str] = ()) -> Any:
+    """A cell field, `env_*` field, figure, `status`, `repeat`, `gpu`, `run_id`, `arm` or `started_at` of `row`, or a setting; None for a
+    figure it lacks, and for one of `settings` that it lacks.
 
     Raises `ResultsError` for a name that is none of these.
     """
@@ -50,18 +56,25 @@ def field_of(row: Row, name: str) -> Any:
         return getattr(row.environment, name.removeprefix("env_"))
     if name in METRICS or name in row.figures:
         return row.figures.get(name)
-    raise ResultsError(f"results have no field '{name}'; use a cell field ({', '.join(CELL_FIELDS)}), env_* or a figure (docs/schema.md)")
+    known = row.settings
+    if name in known or name in settings:
+        return known.get(name)
+    near = did_you_mean(name, (*CELL_FIELDS, *ROW_NAMES, "gpu", *METRICS, *known, *settings, *(f"env_{one}" for one in ENVIRONMENT_FIELDS)))
+    raise ResultsError(
+        f"results have no field '{name}'{near}; use a cell field ({', '.join(CELL_FIELDS)}), env_*, a setting or a figure (docs/schema.md)"
+    )
 
 
-def parse_filter(text: str) -> Callable[[Row], bool]:
-    """`FIELD OP VALUE` with = != >= <= > <. A row that lacks the figure does not pass. Raises `ResultsError` if not understood."""
+def parse_filter(text: str, settings: Collection[str] = ()) -> Callable[[Row], bool]:
+    """`FIELD OP VALUE` with = != >= <= > <. A row that lacks the figure, or the one of `settings`, does not pass. Raises `ResultsError` if
+    not understood."""
     match = re.fullmatch(r"\s*([a-z0-9_]+)\s*(>=|<=|!=|=|>|<)\s*(.+?)\s*", text)
     if not match:
         raise ResultsError(f"filter '{text}' is not understood; write for example precision=fp8 or batch>=64")
     name, symbol, wanted = match.groups()
 
     def passes(row: Row) -> bool:
-        value = field_of(row, name)
+        value = field_of(row, name, settings)
         if value is None:
             return False
         if isinstance(value, int | float) and not isinstance(value, bool):
@@ -76,7 +89,9 @@ def parse_filter(text: str) -> Callable[[Row], bool]:
 
 def keep(rows: Iterable[Row], filters: Sequence[str]) -> list[Row]:
     """The rows that pass every filter."""
-    tests = [parse_filter(text) for text in filters]
+    rows = list(rows)
+    settings = settings_in(rows) if filters else ()
+    tests = [parse_filter(text, settings) for text in filters]
     return [row for row in rows if all(test(row) for test in tests)]
 
 
@@ -118,9 +133,10 @@ def named_place(spec: str) -> tuple[str, str | Path]:
 
 def split_by(rows: Iterable[Row], field: str) -> list[ResultSet]:
     """One set for each value of `field`, in order of first appearance. Raises `ResultsError` if there is only one value."""
-    groups: dict[str, list[Row]] = {}
+    rows, groups = list(rows), dict[str, list[Row]]()
+    settings = settings_in(rows)
     for row in rows:
-        groups.setdefault(str(field_of(row, field)), []).append(row)
+        groups.setdefault(str(field_of(row, field, settings)), []).append(row)
     if len(groups) < 2:
         raise ResultsError(f"all rows have {field} = {next(iter(groups), '(none)')}; there is nothing to compare by {field}")
     return [ResultSet(name, tuple(members)) for name, members in groups.items()]
