@@ -115,6 +115,9 @@ def test_bad_input_is_one_sentence_each() -> None:
             compare(sets(rows(BASE), rows([100.0, bad])))
     with pytest.raises(ResultsError, match="two result sets"):
         compare(sets(rows(BASE), rows(BASE))[:1])
+    beside = compare(sets(rows(BASE, 1) + rows(BASE, 8), rows(BASE, 1) + rows([100.0, 0.0], 8)))
+    assert [change.cell["batch"] for change in beside.changes] == [1], "a zero costs its own cell"
+    assert "is 0; a measurement like that cannot be compared" in beside.left_out[0][1]
     with pytest.raises(ResultsError, match="no figure 'speed'"):
         compare(sets(rows(BASE), rows(BASE)), ["speed"])
     with pytest.raises(ResultsError, match="not a field cells are aligned by"):

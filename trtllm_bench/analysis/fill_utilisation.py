@@ -37,7 +37,7 @@ def _filled(table: Store, row: Row, ceilings: Ceilings) -> Row | None:
     requests, steps = table.read_side("requests", row), table.read_side("steps", row)
     if requests is None or steps is None:
         return None
-    gpus = row.cell.gpus
+    gpus = row.cell.gpus if row.environment.gpu else 1  # ranks on a CPU share it
     log = RequestLog.from_side(requests, gpus)
     records = steps.to_pandas().to_records(index=False)
     return replace(row, figures={**row.figures, **utilisation(ModelCost.of_stages(plans_of(row)), ceilings, log, records, gpus)})

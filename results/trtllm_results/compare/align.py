@@ -79,8 +79,8 @@ def compare(
     """Compares every later set with the first.
 
     `ignore` names alignment fields that may differ (for a set split by precision: `precision`, `kv_dtype`). Raises `ResultsError` for fewer
-    than two sets, an unknown figure or field, GPUs that differ without `across_gpus`, sets with no cell in common, and a figure that is
-    zero, negative or NaN.
+    than two sets, an unknown figure or field, GPUs that differ without `across_gpus`, sets with no cell in common, and where nothing else
+    is left, a figure that is zero, negative or NaN; a cell with such a one beside others is left out.
     """
     if len(sets) < 2:
         raise ResultsError("comparing needs two result sets; name two stores, or one store and --by FIELD")
@@ -97,6 +97,7 @@ def compare(
     aligned = [_by_cell(one, ignore, varied) for one in sets]
     drafts: list[tuple[Change, stats.Evidence | None]] = []
     left_out: list[tuple[str, str]] = []
+    no_ratio: list[ResultsError] = []
     for other_set, other in zip(sets[1:], aligned[1:], strict=True):
         common = [key for key in aligned[0] if key in other]
         if not common:
@@ -105,11 +106,18 @@ def compare(
         left_out += [(_label(other[key]), f"only in {other_set.name}") for key in other if key not in aligned[0]]
         for key in common:
             for figure in figures:
-                draft = _change(key, figure, sets[0].name, aligned[0][key], other_set.name, other[key], confidence)
+                try:
+                    draft = _change(key, figure, sets[0].name, aligned[0][key], other_set.name, other[key], confidence)
+                except ResultsError as error:
+                    no_ratio.append(error)
+                    left_out.append((_label(aligned[0][key]), str(error)))
+                    continue
                 if isinstance(draft, str):
                     left_out.append((_label(aligned[0][key]), draft))
                 else:
                     drafts.append(draft)
+    if no_ratio and not drafts:
+        raise no_ratio[0]
     return Comparison(
         tuple(one.name for one in sets), _verdicts(drafts, 1 - confidence), tuple(left_out), _notes(sets) + _chips(sets, aligned)
     )
