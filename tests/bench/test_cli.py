@@ -269,6 +269,15 @@ def test_a_store_that_cannot_be_made_is_refused_before_anything_is_measured(caps
     assert "cannot create the result store /dev/null" in err
 
 
+def test_ceilings_that_cannot_be_kept_are_not_measured(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("TRTLLM_BENCH_CACHE", str(tmp_path / "file"))
+    monkeypatch.setattr("trtllm_bench.roofline.ceilings.measure", lambda *_: pytest.fail("measured"))
+    assert "cannot write" in run(capsys, "ceilings", "--device", "cpu")[2]
+
+
 def test_a_folder_that_was_deleted_underneath_is_told(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

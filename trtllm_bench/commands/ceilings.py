@@ -34,6 +34,7 @@ def command(
     from trtllm_bench.roofline import ceilings
     from trtllm_bench.roofline.links import reduction_text
     from trtllm_results.record.environment import Environment
+    from trtllm_results.store.files import check_writable
 
     if file is not None:
         if apply is None:
@@ -50,6 +51,7 @@ def command(
     measured = None if again else ceilings.cached(environment)
     fresh = measured is None
     if measured is None:
+        check_writable(ceilings.cache_file(environment))
         measured = ceilings.measure(environment, seconds, None if as_json else typer.echo)
         ceilings.keep(measured, environment)
     if apply is None and environment.gpu and environment.gpu_count > 1 and measured.link_gpus != environment.gpu_count:
