@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 
 from trtllm_dashboards.errors import DashboardError
-from trtllm_dashboards.plots import KINDS, NEED_NO_ROWS, Material, figure, render
+from trtllm_dashboards.plots import KINDS, NEED_NO_ROWS, Axes, Material, figure, render
 from trtllm_dashboards.plots.cost import cheapest
 from trtllm_dashboards.plots.pareto import front
 from trtllm_dashboards.plots.scaling import best_by_count, gpus
@@ -46,6 +47,25 @@ def test_every_axis_has_a_unit_and_the_footer_says_what_the_bars_are(kind: str, 
         assert UNIT.search(ax.get_xlabel()), ax.get_xlabel()
         assert UNIT.search(ax.get_ylabel()), ax.get_ylabel()
     assert "95% t interval" in texts(drawn)
+
+
+@pytest.mark.parametrize("kind", [*FROM_SWEEP, "cost", "axes", "scaling"])
+def test_bars_end_within_the_axes(kind: str, make_rows: Callable[..., list[Row]], make_grid: Callable[..., Any]) -> None:
+    """Two repeats, one a tenth of the other."""
+    rows = make_rows(make_grid(precisions=("fp8", "bf16"), batches=(1, 64), shapes=((128, 128),), tps=(1, 2)), repeats=2)
+    rows = [dataclasses.replace(r, figures={name: value / (10 if r.repeat else 1) for name, value in r.figures.items()}) for r in rows]
+    rows = [priced(row, Price(3.0)) for row in rows]
+    drawn = figure(kind, Material({"": rows}, axes=Axes("batch", "ttft_p99_ms", by=("precision", "tp"))))
+    checked = 0
+    for ax in drawn.axes:
+        (left, right), (low, high) = sorted(ax.get_xlim()), sorted(ax.get_ylim())
+        for container in ax.containers:
+            for bar in container.lines[2] if isinstance(container, ErrorbarContainer) else ():
+                for (x0, y0), (x1, y1) in bar.get_segments():
+                    assert left <= min(x0, x1) <= max(x0, x1) <= right, kind
+                    assert low <= min(y0, y1) <= max(y0, y1) <= high, kind
+                    checked += 1
+    assert checked
 
 
 def test_png_and_svg_are_written_and_byte_identical_for_equal_rows(tmp_path: Path, sweep_rows: list[Row]) -> None:

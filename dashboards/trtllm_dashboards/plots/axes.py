@@ -207,16 +207,21 @@ def _scales(ax: Axes, x: Field, y: Field, found: Sequence[Point], places: Mappin
         ax.set_xlim(-0.5, len(places) - 0.5)
     else:
         _scale(ax, "x", [_place(x, p, places) for p in found], x.name in CELL_FIELDS)
-    _scale(ax, "y", [y.estimate(p).mean for p in found], False)
+    estimates = [y.estimate(p) for p in found]
+    _scale(ax, "y", [e.mean for e in estimates], False, estimates)
 
 
-def _scale(ax: Axes, which: Literal["x", "y"], values: Sequence[float], every: bool) -> None:
+def _scale(ax: Axes, which: Literal["x", "y"], values: Sequence[float], every: bool, bars: Sequence[Estimate] = ()) -> None:
+    """An axis with room for `values` and the `bars` drawn at them."""
     low, high = min(values), max(values)
     limits = ax.set_xlim if which == "x" else ax.set_ylim
     if low > 0 and high > LOG_SPAN * low:
         style.log_axis(ax, which, values, every=every)
+        low, high = style.span(bars, positive=True) if bars else (low, high)
         limits(low / 1.3, high * 1.3)
         return
     style.compact_axis(ax, which, zero=False)
+    least = low
+    low, high = style.span(bars) if bars else (low, high)
     room = 0.06 * (high - low or abs(high) or 1.0)
-    limits(0 if low >= 0 else low - room, high + room or 1.0)
+    limits(0 if least >= 0 else low - room, high + room or 1.0)

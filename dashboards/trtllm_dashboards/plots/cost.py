@@ -47,9 +47,9 @@ def draw(material: Material) -> Figure:
         for label, line in grouped(members, plan.series_by).items():
             line.sort(key=load_of)
             style.errorbars(ax, [p.place(X, COST)[0] for p in line], [e for p in line if (e := p.get(COST))], legend[label])
-        costs = [p.place(X, COST)[1] for p in members]
-        style.log_axis(ax, "y", [min(costs) / 2, max(costs) * 2])
-        ax.set_ylim(min(costs) / 2, max(costs) * 2)
+        low, high = style.span((e for p in members if (e := p.get(COST))), positive=True)
+        style.log_axis(ax, "y", [low / 2, high * 2])
+        ax.set_ylim(low / 2, high * 2)
         style.compact_axis(ax, "x")
         style.remarks(ax, [(f"{load_of(point):,g}", point.place(X, COST)) for point in members if point.place(X, COST) in edge], (5, 4))
         ax.set_xlabel(axis_label(X, "speed per user"))

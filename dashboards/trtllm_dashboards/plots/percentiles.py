@@ -51,9 +51,10 @@ def draw(material: Material) -> Figure:
                 style.errorbars(ax, [load_of(p) for p in line], estimates, look)
                 drawn += estimates
             style.log_axis(ax, "x", [load_of(p) for p in members if load_of(p) > 0], every=True)
-            every = [e.mean for p in found for q in PERCENTILES if (e := p.get(f"{metric}_p{q}_ms"))]
-            ax.set_ylim(min(every) / 1.3, max(every) * 1.3)
-            style.log_axis(ax, "y", every)
+            every = [e for p in found for q in PERCENTILES if (e := p.get(f"{metric}_p{q}_ms"))]
+            low, high = style.span(every, positive=True)
+            ax.set_ylim(low / 1.3, high * 1.3)
+            style.log_axis(ax, "y", [low, high])
             ax.set_xlabel(load_axis(members))
             ax.set_ylabel(METRICS[metric])
     sheet.notes.append(style.uncertainty_note(drawn))

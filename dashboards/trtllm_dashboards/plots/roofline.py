@@ -39,7 +39,7 @@ def draw(material: Material) -> Figure:
     shown, legend = plan.shown, plan.legend
     drawing, axes = sheet.panels(list(plan.panels))
     xs = [at[0] for p in shown if (at := place(p))]
-    ys = [at[1].mean for p in shown if (at := place(p))]
+    least, most = style.span((at[1] for p in shown if (at := place(p))), positive=True)
     low, high = min([*xs, 0.1]) / 2, max([*xs, 4.0]) * 2
     for ax, members in zip(axes, plan.panels.values(), strict=True):
         ax.plot([low, 1, high], [low, 1, 1], color=style.INK, linewidth=1.8, zorder=1)
@@ -52,9 +52,9 @@ def draw(material: Material) -> Figure:
                 if index == 0 and load_of(point):
                     style.remark(ax, f"{load_of(point):g}", (x, estimate.mean), (5, -8))
         style.log_axis(ax, "x", [low, high])
-        style.log_axis(ax, "y", [min(ys), 1])
+        style.log_axis(ax, "y", [least, 1])
         ax.set_xlim(low, high)
-        ax.set_ylim(min(ys) / 2, 1.6)
+        ax.set_ylim(least / 2, max(1.6, most))
         ax.set_xlabel("arithmetic intensity / ridge point (ratio)")
         ax.set_ylabel("share of compute ceiling, MFU (ratio)")
     bars = style.uncertainty_note(at[1] for p in shown if (at := place(p)))

@@ -221,6 +221,12 @@ def errorbars(ax: Axes, xs: Sequence[float], estimates: Sequence[Estimate], styl
             )
 
 
+def span(estimates: Iterable[Estimate], *, positive: bool = False) -> tuple[float, float]:
+    """The least and the most that `errorbars` draws of them, ends of bars included; of what is `positive`, for a logarithmic axis."""
+    values = [value for e in estimates for value in (e.low, e.mean, e.high) if value > 0 or not positive]
+    return min(values), max(values)
+
+
 def remark(ax: Axes, text: str, at: tuple[float, float], offset: tuple[float, float] = (5, -8), **more: Any) -> None:
     """A small grey note beside a point."""
     ax.annotate(text, at, offset, textcoords="offset points", **{"fontsize": 7, "color": SOFT, **more})
