@@ -277,6 +277,11 @@ def test_copies_share_a_predicted_load_and_a_single_request_uses_one(fp8: Plan) 
     assert two["output_tokens_per_s_per_gpu"] == pytest.approx(half["output_tokens_per_s"])
     assert one["output_tokens_per_s"] < two["output_tokens_per_s"] < 2 * one["output_tokens_per_s"]
     assert two["tpot_p50_ms"] == pytest.approx(half["tpot_p50_ms"])
+    three, _ = predict(fp8, H100, load, concurrency=32, replicas=3, slo_ms={"ttft": two["ttft_p50_ms"], "e2e": 1e9})
+    assert two["output_tokens_per_s"] < three["output_tokens_per_s"], "11, 11 and 10 places take 33, 33 and 30 requests"
+    assert three["goodput_ratio"] >= 0.5
+    own = replace(load, slo_ms=np.tile([np.nan, np.nan, 1e-9], (96, 1)))
+    assert predict(fp8, H100, own, concurrency=32, replicas=2)[0]["goodput_ratio"] == 0
     single = fixed(4, 128, 32, vocab_size=100, seed=0)
     alone, spare = (predict(fp8, H100, single, concurrency=1, replicas=copies)[0] for copies in (1, 2))
     assert alone["output_tokens_per_s"] == spare["output_tokens_per_s"] == 2 * spare["output_tokens_per_s_per_gpu"]

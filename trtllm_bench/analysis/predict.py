@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from statistics import fmean
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from trtllm_bench.analysis.step_constants import StepConstants
 from trtllm_bench.analysis.step_model import StepModel, StepTime
@@ -31,7 +32,7 @@ from trtllm_engines.runtime.request import Request
 from trtllm_engines.runtime.sampling_params import SamplingParams
 from trtllm_engines.runtime.scheduler import Policy, Received, SchedulerConfig
 from trtllm_kernels.dialect.dtypes import nbytes
-from trtllm_results.metrics.requests import RequestLog, figures
+from trtllm_results.metrics.requests import SLO_NAMES, RequestLog, figures
 from trtllm_workloads.request import Workload
 
 RESERVE = 0.025
@@ -128,14 +129,16 @@ def predict(
     replicas: int = 1,
     constants: StepConstants | None = None,
     requests_first: bool = False,
+    slo_ms: Mapping[str, float] | None = None,
     on_steps: Callable[[list[tuple[StepShape, int]]], None] | None = None,
 ) -> tuple[dict[str, float], RequestLog]:
     """Figures of the run on as many of the GPU as the engine has ranks, and its requests. Raises `BenchError` when the model does not fit.
 
     `plans`: of each stage of a pipeline, in order. `constants`: the step model's, where they are not `hardware`'s. `requests_first`:
     predict a pipeline of an earlier engine (`cells.requests_first`).
-    `replicas` copies of the engine, each on GPUs of its own, take the requests in turn and share the places in flight. `on_steps` is given
-    the steps of each copy: what tells them apart, and how many there were.
+    `replicas` copies of the engine, each on GPUs of its own, share the places in flight and take requests in proportion to them.
+    `slo_ms`: limits of goodput, where not those that requests bring themselves. `on_steps` is given the steps of each copy: what tells them
+    apart, and how many there were.
     """
     stages = [plans] if isinstance(plans, Plan) else list(plans)
     plan = stages[0]
@@ -152,7 +155,8 @@ def predict(
     models = [StepModel(stage, hardware, constants=constants) for stage in stages]
     copies = min(replicas, concurrency, len(workload)) if concurrency else min(replicas, len(workload))
     logs, steps = [], []
-    for copy in range(copies):
+    shares = [[one for one in range(len(workload)) if one % (concurrency or copies) % copies == copy] for copy in range(copies)]
+    for copy, share in enumerate(shares):
         clock = Clock()
         runner = PredictedRunner(models, clock)
         kind = _RequestsFirst if requests_first else EngineLoop
@@ -160,14 +164,22 @@ def predict(
         costs = models[0].constants.step
         end_s, begin_s = (costs["end_us"] * 1e-6, costs["begin_us"] * 1e-6) if len(stages) > 1 else (0.0, 0.0)
         places = concurrency // copies + (copy < concurrency % copies) if concurrency else 0
-        logs.append(_drive(loop, clock, workload, range(copy, len(workload), copies), places, open_loop, end_s, begin_s))
+        logs.append(_drive(loop, clock, workload, share, places, open_loop, end_s, begin_s))
         steps.append(loop.log.rows())
         if on_steps is not None:
             on_steps(list(runner.shapes.values()))
     log = _joined(logs, replicas * plan.parallel.ranks)
-    known = figures(log)
+    known = figures(log, slo_ms or _own_slo_ms(workload, [one for share in shares for one in share]))
     known |= {"steps": float(sum(map(len, steps))), "step_mean_ms": fmean(map(mean_step_ms, steps))}
     return known, log
+
+
+def _own_slo_ms(workload: Workload, order: Sequence[int]) -> dict[str, npt.NDArray[np.float64]] | None:
+    """Limits that requests bring themselves, in this order of them; infinite where one has none. None where no request has any."""
+    if workload.slo_ms is None:
+        return None
+    limits = np.where(np.isnan(workload.slo_ms), np.inf, workload.slo_ms)[list(order)]
+    return {name: limits[:, place] for place, name in enumerate(SLO_NAMES)}
 
 
 def _joined(logs: Sequence[RequestLog], gpus: int) -> RequestLog:

@@ -143,6 +143,7 @@ def _row(
                 policy=cast(Policy, engine.policy),
                 kv_cache_fraction=engine.kv_cache_fraction,
                 replicas=engine.replicas,
+                slo_ms=spec.load.slo_ms or None,
             )
         except ValueError as problem:
             error = problem
