@@ -190,6 +190,9 @@ def test_gate_check_accept_and_history(capsys: pytest.CaptureFixture[str], tmp_p
     run(capsys, "gate", "accept", slow, "--baseline", base, "--note", "slower")
     code, out, _ = run(capsys, "gate", "history", "--baseline", base)
     assert (code, out.count("slower"), out.count("-5.0%")) == (0, 2, 4)
+    run(capsys, "gate", "accept", store(tmp_path / "longer", isl=2048), "--baseline", base, "--note", "longer")
+    code, out, _ = run(capsys, "gate", "history", "--baseline", base)
+    assert (code, out.count("longer"), out.count("slower"), out.count("…")) == (0, 2, 2, 0), "cells of earlier states stay, names whole"
 
 
 SCRIPT = """

@@ -143,18 +143,22 @@ def history(baseline: BaselineFile, config: Config = None, margin: Margins = Non
     """
     from trtllm_dashboards.tables import Column, plain_console, sentence, show
     from trtllm_results.gate import baseline as baselines
+    from trtllm_results.metrics.registry import common_words
 
     settings, stored = _settings(config, margin), baselines.load(baseline)
     console = plain_console()
     lines = baselines.history_records(stored, list(settings.margins))
-    columns = [Column("accepted", hoist=False), Column("revision", hoist=False), Column("cell"), Column("figure")]
+    shared, labels = common_words([str(line["cell"]) for line in lines])
+    lines = [line | {"cell": label} for line, label in zip(lines, labels, strict=True)]
+    title = f"baseline {stored.name}; values are geometric means of a session's runs" + (f": {shared}" if shared else "")
+    columns = [Column("accepted", hoist=False), Column("revision", hoist=False, priority=2), Column("cell", whole=True), Column("figure")]
     columns += [
         Column("value", kind="number"),
         Column("change", kind="percent"),
         Column("total", kind="percent"),
         Column("note", priority=1),
     ]
-    show(lines, columns, title=f"baseline {stored.name}; values are geometric means of a session's runs", console=console)
+    show(lines, columns, title=title, console=console)
     for text in baselines.drift(stored, settings):
         sentence(console, f"drift: {text}", "bold red")
 

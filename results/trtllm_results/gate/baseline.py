@@ -289,9 +289,10 @@ def drift(baseline: Baseline, config: GateConfig, candidate: Mapping[str, Measur
 
 
 def history_records(baseline: Baseline, figures: Sequence[str]) -> list[dict[str, Any]]:
-    """One flat record a (cell, figure, session): value, change to the session before, total change since the first (relative)."""
+    """One flat record a (cell, figure, session): value, change to the session before, total change since the first (relative). Cells of the
+    current state come first, then those that it has no more."""
     records = []
-    for key in baseline.current.cells:
+    for key in dict.fromkeys(key for entry in (baseline.current, *baseline.history) for key in entry.cells):
         for figure in figures:
             values: list[float] = []
             for entry in baseline.history:
