@@ -354,6 +354,11 @@ def test_a_cell_is_named_by_filters_or_its_key(store: Path) -> None:
     assert _names([find_cell(f"{store}@batch=8").row, other])[1] == one.label
     with pytest.raises(BenchError, match="names 2 cells; choose one with"):
         find_cell(str(store))
+    varied = replace(one.row, row_id="b" * 32, extra={"varied": {"burstiness": 0.5}}, stored_key="")
+    Store(store).append(replace(varied, repeat=1), replace(varied, row_id="c" * 32, repeat=2))
+    several = find_cell(f"{store}@batch=32")
+    assert several.label.endswith(" burstiness=0.5")
+    assert several.repeats == 3
     with pytest.raises(BenchError, match="names no measured cell"):
         find_cell(f"{store}@batch=5")
 

@@ -31,15 +31,16 @@ REQUESTS_FIRST = ("7275e4c", "29ae1e3", "600ecb2", "444f27e")
 
 @dataclass(frozen=True)
 class MeasuredCell:
-    """A row, the store it is from (None for a table file), and where its profile is (None without one)."""
+    """A row, the store it is from (None for a table file), and where its profile is (None without one). `repeats`: good ones of its cell."""
 
     row: Row
     store: Store | None
     profile: Path | None
+    repeats: int = 1
 
     @property
     def label(self) -> str:
-        return self.row.cell.label
+        return self.row.label
 
 
 def find_cell(text: str) -> MeasuredCell:
@@ -62,12 +63,12 @@ def find_cell(text: str) -> MeasuredCell:
     store = Store(path, create=False) if Path(path).is_dir() else None
     linked = next((str(one.extra["profile"]) for one in reversed(rows) if one.extra.get("profile")), "")
     folder = Path(path) / linked if linked and store is not None else None
-    return MeasuredCell(row, store, folder if folder is not None and folder.is_dir() else None)
+    return MeasuredCell(row, store, folder if folder is not None and folder.is_dir() else None, len(rows))
 
 
 def _names(rows: Iterable[Row]) -> list[str]:
     """Labels; of cells that have the same, with the revision that each was measured at."""
-    labels = [(row.cell.label, (row.environment.git_revision or "")[:7]) for row in rows]
+    labels = [(row.label, (row.environment.git_revision or "")[:7]) for row in rows]
     alike = Counter(label for label, _ in labels)
     return [f"{label} at {revision}" if alike[label] > 1 and revision else label for label, revision in labels]
 

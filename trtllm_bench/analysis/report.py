@@ -31,6 +31,7 @@ def cell_facts(cell: MeasuredCell, percentile: float) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "cell": cell.label,
         "key": cell.row.key,
+        "repeat": cell.row.repeat,
         "device": cell.row.environment.device,
         "output_tokens_per_s": cell.row.figures.get("output_tokens_per_s"),
         "output_tokens_per_s_at_ceilings": _at_ceilings(cell),
@@ -56,7 +57,7 @@ def difference_facts(a: MeasuredCell, b: MeasuredCell) -> dict[str, Any]:
 def all_facts(results: str) -> list[dict[str, Any]]:
     """What `report_all` says, as data: output tokens/s."""
     return [
-        {"cell": one.row.cell.label, "key": one.row.key, "measured": one.measured, "predicted": one.predicted, "error": one.error}
+        {"cell": one.row.label, "key": one.row.key, "measured": one.measured, "predicted": one.predicted, "error": one.error}
         for one in _checked(results)
     ]
 
@@ -64,7 +65,8 @@ def all_facts(results: str) -> list[dict[str, Any]]:
 def report_cell(cell: MeasuredCell, percentile: float, console: Console) -> None:
     found = breakdown(cell)
     rate = cell.row.figures.get("output_tokens_per_s", 0.0)
-    sentence(console, f"{cell.label} on {cell.row.environment.device}: {rate:,.1f} output tok/s", "bold")
+    which = f" in the last of {cell.repeats} runs" if cell.repeats > 1 else ""
+    sentence(console, f"{cell.label} on {cell.row.environment.device}: {rate:,.1f} output tok/s{which}", "bold")
     if (most := _at_ceilings(cell)) is not None:
         sentence(console, f"{rate / most:.0%} of the {most:,.1f} output tok/s that it would make if every op ran at its ceiling")
     source = "its profile" if found.source == "profile" else "its step log and the step model"
