@@ -146,8 +146,17 @@ def test_truncated_table_is_named(tmp_path: Path) -> None:
     Store(tmp_path).append(row())
     content = (tmp_path / "results.parquet").read_bytes()
     (tmp_path / "results.parquet").write_bytes(content[: len(content) // 2])
-    with pytest.raises(ResultsError, match=r"results\.parquet is not a readable Parquet file"):
+    with pytest.raises(ResultsError, match=r"results\.parquet is not a readable Parquet file.*results merge <new folder> .*results\.json"):
         Store(tmp_path).rows()
+
+
+def test_a_lost_table_is_told_before_anything_replaces_what_is_left_of_it(tmp_path: Path) -> None:
+    Store(tmp_path).record(row(), {"requests": {"ok": [True]}})
+    (tmp_path / "results.parquet").unlink()
+    for create in (True, False):
+        with pytest.raises(ResultsError, match=r"has a results\.json and no results\.parquet to go with it"):
+            Store(tmp_path, create=create)
+    assert len(read_rows(tmp_path / "results.json")) == len(list((tmp_path / "requests").iterdir())) == 1
 
 
 def test_merging_twice_adds_nothing(tmp_path: Path) -> None:

@@ -31,7 +31,8 @@ REQUESTS_FIRST = ("7275e4c", "29ae1e3", "600ecb2", "444f27e")
 
 @dataclass(frozen=True)
 class MeasuredCell:
-    """A row, the store it is from (None for a table file), and where its profile is (None without one). `repeats`: good ones of its cell."""
+    """A row, the store it is from (None for a table file), and where its profile is (None without one). `repeats`: how many good runs its
+    cell has."""
 
     row: Row
     store: Store | None

@@ -143,7 +143,9 @@ def report_all(results: str, console: Console) -> None:
     """Every cell of a store, or of its part (`RESULTS@precision=fp8`), measured and predicted."""
     checked = _checked(results)
     numbers = [Column(name, unit="tok/s", kind="number") for name in ("measured", "predicted")]
-    show(all_facts(results), [Column("cell", whole=True), *numbers, Column("error", "predicted - measured", kind="percent")], console=console)
+    show(
+        all_facts(results), [Column("cell", whole=True), *numbers, Column("error", "predicted - measured", kind="percent")], console=console
+    )
     console.print(f"median error {median_error(checked):.1%} over {len(checked)} cells")
 
 

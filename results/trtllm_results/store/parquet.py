@@ -125,7 +125,13 @@ def read_table(path: Path, columns: list[str] | None = None, side: bool = False)
     except ResultsError:
         raise
     except (pa.ArrowException, OSError, ValueError, KeyError, OverflowError, MemoryError) as error:
-        raise ResultsError(f"{path} is not a readable Parquet file (damaged or not Parquet)") from error
+        raise ResultsError(f"{path} is not a readable Parquet file (damaged or not Parquet){_elsewhere(path)}") from error
+
+
+def _elsewhere(path: Path) -> str:
+    """How to come by the rows of a store whose table is damaged: the same stand in the JSON file beside it."""
+    copy = path.with_suffix(".json")
+    return f"; {copy.name} beside it has its rows: trtllm-bench results merge <new folder> {copy}" if copy.is_file() else ""
 
 
 def _bounded(path: Path, file: Any, columns: list[str] | None) -> Iterator[pa.RecordBatch]:

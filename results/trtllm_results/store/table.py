@@ -67,6 +67,11 @@ class Store:
                 self.path.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise ResultsError(f"cannot create the result store {self.path}: {error.strerror}") from error
+        elif not (self.path / _TABLE).exists() and (self.path / _JSON).exists():
+            raise ResultsError(
+                f"{self.path} has a {_JSON} and no {_TABLE} to go with it, which a new one would replace; "
+                f"make a store of its rows: trtllm-bench results merge <new folder> {self.path / _JSON}"
+            )
         elif not create and not (self.path / _TABLE).exists():
             raise ResultsError(
                 f"{self.path} holds no {_TABLE}, so it is not a result store; name a folder written by sweep or results import"
