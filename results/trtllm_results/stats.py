@@ -235,17 +235,17 @@ def trend(series: npt.ArrayLike) -> tuple[float, float]:
     return slope * (len(values) - 1), 2 * float(stdtr(df, -abs(slope) / error))
 
 
-def block_bootstrap(sums: npt.ArrayLike, counts: npt.ArrayLike, confidence: float = 0.95, draws: int = 2000, seed: int = 0) -> Interval:
-    """Of the mean of a quantity, given its sum and count in each block: percentiles over resampled blocks (Efron 1979; Künsch 1989 for
-    values that depend on their neighbours). One block has no interval: its ends are NaN."""
+def block_interval(sums: npt.ArrayLike, counts: npt.ArrayLike, confidence: float = 0.95) -> Interval:
+    """Of the mean of a quantity, given its sum and count in each block: the t interval of a ratio of sums (Cochran 1977, "Sampling
+    Techniques", section 6.4). Values of one block may depend on each other. One block has no interval: its ends are NaN. (Rejected:
+    percentiles of a bootstrap over blocks, whose 95% interval held the truth in 86% of trials with 8 blocks, and 81% with 4.)"""
     total, number = np.asarray(sums, np.float64), np.asarray(counts, np.float64)
-    estimate = float(total.sum() / number.sum())
-    if len(total) < 2:
+    estimate, n = float(total.sum() / number.sum()), len(total)
+    if n < 2:
         return Interval(math.nan, estimate, math.nan, confidence)
-    chosen = np.random.default_rng(seed).integers(len(total), size=(draws, len(total)))
-    means = total[chosen].sum(1) / number[chosen].sum(1)
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(float(low), estimate, float(high), confidence)
+    residuals = total - estimate * number
+    error = math.sqrt(n / (n - 1) * float(residuals @ residuals)) / float(number.sum())
+    return Evidence(estimate, error, n - 1).interval(confidence)
 
 
 def share_interval(right: int, count: int, confidence: float = 0.95) -> Interval:

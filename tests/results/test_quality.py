@@ -15,21 +15,27 @@ from trtllm_results.metrics.quality import WindowSums, task_figures, text_figure
 from trtllm_results.metrics.registry import QUALITY
 from trtllm_results.record.environment import Environment
 from trtllm_results.record.row import Cell, Row
-from trtllm_results.stats import block_bootstrap, share_interval
+from trtllm_results.stats import block_interval, share_interval
 
 
-def test_a_bootstrap_over_blocks_covers_the_truth_as_often_as_it_says() -> None:
-    """Values of a block depend on each other; 95% intervals over 40 blocks hold the true mean in 90 to 99% of 200 trials."""
+@pytest.mark.parametrize("blocks", [40, 8, 3, 2])
+def test_an_interval_over_blocks_covers_the_truth_as_often_as_it_says(blocks: int) -> None:
+    """Values of a block depend on each other; 95% intervals over the blocks hold the true mean in 90 to 99% of 200 trials."""
     generator = np.random.default_rng(4)
-    counts = np.full(40, 25)
+    counts = generator.integers(20, 30, blocks)
     held = 0
     for _ in range(200):
-        sums = (generator.normal(1.0, 0.5, 40) + generator.normal(0, 1, (40, 25)).mean(1)) * 25
-        found = block_bootstrap(sums, counts, draws=400)
+        sums = (generator.normal(1.0, 0.5, blocks) + generator.normal(0, 1, (blocks, 25)).mean(1)) * counts
+        found = block_interval(sums, counts)
         held += found.low <= 1.0 <= found.high
     assert 180 <= held <= 198
-    assert block_bootstrap(sums, counts) == block_bootstrap(sums, counts)
-    assert math.isnan(block_bootstrap([3.0], [2]).low)
+    assert block_interval(sums, counts) == block_interval(sums, counts)
+    assert math.isnan(block_interval([3.0], [2]).low)
+
+
+def test_intervals_of_shares_and_divergences_stay_where_those_can_be() -> None:
+    found = text_figures(WindowSums(np.full(2, 9.0), np.full(2, 9.0), np.array([0.0, 9.0]), np.array([0.0, 9.0])))
+    assert (found["kl_divergence_low"], found["top1_agreement_low"], found["top1_agreement_high"]) == (0, 0, 1)
 
 
 def test_a_share_has_wilsons_interval() -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from trtllm_results.stats import Interval, block_bootstrap, share_interval
+from trtllm_results.stats import Interval, block_interval, share_interval
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -32,14 +32,14 @@ class WindowSums:
 
 def text_figures(sums: WindowSums) -> dict[str, float]:
     """Figures of a text by name; those against a reference only where there is one."""
-    figures = _figures("perplexity", block_bootstrap(sums.loss, sums.tokens), _exp)
+    figures = _figures("perplexity", block_interval(sums.loss, sums.tokens), _exp)
     figures["accuracy_tokens"] = float(sums.tokens.sum())
     if sums.reference_loss is not None:
-        figures |= _figures("perplexity_change", block_bootstrap(sums.loss - sums.reference_loss, sums.tokens), lambda mean: _exp(mean) - 1)
+        figures |= _figures("perplexity_change", block_interval(sums.loss - sums.reference_loss, sums.tokens), lambda mean: _exp(mean) - 1)
     if sums.divergence is not None:
-        figures |= _figures("kl_divergence", block_bootstrap(np.maximum(sums.divergence, 0.0), sums.tokens))
+        figures |= _figures("kl_divergence", block_interval(np.maximum(sums.divergence, 0.0), sums.tokens), lambda mean: max(mean, 0.0))
     if sums.agreed is not None:
-        figures |= _figures("top1_agreement", block_bootstrap(sums.agreed, sums.tokens))
+        figures |= _figures("top1_agreement", block_interval(sums.agreed, sums.tokens), lambda mean: min(max(mean, 0.0), 1.0))
     return figures
 
 
