@@ -58,10 +58,23 @@ SHEETS: Mapping[str, Sheet] = {
 }
 
 
+OTHER_BOARDS = frozenset({"PCIE", "NVL", "40GB"})
+"""Words in the names of boards that have a sheet's die and other rates: an H100 PCIe reads 2.0 TB/s and not 3.35, an A100 of 40 GB 1.56."""
+
+
 def gpu_class(name: str) -> str:
     """`NVIDIA H100 80GB HBM3` -> `H100`; the name itself when it is not one that figures were published for."""
-    words = name.upper().replace("-", " ").replace("_", " ").split()
+    words = _words(name)
     return next((gpu for gpu in GPU_CLASSES if gpu in words), name)
+
+
+def has_sheet_rates(name: str) -> bool:
+    """Whether the data sheet of the GPU's class gives the rates of this board, by the name that its driver gives it."""
+    return gpu_class(name).lower() in SHEETS and not OTHER_BOARDS.intersection(_words(name))
+
+
+def _words(name: str) -> list[str]:
+    return name.upper().replace("-", " ").replace("_", " ").split()
 
 
 def sheet_of(name: str) -> Sheet | None:

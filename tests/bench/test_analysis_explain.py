@@ -25,7 +25,7 @@ from trtllm_bench.analysis.step_model import PipelineModel, StepModel, step_mode
 from trtllm_bench.errors import BenchError
 from trtllm_bench.profiling.record import CellProfile as Profiled
 from trtllm_bench.roofline.counts import PlanCounter, StepShape
-from trtllm_bench.roofline.hardware import GPUS, Hardware, published, published_for
+from trtllm_bench.roofline.hardware import GPUS, Hardware, ceilings_for, published, published_for
 from trtllm_engines.compiler.compile import compile_model
 from trtllm_engines.compiler.plan import ParallelLayout, Plan, Profile
 from trtllm_engines.models.presets import preset_config
@@ -252,6 +252,11 @@ def test_more_hardware_is_never_slower(fp8: Plan, bf16: Plan) -> None:
     assert named.name == "h100"
     assert published_for("GeForce") is None
     assert published_for("NVIDIA RTX A1000") is None, "no A100"
+    pcie = Environment(gpu="NVIDIA H100 PCIe", driver="1")
+    with pytest.raises(BenchError, match="no ceilings of NVIDIA H100 PCIe are known; run trtllm-bench ceilings there"):
+        hardware_of(pcie)
+    assert ceilings_for(pcie)[0] is None
+    assert hardware_of(replace(pcie, gpu="NVIDIA A100-SXM4-80GB")).name == "a100"
 
 
 def test_a_predicted_run_serves_every_token_through_the_real_batcher(fp8: Plan) -> None:

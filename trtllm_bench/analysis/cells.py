@@ -19,6 +19,7 @@ from trtllm_engines.models.presets import resolve_model
 from trtllm_engines.quantization.precision import canonical
 from trtllm_engines.quantization.registry import MIXED, definition
 from trtllm_engines.quantization.scheme import WIDE
+from trtllm_results.gpus import has_sheet_rates
 from trtllm_results.record.environment import Environment
 from trtllm_results.record.row import Cell, Row
 from trtllm_results.store.selection import keep, path_and_filters
@@ -152,7 +153,7 @@ def hardware_of(environment: Environment) -> Hardware:
     limit = environment.power_limit_w or (sheet.power_w if sheet else 0.0)
     if measured is not None:
         return replace(Hardware.of(measured), memory_bytes=memory, power_w=limit)
-    if sheet is None:
+    if sheet is None or not has_sheet_rates(environment.gpu):
         name = environment.device or "the device of this row"
         raise BenchError(f"no ceilings of {name} are known; run trtllm-bench ceilings there, on the machine that measured the cell")
     return replace(sheet, memory_bytes=memory, power_w=limit)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from trtllm_bench.errors import BenchError
 from trtllm_bench.roofline.ceilings import Ceilings, cached
 from trtllm_bench.roofline.counts import OpCost
-from trtllm_results.gpus import ACHIEVABLE_BYTES, ACHIEVABLE_FLOPS, SHEETS, gpu_class
+from trtllm_results.gpus import ACHIEVABLE_BYTES, ACHIEVABLE_FLOPS, SHEETS, gpu_class, has_sheet_rates
 from trtllm_results.record.environment import Environment
 
 LINK_ROW_ELEMENTS = 8192
@@ -109,7 +109,7 @@ def ceilings_for(environment: Environment) -> tuple[Hardware | None, list[str]]:
     measured = cached(environment)
     if measured is not None:
         return Hardware.of(measured), []
-    hardware = published_for(environment.gpu)
+    hardware = published_for(environment.gpu) if has_sheet_rates(environment.gpu) else None
     if hardware is None:
         return None, ["no ceilings are known for this device; measure them with trtllm-bench ceilings"]
     return hardware, [
