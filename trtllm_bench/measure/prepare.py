@@ -7,7 +7,8 @@ from pathlib import Path
 
 from trtllm_bench.errors import BenchError
 from trtllm_bench.measure.workload import workload_of
-from trtllm_bench.spec.measurement import EngineSpec, MeasurementSpec
+from trtllm_bench.spec.knobs import knobs_of
+from trtllm_bench.spec.measurement import EngineSpec, MeasurementSpec, ServerSpec
 from trtllm_bench.targets.registry import runs_on_gpu, target_kind
 from trtllm_workloads.request import Workload
 
@@ -30,6 +31,8 @@ def with_model(spec: MeasurementSpec) -> MeasurementSpec:
             )
         if engine.page_size is not None:
             raise BenchError("--engine-dir already says the page size; leave --page-size out, or give --model instead")
+        if engine.weights is not None:
+            raise BenchError("--engine-dir already has its weights; leave --weights out, or swap them with trtllm-bench refit")
         return spec
     if target_kind(spec.target).names_its_model:
         return spec
@@ -42,6 +45,16 @@ def with_model(spec: MeasurementSpec) -> MeasurementSpec:
 
         precision = canonical(precision)
     return replace(spec, engine=replace(engine, model=model, precision=precision))
+
+
+def check_server_flags(*specs: MeasurementSpec) -> None:
+    """Raises `BenchError` for what only a server would be asked, where none of the targets is one."""
+    if any(target_kind(spec.target).names_its_model for spec in specs):
+        return
+    for spec in specs:
+        for one in knobs_of(ServerSpec):
+            if one.name != "tokenizer" and getattr(spec.server, one.name) != one.default:
+                raise BenchError(f"{'/'.join(one.flags)} says how to ask a server, and the target is {spec.target}; leave it out")
 
 
 def _default_precision(model: str, gpu: bool) -> str:
@@ -77,6 +90,7 @@ def misfit(spec: MeasurementSpec, longest: int) -> str:
 def prepare(spec: MeasurementSpec, least: int, per_place: int) -> tuple[MeasurementSpec, Workload]:
     """One measurement, complete and checked, with its requests: `per_place` of them for each sequence in flight, at least `least`,
     where it was not said how many. Raises the components' errors."""
+    check_server_flags(spec)
     spec = with_model(spec).with_defaults(least, per_place)
     target_kind(spec.target).check(spec)
     workload = workload_of(spec)

@@ -20,7 +20,7 @@ from trtllm_bench.errors import BenchError, RunFailure
 from trtllm_bench.load.control_variate import Run
 from trtllm_bench.load.saturation import MAX_STEPS, RAMP_UP, Probe, Saturation, Search, find_saturation
 from trtllm_bench.measure.place import open_store
-from trtllm_bench.measure.prepare import misfit, sized, with_model
+from trtllm_bench.measure.prepare import check_server_flags, misfit, sized, with_model
 from trtllm_bench.measure.report import check_report, write_json
 from trtllm_bench.measure.rows import RowMaker, cell_of, keep
 from trtllm_bench.measure.session import Measurement, Session, open_session
@@ -68,6 +68,7 @@ def run(settings: Settings) -> Saturation:
     """Searches, prints each probe and the answer. Raises the components' errors."""
     console = plain_console()
     check_report(settings.report_json)
+    check_server_flags(settings.spec)
     spec = with_model(settings.spec)
     target_kind(spec.target).check(spec)
     settings = replace(settings, spec=spec)

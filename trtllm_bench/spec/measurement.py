@@ -205,6 +205,8 @@ class WorkloadSpec:
             raise BenchError("--replay needs --dataset, whose times it sends at")
         if self.time_scale != 1 and self.dataset is None:
             raise BenchError("--time-scale multiplies a dataset's times; give --dataset too")
+        if self.skip_bad_rows and self.dataset is None:
+            raise BenchError("--skip-bad-rows leaves out a dataset's rows; give --dataset too")
         if self.burstiness != 1 and not self.request_rate:
             raise BenchError("--burstiness shapes the gaps of --request-rate; give both")
         if self.duration is not None and not self.request_rate:

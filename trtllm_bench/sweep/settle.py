@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from trtllm_bench.errors import LayoutError
-from trtllm_bench.measure.prepare import misfit, sized, with_model
+from trtllm_bench.measure.prepare import check_server_flags, misfit, sized, with_model
 from trtllm_bench.measure.workload import workload_of
 from trtllm_bench.spec.measurement import MeasurementSpec
 from trtllm_bench.sweep.spec import GridPoint, SweepSpec
@@ -18,6 +18,7 @@ def settled(spec: SweepSpec) -> list[list[GridPoint]]:
 
     Where this machine can run some layouts, points of the others are `refused` with the reason.
     """
+    check_server_flags(*(point.spec for point in spec.points))
     engines = [[replace(point, spec=with_model(point.spec)) for point in points] for points in spec.engines()]
     unfit = {index: error for index, points in enumerate(engines) if (error := _unfit(points[0].spec))}
     if len(unfit) == len(engines):
