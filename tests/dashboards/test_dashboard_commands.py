@@ -47,6 +47,9 @@ def test_dashboard_writes_one_file(store: Path, tmp_path: Path) -> None:
     [
         (["plot", "pie", "STORE"], "there is no plot 'pie'"),
         (["plot", "throughput"], "no results named"),
+        (["plot", "throughput", "STORE", "--by", "batch"], "plot throughput does not take --by"),
+        (["plot", "all", "STORE", "--x", "batch"], "plot all does not take --x"),
+        (["plot", "repeats", "STORE", "--col", "batch"], "plot repeats does not take --col"),
         (["plot", "throughput", "nowhere"], "no results at nowhere"),
         (["plot", "throughput", "STORE", "--where", "precision=fp64"], "no row passes precision=fp64"),
         (["plot", "throughput", "STORE", "--format", "bmp"], "cannot write figures as 'bmp'"),

@@ -136,6 +136,8 @@ def test_the_arms_of_a_gate_are_compared_as_any_split(capsys: pytest.CaptureFixt
         (("compare", "A", "A", "--sort", "colour"), "no such column"),
         (("compare", "A", "--by", "precision"), "nothing to compare by precision"),
         (("compare", "A", "--against", "folklore"), "only 'published'"),
+        (("compare", "A", "--pareto", "--by", "batch"), "--by is for comparing result sets, and --pareto is another table"),
+        (("compare", "A", "--pareto", "--accuracy"), "--accuracy and --pareto are tables of their own; give one of them"),
         (("results", "show", "A", "zzz"), "no cell of"),
         (("results", "export", "A", "x.doc"), "writes .csv"),
         (("results", "import", "new", "A/results.json"), "not a result file of"),

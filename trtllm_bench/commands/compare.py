@@ -52,6 +52,13 @@ def command(
         raise ResultsError(f"--format {output}: choose table, markdown, csv or json")
     if against not in ("", "published"):
         raise ResultsError(f"--against {against}: only 'published' is known; name a second store to compare with it")
+    tables = [flag for flag, asked in (("--against", against), ("--accuracy", accuracy), ("--pareto", pareto)) if asked]
+    if len(tables) > 1:
+        raise ResultsError(f"{' and '.join(tables)} are tables of their own; give one of them")
+    of_sets = (("--by", by), ("--figure", figure), ("--ignore", ignore), ("--across-gpus", across_gpus), ("--sort", sort and not against))
+    for flag, asked in of_sets if tables else ():
+        if asked:
+            raise ResultsError(f"{flag} is for comparing result sets, and {tables[0]} is another table; leave one of them out")
     sets = [selection.load_set(spec) for spec in results]
     sets = [selection.ResultSet(one.name, tuple(selection.keep(one.rows, where or []))) for one in sets]
     if not any(one.rows for one in sets):

@@ -46,6 +46,10 @@ def command(
         kind, results = "axes", [kind, *(results or [])] if kind else results
     if kind != "all" and kind not in KINDS:
         raise DashboardError(f"there is no plot '{kind}'; choose all or one of {', '.join(KINDS)}")
+    fields_given = {"--x": x, "--y": y, "--by": by, "--row": row, "--col": col}
+    taken = set(fields_given) if kind == "axes" or (kind == "all" and x and y) else {"--y"} if kind in ("repeats", "all") else set()
+    if ignored := next((flag for flag, given in fields_given.items() if given and flag not in taken), ""):
+        raise DashboardError(f"plot {kind} does not take {ignored}, which is for a figure of --x against --y; leave it out, or give both")
     if not results and kind in ("all", "published") and (shipped := recorded()) is not None:
         results = [str(shipped)]
         typer.echo(f"no results named, so those of {shipped} are drawn")
