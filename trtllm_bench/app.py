@@ -40,6 +40,8 @@ PANELS = {
 
 ENDLESS = ("request_rate",)
 """Options that may be infinite, and are checked where they are read: vLLM writes so that all requests come at once."""
+TEXTS = ("prompts",)
+"""Parameters that may be an empty text: models answer a prompt of nothing but their first token."""
 
 
 class CommandFolder(MutableMapping[str, Any]):
@@ -148,7 +150,8 @@ def _finished(command: Any, path: str) -> None:
         if param.param_type_name == "argument":
             param.metavar = (param.metavar or param.name.upper()).strip("[].")
         _name_type(param)
-        _refuse_empty(param)
+        if param.name not in TEXTS:
+            _refuse_empty(param)
     add_other_names(command, path)
     if command.callback is not None:
         command.callback = _with_numbers_checked(command)

@@ -38,6 +38,7 @@ def test_help_lists_every_command_once(capsys: pytest.CaptureFixture[str]) -> No
         (["sweep", "--repeats", "many"], "--repeats"),
         (["sweep", "--target", "null", "--out", ""], "--out is empty; give a value, or leave it out"),
         (["compare", "runs/a", ""], "RESULTS is empty; give a value, or leave it out"),
+        (["generate", "--engine-dir", "nowhere.engine", ""], "nowhere.engine"),
         (["throughput", "--isl", "0"], "--isl"),
         (["throughput", "--osl", "-3"], "--osl"),
         (
