@@ -11,10 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trtllm_dashboards.html.comparison import compared
 from trtllm_results.compare import published
 from trtllm_results.compare import report as compare_text
 from trtllm_results.compare.align import compare, fronts, pareto
 from trtllm_results.errors import ResultsError
+from trtllm_results.gate.baseline import measured_cells
 from trtllm_results.metrics.registry import brief
 from trtllm_results.record.environment import Environment
 from trtllm_results.record.row import Cell, Row
@@ -115,6 +117,9 @@ def test_bad_input_is_one_sentence_each() -> None:
             compare(sets(rows(BASE), rows([100.0, bad])))
     with pytest.raises(ResultsError, match="two result sets"):
         compare(sets(rows(BASE), rows(BASE))[:1])
+    for some in (sets([], rows(BASE)), sets(rows(BASE), [])):
+        with pytest.raises(ResultsError, match="has no result to compare; name another set, or another filter"):
+            compare(some)
     beside = compare(sets(rows(BASE, 1) + rows(BASE, 8), rows(BASE, 1) + rows([100.0, 0.0], 8)))
     assert [change.cell["batch"] for change in beside.changes] == [1], "a zero costs its own cell"
     assert "is 0; a measurement like that cannot be compared" in beside.left_out[0][1]
@@ -122,6 +127,16 @@ def test_bad_input_is_one_sentence_each() -> None:
         compare(sets(rows(BASE), rows(BASE)), ["speed"])
     with pytest.raises(ResultsError, match="not a field cells are aligned by"):
         compare(sets(rows(BASE), rows(BASE)), ignore=["colour"])
+
+
+def test_predictions_are_neither_ours_beside_published_figures_nor_a_baseline() -> None:
+    predicted, measured = rows(33_000.0, 2048, num_requests=8192, target="predicted"), rows(31_000.0, 2048, num_requests=8192)
+    assert {one.ours_tokens_per_s for one in published.beside(predicted + measured)} == {31_000.0}
+    for refused in (lambda: published.beside(predicted), lambda: measured_cells(predicted)):
+        with pytest.raises(ResultsError, match="predictions"):
+            refused()
+    assert compared({"predicted": predicted, "a": measured, "b": measured}) is not None
+    assert compared({"predicted": predicted, "a": measured}) is None
 
 
 def test_across_gpus_notes_what_differs() -> None:

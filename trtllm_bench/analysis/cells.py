@@ -80,6 +80,8 @@ def plans_of(row: Row, precision: str | None = None, kv_dtype: str | None = None
     today; where the row's revision is one of an earlier engine, with all rows in the last layer, as that had. Raises `BenchError` for a
     target that is not ours."""
     cell = row.cell
+    if row.predicted:
+        raise BenchError(f"{row.label} is a prediction and no run; explain looks into runs")
     if not is_own(cell.target):
         raise BenchError(f"{cell.label} was served by {cell.target}, of which nothing is known inside; explain works on our own engine")
     settings = cell.settings

@@ -20,7 +20,8 @@ ORDER = {"slower": 0, "worse": 0, "faster": 1, "better": 1, "same": 3}
 
 def compared(sets: RowSets) -> dict[str, Any] | None:
     """Changes for JSON, losses first, and how many cells have which verdict on throughput; None where the sets share no cell."""
-    named = [ResultSet(name, tuple(row for row in rows if not row.predicted)) for name, rows in sets.items()]
+    measured = {name: tuple(row for row in rows if not row.predicted) for name, rows in sets.items()}
+    named = [ResultSet(name, rows) for name, rows in measured.items() if rows]
     if len(named) < 2:
         return None
     rows = [row for one in named for row in one.rows if row.status == "ok"]

@@ -182,6 +182,9 @@ def _label(rows: Sequence[Row]) -> str:
 
 
 def _nothing_in_common(first: ResultSet, second: ResultSet, a: Mapping[Key, Any], b: Mapping[Key, Any]) -> str:
+    for one, cells in ((first, a), (second, b)):
+        if not cells:
+            return f"{one.name} has no result to compare; name another set, or another filter"
     names = [name for name, _ in next(iter(a))]
     apart = [name for name in names if not {dict(k).get(name) for k in a} & {dict(k).get(name) for k in b}]
     why = f"they differ in {', '.join(apart)}" if apart else "no combination of settings occurs in both"

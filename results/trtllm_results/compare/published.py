@@ -190,8 +190,13 @@ def _points() -> Iterator[Published]:
 
 
 def beside(rows: Iterable[Row], published: Sequence[Published] | None = None) -> list[Beside]:
-    """Each published figure that has a counterpart in `rows`, same GPU first. Raises `ResultsError` when nothing matches."""
+    """Each published figure that has a counterpart in `rows`, same GPU first; predictions are none. Raises `ResultsError` when nothing
+    matches."""
     published = load() if published is None else published
+    every = list(rows)
+    rows = [row for row in every if not row.predicted]
+    if every and not rows:
+        raise ResultsError("these results are predictions, and ours beside published figures is what was measured; measure the cells")
     groups: dict[tuple[str, str, str, int, int, int], list[Row]] = {}
     for row in rows:
         if row.status == "ok" and row.figures.get("output_tokens_per_s", 0) > 0 and row.cell.gpus == row.cell.tp:

@@ -98,6 +98,10 @@ def measured_cells(rows: Sequence[Row]) -> tuple[dict[str, Measured], Environmen
     ok = [row for group in newest(rows) for row in group]
     if not ok:
         raise ResultsError("there is no successful measurement among these results; nothing can be judged")
+    if any(row.predicted for row in ok):
+        raise ResultsError(
+            "the gate judges measurements, and there are predictions among these; leave them out: results export --where target=native"
+        )
     refuse_if_different([row.environment for row in ok])
     varied = varied_in(ok)
     groups: dict[str, list[Row]] = {}

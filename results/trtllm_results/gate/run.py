@@ -162,7 +162,8 @@ def refuse_if_different(environments: Sequence[Environment]) -> None:
     for name in MUST_MATCH:
         seen = dict.fromkeys(str(getattr(environment, name)) for environment in environments)
         if len(seen) > 1:
-            raise ResultsError(f"the runs to compare differ in {name} ({' and '.join(seen)}); measure both under the same conditions")
+            values = " and ".join(one or "none" for one in seen)
+            raise ResultsError(f"the runs to compare differ in {name} ({values}); measure both under the same conditions")
 
 
 def throttled(environments: Sequence[Environment], figures: Sequence[Mapping[str, float]]) -> str:
