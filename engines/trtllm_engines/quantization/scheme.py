@@ -149,12 +149,12 @@ class QuantPlan:
     """Of everything that is not quantized."""
     kv: KvScheme
     rules: tuple[ModuleRule, ...] = field(default=())
-    context_attention: str = WIDE
-    """What attention of prompts multiplies, of `CONTEXT_ATTENTION`."""
     source: str = ""
     """Where it comes from, for people: `precision fp8`, or the file of the checkpoint."""
     smaller_groups: bool = False
     """Whether a weight whose rows the groups do not divide has smaller ones: where the name of a precision asks for groups, not codes."""
+    context_attention: str = WIDE
+    """What attention of prompts multiplies, of `CONTEXT_ATTENTION`."""
 
     @property
     def wide(self) -> QuantScheme:
