@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,8 +29,10 @@ def test_the_h100s_constants_are_its_own(name: str) -> None:
 def test_the_h200s_constants_are_of_todays_engine_and_those_of_its_earlier_runs_the_h100s() -> None:
     today, earlier = constants_for("NVIDIA H200"), constants_for("NVIDIA H200", "29ae1e3c0de")
     assert (today.gpu, today.fitted, today.earlier, today.engine) == ("h200", True, False, "")
-    assert constants_for("NVIDIA H200", "444f27e1234") is constants_for("NVIDIA H200", "0123456") is today
-    assert (earlier.gpu, earlier.fitted, earlier.earlier) == ("h100", False, True)
+    assert constants_for("NVIDIA H200", "523b8c61234") is constants_for("NVIDIA H200", "0123456") is today
+    assert not today.requests_first
+    assert constants_for("NVIDIA H200", "444f27e1234") == replace(today, requests_first=True)
+    assert (earlier.gpu, earlier.fitted, earlier.earlier, earlier.requests_first) == ("h100", False, True, True)
     assert earlier.note == "the step model's constants are not fitted to NVIDIA H200: they are the H100's"
     assert "GEMV" in earlier.engine
 
@@ -87,7 +90,8 @@ def test_a_curve_is_met_at_its_points_and_scales_with_ranks() -> None:
         (lambda text: text.replace("value = 16.0", 'value = "16"'), r"step\.between_us must have value, unit, .*must be a number"),
         (lambda text: text + "[", "cannot be read as TOML"),
         (lambda text: text.replace("row_elements", "elements"), "all_reduce must have gpus, row_elements, bytes, us"),
-        (lambda text: text.replace("earlier = true", ""), "engine must have earlier, revisions, what"),
+        (lambda text: text.replace("earlier = true", ""), "engine must have earlier, revisions, requests_first, what"),
+        (lambda text: text.replace('["29ae1e3"', '["1234567"'), "requests_first may list only revisions of the engine"),
     ],
 )
 def test_damaged_constants_are_refused(change: object, message: str, tmp_path: Path) -> None:

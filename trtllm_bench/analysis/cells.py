@@ -26,8 +26,6 @@ from trtllm_results.store.selection import keep, path_and_filters
 from trtllm_results.store.table import Store, read_rows
 
 SHOWN = 6
-REQUESTS_FIRST = ("7275e4c", "29ae1e3", "600ecb2", "444f27e")
-"""Revisions of recorded pipeline runs for which `requests_first` holds."""
 
 
 @dataclass(frozen=True)
@@ -98,11 +96,6 @@ def plans_of(row: Row, precision: str | None = None, kv_dtype: str | None = None
 def layout_of(cell: Cell) -> ParallelLayout:
     """The layout of one copy of the engine."""
     return ParallelLayout(cell.tp, cell.pp, int(cell.settings.get("nnodes") or 1))
-
-
-def requests_first(row: Row) -> bool:
-    """Whether the run's engine launched the next step of a pipeline only after it had handled the requests that ended in the last."""
-    return row.environment.git_revision.startswith(REQUESTS_FIRST)
 
 
 def constants_of(row: Row) -> StepConstants:

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from trtllm_bench.analysis.cells import constants_of, hardware_of, plans_of, requests_first
+from trtllm_bench.analysis.cells import constants_of, hardware_of, plans_of
 from trtllm_bench.analysis.predict import predict
 from trtllm_bench.errors import BenchError
 from trtllm_bench.roofline.hardware import Hardware
@@ -59,7 +59,6 @@ def _checked(repeats: Sequence[Row], hardware: Hardware | None) -> Checked | Non
             kv_cache_fraction=float(settings.get("kv_cache_fraction") or 0.9),
             replicas=cell.replicas,
             constants=constants_of(row),
-            requests_first=requests_first(row),
         )
     except EngineError:
         return None

@@ -92,7 +92,7 @@ class PredictedStep:
 
 
 class _RequestsFirst(EngineLoop):
-    """The engine loop of pipelines up to 444f27e, which launched the next step only after handling the requests that ended in the last."""
+    """The engine loop of runs for which `StepConstants.requests_first` holds."""
 
     def _go_on(self, step: int, received: Received) -> None:
         pass
@@ -128,14 +128,12 @@ def predict(
     kv_cache_fraction: float = 0.9,
     replicas: int = 1,
     constants: StepConstants | None = None,
-    requests_first: bool = False,
     slo_ms: Mapping[str, float] | None = None,
     on_steps: Callable[[list[tuple[StepShape, int]]], None] | None = None,
 ) -> tuple[dict[str, float], RequestLog]:
     """Figures of the run on as many of the GPU as the engine has ranks, and its requests. Raises `BenchError` when the model does not fit.
 
-    `plans`: of each stage of a pipeline, in order. `constants`: the step model's, where they are not `hardware`'s. `requests_first`:
-    predict a pipeline of an earlier engine (`cells.requests_first`).
+    `plans`: of each stage of a pipeline, in order. `constants`: the step model's, where they are not `hardware`'s.
     `replicas` copies of the engine, each on GPUs of its own, share the places in flight and take requests in proportion to them.
     `slo_ms`: limits of goodput, where not those that requests bring themselves. `on_steps` is given the steps of each copy: what tells them
     apart, and how many there were.
@@ -153,14 +151,14 @@ def predict(
         len(stages),
     )
     models = [StepModel(stage, hardware, constants=constants) for stage in stages]
+    loop_type = _RequestsFirst if models[0].constants.requests_first else EngineLoop
     copies = min(replicas, concurrency, len(workload)) if concurrency else min(replicas, len(workload))
     logs, steps = [], []
     shares = [[one for one in range(len(workload)) if one % (concurrency or copies) % copies == copy] for copy in range(copies)]
     for copy, share in enumerate(shares):
         clock = Clock()
         runner = PredictedRunner(models, clock)
-        kind = _RequestsFirst if requests_first else EngineLoop
-        loop = kind(runner, config, vocab_size=plan.config.vocab_size, clock=clock)
+        loop = loop_type(runner, config, vocab_size=plan.config.vocab_size, clock=clock)
         costs = models[0].constants.step
         end_s, begin_s = (costs["end_us"] * 1e-6, costs["begin_us"] * 1e-6) if len(stages) > 1 else (0.0, 0.0)
         places = concurrency // copies + (copy < concurrency % copies) if concurrency else 0

@@ -4,7 +4,7 @@ A GPU without a file is predicted with the H100's constants, and what its data s
 
 Constants are also of an engine: the H200's follow its kernels of today, the H100's those of the revisions that ran there. A recorded run
 takes the constants of its revision (`[engine]` lists them). So an earlier run on an H200 is held against the H100's constants, and not
-against kernels that it did not have.
+against kernels that it did not have. `[engine]` also lists the revisions whose pipelines ran in another order (`requests_first`).
 
 Constants of quantized GEMMs (`QUANTIZED`), whose kernels are not cuBLASLt's, follow runs of one GPU only, the H200. A plan with such GEMMs
 is predicted with the whole of that GPU's file on any GPU; `note` says so.
@@ -60,7 +60,7 @@ QUANTIZED_GPU = "h200"
 FIELDS = ("value", "unit", "what", "record", "command")
 LINKS = ("gpus", "row_elements", "bytes", "us", "copy_bytes_per_s", "what", "record", "command")
 """Fields of the section `all_reduce`, a curve as `trtllm-bench ceilings` measures it."""
-ENGINE = ("earlier", "revisions", "what")
+ENGINE = ("earlier", "revisions", "requests_first", "what")
 """Fields of the section `engine`."""
 
 
@@ -74,6 +74,9 @@ class StepConstants:
     """Of an engine with a GEMV at one token, rope in a kernel of its own, and all rows in the last layer."""
     revisions: tuple[str, ...]
     """Short ones, of the runs recorded with that engine."""
+    requests_first: bool
+    """Whether the engine's pipelines launched the next step only after the host had handled the requests that ended in the last. Today the
+    next step comes first."""
     engine: str
     """What is to be said of that engine; "" of today's."""
     bandwidth_share: Mapping[str, float]
@@ -103,13 +106,25 @@ def constants_for(device: str, revision: str = "", quantized: bool = False) -> S
     name = device.lower().replace(" ", "")
     files = sorted(FOLDER.glob("*.toml"))
     gpu = next((path.stem for path in files if path.stem in name), DEFAULT_GPU)
-    ran = (path.stem for path in files if revision and revision.startswith(_read(path, "").revisions))
+    ran = (path.stem for path in files if _lists(path, "revisions", revision))
     gpu = next(ran, QUANTIZED_GPU if quantized else gpu)
-    return _read(FOLDER / f"{gpu}.toml", "" if gpu in name else device)
+    path = FOLDER / f"{gpu}.toml"
+    return _read(path, "" if gpu in name else device, _lists(path, "requests_first", revision))
+
+
+def _lists(path: Path, field: str, revision: str) -> bool:
+    """Whether a list of short revisions in the section `engine` holds `revision`."""
+    return bool(revision) and revision.startswith(tuple(_engine(path)[field]))
 
 
 @cache
-def _read(path: Path, stands_for: str) -> StepConstants:
+def _engine(path: Path) -> Mapping[str, Any]:
+    engine: Mapping[str, Any] = read_file(path)["engine"]
+    return engine
+
+
+@cache
+def _read(path: Path, stands_for: str, requests_first: bool) -> StepConstants:
     data = read_file(path)
     gpu = str(data["gpu"])
     quantized = data if gpu == QUANTIZED_GPU else read_file(path.with_name(f"{QUANTIZED_GPU}.toml"))
@@ -124,6 +139,7 @@ def _read(path: Path, stands_for: str) -> StepConstants:
         fitted=not stands_for,
         earlier=engine["earlier"],
         revisions=tuple(engine["revisions"]),
+        requests_first=requests_first,
         engine=engine["what"],
         note=note,
         all_reduce=curve,
@@ -153,6 +169,6 @@ def read_file(path: Path) -> Mapping[str, Any]:
     if not isinstance(links, dict) or set(links) != set(LINKS) or len(links["bytes"]) != len(links["us"]):
         raise BenchError(f"{path}: all_reduce must have {', '.join(LINKS)}, and as many us as bytes")
     engine = data.get("engine")
-    if not isinstance(engine, dict) or set(engine) != set(ENGINE) or not isinstance(engine["revisions"], list):
-        raise BenchError(f"{path}: engine must have {', '.join(ENGINE)}, and its revisions must be a list")
+    if not isinstance(engine, dict) or set(engine) != set(ENGINE) or not set(engine["requests_first"]) <= set(engine["revisions"]):
+        raise BenchError(f"{path}: engine must have {', '.join(ENGINE)}, and requests_first may list only revisions of the engine")
     return data
