@@ -14,6 +14,8 @@ from trtllm_bench.measure.search import Settings, answer
 from trtllm_bench.spec.measurement import MeasurementSpec
 from trtllm_results.store.table import Store
 
+pytestmark = pytest.mark.usefixtures("virtual_time")
+
 FAKE = ["search", "--target", "fake", "--isl", "8", "--osl", "20", "--max-batch-size", "4", "--max-lag-ms", "1000", "--attainment", "0.8"]
 
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -48,6 +49,8 @@ DOUBT = 0.006
 are simulated, and runs of twenty seconds begin empty. It grows with the time in which the queue forgets, as 1 / (1 - utilisation), and
 falls with the root of the number of runs."""
 LEAST_IDLE = 0.05
+LARGEST_LOGIT = 700.0
+"""Whose exponential a float holds."""
 NEAR = 0.2
 """Logarithmic distance from the limit at which a run still counts in part: the line holds near the limit only."""
 FOLLOWING, FARTHEST = 0.7, 0.1
@@ -84,12 +87,11 @@ def posterior(
     burstiness: float,
 ) -> Limit:
     """Of runs at (load, good), `corrected` by their arrivals, whose `bracket` is (a load that did well, a higher one that did not)."""
-    batches = [(load, batch) for load, run in runs for batch in _batches(run)]
-    x, place = np.unique(np.log([load for load, _ in batches]), return_inverse=True)
-    sizes = np.asarray([len(batch) for _, batch in batches], dtype=np.float64)
-    raw = np.asarray([batch.sum() for _, batch in batches], dtype=np.float64)
-    unseen = raw + _sums(corrected.unseen)
-    count, good = np.bincount(place, sizes), np.bincount(place, raw + _sums(corrected.runs))
+    raw, sizes = batch_sums([run for _, run in runs], BATCHES)
+    loads = np.repeat([load for load, _ in runs], [min(len(run), BATCHES) for _, run in runs])
+    x, place = np.unique(np.log(loads), return_inverse=True)
+    unseen = raw + batch_sums(corrected.unseen, BATCHES)[0]
+    count, good = np.bincount(place, sizes), np.bincount(place, raw + batch_sums(corrected.runs, BATCHES)[0])
     before = _Prior.of(corrected)
     tail = (1 - confidence) / 2
     levels = (tail * before.low_tail, 0.5, 1 - tail, FOLLOWING)
@@ -102,9 +104,9 @@ def posterior(
         theta = np.linspace(lowest, highest, THETAS)
         steepness = slope * np.exp(np.where(deviation < 0, before.spread(FLATTER), before.spread(STEEPER)) * deviation)
         logit = math.log(attainment / (1 - attainment)) + steepness[None, :, None] * (fall(theta)[:, None, None] - fall(x))
-        log_bad = -np.logaddexp(0, logit)
-        each = good * (logit + log_bad) + (count - good) * log_bad
-        shares = np.exp(logit + log_bad)
+        odds = np.exp(np.minimum(logit, LARGEST_LOGIT, out=logit))
+        each = good * logit - count * np.log1p(odds)
+        shares = odds / (1 + odds)
         for _ in range(ROUNDS):
             growth = np.exp(before.growth * np.clip(x - centre, -NEAR / 2, NEAR))
             weight = np.exp(-(((x - centre) / NEAR) ** 2) / 2)
@@ -155,13 +157,16 @@ def _following(
     return likely if bracket[0] < likely < bracket[1] and not beside else load
 
 
-def _batches(run: npt.NDArray[np.generic]) -> list[npt.NDArray[np.generic]]:
-    return [batch for batch in np.array_split(run, BATCHES) if len(batch)]
+def batch_sums(runs: Sequence[npt.NDArray[Any]], batches_each: int) -> tuple[FloatArray, FloatArray]:
+    """(sum, number of requests) of every batch of every run, in order. A run's batches are as equal as can be, and none is empty."""
+    sizes = [_batch_sizes(len(run), batches_each) for run in runs]
+    sums = [np.add.reduceat(run, np.cumsum(size) - size, dtype=np.float64) for run, size in zip(runs, sizes, strict=True) if len(size)]
+    return np.concatenate([np.zeros(0), *sums]), np.concatenate([np.zeros(0), *sizes])
 
 
-def _sums(runs: Sequence[FloatArray]) -> FloatArray:
-    """Of each batch of each run."""
-    return np.asarray([batch.sum() for run in runs for batch in _batches(run)])
+def _batch_sizes(requests: int, batches: int) -> npt.NDArray[np.int64]:
+    least, larger = divmod(requests, batches)
+    return np.repeat([least + 1, least], [larger, batches - larger if least else 0])
 
 
 def _fall(corrected: Corrections, attainment: float, burstiness: float) -> tuple[Callable[[FloatArray], FloatArray], float]:

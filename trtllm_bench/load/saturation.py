@@ -27,7 +27,7 @@ import numpy as np
 from trtllm_bench.errors import BenchError
 from trtllm_bench.load.control_variate import Corrections, FloatArray, Good, Run, corrections
 from trtllm_bench.load.limit_model import BATCHES as MODEL_BATCHES
-from trtllm_bench.load.limit_model import NEAR, Limit, posterior
+from trtllm_bench.load.limit_model import NEAR, Limit, batch_sums, posterior
 
 Verdict = Literal["pass", "fail", "undecided"]
 BATCHES = 10
@@ -58,7 +58,8 @@ class Probe:
 
     @property
     def share(self) -> float:
-        return float(np.concatenate(self.runs).mean()) if self.runs else float("nan")
+        sent = sum(map(len, self.runs))
+        return sum(map(np.count_nonzero, self.runs)) / sent if sent else float("nan")
 
     def interval(self, z: float) -> tuple[float, float]:
         """Wilson's interval for the share, the sample shrunk by the design effect."""
@@ -72,14 +73,12 @@ class Probe:
 
 def design_effect(runs: list[Good], batches_each: int = BATCHES) -> float:
     """Variance of the mean, from batch means, over that of independent requests; at least 1."""
-    everything = np.concatenate(runs)
-    share = float(everything.mean())
-    batches = [batch for run in runs for batch in np.array_split(run, batches_each) if len(batch)]
-    if not 0 < share < 1 or len(batches) < 2:
+    good, sizes = batch_sums(runs, batches_each)
+    share = float(good.sum() / sizes.sum())
+    if not 0 < share < 1 or len(sizes) < 2:
         return 1.0
-    means = np.asarray([batch.mean() for batch in batches])
-    independent = share * (1 - share) * np.mean([1 / len(batch) for batch in batches])
-    return max(1.0, float(means.var(ddof=1) / independent))
+    independent = share * (1 - share) * np.mean(1 / sizes)
+    return max(1.0, float((good / sizes).var(ddof=1) / independent))
 
 
 @dataclass(frozen=True)
