@@ -1,5 +1,5 @@
 """An engine build's progress: a bar for each stage on a terminal; in a log a line for each that took long, so that a sentence about a
-mistake stands alone. On standard error, as it is no result.
+mistake stands alone. On standard error, as it is not a result.
 """
 
 from __future__ import annotations

@@ -72,6 +72,6 @@ def load(specs: Sequence[str], filters: Sequence[str] = ()) -> Sources:
 
 
 def stores_in(spec: str) -> list[str]:
-    """The stores directly in a folder that is none itself, such as `results/recorded/h100`; else what was named."""
+    """The stores directly in a folder that is not a store itself, such as `results/recorded/h100`; else what was named."""
     _, folder = named_path(spec)
     return [str(path) for path in stores_below(folder)] or [spec]

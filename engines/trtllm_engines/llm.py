@@ -141,8 +141,8 @@ class LLM:
         what ranks that are processes record their steps with when they are asked to; `detail`: of the NVTX ranges that they make themselves
         (`runtime.ranges`).
 
-        `check_logits`: on a GPU, look at the logits of every step and stop where they are no numbers (a CPU always does); a pass over them,
-        so it is off where time is measured. `verify`: which of the engine's files are hashed (`engine.checksums`).
+        `check_logits`: on a GPU, look at the logits of every step and stop where they are not numbers (a CPU always does); a pass over
+        them, so it is off where time is measured. `verify`: which of the engine's files are hashed (`engine.checksums`).
 
         `overlap` applies to a GPU (a CPU computes while launching, so there is nothing to overlap). With an engine folder the three sizes
         may be less than the engine's profile, not more. `num_pages` fixes the KV cache's size instead of `kv_cache_fraction`.

@@ -81,7 +81,7 @@ class Price:
         return None if listed is None else listed.usd_per_gpu_hour
 
     def notes(self, rows: Iterable[Row]) -> list[str]:
-        """Where the prices of these rows come from, a sentence a GPU."""
+        """Where the prices of these rows come from, one sentence per GPU."""
         if self.usd_per_hour is not None:
             return [f"cost: {self.usd_per_hour:g} USD for an hour of one GPU, as given; the GPUs alone"]
         names = sorted({gpu_class(row.environment.gpu) for row in rows if row.environment.gpu})

@@ -31,7 +31,7 @@ def case_of(row: Row, varied: Iterable[str] = ()) -> Case:
 
 
 def versions(rows: Iterable[Row]) -> list[tuple[Row, ...]]:
-    """The `ok` repeats of each version of each case, in the order first seen; a gate's warm-up runs are none."""
+    """The `ok` repeats of each version of each case, in the order first seen; a gate's warm-up runs do not count."""
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         if row.status == "ok":

@@ -56,8 +56,8 @@ def test_help_lists_every_command_once(capsys: pytest.CaptureFixture[str]) -> No
         (["search", "--goodput", "ttft:5", "--max-seconds", "0"], "--max-seconds is 0; it must be above 0"),
         (["search", "--goodput", "ttft:5", "--start", "5", "--highest", "1"], "--start is 5 and --highest is 1"),
         (["inspect", "y" * 300], "File name too long"),
-        (["throughput", "--target", "http://[::1"], "'http://[::1' is no server address"),
-        (["throughput", "--target", "http://h:99999"], "'http://h:99999' is no server address"),
+        (["throughput", "--target", "http://[::1"], "'http://[::1' is not a server address"),
+        (["throughput", "--target", "http://h:99999"], "'http://h:99999' is not a server address"),
     ],
 )
 def test_usage_mistakes_end_in_3_with_a_sentence(capsys: pytest.CaptureFixture[str], arguments: list[str], says: str) -> None:

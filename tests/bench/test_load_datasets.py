@@ -72,7 +72,7 @@ def test_a_trace_becomes_a_dataset_with_its_times_and_prefixes(tmp_path: Path) -
         (["prepare-dataset", "random", "--num-requests", "3", "--isl", "gauss:3", "--osl", "4"], "no length distribution"),
         (["prepare-dataset", "random", "--num-requests", "0", "--isl", "3", "--osl", "4"], "ask for at least 1"),
         (["prepare-dataset", "--request-rate", "-1", *NORM], "rate is -1"),
-        (["prepare-dataset", "--num-loras", "2", "--lora-pick", "best", *NORM], "'best' is no way to choose"),
+        (["prepare-dataset", "--num-loras", "2", "--lora-pick", "best", *NORM], "'best' is not a way to choose"),
         (["prepare-dataset", "trace", "no-such-trace"], "no shipped workload of that name"),
         (["prepare-dataset", "--request-rate", "1", "--arrivals", "constant:1", *NORM], "give one of them"),
         (

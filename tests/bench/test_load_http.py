@@ -137,7 +137,7 @@ def test_errors_are_outcomes(mirror: Mirror) -> None:
     assert result.failures == ((0, "the stream ended without a token"),)
     mirror.silent, mirror.junk = False, b"data: {oops\n\n"
     result = run_load(fixed(1, 5, 3).requests(), HttpTarget(url(mirror), model="mirror"), Drive())
-    assert result.failures == ((0, "the stream holds what is no JSON: {oops"),)
+    assert result.failures == ((0, "the stream contains invalid JSON: {oops"),)
 
 
 def test_prompts_the_server_counts_differently_are_noted(mirror: Mirror) -> None:
@@ -157,7 +157,7 @@ def test_a_server_that_is_not_there_or_serves_something_else(mirror: Mirror) -> 
         HttpTarget(url(mirror), model="other").check()
     with pytest.raises(RunFailure, match=r"no server answers at http://127\.0\.0\.1:9/v1"):
         HttpTarget("http://127.0.0.1:9").check()
-    with pytest.raises(BenchError, match="is no server address"):
+    with pytest.raises(BenchError, match="is not a server address"):
         HttpTarget("localhost:8000")
     refused = run_load(fixed(1, 5, 3).requests(), HttpTarget("http://127.0.0.1:9", model="m"), Drive())
     assert "127.0.0.1:9" in refused.failures[0][1]

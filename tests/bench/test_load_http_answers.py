@@ -82,7 +82,7 @@ def test_every_way_to_write_four_tokens(parts: list[bytes]) -> None:
         (event({"message": "model crashed", "code": 500}), "the server said: model crashed"),
         (b'{"error": {"message": "no prefix"}}\n', "the server said: no prefix"),
         (event({"error": {"message": "bad \ud83d \x1b[31m \n text"}}), "the server said: bad \ufffd \ufffd[31m text"),
-        (b"data: " + b"[" * 200_000 + b"\n\n", "the stream holds what is no JSON: [[["),
+        (b"data: " + b"[" * 200_000 + b"\n\n", "the stream contains invalid JSON: [[["),
         (event({"choices": [{"text": "", "finish_reason": "error", "error": {"message": "GPU fell"}}]}), "the server said: GPU fell"),
         (
             event({"choices": [{"text": "", "finish_reason": {"type": "abort"}}]}) + DONE,
@@ -163,10 +163,10 @@ def test_a_key_is_what_a_header_can_hold() -> None:
 @pytest.mark.parametrize(
     ("address", "why"),
     [
-        ("http://[::1", "is no server address"),
-        ("http://127.0.0.1:99999", "is no server address"),
-        ("http://127.0.0.1:x", "is no server address"),
-        ("http:///v1", "is no server address"),
+        ("http://[::1", "is not a server address"),
+        ("http://127.0.0.1:99999", "is not a server address"),
+        ("http://127.0.0.1:x", "is not a server address"),
+        ("http:///v1", "is not a server address"),
         ("http://bob:p@ss/secret@127.0.0.1", "has an @ behind its host"),
         ("http://127.0.0.1?key=secret", "has more behind 'http://127.0.0.1'"),
         ("http://127.0.0.1/v1/chat/completions", "is the chat endpoint; give --endpoint chat"),

@@ -111,7 +111,7 @@ def test_short_answers(server: QuirkServer, quirk: str, osl: int) -> None:
         ("latin", "HTTP 400: refus\u00e9"),
         ("moved", "HTTP 301: it redirects to "),
         ("circle", "it redirects without end (http://127.0.0.1:"),
-        ("elsewhere", "it redirects to 'gopher://x', which is no address of a server"),
+        ("elsewhere", "it redirects to 'gopher://x', which is not an address of a server"),
         ("notgzip", "Can not decode content-encoding: gzip"),
         ("badchunk", "after 3 events with tokens: the connection broke off before the answer's end"),
     ],
@@ -255,9 +255,9 @@ def test_servers_that_take_less_are_asked_for_less(server: QuirkServer) -> None:
     assert (server.asked[-1]["min_tokens"], server.asked[-1]["top_k"], "ignore_eos" in server.asked[-1]) == (2, 1, False)
     assert (more.settings()["extra_body"], more.settings()["optional_fields"]) == ('{"top_k": 1}', "min_tokens")
     for field, value, complaint in (
-        ("optional_fields", "best_of", "--optional-fields: 'best_of' is no field that may be left out; choose from temperature"),
+        ("optional_fields", "best_of", "--optional-fields: 'best_of' is not a field that may be left out; choose from temperature"),
         ("extra_body", "[1]", "--extra-body: '[1]' is no JSON object"),
-        ("extra_body", '{"x": NaN}', "cannot be read as JSON (NaN is no number of JSON)"),
+        ("extra_body", '{"x": NaN}', "cannot be read as JSON (NaN is not a JSON number)"),
         ("extra_body", '{"model": "other"}', "--extra-body: 'model' cannot be set: the model is named by --served-model-name"),
         ("extra_body", '{"n": 2}', "--extra-body: 'n' cannot be set: a request is one streamed answer"),
         ("extra_body", '{"max_tokens": 3}', "--extra-body: 'max_tokens' cannot be set: the output length is the workload's"),

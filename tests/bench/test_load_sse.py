@@ -14,7 +14,7 @@ from trtllm_bench.load.sse import Event, EventStream
 def reference(stream: bytes) -> list[Event]:
     """The standard's algorithm over the whole stream: cut into lines, then field by field."""
     text = stream.removeprefix(b"\xef\xbb\xbf").decode(errors="replace")
-    lines = re.split("\r\n|\n|\r", text)[:-1]  # what follows the last line end is no line yet
+    lines = re.split("\r\n|\n|\r", text)[:-1]  # what follows the last line end is not a line yet
     events, data, name = [], "", ""
     for line in lines:
         if line == "":

@@ -88,7 +88,7 @@ def test_batches_on_a_slowed_down_gpu_are_measured_again() -> None:
 def test_samples_are_cut_out_of_the_stream_of_kernels() -> None:
     assert split_samples([100.0, 1, 2, 100, 3, 4], 2, cold=True) == [3, 7]
     assert split_samples([1.0, 2, 3], 3, cold=False) == [1, 2, 3]
-    with pytest.raises(RunFailure, match="no whole number"):
+    with pytest.raises(RunFailure, match="not a whole number"):
         split_samples([1.0, 2, 3], 2, cold=False)
     with pytest.raises(RunFailure):
         split_samples([1.0, 2], 2, cold=True)
@@ -302,7 +302,7 @@ def test_a_baseline_passes_the_same_and_fails_the_slower(tmp_path: Path) -> None
     with pytest.raises(BenchError, match="write them with trtllm-bench kernels --out"):
         Run.load(tmp_path / "none.json")
     (tmp_path / "other.json").write_text("[]")
-    with pytest.raises(BenchError, match="is no file of trtllm-bench kernels"):
+    with pytest.raises(BenchError, match="is not a file of trtllm-bench kernels"):
         Run.load(tmp_path / "other.json")
 
 

@@ -104,7 +104,7 @@ def test_mistakes_are_one_sentence(
 
 def test_a_damaged_profile_says_so(tmp_path: Path) -> None:
     (tmp_path / "profile.json").write_text('{"kernels": []}')
-    with pytest.raises(ValueError, match="is no profile of this version"):
+    with pytest.raises(ValueError, match="is not a profile of this version"):
         CellProfile.load(tmp_path)
     with pytest.raises(ValueError, match="make one with trtllm-bench profile"):
         CellProfile.load(tmp_path / "none")

@@ -60,6 +60,7 @@ def without_settings(row: Row) -> Row:
     return replace(row, cell=replace(row.cell, settings=()))  # type: ignore[arg-type]
 
 
+@pytest.mark.usefixtures("virtual_time")
 def test_an_open_loop_has_one_key_by_every_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     common = ("--target", "fake", *SHAPE, *GOODPUT, "--seed", 5)
     search = ("--start", 100, "--duration", 0.5, "--attainment", 0.5, "--repeats", 1, "--tolerance", 0.8, "--highest", 100)
@@ -222,8 +223,8 @@ def test_cells_that_differ_in_any_setting_stay_apart_in_tables_plots_pages_and_c
         ([], "cells must be tables of settings"),
         ([{}], "cells must be tables of settings"),
         ([{"isl": [1, 2]}], "cells 1: isl takes whole numbers"),
-        ([{"isl": 1}, {"repeats": 2}], "cells 2: repeats is no setting of a cell"),
-        ([{"api_key": "x"}], "cells 1: api_key is no setting of a cell"),
+        ([{"isl": 1}, {"repeats": 2}], "cells 2: repeats is not a setting of a cell"),
+        ([{"api_key": "x"}], "cells 1: api_key is not a setting of a cell"),
     ],
 )
 def test_a_cell_that_cannot_be_is_one_sentence(cells: object, says: str, tmp_path: Path) -> None:

@@ -165,7 +165,7 @@ def test_power_and_rate_columns_appear_only_where_they_say_something() -> None:
     out, stream = console(terminal=False)
     print_table([ROW], out)
     assert "power" in stream.getvalue()
-    assert "means" not in stream.getvalue(), "one repeat is no mean"
+    assert "means" not in stream.getvalue(), "one repeat is not a mean"
     assert "rate" not in stream.getvalue()
     out, stream = console(terminal=False)
     print_table([replace(ROW, cell=replace(ROW.cell, request_rate=3.5), figures={"output_tokens_per_s": 1.0})], out)

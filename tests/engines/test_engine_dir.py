@@ -256,9 +256,9 @@ def edited(engine: Path, name: str, change: Callable[[dict[str, Any]], Any], che
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda sums: sums.update({"../../etc/passwd": {"bytes": 1, "sha256": "0" * 64}}), "'../../etc/passwd' is no file of the engine"),
-        (lambda sums: sums.update({"/dev/zero": {"bytes": 0, "sha256": "0" * 64}}), "'/dev/zero' is no file of the engine"),
-        (lambda sums: sums.update({"a\0b": {"bytes": 1, "sha256": "0" * 64}}), "is no file of the engine"),
+        (lambda sums: sums.update({"../../etc/passwd": {"bytes": 1, "sha256": "0" * 64}}), "passwd' is not a file of the engine"),
+        (lambda sums: sums.update({"/dev/zero": {"bytes": 0, "sha256": "0" * 64}}), "'/dev/zero' is not a file of the engine"),
+        (lambda sums: sums.update({"a\0b": {"bytes": 1, "sha256": "0" * 64}}), "is not a file of the engine"),
         (lambda sums: sums.update({"engine.json": [1]}), r"engine\.json is \[1\]; it must be an object"),
         (lambda sums: sums["engine.json"].update(bytes="12"), r"engine\.json\.bytes is '12'; it must be a whole number"),
         (lambda sums: sums["engine.json"].pop("sha256"), r"engine\.json\.sha256 is missing"),

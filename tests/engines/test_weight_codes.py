@@ -297,5 +297,5 @@ def write(tmp_path: Path, text: str) -> Path:
 def test_entries_that_do_not_fit_are_named(tmp_path: Path, text: str, said: str) -> None:
     with pytest.raises(EngineError, match=said):
         plan_for(None, "mixed", precision_map=write(tmp_path, text))
-    with pytest.raises(EngineError, match=r"--precision-map .*none\.toml is no file"):
+    with pytest.raises(EngineError, match=r"--precision-map .*none\.toml is not a file"):
         plan_for(None, "mixed", precision_map=tmp_path / "none.toml")

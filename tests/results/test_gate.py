@@ -345,7 +345,7 @@ def test_sentences_of_one_kind_are_one_sentence() -> None:
     assert undecided.startswith("inconclusive: 12 figures (b0 output, b1 output, b2 output, ...): ")
     assert " more repeats would decide" in undecided
     assert passed == "pass: b99 output: within the tolerated 2.0% drop"
-    assert "it is no pass" in meaning
+    assert "it is not a pass" in meaning
 
 
 def test_concurrent_accepts_lose_nothing(tmp_path: Path) -> None:
@@ -387,7 +387,7 @@ def test_sessions_of_a_state_are_its_baseline_together() -> None:
 
 
 def test_one_session_knows_nothing_of_days() -> None:
-    """Two sessions of the same code, 3.2% apart, are no fail; the report says what it assumed."""
+    """Two sessions of the same code, 3.2% apart, are no failure; the report says what it assumed."""
     report = baseline.check(baseline.accept(None, "b", rows(1000), ""), rows(968, seed=1), CONFIG)
     assert report.verdict == "inconclusive"
     assert "1.0% is assumed" in report.warnings[0]

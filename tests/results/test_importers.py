@@ -228,7 +228,7 @@ def test_vllm_runs_that_differ_in_a_setting_are_two_cells(changes: dict[str, obj
         "max_output_tokens_per_s": 401.0,
         "label": "b",
     }
-    assert keys(imported(tmp_path, [result_of_vllm(), result_of_vllm(**measured)])) == 1, "a result is no setting"
+    assert keys(imported(tmp_path, [result_of_vllm(), result_of_vllm(**measured)])) == 1, "a result is not a setting"
 
 
 def test_a_sweep_of_vllm_is_read_from_its_folder_list_and_table(tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ def test_no_row_recorded_here_is_implausible() -> None:
     tripled = [
         replace(row, figures={**row.figures, "output_tokens_per_s": 3 * row.figures["output_tokens_per_s"]}) for row in rows if row.figures
     ]
-    assert sum(row.implausible is not None for row in tripled) > 10, "the check is no dead letter on these rows"
+    assert sum(row.implausible is not None for row in tripled) > 10, "the check is not a dead letter on these rows"
 
 
 def test_a_stored_row_carries_the_mark_once() -> None:

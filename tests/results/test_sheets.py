@@ -117,17 +117,17 @@ def _edited(old: str, new: str) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("name", "make", "says"),
     [
-        ("a.csv", lambda path: path.write_text("x,y\n1,2\n"), "no table of trtllm-bench: column row_id is missing"),
+        ("a.csv", lambda path: path.write_text("x,y\n1,2\n"), "not a table of trtllm-bench: column row_id is missing"),
         ("a.csv", lambda path: path.write_bytes(b"\xff\xfe\x00"), "not UTF-8 text"),
         ("a.csv", _edited(",7,", ",seven,"), "row 1: batch is 'seven'; it must be a number"),
         ("a.csv", _edited(",7,", ",-7,"), "row 1: batch is -7; it must be at least 0"),
         ("a.csv", _edited("false", "perhaps"), "env_mig is 'perhaps'; it must be true or false"),
         ("a.csv", _edited("\n1,", "\n99,"), "result schema 99, newer than this tool's"),
         ("a.csv", _edited("row_id", "row_id,row_id"), "column row_id is there twice"),
-        ("a.xlsx", lambda path: path.write_text("no book"), "no workbook that can be read"),
-        ("a.xlsx", _foreign_book, "no table of trtllm-bench: column row_id is missing"),
+        ("a.xlsx", lambda path: path.write_text("no book"), "not a workbook that can be read"),
+        ("a.xlsx", _foreign_book, "not a table of trtllm-bench: column row_id is missing"),
         ("a.xlsx", lambda path: path.write_bytes(b""), "is empty"),
-        ("a.xlsx", _broken_book, "no workbook that can be read"),
+        ("a.xlsx", _broken_book, "not a workbook that can be read"),
     ],
 )
 def test_a_damaged_table_is_one_sentence(name: str, make: Callable[[Path], object], says: str, tmp_path: Path) -> None:

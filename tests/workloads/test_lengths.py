@@ -125,7 +125,7 @@ def test_flag_form(text: str, expected: lengths.Lengths) -> None:
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("long", "is no length"),
+        ("long", "is not a length"),
         ("gauss:1,2", "no length distribution"),
         ("uniform:64", "needs high"),
         ("uniform:64,2.5", "not a whole number"),

@@ -247,7 +247,7 @@ def test_files_that_are_no_trace_are_refused(tmp_path: Path) -> None:
         read_trace(written(tmp_path, "TIMESTAMP,ContextTokens,GeneratedTokens\n"))
     with pytest.raises(WorkloadError, match="line 1: there is no column ContextTokens"):
         read_trace(written(tmp_path, "TIMESTAMP,Tokens,GeneratedTokens\n"), format="azure")
-    with pytest.raises(WorkloadError, match="'csv' is no trace format"):
+    with pytest.raises(WorkloadError, match="'csv' is not a trace format"):
         read_trace(AZURE, format="csv")
 
 

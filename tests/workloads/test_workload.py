@@ -192,7 +192,7 @@ def test_a_workload_that_makes_no_sense_is_refused() -> None:
             lambda: synthetic(10**12, Correlated(Fixed(8), Fixed(8))),
             "1000000000000 requests asked for; ask for .* at most 10,000,000",
         ),
-        (lambda: parse("9" * 5000), r"'9{40}\.\.\.' is no length"),
+        (lambda: parse("9" * 5000), r"'9{40}\.\.\.' is not a length"),
         (lambda: parse(f"uniform:1,{'9' * 4000}"), "largest length a number of more than 40 digits is beyond"),
         (lambda: Vocabulary(10**20), "vocabulary size 1000000000000.*2,147,483,647 token ids"),
         (lambda: pick(5, 10**20, "uniform", np.random.default_rng(0)), "at most 10,000,000"),

@@ -4,8 +4,8 @@ the measured rate of its number format.
 Ops follow each other, so this is less than the bytes and FLOP of the whole run allow. Time in which no step ran stays; what ranks send
 each other is left out.
 
-It is no upper bound. The rate of a format is what the library's GEMM sustains under the power limit, so kernels that need less energy per
-FLOP exceed it, as ours in int8 do. And activations count as bytes of memory even where they stay in L2.
+It is not an upper bound. The rate of a format is what the library's GEMM sustains under the power limit, so kernels that need less energy
+per FLOP exceed it, as ours in int8 do. And activations count as bytes of memory even where they stay in L2.
 """
 
 from __future__ import annotations

@@ -2,10 +2,11 @@
 
 In the steady state every place that falls free is taken by the next request, and each place serves one request in OSL steps. A step then
 has D sequences that decode, on average at ISL + OSL / 2 tokens, and D * ISL / (OSL - 1) tokens of prompts; where that is more than a step
-may have, prompts bound it and D is less. With less than one prompt a step, some steps have none. So two kinds of step give the mean, and a
-point costs milliseconds where the batcher's run (`predict.py`) costs seconds: published figures by the hundred can be held against it. What
-it leaves out is how a run begins and ends: of the 25 cells recorded on the H100 it says 1% less to 8% more than the run, at the median 1.2%
-more. A model of so little work that launches bound its steps, with prompts in them or not, runs in waves: of such it says too little.
+may have, prompts bound it and D is less. With less than one prompt per step, some steps have none. So two kinds of steps give the mean,
+and a point costs milliseconds where the batcher's run (`predict.py`) costs seconds: published figures by the hundred can be held against
+it. What it leaves out is how a run begins and ends: of the 25 cells recorded on the H100 it says 1% less to 8% more than the run, at the
+median 1.2% more. A model of so little work that launches bound its steps, with prompts in them or not, runs in waves: of such it says too
+little.
 """
 
 from __future__ import annotations

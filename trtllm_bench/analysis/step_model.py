@@ -89,7 +89,7 @@ class StepTime:
 
 
 class StepModel:
-    """Of one plan on one GPU, one kernel an op."""
+    """The step times of one plan on one GPU, one kernel per op."""
 
     def __init__(self, plan: Plan, hardware: Hardware, cuda_graphs: bool = True, constants: StepConstants | None = None) -> None:
         """`constants`: where they are not the GPU's own."""
@@ -168,7 +168,7 @@ class StepModel:
         if self.hosts is not None and plan.parallel.group_way == "nccl":
             return self._over_hosts_us(cost, self.hosts)
         narrower = constants["one_shot_row_us"] * (plan.config.hidden_size - links.row_elements) / 1024
-        if Trait.SAMPLES in OP_SPECS[cost.op].traits:  # a word a row: nothing but the fixed time
+        if Trait.SAMPLES in OP_SPECS[cost.op].traits:  # one word per row: nothing but the fixed time
             return constants["wait_us"] + links.one_shot_us(0.0, ranks) - constants["one_shot_row_us"] * links.row_elements / 1024
         if cost.kind != "communication":
             return 0.0

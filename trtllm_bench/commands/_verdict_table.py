@@ -2,7 +2,7 @@
 
 A table that is too wide first loses its optional columns. Where the rest does not fit either, each row becomes its name with the verdict,
 and its figures below. Rejected: shortening text or dropping the interval, as other tables do: a verdict without its interval is an
-opinion, and `inconclu...` is no word to search for.
+opinion, and `inconclu...` is not a word to search for.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 UNLIMITED = 10_000
 HELD = "\x00"
-"""Stands for a space that is no place to break a line."""
+"""Stands for a space that is not a place to break a line."""
 
 
 def show_verdicts(

@@ -25,24 +25,28 @@ def command(
     """
     from trtllm_bench import machine
 
-    found = list(machine.checks(out))
-    stopped = [check for check in found if check.state == "stop"]
+    checks = list(machine.checks(out))
+    stopped = [check for check in checks if check.state == "stop"]
     if as_json:
         import json
 
-        typer.echo(json.dumps({"ok": not stopped, "checks": machine.as_rows(found)}, indent=2))
+        typer.echo(json.dumps({"ok": not stopped, "checks": machine.as_rows(checks)}, indent=2))
     else:
-        _print(found)
+        _print(checks)
         if stopped:
-            typer.echo(f"\n{len(stopped)} problem(s) stop the main job; mend them as said above.")
+            typer.echo(f"\n{_counted(len(stopped), 'problem')} above to mend before the main job can run")
         else:
-            limits = sum(check.state == "limit" for check in found)
-            typer.echo("\nReady: trtllm-bench sweep" + (f" ({limits} limit(s) above)" if limits else ""))
+            limits = sum(check.state == "limit" for check in checks)
+            typer.echo("\nReady: trtllm-bench sweep" + (f" ({_counted(limits, 'limit')} above)" if limits else ""))
     if stopped:
         raise typer.Exit(FAILURE)
 
 
-def _print(found: list[Check]) -> None:
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def _print(checks: list[Check]) -> None:
     from rich.table import Table
     from rich.text import Text
 
@@ -50,7 +54,7 @@ def _print(found: list[Check]) -> None:
 
     marks = {"ok": ("ok", "green"), "limit": ("limit", "yellow"), "stop": ("STOP", "bold red")}
     grid = Table.grid(padding=(0, 2))
-    for check in found:
+    for check in checks:
         grid.add_row(Text(*marks[check.state]), check.what, Text(check.found))
         if check.fix:
             grid.add_row("", "", Text(f"-> {check.fix}", style="dim"))

@@ -226,7 +226,7 @@ def export(
 
 @app.command("query")
 def query(
-    sql: Annotated[str, typer.Argument(metavar="SQL", help="Statement over the table `results`: a row a measurement, docs/schema.md.")],
+    sql: Annotated[str, typer.Argument(metavar="SQL", help="Statement over the table `results`: one row per measurement, docs/schema.md.")],
     store: Annotated[list[str], typer.Argument(help="Store folders, folders or addresses of stores, or tables.")],
     where: Where = None,
     output: Annotated[str, typer.Option("--format", help="table, csv or json.")] = "table",

@@ -4,8 +4,8 @@ ed., section 11.4).
 Near the limit of a queue, a run of twenty seconds is good or bad by how its arrivals happened to clump; and these are known. So each
 request's wait is worked out as a queue of `servers` with constant service times would have it, and the chance of a bad request is fitted to
 it, by a logistic curve that all runs share. What the arrivals of a run made worse or better than arrivals at that rate do on average is
-then taken off. The average comes from the same recursion over many arrivals, so a server that is no such queue loses nothing but the gain:
-the correction has mean 0 whatever the curve.
+then taken off. The average comes from the same recursion over many arrivals, so a server that is not such a queue loses nothing but the
+gain: the correction has mean 0 whatever the curve.
 
 How much it explains is judged on runs that the curve was not fitted to, each left out in turn: two parameters and a queue fit the few
 clumps of bad requests that there are, even where service times are random and arrivals explain little.
@@ -13,7 +13,7 @@ clumps of bad requests that there are, even where service times are random and a
 By simulation the standard deviation of a share falls by 10 to 20 times where service times are constant, and little where they are
 exponential.
 
-Rejected: reading the limit off the fitted queue itself, which is wrong for whatever is no queue; arrivals spaced more evenly than
+Rejected: reading the limit off the fitted queue itself, which is wrong for whatever is not a queue; arrivals spaced more evenly than
 Poisson's, which are another load; one fast server for many slow ones, which leaves 1 to 6% of the variance where many leave under 1%.
 """
 

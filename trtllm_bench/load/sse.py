@@ -18,7 +18,7 @@ BOM = b"\xef\xbb\xbf"
 NO_NEWS = (b"", b"id", b"retry")
 """Fields that nothing here needs; the empty one is a comment."""
 MOST_STRAYS = 1 << 16
-"""Bytes of lines that are no field of an event, of which the first are kept."""
+"""How many bytes are kept of the lines that are not fields of an event."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class EventStream:
 
     @property
     def strays(self) -> str:
-        """Lines that are no field of an event: all that there is where the answer is no event stream."""
+        """Lines that are not fields of an event: the whole answer, where it is not an event stream."""
         return b"\n".join(self._strays).decode(errors="replace")
 
     @property

@@ -19,7 +19,7 @@ from trtllm_workloads.request import Workload
 
 MAX_REASON = 300
 ASKED = "asked"
-"""Where a row keeps what was asked for and is no part of its identity."""
+"""Where a row keeps what was asked for and is not part of its identity."""
 TOLD = frozenset({*ALIGN_FIELDS, "concurrency", "dataset", "target"})
 """Knobs that fields of a cell already hold (`concurrency` is in `batch`, `dataset` in `workload`)."""
 BY_GPU = "by_gpu"
@@ -58,7 +58,7 @@ def cell_of(spec: MeasurementSpec, identity: Identity, workload: Workload | None
 def command_line() -> str:
     """What was typed, without its secrets."""
     command = " ".join(["trtllm-bench", *safe_arguments(sys.argv[1:])])
-    return command.encode(errors="backslashreplace").decode()  # a file's name may hold bytes that are no text
+    return command.encode(errors="backslashreplace").decode()  # a file's name may hold bytes that are not text
 
 
 @dataclass(frozen=True)

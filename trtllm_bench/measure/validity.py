@@ -121,7 +121,7 @@ def _other_outputs(result: LoadResult) -> list[str]:
 
 
 def _other_prompts(result: LoadResult) -> list[str]:
-    """A template, a cut at the target's longest prompt, or another tokenizer; one token more (of the beginning) is no difference."""
+    """A template, a cut at the target's longest prompt, or another tokenizer; one token more (of the beginning) is not a difference."""
     known = result.log.ok & ~result.log.columns["warmup"] & (result.sent_tokens > 0)
     if not known.any():
         return []
@@ -151,7 +151,7 @@ def commonest_failures(result: LoadResult) -> str:
 
 def _lag_after_start(result: LoadResult) -> FloatArray:
     """Lag of the requests that were not due at the very start: a batch of thousands that are due at one instant must be sent one after
-    another, which is no fault of the driver (and counts as their latency)."""
+    another, which is not a fault of the driver (and counts as their latency)."""
     due = result.log.columns["due_s"]
     lag = (result.log.sent_s - due)[due > result.start_s]
     return np.asarray(lag[np.isfinite(lag)], dtype=np.float64)

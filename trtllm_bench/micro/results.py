@@ -76,7 +76,7 @@ class Run:
         except FileNotFoundError as error:
             raise BenchError(f"no kernel results at {path}; write them with trtllm-bench kernels --out {path}") from error
         except (OSError, ResultsError) as error:
-            raise BenchError(f"{path} is no file of trtllm-bench kernels --out ({error})") from error
+            raise BenchError(f"{path} is not a file of trtllm-bench kernels --out ({error})") from error
 
 
 def judge(base: Run, now: Run, margin: float, alpha: float = 0.05) -> tuple[gate.Finding, ...]:

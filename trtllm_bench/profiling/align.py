@@ -118,7 +118,8 @@ def _library(events: Sequence[Event], launches: Sequence[PlannedLaunch], index: 
 
 
 def place_ranges(found: Sequence[Event], steps: Sequence[SeenStep], ops: Sequence[Op]) -> list[Placed]:
-    """The same from ranges of a CPU trace, each named by its op: one `launch` range a step holds a range an op. Raises `RunFailure`."""
+    """The same from the ranges of a CPU trace, each named by its op: one `launch` range per step holds one range per op. Raises
+    `RunFailure` when the trace has another number of steps."""
     launches = [event for event in found if event.name.startswith("launch ")]
     if len(launches) != len(steps):
         raise RunFailure(f"the trace holds {len(launches)} steps and {len(steps)} were launched while it was recorded")

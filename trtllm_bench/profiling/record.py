@@ -130,9 +130,9 @@ class CellProfile:
         except FileNotFoundError as error:
             raise BenchError(f"no profile at {source}; make one with trtllm-bench profile") from error
         except (OSError, ResultsError) as error:
-            raise BenchError(f"{source} is no profile of this version of trtllm-bench ({error})") from error
+            raise BenchError(f"{source} is not a profile of this version of trtllm-bench ({error})") from error
         if not isinstance(profile.cell.get("label"), str):
-            raise BenchError(f"{source} is no profile of this version of trtllm-bench (cell.label is no text)")
+            raise BenchError(f"{source} is not a profile of this version of trtllm-bench (cell.label is not text)")
         if not profile.window_us > 0:
             raise BenchError(f"{source} is damaged: its {len(profile.steps)} steps took {profile.window_us:g} us; record it again")
         if (idle := next((row for row in profile.kernels if row.calls < 1), None)) is not None:

@@ -1,6 +1,6 @@
 """The window of steps a profile looks at: a collector started before its first step and stopped after its last, in the engine's own thread.
 
-A profile of a whole run is too large to read and its start-up is no steady state, so a few dozen steps are taken (`--steps A-B`, as
+A profile of a whole run is too large to read and its start-up is not a steady state, so a few dozen steps are taken (`--steps A-B`, as
 TLLM_PROFILE_START_STOP has it). The device is idle when the collector starts and stops, so every launched step is in the trace whole; the
 bubble this makes falls into the lead-in steps, which are recorded and not counted. Steps are numbered from the first measured one.
 """

@@ -38,7 +38,7 @@ class ModelCost:
     pair_flops: float
     """Attention, a query token and one key it sees (2 for the score, 2 for the value, each head and element)."""
     weight_bytes: float
-    """All weights but the embedding table, of which a step reads a row a token."""
+    """All weights but the embedding table, of which a step reads one row per token."""
     kv_bytes: float
     """Keys and values of one token; where ranks outnumber KV heads, each rank's own."""
     page_size: int

@@ -66,7 +66,7 @@ def _fields(value: Any) -> str:
     given = {name.strip() for name in str(value).split(",")} - {"", NO_FIELDS}
     known = (*SENT_FIELDS.split(","), *MORE_FIELDS)
     for name in sorted(given - set(known)):
-        raise BenchError(f"'{name}' is no field that may be left out; choose from {', '.join(known)}, or {NO_FIELDS}")
+        raise BenchError(f"'{name}' is not a field that may be left out; choose from {', '.join(known)}, or {NO_FIELDS}")
     return ",".join(name for name in known if name in given) or NO_FIELDS
 
 
@@ -88,7 +88,7 @@ def _extra_body(value: Any) -> str:
 
 
 def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no number of JSON")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _dataset(value: Any) -> str:
@@ -111,7 +111,7 @@ def _dataset(value: Any) -> str:
 class EngineSpec:
     """An engine: from `engine_dir` as it is, or built of `model` for at least these ranges. None leaves a choice open.
 
-    Targets that are no engine of ours take `model` and `precision` as labels.
+    Targets that are not engines of ours take `model` and `precision` as labels.
     """
 
     model: str | None = knob(None, "Preset name, Hugging Face folder or .gguf file.", aliases=("-m",))
@@ -192,7 +192,7 @@ class WorkloadSpec:
     )
     replay: bool = knob(False, "Send at the dataset's own arrival times.", identity=True)
     time_scale: float = knob(1.0, "Multiply the dataset's times; 0.1 is ten times as fast.", above=0, identity=True)
-    skip_bad_rows: bool = knob(False, "Leave out a dataset's rows that are no requests (of zero tokens, say), and count them.")
+    skip_bad_rows: bool = knob(False, "Leave out a dataset's rows that are not requests (of zero tokens, say), and count them.")
     seed: int = knob(0, "Seed of prompts, arrivals and dummy weights (default 0).", least=0)
 
     def __post_init__(self) -> None:
@@ -235,7 +235,7 @@ class WorkloadSpec:
 
 @dataclass(frozen=True)
 class ServerSpec:
-    """How a server is asked; targets that are none take notice of `tokenizer` only, for a dataset of texts.
+    """How a server is asked; other targets take notice of `tokenizer` only, for a dataset of texts.
 
     A row keeps it with what else its target says of itself."""
 

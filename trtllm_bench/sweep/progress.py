@@ -100,7 +100,7 @@ class SweepView:
         self._keep()
 
     def stage(self, stage: str, done: int, total: int) -> None:
-        """The engine being built or loaded; one line a stage in a log."""
+        """The engine being built or loaded; one line per stage in a log."""
         self._now, self._requests = f"{stage} {done}/{total}", 0
         if self._live is None and done == total:
             self._print(Text(f"  {stage}: {total} done"))

@@ -169,7 +169,7 @@ def _cells(tables: Any, name: str, grid: Mapping[str, Any]) -> tuple[Mapping[str
             where, one = f"{name} {number}: {key}", knobs.get(key.replace("-", "_"))
             if one is None:
                 near, known = did_you_mean(key, knobs), sorted({one.name for one in knobs.values()})
-                raise BenchError(f"{where} is no setting of a cell{near}; known are {', '.join(known)}")
+                raise BenchError(f"{where} is not a setting of a cell{near}; known are {', '.join(known)}")
             if one.name in grid:
                 raise BenchError(f"{where} is given for all cells too; give it in one place")
             cell[one.name] = one.parsed(value, where)

@@ -1,4 +1,4 @@
-"""The table at a sweep's end: one line a cell, repeats as mean and spread."""
+"""The table at a sweep's end: one line per cell, repeats as mean and spread."""
 
 from __future__ import annotations
 

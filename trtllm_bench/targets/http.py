@@ -337,7 +337,7 @@ class HttpTarget(Target):
                         answer.take(event, now)
                         waiting = 0
                     if waiting > MOST_EVENT:
-                        raise AnswerError(f"the stream holds {waiting:,} bytes that are no whole event")
+                        raise AnswerError(f"the stream holds {waiting:,} bytes that are not a whole event")
                     self._heard[request.id], trace.tokens = answer.heard_s, len(answer.pieces)
             except aiohttp.ClientPayloadError:
                 if not answer.finish_reason:  # with one all of the answer has come, however its connection ends
@@ -358,7 +358,7 @@ JSON = {"Content-Type": "application/json", "Accept": "text/event-stream", "Acce
 
 
 def target_of(spec: MeasurementSpec) -> HttpTarget:
-    """Raises `BenchError` for an address or a tokenizer that is none."""
+    """Raises `BenchError` for an invalid address or tokenizer."""
     server = spec.server
     decode: Callable[[Int32Array], str] | None = None
     count: Callable[[str], int] | None = None

@@ -66,7 +66,7 @@ def checked_key(key: str) -> str:
 
 
 def split_address(address: str, endpoint: str) -> tuple[str, str, str]:
-    """(address without credentials, user, password). Raises `BenchError` for what is no server's address."""
+    """(address without credentials, user, password). Raises `BenchError` for what is not a server's address."""
     if "@" in address.partition("://")[2].partition("/")[2]:
         raise BenchError("the server's address has an @ behind its host; in a user or password write @ as %40 and / as %2F")
     shown = safe_target(address).partition("?")[0].partition("#")[0]
@@ -76,7 +76,7 @@ def split_address(address: str, endpoint: str) -> tuple[str, str, str]:
     except ValueError:
         usable = False
     if not usable:
-        raise BenchError(f"'{shown}' is no server address; write for example http://127.0.0.1:8000")
+        raise BenchError(f"'{shown}' is not a server address; write for example http://127.0.0.1:8000")
     if parts.query or parts.fragment:
         raise BenchError(f"the server's address has more behind '{shown}'; leave it out (a key is given with --api-key)")
     return _below_endpoint(safe_target(address), parts, endpoint), unquote(parts.username or ""), unquote(parts.password or "")

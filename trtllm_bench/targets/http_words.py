@@ -92,7 +92,7 @@ def reason(error: BaseException) -> str:
     if isinstance(error, aiohttp.TooManyRedirects):
         return f"it redirects without end ({error.request_info.real_url})"
     if isinstance(error, aiohttp.InvalidURL | aiohttp.NonHttpUrlClientError):
-        return f"it redirects to '{short(str(error))}', which is no address of a server"
+        return f"it redirects to '{short(str(error))}', which is not an address of a server"
     if isinstance(error, aiohttp.ClientPayloadError):
         if isinstance(error.__cause__, ContentEncodingError):
             return short(error.__cause__.message)
@@ -126,7 +126,7 @@ async def said_in(reply: aiohttp.ClientResponse, most: int) -> str:
 
 
 def listed_models(said: str) -> list[str] | None:
-    """The models that a server lists in one of the forms there are; None where it is no such list."""
+    """The models that a server lists in one of the forms there are; None where it is not such a list."""
     try:
         content = json.loads(said)
     except (ValueError, RecursionError):

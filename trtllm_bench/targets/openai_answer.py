@@ -72,7 +72,7 @@ class Answer:
         return self.pieces[-1].time_s if self.pieces else float("nan")
 
     def take(self, event: Event, now: float) -> None:
-        """Raises `AnswerError` for an event that ends the request badly, or that is none of this interface."""
+        """Raises `AnswerError` for an event that ends the request badly, or that this interface does not have."""
         data = event.data.strip()
         if len(data) < 10 and data.strip('"').upper() == DONE:
             self.closed = True
@@ -83,7 +83,7 @@ class Answer:
         if content is None:
             if data in ("", "null") or event.name != "message":  # such as a ping
                 return
-            raise AnswerError("the stream holds what is no JSON", data)
+            raise AnswerError("the stream contains invalid JSON", data)
         choices = content.get("choices")
         if content.get("error") or content.get("object") == "error" or (choices is None and _is_complaint(content)):
             raise AnswerError("the server said", data)
@@ -179,7 +179,7 @@ class Answer:
 
 
 def _object(data: str) -> Mapping[str, Any] | None:
-    """The JSON object of an event; None where it is none."""
+    """The JSON object of an event; None where the event holds no such object."""
     try:
         content = json.loads(data)
     except (ValueError, RecursionError):

@@ -1,7 +1,7 @@
-"""Counters of single kernels out of Nsight Compute's CSV, either page of it.
+"""Counters of single kernels, read from the CSV that Nsight Compute prints, either page of it.
 
-`--page raw` has a row a kernel and a column a metric, with a second header row of units; `--page details` has a row a metric. Metric names
-differ between chips and versions, so each figure has a list of names and is absent when none is there.
+`--page raw` has one row per kernel and one column per metric, with a second header row of units; `--page details` has one row per metric of
+a kernel. Metric names differ between chips and versions, so each figure has a list of names, and is absent where the file has none of them.
 Source of the names: Nsight Compute documentation, "Metrics Guide" and "CLI: --csv, --page".
 """
 
@@ -41,7 +41,8 @@ _IDENTITY = ("ID", "Kernel Name", "Block Size", "Grid Size")
 
 @dataclass(frozen=True)
 class Counters:
-    """One kernel launch. Shares and rates of hit are ratios; `stalls`: why warps wait, warps a cycle, most first."""
+    """One kernel launch. Shares and hit rates are ratios. `stalls`: warps per issued instruction that wait, by reason, the four largest
+    first."""
 
     kernel: str
     grid: str
@@ -55,20 +56,21 @@ def read_ncu(text: str) -> list[Counters]:
     lines = text.splitlines()
     start = next((i for i, line in enumerate(lines) if line.startswith('"ID"')), None)
     if start is None:
-        said = next((line for line in lines if "ERR" in line), "")
+        error_line = next((line for line in lines if "ERR" in line), "")
         if "ERR_NVGPUCTRPERM" in text:
             raise BenchError(
                 "Nsight Compute may not read this GPU's counters: run as root, or have the driver loaded with "
                 "NVreg_RestrictProfilingToAdminUsers=0"
             )
-        raise BenchError(f"Nsight Compute measured no kernel{': ' + said.strip('= ') if said else ''}; does the cell run the kernel named?")
+        detail = f": {error_line.strip('= ')}" if error_line else ""
+        raise BenchError(f"Nsight Compute measured no kernel{detail}; does the cell run the kernel named?")
     rows = _complete(line for line in lines[start:] if not line.startswith("=="))
     launches = _of_details(rows) if "Metric Name" in rows[0] else _of_raw(rows)
     return [_counters(identity, metrics) for identity, metrics in launches]
 
 
 def _complete(lines: Iterable[str]) -> list[dict[str, str]]:
-    """Rows by column. A file cut short is refused: its last number may lack digits."""
+    """Rows by column. Refuses a file that is cut short, since its last number may lack digits."""
     try:
         rows = list(csv.DictReader(io.StringIO("\n".join(lines)), strict=True))
     except csv.Error:
@@ -114,17 +116,17 @@ def _number(text: str | None, unit: str) -> float | None:
 def _counters(identity: Mapping[str, str], metrics: Mapping[str, float]) -> Counters:
     figures = {}
     for figure, names in METRICS.items():
-        found = next((metrics[name] for name in names if name in metrics), None)
-        if found is not None:
+        value = next((metrics[name] for name in names if name in metrics), None)
+        if value is not None:
             ratio = figure.endswith(("share", "hit")) or figure.startswith("occupancy")
-            figures[figure] = found / 100 if ratio and found > 1.5 else found
+            figures[figure] = value / 100 if ratio and value > 1.5 else value
     stalls = {
         name.removeprefix(_STALL).partition("_per_")[0].replace("_", " "): value
         for name, value in metrics.items()
         if name.startswith(_STALL) and name.endswith("_per_issue_active.ratio") and "not_issued" not in name and "_selected_" not in name
     }
-    first = dict(sorted(stalls.items(), key=lambda item: -item[1])[:4])
-    return Counters(identity["Kernel Name"], identity.get("Grid Size", ""), identity.get("Block Size", ""), figures, first)
+    largest = dict(sorted(stalls.items(), key=lambda item: -item[1])[:4])
+    return Counters(identity["Kernel Name"], identity.get("Grid Size", ""), identity.get("Block Size", ""), figures, largest)
 
 
 def as_row(one: Counters) -> dict[str, Any]:

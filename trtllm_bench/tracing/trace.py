@@ -41,7 +41,7 @@ class Event:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A trace file, gzipped or not. Raises `BenchError` when it is none."""
+    """A trace file, gzipped or not. Raises `BenchError` when the file is not one."""
     try:
         content = read_document(path, most_bytes=MOST_BYTES)
     except (OSError, ValueError) as error:

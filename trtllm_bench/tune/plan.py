@@ -1,8 +1,8 @@
 """Which races to run: one for each op of a plan, choice of its search space and step in which the choice shows. No GPU is needed.
 
 Two candidates that launch the same kernels with the same grids and arguments in a step are one program there: they run once and share
-the time. A choice of which no candidate differs from the default in a step is no race. So no rule says that a tile for one token does not
-matter at 64; the launches say it.
+the time. A choice of which no candidate differs from the default in a step is not a race. So no rule says that a tile for one token does
+not matter at 64; the launches say it.
 """
 
 from __future__ import annotations

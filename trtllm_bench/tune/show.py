@@ -30,7 +30,7 @@ _LOG_EVERY_S = 15.0
 
 @contextmanager
 def tuning_progress() -> Iterator[Progress]:
-    """A bar for each stage with the time it still takes; in a log, a line now and then. On standard error, as it is no result."""
+    """A bar for each stage with the time it still takes; in a log, a line now and then. On standard error, as it is not a result."""
     console = plain_console(stderr=True)
     columns = (
         TextColumn("{task.description:<18}"),

@@ -66,7 +66,7 @@ def read(path: Path | str, *, skip_bad_rows: bool = False, name: str | None = No
     """The workload in a dataset file, and how many rows were skipped (0 unless `skip_bad_rows`).
 
     Raises:
-        WorkloadError: no such file, no request in it, or (naming the line) a row that is no request.
+        WorkloadError: no such file, no request in it, or (naming the line) a row that is not a request.
     """
     path = Path(path)
     rows: list[_Line] = []

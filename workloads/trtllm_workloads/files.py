@@ -21,7 +21,7 @@ _GZIP = b"\x1f\x8b"
 LONGEST_LINE = 1 << 24
 """Characters; a prompt of a million token ids has 8 million."""
 _BOMB_BYTES, _BOMB_RATIO = 1 << 27, 200
-"""What is packed so well, and unpacks to so much, is no data: lines of requests take a tenth of their size."""
+"""What is packed so well, and unpacks to so much, is not data: lines of requests take a tenth of their size."""
 
 
 class _Bounded(io.BufferedIOBase):
@@ -91,7 +91,7 @@ def first_line(stream: IO[str]) -> tuple[str, int]:
 def replacing(path: Path, *, binary: bool = False) -> Iterator[IO[Any]]:
     """A stream (UTF-8 text, or bytes) whose content becomes the file `path` when the block ends; `path` stays as it was when it raises.
 
-    What is no regular file (`/dev/stdout`, a pipe) is written to directly.
+    What is not a regular file (`/dev/stdout`, a pipe) is written to directly.
 
     Raises:
         WriteError: the folder is missing or not writable, or the disk is full.

@@ -314,7 +314,7 @@ def parse(text: str) -> Lengths:
     if ":" in text:
         return build(text, KINDS, "length distribution")  # type: ignore[no-any-return]
     if not text.strip().lstrip("-").isdecimal() or len(text) > MOST_DIGITS:
-        raise WorkloadError(f"'{shown(text)}' is no length: give a whole number, or a distribution such as uniform:64,256")
+        raise WorkloadError(f"'{shown(text)}' is not a length: give a whole number, or a distribution such as uniform:64,256")
     return Fixed(int(text))
 
 

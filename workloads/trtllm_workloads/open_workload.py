@@ -41,7 +41,7 @@ def open_workload(
 ) -> Workload:
     """The workload `source` names, its first `requests` requests when given.
 
-    `skip_bad_rows` leaves out rows that are no requests, those of zero tokens among them. `tokenize` turns the prompts of a dataset of
+    `skip_bad_rows` leaves out rows that are not requests, those of zero tokens among them. `tokenize` turns the prompts of a dataset of
     texts into token ids, as a target without a tokenizer needs them. Raises `WorkloadError`.
     """
     path = Path(source)

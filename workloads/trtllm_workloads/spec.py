@@ -282,5 +282,5 @@ def _sentence(error: ValidationError) -> str:
         known = [name for table in _Table.__subclasses__() for name in table.model_fields]
         near = get_close_matches(str(problem["loc"][-1]), known, n=1)
         hint = f"did you mean {near[0]}?" if near else "check its spelling"
-        return f"{typed.location(problem)} is no setting of a workload; {hint}"
+        return f"{typed.location(problem)} is not a setting of a workload; {hint}"
     return typed.sentence(error)

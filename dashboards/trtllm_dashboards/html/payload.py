@@ -1,4 +1,4 @@
-"""Result sets as the page's data: one column a quantity, one entry a cell, everything that repeats stored once.
+"""Result sets as the page's data: one column per quantity, one entry per cell, everything that repeats stored once.
 
 Estimates over repeats are made here and not in the browser, so that the page, the figures and the tables show the same numbers. Numbers
 keep six significant digits, finer than any repeat agrees with another; whole ones are exact.

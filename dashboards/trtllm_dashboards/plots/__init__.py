@@ -33,7 +33,7 @@ KINDS: Mapping[str, str] = {
     "roofline": "how near the hardware's limits",
     "energy": "power and energy per token",
     "cost": "cost of a million output tokens against speed per user",
-    "gpus": "the brief's cases over H100, A100 and L40S, beside NVIDIA's tables",
+    "gpus": "the project brief's cases over H200, H100, A100 and L40S, beside published figures",
     "published": "ours beside published figures",
     "history": "a cell over time, with change points",
     "repeats": "density of the repeats of a cell (--y: of which figure)",

@@ -1,4 +1,4 @@
-"""The brief's cases over GPUs: a panel a case, a group a GPU, with ours, NVIDIA's published figure and the brief's.
+"""The brief's cases over GPUs: one panel per case, one group per GPU, with ours, NVIDIA's published figure and the brief's.
 
 Bars lie, so that each can be named where it ends. A prediction is hatched: it must not be read as a measurement, in print either.
 """

@@ -1,6 +1,6 @@
 """Which panels and series a figure of curves has: a panel a case, a line for what else differs.
 
-A case measured at one load is no curve. Beside curves it becomes a sentence in the footer, since an almost empty panel takes the room of
+A case measured at one load is not a curve. Beside curves it becomes a sentence in the footer, since an almost empty panel takes the room of
 one that says something; where there is no curve at all, everything shares one panel.
 """
 

@@ -28,7 +28,7 @@ MOST = 6
 def draw(material: Material) -> Figure:
     figure = material.axes.y or HEADLINE
     if figure not in METRICS:
-        raise DashboardError(f"--y {figure} is no figure; docs/schema.md lists them")
+        raise DashboardError(f"--y {figure} is not a figure; docs/schema.md lists them")
     cells: dict[str, list[Point]] = {}
     for point in having(points(material.sets, every_version=True), figure):
         cells.setdefault(f"{point.rows[0].label}, {point.names['device']}", []).append(point)

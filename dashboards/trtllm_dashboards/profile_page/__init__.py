@@ -54,9 +54,9 @@ def load(folder: Path) -> Mapping[str, Any]:
     except (OSError, ValueError) as error:
         raise DashboardError(f"{path} cannot be read as a profile ({error}); record it again with trtllm-bench profile") from error
     if not isinstance(profile, dict) or "kernels" not in profile:
-        raise DashboardError(f"{path} is no profile of trtllm-bench; record one with trtllm-bench profile")
+        raise DashboardError(f"{path} is not a profile of trtllm-bench; record one with trtllm-bench profile")
     if (wrong := next(_wrong_parts(profile), "")) != "":
-        raise DashboardError(f"{path} is no profile of trtllm-bench: {wrong}; record it again with trtllm-bench profile")
+        raise DashboardError(f"{path} is not a profile of trtllm-bench: {wrong}; record it again with trtllm-bench profile")
     return profile
 
 

@@ -53,7 +53,7 @@ def likelihood(
 ) -> tuple[Likelihood, Reference | None]:
     """Of `windows` under an idle engine, against `reference` where there is one; with `keep`, what a reference for others has.
 
-    Raises `EngineError` for windows that do not fit, and logits that are no numbers.
+    Raises `EngineError` for windows that do not fit, and logits that are not numbers.
     """
     tokens, loss = np.zeros(len(windows), np.int32), np.zeros(len(windows))
     divergence, agreed = np.zeros(len(windows)), np.zeros(len(windows))

@@ -98,7 +98,7 @@ def check_finite(name: str, tensor: Tensor, dtype: torch.dtype, where: str) -> N
 
 
 def check_scale(name: str, value: float, where: str) -> float:
-    """`value`. Raises `EngineError` for a scale that is no positive number."""
+    """`value`. Raises `EngineError` for a scale that is not a positive number."""
     if not (math.isfinite(value) and value > 0):
         raise EngineError(f"scale {name} in {where} is {value:g}; it must be a positive number; quantize the model again")
     return value

@@ -86,7 +86,7 @@ class FolderWeights(ABC):
             regular_file(path)
             shard = self._open(path)
             self._shards[path] = shard
-            for name in shard.keys():  # noqa: SIM118 (a shard is no mapping)
+            for name in shard.keys():  # noqa: SIM118 (a shard is not a mapping)
                 self._place(name, path)
 
     def _place(self, name: str, path: Path) -> None:

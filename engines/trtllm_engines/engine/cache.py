@@ -202,7 +202,7 @@ def total_bytes() -> int:
 
 
 def limit_bytes() -> int:
-    """What engines may take together. Raises `EngineError` for a limit that is no number."""
+    """What engines may take together. Raises `EngineError` for a limit that is not a number."""
     stated = os.environ.get(LIMIT_VARIABLE, "")
     try:
         limit = float(stated) if stated else LIMIT_GIB

@@ -130,7 +130,7 @@ def _check_op(op: Op, plan: Plan, known: Set[str], refuse: Callable[[str], Engin
     for arch, lowered in op.tactics.items():
         names = {kernel.key for kernel in lowered.kernels}
         if not _ARCH.fullmatch(arch) or not all(_NAME.fullmatch(name) for name in names):
-            raise refuse(f"op {shown(op.name)} names a kernel or an architecture that is none")
+            raise refuse(f"op {shown(op.name)} names an unknown kernel or architecture")
         for launch in lowered.launches:
             if not launch.library and launch.kernel not in names:
                 raise refuse(f"op {shown(op.name)} launches {shown(launch.kernel)}, which is not among its kernels")

@@ -22,7 +22,7 @@ last changed; `full` hashes all of them."""
 def _inside(name: str) -> str:
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or "\0" in name or "\\" in name or str(path) != name or name in ("", ".", CHECKSUMS):
-        raise EngineError(f"{shown(name)} is no file of the engine's own folder")
+        raise EngineError(f"{shown(name)} is not a file of the engine's own folder")
     return name
 
 

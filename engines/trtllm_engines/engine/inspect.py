@@ -31,7 +31,7 @@ Description = dict[str, Any]
 
 
 def describe(path: Path | str, *, verify: bool = False, progress: Progress | None = None) -> Description:
-    """Everything `render` shows. `verify` hashes every byte. Raises `EngineError` for a folder that is no whole engine."""
+    """Everything `render` shows. `verify` hashes every byte. Raises `EngineError` for a folder that is not a whole engine."""
     engine = load_engine(path, verify="full" if verify else "once", progress=progress)
     plan = engine.plan
     config = plan.config

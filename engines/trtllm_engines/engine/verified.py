@@ -45,7 +45,7 @@ class Verifier:
         self._total = nbytes
 
     def digest(self, path: Path) -> str:
-        """sha256 of `path`. Raises FileNotFoundError, and `EngineError` for what is no regular file."""
+        """sha256 of `path`. Raises FileNotFoundError, and `EngineError` for what is not a regular file."""
         identity = _identity(regular_file(path))
         if not self._again and (known := self._remembered().get(identity)) is not None:
             self._done += regular_file(path).st_size

@@ -125,7 +125,7 @@ def gguf_formats() -> dict[str, GgufFormat]:
 
 
 def define(config: ModelConfig) -> nn.Module:
-    """The module of `config`'s family, its parameters on the meta device. Raises `EngineError` for a family that is no decoder."""
+    """The module of `config`'s family, its parameters on the meta device. Raises `EngineError` for a family that is not a decoder."""
     family = family_of(config.architecture)
     if family is None:
         raise EngineError(f"{config.name}: architecture {config.architecture} is not supported; supported are {supported()}")

@@ -57,7 +57,7 @@ class _Frame:
 
 
 def check_frame(path: Path) -> None:
-    """Raises `EngineError` for a file that is no whole GGUF."""
+    """Raises `EngineError` for a file that is not a whole GGUF."""
     try:
         size = regular_file(path).st_size
         if size < 24:
@@ -92,7 +92,7 @@ def _check(frame: _Frame) -> None:
         kind = frame.number("I")
         if key == "general.alignment":
             if kind != 4:
-                raise ValueError("general.alignment is no unsigned number")
+                raise ValueError("general.alignment is not an unsigned number")
             alignment = frame.number("I")
         else:
             _skip_value(frame, kind, depth=0)

@@ -27,7 +27,7 @@ def read_precision_map(path: Path | str, kv_dtype: str = "auto", arches: Sequenc
     """The plan that the file states. Raises `EngineError` naming the file and the entry that does not fit."""
     path = Path(path)
     if not path.is_file():
-        raise EngineError(f"--precision-map {path} is no file; give a TOML file of module names and precisions")
+        raise EngineError(f"--precision-map {path} is not a file; give a TOML file of module names and precisions")
     try:
         content = tomllib.loads(read_text(path).removeprefix("\ufeff"))
     except (ValueError, RecursionError) as error:

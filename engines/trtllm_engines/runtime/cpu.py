@@ -98,7 +98,7 @@ class CpuRunner:
         return CpuHandle(StepOutput(tokens, collect_logprobs(plan.row_logprobs, chosen, top, top_ids)))
 
     def _not_finite(self, sizes: StepSizes) -> EngineError:
-        """Names the first op whose results are no numbers, by running the step once more; ranks of several would wait for each other."""
+        """Names the first op whose results are not numbers, by running the step once more; ranks of several would wait for each other."""
         name = LOGITS
         if self._alone:
             values: dict[str, torch.Tensor] = {**self.memory.tensors, **self.state.of_step(sizes.symbols)}

@@ -43,7 +43,7 @@ Progress = Callable[[int, int], None]
 class CudaHandle:
     event: torch.cuda.Event
     tokens: torch.Tensor
-    """In the host's memory, int32 [S]; `NO_TOKEN` where a row's best logit is no finite number. Reused a few steps later."""
+    """In the host's memory, int32 [S]; `NO_TOKEN` where a row's best logit is not a finite number. Reused a few steps later."""
     logprobs: tuple[torch.Tensor, ...]
     plan: SamplingPlan
     finite: torch.Tensor | None = None
@@ -70,7 +70,7 @@ class CudaRunner:
 
     The KV cache takes `kv_cache_fraction` of the memory left after weights and arena, unless `num_pages` says how much.
     `link`: of a pipeline's stage, whose tokens mean nothing unless it is the last. `pdl` is `BoundProgram`'s. `check_logits` looks at every
-    step's logits on the device, one pass over them, and raises where they are no numbers; off where time is measured.
+    step's logits on the device, one pass over them, and raises where they are not numbers; off where time is measured.
     """
 
     def __init__(

@@ -25,7 +25,7 @@ from trtllm_engines.runtime.observer import NOBODY, Observers, StepObserver
 from trtllm_engines.runtime.ranges import RangeObserver, TorchMarker, nvtx_marker
 
 MAGIC = b"TRC1"
-"""How a message begins that is no step (`wire.MAGIC`)."""
+"""How a message that is not a step begins (`wire.MAGIC`)."""
 
 
 def order(folder: Path | None) -> bytes:

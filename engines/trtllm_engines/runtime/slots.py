@@ -1,4 +1,4 @@
-"""State of the running sequences, one row a slot, as vectors: the reason a decode step costs the same Python at 8 sequences and at 2,048.
+"""State of the running sequences as vectors, one entry per slot, so that a decode step costs the host the same at 8 sequences and at 2,048.
 
 A sequence is described by two counters that run apart, because the host schedules ahead of the device: `launched` tokens have been
 asked for, `received` have come back. `tokens` holds the whole history of each slot (prompt, then output); rows are allocated but not

@@ -1,4 +1,4 @@
-"""What each step did, one row a step: the evidence for batch composition, cache use and gaps, kept cheap enough to be always on."""
+"""What each step did, one row per step: the evidence for batch composition, cache use and gaps. It is cheap enough to be always on."""
 
 from __future__ import annotations
 

@@ -137,8 +137,8 @@ def pareto(rows: Sequence[Row], speed: str = "output_tokens_per_s_per_user", thr
 def fronts(rows: Sequence[Row]) -> list[tuple[str, Row, int]]:
     """The Pareto front of each workload: its name, each unbeaten cell with its figures as arithmetic means over repeats, and their number.
 
-    A workload is a model, a shape, an arrival process and a device: speeds under different ones are no alternatives. A cell counts once, by
-    its newest version.
+    A workload is a model, a shape, an arrival process and a device: speeds under different ones are not alternatives. A cell counts once,
+    by its newest version.
     """
     workloads: dict[tuple[Any, ...], list[tuple[Row, int]]] = {}
     for group in newest(rows):

@@ -31,7 +31,7 @@ def explanations(comparison: Comparison) -> list[str]:
         lines.append(f"same: shown to differ by less than {SAME_WITHIN:.0%}")
     if "inconclusive" in words:
         lines.append(
-            f"inconclusive: neither a change nor a difference below {SAME_WITHIN:.0%} is shown; it does not mean the same. "
+            f"inconclusive: neither a change nor a difference below {SAME_WITHIN:.0%} is shown; it does not mean that both are the same. "
             "More repeats on both sides narrow the interval"
         )
     return lines

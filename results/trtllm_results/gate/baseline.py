@@ -42,7 +42,7 @@ BASELINE_VERSION = 1
 
 @dataclass(frozen=True)
 class Measured:
-    """Runs of one cell: figure -> one value a run."""
+    """Runs of one cell: figure -> one value per run."""
 
     label: str
     cell: Mapping[str, Any]

@@ -4,7 +4,7 @@ For each figure the evidence is a mean of ln(B/A) with its error. Turned so that
 
     fail           "the loss exceeds the margin" is shown at level alpha, after Holm's correction over all figures judged together
     pass           "the loss is within the margin" is shown at level alpha, for every figure (all must hold, so no correction is due)
-    inconclusive   neither is shown, which is no pass; the report says how many more runs would decide, where runs can
+    inconclusive   neither is shown, which is not a pass; the report says how many more runs would decide, where runs can
 
 An improvement passes. "Not significantly different" does not: absence of evidence is what `inconclusive` is for. Rejected: a threshold on
 the change alone (passes or fails by luck), and a plain significance test (with enough runs it fails on 0.1%).
@@ -26,7 +26,8 @@ from trtllm_results.stats import Evidence, Interval
 Verdict = Literal["pass", "fail", "inconclusive"]
 EXIT_CODES: Mapping[str, int] = {"pass": 0, "fail": 1, "inconclusive": 2}
 INCONCLUSIVE_MEANS = (
-    "inconclusive: neither a loss above the tolerated one nor one within it is shown at this alpha; it is no pass, and says nothing about B"
+    "inconclusive: neither a loss above the tolerated one nor one within it is shown at this alpha; "
+    "it is not a pass, and says nothing about B"
 )
 
 

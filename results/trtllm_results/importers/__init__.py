@@ -1,6 +1,6 @@
 """Other tools' result files as rows, so that their runs sit in the same tables.
 
-Figures are mapped by *meaning* and not by name: AIPerf's and GuideLLM's "inter token latency" is one mean a request, which here is TPOT;
+Figures are mapped by *meaning* and not by name: AIPerf's and GuideLLM's "inter token latency" is one mean per request, which here is TPOT;
 GuideLLM's "time per output token" counts the first token, which here is nothing, so it goes to `extra`. A figure that a tool did not
 measure is absent, whatever placeholder it wrote. What a tool does not say (precision, GPU) is asked for with `results import --set
 FIELD=VALUE` and stays empty otherwise; `extra.definitions` names the tool whose clock and percentile rule produced the figures.

@@ -40,7 +40,7 @@ class Foreign(BaseModel):
 
 
 def _number(value: Any) -> float | None:
-    """A finite number or None. Raises ValueError for anything that is no number at all, or beyond `LARGEST`."""
+    """A finite number or None. Raises ValueError for anything that is not a number at all, or beyond `LARGEST`."""
     if value is None or value in ("N/A", ""):
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -147,7 +147,7 @@ def required(value: float | None, name: str) -> float:
 
 
 def local_time(text: str, form: str) -> str:
-    """A time that its tool wrote without a zone, as UTC ISO 8601; '' where it is none.
+    """A time that its tool wrote without a zone, as UTC ISO 8601; empty for what is not a time.
 
     The zone is that of the machine that wrote the file, which the file does not tell. It is taken to be this machine's (set `TZ` to
     import a file of another zone); the row keeps the text itself in `extra`.
@@ -159,7 +159,7 @@ def local_time(text: str, form: str) -> str:
 
 
 def iso_time(text: str) -> str:
-    """An ISO 8601 time as UTC; without a zone it is taken as `local_time` takes it; '' where it is no time."""
+    """An ISO 8601 time as UTC; without a zone it is taken as `local_time` takes it; '' where it is not a time."""
     try:
         return utc(datetime.datetime.fromisoformat(text).astimezone())
     except (ValueError, OverflowError, OSError):

@@ -214,7 +214,7 @@ def _from_summary(content: dict[str, Any], tool: str) -> Row:
 
 
 def _milliseconds(name: str, metric: Metric, stat: str, default: str) -> float | None:
-    """A statistic of a time in milliseconds; a placeholder (0) is absent. Raises `FieldError` for a unit that is no time."""
+    """A statistic of a time in milliseconds; a placeholder (0) is absent. Raises `FieldError` for a unit that is not a time."""
     unit = metric.unit or default
     if unit not in TO_MS:
         raise FieldError(f"{name}.unit is {shorten(unit)}; it must be one of {', '.join(TO_MS)}")

@@ -1,4 +1,4 @@
-"""GuideLLM's report, JSON or CSV, of versions 0.2 to 0.8: one row a benchmark (a rate or a concurrency).
+"""GuideLLM's report, JSON or CSV, of versions 0.2 to 0.8: one row per benchmark (a rate or a concurrency).
 
 Up to 0.3 a benchmark's settings lie in `args`, `worker` and `request_loader`; from 0.4 on they lie in `config`, and the request totals in
 the metrics. The CSV has one header line up to 0.3 and three (group, field, unit or statistic) after it.

@@ -203,7 +203,7 @@ def own(record: dict[str, Any]) -> Row:
         row = Row.from_flat(flat | dict(record["figures"]))
         return Row(**{**{name: getattr(row, name) for name in row.__dataclass_fields__}, "warnings": tuple(record.get("warnings", ()))})
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise FieldError(f"lacks '{error.args[0]}'" if isinstance(error, KeyError) else f"record is no row of ours ({error})") from None
+        raise FieldError(f"lacks '{error.args[0]}'" if isinstance(error, KeyError) else f"record is not a row of ours ({error})") from None
 
 
 def _foreign(content: dict[str, Any]) -> Row:

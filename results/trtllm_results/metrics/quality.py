@@ -53,7 +53,7 @@ def _exp(value: float) -> float:
 
 
 def _figures(name: str, interval: Interval, scale: Callable[[float], float] = float) -> dict[str, float]:
-    """The estimate and its ends, without those that are no finite numbers."""
+    """The estimate and its ends, without those that are not finite numbers."""
     ends = {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
     scaled = {key: scale(value) for key, value in ends.items()}
     return {key: value for key, value in scaled.items() if math.isfinite(value)}

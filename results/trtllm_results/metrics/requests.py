@@ -1,4 +1,4 @@
-"""Metric definitions, one each, over NumPy arrays with one entry a request (and one a token for inter-token gaps).
+"""Metric definitions, one each, over NumPy arrays with one entry per request (and one per token for inter-token gaps).
 
 All latencies count from the *intended* arrival: a driver that sends late must not make the target look quick (coordinated omission).
 TPOT is a mean over one request, so a stall hides in it; ITL pools single gaps, so it shows. Both are reported. Percentiles interpolate
@@ -31,7 +31,7 @@ MOST_VALUE = 1e12
 """Of a count or a time in seconds that is still believed when read."""
 SLO_NAMES = ("ttft", "tpot", "e2e")
 AT_ONCE_S = 1e-4
-"""Mean gap below which the tokens of an answer came at once: 10,000 tokens/s is no user's speed, it is a buffer that was emptied."""
+"""Mean gap below which the tokens of an answer came at once: 10,000 tokens/s is not a user's speed, it is a buffer that was emptied."""
 OF_OUTPUT_TOKENS = (
     "output_tokens",
     "output_length_",

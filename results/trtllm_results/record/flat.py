@@ -43,7 +43,7 @@ def absent(value: Any) -> bool:
 def checked_flat(flat: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, float]]:
     """The identity columns of a row and its figures, each of its type; absent ones are left out.
 
-    A numeric column that is no known figure is kept as one; a text column that is not known is a newer version's, and left out.
+    A numeric column that is not a known figure is kept as one; a text column that is not known is a newer version's, and left out.
     Raises `ResultsError` naming the field and its value.
     """
     from pydantic import ValidationError

@@ -112,7 +112,7 @@ REQUIRED = (
     *("row_id", "cell_key", "repeat", "status"),
     *(f.name for f in fields(Cell) if f.default is MISSING and f.default_factory is MISSING),
 )
-"""Columns without which a stored row is none."""
+"""Columns that every stored row must have."""
 ENVIRONMENT_FIELDS: Mapping[str, str] = {f.name: str(f.type) for f in fields(Environment)}
 ROW_FIELDS: Mapping[str, str] = {
     "schema_version": "int",

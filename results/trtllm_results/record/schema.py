@@ -46,7 +46,7 @@ MEANINGS: Mapping[str, str] = {
 
 HEAD = f"""# The result schema, version {SCHEMA_VERSION}
 
-A store is a folder. `results.parquet` holds one row a (cell, repeat), scalar columns only: `pandas.read_parquet`, DuckDB's
+A store is a folder. `results.parquet` holds one row per (cell, repeat), scalar columns only: `pandas.read_parquet`, DuckDB's
 `select * from 'results.parquet'`, and, after `trtllm-bench results export STORE rows.csv`, a spreadsheet read it as it is.
 `results.json` holds the same rows. The schema version stands in the Parquet metadata (`trtllm_results.schema_version`) and in each row; a
 newer one than the tool's is refused. New figures and new identity columns with a default do not raise it; a changed meaning or a removed
@@ -63,10 +63,11 @@ window times may be negative), text of at most {MOST_TEXT:,} characters, nested 
 
 Side tables of a row lie beside it, `<kind>/<cell key>-r<repeat>-<row id>.parquet`:
 
-- `requests/`: one row a request. `intended_s`, `sent_s`, `scheduled_s`, `first_token_s`, `end_s` (s, one monotonic clock), `input_tokens`,
-  `output_tokens`, `requested_tokens`, `ok`, the derived `ttft_s`, `tpot_s`, `e2e_s`, and `token_times_s` (list: arrival of each token).
-- `steps/`: one row an engine step, where the target knows its steps.
-- `samples/`: one row a telemetry sample (power, clocks, temperature).
+- `requests/`: one row per request. `intended_s`, `sent_s`, `scheduled_s`, `first_token_s`, `end_s` (s, one monotonic clock),
+  `input_tokens`, `output_tokens`, `requested_tokens`, `ok`, the derived `ttft_s`, `tpot_s`, `e2e_s`, and
+  `token_times_s` (list: arrival of each token).
+- `steps/`: one row per engine step, where the target knows its steps.
+- `samples/`: one row per telemetry sample (power, clocks, temperature).
 
 This file is printed from the code: `python -m trtllm_results.record.schema > docs/schema.md`.
 """

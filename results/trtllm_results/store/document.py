@@ -35,7 +35,7 @@ Kind = TypeVar("Kind")
 
 
 def _constant(name: str) -> float:
-    raise ValueError(f"{name} is no number of JSON")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _finite(text: str) -> float:
@@ -60,7 +60,7 @@ def read_document(path: Path, parse: Callable[[str], Any] = parse_json, most_byt
     """The JSON in a file of ours, or the TOML by `tomllib.loads`; unpacked where it is gzip-compressed.
 
     Raises FileNotFoundError where there is no such file, `ResultsError` (a ValueError) for anything that `parse` does not take, one nested
-    too deep, one that is larger than `most_bytes`, and what is no file: a pipe would be waited for, and a device has no end.
+    too deep, one that is larger than `most_bytes`, and what is not a file: a pipe would be waited for, and a device has no end.
     """
     if not os.path.lexists(path):
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))

@@ -30,7 +30,7 @@ _TEMPORARY = re.compile(r"^\..+\.\d+-[0-9a-f]{8}\.tmp$")
 def atomically(target: Path, write: Callable[[BinaryIO], object]) -> None:
     """`write(handle)` to a temporary file, sync, rename over `target`, sync the folder. Nothing is left of a failed attempt.
 
-    Folders above are made. What is no regular file (a pipe, `/dev/stdout`) is written to as it is, and a link is followed.
+    Folders above are made. What is not a regular file (a pipe, `/dev/stdout`) is written to as it is, and a link is followed.
     Raises `WriteError` where the disk or the folder does not take it.
     """
     with writing(target):
@@ -55,7 +55,7 @@ def atomically(target: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def open_stream(target: Path) -> BinaryIO:
-    """What is no regular file, to write to. Raises OSError (ENXIO) for a pipe that nobody reads, for which `open` would wait."""
+    """What is not a regular file, to write to. Raises OSError (ENXIO) for a pipe that nobody reads, for which `open` would wait."""
     descriptor = os.open(target, os.O_WRONLY | os.O_NONBLOCK)
     os.set_blocking(descriptor, True)
     return os.fdopen(descriptor, "wb")
@@ -127,7 +127,7 @@ def check_regular(path: Path) -> int:
 
 
 def read_text(path: Path, most_bytes: int) -> str:
-    """A text file of ours, with its line ends, without a byte-order mark. Raises `ResultsError` where it is no file, is larger than
+    """A text file of ours, with its line ends, without a byte-order mark. Raises `ResultsError` where it is not a file, is larger than
     `most_bytes`, or is not UTF-8."""
     size = check_regular(path)
     if size > most_bytes:

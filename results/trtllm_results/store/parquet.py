@@ -162,7 +162,7 @@ def _check_schema(path: Path, metadata: Mapping[bytes, bytes], names: list[str])
 
 
 def check_version(path: Path, version: object) -> None:
-    """Raises `ResultsError` for a schema version that is no number or newer than this tool's."""
+    """Raises `ResultsError` for a schema version that is not a number, or is newer than this tool's."""
     text = str(version)
     if isinstance(version, bool | float) or not text.isascii() or not text.isdecimal() or len(text) > 9 or int(text) < 1:
         raise ResultsError(f"{path}: schema_version is {text[:40]!a}; it must be a whole number from 1 to {SCHEMA_VERSION}")

@@ -44,7 +44,7 @@ def write_csv(rows: Sequence[Row], target: Path) -> None:
 
 
 def write_xlsx(rows: Sequence[Row], target: Path) -> None:
-    """One sheet, a row a measurement. Raises `ResultsError` where a text is longer than a cell holds."""
+    """One sheet, one row per measurement. Raises `ResultsError` where a text is longer than a cell holds."""
     from openpyxl import Workbook
     from openpyxl.cell import WriteOnlyCell
 
@@ -58,7 +58,7 @@ def write_xlsx(rows: Sequence[Row], target: Path) -> None:
         if not isinstance(value, str | float):
             return value
         made = WriteOnlyCell(sheet, value=value if isinstance(value, str) else repr(value))  # openpyxl keeps 16 digits of a float, not 17
-        made.data_type = "s" if isinstance(value, str) else "n"  # a text that starts with "=" is no formula
+        made.data_type = "s" if isinstance(value, str) else "n"  # a text that starts with "=" is not a formula
         return made
 
     sheet.append(names)
@@ -112,7 +112,7 @@ def read_xlsx(path: Path) -> Iterator[Mapping[str, Any]]:
     except ResultsError:
         raise
     except Exception as error:  # of a damaged part openpyxl raises whatever its parser does: zlib's, expat's, TypeError
-        raise ResultsError(f"{path} is no workbook that can be read ({shown(' '.join(str(error).split()))})") from None
+        raise ResultsError(f"{path} is not a workbook that can be read ({shown(' '.join(str(error).split()))})") from None
     yield from _flats(path, iter(lines))
 
 
@@ -137,7 +137,8 @@ def _flats(path: Path, lines: Iterator[list[str]]) -> Iterator[Mapping[str, Any]
     header = next(lines, [])
     missing = next((name for name in REQUIRED if name not in header), None)
     if missing is not None:
-        raise ResultsError(f"{path} is no table of trtllm-bench: column {missing} is missing; use `results import` for other tools' files")
+        other = "use `results import` for other tools' files"
+        raise ResultsError(f"{path} is not a table of trtllm-bench: column {missing} is missing; {other}")
     double = next((name for name in header if name and header.count(name) > 1), None)
     if double is not None or len(header) > MOST_COLUMNS:
         raise ResultsError(f"{path}: column {double} is there twice" if double else f"{path}: more than {MOST_COLUMNS:,} columns")

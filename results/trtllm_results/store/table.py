@@ -8,7 +8,7 @@
 renames it over: a reader sees the old rows or the new ones, even one that opens the file twice (`parquet.replacement`). The whole file is
 rewritten because a sweep has thousands of rows, not millions (appending to 5,000 takes about 0.3 s on two cores, a cell takes seconds);
 side tables, which do have millions, are written once each and never rewritten. What a killed writer leaves (temporaries, side tables
-without a row) mentions nothing and is removed by `clean`. Rejected: one file a row (5,000 small files are slow to read and ugly to share)
+without a row) mentions nothing and is removed by `clean`. Rejected: one file per row (5,000 small files are slow to read and ugly to share)
 and SQLite (not what pandas, DuckDB or a spreadsheet open first).
 """
 
@@ -131,7 +131,7 @@ class Store:
         return self._read_rows()
 
     def frame(self) -> pd.DataFrame:
-        """All rows as a pandas table, one column a field."""
+        """All rows as a pandas table, one column per field."""
         return read_table(self.path / _TABLE).to_pandas() if (self.path / _TABLE).exists() else empty_frame()
 
     def finished(self) -> set[tuple[str, int]]:
@@ -284,7 +284,7 @@ def read_rows(path: str | os.PathLike[str]) -> list[Row]:
 
 
 def stores_below(folder: Path) -> list[Path]:
-    """The stores directly in a folder that is none itself, such as `results/recorded/h100`."""
+    """The stores directly in a folder that is not a store itself, such as `results/recorded/h100`."""
     return [] if (folder / _TABLE).exists() else sorted(path.parent for path in folder.glob(f"*/{_TABLE}"))
 
 

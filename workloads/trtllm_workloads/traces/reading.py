@@ -45,7 +45,7 @@ FORMATS: dict[str, Callable[[str], Format]] = {
 
 
 def detect(first_line: str) -> str:
-    """The format a file's first line belongs to, or '' when it is none known."""
+    """The format a file's first line belongs to, or '' for an unknown format."""
     line = first_line.strip().lstrip("\ufeff")
     if line.startswith("["):
         return "sharegpt"
@@ -98,8 +98,9 @@ def iter_trace(path: Path | str, *, format: str | None = None, skip_bad_rows: bo
             raise WorkloadError(f"{path}, line {number}: there is an input_length, but no output_length; add one to each line")
         if name not in FORMATS:
             known = ", ".join([*FORMATS, "sharegpt"])
-            told = f"'{name}' is no trace format" if name else f"{path} is in no trace format known here (it begins {first.strip()[:60]!r})"
-            raise WorkloadError(f"{told}; there are {known}")
+            begins = f"{path} is in no trace format known here (it begins {first.strip()[:60]!r})"
+            what = f"'{name}' is not a trace format" if name else begins
+            raise WorkloadError(f"{what}; there are {known}")
         try:
             reader = FORMATS[name](first.rstrip("\n"))
         except ValueError as error:
@@ -142,7 +143,7 @@ def _without_empty_columns(trace: Trace) -> Trace:
 
 
 def _block(reader: Format, lines: list[str], path: Path, number: int, skip: bool) -> Trace | None:
-    """The rows of a block; `number` is its first line's. Blank lines are no rows."""
+    """The rows of a block; `number` is its first line's. Blank lines are not rows."""
     kept = [(number + k, line) for k, line in enumerate(lines) if not line.isspace()]
     if not kept:
         return None

@@ -1,4 +1,4 @@
-"""Readers of quantized checkpoints, one file a tool; `format_of` finds the one that wrote a folder."""
+"""Readers of quantized checkpoints, one file per tool; `format_of` finds the one that wrote a folder."""
 
 from __future__ import annotations
 

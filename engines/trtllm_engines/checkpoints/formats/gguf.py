@@ -1,7 +1,7 @@
 """GGUF's block formats as codes: 4-bit ones as int4, those of 5, 6 and 8 bits as int8, a group to each of ggml's blocks of 16 or 32.
 
-A block stands for `scale * code - minimum`. The minimum, which is a number of its own, becomes a zero point that is no whole number; that
-is kept in bf16, an error of 1/500 of it, and where a scale is 0 the minimum takes its place. The layouts are ggml's (`ggml-common.h`,
+A block stands for `scale * code - minimum`. The minimum, which is a number of its own, becomes a zero point that is not a whole number;
+that is kept in bf16, an error of 1/500 of it, and where a scale is 0 the minimum takes its place. The layouts are ggml's (`ggml-common.h`,
 `ggml-quants.c`), unpacked a whole tensor at a time.
 """
 

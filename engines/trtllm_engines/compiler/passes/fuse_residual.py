@@ -5,7 +5,7 @@ The norm's kernel then reads one tensor and writes one in place of two and two. 
 (GPT-J), the two products add in turn, the second to the first's result. Each sum is rounded once, with its product, where the
 additions rounded twice; so this runs after the passes that change no bit. A product whose scheme does not allow it stays as it is.
 
-The sum keeps the name it had; the product alone is no value any more.
+The sum keeps the name it had; the product alone is not a value any more.
 """
 
 from __future__ import annotations
