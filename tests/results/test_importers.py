@@ -555,7 +555,7 @@ def test_mlperf_logs() -> None:
         ({**SGLANG, "duration": "long"}, "result.json: duration is 'long'; it must be a number"),
         ({**SGLANG, "completed": 1.5}, "completed is 1.5; it must be a whole number"),
         ({**SGLANG, "total_output_tokens": 1e300}, "total_output_tokens is 1e[+]300; it must be below 1e[+]15"),
-        ({**SGLANG, "backend": {"a": 1}}, "backend is {'a': 1}; it must be a text"),
+        ({**SGLANG, "backend": {"a": 1}}, "backend is {'a': 1}; it must be text"),
         ([SGLANG, 5], "result 2 has not the fields"),
         ("[" * 100_000, "nested too deeply"),
         ('{"a": 1}\n{"b": ', "line 2 contains invalid JSON"),

@@ -16,14 +16,14 @@ from trtllm_results.metrics.requests import RequestLog, e2e
 
 @dataclass(frozen=True)
 class Stage:
-    """`queue`, `prefill` or `decode`: seconds, and the numbers of the run's steps that ended within it (both included; None for none)."""
+    """`queue`, `prefill` or `decode`: seconds, and the first and last of the run's steps that ended within it (None where none did)."""
 
     name: str
     seconds: float
     first: int | None
     last: int | None
     decode_tokens: float
-    """Mean a step."""
+    """Mean per step."""
     context_tokens: float
 
 
@@ -39,7 +39,8 @@ class SlowRequest:
 
 
 def slow_request(cell: MeasuredCell, percentile: float = 99.0) -> SlowRequest:
-    """The request at this percentile of end-to-end time. Raises `BenchError` without the side tables that tell."""
+    """The request at this percentile of end-to-end time. Raises `BenchError` when the store has no table of the
+    run's requests or steps."""
     table = None if cell.store is None else cell.store.read_side("requests", cell.row)
     if table is None:
         raise BenchError(f"{cell.label} has no table of its requests; give the store folder the run was kept in (--out)")

@@ -10,7 +10,7 @@ a batch; under Poisson load the count fluctuates and the span is short, which is
 *Slope*: the run is cut into equal bins; the steady span is the longest run of bins over which a least-squares line through the number in
 flight changes by no more than `tolerance` of its mean. Right for open loops; a queue that grows to the end of the run has no such span.
 
-Both look at requests in flight and not at throughput, because a prefill-only start has full throughput but no steady mix.
+All rules look at requests in flight and not at throughput, because a start with prefills only has full throughput but no steady mix.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def by_concurrency(log: RequestLog, ratio: float = CONCURRENCY_RATIO) -> Span | 
 
 
 def by_slope(log: RequestLog, bins: int = SLOPE_BINS, tolerance: float = SLOPE_TOLERANCE) -> Span | None:
-    """Longest run of bins (at least a quarter of the run) whose fitted line is flat to `tolerance`; None when there is none."""
+    """The longest run of bins (at least a quarter of the run) whose fitted line is flat to `tolerance`; None when no run of bins is."""
     times, count = in_flight(log)
     if len(times) < 2 or times[-1] <= times[0]:
         return None
@@ -109,7 +109,7 @@ def _bin_means(times: FloatArray, count: FloatArray, edges: FloatArray) -> Float
 
 def grows(log: RequestLog, arrivals_end_s: float) -> bool:
     """Whether the number in flight still grew when arrivals ended: its mean over their last quarter is well above that of the quarter
-    before, and by more than chance, which an open loop shows exactly when it asks for more than the target can serve.
+    before, and by more than chance. An open loop shows this exactly when it asks for more than the target can serve.
 
     Chance: under Poisson arrivals the number in flight has about its mean as variance (M/G/infinity), so three roots of it are luck."""
     times, count = in_flight(log)

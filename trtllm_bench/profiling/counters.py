@@ -46,7 +46,7 @@ def collect(target: CountedKernel, folder: Path) -> list[Counters]:
     try:
         nsight.run(nsight.ncu_command(tool, command, log), "ncu")
     except RunFailure:
-        if not (log.is_file() and "ERR" in log.read_text()):  # there the tool itself says why, which read_ncu tells
+        if not (log.is_file() and "ERR" in log.read_text()):  # the log says why, and `read_ncu` raises that
             raise
     return read_ncu(log.read_text())
 

@@ -1,8 +1,8 @@
 """torch.profiler as the collector: CUPTI's kernel records on a GPU, ranges of our own ops on a CPU.
 
 On a GPU only device activity is asked for: recording each torch operator on the host would slow the launches of a small step several times
-over. CUPTI must be attached before CUDA graphs are instantiated, or their kernels stay unseen, so `prime` runs it once before an engine is
-loaded and forbids it to detach in between, as torch would have it do.
+over. CUPTI must be attached before CUDA graphs are instantiated, or their kernels stay unseen. So `prime` runs the profiler once before an
+engine is loaded, and keeps CUPTI attached afterwards, where torch would detach it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from trtllm_bench.tracing.trace import read_json
 
 
 class TorchCollector:
+    """A `Collector` (`profiling/window.py`) on `device`, `cuda` or `cpu`."""
+
     def __init__(self, device: str) -> None:
         self._device = device
         self._profiler: Any = None
@@ -42,7 +44,7 @@ class TorchCollector:
 
 
 def prime(device: str) -> None:
-    """Makes the profiler ready in the main thread, as it wants to be; on a GPU, attaches CUPTI to this process for good.
+    """Makes the profiler ready; call it in the main thread, as torch demands. On a GPU this attaches CUPTI to the process for good.
 
     Raises `RunFailure` where CUPTI records nothing.
     """

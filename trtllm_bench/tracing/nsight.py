@@ -1,4 +1,4 @@
-"""Nsight's two tools, where they are installed: found, told what to do, and their exports read.
+"""Finds and runs the two Nsight tools where they are installed; `nsys_export.py` and `ncu_export.py` read what they write.
 
 Neither is needed: torch.profiler sees the same kernels as Nsight Systems. Systems adds its own timeline of the whole machine; Compute adds
 what only hardware counters know of one kernel (traffic, occupancy, why warps wait).
@@ -28,23 +28,24 @@ NCU_SECTIONS = (
     "ComputeWorkloadAnalysis",
     "WarpStateStats",
 )
-SAID = 400
+MOST_QUOTED = 400
 """Characters of a tool's own words in an error."""
 
 
 def find(tool: str) -> str:
     """Path of `nsys` or `ncu`. Raises `BenchError` saying what to install."""
-    found = shutil.which(tool) or next((path for place in _PLACES[tool] for path in sorted(glob.glob(place), reverse=True)), None)
-    if found is None:
+    path = shutil.which(tool) or next((path for place in _PLACES[tool] for path in sorted(glob.glob(place), reverse=True)), None)
+    if path is None:
         raise BenchError(
             f"{tool} is not installed here: install {TOOLS[tool]} (part of the CUDA toolkit, or NVIDIA's own package) and put it on PATH, "
             f"or leave --{tool} out; everything else works without it"
         )
-    return found
+    return path
 
 
 def nsys_command(tool: str, target: Sequence[str], report: Path) -> list[str]:
-    """Records from `cudaProfilerStart` to its end, each kernel of a CUDA graph, and leaves `report`.nsys-rep and .sqlite."""
+    """The command that records `target` between `cudaProfilerStart` and `cudaProfilerStop`, with each kernel of a CUDA graph, and writes
+    `report`.nsys-rep and `report`.sqlite."""
     return [
         tool,
         "profile",
@@ -62,7 +63,8 @@ def nsys_command(tool: str, target: Sequence[str], report: Path) -> list[str]:
 
 
 def ncu_command(tool: str, target: Sequence[str], log: Path) -> list[str]:
-    """Collects the sections above for kernels between `cudaProfilerStart` and its end, at the clocks the GPU runs at."""
+    """The command that collects `NCU_SECTIONS` for kernels between `cudaProfilerStart` and `cudaProfilerStop`, at the clocks that the GPU
+    has, and writes them to `log` as CSV."""
     sections = [part for name in NCU_SECTIONS for part in ("--section", name)]
     more = ["--profile-from-start", "off", "--clock-control", "none", "--csv", "--page", "raw", "--print-units", "base"]
     return [tool, *sections, *more, "--log-file", str(log), *target]
@@ -72,5 +74,5 @@ def run(command: Sequence[str], tool: str) -> None:
     """Raises `RunFailure` with the tool's last words when it fails."""
     done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONUNBUFFERED": "1"})
     if done.returncode:
-        words = " ".join((done.stderr.strip() or done.stdout.strip()).split())[-SAID:]
+        words = " ".join((done.stderr.strip() or done.stdout.strip()).split())[-MOST_QUOTED:]
         raise RunFailure(f"{tool} ended with code {done.returncode}: {words or 'it said nothing'}")

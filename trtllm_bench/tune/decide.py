@@ -31,7 +31,7 @@ class RaceOutcome:
 
 @dataclass(frozen=True)
 class Decision:
-    """What one choice came to. `winner` is empty where the default stays."""
+    """The result for one choice of one op. `winner` is empty where the default stays."""
 
     key: str
     role: str
@@ -49,7 +49,7 @@ class Decision:
 
 
 def decide(outcomes: Sequence[RaceOutcome]) -> Decision:
-    """Of all the races of one choice of one op."""
+    """The decision on one choice of one op, from all of its races."""
     race = outcomes[0].race
     candidates = race.choice.candidates
     known = {i: evidence for i in range(len(candidates)) if (evidence := _evidence(i, outcomes)) is not None}
@@ -67,9 +67,9 @@ def decisions(outcomes: Iterable[RaceOutcome]) -> list[Decision]:
 
 
 def _timing(outcome: RaceOutcome, entrant: int) -> Timing:
-    found = outcome.timings[entrant]
-    assert found is not None
-    return found
+    timing = outcome.timings[entrant]
+    assert timing is not None
+    return timing
 
 
 def _evidence(candidate: int, outcomes: Sequence[RaceOutcome]) -> Evidence | None:

@@ -1,4 +1,4 @@
-"""Programs that do the same work, measured in turns: a batch of each, round after round, so that a clock that drifts drifts for all.
+"""Measures programs that do the same work in turns: a batch of each, round after round, so that a clock that drifts does so for all.
 
 Rounds pair the programs, and two are compared by the mean of ln(other/default) over their common rounds (`trtllm_results.stats`). One that
 is slower than the default beyond doubt leaves early; the default never leaves. Rounds end by the rule that single kernels are measured
@@ -19,7 +19,7 @@ from trtllm_results.stats import Evidence, paired
 HOPELESS, DOUBT = 0.02, 0.01
 """Out of the race: slower than the default by more than this, at this p value."""
 ALPHA, LEAST_GAIN = 0.05, 0.01
-"""The default goes for one that is faster by more than this, at this p value divided by the number of candidates."""
+"""The default is replaced by a candidate that is faster by more than this, at this p value divided by the number of candidates."""
 
 
 def run_race(
@@ -34,10 +34,11 @@ def run_race(
     began = clock()
     all_samplers = [Sampler(timer, call, how, rule) for call in calls]
     running = list(all_samplers)
-    for done in range(1, rule.max_batches + 1):
-        for sampler in running[done % len(running) :] + running[: done % len(running)]:
+    for rounds in range(1, rule.max_batches + 1):
+        turn = rounds % len(running)
+        for sampler in running[turn:] + running[:turn]:
             sampler.add()
-        if done >= rule.min_batches:
+        if rounds >= rule.min_batches:
             first = running[0]
             running = [first, *(one for one in running[1:] if not hopeless(advantage(first.batches, one.batches)))]
             if all(one.settled for one in running):
@@ -58,5 +59,5 @@ def hopeless(evidence: Evidence) -> bool:
 
 
 def _open(evidence: Evidence, level: float) -> bool:
-    """Looks faster by enough, and may be chance."""
+    """Whether it looks faster by enough but may be so by chance."""
     return evidence.mean < math.log1p(-LEAST_GAIN) and evidence.p_below(math.log1p(-LEAST_GAIN)) >= level

@@ -135,10 +135,10 @@ _OBJECTS = {"lora_request": "an object with a whole number lora_int_id", "slo_ms
 _MUST_BE = {
     "input_ids": "a list of at least one token id; token ids are whole numbers of at least 0",
     "output_tokens": "a whole number of at least 1 and below 2**31",
-    "prompt": "a text that is not empty",
+    "prompt": "text that is not empty",
     **dict.fromkeys(("arrival_s", "think_s"), "seconds of at least 0"),
     **dict.fromkeys(("timestamp", "delay"), "milliseconds of at least 0"),
-    "session_id": "a text or a whole number",
+    "session_id": "text or a whole number",
     **dict.fromkeys(("priority", "session", "turn", "after"), "a whole number, no larger than the field holds"),
 }
 

@@ -10,7 +10,7 @@ _KINDS = {
     **dict.fromkeys(("int_type", "int_parsing", "int_from_float", "int_parsing_size"), "a whole number"),
     **dict.fromkeys(("float_type", "float_parsing"), "a number"),
     **dict.fromkeys(("bool_type", "bool_parsing"), "true or false"),
-    **dict.fromkeys(("string_type", "path_type"), "a text"),
+    **dict.fromkeys(("string_type", "path_type"), "text"),
     **dict.fromkeys(("tuple_type", "list_type"), "a list"),
     **dict.fromkeys(("model_type", "dict_type", "model_attributes_type"), "a table"),
     "finite_number": "a finite number",
@@ -33,7 +33,7 @@ def sentence(error: ValidationError) -> str:
     if problem["type"] == "value_error":
         message = str(problem["ctx"]["error"])
         return f"{where}: {message}" if where else message
-    return f"{where or 'the content'} is {shorten(problem['input'])}; it must be {_wanted(problem)}"
+    return f"{where or 'the content'} is {shorten(problem['input'])}; it must {_expected(problem)}"
 
 
 def first(error: ValidationError) -> Any:
@@ -44,18 +44,22 @@ def location(problem: Any) -> str:
     return ".".join(str(part) for part in problem["loc"])
 
 
-def _wanted(problem: Any) -> str:
+def _expected(problem: Any) -> str:
+    """What the value must be or have, as a verb phrase."""
     kind, context = problem["type"], problem.get("ctx", {})
     if kind in _LIMITS:
         name, words = _LIMITS[kind]
-        return f"{words} {context[name]:g}"
-    if kind in ("too_short", "string_too_short"):
-        return f"of at least {context.get('min_length', 1)} entries" if kind == "too_short" else "a text that is not empty"
+        return f"be {words} {context[name]:g}"
+    if kind == "string_too_short":
+        return "not be empty"
+    if kind == "too_short":
+        least = context.get("min_length", 1)
+        return f"have at least {least} {'entry' if least == 1 else 'entries'}"
     if kind == "too_long":
-        return f"of at most {context['max_length']} entries"
+        return f"have at most {context['max_length']} entries"
     if kind == "literal_error":
-        return f"one of {context['expected'].replace(chr(39), '').replace(' or ', ', ')}"
-    return _KINDS.get(kind, "of another type")
+        return f"be one of {context['expected'].replace(chr(39), '').replace(' or ', ', ')}"
+    return f"be {_KINDS.get(kind, 'of another type')}"
 
 
 def shorten(value: Any) -> str:

@@ -104,7 +104,7 @@ def discover() -> None:
 
 
 def supported_architectures() -> list[str]:
-    """In order of their families, that with most architectures first."""
+    """Sorted by family, the one with most architectures first."""
     discover()
     return sorted(FAMILIES, key=lambda name: -len(FAMILIES[name].architectures))
 

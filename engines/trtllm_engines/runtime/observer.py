@@ -1,7 +1,7 @@
-"""Who watches the engine at work: told what happens in a step as it happens, in the engine's thread.
+"""Observers of the engine. They are told what happens in a step as it happens, in the engine's thread.
 
-Tracing (`ranges.py`) and a profile's window of steps observe through this, and reach into nothing. An engine that nobody observes has an
-observer that does nothing, at the price of eight empty calls a step. The calls around ops are made only where an observer asks for them
+Tracing (`ranges.py`) and a profile's window of steps are observers, and reach into nothing else. An engine that nobody observes has an
+observer that does nothing, at the price of eight empty calls per step. The calls around ops are made only where an observer asks for them
 (`op_detail`), since they split a step's launches into groups.
 """
 

@@ -101,7 +101,7 @@ _SHAPES = {
     "dict_type": "an object",
     "list_type": "a list",
     "tuple_type": "a list",
-    "string_type": "a text",
+    "string_type": "text",
     "bool_type": "true or false",
     "bool_parsing": "true or false",
 }
@@ -124,7 +124,7 @@ def _sentence(error: ValidationError) -> str:
     if problem["type"] == "value_error":
         return f"{where} is {shown}; it {problem['ctx']['error']}"
     if problem["type"] == "string_too_long":
-        return f"{where} is a text of {len(problem['input']):,} characters; it must be shorter"
+        return f"{where} is text of {len(problem['input']):,} characters; it must be shorter"
     return f"{where} is {shown}; it must be {_SHAPES.get(problem['type'], 'of another type')}"
 
 

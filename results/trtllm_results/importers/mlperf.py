@@ -1,7 +1,7 @@
 """MLPerf's LoadGen logs: `mlperf_log_summary.txt` and `mlperf_log_detail.txt` of a performance run.
 
-One row a log; import one of the two, not both (the detail knows version and time, and is what is read of a folder). LoadGen tells no model:
-give it with `--set`. A run that LoadGen calls INVALID is measured all the same: the row carries the reason as a warning.
+One row per log; import one of the two, not both (the detail knows version and time, and is what is read of a folder). LoadGen tells no
+model: give it with `--set`. A run that LoadGen calls INVALID is measured all the same: the row carries the reason as a warning.
 Left out on purpose: `result_token_throughput` of the detailed log, which LoadGen 4 and 5 write in tokens per nanosecond of one request.
 """
 
@@ -50,7 +50,7 @@ def is_log(text: str) -> bool:
 
 
 def unreadable(text: str) -> str:
-    """What a LoadGen file is that holds no result, or ''."""
+    """What a LoadGen file without results is; '' for any other text."""
     if '"traceEvents"' in text[:200]:
         return "a trace for Chrome's viewer, such as LoadGen's mlperf_log_trace.json, which holds no result; import mlperf_log_summary.txt"
     if re.match(r'\[\s*\{\s*"seq_id"', text):
@@ -74,10 +74,10 @@ def _summary(text: str) -> dict[str, Any]:
     )
     for name, value in lines.items():
         for figure, statistic, percentile in patterns:
-            if found := re.fullmatch(statistic, name):
-                times[f"{figure}_{found[1].lower()}"] = _value(name, value, number)
-            elif found := re.fullmatch(percentile, name):
-                times[f"{figure}_p{found[1]}"] = _value(name, value, number)
+            if match := re.fullmatch(statistic, name):
+                times[f"{figure}_{match[1].lower()}"] = _value(name, value, number)
+            elif match := re.fullmatch(percentile, name):
+                times[f"{figure}_p{match[1]}"] = _value(name, value, number)
     first = {
         name: lines[name]
         for name in lines
@@ -126,10 +126,10 @@ def _detail(text: str) -> dict[str, Any]:
     )
     for name, value in values.items():
         for figure, statistic, percentile in patterns:
-            if found := re.fullmatch(statistic, str(name)):
-                times[f"{figure}_{found[1]}"] = value
-            elif found := re.fullmatch(percentile, str(name)):
-                times[f"{figure}_p{found[1]}"] = value
+            if match := re.fullmatch(statistic, str(name)):
+                times[f"{figure}_{match[1]}"] = value
+            elif match := re.fullmatch(percentile, str(name)):
+                times[f"{figure}_p{match[1]}"] = value
     rates = ("result_completed_samples_per_sec", "result_samples_per_second", "result_qps_with_loadgen_overhead")
     token_rates = ("result_completed_tokens_per_second", "result_tokens_per_second")
     return {
