@@ -30,7 +30,7 @@ def command(
     max_batch_size: options.MaxBatchSize = None,
     max_num_tokens: options.MaxNumTokens = None,
     max_seq_len: options.MaxSeqLen = None,
-    page_size: Annotated[int | None, typer.Option("--page-size", min=16, help="Tokens of a KV cache page, a power of two.")] = None,
+    page_size: Annotated[int | None, typer.Option("--page-size", min=16, help="Tokens in a page of the KV cache, a power of two.")] = None,
     tp: Annotated[int | None, options.option("tp")] = None,
     pp: Annotated[int | None, options.option("pp")] = None,
     nnodes: Annotated[int, typer.Option("--nnodes", min=1, help="Hosts whose GPUs run the ranks, each as many.")] = 1,

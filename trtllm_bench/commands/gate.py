@@ -79,7 +79,7 @@ def run(
 
 @app.command("check")
 def check(
-    candidate: Annotated[str, typer.Argument(help="Result store of the candidate, two repeats or more a cell.")],
+    candidate: Annotated[str, typer.Argument(help="Result store of the candidate, at least two repeats per cell.")],
     baseline: BaselineFile,
     config: Config = None,
     margin: Margins = None,

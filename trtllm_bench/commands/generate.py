@@ -42,7 +42,7 @@ def command(
     max_seq_len: options.MaxSeqLen = None,
     device: options.Device = "auto",
     verify: Annotated[bool, typer.Option("--verify", help="Hash every byte of the engine before it runs.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a prompt, with token ids and times.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per prompt, with token ids and times.")] = False,
 ) -> None:
     """Generate text from prompts.
 

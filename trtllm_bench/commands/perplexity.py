@@ -20,7 +20,7 @@ def command(
     context_attention: options.ContextAttention = None,
     windows: Annotated[int | None, typer.Option("--windows", min=1, help="Most windows of text (default: all of it).")] = None,
     window_len: Annotated[int, typer.Option("--window-len", min=2, help="Tokens of a window; they do not overlap.")] = 1024,
-    chunk: Annotated[int, typer.Option("--chunk", min=1, help="Tokens a step; those of earlier steps are read from the KV cache.")] = 32,
+    chunk: Annotated[int, typer.Option("--chunk", min=1, help="Tokens per step; those of earlier steps are read from the KV cache.")] = 32,
     against: Annotated[
         str | None, typer.Option("--against", help="Model to compare with on the same tokens, such as the one quantized.")
     ] = None,

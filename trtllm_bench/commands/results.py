@@ -267,7 +267,7 @@ def push(
     project: Annotated[str, typer.Option("--project", help="Experiment of MLflow, project of W&B.")] = "trtllm-bench",
     where: Where = None,
 ) -> None:
-    """Send rows to an experiment tracker, one run a row; rows already there are left alone.
+    """Send rows to an experiment tracker, one run per row; rows already there are left alone.
 
     Examples:
       trtllm-bench results push runs/a --to mlflow

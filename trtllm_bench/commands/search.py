@@ -36,7 +36,7 @@ def command(
     report_json: Annotated[Path | None, typer.Option("--report-json", help="Write probes and answer here.")] = None,
     out: options.Out = None,
 ) -> None:
-    """Find the highest load that still meets an SLO, by bisection with confidence.
+    """Find the highest load that still meets an SLO, as an interval with confidence.
 
     Examples:
       trtllm-bench search --goodput ttft:200,tpot:50 --model llama-3.1-8b
