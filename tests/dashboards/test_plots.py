@@ -101,6 +101,17 @@ def test_a_ratio_of_two_repeats_is_said_to_have_a_t_interval(make_rows: Callable
     assert "span the two" not in said
 
 
+def test_bars_of_one_precision_with_two_cache_types_name_the_cache(
+    make_rows: Callable[..., list[Row]], make_grid: Callable[..., Any]
+) -> None:
+    (cell,) = make_grid(models=("llama-3.1-8b",), precisions=("bf16",), shapes=((128, 128),), batches=(8,))
+    with_int8, with_fp8 = (dataclasses.replace(cell, precision="fp8", kv_dtype=kind) for kind in ("int8", "fp8"))
+    drawn = figure("precision", Material({"a": make_rows([cell, with_fp8]), "b": make_rows([with_int8])}))
+    labels = [label.get_text() for label in drawn.axes[0].get_yticklabels()]
+    assert len(set(labels)) == len(labels)
+    assert any("fp8 kv int8" in label for label in labels)
+
+
 def test_failed_cells_are_not_drawn(sweep_rows: list[Row]) -> None:
     drawn = figure("throughput", Material({"": sweep_rows}))
     assert max(max(line.get_xdata(), default=0) for ax in drawn.axes for line in ax.lines) == 1024

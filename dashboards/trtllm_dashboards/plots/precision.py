@@ -7,6 +7,7 @@ is read, not guessed.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
 from trtllm_dashboards.errors import DashboardError
@@ -26,6 +27,7 @@ FEWEST = 4
 """Places of bars, so that the axis has room for its name."""
 ROW = 0.3
 """Inches of a bar."""
+HATCH = "////"
 
 
 def draw(material: Material) -> Figure:
@@ -44,7 +46,7 @@ def draw(material: Material) -> Figure:
         sheet.notes.append(f"{MOST} of {len(found_pairs)} pairs shown; narrow with --where.")
     shown = found_pairs[:MOST]
     named = [name for name in NAMED if name in varying([pair.point for pair in shown])]
-    legend = style.looks(dict.fromkeys(pair.point.cell.precision for pair in shown))
+    legend = {name: _bar_look(look) for name, look in style.looks(pair.point.cell.precision for pair in shown).items()}
     drawing, (ax,) = sheet.panels([""], width=9.0, height=0.75 + ROW * max(len(shown), FEWEST))
     _bars(ax, shown, named, legend)
     ax.set_xlabel(f"throughput / {' or '.join(bases)} throughput (ratio)")
@@ -53,16 +55,25 @@ def draw(material: Material) -> Figure:
     if any(pair.low is None for pair in shown):
         sheet.notes.append("Hollow: a single run on one side, spread unknown, so no verdict.")
     if any(pair.best for pair in shown):
-        sheet.notes.append("Best: the fastest batch of each precision.")
-    return sheet.finish(drawing, {k: style.Look(v.color, "s", "") for k, v in legend.items()}, marker_only=True)
+        sheet.notes.append("Best: the fastest of the batches measured for each precision, which need not be the same.")
+    return sheet.finish(drawing, legend, marker_only=True)
+
+
+def _bar_look(look: style.Look) -> style.Look:
+    """A series that shares its color with an earlier one, and differs in its line, is hatched as a bar."""
+    return style.Look(look.color, "s", "", "" if look.line == style.LINES[0] else HATCH)
 
 
 def _bars(ax: Axes, shown: list[Pair], named: list[str], legend: dict[str, style.Look]) -> None:
     highest = 1.0
+    caches: dict[str, set[str]] = {}
+    for pair in shown:
+        caches.setdefault(pair.point.cell.precision, set()).add(pair.point.cell.kv_dtype)
     for at, pair in enumerate(shown):
-        color = legend[pair.point.cell.precision].color
+        look = legend[pair.point.cell.precision]
         end, verdict = pair.ratio, "one run"
-        ax.barh(at, pair.ratio, height=0.72, color="white" if pair.low is None else color, edgecolor=color, linewidth=1)
+        face = "white" if pair.low is None or look.hatch else look.color
+        ax.barh(at, pair.ratio, height=0.72, color=face, edgecolor=look.color, hatch=look.hatch or None, linewidth=1)
         if pair.low is not None and pair.high is not None:
             bar = [[pair.ratio - pair.low], [pair.high - pair.ratio]]
             ax.errorbar(pair.ratio, at, xerr=bar, color=style.INK, elinewidth=0.9, capsize=2)
@@ -71,7 +82,7 @@ def _bars(ax: Axes, shown: list[Pair], named: list[str], legend: dict[str, style
         figures = " against ".join(brief(rate.mean) for rate in rates)
         style.remark(ax, f"{pair.ratio:.2f} x, {verdict}: {figures} tok/s", (end, at), (5, 0), va="center", color=style.INK)
         highest = max(highest, end)
-    ax.set_yticks(range(len(shown)), [_name(pair, named) for pair in shown])
+    ax.set_yticks(range(len(shown)), [_name(pair, named, caches) for pair in shown])
     ax.tick_params(axis="y", colors=style.INK, length=0)
     ax.set_ylim(max(len(shown), FEWEST) - 0.5, -0.6)
     ax.axvline(1, color=style.INK, linewidth=0.9)
@@ -80,11 +91,13 @@ def _bars(ax: Axes, shown: list[Pair], named: list[str], legend: dict[str, style
     ax.set_ylabel("case and batch\n(sequences in flight)")
 
 
-def _name(pair: Pair, named: list[str]) -> str:
-    """`2048/128, fp8, batch 512`; of the best ones `128/128, fp8 at batch 2,048, bf16 at 1,024`."""
+def _name(pair: Pair, named: list[str], caches: Mapping[str, Collection[str]]) -> str:
+    """`2048/128, fp8, batch 512`; of the best ones `128/128, best: fp8 at batch 2,048, bf16 at 1,024`. The type of the KV cache is named
+    for a precision that is shown with several (`caches`, by precision)."""
     point, base = pair.point.cell, pair.base.cell
+    precision = f"{point.precision} kv {point.kv_dtype}" if len(caches[point.precision]) > 1 else point.precision
     if pair.best:
-        load = f"best: {point.precision} at batch {point.batch:,}, {base.precision} at {base.batch:,}"
+        load = f"best: {precision} at batch {point.batch:,}, {base.precision} at {base.batch:,}"
     else:
-        load = f"{point.precision}, {point.request_rate:g} req/s" if point.request_rate else f"{point.precision}, batch {point.batch:,}"
+        load = f"{precision}, {point.request_rate:g} req/s" if point.request_rate else f"{precision}, batch {point.batch:,}"
     return ", ".join([*(pair.point.names[name] for name in named if pair.point.names[name]), load])
