@@ -26,7 +26,8 @@ from trtllm_results.compare.published import Beside, beside
 from trtllm_results.compare.published_ops import OpRun, summaries
 from trtllm_results.errors import ResultsError
 from trtllm_results.gpus import gpu_class
-from trtllm_results.record.row import Cell, Row
+from trtllm_results.record.cell import Cell
+from trtllm_results.record.row import Row
 from trtllm_results.store.table import read_rows
 from trtllm_results.versions import measured_at, versions
 

@@ -15,8 +15,9 @@ from functools import cached_property
 
 from trtllm_results import stats, versions
 from trtllm_results.metrics.registry import METRICS
+from trtllm_results.record.cell import Cell
 from trtllm_results.record.environment import Environment
-from trtllm_results.record.row import Cell, Row
+from trtllm_results.record.row import Row
 
 CONFIDENCE = 0.95
 RowSets = Mapping[str, Sequence[Row]]

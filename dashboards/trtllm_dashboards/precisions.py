@@ -17,7 +17,7 @@ from typing import Any
 
 from trtllm_dashboards.points import Point, having, load_of, newest, started
 from trtllm_results import stats
-from trtllm_results.record.row import ALIGN_FIELDS
+from trtllm_results.record.cell import ALIGN_FIELDS
 
 FIGURE = "output_tokens_per_s"
 BASES = ("bf16", "fp16", "fp32")

@@ -16,7 +16,8 @@ from rich.console import Console
 
 from trtllm_dashboards.points import Point, having, points, started
 from trtllm_dashboards.tables import Column, show
-from trtllm_results.record.row import ALIGN_FIELDS, Cell, Row
+from trtllm_results.record.cell import ALIGN_FIELDS, Cell
+from trtllm_results.record.row import Row
 
 LAYOUT = ("tp", "pp", "replicas")
 SIZE = "max_batch_size"

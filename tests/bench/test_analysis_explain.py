@@ -32,8 +32,9 @@ from trtllm_engines.models.presets import preset_config
 from trtllm_kernels.dialect.expr import evaluate
 from trtllm_kernels.dialect.types import Launch
 from trtllm_results.metrics.requests import RequestLog
+from trtllm_results.record.cell import Cell
 from trtllm_results.record.environment import Environment
-from trtllm_results.record.row import Cell, Row
+from trtllm_results.record.row import Row
 from trtllm_results.store.table import Store
 from trtllm_workloads.synthetic import fixed
 

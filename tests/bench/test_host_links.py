@@ -16,8 +16,9 @@ from trtllm_engines.compiler.compile import compile_model
 from trtllm_engines.compiler.plan import ParallelLayout, Plan, Profile
 from trtllm_engines.models.presets import preset_config
 from trtllm_results.cost import cost_per_million
+from trtllm_results.record.cell import Cell
 from trtllm_results.record.environment import Environment
-from trtllm_results.record.row import Cell, Row
+from trtllm_results.record.row import Row
 from trtllm_results.store.table import Store
 
 NDR, NVLINK = 50e9, 387e9

@@ -14,8 +14,9 @@ from trtllm_bench.analysis.fit import RecordedRun, changed, errors, follows, wri
 from trtllm_bench.analysis.kernel_times import FORMATS, KINDS, KernelTimes, KernelWork, clock_within, watts
 from trtllm_bench.analysis.step_constants import FOLDER, constants_for, read_file
 from trtllm_bench.roofline.hardware import Hardware, published
+from trtllm_results.record.cell import Cell
 from trtllm_results.record.environment import Environment
-from trtllm_results.record.row import Cell, Row
+from trtllm_results.record.row import Row
 
 H100 = published("h100")
 CONSTANTS = constants_for("h100")

@@ -31,8 +31,9 @@ from trtllm_engines.compiler.plan import Plan, Profile
 from trtllm_engines.models.presets import preset_config
 from trtllm_results.compare.published import load
 from trtllm_results.plausibility import Claim, judge
+from trtllm_results.record.cell import Cell
 from trtllm_results.record.environment import Environment
-from trtllm_results.record.row import Cell, Row
+from trtllm_results.record.row import Row
 from trtllm_results.store.table import Store
 from trtllm_workloads.synthetic import fixed
 

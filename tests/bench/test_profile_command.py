@@ -14,8 +14,9 @@ from trtllm_bench.errors import BenchError
 from trtllm_bench.measure.from_row import spec_of_row
 from trtllm_bench.profiling.record import CellProfile
 from trtllm_bench.tracing.trace import merged, read_json
+from trtllm_results.record.cell import Cell
 from trtllm_results.record.environment import Environment
-from trtllm_results.record.row import Cell, Row
+from trtllm_results.record.row import Row
 from trtllm_results.store.table import Store
 
 pytestmark = pytest.mark.usefixtures("own_cache")

@@ -23,8 +23,9 @@ from trtllm_engines.quantization import precisions
 from trtllm_engines.quantization.registry import MIXED
 from trtllm_kernels.dialect.expr import evaluate
 from trtllm_results.compare.published import load
+from trtllm_results.record.cell import Cell
 from trtllm_results.record.environment import Environment
-from trtllm_results.record.row import Cell, Row
+from trtllm_results.record.row import Row
 
 ONE_LAYER = replace(preset_config("llama-3.1-8b"), num_layers=1)
 

@@ -13,8 +13,9 @@ from rich.console import Console
 from trtllm_bench.__main__ import main
 from trtllm_bench.measure.report import nvidia_report, print_report
 from trtllm_results.metrics.requests import RequestLog
+from trtllm_results.record.cell import Cell
 from trtllm_results.record.environment import Environment
-from trtllm_results.record.row import Cell, Row
+from trtllm_results.record.row import Row
 from trtllm_results.store.table import Store
 
 TTFT_MS, ITL_MS = 20.0, 2.0

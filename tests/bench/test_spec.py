@@ -30,8 +30,9 @@ from trtllm_dashboards.html.payload import build
 from trtllm_dashboards.points import points
 from trtllm_results.compare.align import compare
 from trtllm_results.gate.baseline import measured_cells
+from trtllm_results.record.cell import Cell
 from trtllm_results.record.environment import Environment
-from trtllm_results.record.row import Cell, Row, cell_key
+from trtllm_results.record.row import Row, cell_key
 from trtllm_results.store.selection import ResultSet
 from trtllm_results.store.table import Store
 from trtllm_results.versions import newest

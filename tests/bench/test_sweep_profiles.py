@@ -16,8 +16,9 @@ from trtllm_bench.sweep.profiles import choose, parse_which
 from trtllm_dashboards.html import contents
 from trtllm_dashboards.html.profiles import linked as linked_page
 from trtllm_dashboards.sources import load
+from trtllm_results.record.cell import Cell
 from trtllm_results.record.environment import Environment
-from trtllm_results.record.row import Cell, Row
+from trtllm_results.record.row import Row
 from trtllm_results.store.table import Store
 from trtllm_workloads.request import Workload
 

@@ -13,8 +13,9 @@ from rich.console import Console
 from trtllm_bench.sweep.progress import Estimate, SweepView, duration
 from trtllm_bench.sweep.spec import SweepSpec, work_of
 from trtllm_bench.sweep.table import print_table, summarise
+from trtllm_results.record.cell import Cell
 from trtllm_results.record.environment import Environment
-from trtllm_results.record.row import Cell, Row
+from trtllm_results.record.row import Row
 from trtllm_results.store.lock import RUN_LOCK, locked
 from trtllm_results.store.progress import read_progress
 from trtllm_results.store.table import Store

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from trtllm_results.record.cell import Cell
 from trtllm_results.record.environment import Environment
-from trtllm_results.record.row import Cell, Row
+from trtllm_results.record.row import Row
 
 if TYPE_CHECKING:
     from browser import Browser

@@ -25,7 +25,8 @@ from trtllm_dashboards.points import estimate, grouped, points, ratio, varying
 from trtllm_dashboards.scaling import layout_name, matched
 from trtllm_results.compare.published import Published
 from trtllm_results.cost import Price, priced
-from trtllm_results.record.row import Cell, Row
+from trtllm_results.record.cell import Cell
+from trtllm_results.record.row import Row
 
 FROM_SWEEP = ("throughput", "latency", "pareto", "percentiles", "precision", "roofline", "energy")
 UNIT = re.compile(

@@ -12,8 +12,9 @@ from types import ModuleType
 
 import pytest
 
+from trtllm_results.record.cell import Cell
 from trtllm_results.record.environment import Environment
-from trtllm_results.record.row import Cell, Row
+from trtllm_results.record.row import Row
 
 ROOT = Path(__file__).parents[2]
 

@@ -16,8 +16,9 @@ from damage import Damage, of_json, of_parquet, of_toml
 from trtllm_bench.__main__ import main
 from trtllm_bench.errors import BenchError
 from trtllm_results.errors import ResultsError
+from trtllm_results.record.cell import Cell
 from trtllm_results.record.environment import Environment
-from trtllm_results.record.row import Cell, Row
+from trtllm_results.record.row import Row
 from trtllm_results.store.table import Store, read_rows
 
 Prepared = tuple[Path, Callable[[], object]]

@@ -23,8 +23,9 @@ from trtllm_results.gate.config import GateConfig
 from trtllm_results.gate.run import run_gate
 from trtllm_results.gate.runners import ArmCommand, CommandRunner, arm_command, named_apart
 from trtllm_results.metrics.requests import RequestLog
+from trtllm_results.record.cell import Cell
 from trtllm_results.record.environment import Environment
-from trtllm_results.record.row import Cell, Row
+from trtllm_results.record.row import Row
 from trtllm_results.store.table import Store
 
 DATA = Path(__file__).parent / "data"
@@ -200,7 +201,8 @@ def test_gate_check_accept_and_history(capsys: pytest.CaptureFixture[str], tmp_p
 SCRIPT = """
 import json, math, random, sys
 from trtllm_results.record.environment import Environment
-from trtllm_results.record.row import Cell, Row
+from trtllm_results.record.cell import Cell
+from trtllm_results.record.row import Row
 loss, sd = float(sys.argv[1]), float(sys.argv[2])
 
 

@@ -18,8 +18,9 @@ from trtllm_results.compare.align import compare, fronts, pareto
 from trtllm_results.errors import ResultsError
 from trtllm_results.gate.baseline import measured_cells
 from trtllm_results.metrics.registry import brief
+from trtllm_results.record.cell import Cell
 from trtllm_results.record.environment import Environment
-from trtllm_results.record.row import Cell, Row
+from trtllm_results.record.row import Row
 from trtllm_results.store import selection
 from trtllm_results.store.selection import ResultSet
 

@@ -11,8 +11,9 @@ import pytest
 from trtllm_bench.__main__ import main
 from trtllm_results.cost import COST, PER_JOULE, PER_MEGAWATT, Price, cost_per_million, list_prices, priced
 from trtllm_results.errors import ResultsError
+from trtllm_results.record.cell import Cell
 from trtllm_results.record.environment import Environment
-from trtllm_results.record.row import Cell, Row
+from trtllm_results.record.row import Row
 from trtllm_results.store.table import Store
 
 

@@ -20,8 +20,9 @@ from trtllm_results.gate.report import explanations
 from trtllm_results.gate.run import Arm, Blocks, RunResult, report_blocks
 from trtllm_results.gate.simulate import MODELS, simulate, verdicts
 from trtllm_results.gate.verdict import EXIT_CODES, GateReport, Judged, judge
+from trtllm_results.record.cell import Cell
 from trtllm_results.record.environment import Environment
-from trtllm_results.record.row import Cell, Row
+from trtllm_results.record.row import Row
 from trtllm_results.stats import paired
 
 run_gate = functools.partial(gate_run.run_gate, seed=34)

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from trtllm_results import importers
 from trtllm_results.errors import ResultsError
+from trtllm_results.record.cell import Cell
 from trtllm_results.record.environment import Environment
-from trtllm_results.record.row import Cell, Row
+from trtllm_results.record.row import Row
 from trtllm_results.store.table import Store, extend
 
 DATA = Path(__file__).parent / "data"

@@ -17,8 +17,9 @@ import pytest
 from trtllm_bench.__main__ import main
 from trtllm_results.compare.conflicts import conflicts
 from trtllm_results.errors import ResultsError
+from trtllm_results.record.cell import Cell
 from trtllm_results.record.environment import Environment
-from trtllm_results.record.row import Cell, Row
+from trtllm_results.record.row import Row
 from trtllm_results.store.remote import Mirror, is_address
 from trtllm_results.store.selection import load_set, named_place
 from trtllm_results.store.table import MirroredStore, Store, read_rows

@@ -12,8 +12,9 @@ from trtllm_results.compare import published
 from trtllm_results.gpus import sheet_of
 from trtllm_results.model_sizes import SIZES, canonical, size_of
 from trtllm_results.plausibility import Claim, bytes_limit, flops_limit, judge
+from trtllm_results.record.cell import Cell
 from trtllm_results.record.environment import Environment
-from trtllm_results.record.row import Cell, Row
+from trtllm_results.record.row import Row
 from trtllm_results.store.table import read_rows
 
 RECORDED = Path(__file__).resolve().parents[2] / "results" / "recorded"

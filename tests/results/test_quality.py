@@ -13,8 +13,9 @@ from trtllm_dashboards.quality import interval, print_quality
 from trtllm_results.compare.quality import beside_speed, front
 from trtllm_results.metrics.quality import WindowSums, task_figures, text_figures
 from trtllm_results.metrics.registry import QUALITY
+from trtllm_results.record.cell import Cell
 from trtllm_results.record.environment import Environment
-from trtllm_results.record.row import Cell, Row
+from trtllm_results.record.row import Row
 from trtllm_results.stats import block_interval, share_interval
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from trtllm_results.metrics import registry as figures
 from trtllm_results.record import schema
-from trtllm_results.record.row import CELL_FIELDS, ROW_FIELDS
+from trtllm_results.record.cell import CELL_FIELDS
+from trtllm_results.record.flat import ROW_FIELDS
 
 
 def test_the_document_is_current() -> None:

@@ -15,8 +15,9 @@ from openpyxl import Workbook, load_workbook
 from trtllm_bench.__main__ import main
 from trtllm_dashboards.sources import load
 from trtllm_results.errors import ResultsError
+from trtllm_results.record.cell import Cell
 from trtllm_results.record.environment import Environment
-from trtllm_results.record.row import Cell, Row
+from trtllm_results.record.row import Row
 from trtllm_results.store.sheets import write_csv, write_xlsx
 from trtllm_results.store.table import Store, read_rows
 

@@ -25,8 +25,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from trtllm_results.errors import ResultsError, WriteError
+from trtllm_results.record.cell import Cell
 from trtllm_results.record.environment import Environment
-from trtllm_results.record.row import Cell, Row, cell_key
+from trtllm_results.record.row import Row, cell_key
 from trtllm_results.store import document, files, parquet
 from trtllm_results.store.lock import RUN_LOCK, locked
 from trtllm_results.store.selection import load_set, named_path, path_and_filters

@@ -12,8 +12,9 @@ from trtllm_results.compare.published import beside
 from trtllm_results.errors import ResultsError
 from trtllm_results.gate.baseline import measured_cells
 from trtllm_results.metrics.registry import brief
+from trtllm_results.record.cell import Cell
 from trtllm_results.record.environment import Environment
-from trtllm_results.record.row import Cell, Row
+from trtllm_results.record.row import Row
 from trtllm_results.store.selection import ResultSet, keep
 from trtllm_results.store.table import read_rows
 from trtllm_results.versions import newest, versions

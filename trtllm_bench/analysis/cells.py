@@ -20,8 +20,9 @@ from trtllm_engines.quantization.precision import canonical
 from trtllm_engines.quantization.registry import MIXED, definition
 from trtllm_engines.quantization.scheme import WIDE
 from trtllm_results.gpus import has_sheet_rates
+from trtllm_results.record.cell import Cell
 from trtllm_results.record.environment import Environment
-from trtllm_results.record.row import Cell, Row
+from trtllm_results.record.row import Row
 from trtllm_results.store.selection import keep, path_and_filters
 from trtllm_results.store.table import Store, read_rows
 

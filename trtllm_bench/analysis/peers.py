@@ -44,7 +44,8 @@ from trtllm_engines.quantization import check_types
 from trtllm_results.compare.published import HANDFUL, Published, folder, load
 from trtllm_results.gpus import gpu_class
 from trtllm_results.model_sizes import canonical
-from trtllm_results.record.row import Cell, Row
+from trtllm_results.record.cell import Cell
+from trtllm_results.record.row import Row
 from trtllm_workloads.synthetic import fixed
 
 MAX_NUM_TOKENS = 8192

@@ -93,7 +93,7 @@ def _compare(
     from trtllm_results.compare.align import compare
     from trtllm_results.errors import ResultsError
     from trtllm_results.metrics.registry import HEADLINE
-    from trtllm_results.record.row import ALIGN_FIELDS
+    from trtllm_results.record.cell import ALIGN_FIELDS
     from trtllm_results.store import selection
     from trtllm_results.versions import varied_in
 

@@ -10,7 +10,8 @@ from trtllm_bench.errors import BenchError
 from trtllm_bench.measure.rows import ASKED
 from trtllm_bench.spec.measurement import MeasurementSpec, all_knobs
 from trtllm_bench.targets.registry import is_own
-from trtllm_results.record.row import CELL_FIELDS, Row
+from trtllm_results.record.cell import CELL_FIELDS
+from trtllm_results.record.row import Row
 
 DUMMY = "dummy-"
 

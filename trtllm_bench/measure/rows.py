@@ -12,8 +12,9 @@ from trtllm_bench.measure.session import Measurement
 from trtllm_bench.measure.workload import rate_of
 from trtllm_bench.spec.measurement import MeasurementSpec, all_knobs, safe_arguments
 from trtllm_bench.targets.registry import Identity, runs_on_gpu
+from trtllm_results.record.cell import ALIGN_FIELDS, CELL_FIELDS, Cell
 from trtllm_results.record.environment import Environment
-from trtllm_results.record.row import ALIGN_FIELDS, CELL_FIELDS, VARIED, Cell, Row
+from trtllm_results.record.row import VARIED, Row
 from trtllm_results.store.table import SideKind, Store
 from trtllm_workloads.request import Workload
 

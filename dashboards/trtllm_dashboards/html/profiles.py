@@ -17,7 +17,8 @@ from urllib.parse import quote
 from trtllm_dashboards import profile_page
 from trtllm_dashboards.errors import DashboardError
 from trtllm_dashboards.points import Point
-from trtllm_results.record.row import ALIGN_FIELDS, Row
+from trtllm_results.record.cell import ALIGN_FIELDS
+from trtllm_results.record.row import Row
 from trtllm_results.store.table import Store
 
 MOST = 200

@@ -16,7 +16,7 @@ from trtllm_dashboards.plots import Material, style
 from trtllm_dashboards.plots.layout import telling
 from trtllm_dashboards.points import DIMENSIONS, Estimate, Point, common, grouped, points, varying
 from trtllm_results.metrics.registry import METRICS, title
-from trtllm_results.record.row import CELL_FIELDS
+from trtllm_results.record.cell import CELL_FIELDS
 from trtllm_results.store.selection import field_of, settings_in
 
 if TYPE_CHECKING:

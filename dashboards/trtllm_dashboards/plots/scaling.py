@@ -13,7 +13,7 @@ from trtllm_dashboards.errors import DashboardError
 from trtllm_dashboards.plots import Material, style
 from trtllm_dashboards.points import Estimate, Point, axis_label, grouped, having, points, varying
 from trtllm_dashboards.scaling import Scaled, matched
-from trtllm_results.record.row import Cell
+from trtllm_results.record.cell import Cell
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -16,7 +16,8 @@ from typing import Any
 from trtllm_results import stats
 from trtllm_results.errors import ResultsError, did_you_mean
 from trtllm_results.metrics.registry import HEADLINE, METRICS
-from trtllm_results.record.row import ALIGN_FIELDS, PREDICTED, Row
+from trtllm_results.record.cell import ALIGN_FIELDS
+from trtllm_results.record.row import PREDICTED, Row
 from trtllm_results.stats import Interval
 from trtllm_results.store.selection import ResultSet
 from trtllm_results.versions import newest, varied_in

@@ -19,8 +19,9 @@ from trtllm_results.errors import ResultsError
 from trtllm_results.gpus import gpu_class
 from trtllm_results.model_sizes import canonical
 from trtllm_results.plausibility import Claim, Implausible, judge
+from trtllm_results.record.cell import Cell
 from trtllm_results.record.environment import Environment
-from trtllm_results.record.row import Cell, Row
+from trtllm_results.record.row import Row
 from trtllm_results.versions import newest
 
 ISL_TOLERANCE = 0.10

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from trtllm_results.metrics.registry import HEADLINE, QUALITY
-from trtllm_results.record.row import ACCURACY, ALIGN_FIELDS, NOT_SCORED, Row
+from trtllm_results.record.cell import ALIGN_FIELDS
+from trtllm_results.record.row import ACCURACY, NOT_SCORED, Row
 from trtllm_results.versions import varied_in
 
 OF_PRECISION = ("model", "precision", "kv_dtype")

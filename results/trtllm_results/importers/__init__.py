@@ -23,7 +23,8 @@ from trtllm_results.errors import ResultsError, did_you_mean
 from trtllm_results.importers import aiperf, guidellm, inference_perf, llmperf, mlperf, nvidia, sglang, vllm
 from trtllm_results.importers._common import FieldError
 from trtllm_results.importers.files import csv_lines, json_values, read_text
-from trtllm_results.record.row import CELL_FIELDS, Row
+from trtllm_results.record.cell import CELL_FIELDS
+from trtllm_results.record.row import Row
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,9 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from trtllm_results.record.cell import Cell
 from trtllm_results.record.environment import Environment
-from trtllm_results.record.row import Cell, Row
+from trtllm_results.record.row import Row
 
 LARGEST = 1e15
 """No duration, count or rate of a benchmark is beyond this; a value that is stands for a damaged file."""

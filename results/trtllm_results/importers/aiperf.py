@@ -36,7 +36,8 @@ from trtllm_results.importers._common import (
     without_user,
 )
 from trtllm_results.metrics.registry import PERCENTILES
-from trtllm_results.record.row import Cell, Row
+from trtllm_results.record.cell import Cell
+from trtllm_results.record.row import Row
 
 LATENCIES = {"time_to_first_token": "ttft", "inter_token_latency": "tpot", "request_latency": "e2e"}
 STREAMED = ("ttft", "tpot")

@@ -31,7 +31,8 @@ from trtllm_results.importers._common import (
     without_user,
 )
 from trtllm_results.metrics.registry import PERCENTILES
-from trtllm_results.record.row import Cell, Row
+from trtllm_results.record.cell import Cell
+from trtllm_results.record.row import Row
 
 LATENCIES = {"time_to_first_token_ms": ("ttft", 1.0), "inter_token_latency_ms": ("tpot", 1.0), "request_latency": ("e2e", 1e3)}
 """Theirs -> ours, and the factor to milliseconds. Their inter token latency is a request's mean gap, weighted by its gaps."""

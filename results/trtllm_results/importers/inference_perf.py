@@ -12,7 +12,8 @@ from pydantic import Field
 
 from trtllm_results.importers._common import Count, Foreign, Measured, MeasuredOrZero, Rate, make, parse, ratio, required, scaled, whole
 from trtllm_results.metrics.registry import PERCENTILES
-from trtllm_results.record.row import Cell, Row
+from trtllm_results.record.cell import Cell
+from trtllm_results.record.row import Row
 
 LATENCIES = {
     "time_to_first_token": "ttft",

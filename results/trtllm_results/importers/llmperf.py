@@ -28,7 +28,8 @@ from trtllm_results.importers._common import (
     whole,
 )
 from trtllm_results.metrics.registry import PERCENTILES
-from trtllm_results.record.row import Cell, Row
+from trtllm_results.record.cell import Cell
+from trtllm_results.record.row import Row
 
 LATENCIES = {"ttft_s": "ttft", "end_to_end_latency_s": "e2e"}
 PREFIX = "results_"

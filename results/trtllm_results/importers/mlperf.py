@@ -15,7 +15,8 @@ from pydantic import Field
 
 from trtllm_results.importers._common import FieldError, Foreign, Measured, MeasuredOrZero, Text, iso_time, make, parse, scaled, settings_of
 from trtllm_results.metrics.registry import PERCENTILES
-from trtllm_results.record.row import Cell, Row
+from trtllm_results.record.cell import Cell
+from trtllm_results.record.row import Row
 
 SUMMARY_TITLE = "MLPerf Results Summary"
 DETAIL_PREFIX = ":::MLLOG "

@@ -24,8 +24,9 @@ from trtllm_results.importers._common import (
     settings_of,
     whole,
 )
+from trtllm_results.record.cell import Cell
 from trtllm_results.record.environment import Environment
-from trtllm_results.record.row import Cell, Row
+from trtllm_results.record.row import Row
 
 PERCENT = ("p50", "p90", "p95", "p99")
 SAME_AS_NONE = ("", "none", "no_quant")

@@ -26,7 +26,8 @@ from trtllm_results.importers._common import (
     whole,
 )
 from trtllm_results.metrics.registry import PERCENTILES
-from trtllm_results.record.row import Cell, Row
+from trtllm_results.record.cell import Cell
+from trtllm_results.record.row import Row
 
 LATENCIES = {"ttft": "ttft", "tpot": "tpot", "itl": "itl", "e2e_latency": "e2e"}
 SERVERS = {"vllm": "vllm", "vllm-chat": "vllm", "trt": "tensorrt-llm", "lmdeploy": "lmdeploy", "lmdeploy-chat": "lmdeploy"}

@@ -31,7 +31,8 @@ from trtllm_results.importers._common import (
     whole,
 )
 from trtllm_results.metrics.registry import PERCENTILES
-from trtllm_results.record.row import Cell, Row
+from trtllm_results.record.cell import Cell
+from trtllm_results.record.row import Row
 
 LATENCIES = {"ttft": "ttft", "tpot": "tpot", "itl": "itl", "e2el": "e2e"}
 SERVERS = {"tensorrt-llm": "tensorrt-llm", "sglang": "sglang", "sglang-native": "sglang", "tgi": "tgi", "lmdeploy": "lmdeploy"}

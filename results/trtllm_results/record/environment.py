@@ -70,6 +70,9 @@ class Environment:
         return cls(**gpu, **_host(), **_software())
 
 
+ENVIRONMENT_FIELDS: Mapping[str, str] = {f.name: str(f.type) for f in fields(Environment)}
+
+
 DECISIVE = (
     *("gpu", "compute_capability", "driver", "power_limit_w", "sm_clock_limit_mhz", "memory_clock_limit_mhz", "mig"),
     *("cpu", "cpu_count", "python", "torch", "triton", "bench", "source_hash"),

@@ -1,4 +1,4 @@
-"""The flat row as a typed model: what a file says of a row is checked, field by field, before a `Row` is made of it.
+"""The columns of a row on disk, and a typed model of them: what a file says of a row is checked, field by field, before a `Row` is made.
 
 Types and bounds follow from the dataclasses, so that a new field is checked without another line here. Writing is checked by the same
 model as reading: a row that could not be read again is refused before it is stored. The refusal names field and value in our words;
@@ -11,14 +11,39 @@ import datetime
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import MISSING, fields
 from functools import cache
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from trtllm_results.errors import ResultsError
 from trtllm_results.metrics.registry import METRICS, SIGNED
+from trtllm_results.record.cell import CELL_FIELDS, Cell
+from trtllm_results.record.environment import ENVIRONMENT_FIELDS
 
 if TYPE_CHECKING:
     from pydantic import BaseModel, TypeAdapter, ValidationError
+
+Status = Literal["ok", "failed", "oom", "void"]
+STATUSES: tuple[str, ...] = get_args(Status)
+REQUIRED = (
+    *("row_id", "cell_key", "repeat", "status"),
+    *(f.name for f in fields(Cell) if f.default is MISSING and f.default_factory is MISSING),
+)
+"""Columns that every stored row must have."""
+ROW_FIELDS: Mapping[str, str] = {
+    "schema_version": "int",
+    "row_id": "str",
+    "cell_key": "str",
+    "run_id": "str",
+    "repeat": "int",
+    "status": "str",
+    "reason": "str",
+    "warnings": "json",
+    "started_at": "str",
+    "command": "str",
+    "extra": "json",
+}
+"""Columns that are not the cell's, the environment's or figures."""
 
 MOST_COUNT = 2**53
 """Largest integer that a number of a JSON or Parquet reader keeps exact."""
@@ -114,8 +139,6 @@ def _expected(kind: str, context: Mapping[str, Any]) -> str:
 def _model() -> type[BaseModel]:
     """One field per identity column, those of `REQUIRED` required."""
     from pydantic import BeforeValidator, ConfigDict, Field, create_model
-
-    from trtllm_results.record.row import CELL_FIELDS, ENVIRONMENT_FIELDS, REQUIRED, ROW_FIELDS, STATUSES
 
     def kind_of(name: str, kind: str) -> Any:
         if name == "status":

@@ -1,4 +1,4 @@
-"""The row: one measurement of one cell, and the registry of figures it may carry.
+"""The row: one measurement of one cell (`cell.py`), with its environment and figures.
 
 A row is flat on disk (scalar columns only) so that pandas, DuckDB and a spreadsheet read it without help, and structured in memory
 (`Cell`, `Environment`, figures) so that code cannot confuse what was asked for with what was seen. Figures come from one registry that
@@ -21,20 +21,19 @@ import json
 import math
 import uuid
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields, replace
-from typing import Any, Literal, get_args
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
 
 from trtllm_results.errors import ResultsError
 from trtllm_results.metrics.registry import METRICS
 from trtllm_results.plausibility import Claim, Implausible, judge
-from trtllm_results.record.environment import Environment
-from trtllm_results.record.flat import checked_figure, checked_flat
+from trtllm_results.record.cell import CELL_FIELDS, Cell
+from trtllm_results.record.environment import ENVIRONMENT_FIELDS, Environment
+from trtllm_results.record.flat import STATUSES, Status, checked_figure, checked_flat
 
 SCHEMA_VERSION = 1
 """Raised when a column changes meaning or disappears; a new figure or a new identity column with a default does not raise it."""
 
-Status = Literal["ok", "failed", "oom", "void"]
-STATUSES: tuple[str, ...] = get_args(Status)
 PREDICTED = "predicted"
 """The target of a row that the step model made and nobody measured."""
 INTERVAL = "interval"
@@ -46,87 +45,6 @@ NOT_SCORED = "failed"
 """In `extra[ACCURACY]`: why a text or a task that was asked for was not scored."""
 VARIED = "varied"
 """Key in `extra`: the row's values, by name, of settings that its sweep varied and that are not in `ALIGN_FIELDS`."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """What was asked for. `batch` is the number of sequences in flight (0: not bounded); `request_rate` is in requests/s (0: closed
-    loop)."""
-
-    model: str
-    precision: str
-    batch: int
-    isl: int
-    osl: int
-    kv_dtype: str = ""
-    tp: int = 1
-    pp: int = 1
-    replicas: int = 1
-    num_requests: int = 0
-    request_rate: float = 0.0
-    workload: str = ""
-    """Name of the workload; its content is `workload_hash`."""
-    workload_hash: str = ""
-    target: str = "native"
-    target_version: str = ""
-    engine_fingerprint: str = ""
-    weights_hash: str = ""
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    """Anything else that can change the result (policy, max_num_tokens, sampling), as JSON."""
-
-    @property
-    def align(self) -> tuple[tuple[str, Any], ...]:
-        """The fields by which result sets are lined up."""
-        return tuple((name, getattr(self, name)) for name in ALIGN_FIELDS)
-
-    @property
-    def gpus(self) -> int:
-        """GPUs the cell ran on, where it ran on GPUs; however many the machine has."""
-        return max(self.tp * self.pp * self.replicas, 1)
-
-    @property
-    def label(self) -> str:
-        """Short human name: `llama-3.1-8b fp8 b64 128/128`."""
-        parts = [self.model, self.precision]
-        if self.kv_dtype and self.kv_dtype != self.precision:
-            parts.append(f"kv-{self.kv_dtype}")
-        if self.tp > 1:
-            parts.append(f"tp{self.tp}")
-        if self.pp > 1:
-            parts.append(f"pp{self.pp}")
-        if self.replicas > 1:
-            parts.append(f"x{self.replicas}")
-        if self.batch:
-            parts.append(f"b{self.batch}")
-        if self.request_rate:
-            parts.append(f"{self.request_rate:g}/s")
-        parts.append(f"{self.isl}/{self.osl}")
-        if self.workload and self.workload != "fixed":
-            parts.append(self.workload)
-        return " ".join(parts)
-
-
-ALIGN_FIELDS = ("model", "precision", "kv_dtype", "tp", "pp", "batch", "request_rate", "isl", "osl", "workload", "replicas")
-CELL_FIELDS: Mapping[str, str] = {f.name: str(f.type) for f in fields(Cell)}
-REQUIRED = (
-    *("row_id", "cell_key", "repeat", "status"),
-    *(f.name for f in fields(Cell) if f.default is MISSING and f.default_factory is MISSING),
-)
-"""Columns that every stored row must have."""
-ENVIRONMENT_FIELDS: Mapping[str, str] = {f.name: str(f.type) for f in fields(Environment)}
-ROW_FIELDS: Mapping[str, str] = {
-    "schema_version": "int",
-    "row_id": "str",
-    "cell_key": "str",
-    "run_id": "str",
-    "repeat": "int",
-    "status": "str",
-    "reason": "str",
-    "warnings": "json",
-    "started_at": "str",
-    "command": "str",
-    "extra": "json",
-}
 
 
 def cell_key(cell: Cell, environment: Environment) -> str:

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from trtllm_results.metrics.registry import METRICS
-from trtllm_results.record.environment import DECISIVE
-from trtllm_results.record.flat import MOST_DEPTH, MOST_TEXT
-from trtllm_results.record.row import ALIGN_FIELDS, CELL_FIELDS, ENVIRONMENT_FIELDS, ROW_FIELDS, SCHEMA_VERSION
+from trtllm_results.record.cell import ALIGN_FIELDS, CELL_FIELDS
+from trtllm_results.record.environment import DECISIVE, ENVIRONMENT_FIELDS
+from trtllm_results.record.flat import MOST_DEPTH, MOST_TEXT, ROW_FIELDS
+from trtllm_results.record.row import SCHEMA_VERSION
 
 MEANINGS: Mapping[str, str] = {
     "schema_version": "version of this schema",

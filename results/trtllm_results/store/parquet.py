@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trtllm_results.errors import ResultsError
-from trtllm_results.record.row import REQUIRED, SCHEMA_VERSION
+from trtllm_results.record.flat import REQUIRED
+from trtllm_results.record.row import SCHEMA_VERSION
 from trtllm_results.store.files import check_regular
 
 if TYPE_CHECKING:

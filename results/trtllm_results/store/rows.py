@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from trtllm_results.errors import ResultsError
-from trtllm_results.record.flat import shown
-from trtllm_results.record.row import CELL_FIELDS, ENVIRONMENT_FIELDS, ROW_FIELDS, SCHEMA_VERSION, Row
+from trtllm_results.record.cell import CELL_FIELDS
+from trtllm_results.record.environment import ENVIRONMENT_FIELDS
+from trtllm_results.record.flat import ROW_FIELDS, shown
+from trtllm_results.record.row import SCHEMA_VERSION, Row
 from trtllm_results.store.files import atomically, read_text
 from trtllm_results.store.parquet import METADATA, OPTIONS, check_version
 

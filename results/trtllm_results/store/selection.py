@@ -12,7 +12,9 @@ from typing import Any
 
 from trtllm_results.errors import ResultsError, did_you_mean
 from trtllm_results.metrics.registry import METRICS
-from trtllm_results.record.row import CELL_FIELDS, ENVIRONMENT_FIELDS, Row
+from trtllm_results.record.cell import CELL_FIELDS
+from trtllm_results.record.environment import ENVIRONMENT_FIELDS
+from trtllm_results.record.row import Row
 from trtllm_results.store.remote import is_address, name_of
 from trtllm_results.store.table import read_rows
 

@@ -20,8 +20,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from trtllm_results.errors import ResultsError
-from trtllm_results.record.flat import shown
-from trtllm_results.record.row import CELL_FIELDS, ENVIRONMENT_FIELDS, REQUIRED, ROW_FIELDS, Row
+from trtllm_results.record.cell import CELL_FIELDS
+from trtllm_results.record.environment import ENVIRONMENT_FIELDS
+from trtllm_results.record.flat import REQUIRED, ROW_FIELDS, shown
+from trtllm_results.record.row import Row
 from trtllm_results.store.files import atomically, check_regular, read_text
 from trtllm_results.store.parquet import MOST_COLUMNS, MOST_ROWS, check_version
 

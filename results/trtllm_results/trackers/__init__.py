@@ -11,7 +11,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trtllm_results.errors import ResultsError
-from trtllm_results.record.row import CELL_FIELDS, ENVIRONMENT_FIELDS, Row
+from trtllm_results.record.cell import CELL_FIELDS
+from trtllm_results.record.environment import ENVIRONMENT_FIELDS
+from trtllm_results.record.row import Row
 
 TRACKERS: Mapping[str, str] = {"mlflow": "mlflow-skinny", "wandb": "wandb"}
 """Name, and the distribution that it needs."""
