@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from trtllm_engines.checkpoints import dummy
+from trtllm_engines.checkpoints import drawn_sums
 from trtllm_engines.checkpoints.dummy import DummyWeights
 from trtllm_engines.checkpoints.write import assemble
 from trtllm_engines.compiler.compile import Compiled, compile_model
@@ -170,8 +170,8 @@ def test_ranks_have_the_parts_of_the_weights_that_one_rank_has(name: str, precis
 def test_a_rank_draws_no_more_of_a_matrix_than_its_part(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = compiled(MODELS["grouped"], precision, 2).plan
     drawn: list[int] = []
-    sums = dummy._byte_sums
-    monkeypatch.setattr(dummy, "_byte_sums", lambda x, *keys: (drawn.append(len(x)), sums(x, *keys))[1])
+    sums = drawn_sums._byte_sums
+    monkeypatch.setattr(drawn_sums, "_byte_sums", lambda x, *keys: (drawn.append(len(x)), sums(x, *keys))[1])
     matrices = {name: spec for name, spec in plan.weights.items() if len(spec.shape) == 2}
     for name, spec in matrices.items():
         part = assemble(plan, name, DummyWeights(), torch.device("cpu"), 1)

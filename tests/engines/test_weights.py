@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from trtllm_engines.checkpoints import dummy, open_weights
+from trtllm_engines.checkpoints import drawn_sums, open_weights
 from trtllm_engines.checkpoints.dummy import DummyWeights, draw
 from trtllm_engines.checkpoints.gguf_weights import GgufWeights
 from trtllm_engines.checkpoints.write import assemble, check_weights, write_safetensors
@@ -57,7 +57,7 @@ def test_generated_values_do_not_depend_on_chunks(chunk: int, size: int) -> None
     whole, chunked = torch.empty(size), torch.empty(size)
     draw(whole, "w", 0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dummy, "_CHUNK", {"cpu": chunk})
+        patch.setattr(drawn_sums, "_CHUNK", {"cpu": chunk})
         draw(chunked, "w", 0)
     assert torch.equal(whole, chunked)
 

@@ -1,6 +1,6 @@
 """Weights drawn as codes from a seed: what `dummy` draws for a scheme, without a wide weight in between.
 
-A code is a function of the same bell-shaped integer (`dummy.drawn_sums`) that a wide weight is made of, by a table of 1,021 entries, so
+A code is a function of the same bell-shaped integer (`drawn_sums.py`) that a wide weight is made of, by a table of 1,021 entries, so
 that any device draws the same. Scales vary from group to group by a tenth, and zero points by a step, so that a kernel that reads the wrong
 one shows. Their mean is such that decoded weights have the standard deviation of wide ones, 1 / sqrt(fan in).
 """
@@ -14,7 +14,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from trtllm_engines.checkpoints.dummy import drawn_sums
+from trtllm_engines.checkpoints.drawn_sums import drawn_sums
 from trtllm_engines.checkpoints.stored_codes import SCALE_DTYPES, StoredCodes
 from trtllm_engines.quantization.scheme import Codes
 from trtllm_kernels import formats

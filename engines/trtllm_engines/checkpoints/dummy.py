@@ -1,11 +1,7 @@
-"""Weights drawn from a seed: element i of a tensor is a function of hash(seed, name) and i alone.
+"""Weights drawn from a seed, for engines with dummy weights: such an engine stores none, since they are drawn on the device at load.
 
-So a tensor is the same whichever machine draws it (CPU and CUDA bit for bit), in whatever chunks or merged layout, and an engine with
-dummy weights stores none: they are drawn on the device at load. Everything is 32-bit integer arithmetic plus one multiplication, which
-every device rounds alike; a Gaussian by logarithm and cosine would differ in the last bit. The bits are mixed by a multiply-xorshift hash
-(the shape of Murmur3's finaliser, constants from Wellons' search), keyed before and between the rounds so that two names are not shifts
-of one stream. The sum of its four bytes is bell-shaped with 1,021 levels, about what bf16 resolves, so that GEMM inputs toggle bits as
-real ones do: a kernel's power draw, and so its clock, depends on that.
+Element i of a tensor is an integer that seed, name and i determine (`drawn_sums.py`), scaled by one multiplication, which every device
+rounds alike; a Gaussian by logarithm and cosine would differ in the last bit.
 
 Scale: matrices have standard deviation 1 / sqrt(fan in), so that normalised inputs give outputs near 1 at any width; norms are 1 + 0.1 z;
 biases 0.02 z. As int8 codes a matrix is the byte sums over four, so it need not be drawn wide and quantized.
@@ -16,28 +12,22 @@ to know of the rest.
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from trtllm_engines.checkpoints.drawn_codes import drawn_codes
+from trtllm_engines.checkpoints.drawn_sums import BYTE_SUM_MEAN, BYTE_SUM_STD, drawn_sums, drawn_sums_of_columns
+from trtllm_engines.checkpoints.stored_codes import StoredCodes
 from trtllm_engines.errors import EngineError
+from trtllm_engines.quantization.scheme import Codes, WeightRecipe
 
-if TYPE_CHECKING:
-    from trtllm_engines.checkpoints.stored_codes import StoredCodes
-    from trtllm_engines.quantization.scheme import Codes, WeightRecipe
-
-_MULTIPLIERS = (0x7FEB352D, 0x846CA68B - (1 << 32))
-_BYTE_SUM_MEAN = 510
-_BYTE_SUM_STD = math.sqrt(4 * (256**2 - 1) / 12)
-LARGEST_INT8 = _BYTE_SUM_MEAN / 4
+LARGEST_INT8 = BYTE_SUM_MEAN / 4
 """What a matrix's bound is in its int8 codes, quarters of byte sums (the largest is rounded to 127)."""
-_CHUNK = {"cpu": 1 << 18, "cuda": 1 << 22}
-"""Elements at a time: temporaries stay in the last-level cache (50 MB on an H100)."""
 
 
 @dataclass(frozen=True)
@@ -71,13 +61,11 @@ class DummyWeights:
         return self.read(name, shape, dtype, device), scale
 
     def stored(self, name: str, shape: tuple[int, ...], kind: Codes, device: torch.device) -> StoredCodes:
-        from trtllm_engines.checkpoints.drawn_codes import drawn_codes
-
         rows, columns = shape
         return drawn_codes(self.seed, name, (rows, columns), kind, device)
 
     def largest(self, name: str, shape: tuple[int, ...]) -> float:
-        return _moments(name, shape)[1] * _BYTE_SUM_MEAN / _BYTE_SUM_STD
+        return _moments(name, shape)[1] * BYTE_SUM_MEAN / BYTE_SUM_STD
 
     def input_scale(self, name: str) -> float:
         """Room for what drawn weights give: norms stay under 8, SwiGLU's product (the input of the last projection) under 24."""
@@ -123,60 +111,16 @@ def draw(
         first = 0 if rows is None else rows.start * whole[1]
         drawn = drawn_sums(flat.numel(), name, seed, out.device, first)
     else:
-        drawn = _sums_of_columns(name, seed, out.device, whole[1], rows, columns)
+        drawn = drawn_sums_of_columns(name, seed, out.device, whole[1], rows, columns)
     for start, sums in drawn:
         part = flat[start : start + len(sums)]
         if out.dtype == torch.int8:
             part.copy_(sums.add_(2).bitwise_right_shift_(2).clamp_(-127, 127))
         else:
-            part.copy_(sums.float().mul_(std / _BYTE_SUM_STD).add_(mean))
-
-
-def drawn_sums(count: int, name: str, seed: int, device: torch.device, first: int = 0) -> Iterator[tuple[int, Tensor]]:
-    """The bell-shaped integers, -510 to 510, that `count` elements of `name` from `first` on are made of, in chunks: (index of a chunk's
-    first among them, int32)."""
-    keys = _keys(name, seed)
-    chunk = _CHUNK.get(device.type, _CHUNK["cpu"])
-    for start in range(0, count, chunk):
-        end = min(start + chunk, count)
-        yield start, _byte_sums(torch.arange(first + start, first + end, dtype=torch.int32, device=device), *keys)
-
-
-def _sums_of_columns(name: str, seed: int, device: torch.device, width: int, rows: range, columns: range) -> Iterator[tuple[int, Tensor]]:
-    """`drawn_sums` of some rows and columns of a matrix `width` wide, row by row."""
-    keys = _keys(name, seed)
-    at_once = max(1, _CHUNK.get(device.type, _CHUNK["cpu"]) // len(columns))
-    across = torch.arange(columns.start, columns.stop, dtype=torch.int32, device=device)
-    for start in range(0, len(rows), at_once):
-        some = rows[start : start + at_once]
-        down = torch.arange(some.start, some.stop, dtype=torch.int32, device=device).mul_(width)
-        yield start * len(columns), _byte_sums((down[:, None] + across).view(-1), *keys)
-
-
-def _keys(name: str, seed: int) -> tuple[int, int]:
-    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-    before, between = (int.from_bytes(digest[i : i + 4], "little", signed=True) for i in (0, 4))
-    return before, between
+            part.copy_(sums.float().mul_(std / BYTE_SUM_STD).add_(mean))
 
 
 def _moments(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
     if len(shape) == 1:
         return (0.0, 0.02) if name.endswith("bias") else (1.0, 0.1)
     return 0.0, 1.0 / math.sqrt(shape[1])
-
-
-def _byte_sums(x: Tensor, before: int, between: int) -> Tensor:
-    """int32 counters -> centred sum of the four bytes of their hash, in [-510, 510]. Works in place; wraps modulo 2^32."""
-    x.bitwise_xor_(before)
-    _xorshift(x, 16)
-    x.mul_(_MULTIPLIERS[0]).add_(between)
-    _xorshift(x, 15)
-    x.mul_(_MULTIPLIERS[1])
-    _xorshift(x, 16)
-    pairs = (x & 0x00FF00FF).add_((x >> 8).bitwise_and_(0x00FF00FF))
-    return (pairs & 0xFFFF).add_(pairs >> 16).sub_(_BYTE_SUM_MEAN)
-
-
-def _xorshift(x: Tensor, bits: int) -> None:
-    """x ^= x >> bits, unsigned."""
-    x.bitwise_xor_((x >> bits).bitwise_and_((1 << (32 - bits)) - 1))
