@@ -11,8 +11,10 @@ sequence is read once per step. Here an op of a plan is put before it with the t
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,7 +26,7 @@ from trtllm_kernels.dialect.dtypes import bytes_of
 from trtllm_kernels.dialect.op_spec import Kind
 from trtllm_kernels.dialect.ops import OP_SPECS, Trait
 from trtllm_kernels.dialect.types import TensorSpec, rounded_keys
-from trtllm_kernels.dialect.work import OpInStep
+from trtllm_kernels.dialect.work import OpInStep, Work
 
 if TYPE_CHECKING:
     from trtllm_engines.runtime.batch import StepBatch
@@ -151,6 +153,7 @@ class OpCost:
         return f"{role.rpartition('.')[0]}.{self.op}" if spec is not None and Trait.ACTIVATION in spec.traits else role
 
 
+@cache
 def role_of(name: str) -> str:
     """An op's name without its layer: what is the same work in every layer."""
     return re.sub(r"\.\d+(?=\.|$)", ".*", name).removeprefix("model.")
@@ -171,7 +174,10 @@ class PlanCounter:
         representatives: dict[tuple[object, ...], int] = {}
         self.likeness = [representatives.setdefault(self._signature(op), index) for index, op in enumerate(plan.ops)]
         """For each op the first that costs the same."""
+        self._alike = Counter(self.likeness)
         self._named = {op.name: op for op in plan.ops}
+        self._counted: dict[str, Callable[[StepShape], Work]] = {}
+        """By an op's name: what a step asks of it."""
 
     def _signature(self, op: Op) -> tuple[object, ...]:
         def spec(name: str) -> object:
@@ -192,10 +198,7 @@ class PlanCounter:
 
     def classes(self, shape: StepShape) -> list[tuple[OpCost, int]]:
         """(cost, how many ops of the plan cost the same): `step` for whoever only sums."""
-        counts: dict[int, int] = {}
-        for like in self.likeness:
-            counts[like] = counts.get(like, 0) + 1
-        return [(self._count(self.plan.ops[like], shape), count) for like, count in counts.items()]
+        return [(self._count(self.plan.ops[like], shape), count) for like, count in self._alike.items()]
 
     def op(self, name: str, shape: StepShape) -> OpCost:
         """Cost of one op of the plan."""
@@ -209,20 +212,25 @@ class PlanCounter:
         return OpCost("sample", "sample", "rows", self._precision, float(shape.samples * columns), 0.0, 0.0, moved)
 
     def _count(self, op: Op, shape: StepShape) -> OpCost:
-        spec, named = OP_SPECS[op.op], dict(zip(OP_SPECS[op.op].tensors, op.inputs, strict=False))
-        present = {argument: name for argument, name in named.items() if name}
-        work = spec.work(
-            OpInStep(
-                tensors={argument: self.specs[name] for argument, name in present.items()},
-                outputs=tuple(self.specs[name] for name in op.outputs),
-                attrs=op.attrs,
-                weights=frozenset(argument for argument, name in present.items() if name in self.plan.weights),
-                state=frozenset(spec.state),
-                in_place=bool(op.reuses),
-                precision=self._precision,
-                step=shape,
-            )
-        )
+        if op.name not in self._counted:
+            self._counted[op.name] = self._work_of(op)
+        work = self._counted[op.name](shape)
         compute = work.compute or self._precision
         moved = (work.weight_bytes, work.kv_bytes, work.activation_bytes)
-        return OpCost(op.name, op.op, spec.kind, compute, work.flop, *moved, rows=work.rows, link_bytes=work.link_bytes)
+        return OpCost(op.name, op.op, OP_SPECS[op.op].kind, compute, work.flop, *moved, rows=work.rows, link_bytes=work.link_bytes)
+
+    def _work_of(self, op: Op) -> Callable[[StepShape], Work]:
+        """What a step asks of the op, with all that does not depend on the step looked up once."""
+        spec, named = OP_SPECS[op.op], dict(zip(OP_SPECS[op.op].tensors, op.inputs, strict=False))
+        present = {argument: name for argument, name in named.items() if name}
+        in_step = partial(
+            OpInStep,
+            tensors={argument: self.specs[name] for argument, name in present.items()},
+            outputs=tuple(self.specs[name] for name in op.outputs),
+            attrs=op.attrs,
+            weights=frozenset(argument for argument, name in present.items() if name in self.plan.weights),
+            state=frozenset(spec.state),
+            in_place=bool(op.reuses),
+            precision=self._precision,
+        )
+        return lambda shape: spec.work(in_step(step=shape))

@@ -72,7 +72,7 @@ class ModelGraph:
 
     def nodes(self, op: str) -> list[Node]:
         """Nodes of one dialect op, in order."""
-        return [node for node in self.fx.nodes if op_name(node) == op]
+        return list(self.fx.find_nodes(op="call_function", target=OPS[op].overload))
 
     def recipe(self, weight: str) -> WeightRecipe:
         """How `weight` is made."""
@@ -271,9 +271,10 @@ def quantize_weight(graph: ModelGraph, name: str, codes: Codes, codes_kind: str,
 def prune(graph: ModelGraph) -> None:
     """Drops nodes nobody uses and weights nobody names. Placeholders stay; ops that mutate stay."""
     for node in reversed(list(graph.fx.nodes)):
-        mutates = bool(op_name(node)) and bool(OPS[op_name(node)].mutates)
-        if node.op in ("call_function", "get_attr") and not node.users and not mutates:
-            graph.fx.erase_node(node)
+        if node.op in ("call_function", "get_attr") and not node.users:
+            op = op_name(node)
+            if not (op and OPS[op].mutates):
+                graph.fx.erase_node(node)
     named = {str(node.target) for node in graph.fx.nodes if node.op == "get_attr"}
     for table in (graph.weights, graph.constants, graph.recipes, graph.schemes):
         for name in [n for n in table if n not in named]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -50,19 +50,20 @@ class _Shapes:
         self.mode = FakeTensorMode(shape_env=self.env)
         self.sizes: dict[str, Any] = {}
         self.names: dict[str, str] = {}
-        self.known: dict[str, Spec] = {}
+        self.known: dict[object, Spec] = {}
         for name, hint in _HINTS.items():
             symbol = self.env.create_symbol(hint, source=ConstantSource(name), dynamic_dim=DimDynamic.DYNAMIC, constraint_dim=None)
             self.sizes[name] = self.env.create_symintnode(symbol, hint=hint)
             self.names[str(symbol)] = name
 
     def result(self, target: Any, arguments: tuple[Any, ...]) -> Spec:
-        key = f"{target} {arguments}"
-        if key not in self.known:
+        key = (target, arguments)
+        known = self.known.get(key)
+        if known is None:
             with self.mode:
                 result = target(*(self._fake(a) if isinstance(a, TensorSpec) else a for a in arguments))
-            self.known[key] = tuple(map(self._spec, result)) if isinstance(result, (tuple, list)) else self._spec(result)
-        return self.known[key]
+            known = self.known[key] = tuple(map(self._spec, result)) if isinstance(result, (tuple, list)) else self._spec(result)
+        return known
 
     def _fake(self, spec: TensorSpec) -> torch.Tensor:
         shape = [dim if isinstance(dim, int) else eval(dim, {"__builtins__": {}}, self.sizes) for dim in spec.shape]
@@ -84,19 +85,20 @@ def _shapes() -> _Shapes:
 def verify(graph: ModelGraph, stage: str) -> None:
     """Raises `VerifyError` naming `stage` and the node; annotates every node with its specification."""
     shapes = _shapes()
-    for node in graph.fx.nodes:
-        _check_use(graph, node, stage)
+    ops = {node: op_name(node) for node in graph.fx.nodes}
+    for node, op in ops.items():
+        _check_use(graph, node, op, stage)
         if node.op == "placeholder":
             node.meta["spec"] = graph.inputs[node.name]
         elif node.op == "get_attr":
             name = str(node.target)
             constant = graph.constants.get(name)
             node.meta["spec"] = graph.weights[name] if constant is None else spec_of(constant)
-        elif op := op_name(node):
+        elif op:
             arguments = tuple(a.meta["spec"] if isinstance(a, fx.Node) else a for a in node.args)
-            _check_arguments(graph, node, arguments, stage)
+            _check_arguments(graph, node, op, arguments, stage)
             if "layer" in OP_SPECS[op].attrs:
-                at = _attr_index(node, "layer")
+                at = _argument_names(op).index("layer")
                 arguments = (*arguments[:at], 0, *arguments[at + 1 :])
             try:
                 node.meta["spec"] = shapes.result(node.target, arguments)
@@ -107,28 +109,32 @@ def verify(graph: ModelGraph, stage: str) -> None:
             node.meta["spec"] = source.meta["spec"][index]
     _check_stacks(graph, stage)
     _check_placements(graph, stage)
-    _check_cache_order(graph, stage)
+    _check_cache_order(ops, stage)
+
+
+@cache
+def _argument_names(op: str) -> tuple[str, ...]:
+    return tuple(argument.name for argument in OP_SPECS[op].arguments)
 
 
 def _describe(node: fx.Node) -> str:
     return f"{op_name(node) or node.op} {node.meta.get('label', node.name)!r}"
 
 
-def _check_use(graph: ModelGraph, node: fx.Node, stage: str) -> None:
+def _check_use(graph: ModelGraph, node: fx.Node, op: str, stage: str) -> None:
     if node.op == "placeholder" and node.name not in graph.inputs:
         raise VerifyError(f"after {stage}: {node.name} is not a step input")
     if node.op == "get_attr" and str(node.target) not in graph.weights and str(node.target) not in graph.constants:
         raise VerifyError(f"after {stage}: weight {node.target} does not exist")
-    if node.op == "call_function" and not node.users and not ((op := op_name(node)) and OP_SPECS[op].mutates):
+    if node.op == "call_function" and not node.users and not (op and OP_SPECS[op].mutates):
         raise VerifyError(f"after {stage}: result of {_describe(node)} is not used")
     if node.op not in ("placeholder", "get_attr", "call_function", "output"):
         raise VerifyError(f"after {stage}: node {node.name} is a {node.op}, which a compiled graph does not have")
 
 
-def _check_arguments(graph: ModelGraph, node: fx.Node, arguments: Any, stage: str) -> None:
+def _check_arguments(graph: ModelGraph, node: fx.Node, op_name: str, arguments: Any, stage: str) -> None:
     """Floating-point tensors of one op share a dtype, but for those it names itself, scales, and what a GEMM's scheme says of it."""
-    op = OP_SPECS[op_name(node)]
-    names = [argument.name for argument in op.arguments]
+    op, names = OP_SPECS[op_name], _argument_names(op_name)
     by_name = dict(zip(names, arguments, strict=True))
     present = {name: by_name[name] for name in op.tensors if by_name[name] is not None}
     own = {*op.own_dtype, *op.scales}
@@ -203,23 +209,25 @@ def _check_placements(graph: ModelGraph, stage: str) -> None:
             raise VerifyError(f"after {stage}: {_describe(node)}: {error}") from error
 
 
-def _check_cache_order(graph: ModelGraph, stage: str) -> None:
-    """Each layer of the cache is written exactly once, before it is read, and layers are 0, 1, 2, ..."""
+def _check_cache_order(ops: Mapping[fx.Node, str], stage: str) -> None:
+    """Each layer of the cache is written exactly once, before it is read, and layers are 0, 1, 2, ... `ops`: every node in order, with the
+    name of its op."""
     written: list[int] = []
-    for node in graph.fx.nodes:
-        op = op_name(node)
-        traits = OP_SPECS[op].traits if op else frozenset()
-        if Trait.WRITES_CACHE in traits:
-            written.append(_attr(node, "layer"))
-        elif Trait.READS_CACHE in traits and _attr(node, "layer") not in written:
-            raise VerifyError(f"after {stage}: {_describe(node)} reads the cache of layer {_attr(node, 'layer')} before it is written")
+    for node, op in ops.items():
+        writes, reads = _cache_use(op) if op else (False, False)
+        if not (writes or reads):
+            continue
+        layer: Any = node.args[_argument_names(op).index("layer")]
+        if writes:
+            written.append(layer)
+        elif layer not in written:
+            raise VerifyError(f"after {stage}: {_describe(node)} reads the cache of layer {layer} before it is written")
     if written != list(range(len(written))):
         raise VerifyError(f"after {stage}: cache layers are written in the order {written}")
 
 
-def _attr_index(node: fx.Node, name: str) -> int:
-    return [argument.name for argument in OP_SPECS[op_name(node)].arguments].index(name)
-
-
-def _attr(node: fx.Node, name: str) -> Any:
-    return node.args[_attr_index(node, name)]
+@cache
+def _cache_use(op: str) -> tuple[bool, bool]:
+    """Whether the op writes the KV cache, and whether it reads it."""
+    traits = OP_SPECS[op].traits
+    return Trait.WRITES_CACHE in traits, Trait.READS_CACHE in traits

@@ -12,6 +12,7 @@ import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
 
 from trtllm_engines.errors import EngineError
@@ -158,8 +159,7 @@ def kv_definitions() -> Mapping[str, KvDefinition]:
 def recipe_kind(name: str) -> RecipeKind:
     """The recipe called `name`. Raises `EngineError` for one of an engine that another version built."""
     _load()
-    tables = [*(one.recipes for one in _SCHEMES.values()), *(one.recipes for one in _KV_CACHES.values())]
-    for recipes in tables:
+    for recipes in chain((one.recipes for one in _SCHEMES.values()), (one.recipes for one in _KV_CACHES.values())):
         if name in recipes:
             return recipes[name]
     raise EngineError(f"unknown weight recipe {name!r}; rebuild the engine")
