@@ -1,4 +1,4 @@
-"""What a token costs: dollars at a price for an hour of a GPU, and energy as tokens a joule and tokens/s a megawatt.
+"""What a token costs: dollars at a price for an hour of a GPU, and energy as tokens per joule and tokens/s per megawatt.
 
 A price is given by whoever asks, or taken from a small table of list prices (`results/published/gpu_prices.csv`: one public page, one day,
 told with each use). Prices of one GPU differ by a factor of four between providers and by the month, so no price is assumed silently. Only

@@ -1,4 +1,4 @@
-"""One measured cell out of a result store, and what is needed to reason about it: its plan and its GPU's ceilings."""
+"""Finds one measured cell in a result store, and what is needed to reason about it: its plan, constants and ceilings."""
 
 from __future__ import annotations
 

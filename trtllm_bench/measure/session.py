@@ -1,4 +1,4 @@
-"""One measurement: what a target made ready (`Session`) is asked, and what comes back (`Measurement`).
+"""One measurement: what is asked of a target that is ready (`Session`), and what comes back (`Measurement`).
 
 Every command that measures does so through this seam, and so does the scripted session of the tests. What all targets share is in
 `TargetSession`: warm-up as a run of its own (nothing of it is in the log), telemetry, figures from the log, and the reasons to distrust

@@ -73,7 +73,7 @@ MOST_BEHIND = 10
 
 
 def print_beside(run: OpRun, console: Console) -> None:
-    """Every shape, then a sentence a family."""
+    """Every shape, then one sentence per family."""
     engines = sorted({engine for row in run.rows for engine in row.theirs_us})
     rows = [
         {

@@ -1,4 +1,4 @@
-"""The profile: one row a (op role, kernel), one a step, and where all of the time went; a folder with its page and trace beside it.
+"""The profile: one row per (op role, kernel), one per step, and where all of the time went; a folder with its page and trace beside it.
 
 The device's time is taken apart without remainder: along the one stream each instant belongs to the event that is running, or to a gap
 before the next. A gap inside a step is one between two kernels of it; a gap before a step is the device waiting for the host. So kernel

@@ -1,4 +1,4 @@
-"""Datasets on disk: JSON lines in the format of NVIDIA's `prepare_dataset.py`, one request a line.
+"""Datasets on disk: JSON lines in the format of NVIDIA's `prepare_dataset.py`, one request per line.
 
 Read as well: the custom datasets of vLLM, SGLang and AIPerf, which have the prompt under `prompt` or `text_input` and the output's length
 under `output_tokens`, `output_len`, `output_length` or `max_tokens`. A prompt that is text stays text; `open_workload` turns it into token

@@ -1,4 +1,4 @@
-"""Profiles that lie beside or in the shown stores, each with the page it gets and the cells it is of.
+"""Profiles that lie beside or in the shown stores, each with its page and the cells that it profiles.
 
 A cell's rows name their profile where a sweep made it. Others (`trtllm-bench profile --out FOLDER`) are found in the stores and in the
 folders beside them, and belong to the cells of the same model, precision, layout, shape and load. The profile's page links back.

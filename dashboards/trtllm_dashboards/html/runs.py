@@ -1,4 +1,4 @@
-"""What went on within a run, from its side tables, thinned to what a page can show: power and clocks, tokens a second, requests.
+"""What went on within a run, from its side tables, thinned to what a page can show: power and clocks, tokens per second, requests.
 
 Times are seconds from the first intended arrival. Of a cell the last `ok` repeat with side tables is shown.
 """

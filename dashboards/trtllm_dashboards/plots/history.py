@@ -1,4 +1,4 @@
-"""A cell over time: one point a version, a line at each shift of the mean, the level of each stretch between shifts.
+"""A cell over time: one point per version, a line at each shift of the mean, the level of each stretch between shifts.
 
 Versions are evenly spaced and not placed by date: changes come in bursts, and a quiet month would take the width. A shift is found by
 `trtllm_results.stats.change_points`. (The gate's drift check asks another question and has tests of its own.) Where nothing that a version

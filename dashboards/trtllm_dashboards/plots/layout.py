@@ -1,4 +1,4 @@
-"""Which panels and series a figure of curves has: a panel a case, a line for what else differs.
+"""Which panels and series a figure of curves has: one panel per case, one line for each way in which its cells differ.
 
 A case measured at one load is not a curve. Beside curves it becomes a sentence in the footer, since an almost empty panel takes the room of
 one that says something; where there is no curve at all, everything shares one panel.

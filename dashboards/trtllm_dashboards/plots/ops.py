@@ -1,4 +1,4 @@
-"""Our kernels beside other engines': how many times as fast as the fastest of them, by size, one panel a family of ops.
+"""Our kernels beside other engines': how many times as fast as the fastest of them, by size, one panel per family of ops.
 
 Both axes are logarithmic, so twice as fast and half as fast lie at one distance from the line. Not a kind of `plot`: it is drawn from the
 record of `kernels --against published` and not from rows of a store.

@@ -1,4 +1,4 @@
-"""TTFT and TPOT percentiles against load: one row of panels a setting, median to 99th percentile as darkening lines.
+"""TTFT and TPOT percentiles against load: one row of panels per setting, median to 99th percentile as darkening lines.
 
 The scale of each metric is the same in all its panels, so that settings compare across rows.
 """

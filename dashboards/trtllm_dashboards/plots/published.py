@@ -1,4 +1,4 @@
-"""Ours beside published figures, one panel a case: other tools and other GPUs (H100, A100, L40S) as bars of one length scale.
+"""Ours beside published figures, one panel per case: other tools and other GPUs (H100, A100, L40S) as bars of one length scale.
 
 Ours has an interval when it was repeated; a published figure has none. What differs in method is in `compare --against published`, row by
 row, and the footer says so: a bar chart cannot carry a paragraph a bar.

@@ -1,4 +1,4 @@
-"""How the repeats of a cell are spread: a density a version, arm or result set, each run as a dot, the mean as a line.
+"""How the repeats of a cell are spread: one density per version, arm or result set, each run as a dot, the mean as a line.
 
 The density is Gaussian with Scott's bandwidth (`scipy.stats.gaussian_kde`), as criterion.rs draws it. Below five repeats a density would
 show the bandwidth and not the runs, so the dots stand alone. `--y` chooses the figure.

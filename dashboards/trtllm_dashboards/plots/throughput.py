@@ -1,4 +1,5 @@
-"""Output throughput against batch size, or against request rate in an open loop; a panel a model and shape, a line for what else differs.
+"""Output throughput against batch size, or against request rate in an open loop; one panel per model and shape, one line for each way in
+which its cells differ.
 
 The batch axis is logarithmic because batch sizes are doubled; the throughput axis starts at zero because a reader compares heights. The
 axis of rates is linear and starts at zero too: as long as the target keeps up the line is straight, and where it bends the target is full.

@@ -1,4 +1,4 @@
-"""What else the gate states as a number, simulated: power, projections, checks against a stored baseline, drift alarms.
+"""Simulates what else the gate states as a number: power, projections, checks against a stored baseline, drift alarms.
 
 Each function plays the real code against machines whose truth is known and returns shares. The tests hold them to bounds and
 `docs/gate_figure.py` prints the tables of docs/gate.md. (`simulate.py` has the verdicts of `gate run`.)

@@ -1,4 +1,4 @@
-"""Two sessions of measurement compared: what differs from day to day is in the error, or the verdict says that nobody knows it.
+"""Compares two sessions of measurement. The error holds what differs from day to day; where nobody has measured that, the verdict says so.
 
 Repeats of one session share its day. Their spread says how well that day's level is known, and nothing of the next day's. A comparison
 that knows repeats only is wrong in 27 to 40% of cases where days differ by as much as runs do. The noise between sessions is therefore

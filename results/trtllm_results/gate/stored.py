@@ -1,4 +1,4 @@
-"""A gate's runs out of its store: blocks again, so that a page can draw them and judge them as `gate run` did.
+"""Reads a gate's runs from its store as blocks again, so that a page can draw them and judge them as `gate run` did.
 
 Rows carry their arm and the order in which they ran (`repeat`). Warm-up runs, which come first and in pairs, are kept in the store too and
 belong to no block. The report that `gate run` writes (`gate.json` in the store, or what `--json` named: `ab.json` beside the store `ab`)

@@ -1,4 +1,4 @@
-"""Published request traces as columns. One file a format; `reading.py` finds the format, streams the file and names bad rows."""
+"""Published request traces as columns. One file per format; `reading.py` finds the format, streams the file and names bad rows."""
 
 from trtllm_workloads.traces.reading import FORMATS, iter_trace, read_trace
 from trtllm_workloads.traces.trace import Trace

@@ -12,7 +12,7 @@ from trtllm_workloads.tokens import Int64Array
 
 
 def objects(lines: Sequence[str], keys: Sequence[str]) -> list[dict[str, Any]]:
-    """Each line's object, with these keys present. One `json.loads` for the whole block: a call a line costs twice the time."""
+    """Each line's object, with these keys present. One `json.loads` for the whole block: one call per line costs twice the time."""
     try:
         rows = json.loads("[" + ",".join(lines) + "]")
     except RecursionError:

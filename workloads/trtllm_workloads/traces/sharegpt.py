@@ -1,4 +1,4 @@
-"""ShareGPT: conversations as a JSON array or one a line, and the CSV of token counts that Sarathi-Serve published. None has timestamps.
+"""ShareGPT: conversations as a JSON array or one per line, and the CSV of token counts that Sarathi-Serve published. None has timestamps.
 
 Every human turn that is answered is a request; its prompt is the whole conversation up to it. A text's token count needs its model's
 tokenizer; without one it is taken as a quarter of its characters, rounded up (stated, because figures depend on it).

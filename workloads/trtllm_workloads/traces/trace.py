@@ -1,7 +1,8 @@
-"""A trace: arrival, prompt length and output length a row; sessions and prefix blocks where the publisher recorded them.
+"""A trace: the arrival, prompt length and output length of each row, and sessions and prefix blocks where the publisher recorded them.
 
-Columns because traces have a million rows. Prefix blocks (`hash_ids`) say which stretches of prompts were equal without saying what they
-were; `to_workload` gives each block id a token stream, so that replayed prompts share exactly what the recorded ones shared.
+It is held as columns, since traces have a million rows. Prefix blocks (`hash_ids`) say which stretches of prompts were equal without
+saying what they were; `to_workload` gives each block id a token stream, so that replayed prompts share exactly what the recorded ones
+shared.
 """
 
 from __future__ import annotations
@@ -124,7 +125,7 @@ class Trace:
 
 
 def concatenate(parts: Sequence[Trace]) -> Trace:
-    """Pieces of one trace, in order."""
+    """One trace of its pieces, in order."""
     if len(parts) == 1:
         return parts[0]
 
