@@ -1,8 +1,8 @@
 """What the driver needs of a target: take a request without waiting, deliver its outcome later, from any thread.
 
-One delivery a request, not one a token: token times travel inside the outcome, stamped where the token was seen. So the driver's thread has
-nothing to do between sending and completion, and a thousand streams cost it no more than one. Rejected: a callback a token into the
-driver (at 30,000 tokens/s it takes the GIL from an in-process engine and delays the next send).
+One delivery per request, not one per token: token times travel inside the outcome, stamped where the token was seen. So the driver's
+thread has nothing to do between sending and completion, and a thousand streams cost it no more than one. Rejected: a callback a token into
+the driver (at 30,000 tokens/s it takes the GIL from an in-process engine and delays the next send).
 
 All times are `time.perf_counter` seconds, the clock the engine's loop and the telemetry use too.
 """

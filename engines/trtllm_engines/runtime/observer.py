@@ -149,7 +149,7 @@ class Observers(StepObserver):
 
 
 def op_groups(names: Sequence[str], detail: OpDetail) -> list[tuple[str, int, int]]:
-    """(label, first op, end) of consecutive ops: one an op, one a layer and one for each op outside the layers, or none at all."""
+    """(label, first op, end) of consecutive ops: one per op, or one per layer and one for each op outside the layers, or none at all."""
     groups: list[tuple[str, int, int]] = []
     if detail == "off":
         return groups

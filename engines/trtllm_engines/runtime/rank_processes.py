@@ -1,4 +1,4 @@
-"""The ranks of an engine as processes: one a GPU, on one host or several, driven by the process that schedules.
+"""The ranks of an engine as processes: one per GPU, on one host or several, driven by the process that schedules.
 
 That process has no CUDA context of its own. It sends each step once, through shared memory (`step_ring`) to all ranks of its host and over
 TCP (`hosts`) to each other host, and takes the tokens that the first rank of the last stage leaves; what ranks exchange among themselves is

@@ -1,8 +1,8 @@
 """AIPerf's `profile_export_aiperf.json` and `.csv`, and its records, `profile_export.jsonl`; GenAI-Perf's summary, JSON and CSV.
 
 AIPerf keeps the form of GenAI-Perf, which it replaced: an object a metric, with its unit and statistics. Their inter token latency is
-(E2E - TTFT)/(N - 1), one a request: here TPOT. Configurations differ by tool and version, so settings are looked up under each one's names.
-GenAI-Perf writes times to first token even where nothing was streamed (they are whole latencies then), so those are left out.
+(E2E - TTFT)/(N - 1), one per request: here TPOT. Configurations differ by tool and version, so settings are looked up under each one's
+names. GenAI-Perf writes times to first token even where nothing was streamed (they are whole latencies then), so those are left out.
 """
 
 from __future__ import annotations

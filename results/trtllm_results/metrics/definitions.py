@@ -4,13 +4,13 @@ What differs, read from the tools' own sources and documents (2026-07):
 
 | | clock starts | E2E ends | TPOT | ITL | per user | percentile |
 |---|---|---|---|---|---|---|
-| trtllm-bench (this) | intended arrival | last token | (E2E - TTFT)/(N - 1), N >= 2 | gaps pooled over tokens | mean of (tokens after the
-first chunk)/(E2E - TTFT) | linear |
+| trtllm-bench (this) | intended arrival | last token | D/(N - 1), N >= 2 | gaps pooled over tokens | mean (N - n1)/D | linear |
 | vllm | send | last chunk | same | gaps pooled over chunks | - | linear |
-| aiperf | send | last token | = its ITL | (E2E - TTFT)/(N - 1), one a request | mean 1/ITL | linear |
+| aiperf | send | last token | = its ITL | D/(N - 1), one per request | mean 1/ITL | linear |
 | nvidia (trtllm-bench) | submission | last token | same, but 0 for N = 1 and counted | - | mean N/E2E | sorted[int(n p)] |
-| guidellm | send | end of the stream | (last token - send)/N, weighted by N | (last - first token)/(N - 1), weighted by N - 1 | - | least
-value of cumulative share >= p, summed in floating point |
+| guidellm | send | end of the stream | (last - send)/N, weighted by N | (last - first)/(N - 1), weighted by N - 1 | - | cumulative |
+
+N: tokens of an answer, n1 of its first chunk; D = E2E - TTFT; first, last: its tokens' times; n: values, p: the percentile.
 
 Sources: vLLM `vllm/benchmarks/serve.py` (`benchmark`, `calculate_metrics`) and `lib/endpoint_request_func.py`, 2026-06; AIPerf "Metrics
 Reference" (docs.nvidia.com/aiperf); TensorRT-LLM `tensorrt_llm/bench/dataclasses/{statistics,reporting}.py`; GuideLLM
@@ -54,7 +54,7 @@ def percentile_cumulative(values: FloatArray, percent: float) -> float:
 
 @dataclass(frozen=True)
 class Definitions:
-    """How one tool turns a log into figures; values in seconds, one a request or one a gap."""
+    """How one tool turns a log into figures; values in seconds, one per request or one per gap."""
 
     percentile: Percentile
     tpot: Callable[[RequestLog], FloatArray]

@@ -15,6 +15,7 @@ from trtllm_engines.checkpoints.formats.config import (
     AUTO_ROUND,
     WIDE_BITS,
     GroupSize,
+    ModuleSettings,
     Name,
     Names,
     Stated,
@@ -29,13 +30,6 @@ from trtllm_engines.quantization.scheme import Codes, Inputs, QuantScheme
 _NIBBLE_OF_COLUMN = (0, 4, 1, 5, 2, 6, 3, 7)
 
 
-class _Settings(Stated):
-    """A module's own settings in auto-round's `extra_config`."""
-
-    bits: int | None = None
-    group_size: GroupSize | None = None
-
-
 class _Config(Stated):
     bits: int | None = None
     w_bit: int | None = None
@@ -44,7 +38,7 @@ class _Config(Stated):
     zero_point: bool = True
     version: Name = "gemm"
     modules_to_not_convert: Names | None = None
-    extra_config: dict[Name, _Settings] | None = None
+    extra_config: dict[Name, ModuleSettings] | None = None
 
 
 class Awq(Format):

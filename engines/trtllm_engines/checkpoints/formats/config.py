@@ -30,6 +30,13 @@ class Stated(BaseModel):
     model_config = ConfigDict(strict=True)
 
 
+class ModuleSettings(Stated):
+    """What some modules have of their own, where it differs from the rest; None for what does not differ."""
+
+    bits: int | None = None
+    group_size: GroupSize | None = None
+
+
 class CacheCodes(Stated):
     """The KV cache's format as compressed-tensors, and ModelOpt in config.json, state it (`kv_cache_scheme`)."""
 

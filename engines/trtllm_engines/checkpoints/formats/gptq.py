@@ -19,6 +19,7 @@ from trtllm_engines.checkpoints.formats.config import (
     AUTO_ROUND,
     WIDE_BITS,
     GroupSize,
+    ModuleSettings,
     Name,
     Names,
     Stated,
@@ -39,11 +40,8 @@ _PACKED_AS = {"auto_round:auto_gptq": "gptq", "auto_round:gptq": "gptq", "auto_r
 _Bits = Annotated[int, Field(ge=1, le=32)]
 
 
-class _Settings(Stated):
-    """Settings in which some modules differ from the rest."""
-
+class _Settings(ModuleSettings):
     bits: _Bits | None = None
-    group_size: GroupSize | None = None
     sym: bool | None = None
     desc_act: bool | None = None
 
