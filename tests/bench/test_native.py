@@ -58,6 +58,13 @@ def test_an_engine_measures_and_reports_its_steps(capsys: pytest.CaptureFixture[
     assert steps.num_rows == row.figures["steps"]
 
 
+def test_a_dataset_beyond_the_vocabulary_is_refused(capsys: pytest.CaptureFixture[str], engine: Path, tmp_path: Path) -> None:
+    (tmp_path / "d.jsonl").write_text('{"input_ids":[1,511],"output_tokens":2}\n{"input_ids":[3,512],"output_tokens":2}\n')
+    code, _, err = run(capsys, "throughput", "--engine-dir", engine, "--device", "cpu", "--dataset", tmp_path / "d.jsonl")
+    assert code == 3
+    assert "the workload has token id 512 and tiny-llama knows 0 to 511; make the dataset with prepare-dataset --vocab-size 512" in err
+
+
 def test_verify_finds_a_change_that_left_size_and_time(
     capsys: pytest.CaptureFixture[str], engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -54,6 +54,7 @@ from trtllm_engines.runtime.step_log import STEP_DTYPE
 from trtllm_results.metrics.requests import RequestLog
 from trtllm_results.record.environment import Environment
 from trtllm_workloads.request import RequestSpec, Workload
+from trtllm_workloads.tokens import TokenPrompts
 
 DEFAULT_BATCH = {"cuda": 256, "cpu": 32}
 DEFAULT_TOKENS = {"cuda": 8192, "cpu": 2048}
@@ -198,6 +199,12 @@ class OpenEngine:
             raise BenchError(
                 f"the workload's longest sequence has {longest} tokens (prompt and output) but the engine takes {limit}; "
                 "build it with a larger --max-seq-len, or ask for shorter lengths"
+            )
+        config = self.engine.engine.plan.config
+        if isinstance(workload.prompts, TokenPrompts) and (highest := workload.prompts.highest) >= config.vocab_size:
+            raise BenchError(
+                f"the workload has token id {highest} and {config.name} knows 0 to {config.vocab_size - 1}; "
+                f"make the dataset with prepare-dataset --vocab-size {config.vocab_size}"
             )
         self._steps_before = [len(loop.log) for loop in loops]
         return NativeTarget(loops)

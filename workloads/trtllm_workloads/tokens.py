@@ -163,6 +163,11 @@ class TokenPrompts:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
+    @property
+    def highest(self) -> int:
+        """The highest token id; -1 without tokens."""
+        return int(self.flat.max(initial=-1))
+
     def tokens(self, index: int) -> Int32Array:
         return self.flat[self.offsets[index] : self.offsets[index + 1]]
 

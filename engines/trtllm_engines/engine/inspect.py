@@ -162,11 +162,11 @@ def _sections(d: Mapping[str, Any]) -> Iterator[RenderableType]:
         "model": f"{model['name']}: {model['architecture']}, {model['parameters'] / 1e6:,.1f} M parameters",
         "": f"{model['num_layers']} layers, hidden {model['hidden_size']}, {heads}, vocabulary {model['vocab_size']}",
         "precision": f"{d['precision']}, KV cache {d['kv_dtype']}, context attention {d['context_attention']}",
-        "profile": f"{profile['max_batch_size']} sequences, {profile['max_num_tokens']} tokens a step, "
+        "profile": f"{profile['max_batch_size']} sequences, {profile['max_num_tokens']} tokens per step, "
         f"sequences to {profile['max_seq_len']}, pages of {profile['page_size']}",
         "weights": f"{weights['tensors']} tensors, {_size(weights['bytes'])}, {origin}",
         "memory": f"activations {_size(memory['activation_arena_bytes'])} (without sharing {_size(memory['sum_of_values_bytes'])}), "
-        f"KV {_size(memory['kv_bytes_per_token'])} a token, {_size(memory['kv_bytes_at_profile'])} for a full profile",
+        f"KV {_size(memory['kv_bytes_per_token'])} per token, {_size(memory['kv_bytes_at_profile'])} for a full profile",
         **({} if d["parallel"]["tp"] * d["parallel"]["pp"] == 1 else {"layout": _layout(d["parallel"])}),
         "runs on": f"CPU{''.join(f', {arch}' for arch in gpus)}"
         + (f"; NVIDIA driver {fingerprint['min_driver']} or later" if gpus else ""),
