@@ -132,12 +132,22 @@ def test_replicas_share_the_sequences() -> None:
 
 
 @pytest.mark.usefixtures("own_cache")
-def test_two_replicas_on_the_cpu_make_a_row(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_two_replicas_on_the_cpu_make_a_row_and_a_killed_one_its_reason(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    serve = OpenEngine.serve
+
+    def kill_one(self: OpenEngine, workload: object) -> NativeTarget:
+        if (tmp_path / "results.parquet").exists():  # the first cell has ended
+            os.kill(self.replicas[1]._runner.ring.processes()[0], signal.SIGKILL)  # type: ignore[attr-defined]
+        return serve(self, workload)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(OpenEngine, "serve", kill_one)
     shape = ["--isl", 16, "--osl", 8, "--num-requests", 12, "--warmup", 2, "--device", "cpu", "--max-lag-ms", 1000]
-    arguments = ["--model", "tiny-llama", "--precision", "fp32", *shape, "--concurrency", 6, "--replicas", 2, "--out", tmp_path]
-    code, _, err = run(capsys, "throughput", *arguments)
-    assert code == 0, err
-    row = Store(tmp_path).rows()[0]
+    grid = ["--model", "tiny-llama", "--precision", "fp32", *shape, "--concurrency", "6,4", "--replicas", 2]
+    run(capsys, "sweep", *grid, "--out", tmp_path)
+    row, killed = Store(tmp_path).rows()
+    assert row.status == "ok", row.reason
     assert (row.cell.replicas, row.cell.gpus, row.cell.batch) == (2, 2, 6)
     assert row.cell.settings["max_batch_size"] == 3
     assert row.figures["output_tokens"] == 12 * 8
@@ -146,25 +156,9 @@ def test_two_replicas_on_the_cpu_make_a_row(capsys: pytest.CaptureFixture[str], 
     assert sum(steps.column("context_tokens").to_pylist()) == 12 * 16
     assert set(steps.column("replica").to_pylist()) == {0, 1}
     assert steps.num_rows == row.figures["steps"]
-
-
-@pytest.mark.usefixtures("own_cache")
-def test_a_killed_replica_is_a_row_with_its_reason(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    serve = OpenEngine.serve
-
-    def kill_one(self: OpenEngine, workload: object) -> NativeTarget:
-        os.kill(self.replicas[1]._runner.ring.processes()[0], signal.SIGKILL)  # type: ignore[attr-defined]
-        return serve(self, workload)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(OpenEngine, "serve", kill_one)
-    shape = ["--isl", 4, "--osl", 4, "--num-requests", 4, "--concurrency", 4, "--warmup", 0, "--device", "cpu", "--max-lag-ms", 1000]
-    run(capsys, "sweep", "--model", "tiny-llama", "--precision", "fp32", *shape, "--replicas", 2, "--out", tmp_path)
-    rows = Store(tmp_path).rows()
-    assert [row.status for row in rows] == ["failed"]
-    assert "replica 2 of 2: " in rows[0].reason
-    assert "ended without a word" in rows[0].reason
+    assert (killed.status, killed.cell.batch) == ("failed", 4)
+    assert "replica 2 of 2: " in killed.reason
+    assert "ended without a word" in killed.reason
 
 
 def test_more_gpus_than_there_are_is_one_sentence(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
