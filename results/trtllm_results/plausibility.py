@@ -117,7 +117,7 @@ def _bytes(claim: Claim, size: ModelSize, sheet: Sheet) -> Implausible | None:
     needed, limit = (kv + weights) / gpus, bytes_limit(sheet)
     if needed <= limit:
         return None
-    cause = "more tokens a step (speculation, more sequences at once) or narrower weights than told"
+    cause = "more tokens per step (speculation, more sequences at once) or narrower weights than told"
     if kv / gpus > limit:
         cause = "shorter sequences than told, or keys and values shared by a prefix cache"
     return Implausible("bytes", needed, limit, gpu_class(claim.gpu), claim.precision, cause)

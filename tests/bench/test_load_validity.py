@@ -43,14 +43,14 @@ def test_a_closed_loop_is_steady_between_ramp_up_and_drain() -> None:
 
 def test_short_outputs_are_said_first() -> None:
     verdict = validity.verdict(virtual(Script(short_by=10, fail_every=7)), open_loop=True)
-    assert verdict.warnings[0] == "outputs were shorter than asked: 18.0 tokens a request instead of 28.0"
+    assert verdict.warnings[0] == "outputs were shorter than asked: 18.0 tokens per request instead of 28.0"
     assert verdict.warnings[1] == "57 of 400 requests failed: the script says so"
 
 
 def test_long_outputs_are_said_too() -> None:
     """Of a server that takes no notice of the length asked for."""
     verdict = validity.verdict(virtual(Script(short_by=-28)), open_loop=True)
-    assert verdict.warnings[0] == "outputs were longer than asked: 56.0 tokens a request instead of 28.0"
+    assert verdict.warnings[0] == "outputs were longer than asked: 56.0 tokens per request instead of 28.0"
 
 
 def test_a_late_driver_voids_the_run_and_the_limit_can_be_set() -> None:

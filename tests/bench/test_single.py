@@ -232,7 +232,7 @@ def test_report_arithmetic_on_a_log_by_hand() -> None:
 
 
 def test_the_first_line_says_when_outputs_were_shorter_than_asked(capsys: pytest.CaptureFixture[str]) -> None:
-    short = "outputs were shorter than asked: 28.0 tokens a request instead of 128.0"
+    short = "outputs were shorter than asked: 28.0 tokens per request instead of 128.0"
     figures = {"output_tokens_per_s": 7099.0, "lag_p50_ms": 0.1, "lag_p99_ms": 0.95, "lag_max_ms": 18.0}
     print_report(
         Row(Cell("m", "bf16", 8, 128, 128, request_rate=4.0), Environment(cpu="test"), warnings=(short,), figures=figures),

@@ -172,4 +172,4 @@ def _from_figures(cell: MeasuredCell) -> Iterator[Finding]:
             f"heat or power supply slowed the GPU down in {figures['throttled_ratio']:.0%} of samples", "look at its cooling; measure again"
         )
     if figures.get("queue_p99_ms", 0.0) > 0.5 * figures.get("e2e_p99_ms", math.inf):
-        yield Finding("the slowest requests spend most of their time in the queue", "a lower request rate, or more requests a step")
+        yield Finding("the slowest requests spend most of their time in the queue", "a lower request rate, or more requests per step")

@@ -118,7 +118,7 @@ def _report_request(slow: SlowRequest, cell: MeasuredCell, console: Console) -> 
     )
     for stage in slow.stages:
         where = "no step" if stage.first is None else f"steps {stage.first}-{stage.last}"
-        held = "" if stage.first is None else f", {stage.decode_tokens:,.0f} decode and {stage.context_tokens:,.0f} context tokens a step"
+        held = "" if stage.first is None else f", {stage.decode_tokens:,.0f} decode and {stage.context_tokens:,.0f} context tokens per step"
         sentence(console, f"  {stage.name:<8}{stage.seconds * 1e3:>10,.1f} ms  {where}{held}")
     if cell.profile is None:
         return

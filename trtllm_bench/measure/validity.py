@@ -117,7 +117,7 @@ def _other_outputs(result: LoadResult) -> list[str]:
     if SHORT_OUTPUT * asked <= length <= max(asked / SHORT_OUTPUT, asked + 1):  # one more may be the end itself
         return []
     how = "shorter" if length < asked else "longer"
-    return [f"outputs were {how} than asked: {length:.1f} tokens a request instead of {asked:.1f}"]
+    return [f"outputs were {how} than asked: {length:.1f} tokens per request instead of {asked:.1f}"]
 
 
 def _other_prompts(result: LoadResult) -> list[str]:

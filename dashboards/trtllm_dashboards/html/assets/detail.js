@@ -125,14 +125,14 @@ function percentileTable(i, latencies) {
     el("tbody", {}, latencies.map((m) => el("tr", {}, el("td", { title: state.data.definitions[`${m}_p50_ms`].meaning }, m.toUpperCase()), shown.map((q) => el("td", { class: "num" }, brief(mean(i, `${m}_${q}_ms`)))))))));
 }
 
-// What went on in one run: tokens a second, power and clock over it, and requests as bars.
+// What went on in one run: tokens per second, power and clock over it, and requests as bars.
 function withinSection(i, chart) {
   const found = state.data.within[i];
   if (!found) return [];
   const time = { title: "time since the first arrival (s)" };
   const line = (t, values, label, title, more = {}) => ({ label, x: time, y: { title, ...more }, series: [{ name: label, look: { ...lookOf("", 0), dash: "solid" }, marks: false, points: t.map((x, k) => ({ x, y: values[k] ?? NaN, text: "" })) }] });
   const out = [el("h3", {}, `Within run ${found.repeat + 1}`)];
-  if (found.rate) out.push(chart(line(found.rate.t, found.rate.tokens_per_s, "Output tokens a second over the run", "output throughput (tok/s)"), null, "small"));
+  if (found.rate) out.push(chart(line(found.rate.t, found.rate.tokens_per_s, "Output tokens per second over the run", "output throughput (tok/s)"), null, "small"));
   const t = found.telemetry;
   if (t?.power_w) out.push(chart(line(t.t, t.power_w, "Board power over the run", "board power, all GPUs (W)"), null, "small"));
   if (t?.sm_clock_mhz) out.push(chart(line(t.t, t.sm_clock_mhz, "SM clock over the run", "SM clock, mean (MHz)", { zero: false }), null, "small"));
