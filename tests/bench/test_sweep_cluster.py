@@ -11,9 +11,10 @@ import pytest
 from command_line import refused, run
 
 from trtllm_bench.errors import BenchError, RunFailure
-from trtllm_bench.sweep.cluster import Cluster, JobPart, executor_of, job_parts, submit
 from trtllm_bench.sweep.cluster_view import ClusterView
+from trtllm_bench.sweep.jobs import Cluster, JobPart, job_parts
 from trtllm_bench.sweep.spec import SweepSpec
+from trtllm_bench.sweep.submit import executor_of, submit
 from trtllm_results.record.row import Row
 from trtllm_results.store.table import Store
 

@@ -72,7 +72,7 @@ def command(
       trtllm-bench sweep --target http://127.0.0.1:8000 --request-rate 1,2,4
     """
     flags = {**asked, "repeats": repeats, "accuracy": accuracy, "accuracy_windows": accuracy_windows}
-    from trtllm_bench.sweep.cluster import Cluster
+    from trtllm_bench.sweep.jobs import Cluster
     from trtllm_results.store.remote import is_address, open_address
 
     where = Cluster.of(cluster, partition, account, gpus_per_node, timeout_min, cluster_option)
@@ -233,9 +233,11 @@ def _submit(toml: Path | None, flags: dict[str, Any], out: Path | None, resume: 
     from contextlib import ExitStack
 
     from trtllm_bench.measure.rows import RowMaker
-    from trtllm_bench.sweep.cluster import SLURM, ClusterSweep, check, executor_of
+    from trtllm_bench.sweep.cluster import ClusterSweep, check
     from trtllm_bench.sweep.cluster_view import ClusterView
     from trtllm_bench.sweep.folder import what_is_kept
+    from trtllm_bench.sweep.jobs import SLURM
+    from trtllm_bench.sweep.submit import executor_of
     from trtllm_dashboards.tables import plain_console
     from trtllm_results.record.environment import Environment
 

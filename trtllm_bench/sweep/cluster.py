@@ -14,150 +14,28 @@ hosts are not to be trusted on every cluster's file system.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import os
-import re
-import shlex
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from trtllm_bench.errors import BenchError, RunFailure
-from trtllm_bench.measure.rows import MAX_REASON, RowMaker, cell_of
-from trtllm_bench.spec.measurement import EngineSpec, MeasurementSpec, safe_target
+from trtllm_bench.measure.rows import RowMaker, cell_of
+from trtllm_bench.spec.measurement import EngineSpec, safe_target
+from trtllm_bench.sweep.jobs import LOCAL, LOGS, SLURM, Cluster, JobPart, job_parts
 from trtllm_bench.sweep.spec import GridPoint, SweepSpec
-from trtllm_bench.targets.registry import Identity, is_own, runs_on_gpu, target_kind
+from trtllm_bench.sweep.submit import submit, why_ended
+from trtllm_bench.targets.registry import Identity, target_kind
 from trtllm_results.record.row import Row
 from trtllm_results.store.table import Store, merge_store
 
 if TYPE_CHECKING:
     from submitit import Job
 
-SLURM, LOCAL = "slurm", "local"
-JOBS = "jobs"
-LOGS = "log"
-"""Below a job's folder: what submitit writes of it, its output included."""
-OF_A_JOB = ("target", "precision", "tp", "pp", "replicas")
-"""Knobs of which a job has one value each."""
-GENERAL = ("name", "timeout_min", "mem_gb", "nodes", "cpus_per_task", "gpus_per_node", "tasks_per_node", "stderr_to_stdout")
-"""submitit's parameters of every cluster; others are one cluster's."""
-TIMEOUT_MIN = 240
-SBATCH_REFUSALS = {"account": "account", "partition": "partition", "qos": "qos", "time limit": "timeout-min"}
-"""Words of sbatch's errors, and what they are about; the first counts, since an account may be refused a partition."""
-TO_GIVE = {
-    "account": "one that sacctmgr show associations lists for you",
-    "partition": "one that sinfo lists",
-    "qos": "one that sacctmgr show qos lists",
-    "timeout-min": "no more than the TIMELIMIT that sinfo lists",
-}
 POLL_S = {SLURM: 2.0, LOCAL: 0.2}
 CANCEL_S = 5.0
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """Where jobs run and what they ask for. `options`: further parameters of submitit's Slurm executor, or of sbatch."""
-
-    kind: str
-    partition: str | None = None
-    account: str | None = None
-    gpus_per_node: int | None = None
-    """None: as many as a job's layout takes."""
-    timeout_min: int = TIMEOUT_MIN
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if self.kind not in (SLURM, LOCAL):
-            raise BenchError(f"--cluster is '{self.kind}'; choose {SLURM} or {LOCAL}")
-        given = {"--partition": self.partition, "--account": self.account, "--cluster-option": self.options}
-        for flag in (flag for flag, value in given.items() if value and self.kind == LOCAL):
-            raise BenchError(f"{flag} is for Slurm; leave it out with --cluster {LOCAL}")
-
-    @classmethod
-    def of(
-        cls,
-        kind: str | None,
-        partition: str | None,
-        account: str | None,
-        gpus_per_node: int | None,
-        timeout_min: int | None,
-        options: Sequence[str] | None,
-    ) -> Cluster | None:
-        """From the flags of `sweep`; None without `--cluster`. Raises `BenchError` naming the flag."""
-        given = {
-            "--partition": partition,
-            "--account": account,
-            "--gpus-per-node": gpus_per_node,
-            "--timeout-min": timeout_min,
-            "--cluster-option": options,
-        }
-        if kind is None:
-            for flag in (flag for flag, value in given.items() if value):
-                raise BenchError(f"{flag} is of jobs on a cluster; add --cluster {SLURM} or {LOCAL}")
-            return None
-        read: dict[str, Any] = {}
-        for text in options or ():
-            name, equals, value = text.partition("=")
-            if not equals or not name:
-                raise BenchError(f"--cluster-option {text}: write NAME=VALUE, such as qos=high")
-            read[name.replace("-", "_")] = int(value) if value.isdecimal() else value
-        return cls(kind, partition, account, gpus_per_node, timeout_min or TIMEOUT_MIN, read)
-
-    @property
-    def flags(self) -> str:
-        """What gives this cluster again on a command line."""
-        options = [f"--cluster-option {name}={value}" for name, value in self.options.items()]
-        timeout = None if self.timeout_min == TIMEOUT_MIN else self.timeout_min
-        given = {"partition": self.partition, "account": self.account, "gpus-per-node": self.gpus_per_node, "timeout-min": timeout}
-        words = [f"--cluster {self.kind}", *(f"--{name} {value}" for name, value in given.items() if value is not None), *options]
-        return " ".join(shlex.quote(part) for word in words for part in word.split(" ", 1))
-
-
-@dataclass(frozen=True)
-class JobPart:
-    """One job's part of a sweep. `folder` is its store."""
-
-    name: str
-    spec: SweepSpec
-    folder: Path
-
-    @property
-    def cells(self) -> int:
-        return len(self.spec.points) * self.spec.repeats
-
-    @property
-    def first(self) -> MeasurementSpec:
-        return self.spec.points[0].spec
-
-    def rows(self) -> list[Row]:
-        return Store(self.folder).rows() if self.folder.is_dir() else []
-
-
-def job_parts(spec: SweepSpec, folder: Path) -> list[JobPart]:
-    """The sweep's jobs, in the order of the grid. Together they have its cells, each once."""
-    split = [name for name in OF_A_JOB if name in spec.values]
-    parts: dict[str, JobPart] = {}
-    for combination in itertools.product(*(spec.values[name] for name in split)):
-        chosen = dict(zip(split, combination, strict=True))
-        part = replace(spec, values={name: (chosen[name],) if name in chosen else values for name, values in spec.values.items()})
-        name = base = _name({name: value for name, value in chosen.items() if name in spec.axes} or chosen)
-        for number in itertools.count(2):
-            if name not in parts:
-                break
-            name = f"{base}-{number}"
-        parts[name] = JobPart(name, part, folder / JOBS / name)
-    return list(parts.values())
-
-
-def _name(chosen: Mapping[str, Any]) -> str:
-    """A name for a job and its folder: `fp8-tp2`."""
-    said = {"target": safe_target(str(chosen.get("target", ""))), "precision": str(chosen.get("precision", ""))}
-    words = [word for name, word in said.items() if name in chosen]
-    words += [f"{name}{chosen[name]}" for name in ("tp", "pp", "replicas") if name in chosen]
-    return re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(words)).strip("-.")[:80] or "all"
 
 
 def check(spec: SweepSpec) -> None:
@@ -306,113 +184,3 @@ def _in_order(part: JobPart) -> Iterator[tuple[GridPoint, int]]:
     for points in part.spec.engines():
         for repeat, point in itertools.product(range(part.spec.repeats), points):
             yield point, repeat
-
-
-def why_ended(job: Job[None], error: Exception | None) -> str:
-    """One sentence: the error that the job raised, else the last line of its output."""
-    trace = [
-        line.strip() for line in str(error or "").splitlines() if re.match(r"^[\w.]+(Error|Exception|Failure|Interrupt)\b", line.strip())
-    ]
-    state = str(job.state).lower()
-    if trace and "UncompletedJob" not in trace[-1]:
-        kind, _, text = trace[-1].partition(": ")
-        return (text if kind.startswith("trtllm_") and text else trace[-1])[:MAX_REASON]
-    last = next((line.strip() for line in reversed((job.stderr() or "").splitlines()) if line.strip()), "")
-    return f"job {job.job_id} ended ({state}) without a result" + (f"; its last line is: {last[:MAX_REASON]}" if last else "")
-
-
-def submit(cluster: Cluster, part: JobPart, command: str) -> Job[None]:
-    """Raises `RunFailure` where the cluster does not take the job."""
-    from trtllm_bench.sweep.cluster_job import SweepJob
-
-    executor = executor_of(cluster, part)
-    (part.folder / LOGS).mkdir(exist_ok=True)
-    try:
-        with _errors_into(part.folder / LOGS / "submit.err"):
-            return executor.submit(SweepJob(str(part.folder.absolute()), command))
-    except Exception as error:  # submitit raises what sbatch said, and what subprocess did
-        raise RunFailure(f"it was not taken: {why_not_taken(str(error), cluster)}") from error
-
-
-def why_not_taken(said: str, cluster: Cluster) -> str:
-    """What sbatch said of a job, each line once without its prefix, and what to do where one of its flags is the reason."""
-    lines = dict.fromkeys(
-        re.sub(r"^sbatch: (error|fatal): (Batch job submission failed: )?", "", line.strip()) for line in said.splitlines()
-    )
-    reason = "; ".join(line for line in lines if line)[:MAX_REASON]
-    name = next((name for words, name in SBATCH_REFUSALS.items() if words in reason.lower()), None)
-    if name is None or cluster.kind != SLURM:
-        return reason
-    value = {"partition": cluster.partition, "account": cluster.account, "timeout-min": cluster.timeout_min}.get(name)
-    flag = f"--{name}" if name != "qos" and name not in cluster.options else f"--cluster-option {name}"
-    value = value or cluster.options.get(name)
-    return f"{reason}; {flag} {'was not given' if value is None else f'is {value}'}; give {TO_GIVE[name]}"
-
-
-@contextlib.contextmanager
-def _errors_into(path: Path) -> Iterator[None]:
-    """For processes that are started meanwhile: what watches a local job says how it was cancelled, to whom nobody asked."""
-    own = os.dup(2)
-    with open(path, "ab") as file:
-        os.dup2(file.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(own, 2)
-        os.close(own)
-
-
-def executor_of(cluster: Cluster, part: JobPart) -> Any:
-    """submitit's executor with this job's parameters. Raises `BenchError` for parameters that submitit refuses."""
-    submitit = submitit_module()
-    logs = part.folder / LOGS
-    gpus = cluster.gpus_per_node if cluster.gpus_per_node is not None else gpus_of(cluster, part)
-    if cluster.kind == LOCAL:
-        executor = submitit.LocalExecutor(logs)
-        visible = _visible(gpus)
-        executor.update_parameters(timeout_min=cluster.timeout_min, gpus_per_node=len(visible), visible_gpus=visible)
-        return executor
-    try:
-        executor = submitit.AutoExecutor(logs, cluster=SLURM)
-    except RuntimeError:
-        raise BenchError(f"--cluster {SLURM}: there is no srun here; run it on a host that submits to Slurm, or use {LOCAL}") from None
-    known = submitit.SlurmExecutor._valid_parameters()
-    parameters: dict[str, Any] = {"name": f"trtllm-bench {part.name}", "timeout_min": cluster.timeout_min}
-    parameters |= {"gpus_per_node": gpus or None, "slurm_partition": cluster.partition, "slurm_account": cluster.account}
-    parameters |= {
-        name if name in GENERAL else f"slurm_{name}": value for name, value in cluster.options.items() if name in {*GENERAL, *known}
-    }
-    if others := {name.replace("_", "-"): value for name, value in cluster.options.items() if name not in {*GENERAL, *known}}:
-        parameters["slurm_additional_parameters"] = others
-    try:
-        executor.update_parameters(**parameters)
-    except (NameError, ValueError, TypeError, AssertionError) as error:
-        raise BenchError(f"--cluster-option: submitit refuses it: {' '.join(str(error).split())[:MAX_REASON]}") from None
-    return executor
-
-
-def submitit_module() -> Any:
-    """Raises `BenchError` where submitit is not installed."""
-    try:
-        import submitit
-    except ImportError:
-        raise BenchError("--cluster needs submitit; install it with: python3 -m pip install 'trtllm-bench[cluster]'") from None
-    return submitit
-
-
-def gpus_of(cluster: Cluster, part: JobPart) -> int:
-    """GPUs that the job's layout takes; 0 where no GPU takes part. A host that submits to Slurm need have none itself."""
-    here = cluster.kind == LOCAL
-    takes = runs_on_gpu(part.first) if here else is_own(part.first.target) and part.first.engine.device != "cpu"
-    return part.first.engine.gpus if takes else 0
-
-
-def _visible(gpus: int) -> list[int]:
-    """Numbers of the first GPUs of those that this process may use; fewer where it has fewer, which the job then says."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if named is None or not gpus:
-        return list(range(gpus))
-    parts = [part.strip() for part in named.split(",")]
-    if not all(part.isdecimal() for part in parts):
-        raise BenchError(f"CUDA_VISIBLE_DEVICES is '{named}', and local jobs take GPUs by number; write numbers, such as 0,1")
-    return [int(part) for part in parts][:gpus]

@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from trtllm_bench.sweep.cluster import JobPart
+from trtllm_bench.sweep.jobs import JobPart
 from trtllm_bench.sweep.progress import duration, headline
 from trtllm_results.record.row import Row
 
