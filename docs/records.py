@@ -32,7 +32,7 @@ from trtllm_results.store.table import read_rows
 from trtllm_results.versions import measured_at, versions
 
 if TYPE_CHECKING:
-    from trtllm_bench.analysis.peers import PeerPoint
+    from trtllm_bench.analysis.model_errors import PeerPoint
 
 ROOT = Path(__file__).parents[1]
 RECORDED = ROOT / "results" / "recorded"
@@ -622,13 +622,13 @@ TABLES: dict[str, Callable[[], str]] = {
 
 def predictions() -> dict[str, Callable[[], str]]:
     """The tables of `python -m trtllm_bench.analysis.peers`, after writing prediction_errors.toml as its `--write` does. Takes minutes."""
-    from trtllm_bench.analysis import peers
+    from trtllm_bench.analysis import model_errors, peers
     from trtllm_results.compare.published import load
 
-    chosen, why = peers.coverage(load())
-    points = list(peers.predicted(chosen))
-    own = peers.own_errors(RECORDED) + peers.errors_left_out(RECORDED)
-    peers.write_tables(own, points)
+    chosen, why = model_errors.coverage(load())
+    points = list(model_errors.predicted(chosen))
+    own = model_errors.own_errors(RECORDED) + model_errors.errors_left_out(RECORDED)
+    model_errors.write_tables(own, points)
     left_out = ", ".join(f"{reason} ({count})" for reason, count in why.most_common())
     return {
         "own-errors": lambda: "\n".join(peers.own_table(own)),
@@ -638,7 +638,7 @@ def predictions() -> dict[str, Callable[[], str]]:
         "steps-h200-quantized": lambda: "\n".join(peers.step_table(own, "H200", True)),
         "steps-h100": lambda: "\n".join(peers.step_table(own, "H100", False)),
         "constants": _constants,
-        "factors": lambda: "\n".join(peers.factor_table(peers.factors(points))),
+        "factors": lambda: "\n".join(peers.factor_table(model_errors.factors(points))),
         "left-out": lambda: "\n".join(textwrap.wrap(f"{len(points)} rows; left out: {left_out}", 120, break_on_hyphens=False)),
         "ranks": lambda: _of_ranks(points),
     }

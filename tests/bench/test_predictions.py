@@ -9,19 +9,18 @@ from pathlib import Path
 import pytest
 
 from trtllm_bench.__main__ import main
-from trtllm_bench.analysis.peers import (
+from trtllm_bench.analysis.model_errors import (
     OwnError,
     PeerPoint,
     coverage,
     factors,
     in_sample,
-    interval_table,
     left_out,
-    own_table,
     predicted,
     tables_of_errors,
     write_errors,
 )
+from trtllm_bench.analysis.peers import interval_table, own_table
 from trtllm_bench.analysis.predict import predict
 from trtllm_bench.analysis.prediction_error import interval_for, interval_of, kind_of, read_errors
 from trtllm_bench.analysis.steady import places_on, steady_rate

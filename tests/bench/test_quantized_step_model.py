@@ -10,7 +10,8 @@ import pytest
 from trtllm_bench.__main__ import main
 from trtllm_bench.analysis import cells
 from trtllm_bench.analysis.fit import followed
-from trtllm_bench.analysis.peers import OwnError, PeerPoint, cover_table, tables_of_errors
+from trtllm_bench.analysis.model_errors import OwnError, PeerPoint, tables_of_errors
+from trtllm_bench.analysis.peers import cover_table
 from trtllm_bench.analysis.prediction_error import interval_for
 from trtllm_bench.analysis.step_constants import constants_for
 from trtllm_bench.analysis.step_model import StepModel, is_quantized, widens

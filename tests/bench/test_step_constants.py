@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from trtllm_bench.analysis.peers import coverage, predicted, summary
+from trtllm_bench.analysis.model_errors import coverage, predicted
+from trtllm_bench.analysis.peers import summary
 from trtllm_bench.analysis.step_constants import FOLDER, SECTIONS, constants_for, read_file
 from trtllm_bench.errors import BenchError
 from trtllm_results.compare.published import load
