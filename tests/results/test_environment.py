@@ -110,8 +110,12 @@ def test_the_source_hash_follows_the_sources(monkeypatch: pytest.MonkeyPatch, tm
     (tmp_path / "trtllm_engines" / "notes.md").write_text("documents do not count")
     environment.source_hash.cache_clear()
     hashes.append(environment.source_hash())
+    (tmp_path / "trtllm_kernels" / "tiles.cuh").write_text("// headers of CUDA kernels do")
+    environment.source_hash.cache_clear()
+    hashes.append(environment.source_hash())
     environment.source_hash.cache_clear()
     assert hashes[0] == hashes[2] == hashes[3] != hashes[1]
+    assert hashes[4] != hashes[3]
 
 
 def test_the_key_holds_limits_and_not_readings() -> None:

@@ -7,7 +7,7 @@ latency and not as a better target; its lag (sent - due) is recorded for every r
 Garbage collection is off while requests are timed, as a collection over a large heap stops the thread for milliseconds; and the
 interpreter's switch interval is lowered, since an engine in the same process may hold the GIL for the 5 ms default while a
 request is due. Rejected: one coroutine per request (at 10,000 requests/s the event loop itself is late), and spinning for
-precision (takes a core from the target).
+precision (which takes a core from the target).
 
 The driver watches itself: it wakes at least every `BEAT_S`, and where it woke or went on later than that, the run holds a standstill
 (`LoadResult.standstills`), which `validity.py` weighs. A process that was stopped for a second shows nowhere else: in a closed loop the

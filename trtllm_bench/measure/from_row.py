@@ -1,4 +1,4 @@
-"""A measured cell's request, made again from its row."""
+"""Makes the measurement of a cell again from its row, so that the cell can be profiled."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class StoppingRule:
 
 @dataclass(frozen=True)
 class Timing:
-    """Microseconds a call. `batches`: mean of each batch, the sample that runs are compared by."""
+    """Microseconds per call. `batches`: mean of each batch, the sample that runs are compared by."""
 
     mean_us: float
     median_us: float
@@ -85,15 +85,15 @@ class Sampler:
     def add(self) -> None:
         """One more batch; one during which the GPU was slowed down is measured again while there are retries."""
         while True:
-            found = self._timer.sample(self._call, self._rule.batch, self._how)
+            batch = self._timer.sample(self._call, self._rule.batch, self._how)
             if not self._timer.slowed():
                 break
             if not self._retries:
                 self.slowed = True
                 break
             self._retries -= 1
-        self.samples += found
-        self.batches.append(float(np.mean(found)))
+        self.samples += batch
+        self.batches.append(float(np.mean(batch)))
 
     @property
     def noise(self) -> float:
@@ -118,6 +118,7 @@ class Sampler:
 
 
 def measure(timer: Timer, call: Call, how: How, rule: StoppingRule, clock: Callable[[], float] = time.perf_counter) -> Timing:
+    """Times `call` until `rule` says stop. `clock` is in seconds."""
     began = clock()
     sampler = Sampler(timer, call, how, rule)
     while len(sampler.batches) < rule.max_batches:

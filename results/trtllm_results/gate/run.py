@@ -169,7 +169,7 @@ def refuse_if_different(environments: Sequence[Environment]) -> None:
 def throttled(environments: Sequence[Environment], figures: Sequence[Mapping[str, float]]) -> str:
     """A sentence when the driver reported thermal or hardware slow-down before or during any run; empty otherwise.
 
-    The software power cap is not a reason: under it is where large steps live.
+    The software power cap does not count: large steps always run under it.
     """
     reasons = sorted({reason for e in environments for reason in e.throttle_reasons.split() if reason in THERMAL})
     worst = max((one.get("throttled_ratio", 0.0) for one in figures), default=0.0)

@@ -71,8 +71,7 @@ class Environment:
 
 
 ENVIRONMENT_FIELDS: Mapping[str, str] = {f.name: str(f.type) for f in fields(Environment)}
-
-
+"""Each field's type, by name."""
 DECISIVE = (
     *("gpu", "compute_capability", "driver", "power_limit_w", "sm_clock_limit_mhz", "memory_clock_limit_mhz", "mig"),
     *("cpu", "cpu_count", "python", "torch", "triton", "bench", "source_hash"),
@@ -92,6 +91,7 @@ THROTTLE_BITS: Mapping[int, str] = {
 
 
 def throttle_names(mask: int) -> list[str]:
+    """The names of the reasons whose bits `mask` has."""
     return [name for bit, name in THROTTLE_BITS.items() if mask & bit]
 
 
@@ -119,7 +119,7 @@ def read_gpu(device: int = 0) -> dict[str, Any]:
             except (pynvml.NVMLError, AttributeError):
                 return None
 
-        found: dict[str, Any] = {
+        fields_read: dict[str, Any] = {
             "gpu": _text(ask("nvmlDeviceGetName", handle)),
             "gpu_count": len(visible),
             "gpu_uuid": _text(ask("nvmlDeviceGetUUID", handle)),
@@ -127,16 +127,16 @@ def read_gpu(device: int = 0) -> dict[str, Any]:
         }
         capability = ask("nvmlDeviceGetCudaComputeCapability", handle)
         if capability:
-            found["compute_capability"] = f"{capability[0]}.{capability[1]}"
+            fields_read["compute_capability"] = f"{capability[0]}.{capability[1]}"
         cuda = ask("nvmlSystemGetCudaDriverVersion_v2") or ask("nvmlSystemGetCudaDriverVersion")
         if cuda:
-            found["cuda"] = f"{cuda // 1000}.{cuda % 1000 // 10}"
+            fields_read["cuda"] = f"{cuda // 1000}.{cuda % 1000 // 10}"
         memory = ask("nvmlDeviceGetMemoryInfo", handle)
         if memory is not None:
-            found["gpu_memory_gib"] = round(memory.total / 2**30, 2)
+            fields_read["gpu_memory_gib"] = round(memory.total / 2**30, 2)
         limit = ask("nvmlDeviceGetEnforcedPowerLimit", handle)
         if limit:
-            found["power_limit_w"] = limit / 1000
+            fields_read["power_limit_w"] = limit / 1000
         for name, function, kind in (
             ("sm_clock_limit_mhz", "nvmlDeviceGetMaxClockInfo", 1),
             ("memory_clock_limit_mhz", "nvmlDeviceGetMaxClockInfo", 2),
@@ -145,13 +145,13 @@ def read_gpu(device: int = 0) -> dict[str, Any]:
         ):
             value = ask(function, handle, kind)
             if value is not None:
-                found[name] = int(value)
+                fields_read[name] = int(value)
         reasons = ask("nvmlDeviceGetCurrentClocksEventReasons", handle) or ask("nvmlDeviceGetCurrentClocksThrottleReasons", handle)
         if reasons:
-            found["throttle_reasons"] = " ".join(throttle_names(int(reasons)))
+            fields_read["throttle_reasons"] = " ".join(throttle_names(int(reasons)))
         mig = ask("nvmlDeviceGetMigMode", handle)
-        found["mig"] = bool(mig and mig[0])
-        return found
+        fields_read["mig"] = bool(mig and mig[0])
+        return fields_read
     finally:
         pynvml.nvmlShutdown()
 
@@ -161,15 +161,15 @@ def visible_devices(count: int) -> list[int | str]:
     listed = os.environ.get("CUDA_VISIBLE_DEVICES")
     if listed is None:
         return list(range(count))
-    found: list[int | str] = []
+    visible: list[int | str] = []
     for entry in (part.strip() for part in listed.split(",")):
         if entry.isdigit() and int(entry) < count:
-            found.append(int(entry))
+            visible.append(int(entry))
         elif entry.startswith(("GPU-", "MIG-")):
-            found.append(entry)
+            visible.append(entry)
         else:
             break  # as CUDA does: the first invalid entry hides itself and all after it
-    return found
+    return visible
 
 
 def _text(value: Any) -> str:
@@ -220,13 +220,13 @@ def _software() -> dict[str, Any]:
 
 @cache
 def source_hash() -> str:
-    """Hash (16 hex digits) of the measured packages' sources and tactics as installed."""
+    """Hash (16 hex digits) of the measured packages' sources, CUDA's included, and of the data files in them."""
     digest = hashlib.sha256()
     for package in MEASURED_PACKAGES:
         spec = importlib.util.find_spec(package)
         for root in sorted(spec.submodule_search_locations or []) if spec else []:
             for path in sorted(Path(root).rglob("*")):
-                if path.suffix in {".py", ".json", ".cu", ".toml"} and path.is_file():
+                if path.suffix in {".py", ".json", ".cu", ".cuh", ".toml"} and path.is_file():
                     digest.update(f"{package}/{path.relative_to(root)}\0".encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
