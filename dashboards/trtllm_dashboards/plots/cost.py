@@ -10,18 +10,16 @@ from typing import TYPE_CHECKING
 from trtllm_dashboards.errors import DashboardError
 from trtllm_dashboards.plots import Material, style
 from trtllm_dashboards.plots.layout import layout
-from trtllm_dashboards.plots.pareto import front
-from trtllm_dashboards.points import Point, axis_label, grouped, having, load_axis, load_of, points
+from trtllm_dashboards.plots.pareto import Places, X, against_speed, front
+from trtllm_dashboards.points import Point, having, load_axis, points
 from trtllm_results.cost import COST
 from trtllm_results.metrics.registry import brief
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-X = "output_tokens_per_s_per_user"
 
-
-def cheapest(places: list[tuple[float, float]]) -> list[tuple[float, float]]:
+def cheapest(places: Places) -> Places:
     """The places that none other beats in speed and cost, by falling speed."""
     return [(x, -y) for x, y in front([(x, -y) for x, y in places])]
 
@@ -39,21 +37,13 @@ def draw(material: Material) -> Figure:
         )
     sheet = style.Sheet("Cost against speed per user", "")
     plan = layout(found, sheet, told)
-    shown, legend = plan.shown, plan.legend
     drawing, axes = sheet.panels(list(plan.panels))
     for ax, members in zip(axes, plan.panels.values(), strict=True):
-        edge = cheapest([p.place(X, COST) for p in members])
-        style.front_line(ax, edge)
-        for label, line in grouped(members, plan.series_by).items():
-            line.sort(key=load_of)
-            style.errorbars(ax, [p.place(X, COST)[0] for p in line], [e for p in line if (e := p.get(COST))], legend[label])
+        against_speed(ax, members, plan, COST, cheapest)
         low, high = style.span((e for p in members if (e := p.get(COST))), positive=True)
         style.log_axis(ax, "y", [low / 2, high * 2])
         ax.set_ylim(low / 2, high * 2)
-        style.compact_axis(ax, "x")
-        style.remarks(ax, [(f"{load_of(point):,g}", point.place(X, COST)) for point in members if point.place(X, COST) in edge], (5, 4))
-        ax.set_xlabel(axis_label(X, "speed per user"))
         ax.set_ylabel("cost of a million output tokens (USD)")
-    bars = style.uncertainty_note(e for p in shown if (e := p.get(COST)))
-    sheet.notes.append(f"The GPUs alone, all hours used. Grey: front over all series; small figures on it: {load_axis(shown)}. {bars}")
-    return sheet.finish(drawing, legend)
+    bars = style.uncertainty_note(e for p in plan.shown if (e := p.get(COST)))
+    sheet.notes.append(f"The GPUs alone, all hours used. Grey: front over all series; small figures on it: {load_axis(plan.shown)}. {bars}")
+    return sheet.finish(drawing, plan.legend)

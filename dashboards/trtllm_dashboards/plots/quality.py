@@ -49,7 +49,7 @@ def draw(material: Material) -> Figure:
     for ax, members in zip(axes, groups.values(), strict=True):
         places = {id(point): (_speed(point), _loss(point, figure).mean) for point in members}
         edge = front([(x, -y) for x, y in places.values()])
-        ax.plot([x for x, _ in edge], [-y for _, y in edge], color="#9aa4af", linewidth=5, alpha=0.35, solid_capstyle="round", zorder=1)
+        style.front_line(ax, [(x, -y) for x, y in edge])
         for label, line in grouped(members, series_by).items():
             style.errorbars(ax, [_speed(p) for p in line], [_loss(p, figure) for p in line], legend[label])
         style.compact_axis(ax, "x")
