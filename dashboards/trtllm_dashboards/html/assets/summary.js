@@ -52,7 +52,7 @@ function bestPair(rows) {
 
 function pairSentence(p) {
   const fast = dim(p.cell, "precision"), base = dim(p.base, "precision");
-  const loads = load(p.cell) === load(p.base) ? `${label(p.cell, ["model", "shape", "batch", "request_rate"])}` : `${label(p.cell, ["model", "shape"])}, each at its fastest batch (${brief(load(p.cell))} and ${brief(load(p.base))})`;
+  const loads = load(p.cell) === load(p.base) ? `${label(p.cell, ["model", "shape", "batch", "request_rate"])}` : `${label(p.cell, ["model", "shape"])}, each at the fastest batch measured (${brief(load(p.cell))} and ${brief(load(p.base))})`;
   if (p.verdict === "inconclusive") return [el("b", {}, `${fast} against ${base} is inconclusive`), ` (${pairText(p)}; ${loads}). `];
   return [el("b", {}, `${fast} is ${brief(p.ratio)} x as fast as ${base}`), ` (${pairText(p)}; ${loads}). `];
 }
