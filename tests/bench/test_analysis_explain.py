@@ -440,7 +440,7 @@ def test_an_engine_built_for_one_request_is_not_taken_for_a_full_gpu(store: Path
 def test_what_the_figures_tell_is_said(store: Path) -> None:
     said = " ".join(advised(find_cell(f"{store}@batch=32"), {"compute": 100.0}))
     assert "3 sequences were preempted" in said
-    assert "power cap held the clocks down in 90% of samples (1,440 MHz in the mean)" in said
+    assert "power cap held the clocks down in 90% of samples (1,440 MHz on average)" in said
 
 
 def test_the_slow_request_is_followed_through_its_steps(store: Path) -> None:

@@ -55,8 +55,8 @@ def _without_repeats(found: Iterable[Finding]) -> list[Finding]:
 
 def rate(model: StepModel | PipelineModel, batch: int, isl: int, osl: int) -> float:
     """Output tokens/s of so many requests in flight: their prompts, then their outputs together, in a step of its share for each stage."""
-    prompts_a_step = max(1, min(batch, model.counter.plan.profile.max_num_tokens // max(isl, 1)))
-    prefill = model.step(StepShape.prefill(prompts_a_step, isl)).total_us * math.ceil(batch / prompts_a_step)
+    prompts_per_step = max(1, min(batch, model.counter.plan.profile.max_num_tokens // max(isl, 1)))
+    prefill = model.step(StepShape.prefill(prompts_per_step, isl)).total_us * math.ceil(batch / prompts_per_step)
     share = math.ceil(batch / model.stages)
     decode = model.step(StepShape.decode(share, isl + osl / 2)).total_us * model.stages * (osl - 1)
     return batch * osl / (prefill + decode) * 1e6
@@ -160,12 +160,12 @@ def _from_figures(cell: MeasuredCell) -> Iterator[Finding]:
         kept = figures.get("kv_used_peak_ratio", 0.0) > 0.95
         why = "the KV cache holds no more" if kept else "ramp-up and tail are a large part of so short a run"
         yield Finding(
-            f"a step held {mean:,.1f} sequences of {row.batch} in the mean: {why}", "" if kept else "more requests: --num-requests"
+            f"a step held {mean:,.1f} sequences of {row.batch} on average: {why}", "" if kept else "more requests: --num-requests"
         )
     if figures.get("power_capped_ratio", 0.0) > 0.5:
         yield Finding(
             f"the power cap held the clocks down in {figures['power_capped_ratio']:.0%} of samples"
-            + (f" ({figures['sm_clock_mean_mhz']:,.0f} MHz in the mean)" if "sm_clock_mean_mhz" in figures else "")
+            + (f" ({figures['sm_clock_mean_mhz']:,.0f} MHz on average)" if "sm_clock_mean_mhz" in figures else "")
         )
     if figures.get("throttled_ratio", 0.0) > 0:
         yield Finding(

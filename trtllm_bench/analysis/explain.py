@@ -26,7 +26,7 @@ SAMPLED_STEPS = 400
 
 @dataclass(frozen=True)
 class Breakdown:
-    """Microseconds an output token by part, summing to `per_token_us`."""
+    """Microseconds per output token by part, summing to `per_token_us`."""
 
     parts: Mapping[str, float]
     source: str
@@ -81,6 +81,7 @@ def breakdown(cell: MeasuredCell) -> Breakdown:
 
 
 def read_steps(cell: MeasuredCell) -> dict[str, Any]:
+    """The cell's step log by column, of one replica where there are several. Raises `BenchError` for a row without one."""
     table = None if cell.store is None else cell.store.read_side("steps", cell.row)
     if table is None or table.num_rows < 2:
         raise BenchError(
@@ -124,7 +125,7 @@ def shape_of(steps: Mapping[str, Any], index: int, page_size: int, stages: int =
 
 @dataclass(frozen=True)
 class Difference:
-    """Part by part, microseconds an output token; `b - a` over all parts is the difference of the wholes."""
+    """Part by part, microseconds per output token; `b - a` over all parts is the difference of the wholes."""
 
     rows: tuple[tuple[str, float, float], ...]
 
