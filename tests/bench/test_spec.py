@@ -186,7 +186,7 @@ def test_what_a_sweep_varied_is_told_as_it_was_asked_for_and_chooses_rows(capsys
 def test_a_name_near_a_known_one_is_told(tmp_path: Path) -> None:
     for line, said in (
         ("batchsize = 2", r"unknown field batchsize \(did you mean batch_size\?\); known are"),
-        ("[[cells]]\nkv-dtyp = 'fp8'", r"cells 1: kv-dtyp is no setting of a cell \(did you mean kv_dtype\?\); known are"),
+        ("[[cells]]\nkv-dtyp = 'fp8'", r"cells 1: kv-dtyp is not a setting of a cell \(did you mean kv_dtype\?\); known are"),
         ("zzz = 2", r"unknown field zzz; known are"),
     ):
         (tmp_path / "s.toml").write_text(f'model = "m"\nprecision = "fp8"\n{line}\n')
