@@ -39,7 +39,10 @@ from trtllm_kernels.dialect.ops import OP_SPECS, Trait
 from trtllm_kernels.dialect.packing import is_packed
 from trtllm_kernels.dialect.types import SKINNY_TOKENS, TensorSpec
 from trtllm_kernels.lowering.call import capability
-from trtllm_kernels.lowering.packed_triton import MMA_PADDED, mma_takes
+from trtllm_kernels.lowering.decode_cuda import MOST_PAGE_BYTES
+from trtllm_kernels.lowering.decode_tiles import CODES, SHORT_KEYS, SMALL_PAGE_BYTES
+from trtllm_kernels.lowering.packed_triton import MMA_PADDED, MMA_TILE_TOKENS, mma_takes
+from trtllm_kernels.lowering.rotation import rotates_in_lane
 from trtllm_kernels.lowering.skinny_gemm import IN_TRITON as SKINNY_IN_TRITON
 from trtllm_kernels.lowering.skinny_gemm_cuda import CUDA_ROWS
 
@@ -55,13 +58,10 @@ DECODE_FLOP_PER_BYTE = 64
 """Decode attention does up to 32 FLOP a byte of cache (eight heads a KV head, two products, codes of a byte); prompts do hundreds."""
 WAITED_ROWS = 64
 """Rows of a reduction up to which ranks wait the longer for each other the more there are."""
-CODES, SMALL_PAGE_BYTES, PERSISTENT_TOKENS = ("fp8", "int8"), 8 * 1024, 1024
-"""Decode attention of many sequences is in CUDA C++ where the cache is in one of these and a KV head's page has so many bytes, or in steps
-without a longer sequence (`lowering/decode_cuda.py`)."""
 PACKED_ARCH = "sm_90"
 """The architecture that our own kernels are for, among them those that multiply packed weights."""
-TILE_TOKENS, MMA_TILE_TOKENS = 256, 64
-"""Tokens per tile of a GEMM over packed weights, on Hopper and before; each tile decodes the weight once."""
+TILE_TOKENS = 256
+"""Tokens per tile of a GEMM over packed weights on Hopper; each tile decodes the weight once."""
 WIDENED = "bf16"
 """Format into which packed weights, and fp8 inputs, are widened where no kernel multiplies packed weights."""
 LONG_INT8_ROW = 8192
@@ -284,14 +284,14 @@ class StepModel:
         return not self._today or not filled
 
     def _rotated(self, shape: StepShape) -> bool:
-        """Whether decode attention does the rope and the write to the cache: in CUDA C++, in steps without prompts."""
+        """Whether decode attention does the rope and the write to the cache: in CUDA C++, in steps without prompts. It is in CUDA C++ where
+        sequences are few, none is long, or pages of codes are small (`lowering/decode_cuda.py`)."""
         config, plan = self.counter.plan.config, self.counter.plan
         few = shape.num_decodes * plan.kv_heads < UNSPLIT_PROGRAMS * self.constants.concurrent["sms"]
         page_bytes = bytes_of(2 * plan.profile.page_size * config.head_dim, plan.kv_dtype)
-        many = shape.longest_decode <= PERSISTENT_TOKENS or (plan.kv_dtype in CODES and page_bytes <= SMALL_PAGE_BYTES)
-        rotary = config.rope.rotary_dim
-        in_lane = rotary % 64 == 0 if config.rope.interleaved else rotary == config.head_dim == 128
-        return self._today and in_lane and page_bytes <= 2 * SMALL_PAGE_BYTES and (few or many) and shape.phase == "decode"
+        many = shape.longest_decode <= SHORT_KEYS or (plan.kv_dtype in CODES and page_bytes <= SMALL_PAGE_BYTES)
+        in_lane = rotates_in_lane(config.rope.rotary_dim, config.head_dim, config.rope.interleaved)
+        return self._today and in_lane and page_bytes <= MOST_PAGE_BYTES and (few or many) and shape.phase == "decode"
 
     def _us(self, cost: OpCost) -> float:
         memory, compute, fixed = self.op_us(cost)

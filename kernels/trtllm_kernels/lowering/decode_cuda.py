@@ -44,7 +44,8 @@ DECODE_SHORT = "decode_short"
 `L`, so it should be a value of that."""
 DECODE_ROTATES = "decode_rotates"
 """Tunable: whether they rotate queries and keys themselves, where they can."""
-_MOST_PAGE_BYTES = 16 * 1024
+MOST_PAGE_BYTES = 16 * 1024
+"""Of a KV head's keys and values in a page."""
 _MANY_STAGE_BYTES = 8 * 1024
 """Keys and values that a stage of the persistent kernel holds at most, unless that is fewer than 16 tokens."""
 _MANY_BYTES = 216 * 1024
@@ -70,7 +71,7 @@ def decode_cuda_fits(call: OpCall) -> bool:
         and head_dim in (64, 128, 256)
         and page % 16 == 0
         and page <= 64
-        and page_bytes(call) <= _MOST_PAGE_BYTES
+        and page_bytes(call) <= MOST_PAGE_BYTES
         and group <= 8
     )
 

@@ -24,8 +24,8 @@ from trtllm_kernels.lowering.space import PREFILL, Choice, grid, table
 MMA_TO = "mma_to"
 """Tunable: largest number of tokens for which this kernel is taken; 0: never."""
 MMA_PADDED = (16, 32, 64, 128, 256)
-_TILE_TOKENS = 64
-"""Tokens of the largest tile."""
+MMA_TILE_TOKENS = 64
+"""Tokens of the largest tile; each tile decodes the weight once."""
 _ACTIVATIONS = {"linear": 0, "gate_up_silu": 1, "linear_gelu": 2}
 _PROGRAMS = {16: 3.5, 32: 2.5}
 """Programs for each SM, of these numbers of tokens; of more 2. Then K is not split further."""
@@ -101,21 +101,21 @@ def _folded(call: OpCall, group: int, padded: int) -> bool:
     if not group or call["x"].dtype == "fp8":
         return False
     in_range = call["x"].dtype == "bf16" or call["group_scale"].dtype in ("fp16", "fp8")
-    return group < 64 or (in_range and padded >= (32 if group < 128 else _TILE_TOKENS))
+    return group < 64 or (in_range and padded >= (32 if group < 128 else MMA_TILE_TOKENS))
 
 
 def _default(call: OpCall, group: int, padded: int) -> MmaTile:
     weight = call["weight"]
     n, k = weight.size(0), weight.size(1)
     long = k % 128 == 0 and group % 128 == 0 and bits_of(weight.dtype) == 4 and not _folded(call, group, padded)
-    columns = 128 if long and (padded < _TILE_TOKENS or call["x"].dtype == "fp8") else 64
+    columns = 128 if long and (padded < MMA_TILE_TOKENS or call["x"].dtype == "fp8") else 64
     rows, warps = (64, 2) if call.capability == 90 else (64, 4) if padded == 16 else _row_warps(call)[-1]
-    splits, programs = 1, ceil_div(padded, _TILE_TOKENS) * n // rows
+    splits, programs = 1, ceil_div(padded, MMA_TILE_TOKENS) * n // rows
     if call.op == "linear":
         enough = _PROGRAMS.get(padded, 2.0) * call.sm_count
         able = [parts for parts in _SPLITS if parts * _LEAST_STEPS * columns <= k] or [1]
         splits = next((parts for parts in able if parts * programs >= enough), able[-1])
-    step = bytes_of(rows * columns, weight.dtype) + bytes_of(min(padded, _TILE_TOKENS) * columns, call["x"].dtype)
+    step = bytes_of(rows * columns, weight.dtype) + bytes_of(min(padded, MMA_TILE_TOKENS) * columns, call["x"].dtype)
     room = (shared_limit(call.arch) + 1024) // ceil_div(splits * programs, call.sm_count) - 1024
     stages = next((stages for stages in _STAGES if (stages - 1) * step <= room), _STAGES[-1])
     return MmaTile(rows, columns, warps, stages, splits)
@@ -131,7 +131,7 @@ def launch_mma(builder: Builder, tuned: Mapping[str, int], group: int, layout: s
     parts = builder.workspace("parts", (part_rows, call["weight"].size(0))) if part_rows and call.op == "linear" else None
     for below, padded in zip((0, *sizes), sizes, strict=False):
         here = within(call["x"].shape[0], below, min(most, padded))
-        constexprs = {**_format(call, group, layout), "FOLDED": _folded(call, group, padded), "TOKENS": min(padded, _TILE_TOKENS)}
+        constexprs = {**_format(call, group, layout), "FOLDED": _folded(call, group, padded), "TOKENS": min(padded, MMA_TILE_TOKENS)}
         _launch(builder, tiles[padded], constexprs, here, parts if tiles[padded].splits > 1 else None)
     return most
 
@@ -140,7 +140,7 @@ def _launch(builder: Builder, tile: MmaTile, constexprs: Mapping[str, int | str 
     """`here`: 1 in steps that this tile serves, else 0. `parts`: where sums go if K is split."""
     call = builder.call
     x, n, tokens, y = call["x"], call["weight"].size(0), call["x"].shape[0], call.outputs[0]
-    blocks = ceil_div(tokens, _TILE_TOKENS) if isinstance(tokens, int) else f"ceil_div({tokens}, {_TILE_TOKENS})"
+    blocks = ceil_div(tokens, MMA_TILE_TOKENS) if isinstance(tokens, int) else f"ceil_div({tokens}, {MMA_TILE_TOKENS})"
     splits = tile.splits if parts else 1
     builder.launch(
         "packed_few.packed_few",

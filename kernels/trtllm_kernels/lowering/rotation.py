@@ -33,9 +33,13 @@ def rotate_in_attention(rope: OpCall, attention: OpCall) -> tuple[Lowered, Lower
     )
 
 
+def rotates_in_lane(rotary_dim: int, head_dim: int, interleaved: bool) -> bool:
+    """Whether a lane of decode attention holds both dimensions of each pair that rotates."""
+    return rotary_dim % _ROTARY_STEP == 0 if interleaved else rotary_dim == head_dim == _HEAD_DIM
+
+
 def _fits(rope: OpCall, attention: OpCall) -> bool:
-    rotary_dim = rope["cos_sin"].size(1)
-    in_lane = rotary_dim % _ROTARY_STEP == 0 if rope.attrs["interleaved"] else rotary_dim == rope.integer("head_dim") == _HEAD_DIM
+    in_lane = rotates_in_lane(rope["cos_sin"].size(1), rope.integer("head_dim"), bool(rope.attrs["interleaved"]))
     plain = rope.get("q_norm") is None and rope.get("k_norm") is None
     same = rope.outputs[0].name == attention["qkv"].name and rope["kv_cache"].slice(rope.integer("layer")) == attention["kv_cache"].slice(
         attention.integer("layer")
