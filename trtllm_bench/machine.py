@@ -16,6 +16,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any, Literal
 
+from trtllm_kernels.dialect.dtypes import FP8_CAPABILITY, OLDEST_CAPABILITY
 from trtllm_results.record.environment import read_gpu
 
 State = Literal["ok", "limit", "stop"]
@@ -45,7 +46,12 @@ def has_gpu() -> bool:
 
 def arch_of(gpu: Mapping[str, Any]) -> str:
     """`sm_90` for compute capability 9.0."""
-    return "sm_" + str(gpu["compute_capability"]).replace(".", "")
+    return f"sm_{_capability_of(gpu)}"
+
+
+def _capability_of(gpu: Mapping[str, Any]) -> int:
+    """90 for compute capability 9.0."""
+    return int(str(gpu["compute_capability"]).replace(".", ""))
 
 
 def checks(folder: Path) -> Iterator[Check]:
@@ -110,8 +116,8 @@ def _gpu_checks(found: list[dict[str, Any]]) -> Iterator[Check]:
         yield Check("driver", "stop", driver, f"install driver {oldest} or newer")
     else:
         yield Check("driver", "ok", driver)
-    if float(found[0]["compute_capability"]) < 8.0:
-        yield Check("architecture", "stop", arch_of(found[0]), "engines need sm_80 (A100) or newer; use --device cpu")
+    if _capability_of(found[0]) < OLDEST_CAPABILITY:
+        yield Check("architecture", "stop", arch_of(found[0]), f"engines need sm_{OLDEST_CAPABILITY} (A100) or newer; use --device cpu")
     yield _torch_cuda(branch)
 
 
@@ -167,8 +173,9 @@ def _precisions(found: list[dict[str, Any]]) -> Iterator[Check]:
         yield Check("precisions", "ok", "fp32, fp16, bf16, fp8 on the CPU (reference speed: figures say nothing of a GPU)")
         return
     arch = arch_of(found[0])
-    if float(found[0]["compute_capability"]) < 8.9:
-        yield Check("precisions", "limit", f"fp32, fp16, bf16 on {arch}, which has no fp8", "fp8 engines need sm_89 (Ada) or newer")
+    if _capability_of(found[0]) < FP8_CAPABILITY:
+        lacks, needs = f"fp32, fp16, bf16 on {arch}, which has no fp8", f"fp8 engines need sm_{FP8_CAPABILITY} (Ada) or newer"
+        yield Check("precisions", "limit", lacks, needs)
     else:
         yield Check("precisions", "ok", f"fp32, fp16, bf16, fp8 on {arch}")
 

@@ -88,6 +88,5 @@ FP8 = register(
         },
         fusions=FUSIONS,
         algorithms=("FP8",),
-        min_capability=89,
     )
 )

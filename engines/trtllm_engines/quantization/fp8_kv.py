@@ -45,6 +45,5 @@ FP8_KV = register_kv(
         scheme=KvScheme("fp8", "tensor"),
         quantize_cache=_quantize_cache,
         recipes={SCALE: RecipeKind(_scale, is_scale=True)},
-        min_capability=89,
     )
 )

@@ -21,6 +21,5 @@ FP8_ROWWISE = register(
         recipes=recipes("fp8", CODES, SCALE),
         fusions=FUSIONS,
         algorithms=("FP8_PER_CHANNEL_PER_TOKEN",),
-        min_capability=89,
     )
 )

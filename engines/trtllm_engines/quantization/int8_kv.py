@@ -24,4 +24,4 @@ def _quantize_cache(graph: ModelGraph, scheme: KvScheme) -> None:
             set_arguments(node, kv_scales=scales)
 
 
-INT8_KV = register_kv(KvDefinition(scheme=KvScheme("int8", "row"), quantize_cache=_quantize_cache, recipes={}, min_capability=80))
+INT8_KV = register_kv(KvDefinition(scheme=KvScheme("int8", "row"), quantize_cache=_quantize_cache, recipes={}))

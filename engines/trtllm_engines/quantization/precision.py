@@ -12,6 +12,7 @@ from dataclasses import replace
 from trtllm_engines.errors import EngineError
 from trtllm_engines.quantization.registry import HEAD, MIXED, SchemeDefinition, by_algorithm, definition, definitions, kv_definitions
 from trtllm_engines.quantization.scheme import CONTEXT_ATTENTION, UNQUANTIZED, WIDE, KvScheme, ModuleRule, QuantPlan
+from trtllm_kernels.dialect.dtypes import least_capability
 from trtllm_kernels.lowering.call import capability
 from trtllm_kernels.lowering.prefill import CONTEXT_HEAD_DIMS
 from trtllm_kernels.lowering.registry import has_kernels
@@ -87,8 +88,7 @@ def kv_scheme(precision: str, asked: str, arches: Sequence[str] = ()) -> KvSchem
 
 def automatic_cache(cache: KvScheme, wide: str, arches: Sequence[str]) -> KvScheme:
     """`cache` where nobody asked for another: the wide one if a GPU of `arches` does not have its type."""
-    quantized = kv_definitions()
-    least = quantized[cache.dtype].min_capability if cache.dtype in quantized else 0
+    least = least_capability(cache.dtype)
     return KvScheme(wide) if any(capability(arch) < least for arch in arches if arch.startswith("sm_")) else cache
 
 
@@ -119,12 +119,12 @@ def check_head_size(plan: QuantPlan, head_dim: int, arches: Sequence[str]) -> No
 def check_gpus(plan: QuantPlan, arches: Sequence[str]) -> None:
     """Raises `EngineError` unless every GPU of `arches` has the types of `plan`."""
     names = {plan.name, *(rule.scheme.name for rule in plan.rules)}
-    needs = [(f"precision {one.name}", one.gemm_dtype, one.min_capability, "bf16") for one in map(definition, sorted(names))]
+    needs = [(f"precision {one.name}", one.gemm_dtype, least_capability(one.gemm_dtype), "bf16") for one in map(definition, sorted(names))]
     if plan.kv.dtype in kv_definitions():
-        cache = kv_definitions()[plan.kv.dtype]
-        others = [one for one, other in kv_definitions().items() if other.min_capability < cache.min_capability]
+        least = least_capability(plan.kv.dtype)
+        others = [one for one in kv_definitions() if least_capability(one) < least]
         cure = " or ".join(f"--kv-dtype {one}" for one in (wide_dtype(plan.name), *others))
-        needs.append((f"an {plan.kv.dtype} KV cache", plan.kv.dtype, cache.min_capability, cure))
+        needs.append((f"an {plan.kv.dtype} KV cache", plan.kv.dtype, least, cure))
     gpus = [arch for arch in arches if arch.startswith("sm_")]
     if plan.context_attention != WIDE and (others := [arch for arch in gpus if not has_kernels(CONTEXT_OP, arch)]):
         raise EngineError(

@@ -1,6 +1,6 @@
 """The schemes there are. Each is one file of this folder that calls `register`; nothing else has a list of them.
 
-A scheme's file states the value (`QuantScheme`), NVIDIA's names for it, which GPUs have its types, how its codes and scales are made of
+A scheme's file states the value (`QuantScheme`), NVIDIA's names for it, how its codes and scales are made of
 checkpoint tensors, what it asks of the graph, and which fusions it allows. The files are loaded when a scheme is first asked for, so that
 they may import the compiler, which itself imports the values.
 """
@@ -74,8 +74,6 @@ class SchemeDefinition:
     fusions: frozenset[Fusion] = frozenset()
     algorithms: tuple[str, ...] = ()
     """NVIDIA's names for it (TensorRT-LLM's and ModelOpt's `QuantAlgo`)."""
-    min_capability: int = 0
-    """Oldest compute capability with its types, such as 89."""
 
     @property
     def name(self) -> str:
@@ -89,12 +87,11 @@ class SchemeDefinition:
 
 @dataclass(frozen=True)
 class KvDefinition:
-    """A quantized KV cache: the value, its recipes, what it asks of the graph, and which GPUs have its type."""
+    """A quantized KV cache: the value, its recipes, and what it asks of the graph."""
 
     scheme: KvScheme
     quantize_cache: Callable[[ModelGraph, KvScheme], None]
     recipes: Mapping[str, RecipeKind]
-    min_capability: int = 0
 
 
 _SCHEMES: dict[str, SchemeDefinition] = {}

@@ -37,6 +37,5 @@ register(
         recipes=RECIPES,
         fusions=FUSIONS,
         algorithms=("W4A8_AWQ", "W4A8"),
-        min_capability=89,
     )
 )

@@ -1,7 +1,7 @@
-"""Sizes of the dialect's number formats, in bits: the one place that says how much memory an element takes. Imports no torch.
+"""The dialect's number formats: how much memory an element takes, and which GPUs compute with it. Imports no torch.
 
-Bits and not bytes, so that packed formats (two 4-bit codes in a byte) need an entry here and no second rule anywhere else. Elements of a
-tensor are packed without gaps; a tensor takes whole bytes.
+Sizes are in bits and not bytes, so that packed formats (two 4-bit codes in a byte) need an entry here and no second rule anywhere else.
+Elements of a tensor are packed without gaps; a tensor takes whole bytes.
 """
 
 from __future__ import annotations
@@ -27,6 +27,10 @@ BITS: Mapping[str, int] = {
     "uint8": 8,
 }
 """`int4` is codes 0 to 15, `fp4` is E2M1 (OCP MX specification), `nf4` is the 16 normal quantiles of QLoRA (Dettmers et al. 2023)."""
+OLDEST_CAPABILITY = 80
+"""Compute capability of the oldest GPUs that kernels are compiled for, those of A100."""
+FP8_CAPABILITY = 89
+"""Compute capability of the first GPUs with fp8, those of L40S. Older ones can still widen codes of fp8, bit by bit."""
 
 
 def bits_of(dtype: str) -> int:
@@ -34,6 +38,11 @@ def bits_of(dtype: str) -> int:
     if dtype not in BITS:
         raise KernelError(f"dtype {dtype!r} is unknown; use one of {', '.join(BITS)}")
     return BITS[dtype]
+
+
+def least_capability(dtype: str) -> int:
+    """Compute capability of the oldest GPU that computes with `dtype`, such as 89."""
+    return FP8_CAPABILITY if dtype == "fp8" else OLDEST_CAPABILITY
 
 
 def bytes_of(count: int, dtype: str) -> int:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from trtllm_kernels.dialect.dtypes import OLDEST_CAPABILITY
 from trtllm_kernels.dialect.types import Arg, Attr, Dim, KernelSpec, Launch, Lowered, TensorSpec
 from trtllm_kernels.errors import KernelError
 
@@ -83,7 +84,7 @@ class Tma:
 
 @dataclass(frozen=True)
 class Bytes:
-    """A tensor of fp8 that a kernel takes apart by its bits: Triton knows the type from sm_89 on only. Of others as it is."""
+    """A tensor of fp8 as its bits, which a kernel decodes: Triton knows fp8 only on GPUs that compute with it. Others as they are."""
 
     operand: Operand
 
@@ -159,7 +160,7 @@ class OpCall:
 def capability(arch: str) -> int:
     """`sm_90` -> 90."""
     digits = arch.removeprefix("sm_").rstrip("a")
-    if not arch.startswith("sm_") or not digits.isdigit() or int(digits) < 80:
+    if not arch.startswith("sm_") or not digits.isdigit() or int(digits) < OLDEST_CAPABILITY:
         raise KernelError(f"unknown architecture {arch!r}; use sm_80 or later, such as sm_80, sm_89 or sm_90")
     return int(digits)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from trtllm_kernels.dialect.dtypes import bits_of, elements_in
+from trtllm_kernels.dialect.dtypes import bits_of, elements_in, least_capability
 from trtllm_kernels.dialect.expr import product
 from trtllm_kernels.lowering.call import Builder, OpCall, Operand, Parameter
 from trtllm_kernels.lowering.skinny_gemm import within
@@ -39,7 +39,7 @@ def own_x(weight: Operand, columns: int) -> bool:
 
 
 def gemv_fits(call: OpCall, weight: Operand, rows: int, columns: int) -> bool:
-    return call.capability >= (89 if weight.dtype == "fp8" else 80) and weight.size(0) % rows == 0 and weight.size(1) % columns == 0
+    return call.capability >= least_capability(weight.dtype) and weight.size(0) % rows == 0 and weight.size(1) % columns == 0
 
 
 EVICT_FIRST = "evict_first"

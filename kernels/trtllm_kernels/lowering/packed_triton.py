@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
-from trtllm_kernels.dialect.dtypes import bits_of, bytes_of
+from trtllm_kernels.dialect.dtypes import FP8_CAPABILITY, bits_of, bytes_of
 from trtllm_kernels.dialect.expr import ceil_div, product
 from trtllm_kernels.dialect.types import Dim
 from trtllm_kernels.lowering.call import I32, Builder, Bytes, OpCall, Operand, Parameter, shared_limit
@@ -54,7 +54,7 @@ _FIELDS = tuple(field.name for field in fields(MmaTile))
 def mma_takes(inputs: str, weight: str, group: int, capability: int) -> bool:
     """Whether `packed_few.py` multiplies a packed weight of such types. `group`: columns that have a scale in common, 0 if only rows do."""
     if inputs == "fp8":
-        return capability >= 89 and weight == "int4" and group % 64 == 0
+        return capability >= FP8_CAPABILITY and weight == "int4" and group % 64 == 0
     return inputs in ("bf16", "fp16") and (group % 64 == 0 or group in (16, 32))
 
 

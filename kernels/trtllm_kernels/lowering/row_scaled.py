@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from trtllm_kernels.dialect.dtypes import FP8_CAPABILITY
 from trtllm_kernels.dialect.expr import ceil_div
 from trtllm_kernels.dialect.types import Dim, Lowered
 from trtllm_kernels.errors import KernelError
@@ -45,7 +46,7 @@ def takes_row_scaled(call: OpCall) -> bool:
     by_row = x.dtype == weight.dtype and call.by_row and len(call["x_scale"].shape) == 2
     if x.dtype == "int8" and not by_row:
         raise KernelError(f"op {call.op}: int8 inputs need an int8 weight and scales of rows for both")
-    return x.dtype == "int8" or (x.dtype == "fp8" and by_row and call.capability >= 89)
+    return x.dtype == "int8" or (x.dtype == "fp8" and by_row and call.capability >= FP8_CAPABILITY)
 
 
 def _by_tma(call: OpCall) -> bool:
