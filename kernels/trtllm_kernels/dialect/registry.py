@@ -7,6 +7,7 @@ decorator's autograd wrapper costs more per call than many of the references the
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -59,7 +60,10 @@ OPS: dict[str, OpDef] = {}
 
 
 def dialect_op(name: str, *, fake: Callable[..., Any]) -> Callable[[F], F]:
-    """Registers the decorated reference of the op whose specification is `name`. Raises `KernelError` where there is none."""
+    """Registers the decorated reference of the op whose specification is `name`. Raises `KernelError` where there is none.
+
+    `fake` makes results of the right shapes. It gets the call's arguments by name and says which it needs: `lambda x, out_scale, **_: ...`.
+    """
     if name not in OP_SPECS:
         raise KernelError(f"op {name!r} has no specification; register one in trtllm_kernels.dialect.ops")
     spec = OP_SPECS[name]
@@ -67,13 +71,26 @@ def dialect_op(name: str, *, fake: Callable[..., Any]) -> Callable[[F], F]:
     def register(reference: F) -> F:
         LIBRARY.define(spec.schema)  # type: ignore[no-untyped-call]
         LIBRARY.impl(name, reference, "CPU")  # type: ignore[no-untyped-call]
-        torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=LIBRARY)
-        OPS[name] = OpDef(spec, reference, fake)
+        by_name = _with_arguments_of(reference, fake)
+        torch.library.register_fake(f"{NAMESPACE}::{name}", by_name, lib=LIBRARY)
+        OPS[name] = OpDef(spec, reference, by_name)
         return reference
 
     return register
 
 
-def fake_like_first(x: torch.Tensor, *_: Any) -> torch.Tensor:
-    """Shape function of every op whose result looks like its first argument."""
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
+def _with_arguments_of(reference: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
+    """`fake` as a function of what `reference` takes, in the same order and with the same defaults."""
+    signature = inspect.signature(reference)
+
+    def called(*args: Any, **kwargs: Any) -> Any:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        return fake(**bound.arguments)
+
+    return called
+
+
+def fake_like_first(**arguments: Any) -> torch.Tensor:
+    """The fake of every op whose result looks like its first argument."""
+    return torch.empty_like(next(iter(arguments.values())), memory_format=torch.contiguous_format)

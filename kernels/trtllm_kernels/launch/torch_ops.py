@@ -95,7 +95,7 @@ def execute(op: OpDef, named: dict[str, Any], outputs: list[torch.Tensor]) -> No
 
 def _run(op: OpDef, *args: Any, **kwargs: Any) -> Any:
     named = bound_arguments(op, args, kwargs)
-    result = op.fake(*(named[a.name] for a in op.overload._schema.arguments))
+    result = op.fake(**named)
     execute(op, named, as_list(result))
     return result
 

@@ -8,6 +8,7 @@ even looked up, and whatever the tail of its last page holds (NaN included) is r
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch.nn import functional
@@ -99,25 +100,7 @@ def _decode(
     return out.reshape(n, num_heads, head_dim)
 
 
-def _fake_paged(
-    qkv: torch.Tensor,
-    kv_cache: torch.Tensor,
-    block_table: torch.Tensor,
-    seq_slots: torch.Tensor,
-    query_start: torch.Tensor,
-    kv_lens: torch.Tensor,
-    layer: int,
-    num_heads: int,
-    num_kv_heads: int,
-    scale: float,
-    k_scale: torch.Tensor | None = None,
-    v_scale: torch.Tensor | None = None,
-    kv_scales: torch.Tensor | None = None,
-    out_scale: torch.Tensor | None = None,
-    queries: torch.Tensor | None = None,
-    keys: torch.Tensor | None = None,
-    values: torch.Tensor | None = None,
-) -> torch.Tensor:
+def _fake_paged(qkv: torch.Tensor, kv_cache: torch.Tensor, num_heads: int, out_scale: torch.Tensor | None, **_: Any) -> torch.Tensor:
     return fake_result(qkv, (qkv.shape[0], num_heads * kv_cache.shape[5]), out_scale)
 
 

@@ -14,10 +14,9 @@ import torch
 from torch.nn import functional
 
 from trtllm_kernels.dialect.group import PIPE_WORDS, group_words
-from trtllm_kernels.dialect.registry import dialect_op
-from trtllm_kernels.references.norm import rms_norm
-from trtllm_kernels.references.quantize import fake_result
-from trtllm_kernels.references.sampling import chosen_value_and_column, store_tokens
+from trtllm_kernels.dialect.registry import dialect_op, fake_like_first
+from trtllm_kernels.references.norm import fake_add_norm, rms_norm
+from trtllm_kernels.references.sampling import chosen_value_and_column, fake_sample, store_tokens
 
 
 class Communicator(Protocol):
@@ -65,14 +64,14 @@ def connect(link: Link) -> torch.Tensor:
     return pipe
 
 
-@dialect_op("send", fake=lambda x, pipe: torch.empty_like(x))
+@dialect_op("send", fake=fake_like_first)
 def send(x: torch.Tensor, pipe: torch.Tensor) -> torch.Tensor:
     """x [T, H], sent to the next stage."""
     _LINKS[int(pipe[0])].send(x)
     return x.clone()
 
 
-@dialect_op("receive", fake=lambda hidden, pipe: torch.empty_like(hidden))
+@dialect_op("receive", fake=fake_like_first)
 def receive(hidden: torch.Tensor, pipe: torch.Tensor) -> torch.Tensor:
     """[T, H] of the stage before. `hidden` says how much: what it holds is not read."""
     received = torch.empty_like(hidden)
@@ -84,7 +83,7 @@ def communicator_of(group: torch.Tensor) -> Communicator:
     return _COMMUNICATORS[int(group[0])]
 
 
-@dialect_op("all_reduce", fake=lambda x, group: torch.empty_like(x))
+@dialect_op("all_reduce", fake=fake_like_first)
 def all_reduce(x: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
     """x [T, H] summed over the ranks in fp32, in rank order, and rounded once."""
     total = torch.zeros_like(x, dtype=torch.float32)
@@ -93,16 +92,13 @@ def all_reduce(x: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
     return total.to(x.dtype)
 
 
-@dialect_op("all_reduce_add", fake=lambda x, residual, group: torch.empty_like(x))
+@dialect_op("all_reduce_add", fake=fake_like_first)
 def all_reduce_add(x: torch.Tensor, residual: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
     """residual + `all_reduce(x)`, rounded twice. Of the residual a rank may have its own rows only (`all_reduce_add_rms_norm`)."""
     return residual + all_reduce(x, group)
 
 
-@dialect_op(
-    "all_reduce_add_rms_norm",
-    fake=lambda x, residual, weight, group, eps, out_scale=None: (fake_result(x, x.shape, out_scale), torch.empty_like(residual)),
-)
+@dialect_op("all_reduce_add_rms_norm", fake=fake_add_norm)
 def all_reduce_add_rms_norm(
     x: torch.Tensor,
     residual: torch.Tensor,
@@ -120,13 +116,7 @@ def all_reduce_add_rms_norm(
     return rms_norm(total, weight, eps, out_scale), total
 
 
-def _fake_sample(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, words: torch.Tensor, sample_slots: torch.Tensor, *_: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    return x.new_empty(x.shape[0], weight.shape[0]), torch.empty_like(sample_slots)
-
-
-@dialect_op("sharded_linear_sample", fake=_fake_sample)
+@dialect_op("sharded_linear_sample", fake=fake_sample)
 def sharded_linear_sample(
     x: torch.Tensor,
     weight: torch.Tensor,

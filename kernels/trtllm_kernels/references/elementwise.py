@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional
 
 from trtllm_kernels.dialect.registry import dialect_op, fake_like_first
-from trtllm_kernels.references.quantize import codes_by_row, fake_by_row, fake_result, finish
+from trtllm_kernels.references.quantize import codes_by_row, fake_finished, fake_rows, finish
 
 
 @dialect_op("silu_mul", fake=fake_like_first)
@@ -15,13 +15,13 @@ def silu_mul(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     return (functional.silu(gate.float()) * up.float()).to(gate.dtype)
 
 
-def _fake_packed(gate_up: torch.Tensor, out_scale: torch.Tensor | None = None) -> torch.Tensor:
-    return fake_result(gate_up, (gate_up.shape[0], gate_up.shape[1] // 2), out_scale)
-
-
-@dialect_op("silu_mul_packed", fake=_fake_packed)
+@dialect_op("silu_mul_packed", fake=lambda gate_up, out_scale: fake_finished(_half(gate_up), out_scale))
 def silu_mul_packed(gate_up: torch.Tensor, out_scale: torch.Tensor | None = None) -> torch.Tensor:
     return finish(_gated(gate_up), gate_up.dtype, out_scale)
+
+
+def _half(gate_up: torch.Tensor) -> torch.Tensor:
+    return gate_up[:, : gate_up.shape[1] // 2]
 
 
 def _gated(gate_up: torch.Tensor) -> torch.Tensor:
@@ -29,22 +29,18 @@ def _gated(gate_up: torch.Tensor) -> torch.Tensor:
     return functional.silu(gate) * up
 
 
-@dialect_op("silu_mul_packed_quantize_rows", fake=lambda x, dtype="fp8": fake_by_row(x, x.shape[1] // 2, dtype))
+@dialect_op("silu_mul_packed_quantize_rows", fake=lambda gate_up, dtype: fake_rows(_half(gate_up), dtype))
 def silu_mul_packed_quantize_rows(gate_up: torch.Tensor, dtype: str = "fp8") -> tuple[torch.Tensor, torch.Tensor]:
     return codes_by_row(_gated(gate_up), dtype)
 
 
-def _fake_gelu(x: torch.Tensor, out_scale: torch.Tensor | None = None) -> torch.Tensor:
-    return fake_result(x, tuple(x.shape), out_scale)
-
-
-@dialect_op("gelu", fake=_fake_gelu)
+@dialect_op("gelu", fake=fake_finished)
 def gelu(x: torch.Tensor, out_scale: torch.Tensor | None = None) -> torch.Tensor:
     """The tanh approximation (`gelu_new`)."""
     return finish(functional.gelu(x.float(), approximate="tanh"), x.dtype, out_scale)
 
 
-@dialect_op("gelu_quantize_rows", fake=lambda x, dtype="fp8": fake_by_row(x, x.shape[1], dtype))
+@dialect_op("gelu_quantize_rows", fake=fake_rows)
 def gelu_quantize_rows(x: torch.Tensor, dtype: str = "fp8") -> tuple[torch.Tensor, torch.Tensor]:
     return codes_by_row(functional.gelu(x.float(), approximate="tanh"), dtype)
 

@@ -2,40 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from trtllm_kernels.dialect.registry import dialect_op
-from trtllm_kernels.references.quantize import fake_result, finish
+from trtllm_kernels.references.quantize import fake_finished, finish
 
 
-def _fake_embedding(ids: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    return weight.new_empty(ids.shape[0], weight.shape[1])
-
-
-@dialect_op("embedding", fake=_fake_embedding)
+@dialect_op("embedding", fake=lambda ids, weight: weight.new_empty(ids.shape[0], weight.shape[1]))
 def embedding(ids: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return weight.index_select(0, ids)
 
 
-def _fake_gather(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    return x.new_empty(rows.shape[0], x.shape[1])
-
-
-@dialect_op("gather_rows", fake=_fake_gather)
+@dialect_op("gather_rows", fake=lambda x, rows: x.new_empty(rows.shape[0], x.shape[1]))
 def gather_rows(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     return x.index_select(0, rows)
 
 
-def _fake_arrange(
-    x: torch.Tensor,
-    index: torch.Tensor | None = None,
-    factor: torch.Tensor | None = None,
-    out_scale: torch.Tensor | None = None,
-) -> torch.Tensor:
-    return fake_result(x, tuple(x.shape), out_scale)
-
-
-@dialect_op("arrange_columns", fake=_fake_arrange)
+@dialect_op("arrange_columns", fake=fake_finished)
 def arrange_columns(
     x: torch.Tensor,
     index: torch.Tensor | None = None,
@@ -47,7 +32,7 @@ def arrange_columns(
     return finish(y if factor is None else y * factor, x.dtype, out_scale)
 
 
-def _fake_prepare(context_tokens: torch.Tensor, *_: object) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _fake_prepare(context_tokens: torch.Tensor, **_: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return torch.empty_like(context_tokens), torch.empty_like(context_tokens), torch.empty_like(context_tokens)
 
 

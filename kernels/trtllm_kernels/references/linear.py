@@ -21,20 +21,11 @@ def _wide(x: torch.Tensor) -> torch.dtype:
     return torch.bfloat16 if x.dtype in CODES else x.dtype
 
 
-def _fake_linear(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None = None,
-    x_scale: torch.Tensor | None = None,
-    weight_scale: torch.Tensor | None = None,
-    residual: torch.Tensor | None = None,
-    group_scale: torch.Tensor | None = None,
-    weight_zero: torch.Tensor | None = None,
-) -> torch.Tensor:
-    return x.new_empty(x.shape[0], weight.shape[0], dtype=_wide(x))
+def _fake_product(x: torch.Tensor, columns: int, out_scale: torch.Tensor | None = None) -> torch.Tensor:
+    return fake_result(x.new_empty(0, dtype=_wide(x)), (x.shape[0], columns), out_scale)
 
 
-@dialect_op("linear", fake=_fake_linear)
+@dialect_op("linear", fake=lambda x, weight, **_: _fake_product(x, weight.shape[0]))
 def linear(
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -74,19 +65,7 @@ def _gemm(
     return gemm if bias is None else gemm + bias.float()
 
 
-def _fake_gate_up(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    x_scale: torch.Tensor | None = None,
-    weight_scale: torch.Tensor | None = None,
-    out_scale: torch.Tensor | None = None,
-    group_scale: torch.Tensor | None = None,
-    weight_zero: torch.Tensor | None = None,
-) -> torch.Tensor:
-    return fake_result(x.new_empty(0, dtype=_wide(x)), (x.shape[0], weight.shape[0] // 2), out_scale)
-
-
-@dialect_op("gate_up_silu", fake=_fake_gate_up)
+@dialect_op("gate_up_silu", fake=lambda x, weight, out_scale, **_: _fake_product(x, weight.shape[0] // 2, out_scale))
 def gate_up_silu(
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -101,30 +80,13 @@ def gate_up_silu(
     return finish(functional.silu(gemm[:, 0::2]) * gemm[:, 1::2], _wide(x), out_scale)
 
 
-def _fake_split(x: torch.Tensor, sizes: Sequence[int]) -> list[torch.Tensor]:
-    return [x.new_empty(x.shape[0], size) for size in sizes]
-
-
-@dialect_op("split", fake=_fake_split)
+@dialect_op("split", fake=lambda x, sizes: [x.new_empty(x.shape[0], size) for size in sizes])
 def split(x: torch.Tensor, sizes: Sequence[int]) -> list[torch.Tensor]:
     """Columns of x as separate contiguous tensors. They are copies: the result of an op never aliases its argument."""
     return [part.contiguous() if part.shape[1] != x.shape[1] else part.clone() for part in torch.split_with_sizes(x, list(sizes), dim=-1)]
 
 
-def _fake_linear_gelu(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None = None,
-    x_scale: torch.Tensor | None = None,
-    weight_scale: torch.Tensor | None = None,
-    out_scale: torch.Tensor | None = None,
-    group_scale: torch.Tensor | None = None,
-    weight_zero: torch.Tensor | None = None,
-) -> torch.Tensor:
-    return fake_result(x.new_empty(0, dtype=_wide(x)), (x.shape[0], weight.shape[0]), out_scale)
-
-
-@dialect_op("linear_gelu", fake=_fake_linear_gelu)
+@dialect_op("linear_gelu", fake=lambda x, weight, out_scale, **_: _fake_product(x, weight.shape[0], out_scale))
 def linear_gelu(
     x: torch.Tensor,
     weight: torch.Tensor,

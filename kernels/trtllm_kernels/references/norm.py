@@ -2,17 +2,19 @@
 
 Statistics are fp32 and the result is rounded once. The fused ops return `(normed, x + residual)` with the sum rounded to the
 residual's dtype *before* it is normalised, so fusing changes no bit: the unfused `add` rounds there too. Quantized by rows, the fp32 result
-is rounded once, straight to codes. A model whose attention and
-feed-forward join the residual together gives the second of them as `addend`: (x + addend) + residual, each sum rounded.
+is rounded once, straight to codes. A model whose attention and feed-forward join the residual together gives the second of them as
+`addend`: (x + addend) + residual, each sum rounded.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 
 from trtllm_kernels.dialect.registry import dialect_op
 from trtllm_kernels.references.elementwise import add
-from trtllm_kernels.references.quantize import codes_by_row, fake_by_row, fake_result, finish
+from trtllm_kernels.references.quantize import codes_by_row, fake_finished, fake_rows, finish
 
 
 def rms_normalize(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -23,16 +25,12 @@ def rms_normalize(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Te
     return normed.flatten(-2)
 
 
-def _fake(x: torch.Tensor, out_scale: torch.Tensor | None) -> torch.Tensor:
-    return fake_result(x, tuple(x.shape), out_scale)
-
-
-@dialect_op("rms_norm", fake=lambda x, w, eps, out_scale=None: _fake(x, out_scale))
+@dialect_op("rms_norm", fake=fake_finished)
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, out_scale: torch.Tensor | None = None) -> torch.Tensor:
     return finish(rms_normalize(x, weight, eps), x.dtype, out_scale)
 
 
-@dialect_op("layer_norm", fake=lambda x, w, b, eps, out_scale=None: _fake(x, out_scale))
+@dialect_op("layer_norm", fake=fake_finished)
 def layer_norm(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, out_scale: torch.Tensor | None = None
 ) -> torch.Tensor:
@@ -48,18 +46,12 @@ def _total(x: torch.Tensor, residual: torch.Tensor, addend: torch.Tensor | None)
     return add(residual, both)
 
 
-def _fake_add_rms_norm(
-    x: torch.Tensor,
-    residual: torch.Tensor,
-    weight: torch.Tensor,
-    eps: float,
-    addend: torch.Tensor | None = None,
-    out_scale: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    return _fake(x, out_scale), torch.empty_like(residual)
+def fake_add_norm(x: torch.Tensor, residual: torch.Tensor, out_scale: torch.Tensor | None, **_: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """The fake of norms that also return a sum."""
+    return fake_finished(x, out_scale), torch.empty_like(residual)
 
 
-@dialect_op("add_rms_norm", fake=_fake_add_rms_norm)
+@dialect_op("add_rms_norm", fake=fake_add_norm)
 def add_rms_norm(
     x: torch.Tensor,
     residual: torch.Tensor,
@@ -72,19 +64,7 @@ def add_rms_norm(
     return rms_norm(total, weight, eps, out_scale), total
 
 
-def _fake_add_layer_norm(
-    x: torch.Tensor,
-    residual: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    eps: float,
-    addend: torch.Tensor | None = None,
-    out_scale: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    return _fake(x, out_scale), torch.empty_like(residual)
-
-
-@dialect_op("add_layer_norm", fake=_fake_add_layer_norm)
+@dialect_op("add_layer_norm", fake=fake_add_norm)
 def add_layer_norm(
     x: torch.Tensor,
     residual: torch.Tensor,
@@ -98,30 +78,23 @@ def add_layer_norm(
     return layer_norm(total, weight, bias, eps, out_scale), total
 
 
-@dialect_op("rms_norm_quantize_rows", fake=lambda x, w, eps, dtype="fp8": fake_by_row(x, x.shape[1], dtype))
+@dialect_op("rms_norm_quantize_rows", fake=fake_rows)
 def rms_norm_quantize_rows(x: torch.Tensor, weight: torch.Tensor, eps: float, dtype: str = "fp8") -> tuple[torch.Tensor, torch.Tensor]:
     return codes_by_row(rms_normalize(x, weight, eps), dtype)
 
 
-@dialect_op("layer_norm_quantize_rows", fake=lambda x, w, b, eps, dtype="fp8": fake_by_row(x, x.shape[1], dtype))
+@dialect_op("layer_norm_quantize_rows", fake=fake_rows)
 def layer_norm_quantize_rows(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, dtype: str = "fp8"
 ) -> tuple[torch.Tensor, torch.Tensor]:
     return codes_by_row(_layer_normalize(x, weight, bias, eps), dtype)
 
 
-def _fake_add_rms_norm_quantize_rows(
-    x: torch.Tensor,
-    residual: torch.Tensor,
-    weight: torch.Tensor,
-    eps: float,
-    addend: torch.Tensor | None = None,
-    dtype: str = "fp8",
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return *fake_by_row(x, x.shape[1], dtype), torch.empty_like(residual)
+def _fake_add_norm_rows(x: torch.Tensor, residual: torch.Tensor, dtype: str, **_: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return *fake_rows(x, dtype), torch.empty_like(residual)
 
 
-@dialect_op("add_rms_norm_quantize_rows", fake=_fake_add_rms_norm_quantize_rows)
+@dialect_op("add_rms_norm_quantize_rows", fake=_fake_add_norm_rows)
 def add_rms_norm_quantize_rows(
     x: torch.Tensor,
     residual: torch.Tensor,
@@ -134,19 +107,7 @@ def add_rms_norm_quantize_rows(
     return *rms_norm_quantize_rows(total, weight, eps, dtype), total
 
 
-def _fake_add_layer_norm_quantize_rows(
-    x: torch.Tensor,
-    residual: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    eps: float,
-    addend: torch.Tensor | None = None,
-    dtype: str = "fp8",
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return *fake_by_row(x, x.shape[1], dtype), torch.empty_like(residual)
-
-
-@dialect_op("add_layer_norm_quantize_rows", fake=_fake_add_layer_norm_quantize_rows)
+@dialect_op("add_layer_norm_quantize_rows", fake=_fake_add_norm_rows)
 def add_layer_norm_quantize_rows(
     x: torch.Tensor,
     residual: torch.Tensor,

@@ -8,6 +8,9 @@ Scales are fp32 tensors of one element and not attributes: calibration and `refi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 
 from trtllm_kernels.dialect.registry import dialect_op
@@ -30,15 +33,12 @@ def dequantized(x: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
     return x.float() if scale is None else x.float() * scale
 
 
-def fake_result(x: torch.Tensor, shape: tuple[int, ...], out_scale: torch.Tensor | None) -> torch.Tensor:
+def fake_result(x: torch.Tensor, shape: Sequence[int], out_scale: torch.Tensor | None) -> torch.Tensor:
+    """[shape], of E4M3 with an `out_scale`, else of x's dtype."""
     return x.new_empty(shape, dtype=x.dtype if out_scale is None else FP8)
 
 
-def _fake(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    return torch.empty_like(x, dtype=FP8, memory_format=torch.contiguous_format)
-
-
-@dialect_op("quantize", fake=_fake)
+@dialect_op("quantize", fake=lambda x, scale: fake_result(x, x.shape, scale))
 def quantize(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     return finish(x.float(), x.dtype, scale)
 
@@ -69,13 +69,18 @@ def codes_by_row(x: torch.Tensor, dtype: str) -> tuple[torch.Tensor, torch.Tenso
     raise KernelError(f"rows are quantized to fp8 or int8, not to {dtype}")
 
 
-def fake_by_row(x: torch.Tensor, columns: int, dtype: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Shapes of `codes_by_row` of [rows of x, columns]."""
-    codes = x.new_empty((x.shape[0], columns), dtype=FP8 if dtype == "fp8" else torch.int8)
+def fake_finished(x: torch.Tensor, out_scale: torch.Tensor | None, **_: Any) -> torch.Tensor:
+    """The fake of ops that `finish` as many rows and columns as x has."""
+    return fake_result(x, x.shape, out_scale)
+
+
+def fake_rows(x: torch.Tensor, dtype: str, **_: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """The fake of ops that return `codes_by_row` of as many rows and columns as x has."""
+    codes = x.new_empty(x.shape, dtype=FP8 if dtype == "fp8" else torch.int8)
     return codes, x.new_empty((x.shape[0], 1), dtype=torch.float32)
 
 
-@dialect_op("quantize_rows", fake=lambda x, dtype="fp8": fake_by_row(x, x.shape[1], dtype))
+@dialect_op("quantize_rows", fake=fake_rows)
 def quantize_rows(x: torch.Tensor, dtype: str = "fp8") -> tuple[torch.Tensor, torch.Tensor]:
     """(codes, scales [rows, 1]) of x, each row by its own largest magnitude: nothing to calibrate, nothing clipped."""
     return codes_by_row(x.float(), dtype)

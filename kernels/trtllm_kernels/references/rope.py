@@ -7,6 +7,8 @@ are (i, i + rotary_dim / 2). Dimensions from rotary_dim on pass through.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from trtllm_kernels.dialect.registry import dialect_op, fake_like_first
@@ -38,28 +40,7 @@ def rope(x: torch.Tensor, positions: torch.Tensor, cos_sin: torch.Tensor, head_d
     return rotate(heads, cos_sin[positions], interleaved).flatten(-2).to(x.dtype)
 
 
-def _fake_rope_kv_write(
-    qkv: torch.Tensor,
-    positions: torch.Tensor,
-    cos_sin: torch.Tensor,
-    kv_cache: torch.Tensor,
-    kv_slots: torch.Tensor,
-    q_norm: torch.Tensor | None,
-    k_norm: torch.Tensor | None,
-    layer: int,
-    num_heads: int,
-    num_kv_heads: int,
-    head_dim: int,
-    interleaved: bool,
-    eps: float,
-    k_scale: torch.Tensor | None = None,
-    v_scale: torch.Tensor | None = None,
-    kv_scales: torch.Tensor | None = None,
-) -> torch.Tensor:
-    return torch.empty_like(qkv, memory_format=torch.contiguous_format)
-
-
-@dialect_op("rope_kv_write", fake=_fake_rope_kv_write)
+@dialect_op("rope_kv_write", fake=fake_like_first)
 def rope_kv_write(
     qkv: torch.Tensor,
     positions: torch.Tensor,
@@ -145,32 +126,16 @@ def columns_of_values(query_start: torch.Tensor) -> torch.Tensor:
     return torch.arange(int(query_start[-1])) + (first - query_start[:-1]).repeat_interleave(lengths)
 
 
-def _fake_rope_kv_write_quantize(
-    qkv: torch.Tensor,
-    positions: torch.Tensor,
-    cos_sin: torch.Tensor,
-    kv_cache: torch.Tensor,
-    kv_slots: torch.Tensor,
-    query_start: torch.Tensor,
-    q_norm: torch.Tensor | None,
-    k_norm: torch.Tensor | None,
-    layer: int,
-    num_heads: int,
-    num_kv_heads: int,
-    head_dim: int,
-    interleaved: bool,
-    eps: float,
-    columns: int,
-    k_scale: torch.Tensor,
-    v_scale: torch.Tensor,
+def _fake_quantized(
+    qkv: torch.Tensor, num_heads: int, num_kv_heads: int, head_dim: int, columns: int, **_: Any
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     kv_width = num_kv_heads * head_dim
     shapes = ((qkv.shape[0], num_heads * head_dim), (qkv.shape[0] + KEY_BLOCK, kv_width), (kv_width, columns))
     queries, keys, values = (qkv.new_empty(shape, dtype=FP8) for shape in shapes)
-    return torch.empty_like(qkv, memory_format=torch.contiguous_format), queries, keys, values
+    return fake_like_first(qkv=qkv), queries, keys, values
 
 
-@dialect_op("rope_kv_write_quantize", fake=_fake_rope_kv_write_quantize)
+@dialect_op("rope_kv_write_quantize", fake=_fake_quantized)
 def rope_kv_write_quantize(
     qkv: torch.Tensor,
     positions: torch.Tensor,

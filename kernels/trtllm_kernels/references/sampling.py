@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch.nn import functional
 
@@ -13,18 +15,12 @@ EMPTY = EMPTY_WORD
 """Value of `argmax_scratch` between steps: no candidate yet."""
 
 
-def _fake_linear_sample(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    sampling_words: torch.Tensor,
-    sample_slots: torch.Tensor,
-    *_: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
+def fake_sample(x: torch.Tensor, weight: torch.Tensor, sample_slots: torch.Tensor, **_: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """The fake of ops that return logits of x and weight, and tokens."""
     return x.new_empty(x.shape[0], weight.shape[0]), torch.empty_like(sample_slots)
 
 
-@dialect_op("linear_sample", fake=_fake_linear_sample)
+@dialect_op("linear_sample", fake=fake_sample)
 def linear_sample(
     x: torch.Tensor,
     weight: torch.Tensor,
