@@ -127,7 +127,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("cuda_kernels", "triton_kernels"),
         ("formats",),
         ("dialect",),
-        ("discovery",),
+        ("discovery", "files"),
         ("errors",),
     ),
 }

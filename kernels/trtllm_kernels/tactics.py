@@ -18,9 +18,7 @@ The files live beside the source (`kernels/tactics/`) and, in an installed wheel
 from __future__ import annotations
 
 import json
-import os
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -29,6 +27,7 @@ from typing import Any
 from trtllm_kernels.dialect.ops import OP_SPECS
 from trtllm_kernels.dialect.types import Attr, TensorSpec
 from trtllm_kernels.errors import KernelError
+from trtllm_kernels.files import write_whole
 
 GPU_OF_ARCH: Mapping[str, str] = {"sm_80": "a100", "sm_89": "l40s", "sm_90": "h100"}
 Tactic = Mapping[str, int]
@@ -150,18 +149,5 @@ def merge(path: Path, gpu: str, arch: str, faster: Mapping[str, Tactic], measure
         kept = {tunable: value for tunable, value in before.items() if tunable not in decided}
         tactics[name] = dict(sorted({**kept, **faster.get(name, {})}.items()))
     ordered = {name: tactics[name] for name in sorted(tactics) if tactics[name] or name in general}
-    _write(path, json.dumps({"gpu": gpu, "arch": arch, "tactics": ordered}, indent=1) + "\n")
+    write_whole(path, (json.dumps({"gpu": gpu, "arch": arch, "tactics": ordered}, indent=1) + "\n").encode())
     _load.cache_clear()
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    try:
-        with os.fdopen(handle, "w") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trtllm_results.errors import ResultsError
+from trtllm_results.errors import ResultsError, WriteError
 from trtllm_results.gate import baseline, calibrate
 from trtllm_results.gate import run as gate_run
 from trtllm_results.gate.config import GateConfig, load_config
@@ -365,7 +365,7 @@ def test_an_accept_that_cannot_be_written_leaves_the_baseline(tmp_path: Path, mo
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.replace", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(WriteError, match=r"base\.json: No space"):
         baseline.accept_into(path, rows(990), "second")
     assert baseline.load(path) == before
     assert [one.name for one in tmp_path.iterdir()] == ["base.json"]

@@ -1,8 +1,8 @@
 """Checksums of files, remembered by the file's identity: device, inode, size and time of last change.
 
 So every byte of an engine's weights is read once by each machine that runs it, and again only when the file is another or was changed
-since. Hashing at every load would be most of an engine's start (1.5 s for 538 MB on a busy two-core machine); hashing samples, as was done
-before, missed 40 of 40 flipped bytes. A disk that changes bytes by itself changes no time: `--verify` hashes whatever is remembered.
+since. Hashing at every load would be most of an engine's start (1.5 s for 538 MB on a busy two-core machine); hashing samples missed 40 of
+40 flipped bytes. A disk that changes bytes by itself changes no time: `--verify` hashes whatever is remembered.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ from pathlib import Path
 from trtllm_engines.documents import read_object_if_there, regular_file
 from trtllm_engines.engine.cache_folder import cache_folder
 from trtllm_engines.errors import EngineError
+from trtllm_kernels.files import write_whole
 
 Progress = Callable[[str, int, int], None]
 """(stage, MiB done, of how many); the stage is `verify`."""
@@ -72,17 +72,8 @@ class Verifier:
             return
         try:
             path = cache_folder() / FILE
-            path.parent.mkdir(parents=True, exist_ok=True)
             entries = {**_read(path), **self._new}
-            content = json.dumps(dict(list(entries.items())[-MOST_REMEMBERED:]))
-            handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{FILE}.")
-            try:
-                with os.fdopen(handle, "w") as file:
-                    file.write(content)
-                os.replace(temporary, path)
-            except BaseException:
-                os.unlink(temporary)
-                raise
+            write_whole(path, json.dumps(dict(list(entries.items())[-MOST_REMEMBERED:])).encode())
         except (OSError, RuntimeError):
             pass
         self._known, self._new = None, {}

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from trtllm_kernels.errors import KernelError
+from trtllm_kernels.files import write_whole
 
 
 @dataclass(frozen=True)
@@ -39,9 +38,8 @@ class Cubin:
 
     def save(self, folder: Path, key: str) -> None:
         """Writes `key.cubin` and `key.json`, each whole or not at all; the code first, so that a description implies its code."""
-        folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / f"{key}.cubin", self.code)
-        _write(folder / f"{key}.json", json.dumps(asdict(self.info), indent=1, sort_keys=True).encode())
+        write_whole(folder / f"{key}.cubin", self.code)
+        write_whole(folder / f"{key}.json", json.dumps(asdict(self.info), indent=1, sort_keys=True).encode())
 
     @staticmethod
     def load(folder: Path, key: str) -> Cubin:
@@ -51,15 +49,3 @@ class Cubin:
             return Cubin(info, (folder / f"{key}.cubin").read_bytes())
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise KernelError(f"kernel {key} cannot be read from {folder}: {error}") from error
-
-
-def _write(path: Path, content: bytes) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise

@@ -16,9 +16,8 @@ import fcntl
 import json
 import math
 import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +34,7 @@ from trtllm_results.metrics.registry import METRICS
 from trtllm_results.record.environment import Environment
 from trtllm_results.record.row import Row
 from trtllm_results.store.document import as_kind, read_document
+from trtllm_results.store.files import write_text
 from trtllm_results.versions import newest, varied_in
 
 BASELINE_VERSION = 1
@@ -156,21 +156,8 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def save(baseline: Baseline, path: Path) -> None:
-    """Writes the file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = json.dumps({"schema_version": BASELINE_VERSION, **asdict(baseline)}, indent=1) + "\n"
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    try:
-        with open(handle, "w") as stream:
-            stream.write(content)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
-    except BaseException:
-        with suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
+    """Writes the file whole or not at all. Raises `WriteError` where the disk or the folder does not take it."""
+    write_text(path, json.dumps({"schema_version": BASELINE_VERSION, **asdict(baseline)}, indent=1) + "\n")
 
 
 def load(path: Path) -> Baseline:
