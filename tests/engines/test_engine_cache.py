@@ -161,15 +161,18 @@ def test_a_template_of_its_own_file_counts(model: Path) -> None:
     assert engine_cache._identity(str(model)) != before
 
 
-def test_two_processes_build_one_engine_once(cache: Path) -> None:
+def test_two_processes_build_one_engine_once_and_load_nothing_of_torchs_compiler(cache: Path) -> None:
     code = (
+        "import sys\n"
         "from trtllm_engines.engine.cache import cached_engine\n"
         "from trtllm_engines.compiler.plan import Profile\n"
         "built = []\n"
         "print(cached_engine('tiny-llama', 'fp32', profile=Profile(5, 16, 32), arches=('cpu',), "
         "progress=lambda stage, done, total: built.append(stage)), bool(built))\n"
+        "print(*(sys.modules.keys() & {'torch._dynamo', 'sympy'}))\n"
     )
     processes = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    said = [process.communicate()[0].split() for process in processes]
-    assert len({folder for folder, _ in said}) == 1
-    assert sorted(built for _, built in said) == ["False", "True"]
+    said = [process.communicate()[0].splitlines() for process in processes]
+    assert len({folder for folder, _ in (lines[0].split() for lines in said)}) == 1
+    assert [lines[1] for lines in said] == ["", ""]
+    assert sorted(lines[0].split()[1] for lines in said) == ["False", "True"]

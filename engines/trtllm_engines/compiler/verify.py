@@ -1,14 +1,13 @@
 """Runs between every two passes and refuses a graph that is not well formed, naming the node.
 
-Shapes and dtypes are not trusted from passes: they are recomputed through each op's fake implementation, with T, R, S and the number of
-KV pages symbolic, so a pass that is right only for one batch size is caught here. `node.meta["spec"]` then holds a `TensorSpec` (or a
+Shapes and dtypes are not trusted from passes: they are recomputed through each op's fake implementation, with several values of T, R, S and
+the number of KV pages, so a pass that is right only for one batch size is caught here. `node.meta["spec"]` then holds a `TensorSpec` (or a
 tuple of them) that later passes and the memory plan read. A failure is a bug in a pass, hence `VerifyError` and not a user's error.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache, lru_cache
 from typing import Any
@@ -23,8 +22,8 @@ from trtllm_kernels.dialect.ops import OP_SPECS, Trait
 from trtllm_kernels.dialect.specs import DTYPES, spec_of, storage_shape
 from trtllm_kernels.dialect.types import TensorSpec
 
-_HINTS = {"T": 1009, "R": 211, "S": 103, "P": 499}
-"""Distinct primes: no accidental equality between two sizes."""
+_SIZES = ({"T": 1009, "R": 211, "S": 103, "P": 499}, {"T": 2003, "R": 307, "S": 151, "P": 601}, {"T": 4001, "R": 401, "S": 197, "P": 797})
+"""What the symbols stand for, each time shapes are computed: primes, so that no two sizes are equal by accident."""
 
 
 Spec = TensorSpec | tuple[TensorSpec, ...]
@@ -35,46 +34,47 @@ class VerifyError(AssertionError):
 
 
 class _Shapes:
-    """Shape functions over specifications: sizes become symbolic, the op's fake runs, and its sizes become text again.
+    """Shape functions over specifications: an op's fake runs on tensors without data, once for each of `_SIZES`, and what differs between
+    the results is text again.
 
     Layers and passes repeat, so results are kept by (op, argument specifications): a model of eighty layers costs what one of two does.
+    Rejected: torch's symbolic sizes, which load its compiler, a second and a half of every process that builds an engine.
     """
 
     def __init__(self) -> None:
-        # torch's own compiler, a second of a process's start, which those that find their engine built do without
-        from torch._dynamo.source import ConstantSource
-        from torch._subclasses.fake_tensor import FakeTensorMode
-        from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
-
-        self.env = ShapeEnv()
-        self.mode = FakeTensorMode(shape_env=self.env)
-        self.sizes: dict[str, Any] = {}
-        self.names: dict[str, str] = {}
         self.known: dict[object, Spec] = {}
-        for name, hint in _HINTS.items():
-            symbol = self.env.create_symbol(hint, source=ConstantSource(name), dynamic_dim=DimDynamic.DYNAMIC, constraint_dim=None)
-            self.sizes[name] = self.env.create_symintnode(symbol, hint=hint)
-            self.names[str(symbol)] = name
 
     def result(self, target: Any, arguments: tuple[Any, ...]) -> Spec:
         key = (target, arguments)
         known = self.known.get(key)
         if known is None:
-            with self.mode:
-                result = target(*(self._fake(a) if isinstance(a, TensorSpec) else a for a in arguments))
-            known = self.known[key] = tuple(map(self._spec, result)) if isinstance(result, (tuple, list)) else self._spec(result)
+            results = [target(*(_tensor(a, sizes) if isinstance(a, TensorSpec) else a for a in arguments)) for sizes in _SIZES]
+            several = isinstance(results[0], (tuple, list))
+            known = self.known[key] = tuple(map(_spec, zip(*results, strict=True))) if several else _spec(results)
         return known
 
-    def _fake(self, spec: TensorSpec) -> torch.Tensor:
-        shape = [dim if isinstance(dim, int) else eval(dim, {"__builtins__": {}}, self.sizes) for dim in spec.shape]
-        return torch.empty(storage_shape(shape, spec.dtype), dtype=DTYPES[spec.dtype])
 
-    def _spec(self, tensor: torch.Tensor) -> TensorSpec:
-        spec = spec_of(tensor)
-        return replace(spec, shape=tuple(map(self._dim, spec.shape)))
+def _tensor(spec: TensorSpec, sizes: Mapping[str, int]) -> torch.Tensor:
+    shape = [dim if isinstance(dim, int) else eval(dim, {"__builtins__": {}}, dict(sizes)) for dim in spec.shape]
+    return torch.empty(storage_shape(shape, spec.dtype), dtype=DTYPES[spec.dtype], device="meta")
 
-    def _dim(self, size: Any) -> int | str:
-        return size if isinstance(size, int) else re.sub(r"\bs\d+\b", lambda m: self.names.get(m[0], m[0]), str(size))
+
+def _spec(results: Sequence[torch.Tensor]) -> TensorSpec:
+    """Of one result, computed with each of `_SIZES`."""
+    specs = [spec_of(result) for result in results]
+    return replace(specs[0], shape=tuple(map(_dim, zip(*(spec.shape for spec in specs), strict=True))))
+
+
+def _dim(numbers: tuple[Any, ...]) -> int | str:
+    """The size that is one of `numbers` with each of `_SIZES`: a constant, or a symbol plus a constant. Raises ValueError for any other."""
+    if len(set(numbers)) == 1:
+        return int(numbers[0])
+    for symbol in _SIZES[0]:
+        differences = {number - sizes[symbol] for number, sizes in zip(numbers, _SIZES, strict=True)}
+        if len(differences) == 1:
+            (constant,) = differences
+            return f"{symbol} {'-' if constant < 0 else '+'} {abs(constant)}" if constant else symbol
+    raise ValueError(f"a result of {numbers} elements is neither constant nor a constant more than one of {', '.join(_SIZES[0])}")
 
 
 @lru_cache(maxsize=1)

@@ -92,5 +92,9 @@ def _with_arguments_of(reference: Callable[..., Any], fake: Callable[..., Any]) 
 
 
 def fake_like_first(**arguments: Any) -> torch.Tensor:
-    """The fake of every op whose result looks like its first argument."""
-    return torch.empty_like(next(iter(arguments.values())), memory_format=torch.contiguous_format)
+    """The fake of every op whose result looks like its first argument.
+
+    Like all fakes it uses `new_empty`: `empty_like` of a tensor without data loads SymPy, which takes half a second.
+    """
+    first: torch.Tensor = next(iter(arguments.values()))
+    return first.new_empty(first.shape)

@@ -32,8 +32,8 @@ def arrange_columns(
     return finish(y if factor is None else y * factor, x.dtype, out_scale)
 
 
-def _fake_prepare(context_tokens: torch.Tensor, **_: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return torch.empty_like(context_tokens), torch.empty_like(context_tokens), torch.empty_like(context_tokens)
+def _fake_prepare(context_tokens: torch.Tensor, **_: Any) -> tuple[torch.Tensor, ...]:
+    return tuple(context_tokens.new_empty(context_tokens.shape) for _ in range(3))
 
 
 @dialect_op("prepare_step", fake=_fake_prepare)

@@ -48,7 +48,7 @@ def _total(x: torch.Tensor, residual: torch.Tensor, addend: torch.Tensor | None)
 
 def fake_add_norm(x: torch.Tensor, residual: torch.Tensor, out_scale: torch.Tensor | None, **_: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """The fake of norms that also return a sum."""
-    return fake_finished(x, out_scale), torch.empty_like(residual)
+    return fake_finished(x, out_scale), residual.new_empty(residual.shape)
 
 
 @dialect_op("add_rms_norm", fake=fake_add_norm)
@@ -91,7 +91,7 @@ def layer_norm_quantize_rows(
 
 
 def _fake_add_norm_rows(x: torch.Tensor, residual: torch.Tensor, dtype: str, **_: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return *fake_rows(x, dtype), torch.empty_like(residual)
+    return *fake_rows(x, dtype), residual.new_empty(residual.shape)
 
 
 @dialect_op("add_rms_norm_quantize_rows", fake=_fake_add_norm_rows)

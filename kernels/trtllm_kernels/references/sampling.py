@@ -17,7 +17,7 @@ EMPTY = EMPTY_WORD
 
 def fake_sample(x: torch.Tensor, weight: torch.Tensor, sample_slots: torch.Tensor, **_: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """The fake of ops that return logits of x and weight, and tokens."""
-    return x.new_empty(x.shape[0], weight.shape[0]), torch.empty_like(sample_slots)
+    return x.new_empty(x.shape[0], weight.shape[0]), sample_slots.new_empty(sample_slots.shape)
 
 
 @dialect_op("linear_sample", fake=fake_sample)
