@@ -4,23 +4,13 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
-from functools import cache
 from typing import Any
 
 import pytest
-from command_line import run
+from command_line import parse, root, run
 
 from trtllm_bench.__main__ import main
 from trtllm_bench.app import CommandFolder
-
-
-@cache
-def root() -> Any:
-    from typer.main import get_command
-
-    from trtllm_bench.app import app
-
-    return get_command(app)
 
 
 def paths(path: str = "", command: Any = None) -> Iterator[str]:
@@ -37,17 +27,6 @@ def examples(path: str) -> list[str]:
         command = command.commands[name]
     _, _, block = command.help.partition("Examples:\n")
     return [line.strip() for line in block.replace("\\\n", " ").splitlines() if line.strip()]
-
-
-def parse(arguments: list[str]) -> None:
-    """Parses a whole command line and runs nothing."""
-    command, parent, name = root(), None, "trtllm-bench"
-    while True:
-        context = command.make_context(name, arguments, parent=parent, **(command.context_settings if parent is None else {}))
-        if not hasattr(command, "commands"):
-            return
-        name, command, arguments = command.resolve_command(context, [*getattr(context, "_protected_args", ()), *context.args])
-        parent = context
 
 
 @pytest.mark.parametrize("path", list(paths()))
