@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -142,18 +142,21 @@ def _kernels(engine: Engine) -> list[Description]:
     return rows
 
 
-def render(description: Mapping[str, Any]) -> RenderableType:
+def render(description: Description) -> RenderableType:
     """For a terminal 80 columns wide."""
     return Group(*_sections(description))
 
 
-def _sections(d: Mapping[str, Any]) -> Iterator[RenderableType]:
-    model, profile, memory, fingerprint = d["model"], d["profile"], d["memory"], d["fingerprint"]
-    facts = Table(box=None, show_header=False, pad_edge=False)
-    facts.add_column(style="bold", no_wrap=True)
-    facts.add_column(overflow="fold")
+def _sections(d: Description) -> Iterator[RenderableType]:
+    yield _facts(d)
+    for table in (_scheme_table(d), _op_table(d), *((_kernel_table(d),) if d["kernels"] else ())):
+        yield Text()
+        yield table
+
+
+def _facts(d: Description) -> Table:
+    model, profile, memory, fingerprint, weights = d["model"], d["profile"], d["memory"], d["fingerprint"], d["weights"]
     heads = f"{model['num_heads']} heads, {model['num_kv_heads']} KV heads of {model['head_dim']}"
-    weights = d["weights"]
     source = weights["source"]
     origin = f"drawn from seed {source['seed']}" if source["kind"] == "dummy" else f"{source['kind']} {source['path']}"
     gpus = [arch for arch in fingerprint["arches"] if arch != CPU]
@@ -175,36 +178,44 @@ def _sections(d: Mapping[str, Any]) -> Iterator[RenderableType]:
         "outputs": ", ".join(d["outputs"]),
         "rebuild": d["rebuild"],
     }
+    facts = Table(box=None, show_header=False, pad_edge=False)
+    facts.add_column(style="bold", no_wrap=True)
+    facts.add_column(overflow="fold")
     for name, value in rows.items():
         facts.add_row(name, Text(value))
-    yield facts
+    return facts
 
-    schemes = Table(title="schemes of the products (* is the layer)", title_justify="left", box=None, pad_edge=False)
-    for column, justify in (("n", "right"), ("weights", "left"), ("inputs", "left"), ("products", "left")):
-        schemes.add_column(column, justify=justify, overflow="fold")  # type: ignore[arg-type]
+
+def _scheme_table(d: Description) -> Table:
+    table = _table("schemes of the products (* is the layer)", n="right", weights="left", inputs="left", products="left")
     for row in d["quantization"]["schemes"]:
-        schemes.add_row(str(row["count"]), row["weights"], row["inputs"], Text(", ".join(_without_prefix(row["products"]))))
-    yield Text()
-    yield schemes
+        table.add_row(str(row["count"]), row["weights"], row["inputs"], Text(", ".join(_without_prefix(row["products"]))))
+    return table
 
-    ops = Table(title="ops, in order (* is the layer)", title_justify="left", box=None, pad_edge=False)
-    for column, justify in (("n", "right"), ("op", "left"), ("name", "left"), ("result", "left")):
-        ops.add_column(column, justify=justify, overflow="fold")  # type: ignore[arg-type]
+
+def _op_table(d: Description) -> Table:
+    table = _table("ops, in order (* is the layer)", n="right", op="left", name="left", result="left")
     for row in d["ops"]:
-        ops.add_row(str(row["count"]), row["op"], Text(row["name"]), f"{row['shapes'][0]} {row['dtype']}")
-    yield Text()
-    yield ops
+        table.add_row(str(row["count"]), row["op"], Text(row["name"]), f"{row['shapes'][0]} {row['dtype']}")
+    return table
 
-    if d["kernels"]:
-        kernels = Table(title="kernels", title_justify="left", box=None, pad_edge=False)
-        for column in ("arch", "kernel", "ops", "warps", "registers", "shared B", "spill B"):
-            kernels.add_column(column, justify="left" if column in ("arch", "kernel") else "right", no_wrap=True)
-        for row in d["kernels"]:
-            spill = Text(str(row["spill_bytes"]), style="red" if row["spill_bytes"] else "")
-            numbers = (row["ops"], row["num_warps"], row["registers"], row["shared_bytes"])
-            kernels.add_row(row["arch"], row["kernel"].rsplit("-", 1)[0], *map(str, numbers), spill)
-        yield Text()
-        yield kernels
+
+def _table(title: str, **columns: Literal["left", "right"]) -> Table:
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for column, justify in columns.items():
+        table.add_column(column, justify=justify, overflow="fold")
+    return table
+
+
+def _kernel_table(d: Description) -> Table:
+    table = Table(title="kernels", title_justify="left", box=None, pad_edge=False)
+    for column in ("arch", "kernel", "ops", "warps", "registers", "shared B", "spill B"):
+        table.add_column(column, justify="left" if column in ("arch", "kernel") else "right", no_wrap=True)
+    for row in d["kernels"]:
+        spill = Text(str(row["spill_bytes"]), style="red" if row["spill_bytes"] else "")
+        numbers = (row["ops"], row["num_warps"], row["registers"], row["shared_bytes"])
+        table.add_row(row["arch"], row["kernel"].rsplit("-", 1)[0], *map(str, numbers), spill)
+    return table
 
 
 def _layout(parallel: Mapping[str, Any]) -> str:

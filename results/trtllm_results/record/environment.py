@@ -14,7 +14,7 @@ import importlib.util
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -108,10 +108,8 @@ def read_gpu(device: int = 0) -> dict[str, Any]:
         if device >= len(visible):
             return {}
         which = visible[device]
-        if isinstance(which, int):
-            handle = pynvml.nvmlDeviceGetHandleByIndex(which)
-        else:
-            handle = pynvml.nvmlDeviceGetHandleByUUID(which)
+        by_index = isinstance(which, int)
+        handle = pynvml.nvmlDeviceGetHandleByIndex(which) if by_index else pynvml.nvmlDeviceGetHandleByUUID(which)
 
         def ask(function: str, *args: Any) -> Any:
             try:
@@ -119,41 +117,45 @@ def read_gpu(device: int = 0) -> dict[str, Any]:
             except (pynvml.NVMLError, AttributeError):
                 return None
 
-        fields_read: dict[str, Any] = {
-            "gpu": _text(ask("nvmlDeviceGetName", handle)),
-            "gpu_count": len(visible),
-            "gpu_uuid": _text(ask("nvmlDeviceGetUUID", handle)),
-            "driver": _text(ask("nvmlSystemGetDriverVersion")),
-        }
-        capability = ask("nvmlDeviceGetCudaComputeCapability", handle)
-        if capability:
-            fields_read["compute_capability"] = f"{capability[0]}.{capability[1]}"
-        cuda = ask("nvmlSystemGetCudaDriverVersion_v2") or ask("nvmlSystemGetCudaDriverVersion")
-        if cuda:
-            fields_read["cuda"] = f"{cuda // 1000}.{cuda % 1000 // 10}"
-        memory = ask("nvmlDeviceGetMemoryInfo", handle)
-        if memory is not None:
-            fields_read["gpu_memory_gib"] = round(memory.total / 2**30, 2)
-        limit = ask("nvmlDeviceGetEnforcedPowerLimit", handle)
-        if limit:
-            fields_read["power_limit_w"] = limit / 1000
-        for name, function, kind in (
-            ("sm_clock_limit_mhz", "nvmlDeviceGetMaxClockInfo", 1),
-            ("memory_clock_limit_mhz", "nvmlDeviceGetMaxClockInfo", 2),
-            ("sm_clock_mhz", "nvmlDeviceGetClockInfo", 1),
-            ("temperature_c", "nvmlDeviceGetTemperature", 0),
-        ):
-            value = ask(function, handle, kind)
-            if value is not None:
-                fields_read[name] = int(value)
-        reasons = ask("nvmlDeviceGetCurrentClocksEventReasons", handle) or ask("nvmlDeviceGetCurrentClocksThrottleReasons", handle)
-        if reasons:
-            fields_read["throttle_reasons"] = " ".join(throttle_names(int(reasons)))
-        mig = ask("nvmlDeviceGetMigMode", handle)
-        fields_read["mig"] = bool(mig and mig[0])
-        return fields_read
+        return {"gpu_count": len(visible), **_fields(ask, handle)}
     finally:
         pynvml.nvmlShutdown()
+
+
+def _fields(ask: Callable[..., Any], handle: object) -> dict[str, Any]:
+    """What `ask`, which calls a function of NVML and returns None where that fails, gets to know of a device."""
+    fields_read: dict[str, Any] = {
+        "gpu": _text(ask("nvmlDeviceGetName", handle)),
+        "gpu_uuid": _text(ask("nvmlDeviceGetUUID", handle)),
+        "driver": _text(ask("nvmlSystemGetDriverVersion")),
+    }
+    capability = ask("nvmlDeviceGetCudaComputeCapability", handle)
+    if capability:
+        fields_read["compute_capability"] = f"{capability[0]}.{capability[1]}"
+    cuda = ask("nvmlSystemGetCudaDriverVersion_v2") or ask("nvmlSystemGetCudaDriverVersion")
+    if cuda:
+        fields_read["cuda"] = f"{cuda // 1000}.{cuda % 1000 // 10}"
+    memory = ask("nvmlDeviceGetMemoryInfo", handle)
+    if memory is not None:
+        fields_read["gpu_memory_gib"] = round(memory.total / 2**30, 2)
+    limit = ask("nvmlDeviceGetEnforcedPowerLimit", handle)
+    if limit:
+        fields_read["power_limit_w"] = limit / 1000
+    for name, function, kind in (
+        ("sm_clock_limit_mhz", "nvmlDeviceGetMaxClockInfo", 1),
+        ("memory_clock_limit_mhz", "nvmlDeviceGetMaxClockInfo", 2),
+        ("sm_clock_mhz", "nvmlDeviceGetClockInfo", 1),
+        ("temperature_c", "nvmlDeviceGetTemperature", 0),
+    ):
+        value = ask(function, handle, kind)
+        if value is not None:
+            fields_read[name] = int(value)
+    reasons = ask("nvmlDeviceGetCurrentClocksEventReasons", handle) or ask("nvmlDeviceGetCurrentClocksThrottleReasons", handle)
+    if reasons:
+        fields_read["throttle_reasons"] = " ".join(throttle_names(int(reasons)))
+    mig = ask("nvmlDeviceGetMigMode", handle)
+    fields_read["mig"] = bool(mig and mig[0])
+    return fields_read
 
 
 def visible_devices(count: int) -> list[int | str]:
