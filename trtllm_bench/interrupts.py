@@ -202,12 +202,12 @@ def _descendants() -> set[tuple[int, int]]:
     for name in os.listdir("/proc") if os.path.isdir("/proc/self") else []:
         if name.isdecimal() and (fields := _stat(int(name))):
             parents[int(name)] = int(fields[1]), int(fields[19])
-    found: set[tuple[int, int]] = set()
+    children: set[tuple[int, int]] = set()
     level = {os.getpid()}
     while level:
         level = {pid for pid, (parent, _) in parents.items() if parent in level and not _tracks_resources(pid)}
-        found |= {(pid, parents[pid][1]) for pid in level}
-    return found
+        children |= {(pid, parents[pid][1]) for pid in level}
+    return children
 
 
 def _stat(pid: int) -> list[str]:

@@ -58,22 +58,22 @@ def checks(folder: Path) -> Iterator[Check]:
     """Every check of `doctor`, in the order to read them. `folder`: where results would be written."""
     yield _python()
     yield from _packages()
-    found = gpus()
-    yield from _gpu_checks(found)
+    devices = gpus()
+    yield from _gpu_checks(devices)
     yield _compiler()
-    yield from _precisions(found)
+    yield from _precisions(devices)
     yield _disk(folder)
     yield _memory()
     yield from _profilers()
 
 
 def _python() -> Check:
-    found = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    python = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
     if not (3, 11) <= sys.version_info[:2] <= (3, 12):
-        return Check("Python", "stop", found, "use Python 3.11 or 3.12")
+        return Check("Python", "stop", python, "use Python 3.11 or 3.12")
     if platform.system() != "Linux":
-        return Check("Python", "limit", found, "kernels compile and run on Linux only; CPU engines work here")
-    return Check("Python", "ok", found)
+        return Check("Python", "limit", python, "kernels compile and run on Linux only; CPU engines work here")
+    return Check("Python", "ok", python)
 
 
 def _packages() -> Iterator[Check]:
@@ -103,21 +103,21 @@ def _packages() -> Iterator[Check]:
         yield Check("packages", "ok", f"{len(declared)} dependencies in range, " + ", ".join(shown))
 
 
-def _gpu_checks(found: list[dict[str, Any]]) -> Iterator[Check]:
-    if not found:
+def _gpu_checks(devices: list[dict[str, Any]]) -> Iterator[Check]:
+    if not devices:
         yield Check("GPU", "limit", _why_no_gpu(), "engines run on the CPU; engines for GPUs can still be built with build --arch")
         return
-    for index, gpu in enumerate(found):
+    for index, gpu in enumerate(devices):
         power = f", {gpu['power_limit_w']:.0f} W" if gpu.get("power_limit_w") else ""
         yield Check(f"GPU {index}", "ok", f"{gpu['gpu']}, {arch_of(gpu)}, {gpu.get('gpu_memory_gib', 0):.0f} GiB{power}")
-    driver = f"{found[0]['driver']} (CUDA {found[0].get('cuda', 'unknown')})"
-    branch, oldest = int(found[0]["driver"].split(".")[0]), min(MIN_DRIVER.values())
+    driver = f"{devices[0]['driver']} (CUDA {devices[0].get('cuda', 'unknown')})"
+    branch, oldest = int(devices[0]["driver"].split(".")[0]), min(MIN_DRIVER.values())
     if branch < oldest:
         yield Check("driver", "stop", driver, f"install driver {oldest} or newer")
     else:
         yield Check("driver", "ok", driver)
-    if _capability_of(found[0]) < OLDEST_CAPABILITY:
-        yield Check("architecture", "stop", arch_of(found[0]), f"engines need sm_{OLDEST_CAPABILITY} (A100) or newer; use --device cpu")
+    if _capability_of(devices[0]) < OLDEST_CAPABILITY:
+        yield Check("architecture", "stop", arch_of(devices[0]), f"engines need sm_{OLDEST_CAPABILITY} (A100) or newer; use --device cpu")
     yield _torch_cuda(branch)
 
 
@@ -168,12 +168,12 @@ def _compiler() -> Check:
     return Check("kernel compiler", "ok", f"Triton {version('triton')} and NVRTC {cuda}: build engines for any GPU here")
 
 
-def _precisions(found: list[dict[str, Any]]) -> Iterator[Check]:
-    if not found:
+def _precisions(devices: list[dict[str, Any]]) -> Iterator[Check]:
+    if not devices:
         yield Check("precisions", "ok", "fp32, fp16, bf16, fp8 on the CPU (reference speed: figures say nothing of a GPU)")
         return
-    arch = arch_of(found[0])
-    if _capability_of(found[0]) < FP8_CAPABILITY:
+    arch = arch_of(devices[0])
+    if _capability_of(devices[0]) < FP8_CAPABILITY:
         lacks, needs = f"fp32, fp16, bf16 on {arch}, which has no fp8", f"fp8 engines need sm_{FP8_CAPABILITY} (Ada) or newer"
         yield Check("precisions", "limit", lacks, needs)
     else:
@@ -196,8 +196,8 @@ def _memory() -> Check:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     except (ValueError, OSError, AttributeError):
         return Check("CPU", "ok", f"{cores} cores")
-    found = f"{cores} cores, {total:.0f} GiB memory"
-    return Check("CPU", "ok", found) if total >= 4 else Check("CPU", "limit", found, "tiny-llama fits; larger models on the CPU will not")
+    size = f"{cores} cores, {total:.0f} GiB memory"
+    return Check("CPU", "ok", size) if total >= 4 else Check("CPU", "limit", size, "tiny-llama fits; larger models on the CPU will not")
 
 
 def _profilers() -> Iterator[Check]:
@@ -209,5 +209,5 @@ def _profilers() -> Iterator[Check]:
             yield Check(name, "limit", "not installed", f"optional: install {name} to profile with {tool}")
 
 
-def as_rows(found: list[Check]) -> list[dict[str, str]]:
-    return [asdict(check) for check in found]
+def as_rows(checks: list[Check]) -> list[dict[str, str]]:
+    return [asdict(check) for check in checks]

@@ -142,12 +142,12 @@ def points(rows: Sequence[Row] | RowSets, *, every_version: bool = False) -> lis
     ]
 
 
-def newest(found: Iterable[Point]) -> list[Point]:
+def newest(points: Iterable[Point]) -> list[Point]:
     """Of points that differ in version only (not in anything a reader names), the one measured last."""
-    found = list(found)
-    varied = versions.varied_in(row for point in found for row in point.rows)
+    points = list(points)
+    varied = versions.varied_in(row for point in points for row in point.rows)
     latest: dict[tuple[object, ...], Point] = {}
-    for point in found:
+    for point in points:
         case = (point.source, versions.case_of(point.rows[0], varied))
         if case not in latest or started(point) > started(latest[case]):
             latest[case] = point
@@ -158,30 +158,30 @@ def started(point: Point) -> str:
     return versions.measured_at(point.rows)
 
 
-def having(found: Iterable[Point], *figures: str) -> list[Point]:
+def having(points: Iterable[Point], *figures: str) -> list[Point]:
     """Points that carry all of these figures."""
-    return [p for p in found if all(p.get(f) is not None for f in figures)]
+    return [p for p in points if all(p.get(f) is not None for f in figures)]
 
 
-def varying(found: Sequence[Point], ignore: Iterable[str] = ()) -> list[str]:
+def varying(points: Sequence[Point], ignore: Iterable[str] = ()) -> list[str]:
     """Dimensions along which these points differ."""
     skipped = set(ignore)
-    return [name for name in DIMENSIONS if name not in skipped and len({p.names[name] for p in found}) > 1]
+    return [name for name in DIMENSIONS if name not in skipped and len({p.names[name] for p in points}) > 1]
 
 
-def common(found: Sequence[Point], ignore: Iterable[str] = ()) -> str:
+def common(points: Sequence[Point], ignore: Iterable[str] = ()) -> str:
     """What all the points share, as one line."""
-    if not found:
+    if not points:
         return ""
-    skipped = {"batch", "request_rate", "loop", *varying(found), *ignore}
-    shown = [found[0].names[name] for name in DIMENSIONS if name not in skipped]
+    skipped = {"batch", "request_rate", "loop", *varying(points), *ignore}
+    shown = [points[0].names[name] for name in DIMENSIONS if name not in skipped]
     return ", ".join(name for name in shown if name and name not in ("tp 1", "pp 1", "fixed", "native"))
 
 
-def grouped(found: Sequence[Point], dimensions: Sequence[str]) -> dict[str, list[Point]]:
+def grouped(points: Sequence[Point], dimensions: Sequence[str]) -> dict[str, list[Point]]:
     """Points by their names along `dimensions`, in order of first appearance; the key is what a legend prints."""
     groups: dict[str, list[Point]] = {}
-    for point in found:
+    for point in points:
         key = ", ".join(point.names[d] for d in dimensions if point.names[d])
         groups.setdefault(key, []).append(point)
     return groups
@@ -201,7 +201,7 @@ def load_of(point: Point) -> float:
 CLOSED, OPEN = "batch size (sequences in flight)", "request rate (req/s)"
 
 
-def load_axis(found: Iterable[Point]) -> str:
+def load_axis(points: Iterable[Point]) -> str:
     """Name of the axis that `load_of` is drawn on; open and closed loops belong into panels of their own, and are both named where not."""
-    loops = {bool(point.cell.request_rate) for point in found}
+    loops = {bool(point.cell.request_rate) for point in points}
     return f"{CLOSED}, or {OPEN}" if len(loops) > 1 else OPEN if True in loops else CLOSED

@@ -44,9 +44,9 @@ class Pair:
         return len(self.point.rows), len(self.base.rows)
 
 
-def pairs(found: Iterable[Point]) -> list[Pair]:
+def pairs(points: Iterable[Point]) -> list[Pair]:
     """The best against the best of each case, then the other matched pairs; by model, shape and load."""
-    current = [p for p in newest(found) if not p.rows[0].arm and not p.rows[0].predicted and all(v > 0 for v in values(p))]
+    current = [p for p in newest(points) if not p.rows[0].arm and not p.rows[0].predicted and all(v > 0 for v in values(p))]
     current = having(current, FIGURE)
     matched = _matched(current, lambda p: (_named(p, _SAME), p.cell.target, p.environment.device))
     best = _matched(_best(current), lambda p: (_named(p, _BEST), p.cell.target, p.environment.device))
@@ -73,10 +73,10 @@ def _mean(point: Point) -> float:
     return sum(values(point)) / len(point.rows)
 
 
-def _best(found: Iterable[Point]) -> list[Point]:
+def _best(points: Iterable[Point]) -> list[Point]:
     """The fastest cell of each precision, result set and case, of closed loops."""
     fastest: dict[tuple[Any, ...], Point] = {}
-    for point in found:
+    for point in points:
         if point.cell.request_rate:
             continue
         case = (point.source, point.cell.precision, _named(point, _BEST), point.cell.target, point.environment.device)
@@ -85,9 +85,9 @@ def _best(found: Iterable[Point]) -> list[Point]:
     return list(fastest.values())
 
 
-def _matched(found: Sequence[Point], case: Callable[[Point], tuple[Any, ...]]) -> list[tuple[Point, Point]]:
+def _matched(points: Sequence[Point], case: Callable[[Point], tuple[Any, ...]]) -> list[tuple[Point, Point]]:
     groups: dict[tuple[Any, ...], list[Point]] = {}
-    for point in found:
+    for point in points:
         groups.setdefault(case(point), []).append(point)
     matched = []
     for members in groups.values():
@@ -104,12 +104,12 @@ def _matched(found: Sequence[Point], case: Callable[[Point], tuple[Any, ...]]) -
     return matched
 
 
-def _judged(found: Sequence[tuple[Point, Point, bool]]) -> list[Pair]:
-    evidence = [stats.log_ratio(values(b), values(a)) if min(len(a.rows), len(b.rows)) >= 2 else None for a, b, _ in found]
+def _judged(matched: Sequence[tuple[Point, Point, bool]]) -> list[Pair]:
+    evidence = [stats.log_ratio(values(b), values(a)) if min(len(a.rows), len(b.rows)) >= 2 else None for a, b, _ in matched]
     tested = [one for one in evidence if one is not None]
     corrected = iter(stats.holm([2 * min(one.p_below(0.0), one.p_above(0.0), 0.5) for one in tested]))
     judged = []
-    for (point, base, best), one in zip(found, evidence, strict=True):
+    for (point, base, best), one in zip(matched, evidence, strict=True):
         if one is None:
             ratio = math.exp(sum(map(math.log, values(point))) / len(values(point)) - sum(map(math.log, values(base))) / len(values(base)))
             judged.append(Pair(point, base, ratio, None, None, "inconclusive", best))

@@ -56,10 +56,10 @@ def layout_name(cell: Cell) -> str:
     return " ".join(parts) or "one GPU"
 
 
-def matched(found: Iterable[Point]) -> list[list[Scaled]]:
+def matched(measured: Iterable[Point]) -> list[list[Scaled]]:
     """Groups of cells that differ in layout alone, each by GPUs, those of one layout left out."""
     loads: dict[str, list[Point]] = {}
-    for point in sorted(having(found, RATE), key=started):  # of two versions of one cell the newer
+    for point in sorted(having(measured, RATE), key=started):  # of two versions of one cell the newer
         loads.setdefault(_load(point), []).append(point)
     scaled = []
     for layouts in itertools.chain.from_iterable(map(_by_size, loads.values())):

@@ -32,20 +32,20 @@ class Finding:
     gain: float | None = None
 
 
-def findings(cell: MeasuredCell, found: Breakdown) -> list[Finding]:
+def findings(cell: MeasuredCell, spent: Breakdown) -> list[Finding]:
     """Most telling first; what is known without ceilings where there are none."""
     try:
-        parts = _without_repeats(_from_parts(cell, found))
+        parts = _without_repeats(_from_parts(cell, spent))
     except BenchError as error:
         parts = [Finding(f"what limits the kernels cannot be said: {error}")]
     return [*parts, *_from_figures(cell)]
 
 
-def _without_repeats(found: Iterable[Finding]) -> list[Finding]:
+def _without_repeats(findings: Iterable[Finding]) -> list[Finding]:
     """A change that helps against two limits is proposed once, at the first."""
     proposed: set[str] = set()
     kept = []
-    for one in found:
+    for one in findings:
         flags = one.change.partition(": ")[2] or one.change
         if flags not in proposed or one.limit:
             kept.append(replace(one, change="", gain=None) if flags and flags in proposed else one)
@@ -62,7 +62,7 @@ def rate(model: StepModel | PipelineModel, batch: int, isl: int, osl: int) -> fl
     return batch * osl / (prefill + decode) * 1e6
 
 
-def _from_parts(cell: MeasuredCell, found: Breakdown) -> Iterator[Finding]:
+def _from_parts(cell: MeasuredCell, spent: Breakdown) -> Iterator[Finding]:
     row = cell.row.cell
     hardware = hardware_of(cell.row.environment)
     model = step_model(plans_of(cell.row), hardware, constants_of(cell.row))
@@ -70,9 +70,9 @@ def _from_parts(cell: MeasuredCell, found: Breakdown) -> Iterator[Finding]:
     batch = row.batch or round(cell.row.figures.get("batch_mean", 1.0)) or 1
     now = rate(model, batch, row.isl, row.osl)
     needs = model.step(StepShape.decode(math.ceil(batch / model.stages), row.isl + row.osl / 2)).parts
-    measured_us = found.per_token_us * batch
+    measured_us = spent.per_token_us * batch
     # A profile names kernels: which limit they meet is the model's to say, of a step as long as it was measured.
-    label = {name: found.share(name) if found.source == "step log" else us / measured_us for name, us in needs.items()}
+    label = {name: spent.share(name) if spent.source == "step log" else us / measured_us for name, us in needs.items()}
     wide = row.precision in ("bf16", "fp16", "fp32")
     told: list[tuple[float, list[Finding]]] = []
 
@@ -95,17 +95,17 @@ def _from_parts(cell: MeasuredCell, found: Breakdown) -> Iterator[Finding]:
     limit(label["compute"], arithmetic + ("" if wide else ", which is this GPU's limit"), ("", None), *to_fp8)
     exchange = f"ranks exchange rows {label['communication']:.0%} of the time: the fewer tokens a step has, the more of it is waiting"
     limit(label["communication"], exchange, larger)
-    gaps = found.share("gaps between kernels", "gaps between steps", "host")
+    gaps = spent.share("gaps between kernels", "gaps between steps", "host")
     limit(gaps, f"the GPU waits for the host {gaps:.0%} of the time", larger)
     overhead = f"starting and draining kernels takes {label['kernel overhead']:.0%}: each has little to do"
     limit(label["kernel overhead"] if gaps <= NOTABLE else 0.0, overhead, larger)
     for _, group in sorted(told, key=lambda one: -one[0]):
         yield from group
-    if found.share(IDLE) > NOTABLE:
-        yield Finding(f"no step is in flight {found.share(IDLE):.0%} of the time: the load asks for no more, or the host is late")
+    if spent.share(IDLE) > NOTABLE:
+        yield Finding(f"no step is in flight {spent.share(IDLE):.0%} of the time: the load asks for no more, or the host is late")
     if cell.profile is not None:
         yield from _from_kernels(CellProfile.load(cell.profile))
-    unknown = found.share(UNKNOWN)
+    unknown = spent.share(UNKNOWN)
     if abs(unknown) > NOTABLE:
         word = f"{unknown:.0%} of the time is more than the model allows" if unknown > 0 else "steps are faster than the model says"
         yield Finding(f"{word}", "see the kernels: trtllm-bench profile with the same flags")

@@ -267,15 +267,15 @@ def _fit(
         return {name: start[name] * float(np.exp(move)) for name, move in zip(free, moves, strict=True)}
 
     def residuals(moves: np.ndarray[tuple[int], np.dtype[np.float64]]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-        trial, found = changed(constants, values(moves)), [move / free[name] for name, move in zip(free, moves, strict=True)]
+        trial, distances = changed(constants, values(moves)), [move / free[name] for name, move in zip(free, moves, strict=True)]
         for run in runs:
             seconds, drawn, clock = run.predicted(trial)
-            found.append(np.log(run.figure("duration_s") / seconds) / RATE)
+            distances.append(np.log(run.figure("duration_s") / seconds) / RATE)
             if run.figure("sm_clock_mean_mhz"):
-                found.append(np.log(clock * run.hardware.boost_mhz / run.figure("sm_clock_mean_mhz")) / CLOCK)
+                distances.append(np.log(clock * run.hardware.boost_mhz / run.figure("sm_clock_mean_mhz")) / CLOCK)
             if run.figure("power_mean_w") and run.figure("duration_s") > LEAST_S:
-                found.append(np.log(drawn / min(run.figure("power_mean_w"), run.limit_w)) / POWER)
-        return np.array(found)
+                distances.append(np.log(drawn / min(run.figure("power_mean_w"), run.limit_w)) / POWER)
+        return np.array(distances)
 
     return values(least_squares(residuals, first, diff_step=[1e-3], ftol=TOLERANCE, max_nfev=25).x)
 
@@ -292,14 +292,14 @@ def left_out(runs: Sequence[RecordedRun], constants: StepConstants, groups: Sequ
     whole = _fit(plain, constants, FREE) if plain else {}
     kept = changed(constants, whole)
     near = fit_quantized(runs, kept)
-    found = [0.0] * len(runs)
+    errors_of = [0.0] * len(runs)
     for quantized, group in dict.fromkeys((run.quantized, group) for run, group in zip(runs, groups, strict=True)):
         places = [place for place, run in enumerate(runs) if (run.quantized, groups[place]) == (quantized, group)]
         rest = [run for place, run in enumerate(runs) if run.quantized == quantized and place not in places]
         others = changed(kept, fit_quantized(rest, kept, near)) if quantized else changed(constants, _fit(rest, constants, FREE, whole))
         for place, error in zip(places, errors([runs[place] for place in places], others), strict=True):
-            found[place] = error
-    return found
+            errors_of[place] = error
+    return errors_of
 
 
 def write(file: Path, values: Mapping[str, float]) -> None:
@@ -317,9 +317,9 @@ GROUPS: Mapping[str, Callable[[RecordedRun], Hashable]] = {
 """What the runs that `--hold-out` leaves out together have in common. A precision is held out model by model."""
 
 
-def _tell(what: str, runs: Sequence[RecordedRun], found: Sequence[float]) -> None:
+def _tell(what: str, runs: Sequence[RecordedRun], errors: Sequence[float]) -> None:
     for kind in (False, True):
-        chosen = [error for run, error in zip(runs, found, strict=True) if run.quantized == kind]
+        chosen = [error for run, error in zip(runs, errors, strict=True) if run.quantized == kind]
         if chosen:
             worst = max(chosen, key=abs)
             name = "quantized" if kind else "plain"

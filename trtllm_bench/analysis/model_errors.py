@@ -223,7 +223,7 @@ def _own(one: Checked) -> OwnError:
 def errors_left_out(root: Path) -> list[OwnError]:
     """Of each run that constants of today's engine follow, by those that the others give. Takes minutes."""
     gpus = [gpu for gpu in RECORDED if (constants := constants_for(gpu)).gpu == gpu and not constants.earlier]
-    found: list[OwnError] = []
+    measured: list[OwnError] = []
     for gpu in gpus:
         runs = fit.recorded_runs(root, gpu)
         quantized = [run for run in runs if run.quantized]
@@ -236,8 +236,8 @@ def errors_left_out(root: Path) -> list[OwnError]:
             for run, error in zip(chosen, errors, strict=True):
                 row = run.rows[-1]
                 one = OwnError(gpu_class(row.environment.gpu), row.cell, False, error, quantized=run.quantized)
-                found.append(replace(one, left_out=not whole, precision_left_out=whole))
-    return found
+                measured.append(replace(one, left_out=not whole, precision_left_out=whole))
+    return measured
 
 
 def in_sample(row: Row) -> bool:

@@ -95,16 +95,16 @@ def step_table(own: Sequence[OwnError], gpu: str, quantized: bool) -> list[str]:
         if one.in_sample and one.gpu == gpu and one.quantized == quantized and one.cell.gpus == 1:
             cells.setdefault((one.cell.model, one.cell.precision, f"{one.cell.isl}/{one.cell.osl}"), []).append(one)
     lines = ["| model | precision | ISL/OSL | sequences | error |", "|---|---|---|--:|--:|"]
-    for key, found in sorted(cells.items()):
-        ordered = sorted(found, key=lambda one: one.cell.batch)
+    for key, members in sorted(cells.items()):
+        ordered = sorted(members, key=lambda one: one.cell.batch)
         told = ", ".join(f"{one.cell.batch:,}" for one in ordered), ", ".join(f"{one.error:+.1%}" for one in ordered)
         lines.append(f"| {' | '.join((*key, *told))} |")
     return lines
 
 
-def factor_table(found: Sequence[Factor]) -> list[str]:
+def factor_table(factors: Sequence[Factor]) -> list[str]:
     lines = ["| engine | GPU | rows | median error | worst | factor | left out: median | worst |", "|---|---|--:|--:|--:|--:|--:|--:|"]
-    for one in found:
+    for one in factors:
         median = statistics.median(one.errors)
         worst = max(one.errors, key=lambda error: abs(math.log1p(error)))
         row = f"| {one.engine} | {one.gpu} | {len(one.errors)} | {median:+.1%} | {worst:+.1%} | {one.factor:.2f} | "

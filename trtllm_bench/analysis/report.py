@@ -27,7 +27,7 @@ KERNELS = 3
 
 def cell_facts(cell: MeasuredCell, percentile: float) -> dict[str, Any]:
     """What `report_cell` says, as data. Times in the unit of their name."""
-    found = breakdown(cell)
+    spent = breakdown(cell)
     facts: dict[str, Any] = {
         "cell": cell.label,
         "key": cell.row.key,
@@ -35,11 +35,11 @@ def cell_facts(cell: MeasuredCell, percentile: float) -> dict[str, Any]:
         "device": cell.row.environment.device,
         "output_tokens_per_s": cell.row.figures.get("output_tokens_per_s"),
         "output_tokens_per_s_at_ceilings": _at_ceilings(cell),
-        "us_per_output_token": found.per_token_us,
-        "source": found.source,
-        "parts_us_per_output_token": dict(sorted(found.parts.items(), key=lambda part: -abs(part[1]))),
+        "us_per_output_token": spent.per_token_us,
+        "source": spent.source,
+        "parts_us_per_output_token": dict(sorted(spent.parts.items(), key=lambda part: -abs(part[1]))),
         "note": "; ".join(_notes(cell)),
-        "findings": [asdict(one) for one in findings(cell, found)],
+        "findings": [asdict(one) for one in findings(cell, spent)],
     }
     try:
         return facts | {"request": asdict(slow_request(cell, percentile))}
@@ -49,9 +49,9 @@ def cell_facts(cell: MeasuredCell, percentile: float) -> dict[str, Any]:
 
 def difference_facts(a: MeasuredCell, b: MeasuredCell) -> dict[str, Any]:
     """What `report_difference` says, as data."""
-    found = difference(breakdown(a), breakdown(b))
-    parts = [{"part": name, "a": x, "b": y} for name, x, y in found.rows]
-    return {"a": a.label, "b": b.label, "us_per_output_token": dict(zip("ab", found.total, strict=True)), "parts": parts}
+    change = difference(breakdown(a), breakdown(b))
+    parts = [{"part": name, "a": x, "b": y} for name, x, y in change.rows]
+    return {"a": a.label, "b": b.label, "us_per_output_token": dict(zip("ab", change.total, strict=True)), "parts": parts}
 
 
 def all_facts(results: str) -> list[dict[str, Any]]:
@@ -63,25 +63,25 @@ def all_facts(results: str) -> list[dict[str, Any]]:
 
 
 def report_cell(cell: MeasuredCell, percentile: float, console: Console) -> None:
-    found = breakdown(cell)
+    spent = breakdown(cell)
     rate = cell.row.figures.get("output_tokens_per_s", 0.0)
     which = f" in the last of {cell.repeats} runs" if cell.repeats > 1 else ""
     sentence(console, f"{cell.label} on {cell.row.environment.device}: {rate:,.1f} output tok/s{which}", "bold")
     if (most := _at_ceilings(cell)) is not None:
         sentence(console, f"{rate / most:.0%} of the {most:,.1f} output tok/s that it would make if every op ran at its ceiling")
-    source = "its profile" if found.source == "profile" else "its step log and the step model"
-    console.print(f"{found.per_token_us:,.2f} us an output token, by {source}:")
+    source = "its profile" if spent.source == "profile" else "its step log and the step model"
+    console.print(f"{spent.per_token_us:,.2f} us an output token, by {source}:")
     for note in _notes(cell):
         sentence(console, f"note: {note}", "yellow")
-    parts = sorted(found.parts.items(), key=lambda part: -abs(part[1]))
-    small = [us for name, us in parts if abs(found.share(name)) < LEAST]
+    parts = sorted(spent.parts.items(), key=lambda part: -abs(part[1]))
+    small = [us for name, us in parts if abs(spent.share(name)) < LEAST]
     for name, us in parts:
-        if abs(found.share(name)) >= LEAST:
-            console.print(f"  {_short(name):<28}{us:>12,.2f} us {found.share(name):>7.1%}")
+        if abs(spent.share(name)) >= LEAST:
+            console.print(f"  {_short(name):<28}{us:>12,.2f} us {spent.share(name):>7.1%}")
     if small:
-        console.print(f"  {f'{len(small)} smaller parts':<28}{sum(small):>12,.2f} us {sum(small) / found.per_token_us:>7.1%}")
+        console.print(f"  {f'{len(small)} smaller parts':<28}{sum(small):>12,.2f} us {sum(small) / spent.per_token_us:>7.1%}")
     console.print()
-    for one in findings(cell, found):
+    for one in findings(cell, spent):
         gain = "" if one.gain is None else f" (predicted {one.gain:+.0%} tokens/s)"
         text = one.limit + ("; " if one.limit and one.change else "") + one.change + gain
         sentence(console, f"- {text[:1].upper()}{text[1:]}.")
@@ -128,11 +128,11 @@ def _report_request(slow: SlowRequest, cell: MeasuredCell, console: Console) -> 
 
 
 def report_difference(a: MeasuredCell, b: MeasuredCell, console: Console) -> None:
-    found = difference(breakdown(a), breakdown(b))
-    before, after = found.total
+    change = difference(breakdown(a), breakdown(b))
+    before, after = change.total
     sentence(console, f"A {a.label}: {before:,.2f} us an output token", "bold")
     sentence(console, f"B {b.label}: {after:,.2f} us an output token ({after / before - 1:+.1%})", "bold")
-    rows = [{"part": _short(name), "a": x, "b": y, "change": y - x, "share": (y - x) / before} for name, x, y in found.rows]
+    rows = [{"part": _short(name), "a": x, "b": y, "change": y - x, "share": (y - x) / before} for name, x, y in change.rows]
     rows.append({"part": "whole", "a": before, "b": after, "change": after - before, "share": after / before - 1})
     columns = [Column("part"), *(Column(name, name.upper(), unit="us", kind="number", places=2) for name in ("a", "b"))]
     columns += [Column("change", "B - A", unit="us", kind="number", places=2), Column("share", "of A", kind="percent")]

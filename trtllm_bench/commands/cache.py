@@ -29,7 +29,7 @@ def ls(as_json: AsJson = False) -> None:
 
     from trtllm_engines.engine import cache
 
-    found: dict[str, Any] = {
+    listing: dict[str, Any] = {
         "folder": str(cache.cache_folder()),
         "bytes": cache.total_bytes(),
         "limit_bytes": cache.limit_bytes(),
@@ -47,11 +47,11 @@ def ls(as_json: AsJson = False) -> None:
     if as_json:
         import json
 
-        typer.echo(json.dumps(found, indent=2))
+        typer.echo(json.dumps(listing, indent=2))
         return
-    for one in found["engines"]:
+    for one in listing["engines"]:
         typer.echo(f"{one['used'][:16].replace('T', ' ')}  {one['bytes'] / 2**20:8,.1f} MiB  {one['name']}")
-    typer.echo(f"{found['bytes'] / 2**30:,.1f} of {found['limit_bytes'] / 2**30:,.1f} GiB in {found['folder']}")
+    typer.echo(f"{listing['bytes'] / 2**30:,.1f} of {listing['limit_bytes'] / 2**30:,.1f} GiB in {listing['folder']}")
 
 
 @app.command("clean")

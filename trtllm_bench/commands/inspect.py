@@ -25,12 +25,12 @@ def command(
     from trtllm_engines.engine.inspect import describe, render
 
     with build_progress() as report:
-        found = describe(engine, verify=verify, progress=report)
+        description = describe(engine, verify=verify, progress=report)
     if as_json:
         import json
 
-        typer.echo(json.dumps(found, indent=2, default=str))
+        typer.echo(json.dumps(description, indent=2, default=str))
         return
     from trtllm_dashboards.tables import plain_console
 
-    plain_console().print(render(found))
+    plain_console().print(render(description))

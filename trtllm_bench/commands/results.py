@@ -168,7 +168,7 @@ def _echo_json(rows: list[dict[str, Any]]) -> None:
     typer.echo(json.dumps(rows, indent=1))
 
 
-def _by_definitions(store: Path, rows: list[Row], wanted: str) -> None:
+def _by_definitions(store: Path, rows: list[Row], named_tool: str) -> None:
     """The stored requests of each row under the named tools' definitions, side by side."""
     from trtllm_dashboards.tables import Column, plain_console, show
     from trtllm_results.errors import ResultsError
@@ -177,16 +177,16 @@ def _by_definitions(store: Path, rows: list[Row], wanted: str) -> None:
     from trtllm_results.metrics.requests import RequestLog
     from trtllm_results.store.table import Store
 
-    tools = list(DEFINITIONS) if wanted == "all" else ["trtllm-bench", wanted]
+    tools = list(DEFINITIONS) if named_tool == "all" else ["trtllm-bench", named_tool]
     for row in rows:
         table = Store(store, create=False).read_side("requests", row)
         if table is None:
             raise ResultsError(f"{row.label} has no stored requests, so it cannot be told under other definitions")
         log = RequestLog.from_side(table, gpus=row.cell.gpus)
-        found = {tool: figures(log, tool) for tool in tools}
+        by_tool = {tool: figures(log, tool) for tool in tools}
         shown = [name for name in METRICS if name.endswith(("_mean_ms", "_p50_ms", "_p99_ms", "_per_s", "_per_user"))]
-        names = [name for name in shown if any(name in one for one in found.values()) and not name.startswith(("queue", "lag"))]
-        lines = [{"figure": _with_unit(name)} | {tool: one.get(name) for tool, one in found.items()} for name in names]
+        names = [name for name in shown if any(name in one for one in by_tool.values()) and not name.startswith(("queue", "lag"))]
+        lines = [{"figure": _with_unit(name)} | {tool: one.get(name) for tool, one in by_tool.items()} for name in names]
         columns = [Column("figure"), *(Column(tool, kind="number") for tool in tools)]
         show(lines, columns, title=f"{row.label}, repeat {row.repeat}", console=plain_console())
 

@@ -236,8 +236,10 @@ def _moved(done: RequestLog, gaps: Sequence[Standstill]) -> dict[str, float]:
 
 
 def _percentiles(log: RequestLog) -> dict[str, float]:
-    found = metrics.figures(log)
-    return {name: value for name, value in found.items() if name.startswith(("ttft_p", "tpot_p", "itl_p", "e2e_p", "ttft_max", "e2e_max"))}
+    figures = metrics.figures(log)
+    return {
+        name: value for name, value in figures.items() if name.startswith(("ttft_p", "tpot_p", "itl_p", "e2e_p", "ttft_max", "e2e_max"))
+    }
 
 
 def _undisturbed(done: RequestLog, gaps: Sequence[Standstill]) -> RequestLog:

@@ -129,10 +129,10 @@ class Bench:
         if arch != "cpu":
             from trtllm_kernels.compile.pool import compile_many
 
-            found = compile_many([k for op in self._ops for k in op.tactics[arch].kernels], arch)
-            for reason in (one for one in found.values() if isinstance(one, str)):
+            cubins = compile_many([k for op in self._ops for k in op.tactics[arch].kernels], arch)
+            for reason in (one for one in cubins.values() if isinstance(one, str)):
                 raise KernelError(reason)
-            self._cubins = found
+            self._cubins = cubins
 
     def ops(self, case: KernelCase) -> Iterator[BoundOp]:
         """The step's ops in order, one of each kind, each bound to the results of those before it."""
@@ -369,11 +369,11 @@ class BoundOp:
         logits, tokens = (self.memory[name] for name in self.op.outputs)
         arguments = self.arguments()
         most = logits.gather(1, tokens.long().clamp(0, logits.shape[1] - 1)[:, None])[:, 0] == logits.amax(1)
-        wanted, chosen, best, last_tokens, ring = expected
+        expected_logits, chosen, best, last_tokens, ring = expected
         sampled, last_tokens, ring = torch.where(most, tokens, chosen), last_tokens.clone(), ring.clone()
         last_tokens[arguments["sample_slots"].long()] = sampled
         ring[int(arguments["ring_slot"]), : len(sampled)] = sampled.to(ring.device)
-        return [wanted, sampled, best, last_tokens, ring]
+        return [expected_logits, sampled, best, last_tokens, ring]
 
     def written(self) -> list[torch.Tensor]:
         """Results, then what is written in place, by the ops that this one includes too."""

@@ -114,8 +114,8 @@ def draw(run: Run, path: Path) -> Path:
     axes = figure.add_subplot()
     height = 0.8 / len(cases)
     for index, (case, m) in enumerate(cases):
-        found = {one.role: one.share for one in run.results if (one.case, one.m) == (case, m)}
-        at = [(place + index * height, found[role]) for place, role in enumerate(roles) if found.get(role)]
+        shares = {one.role: one.share for one in run.results if (one.case, one.m) == (case, m)}
+        at = [(place + index * height, shares[role]) for place, role in enumerate(roles) if shares.get(role)]
         axes.barh([y for y, _ in at], [100 * (share or 0) for _, share in at], height=height, label=f"{case} M={m}")
     axes.set_yticks([place + 0.4 - height / 2 for place in range(len(roles))], [role.rpartition(".")[2] for role in roles])
     axes.invert_yaxis()

@@ -33,15 +33,15 @@ class KernelSelection:
     """Tokens of a prompt that are in the cache before those of the step; 0: none, the prompt is whole."""
 
 
-def cases_of(wanted: KernelSelection) -> list[KernelCase]:
+def cases_of(selection: KernelSelection) -> list[KernelCase]:
     def prompt(m: int) -> list[KernelCase]:
-        return [] if m < PREFILL_FROM else [chunk_case(m, wanted.past)] if wanted.past else [prefill_case(m)]
+        return [] if m < PREFILL_FROM else [chunk_case(m, selection.past)] if selection.past else [prefill_case(m)]
 
-    return [case for m in wanted.m for case in (decode_case(m, wanted.kv_len), *prompt(m))]
+    return [case for m in selection.m for case in (decode_case(m, selection.kv_len), *prompt(m))]
 
 
 def run(
-    wanted: KernelSelection,
+    selection: KernelSelection,
     bench: Bench,
     timer: Timer,
     rule: StoppingRule,
@@ -50,18 +50,18 @@ def run(
     peers: bool = True,
 ) -> list[Measured]:
     """Raises `BenchError` when no op has the name asked for."""
-    found: list[Measured] = []
-    for case in cases_of(wanted):
+    measured: list[Measured] = []
+    for case in cases_of(selection):
         for bound in bench.ops(case):
-            if not _chosen(bound, case, wanted.name):
+            if not _chosen(bound, case, selection.name):
                 continue
             one = _measured(bound, case, bench, timer, rule, hardware, peers)
-            found.append(one)
+            measured.append(one)
             tell(one)
-    if not found:
+    if not measured:
         names = sorted({op.op for op in bench.plan.ops})
-        raise BenchError(f"no op of {wanted.model} is named '{wanted.name}'; it has {', '.join(names)}")
-    return found
+        raise BenchError(f"no op of {selection.model} is named '{selection.name}'; it has {', '.join(names)}")
+    return measured
 
 
 def _chosen(bound: BoundOp, case: KernelCase, name: str) -> bool:

@@ -117,15 +117,15 @@ def _library(events: Sequence[Event], launches: Sequence[PlannedLaunch], index: 
     return placed
 
 
-def place_ranges(found: Sequence[Event], steps: Sequence[SeenStep], ops: Sequence[Op]) -> list[Placed]:
+def place_ranges(ranges: Sequence[Event], steps: Sequence[SeenStep], ops: Sequence[Op]) -> list[Placed]:
     """The same from the ranges of a CPU trace, each named by its op: one `launch` range per step holds one range per op. Raises
     `RunFailure` when the trace has another number of steps."""
-    launches = [event for event in found if event.name.startswith("launch ")]
+    launches = [event for event in ranges if event.name.startswith("launch ")]
     if len(launches) != len(steps):
         raise RunFailure(f"the trace holds {len(launches)} steps and {len(steps)} were launched while it was recorded")
     index_of = {op.name: i for i, op in enumerate(ops)}
     placed, step = [], 0
-    for event in found:
+    for event in ranges:
         while step < len(launches) - 1 and event.start_us >= launches[step].end_us:
             step += 1
         if not launches[step].start_us <= event.start_us < launches[step].end_us:

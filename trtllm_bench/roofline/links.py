@@ -44,13 +44,13 @@ def measure_links(gpus: int, seconds: float, tell: Callable[[str], None]) -> Lin
             said = f"not done after {TIMEOUT_S:g} s"
         if not out.exists():
             raise BenchError(f"the links between {gpus} GPUs could not be measured: {said or 'the processes wrote nothing'}")
-        found = Links(**json.loads(out.read_text()))
-    tell(f"links: copy {found.copy_bytes_per_s / 1e9:,.1f} GB/s one way ({gpus} GPUs, slowest pair)")
-    for size, us in found.all_reduce_us.items():
-        tell(reduction_text(int(size), us, found.nccl_all_reduce_us.get(size)))
+        links = Links(**json.loads(out.read_text()))
+    tell(f"links: copy {links.copy_bytes_per_s / 1e9:,.1f} GB/s one way ({gpus} GPUs, slowest pair)")
+    for size, us in links.all_reduce_us.items():
+        tell(reduction_text(int(size), us, links.nccl_all_reduce_us.get(size)))
     if said:
-        tell(f"all-reduce{' by NCCL' if found.all_reduce_us else ''}: not here ({said[:160]})")
-    return found
+        tell(f"all-reduce{' by NCCL' if links.all_reduce_us else ''}: not here ({said[:160]})")
+    return links
 
 
 def command(gpus: int, seconds: float, out: Path) -> list[str]:

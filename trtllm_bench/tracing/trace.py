@@ -62,22 +62,22 @@ def _is_event(one: Any) -> bool:
 
 def device_events(content: Mapping[str, Any]) -> list[Event]:
     """Kernels, copies and fills on the device, by start."""
-    found = [
+    events = [
         _event(e, "", _CATEGORIES[e["cat"]], (e.get("args") or {}).get("stream"))
         for e in content["traceEvents"]
         if e.get("ph") == "X" and e.get("cat") in _CATEGORIES
     ]
-    return sorted(found, key=lambda event: event.start_us)
+    return sorted(events, key=lambda event: event.start_us)
 
 
 def ranges(content: Mapping[str, Any]) -> list[Event]:
     """Our own ranges on the CPU, without their prefix, by start and then the outer first."""
-    found = [
+    events = [
         _event(e, RANGE_PREFIX, "range")
         for e in content["traceEvents"]
         if e.get("ph") == "X" and e.get("cat") == "user_annotation" and str(e.get("name", "")).startswith(RANGE_PREFIX)
     ]
-    return sorted(found, key=lambda event: (event.start_us, -event.duration_us))
+    return sorted(events, key=lambda event: (event.start_us, -event.duration_us))
 
 
 def _event(event: Mapping[str, Any], prefix: str, kind: EventKind, stream: Any = None) -> Event:

@@ -52,14 +52,14 @@ class Race:
 
 def steps(m: Sequence[int], kv_len: int, longest: int) -> list[KernelCase]:
     """The steps of `--m`, of sequences no longer than `longest`. Many decoding sequences get shorter caches, so that all fit."""
-    found: list[KernelCase] = []
+    cases: list[KernelCase] = []
     for tokens in m:
-        found.append(KernelCase(DECODE, StepShape.decode(tokens, max(1, min(kv_len, longest, MOST_CACHED // tokens)))))
+        cases.append(KernelCase(DECODE, StepShape.decode(tokens, max(1, min(kv_len, longest, MOST_CACHED // tokens)))))
         if PREFILL_FROM <= tokens <= longest:
-            found.append(prefill_case(tokens))
+            cases.append(prefill_case(tokens))
         if PREFILL_FROM <= tokens < longest:
-            found.append(chunk_case(tokens, min(kv_len, longest - tokens)))
-    return found
+            cases.append(chunk_case(tokens, min(kv_len, longest - tokens)))
+    return cases
 
 
 def threshold_steps(choices: Iterable[Choice], longest: int) -> list[KernelCase]:
@@ -92,7 +92,7 @@ class TuningPlan:
 
     def races(self, cases: Sequence[KernelCase], thresholds: bool, base: Mapping[str, Tactic]) -> list[Race]:
         """Of the choices that are thresholds, or of those that are not; `base`: what was decided before, by key."""
-        found: list[Race] = []
+        chosen: list[Race] = []
         programs: dict[tuple[str, str], list[tuple[Tactic, Lowered]]] = {}
         for case in cases:
             costs = self._counter.step(case.shape)
@@ -103,8 +103,8 @@ class TuningPlan:
                     if here and case.label in choice.steps:
                         if (key, choice.name) not in programs:
                             programs[key, choice.name] = self._lowered(key, choice, base.get(key, {}))
-                        found += self._race(key, choice, case, programs[key, choice.name], stake)
-        return found
+                        chosen += self._race(key, choice, case, programs[key, choice.name], stake)
+        return chosen
 
     def races_of(self, key: str, choice: Choice, cases: Sequence[KernelCase], base: Tactic) -> list[Race]:
         """Of one choice, in the steps in which it shows with `base` for the rest."""
@@ -153,12 +153,12 @@ def _stake(cost: OpCost) -> float:
 
 def _active(lowered: Lowered, symbols: Mapping[str, int]) -> object:
     """What of an op runs in a step: kernels or routines, grids and arguments, in order."""
-    found = []
+    active = []
     for launch in lowered.launches:
         grid = tuple(evaluate(dim, symbols) for dim in launch.grid)
         if min(grid) > 0:
-            found.append((launch.kernel or launch.library, grid, tuple(_argument(launch, i, symbols) for i in range(len(launch.args)))))
-    return tuple(found)
+            active.append((launch.kernel or launch.library, grid, tuple(_argument(launch, i, symbols) for i in range(len(launch.args)))))
+    return tuple(active)
 
 
 def active_launches(lowered: Lowered, symbols: Mapping[str, int]) -> Lowered:

@@ -150,9 +150,9 @@ class Tuner:
         stage = f"compile {self.label}".strip()
         missing = [spec for key, spec in specs.items() if key not in self._compiled_before]
         if missing:
-            found = self.compile(missing, seconds, lambda done, total: self.progress(stage, done, total))
-            self.bench.add_kernels({key: one for key, one in found.items() if isinstance(one, Cubin)})
-            self._compiled_before |= found
+            outcomes = self.compile(missing, seconds, lambda done, total: self.progress(stage, done, total))
+            self.bench.add_kernels({key: one for key, one in outcomes.items() if isinstance(one, Cubin)})
+            self._compiled_before |= outcomes
         limit = shared_limit(self.course.arch)
         return {key: reason for key, one in self._compiled_before.items() if (reason := unfit_reason(one, limit))}
 

@@ -167,16 +167,16 @@ def record(path: Path, gpu: str, arch: str, decisions: Sequence[Decision]) -> No
 
     Choices of cuBLASLt's algorithms are of one version of it: those of another are dropped where a new one is written.
     """
-    found: dict[str, dict[str, int]] = {}
+    faster: dict[str, dict[str, int]] = {}
     measured: dict[str, set[str]] = {}
     for decision in decisions:
-        found.setdefault(decision.key, {}).update(decision.winner)
+        faster.setdefault(decision.key, {}).update(decision.winner)
         measured.setdefault(decision.key, set()).update(decision.choice.tunables)
     recorded = _held(path, gpu, arch)
-    for name, winner in found.items():
+    for name, winner in faster.items():
         if not measured[name].isdisjoint(ALGORITHMS):
             _of_one_version(winner, measured[name], recorded.get(name, {}))
-    tactics.merge(path, gpu, arch, found, measured)
+    tactics.merge(path, gpu, arch, faster, measured)
 
 
 def _of_one_version(winner: dict[str, int], measured: set[str], recorded: tactics.Tactic) -> None:

@@ -62,11 +62,11 @@ def tuning_progress() -> Iterator[Progress]:
 
 
 def rows(decisions: Sequence[Decision]) -> list[dict[str, object]]:
-    found: list[dict[str, object]] = []
+    shown: list[dict[str, object]] = []
     for decision in decisions:
         for outcome in decision.outcomes:
             default, best = decision.times(outcome)
-            found.append(
+            shown.append(
                 {
                     "op": decision.role.rpartition(".")[2],
                     "choice": decision.choice.name,
@@ -79,7 +79,7 @@ def rows(decisions: Sequence[Decision]) -> list[dict[str, object]]:
                     "dropped": len(outcome.dropped),
                 }
             )
-    return found
+    return shown
 
 
 def print_decisions(decisions: Sequence[Decision], title: str, console: Console) -> None:

@@ -175,13 +175,13 @@ class StepBench:
         return [view.clone() for view in views]
 
     def _active(self, case: KernelCase, chosen: Tactics, key: str = "") -> list[Lowered]:
-        found: list[Lowered] = []
+        active: list[Lowered] = []
         for one in self._lowering(chosen, key):
             place = (id(one), case.shape.tokens)
             if place not in self._active_known:
                 self._active_known[place] = active_launches(one, case.shape.symbols)
-            found.append(self._active_known[place])
-        return found
+            active.append(self._active_known[place])
+        return active
 
     def _bound(self, lowered: Sequence[Lowered], case: KernelCase) -> Any:
         from trtllm_kernels.launch.driver import BoundProgram
@@ -246,16 +246,16 @@ class StepLowering:
 
     def __call__(self, chosen: Tactics, key: str = "") -> list[Lowered]:
         """Of all ops in order; `key`: of the first op of that alone, and what is lowered with it."""
-        found: list[Lowered] = []
+        lowered: list[Lowered] = []
         for index, ops in enumerate(self._units):
-            if key and (found or all(self.keys[op.name] != key for op in ops)):
+            if key and (lowered or all(self.keys[op.name] != key for op in ops)):
                 continue
             mine = tuple(frozenset(chosen.get(self.keys[op.name], {}).items()) for op in ops)
             if (index, mine) not in self._known:
                 selected = select_tactics(ops, self._specs, (self._arch,), outputs=self._plan.outputs, chosen=chosen)
                 self._known[index, mine] = tuple(op.tactics[self._arch] for op in selected)
-            found += self._known[index, mine]
-        return found
+            lowered += self._known[index, mine]
+        return lowered
 
 
 def _units(ops: Sequence[Op]) -> Iterator[tuple[Op, ...]]:
@@ -277,12 +277,12 @@ def cut_plan(
         few = replace(config, num_layers=min(layers, config.num_layers))
         return compile_cases(few, precision, arch, cases, page_size, kv_dtype=kv_dtype, layout=ParallelLayout(tp=tp), gpu=gpu)
 
-    found = compiled(LEAST_LAYERS)
-    nbytes = weight_bytes(found.plan.weights)
+    compiled_model = compiled(LEAST_LAYERS)
+    nbytes = weight_bytes(compiled_model.plan.weights)
     if nbytes < LEAST_BYTES and config.num_layers > LEAST_LAYERS:
-        found = compiled(-(-LEAST_LAYERS * LEAST_BYTES // nbytes))
-    plan, replaced = alone(found.plan, arch, gpu)
-    return plan, found.constants, replaced
+        compiled_model = compiled(-(-LEAST_LAYERS * LEAST_BYTES // nbytes))
+    plan, replaced = alone(compiled_model.plan, arch, gpu)
+    return plan, compiled_model.constants, replaced
 
 
 def alone(plan: Plan, arch: str, gpu: str) -> tuple[Plan, frozenset[str]]:

@@ -179,13 +179,13 @@ class StepTuner:
     ) -> list[tuple[str, Choice]]:
         """Choices of an op that show in more sizes than those they were decided in: without a GEMV, a tile for few tokens takes one,
         too."""
-        found: list[tuple[str, Choice]] = []
+        shown: list[tuple[str, Choice]] = []
         for choice in self.course.choices[key]:
             before = decisions.get((key, choice.name))
             sizes = {race.case.shape.tokens for race in self._races(key, choice, cases, chosen)}
             if (key, choice) not in waiting and sizes - {one.tokens for one in (before.sizes if before else ())}:
-                found.append((key, choice))
-        return found
+                shown.append((key, choice))
+        return shown
 
     def _races(self, key: str, choice: Choice, cases: Sequence[KernelCase], chosen: Tactics) -> list[Race]:
         here = [case for case in cases if self.bench.runs(case, key, chosen)]
@@ -210,11 +210,11 @@ class StepTuner:
         if not missing:
             return
         stage = f"compile {self.label}".strip()
-        found = self.compile(missing, seconds, lambda done, total: self.progress(stage, done, total))
-        self.bench.add_kernels({key: one for key, one in found.items() if isinstance(one, Cubin)})
-        self._known |= found
+        outcomes = self.compile(missing, seconds, lambda done, total: self.progress(stage, done, total))
+        self.bench.add_kernels({key: one for key, one in outcomes.items() if isinstance(one, Cubin)})
+        self._known |= outcomes
         limit = shared_limit(self.course.arch)
-        self._unfit |= {key: reason for key, one in found.items() if (reason := unfit_reason(one, limit))}
+        self._unfit |= {key: reason for key, one in outcomes.items() if (reason := unfit_reason(one, limit))}
 
     def _decide(self, key: str, choice: Choice, cases: Sequence[KernelCase], chosen: Tactics) -> StepDecision | None:
         races = self._races(key, choice, cases, chosen)
@@ -281,7 +281,7 @@ class StepTuner:
         self, decisions: Sequence[StepDecision], cases: Sequence[KernelCase], recorded: Tactics, chosen: dict[str, Tactic], deadline: float
     ) -> list[StepDecision]:
         """With and without each winner, sustained, as long as there is time; one that is not faster goes."""
-        found: list[StepDecision] = []
+        judged: list[StepDecision] = []
         stage = f"confirm {self.label}".strip()
         for done, decision in enumerate(decisions, 1):
             needed = PAIR_S * (len(decision.sizes) + len(cases))
@@ -297,19 +297,19 @@ class StepTuner:
                     chosen[decision.key] = without
                     self.hold(decision.key, decision.choice, held)
                 decision = replace(decision, confirmed=confirmed, winner=decision.winner if confirmed else {})
-            found.append(decision)
+            judged.append(decision)
             self.progress(stage, done, len(decisions), decision.role)
-        return found
+        return judged
 
     def _whole(self, cases: Sequence[KernelCase], recorded: Tactics, chosen: Tactics, deadline: float) -> tuple[Whole, ...]:
         """Of as many sizes as there is time for."""
-        found: list[Whole] = []
+        pairs: list[Whole] = []
         for done, case in enumerate(cases, 1):
             if self.clock() + PAIR_S > deadline:
                 break
-            found.append(Whole(case.shape.tokens, *self._pair(case, recorded, chosen)))
+            pairs.append(Whole(case.shape.tokens, *self._pair(case, recorded, chosen)))
             self.progress(f"whole {self.label}".strip(), done, len(cases))
-        return tuple(found)
+        return tuple(pairs)
 
     def _pair(self, case: KernelCase, before: Tactics, after: Tactics) -> tuple[Sustained, Sustained]:
         """Both sustained, in turns: means over the turns of each."""
@@ -320,7 +320,7 @@ class StepTuner:
         for program in programs:
             self.bench.batch(program, WARM_S / 2)
         turns = [(which, self.bench.sustained(programs[which], SUSTAINED_S)) for which in TURNS]
-        first, second = (_mean_of([one for which, one in turns if which == wanted]) for wanted in (0, 1))
+        first, second = (_mean_of([one for which, one in turns if which == order]) for order in (0, 1))
         return first, second
 
 

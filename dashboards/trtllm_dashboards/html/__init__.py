@@ -81,9 +81,9 @@ def contents(sources: Sources, title: str, link: Callable[[Profile, str], str]) 
     """The page's data of these sources; `link` gives the address of a profile's page, linking back to a cell."""
     content = build(sources.sets, title, sources.stores)
     cells = cells_in(sources.sets)
-    found = profiles(sources.stored)
+    stored_profiles = profiles(sources.stored)
     entries = []
-    for profile in found:
+    for profile in stored_profiles:
         own = cells_of(profile, cells)
         entries.append({**profile.summary, "cells": own, "href": link(profile, cells[own[0]].key if own else "")})
     skipped = [f"Left out: {text}." for text in sources.skipped]
@@ -94,7 +94,7 @@ def contents(sources: Sources, title: str, link: Callable[[Profile, str], str]) 
         **content,
         "paths": paths,
         "profiles": entries,
-        "gates": gates(sources.stored, found),
+        "gates": gates(sources.stored, stored_profiles),
         "comparison": compared(sources.sets),
         "gpus": gpu_section([row for rows in sources.sets.values() for row in rows]),
         "notes": [*skipped, *content["notes"]],
@@ -107,16 +107,16 @@ def explanations(sources: Sources, content: Mapping[str, Any], explain: Explain,
     current = {id(p) for p in newest(p for p in cells if p.rows[0].status == "ok")}
     rates = content["figures"].get(HEADLINE, {"mean": []})["mean"]
     order = sorted((i for i, p in enumerate(cells) if id(p) in current and rates[i] is not None), key=lambda i: -rates[i])
-    found: dict[int, Mapping[str, Any]] = {}
+    by_cell: dict[int, Mapping[str, Any]] = {}
     for index in order:
-        if len(found) == count:
+        if len(by_cell) == count:
             break
         row = cells[index].rows[-1]
         for store in sources.stores:
             if store.read_side("steps", row, ["done_s"]) is not None:
                 with contextlib.suppress(ValueError):
-                    found[index] = explain(store, row)
-    return found
+                    by_cell[index] = explain(store, row)
+    return by_cell
 
 
 def page(payload: dict[str, Any], *, live: bool = False) -> str:

@@ -25,9 +25,9 @@ def compared(sets: RowSets) -> dict[str, Any] | None:
     if len(named) < 2:
         return None
     rows = [row for one in named for row in one.rows if row.status == "ok"]
-    wanted = FIGURES if len({row.key for row in rows}) <= FEW else FIGURES[:1]
+    compared_figures = FIGURES if len({row.key for row in rows}) <= FEW else FIGURES[:1]
     try:
-        found = compare(named, [name for name in wanted if any(name in row.figures for row in rows)])
+        found = compare(named, [name for name in compared_figures if any(name in row.figures for row in rows)])
     except ResultsError:
         return None
     counts: dict[str, dict[str, int]] = {}

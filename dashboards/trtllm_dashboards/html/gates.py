@@ -24,7 +24,7 @@ FINDING = ("figure", "unit", "a", "b", "change", "low", "high", "margin", "verdi
 def gates(stored: Iterable[tuple[Store, Sequence[Row]]], profiles: Iterable[Profile] = ()) -> list[dict[str, Any]]:
     """One entry a store that a gate filled, for JSON."""
     known = list(profiles)
-    return [found for store, rows in stored if (found := _gate(store, rows, known)) is not None]
+    return [gate for store, rows in stored if (gate := _gate(store, rows, known)) is not None]
 
 
 def _gate(store: Store, stored: Sequence[Row], profiles: list[Profile]) -> dict[str, Any] | None:
@@ -73,10 +73,10 @@ def _culprits(rows: list[Row], profiles: list[Profile]) -> tuple[list[dict[str, 
     arms: dict[str, Mapping[str, Any]] = {}
     for arm in ("A", "B"):
         keys = {row.key for row in rows if row.arm == arm}
-        found = next((profile for profile in profiles if profile.key in keys), None)
-        if found is not None:
+        profile_of_cell = next((profile for profile in profiles if profile.key in keys), None)
+        if profile_of_cell is not None:
             try:
-                arms[arm] = profile_page.load(found.folder)
+                arms[arm] = profile_page.load(profile_of_cell.folder)
             except DashboardError:
                 continue
     if len(arms) < 2:

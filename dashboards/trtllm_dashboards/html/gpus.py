@@ -15,16 +15,16 @@ OURS = ("ours", "predicted")
 def gpu_section(rows: Sequence[Row]) -> dict[str, Any] | None:
     """Cases, each with its GPUs and their bars, for JSON; None where no case of the brief was measured or predicted here."""
     try:
-        found = compare_gpus([row for row in rows if not row.arm])
+        comparison = compare_gpus([row for row in rows if not row.arm])
     except ResultsError:
         return None
-    if not any(bar.kind in OURS for case in found.cases for bars in case.bars.values() for bar in bars):
+    if not any(bar.kind in OURS for case in comparison.cases for bars in case.bars.values() for bar in bars):
         return None
     cases = [
         {"title": case.title, "gpus": [{"gpu": gpu, "bars": [_bar(bar) for bar in bars]} for gpu, bars in case.bars.items()]}
-        for case in found.cases
+        for case in comparison.cases
     ]
-    return {"cases": cases, "kinds": KINDS, "notes": [*found.doubts, *found.notes]}
+    return {"cases": cases, "kinds": KINDS, "notes": [*comparison.doubts, *comparison.notes]}
 
 
 def _bar(bar: Bar) -> dict[str, Any]:

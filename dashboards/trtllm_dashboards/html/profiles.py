@@ -69,16 +69,16 @@ def _profile(folder: Path, key: str) -> Profile | None:
     return Profile(folder, key or str(cell.get("cell_key", "")), cell, summary)
 
 
-def cells_of(profile: Profile, found: Sequence[Point]) -> list[int]:
+def cells_of(profile: Profile, points: Sequence[Point]) -> list[int]:
     """Indices of the cells it is of: the very cell, else those a reader calls the same."""
-    exact = [index for index, point in enumerate(found) if point.key == profile.key]
+    exact = [index for index, point in enumerate(points) if point.key == profile.key]
     if exact or not profile.cell:
         return exact
     names = [name for name in ALIGN_FIELDS if name in profile.cell]
     device = profile.summary.get("device", "")
     return [
         index
-        for index, point in enumerate(found)
+        for index, point in enumerate(points)
         if all(getattr(point.cell, name) == profile.cell[name] for name in names)
         and point.environment.device == device
         and not point.rows[0].arm

@@ -37,21 +37,21 @@ def run_of(point: Point, stores: Sequence[Store]) -> dict[str, Any] | None:
         begin, end = float(np.min(requests["intended_s"])), float(np.nanmax(requests["end_s"]))
         if not end > begin:
             continue
-        found: dict[str, Any] = {"repeat": row.repeat, "duration_s": _round(end - begin), "requests": _requests(requests, begin)}
-        found["rate"] = _rate(requests, begin, end)
+        run: dict[str, Any] = {"repeat": row.repeat, "duration_s": _round(end - begin), "requests": _requests(requests, begin)}
+        run["rate"] = _rate(requests, begin, end)
         if (samples := _columns(stores, "samples", row, ("time_s", "device", "power_w", "sm_clock_mhz"))) is not None:
-            found["telemetry"] = _telemetry(samples, begin, end)
+            run["telemetry"] = _telemetry(samples, begin, end)
         if (steps := _columns(stores, "steps", row, STEPS)) is not None:
-            found["phases"] = _phases(steps)
-        return found
+            run["phases"] = _phases(steps)
+        return run
     return None
 
 
-def _columns(stores: Sequence[Store], kind: SideKind, row: Row, wanted: Sequence[str]) -> dict[str, Any] | None:
+def _columns(stores: Sequence[Store], kind: SideKind, row: Row, names: Sequence[str]) -> dict[str, Any] | None:
     for store in stores:
         table = store.read_side(kind, row)
         if table is not None:
-            return {name: table.column(name).to_numpy(zero_copy_only=False) for name in wanted if name in table.column_names}
+            return {name: table.column(name).to_numpy(zero_copy_only=False) for name in names if name in table.column_names}
     return None
 
 
@@ -89,12 +89,12 @@ def _telemetry(samples: dict[str, Any], begin: float, end: float) -> dict[str, A
     place = np.minimum(((time - begin) / (end - begin) * buckets).astype(int), buckets - 1)
     held = np.bincount(place, minlength=buckets)
     used = held > 0
-    found: dict[str, Any] = {"t": [_round((i + 0.5) * (end - begin) / buckets) for i in np.flatnonzero(used)]}
+    series: dict[str, Any] = {"t": [_round((i + 0.5) * (end - begin) / buckets) for i in np.flatnonzero(used)]}
     for name, scale in (("power_w", count), ("sm_clock_mhz", 1)):
         if name in samples:
             sums = np.bincount(place, np.nan_to_num(np.asarray(samples[name], float)[inside]), minlength=buckets)
-            found[name] = [_round(float(v)) for v in sums[used] / held[used] * scale]
-    return found
+            series[name] = [_round(float(v)) for v in sums[used] / held[used] * scale]
+    return series
 
 
 def _phases(steps: dict[str, Any]) -> dict[str, float | int | None] | None:

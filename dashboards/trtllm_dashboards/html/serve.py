@@ -53,14 +53,14 @@ class Watch:
 
     def stamp(self) -> Stamp:
         """Changes whenever a file does; a missing file is (0, 0)."""
-        found = []
+        stamps = []
         for path in (*self.files(), *(store / PROGRESS for store in self.stores())):
             try:
                 status = path.stat()
-                found.append((status.st_mtime_ns, status.st_size))
+                stamps.append((status.st_mtime_ns, status.st_size))
             except OSError:
-                found.append((0, 0))
-        return tuple(found)
+                stamps.append((0, 0))
+        return tuple(stamps)
 
     async def payload(self) -> dict[str, Any]:
         async with self._lock:
@@ -79,7 +79,7 @@ class Watch:
             content = build({"": []}, self.title)
             if any((path / ROWS).exists() or path.is_file() for path in self.stores()):
                 content["notes"] = [f"{str(error).rstrip('.')}."]
-        told = [found for store in self.stores() if (found := read_progress(store)) is not None]
+        told = [progress for store in self.stores() if (progress := read_progress(store)) is not None]
         content["progress"] = told or None
         return content
 

@@ -30,13 +30,13 @@ def told(point: Point) -> str:
 
 
 def draw(material: Material) -> Figure:
-    found = having(points(material.sets), X, COST)
-    if not found:
+    plotted = having(points(material.sets), X, COST)
+    if not plotted:
         raise DashboardError(
             f"no row carries both {X} and a cost, which the cost plot needs; give --gpu-price-per-hour, for results of a GPU"
         )
     sheet = style.Sheet("Cost against speed per user", "")
-    plan = layout(found, sheet, told)
+    plan = layout(plotted, sheet, told)
     drawing, axes = sheet.panels(list(plan.panels))
     for ax, members in zip(axes, plan.panels.values(), strict=True):
         against_speed(ax, members, plan, COST, cheapest)

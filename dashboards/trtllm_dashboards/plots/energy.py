@@ -22,13 +22,13 @@ def told(point: Point) -> str:
 
 
 def draw(material: Material) -> Figure:
-    found = [p for p in having(points(material.sets), *PAIR) if load_of(p) > 0]
-    if not found:
+    plotted = [p for p in having(points(material.sets), *PAIR) if load_of(p) > 0]
+    if not plotted:
         raise DashboardError(
             "no row carries power_mean_w and energy_per_output_token_j, which the energy plot needs; they are measured on a GPU"
         )
     sheet = style.Sheet("Power and energy per output token", "")
-    plan = layout(found, sheet, told, most=4)
+    plan = layout(plotted, sheet, told, most=4)
     legend = plan.legend
     titles = [f"{label}: {name}" if label else name for label in plan.panels for name, _ in PAIR.values()]
     drawing, axes = sheet.panels(titles, columns=2, height=2.6)

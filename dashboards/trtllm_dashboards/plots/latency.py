@@ -26,11 +26,11 @@ def told(point: Point) -> str:
 
 
 def draw(material: Material) -> Figure:
-    found = having(points(material.sets), X, MEDIAN)
-    if not found:
+    plotted = having(points(material.sets), X, MEDIAN)
+    if not plotted:
         raise DashboardError(f"no row carries both {X} and {MEDIAN}, which the latency plot needs")
     sheet = style.Sheet("Latency against throughput", "")
-    plan = layout(found, sheet, told)
+    plan = layout(plotted, sheet, told)
     shown, legend = plan.shown, plan.legend
     drawing, axes = sheet.panels(list(plan.panels))
     drawn = []

@@ -34,15 +34,15 @@ class Layout:
         return style.looks(grouped(self.shown, self.series_by))
 
 
-def layout(found: Sequence[Point], sheet: style.Sheet, describe: Callable[[Point], str], most: int = style.MAX_PANELS) -> Layout:
-    """Panels and series of `found`. `describe`: a point's figures in a few words, for the footer."""
-    panel_by = [name for name in PANEL_BY if name in varying(found)]
-    panel_by = telling(found, panel_by, [])
-    groups = grouped(found, panel_by)
+def layout(plotted: Sequence[Point], sheet: style.Sheet, describe: Callable[[Point], str], most: int = style.MAX_PANELS) -> Layout:
+    """Panels and series of `plotted`. `describe`: a point's figures in a few words, for the footer."""
+    panel_by = [name for name in PANEL_BY if name in varying(plotted)]
+    panel_by = telling(plotted, panel_by, [])
+    groups = grouped(plotted, panel_by)
     curves = {title: members for title, members in groups.items() if len(members) > 1}
     alone = [(title, members[0]) for title, members in groups.items() if len(members) == 1]
     if not curves:
-        panel_by, curves, alone = [], {"": list(found)}, []
+        panel_by, curves, alone = [], {"": list(plotted)}, []
     shown = [point for members in style.limited(curves, sheet, most).values() for point in members]
     panel_by = [name for name in panel_by if name in varying(shown)]
     panels = grouped(shown, panel_by)
@@ -55,13 +55,13 @@ def layout(found: Sequence[Point], sheet: style.Sheet, describe: Callable[[Point
     return Layout(panels, series_by)
 
 
-def telling(found: Sequence[Point], dimensions: Sequence[str], given: Sequence[str]) -> list[str]:
+def telling(plotted: Sequence[Point], dimensions: Sequence[str], given: Sequence[str]) -> list[str]:
     """`dimensions` without those of `IMPLIED` that follow from the others and from what is `given`."""
     kept = list(dimensions)
     for name in IMPLIED:
         rest = [one for one in (*given, *kept) if one != name]
         names: dict[tuple[str, ...], set[str]] = {}
-        for point in found:
+        for point in plotted:
             names.setdefault(tuple(point.names[one] for one in rest), set()).add(point.names[name])
         if name in kept and all(len(values) == 1 for values in names.values()):
             kept.remove(name)

@@ -27,13 +27,13 @@ def draw(run: OpRun) -> Figure:
     """Raises `DashboardError` for a run without rows."""
     if not run.rows:
         raise DashboardError("the run has no rows to draw; measure some with trtllm-bench kernels --against published")
-    found = summaries(run.rows)
+    families = summaries(run.rows)
     sheet = style.Sheet("Our kernels beside published engines' kernels", f"{run.device}; fastest of the published engines / ours")
-    titles = [f"{TITLES.get(one.family, one.family)}: ahead at {one.ahead} of {one.shapes}" for one in found]
+    titles = [f"{TITLES.get(one.family, one.family)}: ahead at {one.ahead} of {one.shapes}" for one in families]
     drawing, axes = sheet.panels(titles, columns=3, width=WIDTH)
     dtypes = sorted({one.shape.dtype for one in run.rows})
     legend = {dtype: style.Look(style.PALETTE[i], style.MARKERS[i], "") for i, dtype in enumerate(dtypes)}
-    for ax, family in zip(axes, found, strict=True):
+    for ax, family in zip(axes, families, strict=True):
         members = [one for one in run.rows if one.shape.family == family.family]
         for dtype in dict.fromkeys(one.shape.dtype for one in members):
             _dots(ax, [one for one in members if one.shape.dtype == dtype], legend[dtype])

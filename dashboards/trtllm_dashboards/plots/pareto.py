@@ -38,11 +38,11 @@ def told(point: Point) -> str:
 
 
 def draw(material: Material) -> Figure:
-    found = having(points(material.sets), X, Y)
-    if not found:
+    plotted = having(points(material.sets), X, Y)
+    if not plotted:
         raise DashboardError(f"no row carries both {X} and {Y}, which the pareto plot needs (requests of two tokens or more)")
     sheet = style.Sheet("Throughput per GPU against speed per user", "")
-    plan = layout(found, sheet, told)
+    plan = layout(plotted, sheet, told)
     drawing, axes = sheet.panels(list(plan.panels))
     for ax, members in zip(axes, plan.panels.values(), strict=True):
         against_speed(ax, members, plan, Y, front)

@@ -22,12 +22,12 @@ MOST_ROWS = 4
 
 
 def draw(material: Material) -> Figure:
-    found = having(points(material.sets), "ttft_p50_ms")
-    if not found:
+    plotted = having(points(material.sets), "ttft_p50_ms")
+    if not plotted:
         raise DashboardError("no row carries ttft_p50_ms, which the percentiles plot needs; measure with --streaming")
-    sheet = style.Sheet("Latency percentiles against load", style.subtitle(found))
-    metrics = [m for m in METRICS if having(found, f"{m}_p50_ms")]
-    groups = grouped(found, telling(found, varying(found, ("batch", "request_rate")), ()))
+    sheet = style.Sheet("Latency percentiles against load", style.subtitle(plotted))
+    metrics = [m for m in METRICS if having(plotted, f"{m}_p50_ms")]
+    groups = grouped(plotted, telling(plotted, varying(plotted, ("batch", "request_rate")), ()))
     several = {label: members for label, members in groups.items() if len(members) > 1}
     if several and len(several) < len(groups):
         left_out = len(groups) - len(several)
@@ -51,7 +51,7 @@ def draw(material: Material) -> Figure:
                 style.errorbars(ax, [load_of(p) for p in line], estimates, look)
                 drawn += estimates
             style.log_axis(ax, "x", [load_of(p) for p in members if load_of(p) > 0], every=True)
-            every = [e for p in found for q in PERCENTILES if (e := p.get(f"{metric}_p{q}_ms"))]
+            every = [e for p in plotted for q in PERCENTILES if (e := p.get(f"{metric}_p{q}_ms"))]
             low, high = style.span(every, positive=True)
             ax.set_ylim(low / 1.3, high * 1.3)
             style.log_axis(ax, "y", [low, high])

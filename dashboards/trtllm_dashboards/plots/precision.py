@@ -31,13 +31,13 @@ HATCH = "////"
 
 
 def draw(material: Material) -> Figure:
-    found = points(material.sets)
-    precisions = list(dict.fromkeys(p.cell.precision for p in found if p.get(FIGURE) is not None))
+    plotted = points(material.sets)
+    precisions = list(dict.fromkeys(p.cell.precision for p in plotted if p.get(FIGURE) is not None))
     if len(precisions) < 2 or not set(BASES) & set(precisions):
         raise DashboardError(
             f"the precision plot needs two precisions or more, one of them {', '.join(BASES)}; found {', '.join(precisions) or 'none'}"
         )
-    found_pairs = pairs(found)
+    found_pairs = pairs(plotted)
     bases = list(dict.fromkeys(pair.base.cell.precision for pair in found_pairs))
     if not found_pairs:
         raise DashboardError(f"no case was measured both in one of {', '.join(BASES)} and in another precision")

@@ -40,13 +40,13 @@ def draw(material: Material) -> Figure:
     if len(cases) > MOST:
         sheet.notes.append(f"{MOST} of {len(cases)} cases shown, those with most counterparts; narrow with --where.")
     cases = dict(sorted(cases.items(), key=lambda item: -len(item[1]))[:MOST])
-    bars = [len({one.theirs for one in found}) + 1 for found in cases.values()]
+    bars = [len({one.theirs for one in cases_of_panel}) + 1 for cases_of_panel in cases.values()]
     slots = [max(bars[i - i % COLUMNS : i - i % COLUMNS + COLUMNS]) for i in range(len(bars))]
     heights = [0.75 + 0.24 * slots[i] for i in range(0, len(bars), min(COLUMNS, len(bars)))]
     drawing, axes = sheet.panels(list(cases), columns=COLUMNS, width=6.2, height=heights)
-    for ax, found, room in zip(axes, cases.values(), slots, strict=True):
-        _bars(ax, found, material, room)
-    shown = {one.theirs for found in cases.values() for one in found}
+    for ax, cases_of_panel, room in zip(axes, cases.values(), slots, strict=True):
+        _bars(ax, cases_of_panel, material, room)
+    shown = {one.theirs for cases_of_panel in cases.values() for one in cases_of_panel}
     doubts = sorted(
         f"{name(theirs)}, {theirs.output_tokens_per_s:,.0f}: {doubt.text}" for theirs in shown if (doubt := theirs.implausible) is not None
     )
@@ -58,9 +58,9 @@ def draw(material: Material) -> Figure:
     return sheet.finish(drawing, {name: style.Look(color, "s", "") for name, color in legend.items()}, marker_only=True)
 
 
-def _bars(ax: Axes, found: list[Beside], material: Material, slots: int) -> None:
-    mine = found[0]
-    theirs = sorted({one.theirs: one for one in found}.values(), key=lambda one: -one.theirs.output_tokens_per_s)
+def _bars(ax: Axes, cases: list[Beside], material: Material, slots: int) -> None:
+    mine = cases[0]
+    theirs = sorted({one.theirs: one for one in cases}.values(), key=lambda one: -one.theirs.output_tokens_per_s)
     runs = [
         r.figures[FIGURE]
         for r in material.rows

@@ -26,16 +26,16 @@ def place(point: Point) -> tuple[float, Estimate] | None:
 
 
 def told(point: Point) -> str:
-    found = place(point)
-    return "" if found is None else f"MFU {brief(found[1].mean)} at {brief(found[0])} of the ridge point's intensity"
+    position = place(point)
+    return "" if position is None else f"MFU {brief(position[1].mean)} at {brief(position[0])} of the ridge point's intensity"
 
 
 def draw(material: Material) -> Figure:
-    found = [p for p in having(points(material.sets), "mfu", "mbu") if place(p)]
-    if not found:
+    plotted = [p for p in having(points(material.sets), "mfu", "mbu") if place(p)]
+    if not plotted:
         raise DashboardError("no row carries both mfu and mbu, which the roofline needs; run `trtllm-bench ceilings` before the sweep")
     sheet = style.Sheet("Roofline: how near the hardware's limits", "")
-    plan = layout(found, sheet, told)
+    plan = layout(plotted, sheet, told)
     shown, legend = plan.shown, plan.legend
     drawing, axes = sheet.panels(list(plan.panels))
     xs = [at[0] for p in shown if (at := place(p))]

@@ -31,8 +31,8 @@ def gpus(point: Point) -> int:
 
 
 def mean(point: Point) -> float:
-    found = point.get(FIGURE)
-    return found.mean if found else 0.0
+    estimate = point.get(FIGURE)
+    return estimate.mean if estimate else 0.0
 
 
 def best_by_count(line: list[Point]) -> list[Point]:
@@ -45,16 +45,16 @@ def best_by_count(line: list[Point]) -> list[Point]:
 
 
 def draw(material: Material) -> Figure:
-    found = having(points(material.sets), FIGURE)
-    counts = sorted({gpus(p) for p in found})
+    plotted = having(points(material.sets), FIGURE)
+    counts = sorted({gpus(p) for p in plotted})
     if len(counts) < 2:
         raise DashboardError(
             f"the scaling plot needs two GPU counts or more (--tp, --pp, --replicas); "
             f"the rows have {', '.join(map(str, counts)) or 'no throughput'}"
         )
-    sheet = style.Sheet("Throughput with more GPUs", style.subtitle(found))
-    panel_by = [d for d in ("model", "shape") if d in varying(found)]
-    groups = style.limited(grouped(found, panel_by), sheet, 3)
+    sheet = style.Sheet("Throughput with more GPUs", style.subtitle(plotted))
+    panel_by = [d for d in ("model", "shape") if d in varying(plotted)]
+    groups = style.limited(grouped(plotted, panel_by), sheet, 3)
     shown = [p for members in groups.values() for p in members]
     series_by = varying(shown, [*panel_by, "batch", "request_rate", "tp", "pp", "replicas"])
     lines = {label: loads_of(members, series_by) for label, members in groups.items()}

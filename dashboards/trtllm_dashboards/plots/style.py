@@ -265,8 +265,8 @@ def limited(groups: Mapping[str, list[Point]], sheet: Sheet, most: int = MAX_PAN
     return {key: value for key, value in groups.items() if key in kept}
 
 
-def subtitle(found: Sequence[Point], *ignore: str) -> str:
-    return common(found, ignore)
+def subtitle(plotted: Sequence[Point], *ignore: str) -> str:
+    return common(plotted, ignore)
 
 
 def log_axis(ax: Axes, which: str, values: Sequence[float], *, every: bool = False) -> None:

@@ -22,12 +22,12 @@ FIGURE = "output_tokens_per_s"
 
 
 def draw(material: Material) -> Figure:
-    found = [p for p in having(points(material.sets), FIGURE) if load_of(p) > 0]
-    if not found:
+    plotted = [p for p in having(points(material.sets), FIGURE) if load_of(p) > 0]
+    if not plotted:
         raise DashboardError(f"no row carries {FIGURE} at a stated batch size or request rate, which the throughput plot needs")
-    against = " and ".join(["batch size"] * any(not _open(p) for p in found) + ["request rate"] * any(_open(p) for p in found))
+    against = " and ".join(["batch size"] * any(not _open(p) for p in plotted) + ["request rate"] * any(_open(p) for p in plotted))
     sheet = style.Sheet(f"Output throughput against {against}")
-    plan = layout(found, sheet, told)
+    plan = layout(plotted, sheet, told)
     legend = plan.legend
     drawing, axes = sheet.panels(list(plan.panels))
     drawn = []

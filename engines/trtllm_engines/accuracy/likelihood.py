@@ -88,11 +88,11 @@ def likelihood(
     return Likelihood(tokens, loss, *(() if reference is None else (divergence, agreed))), made
 
 
-def _divergence(expected: Tensor, found: Tensor) -> Tensor:
+def _divergence(expected: Tensor, actual: Tensor) -> Tensor:
     """KL divergence of each row in nats, fp64 [n], given log-probabilities [n, kept] of the same tokens; the rest is one event."""
-    expected, found = expected.double(), found.double()
-    p, q = expected.exp(), found.exp()
-    inside = (p * (expected - found)).sum(1)
+    expected, actual = expected.double(), actual.double()
+    p, q = expected.exp(), actual.exp()
+    inside = (p * (expected - actual)).sum(1)
     p_rest, q_rest = (1 - p.sum(1)).clamp_min(0), (1 - q.sum(1)).clamp_min(1e-12)
     outside = torch.where(p_rest > 1e-12, p_rest * (p_rest.clamp_min(1e-12) / q_rest).log(), 0.0)
     return inside + outside

@@ -217,11 +217,11 @@ class _Job:
             if fold is None:
                 continue
             search = awq if self.method == "awq" else smooth
-            found = search(weights, statistics[value], self.layout.grid, fold)
-            self.alphas[_weight(readers[0]).removesuffix(".weight")] = found.alpha
-            if found.factors is None:
+            scaling = search(weights, statistics[value], self.layout.grid, fold)
+            self.alphas[_weight(readers[0]).removesuffix(".weight")] = scaling.alpha
+            if scaling.factors is None:
                 continue
-            factors = _divide(fold, found.factors, tensors)
+            factors = _divide(fold, scaling.factors, tensors)
             statistics[value] = statistics[value].divided(factors)
             for reader in readers:
                 tensors[_weight(reader)] = tensors[_weight(reader)] * factors

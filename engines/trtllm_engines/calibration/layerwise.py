@@ -95,8 +95,8 @@ class Layerwise:
 
     def _input(self, name: str) -> Node:
         placeholders = (node for node in self.graph.fx.nodes if node.op == "placeholder")
-        found: Node = next(node for node in placeholders if node.name == name)
-        return found
+        placeholder: Node = next(node for node in placeholders if node.name == name)
+        return placeholder
 
     def enter(self, part: Part, results: list[Tensor]) -> None:
         """Makes the results of `part` what the next one starts from."""

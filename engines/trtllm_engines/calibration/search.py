@@ -120,9 +120,9 @@ def _best(loss: Callable[[Tensor | None], float], candidates: Iterator[tuple[flo
     before = best = loss(None)
     chosen: tuple[float, Tensor | None] = (0.0, None)
     for alpha, factors in candidates:
-        found = loss(factors)
-        if found < best:
-            best, chosen = found, (alpha, factors)
+        error = loss(factors)
+        if error < best:
+            best, chosen = error, (alpha, factors)
     return Found(chosen[1], chosen[0], best, before)
 
 

@@ -89,9 +89,9 @@ def _with_codes_of(mapped: QuantPlan, stated: QuantPlan, folder: Path) -> QuantP
     weights = _weights(folder)
     kept: dict[QuantScheme, list[str]] = {}
     for module in weights.modules() if weights is not None else ():
-        wanted, own = mapped.scheme_of(module), stated.scheme_of(module)
-        scheme = wanted if wanted.weights is None else _translated(own, definition(wanted.name))
-        if scheme != wanted:
+        asked, own = mapped.scheme_of(module), stated.scheme_of(module)
+        scheme = asked if asked.weights is None else _translated(own, definition(asked.name))
+        if scheme != asked:
             kept.setdefault(scheme, []).append(re.escape(module))
     rules = tuple(ModuleRule("|".join(names), scheme) for scheme, names in kept.items())
     return replace(mapped, rules=(*rules, *mapped.rules))
@@ -111,13 +111,13 @@ def _codes_plan(weights: Path, chosen: SchemeDefinition) -> QuantPlan | None:
 
 def _translated(scheme: QuantScheme, chosen: SchemeDefinition) -> QuantScheme:
     """What a module stored under `scheme` has in an engine of `chosen`."""
-    wanted = chosen.scheme
-    if scheme.weights is None or wanted.weights is None:
+    asked = chosen.scheme
+    if scheme.weights is None or asked.weights is None:
         return scheme
-    if EXACT_CODES not in chosen.recipes or not wanted.weights.is_like(scheme.weights):
-        return wanted
-    inputs = replace(wanted.inputs, ordered=scheme.inputs.ordered, factored=scheme.inputs.factored)
-    return QuantScheme(wanted.name, scheme.weights, inputs)
+    if EXACT_CODES not in chosen.recipes or not asked.weights.is_like(scheme.weights):
+        return asked
+    inputs = replace(asked.inputs, ordered=scheme.inputs.ordered, factored=scheme.inputs.factored)
+    return QuantScheme(asked.name, scheme.weights, inputs)
 
 
 def checkpoint_plan(model: str | Path) -> QuantPlan | None:
@@ -187,8 +187,8 @@ def _as_stored(plan: QuantPlan, reader: Format, weights: FolderWeights | None) -
         every_layer = _any_layer(module)
         patterns.setdefault(scheme, {})[every_layer if len(alike[every_layer]) == 1 else re.escape(module)] = None
     rules = tuple(ModuleRule("|".join(names), scheme) for scheme, names in patterns.items())
-    found = [scheme for schemes in alike.values() for scheme in schemes if scheme.weights is not None]
-    return replace(plan, name=_name_of(found) if found else plan.name, rules=(*rules, *plan.rules))
+    quantized = [scheme for schemes in alike.values() for scheme in schemes if scheme.weights is not None]
+    return replace(plan, name=_name_of(quantized) if quantized else plan.name, rules=(*rules, *plan.rules))
 
 
 def _stored_schemes(plan: QuantPlan, reader: Format, weights: FolderWeights) -> Iterator[tuple[str, QuantScheme]]:

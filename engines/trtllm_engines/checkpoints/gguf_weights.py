@@ -37,10 +37,10 @@ class GgufWeights:
 
     def check(self, name: str, shape: tuple[int, ...]) -> None:
         stored = stored_name(name, self._file.format.names)
-        found = None if stored is None else self._file.shape(stored)
-        if found is None:
+        shape_in_file = None if stored is None else self._file.shape(stored)
+        if shape_in_file is None:
             raise EngineError(f"weight {name} ({stored} in GGUF) is missing from {self._file.path} (expected shape {list(shape)})")
-        check_shape(name, shape, found, str(self._file.path))
+        check_shape(name, shape, shape_in_file, str(self._file.path))
         self._file.check_numbers(str(stored))
 
     def unread(self, read: Collection[str]) -> Iterator[str]:

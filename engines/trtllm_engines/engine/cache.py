@@ -180,13 +180,13 @@ class CachedEngine:
 
 def engines() -> list[CachedEngine]:
     """The cache's engines, the longest unused first."""
-    found = []
+    cached = []
     for folder in (cache_folder() / ENGINES).glob("[!.]*"):
         with suppress(OSError):
             files = [file.stat() for file in folder.rglob("*") if file.is_file()]
             own = sum(file.st_size for file in files if file.st_nlink == 1)
-            found.append(CachedEngine(folder, sum(file.st_size for file in files), own, folder.stat().st_mtime))
-    return sorted(found, key=lambda one: one.used_s)
+            cached.append(CachedEngine(folder, sum(file.st_size for file in files), own, folder.stat().st_mtime))
+    return sorted(cached, key=lambda one: one.used_s)
 
 
 def total_bytes() -> int:

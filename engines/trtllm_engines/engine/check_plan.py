@@ -155,8 +155,8 @@ def check_tensors(tensors: Mapping[str, object], specs: Mapping[str, TensorSpec]
         tensor = tensors.get(name)
         shape, dtype = getattr(tensor, "shape", None), getattr(tensor, "dtype", None)
         if shape is None or tuple(shape) != storage_shape([int(size) for size in spec.shape], spec.dtype) or dtype != DTYPES[spec.dtype]:
-            found = "is missing" if shape is None else f"is {str(dtype).removeprefix('torch.')} {list(shape)}"
-            raise EngineError(f"{source}: tensor {name} {found}; the plan has {spec.dtype} {list(spec.shape)}; rebuild the engine")
+            state = "is missing" if shape is None else f"is {str(dtype).removeprefix('torch.')} {list(shape)}"
+            raise EngineError(f"{source}: tensor {name} {state}; the plan has {spec.dtype} {list(spec.shape)}; rebuild the engine")
 
 
 def unknown_key(content: object, written: object, place: str = "") -> str | None:

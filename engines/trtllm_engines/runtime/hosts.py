@@ -243,9 +243,9 @@ def interface_of(address: str) -> str:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         for _, name in socket.if_nameindex():
             try:
-                found = fcntl.ioctl(probe.fileno(), 0x8915, struct.pack("256s", name[:15].encode()))  # SIOCGIFADDR
+                answer = fcntl.ioctl(probe.fileno(), 0x8915, struct.pack("256s", name[:15].encode()))  # SIOCGIFADDR
             except OSError:
                 continue  # it has no address
-            if socket.inet_ntoa(found[20:24]) == address or (name == "lo" and address.startswith("127.")):
+            if socket.inet_ntoa(answer[20:24]) == address or (name == "lo" and address.startswith("127.")):
                 return name
     raise EngineError(f"no network interface of this host has the address {address}; name one of its own in --rdzv-endpoint")

@@ -101,7 +101,7 @@ class Sampler:
             (BIAS, bool(p.logit_bias)),
             (BAD_WORDS, bool(p.bad_words)),
         )
-        flags = sum(bit for bit, wanted in wants if wanted)
+        flags = sum(bit for bit, asked in wants if asked)
         self._forget(slot, int(self._flags[slot]) & ~flags)
         self._flags[slot] = flags
         self._num_logprobs[slot] = p.logprobs or 0
@@ -273,15 +273,15 @@ def _truncate(z: torch.Tensor, floats: torch.Tensor, ints: torch.Tensor) -> torc
 
 
 def collect_logprobs(
-    wanted: npt.NDArray[np.int32],
+    counts: npt.NDArray[np.int32],
     chosen: npt.NDArray[np.float32],
     top: npt.NDArray[np.float32],
     top_ids: npt.NDArray[np.int64],
 ) -> list[TokenLogprobs | None]:
-    """Host arrays to one entry a sampled row; `wanted` as `Sampler.num_logprobs` says."""
-    entries: list[TokenLogprobs | None] = [None] * len(wanted)
-    for row in np.flatnonzero(wanted >= 0):
-        count = wanted[row]
+    """Host arrays to one entry a sampled row; `counts` as `Sampler.num_logprobs` says."""
+    entries: list[TokenLogprobs | None] = [None] * len(counts)
+    for row in np.flatnonzero(counts >= 0):
+        count = counts[row]
         best = dict(zip(top_ids[row, :count].tolist(), top[row, :count].tolist(), strict=True))
         entries[row] = TokenLogprobs(float(chosen[row]), best)
     return entries

@@ -29,10 +29,10 @@ def _format(dtype: str) -> Format:
 
 
 def _tiled(dtype: str, input_dtype: str) -> Format:
-    found = _format(dtype)
+    number_format = _format(dtype)
     if not is_packed(dtype, input_dtype):
         raise KernelError(f"weights of {dtype} with inputs of {input_dtype} have no packed form; use wide inputs")
-    return found
+    return number_format
 
 
 def pack(codes: torch.Tensor, dtype: str, input_dtype: str) -> torch.Tensor:
@@ -43,9 +43,9 @@ def pack(codes: torch.Tensor, dtype: str, input_dtype: str) -> torch.Tensor:
     """
     if dtype == input_dtype == "int8":
         return codes
-    found = _tiled(dtype, input_dtype)
+    number_format = _tiled(dtype, input_dtype)
     check_shape(codes.shape[0], codes.shape[1], dtype)
-    return found.pack(codes, input_dtype)
+    return number_format.pack(codes, input_dtype)
 
 
 def unpack(storage: torch.Tensor, dtype: str, input_dtype: str) -> torch.Tensor:

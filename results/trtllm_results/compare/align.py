@@ -146,12 +146,12 @@ def fronts(rows: Sequence[Row]) -> list[tuple[str, Row, int]]:
         cell = group[0].cell
         key = (cell.model, cell.isl, cell.osl, cell.workload, cell.request_rate > 0, group[0].environment.device, cell.target == PREDICTED)
         workloads.setdefault(key, []).append((_means(group), len(group)))
-    found = []
+    by_group = []
     for (model, isl, osl, workload, is_open, _, _), cells in workloads.items():
         others = [workload] * (workload not in ("", "fixed")) + ["open loop"] * is_open
         counts = {row.row_id: count for row, count in cells}
-        found += [(" ".join([model, f"{isl}/{osl}", *others]), row, counts[row.row_id]) for row in pareto([row for row, _ in cells])]
-    return found
+        by_group += [(" ".join([model, f"{isl}/{osl}", *others]), row, counts[row.row_id]) for row in pareto([row for row, _ in cells])]
+    return by_group
 
 
 def _means(group: Sequence[Row]) -> Row:

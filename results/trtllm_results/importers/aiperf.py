@@ -381,11 +381,11 @@ def _from_records(content: list[Any]) -> Row:
 
 def _values(records: list[Record], name: str) -> np.ndarray[Any, np.dtype[np.float64]]:
     """A metric of the records that have it; times in ms."""
-    found = []
+    values = []
     for record in records:
         if name in record.metrics:
             value = parse(_Value, record.metrics[name])
             factor = TO_MS.get(value.unit or "ms", 1.0) if name in LATENCIES else 1.0
             if value.value:
-                found.append(value.value * factor)
-    return np.asarray(found, dtype=np.float64)
+                values.append(value.value * factor)
+    return np.asarray(values, dtype=np.float64)

@@ -154,7 +154,7 @@ def is_log(text: str) -> bool:
 
 def table(text: str) -> dict[str, Any]:
     """The reports of a log, in the form of the JSON."""
-    begins = [found.start() for found in BEGINS.finditer(text)]
+    begins = [match.start() for match in BEGINS.finditer(text)]
     parts = [text[begin:end] for begin, end in zip(begins, [*begins[1:], len(text)], strict=True)]
     return {"table": "nvidia", "reports": [_printed(part) for part in parts]}
 

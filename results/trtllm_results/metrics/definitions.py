@@ -127,24 +127,24 @@ def figures(log: RequestLog, definitions: str = "trtllm-bench", slo: Mapping[str
         return metrics.figures(log, slo)
     rules = DEFINITIONS[definitions]
     seen = replace(log, intended_s=log.sent_s) if rules.from_send else log
-    found = {name: value for name, value in metrics.figures(seen, slo).items() if not name.startswith(("tpot_", "itl_", "lag_"))}
-    found.pop("output_tokens_per_s_per_user", None)
-    if found.get("duration_s", 0.0) > 0:
+    kept = {name: value for name, value in metrics.figures(seen, slo).items() if not name.startswith(("tpot_", "itl_", "lag_"))}
+    kept.pop("output_tokens_per_s_per_user", None)
+    if kept.get("duration_s", 0.0) > 0:
         seconds = rules.duration(seen)
-        found |= {name: found[name] * found["duration_s"] / seconds for name in RATES if name in found} | {"duration_s": seconds}
+        kept |= {name: kept[name] * kept["duration_s"] / seconds for name in RATES if name in kept} | {"duration_s": seconds}
     done = seen.select(seen.ok)
     latencies = {"ttft": metrics.ttft(done), "tpot": rules.tpot(done), "itl": rules.itl(done), "e2e": rules.e2e(done)}
     for name, values in latencies.items():
-        found |= _summarise(values, name, rules.percentile)
+        kept |= _summarise(values, name, rules.percentile)
     speeds = rules.per_user(done)
     if len(speeds):
-        found["output_tokens_per_s_per_user"] = float(speeds.mean())
-    return found
+        kept["output_tokens_per_s_per_user"] = float(speeds.mean())
+    return kept
 
 
 def _summarise(values_s: FloatArray, name: str, percentile: Percentile) -> dict[str, float]:
     values = values_s[np.isfinite(values_s)] * 1e3
     if not len(values):
         return {}
-    found = {f"{name}_mean_ms": float(values.mean()), f"{name}_max_ms": float(values.max())}
-    return found | {f"{name}_p{percent}_ms": percentile(values, percent) for percent in PERCENTILES}
+    summary = {f"{name}_mean_ms": float(values.mean()), f"{name}_max_ms": float(values.max())}
+    return summary | {f"{name}_p{percent}_ms": percentile(values, percent) for percent in PERCENTILES}

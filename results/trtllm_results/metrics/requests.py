@@ -297,13 +297,13 @@ def figures(
     Whole-run rates include ramp-up and tail. An empty or wholly failed log gives counts only.
     """
     done = log.select(log.ok)
-    found: dict[str, float] = {"completed_requests": float(len(done)), "failed_requests": float(len(log) - len(done))}
-    found |= {name: value for name, value in _lag_figures(log).items() if np.isfinite(value)}
+    computed: dict[str, float] = {"completed_requests": float(len(done)), "failed_requests": float(len(log) - len(done))}
+    computed |= {name: value for name, value in _lag_figures(log).items() if np.isfinite(value)}
     if not len(done):
-        return found
+        return computed
     seconds = duration(log)
     tokens_in, tokens_out = float(done.input_tokens.sum()), float(done.output_tokens.sum())
-    found |= {
+    computed |= {
         "duration_s": seconds,
         "input_tokens": tokens_in,
         "output_tokens": tokens_out,
@@ -311,21 +311,21 @@ def figures(
         "output_length_mean": tokens_out / len(done),
     }
     if done.requested_tokens is not None and done.requested_tokens.sum() > 0:
-        found["output_length_ratio"] = tokens_out / float(done.requested_tokens.sum())
+        computed["output_length_ratio"] = tokens_out / float(done.requested_tokens.sum())
     if seconds > 0:
-        found |= _rates(tokens_in, tokens_out, len(done), seconds, log.gpus)
+        computed |= _rates(tokens_in, tokens_out, len(done), seconds, log.gpus)
     if slo:
         good = int(goodput_mask(log, slo).sum())
-        found["goodput_ratio"] = good / len(log)
+        computed["goodput_ratio"] = good / len(log)
         if seconds > 0:
-            found["goodput_requests_per_s"] = good / seconds
+            computed["goodput_requests_per_s"] = good / seconds
     if np.isfinite(cached_share(done)):
-        found["prefix_hit_ratio"] = cached_share(done)
-    found |= _latency_figures(done) | summarise(queue(done), "queue")
+        computed["prefix_hit_ratio"] = cached_share(done)
+    computed |= _latency_figures(done) | summarise(queue(done), "queue")
     if window is not None:
-        found |= {"steady_start_s": window[0] - log.intended_s.min(), "steady_end_s": window[1] - log.intended_s.min()}
-        found |= steady(log, window)
-    return _without(found, _unmeasured(done))
+        computed |= {"steady_start_s": window[0] - log.intended_s.min(), "steady_end_s": window[1] - log.intended_s.min()}
+        computed |= steady(log, window)
+    return _without(computed, _unmeasured(done))
 
 
 def _unmeasured(done: RequestLog) -> tuple[str, ...]:
@@ -335,8 +335,8 @@ def _unmeasured(done: RequestLog) -> tuple[str, ...]:
     return (*of_output, *(OF_INPUT_TOKENS if (done.input_tokens == 0).any() else ()))
 
 
-def _without(found: dict[str, float], beginnings: tuple[str, ...]) -> dict[str, float]:
-    return {name: value for name, value in found.items() if not name.startswith(beginnings)} if beginnings else found
+def _without(computed: dict[str, float], beginnings: tuple[str, ...]) -> dict[str, float]:
+    return {name: value for name, value in computed.items() if not name.startswith(beginnings)} if beginnings else computed
 
 
 def steady(log: RequestLog, window: tuple[float, float]) -> dict[str, float]:
@@ -353,13 +353,13 @@ def steady(log: RequestLog, window: tuple[float, float]) -> dict[str, float]:
     first_in = (done.first_token_s > start) & (done.first_token_s <= end)
     tokens_in = float(done.input_tokens[first_in].sum())
     ended = int(((done.end_s > start) & (done.end_s <= end)).sum())
-    found = _rates(tokens_in, _tokens_inside(done, start, end), ended, seconds, log.gpus)
+    computed = _rates(tokens_in, _tokens_inside(done, start, end), ended, seconds, log.gpus)
     if not ended:
-        del found["requests_per_s"]
+        del computed["requests_per_s"]
     inside = done.select((done.intended_s >= start) & (done.end_s <= end))
     if len(inside):
-        found |= {name: value for name, value in _latency_figures(inside).items() if name.endswith(("_p50_ms", "_p99_ms", "_per_user"))}
-    return {f"steady_{name}": value for name, value in found.items()}
+        computed |= {name: value for name, value in _latency_figures(inside).items() if name.endswith(("_p50_ms", "_p99_ms", "_per_user"))}
+    return {f"steady_{name}": value for name, value in computed.items()}
 
 
 def _tokens_inside(done: RequestLog, start: float, end: float) -> float:
@@ -382,11 +382,11 @@ def _rates(tokens_in: float, tokens_out: float, requests: int, seconds: float, g
 
 def _latency_figures(done: RequestLog) -> dict[str, float]:
     per_token = tpot(done)
-    found = summarise(ttft(done), "ttft") | summarise(per_token, "tpot") | summarise(itl(done), "itl") | summarise(e2e(done), "e2e")
+    latencies = summarise(ttft(done), "ttft") | summarise(per_token, "tpot") | summarise(itl(done), "itl") | summarise(e2e(done), "e2e")
     speeds = speed(done)
     if np.isfinite(speeds).any():
-        found["output_tokens_per_s_per_user"] = float(np.nanmean(speeds))
-    return found
+        latencies["output_tokens_per_s_per_user"] = float(np.nanmean(speeds))
+    return latencies
 
 
 def _lag_figures(log: RequestLog) -> dict[str, float]:

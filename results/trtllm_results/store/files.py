@@ -112,18 +112,18 @@ def temporaries(folder: Path) -> list[Path]:
 def check_regular(path: Path) -> int:
     """Size of `path` in bytes. Raises `ResultsError` unless it is a file with something in it: opening a FIFO waits for ever."""
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except FileNotFoundError:
         raise ResultsError(f"no results at {path}") from None
     except (OSError, ValueError) as error:
         raise ResultsError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
-    if stat.S_ISDIR(found.st_mode):
+    if stat.S_ISDIR(status.st_mode):
         raise ResultsError(f"{path} is a folder; a file belongs there")
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         raise ResultsError(f"{path} is a pipe, socket or device; name a file")
-    if not found.st_size:
+    if not status.st_size:
         raise ResultsError(f"{path} is empty; remove it, or restore it from a copy")
-    return found.st_size
+    return status.st_size
 
 
 def read_text(path: Path, most_bytes: int) -> str:

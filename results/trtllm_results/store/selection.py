@@ -73,7 +73,7 @@ def parse_filter(text: str, settings: Collection[str] = ()) -> Callable[[Row], b
     match = re.fullmatch(r"\s*([a-z0-9_]+)\s*(>=|<=|!=|=|>|<)\s*(.+?)\s*", text)
     if not match:
         raise ResultsError(f"filter '{text}' is not understood; write for example precision=fp8 or batch>=64")
-    name, symbol, wanted = match.groups()
+    name, symbol, asked = match.groups()
 
     def passes(row: Row) -> bool:
         value = field_of(row, name, settings)
@@ -81,10 +81,10 @@ def parse_filter(text: str, settings: Collection[str] = ()) -> Callable[[Row], b
             return False
         if isinstance(value, int | float) and not isinstance(value, bool):
             try:
-                return bool(_OPERATORS[symbol](value, float(wanted)))
+                return bool(_OPERATORS[symbol](value, float(asked)))
             except ValueError:
-                raise ResultsError(f"filter '{text}': {name} is a number, '{wanted}' is not") from None
-        return bool(_OPERATORS[symbol](str(value), wanted))
+                raise ResultsError(f"filter '{text}': {name} is a number, '{asked}' is not") from None
+        return bool(_OPERATORS[symbol](str(value), asked))
 
     return passes
 

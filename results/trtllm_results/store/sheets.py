@@ -72,7 +72,7 @@ def write_xlsx(rows: Sequence[Row], target: Path) -> None:
 def _escaped(target: Path, number: int, name: str, value: Any) -> Any:
     if not isinstance(value, str):
         return value
-    escaped = _UNPRINTABLE.sub(lambda found: f"_x{ord(found[0]):04X}_", value)
+    escaped = _UNPRINTABLE.sub(lambda match: f"_x{ord(match[0]):04X}_", value)
     if len(escaped) > MOST_SHEET_TEXT:
         raise ResultsError(
             f"{target}: {name} of row {number} has {len(escaped):,} characters and a cell of a spreadsheet holds {MOST_SHEET_TEXT:,}; "
@@ -119,7 +119,7 @@ def read_xlsx(path: Path) -> Iterator[Mapping[str, Any]]:
 
 
 def _plain(value: Any) -> str:
-    return _ESCAPED.sub(lambda found: chr(int(found[1], 16)), value) if isinstance(value, str) else _text(value)
+    return _ESCAPED.sub(lambda match: chr(int(match[1], 16)), value) if isinstance(value, str) else _text(value)
 
 
 def _table(rows: Iterable[Row]) -> tuple[list[str], list[dict[str, Any]]]:

@@ -220,10 +220,10 @@ class Store:
     def _stamp(self) -> tuple[int, int, int]:
         """Changes whenever another version of results.json is put in place."""
         try:
-            found = os.stat(self.path / _JSON)
+            status = os.stat(self.path / _JSON)
         except OSError:
             return (0, 0, 0)
-        return (found.st_ino, found.st_size, found.st_mtime_ns)
+        return (status.st_ino, status.st_size, status.st_mtime_ns)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:

@@ -52,5 +52,5 @@ def parameters(row: Row) -> dict[str, Any]:
 
 def tags(row: Row) -> dict[str, str]:
     """What finds a row again, and whether it counts."""
-    found = {ROW_ID: row.row_id, "cell_key": row.key, "status": row.status, "reason": row.reason, "arm": row.arm, "command": row.command}
-    return {name: value for name, value in found.items() if value} | ({"predicted": "true"} if row.predicted else {})
+    named = {ROW_ID: row.row_id, "cell_key": row.key, "status": row.status, "reason": row.reason, "arm": row.arm, "command": row.command}
+    return {name: value for name, value in named.items() if value} | ({"predicted": "true"} if row.predicted else {})

@@ -41,13 +41,13 @@ def push(rows: Sequence[Row], place: str, project: str) -> int:
 
 def _present(client: object, experiment: str) -> set[str]:
     """Row ids of the runs that are there."""
-    found, token = set(), None
+    ids, token = set(), None
     while True:
         page = client.search_runs([experiment], page_token=token, max_results=1000)  # type: ignore[attr-defined]
-        found |= {run.data.tags[ROW_ID] for run in page if ROW_ID in run.data.tags}
+        ids |= {run.data.tags[ROW_ID] for run in page if ROW_ID in run.data.tags}
         token = page.token
         if not token:
-            return found
+            return ids
 
 
 def _run(client: object, experiment: str, row: Row) -> None:
