@@ -27,7 +27,7 @@ import torch
 
 from trtllm_engines.checkpoints.checkpoint_precision import default_precision
 from trtllm_engines.checkpoints.tokenizer import Tokenizer
-from trtllm_engines.compiler.fingerprint import CPU, detect_target
+from trtllm_engines.compiler.fingerprint import CPU, DetectedDevice, detect_target
 from trtllm_engines.compiler.plan import ParallelLayout, Profile
 from trtllm_engines.engine.build import Progress, default_profile
 from trtllm_engines.engine.cache import cached_engine
@@ -150,19 +150,16 @@ class LLM:
         """
         for name in other:
             raise EngineError(f"LLM has no option {name}; {ELSEWHERE.get(name, 'see docs/python-api.md for those there are')}")
-        if device not in ("auto", "cuda", "cpu"):
-            raise EngineError(f"unknown device {device!r}; choose auto, cuda or cpu")
         if not 0 < kv_cache_fraction <= 1:
             raise EngineError(f"kv_cache_fraction must lie in (0, 1], not {kv_cache_fraction}")
-        use_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
-        target = detect_target() if use_gpu else None
+        target = _target(device)
         sizes = {"max_batch_size": max_batch_size, "max_num_tokens": max_num_tokens, "max_seq_len": max_seq_len}
         requested = {name: size for name, size in sizes.items() if size is not None}
         path = Path(model_or_engine_dir)
         if not (path / PLAN).is_file():
             precision = canonical(precision) if precision else default_precision(model_or_engine_dir, target is not None)
             arches = (CPU if target is None else target.arch,)
-            profile = default_profile(resolve_model(model_or_engine_dir).config, requested)
+            default = default_profile(resolve_model(model_or_engine_dir).config, requested)
             path = cached_engine(
                 model_or_engine_dir,
                 precision,
@@ -170,7 +167,7 @@ class LLM:
                 context_attention=context_attention,
                 weights=weights,
                 seed=seed,
-                profile=profile,
+                profile=default,
                 arches=arches,
                 layout=ParallelLayout(tp or 1, pp or 1, nnodes),
                 gpu="" if target is None else target.name,
@@ -180,16 +177,13 @@ class LLM:
             raise EngineError(f"{path} is a built engine, whose types and weights are fixed; give the model instead to build another")
         self.engine = load_engine(path, target, verify, progress)
         self.plan = self.engine.plan
-        for name, ranks in (("tp", tp), ("pp", pp)):
-            built = getattr(self.plan.parallel, name)
-            if ranks is not None and ranks != built:
-                raise EngineError(f"{path} was built for --{name} {built}, not {ranks}; leave --{name} out, or build another engine")
-        config = _within(self.plan.profile, requested, str(path))
+        _check_layout(self.plan.parallel, tp, pp, path)
+        profile = _within(self.plan.profile, requested, str(path))
         self._runner = start_ranks(
             self.engine,
             CacheSize(kv_cache_fraction, num_pages),
             cuda_graphs=cuda_graphs,
-            max_graph_batch=config.max_batch_size,
+            max_graph_batch=profile.max_batch_size,
             progress=progress or (lambda stage, done, total: None),
             replica=replica,
             check_logits=check_logits,
@@ -198,28 +192,16 @@ class LLM:
             detail=detail,
         )
         self.tokenizer: Tokenizer | None = self.engine.tokenizer
+        pages, stages = self._runner.num_pages, self.plan.parallel.pp
         self.loop = EngineLoop(
             self._runner,
-            SchedulerConfig(
-                config.max_batch_size,
-                config.max_num_tokens,
-                config.max_seq_len,
-                config.page_size,
-                self._runner.num_pages,
-                policy,
-                self.plan.parallel.pp,
-            ),
+            SchedulerConfig(profile.max_batch_size, profile.max_num_tokens, profile.max_seq_len, profile.page_size, pages, policy, stages),
             vocab_size=self.plan.config.vocab_size,
             eos_ids=self.plan.config.eos_token_ids,
             overlap=overlap and self.engine.arch != CPU,
             detokenizer=None if self.tokenizer is None else self.tokenizer.detokenizer,
         )
         self._thread: EngineThread | None = None
-
-    @property
-    def runner(self) -> Ranks:
-        """What runs the steps, which the loop feeds; others may while the loop is idle."""
-        return self._runner
 
     # --- generating ---
 
@@ -292,7 +274,7 @@ class LLM:
 
     @property
     def ranks(self) -> Ranks:
-        """What runs the steps."""
+        """What runs the steps. The loop feeds it; others may while the loop is idle."""
         return self._runner
 
     # --- the loop's thread ---
@@ -437,6 +419,19 @@ def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     if len(prompts) and isinstance(prompts[0], int | np.integer):
         return [cast(Prompt, prompts)]
     return [cast(Prompt, prompt) for prompt in prompts]
+
+
+def _target(device: str) -> DetectedDevice | None:
+    """The GPU to run on; None for the CPU."""
+    if device not in ("auto", "cuda", "cpu"):
+        raise EngineError(f"unknown device {device!r}; choose auto, cuda or cpu")
+    return detect_target() if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else None
+
+
+def _check_layout(built: ParallelLayout, tp: int | None, pp: int | None, path: Path) -> None:
+    for name, asked, ranks in (("tp", tp, built.tp), ("pp", pp, built.pp)):
+        if asked not in (None, ranks):
+            raise EngineError(f"{path} was built for --{name} {ranks}, not {asked}; leave --{name} out, or build another engine")
 
 
 def _within(profile: Profile, requested: Mapping[str, int], path: str) -> Profile:

@@ -44,9 +44,9 @@ def first_scored(length: int) -> int:
 class Teacher:
     def __init__(self, llm: LLM) -> None:
         """Raises `EngineError` for an engine of several ranks, whose logits are in other processes."""
-        if llm.plan.parallel.ranks > 1 or not hasattr(llm.runner, "outputs"):
+        if llm.plan.parallel.ranks > 1 or not hasattr(llm.ranks, "outputs"):
             raise EngineError("accuracy is measured on an engine of one rank in this process; leave --tp, --pp and --replicas out")
-        self._runner = llm.runner
+        self._runner = llm.ranks
         self._config = llm.loop.scheduler.config
         self._pool: PagePool = llm.loop.scheduler.pool
 
