@@ -152,7 +152,7 @@ def test_attention_of_continued_prompts_takes_what_was_measured(
 @pytest.mark.parametrize(("tp", "gemvs"), [(1, set()), (2, {"qkv_proj"})], ids=["one", "two ranks"])
 def test_kernels_of_a_step_of_one_token_are_those_that_the_plan_launches(tp: int, gemvs: set[str]) -> None:
     """On an H200, whose constants are of today's engine. Of one of two ranks 3,072 rows of QKV do not fill the SMs."""
-    plan, shape = sharded("llama-3.1-8b", tp, 64, 384), StepShape.decode(1, 256)
+    plan, shape = sharded("llama-3.1-8b", tp), StepShape.decode(1, 256)
     launched: dict[str, set[str]] = {}
     for op in plan.ops:
         kernels = (launch.kernel.partition("-")[0] for launch in op.tactics["sm_90"].launches if runs(launch, shape))
@@ -546,10 +546,15 @@ def test_a_cell_of_another_target_is_refused(store: Path) -> None:
 
 
 @cache
-def sharded(model: str, tp: int, batch: int, longest: int) -> Plan:
+def compiled(model: str, layout: ParallelLayout, stage: int = 0) -> Plan:
+    """In fp8, for more sequences and longer ones than any load here has: predictions depend on the load alone."""
     source = {"kind": "dummy", "seed": 0}
-    profile = Profile(batch, 8192, longest)
-    return compile_model(preset_config(model), "fp8", profile, arches=("sm_90",), weights_source=source, layout=ParallelLayout(tp)).plan
+    profile = Profile(8192, 8192, 2048)
+    return compile_model(preset_config(model), "fp8", profile, arches=("sm_90",), weights_source=source, layout=layout, stage=stage).plan
+
+
+def sharded(model: str, tp: int) -> Plan:
+    return compiled(model, ParallelLayout(tp))
 
 
 @pytest.mark.parametrize(
@@ -568,14 +573,14 @@ def sharded(model: str, tp: int, batch: int, longest: int) -> Plan:
 )
 def test_reductions_measured_on_two_h200_take_what_the_model_says(hidden_model: str, rows: int, measured_us: float) -> None:
     """The fused trial, alone in a graph, within 9%; in steps a wait for the other rank comes on top."""
-    model = StepModel(sharded(hidden_model, 2, 8192, 8), published("h200"))
+    model = StepModel(sharded(hidden_model, 2), published("h200"))
     cost = next(cost for cost in model.counter.step(StepShape.decode(rows, 8)) if cost.kind == "communication")
     alone = model.communication_us(cost) - model.wait_us(rows)
     assert alone == pytest.approx(measured_us, rel=0.09)
 
 
 def test_communication_is_a_part_of_its_own() -> None:
-    one, two = (StepModel(sharded("llama-3.1-8b", tp, 64, 384), published("h200")).step(StepShape.decode(64, 256)) for tp in (1, 2))
+    one, two = (StepModel(sharded("llama-3.1-8b", tp), published("h200")).step(StepShape.decode(64, 256)) for tp in (1, 2))
     assert one.parts["communication"] == 0
     assert two.parts["communication"] == pytest.approx(64 * 8.4 + 3.1, rel=0.02), "64 reductions and an exchange of words"
     assert sum(two.parts.values()) == pytest.approx(two.total_us)
@@ -601,15 +606,13 @@ def test_runs_on_one_and_two_h200_are_predicted(
     """Output tokens/s in fp8. Constants follow the runs on one, here of 8e5db0a; of those on two, the 8B gave the wait in a reduction.
     Those are of 444f27e, whose kernels were slower than those that are predicted."""
     load = fixed(requests, *lengths, vocab_size=100, seed=0)
-    found, _ = predict(sharded(model, tp, batch, sum(lengths)), published("h200"), load, concurrency=batch)
+    found, _ = predict(sharded(model, tp), published("h200"), load, concurrency=batch)
     assert found["output_tokens_per_s"] == pytest.approx(measured, rel=within)
     assert found["output_tokens_per_s_per_gpu"] == pytest.approx(found["output_tokens_per_s"] / tp)
 
 
-def staged(model: str, pp: int, batch: int, longest: int) -> list[Plan]:
-    settings: dict[str, Any] = {"arches": ("sm_90",), "weights_source": {"kind": "dummy", "seed": 0}, "layout": ParallelLayout(1, pp)}
-    config, profile = preset_config(model), Profile(batch, 8192, longest)
-    return [compile_model(config, "fp8", profile, stage=stage, **settings).plan for stage in range(pp)]
+def staged(model: str, pp: int) -> list[Plan]:
+    return [compiled(model, ParallelLayout(1, pp), stage) for stage in range(pp)]
 
 
 def test_a_pipeline_gains_throughput_where_steps_are_large_and_nothing_for_one_request() -> None:
@@ -618,7 +621,7 @@ def test_a_pipeline_gains_throughput_where_steps_are_large_and_nothing_for_one_r
     for batch, requests in ((1, 1), (1024, 1024)):
         load = fixed(requests, 128, 64, vocab_size=100, seed=0)
         for pp in (1, 2):
-            found, log = predict(staged("llama-3.1-8b", pp, batch, 256), published("h200"), load, concurrency=batch)
+            found, log = predict(staged("llama-3.1-8b", pp), published("h200"), load, concurrency=batch)
             rates[batch, pp] = found["output_tokens_per_s"]
             assert log.gpus == pp
     assert rates[1, 2] / rates[1, 1] == pytest.approx(0.9, abs=0.03)
@@ -628,7 +631,7 @@ def test_a_pipeline_gains_throughput_where_steps_are_large_and_nothing_for_one_r
 def test_a_pipeline_that_turns_to_requests_first_leaves_its_first_stage_waiting_for_them() -> None:
     """As two stages did on two H200 at 444f27e: 59,087 tok/s. Stalls in its first 34 steps, 4.5% of the run, are not
     predicted, and later kernels, which constants follow, are faster."""
-    load, plans = fixed(6144, 128, 128, vocab_size=100, seed=0), staged("llama-3.1-8b", 2, 2048, 256)
+    load, plans = fixed(6144, 128, 128, vocab_size=100, seed=0), staged("llama-3.1-8b", 2)
     rates = {}
     for revision in ("444f27e", ""):
         found, _ = predict(plans, published("h200"), load, concurrency=2048, constants=constants_for("NVIDIA H200", revision))
@@ -645,8 +648,8 @@ def test_a_step_of_a_pipeline_reads_the_cache_of_its_share_of_the_sequences() ->
 
 def test_a_step_of_a_pipeline_is_that_of_its_slowest_stage_and_sends_rows() -> None:
     shape = StepShape.decode(64, 256)
-    whole = StepModel(sharded("llama-3.1-8b", 1, 64, 384), published("h200")).step(shape)
-    model = step_model(staged("llama-3.1-8b", 2, 64, 384), published("h200"))
+    whole = StepModel(sharded("llama-3.1-8b", 1), published("h200")).step(shape)
+    model = step_model(staged("llama-3.1-8b", 2), published("h200"))
     assert isinstance(model, PipelineModel)
     first, last = model.each(shape)
     assert model.step(shape).total_us == max(first.total_us, last.total_us)
@@ -658,7 +661,7 @@ def test_a_step_of_a_pipeline_is_that_of_its_slowest_stage_and_sends_rows() -> N
 
 
 def test_this_machines_own_links_are_used_where_they_were_measured() -> None:
-    plan, shape = sharded("llama-3.1-8b", 2, 64, 384), StepShape.decode(64, 256)
+    plan, shape = sharded("llama-3.1-8b", 2), StepShape.decode(64, 256)
     recorded = constants_for("h200").all_reduce
     slower = {str(int(size)): 2 * us for size, us in (*recorded.one_shot, *recorded.two_shot)}
     h200 = published("h200")
