@@ -20,7 +20,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -36,6 +36,7 @@ from trtllm_bench.spec.measurement import EngineSpec
 from trtllm_bench.targets.native import arch_for, device_of, gpu_for, model_of
 from trtllm_bench.targets.registry import OWN, Identity, OnBuild, RunDetails
 from trtllm_engines.compiler.plan import ParallelLayout, Plan, Profile
+from trtllm_engines.engine.build import USUAL_PROFILE, default_profile
 from trtllm_engines.engine.cache import cached_engine
 from trtllm_engines.engine.checksums import read_checksums
 from trtllm_engines.engine.folder import load_engine, rank_weights
@@ -56,22 +57,13 @@ from trtllm_results.record.environment import Environment
 from trtllm_workloads.request import RequestSpec, Workload
 from trtllm_workloads.tokens import TokenPrompts
 
-DEFAULT_BATCH = {"cuda": 256, "cpu": 32}
-DEFAULT_TOKENS = {"cuda": 8192, "cpu": 2048}
-DEFAULT_SEQ_LEN = 4096
+USUAL_PROFILES = {"cuda": USUAL_PROFILE, "cpu": replace(USUAL_PROFILE, max_batch_size=32, max_num_tokens=2048)}
 
 
 def profile_for(spec: EngineSpec, device: str) -> Profile:
     """Ranges to build for: those asked for, and this device's defaults for the others."""
-    batch = spec.max_batch_size or DEFAULT_BATCH[device]
-    config = resolve_model(model_of(spec)).config
-    limit = min(config.max_position_embeddings, config.sliding_window or config.max_position_embeddings)
-    profile = Profile(
-        max_batch_size=batch,
-        max_num_tokens=spec.max_num_tokens or max(DEFAULT_TOKENS[device], batch),
-        max_seq_len=spec.max_seq_len or min(DEFAULT_SEQ_LEN, limit),
-    )
-    return profile if spec.page_size is None else replace(profile, page_size=spec.page_size)
+    requested = {one.name: size for one in fields(Profile) if (size := getattr(spec, one.name)) is not None}
+    return default_profile(resolve_model(model_of(spec)).config, requested, USUAL_PROFILES[device])
 
 
 def engine_folder(spec: EngineSpec, on_build: OnBuild | None = None) -> Path:

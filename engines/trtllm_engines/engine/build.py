@@ -29,19 +29,19 @@ from trtllm_engines.quantization.scheme import WIDE
 Progress = Callable[[str, int, int], None]
 """(stage, done, total): stages are `compile`, `kernels sm_90`, `weights`."""
 
-DEFAULT_PROFILE = Profile(max_batch_size=256, max_num_tokens=8192, max_seq_len=4096)
+USUAL_PROFILE = Profile(max_batch_size=256, max_num_tokens=8192, max_seq_len=4096)
 """Of a model with so many positions; `default_profile` for any."""
 
 
-def default_profile(config: ModelConfig, requested: Mapping[str, int] = MappingProxyType({})) -> Profile:
-    """`DEFAULT_PROFILE` with what was asked for: no longer than the model's positions and window, no fewer tokens a step than sequences."""
+def default_profile(config: ModelConfig, requested: Mapping[str, int] = MappingProxyType({}), usual: Profile = USUAL_PROFILE) -> Profile:
+    """`usual` with what was asked for: no longer than the model's positions and window, no fewer tokens a step than sequences."""
     longest = min(config.max_position_embeddings, config.sliding_window or config.max_position_embeddings)
-    sizes = {"max_seq_len": min(DEFAULT_PROFILE.max_seq_len, longest), **requested}
+    sizes = {"max_seq_len": min(usual.max_seq_len, longest), **requested}
     if "max_num_tokens" not in requested:
-        sizes["max_num_tokens"] = max(DEFAULT_PROFILE.max_num_tokens, sizes.get("max_batch_size", 0))
+        sizes["max_num_tokens"] = max(usual.max_num_tokens, sizes.get("max_batch_size", 0))
     if "max_batch_size" not in requested:
-        sizes["max_batch_size"] = min(DEFAULT_PROFILE.max_batch_size, sizes["max_num_tokens"])
-    return replace(DEFAULT_PROFILE, **sizes)
+        sizes["max_batch_size"] = min(usual.max_batch_size, sizes["max_num_tokens"])
+    return replace(usual, **sizes)
 
 
 _CPU_DEVICE = torch.device("cpu")
