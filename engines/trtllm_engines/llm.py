@@ -177,7 +177,7 @@ class LLM:
             raise EngineError(f"{path} is a built engine, whose types and weights are fixed; give the model instead to build another")
         self.engine = load_engine(path, target, verify, progress)
         self.plan = self.engine.plan
-        _check_layout(self.plan.parallel, tp, pp, path)
+        self.engine.check_layout(tp, pp)
         profile = _within(self.plan.profile, requested, str(path))
         self._runner = start_ranks(
             self.engine,
@@ -426,12 +426,6 @@ def _target(device: str) -> DetectedDevice | None:
     if device not in ("auto", "cuda", "cpu"):
         raise EngineError(f"unknown device {device!r}; choose auto, cuda or cpu")
     return detect_target() if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else None
-
-
-def _check_layout(built: ParallelLayout, tp: int | None, pp: int | None, path: Path) -> None:
-    for name, asked, ranks in (("tp", tp, built.tp), ("pp", pp, built.pp)):
-        if asked not in (None, ranks):
-            raise EngineError(f"{path} was built for --{name} {ranks}, not {asked}; leave --{name} out, or build another engine")
 
 
 def _within(profile: Profile, requested: Mapping[str, int], path: str) -> Profile:

@@ -71,13 +71,9 @@ def check(spec: MeasurementSpec) -> None:
     if (engine.nnodes or 1) > 1 and engine.rdzv_endpoint is None:
         raise BenchError(f"--nnodes is {engine.nnodes}, and the other hosts must know where to join; give --rdzv-endpoint HOST:PORT too")
     if engine.engine_dir is not None:
-        built = load_engine(engine.engine_dir).plan.parallel
-        for name in ("tp", "pp"):
-            if getattr(engine, name) not in (1, getattr(built, name)):
-                raise BenchError(
-                    f"{engine.engine_dir} was built for --{name} {getattr(built, name)}, not {getattr(engine, name)}; leave --{name} out, "
-                    "or build another engine"
-                )
+        named = load_engine(engine.engine_dir)
+        named.check_layout(*(None if ranks == 1 else ranks for ranks in (engine.tp, engine.pp)))
+        built = named.plan.parallel
         if device_of(engine.device) == "cuda" and (engine.nnodes or 1) != built.nnodes:
             raise BenchError(
                 f"{engine.engine_dir} was built for --nnodes {built.nnodes}, not {engine.nnodes or 1}; give --nnodes {built.nnodes}, or "

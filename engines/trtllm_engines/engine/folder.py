@@ -109,6 +109,12 @@ class Engine:
         """None when the model came without one (presets)."""
         return Tokenizer(self.path) if (self.path / "tokenizer.json").is_file() else None
 
+    def check_layout(self, tp: int | None, pp: int | None) -> None:
+        """Raises `EngineError` where it was built for another number of ranks or stages than is asked for; None asks for neither."""
+        for name, asked, built in (("tp", tp, self.plan.parallel.tp), ("pp", pp, self.plan.parallel.pp)):
+            if asked not in (None, built):
+                raise EngineError(f"{self.path} was built for --{name} {built}, not {asked}; leave --{name} out, or build another engine")
+
 
 def load_engine(
     path: Path | str,
