@@ -9,12 +9,16 @@ from hypothesis import strategies as st
 
 import trtllm_kernels.references
 from trtllm_kernels.compile.catalogue import MODELS, ops_of
+from trtllm_kernels.dialect.dtypes import least_capability
 from trtllm_kernels.dialect.expr import evaluate
 from trtllm_kernels.dialect.model_shape import ModelShape
 from trtllm_kernels.dialect.ops import OP_SPECS
 from trtllm_kernels.dialect.types import Lowered, TensorSpec, rounded_keys
 from trtllm_kernels.errors import KernelError
 from trtllm_kernels.lowering import LOWERINGS, lower, search_space
+from trtllm_kernels.lowering.call import OpCall, capability
+from trtllm_kernels.tactics import GPU_OF_ARCH
+from trtllm_results.gpus import SHEETS
 
 
 def attention(model: ModelShape, max_seq_len: int = 4096, **tactic: int) -> Lowered:
@@ -226,3 +230,10 @@ def test_a_tactic_chooses_cublaslts_algorithm_by_the_number_of_tokens() -> None:
     assert found == {1: (2, 64), 64: (2, 64), 65: (0, 0), 256: (0, 0), 257: (3, 512), 512: (3, 512), 513: (0, 0)}
     fixed = lower("linear", [replace(x, shape=(300, 576)), weight], [replace(y, shape=(300, 512))], {}, "sm_90", tactic={"lt_512": 3})
     assert [evaluate(arg.value, {}) for arg in fixed.launches[-1].args[-3:]] == [3, 512, 0]
+
+
+@pytest.mark.parametrize(("arch", "gpu"), GPU_OF_ARCH.items())
+def test_grids_are_for_the_sms_of_the_architectures_gpu(arch: str, gpu: str) -> None:
+    """The kernels and the data sheets, which know nothing of each other, say the same of a GPU."""
+    assert (arch, OpCall("add", {}, (), {}, arch, {}).sm_count) == (SHEETS[gpu].arch, SHEETS[gpu].sms)
+    assert (least_capability("fp8") <= capability(arch)) == ("fp8" in SHEETS[gpu].flops_per_s)
