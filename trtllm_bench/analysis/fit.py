@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.optimize import least_squares
 
 from trtllm_bench.analysis.cells import constants_of, hardware_of, is_quantized, plans_of
 from trtllm_bench.analysis.kernel_times import KINDS, LOADED_AS, KernelWork, clock_within, watts
@@ -276,6 +275,8 @@ def _fit(
             if run.figure("power_mean_w") and run.figure("duration_s") > LEAST_S:
                 distances.append(np.log(drawn / min(run.figure("power_mean_w"), run.limit_w)) / POWER)
         return np.array(distances)
+
+    from scipy.optimize import least_squares
 
     return values(least_squares(residuals, first, diff_step=[1e-3], ftol=TOLERANCE, max_nfev=25).x)
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.nn.attention.bias import causal_lower_right
 
 from trtllm_bench.micro.bench import BoundOp
 from trtllm_bench.roofline.counts import StepShape
@@ -57,6 +56,8 @@ def _attention(bound: BoundOp, shape: StepShape, heads: int, kv_heads: int, head
     q, k, v = draw(heads, queries), draw(kv_heads, length), draw(kv_heads, length)
     attend = torch.nn.functional.scaled_dot_product_attention
     if 1 < queries < length:  # is_causal would let the first query see the first key alone; this mask's kernel takes no groups
+        from torch.nn.attention.bias import causal_lower_right  # loads torch's compiler, a second
+
         mask = causal_lower_right(queries, length)
         each_k, each_v = (x.repeat_interleave(heads // kv_heads, 1) for x in (k, v))
         return Peer("SDPA bf16", lambda: attend(q, each_k, each_v, attn_mask=mask))
