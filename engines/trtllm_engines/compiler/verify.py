@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cache, lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch import fx
 from trtllm_engines.compiler.graph import ModelGraph, op_name
 from trtllm_engines.compiler.placement import Placement, PlacementError, place
 from trtllm_engines.quantization.registry import recipe_kind
+from trtllm_engines.quantization.scheme import QuantScheme
 from trtllm_kernels.dialect.ops import OP_SPECS, Trait
 from trtllm_kernels.dialect.specs import DTYPES, spec_of, storage_shape
 from trtllm_kernels.dialect.types import TensorSpec
@@ -33,25 +34,68 @@ class VerifyError(AssertionError):
     """A pass left the graph malformed."""
 
 
-class _Shapes:
-    """Shape functions over specifications: an op's fake runs on tensors without data, once for each of `_SIZES`, and what differs between
-    the results is text again.
+_checked: dict[object, Spec] = {}
+"""Results of calls that were found right, by all that they depend on. Layers and passes repeat, so a model of eighty layers costs little
+more than one of two."""
 
-    Layers and passes repeat, so results are kept by (op, argument specifications): a model of eighty layers costs what one of two does.
+
+def verify(graph: ModelGraph, stage: str) -> None:
+    """Raises `VerifyError` naming `stage` and the node; annotates every node with its specification."""
+    kept_in = "" if graph.kv is None else graph.kv.granularity
+    ops = {node: op_name(node) for node in graph.fx.nodes}
+    for node, op in ops.items():
+        _check_use(graph, node, op, stage)
+        if node.op == "placeholder":
+            node.meta["spec"] = graph.inputs[node.name]
+        elif node.op == "get_attr":
+            name = str(node.target)
+            constant = graph.constants.get(name)
+            node.meta["spec"] = graph.weights[name] if constant is None else spec_of(constant)
+        elif op:
+            arguments = _arguments(node, op)
+            scheme = _scheme(graph, node, op)
+            call = (node.target, arguments, scheme, graph.dtype, kept_in)
+            if call not in _checked:
+                _check_arguments(graph, node, op, arguments, scheme, stage)
+                try:
+                    _checked[call] = _result(node.target, arguments)
+                except Exception as error:
+                    raise VerifyError(f"after {stage}: {_describe(node)} rejects its arguments: {error}") from error
+            node.meta["spec"] = _checked[call]
+        elif node.op == "call_function":
+            source, index = node.args
+            node.meta["spec"] = source.meta["spec"][index]
+    _check_stacks(graph, stage)
+    _check_placements(graph, stage)
+    _check_cache_order(ops, stage)
+
+
+def _arguments(node: fx.Node, op: str) -> tuple[Any, ...]:
+    """Specifications of tensors, and attributes; layers are all the first, since none differs in its shapes."""
+    layer = _place(op, "layer")
+    return tuple(a.meta["spec"] if isinstance(a, fx.Node) else 0 if place == layer else a for place, a in enumerate(node.args))
+
+
+@cache
+def _place(op: str, argument: str) -> int | None:
+    names = _argument_names(op)
+    return names.index(argument) if argument in names else None
+
+
+def _scheme(graph: ModelGraph, node: fx.Node, op: str) -> QuantScheme | None:
+    """How the weight that the op reads is quantized; None for a wide one, and where it reads none."""
+    place = _place(op, "weight")
+    weight: Any = None if place is None else node.args[place]
+    return graph.schemes.get(str(weight.target)) if weight is not None and weight.op == "get_attr" else None
+
+
+def _result(target: Any, arguments: tuple[Any, ...]) -> Spec:
+    """What an op returns: its fake runs on tensors without data, once for each of `_SIZES`, and what differs between the results is text.
+
     Rejected: torch's symbolic sizes, which load its compiler, a second and a half of every process that builds an engine.
     """
-
-    def __init__(self) -> None:
-        self.known: dict[object, Spec] = {}
-
-    def result(self, target: Any, arguments: tuple[Any, ...]) -> Spec:
-        key = (target, arguments)
-        known = self.known.get(key)
-        if known is None:
-            results = [target(*(_tensor(a, sizes) if isinstance(a, TensorSpec) else a for a in arguments)) for sizes in _SIZES]
-            several = isinstance(results[0], (tuple, list))
-            known = self.known[key] = tuple(map(_spec, zip(*results, strict=True))) if several else _spec(results)
-        return known
+    results = [target(*(_tensor(a, sizes) if isinstance(a, TensorSpec) else a for a in arguments)) for sizes in _SIZES]
+    return tuple(map(_spec, zip(*results, strict=True))) if isinstance(results[0], (tuple, list)) else _spec(results)
 
 
 def _tensor(spec: TensorSpec, sizes: Mapping[str, int]) -> torch.Tensor:
@@ -77,41 +121,6 @@ def _dim(numbers: tuple[Any, ...]) -> int | str:
     raise ValueError(f"a result of {numbers} elements is neither constant nor a constant more than one of {', '.join(_SIZES[0])}")
 
 
-@lru_cache(maxsize=1)
-def _shapes() -> _Shapes:
-    return _Shapes()
-
-
-def verify(graph: ModelGraph, stage: str) -> None:
-    """Raises `VerifyError` naming `stage` and the node; annotates every node with its specification."""
-    shapes = _shapes()
-    ops = {node: op_name(node) for node in graph.fx.nodes}
-    for node, op in ops.items():
-        _check_use(graph, node, op, stage)
-        if node.op == "placeholder":
-            node.meta["spec"] = graph.inputs[node.name]
-        elif node.op == "get_attr":
-            name = str(node.target)
-            constant = graph.constants.get(name)
-            node.meta["spec"] = graph.weights[name] if constant is None else spec_of(constant)
-        elif op:
-            arguments = tuple(a.meta["spec"] if isinstance(a, fx.Node) else a for a in node.args)
-            _check_arguments(graph, node, op, arguments, stage)
-            if "layer" in OP_SPECS[op].attrs:
-                at = _argument_names(op).index("layer")
-                arguments = (*arguments[:at], 0, *arguments[at + 1 :])
-            try:
-                node.meta["spec"] = shapes.result(node.target, arguments)
-            except Exception as error:
-                raise VerifyError(f"after {stage}: {_describe(node)} rejects its arguments: {error}") from error
-        elif node.op == "call_function":
-            source, index = node.args
-            node.meta["spec"] = source.meta["spec"][index]
-    _check_stacks(graph, stage)
-    _check_placements(graph, stage)
-    _check_cache_order(ops, stage)
-
-
 @cache
 def _argument_names(op: str) -> tuple[str, ...]:
     return tuple(argument.name for argument in OP_SPECS[op].arguments)
@@ -132,10 +141,10 @@ def _check_use(graph: ModelGraph, node: fx.Node, op: str, stage: str) -> None:
         raise VerifyError(f"after {stage}: node {node.name} is a {node.op}, which a compiled graph does not have")
 
 
-def _check_arguments(graph: ModelGraph, node: fx.Node, op_name: str, arguments: Any, stage: str) -> None:
+def _check_arguments(graph: ModelGraph, node: fx.Node, op_name: str, arguments: Any, scheme: QuantScheme | None, stage: str) -> None:
     """Floating-point tensors of one op share a dtype, but for those it names itself, scales, and what a GEMM's scheme says of it."""
-    op, names = OP_SPECS[op_name], _argument_names(op_name)
-    by_name = dict(zip(names, arguments, strict=True))
+    op = OP_SPECS[op_name]
+    by_name = dict(zip(_argument_names(op_name), arguments, strict=True))
     present = {name: by_name[name] for name in op.tensors if by_name[name] is not None}
     own = {*op.own_dtype, *op.scales}
     if op.kind == "gemm":
@@ -144,8 +153,8 @@ def _check_arguments(graph: ModelGraph, node: fx.Node, op_name: str, arguments: 
             raise VerifyError(f"after {stage}: {_describe(node)} multiplies {x.shape} by {weight.shape}")
         if residual is not None and residual.shape != (x.shape[0], weight.shape[0]):
             raise VerifyError(f"after {stage}: {_describe(node)} adds {residual.shape} to a product of {x.shape} by {weight.shape}")
-    if "weight" in present:
-        own |= _check_scheme(graph, node, node.args[names.index("weight")], present, stage)
+    if scheme is not None:
+        own |= _check_scheme(graph, node, scheme, present, stage)
     dtypes = {spec.dtype for name, spec in present.items() if name not in own} - {"int32", "int64"}
     if len(dtypes) > 1:
         raise VerifyError(f"after {stage}: {_describe(node)} mixes {', '.join(sorted(dtypes))}")
@@ -158,10 +167,9 @@ def _check_arguments(graph: ModelGraph, node: fx.Node, op_name: str, arguments: 
             raise VerifyError(f"after {stage}: {_describe(node)} combines {combined[0].shape} with {spec.shape}")
 
 
-def _check_scheme(graph: ModelGraph, node: fx.Node, weight: Any, present: Mapping[str, TensorSpec], stage: str) -> set[str]:
+def _check_scheme(graph: ModelGraph, node: fx.Node, scheme: QuantScheme, present: Mapping[str, TensorSpec], stage: str) -> set[str]:
     """Refuses an op over codes without what their scheme asks for; returns the arguments whose dtypes the scheme gives."""
-    scheme = graph.schemes.get(str(weight.target)) if weight.op == "get_attr" else None
-    if scheme is None or scheme.weights is None or present["weight"].dtype != scheme.weights.dtype:
+    if scheme.weights is None or present["weight"].dtype != scheme.weights.dtype:
         return set()
     codes, inputs = scheme.weights, scheme.inputs
     rows, columns = (int(size) for size in present["weight"].shape)
